@@ -1,1 +1,18 @@
+//! What the kernel side and the user side share: the map layouts and the pure decisions over them. No I/O, no allocation.
 #![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+mod addr;
+mod layout;
+mod select;
+mod translation;
+
+pub use addr::{Addr, Proto};
+pub use layout::{
+    Backend, Counter, Frontend, FrontendKey, Kind, LAYOUT_VERSION, List, LogGate, Name, NAME_LEN, Names, Service,
+    ServiceFlags, Slot, SlotKey, capacity,
+};
+pub use select::{Cause, Choice, Tables, Verdict, select};
+pub use translation::{MAX_TRANSLATIONS, Translation, Translations};

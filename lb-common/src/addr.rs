@@ -1,0 +1,168 @@
+//! The one address type of both sides: 16 bytes, IPv4 in its mapped form (`::ffff:a.b.c.d`).
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An IP address as it stands in the maps: 16 octets in network order, IPv4 mapped into IPv6 (RFC 4291, 2.5.5.2).
+///
+/// One form for both families gives one set of maps and one code path for IPv4, IPv6 and mapped sockets.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Addr {
+    /// Network order.
+    pub octets: [u8; 16],
+}
+
+/// The third 32-bit word of a mapped address, as it lies in memory.
+const MAPPED_WORD: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
+impl Addr {
+    /// From four words as they lie in memory, which is how the kernel's socket hooks hand out an IPv6 address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        let [a, b, c, d] = words;
+        let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
+        Self {
+            octets: [
+                a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
+            ],
+        }
+    }
+
+    /// From one word as it lies in memory: an IPv4 address of the kernel's socket hooks.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_v4_word(word: u32) -> Self {
+        Self::from_words([0, 0, MAPPED_WORD, word])
+    }
+
+    /// The four words as they lie in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(&self) -> [u32; 4] {
+        let o = &self.octets;
+        [
+            u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
+            u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
+            u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
+            u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
+        ]
+    }
+
+    /// Whether this is an IPv4 address in its mapped form.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_v4(&self) -> bool {
+        let [a, b, c, _] = self.words();
+        a == 0 && b == 0 && c == MAPPED_WORD
+    }
+
+    /// The address as people write it: IPv4 without its mapping.
+    #[must_use]
+    pub fn to_ip(self) -> IpAddr {
+        Ipv6Addr::from(self.octets).to_canonical()
+    }
+}
+
+// By words, since the bpf target turns the derived comparison of a byte array into a call of memcmp.
+impl PartialEq for Addr {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (self.words(), other.words());
+        ((a ^ e) | (b ^ f) | (c ^ g) | (d ^ h)) == 0
+    }
+}
+
+impl From<Ipv4Addr> for Addr {
+    fn from(ip: Ipv4Addr) -> Self {
+        Self { octets: ip.to_ipv6_mapped().octets() }
+    }
+}
+
+impl From<Ipv6Addr> for Addr {
+    fn from(ip: Ipv6Addr) -> Self {
+        Self { octets: ip.octets() }
+    }
+}
+
+impl From<IpAddr> for Addr {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(ip) => ip.into(),
+            IpAddr::V6(ip) => ip.into(),
+        }
+    }
+}
+
+impl core::fmt::Display for Addr {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.to_ip().fmt(f)
+    }
+}
+
+impl core::fmt::Debug for Addr {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Display::fmt(self, f)
+    }
+}
+
+/// A transport protocol that a Service port can name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum Proto {
+    /// TCP.
+    Tcp = 6,
+    /// UDP.
+    Udp = 17,
+    /// SCTP. No socket hook sees it: it is served by the packet path.
+    Sctp = 132,
+}
+
+impl Proto {
+    /// The protocol of an IP protocol number (IANA).
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+
+    /// The name that the Kubernetes API uses.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn both_families_keep_their_written_form() {
+        for text in ["10.96.0.1", "0.0.0.0", "fd00::1", "::", "::1"] {
+            let ip: IpAddr = text.parse().expect("an address");
+            assert_eq!(Addr::from(ip).to_string(), text);
+            assert_eq!(Addr::from(ip).is_v4(), ip.is_ipv4());
+        }
+    }
+
+    #[test]
+    fn words_lie_in_memory_as_the_octets_do() {
+        let addr = Addr::from(Ipv4Addr::new(10, 96, 0, 1));
+        assert_eq!(addr, Addr::from_v4_word(u32::from_ne_bytes([10, 96, 0, 1])));
+        assert_eq!(addr, Addr::from_words(addr.words()));
+        let other = Addr::from("fd00::12:3".parse::<Ipv6Addr>().expect("an address"));
+        assert_eq!(other, Addr::from_words(other.words()));
+        assert_ne!(addr, other);
+    }
+}

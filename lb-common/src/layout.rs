@@ -1,0 +1,339 @@
+//! What stands in the BPF maps, byte for byte. A change here is a new [`LAYOUT_VERSION`].
+//!
+//! Ports and numbers are in host order, so that `bpftool map dump` shows `"port": 80` and not 20480; the programs turn
+//! a port around once, where they read it. Padding is named and zero: a hash key is compared as bytes.
+
+use crate::{Addr, Proto};
+
+/// Version of the map layouts; part of the pin directory's name, so that two layouts never meet in one map.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Sizes of the maps. All but `TCP_SOCKS` take memory per entry, not up front (`BPF_F_NO_PREALLOC`); a fixed cost of
+/// 16 bytes per possible entry remains for the hash buckets.
+pub mod capacity {
+    /// Frontends: three per Service at 50,000 Services, and room.
+    pub const FRONTENDS: usize = 262_144;
+    /// Service ports.
+    pub const SERVICES: usize = 131_072;
+    /// Slots of all lists.
+    pub const SLOTS: usize = 1_048_576;
+    /// Backends of all service ports.
+    pub const BACKENDS: usize = 1_048_576;
+    /// TCP sockets that hold a VIP at one time; beyond it `getpeername` shows the backend.
+    pub const TCP_SOCKS: usize = 65_536;
+}
+
+/// Key of `FRONTENDS`: what clients dial.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FrontendKey {
+    /// The address dialled.
+    pub addr: Addr,
+    /// The port dialled, host order.
+    pub port: u16,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Zero.
+    pub _pad: u8,
+}
+
+impl FrontendKey {
+    /// The key for `addr`:`port` of `proto`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(addr: Addr, port: u16, proto: Proto) -> Self {
+        Self { addr, port, proto: proto as u8, _pad: 0 }
+    }
+}
+
+impl core::fmt::Display for FrontendKey {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let proto = Proto::from_number(self.proto.into()).map_or("?", Proto::name);
+        if self.addr.is_v4() {
+            write!(f, "{}:{}/{proto}", self.addr, self.port)
+        } else {
+            write!(f, "[{}]:{}/{proto}", self.addr, self.port)
+        }
+    }
+}
+
+/// Value of `FRONTENDS`: the service port that answers.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frontend {
+    /// Id of the service port; never 0.
+    pub service: u32,
+    /// A [`Kind`].
+    pub kind: u8,
+    /// Zero.
+    pub _pad: [u8; 3],
+}
+
+impl Frontend {
+    /// A frontend of `kind` for the service port `service`.
+    #[must_use]
+    pub const fn new(service: u32, kind: Kind) -> Self {
+        Self { service, kind: kind as u8, _pad: [0; 3] }
+    }
+}
+
+/// What created a frontend.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum Kind {
+    /// An entry of `spec.clusterIPs`.
+    ClusterIp = 1,
+    /// An entry of `spec.externalIPs`.
+    ExternalIp = 2,
+    /// An entry of `status.loadBalancer.ingress`.
+    LoadBalancer = 3,
+}
+
+impl Kind {
+    /// The kind behind a stored number.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::ClusterIp),
+            2 => Some(Self::ExternalIp),
+            3 => Some(Self::LoadBalancer),
+            _ => None,
+        }
+    }
+
+    /// The name that people know it by.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ClusterIp => "ClusterIP",
+            Self::ExternalIp => "ExternalIP",
+            Self::LoadBalancer => "LoadBalancer",
+        }
+    }
+}
+
+/// Value of `SERVICES`: what all frontends of a service port share. Key: the id.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Service {
+    /// Number of slots of the cluster list.
+    pub cluster_len: u32,
+    /// Number of slots of the local list.
+    pub local_len: u32,
+    /// See [`ServiceFlags`].
+    pub flags: u32,
+}
+
+impl Service {
+    /// Number of slots of `list`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn len(&self, list: List) -> u32 {
+        match list {
+            List::Cluster => self.cluster_len,
+            List::Local => self.local_len,
+        }
+    }
+
+    /// Whether no list has a slot.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.cluster_len == 0 && self.local_len == 0
+    }
+}
+
+/// Bits of [`Service::flags`].
+pub struct ServiceFlags;
+
+impl ServiceFlags {
+    /// `internalTrafficPolicy: Local`: the cluster IPs use the local list.
+    pub const INTERNAL_LOCAL: u32 = 1;
+}
+
+/// One of the two backend lists of a service port.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u32)]
+pub enum List {
+    /// Endpoints of the whole cluster, as far as topology allows.
+    Cluster = 0,
+    /// Endpoints on this node. Filled only for a Service with a Local policy.
+    Local = 1,
+}
+
+impl List {
+    /// Both, in the order of their numbers.
+    pub const ALL: [Self; 2] = [Self::Cluster, Self::Local];
+}
+
+/// Key of `SLOTS`: a place in a list.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SlotKey {
+    /// Id of the service port.
+    pub service: u32,
+    /// A [`List`].
+    pub list: u32,
+    /// From 0 to the list's length less one.
+    pub index: u32,
+}
+
+impl SlotKey {
+    /// Place `index` of `list`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(service: u32, list: List, index: u32) -> Self {
+        Self { service, list: list as u32, index }
+    }
+}
+
+/// Value of `SLOTS`: the backend that stands here. It repeats address and port, which never change for an id, so that
+/// a connect needs no look-up of the backend.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slot {
+    /// Where to connect.
+    pub addr: Addr,
+    /// Host order.
+    pub port: u16,
+    /// Zero.
+    pub _pad: u16,
+    /// Id of the backend; never 0.
+    pub backend: u32,
+}
+
+/// Value of `BACKENDS`: an endpoint of one service port. Key: the id, never shared by two service ports.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Backend {
+    /// Where it listens.
+    pub addr: Addr,
+    /// Host order.
+    pub port: u16,
+    /// Zero.
+    pub _pad: u16,
+    /// Id of the service port that it serves.
+    pub service: u32,
+}
+
+/// Longest name in the maps, and a closing zero: DNS labels have at most 63 octets (RFC 1035).
+pub const NAME_LEN: usize = 64;
+
+/// A name as C knows it: closed by a zero. `bpftool map dump` prints it as a string.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Name {
+    /// UTF-8, filled up with zeros.
+    pub text: [i8; NAME_LEN],
+}
+
+impl Name {
+    /// Stores `text`, or nothing when it is longer than 63 octets, which no name of the API is.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        let mut name = Self { text: [0; NAME_LEN] };
+        if text.len() >= NAME_LEN {
+            return None;
+        }
+        for (to, from) in name.text.iter_mut().zip(text.bytes()) {
+            *to = from.cast_signed();
+        }
+        Some(name)
+    }
+
+    /// The octets before the closing zero.
+    pub fn bytes(&self) -> impl Iterator<Item = u8> + '_ {
+        self.text.iter().map(|&c| c.cast_unsigned()).take_while(|&c| c != 0)
+    }
+}
+
+impl core::fmt::Display for Name {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        use core::fmt::Write;
+        // Names of the API are ASCII; anything else came from a foreign hand and is shown as it can be.
+        self.bytes().try_for_each(|c| f.write_char(char::from(c)))
+    }
+}
+
+impl core::fmt::Debug for Name {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Display::fmt(self, f)
+    }
+}
+
+/// Value of `NAMES`: whose service port it is. Key: the id.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Names {
+    /// Namespace of the Service.
+    pub namespace: Name,
+    /// Name of the Service.
+    pub name: Name,
+    /// Name of the port, empty for a single unnamed port.
+    pub port: Name,
+    /// IP protocol number of the port.
+    pub proto: u32,
+}
+
+/// Index into `COUNTERS`, a per-CPU array of event counts (64 bits each). All of them count on cold paths.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Counter {
+    /// Refused: the service port has no endpoint anywhere.
+    NoEndpoints = 0,
+    /// Refused: policy Local, and no endpoint on this node.
+    NoLocalEndpoints = 1,
+    /// `TCP_SOCKS` was full: the connection works, but `getpeername` shows its backend.
+    TcpSocksFull = 2,
+    /// A UDP socket spoke to more VIPs at once than it can remember: the oldest was forgotten.
+    UdpOverflow = 3,
+    /// An unconnected UDP socket moved to another backend, because its own went away.
+    UdpMoved = 4,
+}
+
+impl Counter {
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 5] =
+        [Self::NoEndpoints, Self::NoLocalEndpoints, Self::TcpSocksFull, Self::UdpOverflow, Self::UdpMoved];
+
+    /// A name for output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoEndpoints => "refused_no_endpoints",
+            Self::NoLocalEndpoints => "refused_no_local_endpoints",
+            Self::TcpSocksFull => "tcp_socks_full",
+            Self::UdpOverflow => "udp_overflow",
+            Self::UdpMoved => "udp_moved",
+        }
+    }
+}
+
+/// The one value of `LOG_GATE`, per CPU: whether anybody reads the programs' log, and how much was said of late.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LogGate {
+    /// The agent listens until this time (CLOCK_MONOTONIC, ns); it moves the time on while it lives.
+    pub listening_until: u64,
+    /// Start of the second that `said` counts (ns).
+    pub window_start: u64,
+    /// Records of this second.
+    pub said: u64,
+}
+
+macro_rules! layouts {
+    ($($name:ident: $size:literal),+ $(,)?) => {
+        $(const _: () = assert!(size_of::<$name>() == $size);)+
+        #[cfg(feature = "user")]
+        mod pod {
+            #![expect(unsafe_code, reason = "the promise to aya that a layout is plain bytes")]
+            $(
+                // SAFETY: repr(C), integers and arrays of them only, every byte of padding is a named field.
+                unsafe impl aya::Pod for super::$name {}
+            )+
+        }
+    };
+}
+
+layouts! {
+    Addr: 16, FrontendKey: 20, Frontend: 8, Service: 12, SlotKey: 12, Slot: 24, Backend: 24, Names: 196, LogGate: 24,
+}

@@ -11,7 +11,7 @@ mod translation;
 
 pub use addr::{Addr, Proto};
 pub use layout::{
-    Backend, Counter, Frontend, FrontendKey, Kind, LAYOUT_VERSION, List, LogGate, Name, NAME_LEN, Names, Service,
+    Backend, Counter, Frontend, FrontendKey, Kind, LAYOUT_VERSION, List, LogGate, NAME_LEN, Name, Names, Service,
     ServiceFlags, Slot, SlotKey, capacity,
 };
 pub use select::{Cause, Choice, Tables, Verdict, select};

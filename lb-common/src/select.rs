@@ -171,7 +171,8 @@ mod tests {
         for (list, len, base) in [(List::Cluster, cluster, 10), (List::Local, local, 100)] {
             for index in 0..len {
                 let addr = Ipv4Addr::new(10, 0, 0, u8::try_from(index + 1).expect("few")).into();
-                mem.slots.insert(SlotKey::new(1, list, index), Slot { addr, port: 8080, _pad: 0, backend: base + index });
+                mem.slots
+                    .insert(SlotKey::new(1, list, index), Slot { addr, port: 8080, _pad: 0, backend: base + index });
             }
         }
         mem

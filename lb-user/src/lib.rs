@@ -1,1 +1,12 @@
+//! The agent of Beeline and what its command line stands on.
+//!
+//! Data flows one way: [`sources`] feed [`event::Event`]s to the [`world`]; [`model`] compiles one Service at a time to
+//! a [`spec::ServiceSpec`]; [`plan`] compares it with the [`shadow`] of the maps and returns [`op::Op`]s; a
+//! [`store::Store`] performs them. Everything from the world to the plan is pure.
 
+pub mod event;
+pub mod objects;
+pub mod op;
+pub mod sources;
+pub mod spec;
+pub mod store;

@@ -1,0 +1,1 @@
+//! Where objects come from. Sources parse and never interpret.

@@ -1,0 +1,69 @@
+//! What the maps shall say about one Service.
+
+use std::{fmt, sync::Arc};
+
+use lb_common::{Addr, FrontendKey, Kind, Proto};
+
+use crate::objects::Key;
+
+/// A service port: the unit that owns an id, frontends and backend lists.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortKey {
+    /// The Service.
+    pub service: Key,
+    /// Name of the port; empty for a single unnamed one.
+    pub name: Arc<str>,
+    /// Its protocol.
+    pub proto: Proto,
+}
+
+impl fmt::Display for PortKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.name.is_empty() {
+            write!(f, "{}/{}", self.service, self.proto.name())
+        } else {
+            write!(f, "{}:{}/{}", self.service, self.name, self.proto.name())
+        }
+    }
+}
+
+impl fmt::Debug for PortKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Address and port of a backend.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Target {
+    /// The address.
+    pub addr: Addr,
+    /// Host order; never 0.
+    pub port: u16,
+}
+
+/// The wanted state of one service port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortSpec {
+    /// Which service port.
+    pub key: PortKey,
+    /// What clients dial, sorted, each once; only those that this service port owns (invariant I6).
+    pub frontends: Vec<(FrontendKey, Kind)>,
+    /// Targets of the cluster list, sorted, each once.
+    pub cluster: Vec<Target>,
+    /// Targets of the local list, sorted, each once; empty without a Local policy.
+    pub local: Vec<Target>,
+    /// [`lb_common::ServiceFlags`].
+    pub flags: u32,
+}
+
+/// The wanted state of one Service: all its service ports. A Service that is not served has none.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceSpec {
+    /// The Service.
+    pub key: Key,
+    /// Its service ports, sorted by key.
+    pub ports: Vec<PortSpec>,
+    /// What is wrong with it, each with its cure, for the log and `explain`.
+    pub warnings: Vec<String>,
+}

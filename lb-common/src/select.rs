@@ -88,44 +88,68 @@ pub const fn list_for(kind: u8, service: &Service) -> List {
 /// has any.
 #[inline(always)]
 pub fn select(tables: &impl Tables, dest: &FrontendKey, avoid: u32, random: impl Fn() -> u32) -> Verdict {
-    let mut verdict = Verdict::NotService;
-    for _ in 0..2 {
-        let Some(frontend) = tables.frontend(dest) else {
-            return Verdict::NotService;
-        };
-        verdict = Verdict::Refused(frontend.service, Cause::NoEndpoints);
-        let Some(service) = tables.service(frontend.service) else {
-            continue;
-        };
-        let list = list_for(frontend.kind, &service);
-        let len = service.len(list);
-        if len == 0 {
-            if matches!(list, List::Local) && service.cluster_len > 0 {
-                return Verdict::Refused(frontend.service, Cause::NoLocalEndpoints);
-            }
-            return verdict;
-        }
-        let index = scale(random(), len);
-        let Some(mut slot) = tables.slot(&SlotKey::new(frontend.service, list, index)) else {
-            if let Some(slot) = tables.slot(&SlotKey::new(frontend.service, list, 0)) {
-                verdict = chosen(frontend.service, &slot);
-            }
-            continue;
-        };
-        if avoid != 0 && slot.backend == avoid && len > 1 {
-            let next = if index + 1 == len { 0 } else { index + 1 };
-            if let Some(other) = tables.slot(&SlotKey::new(frontend.service, list, next)) {
-                slot = other;
-            }
-        }
-        return chosen(frontend.service, &slot);
+    let mut outcome = attempt(tables, dest, avoid, &random);
+    if outcome.step == Step::Again {
+        outcome = attempt(tables, dest, avoid, &random);
     }
-    verdict
+    match outcome.step {
+        Step::NotService => Verdict::NotService,
+        Step::Chosen => Verdict::Backend(outcome.choice),
+        Step::NoLocalEndpoints => Verdict::Refused(outcome.choice.service, Cause::NoLocalEndpoints),
+        Step::NoEndpoints => Verdict::Refused(outcome.choice.service, Cause::NoEndpoints),
+        // Twice something had just gone: what stood in slot 0, if anything did.
+        Step::Again if outcome.choice.backend != 0 => Verdict::Backend(outcome.choice),
+        Step::Again => Verdict::Refused(outcome.choice.service, Cause::NoEndpoints),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    NotService,
+    Chosen,
+    NoEndpoints,
+    NoLocalEndpoints,
+    Again,
+}
+
+/// Every field is always set, also where it has no meaning: as an enum with data this would leave registers undefined
+/// on some paths, which the kernel's verifier refuses.
+struct Outcome {
+    step: Step,
+    choice: Choice,
 }
 
 #[inline(always)]
-fn chosen(service: u32, slot: &Slot) -> Verdict {
-    Verdict::Backend(Choice { service, backend: slot.backend, addr: slot.addr, port: slot.port })
+fn attempt(tables: &impl Tables, dest: &FrontendKey, avoid: u32, random: &impl Fn() -> u32) -> Outcome {
+    let mut choice = Choice { service: 0, backend: 0, addr: Addr { octets: [0; 16] }, port: 0 };
+    let Some(frontend) = tables.frontend(dest) else {
+        return Outcome { step: Step::NotService, choice };
+    };
+    choice.service = frontend.service;
+    let Some(service) = tables.service(frontend.service) else {
+        return Outcome { step: Step::Again, choice };
+    };
+    let list = list_for(frontend.kind, &service);
+    let len = service.len(list);
+    if len == 0 {
+        let elsewhere = matches!(list, List::Local) && service.cluster_len > 0;
+        let step = if elsewhere { Step::NoLocalEndpoints } else { Step::NoEndpoints };
+        return Outcome { step, choice };
+    }
+    let index = scale(random(), len);
+    let (step, slot) = match tables.slot(&SlotKey::new(frontend.service, list, index)) {
+        None => (Step::Again, tables.slot(&SlotKey::new(frontend.service, list, 0))),
+        Some(slot) if avoid != 0 && slot.backend == avoid && len > 1 => {
+            let next = if index + 1 == len { 0 } else { index + 1 };
+            let other = tables.slot(&SlotKey::new(frontend.service, list, next));
+            (Step::Chosen, Some(other.unwrap_or(slot)))
+        }
+        Some(slot) => (Step::Chosen, Some(slot)),
+    };
+    if let Some(slot) = slot {
+        choice = Choice { service: frontend.service, backend: slot.backend, addr: slot.addr, port: slot.port };
+    }
+    Outcome { step, choice }
 }
 
 /// Maps 32 random bits to 0..len without a division (Lemire); the bias is below len / 2^32.

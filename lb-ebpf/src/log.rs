@@ -1,0 +1,56 @@
+//! Log records to the agent through aya-log, on cold paths only: gated by a listener, limited in rate.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+
+use crate::maps::LOG_GATE;
+
+/// What aya-log's macros expand to, with the ring buffer declared by BTF.
+pub mod macro_support {
+    use aya_ebpf::{Global, btf_maps::RingBuf, macros::btf_map};
+    pub use aya_log_common::{
+        Argument, DefaultFormatter, DisplayHint, Field, Header, IpFormatter, Level, LogValueLength,
+    };
+
+    const SIZE: usize = 1 << 17;
+
+    /// The records on their way to the agent.
+    #[btf_map]
+    pub static AYA_LOGS: RingBuf<(), SIZE> = RingBuf::new();
+
+    /// The loudest level that is recorded; set at load time.
+    #[unsafe(no_mangle)]
+    pub static AYA_LOG_LEVEL: Global<u8> = Global::new(0xff);
+
+    /// Whether `level` is recorded.
+    #[inline(always)]
+    pub fn level_enabled(level: Level) -> bool {
+        level as u8 <= AYA_LOG_LEVEL.load()
+    }
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Records a second on each CPU.
+const BUDGET: u64 = 10;
+
+/// Whether a record may be written now: somebody listens, and this CPU has not said too much in this second.
+#[inline(always)]
+pub fn open() -> bool {
+    let Some(gate) = LOG_GATE.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: the value of a per-CPU array, which only this CPU's programs and, rarely, the agent write; a lost count
+    // lets one record more through.
+    let gate = unsafe { &mut *gate };
+    // SAFETY: no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if gate.listening_until < now {
+        return false;
+    }
+    if now - gate.window_start >= SECOND {
+        gate.window_start = now;
+        gate.said = 0;
+    }
+    gate.said += 1;
+    gate.said <= BUDGET
+}

@@ -1,0 +1,90 @@
+//! The maps, and the values that the loader sets before the programs are verified.
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{HashMap, PerCpuArray, SkStorage},
+    macros::btf_map,
+};
+use lb_common::{
+    Backend, Counter, Frontend, FrontendKey, LogGate, Names, Service, Slot, SlotKey, Tables, Translation, Translations,
+    capacity,
+};
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
+/// What clients dial.
+#[btf_map]
+pub static FRONTENDS: HashMap<FrontendKey, Frontend, { capacity::FRONTENDS }, NO_PREALLOC> = HashMap::new();
+
+/// What the frontends of a service port share.
+#[btf_map]
+pub static SERVICES: HashMap<u32, Service, { capacity::SERVICES }, NO_PREALLOC> = HashMap::new();
+
+/// The backend lists.
+#[btf_map]
+pub static SLOTS: HashMap<SlotKey, Slot, { capacity::SLOTS }, NO_PREALLOC> = HashMap::new();
+
+/// The backends by id.
+#[btf_map]
+pub static BACKENDS: HashMap<u32, Backend, { capacity::BACKENDS }, NO_PREALLOC> = HashMap::new();
+
+/// Whose service port an id is; read by people and by the command line.
+#[btf_map]
+pub static NAMES: HashMap<u32, Names, { capacity::SERVICES }, NO_PREALLOC> = HashMap::new();
+
+/// What UDP sockets were given.
+#[btf_map]
+pub static SOCKS: SkStorage<Translations> = SkStorage::new();
+
+/// What TCP sockets were given, by socket cookie. Preallocated, since that is faster here, and emptied by sock_release.
+#[btf_map]
+pub static TCP_SOCKS: HashMap<u64, Translation, { capacity::TCP_SOCKS }> = HashMap::new();
+
+/// Events, by [`Counter`].
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
+
+/// Whether anybody reads the log.
+#[btf_map]
+pub static LOG_GATE: PerCpuArray<LogGate, 1> = PerCpuArray::new();
+
+/// Whether the kernel has bpf_set_retval (5.18). Without it a refused call fails with EPERM.
+#[unsafe(no_mangle)]
+pub static SET_RETVAL: Global<u8> = Global::new(0);
+
+/// Names this load of the programs: see `Translation::is_forgotten_by`.
+#[unsafe(no_mangle)]
+pub static GENERATION: Global<u32> = Global::new(1);
+
+/// Counts an event on this CPU.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the value of a per-CPU array, aligned to 8; only this CPU's programs write it.
+        unsafe { *value += 1 };
+    }
+}
+
+/// The BPF maps as `select` reads them.
+pub struct Kernel;
+
+impl Tables for Kernel {
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        // SAFETY: copied at once; an element that is replaced meanwhile stays until the RCU grace period ends.
+        unsafe { FRONTENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn service(&self, id: u32) -> Option<Service> {
+        // SAFETY: as above.
+        unsafe { SERVICES.get(id) }.copied()
+    }
+
+    #[inline(always)]
+    fn slot(&self, key: &SlotKey) -> Option<Slot> {
+        // SAFETY: as above.
+        unsafe { SLOTS.get(key) }.copied()
+    }
+}

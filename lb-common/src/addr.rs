@@ -6,7 +6,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 ///
 /// One form for both families gives one set of maps and one code path for IPv4, IPv6 and mapped sockets.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, Eq, PartialOrd, Ord, Default)]
 pub struct Addr {
     /// Network order.
     pub octets: [u8; 16],
@@ -68,6 +68,12 @@ impl PartialEq for Addr {
     fn eq(&self, other: &Self) -> bool {
         let ([a, b, c, d], [e, f, g, h]) = (self.words(), other.words());
         ((a ^ e) | (b ^ f) | (c ^ g) | (d ^ h)) == 0
+    }
+}
+
+impl core::hash::Hash for Addr {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.octets.hash(state);
     }
 }
 

@@ -271,7 +271,11 @@ pub struct Names {
     /// Name of the port, empty for a single unnamed port.
     pub port: Name,
     /// IP protocol number of the port.
-    pub proto: u32,
+    pub proto: u8,
+    /// 4 or 6: the family of its frontends and backends.
+    pub family: u8,
+    /// Zero.
+    pub _pad: [u8; 2],
 }
 
 /// Index into `COUNTERS`, a per-CPU array of event counts (64 bits each). All of them count on cold paths.

@@ -103,10 +103,10 @@ impl Translations {
     #[inline(always)]
     #[must_use]
     pub fn of_backend(&self, addr: &Addr, port: u16) -> Option<Translation> {
-        if let Some(last) = self.entries.get(self.last as usize) {
-            if last.leads_to(addr, port) {
-                return Some(*last);
-            }
+        if let Some(last) = self.entries.get(self.last as usize)
+            && last.leads_to(addr, port)
+        {
+            return Some(*last);
         }
         for entry in &self.entries {
             if entry.leads_to(addr, port) {

@@ -4,6 +4,7 @@
 //! a [`spec::ServiceSpec`]; [`plan`] compares it with the [`shadow`] of the maps and returns [`op::Op`]s; a
 //! [`store::Store`] performs them. Everything from the world to the plan is pure.
 
+pub mod datapath;
 pub mod event;
 pub mod objects;
 pub mod op;

@@ -6,6 +6,36 @@ use lb_common::{Addr, FrontendKey, Kind, Proto};
 
 use crate::objects::Key;
 
+/// An address family. A dual-stack service port has a list of its own for each.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+impl Family {
+    /// 4 or 6, as it stands in the maps.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 6,
+        }
+    }
+
+    /// The family of a number.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            4 => Some(Self::V4),
+            6 => Some(Self::V6),
+            _ => None,
+        }
+    }
+}
+
 /// A service port: the unit that owns an id, frontends and backend lists.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortKey {
@@ -15,6 +45,8 @@ pub struct PortKey {
     pub name: Arc<str>,
     /// Its protocol.
     pub proto: Proto,
+    /// Its family.
+    pub family: Family,
 }
 
 impl fmt::Display for PortKey {

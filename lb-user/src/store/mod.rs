@@ -1,5 +1,9 @@
 //! Where ops are performed: the BPF maps, or memory.
 
+mod bpf;
+
+pub use bpf::BpfStore;
+
 use std::collections::BTreeMap;
 
 use lb_common::{Backend, Frontend, FrontendKey, Service, Slot, SlotKey};

@@ -1,0 +1,126 @@
+//! What the node must offer: privilege, a kernel, the host's cgroup2 hierarchy and a bpffs. Found, or mounted.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::mount::{MountFlags, mount};
+
+/// Oldest kernel on which the programs load.
+const KERNEL_FLOOR: (u32, u32) = (5, 10);
+
+/// Where an unmounted bpffs goes: where every tool looks for it.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// Where an unmounted cgroup2 goes.
+const CGROUP2: &str = "/run/beeline/cgroup2";
+
+/// Checks what no mount can mend.
+///
+/// # Errors
+/// With the cure: not root, or an old kernel.
+pub fn check() -> Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "not root: eBPF programs need CAP_BPF and CAP_NET_ADMIN; run as root, or as a privileged container"
+    );
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    if parse_release(&release).is_some_and(|version| version < KERNEL_FLOOR) {
+        let (major, minor) = KERNEL_FLOOR;
+        bail!("kernel {release} is too old: Beeline needs {major}.{minor} or later");
+    }
+    Ok(())
+}
+
+fn parse_release(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// A mount of a file system type, as /proc/self/mountinfo tells it.
+fn mounted(fs_type: &str) -> Result<Option<PathBuf>> {
+    let mounts =
+        fs::read_to_string("/proc/self/mountinfo").context("reading /proc/self/mountinfo (is /proc mounted?)")?;
+    Ok(find_mount(&mounts, fs_type).map(PathBuf::from))
+}
+
+fn find_mount<'a>(mounts: &'a str, fs_type: &str) -> Option<&'a str> {
+    mounts.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        (right.split(' ').next()? == fs_type).then(|| left.split(' ').nth(4))?
+    })
+}
+
+/// The bpffs, mounted if it is not.
+///
+/// # Errors
+/// When it can be neither found nor mounted.
+pub fn bpffs() -> Result<PathBuf> {
+    if let Some(path) = mounted("bpf")? {
+        return Ok(path);
+    }
+    tracing::info!(path = BPFFS, "mounting the bpf file system");
+    mount("bpf", BPFFS, "bpf", MountFlags::empty(), None).with_context(|| {
+        format!("no bpffs is mounted, and it cannot be mounted: try `mount -t bpf bpf {BPFFS}` on the host")
+    })?;
+    Ok(BPFFS.into())
+}
+
+/// The root of the host's cgroup2 hierarchy, mounted if it is not.
+///
+/// # Errors
+/// When it can be neither found nor mounted, or when what is mounted is only a part of the hierarchy.
+pub fn cgroup2() -> Result<PathBuf> {
+    let path = if let Some(path) = mounted("cgroup2")? {
+        path
+    } else {
+        tracing::info!(path = CGROUP2, "mounting cgroup2");
+        fs::create_dir_all(CGROUP2).with_context(|| format!("creating {CGROUP2}"))?;
+        mount("cgroup2", CGROUP2, "cgroup2", MountFlags::empty(), None)
+            .context("no cgroup2 hierarchy is mounted, and it cannot be mounted: Beeline attaches to it; use a kernel with CONFIG_CGROUPS and CONFIG_CGROUP_BPF")?;
+        CGROUP2.into()
+    };
+    ensure!(
+        is_root(&path)?,
+        "{} is only a part of the cgroup2 hierarchy (a private cgroup namespace): programs attached there would miss the \
+         other pods; run with the host's cgroup namespace and mount, or name the cgroup to serve with --cgroup",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// Whether a cgroup is the root of the whole hierarchy: the kernel gives that one the id 1 (kernfs).
+fn is_root(path: &Path) -> Result<bool> {
+    Ok(fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?.ino() == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+24 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+25 24 0:23 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu
+35 24 0:33 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
+40 1 0:40 / /sys/fs/bpf rw - bpf bpf rw,mode=700
+";
+
+    #[test]
+    fn mounts_are_found_by_type_wherever_they_are() {
+        assert_eq!(find_mount(HYBRID, "cgroup2"), Some("/sys/fs/cgroup/unified"));
+        assert_eq!(find_mount(HYBRID, "bpf"), Some("/sys/fs/bpf"));
+        assert_eq!(find_mount(HYBRID, "xfs"), None);
+    }
+
+    #[test]
+    fn releases_are_compared_as_numbers() {
+        assert_eq!(parse_release("5.10.0-28-cloud-amd64"), Some((5, 10)));
+        assert_eq!(parse_release("6.1.0"), Some((6, 1)));
+        assert_eq!(parse_release("odd"), None);
+        assert!(parse_release("5.4.0") < Some(KERNEL_FLOOR));
+    }
+}

@@ -1,0 +1,226 @@
+//! The pins in bpffs: where they are, who holds them, and whether they are ours.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::MapInfo;
+use lb_common::LAYOUT_VERSION;
+use rustix::fs::{FlockOperation, flock};
+
+/// Name of the directory in bpffs that holds everything of Beeline.
+const DIRECTORY: &str = "beeline";
+
+/// The pins of one Beeline.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Below the given bpffs.
+    #[must_use]
+    pub fn below(bpffs: &Path) -> Self {
+        Self { root: bpffs.join(DIRECTORY) }
+    }
+
+    /// In this directory itself.
+    #[must_use]
+    pub const fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// The pins of this layout's maps and links.
+    #[must_use]
+    pub fn current(&self) -> PathBuf {
+        self.root.join(format!("v{LAYOUT_VERSION}"))
+    }
+
+    /// Maps that are not in service yet.
+    #[must_use]
+    pub fn staging(&self) -> PathBuf {
+        self.current().join("staging")
+    }
+
+    /// Makes the directories, and takes the lock that keeps a second agent out. The lock ends with the process, however
+    /// it ends.
+    ///
+    /// # Errors
+    /// When another agent holds it, by its pid; or when this is no bpffs.
+    pub fn lock(&self) -> Result<File> {
+        let root = self.root.display();
+        fs::create_dir_all(self.current())
+            .with_context(|| format!("making the pin directory {root} (is a bpffs mounted there?)"))?;
+        let directory = File::open(&self.root).with_context(|| format!("opening the pin directory {root}"))?;
+        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let holder = holder(&directory).map_or_else(|| "another process".to_owned(), |pid| format!("pid {pid}"));
+            bail!(
+                "another agent ({holder}) holds the pins {root}: stop it first, or use another directory with --pins"
+            );
+        }
+        match fs::remove_dir_all(self.staging()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).context("removing maps that an earlier start left unfinished")
+            }
+            _ => Ok(directory),
+        }
+    }
+
+    /// Whether there is anything.
+    #[must_use]
+    pub fn exist(&self) -> bool {
+        self.root.exists()
+    }
+
+    /// Removes every trace: links first, so that no program runs on maps that are going.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed, or another agent is running.
+    pub fn remove(&self) -> Result<Vec<String>> {
+        let mut removed = Vec::new();
+        if !self.exist() {
+            return Ok(removed);
+        }
+        let lock = self.lock()?;
+        let mut paths = files_below(&self.root)?;
+        paths.sort_by_key(|path| (!is_link(path), path.clone()));
+        for path in paths {
+            fs::remove_file(&path).with_context(|| format!("removing the pin {}", path.display()))?;
+            removed.push(path.display().to_string());
+        }
+        fs::remove_dir_all(&self.root).with_context(|| format!("removing {}", self.root.display()))?;
+        drop(lock);
+        Ok(removed)
+    }
+}
+
+/// Name of a link's pin.
+#[must_use]
+pub fn link_name(program: &str) -> String {
+    format!("link_{program}")
+}
+
+fn is_link(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("link_"))
+}
+
+fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            files.extend(files_below(&entry.path())?);
+        } else {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
+}
+
+/// The process that holds the lock of a directory, from /proc/locks (proc(5)).
+fn holder(directory: &File) -> Option<u32> {
+    let inode = directory.metadata().ok()?;
+    let device = inode.dev();
+    let id = format!("{:02x}:{:02x}:{}", libc::major(device), libc::minor(device), inode.ino());
+    find_holder(&fs::read_to_string("/proc/locks").ok()?, &id)
+}
+
+fn find_holder(locks: &str, id: &str) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words.as_slice() {
+            [_, "FLOCK", _, "WRITE", pid, at, ..] if *at == id => pid.parse().ok(),
+            _ => None,
+        }
+    })
+}
+
+/// What a map must be like to be taken over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Layout {
+    /// `enum bpf_map_type`
+    pub map_type: u32,
+    /// Octets.
+    pub key_size: u32,
+    /// Octets.
+    pub value_size: u32,
+    /// Most entries.
+    pub max_entries: u32,
+}
+
+/// Whether a pinned map is taken over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// It is, as it is.
+    Adopt,
+    /// It has another size than is wanted: a new one takes its place.
+    Resize,
+    /// There is none.
+    Absent,
+}
+
+/// Compares the pinned maps with what this version expects (invariant I13: aya opens a pin without looking).
+///
+/// # Errors
+/// When a pin is not one of ours.
+pub fn inspect(directory: &Path, expected: &BTreeMap<String, Layout>) -> Result<BTreeMap<String, Found>> {
+    let mut found = BTreeMap::new();
+    for (name, want) in expected {
+        let path = directory.join(name);
+        let state = if path.exists() { compare(&path, want)? } else { Found::Absent };
+        found.insert(name.clone(), state);
+    }
+    Ok(found)
+}
+
+fn compare(path: &Path, want: &Layout) -> Result<Found> {
+    let foreign = || {
+        format!(
+            "the pin {} is not a map of this Beeline: run `beeline cleanup` to remove what an other version left (that \
+             stops the translation until the next start), or use another directory with --pins",
+            path.display()
+        )
+    };
+    let info = MapInfo::from_pin(path).with_context(foreign)?;
+    let have = Layout {
+        map_type: info.map_type().map_or(0, |map_type| map_type as u32),
+        key_size: info.key_size(),
+        value_size: info.value_size(),
+        max_entries: info.max_entries(),
+    };
+    ensure!(
+        Layout { max_entries: 0, ..have } == Layout { max_entries: 0, ..*want },
+        "{}; it has type {}, key {} and value {} octets, and {}, {} and {} are expected",
+        foreign(),
+        have.map_type,
+        have.key_size,
+        have.value_size,
+        want.map_type,
+        want.key_size,
+        want.value_size
+    );
+    Ok(if have.max_entries == want.max_entries { Found::Adopt } else { Found::Resize })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_of_a_lock_is_found_by_inode() {
+        let locks = "1: POSIX  ADVISORY  WRITE 7 00:1f:12 0 EOF\n2: FLOCK  ADVISORY  WRITE 4711 00:1f:12 0 EOF\n";
+        assert_eq!(find_holder(locks, "00:1f:12"), Some(4711));
+        assert_eq!(find_holder(locks, "00:1f:13"), None);
+    }
+
+    #[test]
+    fn links_are_told_by_their_names() {
+        assert!(is_link(Path::new("/x").join(link_name("connect4")).as_path()));
+        assert!(!is_link(Path::new("/x/SERVICES")));
+    }
+}

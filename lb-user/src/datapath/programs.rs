@@ -1,0 +1,212 @@
+//! The eBPF object: loaded with the maps that are there, and put in place of what ran before.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::Path,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{CgroupAttachMode, Program, links::FdLink},
+};
+use tracing::info;
+
+use super::{
+    pins::{Found, Layout, Pins, link_name},
+    sys,
+};
+use crate::op::Table;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/beeline.bpf.o"));
+
+/// The hooks, in the order of attaching: who shows a VIP stands ready before the first socket is given a backend.
+pub const HOOKS: [&str; 9] = [
+    "sock_release",
+    "getpeername4",
+    "getpeername6",
+    "recvmsg4",
+    "recvmsg6",
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+];
+
+/// Maps of the object that live with one load of the programs and are not pinned.
+const UNPINNED: [&str; 2] = ["AYA_LOGS", "LOG_GATE"];
+
+/// Sizes of maps that the user wants otherwise.
+pub type Sizes = BTreeMap<Table, u32>;
+
+/// The maps that are pinned, as the object declares them and `sizes` changes them.
+///
+/// # Errors
+/// When the object cannot be read, which is a defect of the build.
+pub fn layouts(sizes: &Sizes) -> Result<BTreeMap<String, Layout>> {
+    let object = aya_obj::Object::parse(OBJECT).context("reading the embedded eBPF object")?;
+    let mut layouts = BTreeMap::new();
+    for (name, map) in &object.maps {
+        if UNPINNED.contains(&name.as_str()) || name.starts_with('.') {
+            continue;
+        }
+        let wanted = Table::ALL.into_iter().find(|table| table.map_name() == name).and_then(|table| sizes.get(&table));
+        layouts.insert(
+            name.clone(),
+            Layout {
+                map_type: map.map_type(),
+                key_size: map.key_size(),
+                value_size: map.value_size(),
+                max_entries: wanted.copied().unwrap_or(map.max_entries()),
+            },
+        );
+    }
+    Ok(layouts)
+}
+
+/// What the kernel can do for the programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Features {
+    /// `bpf_set_retval` (5.18): a refused call fails with the error that fits; otherwise with EPERM.
+    pub set_retval: bool,
+}
+
+/// Loads all programs over pinned and new maps. The new ones stand in the staging directory until [`publish`].
+///
+/// # Errors
+/// When the kernel refuses the object; its verifier's words are in the message.
+pub fn load(
+    pins: &Pins,
+    layouts: &BTreeMap<String, Layout>,
+    found: &BTreeMap<String, Found>,
+) -> Result<(Ebpf, Features)> {
+    let attempt = |features| try_load(pins, layouts, found, features);
+    match attempt(Features { set_retval: true }) {
+        Ok(ebpf) => Ok((ebpf, Features { set_retval: true })),
+        // Only the attempt tells: distributions carry features back to older versions.
+        Err(first) => match attempt(Features { set_retval: false }) {
+            Ok(ebpf) => Ok((ebpf, Features { set_retval: false })),
+            Err(_) => Err(first),
+        },
+    }
+}
+
+fn try_load(
+    pins: &Pins,
+    layouts: &BTreeMap<String, Layout>,
+    found: &BTreeMap<String, Found>,
+    features: Features,
+) -> Result<Ebpf> {
+    let (current, staging) = (pins.current(), pins.staging());
+    fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
+    let (set_retval, generation) = (u8::from(features.set_retval), generation());
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("SET_RETVAL", &set_retval, true)
+        .override_global("GENERATION", &generation, true)
+        .override_global(aya_log::LEVEL, &(aya_log::Level::Warn as u8), true);
+    for (name, layout) in layouts {
+        let directory = if found.get(name) == Some(&Found::Adopt) { &current } else { &staging };
+        loader.map_pin_path(name, directory.join(name));
+        if layout.max_entries > 0 {
+            loader.map_max_entries(name, layout.max_entries);
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).context("loading the eBPF object")?;
+    for name in HOOKS {
+        let program = ebpf.program_mut(name).with_context(|| format!("the object lacks the program {name}"))?;
+        let loaded = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            other => return Err(anyhow!("program {name} has the unexpected type {:?}", other.prog_type())),
+        };
+        loaded.with_context(|| format!("loading the program {name}"))?;
+    }
+    Ok(ebpf)
+}
+
+/// Tells one load of the programs from the next.
+fn generation() -> u32 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    // Any two loads differ, which is all that counts.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the low bits are what differs")]
+    let mixed = (now.tv_sec as u32).wrapping_mul(1_000_003) ^ now.tv_nsec as u32;
+    mixed.max(1)
+}
+
+/// Puts the programs into service at `cgroup`: in the place of the pinned links' programs, without a moment between, or
+/// by new links where there are none or they are attached elsewhere. Returns how many links were taken over.
+///
+/// # Errors
+/// When a hook cannot be attached.
+pub fn attach(ebpf: &mut Ebpf, cgroup_path: &Path, pins: &Pins) -> Result<usize> {
+    let cgroup = File::open(cgroup_path).with_context(|| format!("opening the cgroup {}", cgroup_path.display()))?;
+    let id = cgroup.metadata()?.ino();
+    let mut taken_over = 0;
+    for name in HOOKS {
+        let program = ebpf.program_mut(name).with_context(|| format!("the object lacks the program {name}"))?;
+        let pin = pins.current().join(link_name(name));
+        let context = || format!("attaching {name} to {}", cgroup_path.display());
+        match sys::open_pin(&pin) {
+            Ok(link) if sys::link_cgroup(&link).with_context(context)? == id => {
+                sys::update_link(&link, program_fd(program)?).with_context(context)?;
+                taken_over += 1;
+            }
+            Ok(elsewhere) => {
+                let staged = pins.staging().join(link_name(name));
+                new_link(program, &cgroup).with_context(context)?.pin(&staged).with_context(context)?;
+                fs::rename(&staged, &pin).with_context(context)?;
+                info!(program = name, "moved from another cgroup");
+                drop(elsewhere);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                new_link(program, &cgroup).with_context(context)?.pin(&pin).with_context(context)?;
+            }
+            Err(error) => return Err(error).with_context(context),
+        }
+    }
+    Ok(taken_over)
+}
+
+fn program_fd(program: &Program) -> Result<BorrowedFd<'_>> {
+    Ok(match program {
+        Program::CgroupSockAddr(program) => program.fd()?.as_fd(),
+        Program::CgroupSock(program) => program.fd()?.as_fd(),
+        other => return Err(anyhow!("unexpected program type {:?}", other.prog_type())),
+    })
+}
+
+fn new_link(program: &mut Program, cgroup: &File) -> Result<FdLink> {
+    let mode = CgroupAttachMode::AllowMultiple;
+    Ok(match program {
+        Program::CgroupSockAddr(program) => {
+            let id = program.attach(cgroup, mode)?;
+            program.take_link(id)?.try_into()?
+        }
+        Program::CgroupSock(program) => {
+            let id = program.attach(cgroup, mode)?;
+            program.take_link(id)?.try_into()?
+        }
+        other => return Err(anyhow!("unexpected program type {:?}", other.prog_type())),
+    })
+}
+
+/// Moves the pins of new maps to where the next start finds them.
+///
+/// # Errors
+/// When bpffs refuses a rename.
+pub fn publish(pins: &Pins) -> Result<()> {
+    let (current, staging) = (pins.current(), pins.staging());
+    for entry in fs::read_dir(&staging).with_context(|| format!("reading {}", staging.display()))? {
+        let name = entry?.file_name();
+        fs::rename(staging.join(&name), current.join(&name))
+            .with_context(|| format!("moving the pin {} into service", name.to_string_lossy()))?;
+    }
+    fs::remove_dir(&staging).with_context(|| format!("removing {}", staging.display()))
+}

@@ -1,0 +1,152 @@
+//! The calls of bpf(2) that aya does not have: writing and reading many entries at once, and a link's program and cgroup.
+#![expect(unsafe_code, reason = "raw system calls")]
+
+use std::{
+    ffi::CString,
+    io, mem,
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use aya::Pod;
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
+
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+    // SAFETY: attr is a whole bpf_attr, and each caller keeps what it points to alive over the call.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command as libc::c_ulong, std::ptr::from_mut(attr), mem::size_of::<bpf_attr>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(i32::try_from(result).unwrap_or(i32::MAX)) }
+}
+
+fn zeroed() -> bpf_attr {
+    // SAFETY: a union of integers, for which zero is a value.
+    unsafe { mem::zeroed() }
+}
+
+fn fd_number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+/// What a batch did before it ended early.
+#[derive(Debug)]
+pub struct Stopped {
+    /// Entries that were done.
+    pub done: usize,
+    /// Why the next one was not.
+    pub error: io::Error,
+}
+
+/// Writes entries in order (`BPF_MAP_UPDATE_BATCH`, Linux 5.6).
+///
+/// # Errors
+/// The first entry that failed ends the batch.
+pub fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Result<(), Stopped> {
+    assert_eq!(keys.len(), values.len(), "a value for each key");
+    batch(bpf_cmd::BPF_MAP_UPDATE_BATCH, map, keys, values.as_ptr() as u64)
+}
+
+/// Deletes entries in order (`BPF_MAP_DELETE_BATCH`, Linux 5.6).
+///
+/// # Errors
+/// The first entry that failed, a missing one included, ends the batch.
+pub fn delete_batch<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> Result<(), Stopped> {
+    batch(bpf_cmd::BPF_MAP_DELETE_BATCH, map, keys, 0)
+}
+
+fn batch<K>(command: bpf_cmd, map: BorrowedFd<'_>, keys: &[K], values: u64) -> Result<(), Stopped> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut attr = zeroed();
+    attr.batch.keys = keys.as_ptr() as u64;
+    attr.batch.values = values;
+    attr.batch.count = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+    attr.batch.map_fd = fd_number(map);
+    bpf(command, &mut attr).map(drop).map_err(|error| {
+        // SAFETY: the kernel writes the count of a batch that it began; before that it stays what it was.
+        let done = unsafe { attr.batch.count } as usize;
+        Stopped { done: if done == keys.len() { 0 } else { done }, error }
+    })
+}
+
+/// Reads all entries of a hash map (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6).
+///
+/// # Errors
+/// What the kernel says.
+pub fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    // A bucket must fit whole, or the kernel says ENOSPC; no bucket of a hash that is not full comes near this.
+    const CHUNK: usize = 4096;
+    let mut found = Vec::new();
+    // SAFETY: Pod: any bytes are a value.
+    let (mut keys, mut values) =
+        (vec![unsafe { mem::zeroed::<K>() }; CHUNK], vec![unsafe { mem::zeroed::<V>() }; CHUNK]);
+    let (mut cursor, mut started) = (0u64, false);
+    loop {
+        let mut attr = zeroed();
+        attr.batch.in_batch = if started { std::ptr::from_ref(&cursor) as u64 } else { 0 };
+        let mut next = cursor;
+        attr.batch.out_batch = std::ptr::from_mut(&mut next) as u64;
+        attr.batch.keys = keys.as_mut_ptr() as u64;
+        attr.batch.values = values.as_mut_ptr() as u64;
+        attr.batch.count = u32::try_from(CHUNK).unwrap_or(u32::MAX);
+        attr.batch.map_fd = fd_number(map);
+        let result = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
+        let end = match result {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        // SAFETY: the kernel wrote the count.
+        let count = unsafe { attr.batch.count } as usize;
+        found.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
+        if end {
+            return Ok(found);
+        }
+        cursor = next;
+        started = true;
+    }
+}
+
+/// Opens a pin.
+///
+/// # Errors
+/// What the kernel says.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    let fd = bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: a descriptor that the kernel has just opened for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Puts another program in a link's place, without a moment between (`BPF_LINK_UPDATE`, Linux 5.7).
+///
+/// # Errors
+/// What the kernel says.
+pub fn update_link(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.link_update.link_fd = fd_number(link.as_fd());
+    attr.link_update.__bindgen_anon_1.new_prog_fd = fd_number(program.as_fd());
+    bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// The cgroup that a cgroup link is attached to, by id, which is its directory's inode number; 0 when it has gone.
+///
+/// # Errors
+/// What the kernel says.
+pub fn link_cgroup(link: impl AsFd) -> io::Result<u64> {
+    // SAFETY: a struct of integers and a union of such structs.
+    let mut info: bpf_link_info = unsafe { mem::zeroed() };
+    let mut attr = zeroed();
+    attr.info.bpf_fd = fd_number(link.as_fd());
+    attr.info.info = std::ptr::from_mut(&mut info) as u64;
+    attr.info.info_len = u32::try_from(mem::size_of::<bpf_link_info>()).unwrap_or(u32::MAX);
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    // SAFETY: our links are cgroup links.
+    Ok(unsafe { info.__bindgen_anon_1.cgroup }.cgroup_id)
+}

@@ -1,0 +1,192 @@
+//! The store over BPF maps: runs of writes to one map become one system call.
+
+use std::{io, marker::PhantomData, os::fd::AsFd as _, path::Path, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use aya::{Pod, maps::MapData};
+use lb_common::{Backend, Frontend, FrontendKey, Name, Names, Proto, Service, Slot, SlotKey};
+
+use crate::{
+    datapath::sys::{self, Stopped},
+    objects::Key,
+    op::{Op, Table},
+    spec::{Family, PortKey},
+    store::{Dump, Limits, Partial, Store, StoreError},
+};
+
+/// The five maps that the agent writes.
+pub struct BpfStore {
+    frontends: TypedMap<FrontendKey, Frontend>,
+    services: TypedMap<u32, Service>,
+    slots: TypedMap<SlotKey, Slot>,
+    backends: TypedMap<u32, Backend>,
+    names: TypedMap<u32, Names>,
+}
+
+impl BpfStore {
+    /// Opens the pinned maps of `dir`.
+    ///
+    /// # Errors
+    /// When a pin is missing or cannot be opened; its path is in the message.
+    pub fn open(dir: &Path) -> Result<Self> {
+        Self::from_maps(|table| {
+            let path = dir.join(table.map_name());
+            MapData::from_pin(&path).with_context(|| format!("opening the pinned map {}", path.display()))
+        })
+    }
+
+    /// Takes the maps from wherever `map` finds them.
+    ///
+    /// # Errors
+    /// What `map` says, or when a map does not tell its size.
+    pub fn from_maps(mut map: impl FnMut(Table) -> Result<MapData>) -> Result<Self> {
+        Ok(Self {
+            frontends: TypedMap::new(Table::Frontends, map(Table::Frontends)?)?,
+            services: TypedMap::new(Table::Services, map(Table::Services)?)?,
+            slots: TypedMap::new(Table::Slots, map(Table::Slots)?)?,
+            backends: TypedMap::new(Table::Backends, map(Table::Backends)?)?,
+            names: TypedMap::new(Table::Names, map(Table::Names)?)?,
+        })
+    }
+
+    /// Writes the first ops that are of one kind; how many were done, and what ended them early.
+    fn apply_run(&self, ops: &[Op]) -> (usize, Option<StoreError>) {
+        macro_rules! run {
+            (put $map:expr, $variant:ident, |$value:ident| $stored:expr) => {{
+                let (mut keys, mut values) = (Vec::new(), Vec::new());
+                for op in ops {
+                    let Op::$variant(key, $value) = op else { break };
+                    keys.push(*key);
+                    values.push($stored);
+                }
+                $map.put(&keys, &values)
+            }};
+            (delete $map:expr, $variant:ident) => {{
+                let keys: Vec<_> =
+                    ops.iter().map_while(|op| if let Op::$variant(key) = op { Some(*key) } else { None }).collect();
+                $map.delete(&keys)
+            }};
+        }
+        match ops.first() {
+            None => (0, None),
+            Some(Op::PutName(..)) => run!(put self.names, PutName, |key| names(key)),
+            Some(Op::PutBackend(..)) => run!(put self.backends, PutBackend, |value| *value),
+            Some(Op::PutSlot(..)) => run!(put self.slots, PutSlot, |value| *value),
+            Some(Op::PutService(..)) => run!(put self.services, PutService, |value| *value),
+            Some(Op::PutFrontend(..)) => run!(put self.frontends, PutFrontend, |value| *value),
+            Some(Op::DeleteFrontend(_)) => run!(delete self.frontends, DeleteFrontend),
+            Some(Op::DeleteService(_)) => run!(delete self.services, DeleteService),
+            Some(Op::DeleteSlot(_)) => run!(delete self.slots, DeleteSlot),
+            Some(Op::DeleteBackend(_)) => run!(delete self.backends, DeleteBackend),
+            Some(Op::DeleteName(_)) => run!(delete self.names, DeleteName),
+        }
+    }
+}
+
+impl Store for BpfStore {
+    fn apply(&mut self, ops: &[Op]) -> Result<(), Partial> {
+        let mut done = 0;
+        while done < ops.len() {
+            let (more, error) = self.apply_run(ops.get(done..).unwrap_or_default());
+            done += more;
+            if let Some(error) = error {
+                return Err(Partial { done, error });
+            }
+        }
+        Ok(())
+    }
+
+    fn dump(&self) -> Result<Dump> {
+        let names = self.names.read()?.into_iter().filter_map(|(id, names)| Some((id, port_key(&names)?)));
+        Ok(Dump {
+            frontends: self.frontends.read()?.into_iter().collect(),
+            services: self.services.read()?.into_iter().collect(),
+            slots: self.slots.read()?.into_iter().collect(),
+            backends: self.backends.read()?.into_iter().collect(),
+            names: names.collect(),
+        })
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            frontends: self.frontends.size,
+            services: self.services.size.min(self.names.size),
+            slots: self.slots.size,
+            backends: self.backends.size,
+        }
+    }
+}
+
+/// The name as it stands in the map. The compiler lets no longer one through.
+fn names(key: &PortKey) -> Names {
+    let name = |text: &str| Name::new(text).expect("compile refuses names that do not fit");
+    Names {
+        namespace: name(&key.service.namespace),
+        name: name(&key.service.name),
+        port: name(&key.name),
+        proto: key.proto as u8,
+        family: key.family.number(),
+        _pad: [0; 2],
+    }
+}
+
+/// The other way round; none for what no version of the agent wrote.
+fn port_key(names: &Names) -> Option<PortKey> {
+    Some(PortKey {
+        service: Key::new(&names.namespace.to_string(), &names.name.to_string()),
+        name: Arc::from(names.port.to_string()),
+        proto: Proto::from_number(names.proto.into())?,
+        family: Family::from_number(names.family)?,
+    })
+}
+
+/// A hash map with its types and its size.
+struct TypedMap<K, V> {
+    table: Table,
+    map: MapData,
+    size: usize,
+    types: PhantomData<(K, V)>,
+}
+
+impl<K: Pod, V: Pod> TypedMap<K, V> {
+    fn new(table: Table, map: MapData) -> Result<Self> {
+        let size = map.info().with_context(|| format!("asking for the size of {}", table.map_name()))?.max_entries();
+        Ok(Self { table, map, size: usize::try_from(size)?, types: PhantomData })
+    }
+
+    fn put(&self, keys: &[K], values: &[V]) -> (usize, Option<StoreError>) {
+        match sys::update_batch(self.map.fd().as_fd(), keys, values) {
+            Ok(()) => (keys.len(), None),
+            Err(Stopped { done, error }) => (done, Some(self.error(error))),
+        }
+    }
+
+    fn delete(&self, mut keys: &[K]) -> (usize, Option<StoreError>) {
+        let all = keys.len();
+        loop {
+            match sys::delete_batch(self.map.fd().as_fd(), keys) {
+                Ok(()) => return (all, None),
+                Err(Stopped { done, error }) => {
+                    keys = keys.get(done..).unwrap_or_default();
+                    if error.raw_os_error() != Some(libc::ENOENT) {
+                        return (all - keys.len(), Some(self.error(error)));
+                    }
+                    // What is not there is deleted.
+                    keys = keys.get(1..).unwrap_or_default();
+                }
+            }
+        }
+    }
+
+    fn read(&self) -> Result<Vec<(K, V)>> {
+        sys::read_all(self.map.fd().as_fd()).with_context(|| format!("reading the map {}", self.table.map_name()))
+    }
+
+    fn error(&self, error: io::Error) -> StoreError {
+        if error.raw_os_error() == Some(libc::E2BIG) {
+            StoreError::Full(self.table)
+        } else {
+            StoreError::Io { table: self.table, error }
+        }
+    }
+}

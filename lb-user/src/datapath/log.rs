@@ -49,7 +49,10 @@ impl DatapathLog {
         if let Ok(mut names) = self.names.lock() {
             *names = Some(name_of);
         }
-        let mut ready = AsyncFd::register(self.logger).context("waiting for the programs' log")?;
+        #[expect(unsafe_code, reason = "tokio wants the descriptor's lifetime promised")]
+        // SAFETY: the logger owns its ring buffer's descriptor, never changes it, and is moved into the AsyncFd.
+        let ready = unsafe { AsyncFd::register(self.logger) };
+        let mut ready = ready.map_err(std::io::Error::from).context("waiting for the programs' log")?;
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         loop {
             tokio::select! {

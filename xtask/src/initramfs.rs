@@ -33,20 +33,25 @@ pub(crate) fn build(kernel: &Kernel, agent: &Path, stories: &Path, filter: Optio
     }
     // The kernel opens it as the standard output of init before init can mount anything.
     archive.entry("dev/console", 0o020_600, (5, 1), &[]);
-    archive.entry("bin/busybox", 0o100_755, (0, 0), &read(&busybox()?)?);
-    archive.entry("bin/sh", 0o120_777, (0, 0), b"busybox");
+    let busybox = run::find("busybox", &[]).context("there is no busybox")?;
+    archive.entry("bin/busybox", 0o100_755, (0, 0), &read(&busybox)?);
     archive.entry("bin/beeline", 0o100_755, (0, 0), &read(agent)?);
     archive.entry("bin/stories", 0o100_755, (0, 0), &read(stories)?);
     archive.entry("etc/hosts", 0o100_644, (0, 0), b"127.0.0.1 localhost\n::1 localhost\n");
     archive.entry("etc/passwd", 0o100_644, (0, 0), b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n");
     let sbin: [PathBuf; 2] = ["/usr/sbin".into(), "/sbin".into()];
-    for tool in [run::find("ip", &sbin), run::find("tc", &sbin), setup::bpftool()].into_iter().flatten() {
-        let name = tool.file_name().context("a program without a name")?.to_string_lossy().into_owned();
-        archive.entry(&format!("sbin/{name}"), 0o100_755, (0, 0), &read(&tool)?);
+    let find = |name: &str| run::find(name, &sbin);
+    // Busybox as the shell would take its own `ip` before the real one.
+    for (path, tool) in
+        [("bin/sh", find("dash")), ("sbin/ip", find("ip")), ("sbin/tc", find("tc")), ("sbin/bpftool", setup::bpftool())]
+    {
+        let Some(tool) = tool else { continue };
+        archive.entry(path, 0o100_755, (0, 0), &read(&tool)?);
         for library in libraries(&tool)? {
             archive.entry(library.trim_start_matches('/'), 0o100_755, (0, 0), &read(Path::new(&library))?);
         }
     }
+    archive.entry("bin/sh", 0o120_777, (0, 0), b"busybox");
     let dependencies = std::fs::read_to_string(kernel.modules.join("modules.dep")).context("reading modules.dep")?;
     let mut insmod = String::new();
     for module in load_order(&dependencies, &MODULES) {
@@ -115,10 +120,6 @@ fn libraries(program: &Path) -> Result<Vec<String>> {
         .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
         .map(str::to_owned)
         .collect())
-}
-
-fn busybox() -> Result<PathBuf> {
-    run::find("busybox", &[]).context("there is no busybox")
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -62,11 +63,6 @@ pub(crate) fn emulator() -> (&'static str, &'static str) {
     }
 }
 
-/// Gets every kernel that is not there yet.
-pub(crate) fn ensure_all() -> Result<()> {
-    all().iter().try_for_each(|series| ensure(*series).map(drop))
-}
-
 /// A kernel of the series; the newest that Debian has, when none is there.
 pub(crate) fn ensure(series: Series) -> Result<Kernel> {
     let home = workspace::cache().join("kernels");
@@ -78,7 +74,7 @@ pub(crate) fn ensure(series: Series) -> Result<Kernel> {
 }
 
 fn download(series: Series, home: &Path, dir: &Path) -> Result<()> {
-    let sources = Sources::fetch(&home.join("apt"), &source_lines(&apt::system_sources())?)?;
+    let sources = sources(home)?;
     let arch = match std::env::consts::ARCH {
         "aarch64" => "arm64",
         _ => "amd64",
@@ -103,6 +99,16 @@ fn download(series: Series, home: &Path, dir: &Path) -> Result<()> {
     place(scratch.join("lib/modules").join(&release), "modules")?;
     std::fs::rename(&placed, dir).with_context(|| format!("placing {}", dir.display()))?;
     std::fs::remove_dir_all(&scratch).with_context(|| format!("removing {}", scratch.display()))
+}
+
+/// The suites that have the kernels, their lists fetched once per run of xtask.
+fn sources(home: &Path) -> Result<&'static Sources> {
+    static SOURCES: OnceLock<Sources> = OnceLock::new();
+    if let Some(sources) = SOURCES.get() {
+        return Ok(sources);
+    }
+    let sources = Sources::fetch(&home.join("apt"), &source_lines(&apt::system_sources())?)?;
+    Ok(SOURCES.get_or_init(|| sources))
 }
 
 /// Lines of sources.list for the suites that have the kernels, at the mirror that the system itself uses.

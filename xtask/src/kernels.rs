@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 
@@ -51,9 +50,7 @@ struct Row {
 
 /// What one kernel made of it. That it did not get there counts as a failure like any other.
 fn row(series: Series, agent: &Path, stories: &Path, filter: Option<&str>) -> Row {
-    let start = Instant::now();
     let booted = run::step(&format!("kernel {series}"), || boot(series, agent, stories, filter));
-    eprintln!("    {:.1} s in all", start.elapsed().as_secs_f64());
     match booted {
         Ok(Outcome { release, tally, lacks, exit: Some(0) }) => Row { series, release, tally, lacks },
         Ok(Outcome { release, mut tally, lacks, exit }) => {

@@ -45,6 +45,10 @@ pub(crate) struct Tools {
 /// Runs the verb.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     ensure(args.need, args.toolchain)?;
+    if args.need == Need::Kernels {
+        // The verb itself gets only those that it boots.
+        kernel_cache::all().iter().try_for_each(|series| kernel_cache::ensure(*series).map(drop))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -57,14 +61,13 @@ pub(crate) fn ensure(need: Need, forced: Option<Kind>) -> Result<Tools> {
     let linker = toolchain::ensure_linker(&compiler).context("finding a linker for the eBPF programs")?;
     eprintln!("    compiler of the eBPF programs: {}", compiler.describe());
     match need {
-        Need::Build | Need::Demo => {}
+        Need::Build | Need::Demo | Need::Kernels => {}
         Need::Test => {
             ensure_component("fmt", "rustfmt")?;
             ensure_component("clippy", "clippy")?;
             let assets = kubernetes::ensure().context("getting a Kubernetes API server to test against")?;
             eprintln!("    API server to test against: {}", assets.display());
         }
-        Need::Kernels => kernel_cache::ensure_all().context("getting the kernels")?,
     }
     eprintln!("    setup: done in {:.1} s", start.elapsed().as_secs_f64());
     Ok(Tools { compiler, linker })

@@ -18,7 +18,6 @@ mod workspace;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 /// Everything that Beeline's developers and CI run.
@@ -45,13 +44,18 @@ enum Verb {
     Tidy,
 }
 
-fn main() -> Result<ExitCode> {
-    match Cli::parse().verb {
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
         Verb::Setup(args) => setup::main(&args),
         Verb::BuildEbpf(args) => build_ebpf::main(&args),
         Verb::Build(args) => build::main(&args),
         Verb::Test(args) => Ok(test::main(&args)),
         Verb::Kernels(args) => kernels::main(&args),
         Verb::Tidy => tidy::main(),
-    }
+    };
+    result.unwrap_or_else(|error| {
+        // Said on one line: a backtrace of xtask helps nobody to install a package.
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -60,7 +60,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 
 /// Builds the programs, the agent and, if named, one of lb-user's test programs.
 pub(crate) fn build(tools: &Tools, profile: Profile, link: Link, test: Option<&str>) -> Result<Built> {
-    build_ebpf::build(tools)?;
+    run::step("build-ebpf", || build_ebpf::build(tools))?;
     let what =
         format!("build the agent{} ({profile:?}, {link:?})", test.map_or_else(String::new, |t| format!(" and {t}")));
     run::step(&what, || {

@@ -19,7 +19,8 @@ pub(crate) struct Args {
 
 /// Runs the verb: prints the object's path and size.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    let object = build(&setup::ensure(Need::Build, args.toolchain)?)?;
+    let tools = setup::ensure(Need::Build, args.toolchain)?;
+    let object = run::step("build-ebpf", || build(&tools))?;
     let size = std::fs::metadata(&object).context("looking at the object")?.len();
     run::print(&format!("{} {size} bytes", object.display()));
     Ok(ExitCode::SUCCESS)
@@ -27,17 +28,15 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 
 /// Compiles; the object is touched only if it changes, so that nothing is rebuilt because of an equal one.
 pub(crate) fn build(tools: &Tools) -> Result<PathBuf> {
-    run::step("build-ebpf", || {
-        let target_dir = workspace::target_dir().join("ebpf-build");
-        let mut cargo = tools.compiler.cargo();
-        cargo.current_dir(workspace::root().join("lb-ebpf"));
-        cargo.env("CARGO_TARGET_DIR", &target_dir).env("CARGO_ENCODED_RUSTFLAGS", rustflags(&tools.linker));
-        cargo.args(["build", "--release", "--target", TARGET]).args(tools.compiler.flags());
-        run::run(&mut cargo)?;
-        let object = workspace::ebpf_object();
-        copy_if_changed(&target_dir.join(TARGET).join("release/beeline"), &object)?;
-        Ok(object)
-    })
+    let target_dir = workspace::target_dir().join("ebpf-build");
+    let mut cargo = tools.compiler.cargo();
+    cargo.current_dir(workspace::root().join("lb-ebpf"));
+    cargo.env("CARGO_TARGET_DIR", &target_dir).env("CARGO_ENCODED_RUSTFLAGS", rustflags(&tools.linker));
+    cargo.args(["build", "--release", "--target", TARGET]).args(tools.compiler.flags());
+    run::run(&mut cargo)?;
+    let object = workspace::ebpf_object();
+    copy_if_changed(&target_dir.join(TARGET).join("release/beeline"), &object)?;
+    Ok(object)
 }
 
 /// Flags of the compiler, in Cargo's encoding, which lets paths have spaces.

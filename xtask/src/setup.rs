@@ -57,8 +57,7 @@ pub(crate) fn ensure(need: Need, forced: Option<Kind>) -> Result<Tools> {
     eprintln!("==> setup");
     let start = Instant::now();
     ensure_programs(need)?;
-    let compiler = toolchain::ensure(forced).context("finding a compiler for the eBPF programs")?;
-    let linker = toolchain::ensure_linker(&compiler).context("finding a linker for the eBPF programs")?;
+    let (compiler, linker) = toolchain::ensure(forced).context("finding a toolchain for the eBPF programs")?;
     eprintln!("    compiler of the eBPF programs: {}", compiler.describe());
     match need {
         Need::Build | Need::Demo | Need::Kernels => {}

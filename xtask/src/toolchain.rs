@@ -68,36 +68,47 @@ impl Compiler {
     }
 }
 
-/// The compiler that is there: the best kind, or the one asked for.
-pub(crate) fn find(forced: Option<Kind>) -> Option<Compiler> {
-    kinds(forced).iter().find_map(|kind| probe(*kind))
-}
-
-/// The compiler that is there, or else the first kind that can be installed.
-pub(crate) fn ensure(forced: Option<Kind>) -> Result<Compiler> {
-    if let Some(compiler) = find(forced) {
-        return Ok(compiler);
+/// The best compiler that is there with its linker, or else the first kind that can be had by installing what lacks.
+pub(crate) fn ensure(forced: Option<Kind>) -> Result<(Compiler, PathBuf)> {
+    let there = |kind: &Kind| {
+        let compiler = probe(*kind)?;
+        let linker = find_linker(&compiler)?;
+        Some((compiler, linker))
+    };
+    if let Some(pair) = kinds(forced).iter().find_map(there) {
+        return Ok(pair);
     }
     let mut reasons = Vec::new();
     for kind in kinds(forced) {
-        match install(*kind) {
-            Ok(()) => match probe(*kind) {
-                Some(compiler) => return Ok(compiler),
-                None => reasons.push(format!("{kind:?}: installed, and still not usable (LLVM above {})", LLVMS.end())),
-            },
+        match get(*kind) {
+            Ok(pair) => return Ok(pair),
             Err(error) => reasons.push(format!("{kind:?}: {error:#}")),
         }
     }
     bail!(
-        "no Rust compiler for {TARGET}, and none could be installed. Any of these will do: the Debian packages {}; \
-         or `rustup toolchain install nightly --component rust-src`; or `rustup component add rust-src`.\n  {}",
+        "no Rust compiler and linker for {TARGET}, and none could be installed. Any of these compilers will do: the Debian \
+         packages {}; or `rustup toolchain install nightly --component rust-src`; or `rustup component add rust-src`.\n  {}",
         DEBIAN.join(" "),
         reasons.join("\n  ")
     )
 }
 
+/// One kind of compiler with its linker, installed where they lack.
+fn get(kind: Kind) -> Result<(Compiler, PathBuf)> {
+    let compiler = match probe(kind) {
+        Some(compiler) => compiler,
+        None => {
+            install(kind)?;
+            probe(kind)
+                .with_context(|| format!("installed, and not usable: not found, or LLVM above {}", LLVMS.end()))?
+        }
+    };
+    let linker = ensure_linker(&compiler)?;
+    Ok((compiler, linker))
+}
+
 /// bpf-linker, if there is one of the right version whose LLVM can read what `compiler` writes.
-pub(crate) fn find_linker(compiler: &Compiler) -> Option<PathBuf> {
+fn find_linker(compiler: &Compiler) -> Option<PathBuf> {
     let linker = run::find("bpf-linker", &workspace::cargo_bin_dirs())?;
     let version = run::capture(Command::new(&linker).arg("--version")).ok()?;
     let libraries = run::capture(Command::new("ldd").arg(&linker)).unwrap_or_default();
@@ -106,7 +117,7 @@ pub(crate) fn find_linker(compiler: &Compiler) -> Option<PathBuf> {
 }
 
 /// bpf-linker, built with LLVM of the compiler's major (or the next that is offered) when it is not there.
-pub(crate) fn ensure_linker(compiler: &Compiler) -> Result<PathBuf> {
+fn ensure_linker(compiler: &Compiler) -> Result<PathBuf> {
     if let Some(linker) = find_linker(compiler) {
         return Ok(linker);
     }
@@ -174,6 +185,11 @@ fn install(kind: Kind) -> Result<()> {
             bail!("apt offers no {}", DEBIAN.join(" "))
         }
         Kind::Debian => apt::install(&DEBIAN),
+        // One that is there stays as old as it is: it may be somebody's choice.
+        Kind::Nightly if sysroot(Command::new("rustup").args(["run", "nightly", "rustc"])).is_some() => {
+            let args = ["component", "add", "rust-src", "--toolchain", "nightly"];
+            run::step("rustup: rust-src for nightly", || run::run(Command::new("rustup").args(args)))
+        }
         Kind::Nightly => {
             let args = ["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"];
             run::step("rustup: a nightly with rust-src", || run::run(Command::new("rustup").args(args)))

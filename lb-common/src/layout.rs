@@ -8,7 +8,7 @@ use crate::{Addr, Proto};
 /// Version of the map layouts; part of the pin directory's name, so that two layouts never meet in one map.
 pub const LAYOUT_VERSION: u32 = 1;
 
-/// Sizes of the maps. All but `TCP_SOCKS` take memory per entry, not up front (`BPF_F_NO_PREALLOC`); a fixed cost of
+/// Sizes of the maps. All but `TCP_SOCKS` (4 MiB) take memory per entry, not up front (`BPF_F_NO_PREALLOC`); a fixed cost of
 /// 16 bytes per possible entry remains for the hash buckets.
 pub mod capacity {
     /// Frontends: three per Service at 50,000 Services, and room.
@@ -19,8 +19,10 @@ pub mod capacity {
     pub const SLOTS: usize = 1_048_576;
     /// Backends of all service ports.
     pub const BACKENDS: usize = 1_048_576;
-    /// TCP sockets that hold a VIP at one time; beyond it `getpeername` shows the backend.
+    /// Places for TCP sockets that were given a backend; a power of two.
     pub const TCP_SOCKS: usize = 65_536;
+    /// TCP sockets whose place was taken; beyond it `getpeername` shows the backend.
+    pub const TCP_MORE: usize = 262_144;
 }
 
 /// Key of `FRONTENDS`: what clients dial.
@@ -286,7 +288,7 @@ pub enum Counter {
     NoEndpoints = 0,
     /// Refused: policy Local, and no endpoint on this node.
     NoLocalEndpoints = 1,
-    /// `TCP_SOCKS` was full: the connection works, but `getpeername` shows its backend.
+    /// `TCP_MORE` was full: the connection works, but `getpeername` shows its backend.
     TcpSocksFull = 2,
     /// A UDP socket spoke to more VIPs at once than it can remember: the oldest was forgotten.
     UdpOverflow = 3,

@@ -15,4 +15,4 @@ pub use layout::{
     ServiceFlags, Slot, SlotKey, capacity,
 };
 pub use select::{Cause, Choice, Tables, Verdict, select};
-pub use translation::{MAX_TRANSLATIONS, Translation, Translations};
+pub use translation::{MAX_TRANSLATIONS, TcpSock, Translation, Translations, bpf_spin_lock};

@@ -56,6 +56,30 @@ impl Translation {
     }
 }
 
+/// A lock in a map value, by the name under which the kernel knows it (Linux 5.1).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct bpf_spin_lock {
+    /// The kernel's.
+    pub val: u32,
+}
+
+/// A place of `TCP_SOCKS`, an array indexed by the low bits of the socket cookie: one cache line, no look-up.
+///
+/// Cookies are numbered, so the places fill evenly; a socket whose place another one still holds goes to `TCP_MORE`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TcpSock {
+    /// Held while the place is being taken, and while `more` changes.
+    pub lock: bpf_spin_lock,
+    /// How many sockets of this place are in `TCP_MORE`.
+    pub more: u32,
+    /// Cookie of the socket that holds the place; 0 when it is free.
+    pub cookie: u64,
+    /// What the socket was given.
+    pub given: Translation,
+}
+
 /// How many VIPs one UDP socket can speak to at a time.
 pub const MAX_TRANSLATIONS: usize = 8;
 
@@ -158,6 +182,7 @@ impl Translations {
 
 const _: () = assert!(size_of::<Translation>() == 48);
 const _: () = assert!(size_of::<Translations>() == 392);
+const _: () = assert!(size_of::<TcpSock>() == 64);
 
 #[cfg(feature = "user")]
 mod pod {
@@ -166,6 +191,8 @@ mod pod {
     unsafe impl aya::Pod for super::Translation {}
     // SAFETY: repr(C), integers and arrays of them only, no padding.
     unsafe impl aya::Pod for super::Translations {}
+    // SAFETY: repr(C), integers and structs of them only, no padding.
+    unsafe impl aya::Pod for super::TcpSock {}
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod context;
 mod log;
 mod maps;
 mod sock;
+mod tcp_socks;
 
 // The macros of aya-log name their support by this path.
 extern crate self as aya_log_ebpf;

@@ -3,11 +3,11 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{HashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
 use lb_common::{
-    Backend, Counter, Frontend, FrontendKey, LogGate, Names, Service, Slot, SlotKey, Tables, Translation, Translations,
+    Backend, Counter, Frontend, FrontendKey, LogGate, Names, Service, Slot, SlotKey, Tables, TcpSock, Translation, Translations,
     capacity,
 };
 
@@ -37,9 +37,13 @@ pub static NAMES: HashMap<u32, Names, { capacity::SERVICES }, NO_PREALLOC> = Has
 #[btf_map]
 pub static SOCKS: SkStorage<Translations> = SkStorage::new();
 
-/// What TCP sockets were given, by socket cookie. Preallocated, since that is faster here, and emptied by sock_release.
+/// What TCP sockets were given: see `tcp_socks`.
 #[btf_map]
-pub static TCP_SOCKS: HashMap<u64, Translation, { capacity::TCP_SOCKS }> = HashMap::new();
+pub static TCP_SOCKS: Array<TcpSock, { capacity::TCP_SOCKS }> = Array::new();
+
+/// What TCP sockets were given whose place in `TCP_SOCKS` was taken, by socket cookie.
+#[btf_map]
+pub static TCP_MORE: HashMap<u64, Translation, { capacity::TCP_MORE }, NO_PREALLOC> = HashMap::new();
 
 /// Events, by [`Counter`].
 #[btf_map]

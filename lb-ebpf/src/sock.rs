@@ -2,8 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::BPF_ANY,
-    helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval},
+    helpers::generated::{bpf_get_prandom_u32, bpf_set_retval},
     programs::SockContext,
 };
 use lb_common::{Cause, Choice, Counter, FrontendKey, Proto, Translation, Translations, Verdict, select};
@@ -11,7 +10,8 @@ use lb_common::{Cause, Choice, Counter, FrontendKey, Proto, Translation, Transla
 use crate::{
     context::SockAddr,
     log,
-    maps::{BACKENDS, GENERATION, Kernel, NAMES, SET_RETVAL, SOCKS, TCP_SOCKS, count},
+    maps::{BACKENDS, GENERATION, Kernel, NAMES, SET_RETVAL, SOCKS, count},
+    tcp_socks::TcpSocket,
 };
 
 /// The call goes on, to whatever address now stands in the context.
@@ -32,21 +32,19 @@ pub fn connect(ctx: &SockAddr) -> i32 {
 #[inline(always)]
 fn connect_tcp(ctx: &SockAddr) -> i32 {
     let dest = ctx.key(Proto::Tcp);
-    let cookie = cookie(ctx.raw().as_ptr());
-    // SAFETY: copied at once; only this socket's own calls write it.
-    let before = unsafe { TCP_SOCKS.get(cookie) }.copied();
+    let mut place = TcpSocket::of(ctx.raw().as_ptr());
+    let before = place.given();
     // An entry left by an earlier attempt of this socket: that connect failed, so its backend is avoided.
-    let avoid = before.map_or(0, |t| t.backend);
+    let avoid = before.map_or(0, |given| given.backend);
     match pick(&dest, avoid) {
         Verdict::NotService => {
-            if before.is_some_and(|t| t.is_forgotten_by(GENERATION.load(), &dest.addr, dest.port)) {
-                let _gone = TCP_SOCKS.remove(cookie);
+            if before.is_some_and(|given| given.is_forgotten_by(GENERATION.load(), &dest.addr, dest.port)) {
+                place.clear();
             }
             PROCEED
         }
         Verdict::Backend(choice) => {
-            let translation = Translation::new(dest.addr, dest.port, &choice, GENERATION.load());
-            if TCP_SOCKS.insert(cookie, &translation, u64::from(BPF_ANY)).is_err() {
+            if !place.put(&Translation::new(dest.addr, dest.port, &choice, GENERATION.load())) {
                 full(&choice);
             }
             ctx.set(&choice.addr, choice.port);
@@ -61,11 +59,11 @@ fn connect_udp(ctx: &SockAddr) -> i32 {
     let dest = ctx.key(Proto::Udp);
     match pick(&dest, 0) {
         Verdict::NotService => {
-            forget(ctx, &dest);
+            forget(stored(ctx), &dest);
             PROCEED
         }
         Verdict::Backend(choice) => {
-            remember(ctx, &dest, &choice);
+            remember(ctx, stored(ctx), &dest, &choice);
             ctx.set(&choice.addr, choice.port);
             PROCEED
         }
@@ -81,8 +79,9 @@ pub fn sendmsg(ctx: &SockAddr) -> i32 {
         return PROCEED;
     }
     let dest = ctx.key(Proto::Udp);
+    let mut list = stored(ctx);
     let mut moved = false;
-    if let Some(kept) = stored(ctx).and_then(|list| list.of_vip(&dest.addr, dest.port)) {
+    if let Some(kept) = list.as_mut().and_then(|list| list.of_vip(&dest.addr, dest.port)) {
         if is_alive(&kept) {
             ctx.set(&kept.backend_addr, kept.backend_port);
             return PROCEED;
@@ -91,14 +90,14 @@ pub fn sendmsg(ctx: &SockAddr) -> i32 {
     }
     match pick(&dest, 0) {
         Verdict::NotService => {
-            forget(ctx, &dest);
+            forget(list, &dest);
             PROCEED
         }
         Verdict::Backend(choice) => {
             if moved {
                 count(Counter::UdpMoved);
             }
-            remember(ctx, &dest, &choice);
+            remember(ctx, list, &dest, &choice);
             ctx.set(&choice.addr, choice.port);
             PROCEED
         }
@@ -120,11 +119,10 @@ pub fn recvmsg(ctx: &SockAddr) -> i32 {
 pub fn getpeername(ctx: &SockAddr) -> i32 {
     match ctx.proto() {
         Some(Proto::Tcp) => {
-            // SAFETY: copied at once; only this socket's own calls write it.
-            if let Some(given) = unsafe { TCP_SOCKS.get(cookie(ctx.raw().as_ptr())) }.copied() {
-                if given.leads_to(&ctx.addr(), ctx.port()) {
-                    ctx.set(&given.vip, given.vip_port);
-                }
+            if let Some(given) = TcpSocket::of(ctx.raw().as_ptr()).given()
+                && given.leads_to(&ctx.addr(), ctx.port())
+            {
+                ctx.set(&given.vip, given.vip_port);
             }
         }
         Some(Proto::Udp) => show_vip(ctx),
@@ -138,7 +136,7 @@ pub fn getpeername(ctx: &SockAddr) -> i32 {
 pub fn release(ctx: &SockContext) -> i32 {
     // SAFETY: the context is valid for the program's run; the verifier checks the access.
     if unsafe { (*ctx.sock).protocol } == Proto::Tcp as u32 {
-        let _absent = TCP_SOCKS.remove(cookie(ctx.as_ptr()));
+        TcpSocket::of(ctx.as_ptr()).clear();
     }
     PROCEED
 }
@@ -149,15 +147,9 @@ fn pick(dest: &FrontendKey, avoid: u32) -> Verdict {
     select(&Kernel, dest, avoid, || unsafe { bpf_get_prandom_u32() })
 }
 
-#[inline(always)]
-fn cookie(ctx: *mut core::ffi::c_void) -> u64 {
-    // SAFETY: the context of a hook whose program type has this helper (sock_addr 4.12, sock 5.6).
-    unsafe { bpf_get_socket_cookie(ctx) }
-}
-
 /// The list of this UDP socket, if it has one.
 #[inline(always)]
-fn stored(ctx: &SockAddr) -> Option<&mut Translations> {
+fn stored<'a>(ctx: &SockAddr) -> Option<&'a mut Translations> {
     // SAFETY: the storage lives as long as the socket, which outlives this run; it is written by calls on this socket
     // only. Two threads that use one socket at once can mix two entries up; each entry is checked against its backend
     // before use.
@@ -165,8 +157,8 @@ fn stored(ctx: &SockAddr) -> Option<&mut Translations> {
 }
 
 #[inline(always)]
-fn remember(ctx: &SockAddr, dest: &FrontendKey, choice: &Choice) {
-    let list = match stored(ctx) {
+fn remember(ctx: &SockAddr, list: Option<&mut Translations>, dest: &FrontendKey, choice: &Choice) {
+    let list = match list {
         Some(list) => list,
         // The new storage is all zeros, which is an empty list.
         // SAFETY: as in `stored`.
@@ -188,8 +180,8 @@ fn remember(ctx: &SockAddr, dest: &FrontendKey, choice: &Choice) {
 }
 
 #[inline(always)]
-fn forget(ctx: &SockAddr, dest: &FrontendKey) {
-    if let Some(list) = stored(ctx) {
+fn forget(list: Option<&mut Translations>, dest: &FrontendKey) {
+    if let Some(list) = list {
         list.forget(GENERATION.load(), &dest.addr, dest.port);
     }
 }
@@ -211,14 +203,14 @@ fn is_alive(given: &Translation) -> bool {
     })
 }
 
-/// The table of hosts is full: the connection works, its name is lost.
+/// No place is left: the connection works, its name is lost.
 #[inline(always)]
 fn full(choice: &Choice) {
     count(Counter::TcpSocksFull);
     if log::open() {
         aya_log_ebpf_macros::warn!(
             (),
-            "TCP_SOCKS is full: getpeername shows the backend of service#{}",
+            "TCP_MORE is full: getpeername shows the backend of service#{}",
             choice.service
         );
     }

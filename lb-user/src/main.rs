@@ -1,2 +1,5 @@
-//! x
-fn main() {}
+//! The binary `beeline`.
+
+fn main() -> std::process::ExitCode {
+    lb_user::cli::main()
+}

@@ -183,7 +183,8 @@ fn program_fd(program: &Program) -> Result<BorrowedFd<'_>> {
 }
 
 fn new_link(program: &mut Program, cgroup: &File) -> Result<FdLink> {
-    let mode = CgroupAttachMode::AllowMultiple;
+    // No flag: a link always runs beside others (BPF_F_ALLOW_MULTI), and the kernel refuses to be told so.
+    let mode = CgroupAttachMode::Single;
     Ok(match program {
         Program::CgroupSockAddr(program) => {
             let id = program.attach(cgroup, mode)?;

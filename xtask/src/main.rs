@@ -1,1 +1,61 @@
-fn main() {}
+//! `cargo xtask VERB`: parses the verb and calls its file; no work is done here.
+
+mod apt;
+mod build;
+mod build_ebpf;
+mod initramfs;
+mod kernel_cache;
+mod kernels;
+mod kubernetes;
+mod run;
+mod setup;
+mod tally;
+mod test;
+mod tidy;
+mod toolchain;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Everything that Beeline's developers and CI run.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Find the tools that building and testing need, and install those that are missing.
+    Setup(setup::Args),
+    /// Compile the eBPF programs into the object that the agent embeds.
+    BuildEbpf(build_ebpf::Args),
+    /// Compile the eBPF programs and the agent, and print the agent's path.
+    Build(build::Args),
+    /// Run everything that must pass before a change lands; the last line is the count.
+    Test(test::Args),
+    /// Run the stories under older kernels, each booted in a small emulated machine.
+    Kernels(kernels::Args),
+    /// Check the rules of the tree that no compiler checks.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Setup(args) => setup::main(&args),
+        Verb::BuildEbpf(args) => build_ebpf::main(&args),
+        Verb::Build(args) => build::main(&args),
+        Verb::Test(args) => Ok(test::main(&args)),
+        Verb::Kernels(args) => kernels::main(&args),
+        Verb::Tidy => tidy::main(),
+    };
+    result.unwrap_or_else(|error| {
+        // Said on one line: a backtrace of xtask helps nobody to install a package.
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -49,6 +49,12 @@ impl BpfStore {
         })
     }
 
+    /// Whose service port an id is.
+    #[must_use]
+    pub fn name(&self, id: u32) -> Option<PortKey> {
+        sys::lookup(self.names.map.fd().as_fd(), &id).ok().flatten().as_ref().and_then(port_key)
+    }
+
     /// Writes the first ops that are of one kind; how many were done, and what ended them early.
     fn apply_run(&self, ops: &[Op]) -> (usize, Option<StoreError>) {
         macro_rules! run {

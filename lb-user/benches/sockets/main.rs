@@ -1,0 +1,132 @@
+//! What the socket path costs, against a direct connection, in one run: `cargo xtask bench sockets`.
+//!
+//! Every round measures all variants one after the other, and a figure is the median over the rounds of the ratio (or
+//! difference) to the floor of the same round, so that a machine that changes its speed changes nothing. The floor is a
+//! connection straight to the backend by a process that Beeline does not serve.
+
+#[path = "../../tests/stories/place.rs"]
+mod place;
+mod programs;
+mod traffic;
+
+use std::{fs, path::Path};
+
+use lb_common::{Backend, Frontend, FrontendKey, Kind, List, Proto, Service, Slot, SlotKey};
+use lb_user::{
+    datapath::{Datapath, Sizes, pins::Pins},
+    objects::Key,
+    op::Op,
+    spec::{Family, PortKey},
+    store::Store as _,
+};
+
+use traffic::{Path as Way, Variant};
+
+/// Rounds of a figure; odd, so that there is a median.
+const ROUNDS: usize = 31;
+
+/// Environment of the process that measures: its cgroup and its directory, which the first process removes after it.
+const PLACE: [&str; 2] = ["BEELINE_BENCH_CGROUP", "BEELINE_BENCH_DIRECTORY"];
+
+fn main() {
+    let arguments: Vec<_> = std::env::args().collect();
+    if let [_, flag, address] = arguments.as_slice()
+        && flag == "--server"
+    {
+        traffic::serve(address);
+    }
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("the bench of the socket path needs root");
+        std::process::exit(1);
+    }
+    if let [Some(cgroup), Some(directory)] = PLACE.map(std::env::var_os) {
+        return measure(Path::new(&cgroup), Path::new(&directory));
+    }
+    let place = place::Place::make("bench").expect("a cgroup and a directory");
+    let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
+    let status = command.env(PLACE[0], place.cgroup()).env(PLACE[1], place.directory()).status();
+    drop(place);
+    std::process::exit(if status.is_ok_and(|status| status.success()) { 0 } else { 1 });
+}
+
+fn measure(cgroup: &Path, directory: &Path) {
+    let outside = cgroup.join("outside");
+    let inside = cgroup.join("inside");
+    for cgroup in [&outside, &inside] {
+        fs::create_dir(cgroup).expect("a cgroup");
+    }
+    join(&outside);
+    place::enter_namespaces();
+    let bpffs = place::mount_bpffs(directory);
+    traffic::addresses();
+    let mut datapath = Datapath::load(Pins::at(bpffs.join("beeline")), &Sizes::new()).expect("the programs load");
+    let mut store = datapath.store().expect("the maps");
+    datapath.attach(&inside).expect("the programs attach");
+    let servers = traffic::Servers::start();
+
+    println!("| Services loaded | what | against straight to the backend |\n|---|---|---|");
+    let mut loaded = 0;
+    for services in [10, 1_000, 30_000] {
+        store.apply(&service_ops(loaded + 1, services)).expect("room in the maps");
+        loaded = services;
+        for way in [Way::Loopback, Way::Veth] {
+            let figures = traffic::tcp_connects(way, ROUNDS, |served| join(if served { &inside } else { &outside }));
+            row(services, &format!("TCP connect+close, {way}, floor"), &format!("{:.2} µs", figures.floor / 1e3));
+            row(services, &format!("TCP connect+close, {way}, no Service"), &percent(figures.ratio(Variant::Miss)));
+            row(services, &format!("TCP connect+close, {way}, through a VIP"), &percent(figures.ratio(Variant::Vip)));
+        }
+        let figures = traffic::udp_connects(ROUNDS, |served| join(if served { &inside } else { &outside }));
+        row(services, "UDP connect(), floor", &format!("{:.0} ns", figures.floor));
+        row(services, "UDP connect(), no Service", &format!("{:+.0} ns", figures.added(Variant::Miss)));
+        row(services, "UDP connect(), through a VIP", &format!("{:+.0} ns", figures.added(Variant::Vip)));
+        join(&inside);
+        for (what, nanoseconds) in programs::nanoseconds() {
+            row(services, &format!("{what}, by the kernel's run-time statistics"), &format!("{nanoseconds:.0} ns"));
+        }
+    }
+    join(&inside);
+    row(loaded, "TCP request/response on an open connection", &percent(traffic::request_response(ROUNDS)));
+    row(loaded, "TCP stream", &percent(traffic::stream(ROUNDS)));
+    join(&outside);
+    drop(servers);
+}
+
+fn row(services: u32, what: &str, figure: &str) {
+    println!("| {services} | {what} | {figure} |");
+}
+
+fn percent(ratio: f64) -> String {
+    format!("{:+.1} %", (ratio - 1.0) * 100.0)
+}
+
+/// Moves this process; sockets that it makes from now on belong there.
+fn join(cgroup: &Path) {
+    fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("joining a cgroup");
+}
+
+/// Writes for the service ports with the ids `from..=to`, of which 1 to 3 are those of the bench.
+fn service_ops(from: u32, to: u32) -> Vec<Op> {
+    let (mut ops, mut later) = (Vec::new(), Vec::new());
+    for id in from..=to {
+        let (vip, port, backend, target, proto) = match id {
+            1 => (traffic::VIP, traffic::PORT, traffic::LOOPBACK, traffic::TARGET, Proto::Tcp),
+            2 => (traffic::VETH_VIP, traffic::PORT, traffic::VETH, traffic::TARGET, Proto::Tcp),
+            3 => (traffic::VIP, traffic::PORT, traffic::LOOPBACK, traffic::TARGET, Proto::Udp),
+            _ => ([10, 98, (id >> 8) as u8, id as u8].into(), 80, [10, 0, 0, 1].into(), 80, Proto::Tcp),
+        };
+        let key = PortKey {
+            service: Key::new("bench", &format!("service-{id}")),
+            name: "".into(),
+            proto,
+            family: Family::V4,
+        };
+        ops.push(Op::PutName(id, key));
+        let slot = Slot { addr: backend.into(), port: target, _pad: 0, backend: id };
+        ops.push(Op::PutBackend(id, Backend { addr: slot.addr, port: target, _pad: 0, service: id }));
+        ops.push(Op::PutSlot(SlotKey::new(id, List::Cluster, 0), slot));
+        ops.push(Op::PutService(id, Service { cluster_len: 1, ..Service::default() }));
+        later.push(Op::PutFrontend(FrontendKey::new(vip.into(), port, proto), Frontend::new(id, Kind::ClusterIp)));
+    }
+    ops.extend(later);
+    ops
+}

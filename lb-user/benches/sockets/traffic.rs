@@ -1,0 +1,279 @@
+//! The traffic of the bench: servers in processes of their own, and loops of a client.
+
+use std::{
+    fmt,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
+
+/// VIP of a backend on this node's loopback.
+pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 97, 0, 1);
+/// VIP of a backend on the other node.
+pub const VETH_VIP: Ipv4Addr = Ipv4Addr::new(10, 97, 0, 2);
+/// Port of the VIPs.
+pub const PORT: u16 = 80;
+/// A backend on this node.
+pub const LOOPBACK: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// A backend on the other node.
+pub const VETH: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
+/// Port of the backends.
+pub const TARGET: u16 = 8080;
+
+/// Connections of one variant in one round.
+const CONNECTS: u32 = 1_500;
+const UDP_CONNECTS: u32 = 20_000;
+
+/// Where the backend is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// On this node.
+    Loopback,
+    /// In another network namespace, behind a veth pair: another node.
+    Veth,
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Loopback => "loopback",
+            Self::Veth => "two nodes",
+        })
+    }
+}
+
+/// What is compared with the floor.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// A served process that dials the backend itself.
+    Miss,
+    /// A served process that dials the VIP.
+    Vip,
+}
+
+/// Medians over the rounds.
+pub struct Figures {
+    /// Nanoseconds of the floor.
+    pub floor: f64,
+    rounds: Vec<[f64; 3]>,
+}
+
+impl Figures {
+    fn new(rounds: Vec<[f64; 3]>) -> Self {
+        Self { floor: median(rounds.iter().map(|[floor, ..]| *floor)), rounds }
+    }
+
+    /// Time of a variant as a part of the floor's.
+    pub fn ratio(&self, variant: Variant) -> f64 {
+        median(
+            self.rounds
+                .iter()
+                .map(|[floor, miss, vip]| if variant == Variant::Vip { vip / floor } else { miss / floor }),
+        )
+    }
+
+    /// Nanoseconds that a variant takes longer than the floor.
+    pub fn added(&self, variant: Variant) -> f64 {
+        median(
+            self.rounds
+                .iter()
+                .map(|[floor, miss, vip]| if variant == Variant::Vip { vip - floor } else { miss - floor }),
+        )
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().expect("the command is there");
+    assert!(status.success(), "{program} {arguments:?}");
+}
+
+/// Addresses of this node.
+pub fn addresses() {
+    run("ip", &["link", "set", "lo", "up"]);
+    run("ip", &["addr", "add", "10.0.0.1/32", "dev", "lo"]);
+}
+
+/// The servers' processes; ended when dropped.
+pub struct Servers(Vec<Child>);
+
+impl Servers {
+    /// One on this node, one on another that is joined by a veth pair.
+    pub fn start() -> Self {
+        let exe = std::env::current_exe().expect("this program");
+        let here =
+            Command::new(&exe).args(["--server", &format!("{LOOPBACK}:{TARGET}")]).stdout(Stdio::piped()).spawn();
+        let there = Command::new("unshare")
+            .args(["--net", "sh", "-c", "ip link set lo up; while ! ip addr add 10.1.0.2/24 dev there 2>/dev/null; do sleep 0.05; done; ip link set there up; exec \"$0\" --server 10.1.0.2:8080"])
+            .arg(&exe)
+            .stdout(Stdio::piped())
+            .spawn();
+        let mut children = vec![here.expect("a server"), there.expect("a server")];
+        let there = children.last().map(|child| child.id().to_string()).unwrap_or_default();
+        // The namespace is new once the process has left ours.
+        let ours = std::fs::read_link("/proc/self/ns/net").expect("/proc");
+        while std::fs::read_link(format!("/proc/{there}/ns/net")).expect("/proc") == ours {
+            thread::sleep(Duration::from_millis(5));
+        }
+        run("ip", &["link", "add", "here", "type", "veth", "peer", "name", "there", "netns", &there]);
+        run("ip", &["addr", "add", "10.1.0.1/24", "dev", "here"]);
+        run("ip", &["link", "set", "here", "up"]);
+        for child in &mut children {
+            let mut ready = [0; 1];
+            child.stdout.as_mut().expect("a pipe").read_exact(&mut ready).expect("the server says that it listens");
+        }
+        Self(children)
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ended = child.kill();
+            let _ended = child.wait();
+        }
+    }
+}
+
+/// The server: closes what says nothing, echoes one byte, swallows a stream. Told by the first byte.
+pub fn serve(address: &str) -> ! {
+    let listener = TcpListener::bind(address).expect("a free port");
+    let _udp = std::net::UdpSocket::bind(address).expect("a free port");
+    print!("r");
+    std::io::stdout().flush().expect("a pipe");
+    loop {
+        let Ok((mut stream, _)) = listener.accept() else { continue };
+        let mut first = [0; 1];
+        if !matches!(stream.read(&mut first), Ok(1)) {
+            continue;
+        }
+        let _nodelay = stream.set_nodelay(true);
+        if first == *b"e" {
+            while stream.write_all(&first).is_ok() && matches!(stream.read(&mut first), Ok(1)) {}
+        } else {
+            let mut buffer = vec![0; 1 << 18];
+            while matches!(stream.read(&mut buffer), Ok(1..)) {}
+        }
+    }
+}
+
+fn target(variant: Option<Variant>, way: Path) -> SocketAddr {
+    match (variant, way) {
+        (Some(Variant::Vip), Path::Loopback) => (VIP, PORT).into(),
+        (Some(Variant::Vip), Path::Veth) => (VETH_VIP, PORT).into(),
+        (_, Path::Loopback) => (LOOPBACK, TARGET).into(),
+        (_, Path::Veth) => (VETH, TARGET).into(),
+    }
+}
+
+const VARIANTS: [Option<Variant>; 3] = [None, Some(Variant::Miss), Some(Variant::Vip)];
+
+fn rounds(count: usize, join: impl Fn(bool), measure: impl Fn(Option<Variant>) -> f64) -> Figures {
+    let mut all = Vec::new();
+    // The first round warms up. The order turns from round to round, so that none is always the one after another.
+    for round in 0..=count {
+        let mut times = [0.0; 3];
+        for step in 0..VARIANTS.len() {
+            let index = (round + step) % VARIANTS.len();
+            let (Some(variant), Some(time)) = (VARIANTS.get(index), times.get_mut(index)) else { continue };
+            join(variant.is_some());
+            *time = measure(*variant);
+        }
+        if round > 0 {
+            all.push(times);
+        }
+    }
+    Figures::new(all)
+}
+
+/// Nanoseconds of a connect and close.
+pub fn tcp_connects(way: Path, count: usize, join: impl Fn(bool)) -> Figures {
+    rounds(count, join, |variant| {
+        let to = target(variant, way);
+        let start = Instant::now();
+        for _ in 0..CONNECTS {
+            tcp_connect(to);
+        }
+        nanoseconds(start, CONNECTS)
+    })
+}
+
+/// One connection, ended by a reset, so that no port is left waiting.
+pub fn tcp_connect(to: SocketAddr) {
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("a socket");
+    sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).expect("SO_LINGER");
+    connect(&socket, &to).expect("a connection");
+}
+
+/// Nanoseconds of a connect() of one UDP socket.
+pub fn udp_connects(count: usize, join: impl Fn(bool)) -> Figures {
+    rounds(count, join, |variant| {
+        let to = target(variant, Path::Loopback);
+        let socket = udp();
+        let start = Instant::now();
+        for _ in 0..UDP_CONNECTS {
+            connect(&socket, &to).expect("connected");
+        }
+        nanoseconds(start, UDP_CONNECTS)
+    })
+}
+
+/// A UDP socket.
+pub fn udp() -> std::os::fd::OwnedFd {
+    socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None).expect("a socket")
+}
+
+fn nanoseconds(start: Instant, count: u32) -> f64 {
+    start.elapsed().as_secs_f64() * 1e9 / f64::from(count)
+}
+
+/// Ratio of the time of a request and response through a VIP.
+pub fn request_response(count: usize) -> f64 {
+    pairs(count, |to| {
+        let mut stream = TcpStream::connect(to).expect("a connection");
+        stream.set_nodelay(true).expect("TCP_NODELAY");
+        let mut byte = *b"e";
+        let start = Instant::now();
+        for _ in 0..5_000 {
+            stream.write_all(&byte).expect("written");
+            stream.read_exact(&mut byte).expect("an echo");
+        }
+        start.elapsed().as_secs_f64()
+    })
+}
+
+/// Ratio of the time to send a stream through a VIP.
+pub fn stream(count: usize) -> f64 {
+    pairs(count, |to| {
+        let mut stream = TcpStream::connect(to).expect("a connection");
+        let buffer = vec![b's'; 1 << 18];
+        let start = Instant::now();
+        for _ in 0..600 {
+            stream.write_all(&buffer).expect("written");
+        }
+        start.elapsed().as_secs_f64()
+    })
+}
+
+fn pairs(count: usize, measure: impl Fn(SocketAddr) -> f64) -> f64 {
+    let (direct, vip) = (target(None, Path::Loopback), target(Some(Variant::Vip), Path::Loopback));
+    let ratios = (0..=count).map(|round| {
+        if round % 2 == 0 {
+            let (a, b) = (measure(direct), measure(vip));
+            b / a
+        } else {
+            let (b, a) = (measure(vip), measure(direct));
+            b / a
+        }
+    });
+    median(ratios.skip(1))
+}

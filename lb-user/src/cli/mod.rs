@@ -1,0 +1,124 @@
+//! The command line: what can be said to `beeline`, and which module answers.
+
+mod cleanup;
+mod get;
+mod log;
+mod plan;
+mod run;
+mod trace;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Result, ensure};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use lb_common::LAYOUT_VERSION;
+
+use crate::{
+    datapath::{environment, pins::Pins},
+    store::{BpfStore, Dump, Store as _},
+};
+
+/// A load balancer for Kubernetes Services that works where an application opens a socket.
+///
+/// `run` is the agent. All other commands read the pinned maps of this node and need no agent.
+///
+/// Exit codes: 0 done; 1 failed, or (trace) the connect would be refused; 2 wrong usage.
+#[derive(Parser)]
+#[command(name = "beeline", version, after_help = EXAMPLES)]
+struct Cli {
+    /// Directory of the pins, on a bpffs [default: beeline/ below the mounted bpffs]
+    #[arg(long, global = true, value_name = "DIR")]
+    pins: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  beeline run --directory ./services      serve the Services of a directory of YAML
+  beeline run                             serve those of the cluster that this node is in
+  beeline get services                    what this node serves
+  beeline trace tcp 10.96.0.1:443         what a connect would do, and why
+  beeline plan -f ./services              the map writes that a directory would cause";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the agent: keep the maps equal to what the Services say.
+    Run(Box<run::Arguments>),
+    /// Show what stands in the maps.
+    Get(get::Arguments),
+    /// Tell what a connect or a datagram to an address would do, and why.
+    Trace(trace::Arguments),
+    /// Show the map writes that a directory of YAML would cause, and do nothing.
+    Plan(plan::Arguments),
+    /// Remove every trace: programs, maps, pins. Connections that are open stay open.
+    Cleanup,
+    /// Show the versions of the program and of the map layout.
+    Version,
+    /// Print completions for a shell, to be sourced by it.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Parses the arguments and does what they say.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("beeline: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let pins = || -> Result<Pins> {
+        Ok(match cli.pins {
+            Some(directory) => Pins::at(directory),
+            None => Pins::below(&environment::bpffs()?),
+        })
+    };
+    match cli.command {
+        Command::Run(arguments) => return run::run(*arguments, pins),
+        Command::Get(arguments) => print!("{}", get::render(&read(&pins()?)?, &arguments)?),
+        Command::Trace(arguments) => return trace::run(&read(&pins()?)?, &arguments),
+        Command::Plan(arguments) => print!("{}", plan::render(&pins()?, &arguments)?),
+        Command::Cleanup => cleanup::run(&pins()?)?,
+        Command::Version => println!("beeline {}, map layout v{LAYOUT_VERSION}", env!("CARGO_PKG_VERSION")),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "beeline", &mut std::io::stdout());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads the pinned maps.
+fn read(pins: &Pins) -> Result<Dump> {
+    ensure!(
+        pins.current().exists(),
+        "no pins at {}: Beeline was never started on this node, or was cleaned up (--pins names another directory)",
+        pins.current().display()
+    );
+    dump(&pins.current())
+}
+
+fn dump(directory: &Path) -> Result<Dump> {
+    BpfStore::open(directory)?.dump()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

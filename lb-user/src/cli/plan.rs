@@ -1,0 +1,1 @@
+//! `beeline plan`: the map writes that a directory of YAML would cause.

@@ -1,0 +1,129 @@
+//! `beeline run`: the flags of the agent.
+
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use super::log;
+use crate::{
+    agent::{self, Source},
+    datapath::{Sizes, pins::Pins},
+    model::ExternalIps,
+    op::Table,
+    sources::{directory, kubernetes},
+};
+
+/// Flags of the agent.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  beeline run                                           in a pod, with the pod's own account
+  beeline run --kubeconfig admin.conf                   on a host
+  beeline run --directory ./services                    without any cluster
+
+SIGTERM and SIGINT end the agent and leave the datapath in place: the kernel goes on translating from the maps as
+they are, and the next start takes them over. `beeline cleanup` removes it.")]
+pub(super) struct Arguments {
+    /// Read Services from the YAML files of this directory, and follow their changes, instead of from a cluster.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "api_server"])]
+    directory: Option<PathBuf>,
+
+    /// Credentials of the cluster [default: those of the pod, then $KUBECONFIG, then ~/.kube/config]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// URL of an API server, in the place of that of the credentials; may be given more than once, and the first that
+    /// answers is used.
+    #[arg(long, value_name = "URL")]
+    api_server: Vec<String>,
+
+    /// Name of this node in the cluster [default: the host name]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: Option<String>,
+
+    /// Serve the Services whose label service.kubernetes.io/service-proxy-name has this value, and no others.
+    #[arg(long, value_name = "NAME")]
+    service_proxy_name: Option<String>,
+
+    /// Which spec.externalIPs are served: any, none, or a list of CIDRs.
+    #[arg(long, value_name = "any|none|CIDR,…", default_value = "any")]
+    external_ips: ExternalIps,
+
+    /// The cgroup (v2) whose processes are served [default: the root of the hierarchy, which is every process]
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+
+    /// Entries of a map: frontends, services, slots or backends, as in slots=2000000. Not needed below 50,000 Services.
+    #[arg(long, value_name = "MAP=ENTRIES", value_parser = parse_size)]
+    map_size: Vec<(Table, u32)>,
+
+    /// Remove the datapath when the agent is told to end.
+    #[arg(long)]
+    cleanup_on_exit: bool,
+
+    /// Form of the log, which goes to stderr.
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    log_format: log::Format,
+
+    /// Least severe level to log: error, warn, info, debug or trace; or a filter such as `info,kube=debug`.
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "RUST_LOG")]
+    log_level: String,
+}
+
+fn parse_size(text: &str) -> Result<(Table, u32), String> {
+    let known = || "want MAP=ENTRIES with one of the maps frontends, services, slots, backends".to_owned();
+    let (name, entries) = text.split_once('=').ok_or_else(known)?;
+    let table = Table::ALL.into_iter().filter(|table| *table != Table::Names);
+    let table = table.into_iter().find(|table| table.map_name().eq_ignore_ascii_case(name)).ok_or_else(known)?;
+    let entries: u32 = entries.parse().map_err(|error| format!("{entries:?} is no number of entries: {error}"))?;
+    if entries == 0 { Err("a map has at least one entry".to_owned()) } else { Ok((table, entries)) }
+}
+
+/// Runs the agent until it is told to end.
+pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> Result<ExitCode> {
+    log::start(arguments.log_format, &arguments.log_level)?;
+    let node_name = match arguments.node_name {
+        Some(name) => name,
+        None => rustix::system::uname().nodename().to_string_lossy().to_lowercase(),
+    };
+    let proxy_name = arguments.service_proxy_name;
+    let source = match arguments.directory {
+        Some(path) => Source::Directory(directory::Options { path, proxy_name }),
+        None => Source::Kubernetes(kubernetes::Options {
+            api_server: arguments.api_server,
+            kubeconfig: arguments.kubeconfig,
+            node_name: node_name.clone(),
+            proxy_name,
+        }),
+    };
+    let mut sizes: Sizes = arguments.map_size.into_iter().collect::<BTreeMap<_, _>>();
+    // Every service port has one name.
+    if let Some(&services) = sizes.get(&Table::Services) {
+        sizes.insert(Table::Names, services);
+    }
+    let config = agent::Config {
+        source,
+        node_name,
+        external_ips: arguments.external_ips,
+        cgroup: arguments.cgroup,
+        sizes,
+        cleanup_on_exit: arguments.cleanup_on_exit,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.context("starting the runtime")?.block_on(agent::run(config, pins))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_name_a_map_and_a_number() {
+        assert_eq!(parse_size("slots=16"), Ok((Table::Slots, 16)));
+        assert_eq!(parse_size("FRONTENDS=1"), Ok((Table::Frontends, 1)));
+        for bad in ["slots", "slots=", "slots=x", "slots=0", "names=3", "=3", "slots=-1"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}

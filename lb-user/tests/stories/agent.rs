@@ -1,0 +1,125 @@
+//! The agent under test, as the binary that users run.
+
+use std::{
+    fs::File,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use lb_user::store::{BpfStore, Dump, Store as _};
+
+use crate::node::Node;
+
+/// Waits until something is so. Under emulation everything takes longer.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let limit = if std::env::var_os("BEELINE_SLOW").is_some() { 60 } else { 10 };
+    let deadline = Instant::now() + Duration::from_secs(limit);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not so within {limit} s: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The binary.
+fn beeline() -> Command {
+    Command::new(std::env::var_os("BEELINE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_beeline").into()))
+}
+
+/// Runs a command of the command line on the node's pins.
+pub fn run(node: &Node, arguments: &[&str]) -> Output {
+    let output = beeline().arg("--pins").arg(&node.pins).args(arguments).output().expect("the beeline binary");
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// A running agent; killed when dropped.
+pub struct Agent {
+    child: Child,
+    pins: PathBuf,
+    log: PathBuf,
+}
+
+impl Agent {
+    /// Starts it and does not wait.
+    pub fn start(node: &Node, arguments: &[&str]) -> Self {
+        static STARTED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let log = node.directory.join(format!("agent{number}.log"));
+        let output = File::create(&log).expect("a log file");
+        let child = beeline()
+            .arg("--pins")
+            .arg(&node.pins)
+            .args(["run", "--node-name", "here"])
+            .arg("--directory")
+            .arg(&node.yaml)
+            .arg("--cgroup")
+            .arg(&node.cgroup)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("a log file"))
+            .stderr(output)
+            .spawn()
+            .expect("the beeline binary");
+        Self { child, pins: node.pins.clone(), log }
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).expect("the log file")
+    }
+
+    /// Waits for a line of the log.
+    pub fn wait_for_log(&self, text: &str) {
+        until(&format!("the log says {text:?}"), || self.log().contains(text));
+    }
+
+    /// Waits until its programs answer.
+    pub fn wait_until_in_service(&self) {
+        self.wait_for_log("in service");
+    }
+
+    /// What stands in the maps.
+    pub fn dump(&self) -> Dump {
+        BpfStore::open(&self.pins.join(format!("v{}", lb_common::LAYOUT_VERSION)))
+            .and_then(|store| store.dump())
+            .expect("the pinned maps")
+    }
+
+    /// Waits until the maps are so.
+    pub fn wait_for(&self, what: &str, is_so: impl Fn(&Dump) -> bool) {
+        until(what, || is_so(&self.dump()));
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a running agent");
+        self.child.wait().expect("a running agent");
+    }
+
+    /// SIGTERM, and its end.
+    pub fn terminate(&mut self) -> ExitStatus {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a running agent");
+        self.wait()
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.wait().expect("a running agent")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _ended = self.child.wait();
+        println!("--- the agent's log\n{}", self.log());
+    }
+}

@@ -1,0 +1,318 @@
+//! The life of the agent: start, kill -9, restart, upgrade, a second agent, foreign pins, full maps, bad input, the end.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    thread,
+};
+
+use aya::maps::{HashMap, MapData};
+
+use crate::{
+    Story,
+    agent::{Agent, run, until},
+    node::{Node, service},
+    sockets::{Client, at, tcp_ask, tcp_server, udp_server},
+};
+
+pub const STORIES: &[Story] = &[
+    ("i12_the_agents_death_changes_nothing", death_changes_nothing),
+    ("i4_a_restart_with_unchanged_objects_writes_nothing", restart_writes_nothing),
+    ("no_connect_fails_over_kills_restarts_and_changes", no_connect_fails),
+    ("a_second_agent_is_refused_by_pid", second_agent_is_refused),
+    ("i13_a_foreign_pin_is_refused_with_its_cure", foreign_pin_is_refused),
+    ("sigterm_leaves_the_datapath_and_cleanup_removes_it", sigterm_and_cleanup),
+    ("i9_two_programs_at_once_translate_once", two_programs_at_once),
+    ("another_map_size_moves_to_new_maps", another_map_size),
+    ("i15_a_full_map_keeps_the_old_version_serving", full_map),
+    ("bad_yaml_keeps_what_worked", bad_yaml_keeps_what_worked),
+    ("another_cgroup_is_moved_to", another_cgroup),
+    ("the_command_line_reads_the_pins", command_line),
+];
+
+const VIP: &str = "10.96.0.1:80";
+
+fn web(node: &Node, backends: &[&str]) {
+    node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, backends));
+}
+
+fn served_by(backend: &str) {
+    assert_eq!(tcp_ask(at(VIP)).map(|(server, _)| server), Ok(backend.to_owned()));
+}
+
+fn death_changes_nothing(node: &mut Node) {
+    web(node, &["10.0.0.1:8080"]);
+    tcp_server("10.0.0.1:8080");
+    let mut agent = node.agent(&[]);
+    let before = agent.dump();
+    agent.kill();
+    served_by("10.0.0.1:8080");
+    assert_eq!(agent.dump(), before);
+}
+
+fn restart_writes_nothing(node: &mut Node) {
+    web(node, &["10.0.0.1:8080", "10.0.0.2:8080"]);
+    tcp_server("10.0.0.1:8080");
+    tcp_server("10.0.0.2:8080");
+    let mut agent = node.agent(&[]);
+    let before = agent.dump();
+    agent.kill();
+    let agent = node.agent(&[]);
+    assert_eq!(agent.dump(), before, "ids too");
+    assert!(agent.log().contains("writes=0"), "{}", agent.log());
+    tcp_ask(at(VIP)).expect("served");
+}
+
+/// Opens connections the whole time; how many, and how many failed.
+struct Pressure {
+    stop: Arc<AtomicBool>,
+    failed: Arc<AtomicU32>,
+    opened: Arc<AtomicU32>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Pressure {
+    fn start() -> Self {
+        let (stop, failed, opened) = (Arc::default(), Arc::default(), Arc::default());
+        let threads = (0..2)
+            .map(|_| {
+                let (stop, failed, opened): (Arc<AtomicBool>, Arc<AtomicU32>, Arc<AtomicU32>) =
+                    (Arc::clone(&stop), Arc::clone(&failed), Arc::clone(&opened));
+                thread::spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        let client = Client::tcp(at(VIP));
+                        if let Err(error) = client.connect(at(VIP)) {
+                            println!("failed: {error}");
+                            failed.fetch_add(1, Ordering::Relaxed);
+                        } else if client.peer() != Some(at(VIP)) {
+                            println!("peer: {:?}", client.peer());
+                            failed.fetch_add(1, Ordering::Relaxed);
+                        }
+                        opened.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        Self { stop, failed, opened, threads }
+    }
+
+    /// Waits for so many more connections.
+    fn more(&self, count: u32) {
+        let from = self.opened.load(Ordering::Relaxed);
+        until("connections are opened", || self.opened.load(Ordering::Relaxed) >= from + count);
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().expect("a client that does not panic");
+        }
+        let (failed, opened) = (self.failed.load(Ordering::Relaxed), self.opened.load(Ordering::Relaxed));
+        println!("{opened} connections opened, {failed} failed");
+        assert_eq!(failed, 0);
+        assert!(opened > 500);
+    }
+}
+
+fn no_connect_fails(node: &mut Node) {
+    let all = ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080", "10.0.0.4:8080"];
+    all.into_iter().for_each(tcp_server);
+    web(node, &all[..2]);
+    let mut agent = node.agent(&[]);
+    let pressure = Pressure::start();
+    pressure.more(200);
+    for round in 0..4 {
+        // What runs is killed at an arbitrary point of its work, the objects change, the next one takes over.
+        web(node, if round % 2 == 0 { &all[2..] } else { &all[..2] });
+        pressure.more(20 * round);
+        agent.kill();
+        pressure.more(100);
+        web(node, if round % 2 == 0 { &all } else { &all[1..3] });
+        agent = node.agent(&[]);
+        pressure.more(100);
+        for n in 1..=3 {
+            web(node, &all[..n]);
+            agent.wait_for("the change", |dump| dump.backends.len() == n);
+        }
+    }
+    // Killed while it starts: the fuse of a new agent is a few milliseconds, a little longer each time.
+    for fuse in 0..8 {
+        let mut early = {
+            agent.kill();
+            Agent::start(node, &[])
+        };
+        thread::sleep(std::time::Duration::from_millis(fuse * 12));
+        early.kill();
+        pressure.more(20);
+    }
+    let mut last = node.agent(&[]);
+    pressure.more(100);
+    assert_eq!(last.terminate().code(), Some(0));
+    pressure.more(100);
+    pressure.end();
+}
+
+fn second_agent_is_refused(node: &mut Node) {
+    web(node, &["10.0.0.1:8080"]);
+    tcp_server("10.0.0.1:8080");
+    let first = node.agent(&[]);
+    let mut second = Agent::start(node, &[]);
+    assert_ne!(second.wait().code(), Some(0));
+    assert!(second.log().contains(&format!("pid {}", first.pid())), "{}", second.log());
+    let cleanup = run(node, &["cleanup"]);
+    assert!(!cleanup.status.success(), "cleanup does not pull the maps from under an agent");
+    served_by("10.0.0.1:8080");
+}
+
+fn foreign_pin_is_refused(node: &mut Node) {
+    let directory = node.pins.join("v1");
+    std::fs::create_dir_all(&directory).expect("a directory in bpffs");
+    let foreign = HashMap::<MapData, u32, u64>::create(16, 0).expect("a map");
+    foreign.pin(directory.join("SERVICES")).expect("a pin");
+    let mut agent = Agent::start(node, &[]);
+    assert_ne!(agent.wait().code(), Some(0));
+    let log = agent.log();
+    assert!(log.contains("SERVICES") && log.contains("beeline cleanup") && log.contains("--pins"), "{log}");
+    assert!(run(node, &["cleanup"]).status.success());
+    web(node, &["10.0.0.1:8080"]);
+    node.agent(&[]);
+}
+
+fn sigterm_and_cleanup(node: &mut Node) {
+    web(node, &["10.0.0.1:8080"]);
+    tcp_server("10.0.0.1:8080");
+    let mut agent = node.agent(&[]);
+    assert_eq!(agent.terminate().code(), Some(0));
+    assert!(
+        agent.log().contains("beeline cleanup"),
+        "it says that the datapath stays, and how to end it: {}",
+        agent.log()
+    );
+    served_by("10.0.0.1:8080");
+    assert!(run(node, &["cleanup"]).status.success());
+    assert!(!node.pins.exists());
+    assert!(tcp_ask(at(VIP)).is_err());
+    assert!(run(node, &["cleanup"]).status.success(), "nothing to remove is no error");
+    let mut agent = node.agent(&["--cleanup-on-exit"]);
+    served_by("10.0.0.1:8080");
+    assert_eq!(agent.terminate().code(), Some(0));
+    assert!(!node.pins.exists());
+}
+
+fn two_programs_at_once(node: &mut Node) {
+    web(node, &["10.0.0.1:8080", "10.0.0.2:8080"]);
+    node.write("dns.yaml", &service("dns", &["10.96.0.53"], "UDP", 53, &["10.0.0.1:5353", "10.0.0.2:5353"]));
+    ["10.0.0.1:8080", "10.0.0.2:8080"].into_iter().for_each(tcp_server);
+    ["10.0.0.1:5353", "10.0.0.2:5353"].into_iter().for_each(udp_server);
+    let mut first = node.agent(&[]);
+    first.kill();
+    // The old links under other names: the next agent finds the maps but no link, and attaches beside them.
+    let directory = node.pins.join("v1");
+    for entry in std::fs::read_dir(&directory).expect("the pins").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(hook) = name.strip_prefix("link_") {
+            std::fs::rename(entry.path(), directory.join(format!("old_{hook}"))).expect("a rename");
+        }
+    }
+    let _second = node.agent(&[]);
+    for _ in 0..50 {
+        let client = Client::tcp(at(VIP));
+        client.connect(at(VIP)).expect("a connection");
+        assert_eq!(client.peer(), Some(at(VIP)));
+        let client = Client::udp(at("10.96.0.53:53"));
+        assert_eq!(client.ask(at("10.96.0.53:53")).1, Some(at("10.96.0.53:53")));
+        client.connect(at("10.96.0.53:53")).expect("connected");
+        assert_eq!(client.peer(), Some(at("10.96.0.53:53")));
+        client.connect(at("10.0.0.1:5353")).expect("connected");
+        assert_eq!(client.peer(), Some(at("10.0.0.1:5353")));
+    }
+}
+
+fn another_map_size(node: &mut Node) {
+    web(node, &["10.0.0.1:8080"]);
+    tcp_server("10.0.0.1:8080");
+    let mut agent = node.agent(&["--map-size", "slots=16"]);
+    let pressure = Pressure::start();
+    pressure.more(50);
+    agent.kill();
+    let agent = node.agent(&["--map-size", "slots=32"]);
+    pressure.more(500);
+    pressure.end();
+    assert_eq!(agent.dump().slots.len(), 1);
+    let slots = MapData::from_pin(node.pins.join("v1/SLOTS")).and_then(|map| map.info()).expect("the pinned map");
+    assert_eq!(slots.max_entries(), 32);
+}
+
+fn full_map(node: &mut Node) {
+    web(node, &["10.0.0.1:8080"]);
+    tcp_server("10.0.0.1:8080");
+    let agent = node.agent(&["--map-size", "slots=2"]);
+    let many = ["10.0.0.2:8080", "10.0.0.3:8080", "10.0.0.4:8080"];
+    web(node, &many);
+    agent.wait_for_log("SLOTS");
+    let log = agent.log();
+    assert!(log.contains("default/web") && log.contains("--map-size"), "{log}");
+    served_by("10.0.0.1:8080");
+    // Another Service that fits is served all the same.
+    node.write("other.yaml", &service("other", &["10.96.0.2"], "TCP", 80, &["10.0.0.1:8080"]));
+    agent.wait_for("the other Service", |dump| dump.frontends.len() == 2);
+    assert!(tcp_ask(at("10.96.0.2:80")).is_ok());
+    // And once it fits, the new version serves.
+    std::fs::remove_file(node.yaml.join("other.yaml")).expect("the file");
+    web(node, &["10.0.0.2:8080"]);
+    tcp_server("10.0.0.2:8080");
+    until("the new version serves", || tcp_ask(at(VIP)).is_ok_and(|(server, _)| server == "10.0.0.2:8080"));
+}
+
+fn bad_yaml_keeps_what_worked(node: &mut Node) {
+    web(node, &["10.0.0.1:8080"]);
+    tcp_server("10.0.0.1:8080");
+    let agent = node.agent(&[]);
+    node.write("web.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [");
+    agent.wait_for_log("web.yaml");
+    node.write("other.yaml", &service("other", &["10.96.0.2"], "TCP", 80, &["10.0.0.1:8080"]));
+    agent.wait_for("the other file", |dump| dump.frontends.len() == 2);
+    served_by("10.0.0.1:8080");
+}
+
+fn another_cgroup(node: &mut Node) {
+    web(node, &["10.0.0.1:8080"]);
+    tcp_server("10.0.0.1:8080");
+    let child = node.cgroup.join("child");
+    std::fs::create_dir(&child).expect("a cgroup");
+    let mut agent = node.agent(&["--cgroup", child.to_str().expect("a path")]);
+    assert!(tcp_ask(at(VIP)).is_err(), "this process is not in that cgroup");
+    agent.kill();
+    let mut agent = node.agent(&[]);
+    served_by("10.0.0.1:8080");
+    agent.kill();
+    std::fs::remove_dir(&child).expect("an empty cgroup");
+}
+
+fn command_line(node: &mut Node) {
+    web(node, &["10.0.0.1:8080", "10.0.0.2:8080"]);
+    node.write("empty.yaml", &service("empty", &["10.96.0.2"], "TCP", 80, &[]));
+    let mut agent = node.agent(&[]);
+    agent.kill();
+    let said = |arguments: &[&str]| {
+        let output = run(node, arguments);
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, services) = said(&["get", "services"]);
+    assert!(code == Some(0) && services.contains("web") && services.contains("10.96.0.1"), "{services}");
+    let (code, json) = said(&["get", "backends", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((code, json.as_array().map(Vec::len)), (Some(0), Some(2)));
+    let (code, trace) = said(&["trace", "tcp", VIP]);
+    assert!(code == Some(0) && trace.contains("default/web") && trace.contains("10.0.0.2:8080"), "{trace}");
+    let (code, trace) = said(&["trace", "tcp", "10.96.0.2:80"]);
+    assert!(code == Some(1) && trace.contains("ECONNREFUSED"), "{trace}");
+    let (code, trace) = said(&["trace", "udp", "192.0.2.1:53"]);
+    assert!(code == Some(0) && trace.contains("no Service"), "{trace}");
+    web(node, &["10.0.0.1:8080"]);
+    let (code, plan) = said(&["plan", "-f", node.yaml.to_str().expect("a path")]);
+    assert!(code == Some(0) && plan.contains("SLOTS"), "{plan}");
+    assert_eq!(said(&["get", "services", "-o", "nonsense"]).0, Some(2));
+}

@@ -1,0 +1,76 @@
+//! Stories: real sockets on a real kernel through the real agent, each in a process, network namespace, cgroup and bpffs
+//! of its own, which the runner removes whatever happens.
+//!
+//! `stories [FILTER]` runs them; `stories --story NAME` is one of them, as the runner starts it.
+
+mod agent;
+mod life;
+mod node;
+mod place;
+mod sockets;
+mod tcp;
+mod udp;
+
+use std::{process::ExitCode, thread, time::Duration};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// A story: its name, and what happens.
+type Story = (&'static str, fn(&mut node::Node));
+
+fn stories() -> Vec<Story> {
+    [tcp::STORIES, udp::STORIES, life::STORIES].concat()
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().collect();
+    if let [_, flag, name] = arguments.as_slice()
+        && flag == "--story"
+    {
+        let (_, story) = stories().into_iter().find(|(known, _)| known == name).expect("a story of that name");
+        story(&mut node::Node::enter());
+        return ExitCode::SUCCESS;
+    }
+    let mut arguments = Arguments::from_args();
+    // Each story opens connections by the hundred and waits for little: more than two at once only disturb each other.
+    arguments.test_threads = arguments.test_threads.or(Some(2));
+    if let Some(reason) = node::lacking() {
+        println!("stories: skipped, {reason}");
+        let required = std::env::var_os("BEELINE_REQUIRE_KERNEL").is_some();
+        return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
+    let trials = stories().into_iter().map(|(name, _)| Trial::test(name, move || run(name))).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Runs one story in a process of its own.
+fn run(name: &str) -> Result<(), Failed> {
+    let place = place::Place::make(name)?;
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    command.args(["--story", name]).env(node::CGROUP, place.cgroup()).env(node::DIRECTORY, place.directory());
+    let log = place.directory().join("output");
+    let output = std::fs::File::create(&log)?;
+    let mut child = command.stdout(output.try_clone()?).stderr(output).spawn()?;
+    let limit = Duration::from_secs(if std::env::var_os("BEELINE_SLOW").is_some() { 200 } else { 60 });
+    let deadline = std::time::Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break Some(status);
+        }
+        if std::time::Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            break None;
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    let said = std::fs::read_to_string(&log)?;
+    for line in said.lines().filter(|line| line.starts_with("LACKS ")) {
+        println!("{line}");
+    }
+    match status {
+        Some(status) if status.success() => Ok(()),
+        Some(_) => Err(said.into()),
+        None => Err(format!("not finished after {limit:?}\n{said}").into()),
+    }
+}

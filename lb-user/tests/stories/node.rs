@@ -1,0 +1,103 @@
+//! A node of one process: network namespace with addresses on `lo`, cgroup, bpffs.
+
+use std::{fs, io::Write as _, path::PathBuf, process::Command};
+
+use crate::{agent::Agent, place};
+
+/// Environment of a story: its cgroup.
+pub const CGROUP: &str = "BEELINE_STORY_CGROUP";
+/// Environment of a story: its directory.
+pub const DIRECTORY: &str = "BEELINE_STORY_DIRECTORY";
+
+/// Why stories cannot run here, if they cannot.
+pub fn lacking() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("not root".to_owned());
+    }
+    lb_user::datapath::environment::cgroup2().err().map(|error| format!("{error:#}"))
+}
+
+/// The node that a story happens on.
+pub struct Node {
+    /// Where the agent attaches, and where this process is.
+    pub cgroup: PathBuf,
+    /// The pins' directory, on a bpffs of this node.
+    pub pins: PathBuf,
+    /// The directory of YAML.
+    pub yaml: PathBuf,
+    /// Files of the story.
+    pub directory: PathBuf,
+}
+
+/// Addresses on `lo`: backends by number, the address of a client, and the example from the Kubernetes documentation.
+const ADDRESSES: [&str; 12] = [
+    "10.0.0.1/32",
+    "10.0.0.2/32",
+    "10.0.0.3/32",
+    "10.0.0.4/32",
+    "10.0.0.9/32",
+    "192.0.2.42/32",
+    "fd00::1/128",
+    "fd00::2/128",
+    "fd00::3/128",
+    "fd00::4/128",
+    "fd00::9/128",
+    "198.51.100.1/32",
+];
+
+impl Node {
+    /// Moves this process into the node. Only the start of a story may, while it has one thread.
+    pub fn enter() -> Self {
+        let variable = |name| PathBuf::from(std::env::var_os(name).expect("the runner sets it"));
+        let (cgroup, directory) = (variable(CGROUP), variable(DIRECTORY));
+        fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("joining the cgroup");
+        place::enter_namespaces();
+        let bpffs = place::mount_bpffs(&directory);
+        let yaml = directory.join("yaml");
+        fs::create_dir(&yaml).expect("a directory");
+        ip(&["link", "set", "lo", "up"]);
+        for address in ADDRESSES {
+            ip(&["addr", "add", address, "dev", "lo"]);
+        }
+        Self { cgroup, pins: bpffs.join("beeline"), yaml, directory }
+    }
+
+    /// Writes a file of the YAML directory, whole at once.
+    pub fn write(&self, file: &str, text: &str) {
+        let (target, staged) = (self.yaml.join(file), self.directory.join("staged"));
+        fs::File::create(&staged).and_then(|mut f| f.write_all(text.as_bytes())).expect("a file");
+        fs::rename(staged, target).expect("a rename");
+    }
+
+    /// Starts an agent with further arguments, and waits until it is in service.
+    pub fn agent(&self, arguments: &[&str]) -> Agent {
+        let agent = Agent::start(self, arguments);
+        agent.wait_until_in_service();
+        agent
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let output = Command::new("ip").args(arguments).output().expect("the command ip");
+    assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// YAML of a Service with hand-written endpoints, which need nobody to mirror them.
+pub fn service(name: &str, vips: &[&str], protocol: &str, port: u16, backends: &[&str]) -> String {
+    let mut subsets = String::new();
+    for backend in backends {
+        let address: std::net::SocketAddr = backend.parse().expect("an address and port");
+        subsets += &format!(
+            "- addresses: [{{ip: \"{}\"}}]\n  ports: [{{port: {}, protocol: {protocol}}}]\n",
+            address.ip(),
+            address.port()
+        );
+    }
+    let subsets = if subsets.is_empty() { "subsets: []\n".to_owned() } else { format!("subsets:\n{subsets}") };
+    let first = vips.first().expect("a VIP");
+    let list = vips.iter().map(|vip| format!("\"{vip}\"")).collect::<Vec<_>>().join(", ");
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  clusterIP: \"{first}\"\n  clusterIPs: [{list}]\n  \
+         ports: [{{port: {port}, protocol: {protocol}}}]\n---\napiVersion: v1\nkind: Endpoints\nmetadata: {{name: {name}}}\n{subsets}---\n"
+    )
+}

@@ -1,0 +1,209 @@
+//! TCP through a VIP: rules 11 and 12 of the semantics, as an application sees them.
+
+use rustix::io::Errno;
+
+use crate::{
+    Story,
+    agent::until,
+    node::{Node, service},
+    sockets::{Client, at, is_refusal, mapped, tcp_ask, tcp_server},
+};
+
+pub const STORIES: &[Story] = &[
+    ("tcp_reaches_both_backends_and_shows_the_vip", reaches_both_backends_and_shows_the_vip),
+    ("tcp_v6_and_mapped_sockets_are_served", v6_and_mapped_sockets_are_served),
+    ("tcp_that_hits_no_service_is_untouched", what_hits_no_service_is_untouched),
+    ("tcp_retry_on_the_same_socket_picks_another_backend", retry_picks_another_backend),
+    ("tcp_choice_is_cleared_by_a_connect_elsewhere", choice_is_cleared_by_a_connect_elsewhere),
+    ("tcp_refusals_carry_their_errno", refusals_carry_their_errno),
+    ("tcp_bound_source_is_kept", bound_source_is_kept),
+    ("tcp_after_af_unspec_starts_afresh", after_af_unspec_starts_afresh),
+    ("tcp_state_ends_with_the_socket", state_ends_with_the_socket),
+    ("tcp_external_and_load_balancer_addresses_are_served", external_addresses_are_served),
+    ("tcp_mptcp_is_served_or_left_alone", mptcp_is_served_or_left_alone),
+];
+
+const VIP: &str = "10.96.0.1:80";
+
+fn two_backends(node: &Node) {
+    node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]));
+    tcp_server("10.0.0.1:8080");
+    tcp_server("10.0.0.2:8080");
+}
+
+fn reaches_both_backends_and_shows_the_vip(node: &mut Node) {
+    two_backends(node);
+    let _agent = node.agent(&[]);
+    let mut seen = std::collections::BTreeMap::new();
+    for _ in 0..400 {
+        let client = Client::tcp(at(VIP));
+        client.connect(at(VIP)).expect("a connection");
+        assert_eq!(client.peer(), Some(at(VIP)));
+        let (answer, _) = client.receive();
+        *seen.entry(answer.split(' ').next().unwrap_or_default().to_owned()).or_insert(0u32) += 1;
+    }
+    println!("{seen:?}");
+    // Uniform: 200 each, with a standard deviation of 10.
+    assert_eq!(seen.len(), 2);
+    assert!(seen.values().all(|&count| count > 140), "{seen:?}");
+}
+
+fn v6_and_mapped_sockets_are_served(node: &mut Node) {
+    two_backends(node);
+    node.write("six.yaml", &service("six", &["fd96::1", "10.96.0.6"], "TCP", 80, &["[fd00::1]:8080", "10.0.0.1:8080"]));
+    tcp_server("[fd00::1]:8080");
+    let _agent = node.agent(&[]);
+
+    let vip = at("[fd96::1]:80");
+    let client = Client::tcp(vip);
+    client.connect(vip).expect("a connection");
+    assert_eq!(client.peer(), Some(vip));
+    assert!(client.receive().0.starts_with("[fd00::1]:8080"));
+
+    assert_eq!(tcp_ask(at("10.96.0.6:80")).map(|(server, _)| server), Ok("10.0.0.1:8080".to_owned()));
+
+    let vip = mapped(at(VIP));
+    let client = Client::tcp(vip);
+    client.connect(vip).expect("a connection");
+    assert_eq!(client.peer(), Some(vip), "the VIP in the form that was dialled");
+    assert!(client.receive().0.starts_with("10.0.0."));
+}
+
+fn what_hits_no_service_is_untouched(node: &mut Node) {
+    two_backends(node);
+    tcp_server("[fd00::1]:8080");
+    let _agent = node.agent(&[]);
+    for direct in [at("10.0.0.1:8080"), at("[fd00::1]:8080"), mapped(at("10.0.0.2:8080"))] {
+        let client = Client::tcp(direct);
+        client.connect(direct).expect("a connection");
+        assert_eq!(client.peer(), Some(direct));
+    }
+    // The VIP's other ports are nobody's.
+    let other = Client::tcp(at("10.96.0.1:81")).connect(at("10.96.0.1:81"));
+    assert_eq!(other, Err(Errno::NETUNREACH), "no route leads to a VIP");
+}
+
+fn retry_picks_another_backend(node: &mut Node) {
+    node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]));
+    tcp_server("10.0.0.2:8080");
+    let _agent = node.agent(&[]);
+    let mut retried = 0;
+    for _ in 0..60 {
+        let client = Client::tcp(at(VIP));
+        if let Err(error) = client.connect(at(VIP)) {
+            assert_eq!(error, Errno::CONNREFUSED);
+            client.connect(at(VIP)).expect("the other backend");
+            retried += 1;
+        }
+        assert_eq!(client.peer(), Some(at(VIP)));
+    }
+    assert!((10..50).contains(&retried), "about half the first attempts meet the dead backend: {retried}");
+}
+
+fn choice_is_cleared_by_a_connect_elsewhere(node: &mut Node) {
+    node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
+    tcp_server("10.0.0.2:8080");
+    let _agent = node.agent(&[]);
+
+    let client = Client::tcp(at(VIP));
+    assert_eq!(client.connect(at(VIP)), Err(Errno::CONNREFUSED), "the backend does not listen yet");
+    client.connect(at("10.0.0.2:8080")).expect("a plain connection");
+    assert_eq!(client.peer(), Some(at("10.0.0.2:8080")));
+
+    // Even when it is the very backend: the application did not dial the VIP.
+    let client = Client::tcp(at(VIP));
+    assert_eq!(client.connect(at(VIP)), Err(Errno::CONNREFUSED));
+    tcp_server("10.0.0.1:8080");
+    client.connect(at("10.0.0.1:8080")).expect("a plain connection");
+    assert_eq!(client.peer(), Some(at("10.0.0.1:8080")));
+}
+
+fn refusals_carry_their_errno(node: &mut Node) {
+    node.write("empty.yaml", &service("empty", &["10.96.0.2", "fd96::2"], "TCP", 80, &[]));
+    let local = service("local", &["10.96.0.3"], "TCP", 80, &["10.0.0.1:8080"])
+        .replace("spec:\n", "spec:\n  internalTrafficPolicy: Local\n");
+    node.write("local.yaml", &local);
+    let agent = node.agent(&[]);
+    for vip in [at("10.96.0.2:80"), at("[fd96::2]:80"), mapped(at("10.96.0.2:80"))] {
+        is_refusal(Client::tcp(vip).connect(vip), Errno::CONNREFUSED);
+    }
+    is_refusal(Client::tcp(at("10.96.0.3:80")).connect(at("10.96.0.3:80")), Errno::HOSTUNREACH);
+    // The programs say so, by the Service's name, while the agent listens.
+    agent.wait_for_log("refused: default/empty");
+    agent.wait_for_log("refused: default/local");
+    let counters = lb_user::datapath::counters(&node.pins.join("v1")).expect("the counters");
+    println!("{counters:?}");
+    let count = |wanted| counters.iter().find(|(counter, _)| *counter == wanted).map(|(_, count)| *count);
+    assert_eq!(count(lb_common::Counter::NoEndpoints), Some(3));
+    assert_eq!(count(lb_common::Counter::NoLocalEndpoints), Some(1));
+}
+
+fn bound_source_is_kept(node: &mut Node) {
+    two_backends(node);
+    let _agent = node.agent(&[]);
+    let client = Client::tcp(at(VIP));
+    client.bind("10.0.0.9:0");
+    client.connect(at(VIP)).expect("a connection");
+    assert!(client.receive().0.ends_with(" 10.0.0.9"));
+}
+
+fn after_af_unspec_starts_afresh(node: &mut Node) {
+    two_backends(node);
+    tcp_server("10.0.0.3:8080");
+    let _agent = node.agent(&[]);
+    let client = Client::tcp(at(VIP));
+    client.connect(at(VIP)).expect("a connection");
+    client.disconnect();
+    assert_eq!(client.peer(), None);
+    client.connect(at("10.0.0.3:8080")).expect("a plain connection");
+    assert_eq!(client.peer(), Some(at("10.0.0.3:8080")));
+}
+
+fn state_ends_with_the_socket(node: &mut Node) {
+    two_backends(node);
+    let _agent = node.agent(&[]);
+    let entries = || {
+        let map = aya::maps::MapData::from_pin(node.pins.join("v1/TCP_SOCKS")).expect("the pinned map");
+        let map: aya::maps::HashMap<_, u64, lb_common::Translation> =
+            aya::maps::Map::HashMap(map).try_into().expect("its types");
+        map.keys().count()
+    };
+    let open: Vec<_> = (0..100)
+        .map(|_| {
+            let client = Client::tcp(at(VIP));
+            client.connect(at(VIP)).expect("a connection");
+            client
+        })
+        .collect();
+    assert_eq!(entries(), 100);
+    drop(open);
+    until("nothing is left", || entries() == 0);
+}
+
+fn external_addresses_are_served(node: &mut Node) {
+    let yaml = service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]).replace(
+        "spec:\n",
+        "status: {loadBalancer: {ingress: [{ip: 203.0.113.2}, {ip: 203.0.113.3, ipMode: Proxy}]}}\nspec:\n  externalIPs: [203.0.113.1]\n",
+    );
+    node.write("web.yaml", &yaml);
+    tcp_server("10.0.0.1:8080");
+    let _agent = node.agent(&[]);
+    for vip in ["203.0.113.1:80", "203.0.113.2:80"] {
+        assert_eq!(tcp_ask(at(vip)).map(|(server, _)| server), Ok("10.0.0.1:8080".to_owned()));
+    }
+    assert_eq!(tcp_ask(at("203.0.113.3:80")), Err(Errno::NETUNREACH), "ipMode Proxy leads to the load balancer itself");
+}
+
+fn mptcp_is_served_or_left_alone(node: &mut Node) {
+    two_backends(node);
+    let _agent = node.agent(&[]);
+    let protocol = rustix::net::Protocol::from_raw(262.try_into().expect("not zero"));
+    let (family, stream) = (rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM);
+    match rustix::net::socket(family, stream, Some(protocol)) {
+        Err(error) => println!("LACKS MPTCP in this kernel: {error}"),
+        Ok(socket) => match rustix::net::connect(&socket, &at(VIP)) {
+            Ok(()) => println!("an MPTCP socket is served"),
+            Err(error) => println!("LACKS translation of MPTCP sockets: {error}"),
+        },
+    }
+}

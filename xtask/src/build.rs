@@ -1,0 +1,137 @@
+//! Verb `build`: the eBPF programs, then the agent that embeds them. Other verbs call it for the agent and its tests.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup::{self, Need, Tools};
+use crate::toolchain::Kind;
+use crate::{build_ebpf, run, workspace};
+
+/// Arguments of `build`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Optimise.
+    #[arg(long)]
+    release: bool,
+    /// Link everything in, for an image without a system in it.
+    #[arg(long = "static")]
+    is_static: bool,
+    /// The compiler of the eBPF programs, rather than the best that there is.
+    #[arg(long, value_enum)]
+    toolchain: Option<Kind>,
+}
+
+/// How much to optimise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// Quick to build.
+    Dev,
+    /// Quick to run.
+    Release,
+}
+
+/// What to link with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// The system's libraries.
+    Dynamic,
+    /// Nothing: the program runs in an empty root.
+    Static,
+}
+
+/// Programs that a build made.
+pub(crate) struct Built {
+    /// The agent.
+    pub(crate) agent: PathBuf,
+    /// The test that was asked for.
+    pub(crate) test: Option<PathBuf>,
+}
+
+/// Runs the verb: prints the agent's path.
+pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    let profile = if args.release { Profile::Release } else { Profile::Dev };
+    let link = if args.is_static { Link::Static } else { Link::Dynamic };
+    let built = build(&setup::ensure(Need::Build, args.toolchain)?, profile, link, None)?;
+    run::print(&built.agent.display().to_string());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the programs, the agent and, if named, one of lb-user's test programs.
+pub(crate) fn build(tools: &Tools, profile: Profile, link: Link, test: Option<&str>) -> Result<Built> {
+    run::step("build-ebpf", || build_ebpf::build(tools))?;
+    let what =
+        format!("build the agent{} ({profile:?}, {link:?})", test.map_or_else(String::new, |t| format!(" and {t}")));
+    run::step(&what, || {
+        let mut cargo = cargo();
+        match test {
+            None => cargo.args(["build", "--package", "lb-user"]),
+            // Building an integration test builds the package's programs too.
+            Some(test) => cargo.args(["test", "--no-run", "--package", "lb-user", "--test", test]),
+        };
+        if profile == Profile::Release {
+            cargo.arg("--release");
+        }
+        if link == Link::Static {
+            // With a target named, the flags are for the agent alone: macros and build scripts stay as they are.
+            cargo.args(["--target", &host()?]).env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+            // Other flags would otherwise rebuild everything at each change of mind.
+            cargo.env("CARGO_TARGET_DIR", workspace::target_dir().join("static"));
+        }
+        let messages = messages(cargo.arg("--message-format=json-render-diagnostics"))?;
+        let agent = executable(&messages, "bin", "beeline").context("lb-user has no program `beeline`")?;
+        Ok(Built { agent, test: test.and_then(|test| executable(&messages, "test", test)) })
+    })
+}
+
+/// Cargo on the workspace, told where the eBPF object is.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = run::cargo();
+    cargo.env("BEELINE_EBPF_OBJECT", workspace::ebpf_object());
+    cargo
+}
+
+/// Runs a cargo and returns its messages; what is meant for people goes to stderr.
+fn messages(cargo: &mut Command) -> Result<Vec<serde_json::Value>> {
+    let mut messages = Vec::new();
+    let status = run::stream(cargo.stderr(Stdio::inherit()), |line| {
+        messages.extend(serde_json::from_str(line));
+    })?;
+    if !status.success() {
+        bail!("cargo ended with {status}");
+    }
+    Ok(messages)
+}
+
+fn executable(messages: &[serde_json::Value], kind: &str, name: &str) -> Option<PathBuf> {
+    let is_it =
+        |message: &&serde_json::Value| message["target"]["kind"][0] == kind && message["target"]["name"] == name;
+    messages.iter().filter(is_it).find_map(|message| message["executable"].as_str()).map(PathBuf::from)
+}
+
+/// The triple that the toolchain in use compiles for.
+fn host() -> Result<String> {
+    let version = run::capture(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc does not tell its host")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_found_by_kind_and_name() {
+        let message = |text: &str| serde_json::from_str(text).unwrap();
+        let messages = [
+            message(r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"beeline"},"executable":null}"#),
+            message(
+                r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"beeline"},"executable":"/t/beeline"}"#,
+            ),
+            message(r#"{"reason":"build-finished","success":true}"#),
+        ];
+        assert_eq!(executable(&messages, "bin", "beeline"), Some("/t/beeline".into()));
+        assert_eq!(executable(&messages, "test", "beeline"), None);
+    }
+}

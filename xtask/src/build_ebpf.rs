@@ -1,0 +1,58 @@
+//! Verb `build-ebpf`: compiles the eBPF programs, and places the object where lb-user's build script embeds it from.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::setup::{self, Need, Tools};
+use crate::toolchain::{Kind, TARGET};
+use crate::{run, workspace};
+
+/// Arguments of `build-ebpf`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The compiler to use, rather than the best that there is.
+    #[arg(long, value_enum)]
+    toolchain: Option<Kind>,
+}
+
+/// Runs the verb: prints the object's path and size.
+pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    let tools = setup::ensure(Need::Build, args.toolchain)?;
+    let object = run::step("build-ebpf", || build(&tools))?;
+    let size = std::fs::metadata(&object).context("looking at the object")?.len();
+    run::print(&format!("{} {size} bytes", object.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Compiles; the object is touched only if it changes, so that nothing is rebuilt because of an equal one.
+pub(crate) fn build(tools: &Tools) -> Result<PathBuf> {
+    let target_dir = workspace::target_dir().join("ebpf-build");
+    let mut cargo = tools.compiler.cargo();
+    cargo.current_dir(workspace::root().join("lb-ebpf"));
+    cargo.env("CARGO_TARGET_DIR", &target_dir).env("CARGO_ENCODED_RUSTFLAGS", rustflags(&tools.linker));
+    cargo.args(["build", "--release", "--target", TARGET]).args(tools.compiler.flags());
+    run::run(&mut cargo)?;
+    let object = workspace::ebpf_object();
+    copy_if_changed(&target_dir.join(TARGET).join("release/beeline"), &object)?;
+    Ok(object)
+}
+
+/// Flags of the compiler, in Cargo's encoding, which lets paths have spaces.
+fn rustflags(linker: &Path) -> String {
+    let linker = format!("-Clinker={}", linker.display());
+    // The architecture decides how a program reads the registers of what it traces; the object is for hosts like ours.
+    let arch = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
+    [&linker, "-Clink-arg=--btf", "-Cdebuginfo=2", "-Ccodegen-units=1", &arch].join("\x1f")
+}
+
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let new = std::fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+    if std::fs::read(to).is_ok_and(|old| old == new) {
+        return Ok(());
+    }
+    let dir = to.parent().context("the object has no directory")?;
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    std::fs::write(to, new).with_context(|| format!("writing {}", to.display()))
+}

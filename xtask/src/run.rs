@@ -1,0 +1,153 @@
+//! Child processes: run, capture or stream one, with clean environments and announced steps. Knows no tool but cargo.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::workspace;
+
+/// Announces `what`, does it, and says how long it took.
+pub(crate) fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    eprintln!("==> {what}");
+    let start = Instant::now();
+    let result = work();
+    let seconds = start.elapsed().as_secs_f64();
+    match &result {
+        Ok(_) => eprintln!("    {what}: done in {seconds:.1} s"),
+        Err(_) => eprintln!("    {what}: FAILED after {seconds:.1} s"),
+    }
+    result
+}
+
+/// Runs to the end and fails unless it succeeds. Its output goes to our stderr: stdout is for results.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    command.stdin(Stdio::null()).stdout(std::io::stderr());
+    let status = command.status().with_context(|| format!("starting {}", show(command)))?;
+    if !status.success() {
+        bail!("{} ended with {status}", show(command));
+    }
+    Ok(())
+}
+
+/// Runs to the end and returns what it printed to stdout; its stderr is shown only when it fails.
+pub(crate) fn capture(command: &mut Command) -> Result<String> {
+    command.stdin(Stdio::null());
+    let output = command.output().with_context(|| format!("starting {}", show(command)))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{} ended with {}: {}", show(command), output.status, stderr.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs to the end, hands every line of stdout to `on_line` as it comes, and leaves stderr alone.
+pub(crate) fn stream(command: &mut Command, mut on_line: impl FnMut(&str)) -> Result<ExitStatus> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("starting {}", show(command)))?;
+    let stdout = child.stdout.take().context("a child without the stdout that we piped")?;
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line.with_context(|| format!("reading from {}", show(command)))?;
+        on_line(&String::from_utf8_lossy(&line));
+    }
+    child.wait().with_context(|| format!("waiting for {}", show(command)))
+}
+
+/// Prints a line to stdout; a reader that has gone away is no error of ours.
+pub(crate) fn print(line: &str) {
+    let mut out = std::io::stdout().lock();
+    drop(writeln!(out, "{line}"));
+    drop(out.flush());
+}
+
+/// Cargo of the toolchain that runs xtask, working on the workspace.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace::root());
+    remove_env(&mut command, is_about_one_crate);
+    command.env("CARGO_TARGET_DIR", workspace::target_dir());
+    command
+}
+
+/// A cargo that has nothing to do with the toolchain that runs xtask.
+pub(crate) fn foreign_cargo(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    remove_env(&mut command, |name| is_about_one_crate(name) || is_about_a_toolchain(name));
+    command
+}
+
+/// The program `name` in PATH or, for those whose PATH lacks them, in one of the `others`.
+pub(crate) fn find(name: &str, others: &[PathBuf]) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain(others.iter().cloned()).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+fn show(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+fn remove_env(command: &mut Command, unwanted: impl Fn(&str) -> bool) {
+    let names: Vec<OsString> = std::env::vars_os().map(|(name, _)| name).collect();
+    for name in names.iter().filter(|name| name.to_str().is_some_and(&unwanted)) {
+        command.env_remove(name);
+    }
+}
+
+/// What `cargo run` tells us about xtask itself: build scripts of other crates must not see it.
+fn is_about_one_crate(name: &str) -> bool {
+    const NAMES: [&str; 6] =
+        ["CARGO", "OUT_DIR", "CARGO_CRATE_NAME", "CARGO_BIN_NAME", "CARGO_PRIMARY_PACKAGE", "CARGO_MANIFEST_PATH"];
+    NAMES.contains(&name) || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_DIR")
+}
+
+/// What chooses or changes a compiler: rustup's choice, wrappers, flags, its libraries, its target directory.
+fn is_about_a_toolchain(name: &str) -> bool {
+    const NAMES: [&str; 9] = [
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_TARGET_DIR",
+        "LD_LIBRARY_PATH",
+        "RUSTC",
+        "RUSTC_BOOTSTRAP",
+        "RUSTDOC",
+        "RUSTDOCFLAGS",
+        "RUSTFLAGS",
+        "RUSTUP_TOOLCHAIN",
+    ];
+    let prefixes = ["CARGO_BUILD_", "CARGO_PROFILE_", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"];
+    NAMES.contains(&name) || (prefixes.iter().any(|prefix| name.starts_with(prefix)) && name != "CARGO_BUILD_JOBS")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_foreign_cargo_keeps_the_users_registry_and_loses_the_toolchain() {
+        let lost = |name: &str| is_about_one_crate(name) || is_about_a_toolchain(name);
+        for name in ["CARGO", "RUSTC", "RUSTFLAGS", "RUSTUP_TOOLCHAIN", "CARGO_BUILD_TARGET", "CARGO_PKG_NAME"] {
+            assert!(lost(name), "{name}");
+        }
+        for name in ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_REGISTRIES_X_TOKEN", "CARGO_BUILD_JOBS", "PATH"] {
+            assert!(!lost(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_stream_hands_over_lines_and_the_exit_code() {
+        let mut lines = Vec::new();
+        let status =
+            stream(Command::new("sh").args(["-c", "echo a; echo b; exit 3"]), |line| lines.push(line.to_owned()));
+        assert_eq!(status.unwrap().code(), Some(3));
+        assert_eq!(lines, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_failure_names_the_command_and_what_it_said() {
+        let error = capture(Command::new("sh").args(["-c", "echo no such luck >&2; exit 1"])).unwrap_err();
+        assert!(error.to_string().contains("no such luck"), "{error}");
+    }
+}

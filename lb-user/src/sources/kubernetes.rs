@@ -110,12 +110,13 @@ impl Feed {
         let mut stream = self.watch::<K>(&config);
         // Collected between Init and InitDone: already converted, as the objects that travel are many times larger.
         let mut listed = Vec::new();
+        let mut phase = Phase::Listing;
         let mut rejected = false;
         while let Some(event) = stream.next().await {
             let event = match event {
                 Ok(event) => event,
                 Err(error) => {
-                    if let Some(simpler) = simpler(&config, &error) {
+                    if let Some(simpler) = simpler(&config, phase, &error) {
                         tracing::debug!(kind = ?K::WHICH, error = %Chain(&error), "asking in a simpler way");
                         config = simpler;
                         stream = self.watch::<K>(&config);
@@ -139,13 +140,17 @@ impl Feed {
             let event = match event {
                 watcher::Event::Init => {
                     listed = Vec::new();
+                    phase = Phase::Listing;
                     continue;
                 }
                 watcher::Event::InitApply(wire) => {
                     listed.extend(wire.convert(self.proxy_name.as_deref()));
                     continue;
                 }
-                watcher::Event::InitDone => Event::Replace(K::WHICH, std::mem::take(&mut listed)),
+                watcher::Event::InitDone => {
+                    phase = Phase::Watching;
+                    Event::Replace(K::WHICH, std::mem::take(&mut listed))
+                }
                 watcher::Event::Apply(wire) => match wire.convert(self.proxy_name.as_deref()) {
                     Some(object) => Event::Apply(object),
                     // It may have decided something before.
@@ -169,20 +174,29 @@ impl Feed {
     }
 }
 
-/// A way to ask that an older server understands, if it rejected this one.
-fn simpler(config: &watcher::Config, error: &watcher::Error) -> Option<watcher::Config> {
-    let rejected = matches!(error, watcher::Error::InitialListFailed(_) | watcher::Error::WatchStartFailed(_));
-    if !rejected || !matches!(status(error), Some(400 | 422)) {
-        return None;
-    }
+/// Whether a list is under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Listing,
+    Watching,
+}
+
+/// A way to ask that the server understands, if it rejected this one while listing.
+fn simpler(config: &watcher::Config, phase: Phase, error: &watcher::Error) -> Option<watcher::Config> {
+    let code = match (phase, status(error)?) {
+        // Not the question is wrong, but who asks, or when.
+        (Phase::Watching, _) | (_, 401 | 403 | 410 | 429 | 503 | 504) => return None,
+        (Phase::Listing, code) => code,
+    };
     let mut config = config.clone();
     let streaming = config.initial_list_strategy == InitialListStrategy::StreamingList;
     let selects_services = config.field_selector.as_deref().is_some_and(|fields| fields.starts_with("spec."));
-    if selects_services && (status(error) == Some(400) || !streaming) {
+    if selects_services && code == 400 {
         // Field selectors for Services came with 1.31; without one the headless Services travel too.
         config.field_selector = None;
     } else if streaming {
-        // The feature gate WatchList is off.
+        // 422: the feature gate WatchList is off. 500, within the stream: the gate is on, but etcd is too old for it
+        // (before 3.4.31, 3.5.13: RequestWatchProgress).
         config.initial_list_strategy = InitialListStrategy::ListWatch;
     } else {
         return None;
@@ -243,16 +257,20 @@ mod tests {
                 initial_list_strategy: strategy(streaming),
                 ..Default::default()
             };
-            let simpler = simpler(&config, &rejected(code)).map(|c| (c.field_selector, c.initial_list_strategy));
+            let simpler =
+                simpler(&config, Phase::Listing, &rejected(code)).map(|c| (c.field_selector, c.initial_list_strategy));
             let expected = expected.map(|(fields, streaming)| (fields.map(str::to_owned), strategy(streaming)));
             assert_eq!(simpler, expected, "{fields:?} {streaming} {code}");
+            assert!(super::simpler(&config, Phase::Watching, &rejected(code)).is_none());
         };
         let services = Some("spec.clusterIP!=None");
         let node = Some("metadata.name=n");
         check(services, true, 400, Some((None, true)));
         check(services, true, 422, Some((services, false)));
-        check(services, false, 422, Some((None, false)));
+        check(services, true, 500, Some((services, false)));
+        check(services, false, 500, None);
         check(services, false, 400, Some((None, false)));
+        check(services, true, 503, None);
         check(None, true, 400, Some((None, false)));
         check(None, false, 400, None);
         check(node, true, 422, Some((node, false)));

@@ -1,4 +1,5 @@
 //! The Kubernetes source against a real API server: what travels, what does not, and what happens when the server goes.
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 #[path = "kube/gate.rs"]
 mod gate;

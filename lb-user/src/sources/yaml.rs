@@ -110,11 +110,10 @@ fn add(value: Value, objects: &mut Vec<Object>, proxy_name: Option<&str>) -> Res
             })?;
             for (i, mut item) in list.items.unwrap_or_default().into_iter().enumerate() {
                 // The items of a typed list may leave out what the list says.
-                if let (Some(item), Some(element)) = (item.as_object_mut(), kind.strip_suffix("List")) {
-                    if !element.is_empty() {
-                        item.entry("apiVersion").or_insert_with(|| api_version.as_str().into());
-                        item.entry("kind").or_insert_with(|| element.into());
-                    }
+                let element = kind.strip_suffix("List").filter(|element| !element.is_empty());
+                if let (Some(item), Some(element)) = (item.as_object_mut(), element) {
+                    item.entry("apiVersion").or_insert_with(|| api_version.as_str().into());
+                    item.entry("kind").or_insert_with(|| element.into());
                 }
                 add(item, objects, proxy_name).map_err(|failure| Failure { item: Some(i), ..failure })?;
             }

@@ -6,8 +6,14 @@
 
 pub mod datapath;
 pub mod event;
+pub mod ids;
+pub mod model;
 pub mod objects;
 pub mod op;
+pub mod plan;
+pub mod reconcile;
+pub mod shadow;
 pub mod sources;
 pub mod spec;
 pub mod store;
+pub mod world;

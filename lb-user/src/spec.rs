@@ -1,6 +1,6 @@
 //! What the maps shall say about one Service.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use lb_common::{Addr, FrontendKey, Kind, Proto};
 
@@ -22,6 +22,21 @@ impl Family {
         match self {
             Self::V4 => 4,
             Self::V6 => 6,
+        }
+    }
+
+    /// The family of an address.
+    #[must_use]
+    pub const fn of(addr: &Addr) -> Self {
+        if addr.is_v4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// The name that the Kubernetes API uses.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
         }
     }
 
@@ -51,11 +66,13 @@ pub struct PortKey {
 
 impl fmt::Display for PortKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.name.is_empty() {
-            write!(f, "{}/{}", self.service, self.proto.name())
-        } else {
-            write!(f, "{}:{}/{}", self.service, self.name, self.proto.name())
+        write!(f, "{}", self.service)?;
+        if !self.name.is_empty() {
+            write!(f, ":{}", self.name)?;
         }
+        write!(f, "/{}", self.proto.name())?;
+        // As netstat does: TCP, TCP6.
+        if self.family == Family::V6 { write!(f, "6") } else { Ok(()) }
     }
 }
 
@@ -72,6 +89,18 @@ pub struct Target {
     pub addr: Addr,
     /// Host order; never 0.
     pub port: u16,
+}
+
+impl From<SocketAddr> for Target {
+    fn from(to: SocketAddr) -> Self {
+        Self { addr: to.ip().into(), port: to.port() }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.addr.to_ip(), self.port).fmt(f)
+    }
 }
 
 /// The wanted state of one service port.

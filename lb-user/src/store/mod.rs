@@ -1,12 +1,15 @@
 //! Where ops are performed: the BPF maps, or memory.
 
 mod bpf;
+mod memory;
+mod text;
 
 pub use bpf::BpfStore;
+pub use memory::{Faults, MemoryStore};
 
 use std::collections::BTreeMap;
 
-use lb_common::{Backend, Frontend, FrontendKey, Service, Slot, SlotKey};
+use lb_common::{Backend, Frontend, FrontendKey, Service, Slot, SlotKey, capacity};
 
 use crate::{
     op::{Op, Table},
@@ -39,6 +42,27 @@ pub struct Limits {
     pub slots: usize,
     /// `BACKENDS`
     pub backends: usize,
+}
+
+impl Limits {
+    /// The sizes that the maps have unless a flag says otherwise.
+    pub const DEFAULT: Self = Self {
+        frontends: capacity::FRONTENDS,
+        services: capacity::SERVICES,
+        slots: capacity::SLOTS,
+        backends: capacity::BACKENDS,
+    };
+
+    /// How many entries a map may have.
+    #[must_use]
+    pub const fn of(&self, table: Table) -> usize {
+        match table {
+            Table::Frontends => self.frontends,
+            Table::Services | Table::Names => self.services,
+            Table::Slots => self.slots,
+            Table::Backends => self.backends,
+        }
+    }
 }
 
 /// Why a write failed.

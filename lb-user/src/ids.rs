@@ -1,0 +1,44 @@
+//! Numbers for service ports and backends: never 0, never one that is in use, and one that was freed comes back only
+//! after all the others (invariant I7).
+
+/// Hands out ids.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ids {
+    next: u32,
+}
+
+impl Default for Ids {
+    fn default() -> Self {
+        Self { next: 1 }
+    }
+}
+
+impl Ids {
+    /// Goes on after `id`, which was seen in use.
+    pub fn seen(&mut self, id: u32) {
+        self.next = id.wrapping_add(1).max(1);
+    }
+
+    /// A free id. `in_use` must not hold for all of them.
+    pub fn take(&mut self, in_use: impl Fn(u32) -> bool) -> u32 {
+        let mut id = self.next;
+        while in_use(id) {
+            id = id.wrapping_add(1).max(1);
+        }
+        self.seen(id);
+        id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i7_ids_go_up_wrap_around_and_leave_out_zero_and_the_living() {
+        let mut ids = Ids::default();
+        assert_eq!([ids.take(|_| false), ids.take(|_| false), ids.take(|id| id == 3)], [1, 2, 4]);
+        ids.seen(u32::MAX - 1);
+        assert_eq!([ids.take(|_| false), ids.take(|id| id < 3), ids.take(|_| false)], [u32::MAX, 3, 4]);
+    }
+}

@@ -1,0 +1,301 @@
+//! The pass: what has changed is compiled, planned and written, and what failed is kept for the next pass. When passes
+//! happen is for [`run`] to say; what they mean is the model's and the planner's.
+
+mod run;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result};
+use foldhash::HashSet;
+use lb_common::{Addr, FrontendKey};
+
+use crate::{
+    event::{Event, Kind},
+    model::{
+        ExternalIps, Here,
+        claims::{Claims, Consequences},
+        compile, frontends,
+    },
+    objects::Key,
+    plan::{Change, Heirless, Plan, Refused, Scope, plan},
+    shadow::Shadow,
+    spec::ServiceSpec,
+    store::{Partial, Store, StoreError},
+    world::World,
+};
+pub use run::{Status, run};
+
+/// What does not come from the objects.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Name of this node.
+    pub node: String,
+    /// `--external-ips`
+    pub external_ips: ExternalIps,
+}
+
+/// Keeps a store equal to what the objects say.
+pub struct Reconciler<S> {
+    world: World,
+    external_ips: ExternalIps,
+    claims: Claims,
+    store: S,
+    /// None: to be read from the store.
+    shadow: Option<Shadow>,
+    /// What the next pass has to look at: everything, after a start and a resync.
+    scope: Scope,
+    /// Services to be planned again: a write failed, or there was no room.
+    pending: BTreeSet<Key>,
+    warnings: BTreeMap<Key, Vec<String>>,
+    refused: Vec<Refused>,
+}
+
+/// What a pass did.
+#[derive(Debug, Default)]
+pub struct PassReport {
+    /// Kinds that no source has listed yet; nothing is done before (invariant I5).
+    pub waiting: Vec<Kind>,
+    /// The Services that changed. One may stand here twice, when it took two plans.
+    pub changed: Vec<Change>,
+    /// Writes that took effect.
+    pub writes: usize,
+    /// Services that do not fit.
+    pub refused: Vec<Refused>,
+    /// Why the pass ended early. What it had to do is kept.
+    pub failure: Option<anyhow::Error>,
+}
+
+impl<S: Store> Reconciler<S> {
+    /// One that knows no object yet and has not looked into the store.
+    #[must_use]
+    pub fn new(options: Options, store: S) -> Self {
+        Self {
+            world: World::new(&options.node),
+            external_ips: options.external_ips,
+            claims: Claims::default(),
+            store,
+            shadow: None,
+            scope: Scope::World,
+            pending: BTreeSet::new(),
+            warnings: BTreeMap::new(),
+            refused: Vec::new(),
+        }
+    }
+
+    /// Takes events in. Writes nothing.
+    pub fn handle(&mut self, events: impl IntoIterator<Item = Event>) {
+        events.into_iter().for_each(|event| self.world.apply(event));
+    }
+
+    /// Writes what the events since the last pass ask for.
+    pub fn pass(&mut self) -> PassReport {
+        let mut report = PassReport { waiting: self.world.missing(), ..PassReport::default() };
+        if report.waiting.is_empty() {
+            match self.prepare() {
+                Ok(specs) => self.write(specs, &mut report),
+                Err(error) => report.failure = Some(error),
+            }
+        }
+        report
+    }
+
+    /// The first plan of the next pass, without performing it.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn preview(&mut self) -> Result<Plan> {
+        if !self.world.ready() {
+            return Ok(Plan::default());
+        }
+        let specs = self.prepare()?;
+        self.pending.extend(specs.iter().map(|spec| spec.key.clone()));
+        Ok(plan(self.shadow.get_or_insert_default(), &specs, self.scope, Heirless::Keep, &self.store.limits()))
+    }
+
+    /// Lets the next pass read the store again and compare everything.
+    pub fn resync(&mut self) {
+        self.shadow = None;
+        self.scope = Scope::World;
+    }
+
+    /// What the maps shall say about a Service, as things stand.
+    #[must_use]
+    pub fn spec(&self, key: &Key) -> ServiceSpec {
+        let here = Here { node: self.world.node_name(), zone: self.world.zone() };
+        compile(key, self.world.view(key).as_ref(), here, &self.external_ips, &self.claims)
+    }
+
+    /// The objects.
+    #[must_use]
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// The warnings of the last pass that looked at each Service.
+    #[must_use]
+    pub fn warnings(&self) -> &BTreeMap<Key, Vec<String>> {
+        &self.warnings
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// The store, to change it behind the reconciler's back.
+    pub fn store_mut(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    /// The store again: its content outlives the reconciler.
+    #[must_use]
+    pub fn into_store(self) -> S {
+        self.store
+    }
+
+    /// What the planner believes the maps to hold, once it has looked.
+    #[must_use]
+    pub fn shadow(&self) -> Option<&Shadow> {
+        self.shadow.as_ref()
+    }
+
+    /// Reads the store if need be, and compiles the Services to be planned, sorted by key.
+    fn prepare(&mut self) -> Result<Vec<ServiceSpec>> {
+        if self.shadow.is_none() {
+            let dump = self.store.dump().context("reading the maps")?;
+            let (shadow, oddities) = Shadow::from_dump(&dump);
+            for oddity in oddities {
+                tracing::info!(oddity, "found in the maps, will be mended");
+            }
+            self.shadow = Some(shadow);
+        }
+        let mut keys = self.world.take_dirty();
+        keys.extend(std::mem::take(&mut self.pending));
+        if self.scope == Scope::World {
+            keys.extend(self.world.services().cloned());
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        let concerned = self.claim(&keys);
+        if !concerned.is_empty() {
+            keys.extend(concerned);
+            keys.sort_unstable();
+            keys.dedup();
+        }
+        let specs: Vec<ServiceSpec> = keys.iter().map(|key| self.spec(key)).collect();
+        specs.iter().for_each(|spec| self.warn(spec));
+        Ok(specs)
+    }
+
+    /// Sets what the Services ask for; returns the others whom that concerns.
+    fn claim(&mut self, keys: &[Key]) -> Vec<Key> {
+        let mut concerned = Vec::new();
+        let mut changed: Vec<FrontendKey> = Vec::new();
+        let (mut ignored, mut wanted) = (Vec::new(), Vec::new());
+        for key in keys {
+            let view = self.world.view(key);
+            wanted.clear();
+            if let Some(view) = view {
+                let all = frontends::wanted(view.service, &self.external_ips, &mut ignored);
+                wanted.extend(all.iter().map(|wanted| wanted.key));
+                ignored.clear();
+            }
+            let created = view.and_then(|view| view.service.created);
+            let Consequences { services, frontends } = self.claims.set(key, created, &wanted);
+            concerned.extend(services);
+            changed.extend(frontends);
+        }
+        if self.scope == Scope::World || changed.is_empty() {
+            return concerned;
+        }
+        // An endpoint that is a frontend is refused, so that a frontend that comes or goes concerns its endpoints' Services.
+        let addrs: HashSet<Addr> = changed.iter().map(|key| key.addr).collect();
+        concerned.extend(self.world.services_with_endpoints_at(&addrs));
+        // Who still holds one that nobody asks for any more has to drop it: its owner-to-be never had room.
+        let unclaimed = changed.iter().filter(|key| self.claims.owner(key).is_none());
+        let holder = |key: &FrontendKey| {
+            let shadow = self.shadow.as_ref()?;
+            Some(shadow.port(shadow.frontend(key)?.service)?.key.as_ref()?.service.clone())
+        };
+        concerned.extend(unclaimed.filter_map(holder));
+        concerned
+    }
+
+    /// Plans and performs, as often as that makes room for what did not fit before.
+    fn write(&mut self, mut specs: Vec<ServiceSpec>, report: &mut PassReport) {
+        let limits = self.store.limits();
+        let mut heirless = Heirless::Keep;
+        loop {
+            let shadow = self.shadow.get_or_insert_default();
+            let Plan { ops, changed, refused, held } = plan(shadow, &specs, self.scope, heirless, &limits);
+            let result = self.store.apply(&ops);
+            let done = result.as_ref().map_or_else(|partial| partial.done, |()| ops.len());
+            ops.iter().take(done).for_each(|op| shadow.apply(op));
+            report.writes += done;
+            if let Err(Partial { error, .. }) = result {
+                self.pending.extend(specs.into_iter().map(|spec| spec.key));
+                if matches!(error, StoreError::Full(_)) {
+                    // There was room by our own count, so that count is wrong.
+                    self.resync();
+                }
+                report.failure =
+                    Some(anyhow::Error::new(error).context(format!("after {done} of {} writes", ops.len())));
+                return;
+            }
+            self.scope = Scope::Some;
+            changed.iter().for_each(log_change);
+            report.changed.extend(changed);
+            let stuck = ops.is_empty();
+            if stuck && heirless == Heirless::Keep && !held.is_empty() {
+                heirless = Heirless::Remove;
+            } else if stuck || (refused.is_empty() && held.is_empty()) {
+                self.pending.extend(refused.iter().map(|refused| refused.service.clone()).chain(held));
+                self.note_refused(&refused);
+                report.refused = refused;
+                return;
+            }
+            let left: BTreeSet<&Key> = refused.iter().map(|refused| &refused.service).chain(&held).collect();
+            specs.retain(|spec| left.contains(&spec.key));
+            // One that holds on may have been found in the maps only.
+            let known: BTreeSet<Key> = specs.iter().map(|spec| spec.key.clone()).collect();
+            let strangers = left.into_iter().filter(|key| !known.contains(key));
+            specs.extend(strangers.map(|key| ServiceSpec {
+                key: key.clone(),
+                ports: Vec::new(),
+                warnings: Vec::new(),
+            }));
+            specs.sort_by(|a, b| a.key.cmp(&b.key));
+        }
+    }
+
+    fn warn(&mut self, spec: &ServiceSpec) {
+        let old = self.warnings.get(&spec.key).map_or(&[][..], |old| old);
+        if *old == *spec.warnings {
+            return;
+        }
+        for warning in spec.warnings.iter().filter(|warning| !old.contains(warning)) {
+            tracing::warn!(service = %spec.key, "{warning}");
+        }
+        if spec.warnings.is_empty() {
+            self.warnings.remove(&spec.key);
+        } else {
+            self.warnings.insert(spec.key.clone(), spec.warnings.clone());
+        }
+    }
+
+    fn note_refused(&mut self, refused: &[Refused]) {
+        for new in refused.iter().filter(|new| !self.refused.contains(new)) {
+            tracing::error!(service = %new.service, "{new}");
+        }
+        self.refused = refused.to_vec();
+    }
+}
+
+fn log_change(change: &Change) {
+    let Change { service, frontends, added, removed, writes } = change;
+    tracing::info!(%service, frontends, added, removed, writes, "changed");
+}
+
+#[cfg(test)]
+mod tests;

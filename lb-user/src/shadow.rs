@@ -1,0 +1,338 @@
+//! Our copy of the maps, indexed for the planner: what a dump says, moved on op by op. It holds half-done states too; to
+//! mend them is the planner's work.
+
+mod adopt;
+
+use std::num::NonZeroU32;
+
+use foldhash::{HashMap, HashSet};
+use lb_common::{Backend, Frontend, FrontendKey, List, Service, Slot, SlotKey};
+
+use crate::{
+    ids::Ids,
+    objects::Key,
+    op::{Op, Table},
+    spec::{PortKey, Target},
+};
+
+/// The copy.
+#[derive(Default)]
+pub struct Shadow {
+    /// Every id of a service port that any map mentions.
+    ports: HashMap<u32, Port>,
+    by_service: HashMap<Key, Vec<u32>>,
+    frontends: HashMap<FrontendKey, Frontend>,
+    backends: HashMap<u32, Known>,
+    /// Backends that no slot of their service port names.
+    loose: HashSet<u32>,
+    /// Slots that fit into no list: of an unknown list, far beyond its end, or naming backend 0.
+    strays: HashSet<SlotKey>,
+    /// Backend ids that some slot names although there is no such backend. They stay reserved.
+    dangling: HashSet<u32>,
+    slots: usize,
+    services: usize,
+    names: usize,
+    port_ids: Ids,
+    backend_ids: Ids,
+}
+
+/// A service port.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Port {
+    /// Its entry of `NAMES`.
+    pub key: Option<PortKey>,
+    /// Its entry of `SERVICES`.
+    pub service: Option<Service>,
+    /// The frontends that point at it, in no order.
+    pub frontends: Vec<FrontendKey>,
+    lists: [Places; 2],
+}
+
+/// A list, by index; a gap is a slot that does not exist. The last one exists.
+type Places = Vec<Option<Place>>;
+
+/// What stands in a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Address and port.
+    pub target: Target,
+    /// Id of the backend.
+    pub backend: NonZeroU32,
+}
+
+impl Place {
+    /// The slot that says this.
+    #[must_use]
+    pub const fn slot(&self) -> Slot {
+        Slot { addr: self.target.addr, port: self.target.port, _pad: 0, backend: self.backend.get() }
+    }
+}
+
+/// A backend, and how many slots of its service port name it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Known {
+    backend: Backend,
+    slots: u32,
+}
+
+impl Port {
+    /// The slots of a list.
+    #[must_use]
+    pub fn list(&self, list: List) -> &[Option<Place>] {
+        &self.lists[list as usize]
+    }
+
+    /// Whether nothing is left of it.
+    fn is_gone(&self) -> bool {
+        self.key.is_none()
+            && self.service.is_none()
+            && self.frontends.is_empty()
+            && self.lists.iter().all(Vec::is_empty)
+    }
+}
+
+impl Shadow {
+    /// A service port by its id.
+    #[must_use]
+    pub fn port(&self, id: u32) -> Option<&Port> {
+        self.ports.get(&id)
+    }
+
+    /// The ids of all service ports, in no order.
+    pub fn ports(&self) -> impl Iterator<Item = (u32, &Port)> {
+        self.ports.iter().map(|(&id, port)| (id, port))
+    }
+
+    /// The ids that bear the name of a Service; two may bear the same port's.
+    #[must_use]
+    pub fn ports_of(&self, service: &Key) -> &[u32] {
+        self.by_service.get(service).map_or(&[], |ids| ids)
+    }
+
+    /// The Services that any service port names, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &Key> {
+        self.by_service.keys()
+    }
+
+    /// A frontend.
+    #[must_use]
+    pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.frontends.get(key).copied()
+    }
+
+    /// A backend.
+    #[must_use]
+    pub fn backend(&self, id: u32) -> Option<Backend> {
+        self.backends.get(&id).map(|known| known.backend)
+    }
+
+    /// The backends that no slot of their service port names, in no order.
+    pub fn loose_backends(&self) -> impl Iterator<Item = (u32, Backend)> {
+        self.loose.iter().filter_map(|&id| Some((id, self.backend(id)?)))
+    }
+
+    /// The slots that fit into no list, in no order.
+    pub fn stray_slots(&self) -> impl Iterator<Item = SlotKey> {
+        self.strays.iter().copied()
+    }
+
+    /// How many entries a map has.
+    #[must_use]
+    pub fn count(&self, table: Table) -> usize {
+        match table {
+            Table::Frontends => self.frontends.len(),
+            Table::Services => self.services,
+            Table::Slots => self.slots,
+            Table::Backends => self.backends.len(),
+            Table::Names => self.names,
+        }
+    }
+
+    /// Where ids of service ports and of backends go on.
+    #[must_use]
+    pub const fn ids(&self) -> (Ids, Ids) {
+        (self.port_ids, self.backend_ids)
+    }
+
+    /// Whether an id of a service port is in use anywhere.
+    #[must_use]
+    pub fn port_in_use(&self, id: u32) -> bool {
+        self.ports.contains_key(&id)
+    }
+
+    /// Whether an id of a backend is in use anywhere.
+    #[must_use]
+    pub fn backend_in_use(&self, id: u32) -> bool {
+        self.backends.contains_key(&id) || self.dangling.contains(&id)
+    }
+
+    /// Takes over what an op did to the maps.
+    pub fn apply(&mut self, op: &Op) {
+        match op {
+            Op::PutName(id, key) => self.put_name(*id, key),
+            Op::PutBackend(id, backend) => self.put_backend(*id, *backend),
+            Op::PutSlot(key, slot) => self.put_slot(key, slot),
+            Op::PutService(id, service) => {
+                if self.port_mut(*id).service.replace(*service).is_none() {
+                    self.services += 1;
+                }
+            }
+            Op::PutFrontend(key, frontend) => self.put_frontend(key, *frontend),
+            Op::DeleteFrontend(key) => {
+                if let Some(old) = self.frontends.remove(key) {
+                    self.forget_frontend(old.service, key);
+                }
+            }
+            Op::DeleteService(id) => {
+                if self.ports.get_mut(id).and_then(|port| port.service.take()).is_some() {
+                    self.services -= 1;
+                }
+                self.drop_if_gone(*id);
+            }
+            Op::DeleteSlot(key) => {
+                self.delete_slot(key);
+                self.drop_if_gone(key.service);
+            }
+            Op::DeleteBackend(id) => {
+                self.backends.remove(id);
+                self.loose.remove(id);
+            }
+            Op::DeleteName(id) => {
+                self.delete_name(*id);
+                self.drop_if_gone(*id);
+            }
+        }
+    }
+
+    fn port_mut(&mut self, id: u32) -> &mut Port {
+        self.ports.entry(id).or_insert_with(|| {
+            self.port_ids.seen(id);
+            Port::default()
+        })
+    }
+
+    fn drop_if_gone(&mut self, id: u32) {
+        if self.ports.get(&id).is_some_and(Port::is_gone) {
+            self.ports.remove(&id);
+        }
+    }
+
+    fn put_name(&mut self, id: u32, key: &PortKey) {
+        self.delete_name(id);
+        self.port_mut(id).key = Some(key.clone());
+        self.names += 1;
+        match self.by_service.get_mut(&key.service) {
+            Some(ids) => {
+                ids.reserve_exact(1);
+                ids.push(id);
+            }
+            None => drop(self.by_service.insert(key.service.clone(), vec![id])),
+        }
+    }
+
+    fn delete_name(&mut self, id: u32) {
+        let Some(key) = self.ports.get_mut(&id).and_then(|port| port.key.take()) else { return };
+        self.names -= 1;
+        if let Some(ids) = self.by_service.get_mut(&key.service) {
+            ids.retain(|&other| other != id);
+            if ids.is_empty() {
+                self.by_service.remove(&key.service);
+            }
+        }
+    }
+
+    fn put_backend(&mut self, id: u32, backend: Backend) {
+        // The planner never changes a backend; no slot names a new one yet.
+        if self.backends.insert(id, Known { backend, slots: 0 }).is_none() {
+            self.backend_ids.seen(id);
+        }
+        self.loose.insert(id);
+    }
+
+    fn put_frontend(&mut self, key: &FrontendKey, frontend: Frontend) {
+        let old = self.frontends.insert(*key, frontend);
+        if old.is_some_and(|old| old.service == frontend.service) {
+            return;
+        }
+        if let Some(old) = old {
+            self.forget_frontend(old.service, key);
+        }
+        let list = &mut self.port_mut(frontend.service).frontends;
+        list.reserve_exact(1);
+        list.push(*key);
+    }
+
+    fn forget_frontend(&mut self, id: u32, key: &FrontendKey) {
+        if let Some(port) = self.ports.get_mut(&id) {
+            port.frontends.retain(|other| other != key);
+        }
+        self.drop_if_gone(id);
+    }
+
+    fn put_slot(&mut self, key: &SlotKey, slot: &Slot) {
+        if !self.strays.remove(key) {
+            self.slots += 1;
+        }
+        let place = NonZeroU32::new(slot.backend)
+            .map(|backend| Place { target: Target { addr: slot.addr, port: slot.port }, backend });
+        let (Some(place), Some(list)) = (place, list_of(key)) else {
+            self.strays.insert(*key);
+            return;
+        };
+        let index = key.index as usize;
+        let places = &mut self.port_mut(key.service).lists[list as usize];
+        if places.len() <= index {
+            places.resize(index + 1, None);
+        }
+        let old = places.get_mut(index).and_then(|at| at.replace(place));
+        if let Some(old) = old {
+            self.slots -= 1;
+            self.release(key.service, old.backend.get());
+        }
+        self.hold(key.service, place.backend.get());
+    }
+
+    fn delete_slot(&mut self, key: &SlotKey) {
+        if self.strays.remove(key) {
+            self.slots -= 1;
+            return;
+        }
+        let Some(list) = list_of(key) else { return };
+        let Some(port) = self.ports.get_mut(&key.service) else { return };
+        let places = &mut port.lists[list as usize];
+        let Some(old) = places.get_mut(key.index as usize).and_then(Option::take) else { return };
+        while places.last().is_some_and(Option::is_none) {
+            places.pop();
+        }
+        if places.capacity() > 4 * places.len() {
+            places.shrink_to_fit();
+        }
+        self.slots -= 1;
+        self.release(key.service, old.backend.get());
+    }
+
+    /// A slot of the service port `id` now names `backend`.
+    fn hold(&mut self, id: u32, backend: u32) {
+        if let Some(known) = self.backends.get_mut(&backend).filter(|known| known.backend.service == id) {
+            known.slots += 1;
+            if known.slots == 1 {
+                self.loose.remove(&backend);
+            }
+        }
+    }
+
+    /// A slot of the service port `id` no longer names `backend`.
+    fn release(&mut self, id: u32, backend: u32) {
+        if let Some(known) = self.backends.get_mut(&backend).filter(|known| known.backend.service == id) {
+            known.slots -= 1;
+            if known.slots == 0 {
+                self.loose.insert(backend);
+            }
+        }
+    }
+}
+
+/// The list that a slot is of, if there is such a list.
+fn list_of(key: &SlotKey) -> Option<List> {
+    List::ALL.into_iter().find(|&list| list as u32 == key.list)
+}

@@ -1,0 +1,301 @@
+//! Directories that change, on a real file system.
+
+use std::{os::unix::fs::symlink, time::Instant};
+
+use super::*;
+
+/// A Service as YAML.
+fn service(name: &str, addr: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: {addr}, ports: [{{port: 80}}]}}\n"
+    )
+}
+
+/// Names and addresses of the Services in a round of events, which must hold all four kinds; None for no events.
+fn services(events: Vec<Event>) -> Option<Vec<String>> {
+    let kinds: Vec<Kind> = events
+        .iter()
+        .map(|event| match event {
+            Event::Replace(kind, _) => *kind,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    if kinds.is_empty() {
+        return None;
+    }
+    assert_eq!(kinds, Kind::ALL);
+    let Some(Event::Replace(_, objects)) = events.into_iter().next() else { panic!("checked above") };
+    let named = |object| match object {
+        Object::Service(service) => format!("{} {}", service.key.name, service.cluster_ips[0]),
+        other => panic!("{other:?}"),
+    };
+    Some(objects.into_iter().map(named).collect())
+}
+
+/// One reading after another, without a watch.
+struct Reading {
+    dir: tempfile::TempDir,
+    good: LastGood,
+}
+
+impl Reading {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), good: LastGood::new(None) }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    #[track_caller]
+    fn expect(&mut self, services_now: Option<&[&str]>, problems: &[&str]) {
+        let events = load(self.dir.path(), &mut self.good).unwrap();
+        let expected = services_now.map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(services(events), expected);
+        let dir = format!("{}/", self.dir.path().display());
+        let got: Vec<String> = self.good.problems().map(|problem| problem.replace(&dir, "")).collect();
+        assert_eq!(got, problems);
+    }
+}
+
+#[test]
+fn first_reading_gives_all_kinds_and_later_ones_only_changes() {
+    let mut reading = Reading::new();
+    reading.expect(Some(&[]), &[]);
+    reading.expect(None, &[]);
+    reading.write("a.yaml", &service("a", "10.96.0.1"));
+    reading.write("sub/b.yml", &service("b", "10.96.0.2"));
+    reading.write(
+        "sub/c.json",
+        r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"c"},"spec":{"clusterIP":"10.96.0.3"}}"#,
+    );
+    reading.write("note.txt", "[");
+    reading.write(".hidden.yaml", "[");
+    reading.write("..data/a.yaml", "[");
+    reading.expect(Some(&["a 10.96.0.1", "b 10.96.0.2", "c 10.96.0.3"]), &[]);
+    reading.expect(None, &[]);
+    reading.write("a.yaml", &format!("# a comment\n{}", service("a", "10.96.0.1")));
+    reading.expect(None, &[]);
+    reading.write("a.yaml", &service("a", "10.96.0.9"));
+    reading.expect(Some(&["a 10.96.0.9", "b 10.96.0.2", "c 10.96.0.3"]), &[]);
+    fs::remove_dir_all(reading.dir.path().join("sub")).unwrap();
+    reading.expect(Some(&["a 10.96.0.9"]), &[]);
+}
+
+#[test]
+fn bad_file_keeps_its_last_good_objects_and_others_proceed() {
+    let mut reading = Reading::new();
+    reading.write("a.yaml", &service("a", "10.96.0.1"));
+    reading.write("b.yaml", &service("b", "10.96.0.2"));
+    reading.expect(Some(&["a 10.96.0.1", "b 10.96.0.2"]), &[]);
+    let bad = format!("{}---\nkind: Service\n", service("a", "10.96.0.8"));
+    reading.write("a.yaml", &bad);
+    reading.write("b.yaml", &service("b", "10.96.0.9"));
+    let problem = "a.yaml: document 2, line 7: apiVersion: missing; add it; the objects last read from it are kept";
+    reading.expect(Some(&["a 10.96.0.1", "b 10.96.0.9"]), &[problem]);
+    reading.expect(None, &[problem]);
+    reading.write("a.yaml", "");
+    reading.expect(
+        None,
+        &["a.yaml: empty; remove the file to remove its objects; the objects last read from it are kept"],
+    );
+    reading.write("a.yaml", "# none\n");
+    reading.expect(Some(&["b 10.96.0.9"]), &[]);
+    reading.write("c.yaml", "[");
+    let events = load(reading.dir.path(), &mut reading.good).unwrap();
+    assert_eq!(services(events), None, "a new bad file changes nothing");
+    assert_eq!(reading.good.problems().count(), 1);
+    fs::remove_file(reading.dir.path().join("c.yaml")).unwrap();
+    reading.write("b.yaml", &bad);
+    fs::remove_file(reading.dir.path().join("b.yaml")).unwrap();
+    reading.expect(Some(&[]), &[]);
+}
+
+#[test]
+fn object_in_two_files_counts_once() {
+    let mut reading = Reading::new();
+    reading.write("b.yaml", &service("a", "10.96.0.2"));
+    reading.write("a.yaml", &service("a", "10.96.0.1"));
+    let dir = reading.dir.path().to_owned();
+    let problem =
+        format!("Service default/a stands in {}/a.yaml and in b.yaml: the first counts; remove one", dir.display());
+    let problem = problem.replace(&format!("{}/", dir.display()), "");
+    reading.expect(Some(&["a 10.96.0.1"]), &[&problem]);
+    fs::remove_file(dir.join("a.yaml")).unwrap();
+    reading.expect(Some(&["a 10.96.0.2"]), &[]);
+}
+
+#[test]
+fn link_that_leads_back_is_read_once_and_dangling_one_keeps_its_objects() {
+    let mut reading = Reading::new();
+    let dir = reading.dir.path().to_owned();
+    reading.write("sub/a.yaml", &service("a", "10.96.0.1"));
+    symlink(&dir, dir.join("sub/up")).unwrap();
+    reading.write(".store/b", &service("b", "10.96.0.2"));
+    symlink(dir.join(".store/b"), dir.join("b.yaml")).unwrap();
+    reading.expect(Some(&["b 10.96.0.2", "a 10.96.0.1"]), &[]);
+    fs::rename(dir.join(".store"), dir.join(".moved")).unwrap();
+    let events = load(&dir, &mut reading.good).unwrap();
+    assert_eq!((services(events), reading.good.problems().count()), (None, 1));
+}
+
+#[test]
+fn absent_directory_is_an_error_with_its_cure() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = load(&dir.path().join("absent"), &mut LastGood::new(None)).unwrap_err();
+    assert!(format!("{error:#}").contains("absent: not readable; create the directory"), "{error:#}");
+}
+
+/// A directory that is followed.
+struct Following {
+    dir: PathBuf,
+    rx: mpsc::Receiver<Event>,
+    task: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Following {
+    fn new(dir: &Path) -> Self {
+        let (tx, rx) = mpsc::channel(4);
+        let task = tokio::spawn(run(Options { path: dir.to_owned(), proxy_name: None }, tx));
+        Self { dir: dir.to_owned(), rx, task }
+    }
+
+    /// Receives rounds until one holds these Services; rounds before it may hold only what was there before. Returns
+    /// how long it took.
+    async fn expect(&mut self, expected: &[&str]) -> Duration {
+        let begin = Instant::now();
+        let deadline = tokio::time::sleep(Duration::from_secs(10));
+        tokio::pin!(deadline);
+        loop {
+            let mut round = Vec::new();
+            while round.len() < Kind::ALL.len() {
+                tokio::select! {
+                    event = self.rx.recv() => round.push(event.unwrap()),
+                    () = &mut deadline => panic!("no round with {expected:?}"),
+                }
+            }
+            if services(round).unwrap() == expected {
+                return begin.elapsed();
+            }
+        }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.dir.join(name), text).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn changes_arrive_soon() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut following = Following::new(dir.path());
+    following.expect(&[]).await;
+    following.write("a.yaml", &service("a", "10.96.0.1"));
+    let took = following.expect(&["a 10.96.0.1"]).await;
+    assert!(took < watch_poll(), "seen by the poll only: {took:?}");
+    fs::create_dir(dir.path().join("sub")).unwrap();
+    following.write("sub/b.yaml", &service("b", "10.96.0.2"));
+    following.expect(&["a 10.96.0.1", "b 10.96.0.2"]).await;
+    following.write("sub/b.yaml", &service("b", "10.96.0.3"));
+    let took = following.expect(&["a 10.96.0.1", "b 10.96.0.3"]).await;
+    assert!(took < watch_poll(), "seen by the poll only: {took:?}");
+    fs::remove_file(dir.path().join("a.yaml")).unwrap();
+    following.expect(&["b 10.96.0.3"]).await;
+}
+
+/// What must be sooner than the poll to prove that inotify saw it.
+fn watch_poll() -> Duration {
+    Duration::from_millis(1900)
+}
+
+#[tokio::test]
+async fn configmap_swap_is_one_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for (version, addr) in [("..1", "10.96.0.1"), ("..2", "10.96.0.2")] {
+        fs::create_dir(at(version)).unwrap();
+        fs::write(at(version).join("a.yaml"), service("a", addr)).unwrap();
+        fs::write(at(version).join("b.yaml"), service("b", addr)).unwrap();
+    }
+    symlink("..1", at("..data")).unwrap();
+    symlink("..data/a.yaml", at("a.yaml")).unwrap();
+    symlink("..data/b.yaml", at("b.yaml")).unwrap();
+    let mut following = Following::new(dir.path());
+    following.expect(&["a 10.96.0.1", "b 10.96.0.1"]).await;
+    symlink("..2", at("..data_tmp")).unwrap();
+    fs::rename(at("..data_tmp"), at("..data")).unwrap();
+    fs::remove_dir_all(at("..1")).unwrap();
+    let took = following.expect(&["a 10.96.0.2", "b 10.96.0.2"]).await;
+    assert!(took < watch_poll(), "seen by the poll only: {took:?}");
+}
+
+#[tokio::test]
+async fn half_written_file_never_removes_objects() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut following = Following::new(dir.path());
+    following.expect(&[]).await;
+    let text = service("a", "10.96.0.1") + &service("b", "10.96.0.2");
+    following.write("a.yaml", &text);
+    following.expect(&["a 10.96.0.1", "b 10.96.0.2"]).await;
+    // Truncated, then cut within a document, then a new whole.
+    following.write("a.yaml", "");
+    following.write("a.yaml", &text[..text.len() - 8]);
+    following.write("c.yaml", &service("c", "10.96.0.3"));
+    following.expect(&["a 10.96.0.1", "b 10.96.0.2", "c 10.96.0.3"]).await;
+    following.write("a.yaml", &service("a", "10.96.0.9"));
+    following.expect(&["a 10.96.0.9", "c 10.96.0.3"]).await;
+}
+
+#[tokio::test]
+async fn directory_may_vanish_and_return() {
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("services");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("a.yaml"), service("a", "10.96.0.1")).unwrap();
+    let mut following = Following::new(&dir);
+    following.expect(&["a 10.96.0.1"]).await;
+    fs::rename(&dir, outer.path().join("away")).unwrap();
+    let silence = tokio::time::timeout(Duration::from_millis(300), following.rx.recv()).await;
+    assert!(silence.is_err(), "a vanished directory removes nothing: {silence:?}");
+    let next = outer.path().join("next");
+    fs::create_dir(&next).unwrap();
+    fs::write(next.join("b.yaml"), service("b", "10.96.0.2")).unwrap();
+    fs::rename(&next, &dir).unwrap();
+    following.expect(&["b 10.96.0.2"]).await;
+    following.write("b.yaml", &service("b", "10.96.0.3"));
+    let took = following.expect(&["b 10.96.0.3"]).await;
+    assert!(took < watch_poll(), "the new directory is not watched: {took:?}");
+}
+
+#[tokio::test]
+async fn linked_directory_may_be_swapped() {
+    let outer = tempfile::tempdir().unwrap();
+    let at = |name: &str| outer.path().join(name);
+    for (version, addr) in [("v1", "10.96.0.1"), ("v2", "10.96.0.2")] {
+        fs::create_dir(at(version)).unwrap();
+        fs::write(at(version).join("a.yaml"), service("a", addr)).unwrap();
+    }
+    symlink("v1", at("current")).unwrap();
+    let mut following = Following::new(&at("current"));
+    following.expect(&["a 10.96.0.1"]).await;
+    symlink("v2", at("next")).unwrap();
+    fs::rename(at("next"), at("current")).unwrap();
+    following.expect(&["a 10.96.0.2"]).await;
+    following.write("a.yaml", &service("a", "10.96.0.3"));
+    let took = following.expect(&["a 10.96.0.3"]).await;
+    assert!(took < watch_poll(), "the new directory is not watched: {took:?}");
+}
+
+#[tokio::test]
+async fn following_ends_with_its_receiver_and_fails_without_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut following = Following::new(dir.path());
+    following.expect(&[]).await;
+    let Following { rx, task, .. } = following;
+    drop(rx);
+    task.await.unwrap().unwrap();
+    let absent = Following::new(&dir.path().join("absent"));
+    absent.task.await.unwrap().unwrap_err();
+}

@@ -1,0 +1,281 @@
+//! Objects from a Kubernetes API server: lists and watches the four kinds, for as long as anybody receives. Which server,
+//! and with which credentials, is in `server`; what the objects mean is in `convert`.
+
+mod server;
+
+use std::{path::PathBuf, sync::Arc};
+
+use futures::{StreamExt as _, stream::BoxStream};
+use kube::{
+    Api,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, InitialListStrategy},
+    },
+};
+use server::{Outcome, Server, Servers};
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::wire::{EndpointSlice, Endpoints, Node, Service, Wire};
+use crate::event::Event;
+
+/// Where to find the API server, and what to ask for.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// `--api-server`: URLs to use instead of the configured one; the first that answers counts. The way to a server
+    /// that does not need Services to work.
+    pub api_server: Vec<String>,
+    /// `--kubeconfig`; without it the pod's service account, else the default kubeconfig.
+    pub kubeconfig: Option<PathBuf>,
+    /// This node's name.
+    pub node_name: String,
+    /// `--service-proxy-name`.
+    pub proxy_name: Option<String>,
+}
+
+/// The server ends a watch after these seconds; one that is silent for longer has died unseen (kube sets no keepalive).
+const WATCH_SECONDS: u32 = 90;
+
+/// Sends a `Replace` of each kind, then each change as it comes. Outages are logged and outlasted. Fails only if the
+/// configuration cannot be read; returns once nobody receives any more.
+pub async fn run(options: Options, tx: mpsc::Sender<Event>) -> anyhow::Result<()> {
+    let servers = Servers::new(&options).await?;
+    loop {
+        let ended = tokio::select! {
+            ended = follow_all(&servers, &options, &tx) => ended,
+            () = tx.closed() => Ended::NobodyListens,
+        };
+        match ended {
+            Ended::NobodyListens => return Ok(()),
+            Ended::ServerLost => tracing::info!("choosing an API server anew"),
+        }
+    }
+}
+
+/// Why a watch came to an end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ended {
+    NobodyListens,
+    /// And there are others to try.
+    ServerLost,
+}
+
+async fn follow_all(servers: &Servers, options: &Options, tx: &mpsc::Sender<Event>) -> Ended {
+    let server = Arc::new(servers.choose().await);
+    let config = |labels: Option<&str>, fields: Option<&str>| watcher::Config {
+        label_selector: labels.map(str::to_owned),
+        field_selector: fields.map(str::to_owned),
+        timeout: Some(WATCH_SECONDS),
+        initial_list_strategy: server.list_strategy.clone(),
+        // From the server's cache and in one piece, where lists are not streamed.
+        list_semantic: watcher::ListSemantic::Any,
+        page_size: None,
+        ..watcher::Config::default()
+    };
+    let services = match &options.proxy_name {
+        None => "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name".to_owned(),
+        Some(name) => format!("!service.kubernetes.io/headless,service.kubernetes.io/service-proxy-name={name}"),
+    };
+    // The selectors of kube-proxy 1.37 (cmd/kube-proxy/app/server.go), and for Endpoints those that a person wrote.
+    let services = config(Some(&services), Some("spec.clusterIP!=None"));
+    let slices = config(Some("!service.kubernetes.io/headless"), None);
+    let endpoints = config(Some("endpoints.kubernetes.io/managed-by!=endpoint-controller"), None);
+    let node = config(None, Some(&format!("metadata.name={}", options.node_name)));
+
+    let feed = || Feed { server: Arc::clone(&server), proxy_name: options.proxy_name.clone(), tx: tx.clone() };
+    // Tasks of their own, so that they decode in parallel; dropping the set ends them.
+    let mut feeds = JoinSet::new();
+    feeds.spawn(feed().follow::<Service>(services));
+    feeds.spawn(feed().follow::<EndpointSlice>(slices));
+    feeds.spawn(feed().follow::<Endpoints>(endpoints));
+    feeds.spawn(feed().follow::<Node>(node));
+    match feeds.join_next().await {
+        Some(Ok(ended)) => ended,
+        failed => {
+            tracing::error!(?failed, "a watch failed");
+            Ended::ServerLost
+        }
+    }
+}
+
+/// From the watch of one kind to events.
+struct Feed {
+    server: Arc<Server>,
+    proxy_name: Option<String>,
+    tx: mpsc::Sender<Event>,
+}
+
+impl Feed {
+    async fn follow<K: Wire>(self, mut config: watcher::Config) -> Ended {
+        let mut stream = self.watch::<K>(&config);
+        // Collected between Init and InitDone: already converted, as the objects that travel are many times larger.
+        let mut listed = Vec::new();
+        let mut phase = Phase::Listing;
+        let mut rejected = false;
+        while let Some(event) = stream.next().await {
+            let event = match event {
+                Ok(event) => event,
+                Err(error) => {
+                    if let Some(simpler) = simpler(&config, phase, &error) {
+                        tracing::debug!(kind = ?K::WHICH, error = %Chain(&error), "asking in a simpler way");
+                        config = simpler;
+                        stream = self.watch::<K>(&config);
+                        continue;
+                    }
+                    match status(&error) {
+                        // The server forgot the place from which to go on: the watcher lists anew.
+                        Some(410) => tracing::debug!(kind = ?K::WHICH, "listing anew"),
+                        Some(_) if rejected => {}
+                        Some(_) => {
+                            tracing::warn!(kind = ?K::WHICH, error = %Chain(&error), "watch rejected, retrying; \
+                                if it is forbidden, grant list and watch to the account");
+                            rejected = true;
+                        }
+                        None if self.server.outlast(&Chain(&error)).await == Outcome::Lost => return Ended::ServerLost,
+                        None => {}
+                    }
+                    continue;
+                }
+            };
+            let event = match event {
+                watcher::Event::Init => {
+                    listed = Vec::new();
+                    phase = Phase::Listing;
+                    continue;
+                }
+                watcher::Event::InitApply(wire) => {
+                    listed.extend(wire.convert(self.proxy_name.as_deref()));
+                    continue;
+                }
+                watcher::Event::InitDone => {
+                    phase = Phase::Watching;
+                    Event::Replace(K::WHICH, std::mem::take(&mut listed))
+                }
+                watcher::Event::Apply(wire) => match wire.convert(self.proxy_name.as_deref()) {
+                    Some(object) => Event::Apply(object),
+                    // It may have decided something before.
+                    None => Event::Delete(K::WHICH, wire.key()),
+                },
+                watcher::Event::Delete(wire) => Event::Delete(K::WHICH, wire.key()),
+            };
+            if rejected {
+                tracing::info!(kind = ?K::WHICH, "watch works");
+                rejected = false;
+            }
+            if self.tx.send(event).await.is_err() {
+                return Ended::NobodyListens;
+            }
+        }
+        Ended::ServerLost
+    }
+
+    fn watch<K: Wire>(&self, config: &watcher::Config) -> BoxStream<'static, watcher::Result<watcher::Event<K>>> {
+        watcher::watcher(Api::<K>::all(self.server.client.clone()), config.clone()).default_backoff().boxed()
+    }
+}
+
+/// Whether a list is under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Listing,
+    Watching,
+}
+
+/// A way to ask that the server understands, if it rejected this one while listing.
+fn simpler(config: &watcher::Config, phase: Phase, error: &watcher::Error) -> Option<watcher::Config> {
+    let code = match (phase, status(error)?) {
+        // Not the question is wrong, but who asks, or when.
+        (Phase::Watching, _) | (_, 401 | 403 | 410 | 429 | 503 | 504) => return None,
+        (Phase::Listing, code) => code,
+    };
+    let mut config = config.clone();
+    let streaming = config.initial_list_strategy == InitialListStrategy::StreamingList;
+    let selects_services = config.field_selector.as_deref().is_some_and(|fields| fields.starts_with("spec."));
+    if selects_services && code == 400 {
+        // Field selectors for Services came with 1.31; without one the headless Services travel too.
+        config.field_selector = None;
+    } else if streaming {
+        // 422: the feature gate WatchList is off. 500, within the stream: the gate is on, but etcd is too old for it
+        // (before 3.4.31, 3.5.13: RequestWatchProgress).
+        config.initial_list_strategy = InitialListStrategy::ListWatch;
+    } else {
+        return None;
+    }
+    Some(config)
+}
+
+/// The HTTP status of an error that the server itself returned.
+fn status(error: &watcher::Error) -> Option<u16> {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status.code),
+        watcher::Error::WatchError(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+/// An error and its causes in one line.
+struct Chain<'a>(&'a (dyn std::error::Error + Send + Sync));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut shown = self.0.to_string();
+        let mut next = self.0.source();
+        while let Some(cause) = next {
+            let text = cause.to_string();
+            // Many errors repeat their cause.
+            if !shown.contains(&text) {
+                write!(f, ": {text}")?;
+                shown = text;
+            }
+            next = cause.source();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rejected(code: u16) -> watcher::Error {
+        let status = kube::core::Status { code, ..Default::default() };
+        watcher::Error::WatchStartFailed(kube::Error::Api(Box::new(status)))
+    }
+
+    #[test]
+    fn rejected_question_is_asked_in_a_simpler_way() {
+        let check = |fields: Option<&str>, streaming: bool, code: u16, expected: Option<(Option<&str>, bool)>| {
+            let strategy = |streaming| match streaming {
+                true => InitialListStrategy::StreamingList,
+                false => InitialListStrategy::ListWatch,
+            };
+            let config = watcher::Config {
+                field_selector: fields.map(str::to_owned),
+                initial_list_strategy: strategy(streaming),
+                ..Default::default()
+            };
+            let simpler =
+                simpler(&config, Phase::Listing, &rejected(code)).map(|c| (c.field_selector, c.initial_list_strategy));
+            let expected = expected.map(|(fields, streaming)| (fields.map(str::to_owned), strategy(streaming)));
+            assert_eq!(simpler, expected, "{fields:?} {streaming} {code}");
+            assert!(super::simpler(&config, Phase::Watching, &rejected(code)).is_none());
+        };
+        let services = Some("spec.clusterIP!=None");
+        let node = Some("metadata.name=n");
+        check(services, true, 400, Some((None, true)));
+        check(services, true, 422, Some((services, false)));
+        check(services, true, 500, Some((services, false)));
+        check(services, false, 500, None);
+        check(services, false, 400, Some((None, false)));
+        check(services, true, 503, None);
+        check(None, true, 400, Some((None, false)));
+        check(None, false, 400, None);
+        check(node, true, 422, Some((node, false)));
+        check(node, false, 400, None);
+        check(services, true, 403, None);
+        check(services, true, 410, None);
+    }
+}

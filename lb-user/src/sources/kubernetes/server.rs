@@ -1,0 +1,215 @@
+//! Which API server to ask, and with which credentials.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::Context as _;
+use k8s_openapi::apimachinery::pkg::version::Info;
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+    runtime::watcher::InitialListStrategy,
+};
+use tokio::{sync::Mutex, time::Instant};
+
+use super::{Chain, Options};
+
+/// How long one server has for an answer.
+const ANSWER: Duration = Duration::from_secs(3);
+/// How often at least a lost server is asked.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
+/// With several servers: an outage of this length makes the choice anew.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The servers to choose from, in order of preference.
+pub(super) struct Servers {
+    /// One configuration for each; they differ in their URL alone.
+    configs: Vec<Config>,
+}
+
+/// The server in use.
+pub(super) struct Server {
+    pub(super) client: Client,
+    /// How it is best asked for a list.
+    pub(super) list_strategy: InitialListStrategy,
+    url: String,
+    others: Others,
+    /// When it answered last, as far as somebody asked.
+    answered: Mutex<Instant>,
+}
+
+/// Whether there are servers to change to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Others {
+    Exist,
+    None,
+}
+
+/// What became of a server that failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
+    /// It answers again.
+    Answers,
+    /// It does not, and others might.
+    Lost,
+}
+
+impl Server {
+    /// Waits until the server answers again. All watches of an outage wait here together: one of them asks, and there is
+    /// one warning.
+    pub(super) async fn outlast(&self, error: &Chain<'_>) -> Outcome {
+        let failed = Instant::now();
+        let mut answered = self.answered.lock().await;
+        if *answered > failed {
+            return Outcome::Answers;
+        }
+        let mut delay = Duration::from_millis(100);
+        while let Err(silence) = version(&self.client).await {
+            if delay == Duration::from_millis(100) {
+                tracing::warn!(url = self.url, %error, "API server lost, asking until it answers: {silence:#}");
+            }
+            if self.others == Others::Exist && failed.elapsed() > PATIENCE {
+                return Outcome::Lost;
+            }
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(ASK_AGAIN);
+        }
+        if delay > Duration::from_millis(100) {
+            tracing::info!(url = self.url, after = ?failed.elapsed(), "API server answers again");
+        }
+        *answered = Instant::now();
+        Outcome::Answers
+    }
+}
+
+impl Servers {
+    /// Reads the configuration.
+    pub(super) async fn new(options: &Options) -> anyhow::Result<Self> {
+        let config = config(options.kubeconfig.as_deref(), !options.api_server.is_empty()).await?;
+        if options.api_server.is_empty() {
+            return Ok(Self { configs: vec![config] });
+        }
+        let overridden = |url: &String| {
+            let url = if url.contains("://") { url.clone() } else { format!("https://{url}") };
+            let cluster_url =
+                url.parse().with_context(|| format!("--api-server {url}: not a URL; write https://HOST:PORT"))?;
+            let mut config = config.clone();
+            config.cluster_url = cluster_url;
+            Ok(config)
+        };
+        Ok(Self { configs: options.api_server.iter().map(overridden).collect::<anyhow::Result<_>>()? })
+    }
+
+    /// The first that answers. Goes on asking until one does.
+    pub(super) async fn choose(&self) -> Server {
+        let others = if self.configs.len() > 1 { Others::Exist } else { Others::None };
+        let mut delay = Duration::from_millis(100);
+        let mut warned = false;
+        loop {
+            for config in &self.configs {
+                let url = &config.cluster_url;
+                match ask(config, others).await {
+                    Ok((server, version)) => {
+                        tracing::info!(%url, version, "API server answers");
+                        return server;
+                    }
+                    Err(error) if warned => tracing::debug!(%url, "API server does not answer: {error:#}"),
+                    Err(error) => tracing::warn!(
+                        %url,
+                        "API server does not answer: {error:#}; check --api-server, and that the certificate is for it"
+                    ),
+                }
+            }
+            warned = true;
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(ASK_AGAIN);
+        }
+    }
+}
+
+/// The configuration that is at hand: the given kubeconfig, or the pod's service account, or the default kubeconfig.
+async fn config(kubeconfig: Option<&Path>, url_is_given: bool) -> anyhow::Result<Config> {
+    if let Some(path) = kubeconfig {
+        let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("--kubeconfig {}", path.display()))?;
+        return Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+            .await
+            .with_context(|| format!("--kubeconfig {}", path.display()));
+    }
+    let in_cluster = match Config::incluster() {
+        // Only the URL comes from the environment.
+        Err(_) if url_is_given => Config::incluster_dns(),
+        other => other,
+    };
+    let no_account = match in_cluster {
+        Ok(config) => return Ok(config),
+        Err(error) => error,
+    };
+    Config::from_kubeconfig(&KubeConfigOptions::default()).await.with_context(|| {
+        format!("neither a service account ({no_account}) nor a kubeconfig; run in a pod or pass --kubeconfig FILE")
+    })
+}
+
+async fn ask(config: &Config, others: Others) -> anyhow::Result<(Server, String)> {
+    let client = Client::try_from(config.clone())?;
+    let version = version(&client).await?;
+    let list_strategy = list_strategy(&version.major, &version.minor);
+    let (url, answered) = (config.cluster_url.to_string(), Mutex::new(Instant::now()));
+    Ok((Server { client, list_strategy, url, others, answered }, version.git_version))
+}
+
+/// What the server is; every client may ask for it.
+async fn version(client: &Client) -> anyhow::Result<Info> {
+    tokio::time::timeout(ANSWER, client.apiserver_version())
+        .await
+        .with_context(|| format!("no answer within {ANSWER:?}"))?
+        .map_err(|error| anyhow::anyhow!("{}", Chain(&error)))
+}
+
+/// Streamed lists need neither the server nor us to hold the whole. A server before 1.27 ignores the request for one and
+/// never says where the list ends; a later one whose feature gate is off rejects it.
+fn list_strategy(major: &str, minor: &str) -> InitialListStrategy {
+    let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().unwrap_or_default();
+    if (number(major), number(minor)) >= (1, 27) {
+        InitialListStrategy::StreamingList
+    } else {
+        InitialListStrategy::ListWatch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn list_is_streamed_by_servers_that_mark_its_end() {
+        let check = |major, minor, streamed| {
+            assert_eq!(list_strategy(major, minor) == InitialListStrategy::StreamingList, streamed, "{major}.{minor}");
+        };
+        check("1", "26", false);
+        check("1", "27", true);
+        check("1", "27+", true);
+        check("1", "37", true);
+        check("2", "0", true);
+        check("", "", false);
+    }
+
+    #[tokio::test]
+    async fn unusable_configuration_is_an_error_with_its_cure() {
+        let options = Options { kubeconfig: Some("/nonexistent".into()), ..Options::default() };
+        let error = Servers::new(&options).await.err().unwrap();
+        assert!(format!("{error:#}").starts_with("--kubeconfig /nonexistent: "), "{error:#}");
+        let dir = tempfile::tempdir().unwrap();
+        let kubeconfig = dir.path().join("config");
+        let text = "{apiVersion: v1, kind: Config, clusters: [{name: c, cluster: {server: 'https://192.0.2.1'}}], \
+                    users: [{name: u, user: {token: t}}], contexts: [{name: x, context: {cluster: c, user: u}}], \
+                    current-context: x}";
+        std::fs::write(&kubeconfig, text).unwrap();
+        let mut options = Options { kubeconfig: Some(kubeconfig), ..Options::default() };
+        let url = |servers: &Servers| servers.configs.iter().map(|c| c.cluster_url.to_string()).collect::<Vec<_>>();
+        assert_eq!(url(&Servers::new(&options).await.unwrap()), ["https://192.0.2.1/"]);
+        options.api_server = vec!["192.0.2.2:6443".to_owned(), "http://[fd00::1]:80".to_owned()];
+        assert_eq!(url(&Servers::new(&options).await.unwrap()), ["https://192.0.2.2:6443/", "http://[fd00::1]:80/"]);
+        options.api_server = vec!["https://a b".to_owned()];
+        let error = Servers::new(&options).await.err().unwrap();
+        assert!(format!("{error:#}").contains("write https://HOST:PORT"), "{error:#}");
+    }
+}

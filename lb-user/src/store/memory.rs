@@ -1,0 +1,181 @@
+//! A store in memory, with faults on demand: for the tests, and for dry runs over a dump.
+
+use std::io;
+
+use lb_common::{Frontend, FrontendKey, Service, Slot, SlotKey, Tables};
+
+use super::{Dump, Limits, Partial, Store, StoreError};
+use crate::op::{Op, Table};
+
+/// The store.
+#[derive(Clone, Debug)]
+pub struct MemoryStore {
+    /// What it holds.
+    pub dump: Dump,
+    /// The sizes of its maps.
+    pub limits: Limits,
+    /// Which writes fail.
+    pub faults: Faults,
+    /// How many writes were asked for so far, failed ones included.
+    pub asked: u64,
+}
+
+/// Which writes fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Faults {
+    /// None.
+    #[default]
+    None,
+    /// The one with this number, counted from 0.
+    Nth(u64),
+    /// Each with a chance of this many in a hundred, by a sequence that starts from the seed.
+    Percent {
+        /// The chance.
+        percent: u64,
+        /// Where the sequence starts.
+        seed: u64,
+    },
+}
+
+impl Faults {
+    fn hit(self, number: u64) -> bool {
+        match self {
+            Self::None => false,
+            Self::Nth(n) => n == number,
+            Self::Percent { percent, seed } => mix(seed.wrapping_add(number)) % 100 < percent,
+        }
+    }
+}
+
+/// The last step of the splitmix64 generator.
+const fn mix(number: u64) -> u64 {
+    let z = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new(Limits::DEFAULT)
+    }
+}
+
+impl MemoryStore {
+    /// An empty store of that size.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { dump: Dump::default(), limits, faults: Faults::None, asked: 0 }
+    }
+
+    fn write(&mut self, op: &Op) -> Result<(), StoreError> {
+        let number = self.asked;
+        self.asked += 1;
+        let table = op.table();
+        if self.faults.hit(number) {
+            return Err(StoreError::Io { table, error: io::Error::other("a fault was asked for") });
+        }
+        if self.dump.grows_by(op) && self.dump.count(table) >= self.limits.of(table) {
+            return Err(StoreError::Full(table));
+        }
+        self.dump.apply(op);
+        Ok(())
+    }
+}
+
+impl Store for MemoryStore {
+    fn apply(&mut self, ops: &[Op]) -> Result<(), Partial> {
+        for (done, op) in ops.iter().enumerate() {
+            self.write(op).map_err(|error| Partial { done, error })?;
+        }
+        Ok(())
+    }
+
+    fn dump(&self) -> anyhow::Result<Dump> {
+        Ok(self.dump.clone())
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+}
+
+impl Dump {
+    /// Does what an op says.
+    pub fn apply(&mut self, op: &Op) {
+        match op {
+            Op::PutName(id, key) => drop(self.names.insert(*id, key.clone())),
+            Op::PutBackend(id, backend) => drop(self.backends.insert(*id, *backend)),
+            Op::PutSlot(key, slot) => drop(self.slots.insert(*key, *slot)),
+            Op::PutService(id, service) => drop(self.services.insert(*id, *service)),
+            Op::PutFrontend(key, frontend) => drop(self.frontends.insert(*key, *frontend)),
+            Op::DeleteFrontend(key) => drop(self.frontends.remove(key)),
+            Op::DeleteService(id) => drop(self.services.remove(id)),
+            Op::DeleteSlot(key) => drop(self.slots.remove(key)),
+            Op::DeleteBackend(id) => drop(self.backends.remove(id)),
+            Op::DeleteName(id) => drop(self.names.remove(id)),
+        }
+    }
+
+    /// Whether an op adds an entry.
+    fn grows_by(&self, op: &Op) -> bool {
+        match op {
+            Op::PutName(id, _) => !self.names.contains_key(id),
+            Op::PutBackend(id, _) => !self.backends.contains_key(id),
+            Op::PutSlot(key, _) => !self.slots.contains_key(key),
+            Op::PutService(id, _) => !self.services.contains_key(id),
+            Op::PutFrontend(key, _) => !self.frontends.contains_key(key),
+            Op::DeleteFrontend(_)
+            | Op::DeleteService(_)
+            | Op::DeleteSlot(_)
+            | Op::DeleteBackend(_)
+            | Op::DeleteName(_) => false,
+        }
+    }
+
+    /// How many entries a map has.
+    #[must_use]
+    pub fn count(&self, table: Table) -> usize {
+        match table {
+            Table::Frontends => self.frontends.len(),
+            Table::Services => self.services.len(),
+            Table::Slots => self.slots.len(),
+            Table::Backends => self.backends.len(),
+            Table::Names => self.names.len(),
+        }
+    }
+}
+
+impl Tables for Dump {
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.frontends.get(key).copied()
+    }
+
+    fn service(&self, id: u32) -> Option<Service> {
+        self.services.get(&id).copied()
+    }
+
+    fn slot(&self, key: &SlotKey) -> Option<Slot> {
+        self.slots.get(key).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_map_and_a_fault_end_the_list_where_they_strike() {
+        let limits = Limits { frontends: 9, services: 2, slots: 9, backends: 9 };
+        let puts: Vec<_> = (1..=3).map(|id| Op::PutService(id, Service::default())).collect();
+        let mut store = MemoryStore::new(limits);
+        let partial = store.apply(&puts).expect_err("the third does not fit");
+        assert!(matches!(partial, Partial { done: 2, error: StoreError::Full(Table::Services) }));
+        assert_eq!(store.dump.services.len(), 2);
+        store.apply(&puts[..2]).expect("what is there can be written again");
+        store.faults = Faults::Nth(store.asked + 1);
+        let deletes = [Op::DeleteService(1), Op::DeleteService(2)];
+        assert_eq!(store.apply(&deletes).expect_err("the second fails").done, 1);
+        store.apply(&deletes).expect("deleting what is not there succeeds");
+    }
+}

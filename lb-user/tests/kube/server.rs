@@ -1,0 +1,218 @@
+//! A real API server with its etcd, on free ports of this machine, stopped when dropped.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// How long a process has to become ready.
+const START: Duration = Duration::from_secs(60);
+
+/// The programs of an API server.
+pub(crate) struct Assets {
+    kube_apiserver: PathBuf,
+    kubectl: PathBuf,
+    etcd: PathBuf,
+}
+
+impl Assets {
+    /// From the directory `$KUBEBUILDER_ASSETS`, else from `$PATH`; what is missing is the error.
+    pub(crate) fn find() -> Result<Self, String> {
+        Ok(Self { kube_apiserver: program("kube-apiserver")?, kubectl: program("kubectl")?, etcd: program("etcd")? })
+    }
+}
+
+fn program(name: &str) -> Result<PathBuf, String> {
+    let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    assets
+        .into_iter()
+        .chain(std::env::split_paths(&path))
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
+        .ok_or_else(|| format!("no {name} in $KUBEBUILDER_ASSETS or $PATH"))
+}
+
+/// A running API server.
+pub(crate) struct ApiServer {
+    assets: Assets,
+    api: Option<Process>,
+    _etcd: Process,
+    api_port: u16,
+    etcd_port: u16,
+    // Dropped after the processes that use it.
+    dir: TempDir,
+}
+
+impl ApiServer {
+    /// Starts etcd and the API server and waits until it is ready.
+    pub(crate) fn start(assets: Assets) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (api_port, etcd_port, peer_port) = (free_port(), free_port(), free_port());
+        let key = Command::new("openssl").args(["genrsa", "-out"]).arg(dir.path().join("sa.key")).output();
+        assert!(key.expect("run openssl").status.success(), "openssl genrsa");
+        fs::write(dir.path().join("tokens.csv"), "admintoken,admin,admin,system:masters\n").unwrap();
+        let peer = format!("http://127.0.0.1:{peer_port}");
+        let client = format!("http://127.0.0.1:{etcd_port}");
+        let etcd = Process::spawn(
+            Command::new(&assets.etcd)
+                .arg("--data-dir")
+                .arg(dir.path().join("etcd"))
+                .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+                .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+                .args(["--initial-cluster", &format!("default={peer}")])
+                .args(["--unsafe-no-fsync", "--logger", "zap", "--log-level", "error"]),
+            &dir.path().join("etcd.log"),
+        );
+        let mut server = Self { assets, api: None, _etcd: etcd, api_port, etcd_port, dir };
+        let kubeconfig = format!(
+            "apiVersion: v1
+kind: Config
+clusters: [{{name: c, cluster: {{server: '{}', certificate-authority: '{}'}}}}]
+users: [{{name: u, user: {{token: admintoken}}}}]
+contexts: [{{name: x, context: {{cluster: c, user: u}}}}]
+current-context: x
+",
+            server.url(),
+            server.dir.path().join("certs/apiserver.crt").display()
+        );
+        fs::write(server.kubeconfig(), kubeconfig).unwrap();
+        server.start_api();
+        server
+    }
+
+    /// Its URL.
+    pub(crate) fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.api_port)
+    }
+
+    /// Its port on 127.0.0.1.
+    pub(crate) fn port(&self) -> u16 {
+        self.api_port
+    }
+
+    /// A kubeconfig that may do everything.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.dir.path().join("kubeconfig")
+    }
+
+    /// Kills the API server; etcd goes on.
+    pub(crate) fn stop_api(&mut self) {
+        self.api = None;
+    }
+
+    /// Starts the API server, on the port and with the certificate of before, and waits until it is ready.
+    pub(crate) fn start_api(&mut self) {
+        let dir = self.dir.path();
+        let at = |name: &str| dir.join(name).display().to_string();
+        let api = Process::spawn(
+            Command::new(&self.assets.kube_apiserver)
+                .arg(format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port))
+                .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
+                .arg(format!("--secure-port={}", self.api_port))
+                .arg(format!("--cert-dir={}", at("certs")))
+                .args(["--service-cluster-ip-range=10.96.0.0/16,fd96::/108"])
+                .args(["--service-account-issuer=https://kubernetes.default.svc"])
+                .arg(format!("--service-account-key-file={}", at("sa.key")))
+                .arg(format!("--service-account-signing-key-file={}", at("sa.key")))
+                .arg(format!("--token-auth-file={}", at("tokens.csv")))
+                .args(["--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount"])
+                .args(["--endpoint-reconciler-type=none"]),
+            &dir.join("kube-apiserver.log"),
+        );
+        self.api = Some(api);
+        let deadline = Instant::now() + START;
+        for question in [&["get", "--raw", "/readyz"][..], &["get", "namespace", "default"]] {
+            while let Err(error) = self.try_kubectl(question, "") {
+                let log = fs::read_to_string(dir.join("kube-apiserver.log")).unwrap_or_default();
+                let running = self.api.as_mut().is_some_and(|api| matches!(api.0.try_wait(), Ok(None)));
+                let tail = &log[log.len().saturating_sub(3000)..];
+                assert!(running && Instant::now() < deadline, "the API server does not start: {error}\n{tail}");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+
+    /// Runs kubectl; panics if it fails.
+    #[track_caller]
+    pub(crate) fn kubectl(&self, args: &[&str]) -> String {
+        self.try_kubectl(args, "").unwrap_or_else(|error| panic!("kubectl {args:?}: {error}"))
+    }
+
+    /// Applies YAML with kubectl; panics if it fails.
+    #[track_caller]
+    pub(crate) fn apply(&self, yaml: &str) {
+        self.try_kubectl(&["apply", "-f", "-"], yaml).unwrap_or_else(|error| panic!("kubectl apply: {error}\n{yaml}"));
+    }
+
+    fn try_kubectl(&self, args: &[&str], input: &str) -> Result<String, String> {
+        let mut kubectl = Command::new(&self.assets.kubectl)
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            // Its cache of the API goes here, not home.
+            .arg("--cache-dir")
+            .arg(self.dir.path().join("kubectl"))
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| error.to_string())?;
+        let mut stdin = kubectl.stdin.take().expect("piped");
+        stdin.write_all(input.as_bytes()).map_err(|error| error.to_string())?;
+        drop(stdin);
+        let output = kubectl.wait_with_output().map_err(|error| error.to_string())?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    /// Forgets the history: who wants to go on from an earlier revision must list anew.
+    pub(crate) fn compact(&self) {
+        let header = self.etcd("/v3/kv/range", r#"{"key":"AA=="}"#);
+        let answer: serde_json::Value = serde_json::from_str(&header).unwrap();
+        let revision = answer["header"]["revision"].as_str().expect("a revision").to_owned();
+        self.etcd("/v3/kv/compaction", &format!(r#"{{"revision":"{revision}","physical":true}}"#));
+    }
+
+    /// A call through etcd's JSON gateway.
+    fn etcd(&self, path: &str, body: &str) -> String {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.etcd_port)).unwrap();
+        let length = body.len();
+        write!(stream, "POST {path} HTTP/1.0\r\nHost: etcd\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+        assert!(head.contains(" 200 "), "{path}: {answer}");
+        body.to_owned()
+    }
+}
+
+/// A port that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// A process that ends with its value, also when a test panics.
+struct Process(Child);
+
+impl Process {
+    fn spawn(command: &mut Command, log: &Path) -> Self {
+        let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let command = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        Self(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Fails only if it has ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

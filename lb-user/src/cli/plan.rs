@@ -1,1 +1,105 @@
-//! `beeline plan`: the map writes that a directory of YAML would cause.
+//! `beeline plan`: the map writes that a directory of YAML would cause, by the planner that the agent uses.
+
+use std::{fmt::Write as _, path::PathBuf};
+
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use crate::{
+    datapath::pins::Pins,
+    model::ExternalIps,
+    op::Op,
+    reconcile::{Options, Reconciler},
+    sources::directory::{self, LastGood},
+    store::{BpfStore, MemoryStore, Store as _},
+};
+
+/// What is to be compared with the maps.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  beeline plan -f ./services                 what a change of the directory would do on this node
+  beeline --pins /nowhere plan -f ./services what a first start would do")]
+pub(super) struct Arguments {
+    /// Directory of YAML, or one file.
+    #[arg(short = 'f', long = "filename", value_name = "DIR")]
+    directory: PathBuf,
+    /// Name of this node [default: the host name]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: Option<String>,
+    /// As for `run`.
+    #[arg(long, value_name = "NAME")]
+    service_proxy_name: Option<String>,
+    /// As for `run`.
+    #[arg(long, value_name = "any|none|CIDR,…", default_value = "any")]
+    external_ips: ExternalIps,
+}
+
+pub(super) fn render(pins: &Pins, arguments: &Arguments) -> Result<String> {
+    let mut good = LastGood::new(arguments.service_proxy_name.clone());
+    let events = directory::load(&arguments.directory, &mut good)?;
+    let problems: Vec<_> = good.problems().collect();
+    ensure!(
+        problems.is_empty(),
+        "nothing is planned from a directory that cannot be read whole:\n{}",
+        problems.join("\n")
+    );
+    let (store, basis) = if pins.current().exists() {
+        let pinned = BpfStore::open(&pins.current())?;
+        (MemoryStore::holding(pinned.dump()?, pinned.limits()), "the pinned maps")
+    } else {
+        (MemoryStore::default(), "empty maps, since nothing is pinned")
+    };
+    let node = arguments.node_name.clone().unwrap_or_else(super::run::host_name);
+    let mut reconciler = Reconciler::new(Options { node, external_ips: arguments.external_ips.clone() }, store);
+    reconciler.handle(events);
+    let plan = reconciler.preview()?;
+    let mut text = String::new();
+    for op in &plan.ops {
+        writeln!(text, "{}", describe(op))?;
+    }
+    for (service, warnings) in reconciler.warnings() {
+        for warning in warnings {
+            writeln!(text, "warning: {service}: {warning}")?;
+        }
+    }
+    for refused in &plan.refused {
+        writeln!(text, "refused: {refused}")?;
+    }
+    writeln!(text, "{} writes for {} Services, against {basis}; nothing was done", plan.ops.len(), plan.changed.len())?;
+    Ok(text)
+}
+
+fn describe(op: &Op) -> String {
+    let map = op.table().map_name();
+    let list = |list: u32| if list == lb_common::List::Cluster as u32 { "cluster" } else { "local" };
+    let at = |addr: lb_common::Addr, port| std::net::SocketAddr::new(addr.to_ip(), port);
+    let (sign, what) = match op {
+        Op::PutName(id, name) => ('+', format!("{id} = {name}")),
+        Op::PutBackend(id, backend) => {
+            ('+', format!("{id} = {} of service {}", at(backend.addr, backend.port), backend.service))
+        }
+        Op::PutSlot(key, slot) => (
+            '+',
+            format!(
+                "{} {} {} = {} (backend {})",
+                key.service,
+                list(key.list),
+                key.index,
+                at(slot.addr, slot.port),
+                slot.backend
+            ),
+        ),
+        Op::PutService(id, service) => (
+            '+',
+            format!(
+                "{id} = {} in the cluster list, {} in the local list, flags {}",
+                service.cluster_len, service.local_len, service.flags
+            ),
+        ),
+        Op::PutFrontend(key, frontend) => ('+', format!("{key} = service {}", frontend.service)),
+        Op::DeleteFrontend(key) => ('-', key.to_string()),
+        Op::DeleteSlot(key) => ('-', format!("{} {} {}", key.service, list(key.list), key.index)),
+        Op::DeleteService(id) | Op::DeleteBackend(id) | Op::DeleteName(id) => ('-', id.to_string()),
+    };
+    format!("{sign} {map:<9} {what}")
+}

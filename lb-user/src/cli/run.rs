@@ -79,13 +79,15 @@ fn parse_size(text: &str) -> Result<(Table, u32), String> {
     if entries == 0 { Err("a map has at least one entry".to_owned()) } else { Ok((table, entries)) }
 }
 
+/// The name of a node that was not named, as kubelet chooses it.
+pub(super) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().to_lowercase()
+}
+
 /// Runs the agent until it is told to end.
 pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> Result<ExitCode> {
     log::start(arguments.log_format, &arguments.log_level)?;
-    let node_name = match arguments.node_name {
-        Some(name) => name,
-        None => rustix::system::uname().nodename().to_string_lossy().to_lowercase(),
-    };
+    let node_name = arguments.node_name.unwrap_or_else(host_name);
     let proxy_name = arguments.service_proxy_name;
     let source = match arguments.directory {
         Some(path) => Source::Directory(directory::Options { path, proxy_name }),

@@ -23,6 +23,8 @@ pub struct Status {
     pub ready: bool,
     /// Passes so far, those that only waited for sources left out.
     pub passes: u64,
+    /// Writes so far.
+    pub writes: u64,
     /// Why the last one failed.
     pub error: Option<String>,
     /// Services for which there is no room.
@@ -72,6 +74,7 @@ pub async fn run<S: Store>(
         status.send_modify(|status| {
             status.ready |= report.failure.is_none();
             status.passes += 1;
+            status.writes += report.writes as u64;
             status.error = report.failure.map(|error| format!("{error:#}"));
             status.refused = report.refused.len();
         });

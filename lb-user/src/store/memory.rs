@@ -65,7 +65,13 @@ impl MemoryStore {
     /// An empty store of that size.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { dump: Dump::default(), limits, faults: Faults::None, asked: 0 }
+        Self::holding(Dump::default(), limits)
+    }
+
+    /// A store of that size with something in it.
+    #[must_use]
+    pub const fn holding(dump: Dump, limits: Limits) -> Self {
+        Self { dump, limits, faults: Faults::None, asked: 0 }
     }
 
     fn write(&mut self, op: &Op) -> Result<(), StoreError> {

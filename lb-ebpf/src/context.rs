@@ -76,6 +76,25 @@ impl SockAddr {
         FrontendKey::new(self.addr(), self.port(), proto)
     }
 
+    /// Whether the destination is the one that the socket is connected to, as far as IPv4 goes.
+    ///
+    /// The kernel sends from an IPv6 socket that is connected to a mapped address as if the peer had been named in each
+    /// call (net/ipv6/udp.c, `udpv6_sendmsg`): the hook then sees a destination that no application named.
+    #[inline(always)]
+    pub fn is_peer(&self) -> bool {
+        const ESTABLISHED: u32 = 1;
+        let fields = self.fields();
+        // SAFETY: as above; a socket address hook always has a socket (5.3), and these fields of it are readable (5.1).
+        unsafe {
+            let sk = (*fields).__bindgen_anon_1.sk;
+            self.family == Family::V4
+                && !sk.is_null()
+                && (*sk).state == ESTABLISHED
+                && (*sk).dst_ip4 == (*fields).user_ip4
+                && u16::from_be((*sk).dst_port) == self.port()
+        }
+    }
+
     /// Puts another address in its place.
     #[inline(always)]
     pub fn set(&self, addr: &Addr, port: u16) {

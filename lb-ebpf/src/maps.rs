@@ -7,8 +7,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    Backend, Counter, Frontend, FrontendKey, LogGate, Names, Service, Slot, SlotKey, Tables, TcpSock, Translation, Translations,
-    capacity,
+    Backend, Counter, Frontend, FrontendKey, LogGate, Names, Service, Slot, SlotKey, Tables, TcpSock, Translation,
+    Translations, capacity,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;

@@ -90,7 +90,9 @@ pub fn sendmsg(ctx: &SockAddr) -> i32 {
     }
     match pick(&dest, 0) {
         Verdict::NotService => {
-            forget(list, &dest);
+            if list.is_some() && !ctx.is_peer() {
+                forget(list, &dest);
+            }
             PROCEED
         }
         Verdict::Backend(choice) => {
@@ -208,11 +210,7 @@ fn is_alive(given: &Translation) -> bool {
 fn full(choice: &Choice) {
     count(Counter::TcpSocksFull);
     if log::open() {
-        aya_log_ebpf_macros::warn!(
-            (),
-            "TCP_MORE is full: getpeername shows the backend of service#{}",
-            choice.service
-        );
+        aya_log_ebpf_macros::warn!((), "TCP_MORE is full: getpeername shows the backend of service#{}", choice.service);
     }
 }
 
@@ -226,7 +224,12 @@ fn refuse(ctx: &SockAddr, dest: &FrontendKey, service: u32, cause: Cause) -> i32
     if NAMES.get_ptr(service).is_some() && log::open() {
         match cause {
             Cause::NoEndpoints => {
-                aya_log_ebpf_macros::warn!(ctx.raw(), "refused: service#{} port {} has no endpoints", service, dest.port);
+                aya_log_ebpf_macros::warn!(
+                    ctx.raw(),
+                    "refused: service#{} port {} has no endpoints",
+                    service,
+                    dest.port
+                );
             }
             Cause::NoLocalEndpoints => {
                 aya_log_ebpf_macros::warn!(

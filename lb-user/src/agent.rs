@@ -74,7 +74,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         node = config.node_name,
         "programs loaded"
     );
-    let log = datapath.take_log()?;
+    let mut log = datapath.take_log()?;
     let options = reconcile::Options { node: config.node_name, external_ips: config.external_ips };
     let reconciler = Reconciler::new(options, datapath.store()?);
     let (status, mut observed) = watch::channel(Status::default());
@@ -87,6 +87,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         let writes = observed.wait_for(|status| status.ready).await.context("the reconciler ended")?.writes;
         let names = datapath.store()?;
         let name_of = move |id| names.name(id).map(|name| name.to_string());
+        log.listen()?;
         let taken_over = datapath.attach(&cgroup)?;
         info!(cgroup = %cgroup.display(), links_taken_over = taken_over, writes, "in service");
         let served = log.run(Arc::new(name_of)).await;

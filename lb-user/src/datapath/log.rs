@@ -41,6 +41,14 @@ impl DatapathLog {
         Ok(Self { logger, gate, names })
     }
 
+    /// Lets the programs know that somebody reads.
+    ///
+    /// # Errors
+    /// When the gate cannot be written.
+    pub fn listen(&mut self) -> Result<()> {
+        listen(&mut self.gate)
+    }
+
     /// Reads until the future is dropped.
     ///
     /// # Errors

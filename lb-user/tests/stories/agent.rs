@@ -48,14 +48,12 @@ impl Agent {
         let number = STARTED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let log = node.directory.join(format!("agent{number}.log"));
         let output = File::create(&log).expect("a log file");
-        let child = beeline()
-            .arg("--pins")
-            .arg(&node.pins)
-            .args(["run", "--node-name", "here"])
-            .arg("--directory")
-            .arg(&node.yaml)
-            .arg("--cgroup")
-            .arg(&node.cgroup)
+        let mut command = beeline();
+        command.arg("--pins").arg(&node.pins).args(["run", "--node-name", "here", "--directory"]).arg(&node.yaml);
+        if !arguments.contains(&"--cgroup") {
+            command.arg("--cgroup").arg(&node.cgroup);
+        }
+        let child = command
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a log file"))

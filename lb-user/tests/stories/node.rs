@@ -1,8 +1,17 @@
 //! A node of one process: network namespace with addresses on `lo`, cgroup, bpffs.
 
-use std::{fs, io::Write as _, path::PathBuf, process::Command};
+use std::{
+    fs,
+    io::Write as _,
+    net::{IpAddr, UdpSocket},
+    path::PathBuf,
+    process::Command,
+};
 
-use crate::{agent::Agent, place};
+use crate::{
+    agent::{Agent, until},
+    place,
+};
 
 /// Environment of a story: its cgroup.
 pub const CGROUP: &str = "BEELINE_STORY_CGROUP";
@@ -58,6 +67,10 @@ impl Node {
         ip(&["link", "set", "lo", "up"]);
         for address in ADDRESSES {
             ip(&["addr", "add", address, "dev", "lo"]);
+        }
+        // The kernel declares an IPv6 address usable a moment later.
+        for address in ADDRESSES.iter().filter_map(|address| address.split('/').next()?.parse::<IpAddr>().ok()) {
+            until("the address is usable", || UdpSocket::bind((address, 0)).is_ok());
         }
         Self { cgroup, pins: bpffs.join("beeline"), yaml, directory }
     }

@@ -164,9 +164,8 @@ fn state_ends_with_the_socket(node: &mut Node) {
     let _agent = node.agent(&[]);
     let entries = || {
         let map = aya::maps::MapData::from_pin(node.pins.join("v1/TCP_SOCKS")).expect("the pinned map");
-        let map: aya::maps::HashMap<_, u64, lb_common::Translation> =
-            aya::maps::Map::HashMap(map).try_into().expect("its types");
-        map.keys().count()
+        let map: aya::maps::Array<_, lb_common::TcpSock> = aya::maps::Map::Array(map).try_into().expect("its types");
+        map.iter().flatten().filter(|place| place.cookie != 0).count()
     };
     let open: Vec<_> = (0..100)
         .map(|_| {

@@ -1,6 +1,8 @@
 //! One map write, as data.
 
-use lb_common::{Backend, Frontend, FrontendKey, Service, Slot, SlotKey};
+use std::{fmt, net::SocketAddr};
+
+use lb_common::{Addr, Backend, Frontend, FrontendKey, Kind, Service, Slot, SlotKey};
 
 use crate::spec::PortKey;
 
@@ -32,6 +34,19 @@ impl Table {
             Self::Slots => "SLOTS",
             Self::Backends => "BACKENDS",
             Self::Names => "NAMES",
+        }
+    }
+}
+
+impl Table {
+    /// How the flag `--map-size` knows the map. `NAMES` is as large as `SERVICES`.
+    #[must_use]
+    pub const fn flag_name(self) -> &'static str {
+        match self {
+            Self::Frontends => "frontends",
+            Self::Services | Self::Names => "services",
+            Self::Slots => "slots",
+            Self::Backends => "backends",
         }
     }
 }
@@ -71,6 +86,33 @@ impl Op {
             Self::PutSlot(..) | Self::DeleteSlot(_) => Table::Slots,
             Self::PutService(..) | Self::DeleteService(_) => Table::Services,
             Self::PutFrontend(..) | Self::DeleteFrontend(_) => Table::Frontends,
+        }
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let map = self.table().map_name();
+        let slot_key = |key: &SlotKey| format!("{} {} {}", key.service, key.list, key.index);
+        let socket = |addr: Addr, port| SocketAddr::new(addr.to_ip(), port);
+        match self {
+            Self::PutName(id, key) => write!(f, "put {map} {id} = {key}"),
+            Self::PutBackend(id, Backend { addr, port, service, .. }) => {
+                write!(f, "put {map} {id} = {} of service port {service}", socket(*addr, *port))
+            }
+            Self::PutSlot(key, Slot { addr, port, backend, .. }) => {
+                write!(f, "put {map} {} = {} backend {backend}", slot_key(key), socket(*addr, *port))
+            }
+            Self::PutService(id, Service { cluster_len, local_len, flags }) => {
+                write!(f, "put {map} {id} = cluster {cluster_len} local {local_len} flags {flags:#x}")
+            }
+            Self::PutFrontend(key, Frontend { service, kind, .. }) => {
+                let kind = Kind::from_number(*kind).map_or("?", Kind::name);
+                write!(f, "put {map} {key} = service port {service}, {kind}")
+            }
+            Self::DeleteFrontend(key) => write!(f, "delete {map} {key}"),
+            Self::DeleteSlot(key) => write!(f, "delete {map} {}", slot_key(key)),
+            Self::DeleteService(id) | Self::DeleteBackend(id) | Self::DeleteName(id) => write!(f, "delete {map} {id}"),
         }
     }
 }

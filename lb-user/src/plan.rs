@@ -78,12 +78,12 @@ pub struct Refused {
 
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (map, size) = (self.table.map_name(), self.size);
+        let Self { service, table, size } = self;
+        let (map, flag, more) = (table.map_name(), table.flag_name(), size.saturating_mul(2).max(1));
         write!(
             f,
-            "the map {map} has {size} entries and no room for {}, which stays as it was; raise it with --map-size {map}={}",
-            self.service,
-            size.saturating_mul(2).max(1)
+            "the map {map} has {size} entries and no room for {service}, which stays as it was; \
+             raise it with --map-size {flag}={more}"
         )
     }
 }

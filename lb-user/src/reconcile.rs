@@ -11,6 +11,7 @@ use lb_common::{Addr, FrontendKey};
 
 use crate::{
     event::{Event, Kind},
+    ids::Ids,
     model::{
         ExternalIps, Here,
         claims::{Claims, Consequences},
@@ -25,15 +26,6 @@ use crate::{
 };
 pub use run::{Status, run};
 
-/// What does not come from the objects.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Options {
-    /// Name of this node.
-    pub node: String,
-    /// `--external-ips`
-    pub external_ips: ExternalIps,
-}
-
 /// Keeps a store equal to what the objects say.
 pub struct Reconciler<S> {
     world: World,
@@ -42,6 +34,8 @@ pub struct Reconciler<S> {
     store: S,
     /// None: to be read from the store.
     shadow: Option<Shadow>,
+    /// Where the last shadow's ids went on.
+    ids: Option<(Ids, Ids)>,
     /// What the next pass has to look at: everything, after a start and a resync.
     scope: Scope,
     /// Services to be planned again: a write failed, or there was no room.
@@ -66,15 +60,16 @@ pub struct PassReport {
 }
 
 impl<S: Store> Reconciler<S> {
-    /// One that knows no object yet and has not looked into the store.
+    /// One for the node `node_name` that knows no object yet and has not looked into the store.
     #[must_use]
-    pub fn new(options: Options, store: S) -> Self {
+    pub fn new(store: S, node_name: &str, external_ips: ExternalIps) -> Self {
         Self {
-            world: World::new(&options.node),
-            external_ips: options.external_ips,
+            world: World::new(node_name),
+            external_ips,
             claims: Claims::default(),
             store,
             shadow: None,
+            ids: None,
             scope: Scope::World,
             pending: BTreeSet::new(),
             warnings: BTreeMap::new(),
@@ -114,7 +109,7 @@ impl<S: Store> Reconciler<S> {
 
     /// Lets the next pass read the store again and compare everything.
     pub fn resync(&mut self) {
-        self.shadow = None;
+        self.ids = self.shadow.take().map(|shadow| shadow.ids()).or(self.ids);
         self.scope = Scope::World;
     }
 
@@ -164,7 +159,10 @@ impl<S: Store> Reconciler<S> {
     fn prepare(&mut self) -> Result<Vec<ServiceSpec>> {
         if self.shadow.is_none() {
             let dump = self.store.dump().context("reading the maps")?;
-            let (shadow, oddities) = Shadow::from_dump(&dump);
+            let (mut shadow, oddities) = Shadow::from_dump(&dump);
+            if let Some(ids) = self.ids {
+                shadow.continue_ids(ids);
+            }
             for oddity in oddities {
                 tracing::info!(oddity, "found in the maps, will be mended");
             }

@@ -26,7 +26,7 @@ pub struct Shadow {
     /// Backends that no slot of their service port names.
     loose: HashSet<u32>,
     /// Slots that fit into no list: of an unknown list, far beyond its end, or naming backend 0.
-    strays: HashSet<SlotKey>,
+    strays: HashMap<SlotKey, Slot>,
     /// Backend ids that some slot names although there is no such backend. They stay reserved.
     dangling: HashSet<u32>,
     slots: usize,
@@ -133,7 +133,7 @@ impl Shadow {
 
     /// The slots that fit into no list, in no order.
     pub fn stray_slots(&self) -> impl Iterator<Item = SlotKey> {
-        self.strays.iter().copied()
+        self.strays.keys().copied()
     }
 
     /// How many entries a map has.
@@ -152,6 +152,12 @@ impl Shadow {
     #[must_use]
     pub const fn ids(&self) -> (Ids, Ids) {
         (self.port_ids, self.backend_ids)
+    }
+
+    /// Goes on with ids where another shadow of the same maps was, so that what it freed does not come back at once.
+    pub const fn continue_ids(&mut self, (port_ids, backend_ids): (Ids, Ids)) {
+        self.port_ids = port_ids;
+        self.backend_ids = backend_ids;
     }
 
     /// Whether an id of a service port is in use anywhere.
@@ -270,13 +276,13 @@ impl Shadow {
     }
 
     fn put_slot(&mut self, key: &SlotKey, slot: &Slot) {
-        if !self.strays.remove(key) {
+        if self.strays.remove(key).is_none() {
             self.slots += 1;
         }
         let place = NonZeroU32::new(slot.backend)
             .map(|backend| Place { target: Target { addr: slot.addr, port: slot.port }, backend });
         let (Some(place), Some(list)) = (place, list_of(key)) else {
-            self.strays.insert(*key);
+            self.strays.insert(*key, *slot);
             return;
         };
         let index = key.index as usize;
@@ -293,7 +299,7 @@ impl Shadow {
     }
 
     fn delete_slot(&mut self, key: &SlotKey) {
-        if self.strays.remove(key) {
+        if self.strays.remove(key).is_some() {
             self.slots -= 1;
             return;
         }

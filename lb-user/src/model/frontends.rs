@@ -1,6 +1,6 @@
 //! What clients may dial to reach a Service. Whether another Service owns it is for `claims` to say.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 use lb_common::{Addr, FrontendKey, Kind};
@@ -41,6 +41,25 @@ impl ExternalIps {
             Self::Any => true,
             Self::None => false,
             Self::Cidrs(prefixes) => prefixes.iter().any(|prefix| prefix.contains(addr)),
+        }
+    }
+}
+
+impl FromStr for ExternalIps {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let prefix = |part: &str| {
+            let part = part.trim();
+            let single = || part.parse::<IpAddr>().map(IpNet::from);
+            part.parse::<IpNet>().or_else(|_| single()).map_err(|_| {
+                format!("\"{part}\" is no prefix: want any, none, or a list such as 192.0.2.0/24,2001:db8::/64")
+            })
+        };
+        match text {
+            "any" => Ok(Self::Any),
+            "none" => Ok(Self::None),
+            _ => text.split(',').map(prefix).collect::<Result<_, _>>().map(Self::Cidrs),
         }
     }
 }
@@ -111,4 +130,25 @@ pub fn wanted(service: &Service, external: &ExternalIps, warnings: &mut Vec<Stri
         same
     });
     frontends
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn external_ips_takes_any_none_or_prefixes() {
+        let allows = |text: &str, addr: &str| {
+            text.parse::<ExternalIps>().map(|external| external.allow(&addr.parse().expect("an address")))
+        };
+        assert_eq!(allows("any", "192.0.2.1"), Ok(true));
+        assert_eq!(allows("none", "192.0.2.1"), Ok(false));
+        assert_eq!(allows("192.0.2.0/24, fd00::/8", "192.0.2.1"), Ok(true));
+        assert_eq!(allows("192.0.2.0/24,fd00::/8", "fd00::1"), Ok(true));
+        assert_eq!(allows("192.0.2.1", "192.0.2.1"), Ok(true));
+        assert_eq!(allows("192.0.2.0/24", "198.51.100.1"), Ok(false));
+        for bad in ["", "all", "192.0.2.0/33", "192.0.2.1,"] {
+            assert!(allows(bad, "192.0.2.1").is_err(), "{bad}");
+        }
+    }
 }

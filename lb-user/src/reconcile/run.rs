@@ -1,8 +1,9 @@
 //! When passes happen: after events, all that are queued at once and without a timer; again after a failure; and every
 //! few minutes over everything.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::{
     select,
     sync::{mpsc, watch},
@@ -31,23 +32,23 @@ pub struct Status {
     pub refused: usize,
 }
 
-/// Runs until `shutdown`, and hands the reconciler back.
+/// Runs as long as there is a source. It may be dropped between two passes, which is whenever it waits.
+///
+/// # Errors
+/// When the last source has ended.
 pub async fn run<S: Store>(
     mut reconciler: Reconciler<S>,
     mut events: mpsc::Receiver<Event>,
     status: watch::Sender<Status>,
-    shutdown: impl Future<Output = ()>,
-) -> Reconciler<S> {
-    tokio::pin!(shutdown);
+) -> anyhow::Result<()> {
     let mut backoff = FIRST_RETRY;
     let mut retry: Option<Instant> = None;
     let mut resync = Instant::now() + RESYNC;
     loop {
         select! {
             biased;
-            () = &mut shutdown => return reconciler,
-            Some(event) = events.recv() => {
-                reconciler.handle([event]);
+            event = events.recv() => {
+                reconciler.handle([event.context("all sources have ended")?]);
                 while let Ok(event) = events.try_recv() {
                     reconciler.handle([event]);
                 }

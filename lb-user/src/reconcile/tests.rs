@@ -1,1 +1,192 @@
-//! Tests.
+//! The pass and the loop: what they wait for, keep and try again.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep},
+};
+
+use super::*;
+use crate::{
+    event::Object,
+    objects::{Policy, Selector, Service, ServicePort},
+    op::{Op, Table},
+    store::{Dump, Faults, Limits, MemoryStore},
+};
+
+fn service(name: &str, vip: u8) -> Object {
+    Object::Service(Service {
+        key: Key::new("default", name),
+        created: None,
+        exempt: None,
+        selector: Selector::Some,
+        cluster_ips: vec![[10, 96, 0, vip].into()],
+        external_ips: Vec::new(),
+        ingress_ips: Vec::new(),
+        ports: vec![ServicePort { name: "".into(), proto: lb_common::Proto::Tcp, port: 80.try_into().expect("not 0") }],
+        internal_policy: Policy::Cluster,
+        problems: Vec::new(),
+    })
+}
+
+fn nothing() -> impl Iterator<Item = Event> {
+    Kind::ALL.into_iter().map(|kind| Event::Replace(kind, Vec::new()))
+}
+
+/// A store that two hold, to look into it while the loop runs.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<MemoryStore>>);
+
+impl Shared {
+    fn new(store: MemoryStore) -> Self {
+        Self(Arc::new(Mutex::new(store)))
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut MemoryStore) -> T) -> T {
+        look(&mut self.0.lock().expect("nobody panics with it"))
+    }
+}
+
+impl Store for Shared {
+    fn apply(&mut self, ops: &[Op]) -> Result<(), Partial> {
+        self.with(|store| store.apply(ops))
+    }
+
+    fn dump(&self) -> Result<Dump> {
+        self.with(|store| store.dump())
+    }
+
+    fn limits(&self) -> Limits {
+        self.with(|store| store.limits())
+    }
+}
+
+/// Maps that hold one Service, left by an agent that has gone.
+fn left_behind() -> MemoryStore {
+    let mut reconciler = Reconciler::new(MemoryStore::default(), "node-1", ExternalIps::Any);
+    reconciler.handle(nothing());
+    reconciler.handle([Event::Apply(service("old", 1))]);
+    assert!(reconciler.pass().writes > 0);
+    reconciler.into_store()
+}
+
+#[test]
+fn i5_nothing_is_written_or_pruned_before_every_kind_was_listed() {
+    let before = left_behind();
+    let mut reconciler = Reconciler::new(before.clone(), "node-1", ExternalIps::Any);
+    reconciler.handle([Event::Apply(service("new", 2))]);
+    for kind in Kind::ALL {
+        let report = reconciler.pass();
+        assert!(report.waiting.contains(&kind));
+        assert_eq!(reconciler.store().dump, before.dump, "before {kind:?}");
+        let services = if kind == Kind::Service { vec![service("new", 2)] } else { Vec::new() };
+        reconciler.handle([Event::Replace(kind, services)]);
+    }
+    assert!(reconciler.pass().writes > 0);
+    let names: Vec<_> = reconciler.store().dump.names.values().map(ToString::to_string).collect();
+    assert_eq!(names, ["default/new/TCP"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn i5_time_alone_prunes_nothing() {
+    let store = Shared::new(left_behind());
+    let before = store.with(|store| store.dump.clone());
+    let (tx, rx) = mpsc::channel(16);
+    let (status, observed) = watch::channel(Status::default());
+    let reconciler = Reconciler::new(store.clone(), "node-1", ExternalIps::Any);
+    let running = tokio::spawn(run(reconciler, rx, status));
+    for kind in Kind::ALL {
+        sleep(Duration::from_secs(3600)).await;
+        assert_eq!(store.with(|store| store.dump.clone()), before);
+        assert!(!observed.borrow().ready);
+        tx.send(Event::Replace(kind, Vec::new())).await.expect("it runs");
+    }
+    sleep(Duration::from_millis(1)).await;
+    assert!(observed.borrow().ready);
+    assert_eq!(store.with(|store| store.dump.clone()), Dump::default());
+    drop(tx);
+    let error = running.await.expect("no panic").expect_err("without sources it ends");
+    assert_eq!(error.to_string(), "all sources have ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn i3_a_failed_write_is_tried_again_ever_more_slowly_and_events_are_kept() {
+    let mut store = MemoryStore::default();
+    store.faults = Faults::Percent { percent: 100, seed: 0 };
+    let store = Shared::new(store);
+    let (tx, rx) = mpsc::channel(16);
+    let (status, mut observed) = watch::channel(Status::default());
+    tokio::spawn(run(Reconciler::new(store.clone(), "node-1", ExternalIps::Any), rx, status));
+    for event in nothing().chain([Event::Apply(service("a", 1))]) {
+        tx.send(event).await.expect("it runs");
+    }
+    let start = Instant::now();
+    let mut waits = Vec::new();
+    for _ in 0..12 {
+        observed.changed().await.expect("it runs");
+        waits.push(start.elapsed().as_millis());
+        assert!(!observed.borrow().ready);
+        assert!(observed.borrow().error.as_ref().is_some_and(|error| error.contains("writing map NAMES")));
+    }
+    let steps: Vec<_> = waits.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert_eq!(steps[..4], [100, 200, 400, 800]);
+    assert_eq!(steps[9..], [30_000, 30_000]);
+    tx.send(Event::Apply(service("b", 2))).await.expect("it runs");
+    store.with(|store| store.faults = Faults::None);
+    observed.changed().await.expect("it runs");
+    assert_eq!(*observed.borrow(), Status { ready: true, passes: 13, error: None, refused: 0 });
+    assert_eq!(store.with(|store| store.dump.names.len()), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_foreign_hand_took_away_comes_back_within_five_minutes() {
+    let store = Shared::new(MemoryStore::default());
+    let (tx, rx) = mpsc::channel(16);
+    let (status, _observed) = watch::channel(Status::default());
+    tokio::spawn(run(Reconciler::new(store.clone(), "node-1", ExternalIps::Any), rx, status));
+    for event in nothing().chain([Event::Apply(service("a", 1))]) {
+        tx.send(event).await.expect("it runs");
+    }
+    sleep(Duration::from_secs(1)).await;
+    let before = store.with(|store| std::mem::take(&mut store.dump)).to_string();
+    assert!(!before.is_empty());
+    sleep(Duration::from_secs(301)).await;
+    assert_eq!(store.with(|store| store.dump.to_string()), before);
+}
+
+#[test]
+fn a_map_that_is_full_against_our_count_is_read_again() {
+    let limits = Limits { services: 1, ..Limits::DEFAULT };
+    let mut reconciler = Reconciler::new(MemoryStore::new(limits), "node-1", ExternalIps::Any);
+    reconciler.handle(nothing());
+    assert_eq!(reconciler.pass().writes, 0);
+    // A foreign hand fills the map.
+    reconciler.store_mut().dump.services.insert(77, lb_common::Service::default());
+    reconciler.handle([Event::Apply(service("a", 1))]);
+    let report = reconciler.pass();
+    let error = format!("{:#}", report.failure.expect("it is full"));
+    assert_eq!(error, "after 1 of 3 writes: map SERVICES is full");
+    assert_eq!(report.writes, 1);
+    // The stranger goes, then there is room.
+    let report = reconciler.pass();
+    assert!(report.failure.is_none() && report.refused.is_empty(), "{report:?}");
+    assert!(reconciler.store().dump.services.len() == 1 && !reconciler.store().dump.services.contains_key(&77));
+    assert_eq!(reconciler.shadow().map(|shadow| shadow.count(Table::Services)), Some(1));
+}
+
+#[test]
+fn a_preview_writes_nothing_and_the_pass_does_what_it_said() {
+    let mut reconciler = Reconciler::new(MemoryStore::default(), "node-1", ExternalIps::Any);
+    assert_eq!(reconciler.preview().expect("a dump"), Plan::default());
+    reconciler.handle(nothing());
+    reconciler.handle([Event::Apply(service("a", 1))]);
+    let plan = reconciler.preview().expect("a dump");
+    assert_eq!((plan.ops.len(), reconciler.store().asked), (3, 0));
+    assert_eq!(reconciler.preview().expect("a dump"), plan);
+    assert_eq!(reconciler.pass().writes, 3);
+    assert_eq!(reconciler.preview().expect("a dump").ops, []);
+}

@@ -1,7 +1,7 @@
 //! The shadow of maps that somebody else left behind, perhaps in the middle of a change.
 
 use foldhash::HashMap;
-use lb_common::SlotKey;
+use lb_common::{List, SlotKey};
 
 use super::{Shadow, list_of};
 use crate::{
@@ -31,7 +31,7 @@ impl Shadow {
         for (key, slot) in &dump.slots {
             if shadow.gap_before(key) > LONGEST_GAP {
                 shadow.slots += 1;
-                shadow.strays.insert(*key);
+                shadow.strays.insert(*key, *slot);
             } else {
                 shadow.put_slot(key, slot);
             }
@@ -48,6 +48,26 @@ impl Shadow {
         shadow.backend_ids.seen(highest(&mut dump.backends.keys().chain(&shadow.dangling).copied()));
         let oddities = shadow.oddities();
         (shadow, oddities)
+    }
+
+    /// What the maps hold, if the shadow is right.
+    #[must_use]
+    pub fn to_dump(&self) -> Dump {
+        let mut dump = Dump {
+            frontends: self.frontends.iter().map(|(key, frontend)| (*key, *frontend)).collect(),
+            slots: self.strays.iter().map(|(key, slot)| (*key, *slot)).collect(),
+            backends: self.backends.iter().map(|(id, known)| (*id, known.backend)).collect(),
+            ..Dump::default()
+        };
+        for (&id, port) in &self.ports {
+            dump.names.extend(port.key.clone().map(|key| (id, key)));
+            dump.services.extend(port.service.map(|service| (id, service)));
+            for list in List::ALL {
+                let places = (0..).zip(port.list(list)).filter_map(|(index, place)| Some((index, place.as_ref()?)));
+                dump.slots.extend(places.map(|(index, place)| (SlotKey::new(id, list, index), place.slot())));
+            }
+        }
+        dump
     }
 
     fn gap_before(&self, key: &SlotKey) -> usize {
@@ -72,7 +92,7 @@ impl Shadow {
                 odd.push(format!("service port {id}, {key}, has no entry in SERVICES"));
                 continue;
             };
-            for list in lb_common::List::ALL {
+            for list in List::ALL {
                 let (len, places) = (service.len(list) as usize, port.list(list));
                 let filled = places.iter().take(len).flatten().count();
                 if filled < len || places.len() > len {

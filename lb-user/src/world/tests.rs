@@ -1,1 +1,144 @@
-//! Tests.
+//! The world: which Services a change concerns.
+
+use super::*;
+use crate::objects::{Endpoint, EndpointPort, Mirrored, Policy, Selector};
+
+fn key(name: &str) -> Key {
+    Key::new("default", name)
+}
+
+fn service(name: &str) -> Object {
+    Object::Service(Service {
+        key: key(name),
+        created: None,
+        exempt: None,
+        selector: Selector::Some,
+        cluster_ips: Vec::new(),
+        external_ips: Vec::new(),
+        ingress_ips: Vec::new(),
+        ports: Vec::new(),
+        internal_policy: Policy::Cluster,
+        problems: Vec::new(),
+    })
+}
+
+fn group(last: u8, zone: Option<&str>) -> EndpointGroup {
+    let endpoint = Endpoint {
+        addr: [10, 0, 0, last].into(),
+        node: None,
+        ready: true,
+        serving: true,
+        terminating: false,
+        zone_hints: zone.map(Into::into).into_iter().collect(),
+        node_hints: Vec::new(),
+    };
+    let port = EndpointPort { name: "".into(), proto: lb_common::Proto::Tcp, port: 80.try_into().expect("not 0") };
+    EndpointGroup { ports: vec![port], endpoints: vec![endpoint] }
+}
+
+fn slice(name: &str, service: &str, last: u8) -> Object {
+    hinted(name, service, last, None)
+}
+
+fn hinted(name: &str, service: &str, last: u8, zone: Option<&str>) -> Object {
+    let service = (!service.is_empty()).then(|| key(service));
+    let group = group(last, zone);
+    Object::EndpointSlice(EndpointSlice {
+        key: key(name),
+        service,
+        mirrored: Mirrored::No,
+        group,
+        problems: Vec::new(),
+    })
+}
+
+fn endpoints(name: &str, last: u8) -> Object {
+    let groups = vec![group(last, None)];
+    Object::Endpoints(Endpoints { key: key(name), mirrorable: true, groups, problems: Vec::new() })
+}
+
+fn node(name: &str, zone: &str) -> Object {
+    Object::Node(Node { name: name.into(), zone: Some(zone.into()) })
+}
+
+fn dirty(world: &mut World, event: Event) -> String {
+    world.apply(event);
+    let mut dirty = world.take_dirty();
+    dirty.sort();
+    dirty.iter().map(|key| &*key.name).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_change_concerns_the_services_whose_objects_differ() {
+    let world = &mut World::new("node-1");
+    let steps = [
+        (Event::Apply(service("a")), "a"),
+        (Event::Apply(service("a")), ""),
+        (Event::Apply(slice("x", "a", 1)), "a"),
+        (Event::Apply(slice("x", "a", 1)), ""),
+        (Event::Apply(slice("x", "a", 2)), "a"),
+        (Event::Apply(slice("x", "b", 2)), "a b"),
+        (Event::Apply(slice("x", "", 2)), "b"),
+        (Event::Apply(slice("x", "", 3)), ""),
+        (Event::Delete(Kind::EndpointSlice, key("x")), ""),
+        (Event::Apply(endpoints("a", 1)), "a"),
+        (Event::Apply(endpoints("a", 1)), ""),
+        (Event::Delete(Kind::Endpoints, key("a")), "a"),
+        (Event::Delete(Kind::Endpoints, key("a")), ""),
+        (Event::Replace(Kind::Service, vec![service("a"), service("b")]), "b"),
+        (Event::Replace(Kind::EndpointSlice, vec![slice("x", "a", 1), slice("y", "b", 2)]), "a b"),
+        (Event::Replace(Kind::EndpointSlice, vec![slice("y", "b", 2), slice("z", "b", 3)]), "a b"),
+        (Event::Replace(Kind::EndpointSlice, vec![slice("z", "b", 3), slice("y", "b", 2)]), ""),
+        (Event::Replace(Kind::Service, vec![service("b")]), "a"),
+        (Event::Delete(Kind::Service, key("b")), "b"),
+    ];
+    for (number, (event, expected)) in steps.into_iter().enumerate() {
+        assert_eq!(dirty(world, event), expected, "step {number}");
+    }
+}
+
+#[test]
+fn a_zone_concerns_the_services_with_hints_and_only_that_of_the_own_node() {
+    let world = &mut World::new("node-1");
+    for object in [service("a"), slice("x", "a", 1), service("b"), hinted("y", "b", 2, Some("z1"))] {
+        world.apply(Event::Apply(object));
+    }
+    world.take_dirty();
+    assert_eq!(dirty(world, Event::Apply(node("node-2", "z1"))), "");
+    assert_eq!(dirty(world, Event::Apply(node("node-1", "z1"))), "b");
+    assert_eq!(dirty(world, Event::Replace(Kind::Node, vec![node("node-2", "z2"), node("node-1", "z1")])), "");
+    assert_eq!(world.zone(), Some("z1"));
+    assert_eq!(dirty(world, Event::Delete(Kind::Node, Key::new("", "node-2"))), "");
+    assert_eq!(dirty(world, Event::Replace(Kind::Node, Vec::new())), "b");
+}
+
+#[test]
+fn i5_it_is_ready_when_every_kind_was_listed() {
+    let mut world = World::new("node-1");
+    world.apply(Event::Apply(service("a")));
+    for kind in Kind::ALL {
+        assert!(!world.ready(), "before {kind:?}");
+        assert!(world.missing().contains(&kind));
+        world.apply(Event::Replace(kind, Vec::new()));
+    }
+    assert!(world.ready());
+}
+
+#[test]
+fn endpoints_are_found_by_their_address() {
+    let mut world = World::new("node-1");
+    for object in [slice("x", "a", 1), slice("y", "b", 2), endpoints("c", 1)] {
+        world.apply(Event::Apply(object));
+    }
+    let at = |addr: &str| {
+        let addr: std::net::IpAddr = addr.parse().expect("an address");
+        let mut found = world.services_with_endpoints_at(&[Addr::from(addr)].into_iter().collect());
+        found.sort();
+        found.iter().map(|key| &*key.name).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(at("10.0.0.1"), "a c");
+    assert_eq!(at("10.0.0.2"), "b");
+    assert_eq!(at("10.0.0.3"), "");
+    assert_eq!(at("10.96.0.1"), "");
+    assert_eq!(at("fd00::1"), "");
+}

@@ -1,0 +1,5 @@
+//! What the property tests stand on.
+
+pub mod tape;
+pub mod text;
+pub mod worlds;

@@ -1,0 +1,111 @@
+//! A store that remembers what it held after each write, and refuses what invariant I7 forbids.
+
+use lb_common::{Backend, Frontend, FrontendKey, Kind, List, Proto, Service, Slot, SlotKey};
+use lb_user::{
+    op::Op,
+    store::{Dump, Limits, Partial, Store},
+};
+
+/// The store.
+pub struct Tape {
+    /// What it held: at the start, and after each write.
+    pub snapshots: Vec<Dump>,
+}
+
+impl Default for Tape {
+    fn default() -> Self {
+        Self::starting_with(Dump::default())
+    }
+}
+
+impl Tape {
+    pub fn starting_with(dump: Dump) -> Self {
+        Self { snapshots: vec![dump] }
+    }
+
+    /// Forgets all but the last.
+    pub fn rewind(&mut self) {
+        self.snapshots.drain(..self.snapshots.len() - 1);
+    }
+
+    fn last(&self) -> &Dump {
+        self.snapshots.last().expect("the start is never forgotten")
+    }
+}
+
+impl Store for Tape {
+    fn apply(&mut self, ops: &[Op]) -> Result<(), Partial> {
+        for op in ops {
+            check_ids(self.last(), op);
+            let mut dump = self.last().clone();
+            dump.apply(op);
+            self.snapshots.push(dump);
+        }
+        Ok(())
+    }
+
+    fn dump(&self) -> anyhow::Result<Dump> {
+        Ok(self.last().clone())
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::DEFAULT
+    }
+}
+
+/// Panics when an op gives a new meaning to an id that something still names (invariant I7).
+fn check_ids(dump: &Dump, op: &Op) {
+    match op {
+        Op::PutName(id, key) => {
+            let named = dump.names.get(id).is_some_and(|other| other != key)
+                || dump.services.contains_key(id)
+                || dump.frontends.values().any(|frontend| frontend.service == *id)
+                || dump.slots.keys().any(|slot| slot.service == *id)
+                || dump.backends.values().any(|backend| backend.service == *id);
+            assert!(*id != 0 && !named, "{op} while it is in use\n{dump:#}");
+        }
+        Op::PutBackend(id, backend) => {
+            let known = dump.backends.get(id).is_some_and(|other| other != backend);
+            let named = !dump.backends.contains_key(id) && dump.slots.values().any(|slot| slot.backend == *id);
+            assert!(*id != 0 && !known && !named, "{op} while it is in use\n{dump:#}");
+        }
+        Op::PutSlot(key, slot) => {
+            let backend = dump.backends.get(&slot.backend).expect("a slot names a backend that exists");
+            assert_eq!((backend.service, backend.addr, backend.port), (key.service, slot.addr, slot.port));
+        }
+        _ => {}
+    }
+}
+
+/// Leaves the maps as a crash, a foreign hand or a bug might: nothing of it may outlive the next pass.
+pub fn disturb(dump: &mut Dump) {
+    let addr = std::net::Ipv4Addr::new(10, 0, 0, 77).into();
+    let top = [dump.services.keys().max(), dump.names.keys().max()].into_iter().flatten().max().copied().unwrap_or(0);
+    let last = dump.backends.keys().max().copied().unwrap_or(0);
+    let slot = |backend| Slot { addr, port: 77, _pad: 0, backend };
+    // A second id for a name, the first one's entry missing.
+    if let Some((&id, key)) = dump.names.first_key_value() {
+        dump.names.insert(top + 3, key.clone());
+        dump.services.insert(top + 3, Service { cluster_len: 2, local_len: 0, flags: 0 });
+        dump.services.remove(&id);
+        // Gaps, a slot far out, a backend of somebody else, and one that does not exist.
+        dump.slots.remove(&SlotKey::new(id, List::Cluster, 0));
+        dump.slots.insert(SlotKey::new(id, List::Cluster, 5), slot(last + 9));
+        dump.slots.insert(SlotKey::new(id, List::Cluster, u32::MAX), slot(last + 1));
+        dump.slots.insert(SlotKey::new(id, List::Local, 0), slot(0));
+    }
+    if let Some((_, slot)) = dump.slots.first_key_value().map(|(key, slot)| (*key, *slot)) {
+        dump.slots.insert(SlotKey::new(top + 3, List::Cluster, 1), slot);
+    }
+    // Backends and slots of nobody, a list that there is not, a frontend that leads nowhere.
+    dump.backends.insert(last + 2, Backend { addr, port: 77, _pad: 0, service: top + 40 });
+    dump.backends.insert(last + 3, Backend { addr, port: 77, _pad: 0, service: top });
+    dump.slots.insert(SlotKey::new(top + 41, List::Cluster, 0), slot(last + 2));
+    dump.slots.insert(SlotKey { service: top, list: 7, index: 0 }, slot(last + 3));
+    let key = FrontendKey::new(std::net::Ipv4Addr::new(192, 0, 2, 77).into(), 77, Proto::Tcp);
+    dump.frontends.insert(key, Frontend::new(top + 42, Kind::ClusterIp));
+    // One that leads to the wrong service port.
+    if let Some(frontend) = dump.frontends.values_mut().next() {
+        frontend.service = top + 3;
+    }
+}

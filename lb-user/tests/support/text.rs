@@ -1,0 +1,58 @@
+//! What a dump says, whatever its ids and the order of its slots; and whether it is whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::{Frontend, FrontendKey, List};
+use lb_user::{
+    spec::{PortKey, Target},
+    store::Dump,
+};
+
+/// A service port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Port {
+    /// Key and kind.
+    pub frontends: BTreeMap<FrontendKey, u8>,
+    /// Sorted.
+    pub lists: [Vec<Target>; 2],
+    pub flags: u32,
+}
+
+/// All of them.
+pub type Meaning = BTreeMap<PortKey, Port>;
+
+pub fn meaning(dump: &Dump) -> Meaning {
+    let port = |id: u32| {
+        let service = dump.services.get(&id).copied().unwrap_or_default();
+        let own = dump.frontends.iter().filter(|(_, frontend)| frontend.service == id);
+        let frontends = own.map(|(key, Frontend { kind, .. })| (*key, *kind)).collect();
+        let lists = List::ALL.map(|list| {
+            let slots = dump.slots.iter().filter(|(key, _)| key.service == id && key.list == list as u32);
+            let mut targets: Vec<_> = slots.map(|(_, slot)| Target { addr: slot.addr, port: slot.port }).collect();
+            targets.sort_unstable();
+            targets
+        });
+        Port { frontends, lists, flags: service.flags }
+    };
+    dump.names.iter().map(|(&id, key)| (key.clone(), port(id))).collect()
+}
+
+/// Panics unless everything refers to something, and nothing is left over.
+pub fn check_sound(dump: &Dump) {
+    let names: BTreeSet<&PortKey> = dump.names.values().collect();
+    assert_eq!(names.len(), dump.names.len(), "one id for each name\n{dump:#}");
+    assert!(dump.names.keys().eq(dump.services.keys()), "names and services\n{dump:#}");
+    for frontend in dump.frontends.values() {
+        assert!(dump.services.contains_key(&frontend.service), "a frontend leads nowhere\n{dump:#}");
+    }
+    let lens = dump.services.values().map(|service| service.cluster_len as usize + service.local_len as usize);
+    assert_eq!(lens.sum::<usize>(), dump.slots.len(), "as many slots as the lengths say\n{dump:#}");
+    for (key, slot) in &dump.slots {
+        let list = List::ALL[key.list as usize];
+        assert!(dump.services[&key.service].len(list) > key.index, "a slot beyond its list\n{dump:#}");
+        let backend = dump.backends.get(&slot.backend).expect("a slot names a backend");
+        assert_eq!((backend.service, backend.addr, backend.port), (key.service, slot.addr, slot.port), "\n{dump:#}");
+    }
+    let named: BTreeSet<u32> = dump.slots.values().map(|slot| slot.backend).collect();
+    assert!(named.iter().eq(dump.backends.keys()), "a backend that nothing names\n{dump:#}");
+}

@@ -1,0 +1,210 @@
+//! Small worlds: random ones, and pairs of them that a change leads between.
+
+use std::{net::IpAddr, ops::Range};
+
+use lb_common::Proto;
+use lb_user::{
+    event::{Event, Kind, Object},
+    objects::{
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Mirrored, Policy, Selector, Service,
+        ServicePort,
+    },
+};
+use proptest::{collection::vec, prelude::*};
+
+/// The node from which everything is seen.
+pub const NODE: &str = "node-1";
+
+/// All objects of a moment.
+pub type State = Vec<Object>;
+
+/// The whole state as events.
+pub fn events(state: &State) -> Vec<Event> {
+    let of = |kind| state.iter().filter(|object| object.kind() == kind).cloned().collect();
+    Kind::ALL.into_iter().map(|kind| Event::Replace(kind, of(kind))).collect()
+}
+
+/// Histories of a few Services that share addresses, backends and names.
+pub fn states(length: Range<usize>) -> impl Strategy<Value = Vec<State>> {
+    vec(vec(service(), 0..4), length).prop_map(|states| {
+        states
+            .into_iter()
+            .map(|services| {
+                services.into_iter().enumerate().flat_map(|(index, service)| service.objects(index)).collect()
+            })
+            .collect()
+    })
+}
+
+#[derive(Clone, Debug)]
+struct Drawn {
+    absent: bool,
+    created: Option<i64>,
+    vips: Vec<u8>,
+    v6: bool,
+    externals: Vec<u8>,
+    ports: usize,
+    policy: Policy,
+    by_hand: bool,
+    endpoints: Vec<(u8, u8, bool)>,
+    more: Vec<(u8, u8, bool)>,
+}
+
+fn service() -> impl Strategy<Value = Drawn> {
+    let endpoint = || (1_u8..9, 0_u8..5, any::<bool>());
+    (
+        (prop::bool::weighted(0.1), prop::option::of(1_i64..4), vec(1_u8..5, 1..2), prop::bool::weighted(0.2)),
+        (vec(1_u8..3, 0..2), 1_usize..3, prop_oneof![3 => Just(Policy::Cluster), 1 => Just(Policy::Local)]),
+        (prop::bool::weighted(0.2), vec(endpoint(), 0..7), vec(endpoint(), 0..3)),
+    )
+        .prop_map(|((absent, created, vips, v6), (externals, ports, policy), (by_hand, endpoints, more))| Drawn {
+            absent,
+            created,
+            vips,
+            v6,
+            externals,
+            ports,
+            policy,
+            by_hand,
+            endpoints,
+            more,
+        })
+}
+
+impl Drawn {
+    fn objects(&self, index: usize) -> Vec<Object> {
+        let key = Key::new("default", &format!("s{index}"));
+        let mut cluster_ips: Vec<IpAddr> = self.vips.iter().map(|&vip| [10, 96, 0, vip].into()).collect();
+        if self.v6 {
+            cluster_ips.push(format!("fd96::{}", index + 1).parse().expect("an address"));
+        }
+        let service = Service {
+            created: self.created,
+            selector: if self.by_hand { Selector::None } else { Selector::Some },
+            cluster_ips,
+            external_ips: self.externals.iter().map(|&last| [192, 0, 2, last].into()).collect(),
+            ports: ports(self.ports),
+            internal_policy: self.policy,
+            ..plain_service(key.clone())
+        };
+        let group = |drawn: &[(u8, u8, bool)], port| group(self.ports, port, drawn);
+        let mut objects = Vec::new();
+        if !self.absent {
+            objects.push(Object::Service(service));
+        }
+        if self.by_hand {
+            let groups = vec![group(&self.endpoints, 8080), group(&self.more, 8081)];
+            objects.push(Object::Endpoints(Endpoints { key, mirrorable: true, groups, problems: Vec::new() }));
+        } else {
+            objects.push(slice(&key, "x", group(&self.endpoints, 8080)));
+            objects.push(slice(&key, "y", group(&self.more, 8080 + u16::from(self.v6))));
+        }
+        objects
+    }
+}
+
+fn plain_service(key: Key) -> Service {
+    Service {
+        key,
+        created: None,
+        exempt: None,
+        selector: Selector::Some,
+        cluster_ips: Vec::new(),
+        external_ips: Vec::new(),
+        ingress_ips: Vec::new(),
+        ports: ports(1),
+        internal_policy: Policy::Cluster,
+        problems: Vec::new(),
+    }
+}
+
+fn ports(count: usize) -> Vec<ServicePort> {
+    let all = [("a", Proto::Tcp, 80), ("b", Proto::Udp, 53)];
+    let port = |&(name, proto, port): &(&str, Proto, u16)| ServicePort {
+        name: name.into(),
+        proto,
+        port: port.try_into().expect("not 0"),
+    };
+    all.iter().take(count).map(port).collect()
+}
+
+fn slice(service: &Key, suffix: &str, group: EndpointGroup) -> Object {
+    Object::EndpointSlice(EndpointSlice {
+        key: Key::new(&service.namespace, &format!("{}-{suffix}", service.name)),
+        service: Some(service.clone()),
+        mirrored: Mirrored::No,
+        group,
+        problems: Vec::new(),
+    })
+}
+
+/// Endpoints of (last octet, condition, whether on this node); every third one is IPv6 as well.
+fn group(ports: usize, port: u16, drawn: &[(u8, u8, bool)]) -> EndpointGroup {
+    let endpoint = |&(last, condition, here): &(u8, u8, bool)| Endpoint {
+        addr: if last % 3 == 0 {
+            format!("fd00::{last}").parse().expect("an address")
+        } else {
+            [10, 0, 0, last].into()
+        },
+        node: Some(if here { NODE } else { "node-2" }.into()),
+        ready: condition < 3,
+        serving: condition < 4,
+        terminating: condition >= 3,
+        zone_hints: Vec::new(),
+        node_hints: Vec::new(),
+    };
+    EndpointGroup {
+        ports: self::ports(ports)
+            .into_iter()
+            .map(|own| EndpointPort { name: own.name, proto: own.proto, port: port.try_into().expect("not 0") })
+            .collect(),
+        endpoints: drawn.iter().map(endpoint).collect(),
+    }
+}
+
+/// A Service `name` on a VIP with IPv4 backends, those in `local` on this node.
+fn simple(name: &str, created: i64, vips: &[u8], policy: Policy, remote: &[u8], local: &[u8]) -> State {
+    let key = Key::new("default", name);
+    let cluster_ips = vips.iter().map(|&vip| [10, 96, 0, vip].into()).collect();
+    let service =
+        Service { created: Some(created), cluster_ips, internal_policy: policy, ..plain_service(key.clone()) };
+    let drawn: Vec<_> = remote.iter().map(|&n| (n, 0, false)).chain(local.iter().map(|&n| (n, 0, true))).collect();
+    let mut group = group(1, 8080, &drawn);
+    for (endpoint, &(last, ..)) in group.endpoints.iter_mut().zip(&drawn) {
+        endpoint.addr = [10, 0, 0, last].into();
+    }
+    vec![Object::Service(service), slice(&key, "x", group)]
+}
+
+/// Changes small enough to try every interleaving.
+pub fn small_changes() -> Vec<(&'static str, State, State)> {
+    use Policy::{Cluster, Local};
+    let a = |policy, remote: &[u8], local: &[u8]| simple("a", 5, &[1], policy, remote, local);
+    let with = |first: &State, second: State| first.iter().cloned().chain(second).collect::<State>();
+    let b = |created, vips: &[u8], remote: &[u8]| simple("b", created, vips, Cluster, remote, &[]);
+    vec![
+        ("one comes", a(Cluster, &[1, 2], &[]), a(Cluster, &[1, 2, 3], &[])),
+        ("the first goes", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[2, 3], &[])),
+        ("the last goes", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[1, 2], &[])),
+        ("all but the last go", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[3], &[])),
+        ("one for one", a(Cluster, &[1, 2], &[]), a(Cluster, &[2, 4], &[])),
+        ("all for others", a(Cluster, &[1, 2], &[]), a(Cluster, &[3, 4], &[])),
+        ("fewer others", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[4], &[])),
+        ("more others", a(Cluster, &[1], &[]), a(Cluster, &[4, 5], &[])),
+        ("policy becomes Local", a(Cluster, &[1], &[2]), a(Local, &[1], &[2])),
+        ("policy becomes Cluster", a(Local, &[1], &[2]), a(Cluster, &[1], &[2])),
+        ("the local list changes", a(Local, &[1], &[2]), a(Local, &[2], &[1])),
+        ("an older one takes the VIP", a(Cluster, &[1], &[]), with(&a(Cluster, &[1], &[]), b(1, &[1], &[2]))),
+        ("the VIP goes to another", a(Cluster, &[1, 2], &[]), b(9, &[1], &[3])),
+        (
+            "one loses its backends and its VIP at once",
+            with(&a(Cluster, &[1], &[]), b(9, &[1], &[2])),
+            with(&simple("a", 12, &[1], Cluster, &[], &[]), b(9, &[1], &[2])),
+        ),
+        (
+            "two exchange their VIPs, one emptied, one filled",
+            with(&simple("a", 5, &[1], Cluster, &[1], &[]), b(5, &[2], &[])),
+            with(&simple("a", 5, &[2], Cluster, &[], &[]), b(5, &[1], &[2])),
+        ),
+    ]
+}

@@ -75,14 +75,9 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         "programs loaded"
     );
     let mut log = datapath.take_log()?;
-    let options = reconcile::Options { node: config.node_name, external_ips: config.external_ips };
-    let reconciler = Reconciler::new(options, datapath.store()?);
+    let reconciler = Reconciler::new(datapath.store()?, &config.node_name, config.external_ips);
     let (status, mut observed) = watch::channel(Status::default());
-    tasks.spawn(async move {
-        let ended = reconcile::run(reconciler, inbox, status, std::future::pending()).await;
-        drop(ended);
-        Ok(())
-    });
+    tasks.spawn(reconcile::run(reconciler, inbox, status));
     tasks.spawn(async move {
         let writes = observed.wait_for(|status| status.ready).await.context("the reconciler ended")?.writes;
         let names = datapath.store()?;

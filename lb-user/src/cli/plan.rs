@@ -9,7 +9,7 @@ use crate::{
     datapath::pins::Pins,
     model::ExternalIps,
     op::Op,
-    reconcile::{Options, Reconciler},
+    reconcile::Reconciler,
     sources::directory::{self, LastGood},
     store::{BpfStore, MemoryStore, Store as _},
 };
@@ -50,7 +50,7 @@ pub(super) fn render(pins: &Pins, arguments: &Arguments) -> Result<String> {
         (MemoryStore::default(), "empty maps, since nothing is pinned")
     };
     let node = arguments.node_name.clone().unwrap_or_else(super::run::host_name);
-    let mut reconciler = Reconciler::new(Options { node, external_ips: arguments.external_ips.clone() }, store);
+    let mut reconciler = Reconciler::new(store, &node, arguments.external_ips.clone());
     reconciler.handle(events);
     let plan = reconciler.preview()?;
     let mut text = String::new();

@@ -20,21 +20,6 @@ pub enum ExternalIps {
     Cidrs(Vec<IpNet>),
 }
 
-impl std::str::FromStr for ExternalIps {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "any" => Ok(Self::Any),
-            "none" => Ok(Self::None),
-            list => {
-                let prefix = |text: &str| text.parse().map_err(|_| format!("{text:?} is neither any, none nor a CIDR"));
-                list.split(',').map(prefix).collect::<Result<_, _>>().map(Self::Cidrs)
-            }
-        }
-    }
-}
-
 impl ExternalIps {
     fn allow(&self, addr: &IpAddr) -> bool {
         match self {

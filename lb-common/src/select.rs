@@ -89,7 +89,8 @@ pub const fn list_for(kind: u8, service: &Service) -> List {
 #[inline(always)]
 pub fn select(tables: &impl Tables, dest: &FrontendKey, avoid: u32, random: impl Fn() -> u32) -> Verdict {
     let mut outcome = attempt(tables, dest, avoid, &random);
-    if outcome.step == Step::Again {
+    // A refusal is looked at twice as well: the frontend may just have moved to another service port.
+    if !matches!(outcome.step, Step::NotService | Step::Chosen) {
         outcome = attempt(tables, dest, avoid, &random);
     }
     match outcome.step {

@@ -17,7 +17,7 @@ const ENCODING_MASK: u32 = 0x0f00_0000;
 ///
 /// # Errors
 /// When there is no BTF or it is not of the form that the kernel documents (Documentation/bpf/btf.rst).
-pub fn repair(elf: &mut [u8]) -> Result<()> {
+pub(crate) fn repair(elf: &mut [u8]) -> Result<()> {
     let (start, len) = {
         let file = object::File::parse(&*elf).context("reading the object")?;
         let section = file.section_by_name(".BTF").context("the object has no BTF: was it linked with --btf?")?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::setup::{self, Need, Tools};
 use crate::toolchain::{Kind, TARGET};
-use crate::{run, workspace};
+use crate::{btf, run, workspace};
 
 /// Arguments of `build-ebpf`.
 #[derive(clap::Args)]
@@ -35,7 +35,7 @@ pub(crate) fn build(tools: &Tools) -> Result<PathBuf> {
     cargo.args(["build", "--release", "--target", TARGET]).args(tools.compiler.flags());
     run::run(&mut cargo)?;
     let object = workspace::ebpf_object();
-    copy_if_changed(&target_dir.join(TARGET).join("release/beeline"), &object)?;
+    place_if_changed(&target_dir.join(TARGET).join("release/beeline"), &object)?;
     Ok(object)
 }
 
@@ -47,8 +47,9 @@ fn rustflags(linker: &Path) -> String {
     [&linker, "-Clink-arg=--btf", "-Cdebuginfo=2", "-Ccodegen-units=1", &arch].join("\x1f")
 }
 
-fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
-    let new = std::fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+fn place_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let mut new = std::fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+    btf::repair(&mut new).context("repairing the object's BTF")?;
     if std::fs::read(to).is_ok_and(|old| old == new) {
         return Ok(());
     }

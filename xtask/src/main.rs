@@ -1,6 +1,7 @@
 //! `cargo xtask VERB`: parses the verb and calls its file; no work is done here.
 
 mod apt;
+mod btf;
 mod build;
 mod build_ebpf;
 mod initramfs;

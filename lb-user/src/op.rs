@@ -54,8 +54,8 @@ impl Table {
 /// One write to one map.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Op {
-    /// Name a service port id.
-    PutName(u32, PortKey),
+    /// Name a service port id. In a box, since names are few and every op is as large as the largest.
+    PutName(u32, Box<PortKey>),
     /// Write a backend.
     PutBackend(u32, Backend),
     /// Write a slot.

@@ -3,7 +3,8 @@
 //!
 //! The writes of all Services go out in phases ([`Phase`]), so that a reader at any instant finds, for a frontend that
 //! stays, a backend of the old or of the new set, and never none while both have one (invariant I1). The frontends that
-//! move from one service port to another find the new one complete, and the old one not yet emptied.
+//! move from one service port to another find the new one complete, and the old one not yet emptied; in between they may
+//! lead to a backend of either.
 
 mod port;
 

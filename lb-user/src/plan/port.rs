@@ -53,7 +53,7 @@ impl Planner<'_> {
     /// Makes the service port `id` what `want` says; `have` is what stands there.
     pub(super) fn port(&mut self, id: u32, have: Option<&Port>, want: &PortSpec, tally: usize) {
         if have.is_none() {
-            self.emit(Phase::PutName, Op::PutName(id, want.key.clone()));
+            self.emit(Phase::PutName, Op::PutName(id, Box::new(want.key.clone())));
             self.used[Table::Names as usize] += 1;
         }
         let old = have.and_then(|port| port.service).unwrap_or_default();

@@ -192,3 +192,21 @@ fn the_order_of_all_writes_is_the_order_of_the_phases() {
         delete NAMES 2"]]
     .assert_eq(&text.join("\n"));
 }
+
+#[test]
+fn i7_ids_wrap_around_past_the_living() {
+    let mut maps = Maps::new(Limits::DEFAULT);
+    maps.plan(&[spec("a", &[1], 0..1)]);
+    let mut dump = maps.store.dump.clone();
+    dump.names.insert(u32::MAX, PortKey { service: Key::new("default", "z"), ..dump.names[&1].clone() });
+    dump.services.insert(u32::MAX, dump.services[&1]);
+    let slot = dump.slots[&SlotKey::new(1, List::Cluster, 0)];
+    dump.slots.insert(SlotKey::new(u32::MAX, List::Cluster, 0), lb_common::Slot { backend: u32::MAX, ..slot });
+    dump.backends.insert(u32::MAX, lb_common::Backend { service: u32::MAX, ..dump.backends[&1] });
+    let (shadow, oddities) = Shadow::from_dump(&dump);
+    assert_eq!(oddities, [""; 0]);
+    (maps.store.dump, maps.shadow) = (dump, shadow);
+    maps.plan(&[spec("b", &[2], 0..1)]);
+    assert_eq!(maps.store.dump.services.keys().copied().collect::<Vec<_>>(), [1, 2, u32::MAX]);
+    assert_eq!(maps.store.dump.backends.keys().copied().collect::<Vec<_>>(), [1, 2, u32::MAX]);
+}

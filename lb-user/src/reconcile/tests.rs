@@ -115,9 +115,8 @@ async fn i5_time_alone_prunes_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn i3_a_failed_write_is_tried_again_ever_more_slowly_and_events_are_kept() {
-    let mut store = MemoryStore::default();
-    store.faults = Faults::Percent { percent: 100, seed: 0 };
-    let store = Shared::new(store);
+    let faults = Faults::Percent { percent: 100, seed: 0 };
+    let store = Shared::new(MemoryStore { faults, ..MemoryStore::default() });
     let (tx, rx) = mpsc::channel(16);
     let (status, mut observed) = watch::channel(Status::default());
     tokio::spawn(run(Reconciler::new(store.clone(), "node-1", ExternalIps::Any), rx, status));

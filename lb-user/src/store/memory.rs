@@ -110,7 +110,7 @@ impl Dump {
     /// Does what an op says.
     pub fn apply(&mut self, op: &Op) {
         match op {
-            Op::PutName(id, key) => drop(self.names.insert(*id, key.clone())),
+            Op::PutName(id, key) => drop(self.names.insert(*id, (**key).clone())),
             Op::PutBackend(id, backend) => drop(self.backends.insert(*id, *backend)),
             Op::PutSlot(key, slot) => drop(self.slots.insert(*key, *slot)),
             Op::PutService(id, service) => drop(self.services.insert(*id, *service)),

@@ -57,7 +57,7 @@ impl Store for Tape {
 fn check_ids(dump: &Dump, op: &Op) {
     match op {
         Op::PutName(id, key) => {
-            let named = dump.names.get(id).is_some_and(|other| other != key)
+            let named = dump.names.get(id).is_some_and(|other| *other != **key)
                 || dump.services.contains_key(id)
                 || dump.frontends.values().any(|frontend| frontend.service == *id)
                 || dump.slots.keys().any(|slot| slot.service == *id)

@@ -202,9 +202,9 @@ pub fn small_changes() -> Vec<(&'static str, State, State)> {
             with(&simple("a", 12, &[1], Cluster, &[], &[]), b(9, &[1], &[2])),
         ),
         (
-            "two exchange their VIPs, one emptied, one filled",
-            with(&simple("a", 5, &[1], Cluster, &[1], &[]), b(5, &[2], &[])),
-            with(&simple("a", 5, &[2], Cluster, &[], &[]), b(5, &[1], &[2])),
+            "two exchange their VIPs",
+            with(&simple("a", 5, &[1], Cluster, &[1], &[]), b(5, &[2], &[2])),
+            with(&simple("a", 5, &[2], Cluster, &[3], &[]), b(5, &[1], &[2, 4])),
         ),
     ]
 }

@@ -206,5 +206,10 @@ pub fn small_changes() -> Vec<(&'static str, State, State)> {
             with(&simple("a", 5, &[1], Cluster, &[1], &[]), b(5, &[2], &[2])),
             with(&simple("a", 5, &[2], Cluster, &[3], &[]), b(5, &[1], &[2, 4])),
         ),
+        (
+            "two exchange their VIPs, one emptied, one filled",
+            with(&simple("a", 5, &[1], Cluster, &[1], &[]), b(5, &[2], &[])),
+            with(&simple("a", 5, &[2], Cluster, &[], &[]), b(5, &[1], &[2])),
+        ),
     ]
 }

@@ -14,5 +14,5 @@ pub use layout::{
     Backend, Counter, Frontend, FrontendKey, Kind, LAYOUT_VERSION, List, LogGate, NAME_LEN, Name, Names, Service,
     ServiceFlags, Slot, SlotKey, capacity,
 };
-pub use select::{Cause, Choice, Tables, Verdict, select};
+pub use select::{Cause, Choice, Tables, Verdict, list_for, select};
 pub use translation::{MAX_TRANSLATIONS, TcpSock, Translation, Translations, bpf_spin_lock};

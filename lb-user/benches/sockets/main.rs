@@ -120,7 +120,7 @@ fn service_ops(from: u32, to: u32) -> Vec<Op> {
             proto,
             family: Family::V4,
         };
-        ops.push(Op::PutName(id, key));
+        ops.push(Op::PutName(id, Box::new(key)));
         let slot = Slot { addr: backend.into(), port: target, _pad: 0, backend: id };
         ops.push(Op::PutBackend(id, Backend { addr: slot.addr, port: target, _pad: 0, service: id }));
         ops.push(Op::PutSlot(SlotKey::new(id, List::Cluster, 0), slot));

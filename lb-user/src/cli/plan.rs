@@ -8,7 +8,6 @@ use clap::Args;
 use crate::{
     datapath::pins::Pins,
     model::ExternalIps,
-    op::Op,
     reconcile::Reconciler,
     sources::directory::{self, LastGood},
     store::{BpfStore, MemoryStore, Store as _},
@@ -55,7 +54,7 @@ pub(super) fn render(pins: &Pins, arguments: &Arguments) -> Result<String> {
     let plan = reconciler.preview()?;
     let mut text = String::new();
     for op in &plan.ops {
-        writeln!(text, "{}", describe(op))?;
+        writeln!(text, "{op}")?;
     }
     for (service, warnings) in reconciler.warnings() {
         for warning in warnings {
@@ -67,39 +66,4 @@ pub(super) fn render(pins: &Pins, arguments: &Arguments) -> Result<String> {
     }
     writeln!(text, "{} writes for {} Services, against {basis}; nothing was done", plan.ops.len(), plan.changed.len())?;
     Ok(text)
-}
-
-fn describe(op: &Op) -> String {
-    let map = op.table().map_name();
-    let list = |list: u32| if list == lb_common::List::Cluster as u32 { "cluster" } else { "local" };
-    let at = |addr: lb_common::Addr, port| std::net::SocketAddr::new(addr.to_ip(), port);
-    let (sign, what) = match op {
-        Op::PutName(id, name) => ('+', format!("{id} = {name}")),
-        Op::PutBackend(id, backend) => {
-            ('+', format!("{id} = {} of service {}", at(backend.addr, backend.port), backend.service))
-        }
-        Op::PutSlot(key, slot) => (
-            '+',
-            format!(
-                "{} {} {} = {} (backend {})",
-                key.service,
-                list(key.list),
-                key.index,
-                at(slot.addr, slot.port),
-                slot.backend
-            ),
-        ),
-        Op::PutService(id, service) => (
-            '+',
-            format!(
-                "{id} = {} in the cluster list, {} in the local list, flags {}",
-                service.cluster_len, service.local_len, service.flags
-            ),
-        ),
-        Op::PutFrontend(key, frontend) => ('+', format!("{key} = service {}", frontend.service)),
-        Op::DeleteFrontend(key) => ('-', key.to_string()),
-        Op::DeleteSlot(key) => ('-', format!("{} {} {}", key.service, list(key.list), key.index)),
-        Op::DeleteService(id) | Op::DeleteBackend(id) | Op::DeleteName(id) => ('-', id.to_string()),
-    };
-    format!("{sign} {map:<9} {what}")
 }

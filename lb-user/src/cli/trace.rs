@@ -4,7 +4,7 @@ use std::{fmt::Write as _, net::SocketAddr, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use lb_common::{Cause, FrontendKey, Kind, List, Proto, ServiceFlags, Verdict, select};
+use lb_common::{Cause, FrontendKey, Kind, List, Proto, Verdict, list_for, select};
 
 use crate::{inspect, store::Dump};
 
@@ -43,7 +43,8 @@ fn explain(dump: &Dump, destination: SocketAddr, proto: Proto) -> Result<(String
     let key = FrontendKey::new(destination.ip().into(), destination.port(), proto);
     let verdict = select(dump, &key, 0, || 0);
     let mut text = format!("{} {destination}\n", proto.name().to_lowercase());
-    if let Some(frontend) = dump.frontends.get(&key) {
+    let frontend = dump.frontends.get(&key);
+    if let Some(frontend) = frontend {
         let kind = Kind::from_number(frontend.kind).map_or("unknown kind", Kind::name);
         writeln!(text, "  frontend   {kind} of {}", inspect::name_of(dump, frontend.service))?;
     }
@@ -66,13 +67,7 @@ fn explain(dump: &Dump, destination: SocketAddr, proto: Proto) -> Result<(String
         }
         Verdict::Backend(choice) => {
             let service = dump.services.get(&choice.service).copied().unwrap_or_default();
-            let list = if service.flags & ServiceFlags::INTERNAL_LOCAL != 0
-                && dump.frontends.get(&key).is_some_and(|frontend| frontend.kind == Kind::ClusterIp as u8)
-            {
-                List::Local
-            } else {
-                List::Cluster
-            };
+            let list = list_for(frontend.map_or(0, |frontend| frontend.kind), &service);
             let len = service.len(list);
             let name = if list == List::Local { "local" } else { "cluster" };
             writeln!(text, "  list       {name}, {len} backends, one at random for each {}", occasion(proto))?;

@@ -13,6 +13,8 @@ use aya::maps::MapInfo;
 use lb_common::LAYOUT_VERSION;
 use rustix::fs::{FlockOperation, flock};
 
+use super::sys;
+
 /// Name of the directory in bpffs that holds everything of Beeline.
 const DIRECTORY: &str = "beeline";
 
@@ -90,6 +92,11 @@ impl Pins {
         let mut paths = files_below(&self.root)?;
         paths.sort_by_key(|path| (!is_link(path), path.clone()));
         for path in paths {
+            if is_link(&path)
+                && let Err(error) = sys::open_pin(&path).and_then(sys::detach_link)
+            {
+                tracing::debug!(pin = %path.display(), %error, "not detached at once, but by the removal of its pin");
+            }
             fs::remove_file(&path).with_context(|| format!("removing the pin {}", path.display()))?;
             removed.push(path.display().to_string());
         }

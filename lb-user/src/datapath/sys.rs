@@ -153,6 +153,17 @@ pub fn update_link(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
+/// Takes a link's program out of service at once (`BPF_LINK_DETACH`, Linux 5.9); the end of its last pin does so too,
+/// but some milliseconds later.
+///
+/// # Errors
+/// What the kernel says.
+pub fn detach_link(link: impl AsFd) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.link_detach.link_fd = fd_number(link.as_fd());
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
+}
+
 /// The cgroup that a cgroup link is attached to, by id, which is its directory's inode number; 0 when it has gone.
 ///
 /// # Errors

@@ -52,8 +52,8 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     environment::check()?;
     let pins = pins()?;
-    let cgroup = match &config.cgroup {
-        Some(path) => path.clone(),
+    let cgroup = match config.cgroup {
+        Some(path) => environment::named_cgroup(path)?,
         None => environment::cgroup2()?,
     };
     let (events, inbox) = mpsc::channel(EVENTS);

@@ -23,7 +23,7 @@ use lb_user::{
 use traffic::{Path as Way, Variant};
 
 /// Rounds of a figure; odd, so that there is a median.
-const ROUNDS: usize = 31;
+const ROUNDS: usize = 21;
 
 /// Environment of the process that measures: its cgroup and its directory, which the first process removes after it.
 const PLACE: [&str; 2] = ["BEELINE_BENCH_CGROUP", "BEELINE_BENCH_DIRECTORY"];

@@ -93,6 +93,22 @@ pub fn cgroup2() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// A cgroup that was named.
+///
+/// # Errors
+/// When there is none, or it is not of version 2.
+pub fn named_cgroup(path: PathBuf) -> Result<PathBuf> {
+    // include/uapi/linux/magic.h
+    const CGROUP2_MAGIC: i64 = 0x6367_7270;
+    let found = rustix::fs::statfs(&path).with_context(|| format!("looking at the cgroup {}", path.display()))?;
+    ensure!(
+        found.f_type == CGROUP2_MAGIC,
+        "{} is no cgroup of version 2: name a directory of the cgroup2 mount (`grep cgroup2 /proc/mounts`), or leave --cgroup out",
+        path.display()
+    );
+    Ok(path)
+}
+
 /// Whether a cgroup is the root of the whole hierarchy: the kernel gives that one the id 1 (kernfs).
 fn is_root(path: &Path) -> Result<bool> {
     Ok(fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?.ino() == 1)

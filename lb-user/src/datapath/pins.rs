@@ -11,12 +11,15 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::MapInfo;
 use lb_common::LAYOUT_VERSION;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, statfs};
 
 use super::sys;
 
 /// Name of the directory in bpffs that holds everything of Beeline.
 const DIRECTORY: &str = "beeline";
+
+/// Type of a bpffs (include/uapi/linux/magic.h).
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// The pins of one Beeline.
 #[derive(Clone, Debug)]
@@ -56,8 +59,13 @@ impl Pins {
     /// When another agent holds it, by its pid; or when this is no bpffs.
     pub fn lock(&self) -> Result<File> {
         let root = self.root.display();
-        fs::create_dir_all(self.current())
-            .with_context(|| format!("making the pin directory {root} (is a bpffs mounted there?)"))?;
+        let above = self.root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        ensure!(
+            statfs(above).with_context(|| format!("looking at {}", above.display()))?.f_type == BPF_FS_MAGIC,
+            "the pin directory {root} is not on a bpffs: mount one with `mount -t bpf bpf {}`, or name another with --pins",
+            above.display()
+        );
+        fs::create_dir_all(self.current()).with_context(|| format!("making the pin directory {root}"))?;
         let directory = File::open(&self.root).with_context(|| format!("opening the pin directory {root}"))?;
         if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
             let holder = holder(&directory).map_or_else(|| "another process".to_owned(), |pid| format!("pid {pid}"));

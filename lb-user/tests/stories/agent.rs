@@ -22,7 +22,7 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// The binary.
-fn beeline() -> Command {
+pub fn beeline() -> Command {
     Command::new(std::env::var_os("BEELINE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_beeline").into()))
 }
 

@@ -12,7 +12,7 @@ use aya::maps::{HashMap, MapData};
 
 use crate::{
     Story,
-    agent::{Agent, run, until},
+    agent::{Agent, beeline, run, until},
     node::{Node, service},
     sockets::{Client, at, tcp_ask, tcp_server, udp_server},
 };
@@ -30,6 +30,7 @@ pub const STORIES: &[Story] = &[
     ("bad_yaml_keeps_what_worked", bad_yaml_keeps_what_worked),
     ("another_cgroup_is_moved_to", another_cgroup),
     ("the_command_line_reads_the_pins", command_line),
+    ("a_node_that_lacks_something_is_refused_with_the_cure", lacking_node),
 ];
 
 const VIP: &str = "10.96.0.1:80";
@@ -315,4 +316,56 @@ fn command_line(node: &mut Node) {
     let (code, plan) = said(&["plan", "-f", node.yaml.to_str().expect("a path")]);
     assert!(code == Some(0) && plan.contains("SLOTS"), "{plan}");
     assert_eq!(said(&["get", "services", "-o", "nonsense"]).0, Some(2));
+}
+
+fn lacking_node(node: &mut Node) {
+    use std::os::unix::process::CommandExt as _;
+
+    web(node, &["10.0.0.1:8080"]);
+    let refused = |what: &str, command: &mut std::process::Command, words: &[&str]| {
+        let output = command.output().expect("the beeline binary");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        println!("{what}: {said}");
+        assert_eq!(output.status.code(), Some(1), "{what}");
+        assert!(words.iter().all(|word| said.contains(word)), "{what}: {said}");
+    };
+    // A copy that everybody may run.
+    let binary = std::path::Path::new("/tmp").join(format!("beeline-story-{}", std::process::id()));
+    std::fs::copy(beeline().get_program(), &binary).expect("a copy");
+    let mut nobody = std::process::Command::new(&binary);
+    refused("not root", nobody.args(["run", "--directory", "/"]).uid(65534).gid(65534), &["not root", "run as root"]);
+    std::fs::remove_file(&binary).expect("the copy");
+
+    let run = || {
+        let mut command = beeline();
+        command.arg("--pins").arg(&node.pins).arg("run");
+        command
+    };
+    let nowhere = node.directory.join("nowhere");
+    refused(
+        "no such directory",
+        run().arg("--directory").arg(&nowhere).arg("--cgroup").arg(&node.cgroup),
+        &["nowhere"],
+    );
+    let directory = || {
+        let mut command = run();
+        command.arg("--directory").arg(&node.yaml);
+        command
+    };
+    refused("no such cgroup", directory().args(["--cgroup", "/nowhere"]), &["/nowhere"]);
+    refused("no cgroup", directory().args(["--cgroup", "/tmp"]), &["/tmp", "version 2", "--cgroup"]);
+    let mut elsewhere = beeline();
+    elsewhere
+        .arg("--pins")
+        .arg(&nowhere)
+        .args(["run", "--directory"])
+        .arg(&node.yaml)
+        .arg("--cgroup")
+        .arg(&node.cgroup);
+    refused("pins on no bpffs", &mut elsewhere, &["nowhere", "mount -t bpf", "--pins"]);
+
+    // As in a container with a cgroup namespace of its own: what is mounted is only a part of the hierarchy.
+    let root = lb_user::datapath::environment::cgroup2().expect("a cgroup2 hierarchy");
+    rustix::mount::mount_bind(&node.cgroup, &root).expect("a bind mount");
+    refused("a private cgroup namespace", &mut directory(), &["private cgroup namespace", "--cgroup"]);
 }

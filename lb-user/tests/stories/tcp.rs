@@ -11,8 +11,8 @@ use crate::{
 
 pub const STORIES: &[Story] = &[
     ("tcp_reaches_both_backends_and_shows_the_vip", reaches_both_backends_and_shows_the_vip),
-    ("tcp_v6_and_mapped_sockets_are_served", v6_and_mapped_sockets_are_served),
-    ("tcp_that_hits_no_service_is_untouched", what_hits_no_service_is_untouched),
+    ("i10_tcp_shows_the_vip_in_the_form_dialled", v6_and_mapped_sockets_are_served),
+    ("i10_tcp_that_hits_no_service_is_untouched", what_hits_no_service_is_untouched),
     ("tcp_retry_on_the_same_socket_picks_another_backend", retry_picks_another_backend),
     ("tcp_choice_is_cleared_by_a_connect_elsewhere", choice_is_cleared_by_a_connect_elsewhere),
     ("tcp_refusals_carry_their_errno", refusals_carry_their_errno),

@@ -9,8 +9,8 @@ use crate::{
 };
 
 pub const STORIES: &[Story] = &[
-    ("udp_connected_sockets_see_the_vip", connected_sockets_see_the_vip),
-    ("udp_unconnected_sockets_see_the_vip", unconnected_sockets_see_the_vip),
+    ("i10_udp_peers_are_the_vip_in_the_form_dialled", connected_sockets_see_the_vip),
+    ("i10_udp_replies_come_from_the_vip_in_the_form_dialled", unconnected_sockets_see_the_vip),
     ("udp_one_socket_talks_to_many_vips_and_plain_addresses", one_socket_many_destinations),
     ("udp_plain_send_to_the_backend_shows_the_backend", plain_send_shows_the_backend),
     ("udp_socket_keeps_its_backend_and_moves_when_it_goes", keeps_its_backend_and_moves),
@@ -19,7 +19,7 @@ pub const STORIES: &[Story] = &[
     ("udp_refusals_carry_their_errno", refusals_carry_their_errno),
     ("udp_more_vips_than_places_are_counted", more_vips_than_places),
     ("udp_bound_source_is_kept", bound_source_is_kept),
-    ("udp_servers_and_strangers_are_untouched", servers_are_untouched),
+    ("i10_udp_servers_and_strangers_are_untouched", servers_are_untouched),
     ("udp_hand_written_endpoints_as_documented", documented_example),
 ];
 

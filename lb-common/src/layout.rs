@@ -8,21 +8,22 @@ use crate::{Addr, Proto};
 /// Version of the map layouts; part of the pin directory's name, so that two layouts never meet in one map.
 pub const LAYOUT_VERSION: u32 = 1;
 
-/// Sizes of the maps. All but `TCP_SOCKS` (4 MiB) take memory per entry, not up front (`BPF_F_NO_PREALLOC`); a fixed cost of
-/// 16 bytes per possible entry remains for the hash buckets.
+/// Sizes with which the maps begin; those that the agent writes grow by themselves when they are full. All but
+/// `TCP_SOCKS` (4 MiB) take memory per entry, not up front (`BPF_F_NO_PREALLOC`), besides 16 bytes per possible entry for
+/// the hash buckets.
 pub mod capacity {
-    /// Frontends: three per Service at 50,000 Services, and room.
-    pub const FRONTENDS: usize = 262_144;
+    /// Frontends.
+    pub const FRONTENDS: usize = 65_536;
     /// Service ports.
-    pub const SERVICES: usize = 131_072;
+    pub const SERVICES: usize = 32_768;
     /// Slots of all lists.
-    pub const SLOTS: usize = 1_048_576;
+    pub const SLOTS: usize = 131_072;
     /// Backends of all service ports.
-    pub const BACKENDS: usize = 1_048_576;
+    pub const BACKENDS: usize = 131_072;
     /// Places for TCP sockets that were given a backend; a power of two.
     pub const TCP_SOCKS: usize = 65_536;
     /// TCP sockets whose place was taken; beyond it `getpeername` shows the backend.
-    pub const TCP_MORE: usize = 262_144;
+    pub const TCP_MORE: usize = 65_536;
 }
 
 /// Key of `FRONTENDS`: what clients dial.

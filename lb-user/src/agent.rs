@@ -1,6 +1,6 @@
 //! The agent: the one place where sources, reconciler and datapath are put together.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::{
@@ -13,8 +13,10 @@ use tracing::info;
 use crate::{
     datapath::{Datapath, Sizes, environment, pins::Pins},
     model::ExternalIps,
-    reconcile::{self, Reconciler, Status},
+    op::Table,
+    reconcile::{self, Maps, Reconciler, Status},
     sources::{directory, kubernetes},
+    store::BpfStore,
 };
 
 /// Events on their way from a source to the reconciler. A full channel holds the source back, which costs it nothing.
@@ -38,7 +40,7 @@ pub struct Config {
     pub external_ips: ExternalIps,
     /// The cgroup to attach to; by default the root.
     pub cgroup: Option<PathBuf>,
-    /// Sizes of maps that are wanted otherwise.
+    /// Sizes of maps that are fixed.
     pub sizes: Sizes,
     /// Whether the datapath goes with the agent.
     pub cleanup_on_exit: bool,
@@ -65,7 +67,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
             Source::Kubernetes(options) => kubernetes::run(options, events).await,
         }
     });
-    let mut datapath = Datapath::load(pins.clone(), &config.sizes)?;
+    let mut datapath = Datapath::load(pins.clone(), config.sizes)?;
     let features = datapath.features();
     info!(
         set_retval = features.set_retval,
@@ -75,20 +77,14 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         "programs loaded"
     );
     let mut log = datapath.take_log()?;
+    log.listen()?;
     let reconciler = Reconciler::new(datapath.store()?, &config.node_name, config.external_ips);
-    let (status, mut observed) = watch::channel(Status::default());
-    tasks.spawn(reconcile::run(reconciler, inbox, status));
-    tasks.spawn(async move {
-        let writes = observed.wait_for(|status| status.ready).await.context("the reconciler ended")?.writes;
-        let names = datapath.store()?;
-        let name_of = move |id| names.name(id).map(|name| name.to_string());
-        log.listen()?;
-        let taken_over = datapath.attach(&cgroup)?;
-        info!(cgroup = %cgroup.display(), links_taken_over = taken_over, writes, "in service");
-        let served = log.run(Arc::new(name_of)).await;
-        drop(datapath);
-        served
-    });
+    let (status, _) = watch::channel(Status::default());
+    tasks.spawn(reconcile::run(reconciler, Service { datapath, cgroup }, inbox, status));
+    let directory = pins.current();
+    // Opened for each record, since the maps may have grown meanwhile, and records are rare.
+    let name_of = move |id| BpfStore::open(&directory).ok()?.name(id).map(|name| name.to_string());
+    tasks.spawn(log.run(Arc::new(name_of)));
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
@@ -108,4 +104,25 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         info!("ended; the datapath stays in place and goes on translating: `beeline cleanup` removes it");
     }
     Ok(())
+}
+
+/// The datapath, and where it serves.
+struct Service {
+    datapath: Datapath,
+    cgroup: PathBuf,
+}
+
+impl Maps for Service {
+    type Store = BpfStore;
+
+    fn grow(&mut self, full: &BTreeSet<Table>) -> Result<Option<BpfStore>> {
+        self.datapath.grow(full)
+    }
+
+    fn enter_service(&mut self, writes: u64) -> Result<()> {
+        if let Some(links_taken_over) = self.datapath.attach(&self.cgroup)? {
+            info!(cgroup = %self.cgroup.display(), links_taken_over, writes, "in service");
+        }
+        Ok(())
+    }
 }

@@ -24,7 +24,10 @@ use crate::{
     store::{Partial, Store, StoreError},
     world::World,
 };
-pub use run::{Status, run};
+pub use run::{Maps, Status, run};
+
+/// Oddities of the maps that are logged one by one.
+const MOST_ODDITIES: usize = 10;
 
 /// Keeps a store equal to what the objects say.
 pub struct Reconciler<S> {
@@ -113,6 +116,12 @@ impl<S: Store> Reconciler<S> {
         self.scope = Scope::World;
     }
 
+    /// Goes on with another store, whatever is in it.
+    pub fn move_to(&mut self, store: S) {
+        self.store = store;
+        self.resync();
+    }
+
     /// What the maps shall say about a Service, as things stand.
     #[must_use]
     pub fn spec(&self, key: &Key) -> ServiceSpec {
@@ -163,8 +172,11 @@ impl<S: Store> Reconciler<S> {
             if let Some(ids) = self.ids {
                 shadow.continue_ids(ids);
             }
-            for oddity in oddities {
+            for oddity in oddities.iter().take(MOST_ODDITIES) {
                 tracing::info!(oddity, "found in the maps, will be mended");
+            }
+            if oddities.len() > MOST_ODDITIES {
+                tracing::info!(more = oddities.len() - MOST_ODDITIES, "found in the maps, will be mended");
             }
             self.shadow = Some(shadow);
         }
@@ -249,7 +261,6 @@ impl<S: Store> Reconciler<S> {
                 heirless = Heirless::Remove;
             } else if stuck || (refused.is_empty() && held.is_empty()) {
                 self.pending.extend(refused.iter().map(|refused| refused.service.clone()).chain(held));
-                self.note_refused(&refused);
                 report.refused = refused;
                 return;
             }
@@ -282,7 +293,8 @@ impl<S: Store> Reconciler<S> {
         }
     }
 
-    fn note_refused(&mut self, refused: &[Refused]) {
+    /// Logs the Services that do not fit, each once.
+    pub fn tell_refused(&mut self, refused: &[Refused]) {
         for new in refused.iter().filter(|new| !self.refused.contains(new)) {
             tracing::error!(service = %new.service, "{new}");
         }

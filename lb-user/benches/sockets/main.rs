@@ -59,7 +59,7 @@ fn measure(cgroup: &Path, directory: &Path) {
     place::enter_namespaces();
     let bpffs = place::mount_bpffs(directory);
     traffic::addresses();
-    let mut datapath = Datapath::load(Pins::at(bpffs.join("beeline")), &Sizes::new()).expect("the programs load");
+    let mut datapath = Datapath::load(Pins::at(bpffs.join("beeline")), Sizes::new()).expect("the programs load");
     let mut store = datapath.store().expect("the maps");
     datapath.attach(&inside).expect("the programs attach");
     let servers = traffic::Servers::start();

@@ -53,7 +53,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
 
-    /// Entries of a map: frontends, services, slots or backends, as in slots=2000000. Not needed below 50,000 Services.
+    /// Fix the entries of a map: frontends, services, slots or backends, as in slots=2000000. Without it a map grows
+    /// by itself when it is full.
     #[arg(long, value_name = "MAP=ENTRIES", value_parser = parse_size)]
     map_size: Vec<(Table, u32)>,
 

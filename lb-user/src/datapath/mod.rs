@@ -7,6 +7,7 @@ pub mod programs;
 pub mod sys;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     path::{Path, PathBuf},
 };
@@ -17,38 +18,56 @@ use aya::{
     maps::{MapData, PerCpuArray},
 };
 use lb_common::Counter;
-use tracing::info;
+use tracing::{info, warn};
 
 pub use programs::{Features, HOOKS, Sizes};
 
-use crate::{op::Table, store::BpfStore};
-use pins::{Found, Pins};
+use crate::{
+    op::Table,
+    store::{self, BpfStore},
+};
+use pins::{Found, Layout, Pins};
 
-/// Loaded programs and their maps; in service after [`Datapath::attach`]. What is in service outlives it.
+/// No map grows beyond this: its buckets alone would take 64 MiB.
+const LARGEST: u32 = 1 << 22;
+
+/// A map that has no room becomes so many times as large.
+const GROWTH: u32 = 4;
+
+/// Programs and maps. What [`Datapath::attach`] has put into service outlives it.
 pub struct Datapath {
-    ebpf: Ebpf,
     pins: Pins,
     features: Features,
     adopted: usize,
+    fixed: Sizes,
+    grown: Sizes,
+    /// Loaded, over maps of which some may stand in the staging directory, and not in service yet.
+    loaded: Option<Ebpf>,
     /// Held as long as this agent lives.
     _lock: File,
 }
 
 impl Datapath {
-    /// Takes the lock, checks what is pinned, and loads the programs over it.
+    /// Takes the lock, checks what is pinned, and loads the programs over it. Maps of `fixed` sizes never grow.
     ///
     /// # Errors
     /// With the cure: another agent, foreign pins, an object that the kernel refuses.
-    pub fn load(pins: Pins, sizes: &Sizes) -> Result<Self> {
+    pub fn load(pins: Pins, fixed: Sizes) -> Result<Self> {
         let lock = pins.lock()?;
-        let layouts = programs::layouts(sizes)?;
-        let found = pins::inspect(&pins.current(), &layouts)?;
-        let (ebpf, features) = programs::load(&pins, &layouts, &found)?;
-        let adopted = found.values().filter(|found| **found == Found::Adopt).count();
+        let (layouts, found) = compare(&pins, &fixed, &Sizes::new())?;
         for (name, _) in found.iter().filter(|(_, found)| **found == Found::Resize) {
             info!(map = name, "another size is wanted: a new map takes the place of the pinned one");
         }
-        Ok(Self { ebpf, pins, features, adopted, _lock: lock })
+        let (ebpf, features) = programs::load(&pins, &layouts, &found)?;
+        let adopted = found.values().filter(|found| **found == Found::Adopt).count();
+        for table in Table::ALL.into_iter().filter(|table| found.get(table.map_name()) == Some(&Found::Resize)) {
+            let name = table.map_name();
+            let maps = (MapData::from_pin(pins.current().join(name))?, MapData::from_pin(pins.staging().join(name))?);
+            if let Err(error) = store::copy(table, maps.0, maps.1) {
+                warn!(map = name, "the new map does not hold what the pinned one does: {error:#}");
+            }
+        }
+        Ok(Self { pins, features, adopted, fixed, grown: Sizes::new(), loaded: Some(ebpf), _lock: lock })
     }
 
     /// What the kernel offers.
@@ -63,17 +82,55 @@ impl Datapath {
         self.adopted
     }
 
-    /// The maps that the agent writes.
+    /// The maps that the agent writes: those to come where there are such.
     ///
     /// # Errors
     /// When a pin cannot be opened.
     pub fn store(&self) -> Result<BpfStore> {
+        BpfStore::from_maps(|table| self.map(table))
+    }
+
+    fn map(&self, table: Table) -> Result<MapData> {
         let directories = [self.pins.staging(), self.pins.current()];
-        BpfStore::from_maps(|table: Table| {
-            let path = directories.iter().map(|directory| directory.join(table.map_name())).find(|path| path.exists());
-            let path = path.with_context(|| format!("map {} is not pinned", table.map_name()))?;
-            MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))
-        })
+        let path = directories.iter().map(|directory| directory.join(table.map_name())).find(|path| path.exists());
+        let path = path.with_context(|| format!("map {} is not pinned", table.map_name()))?;
+        MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))
+    }
+
+    /// Loads the programs anew over larger copies of the maps that are full. What is in service stays so until
+    /// [`Datapath::attach`]. None when their sizes are fixed, or none may grow any further.
+    ///
+    /// # Errors
+    /// When the kernel has no memory for them.
+    pub fn grow(&mut self, full: &BTreeSet<Table>) -> Result<Option<BpfStore>> {
+        let mut growing = Vec::new();
+        for table in full.iter().flat_map(together).filter(|table| !self.fixed.contains_key(table)) {
+            let map = self.map(*table)?;
+            let size = map.info()?.max_entries();
+            if size < LARGEST {
+                growing.push((*table, map, size, size.saturating_mul(GROWTH).min(LARGEST)));
+            }
+        }
+        if growing.is_empty() {
+            return Ok(None);
+        }
+        for (table, _, from, to) in &growing {
+            info!(map = table.map_name(), from, to, "the map has no room: a larger one takes its place");
+            self.grown.insert(*table, *to);
+            // One that never was in service.
+            let staged = self.pins.staging().join(table.map_name());
+            if staged.exists() {
+                fs::remove_file(&staged).with_context(|| format!("removing {}", staged.display()))?;
+            }
+        }
+        let (layouts, found) = compare(&self.pins, &self.fixed, &self.grown)?;
+        let (ebpf, _) = programs::load(&self.pins, &layouts, &found)?;
+        self.loaded = Some(ebpf);
+        // What is served keeps its ids, so that the other maps, which are in service already, stay right.
+        for (table, map, ..) in growing {
+            store::copy(table, map, self.map(table)?)?;
+        }
+        self.store().map(Some)
     }
 
     /// The log of the programs. Once.
@@ -81,18 +138,22 @@ impl Datapath {
     /// # Errors
     /// When its maps are missing, which is a defect of the build.
     pub fn take_log(&mut self) -> Result<log::DatapathLog> {
-        log::DatapathLog::new(&mut self.ebpf)
+        log::DatapathLog::new(self.loaded.as_mut().context("the programs are in service already")?)
     }
 
-    /// Puts the programs into service at a cgroup, and the new maps at their places. Returns how many links were taken
-    /// over from an earlier agent.
+    /// Puts what is loaded into service at a cgroup, and the new maps at their places. Returns how many links were taken
+    /// over; none when nothing new is loaded.
     ///
     /// # Errors
     /// When a hook cannot be attached.
-    pub fn attach(&mut self, cgroup: &Path) -> Result<usize> {
-        let taken_over = programs::attach(&mut self.ebpf, cgroup, &self.pins)?;
+    pub fn attach(&mut self, cgroup: &Path) -> Result<Option<usize>> {
+        let Some(ebpf) = &mut self.loaded else {
+            return Ok(None);
+        };
+        let taken_over = programs::attach(ebpf, cgroup, &self.pins)?;
         programs::publish(&self.pins)?;
-        Ok(taken_over)
+        self.loaded = None;
+        Ok(Some(taken_over))
     }
 }
 
@@ -104,6 +165,24 @@ impl Drop for Datapath {
             let _best_effort = fs::remove_dir_all(staging);
         }
     }
+}
+
+/// Tables that have an entry for each of the other's.
+fn together(table: &Table) -> &'static [Table] {
+    match table {
+        Table::Services | Table::Names => &[Table::Services, Table::Names],
+        Table::Slots => &[Table::Slots],
+        Table::Backends => &[Table::Backends],
+        Table::Frontends => &[Table::Frontends],
+    }
+}
+
+type Comparison = (BTreeMap<String, Layout>, BTreeMap<String, Found>);
+
+fn compare(pins: &Pins, fixed: &Sizes, grown: &Sizes) -> Result<Comparison> {
+    let layouts = programs::layouts(fixed, grown)?;
+    let found = pins::inspect(&pins.current(), &layouts)?;
+    Ok((layouts, found))
 }
 
 /// Counts of the programs' events since the maps were made, summed over the CPUs.

@@ -166,6 +166,17 @@ pub struct Layout {
     pub value_size: u32,
     /// Most entries.
     pub max_entries: u32,
+    /// Whether a larger one will do.
+    pub size: Size,
+}
+
+/// How the size of a map is meant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Size {
+    /// As the user says.
+    Exact,
+    /// A larger one, which has grown, is as good.
+    AtLeast,
 }
 
 /// Whether a pinned map is taken over.
@@ -202,24 +213,22 @@ fn compare(path: &Path, want: &Layout) -> Result<Found> {
         )
     };
     let info = MapInfo::from_pin(path).with_context(foreign)?;
-    let have = Layout {
-        map_type: info.map_type().map_or(0, |map_type| map_type as u32),
-        key_size: info.key_size(),
-        value_size: info.value_size(),
-        max_entries: info.max_entries(),
-    };
+    let map_type = info.map_type().map_or(0, |map_type| map_type as u32);
     ensure!(
-        Layout { max_entries: 0, ..have } == Layout { max_entries: 0, ..*want },
-        "{}; it has type {}, key {} and value {} octets, and {}, {} and {} are expected",
+        (map_type, info.key_size(), info.value_size()) == (want.map_type, want.key_size, want.value_size),
+        "{}; it has type {map_type}, key {} and value {} octets, and {}, {} and {} are expected",
         foreign(),
-        have.map_type,
-        have.key_size,
-        have.value_size,
+        info.key_size(),
+        info.value_size(),
         want.map_type,
         want.key_size,
         want.value_size
     );
-    Ok(if have.max_entries == want.max_entries { Found::Adopt } else { Found::Resize })
+    let fits = match want.size {
+        Size::Exact => info.max_entries() == want.max_entries,
+        Size::AtLeast => info.max_entries() >= want.max_entries,
+    };
+    Ok(if fits { Found::Adopt } else { Found::Resize })
 }
 
 #[cfg(test)]

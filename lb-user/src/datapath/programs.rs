@@ -19,7 +19,7 @@ use aya::{
 use tracing::info;
 
 use super::{
-    pins::{Found, Layout, Pins, link_name},
+    pins::{Found, Layout, Pins, Size, link_name},
     sys,
 };
 use crate::op::Table;
@@ -39,31 +39,33 @@ pub const HOOKS: [&str; 9] = [
     "sendmsg6",
 ];
 
-/// Maps of the object that live with one load of the programs and are not pinned.
-const UNPINNED: [&str; 2] = ["AYA_LOGS", "LOG_GATE"];
-
-/// Sizes of maps that the user wants otherwise.
+/// Sizes of maps, in entries.
 pub type Sizes = BTreeMap<Table, u32>;
 
-/// The maps that are pinned, as the object declares them and `sizes` changes them.
+/// The maps that are pinned, as the object declares them, with the sizes that the user `fixed`, or at least those to
+/// which they have `grown`.
 ///
 /// # Errors
 /// When the object cannot be read, which is a defect of the build.
-pub fn layouts(sizes: &Sizes) -> Result<BTreeMap<String, Layout>> {
+pub fn layouts(fixed: &Sizes, grown: &Sizes) -> Result<BTreeMap<String, Layout>> {
     let object = aya_obj::Object::parse(OBJECT).context("reading the embedded eBPF object")?;
     let mut layouts = BTreeMap::new();
     for (name, map) in &object.maps {
-        if UNPINNED.contains(&name.as_str()) || name.starts_with('.') {
+        // The constants of one load.
+        if name.starts_with('.') {
             continue;
         }
-        let wanted = Table::ALL.into_iter().find(|table| table.map_name() == name).and_then(|table| sizes.get(&table));
+        let table = Table::ALL.into_iter().find(|table| table.map_name() == name);
+        let fixed = table.and_then(|table| fixed.get(&table));
+        let grown = table.and_then(|table| grown.get(&table));
         layouts.insert(
             name.clone(),
             Layout {
                 map_type: map.map_type(),
                 key_size: map.key_size(),
                 value_size: map.value_size(),
-                max_entries: wanted.copied().unwrap_or(map.max_entries()),
+                max_entries: *fixed.or(grown).unwrap_or(&map.max_entries()),
+                size: if fixed.is_some() { Size::Exact } else { Size::AtLeast },
             },
         );
     }

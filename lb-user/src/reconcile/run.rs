@@ -1,7 +1,7 @@
 //! When passes happen: after events, all that are queued at once and without a timer; again after a failure; and every
 //! few minutes over everything.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
@@ -10,8 +10,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::Reconciler;
-use crate::{event::Event, store::Store};
+use super::{PassReport, Reconciler};
+use crate::{event::Event, op::Table, store::Store};
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
@@ -32,12 +32,32 @@ pub struct Status {
     pub refused: usize,
 }
 
+/// The maps as a whole, of which the reconciler only writes the entries.
+pub trait Maps {
+    /// What the reconciler writes to.
+    type Store: Store;
+
+    /// Makes a store with more room in these maps, and the same entries; what is in service stays so until
+    /// [`Maps::enter_service`]. None when they may not grow.
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    fn grow(&mut self, full: &BTreeSet<Table>) -> anyhow::Result<Option<Self::Store>>;
+
+    /// The store holds what it shall, after so many writes: it goes into service, if it is not.
+    ///
+    /// # Errors
+    /// When it cannot.
+    fn enter_service(&mut self, writes: u64) -> anyhow::Result<()>;
+}
+
 /// Runs as long as there is a source. It may be dropped between two passes, which is whenever it waits.
 ///
 /// # Errors
 /// When the last source has ended.
-pub async fn run<S: Store>(
-    mut reconciler: Reconciler<S>,
+pub async fn run<M: Maps>(
+    mut reconciler: Reconciler<M::Store>,
+    mut maps: M,
     mut events: mpsc::Receiver<Event>,
     status: watch::Sender<Status>,
 ) -> anyhow::Result<()> {
@@ -63,9 +83,13 @@ pub async fn run<S: Store>(
             reconciler.resync();
             resync = Instant::now() + RESYNC;
         }
-        let report = reconciler.pass();
+        let mut report = pass(&mut reconciler, &mut maps);
         if !report.waiting.is_empty() {
             continue;
+        }
+        let writes = status.borrow().writes + report.writes as u64;
+        if report.failure.is_none() {
+            report.failure = maps.enter_service(writes).err();
         }
         retry = report.failure.as_ref().map(|_| Instant::now() + backoff);
         if let Some(error) = &report.failure {
@@ -75,9 +99,31 @@ pub async fn run<S: Store>(
         status.send_modify(|status| {
             status.ready |= report.failure.is_none();
             status.passes += 1;
-            status.writes += report.writes as u64;
+            status.writes = writes;
             status.error = report.failure.map(|error| format!("{error:#}"));
             status.refused = report.refused.len();
         });
     }
+}
+
+/// A pass, repeated in larger maps as long as some Service does not fit and they may grow.
+fn pass<M: Maps>(reconciler: &mut Reconciler<M::Store>, maps: &mut M) -> PassReport {
+    let mut report = reconciler.pass();
+    while report.failure.is_none() && !report.refused.is_empty() {
+        match maps.grow(&report.refused.iter().map(|refused| refused.table).collect()) {
+            Ok(Some(store)) => {
+                let writes = report.writes;
+                reconciler.move_to(store);
+                report = reconciler.pass();
+                report.writes += writes;
+            }
+            Ok(None) => break,
+            Err(error) => {
+                tracing::error!("no larger maps can be made: {error:#}");
+                break;
+            }
+        }
+    }
+    reconciler.tell_refused(&report.refused);
+    report
 }

@@ -33,6 +33,94 @@ fn service(name: &str, vip: u8) -> Object {
     })
 }
 
+/// Maps that are in service from the start and never grow.
+struct Unlimited;
+
+impl Maps for Unlimited {
+    type Store = Shared;
+
+    fn grow(&mut self, _: &BTreeSet<Table>) -> Result<Option<Shared>> {
+        Ok(None)
+    }
+
+    fn enter_service(&mut self, _: u64) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Maps that double their slots, and remember what went into service.
+#[derive(Clone)]
+struct Doubling(Arc<Mutex<(usize, Vec<Shared>)>>);
+
+impl Maps for Doubling {
+    type Store = Shared;
+
+    fn grow(&mut self, full: &BTreeSet<Table>) -> Result<Option<Shared>> {
+        assert_eq!(full.iter().collect::<Vec<_>>(), [&Table::Slots]);
+        let mut this = self.0.lock().expect("nobody panics with it");
+        this.0 *= 2;
+        let store = Shared::new(MemoryStore::new(Limits { slots: this.0, ..Limits::DEFAULT }));
+        this.1.push(store.clone());
+        Ok((this.0 <= 4).then_some(store))
+    }
+
+    fn enter_service(&mut self, writes: u64) -> Result<()> {
+        assert!(writes > 0);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn maps_grow_until_every_service_fits_or_they_cannot() {
+    let first = Shared::new(MemoryStore::new(Limits { slots: 1, ..Limits::DEFAULT }));
+    let maps = Doubling(Arc::new(Mutex::new((1, Vec::new()))));
+    let (tx, rx) = mpsc::channel(16);
+    let (status, mut observed) = watch::channel(Status::default());
+    tokio::spawn(run(Reconciler::new(first, "node-1", ExternalIps::Any), maps.clone(), rx, status));
+    for event in nothing() {
+        tx.send(event).await.expect("it runs");
+    }
+    for n in 1..=6 {
+        tx.send(Event::Apply(service(&format!("s{n}"), n))).await.expect("it runs");
+        tx.send(Event::Apply(slice(&format!("s{n}"), n))).await.expect("it runs");
+    }
+    observed.wait_for(|status| status.refused == 2).await.expect("it runs");
+    let made = maps.0.lock().expect("nobody panics with it").1.clone();
+    let slots: Vec<_> = made.iter().map(|store| store.with(|store| store.dump.slots.len())).collect();
+    assert_eq!(
+        slots.first_chunk(),
+        Some(&[2, 4]),
+        "the first two of these stores were in use, and are as full as can be"
+    );
+    assert!(observed.borrow().ready);
+}
+
+fn slice(name: &str, n: u8) -> Object {
+    use crate::objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Mirrored};
+    Object::EndpointSlice(EndpointSlice {
+        key: Key::new("default", name),
+        service: Some(Key::new("default", name)),
+        mirrored: Mirrored::No,
+        group: EndpointGroup {
+            ports: vec![EndpointPort {
+                name: "".into(),
+                proto: lb_common::Proto::Tcp,
+                port: 80.try_into().expect("not 0"),
+            }],
+            endpoints: vec![Endpoint {
+                addr: [10, 0, 0, n].into(),
+                node: None,
+                ready: true,
+                serving: true,
+                terminating: false,
+                zone_hints: Vec::new(),
+                node_hints: Vec::new(),
+            }],
+        },
+        problems: Vec::new(),
+    })
+}
+
 fn nothing() -> impl Iterator<Item = Event> {
     Kind::ALL.into_iter().map(|kind| Event::Replace(kind, Vec::new()))
 }
@@ -98,7 +186,7 @@ async fn i5_time_alone_prunes_nothing() {
     let (tx, rx) = mpsc::channel(16);
     let (status, observed) = watch::channel(Status::default());
     let reconciler = Reconciler::new(store.clone(), "node-1", ExternalIps::Any);
-    let running = tokio::spawn(run(reconciler, rx, status));
+    let running = tokio::spawn(run(reconciler, Unlimited, rx, status));
     for kind in Kind::ALL {
         sleep(Duration::from_secs(3600)).await;
         assert_eq!(store.with(|store| store.dump.clone()), before);
@@ -119,7 +207,7 @@ async fn i3_a_failed_write_is_tried_again_ever_more_slowly_and_events_are_kept()
     let store = Shared::new(MemoryStore { faults, ..MemoryStore::default() });
     let (tx, rx) = mpsc::channel(16);
     let (status, mut observed) = watch::channel(Status::default());
-    tokio::spawn(run(Reconciler::new(store.clone(), "node-1", ExternalIps::Any), rx, status));
+    tokio::spawn(run(Reconciler::new(store.clone(), "node-1", ExternalIps::Any), Unlimited, rx, status));
     for event in nothing().chain([Event::Apply(service("a", 1))]) {
         tx.send(event).await.expect("it runs");
     }
@@ -149,7 +237,7 @@ async fn what_a_foreign_hand_took_away_comes_back_within_five_minutes() {
     let store = Shared::new(MemoryStore::default());
     let (tx, rx) = mpsc::channel(16);
     let (status, _observed) = watch::channel(Status::default());
-    tokio::spawn(run(Reconciler::new(store.clone(), "node-1", ExternalIps::Any), rx, status));
+    tokio::spawn(run(Reconciler::new(store.clone(), "node-1", ExternalIps::Any), Unlimited, rx, status));
     for event in nothing().chain([Event::Apply(service("a", 1))]) {
         tx.send(event).await.expect("it runs");
     }

@@ -89,6 +89,26 @@ impl BpfStore {
     }
 }
 
+/// Copies all entries of a table's map to another one.
+///
+/// # Errors
+/// When one cannot be read or the other not be written.
+pub fn copy(table: Table, from: MapData, to: MapData) -> Result<()> {
+    match table {
+        Table::Frontends => copy_as::<FrontendKey, Frontend>(table, from, to),
+        Table::Services => copy_as::<u32, Service>(table, from, to),
+        Table::Slots => copy_as::<SlotKey, Slot>(table, from, to),
+        Table::Backends => copy_as::<u32, Backend>(table, from, to),
+        Table::Names => copy_as::<u32, Names>(table, from, to),
+    }
+}
+
+fn copy_as<K: Pod, V: Pod>(table: Table, from: MapData, to: MapData) -> Result<()> {
+    let (keys, values): (Vec<K>, Vec<V>) = TypedMap::<K, V>::new(table, from)?.read()?.into_iter().unzip();
+    let (_, error) = TypedMap::<K, V>::new(table, to)?.put(&keys, &values);
+    error.map_or(Ok(()), |error| Err(error).context("copying to another map"))
+}
+
 impl Store for BpfStore {
     fn apply(&mut self, ops: &[Op]) -> Result<(), Partial> {
         let mut done = 0;

@@ -4,7 +4,7 @@ mod bpf;
 mod memory;
 mod text;
 
-pub use bpf::BpfStore;
+pub use bpf::{BpfStore, copy};
 pub use memory::{Faults, MemoryStore};
 
 use std::collections::BTreeMap;

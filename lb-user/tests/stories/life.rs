@@ -27,6 +27,7 @@ pub const STORIES: &[Story] = &[
     ("i9_two_programs_at_once_translate_once", two_programs_at_once),
     ("another_map_size_moves_to_new_maps", another_map_size),
     ("i15_a_full_map_keeps_the_old_version_serving", full_map),
+    ("maps_grow_by_themselves_and_no_connect_fails", maps_grow),
     ("bad_yaml_keeps_what_worked", bad_yaml_keeps_what_worked),
     ("another_cgroup_is_moved_to", another_cgroup),
     ("the_command_line_reads_the_pins", command_line),
@@ -265,6 +266,42 @@ fn full_map(node: &mut Node) {
     web(node, &["10.0.0.2:8080"]);
     tcp_server("10.0.0.2:8080");
     until("the new version serves", || tcp_ask(at(VIP)).is_ok_and(|(server, _)| server == "10.0.0.2:8080"));
+}
+
+fn maps_grow(node: &mut Node) {
+    web(node, &["10.0.0.1:8080"]);
+    tcp_server("10.0.0.1:8080");
+    let mut agent = node.agent(&[]);
+    let pin = node.pins.join("v1/FRONTENDS");
+    let size = || MapData::from_pin(&pin).and_then(|map| map.info()).expect("the map").max_entries();
+    let before = size();
+    let pressure = Pressure::start();
+    pressure.more(50);
+    // One Service with more frontends than the map has entries: its addresses times its ports.
+    let (addresses, ports) = (300, usize::try_from(before).expect("a size") / 300 + 1);
+    let join = |list: Vec<String>| list.join(", ");
+    node.write(
+        "wide.yaml",
+        &format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: wide}}\n\
+             spec: {{clusterIP: 10.96.0.2, externalIPs: [{}], ports: [{}]}}\n",
+            join((0..addresses).map(|n| format!("203.0.{}.{}", n >> 8, n & 255)).collect()),
+            join((1..=ports).map(|n| format!("{{name: p{n}, port: {n}}}")).collect()),
+        ),
+    );
+    let web_id = agent.dump().names.keys().copied().next();
+    until("larger maps are in service", || size() > before);
+    agent.wait_for("all of it is served", |dump| dump.frontends.len() == 1 + ports * (addresses + 1));
+    assert_eq!(agent.dump().names.keys().copied().next(), web_id, "what was there keeps its id");
+    pressure.more(100);
+    assert!(!agent.log().contains("ERROR"), "{}", agent.log());
+    // The next agent takes the larger maps over.
+    agent.kill();
+    let agent = node.agent(&[]);
+    assert!(agent.log().contains("writes=0"));
+    assert!(size() > before);
+    pressure.more(100);
+    pressure.end();
 }
 
 fn bad_yaml_keeps_what_worked(node: &mut Node) {

@@ -1,7 +1,7 @@
 //! The only diff: from what the maps hold and what they shall hold to the writes between. Restart, resync, retry, dry run
 //! and steady state are this one call.
 //!
-//! The writes of all Services go out in phases ([`Phase`]), so that a reader at any instant finds, for a frontend that
+//! The writes of all Services go out in phases (`Phase`), so that a reader at any instant finds, for a frontend that
 //! stays, a backend of the old or of the new set, and never none while both have one (invariant I1). The frontends that
 //! move from one service port to another find the new one complete, and the old one not yet emptied; in between they may
 //! lead to a backend of either.

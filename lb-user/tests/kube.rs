@@ -1,6 +1,9 @@
-//! The Kubernetes source against a real API server: what travels, what does not, and what happens when the server goes.
+//! The Kubernetes source against a real API server: what travels, what does not, and what happens when the server goes;
+//! and what `deploy/` asks of it.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[path = "kube/deploy.rs"]
+mod deploy;
 #[path = "kube/gate.rs"]
 mod gate;
 #[path = "kube/server.rs"]
@@ -29,7 +32,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 9] = [
+const STORIES: [(&str, Story); 11] = [
     ("objects_arrive_change_and_go", objects_arrive_change_and_go),
     ("service_that_gains_a_foreign_label_goes", service_that_gains_a_foreign_label_goes),
     ("only_services_of_the_proxy_name_travel", only_services_of_the_proxy_name_travel),
@@ -37,6 +40,11 @@ const STORIES: [(&str, Story); 9] = [
     ("own_node_travels_alone", own_node_travels_alone),
     ("first_server_that_answers_is_used", first_server_that_answers_is_used),
     ("next_server_takes_over", next_server_takes_over),
+    ("deploy_is_accepted_whole", deploy::is_accepted_whole),
+    (
+        "deploys_account_may_read_what_the_agent_reads_and_nothing_else",
+        deploy::account_may_read_what_the_agent_reads_and_nothing_else,
+    ),
     ("restart_of_the_server_is_outlasted", restart_of_the_server_is_outlasted),
     ("lost_history_leads_to_a_new_list", lost_history_leads_to_a_new_list),
 ];

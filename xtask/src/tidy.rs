@@ -1,4 +1,5 @@
-//! Verb `tidy`: rules of the tree that no compiler checks, on every file that git knows or would add.
+//! Verb `tidy`: rules of the tree that no compiler checks, on every file that git knows or would add, and on what the
+//! documents say of the code.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -18,6 +19,20 @@ const UNFINISHED: [&str; 5] = [
     concat!("#[", "ignore"),
 ];
 
+/// The words that stand beside the code. The first has the rows.
+const DOCUMENTS: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"];
+/// Of these, the one that names tests.
+const PROMISES: &str = DOCUMENTS[1];
+/// The files whose names need a row in the first document, what those names are, and how they are found.
+const NAMED: [(&str, &str, NamesOf); 4] = [
+    ("lb-ebpf/src/maps.rs", "map", maps),
+    ("lb-ebpf/src/log.rs", "map", maps),
+    ("lb-common/src/layout.rs", "counter", counters),
+    ("lb-user/src/cli/run.rs", "flag", flags),
+];
+
+type NamesOf = fn(&str) -> Vec<String>;
+
 /// Runs the verb.
 pub(crate) fn main() -> Result<ExitCode> {
     run::step("tidy", check)?;
@@ -30,6 +45,7 @@ pub(crate) fn check() -> Result<()> {
     let listing = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
     let listing = run::capture(Command::new("git").arg("-C").arg(&root).args(listing))?;
     let mut breaches = Vec::new();
+    let mut sources = String::new();
     for path in listing.split('\0').filter(|path| !path.is_empty()) {
         // A file that is deleted and not committed is still listed; a link's end is listed itself.
         let file = root.join(path);
@@ -38,7 +54,14 @@ pub(crate) fn check() -> Result<()> {
         }
         let bytes = std::fs::read(&file).with_context(|| format!("reading {path}"))?;
         breaches.extend(breaches_of(path, &bytes).into_iter().map(|breach| format!("{path}: {breach}")));
+        if path.ends_with(".rs") {
+            sources += &String::from_utf8_lossy(&bytes);
+        }
     }
+    breaches.extend(documents(&root)?);
+    let promises = std::fs::read_to_string(root.join(PROMISES)).unwrap_or_default();
+    let unknown = unknown_tests(&promises, &sources);
+    breaches.extend(unknown.iter().map(|test| format!("{PROMISES}: no test is called {test}")));
     if breaches.is_empty() {
         return Ok(());
     }
@@ -102,6 +125,93 @@ fn dependencies(manifest: &str) -> Vec<String> {
     breaches
 }
 
+/// The documents are there, lead nowhere in vain, and have a row for each thing that a user can name.
+fn documents(root: &Path) -> Result<Vec<String>> {
+    let mut breaches = Vec::new();
+    for path in DOCUMENTS {
+        let Ok(text) = std::fs::read_to_string(root.join(path)) else {
+            breaches.push(format!("{path}: is missing"));
+            continue;
+        };
+        let links = dead_links(&text, |file| root.join(file).exists());
+        breaches.extend(links.iter().map(|link| format!("{path}: {link}")));
+    }
+    let rows = std::fs::read_to_string(root.join(DOCUMENTS[0])).unwrap_or_default();
+    for (path, what, names_of) in NAMED {
+        let source = std::fs::read_to_string(root.join(path)).with_context(|| format!("reading {path}"))?;
+        let names = names_of(&source);
+        if names.is_empty() {
+            breaches.push(format!("{path}: no {what} is found in it; teach xtask's tidy where they are now"));
+        }
+        let missing = names.iter().filter(|name| !has_row(&rows, name));
+        breaches.extend(missing.map(|name| format!("{}: no row for the {what} `{name}` of {path}", DOCUMENTS[0])));
+    }
+    Ok(breaches)
+}
+
+/// Whether a table has a row whose first cell begins with `name`, as code, alone or before a value.
+fn has_row(document: &str, name: &str) -> bool {
+    let cell = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
+    document.lines().filter_map(cell).any(|cell| cell.split(' ').next() == Some(name))
+}
+
+/// The statics below `#[btf_map]`.
+fn maps(source: &str) -> Vec<String> {
+    let after = source.split("#[btf_map]").skip(1);
+    let name = |text: &str| Some(text.trim_start().strip_prefix("pub static ")?.split_once(':')?.0.to_owned());
+    after.filter_map(name).collect()
+}
+
+/// What `Counter::name` returns.
+fn counters(source: &str) -> Vec<String> {
+    let body = source.split_once("impl Counter {").map_or("", |(_, rest)| rest);
+    let body = body.split_once("\n}").map_or("", |(body, _)| body);
+    let name = |line: &str| line.trim().strip_prefix("Self::")?.split('"').nth(1).map(str::to_owned);
+    body.lines().filter_map(name).collect()
+}
+
+/// The fields of clap's `Arguments` that have a long form: its name is theirs.
+fn flags(source: &str) -> Vec<String> {
+    let body = source.split_once("struct Arguments {").map_or("", |(_, rest)| rest);
+    let body = body.split_once("\n}").map_or("", |(body, _)| body);
+    let name = |field: &str| {
+        let (attribute, rest) = field.split_once(")]\n")?;
+        let is_long = attribute.split([',', ' ', '(']).any(|word| word.trim() == "long");
+        is_long.then_some(())?;
+        Some(format!("--{}", rest.trim_start().split_once(':')?.0.replace('_', "-")))
+    };
+    body.split("#[arg(").skip(1).filter_map(name).collect()
+}
+
+/// The tests by which a document shows its promises, and which no source has. Code of three words or more is such a name.
+fn unknown_tests(document: &str, sources: &str) -> Vec<String> {
+    let rows = document.lines().filter(|line| line.starts_with("| I"));
+    let quoted = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
+    let is_known = |name: &str| sources.contains(&format!("fn {name}(")) || sources.contains(&format!("\"{name}\""));
+    quoted.filter(|name| name.matches('_').count() > 1 && !is_known(name)).map(str::to_owned).collect()
+}
+
+/// Links to files that are not there, and to headings that this document does not have.
+fn dead_links(document: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
+    let prose: String = document.split("```").step_by(2).collect();
+    let headings: Vec<String> = prose.lines().filter(|line| line.starts_with('#')).map(anchor).collect();
+    let targets = prose.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+    let is_dead = |target: &&str| match target.split_once('#') {
+        _ if target.contains("://") => false,
+        Some(("", heading)) => !headings.iter().any(|known| known == heading),
+        Some((file, _)) => !exists(file),
+        None => !exists(target),
+    };
+    targets.filter(is_dead).map(|target| format!("the link {target} leads nowhere")).collect()
+}
+
+/// How a heading is linked to.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = text.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,5 +260,47 @@ mod tests {
         check("Cargo.toml", &manifest("own = { path = \"own\" }\n# Errors.\na = \"1\"\nb = \"1\"\n"), &[]);
         check("Cargo.toml", &manifest("# Errors.\na = \"1\"\n\nb.version = \"1\"\n"), &["dependency b"]);
         check("lb-x/Cargo.toml", &manifest("a = \"1\"\n"), &[]);
+    }
+
+    #[test]
+    fn what_has_a_name_is_found() {
+        let source = "/// A.\n#[btf_map]\npub static AB: HashMap<u32, u32, 1> = HashMap::new();\n\
+                      /// No map.\npub static C: u8 = 0;\n#[btf_map]\n    pub static D_E: Array<u8, 1> = Array::new();\n";
+        assert_eq!(maps(source), ["AB", "D_E"]);
+        let source = "impl Kind {\n    Self::X => \"no\",\n}\nimpl Counter {\n    const ALL: [Self; 1] = [Self::A];\n\
+                      \x20       Self::A => \"a_b\",\n}\nimpl More {\n    Self::B => \"no\",\n}\n";
+        assert_eq!(counters(source), ["a_b"]);
+        let source = "struct Other {\n    #[arg(long)]\n    no: u8,\n}\nstruct Arguments {\n    /// A.\n    #[arg(long)]\n\
+                      \x20   one_two: bool,\n    #[arg(\n        short,\n        long,\n        env = \"X\"\n    )]\n\
+                      \x20   three: u8,\n    #[arg(value_name = \"F\")]\n    place: u8,\n}\n";
+        assert_eq!(flags(source), ["--one-two", "--three"]);
+    }
+
+    #[test]
+    fn a_row_begins_with_the_name() {
+        let document = "| Flag | What |\n|---|---|\n| `--a-b DIR` | `--c` |\n| `D` | |\n`E`\n";
+        let found = ["--a-b", "D", "--a", "--c", "E"].map(|name| has_row(document, name));
+        assert_eq!(found, [true, true, false, false, false]);
+    }
+
+    #[test]
+    fn a_promise_is_shown_by_a_test() {
+        let document = "| I1 | `select` holds | `i1_it_holds`, `a_story_of_it`, `i1_it_is_gone` |\n`no_row_at_all`\n";
+        let sources = "fn i1_it_holds() {}\n(\"a_story_of_it\", story),\n// i1_it_is_gone\n";
+        assert_eq!(unknown_tests(document, sources), ["i1_it_is_gone"]);
+    }
+
+    #[test]
+    fn a_link_leads_somewhere() {
+        let document = "# How it works: 1\n[a](there) [b](there#x) [c](https://example.com/) [d](#how-it-works-1)\n\
+                        [e](gone) [f](#gone) [g](gone#x)\n```\n[h](gone)\n```\n";
+        let dead = dead_links(document, |file| file == "there");
+        assert_eq!(dead.len(), 3, "{dead:?}");
+        assert!(dead.iter().all(|link| link.contains("gone")), "{dead:?}");
+    }
+
+    #[test]
+    fn this_tree_has_its_documents_and_they_have_their_rows() {
+        assert_eq!(documents(&workspace::root()).unwrap(), Vec::<String>::new());
     }
 }

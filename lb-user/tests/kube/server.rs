@@ -71,18 +71,7 @@ impl ApiServer {
             &dir.path().join("etcd.log"),
         );
         let mut server = Self { assets, api: None, _etcd: etcd, api_port, etcd_port, dir };
-        let kubeconfig = format!(
-            "apiVersion: v1
-kind: Config
-clusters: [{{name: c, cluster: {{server: '{}', certificate-authority: '{}'}}}}]
-users: [{{name: u, user: {{token: admintoken}}}}]
-contexts: [{{name: x, context: {{cluster: c, user: u}}}}]
-current-context: x
-",
-            server.url(),
-            server.dir.path().join("certs/apiserver.crt").display()
-        );
-        fs::write(server.kubeconfig(), kubeconfig).unwrap();
+        server.write_kubeconfig(&server.kubeconfig(), "admintoken");
         server.start_api();
         server
     }
@@ -100,6 +89,28 @@ current-context: x
     /// A kubeconfig that may do everything.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.dir.path().join("kubeconfig")
+    }
+
+    /// A kubeconfig of the account to which `token` belongs.
+    pub(crate) fn kubeconfig_with(&self, token: &str) -> PathBuf {
+        let path = self.dir.path().join("kubeconfig-of-an-account");
+        self.write_kubeconfig(&path, token);
+        path
+    }
+
+    fn write_kubeconfig(&self, path: &Path, token: &str) {
+        let text = format!(
+            "apiVersion: v1
+kind: Config
+clusters: [{{name: c, cluster: {{server: '{}', certificate-authority: '{}'}}}}]
+users: [{{name: u, user: {{token: '{token}'}}}}]
+contexts: [{{name: x, context: {{cluster: c, user: u}}}}]
+current-context: x
+",
+            self.url(),
+            self.dir.path().join("certs/apiserver.crt").display()
+        );
+        fs::write(path, text).unwrap();
     }
 
     /// Kills the API server; etcd goes on.
@@ -123,7 +134,7 @@ current-context: x
                 .arg(format!("--service-account-signing-key-file={}", at("sa.key")))
                 .arg(format!("--token-auth-file={}", at("tokens.csv")))
                 .args(["--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount"])
-                .args(["--endpoint-reconciler-type=none"]),
+                .args(["--endpoint-reconciler-type=none", "--allow-privileged=true"]),
             &dir.join("kube-apiserver.log"),
         );
         self.api = Some(api);
@@ -151,7 +162,8 @@ current-context: x
         self.try_kubectl(&["apply", "-f", "-"], yaml).unwrap_or_else(|error| panic!("kubectl apply: {error}\n{yaml}"));
     }
 
-    fn try_kubectl(&self, args: &[&str], input: &str) -> Result<String, String> {
+    /// Runs kubectl with `input`; what it says to stderr is the error.
+    pub(crate) fn try_kubectl(&self, args: &[&str], input: &str) -> Result<String, String> {
         let mut kubectl = Command::new(&self.assets.kubectl)
             .arg("--kubeconfig")
             .arg(self.kubeconfig())

@@ -1,0 +1,100 @@
+//! What `deploy/` says, against a real API server: it is accepted, and its account may do what the agent needs and no more.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use lb_user::event::Kind;
+
+use crate::{Options, Source, options, server::ApiServer, service};
+
+/// The account, as the API server names it.
+const ACCOUNT: &str = "system:serviceaccount:kube-system:beeline";
+
+/// All that the role may grant.
+const READ: [(&str, &str); 4] =
+    [("", "services"), ("", "endpoints"), ("", "nodes"), ("discovery.k8s.io", "endpointslices")];
+
+fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+fn apply(server: &ApiServer, flags: &[&str]) -> String {
+    let deploy = deploy();
+    server.kubectl(&[&["apply", "-k", deploy.to_str().expect("a path")], flags].concat())
+}
+
+/// The API server takes all of it, and takes it for what it is: no field is unknown, nothing is warned of.
+pub(crate) fn is_accepted_whole(server: &mut ApiServer) {
+    let said = apply(server, &["--dry-run=server", "--validate=strict", "--warnings-as-errors"]);
+    let expected = [
+        "serviceaccount/beeline",
+        "clusterrole.rbac.authorization.k8s.io/beeline",
+        "clusterrolebinding.rbac.authorization.k8s.io/beeline",
+        "daemonset.apps/beeline",
+    ];
+    for object in expected {
+        assert!(said.contains(&format!("{object} created (server dry run)")), "{object}: {said}");
+    }
+    assert_eq!(said.lines().count(), expected.len(), "{said}");
+}
+
+/// An agent with the account's own token sees the four kinds and their changes; the account may do nothing else.
+pub(crate) fn account_may_read_what_the_agent_reads_and_nothing_else(server: &mut ApiServer) {
+    apply(server, &[]);
+    let token = server.kubectl(&["create", "token", "beeline", "--namespace=kube-system"]);
+    let kubeconfig = server.kubeconfig_with(token.trim());
+    let mut source = Source::new(Options { kubeconfig: Some(kubeconfig), ..options(server) });
+    server.apply(&service("seen", ""));
+    source.until("the Service", |source| source.has(Kind::Service, "seen"));
+
+    for (group, resource) in READ {
+        let what = format!("{resource}.{group}");
+        let what = what.trim_end_matches('.');
+        for verb in ["get", "list", "watch"] {
+            assert!(may(server, verb, what), "{verb} {what}");
+        }
+        for verb in ["create", "update", "patch", "delete", "deletecollection"] {
+            assert!(!may(server, verb, what), "{verb} {what}");
+        }
+    }
+    for what in ["secrets", "configmaps", "pods", "namespaces", "leases.coordination.k8s.io"] {
+        for verb in ["get", "list", "watch", "create"] {
+            assert!(!may(server, verb, what), "{verb} {what}");
+        }
+    }
+    assert_eq!(granted(server), READ.map(|(group, resource)| (group.to_owned(), resource.to_owned())).into());
+
+    server.kubectl(&["delete", "service/seen"]);
+    server.kubectl(&["delete", "-k", deploy().to_str().expect("a path")]);
+}
+
+fn may(server: &ApiServer, verb: &str, resource: &str) -> bool {
+    match server.try_kubectl(&["auth", "can-i", verb, resource, "--all-namespaces", "--as", ACCOUNT], "") {
+        Ok(said) => said.trim() == "yes",
+        // It says "no" to stdout, and ends with 1.
+        Err(said) => {
+            assert!(said.lines().all(|line| line.is_empty() || line.starts_with("Warning: ")), "{said}");
+            false
+        }
+    }
+}
+
+/// The resources of the role; each must have exactly the three verbs of reading.
+fn granted(server: &ApiServer) -> BTreeSet<(String, String)> {
+    let role = server.kubectl(&["get", "clusterrole", "beeline", "--output=json"]);
+    let role: serde_json::Value = serde_json::from_str(&role).expect("JSON");
+    let texts = |value: &serde_json::Value| -> Vec<String> {
+        value.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
+    };
+    let mut granted = BTreeSet::new();
+    for rule in role["rules"].as_array().expect("rules") {
+        assert_eq!(texts(&rule["verbs"]), ["get", "list", "watch"], "{rule}");
+        assert!(rule.get("nonResourceURLs").is_none(), "{rule}");
+        for group in texts(&rule["apiGroups"]) {
+            granted.extend(texts(&rule["resources"]).into_iter().map(|resource| (group.clone(), resource)));
+        }
+    }
+    granted
+}

@@ -1,6 +1,6 @@
 //! What stands in the maps, in the words of people: rows for `get`, made from a dump alone.
 
-use lb_common::{FrontendKey, Kind, List, Proto, ServiceFlags, Slot};
+use lb_common::{Counter, FrontendKey, Kind, List, Proto, ServiceFlags, Slot};
 use serde::Serialize;
 
 use crate::{spec::PortKey, store::Dump};
@@ -61,6 +61,16 @@ pub struct BackendRow {
     pub lists: Vec<&'static str>,
     /// Id in the maps.
     pub id: u32,
+}
+
+/// An event that the programs count.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CounterRow {
+    /// Its name.
+    pub counter: &'static str,
+    /// How often it happened since the maps were made, on all CPUs.
+    pub count: u64,
 }
 
 /// The name of a service port, or its id where the map has none.
@@ -131,6 +141,18 @@ pub fn backends(dump: &Dump) -> Vec<BackendRow> {
         id: *id,
     };
     rows.into_iter().map(row).collect()
+}
+
+/// Events that the programs count.
+#[must_use]
+pub fn counters(counts: &[(Counter, u64)]) -> Vec<CounterRow> {
+    counts.iter().map(|(counter, count)| CounterRow { counter: counter.name(), count: *count }).collect()
+}
+
+/// A number of things.
+#[must_use]
+pub fn number(count: usize, one: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }
 
 /// `address:port`, with brackets for IPv6.

@@ -9,6 +9,9 @@ pub(super) fn run(pins: &Pins) -> Result<()> {
     for path in &removed {
         println!("removed {path}");
     }
-    println!("{} pins removed: the kernel translates nothing any more", removed.len());
+    match removed.len() {
+        0 => println!("nothing was pinned"),
+        pins => println!("{pins} pins removed: the kernel translates nothing any more"),
+    }
     Ok(())
 }

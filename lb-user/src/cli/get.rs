@@ -1,13 +1,15 @@
 //! `beeline get`: rows of the maps as a table, JSON or YAML.
 
+use std::path::Path;
+
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use comfy_table::{Table, presets::NOTHING};
 use serde::Serialize;
 
 use crate::{
-    inspect::{self, BackendRow, FrontendRow, ServiceRow},
-    store::Dump,
+    datapath,
+    inspect::{self, BackendRow, CounterRow, FrontendRow, ServiceRow},
 };
 
 /// What to show, and how.
@@ -34,6 +36,9 @@ enum What {
     /// Addresses and ports that answer.
     #[value(alias = "backend")]
     Backends,
+    /// Events that the programs count: refusals by cause, overflows, moved UDP sockets.
+    #[value(alias = "counter")]
+    Counters,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -48,11 +53,13 @@ enum Output {
     Yaml,
 }
 
-pub(super) fn render(dump: &Dump, arguments: &Arguments) -> Result<String> {
+pub(super) fn render(pins: &Path, arguments: &Arguments) -> Result<String> {
+    let output = arguments.output;
     match arguments.what {
-        What::Services => rows(&inspect::services(dump), arguments.output),
-        What::Frontends => rows(&inspect::frontends(dump), arguments.output),
-        What::Backends => rows(&inspect::backends(dump), arguments.output),
+        What::Services => rows(&inspect::services(&super::dump(pins)?), output),
+        What::Frontends => rows(&inspect::frontends(&super::dump(pins)?), output),
+        What::Backends => rows(&inspect::backends(&super::dump(pins)?), output),
+        What::Counters => rows(&inspect::counters(&datapath::counters(pins)?), output),
     }
 }
 
@@ -128,5 +135,18 @@ impl Row for BackendRow {
 
     fn wide(&self) -> Vec<String> {
         vec![self.lists.join(","), self.id.to_string()]
+    }
+}
+
+impl Row for CounterRow {
+    const HEAD: &'static [&'static str] = &["COUNTER", "COUNT"];
+    const WIDE: &'static [&'static str] = &[];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.counter.to_owned(), self.count.to_string()]
+    }
+
+    fn wide(&self) -> Vec<String> {
+        Vec::new()
     }
 }

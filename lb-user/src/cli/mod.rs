@@ -87,8 +87,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
     };
     match cli.command {
         Command::Run(arguments) => return run::run(*arguments, pins),
-        Command::Get(arguments) => print!("{}", get::render(&read(&pins()?)?, &arguments)?),
-        Command::Trace(arguments) => return trace::run(&read(&pins()?)?, &arguments),
+        Command::Get(arguments) => print!("{}", get::render(&existing(&pins()?)?, &arguments)?),
+        Command::Trace(arguments) => return trace::run(&dump(&existing(&pins()?)?)?, &arguments),
         Command::Plan(arguments) => print!("{}", plan::render(&pins()?, &arguments)?),
         Command::Cleanup => cleanup::run(&pins()?)?,
         Command::Version => println!("beeline {}, map layout v{LAYOUT_VERSION}", env!("CARGO_PKG_VERSION")),
@@ -99,14 +99,15 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads the pinned maps.
-fn read(pins: &Pins) -> Result<Dump> {
+/// The directory of the pinned maps, if there are any.
+fn existing(pins: &Pins) -> Result<PathBuf> {
+    let directory = pins.current();
     ensure!(
-        pins.current().exists(),
+        directory.exists(),
         "no pins at {}: Beeline was never started on this node, or was cleaned up (--pins names another directory)",
-        pins.current().display()
+        directory.display()
     );
-    dump(&pins.current())
+    Ok(directory)
 }
 
 fn dump(directory: &Path) -> Result<Dump> {

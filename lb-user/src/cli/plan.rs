@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::{
     datapath::pins::Pins,
+    inspect::number,
     model::ExternalIps,
     reconcile::Reconciler,
     sources::directory::{self, LastGood},
@@ -64,6 +65,7 @@ pub(super) fn render(pins: &Pins, arguments: &Arguments) -> Result<String> {
     for refused in &plan.refused {
         writeln!(text, "refused: {refused}")?;
     }
-    writeln!(text, "{} writes for {} Services, against {basis}; nothing was done", plan.ops.len(), plan.changed.len())?;
+    let (writes, services) = (number(plan.ops.len(), "write"), number(plan.changed.len(), "Service"));
+    writeln!(text, "{writes} for {services}, against {basis}; nothing was done")?;
     Ok(text)
 }

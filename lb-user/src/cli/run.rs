@@ -17,12 +17,12 @@ use crate::{
 /// Flags of the agent.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  beeline run                                           in a pod, with the pod's own account
-  beeline run --kubeconfig admin.conf                   on a host
-  beeline run --directory ./services                    without any cluster
+  beeline run                          in a pod, with the pod's own account
+  beeline run --kubeconfig admin.conf  on a host
+  beeline run --directory ./services   without any cluster
 
-SIGTERM and SIGINT end the agent and leave the datapath in place: the kernel goes on translating from the maps as
-they are, and the next start takes them over. `beeline cleanup` removes it.")]
+SIGTERM and SIGINT end the agent and leave the datapath in place: the kernel goes on translating from the maps as they \
+are, and the next start takes them over. `beeline cleanup` removes it.")]
 pub(super) struct Arguments {
     /// Read Services from the YAML files of this directory, and follow their changes, instead of from a cluster.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "api_server"])]

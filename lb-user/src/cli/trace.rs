@@ -70,7 +70,8 @@ fn explain(dump: &Dump, destination: SocketAddr, proto: Proto) -> Result<(String
             let list = list_for(frontend.map_or(0, |frontend| frontend.kind), &service);
             let len = service.len(list);
             let name = if list == List::Local { "local" } else { "cluster" };
-            writeln!(text, "  list       {name}, {len} backends, one at random for each {}", occasion(proto))?;
+            let backends = inspect::number(usize::try_from(len)?, "backend");
+            writeln!(text, "  list       {name}, {backends}, one at random for each {}", occasion(proto))?;
             for index in 0..len.min(MOST_LINES) {
                 // The lowest of the random numbers that lead to this index.
                 let random = (u64::from(index) << 32).div_ceil(u64::from(len));
@@ -83,7 +84,7 @@ fn explain(dump: &Dump, destination: SocketAddr, proto: Proto) -> Result<(String
             if len > MOST_LINES {
                 writeln!(text, "             and {} more", len - MOST_LINES)?;
             }
-            writeln!(text, "  verdict    goes to one of them; the application sees {destination} as its peer")?;
+            writeln!(text, "  verdict    goes there; the application sees {destination} as its peer")?;
         }
     }
     Ok((text, verdict))

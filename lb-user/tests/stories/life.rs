@@ -352,6 +352,8 @@ fn command_line(node: &mut Node) {
     web(node, &["10.0.0.1:8080"]);
     let (code, plan) = said(&["plan", "-f", node.yaml.to_str().expect("a path")]);
     assert!(code == Some(0) && plan.contains("SLOTS"), "{plan}");
+    let (code, counters) = said(&["get", "counters"]);
+    assert!(code == Some(0) && counters.contains("refused_no_endpoints"), "{counters}");
     assert_eq!(said(&["get", "services", "-o", "nonsense"]).0, Some(2));
 }
 

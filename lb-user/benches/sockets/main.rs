@@ -59,7 +59,8 @@ fn measure(cgroup: &Path, directory: &Path) {
     place::enter_namespaces();
     let bpffs = place::mount_bpffs(directory);
     traffic::addresses();
-    let mut datapath = Datapath::load(Pins::at(bpffs.join("beeline")), Sizes::new()).expect("the programs load");
+    let pins = Pins::at(bpffs.join("beeline"));
+    let mut datapath = Datapath::load(pins.clone(), Sizes::new()).expect("the programs load");
     let mut store = datapath.store().expect("the maps");
     datapath.attach(&inside).expect("the programs attach");
     let servers = traffic::Servers::start();
@@ -80,7 +81,7 @@ fn measure(cgroup: &Path, directory: &Path) {
         row(services, "UDP connect(), no Service", &format!("{:+.0} ns", figures.added(Variant::Miss)));
         row(services, "UDP connect(), through a VIP", &format!("{:+.0} ns", figures.added(Variant::Vip)));
         join(&inside);
-        for (what, nanoseconds) in programs::nanoseconds() {
+        for (what, nanoseconds) in programs::nanoseconds(&pins.current()) {
             row(services, &format!("{what}, by the kernel's run-time statistics"), &format!("{nanoseconds:.0} ns"));
         }
     }

@@ -1,9 +1,12 @@
 //! Nanoseconds of each program as the kernel counts them (`BPF_ENABLE_STATS`, Linux 5.8).
 
+use std::path::Path;
+
 use aya::{
     programs::loaded_programs,
     sys::{Stats, enable_stats},
 };
+use lb_user::datapath::{pins::link_name, sys};
 use rustix::net::{RecvFlags, SendFlags, connect, getpeername, recvfrom, sendto};
 
 use crate::traffic;
@@ -11,7 +14,7 @@ use crate::traffic;
 const RUNS: u32 = 20_000;
 
 /// Mean time of a run of each program, by what it met.
-pub fn nanoseconds() -> Vec<(&'static str, f64)> {
+pub fn nanoseconds(pins: &Path) -> Vec<(&'static str, f64)> {
     let _enabled = enable_stats(Stats::RunTime).expect("statistics");
     let (vip, direct) = ((traffic::VIP, traffic::PORT).into(), (traffic::LOOPBACK, traffic::TARGET).into());
     let tcp = |to| move || (0..RUNS / 4).for_each(|_| traffic::tcp_connect(to));
@@ -48,28 +51,27 @@ pub fn nanoseconds() -> Vec<(&'static str, f64)> {
         });
     };
     vec![
-        ("connect4, TCP, VIP", mean("connect4", tcp(vip))),
-        ("connect4, TCP, no Service", mean("connect4", tcp(direct))),
-        ("connect4, UDP, VIP", mean("connect4", udp(vip))),
-        ("connect4, UDP, no Service", mean("connect4", udp(direct))),
-        ("sendmsg4, VIP", mean("sendmsg4", send(vip))),
-        ("sendmsg4, no Service", mean("sendmsg4", send(direct))),
-        ("recvmsg4, no VIP", mean("recvmsg4", receive)),
-        ("getpeername4, UDP, VIP", mean("getpeername4", peer)),
-        ("sock_release, TCP, VIP", mean("sock_release", tcp(vip))),
+        ("connect4, TCP, VIP", mean(pins, "connect4", tcp(vip))),
+        ("connect4, TCP, no Service", mean(pins, "connect4", tcp(direct))),
+        ("connect4, UDP, VIP", mean(pins, "connect4", udp(vip))),
+        ("connect4, UDP, no Service", mean(pins, "connect4", udp(direct))),
+        ("sendmsg4, VIP", mean(pins, "sendmsg4", send(vip))),
+        ("sendmsg4, no Service", mean(pins, "sendmsg4", send(direct))),
+        ("recvmsg4, no VIP", mean(pins, "recvmsg4", receive)),
+        ("getpeername4, UDP, VIP", mean(pins, "getpeername4", peer)),
+        ("sock_release, TCP, VIP", mean(pins, "sock_release", tcp(vip))),
     ]
 }
 
-fn mean(program: &str, work: impl FnOnce()) -> f64 {
-    let (time, runs) = total(program);
+/// Nanoseconds of a run of the program that is pinned below `pins`.
+fn mean(pins: &Path, program: &str, work: impl FnOnce()) -> f64 {
+    let link = sys::open_pin(&pins.join(link_name(program))).and_then(sys::cgroup_link).expect("a pinned link");
+    let total = || {
+        let info = loaded_programs().flatten().find(|program| program.id() == link.program).expect("a program");
+        (info.run_time().as_nanos() as f64, info.run_count() as f64)
+    };
+    let (time, runs) = total();
     work();
-    let (later, more) = total(program);
+    let (later, more) = total();
     (later - time) / (more - runs)
-}
-
-/// Of the newest program of that name, which is the bench's own.
-fn total(name: &str) -> (f64, f64) {
-    let ours = loaded_programs().flatten().filter(|program| program.name_as_str() == Some(name)).last();
-    let ours = ours.expect("the program is loaded");
-    (ours.run_time().as_nanos() as f64, ours.run_count() as f64)
 }

@@ -156,7 +156,7 @@ pub fn attach(ebpf: &mut Ebpf, cgroup_path: &Path, pins: &Pins) -> Result<usize>
         let pin = pins.current().join(link_name(name));
         let context = || format!("attaching {name} to {}", cgroup_path.display());
         match sys::open_pin(&pin) {
-            Ok(link) if sys::link_cgroup(&link).with_context(context)? == id => {
+            Ok(link) if sys::cgroup_link(&link).with_context(context)?.cgroup == id => {
                 sys::update_link(&link, program_fd(program)?).with_context(context)?;
                 taken_over += 1;
             }

@@ -164,11 +164,20 @@ pub fn detach_link(link: impl AsFd) -> io::Result<()> {
     bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
 }
 
-/// The cgroup that a cgroup link is attached to, by id, which is its directory's inode number; 0 when it has gone.
+/// What a cgroup link holds together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CgroupLink {
+    /// Id of its program.
+    pub program: u32,
+    /// Id of its cgroup, which is the inode number of the cgroup's directory; 0 when that has gone.
+    pub cgroup: u64,
+}
+
+/// Asks what a cgroup link holds together.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn link_cgroup(link: impl AsFd) -> io::Result<u64> {
+pub fn cgroup_link(link: impl AsFd) -> io::Result<CgroupLink> {
     // SAFETY: a struct of integers and a union of such structs.
     let mut info: bpf_link_info = unsafe { mem::zeroed() };
     let mut attr = zeroed();
@@ -177,5 +186,5 @@ pub fn link_cgroup(link: impl AsFd) -> io::Result<u64> {
     attr.info.info_len = u32::try_from(mem::size_of::<bpf_link_info>()).unwrap_or(u32::MAX);
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     // SAFETY: our links are cgroup links.
-    Ok(unsafe { info.__bindgen_anon_1.cgroup }.cgroup_id)
+    Ok(CgroupLink { program: info.prog_id, cgroup: unsafe { info.__bindgen_anon_1.cgroup }.cgroup_id })
 }

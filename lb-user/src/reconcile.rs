@@ -3,7 +3,10 @@
 
 mod run;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use foldhash::HashSet;
@@ -60,6 +63,19 @@ pub struct PassReport {
     pub refused: Vec<Refused>,
     /// Why the pass ended early. What it had to do is kept.
     pub failure: Option<anyhow::Error>,
+    /// Where the time went.
+    pub took: Took,
+}
+
+/// Where the time of a pass went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Took {
+    /// From the objects to what the maps shall say; reading the maps, if need be, included.
+    pub compile: Duration,
+    /// From there to the writes, and keeping our copy of the maps.
+    pub plan: Duration,
+    /// The writes themselves.
+    pub write: Duration,
 }
 
 impl<S: Store> Reconciler<S> {
@@ -89,7 +105,10 @@ impl<S: Store> Reconciler<S> {
     pub fn pass(&mut self) -> PassReport {
         let mut report = PassReport { waiting: self.world.missing(), ..PassReport::default() };
         if report.waiting.is_empty() {
-            match self.prepare() {
+            let start = Instant::now();
+            let specs = self.prepare();
+            report.took.compile = start.elapsed();
+            match specs {
                 Ok(specs) => self.write(specs, &mut report),
                 Err(error) => report.failure = Some(error),
             }
@@ -238,10 +257,15 @@ impl<S: Store> Reconciler<S> {
         let mut heirless = Heirless::Keep;
         loop {
             let shadow = self.shadow.get_or_insert_default();
+            let start = Instant::now();
             let Plan { ops, changed, refused, held } = plan(shadow, &specs, self.scope, heirless, &limits);
+            let planned = Instant::now();
             let result = self.store.apply(&ops);
+            let written = Instant::now();
             let done = result.as_ref().map_or_else(|partial| partial.done, |()| ops.len());
             ops.iter().take(done).for_each(|op| shadow.apply(op));
+            report.took.plan += (planned - start) + written.elapsed();
+            report.took.write += written - planned;
             report.writes += done;
             if let Err(Partial { error, .. }) = result {
                 self.pending.extend(specs.into_iter().map(|spec| spec.key));

@@ -1,6 +1,7 @@
 //! `cargo xtask VERB`: parses the verb and calls its file; no work is done here.
 
 mod apt;
+mod bench;
 mod btf;
 mod build;
 mod build_ebpf;
@@ -39,6 +40,8 @@ enum Verb {
     Build(build::Args),
     /// Run everything that must pass before a change lands; the last line is the count.
     Test(test::Args),
+    /// Measure, and print a table for each bench.
+    Bench(bench::Args),
     /// Run the stories under older kernels, each booted in a small emulated machine.
     Kernels(kernels::Args),
     /// Check the rules of the tree that no compiler checks.
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Verb::BuildEbpf(args) => build_ebpf::main(&args),
         Verb::Build(args) => build::main(&args),
         Verb::Test(args) => Ok(test::main(&args)),
+        Verb::Bench(args) => bench::main(&args),
         Verb::Kernels(args) => kernels::main(&args),
         Verb::Tidy => tidy::main(),
     };

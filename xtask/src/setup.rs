@@ -30,6 +30,8 @@ pub(crate) enum Need {
     Demo,
     /// Everything that must pass.
     Test,
+    /// Build, and measure.
+    Bench,
     /// Build, and boot other kernels.
     Kernels,
 }
@@ -60,7 +62,7 @@ pub(crate) fn ensure(need: Need, forced: Option<Kind>) -> Result<Tools> {
     let (compiler, linker) = toolchain::ensure(forced).context("finding a toolchain for the eBPF programs")?;
     eprintln!("    compiler of the eBPF programs: {}", compiler.describe());
     match need {
-        Need::Build | Need::Demo | Need::Kernels => {}
+        Need::Build | Need::Demo | Need::Bench | Need::Kernels => {}
         Need::Test => {
             ensure_component("fmt", "rustfmt")?;
             ensure_component("clippy", "clippy")?;
@@ -90,6 +92,11 @@ fn ensure_programs(need: Need) -> Result<()> {
         Need::Demo | Need::Test => {
             want("ip", "iproute2");
             want("curl", "curl");
+        }
+        Need::Bench => {
+            want("ip", "iproute2");
+            // For kube-proxy, with which the start is compared.
+            want("nft", "nftables");
         }
         Need::Kernels => {
             let (program, package) = kernel_cache::emulator();

@@ -1,0 +1,75 @@
+//! Clusters of any size, as the sources hand them over: nothing is shared between the objects yet.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use lb_common::Proto;
+use lb_user::{
+    event::{Event, Kind, Object},
+    objects::{
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Key, Mirrored, Policy, Selector, Service, ServicePort,
+    },
+};
+
+/// Nodes over which the endpoints are spread.
+const NODES: u32 = 200;
+
+/// The lists of all kinds.
+pub fn cluster(services: u32, endpoints: u32) -> Vec<Event> {
+    vec![
+        Event::Replace(Kind::Service, (0..services).map(|number| Object::Service(service(number))).collect()),
+        Event::Replace(
+            Kind::EndpointSlice,
+            (0..services).map(|number| slice(number, addresses(number, endpoints))).collect(),
+        ),
+        Event::Replace(Kind::Endpoints, Vec::new()),
+        Event::Replace(Kind::Node, Vec::new()),
+    ]
+}
+
+/// The numbers of the endpoints of a Service.
+pub fn addresses(service: u32, endpoints: u32) -> impl Iterator<Item = u32> {
+    service * endpoints..(service + 1) * endpoints
+}
+
+/// The slice of a Service, with endpoints by number.
+pub fn slice(service: u32, numbers: impl Iterator<Item = u32>) -> Object {
+    let port = EndpointPort { name: "http".into(), proto: Proto::Tcp, port: 8080.try_into().expect("not 0") };
+    Object::EndpointSlice(EndpointSlice {
+        key: Key::new("bench", &format!("service-{service:05}-x7k2p")),
+        service: Some(Key::new("bench", &format!("service-{service:05}"))),
+        mirrored: Mirrored::No,
+        group: EndpointGroup { ports: vec![port], endpoints: numbers.map(endpoint).collect() },
+        problems: Vec::new(),
+    })
+}
+
+fn service(number: u32) -> Service {
+    Service {
+        key: Key::new("bench", &format!("service-{number:05}")),
+        created: Some(1_700_000_000),
+        exempt: None,
+        selector: Selector::Some,
+        cluster_ips: vec![ip([10, 96, 0, 0], number)],
+        external_ips: Vec::new(),
+        ingress_ips: Vec::new(),
+        ports: vec![ServicePort { name: "http".into(), proto: Proto::Tcp, port: 80.try_into().expect("not 0") }],
+        internal_policy: Policy::Cluster,
+        problems: Vec::new(),
+    }
+}
+
+fn endpoint(number: u32) -> Endpoint {
+    Endpoint {
+        addr: ip([10, 128, 0, 0], number),
+        node: Some(format!("node-{}", number % NODES).into()),
+        ready: true,
+        serving: true,
+        terminating: false,
+        zone_hints: Vec::new(),
+        node_hints: Vec::new(),
+    }
+}
+
+fn ip(network: [u8; 4], number: u32) -> IpAddr {
+    Ipv4Addr::from_bits(Ipv4Addr::from(network).to_bits() + number).into()
+}

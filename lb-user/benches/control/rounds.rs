@@ -1,0 +1,220 @@
+//! The scenarios: what one process does once, and the figures that it takes.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use lb_user::{
+    datapath::{Datapath, Sizes, pins::Pins},
+    event::Event,
+    model::ExternalIps,
+    op::Table,
+    reconcile::{PassReport, Reconciler, Took},
+    store::BpfStore,
+};
+
+use crate::objects;
+
+/// Changes of one endpoint that are timed one by one.
+const CHANGES: u32 = 200;
+/// Endpoints of the Service whose writes are counted.
+const LONG_LIST: u32 = 1_000;
+
+/// What a process of its own does.
+pub struct Scenario {
+    /// Names it on the command line.
+    pub name: &'static str,
+    /// Names it in the table.
+    pub title: &'static str,
+    /// Does it; pins go to the directory, on a bpffs.
+    pub run: fn(&Path) -> Vec<Figure>,
+}
+
+/// All of them.
+pub const SCENARIOS: [Scenario; 3] = [
+    Scenario { name: "deep", title: "10,000 Services × 10 endpoints", run: |bpffs| deep(bpffs) },
+    Scenario { name: "wide", title: "50,000 Services × 1 endpoint", run: |bpffs| wide(bpffs) },
+    Scenario { name: "list", title: "a Service of 1,000 endpoints", run: |bpffs| list(bpffs) },
+];
+
+/// A number of one round.
+pub struct Figure {
+    /// What it counts.
+    pub what: String,
+    /// What it should be.
+    pub aim: String,
+    /// Its unit.
+    pub unit: String,
+    /// The number.
+    pub value: f64,
+}
+
+impl Figure {
+    fn new(what: &str, aim: &str, unit: &str, value: f64) -> Self {
+        Self { what: what.to_owned(), aim: aim.to_owned(), unit: unit.to_owned(), value }
+    }
+
+    fn time(what: &str, aim: &str, time: Duration) -> Self {
+        Self::new(what, aim, "ms", milliseconds(time))
+    }
+
+    /// For the way to the first process.
+    pub fn to_line(&self) -> String {
+        let Self { what, aim, unit, value } = self;
+        format!("{what}\t{aim}\t{unit}\t{value}")
+    }
+
+    /// The other way round.
+    pub fn from_line(line: &str) -> Self {
+        let mut parts = line.split('\t');
+        let mut part = || parts.next().expect("four parts").to_owned();
+        let (what, aim, unit) = (part(), part(), part());
+        Self { what, aim, unit, value: part().parse().expect("a number") }
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// New maps, and a reconciler that knows nothing.
+struct Bench {
+    /// Keeps the maps.
+    _datapath: Datapath,
+    pins: Pins,
+    reconciler: Reconciler<BpfStore>,
+}
+
+impl Bench {
+    fn new(bpffs: &Path) -> Self {
+        let pins = Pins::at(bpffs.join("beeline"));
+        let datapath = Datapath::load(pins.clone(), &Sizes::new()).expect("the programs load");
+        let reconciler = reconciler(datapath.store().expect("the maps"));
+        Self { _datapath: datapath, pins, reconciler }
+    }
+
+    /// Takes events in and writes; how long, and what the pass says.
+    fn step(&mut self, events: Vec<Event>) -> (Duration, PassReport) {
+        let start = Instant::now();
+        self.reconciler.handle(events);
+        let report = self.reconciler.pass();
+        let took = start.elapsed();
+        assert!(report.failure.is_none() && report.waiting.is_empty() && report.refused.is_empty(), "{report:?}");
+        (took, report)
+    }
+
+    /// The first fill, with what it cost in time and memory.
+    fn fill(&mut self, services: u32, endpoints: u32, aims: &Aims) -> Vec<Figure> {
+        let memory = Memory::now(&self.pins);
+        let events = objects::cluster(services, endpoints);
+        let (took, report) = self.step(events);
+        let Took { compile, plan, write } = report.took;
+        let more = Memory::now(&self.pins);
+        let each = |bytes: usize, before: usize| bytes.saturating_sub(before) as f64 / f64::from(services);
+        let user = each(more.process, memory.process);
+        let kernel = each(more.maps, memory.maps);
+        assert_eq!(report.writes as u32, services * (3 + 2 * endpoints), "every Service was written");
+        vec![
+            Figure::time("first fill", aims.fill, took),
+            Figure::new("first fill", aims.rate, "Services/s", f64::from(services) / took.as_secs_f64()),
+            Figure::time("of it taking the objects in", "", took.saturating_sub(compile + plan + write)),
+            Figure::time("of it compile", "", compile),
+            Figure::time("of it plan", "", plan),
+            Figure::time("of it map writes", "", write),
+            Figure::new("memory", aims.memory, "B/Service", user + kernel),
+            Figure::new("of it the process (objects included)", "", "B/Service", user),
+            Figure::new("of it the maps", "", "B/Service", kernel),
+        ]
+    }
+}
+
+fn reconciler(store: BpfStore) -> Reconciler<BpfStore> {
+    Reconciler::new(store, "node-1", ExternalIps::Any)
+}
+
+struct Aims {
+    fill: &'static str,
+    rate: &'static str,
+    memory: &'static str,
+}
+
+fn deep(bpffs: &Path) -> Vec<Figure> {
+    let (services, endpoints) = (10_000, 10);
+    let mut bench = Bench::new(bpffs);
+    let mut figures = bench.fill(services, endpoints, &Aims { fill: "< 1000 ms", rate: "", memory: "" });
+
+    let mut times: Vec<Duration> = (0..CHANGES)
+        .map(|change| {
+            let service = change * (services / CHANGES);
+            // One endpoint gives way to one that is new.
+            let numbers = objects::addresses(service, endpoints).skip(1).chain([services * endpoints + change]);
+            let (took, report) = bench.step(vec![Event::Apply(objects::slice(service, numbers))]);
+            assert!((1..=4).contains(&report.writes), "{report:?}");
+            took
+        })
+        .collect();
+    times.sort_unstable();
+    let at = |index: usize| times.get(index).copied().unwrap_or_default();
+    figures.push(Figure::time("one endpoint changed, event to map, median of 200", "< 10 ms", at(times.len() / 2)));
+    figures.push(Figure::time("one endpoint changed, event to map, worst of 200", "< 10 ms", at(times.len() - 1)));
+
+    bench.step(objects::cluster(services, endpoints));
+    // As if another process had come: only the maps stay.
+    bench.reconciler = reconciler(bench._datapath.store().expect("the maps"));
+    let (took, report) = bench.step(objects::cluster(services, endpoints));
+    assert_eq!(report.writes, 0, "the maps were right");
+    figures.push(Figure::time("restart, until nothing is left to write", "", took));
+    bench.reconciler.resync();
+    let (took, report) = bench.step(Vec::new());
+    assert_eq!(report.writes, 0, "the maps were right");
+    figures.push(Figure::time("resync", "", took));
+    figures
+}
+
+fn wide(bpffs: &Path) -> Vec<Figure> {
+    let aims = Aims { fill: "", rate: "> 120,000", memory: "< 1500" };
+    Bench::new(bpffs).fill(50_000, 1, &aims)
+}
+
+/// Invariant I14: the writes follow the change and not the list.
+fn list(bpffs: &Path) -> Vec<Figure> {
+    let mut bench = Bench::new(bpffs);
+    bench.step(objects::cluster(1, LONG_LIST));
+    let mut first = 0;
+    let changed = [1, 10, 100].map(|changes| {
+        first += changes;
+        let (_, report) = bench.step(vec![Event::Apply(objects::slice(0, first..first + LONG_LIST))]);
+        Figure::new(&format!("{changes} replaced"), &format!("≤ {}", 3 * changes), "writes", report.writes as f64)
+    });
+    changed.into()
+}
+
+/// Memory in use, in bytes.
+struct Memory {
+    /// Resident in this process.
+    process: usize,
+    /// Of the maps that the agent writes, as the kernel counts it (`memlock` of their descriptors, Linux 6.4).
+    maps: usize,
+}
+
+impl Memory {
+    fn now(pins: &Pins) -> Self {
+        let status = fs::read_to_string("/proc/self/status").expect("procfs");
+        let maps = Table::ALL.into_iter().map(|table| memlock(&pins.staging().join(table.map_name()))).sum();
+        Self { process: number(&status, "VmRSS:") * 1024, maps }
+    }
+}
+
+fn memlock(pin: &Path) -> usize {
+    use std::os::fd::AsRawFd as _;
+    let map = lb_user::datapath::sys::open_pin(pin).expect("the map's pin");
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd())).expect("procfs");
+    number(&info, "memlock:")
+}
+
+fn number(text: &str, field: &str) -> usize {
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).expect("the field is there");
+    line.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
+}

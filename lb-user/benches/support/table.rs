@@ -1,0 +1,47 @@
+//! The table that a bench prints: median, best and worst of the rounds, beside the aim.
+
+use std::fmt;
+
+/// What the rounds gave.
+pub struct Spread {
+    /// The one in the middle.
+    pub median: f64,
+    least: f64,
+    most: f64,
+}
+
+impl Spread {
+    /// Of at least one value.
+    pub fn of(values: impl Iterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.collect();
+        values.sort_by(f64::total_cmp);
+        let at = |index: usize| values.get(index).copied().expect("a round");
+        Self { median: at(values.len() / 2), least: at(0), most: at(values.len() - 1) }
+    }
+}
+
+/// A number with three digits that count.
+struct Short(f64);
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(value) = self;
+        match value.abs() {
+            0.0 | 100.0.. => write!(f, "{value:.0}"),
+            10.0.. => write!(f, "{value:.1}"),
+            1.0.. => write!(f, "{value:.2}"),
+            _ => write!(f, "{value:.3}"),
+        }
+    }
+}
+
+/// The head of the table.
+pub fn header() {
+    println!("| what | aim | median | least to most |\n|---|---|---|---|");
+}
+
+/// A row of it.
+pub fn row(what: &str, aim: &str, unit: &str, spread: &Spread) {
+    let Spread { median, least, most } = spread;
+    println!("| {what} | {aim} | {} {unit} | {} to {} |", Short(*median), Short(*least), Short(*most));
+}

@@ -1,0 +1,84 @@
+//! Verb `bench`: takes the figures that the README shows, one table for each bench. What they measure is lb-user's work.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::setup::{self, Need};
+use crate::{build, build_ebpf, kubernetes, run};
+
+/// Arguments of `bench`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What to measure [default: everything]
+    #[arg(value_enum)]
+    what: Vec<Bench>,
+}
+
+/// The benches of lb-user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Bench {
+    /// What the socket path adds to a connection.
+    Sockets,
+    /// Compile, plan and map writes: first fill, a change, a restart.
+    Control,
+    /// From the start of the agent to the first VIP that answers, from a real API server.
+    Start,
+}
+
+impl Bench {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sockets => "sockets",
+            Self::Control => "control",
+            Self::Start => "start",
+        }
+    }
+}
+
+/// Runs the verb.
+pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    let tools = setup::ensure(Need::Bench, None)?;
+    run::step("build-ebpf", || build_ebpf::build(&tools))?;
+    let chosen = if args.what.is_empty() { Bench::value_variants() } else { &args.what };
+    run::print(&machine());
+    for bench in chosen {
+        run::print(&format!("\n`cargo xtask bench {}`\n", bench.name()));
+        run::step(bench.name(), || {
+            let mut cargo = build::cargo();
+            cargo.args(["bench", "--package", "lb-user", "--bench", bench.name()]);
+            if *bench == Bench::Start {
+                cargo.env("KUBEBUILDER_ASSETS", kubernetes::ensure()?);
+            }
+            let status = run::stream(&mut cargo, run::print)?;
+            anyhow::ensure!(status.success(), "the bench ended with {status}");
+            Ok(())
+        })?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Kernel and CPU, which every figure belongs to.
+fn machine() -> String {
+    let kernel = run::capture(Command::new("uname").arg("-sr")).unwrap_or_default();
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    format!("{}, {cpus} × {}", kernel.trim(), cpu_model(&info).unwrap_or("an unknown CPU"))
+}
+
+fn cpu_model(info: &str) -> Option<&str> {
+    let line = info.lines().find(|line| line.starts_with("model name"))?;
+    line.split_once(':').map(|(_, model)| model.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_is_named() {
+        assert_eq!(cpu_model("processor\t: 0\nmodel name\t: A CPU @ 2 GHz\n"), Some("A CPU @ 2 GHz"));
+        assert_eq!(cpu_model("processor\t: 0\n"), None);
+    }
+}

@@ -13,9 +13,9 @@ pub const LAYOUT_VERSION: u32 = 1;
 /// the hash buckets.
 pub mod capacity {
     /// Frontends.
-    pub const FRONTENDS: usize = 65_536;
+    pub const FRONTENDS: usize = 131_072;
     /// Service ports.
-    pub const SERVICES: usize = 32_768;
+    pub const SERVICES: usize = 65_536;
     /// Slots of all lists.
     pub const SLOTS: usize = 131_072;
     /// Backends of all service ports.

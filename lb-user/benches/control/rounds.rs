@@ -90,7 +90,7 @@ struct Bench {
 impl Bench {
     fn new(bpffs: &Path) -> Self {
         let pins = Pins::at(bpffs.join("beeline"));
-        let datapath = Datapath::load(pins.clone(), &Sizes::new()).expect("the programs load");
+        let datapath = Datapath::load(pins.clone(), Sizes::new()).expect("the programs load");
         let reconciler = reconciler(datapath.store().expect("the maps"));
         Self { _datapath: datapath, pins, reconciler }
     }

@@ -1,6 +1,6 @@
 //! What TCP sockets were given: kept from connect to sock_release, for getpeername and for a retry.
 //!
-//! A place in an array, found by the socket's cookie, costs a connection about a third of what a hash does. Where the
+//! A place in an array, found by the socket's cookie, costs a connection about half of what a hash does. Where the
 //! place is held by a socket of 65,536 cookies ago that is still open, a hash serves.
 
 use aya_ebpf::{

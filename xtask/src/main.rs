@@ -5,6 +5,7 @@ mod bench;
 mod btf;
 mod build;
 mod build_ebpf;
+mod demo;
 mod initramfs;
 mod kernel_cache;
 mod kernels;
@@ -44,6 +45,11 @@ enum Verb {
     Bench(bench::Args),
     /// Run the stories under older kernels, each booted in a small emulated machine.
     Kernels(kernels::Args),
+    /// Show Beeline at work on this machine, in network namespaces that are made and removed again.
+    Demo(demo::Args),
+    /// A part of the demo that runs as a process of its own.
+    #[command(hide = true)]
+    DemoPart(demo::part::Args),
     /// Check the rules of the tree that no compiler checks.
     Tidy,
 }
@@ -56,6 +62,8 @@ fn main() -> ExitCode {
         Verb::Test(args) => Ok(test::main(&args)),
         Verb::Bench(args) => bench::main(&args),
         Verb::Kernels(args) => kernels::main(&args),
+        Verb::Demo(args) => demo::main(&args),
+        Verb::DemoPart(args) => demo::part::main(&args),
         Verb::Tidy => tidy::main(),
     };
     result.unwrap_or_else(|error| {

@@ -50,7 +50,10 @@ pub fn nanoseconds(pins: &Path) -> Vec<(&'static str, f64)> {
             getpeername(&socket).expect("a peer");
         });
     };
+    let close = || (0..RUNS).for_each(|_| drop(traffic::udp()));
     vec![
+        // Only looks at the socket's protocol: what the statistics themselves cost.
+        ("next to nothing (sock_release, UDP)", mean(pins, "sock_release", close)),
         ("connect4, TCP, VIP", mean(pins, "connect4", tcp(vip))),
         ("connect4, TCP, no Service", mean(pins, "connect4", tcp(direct))),
         ("connect4, UDP, VIP", mean(pins, "connect4", udp(vip))),

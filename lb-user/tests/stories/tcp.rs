@@ -1,5 +1,7 @@
 //! TCP through a VIP: rules 11 and 12 of the semantics, as an application sees them.
 
+use std::thread;
+
 use rustix::io::Errno;
 
 use crate::{
@@ -16,6 +18,7 @@ pub const STORIES: &[Story] = &[
     ("tcp_retry_on_the_same_socket_picks_another_backend", retry_picks_another_backend),
     ("tcp_choice_is_cleared_by_a_connect_elsewhere", choice_is_cleared_by_a_connect_elsewhere),
     ("tcp_refusals_carry_their_errno", refusals_carry_their_errno),
+    ("tcp_refusals_are_all_counted_and_few_are_logged", refusals_are_counted),
     ("tcp_bound_source_is_kept", bound_source_is_kept),
     ("tcp_after_af_unspec_starts_afresh", after_af_unspec_starts_afresh),
     ("tcp_state_ends_with_the_socket", state_ends_with_the_socket),
@@ -136,6 +139,23 @@ fn refusals_carry_their_errno(node: &mut Node) {
     let count = |wanted| counters.iter().find(|(counter, _)| *counter == wanted).map(|(_, count)| *count);
     assert_eq!(count(lb_common::Counter::NoEndpoints), Some(3));
     assert_eq!(count(lb_common::Counter::NoLocalEndpoints), Some(1));
+}
+
+fn refusals_are_counted(node: &mut Node) {
+    node.write("empty.yaml", &service("empty", &["10.96.0.2"], "TCP", 80, &[]));
+    let agent = node.agent(&[]);
+    let started = std::time::Instant::now();
+    for _ in 0..2000 {
+        assert!(Client::tcp(at("10.96.0.2:80")).connect(at("10.96.0.2:80")).is_err());
+    }
+    let seconds = started.elapsed().as_secs() + 2;
+    agent.wait_for_log("refused: default/empty");
+    let counters = lb_user::datapath::counters(&node.pins.join("v1")).expect("the counters");
+    assert!(counters.contains(&(lb_common::Counter::NoEndpoints, 2000)), "{counters:?}");
+    let logged = agent.log().matches("refused: default/empty").count();
+    let cpus = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    println!("{logged} logged in less than {seconds} s on {cpus} CPUs");
+    assert!(logged <= 10 * cpus * usize::try_from(seconds).expect("few"), "ten a second on each CPU: {logged}");
 }
 
 fn bound_source_is_kept(node: &mut Node) {

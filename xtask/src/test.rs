@@ -36,6 +36,7 @@ fn run_all(args: &Args, report: &mut Report) -> Result<()> {
     report.check("format of the workspace", || run::run(run::cargo().args(["fmt", "--all", "--check"])));
     report.check("format of lb-ebpf", || run::run(ebpf_cargo("fmt").arg("--check")));
     report.must_check("build-ebpf", || build_ebpf::build(&tools).map(drop))?;
+    report.check("bpftool loads the object", load_with_bpftool);
     report.check("clippy of lb-ebpf", || run::run(ebpf_cargo("clippy").args(["--", "-D", "warnings"])));
     report.check("clippy of the workspace", || {
         let args = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
@@ -47,6 +48,16 @@ fn run_all(args: &Args, report: &mut Report) -> Result<()> {
         run::run(build::cargo().args(args).env("RUSTDOCFLAGS", "-Dwarnings"))
     });
     Ok(())
+}
+
+/// The object is for other loaders too: bpftool (libbpf) takes all programs and maps. Its pins are on a bpffs of their own,
+/// which ends with the mount namespace.
+fn load_with_bpftool() -> Result<()> {
+    let bpftool = setup::bpftool().context("bpftool is not installed")?;
+    let script = "mount -t bpf bpf /mnt && \"$0\" prog loadall \"$1\" /mnt/beeline";
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "sh", "-ec", script]).arg(bpftool).arg(workspace::ebpf_object());
+    run::run(&mut unshare)
 }
 
 /// All tests of the workspace, examples in the documentation included.

@@ -12,7 +12,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use lb_common::LAYOUT_VERSION;
 
@@ -79,14 +79,19 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {
-    let pins = || -> Result<Pins> {
-        Ok(match cli.pins {
-            Some(directory) => Pins::at(directory),
-            None => Pins::below(&environment::bpffs()?),
-        })
-    };
+    let named = cli.pins.map(Pins::at);
+    // Only the agent mounts what is not there; who looks leaves the node as it is.
+    let pins =
+        || match named.clone() {
+            Some(pins) => Ok::<_, anyhow::Error>(pins),
+            None => Ok(Pins::below(&environment::find_bpffs()?.context(
+                "no bpffs is mounted: Beeline was never started on this node, or not in this mount namespace",
+            )?)),
+        };
     match cli.command {
-        Command::Run(arguments) => return run::run(*arguments, pins),
+        Command::Run(arguments) => {
+            return run::run(*arguments, || named.map_or_else(|| Ok(Pins::below(&environment::bpffs()?)), Ok));
+        }
         Command::Get(arguments) => print!("{}", get::render(&existing(&pins()?)?, &arguments)?),
         Command::Trace(arguments) => return trace::run(&dump(&existing(&pins()?)?)?, &arguments),
         Command::Plan(arguments) => print!("{}", plan::render(&pins()?, &arguments)?),

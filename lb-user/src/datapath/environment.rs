@@ -55,12 +55,20 @@ fn find_mount<'a>(mounts: &'a str, fs_type: &str) -> Option<&'a str> {
     })
 }
 
+/// The bpffs, if one is mounted.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn find_bpffs() -> Result<Option<PathBuf>> {
+    mounted("bpf")
+}
+
 /// The bpffs, mounted if it is not.
 ///
 /// # Errors
 /// When it can be neither found nor mounted.
 pub fn bpffs() -> Result<PathBuf> {
-    if let Some(path) = mounted("bpf")? {
+    if let Some(path) = find_bpffs()? {
         return Ok(path);
     }
     tracing::info!(path = BPFFS, "mounting the bpf file system");

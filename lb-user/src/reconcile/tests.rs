@@ -280,3 +280,29 @@ fn a_preview_writes_nothing_and_the_pass_does_what_it_said() {
     assert_eq!(reconciler.pass().writes, 3);
     assert_eq!(reconciler.preview().expect("a dump").ops, []);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_is_one_pass_and_a_trickle_waits_for_nothing() {
+    let (tx, rx) = mpsc::channel(2048);
+    let (status, mut observed) = watch::channel(Status::default());
+    let store = Shared::new(MemoryStore::default());
+    tokio::spawn(run(Reconciler::new(store.clone(), "node-1", ExternalIps::Any), Unlimited, rx, status));
+    for event in nothing() {
+        tx.send(event).await.expect("it runs");
+    }
+    observed.wait_for(|status| status.ready).await.expect("it runs");
+    let passes = observed.borrow().passes;
+    for n in 0..1000 {
+        tx.try_send(Event::Apply(service(&format!("s{n}"), (n % 250) as u8))).expect("room in the channel");
+    }
+    observed.changed().await.expect("it runs");
+    assert_eq!(observed.borrow_and_update().passes, passes + 1);
+
+    let start = Instant::now();
+    for n in 1..=20 {
+        tx.send(Event::Apply(service(&format!("t{n}"), 251))).await.expect("it runs");
+        observed.changed().await.expect("it runs");
+        assert_eq!(observed.borrow_and_update().passes, passes + 1 + n);
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+}

@@ -31,6 +31,7 @@ pub const STORIES: &[Story] = &[
     ("bad_yaml_keeps_what_worked", bad_yaml_keeps_what_worked),
     ("another_cgroup_is_moved_to", another_cgroup),
     ("the_command_line_reads_the_pins", command_line),
+    ("a_bpffs_is_mounted_when_there_is_none", bpffs_is_mounted),
     ("a_node_that_lacks_something_is_refused_with_the_cure", lacking_node),
 ];
 
@@ -355,6 +356,27 @@ fn command_line(node: &mut Node) {
     let (code, counters) = said(&["get", "counters"]);
     assert!(code == Some(0) && counters.contains("refused_no_endpoints"), "{counters}");
     assert_eq!(said(&["get", "services", "-o", "nonsense"]).0, Some(2));
+}
+
+fn bpffs_is_mounted(node: &mut Node) {
+    web(node, &["10.0.0.1:8080"]);
+    tcp_server("10.0.0.1:8080");
+    while let Some(bpffs) = lb_user::datapath::environment::find_bpffs().expect("/proc") {
+        rustix::mount::unmount(&bpffs, rustix::mount::UnmountFlags::DETACH).expect("a mount of this namespace");
+    }
+    // Who only looks does not mount one.
+    let output = beeline().args(["get", "services"]).output().expect("the beeline binary");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no bpffs is mounted"), "{output:?}");
+    assert_eq!(lb_user::datapath::environment::find_bpffs().expect("/proc"), None);
+
+    let mut agent = beeline();
+    agent.args(["run", "--directory"]).arg(&node.yaml).arg("--cgroup").arg(&node.cgroup);
+    let mut agent = agent.stderr(std::process::Stdio::null()).spawn().expect("the beeline binary");
+    until("a bpffs is mounted, and the Service served", || tcp_ask(at(VIP)).is_ok());
+    agent.kill().expect("a running agent");
+    agent.wait().expect("a running agent");
+    let output = beeline().args(["get", "services"]).output().expect("the beeline binary");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("10.96.0.1:80"), "{output:?}");
 }
 
 fn lacking_node(node: &mut Node) {

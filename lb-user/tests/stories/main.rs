@@ -66,7 +66,8 @@ fn run(name: &str) -> Result<(), Failed> {
     };
     let said = std::fs::read_to_string(&log)?;
     for line in said.lines().filter(|line| line.starts_with("LACKS ")) {
-        println!("{line}");
+        // On a line of its own, whatever the runner has begun.
+        print!("\n{line}\n");
     }
     match status {
         Some(status) if status.success() => Ok(()),

@@ -91,8 +91,8 @@ pub fn services(dump: &Dump) -> Vec<ServiceRow> {
     let row = |(id, service): (&u32, &lb_common::Service)| {
         let key = dump.names.get(id);
         ServiceRow {
-            namespace: key.map(|key| key.service.namespace.to_string()).unwrap_or_default(),
-            name: key.map_or_else(|| format!("service#{id}"), |key| key.service.name.to_string()),
+            namespace: key.map(|key| key.service.namespace().to_owned()).unwrap_or_default(),
+            name: key.map_or_else(|| format!("service#{id}"), |key| key.service.name().to_owned()),
             port: key.map(|key| key.name.to_string()).unwrap_or_default(),
             protocol: key.map_or("?", |key| key.proto.name()),
             frontends: frontends.remove(id).unwrap_or_default(),

@@ -10,6 +10,7 @@ pub mod datapath;
 pub mod event;
 pub mod ids;
 pub mod inspect;
+pub mod memory;
 pub mod model;
 pub mod objects;
 pub mod op;

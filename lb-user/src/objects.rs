@@ -7,26 +7,46 @@ use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc};
 
 use lb_common::Proto;
 
-/// Namespace and name of an object.
+/// Namespace and name of an object, in one piece of text, since every index holds keys and nothing takes them apart but
+/// output. Ordered by namespace, then by name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key {
-    /// Empty for objects that have none (Node).
-    pub namespace: Arc<str>,
-    /// The object's name.
-    pub name: Arc<str>,
-}
+pub struct Key(Arc<str>);
+
+/// Between namespace and name: below every character of either, so that the order is that of the pair.
+const BETWEEN: char = '\0';
 
 impl Key {
     /// The key of `namespace`/`name`.
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        let mut text = String::with_capacity(namespace.len() + BETWEEN.len_utf8() + name.len());
+        text.push_str(namespace);
+        text.push(BETWEEN);
+        text.push_str(name);
+        Self(text.into())
+    }
+
+    /// Empty for objects that have none (Node).
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.parts().0
+    }
+
+    /// The object's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.parts().1
+    }
+
+    fn parts(&self) -> (&str, &str) {
+        self.0.split_once(BETWEEN).unwrap_or_default()
     }
 }
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        let (namespace, name) = self.parts();
+        write!(f, "{namespace}/{name}")
     }
 }
 

@@ -172,6 +172,20 @@ impl Shadow {
         self.backends.contains_key(&id) || self.dangling.contains(&id)
     }
 
+    /// Takes over what ops did to the maps.
+    pub fn apply_all(&mut self, ops: &[Op]) {
+        let count = |is: fn(&Op) -> bool| ops.iter().filter(|op| is(op)).count();
+        let names = count(|op| matches!(op, Op::PutName(..)));
+        self.ports.reserve(names);
+        self.by_service.reserve(names);
+        self.frontends.reserve(count(|op| matches!(op, Op::PutFrontend(..))));
+        self.backends.reserve(count(|op| matches!(op, Op::PutBackend(..))));
+        ops.iter().for_each(|op| self.apply(op));
+        if self.loose.is_empty() {
+            self.loose.shrink_to_fit();
+        }
+    }
+
     /// Takes over what an op did to the maps.
     pub fn apply(&mut self, op: &Op) {
         match op {
@@ -288,6 +302,11 @@ impl Shadow {
         let index = key.index as usize;
         let places = &mut self.port_mut(key.service).lists[list as usize];
         if places.len() <= index {
+            // Most lists are short, and grow only once.
+            let more = index + 1 - places.len();
+            if places.capacity() <= index {
+                places.reserve_exact(more.max(places.len() / 4));
+            }
             places.resize(index + 1, None);
         }
         let old = places.get_mut(index).and_then(|at| at.replace(place));

@@ -3,9 +3,13 @@
 
 mod intern;
 
-use std::{hash::Hash, sync::Arc};
+use std::{
+    borrow::Borrow,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
-use foldhash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
+use foldhash::{HashMap, HashSet};
 use lb_common::Addr;
 
 use crate::{
@@ -18,17 +22,56 @@ use intern::Names;
 pub struct World {
     node_name: Arc<str>,
     node: Option<Node>,
-    services: HashMap<Key, Service>,
+    services: HashMap<Key, Known>,
     /// Slices without a Service are not kept.
-    slices: HashMap<Key, Arc<EndpointSlice>>,
-    /// By Service, each list sorted by the slice's key.
-    slices_of: HashMap<Key, Vec<Arc<EndpointSlice>>>,
-    endpoints: HashMap<Key, Endpoints>,
+    slices: HashSet<ByKey>,
     listed: [bool; Kind::ALL.len()],
-    dirty: HashSet<Key>,
+    /// Each once: those that are marked.
+    dirty: Vec<Key>,
     names: Names,
     prefixes: Prefixes,
 }
+
+/// The objects of one Service's name. Boxed, as a table has room for twice what it holds.
+#[derive(Default)]
+struct Known {
+    service: Option<Box<Service>>,
+    /// Sorted by the slice's key.
+    slices: Vec<Arc<EndpointSlice>>,
+    endpoints: Option<Box<Endpoints>>,
+    mark: Mark,
+}
+
+/// Whether a Service is among the dirty ones.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Mark {
+    #[default]
+    Clean,
+    Dirty,
+}
+
+/// A slice that is found by its key.
+struct ByKey(Arc<EndpointSlice>);
+
+impl Borrow<Key> for ByKey {
+    fn borrow(&self) -> &Key {
+        &self.0.key
+    }
+}
+
+impl Hash for ByKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.key.hash(state);
+    }
+}
+
+impl PartialEq for ByKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for ByKey {}
 
 /// What the world knows about one Service.
 #[derive(Clone, Copy, Debug)]
@@ -55,12 +98,10 @@ impl World {
         Self {
             node_name: node_name.into(),
             node: None,
-            services: HashMap::new(),
-            slices: HashMap::new(),
-            slices_of: HashMap::new(),
-            endpoints: HashMap::new(),
+            services: HashMap::default(),
+            slices: HashSet::default(),
             listed: [false; Kind::ALL.len()],
-            dirty: HashSet::new(),
+            dirty: Vec::new(),
             names: Names::default(),
             prefixes: Prefixes::default(),
         }
@@ -89,20 +130,26 @@ impl World {
 
     /// The Services that have changed since this was last asked, in no order.
     pub fn take_dirty(&mut self) -> Vec<Key> {
-        self.dirty.drain().collect()
+        let dirty = std::mem::take(&mut self.dirty);
+        for key in &dirty {
+            let Some(known) = self.services.get_mut(key) else { continue };
+            known.mark = Mark::Clean;
+            if known.is_empty() {
+                self.services.remove(key);
+            }
+        }
+        dirty
     }
 
     /// What is known about a Service.
     #[must_use]
     pub fn view(&self, key: &Key) -> Option<View<'_>> {
-        let service = self.services.get(key)?;
-        let slices = self.slices_of.get(key).map_or(&[][..], |slices| slices);
-        Some(View { service, slices, endpoints: self.endpoints.get(key) })
+        self.services.get(key)?.view()
     }
 
     /// The keys of all Services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Key> {
-        self.services.keys()
+        self.services.iter().filter(|(_, known)| known.service.is_some()).map(|(key, _)| key)
     }
 
     /// The name of the node that this is seen from.
@@ -126,27 +173,27 @@ impl World {
         }
         let hit =
             |group: &EndpointGroup| group.endpoints.iter().any(|endpoint| addrs.contains(&Addr::from(endpoint.addr)));
-        let by_slice = self.slices_of.iter().filter(|(_, slices)| slices.iter().any(|slice| hit(&slice.group)));
-        let by_object = self.endpoints.iter().filter(|(_, object)| object.groups.iter().any(hit));
-        let keys: HashSet<&Key> = by_slice.map(|(key, _)| key).chain(by_object.map(|(key, _)| key)).collect();
-        keys.into_iter().cloned().collect()
+        let hit = self.services.iter().filter(|(_, known)| known.groups().any(hit));
+        hit.map(|(key, _)| key.clone()).collect()
     }
 
     fn put(&mut self, object: Object) {
         match object {
             Object::Service(mut service) => {
-                if self.services.get(&service.key) != Some(&service) {
+                let known = known(&mut self.services, &mut service.key);
+                if known.service.as_deref() != Some(&service) {
                     self.names.service(&mut service);
-                    self.dirty.insert(service.key.clone());
-                    self.services.insert(service.key.clone(), service);
+                    known.mark(&service.key, &mut self.dirty);
+                    known.service = Some(Box::new(service));
                 }
             }
             Object::EndpointSlice(slice) => self.put_slice(slice),
             Object::Endpoints(mut endpoints) => {
-                if self.endpoints.get(&endpoints.key) != Some(&endpoints) {
-                    endpoints.groups.iter_mut().for_each(|group| self.keep(group));
-                    self.dirty.insert(endpoints.key.clone());
-                    self.endpoints.insert(endpoints.key.clone(), endpoints);
+                let known = known(&mut self.services, &mut endpoints.key);
+                if known.endpoints.as_deref() != Some(&endpoints) {
+                    endpoints.groups.iter_mut().for_each(|group| keep(group, &mut self.names, &mut self.prefixes));
+                    known.mark(&endpoints.key, &mut self.dirty);
+                    known.endpoints = Some(Box::new(endpoints));
                 }
             }
             Object::Node(node) => {
@@ -158,7 +205,7 @@ impl World {
     }
 
     fn put_slice(&mut self, mut slice: EndpointSlice) {
-        let old = self.slices.get(&slice.key);
+        let old = self.slices.get(&slice.key).map(|ByKey(old)| old);
         if old.is_some_and(|old| **old == slice) {
             return;
         }
@@ -166,14 +213,11 @@ impl World {
             self.delete(Kind::EndpointSlice, &slice.key.clone());
         }
         let Some(service) = &mut slice.service else { return };
-        // Shares the text of the names with the Service and with its other slices.
-        if let Some((known, _)) = self.services.get_key_value(service) {
-            *service = known.clone();
-        }
-        let service = service.clone();
-        self.keep(&mut slice.group);
+        let known = known(&mut self.services, service);
+        known.mark(service, &mut self.dirty);
+        keep(&mut slice.group, &mut self.names, &mut self.prefixes);
         let slice = Arc::new(slice);
-        let list = self.slices_of.entry(service.clone()).or_default();
+        let list = &mut known.slices;
         match list.binary_search_by(|other| other.key.cmp(&slice.key)) {
             Ok(at) => list[at] = Arc::clone(&slice),
             Err(at) => {
@@ -182,40 +226,33 @@ impl World {
                 list.insert(at, Arc::clone(&slice));
             }
         }
-        self.dirty.insert(service);
-        self.slices.insert(slice.key.clone(), slice);
-    }
-
-    /// Makes a group small, and notes where its endpoints are.
-    fn keep(&mut self, group: &mut EndpointGroup) {
-        self.names.group(group);
-        group.endpoints.iter().for_each(|endpoint| self.prefixes.note(&endpoint.addr.into()));
+        self.slices.replace(ByKey(slice));
     }
 
     fn delete(&mut self, kind: Kind, key: &Key) {
+        // What is empty then goes when somebody has asked for the dirty ones.
         match kind {
             Kind::Service => {
-                if self.services.remove(key).is_some() {
-                    self.dirty.insert(key.clone());
+                let Some(known) = self.services.get_mut(key) else { return };
+                if known.service.take().is_some() {
+                    known.mark(key, &mut self.dirty);
                 }
             }
             Kind::EndpointSlice => {
-                let Some(service) = self.slices.remove(key).and_then(|slice| slice.service.clone()) else { return };
-                if let Some(list) = self.slices_of.get_mut(&service) {
-                    list.retain(|slice| slice.key != *key);
-                    if list.is_empty() {
-                        self.slices_of.remove(&service);
-                    }
-                }
-                self.dirty.insert(service);
+                let Some(ByKey(slice)) = self.slices.take(key) else { return };
+                let Some(service) = &slice.service else { return };
+                let Some(known) = self.services.get_mut(service) else { return };
+                known.slices.retain(|other| other.key != *key);
+                known.mark(service, &mut self.dirty);
             }
             Kind::Endpoints => {
-                if self.endpoints.remove(key).is_some() {
-                    self.dirty.insert(key.clone());
+                let Some(known) = self.services.get_mut(key) else { return };
+                if known.endpoints.take().is_some() {
+                    known.mark(key, &mut self.dirty);
                 }
             }
             Kind::Node => {
-                if key.name == self.node_name {
+                if key.name() == &*self.node_name {
                     self.set_node(None);
                 }
             }
@@ -226,16 +263,18 @@ impl World {
         self.listed[kind as usize] = true;
         match kind {
             Kind::Service => {
-                let keep: HashSet<&Key> = objects.iter().filter_map(|object| object.service_key()).collect();
-                gone(&self.services, &keep).iter().for_each(|key| self.delete(kind, key));
+                let gone = gone(self.services(), &objects, Object::service_key);
+                gone.iter().for_each(|key| self.delete(kind, key));
+                self.services.reserve(objects.len().saturating_sub(self.services.len()));
             }
             Kind::EndpointSlice => {
-                let keep: HashSet<&Key> = objects.iter().filter_map(|object| object.slice_key()).collect();
-                gone(&self.slices, &keep).iter().for_each(|key| self.delete(kind, key));
+                let have = self.slices.iter().map(|ByKey(slice)| &slice.key);
+                gone(have, &objects, Object::slice_key).iter().for_each(|key| self.delete(kind, key));
+                self.slices.reserve(objects.len().saturating_sub(self.slices.len()));
             }
             Kind::Endpoints => {
-                let keep: HashSet<&Key> = objects.iter().filter_map(|object| object.endpoints_key()).collect();
-                gone(&self.endpoints, &keep).iter().for_each(|key| self.delete(kind, key));
+                let have = self.services.iter().filter(|(_, known)| known.endpoints.is_some()).map(|(key, _)| key);
+                gone(have, &objects, Object::endpoints_key).iter().for_each(|key| self.delete(kind, key));
             }
             Kind::Node => {
                 // At once, so that a zone that stays is not lost for a moment.
@@ -252,7 +291,8 @@ impl World {
                 self.put(object);
             }
         }
-        self.shrink();
+        self.services.shrink_to_fit();
+        self.slices.shrink_to_fit();
     }
 
     fn set_node(&mut self, node: Option<Node>) {
@@ -260,26 +300,67 @@ impl World {
         let changed = zone(&self.node) != zone(&node);
         self.node = node;
         if changed {
-            let hinted = self.services.keys().filter(|key| self.view(key).is_some_and(|view| has_hints(&view)));
-            let hinted: Vec<Key> = hinted.cloned().collect();
-            self.dirty.extend(hinted);
+            for (key, known) in &mut self.services {
+                if known.view().is_some_and(|view| has_hints(&view)) {
+                    known.mark(key, &mut self.dirty);
+                }
+            }
         }
     }
+}
 
-    fn shrink(&mut self) {
-        self.services.shrink_to_fit();
-        self.slices.shrink_to_fit();
-        self.slices_of.shrink_to_fit();
-        self.endpoints.shrink_to_fit();
+impl Known {
+    fn view(&self) -> Option<View<'_>> {
+        let service = self.service.as_deref()?;
+        Some(View { service, slices: &self.slices, endpoints: self.endpoints.as_deref() })
     }
+
+    fn groups(&self) -> impl Iterator<Item = &EndpointGroup> {
+        let own = self.endpoints.iter().flat_map(|object| &object.groups);
+        self.slices.iter().map(|slice| &slice.group).chain(own)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.service.is_none() && self.slices.is_empty() && self.endpoints.is_none()
+    }
+
+    fn mark(&mut self, key: &Key, dirty: &mut Vec<Key>) {
+        if self.mark == Mark::Clean {
+            self.mark = Mark::Dirty;
+            dirty.push(key.clone());
+        }
+    }
+}
+
+/// What is known of `key`, which from now on shares its text with the table.
+fn known<'a>(services: &'a mut HashMap<Key, Known>, key: &mut Key) -> &'a mut Known {
+    let entry = services.entry(key.clone());
+    *key = entry.key().clone();
+    entry.or_default()
+}
+
+/// Makes a group small, and notes where its endpoints are.
+fn keep(group: &mut EndpointGroup, names: &mut Names, prefixes: &mut Prefixes) {
+    names.group(group);
+    group.endpoints.iter().for_each(|endpoint| prefixes.note(&endpoint.addr.into()));
 }
 
 fn has_hints(view: &View<'_>) -> bool {
     view.all_groups().flat_map(|group| &group.endpoints).any(|endpoint| !endpoint.zone_hints.is_empty())
 }
 
-fn gone<K: Clone + Eq + Hash, V>(have: &HashMap<K, V>, keep: &HashSet<&K>) -> Vec<K> {
-    have.keys().filter(|key| !keep.contains(key)).cloned().collect()
+/// Those of `have` that are not among `objects`.
+fn gone<'a>(
+    have: impl Iterator<Item = &'a Key>,
+    objects: &'a [Object],
+    key: impl Fn(&'a Object) -> Option<&'a Key>,
+) -> Vec<Key> {
+    let mut have = have.peekable();
+    if have.peek().is_none() {
+        return Vec::new();
+    }
+    let keep: HashSet<&Key> = objects.iter().filter_map(key).collect();
+    have.filter(|key| !keep.contains(key)).cloned().collect()
 }
 
 /// Which networks (/16 of IPv4, /64 of IPv6) may hold an endpoint: a Bloom filter of one hash, 8 KiB. It forgets nothing,

@@ -111,6 +111,9 @@ impl Bench {
         let events = objects::cluster(services, endpoints);
         let (took, report) = self.step(events);
         let Took { compile, plan, write } = report.took;
+        // As the agent does after a burst.
+        drop(report.changed);
+        lb_user::memory::release();
         let more = Memory::now(&self.pins);
         let each = |bytes: usize, before: usize| bytes.saturating_sub(before) as f64 / f64::from(services);
         let user = each(more.process, memory.process);

@@ -145,7 +145,7 @@ mod tests {
         let mut claims = Claims::default();
         let mut set = |name: &str, created, keys: &[FrontendKey]| {
             let Consequences { services, frontends } = claims.set(&service(name), Some(created), keys);
-            let names: Vec<_> = services.iter().map(|key| key.name.to_string()).collect();
+            let names: Vec<_> = services.iter().map(|key| key.name().to_owned()).collect();
             let ports: Vec<_> = frontends.iter().map(|key| key.port).collect();
             (names.join(" "), ports)
         };

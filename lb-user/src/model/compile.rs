@@ -39,7 +39,7 @@ pub fn compile(
         }
         return spec;
     }
-    if let Some(name) = [&key.namespace, &key.name].into_iter().find(|name| name.len() >= NAME_LEN) {
+    if let Some(name) = [key.namespace(), key.name()].into_iter().find(|name| name.len() >= NAME_LEN) {
         spec.warnings.push(too_long("it", name));
         return spec;
     }

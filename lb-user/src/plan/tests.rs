@@ -137,7 +137,7 @@ fn what_nobody_claims_goes_with_a_plan_of_the_world_only() {
     assert_eq!(maps.store.dump.services.len(), 2);
     let plan = maps.plan_with(&[spec("a", &[1], 0..2)], Scope::World, Heirless::Keep);
     let [change] = &*plan.changed else { panic!("one change: {:?}", plan.changed) };
-    assert_eq!((&*change.service.name, change.added, change.removed, change.writes), ("b", 0, 2, 7));
+    assert_eq!((change.service.name(), change.added, change.removed, change.writes), ("b", 0, 2, 7));
     assert_eq!(maps.store.dump.services.len(), 1);
     maps.plan_with(&[], Scope::World, Heirless::Keep);
     assert_eq!(maps.store.dump, Dump::default());

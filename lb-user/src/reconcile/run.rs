@@ -11,11 +11,13 @@ use tokio::{
 };
 
 use super::{PassReport, Reconciler};
-use crate::{event::Event, op::Table, store::Store};
+use crate::{event::Event, memory, op::Table, store::Store};
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 const RESYNC: Duration = Duration::from_secs(300);
+/// Services compiled in one pass from which on it leaves memory behind that is worth giving back.
+const BURST: usize = 1_000;
 
 /// How the loop is doing.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -103,6 +105,10 @@ pub async fn run<M: Maps>(
             status.error = report.failure.map(|error| format!("{error:#}"));
             status.refused = report.refused.len();
         });
+        // After the others were told: the datapath is attached meanwhile.
+        if report.changed.len() >= BURST {
+            memory::release();
+        }
     }
 }
 

@@ -238,7 +238,7 @@ fn id(object: &Object) -> (Kind, Key) {
         Object::Service(service) => (Kind::Service, service.key.clone()),
         Object::EndpointSlice(slice) => (Kind::EndpointSlice, slice.key.clone()),
         Object::Endpoints(endpoints) => (Kind::Endpoints, endpoints.key.clone()),
-        Object::Node(node) => (Kind::Node, Key { namespace: "".into(), name: node.name.clone() }),
+        Object::Node(node) => (Kind::Node, Key::new("", &node.name)),
     }
 }
 

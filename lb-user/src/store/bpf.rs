@@ -147,8 +147,8 @@ impl Store for BpfStore {
 fn names(key: &PortKey) -> Names {
     let name = |text: &str| Name::new(text).expect("compile refuses names that do not fit");
     Names {
-        namespace: name(&key.service.namespace),
-        name: name(&key.service.name),
+        namespace: name(key.service.namespace()),
+        name: name(key.service.name()),
         port: name(&key.name),
         proto: key.proto as u8,
         family: key.family.number(),

@@ -14,7 +14,6 @@ pub(super) struct Names {
 
 impl Names {
     pub(super) fn service(&mut self, service: &mut Service) {
-        self.share(&mut service.key.namespace);
         service.ports.iter_mut().for_each(|port| self.share(&mut port.name));
     }
 

@@ -130,7 +130,7 @@ fn ports(count: usize) -> Vec<ServicePort> {
 
 fn slice(service: &Key, suffix: &str, group: EndpointGroup) -> Object {
     Object::EndpointSlice(EndpointSlice {
-        key: Key::new(&service.namespace, &format!("{}-{suffix}", service.name)),
+        key: Key::new(service.namespace(), &format!("{}-{suffix}", service.name())),
         service: Some(service.clone()),
         mirrored: Mirrored::No,
         group,

@@ -28,7 +28,7 @@ pub fn node(wire: &wire::Node) -> Node {
 
 /// Namespace and name of an object.
 pub(super) fn key(meta: &ObjectMeta) -> Key {
-    Key { namespace: text(meta.namespace.as_deref()), name: text(meta.name.as_deref()) }
+    Key::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
 
 fn text(text: Option<&str>) -> Arc<str> {

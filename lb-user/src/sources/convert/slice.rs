@@ -17,7 +17,7 @@ pub fn endpoint_slice(wire: &wire::EndpointSlice) -> EndpointSlice {
 
     let service = label(meta, "kubernetes.io/service-name")
         .filter(|name| !name.is_empty())
-        .map(|name| Key { namespace: Arc::clone(&key.namespace), name: name.into() });
+        .map(|name| Key::new(key.namespace(), name));
     if service.is_none() {
         problems.push("label kubernetes.io/service-name: missing; set it to the name of the Service".to_owned());
     }

@@ -26,7 +26,7 @@ fn services(events: Vec<Event>) -> Option<Vec<String>> {
     assert_eq!(kinds, Kind::ALL);
     let Some(Event::Replace(_, objects)) = events.into_iter().next() else { panic!("checked above") };
     let named = |object| match object {
-        Object::Service(service) => format!("{} {}", service.key.name, service.cluster_ips[0]),
+        Object::Service(service) => format!("{} {}", service.key.name(), service.cluster_ips[0]),
         other => panic!("{other:?}"),
     };
     Some(objects.into_iter().map(named).collect())

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod cli;
 pub mod datapath;
 pub mod event;
+pub mod few;
 pub mod ids;
 pub mod inspect;
 pub mod memory;

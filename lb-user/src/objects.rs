@@ -74,8 +74,8 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` with ipMode VIP or none.
     pub ingress_ips: Vec<IpAddr>,
-    /// `spec.ports`.
-    pub ports: Vec<ServicePort>,
+    /// `spec.ports`. Most Services of a cluster share a few lists.
+    pub ports: Arc<[ServicePort]>,
     /// `spec.internalTrafficPolicy`.
     pub internal_policy: Policy,
     /// What was wrong with the object, each with its cure.
@@ -115,7 +115,7 @@ pub enum Policy {
 }
 
 /// An entry of `spec.ports`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ServicePort {
     /// Empty for a single unnamed port.
     pub name: Arc<str>,
@@ -167,14 +167,14 @@ pub struct Endpoints {
 /// Endpoints × ports: what one slice, or one subset of an Endpoints object, says.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct EndpointGroup {
-    /// Ports of each endpoint.
-    pub ports: Vec<EndpointPort>,
+    /// Ports of each endpoint. Most groups of a cluster share a few lists.
+    pub ports: Arc<[EndpointPort]>,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,
 }
 
 /// A port of a group.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct EndpointPort {
     /// Matches the Service port of that name.
     pub name: Arc<str>,
@@ -197,10 +197,25 @@ pub struct Endpoint {
     pub serving: bool,
     /// Absent counts as false.
     pub terminating: bool,
-    /// `hints.forZones`.
-    pub zone_hints: Vec<Arc<str>>,
-    /// `hints.forNodes`.
-    pub node_hints: Vec<Arc<str>>,
+    /// `hints`; none when they name neither zone nor node.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Whom an endpoint should serve.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Hints {
+    /// `forZones`.
+    pub zones: Vec<Arc<str>>,
+    /// `forNodes`.
+    pub nodes: Vec<Arc<str>>,
+}
+
+impl Endpoint {
+    /// The zones and the nodes that the hints name.
+    #[must_use]
+    pub fn hints(&self) -> (&[Arc<str>], &[Arc<str>]) {
+        self.hints.as_ref().map_or((&[], &[]), |hints| (&hints.zones, &hints.nodes))
+    }
 }
 
 /// A v1 Node.

@@ -224,6 +224,7 @@ impl<S: Store> Reconciler<S> {
         let mut concerned = Vec::new();
         let mut changed: Vec<FrontendKey> = Vec::new();
         let (mut ignored, mut wanted) = (Vec::new(), Vec::new());
+        self.claims.reserve(keys.len());
         for key in keys {
             let view = self.world.view(key);
             wanted.clear();

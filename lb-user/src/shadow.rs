@@ -9,6 +9,7 @@ use foldhash::{HashMap, HashSet};
 use lb_common::{Backend, Frontend, FrontendKey, List, Service, Slot, SlotKey};
 
 use crate::{
+    few::Few,
     ids::Ids,
     objects::Key,
     op::{Op, Table},
@@ -20,7 +21,7 @@ use crate::{
 pub struct Shadow {
     /// Every id of a service port that any map mentions.
     ports: HashMap<u32, Port>,
-    by_service: HashMap<Key, Vec<u32>>,
+    by_service: HashMap<Key, Few<u32>>,
     frontends: HashMap<FrontendKey, Frontend>,
     backends: HashMap<u32, Known>,
     /// Backends that no slot of their service port names.
@@ -44,7 +45,7 @@ pub struct Port {
     /// Its entry of `SERVICES`.
     pub service: Option<Service>,
     /// The frontends that point at it, in no order.
-    pub frontends: Vec<FrontendKey>,
+    pub frontends: Few<FrontendKey>,
     lists: [Places; 2],
 }
 
@@ -242,11 +243,8 @@ impl Shadow {
         self.port_mut(id).key = Some(key.clone());
         self.names += 1;
         match self.by_service.get_mut(&key.service) {
-            Some(ids) => {
-                ids.reserve_exact(1);
-                ids.push(id);
-            }
-            None => drop(self.by_service.insert(key.service.clone(), vec![id])),
+            Some(ids) => ids.push(id),
+            None => drop(self.by_service.insert(key.service.clone(), Few::One(id))),
         }
     }
 
@@ -277,9 +275,7 @@ impl Shadow {
         if let Some(old) = old {
             self.forget_frontend(old.service, key);
         }
-        let list = &mut self.port_mut(frontend.service).frontends;
-        list.reserve_exact(1);
-        list.push(*key);
+        self.port_mut(frontend.service).frontends.push(*key);
     }
 
     fn forget_frontend(&mut self, id: u32, key: &FrontendKey) {

@@ -14,6 +14,7 @@ use lb_common::Addr;
 
 use crate::{
     event::{Event, Kind, Object},
+    few::Few,
     objects::{EndpointGroup, EndpointSlice, Endpoints, Key, Node, Service},
 };
 use intern::Names;
@@ -37,7 +38,7 @@ pub struct World {
 struct Known {
     service: Option<Box<Service>>,
     /// Sorted by the slice's key.
-    slices: Vec<Arc<EndpointSlice>>,
+    slices: Few<Arc<EndpointSlice>>,
     endpoints: Option<Box<Endpoints>>,
     mark: Mark,
 }
@@ -219,12 +220,8 @@ impl World {
         let slice = Arc::new(slice);
         let list = &mut known.slices;
         match list.binary_search_by(|other| other.key.cmp(&slice.key)) {
-            Ok(at) => list[at] = Arc::clone(&slice),
-            Err(at) => {
-                // Most Services have one slice.
-                list.reserve_exact(1);
-                list.insert(at, Arc::clone(&slice));
-            }
+            Ok(at) => list.set(at, Arc::clone(&slice)),
+            Err(at) => list.insert(at, Arc::clone(&slice)),
         }
         self.slices.replace(ByKey(slice));
     }
@@ -346,7 +343,7 @@ fn keep(group: &mut EndpointGroup, names: &mut Names, prefixes: &mut Prefixes) {
 }
 
 fn has_hints(view: &View<'_>) -> bool {
-    view.all_groups().flat_map(|group| &group.endpoints).any(|endpoint| !endpoint.zone_hints.is_empty())
+    view.all_groups().flat_map(|group| &group.endpoints).any(|endpoint| !endpoint.hints().0.is_empty())
 }
 
 /// Those of `have` that are not among `objects`.

@@ -38,7 +38,7 @@ pub fn slice(service: u32, numbers: impl Iterator<Item = u32>) -> Object {
         key: Key::new("bench", &format!("service-{service:05}-x7k2p")),
         service: Some(Key::new("bench", &format!("service-{service:05}"))),
         mirrored: Mirrored::No,
-        group: EndpointGroup { ports: vec![port], endpoints: numbers.map(endpoint).collect() },
+        group: EndpointGroup { ports: [port].into(), endpoints: numbers.map(endpoint).collect() },
         problems: Vec::new(),
     })
 }
@@ -52,7 +52,7 @@ fn service(number: u32) -> Service {
         cluster_ips: vec![ip([10, 96, 0, 0], number)],
         external_ips: Vec::new(),
         ingress_ips: Vec::new(),
-        ports: vec![ServicePort { name: "http".into(), proto: Proto::Tcp, port: 80.try_into().expect("not 0") }],
+        ports: [ServicePort { name: "http".into(), proto: Proto::Tcp, port: 80.try_into().expect("not 0") }].into(),
         internal_policy: Policy::Cluster,
         problems: Vec::new(),
     }
@@ -65,8 +65,7 @@ fn endpoint(number: u32) -> Endpoint {
         ready: true,
         serving: true,
         terminating: false,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        hints: None,
     }
 }
 

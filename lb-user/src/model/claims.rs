@@ -44,6 +44,12 @@ impl Claims {
         self.owners.get(key).map(|claimant| &claimant.service)
     }
 
+    /// Makes room for this many Services in all.
+    pub fn reserve(&mut self, services: usize) {
+        self.of.reserve(services.saturating_sub(self.of.len()));
+        self.owners.reserve(services.saturating_sub(self.owners.len()));
+    }
+
     /// Sets what a Service asks for: `keys`, sorted and each once. `created` is its age; none is the youngest.
     pub fn set(&mut self, service: &Key, created: Option<i64>, keys: &[FrontendKey]) -> Consequences {
         let mut consequences = Consequences::default();

@@ -159,7 +159,7 @@ impl<'a> Compiler<'a> {
         let mut others = BTreeSet::new();
         for group in effective(self.view).filter(|group| !group.endpoints.is_empty()) {
             let mut named = false;
-            for endpoint_port in &group.ports {
+            for endpoint_port in &*group.ports {
                 if endpoint_port.name != port.name || endpoint_port.proto != port.proto {
                     continue;
                 }

@@ -74,9 +74,10 @@ impl Hints {
     fn of(candidates: &[Candidate<'_>], here: Here<'_>) -> Self {
         let (mut all_node, mut our_node, mut all_zone, mut our_zone) = (true, false, true, false);
         for endpoint in candidates.iter().map(|candidate| candidate.endpoint).filter(|endpoint| endpoint.ready) {
-            all_node &= !endpoint.node_hints.is_empty();
+            let (zones, nodes) = endpoint.hints();
+            all_node &= !nodes.is_empty();
             our_node |= endpoint.names_node(here);
-            all_zone &= !endpoint.zone_hints.is_empty();
+            all_zone &= !zones.is_empty();
             our_zone |= endpoint.names_zone(here);
             if !all_node && !all_zone {
                 return Self::None;
@@ -102,11 +103,11 @@ impl Hints {
 
 impl Endpoint {
     fn names_node(&self, here: Here<'_>) -> bool {
-        self.node_hints.iter().any(|node| **node == *here.node)
+        self.hints().1.iter().any(|node| **node == *here.node)
     }
 
     fn names_zone(&self, here: Here<'_>) -> bool {
-        here.zone.is_some_and(|own| self.zone_hints.iter().any(|zone| **zone == *own))
+        here.zone.is_some_and(|own| self.hints().0.iter().any(|zone| **zone == *own))
     }
 }
 
@@ -127,13 +128,12 @@ mod tests {
             ready: true,
             serving: true,
             terminating: false,
-            zone_hints: Vec::new(),
-            node_hints: Vec::new(),
+            hints: None,
         };
         for word in words {
             match word.split_once('=') {
-                Some(("z", zone)) => endpoint.zone_hints.push(zone.into()),
-                Some(("n", node)) => endpoint.node_hints.push(node.into()),
+                Some(("z", zone)) => endpoint.hints.get_or_insert_default().zones.push(zone.into()),
+                Some(("n", node)) => endpoint.hints.get_or_insert_default().nodes.push(node.into()),
                 _ if word == "local" => endpoint.node = Some("here".into()),
                 _ if word == "nodeless" => endpoint.node = None,
                 _ if word == "unready" => (endpoint.ready, endpoint.serving) = (false, false),

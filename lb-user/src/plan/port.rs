@@ -200,7 +200,7 @@ impl Planner<'_> {
 
     fn frontends(&mut self, id: u32, have: Option<&Port>, want: &PortSpec, tally: usize) {
         let first_lost = self.lost.len();
-        for key in have.map_or(&[][..], |port| &port.frontends) {
+        for key in have.map_or(&[][..], |port| &*port.frontends) {
             if want.frontends.binary_search_by(|(wanted, _)| wanted.cmp(key)).is_err() {
                 self.lost.push((*key, tally));
             }

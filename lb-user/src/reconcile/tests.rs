@@ -27,7 +27,8 @@ fn service(name: &str, vip: u8) -> Object {
         cluster_ips: vec![[10, 96, 0, vip].into()],
         external_ips: Vec::new(),
         ingress_ips: Vec::new(),
-        ports: vec![ServicePort { name: "".into(), proto: lb_common::Proto::Tcp, port: 80.try_into().expect("not 0") }],
+        ports: [ServicePort { name: "".into(), proto: lb_common::Proto::Tcp, port: 80.try_into().expect("not 0") }]
+            .into(),
         internal_policy: Policy::Cluster,
         problems: Vec::new(),
     })

@@ -14,6 +14,9 @@ use crate::{
     store::{Dump, Limits, Partial, Store, StoreError},
 };
 
+/// Writes of one system call: many enough to make its cost small, few enough to stay in the cache.
+const BATCH: usize = 4096;
+
 /// The five maps that the agent writes.
 pub struct BpfStore {
     frontends: TypedMap<FrontendKey, Frontend>,
@@ -60,7 +63,7 @@ impl BpfStore {
         macro_rules! run {
             (put $map:expr, $variant:ident, |$value:ident| $stored:expr) => {{
                 let (mut keys, mut values) = (Vec::new(), Vec::new());
-                for op in ops {
+                for op in ops.iter().take(BATCH) {
                     let Op::$variant(key, $value) = op else { break };
                     keys.push(*key);
                     values.push($stored);
@@ -68,8 +71,9 @@ impl BpfStore {
                 $map.put(&keys, &values)
             }};
             (delete $map:expr, $variant:ident) => {{
+                let ops = ops.iter().take(BATCH);
                 let keys: Vec<_> =
-                    ops.iter().map_while(|op| if let Op::$variant(key) = op { Some(*key) } else { None }).collect();
+                    ops.map_while(|op| if let Op::$variant(key) = op { Some(*key) } else { None }).collect();
                 $map.delete(&keys)
             }};
         }

@@ -1,7 +1,7 @@
 //! The world: which Services a change concerns.
 
 use super::*;
-use crate::objects::{Endpoint, EndpointPort, Mirrored, Policy, Selector};
+use crate::objects::{Endpoint, EndpointPort, Hints, Mirrored, Policy, Selector};
 
 fn key(name: &str) -> Key {
     Key::new("default", name)
@@ -16,7 +16,7 @@ fn service(name: &str) -> Object {
         cluster_ips: Vec::new(),
         external_ips: Vec::new(),
         ingress_ips: Vec::new(),
-        ports: Vec::new(),
+        ports: [].into(),
         internal_policy: Policy::Cluster,
         problems: Vec::new(),
     })
@@ -29,11 +29,10 @@ fn group(last: u8, zone: Option<&str>) -> EndpointGroup {
         ready: true,
         serving: true,
         terminating: false,
-        zone_hints: zone.map(Into::into).into_iter().collect(),
-        node_hints: Vec::new(),
+        hints: zone.map(|zone| Box::new(Hints { zones: vec![zone.into()], nodes: Vec::new() })),
     };
     let port = EndpointPort { name: "".into(), proto: lb_common::Proto::Tcp, port: 80.try_into().expect("not 0") };
-    EndpointGroup { ports: vec![port], endpoints: vec![endpoint] }
+    EndpointGroup { ports: [port].into(), endpoints: vec![endpoint] }
 }
 
 fn slice(name: &str, service: &str, last: u8) -> Object {

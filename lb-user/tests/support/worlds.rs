@@ -83,7 +83,7 @@ impl Drawn {
             selector: if self.by_hand { Selector::None } else { Selector::Some },
             cluster_ips,
             external_ips: self.externals.iter().map(|&last| [192, 0, 2, last].into()).collect(),
-            ports: ports(self.ports),
+            ports: ports(self.ports).into(),
             internal_policy: self.policy,
             ..plain_service(key.clone())
         };
@@ -112,7 +112,7 @@ fn plain_service(key: Key) -> Service {
         cluster_ips: Vec::new(),
         external_ips: Vec::new(),
         ingress_ips: Vec::new(),
-        ports: ports(1),
+        ports: ports(1).into(),
         internal_policy: Policy::Cluster,
         problems: Vec::new(),
     }
@@ -150,8 +150,7 @@ fn group(ports: usize, port: u16, drawn: &[(u8, u8, bool)]) -> EndpointGroup {
         ready: condition < 3,
         serving: condition < 4,
         terminating: condition >= 3,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        hints: None,
     };
     EndpointGroup {
         ports: self::ports(ports)

@@ -27,7 +27,7 @@ fn service() -> Service {
         cluster_ips: vec![addr("10.96.0.1")],
         external_ips: Vec::new(),
         ingress_ips: Vec::new(),
-        ports: vec![port("", 80)],
+        ports: [port("", 80)].into(),
         internal_policy: Policy::Cluster,
         problems: Vec::new(),
     }
@@ -40,8 +40,7 @@ fn group(ports: &[(&str, u16)], addrs: &[&str]) -> EndpointGroup {
         ready: true,
         serving: true,
         terminating: false,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        hints: None,
     };
     let port = |&(name, port): &(&str, u16)| EndpointPort {
         name: name.into(),
@@ -89,7 +88,7 @@ fn ports_match_by_name_and_bad_ones_cost_only_themselves() {
     let long = "x".repeat(64);
     let ports = vec![port("b", 81), port("a", 80), port("b", 82), port("c", 80), port(&long, 83)];
     check(
-        &Service { ports, problems: vec!["something is odd".to_owned()], ..service() },
+        &Service { ports: ports.into(), problems: vec!["something is odd".to_owned()], ..service() },
         vec![slice(group(&[("a", 8080), ("b", 8081), ("c", 8082)], &["10.0.0.2", "10.0.0.1", "fd00::1"]))],
         None,
         &expect![[r#"

@@ -48,8 +48,7 @@ fn group(subset: &wire::Subset, i: usize, problems: &mut Vec<String>) -> Endpoin
                 // The controller writes ready alone, and absent counts as true.
                 serving: true,
                 terminating: false,
-                zone_hints: Vec::new(),
-                node_hints: Vec::new(),
+                hints: None,
             });
         }
     }
@@ -58,7 +57,7 @@ fn group(subset: &wire::Subset, i: usize, problems: &mut Vec<String>) -> Endpoin
             "{place}: {beyond} addresses beyond the first {MAX_PER_SUBSET} are not served; write EndpointSlices instead"
         ));
     }
-    EndpointGroup { ports, endpoints }
+    EndpointGroup { ports: ports.into(), endpoints }
 }
 
 #[cfg(test)]
@@ -105,8 +104,7 @@ subsets:
                                 ready: true,
                                 serving: true,
                                 terminating: false,
-                                zone_hints: [],
-                                node_hints: [],
+                                hints: None,
                             },
                             Endpoint {
                                 addr: fd00::1,
@@ -114,8 +112,7 @@ subsets:
                                 ready: false,
                                 serving: true,
                                 terminating: false,
-                                zone_hints: [],
-                                node_hints: [],
+                                hints: None,
                             },
                         ],
                     },
@@ -134,8 +131,7 @@ subsets:
                                 ready: true,
                                 serving: true,
                                 terminating: false,
-                                zone_hints: [],
-                                node_hints: [],
+                                hints: None,
                             },
                         ],
                     },

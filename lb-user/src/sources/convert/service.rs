@@ -55,7 +55,7 @@ pub fn service(wire: &wire::Service, proxy_name: Option<&str>) -> Service {
         cluster_ips,
         external_ips,
         ingress_ips,
-        ports,
+        ports: ports.into(),
         internal_policy,
         problems,
     }

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{Nameless, addr, endpoint_ports, key, label, list};
 use crate::{
-    objects::{Endpoint, EndpointGroup, EndpointSlice, Key, Mirrored},
+    objects::{Endpoint, EndpointGroup, EndpointSlice, Hints, Key, Mirrored},
     sources::wire,
 };
 
@@ -61,20 +61,21 @@ fn group(
         }
         endpoints.push(endpoint(wire, addr));
     }
-    EndpointGroup { ports, endpoints }
+    EndpointGroup { ports: ports.into(), endpoints }
 }
 
 fn endpoint(wire: &wire::Endpoint, addr: IpAddr) -> Endpoint {
     let conditions = wire.conditions.unwrap_or_default();
     let names = |hints: &Option<Vec<wire::Hint>>| list(hints).iter().map(|hint| Arc::from(&*hint.name)).collect();
+    let hints =
+        wire.hints.as_ref().map(|hints| Hints { zones: names(&hints.for_zones), nodes: names(&hints.for_nodes) });
     Endpoint {
         addr,
         node: wire.node_name.as_deref().filter(|node| !node.is_empty()).map(Arc::from),
         ready: conditions.ready.unwrap_or(true),
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
-        zone_hints: wire.hints.as_ref().map(|hints| names(&hints.for_zones)).unwrap_or_default(),
-        node_hints: wire.hints.as_ref().map(|hints| names(&hints.for_nodes)).unwrap_or_default(),
+        hints: hints.filter(|hints| *hints != Hints::default()).map(Box::new),
     }
 }
 
@@ -131,13 +132,17 @@ endpoints:
                             ready: false,
                             serving: true,
                             terminating: true,
-                            zone_hints: [
-                                "z1",
-                                "z2",
-                            ],
-                            node_hints: [
-                                "n1",
-                            ],
+                            hints: Some(
+                                Hints {
+                                    zones: [
+                                        "z1",
+                                        "z2",
+                                    ],
+                                    nodes: [
+                                        "n1",
+                                    ],
+                                },
+                            ),
                         },
                     ],
                 },

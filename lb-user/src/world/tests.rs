@@ -64,7 +64,7 @@ fn dirty(world: &mut World, event: Event) -> String {
     world.apply(event);
     let mut dirty = world.take_dirty();
     dirty.sort();
-    dirty.iter().map(|key| key.name()).collect::<Vec<_>>().join(" ")
+    dirty.iter().map(Key::name).collect::<Vec<_>>().join(" ")
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn endpoints_are_found_by_their_address() {
         let addr: std::net::IpAddr = addr.parse().expect("an address");
         let mut found = world.services_with_endpoints_at(&[Addr::from(addr)].into_iter().collect());
         found.sort();
-        found.iter().map(|key| key.name()).collect::<Vec<_>>().join(" ")
+        found.iter().map(Key::name).collect::<Vec<_>>().join(" ")
     };
     assert_eq!(at("10.0.0.1"), "a c");
     assert_eq!(at("10.0.0.2"), "b");

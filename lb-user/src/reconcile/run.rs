@@ -105,7 +105,7 @@ pub async fn run<M: Maps>(
             status.error = report.failure.map(|error| format!("{error:#}"));
             status.refused = report.refused.len();
         });
-        // After the others were told: the datapath is attached meanwhile.
+        // Once it is in service, since it takes a moment.
         if report.changed.len() >= BURST {
             memory::release();
         }

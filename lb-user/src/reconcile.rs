@@ -55,6 +55,8 @@ pub struct Reconciler<S> {
 pub struct PassReport {
     /// Kinds that no source has listed yet; nothing is done before (invariant I5).
     pub waiting: Vec<Kind>,
+    /// How many Services were looked at.
+    pub planned: usize,
     /// The Services that changed. One may stand here twice, when it took two plans.
     pub changed: Vec<Change>,
     /// Writes that took effect.
@@ -109,7 +111,10 @@ impl<S: Store> Reconciler<S> {
             let specs = self.prepare();
             report.took.compile = start.elapsed();
             match specs {
-                Ok(specs) => self.write(specs, &mut report),
+                Ok(specs) => {
+                    report.planned = specs.len();
+                    self.write(specs, &mut report);
+                }
                 Err(error) => report.failure = Some(error),
             }
         }

@@ -16,7 +16,7 @@ use crate::{event::Event, memory, op::Table, store::Store};
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 const RESYNC: Duration = Duration::from_secs(300);
-/// Services compiled in one pass from which on it leaves memory behind that is worth giving back.
+/// Services looked at in one pass from which on it leaves memory behind that is worth giving back.
 const BURST: usize = 1_000;
 
 /// How the loop is doing.
@@ -106,7 +106,7 @@ pub async fn run<M: Maps>(
             status.refused = report.refused.len();
         });
         // Once it is in service, since it takes a moment.
-        if report.changed.len() >= BURST {
+        if report.planned >= BURST {
             memory::release();
         }
     }

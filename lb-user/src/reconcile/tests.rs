@@ -103,19 +103,19 @@ fn slice(name: &str, n: u8) -> Object {
         service: Some(Key::new("default", name)),
         mirrored: Mirrored::No,
         group: EndpointGroup {
-            ports: vec![EndpointPort {
+            ports: [EndpointPort {
                 name: "".into(),
                 proto: lb_common::Proto::Tcp,
                 port: 80.try_into().expect("not 0"),
-            }],
+            }]
+            .into(),
             endpoints: vec![Endpoint {
                 addr: [10, 0, 0, n].into(),
                 node: None,
                 ready: true,
                 serving: true,
                 terminating: false,
-                zone_hints: Vec::new(),
-                node_hints: Vec::new(),
+                hints: None,
             }],
         },
         problems: Vec::new(),

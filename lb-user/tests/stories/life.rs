@@ -372,7 +372,9 @@ fn bpffs_is_mounted(node: &mut Node) {
     let mut agent = beeline();
     agent.args(["run", "--directory"]).arg(&node.yaml).arg("--cgroup").arg(&node.cgroup);
     let mut agent = agent.stderr(std::process::Stdio::null()).spawn().expect("the beeline binary");
-    until("a bpffs is mounted, and the Service served", || tcp_ask(at(VIP)).is_ok());
+    let pins = std::path::Path::new("/sys/fs/bpf/beeline/v1");
+    until("a bpffs is mounted, and the pins are in place", || pins.join("FRONTENDS").exists());
+    tcp_ask(at(VIP)).expect("served");
     agent.kill().expect("a running agent");
     agent.wait().expect("a running agent");
     let output = beeline().args(["get", "services"]).output().expect("the beeline binary");

@@ -29,6 +29,7 @@ const NAMED: [(&str, &str, NamesOf); 4] = [
     ("lb-ebpf/src/log.rs", "map", maps),
     ("lb-common/src/layout.rs", "counter", counters),
     ("lb-user/src/cli/run.rs", "flag", flags),
+    ("lb-user/src/cli/meaning.rs", "flag", flags),
 ];
 
 type NamesOf = fn(&str) -> Vec<String>;

@@ -3,6 +3,7 @@
 mod cleanup;
 mod get;
 mod log;
+mod meaning;
 mod plan;
 mod run;
 mod trace;

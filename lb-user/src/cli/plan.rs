@@ -5,10 +5,10 @@ use std::{fmt::Write as _, path::PathBuf};
 use anyhow::{Result, ensure};
 use clap::Args;
 
+use super::meaning::Meaning;
 use crate::{
     datapath::pins::Pins,
     inspect::number,
-    model::ExternalIps,
     reconcile::Reconciler,
     sources::directory::{self, LastGood},
     store::{BpfStore, MemoryStore, Store as _},
@@ -23,19 +23,12 @@ pub(super) struct Arguments {
     /// Directory of YAML, or one file.
     #[arg(short = 'f', long = "filename", value_name = "DIR")]
     directory: PathBuf,
-    /// Name of this node [default: the host name]
-    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
-    node_name: Option<String>,
-    /// As for `run`.
-    #[arg(long, value_name = "NAME")]
-    service_proxy_name: Option<String>,
-    /// As for `run`.
-    #[arg(long, value_name = "any|none|CIDR,…", default_value = "any")]
-    external_ips: ExternalIps,
+    #[command(flatten)]
+    meaning: Meaning,
 }
 
 pub(super) fn render(pins: &Pins, arguments: &Arguments) -> Result<String> {
-    let mut good = LastGood::new(arguments.service_proxy_name.clone());
+    let mut good = LastGood::new(arguments.meaning.service_proxy_name.clone());
     let events = directory::load(&arguments.directory, &mut good)?;
     let problems: Vec<_> = good.problems().collect();
     ensure!(
@@ -49,8 +42,7 @@ pub(super) fn render(pins: &Pins, arguments: &Arguments) -> Result<String> {
     } else {
         (MemoryStore::default(), "empty maps, since nothing is pinned")
     };
-    let node = arguments.node_name.clone().unwrap_or_else(super::run::host_name);
-    let mut reconciler = Reconciler::new(store, &node, arguments.external_ips.clone());
+    let mut reconciler = Reconciler::new(store, &arguments.meaning.node_name(), arguments.meaning.external_ips.clone());
     reconciler.handle(events);
     let plan = reconciler.preview()?;
     let mut text = String::new();

@@ -5,11 +5,10 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use super::log;
+use super::{log, meaning::Meaning};
 use crate::{
     agent::{self, Source},
     datapath::{Sizes, pins::Pins},
-    model::ExternalIps,
     op::Table,
     sources::{directory, kubernetes},
 };
@@ -37,17 +36,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "URL")]
     api_server: Vec<String>,
 
-    /// Name of this node in the cluster [default: the host name]
-    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
-    node_name: Option<String>,
-
-    /// Serve the Services whose label service.kubernetes.io/service-proxy-name has this value, and no others.
-    #[arg(long, value_name = "NAME")]
-    service_proxy_name: Option<String>,
-
-    /// Which spec.externalIPs are served: any, none, or a list of CIDRs.
-    #[arg(long, value_name = "any|none|CIDR,…", default_value = "any")]
-    external_ips: ExternalIps,
+    #[command(flatten)]
+    meaning: Meaning,
 
     /// The cgroup (v2) whose processes are served [default: the root of the hierarchy, which is every process]
     #[arg(long, value_name = "DIR")]
@@ -80,16 +70,11 @@ fn parse_size(text: &str) -> Result<(Table, u32), String> {
     if entries == 0 { Err("a map has at least one entry".to_owned()) } else { Ok((table, entries)) }
 }
 
-/// The name of a node that was not named, as kubelet chooses it.
-pub(super) fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().to_lowercase()
-}
-
 /// Runs the agent until it is told to end.
 pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> Result<ExitCode> {
     log::start(arguments.log_format, &arguments.log_level)?;
-    let node_name = arguments.node_name.unwrap_or_else(host_name);
-    let proxy_name = arguments.service_proxy_name;
+    let node_name = arguments.meaning.node_name();
+    let proxy_name = arguments.meaning.service_proxy_name;
     let source = match arguments.directory {
         Some(path) => Source::Directory(directory::Options { path, proxy_name }),
         None => Source::Kubernetes(kubernetes::Options {
@@ -107,7 +92,7 @@ pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> 
     let config = agent::Config {
         source,
         node_name,
-        external_ips: arguments.external_ips,
+        external_ips: arguments.meaning.external_ips,
         cgroup: arguments.cgroup,
         sizes,
         cleanup_on_exit: arguments.cleanup_on_exit,

@@ -24,7 +24,7 @@ const DOCUMENTS: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"];
 /// Of these, the one that names tests.
 const PROMISES: &str = DOCUMENTS[1];
 /// The files whose names need a row in the first document, what those names are, and how they are found.
-const NAMED: [(&str, &str, NamesOf); 4] = [
+const NAMED: [(&str, &str, NamesOf); 5] = [
     ("lb-ebpf/src/maps.rs", "map", maps),
     ("lb-ebpf/src/log.rs", "map", maps),
     ("lb-common/src/layout.rs", "counter", counters),
@@ -173,13 +173,15 @@ fn counters(source: &str) -> Vec<String> {
 
 /// The fields of clap's `Arguments` that have a long form: its name is theirs.
 fn flags(source: &str) -> Vec<String> {
-    let body = source.split_once("struct Arguments {").map_or("", |(_, rest)| rest);
+    let body = source.split_once("#[derive(Args)]").and_then(|(_, rest)| rest.split_once(" {\n"));
+    let body = body.map_or("", |(_, rest)| rest);
     let body = body.split_once("\n}").map_or("", |(body, _)| body);
     let name = |field: &str| {
         let (attribute, rest) = field.split_once(")]\n")?;
         let is_long = attribute.split([',', ' ', '(']).any(|word| word.trim() == "long");
         is_long.then_some(())?;
-        Some(format!("--{}", rest.trim_start().split_once(':')?.0.replace('_', "-")))
+        let field = rest.trim_start().split_once(": ")?.0;
+        Some(format!("--{}", field.rsplit(' ').next()?.replace('_', "-")))
     };
     body.split("#[arg(").skip(1).filter_map(name).collect()
 }
@@ -271,8 +273,8 @@ mod tests {
         let source = "impl Kind {\n    Self::X => \"no\",\n}\nimpl Counter {\n    const ALL: [Self; 1] = [Self::A];\n\
                       \x20       Self::A => \"a_b\",\n}\nimpl More {\n    Self::B => \"no\",\n}\n";
         assert_eq!(counters(source), ["a_b"]);
-        let source = "struct Other {\n    #[arg(long)]\n    no: u8,\n}\nstruct Arguments {\n    /// A.\n    #[arg(long)]\n\
-                      \x20   one_two: bool,\n    #[arg(\n        short,\n        long,\n        env = \"X\"\n    )]\n\
+        let source = "struct Other {\n    #[arg(long)]\n    no: u8,\n}\n#[derive(Args)]\npub(super) struct Arguments {\n    /// A.\n    #[arg(long)]\n\
+                      \x20   pub(super) one_two: bool,\n    #[arg(\n        short,\n        long,\n        env = \"X\"\n    )]\n\
                       \x20   three: u8,\n    #[arg(value_name = \"F\")]\n    place: u8,\n}\n";
         assert_eq!(flags(source), ["--one-two", "--three"]);
     }

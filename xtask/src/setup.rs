@@ -92,6 +92,8 @@ fn ensure_programs(need: Need) -> Result<()> {
         Need::Demo | Need::Test => {
             want("ip", "iproute2");
             want("curl", "curl");
+            // A key of the API server.
+            want("openssl", "openssl");
         }
         Need::Bench => {
             want("ip", "iproute2");

@@ -137,12 +137,6 @@ impl Service {
             List::Local => self.local_len,
         }
     }
-
-    /// Whether no list has a slot.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.cluster_len == 0 && self.local_len == 0
-    }
 }
 
 /// Bits of [`Service::flags`].

@@ -20,7 +20,7 @@ use aya::{
 use lb_common::Counter;
 use tracing::{info, warn};
 
-pub use programs::{Features, HOOKS, Sizes};
+pub use programs::{Features, Sizes};
 
 use crate::{
     op::Table,

@@ -81,19 +81,13 @@ impl Pins {
         }
     }
 
-    /// Whether there is anything.
-    #[must_use]
-    pub fn exist(&self) -> bool {
-        self.root.exists()
-    }
-
     /// Removes every trace: links first, so that no program runs on maps that are going.
     ///
     /// # Errors
     /// When a pin cannot be removed, or another agent is running.
     pub fn remove(&self) -> Result<Vec<String>> {
         let mut removed = Vec::new();
-        if !self.exist() {
+        if !self.root.exists() {
             return Ok(removed);
         }
         let lock = self.lock()?;

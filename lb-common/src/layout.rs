@@ -6,7 +6,7 @@
 use crate::{Addr, Proto};
 
 /// Version of the map layouts; part of the pin directory's name, so that two layouts never meet in one map.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Sizes with which the maps begin; those that the agent writes grow by themselves when they are full. All but
 /// `TCP_SOCKS` (4 MiB) take memory per entry, not up front (`BPF_F_NO_PREALLOC`), besides 16 bytes per possible entry for
@@ -20,6 +20,14 @@ pub mod capacity {
     pub const SLOTS: usize = 131_072;
     /// Backends of all service ports.
     pub const BACKENDS: usize = 131_072;
+    /// Addresses of the node.
+    pub const NODE_ADDRS: usize = 16_384;
+    /// Service ports that this node's sockets have dialled.
+    pub const PORT_STATS: usize = 65_536;
+    /// Backends that this node's sockets were given.
+    pub const BACKEND_STATS: usize = 131_072;
+    /// Clients (network namespaces) that stick to a backend, for each service port.
+    pub const AFFINITY: usize = 131_072;
     /// Places for TCP sockets that were given a backend; a power of two.
     pub const TCP_SOCKS: usize = 65_536;
     /// TCP sockets whose place was taken; beyond it `getpeername` shows the backend.
@@ -90,6 +98,8 @@ pub enum Kind {
     ExternalIp = 2,
     /// An entry of `status.loadBalancer.ingress`.
     LoadBalancer = 3,
+    /// `spec.ports[].nodePort`: it stands under the unspecified address, and answers at the node's own addresses.
+    NodePort = 4,
 }
 
 impl Kind {
@@ -100,6 +110,7 @@ impl Kind {
             1 => Some(Self::ClusterIp),
             2 => Some(Self::ExternalIp),
             3 => Some(Self::LoadBalancer),
+            4 => Some(Self::NodePort),
             _ => None,
         }
     }
@@ -111,6 +122,7 @@ impl Kind {
             Self::ClusterIp => "ClusterIP",
             Self::ExternalIp => "ExternalIP",
             Self::LoadBalancer => "LoadBalancer",
+            Self::NodePort => "NodePort",
         }
     }
 }
@@ -123,9 +135,22 @@ pub struct Service {
     pub cluster_len: u32,
     /// Number of slots of the local list.
     pub local_len: u32,
+    /// How far a turn goes on in the cluster list: prime to its length.
+    pub cluster_stride: u32,
+    /// How far a turn goes on in the local list: prime to its length.
+    pub local_stride: u32,
     /// See [`ServiceFlags`].
     pub flags: u32,
+    /// A [`crate::Scheduler`].
+    pub scheduler: u32,
+    /// For how long a client keeps its backend after its last connect, in seconds; 0 without affinity.
+    pub affinity_seconds: u32,
+    /// When TCP sockets of a backend that has gone are ended, in seconds from then; [`NEVER`] leaves them alone.
+    pub drain_seconds: u32,
 }
+
+/// Of [`Service::drain_seconds`]: TCP sockets outlive their backend.
+pub const NEVER: u32 = u32::MAX;
 
 impl Service {
     /// Number of slots of `list`.
@@ -135,6 +160,16 @@ impl Service {
         match list {
             List::Cluster => self.cluster_len,
             List::Local => self.local_len,
+        }
+    }
+
+    /// How far a turn goes on in `list`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn stride(&self, list: List) -> u32 {
+        match list {
+            List::Cluster => self.cluster_stride,
+            List::Local => self.local_stride,
         }
     }
 }
@@ -192,8 +227,8 @@ pub struct Slot {
     pub addr: Addr,
     /// Host order.
     pub port: u16,
-    /// Zero.
-    pub _pad: u16,
+    /// Weight of the backend, which stands in so many slots; at least 1.
+    pub weight: u16,
     /// Id of the backend; never 0.
     pub backend: u32,
 }
@@ -206,10 +241,116 @@ pub struct Backend {
     pub addr: Addr,
     /// Host order.
     pub port: u16,
-    /// Zero.
-    pub _pad: u16,
+    /// See [`BackendFlags`].
+    pub flags: u16,
     /// Id of the service port that it serves.
     pub service: u32,
+}
+
+/// Bits of [`Backend::flags`].
+pub struct BackendFlags;
+
+impl BackendFlags {
+    /// It stands in the cluster list.
+    pub const CLUSTER: u16 = 1;
+    /// It stands in the local list.
+    pub const LOCAL: u16 = 2;
+    /// It runs on this node.
+    pub const ON_NODE: u16 = 4;
+
+    /// The bit of a list. A backend in no list is given to no socket; those that have it keep it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(list: List) -> u16 {
+        match list {
+            List::Cluster => Self::CLUSTER,
+            List::Local => Self::LOCAL,
+        }
+    }
+}
+
+/// Value of `NODE_ADDRS`: an address at which NodePorts answer. Key: the address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct NodeAddr {
+    /// See [`NodeAddrFlags`].
+    pub flags: u32,
+}
+
+/// Bits of [`NodeAddr::flags`].
+pub struct NodeAddrFlags;
+
+impl NodeAddrFlags {
+    /// A loopback address: it means the node to processes of its own network namespace only.
+    pub const HOST_ONLY: u32 = 1;
+}
+
+/// Key of `AFFINITY`: a client of a service port.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct AffinityKey {
+    /// Cookie of the client's network namespace: all containers of a pod share it.
+    pub netns: u64,
+    /// Id of the service port.
+    pub service: u32,
+    /// Zero.
+    pub _pad: u32,
+}
+
+/// Value of `AFFINITY`: the backend that a client sticks to.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Affinity {
+    /// When the client was last given it (CLOCK_MONOTONIC, ns).
+    pub used: u64,
+    /// Id of the backend.
+    pub backend: u32,
+    /// Zero.
+    pub _pad: u32,
+}
+
+/// A lock in a map value, by the name under which the kernel knows it (Linux 5.1).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct bpf_spin_lock {
+    /// The kernel's.
+    pub val: u32,
+}
+
+/// Value of `PORT_STATS`: what this node's sockets did with a service port. Key: its id. Made by the first of them.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PortStats {
+    /// Held while a turn is taken.
+    pub lock: bpf_spin_lock,
+    /// Whose turn is next in the cluster list: a slot's index.
+    pub cluster_turn: u32,
+    /// Whose turn is next in the local list.
+    pub local_turn: u32,
+    /// Zero.
+    pub _pad: u32,
+    /// Times that a backend was given to a socket.
+    pub connections: u64,
+    /// Times that a socket was refused, since there was no endpoint anywhere.
+    pub no_endpoints: u64,
+    /// Times that a socket was refused, since there was no endpoint on this node and the policy is Local.
+    pub no_local_endpoints: u64,
+    /// UDP sockets that moved to another backend, because their own went away.
+    pub moved: u64,
+}
+
+/// Value of `BACKEND_STATS`: what this node's sockets do with a backend. Key: its id. Made by the first of them.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BackendStats {
+    /// Sockets that have it now.
+    pub open: u64,
+    /// Times that it was given to a socket.
+    pub connections: u64,
+    /// Id of its service port.
+    pub service: u32,
+    /// Zero.
+    pub _pad: u32,
 }
 
 /// Longest name in the maps, and a closing zero: DNS labels have at most 63 octets (RFC 1035).
@@ -289,12 +430,26 @@ pub enum Counter {
     UdpOverflow = 3,
     /// An unconnected UDP socket moved to another backend, because its own went away.
     UdpMoved = 4,
+    /// A process of the host asked for a port that is a NodePort, and was refused.
+    BindRefused = 5,
+    /// `PORT_STATS` or `BACKEND_STATS` was full: the socket was given a backend, and is not counted.
+    StatsFull = 6,
+    /// `AFFINITY` was full: the client may get another backend next time.
+    AffinityFull = 7,
 }
 
 impl Counter {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 5] =
-        [Self::NoEndpoints, Self::NoLocalEndpoints, Self::TcpSocksFull, Self::UdpOverflow, Self::UdpMoved];
+    pub const ALL: [Self; 8] = [
+        Self::NoEndpoints,
+        Self::NoLocalEndpoints,
+        Self::TcpSocksFull,
+        Self::UdpOverflow,
+        Self::UdpMoved,
+        Self::BindRefused,
+        Self::StatsFull,
+        Self::AffinityFull,
+    ];
 
     /// A name for output.
     #[must_use]
@@ -305,6 +460,9 @@ impl Counter {
             Self::TcpSocksFull => "tcp_socks_full",
             Self::UdpOverflow => "udp_overflow",
             Self::UdpMoved => "udp_moved",
+            Self::BindRefused => "bind_refused",
+            Self::StatsFull => "stats_full",
+            Self::AffinityFull => "affinity_full",
         }
     }
 }
@@ -336,5 +494,6 @@ macro_rules! layouts {
 }
 
 layouts! {
-    Addr: 16, FrontendKey: 20, Frontend: 8, Service: 12, SlotKey: 12, Slot: 24, Backend: 24, Names: 196, LogGate: 24,
+    Addr: 16, FrontendKey: 20, Frontend: 8, Service: 32, SlotKey: 12, Slot: 24, Backend: 24, Names: 196, LogGate: 24,
+    NodeAddr: 4, AffinityKey: 16, Affinity: 16, PortStats: 48, BackendStats: 24,
 }

@@ -6,13 +6,16 @@ extern crate std;
 
 mod addr;
 mod layout;
+mod scheduler;
 mod select;
 mod translation;
 
 pub use addr::{Addr, Proto};
 pub use layout::{
-    Backend, Counter, Frontend, FrontendKey, Kind, LAYOUT_VERSION, List, LogGate, NAME_LEN, Name, Names, Service,
-    ServiceFlags, Slot, SlotKey, capacity,
+    Affinity, AffinityKey, Backend, BackendFlags, BackendStats, Counter, Frontend, FrontendKey, Kind, LAYOUT_VERSION,
+    List, LogGate, NAME_LEN, NEVER, Name, Names, NodeAddr, NodeAddrFlags, PortStats, Service, ServiceFlags, Slot,
+    SlotKey, bpf_spin_lock, capacity,
 };
+pub use scheduler::Scheduler;
 pub use select::{Cause, Choice, Tables, Verdict, list_for, select};
-pub use translation::{MAX_TRANSLATIONS, TcpSock, Translation, Translations, bpf_spin_lock};
+pub use translation::{MAX_TRANSLATIONS, TcpSock, Translation, Translations};

@@ -192,12 +192,12 @@ mod tests {
     fn mem(kind: Kind, cluster: u32, local: u32, flags: u32) -> Mem {
         let mut mem = Mem::default();
         mem.frontends.insert(vip(80), Frontend::new(1, kind));
-        mem.services.insert(1, Service { cluster_len: cluster, local_len: local, flags });
+        mem.services.insert(1, Service { cluster_len: cluster, local_len: local, flags, ..Service::default() });
         for (list, len, base) in [(List::Cluster, cluster, 10), (List::Local, local, 100)] {
             for index in 0..len {
                 let addr = Ipv4Addr::new(10, 0, 0, u8::try_from(index + 1).expect("few")).into();
                 mem.slots
-                    .insert(SlotKey::new(1, list, index), Slot { addr, port: 8080, _pad: 0, backend: base + index });
+                    .insert(SlotKey::new(1, list, index), Slot { addr, port: 8080, weight: 1, backend: base + index });
             }
         }
         mem

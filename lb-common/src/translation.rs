@@ -1,6 +1,6 @@
 //! What a socket was given: VIP and backend, and the short list of them that a UDP socket keeps.
 
-use crate::{Addr, Choice, Counter};
+use crate::{Addr, Choice, Counter, bpf_spin_lock};
 
 /// One translation of one socket: the application dialled the VIP and speaks to the backend.
 #[repr(C)]
@@ -54,14 +54,6 @@ impl Translation {
     pub fn is_forgotten_by(&self, generation: u32, addr: &Addr, port: u16) -> bool {
         self.generation == generation || !self.leads_to(addr, port)
     }
-}
-
-/// A lock in a map value, by the name under which the kernel knows it (Linux 5.1).
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct bpf_spin_lock {
-    /// The kernel's.
-    pub val: u32,
 }
 
 /// A place of `TCP_SOCKS`, an array indexed by the low bits of the socket cookie: one cache line, no look-up.

@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    Backend, Counter, Frontend, FrontendKey, LogGate, Names, Service, Slot, SlotKey, Tables, TcpSock, Translation,
+    Addr, Backend, Counter, Frontend, FrontendKey, LogGate, Names, NodeAddr, Service, Slot, SlotKey, Tables, TcpSock, Translation,
     Translations, capacity,
 };
 
@@ -32,6 +32,10 @@ pub static BACKENDS: HashMap<u32, Backend, { capacity::BACKENDS }, NO_PREALLOC> 
 /// Whose service port an id is; read by people and by the command line.
 #[btf_map]
 pub static NAMES: HashMap<u32, Names, { capacity::SERVICES }, NO_PREALLOC> = HashMap::new();
+
+/// Where NodePorts answer.
+#[btf_map]
+pub static NODE_ADDRS: HashMap<Addr, NodeAddr, { capacity::NODE_ADDRS }, NO_PREALLOC> = HashMap::new();
 
 /// What UDP sockets were given.
 #[btf_map]

@@ -12,7 +12,7 @@ use tracing::info;
 
 use crate::{
     datapath::{Datapath, Sizes, environment, pins::Pins},
-    model::ExternalIps,
+    model::Settings,
     op::Table,
     reconcile::{self, Maps, Reconciler, Status},
     sources::{directory, kubernetes},
@@ -36,8 +36,8 @@ pub struct Config {
     pub source: Source,
     /// Name of this node.
     pub node_name: String,
-    /// Which external IPs are served.
-    pub external_ips: ExternalIps,
+    /// What the flags say about the meaning of Services.
+    pub settings: Settings,
     /// The cgroup to attach to; by default the root.
     pub cgroup: Option<PathBuf>,
     /// Sizes of maps that are fixed.
@@ -78,7 +78,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     );
     let mut log = datapath.take_log()?;
     log.listen()?;
-    let reconciler = Reconciler::new(datapath.store()?, &config.node_name, config.external_ips);
+    let reconciler = Reconciler::new(datapath.store()?, &config.node_name, config.settings);
     let (status, _) = watch::channel(Status::default());
     tasks.spawn(reconcile::run(reconciler, Service { datapath, cgroup }, inbox, status));
     let directory = pins.current();

@@ -1,5 +1,7 @@
 //! What a source says: one object came, changed or went, or this is now the whole list of a kind.
 
+use std::{collections::BTreeSet, net::IpAddr};
+
 use crate::objects::{EndpointSlice, Endpoints, Key, Node, Service};
 
 /// A kind of object. Nothing is written before each kind was listed once (invariant I5).
@@ -42,4 +44,6 @@ pub enum Event {
     Delete(Kind, Key),
     /// These are all objects of the kind; what is not among them has gone. One atomic swap.
     Replace(Kind, Vec<Object>),
+    /// These are the addresses of the node's interfaces.
+    NodeAddresses(BTreeSet<IpAddr>),
 }

@@ -3,9 +3,17 @@
 //! A value that could not be parsed is absent from its object and stands as text in the object's `problems`, so that one
 //! bad string costs neither the object nor the pass.
 
-use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc};
+use std::{
+    fmt,
+    net::IpAddr,
+    num::{NonZeroU16, NonZeroU32},
+    sync::Arc,
+};
 
-use lb_common::Proto;
+use ipnet::IpNet;
+use lb_common::{Proto, Scheduler};
+
+use crate::spec::Drain;
 
 /// Namespace and name of an object, in one piece of text, since every index holds keys and nothing takes them apart but
 /// output. Ordered by namespace, then by name.
@@ -78,8 +86,50 @@ pub struct Service {
     pub ports: Arc<[ServicePort]>,
     /// `spec.internalTrafficPolicy`.
     pub internal_policy: Policy,
+    /// `spec.externalTrafficPolicy`.
+    pub external_policy: Policy,
+    /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds`, where `spec.sessionAffinity` is ClientIP.
+    pub affinity_seconds: Option<NonZeroU32>,
+    /// What annotations say.
+    pub tuning: Option<Box<Tuning>>,
+    /// `spec.loadBalancerSourceRanges`.
+    pub source_ranges: Vec<IpNet>,
     /// What was wrong with the object, each with its cure.
     pub problems: Vec<String>,
+}
+
+impl Service {
+    /// A Service with a selector and nothing else: what an object says that is all but empty.
+    #[must_use]
+    pub fn new(key: Key) -> Self {
+        Self {
+            key,
+            created: None,
+            exempt: None,
+            selector: Selector::Some,
+            cluster_ips: Vec::new(),
+            external_ips: Vec::new(),
+            ingress_ips: Vec::new(),
+            ports: Arc::default(),
+            internal_policy: Policy::Cluster,
+            external_policy: Policy::Cluster,
+            affinity_seconds: None,
+            tuning: None,
+            source_ranges: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+}
+
+/// What the annotations of a Service say; most have none.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tuning {
+    /// `beeline.io/scheduler`, or `kube-router.io/service.scheduler`.
+    pub scheduler: Option<Scheduler>,
+    /// `beeline.io/weights`: of single endpoints, by address, sorted, each once. They go before those of a slice.
+    pub weights: Vec<(IpAddr, u16)>,
+    /// `beeline.io/tcp-drain`.
+    pub drain: Drain,
 }
 
 /// Why a Service is not Beeline's to serve (kube-proxy, pkg/proxy/util/utils.go `ShouldSkipService`, and the label
@@ -123,6 +173,16 @@ pub struct ServicePort {
     pub proto: Proto,
     /// The port that clients dial.
     pub port: NonZeroU16,
+    /// The port that clients dial at the addresses of a node.
+    pub node_port: Option<NonZeroU16>,
+}
+
+impl ServicePort {
+    /// A port without a node port.
+    #[must_use]
+    pub fn new(name: &str, proto: Proto, port: NonZeroU16) -> Self {
+        Self { name: name.into(), proto, port, node_port: None }
+    }
 }
 
 /// A discovery.k8s.io/v1 EndpointSlice.
@@ -197,6 +257,8 @@ pub struct Endpoint {
     pub serving: bool,
     /// Absent counts as false.
     pub terminating: bool,
+    /// By annotation on its slice or Endpoints object; 1 without one, and 0 takes no new connections.
+    pub weight: u16,
     /// `hints`; none when they name neither zone nor node.
     pub hints: Option<Box<Hints>>,
 }
@@ -211,6 +273,12 @@ pub struct Hints {
 }
 
 impl Endpoint {
+    /// An endpoint of which only the address is said: it is ready.
+    #[must_use]
+    pub const fn new(addr: IpAddr) -> Self {
+        Self { addr, node: None, ready: true, serving: true, terminating: false, weight: 1, hints: None }
+    }
+
     /// The zones and the nodes that the hints name.
     #[must_use]
     pub fn hints(&self) -> (&[Arc<str>], &[Arc<str>]) {
@@ -225,4 +293,6 @@ pub struct Node {
     pub name: Arc<str>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
+    /// `status.addresses` of type InternalIP.
+    pub internal_ips: Vec<IpAddr>,
 }

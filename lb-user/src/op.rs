@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr};
 
-use lb_common::{Addr, Backend, Frontend, FrontendKey, Kind, Service, Slot, SlotKey};
+use lb_common::{Addr, Backend, Frontend, FrontendKey, Kind, NEVER, NodeAddr, Scheduler, Service, Slot, SlotKey};
 
 use crate::spec::PortKey;
 
@@ -19,11 +19,14 @@ pub enum Table {
     Backends,
     /// `NAMES`
     Names,
+    /// `NODE_ADDRS`
+    NodeAddrs,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Frontends, Self::Services, Self::Slots, Self::Backends, Self::Names];
+    pub const ALL: [Self; 6] =
+        [Self::Frontends, Self::Services, Self::Slots, Self::Backends, Self::Names, Self::NodeAddrs];
 
     /// The map's name in the kernel, which is its pin's name too.
     #[must_use]
@@ -34,6 +37,7 @@ impl Table {
             Self::Slots => "SLOTS",
             Self::Backends => "BACKENDS",
             Self::Names => "NAMES",
+            Self::NodeAddrs => "NODE_ADDRS",
         }
     }
 }
@@ -47,6 +51,7 @@ impl Table {
             Self::Services | Self::Names => "services",
             Self::Slots => "slots",
             Self::Backends => "backends",
+            Self::NodeAddrs => "node_addrs",
         }
     }
 }
@@ -60,10 +65,12 @@ pub enum Op {
     PutBackend(u32, Backend),
     /// Write a slot.
     PutSlot(SlotKey, Slot),
-    /// Write the lengths and flags of a service port.
+    /// Write what the frontends of a service port share.
     PutService(u32, Service),
     /// Point a frontend at a service port.
     PutFrontend(FrontendKey, Frontend),
+    /// Let NodePorts answer at an address.
+    PutNodeAddr(Addr, NodeAddr),
     /// Remove a frontend.
     DeleteFrontend(FrontendKey),
     /// Remove a service port.
@@ -74,6 +81,8 @@ pub enum Op {
     DeleteBackend(u32),
     /// Remove a name.
     DeleteName(u32),
+    /// Let NodePorts answer at an address no more.
+    DeleteNodeAddr(Addr),
 }
 
 impl Op {
@@ -86,6 +95,7 @@ impl Op {
             Self::PutSlot(..) | Self::DeleteSlot(_) => Table::Slots,
             Self::PutService(..) | Self::DeleteService(_) => Table::Services,
             Self::PutFrontend(..) | Self::DeleteFrontend(_) => Table::Frontends,
+            Self::PutNodeAddr(..) | Self::DeleteNodeAddr(_) => Table::NodeAddrs,
         }
     }
 }
@@ -97,15 +107,28 @@ impl fmt::Display for Op {
         let socket = |addr: Addr, port| SocketAddr::new(addr.to_ip(), port);
         match self {
             Self::PutName(id, key) => write!(f, "put {map} {id} = {key}"),
-            Self::PutBackend(id, Backend { addr, port, service, .. }) => {
-                write!(f, "put {map} {id} = {} of service port {service}", socket(*addr, *port))
+            Self::PutBackend(id, Backend { addr, port, flags, service }) => {
+                write!(f, "put {map} {id} = {} of service port {service}, flags {flags:#x}", socket(*addr, *port))
             }
-            Self::PutSlot(key, Slot { addr, port, backend, .. }) => {
-                write!(f, "put {map} {} = {} backend {backend}", slot_key(key), socket(*addr, *port))
+            Self::PutSlot(key, Slot { addr, port, weight, backend }) => {
+                write!(f, "put {map} {} = {} backend {backend}", slot_key(key), socket(*addr, *port))?;
+                if *weight == 1 { Ok(()) } else { write!(f, " weight {weight}") }
             }
-            Self::PutService(id, Service { cluster_len, local_len, flags }) => {
-                write!(f, "put {map} {id} = cluster {cluster_len} local {local_len} flags {flags:#x}")
+            Self::PutService(
+                id,
+                Service { cluster_len, local_len, flags, scheduler, affinity_seconds, drain_seconds, .. },
+            ) => {
+                write!(f, "put {map} {id} = cluster {cluster_len} local {local_len} flags {flags:#x}")?;
+                if *scheduler != Scheduler::Random as u32 {
+                    write!(f, " scheduler {}", Scheduler::from_number(*scheduler).map_or("?", Scheduler::name))?;
+                }
+                if *affinity_seconds != 0 {
+                    write!(f, " affinity {affinity_seconds} s")?;
+                }
+                if *drain_seconds == NEVER { Ok(()) } else { write!(f, " drain {drain_seconds} s") }
             }
+            Self::PutNodeAddr(addr, NodeAddr { flags }) => write!(f, "put {map} {addr} = flags {flags:#x}"),
+            Self::DeleteNodeAddr(addr) => write!(f, "delete {map} {addr}"),
             Self::PutFrontend(key, Frontend { service, kind, .. }) => {
                 let kind = Kind::from_number(*kind).map_or("?", Kind::name);
                 write!(f, "put {map} {key} = service port {service}, {kind}")

@@ -8,8 +8,10 @@
 
 mod port;
 
+use std::collections::BTreeSet;
+
 use foldhash::{HashMap, HashSet};
-use lb_common::{FrontendKey, List, SlotKey};
+use lb_common::{Addr, FrontendKey, List, NodeAddr, NodeAddrFlags, SlotKey};
 
 use crate::{
     ids::Ids,
@@ -95,6 +97,8 @@ enum Phase {
     /// Nobody reads these yet.
     PutName,
     PutBackend,
+    /// Who sticks to a backend may do so in one more list.
+    JoinList,
     /// Slots at or beyond the length that readers know.
     PutNewSlot,
     /// Slots that readers may meet: the place of a departed backend is taken by a new one, or by the tail.
@@ -106,6 +110,11 @@ enum Phase {
     DeleteFrontend,
     /// A list that becomes empty does so when the frontends that leave it have left.
     EmptyService,
+    /// Who sticks to a backend may do so in one list less.
+    LeaveList,
+    /// The node's addresses, which concern no service port.
+    PutNodeAddr,
+    DeleteNodeAddr,
     /// From here on only what no reader can reach.
     DeleteService,
     DeleteSlot,
@@ -116,15 +125,26 @@ enum Phase {
 const PHASES: usize = Phase::DeleteName as usize + 1;
 
 /// Plans the writes that make `desired`, sorted by key, true. `shadow` is what the maps hold. Entries that a plan deletes
-/// do not count as room for its own: plan once more when it is done.
+/// do not count as room for its own: plan once more when it is done. `addresses` are those at which NodePorts answer;
+/// none leaves them as they are.
 #[must_use]
-pub fn plan(shadow: &Shadow, desired: &[ServiceSpec], scope: Scope, heirless: Heirless, limits: &Limits) -> Plan {
+pub fn plan(
+    shadow: &Shadow,
+    desired: &[ServiceSpec],
+    addresses: Option<&BTreeSet<Addr>>,
+    scope: Scope,
+    heirless: Heirless,
+    limits: &Limits,
+) -> Plan {
     let mut planner = Planner::new(shadow, limits);
     desired.iter().for_each(|spec| planner.service(spec));
     if scope == Scope::World {
         planner.orphans(desired);
     }
     planner.departures(desired, heirless);
+    if let Some(addresses) = addresses {
+        planner.addresses(addresses);
+    }
     planner.finish(desired)
 }
 
@@ -329,6 +349,21 @@ impl<'a> Planner<'a> {
         backends.into_iter().for_each(|backend| self.emit(Phase::DeleteBackend, Op::DeleteBackend(backend)));
         // Also without a name: one that could not be read is not in the shadow.
         self.emit(Phase::DeleteName, Op::DeleteName(id));
+    }
+
+    /// The node's addresses, as far as the map has room for them.
+    fn addresses(&mut self, wanted: &BTreeSet<Addr>) {
+        let wanted = || wanted.iter().take(self.limits[Table::NodeAddrs as usize]);
+        let value =
+            |addr: &Addr| NodeAddr { flags: if addr.to_ip().is_loopback() { NodeAddrFlags::HOST_ONLY } else { 0 } };
+        let have = self.shadow.node_addrs();
+        let new = wanted().filter(|addr| have.get(addr) != Some(&value(addr)));
+        let new: Vec<_> = new.map(|addr| Op::PutNodeAddr(*addr, value(addr))).collect();
+        let wanted: HashSet<&Addr> = wanted().collect();
+        let old: Vec<_> =
+            have.keys().filter(|addr| !wanted.contains(addr)).map(|addr| Op::DeleteNodeAddr(*addr)).collect();
+        self.phases[Phase::PutNodeAddr as usize].extend(new);
+        self.phases[Phase::DeleteNodeAddr as usize].extend(old);
     }
 
     fn mark(&self) -> Mark {

@@ -16,7 +16,7 @@ use crate::{
     event::{Event, Kind},
     ids::Ids,
     model::{
-        ExternalIps, Here,
+        Here, Settings,
         claims::{Claims, Consequences},
         compile, frontends,
     },
@@ -35,7 +35,7 @@ const MOST_ODDITIES: usize = 10;
 /// Keeps a store equal to what the objects say.
 pub struct Reconciler<S> {
     world: World,
-    external_ips: ExternalIps,
+    settings: Settings,
     claims: Claims,
     store: S,
     /// None: to be read from the store.
@@ -83,10 +83,10 @@ pub struct Took {
 impl<S: Store> Reconciler<S> {
     /// One for the node `node_name` that knows no object yet and has not looked into the store.
     #[must_use]
-    pub fn new(store: S, node_name: &str, external_ips: ExternalIps) -> Self {
+    pub fn new(store: S, node_name: &str, settings: Settings) -> Self {
         Self {
             world: World::new(node_name),
-            external_ips,
+            settings,
             claims: Claims::default(),
             store,
             shadow: None,
@@ -131,7 +131,15 @@ impl<S: Store> Reconciler<S> {
         }
         let specs = self.prepare()?;
         self.pending.extend(specs.iter().map(|spec| spec.key.clone()));
-        Ok(plan(self.shadow.get_or_insert_default(), &specs, self.scope, Heirless::Keep, &self.store.limits()))
+        let addresses = self.node_port_addresses();
+        let (shadow, limits) = (self.shadow.get_or_insert_default(), self.store.limits());
+        Ok(plan(shadow, &specs, addresses.as_ref(), self.scope, Heirless::Keep, &limits))
+    }
+
+    /// Where NodePorts shall answer, once it is known.
+    fn node_port_addresses(&self) -> Option<BTreeSet<Addr>> {
+        let own = self.world.addresses()?;
+        Some(self.settings.nodeport_addresses.choose(own, self.world.internal_ips()))
     }
 
     /// Lets the next pass read the store again and compare everything.
@@ -150,7 +158,7 @@ impl<S: Store> Reconciler<S> {
     #[must_use]
     pub fn spec(&self, key: &Key) -> ServiceSpec {
         let here = Here { node: self.world.node_name(), zone: self.world.zone() };
-        compile(key, self.world.view(key).as_ref(), here, &self.external_ips, &self.claims)
+        compile(key, self.world.view(key).as_ref(), here, &self.settings, &self.claims)
     }
 
     /// The objects.
@@ -234,7 +242,7 @@ impl<S: Store> Reconciler<S> {
             let view = self.world.view(key);
             wanted.clear();
             if let Some(view) = view {
-                let all = frontends::wanted(view.service, &self.external_ips, &mut ignored);
+                let all = frontends::wanted(view.service, &self.settings.external_ips, &mut ignored);
                 wanted.extend(all.iter().map(|wanted| wanted.key));
                 ignored.clear();
             }
@@ -262,11 +270,13 @@ impl<S: Store> Reconciler<S> {
     /// Plans and performs, as often as that makes room for what did not fit before.
     fn write(&mut self, mut specs: Vec<ServiceSpec>, report: &mut PassReport) {
         let limits = self.store.limits();
+        let addresses = self.node_port_addresses();
         let mut heirless = Heirless::Keep;
         loop {
             let shadow = self.shadow.get_or_insert_default();
             let start = Instant::now();
-            let Plan { ops, changed, refused, held } = plan(shadow, &specs, self.scope, heirless, &limits);
+            let Plan { ops, changed, refused, held } =
+                plan(shadow, &specs, addresses.as_ref(), self.scope, heirless, &limits);
             let planned = Instant::now();
             let result = self.store.apply(&ops);
             let written = Instant::now();

@@ -3,10 +3,10 @@
 
 mod adopt;
 
-use std::num::NonZeroU32;
+use std::{collections::BTreeMap, num::NonZeroU32};
 
 use foldhash::{HashMap, HashSet};
-use lb_common::{Backend, Frontend, FrontendKey, List, Service, Slot, SlotKey};
+use lb_common::{Addr, Backend, Frontend, FrontendKey, List, NodeAddr, Service, Slot, SlotKey};
 
 use crate::{
     few::Few,
@@ -30,6 +30,7 @@ pub struct Shadow {
     strays: HashMap<SlotKey, Slot>,
     /// Backend ids that some slot names although there is no such backend. They stay reserved.
     dangling: HashSet<u32>,
+    node_addrs: BTreeMap<Addr, NodeAddr>,
     slots: usize,
     services: usize,
     names: usize,
@@ -55,8 +56,12 @@ type Places = Vec<Option<Place>>;
 /// What stands in a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place {
-    /// Address and port.
-    pub target: Target,
+    /// Address.
+    pub addr: Addr,
+    /// Host order.
+    pub port: u16,
+    /// Weight of the backend.
+    pub weight: u16,
     /// Id of the backend.
     pub backend: NonZeroU32,
 }
@@ -65,7 +70,13 @@ impl Place {
     /// The slot that says this.
     #[must_use]
     pub const fn slot(&self) -> Slot {
-        Slot { addr: self.target.addr, port: self.target.port, _pad: 0, backend: self.backend.get() }
+        Slot { addr: self.addr, port: self.port, weight: self.weight, backend: self.backend.get() }
+    }
+
+    /// Address and port.
+    #[must_use]
+    pub const fn target(&self) -> Target {
+        Target { addr: self.addr, port: self.port }
     }
 }
 
@@ -132,6 +143,12 @@ impl Shadow {
         self.loose.iter().filter_map(|&id| Some((id, self.backend(id)?)))
     }
 
+    /// The addresses at which NodePorts answer.
+    #[must_use]
+    pub fn node_addrs(&self) -> &BTreeMap<Addr, NodeAddr> {
+        &self.node_addrs
+    }
+
     /// The slots that fit into no list, in no order.
     pub fn stray_slots(&self) -> impl Iterator<Item = SlotKey> {
         self.strays.keys().copied()
@@ -146,6 +163,7 @@ impl Shadow {
             Table::Slots => self.slots,
             Table::Backends => self.backends.len(),
             Table::Names => self.names,
+            Table::NodeAddrs => self.node_addrs.len(),
         }
     }
 
@@ -199,6 +217,8 @@ impl Shadow {
                 }
             }
             Op::PutFrontend(key, frontend) => self.put_frontend(key, *frontend),
+            Op::PutNodeAddr(addr, value) => drop(self.node_addrs.insert(*addr, *value)),
+            Op::DeleteNodeAddr(addr) => drop(self.node_addrs.remove(addr)),
             Op::DeleteFrontend(key) => {
                 if let Some(old) = self.frontends.remove(key) {
                     self.forget_frontend(old.service, key);
@@ -260,10 +280,14 @@ impl Shadow {
     }
 
     fn put_backend(&mut self, id: u32, backend: Backend) {
-        // The planner never changes a backend; no slot names a new one yet.
-        if self.backends.insert(id, Known { backend, slots: 0 }).is_none() {
-            self.backend_ids.seen(id);
+        if let Some(known) = self.backends.get_mut(&id) {
+            // The planner changes nothing but its lists.
+            known.backend = backend;
+            return;
         }
+        self.backends.insert(id, Known { backend, slots: 0 });
+        self.backend_ids.seen(id);
+        // No slot names a new one yet.
         self.loose.insert(id);
     }
 
@@ -289,8 +313,12 @@ impl Shadow {
         if self.strays.remove(key).is_none() {
             self.slots += 1;
         }
-        let place = NonZeroU32::new(slot.backend)
-            .map(|backend| Place { target: Target { addr: slot.addr, port: slot.port }, backend });
+        let place = NonZeroU32::new(slot.backend).map(|backend| Place {
+            addr: slot.addr,
+            port: slot.port,
+            weight: slot.weight,
+            backend,
+        });
         let (Some(place), Some(list)) = (place, list_of(key)) else {
             self.strays.insert(*key, *slot);
             return;

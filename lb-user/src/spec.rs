@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
-use lb_common::{Addr, FrontendKey, Kind, Proto};
+use lb_common::{Addr, BackendFlags, FrontendKey, Kind, List, Proto, Scheduler};
 
 use crate::objects::Key;
 
@@ -103,6 +103,36 @@ impl fmt::Display for Target {
     }
 }
 
+/// A backend that a service port shall have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// Address and port.
+    pub target: Target,
+    /// [`lb_common::BackendFlags`]. With neither CLUSTER nor LOCAL it is given to no socket, and kept only if it is there
+    /// already, for the sockets that have it.
+    pub flags: u16,
+    /// How many slots it has in each of its lists; at least 1. More than 1 only with a scheduler that weighs.
+    pub weight: u16,
+}
+
+impl Member {
+    /// Whether it stands in a list.
+    #[must_use]
+    pub const fn is_in(&self, list: List) -> bool {
+        self.flags & BackendFlags::of(list) != 0
+    }
+}
+
+/// What becomes of TCP sockets whose backend has gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Drain {
+    /// They stay as they are; the servers themselves end them, or time does.
+    #[default]
+    Never,
+    /// They are ended so many seconds later; 0 is at once.
+    After(u32),
+}
+
 /// The wanted state of one service port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PortSpec {
@@ -110,12 +140,16 @@ pub struct PortSpec {
     pub key: PortKey,
     /// What clients dial, sorted, each once; only those that this service port owns (invariant I6).
     pub frontends: Vec<(FrontendKey, Kind)>,
-    /// Targets of the cluster list, sorted, each once.
-    pub cluster: Vec<Target>,
-    /// Targets of the local list, sorted, each once; empty without a Local policy.
-    pub local: Vec<Target>,
+    /// The backends, sorted by target, each once.
+    pub backends: Vec<Member>,
     /// [`lb_common::ServiceFlags`].
     pub flags: u32,
+    /// How backends are chosen.
+    pub scheduler: Scheduler,
+    /// Seconds for which a client keeps its backend; 0 without affinity.
+    pub affinity_seconds: u32,
+    /// What becomes of TCP sockets whose backend has gone.
+    pub drain: Drain,
 }
 
 /// The wanted state of one Service: all its service ports. A Service that is not served has none.

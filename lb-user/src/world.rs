@@ -5,7 +5,9 @@ mod intern;
 
 use std::{
     borrow::Borrow,
+    collections::BTreeSet,
     hash::{Hash, Hasher},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -31,6 +33,8 @@ pub struct World {
     dirty: Vec<Key>,
     names: Names,
     prefixes: Prefixes,
+    /// None: nobody has told yet.
+    addresses: Option<BTreeSet<IpAddr>>,
 }
 
 /// The objects of one Service's name. Boxed, as a table has room for twice what it holds.
@@ -105,6 +109,7 @@ impl World {
             dirty: Vec::new(),
             names: Names::default(),
             prefixes: Prefixes::default(),
+            addresses: None,
         }
     }
 
@@ -114,6 +119,7 @@ impl World {
             Event::Apply(object) => self.put(object),
             Event::Delete(kind, key) => self.delete(kind, &key),
             Event::Replace(kind, objects) => self.replace(kind, objects),
+            Event::NodeAddresses(addresses) => self.addresses = Some(addresses),
         }
     }
 
@@ -163,6 +169,18 @@ impl World {
     #[must_use]
     pub fn zone(&self) -> Option<&str> {
         self.node.as_ref()?.zone.as_deref()
+    }
+
+    /// The addresses of the node's interfaces, once they are known.
+    #[must_use]
+    pub fn addresses(&self) -> Option<&BTreeSet<IpAddr>> {
+        self.addresses.as_ref()
+    }
+
+    /// The addresses by which the cluster knows that node.
+    #[must_use]
+    pub fn internal_ips(&self) -> &[IpAddr] {
+        self.node.as_ref().map_or(&[], |node| &node.internal_ips)
     }
 
     /// The Services with an endpoint on one of these addresses, in no order.

@@ -6,7 +6,7 @@ use std::cell::Cell;
 
 use lb_common::{Choice, Frontend, FrontendKey, Service, Slot, SlotKey, Tables, Verdict, select};
 use lb_user::{
-    model::ExternalIps,
+    model::Settings,
     reconcile::Reconciler,
     shadow::Shadow,
     store::{Dump, Faults, Limits, MemoryStore, Store},
@@ -23,7 +23,7 @@ use support::{
 const RANDOMS: [u32; 7] = [0, u32::MAX / 5, u32::MAX / 4, u32::MAX / 2, u32::MAX / 3 * 2, u32::MAX / 4 * 3, u32::MAX];
 
 fn reconciler<S: Store>(store: S) -> Reconciler<S> {
-    Reconciler::new(store, NODE, ExternalIps::Any)
+    Reconciler::new(store, NODE, Settings::default())
 }
 
 /// Brings a reconciler to a state; the writes it took.
@@ -181,7 +181,7 @@ proptest! {
     fn i15_with_little_room_every_service_is_old_or_new_as_a_whole(
         states in states(2..5), frontends in 1_usize..8, services in 1_usize..6, slots in 1_usize..12,
     ) {
-        let limits = Limits { frontends, services, slots, backends: slots };
+        let limits = Limits { frontends, services, slots, backends: slots, ..Limits::DEFAULT };
         let mut reconciler = reconciler(MemoryStore::new(limits));
         let mut old = Meaning::new();
         for state in &states {

@@ -14,7 +14,7 @@ use std::{
 use expect_test::expect_file;
 use lb_user::{
     event::{Event, Kind},
-    model::ExternalIps,
+    model::Settings,
     op::Table,
     reconcile::{PassReport, Reconciler},
     sources::yaml,
@@ -55,7 +55,7 @@ enum Way {
 
 struct Scenario {
     steps: Vec<PathBuf>,
-    external_ips: ExternalIps,
+    settings: Settings,
     limits: Limits,
 }
 
@@ -63,12 +63,12 @@ impl Scenario {
     fn read(directory: &Path) -> Result<Self, Failed> {
         let yaml = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "yaml");
         let steps = sorted(directory).into_iter().filter(yaml).collect();
-        let mut scenario = Self { steps, external_ips: ExternalIps::Any, limits: Limits::DEFAULT };
+        let mut scenario = Self { steps, settings: Settings::default(), limits: Limits::DEFAULT };
         let flags = fs::read_to_string(directory.join("flags")).unwrap_or_default();
         let mut flags = flags.split_whitespace();
         while let (Some(flag), Some(value)) = (flags.next(), flags.next()) {
             match flag {
-                "--external-ips" => scenario.external_ips = value.parse()?,
+                "--external-ips" => scenario.settings.external_ips = value.parse()?,
                 "--map-size" => scenario.set_size(value).ok_or("want MAP=ENTRIES")?,
                 _ => return Err(format!("{flag}: no such flag").into()),
             }
@@ -82,6 +82,7 @@ impl Scenario {
         match Table::ALL.into_iter().find(|table| table.flag_name() == name)? {
             Table::Frontends => self.limits.frontends = size,
             Table::Services | Table::Names => self.limits.services = size,
+            Table::NodeAddrs => self.limits.node_addrs = size,
             Table::Slots => self.limits.slots = size,
             Table::Backends => self.limits.backends = size,
         }
@@ -94,11 +95,11 @@ impl Scenario {
         if let Way::Faults(seed) = way {
             store.faults = Faults::Percent { percent: 20, seed };
         }
-        let mut reconciler = Reconciler::new(store, NODE, self.external_ips.clone());
+        let mut reconciler = Reconciler::new(store, NODE, self.settings.clone());
         let mut texts = Vec::new();
         for step in &self.steps {
             if way == Way::Restarts {
-                reconciler = Reconciler::new(reconciler.into_store(), NODE, self.external_ips.clone());
+                reconciler = Reconciler::new(reconciler.into_store(), NODE, self.settings.clone());
             }
             reconciler.handle(load_step(step)?);
             let report = settle(&mut reconciler)?;

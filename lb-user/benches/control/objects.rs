@@ -45,28 +45,15 @@ pub fn slice(service: u32, numbers: impl Iterator<Item = u32>) -> Object {
 
 fn service(number: u32) -> Service {
     Service {
-        key: Key::new("bench", &format!("service-{number:05}")),
         created: Some(1_700_000_000),
-        exempt: None,
-        selector: Selector::Some,
         cluster_ips: vec![ip([10, 96, 0, 0], number)],
-        external_ips: Vec::new(),
-        ingress_ips: Vec::new(),
-        ports: [ServicePort { name: "http".into(), proto: Proto::Tcp, port: 80.try_into().expect("not 0") }].into(),
-        internal_policy: Policy::Cluster,
-        problems: Vec::new(),
+        ports: [ServicePort::new("http", Proto::Tcp, 80.try_into().expect("not 0"))].into(),
+        ..Service::new(Key::new("bench", &format!("service-{number:05}")))
     }
 }
 
 fn endpoint(number: u32) -> Endpoint {
-    Endpoint {
-        addr: ip([10, 128, 0, 0], number),
-        node: Some(format!("node-{}", number % NODES).into()),
-        ready: true,
-        serving: true,
-        terminating: false,
-        hints: None,
-    }
+    Endpoint { node: Some(format!("node-{}", number % NODES).into()), ..Endpoint::new(ip([10, 128, 0, 0], number)) }
 }
 
 fn ip(network: [u8; 4], number: u32) -> IpAddr {

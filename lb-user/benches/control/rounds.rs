@@ -9,7 +9,7 @@ use std::{
 use lb_user::{
     datapath::{Datapath, Sizes, pins::Pins},
     event::Event,
-    model::ExternalIps,
+    model::Settings,
     op::Table,
     reconcile::{PassReport, Reconciler, Took},
     store::BpfStore,
@@ -134,7 +134,7 @@ impl Bench {
 }
 
 fn reconciler(store: BpfStore) -> Reconciler<BpfStore> {
-    Reconciler::new(store, "node-1", ExternalIps::Any)
+    Reconciler::new(store, "node-1", Settings::default())
 }
 
 struct Aims {

@@ -2,7 +2,9 @@
 
 use clap::Args;
 
-use crate::model::ExternalIps;
+use lb_common::Scheduler;
+
+use crate::model::{ExternalIps, NodePortAddresses, Settings};
 
 /// What a Service means here.
 #[derive(Args)]
@@ -17,10 +19,36 @@ pub(super) struct Meaning {
 
     /// Which spec.externalIPs are served: any, none, or a list of CIDRs.
     #[arg(long, value_name = "any|none|CIDR,…", default_value = "any")]
-    pub(super) external_ips: ExternalIps,
+    external_ips: ExternalIps,
+
+    /// At which of the node's addresses NodePorts answer: all, primary (the Node's InternalIPs), localhost, CIDRs, or a
+    /// list of these.
+    #[arg(long, value_name = "all|primary|localhost|CIDR,…", default_value = "all")]
+    nodeport_addresses: NodePortAddresses,
+
+    /// How backends are chosen where a Service does not say: random, rr, wrr, lc, wlc, sed, nq, sh or dh.
+    #[arg(long, alias = "ipvs-scheduler", value_name = "NAME", default_value = "random", value_parser = scheduler)]
+    scheduler: Scheduler,
+}
+
+/// kube-proxy falls back to rr with a name that it does not know; here that is an error of the command line.
+fn scheduler(name: &str) -> Result<Scheduler, String> {
+    Scheduler::from_name(name).ok_or_else(|| {
+        let known: Vec<_> = Scheduler::ALL.into_iter().map(Scheduler::name).collect();
+        format!("unknown scheduler: want one of {}", known.join(", "))
+    })
 }
 
 impl Meaning {
+    /// What the flags say about the meaning of Services.
+    pub(super) fn settings(&self) -> Settings {
+        Settings {
+            external_ips: self.external_ips.clone(),
+            nodeport_addresses: self.nodeport_addresses.clone(),
+            scheduler: self.scheduler,
+        }
+    }
+
     /// The node's name, by default as kubelet chooses it.
     pub(super) fn node_name(&self) -> String {
         let host_name = || rustix::system::uname().nodename().to_string_lossy().to_lowercase();

@@ -42,7 +42,7 @@ pub(super) fn render(pins: &Pins, arguments: &Arguments) -> Result<String> {
     } else {
         (MemoryStore::default(), "empty maps, since nothing is pinned")
     };
-    let mut reconciler = Reconciler::new(store, &arguments.meaning.node_name(), arguments.meaning.external_ips.clone());
+    let mut reconciler = Reconciler::new(store, &arguments.meaning.node_name(), arguments.meaning.settings());
     reconciler.handle(events);
     let plan = reconciler.preview()?;
     let mut text = String::new();

@@ -74,6 +74,7 @@ fn parse_size(text: &str) -> Result<(Table, u32), String> {
 pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> Result<ExitCode> {
     log::start(arguments.log_format, &arguments.log_level)?;
     let node_name = arguments.meaning.node_name();
+    let settings = arguments.meaning.settings();
     let proxy_name = arguments.meaning.service_proxy_name;
     let source = match arguments.directory {
         Some(path) => Source::Directory(directory::Options { path, proxy_name }),
@@ -92,7 +93,7 @@ pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> 
     let config = agent::Config {
         source,
         node_name,
-        external_ips: arguments.meaning.external_ips,
+        settings,
         cgroup: arguments.cgroup,
         sizes,
         cleanup_on_exit: arguments.cleanup_on_exit,

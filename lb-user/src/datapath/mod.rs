@@ -174,6 +174,7 @@ fn together(table: &Table) -> &'static [Table] {
         Table::Slots => &[Table::Slots],
         Table::Backends => &[Table::Backends],
         Table::Frontends => &[Table::Frontends],
+        Table::NodeAddrs => &[Table::NodeAddrs],
     }
 }
 

@@ -1,12 +1,12 @@
 //! From the objects of one Service to what the maps shall say about it. Total: what is bad becomes a warning and a
 //! smaller spec, never an error.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{collections::BTreeSet, fmt::Write as _, num::NonZeroU32};
 
 use lb_common::{Addr, FrontendKey, NAME_LEN, ServiceFlags};
 
 use super::{
-    Here,
+    Here, Settings,
     claims::Claims,
     endpoints::{counts, effective, unusable},
     frontends::{ExternalIps, Wanted, families, wanted},
@@ -27,7 +27,7 @@ pub fn compile(
     key: &Key,
     view: Option<&View<'_>>,
     here: Here<'_>,
-    external: &ExternalIps,
+    settings: &Settings,
     claims: &Claims,
 ) -> ServiceSpec {
     let mut spec = ServiceSpec { key: key.clone(), ports: Vec::new(), warnings: Vec::new() };
@@ -43,8 +43,8 @@ pub fn compile(
         spec.warnings.push(too_long("it", name));
         return spec;
     }
-    let frontends = owned(view, external, claims, &mut spec.warnings);
-    let service = Compiler { view, here, claims, frontends: &frontends };
+    let frontends = owned(view, &settings.external_ips, claims, &mut spec.warnings);
+    let service = Compiler { view, here, settings, claims, frontends: &frontends };
     spec.ports.reserve_exact(view.service.ports.len());
     for (index, port) in view.service.ports.iter().enumerate() {
         let earlier = view.service.ports.iter().take(index);
@@ -104,6 +104,7 @@ fn owned(view: &View<'_>, external: &ExternalIps, claims: &Claims, warnings: &mu
 struct Compiler<'a> {
     view: &'a View<'a>,
     here: Here<'a>,
+    settings: &'a Settings,
     claims: &'a Claims,
     frontends: &'a [Wanted],
 }
@@ -126,6 +127,7 @@ impl<'a> Compiler<'a> {
             Policy::Local => ServiceFlags::INTERNAL_LOCAL,
             Policy::Cluster => 0,
         };
+        let tuning = service.tuning.as_deref();
         let families = families(service);
         if let [Some(served), None] | [None, Some(served)] = families {
             let strangers = candidates.iter().filter(|candidate| Family::of(&candidate.target.addr) != served);
@@ -142,7 +144,15 @@ impl<'a> Compiler<'a> {
             let mut candidates: Vec<_> = candidates.iter().filter(same_family).copied().collect();
             let lists = categorize(&mut candidates, service.internal_policy, self.here);
             let key = PortKey { service: spec.key.clone(), name: port.name.clone(), proto: port.proto, family };
-            spec.ports.push(PortSpec { key, frontends, cluster: lists.cluster, local: lists.local, flags });
+            spec.ports.push(PortSpec {
+                key,
+                frontends,
+                backends: lists.members(),
+                flags,
+                scheduler: tuning.and_then(|tuning| tuning.scheduler).unwrap_or(self.settings.scheduler),
+                affinity_seconds: service.affinity_seconds.map_or(0, NonZeroU32::get),
+                drain: tuning.map(|tuning| tuning.drain).unwrap_or_default(),
+            });
         }
     }
 

@@ -6,10 +6,25 @@ pub mod claims;
 mod compile;
 pub mod endpoints;
 pub mod frontends;
+mod nodeport_addresses;
 pub mod topology;
 
 pub use compile::compile;
 pub use frontends::ExternalIps;
+pub use nodeport_addresses::NodePortAddresses;
+
+use lb_common::Scheduler;
+
+/// What the node's flags say about the meaning of Services.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Settings {
+    /// `--external-ips`
+    pub external_ips: ExternalIps,
+    /// `--nodeport-addresses`
+    pub nodeport_addresses: NodePortAddresses,
+    /// `--scheduler`: that of Services that name none.
+    pub scheduler: Scheduler,
+}
 
 /// The node that this agent serves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,10 +2,12 @@
 //!
 //! After kube-proxy's `CategorizeEndpoints` (pkg/proxy/topology.go).
 
+use lb_common::BackendFlags;
+
 use super::Here;
 use crate::{
     objects::{Endpoint, Policy},
-    spec::Target,
+    spec::{Member, Target},
 };
 
 /// An endpoint of one service port.
@@ -24,6 +26,22 @@ pub struct Lists {
     pub cluster: Vec<Target>,
     /// Endpoints on this node; empty unless the internal policy is Local.
     pub local: Vec<Target>,
+}
+
+impl Lists {
+    /// Both lists as members.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        let mut targets: Vec<Target> = self.cluster.iter().chain(&self.local).copied().collect();
+        targets.sort_unstable();
+        targets.dedup();
+        let member = |target| {
+            let bit = |list: &[Target], bit| if list.binary_search(&target).is_ok() { bit } else { 0 };
+            let flags = bit(&self.cluster, BackendFlags::CLUSTER) | bit(&self.local, BackendFlags::LOCAL);
+            Member { target, flags, weight: 1 }
+        };
+        targets.into_iter().map(member).collect()
+    }
 }
 
 /// Chooses. Reorders `candidates` and drops all but one copy of each target.
@@ -122,14 +140,8 @@ mod tests {
     fn endpoint(text: &str) -> Endpoint {
         let mut words = text.split_whitespace();
         let last = words.next().and_then(|n| n.parse().ok()).expect("a number");
-        let mut endpoint = Endpoint {
-            addr: IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)),
-            node: Some("there".into()),
-            ready: true,
-            serving: true,
-            terminating: false,
-            hints: None,
-        };
+        let mut endpoint =
+            Endpoint { node: Some("there".into()), ..Endpoint::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last))) };
         for word in words {
             match word.split_once('=') {
                 Some(("z", zone)) => endpoint.hints.get_or_insert_default().zones.push(zone.into()),

@@ -6,18 +6,20 @@
 
 use std::num::NonZeroU32;
 
-use lb_common::{Backend, Frontend, List, Service, ServiceFlags, SlotKey};
+use lb_common::{Backend, Frontend, List, NEVER, Service, ServiceFlags, SlotKey};
 
 use super::{Phase, Planner};
 use crate::{
     op::{Op, Table},
     shadow::{Place, Port},
-    spec::{PortSpec, Target},
+    spec::{Drain, Member, PortSpec, Target},
 };
 
 /// Memory that is used again for each service port.
 #[derive(Default)]
 pub(super) struct Scratch {
+    /// For each wanted backend the id that it has, if any.
+    ids: Vec<Option<NonZeroU32>>,
     lists: [ListScratch; 2],
     /// Sound backends of this service port in slots that do not keep them, and loose ones.
     spare: Vec<(Target, u32)>,
@@ -27,21 +29,13 @@ pub(super) struct Scratch {
 
 #[derive(Default)]
 struct ListScratch {
-    /// For each wanted target the backend that it has, if any.
-    backends: Vec<Option<NonZeroU32>>,
-    /// For each wanted target whether it stands where it can stay.
-    home: Vec<bool>,
-    /// For each index below the new length whether a wanted target stays there.
+    /// For each wanted backend how many slots it still lacks.
+    lacking: Vec<u16>,
+    /// For each index below the new length whether what stands there stays.
     filled: Vec<bool>,
 }
 
 impl Scratch {
-    /// The backend of `target` in `list`, if it is wanted there and has one.
-    fn backend_in(&self, list: List, want: &[Target], target: &Target) -> Option<NonZeroU32> {
-        let at = want.binary_search(target).ok()?;
-        self.lists[list as usize].backends.get(at).copied().flatten()
-    }
-
     /// The first spare backend of `target`.
     fn spare(&self, target: &Target) -> Option<NonZeroU32> {
         let at = self.spare.partition_point(|(other, _)| other < target);
@@ -58,10 +52,13 @@ impl Planner<'_> {
         }
         let old = have.and_then(|port| port.service).unwrap_or_default();
         let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.ids.clear();
+        scratch.ids.resize(want.backends.len(), None);
         scratch.spare.clear();
         scratch.doomed.clear();
-        self.keep(id, have, List::Cluster, old.cluster_len, want, &mut scratch);
-        self.keep(id, have, List::Local, old.local_len, want, &mut scratch);
+        for list in List::ALL {
+            self.keep(id, have, list, old.len(list), want, &mut scratch);
+        }
         for backend in self.loose.get(&id).into_iter().flatten().copied() {
             if let Some(known) = self.shadow.backend(backend) {
                 scratch.spare.push((Target { addr: known.addr, port: known.port }, backend));
@@ -69,54 +66,78 @@ impl Planner<'_> {
             }
         }
         scratch.spare.sort_unstable();
-        self.fill(id, have, List::Cluster, old.cluster_len, want, &mut scratch);
-        self.fill(id, have, List::Local, old.local_len, want, &mut scratch);
-        self.bury(want, &mut scratch);
+        self.identify(id, want, &mut scratch);
+        for list in List::ALL {
+            self.fill(id, have, list, old.len(list), want, &mut scratch);
+        }
+        self.bury(&mut scratch);
         self.scratch = scratch;
-        self.lengths(id, have, old, want);
+        self.service_value(id, have, old, want);
         self.frontends(id, have, want, tally);
     }
 
     /// Finds which slots of a list can stay as they are.
     fn keep(&self, id: u32, have: Option<&Port>, list: List, old_len: u32, want: &PortSpec, scratch: &mut Scratch) {
-        let targets = want.list(list);
         let this = &mut scratch.lists[list as usize];
-        this.backends.clear();
-        this.backends.resize(targets.len(), None);
-        this.home.clear();
-        this.home.resize(targets.len(), false);
+        this.lacking.clear();
+        this.lacking.extend(want.backends.iter().map(|member| if member.is_in(list) { member.weight } else { 0 }));
         this.filled.clear();
-        this.filled.resize(targets.len(), false);
+        this.filled.resize(want.len(list) as usize, false);
         let places = have.map_or(&[][..], |port| port.list(list));
         for (index, place) in places.iter().enumerate() {
             let Some(place) = place else { continue };
-            let backend = place.backend.get();
-            if !self.shadow.is_sound(id, &place.target, backend) {
+            let (target, backend) = (place.target(), place.backend.get());
+            if !self.shadow.is_sound(id, &target, backend) {
                 if self.shadow.backend(backend).is_some_and(|known| known.service == id) {
                     scratch.doomed.push(backend);
                 }
                 continue;
             }
             // What a reader does not see yet is no place to stay: it is written again, or found to be right already.
-            let wanted = if index < old_len as usize { targets.binary_search(&place.target).ok() } else { None };
-            // One backend for both lists.
-            let agreed = list == List::Cluster
-                || scratch
-                    .backend_in(List::Cluster, &want.cluster, &place.target)
-                    .is_none_or(|other| other == place.backend);
-            let this = &mut scratch.lists[list as usize];
-            match wanted {
-                Some(at) if agreed && this.backends[at].is_none() => {
-                    this.backends[at] = Some(place.backend);
-                    if let Some(filled) = this.filled.get_mut(index) {
+            let wanted = if index < old_len as usize { want.find(&target) } else { None };
+            match wanted.and_then(|at| Some((at, want.backends.get(at).filter(|member| member.is_in(list))?))) {
+                // One backend for both lists.
+                Some((at, member)) if scratch.ids[at].is_none_or(|other| other == place.backend) => {
+                    scratch.ids[at] = Some(place.backend);
+                    let this = &mut scratch.lists[list as usize];
+                    if let Some(filled) = this.filled.get_mut(index)
+                        && this.lacking[at] > 0
+                        && place.weight == member.weight
+                    {
                         *filled = true;
-                        this.home[at] = true;
+                        this.lacking[at] -= 1;
                     }
                 }
                 _ => {
-                    scratch.spare.push((place.target, backend));
+                    scratch.spare.push((target, backend));
                     scratch.doomed.push(backend);
                 }
+            }
+        }
+    }
+
+    /// Gives each wanted backend an id: that which it has, or a new one; and says in which lists it stands.
+    fn identify(&mut self, id: u32, want: &PortSpec, scratch: &mut Scratch) {
+        for (at, member) in want.backends.iter().enumerate() {
+            let Member { target, flags, .. } = *member;
+            let value = |flags| Backend { addr: target.addr, port: target.port, flags, service: id };
+            if let Some(backend) = scratch.ids[at].or_else(|| scratch.spare(&target)) {
+                scratch.ids[at] = Some(backend);
+                let old = self.shadow.backend(backend.get()).map_or(0, |known| known.flags);
+                // In a list before its slots name it, and out of it when they do no more.
+                let both = old | flags;
+                if both != old {
+                    self.emit(Phase::JoinList, Op::PutBackend(backend.get(), value(both)));
+                }
+                if flags != both {
+                    self.emit(Phase::LeaveList, Op::PutBackend(backend.get(), value(flags)));
+                }
+            } else if List::ALL.into_iter().any(|list| member.is_in(list)) {
+                let shadow = self.shadow;
+                let backend = self.backend_ids.take(|id| shadow.backend_in_use(id));
+                self.emit(Phase::PutBackend, Op::PutBackend(backend, value(flags)));
+                self.used[Table::Backends as usize] += 1;
+                scratch.ids[at] = NonZeroU32::new(backend);
             }
         }
     }
@@ -124,71 +145,62 @@ impl Planner<'_> {
     /// Writes the slots of a list that are not right, and deletes those beyond its end.
     fn fill(&mut self, id: u32, have: Option<&Port>, list: List, old_len: u32, want: &PortSpec, scratch: &mut Scratch) {
         let places = have.map_or(&[][..], |port| port.list(list));
-        let targets = want.list(list);
+        let ListScratch { lacking, filled } = &mut scratch.lists[list as usize];
         let mut hole = 0;
-        for (at, target) in targets.iter().enumerate() {
-            if scratch.lists[list as usize].home[at] {
-                continue;
-            }
-            while scratch.lists[list as usize].filled[hole as usize] {
+        for ((member, backend), lacking) in want.backends.iter().zip(&scratch.ids).zip(lacking) {
+            let Some(backend) = *backend else { continue };
+            let Member { target: Target { addr, port }, weight, .. } = *member;
+            let place = Place { addr, port, weight, backend };
+            for _ in 0..*lacking {
+                while filled[hole as usize] {
+                    hole += 1;
+                }
+                let there = places.get(hole as usize).copied().flatten();
+                if there != Some(place) {
+                    let phase = if hole < old_len { Phase::PutOldSlot } else { Phase::PutNewSlot };
+                    self.emit(phase, Op::PutSlot(SlotKey::new(id, list, hole), place.slot()));
+                    self.used[Table::Slots as usize] += usize::from(there.is_none());
+                }
                 hole += 1;
             }
-            let backend = match scratch.lists[list as usize].backends[at] {
-                Some(backend) => backend,
-                None => self.backend(id, list, want, target, scratch),
-            };
-            scratch.lists[list as usize].backends[at] = Some(backend);
-            let place = Place { target: *target, backend };
-            let there = places.get(hole as usize).copied().flatten();
-            if there != Some(place) {
-                let phase = if hole < old_len { Phase::PutOldSlot } else { Phase::PutNewSlot };
-                self.emit(phase, Op::PutSlot(SlotKey::new(id, list, hole), place.slot()));
-                self.used[Table::Slots as usize] += usize::from(there.is_none());
-            }
-            hole += 1;
         }
-        for (index, place) in (0..).zip(places).skip(targets.len()) {
+        for (index, place) in (0..).zip(places).skip(filled.len()) {
             if place.is_some() {
                 self.emit(Phase::DeleteSlot, Op::DeleteSlot(SlotKey::new(id, list, index)));
             }
         }
     }
 
-    /// The backend of a target that `list` does not have yet: the other list's, a spare one, or a new one.
-    fn backend(&mut self, id: u32, list: List, want: &PortSpec, target: &Target, scratch: &Scratch) -> NonZeroU32 {
-        let other = if list == List::Cluster { List::Local } else { List::Cluster };
-        if let Some(backend) = scratch.backend_in(other, want.list(other), target).or_else(|| scratch.spare(target)) {
-            return backend;
-        }
-        let shadow = self.shadow;
-        let backend = self.backend_ids.take(|id| shadow.backend_in_use(id));
-        let value = Backend { addr: target.addr, port: target.port, _pad: 0, service: id };
-        self.emit(Phase::PutBackend, Op::PutBackend(backend, value));
-        self.used[Table::Backends as usize] += 1;
-        NonZeroU32::new(backend).expect("ids are never 0")
-    }
-
-    /// Deletes the backends that no slot will name.
-    fn bury(&mut self, want: &PortSpec, scratch: &mut Scratch) {
+    /// Deletes the backends that are not wanted any more.
+    fn bury(&mut self, scratch: &mut Scratch) {
         let mut doomed = std::mem::take(&mut scratch.doomed);
         doomed.sort_unstable();
         doomed.dedup();
+        let mut kept: Vec<u32> = scratch.ids.iter().flatten().map(|id| id.get()).collect();
+        kept.sort_unstable();
         for &backend in &doomed {
-            let Some(known) = self.shadow.backend(backend) else { continue };
-            let target = Target { addr: known.addr, port: known.port };
-            let used = List::ALL.into_iter().any(|list| {
-                scratch.backend_in(list, want.list(list), &target).is_some_and(|used| used.get() == backend)
-            });
-            if !used {
+            if kept.binary_search(&backend).is_err() && self.shadow.backend(backend).is_some() {
                 self.emit(Phase::DeleteBackend, Op::DeleteBackend(backend));
             }
         }
         scratch.doomed = doomed;
     }
 
-    fn lengths(&mut self, id: u32, have: Option<&Port>, old: Service, want: &PortSpec) {
-        let len = |list: &[Target]| u32::try_from(list.len()).unwrap_or(u32::MAX);
-        let new = Service { cluster_len: len(&want.cluster), local_len: len(&want.local), flags: want.flags };
+    fn service_value(&mut self, id: u32, have: Option<&Port>, old: Service, want: &PortSpec) {
+        let (cluster_len, local_len) = (want.len(List::Cluster), want.len(List::Local));
+        let new = Service {
+            cluster_len,
+            local_len,
+            cluster_stride: stride(cluster_len),
+            local_stride: stride(local_len),
+            flags: want.flags,
+            scheduler: want.scheduler as u32,
+            affinity_seconds: want.affinity_seconds,
+            drain_seconds: match want.drain {
+                Drain::Never => NEVER,
+                Drain::After(seconds) => seconds,
+            },
+        };
         let there = have.and_then(|port| port.service);
         if there == Some(new) {
             return;
@@ -225,13 +237,15 @@ impl Planner<'_> {
 }
 
 impl PortSpec {
-    /// The targets of a list.
+    /// The number of slots of a list.
     #[must_use]
-    pub fn list(&self, list: List) -> &[Target] {
-        match list {
-            List::Cluster => &self.cluster,
-            List::Local => &self.local,
-        }
+    pub fn len(&self, list: List) -> u32 {
+        self.backends.iter().filter(|member| member.is_in(list)).map(|member| u32::from(member.weight)).sum()
+    }
+
+    /// Where a target stands among the backends.
+    fn find(&self, target: &Target) -> Option<usize> {
+        self.backends.binary_search_by(|member| member.target.cmp(target)).ok()
     }
 }
 
@@ -242,4 +256,40 @@ fn empties(old: &Service, new: &Service) -> bool {
         _ => service.local_len,
     };
     (old.cluster_len > 0 && new.cluster_len == 0) || (internal(old) > 0 && internal(new) == 0)
+}
+
+/// How far a turn goes on in a list of `len` slots: prime to the length, so that it comes by every slot, and near the
+/// golden section of it, so that the slots of one backend, which mostly lie together, are not used in a row.
+fn stride(len: u32) -> u32 {
+    let prime_to = |stride: &u32| {
+        let (mut a, mut b) = (*stride, len);
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a == 1
+    };
+    let golden = u32::try_from(u64::from(len) * 618 / 1000).unwrap_or(1).max(1);
+    (golden..len).find(prime_to).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_comes_by_every_slot_and_not_by_neighbours() {
+        for len in (1..200).chain([1_000, 4_096, 10_007]) {
+            let stride = stride(len);
+            let mut seen = vec![false; len as usize];
+            let mut at = 0;
+            for _ in 0..len {
+                seen[at as usize] = true;
+                at = (at + stride) % len;
+            }
+            assert!(seen.iter().all(|&seen| seen), "{stride} in {len}");
+            // Below 7 there may be no other number prime to the length.
+            assert!(len < 7 || (2..len - 1).contains(&stride), "{stride} in {len}");
+        }
+        assert_eq!(stride(0), 1);
+    }
 }

@@ -2,17 +2,21 @@
 
 use std::net::Ipv4Addr;
 
-use lb_common::{Kind, Proto, ServiceFlags};
+use lb_common::{BackendFlags, Kind, Proto, Scheduler, ServiceFlags};
 
 use super::*;
 use crate::{
-    spec::{Family, PortKey, PortSpec, Target},
+    spec::{Drain, Family, Member, PortKey, PortSpec, Target},
     store::{Dump, MemoryStore, Store as _},
 };
 
 fn target(n: usize) -> Target {
     let addr = Ipv4Addr::from(0x0a00_0000 + u32::try_from(n).expect("small"));
     Target { addr: addr.into(), port: 8080 }
+}
+
+fn member(n: usize, flags: u16) -> Member {
+    Member { target: target(n), flags, weight: 1 }
 }
 
 fn frontend(vip: u8) -> (FrontendKey, Kind) {
@@ -24,9 +28,11 @@ fn spec(name: &str, vips: &[u8], backends: impl IntoIterator<Item = usize>) -> S
     let port = PortSpec {
         key: PortKey { service: key.clone(), name: "".into(), proto: Proto::Tcp, family: Family::V4 },
         frontends: vips.iter().map(|&vip| frontend(vip)).collect(),
-        cluster: backends.into_iter().map(target).collect(),
-        local: Vec::new(),
+        backends: backends.into_iter().map(|n| member(n, BackendFlags::CLUSTER)).collect(),
         flags: 0,
+        scheduler: Scheduler::Random,
+        affinity_seconds: 0,
+        drain: Drain::Never,
     };
     ServiceSpec { key, ports: vec![port], warnings: Vec::new() }
 }
@@ -50,7 +56,7 @@ impl Maps {
     }
 
     fn plan_with(&mut self, desired: &[ServiceSpec], scope: Scope, heirless: Heirless) -> Plan {
-        let plan = plan(&self.shadow, desired, scope, heirless, &self.store.limits);
+        let plan = plan(&self.shadow, desired, None, scope, heirless, &self.store.limits);
         self.store.apply(&plan.ops).expect("no faults here");
         plan.ops.iter().for_each(|op| self.shadow.apply(op));
         assert_eq!(self.shadow.to_dump(), self.store.dump);
@@ -94,7 +100,7 @@ fn i2_equal_specs_need_no_write() {
 
 #[test]
 fn i15_what_does_not_fit_stays_at_its_old_version_and_others_go_on() {
-    let mut maps = Maps::new(Limits { frontends: 9, services: 9, slots: 4, backends: 4 });
+    let mut maps = Maps::new(Limits { slots: 4, backends: 4, ..Limits::DEFAULT });
     maps.plan(&[spec("a", &[1], 0..2), spec("b", &[2], 2..3)]);
     let plan = maps.plan(&[spec("a", &[1, 4], 0..4), spec("b", &[2], 4..5)]);
     let refused = Refused { service: Key::new("default", "a"), table: Table::Slots, size: 4 };
@@ -111,7 +117,7 @@ fn i15_what_does_not_fit_stays_at_its_old_version_and_others_go_on() {
 
 #[test]
 fn i15_a_frontend_stays_with_its_owner_until_the_next_one_has_room() {
-    let mut maps = Maps::new(Limits { frontends: 9, services: 1, slots: 9, backends: 9 });
+    let mut maps = Maps::new(Limits { services: 1, ..Limits::DEFAULT });
     maps.plan(&[spec("b", &[1], 0..1)]);
     let of = |maps: &Maps| maps.shadow.frontend(&frontend(1).0).map(|frontend| frontend.service);
     let owner = of(&maps);
@@ -148,7 +154,13 @@ fn both_lists_share_a_backend() {
     let mut maps = Maps::new(Limits::DEFAULT);
     let local = |cluster: std::ops::Range<usize>, local: std::ops::Range<usize>| {
         let mut spec = spec("a", &[1], cluster);
-        spec.ports[0].local = local.map(target).collect();
+        for n in local {
+            let backends = &mut spec.ports[0].backends;
+            match backends.iter_mut().find(|member| member.target == target(n)) {
+                Some(member) => member.flags |= BackendFlags::LOCAL,
+                None => backends.push(member(n, BackendFlags::LOCAL)),
+            }
+        }
         spec.ports[0].flags = ServiceFlags::INTERNAL_LOCAL;
         [spec]
     };
@@ -169,10 +181,10 @@ fn the_order_of_all_writes_is_the_order_of_the_phases() {
     maps.plan(&[spec("a", &[1], 0..3), spec("b", &[2], 0..1), spec("c", &[3], 0..1)]);
     let plan = maps.plan(&[spec("a", &[1], 3..4), gone("b"), spec("c", &[3], []), spec("d", &[2], 5..6)]);
     let text: Vec<_> = plan.ops.iter().map(ToString::to_string).collect();
-    expect_test::expect![[r"
+    expect_test::expect![[r#"
         put NAMES 4 = default/d/TCP
-        put BACKENDS 6 = 10.0.0.3:8080 of service port 1
-        put BACKENDS 7 = 10.0.0.5:8080 of service port 4
+        put BACKENDS 6 = 10.0.0.3:8080 of service port 1, flags 0x1
+        put BACKENDS 7 = 10.0.0.5:8080 of service port 4, flags 0x1
         put SLOTS 4 0 0 = 10.0.0.5:8080 backend 7
         put SLOTS 1 0 0 = 10.0.0.3:8080 backend 6
         put SERVICES 1 = cluster 1 local 0 flags 0x0
@@ -189,7 +201,7 @@ fn the_order_of_all_writes_is_the_order_of_the_phases() {
         delete BACKENDS 3
         delete BACKENDS 5
         delete BACKENDS 4
-        delete NAMES 2"]]
+        delete NAMES 2"#]]
     .assert_eq(&text.join("\n"));
 }
 

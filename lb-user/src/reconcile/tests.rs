@@ -13,24 +13,16 @@ use tokio::{
 use super::*;
 use crate::{
     event::Object,
-    objects::{Policy, Selector, Service, ServicePort},
+    objects::{Service, ServicePort},
     op::{Op, Table},
     store::{Dump, Faults, Limits, MemoryStore},
 };
 
 fn service(name: &str, vip: u8) -> Object {
     Object::Service(Service {
-        key: Key::new("default", name),
-        created: None,
-        exempt: None,
-        selector: Selector::Some,
         cluster_ips: vec![[10, 96, 0, vip].into()],
-        external_ips: Vec::new(),
-        ingress_ips: Vec::new(),
-        ports: [ServicePort { name: "".into(), proto: lb_common::Proto::Tcp, port: 80.try_into().expect("not 0") }]
-            .into(),
-        internal_policy: Policy::Cluster,
-        problems: Vec::new(),
+        ports: [ServicePort::new("", lb_common::Proto::Tcp, 80.try_into().expect("not 0"))].into(),
+        ..Service::new(Key::new("default", name))
     })
 }
 
@@ -77,7 +69,7 @@ async fn maps_grow_until_every_service_fits_or_they_cannot() {
     let maps = Doubling(Arc::new(Mutex::new((1, Vec::new()))));
     let (tx, rx) = mpsc::channel(16);
     let (status, mut observed) = watch::channel(Status::default());
-    tokio::spawn(run(Reconciler::new(first, "node-1", ExternalIps::Any), maps.clone(), rx, status));
+    tokio::spawn(run(Reconciler::new(first, "node-1", Settings::default()), maps.clone(), rx, status));
     for event in nothing() {
         tx.send(event).await.expect("it runs");
     }
@@ -109,14 +101,7 @@ fn slice(name: &str, n: u8) -> Object {
                 port: 80.try_into().expect("not 0"),
             }]
             .into(),
-            endpoints: vec![Endpoint {
-                addr: [10, 0, 0, n].into(),
-                node: None,
-                ready: true,
-                serving: true,
-                terminating: false,
-                hints: None,
-            }],
+            endpoints: vec![Endpoint { ..Endpoint::new([10, 0, 0, n].into()) }],
         },
         problems: Vec::new(),
     })
@@ -156,7 +141,7 @@ impl Store for Shared {
 
 /// Maps that hold one Service, left by an agent that has gone.
 fn left_behind() -> MemoryStore {
-    let mut reconciler = Reconciler::new(MemoryStore::default(), "node-1", ExternalIps::Any);
+    let mut reconciler = Reconciler::new(MemoryStore::default(), "node-1", Settings::default());
     reconciler.handle(nothing());
     reconciler.handle([Event::Apply(service("old", 1))]);
     assert!(reconciler.pass().writes > 0);
@@ -166,7 +151,7 @@ fn left_behind() -> MemoryStore {
 #[test]
 fn i5_nothing_is_written_or_pruned_before_every_kind_was_listed() {
     let before = left_behind();
-    let mut reconciler = Reconciler::new(before.clone(), "node-1", ExternalIps::Any);
+    let mut reconciler = Reconciler::new(before.clone(), "node-1", Settings::default());
     reconciler.handle([Event::Apply(service("new", 2))]);
     for kind in Kind::ALL {
         let report = reconciler.pass();
@@ -186,7 +171,7 @@ async fn i5_time_alone_prunes_nothing() {
     let before = store.with(|store| store.dump.clone());
     let (tx, rx) = mpsc::channel(16);
     let (status, observed) = watch::channel(Status::default());
-    let reconciler = Reconciler::new(store.clone(), "node-1", ExternalIps::Any);
+    let reconciler = Reconciler::new(store.clone(), "node-1", Settings::default());
     let running = tokio::spawn(run(reconciler, Unlimited, rx, status));
     for kind in Kind::ALL {
         sleep(Duration::from_secs(3600)).await;
@@ -208,7 +193,7 @@ async fn i3_a_failed_write_is_tried_again_ever_more_slowly_and_events_are_kept()
     let store = Shared::new(MemoryStore { faults, ..MemoryStore::default() });
     let (tx, rx) = mpsc::channel(16);
     let (status, mut observed) = watch::channel(Status::default());
-    tokio::spawn(run(Reconciler::new(store.clone(), "node-1", ExternalIps::Any), Unlimited, rx, status));
+    tokio::spawn(run(Reconciler::new(store.clone(), "node-1", Settings::default()), Unlimited, rx, status));
     for event in nothing().chain([Event::Apply(service("a", 1))]) {
         tx.send(event).await.expect("it runs");
     }
@@ -238,7 +223,7 @@ async fn what_a_foreign_hand_took_away_comes_back_within_five_minutes() {
     let store = Shared::new(MemoryStore::default());
     let (tx, rx) = mpsc::channel(16);
     let (status, _observed) = watch::channel(Status::default());
-    tokio::spawn(run(Reconciler::new(store.clone(), "node-1", ExternalIps::Any), Unlimited, rx, status));
+    tokio::spawn(run(Reconciler::new(store.clone(), "node-1", Settings::default()), Unlimited, rx, status));
     for event in nothing().chain([Event::Apply(service("a", 1))]) {
         tx.send(event).await.expect("it runs");
     }
@@ -252,7 +237,7 @@ async fn what_a_foreign_hand_took_away_comes_back_within_five_minutes() {
 #[test]
 fn a_map_that_is_full_against_our_count_is_read_again() {
     let limits = Limits { services: 1, ..Limits::DEFAULT };
-    let mut reconciler = Reconciler::new(MemoryStore::new(limits), "node-1", ExternalIps::Any);
+    let mut reconciler = Reconciler::new(MemoryStore::new(limits), "node-1", Settings::default());
     reconciler.handle(nothing());
     assert_eq!(reconciler.pass().writes, 0);
     // A foreign hand fills the map.
@@ -271,7 +256,7 @@ fn a_map_that_is_full_against_our_count_is_read_again() {
 
 #[test]
 fn a_preview_writes_nothing_and_the_pass_does_what_it_said() {
-    let mut reconciler = Reconciler::new(MemoryStore::default(), "node-1", ExternalIps::Any);
+    let mut reconciler = Reconciler::new(MemoryStore::default(), "node-1", Settings::default());
     assert_eq!(reconciler.preview().expect("a dump"), Plan::default());
     reconciler.handle(nothing());
     reconciler.handle([Event::Apply(service("a", 1))]);
@@ -287,7 +272,7 @@ async fn a_burst_is_one_pass_and_a_trickle_waits_for_nothing() {
     let (tx, rx) = mpsc::channel(2048);
     let (status, mut observed) = watch::channel(Status::default());
     let store = Shared::new(MemoryStore::default());
-    tokio::spawn(run(Reconciler::new(store.clone(), "node-1", ExternalIps::Any), Unlimited, rx, status));
+    tokio::spawn(run(Reconciler::new(store.clone(), "node-1", Settings::default()), Unlimited, rx, status));
     for event in nothing() {
         tx.send(event).await.expect("it runs");
     }

@@ -1,7 +1,7 @@
 //! The shadow of maps that somebody else left behind, perhaps in the middle of a change.
 
 use foldhash::HashMap;
-use lb_common::{List, SlotKey};
+use lb_common::{Backend, BackendFlags, List, SlotKey};
 
 use super::{Shadow, list_of};
 use crate::{
@@ -42,6 +42,7 @@ impl Shadow {
         for (key, frontend) in &dump.frontends {
             shadow.put_frontend(key, *frontend);
         }
+        shadow.node_addrs.clone_from(&dump.node_addrs);
         let highest = |ids: &mut dyn Iterator<Item = u32>| ids.max().unwrap_or(0);
         let of_backends = dump.backends.values().map(|backend| backend.service);
         shadow.port_ids.seen(highest(&mut shadow.ports.keys().copied().chain(of_backends)));
@@ -57,6 +58,7 @@ impl Shadow {
             frontends: self.frontends.iter().map(|(key, frontend)| (*key, *frontend)).collect(),
             slots: self.strays.iter().map(|(key, slot)| (*key, *slot)).collect(),
             backends: self.backends.iter().map(|(id, known)| (*id, known.backend)).collect(),
+            node_addrs: self.node_addrs.clone(),
             ..Dump::default()
         };
         for (&id, port) in &self.ports {
@@ -98,13 +100,17 @@ impl Shadow {
                 if filled < len || places.len() > len {
                     odd.push(format!("the {list:?} list of {key} has length {len}, and {filled} slots below that"));
                 }
-                if places.iter().flatten().any(|place| !self.is_sound(id, &place.target, place.backend.get())) {
+                if places.iter().flatten().any(|place| !self.is_sound(id, &place.target(), place.backend.get())) {
                     odd.push(format!("the {list:?} list of {key} names a backend that is not its own"));
                 }
             }
         }
-        if !self.loose.is_empty() {
-            odd.push(format!("{} backends are named by no slot", self.loose.len()));
+        // One that says so itself is kept for the sockets that have it.
+        let in_a_list =
+            |(_, backend): &(u32, Backend)| backend.flags & (BackendFlags::CLUSTER | BackendFlags::LOCAL) != 0;
+        let unnamed = self.loose_backends().filter(in_a_list).count();
+        if unnamed > 0 {
+            odd.push(format!("{unnamed} backends are named by no slot"));
         }
         if !self.strays.is_empty() {
             odd.push(format!("{} slots belong to no list", self.strays.len()));

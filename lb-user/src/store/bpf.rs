@@ -4,7 +4,7 @@ use std::{io, marker::PhantomData, os::fd::AsFd as _, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use aya::{Pod, maps::MapData};
-use lb_common::{Backend, Frontend, FrontendKey, Name, Names, Proto, Service, Slot, SlotKey};
+use lb_common::{Addr, Backend, Frontend, FrontendKey, Name, Names, NodeAddr, Proto, Service, Slot, SlotKey};
 
 use crate::{
     datapath::sys::{self, Stopped},
@@ -17,13 +17,14 @@ use crate::{
 /// Writes of one system call: many enough to make its cost small, few enough to stay in the cache.
 const BATCH: usize = 4096;
 
-/// The five maps that the agent writes.
+/// The maps that the agent writes.
 pub struct BpfStore {
     frontends: TypedMap<FrontendKey, Frontend>,
     services: TypedMap<u32, Service>,
     slots: TypedMap<SlotKey, Slot>,
     backends: TypedMap<u32, Backend>,
     names: TypedMap<u32, Names>,
+    node_addrs: TypedMap<Addr, NodeAddr>,
 }
 
 impl BpfStore {
@@ -49,6 +50,7 @@ impl BpfStore {
             slots: TypedMap::new(Table::Slots, map(Table::Slots)?)?,
             backends: TypedMap::new(Table::Backends, map(Table::Backends)?)?,
             names: TypedMap::new(Table::Names, map(Table::Names)?)?,
+            node_addrs: TypedMap::new(Table::NodeAddrs, map(Table::NodeAddrs)?)?,
         })
     }
 
@@ -84,6 +86,8 @@ impl BpfStore {
             Some(Op::PutSlot(..)) => run!(put self.slots, PutSlot, |value| *value),
             Some(Op::PutService(..)) => run!(put self.services, PutService, |value| *value),
             Some(Op::PutFrontend(..)) => run!(put self.frontends, PutFrontend, |value| *value),
+            Some(Op::PutNodeAddr(..)) => run!(put self.node_addrs, PutNodeAddr, |value| *value),
+            Some(Op::DeleteNodeAddr(_)) => run!(delete self.node_addrs, DeleteNodeAddr),
             Some(Op::DeleteFrontend(_)) => run!(delete self.frontends, DeleteFrontend),
             Some(Op::DeleteService(_)) => run!(delete self.services, DeleteService),
             Some(Op::DeleteSlot(_)) => run!(delete self.slots, DeleteSlot),
@@ -104,6 +108,7 @@ pub fn copy(table: Table, from: MapData, to: MapData) -> Result<()> {
         Table::Slots => copy_as::<SlotKey, Slot>(table, from, to),
         Table::Backends => copy_as::<u32, Backend>(table, from, to),
         Table::Names => copy_as::<u32, Names>(table, from, to),
+        Table::NodeAddrs => copy_as::<Addr, NodeAddr>(table, from, to),
     }
 }
 
@@ -134,6 +139,7 @@ impl Store for BpfStore {
             slots: self.slots.read()?.into_iter().collect(),
             backends: self.backends.read()?.into_iter().collect(),
             names: names.collect(),
+            node_addrs: self.node_addrs.read()?.into_iter().collect(),
         })
     }
 
@@ -143,6 +149,7 @@ impl Store for BpfStore {
             services: self.services.size.min(self.names.size),
             slots: self.slots.size,
             backends: self.backends.size,
+            node_addrs: self.node_addrs.size,
         }
     }
 }

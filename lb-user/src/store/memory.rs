@@ -115,6 +115,8 @@ impl Dump {
             Op::PutSlot(key, slot) => drop(self.slots.insert(*key, *slot)),
             Op::PutService(id, service) => drop(self.services.insert(*id, *service)),
             Op::PutFrontend(key, frontend) => drop(self.frontends.insert(*key, *frontend)),
+            Op::PutNodeAddr(addr, value) => drop(self.node_addrs.insert(*addr, *value)),
+            Op::DeleteNodeAddr(addr) => drop(self.node_addrs.remove(addr)),
             Op::DeleteFrontend(key) => drop(self.frontends.remove(key)),
             Op::DeleteService(id) => drop(self.services.remove(id)),
             Op::DeleteSlot(key) => drop(self.slots.remove(key)),
@@ -131,11 +133,13 @@ impl Dump {
             Op::PutSlot(key, _) => !self.slots.contains_key(key),
             Op::PutService(id, _) => !self.services.contains_key(id),
             Op::PutFrontend(key, _) => !self.frontends.contains_key(key),
+            Op::PutNodeAddr(addr, _) => !self.node_addrs.contains_key(addr),
             Op::DeleteFrontend(_)
             | Op::DeleteService(_)
             | Op::DeleteSlot(_)
             | Op::DeleteBackend(_)
-            | Op::DeleteName(_) => false,
+            | Op::DeleteName(_)
+            | Op::DeleteNodeAddr(_) => false,
         }
     }
 
@@ -148,6 +152,7 @@ impl Dump {
             Table::Slots => self.slots.len(),
             Table::Backends => self.backends.len(),
             Table::Names => self.names.len(),
+            Table::NodeAddrs => self.node_addrs.len(),
         }
     }
 }
@@ -172,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_full_map_and_a_fault_end_the_list_where_they_strike() {
-        let limits = Limits { frontends: 9, services: 2, slots: 9, backends: 9 };
+        let limits = Limits { services: 2, ..Limits::DEFAULT };
         let puts: Vec<_> = (1..=3).map(|id| Op::PutService(id, Service::default())).collect();
         let mut store = MemoryStore::new(limits);
         let partial = store.apply(&puts).expect_err("the third does not fit");

@@ -9,7 +9,7 @@ pub use memory::{Faults, MemoryStore};
 
 use std::collections::BTreeMap;
 
-use lb_common::{Backend, Frontend, FrontendKey, Service, Slot, SlotKey, capacity};
+use lb_common::{Addr, Backend, Frontend, FrontendKey, NodeAddr, Service, Slot, SlotKey, capacity};
 
 use crate::{
     op::{Op, Table},
@@ -29,6 +29,8 @@ pub struct Dump {
     pub backends: BTreeMap<u32, Backend>,
     /// `NAMES`
     pub names: BTreeMap<u32, PortKey>,
+    /// `NODE_ADDRS`
+    pub node_addrs: BTreeMap<Addr, NodeAddr>,
 }
 
 /// How many entries each map may have.
@@ -42,6 +44,8 @@ pub struct Limits {
     pub slots: usize,
     /// `BACKENDS`
     pub backends: usize,
+    /// `NODE_ADDRS`
+    pub node_addrs: usize,
 }
 
 impl Limits {
@@ -51,6 +55,7 @@ impl Limits {
         services: capacity::SERVICES,
         slots: capacity::SLOTS,
         backends: capacity::BACKENDS,
+        node_addrs: capacity::NODE_ADDRS,
     };
 
     /// How many entries a map may have.
@@ -61,6 +66,7 @@ impl Limits {
             Table::Services | Table::Names => self.services,
             Table::Slots => self.slots,
             Table::Backends => self.backends,
+            Table::NodeAddrs => self.node_addrs,
         }
     }
 }

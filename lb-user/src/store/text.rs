@@ -6,7 +6,7 @@ use std::{
     fmt,
 };
 
-use lb_common::{Kind, List, ServiceFlags, Slot, SlotKey};
+use lb_common::{Backend, BackendFlags, Kind, List, NEVER, Scheduler, ServiceFlags, Slot, SlotKey};
 
 use super::Dump;
 use crate::spec::Target;
@@ -45,9 +45,25 @@ impl fmt::Display for Dump {
                     writeln!(f)?;
                 }
             }
+            self.kept(f, id)?;
+            if service.scheduler != Scheduler::Random as u32 {
+                writeln!(f, "  scheduler {}", Scheduler::from_number(service.scheduler).map_or("?", Scheduler::name))?;
+            }
+            if service.affinity_seconds != 0 {
+                writeln!(f, "  affinity {} s", service.affinity_seconds)?;
+            }
+            // An entry that is not there is all zeros.
+            if service.drain_seconds != NEVER && self.services.contains_key(&id) {
+                writeln!(f, "  drain after {} s", service.drain_seconds)?;
+            }
             if service.flags & !ServiceFlags::INTERNAL_LOCAL != 0 {
                 writeln!(f, "  flags {:#x}", service.flags)?;
             }
+        }
+        if !self.node_addrs.is_empty() {
+            write!(f, "node addresses")?;
+            self.node_addrs.keys().try_for_each(|addr| write!(f, " {addr}"))?;
+            writeln!(f)?;
         }
         self.leftovers(f)
     }
@@ -75,10 +91,22 @@ impl Dump {
         Ok(())
     }
 
+    /// Backends in no list, which stay for the sockets that have them.
+    fn kept(&self, f: &mut fmt::Formatter<'_>, id: u32) -> fmt::Result {
+        let kept = self.backends.values().filter(|backend| backend.service == id && !is_listed(backend));
+        let kept: BTreeSet<_> = kept.map(|backend| Target { addr: backend.addr, port: backend.port }).collect();
+        if kept.is_empty() {
+            return Ok(());
+        }
+        write!(f, "  kept")?;
+        kept.iter().try_for_each(|target| write!(f, " {target}"))?;
+        writeln!(f)
+    }
+
     /// What nobody refers to: there only while a change is half done.
     fn leftovers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let named: BTreeSet<u32> = self.slots.values().map(|slot| slot.backend).collect();
-        let unnamed = self.backends.keys().filter(|id| !named.contains(id)).count();
+        let unnamed = self.backends.iter().filter(|(id, backend)| is_listed(backend) && !named.contains(id)).count();
         let missing = named.iter().filter(|id| !self.backends.contains_key(id)).count();
         if unnamed > 0 {
             writeln!(f, "({unnamed} backends that no slot names)")?;
@@ -88,6 +116,10 @@ impl Dump {
         }
         Ok(())
     }
+}
+
+fn is_listed(backend: &Backend) -> bool {
+    backend.flags & (BackendFlags::CLUSTER | BackendFlags::LOCAL) != 0
 }
 
 fn gap(f: &mut fmt::Formatter<'_>, slots: u32) -> fmt::Result {
@@ -100,6 +132,9 @@ fn gap(f: &mut fmt::Formatter<'_>, slots: u32) -> fmt::Result {
 
 fn entry(f: &mut fmt::Formatter<'_>, slot: &Slot) -> fmt::Result {
     write!(f, " {}", Target { addr: slot.addr, port: slot.port })?;
+    if slot.weight != 1 {
+        write!(f, "*{}", slot.weight)?;
+    }
     if f.alternate() { write!(f, "#{}", slot.backend) } else { Ok(()) }
 }
 
@@ -111,11 +146,11 @@ mod tests {
         spec::{Family, PortKey},
     };
     use expect_test::{Expect, expect};
-    use lb_common::{Backend, Frontend, FrontendKey, Proto, Service};
+    use lb_common::{Frontend, FrontendKey, Proto, Service};
     use std::net::Ipv4Addr;
 
     fn slot(last: u8, backend: u32) -> Slot {
-        Slot { addr: Ipv4Addr::new(10, 0, 0, last).into(), port: 8080, _pad: 0, backend }
+        Slot { addr: Ipv4Addr::new(10, 0, 0, last).into(), port: 8080, weight: 1, backend }
     }
 
     fn check(dump: &Dump, plain: &Expect, wide: &Expect) {
@@ -131,12 +166,15 @@ mod tests {
         dump.names.insert(7, key);
         let vip = FrontendKey::new(Ipv4Addr::new(10, 96, 0, 1).into(), 80, Proto::Tcp);
         dump.frontends.insert(vip, Frontend::new(7, Kind::ClusterIp));
-        dump.services.insert(7, Service { cluster_len: 2, local_len: 0, flags: ServiceFlags::INTERNAL_LOCAL });
+        dump.services.insert(
+            7,
+            Service { cluster_len: 2, flags: ServiceFlags::INTERNAL_LOCAL, drain_seconds: NEVER, ..Service::default() },
+        );
         for (index, slot) in [slot(1, 4), slot(2, 5)].into_iter().enumerate() {
             let index = u32::try_from(index).expect("small");
             dump.slots.insert(SlotKey::new(7, List::Cluster, index), slot);
             let Slot { addr, port, backend, .. } = slot;
-            dump.backends.insert(backend, Backend { addr, port, _pad: 0, service: 7 });
+            dump.backends.insert(backend, Backend { addr, port, flags: BackendFlags::CLUSTER, service: 7 });
         }
         check(
             &dump,

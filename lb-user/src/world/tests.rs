@@ -1,35 +1,20 @@
 //! The world: which Services a change concerns.
 
 use super::*;
-use crate::objects::{Endpoint, EndpointPort, Hints, Mirrored, Policy, Selector};
+use crate::objects::{Endpoint, EndpointPort, Hints, Mirrored};
 
 fn key(name: &str) -> Key {
     Key::new("default", name)
 }
 
 fn service(name: &str) -> Object {
-    Object::Service(Service {
-        key: key(name),
-        created: None,
-        exempt: None,
-        selector: Selector::Some,
-        cluster_ips: Vec::new(),
-        external_ips: Vec::new(),
-        ingress_ips: Vec::new(),
-        ports: [].into(),
-        internal_policy: Policy::Cluster,
-        problems: Vec::new(),
-    })
+    Object::Service(Service::new(key(name)))
 }
 
 fn group(last: u8, zone: Option<&str>) -> EndpointGroup {
     let endpoint = Endpoint {
-        addr: [10, 0, 0, last].into(),
-        node: None,
-        ready: true,
-        serving: true,
-        terminating: false,
         hints: zone.map(|zone| Box::new(Hints { zones: vec![zone.into()], nodes: Vec::new() })),
+        ..Endpoint::new([10, 0, 0, last].into())
     };
     let port = EndpointPort { name: "".into(), proto: lb_common::Proto::Tcp, port: 80.try_into().expect("not 0") };
     EndpointGroup { ports: [port].into(), endpoints: vec![endpoint] }
@@ -57,7 +42,7 @@ fn endpoints(name: &str, last: u8) -> Object {
 }
 
 fn node(name: &str, zone: &str) -> Object {
-    Object::Node(Node { name: name.into(), zone: Some(zone.into()) })
+    Object::Node(Node { name: name.into(), zone: Some(zone.into()), internal_ips: Vec::new() })
 }
 
 fn dirty(world: &mut World, event: Event) -> String {

@@ -170,7 +170,7 @@ fn second_agent_is_refused(node: &mut Node) {
 }
 
 fn foreign_pin_is_refused(node: &mut Node) {
-    let directory = node.pins.join("v1");
+    let directory = node.maps();
     std::fs::create_dir_all(&directory).expect("a directory in bpffs");
     let foreign = HashMap::<MapData, u32, u64>::create(16, 0).expect("a map");
     foreign.pin(directory.join("SERVICES")).expect("a pin");
@@ -212,7 +212,7 @@ fn two_programs_at_once(node: &mut Node) {
     let mut first = node.agent(&[]);
     first.kill();
     // The old links under other names: the next agent finds the maps but no link, and attaches beside them.
-    let directory = node.pins.join("v1");
+    let directory = node.maps();
     for entry in std::fs::read_dir(&directory).expect("the pins").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if let Some(hook) = name.strip_prefix("link_") {

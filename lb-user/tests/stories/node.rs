@@ -8,6 +8,8 @@ use std::{
     process::Command,
 };
 
+use lb_user::datapath::pins::Pins;
+
 use crate::{
     agent::{Agent, until},
     place,
@@ -80,6 +82,11 @@ impl Node {
         let (target, staged) = (self.yaml.join(file), self.directory.join("staged"));
         fs::File::create(&staged).and_then(|mut f| f.write_all(text.as_bytes())).expect("a file");
         fs::rename(staged, target).expect("a rename");
+    }
+
+    /// The directory of the pinned maps.
+    pub fn maps(&self) -> PathBuf {
+        Pins::at(self.pins.clone()).current()
     }
 
     /// Starts an agent with further arguments, and waits until it is in service.

@@ -1,6 +1,6 @@
 //! A store that remembers what it held after each write, and refuses what invariant I7 forbids.
 
-use lb_common::{Backend, Frontend, FrontendKey, Kind, List, Proto, Service, Slot, SlotKey};
+use lb_common::{Backend, BackendFlags, Frontend, FrontendKey, Kind, List, Proto, Service, Slot, SlotKey};
 use lb_user::{
     op::Op,
     store::{Dump, Limits, Partial, Store},
@@ -65,13 +65,16 @@ fn check_ids(dump: &Dump, op: &Op) {
             assert!(*id != 0 && !named, "{op} while it is in use\n{dump:#}");
         }
         Op::PutBackend(id, backend) => {
-            let known = dump.backends.get(id).is_some_and(|other| other != backend);
+            let known =
+                dump.backends.get(id).is_some_and(|other| Backend { flags: backend.flags, ..*other } != *backend);
             let named = !dump.backends.contains_key(id) && dump.slots.values().any(|slot| slot.backend == *id);
             assert!(*id != 0 && !known && !named, "{op} while it is in use\n{dump:#}");
         }
         Op::PutSlot(key, slot) => {
+            let list = List::ALL.into_iter().find(|&list| list as u32 == key.list).expect("a list");
             let backend = dump.backends.get(&slot.backend).expect("a slot names a backend that exists");
             assert_eq!((backend.service, backend.addr, backend.port), (key.service, slot.addr, slot.port));
+            assert!(backend.flags & BackendFlags::of(list) != 0, "{op}: its backend does not say so\n{dump:#}");
         }
         _ => {}
     }
@@ -82,11 +85,11 @@ pub fn disturb(dump: &mut Dump) {
     let addr = std::net::Ipv4Addr::new(10, 0, 0, 77).into();
     let top = [dump.services.keys().max(), dump.names.keys().max()].into_iter().flatten().max().copied().unwrap_or(0);
     let last = dump.backends.keys().max().copied().unwrap_or(0);
-    let slot = |backend| Slot { addr, port: 77, _pad: 0, backend };
+    let slot = |backend| Slot { addr, port: 77, weight: 1, backend };
     // A second id for a name, the first one's entry missing.
     if let Some((&id, key)) = dump.names.first_key_value() {
         dump.names.insert(top + 3, key.clone());
-        dump.services.insert(top + 3, Service { cluster_len: 2, local_len: 0, flags: 0 });
+        dump.services.insert(top + 3, Service { cluster_len: 2, ..Service::default() });
         dump.services.remove(&id);
         // Gaps, a slot far out, a backend of somebody else, and one that does not exist.
         dump.slots.remove(&SlotKey::new(id, List::Cluster, 0));
@@ -98,8 +101,8 @@ pub fn disturb(dump: &mut Dump) {
         dump.slots.insert(SlotKey::new(top + 3, List::Cluster, 1), slot);
     }
     // Backends and slots of nobody, a list that there is not, a frontend that leads nowhere.
-    dump.backends.insert(last + 2, Backend { addr, port: 77, _pad: 0, service: top + 40 });
-    dump.backends.insert(last + 3, Backend { addr, port: 77, _pad: 0, service: top });
+    dump.backends.insert(last + 2, Backend { addr, port: 77, flags: 1, service: top + 40 });
+    dump.backends.insert(last + 3, Backend { addr, port: 77, flags: 1, service: top });
     dump.slots.insert(SlotKey::new(top + 41, List::Cluster, 0), slot(last + 2));
     dump.slots.insert(SlotKey { service: top, list: 7, index: 0 }, slot(last + 3));
     let key = FrontendKey::new(std::net::Ipv4Addr::new(192, 0, 2, 77).into(), 77, Proto::Tcp);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::{Frontend, FrontendKey, List};
+use lb_common::{BackendFlags, Frontend, FrontendKey, List};
 use lb_user::{
     spec::{PortKey, Target},
     store::Dump,
@@ -54,5 +54,12 @@ pub fn check_sound(dump: &Dump) {
         assert_eq!((backend.service, backend.addr, backend.port), (key.service, slot.addr, slot.port), "\n{dump:#}");
     }
     let named: BTreeSet<u32> = dump.slots.values().map(|slot| slot.backend).collect();
-    assert!(named.iter().eq(dump.backends.keys()), "a backend that nothing names\n{dump:#}");
+    for (id, backend) in &dump.backends {
+        let in_list = |list: List| dump.slots.iter().any(|(key, slot)| slot.backend == *id && key.list == list as u32);
+        for list in List::ALL {
+            let says = backend.flags & BackendFlags::of(list) != 0;
+            assert_eq!(says, in_list(list), "backend {id} and the {list:?} list\n{dump:#}");
+        }
+    }
+    assert!(named.iter().all(|id| dump.backends.contains_key(id)), "a backend that is not there\n{dump:#}");
 }

@@ -104,27 +104,13 @@ impl Drawn {
 }
 
 fn plain_service(key: Key) -> Service {
-    Service {
-        key,
-        created: None,
-        exempt: None,
-        selector: Selector::Some,
-        cluster_ips: Vec::new(),
-        external_ips: Vec::new(),
-        ingress_ips: Vec::new(),
-        ports: ports(1).into(),
-        internal_policy: Policy::Cluster,
-        problems: Vec::new(),
-    }
+    Service { ports: ports(1).into(), ..Service::new(key) }
 }
 
 fn ports(count: usize) -> Vec<ServicePort> {
     let all = [("a", Proto::Tcp, 80), ("b", Proto::Udp, 53)];
-    let port = |&(name, proto, port): &(&str, Proto, u16)| ServicePort {
-        name: name.into(),
-        proto,
-        port: port.try_into().expect("not 0"),
-    };
+    let port =
+        |&(name, proto, port): &(&str, Proto, u16)| ServicePort::new(name, proto, port.try_into().expect("not 0"));
     all.iter().take(count).map(port).collect()
 }
 
@@ -140,17 +126,18 @@ fn slice(service: &Key, suffix: &str, group: EndpointGroup) -> Object {
 
 /// Endpoints of (last octet, condition, whether on this node); every third one is IPv6 as well.
 fn group(ports: usize, port: u16, drawn: &[(u8, u8, bool)]) -> EndpointGroup {
-    let endpoint = |&(last, condition, here): &(u8, u8, bool)| Endpoint {
-        addr: if last % 3 == 0 {
-            format!("fd00::{last}").parse().expect("an address")
-        } else {
-            [10, 0, 0, last].into()
-        },
-        node: Some(if here { NODE } else { "node-2" }.into()),
-        ready: condition < 3,
-        serving: condition < 4,
-        terminating: condition >= 3,
-        hints: None,
+    let endpoint = |&(last, condition, here): &(u8, u8, bool)| {
+        let addr = match last % 3 {
+            0 => format!("fd00::{last}").parse().expect("an address"),
+            _ => [10, 0, 0, last].into(),
+        };
+        Endpoint {
+            node: Some(if here { NODE } else { "node-2" }.into()),
+            ready: condition < 3,
+            serving: condition < 4,
+            terminating: condition >= 3,
+            ..Endpoint::new(addr)
+        }
     };
     EndpointGroup {
         ports: self::ports(ports)

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use expect_test::{Expect, expect};
-use lb_common::Proto;
+use lb_common::{List, Proto};
 
 use super::*;
 use crate::objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Mirrored, Selector, Service};
@@ -15,33 +15,19 @@ fn addr(text: &str) -> IpAddr {
 }
 
 fn port(name: &str, port: u16) -> ServicePort {
-    ServicePort { name: name.into(), proto: Proto::Tcp, port: port.try_into().expect("not 0") }
+    ServicePort::new(name, Proto::Tcp, port.try_into().expect("not 0"))
 }
 
 fn service() -> Service {
     Service {
-        key: Key::new("default", "a"),
-        created: None,
-        exempt: None,
-        selector: Selector::Some,
         cluster_ips: vec![addr("10.96.0.1")],
-        external_ips: Vec::new(),
-        ingress_ips: Vec::new(),
         ports: [port("", 80)].into(),
-        internal_policy: Policy::Cluster,
-        problems: Vec::new(),
+        ..Service::new(Key::new("default", "a"))
     }
 }
 
 fn group(ports: &[(&str, u16)], addrs: &[&str]) -> EndpointGroup {
-    let endpoint = |text: &&str| Endpoint {
-        addr: addr(text),
-        node: None,
-        ready: true,
-        serving: true,
-        terminating: false,
-        hints: None,
-    };
+    let endpoint = |text: &&str| Endpoint { ..Endpoint::new(addr(text)) };
     let port = |&(name, port): &(&str, u16)| EndpointPort {
         name: name.into(),
         proto: Proto::Tcp,
@@ -62,14 +48,17 @@ fn check(service: &Service, slices: Vec<EndpointSlice>, endpoints: Option<&Endpo
     let keys: Vec<_> =
         wanted(service, &ExternalIps::Any, &mut Vec::new()).into_iter().map(|wanted| wanted.key).collect();
     claims.set(&service.key, service.created, &keys);
-    let spec = compile(&service.key, Some(&view), HERE, &ExternalIps::Any, &claims);
+    let spec = compile(&service.key, Some(&view), HERE, &Settings::default(), &claims);
     let mut text = String::new();
     for port in &spec.ports {
-        let list = |targets: &[Target]| targets.iter().map(|target| format!(" {target}")).collect::<String>();
+        let list = |list| {
+            let members = port.backends.iter().filter(|member| member.is_in(list));
+            members.map(|member| format!(" {}", member.target)).collect::<String>()
+        };
         let frontends: Vec<_> = port.frontends.iter().map(|(key, kind)| format!(" {key}={}", kind.name())).collect();
-        writeln!(text, "{}:{} →{}", port.key, frontends.concat(), list(&port.cluster)).expect("a String");
+        writeln!(text, "{}:{} →{}", port.key, frontends.concat(), list(List::Cluster)).expect("a String");
         if port.flags != 0 {
-            writeln!(text, "  local{}", list(&port.local)).expect("a String");
+            writeln!(text, "  local{}", list(List::Local)).expect("a String");
         }
     }
     spec.warnings.iter().for_each(|warning| writeln!(text, "! {warning}").expect("a String"));
@@ -79,7 +68,7 @@ fn check(service: &Service, slices: Vec<EndpointSlice>, endpoints: Option<&Endpo
 #[test]
 fn a_missing_service_has_an_empty_spec() {
     let key = Key::new("default", "a");
-    let spec = compile(&key, None, HERE, &ExternalIps::Any, &Claims::default());
+    let spec = compile(&key, None, HERE, &Settings::default(), &Claims::default());
     assert_eq!(spec, ServiceSpec { key, ports: Vec::new(), warnings: Vec::new() });
 }
 

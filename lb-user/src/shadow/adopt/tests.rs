@@ -8,17 +8,17 @@ use super::*;
 use crate::{objects::Key, op::Table, spec::Family};
 
 fn slot(backend: u32) -> Slot {
-    Slot { addr: Ipv4Addr::new(10, 0, 0, 1).into(), port: 80, _pad: 0, backend }
+    Slot { addr: Ipv4Addr::new(10, 0, 0, 1).into(), port: 80, weight: 1, backend }
 }
 
 fn whole() -> Dump {
     let mut dump = Dump::default();
     let service = Key::new("default", "a");
     dump.names.insert(3, PortKey { service, name: "".into(), proto: Proto::Tcp, family: Family::V4 });
-    dump.services.insert(3, Service { cluster_len: 1, local_len: 0, flags: 0 });
+    dump.services.insert(3, Service { cluster_len: 1, ..Service::default() });
     dump.slots.insert(SlotKey::new(3, List::Cluster, 0), slot(8));
     let Slot { addr, port, .. } = slot(8);
-    dump.backends.insert(8, Backend { addr, port, _pad: 0, service: 3 });
+    dump.backends.insert(8, Backend { addr, port, flags: 1, service: 3 });
     let key = FrontendKey::new(Ipv4Addr::new(10, 96, 0, 1).into(), 80, Proto::Tcp);
     dump.frontends.insert(key, Frontend::new(3, Kind::ClusterIp));
     dump

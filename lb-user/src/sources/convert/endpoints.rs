@@ -48,6 +48,7 @@ fn group(subset: &wire::Subset, i: usize, problems: &mut Vec<String>) -> Endpoin
                 // The controller writes ready alone, and absent counts as true.
                 serving: true,
                 terminating: false,
+                weight: 1,
                 hints: None,
             });
         }
@@ -104,6 +105,7 @@ subsets:
                                 ready: true,
                                 serving: true,
                                 terminating: false,
+                                weight: 1,
                                 hints: None,
                             },
                             Endpoint {
@@ -112,6 +114,7 @@ subsets:
                                 ready: false,
                                 serving: true,
                                 terminating: false,
+                                weight: 1,
                                 hints: None,
                             },
                         ],
@@ -131,6 +134,7 @@ subsets:
                                 ready: true,
                                 serving: true,
                                 terminating: false,
+                                weight: 1,
                                 hints: None,
                             },
                         ],

@@ -23,6 +23,7 @@ pub fn node(wire: &wire::Node) -> Node {
     Node {
         name: text(meta.name.as_deref()),
         zone: label(meta, "topology.kubernetes.io/zone").filter(|zone| !zone.is_empty()).map(Arc::from),
+        internal_ips: Vec::new(),
     }
 }
 

@@ -34,7 +34,7 @@ pub fn service(wire: &wire::Service, proxy_name: Option<&str>) -> Service {
     let mut ports = Vec::with_capacity(list(&spec.ports).len());
     for (i, wire) in list(&spec.ports).iter().enumerate() {
         if let Some((proto, port)) = port(&mut problems, format_args!("ports[{i}]"), wire) {
-            ports.push(ServicePort { name: text(wire.name.as_deref()), proto, port });
+            ports.push(ServicePort { name: text(wire.name.as_deref()), proto, port, node_port: None });
         }
     }
 
@@ -57,6 +57,10 @@ pub fn service(wire: &wire::Service, proxy_name: Option<&str>) -> Service {
         ingress_ips,
         ports: ports.into(),
         internal_policy,
+        external_policy: Policy::Cluster,
+        affinity_seconds: None,
+        tuning: None,
+        source_ranges: Vec::new(),
         problems,
     }
 }
@@ -163,19 +167,26 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
                         name: "http",
                         proto: Tcp,
                         port: 80,
+                        node_port: None,
                     },
                     ServicePort {
                         name: "dns",
                         proto: Udp,
                         port: 53,
+                        node_port: None,
                     },
                     ServicePort {
                         name: "",
                         proto: Sctp,
                         port: 9,
+                        node_port: None,
                     },
                 ],
                 internal_policy: Local,
+                external_policy: Cluster,
+                affinity_seconds: None,
+                tuning: None,
+                source_ranges: [],
                 problems: [],
             }
         "#]]

@@ -75,6 +75,7 @@ fn endpoint(wire: &wire::Endpoint, addr: IpAddr) -> Endpoint {
         ready: conditions.ready.unwrap_or(true),
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
+        weight: 1,
         hints: hints.filter(|hints| *hints != Hints::default()).map(Box::new),
     }
 }
@@ -132,6 +133,7 @@ endpoints:
                             ready: false,
                             serving: true,
                             terminating: true,
+                            weight: 1,
                             hints: Some(
                                 Hints {
                                     zones: [

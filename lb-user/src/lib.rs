@@ -11,6 +11,7 @@ pub mod event;
 pub mod few;
 pub mod ids;
 pub mod inspect;
+pub mod live;
 pub mod memory;
 pub mod model;
 pub mod objects;

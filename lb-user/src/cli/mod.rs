@@ -94,7 +94,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             return run::run(*arguments, || named.map_or_else(|| Ok(Pins::below(&environment::bpffs()?)), Ok));
         }
         Command::Get(arguments) => print!("{}", get::render(&existing(&pins()?)?, &arguments)?),
-        Command::Trace(arguments) => return trace::run(&dump(&existing(&pins()?)?)?, &arguments),
+        Command::Trace(arguments) => return trace::run(&existing(&pins()?)?, &arguments),
         Command::Plan(arguments) => print!("{}", plan::render(&pins()?, &arguments)?),
         Command::Cleanup => cleanup::run(&pins()?)?,
         Command::Version => println!("beeline {}, map layout v{LAYOUT_VERSION}", env!("CARGO_PKG_VERSION")),

@@ -129,6 +129,38 @@ pub fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option
     }
 }
 
+/// Cookie of this process's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+///
+/// # Errors
+/// What the kernel says.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    netns_cookie_of(&socket)
+}
+
+/// Cookie of the network namespace of a socket (`SO_NETNS_COOKIE`, Linux 5.14).
+///
+/// # Errors
+/// What the kernel says.
+pub fn netns_cookie_of(socket: &impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = libc::socklen_t::try_from(mem::size_of::<u64>()).unwrap_or_default();
+    // SAFETY: the kernel writes at most `len` bytes to `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// include/uapi/asm-generic/socket.h; libc has it not for every architecture.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
 /// Opens a pin.
 ///
 /// # Errors

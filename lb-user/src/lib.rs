@@ -17,6 +17,7 @@ pub mod model;
 pub mod objects;
 pub mod op;
 pub mod plan;
+pub mod reaper;
 pub mod reconcile;
 pub mod shadow;
 pub mod sources;

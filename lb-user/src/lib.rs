@@ -18,6 +18,7 @@ pub mod op;
 pub mod plan;
 pub mod reconcile;
 pub mod shadow;
+pub mod sockets;
 pub mod sources;
 pub mod spec;
 pub mod store;

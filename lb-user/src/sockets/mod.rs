@@ -67,13 +67,12 @@ pub fn end(pins: &Path, dead: &[Dead]) -> Result<Report> {
     let mut sweeps = Vec::new();
     for proto in [Proto::Udp, Proto::Tcp] {
         let peers: BTreeSet<_> = dead.iter().filter(|dead| dead.proto == proto).map(|dead| dead.target).collect();
-        let peers: Vec<_> = peers.into_iter().collect();
         if !peers.is_empty() {
             let is_lost = move |given: &Translation| {
                 let target = Target { addr: given.backend_addr, port: given.backend_port };
                 dead.contains(&Dead { backend: given.backend, target, proto })
             };
-            sweeps.extend(Sweep::new(pins, proto, |family| Filter::new(family, &peers), Box::new(is_lost))?);
+            sweeps.extend(Sweep::new(pins, proto, Some(peers), Box::new(is_lost))?);
         }
     }
     run(&sweeps)
@@ -86,7 +85,7 @@ pub fn end(pins: &Path, dead: &[Dead]) -> Result<Report> {
 /// As [`end`].
 pub fn end_all(pins: &Path, proto: Proto, is_alive: &(dyn Fn(u32) -> bool + Sync)) -> Result<Report> {
     let is_lost = |given: &Translation| !is_alive(given.backend);
-    let sweep = Sweep::new(pins, proto, |_| Filter::Everything, Box::new(is_lost))?;
+    let sweep = Sweep::new(pins, proto, None, Box::new(is_lost))?;
     run(sweep.as_slice())
 }
 
@@ -94,7 +93,8 @@ pub fn end_all(pins: &Path, proto: Proto, is_alive: &(dyn Fn(u32) -> bool + Sync
 struct Sweep<'a> {
     proto: Proto,
     given: Given,
-    filters: [(Family, Filter); 2],
+    /// Whose sockets may be lost; none for anybody's.
+    peers: Option<BTreeSet<Target>>,
     is_lost: Box<IsLost<'a>>,
 }
 
@@ -102,26 +102,28 @@ impl<'a> Sweep<'a> {
     fn new(
         pins: &Path,
         proto: Proto,
-        filter: impl Fn(Family) -> Filter,
+        peers: Option<BTreeSet<Target>>,
         is_lost: Box<IsLost<'a>>,
     ) -> Result<Option<Self>> {
-        let given = Given::open(pins, proto)?;
-        let filters = [Family::V4, Family::V6].map(|family| (family, filter(family)));
-        Ok(given.map(|given| Self { proto, given, filters, is_lost }))
+        Ok(Given::open(pins, proto)?.map(|given| Self { proto, given, peers, is_lost }))
     }
 
     /// Ends the sockets of one namespace.
     fn run(&self, channel: &mut Channel, ended: &mut BTreeMap<u32, u64>) -> Result<()> {
-        for (family, filter) in &self.filters {
-            let filter = match filter {
+        for family in [Family::V4, Family::V6] {
+            let filter = self.peers.as_ref().map_or(Filter::Everything, |peers| Filter::new(family, peers));
+            let filter = match &filter {
                 Filter::Nothing => continue,
                 Filter::Everything => None,
                 Filter::Peers(program) => Some(program.as_slice()),
             };
             let states = if self.proto == Proto::Udp { state::ESTABLISHED } else { state::WITH_PEER };
-            let query = Query { family: *family, proto: self.proto, states, filter };
+            let query = Query { family, proto: self.proto, states, filter };
             for _ in 0..TRIES {
                 let victims = channel.list(query, |socket| {
+                    if self.peers.as_ref().is_some_and(|peers| !peers.contains(&socket.remote)) {
+                        return Ok(None);
+                    }
                     let backend = self.given.lost(socket, &*self.is_lost)?;
                     Ok(backend.map(|backend| (socket.name, backend)))
                 })?;

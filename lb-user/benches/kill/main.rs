@@ -33,6 +33,9 @@ const OTHERS: usize = 100_000;
 /// They are spread over processes, since one may not have so many descriptors.
 const HOLDERS: u8 = 10;
 
+/// Network namespaces besides.
+const PODS: usize = 100;
+
 /// Environment of the process that measures: its cgroup and its directory, which the first process removes after it.
 const PLACE: [&str; 2] = ["BEELINE_BENCH_CGROUP", "BEELINE_BENCH_DIRECTORY"];
 
@@ -46,6 +49,10 @@ fn main() {
         && flag == "--hold"
     {
         return hold(number.parse().expect("a number"));
+    }
+    if arguments.iter().any(|flag| flag == "--pod") {
+        place::enter_namespaces();
+        return wait();
     }
     if !rustix::process::geteuid().is_root() {
         eprintln!("the bench of ending sockets needs root");
@@ -71,7 +78,7 @@ fn measure(cgroup: &Path, directory: &Path) {
     datapath.attach(cgroup).expect("the programs attach");
     let pins = pins.current();
 
-    let _others = Holders::start();
+    let _others = Holders::start((0..HOLDERS).map(|number| vec!["--hold".to_owned(), number.to_string()]));
     let dying = Dead { backend: DYING, target: backend(DYING).into(), proto: Proto::Udp };
     header();
     for count in [1, 100] {
@@ -84,6 +91,10 @@ fn measure(cgroup: &Path, directory: &Path) {
         .chain([dying])
         .collect();
     row(&what, "100 ms", "ms", &rounds(100, || end(&pins, &many).expect("the maps and /proc")));
+    let pods = Holders::start((0..PODS).map(|_| vec!["--pod".to_owned()]));
+    let what = format!("end 100 of {} UDP sockets, and {PODS} pods without any", OTHERS + 100);
+    row(&what, "100 ms", "ms", &rounds(100, || end(&pins, &[dying]).expect("the maps and /proc")));
+    drop(pods);
     let what = format!("after a start: look at all {} UDP sockets, end 100", OTHERS + 100);
     row(
         &what,
@@ -114,19 +125,19 @@ fn open(at: Ipv4Addr, to: SocketAddr, count: usize) -> Vec<UdpSocket> {
     (10_000..).take(count).map(open).collect()
 }
 
-/// The processes that hold the other sockets.
+/// Processes that hold something open.
 struct Holders(Vec<Child>);
 
 impl Holders {
-    fn start() -> Self {
-        let start = |number: u8| {
+    fn start(commands: impl Iterator<Item = Vec<String>>) -> Self {
+        let start = |arguments: Vec<String>| {
             let mut command = this_program();
-            command.args(["--hold", &number.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+            command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
             command.spawn().expect("this program starts")
         };
-        let mut children: Vec<_> = (0..HOLDERS).map(start).collect();
+        let mut children: Vec<_> = commands.map(start).collect();
         for child in &mut children {
-            child.stdout.as_mut().expect("a pipe").read_exact(&mut [0]).expect("it says that its sockets are open");
+            child.stdout.as_mut().expect("a pipe").read_exact(&mut [0]).expect("it says that all is open");
         }
         Self(children)
     }
@@ -147,9 +158,13 @@ fn hold(number: u8) {
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("as many descriptors as allowed");
     let to = if number.is_multiple_of(2) { vip(LIVING) } else { backend(LIVING) };
     let _sockets = open(Ipv4Addr::new(127, 1, 1, number), to, OTHERS / usize::from(HOLDERS));
+    wait();
+}
+
+/// Says that all is open, and waits until the other end is closed.
+fn wait() {
     print!("r");
     std::io::stdout().flush().expect("a pipe");
-    // Until the other end is closed.
     let _closed = std::io::stdin().read(&mut [0]);
 }
 

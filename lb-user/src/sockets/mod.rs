@@ -110,7 +110,8 @@ impl<'a> Sweep<'a> {
 
     /// Ends the sockets of one namespace.
     fn run(&self, channel: &mut Channel, ended: &mut BTreeMap<u32, u64>) -> Result<()> {
-        for family in [Family::V4, Family::V6] {
+        let families = [Family::V4, Family::V6].into_iter();
+        for family in families.filter(|family| namespaces::has_sockets(self.proto, *family)) {
             let filter = self.peers.as_ref().map_or(Filter::Everything, |peers| Filter::new(family, peers));
             let filter = match &filter {
                 Filter::Nothing => continue,

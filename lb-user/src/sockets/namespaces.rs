@@ -1,4 +1,5 @@
-//! The network namespaces of this node: those of its processes, and those that a bind mount keeps, each once.
+//! The network namespaces of this node: those of its processes, and those that a bind mount keeps, each once; and which of
+//! them have sockets at all.
 //!
 //! One that only an open descriptor keeps, or a single thread of a process, is not found.
 
@@ -12,7 +13,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use lb_common::Proto;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::spec::Family;
 
 /// A network namespace, held open.
 pub struct Namespace(File);
@@ -26,6 +30,28 @@ impl Namespace {
         use std::os::fd::AsFd as _;
         Ok(move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))?)
     }
+}
+
+/// Whether this thread's network namespace has sockets of a kind; true where nobody tells.
+///
+/// A list of them goes through the sockets of all namespaces, which stand in one table. Most pods have no UDP socket.
+pub fn has_sockets(proto: Proto, family: Family) -> bool {
+    let file = match family {
+        Family::V4 => "/proc/thread-self/net/sockstat",
+        Family::V6 => "/proc/thread-self/net/sockstat6",
+    };
+    let counts = fs::read_to_string(file).unwrap_or_default();
+    in_use(&counts, proto, family) != Some(0)
+}
+
+/// The count in a line such as `UDP6: inuse 2`.
+fn in_use(counts: &str, proto: Proto, family: Family) -> Option<u64> {
+    let six = if family == Family::V6 { "6" } else { "" };
+    let name = format!("{}{six}:", proto.name());
+    counts.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next()? == name && words.next()? == "inuse").then(|| words.next()?.parse().ok())?
+    })
 }
 
 /// Opens them all.
@@ -102,5 +128,15 @@ mod tests {
             mounted(mounts).collect::<Vec<_>>(),
             [(4_026_532_345, "/run/netns/a".into()), (4_026_532_347, "/run/netns/with space\\".into())]
         );
+    }
+
+    #[test]
+    fn sockets_in_use_are_counted_by_kind() {
+        let counts =
+            "sockets: used 90\nTCP: inuse 0 orphan 0 tw 2 alloc 7 mem 0\nUDP: inuse 3 mem 1\nUDPLITE: inuse 0\n";
+        assert_eq!(in_use(counts, Proto::Tcp, Family::V4), Some(0));
+        assert_eq!(in_use(counts, Proto::Udp, Family::V4), Some(3));
+        assert_eq!(in_use("TCP6: inuse 1\nUDP6: inuse 2\n", Proto::Udp, Family::V6), Some(2));
+        assert_eq!(in_use("", Proto::Udp, Family::V6), None, "unknown");
     }
 }

@@ -1,8 +1,10 @@
 //! Sockets whose backend has gone: which of them are ended, and what their application sees.
 
 use std::{
+    ffi::CStr,
     fs::File,
     net::{SocketAddr, TcpListener, UdpSocket},
+    os::fd::{AsFd as _, AsRawFd as _},
     process::{Child, Command},
     thread,
     time::Duration,
@@ -35,6 +37,7 @@ pub const STORIES: &[Story] = &[
     ("kill_many_dead_backends_at_once", many_backends),
     ("kill_all_but_those_of_backends_that_live", all_but_those_that_live),
     ("kill_sockets_of_other_network_namespaces_end", other_namespaces),
+    ("kill_udp_sockets_bound_to_an_interface_end", bound_to_an_interface),
     ("kill_tcp_sockets_of_a_dead_backend_end", tcp_sockets_end),
     ("kill_tells_who_is_bound_to_a_port", bound_sockets_are_told),
 ];
@@ -223,6 +226,27 @@ fn other_namespaces(node: &mut Node) {
     rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::empty()).expect("unmounted");
     // The thread that looked around has not taken us anywhere.
     still_talks(&connected(at(VIP)));
+}
+
+fn bound_to_an_interface(node: &mut Node) {
+    let agent = dns(node);
+    ip(&["link", "add", "there", "type", "veth", "peer", "name", "else"]);
+    ip(&["addr", "add", "192.0.2.1/24", "dev", "there"]);
+    ip(&["link", "set", "there", "up"]);
+    let client = Client::udp(at(VIP));
+    bind_to_device(&client, c"there");
+    client.connect(at(VIP)).expect("connected");
+    assert_eq!(ended(node, &dead(&agent, at(VIP), Proto::Udp)), 1);
+    has_ended(&client);
+}
+
+fn bind_to_device(client: &Client, name: &CStr) {
+    let length = libc::socklen_t::try_from(name.count_bytes()).expect("a short name");
+    let fd = client.fd().as_fd().as_raw_fd();
+    #[expect(unsafe_code, reason = "a socket option that nobody wraps")]
+    // SAFETY: the kernel reads so many octets of the name.
+    let result = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, name.as_ptr().cast(), length) };
+    assert_eq!(result, 0, "SO_BINDTODEVICE");
 }
 
 /// Does something in a network namespace that has the node's backends on `lo`.

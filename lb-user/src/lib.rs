@@ -20,6 +20,7 @@ pub mod plan;
 pub mod reaper;
 pub mod reconcile;
 pub mod shadow;
+pub mod sockets;
 pub mod sources;
 pub mod spec;
 pub mod store;

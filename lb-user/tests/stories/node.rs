@@ -97,7 +97,8 @@ impl Node {
     }
 }
 
-fn ip(arguments: &[&str]) {
+/// Runs the command `ip`, in the namespace of this thread.
+pub fn ip(arguments: &[&str]) {
     let output = Command::new("ip").args(arguments).output().expect("the command ip");
     assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

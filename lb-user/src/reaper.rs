@@ -105,10 +105,12 @@ impl Reaper {
             return Ok(());
         }
         let store = BpfStore::open(&self.directory)?;
-        let state = |id| store.service(id).map_or(Servers::Gone, |service| match service.cluster_len + service.local_len {
-            0 => Servers::None,
-            _ => Servers::Some,
-        });
+        let state = |id| {
+            store.service(id).map_or(Servers::Gone, |service| match service.cluster_len + service.local_len {
+                0 => Servers::None,
+                _ => Servers::Some,
+            })
+        };
         let due = self.waiting.take_due(now, state);
         if due.is_empty() {
             return Ok(());
@@ -221,7 +223,8 @@ impl Waiting {
 
     /// Takes what is due.
     fn take_due(&mut self, now: Instant, servers: impl Fn(u32) -> Servers) -> Vec<Departed> {
-        let mut due: Vec<Departed> = self.timed.extract_if(.., |(at, _)| *at <= now).map(|(_, departed)| departed).collect();
+        let mut due: Vec<Departed> =
+            self.timed.extract_if(.., |(at, _)| *at <= now).map(|(_, departed)| departed).collect();
         let ready: Vec<_> = self.udp.extract_if(.., |departed| servers(departed.service) != Servers::None).collect();
         self.timed.extend(ready.iter().map(|departed| (now + AGAIN, *departed)));
         due.extend(ready);

@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn a_free_place_is_no_translation() {
         let mut list = list(&[(1, 1, 1)]);
-        list.forget(1, &server(1).addr, 53);
+        list.forget(1, &server(1).addr, 53, |_| {});
         assert_eq!(lost(&list, &server(1), &|_| true), None);
     }
 

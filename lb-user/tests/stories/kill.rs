@@ -67,7 +67,7 @@ fn dead(agent: &Agent, vip: SocketAddr, proto: Proto) -> Vec<Dead> {
 
 /// Ends sockets; how many.
 fn ended(node: &Node, dead: &[Dead]) -> u64 {
-    count(&end(&node.pins.join("v1"), dead).expect("the maps and /proc"))
+    count(&end(&node.maps(), dead).expect("the maps and /proc"))
 }
 
 fn count(report: &Report) -> u64 {
@@ -198,7 +198,7 @@ fn all_but_those_that_live(node: &mut Node) {
     let unconnected = Client::udp(at(VIP));
     unconnected.ask(at(VIP));
     let alive: Vec<_> = dead(&agent, at("10.96.0.2:53"), Proto::Udp).iter().map(|dead| dead.backend).collect();
-    let report = end_all(&node.pins.join("v1"), Proto::Udp, &|backend| alive.contains(&backend));
+    let report = end_all(&node.maps(), Proto::Udp, &|backend| alive.contains(&backend));
     assert_eq!(count(&report.expect("the maps and /proc")), 3);
     dying.iter().for_each(has_ended);
     still_talks(&living);
@@ -315,7 +315,7 @@ fn tcp_sockets_end(node: &mut Node) {
     }
     // By cookie they are told apart as well when all sockets are looked at.
     let left = alive.len() as u64;
-    let report = end_all(&node.pins.join("v1"), Proto::Tcp, &|_| false).expect("the maps and /proc");
+    let report = end_all(&node.maps(), Proto::Tcp, &|_| false).expect("the maps and /proc");
     assert_eq!(count(&report), left);
     direct.iter().for_each(still_talks);
 }

@@ -20,7 +20,7 @@ use crate::{
     op::Table,
     reaper,
     reconcile::{self, Departed, Maps, Reconciler, Status},
-    sources::{directory, kubernetes},
+    sources::{addresses::Addresses, directory, kubernetes},
     store::BpfStore,
 };
 
@@ -65,6 +65,8 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     };
     let (events, inbox) = mpsc::channel(EVENTS);
     let mut tasks = JoinSet::new();
+    // Before any object, so that the first pass knows where NodePorts answer.
+    tasks.spawn(Addresses::tell(events.clone()).await.follow());
     // The source lists while the programs are being verified.
     tasks.spawn(async move {
         match config.source {

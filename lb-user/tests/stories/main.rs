@@ -3,6 +3,7 @@
 //!
 //! `stories [FILTER]` runs them; `stories --story NAME` is one of them, as the runner starts it.
 
+mod addresses;
 mod agent;
 mod kill;
 mod life;
@@ -20,7 +21,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Story = (&'static str, fn(&mut node::Node));
 
 fn stories() -> Vec<Story> {
-    [tcp::STORIES, udp::STORIES, life::STORIES, kill::STORIES].concat()
+    [tcp::STORIES, udp::STORIES, life::STORIES, kill::STORIES, addresses::STORIES].concat()
 }
 
 fn main() -> ExitCode {

@@ -41,7 +41,7 @@ pub struct Node {
 }
 
 /// Addresses on `lo`: backends by number, the address of a client, and the example from the Kubernetes documentation.
-const ADDRESSES: [&str; 12] = [
+pub const ADDRESSES: [&str; 12] = [
     "10.0.0.1/32",
     "10.0.0.2/32",
     "10.0.0.3/32",

@@ -19,7 +19,7 @@ use crate::{
     model::Settings,
     op::Table,
     reaper,
-    reconcile::{self, Departed, Maps, Reconciler, Status},
+    reconcile::{self, Aftermath, Maps, Reconciler, Status},
     sources::{addresses::Addresses, directory, kubernetes},
     store::BpfStore,
 };
@@ -118,7 +118,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
 struct Service {
     datapath: Datapath,
     cgroup: PathBuf,
-    reaper: Sender<Vec<Departed>>,
+    reaper: Sender<Aftermath>,
 }
 
 impl Maps for Service {
@@ -135,8 +135,8 @@ impl Maps for Service {
         Ok(())
     }
 
-    fn departed(&mut self, departed: Vec<Departed>) {
+    fn passed(&mut self, aftermath: Aftermath) {
         // It ends with the agent only.
-        let _ended = self.reaper.send(departed);
+        let _ended = self.reaper.send(aftermath);
     }
 }

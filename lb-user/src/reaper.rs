@@ -2,7 +2,7 @@
 //! and counts that outlive what they count are removed. A thread of its own, so that no pass waits for it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::{Counter, NEVER, Proto};
+use lb_common::{Counter, FrontendKey, NEVER, Proto};
 use tracing::{info, warn};
 
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
         self,
         stats::{Living, StatMaps, Stats},
     },
-    reconcile::Departed,
+    reconcile::{Aftermath, Departed},
     sockets::{self, Dead},
     spec::Drain,
     store::BpfStore,
@@ -34,7 +34,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// When there can be no more threads.
-pub fn start(directory: PathBuf) -> Result<Sender<Vec<Departed>>> {
+pub fn start(directory: PathBuf) -> Result<Sender<Aftermath>> {
     let (sender, receiver) = channel();
     let run = move || Reaper { directory, waiting: Waiting::default() }.run(&receiver);
     thread::Builder::new().name("reaper".to_owned()).spawn(run).context("starting a thread")?;
@@ -47,21 +47,21 @@ struct Reaper {
 }
 
 impl Reaper {
-    fn run(mut self, departures: &Receiver<Vec<Departed>>) {
+    fn run(mut self, passes: &Receiver<Aftermath>) {
         let mut sweep = Instant::now() + SWEEP;
         let mut first = true;
         loop {
             let wake = self.waiting.next().map_or(sweep, |next| next.min(sweep));
-            match departures.recv_timeout(wake.saturating_duration_since(Instant::now())) {
-                Ok(departed) => {
-                    let more = std::iter::from_fn(|| departures.try_recv().ok());
-                    let departed: Vec<_> = std::iter::once(departed).chain(more).flatten().collect();
-                    self.attempt("looking for sockets to end", |reaper| reaper.arrived(&departed));
+            match passes.recv_timeout(wake.saturating_duration_since(Instant::now())) {
+                Ok(mut aftermath) => {
+                    passes.try_iter().for_each(|later| aftermath.append(later));
+                    self.attempt("looking for sockets to end", |reaper| reaper.arrived(&aftermath.departed));
                     if first {
                         // What went while no agent ran; the maps are right now.
                         self.attempt("looking for sockets to end", Self::scan);
                         first = false;
                     }
+                    self.attempt("looking for listeners on NodePorts", |reaper| reaper.bound(&aftermath.node_ports));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -122,6 +122,32 @@ impl Reaper {
         let report = sockets::end(&self.directory, &dead)?;
         let service: BTreeMap<u32, u32> = due.iter().map(|departed| (departed.backend, departed.service)).collect();
         tell(&self.directory, report, |backend| service.get(&backend).copied())
+    }
+
+    /// Who listened on a NodePort before it was one keeps its socket, but nobody on the node reaches it there.
+    fn bound(&self, node_ports: &[FrontendKey]) -> Result<()> {
+        if node_ports.is_empty() {
+            return Ok(());
+        }
+        let ports: BTreeSet<(u8, u16)> = node_ports.iter().map(|key| (key.proto, key.port)).collect();
+        let store = BpfStore::open(&self.directory)?;
+        for socket in sockets::bound(&|proto, port| ports.contains(&(proto as u8, port)))? {
+            let of = |key: &&FrontendKey| (key.proto, key.port) == (socket.proto as u8, socket.address.port());
+            let service = node_ports.iter().find(of).and_then(|key| store.name(store.frontend(key)?.service));
+            let service = service.map_or_else(|| "a Service".to_owned(), |name| name.to_string());
+            let owner = socket.owner.as_ref().map_or_else(
+                || "a process that is not in sight".to_owned(),
+                |owner| format!("{} (pid {})", owner.comm, owner.pid),
+            );
+            warn!(
+                "port {}/{} is a NodePort of {service}, and {owner} is bound to {} there: callers on this node reach the \
+                 Service; give one of the two another port",
+                socket.address.port(),
+                socket.proto.name(),
+                socket.address,
+            );
+        }
+        Ok(())
     }
 
     /// Everything that has a backend which is not there.

@@ -64,12 +64,29 @@ pub struct PassReport {
     pub writes: usize,
     /// Services that do not fit.
     pub refused: Vec<Refused>,
-    /// Backends that are gone from the maps.
-    pub departed: Vec<Departed>,
+    /// What it means for sockets.
+    pub aftermath: Aftermath,
     /// Why the pass ended early. What it had to do is kept.
     pub failure: Option<anyhow::Error>,
     /// Where the time went.
     pub took: Took,
+}
+
+/// What passes mean for the sockets of the node.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Aftermath {
+    /// Backends that are gone from the maps.
+    pub departed: Vec<Departed>,
+    /// NodePorts that are new in the maps.
+    pub node_ports: Vec<FrontendKey>,
+}
+
+impl Aftermath {
+    /// Adds another one, which came later.
+    pub fn append(&mut self, mut other: Self) {
+        self.departed.append(&mut other.departed);
+        self.node_ports.append(&mut other.node_ports);
+    }
 }
 
 /// A backend that is gone from the maps: the sockets that have it lead nowhere.
@@ -300,7 +317,7 @@ impl<S: Store> Reconciler<S> {
             let written = Instant::now();
             let done = result.as_ref().map_or_else(|partial| partial.done, |()| ops.len());
             let performed = ops.get(..done).unwrap_or(&ops);
-            report.departed.extend(departed(shadow, performed));
+            report.aftermath.append(aftermath(shadow, performed));
             shadow.apply_all(performed);
             report.took.plan += (planned - start) + written.elapsed();
             report.took.write += written - planned;
@@ -362,6 +379,16 @@ impl<S: Store> Reconciler<S> {
         }
         self.refused = refused.to_vec();
     }
+}
+
+/// What `ops` mean for sockets; `shadow` is what the maps held before.
+fn aftermath(shadow: &Shadow, ops: &[Op]) -> Aftermath {
+    let node_port = |op: &Op| match op {
+        Op::PutFrontend(key, frontend) if frontend.kind == lb_common::Kind::NodePort as u8 => Some(*key),
+        _ => None,
+    };
+    let new = |key: &FrontendKey| shadow.frontend(key).is_none();
+    Aftermath { departed: departed(shadow, ops), node_ports: ops.iter().filter_map(node_port).filter(new).collect() }
 }
 
 /// The backends that `ops` delete. One without a service port's name was left by a crash, and its sockets are found by the

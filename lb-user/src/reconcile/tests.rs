@@ -40,7 +40,7 @@ impl Maps for Unlimited {
         Ok(())
     }
 
-    fn departed(&mut self, _: Vec<Departed>) {}
+    fn passed(&mut self, _: Aftermath) {}
 }
 
 /// Maps that double their slots, and remember what went into service.
@@ -64,7 +64,7 @@ impl Maps for Doubling {
         Ok(())
     }
 
-    fn departed(&mut self, _: Vec<Departed>) {}
+    fn passed(&mut self, _: Aftermath) {}
 }
 
 #[tokio::test(start_paused = true)]

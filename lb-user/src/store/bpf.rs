@@ -66,6 +66,12 @@ impl BpfStore {
         sys::lookup(self.services.map.fd().as_fd(), &id).ok().flatten()
     }
 
+    /// An entry of `FRONTENDS`.
+    #[must_use]
+    pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        sys::lookup(self.frontends.map.fd().as_fd(), key).ok().flatten()
+    }
+
     /// Writes the first ops that are of one kind; how many were done, and what ended them early.
     fn apply_run(&self, ops: &[Op]) -> (usize, Option<StoreError>) {
         macro_rules! run {

@@ -183,9 +183,12 @@ fn backend(id: u32) -> SocketAddr {
 /// The writes for a Service with one backend.
 fn ops(id: u32) -> Vec<Op> {
     let (frontend, target) = (vip(id), backend(id));
-    let slot = Slot { addr: target.ip().into(), port: target.port(), _pad: 0, backend: id };
+    let slot = Slot { addr: target.ip().into(), port: target.port(), weight: 1, backend: id };
     vec![
-        Op::PutBackend(id, Backend { addr: slot.addr, port: slot.port, _pad: 0, service: id }),
+        Op::PutBackend(
+            id,
+            Backend { addr: slot.addr, port: slot.port, flags: lb_common::BackendFlags::CLUSTER, service: id },
+        ),
         Op::PutSlot(SlotKey::new(id, List::Cluster, 0), slot),
         Op::PutService(id, Service { cluster_len: 1, ..Service::default() }),
         Op::PutFrontend(

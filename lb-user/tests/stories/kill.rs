@@ -250,7 +250,7 @@ fn bind_to_device(client: &Client, name: &CStr) {
 }
 
 /// Does something in a network namespace that has the node's backends on `lo`.
-fn in_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub fn in_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             #[expect(unsafe_code, reason = "unshare can take the file descriptors from under other threads")]

@@ -5,6 +5,7 @@
 
 mod addresses;
 mod agent;
+mod choice;
 mod kill;
 mod life;
 mod node;
@@ -21,7 +22,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Story = (&'static str, fn(&mut node::Node));
 
 fn stories() -> Vec<Story> {
-    [tcp::STORIES, udp::STORIES, life::STORIES, kill::STORIES, addresses::STORIES].concat()
+    [tcp::STORIES, udp::STORIES, life::STORIES, kill::STORIES, choice::STORIES, addresses::STORIES].concat()
 }
 
 fn main() -> ExitCode {

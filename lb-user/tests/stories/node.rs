@@ -122,3 +122,13 @@ pub fn service(name: &str, vips: &[&str], protocol: &str, port: u16, backends: &
          ports: [{{port: {port}, protocol: {protocol}}}]\n---\napiVersion: v1\nkind: Endpoints\nmetadata: {{name: {name}}}\n{subsets}---\n"
     )
 }
+
+/// The Service of `yaml` with these annotations, as in `a: b, c: d`.
+pub fn annotated(yaml: &str, annotations: &str) -> String {
+    yaml.replacen("}\nspec:\n", &format!(", annotations: {{{annotations}}}}}\nspec:\n"), 1)
+}
+
+/// The Service of `yaml` with one more line in its spec.
+pub fn with_spec(yaml: &str, line: &str) -> String {
+    yaml.replacen("spec:\n", &format!("spec:\n  {line}\n"), 1)
+}

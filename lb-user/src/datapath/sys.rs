@@ -14,6 +14,7 @@ use std::{
 
 use aya::Pod;
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_prog_type};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: attr is a whole bpf_attr, and each caller keeps what it points to alive over the call.
@@ -237,9 +238,14 @@ pub fn load_classifier(name: &CStr, instructions: &[bpf_insn]) -> io::Result<Own
     for (to, from) in load.prog_name.iter_mut().zip(name.to_bytes()) {
         *to = *from as std::ffi::c_char;
     }
-    let fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)?;
+    let mut fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr);
+    if fd.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EPERM)) {
+        // Before 5.11 programs count as locked memory.
+        setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None })?;
+        fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr);
+    }
     // SAFETY: a descriptor that the kernel has just opened for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd?) })
 }
 
 /// Runs such a program once on a packet, which it may change, as if that came in by an interface of this thread's network

@@ -60,7 +60,7 @@ impl Query<'_> {
     }
 }
 
-/// The name of one socket: family, addresses, interface and cookie. As long as it has no other peer, and no longer.
+/// The name of one socket: family, addresses, interface and cookie. It is its name for as long as it keeps its peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Name {
     family: u8,

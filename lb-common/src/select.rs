@@ -119,10 +119,19 @@ pub const fn list_for(kind: u8, service: &Service) -> List {
 /// has any.
 #[inline(always)]
 pub fn select(tables: &(impl Tables + State), caller: &impl Caller, dest: &FrontendKey, avoid: u32) -> Verdict {
-    let mut outcome = attempt(tables, caller, dest, avoid);
-    // A refusal is looked at twice as well: the frontend may just have moved to another service port.
+    let mut outcome = attempt(tables, caller, dest, |service, list, choice| {
+        schedule(tables, caller, dest, service, list, avoid, choice)
+    });
+    // A refusal is looked at twice as well: the frontend may just have moved to another service port. This is rare, and
+    // any backend is right then.
     if !matches!(outcome.step, Step::NotService | Step::Chosen) {
-        outcome = attempt(tables, caller, dest, avoid);
+        outcome = attempt(tables, caller, dest, |service, list, choice| {
+            let index = scale(caller.random(), service.len(list));
+            match tables.slot(&SlotKey::new(choice.service, list, index)) {
+                Some(slot) => chosen(Step::Chosen, &slot, choice),
+                None => fallback(tables, list, choice),
+            }
+        });
     }
     match outcome.step {
         Step::NotService => Verdict::NotService,
@@ -180,7 +189,12 @@ struct Outcome {
 }
 
 #[inline(always)]
-fn attempt(tables: &(impl Tables + State), caller: &impl Caller, dest: &FrontendKey, avoid: u32) -> Outcome {
+fn attempt(
+    tables: &impl Tables,
+    caller: &impl Caller,
+    dest: &FrontendKey,
+    pick: impl FnOnce(&Service, List, Choice) -> Outcome,
+) -> Outcome {
     let mut choice = Choice { service: 0, backend: 0, addr: Addr { octets: [0; 16] }, port: 0 };
     let Some(frontend) = frontend_at(tables, caller, dest) else {
         return Outcome { step: Step::NotService, choice };
@@ -190,13 +204,26 @@ fn attempt(tables: &(impl Tables + State), caller: &impl Caller, dest: &Frontend
         return Outcome { step: Step::Again, choice };
     };
     let list = list_for(frontend.kind, &service);
-    let len = service.len(list);
-    if len == 0 {
+    if service.len(list) == 0 {
         let step = if service.cluster_len == 0 { Step::NoEndpoints } else { Step::NoLocalEndpoints };
         return Outcome { step, choice };
     }
+    pick(&service, list, choice)
+}
+
+/// Chooses from a list that has an entry: the backend to which the client sticks, or one as the scheduler says.
+#[inline(always)]
+fn schedule(
+    tables: &(impl Tables + State),
+    caller: &impl Caller,
+    dest: &FrontendKey,
+    service: &Service,
+    list: List,
+    avoid: u32,
+    choice: Choice,
+) -> Outcome {
     if service.affinity_seconds == 0 {
-        return pick(tables, caller, dest, &service, list, avoid, choice);
+        return pick(tables, caller, dest, service, list, avoid, choice);
     }
     let key = AffinityKey { netns: caller.netns(), service: choice.service, _pad: 0 };
     let now = caller.now();
@@ -208,17 +235,17 @@ fn attempt(tables: &(impl Tables + State), caller: &impl Caller, dest: &Frontend
         && backend.flags & BackendFlags::of(list) != 0
     {
         tables.stick(&key, kept.backend, now);
-        choice = Choice { backend: kept.backend, addr: backend.addr, port: backend.port, ..choice };
+        let choice = Choice { backend: kept.backend, addr: backend.addr, port: backend.port, ..choice };
         return Outcome { step: Step::Chosen, choice };
     }
-    let outcome = pick(tables, caller, dest, &service, list, avoid, choice);
+    let outcome = pick(tables, caller, dest, service, list, avoid, choice);
     if outcome.step == Step::Chosen {
         tables.stick(&key, outcome.choice.backend, now);
     }
     outcome
 }
 
-/// Chooses from a list that has an entry, as the scheduler says. Never walks it.
+/// Chooses as the scheduler says. Never walks the list.
 #[inline(always)]
 fn pick(
     tables: &(impl Tables + State),
@@ -227,7 +254,7 @@ fn pick(
     service: &Service,
     list: List,
     avoid: u32,
-    mut choice: Choice,
+    choice: Choice,
 ) -> Outcome {
     let (len, stride, scheduler) = (service.len(list), service.stride(list), service.scheduler);
     let index = if scheduler == Scheduler::Rr as u32 || scheduler == Scheduler::Wrr as u32 {
@@ -244,33 +271,37 @@ fn pick(
         scale(caller.random(), len)
     };
     let at = |index| tables.slot(&SlotKey::new(choice.service, list, index));
-    let (step, slot) = match at(index) {
-        None => (Step::Again, at(0)),
-        Some(slot) if len == 1 => (Step::Chosen, Some(slot)),
-        Some(slot) if counts_open(scheduler) => {
-            let other = at(after(index, 1 + scale(caller.random(), len - 1), len));
-            let slot = match other {
-                Some(other)
-                    if slot.backend == avoid
-                        || (other.backend != avoid && better(tables, scheduler, &other, &slot)) =>
-                {
-                    other
-                }
-                _ => slot,
-            };
-            (Step::Chosen, Some(slot))
-        }
-        Some(slot) if avoid != 0 && slot.backend == avoid => {
-            // As far away as a turn goes, since the slots of one backend mostly lie together.
-            let other = at(after(index, stride, len));
-            (Step::Chosen, Some(other.unwrap_or(slot)))
-        }
-        Some(slot) => (Step::Chosen, Some(slot)),
+    let Some(mut slot) = at(index) else {
+        return fallback(tables, list, choice);
     };
-    if let Some(slot) = slot {
-        choice = Choice { backend: slot.backend, addr: slot.addr, port: slot.port, ..choice };
+    let counts = counts_open(scheduler);
+    if len > 1 && (counts || (avoid != 0 && slot.backend == avoid)) {
+        // As far away as a turn goes, since the slots of one backend mostly lie together.
+        let by = if counts { 1 + scale(caller.random(), len - 1) } else { stride };
+        if let Some(other) = at(after(index, by, len))
+            && (slot.backend == avoid || (other.backend != avoid && better(tables, scheduler, &other, &slot)))
+        {
+            slot = other;
+        }
     }
-    Outcome { step, choice }
+    chosen(Step::Chosen, &slot, choice)
+}
+
+/// What stands in slot 0, if anything does, where something has just gone.
+#[inline(always)]
+fn fallback(tables: &impl Tables, list: List, choice: Choice) -> Outcome {
+    match tables.slot(&SlotKey::new(choice.service, list, 0)) {
+        Some(slot) => chosen(Step::Again, &slot, choice),
+        None => Outcome { step: Step::Again, choice },
+    }
+}
+
+#[inline(always)]
+const fn chosen(step: Step, slot: &Slot, choice: Choice) -> Outcome {
+    Outcome {
+        step,
+        choice: Choice { backend: slot.backend, addr: slot.addr, port: slot.port, service: choice.service },
+    }
 }
 
 const SECOND: u64 = 1_000_000_000;

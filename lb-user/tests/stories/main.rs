@@ -10,6 +10,7 @@ mod kill;
 mod life;
 mod node;
 mod place;
+mod rot;
 mod sockets;
 mod tcp;
 mod udp;
@@ -22,7 +23,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Story = (&'static str, fn(&mut node::Node));
 
 fn stories() -> Vec<Story> {
-    [tcp::STORIES, udp::STORIES, life::STORIES, kill::STORIES, choice::STORIES, addresses::STORIES].concat()
+    [tcp::STORIES, udp::STORIES, life::STORIES, kill::STORIES, choice::STORIES, rot::STORIES, addresses::STORIES]
+        .concat()
 }
 
 fn main() -> ExitCode {

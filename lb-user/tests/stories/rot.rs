@@ -1,0 +1,250 @@
+//! Sockets that outlive their backend: three kinds of UDP clients, and TCP clients by their Service's drain.
+
+use std::{
+    io::Write as _,
+    net::{TcpListener, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use lb_user::datapath::stats::StatMaps;
+use rustix::io::Errno;
+
+use crate::{
+    Story,
+    agent::until,
+    node::{Node, annotated, service},
+    sockets::{Client, at, udp_server},
+};
+
+pub const STORIES: &[Story] = &[
+    ("rule_8_a_dns_proxy_loses_no_query_for_long", dns_proxy),
+    ("rule_8_a_statsd_client_moves_by_itself", statsd_client),
+    ("rule_8_a_bound_server_is_never_touched", bound_server),
+    ("rule_8_udp_is_left_alone_while_its_endpoint_still_serves", draining_endpoint),
+    ("rule_8_udp_is_left_alone_while_there_is_no_endpoint_at_all", no_endpoint_at_all),
+    ("rule_8_udp_that_lost_its_backend_while_no_agent_ran_ends_at_the_start", while_no_agent_ran),
+    ("tcp_drains_as_its_service_says", tcp_drains),
+];
+
+const VIP: &str = "10.96.0.53:53";
+const BOTH: [&str; 2] = ["10.0.0.1:5353", "10.0.0.2:5353"];
+
+fn dns(backends: &[&str]) -> String {
+    service("dns", &["10.96.0.53"], "UDP", 53, backends)
+}
+
+fn killed(node: &Node) -> u64 {
+    let stats = StatMaps::open(&node.maps()).and_then(|maps| maps.read()).expect("the pinned maps");
+    stats.killed.values().sum()
+}
+
+/// A long-lived connected socket and which backend it has.
+fn connected() -> (Client, String) {
+    let client = Client::udp(at(VIP));
+    client.connect(at(VIP)).expect("connected");
+    client.send().expect("sent");
+    let (server, _) = client.receive();
+    (client, server)
+}
+
+fn other(server: &str) -> &'static str {
+    BOTH.into_iter().find(|backend| *backend != server).expect("there are two")
+}
+
+/// Whether the socket has been ended: the next call says so, once.
+fn has_ended(client: &Client) -> bool {
+    matches!(client.send(), Err(Errno::CONNABORTED | Errno::DESTADDRREQ | Errno::NOTCONN))
+}
+
+fn dns_proxy(node: &mut Node) {
+    BOTH.into_iter().for_each(udp_server);
+    node.write("dns.yaml", &dns(&BOTH));
+    let agent = node.agent(&[]);
+    let (mut client, server) = connected();
+    let before = agent.dump().backends.len();
+    node.write("dns.yaml", &dns(&[other(&server)]));
+    // As a proxy does it: a query every millisecond; an error makes it open a new socket.
+    let (mut gone, mut answered_elsewhere) = (None, None);
+    until("an answer from the other backend", || {
+        if gone.is_none() && agent.dump().backends.len() < before {
+            gone = Some(Instant::now());
+        }
+        if client.send().is_err() {
+            (client, _) = connected();
+            answered_elsewhere = Some(Instant::now());
+        } else {
+            let _answer = client.receive();
+        }
+        answered_elsewhere.is_some()
+    });
+    let (gone, found) = (gone.expect("it was seen to go"), answered_elsewhere.expect("it was seen"));
+    let lost = found.saturating_duration_since(gone);
+    println!("from the backend's going to an answer from the other one: {lost:?}");
+    let limit = if std::env::var_os("BEELINE_SLOW").is_some() { 5_000 } else { 100 };
+    assert!(lost < Duration::from_millis(limit), "{lost:?}");
+    until("it is counted", || killed(node) == 1);
+    agent.wait_for_log("ended sockets whose backend has gone");
+}
+
+fn statsd_client(node: &mut Node) {
+    BOTH.into_iter().for_each(udp_server);
+    node.write("dns.yaml", &dns(&BOTH));
+    let agent = node.agent(&[]);
+    let client = Client::udp(at(VIP));
+    let (server, _) = client.ask(at(VIP));
+    assert!((0..10).all(|_| client.ask(at(VIP)).0 == server));
+    node.write("dns.yaml", &dns(&[other(&server)]));
+    agent.wait_for("one backend", |dump| dump.backends.len() == 1);
+    for _ in 0..10 {
+        assert_eq!(client.ask(at(VIP)), (other(&server).to_owned(), Some(at(VIP))));
+    }
+    let stats = StatMaps::open(&node.maps()).and_then(|maps| maps.read()).expect("the pinned maps");
+    assert_eq!(stats.ports.values().map(|stats| stats.moved).sum::<u64>(), 1);
+    assert_eq!(killed(node), 0);
+}
+
+fn bound_server(node: &mut Node) {
+    BOTH.into_iter().for_each(udp_server);
+    node.write("dns.yaml", &dns(&BOTH));
+    let agent = node.agent(&[]);
+    // A server on this node that also asks the Service, from the socket on which it listens.
+    let server = UdpSocket::bind("10.0.0.4:99").expect("a free port");
+    server.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
+    let ask = || {
+        server.send_to(b"hello", at(VIP)).expect("sent");
+        let mut buffer = [0; 64];
+        let (len, from) = server.recv_from(&mut buffer).expect("an answer");
+        assert_eq!(from, at(VIP));
+        String::from_utf8_lossy(buffer.get(..len).unwrap_or_default()).into_owned()
+    };
+    let first = ask();
+    let (plain, _) = {
+        // One that dialled the backend's own address.
+        let client = Client::udp(at(&first));
+        client.connect(at(&first)).expect("connected");
+        (client, ())
+    };
+    node.write("dns.yaml", &dns(&[other(&first)]));
+    agent.wait_for("one backend", |dump| dump.backends.len() == 1);
+    std::thread::sleep(Duration::from_millis(1500));
+    let client = Client::udp(at("10.0.0.4:99"));
+    client.send_to(at("10.0.0.4:99")).expect("sent");
+    let (_, from) = server.recv_from(&mut [0; 64]).expect("its clients still reach it");
+    assert_eq!(from.ip(), at("10.0.0.4:99").ip());
+    assert_eq!(ask(), other(&first));
+    plain.send().expect("it is not ours");
+    assert_eq!(plain.receive().0, first);
+    assert_eq!(killed(node), 0);
+}
+
+/// A Service whose endpoints have these conditions.
+fn sliced(endpoints: &[(&str, &str)]) -> String {
+    let endpoints: String = endpoints
+        .iter()
+        .map(|(address, conditions)| format!("- {{addresses: [{address}], conditions: {{{conditions}}}}}\n"))
+        .collect();
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: dns}}\nspec:\n  clusterIP: 10.96.0.53\n  selector: {{app: dns}}\n  \
+         ports: [{{port: 53, protocol: UDP}}]\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: dns-1, labels: {{kubernetes.io/service-name: dns}}}}\naddressType: IPv4\n\
+         ports: [{{name: '', port: 5353, protocol: UDP}}]\nendpoints:\n{endpoints}"
+    )
+}
+
+fn draining_endpoint(node: &mut Node) {
+    BOTH.into_iter().for_each(udp_server);
+    let ready = "ready: true";
+    node.write("dns.yaml", &sliced(&[("10.0.0.1", ready), ("10.0.0.2", ready)]));
+    let agent = node.agent(&[]);
+    let (client, server) = connected();
+    let with = |conditions| {
+        let of = |address: &str| if server.starts_with(address) { conditions } else { ready };
+        sliced(&[("10.0.0.1", of("10.0.0.1:")), ("10.0.0.2", of("10.0.0.2:"))])
+    };
+    node.write("dns.yaml", &with("ready: false, serving: true, terminating: true"));
+    agent.wait_for("one in the list", |dump| dump.services.values().all(|service| service.cluster_len == 1));
+    for _ in 0..100 {
+        client.send().expect("its backend still serves");
+        assert_eq!(client.receive().0, server);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(connected().1, other(&server), "new sockets go elsewhere");
+    node.write("dns.yaml", &with("ready: false, serving: false, terminating: true"));
+    until("it serves no more", || has_ended(&client));
+    assert_eq!(killed(node), 1);
+}
+
+fn no_endpoint_at_all(node: &mut Node) {
+    BOTH.into_iter().for_each(udp_server);
+    node.write("dns.yaml", &dns(&BOTH[..1]));
+    let agent = node.agent(&[]);
+    let (client, server) = connected();
+    node.write("dns.yaml", &dns(&[]));
+    agent.wait_for("no backend", |dump| dump.backends.is_empty());
+    std::thread::sleep(Duration::from_millis(300));
+    client.send().expect("there is nowhere else to go");
+    assert_eq!(client.receive().0, server);
+    node.write("dns.yaml", &dns(&BOTH[1..]));
+    until("another one is there", || has_ended(&client));
+}
+
+fn while_no_agent_ran(node: &mut Node) {
+    BOTH.into_iter().for_each(udp_server);
+    node.write("dns.yaml", &dns(&BOTH));
+    let mut agent = node.agent(&[]);
+    let (client, server) = connected();
+    agent.kill();
+    node.write("dns.yaml", &dns(&[other(&server)]));
+    let _again = node.agent(&[]);
+    until("it ends", || has_ended(&client));
+    assert_eq!(killed(node), 1);
+}
+
+/// A TCP server that tells its name and keeps each connection open.
+fn holding_server(address: &str) {
+    let listener = TcpListener::bind(address).expect("a free port");
+    let name = address.to_owned();
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            let _gone = stream.write_all(name.as_bytes());
+            open.push(stream);
+        }
+    });
+}
+
+fn tcp_drains(node: &mut Node) {
+    const WEB: &str = "10.96.0.1:80";
+    for (drain, ends_after) in [("none", None), ("on-removal", Some(0)), ("after 2s", Some(2))] {
+        let backends = ["10.0.0.1:8080", "10.0.0.2:8080"];
+        if drain == "none" {
+            backends.into_iter().for_each(holding_server);
+        }
+        let web = |backends: &[&str]| {
+            let yaml = service("web", &["10.96.0.1"], "TCP", 80, backends);
+            annotated(&yaml, &format!("beeline.io/tcp-drain: {drain}"))
+        };
+        node.write("web.yaml", &web(&backends));
+        let agent = node.agent(&[]);
+        agent.wait_for("two backends", |dump| dump.backends.len() == 2);
+        let client = Client::tcp(at(WEB));
+        client.connect(at(WEB)).expect("a connection");
+        let (answer, _) = client.receive();
+        let rest: Vec<_> = backends.into_iter().filter(|backend| *backend != answer).collect();
+        let start = Instant::now();
+        node.write("web.yaml", &web(&rest));
+        agent.wait_for("one backend", |dump| dump.backends.len() == 1);
+        match ends_after {
+            None => {
+                std::thread::sleep(Duration::from_millis(1500));
+                client.send().expect("it stays");
+            }
+            Some(seconds) => {
+                until("it ends", || client.send().is_err());
+                let took = start.elapsed();
+                println!("{drain}: ended after {took:?}");
+                assert!(took >= Duration::from_secs(seconds), "{took:?}");
+            }
+        }
+    }
+}

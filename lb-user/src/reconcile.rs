@@ -18,13 +18,15 @@ use crate::{
     model::{
         Here, Settings,
         claims::{Claims, Consequences},
-        compile, frontends,
+        compile,
+        explain::{Explanation, explain},
+        frontends::{self, unspecified},
     },
     objects::Key,
     op::Op,
     plan::{Change, Heirless, Plan, Refused, Scope, plan},
     shadow::Shadow,
-    spec::{Drain, ServiceSpec, Target},
+    spec::{Drain, Family, ServiceSpec, Target},
     store::{Partial, Store, StoreError},
     world::World,
 };
@@ -49,6 +51,8 @@ pub struct Reconciler<S> {
     pending: BTreeSet<Key>,
     warnings: BTreeMap<Key, Vec<String>>,
     refused: Vec<Refused>,
+    /// The node's addresses at which NodePorts answer, as of the last pass.
+    node_ports: BTreeSet<Addr>,
 }
 
 /// What a pass did.
@@ -130,6 +134,7 @@ impl<S: Store> Reconciler<S> {
             pending: BTreeSet::new(),
             warnings: BTreeMap::new(),
             refused: Vec::new(),
+            node_ports: BTreeSet::new(),
         }
     }
 
@@ -192,8 +197,17 @@ impl<S: Store> Reconciler<S> {
     /// What the maps shall say about a Service, as things stand.
     #[must_use]
     pub fn spec(&self, key: &Key) -> ServiceSpec {
-        let here = Here { node: self.world.node_name(), zone: self.world.zone() };
-        compile(key, self.world.view(key).as_ref(), here, &self.settings, &self.claims)
+        compile(key, self.world.view(key).as_ref(), self.here(), &self.settings, &self.claims)
+    }
+
+    /// Why the maps shall say so; none when there is no such Service.
+    #[must_use]
+    pub fn explain(&self, key: &Key) -> Option<Explanation> {
+        Some(explain(&self.world.view(key)?, self.here(), &self.settings, &self.claims))
+    }
+
+    fn here(&self) -> Here<'_> {
+        Here { node: self.world.node_name(), zone: self.world.zone(), node_ports: &self.node_ports }
     }
 
     /// The objects.
@@ -249,6 +263,7 @@ impl<S: Store> Reconciler<S> {
         }
         let mut keys = self.world.take_dirty();
         keys.extend(std::mem::take(&mut self.pending));
+        keys.extend(self.move_node_ports());
         if self.scope == Scope::World {
             // Of those that are there each once; sorting them is dear.
             keys.retain(|key| self.world.view(key).is_none());
@@ -267,19 +282,31 @@ impl<S: Store> Reconciler<S> {
         Ok(specs)
     }
 
+    /// Takes over where NodePorts shall answer; returns the Services with endpoints at an address where that has changed,
+    /// since an endpoint that is a NodePort is refused.
+    fn move_node_ports(&mut self) -> Vec<Key> {
+        let now = self.node_port_addresses().unwrap_or_default();
+        if now == self.node_ports {
+            return Vec::new();
+        }
+        let changed: HashSet<Addr> = now.symmetric_difference(&self.node_ports).copied().collect();
+        self.node_ports = now;
+        if self.scope == Scope::World { Vec::new() } else { self.world.services_with_endpoints_at(&changed) }
+    }
+
     /// Sets what the Services ask for; returns the others whom that concerns.
     fn claim(&mut self, keys: &[Key]) -> Vec<Key> {
         let mut concerned = Vec::new();
         let mut changed: Vec<FrontendKey> = Vec::new();
-        let (mut ignored, mut wanted) = (Vec::new(), Vec::new());
+        let mut wanted = Vec::new();
         self.claims.reserve(keys.len());
         for key in keys {
             let view = self.world.view(key);
             wanted.clear();
             if let Some(view) = view {
-                let all = frontends::wanted(view.service, &self.settings.external_ips, &mut ignored);
+                // What it asks for in vain is told when it is compiled.
+                let all = frontends::wanted(view.service, &self.settings.external_ips, &mut Vec::new());
                 wanted.extend(all.iter().map(|wanted| wanted.key));
-                ignored.clear();
             }
             let created = view.and_then(|view| view.service.created);
             let Consequences { services, frontends } = self.claims.set(key, created, &wanted);
@@ -290,7 +317,13 @@ impl<S: Store> Reconciler<S> {
             return concerned;
         }
         // An endpoint that is a frontend is refused, so that a frontend that comes or goes concerns its endpoints' Services.
-        let addrs: HashSet<Addr> = changed.iter().map(|key| key.addr).collect();
+        let mut addrs: HashSet<Addr> = changed.iter().map(|key| key.addr).collect();
+        for family in [Family::V4, Family::V6] {
+            // A NodePort is one at each of the node's addresses.
+            if addrs.remove(&unspecified(family)) {
+                addrs.extend(self.node_ports.iter().filter(|addr| Family::of(addr) == family));
+            }
+        }
         concerned.extend(self.world.services_with_endpoints_at(&addrs));
         // Who still holds one that nobody asks for any more has to drop it: its owner-to-be never had room.
         let unclaimed = changed.iter().filter(|key| self.claims.owner(key).is_none());

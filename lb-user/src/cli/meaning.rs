@@ -51,7 +51,11 @@ impl Meaning {
 
     /// The node's name, by default as kubelet chooses it.
     pub(super) fn node_name(&self) -> String {
-        let host_name = || rustix::system::uname().nodename().to_string_lossy().to_lowercase();
         self.node_name.clone().unwrap_or_else(host_name)
     }
+}
+
+/// The name that kubelet gives a node of itself.
+pub(super) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().to_lowercase()
 }

@@ -1,9 +1,11 @@
 //! The command line: what can be said to `beeline`, and which module answers.
 
 mod cleanup;
+mod explain;
 mod get;
 mod log;
 mod meaning;
+mod objects;
 mod plan;
 mod run;
 mod trace;
@@ -14,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use lb_common::LAYOUT_VERSION;
 
 use crate::{
@@ -24,9 +26,11 @@ use crate::{
 
 /// A load balancer for Kubernetes Services that works where an application opens a socket.
 ///
-/// `run` is the agent. All other commands read the pinned maps of this node and need no agent.
+/// `run` is the agent. All other commands read the pinned maps of this node and need no agent; `explain` and `plan` need
+/// objects too.
 ///
-/// Exit codes: 0 done; 1 failed, or (trace) the connect would be refused; 2 wrong usage.
+/// Exit codes: 0 done; 1 failed, or (trace) the connect would be refused, or (explain) there is no such Service; 2 wrong
+/// usage.
 #[derive(Parser)]
 #[command(name = "beeline", version, after_help = EXAMPLES)]
 struct Cli {
@@ -43,6 +47,7 @@ const EXAMPLES: &str = "Examples:
   beeline run                             serve those of the cluster that this node is in
   beeline get services                    what this node serves
   beeline trace tcp 10.96.0.1:443         what a connect would do, and why
+  beeline explain default/web             why each of its endpoints is used, or is not
   beeline plan -f ./services              the map writes that a directory would cause";
 
 #[derive(Subcommand)]
@@ -53,6 +58,8 @@ enum Command {
     Get(get::Arguments),
     /// Tell what a connect or a datagram to an address would do, and why.
     Trace(trace::Arguments),
+    /// Tell why each endpoint of a Service is used on this node, or is not.
+    Explain(Box<explain::Arguments>),
     /// Show the map writes that a directory of YAML would cause, and do nothing.
     Plan(plan::Arguments),
     /// Remove every trace: programs, maps, pins. Connections that are open stay open.
@@ -69,8 +76,9 @@ enum Command {
 /// Parses the arguments and does what they say.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match dispatch(cli) {
+    let matches = Cli::command().get_matches();
+    let parsed = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match dispatch(parsed, &matches) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("beeline: {error:#}");
@@ -79,7 +87,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn dispatch(cli: Cli) -> Result<ExitCode> {
+fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<ExitCode> {
     let named = cli.pins.map(Pins::at);
     // Only the agent mounts what is not there; who looks leaves the node as it is.
     let pins =
@@ -95,6 +103,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         }
         Command::Get(arguments) => print!("{}", get::render(&existing(&pins()?)?, &arguments)?),
         Command::Trace(arguments) => return trace::run(&existing(&pins()?)?, &arguments),
+        Command::Explain(arguments) => {
+            let flags = matches.subcommand_matches("explain").map_or(explain::Flags::Given, explain::Flags::of);
+            print!("{}", explain::render(&pins()?, flags, *arguments)?);
+        }
         Command::Plan(arguments) => print!("{}", plan::render(&pins()?, &arguments)?),
         Command::Cleanup => cleanup::run(&pins()?)?,
         Command::Version => println!("beeline {}, map layout v{LAYOUT_VERSION}", env!("CARGO_PKG_VERSION")),

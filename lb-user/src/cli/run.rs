@@ -37,7 +37,7 @@ pub(super) struct Arguments {
     api_server: Vec<String>,
 
     #[command(flatten)]
-    meaning: Meaning,
+    pub(super) meaning: Meaning,
 
     /// The cgroup (v2) whose processes are served [default: the root of the hierarchy, which is every process]
     #[arg(long, value_name = "DIR")]
@@ -61,6 +61,22 @@ pub(super) struct Arguments {
     log_level: String,
 }
 
+impl Arguments {
+    /// Where the objects come from.
+    pub(super) fn source(&self) -> Source {
+        let proxy_name = self.meaning.service_proxy_name.clone();
+        match &self.directory {
+            Some(path) => Source::Directory(directory::Options { path: path.clone(), proxy_name }),
+            None => Source::Kubernetes(kubernetes::Options {
+                api_server: self.api_server.clone(),
+                kubeconfig: self.kubeconfig.clone(),
+                node_name: self.meaning.node_name(),
+                proxy_name,
+            }),
+        }
+    }
+}
+
 fn parse_size(text: &str) -> Result<(Table, u32), String> {
     let known = || "want MAP=ENTRIES with one of the maps frontends, services, slots, backends".to_owned();
     let (name, entries) = text.split_once('=').ok_or_else(known)?;
@@ -75,16 +91,7 @@ pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> 
     log::start(arguments.log_format, &arguments.log_level)?;
     let node_name = arguments.meaning.node_name();
     let settings = arguments.meaning.settings();
-    let proxy_name = arguments.meaning.service_proxy_name;
-    let source = match arguments.directory {
-        Some(path) => Source::Directory(directory::Options { path, proxy_name }),
-        None => Source::Kubernetes(kubernetes::Options {
-            api_server: arguments.api_server,
-            kubeconfig: arguments.kubeconfig,
-            node_name: node_name.clone(),
-            proxy_name,
-        }),
-    };
+    let source = arguments.source();
     let mut sizes: Sizes = arguments.map_size.into_iter().collect::<BTreeMap<_, _>>();
     // Every service port has one name.
     if let Some(&services) = sizes.get(&Table::Services) {

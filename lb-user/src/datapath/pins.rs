@@ -81,6 +81,12 @@ impl Pins {
         }
     }
 
+    /// The process that holds the lock: the agent, if one runs.
+    #[must_use]
+    pub fn holder(&self) -> Option<u32> {
+        holder(&File::open(&self.root).ok()?)
+    }
+
     /// Removes every trace: links first, so that no program runs on maps that are going.
     ///
     /// # Errors

@@ -4,25 +4,81 @@
 //! slices of it and has not: then the result equals that of kube-proxy beside that controller, and it is right where the
 //! controller does not run (pkg/controller/endpointslicemirroring).
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use crate::{
-    objects::{EndpointGroup, Mirrored, Selector},
+    objects::{EndpointGroup, Key, Mirrored, Selector},
     world::View,
 };
 
-/// The groups of endpoints that count, in a stable order.
-pub fn effective<'a>(view: &View<'a>) -> impl Iterator<Item = &'a EndpointGroup> + use<'a> {
-    let own = if counts(view) { view.endpoints } else { None };
-    view.slices.iter().map(|slice| &slice.group).chain(own.into_iter().flat_map(|object| &object.groups))
+/// The object that an endpoint stands in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin<'a> {
+    /// This EndpointSlice.
+    Slice(&'a Key),
+    /// This Endpoints object.
+    Endpoints(&'a Key),
 }
 
-/// Whether the Service's Endpoints object counts beside its slices.
+impl fmt::Display for Origin<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Slice(key) => write!(f, "EndpointSlice {key}"),
+            Self::Endpoints(key) => write!(f, "Endpoints {key}"),
+        }
+    }
+}
+
+/// Whether an Endpoints object counts beside the slices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// It does.
+    Counts,
+    /// Its own label or annotation keeps the mirroring controller off.
+    NotMirrored,
+    /// The Service has a selector, so that a controller writes its slices.
+    HasSelector,
+    /// The mirroring controller has made slices of it.
+    Mirrored,
+}
+
+impl Effect {
+    /// Why it does not count.
+    #[must_use]
+    pub const fn reason(self) -> Option<&'static str> {
+        match self {
+            Self::Counts => None,
+            Self::NotMirrored => Some("a label or annotation of it says that no slices shall be made of it"),
+            Self::HasSelector => Some("the Service has a selector, and a controller writes its EndpointSlices"),
+            Self::Mirrored => Some("EndpointSlices that were made of it stand in its place"),
+        }
+    }
+}
+
+/// What the Endpoints object of a Service is good for, if there is one.
 #[must_use]
-pub fn counts(view: &View<'_>) -> bool {
-    view.endpoints.is_some_and(|object| object.mirrorable)
-        && view.service.selector == Selector::None
-        && !view.slices.iter().any(|slice| slice.mirrored == Mirrored::Yes)
+pub fn effect(view: &View<'_>) -> Option<Effect> {
+    let object = view.endpoints?;
+    Some(if !object.mirrorable {
+        Effect::NotMirrored
+    } else if view.service.selector != Selector::None {
+        Effect::HasSelector
+    } else if view.slices.iter().any(|slice| slice.mirrored == Mirrored::Yes) {
+        Effect::Mirrored
+    } else {
+        Effect::Counts
+    })
+}
+
+/// The groups of endpoints that count, in a stable order.
+pub fn effective<'a>(view: &View<'a>) -> impl Iterator<Item = (Origin<'a>, &'a EndpointGroup)> + use<'a> {
+    let own = view.endpoints.filter(|_| effect(view) == Some(Effect::Counts));
+    let own =
+        own.into_iter().flat_map(|object| object.groups.iter().map(|group| (Origin::Endpoints(&object.key), group)));
+    view.slices.iter().map(|slice| (Origin::Slice(&slice.key), &slice.group)).chain(own)
 }
 
 /// Why no traffic may be sent to, or dialled at, an address. The API refuses these; files were checked by nobody.

@@ -1,12 +1,19 @@
 //! What clients may dial to reach a Service. Whether another Service owns it is for `claims` to say.
 
-use std::{net::IpAddr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 use ipnet::IpNet;
 use lb_common::{Addr, FrontendKey, Kind};
 
 use super::endpoints::unusable;
-use crate::{objects::Service, spec::Family};
+use crate::{
+    objects::{Key, Service},
+    spec::Family,
+};
 
 /// The flag `--external-ips`: which of `spec.externalIPs` are honoured.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -67,38 +74,144 @@ pub fn families(service: &Service) -> [Option<Family>; 2] {
     [has(Family::V4), has(Family::V6)]
 }
 
-/// The frontends that a Service asks for, each key once, sorted by key. What is refused goes to `warnings`.
+/// A frontend that a Service asks for and does not get.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Denied<'a> {
+    /// What in the Service asks for it.
+    pub kind: Kind,
+    /// What would be dialled.
+    pub what: Place,
+    /// Why it does not get it.
+    pub why: Denial<'a>,
+}
+
+/// What would be dialled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// An address, at any port.
+    Addr(IpAddr),
+    /// An address and port.
+    Key(FrontendKey),
+}
+
+/// Why a Service does not get a frontend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Denial<'a> {
+    /// The address is of a kind that nothing may be dialled at.
+    Unusable(&'static str),
+    /// The flag `--external-ips` does not allow it.
+    NotAllowed,
+    /// The Service has no cluster IP of this family.
+    NotServed(Family),
+    /// An earlier port of the Service has it: that port's name, and the later one's.
+    Twice(&'a str, &'a str),
+    /// It belongs to this Service.
+    Lost(&'a Key),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addr(addr) => addr.fmt(f),
+            Self::Key(key) => key.fmt(f),
+        }
+    }
+}
+
+/// The reason, as what is said of the place.
+impl fmt::Display for Denial<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unusable(what) => write!(f, "is a {what} address, which cannot be a frontend; remove it"),
+            Self::NotAllowed => write!(f, "is not served; the flag --external-ips does not allow it"),
+            Self::NotServed(family) => {
+                let family = family.name();
+                write!(
+                    f,
+                    "is not served, since the Service has no {family} cluster IP; add {family} to spec.ipFamilies"
+                )
+            }
+            Self::Twice(winner, loser) => {
+                write!(
+                    f,
+                    "is asked for by the ports \"{loser}\" and \"{winner}\", and \"{winner}\" gets it; remove one"
+                )
+            }
+            Self::Lost(owner) => write!(
+                f,
+                "belongs to the Service {owner}, which is older or, at equal age, first by name; use another address or port"
+            ),
+        }
+    }
+}
+
+/// The warning.
+impl fmt::Display for Denied<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.what {
+            Place::Addr(addr) => write!(f, "{}: {addr} {}", field(self.kind), self.why),
+            Place::Key(key) => write!(f, "{key} ({}) {}", self.kind.name(), self.why),
+        }
+    }
+}
+
+const fn field(kind: Kind) -> &'static str {
+    match kind {
+        Kind::ClusterIp => "spec.clusterIPs",
+        Kind::ExternalIp => "spec.externalIPs",
+        Kind::LoadBalancer => "status.loadBalancer.ingress",
+        Kind::NodePort => "spec.ports[].nodePort",
+    }
+}
+
+/// The address under which the NodePorts of a family stand in the maps: they answer at the node's own addresses.
 #[must_use]
-pub fn wanted(service: &Service, external: &ExternalIps, warnings: &mut Vec<String>) -> Vec<Wanted> {
+pub fn unspecified(family: Family) -> Addr {
+    match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// The frontends that a Service asks for, each key once, sorted by key. What is refused goes to `denied`.
+#[must_use]
+pub fn wanted<'a>(service: &'a Service, external: &ExternalIps, denied: &mut Vec<Denied<'a>>) -> Vec<Wanted> {
     if service.exempt.is_some() {
         return Vec::new();
     }
     let families = families(service);
     let addrs = service.cluster_ips.len() + service.external_ips.len() + service.ingress_ips.len();
-    let mut frontends = Vec::with_capacity(addrs * service.ports.len());
+    let node_ports = 2 * service.ports.iter().filter(|port| port.node_port.is_some()).count();
+    let mut frontends = Vec::with_capacity(addrs * service.ports.len() + node_ports);
     let origins = [
-        (Kind::ClusterIp, "spec.clusterIPs", &service.cluster_ips),
-        (Kind::ExternalIp, "spec.externalIPs", &service.external_ips),
-        (Kind::LoadBalancer, "status.loadBalancer.ingress", &service.ingress_ips),
+        (Kind::ClusterIp, &service.cluster_ips),
+        (Kind::ExternalIp, &service.external_ips),
+        (Kind::LoadBalancer, &service.ingress_ips),
     ];
-    for (kind, field, addrs) in origins {
+    for (kind, addrs) in origins {
         for ip in addrs {
             let addr = Addr::from(*ip);
-            if let Some(what) = unusable(ip) {
-                warnings.push(format!("{field}: {ip} is a {what} address, which cannot be a frontend; remove it"));
+            let family = Family::of(&addr);
+            let refused = if let Some(what) = unusable(ip) {
+                Denial::Unusable(what)
             } else if kind == Kind::ExternalIp && !external.allow(ip) {
-                warnings.push(format!("{field}: {ip} is not served; the flag --external-ips does not allow it"));
-            } else if !families.contains(&Some(Family::of(&addr))) {
-                let family = Family::of(&addr).name();
-                warnings.push(format!(
-                    "{field}: {ip} is not served, since the Service has no {family} cluster IP; \
-                     add {family} to spec.ipFamilies"
-                ));
+                Denial::NotAllowed
+            } else if !families.contains(&Some(family)) {
+                Denial::NotServed(family)
             } else {
                 let keys = service.ports.iter().map(|port| FrontendKey::new(addr, port.port.get(), port.proto));
                 frontends.extend(keys.enumerate().map(|(port, key)| Wanted { key, kind, port }));
-            }
+                continue;
+            };
+            denied.push(Denied { kind, what: Place::Addr(*ip), why: refused });
         }
+    }
+    for (index, port) in service.ports.iter().enumerate() {
+        let Some(number) = port.node_port else { continue };
+        frontends.extend(families.into_iter().flatten().map(|family| {
+            let key = FrontendKey::new(unspecified(family), number.get(), port.proto);
+            Wanted { key, kind: Kind::NodePort, port: index }
+        }));
     }
     // Of two with one key the first kind wins, then the first port; the sort is stable.
     frontends.sort_by_key(|wanted| wanted.key);
@@ -106,11 +219,8 @@ pub fn wanted(service: &Service, external: &ExternalIps, warnings: &mut Vec<Stri
         let same = second.key == first.key;
         if same && second.port != first.port {
             let name = |index: usize| service.ports.get(index).map_or("", |port| &port.name);
-            let (loser, winner) = (name(second.port), name(first.port));
-            warnings.push(format!(
-                "spec.ports: \"{loser}\" and \"{winner}\" both ask for {}, which \"{winner}\" gets; remove one",
-                first.key
-            ));
+            let why = Denial::Twice(name(first.port), name(second.port));
+            denied.push(Denied { kind: second.kind, what: Place::Key(second.key), why });
         }
         same
     });

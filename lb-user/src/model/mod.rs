@@ -1,19 +1,28 @@
 //! What a Kubernetes Service means: pure functions from the objects of one Service to its [`crate::spec::ServiceSpec`].
+//! What is decided about a frontend or an endpoint is data ([`judge`]), of which the spec, the warnings and `explain` are
+//! made.
 //!
 //! The reference is kube-proxy; where its source decided something, the file is named.
 
 pub mod claims;
 mod compile;
 pub mod endpoints;
+pub mod explain;
 pub mod frontends;
+pub mod judge;
 mod nodeport_addresses;
 pub mod topology;
+mod warnings;
+pub mod weights;
+pub mod why;
 
 pub use compile::compile;
 pub use frontends::ExternalIps;
 pub use nodeport_addresses::NodePortAddresses;
 
-use lb_common::Scheduler;
+use std::collections::BTreeSet;
+
+use lb_common::{Addr, Scheduler};
 
 /// What the node's flags say about the meaning of Services.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -33,4 +42,9 @@ pub struct Here<'a> {
     pub node: &'a str,
     /// Its zone, if the Node has the label.
     pub zone: Option<&'a str>,
+    /// Its addresses at which NodePorts answer, as far as they are known.
+    pub node_ports: &'a BTreeSet<Addr>,
 }
+
+#[cfg(test)]
+mod tests;

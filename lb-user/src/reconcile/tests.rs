@@ -296,3 +296,28 @@ async fn a_burst_is_one_pass_and_a_trickle_waits_for_nothing() {
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
 }
+
+#[test]
+fn an_endpoint_is_refused_while_it_is_a_node_port_of_this_node() {
+    let mut reconciler = Reconciler::new(MemoryStore::default(), "node-1", Settings::default());
+    reconciler.handle(nothing().chain([Event::Apply(service("a", 1)), Event::Apply(slice("a", 1))]));
+    let Object::Service(mut exposed) = service("b", 2) else { panic!("it is a Service") };
+    let port = exposed.ports.first().cloned().expect("a port");
+    exposed.ports = [ServicePort { node_port: 80.try_into().ok(), ..port }].into();
+    let addresses = |own: &[u8]| Event::NodeAddresses(own.iter().map(|&n| [10, 0, 0, n].into()).collect());
+    let steps = [
+        (addresses(&[1, 2]), false),
+        (Event::Apply(Object::Service(exposed.clone())), true),
+        (addresses(&[2]), false),
+        (addresses(&[2, 1]), true),
+        (Event::Delete(Kind::Service, exposed.key.clone()), false),
+    ];
+    for (number, (event, refused)) in steps.into_iter().enumerate() {
+        reconciler.handle([event]);
+        reconciler.pass();
+        let warnings = reconciler.warnings().get(&Key::new("default", "a")).map_or(0, Vec::len);
+        assert_eq!(warnings, usize::from(refused), "after step {number}: {:?}", reconciler.warnings());
+        let used = reconciler.store().dump.slots.len();
+        assert_eq!(used, usize::from(!refused), "after step {number}");
+    }
+}

@@ -7,6 +7,7 @@ mod addresses;
 mod agent;
 mod choice;
 mod kill;
+mod explain;
 mod life;
 mod node;
 mod place;
@@ -23,8 +24,17 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Story = (&'static str, fn(&mut node::Node));
 
 fn stories() -> Vec<Story> {
-    [tcp::STORIES, udp::STORIES, life::STORIES, kill::STORIES, choice::STORIES, rot::STORIES, addresses::STORIES]
-        .concat()
+    [
+        tcp::STORIES,
+        udp::STORIES,
+        life::STORIES,
+        kill::STORIES,
+        choice::STORIES,
+        rot::STORIES,
+        addresses::STORIES,
+        explain::STORIES,
+    ]
+    .concat()
 }
 
 fn main() -> ExitCode {

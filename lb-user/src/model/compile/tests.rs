@@ -1,14 +1,19 @@
 //! The compiler: matching, and a warning for everything that is bad.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr, sync::Arc};
 
 use expect_test::{Expect, expect};
 use lb_common::{List, Proto};
 
 use super::*;
-use crate::objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Mirrored, Selector, Service};
+use crate::{
+    model::frontends::{ExternalIps, wanted},
+    objects::{
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Mirrored, Selector, Service, ServicePort,
+    },
+};
 
-const HERE: Here<'static> = Here { node: "node-1", zone: None };
+const HERE: Here<'static> = Here { node: "node-1", zone: None, node_ports: &BTreeSet::new() };
 
 fn addr(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -84,7 +89,7 @@ fn ports_match_by_name_and_bad_ones_cost_only_themselves() {
             default/a:a/TCP: 10.96.0.1:80/TCP=ClusterIP → 10.0.0.1:8080 10.0.0.2:8080
             default/a:b/TCP: 10.96.0.1:81/TCP=ClusterIP → 10.0.0.1:8081 10.0.0.2:8081
             ! something is odd
-            ! spec.ports: "c" and "a" both ask for 10.96.0.1:80/TCP, which "a" gets; remove one
+            ! 10.96.0.1:80/TCP (ClusterIP) is asked for by the ports "c" and "a", and "a" gets it; remove one
             ! its endpoint [fd00::1]:8081 is not used, since the Service has IPv4 cluster IPs only
             ! its endpoint [fd00::1]:8080 is not used, since the Service has IPv4 cluster IPs only
             ! spec.ports: "b" stands there twice for TCP; the first counts, rename the other

@@ -1,0 +1,161 @@
+//! Explanations as people read them.
+
+use std::{collections::BTreeSet, num::NonZeroU32, sync::Arc};
+
+use expect_test::expect;
+use lb_common::{Proto, Scheduler};
+
+use super::*;
+use crate::{
+    model::frontends::wanted,
+    objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Mirrored, ServicePort, Tuning},
+};
+
+fn addr(text: &str) -> std::net::IpAddr {
+    text.parse().expect("an address")
+}
+
+fn told(view: &View<'_>, others: &[&Service], own: &[&str]) -> Explanation {
+    let mut claims = Claims::default();
+    for service in others.iter().chain([&view.service]) {
+        let asked = wanted(service, &Settings::default().external_ips, &mut Vec::new());
+        let keys: Vec<_> = asked.iter().map(|wanted| wanted.key).collect();
+        claims.set(&service.key, service.created, &keys);
+    }
+    let own: BTreeSet<Addr> = own.iter().map(|own| addr(own).into()).collect();
+    let here = Here { node: "here", zone: Some("z"), node_ports: &own };
+    explain(view, here, &Settings::default(), &claims)
+}
+
+fn web(name: &str, created: i64, vip: &str) -> Service {
+    let http = ServicePort {
+        node_port: 30_080.try_into().ok(),
+        ..ServicePort::new("http", Proto::Tcp, 80.try_into().expect("not 0"))
+    };
+    Service {
+        created: Some(created),
+        cluster_ips: vec![addr(vip)],
+        external_ips: vec![addr("192.0.2.7"), addr("fd00::7")],
+        ports: [http].into(),
+        internal_policy: Policy::Local,
+        ..Service::new(Key::new("default", name))
+    }
+}
+
+fn slice(port: &str, endpoints: Vec<Endpoint>) -> Arc<EndpointSlice> {
+    let port = EndpointPort { name: port.into(), proto: Proto::Tcp, port: 8080.try_into().expect("not 0") };
+    Arc::new(EndpointSlice {
+        key: Key::new("default", "web-1"),
+        service: Some(Key::new("default", "web")),
+        mirrored: Mirrored::No,
+        group: EndpointGroup { ports: [port].into(), endpoints },
+        problems: Vec::new(),
+    })
+}
+
+fn on(node: &str, at: &str) -> Endpoint {
+    Endpoint { node: Some(node.into()), ..Endpoint::new(addr(at)) }
+}
+
+#[test]
+fn a_service_with_everything() {
+    let service = Service {
+        ingress_ips: vec![addr("192.0.2.8")],
+        external_policy: Policy::Local,
+        affinity_seconds: NonZeroU32::new(10_800),
+        source_ranges: vec!["198.51.100.0/24".parse().expect("a prefix")],
+        tuning: Some(Box::new(Tuning {
+            scheduler: Some(Scheduler::Wrr),
+            drain: Drain::After(30),
+            ..Tuning::default()
+        })),
+        ..web("web", 2, "10.96.0.1")
+    };
+    let older = Service {
+        ports: [ServicePort::new("", Proto::Tcp, 80.try_into().expect("not 0"))].into(),
+        ..web("old", 1, "10.96.0.2")
+    };
+    let slices = [slice(
+        "http",
+        vec![
+            on("here", "10.0.0.1"),
+            Endpoint { weight: 3, ..on("there", "10.0.0.2") },
+            Endpoint { ready: false, serving: false, ..on("there", "10.0.0.3") },
+        ],
+    )];
+    let view = View { service: &service, slices: &slices, endpoints: None };
+    let explanation = told(&view, &[&older], &["192.0.2.1"]);
+    expect![[r#"
+        Service default/web
+          type       ClusterIP, NodePort, LoadBalancer, ExternalIP
+          internal   Local: cluster IPs lead to endpoints on this node only
+          external   Local: makes no difference to callers on this node, who use the cluster list at every external frontend
+          ranges     198.51.100.0/24: do not bind callers on this node
+          affinity   a client keeps its backend for 10800 s after its last connect
+          scheduler  wrr, by annotation
+          drain      TCP sockets end 30 s after their backend has gone
+        frontends
+          0.0.0.0:30080/TCP  NodePort      owned, answers at 192.0.2.1
+          10.96.0.1:80/TCP   ClusterIP     owned
+          192.0.2.8:80/TCP   LoadBalancer  owned
+          fd00::7            ExternalIP    is not served, since the Service has no IPv6 cluster IP; add IPv6 to spec.ipFamilies
+          192.0.2.7:80/TCP   ExternalIP    belongs to the Service default/old, which is older or, at equal age, first by name; use another address or port
+        port http 80/TCP, IPv4: 2 in the cluster list, 1 in the local list
+          10.0.0.1:8080  here   used
+          10.0.0.2:8080  there  used by external frontends, not by cluster IPs: it is on another node; weight 3
+          10.0.0.3:8080  there  not used: it is not ready
+    "#]].assert_eq(&explanation.to_string());
+    let json = serde_json::to_value(&explanation).expect("it is JSON");
+    assert_eq!(json["ports"][0]["endpoints"][1]["weight"], 3);
+    assert_eq!(json["frontends"][3]["owned"], false);
+}
+
+#[test]
+fn a_service_by_hand_and_an_object_without_effect() {
+    let group = slice("other", vec![Endpoint::new(addr("10.0.0.9"))]).group.clone();
+    let object =
+        Endpoints { key: Key::new("default", "web"), mirrorable: true, groups: vec![group], problems: Vec::new() };
+    let by_hand = Service { selector: Selector::None, external_ips: Vec::new(), ..web("web", 1, "10.96.0.1") };
+    let view = View { service: &by_hand, slices: &[], endpoints: Some(&object) };
+    expect![[r#"
+        Service default/web
+          type       ClusterIP, NodePort
+          selector   none: endpoints are written by hand
+          internal   Local: cluster IPs lead to endpoints on this node only
+          scheduler  random, the default of this node
+        frontends
+          0.0.0.0:30080/TCP  NodePort   owned, but this node has no IPv4 address at which NodePorts answer
+          10.96.0.1:80/TCP   ClusterIP  owned
+        port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list
+          10.0.0.9  -  not used: Endpoints default/web has no port "http" of TCP
+        warnings
+          no endpoint has a port "http" of TCP; they have "other" TCP; give them the same name
+    "#]]
+    .assert_eq(&told(&view, &[], &[]).to_string());
+    let selected = Service { selector: Selector::Some, ..by_hand.clone() };
+    let view = View { service: &selected, ..view };
+    expect![[r#"
+        Service default/web
+          type       ClusterIP, NodePort
+          internal   Local: cluster IPs lead to endpoints on this node only
+          scheduler  random, the default of this node
+          no effect  Endpoints default/web does not count: the Service has a selector, and a controller writes its EndpointSlices
+        frontends
+          0.0.0.0:30080/TCP  NodePort   owned, answers at 192.0.2.1
+          10.96.0.1:80/TCP   ClusterIP  owned
+        port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list
+          no object has an endpoint for it
+    "#]]
+    .assert_eq(&told(&view, &[], &["192.0.2.1"]).to_string());
+}
+
+#[test]
+fn a_service_that_is_not_ours() {
+    let service = Service { exempt: Some(Exempt::Headless), ..web("web", 1, "10.96.0.1") };
+    let view = View { service: &service, slices: &[], endpoints: None };
+    expect![[r#"
+        Service default/web
+          not served  it is headless: its DNS name leads to the endpoints themselves
+    "#]]
+    .assert_eq(&told(&view, &[], &[]).to_string());
+}

@@ -1,0 +1,226 @@
+//! The decisions about one Service: which frontends it gets, and what becomes of every endpoint of each of its ports.
+//! Total: what is bad becomes a warning and less to serve, never an error.
+
+use lb_common::{Addr, FrontendKey, NAME_LEN, Scheduler};
+
+use super::{
+    Here, Settings,
+    claims::Claims,
+    endpoints::{Origin, effective, unusable},
+    frontends::{Denial, Denied, Place, Wanted, families, unspecified, wanted},
+    topology::{Hints, categorize},
+    warnings,
+    why::{Judged, Stand, Why},
+};
+use crate::{
+    objects::{Endpoint, EndpointGroup, Exempt, Policy, Service, ServicePort},
+    spec::{Family, Target},
+    world::View,
+};
+
+/// What was decided about a Service.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Judgement<'a> {
+    /// The frontends that it gets, sorted by key.
+    pub frontends: Vec<Wanted>,
+    /// Those that it asks for in vain.
+    pub denied: Vec<Denied<'a>>,
+    /// Its ports that are served, in the order of `spec.ports`.
+    pub ports: Vec<JudgedPort<'a>>,
+    /// What is wrong, each with its cure.
+    pub warnings: Vec<String>,
+}
+
+/// What was decided about an entry of `spec.ports`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct JudgedPort<'a> {
+    /// The entry.
+    pub port: &'a ServicePort,
+    /// Its index.
+    pub index: usize,
+    /// How backends are chosen.
+    pub scheduler: Scheduler,
+    /// Every endpoint whose object has the port, sorted by family and target; of two with one target that which counts
+    /// comes first.
+    pub endpoints: Vec<Judged<'a>>,
+    /// Which hints are followed, for IPv4 and IPv6.
+    pub hints: [Hints; 2],
+    /// Endpoints whose object has no such port.
+    pub unmatched: Vec<(Origin<'a>, &'a EndpointGroup)>,
+}
+
+impl<'a> JudgedPort<'a> {
+    /// The endpoints of a family.
+    #[must_use]
+    pub fn of(&self, family: Family) -> &[Judged<'a>] {
+        let (v4, v6) = self.endpoints.split_at(self.endpoints.partition_point(is_v4));
+        if family == Family::V4 { v4 } else { v6 }
+    }
+
+    /// The hints of a family.
+    #[must_use]
+    pub const fn hints_of(&self, family: Family) -> Hints {
+        self.hints[family as usize]
+    }
+}
+
+/// Decides.
+#[must_use]
+pub fn judge<'a>(view: &View<'a>, here: Here<'_>, settings: &Settings, claims: &'a Claims) -> Judgement<'a> {
+    let mut judgement = Judgement::default();
+    let (service, warnings) = (view.service, &mut judgement.warnings);
+    warnings::objects(view, warnings);
+    if let Some(exempt) = service.exempt {
+        if exempt == Exempt::NoClusterIp {
+            warnings.push("it has no cluster IP yet; the API server allots one".to_owned());
+        }
+        return judgement;
+    }
+    let names = [service.key.namespace(), service.key.name()];
+    if let Some(name) = names.into_iter().find(|name| name.len() >= NAME_LEN) {
+        warnings.push(warnings::too_long("it", name));
+        return judgement;
+    }
+    judgement.frontends = owned(service, settings, claims, &mut judgement.denied);
+    warnings.extend(judgement.denied.iter().map(ToString::to_string));
+    if service.cluster_ips.is_empty() || service.ports.is_empty() {
+        warnings.push("it has no frontend: spec.clusterIPs or spec.ports is empty".to_owned());
+    }
+    let judge = Judge { view, here, settings, claims, families: families(service) };
+    judgement.ports.reserve_exact(service.ports.len());
+    for (index, port) in service.ports.iter().enumerate() {
+        let mut earlier = service.ports.iter().take(index);
+        if port.name.len() >= NAME_LEN {
+            warnings.push(warnings::too_long("a port", &port.name));
+        } else if earlier.any(|other| other.name == port.name && other.proto == port.proto) {
+            warnings.push(warnings::twice(port));
+        } else {
+            let judged = judge.port(index, port);
+            warnings::port(service, &judged, judge.families, warnings);
+            judgement.ports.push(judged);
+        }
+    }
+    judgement
+}
+
+/// The frontends that the Service asks for and owns (invariant I6).
+fn owned<'a>(
+    service: &'a Service,
+    settings: &Settings,
+    claims: &'a Claims,
+    denied: &mut Vec<Denied<'a>>,
+) -> Vec<Wanted> {
+    let mut frontends = wanted(service, &settings.external_ips, denied);
+    frontends.retain(|wanted| match claims.owner(&wanted.key) {
+        Some(owner) if *owner != service.key => {
+            denied.push(Denied { kind: wanted.kind, what: Place::Key(wanted.key), why: Denial::Lost(owner) });
+            false
+        }
+        _ => true,
+    });
+    frontends
+}
+
+struct Judge<'a, 'b> {
+    view: &'b View<'a>,
+    here: Here<'b>,
+    settings: &'b Settings,
+    claims: &'a Claims,
+    families: [Option<Family>; 2],
+}
+
+impl<'a> Judge<'a, '_> {
+    fn port(&self, index: usize, port: &'a ServicePort) -> JudgedPort<'a> {
+        let tuning = self.view.service.tuning.as_deref();
+        let scheduler = tuning.and_then(|tuning| tuning.scheduler).unwrap_or(self.settings.scheduler);
+        let (mut endpoints, mut unmatched) = (Vec::new(), Vec::new());
+        for (origin, group) in effective(self.view).filter(|(_, group)| !group.endpoints.is_empty()) {
+            let same = group.ports.iter().filter(|other| other.name == port.name && other.proto == port.proto);
+            let mut matches = false;
+            for number in same.map(|other| other.port.get()) {
+                matches = true;
+                endpoints.reserve(group.endpoints.len());
+                endpoints.extend(group.endpoints.iter().map(|endpoint| {
+                    let target = Target { addr: Addr::from(endpoint.addr), port: number };
+                    let weight = self.weight(endpoint, scheduler);
+                    let why = self.refusal(port, target, endpoint).unwrap_or_else(|| self.stands(endpoint, weight));
+                    Judged { target, endpoint, origin, weight, why }
+                }));
+            }
+            if !matches {
+                unmatched.push((origin, group));
+            }
+        }
+        self.sort(&mut endpoints);
+        let middle = endpoints.partition_point(is_v4);
+        let (v4, v6) = endpoints.split_at_mut(middle);
+        let hints = [categorize(v4, self.here), categorize(v6, self.here)];
+        JudgedPort { port, index, scheduler, endpoints, hints, unmatched }
+    }
+
+    fn weight(&self, endpoint: &Endpoint, scheduler: Scheduler) -> u16 {
+        let weights = self.view.service.tuning.as_deref().map_or(&[][..], |tuning| &tuning.weights);
+        let own = weights.binary_search_by(|(addr, _)| addr.cmp(&endpoint.addr)).ok();
+        let weight = own.and_then(|at| weights.get(at)).map_or(endpoint.weight, |(_, weight)| *weight);
+        if scheduler.weighs() { weight } else { weight.min(1) }
+    }
+
+    /// Why no backend can be made of an endpoint, whatever its conditions.
+    fn refusal(&self, port: &ServicePort, target: Target, endpoint: &Endpoint) -> Option<Why<'a>> {
+        if let Some(what) = unusable(&endpoint.addr) {
+            return Some(Why::Unusable(what));
+        }
+        let owner = |addr| self.claims.owner(&FrontendKey::new(addr, target.port, port.proto));
+        if let Some(owner) = owner(target.addr) {
+            return Some(Why::Frontend(owner));
+        }
+        let family = Family::of(&target.addr);
+        if self.here.node_ports.contains(&target.addr)
+            && let Some(owner) = owner(unspecified(family))
+        {
+            return Some(Why::NodePort(owner));
+        }
+        match self.families {
+            [Some(served), None] | [None, Some(served)] if served != family => Some(Why::OnlyServes(served)),
+            _ => None,
+        }
+    }
+
+    /// Where it would stand if nobody else were there.
+    fn stands(&self, endpoint: &Endpoint, weight: u16) -> Why<'a> {
+        let stand = match endpoint {
+            Endpoint { ready: false, serving: true, terminating: true, .. } if weight > 0 => Stand::Draining,
+            Endpoint { ready: false, serving: true, terminating: true, .. } => Stand::NoWeight,
+            Endpoint { ready: false, terminating: true, .. } => return Why::Gone,
+            Endpoint { ready: false, .. } => return Why::NotReady,
+            _ if weight == 0 => Stand::NoWeight,
+            _ => Stand::In,
+        };
+        let local = (self.view.service.internal_policy == Policy::Local).then(|| match &endpoint.node {
+            None => Stand::Nodeless,
+            Some(node) if **node != *self.here.node => Stand::NotLocal,
+            Some(_) => stand,
+        });
+        Why::Serves { cluster: stand, local }
+    }
+
+    /// By family and target. Of two copies the local one counts, else the first; the sort is stable.
+    fn sort(&self, endpoints: &mut [Judged<'a>]) {
+        endpoints.sort_by(|a, b| {
+            let families = (!is_v4(a)).cmp(&!is_v4(b));
+            let targets = families.then_with(|| a.target.cmp(&b.target));
+            targets.then_with(|| b.is_local(self.here).cmp(&a.is_local(self.here)))
+        });
+        let mut first: Option<(Target, Origin<'a>)> = None;
+        for judged in endpoints {
+            match first {
+                Some((target, origin)) if target == judged.target => judged.why = Why::Duplicate(origin),
+                _ => first = Some((judged.target, judged.origin)),
+            }
+        }
+    }
+}
+
+fn is_v4(judged: &Judged<'_>) -> bool {
+    judged.target.addr.is_v4()
+}

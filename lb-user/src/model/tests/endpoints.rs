@@ -1,0 +1,316 @@
+//! Endpoints: which of them each list has, which are kept, and with which weight (rules 1, 3, 8 and 10).
+
+use expect_test::{Expect, expect};
+use lb_common::{BackendFlags, Scheduler};
+
+use super::*;
+
+#[test]
+fn rule_1_endpoints_match_by_name_and_protocol_and_bring_their_own_number() {
+    let service = Service { ports: [port("web", 80), port("more", 81)].into(), ..service() };
+    let groups =
+        groups(vec![group(&[("web", 8080)], "1"), group(&[("web", 8081), ("more", 9000)], "2"), group(&[], "3")]);
+    let spec = Case { slices: groups, ..Case::new(service, &[]) }.spec();
+    let targets = |index: usize| spec.ports[index].backends.iter().map(|b| b.target.to_string()).collect::<Vec<_>>();
+    assert_eq!(spec.ports[0].key.to_string(), "default/a:more/TCP");
+    assert_eq!(
+        (targets(0), targets(1)),
+        (vec!["10.0.0.2:9000".into()], vec!["10.0.0.1:8080".into(), "10.0.0.2:8081".into()])
+    );
+}
+
+#[test]
+fn rule_1_each_family_has_its_own_endpoints() {
+    let both = ["1; fd00::8; 2 draining; fd00::9 local unready"];
+    assert_eq!(Case::new(dual_stack(), &both).lists(), "cluster 1 kept 2; cluster 8");
+    assert_eq!(Case::new(service(), &both).lists(), "cluster 1 kept 2");
+    assert_eq!(Case::new(dual_stack(), &["1"]).lists(), "cluster 1; none");
+    // A decision in one family is none in the other.
+    assert_eq!(
+        Case::new(dual_stack(), &["1 z=z; 2 z=y; fd00::8 z=z; fd00::9"]).lists(),
+        "cluster 1 kept 2; cluster 8 9"
+    );
+}
+
+#[test]
+fn rule_1_of_two_copies_the_local_one_counts_then_the_first() {
+    let service = policy(Policy::Local);
+    let check = |endpoints: &[&str], expected: &str| {
+        assert_eq!(Case::new(service.clone(), endpoints).lists(), expected, "{endpoints:?}");
+    };
+    check(&["1", "1 local"], "cluster 1 local 1");
+    check(&["1 local", "1"], "cluster 1 local 1");
+    check(&["1 unready", "1 local; 2"], "cluster 1 2 local 1");
+    check(&["1", "1 unready"], "cluster 1");
+    check(&["1 unready", "1"], "none");
+}
+
+#[test]
+fn rule_1_published_endpoints_count_as_ready_and_never_fall_back() {
+    check(
+        &service(),
+        None,
+        &[
+            ("1 published; 2", "cluster 1 2"),
+            ("1 published", "cluster 1"),
+            ("1 published; 2 draining", "cluster 1 kept 2"),
+        ],
+    );
+}
+
+#[test]
+fn rule_1_unusable_addresses_are_never_backends() {
+    let bad =
+        ["127.0.0.1", "0.0.0.0", "169.254.1.1", "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "ff02::1"];
+    for text in bad {
+        let case = Case::new(dual_stack(), &[&format!("{text}; 1; fd00::8")]);
+        assert_eq!(case.lists(), "cluster 1; cluster 8", "{text}");
+        assert_eq!(case.spec().warnings.len(), 1, "{text}: {:?}", case.spec().warnings);
+    }
+}
+
+#[test]
+fn rule_1_an_endpoint_that_is_a_frontend_is_never_a_backend() {
+    let external = Service { external_ips: vec![addr("10.0.0.7")], ports: [port("", 8080)].into(), ..named("b") };
+    let exposed =
+        Service { cluster_ips: vec![addr("10.96.0.9")], ports: [node_port("", 80, 8080)].into(), ..named("c") };
+    let check = |endpoints: &str, expected: &str, warning: &str| {
+        let others = vec![external.clone(), exposed.clone()];
+        let case = Case { others, ..Case::new(dual_stack(), &[endpoints]) };
+        assert_eq!(case.lists(), expected, "{endpoints}");
+        let warnings = case.spec().warnings.join("\n");
+        assert!(warnings.contains(warning) && warnings.is_empty() == warning.is_empty(), "{warnings}");
+    };
+    check("1; 7", "cluster 1; none", "10.0.0.7:8080 is not used: that is a frontend of the Service default/b");
+    // Its NodePort answers at this node's own addresses, of the families that it is served in.
+    check("192.0.2.1; 1", "cluster 1; none", "192.0.2.1:8080 is not used: that is a NodePort of the Service default/c");
+    check("192.0.2.2; fd00::1", "cluster 2; cluster 1", "");
+}
+
+#[test]
+fn i8_ready_endpoints_first_then_those_that_drain() {
+    check(
+        &service(),
+        None,
+        &[
+            ("", "none"),
+            ("1; 2 local", "cluster 1 2"),
+            ("2; 1; 3 unready; 4 draining; 5 gone", "cluster 1 2 kept 4"),
+            ("3 unready; 4 draining; 5 gone", "cluster 4"),
+            ("3 unready; 4 draining; 6 draining local", "cluster 4 6"),
+            ("3 unready; 5 gone", "none"),
+        ],
+    );
+}
+
+#[test]
+fn i8_the_local_list_has_local_endpoints_only_and_falls_back_on_its_own() {
+    check(
+        &policy(Policy::Local),
+        Some("z"),
+        &[
+            ("1 local; 2; 3 local unready; 4 nodeless", "cluster 1 2 4 local 1"),
+            ("1 local draining; 2", "cluster 2 local 1"),
+            ("1 local draining; 2 draining", "cluster 1 2 local 1"),
+            ("1; 2 local unready", "cluster 1"),
+            ("1; 2 local gone", "cluster 1"),
+            ("1 draining; 2 local", "cluster 2 local 2 kept 1"),
+            ("1 local; 2 local draining", "cluster 1 local 1 kept 2"),
+            ("1 nodeless; 2 nodeless draining", "cluster 1 kept 2"),
+            // Hints mean nothing in it.
+            ("1 z=z; 2 z=y local", "cluster 1 local 2"),
+        ],
+    );
+}
+
+#[test]
+fn i8_hints_count_only_when_every_ready_endpoint_has_one() {
+    let zoned = [
+        ("1 z=z; 2 z=y", "cluster 1 kept 2"),
+        ("1 z=z z=y; 2 z=y", "cluster 1 kept 2"),
+        ("1 z=z; 2", "cluster 1 2"),
+        ("1 z=z; 2 unready; 3 draining", "cluster 1 kept 3"),
+        ("1 z=x; 2 z=y", "cluster 1 2"),
+        ("1 z=z unready; 2 z=y", "cluster 2"),
+        ("1 z=y draining; 2 z=y gone", "cluster 1"),
+        // What takes no new connections has no say.
+        ("1 z=z; 2 w=0", "cluster 1 kept 2"),
+        ("1 z=z w=0; 2 z=y", "cluster 2 kept 1"),
+    ];
+    check(&service(), Some("z"), &zoned);
+    check(&service(), None, &[("1 z=z; 2 z=y", "cluster 1 2")]);
+}
+
+#[test]
+fn rule_3_node_hints_go_before_zone_hints() {
+    let cases = [
+        ("1 n=here z=z; 2 n=there z=z; 3 n=there z=y", "cluster 1 kept 2 3"),
+        ("1 n=away z=z; 2 n=there z=z; 3 n=there z=y", "cluster 1 2 kept 3"),
+        ("1 n=here; 2 n=there z=z", "cluster 1 kept 2"),
+        ("1 n=here z=z; 2 z=y", "cluster 1 kept 2"),
+        ("1 n=there; 2 n=away", "cluster 1 2"),
+        ("1 n=here; 2 z=z", "cluster 1 2"),
+    ];
+    check(&service(), Some("z"), &cases);
+}
+
+#[test]
+fn rule_3_an_endpoint_by_hand_that_switches_hints_off_is_named() {
+    let warnings = |endpoints: &str| Case::new(service(), &[endpoints]).spec().warnings.join("\n");
+    let expected = "its endpoint 10.0.0.2:8080 has no hint, and so nobody's topology hints are followed; give it hints in its \
+                    EndpointSlice";
+    assert_eq!(warnings("1 z=z; 2 nodeless"), expected);
+    for quiet in ["1 z=z; 2", "1; 2 nodeless", "1 z=z; 2 nodeless unready", "1 z=z; 2 nodeless z=y"] {
+        assert_eq!(warnings(quiet), "", "{quiet}");
+    }
+}
+
+#[test]
+fn rule_8_what_serves_is_kept_and_knows_its_node() {
+    let spec = Case::new(policy(Policy::Local), &["1 local; 2; 3 local draining; 4 unready; 5 w=0; 6 gone"]).spec();
+    let flags: Vec<_> =
+        spec.ports[0].backends.iter().map(|member| (member.target.addr.octets[15], member.flags)).collect();
+    let (cluster, local, here) = (BackendFlags::CLUSTER, BackendFlags::LOCAL, BackendFlags::ON_NODE);
+    assert_eq!(flags, [(1, cluster | local | here), (2, cluster), (3, here), (5, 0)]);
+}
+
+#[test]
+fn rule_10_weights_count_with_schedulers_that_weigh() {
+    let tuning = |scheduler, weights: &[(&str, u16)]| {
+        let weights = weights.iter().map(|&(text, weight)| (addr(text), weight)).collect();
+        tuned(Tuning { scheduler, weights, ..Tuning::default() })
+    };
+    let endpoints = "1 w=10; 2 w=20; 3 w=0; 4";
+    for scheduler in Scheduler::ALL {
+        let expected = if scheduler.weighs() { "cluster 1*10 2*20 4 kept 3" } else { "cluster 1 2 4 kept 3" };
+        check(&tuning(Some(scheduler), &[]), None, &[(endpoints, expected)]);
+        let settings = Settings { scheduler, ..Settings::default() };
+        assert_eq!(Case { settings, ..Case::new(service(), &[endpoints]) }.lists(), expected, "{scheduler:?}");
+    }
+    // Those of the Service go before those of the slice.
+    let by_service = tuning(None, &[("10.0.0.1", 0), ("10.0.0.3", 5), ("10.0.0.4", 10)]);
+    check(&by_service, None, &[(endpoints, "cluster 2*4 3 4*2 kept 1"), ("1 draining; 3 unready", "kept 1")]);
+    check(&service(), None, &[("1 w=0", "kept 1"), ("1 w=0; 2 draining", "cluster 2 kept 1")]);
+}
+
+#[test]
+fn rule_10_dh_leads_to_one_backend_and_that_is_said() {
+    let warnings = |scheduler| {
+        let case = Case::new(tuned(Tuning { scheduler: Some(scheduler), ..Tuning::default() }), &["1; 2"]);
+        case.spec().warnings.join("\n")
+    };
+    let expected = "the scheduler dh sends everybody who dials one address to one backend; use sh for one backend to each client, \
+                    or random";
+    assert_eq!((warnings(Scheduler::Dh), warnings(Scheduler::Sh)), (expected.to_owned(), String::new()));
+}
+
+/// Every reason, as `explain` says it.
+fn reasons(case: &Case, expected: &Expect) {
+    let mut text = String::new();
+    for port in case.explain().ports {
+        text += port.hints.map(|hints| format!("hints {hints}\n")).unwrap_or_default().as_str();
+        for line in port.endpoints {
+            text += &format!("{}: {}\n", line.endpoint, line.why);
+        }
+    }
+    expected.assert_eq(&text);
+}
+
+#[test]
+fn every_reason_is_a_line() {
+    let endpoints = ["1; 2 draining; 3 unready; 4 gone; 5 w=0; 127.0.0.1; fd00::8", "1; 10.96.0.1; 192.0.2.1"];
+    let ports = [node_port("", 8080, 30_080), node_port("more", 81, 8080)];
+    let mut case = Case::new(Service { ports: ports.clone().into(), ..service() }, &endpoints);
+    case.slices.extend(groups(vec![group(&[("other", 1)], "6")]));
+    reasons(
+        &case,
+        &expect![[r#"
+            10.0.0.1:8080: used
+            10.0.0.1:8080: not used: it stands in EndpointSlice default/a-1 as well, and that copy counts
+            10.0.0.2:8080: not used: it drains, and others are ready; sockets that have it keep it
+            10.0.0.3:8080: not used: it is not ready
+            10.0.0.4:8080: not used: it terminates and answers no more
+            10.0.0.5:8080: not used: its weight is 0, which takes no new connections; sockets that have it keep it
+            10.96.0.1:8080: not used: that is a frontend of the Service default/a
+            127.0.0.1:8080: not used: that is a loopback address
+            192.0.2.1:8080: not used: that is a NodePort of the Service default/a at this node
+            [fd00::8]:8080: not used: the Service has IPv4 cluster IPs only
+            10.0.0.6: not used: EndpointSlice default/a-1 has no unnamed port of TCP
+            10.0.0.1: not used: EndpointSlice default/a-1 has no port "more" of TCP
+            10.0.0.2: not used: EndpointSlice default/a-1 has no port "more" of TCP
+            10.0.0.3: not used: EndpointSlice default/a-1 has no port "more" of TCP
+            10.0.0.4: not used: EndpointSlice default/a-1 has no port "more" of TCP
+            10.0.0.5: not used: EndpointSlice default/a-1 has no port "more" of TCP
+            127.0.0.1: not used: EndpointSlice default/a-1 has no port "more" of TCP
+            fd00::8: not used: EndpointSlice default/a-1 has no port "more" of TCP
+            10.0.0.1: not used: EndpointSlice default/a-2 has no port "more" of TCP
+            10.96.0.1: not used: EndpointSlice default/a-2 has no port "more" of TCP
+            192.0.2.1: not used: EndpointSlice default/a-2 has no port "more" of TCP
+            10.0.0.6: not used: EndpointSlice default/a-1 has no port "more" of TCP
+        "#]],
+    );
+    let local = Service { ports: [ports[0].clone()].into(), ..policy(Policy::Local) };
+    reasons(
+        &Case::new(local.clone(), &["1; 2 local; 3 nodeless; 4 local draining; 5 local w=0"]),
+        &expect![[r#"
+            10.0.0.1:8080: used by external frontends, not by cluster IPs: it is on another node
+            10.0.0.2:8080: used
+            10.0.0.3:8080: used by external frontends, not by cluster IPs: it has no nodeName and so is local nowhere
+            10.0.0.4:8080: not used: it drains, and others are ready; sockets that have it keep it
+            10.0.0.5:8080: not used: its weight is 0, which takes no new connections; sockets that have it keep it
+        "#]],
+    );
+    reasons(
+        &Case::new(local, &["1 draining; 2 local draining; 3 draining nodeless"]),
+        &expect![[r#"
+            10.0.0.1:8080: used by external frontends, not by cluster IPs: it is on another node; it drains, but no ready one is left
+            10.0.0.2:8080: used; it drains, but no ready one is left
+            10.0.0.3:8080: used by external frontends, not by cluster IPs: it has no nodeName and so is local nowhere; it drains, but no ready one is left
+        "#]],
+    );
+    reasons(
+        &Case::new(service(), &["1 z=z; 2 z=x z=y"]),
+        &expect![[r#"
+            hints followed: those for zone z
+            10.0.0.1:8080: used
+            10.0.0.2:8080: not used: its hint is for zone x, y; sockets that have it keep it
+        "#]],
+    );
+    reasons(
+        &Case::new(policy(Policy::Local), &["1 n=here; 2 n=there local"]),
+        &expect![[r#"
+            hints followed: those for node here
+            10.0.0.1:8080: used by external frontends, not by cluster IPs: it is on another node
+            10.0.0.2:8080: used by cluster IPs, not by external frontends: its hint is for node there
+        "#]],
+    );
+    reasons(
+        &Case::new(service(), &["1 z=z; 2"]),
+        &expect![[r#"
+        hints ignored: 10.0.0.2:8080 has none
+        10.0.0.1:8080: used
+        10.0.0.2:8080: used
+    "#]],
+    );
+    reasons(
+        &Case::new(service(), &["1 z=x"]),
+        &expect![[r#"
+        hints ignored: none is for zone z or node here
+        10.0.0.1:8080: used
+    "#]],
+    );
+    reasons(
+        &Case { zone: None, ..Case::new(service(), &["1 z=x"]) },
+        &expect![[r#"
+        hints ignored: node here has no label topology.kubernetes.io/zone
+        10.0.0.1:8080: used
+    "#]],
+    );
+    reasons(
+        &Case { zone: None, ..Case::new(service(), &["1 n=x"]) },
+        &expect![[r#"
+        hints ignored: none is for node here
+        10.0.0.1:8080: used
+    "#]],
+    );
+}

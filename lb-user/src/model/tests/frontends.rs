@@ -1,0 +1,200 @@
+//! Frontends and what they share: which a Service gets, its policies and its affinity (rules 1, 4, 5, 6, 7 and 8).
+
+use std::num::NonZeroU32;
+
+use expect_test::{Expect, expect};
+use lb_common::{Scheduler, ServiceFlags};
+
+use super::*;
+use crate::{model::ExternalIps, objects::Exempt, spec::Drain};
+
+fn check(case: &Case, expected: &Expect) {
+    let spec = case.spec();
+    let mut text = String::new();
+    for port in &spec.ports {
+        text += &format!("{}:", port.key);
+        port.frontends.iter().for_each(|(key, kind)| text += &format!(" {key}={}", kind.name()));
+        text += "\n";
+    }
+    spec.warnings.iter().for_each(|warning| text += &format!("! {warning}\n"));
+    expected.assert_eq(&text);
+}
+
+#[test]
+fn rule_1_what_is_not_ours_is_not_served() {
+    for exempt in [Exempt::Headless, Exempt::ExternalName, Exempt::OtherProxy, Exempt::NoClusterIp] {
+        let ports = [node_port("", 80, 30_080)].into();
+        let case = Case::new(Service { exempt: Some(exempt), ports, ..service() }, &["1"]);
+        assert!(case.spec().ports.is_empty() && case.explain().frontends.is_empty(), "{exempt:?}");
+        assert_eq!(case.spec().warnings.len(), usize::from(exempt == Exempt::NoClusterIp));
+    }
+}
+
+#[test]
+fn rule_6_every_kind_of_frontend_in_the_families_of_the_service() {
+    let ports = [node_port("web", 80, 30_080), port("more", 81)];
+    let service = Service {
+        ports: ports.into(),
+        external_ips: vec![addr("192.0.2.7"), addr("198.51.100.7"), addr("fd00::7"), addr("127.0.0.1")],
+        ingress_ips: vec![addr("192.0.2.8")],
+        ..service()
+    };
+    let settings = Settings {
+        external_ips: "192.0.2.0/24,fd00::/8,127.0.0.0/8".parse().expect("prefixes"),
+        ..Settings::default()
+    };
+    let case = |service| Case { settings: settings.clone(), ..Case::new(service, &["1"]) };
+    check(
+        &case(service.clone()),
+        &expect![[r#"
+        default/a:more/TCP: 10.96.0.1:81/TCP=ClusterIP 192.0.2.7:81/TCP=ExternalIP 192.0.2.8:81/TCP=LoadBalancer
+        default/a:web/TCP: 0.0.0.0:30080/TCP=NodePort 10.96.0.1:80/TCP=ClusterIP 192.0.2.7:80/TCP=ExternalIP 192.0.2.8:80/TCP=LoadBalancer
+        ! spec.externalIPs: 198.51.100.7 is not served; the flag --external-ips does not allow it
+        ! spec.externalIPs: fd00::7 is not served, since the Service has no IPv6 cluster IP; add IPv6 to spec.ipFamilies
+        ! spec.externalIPs: 127.0.0.1 is a loopback address, which cannot be a frontend; remove it
+        ! no endpoint has a port "web" of TCP; they have "" TCP; give them the same name
+        ! no endpoint has a port "more" of TCP; they have "" TCP; give them the same name
+    "#]],
+    );
+    let cluster_ips = vec![addr("10.96.0.1"), addr("fd96::1")];
+    check(
+        &case(Service { cluster_ips, ..service.clone() }),
+        &expect![[r#"
+        default/a:more/TCP: 10.96.0.1:81/TCP=ClusterIP 192.0.2.7:81/TCP=ExternalIP 192.0.2.8:81/TCP=LoadBalancer
+        default/a:more/TCP6: [fd00::7]:81/TCP=ExternalIP [fd96::1]:81/TCP=ClusterIP
+        default/a:web/TCP: 0.0.0.0:30080/TCP=NodePort 10.96.0.1:80/TCP=ClusterIP 192.0.2.7:80/TCP=ExternalIP 192.0.2.8:80/TCP=LoadBalancer
+        default/a:web/TCP6: [::]:30080/TCP=NodePort [fd00::7]:80/TCP=ExternalIP [fd96::1]:80/TCP=ClusterIP
+        ! spec.externalIPs: 198.51.100.7 is not served; the flag --external-ips does not allow it
+        ! spec.externalIPs: 127.0.0.1 is a loopback address, which cannot be a frontend; remove it
+        ! no endpoint has a port "web" of TCP; they have "" TCP; give them the same name
+        ! no endpoint has a port "more" of TCP; they have "" TCP; give them the same name
+    "#]],
+    );
+    let cluster_ips = vec![addr("fd96::1")];
+    check(
+        &case(Service { cluster_ips, ..service }),
+        &expect![[r#"
+        default/a:more/TCP6: [fd00::7]:81/TCP=ExternalIP [fd96::1]:81/TCP=ClusterIP
+        default/a:web/TCP6: [::]:30080/TCP=NodePort [fd00::7]:80/TCP=ExternalIP [fd96::1]:80/TCP=ClusterIP
+        ! spec.externalIPs: 192.0.2.7 is not served, since the Service has no IPv4 cluster IP; add IPv4 to spec.ipFamilies
+        ! spec.externalIPs: 198.51.100.7 is not served; the flag --external-ips does not allow it
+        ! spec.externalIPs: 127.0.0.1 is a loopback address, which cannot be a frontend; remove it
+        ! status.loadBalancer.ingress: 192.0.2.8 is not served, since the Service has no IPv4 cluster IP; add IPv4 to spec.ipFamilies
+        ! no endpoint has a port "web" of TCP; they have "" TCP; give them the same name
+        ! no endpoint has a port "more" of TCP; they have "" TCP; give them the same name
+    "#]],
+    );
+}
+
+#[test]
+fn rule_6_without_a_node_port_there_is_none() {
+    // As allocateLoadBalancerNodePorts: false leaves it.
+    let case = Case::new(Service { ingress_ips: vec![addr("192.0.2.8")], ..service() }, &["1"]);
+    check(
+        &case,
+        &expect![[r#"
+        default/a/TCP: 10.96.0.1:80/TCP=ClusterIP 192.0.2.8:80/TCP=LoadBalancer
+    "#]],
+    );
+}
+
+#[test]
+fn rule_6_external_ips_may_be_switched_off() {
+    let settings = Settings { external_ips: ExternalIps::None, ..Settings::default() };
+    let service = Service { external_ips: vec![addr("192.0.2.7")], ..service() };
+    check(
+        &Case { settings, ..Case::new(service, &[]) },
+        &expect![[r#"
+        default/a/TCP: 10.96.0.1:80/TCP=ClusterIP
+        ! spec.externalIPs: 192.0.2.7 is not served; the flag --external-ips does not allow it
+    "#]],
+    );
+}
+
+#[test]
+fn rule_8_of_two_services_with_one_node_port_the_older_gets_it() {
+    let ports: Arc<[ServicePort]> = [node_port("", 80, 30_080)].into();
+    let exposed = |name, created, vip| {
+        let cluster_ips = vec![addr(vip)];
+        Service { created: Some(created), cluster_ips, ports: ports.clone(), ..named(name) }
+    };
+    let case = |own, other| {
+        let others = vec![exposed("b", other, "10.96.0.2")];
+        Case { others, ..Case::new(exposed("a", own, "10.96.0.1"), &[]) }
+    };
+    check(
+        &case(2, 1),
+        &expect![[r#"
+        default/a/TCP: 10.96.0.1:80/TCP=ClusterIP
+        ! 0.0.0.0:30080/TCP (NodePort) belongs to the Service default/b, which is older or, at equal age, first by name; use another address or port
+    "#]],
+    );
+    check(
+        &case(1, 2),
+        &expect![[r#"
+        default/a/TCP: 0.0.0.0:30080/TCP=NodePort 10.96.0.1:80/TCP=ClusterIP
+    "#]],
+    );
+    // Of equal age the first by name.
+    check(
+        &case(1, 1),
+        &expect![[r#"
+        default/a/TCP: 0.0.0.0:30080/TCP=NodePort 10.96.0.1:80/TCP=ClusterIP
+    "#]],
+    );
+}
+
+#[test]
+fn rule_8_a_frontend_is_asked_for_once_in_a_service() {
+    let ports = [node_port("a", 80, 30_080), node_port("b", 80, 30_080), node_port("c", 81, 30_080)];
+    check(
+        &Case::new(Service { ports: ports.into(), ..service() }, &[]),
+        &expect![[r#"
+        default/a:a/TCP: 0.0.0.0:30080/TCP=NodePort 10.96.0.1:80/TCP=ClusterIP
+        default/a:c/TCP: 10.96.0.1:81/TCP=ClusterIP
+        ! 0.0.0.0:30080/TCP (NodePort) is asked for by the ports "b" and "a", and "a" gets it; remove one
+        ! 0.0.0.0:30080/TCP (NodePort) is asked for by the ports "c" and "a", and "a" gets it; remove one
+        ! 10.96.0.1:80/TCP (ClusterIP) is asked for by the ports "b" and "a", and "a" gets it; remove one
+    "#]],
+    );
+}
+
+#[test]
+fn rule_4_the_internal_policy_is_a_flag_and_the_external_one_changes_nothing() {
+    let ports: Arc<[ServicePort]> = [node_port("", 80, 30_080)].into();
+    let spec = |internal_policy, external_policy| {
+        let service = Service { internal_policy, external_policy, ports: ports.clone(), ..service() };
+        Case::new(service, &["1 local; 2"]).spec()
+    };
+    use Policy::{Cluster, Local};
+    assert_eq!(spec(Cluster, Local), spec(Cluster, Cluster));
+    assert_eq!(spec(Local, Local), spec(Local, Cluster));
+    let flags = |spec: &ServiceSpec| spec.ports[0].flags;
+    assert_eq!((flags(&spec(Cluster, Local)), flags(&spec(Local, Local))), (0, ServiceFlags::INTERNAL_LOCAL));
+}
+
+#[test]
+fn rule_5_a_port_without_endpoints_still_answers() {
+    assert_eq!(Case::new(service(), &[]).lists(), "none");
+    assert_eq!(Case::new(policy(Policy::Local), &["1"]).lists(), "cluster 1");
+}
+
+#[test]
+fn rule_6_source_ranges_change_nothing_here() {
+    let ranges = vec!["198.51.100.0/24".parse().expect("a prefix")];
+    let service = Service { ingress_ips: vec![addr("192.0.2.8")], ..service() };
+    let ranged = Service { source_ranges: ranges, ..service.clone() };
+    assert_eq!(Case::new(ranged, &["1"]).spec(), Case::new(service, &["1"]).spec());
+}
+
+#[test]
+fn rule_7_affinity_and_what_annotations_say_stand_at_each_port() {
+    let tuning = Tuning { scheduler: Some(Scheduler::Lc), drain: Drain::After(30), ..Tuning::default() };
+    let ports = [port("a", 80), port("b", 81)].into();
+    let affinity_seconds = NonZeroU32::new(10_800);
+    let spec = Case::new(Service { ports, affinity_seconds, ..tuned(tuning) }, &[]).spec();
+    let each: Vec<_> = spec.ports.iter().map(|port| (port.affinity_seconds, port.scheduler, port.drain)).collect();
+    assert_eq!(each, [(10_800, Scheduler::Lc, Drain::After(30)); 2]);
+    let plain = &Case::new(service(), &[]).spec().ports[0];
+    assert_eq!((plain.affinity_seconds, plain.scheduler, plain.drain), (0, Scheduler::Random, Drain::Never));
+}

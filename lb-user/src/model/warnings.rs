@@ -1,0 +1,155 @@
+//! What is wrong with a Service and its endpoints, each with its cure: the texts, made of what was decided.
+
+use std::{collections::BTreeSet, fmt::Write as _};
+
+use lb_common::Scheduler;
+
+use super::{
+    endpoints::{Effect, effect},
+    judge::JudgedPort,
+    topology::{Hints, Ignored},
+    why::{Judged, Stand, Why},
+};
+use crate::{
+    objects::{Policy, Service, ServicePort},
+    spec::Family,
+    world::View,
+};
+
+/// Endpoints that a warning lists before it only counts.
+const LISTED: usize = 5;
+
+/// What the objects themselves said.
+pub(super) fn objects(view: &View<'_>, warnings: &mut Vec<String>) {
+    warnings.extend(view.service.problems.iter().cloned());
+    for slice in view.slices {
+        warnings.extend(slice.problems.iter().map(|problem| format!("EndpointSlice {}: {problem}", slice.key)));
+    }
+    if let Some(object) = view.endpoints.filter(|_| effect(view) == Some(Effect::Counts)) {
+        warnings.extend(object.problems.iter().map(|problem| format!("Endpoints {}: {problem}", object.key)));
+    }
+}
+
+pub(super) fn too_long(what: &str, name: &str) -> String {
+    format!("{what} is not served: its name \"{name}\" has more than 63 octets; choose a shorter one")
+}
+
+pub(super) fn twice(port: &ServicePort) -> String {
+    let (name, proto) = (&port.name, port.proto.name());
+    format!("spec.ports: \"{name}\" stands there twice for {proto}; the first counts, rename the other")
+}
+
+/// What is wrong with the endpoints of a port.
+pub(super) fn port(
+    service: &Service,
+    judged: &JudgedPort<'_>,
+    families: [Option<Family>; 2],
+    warnings: &mut Vec<String>,
+) {
+    for Judged { target, why, .. } in &judged.endpoints {
+        match why {
+            Why::Unusable(what) => warnings.push(format!(
+                "its endpoint {target} is not used: that is a {what} address; write the address at which the other nodes \
+                 reach it"
+            )),
+            Why::Frontend(owner) => warnings.push(format!(
+                "its endpoint {target} is not used: that is a frontend of the Service {owner}, and would lead back here; \
+                 write the address of a server"
+            )),
+            Why::NodePort(owner) => warnings.push(format!(
+                "its endpoint {target} is not used: that is a NodePort of the Service {owner} at this node, and would \
+                 lead back here; write the address of a server"
+            )),
+            _ => {}
+        }
+    }
+    unmatched(judged, warnings);
+    let all = || judged.endpoints.iter();
+    if service.internal_policy == Policy::Local {
+        let serves = |judged: &&Judged<'_>| matches!(judged.why, Why::Serves { .. });
+        warn_of(all().filter(serves).filter(|judged| judged.endpoint.node.is_none()), warnings, |those| {
+            format!(
+                "internalTrafficPolicy is Local, but {those} has no nodeName and so is local nowhere; \
+                 set nodeName in its EndpointSlice"
+            )
+        });
+    }
+    for family in families.into_iter().flatten() {
+        if let Hints::Ignored(Ignored::Lacks(_)) = judged.hints_of(family) {
+            let ready = |judged: &&Judged<'_>| matches!(judged.why, Why::Serves { cluster: Stand::In, .. });
+            let by_hand = |judged: &&Judged<'_>| judged.endpoint.node.is_none() && judged.endpoint.hints.is_none();
+            warn_of(judged.of(family).iter().filter(ready).filter(by_hand), warnings, |those| {
+                format!(
+                    "{those} has no hint, and so nobody's topology hints are followed; give it hints in its \
+                     EndpointSlice"
+                )
+            });
+        }
+    }
+    if let [Some(served), None] | [None, Some(served)] = families {
+        let strangers = all().filter(|judged| matches!(judged.why, Why::OnlyServes(_)));
+        warn_of(strangers, warnings, |those| {
+            format!("{those} is not used, since the Service has {} cluster IPs only", served.name())
+        });
+    }
+    // By the flag it would be said of every Service.
+    let named = service.tuning.as_deref().and_then(|tuning| tuning.scheduler);
+    if named == Some(Scheduler::Dh) {
+        once(
+            warnings,
+            "the scheduler dh sends everybody who dials one address to one backend; use sh for one backend to each \
+             client, or random"
+                .to_owned(),
+        );
+    }
+}
+
+/// A port that has no endpoint, while others are there.
+fn unmatched(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
+    let usable = |why| !matches!(why, Why::Unusable(_) | Why::Frontend(_) | Why::NodePort(_));
+    if judged.unmatched.is_empty() || judged.endpoints.iter().any(|judged| usable(judged.why)) {
+        return;
+    }
+    let ports = judged.unmatched.iter().flat_map(|(_, group)| group.ports.iter());
+    let others: BTreeSet<_> = ports.map(|other| (&*other.name, other.proto.name())).collect();
+    if others.is_empty() {
+        return;
+    }
+    let ServicePort { name, proto, .. } = judged.port;
+    let mut text = format!("no endpoint has a port \"{name}\" of {}; they have", proto.name());
+    for (index, (name, proto)) in others.iter().enumerate() {
+        let comma = if index == 0 { "" } else { "," };
+        write!(text, "{comma} \"{name}\" {proto}").expect("a String takes everything");
+    }
+    text.push_str("; give them the same name");
+    warnings.push(text);
+}
+
+/// One warning about several endpoints, if there is any: `text` makes it of their list.
+fn warn_of<'a>(
+    those: impl Iterator<Item = &'a Judged<'a>>,
+    warnings: &mut Vec<String>,
+    text: impl FnOnce(&str) -> String,
+) {
+    let mut list = String::new();
+    let mut count = 0;
+    for judged in those {
+        if count < LISTED {
+            let start = if count == 0 { "its endpoint " } else { ", " };
+            write!(list, "{start}{}", judged.target).expect("a String takes everything");
+        }
+        count += 1;
+    }
+    if count > LISTED {
+        write!(list, " and {} more", count - LISTED).expect("a String takes everything");
+    }
+    if count > 0 {
+        once(warnings, text(&list));
+    }
+}
+
+fn once(warnings: &mut Vec<String>, warning: String) {
+    if !warnings.contains(&warning) {
+        warnings.push(warning);
+    }
+}

@@ -6,10 +6,11 @@
 mod addresses;
 mod agent;
 mod choice;
-mod kill;
 mod explain;
+mod kill;
 mod life;
 mod node;
+mod node_ports;
 mod place;
 mod rot;
 mod sockets;
@@ -31,6 +32,7 @@ fn stories() -> Vec<Story> {
         kill::STORIES,
         choice::STORIES,
         rot::STORIES,
+        node_ports::STORIES,
         addresses::STORIES,
         explain::STORIES,
     ]

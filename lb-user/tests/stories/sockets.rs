@@ -147,6 +147,16 @@ pub fn is_refusal(result: Result<()>, wanted: Errno) {
     assert_eq!(error, wanted);
 }
 
+/// Whether the kernel tells which network namespace is the node's own (SO_NETNS_COOKIE). Elsewhere the programs take the
+/// first one, which a story's is not.
+pub fn kernel_tells_netns() -> bool {
+    let tells = lb_user::datapath::sys::netns_cookie().is_ok();
+    if !tells {
+        println!("LACKS SO_NETNS_COOKIE: what concerns the node's own network namespace is not looked at");
+    }
+    tells
+}
+
 fn kernel_has_set_retval() -> bool {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy().into_owned();

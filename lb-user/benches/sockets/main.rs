@@ -4,6 +4,7 @@
 //! difference) to the floor of the same round, so that a machine that changes its speed changes nothing. The floor is a
 //! connection straight to the backend by a process that Beeline does not serve.
 
+mod choice;
 #[path = "../../tests/stories/place.rs"]
 mod place;
 mod programs;
@@ -11,7 +12,7 @@ mod traffic;
 
 use std::{fs, path::Path};
 
-use lb_common::{Backend, Frontend, FrontendKey, Kind, List, Proto, Service, Slot, SlotKey};
+use lb_common::{Backend, Frontend, FrontendKey, Kind, List, NEVER, Proto, Service, Slot, SlotKey};
 use lb_user::{
     datapath::{Datapath, Sizes, pins::Pins},
     objects::Key,
@@ -89,6 +90,9 @@ fn measure(cgroup: &Path, directory: &Path) {
     join(&inside);
     row(loaded, "TCP request/response on an open connection", &percent(traffic::request_response(ROUNDS / 4)));
     row(loaded, "TCP stream", &percent(traffic::stream(ROUNDS / 4)));
+    choice::costs(&mut store, ROUNDS / 2, |served| join(if served { &inside } else { &outside }));
+    join(&inside);
+    choice::shares(&mut store, &pins.current());
     join(&outside);
     drop(servers);
 }
@@ -129,7 +133,7 @@ fn service_ops(from: u32, to: u32) -> Vec<Op> {
             Backend { addr: slot.addr, port: target, flags: lb_common::BackendFlags::CLUSTER, service: id },
         ));
         ops.push(Op::PutSlot(SlotKey::new(id, List::Cluster, 0), slot));
-        ops.push(Op::PutService(id, Service { cluster_len: 1, ..Service::default() }));
+        ops.push(Op::PutService(id, Service { cluster_len: 1, drain_seconds: NEVER, ..Service::default() }));
         later.push(Op::PutFrontend(FrontendKey::new(vip.into(), port, proto), Frontend::new(id, Kind::ClusterIp)));
     }
     ops.extend(later);

@@ -86,7 +86,8 @@ impl Figures {
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+/// The middle one.
+pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
@@ -108,6 +109,7 @@ pub fn stay_on(cpu: usize) {
 pub fn addresses() {
     run("ip", &["link", "set", "lo", "up"]);
     run("ip", &["addr", "add", "10.0.0.1/32", "dev", "lo"]);
+    run("ip", &["route", "add", "local", "10.2.0.0/16", "dev", "lo"]);
 }
 
 /// The servers' processes; ended when dropped.
@@ -124,7 +126,8 @@ impl Servers {
             .arg(&exe)
             .stdout(Stdio::piped())
             .spawn();
-        let mut children = vec![here.expect("a server"), there.expect("a server")];
+        let anywhere = Command::new(&exe).args(["--server", crate::choice::ANYWHERE]).stdout(Stdio::piped()).spawn();
+        let mut children = vec![anywhere.expect("a server"), here.expect("a server"), there.expect("a server")];
         let there = children.last().map(|child| child.id().to_string()).unwrap_or_default();
         // The namespace is new once the process has left ours.
         let ours = std::fs::read_link("/proc/self/ns/net").expect("/proc");
@@ -219,9 +222,15 @@ pub fn tcp_connects(way: Path, count: usize, join: impl Fn(bool)) -> Figures {
 
 /// One connection, ended by a reset, so that no port is left waiting.
 pub fn tcp_connect(to: SocketAddr) {
+    drop(tcp_open(to));
+}
+
+/// A connection that ends by a reset.
+pub fn tcp_open(to: SocketAddr) -> std::os::fd::OwnedFd {
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("a socket");
     sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).expect("SO_LINGER");
     connect(&socket, &to).expect("a connection");
+    socket
 }
 
 /// Nanoseconds of a connect() of one UDP socket.

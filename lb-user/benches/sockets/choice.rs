@@ -1,0 +1,128 @@
+//! What a choice costs: each scheduler, and affinity, against straight to the backend, in one run, for short and long
+//! lists; and how the choices are shared out.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Instant};
+
+use lb_common::{
+    Backend, BackendFlags, Frontend, FrontendKey, Kind, List, NEVER, Proto, Scheduler, Service, Slot, SlotKey,
+};
+use lb_user::{datapath::stats::StatMaps, op::Op, store::Store};
+
+use crate::traffic::{self, median};
+
+/// Connections of one variant in one round.
+const CONNECTS: u32 = 200;
+
+/// Backends are here, all of them this node; a server of its own listens at every address.
+const NETWORK: [u8; 2] = [10, 2];
+/// Where that server listens.
+pub const ANYWHERE: &str = "0.0.0.0:8081";
+const PORT: u16 = 8081;
+
+/// The ids of the service ports of this part begin here.
+const FIRST_ID: u32 = 1_000_000;
+
+/// The variants: a scheduler, and whether clients stick.
+fn variants() -> Vec<(String, Scheduler, u32)> {
+    let plain = Scheduler::ALL.into_iter().map(|scheduler| (scheduler.name().to_owned(), scheduler, 0));
+    plain.chain([("random, with affinity".to_owned(), Scheduler::Random, 10_800)]).collect()
+}
+
+fn vip(index: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 97, 1, u8::try_from(index + 1).expect("few variants"))
+}
+
+fn backend(number: u32) -> Ipv4Addr {
+    let [a, b] = NETWORK;
+    Ipv4Addr::from_bits(Ipv4Addr::new(a, b, 0, 0).to_bits() + number + 1)
+}
+
+fn backend_id(service: u32, number: u32) -> u32 {
+    FIRST_ID + (service - FIRST_ID) * 100_000 + number
+}
+
+/// A service port for each variant, with backends of these weights.
+fn service_ops(weights: &[u16]) -> Vec<Op> {
+    let mut ops = Vec::new();
+    let count = u32::try_from(weights.len()).expect("not so many");
+    for (index, (_, scheduler, affinity_seconds)) in variants().into_iter().enumerate() {
+        let id = FIRST_ID + u32::try_from(index).expect("few variants");
+        let mut cluster_len = 0;
+        for (number, &weight) in (0..count).zip(weights) {
+            let (addr, backend) = (backend(number).into(), backend_id(id, number));
+            ops.push(Op::PutBackend(backend, Backend { addr, port: PORT, flags: BackendFlags::CLUSTER, service: id }));
+            for _ in 0..if scheduler.weighs() { weight } else { 1 } {
+                let slot = Slot { addr, port: PORT, weight, backend };
+                ops.push(Op::PutSlot(SlotKey::new(id, List::Cluster, cluster_len), slot));
+                cluster_len += 1;
+            }
+        }
+        let value = Service {
+            cluster_len,
+            // Prime to every length that is used here.
+            cluster_stride: 7,
+            scheduler: scheduler as u32,
+            affinity_seconds,
+            drain_seconds: NEVER,
+            ..Service::default()
+        };
+        ops.push(Op::PutService(id, value));
+        let key = FrontendKey::new(vip(index).into(), traffic::PORT, Proto::Tcp);
+        ops.push(Op::PutFrontend(key, Frontend::new(id, Kind::ClusterIp)));
+    }
+    ops
+}
+
+/// Prints what a connect costs with each variant.
+pub fn costs(store: &mut impl Store, rounds: usize, join: impl Fn(bool)) {
+    println!("\n| TCP connect+close, loopback | 10 backends | 10,000 backends |\n|---|---|---|");
+    let names: Vec<_> = variants().into_iter().map(|(name, ..)| name).collect();
+    let columns = [10, 10_000].map(|backends| {
+        store.apply(&service_ops(&vec![1; backends])).expect("room in the maps");
+        let mut all: Vec<Vec<f64>> = Vec::new();
+        for round in 0..=rounds {
+            let mut times = vec![0.0; names.len() + 1];
+            for step in 0..times.len() {
+                let at = (round + step) % times.len();
+                join(at > 0);
+                let to = match at {
+                    0 => (backend(0), PORT).into(),
+                    _ => (vip(at - 1), traffic::PORT).into(),
+                };
+                let start = Instant::now();
+                (0..CONNECTS).for_each(|_| traffic::tcp_connect(to));
+                times[at] = start.elapsed().as_secs_f64() * 1e9 / f64::from(CONNECTS);
+            }
+            all.push(times);
+        }
+        all.remove(0);
+        let floor = median(all.iter().map(|times| times[0]));
+        let ratio = |at: usize| median(all.iter().map(|times| times[at] / times[0]));
+        let mut column = vec![format!("{:.2} µs", floor / 1e3)];
+        column.extend((1..=names.len()).map(|at| crate::percent(ratio(at))));
+        column
+    });
+    let names = std::iter::once("straight to the backend (the floor)".to_owned()).chain(names);
+    for (name, (few, many)) in names.zip(columns[0].iter().zip(&columns[1])) {
+        println!("| {name} | {few} | {many} |");
+    }
+}
+
+/// Prints how 1,000 sockets that stay open are shared out among four backends of weights 1 to 4.
+pub fn shares(store: &mut impl Store, pins: &Path) {
+    const SOCKETS: usize = 1_000;
+    store.apply(&service_ops(&[1, 2, 3, 4])).expect("room in the maps");
+    println!("\n| {SOCKETS} open sockets | weight 1 | weight 2 | weight 3 | weight 4 |\n|---|---|---|---|---|");
+    let open = || -> BTreeMap<u32, u64> {
+        let stats = StatMaps::open(pins).and_then(|maps| maps.read()).expect("the counts");
+        stats.backends.into_iter().map(|(id, stats)| (id, stats.open)).collect()
+    };
+    for (index, (name, ..)) in variants().into_iter().enumerate() {
+        let sockets: Vec<_> = (0..SOCKETS).map(|_| traffic::tcp_open((vip(index), traffic::PORT).into())).collect();
+        let open = open();
+        let id = FIRST_ID + u32::try_from(index).expect("few variants");
+        let counts = (0..4).map(|number| open.get(&backend_id(id, number)).copied().unwrap_or(0).to_string());
+        println!("| {name} | {} |", counts.collect::<Vec<_>>().join(" | "));
+        drop(sockets);
+    }
+}

@@ -4,6 +4,7 @@
 //! `stories [FILTER]` runs them; `stories --story NAME` is one of them, as the runner starts it.
 
 mod agent;
+mod counts;
 mod life;
 mod node;
 mod place;
@@ -19,7 +20,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Story = (&'static str, fn(&mut node::Node));
 
 fn stories() -> Vec<Story> {
-    [tcp::STORIES, udp::STORIES, life::STORIES].concat()
+    [tcp::STORIES, udp::STORIES, life::STORIES, counts::STORIES].concat()
 }
 
 fn main() -> ExitCode {

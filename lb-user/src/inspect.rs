@@ -11,7 +11,7 @@ use lb_common::{
 };
 use serde::Serialize;
 
-pub use counts::{PortCounts, by_port};
+pub use counts::{PortCounts, by_port, sum};
 
 use crate::{datapath::stats::Stats, spec::PortKey, store::Dump};
 
@@ -178,11 +178,11 @@ pub fn backends(dump: &Dump, stats: &Stats) -> Vec<BackendRow> {
     backend_rows(dump, stats, dump.slots.values(), |_| true)
 }
 
-/// Those of one service port.
+/// Those of one service port, which has these slots.
 #[must_use]
-pub fn backends_of(dump: &Dump, stats: &Stats, service: u32) -> Vec<BackendRow> {
-    let slots = SlotKey::new(service, List::Cluster, 0)..=SlotKey::new(service, List::Local, u32::MAX);
-    backend_rows(dump, stats, dump.slots.range(slots).map(|(_, slot)| slot), |other| other == service)
+pub fn backends_of(dump: &Dump, slots: &BTreeMap<SlotKey, Slot>, stats: &Stats, service: u32) -> Vec<BackendRow> {
+    let range = SlotKey::new(service, List::Cluster, 0)..=SlotKey::new(service, List::Local, u32::MAX);
+    backend_rows(dump, stats, slots.range(range).map(|(_, slot)| slot), |other| other == service)
 }
 
 fn backend_rows<'a>(

@@ -75,8 +75,8 @@ fn backends_that_are_gone_are_shown_as_long_as_sockets_have_them() {
             (4, GONE.to_owned(), None, 0, String::new(), 6),
         ]
     );
-    assert_eq!(shown(backends_of(&dump, &stats, 1)), rows);
-    assert_eq!(shown(backends_of(&dump, &stats, 2)), []);
+    assert_eq!(shown(backends_of(&dump, &dump.slots, &stats, 1)), rows);
+    assert_eq!(shown(backends_of(&dump, &dump.slots, &stats, 2)), []);
     // Its service port may be gone too.
     dump = Dump::default();
     assert_eq!(backends(&dump, &stats).iter().map(|row| row.service.as_str()).collect::<Vec<_>>(), ["service#1"; 3]);

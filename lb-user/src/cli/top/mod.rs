@@ -57,18 +57,18 @@ fn parse_delay(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) fn run(pins: Pins, arguments: &Arguments) -> Result<()> {
-    let reader = Reader::new(pins);
+    let mut reader = Reader::new(pins);
     if arguments.batch {
-        return batch(&reader, arguments);
+        return batch(&mut reader, arguments);
     }
     ensure!(
         std::io::stdout().is_terminal(),
         "stdout is no terminal: `beeline top -b` prints once, for scripts and files (-n N prints N times)"
     );
-    terminal::run(&reader, arguments.delay)
+    terminal::run(reader, arguments.delay)
 }
 
-fn batch(reader: &Reader, arguments: &Arguments) -> Result<()> {
+fn batch(reader: &mut Reader, arguments: &Arguments) -> Result<()> {
     let mut before = reader.read()?;
     for turn in 0..arguments.iterations {
         thread::sleep(arguments.delay);

@@ -1,9 +1,15 @@
 //! From two samples to rows with rates. Pure: nothing here reads a map or a clock.
 
+use std::{collections::BTreeMap, sync::Arc};
+
+use lb_common::{Slot, SlotKey};
 use serde::Serialize;
 
-use super::sample::Sample;
-use crate::inspect::{self, BackendRow, PortCounts};
+use super::sample::{Port, Sample};
+use crate::{
+    datapath::stats::Stats,
+    inspect::{self, BackendRow, PortCounts},
+};
 
 /// What `top` shows of a moment.
 #[derive(Serialize)]
@@ -67,50 +73,51 @@ pub(super) struct RatedBackend {
 
 /// What happened between two moments, or only what is when there was none before.
 pub(super) fn report(before: Option<&Sample>, now: &Sample) -> Report {
-    let (sizes, counts) = (inspect::list_sizes(&now.dump), inspect::by_port(&now.stats));
-    let earlier = before.map(|before| (before, inspect::by_port(&before.stats), seconds(before, now)));
-    let row = |id: &u32| {
-        let key = now.dump.names.get(id);
-        let counts = counts.get(id).copied().unwrap_or_default();
-        let rates = earlier.as_ref().map(|(before, earlier, seconds)| {
+    let earlier = before.map(|before| (before, seconds(before, now)));
+    let row = |port: &Port| {
+        let counts = now.counts.get(&port.id).copied().unwrap_or_default();
+        let rates = earlier.map(|(before, seconds)| {
             // A number may name another service port since.
-            let same = before.dump.names.get(id) == key;
-            Rates::of(&earlier.get(id).filter(|_| same).copied().unwrap_or_default(), &counts, *seconds)
+            let same = Arc::ptr_eq(&before.served, &now.served)
+                || before.served.dump.names.get(&port.id) == now.served.dump.names.get(&port.id);
+            let earlier = before.counts.get(&port.id).filter(|_| same).copied().unwrap_or_default();
+            Rates::of(&earlier, &counts, seconds)
         });
-        let service = key.map_or_else(|| inspect::name_of(&now.dump, *id), |key| key.service.to_string());
-        // As in `default/web:http/TCP`.
-        let port = key.map(|key| key.to_string().split_off(service.len() + 1)).unwrap_or_default();
-        let backends = sizes.get(id).map_or(0, |[cluster, _]| *cluster);
-        PortRow { service, port, id: *id, rates, counts, backends }
+        let (service, name) = (port.service.clone(), port.port.clone());
+        PortRow { service, port: name, id: port.id, rates, counts, backends: port.backends }
     };
-    let mut ports: Vec<PortRow> = now.dump.services.keys().map(row).collect();
-    ports.sort_by(|a, b| (&a.service, &a.port, a.id).cmp(&(&b.service, &b.port, b.id)));
-    let changes = ports.windows(2).filter(|pair| pair[0].service != pair[1].service).count();
-    let offered = |backend: &&lb_common::Backend| {
-        backend.flags & (lb_common::BackendFlags::CLUSTER | lb_common::BackendFlags::LOCAL) != 0
-    };
+    let ports: Vec<PortRow> = now.served.ports.iter().map(row).collect();
     Report {
         agent: now.agent,
-        seconds: earlier.as_ref().map(|(.., seconds)| rounded(*seconds)),
-        services: if ports.is_empty() { 0 } else { changes + 1 },
-        backends: u32::try_from(now.dump.backends.values().filter(offered).count()).unwrap_or(u32::MAX),
-        open: now.stats.backends.values().map(|backend| backend.open).sum(),
+        seconds: earlier.map(|(_, seconds)| rounded(seconds)),
+        services: now.served.services,
+        backends: now.served.backends,
+        open: now.given.iter().map(|(_, backend)| backend.open).sum(),
         rates: earlier.map(|_| ports.iter().filter_map(|row| row.rates).fold(Rates::default(), Rates::plus)),
         ports,
     }
 }
 
 /// The backends of a service port.
-pub(super) fn backends(before: Option<&Sample>, now: &Sample, service: u32) -> Vec<RatedBackend> {
+pub(super) fn backends(
+    before: Option<&Sample>,
+    now: &Sample,
+    slots: &BTreeMap<SlotKey, Slot>,
+    service: u32,
+) -> Vec<RatedBackend> {
+    let of_it = |sample: &Sample| -> Stats {
+        let backends = sample.given.iter().filter(|(_, stats)| stats.service == service).copied().collect();
+        Stats { backends, ..Stats::default() }
+    };
+    let (earlier, stats) = (before.map(|before| (of_it(before), seconds(before, now))), of_it(now));
     let rated = |row: BackendRow| {
-        let rate = before.map(|before| {
-            let earlier = before.stats.backends.get(&row.id).filter(|stats| stats.service == service);
-            let earlier = earlier.map_or(0, |stats| stats.connections);
-            rate(earlier, row.connections, seconds(before, now))
+        let rate = earlier.as_ref().map(|(earlier, seconds)| {
+            let earlier = earlier.backends.get(&row.id).map_or(0, |stats| stats.connections);
+            rate(earlier, row.connections, *seconds)
         });
         RatedBackend { row, rate }
     };
-    inspect::backends_of(&now.dump, &now.stats, service).into_iter().map(rated).collect()
+    inspect::backends_of(&now.served.dump, slots, &stats, service).into_iter().map(rated).collect()
 }
 
 fn seconds(before: &Sample, now: &Sample) -> f64 {

@@ -29,18 +29,18 @@ impl Drop for Ours {
     }
 }
 
-pub(super) fn run(reader: &Reader, delay: Duration) -> Result<()> {
+pub(super) fn run(mut reader: Reader, delay: Duration) -> Result<()> {
     // What cannot be read is told before the screen changes.
     let first = reader.read()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let ours = Ours;
     let mut terminal = ratatui::try_init().context("taking the terminal")?;
-    let result = runtime.block_on(watch(&mut terminal, reader, delay, first));
+    let result = runtime.block_on(watch(&mut terminal, delay, Screen::new(reader, first)));
     drop(ours);
     result
 }
 
-async fn watch(terminal: &mut DefaultTerminal, reader: &Reader, delay: Duration, first: Sample) -> Result<()> {
+async fn watch(terminal: &mut DefaultTerminal, delay: Duration, mut screen: Screen) -> Result<()> {
     let signal = |kind| signal(kind).context("waiting for signals");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -48,14 +48,13 @@ async fn watch(terminal: &mut DefaultTerminal, reader: &Reader, delay: Duration,
     let mut events = events();
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + delay, delay);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut screen = Screen::new(first);
     loop {
         terminal.draw(|frame| draw::draw(frame, &screen.report, &screen.backends, &mut screen.view))?;
         tokio::select! {
-            _ = ticks.tick() => screen.take(reader.read()?),
+            _ = ticks.tick() => screen.look()?,
             event = events.recv() => {
                 let event = event.context("the terminal says no more")?.context("reading keys")?;
-                if screen.event(&event) == Then::Quit {
+                if screen.event(&event)? == Then::Quit {
                     return Ok(());
                 }
             }
@@ -83,6 +82,7 @@ fn events() -> mpsc::Receiver<io::Result<Event>> {
 
 /// What is on the screen, and from what it was made.
 struct Screen {
+    reader: Reader,
     before: Option<Sample>,
     now: Sample,
     report: Report,
@@ -91,34 +91,39 @@ struct Screen {
 }
 
 impl Screen {
-    fn new(now: Sample) -> Self {
+    fn new(reader: Reader, now: Sample) -> Self {
         let report = report::report(None, &now);
-        Self { before: None, now, report, backends: Vec::new(), view: View::new() }
+        Self { reader, before: None, now, report, backends: Vec::new(), view: View::new() }
     }
 
-    fn take(&mut self, sample: Sample) {
-        self.before = Some(std::mem::replace(&mut self.now, sample));
+    /// Looks again at everything.
+    fn look(&mut self) -> Result<()> {
+        self.before = Some(std::mem::replace(&mut self.now, self.reader.read()?));
         self.report = report::report(self.before.as_ref(), &self.now);
-        self.look_at_backends();
+        self.look_at_backends()
     }
 
-    fn event(&mut self, event: &Event) -> Then {
+    fn event(&mut self, event: &Event) -> Result<Then> {
         let Event::Key(key) = event else {
             // Whatever it is, the next frame has it.
-            return Then::Stay;
+            return Ok(Then::Stay);
         };
         if key.kind == KeyEventKind::Release {
-            return Then::Stay;
+            return Ok(Then::Stay);
         }
-        let shown = draw::ids(&self.report, &self.backends, &self.view);
+        let (page, shown) = (self.view.page, draw::ids(&self.report, &self.backends, &self.view));
         let then = self.view.key(*key, &shown);
-        self.look_at_backends();
-        then
+        if self.view.page != page {
+            self.look_at_backends()?;
+        }
+        Ok(then)
     }
 
-    fn look_at_backends(&mut self) {
+    fn look_at_backends(&mut self) -> Result<()> {
         if let Page::Backends(id) = self.view.page {
-            self.backends = report::backends(self.before.as_ref(), &self.now, id);
+            let slots = self.reader.slots(id)?;
+            self.backends = report::backends(self.before.as_ref(), &self.now, &slots, id);
         }
+        Ok(())
     }
 }

@@ -13,11 +13,11 @@ use ratatui::{
 use super::{
     draw, plain, report,
     report::Report,
-    sample::Sample,
+    sample::{Sample, Served},
     view::{Page, Sort, Then, View},
 };
 use crate::{
-    datapath::stats::Stats,
+    datapath::stats::{Stats, Unsorted},
     objects::Key,
     spec::{Family, PortKey},
     store::Dump,
@@ -26,6 +26,11 @@ use crate::{
 /// So many service ports `s0`, `s1`… with so many backends each, of which sockets had every one `connections` times, the
 /// last service port most often. `s0` has no backend, and refuses.
 fn sample(at: Instant, services: u32, backends: u32, connections: u64) -> Sample {
+    let (dump, stats) = maps(services, backends, connections);
+    of(at, dump, stats)
+}
+
+fn maps(services: u32, backends: u32, connections: u64) -> (Dump, Stats) {
     let (mut dump, mut stats) = (Dump::default(), Stats::default());
     for service in 0..services {
         let id = service + 1;
@@ -57,10 +62,20 @@ fn sample(at: Instant, services: u32, backends: u32, connections: u64) -> Sample
         }
         stats.ports.insert(id, port);
     }
-    Sample { at, agent: Some(4711), dump, stats }
+    (dump, stats)
 }
 
-/// The reports of a second look, two seconds after the first.
+fn of(at: Instant, dump: Dump, stats: Stats) -> Sample {
+    let Stats { ports, backends, killed } = stats;
+    let counts = Unsorted {
+        ports: ports.into_iter().collect(),
+        backends: backends.into_iter().collect(),
+        killed: killed.into_iter().collect(),
+    };
+    Sample::new(at, Some(4711), Served::new(dump).into(), counts)
+}
+
+/// The report of a second look, two seconds after the first.
 fn second(before: &Sample, mut now: Sample) -> Report {
     now.at = before.at + Duration::from_secs(2);
     report::report(Some(before), &now)
@@ -75,7 +90,7 @@ fn screen(report: &Report, backends: &[report::RatedBackend], view: &mut View, e
         let line: String = (0..buffer.area.width).map(|x| buffer[(x, y)].symbol()).collect();
         // The chosen line is shown the other way round.
         let chosen = buffer[(0, y)].modifier.contains(ratatui::style::Modifier::REVERSED);
-        text += format!("{}{line}", if chosen { ">" } else { " " }).trim_end();
+        text += format!("{}{line}", if chosen { ">" } else { "|" }).trim_end();
         text.push('\n');
     }
     expected.assert_eq(&text);
@@ -122,8 +137,9 @@ fn maps_that_were_made_anew_count_from_zero() {
     let report = second(&sample(now, 2, 1, 1000), sample(now, 2, 1, 6));
     assert_eq!(report.ports[1].rate(), 3.0);
     // The number of a service port that is another's now.
-    let mut before = sample(now, 2, 1, 4);
-    before.dump.names.insert(2, PortKey { service: Key::new("a", "b"), ..before.dump.names[&2].clone() });
+    let (mut dump, stats) = maps(2, 1, 4);
+    dump.names.insert(2, PortKey { service: Key::new("a", "b"), ..dump.names[&2].clone() });
+    let before = of(now, dump, stats);
     assert_eq!(second(&before, sample(now, 2, 1, 6)).ports[1].rate(), 3.0);
     assert_eq!(second(&sample(now, 2, 1, 4), sample(now, 2, 1, 6)).ports[1].rate(), 1.0);
     // One that is new.
@@ -133,14 +149,13 @@ fn maps_that_were_made_anew_count_from_zero() {
 #[test]
 fn sockets_of_what_is_gone_count_as_open() {
     let now = Instant::now();
-    let mut after = sample(now, 2, 2, 10);
-    after.dump.backends.remove(&4);
-    after.stats.backends.insert(99, BackendStats { open: 5, service: 77, ..BackendStats::default() });
-    let before = sample(now, 2, 2, 10);
-    after.at = now + Duration::from_secs(1);
+    let (mut dump, mut stats) = maps(2, 2, 10);
+    dump.backends.remove(&4);
+    stats.backends.insert(99, BackendStats { open: 5, service: 77, ..BackendStats::default() });
+    let (before, after) = (sample(now, 2, 2, 10), of(now + Duration::from_secs(1), dump, stats));
     let report = report::report(Some(&before), &after);
     assert_eq!((report.open, report.ports[1].counts.open, report.ports[1].backends), (6, 1, 1));
-    let backends = report::backends(Some(&before), &after, 2);
+    let backends = report::backends(Some(&before), &after, &after.served.dump.slots, 2);
     assert_eq!(backends.iter().map(report::RatedBackend::target).collect::<Vec<_>>(), ["10.0.0.3:8080", "gone"]);
 }
 
@@ -193,17 +208,17 @@ fn pages_on_the_screen() {
         &[],
         &mut view,
         &expect![[r#"
-         beeline: the agent runs, pid 4711
-         9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
-         Service ports by rate
-         SERVICE     PORT      CONN/s  CONNECTIONS  OPEN  REFUSED/s  REFUSED  MOVED  KILLED  BACKENDS
-        >default/s8  http/TCP   120.0          400     1        0.0        0      0       0         2
-         default/s7  TCP        105.0          350     1        0.0        0      0       0         2
-         default/s6  http/TCP    90.0          300     1        0.0        0      0       0         2
-         default/s5  TCP         75.0          250     1        0.0        0      0       0         2
-         default/s4  http/TCP    60.0          200     1        0.0        0      0       0         2
-         q quit  Enter backends  r refusals  o order  / filter  h help
-    "#]],
+            |beeline: the agent runs, pid 4711
+            |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
+            |Service ports by rate
+            |SERVICE     PORT      CONN/s  CONNECTIONS  OPEN  REFUSED/s  REFUSED  MOVED  KILLED  BACKENDS
+            >default/s8  http/TCP   120.0          400     1        0.0        0      0       0         2
+            |default/s7  TCP        105.0          350     1        0.0        0      0       0         2
+            |default/s6  http/TCP    90.0          300     1        0.0        0      0       0         2
+            |default/s5  TCP         75.0          250     1        0.0        0      0       0         2
+            |default/s4  http/TCP    60.0          200     1        0.0        0      0       0         2
+            |q quit  Enter backends  r refusals  o order  / filter  h help
+        "#]],
     );
     press(&mut view, &report, &[KeyCode::End]);
     screen(
@@ -211,17 +226,17 @@ fn pages_on_the_screen() {
         &[],
         &mut view,
         &expect![[r#"
-         beeline: the agent runs, pid 4711
-         9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
-         Service ports by rate
-         SERVICE     PORT       CONN/s  CONNECTIONS  OPEN  REFUSED/s  REFUSED  MOVED  KILLED  BACKENDS
-         default/s4  http/TCP     60.0          200     1        0.0        0      0       0         2
-         default/s3  TCP          45.0          150     1        0.0        0      0       0         2
-         default/s2  http/TCP6    30.0          100     1        0.0        0      0       0         2
-         default/s1  UDP          15.0           50     1        0.0        0      0       0         2
-        >default/s0  http/TCP      0.0            0     0        7.5       27      0       0         0
-         q quit  Enter backends  r refusals  o order  / filter  h help
-    "#]],
+            |beeline: the agent runs, pid 4711
+            |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
+            |Service ports by rate
+            |SERVICE     PORT       CONN/s  CONNECTIONS  OPEN  REFUSED/s  REFUSED  MOVED  KILLED  BACKENDS
+            |default/s4  http/TCP     60.0          200     1        0.0        0      0       0         2
+            |default/s3  TCP          45.0          150     1        0.0        0      0       0         2
+            |default/s2  http/TCP6    30.0          100     1        0.0        0      0       0         2
+            |default/s1  UDP          15.0           50     1        0.0        0      0       0         2
+            >default/s0  http/TCP      0.0            0     0        7.5       27      0       0         0
+            |q quit  Enter backends  r refusals  o order  / filter  h help
+        "#]],
     );
     press(&mut view, &report, &[KeyCode::Char('r')]);
     screen(
@@ -229,37 +244,37 @@ fn pages_on_the_screen() {
         &[],
         &mut view,
         &expect![[r#"
-         beeline: the agent runs, pid 4711
-         9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
-         Refusals by cause
-         SERVICE     PORT      NO ENDPOINTS/s  NO ENDPOINTS  NO LOCAL/s  NO LOCAL
-        >default/s0  http/TCP             7.5            25         0.0         2
- 
- 
- 
- 
-         q quit  Enter backends  / filter  Esc back  h help
-    "#]],
+            |beeline: the agent runs, pid 4711
+            |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
+            |Refusals by cause
+            |SERVICE     PORT      NO ENDPOINTS/s  NO ENDPOINTS  NO LOCAL/s  NO LOCAL
+            >default/s0  http/TCP             7.5            25         0.0         2
+            |
+            |
+            |
+            |
+            |q quit  Enter backends  / filter  Esc back  h help
+        "#]],
     );
     press(&mut view, &report, &[KeyCode::Esc, KeyCode::Home, KeyCode::Enter]);
     let Page::Backends(id) = view.page else { panic!("the backends are open") };
-    let backends = report::backends(Some(&before), &after, id);
+    let backends = report::backends(Some(&before), &after, &after.served.dump.slots, id);
     screen(
         &report,
         &backends,
         &mut view,
         &expect![[r#"
-         beeline: the agent runs, pid 4711
-         9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
-         Backends of default/s8 http/TCP by rate
-         BACKEND         WHERE      WEIGHT  CONN/s  CONNECTIONS  OPEN
-        >10.0.0.17:8080  here            1    60.0          200     0
-         10.0.0.18:8080  elsewhere       1    60.0          200     1
- 
- 
- 
-         q quit  o order  / filter  Esc back  h help
-    "#]],
+            |beeline: the agent runs, pid 4711
+            |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
+            |Backends of default/s8 http/TCP by rate
+            |BACKEND         WHERE      WEIGHT  CONN/s  CONNECTIONS  OPEN
+            >10.0.0.17:8080  here            1    60.0          200     0
+            |10.0.0.18:8080  elsewhere       1    60.0          200     1
+            |
+            |
+            |
+            |q quit  o order  / filter  Esc back  h help
+        "#]],
     );
     press(&mut view, &report, &[KeyCode::Esc, KeyCode::Char('/'), KeyCode::Char('U'), KeyCode::Char('d')]);
     screen(
@@ -267,17 +282,17 @@ fn pages_on_the_screen() {
         &[],
         &mut view,
         &expect![[r#"
-         beeline: the agent runs, pid 4711
-         9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
-         Service ports by rate
-         SERVICE     PORT  CONN/s  CONNECTIONS  OPEN  REFUSED/s  REFUSED  MOVED  KILLED  BACKENDS
-        >default/s1  UDP     15.0           50     1        0.0        0      0       0         2
- 
- 
- 
- 
-         /Ud_
-    "#]],
+            |beeline: the agent runs, pid 4711
+            |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
+            |Service ports by rate
+            |SERVICE     PORT  CONN/s  CONNECTIONS  OPEN  REFUSED/s  REFUSED  MOVED  KILLED  BACKENDS
+            >default/s1  UDP     15.0           50     1        0.0        0      0       0         2
+            |
+            |
+            |
+            |
+            |/Ud_
+        "#]],
     );
     press(&mut view, &report, &[KeyCode::Char('x')]);
     screen(
@@ -285,16 +300,16 @@ fn pages_on_the_screen() {
         &[],
         &mut view,
         &expect![[r#"
-             beeline: the agent runs, pid 4711
-             9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
-             Service ports by rate
-             none that has the filter in its name; Esc drops it
-
-
-
-
-
-             /Udx_
+            |beeline: the agent runs, pid 4711
+            |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
+            |Service ports by rate
+            |none that has the filter in its name; Esc drops it
+            |
+            |
+            |
+            |
+            |
+            |/Udx_
         "#]],
     );
     press(&mut view, &report, &[KeyCode::Esc, KeyCode::Char('h')]);
@@ -303,16 +318,16 @@ fn pages_on_the_screen() {
         &[],
         &mut view,
         &expect![[r#"
-             beeline: no agent runs; the kernel goes on with the maps as they are
-             9 Services, 9 service ports, 16 backends, 8 open sockets; - conn/s, - refused/s
-             Keys and columns
-               up, down, k, j     choose a row; PgUp, PgDn, End; Home goes back to whatever is first
-               Enter, b           the backends of the service port
-               r                  refusals by cause, of all service ports
-               o                  the order: rate, open, refused, name
-               /                  show only what has a text in its name; Enter keeps it, Esc drops it
-               Esc                back
-             Esc back  q quit
+            |beeline: no agent runs; the kernel goes on with the maps as they are
+            |9 Services, 9 service ports, 16 backends, 8 open sockets; - conn/s, - refused/s
+            |Keys and columns
+            |  up, down, k, j     choose a row; PgUp, PgDn, End; Home goes back to whatever is first
+            |  Enter, b           the backends of the service port
+            |  r                  refusals by cause, of all service ports
+            |  o                  the order: rate, open, refused, name
+            |  /                  show only what has a text in its name; Enter keeps it, Esc drops it
+            |  Esc                back
+            |Esc back  q quit
         "#]],
     );
 }
@@ -381,7 +396,7 @@ fn ten_thousand_services_cost_little() {
     let reported = cpu();
     terminal.draw(|frame| draw::draw(frame, &report, &[], &mut view)).expect("cells in memory");
     let drawn = cpu();
-    let backends = report::backends(Some(&before), &after, 5000);
+    let backends = report::backends(Some(&before), &after, &after.served.dump.slots, 5000);
     let listed = cpu();
     println!("report {:?}, frame {:?}, backends {:?}", reported - start, drawn - reported, listed - drawn);
     assert_eq!((report.ports.len(), backends.len()), (10_000, 10));

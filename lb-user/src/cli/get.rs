@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use comfy_table::{Table, presets::NOTHING};
 use serde::Serialize;
 
+use super::table;
 use crate::{
-    datapath,
+    datapath::{self, stats::StatMaps},
     inspect::{self, BackendRow, CounterRow, FrontendRow, ServiceRow},
 };
 
@@ -27,13 +27,13 @@ pub(super) struct Arguments {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum What {
-    /// Service ports: frontends, number of backends, policy.
+    /// Service ports: frontends, number of backends, what sockets did with them.
     #[value(alias = "service", alias = "svc")]
     Services,
     /// Addresses and ports that clients dial.
     #[value(alias = "frontend")]
     Frontends,
-    /// Addresses and ports that answer.
+    /// Addresses and ports that answer, and the sockets that have them.
     #[value(alias = "backend")]
     Backends,
     /// Events that the programs count: refusals by cause, overflows, moved UDP sockets.
@@ -55,10 +55,11 @@ enum Output {
 
 pub(super) fn render(pins: &Path, arguments: &Arguments) -> Result<String> {
     let output = arguments.output;
+    let stats = || StatMaps::open(pins)?.read();
     match arguments.what {
-        What::Services => rows(&inspect::services(&super::dump(pins)?), output),
+        What::Services => rows(&inspect::services(&super::dump(pins)?, &stats()?), output),
         What::Frontends => rows(&inspect::frontends(&super::dump(pins)?), output),
-        What::Backends => rows(&inspect::backends(&super::dump(pins)?), output),
+        What::Backends => rows(&inspect::backends(&super::dump(pins)?, &stats()?), output),
         What::Counters => rows(&inspect::counters(&datapath::counters(pins)?), output),
     }
 }
@@ -77,37 +78,66 @@ fn rows<R: Row>(rows: &[R], output: Output) -> Result<String> {
         Output::Yaml => Ok(serde_saphyr::to_string(&rows)?),
         Output::Table | Output::Wide => {
             let wide = output == Output::Wide;
-            let mut table = Table::new();
-            table.load_preset(NOTHING);
-            table.set_header(R::HEAD.iter().chain(if wide { R::WIDE } else { &[] }));
-            for row in rows {
+            let head = R::HEAD.iter().chain(if wide { R::WIDE } else { &[] });
+            let cells = rows.iter().map(|row| {
                 let more = if wide { row.wide() } else { Vec::new() };
-                table.add_row(row.cells().into_iter().chain(more));
-            }
-            Ok(table.lines().fold(String::new(), |text, line| text + line.trim() + "\n"))
+                row.cells().into_iter().chain(more).collect()
+            });
+            Ok(table::text(&head.copied().map(table::Column::left).collect::<Vec<_>>(), &cells.collect::<Vec<_>>()))
         }
     }
 }
 
 impl Row for ServiceRow {
-    const HEAD: &'static [&'static str] = &["NAMESPACE", "NAME", "PORT", "PROTOCOL", "FRONTENDS", "BACKENDS"];
-    const WIDE: &'static [&'static str] = &["LOCAL", "INTERNAL POLICY", "ID"];
+    const HEAD: &'static [&'static str] =
+        &["NAMESPACE", "NAME", "PORT", "PROTOCOL", "FRONTENDS", "BACKENDS", "CONNECTIONS", "OPEN", "REFUSED"];
+    const WIDE: &'static [&'static str] = &[
+        "NO ENDPOINTS",
+        "NO LOCAL ENDPOINTS",
+        "MOVED",
+        "KILLED",
+        "LOCAL",
+        "INTERNAL POLICY",
+        "SCHEDULER",
+        "AFFINITY",
+        "DRAIN",
+        "ID",
+    ];
 
     fn cells(&self) -> Vec<String> {
         let port = if self.port.is_empty() { "-".to_owned() } else { self.port.clone() };
-        let backends = self.backends.to_string();
         vec![
             self.namespace.clone(),
             self.name.clone(),
             port,
             self.protocol.to_owned(),
             self.frontends.join(","),
-            backends,
+            self.backends.to_string(),
+            self.counts.connections.to_string(),
+            self.counts.open.to_string(),
+            self.counts.refused.to_string(),
         ]
     }
 
     fn wide(&self) -> Vec<String> {
-        vec![self.local_backends.to_string(), self.internal_traffic_policy.to_owned(), self.id.to_string()]
+        let affinity = if self.affinity_seconds == 0 { "-".to_owned() } else { format!("{}s", self.affinity_seconds) };
+        let drain = match self.drain_seconds {
+            None => "never".to_owned(),
+            Some(0) => "at once".to_owned(),
+            Some(seconds) => format!("{seconds}s"),
+        };
+        vec![
+            self.counts.no_endpoints.to_string(),
+            self.counts.no_local_endpoints.to_string(),
+            self.counts.moved.to_string(),
+            self.counts.killed.to_string(),
+            self.local_backends.to_string(),
+            self.internal_traffic_policy.to_owned(),
+            self.scheduler.to_owned(),
+            affinity,
+            drain,
+            self.id.to_string(),
+        ]
     }
 }
 
@@ -126,15 +156,29 @@ impl Row for FrontendRow {
 }
 
 impl Row for BackendRow {
-    const HEAD: &'static [&'static str] = &["SERVICE", "ADDRESS", "PORT"];
+    const HEAD: &'static [&'static str] = &["SERVICE", "ADDRESS", "PORT", "WHERE", "WEIGHT", "OPEN", "CONNECTIONS"];
     const WIDE: &'static [&'static str] = &["LISTS", "ID"];
 
     fn cells(&self) -> Vec<String> {
-        vec![self.service.clone(), self.address.clone(), self.port.to_string()]
+        vec![
+            self.service.clone(),
+            self.address.clone(),
+            self.port.map_or_else(|| "-".to_owned(), |port| port.to_string()),
+            self.place.unwrap_or("-").to_owned(),
+            self.weight.to_string(),
+            self.open.to_string(),
+            self.connections.to_string(),
+        ]
     }
 
     fn wide(&self) -> Vec<String> {
-        vec![self.lists.join(","), self.id.to_string()]
+        let lists = match self.lists.as_slice() {
+            // In no list: sockets keep it, and no other gets it.
+            [] if self.port.is_some() => "kept".to_owned(),
+            [] => "-".to_owned(),
+            lists => lists.join(","),
+        };
+        vec![lists, self.id.to_string()]
     }
 }
 

@@ -8,6 +8,8 @@ mod meaning;
 mod objects;
 mod plan;
 mod run;
+mod table;
+mod top;
 mod trace;
 
 use std::{
@@ -46,6 +48,7 @@ const EXAMPLES: &str = "Examples:
   beeline run --directory ./services      serve the Services of a directory of YAML
   beeline run                             serve those of the cluster that this node is in
   beeline get services                    what this node serves
+  beeline top                             what sockets do with it, live
   beeline trace tcp 10.96.0.1:443         what a connect would do, and why
   beeline explain default/web             why each of its endpoints is used, or is not
   beeline plan -f ./services              the map writes that a directory would cause";
@@ -56,6 +59,8 @@ enum Command {
     Run(Box<run::Arguments>),
     /// Show what stands in the maps.
     Get(get::Arguments),
+    /// Watch what sockets do with the Services: connections and refusals a second, open sockets, by service port.
+    Top(top::Arguments),
     /// Tell what a connect or a datagram to an address would do, and why.
     Trace(trace::Arguments),
     /// Tell why each endpoint of a Service is used on this node, or is not.
@@ -101,7 +106,14 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<ExitCode> {
         Command::Run(arguments) => {
             return run::run(*arguments, || named.map_or_else(|| Ok(Pins::below(&environment::bpffs()?)), Ok));
         }
-        Command::Get(arguments) => print!("{}", get::render(&existing(&pins()?)?, &arguments)?),
+        Command::Get(arguments) => {
+            say(&get::render(&existing(&pins()?)?, &arguments)?)?;
+        }
+        Command::Top(arguments) => {
+            let pins = pins()?;
+            existing(&pins)?;
+            top::run(pins, &arguments)?;
+        }
         Command::Trace(arguments) => return trace::run(&existing(&pins()?)?, &arguments),
         Command::Explain(arguments) => {
             let flags = matches.subcommand_matches("explain").map_or(explain::Flags::Given, explain::Flags::of);
@@ -115,6 +127,17 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints. False when nobody reads any more, as behind `| head`, which is no failure.
+fn say(text: &str) -> Result<bool> {
+    use std::io::{ErrorKind, Write as _};
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("writing to stdout"),
+    }
 }
 
 /// The directory of the pinned maps, if there are any.

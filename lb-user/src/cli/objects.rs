@@ -40,7 +40,7 @@ pub(super) struct Origin {
 
 /// What the agent reads that holds the pins, and what its flags say; none when there is no agent.
 pub(super) fn of_agent(pins: &Pins) -> Result<Option<Origin>> {
-    let Some(pid) = pins.holder() else { return Ok(None) };
+    let Some(pid) = pins.agent() else { return Ok(None) };
     let process = PathBuf::from(format!("/proc/{pid}"));
     let read = |name| fs::read(process.join(name)).with_context(|| format!("reading {name} of the agent (pid {pid})"));
     let environment = strings(&read("environ")?);

@@ -81,9 +81,10 @@ impl Pins {
         }
     }
 
-    /// The process that holds the lock: the agent, if one runs.
+    /// The agent that holds the lock, as far as this process may know of it. Looking takes no lock, and so is in nobody's
+    /// way.
     #[must_use]
-    pub fn holder(&self) -> Option<u32> {
+    pub fn agent(&self) -> Option<u32> {
         holder(&File::open(&self.root).ok()?)
     }
 

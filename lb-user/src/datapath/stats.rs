@@ -76,6 +76,16 @@ impl Stats {
     }
 }
 
+/// The counts of a moment in no order, as the kernel hands them over: for who reads many of them often.
+pub struct Unsorted {
+    /// Of service ports.
+    pub ports: Vec<(u32, PortStats)>,
+    /// Of backends.
+    pub backends: Vec<(u32, BackendStats)>,
+    /// Sockets that the agent ended, by service port.
+    pub killed: Vec<(u32, u64)>,
+}
+
 /// The pinned maps of counts and affinity.
 pub struct StatMaps {
     ports: Pinned<u32, PortStats>,
@@ -103,11 +113,20 @@ impl StatMaps {
     /// # Errors
     /// When a map cannot be read.
     pub fn read(&self) -> Result<Stats> {
+        let Unsorted { ports, backends, killed } = self.read_unsorted()?;
         Ok(Stats {
-            ports: self.ports.read()?.into_iter().collect(),
-            backends: self.backends.read()?.into_iter().collect(),
-            killed: self.killed.read()?.into_iter().collect(),
+            ports: ports.into_iter().collect(),
+            backends: backends.into_iter().collect(),
+            killed: killed.into_iter().collect(),
         })
+    }
+
+    /// The same, without an order.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn read_unsorted(&self) -> Result<Unsorted> {
+        Ok(Unsorted { ports: self.ports.read()?, backends: self.backends.read()?, killed: self.killed.read()? })
     }
 
     /// Who sticks to what, over or not.

@@ -1,10 +1,10 @@
 //! The store over BPF maps: runs of writes to one map become one system call.
 
-use std::{io, marker::PhantomData, os::fd::AsFd as _, path::Path, sync::Arc};
+use std::{collections::BTreeMap, io, marker::PhantomData, os::fd::AsFd as _, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use aya::{Pod, maps::MapData};
-use lb_common::{Addr, Backend, Frontend, FrontendKey, Name, Names, NodeAddr, Proto, Service, Slot, SlotKey};
+use lb_common::{Addr, Backend, Frontend, FrontendKey, List, Name, Names, NodeAddr, Proto, Service, Slot, SlotKey};
 
 use crate::{
     datapath::sys::{self, Stopped},
@@ -70,6 +70,37 @@ impl BpfStore {
     #[must_use]
     pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         sys::lookup(self.frontends.map.fd().as_fd(), key).ok().flatten()
+    }
+
+    /// Reads some of the maps; of the others the dump has nothing.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn dump_of(&self, tables: &[Table]) -> Result<Dump> {
+        fn read<K: Pod + Ord, V: Pod>(map: &TypedMap<K, V>, tables: &[Table]) -> Result<BTreeMap<K, V>> {
+            Ok(if tables.contains(&map.table) { map.read()?.into_iter().collect() } else { BTreeMap::new() })
+        }
+        let names = read(&self.names, tables)?;
+        Ok(Dump {
+            frontends: read(&self.frontends, tables)?,
+            services: read(&self.services, tables)?,
+            slots: read(&self.slots, tables)?,
+            backends: read(&self.backends, tables)?,
+            names: names.into_iter().filter_map(|(id, names)| Some((id, port_key(&names)?))).collect(),
+            node_addrs: read(&self.node_addrs, tables)?,
+        })
+    }
+
+    /// The slots of one service port.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn slots_of(&self, id: u32) -> Result<BTreeMap<SlotKey, Slot>> {
+        let service = self.services.get(&id)?.unwrap_or_default();
+        let keys = List::ALL
+            .into_iter()
+            .flat_map(|list| (0..service.len(list)).map(move |index| SlotKey::new(id, list, index)));
+        keys.filter_map(|key| Some(self.slots.get(&key).transpose()?.map(|slot| (key, slot)))).collect()
     }
 
     /// Writes the first ops that are of one kind; how many were done, and what ended them early.
@@ -144,15 +175,7 @@ impl Store for BpfStore {
     }
 
     fn dump(&self) -> Result<Dump> {
-        let names = self.names.read()?.into_iter().filter_map(|(id, names)| Some((id, port_key(&names)?)));
-        Ok(Dump {
-            frontends: self.frontends.read()?.into_iter().collect(),
-            services: self.services.read()?.into_iter().collect(),
-            slots: self.slots.read()?.into_iter().collect(),
-            backends: self.backends.read()?.into_iter().collect(),
-            names: names.collect(),
-            node_addrs: self.node_addrs.read()?.into_iter().collect(),
-        })
+        self.dump_of(&Table::ALL)
     }
 
     fn limits(&self) -> Limits {
@@ -229,6 +252,10 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
 
     fn read(&self) -> Result<Vec<(K, V)>> {
         sys::read_all(self.map.fd().as_fd()).with_context(|| format!("reading the map {}", self.table.map_name()))
+    }
+
+    fn get(&self, key: &K) -> Result<Option<V>> {
+        sys::lookup(self.map.fd().as_fd(), key).with_context(|| format!("reading the map {}", self.table.map_name()))
     }
 
     fn error(&self, error: io::Error) -> StoreError {

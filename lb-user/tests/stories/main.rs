@@ -6,6 +6,7 @@
 mod addresses;
 mod agent;
 mod choice;
+mod counts;
 mod explain;
 mod kill;
 mod life;
@@ -35,6 +36,7 @@ fn stories() -> Vec<Story> {
         node_ports::STORIES,
         addresses::STORIES,
         explain::STORIES,
+        counts::STORIES,
     ]
     .concat()
 }

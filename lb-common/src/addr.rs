@@ -55,6 +55,32 @@ impl Addr {
         a == 0 && b == 0 && c == MAPPED_WORD
     }
 
+    /// Whether this is the unspecified address of its family.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_unspecified(&self) -> bool {
+        let [a, b, c, d] = self.words();
+        a == 0 && b == 0 && (c == 0 || c == MAPPED_WORD) && d == 0
+    }
+
+    /// The unspecified address of the same family.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unspecified(&self) -> Self {
+        if self.is_v4() { Self::from_v4_word(0) } else { Self::from_words([0; 4]) }
+    }
+
+    /// The loopback address of the same family.
+    #[inline(always)]
+    #[must_use]
+    pub const fn loopback(&self) -> Self {
+        if self.is_v4() {
+            Self::from_v4_word(u32::from_ne_bytes([127, 0, 0, 1]))
+        } else {
+            Self::from_words([0, 0, 0, u32::from_ne_bytes([0, 0, 0, 1])])
+        }
+    }
+
     /// The address as people write it: IPv4 without its mapping.
     #[must_use]
     pub fn to_ip(self) -> IpAddr {
@@ -157,6 +183,21 @@ mod tests {
             let ip: IpAddr = text.parse().expect("an address");
             assert_eq!(Addr::from(ip).to_string(), text);
             assert_eq!(Addr::from(ip).is_v4(), ip.is_ipv4());
+        }
+    }
+
+    #[test]
+    fn special_addresses_keep_their_family() {
+        for (text, any, loopback) in [
+            ("10.96.0.1", "0.0.0.0", "127.0.0.1"),
+            ("fd00::1", "::", "::1"),
+            ("::", "::", "::1"),
+            ("0.0.0.0", "0.0.0.0", "127.0.0.1"),
+        ] {
+            let addr = Addr::from(text.parse::<IpAddr>().expect("an address"));
+            assert_eq!((addr.unspecified().to_string(), addr.loopback().to_string()), (any.into(), loopback.into()));
+            assert!(addr.unspecified().is_unspecified() && !addr.loopback().is_unspecified());
+            assert_eq!(addr.is_unspecified(), text == any);
         }
     }
 

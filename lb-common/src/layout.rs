@@ -55,6 +55,13 @@ impl FrontendKey {
     pub const fn new(addr: Addr, port: u16, proto: Proto) -> Self {
         Self { addr, port, proto: proto as u8, _pad: 0 }
     }
+
+    /// The key under which a NodePort of the same number stands.
+    #[inline(always)]
+    #[must_use]
+    pub const fn node_port(&self) -> Self {
+        Self { addr: self.addr.unspecified(), port: self.port, proto: self.proto, _pad: 0 }
+    }
 }
 
 impl core::fmt::Display for FrontendKey {

@@ -1,6 +1,9 @@
 //! Which backend a destination gets: one function for the programs in the kernel, the tests and `beeline trace`.
 
-use crate::{Addr, Frontend, FrontendKey, Kind, List, Service, ServiceFlags, Slot, SlotKey};
+use crate::{
+    Addr, Affinity, AffinityKey, Backend, BackendFlags, Frontend, FrontendKey, Kind, List, NodeAddr, NodeAddrFlags,
+    Scheduler, Service, ServiceFlags, Slot, SlotKey,
+};
 
 /// The maps that a choice reads: BPF maps in the kernel, pinned maps in `trace`, ordered maps in the tests.
 pub trait Tables {
@@ -10,6 +13,34 @@ pub trait Tables {
     fn service(&self, id: u32) -> Option<Service>;
     /// An entry of `SLOTS`.
     fn slot(&self, key: &SlotKey) -> Option<Slot>;
+    /// An entry of `BACKENDS`.
+    fn backend(&self, id: u32) -> Option<Backend>;
+    /// An entry of `NODE_ADDRS`.
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr>;
+}
+
+/// What changes from choice to choice: counts, turns, and who sticks to what.
+pub trait State {
+    /// How many sockets of this node have a backend now.
+    fn open(&self, backend: u32) -> u64;
+    /// Takes a turn in a list of `len` slots: the index whose turn it is. None when turns cannot be kept.
+    fn turn(&self, service: u32, list: List, len: u32, stride: u32) -> Option<u32>;
+    /// An entry of `AFFINITY`.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    /// Lets a client stick to a backend from `now` on.
+    fn stick(&self, key: &AffinityKey, backend: u32, now: u64);
+}
+
+/// Who opens a socket.
+pub trait Caller {
+    /// 32 random bits.
+    fn random(&self) -> u32;
+    /// Cookie of the network namespace.
+    fn netns(&self) -> u64;
+    /// Whether that is the node's own.
+    fn is_host(&self) -> bool;
+    /// CLOCK_MONOTONIC, ns.
+    fn now(&self) -> u64;
 }
 
 /// A backend that was chosen.
@@ -80,18 +111,18 @@ pub const fn list_for(kind: u8, service: &Service) -> List {
     }
 }
 
-/// Chooses a backend for `dest`, uniformly by `random`. `avoid` names a backend that has just failed this caller (0 for
-/// none): its neighbour is taken when there is another.
+/// Chooses a backend for `dest`. `avoid` names a backend that has just failed this caller (0 for none): another one is
+/// taken where there is one, but not by a client that sticks to it.
 ///
 /// The writer moves lengths and slots one by one (invariant I1), so a reader may meet a slot or a service that has just
 /// gone. It then looks again, once, from the start; should even that index be gone, slot 0 exists as long as the list
 /// has any.
 #[inline(always)]
-pub fn select(tables: &impl Tables, dest: &FrontendKey, avoid: u32, random: impl Fn() -> u32) -> Verdict {
-    let mut outcome = attempt(tables, dest, avoid, &random);
+pub fn select(tables: &(impl Tables + State), caller: &impl Caller, dest: &FrontendKey, avoid: u32) -> Verdict {
+    let mut outcome = attempt(tables, caller, dest, avoid);
     // A refusal is looked at twice as well: the frontend may just have moved to another service port.
     if !matches!(outcome.step, Step::NotService | Step::Chosen) {
-        outcome = attempt(tables, dest, avoid, &random);
+        outcome = attempt(tables, caller, dest, avoid);
     }
     match outcome.step {
         Step::NotService => Verdict::NotService,
@@ -101,6 +132,34 @@ pub fn select(tables: &impl Tables, dest: &FrontendKey, avoid: u32, random: impl
         // Twice something had just gone: what stood in slot 0, if anything did.
         Step::Again if outcome.choice.backend != 0 => Verdict::Backend(outcome.choice),
         Step::Again => Verdict::Refused(outcome.choice.service, Cause::NoEndpoints),
+    }
+}
+
+/// The frontend that answers at `dest`: the exact one first, then a NodePort, at the node's own addresses only.
+#[inline(always)]
+pub fn frontend_at(tables: &impl Tables, caller: &impl Caller, dest: &FrontendKey) -> Option<Frontend> {
+    let exact = tables.frontend(dest);
+    let found = match exact {
+        // Nobody owns the unspecified address, under which NodePorts stand.
+        None if !dest.addr.is_unspecified() => tables.frontend(&dest.node_port()),
+        other => other,
+    };
+    let frontend = found?;
+    if frontend.kind == Kind::NodePort as u8 && !is_own(tables, caller, &dest.addr) {
+        return None;
+    }
+    Some(frontend)
+}
+
+/// Whether NodePorts answer at an address. To connect to the unspecified address means the loopback address (connect(2),
+/// net/ipv4/route.c).
+#[inline(always)]
+pub fn is_own(tables: &impl Tables, caller: &impl Caller, addr: &Addr) -> bool {
+    let addr = if addr.is_unspecified() { addr.loopback() } else { *addr };
+    match tables.node_addr(&addr) {
+        // A pod's loopback is the pod's own.
+        Some(own) => own.flags & NodeAddrFlags::HOST_ONLY == 0 || caller.is_host(),
+        None => false,
     }
 }
 
@@ -121,9 +180,9 @@ struct Outcome {
 }
 
 #[inline(always)]
-fn attempt(tables: &impl Tables, dest: &FrontendKey, avoid: u32, random: &impl Fn() -> u32) -> Outcome {
+fn attempt(tables: &(impl Tables + State), caller: &impl Caller, dest: &FrontendKey, avoid: u32) -> Outcome {
     let mut choice = Choice { service: 0, backend: 0, addr: Addr { octets: [0; 16] }, port: 0 };
-    let Some(frontend) = tables.frontend(dest) else {
+    let Some(frontend) = frontend_at(tables, caller, dest) else {
         return Outcome { step: Step::NotService, choice };
     };
     choice.service = frontend.service;
@@ -133,24 +192,124 @@ fn attempt(tables: &impl Tables, dest: &FrontendKey, avoid: u32, random: &impl F
     let list = list_for(frontend.kind, &service);
     let len = service.len(list);
     if len == 0 {
-        let elsewhere = matches!(list, List::Local) && service.cluster_len > 0;
-        let step = if elsewhere { Step::NoLocalEndpoints } else { Step::NoEndpoints };
+        let step = if service.cluster_len == 0 { Step::NoEndpoints } else { Step::NoLocalEndpoints };
         return Outcome { step, choice };
     }
-    let index = scale(random(), len);
-    let (step, slot) = match tables.slot(&SlotKey::new(frontend.service, list, index)) {
-        None => (Step::Again, tables.slot(&SlotKey::new(frontend.service, list, 0))),
-        Some(slot) if avoid != 0 && slot.backend == avoid && len > 1 => {
-            let next = if index + 1 == len { 0 } else { index + 1 };
-            let other = tables.slot(&SlotKey::new(frontend.service, list, next));
+    if service.affinity_seconds == 0 {
+        return pick(tables, caller, dest, &service, list, avoid, choice);
+    }
+    let key = AffinityKey { netns: caller.netns(), service: choice.service, _pad: 0 };
+    let now = caller.now();
+    if let Some(kept) = tables.affinity(&key)
+        && now.saturating_sub(kept.used) < u64::from(service.affinity_seconds) * SECOND
+        && let Some(backend) = tables.backend(kept.backend)
+        // One that has left the list in use counts no more (semantics: rule 7).
+        && backend.service == choice.service
+        && backend.flags & BackendFlags::of(list) != 0
+    {
+        tables.stick(&key, kept.backend, now);
+        choice = Choice { backend: kept.backend, addr: backend.addr, port: backend.port, ..choice };
+        return Outcome { step: Step::Chosen, choice };
+    }
+    let outcome = pick(tables, caller, dest, &service, list, avoid, choice);
+    if outcome.step == Step::Chosen {
+        tables.stick(&key, outcome.choice.backend, now);
+    }
+    outcome
+}
+
+/// Chooses from a list that has an entry, as the scheduler says. Never walks it.
+#[inline(always)]
+fn pick(
+    tables: &(impl Tables + State),
+    caller: &impl Caller,
+    dest: &FrontendKey,
+    service: &Service,
+    list: List,
+    avoid: u32,
+    mut choice: Choice,
+) -> Outcome {
+    let (len, stride, scheduler) = (service.len(list), service.stride(list), service.scheduler);
+    let index = if scheduler == Scheduler::Rr as u32 || scheduler == Scheduler::Wrr as u32 {
+        match tables.turn(choice.service, list, len, stride) {
+            Some(index) => index,
+            None => scale(caller.random(), len),
+        }
+    } else if scheduler == Scheduler::Sh as u32 {
+        scale(hash(caller.netns(), choice.service), len)
+    } else if scheduler == Scheduler::Dh as u32 {
+        let [a, b, c, d] = dest.addr.words();
+        scale(hash((u64::from(a ^ c) << 32) | u64::from(b ^ d), choice.service), len)
+    } else {
+        scale(caller.random(), len)
+    };
+    let at = |index| tables.slot(&SlotKey::new(choice.service, list, index));
+    let (step, slot) = match at(index) {
+        None => (Step::Again, at(0)),
+        Some(slot) if len == 1 => (Step::Chosen, Some(slot)),
+        Some(slot) if counts_open(scheduler) => {
+            let other = at(after(index, 1 + scale(caller.random(), len - 1), len));
+            let slot = match other {
+                Some(other)
+                    if slot.backend == avoid
+                        || (other.backend != avoid && better(tables, scheduler, &other, &slot)) =>
+                {
+                    other
+                }
+                _ => slot,
+            };
+            (Step::Chosen, Some(slot))
+        }
+        Some(slot) if avoid != 0 && slot.backend == avoid => {
+            // As far away as a turn goes, since the slots of one backend mostly lie together.
+            let other = at(after(index, stride, len));
             (Step::Chosen, Some(other.unwrap_or(slot)))
         }
         Some(slot) => (Step::Chosen, Some(slot)),
     };
     if let Some(slot) = slot {
-        choice = Choice { service: frontend.service, backend: slot.backend, addr: slot.addr, port: slot.port };
+        choice = Choice { backend: slot.backend, addr: slot.addr, port: slot.port, ..choice };
     }
     Outcome { step, choice }
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+#[inline(always)]
+const fn counts_open(scheduler: u32) -> bool {
+    scheduler >= Scheduler::Lc as u32 && scheduler <= Scheduler::Nq as u32
+}
+
+/// Whether `other` is to be preferred to `slot` (Linux, net/netfilter/ipvs/ip_vs_lc.c, _wlc.c, _sed.c, _nq.c; of two
+/// instead of all). A tie goes to `slot`, which came by chance as well.
+#[inline(always)]
+fn better(state: &impl State, scheduler: u32, other: &Slot, slot: &Slot) -> bool {
+    let (mut a, mut b) = (state.open(other.backend), state.open(slot.backend));
+    if scheduler == Scheduler::Lc as u32 {
+        return a < b;
+    }
+    if scheduler == Scheduler::Nq as u32 && (a == 0 || b == 0) {
+        return b != 0;
+    }
+    if scheduler != Scheduler::Wlc as u32 {
+        (a, b) = (a + 1, b + 1);
+    }
+    a * u64::from(slot.weight) < b * u64::from(other.weight)
+}
+
+/// The index `by` further on; both are below `len`.
+#[inline(always)]
+const fn after(index: u32, by: u32, len: u32) -> u32 {
+    let next = index.wrapping_add(by);
+    if next >= len { next - len } else { next }
+}
+
+/// Takes a turn: the index whose turn it is, and then the next one's. A list may have become shorter since.
+#[inline(always)]
+#[must_use]
+pub const fn take_turn(turn: u32, len: u32, stride: u32) -> (u32, u32) {
+    let index = if turn < len { turn } else { 0 };
+    (index, after(index, stride, len))
 }
 
 /// Maps 32 random bits to 0..len without a division (Lemire); the bias is below len / 2^32.
@@ -159,111 +318,14 @@ const fn scale(random: u32, len: u32) -> u32 {
     ((random as u64 * len as u64) >> 32) as u32
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Proto;
-    use std::collections::BTreeMap;
-    use std::net::Ipv4Addr;
-
-    #[derive(Default)]
-    struct Mem {
-        frontends: BTreeMap<FrontendKey, Frontend>,
-        services: BTreeMap<u32, Service>,
-        slots: BTreeMap<SlotKey, Slot>,
-    }
-
-    impl Tables for Mem {
-        fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-            self.frontends.get(key).copied()
-        }
-        fn service(&self, id: u32) -> Option<Service> {
-            self.services.get(&id).copied()
-        }
-        fn slot(&self, key: &SlotKey) -> Option<Slot> {
-            self.slots.get(key).copied()
-        }
-    }
-
-    fn vip(port: u16) -> FrontendKey {
-        FrontendKey::new(Ipv4Addr::new(10, 96, 0, 1).into(), port, Proto::Tcp)
-    }
-
-    fn mem(kind: Kind, cluster: u32, local: u32, flags: u32) -> Mem {
-        let mut mem = Mem::default();
-        mem.frontends.insert(vip(80), Frontend::new(1, kind));
-        mem.services.insert(1, Service { cluster_len: cluster, local_len: local, flags, ..Service::default() });
-        for (list, len, base) in [(List::Cluster, cluster, 10), (List::Local, local, 100)] {
-            for index in 0..len {
-                let addr = Ipv4Addr::new(10, 0, 0, u8::try_from(index + 1).expect("few")).into();
-                mem.slots
-                    .insert(SlotKey::new(1, list, index), Slot { addr, port: 8080, weight: 1, backend: base + index });
-            }
-        }
-        mem
-    }
-
-    fn backend(verdict: Verdict) -> Option<u32> {
-        match verdict {
-            Verdict::Backend(choice) => Some(choice.backend),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn what_is_no_frontend_is_left_alone() {
-        assert_eq!(select(&mem(Kind::ClusterIp, 1, 0, 0), &vip(81), 0, || 0), Verdict::NotService);
-    }
-
-    #[test]
-    fn every_slot_is_reached_and_none_beyond() {
-        let mem = mem(Kind::ClusterIp, 3, 0, 0);
-        let pick = |random| backend(select(&mem, &vip(80), 0, || random));
-        assert_eq!(pick(0), Some(10));
-        assert_eq!(pick(u32::MAX / 2), Some(11));
-        assert_eq!(pick(u32::MAX), Some(12));
-    }
-
-    #[test]
-    fn no_endpoint_refuses_and_no_local_endpoint_is_unreachable() {
-        let cases = [
-            (Kind::ClusterIp, 0, 0, 0, Some(Cause::NoEndpoints)),
-            (Kind::ClusterIp, 0, 0, ServiceFlags::INTERNAL_LOCAL, Some(Cause::NoEndpoints)),
-            (Kind::ClusterIp, 2, 0, ServiceFlags::INTERNAL_LOCAL, Some(Cause::NoLocalEndpoints)),
-            (Kind::ExternalIp, 2, 0, ServiceFlags::INTERNAL_LOCAL, None),
-            (Kind::LoadBalancer, 0, 0, 0, Some(Cause::NoEndpoints)),
-        ];
-        for (kind, cluster, local, flags, cause) in cases {
-            let got = match select(&mem(kind, cluster, local, flags), &vip(80), 0, || 0) {
-                Verdict::Refused(1, cause) => Some(cause),
-                _ => None,
-            };
-            assert_eq!(got, cause, "{kind:?} {cluster} {local} {flags}");
-        }
-        assert_eq!(Cause::NoEndpoints.errno(), 111);
-        assert_eq!(Cause::NoLocalEndpoints.errno(), 113);
-    }
-
-    #[test]
-    fn internal_local_takes_the_local_list() {
-        assert_eq!(
-            backend(select(&mem(Kind::ClusterIp, 2, 1, ServiceFlags::INTERNAL_LOCAL), &vip(80), 0, || u32::MAX)),
-            Some(100)
-        );
-    }
-
-    #[test]
-    fn a_retry_avoids_the_backend_that_failed_when_there_is_another() {
-        let two = mem(Kind::ClusterIp, 2, 0, 0);
-        assert_eq!(backend(select(&two, &vip(80), 10, || 0)), Some(11));
-        assert_eq!(backend(select(&two, &vip(80), 11, || u32::MAX)), Some(10));
-        assert_eq!(backend(select(&mem(Kind::ClusterIp, 1, 0, 0), &vip(80), 10, || 0)), Some(10));
-    }
-
-    #[test]
-    fn a_slot_that_has_just_gone_is_not_a_refusal() {
-        let mut mem = mem(Kind::ClusterIp, 3, 0, 0);
-        mem.slots.remove(&SlotKey::new(1, List::Cluster, 2));
-        assert_eq!(backend(select(&mem, &vip(80), 0, || u32::MAX)), Some(10));
-    }
+/// 32 bits that depend on all of those given (the last step of splitmix64).
+#[inline(always)]
+const fn hash(what: u64, salt: u32) -> u32 {
+    let mut z = what ^ ((salt as u64) << 32 | salt as u64);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 32) as u32
 }
+
+#[cfg(test)]
+mod tests;

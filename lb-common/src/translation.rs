@@ -1,6 +1,6 @@
 //! What a socket was given: VIP and backend, and the short list of them that a UDP socket keeps.
 
-use crate::{Addr, Choice, Counter, bpf_spin_lock};
+use crate::{Addr, Choice, bpf_spin_lock};
 
 /// One translation of one socket: the application dialled the VIP and speaks to the backend.
 #[repr(C)]
@@ -72,6 +72,25 @@ pub struct TcpSock {
     pub given: Translation,
 }
 
+const NONE: Translation = Translation {
+    vip: Addr { octets: [0; 16] },
+    backend_addr: Addr { octets: [0; 16] },
+    vip_port: 0,
+    backend_port: 0,
+    service: 0,
+    backend: 0,
+    generation: 0,
+};
+
+/// What became of a translation that was stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Put {
+    /// The backend that the socket held in that place; 0 for none.
+    pub replaced: u32,
+    /// All places were taken: another VIP was forgotten.
+    pub overflow: bool,
+}
+
 /// How many VIPs one UDP socket can speak to at a time.
 pub const MAX_TRANSLATIONS: usize = 8;
 
@@ -89,19 +108,7 @@ pub struct Translations {
 
 impl Translations {
     /// An empty list.
-    pub const EMPTY: Self = Self {
-        entries: [Translation {
-            vip: Addr { octets: [0; 16] },
-            backend_addr: Addr { octets: [0; 16] },
-            vip_port: 0,
-            backend_port: 0,
-            service: 0,
-            backend: 0,
-            generation: 0,
-        }; MAX_TRANSLATIONS],
-        next: 0,
-        last: 0,
-    };
+    pub const EMPTY: Self = Self { entries: [NONE; MAX_TRANSLATIONS], next: 0, last: 0 };
 
     /// The translation of a VIP, and from now on the last used.
     #[inline(always)]
@@ -132,10 +139,9 @@ impl Translations {
         None
     }
 
-    /// Stores a translation in the place of the same VIP, in a free place, or in that of the oldest, which is an event
-    /// to count.
+    /// Stores a translation in the place of the same VIP, in a free place, or in that of the oldest.
     #[inline(always)]
-    pub fn put(&mut self, translation: &Translation) -> Option<Counter> {
+    pub fn put(&mut self, translation: &Translation) -> Put {
         let mut place = None;
         for (index, entry) in (0u32..).zip(&self.entries) {
             if entry.backend == 0 {
@@ -147,25 +153,40 @@ impl Translations {
                 break;
             }
         }
-        let (place, event) = if let Some(place) = place {
-            (place, None)
+        let mut put = Put { replaced: 0, overflow: false };
+        let place = if let Some(place) = place {
+            place
         } else {
             let place = self.next % MAX_TRANSLATIONS as u32;
             self.next = place + 1;
-            (place, Some(Counter::UdpOverflow))
+            put.overflow = true;
+            place
         };
         if let Some(entry) = self.entries.get_mut(place as usize) {
+            put.replaced = entry.backend;
             *entry = *translation;
             self.last = place;
         }
-        event
+        put
     }
 
-    /// The socket turns to a plain address: what comes from there is shown as itself from now on.
+    /// The backends that the socket holds.
     #[inline(always)]
-    pub fn forget(&mut self, generation: u32, addr: &Addr, port: u16) {
+    pub fn each(&self, mut what: impl FnMut(u32)) {
+        for entry in &self.entries {
+            if entry.backend != 0 {
+                what(entry.backend);
+            }
+        }
+    }
+
+    /// The socket turns to a plain address: what comes from there is shown as itself from now on. `closed` is told what
+    /// it holds no more.
+    #[inline(always)]
+    pub fn forget(&mut self, generation: u32, addr: &Addr, port: u16, mut closed: impl FnMut(u32)) {
         for entry in &mut self.entries {
             if entry.leads_to(addr, port) && entry.is_forgotten_by(generation, addr, port) {
+                closed(entry.backend);
                 entry.backend = 0;
             }
         }
@@ -210,8 +231,8 @@ mod tests {
     #[test]
     fn each_vip_keeps_its_own_backend_and_reply() {
         let mut list = Translations::EMPTY;
-        assert_eq!(list.put(&to(1, 11)), None);
-        assert_eq!(list.put(&to(2, 12)), None);
+        assert!(!list.put(&to(1, 11)).overflow);
+        assert!(!list.put(&to(2, 12)).overflow);
         assert_eq!(list.of_vip(&vip(1), 53).map(|t| t.backend), Some(11));
         assert_eq!(list.of_vip(&vip(2), 53).map(|t| t.backend), Some(12));
         assert_eq!(list.of_vip(&vip(2), 54), None);
@@ -223,8 +244,8 @@ mod tests {
     #[test]
     fn the_same_vip_takes_the_same_place() {
         let mut list = Translations::EMPTY;
-        list.put(&to(1, 11));
-        list.put(&to(1, 12));
+        assert_eq!(list.put(&to(1, 11)).replaced, 0);
+        assert_eq!(list.put(&to(1, 12)).replaced, 11);
         assert_eq!(list.of_backend(&server(11), 53), None);
         assert_eq!(list.entries.iter().filter(|e| e.backend != 0).count(), 1);
     }
@@ -233,11 +254,11 @@ mod tests {
     fn the_ninth_vip_takes_the_place_of_the_oldest_and_counts() {
         let mut list = Translations::EMPTY;
         for n in 1..=8 {
-            assert_eq!(list.put(&to(n, n)), None);
+            assert!(!list.put(&to(n, n)).overflow);
         }
-        assert_eq!(list.put(&to(9, 9)), Some(Counter::UdpOverflow));
+        assert!(list.put(&to(9, 9)).overflow);
         assert_eq!(list.of_vip(&vip(1), 53), None);
-        assert_eq!(list.put(&to(10, 10)), Some(Counter::UdpOverflow));
+        assert!(list.put(&to(10, 10)).overflow);
         assert_eq!(list.of_vip(&vip(2), 53), None);
         assert!((3..=10).all(|n| list.of_vip(&vip(n), 53).is_some()));
     }
@@ -257,9 +278,11 @@ mod tests {
         let mut list = Translations::EMPTY;
         list.put(&to(1, 11));
         list.put(&to(2, 12));
-        list.forget(GENERATION + 1, &server(11), 53);
+        let mut closed = std::vec::Vec::new();
+        list.forget(GENERATION + 1, &server(11), 53, |backend| closed.push(backend));
         assert!(list.of_backend(&server(11), 53).is_some(), "a second program behind the first");
-        list.forget(GENERATION, &server(11), 53);
+        list.forget(GENERATION, &server(11), 53, |backend| closed.push(backend));
+        assert_eq!(closed, [11]);
         assert_eq!(list.of_backend(&server(11), 53), None);
         assert!(list.of_backend(&server(12), 53).is_some());
     }

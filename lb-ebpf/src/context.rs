@@ -1,27 +1,37 @@
 //! The context of a socket address hook, read and written as an [`Addr`] and a port in host order.
 
-use aya_ebpf::{EbpfContext as _, bindings::bpf_sock_addr, programs::SockAddrContext};
-use lb_common::{Addr, FrontendKey, Proto};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::bpf_sock_addr,
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval},
+    },
+    programs::SockAddrContext,
+};
+use lb_common::{Addr, Caller, FrontendKey, Proto};
 
-/// The form in which the hook carries its address.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    /// sockaddr_in
-    V4,
-    /// sockaddr_in6
-    V6,
-}
+use crate::maps::{HOST_NETNS, SET_RETVAL};
 
-/// A context with its family. The family is a constant of each entry point, so that no branch on it is left.
-pub struct SockAddr {
+/// The call goes on, to whatever address now stands in the context.
+pub const PROCEED: i32 = 1;
+/// The call fails.
+const REFUSE: i32 = 0;
+
+/// A context, of a hook that carries its address as sockaddr_in, or as sockaddr_in6 (`V6`).
+pub struct SockAddr<const V6: bool> {
     ctx: SockAddrContext,
-    family: Family,
 }
 
-impl SockAddr {
+/// Of the hooks for IPv4.
+pub const V4: bool = false;
+/// Of the hooks for IPv6, whose addresses may be mapped ones.
+pub const V6: bool = true;
+
+impl<const V6: bool> SockAddr<V6> {
     #[inline(always)]
-    pub fn new(ctx: SockAddrContext, family: Family) -> Self {
-        Self { ctx, family }
+    pub fn new(ctx: SockAddrContext) -> Self {
+        Self { ctx }
     }
 
     /// aya's context, for its helpers.
@@ -46,12 +56,10 @@ impl SockAddr {
     #[inline(always)]
     pub fn addr(&self) -> Addr {
         let fields = self.fields();
-        match self.family {
-            // SAFETY: as above.
-            Family::V4 => Addr::from_v4_word(unsafe { (*fields).user_ip4 }),
-            // The kernel wants user_ip6 in single words, and LLVM would join them: hence the volatile reads.
-            // SAFETY: as above.
-            Family::V6 => unsafe {
+        // The kernel wants user_ip6 in single words, and LLVM would join them: hence the volatile reads.
+        // SAFETY: as above.
+        unsafe {
+            if V6 {
                 let word = core::ptr::addr_of!((*fields).user_ip6).cast::<u32>();
                 Addr::from_words([
                     word.read_volatile(),
@@ -59,7 +67,9 @@ impl SockAddr {
                     word.add(2).read_volatile(),
                     word.add(3).read_volatile(),
                 ])
-            },
+            } else {
+                Addr::from_v4_word((*fields).user_ip4)
+            }
         }
     }
 
@@ -87,12 +97,22 @@ impl SockAddr {
         // SAFETY: as above; a socket address hook always has a socket (5.3), and these fields of it are readable (5.1).
         unsafe {
             let sk = (*fields).__bindgen_anon_1.sk;
-            self.family == Family::V4
-                && !sk.is_null()
+            !V6 && !sk.is_null()
                 && (*sk).state == ESTABLISHED
                 && (*sk).dst_ip4 == (*fields).user_ip4
                 && u16::from_be((*sk).dst_port) == self.port()
         }
+    }
+
+    /// Lets the call fail: with `errno` where the kernel has bpf_set_retval, with EPERM elsewhere.
+    #[inline(always)]
+    pub fn refuse(&self, errno: i32) -> i32 {
+        if SET_RETVAL.load() != 0 {
+            // SAFETY: allowed at bind, connect and sendmsg since 5.18; on older kernels the verifier prunes this branch,
+            // since SET_RETVAL is a constant to it.
+            unsafe { bpf_set_retval(-errno) };
+        }
+        REFUSE
     }
 
     /// Puts another address in its place.
@@ -102,17 +122,46 @@ impl SockAddr {
         let words = addr.words();
         // SAFETY: as above; single words, as for reading.
         unsafe {
-            match self.family {
-                Family::V4 => (*fields).user_ip4 = words[3],
-                Family::V6 => {
-                    let word = core::ptr::addr_of_mut!((*fields).user_ip6).cast::<u32>();
-                    word.write_volatile(words[0]);
-                    word.add(1).write_volatile(words[1]);
-                    word.add(2).write_volatile(words[2]);
-                    word.add(3).write_volatile(words[3]);
-                }
+            if V6 {
+                let word = core::ptr::addr_of_mut!((*fields).user_ip6).cast::<u32>();
+                word.write_volatile(words[0]);
+                word.add(1).write_volatile(words[1]);
+                word.add(2).write_volatile(words[2]);
+                word.add(3).write_volatile(words[3]);
+            } else {
+                (*fields).user_ip4 = words[3];
             }
             (*fields).user_port = u32::from(port.to_be());
         }
+    }
+}
+
+impl<const V6: bool> Caller for SockAddr<V6> {
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: no precondition.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn netns(&self) -> u64 {
+        // SAFETY: the context is that of a socket address hook, which has the helper since 5.7.
+        unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn is_host(&self) -> bool {
+        let host = match HOST_NETNS.load() {
+            // SAFETY: without a context it tells the cookie of the first namespace.
+            0 => unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) },
+            host => host,
+        };
+        self.netns() == host
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: no precondition.
+        unsafe { bpf_ktime_get_ns() }
     }
 }

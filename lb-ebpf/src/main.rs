@@ -1,12 +1,15 @@
 //! The eBPF object: one entry point for each hook, each of which translates its context and calls the common code.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(unsafe_code, reason = "contexts, map values and helpers are raw pointers here")]
 
 mod context;
+mod guard;
 mod log;
 mod maps;
 mod sock;
+mod stats;
 mod tcp_socks;
 
 // The macros of aya-log name their support by this path.
@@ -18,54 +21,66 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext},
 };
 
-use context::{Family, SockAddr};
+use context::{SockAddr, V4, V6};
 
 /// connect() of an IPv4 destination.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    sock::connect(&SockAddr::new(ctx, Family::V4))
+    sock::connect(&SockAddr::<V4>::new(ctx))
 }
 
 /// connect() of an IPv6 or mapped destination.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    sock::connect(&SockAddr::new(ctx, Family::V6))
+    sock::connect(&SockAddr::<V6>::new(ctx))
 }
 
 /// sendto() and sendmsg() of UDP with an IPv4 destination, also a mapped one on an IPv6 socket.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    sock::sendmsg(&SockAddr::new(ctx, Family::V4))
+    sock::sendmsg(&SockAddr::<V4>::new(ctx))
 }
 
 /// sendto() and sendmsg() of UDP with an IPv6 destination.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    sock::sendmsg(&SockAddr::new(ctx, Family::V6))
+    sock::sendmsg(&SockAddr::<V6>::new(ctx))
 }
 
 /// recvfrom() and recvmsg() of a UDP IPv4 socket.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    sock::recvmsg(&SockAddr::new(ctx, Family::V4))
+    sock::recvmsg(&SockAddr::<V4>::new(ctx))
 }
 
 /// recvfrom() and recvmsg() of a UDP IPv6 socket.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    sock::recvmsg(&SockAddr::new(ctx, Family::V6))
+    sock::recvmsg(&SockAddr::<V6>::new(ctx))
 }
 
 /// getpeername() of an IPv4 socket.
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    sock::getpeername(&SockAddr::new(ctx, Family::V4))
+    sock::getpeername(&SockAddr::<V4>::new(ctx))
 }
 
 /// getpeername() of an IPv6 socket.
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    sock::getpeername(&SockAddr::new(ctx, Family::V6))
+    sock::getpeername(&SockAddr::<V6>::new(ctx))
+}
+
+/// bind() to an IPv4 address.
+#[cgroup_sock_addr(bind4)]
+pub fn bind4(ctx: SockAddrContext) -> i32 {
+    guard::bind(&SockAddr::<V4>::new(ctx))
+}
+
+/// bind() to an IPv6 address.
+#[cgroup_sock_addr(bind6)]
+pub fn bind6(ctx: SockAddrContext) -> i32 {
+    guard::bind(&SockAddr::<V6>::new(ctx))
 }
 
 /// A socket of either family is closed.

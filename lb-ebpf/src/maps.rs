@@ -7,8 +7,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    Addr, Backend, Counter, Frontend, FrontendKey, LogGate, Names, NodeAddr, Service, Slot, SlotKey, Tables, TcpSock, Translation,
-    Translations, capacity,
+    Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Frontend, FrontendKey, LogGate, Names, NodeAddr,
+    PortStats, Service, Slot, SlotKey, Tables, TcpSock, Translation, Translations, capacity,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -49,6 +49,23 @@ pub static TCP_SOCKS: Array<TcpSock, { capacity::TCP_SOCKS }> = Array::new();
 #[btf_map]
 pub static TCP_MORE: HashMap<u64, Translation, { capacity::TCP_MORE }, NO_PREALLOC> = HashMap::new();
 
+/// What this node's sockets did with a service port.
+#[btf_map]
+pub static PORT_STATS: HashMap<u32, PortStats, { capacity::PORT_STATS }, NO_PREALLOC> = HashMap::new();
+
+/// What this node's sockets do with a backend.
+#[btf_map]
+pub static BACKEND_STATS: HashMap<u32, BackendStats, { capacity::BACKEND_STATS }, NO_PREALLOC> = HashMap::new();
+
+/// Which backend a client sticks to.
+#[btf_map]
+pub static AFFINITY: HashMap<AffinityKey, Affinity, { capacity::AFFINITY }, NO_PREALLOC> = HashMap::new();
+
+/// How many sockets the agent ended for each service port, since their backend had gone. No program uses it: it stands
+/// here so that it is made and pinned with the others.
+#[btf_map]
+pub static PORT_KILLED: HashMap<u32, u64, { capacity::PORT_STATS }, NO_PREALLOC> = HashMap::new();
+
 /// Events, by [`Counter`].
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
@@ -64,6 +81,11 @@ pub static SET_RETVAL: Global<u8> = Global::new(0);
 /// Names this load of the programs: see `Translation::is_forgotten_by`.
 #[unsafe(no_mangle)]
 pub static GENERATION: Global<u32> = Global::new(1);
+
+/// Cookie of the node's own network namespace; 0 where the kernel does not tell it (before 5.14), and then it is the
+/// first one.
+#[unsafe(no_mangle)]
+pub static HOST_NETNS: Global<u64> = Global::new(0);
 
 /// Counts an event on this CPU.
 #[inline(always)]
@@ -94,5 +116,17 @@ impl Tables for Kernel {
     fn slot(&self, key: &SlotKey) -> Option<Slot> {
         // SAFETY: as above.
         unsafe { SLOTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend> {
+        // SAFETY: as above.
+        unsafe { BACKENDS.get(id) }.copied()
+    }
+
+    #[inline(always)]
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
+        // SAFETY: as above.
+        unsafe { NODE_ADDRS.get(addr) }.copied()
     }
 }

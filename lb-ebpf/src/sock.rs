@@ -1,27 +1,19 @@
 //! The socket path: what each hook does, over common code for both families.
 
-use aya_ebpf::{
-    EbpfContext as _,
-    helpers::generated::{bpf_get_prandom_u32, bpf_set_retval},
-    programs::SockContext,
-};
+use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_sk_storage_get, programs::SockContext};
 use lb_common::{Cause, Choice, Counter, FrontendKey, Proto, Translation, Translations, Verdict, select};
 
 use crate::{
-    context::SockAddr,
+    context::{PROCEED, SockAddr},
     log,
-    maps::{BACKENDS, GENERATION, Kernel, NAMES, SET_RETVAL, SOCKS, count},
+    maps::{BACKENDS, GENERATION, Kernel, NAMES, SOCKS, count},
+    stats,
     tcp_socks::TcpSocket,
 };
 
-/// The call goes on, to whatever address now stands in the context.
-const PROCEED: i32 = 1;
-/// The call fails with the error that bpf_set_retval named, or EPERM.
-const REFUSE: i32 = 0;
-
 /// A connect: a VIP is replaced by a backend, and anything else is left alone.
 #[inline(always)]
-pub fn connect(ctx: &SockAddr) -> i32 {
+pub fn connect<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     match ctx.proto() {
         Some(Proto::Tcp) => connect_tcp(ctx),
         Some(Proto::Udp) => connect_udp(ctx),
@@ -30,21 +22,31 @@ pub fn connect(ctx: &SockAddr) -> i32 {
 }
 
 #[inline(always)]
-fn connect_tcp(ctx: &SockAddr) -> i32 {
+fn connect_tcp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     let dest = ctx.key(Proto::Tcp);
     let mut place = TcpSocket::of(ctx.raw().as_ptr());
     let before = place.given();
     // An entry left by an earlier attempt of this socket: that connect failed, so its backend is avoided.
     let avoid = before.map_or(0, |given| given.backend);
-    match pick(&dest, avoid) {
+    match choose(ctx, &dest, avoid) {
         Verdict::NotService => {
-            if before.is_some_and(|given| given.is_forgotten_by(GENERATION.load(), &dest.addr, dest.port)) {
+            if let Some(given) = before
+                && given.is_forgotten_by(GENERATION.load(), &dest.addr, dest.port)
+            {
+                let backend = given.backend;
                 place.clear();
+                stats::closed(backend);
             }
             PROCEED
         }
         Verdict::Backend(choice) => {
-            if !place.put(&Translation::new(dest.addr, dest.port, &choice, GENERATION.load())) {
+            if avoid != 0 {
+                stats::closed(avoid);
+            }
+            if place.put(&dest, &choice) {
+                stats::opened(&choice);
+            } else {
+                stats::connected(&choice);
                 full(&choice);
             }
             ctx.set(&choice.addr, choice.port);
@@ -55,15 +57,15 @@ fn connect_tcp(ctx: &SockAddr) -> i32 {
 }
 
 #[inline(always)]
-fn connect_udp(ctx: &SockAddr) -> i32 {
+fn connect_udp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     let dest = ctx.key(Proto::Udp);
-    match pick(&dest, 0) {
+    match choose(ctx, &dest, 0) {
         Verdict::NotService => {
             forget(stored(ctx), &dest);
             PROCEED
         }
         Verdict::Backend(choice) => {
-            remember(ctx, stored(ctx), &dest, &choice);
+            remember(ctx, &dest, &choice);
             ctx.set(&choice.addr, choice.port);
             PROCEED
         }
@@ -74,7 +76,7 @@ fn connect_udp(ctx: &SockAddr) -> i32 {
 /// A datagram with a destination: the socket keeps the backend that it was given for a VIP, for as long as that backend
 /// is there.
 #[inline(always)]
-pub fn sendmsg(ctx: &SockAddr) -> i32 {
+pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     if ctx.proto() != Some(Proto::Udp) {
         return PROCEED;
     }
@@ -88,7 +90,7 @@ pub fn sendmsg(ctx: &SockAddr) -> i32 {
         }
         moved = true;
     }
-    match pick(&dest, 0) {
+    match choose(ctx, &dest, 0) {
         Verdict::NotService => {
             if list.is_some() && !ctx.is_peer() {
                 forget(list, &dest);
@@ -98,8 +100,9 @@ pub fn sendmsg(ctx: &SockAddr) -> i32 {
         Verdict::Backend(choice) => {
             if moved {
                 count(Counter::UdpMoved);
+                stats::moved(choice.service);
             }
-            remember(ctx, list, &dest, &choice);
+            remember(ctx, &dest, &choice);
             ctx.set(&choice.addr, choice.port);
             PROCEED
         }
@@ -109,7 +112,7 @@ pub fn sendmsg(ctx: &SockAddr) -> i32 {
 
 /// A datagram came: if it is from a backend that this socket was given, it is shown as coming from the VIP.
 #[inline(always)]
-pub fn recvmsg(ctx: &SockAddr) -> i32 {
+pub fn recvmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     if ctx.proto() == Some(Proto::Udp) {
         show_vip(ctx);
     }
@@ -118,7 +121,7 @@ pub fn recvmsg(ctx: &SockAddr) -> i32 {
 
 /// The peer is asked for: if it is the backend that this socket was given, the VIP is shown.
 #[inline(always)]
-pub fn getpeername(ctx: &SockAddr) -> i32 {
+pub fn getpeername<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     match ctx.proto() {
         Some(Proto::Tcp) => {
             if let Some(given) = TcpSocket::of(ctx.raw().as_ptr()).given()
@@ -133,44 +136,62 @@ pub fn getpeername(ctx: &SockAddr) -> i32 {
     PROCEED
 }
 
-/// A socket is closed: what TCP was given ends here. (UDP keeps it in the socket itself.)
+/// A socket is closed, and holds nothing more.
 #[inline(always)]
 pub fn release(ctx: &SockContext) -> i32 {
     // SAFETY: the context is valid for the program's run; the verifier checks the access.
-    if unsafe { (*ctx.sock).protocol } == Proto::Tcp as u32 {
-        TcpSocket::of(ctx.as_ptr()).clear();
+    let proto = unsafe { (*ctx.sock).protocol };
+    if proto == Proto::Tcp as u32 {
+        let mut place = TcpSocket::of(ctx.as_ptr());
+        if let Some(given) = place.given() {
+            let backend = given.backend;
+            place.clear();
+            stats::closed(backend);
+        }
+    } else if proto == Proto::Udp as u32 {
+        // SAFETY: the helper takes this context for the socket (5.9); the storage outlives this run. aya's own call takes
+        // socket address contexts only.
+        let list = unsafe {
+            bpf_sk_storage_get((&raw const SOCKS).cast_mut().cast(), ctx.as_ptr(), core::ptr::null_mut(), 0)
+                .cast::<Translations>()
+                .as_ref()
+        };
+        if let Some(list) = list {
+            list.each(stats::closed);
+        }
     }
     PROCEED
 }
 
-#[inline(always)]
-fn pick(dest: &FrontendKey, avoid: u32) -> Verdict {
-    // SAFETY: no precondition.
-    select(&Kernel, dest, avoid, || unsafe { bpf_get_prandom_u32() })
+/// The choice, as a function of its own in the kernel too: its frame and a hook's share 512 bytes of stack.
+#[inline(never)]
+fn choose<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, avoid: u32) -> Verdict {
+    select(&Kernel, ctx, dest, avoid)
 }
 
 /// The list of this UDP socket, if it has one.
 #[inline(always)]
-fn stored<'a>(ctx: &SockAddr) -> Option<&'a mut Translations> {
-    // SAFETY: the storage lives as long as the socket, which outlives this run; it is written by calls on this socket
-    // only. Two threads that use one socket at once can mix two entries up; each entry is checked against its backend
-    // before use.
+fn stored<'a, const V6: bool>(ctx: &SockAddr<V6>) -> Option<&'a mut Translations> {
+    // SAFETY: the storage lives as long as the socket, which outlives this run. The kernel holds the socket's lock over
+    // each of these hooks (include/linux/bpf-cgroup.h), so that nobody else has the list at the same time.
     unsafe { SOCKS.get_ptr_mut(ctx.raw()).as_mut() }
 }
 
-#[inline(always)]
-fn remember(ctx: &SockAddr, list: Option<&mut Translations>, dest: &FrontendKey, choice: &Choice) {
-    let list = match list {
-        Some(list) => list,
-        // The new storage is all zeros, which is an empty list.
-        // SAFETY: as in `stored`.
-        None => match unsafe { SOCKS.get_or_insert_ptr_mut(ctx.raw(), None).as_mut() } {
-            Some(list) => list,
-            None => return,
-        },
+/// The socket keeps its choice.
+#[inline(never)]
+fn remember<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, choice: &Choice) {
+    // New storage is all zeros, which is an empty list.
+    // SAFETY: as in `stored`.
+    let Some(list) = (unsafe { SOCKS.get_or_insert_ptr_mut(ctx.raw(), None).as_mut() }) else {
+        return stats::connected(choice);
     };
-    if let Some(event) = list.put(&Translation::new(dest.addr, dest.port, choice, GENERATION.load())) {
-        count(event);
+    let put = list.put(&Translation::new(dest.addr, dest.port, choice, GENERATION.load()));
+    if put.replaced != 0 {
+        stats::closed(put.replaced);
+    }
+    stats::opened(choice);
+    if put.overflow {
+        count(Counter::UdpOverflow);
         if log::open() {
             aya_log_ebpf_macros::warn!(
                 ctx.raw(),
@@ -184,12 +205,12 @@ fn remember(ctx: &SockAddr, list: Option<&mut Translations>, dest: &FrontendKey,
 #[inline(always)]
 fn forget(list: Option<&mut Translations>, dest: &FrontendKey) {
     if let Some(list) = list {
-        list.forget(GENERATION.load(), &dest.addr, dest.port);
+        list.forget(GENERATION.load(), &dest.addr, dest.port, stats::closed);
     }
 }
 
 #[inline(always)]
-fn show_vip(ctx: &SockAddr) {
+fn show_vip<const V6: bool>(ctx: &SockAddr<V6>) {
     if let Some(given) = stored(ctx).and_then(|list| list.of_backend(&ctx.addr(), ctx.port())) {
         ctx.set(&given.vip, given.vip_port);
     }
@@ -215,11 +236,12 @@ fn full(choice: &Choice) {
 }
 
 #[inline(always)]
-fn refuse(ctx: &SockAddr, dest: &FrontendKey, service: u32, cause: Cause) -> i32 {
+fn refuse<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: u32, cause: Cause) -> i32 {
     count(match cause {
         Cause::NoEndpoints => Counter::NoEndpoints,
         Cause::NoLocalEndpoints => Counter::NoLocalEndpoints,
     });
+    stats::refused(service, cause);
     // An id without a name is on its way out: nothing to tell.
     if NAMES.get_ptr(service).is_some() && log::open() {
         match cause {
@@ -241,10 +263,5 @@ fn refuse(ctx: &SockAddr, dest: &FrontendKey, service: u32, cause: Cause) -> i32
             }
         }
     }
-    if SET_RETVAL.load() != 0 {
-        // SAFETY: allowed at connect and sendmsg since 5.18; on older kernels the verifier prunes this branch, since
-        // SET_RETVAL is a constant to it.
-        unsafe { bpf_set_retval(-cause.errno()) };
-    }
-    REFUSE
+    ctx.refuse(cause.errno())
 }

@@ -7,9 +7,9 @@ use aya_ebpf::{
     bindings::BPF_ANY,
     helpers::generated::{bpf_get_socket_cookie, bpf_spin_lock, bpf_spin_unlock},
 };
-use lb_common::{TcpSock, Translation, capacity};
+use lb_common::{Choice, FrontendKey, TcpSock, Translation, capacity};
 
-use crate::maps::{TCP_MORE, TCP_SOCKS};
+use crate::maps::{GENERATION, TCP_MORE, TCP_SOCKS};
 
 /// A TCP socket and its place.
 pub struct TcpSocket {
@@ -26,26 +26,27 @@ impl TcpSocket {
         Self { cookie, place: TCP_SOCKS.get_ptr_mut((cookie % capacity::TCP_SOCKS as u64) as u32) }
     }
 
-    /// What the socket was given.
+    /// What the socket was given, where it stands: a copy would take more stack than there is.
     #[inline(always)]
-    pub fn given(&self) -> Option<Translation> {
+    pub fn given(&self) -> Option<&'static Translation> {
         let place = self.place?;
-        // SAFETY: an element of an array map, which stays for ever. Only the socket that holds it writes its `given`.
+        // SAFETY: an element of an array map, which stays for ever. Only the socket that holds it writes its `given`, and
+        // not before it was read.
         unsafe {
             if (*place).cookie == self.cookie {
-                return Some((*place).given);
+                return Some(&(*place).given);
             }
             if (*place).more == 0 {
                 return None;
             }
-            // Copied at once; only this socket's own calls write it.
-            TCP_MORE.get(self.cookie).copied()
+            // SAFETY: only this socket's own calls write or remove it, and an element stays until the program has ended.
+            TCP_MORE.get(self.cookie)
         }
     }
 
     /// Keeps what the socket is given; false when there is no room for it.
     #[inline(always)]
-    pub fn put(&mut self, given: &Translation) -> bool {
+    pub fn put(&mut self, dest: &FrontendKey, choice: &Choice) -> bool {
         let Some(place) = self.place else { return false };
         // SAFETY: as in `given`; a free place is taken under its lock, so that two sockets cannot both take it.
         unsafe {
@@ -57,24 +58,11 @@ impl TcpSocket {
                 bpf_spin_unlock((&raw mut (*place).lock).cast());
             }
             if (*place).cookie == self.cookie {
-                (*place).given = *given;
+                (*place).given = Translation::new(dest.addr, dest.port, choice, GENERATION.load());
                 return true;
             }
         }
-        self.put_more(place, given)
-    }
-
-    #[inline(always)]
-    fn put_more(&self, place: *mut TcpSock, given: &Translation) -> bool {
-        // SAFETY: only asked whether it is there.
-        let known = unsafe { TCP_MORE.get(self.cookie) }.is_some();
-        if TCP_MORE.insert(self.cookie, given, u64::from(BPF_ANY)).is_err() {
-            return false;
-        }
-        if !known {
-            add(place, 1);
-        }
-        true
+        put_more(self.cookie, place, dest, choice)
     }
 
     /// The socket was given nothing that still counts.
@@ -90,6 +78,21 @@ impl TcpSocket {
             }
         }
     }
+}
+
+/// Keeps what a socket is given beside its place. A function of its own, since the value is made on the stack.
+#[inline(never)]
+fn put_more(cookie: u64, place: *mut TcpSock, dest: &FrontendKey, choice: &Choice) -> bool {
+    let given = Translation::new(dest.addr, dest.port, choice, GENERATION.load());
+    // SAFETY: only asked whether it is there.
+    let known = unsafe { TCP_MORE.get(cookie) }.is_some();
+    if TCP_MORE.insert(cookie, given, u64::from(BPF_ANY)).is_err() {
+        return false;
+    }
+    if !known {
+        add(place, 1);
+    }
+    true
 }
 
 /// Adds to the count of a place; `u32::MAX` takes one away.

@@ -1,6 +1,10 @@
 //! The agent: the one place where sources, reconciler and datapath are put together.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, mpsc::Sender},
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::{
@@ -14,8 +18,9 @@ use crate::{
     datapath::{Datapath, Sizes, environment, pins::Pins},
     model::Settings,
     op::Table,
-    reconcile::{self, Maps, Reconciler, Status},
-    sources::{directory, kubernetes},
+    reaper,
+    reconcile::{self, Departed, Maps, Reconciler, Status},
+    sources::{addresses::Addresses, directory, kubernetes},
     store::BpfStore,
 };
 
@@ -60,6 +65,8 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     };
     let (events, inbox) = mpsc::channel(EVENTS);
     let mut tasks = JoinSet::new();
+    // Before any object, so that the first pass knows where NodePorts answer.
+    tasks.spawn(Addresses::tell(events.clone()).await.follow());
     // The source lists while the programs are being verified.
     tasks.spawn(async move {
         match config.source {
@@ -80,7 +87,8 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     log.listen()?;
     let reconciler = Reconciler::new(datapath.store()?, &config.node_name, config.settings);
     let (status, _) = watch::channel(Status::default());
-    tasks.spawn(reconcile::run(reconciler, Service { datapath, cgroup }, inbox, status));
+    let reaper = reaper::start(pins.current())?;
+    tasks.spawn(reconcile::run(reconciler, Service { datapath, cgroup, reaper }, inbox, status));
     let directory = pins.current();
     // Opened for each record, since the maps may have grown meanwhile, and records are rare.
     let name_of = move |id| BpfStore::open(&directory).ok()?.name(id).map(|name| name.to_string());
@@ -110,6 +118,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
 struct Service {
     datapath: Datapath,
     cgroup: PathBuf,
+    reaper: Sender<Vec<Departed>>,
 }
 
 impl Maps for Service {
@@ -124,5 +133,10 @@ impl Maps for Service {
             info!(cgroup = %self.cgroup.display(), links_taken_over, writes, "in service");
         }
         Ok(())
+    }
+
+    fn departed(&mut self, departed: Vec<Departed>) {
+        // It ends with the agent only.
+        let _ended = self.reaper.send(departed);
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use foldhash::HashSet;
-use lb_common::{Addr, FrontendKey};
+use lb_common::{Addr, Backend, FrontendKey, NEVER, Proto};
 
 use crate::{
     event::{Event, Kind},
@@ -23,9 +23,10 @@ use crate::{
         frontends::{self, unspecified},
     },
     objects::Key,
+    op::Op,
     plan::{Change, Heirless, Plan, Refused, Scope, plan},
     shadow::Shadow,
-    spec::{Family, ServiceSpec},
+    spec::{Drain, Family, ServiceSpec, Target},
     store::{Partial, Store, StoreError},
     world::World,
 };
@@ -67,10 +68,27 @@ pub struct PassReport {
     pub writes: usize,
     /// Services that do not fit.
     pub refused: Vec<Refused>,
+    /// Backends that are gone from the maps.
+    pub departed: Vec<Departed>,
     /// Why the pass ended early. What it had to do is kept.
     pub failure: Option<anyhow::Error>,
     /// Where the time went.
     pub took: Took,
+}
+
+/// A backend that is gone from the maps: the sockets that have it lead nowhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Departed {
+    /// Its id.
+    pub backend: u32,
+    /// Id of its service port.
+    pub service: u32,
+    /// Protocol of its service port.
+    pub proto: Proto,
+    /// Its address and port.
+    pub target: Target,
+    /// What becomes of TCP sockets that have it.
+    pub drain: Drain,
 }
 
 /// Where the time of a pass went.
@@ -314,7 +332,9 @@ impl<S: Store> Reconciler<S> {
             let result = self.store.apply(&ops);
             let written = Instant::now();
             let done = result.as_ref().map_or_else(|partial| partial.done, |()| ops.len());
-            shadow.apply_all(ops.get(..done).unwrap_or(&ops));
+            let performed = ops.get(..done).unwrap_or(&ops);
+            report.departed.extend(departed(shadow, performed));
+            shadow.apply_all(performed);
             report.took.plan += (planned - start) + written.elapsed();
             report.took.write += written - planned;
             report.writes += done;
@@ -375,6 +395,23 @@ impl<S: Store> Reconciler<S> {
         }
         self.refused = refused.to_vec();
     }
+}
+
+/// The backends that `ops` delete. One without a service port's name was left by a crash, and its sockets are found by the
+/// scan of a start.
+fn departed(shadow: &Shadow, ops: &[Op]) -> Vec<Departed> {
+    let departed = |op: &Op| {
+        let Op::DeleteBackend(id) = op else { return None };
+        let Backend { addr, port, service, .. } = shadow.backend(*id)?;
+        let of = shadow.port(service)?;
+        let drain = match of.service?.drain_seconds {
+            NEVER => Drain::Never,
+            seconds => Drain::After(seconds),
+        };
+        let target = Target { addr, port };
+        Some(Departed { backend: *id, service, proto: of.key.as_ref()?.proto, target, drain })
+    };
+    ops.iter().filter_map(departed).collect()
 }
 
 fn log_change(change: &Change) {

@@ -130,6 +130,7 @@ impl Source {
                 *self.lists.entry(kind).or_default() += 1;
                 objects.into_iter().for_each(|object| self.add(object));
             }
+            Event::NodeAddresses(_) => panic!("the API server knows no interfaces"),
         }
     }
 

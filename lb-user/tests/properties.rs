@@ -4,7 +4,10 @@ mod support;
 
 use std::cell::Cell;
 
-use lb_common::{Choice, Frontend, FrontendKey, Service, Slot, SlotKey, Tables, Verdict, select};
+use lb_common::{
+    Addr, Affinity, AffinityKey, Backend, Caller, Choice, Frontend, FrontendKey, List, NodeAddr, Service, Slot,
+    SlotKey, Tables, Verdict, select,
+};
 use lb_user::{
     model::Settings,
     reconcile::Reconciler,
@@ -51,7 +54,7 @@ impl Allowed {
     /// Of a frontend that stays; none for the others. One that moves may meet either owner before or after the change.
     fn of(key: &FrontendKey, old: &Dump, new: &Dump) -> Option<Self> {
         let (before, after) = (old.frontends.get(key)?, new.frontends.get(key)?);
-        let found = |dump: &Dump| matches!(select(dump, key, 0, || 0), Verdict::Backend(_));
+        let found = |dump: &Dump| matches!(select(dump, &Fixed(0), key, 0), Verdict::Backend(_));
         let owners = [before.service, after.service];
         let slots = old.slots.iter().chain(&new.slots).filter(|(slot, _)| owners.contains(&slot.service));
         let backends = slots.map(|(_, slot)| (slot.addr, slot.port)).collect();
@@ -93,7 +96,7 @@ proptest! {
                 for (at, snapshot) in snapshots.iter().enumerate() {
                     for random in RANDOMS {
                         let when = || format!("after {at} writes\nfrom\n{old:#}\nnow\n{snapshot:#}\nto\n{new:#}");
-                        allowed.check(key, select(snapshot, key, 0, || random), when)?;
+                        allowed.check(key, select(snapshot, &Fixed(random), key, 0), when)?;
                     }
                 }
             }
@@ -234,6 +237,43 @@ impl Tables for Beside<'_> {
     fn slot(&self, key: &SlotKey) -> Option<Slot> {
         self.now().slot(key)
     }
+    fn backend(&self, id: u32) -> Option<Backend> {
+        self.now().backend(id)
+    }
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
+        self.now().node_addr(addr)
+    }
+}
+
+impl lb_common::State for Beside<'_> {
+    fn open(&self, _: u32) -> u64 {
+        0
+    }
+    fn turn(&self, _: u32, _: List, _: u32, _: u32) -> Option<u32> {
+        None
+    }
+    fn affinity(&self, _: &AffinityKey) -> Option<Affinity> {
+        None
+    }
+    fn stick(&self, _: &AffinityKey, _: u32, _: u64) {}
+}
+
+/// A client in the node's own network namespace whose random number is always the same.
+struct Fixed(u32);
+
+impl Caller for Fixed {
+    fn random(&self) -> u32 {
+        self.0
+    }
+    fn netns(&self) -> u64 {
+        1
+    }
+    fn is_host(&self) -> bool {
+        true
+    }
+    fn now(&self) -> u64 {
+        0
+    }
 }
 
 /// The next way to let `meets` rise up to `last`, in lexical order by what the first `used` looks meet.
@@ -261,7 +301,7 @@ fn i1_no_interleaving_of_a_reader_with_the_writer_misses() {
                 let mut meets = [0; LOOKS];
                 loop {
                     let beside = Beside { snapshots: &snapshots, meets: &meets, looks: Cell::new(0) };
-                    let verdict = select(&beside, key, 0, || random);
+                    let verdict = select(&beside, &Fixed(random), key, 0);
                     schedules += 1;
                     let when = || format!("in {name:?} with the writer at {meets:?}");
                     allowed.check(key, verdict, when).expect("an old or a new backend");

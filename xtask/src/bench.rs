@@ -25,6 +25,8 @@ enum Bench {
     Control,
     /// From the start of the agent to the first VIP that answers, from a real API server.
     Start,
+    /// How long it takes to end the sockets of a dead backend among 100,000.
+    Kill,
 }
 
 impl Bench {
@@ -33,6 +35,7 @@ impl Bench {
             Self::Sockets => "sockets",
             Self::Control => "control",
             Self::Start => "start",
+            Self::Kill => "kill",
         }
     }
 }

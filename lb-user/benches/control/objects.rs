@@ -5,9 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use lb_common::Proto;
 use lb_user::{
     event::{Event, Kind, Object},
-    objects::{
-        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Key, Mirrored, Policy, Selector, Service, ServicePort,
-    },
+    objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Key, Mirrored, Service, ServicePort},
 };
 
 /// Nodes over which the endpoints are spread.

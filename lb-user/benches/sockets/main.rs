@@ -124,7 +124,10 @@ fn service_ops(from: u32, to: u32) -> Vec<Op> {
         };
         ops.push(Op::PutName(id, Box::new(key)));
         let slot = Slot { addr: backend.into(), port: target, weight: 1, backend: id };
-        ops.push(Op::PutBackend(id, Backend { addr: slot.addr, port: target, _pad: 0, service: id }));
+        ops.push(Op::PutBackend(
+            id,
+            Backend { addr: slot.addr, port: target, flags: lb_common::BackendFlags::CLUSTER, service: id },
+        ));
         ops.push(Op::PutSlot(SlotKey::new(id, List::Cluster, 0), slot));
         ops.push(Op::PutService(id, Service { cluster_len: 1, ..Service::default() }));
         later.push(Op::PutFrontend(FrontendKey::new(vip.into(), port, proto), Frontend::new(id, Kind::ClusterIp)));

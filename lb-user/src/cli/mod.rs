@@ -102,7 +102,7 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<ExitCode> {
             return run::run(*arguments, || named.map_or_else(|| Ok(Pins::below(&environment::bpffs()?)), Ok));
         }
         Command::Get(arguments) => print!("{}", get::render(&existing(&pins()?)?, &arguments)?),
-        Command::Trace(arguments) => return trace::run(&dump(&existing(&pins()?)?)?, &arguments),
+        Command::Trace(arguments) => return trace::run(&existing(&pins()?)?, &arguments),
         Command::Explain(arguments) => {
             let flags = matches.subcommand_matches("explain").map_or(explain::Flags::Given, explain::Flags::of);
             print!("{}", explain::render(&pins()?, flags, *arguments)?);

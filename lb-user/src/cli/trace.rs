@@ -1,16 +1,24 @@
 //! `beeline trace`: what a connect or a datagram would do, by the same function as the kernel's and from the same maps.
 
-use std::{fmt::Write as _, net::SocketAddr, process::ExitCode};
+use std::{fmt::Write as _, net::SocketAddr, path::Path, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
-use lb_common::{Cause, FrontendKey, Kind, List, Proto, Verdict, list_for, select};
+use lb_common::{
+    AffinityKey, BackendFlags, Caller as _, Cause, Frontend, FrontendKey, Kind, List, Proto, Scheduler, Service, Slot,
+    SlotKey, State as _, Verdict, frontend_at, list_for, select,
+};
 
-use crate::{inspect, store::Dump};
+use crate::{
+    datapath::stats::StatMaps,
+    inspect::{self, number},
+    live::{Client, Live},
+};
 
 /// A destination.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  beeline trace tcp 10.96.0.1:443\n  beeline trace udp '[fd96::a]:53'\n\n\
+#[command(after_help = "Examples:\n  beeline trace tcp 10.96.0.1:443\n  beeline trace udp '[fd96::a]:53'\n  \
+    beeline trace tcp 10.96.0.1:443 --pid 4711   as that process would fare: affinity, sh, localhost\n\n\
     Exit codes: 0 the call goes on, to a backend or unchanged; 1 it would be refused.")]
 pub(super) struct Arguments {
     /// Protocol of the socket.
@@ -18,6 +26,9 @@ pub(super) struct Arguments {
     /// Destination as the application names it: ADDR:PORT, with brackets around IPv6.
     #[arg(value_name = "ADDR:PORT")]
     destination: SocketAddr,
+    /// The client: a process, whose network namespace counts [default: one of the node itself]
+    #[arg(long, value_name = "PID")]
+    pid: Option<u32>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -27,36 +38,32 @@ enum Protocol {
 }
 
 /// How many backends are named one by one.
-const MOST_LINES: u32 = 20;
+const MOST_LINES: usize = 20;
 
-pub(super) fn run(dump: &Dump, arguments: &Arguments) -> Result<ExitCode> {
+pub(super) fn run(directory: &Path, arguments: &Arguments) -> Result<ExitCode> {
     let proto = match arguments.protocol {
         Protocol::Tcp => Proto::Tcp,
         Protocol::Udp => Proto::Udp,
     };
-    let (text, verdict) = explain(dump, arguments.destination, proto)?;
+    let maps = StatMaps::open(directory)?;
+    let live = Live { dump: super::dump(directory)?, stats: maps.read()?, affinity: maps.affinity()? };
+    let client = Client::of(arguments.pid)?;
+    let (text, verdict) = explain(&live, &client, arguments.destination, proto)?;
     print!("{text}");
     Ok(if matches!(verdict, Verdict::Refused(..)) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn explain(dump: &Dump, destination: SocketAddr, proto: Proto) -> Result<(String, Verdict)> {
+fn explain(live: &Live, client: &Client, destination: SocketAddr, proto: Proto) -> Result<(String, Verdict)> {
     let key = FrontendKey::new(destination.ip().into(), destination.port(), proto);
-    let verdict = select(dump, &key, 0, || 0);
+    let verdict = select(live, client, &key, 0);
     let mut text = format!("{} {destination}\n", proto.name().to_lowercase());
-    let frontend = dump.frontends.get(&key);
+    let frontend = frontend_at(live, client, &key);
     if let Some(frontend) = frontend {
         let kind = Kind::from_number(frontend.kind).map_or("unknown kind", Kind::name);
-        writeln!(text, "  frontend   {kind} of {}", inspect::name_of(dump, frontend.service))?;
+        writeln!(text, "  frontend   {kind} of {}", inspect::name_of(&live.dump, frontend.service))?;
     }
     match verdict {
-        Verdict::NotService => {
-            let other = dump.frontends.keys().filter(|other| other.addr == key.addr).map(ToString::to_string);
-            let other: Vec<_> = other.take(5).collect();
-            writeln!(text, "  verdict    no Service answers here: the call goes on unchanged")?;
-            if !other.is_empty() {
-                writeln!(text, "  hint       the address is a VIP, with other ports: {}", other.join(", "))?;
-            }
-        }
+        Verdict::NotService => not_service(&mut text, live, &key)?,
         Verdict::Refused(_, cause) => {
             let why = match cause {
                 Cause::NoEndpoints => "the service port has no endpoint that is ready, on any node",
@@ -66,23 +73,20 @@ fn explain(dump: &Dump, destination: SocketAddr, proto: Proto) -> Result<(String
             writeln!(text, "  verdict    refused: the application sees {} ({})", cause.errno_name(), older(cause))?;
         }
         Verdict::Backend(choice) => {
-            let service = dump.services.get(&choice.service).copied().unwrap_or_default();
-            let list = list_for(frontend.map_or(0, |frontend| frontend.kind), &service);
-            let len = service.len(list);
-            let name = if list == List::Local { "local" } else { "cluster" };
-            let backends = inspect::number(usize::try_from(len)?, "backend");
-            writeln!(text, "  list       {name}, {backends}, one at random for each {}", occasion(proto))?;
-            for index in 0..len.min(MOST_LINES) {
-                // The lowest of the random numbers that lead to this index.
-                let random = (u64::from(index) << 32).div_ceil(u64::from(len));
-                let random = u32::try_from(random).unwrap_or(u32::MAX);
-                if let Verdict::Backend(choice) = select(dump, &key, 0, || random) {
-                    let at = SocketAddr::new(choice.addr.to_ip(), choice.port);
-                    writeln!(text, "  backend    {at}  {:.1} %", 100.0 / f64::from(len))?;
-                }
-            }
-            if len > MOST_LINES {
-                writeln!(text, "             and {} more", len - MOST_LINES)?;
+            let frontend = frontend.context("a backend without a frontend")?;
+            let service = live.dump.services.get(&choice.service).copied().unwrap_or_default();
+            let list = list_for(frontend.kind, &service);
+            policies(&mut text, live, client, frontend, &service, list)?;
+            let stuck = stuck(live, client, choice.service, &service, list);
+            backends(&mut text, live, choice.service, &service, list)?;
+            let to = SocketAddr::new(choice.addr.to_ip(), choice.port);
+            let scheduler = Scheduler::from_number(service.scheduler).unwrap_or_default();
+            match (stuck, scheduler) {
+                (true, _) => writeln!(text, "  choice     {to}, to which this client sticks")?,
+                (_, Scheduler::Rr | Scheduler::Wrr) => writeln!(text, "  choice     {to}, whose turn it is")?,
+                (_, Scheduler::Sh) => writeln!(text, "  choice     {to}, always for this client")?,
+                (_, Scheduler::Dh) => writeln!(text, "  choice     {to}, always at this address")?,
+                _ => {}
             }
             writeln!(text, "  verdict    goes there; the application sees {destination} as its peer")?;
         }
@@ -90,10 +94,102 @@ fn explain(dump: &Dump, destination: SocketAddr, proto: Proto) -> Result<(String
     Ok((text, verdict))
 }
 
-const fn occasion(proto: Proto) -> &'static str {
-    match proto {
-        Proto::Udp => "connect; an unconnected socket keeps its own while that is there",
-        _ => "connect",
+fn not_service(text: &mut String, live: &Live, key: &FrontendKey) -> Result<()> {
+    writeln!(text, "  verdict    no Service answers here: the call goes on unchanged")?;
+    let other = live.dump.frontends.keys().filter(|other| other.addr == key.addr).map(ToString::to_string);
+    let other: Vec<_> = other.take(5).collect();
+    if !other.is_empty() {
+        writeln!(text, "  hint       the address is a VIP, with other ports: {}", other.join(", "))?;
+    }
+    if let Some(frontend) = live.dump.frontends.get(&key.node_port()) {
+        let of = inspect::name_of(&live.dump, frontend.service);
+        let why = match live.dump.node_addrs.get(&key.addr) {
+            Some(_) => "a pod's loopback address is its own",
+            None => "the address is none at which this node serves NodePorts (--nodeport-addresses)",
+        };
+        writeln!(text, "  hint       the port is a NodePort of {of}, but {why}")?;
+    }
+    Ok(())
+}
+
+/// What decides which list is used, and how.
+fn policies(
+    text: &mut String,
+    live: &Live,
+    client: &Client,
+    frontend: Frontend,
+    service: &Service,
+    list: List,
+) -> Result<()> {
+    let name = if list == List::Local { "local" } else { "cluster" };
+    let slots =
+        live.dump.slots.range(SlotKey::new(frontend.service, list, 0)..=SlotKey::new(frontend.service, list, u32::MAX));
+    let distinct: std::collections::BTreeSet<u32> = slots.map(|(_, slot)| slot.backend).collect();
+    let why = match (list, frontend.kind == Kind::ClusterIp as u8) {
+        (List::Local, _) => ", by internalTrafficPolicy Local",
+        (List::Cluster, true) => "",
+        (List::Cluster, false) => ", as always for callers on this node",
+    };
+    writeln!(text, "  list       {name}{why}: {}", number(distinct.len(), "backend"))?;
+    let scheduler = Scheduler::from_number(service.scheduler).unwrap_or_default();
+    writeln!(text, "  scheduler  {}: {}", scheduler.name(), how(scheduler))?;
+    if service.affinity_seconds > 0 {
+        let seconds = service.affinity_seconds;
+        let state = match live.affinity.get(&AffinityKey { netns: client.netns(), service: frontend.service, _pad: 0 })
+        {
+            None => "this client sticks to none yet".to_owned(),
+            Some(kept) => {
+                let idle = client.now().saturating_sub(kept.used) / 1_000_000_000;
+                format!("this client was last given backend {} {idle} s ago", kept.backend)
+            }
+        };
+        writeln!(text, "  affinity   ClientIP, {seconds} s after the last connect; {state}")?;
+    }
+    Ok(())
+}
+
+/// Whether the client's choice is made already.
+fn stuck(live: &Live, client: &Client, id: u32, service: &Service, list: List) -> bool {
+    let kept = live.affinity(&AffinityKey { netns: client.netns(), service: id, _pad: 0 });
+    let lives = |backend: &lb_common::Backend| backend.service == id && backend.flags & BackendFlags::of(list) != 0;
+    kept.is_some_and(|kept| {
+        client.now().saturating_sub(kept.used) < u64::from(service.affinity_seconds) * 1_000_000_000
+            && live.dump.backends.get(&kept.backend).is_some_and(lives)
+    })
+}
+
+fn backends(text: &mut String, live: &Live, id: u32, service: &Service, list: List) -> Result<()> {
+    let mut slots: Vec<(&SlotKey, &Slot)> =
+        live.dump.slots.range(SlotKey::new(id, list, 0)..=SlotKey::new(id, list, u32::MAX)).collect();
+    slots.sort_by_key(|(key, slot)| (slot.backend, key.index));
+    slots.dedup_by_key(|(_, slot)| slot.backend);
+    slots.sort_by_key(|(key, _)| key.index);
+    let len = service.len(list);
+    let weighs = slots.iter().any(|(_, slot)| slot.weight > 1);
+    for (_, slot) in slots.iter().take(MOST_LINES) {
+        let to = SocketAddr::new(slot.addr.to_ip(), slot.port);
+        let share = f64::from(slot.weight) * 100.0 / f64::from(len.max(1));
+        let open = live.open(slot.backend);
+        let weight = if weighs { format!("  weight {}", slot.weight) } else { String::new() };
+        writeln!(text, "  backend    {to}  {share:.1} %{weight}  {}", number(usize::try_from(open)?, "open socket"))?;
+    }
+    if slots.len() > MOST_LINES {
+        writeln!(text, "             and {} more", slots.len() - MOST_LINES)?;
+    }
+    Ok(())
+}
+
+const fn how(scheduler: Scheduler) -> &'static str {
+    match scheduler {
+        Scheduler::Random => "any of them, by chance",
+        Scheduler::Rr => "each in turn",
+        Scheduler::Wrr => "each in turn, as often as its weight says",
+        Scheduler::Lc => "of two by chance the one with fewer open sockets on this node",
+        Scheduler::Wlc => "of two by chance the one with fewer open sockets for its weight",
+        Scheduler::Sed => "of two by chance the one with fewer sockets for its weight, the new one counted in",
+        Scheduler::Nq => "of two by chance an idle one, else as sed",
+        Scheduler::Sh => "by the client: always the same for its network namespace",
+        Scheduler::Dh => "by the address dialled: always the same for one frontend",
     }
 }
 

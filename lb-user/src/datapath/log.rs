@@ -97,16 +97,22 @@ impl log::Log for Named {
     fn log(&self, record: &log::Record<'_>) {
         let names = self.names.lock().ok().and_then(|names| names.clone());
         let text = record.args().to_string();
-        warn!(target: "beeline::datapath", "{}", with_names(&text, |id| names.as_ref().and_then(|name_of| name_of(id))));
+        let text = with_names(&text, "service#", |id| names.as_ref().and_then(|name_of| name_of(id)));
+        warn!(target: "beeline::datapath", "{}", with_names(&text, "process#", process));
     }
 
     fn flush(&self) {}
 }
 
-/// Puts names in the place of each `service#ID`.
-fn with_names(text: &str, name_of: impl Fn(u32) -> Option<String>) -> String {
-    const MARK: &str = "service#";
-    let mut parts = text.split(MARK);
+/// A process of the node as people know it, if it is still there and in sight.
+fn process(pid: u32) -> Option<String> {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(format!("{} (pid {pid})", name.trim_end()))
+}
+
+/// Puts names in the place of each number that comes after `mark`.
+fn with_names(text: &str, mark: &str, name_of: impl Fn(u32) -> Option<String>) -> String {
+    let mut parts = text.split(mark);
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         let digits = part.len() - part.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -114,7 +120,7 @@ fn with_names(text: &str, name_of: impl Fn(u32) -> Option<String>) -> String {
         match id.parse().ok().and_then(&name_of) {
             Some(name) => out.push_str(&name),
             None => {
-                out.push_str(MARK);
+                out.push_str(mark);
                 out.push_str(id);
             }
         }
@@ -130,9 +136,12 @@ mod tests {
     #[test]
     fn ids_become_names_where_there_is_one() {
         let name_of = |id| (id == 7).then(|| "default/web:http/TCP".to_owned());
-        assert_eq!(with_names("refused: service#7 port 80", name_of), "refused: default/web:http/TCP port 80");
-        assert_eq!(with_names("refused: service#8", name_of), "refused: service#8");
-        assert_eq!(with_names("service#", name_of), "service#");
-        assert_eq!(with_names("nothing", name_of), "nothing");
+        assert_eq!(
+            with_names("refused: service#7 port 80", "service#", name_of),
+            "refused: default/web:http/TCP port 80"
+        );
+        assert_eq!(with_names("refused: service#8", "service#", name_of), "refused: service#8");
+        assert_eq!(with_names("service#", "service#", name_of), "service#");
+        assert_eq!(with_names("nothing", "service#", name_of), "nothing");
     }
 }

@@ -4,6 +4,7 @@ pub mod environment;
 pub mod log;
 pub mod pins;
 pub mod programs;
+pub mod stats;
 pub mod sys;
 
 use std::{

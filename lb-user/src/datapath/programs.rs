@@ -27,7 +27,7 @@ use crate::op::Table;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/beeline.bpf.o"));
 
 /// The hooks, in the order of attaching: who shows a VIP stands ready before the first socket is given a backend.
-const HOOKS: [&str; 9] = [
+const HOOKS: [&str; 11] = [
     "sock_release",
     "getpeername4",
     "getpeername6",
@@ -37,6 +37,8 @@ const HOOKS: [&str; 9] = [
     "connect6",
     "sendmsg4",
     "sendmsg6",
+    "bind4",
+    "bind6",
 ];
 
 /// Sizes of maps, in entries.
@@ -108,10 +110,13 @@ fn try_load(
     let (current, staging) = (pins.current(), pins.staging());
     fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
     let (set_retval, generation) = (u8::from(features.set_retval), generation());
+    // Before 5.14 the programs take the first namespace for the node's.
+    let host_netns = sys::netns_cookie().unwrap_or(0);
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SET_RETVAL", &set_retval, true)
         .override_global("GENERATION", &generation, true)
+        .override_global("HOST_NETNS", &host_netns, true)
         .override_global(aya_log::LEVEL, &(aya_log::Level::Warn as u8), true);
     for (name, layout) in layouts {
         let directory = if found.get(name) == Some(&Found::Adopt) { &current } else { &staging };

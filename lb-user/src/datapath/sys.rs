@@ -1,8 +1,9 @@
-//! The calls of bpf(2) that aya does not have: writing and reading many entries at once, and a link's program and cgroup.
+//! The calls of bpf(2) that aya does not have: writing and reading many entries at once, a link's program and cgroup, and a
+//! program that runs when it is told to.
 #![expect(unsafe_code, reason = "raw system calls")]
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io, mem,
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
@@ -12,7 +13,7 @@ use std::{
 };
 
 use aya::Pod;
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_prog_type};
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: attr is a whole bpf_attr, and each caller keeps what it points to alive over the call.
@@ -129,6 +130,38 @@ pub fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option
     }
 }
 
+/// Cookie of this process's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+///
+/// # Errors
+/// What the kernel says.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    netns_cookie_of(&socket)
+}
+
+/// Cookie of the network namespace of a socket (`SO_NETNS_COOKIE`, Linux 5.14).
+///
+/// # Errors
+/// What the kernel says.
+pub fn netns_cookie_of(socket: &impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = libc::socklen_t::try_from(mem::size_of::<u64>()).unwrap_or_default();
+    // SAFETY: the kernel writes at most `len` bytes to `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// include/uapi/asm-generic/socket.h; libc has it not for every architecture.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
 /// Opens a pin.
 ///
 /// # Errors
@@ -187,4 +220,47 @@ pub fn cgroup_link(link: impl AsFd) -> io::Result<CgroupLink> {
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     // SAFETY: our links are cgroup links.
     Ok(CgroupLink { program: info.prog_id, cgroup: unsafe { info.__bindgen_anon_1.cgroup }.cgroup_id })
+}
+
+/// Loads a program of the type that tc runs.
+///
+/// # Errors
+/// What the kernel says.
+pub fn load_classifier(name: &CStr, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    // SAFETY: the part of the union that BPF_PROG_LOAD reads; all of it was zero.
+    let load = unsafe { &mut attr.__bindgen_anon_3 };
+    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32;
+    load.insns = instructions.as_ptr() as u64;
+    load.insn_cnt = u32::try_from(instructions.len()).unwrap_or(u32::MAX);
+    load.license = c"Dual MIT/GPL".as_ptr() as u64;
+    for (to, from) in load.prog_name.iter_mut().zip(name.to_bytes()) {
+        *to = *from as std::ffi::c_char;
+    }
+    let fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)?;
+    // SAFETY: a descriptor that the kernel has just opened for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs such a program once on a packet, which it may change, as if that came in by an interface of this thread's network
+/// namespace (0: by `lo`; others since Linux 5.9). Returns what the program returns.
+///
+/// # Errors
+/// What the kernel says; `ENODEV` without that interface.
+pub fn run_classifier(program: impl AsFd, packet: &mut [u8], interface: u32) -> io::Result<u32> {
+    // The head of a `struct __sk_buff`, to `ifindex`.
+    let context = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, interface];
+    let mut attr = zeroed();
+    let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);
+    attr.test.prog_fd = fd_number(program.as_fd());
+    attr.test.data_size_in = length;
+    attr.test.data_size_out = length;
+    // The kernel copies the packet before the run and back after it.
+    attr.test.data_in = packet.as_ptr() as u64;
+    attr.test.data_out = packet.as_mut_ptr() as u64;
+    attr.test.ctx_in = std::ptr::from_ref(&context) as u64;
+    attr.test.ctx_size_in = u32::try_from(mem::size_of_val(&context)).unwrap_or(u32::MAX);
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)?;
+    // SAFETY: the kernel wrote it.
+    Ok(unsafe { attr.test.retval })
 }

@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{PassReport, Reconciler};
+use super::{Departed, PassReport, Reconciler};
 use crate::{event::Event, memory, op::Table, store::Store};
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -51,6 +51,9 @@ pub trait Maps {
     /// # Errors
     /// When it cannot.
     fn enter_service(&mut self, writes: u64) -> anyhow::Result<()>;
+
+    /// A pass is over, in which these backends went; what is in service knows it.
+    fn departed(&mut self, departed: Vec<Departed>);
 }
 
 /// Runs as long as there is a source. It may be dropped between two passes, which is whenever it waits.
@@ -93,6 +96,7 @@ pub async fn run<M: Maps>(
         if report.failure.is_none() {
             report.failure = maps.enter_service(writes).err();
         }
+        maps.departed(std::mem::take(&mut report.departed));
         retry = report.failure.as_ref().map(|_| Instant::now() + backoff);
         if let Some(error) = &report.failure {
             tracing::error!("the maps could not be brought up to date, next try in {backoff:?}: {error:#}");
@@ -118,10 +122,11 @@ fn pass<M: Maps>(reconciler: &mut Reconciler<M::Store>, maps: &mut M) -> PassRep
     while report.failure.is_none() && !report.refused.is_empty() {
         match maps.grow(&report.refused.iter().map(|refused| refused.table).collect()) {
             Ok(Some(store)) => {
-                let writes = report.writes;
+                let (writes, departed) = (report.writes, std::mem::take(&mut report.departed));
                 reconciler.move_to(store);
                 report = reconciler.pass();
                 report.writes += writes;
+                report.departed.extend(departed);
             }
             Ok(None) => break,
             Err(error) => {

@@ -39,6 +39,8 @@ impl Maps for Unlimited {
     fn enter_service(&mut self, _: u64) -> Result<()> {
         Ok(())
     }
+
+    fn departed(&mut self, _: Vec<Departed>) {}
 }
 
 /// Maps that double their slots, and remember what went into service.
@@ -61,6 +63,8 @@ impl Maps for Doubling {
         assert!(writes > 0);
         Ok(())
     }
+
+    fn departed(&mut self, _: Vec<Departed>) {}
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,6 @@
-//! Where objects come from. Sources parse and never interpret.
+//! Where objects come from, and the addresses of the node. Sources parse and never interpret.
 
+pub mod addresses;
 pub mod convert;
 pub mod directory;
 pub mod kubernetes;

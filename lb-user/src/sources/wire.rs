@@ -89,7 +89,7 @@ kind!(Node, "", "v1", "v1", "nodes", ClusterResourceScope, |wire, _| Some(Object
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Service {
-    /// Name, labels, creationTimestamp.
+    /// Name, labels, annotations, creationTimestamp.
     #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
     /// What is wanted.
@@ -102,7 +102,7 @@ pub struct Service {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ServiceSpec {
-    /// `ExternalName`, or any other.
+    /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalName`.
     #[serde(rename = "type")]
     pub type_: Option<String>,
     /// Labels of the pods.
@@ -118,8 +118,33 @@ pub struct ServiceSpec {
     pub external_ips: Option<Vec<String>>,
     /// `Cluster` or `Local`.
     pub internal_traffic_policy: Option<String>,
+    /// `Cluster` or `Local`.
+    pub external_traffic_policy: Option<String>,
+    /// `None` or `ClientIP`.
+    pub session_affinity: Option<String>,
+    /// What there is to say about it.
+    pub session_affinity_config: Option<SessionAffinityConfig>,
+    /// Who may use the load balancer's addresses.
+    pub load_balancer_source_ranges: Option<Vec<String>>,
     /// The ports.
     pub ports: Option<Vec<Port>>,
+}
+
+/// `spec.sessionAffinityConfig` of a Service.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SessionAffinityConfig {
+    /// For `ClientIP`.
+    #[serde(rename = "clientIP")]
+    pub client_ip: Option<ClientIpConfig>,
+}
+
+/// `clientIP` of it.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ClientIpConfig {
+    /// How long a client keeps its endpoint; wider than it may be, so that a wrong one is named.
+    pub timeout_seconds: Option<i64>,
 }
 
 /// `status` of a Service.
@@ -158,13 +183,15 @@ pub struct Port {
     pub protocol: Option<String>,
     /// Its number; wider than a port, so that a wrong one is named instead of costing the object.
     pub port: Option<i64>,
+    /// A Service's port at the addresses of the nodes; 0 and absent are the same.
+    pub node_port: Option<i64>,
 }
 
 /// discovery.k8s.io/v1 EndpointSlice.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct EndpointSlice {
-    /// Name, labels.
+    /// Name, labels, annotations.
     #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
     /// `IPv4`, `IPv6` or `FQDN`.
@@ -259,6 +286,27 @@ pub struct Node {
     /// Name, labels.
     #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
+    /// What kubelet wrote.
+    pub status: Option<NodeStatus>,
+}
+
+/// `status` of a Node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    /// What the node is called.
+    pub addresses: Option<Vec<NodeAddress>>,
+}
+
+/// An address of a Node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeAddress {
+    /// `InternalIP`, or any other.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// An IP address or a name.
+    pub address: String,
 }
 
 /// The metadata that decides something here, or that kube's watcher needs (resourceVersion).

@@ -60,6 +60,12 @@ impl BpfStore {
         sys::lookup(self.names.map.fd().as_fd(), &id).ok().flatten().as_ref().and_then(port_key)
     }
 
+    /// An entry of `SERVICES`.
+    #[must_use]
+    pub fn service(&self, id: u32) -> Option<Service> {
+        sys::lookup(self.services.map.fd().as_fd(), &id).ok().flatten()
+    }
+
     /// Writes the first ops that are of one kind; how many were done, and what ended them early.
     fn apply_run(&self, ops: &[Op]) -> (usize, Option<StoreError>) {
         macro_rules! run {

@@ -2,7 +2,9 @@
 
 use std::io;
 
-use lb_common::{Frontend, FrontendKey, Service, Slot, SlotKey, Tables};
+use lb_common::{
+    Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, List, NodeAddr, Service, Slot, SlotKey, State, Tables,
+};
 
 use super::{Dump, Limits, Partial, Store, StoreError};
 use crate::op::{Op, Table};
@@ -157,6 +159,23 @@ impl Dump {
     }
 }
 
+/// A dump holds no state: all is as before the first socket, and turns go by chance.
+impl State for Dump {
+    fn open(&self, _: u32) -> u64 {
+        0
+    }
+
+    fn turn(&self, _: u32, _: List, _: u32, _: u32) -> Option<u32> {
+        None
+    }
+
+    fn affinity(&self, _: &AffinityKey) -> Option<Affinity> {
+        None
+    }
+
+    fn stick(&self, _: &AffinityKey, _: u32, _: u64) {}
+}
+
 impl Tables for Dump {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends.get(key).copied()
@@ -168,6 +187,14 @@ impl Tables for Dump {
 
     fn slot(&self, key: &SlotKey) -> Option<Slot> {
         self.slots.get(key).copied()
+    }
+
+    fn backend(&self, id: u32) -> Option<Backend> {
+        self.backends.get(&id).copied()
+    }
+
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
+        self.node_addrs.get(addr).copied()
     }
 }
 

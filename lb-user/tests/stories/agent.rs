@@ -101,10 +101,15 @@ impl Agent {
         self.child.wait().expect("a running agent");
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("a running agent");
+    }
+
     /// SIGTERM, and its end.
     pub fn terminate(&mut self) -> ExitStatus {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a running agent");
+        self.signal(rustix::process::Signal::TERM);
         self.wait()
     }
 

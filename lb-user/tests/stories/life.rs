@@ -244,7 +244,7 @@ fn another_map_size(node: &mut Node) {
     pressure.more(500);
     pressure.end();
     assert_eq!(agent.dump().slots.len(), 1);
-    let slots = MapData::from_pin(node.pins.join("v1/SLOTS")).and_then(|map| map.info()).expect("the pinned map");
+    let slots = MapData::from_pin(node.maps().join("SLOTS")).and_then(|map| map.info()).expect("the pinned map");
     assert_eq!(slots.max_entries(), 32);
 }
 
@@ -273,7 +273,7 @@ fn maps_grow(node: &mut Node) {
     web(node, &["10.0.0.1:8080"]);
     tcp_server("10.0.0.1:8080");
     let mut agent = node.agent(&[]);
-    let pin = node.pins.join("v1/FRONTENDS");
+    let pin = node.maps().join("FRONTENDS");
     let size = || MapData::from_pin(&pin).and_then(|map| map.info()).expect("the map").max_entries();
     let before = size();
     let pressure = Pressure::start();
@@ -372,7 +372,7 @@ fn bpffs_is_mounted(node: &mut Node) {
     let mut agent = beeline();
     agent.args(["run", "--directory"]).arg(&node.yaml).arg("--cgroup").arg(&node.cgroup);
     let mut agent = agent.stderr(std::process::Stdio::null()).spawn().expect("the beeline binary");
-    let pins = std::path::Path::new("/sys/fs/bpf/beeline/v1");
+    let pins = std::path::Path::new("/sys/fs/bpf/beeline/v2");
     until("a bpffs is mounted, and the pins are in place", || pins.join("FRONTENDS").exists());
     tcp_ask(at(VIP)).expect("served");
     agent.kill().expect("a running agent");

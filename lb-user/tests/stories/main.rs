@@ -3,8 +3,10 @@
 //!
 //! `stories [FILTER]` runs them; `stories --story NAME` is one of them, as the runner starts it.
 
+mod addresses;
 mod agent;
 mod explain;
+mod kill;
 mod life;
 mod node;
 mod place;
@@ -20,7 +22,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Story = (&'static str, fn(&mut node::Node));
 
 fn stories() -> Vec<Story> {
-    [tcp::STORIES, udp::STORIES, life::STORIES, explain::STORIES].concat()
+    [tcp::STORIES, udp::STORIES, life::STORIES, kill::STORIES, addresses::STORIES, explain::STORIES].concat()
 }
 
 fn main() -> ExitCode {

@@ -41,7 +41,7 @@ pub struct Node {
 }
 
 /// Addresses on `lo`: backends by number, the address of a client, and the example from the Kubernetes documentation.
-const ADDRESSES: [&str; 12] = [
+pub const ADDRESSES: [&str; 12] = [
     "10.0.0.1/32",
     "10.0.0.2/32",
     "10.0.0.3/32",
@@ -97,7 +97,8 @@ impl Node {
     }
 }
 
-fn ip(arguments: &[&str]) {
+/// Runs the command `ip`, in the namespace of this thread.
+pub fn ip(arguments: &[&str]) {
     let output = Command::new("ip").args(arguments).output().expect("the command ip");
     assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -183,7 +183,7 @@ fn state_ends_with_the_socket(node: &mut Node) {
     two_backends(node);
     let _agent = node.agent(&[]);
     let entries = || {
-        let map = aya::maps::MapData::from_pin(node.pins.join("v1/TCP_SOCKS")).expect("the pinned map");
+        let map = aya::maps::MapData::from_pin(node.maps().join("TCP_SOCKS")).expect("the pinned map");
         let map: aya::maps::Array<_, lb_common::TcpSock> = aya::maps::Map::Array(map).try_into().expect("its types");
         map.iter().flatten().filter(|place| place.cookie != 0).count()
     };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Nameless, addr, endpoint_ports, key, label, list};
+use super::{Nameless, addr, annotations::Weights, endpoint_ports, key, label, list};
 use crate::{
     objects::{Endpoint, EndpointGroup, Endpoints},
     sources::wire,
@@ -21,12 +21,13 @@ pub fn endpoints(wire: &wire::Endpoints) -> Endpoints {
         && !annotated("control-plane.alpha.kubernetes.io/leader");
 
     let mut problems = Vec::new();
+    let weights = Weights::read(meta, "an Endpoints object", &mut problems);
     let groups = list(&wire.subsets).iter().enumerate();
-    let groups = groups.map(|(i, subset)| group(subset, i, &mut problems)).collect();
+    let groups = groups.map(|(i, subset)| group(subset, i, &weights, &mut problems)).collect();
     Endpoints { key: key(meta), mirrorable, groups, problems }
 }
 
-fn group(subset: &wire::Subset, i: usize, problems: &mut Vec<String>) -> EndpointGroup {
+fn group(subset: &wire::Subset, i: usize, weights: &Weights, problems: &mut Vec<String>) -> EndpointGroup {
     let place = format!("subsets[{i}]");
     let ports = endpoint_ports(problems, format_args!("{place}.ports"), list(&subset.ports), Nameless::Unnamed);
 
@@ -48,7 +49,7 @@ fn group(subset: &wire::Subset, i: usize, problems: &mut Vec<String>) -> Endpoin
                 // The controller writes ready alone, and absent counts as true.
                 serving: true,
                 terminating: false,
-                weight: 1,
+                weight: weights.of(addr),
                 hints: None,
             });
         }
@@ -175,6 +176,21 @@ subsets:
             ]
         );
         assert_eq!((endpoints.groups[0].ports.len(), endpoints.groups[0].endpoints.len()), (1, 1));
+    }
+
+    #[test]
+    fn annotations_weigh_the_endpoints_of_all_subsets() {
+        let endpoints = read(
+            "{metadata: {annotations: {beeline.io/weight: '2', beeline.io/weights: '10.0.0.2=0', beeline.io/drain: ''}}, \
+             subsets: [{addresses: [{ip: 10.0.0.1}]}, {addresses: [{ip: 10.0.0.2}], notReadyAddresses: [{ip: 10.0.0.3}]}]}",
+        );
+        let all = endpoints.groups.iter().flat_map(|group| &group.endpoints);
+        assert_eq!(all.map(|endpoint| endpoint.weight).collect::<Vec<_>>(), [2, 0, 2]);
+        assert_eq!(
+            endpoints.problems,
+            ["annotation beeline.io/drain: unknown on an Endpoints object, where there are beeline.io/weight, \
+              beeline.io/weights; fix its name or remove it"]
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From the objects that travel to the objects that Beeline knows. Total: what is wrong is dropped and named, with its
 //! cure, in the object's `problems`; nothing is decided here that needs a second object.
 
+mod annotations;
 mod endpoints;
 mod service;
 mod slice;
@@ -23,8 +24,14 @@ pub fn node(wire: &wire::Node) -> Node {
     Node {
         name: text(meta.name.as_deref()),
         zone: label(meta, "topology.kubernetes.io/zone").filter(|zone| !zone.is_empty()).map(Arc::from),
-        internal_ips: Vec::new(),
+        internal_ips: internal_ips(wire),
     }
+}
+
+/// kubelet writes them; what is no address is passed over, as is everything else that a node may be called.
+fn internal_ips(wire: &wire::Node) -> Vec<IpAddr> {
+    let addresses = wire.status.as_ref().map_or(&[][..], |status| list(&status.addresses));
+    addresses.iter().filter(|address| address.type_ == "InternalIP").filter_map(|a| a.address.parse().ok()).collect()
 }
 
 /// Namespace and name of an object.
@@ -135,6 +142,23 @@ mod tests {
         check("metadata: {name: n, labels: {topology.kubernetes.io/zone: ''}}", None);
         check("metadata: {name: n, labels: {failure-domain.beta.kubernetes.io/zone: z1}}", None);
         check("metadata: {name: n}", None);
+    }
+
+    #[test]
+    fn node_knows_its_internal_addresses() {
+        let check = |status: &str, expected: &[&str]| {
+            let node = node(&yaml(&format!("metadata: {{name: n}}\nstatus: {status}")));
+            let internal_ips: Vec<String> = node.internal_ips.iter().map(ToString::to_string).collect();
+            assert_eq!(internal_ips, expected, "{status}");
+        };
+        check("null", &[]);
+        check("{}", &[]);
+        check("{addresses: null}", &[]);
+        check(
+            "{addresses: [{type: Hostname, address: n}, {type: ExternalIP, address: 192.0.2.1}, \
+             {type: InternalIP, address: 'fd00::1'}, {type: InternalIP, address: 10.0.0.1}, {type: InternalIP, address: n}]}",
+            &["fd00::1", "10.0.0.1"],
+        );
     }
 
     #[test]

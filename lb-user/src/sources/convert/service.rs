@@ -1,10 +1,23 @@
 //! From a v1 Service.
 
-use super::{addr, key, label, list, port, text};
+use std::{
+    fmt,
+    net::IpAddr,
+    num::{NonZeroU16, NonZeroU32},
+};
+
+use ipnet::IpNet;
+
+use super::{addr, annotations, key, label, list, port, text};
 use crate::{
     objects::{Exempt, Policy, Selector, Service, ServicePort},
     sources::wire,
 };
+
+/// Where the API says nothing else.
+const AFFINITY_SECONDS: NonZeroU32 = NonZeroU32::new(10_800).expect("it is not 0");
+/// What the API accepts: up to a day.
+const MAX_AFFINITY_SECONDS: u32 = 86_400;
 
 /// From a v1 Service. `proxy_name` is the value of `--service-proxy-name`.
 #[must_use]
@@ -31,21 +44,20 @@ pub fn service(wire: &wire::Service, proxy_name: Option<&str>) -> Service {
     let external_ips = addrs("externalIPs", &external_ips);
     let ingress_ips = ingress_ips(wire, &mut problems);
 
+    let node_ports = node_ports(spec, &mut problems);
     let mut ports = Vec::with_capacity(list(&spec.ports).len());
     for (i, wire) in list(&spec.ports).iter().enumerate() {
         if let Some((proto, port)) = port(&mut problems, format_args!("ports[{i}]"), wire) {
-            ports.push(ServicePort { name: text(wire.name.as_deref()), proto, port, node_port: None });
+            let node_port = node_port(wire, format_args!("ports[{i}].nodePort"), node_ports, &mut problems);
+            ports.push(ServicePort { name: text(wire.name.as_deref()), proto, port, node_port });
         }
     }
 
-    let internal_policy = match spec.internal_traffic_policy.as_deref() {
-        None | Some("" | "Cluster") => Policy::Cluster,
-        Some("Local") => Policy::Local,
-        Some(other) => {
-            problems.push(format!("internalTrafficPolicy {other:?}: unknown, Cluster is used; write Cluster or Local"));
-            Policy::Cluster
-        }
-    };
+    let internal_policy = policy("internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), &mut problems);
+    let external_policy = policy("externalTrafficPolicy", spec.external_traffic_policy.as_deref(), &mut problems);
+    let affinity_seconds = affinity_seconds(spec, &mut problems);
+    let source_ranges = source_ranges(spec, &mut problems);
+    let tuning = annotations::tuning(meta, &mut problems);
 
     Service {
         key: key(meta),
@@ -57,12 +69,113 @@ pub fn service(wire: &wire::Service, proxy_name: Option<&str>) -> Service {
         ingress_ips,
         ports: ports.into(),
         internal_policy,
-        external_policy: Policy::Cluster,
-        affinity_seconds: None,
-        tuning: None,
-        source_ranges: Vec::new(),
+        external_policy,
+        affinity_seconds,
+        tuning,
+        source_ranges,
         problems,
     }
+}
+
+/// Whether the type of a Service gives it node ports.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum NodePorts {
+    Served,
+    /// The API has no such Service.
+    Odd,
+    /// Nothing of the Service is served.
+    Irrelevant,
+}
+
+fn node_ports(spec: &wire::ServiceSpec, problems: &mut Vec<String>) -> NodePorts {
+    match spec.type_.as_deref() {
+        Some("NodePort" | "LoadBalancer") => NodePorts::Served,
+        Some("ExternalName") => NodePorts::Irrelevant,
+        None | Some("" | "ClusterIP") => NodePorts::Odd,
+        Some(other) => {
+            problems.push(format!(
+                "type {other:?}: unknown, ClusterIP is used; write ClusterIP, NodePort, LoadBalancer or ExternalName"
+            ));
+            NodePorts::Odd
+        }
+    }
+}
+
+/// The node port that stands at `place`. 0 is none: a load balancer with `allocateLoadBalancerNodePorts: false`.
+fn node_port(
+    wire: &wire::Port,
+    place: fmt::Arguments<'_>,
+    node_ports: NodePorts,
+    problems: &mut Vec<String>,
+) -> Option<NonZeroU16> {
+    let number = wire.node_port.filter(|&number| number != 0)?;
+    let port = u16::try_from(number).ok().and_then(NonZeroU16::new);
+    match node_ports {
+        NodePorts::Served if port.is_none() => problems.push(format!("{place} {number}: not a port; use 1 to 65535")),
+        NodePorts::Odd => problems.push(format!(
+            "{place} {number}: not served, since the type is ClusterIP; make it NodePort or LoadBalancer, or remove this"
+        )),
+        NodePorts::Served | NodePorts::Irrelevant => {}
+    }
+    port.filter(|_| node_ports == NodePorts::Served)
+}
+
+fn policy(name: &str, text: Option<&str>, problems: &mut Vec<String>) -> Policy {
+    match text {
+        None | Some("" | "Cluster") => Policy::Cluster,
+        Some("Local") => Policy::Local,
+        Some(other) => {
+            problems.push(format!("{name} {other:?}: unknown, Cluster is used; write Cluster or Local"));
+            Policy::Cluster
+        }
+    }
+}
+
+fn affinity_seconds(spec: &wire::ServiceSpec, problems: &mut Vec<String>) -> Option<NonZeroU32> {
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => return None,
+        Some("ClientIP") => {}
+        Some(other) => {
+            problems.push(format!("sessionAffinity {other:?}: unknown, None is used; write None or ClientIP"));
+            return None;
+        }
+    }
+    let number = spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
+    let Some(number) = number else { return Some(AFFINITY_SECONDS) };
+    let seconds = u32::try_from(number).ok().filter(|&seconds| seconds <= MAX_AFFINITY_SECONDS);
+    let seconds = seconds.and_then(NonZeroU32::new);
+    if seconds.is_none() {
+        problems.push(format!(
+            "sessionAffinityConfig.clientIP.timeoutSeconds {number}: out of range, {AFFINITY_SECONDS} is used; \
+             use 1 to {MAX_AFFINITY_SECONDS}"
+        ));
+    }
+    seconds.or(Some(AFFINITY_SECONDS))
+}
+
+/// The networks of `loadBalancerSourceRanges`. White space around them is allowed by the API.
+fn source_ranges(spec: &wire::ServiceSpec, problems: &mut Vec<String>) -> Vec<IpNet> {
+    let texts = list(&spec.load_balancer_source_ranges);
+    let mut ranges = Vec::with_capacity(texts.len());
+    for (i, text) in texts.iter().map(|text| text.trim()).enumerate() {
+        let mut problem = |cure: fmt::Arguments<'_>| {
+            problems.push(format!("loadBalancerSourceRanges[{i}] {text:?}: {cure}"));
+        };
+        match (text.parse::<IpNet>(), text.parse::<IpAddr>()) {
+            (Ok(IpNet::V6(range)), _) if range.addr().to_ipv4_mapped().is_some() => {
+                problem(format_args!("an IPv4 range in IPv6 form; write it as IPv4"));
+            }
+            // Like the API, pass over the bits behind the prefix.
+            (Ok(range), _) => ranges.push(range.trunc()),
+            (_, Ok(addr)) => problem(format_args!("an address and not a range; write it as {}", IpNet::from(addr))),
+            _ => problem(format_args!("not a CIDR; fix or remove it")),
+        }
+    }
+    if ranges.is_empty() && !texts.is_empty() {
+        // As kube-proxy has it: no range left is no restriction.
+        problems.push("loadBalancerSourceRanges: none is left, so that all clients are let in; fix one".to_owned());
+    }
+    ranges
 }
 
 /// `clusterIPs`, or `clusterIP` where the list is absent, and where it was found. The empty string counts as absent.
@@ -99,7 +212,7 @@ fn exempt(
 
 /// The load balancer's addresses that lead to the node unchanged (KEP-1860): one with a hostname alone, or with ipMode
 /// Proxy, is passed over.
-fn ingress_ips(wire: &wire::Service, problems: &mut Vec<String>) -> Vec<std::net::IpAddr> {
+fn ingress_ips(wire: &wire::Service, problems: &mut Vec<String>) -> Vec<IpAddr> {
     let ingress = wire.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = ingress.map_or(&[][..], |balancer| list(&balancer.ingress));
     let mut converted = Vec::with_capacity(ingress.len());
@@ -119,166 +232,4 @@ fn ingress_ips(wire: &wire::Service, problems: &mut Vec<String>) -> Vec<std::net
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sources::convert::tests::yaml;
-
-    fn read(text: &str) -> Service {
-        service(&yaml(text), None)
-    }
-
-    #[test]
-    fn whole_service_is_read() {
-        let service = read(
-            "
-metadata: {namespace: ns, name: a, creationTimestamp: '1970-01-01T00:01:40Z'}
-spec:
-  type: LoadBalancer
-  selector: {app: a}
-  clusterIP: 10.96.0.1
-  clusterIPs: [10.96.0.1, 'fd96::1']
-  externalIPs: [192.0.2.1]
-  internalTrafficPolicy: Local
-  ports: [{name: http, port: 80, targetPort: web}, {name: dns, port: 53, protocol: UDP}, {port: 9, protocol: SCTP}]
-status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]}}
-",
-        );
-        expect_test::expect![[r#"
-            Service {
-                key: ns/a,
-                created: Some(
-                    100,
-                ),
-                exempt: None,
-                selector: Some,
-                cluster_ips: [
-                    10.96.0.1,
-                    fd96::1,
-                ],
-                external_ips: [
-                    192.0.2.1,
-                ],
-                ingress_ips: [
-                    192.0.2.2,
-                    192.0.2.3,
-                ],
-                ports: [
-                    ServicePort {
-                        name: "http",
-                        proto: Tcp,
-                        port: 80,
-                        node_port: None,
-                    },
-                    ServicePort {
-                        name: "dns",
-                        proto: Udp,
-                        port: 53,
-                        node_port: None,
-                    },
-                    ServicePort {
-                        name: "",
-                        proto: Sctp,
-                        port: 9,
-                        node_port: None,
-                    },
-                ],
-                internal_policy: Local,
-                external_policy: Cluster,
-                affinity_seconds: None,
-                tuning: None,
-                source_ranges: [],
-                problems: [],
-            }
-        "#]]
-        .assert_debug_eq(&service);
-    }
-
-    #[test]
-    fn service_that_is_not_ours_says_why() {
-        let check = |text: &str, proxy_name: Option<&str>, expected: Option<Exempt>| {
-            assert_eq!(service(&yaml(text), proxy_name).exempt, expected, "{text} {proxy_name:?}");
-        };
-        let named = "metadata: {labels: {service.kubernetes.io/service-proxy-name: x}}\nspec: {clusterIP: 10.96.0.1}";
-        check("spec: {clusterIP: 10.96.0.1}", None, None);
-        check("spec: {clusterIPs: ['fd96::1']}", None, None);
-        check("spec: {clusterIP: None}", None, Some(Exempt::Headless));
-        check("spec: {clusterIP: None, clusterIPs: [None]}", None, Some(Exempt::Headless));
-        check("spec: {clusterIPs: [None]}", None, Some(Exempt::Headless));
-        check(
-            "metadata: {labels: {service.kubernetes.io/headless: ''}}\nspec: {clusterIP: 10.96.0.1}",
-            None,
-            Some(Exempt::Headless),
-        );
-        check("spec: {type: ExternalName, externalName: example.com}", None, Some(Exempt::ExternalName));
-        check("spec: {type: ExternalName, clusterIP: 10.96.0.1}", None, Some(Exempt::ExternalName));
-        check("spec: {clusterIP: ''}", None, Some(Exempt::NoClusterIp));
-        check("spec: {clusterIP: '', clusterIPs: ['']}", None, Some(Exempt::NoClusterIp));
-        check("spec: {}", None, Some(Exempt::NoClusterIp));
-        check("metadata: {}", None, Some(Exempt::NoClusterIp));
-        check(named, None, Some(Exempt::OtherProxy));
-        check(named, Some("x"), None);
-        check(named, Some("y"), Some(Exempt::OtherProxy));
-        check("spec: {clusterIP: 10.96.0.1}", Some("x"), Some(Exempt::OtherProxy));
-    }
-
-    #[test]
-    fn selector_counts_if_it_has_an_entry() {
-        let check = |text: &str, expected| assert_eq!(read(text).selector, expected, "{text}");
-        check("spec: {selector: {app: a}}", Selector::Some);
-        check("spec: {selector: {}}", Selector::None);
-        check("spec: {selector: null}", Selector::None);
-        check("spec: {}", Selector::None);
-    }
-
-    #[test]
-    fn bad_part_is_dropped_and_named() {
-        let check = |spec: &str, expected: &[&str]| {
-            let service = read(&format!("spec: {{clusterIP: 10.96.0.1, ports: [{{port: 80}}], {spec}}}"));
-            assert_eq!(service.problems, expected, "{spec}");
-            assert_eq!(service.exempt, None, "{spec}");
-        };
-        check("clusterIPs: [10.96.0.1, 10.96]", &["clusterIPs[1] \"10.96\": not an IP address; fix or remove it"]);
-        check("externalIPs: [192.0.2.1, 10.0.0]", &["externalIPs[1] \"10.0.0\": not an IP address; fix or remove it"]);
-        check(
-            "internalTrafficPolicy: Node",
-            &["internalTrafficPolicy \"Node\": unknown, Cluster is used; write Cluster or Local"],
-        );
-        let service = read("spec: {clusterIP: 10.96.0, externalIPs: [x, 192.0.2.1], ports: [{port: 0}, {port: 80}]}");
-        assert_eq!(
-            service.problems,
-            [
-                "clusterIP[0] \"10.96.0\": not an IP address; fix or remove it",
-                "externalIPs[0] \"x\": not an IP address; fix or remove it",
-                "ports[0].port 0: not a port; use 1 to 65535",
-            ]
-        );
-        assert!(service.cluster_ips.is_empty());
-        assert_eq!(service.external_ips, ["192.0.2.1".parse::<std::net::IpAddr>().unwrap()]);
-        assert_eq!(service.ports.len(), 1);
-    }
-
-    #[test]
-    fn load_balancer_address_counts_in_vip_mode_only() {
-        let check = |ingress: &str, ips: &[&str], problems: &[&str]| {
-            let service = read(&format!("status: {{loadBalancer: {{ingress: [{ingress}]}}}}"));
-            let got: Vec<String> = service.ingress_ips.iter().map(ToString::to_string).collect();
-            assert_eq!(got, ips, "{ingress}");
-            assert_eq!(service.problems, problems, "{ingress}");
-        };
-        check("{ip: 192.0.2.1}", &["192.0.2.1"], &[]);
-        check("{ip: 192.0.2.1, ipMode: VIP, hostname: a.example}", &["192.0.2.1"], &[]);
-        check("{ip: 192.0.2.1, ipMode: Proxy}, {ip: 'fd00::1'}", &["fd00::1"], &[]);
-        check("{hostname: a.example}", &[], &[]);
-        check("{ip: '', hostname: a.example, ipMode: Odd}", &[], &[]);
-        check(
-            "{ip: 192.0.2.1, ipMode: Odd}",
-            &[],
-            &["status.loadBalancer.ingress[0].ipMode \"Odd\": unknown, 192.0.2.1 is not served; write VIP or Proxy"],
-        );
-        check(
-            "{ip: a.example}",
-            &[],
-            &["status.loadBalancer.ingress[0].ip \"a.example\": not an IP address; fix or remove it"],
-        );
-    }
-}
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Nameless, addr, endpoint_ports, key, label, list};
+use super::{Nameless, addr, annotations::Weights, endpoint_ports, key, label, list};
 use crate::{
     objects::{Endpoint, EndpointGroup, EndpointSlice, Hints, Key, Mirrored},
     sources::wire,
@@ -46,6 +46,7 @@ fn group(
     problems: &mut Vec<String>,
 ) -> EndpointGroup {
     let ports = endpoint_ports(problems, format_args!("ports"), list(&wire.ports), Nameless::Ignored);
+    let weights = Weights::read(&wire.metadata, "an EndpointSlice", problems);
     let mut endpoints = Vec::with_capacity(list(&wire.endpoints).len());
     for (i, wire) in list(&wire.endpoints).iter().enumerate() {
         let Some(text) = list(&wire.addresses).first() else {
@@ -59,12 +60,12 @@ fn group(
             ));
             continue;
         }
-        endpoints.push(endpoint(wire, addr));
+        endpoints.push(endpoint(wire, addr, &weights));
     }
     EndpointGroup { ports: ports.into(), endpoints }
 }
 
-fn endpoint(wire: &wire::Endpoint, addr: IpAddr) -> Endpoint {
+fn endpoint(wire: &wire::Endpoint, addr: IpAddr, weights: &Weights) -> Endpoint {
     let conditions = wire.conditions.unwrap_or_default();
     let names = |hints: &Option<Vec<wire::Hint>>| list(hints).iter().map(|hint| Arc::from(&*hint.name)).collect();
     let hints =
@@ -75,7 +76,7 @@ fn endpoint(wire: &wire::Endpoint, addr: IpAddr) -> Endpoint {
         ready: conditions.ready.unwrap_or(true),
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
-        weight: 1,
+        weight: weights.of(addr),
         hints: hints.filter(|hints| *hints != Hints::default()).map(Box::new),
     }
 }
@@ -216,6 +217,22 @@ endpoints:
             "addressType: IPv6\nendpoints: [{addresses: [10.0.0.1]}, {addresses: ['fd00::1']}]",
             (0, 1),
             &["endpoints[0].addresses[0] \"10.0.0.1\": not of addressType IPv6; move it to a slice of its own"],
+        );
+    }
+
+    #[test]
+    fn annotations_weigh_the_endpoints() {
+        let slice = endpoint_slice(&yaml(
+            "metadata: {name: s, labels: {kubernetes.io/service-name: a}, annotations: {beeline.io/weight: '0', \
+             beeline.io/weights: '10.0.0.2=7', beeline.io/wieght: '1'}}\naddressType: IPv4\n\
+             endpoints: [{addresses: [10.0.0.1]}, {addresses: [10.0.0.2]}]",
+        ));
+        let weights: Vec<u16> = slice.group.endpoints.iter().map(|endpoint| endpoint.weight).collect();
+        assert_eq!(weights, [0, 7]);
+        assert_eq!(
+            slice.problems,
+            ["annotation beeline.io/wieght: unknown on an EndpointSlice, where there are beeline.io/weight, \
+              beeline.io/weights; fix its name or remove it"]
         );
     }
 

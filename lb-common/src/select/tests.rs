@@ -1,0 +1,396 @@
+//! Choices over maps in memory: lists, schedulers, affinity, NodePorts.
+
+use super::*;
+use crate::Proto;
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    net::IpAddr,
+    vec::Vec,
+};
+
+#[derive(Default)]
+struct Mem {
+    frontends: BTreeMap<FrontendKey, Frontend>,
+    services: BTreeMap<u32, Service>,
+    slots: BTreeMap<SlotKey, Slot>,
+    backends: BTreeMap<u32, Backend>,
+    node_addrs: BTreeMap<Addr, NodeAddr>,
+    open: RefCell<BTreeMap<u32, u64>>,
+    turns: RefCell<BTreeMap<(u32, List), u32>>,
+    affinity: RefCell<BTreeMap<AffinityKey, Affinity>>,
+}
+
+impl Tables for Mem {
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.frontends.get(key).copied()
+    }
+    fn service(&self, id: u32) -> Option<Service> {
+        self.services.get(&id).copied()
+    }
+    fn slot(&self, key: &SlotKey) -> Option<Slot> {
+        self.slots.get(key).copied()
+    }
+    fn backend(&self, id: u32) -> Option<Backend> {
+        self.backends.get(&id).copied()
+    }
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
+        self.node_addrs.get(addr).copied()
+    }
+}
+
+impl State for Mem {
+    fn open(&self, backend: u32) -> u64 {
+        self.open.borrow().get(&backend).copied().unwrap_or(0)
+    }
+    fn turn(&self, service: u32, list: List, len: u32, stride: u32) -> Option<u32> {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry((service, list)).or_default();
+        let (index, next) = take_turn(*turn, len, stride);
+        *turn = next;
+        Some(index)
+    }
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinity.borrow().get(key).copied()
+    }
+    fn stick(&self, key: &AffinityKey, backend: u32, now: u64) {
+        self.affinity.borrow_mut().insert(*key, Affinity { used: now, backend, _pad: 0 });
+    }
+}
+
+/// A client; its random numbers come from a fixed sequence.
+struct Client {
+    netns: u64,
+    host: bool,
+    now: u64,
+    random: Cell<u64>,
+}
+
+impl Client {
+    fn new(netns: u64) -> Self {
+        Self { netns, host: false, now: 0, random: Cell::new(netns) }
+    }
+}
+
+impl Caller for Client {
+    fn random(&self) -> u32 {
+        self.random.set(self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
+        hash(self.random.get(), 0)
+    }
+    fn netns(&self) -> u64 {
+        self.netns
+    }
+    fn is_host(&self) -> bool {
+        self.host
+    }
+    fn now(&self) -> u64 {
+        self.now
+    }
+}
+
+/// A client whose random number is always the same.
+struct Fixed(u32);
+
+impl Caller for Fixed {
+    fn random(&self) -> u32 {
+        self.0
+    }
+    fn netns(&self) -> u64 {
+        1
+    }
+    fn is_host(&self) -> bool {
+        false
+    }
+    fn now(&self) -> u64 {
+        0
+    }
+}
+
+fn key(addr: &str, port: u16) -> FrontendKey {
+    FrontendKey::new(addr.parse::<IpAddr>().expect("an address").into(), port, Proto::Tcp)
+}
+
+fn vip(port: u16) -> FrontendKey {
+    key("10.96.0.1", port)
+}
+
+/// A service port with backends 10, 11, … in the cluster list and 100, 101, … in the local one; each has the weight that
+/// `weights` says, or 1.
+fn mem(kind: Kind, cluster: u32, local: u32, service: Service, weights: &[u16]) -> Mem {
+    let mut mem = Mem::default();
+    mem.frontends.insert(vip(80), Frontend::new(1, kind));
+    let mut lens = [0; 2];
+    for (list, len, base) in [(List::Cluster, cluster, 10), (List::Local, local, 100)] {
+        for nth in 0..len {
+            let addr = IpAddr::from([10, 0, 0, u8::try_from(nth + 1).expect("few")]).into();
+            let (weight, backend) = (weights.get(nth as usize).copied().unwrap_or(1), base + nth);
+            let flags = BackendFlags::of(list);
+            mem.backends.insert(backend, Backend { addr, port: 8080, flags, service: 1 });
+            for _ in 0..weight {
+                let index = &mut lens[list as usize];
+                mem.slots.insert(SlotKey::new(1, list, *index), Slot { addr, port: 8080, weight, backend });
+                *index += 1;
+            }
+        }
+    }
+    let [cluster_len, local_len] = lens;
+    let strides = |len: u32| if len > 2 { len - 1 } else { 1 };
+    let (cluster_stride, local_stride) = (strides(cluster_len), strides(local_len));
+    mem.services.insert(1, Service { cluster_len, local_len, cluster_stride, local_stride, ..service });
+    mem
+}
+
+fn plain(kind: Kind, cluster: u32, local: u32, flags: u32) -> Mem {
+    mem(kind, cluster, local, Service { flags, ..Service::default() }, &[])
+}
+
+fn scheduled(scheduler: Scheduler, cluster: u32, weights: &[u16]) -> Mem {
+    mem(Kind::ClusterIp, cluster, 0, Service { scheduler: scheduler as u32, ..Service::default() }, weights)
+}
+
+fn backend(verdict: Verdict) -> Option<u32> {
+    match verdict {
+        Verdict::Backend(choice) => Some(choice.backend),
+        _ => None,
+    }
+}
+
+fn pick(mem: &Mem, random: u32) -> Option<u32> {
+    backend(select(mem, &Fixed(random), &vip(80), 0))
+}
+
+/// Opens `count` sockets one after the other, which all stay open; how often each backend was given.
+fn open_many(mem: &Mem, client: &Client, count: u32) -> BTreeMap<u32, u32> {
+    let mut given = BTreeMap::new();
+    for _ in 0..count {
+        let id = backend(select(mem, client, &vip(80), 0)).expect("a backend");
+        *given.entry(id).or_default() += 1;
+        *mem.open.borrow_mut().entry(id).or_default() += 1;
+    }
+    given
+}
+
+#[test]
+fn what_is_no_frontend_is_left_alone() {
+    assert_eq!(select(&plain(Kind::ClusterIp, 1, 0, 0), &Fixed(0), &vip(81), 0), Verdict::NotService);
+}
+
+#[test]
+fn every_slot_is_reached_and_none_beyond() {
+    let mem = plain(Kind::ClusterIp, 3, 0, 0);
+    assert_eq!(pick(&mem, 0), Some(10));
+    assert_eq!(pick(&mem, u32::MAX / 2), Some(11));
+    assert_eq!(pick(&mem, u32::MAX), Some(12));
+}
+
+#[test]
+fn rule_5_no_endpoint_refuses_and_no_local_endpoint_is_unreachable() {
+    let cases = [
+        (Kind::ClusterIp, 0, 0, 0, Some(Cause::NoEndpoints)),
+        (Kind::ClusterIp, 0, 0, ServiceFlags::INTERNAL_LOCAL, Some(Cause::NoEndpoints)),
+        (Kind::ClusterIp, 2, 0, ServiceFlags::INTERNAL_LOCAL, Some(Cause::NoLocalEndpoints)),
+        (Kind::ExternalIp, 2, 0, ServiceFlags::INTERNAL_LOCAL, None),
+        (Kind::LoadBalancer, 0, 0, 0, Some(Cause::NoEndpoints)),
+    ];
+    for (kind, cluster, local, flags, cause) in cases {
+        let got = match select(&plain(kind, cluster, local, flags), &Fixed(0), &vip(80), 0) {
+            Verdict::Refused(1, cause) => Some(cause),
+            _ => None,
+        };
+        assert_eq!(got, cause, "{kind:?} {cluster} {local} {flags}");
+    }
+    assert_eq!(Cause::NoEndpoints.errno(), 111);
+    assert_eq!(Cause::NoLocalEndpoints.errno(), 113);
+}
+
+#[test]
+fn rule_4_internal_local_takes_the_local_list_and_external_frontends_do_not() {
+    assert_eq!(pick(&plain(Kind::ClusterIp, 2, 1, ServiceFlags::INTERNAL_LOCAL), u32::MAX), Some(100));
+    for kind in [Kind::ExternalIp, Kind::LoadBalancer] {
+        assert_eq!(pick(&plain(kind, 2, 1, ServiceFlags::INTERNAL_LOCAL), u32::MAX), Some(11));
+    }
+}
+
+#[test]
+fn rule_11_a_retry_avoids_the_backend_that_failed_when_there_is_another() {
+    for scheduler in Scheduler::ALL {
+        let two = scheduled(scheduler, 2, &[]);
+        for (avoid, expected) in [(10, 11), (11, 10)] {
+            for random in [0, u32::MAX] {
+                let got = backend(select(&two, &Fixed(random), &vip(80), avoid));
+                assert_eq!(got, Some(expected), "{scheduler:?}");
+            }
+        }
+        let one = scheduled(scheduler, 1, &[]);
+        assert_eq!(backend(select(&one, &Fixed(0), &vip(80), 10)), Some(10));
+    }
+}
+
+#[test]
+fn i1_a_slot_that_has_just_gone_is_not_a_refusal() {
+    let mut mem = plain(Kind::ClusterIp, 3, 0, 0);
+    mem.slots.remove(&SlotKey::new(1, List::Cluster, 2));
+    assert_eq!(pick(&mem, u32::MAX), Some(10));
+}
+
+#[test]
+fn rule_6_a_node_port_answers_at_the_nodes_own_addresses_only() {
+    let mut mem = plain(Kind::ClusterIp, 1, 0, 0);
+    for addr in ["0.0.0.0", "::"] {
+        mem.frontends.insert(key(addr, 30080), Frontend::new(1, Kind::NodePort));
+    }
+    let own = |addr: &str| addr.parse::<IpAddr>().expect("an address").into();
+    for addr in ["192.0.2.1", "fd00::1"] {
+        mem.node_addrs.insert(own(addr), NodeAddr::default());
+    }
+    for addr in ["127.0.0.1", "::1"] {
+        mem.node_addrs.insert(own(addr), NodeAddr { flags: NodeAddrFlags::HOST_ONLY });
+    }
+    let pod = Client::new(7);
+    let host = Client { host: true, ..Client::new(1) };
+    let cases = [
+        ("192.0.2.1", 30080, true, true),
+        ("fd00::1", 30080, true, true),
+        // A pod's loopback is its own; and so is "any address", which means loopback.
+        ("127.0.0.1", 30080, false, true),
+        ("::1", 30080, false, true),
+        ("0.0.0.0", 30080, false, true),
+        ("::", 30080, false, true),
+        ("127.0.0.2", 30080, false, false),
+        ("192.0.2.2", 30080, false, false),
+        ("192.0.2.1", 30081, false, false),
+    ];
+    for (addr, port, for_pod, for_host) in cases {
+        let found = |client: &Client| backend(select(&mem, client, &key(addr, port), 0)).is_some();
+        assert_eq!((found(&pod), found(&host)), (for_pod, for_host), "{addr}:{port}");
+    }
+    // CVE-2019-9946: the exact address and port of a Service come before a NodePort.
+    mem.frontends.insert(key("192.0.2.1", 30080), Frontend::new(2, Kind::ExternalIp));
+    mem.services.insert(2, Service::default());
+    let verdict = select(&mem, &pod, &key("192.0.2.1", 30080), 0);
+    assert_eq!(verdict, Verdict::Refused(2, Cause::NoEndpoints));
+}
+
+#[test]
+fn rule_7_a_client_sticks_to_a_backend_of_the_list_in_use_until_its_time_is_over() {
+    let service = Service { affinity_seconds: 10, flags: ServiceFlags::INTERNAL_LOCAL, ..Service::default() };
+    let mut mem = mem(Kind::ExternalIp, 8, 2, service, &[]);
+    mem.frontends.insert(vip(81), Frontend::new(1, Kind::ClusterIp));
+    let at = |seconds: u64, netns| Client {
+        now: seconds * SECOND,
+        random: Cell::new(seconds * 31 + netns * 7),
+        ..Client::new(netns)
+    };
+    let ask = |mem: &Mem, client: &Client, port| backend(select(mem, client, &vip(port), 0)).expect("a backend");
+    let first = ask(&mem, &at(0, 1), 80);
+    assert!((1..9).all(|second| ask(&mem, &at(second, 1), 80) == first));
+    // Each connect refreshed it: it was last used at 8 s, and lives until 18 s.
+    assert_eq!(ask(&mem, &at(17, 1), 80), first);
+    let others: Vec<_> = (0..20).map(|n| ask(&mem, &at(30 + 11 * n, 1), 80)).collect();
+    assert!(others.iter().any(|&other| other != first), "after the time-out it is a new choice");
+    // Clients are independent of each other, a failed connect does not move one.
+    let many: Vec<_> = (2..40).map(|netns| ask(&mem, &at(300, netns), 80)).collect();
+    assert!(many.iter().any(|&other| other != many[0]));
+    assert_eq!(backend(select(&mem, &at(301, 2), &vip(80), many[0])), Some(many[0]));
+    // The frontend that uses the local list cannot use a backend of the other one.
+    assert!(ask(&mem, &at(302, 2), 81) >= 100);
+    // One that has left the list, or gone, is chosen anew.
+    let stuck = ask(&mem, &at(303, 3), 80);
+    mem.backends.get_mut(&stuck).expect("it is there").flags = 0;
+    mem.slots.retain(|_, slot| slot.backend != stuck);
+    for (index, slot) in mem.slots.clone().into_values().filter(|slot| slot.backend < 100).enumerate() {
+        mem.slots.insert(SlotKey::new(1, List::Cluster, u32::try_from(index).expect("few")), slot);
+    }
+    mem.services.get_mut(&1).expect("it is there").cluster_len -= 1;
+    let next = ask(&mem, &at(304, 3), 80);
+    assert_ne!(next, stuck);
+    assert_eq!(ask(&mem, &at(305, 3), 80), next);
+}
+
+#[test]
+fn rule_10_rr_gives_each_backend_its_turn_within_one_over_any_window() {
+    for count in [1, 2, 3, 7, 16] {
+        let mem = scheduled(Scheduler::Rr, count, &[]);
+        let client = Client::new(1);
+        let order: Vec<_> = (0..200).map(|_| backend(select(&mem, &client, &vip(80), 0)).expect("one")).collect();
+        for window in [1, 5, 16, 33, 100] {
+            for part in order.windows(window) {
+                let each = (10..10 + count).map(|id| part.iter().filter(|&&given| given == id).count());
+                let (least, most) = (each.clone().min().expect("some"), each.max().expect("some"));
+                assert!(most - least <= 1, "{count} backends, window {window}: {part:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rule_10_wrr_gives_each_backend_its_share() {
+    let mem = scheduled(Scheduler::Wrr, 3, &[1, 2, 5]);
+    let given = open_many(&mem, &Client::new(1), 800);
+    assert_eq!(given.into_values().collect::<Vec<_>>(), [100, 200, 500]);
+}
+
+#[test]
+fn rule_10_random_gives_about_as_the_weights_say() {
+    let mem = scheduled(Scheduler::Random, 3, &[1, 2, 5]);
+    let given = open_many(&mem, &Client::new(2), 8000);
+    for (id, share) in [(10, 1000), (11, 2000), (12, 5000)] {
+        assert!(given[&id].abs_diff(share) < 150, "{given:?}");
+    }
+}
+
+#[test]
+fn rule_10_lc_evens_out_and_wlc_and_sed_do_so_by_weight() {
+    let even = open_many(&scheduled(Scheduler::Lc, 8, &[]), &Client::new(3), 8000);
+    assert!(even.len() == 8 && even.values().all(|&count| count.abs_diff(1000) <= 5), "{even:?}");
+    for scheduler in [Scheduler::Wlc, Scheduler::Sed, Scheduler::Nq] {
+        let given = open_many(&scheduled(scheduler, 4, &[1, 2, 3, 4]), &Client::new(3), 10_000);
+        for (id, share) in [(10, 1000), (11, 2000), (12, 3000), (13, 4000)] {
+            assert!(given[&id].abs_diff(share) <= 20, "{scheduler:?} {given:?}");
+        }
+    }
+}
+
+#[test]
+fn rule_10_of_two_the_one_is_taken_that_ipvs_would_take() {
+    let state = |a: u64, b: u64| {
+        let mem = Mem::default();
+        mem.open.borrow_mut().extend([(1, a), (2, b)]);
+        mem
+    };
+    let slot = |backend, weight| Slot { addr: vip(1).addr, port: 1, weight, backend };
+    // Open sockets and weights of two, and whether the first is preferred, by lc, wlc, sed, nq.
+    let cases = [
+        ((0, 1), (0, 1), [false; 4]),
+        ((1, 1), (2, 1), [true; 4]),
+        ((2, 1), (1, 1), [false; 4]),
+        ((1, 1), (2, 4), [true, false, false, false]),
+        ((3, 4), (1, 1), [false, true, true, true]),
+        // The one that is idle is slow: only nq takes it.
+        ((0, 1), (1, 4), [true, true, false, true]),
+        ((1, 4), (0, 1), [false, false, true, false]),
+        ((0, 4), (0, 1), [false, false, true, false]),
+    ];
+    for ((open_a, weight_a), (open_b, weight_b), expected) in cases {
+        let state = state(open_a, open_b);
+        let schedulers = [Scheduler::Lc, Scheduler::Wlc, Scheduler::Sed, Scheduler::Nq];
+        let got = schedulers.map(|scheduler| better(&state, scheduler as u32, &slot(1, weight_a), &slot(2, weight_b)));
+        assert_eq!(got, expected, "{open_a}/{weight_a} against {open_b}/{weight_b}");
+    }
+}
+
+#[test]
+fn rule_10_sh_is_the_same_for_a_client_and_dh_for_a_frontend() {
+    let mut sh = scheduled(Scheduler::Sh, 8, &[]);
+    sh.frontends.insert(key("192.0.2.1", 80), Frontend::new(1, Kind::ExternalIp));
+    let ask = |mem: &Mem, netns, dest: &FrontendKey| backend(select(mem, &Client::new(netns), dest, 0));
+    let clients: Vec<_> = (0..64).map(|netns| ask(&sh, netns, &vip(80))).collect();
+    assert!((0..64).all(|netns| ask(&sh, netns as u64, &key("192.0.2.1", 80)) == clients[netns]));
+    assert!((10..18).all(|id| clients.contains(&Some(id))), "{clients:?}");
+    let mut dh = scheduled(Scheduler::Dh, 8, &[]);
+    let vips: Vec<_> = (0..64).map(|last| key(&std::format!("192.0.2.{last}"), 80)).collect();
+    dh.frontends.extend(vips.iter().map(|vip| (*vip, Frontend::new(1, Kind::ExternalIp))));
+    let given: Vec<_> = vips.iter().map(|vip| ask(&dh, 1, vip)).collect();
+    assert!(vips.iter().zip(&given).all(|(vip, given)| ask(&dh, 99, vip) == *given));
+    assert!((10..18).all(|id| given.contains(&Some(id))), "{given:?}");
+}

@@ -1,0 +1,196 @@
+//! How long it takes to end the sockets of a dead backend among many others: `cargo xtask bench kill`.
+
+#[path = "../../tests/stories/place.rs"]
+mod place;
+#[path = "../support/table.rs"]
+mod table;
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use lb_common::{Backend, Frontend, FrontendKey, Kind, List, Proto, Service, Slot, SlotKey};
+use lb_user::{
+    datapath::{Datapath, Sizes, pins::Pins},
+    op::Op,
+    sockets::{Dead, Report, end, end_all},
+    store::Store as _,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use table::{Spread, header, row};
+
+/// Rounds of a figure; odd, so that there is a median.
+const ROUNDS: usize = 11;
+
+/// Sockets that are open besides.
+const OTHERS: usize = 100_000;
+
+/// They are spread over processes, since one may not have so many descriptors.
+const HOLDERS: u8 = 10;
+
+/// Network namespaces besides.
+const PODS: usize = 100;
+
+/// Environment of the process that measures: its cgroup and its directory, which the first process removes after it.
+const PLACE: [&str; 2] = ["BEELINE_BENCH_CGROUP", "BEELINE_BENCH_DIRECTORY"];
+
+/// A service port and its one backend have the same id; these are the two that there are.
+const LIVING: u32 = 1;
+const DYING: u32 = 2;
+
+fn main() {
+    let arguments: Vec<_> = std::env::args().collect();
+    if let [_, flag, number] = arguments.as_slice()
+        && flag == "--hold"
+    {
+        return hold(number.parse().expect("a number"));
+    }
+    if arguments.iter().any(|flag| flag == "--pod") {
+        place::enter_namespaces();
+        return wait();
+    }
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("the bench of ending sockets needs root");
+        std::process::exit(1);
+    }
+    if let [Some(cgroup), Some(directory)] = PLACE.map(std::env::var_os) {
+        return measure(Path::new(&cgroup), Path::new(&directory));
+    }
+    let place = place::Place::make("bench").expect("a cgroup and a directory");
+    let status = this_program().env(PLACE[0], place.cgroup()).env(PLACE[1], place.directory()).status();
+    drop(place);
+    std::process::exit(if status.is_ok_and(|status| status.success()) { 0 } else { 1 });
+}
+
+fn measure(cgroup: &Path, directory: &Path) {
+    fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("joining a cgroup");
+    place::enter_namespaces();
+    let status = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    assert!(status.is_ok_and(|status| status.success()), "ip link set lo up");
+    let pins = Pins::at(place::mount_bpffs(directory).join("beeline"));
+    let mut datapath = Datapath::load(pins.clone(), Sizes::new()).expect("the programs load");
+    datapath.store().expect("the maps").apply(&[ops(LIVING), ops(DYING)].concat()).expect("room in the maps");
+    datapath.attach(cgroup).expect("the programs attach");
+    let pins = pins.current();
+
+    let _others = Holders::start((0..HOLDERS).map(|number| vec!["--hold".to_owned(), number.to_string()]));
+    let dying = Dead { backend: DYING, target: backend(DYING).into(), proto: Proto::Udp };
+    header();
+    for count in [1, 100] {
+        let what = format!("end {count} of {} UDP sockets", OTHERS + count);
+        row(&what, "100 ms", "ms", &rounds(count, || end(&pins, &[dying]).expect("the maps and /proc")));
+    }
+    let what = format!("the same with 64 backends dead, 100 of {} UDP sockets", OTHERS + 100);
+    let many: Vec<_> = (0..63)
+        .map(|n| Dead { target: SocketAddr::from(([10, 9, 9, n], 53)).into(), ..dying })
+        .chain([dying])
+        .collect();
+    row(&what, "100 ms", "ms", &rounds(100, || end(&pins, &many).expect("the maps and /proc")));
+    let pods = Holders::start((0..PODS).map(|_| vec!["--pod".to_owned()]));
+    let what = format!("end 100 of {} UDP sockets, and {PODS} pods without any", OTHERS + 100);
+    row(&what, "100 ms", "ms", &rounds(100, || end(&pins, &[dying]).expect("the maps and /proc")));
+    drop(pods);
+    let what = format!("after a start: look at all {} UDP sockets, end 100", OTHERS + 100);
+    row(
+        &what,
+        "1000 ms",
+        "ms",
+        &rounds(100, || end_all(&pins, Proto::Udp, &|id| id == LIVING).expect("the maps and /proc")),
+    );
+}
+
+/// Milliseconds to end so many sockets.
+fn rounds(count: usize, end: impl Fn() -> Report) -> Spread {
+    let times = (0..ROUNDS).map(|_| {
+        let _victims = open(Ipv4Addr::new(127, 1, 2, 1), vip(DYING), count);
+        let report = end();
+        assert_eq!((report.ended.get(&DYING), report.failures.len()), (Some(&(count as u64)), 0), "{report:?}");
+        report.took.as_secs_f64() * 1e3
+    });
+    Spread::of(times.collect::<Vec<_>>().into_iter())
+}
+
+/// Opens UDP sockets at one address that are connected to another.
+fn open(at: Ipv4Addr, to: SocketAddr, count: usize) -> Vec<UdpSocket> {
+    let open = |port| {
+        let socket = UdpSocket::bind((at, port)).expect("a free port");
+        socket.connect(to).expect("connected");
+        socket
+    };
+    (10_000..).take(count).map(open).collect()
+}
+
+/// Processes that hold something open.
+struct Holders(Vec<Child>);
+
+impl Holders {
+    fn start(commands: impl Iterator<Item = Vec<String>>) -> Self {
+        let start = |arguments: Vec<String>| {
+            let mut command = this_program();
+            command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+            command.spawn().expect("this program starts")
+        };
+        let mut children: Vec<_> = commands.map(start).collect();
+        for child in &mut children {
+            child.stdout.as_mut().expect("a pipe").read_exact(&mut [0]).expect("it says that all is open");
+        }
+        Self(children)
+    }
+}
+
+impl Drop for Holders {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ended = child.kill();
+            let _ended = child.wait();
+        }
+    }
+}
+
+/// One of them: half of them were given a living backend, half dialled its address themselves.
+fn hold(number: u8) {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("as many descriptors as allowed");
+    let to = if number.is_multiple_of(2) { vip(LIVING) } else { backend(LIVING) };
+    let _sockets = open(Ipv4Addr::new(127, 1, 1, number), to, OTHERS / usize::from(HOLDERS));
+    wait();
+}
+
+/// Says that all is open, and waits until the other end is closed.
+fn wait() {
+    print!("r");
+    std::io::stdout().flush().expect("a pipe");
+    let _closed = std::io::stdin().read(&mut [0]);
+}
+
+fn this_program() -> Command {
+    Command::new(std::env::current_exe().expect("this program"))
+}
+
+fn vip(id: u32) -> SocketAddr {
+    ([10, 96, 0, id as u8], 53).into()
+}
+
+fn backend(id: u32) -> SocketAddr {
+    ([127, 0, 0, id as u8], 53).into()
+}
+
+/// The writes for a Service with one backend.
+fn ops(id: u32) -> Vec<Op> {
+    let (frontend, target) = (vip(id), backend(id));
+    let slot = Slot { addr: target.ip().into(), port: target.port(), _pad: 0, backend: id };
+    vec![
+        Op::PutBackend(id, Backend { addr: slot.addr, port: slot.port, _pad: 0, service: id }),
+        Op::PutSlot(SlotKey::new(id, List::Cluster, 0), slot),
+        Op::PutService(id, Service { cluster_len: 1, ..Service::default() }),
+        Op::PutFrontend(
+            FrontendKey::new(frontend.ip().into(), frontend.port(), Proto::Udp),
+            Frontend::new(id, Kind::ClusterIp),
+        ),
+    ]
+}

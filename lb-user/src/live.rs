@@ -1,0 +1,120 @@
+//! The maps of a moment as `select` reads them, state included, and a client to ask for: what `trace` decides by. Nothing
+//! is changed by asking.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    net::{Ipv4Addr, UdpSocket},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use lb_common::{
+    Addr, Affinity, AffinityKey, Backend, Caller, Frontend, FrontendKey, List, NodeAddr, Service, Slot, SlotKey, State,
+    Tables, take_turn,
+};
+
+use crate::{
+    datapath::{stats::Stats, sys},
+    store::Dump,
+};
+
+/// Maps and state.
+pub struct Live {
+    /// What the agent wrote.
+    pub dump: Dump,
+    /// What the programs count.
+    pub stats: Stats,
+    /// Who sticks to what.
+    pub affinity: BTreeMap<AffinityKey, Affinity>,
+}
+
+impl Tables for Live {
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.dump.frontend(key)
+    }
+    fn service(&self, id: u32) -> Option<Service> {
+        self.dump.service(id)
+    }
+    fn slot(&self, key: &SlotKey) -> Option<Slot> {
+        self.dump.slot(key)
+    }
+    fn backend(&self, id: u32) -> Option<Backend> {
+        self.dump.backend(id)
+    }
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
+        self.dump.node_addr(addr)
+    }
+}
+
+impl State for Live {
+    fn open(&self, backend: u32) -> u64 {
+        self.stats.backends.get(&backend).map_or(0, |stats| stats.open)
+    }
+    /// Whose turn it is, without taking it.
+    fn turn(&self, service: u32, list: List, len: u32, stride: u32) -> Option<u32> {
+        let stats = self.stats.ports.get(&service).copied().unwrap_or_default();
+        let turn = match list {
+            List::Cluster => stats.cluster_turn,
+            List::Local => stats.local_turn,
+        };
+        Some(take_turn(turn, len, stride).0)
+    }
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinity.get(key).copied()
+    }
+    fn stick(&self, _: &AffinityKey, _: u32, _: u64) {}
+}
+
+/// A client, by its network namespace. Its random number is always 0.
+pub struct Client {
+    netns: u64,
+    host: u64,
+    now: u64,
+}
+
+impl Client {
+    /// The process `pid`, or one of this network namespace, which is taken for the node's own.
+    ///
+    /// # Errors
+    /// When there is no such process, or the kernel tells no cookies (before 5.14).
+    pub fn of(pid: Option<u32>) -> Result<Self> {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let now = u64::try_from(now.tv_sec)? * 1_000_000_000 + u64::try_from(now.tv_nsec)?;
+        let host = sys::netns_cookie();
+        let netns = match pid {
+            // Without cookies a client of the node has no affinity yet, and no other can be told from it.
+            None => host.as_ref().map_or(0, |cookie| *cookie),
+            Some(pid) => cookie_of(pid)?,
+        };
+        Ok(Self { netns, host: host.unwrap_or(0), now })
+    }
+}
+
+/// Enters the namespace in a thread of its own, which ends with the question.
+fn cookie_of(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/ns/net");
+    let namespace = File::open(&path).with_context(|| format!("opening {path}: is there a process {pid}?"))?;
+    let ask = move || -> Result<u64> {
+        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), kind)
+            .context("entering the network namespace of the process")?;
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("opening a socket there")?;
+        sys::netns_cookie_of(&socket).context("asking for the cookie of a network namespace, which is of Linux 5.14")
+    };
+    std::thread::spawn(ask).join().map_err(|_| anyhow!("the question for a cookie failed"))?
+}
+
+impl Caller for Client {
+    fn random(&self) -> u32 {
+        0
+    }
+    fn netns(&self) -> u64 {
+        self.netns
+    }
+    fn is_host(&self) -> bool {
+        self.netns == self.host
+    }
+    fn now(&self) -> u64 {
+        self.now
+    }
+}

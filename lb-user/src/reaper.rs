@@ -1,0 +1,284 @@
+//! Sockets that outlive their backend: connected UDP sockets are ended at once, TCP sockets as their Service's drain says;
+//! and counts that outlive what they count are removed. A thread of its own, so that no pass waits for it.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use lb_common::{Counter, NEVER, Proto};
+use tracing::{info, warn};
+
+use crate::{
+    datapath::{
+        self,
+        stats::{Living, StatMaps, Stats},
+    },
+    reconcile::Departed,
+    sockets::{self, Dead},
+    spec::Drain,
+    store::BpfStore,
+};
+
+/// How often counts and affinity are swept.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// When sockets are looked for a second time: those whose connect was under way when the backend went.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Starts the thread. It ends when the sender is dropped.
+///
+/// # Errors
+/// When there can be no more threads.
+pub fn start(directory: PathBuf) -> Result<Sender<Vec<Departed>>> {
+    let (sender, receiver) = channel();
+    let run = move || Reaper { directory, waiting: Waiting::default() }.run(&receiver);
+    thread::Builder::new().name("reaper".to_owned()).spawn(run).context("starting a thread")?;
+    Ok(sender)
+}
+
+struct Reaper {
+    directory: PathBuf,
+    waiting: Waiting,
+}
+
+impl Reaper {
+    fn run(mut self, departures: &Receiver<Vec<Departed>>) {
+        let mut sweep = Instant::now() + SWEEP;
+        let mut first = true;
+        loop {
+            let wake = self.waiting.next().map_or(sweep, |next| next.min(sweep));
+            match departures.recv_timeout(wake.saturating_duration_since(Instant::now())) {
+                Ok(departed) => {
+                    let more = std::iter::from_fn(|| departures.try_recv().ok());
+                    let departed: Vec<_> = std::iter::once(departed).chain(more).flatten().collect();
+                    self.attempt("looking for sockets to end", |reaper| reaper.arrived(&departed));
+                    if first {
+                        // What went while no agent ran; the maps are right now.
+                        self.attempt("looking for sockets to end", Self::scan);
+                        first = false;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.attempt("ending sockets", Self::end_due);
+            if Instant::now() >= sweep {
+                self.attempt("removing counts of what has gone", |reaper| {
+                    let maps = StatMaps::open(&reaper.directory)?;
+                    maps.sweep(&Living::read(&reaper.directory)?, now()?).map(drop)
+                });
+                sweep = Instant::now() + SWEEP;
+            }
+        }
+    }
+
+    fn attempt(&mut self, what: &str, action: impl FnOnce(&mut Self) -> Result<()>) {
+        if let Err(error) = action(self) {
+            warn!("{what}: {error:#}");
+        }
+    }
+
+    /// Backends have gone. Those that no socket has are nobody's concern.
+    fn arrived(&mut self, departed: &[Departed]) -> Result<()> {
+        if departed.is_empty() {
+            return Ok(());
+        }
+        let stats = StatMaps::open(&self.directory)?.read()?;
+        // Where counts had no room, nobody knows who has it.
+        let uncounted = datapath::counters(&self.directory)?.contains(&(Counter::StatsFull, 0));
+        let held = |departed: &&Departed| match stats.backends.get(&departed.backend) {
+            Some(stats) => stats.open > 0,
+            None => !uncounted,
+        };
+        self.waiting.add(departed.iter().filter(held), Instant::now());
+        Ok(())
+    }
+
+    fn end_due(&mut self) -> Result<()> {
+        let now = Instant::now();
+        if self.waiting.next().is_none_or(|next| next > now) && self.waiting.udp.is_empty() {
+            return Ok(());
+        }
+        let store = BpfStore::open(&self.directory)?;
+        let state = |id| {
+            store.service(id).map_or(Servers::Gone, |service| match service.cluster_len + service.local_len {
+                0 => Servers::None,
+                _ => Servers::Some,
+            })
+        };
+        let due = self.waiting.take_due(now, state);
+        if due.is_empty() {
+            return Ok(());
+        }
+        let dead: Vec<Dead> = due
+            .iter()
+            .map(|departed| Dead { backend: departed.backend, target: departed.target, proto: departed.proto })
+            .collect();
+        let report = sockets::end(&self.directory, &dead)?;
+        let service: BTreeMap<u32, u32> = due.iter().map(|departed| (departed.backend, departed.service)).collect();
+        tell(&self.directory, report, |backend| service.get(&backend).copied())
+    }
+
+    /// Everything that has a backend which is not there.
+    fn scan(&mut self) -> Result<()> {
+        let living = Living::read(&self.directory)?;
+        let stats = StatMaps::open(&self.directory)?.read()?;
+        let store = BpfStore::open(&self.directory)?;
+        let orphans = || stats.backends.iter().filter(|(id, stats)| stats.open > 0 && !living.has_backend(**id));
+        if orphans().next().is_none() {
+            return Ok(());
+        }
+        let spared = |id: u32, proto: Proto| {
+            let Some(service) = stats.backends.get(&id).map(|stats| stats.service) else { return true };
+            let Some(service) = store.service(service) else { return false };
+            match proto {
+                Proto::Tcp => service.drain_seconds == NEVER,
+                _ => service.cluster_len + service.local_len == 0,
+            }
+        };
+        for proto in [Proto::Udp, Proto::Tcp] {
+            // TCP sockets of a Service that has gone stay, as nobody knows any more what it wanted.
+            let gone = |id: u32| stats.backends.get(&id).is_none_or(|stats| store.service(stats.service).is_none());
+            let alive = |id: u32| living.has_backend(id) || spared(id, proto) || (proto == Proto::Tcp && gone(id));
+            let report = sockets::end_all(&self.directory, proto, &alive)?;
+            tell(&self.directory, report, |backend| service_of(&stats, backend))?;
+        }
+        Ok(())
+    }
+}
+
+fn service_of(stats: &Stats, backend: u32) -> Option<u32> {
+    stats.backends.get(&backend).map(|stats| stats.service)
+}
+
+/// Counts and logs what was done.
+fn tell(directory: &Path, report: sockets::Report, service_of: impl Fn(u32) -> Option<u32>) -> Result<()> {
+    for failure in &report.failures {
+        warn!("{failure}");
+    }
+    let mut ended = BTreeMap::<u32, u64>::new();
+    for (&backend, count) in &report.ended {
+        if let Some(service) = service_of(backend) {
+            *ended.entry(service).or_default() += count;
+        }
+    }
+    let (maps, store) = (StatMaps::open(directory)?, BpfStore::open(directory)?);
+    for (service, sockets) in ended {
+        let name = store.name(service).map_or_else(|| format!("service#{service}"), |name| name.to_string());
+        info!(service = name, sockets, took = ?report.took, "ended sockets whose backend has gone");
+        maps.add_killed(service, sockets)?;
+    }
+    Ok(())
+}
+
+/// CLOCK_MONOTONIC, ns.
+fn now() -> Result<u64> {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Ok(u64::try_from(now.tv_sec)? * 1_000_000_000 + u64::try_from(now.tv_nsec)?)
+}
+
+/// What a service port has now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Servers {
+    /// It is not there any more.
+    Gone,
+    /// No backend.
+    None,
+    /// Some backend.
+    Some,
+}
+
+/// Backends whose sockets are to be ended, and when.
+#[derive(Default)]
+struct Waiting {
+    /// As soon as there is another backend to go to: with none, the old one may well come back (kube-proxy,
+    /// pkg/proxy/conntrack/cleanup.go).
+    udp: Vec<Departed>,
+    timed: Vec<(Instant, Departed)>,
+}
+
+impl Waiting {
+    fn add<'a>(&mut self, departed: impl Iterator<Item = &'a Departed>, now: Instant) {
+        for departed in departed {
+            match (departed.proto, departed.drain) {
+                (Proto::Udp, _) => self.udp.push(*departed),
+                (Proto::Tcp, Drain::After(seconds)) => {
+                    let at = now + Duration::from_secs(seconds.into());
+                    self.timed.extend([(at, *departed), (at + AGAIN, *departed)]);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// When something is due next.
+    fn next(&self) -> Option<Instant> {
+        self.timed.iter().map(|(at, _)| *at).min()
+    }
+
+    /// Takes what is due.
+    fn take_due(&mut self, now: Instant, servers: impl Fn(u32) -> Servers) -> Vec<Departed> {
+        let mut due: Vec<Departed> =
+            self.timed.extract_if(.., |(at, _)| *at <= now).map(|(_, departed)| departed).collect();
+        let ready: Vec<_> = self.udp.extract_if(.., |departed| servers(departed.service) != Servers::None).collect();
+        self.timed.extend(ready.iter().map(|departed| (now + AGAIN, *departed)));
+        due.extend(ready);
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn departed(backend: u32, service: u32, proto: Proto, drain: Drain) -> Departed {
+        let target = "10.0.0.1:53".parse::<std::net::SocketAddr>().expect("an address").into();
+        Departed { backend, service, proto, target, drain }
+    }
+
+    #[test]
+    fn rule_8_udp_goes_at_once_and_waits_while_there_is_no_server_at_all() {
+        let mut waiting = Waiting::default();
+        let start = Instant::now();
+        let both = [departed(1, 1, Proto::Udp, Drain::Never), departed(2, 2, Proto::Udp, Drain::Never)];
+        waiting.add(both.iter(), start);
+        let mut take = |at: u64, two: Servers| {
+            let servers = |id| if id == 1 { Servers::Some } else { two };
+            let due = waiting.take_due(start + Duration::from_millis(at), servers);
+            due.into_iter().map(|departed| departed.backend).collect::<Vec<_>>()
+        };
+        assert_eq!(take(0, Servers::None), [1]);
+        assert_eq!(take(500, Servers::None), [0; 0]);
+        assert_eq!(take(1000, Servers::None), [1], "once more, for a connect that was under way");
+        assert_eq!(take(60_000, Servers::Gone), [2]);
+        assert_eq!(take(61_000, Servers::Gone), [2]);
+        assert_eq!(take(99_000, Servers::Gone), [0; 0]);
+    }
+
+    #[test]
+    fn tcp_goes_when_the_drain_says() {
+        let mut waiting = Waiting::default();
+        let start = Instant::now();
+        let all = [
+            departed(1, 1, Proto::Tcp, Drain::Never),
+            departed(2, 1, Proto::Tcp, Drain::After(0)),
+            departed(3, 1, Proto::Tcp, Drain::After(30)),
+        ];
+        waiting.add(all.iter(), start);
+        assert_eq!(waiting.next(), Some(start));
+        let mut take = |at: u64| {
+            let due = waiting.take_due(start + Duration::from_secs(at), |_| Servers::None);
+            due.into_iter().map(|departed| departed.backend).collect::<Vec<_>>()
+        };
+        assert_eq!(take(0), [2]);
+        assert_eq!(take(29), [2]);
+        assert_eq!(take(30), [3]);
+        assert_eq!(take(31), [3]);
+        assert_eq!(take(99), [0; 0]);
+    }
+}

@@ -93,11 +93,14 @@ impl<const V6: bool> SockAddr<V6> {
     #[inline(always)]
     pub fn is_peer(&self) -> bool {
         const ESTABLISHED: u32 = 1;
+        const AF_INET6: u32 = 10;
         let fields = self.fields();
         // SAFETY: as above; a socket address hook always has a socket (5.3), and these fields of it are readable (5.1).
         unsafe {
             let sk = (*fields).__bindgen_anon_1.sk;
             !V6 && !sk.is_null()
+                // An IPv4 socket comes here only with a destination that was named.
+                && (*sk).family == AF_INET6
                 && (*sk).state == ESTABLISHED
                 && (*sk).dst_ip4 == (*fields).user_ip4
                 && u16::from_be((*sk).dst_port) == self.port()

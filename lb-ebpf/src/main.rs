@@ -1,7 +1,7 @@
 //! The eBPF object: one entry point for each hook, each of which translates its context and calls the common code.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![expect(unsafe_code, reason = "contexts, map values and helpers are raw pointers here")]
 
 mod context;

@@ -121,7 +121,7 @@ impl Reaper {
             .collect();
         let report = sockets::end(&self.directory, &dead)?;
         let service: BTreeMap<u32, u32> = due.iter().map(|departed| (departed.backend, departed.service)).collect();
-        tell(&self.directory, report, |backend| service.get(&backend).copied())
+        tell(&self.directory, &report, |backend| service.get(&backend).copied())
     }
 
     /// Who listened on a NodePort before it was one keeps its socket, but nobody on the node reaches it there.
@@ -172,7 +172,7 @@ impl Reaper {
             let gone = |id: u32| stats.backends.get(&id).is_none_or(|stats| store.service(stats.service).is_none());
             let alive = |id: u32| living.has_backend(id) || spared(id, proto) || (proto == Proto::Tcp && gone(id));
             let report = sockets::end_all(&self.directory, proto, &alive)?;
-            tell(&self.directory, report, |backend| service_of(&stats, backend))?;
+            tell(&self.directory, &report, |backend| service_of(&stats, backend))?;
         }
         Ok(())
     }
@@ -183,7 +183,7 @@ fn service_of(stats: &Stats, backend: u32) -> Option<u32> {
 }
 
 /// Counts and logs what was done.
-fn tell(directory: &Path, report: sockets::Report, service_of: impl Fn(u32) -> Option<u32>) -> Result<()> {
+fn tell(directory: &Path, report: &sockets::Report, service_of: impl Fn(u32) -> Option<u32>) -> Result<()> {
     for failure in &report.failures {
         warn!("{failure}");
     }

@@ -8,6 +8,7 @@ mod agent;
 mod choice;
 mod counts;
 mod explain;
+mod held;
 mod kill;
 mod life;
 mod node;
@@ -32,6 +33,7 @@ fn stories() -> Vec<Story> {
         life::STORIES,
         kill::STORIES,
         choice::STORIES,
+        held::STORIES,
         rot::STORIES,
         node_ports::STORIES,
         addresses::STORIES,

@@ -59,6 +59,7 @@ impl Reaper {
                     if first {
                         // What went while no agent ran; the maps are right now.
                         self.attempt("looking for sockets to end", Self::scan);
+                        self.attempt("removing counts of what has gone", Self::sweep);
                         first = false;
                     }
                     self.attempt("looking for listeners on NodePorts", |reaper| reaper.bound(&aftermath.node_ports));
@@ -68,10 +69,7 @@ impl Reaper {
             }
             self.attempt("ending sockets", Self::end_due);
             if Instant::now() >= sweep {
-                self.attempt("removing counts of what has gone", |reaper| {
-                    let maps = StatMaps::open(&reaper.directory)?;
-                    maps.sweep(&Living::read(&reaper.directory)?, now()?).map(drop)
-                });
+                self.attempt("removing counts of what has gone", Self::sweep);
                 sweep = Instant::now() + SWEEP;
             }
         }
@@ -148,6 +146,12 @@ impl Reaper {
             );
         }
         Ok(())
+    }
+
+    /// Counts of what has gone, and affinity that is over.
+    fn sweep(&mut self) -> Result<()> {
+        let maps = StatMaps::open(&self.directory)?;
+        maps.sweep(&Living::read(&self.directory)?, now()?).map(drop)
     }
 
     /// Everything that has a backend which is not there.

@@ -20,7 +20,9 @@ pub const ANYWHERE: &str = "0.0.0.0:8081";
 const PORT: u16 = 8081;
 
 /// The ids of the service ports of this part begin here.
-const FIRST_ID: u32 = 1_000_000;
+const FIRST_ID: u32 = 100_000;
+/// And those of its second table here.
+const SHARES_ID: u32 = 110_000;
 
 /// The variants: a scheduler, and whether clients stick.
 fn variants() -> Vec<(String, Scheduler, u32)> {
@@ -38,15 +40,15 @@ fn backend(number: u32) -> Ipv4Addr {
 }
 
 fn backend_id(service: u32, number: u32) -> u32 {
-    FIRST_ID + (service - FIRST_ID) * 100_000 + number
+    service * 16_384 + number
 }
 
-/// A service port for each variant, with backends of these weights.
-fn service_ops(weights: &[u16]) -> Vec<Op> {
+/// A service port for each variant, with backends of these weights; their ids begin at `first`.
+fn service_ops(first: u32, weights: &[u16]) -> Vec<Op> {
     let mut ops = Vec::new();
     let count = u32::try_from(weights.len()).expect("not so many");
     for (index, (_, scheduler, affinity_seconds)) in variants().into_iter().enumerate() {
-        let id = FIRST_ID + u32::try_from(index).expect("few variants");
+        let id = first + u32::try_from(index).expect("few variants");
         let mut cluster_len = 0;
         for (number, &weight) in (0..count).zip(weights) {
             let (addr, backend) = (backend(number).into(), backend_id(id, number));
@@ -59,8 +61,8 @@ fn service_ops(weights: &[u16]) -> Vec<Op> {
         }
         let value = Service {
             cluster_len,
-            // Prime to every length that is used here.
-            cluster_stride: 7,
+            // Prime to every length that is used here, and below it.
+            cluster_stride: if cluster_len > 7 { 7 } else { 1 },
             scheduler: scheduler as u32,
             affinity_seconds,
             drain_seconds: NEVER,
@@ -77,20 +79,22 @@ fn service_ops(weights: &[u16]) -> Vec<Op> {
 pub fn costs(store: &mut impl Store, rounds: usize, join: impl Fn(bool)) {
     println!("\n| TCP connect+close, loopback | 10 backends | 10,000 backends |\n|---|---|---|");
     let names: Vec<_> = variants().into_iter().map(|(name, ..)| name).collect();
-    let columns = [10, 10_000].map(|backends| {
-        store.apply(&service_ops(&vec![1; backends])).expect("room in the maps");
+    let columns = [10, 10_000].map(|count: u32| {
+        store.apply(&service_ops(FIRST_ID, &vec![1; count as usize])).expect("room in the maps");
         let mut all: Vec<Vec<f64>> = Vec::new();
         for round in 0..=rounds {
             let mut times = vec![0.0; names.len() + 1];
             for step in 0..times.len() {
                 let at = (round + step) % times.len();
                 join(at > 0);
-                let to = match at {
-                    0 => (backend(0), PORT).into(),
+                // The floor goes to one backend after the other, since the kernel too has more to do for many addresses.
+                let to = |number| match at {
+                    0 => (backend(number * 7 % count), PORT).into(),
                     _ => (vip(at - 1), traffic::PORT).into(),
                 };
+                let first = u32::try_from(round).expect("few rounds") * CONNECTS;
                 let start = Instant::now();
-                (0..CONNECTS).for_each(|_| traffic::tcp_connect(to));
+                (0..CONNECTS).for_each(|number| traffic::tcp_connect(to(first + number)));
                 times[at] = start.elapsed().as_secs_f64() * 1e9 / f64::from(CONNECTS);
             }
             all.push(times);
@@ -111,7 +115,7 @@ pub fn costs(store: &mut impl Store, rounds: usize, join: impl Fn(bool)) {
 /// Prints how 1,000 sockets that stay open are shared out among four backends of weights 1 to 4.
 pub fn shares(store: &mut impl Store, pins: &Path) {
     const SOCKETS: usize = 1_000;
-    store.apply(&service_ops(&[1, 2, 3, 4])).expect("room in the maps");
+    store.apply(&service_ops(SHARES_ID, &[1, 2, 3, 4])).expect("room in the maps");
     println!("\n| {SOCKETS} open sockets | weight 1 | weight 2 | weight 3 | weight 4 |\n|---|---|---|---|---|");
     let open = || -> BTreeMap<u32, u64> {
         let stats = StatMaps::open(pins).and_then(|maps| maps.read()).expect("the counts");
@@ -120,7 +124,7 @@ pub fn shares(store: &mut impl Store, pins: &Path) {
     for (index, (name, ..)) in variants().into_iter().enumerate() {
         let sockets: Vec<_> = (0..SOCKETS).map(|_| traffic::tcp_open((vip(index), traffic::PORT).into())).collect();
         let open = open();
-        let id = FIRST_ID + u32::try_from(index).expect("few variants");
+        let id = SHARES_ID + u32::try_from(index).expect("few variants");
         let counts = (0..4).map(|number| open.get(&backend_id(id, number)).copied().unwrap_or(0).to_string());
         println!("| {name} | {} |", counts.collect::<Vec<_>>().join(" | "));
         drop(sockets);

@@ -154,6 +154,10 @@ impl Datapath {
         let taken_over = programs::attach(ebpf, cgroup, &self.pins)?;
         programs::publish(&self.pins)?;
         self.loaded = None;
+        let retired = self.pins.retire_others()?;
+        if retired > 0 {
+            info!(pins = retired, "another version's programs and maps are out of service");
+        }
         Ok(Some(taken_over))
     }
 }

@@ -88,6 +88,26 @@ impl Pins {
         holder(&File::open(&self.root).ok()?)
     }
 
+    /// Takes what another version of the layout left out of service: its programs no longer run, its maps go. Connections
+    /// that they gave a backend go on; only getpeername no longer shows their VIP.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn retire_others(&self) -> Result<usize> {
+        let current = self.current();
+        let mut retired = 0;
+        for entry in fs::read_dir(&self.root).with_context(|| format!("reading {}", self.root.display()))? {
+            let path = entry?.path();
+            if path != current && is_layout(&path) {
+                let paths = links_first(&path)?;
+                paths.iter().try_for_each(|path| remove_pin(path))?;
+                retired += paths.len();
+                fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+            }
+        }
+        Ok(retired)
+    }
+
     /// Removes every trace: links first, so that no program runs on maps that are going.
     ///
     /// # Errors
@@ -98,15 +118,8 @@ impl Pins {
             return Ok(removed);
         }
         let lock = self.lock()?;
-        let mut paths = files_below(&self.root)?;
-        paths.sort_by_key(|path| (!is_link(path), path.clone()));
-        for path in paths {
-            if is_link(&path)
-                && let Err(error) = sys::open_pin(&path).and_then(sys::detach_link)
-            {
-                tracing::debug!(pin = %path.display(), %error, "not detached at once, but by the removal of its pin");
-            }
-            fs::remove_file(&path).with_context(|| format!("removing the pin {}", path.display()))?;
+        for path in links_first(&self.root)? {
+            remove_pin(&path)?;
             removed.push(path.display().to_string());
         }
         fs::remove_dir_all(&self.root).with_context(|| format!("removing {}", self.root.display()))?;
@@ -119,6 +132,28 @@ impl Pins {
 #[must_use]
 pub fn link_name(program: &str) -> String {
     format!("link_{program}")
+}
+
+/// Whether a directory is named as that of a layout is.
+fn is_layout(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    name.strip_prefix('v').is_some_and(|version| version.parse::<u32>().is_ok())
+}
+
+/// The pins below a directory, links first, so that no program runs on maps that are going.
+fn links_first(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = files_below(directory)?;
+    paths.sort_by_key(|path| (!is_link(path), path.clone()));
+    Ok(paths)
+}
+
+fn remove_pin(path: &Path) -> Result<()> {
+    if is_link(path)
+        && let Err(error) = sys::open_pin(path).and_then(sys::detach_link)
+    {
+        tracing::debug!(pin = %path.display(), %error, "not detached at once, but by the removal of its pin");
+    }
+    fs::remove_file(path).with_context(|| format!("removing the pin {}", path.display()))
 }
 
 fn is_link(path: &Path) -> bool {

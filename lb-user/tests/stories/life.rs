@@ -26,6 +26,7 @@ pub const STORIES: &[Story] = &[
     ("sigterm_leaves_the_datapath_and_cleanup_removes_it", sigterm_and_cleanup),
     ("i9_two_programs_at_once_translate_once", two_programs_at_once),
     ("another_map_size_moves_to_new_maps", another_map_size),
+    ("another_layouts_programs_give_way_and_no_connect_fails", another_layout),
     ("i15_a_full_map_keeps_the_old_version_serving", full_map),
     ("maps_grow_by_themselves_and_no_connect_fails", maps_grow),
     ("bad_yaml_keeps_what_worked", bad_yaml_keeps_what_worked),
@@ -246,6 +247,30 @@ fn another_map_size(node: &mut Node) {
     assert_eq!(agent.dump().slots.len(), 1);
     let slots = MapData::from_pin(node.maps().join("SLOTS")).and_then(|map| map.info()).expect("the pinned map");
     assert_eq!(slots.max_entries(), 32);
+}
+
+fn another_layout(node: &mut Node) {
+    web(node, &["10.0.0.1:8080"]);
+    tcp_server("10.0.0.1:8080");
+    let mut agent = node.agent(&[]);
+    let open = Client::tcp(at(VIP));
+    open.connect(at(VIP)).expect("a connection");
+    let pressure = Pressure::start();
+    pressure.more(50);
+    agent.kill();
+    // As if another version had made them.
+    let other = node.pins.join("v1");
+    std::fs::rename(node.maps(), &other).expect("bpffs renames directories");
+    pressure.more(50);
+    let agent = node.agent(&[]);
+    agent.wait_for_log("another version's programs and maps are out of service");
+    assert!(!other.exists());
+    pressure.more(100);
+    pressure.end();
+    assert!(open.receive().0.starts_with("10.0.0.1:8080"), "what was open stays open");
+    // Only the new programs are left: they alone give a backend.
+    agent.wait_for("its maps", |dump| dump.backends.len() == 1);
+    assert!(run(node, &["cleanup"]).status.code() == Some(1), "the agent runs");
 }
 
 fn full_map(node: &mut Node) {

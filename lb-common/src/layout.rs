@@ -24,10 +24,12 @@ pub mod capacity {
     pub const NODE_ADDRS: usize = 16_384;
     /// Service ports that this node's sockets have dialled.
     pub const PORT_STATS: usize = 65_536;
+    /// Service ports of which sockets were ended.
+    pub const PORT_KILLED: usize = 16_384;
     /// Backends that this node's sockets were given.
     pub const BACKEND_STATS: usize = 131_072;
     /// Clients (network namespaces) that stick to a backend, for each service port.
-    pub const AFFINITY: usize = 131_072;
+    pub const AFFINITY: usize = 65_536;
     /// Places for TCP sockets that were given a backend; a power of two.
     pub const TCP_SOCKS: usize = 65_536;
     /// TCP sockets whose place was taken; beyond it `getpeername` shows the backend.

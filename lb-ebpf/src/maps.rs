@@ -64,7 +64,7 @@ pub static AFFINITY: HashMap<AffinityKey, Affinity, { capacity::AFFINITY }, NO_P
 /// How many sockets the agent ended for each service port, since their backend had gone. No program uses it: it stands
 /// here so that it is made and pinned with the others.
 #[btf_map]
-pub static PORT_KILLED: HashMap<u32, u64, { capacity::PORT_STATS }, NO_PREALLOC> = HashMap::new();
+pub static PORT_KILLED: HashMap<u32, u64, { capacity::PORT_KILLED }, NO_PREALLOC> = HashMap::new();
 
 /// Events, by [`Counter`].
 #[btf_map]

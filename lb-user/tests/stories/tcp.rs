@@ -15,15 +15,15 @@ pub const STORIES: &[Story] = &[
     ("tcp_reaches_both_backends_and_shows_the_vip", reaches_both_backends_and_shows_the_vip),
     ("i10_tcp_shows_the_vip_in_the_form_dialled", v6_and_mapped_sockets_are_served),
     ("i10_tcp_that_hits_no_service_is_untouched", what_hits_no_service_is_untouched),
-    ("tcp_retry_on_the_same_socket_picks_another_backend", retry_picks_another_backend),
-    ("tcp_choice_is_cleared_by_a_connect_elsewhere", choice_is_cleared_by_a_connect_elsewhere),
-    ("tcp_refusals_carry_their_errno", refusals_carry_their_errno),
+    ("rule_11_tcp_retry_on_the_same_socket_picks_another_backend", retry_picks_another_backend),
+    ("rule_11_tcp_choice_is_cleared_by_a_connect_elsewhere", choice_is_cleared_by_a_connect_elsewhere),
+    ("rule_5_tcp_refusals_carry_their_errno", refusals_carry_their_errno),
     ("tcp_refusals_are_all_counted_and_few_are_logged", refusals_are_counted),
-    ("tcp_bound_source_is_kept", bound_source_is_kept),
-    ("tcp_after_af_unspec_starts_afresh", after_af_unspec_starts_afresh),
+    ("rule_11_tcp_bound_source_is_kept", bound_source_is_kept),
+    ("rule_11_tcp_after_af_unspec_starts_afresh", after_af_unspec_starts_afresh),
     ("tcp_state_ends_with_the_socket", state_ends_with_the_socket),
     ("tcp_external_and_load_balancer_addresses_are_served", external_addresses_are_served),
-    ("tcp_mptcp_is_served_or_left_alone", mptcp_is_served_or_left_alone),
+    ("rule_12_tcp_mptcp_is_served_or_left_alone", mptcp_is_served_or_left_alone),
 ];
 
 const VIP: &str = "10.96.0.1:80";

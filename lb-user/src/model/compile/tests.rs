@@ -114,7 +114,7 @@ fn a_name_that_fits_no_map_is_not_served() {
 }
 
 #[test]
-fn endpoints_count_as_the_mirroring_controller_would_have_it() {
+fn rule_2_endpoints_count_as_the_mirroring_controller_would_have_it() {
     let by_hand = Service { selector: Selector::None, ..service() };
     let own = Endpoints {
         key: Key::new("default", "a"),

@@ -148,7 +148,7 @@ subsets:
     }
 
     #[test]
-    fn object_says_whether_it_would_be_mirrored() {
+    fn rule_2_object_says_whether_it_would_be_mirrored() {
         let check = |metadata: &str, expected: bool| {
             assert_eq!(read(&format!("metadata: {{{metadata}}}")).mirrorable, expected, "{metadata}");
         };

@@ -32,12 +32,13 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 11] = [
+const STORIES: [(&str, Story); 12] = [
     ("objects_arrive_change_and_go", objects_arrive_change_and_go),
     ("service_that_gains_a_foreign_label_goes", service_that_gains_a_foreign_label_goes),
     ("only_services_of_the_proxy_name_travel", only_services_of_the_proxy_name_travel),
     ("only_endpoints_that_count_travel", only_endpoints_that_count_travel),
     ("own_node_travels_alone", own_node_travels_alone),
+    ("explain_asks_the_api_server", explain_asks_the_api_server),
     ("first_server_that_answers_is_used", first_server_that_answers_is_used),
     ("next_server_takes_over", next_server_takes_over),
     ("deploy_is_accepted_whole", deploy::is_accepted_whole),
@@ -267,6 +268,38 @@ fn own_node_travels_alone(server: &mut ApiServer) {
     source.until("the other zone", |source| source.zone("n1") == Some("z3"));
     assert!(!source.seen.contains(&(Kind::Node, Key::new("", "n2"))));
     server.kubectl(&["delete", "node/n1", "node/n2"]);
+}
+
+/// What the API server defaults and fills in is understood: every field as it travels, and not as a file has it.
+fn explain_asks_the_api_server(server: &mut ApiServer) {
+    server.apply(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {name: told, annotations: {beeline.io/scheduler: wrr}}\n\
+         spec: {type: NodePort, selector: {app: told}, sessionAffinity: ClientIP, externalTrafficPolicy: Local, \
+         ports: [{name: http, port: 80}]}\n\
+         ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+         metadata: {name: told-1, labels: {kubernetes.io/service-name: told}}\n\
+         ports: [{name: http, port: 8080}]\nendpoints:\n- {addresses: [10.0.0.1], nodeName: n1}\n\
+         - {addresses: [10.0.0.2], nodeName: n2, conditions: {ready: false}}\n",
+    );
+    let kubeconfig = server.kubeconfig();
+    let explain = |service: &str| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_beeline"))
+            .args(["--pins", "/nowhere/beeline", "explain", service, "--node-name", "n1", "--kubeconfig"])
+            .arg(&kubeconfig)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        println!("{text}");
+        (output.status.code(), text)
+    };
+    let (code, text) = explain("default/told");
+    assert_eq!(code, Some(0));
+    for part in ["ClusterIP, NodePort", "wrr, by annotation", "10800", "10.0.0.1:8080  n1  used", "it is not ready"] {
+        assert!(text.contains(part), "{part:?}");
+    }
+    assert!(text.lines().any(|line| line.contains("/TCP") && line.contains("NodePort") && line.contains("owned")));
+    let (code, text) = explain("other/told");
+    assert!(code == Some(1) && text.contains("default/told"), "the Service of that name is hinted at");
 }
 
 fn first_server_that_answers_is_used(server: &mut ApiServer) {

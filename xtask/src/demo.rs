@@ -8,6 +8,7 @@ mod dns;
 mod janitor;
 mod paper;
 pub(crate) mod part;
+mod says;
 mod servers;
 mod stage;
 
@@ -49,6 +50,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         Demo::spread,
         Demo::looking,
         Demo::edits,
+        Demo::says,
         Demo::dry_run,
         Demo::sudden_end,
         Demo::maps,

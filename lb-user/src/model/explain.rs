@@ -213,7 +213,7 @@ fn state(wanted: &Wanted, here: Here<'_>) -> String {
     let family = Family::of(&wanted.key.addr);
     let own: Vec<_> = here.node_ports.iter().filter(|addr| Family::of(addr) == family).map(Addr::to_string).collect();
     match own.len() {
-        0 => format!("owned, but this node has no {} address at which NodePorts answer", family.name()),
+        0 => format!("owned, but no {} address of this node is known at which NodePorts answer", family.name()),
         1..=LISTED => format!("owned, answers at {}", own.join(", ")),
         more => format!("owned, answers at {} and {} more", own[..LISTED].join(", "), more - LISTED),
     }

@@ -29,7 +29,7 @@ impl Demo {
         self.edit("as it was", "the last connection that was refused", &whole, &["web-a", "web-b"])
     }
 
-    fn edit(&mut self, what: &str, last: &str, text: &str, want: &[&str]) -> Result<()> {
+    pub(super) fn edit(&mut self, what: &str, last: &str, text: &str, want: &[&str]) -> Result<()> {
         fs::write(self.stage.directory().join("staged"), text).context("writing the edited file")?;
         let mut words = vec!["xtask", "demo-part", "edit", "--from=$DIR/staged", "--to=$DIR/services/web.yaml"];
         words.push("--dial=10.96.0.11:80");

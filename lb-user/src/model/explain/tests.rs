@@ -124,7 +124,7 @@ fn a_service_by_hand_and_an_object_without_effect() {
           internal   Local: cluster IPs lead to endpoints on this node only
           scheduler  random, the default of this node
         frontends
-          0.0.0.0:30080/TCP  NodePort   owned, but this node has no IPv4 address at which NodePorts answer
+          0.0.0.0:30080/TCP  NodePort   owned, but no IPv4 address of this node is known at which NodePorts answer
           10.96.0.1:80/TCP   ClusterIP  owned
         port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list
           10.0.0.9  -  not used: Endpoints default/web has no port "http" of TCP

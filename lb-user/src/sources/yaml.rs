@@ -99,8 +99,13 @@ fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Fault> {
     };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let line = error.location().map_or(1, |location| usize::try_from(location.line()).unwrap_or(usize::MAX));
-        (line, error.to_string())
+        (line, cured(&error))
     })
+}
+
+/// What a parser says, with what there is to do.
+fn cured(error: &impl std::fmt::Display) -> String {
+    format!("{error}; fix or remove it")
 }
 
 /// What is wrong with a document.
@@ -129,7 +134,7 @@ fn add(value: Value, objects: &mut Vec<Object>, proxy_name: Option<&str>) -> Res
         | ("discovery.k8s.io/v1", "EndpointSliceList") => {
             let list: List = serde_json::from_value(value).map_err(|error| Failure {
                 item: None,
-                reason: Some(error.to_string()),
+                reason: Some(cured(&error)),
                 reread: |_| Ok(()),
             })?;
             for (i, mut item) in list.items.unwrap_or_default().into_iter().enumerate() {
@@ -167,7 +172,7 @@ fn add_one<T: Wire>(
 ) -> Result<(), Failure> {
     let fail = |reason: String, reread| Failure { item: None, reason: Some(reason), reread };
     let mut wire: T =
-        serde_json::from_value(value).map_err(|error| fail(error.to_string(), |text| read::<T>(text).map(drop)))?;
+        serde_json::from_value(value).map_err(|error| fail(cured(&error), |text| read::<T>(text).map(drop)))?;
     let meta = wire.metadata_mut();
     if meta.name.as_deref().is_none_or(str::is_empty) {
         return Err(fail("metadata.name: missing; add it".to_owned(), |_| Ok(())));
@@ -361,7 +366,9 @@ items: null
             let text = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: n}}\n{rest}");
             let result = parse(&text, None).map(|objects| objects.len()).map_err(|error| error.to_string());
             match (result, expected) {
-                (Err(error), Err(part)) => assert!(error.starts_with("document 1, line ") && error.contains(part), "{error}"),
+                (Err(error), Err(part)) => {
+                    assert!(error.starts_with("document 1, line ") && error.contains(part), "{error}");
+                }
                 (result, expected) => assert_eq!(result, expected.map_err(str::to_owned), "{rest:.100}"),
             }
         };

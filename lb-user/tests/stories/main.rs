@@ -5,9 +5,10 @@
 
 mod addresses;
 mod agent;
+mod bad_input;
 mod choice;
-mod kill;
 mod explain;
+mod kill;
 mod life;
 mod node;
 mod place;
@@ -33,6 +34,7 @@ fn stories() -> Vec<Story> {
         rot::STORIES,
         addresses::STORIES,
         explain::STORIES,
+        bad_input::STORIES,
     ]
     .concat()
 }

@@ -183,7 +183,8 @@ pub fn wanted<'a>(service: &'a Service, external: &ExternalIps, denied: &mut Vec
     let is_served = |(index, port): &(usize, &ServicePort)| {
         names::flaw(&port.name).is_none() && !names::is_repeated(&service.ports, *index)
     };
-    let ports = || service.ports.iter().enumerate().filter(is_served);
+    // Once, since there may be hundreds of addresses and ports.
+    let ports: Vec<_> = service.ports.iter().enumerate().filter(is_served).collect();
     let families = families(service);
     let addrs = service.cluster_ips.len() + service.external_ips.len() + service.ingress_ips.len();
     let node_ports = 2 * service.ports.iter().filter(|port| port.node_port.is_some()).count();
@@ -207,7 +208,7 @@ pub fn wanted<'a>(service: &'a Service, external: &ExternalIps, denied: &mut Vec
             } else if !families.contains(&Some(family)) {
                 Denial::NotServed(family)
             } else {
-                frontends.extend(ports().map(|(index, port)| {
+                frontends.extend(ports.iter().map(|&(index, port)| {
                     let key = FrontendKey::new(addr, port.port.get(), port.proto);
                     Wanted { key, kind, port: index }
                 }));
@@ -216,7 +217,7 @@ pub fn wanted<'a>(service: &'a Service, external: &ExternalIps, denied: &mut Vec
             denied.push(Denied { kind, what: Place::Addr(*ip), why: refused });
         }
     }
-    for (index, port) in ports() {
+    for (index, port) in ports {
         let Some(number) = port.node_port else { continue };
         frontends.extend(families.into_iter().flatten().map(|family| {
             let key = FrontendKey::new(unspecified(family), number.get(), port.proto);

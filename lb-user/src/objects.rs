@@ -53,8 +53,9 @@ impl Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Files may hold names that would end a line of the log, or colour it.
         let (namespace, name) = self.parts();
-        write!(f, "{namespace}/{name}")
+        write!(f, "{}/{}", namespace.escape_debug(), name.escape_debug())
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     ids::Ids,
     model::{
         Here, Settings,
-        claims::{Claims, Consequences},
+        claims::Claims,
         compile,
         explain::{Explanation, explain},
         frontends::{self, unspecified},
@@ -296,7 +296,7 @@ impl<S: Store> Reconciler<S> {
 
     /// Sets what the Services ask for; returns the others whom that concerns.
     fn claim(&mut self, keys: &[Key]) -> Vec<Key> {
-        let mut concerned = Vec::new();
+        let mut moved: Vec<FrontendKey> = Vec::new();
         let mut changed: Vec<FrontendKey> = Vec::new();
         let mut wanted = Vec::new();
         self.claims.reserve(keys.len());
@@ -309,11 +309,19 @@ impl<S: Store> Reconciler<S> {
                 wanted.extend(all.iter().map(|wanted| wanted.key));
             }
             let created = view.and_then(|view| view.service.created);
-            let Consequences { services, frontends } = self.claims.set(key, created, &wanted);
-            concerned.extend(services);
-            changed.extend(frontends);
+            let consequences = self.claims.set(key, created, &wanted);
+            moved.extend(consequences.moved);
+            changed.extend(consequences.frontends);
         }
-        if self.scope == Scope::World || changed.is_empty() {
+        if self.scope == Scope::World {
+            return Vec::new();
+        }
+        moved.sort_unstable();
+        moved.dedup();
+        let mut concerned: Vec<Key> = moved.iter().flat_map(|key| self.claims.claimants(key)).cloned().collect();
+        // Whoever has an endpoint there names the owner in a warning.
+        changed.append(&mut moved);
+        if changed.is_empty() {
             return concerned;
         }
         // An endpoint that is a frontend is refused, so that a frontend that comes or goes concerns its endpoints' Services.

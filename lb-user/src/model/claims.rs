@@ -31,8 +31,9 @@ struct Asked {
 /// What a change of claims means for others.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Consequences {
-    /// Other Services that now own more or less, or lost to another one.
-    pub services: Vec<Key>,
+    /// Frontends that have another owner now: all who ask for them are concerned, since they own more or less, or name
+    /// the owner in a warning. Where many ask for one, naming those here at each step would cost their number squared.
+    pub moved: Vec<FrontendKey>,
     /// Frontends that nobody asked for before, or nobody asks for now.
     pub frontends: Vec<FrontendKey>,
 }
@@ -42,6 +43,12 @@ impl Claims {
     #[must_use]
     pub fn owner(&self, key: &FrontendKey) -> Option<&Key> {
         self.owners.get(key).map(|claimant| &claimant.service)
+    }
+
+    /// The Services that ask for a frontend, the owner first.
+    pub fn claimants(&self, key: &FrontendKey) -> impl Iterator<Item = &Key> {
+        let losers = self.losers.get(key).into_iter().flatten();
+        self.owners.get(key).into_iter().chain(losers).map(|claimant| &claimant.service)
     }
 
     /// Makes room for this many Services in all.
@@ -85,7 +92,7 @@ impl Claims {
         let losers = self.losers.entry(*key).or_default();
         if claimant < owner {
             losers.insert(std::mem::replace(owner, claimant.clone()));
-            consequences.services.extend(losers.iter().map(|loser| loser.service.clone()));
+            consequences.moved.push(*key);
         } else {
             losers.insert(claimant.clone());
         }
@@ -94,12 +101,11 @@ impl Claims {
     fn remove(&mut self, key: &FrontendKey, claimant: &Claimant, consequences: &mut Consequences) {
         let losers = self.losers.get_mut(key);
         if self.owners.get(key) == Some(claimant) {
-            match losers.and_then(|losers| {
-                // They all named the old owner in a warning.
-                consequences.services.extend(losers.iter().map(|loser| loser.service.clone()));
-                losers.pop_first()
-            }) {
-                Some(next) => drop(self.owners.insert(*key, next)),
+            match losers.and_then(BTreeSet::pop_first) {
+                Some(next) => {
+                    self.owners.insert(*key, next);
+                    consequences.moved.push(*key);
+                }
                 None => {
                     self.owners.remove(key);
                     consequences.frontends.push(*key);
@@ -150,8 +156,9 @@ mod tests {
     fn i6_who_must_be_compiled_again_is_told() {
         let mut claims = Claims::default();
         let mut set = |name: &str, created, keys: &[FrontendKey]| {
-            let Consequences { services, frontends } = claims.set(&service(name), Some(created), keys);
-            let names: Vec<_> = services.iter().map(|key| key.name().to_owned()).collect();
+            let Consequences { moved, frontends } = claims.set(&service(name), Some(created), keys);
+            let concerned = moved.iter().flat_map(|key| claims.claimants(key)).map(Key::name);
+            let names: Vec<_> = concerned.filter(|other| *other != name).map(str::to_owned).collect();
             let ports: Vec<_> = frontends.iter().map(|key| key.port).collect();
             (names.join(" "), ports)
         };

@@ -81,7 +81,7 @@ pub fn effective<'a>(view: &View<'a>) -> impl Iterator<Item = (Origin<'a>, &'a E
     view.slices.iter().map(|slice| (Origin::Slice(&slice.key), &slice.group)).chain(own)
 }
 
-/// Why no traffic may be sent to, or dialled at, an address. The API refuses these; files were checked by nobody.
+/// Why no traffic may be sent to, or dialled at, an address: what address it is, with an article. The API refuses these; files were checked by nobody.
 #[must_use]
 pub fn unusable(addr: &IpAddr) -> Option<&'static str> {
     let (loopback, unspecified, multicast) = (addr.is_loopback(), addr.is_unspecified(), addr.is_multicast());
@@ -90,15 +90,15 @@ pub fn unusable(addr: &IpAddr) -> Option<&'static str> {
         IpAddr::V6(addr) => (addr.is_unicast_link_local(), false),
     };
     if loopback {
-        Some("loopback")
+        Some("a loopback")
     } else if unspecified {
-        Some("unspecified")
+        Some("an unspecified")
     } else if multicast {
-        Some("multicast")
+        Some("a multicast")
     } else if link_local {
-        Some("link-local")
+        Some("a link-local")
     } else if broadcast {
-        Some("broadcast")
+        Some("a broadcast")
     } else {
         None
     }
@@ -111,15 +111,15 @@ mod tests {
     #[test]
     fn special_addresses_are_unusable() {
         let cases = [
-            ("127.0.0.1", Some("loopback")),
-            ("::1", Some("loopback")),
-            ("0.0.0.0", Some("unspecified")),
-            ("::", Some("unspecified")),
-            ("224.0.0.1", Some("multicast")),
-            ("ff02::1", Some("multicast")),
-            ("169.254.1.1", Some("link-local")),
-            ("fe80::1", Some("link-local")),
-            ("255.255.255.255", Some("broadcast")),
+            ("127.0.0.1", Some("a loopback")),
+            ("::1", Some("a loopback")),
+            ("0.0.0.0", Some("an unspecified")),
+            ("::", Some("an unspecified")),
+            ("224.0.0.1", Some("a multicast")),
+            ("ff02::1", Some("a multicast")),
+            ("169.254.1.1", Some("a link-local")),
+            ("fe80::1", Some("a link-local")),
+            ("255.255.255.255", Some("a broadcast")),
             ("10.0.0.1", None),
             ("fd00::1", None),
             ("192.0.2.42", None),

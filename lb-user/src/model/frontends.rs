@@ -9,9 +9,9 @@ use std::{
 use ipnet::IpNet;
 use lb_common::{Addr, FrontendKey, Kind};
 
-use super::endpoints::unusable;
+use super::{endpoints::unusable, names};
 use crate::{
-    objects::{Key, Service},
+    objects::{Key, Service, ServicePort},
     spec::Family,
 };
 
@@ -122,7 +122,7 @@ impl fmt::Display for Place {
 impl fmt::Display for Denial<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unusable(what) => write!(f, "is a {what} address, which cannot be a frontend; remove it"),
+            Self::Unusable(what) => write!(f, "is {what} address, which cannot be a frontend; remove it"),
             Self::NotAllowed => write!(f, "is not served; the flag --external-ips does not allow it"),
             Self::NotServed(family) => {
                 let family = family.name();
@@ -176,9 +176,15 @@ pub fn unspecified(family: Family) -> Addr {
 /// The frontends that a Service asks for, each key once, sorted by key. What is refused goes to `denied`.
 #[must_use]
 pub fn wanted<'a>(service: &'a Service, external: &ExternalIps, denied: &mut Vec<Denied<'a>>) -> Vec<Wanted> {
-    if service.exempt.is_some() {
+    // What cannot be served must not keep others from it.
+    if service.exempt.is_some() || names::flaw_of(service).is_some() {
         return Vec::new();
     }
+    let is_served = |(index, port): &(usize, &ServicePort)| {
+        names::flaw(&port.name).is_none() && !names::is_repeated(&service.ports, *index)
+    };
+    // Once, since there may be hundreds of addresses and ports.
+    let ports: Vec<_> = service.ports.iter().enumerate().filter(is_served).collect();
     let families = families(service);
     let addrs = service.cluster_ips.len() + service.external_ips.len() + service.ingress_ips.len();
     let node_ports = 2 * service.ports.iter().filter(|port| port.node_port.is_some()).count();
@@ -189,7 +195,10 @@ pub fn wanted<'a>(service: &'a Service, external: &ExternalIps, denied: &mut Vec
         (Kind::LoadBalancer, &service.ingress_ips),
     ];
     for (kind, addrs) in origins {
-        for ip in addrs {
+        for (index, ip) in addrs.iter().enumerate() {
+            if addrs.iter().take(index).any(|other| other == ip) {
+                continue;
+            }
             let addr = Addr::from(*ip);
             let family = Family::of(&addr);
             let refused = if let Some(what) = unusable(ip) {
@@ -199,14 +208,16 @@ pub fn wanted<'a>(service: &'a Service, external: &ExternalIps, denied: &mut Vec
             } else if !families.contains(&Some(family)) {
                 Denial::NotServed(family)
             } else {
-                let keys = service.ports.iter().map(|port| FrontendKey::new(addr, port.port.get(), port.proto));
-                frontends.extend(keys.enumerate().map(|(port, key)| Wanted { key, kind, port }));
+                frontends.extend(ports.iter().map(|&(index, port)| {
+                    let key = FrontendKey::new(addr, port.port.get(), port.proto);
+                    Wanted { key, kind, port: index }
+                }));
                 continue;
             };
             denied.push(Denied { kind, what: Place::Addr(*ip), why: refused });
         }
     }
-    for (index, port) in service.ports.iter().enumerate() {
+    for (index, port) in ports {
         let Some(number) = port.node_port else { continue };
         frontends.extend(families.into_iter().flatten().map(|family| {
             let key = FrontendKey::new(unspecified(family), number.get(), port.proto);

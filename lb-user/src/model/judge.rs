@@ -1,13 +1,14 @@
 //! The decisions about one Service: which frontends it gets, and what becomes of every endpoint of each of its ports.
 //! Total: what is bad becomes a warning and less to serve, never an error.
 
-use lb_common::{Addr, FrontendKey, NAME_LEN, Scheduler};
+use lb_common::{Addr, FrontendKey, Scheduler};
 
 use super::{
     Here, Settings,
     claims::Claims,
     endpoints::{Origin, effective, unusable},
     frontends::{Denial, Denied, Place, Wanted, families, unspecified, wanted},
+    names,
     topology::{Hints, categorize},
     warnings,
     why::{Judged, Stand, Why},
@@ -76,24 +77,22 @@ pub fn judge<'a>(view: &View<'a>, here: Here<'_>, settings: &Settings, claims: &
         }
         return judgement;
     }
-    let names = [service.key.namespace(), service.key.name()];
-    if let Some(name) = names.into_iter().find(|name| name.len() >= NAME_LEN) {
-        warnings.push(warnings::too_long("it", name));
+    if let Some((name, flaw)) = names::flaw_of(service) {
+        warnings.push(warnings::bad_name("it", name, flaw));
         return judgement;
     }
     judgement.frontends = owned(service, settings, claims, &mut judgement.denied);
     warnings.extend(judgement.denied.iter().map(ToString::to_string));
     if service.cluster_ips.is_empty() || service.ports.is_empty() {
-        warnings.push("it has no frontend: spec.clusterIPs or spec.ports is empty".to_owned());
+        warnings.push("it has no frontend: spec.clusterIPs or spec.ports is empty; name one of each".to_owned());
     }
     let judge = Judge { view, here, settings, claims, families: families(service) };
     judgement.ports.reserve_exact(service.ports.len());
     for (index, port) in service.ports.iter().enumerate() {
-        let mut earlier = service.ports.iter().take(index);
-        if port.name.len() >= NAME_LEN {
-            warnings.push(warnings::too_long("a port", &port.name));
-        } else if earlier.any(|other| other.name == port.name && other.proto == port.proto) {
-            warnings.push(warnings::twice(port));
+        if let Some(flaw) = names::flaw(&port.name) {
+            warnings::once(warnings, warnings::bad_name("a port", &port.name, flaw));
+        } else if names::is_repeated(&service.ports, index) {
+            warnings::once(warnings, warnings::twice(port));
         } else {
             let judged = judge.port(index, port);
             warnings::port(service, &judged, judge.families, warnings);

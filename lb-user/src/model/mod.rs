@@ -10,6 +10,7 @@ pub mod endpoints;
 pub mod explain;
 pub mod frontends;
 pub mod judge;
+pub mod names;
 mod nodeport_addresses;
 pub mod topology;
 mod warnings;

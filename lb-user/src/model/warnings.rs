@@ -18,20 +18,36 @@ use crate::{
 
 /// Endpoints that a warning lists before it only counts.
 const LISTED: usize = 5;
+/// Problems of one object that are told before they are only counted.
+const TOLD: usize = 20;
+/// Characters of a bad name that are shown.
+const SHOWN: usize = 70;
 
 /// What the objects themselves said.
 pub(super) fn objects(view: &View<'_>, warnings: &mut Vec<String>) {
-    warnings.extend(view.service.problems.iter().cloned());
-    for slice in view.slices {
-        warnings.extend(slice.problems.iter().map(|problem| format!("EndpointSlice {}: {problem}", slice.key)));
+    problems("", &view.service.problems, warnings);
+    for slice in view.slices.iter().filter(|slice| !slice.problems.is_empty()) {
+        problems(&format!("EndpointSlice {}: ", slice.key), &slice.problems, warnings);
     }
     if let Some(object) = view.endpoints.filter(|_| effect(view) == Some(Effect::Counts)) {
-        warnings.extend(object.problems.iter().map(|problem| format!("Endpoints {}: {problem}", object.key)));
+        problems(&format!("Endpoints {}: ", object.key), &object.problems, warnings);
     }
 }
 
-pub(super) fn too_long(what: &str, name: &str) -> String {
-    format!("{what} is not served: its name \"{name}\" has more than 63 octets; choose a shorter one")
+/// The first ones, and how many more there are: a list of a thousand bad addresses is one mistake.
+fn problems(object: &str, all: &[String], warnings: &mut Vec<String>) {
+    let told = if all.len() > TOLD + 1 { TOLD } else { all.len() };
+    all.iter().take(told).for_each(|problem| once(warnings, format!("{object}{problem}")));
+    if all.len() > told {
+        warnings.push(format!("{object}{} more such problems; fix the first ones to see them", all.len() - told));
+    }
+}
+
+/// `flaw` is what `names` says of the name.
+pub(super) fn bad_name(what: &str, name: &str, flaw: &str) -> String {
+    // A name may be as long as a file.
+    let (shown, more) = name.char_indices().nth(SHOWN).map_or((name, ""), |(end, _)| (&name[..end], "…"));
+    format!("{what} is not served: its name {shown:?}{more} {flaw}")
 }
 
 pub(super) fn twice(port: &ServicePort) -> String {
@@ -46,23 +62,7 @@ pub(super) fn port(
     families: [Option<Family>; 2],
     warnings: &mut Vec<String>,
 ) {
-    for Judged { target, why, .. } in &judged.endpoints {
-        match why {
-            Why::Unusable(what) => warnings.push(format!(
-                "its endpoint {target} is not used: that is a {what} address; write the address at which the other nodes \
-                 reach it"
-            )),
-            Why::Frontend(owner) => warnings.push(format!(
-                "its endpoint {target} is not used: that is a frontend of the Service {owner}, and would lead back here; \
-                 write the address of a server"
-            )),
-            Why::NodePort(owner) => warnings.push(format!(
-                "its endpoint {target} is not used: that is a NodePort of the Service {owner} at this node, and would \
-                 lead back here; write the address of a server"
-            )),
-            _ => {}
-        }
-    }
+    refused(judged, warnings);
     unmatched(judged, warnings);
     let all = || judged.endpoints.iter();
     if service.internal_policy == Policy::Local {
@@ -89,7 +89,13 @@ pub(super) fn port(
     if let [Some(served), None] | [None, Some(served)] = families {
         let strangers = all().filter(|judged| matches!(judged.why, Why::OnlyServes(_)));
         warn_of(strangers, warnings, |those| {
-            format!("{those} is not used, since the Service has {} cluster IPs only", served.name())
+            let (served, other) = match served {
+                Family::V4 => (served.name(), Family::V6.name()),
+                Family::V6 => (served.name(), Family::V4.name()),
+            };
+            format!(
+                "{those} is not used, since the Service has {served} cluster IPs only; add {other} to spec.ipFamilies"
+            )
         });
     }
     // By the flag it would be said of every Service.
@@ -101,6 +107,33 @@ pub(super) fn port(
              client, or random"
                 .to_owned(),
         );
+    }
+}
+
+/// Endpoints of which no backend can be made, those of one reason together.
+fn refused(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
+    let is_refusal = |why| matches!(why, Why::Unusable(_) | Why::Frontend(_) | Why::NodePort(_));
+    let mut reasons: Vec<Why<'_>> = Vec::new();
+    for why in judged.endpoints.iter().map(|judged| judged.why).filter(|&why| is_refusal(why)) {
+        if !reasons.contains(&why) {
+            reasons.push(why);
+        }
+    }
+    for why in reasons {
+        warn_of(judged.endpoints.iter().filter(|judged| judged.why == why), warnings, |those| match why {
+            Why::Unusable(what) => format!(
+                "{those} is not used: that is {what} address; write the address at which the other nodes reach it"
+            ),
+            Why::Frontend(owner) => format!(
+                "{those} is not used: that is a frontend of the Service {owner}, and would lead back here; write the \
+                 address of a server"
+            ),
+            Why::NodePort(owner) => format!(
+                "{those} is not used: that is a NodePort of the Service {owner} at this node, and would lead back here; \
+                 write the address of a server"
+            ),
+            _ => String::new(),
+        });
     }
 }
 
@@ -117,9 +150,12 @@ fn unmatched(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
     }
     let ServicePort { name, proto, .. } = judged.port;
     let mut text = format!("no endpoint has a port \"{name}\" of {}; they have", proto.name());
-    for (index, (name, proto)) in others.iter().enumerate() {
+    for (index, (name, proto)) in others.iter().take(LISTED).enumerate() {
         let comma = if index == 0 { "" } else { "," };
-        write!(text, "{comma} \"{name}\" {proto}").expect("a String takes everything");
+        write!(text, "{comma} {name:?} {proto}").expect("a String takes everything");
+    }
+    if others.len() > LISTED {
+        write!(text, " and {} more", others.len() - LISTED).expect("a String takes everything");
     }
     text.push_str("; give them the same name");
     warnings.push(text);
@@ -148,7 +184,7 @@ fn warn_of<'a>(
     }
 }
 
-fn once(warnings: &mut Vec<String>, warning: String) {
+pub(super) fn once(warnings: &mut Vec<String>, warning: String) {
     if !warnings.contains(&warning) {
         warnings.push(warning);
     }

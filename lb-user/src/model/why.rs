@@ -139,7 +139,7 @@ impl Judged<'_> {
                 write!(text, "not used: the Service has {} cluster IPs only", family.name())
             }
             Why::Duplicate(origin) => write!(text, "not used: it stands in {origin} as well, and that copy counts"),
-            Why::Unusable(what) => write!(text, "not used: that is a {what} address"),
+            Why::Unusable(what) => write!(text, "not used: that is {what} address"),
             Why::Frontend(owner) => write!(text, "not used: that is a frontend of the Service {owner}"),
             Why::NodePort(owner) => {
                 write!(text, "not used: that is a NodePort of the Service {owner} at this node")

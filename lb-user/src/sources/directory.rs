@@ -5,7 +5,7 @@
 mod watch;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs,
     io::ErrorKind,
     os::unix::fs::MetadataExt as _,
@@ -157,7 +157,8 @@ pub fn load(path: &Path, good: &mut LastGood) -> anyhow::Result<Vec<Event>> {
 
     let (objects, duplicates) = merge(&good.files);
     let problems = good.files.values().filter_map(|file| file.problem.clone());
-    let problems: BTreeSet<String> = problems.chain(found.problems).chain(duplicates).collect();
+    let problems = problems.chain(found.problems).chain(duplicates).chain(strays(&objects));
+    let problems: BTreeSet<String> = problems.collect();
     for problem in problems.difference(&good.problems) {
         tracing::warn!("{problem}");
     }
@@ -231,6 +232,30 @@ fn merge(files: &BTreeMap<PathBuf, File>) -> (BTreeMap<Kind, Vec<Object>>, Vec<S
         }
     }
     (objects, duplicates)
+}
+
+/// The endpoints that belong to no Service. In a cluster others may use them; in a directory a name is wrong.
+fn strays(objects: &BTreeMap<Kind, Vec<Object>>) -> Vec<String> {
+    let all = || objects.values().flatten();
+    let services: HashSet<&Key> = all()
+        .filter_map(|object| if let Object::Service(service) = object { Some(&service.key) } else { None })
+        .collect();
+    let stray = |object: &Object| match object {
+        Object::EndpointSlice(slice) => match &slice.service {
+            // That the label is missing is its own first problem, which no Service tells.
+            None => Some(format!("EndpointSlice {}: {}", slice.key, slice.problems.first().map_or("", |text| text))),
+            Some(service) if services.contains(service) => None,
+            Some(service) => Some(format!(
+                "EndpointSlice {}: there is no Service {service}; write it, or fix the label kubernetes.io/service-name",
+                slice.key
+            )),
+        },
+        Object::Endpoints(endpoints) if !services.contains(&endpoints.key) => {
+            Some(format!("Endpoints {}: there is no Service of that name; write it, or fix the name", endpoints.key))
+        }
+        _ => None,
+    };
+    all().filter_map(stray).collect()
 }
 
 fn id(object: &Object) -> (Kind, Key) {

@@ -70,16 +70,42 @@ fn documents(text: &str) -> Vec<Document<'_>> {
     documents
 }
 
+/// How deep a document may be nested. Kubernetes objects, schemas of custom ones included, stay far below.
+const MAX_DEPTH: usize = 64;
+/// Values that the aliases of a document may repeat.
+const MAX_REPEATED: usize = 20_000;
+/// Octets of text in them.
+const MAX_REPEATED_BYTES: usize = 1 << 20;
+
 /// Line and reason.
 type Fault = (usize, String);
 
 fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Fault> {
-    // The files belong to whoever runs the agent: no limit of size. Replayed aliases stay limited. A name may be `n`.
-    let options = serde_saphyr::options! { budget: None, with_snippet: false, strict_booleans: true };
+    // The files belong to whoever runs the agent: no limit of size. But a short text must not cost much more than it is
+    // long: nesting is limited, since reading it takes stack, and so is what aliases repeat. A name may be `n`.
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_depth: MAX_DEPTH,
+            flow_nesting_limit: MAX_DEPTH,
+            max_total_scalar_bytes: text.len() + MAX_REPEATED_BYTES,
+            max_events: usize::MAX,
+            max_nodes: usize::MAX,
+            max_merge_keys: usize::MAX,
+            enforce_alias_anchor_ratio: false,
+        },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_REPEATED },
+        with_snippet: false,
+        strict_booleans: true,
+    };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let line = error.location().map_or(1, |location| usize::try_from(location.line()).unwrap_or(usize::MAX));
-        (line, error.to_string())
+        (line, cured(&error))
     })
+}
+
+/// What a parser says, with what there is to do.
+fn cured(error: &impl std::fmt::Display) -> String {
+    format!("{error}; fix or remove it")
 }
 
 /// What is wrong with a document.
@@ -108,7 +134,7 @@ fn add(value: Value, objects: &mut Vec<Object>, proxy_name: Option<&str>) -> Res
         | ("discovery.k8s.io/v1", "EndpointSliceList") => {
             let list: List = serde_json::from_value(value).map_err(|error| Failure {
                 item: None,
-                reason: Some(error.to_string()),
+                reason: Some(cured(&error)),
                 reread: |_| Ok(()),
             })?;
             for (i, mut item) in list.items.unwrap_or_default().into_iter().enumerate() {
@@ -146,7 +172,7 @@ fn add_one<T: Wire>(
 ) -> Result<(), Failure> {
     let fail = |reason: String, reread| Failure { item: None, reason: Some(reason), reread };
     let mut wire: T =
-        serde_json::from_value(value).map_err(|error| fail(error.to_string(), |text| read::<T>(text).map(drop)))?;
+        serde_json::from_value(value).map_err(|error| fail(cured(&error), |text| read::<T>(text).map(drop)))?;
     let meta = wire.metadata_mut();
     if meta.name.as_deref().is_none_or(str::is_empty) {
         return Err(fail("metadata.name: missing; add it".to_owned(), |_| Ok(())));
@@ -332,5 +358,42 @@ items: null
             "items[1]: ",
         );
         check("apiVersion: v1\nkind: Node\nkind: Node\nmetadata: {name: n}\n", 1, 3, "kind");
+    }
+
+    #[test]
+    fn short_text_costs_little() {
+        let check = |rest: &str, expected: Result<usize, &str>| {
+            let text = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: n}}\n{rest}");
+            let result = parse(&text, None).map(|objects| objects.len()).map_err(|error| error.to_string());
+            match (result, expected) {
+                (Err(error), Err(part)) => {
+                    assert!(error.starts_with("document 1, line ") && error.contains(part), "{error}");
+                }
+                (result, expected) => assert_eq!(result, expected.map_err(str::to_owned), "{rest:.100}"),
+            }
+        };
+        // A thread of the agent has 2 MiB of stack.
+        let block = |depth: usize| (0..depth).map(|at| format!("{}a:\n", " ".repeat(at))).collect::<String>();
+        check(&block(63), Ok(1));
+        for depth in [70, 1000, 50_000] {
+            check(&format!("x: {}1\n", "- ".repeat(depth)), Err(""));
+            check(&format!("x:\n- {}1\n", "- ".repeat(depth)), Err("depth"));
+            check(&format!("x: {}{}\n", "[".repeat(depth), "]".repeat(depth)), Err(""));
+            check(&format!("x: {}{}\n", "{a: ".repeat(depth), "}".repeat(depth)), Err(""));
+            check(&format!("x: {}", "[".repeat(depth)), Err(""));
+        }
+        check(&block(1000), Err("depth"));
+        // Nine times nine times nine …
+        let row = |at: usize| format!("  a{}: &a{} [{}]\n", at + 1, at + 1, vec![format!("*a{at}"); 9].join(", "));
+        let bomb = |rows: usize| format!("x:\n  a0: &a0 [b]\n{}", (0..rows).map(row).collect::<String>());
+        check(&bomb(3), Ok(1));
+        check(&bomb(30), Err("alias"));
+        let merge = |at: usize| format!("  a{}: &a{} {{k{at}: v, <<: [*a{at}, *a{at}]}}\n", at + 1, at + 1);
+        let merges = |rows: usize| format!("x:\n  a0: &a0 {{k: v}}\n{}", (0..rows).map(merge).collect::<String>());
+        check(&merges(3), Ok(1));
+        check(&merges(30), Err("alias"));
+        let long = |times| format!("x: &a {}\ny: [{}]\n", "b".repeat(100_000), vec!["*a"; times].join(", "));
+        check(&long(5), Ok(1));
+        check(&long(10_000), Err("ScalarBytes"));
     }
 }

@@ -5,8 +5,10 @@
 
 mod addresses;
 mod agent;
+mod bad_input;
 mod choice;
 mod counts;
+mod explain;
 mod explain;
 mod held;
 mod kill;
@@ -39,6 +41,7 @@ fn stories() -> Vec<Story> {
         addresses::STORIES,
         explain::STORIES,
         counts::STORIES,
+        bad_input::STORIES,
     ]
     .concat()
 }

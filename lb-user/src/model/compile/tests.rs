@@ -90,10 +90,10 @@ fn ports_match_by_name_and_bad_ones_cost_only_themselves() {
             default/a:b/TCP: 10.96.0.1:81/TCP=ClusterIP → 10.0.0.1:8081 10.0.0.2:8081
             ! something is odd
             ! 10.96.0.1:80/TCP (ClusterIP) is asked for by the ports "c" and "a", and "a" gets it; remove one
-            ! its endpoint [fd00::1]:8081 is not used, since the Service has IPv4 cluster IPs only
-            ! its endpoint [fd00::1]:8080 is not used, since the Service has IPv4 cluster IPs only
+            ! its endpoint [fd00::1]:8081 is not used, since the Service has IPv4 cluster IPs only; add IPv6 to spec.ipFamilies
+            ! its endpoint [fd00::1]:8080 is not used, since the Service has IPv4 cluster IPs only; add IPv6 to spec.ipFamilies
             ! spec.ports: "b" stands there twice for TCP; the first counts, rename the other
-            ! its endpoint [fd00::1]:8082 is not used, since the Service has IPv4 cluster IPs only
+            ! its endpoint [fd00::1]:8082 is not used, since the Service has IPv4 cluster IPs only; add IPv6 to spec.ipFamilies
             ! a port is not served: its name "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" has more than 63 octets; choose a shorter one
         "#]],
     );

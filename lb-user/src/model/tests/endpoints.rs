@@ -88,6 +88,51 @@ fn rule_1_an_endpoint_that_is_a_frontend_is_never_a_backend() {
 }
 
 #[test]
+fn what_is_not_served_keeps_nobody_from_a_frontend() {
+    let lost = |other: Service| {
+        let other = Service { created: Some(1), ..other };
+        let spec = Case { others: vec![other], ..Case::new(Service { created: Some(2), ..service() }, &["1"]) }.spec();
+        (spec.ports.is_empty(), spec.warnings.len())
+    };
+    let other = || Service { ports: service().ports, cluster_ips: service().cluster_ips, ..named("b") };
+    let ports = |ports: &[ServicePort]| Service { ports: ports.into(), ..other() };
+    assert_eq!(lost(other()), (true, 1), "the older one has it");
+    let cases = [
+        ("its name is too long", Service { key: Key::new("default", &"n".repeat(64)), ..other() }),
+        ("its name is no name", Service { key: Key::new("default", "\u{e9}"), ..other() }),
+        ("its namespace is none", Service { key: Key::new("a\0b", "c"), ..other() }),
+        ("the port's name is too long", ports(&[port(&"n".repeat(64), 80)])),
+        ("the port stands there twice", ports(&[port("", 81), port("", 80)])),
+    ];
+    for (what, other) in cases {
+        assert_eq!(lost(other), (false, 0), "{what}");
+    }
+}
+
+#[test]
+fn refused_endpoints_of_one_reason_are_one_warning() {
+    let many: Vec<_> = (1..=250).map(|last| format!("127.0.0.{last}")).collect();
+    let warnings = Case::new(service(), &[&many.join("; ")]).spec().warnings;
+    assert_eq!(
+        warnings,
+        [
+            "its endpoint 127.0.0.1:8080, 127.0.0.2:8080, 127.0.0.3:8080, 127.0.0.4:8080, 127.0.0.5:8080 and 245 more is not \
+          used: that is a loopback address; write the address at which the other nodes reach it"
+        ]
+    );
+}
+
+#[test]
+fn problems_of_one_object_are_counted_beyond_the_first() {
+    let warnings = |count: usize| {
+        let problems = (0..count).map(|index| format!("problem {index}; fix it")).collect();
+        Case::new(Service { problems, ..service() }, &["1"]).spec().warnings
+    };
+    assert_eq!((warnings(0).len(), warnings(21).len(), warnings(22).len(), warnings(5000).len()), (0, 21, 21, 21));
+    assert_eq!(warnings(5000)[20], "4980 more such problems; fix the first ones to see them");
+}
+
+#[test]
 fn i8_ready_endpoints_first_then_those_that_drain() {
     check(
         &service(),

@@ -151,7 +151,8 @@ fn unknown(meta: &ObjectMeta, what: &str, known: &[&str], problems: &mut Vec<Str
     let names = meta.annotations.iter().flat_map(|annotations| annotations.keys());
     for name in names.filter(|name| name.starts_with(OURS) && !known.contains(&name.as_str())) {
         problems.push(format!(
-            "annotation {name}: unknown on {what}, where there are {}; fix its name or remove it",
+            "annotation {}: unknown on {what}, where there are {}; fix its name or remove it",
+            name.escape_debug(),
             known.join(", ")
         ));
     }

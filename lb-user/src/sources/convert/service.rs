@@ -224,7 +224,8 @@ fn ingress_ips(wire: &wire::Service, problems: &mut Vec<String>) -> Vec<IpAddr> 
             }
             Some("Proxy") => {}
             Some(other) => problems.push(format!(
-                "status.loadBalancer.ingress[{i}].ipMode {other:?}: unknown, {ip} is not served; write VIP or Proxy"
+                "status.loadBalancer.ingress[{i}].ipMode {other:?}: unknown, {} is not served; write VIP or Proxy",
+                ip.escape_debug()
             )),
         }
     }

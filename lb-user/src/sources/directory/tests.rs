@@ -85,6 +85,35 @@ fn first_reading_gives_all_kinds_and_later_ones_only_changes() {
 }
 
 #[test]
+fn endpoints_of_no_service_are_named() {
+    let slice = |name: &str, labels: &str| {
+        format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n\
+             addressType: IPv4\n"
+        )
+    };
+    let endpoints = |name: &str| format!("---\napiVersion: v1\nkind: Endpoints\nmetadata: {{name: {name}}}\n");
+    let mut reading = Reading::new();
+    reading.write("a.yaml", &service("a", "10.96.0.1"));
+    reading.write("b.yaml", &(endpoints("a") + &endpoints("b")));
+    reading.write(
+        "c.yaml",
+        &(slice("s1", "kubernetes.io/service-name: a")
+            + &slice("s2", "kubernetes.io/service-name: c")
+            + &slice("s3", "")),
+    );
+    reading.expect(
+        Some(&["a 10.96.0.1"]),
+        &[
+            "EndpointSlice default/s2: there is no Service default/c; write it, or fix the label \
+             kubernetes.io/service-name",
+            "EndpointSlice default/s3: label kubernetes.io/service-name: missing; set it to the name of the Service",
+            "Endpoints default/b: there is no Service of that name; write it, or fix the name",
+        ],
+    );
+}
+
+#[test]
 fn bad_file_keeps_its_last_good_objects_and_others_proceed() {
     let mut reading = Reading::new();
     reading.write("a.yaml", &service("a", "10.96.0.1"));

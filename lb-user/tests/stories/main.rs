@@ -9,7 +9,6 @@ mod bad_input;
 mod choice;
 mod counts;
 mod explain;
-mod explain;
 mod held;
 mod kill;
 mod life;

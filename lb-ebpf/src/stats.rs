@@ -100,8 +100,9 @@ fn of_port(service: u32) -> Option<*mut PortStats> {
     if let Some(stats) = PORT_STATS.get_ptr_mut(service) {
         return Some(stats);
     }
+    let new: &PortStats = &NEW_PORT;
     // Of two that come at once the first one's stays.
-    let _there_now = PORT_STATS.insert(service, &NEW_PORT, u64::from(BPF_NOEXIST));
+    let _there_now = PORT_STATS.insert(service, new, u64::from(BPF_NOEXIST));
     let stats = PORT_STATS.get_ptr_mut(service);
     if stats.is_none() {
         count(Counter::StatsFull);

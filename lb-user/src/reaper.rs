@@ -55,7 +55,7 @@ impl Reaper {
             match passes.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(mut aftermath) => {
                     passes.try_iter().for_each(|later| aftermath.append(later));
-                    self.attempt("looking for sockets to end", |reaper| reaper.arrived(&aftermath.departed));
+                    self.waiting.add(&aftermath.departed, Instant::now());
                     if first {
                         // What went while no agent ran; the maps are right now.
                         self.attempt("looking for sockets to end", Self::scan);
@@ -81,22 +81,7 @@ impl Reaper {
         }
     }
 
-    /// Backends have gone. Those that no socket has are nobody's concern.
-    fn arrived(&mut self, departed: &[Departed]) -> Result<()> {
-        if departed.is_empty() {
-            return Ok(());
-        }
-        let stats = StatMaps::open(&self.directory)?.read()?;
-        // Where counts had no room, nobody knows who has it.
-        let uncounted = datapath::counters(&self.directory)?.contains(&(Counter::StatsFull, 0));
-        let held = |departed: &&Departed| match stats.backends.get(&departed.backend) {
-            Some(stats) => stats.open > 0,
-            None => !uncounted,
-        };
-        self.waiting.add(departed.iter().filter(held), Instant::now());
-        Ok(())
-    }
-
+    /// Ends the sockets whose time has come. Backends that no socket has are nobody's concern.
     fn end_due(&mut self) -> Result<()> {
         let now = Instant::now();
         if self.waiting.next().is_none_or(|next| next > now) && self.waiting.udp.is_empty() {
@@ -109,7 +94,16 @@ impl Reaper {
                 _ => Servers::Some,
             })
         };
-        let due = self.waiting.take_due(now, state);
+        let maps = StatMaps::open(&self.directory)?;
+        // Where counts had no room, nobody knows who has it.
+        let uncounted = !datapath::counters(&self.directory)?.contains(&(Counter::StatsFull, 0));
+        let is_held = |departed: &Departed| match maps.backend(departed.backend) {
+            Ok(Some(stats)) => stats.open > 0,
+            Ok(None) => uncounted,
+            Err(_) => true,
+        };
+        let mut due = self.waiting.take_due(now, state);
+        due.retain(is_held);
         if due.is_empty() {
             return Ok(());
         }
@@ -151,12 +145,12 @@ impl Reaper {
     /// Counts of what has gone, and affinity that is over.
     fn sweep(&mut self) -> Result<()> {
         let maps = StatMaps::open(&self.directory)?;
-        maps.sweep(&Living::read(&self.directory)?, now()?).map(drop)
+        maps.sweep(&Living::open(&self.directory)?, now()?)
     }
 
     /// Everything that has a backend which is not there.
     fn scan(&mut self) -> Result<()> {
-        let living = Living::read(&self.directory)?;
+        let living = Living::open(&self.directory)?;
         let stats = StatMaps::open(&self.directory)?.read()?;
         let store = BpfStore::open(&self.directory)?;
         let orphans = || stats.backends.iter().filter(|(id, stats)| stats.open > 0 && !living.has_backend(**id));
@@ -233,7 +227,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn add<'a>(&mut self, departed: impl Iterator<Item = &'a Departed>, now: Instant) {
+    fn add(&mut self, departed: &[Departed], now: Instant) {
         for departed in departed {
             match (departed.proto, departed.drain) {
                 (Proto::Udp, _) => self.udp.push(*departed),
@@ -276,7 +270,7 @@ mod tests {
         let mut waiting = Waiting::default();
         let start = Instant::now();
         let both = [departed(1, 1, Proto::Udp, Drain::Never), departed(2, 2, Proto::Udp, Drain::Never)];
-        waiting.add(both.iter(), start);
+        waiting.add(&both, start);
         let mut take = |at: u64, two: Servers| {
             let servers = |id| if id == 1 { Servers::Some } else { two };
             let due = waiting.take_due(start + Duration::from_millis(at), servers);
@@ -299,7 +293,7 @@ mod tests {
             departed(2, 1, Proto::Tcp, Drain::After(0)),
             departed(3, 1, Proto::Tcp, Drain::After(30)),
         ];
-        waiting.add(all.iter(), start);
+        waiting.add(&all, start);
         assert_eq!(waiting.next(), Some(start));
         let mut take = |at: u64| {
             let due = waiting.take_due(start + Duration::from_secs(at), |_| Servers::None);

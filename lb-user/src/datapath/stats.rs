@@ -1,12 +1,7 @@
 //! What the programs count for each service port and backend, and who sticks to what: read from the pins, and swept of
 //! what has gone.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    marker::PhantomData,
-    os::fd::AsFd as _,
-    path::Path,
-};
+use std::{collections::BTreeMap, marker::PhantomData, os::fd::AsFd as _, path::Path};
 
 use anyhow::{Context as _, Result};
 use aya::{Pod, maps::MapData};
@@ -146,63 +141,71 @@ impl StatMaps {
         self.killed.put(service, before + count)
     }
 
+    /// The counts of one backend.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn backend(&self, id: u32) -> Result<Option<BackendStats>> {
+        self.backends.get(&id)
+    }
+
     /// Removes what belongs to service ports and backends that are not there any more, and affinity that is over at `now`
-    /// (CLOCK_MONOTONIC, ns). A backend that sockets still have keeps its count.
+    /// (CLOCK_MONOTONIC, ns). A backend that sockets still have keeps its count. Costs as much as this node's sockets have
+    /// used, and not what the cluster has.
     ///
     /// # Errors
     /// When a map cannot be read or written.
-    pub fn sweep(&self, living: &Living, now: u64) -> Result<usize> {
+    pub fn sweep(&self, living: &Living, now: u64) -> Result<()> {
         let counts = self.read()?;
-        let gone_backends: Vec<u32> =
-            counts.backends.iter().filter(|(id, stats)| living.lacks_backend(**id, stats)).map(|(id, _)| *id).collect();
-        let gone_port = |id: &&u32| !living.services.contains_key(*id);
-        let gone_ports: Vec<u32> = counts.ports.keys().filter(gone_port).copied().collect();
-        let gone_killed: Vec<u32> = counts.killed.keys().filter(gone_port).copied().collect();
-        let over = self.affinity()?.into_iter().filter(|(key, value)| living.is_over(key, value, now));
+        let idle = counts.backends.iter().filter(|(_, stats)| stats.open == 0).map(|(id, _)| *id);
+        let backends: Vec<u32> = idle.filter(|id| !living.has_backend(*id)).collect();
+        let gone =
+            |ids: &mut dyn Iterator<Item = u32>| ids.filter(|id| living.affinity_seconds(*id).is_none()).collect();
+        let ports: Vec<u32> = gone(&mut counts.ports.keys().copied());
+        let killed: Vec<u32> = gone(&mut counts.killed.keys().copied());
+        let over = self.affinity()?.into_iter().filter(|(key, value)| {
+            is_over(value, living.affinity_seconds(key.service), now) || !living.has_backend(value.backend)
+        });
         let over: Vec<AffinityKey> = over.map(|(key, _)| key).collect();
-        self.backends.delete(&gone_backends)?;
-        self.ports.delete(&gone_ports)?;
-        self.killed.delete(&gone_killed)?;
-        self.affinity.delete(&over)?;
-        Ok(gone_backends.len() + gone_ports.len() + gone_killed.len() + over.len())
+        self.backends.delete(&backends)?;
+        self.ports.delete(&ports)?;
+        self.killed.delete(&killed)?;
+        self.affinity.delete(&over)
     }
 }
 
-/// What is in the maps that the agent writes.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// Whether affinity is over, of a service port with affinity of so many seconds, or that is gone.
+fn is_over(value: &Affinity, seconds: Option<u32>, now: u64) -> bool {
+    now.saturating_sub(value.used) >= u64::from(seconds.unwrap_or(0)) * 1_000_000_000
+}
+
+/// Whether something is in the maps that the agent writes. What cannot be read counts as there.
 pub struct Living {
-    services: BTreeMap<u32, u64>,
-    backends: HashSet<u32>,
+    services: Pinned<u32, Service>,
+    backends: Pinned<u32, Backend>,
 }
 
 impl Living {
-    /// Reads the pins of `directory`.
+    /// Opens the pins of `directory`.
     ///
     /// # Errors
-    /// When a map cannot be read.
-    pub fn read(directory: &Path) -> Result<Self> {
-        let services = Pinned::<u32, Service>::open(directory, "SERVICES")?.read()?;
-        let backends = Pinned::<u32, Backend>::open(directory, "BACKENDS")?.read()?;
-        let seconds = |service: Service| u64::from(service.affinity_seconds);
-        Ok(Self {
-            services: services.into_iter().map(|(id, service)| (id, seconds(service))).collect(),
-            backends: backends.into_iter().map(|(id, _)| id).collect(),
-        })
+    /// When one is missing or cannot be opened.
+    pub fn open(directory: &Path) -> Result<Self> {
+        Ok(Self { services: Pinned::open(directory, "SERVICES")?, backends: Pinned::open(directory, "BACKENDS")? })
     }
 
     /// Whether there is a backend of this id.
     #[must_use]
     pub fn has_backend(&self, id: u32) -> bool {
-        self.backends.contains(&id)
+        !matches!(self.backends.get(&id), Ok(None))
     }
 
-    fn lacks_backend(&self, id: u32, stats: &BackendStats) -> bool {
-        stats.open == 0 && !self.backends.contains(&id)
-    }
-
-    fn is_over(&self, key: &AffinityKey, value: &Affinity, now: u64) -> bool {
-        let seconds = self.services.get(&key.service).copied().unwrap_or(0);
-        now.saturating_sub(value.used) >= seconds.saturating_mul(1_000_000_000) || !self.has_backend(value.backend)
+    /// The seconds of affinity of a service port, if it is there.
+    fn affinity_seconds(&self, id: u32) -> Option<u32> {
+        self.services
+            .get(&id)
+            .unwrap_or(Some(Service { affinity_seconds: u32::MAX, ..Service::default() }))
+            .map(|service| service.affinity_seconds)
     }
 }
 
@@ -211,20 +214,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lives_or_is_held_stays_and_the_rest_goes() {
-        let living = Living { services: [(1, 10), (2, 0)].into(), backends: [5].into() };
-        let stats = |open| BackendStats { open, ..BackendStats::default() };
-        assert!(!living.lacks_backend(5, &stats(0)));
-        assert!(!living.lacks_backend(6, &stats(1)), "a socket still has it");
-        assert!(living.lacks_backend(6, &stats(0)));
-        let over = |service, backend, seconds: u64| {
-            let value = Affinity { used: 0, backend, _pad: 0 };
-            living.is_over(&AffinityKey { netns: 1, service, _pad: 0 }, &value, seconds * 1_000_000_000)
-        };
-        assert!(!over(1, 5, 9));
-        assert!(over(1, 5, 10));
-        assert!(over(1, 6, 1), "its backend has gone");
-        assert!(over(2, 5, 1), "the Service has no affinity any more");
-        assert!(over(3, 5, 1), "the Service has gone");
+    fn rule_7_affinity_is_over_when_its_time_is() {
+        let over = |seconds, idle: u64| is_over(&Affinity { used: 5, backend: 1, _pad: 0 }, seconds, 5 + idle);
+        assert!(!over(Some(10), 9_999_999_999));
+        assert!(over(Some(10), 10_000_000_000));
+        assert!(over(Some(0), 0), "the Service has no affinity any more");
+        assert!(over(None, 0), "the Service has gone");
     }
 }

@@ -8,6 +8,7 @@ mod agent;
 mod choice;
 mod counts;
 mod explain;
+mod health;
 mod held;
 mod kill;
 mod life;
@@ -39,6 +40,7 @@ fn stories() -> Vec<Story> {
         addresses::STORIES,
         explain::STORIES,
         counts::STORIES,
+        health::STORIES,
     ]
     .concat()
 }

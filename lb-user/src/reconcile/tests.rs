@@ -208,6 +208,7 @@ async fn i3_a_failed_write_is_tried_again_ever_more_slowly_and_events_are_kept()
         observed.changed().await.expect("it runs");
         waits.push(start.elapsed().as_millis());
         assert!(!observed.borrow().ready);
+        assert_eq!(observed.borrow().pending_since, Some(start), "since the first change, however often it is tried");
         assert!(observed.borrow().error.as_ref().is_some_and(|error| error.contains("writing map NAMES")));
     }
     let steps: Vec<_> = waits.windows(2).map(|pair| pair[1] - pair[0]).collect();

@@ -45,7 +45,7 @@ pub struct Map {
     pub name: String,
     /// How many entries it has; none for one that always has all, or of which the kernel does not tell.
     pub entries: Option<u64>,
-    /// How many it may have.
+    /// How many it may have; 0 where it does not have entries of its own.
     pub size: u32,
 }
 
@@ -161,9 +161,13 @@ fn pins(directory: &Path) -> Result<(Vec<Map>, Vec<Program>)> {
 fn map(path: &Path, name: String) -> Result<Map> {
     let map = MapData::from_pin(path)?;
     let info = map.info()?;
-    let entries = match info.map_type() {
-        Ok(MapType::Hash) => Some(sys::count(map.fd().as_fd(), info.key_size(), info.value_size())?),
-        _ => None,
+    let (entries, size) = match info.map_type() {
+        Ok(MapType::Hash) => {
+            (Some(sys::count(map.fd().as_fd(), info.key_size(), info.value_size())?), info.max_entries())
+        }
+        // The size of a ring is in bytes.
+        Ok(MapType::RingBuf) => (None, 0),
+        _ => (None, info.max_entries()),
     };
-    Ok(Map { name, entries, size: info.max_entries() })
+    Ok(Map { name, entries, size })
 }

@@ -16,6 +16,9 @@ use tracing::info;
 
 use crate::{
     datapath::{Datapath, Sizes, environment, pins::Pins},
+    health::{self, Told},
+    http::Port,
+    metrics,
     model::Settings,
     op::Table,
     reaper,
@@ -49,6 +52,12 @@ pub struct Config {
     pub sizes: Sizes,
     /// Whether the datapath goes with the agent.
     pub cleanup_on_exit: bool,
+    /// Where health is asked for, if anywhere.
+    pub healthz: Option<Port>,
+    /// Where metrics are asked for, if anywhere.
+    pub metrics: Option<Port>,
+    /// How many single backends have metrics, if any.
+    pub metrics_backends: Option<usize>,
 }
 
 /// Runs until a signal ends it.
@@ -65,6 +74,16 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     };
     let (events, inbox) = mpsc::channel(EVENTS);
     let mut tasks = JoinSet::new();
+    let (status, observed) = watch::channel(Status::default());
+    let told = Arc::<Told>::default();
+    // From the start, so that whoever waits for the agent hears that it is on its way.
+    if let Some(port) = config.healthz {
+        tasks.spawn(health::run(port, observed.clone(), Arc::clone(&told)));
+    }
+    if let Some(port) = config.metrics {
+        let (pins, backends) = (pins.current(), config.metrics_backends);
+        tasks.spawn(metrics::run(port, metrics::Sources { status: observed, told, pins, backends }));
+    }
     // Before any object, so that the first pass knows where NodePorts answer.
     tasks.spawn(Addresses::tell(events.clone()).await.follow());
     // The source lists while the programs are being verified.
@@ -86,7 +105,6 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let mut log = datapath.take_log()?;
     log.listen()?;
     let reconciler = Reconciler::new(datapath.store()?, &config.node_name, config.settings);
-    let (status, _) = watch::channel(Status::default());
     let reaper = reaper::start(pins.current())?;
     tasks.spawn(reconcile::run(reconciler, Service { datapath, cgroup, reaper }, inbox, status));
     let directory = pins.current();

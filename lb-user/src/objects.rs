@@ -8,6 +8,7 @@ use std::{
     net::IpAddr,
     num::{NonZeroU16, NonZeroU32},
     sync::Arc,
+    time::SystemTime,
 };
 
 use ipnet::IpNet;
@@ -197,6 +198,9 @@ pub struct EndpointSlice {
     pub mirrored: Mirrored,
     /// Ports and endpoints. `addressType: FQDN` leaves it empty.
     pub group: EndpointGroup,
+    /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: when that happened for which it was written. Says
+    /// when, not what, so that the world takes it out before it compares and keeps.
+    pub triggered: Option<SystemTime>,
     /// What was wrong with the object, each with its cure.
     pub problems: Vec<String>,
 }
@@ -221,6 +225,8 @@ pub struct Endpoints {
     pub mirrorable: bool,
     /// One for each subset.
     pub groups: Vec<EndpointGroup>,
+    /// As of a slice.
+    pub triggered: Option<SystemTime>,
     /// What was wrong with the object, each with its cure.
     pub problems: Vec<String>,
 }
@@ -296,4 +302,7 @@ pub struct Node {
     pub zone: Option<Arc<str>>,
     /// `status.addresses` of type InternalIP.
     pub internal_ips: Vec<IpAddr>,
+    /// Whether it is being deleted, or the cluster autoscaler has marked it for that: load balancers outside shall take
+    /// it out of use.
+    pub leaving: bool,
 }

@@ -2,6 +2,7 @@
 //! happen is for [`run`] to say; what they mean is the model's and the planner's.
 
 mod run;
+mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,7 +31,8 @@ use crate::{
     store::{Partial, Store, StoreError},
     world::World,
 };
-pub use run::{Maps, Status, run};
+pub use run::{Maps, run};
+pub use status::Status;
 
 /// Oddities of the maps that are logged one by one.
 const MOST_ODDITIES: usize = 10;

@@ -2,6 +2,7 @@
 //! here: that is the model's work.
 
 mod intern;
+mod news;
 
 use std::{
     borrow::Borrow,
@@ -9,6 +10,7 @@ use std::{
     hash::{Hash, Hasher},
     net::IpAddr,
     sync::Arc,
+    time::SystemTime,
 };
 
 use foldhash::{HashMap, HashSet};
@@ -20,6 +22,8 @@ use crate::{
     objects::{EndpointGroup, EndpointSlice, Endpoints, Key, Node, Service},
 };
 use intern::Names;
+pub use news::Changes;
+use news::Triggers;
 
 /// The objects.
 pub struct World {
@@ -35,6 +39,8 @@ pub struct World {
     prefixes: Prefixes,
     /// None: nobody has told yet.
     addresses: Option<BTreeSet<IpAddr>>,
+    changes: Changes,
+    triggers: Triggers,
 }
 
 /// The objects of one Service's name. Boxed, as a table has room for twice what it holds.
@@ -110,6 +116,8 @@ impl World {
             names: Names::default(),
             prefixes: Prefixes::default(),
             addresses: None,
+            changes: Changes::default(),
+            triggers: Triggers::default(),
         }
     }
 
@@ -183,6 +191,28 @@ impl World {
         self.node.as_ref().map_or(&[], |node| &node.internal_ips)
     }
 
+    /// Whether that node is being deleted, or marked for it. One that nobody has told of is not.
+    #[must_use]
+    pub fn node_is_leaving(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| node.leaving)
+    }
+
+    /// How many objects have come, changed or gone so far.
+    #[must_use]
+    pub const fn changes(&self) -> Changes {
+        self.changes
+    }
+
+    /// From now on the triggers of changes are kept that are younger than `start`.
+    pub fn keep_triggers(&mut self, start: SystemTime) {
+        self.triggers.since = Some(start);
+    }
+
+    /// When that happened for which endpoints have changed since this was last asked.
+    pub fn take_triggers(&mut self) -> Vec<SystemTime> {
+        self.triggers.take()
+    }
+
     /// The Services with an endpoint on one of these addresses, in no order.
     #[must_use]
     pub fn services_with_endpoints_at(&self, addrs: &HashSet<Addr>) -> Vec<Key> {
@@ -203,15 +233,19 @@ impl World {
                 if known.service.as_deref() != Some(&service) {
                     self.names.service(&mut service);
                     known.mark(&service.key, &mut self.dirty);
+                    self.changes.services += 1;
                     known.service = Some(Box::new(service));
                 }
             }
             Object::EndpointSlice(slice) => self.put_slice(slice),
             Object::Endpoints(mut endpoints) => {
+                let triggered = endpoints.triggered.take();
                 let known = known(&mut self.services, &mut endpoints.key);
                 if known.endpoints.as_deref() != Some(&endpoints) {
                     endpoints.groups.iter_mut().for_each(|group| keep(group, &mut self.names, &mut self.prefixes));
                     known.mark(&endpoints.key, &mut self.dirty);
+                    self.changes.endpoints += 1;
+                    self.triggers.note(&endpoints.key, triggered);
                     known.endpoints = Some(Box::new(endpoints));
                 }
             }
@@ -224,6 +258,7 @@ impl World {
     }
 
     fn put_slice(&mut self, mut slice: EndpointSlice) {
+        let triggered = slice.triggered.take();
         let old = self.slices.get(&slice.key).map(|ByKey(old)| old);
         if old.is_some_and(|old| **old == slice) {
             return;
@@ -234,6 +269,8 @@ impl World {
         let Some(service) = &mut slice.service else { return };
         let known = known(&mut self.services, service);
         known.mark(service, &mut self.dirty);
+        self.changes.endpoints += 1;
+        self.triggers.note(service, triggered);
         keep(&mut slice.group, &mut self.names, &mut self.prefixes);
         let slice = Arc::new(slice);
         let list = &mut known.slices;
@@ -251,6 +288,7 @@ impl World {
                 let Some(known) = self.services.get_mut(key) else { return };
                 if known.service.take().is_some() {
                     known.mark(key, &mut self.dirty);
+                    self.changes.services += 1;
                 }
             }
             Kind::EndpointSlice => {
@@ -259,11 +297,15 @@ impl World {
                 let Some(known) = self.services.get_mut(service) else { return };
                 known.slices.retain(|other| other.key != *key);
                 known.mark(service, &mut self.dirty);
+                self.changes.endpoints += 1;
+                self.triggers.forget(service);
             }
             Kind::Endpoints => {
                 let Some(known) = self.services.get_mut(key) else { return };
                 if known.endpoints.take().is_some() {
                     known.mark(key, &mut self.dirty);
+                    self.changes.endpoints += 1;
+                    self.triggers.forget(key);
                 }
             }
             Kind::Node => {

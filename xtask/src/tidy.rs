@@ -24,12 +24,13 @@ const DOCUMENTS: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"];
 /// Of these, the one that names tests.
 const PROMISES: &str = DOCUMENTS[1];
 /// The files whose names need a row in the first document, what those names are, and how they are found.
-const NAMED: [(&str, &str, NamesOf); 5] = [
+const NAMED: [(&str, &str, NamesOf); 6] = [
     ("lb-ebpf/src/maps.rs", "map", maps),
     ("lb-ebpf/src/log.rs", "map", maps),
     ("lb-common/src/layout.rs", "counter", counters),
     ("lb-user/src/cli/run.rs", "flag", flags),
     ("lb-user/src/cli/meaning.rs", "flag", flags),
+    ("lb-user/src/metrics/families.rs", "metric", metrics),
 ];
 
 type NamesOf = fn(&str) -> Vec<String>;
@@ -186,6 +187,15 @@ fn flags(source: &str) -> Vec<String> {
     body.split("#[arg(").skip(1).filter_map(name).collect()
 }
 
+/// Texts that are whole names of metrics.
+fn metrics(source: &str) -> Vec<String> {
+    let is_metric = |text: &&str| {
+        let is_ours = text.starts_with("beeline_") || text.starts_with("kubeproxy_");
+        is_ours && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    source.split('"').filter(is_metric).map(str::to_owned).collect()
+}
+
 /// The tests by which a document shows its promises, and which no source has. Code of three words or more is such a name.
 fn unknown_tests(document: &str, sources: &str) -> Vec<String> {
     let rows = document.lines().filter(|line| line.starts_with("| I"));
@@ -277,6 +287,9 @@ mod tests {
                       \x20   pub(super) one_two: bool,\n    #[arg(\n        short,\n        long,\n        env = \"X\"\n    )]\n\
                       \x20   three: u8,\n    #[arg(value_name = \"F\")]\n    place: u8,\n}\n";
         assert_eq!(flags(source), ["--one-two", "--three"]);
+        let source =
+            "to.counter(\"beeline_a_total\", \"beeline_ is a prefix\")?;\nto.gauge(\n\"kubeproxy_b\",\n\"B\");";
+        assert_eq!(metrics(source), ["beeline_a_total", "kubeproxy_b"]);
     }
 
     #[test]

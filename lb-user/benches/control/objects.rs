@@ -37,6 +37,7 @@ pub fn slice(service: u32, numbers: impl Iterator<Item = u32>) -> Object {
         service: Some(Key::new("bench", &format!("service-{service:05}"))),
         mirrored: Mirrored::No,
         group: EndpointGroup { ports: [port].into(), endpoints: numbers.map(endpoint).collect() },
+        triggered: None,
         problems: Vec::new(),
     })
 }

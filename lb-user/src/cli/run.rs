@@ -1,6 +1,6 @@
 //! `beeline run`: the flags of the agent.
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -9,6 +9,7 @@ use super::{log, meaning::Meaning};
 use crate::{
     agent::{self, Source},
     datapath::{Sizes, pins::Pins},
+    http::Port,
     op::Table,
     sources::{directory, kubernetes},
 };
@@ -52,6 +53,18 @@ pub(super) struct Arguments {
     #[arg(long)]
     cleanup_on_exit: bool,
 
+    /// Where /healthz and /livez answer; empty for nowhere.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256", value_parser = parse_address)]
+    healthz_bind_address: Address,
+
+    /// Where /metrics and /proxyMode answer; empty for nowhere.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249", value_parser = parse_address)]
+    metrics_bind_address: Address,
+
+    /// Tell metrics of single backends too, of at most so many: of those with the most connections.
+    #[arg(long, value_name = "MOST", num_args = 0..=1, require_equals = true, default_missing_value = "1000")]
+    metrics_backends: Option<usize>,
+
     /// Form of the log, which goes to stderr.
     #[arg(long, value_name = "FORM", default_value = "text")]
     log_format: log::Format,
@@ -86,6 +99,25 @@ fn parse_size(text: &str) -> Result<(Table, u32), String> {
     if entries == 0 { Err("a map has at least one entry".to_owned()) } else { Ok((table, entries)) }
 }
 
+/// Where to listen, if anywhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Address(Option<SocketAddr>);
+
+impl Address {
+    fn port(self, flag: &'static str) -> Option<Port> {
+        Some(Port { address: self.0?, flag })
+    }
+}
+
+/// kube-proxy takes an empty one for "do not listen" too.
+fn parse_address(text: &str) -> Result<Address, String> {
+    if text.is_empty() {
+        return Ok(Address(None));
+    }
+    let cure = |_| "want an IP address and a port, as in 127.0.0.1:10249 or [::1]:10249, or nothing".to_owned();
+    text.parse().map(|address| Address(Some(address))).map_err(cure)
+}
+
 /// Runs the agent until it is told to end.
 pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> Result<ExitCode> {
     log::start(arguments.log_format, &arguments.log_level)?;
@@ -104,6 +136,9 @@ pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> 
         cgroup: arguments.cgroup,
         sizes,
         cleanup_on_exit: arguments.cleanup_on_exit,
+        healthz: arguments.healthz_bind_address.port("--healthz-bind-address"),
+        metrics: arguments.metrics_bind_address.port("--metrics-bind-address"),
+        metrics_backends: arguments.metrics_backends,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.context("starting the runtime")?.block_on(agent::run(config, pins))?;
@@ -113,6 +148,17 @@ pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_has_a_port_or_is_empty() {
+        assert_eq!(parse_address(""), Ok(Address(None)));
+        for good in ["0.0.0.0:10256", "[::]:1"] {
+            assert_eq!(parse_address(good), Ok(Address(Some(good.parse().unwrap()))));
+        }
+        for bad in ["0.0.0.0", ":10256", "localhost:1", "::1", "127.0.0.1:65536", " "] {
+            assert!(parse_address(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn sizes_name_a_map_and_a_number() {

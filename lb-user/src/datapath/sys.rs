@@ -80,12 +80,39 @@ fn batch<K>(command: bpf_cmd, map: BorrowedFd<'_>, keys: &[K], values: u64) -> R
 /// # Errors
 /// What the kernel says.
 pub fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
-    // A bucket must fit whole, or the kernel says ENOSPC; no bucket of a hash that is not full comes near this.
-    const CHUNK: usize = 4096;
     let mut found = Vec::new();
     // SAFETY: Pod: any bytes are a value.
     let (mut keys, mut values) =
         (vec![unsafe { mem::zeroed::<K>() }; CHUNK], vec![unsafe { mem::zeroed::<V>() }; CHUNK]);
+    each_chunk(map, &mut keys, &mut values, |keys, values, count| {
+        found.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
+    })?;
+    Ok(found)
+}
+
+/// Counts the entries of a hash map, whatever they are (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6).
+///
+/// # Errors
+/// What the kernel says.
+pub fn count(map: BorrowedFd<'_>, key_size: u32, value_size: u32) -> io::Result<u64> {
+    let (mut keys, mut values) = (vec![0_u8; key_size as usize * CHUNK], vec![0_u8; value_size as usize * CHUNK]);
+    let mut total = 0;
+    each_chunk(map, &mut keys, &mut values, |_, _, count| total += count as u64)?;
+    Ok(total)
+}
+
+/// Entries read at once. A bucket must fit whole, or the kernel says ENOSPC; no bucket of a hash that is not full comes
+/// near this.
+const CHUNK: usize = 4096;
+
+/// Reads all entries of a hash map to these buffers, which have room for [`CHUNK`] keys and values of the map; `read` gets
+/// them back each time, and the number of entries in them.
+fn each_chunk<K, V>(
+    map: BorrowedFd<'_>,
+    keys: &mut [K],
+    values: &mut [V],
+    mut read: impl FnMut(&[K], &[V], usize),
+) -> io::Result<()> {
     let (mut cursor, mut started) = (0u64, false);
     loop {
         let mut attr = zeroed();
@@ -96,17 +123,16 @@ pub fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> 
         attr.batch.values = values.as_mut_ptr() as u64;
         attr.batch.count = u32::try_from(CHUNK).unwrap_or(u32::MAX);
         attr.batch.map_fd = fd_number(map);
-        let result = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
-        let end = match result {
+        let end = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
             Ok(_) => false,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
             Err(error) => return Err(error),
         };
         // SAFETY: the kernel wrote the count.
         let count = unsafe { attr.batch.count } as usize;
-        found.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
+        read(keys, values, count);
         if end {
-            return Ok(found);
+            return Ok(());
         }
         cursor = next;
         started = true;

@@ -110,6 +110,7 @@ fn groups(groups: Vec<EndpointGroup>) -> Vec<Arc<EndpointSlice>> {
             service: Some(Key::new("default", "a")),
             mirrored: Mirrored::No,
             group,
+            triggered: None,
             problems: Vec::new(),
         })
     };

@@ -1,7 +1,10 @@
 //! When passes happen: after events, all that are queued at once and without a timer; again after a failure; and every
 //! few minutes over everything.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::Context as _;
 use tokio::{
@@ -10,7 +13,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Aftermath, PassReport, Reconciler};
+use super::{Aftermath, PassReport, Reconciler, Status};
 use crate::{event::Event, memory, op::Table, store::Store};
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -18,21 +21,6 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 const RESYNC: Duration = Duration::from_secs(300);
 /// Services looked at in one pass from which on it leaves memory behind that is worth giving back.
 const BURST: usize = 1_000;
-
-/// How the loop is doing.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Status {
-    /// Whether a pass over all objects has succeeded.
-    pub ready: bool,
-    /// Passes so far, those that only waited for sources left out.
-    pub passes: u64,
-    /// Writes so far.
-    pub writes: u64,
-    /// Why the last one failed.
-    pub error: Option<String>,
-    /// Services for which there is no room.
-    pub refused: usize,
-}
 
 /// The maps as a whole, of which the reconciler only writes the entries.
 pub trait Maps {
@@ -66,6 +54,7 @@ pub async fn run<M: Maps>(
     mut events: mpsc::Receiver<Event>,
     status: watch::Sender<Status>,
 ) -> anyhow::Result<()> {
+    reconciler.world.keep_triggers(SystemTime::now());
     let mut backoff = FIRST_RETRY;
     let mut retry: Option<Instant> = None;
     let mut resync = Instant::now() + RESYNC;
@@ -77,6 +66,12 @@ pub async fn run<M: Maps>(
                 while let Ok(event) = events.try_recv() {
                     reconciler.handle([event]);
                 }
+                let world = reconciler.world();
+                status.send_if_modified(|status| {
+                    status.queue(world.changes(), world.node_is_leaving());
+                    // Who waits for a pass waits on.
+                    false
+                });
                 // After a failure they wait for the next try.
                 if retry.is_some() {
                     continue;
@@ -88,6 +83,7 @@ pub async fn run<M: Maps>(
             reconciler.resync();
             resync = Instant::now() + RESYNC;
         }
+        let start = Instant::now();
         let mut report = pass(&mut reconciler, &mut maps);
         if !report.waiting.is_empty() {
             continue;
@@ -102,12 +98,13 @@ pub async fn run<M: Maps>(
             tracing::error!("the maps could not be brought up to date, next try in {backoff:?}: {error:#}");
         }
         backoff = if retry.is_some() { (backoff * 2).min(LAST_RETRY) } else { FIRST_RETRY };
+        let error = report.failure.as_ref().map(|error| format!("{error:#}"));
+        let triggers = if error.is_none() { reconciler.world.take_triggers() } else { Vec::new() };
         status.send_modify(|status| {
-            status.ready |= report.failure.is_none();
-            status.passes += 1;
+            status.pass(start.elapsed(), error, &triggers);
             status.writes = writes;
-            status.error = report.failure.map(|error| format!("{error:#}"));
             status.refused = report.refused.len();
+            status.warnings = reconciler.warnings.values().map(Vec::len).sum();
         });
         // Once it is in service, since it takes a moment.
         if report.planned >= BURST {

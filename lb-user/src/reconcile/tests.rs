@@ -107,6 +107,7 @@ fn slice(name: &str, n: u8) -> Object {
             .into(),
             endpoints: vec![Endpoint { ..Endpoint::new([10, 0, 0, n].into()) }],
         },
+        triggered: None,
         problems: Vec::new(),
     })
 }
@@ -207,6 +208,7 @@ async fn i3_a_failed_write_is_tried_again_ever_more_slowly_and_events_are_kept()
         observed.changed().await.expect("it runs");
         waits.push(start.elapsed().as_millis());
         assert!(!observed.borrow().ready);
+        assert_eq!(observed.borrow().pending_since, Some(start), "since the first change, however often it is tried");
         assert!(observed.borrow().error.as_ref().is_some_and(|error| error.contains("writing map NAMES")));
     }
     let steps: Vec<_> = waits.windows(2).map(|pair| pair[1] - pair[0]).collect();
@@ -215,10 +217,12 @@ async fn i3_a_failed_write_is_tried_again_ever_more_slowly_and_events_are_kept()
     tx.send(Event::Apply(service("b", 2))).await.expect("it runs");
     store.with(|store| store.faults = Faults::None);
     observed.changed().await.expect("it runs");
-    assert_eq!(
-        *observed.borrow(),
-        Status { ready: true, passes: 13, writes: observed.borrow().writes, error: None, refused: 0 }
-    );
+    {
+        let status = observed.borrow();
+        assert_eq!((status.ready, status.passes, status.failures, status.error.as_ref()), (true, 13, 12, None));
+        assert_eq!((status.seen, status.done, status.pending_since), (status.done, status.seen, None));
+        assert_eq!((status.done.services, status.took.count()), (2, 13));
+    }
     assert_eq!(store.with(|store| store.dump.names.len()), 2);
 }
 

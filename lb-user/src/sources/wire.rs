@@ -283,11 +283,29 @@ pub struct Address {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Node {
-    /// Name, labels.
+    /// Name, labels, deletionTimestamp.
     #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
+    /// What is wanted of it.
+    pub spec: Option<NodeSpec>,
     /// What kubelet wrote.
     pub status: Option<NodeStatus>,
+}
+
+/// `spec` of a Node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeSpec {
+    /// What keeps pods away.
+    pub taints: Option<Vec<Taint>>,
+}
+
+/// A taint of a Node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Taint {
+    /// Its name.
+    pub key: String,
 }
 
 /// `status` of a Node.
@@ -319,6 +337,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         labels: Option<BTreeMap<String, String>>,
         annotations: Option<BTreeMap<String, String>>,
         creation_timestamp: Option<Time>,
+        deletion_timestamp: Option<Time>,
         resource_version: Option<String>,
     }
     let slim = Option::<Slim>::deserialize(deserializer)?.unwrap_or_default();
@@ -328,6 +347,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         labels: slim.labels,
         annotations: slim.annotations,
         creation_timestamp: slim.creation_timestamp,
+        deletion_timestamp: slim.deletion_timestamp,
         resource_version: slim.resource_version,
         ..ObjectMeta::default()
     })

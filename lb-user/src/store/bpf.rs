@@ -66,6 +66,12 @@ impl BpfStore {
         sys::lookup(self.services.map.fd().as_fd(), &id).ok().flatten()
     }
 
+    /// An entry of `BACKENDS`.
+    #[must_use]
+    pub fn backend(&self, id: u32) -> Option<Backend> {
+        sys::lookup(self.backends.map.fd().as_fd(), &id).ok().flatten()
+    }
+
     /// An entry of `FRONTENDS`.
     #[must_use]
     pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {

@@ -32,17 +32,18 @@ fn hinted(name: &str, service: &str, last: u8, zone: Option<&str>) -> Object {
         service,
         mirrored: Mirrored::No,
         group,
+        triggered: None,
         problems: Vec::new(),
     })
 }
 
 fn endpoints(name: &str, last: u8) -> Object {
     let groups = vec![group(last, None)];
-    Object::Endpoints(Endpoints { key: key(name), mirrorable: true, groups, problems: Vec::new() })
+    Object::Endpoints(Endpoints { key: key(name), mirrorable: true, groups, triggered: None, problems: Vec::new() })
 }
 
 fn node(name: &str, zone: &str) -> Object {
-    Object::Node(Node { name: name.into(), zone: Some(zone.into()), internal_ips: Vec::new() })
+    Object::Node(Node { name: name.into(), zone: Some(zone.into()), internal_ips: Vec::new(), leaving: false })
 }
 
 fn dirty(world: &mut World, event: Event) -> String {
@@ -125,4 +126,45 @@ fn endpoints_are_found_by_their_address() {
     assert_eq!(at("10.0.0.3"), "");
     assert_eq!(at("10.96.0.1"), "");
     assert_eq!(at("fd00::1"), "");
+}
+
+#[test]
+fn what_has_changed_is_counted_and_repeats_are_not() {
+    let world = &mut World::new("node-1");
+    let changes = |world: &World| (world.changes().services, world.changes().endpoints);
+    for object in [service("a"), service("a"), slice("x", "a", 1), slice("x", "a", 1), endpoints("b", 1)] {
+        world.apply(Event::Apply(object));
+    }
+    assert_eq!(changes(world), (1, 2));
+    world.apply(Event::Replace(Kind::Service, vec![service("a"), service("b")]));
+    world.apply(Event::Replace(Kind::EndpointSlice, vec![slice("y", "a", 1)]));
+    assert_eq!(changes(world), (2, 4), "one came, and one for another");
+    world.apply(Event::Delete(Kind::Endpoints, key("b")));
+    world.apply(Event::Delete(Kind::Endpoints, key("b")));
+    world.apply(Event::Apply(node("node-1", "z1")));
+    assert_eq!(changes(world), (2, 5));
+}
+
+#[test]
+fn triggers_are_those_of_changes_after_the_start() {
+    let start = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(100);
+    let at = |seconds| Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds));
+    let triggered = |name, last, at| match slice(name, "a", last) {
+        Object::EndpointSlice(slice) => Event::Apply(Object::EndpointSlice(EndpointSlice { triggered: at, ..slice })),
+        _ => unreachable!("a slice"),
+    };
+    let world = &mut World::new("node-1");
+    world.apply(triggered("x", 1, at(101)));
+    assert_eq!(world.take_triggers(), [], "nobody measures");
+    world.keep_triggers(start);
+    world.apply(triggered("x", 2, at(100)));
+    world.apply(triggered("x", 3, at(102)));
+    // The time is no change of its own.
+    world.apply(triggered("x", 3, at(103)));
+    world.apply(triggered("x", 4, None));
+    assert_eq!(world.take_triggers(), [at(102).expect("a time")]);
+    assert_eq!(world.take_triggers(), []);
+    world.apply(triggered("x", 5, at(104)));
+    world.apply(Event::Delete(Kind::EndpointSlice, key("x")));
+    assert_eq!(world.take_triggers(), []);
 }

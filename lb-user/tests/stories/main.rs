@@ -9,6 +9,7 @@ mod bad_input;
 mod choice;
 mod counts;
 mod explain;
+mod health;
 mod held;
 mod kill;
 mod life;
@@ -41,6 +42,7 @@ fn stories() -> Vec<Story> {
         explain::STORIES,
         counts::STORIES,
         bad_input::STORIES,
+        health::STORIES,
     ]
     .concat()
 }

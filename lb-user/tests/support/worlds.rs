@@ -94,7 +94,13 @@ impl Drawn {
         }
         if self.by_hand {
             let groups = vec![group(&self.endpoints, 8080), group(&self.more, 8081)];
-            objects.push(Object::Endpoints(Endpoints { key, mirrorable: true, groups, problems: Vec::new() }));
+            objects.push(Object::Endpoints(Endpoints {
+                key,
+                mirrorable: true,
+                groups,
+                triggered: None,
+                problems: Vec::new(),
+            }));
         } else {
             objects.push(slice(&key, "x", group(&self.endpoints, 8080)));
             objects.push(slice(&key, "y", group(&self.more, 8080 + u16::from(self.v6))));
@@ -120,6 +126,7 @@ fn slice(service: &Key, suffix: &str, group: EndpointGroup) -> Object {
         service: Some(service.clone()),
         mirrored: Mirrored::No,
         group,
+        triggered: None,
         problems: Vec::new(),
     })
 }

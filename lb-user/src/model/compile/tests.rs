@@ -43,7 +43,14 @@ fn group(ports: &[(&str, u16)], addrs: &[&str]) -> EndpointGroup {
 
 fn slice(group: EndpointGroup) -> EndpointSlice {
     let service = Some(Key::new("default", "a"));
-    EndpointSlice { key: Key::new("default", "a-1"), service, mirrored: Mirrored::No, group, problems: Vec::new() }
+    EndpointSlice {
+        key: Key::new("default", "a-1"),
+        service,
+        mirrored: Mirrored::No,
+        group,
+        triggered: None,
+        problems: Vec::new(),
+    }
 }
 
 fn check(service: &Service, slices: Vec<EndpointSlice>, endpoints: Option<&Endpoints>, expected: &Expect) {
@@ -120,6 +127,7 @@ fn rule_2_endpoints_count_as_the_mirroring_controller_would_have_it() {
         key: Key::new("default", "a"),
         mirrorable: true,
         groups: vec![group(&[("", 9376)], &["192.0.2.42"])],
+        triggered: None,
         problems: Vec::new(),
     };
     let foreign = || slice(group(&[("", 9376)], &["192.0.2.1"]));

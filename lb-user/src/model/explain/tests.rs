@@ -49,6 +49,7 @@ fn slice(port: &str, endpoints: Vec<Endpoint>) -> Arc<EndpointSlice> {
         service: Some(Key::new("default", "web")),
         mirrored: Mirrored::No,
         group: EndpointGroup { ports: [port].into(), endpoints },
+        triggered: None,
         problems: Vec::new(),
     })
 }
@@ -113,8 +114,13 @@ fn a_service_with_everything() {
 #[test]
 fn a_service_by_hand_and_an_object_without_effect() {
     let group = slice("other", vec![Endpoint::new(addr("10.0.0.9"))]).group.clone();
-    let object =
-        Endpoints { key: Key::new("default", "web"), mirrorable: true, groups: vec![group], problems: Vec::new() };
+    let object = Endpoints {
+        key: Key::new("default", "web"),
+        mirrorable: true,
+        groups: vec![group],
+        triggered: None,
+        problems: Vec::new(),
+    };
     let by_hand = Service { selector: Selector::None, external_ips: Vec::new(), ..web("web", 1, "10.96.0.1") };
     let view = View { service: &by_hand, slices: &[], endpoints: Some(&object) };
     expect![[r#"

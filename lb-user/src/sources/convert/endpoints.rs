@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Nameless, addr, annotations::Weights, endpoint_ports, key, label, list};
+use super::{Nameless, addr, annotations::Weights, endpoint_ports, key, label, list, triggered};
 use crate::{
     objects::{Endpoint, EndpointGroup, Endpoints},
     sources::wire,
@@ -24,7 +24,7 @@ pub fn endpoints(wire: &wire::Endpoints) -> Endpoints {
     let weights = Weights::read(meta, "an Endpoints object", &mut problems);
     let groups = list(&wire.subsets).iter().enumerate();
     let groups = groups.map(|(i, subset)| group(subset, i, &weights, &mut problems)).collect();
-    Endpoints { key: key(meta), mirrorable, groups, problems }
+    Endpoints { key: key(meta), mirrorable, groups, triggered: triggered(meta), problems }
 }
 
 fn group(subset: &wire::Subset, i: usize, weights: &Weights, problems: &mut Vec<String>) -> EndpointGroup {
@@ -141,6 +141,7 @@ subsets:
                         ],
                     },
                 ],
+                triggered: None,
                 problems: [],
             }
         "#]]

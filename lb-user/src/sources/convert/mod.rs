@@ -6,7 +6,7 @@ mod endpoints;
 mod service;
 mod slice;
 
-use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc};
+use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime};
 
 pub use endpoints::endpoints;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -25,7 +25,23 @@ pub fn node(wire: &wire::Node) -> Node {
         name: text(meta.name.as_deref()),
         zone: label(meta, "topology.kubernetes.io/zone").filter(|zone| !zone.is_empty()).map(Arc::from),
         internal_ips: internal_ips(wire),
+        leaving: is_leaving(wire),
     }
+}
+
+/// The taint that the cluster autoscaler sets before it removes a node (kube-proxy,
+/// pkg/proxy/healthcheck/proxy_health.go).
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
+fn is_leaving(wire: &wire::Node) -> bool {
+    let taints = wire.spec.as_ref().map_or(&[][..], |spec| list(&spec.taints));
+    wire.metadata.deletion_timestamp.is_some() || taints.iter().any(|taint| taint.key == TO_BE_DELETED)
+}
+
+/// When that happened for which endpoints were written. A time that cannot be read is none: it is only measured.
+fn triggered(meta: &ObjectMeta) -> Option<SystemTime> {
+    let text = meta.annotations.as_ref()?.get("endpoints.kubernetes.io/last-change-trigger-time")?;
+    text.parse::<k8s_openapi::jiff::Timestamp>().ok().map(Into::into)
 }
 
 /// kubelet writes them; what is no address is passed over, as is everything else that a node may be called.
@@ -159,6 +175,36 @@ mod tests {
              {type: InternalIP, address: 'fd00::1'}, {type: InternalIP, address: 10.0.0.1}, {type: InternalIP, address: n}]}",
             &["fd00::1", "10.0.0.1"],
         );
+    }
+
+    #[test]
+    fn node_is_leaving_when_it_is_deleted_or_marked_by_the_autoscaler() {
+        let check = |text: &str, leaving: bool| assert_eq!(node(&yaml(text)).leaving, leaving, "{text}");
+        check("metadata: {name: n}", false);
+        check("{metadata: {name: n}, spec: null}", false);
+        check("{metadata: {name: n}, spec: {taints: null}}", false);
+        check(
+            "{metadata: {name: n}, spec: {taints: [{key: node.kubernetes.io/unschedulable, effect: NoSchedule}]}}",
+            false,
+        );
+        let taint = "{key: ToBeDeletedByClusterAutoscaler, value: '1700000000', effect: NoSchedule}";
+        check(&format!("{{metadata: {{name: n}}, spec: {{taints: [{{key: a}}, {taint}]}}}}"), true);
+        check("metadata: {name: n, deletionTimestamp: '2026-01-01T00:00:00Z'}", true);
+    }
+
+    #[test]
+    fn a_trigger_time_is_read_to_the_nanosecond_or_is_none() {
+        let check = |text: &str, expected: Option<std::time::Duration>| {
+            let name = "endpoints.kubernetes.io/last-change-trigger-time".to_owned();
+            let meta = ObjectMeta { annotations: Some([(name, text.to_owned())].into()), ..ObjectMeta::default() };
+            let expected = expected.map(|since| SystemTime::UNIX_EPOCH + since);
+            assert_eq!(triggered(&meta), expected, "{text}");
+        };
+        check("1970-01-01T00:01:00Z", Some(std::time::Duration::from_secs(60)));
+        check("1970-01-01T00:00:01.000000007Z", Some(std::time::Duration::new(1, 7)));
+        check("yesterday", None);
+        check("", None);
+        assert_eq!(triggered(&ObjectMeta::default()), None);
     }
 
     #[test]

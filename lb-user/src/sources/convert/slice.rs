@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Nameless, addr, annotations::Weights, endpoint_ports, key, label, list};
+use super::{Nameless, addr, annotations::Weights, endpoint_ports, key, label, list, triggered};
 use crate::{
     objects::{Endpoint, EndpointGroup, EndpointSlice, Hints, Key, Mirrored},
     sources::wire,
@@ -36,7 +36,7 @@ pub fn endpoint_slice(wire: &wire::EndpointSlice) -> EndpointSlice {
             EndpointGroup::default()
         }
     };
-    EndpointSlice { key, service, mirrored, group, problems }
+    EndpointSlice { key, service, mirrored, group, triggered: triggered(meta), problems }
 }
 
 fn group(
@@ -149,6 +149,7 @@ endpoints:
                         },
                     ],
                 },
+                triggered: None,
                 problems: [],
             }
         "#]]

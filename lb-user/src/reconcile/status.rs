@@ -1,0 +1,94 @@
+//! How the loop of passes is doing: what health and metrics are told from. Time is passed in.
+
+use std::time::SystemTime;
+
+use tokio::time::{Duration, Instant};
+
+use crate::{metrics::Histogram, world::Changes};
+
+/// How the loop is doing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Status {
+    /// Whether a pass over all objects has succeeded, and what it wrote is in service.
+    pub ready: bool,
+    /// Passes so far, those that only waited for sources left out.
+    pub passes: u64,
+    /// Of these: those that failed.
+    pub failures: u64,
+    /// Writes so far.
+    pub writes: u64,
+    /// Why the last one failed.
+    pub error: Option<String>,
+    /// Services for which there is no room.
+    pub refused: usize,
+    /// Warnings that stand about Services.
+    pub warnings: usize,
+    /// Whether the node is being deleted, or marked for it.
+    pub node_is_leaving: bool,
+    /// Since when something waits for a pass that succeeds, if anything does.
+    pub pending_since: Option<Instant>,
+    /// When something last came to wait.
+    pub queued: Option<SystemTime>,
+    /// When a pass last succeeded.
+    pub updated: Option<SystemTime>,
+    /// Changes of objects so far.
+    pub seen: Changes,
+    /// Of these: those that a successful pass has looked at.
+    pub done: Changes,
+    /// How long passes took.
+    pub took: Histogram,
+    /// How long it took from the change of a pod to the maps.
+    pub programming: Histogram,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            ready: false,
+            passes: 0,
+            failures: 0,
+            writes: 0,
+            error: None,
+            refused: 0,
+            warnings: 0,
+            node_is_leaving: false,
+            pending_since: None,
+            queued: None,
+            updated: None,
+            seen: Changes::default(),
+            done: Changes::default(),
+            took: Histogram::of_passes(),
+            programming: Histogram::of_programming(),
+        }
+    }
+}
+
+impl Status {
+    /// Events have come; a pass shall look at them.
+    pub(super) fn queue(&mut self, seen: Changes, node_is_leaving: bool) {
+        self.pending_since = self.pending_since.or_else(|| Some(Instant::now()));
+        self.queued = Some(SystemTime::now());
+        self.seen = seen;
+        self.node_is_leaving = node_is_leaving;
+    }
+
+    /// A pass that took so long is over, and what it wrote is in service unless it failed. `triggers` say when that
+    /// happened which it was about.
+    pub(super) fn pass(&mut self, took: Duration, error: Option<String>, triggers: &[SystemTime]) {
+        self.passes += 1;
+        self.took.observe(took);
+        self.error = error;
+        if self.error.is_some() {
+            self.failures += 1;
+            return;
+        }
+        self.ready = true;
+        let now = SystemTime::now();
+        for trigger in triggers {
+            self.programming.observe(now.duration_since(*trigger).unwrap_or_default());
+        }
+        self.pending_since = None;
+        self.updated = Some(now);
+        self.done = self.seen;
+    }
+}

@@ -76,10 +76,8 @@ fn dir() -> PathBuf {
 fn strip(agent: &Path) -> Result<Vec<u8>> {
     let (dir, program) = (dir(), dir().join(NAME));
     std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-    // The id of a build is made of its symbols too, and they name places of this machine.
-    let flags = ["--strip-all", "--remove-section=.note.gnu.build-id", "-o"];
-    run::run(Command::new("strip").args(flags).args([program.as_path(), agent]))
-        .context("stripping (strip is of binutils)")?;
+    let args = ["--strip-all".as_ref(), "-o".as_ref(), program.as_os_str(), agent.as_os_str()];
+    run::run(Command::new("strip").args(args)).context("stripping (strip is of binutils)")?;
     std::fs::read(&program).with_context(|| format!("reading {}", program.display()))
 }
 

@@ -41,7 +41,7 @@ const STORIES: [(&str, Story); 12] = [
     ("explain_asks_the_api_server", explain_asks_the_api_server),
     ("first_server_that_answers_is_used", first_server_that_answers_is_used),
     ("next_server_takes_over", next_server_takes_over),
-    ("deploy_is_accepted_whole", deploy::is_accepted_whole),
+    ("deploy_variants_are_accepted_whole", deploy::variants_are_accepted_whole),
     (
         "deploys_account_may_read_what_the_agent_reads_and_nothing_else",
         deploy::account_may_read_what_the_agent_reads_and_nothing_else,

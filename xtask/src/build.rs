@@ -75,7 +75,11 @@ pub(crate) fn build(tools: &Tools, profile: Profile, link: Link, test: Option<&s
         }
         if link == Link::Static {
             // With a target named, the flags are for the agent alone: macros and build scripts stay as they are.
-            cargo.args(["--target", &host()?]).env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+            let flags = [vec!["-Ctarget-feature=+crt-static".to_owned()], workspace::remap_flags()].concat();
+            cargo
+                .args(["--target", &host()?])
+                .env_remove("RUSTFLAGS")
+                .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
             // Other flags would otherwise rebuild everything at each change of mind.
             cargo.env("CARGO_TARGET_DIR", workspace::target_dir().join("static"));
         }

@@ -44,7 +44,9 @@ fn rustflags(linker: &Path) -> String {
     let linker = format!("-Clinker={}", linker.display());
     // The architecture decides how a program reads the registers of what it traces; the object is for hosts like ours.
     let arch = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
-    [&linker, "-Clink-arg=--btf", "-Cdebuginfo=2", "-Ccodegen-units=1", &arch].join("\x1f")
+    let flags = [&linker, "-Clink-arg=--btf", "-Cdebuginfo=2", "-Ccodegen-units=1", &arch];
+    // The object's BTF names source files.
+    [flags.map(str::to_owned).to_vec(), workspace::remap_flags()].concat().join("\x1f")
 }
 
 fn place_if_changed(from: &Path, to: &Path) -> Result<()> {

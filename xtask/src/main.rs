@@ -6,6 +6,7 @@ mod btf;
 mod build;
 mod build_ebpf;
 mod demo;
+mod image;
 mod initramfs;
 mod kernel_cache;
 mod kernels;
@@ -39,6 +40,8 @@ enum Verb {
     BuildEbpf(build_ebpf::Args),
     /// Compile the eBPF programs and the agent, and print the agent's path.
     Build(build::Args),
+    /// Make a container image of the agent, and print the archive's path, its size and the image's digest.
+    Image(image::Args),
     /// Run everything that must pass before a change lands; the last line is the count.
     Test(test::Args),
     /// Measure, and print a table for each bench.
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::main(&args),
         Verb::BuildEbpf(args) => build_ebpf::main(&args),
         Verb::Build(args) => build::main(&args),
+        Verb::Image(args) => image::main(&args),
         Verb::Test(args) => Ok(test::main(&args)),
         Verb::Bench(args) => bench::main(&args),
         Verb::Kernels(args) => kernels::main(&args),

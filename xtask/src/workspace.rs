@@ -29,7 +29,19 @@ pub(crate) fn cache() -> PathBuf {
 
 /// Where `cargo install` puts programs.
 pub(crate) fn cargo_bin_dirs() -> Vec<PathBuf> {
+    cargo_homes().map(|dir| dir.join("bin")).collect()
+}
+
+/// Flags of rustc that give the places of this machine neutral names, so that what is built does not depend on them.
+pub(crate) fn remap_flags() -> Vec<String> {
+    // The last that fits counts: the target directory is often inside of the checkout.
+    let homes = cargo_homes().map(|dir| (dir, "/cargo"));
+    let places = homes.chain([(root(), "/beeline"), (target_dir(), "/target")]);
+    places.map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())).collect()
+}
+
+fn cargo_homes() -> impl Iterator<Item = PathBuf> {
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
-    cargo_home.into_iter().chain(home).map(|dir| dir.join("bin")).collect()
+    cargo_home.into_iter().chain(home)
 }

@@ -20,29 +20,39 @@ fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
 }
 
-fn apply(server: &ApiServer, flags: &[&str]) -> String {
-    let deploy = deploy();
-    server.kubectl(&[&["apply", "-k", deploy.to_str().expect("a path")], flags].concat())
-}
+/// What each variant is about, as the API server would keep it in the DaemonSet.
+const VARIANTS: [(&str, &str, &str); 4] = [
+    ("", "/spec/template/spec/containers/0/securityContext/privileged", "true"),
+    ("overlays/without-kube-proxy", "/spec/template/spec/containers/0/args/2", "--api-server=https://192.0.2.10:6443"),
+    ("overlays/kube-proxy-labels", "/spec/template/metadata/labels/k8s-app", "kube-proxy"),
+    ("overlays/least-capabilities", "/spec/template/spec/containers/0/securityContext/privileged", "false"),
+];
 
-/// The API server takes all of it, and takes it for what it is: no field is unknown, nothing is warned of.
-pub(crate) fn is_accepted_whole(server: &mut ApiServer) {
-    let said = apply(server, &["--dry-run=server", "--validate=strict", "--warnings-as-errors"]);
-    let expected = [
-        "serviceaccount/beeline",
-        "clusterrole.rbac.authorization.k8s.io/beeline",
-        "clusterrolebinding.rbac.authorization.k8s.io/beeline",
-        "daemonset.apps/beeline",
-    ];
-    for object in expected {
-        assert!(said.contains(&format!("{object} created (server dry run)")), "{object}: {said}");
+/// The API server takes all of each variant, and takes it for what it is: no field is unknown, nothing is warned of.
+pub(crate) fn variants_are_accepted_whole(server: &mut ApiServer) {
+    let overlays = std::fs::read_dir(deploy().join("overlays")).expect("overlays");
+    assert_eq!(overlays.count() + 1, VARIANTS.len(), "each overlay has its row");
+    for (dir, field, expected) in VARIANTS {
+        let dir = deploy().join(dir);
+        let flags = ["--dry-run=server", "--validate=strict", "--warnings-as-errors", "--output=json"];
+        let said = server.kubectl(&[&["apply", "-k", dir.to_str().expect("a path")], flags.as_slice()].concat());
+        let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        let objects = said["items"].as_array().expect("a List");
+        let kinds: Vec<_> = objects.iter().map(|object| object["kind"].as_str().unwrap_or_default()).collect();
+        assert_eq!(kinds, ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"], "{}", dir.display());
+        let daemonset = &objects[3];
+        let value = daemonset.pointer(field).unwrap_or_else(|| panic!("{}: no {field}: {daemonset}", dir.display()));
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        assert_eq!(value, expected, "{}", dir.display());
+        // It cannot be changed, so variants that differed in it could not take each other's place.
+        let selector = serde_json::json!({"matchLabels": {"app.kubernetes.io/name": "beeline"}});
+        assert_eq!(daemonset["spec"]["selector"], selector, "{}", dir.display());
     }
-    assert_eq!(said.lines().count(), expected.len(), "{said}");
 }
 
 /// An agent with the account's own token sees the four kinds and their changes; the account may do nothing else.
 pub(crate) fn account_may_read_what_the_agent_reads_and_nothing_else(server: &mut ApiServer) {
-    apply(server, &[]);
+    server.kubectl(&["apply", "-k", deploy().to_str().expect("a path")]);
     let token = server.kubectl(&["create", "token", "beeline", "--namespace=kube-system"]);
     let kubeconfig = server.kubeconfig_with(token.trim());
     let mut source = Source::new(Options { kubeconfig: Some(kubeconfig), ..options(server) });

@@ -1,0 +1,167 @@
+//! Verb `image`: the static agent as a container image, from scratch and the same for the same commit, wherever it is built.
+
+mod archive;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+
+use crate::build::{self, Link, Profile};
+use crate::setup::{self, Need};
+use crate::toolchain::Kind;
+use crate::{run, workspace};
+use archive::{Archive, Image};
+
+/// What the image and its one file are called.
+const NAME: &str = "beeline";
+
+/// Arguments of `image`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The image's name, with a registry if it goes to one; the tag is the version.
+    #[arg(long, default_value = NAME)]
+    name: String,
+    /// The compiler of the eBPF programs, rather than the best that there is.
+    #[arg(long, value_enum)]
+    toolchain: Option<Kind>,
+}
+
+/// Runs the verb: prints the archive's path, what it weighs, and the image's digest.
+pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    let architecture = architecture(std::env::consts::ARCH)?;
+    let built = build::build(&setup::ensure(Need::Build, args.toolchain)?, Profile::Release, Link::Static, None)?;
+    let (binary, archive, path) = run::step("image", || {
+        let binary = strip(&built.agent)?;
+        let archive = write(&args.name, architecture, &binary)?;
+        let path = dir().join(format!("{NAME}-{}-{architecture}.tar", env!("CARGO_PKG_VERSION")));
+        std::fs::write(&path, &archive.bytes).with_context(|| format!("writing {}", path.display()))?;
+        Ok((binary.len(), archive, path))
+    })?;
+    run::print(&path.display().to_string());
+    run::print(&format!("program {}, layer {}, archive {}", mb(binary), mb(archive.layer), mb(archive.bytes.len())));
+    run::print(&archive.digest);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(name: &str, architecture: &str, binary: &[u8]) -> Result<Archive> {
+    let created = rfc3339(created()?);
+    let revision = revision();
+    let mut labels = vec![
+        ("title", "Beeline"),
+        ("description", "Load balancer for Kubernetes Services at the socket"),
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("created", &created),
+        // Of the agent, and of the eBPF programs in it.
+        ("licenses", concat!("(", env!("CARGO_PKG_LICENSE"), ") AND GPL-2.0-only")),
+    ];
+    labels.extend(revision.iter().map(|revision| ("revision", revision.as_str())));
+    let image = Image {
+        name,
+        version: env!("CARGO_PKG_VERSION"),
+        architecture,
+        created: &created,
+        labels: &labels,
+        program: (NAME, binary),
+    };
+    archive::write(&image).context("writing the archive")
+}
+
+/// In the checkout even if CARGO_TARGET_DIR points elsewhere: deploy/Containerfile names it.
+fn dir() -> PathBuf {
+    workspace::root().join("target/image")
+}
+
+/// Places the agent without symbols, which are three quarters of it, beside the archive. Panics name their line without them.
+fn strip(agent: &Path) -> Result<Vec<u8>> {
+    let (dir, program) = (dir(), dir().join(NAME));
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let args = ["--strip-all".as_ref(), "-o".as_ref(), program.as_os_str(), agent.as_os_str()];
+    run::run(Command::new("strip").args(args)).context("stripping (strip is of binutils)")?;
+    std::fs::read(&program).with_context(|| format!("reading {}", program.display()))
+}
+
+/// The machine as OCI names it.
+fn architecture(rust: &str) -> Result<&'static str> {
+    match rust {
+        "x86_64" => Ok("amd64"),
+        "aarch64" => Ok("arm64"),
+        _ => bail!("images are for x86_64 and aarch64, and this machine is {rust}"),
+    }
+}
+
+/// Time of the sources, in seconds since 1970: the user's word, or the commit's. That of the build would be another each time.
+fn created() -> Result<u64> {
+    // https://reproducible-builds.org/specs/source-date-epoch/
+    if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
+        return epoch
+            .parse()
+            .with_context(|| format!("SOURCE_DATE_EPOCH is {epoch}, and should be seconds since 1970"));
+    }
+    // Sources without a repository, such as those of a release's archive, have no time to tell.
+    let commit = git(&["log", "-1", "--format=%ct"]).unwrap_or_else(|_| "0".to_owned());
+    commit.parse().with_context(|| format!("git tells {commit} as a commit's time"))
+}
+
+/// The commit, and whether there is more to it than what was committed; none without a repository.
+fn revision() -> Option<String> {
+    let commit = git(&["rev-parse", "HEAD"]).ok()?;
+    let changes = git(&["status", "--porcelain"]).ok()?;
+    Some(if changes.is_empty() { commit } else { format!("{commit}-dirty") })
+}
+
+fn git(args: &[&str]) -> Result<String> {
+    let said = run::capture(Command::new("git").arg("-C").arg(workspace::root()).args(args))?;
+    Ok(said.trim().to_owned())
+}
+
+/// Seconds since 1970 as a date and time of UTC.
+fn rfc3339(seconds: u64) -> String {
+    let (mut days, rest) = (seconds / 86_400, seconds % 86_400);
+    let is_leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+    let mut year = 1970;
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let mut month = 1;
+    for length in [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", days + 1)
+}
+
+fn mb(bytes: usize) -> String {
+    let tenths = bytes / 100_000;
+    format!("{}.{} MB", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_dates() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(rfc3339(951_868_799), "2000-02-29T23:59:59Z");
+        assert_eq!(rfc3339(1_735_689_599), "2024-12-31T23:59:59Z");
+        assert_eq!(rfc3339(4_107_542_400), "2100-03-01T00:00:00Z");
+    }
+
+    #[test]
+    fn machines_have_their_names() {
+        assert_eq!(architecture("aarch64").unwrap(), "arm64");
+        assert!(architecture("riscv64").unwrap_err().to_string().contains("riscv64"));
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!(mb(12_345_678), "12.3 MB");
+    }
+}

@@ -318,6 +318,16 @@ pub struct Affinity {
     pub _pad: u32,
 }
 
+impl Affinity {
+    /// Whether it still counts at `now`, for a service port with affinity of so many seconds; 0 is none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn lasts(&self, seconds: u32, now: u64) -> bool {
+        const SECOND: u64 = 1_000_000_000;
+        now.saturating_sub(self.used) < seconds as u64 * SECOND
+    }
+}
+
 /// A lock in a map value, by the name under which the kernel knows it (Linux 5.1).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

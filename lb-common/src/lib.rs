@@ -17,5 +17,7 @@ pub use layout::{
     SlotKey, bpf_spin_lock, capacity,
 };
 pub use scheduler::Scheduler;
-pub use select::{Caller, Cause, Choice, State, Tables, Verdict, frontend_at, is_own, list_for, select, take_turn};
+pub use select::{
+    Caller, Cause, Choice, State, Tables, Verdict, frontend_at, is_own, kept, list_for, select, take_turn,
+};
 pub use translation::{MAX_TRANSLATIONS, Put, TcpSock, Translation, Translations};

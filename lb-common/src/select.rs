@@ -227,15 +227,8 @@ fn schedule(
     }
     let key = AffinityKey { netns: caller.netns(), service: choice.service, _pad: 0 };
     let now = caller.now();
-    if let Some(kept) = tables.affinity(&key)
-        && now.saturating_sub(kept.used) < u64::from(service.affinity_seconds) * SECOND
-        && let Some(backend) = tables.backend(kept.backend)
-        // One that has left the list in use counts no more (semantics: rule 7).
-        && backend.service == choice.service
-        && backend.flags & BackendFlags::of(list) != 0
-    {
-        tables.stick(&key, kept.backend, now);
-        let choice = Choice { backend: kept.backend, addr: backend.addr, port: backend.port, ..choice };
+    if let Some(choice) = kept(tables, &key, service, list, now) {
+        tables.stick(&key, choice.backend, now);
         return Outcome { step: Step::Chosen, choice };
     }
     let outcome = pick(tables, caller, dest, service, list, avoid, choice);
@@ -243,6 +236,24 @@ fn schedule(
         tables.stick(&key, outcome.choice.backend, now);
     }
     outcome
+}
+
+/// The backend of `list` to which a client sticks. One that has left the list in use counts no more (semantics: rule 7).
+#[inline(always)]
+pub fn kept(
+    tables: &(impl Tables + State),
+    key: &AffinityKey,
+    service: &Service,
+    list: List,
+    now: u64,
+) -> Option<Choice> {
+    let affinity = tables.affinity(key)?;
+    if !affinity.lasts(service.affinity_seconds, now) {
+        return None;
+    }
+    let Backend { addr, port, flags, service } = tables.backend(affinity.backend)?;
+    let stands = service == key.service && flags & BackendFlags::of(list) != 0;
+    if stands { Some(Choice { service, backend: affinity.backend, addr, port }) } else { None }
 }
 
 /// Chooses as the scheduler says. Never walks the list.
@@ -303,8 +314,6 @@ const fn chosen(step: Step, slot: &Slot, choice: Choice) -> Outcome {
         choice: Choice { backend: slot.backend, addr: slot.addr, port: slot.port, service: choice.service },
     }
 }
-
-const SECOND: u64 = 1_000_000_000;
 
 #[inline(always)]
 const fn counts_open(scheduler: u32) -> bool {

@@ -15,7 +15,7 @@ use tokio::{
 use tracing::info;
 
 use crate::{
-    datapath::{Datapath, Sizes, environment, pins::Pins},
+    datapath::{Datapath, Sizes, environment, pins::Pins, stats::StatMaps},
     health::{self, Told},
     http::Port,
     metrics,
@@ -105,6 +105,10 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let mut log = datapath.take_log()?;
     log.listen()?;
     let reconciler = Reconciler::new(datapath.store()?, &config.node_name, config.settings);
+    // A first start has no counts yet.
+    let counts = pins.current().join("PORT_STATS").exists().then(|| StatMaps::open(&pins.current())).transpose()?;
+    let held = counts.map_or(Ok((0, 0)), |counts| counts.highest_ids())?;
+    let reconciler = reconciler.beyond(held);
     let reaper = reaper::start(pins.current())?;
     tasks.spawn(reconcile::run(reconciler, Service { datapath, cgroup, reaper }, inbox, status));
     let directory = pins.current();

@@ -19,6 +19,13 @@ impl Ids {
         self.next = id.wrapping_add(1).max(1);
     }
 
+    /// Goes on after `id`, unless that is done already.
+    pub fn beyond(&mut self, id: u32) {
+        if id >= self.next {
+            self.seen(id);
+        }
+    }
+
     /// A free id. `in_use` must not hold for all of them.
     pub fn take(&mut self, in_use: impl Fn(u32) -> bool) -> u32 {
         let mut id = self.next;
@@ -38,6 +45,10 @@ mod tests {
     fn i7_ids_go_up_wrap_around_and_leave_out_zero_and_the_living() {
         let mut ids = Ids::default();
         assert_eq!([ids.take(|_| false), ids.take(|_| false), ids.take(|id| id == 3)], [1, 2, 4]);
+        ids.beyond(2);
+        assert_eq!(ids.take(|_| false), 5);
+        ids.beyond(7);
+        assert_eq!(ids.take(|_| false), 8);
         ids.seen(u32::MAX - 1);
         assert_eq!([ids.take(|_| false), ids.take(|id| id < 3), ids.take(|_| false)], [u32::MAX, 3, 4]);
     }

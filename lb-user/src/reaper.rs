@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::{Counter, FrontendKey, NEVER, Proto};
+use lb_common::{Counter, FrontendKey, NEVER, Proto, Service};
 use tracing::{info, warn};
 
 use crate::{
@@ -36,7 +36,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// When there can be no more threads.
 pub fn start(directory: PathBuf) -> Result<Sender<Aftermath>> {
     let (sender, receiver) = channel();
-    let run = move || Reaper { directory, waiting: Waiting::default() }.run(&receiver);
+    let now = Instant::now();
+    let run = move || Reaper { directory, waiting: Waiting::default(), start: now, scan: None }.run(&receiver);
     thread::Builder::new().name("reaper".to_owned()).spawn(run).context("starting a thread")?;
     Ok(sender)
 }
@@ -44,6 +45,9 @@ pub fn start(directory: PathBuf) -> Result<Sender<Aftermath>> {
 struct Reaper {
     directory: PathBuf,
     waiting: Waiting,
+    start: Instant,
+    /// When what went while no agent ran is looked at again, at the latest; none when nothing of it is left to do.
+    scan: Option<Instant>,
 }
 
 impl Reaper {
@@ -51,22 +55,25 @@ impl Reaper {
         let mut sweep = Instant::now() + SWEEP;
         let mut first = true;
         loop {
-            let wake = self.waiting.next().map_or(sweep, |next| next.min(sweep));
-            match passes.recv_timeout(wake.saturating_duration_since(Instant::now())) {
+            let wake = [self.waiting.next(), self.scan].into_iter().flatten().fold(sweep, Instant::min);
+            let passed = match passes.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(mut aftermath) => {
                     passes.try_iter().for_each(|later| aftermath.append(later));
                     self.waiting.add(&aftermath.departed, Instant::now());
-                    if first {
-                        // What went while no agent ran; the maps are right now.
-                        self.attempt("looking for sockets to end", Self::scan);
-                        self.attempt("removing counts of what has gone", Self::sweep);
-                        first = false;
-                    }
                     self.attempt("looking for listeners on NodePorts", |reaper| reaper.bound(&aftermath.node_ports));
+                    true
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => false,
                 Err(RecvTimeoutError::Disconnected) => return,
+            };
+            // From the first pass on the maps are right.
+            if passed && first {
+                self.attempt("removing counts of what has gone", Self::sweep);
             }
+            if (passed && first) || self.scan.is_some_and(|scan| passed || scan <= Instant::now()) {
+                self.attempt("looking for sockets to end", Self::scan);
+            }
+            first &= !passed;
             self.attempt("ending sockets", Self::end_due);
             if Instant::now() >= sweep {
                 self.attempt("removing counts of what has gone", Self::sweep);
@@ -89,10 +96,12 @@ impl Reaper {
         }
         let store = BpfStore::open(&self.directory)?;
         let state = |id| {
-            store.service(id).map_or(Servers::Gone, |service| match service.cluster_len + service.local_len {
-                0 => Servers::None,
-                _ => Servers::Some,
-            })
+            match store.service(id) {
+                Ok(None) => Servers::Gone,
+                Ok(Some(service)) if service.cluster_len + service.local_len > 0 => Servers::Some,
+                // What cannot be read is looked at again.
+                Ok(Some(_)) | Err(_) => Servers::None,
+            }
         };
         let maps = StatMaps::open(&self.directory)?;
         // Where counts had no room, nobody knows who has it.
@@ -148,31 +157,58 @@ impl Reaper {
         maps.sweep(&Living::open(&self.directory)?, now()?)
     }
 
-    /// Everything that has a backend which is not there.
+    /// What went while no agent ran. Nobody knows when, so that the time of a drain begins with the agent.
     fn scan(&mut self) -> Result<()> {
+        self.scan = None;
         let living = Living::open(&self.directory)?;
         let stats = StatMaps::open(&self.directory)?.read()?;
         let store = BpfStore::open(&self.directory)?;
-        let orphans = || stats.backends.iter().filter(|(id, stats)| stats.open > 0 && !living.has_backend(**id));
-        if orphans().next().is_none() {
-            return Ok(());
-        }
-        let spared = |id: u32, proto: Proto| {
-            let Some(service) = stats.backends.get(&id).map(|stats| stats.service) else { return true };
-            let Some(service) = store.service(service) else { return false };
-            match proto {
-                Proto::Tcp => service.drain_seconds == NEVER,
-                _ => service.cluster_len + service.local_len == 0,
-            }
+        let running = self.start.elapsed();
+        let fate = |id: u32, proto: Proto| match stats.backends.get(&id) {
+            // Of a service port that has gone too, nobody knows the protocol: both are looked for.
+            Some(stats) if store.name(stats.service).is_some_and(|name| name.proto != proto) => Fate::Lives,
+            Some(stats) if !living.has_backend(id) => match store.service(stats.service) {
+                Ok(service) => fate(proto, service, running),
+                Err(_) => Fate::Lives,
+            },
+            _ => Fate::Lives,
         };
+        let held = || stats.backends.iter().filter(|(_, stats)| stats.open > 0).map(|(id, _)| *id);
         for proto in [Proto::Udp, Proto::Tcp] {
-            // TCP sockets of a Service that has gone stay, as nobody knows any more what it wanted.
-            let gone = |id: u32| stats.backends.get(&id).is_none_or(|stats| store.service(stats.service).is_none());
-            let alive = |id: u32| living.has_backend(id) || spared(id, proto) || (proto == Proto::Tcp && gone(id));
-            let report = sockets::end_all(&self.directory, proto, &alive)?;
-            tell(&self.directory, &report, |backend| service_of(&stats, backend))?;
+            if held().any(|id| fate(id, proto) == Fate::Ends) {
+                let report = sockets::end_all(&self.directory, proto, &|id| fate(id, proto) != Fate::Ends)?;
+                tell(&self.directory, &report, |backend| service_of(&stats, backend))?;
+            }
+            let later = held().filter_map(|id| if let Fate::Later(at) = fate(id, proto) { Some(at) } else { None });
+            self.scan = later.map(|at| self.start + at).chain(self.scan).min();
         }
         Ok(())
+    }
+}
+
+/// What becomes of a socket whose backend went while no agent ran.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fate {
+    /// It stays as it is.
+    Lives,
+    /// It ends now.
+    Ends,
+    /// It is looked at again when the agent has run for so long, or after a pass.
+    Later(Duration),
+}
+
+/// The fate of a socket of a service port, none if that has gone too; the agent has run for `running`.
+fn fate(proto: Proto, service: Option<Service>, running: Duration) -> Fate {
+    match (proto, service) {
+        // Nobody knows any more how its TCP sockets were to drain.
+        (Proto::Tcp, None) => Fate::Lives,
+        (Proto::Tcp, Some(Service { drain_seconds: NEVER, .. })) => Fate::Lives,
+        (Proto::Tcp, Some(Service { drain_seconds, .. })) => match Duration::from_secs(drain_seconds.into()) {
+            drain if drain <= running => Fate::Ends,
+            drain => Fate::Later(drain),
+        },
+        (_, Some(service)) if service.cluster_len + service.local_len == 0 => Fate::Later(running + SWEEP),
+        _ => Fate::Ends,
     }
 }
 
@@ -263,6 +299,25 @@ mod tests {
     fn departed(backend: u32, service: u32, proto: Proto, drain: Drain) -> Departed {
         let target = "10.0.0.1:53".parse::<std::net::SocketAddr>().expect("an address").into();
         Departed { backend, service, proto, target, drain }
+    }
+
+    #[test]
+    fn rule_8_what_went_while_no_agent_ran_ends_no_sooner_than_its_service_says() {
+        let service = |len, drain_seconds| Some(Service { cluster_len: len, drain_seconds, ..Service::default() });
+        let at = Duration::from_secs;
+        let cases = [
+            (Proto::Udp, service(1, NEVER), Fate::Ends),
+            (Proto::Udp, service(0, NEVER), Fate::Later(at(10) + SWEEP)),
+            (Proto::Udp, None, Fate::Ends),
+            (Proto::Tcp, service(1, NEVER), Fate::Lives),
+            (Proto::Tcp, service(1, 0), Fate::Ends),
+            (Proto::Tcp, service(0, 10), Fate::Ends),
+            (Proto::Tcp, service(1, 11), Fate::Later(at(11))),
+            (Proto::Tcp, None, Fate::Lives),
+        ];
+        for (proto, service, expected) in cases {
+            assert_eq!(fate(proto, service, at(10)), expected, "{proto:?} {service:?}");
+        }
     }
 
     #[test]

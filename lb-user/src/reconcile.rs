@@ -47,6 +47,8 @@ pub struct Reconciler<S> {
     shadow: Option<Shadow>,
     /// Where the last shadow's ids went on.
     ids: Option<(Ids, Ids)>,
+    /// The highest ids of a service port and a backend that sockets may still name, from before this agent.
+    held: (u32, u32),
     /// What the next pass has to look at: everything, after a start and a resync.
     scope: Scope,
     /// Services to be planned again: a write failed, or there was no room.
@@ -132,12 +134,19 @@ impl<S: Store> Reconciler<S> {
             store,
             shadow: None,
             ids: None,
+            held: (0, 0),
             scope: Scope::World,
             pending: BTreeSet::new(),
             warnings: BTreeMap::new(),
             refused: Vec::new(),
             node_ports: BTreeSet::new(),
         }
+    }
+
+    /// Gives no id of a service port or a backend up to these, which sockets may still name (invariant I7).
+    #[must_use]
+    pub fn beyond(self, held: (u32, u32)) -> Self {
+        Self { held, ..self }
     }
 
     /// Takes events in. Writes nothing.
@@ -252,8 +261,9 @@ impl<S: Store> Reconciler<S> {
         if self.shadow.is_none() {
             let dump = self.store.dump().context("reading the maps")?;
             let (mut shadow, oddities) = Shadow::from_dump(&dump);
-            if let Some(ids) = self.ids {
-                shadow.continue_ids(ids);
+            match self.ids {
+                Some(ids) => shadow.continue_ids(ids),
+                None => shadow.begin_beyond(self.held),
             }
             for oddity in oddities.iter().take(MOST_ODDITIES) {
                 tracing::info!(oddity, "found in the maps, will be mended");

@@ -179,6 +179,12 @@ impl Shadow {
         self.backend_ids = backend_ids;
     }
 
+    /// Lets new service ports and backends begin beyond these ids, which sockets may still name.
+    pub fn begin_beyond(&mut self, (port, backend): (u32, u32)) {
+        self.port_ids.beyond(port);
+        self.backend_ids.beyond(backend);
+    }
+
     /// Whether an id of a service port is in use anywhere.
     #[must_use]
     pub fn port_in_use(&self, id: u32) -> bool {

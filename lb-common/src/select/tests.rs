@@ -58,6 +58,8 @@ impl State for Mem {
     }
 }
 
+const SECOND: u64 = 1_000_000_000;
+
 /// A client; its random numbers come from a fixed sequence.
 struct Client {
     netns: u64,
@@ -305,6 +307,14 @@ fn rule_7_a_client_sticks_to_a_backend_of_the_list_in_use_until_its_time_is_over
     let next = ask(&mem, &at(304, 3), 80);
     assert_ne!(next, stuck);
     assert_eq!(ask(&mem, &at(305, 3), 80), next);
+}
+
+#[test]
+fn rule_7_affinity_lasts_its_seconds_and_0_is_none() {
+    let lasts = |seconds, idle: u64| Affinity { used: 5, backend: 1, _pad: 0 }.lasts(seconds, 5 + idle);
+    assert!(lasts(10, 10 * SECOND - 1));
+    assert!(!lasts(10, 10 * SECOND));
+    assert!(!lasts(0, 0));
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::{fmt::Write as _, net::SocketAddr, path::Path, process::ExitCode};
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use lb_common::{
-    AffinityKey, BackendFlags, Caller as _, Cause, Frontend, FrontendKey, Kind, List, Proto, Scheduler, Service, Slot,
-    SlotKey, State as _, Verdict, frontend_at, list_for, select,
+    AffinityKey, Caller as _, Cause, Frontend, FrontendKey, Kind, List, Proto, Scheduler, Service, Slot, SlotKey,
+    State as _, Verdict, frontend_at, kept, list_for, select,
 };
 
 use crate::{
@@ -77,7 +77,8 @@ fn explain(live: &Live, client: &Client, destination: SocketAddr, proto: Proto) 
             let service = live.dump.services.get(&choice.service).copied().unwrap_or_default();
             let list = list_for(frontend.kind, &service);
             policies(&mut text, live, client, frontend, &service, list)?;
-            let stuck = stuck(live, client, choice.service, &service, list);
+            let key = AffinityKey { netns: client.netns(), service: choice.service, _pad: 0 };
+            let stuck = kept(live, &key, &service, list, client.now()).is_some();
             backends(&mut text, live, choice.service, &service, list)?;
             let to = SocketAddr::new(choice.addr.to_ip(), choice.port);
             let scheduler = Scheduler::from_number(service.scheduler).unwrap_or_default();
@@ -146,16 +147,6 @@ fn policies(
         writeln!(text, "  affinity   ClientIP, {seconds} s after the last connect; {state}")?;
     }
     Ok(())
-}
-
-/// Whether the client's choice is made already.
-fn stuck(live: &Live, client: &Client, id: u32, service: &Service, list: List) -> bool {
-    let kept = live.affinity(&AffinityKey { netns: client.netns(), service: id, _pad: 0 });
-    let lives = |backend: &lb_common::Backend| backend.service == id && backend.flags & BackendFlags::of(list) != 0;
-    kept.is_some_and(|kept| {
-        client.now().saturating_sub(kept.used) < u64::from(service.affinity_seconds) * 1_000_000_000
-            && live.dump.backends.get(&kept.backend).is_some_and(lives)
-    })
 }
 
 fn backends(text: &mut String, live: &Live, id: u32, service: &Service, list: List) -> Result<()> {

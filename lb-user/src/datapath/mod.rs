@@ -6,6 +6,7 @@ pub mod pins;
 pub mod programs;
 pub mod stats;
 pub mod sys;
+pub mod typed;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

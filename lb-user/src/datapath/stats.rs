@@ -1,56 +1,12 @@
 //! What the programs count for each service port and backend, and who sticks to what: read from the pins, and swept of
 //! what has gone.
 
-use std::{collections::BTreeMap, marker::PhantomData, os::fd::AsFd as _, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
-use anyhow::{Context as _, Result};
-use aya::{Pod, maps::MapData};
+use anyhow::Result;
 use lb_common::{Affinity, AffinityKey, Backend, BackendStats, PortStats, Service};
 
-use super::sys::{self, Stopped};
-
-/// A pinned hash map with its types.
-struct Pinned<K, V> {
-    name: &'static str,
-    map: MapData,
-    types: PhantomData<(K, V)>,
-}
-
-impl<K: Pod, V: Pod> Pinned<K, V> {
-    fn open(directory: &Path, name: &'static str) -> Result<Self> {
-        let path = directory.join(name);
-        let map = MapData::from_pin(&path).with_context(|| format!("opening the pinned map {}", path.display()))?;
-        Ok(Self { name, map, types: PhantomData })
-    }
-
-    fn read(&self) -> Result<Vec<(K, V)>> {
-        sys::read_all(self.map.fd().as_fd()).with_context(|| format!("reading the map {}", self.name))
-    }
-
-    fn get(&self, key: &K) -> Result<Option<V>> {
-        sys::lookup(self.map.fd().as_fd(), key).with_context(|| format!("reading the map {}", self.name))
-    }
-
-    fn put(&self, key: K, value: V) -> Result<()> {
-        let stopped = |Stopped { error, .. }| error;
-        sys::update_batch(self.map.fd().as_fd(), &[key], &[value])
-            .map_err(stopped)
-            .with_context(|| format!("writing the map {}", self.name))
-    }
-
-    /// Deletes the entries; what is not there is deleted.
-    fn delete(&self, keys: &[K]) -> Result<()> {
-        for key in keys {
-            match sys::delete_batch(self.map.fd().as_fd(), &[*key]) {
-                Err(Stopped { error, .. }) if error.raw_os_error() != Some(libc::ENOENT) => {
-                    return Err(error).with_context(|| format!("writing the map {}", self.name));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-}
+use super::typed::TypedMap;
 
 /// The counts of a moment, by id.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -83,10 +39,10 @@ pub struct Unsorted {
 
 /// The pinned maps of counts and affinity.
 pub struct StatMaps {
-    ports: Pinned<u32, PortStats>,
-    backends: Pinned<u32, BackendStats>,
-    killed: Pinned<u32, u64>,
-    affinity: Pinned<AffinityKey, Affinity>,
+    ports: TypedMap<u32, PortStats>,
+    backends: TypedMap<u32, BackendStats>,
+    killed: TypedMap<u32, u64>,
+    affinity: TypedMap<AffinityKey, Affinity>,
 }
 
 impl StatMaps {
@@ -96,10 +52,10 @@ impl StatMaps {
     /// When one is missing or cannot be opened.
     pub fn open(directory: &Path) -> Result<Self> {
         Ok(Self {
-            ports: Pinned::open(directory, "PORT_STATS")?,
-            backends: Pinned::open(directory, "BACKEND_STATS")?,
-            killed: Pinned::open(directory, "PORT_KILLED")?,
-            affinity: Pinned::open(directory, "AFFINITY")?,
+            ports: TypedMap::open(directory, "PORT_STATS")?,
+            backends: TypedMap::open(directory, "BACKEND_STATS")?,
+            killed: TypedMap::open(directory, "PORT_KILLED")?,
+            affinity: TypedMap::open(directory, "AFFINITY")?,
         })
     }
 
@@ -124,6 +80,17 @@ impl StatMaps {
         Ok(Unsorted { ports: self.ports.read()?, backends: self.backends.read()?, killed: self.killed.read()? })
     }
 
+    /// The highest ids of a service port and of a backend that sockets of this node may still name.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn highest_ids(&self) -> Result<(u32, u32)> {
+        let Unsorted { ports, backends, .. } = self.read_unsorted()?;
+        let of_backends = backends.iter().map(|(_, stats)| stats.service);
+        let port = ports.iter().map(|(id, _)| *id).chain(of_backends).max();
+        Ok((port.unwrap_or(0), backends.iter().map(|(id, _)| *id).max().unwrap_or(0)))
+    }
+
     /// Who sticks to what, over or not.
     ///
     /// # Errors
@@ -138,7 +105,7 @@ impl StatMaps {
     /// When the map cannot be written.
     pub fn add_killed(&self, service: u32, count: u64) -> Result<()> {
         let before = self.killed.get(&service)?.unwrap_or(0);
-        self.killed.put(service, before + count)
+        Ok(self.killed.put(&[service], &[before + count])?)
     }
 
     /// The counts of one backend.
@@ -164,25 +131,20 @@ impl StatMaps {
         let ports: Vec<u32> = gone(&mut counts.ports.keys().copied());
         let killed: Vec<u32> = gone(&mut counts.killed.keys().copied());
         let over = self.affinity()?.into_iter().filter(|(key, value)| {
-            is_over(value, living.affinity_seconds(key.service), now) || !living.has_backend(value.backend)
+            !value.lasts(living.affinity_seconds(key.service).unwrap_or(0), now) || !living.has_backend(value.backend)
         });
         let over: Vec<AffinityKey> = over.map(|(key, _)| key).collect();
         self.backends.delete(&backends)?;
         self.ports.delete(&ports)?;
         self.killed.delete(&killed)?;
-        self.affinity.delete(&over)
+        Ok(self.affinity.delete(&over)?)
     }
-}
-
-/// Whether affinity is over, of a service port with affinity of so many seconds, or that is gone.
-fn is_over(value: &Affinity, seconds: Option<u32>, now: u64) -> bool {
-    now.saturating_sub(value.used) >= u64::from(seconds.unwrap_or(0)) * 1_000_000_000
 }
 
 /// Whether something is in the maps that the agent writes. What cannot be read counts as there.
 pub struct Living {
-    services: Pinned<u32, Service>,
-    backends: Pinned<u32, Backend>,
+    services: TypedMap<u32, Service>,
+    backends: TypedMap<u32, Backend>,
 }
 
 impl Living {
@@ -191,7 +153,7 @@ impl Living {
     /// # Errors
     /// When one is missing or cannot be opened.
     pub fn open(directory: &Path) -> Result<Self> {
-        Ok(Self { services: Pinned::open(directory, "SERVICES")?, backends: Pinned::open(directory, "BACKENDS")? })
+        Ok(Self { services: TypedMap::open(directory, "SERVICES")?, backends: TypedMap::open(directory, "BACKENDS")? })
     }
 
     /// Whether there is a backend of this id.
@@ -206,19 +168,5 @@ impl Living {
             .get(&id)
             .unwrap_or(Some(Service { affinity_seconds: u32::MAX, ..Service::default() }))
             .map(|service| service.affinity_seconds)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rule_7_affinity_is_over_when_its_time_is() {
-        let over = |seconds, idle: u64| is_over(&Affinity { used: 5, backend: 1, _pad: 0 }, seconds, 5 + idle);
-        assert!(!over(Some(10), 9_999_999_999));
-        assert!(over(Some(10), 10_000_000_000));
-        assert!(over(Some(0), 0), "the Service has no affinity any more");
-        assert!(over(None, 0), "the Service has gone");
     }
 }

@@ -34,7 +34,8 @@ fn fd_number(fd: BorrowedFd<'_>) -> u32 {
 }
 
 /// What a batch did before it ended early.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("writing a map: {error} (after {done} entries)")]
 pub struct Stopped {
     /// Entries that were done.
     pub done: usize,

@@ -1,13 +1,13 @@
 //! The store over BPF maps: runs of writes to one map become one system call.
 
-use std::{collections::BTreeMap, io, marker::PhantomData, os::fd::AsFd as _, path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use aya::{Pod, maps::MapData};
 use lb_common::{Addr, Backend, Frontend, FrontendKey, List, Name, Names, NodeAddr, Proto, Service, Slot, SlotKey};
 
 use crate::{
-    datapath::sys::{self, Stopped},
+    datapath::{sys::Stopped, typed::TypedMap},
     objects::Key,
     op::{Op, Table},
     spec::{Family, PortKey},
@@ -25,6 +25,7 @@ pub struct BpfStore {
     backends: TypedMap<u32, Backend>,
     names: TypedMap<u32, Names>,
     node_addrs: TypedMap<Addr, NodeAddr>,
+    limits: Limits,
 }
 
 impl BpfStore {
@@ -44,38 +45,46 @@ impl BpfStore {
     /// # Errors
     /// What `map` says, or when a map does not tell its size.
     pub fn from_maps(mut map: impl FnMut(Table) -> Result<MapData>) -> Result<Self> {
-        Ok(Self {
-            frontends: TypedMap::new(Table::Frontends, map(Table::Frontends)?)?,
-            services: TypedMap::new(Table::Services, map(Table::Services)?)?,
-            slots: TypedMap::new(Table::Slots, map(Table::Slots)?)?,
-            backends: TypedMap::new(Table::Backends, map(Table::Backends)?)?,
-            names: TypedMap::new(Table::Names, map(Table::Names)?)?,
-            node_addrs: TypedMap::new(Table::NodeAddrs, map(Table::NodeAddrs)?)?,
-        })
+        let frontends = typed(Table::Frontends, &mut map)?;
+        let services = typed(Table::Services, &mut map)?;
+        let slots = typed(Table::Slots, &mut map)?;
+        let backends = typed(Table::Backends, &mut map)?;
+        let names = typed(Table::Names, &mut map)?;
+        let node_addrs = typed(Table::NodeAddrs, &mut map)?;
+        let limits = Limits {
+            frontends: frontends.size()?,
+            services: services.size()?.min(names.size()?),
+            slots: slots.size()?,
+            backends: backends.size()?,
+            node_addrs: node_addrs.size()?,
+        };
+        Ok(Self { frontends, services, slots, backends, names, node_addrs, limits })
     }
 
     /// Whose service port an id is.
     #[must_use]
     pub fn name(&self, id: u32) -> Option<PortKey> {
-        sys::lookup(self.names.map.fd().as_fd(), &id).ok().flatten().as_ref().and_then(port_key)
+        self.names.get(&id).ok().flatten().as_ref().and_then(port_key)
     }
 
     /// An entry of `SERVICES`.
-    #[must_use]
-    pub fn service(&self, id: u32) -> Option<Service> {
-        sys::lookup(self.services.map.fd().as_fd(), &id).ok().flatten()
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn service(&self, id: u32) -> Result<Option<Service>> {
+        self.services.get(&id)
     }
 
     /// An entry of `BACKENDS`.
     #[must_use]
     pub fn backend(&self, id: u32) -> Option<Backend> {
-        sys::lookup(self.backends.map.fd().as_fd(), &id).ok().flatten()
+        self.backends.get(&id).ok().flatten()
     }
 
     /// An entry of `FRONTENDS`.
     #[must_use]
     pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-        sys::lookup(self.frontends.map.fd().as_fd(), key).ok().flatten()
+        self.frontends.get(key).ok().flatten()
     }
 
     /// Reads some of the maps; of the others the dump has nothing.
@@ -83,17 +92,19 @@ impl BpfStore {
     /// # Errors
     /// When a map cannot be read.
     pub fn dump_of(&self, tables: &[Table]) -> Result<Dump> {
-        fn read<K: Pod + Ord, V: Pod>(map: &TypedMap<K, V>, tables: &[Table]) -> Result<BTreeMap<K, V>> {
-            Ok(if tables.contains(&map.table) { map.read()?.into_iter().collect() } else { BTreeMap::new() })
+        macro_rules! read {
+            ($map:expr, $table:ident) => {
+                if tables.contains(&Table::$table) { $map.read()? } else { Vec::new() }
+            };
         }
-        let names = read(&self.names, tables)?;
+        let names = read!(self.names, Names);
         Ok(Dump {
-            frontends: read(&self.frontends, tables)?,
-            services: read(&self.services, tables)?,
-            slots: read(&self.slots, tables)?,
-            backends: read(&self.backends, tables)?,
+            frontends: read!(self.frontends, Frontends).into_iter().collect(),
+            services: read!(self.services, Services).into_iter().collect(),
+            slots: read!(self.slots, Slots).into_iter().collect(),
+            backends: read!(self.backends, Backends).into_iter().collect(),
             names: names.into_iter().filter_map(|(id, names)| Some((id, port_key(&names)?))).collect(),
-            node_addrs: read(&self.node_addrs, tables)?,
+            node_addrs: read!(self.node_addrs, NodeAddrs).into_iter().collect(),
         })
     }
 
@@ -119,30 +130,31 @@ impl BpfStore {
                     keys.push(*key);
                     values.push($stored);
                 }
-                $map.put(&keys, &values)
+                (keys.len(), $map.put(&keys, &values))
             }};
             (delete $map:expr, $variant:ident) => {{
                 let ops = ops.iter().take(BATCH);
                 let keys: Vec<_> =
                     ops.map_while(|op| if let Op::$variant(key) = op { Some(*key) } else { None }).collect();
-                $map.delete(&keys)
+                (keys.len(), $map.delete(&keys))
             }};
         }
-        match ops.first() {
-            None => (0, None),
-            Some(Op::PutName(..)) => run!(put self.names, PutName, |key| names(key)),
-            Some(Op::PutBackend(..)) => run!(put self.backends, PutBackend, |value| *value),
-            Some(Op::PutSlot(..)) => run!(put self.slots, PutSlot, |value| *value),
-            Some(Op::PutService(..)) => run!(put self.services, PutService, |value| *value),
-            Some(Op::PutFrontend(..)) => run!(put self.frontends, PutFrontend, |value| *value),
-            Some(Op::PutNodeAddr(..)) => run!(put self.node_addrs, PutNodeAddr, |value| *value),
-            Some(Op::DeleteNodeAddr(_)) => run!(delete self.node_addrs, DeleteNodeAddr),
-            Some(Op::DeleteFrontend(_)) => run!(delete self.frontends, DeleteFrontend),
-            Some(Op::DeleteService(_)) => run!(delete self.services, DeleteService),
-            Some(Op::DeleteSlot(_)) => run!(delete self.slots, DeleteSlot),
-            Some(Op::DeleteBackend(_)) => run!(delete self.backends, DeleteBackend),
-            Some(Op::DeleteName(_)) => run!(delete self.names, DeleteName),
-        }
+        let Some(first) = ops.first() else { return (0, None) };
+        let (all, result) = match first {
+            Op::PutName(..) => run!(put self.names, PutName, |key| names(key)),
+            Op::PutBackend(..) => run!(put self.backends, PutBackend, |value| *value),
+            Op::PutSlot(..) => run!(put self.slots, PutSlot, |value| *value),
+            Op::PutService(..) => run!(put self.services, PutService, |value| *value),
+            Op::PutFrontend(..) => run!(put self.frontends, PutFrontend, |value| *value),
+            Op::PutNodeAddr(..) => run!(put self.node_addrs, PutNodeAddr, |value| *value),
+            Op::DeleteNodeAddr(_) => run!(delete self.node_addrs, DeleteNodeAddr),
+            Op::DeleteFrontend(_) => run!(delete self.frontends, DeleteFrontend),
+            Op::DeleteService(_) => run!(delete self.services, DeleteService),
+            Op::DeleteSlot(_) => run!(delete self.slots, DeleteSlot),
+            Op::DeleteBackend(_) => run!(delete self.backends, DeleteBackend),
+            Op::DeleteName(_) => run!(delete self.names, DeleteName),
+        };
+        outcome(first.table(), all, result)
     }
 }
 
@@ -162,9 +174,13 @@ pub fn copy(table: Table, from: MapData, to: MapData) -> Result<()> {
 }
 
 fn copy_as<K: Pod, V: Pod>(table: Table, from: MapData, to: MapData) -> Result<()> {
-    let (keys, values): (Vec<K>, Vec<V>) = TypedMap::<K, V>::new(table, from)?.read()?.into_iter().unzip();
-    let (_, error) = TypedMap::<K, V>::new(table, to)?.put(&keys, &values);
-    error.map_or(Ok(()), |error| Err(error).context("copying to another map"))
+    let map = |map| TypedMap::<K, V>::new(table.map_name(), map);
+    let (keys, values): (Vec<K>, Vec<V>) = map(from).read()?.into_iter().unzip();
+    map(to).put(&keys, &values).with_context(|| format!("copying {} to another map", table.map_name()))
+}
+
+fn typed<K: Pod, V: Pod>(table: Table, map: &mut impl FnMut(Table) -> Result<MapData>) -> Result<TypedMap<K, V>> {
+    Ok(TypedMap::new(table.map_name(), map(table)?))
 }
 
 impl Store for BpfStore {
@@ -185,13 +201,7 @@ impl Store for BpfStore {
     }
 
     fn limits(&self) -> Limits {
-        Limits {
-            frontends: self.frontends.size,
-            services: self.services.size.min(self.names.size),
-            slots: self.slots.size,
-            backends: self.backends.size,
-            node_addrs: self.node_addrs.size,
-        }
+        self.limits
     }
 }
 
@@ -218,57 +228,13 @@ fn port_key(names: &Names) -> Option<PortKey> {
     })
 }
 
-/// A hash map with its types and its size.
-struct TypedMap<K, V> {
-    table: Table,
-    map: MapData,
-    size: usize,
-    types: PhantomData<(K, V)>,
-}
-
-impl<K: Pod, V: Pod> TypedMap<K, V> {
-    fn new(table: Table, map: MapData) -> Result<Self> {
-        let size = map.info().with_context(|| format!("asking for the size of {}", table.map_name()))?.max_entries();
-        Ok(Self { table, map, size: usize::try_from(size)?, types: PhantomData })
-    }
-
-    fn put(&self, keys: &[K], values: &[V]) -> (usize, Option<StoreError>) {
-        match sys::update_batch(self.map.fd().as_fd(), keys, values) {
-            Ok(()) => (keys.len(), None),
-            Err(Stopped { done, error }) => (done, Some(self.error(error))),
+/// What one call did to a table's map, and what ended it early.
+fn outcome(table: Table, all: usize, result: Result<(), Stopped>) -> (usize, Option<StoreError>) {
+    match result {
+        Ok(()) => (all, None),
+        Err(Stopped { done, error }) if error.raw_os_error() == Some(libc::E2BIG) => {
+            (done, Some(StoreError::Full(table)))
         }
-    }
-
-    fn delete(&self, mut keys: &[K]) -> (usize, Option<StoreError>) {
-        let all = keys.len();
-        loop {
-            match sys::delete_batch(self.map.fd().as_fd(), keys) {
-                Ok(()) => return (all, None),
-                Err(Stopped { done, error }) => {
-                    keys = keys.get(done..).unwrap_or_default();
-                    if error.raw_os_error() != Some(libc::ENOENT) {
-                        return (all - keys.len(), Some(self.error(error)));
-                    }
-                    // What is not there is deleted.
-                    keys = keys.get(1..).unwrap_or_default();
-                }
-            }
-        }
-    }
-
-    fn read(&self) -> Result<Vec<(K, V)>> {
-        sys::read_all(self.map.fd().as_fd()).with_context(|| format!("reading the map {}", self.table.map_name()))
-    }
-
-    fn get(&self, key: &K) -> Result<Option<V>> {
-        sys::lookup(self.map.fd().as_fd(), key).with_context(|| format!("reading the map {}", self.table.map_name()))
-    }
-
-    fn error(&self, error: io::Error) -> StoreError {
-        if error.raw_os_error() == Some(libc::E2BIG) {
-            StoreError::Full(self.table)
-        } else {
-            StoreError::Io { table: self.table, error }
-        }
+        Err(Stopped { done, error }) => (done, Some(StoreError::Io { table, error })),
     }
 }

@@ -23,7 +23,9 @@ pub const STORIES: &[Story] = &[
     ("rule_8_udp_is_left_alone_while_its_endpoint_still_serves", draining_endpoint),
     ("rule_8_udp_is_left_alone_while_there_is_no_endpoint_at_all", no_endpoint_at_all),
     ("rule_8_udp_that_lost_its_backend_while_no_agent_ran_ends_at_the_start", while_no_agent_ran),
+    ("rule_8_udp_that_was_left_without_any_endpoint_over_a_restart_ends_when_there_is_one", restart_without_endpoints),
     ("tcp_drains_as_its_service_says", tcp_drains),
+    ("tcp_drains_no_sooner_over_a_restart", tcp_drains_over_a_restart),
 ];
 
 const VIP: &str = "10.96.0.53:53";
@@ -200,6 +202,26 @@ fn while_no_agent_ran(node: &mut Node) {
     until("it is counted", || killed(node) == 1);
 }
 
+fn restart_without_endpoints(node: &mut Node) {
+    BOTH.into_iter().for_each(udp_server);
+    node.write("dns.yaml", &dns(&BOTH[..1]));
+    let mut agent = node.agent(&[]);
+    let (client, server) = connected();
+    let first = agent.dump().backends.into_keys().next();
+    node.write("dns.yaml", &dns(&[]));
+    agent.wait_for("no backend", |dump| dump.backends.is_empty());
+    agent.kill();
+    let again = node.agent(&[]);
+    std::thread::sleep(Duration::from_millis(300));
+    client.send().expect("there is nowhere else to go");
+    assert_eq!(client.receive().0, server);
+    node.write("dns.yaml", &dns(&BOTH[1..]));
+    until("another one is there", || has_ended(&client));
+    // Invariant I7: the socket still names the first id, so that no other backend may have it.
+    let second = again.dump().backends.into_keys().next();
+    assert!(first < second, "{first:?} {second:?}");
+}
+
 /// A TCP server that tells its name and keeps each connection open.
 fn holding_server(address: &str) {
     let listener = TcpListener::bind(address).expect("a free port");
@@ -247,4 +269,27 @@ fn tcp_drains(node: &mut Node) {
             }
         }
     }
+}
+
+fn tcp_drains_over_a_restart(node: &mut Node) {
+    const WEB: &str = "10.96.0.1:80";
+    let backends = ["10.0.0.1:8080", "10.0.0.2:8080"];
+    backends.into_iter().for_each(holding_server);
+    let web = |backends: &[&str]| {
+        annotated(&service("web", &["10.96.0.1"], "TCP", 80, backends), "beeline.io/tcp-drain: after 3s")
+    };
+    node.write("web.yaml", &web(&backends));
+    let mut agent = node.agent(&[]);
+    let client = Client::tcp(at(WEB));
+    client.connect(at(WEB)).expect("a connection");
+    let (answer, _) = client.receive();
+    agent.kill();
+    let rest: Vec<_> = backends.into_iter().filter(|backend| *backend != answer).collect();
+    node.write("web.yaml", &web(&rest));
+    let start = Instant::now();
+    let _again = node.agent(&[]);
+    until("it ends", || client.send().is_err());
+    let took = start.elapsed();
+    println!("ended {took:?} after the agent's start");
+    assert!(took >= Duration::from_secs(3), "{took:?}");
 }

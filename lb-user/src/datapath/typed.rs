@@ -1,0 +1,82 @@
+//! A hash map of the kernel with the types of its entries.
+
+use std::{marker::PhantomData, os::fd::AsFd as _, path::Path};
+
+use anyhow::{Context as _, Result};
+use aya::{Pod, maps::MapData};
+
+use super::sys::{self, Stopped};
+
+/// The map.
+pub struct TypedMap<K, V> {
+    name: &'static str,
+    map: MapData,
+    types: PhantomData<(K, V)>,
+}
+
+impl<K: Pod, V: Pod> TypedMap<K, V> {
+    /// The map `map`, which is called `name`.
+    #[must_use]
+    pub const fn new(name: &'static str, map: MapData) -> Self {
+        Self { name, map, types: PhantomData }
+    }
+
+    /// Opens the pin `name` of `directory`.
+    ///
+    /// # Errors
+    /// When it is missing or cannot be opened; its path is in the message.
+    pub fn open(directory: &Path, name: &'static str) -> Result<Self> {
+        let path = directory.join(name);
+        let map = MapData::from_pin(&path).with_context(|| format!("opening the pinned map {}", path.display()))?;
+        Ok(Self::new(name, map))
+    }
+
+    /// How many entries it may have.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn size(&self) -> Result<usize> {
+        let info = self.map.info().with_context(|| format!("asking for the size of {}", self.name))?;
+        Ok(usize::try_from(info.max_entries())?)
+    }
+
+    /// All entries, in no order.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&self) -> Result<Vec<(K, V)>> {
+        sys::read_all(self.map.fd().as_fd()).with_context(|| format!("reading the map {}", self.name))
+    }
+
+    /// One entry; none when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn get(&self, key: &K) -> Result<Option<V>> {
+        sys::lookup(self.map.fd().as_fd(), key).with_context(|| format!("reading the map {}", self.name))
+    }
+
+    /// Writes entries in order.
+    ///
+    /// # Errors
+    /// The first entry that failed ends it.
+    pub fn put(&self, keys: &[K], values: &[V]) -> Result<(), Stopped> {
+        sys::update_batch(self.map.fd().as_fd(), keys, values)
+    }
+
+    /// Deletes entries in order; what is not there is deleted.
+    ///
+    /// # Errors
+    /// The first entry that failed ends it.
+    pub fn delete(&self, keys: &[K]) -> Result<(), Stopped> {
+        let mut left = keys;
+        while let Err(Stopped { done, error }) = sys::delete_batch(self.map.fd().as_fd(), left) {
+            left = left.get(done..).unwrap_or_default();
+            if error.raw_os_error() != Some(libc::ENOENT) {
+                return Err(Stopped { done: keys.len() - left.len(), error });
+            }
+            left = left.get(1..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}

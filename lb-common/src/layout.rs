@@ -6,7 +6,7 @@
 use crate::{Addr, Proto};
 
 /// Version of the map layouts; part of the pin directory's name, so that two layouts never meet in one map.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Sizes with which the maps begin; those that the agent writes grow by themselves when they are full. All but
 /// `TCP_SOCKS` (4 MiB) take memory per entry, not up front (`BPF_F_NO_PREALLOC`), besides 16 bytes per possible entry for
@@ -28,12 +28,22 @@ pub mod capacity {
     pub const PORT_KILLED: usize = 16_384;
     /// Backends that this node's sockets were given.
     pub const BACKEND_STATS: usize = 131_072;
-    /// Clients (network namespaces) that stick to a backend, for each service port.
+    /// Clients (network namespaces, or addresses) that stick to a backend, for each service port.
     pub const AFFINITY: usize = 65_536;
     /// Places for TCP sockets that were given a backend; a power of two.
     pub const TCP_SOCKS: usize = 65_536;
     /// TCP sockets whose place was taken; beyond it `getpeername` shows the backend.
     pub const TCP_MORE: usize = 65_536;
+    /// Flows of packets, two entries each. It never grows: what does not fit is dropped (see `FLOWS`).
+    pub const FLOWS: usize = 524_288;
+    /// Datagrams in fragments of which the first has been seen.
+    pub const FRAGMENTS: usize = 8_192;
+    /// Devices of the node.
+    pub const DEVICES: usize = 16_384;
+    /// Source ranges of all Services.
+    pub const SOURCE_RANGES: usize = 65_536;
+    /// Lists of service ports with the scheduler `mh`.
+    pub const MAGLEV: usize = 1_024;
 }
 
 /// Key of `FRONTENDS`: what clients dial.
@@ -56,6 +66,13 @@ impl FrontendKey {
     #[must_use]
     pub const fn new(addr: Addr, port: u16, proto: Proto) -> Self {
         Self { addr, port, proto: proto as u8, _pad: 0 }
+    }
+
+    /// The key under which a cluster IP itself stands, whatever the port: see [`Kind::Address`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn address(&self) -> Self {
+        Self { addr: self.addr, port: 0, proto: 0, _pad: 0 }
     }
 
     /// The key under which a NodePort of the same number stands.
@@ -109,6 +126,9 @@ pub enum Kind {
     LoadBalancer = 3,
     /// `spec.ports[].nodePort`: it stands under the unspecified address, and answers at the node's own addresses.
     NodePort = 4,
+    /// An entry of `spec.clusterIPs` itself, with port 0 and protocol 0: what comes for a port that no Service has there is
+    /// rejected, and not sent on to nowhere (kube-proxy, pkg/proxy/nftables/README.md). It answers nothing.
+    Address = 5,
 }
 
 impl Kind {
@@ -120,6 +140,7 @@ impl Kind {
             2 => Some(Self::ExternalIp),
             3 => Some(Self::LoadBalancer),
             4 => Some(Self::NodePort),
+            5 => Some(Self::Address),
             _ => None,
         }
     }
@@ -132,6 +153,7 @@ impl Kind {
             Self::ExternalIp => "ExternalIP",
             Self::LoadBalancer => "LoadBalancer",
             Self::NodePort => "NodePort",
+            Self::Address => "Address",
         }
     }
 }
@@ -189,6 +211,10 @@ pub struct ServiceFlags;
 impl ServiceFlags {
     /// `internalTrafficPolicy: Local`: the cluster IPs use the local list.
     pub const INTERNAL_LOCAL: u32 = 1;
+    /// `externalTrafficPolicy: Local`: what comes from outside the node for an external frontend uses the local list.
+    pub const EXTERNAL_LOCAL: u32 = 2;
+    /// `spec.loadBalancerSourceRanges`: at the load balancer's addresses only these sources are served.
+    pub const SOURCE_RANGES: u32 = 4;
 }
 
 /// One of the two backend lists of a service port.
@@ -298,12 +324,13 @@ impl NodeAddrFlags {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct AffinityKey {
-    /// Cookie of the client's network namespace: all containers of a pod share it.
-    pub netns: u64,
+    /// The client's address; or, for a socket of this node, the cookie of its network namespace in the first half: all
+    /// containers of a pod share it.
+    pub client: Addr,
     /// Id of the service port.
     pub service: u32,
-    /// Zero.
-    pub _pad: u32,
+    /// 1 where `client` is a cookie.
+    pub is_netns: u32,
 }
 
 /// Value of `AFFINITY`: the backend that a client sticks to.
@@ -325,6 +352,207 @@ impl Affinity {
     pub const fn lasts(&self, seconds: u32, now: u64) -> bool {
         const SECOND: u64 = 1_000_000_000;
         now.saturating_sub(self.used) < seconds as u64 * SECOND
+    }
+}
+
+/// Addresses and ports of a packet, as it stands at one place of its way.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Tuple {
+    /// Where it comes from.
+    pub src: Addr,
+    /// Where it goes to.
+    pub dst: Addr,
+    /// Host order; 0 where the protocol has no ports.
+    pub src_port: u16,
+    /// Host order.
+    pub dst_port: u16,
+}
+
+impl Tuple {
+    /// The tuple of an answer.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        Self { src: self.dst, dst: self.src, src_port: self.dst_port, dst_port: self.src_port }
+    }
+}
+
+/// Where on its way through a device a packet is looked up.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum Hook {
+    /// It comes in.
+    Ingress = 0,
+    /// It goes out.
+    Egress = 1,
+}
+
+/// Key of `FLOWS`: the packets of one direction of a flow, as they are before anything is rewritten.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FlowKey {
+    /// Addresses and ports.
+    pub tuple: Tuple,
+    /// IP protocol number.
+    pub proto: u8,
+    /// A [`Hook`].
+    pub hook: u8,
+    /// Zero.
+    pub _pad: u16,
+}
+
+impl FlowKey {
+    /// Packets of `tuple` at `hook`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(tuple: Tuple, proto: u8, hook: Hook) -> Self {
+        Self { tuple, proto, hook: hook as u8, _pad: 0 }
+    }
+}
+
+/// Value of `FLOWS`: what becomes of such a packet.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flow {
+    /// Addresses and ports that it gets.
+    pub to: Tuple,
+    /// Id of the service port.
+    pub service: u32,
+    /// Id of the backend.
+    pub backend: u32,
+    /// See [`FlowFlags`].
+    pub flags: u16,
+    /// What the client's packets were, so far: [`crate::Seen`]. Written by them alone.
+    pub forward: u8,
+    /// What the backend's packets were, so far. Written by them alone.
+    pub reverse: u8,
+    /// When the last packet of this direction came (CLOCK_MONOTONIC, ns).
+    pub used: u64,
+}
+
+/// Bits of [`Flow::flags`].
+pub struct FlowFlags;
+
+impl FlowFlags {
+    /// From the backend to the client; without it, from the client to the backend.
+    pub const REVERSE: u16 = 1;
+    /// The source is replaced too, and the packet is sent on at once: the kernel never routes it.
+    pub const SNAT: u16 = 2;
+    /// The entry of the other direction is looked up at egress; without it, at ingress.
+    pub const PARTNER_EGRESS: u16 = 4;
+}
+
+/// Key of `FRAGMENTS`: a datagram that comes in fragments.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FragmentKey {
+    /// Where it comes from.
+    pub src: Addr,
+    /// Where it goes to.
+    pub dst: Addr,
+    /// The number that all of its fragments carry, as it stands in the packet.
+    pub id: u32,
+    /// IP protocol number.
+    pub proto: u8,
+    /// A [`Hook`].
+    pub hook: u8,
+    /// Zero.
+    pub _pad: u16,
+}
+
+/// Value of `FRAGMENTS`: the ports, which only the first fragment carries.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FragmentPorts {
+    /// Host order.
+    pub src_port: u16,
+    /// Host order.
+    pub dst_port: u16,
+}
+
+/// Value of `DEVICES`: a network device of the node. Key: its index.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Device {
+    /// The source of IPv4 packets that go out here on behalf of others; unspecified where it has none.
+    pub snat_v4: Addr,
+    /// The same for IPv6.
+    pub snat_v6: Addr,
+    /// See [`DeviceFlags`].
+    pub flags: u32,
+    /// The largest packet that it carries, without its link header.
+    pub mtu: u32,
+}
+
+/// Bits of [`Device::flags`].
+pub struct DeviceFlags;
+
+impl DeviceFlags {
+    /// The other end is a pod of this node: what comes in is not from outside.
+    pub const POD: u32 = 1;
+    /// Packets have no Ethernet header here.
+    pub const NO_ETHERNET: u32 = 2;
+}
+
+/// What stands behind the length in a key of `SOURCE_RANGES`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Range {
+    /// Id of the service port.
+    pub service: u32,
+    /// The prefix.
+    pub addr: Addr,
+}
+
+/// Key of `SOURCE_RANGES`, a trie of prefixes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RangeKey {
+    /// How many bits of the range count: 32 of the service port, and those of the prefix; 96 more for IPv4.
+    pub prefix_len: u32,
+    /// What they are.
+    pub range: Range,
+}
+
+impl RangeKey {
+    /// How long the key is by which an address is looked up.
+    pub const EXACT: u32 = 32 + 128;
+
+    /// Whether the prefix has the address.
+    #[must_use]
+    pub fn has(&self, addr: &Addr) -> bool {
+        let bits = self.prefix_len.saturating_sub(32).min(128);
+        let differ = u128::from_be_bytes(self.range.addr.octets) ^ u128::from_be_bytes(addr.octets);
+        differ.leading_zeros() >= bits
+    }
+}
+
+/// Key of `MAGLEV`: a list of a service port with the scheduler `mh`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct MaglevKey {
+    /// Id of the service port.
+    pub service: u32,
+    /// A [`List`].
+    pub list: u32,
+}
+
+/// Entries of a Maglev table: a prime (Eisenbud and others, NSDI 2016, 3.4: at least a hundred for each backend keeps the
+/// shares within 1 %).
+pub const MAGLEV_LEN: usize = 4_093;
+
+/// Value of `MAGLEV`: the backends by the hash of a flow.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Maglev {
+    /// Ids of backends.
+    pub backends: [u32; MAGLEV_LEN],
+}
+
+impl core::fmt::Debug for Maglev {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Maglev of {MAGLEV_LEN} entries")
     }
 }
 
@@ -354,7 +582,9 @@ pub struct PortStats {
     pub no_endpoints: u64,
     /// Times that a socket was refused, since there was no endpoint on this node and the policy is Local.
     pub no_local_endpoints: u64,
-    /// UDP sockets that moved to another backend, because their own went away.
+    /// Times that a packet was dropped, since its sender is in none of the source ranges.
+    pub source_range: u64,
+    /// UDP sockets and flows that moved to another backend, because their own went away.
     pub moved: u64,
 }
 
@@ -455,11 +685,23 @@ pub enum Counter {
     StatsFull = 6,
     /// `AFFINITY` was full: the client may get another backend next time.
     AffinityFull = 7,
+    /// A packet was dropped: its source is in none of the Service's source ranges.
+    SourceRange = 8,
+    /// A packet was rejected: it came to a cluster IP, for a port that no Service has there.
+    UnknownPort = 9,
+    /// The first packet of a flow was dropped: `FLOWS` was full. Flows that stand in it go on.
+    FlowsFull = 10,
+    /// The first packet of a flow was dropped: no port is left on this node for its backend.
+    SnatExhausted = 11,
+    /// A fragment was dropped: the first one of its datagram has not been seen.
+    FragmentLost = 12,
+    /// A packet was dropped: there is no route to its backend.
+    NoRoute = 13,
 }
 
 impl Counter {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 14] = [
         Self::NoEndpoints,
         Self::NoLocalEndpoints,
         Self::TcpSocksFull,
@@ -468,6 +710,12 @@ impl Counter {
         Self::BindRefused,
         Self::StatsFull,
         Self::AffinityFull,
+        Self::SourceRange,
+        Self::UnknownPort,
+        Self::FlowsFull,
+        Self::SnatExhausted,
+        Self::FragmentLost,
+        Self::NoRoute,
     ];
 
     /// A name for output.
@@ -482,6 +730,12 @@ impl Counter {
             Self::BindRefused => "bind_refused",
             Self::StatsFull => "stats_full",
             Self::AffinityFull => "affinity_full",
+            Self::SourceRange => "dropped_source_range",
+            Self::UnknownPort => "rejected_unknown_port",
+            Self::FlowsFull => "flows_full",
+            Self::SnatExhausted => "snat_exhausted",
+            Self::FragmentLost => "fragment_lost",
+            Self::NoRoute => "no_route",
         }
     }
 }
@@ -514,5 +768,6 @@ macro_rules! layouts {
 
 layouts! {
     Addr: 16, FrontendKey: 20, Frontend: 8, Service: 32, SlotKey: 12, Slot: 24, Backend: 24, Names: 196, LogGate: 24,
-    NodeAddr: 4, AffinityKey: 16, Affinity: 16, PortStats: 48, BackendStats: 24,
+    NodeAddr: 4, AffinityKey: 24, Affinity: 16, PortStats: 56, BackendStats: 24, Tuple: 36, FlowKey: 40, Flow: 56,
+    FragmentKey: 40, FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24, MaglevKey: 8, Maglev: 16372,
 }

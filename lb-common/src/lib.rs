@@ -12,12 +12,13 @@ mod translation;
 
 pub use addr::{Addr, Proto};
 pub use layout::{
-    Affinity, AffinityKey, Backend, BackendFlags, BackendStats, Counter, Frontend, FrontendKey, Kind, LAYOUT_VERSION,
-    List, LogGate, NAME_LEN, NEVER, Name, Names, NodeAddr, NodeAddrFlags, PortStats, Service, ServiceFlags, Slot,
-    SlotKey, bpf_spin_lock, capacity,
+    Affinity, AffinityKey, Backend, BackendFlags, BackendStats, Counter, Device, DeviceFlags, Flow, FlowFlags, FlowKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Kind, LAYOUT_VERSION, List, LogGate, MAGLEV_LEN, Maglev,
+    MaglevKey, NAME_LEN, NEVER, Name, Names, NodeAddr, NodeAddrFlags, PortStats, Range, RangeKey, Service,
+    ServiceFlags, Slot, SlotKey, Tuple, bpf_spin_lock, capacity,
 };
 pub use scheduler::Scheduler;
 pub use select::{
-    Caller, Cause, Choice, State, Tables, Verdict, frontend_at, is_own, kept, list_for, select, take_turn,
+    Caller, Cause, Choice, Client, State, Tables, Verdict, frontend_at, is_own, kept, list_for, select, take_turn,
 };
 pub use translation::{MAX_TRANSLATIONS, Put, TcpSock, Translation, Translations};

@@ -23,12 +23,15 @@ pub enum Scheduler {
     Sh = 7,
     /// Destination hashing: the same for each connect to one frontend.
     Dh = 8,
+    /// Maglev hashing: the same for each packet of one flow, on all nodes; few flows move when a backend comes or goes. A
+    /// socket has no such flow yet when it connects: there it is by chance, in proportion to the weights.
+    Mh = 9,
 }
 
 impl Scheduler {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 9] =
-        [Self::Random, Self::Rr, Self::Wrr, Self::Lc, Self::Wlc, Self::Sed, Self::Nq, Self::Sh, Self::Dh];
+    pub const ALL: [Self; 10] =
+        [Self::Random, Self::Rr, Self::Wrr, Self::Lc, Self::Wlc, Self::Sed, Self::Nq, Self::Sh, Self::Dh, Self::Mh];
 
     /// The name that ipvsadm knows it by.
     #[must_use]
@@ -43,6 +46,7 @@ impl Scheduler {
             Self::Nq => "nq",
             Self::Sh => "sh",
             Self::Dh => "dh",
+            Self::Mh => "mh",
         }
     }
 
@@ -61,7 +65,7 @@ impl Scheduler {
     /// Whether a backend of twice the weight gets twice as much. Weight 0, "nothing new", counts with all of them.
     #[must_use]
     pub const fn weighs(self) -> bool {
-        matches!(self, Self::Random | Self::Wrr | Self::Wlc | Self::Sed | Self::Nq)
+        matches!(self, Self::Random | Self::Wrr | Self::Wlc | Self::Sed | Self::Nq | Self::Mh)
     }
 }
 
@@ -75,6 +79,6 @@ mod tests {
             assert_eq!(Scheduler::from_name(scheduler.name()), Some(scheduler));
             assert_eq!(Scheduler::from_number(scheduler as u32), Some(scheduler));
         }
-        assert_eq!((Scheduler::from_name("RR"), Scheduler::from_number(9)), (None, None));
+        assert_eq!((Scheduler::from_name("RR"), Scheduler::from_number(10)), (None, None));
     }
 }

@@ -1,8 +1,8 @@
 //! Which backend a destination gets: one function for the programs in the kernel, the tests and `beeline trace`.
 
 use crate::{
-    Addr, Affinity, AffinityKey, Backend, BackendFlags, Frontend, FrontendKey, Kind, List, NodeAddr, NodeAddrFlags,
-    Scheduler, Service, ServiceFlags, Slot, SlotKey,
+    Addr, Affinity, AffinityKey, Backend, BackendFlags, Counter, Frontend, FrontendKey, Kind, List, MAGLEV_LEN,
+    MaglevKey, NodeAddr, NodeAddrFlags, Scheduler, Service, ServiceFlags, Slot, SlotKey,
 };
 
 /// The maps that a choice reads: BPF maps in the kernel, pinned maps in `trace`, ordered maps in the tests.
@@ -17,6 +17,10 @@ pub trait Tables {
     fn backend(&self, id: u32) -> Option<Backend>;
     /// An entry of `NODE_ADDRS`.
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr>;
+    /// Whether one of the service port's `SOURCE_RANGES` has the address.
+    fn in_source_ranges(&self, service: u32, addr: &Addr) -> bool;
+    /// The backend at a place of a table of `MAGLEV`, below [`crate::MAGLEV_LEN`].
+    fn maglev(&self, key: &MaglevKey, place: u32) -> Option<u32>;
 }
 
 /// What changes from choice to choice: counts, turns, and who sticks to what.
@@ -31,16 +35,62 @@ pub trait State {
     fn stick(&self, key: &AffinityKey, backend: u32, now: u64);
 }
 
-/// Who opens a socket.
+/// Who opens a socket, or sends the first packet of a flow.
 pub trait Caller {
     /// 32 random bits.
     fn random(&self) -> u32;
-    /// Cookie of the network namespace.
-    fn netns(&self) -> u64;
-    /// Whether that is the node's own.
+    /// 32 bits that are the same for each packet of a flow, on all nodes; for a socket, random ones.
+    fn spread(&self) -> u32 {
+        self.random()
+    }
+    /// What is the same each time that this client calls.
+    fn client(&self) -> Client;
+    /// Whether it is a socket of the node's own network namespace.
     fn is_host(&self) -> bool;
+    /// Whether it is outside of this node.
+    fn is_outside(&self) -> bool {
+        false
+    }
     /// CLOCK_MONOTONIC, ns.
     fn now(&self) -> u64;
+}
+
+/// A client, as affinity, hashing and source ranges know it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Client {
+    /// Its address; or, for a socket, the cookie of its network namespace in the first half.
+    addr: Addr,
+    is_netns: bool,
+}
+
+impl Client {
+    /// A socket, which has no address yet when it connects. All containers of a pod share the network namespace.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_netns(cookie: u64) -> Self {
+        Self { addr: Addr::from_words([cookie as u32, (cookie >> 32) as u32, 0, 0]), is_netns: true }
+    }
+
+    /// The sender of a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_addr(addr: Addr) -> Self {
+        Self { addr, is_netns: false }
+    }
+
+    /// Its address, where it is known.
+    #[inline(always)]
+    #[must_use]
+    pub const fn addr(&self) -> Option<Addr> {
+        if self.is_netns { None } else { Some(self.addr) }
+    }
+
+    /// Its key in `AFFINITY`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn affinity_key(&self, service: u32) -> AffinityKey {
+        AffinityKey { client: self.addr, service, is_netns: self.is_netns as u32 }
+    }
 }
 
 /// A backend that was chosen.
@@ -63,6 +113,8 @@ pub enum Cause {
     NoEndpoints,
     /// There are endpoints, but policy Local allows none of them here.
     NoLocalEndpoints,
+    /// The client is in none of the Service's source ranges.
+    SourceRange,
 }
 
 impl Cause {
@@ -74,7 +126,19 @@ impl Cause {
         const EHOSTUNREACH: i32 = 113;
         match self {
             Self::NoEndpoints => ECONNREFUSED,
-            Self::NoLocalEndpoints => EHOSTUNREACH,
+            // No socket comes to the latter: its address is not known yet.
+            Self::NoLocalEndpoints | Self::SourceRange => EHOSTUNREACH,
+        }
+    }
+
+    /// What counts it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn counter(self) -> Counter {
+        match self {
+            Self::NoEndpoints => Counter::NoEndpoints,
+            Self::NoLocalEndpoints => Counter::NoLocalEndpoints,
+            Self::SourceRange => Counter::SourceRange,
         }
     }
 
@@ -83,7 +147,7 @@ impl Cause {
     pub const fn errno_name(self) -> &'static str {
         match self {
             Self::NoEndpoints => "ECONNREFUSED",
-            Self::NoLocalEndpoints => "EHOSTUNREACH",
+            Self::NoLocalEndpoints | Self::SourceRange => "EHOSTUNREACH",
         }
     }
 }
@@ -99,16 +163,17 @@ pub enum Verdict {
     Refused(u32, Cause),
 }
 
-/// The list that a frontend of `kind` uses. External kinds always take the cluster list at a socket, whatever their
-/// policy: every caller is local (kube-proxy, pkg/proxy/nftables/proxier.go, "simulates going up and out").
+/// The list that a frontend of `kind` uses. External kinds take the cluster list for a caller on this node, whatever their
+/// policy (kube-proxy, pkg/proxy/nftables/proxier.go, "simulates going up and out").
 #[inline(always)]
 #[must_use]
-pub const fn list_for(kind: u8, service: &Service) -> List {
-    if kind == Kind::ClusterIp as u8 && service.flags & ServiceFlags::INTERNAL_LOCAL != 0 {
-        List::Local
+pub const fn list_for(kind: u8, service: &Service, outside: bool) -> List {
+    let local = if kind == Kind::ClusterIp as u8 {
+        service.flags & ServiceFlags::INTERNAL_LOCAL != 0
     } else {
-        List::Cluster
-    }
+        outside && service.flags & ServiceFlags::EXTERNAL_LOCAL != 0
+    };
+    if local { List::Local } else { List::Cluster }
 }
 
 /// Chooses a backend for `dest`. `avoid` names a backend that has just failed this caller (0 for none): another one is
@@ -138,6 +203,7 @@ pub fn select(tables: &(impl Tables + State), caller: &impl Caller, dest: &Front
         Step::Chosen => Verdict::Backend(outcome.choice),
         Step::NoLocalEndpoints => Verdict::Refused(outcome.choice.service, Cause::NoLocalEndpoints),
         Step::NoEndpoints => Verdict::Refused(outcome.choice.service, Cause::NoEndpoints),
+        Step::SourceRange => Verdict::Refused(outcome.choice.service, Cause::SourceRange),
         // Twice something had just gone: what stood in slot 0, if anything did.
         Step::Again if outcome.choice.backend != 0 => Verdict::Backend(outcome.choice),
         Step::Again => Verdict::Refused(outcome.choice.service, Cause::NoEndpoints),
@@ -178,6 +244,7 @@ enum Step {
     Chosen,
     NoEndpoints,
     NoLocalEndpoints,
+    SourceRange,
     Again,
 }
 
@@ -203,7 +270,14 @@ fn attempt(
     let Some(service) = tables.service(frontend.service) else {
         return Outcome { step: Step::Again, choice };
     };
-    let list = list_for(frontend.kind, &service);
+    if frontend.kind == Kind::LoadBalancer as u8
+        && service.flags & ServiceFlags::SOURCE_RANGES != 0
+        && let Some(source) = caller.client().addr()
+        && !tables.in_source_ranges(frontend.service, &source)
+    {
+        return Outcome { step: Step::SourceRange, choice };
+    }
+    let list = list_for(frontend.kind, &service, caller.is_outside());
     if service.len(list) == 0 {
         let step = if service.cluster_len == 0 { Step::NoEndpoints } else { Step::NoLocalEndpoints };
         return Outcome { step, choice };
@@ -225,7 +299,7 @@ fn schedule(
     if service.affinity_seconds == 0 {
         return pick(tables, caller, dest, service, list, avoid, choice);
     }
-    let key = AffinityKey { netns: caller.netns(), service: choice.service, _pad: 0 };
+    let key = caller.client().affinity_key(choice.service);
     let now = caller.now();
     if let Some(choice) = kept(tables, &key, service, list, now) {
         tables.stick(&key, choice.backend, now);
@@ -268,18 +342,22 @@ fn pick(
     choice: Choice,
 ) -> Outcome {
     let (len, stride, scheduler) = (service.len(list), service.stride(list), service.scheduler);
+    if scheduler == Scheduler::Mh as u32
+        && let Some(choice) = by_maglev(tables, caller, list, choice.service)
+    {
+        return Outcome { step: Step::Chosen, choice };
+    }
     let index = if scheduler == Scheduler::Rr as u32 || scheduler == Scheduler::Wrr as u32 {
         match tables.turn(choice.service, list, len, stride) {
             Some(index) => index,
             None => scale(caller.random(), len),
         }
     } else if scheduler == Scheduler::Sh as u32 {
-        scale(hash(caller.netns(), choice.service), len)
+        scale(hash(folded(&caller.client().addr), choice.service), len)
     } else if scheduler == Scheduler::Dh as u32 {
-        let [a, b, c, d] = dest.addr.words();
-        scale(hash((u64::from(a ^ c) << 32) | u64::from(b ^ d), choice.service), len)
+        scale(hash(folded(&dest.addr), choice.service), len)
     } else {
-        scale(caller.random(), len)
+        scale(caller.spread(), len)
     };
     let at = |index| tables.slot(&SlotKey::new(choice.service, list, index));
     let Some(mut slot) = at(index) else {
@@ -296,6 +374,16 @@ fn pick(
         }
     }
     chosen(Step::Chosen, &slot, choice)
+}
+
+/// The backend at the flow's place of the table. One that has just gone counts no more: the lists follow the table.
+#[inline(always)]
+fn by_maglev(tables: &impl Tables, caller: &impl Caller, list: List, service: u32) -> Option<Choice> {
+    let place = scale(caller.spread(), MAGLEV_LEN as u32);
+    let id = tables.maglev(&MaglevKey { service, list: list as u32 }, place)?;
+    let backend = tables.backend(id)?;
+    let stands = backend.service == service && backend.flags & BackendFlags::of(list) != 0;
+    if stands { Some(Choice { service, backend: id, addr: backend.addr, port: backend.port }) } else { None }
 }
 
 /// What stands in slot 0, if anything does, where something has just gone.
@@ -356,6 +444,13 @@ pub const fn take_turn(turn: u32, len: u32, stride: u32) -> (u32, u32) {
 #[inline(always)]
 const fn scale(random: u32, len: u32) -> u32 {
     ((random as u64 * len as u64) >> 32) as u32
+}
+
+/// An address in half as many bits.
+#[inline(always)]
+const fn folded(addr: &Addr) -> u64 {
+    let [a, b, c, d] = addr.words();
+    ((a ^ c) as u64) << 32 | (b ^ d) as u64
 }
 
 /// 32 bits that depend on all of those given (the last step of splitmix64).

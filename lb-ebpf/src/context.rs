@@ -9,7 +9,7 @@ use aya_ebpf::{
     },
     programs::SockAddrContext,
 };
-use lb_common::{Addr, Caller, FrontendKey, Proto};
+use lb_common::{Addr, Caller, Client, FrontendKey, Proto};
 
 use crate::maps::{HOST_NETNS, SET_RETVAL};
 
@@ -38,6 +38,13 @@ impl<const V6: bool> SockAddr<V6> {
     #[inline(always)]
     pub fn raw(&self) -> &SockAddrContext {
         &self.ctx
+    }
+
+    /// Cookie of the socket's network namespace.
+    #[inline(always)]
+    fn netns(&self) -> u64 {
+        // SAFETY: the context is that of a socket address hook, which has the helper since 5.7.
+        unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
     }
 
     #[inline(always)]
@@ -147,9 +154,8 @@ impl<const V6: bool> Caller for SockAddr<V6> {
     }
 
     #[inline(always)]
-    fn netns(&self) -> u64 {
-        // SAFETY: the context is that of a socket address hook, which has the helper since 5.7.
-        unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
+    fn client(&self) -> Client {
+        Client::of_netns(self.netns())
     }
 
     #[inline(always)]

@@ -17,8 +17,8 @@ extern crate self as aya_log_ebpf;
 pub use log::macro_support;
 
 use aya_ebpf::{
-    macros::{cgroup_sock, cgroup_sock_addr},
-    programs::{SockAddrContext, SockContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, SockContext, TcContext},
 };
 
 use context::{SockAddr, V4, V6};
@@ -87,6 +87,18 @@ pub fn bind6(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock(sock_release)]
 pub fn sock_release(ctx: SockContext) -> i32 {
     sock::release(&ctx)
+}
+
+/// A packet comes in at a device.
+#[classifier]
+pub fn tc_ingress(_ctx: TcContext) -> i32 {
+    -1
+}
+
+/// A packet goes out at a device.
+#[classifier]
+pub fn tc_egress(_ctx: TcContext) -> i32 {
+    -1
 }
 
 #[panic_handler]

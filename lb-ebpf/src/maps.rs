@@ -3,12 +3,16 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
+    btf_maps::{
+        Array, HashMap, LruHashMap, PerCpuArray, SkStorage,
+        lpm_trie::{Key, LpmTrie},
+    },
     macros::btf_map,
 };
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Frontend, FrontendKey, LogGate, Names, NodeAddr,
-    PortStats, Service, Slot, SlotKey, Tables, TcpSock, Translation, Translations, capacity,
+    Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, LogGate, MAGLEV_LEN, Maglev, MaglevKey, Names, NodeAddr, PortStats, Range, RangeKey, Service,
+    Slot, SlotKey, Tables, TcpSock, Translation, Translations, capacity,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -56,6 +60,26 @@ pub static PORT_STATS: HashMap<u32, PortStats, { capacity::PORT_STATS }, NO_PREA
 /// What this node's sockets do with a backend.
 #[btf_map]
 pub static BACKEND_STATS: HashMap<u32, BackendStats, { capacity::BACKEND_STATS }, NO_PREALLOC> = HashMap::new();
+
+/// Which sources may come to a service port's load balancer addresses.
+#[btf_map]
+pub static SOURCE_RANGES: LpmTrie<Range, u32, { capacity::SOURCE_RANGES }> = LpmTrie::new();
+
+/// Backends by the hash of a flow, for the scheduler `mh`.
+#[btf_map]
+pub static MAGLEV: HashMap<MaglevKey, Maglev, { capacity::MAGLEV }, NO_PREALLOC> = HashMap::new();
+
+/// Flows of packets. No LRU: a flow that is known is never given up for a new one.
+#[btf_map]
+pub static FLOWS: HashMap<FlowKey, Flow, { capacity::FLOWS }, NO_PREALLOC> = HashMap::new();
+
+/// The ports of datagrams that come in fragments. What is pushed out early costs one datagram.
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { capacity::FRAGMENTS }> = LruHashMap::new();
+
+/// The node's network devices.
+#[btf_map]
+pub static DEVICES: HashMap<u32, Device, { capacity::DEVICES }, NO_PREALLOC> = HashMap::new();
 
 /// Which backend a client sticks to.
 #[btf_map]
@@ -128,5 +152,20 @@ impl Tables for Kernel {
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
         // SAFETY: as above.
         unsafe { NODE_ADDRS.get(addr) }.copied()
+    }
+
+    #[inline(always)]
+    fn in_source_ranges(&self, service: u32, addr: &Addr) -> bool {
+        SOURCE_RANGES.get(&Key::new(RangeKey::EXACT, Range { service, addr: *addr })).is_some()
+    }
+
+    #[inline(always)]
+    fn maglev(&self, key: &MaglevKey, place: u32) -> Option<u32> {
+        let table = MAGLEV.get_ptr(key)?;
+        if place as usize >= MAGLEV_LEN {
+            return None;
+        }
+        // SAFETY: within the array; an element that is replaced meanwhile stays until the RCU grace period ends.
+        Some(unsafe { (&raw const (*table).backends).cast::<u32>().add(place as usize).read() })
     }
 }

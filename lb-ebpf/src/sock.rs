@@ -237,10 +237,7 @@ fn full(choice: &Choice) {
 
 #[inline(always)]
 fn refuse<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: u32, cause: Cause) -> i32 {
-    count(match cause {
-        Cause::NoEndpoints => Counter::NoEndpoints,
-        Cause::NoLocalEndpoints => Counter::NoLocalEndpoints,
-    });
+    count(cause.counter());
     stats::refused(service, cause);
     // An id without a name is on its way out: nothing to tell.
     if NAMES.get_ptr(service).is_some() && log::open() {
@@ -261,6 +258,8 @@ fn refuse<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: u32, 
                     dest.port
                 );
             }
+            // A socket has no source yet.
+            Cause::SourceRange => {}
         }
     }
     ctx.refuse(cause.errno())

@@ -59,6 +59,7 @@ pub fn refused(service: u32, cause: Cause) {
                 match cause {
                     Cause::NoEndpoints => &raw mut (*stats).no_endpoints,
                     Cause::NoLocalEndpoints => &raw mut (*stats).no_local_endpoints,
+                    Cause::SourceRange => &raw mut (*stats).source_range,
                 }
             },
             1,
@@ -92,6 +93,7 @@ static NEW_PORT: PortStats = PortStats {
     connections: 0,
     no_endpoints: 0,
     no_local_endpoints: 0,
+    source_range: 0,
     moved: 0,
 };
 

@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, Caller, Frontend, FrontendKey, List, NodeAddr, Service, Slot, SlotKey, State,
-    Tables, take_turn,
+    Addr, Affinity, AffinityKey, Backend, Caller, Frontend, FrontendKey, List, MaglevKey, NodeAddr, Service, Slot,
+    SlotKey, State, Tables, take_turn,
 };
 
 use crate::{
@@ -43,6 +43,12 @@ impl Tables for Live {
     }
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
         self.dump.node_addr(addr)
+    }
+    fn in_source_ranges(&self, service: u32, addr: &Addr) -> bool {
+        self.dump.in_source_ranges(service, addr)
+    }
+    fn maglev(&self, key: &MaglevKey, place: u32) -> Option<u32> {
+        self.dump.maglev(key, place)
     }
 }
 
@@ -108,8 +114,8 @@ impl Caller for Client {
     fn random(&self) -> u32 {
         0
     }
-    fn netns(&self) -> u64 {
-        self.netns
+    fn client(&self) -> lb_common::Client {
+        lb_common::Client::of_netns(self.netns)
     }
     fn is_host(&self) -> bool {
         self.netns == self.host

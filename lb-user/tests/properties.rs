@@ -5,8 +5,8 @@ mod support;
 use std::cell::Cell;
 
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, Caller, Choice, Frontend, FrontendKey, List, NodeAddr, Service, Slot,
-    SlotKey, Tables, Verdict, select,
+    Addr, Affinity, AffinityKey, Backend, Caller, Choice, Frontend, FrontendKey, List, MaglevKey, NodeAddr, Service,
+    Slot, SlotKey, Tables, Verdict, select,
 };
 use lb_user::{
     model::Settings,
@@ -243,6 +243,12 @@ impl Tables for Beside<'_> {
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
         self.now().node_addr(addr)
     }
+    fn in_source_ranges(&self, service: u32, addr: &Addr) -> bool {
+        self.now().in_source_ranges(service, addr)
+    }
+    fn maglev(&self, key: &MaglevKey, place: u32) -> Option<u32> {
+        self.now().maglev(key, place)
+    }
 }
 
 impl lb_common::State for Beside<'_> {
@@ -265,8 +271,8 @@ impl Caller for Fixed {
     fn random(&self) -> u32 {
         self.0
     }
-    fn netns(&self) -> u64 {
-        1
+    fn client(&self) -> lb_common::Client {
+        lb_common::Client::of_netns(1)
     }
     fn is_host(&self) -> bool {
         true

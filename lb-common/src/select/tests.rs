@@ -16,6 +16,8 @@ struct Mem {
     slots: BTreeMap<SlotKey, Slot>,
     backends: BTreeMap<u32, Backend>,
     node_addrs: BTreeMap<Addr, NodeAddr>,
+    ranges: Vec<crate::RangeKey>,
+    maglev: BTreeMap<MaglevKey, Vec<u32>>,
     open: RefCell<BTreeMap<u32, u64>>,
     turns: RefCell<BTreeMap<(u32, List), u32>>,
     affinity: RefCell<BTreeMap<AffinityKey, Affinity>>,
@@ -36,6 +38,12 @@ impl Tables for Mem {
     }
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
         self.node_addrs.get(addr).copied()
+    }
+    fn in_source_ranges(&self, service: u32, addr: &Addr) -> bool {
+        self.ranges.iter().any(|range| range.range.service == service && range.has(addr))
+    }
+    fn maglev(&self, key: &MaglevKey, place: u32) -> Option<u32> {
+        self.maglev.get(key)?.get(place as usize).copied()
     }
 }
 
@@ -79,8 +87,8 @@ impl Caller for Client {
         self.random.set(self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
         hash(self.random.get(), 0)
     }
-    fn netns(&self) -> u64 {
-        self.netns
+    fn client(&self) -> super::Client {
+        super::Client::of_netns(self.netns)
     }
     fn is_host(&self) -> bool {
         self.host
@@ -97,8 +105,8 @@ impl Caller for Fixed {
     fn random(&self) -> u32 {
         self.0
     }
-    fn netns(&self) -> u64 {
-        1
+    fn client(&self) -> super::Client {
+        super::Client::of_netns(1)
     }
     fn is_host(&self) -> bool {
         false

@@ -5,8 +5,8 @@ use std::{fmt::Write as _, net::SocketAddr, path::Path, process::ExitCode};
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use lb_common::{
-    AffinityKey, Caller as _, Cause, Frontend, FrontendKey, Kind, List, Proto, Scheduler, Service, Slot, SlotKey,
-    State as _, Verdict, frontend_at, kept, list_for, select,
+    Caller as _, Cause, Frontend, FrontendKey, Kind, List, Proto, Scheduler, Service, Slot, SlotKey, State as _,
+    Verdict, frontend_at, kept, list_for, select,
 };
 
 use crate::{
@@ -68,6 +68,7 @@ fn explain(live: &Live, client: &Client, destination: SocketAddr, proto: Proto) 
             let why = match cause {
                 Cause::NoEndpoints => "the service port has no endpoint that is ready, on any node",
                 Cause::NoLocalEndpoints => "internalTrafficPolicy is Local, and no endpoint is on this node",
+                Cause::SourceRange => "the client is in none of spec.loadBalancerSourceRanges",
             };
             writeln!(text, "  reason     {why}")?;
             writeln!(text, "  verdict    refused: the application sees {} ({})", cause.errno_name(), older(cause))?;
@@ -75,9 +76,9 @@ fn explain(live: &Live, client: &Client, destination: SocketAddr, proto: Proto) 
         Verdict::Backend(choice) => {
             let frontend = frontend.context("a backend without a frontend")?;
             let service = live.dump.services.get(&choice.service).copied().unwrap_or_default();
-            let list = list_for(frontend.kind, &service);
+            let list = list_for(frontend.kind, &service, false);
             policies(&mut text, live, client, frontend, &service, list)?;
-            let key = AffinityKey { netns: client.netns(), service: choice.service, _pad: 0 };
+            let key = client.client().affinity_key(choice.service);
             let stuck = kept(live, &key, &service, list, client.now()).is_some();
             backends(&mut text, live, choice.service, &service, list)?;
             let to = SocketAddr::new(choice.addr.to_ip(), choice.port);
@@ -136,8 +137,7 @@ fn policies(
     writeln!(text, "  scheduler  {}: {}", scheduler.name(), how(scheduler))?;
     if service.affinity_seconds > 0 {
         let seconds = service.affinity_seconds;
-        let state = match live.affinity.get(&AffinityKey { netns: client.netns(), service: frontend.service, _pad: 0 })
-        {
+        let state = match live.affinity.get(&client.client().affinity_key(frontend.service)) {
             None => "this client sticks to none yet".to_owned(),
             Some(kept) => {
                 let idle = client.now().saturating_sub(kept.used) / 1_000_000_000;
@@ -181,12 +181,13 @@ const fn how(scheduler: Scheduler) -> &'static str {
         Scheduler::Nq => "of two by chance an idle one, else as sed",
         Scheduler::Sh => "by the client: always the same for its network namespace",
         Scheduler::Dh => "by the address dialled: always the same for one frontend",
+        Scheduler::Mh => "packets by the hash of their flow, the same on all nodes; sockets by chance",
     }
 }
 
 const fn older(cause: Cause) -> &'static str {
     match cause {
         Cause::NoEndpoints => "\"Connection refused\"; EPERM on kernels before 5.18",
-        Cause::NoLocalEndpoints => "\"No route to host\"; EPERM on kernels before 5.18",
+        Cause::NoLocalEndpoints | Cause::SourceRange => "\"No route to host\"; EPERM on kernels before 5.18",
     }
 }

@@ -157,7 +157,7 @@ impl fmt::Display for Denied<'_> {
 
 const fn field(kind: Kind) -> &'static str {
     match kind {
-        Kind::ClusterIp => "spec.clusterIPs",
+        Kind::ClusterIp | Kind::Address => "spec.clusterIPs",
         Kind::ExternalIp => "spec.externalIPs",
         Kind::LoadBalancer => "status.loadBalancer.ingress",
         Kind::NodePort => "spec.ports[].nodePort",

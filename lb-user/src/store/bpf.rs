@@ -105,6 +105,7 @@ impl BpfStore {
             backends: read!(self.backends, Backends).into_iter().collect(),
             names: names.into_iter().filter_map(|(id, names)| Some((id, port_key(&names)?))).collect(),
             node_addrs: read!(self.node_addrs, NodeAddrs).into_iter().collect(),
+            ..Dump::default()
         })
     }
 

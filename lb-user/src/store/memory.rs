@@ -3,7 +3,8 @@
 use std::io;
 
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, List, NodeAddr, Service, Slot, SlotKey, State, Tables,
+    Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, List, MaglevKey, NodeAddr, Service, Slot, SlotKey,
+    State, Tables,
 };
 
 use super::{Dump, Limits, Partial, Store, StoreError};
@@ -195,6 +196,14 @@ impl Tables for Dump {
 
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
         self.node_addrs.get(addr).copied()
+    }
+
+    fn in_source_ranges(&self, service: u32, addr: &Addr) -> bool {
+        self.source_ranges.iter().any(|range| range.range.service == service && range.has(addr))
+    }
+
+    fn maglev(&self, key: &MaglevKey, place: u32) -> Option<u32> {
+        self.maglev.get(key)?.backends.get(place as usize).copied()
     }
 }
 

@@ -7,9 +7,11 @@ mod text;
 pub use bpf::{BpfStore, copy};
 pub use memory::{Faults, MemoryStore};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::{Addr, Backend, Frontend, FrontendKey, NodeAddr, Service, Slot, SlotKey, capacity};
+use lb_common::{
+    Addr, Backend, Frontend, FrontendKey, Maglev, MaglevKey, NodeAddr, RangeKey, Service, Slot, SlotKey, capacity,
+};
 
 use crate::{
     op::{Op, Table},
@@ -31,6 +33,10 @@ pub struct Dump {
     pub names: BTreeMap<u32, PortKey>,
     /// `NODE_ADDRS`
     pub node_addrs: BTreeMap<Addr, NodeAddr>,
+    /// `SOURCE_RANGES`
+    pub source_ranges: BTreeSet<RangeKey>,
+    /// `MAGLEV`
+    pub maglev: BTreeMap<MaglevKey, Box<Maglev>>,
 }
 
 /// How many entries each map may have.

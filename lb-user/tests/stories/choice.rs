@@ -268,8 +268,8 @@ fn affinity_per_port(node: &mut Node) {
     let clients = in_namespaces(16, || vec![at("10.96.0.1:80"), at("10.96.0.1:81")]);
     let (kept, backends) = (stuck(node), agent.dump().backends);
     assert_eq!(kept.len(), 2 * clients);
-    let mut hosts = BTreeMap::<u64, Vec<lb_common::Addr>>::new();
-    kept.iter().for_each(|(key, backend)| hosts.entry(key.netns).or_default().push(backends[backend].addr));
+    let mut hosts = BTreeMap::<lb_common::Addr, Vec<lb_common::Addr>>::new();
+    kept.iter().for_each(|(key, backend)| hosts.entry(key.client).or_default().push(backends[backend].addr));
     assert!(hosts.values().any(|hosts| hosts[0] != hosts[1]), "{hosts:?}");
     let before = ask_both();
     agent.kill();

@@ -423,7 +423,7 @@ pub struct Flow {
     pub backend: u32,
     /// See [`FlowFlags`].
     pub flags: u16,
-    /// What the client's packets were, so far: [`crate::Seen`]. Written by them alone.
+    /// What the client's packets were, so far: [`crate::flow::Seen`]. Written by them alone.
     pub forward: u8,
     /// What the backend's packets were, so far. Written by them alone.
     pub reverse: u8,
@@ -437,8 +437,8 @@ pub struct FlowFlags;
 impl FlowFlags {
     /// From the backend to the client; without it, from the client to the backend.
     pub const REVERSE: u16 = 1;
-    /// The source is replaced too, and the packet is sent on at once: the kernel never routes it.
-    pub const SNAT: u16 = 2;
+    /// The packet is sent on at once: the kernel's own routing never sees it, which would refuse its source.
+    pub const REDIRECT: u16 = 2;
     /// The entry of the other direction is looked up at egress; without it, at ingress.
     pub const PARTNER_EGRESS: u16 = 4;
 }
@@ -693,10 +693,10 @@ pub enum Counter {
     FlowsFull = 10,
     /// The first packet of a flow was dropped: no port is left on this node for its backend.
     SnatExhausted = 11,
-    /// A fragment was dropped: the first one of its datagram has not been seen.
-    FragmentLost = 12,
-    /// A packet was dropped: there is no route to its backend.
-    NoRoute = 13,
+    /// A packet was dropped: there is no route to its backend, or no address of this node to send it from.
+    NoRoute = 12,
+    /// A flow moved to another backend, because its own went away.
+    FlowMoved = 13,
 }
 
 impl Counter {
@@ -714,8 +714,8 @@ impl Counter {
         Self::UnknownPort,
         Self::FlowsFull,
         Self::SnatExhausted,
-        Self::FragmentLost,
         Self::NoRoute,
+        Self::FlowMoved,
     ];
 
     /// A name for output.
@@ -734,8 +734,8 @@ impl Counter {
             Self::UnknownPort => "rejected_unknown_port",
             Self::FlowsFull => "flows_full",
             Self::SnatExhausted => "snat_exhausted",
-            Self::FragmentLost => "fragment_lost",
             Self::NoRoute => "no_route",
+            Self::FlowMoved => "flow_moved",
         }
     }
 }

@@ -5,7 +5,10 @@
 extern crate std;
 
 mod addr;
+pub mod flow;
 mod layout;
+pub mod mix;
+pub mod packet;
 mod scheduler;
 mod select;
 mod translation;

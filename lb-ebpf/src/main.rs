@@ -8,6 +8,7 @@ mod context;
 mod guard;
 mod log;
 mod maps;
+mod packet;
 mod sock;
 mod stats;
 mod tcp_socks;
@@ -91,14 +92,14 @@ pub fn sock_release(ctx: SockContext) -> i32 {
 
 /// A packet comes in at a device.
 #[classifier]
-pub fn tc_ingress(_ctx: TcContext) -> i32 {
-    -1
+pub fn tc_ingress(ctx: TcContext) -> i32 {
+    packet::ingress(ctx)
 }
 
 /// A packet goes out at a device.
 #[classifier]
-pub fn tc_egress(_ctx: TcContext) -> i32 {
-    -1
+pub fn tc_egress(ctx: TcContext) -> i32 {
+    packet::egress(ctx)
 }
 
 #[panic_handler]

@@ -11,9 +11,11 @@ use aya_ebpf::{
 };
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, LogGate, MAGLEV_LEN, Maglev, MaglevKey, Names, NodeAddr, PortStats, Range, RangeKey, Service,
-    Slot, SlotKey, Tables, TcpSock, Translation, Translations, capacity,
+    Frontend, FrontendKey, LogGate, MAGLEV_LEN, Maglev, MaglevKey, Names, NodeAddr, PortStats, Range, RangeKey,
+    Service, Slot, SlotKey, Tables, TcpSock, Translation, Translations, capacity,
 };
+
+use crate::packet::Scratch;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -94,6 +96,10 @@ pub static PORT_KILLED: HashMap<u32, u64, { capacity::PORT_KILLED }, NO_PREALLOC
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
 
+/// The packet at hand, on each CPU.
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
 /// Whether anybody reads the log.
 #[btf_map]
 pub static LOG_GATE: PerCpuArray<LogGate, 1> = PerCpuArray::new();
@@ -111,10 +117,24 @@ pub static GENERATION: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 pub static HOST_NETNS: Global<u64> = Global::new(0);
 
+/// The first port that packets sent on behalf of others may come from.
+#[unsafe(no_mangle)]
+pub static SNAT_FIRST: Global<u16> = Global::new(1024);
+
+/// How many there are.
+#[unsafe(no_mangle)]
+pub static SNAT_COUNT: Global<u32> = Global::new(28_976);
+
 /// Counts an event on this CPU.
 #[inline(always)]
 pub fn count(counter: Counter) {
-    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+    count_at(counter as u32);
+}
+
+/// The same by its number.
+#[inline(always)]
+pub fn count_at(counter: u32) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter) {
         // SAFETY: the value of a per-CPU array, aligned to 8; only this CPU's programs write it.
         unsafe { *value += 1 };
     }
@@ -162,7 +182,11 @@ impl Tables for Kernel {
     #[inline(always)]
     fn maglev(&self, key: &MaglevKey, place: u32) -> Option<u32> {
         let table = MAGLEV.get_ptr(key)?;
-        if place as usize >= MAGLEV_LEN {
+        // The compiler knows that the place is in bounds, and would leave the check out that the verifier wants to see.
+        let mut place = u64::from(place);
+        // SAFETY: a move of a register to itself.
+        unsafe { core::arch::asm!("{0} = {0}", inlateout(reg) place, options(nomem, nostack)) };
+        if place >= MAGLEV_LEN as u64 {
             return None;
         }
         // SAFETY: within the array; an element that is replaced meanwhile stays until the RCU grace period ends.

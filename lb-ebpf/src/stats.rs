@@ -49,21 +49,19 @@ pub fn closed(backend: u32) {
     }
 }
 
-/// A socket was refused.
+/// A socket or a packet was refused.
 #[inline(always)]
 pub fn refused(service: u32, cause: Cause) {
     if let Some(stats) = of_port(service) {
         // SAFETY: as in `given`.
-        add(
-            unsafe {
-                match cause {
-                    Cause::NoEndpoints => &raw mut (*stats).no_endpoints,
-                    Cause::NoLocalEndpoints => &raw mut (*stats).no_local_endpoints,
-                    Cause::SourceRange => &raw mut (*stats).source_range,
-                }
-            },
-            1,
-        );
+        let count = unsafe {
+            match cause {
+                Cause::NoEndpoints => &raw mut (*stats).no_endpoints,
+                Cause::NoLocalEndpoints => &raw mut (*stats).no_local_endpoints,
+                Cause::SourceRange => return add(&raw mut (*stats).source_range, 1),
+            }
+        };
+        add(count, 1);
     }
 }
 

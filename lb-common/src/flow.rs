@@ -1,0 +1,188 @@
+//! What a flow of packets has seen, and for how long it is kept. The times are those of netfilter
+//! (net/netfilter/nf_conntrack_proto_{tcp,udp,sctp}.c), as kube-proxy sets them (`--conntrack-tcp-timeout-established`).
+
+use crate::{Flow, FlowFlags, FlowKey, Hook, Proto};
+
+/// Bits of [`Flow::forward`] and [`Flow::reverse`]: what the packets of one direction were, so far.
+pub struct Seen;
+
+impl Seen {
+    /// There was one.
+    pub const ANY: u8 = 1;
+    /// One said that it is the last: FIN, or SCTP's SHUTDOWN.
+    pub const FIN: u8 = 2;
+    /// One ended the flow: RST, or SCTP's ABORT and SHUTDOWN COMPLETE.
+    pub const RST: u8 = 4;
+    /// Its FIN came before that of the other direction: this end waits in TIME-WAIT.
+    pub const FIN_FIRST: u8 = 8;
+}
+
+/// One second, in ns.
+const SECOND: u64 = 1_000_000_000;
+
+/// A TCP connection of which the backend has said nothing yet.
+pub const TCP_OPENING: u64 = 60 * SECOND;
+/// An open TCP connection on which nothing is said.
+pub const TCP_ESTABLISHED: u64 = 24 * 3600 * SECOND;
+/// A TCP connection of which one end has closed.
+pub const TCP_HALF_CLOSED: u64 = 3600 * SECOND;
+/// A TCP connection which is over. Late packets still find their way.
+pub const TCP_CLOSED: u64 = 10 * SECOND;
+/// The same where the backend waits in TIME-WAIT: for so long (2 MSL, as Linux has it) it would take a new connection from
+/// the same address and port for the old one.
+pub const TCP_TIME_WAIT: u64 = 60 * SECOND;
+/// Datagrams without an answer.
+pub const UDP_UNREPLIED: u64 = 30 * SECOND;
+/// Datagrams with answers.
+pub const UDP_REPLIED: u64 = 120 * SECOND;
+/// An SCTP association of which the backend has said nothing yet.
+pub const SCTP_OPENING: u64 = 60 * SECOND;
+/// An SCTP association: heartbeats come every 30 s (RFC 9260, 8.3).
+pub const SCTP_ESTABLISHED: u64 = 210 * SECOND;
+
+/// The state of a flow, by the words that conntrack has for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlowState {
+    /// The backend has said nothing yet.
+    Opening,
+    /// Both have spoken.
+    Established,
+    /// One end has closed.
+    HalfClosed,
+    /// Both have, or it was reset.
+    Closed,
+    /// The same, and the backend waits in TIME-WAIT.
+    TimeWait,
+}
+
+impl FlowState {
+    /// The state of a flow of which both directions have seen this much.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(forward: u8, reverse: u8) -> Self {
+        if (forward | reverse) & Seen::RST != 0 {
+            return Self::Closed;
+        }
+        if forward & reverse & Seen::FIN != 0 {
+            return if reverse & Seen::FIN_FIRST != 0 { Self::TimeWait } else { Self::Closed };
+        }
+        if (forward | reverse) & Seen::FIN != 0 {
+            return Self::HalfClosed;
+        }
+        if reverse & Seen::ANY == 0 { Self::Opening } else { Self::Established }
+    }
+
+    /// Whether a client may use its port for a new connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Closed | Self::TimeWait)
+    }
+
+    /// How long a flow of this state is kept after its last packet, in ns.
+    #[must_use]
+    pub const fn lasts(self, proto: u8) -> u64 {
+        const UDP: u8 = Proto::Udp as u8;
+        const SCTP: u8 = Proto::Sctp as u8;
+        match (proto, self) {
+            (UDP, Self::Opening) => UDP_UNREPLIED,
+            (UDP, _) => UDP_REPLIED,
+            (SCTP, Self::Opening) => SCTP_OPENING,
+            (SCTP, Self::Established | Self::HalfClosed) => SCTP_ESTABLISHED,
+            (_, Self::Opening) => TCP_OPENING,
+            (_, Self::Established) => TCP_ESTABLISHED,
+            (_, Self::HalfClosed) => TCP_HALF_CLOSED,
+            (_, Self::Closed) => TCP_CLOSED,
+            (_, Self::TimeWait) => TCP_TIME_WAIT,
+        }
+    }
+
+    /// A name for output.
+    #[must_use]
+    pub const fn name(self, proto: u8) -> &'static str {
+        const UDP: u8 = Proto::Udp as u8;
+        match (proto, self) {
+            (UDP, Self::Opening) => "UNREPLIED",
+            (UDP, _) => "ASSURED",
+            (_, Self::Opening) => "SYN_SENT",
+            (_, Self::Established) => "ESTABLISHED",
+            (_, Self::HalfClosed) => "CLOSE_WAIT",
+            (_, Self::Closed) => "CLOSE",
+            (_, Self::TimeWait) => "TIME_WAIT",
+        }
+    }
+}
+
+/// The state that the entries of both directions tell together.
+#[must_use]
+pub fn state(own: &Flow, partner: Option<&Flow>) -> FlowState {
+    let (forward, reverse) = partner.map_or((0, 0), |partner| (partner.forward, partner.reverse));
+    FlowState::of(own.forward | forward, own.reverse | reverse)
+}
+
+/// When a flow ends unless a packet comes (CLOCK_MONOTONIC, ns). Both entries of a flow end together.
+#[must_use]
+pub fn expires_at(own: &Flow, partner: Option<&Flow>, proto: u8) -> u64 {
+    let used = partner.map_or(own.used, |partner| partner.used.max(own.used));
+    used.saturating_add(state(own, partner).lasts(proto))
+}
+
+/// The key of the other direction's entry.
+#[inline(always)]
+#[must_use]
+pub const fn partner_key(key: &FlowKey, flow: &Flow) -> FlowKey {
+    let hook = if flow.flags & FlowFlags::PARTNER_EGRESS != 0 { Hook::Egress } else { Hook::Ingress };
+    FlowKey::new(flow.to.reversed(), key.proto, hook)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Addr, Tuple};
+
+    fn flow(forward: u8, reverse: u8, used: u64) -> Flow {
+        let to = Tuple { src: Addr::default(), dst: Addr::default(), src_port: 1, dst_port: 2 };
+        Flow { to, service: 1, backend: 1, flags: 0, forward, reverse, used }
+    }
+
+    #[test]
+    fn a_state_is_what_both_directions_have_seen() {
+        use FlowState::{Closed, Established, HalfClosed, Opening, TimeWait};
+        const ANY: u8 = Seen::ANY;
+        const FIN: u8 = Seen::ANY | Seen::FIN;
+        for (forward, reverse, want) in [
+            (ANY, 0, Opening),
+            (ANY, ANY, Established),
+            (FIN, ANY, HalfClosed),
+            (ANY, FIN | Seen::FIN_FIRST, HalfClosed),
+            (FIN, FIN | Seen::FIN_FIRST, TimeWait),
+            (FIN | Seen::FIN_FIRST, FIN, Closed),
+            (ANY | Seen::RST, ANY, Closed),
+            (ANY, Seen::RST, Closed),
+        ] {
+            assert_eq!(FlowState::of(forward, reverse), want, "{forward} {reverse}");
+        }
+    }
+
+    #[test]
+    fn the_later_use_of_both_entries_counts_and_either_may_know_more() {
+        let (own, partner) = (flow(Seen::ANY, 0, 5 * SECOND), flow(0, Seen::ANY, 7 * SECOND));
+        assert_eq!(expires_at(&own, None, 6), 65 * SECOND);
+        assert_eq!(expires_at(&own, Some(&partner), 6), 7 * SECOND + TCP_ESTABLISHED);
+        assert_eq!(expires_at(&own, Some(&partner), 17), 127 * SECOND);
+        assert_eq!(expires_at(&own, None, 17), 35 * SECOND);
+    }
+
+    #[test]
+    fn partners_lead_to_each_other() {
+        let ip = |text: &str| Addr::from(text.parse::<core::net::IpAddr>().expect("an address"));
+        let dialled = Tuple { src: ip("192.0.2.9"), dst: ip("192.0.2.1"), src_port: 4000, dst_port: 30080 };
+        let to = Tuple { src: ip("192.0.2.9"), dst: ip("10.0.0.1"), src_port: 4000, dst_port: 8080 };
+        let forward = Flow { to, flags: FlowFlags::PARTNER_EGRESS, ..flow(0, 0, 0) };
+        let key = FlowKey::new(dialled, 6, Hook::Ingress);
+        let other = partner_key(&key, &forward);
+        assert_eq!(other, FlowKey::new(to.reversed(), 6, Hook::Egress));
+        let reverse = Flow { to: dialled.reversed(), flags: FlowFlags::REVERSE, ..flow(0, 0, 0) };
+        assert_eq!(partner_key(&other, &reverse), key);
+    }
+}

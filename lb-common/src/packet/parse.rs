@@ -1,0 +1,247 @@
+//! From bytes to what a Service must know of a packet.
+
+use super::{Skb, number};
+use crate::{Addr, Proto, Tuple, flow::Seen};
+
+/// Extension headers that are looked behind (RFC 8200, 4.1: each but one occurs at most once).
+const MAX_EXTENSIONS: usize = 6;
+
+/// Which part of a datagram a packet is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fragment {
+    /// All of it.
+    Whole,
+    /// The first fragment, which has the ports.
+    First,
+    /// Another one, which has none.
+    Later,
+}
+
+/// A packet of TCP, UDP, SCTP or ICMP. Offsets count from the start of the packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Packet {
+    /// Addresses and ports; ports are 0 for ICMP and for later fragments.
+    pub tuple: Tuple,
+    /// Where the IP header begins.
+    pub l3: u32,
+    /// Where what it carries begins.
+    pub l4: u32,
+    /// The number that a datagram's fragments share, as it lies in memory.
+    pub id: u32,
+    /// Octets of the packet from the IP header on, by that header.
+    pub len: u32,
+    /// Octets of all headers, from the IP header on.
+    pub headers: u32,
+    /// Which part of a datagram it is.
+    pub fragment: Fragment,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Time to live, or hop limit.
+    pub ttl: u8,
+    /// What it says about its flow: bits of [`Seen`].
+    pub seen: u8,
+    /// Whether it begins a flow: a SYN without ACK, an INIT; UDP has no beginning.
+    pub begins: bool,
+    /// Whether it is IPv6.
+    pub v6: bool,
+}
+
+impl Packet {
+    /// Whether it has ports, which are rewritten.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_ports(&self) -> bool {
+        !matches!(self.fragment, Fragment::Later)
+    }
+}
+
+/// Reads the packet whose IP header begins at `l3`. None for what no Service is about.
+#[inline(always)]
+pub fn parse(skb: &impl Skb, l3: u32, v6: bool) -> Option<Packet> {
+    let mut packet = if v6 { parse_v6(skb, l3)? } else { parse_v4(skb, l3)? };
+    if packet.fragment as u8 == Fragment::Later as u8 {
+        return Some(packet);
+    }
+    parse_transport(skb, &mut packet)?;
+    Some(packet)
+}
+
+const EMPTY: Packet = Packet {
+    tuple: Tuple { src: Addr { octets: [0; 16] }, dst: Addr { octets: [0; 16] }, src_port: 0, dst_port: 0 },
+    l3: 0,
+    l4: 0,
+    id: 0,
+    len: 0,
+    headers: 0,
+    fragment: Fragment::Whole,
+    proto: 0,
+    ttl: 0,
+    seen: Seen::ANY,
+    begins: false,
+    v6: false,
+};
+
+#[inline(always)]
+fn parse_v4(skb: &impl Skb, l3: u32) -> Option<Packet> {
+    let header: [u8; 20] = skb.load(l3)?;
+    let length = u32::from(header[0] & 0xf) * 4;
+    if header[0] >> 4 != 4 || length < 20 {
+        return None;
+    }
+    let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let mut packet = EMPTY;
+    packet.tuple.src = Addr::from_v4_word(word(12));
+    packet.tuple.dst = Addr::from_v4_word(word(16));
+    packet.l3 = l3;
+    packet.l4 = l3 + length;
+    packet.id = u32::from(u16::from_ne_bytes([header[4], header[5]]));
+    packet.len = u32::from(u16::from_be_bytes([header[2], header[3]]));
+    packet.fragment = fragment(u16::from_be_bytes([header[6], header[7]]) & 0x1fff, header[6] & 0x20 != 0);
+    packet.proto = header[9];
+    packet.ttl = header[8];
+    Some(packet)
+}
+
+#[inline(always)]
+const fn fragment(offset: u16, more: bool) -> Fragment {
+    if offset != 0 {
+        Fragment::Later
+    } else if more {
+        Fragment::First
+    } else {
+        Fragment::Whole
+    }
+}
+
+#[inline(always)]
+fn parse_v6(skb: &impl Skb, l3: u32) -> Option<Packet> {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const AUTHENTICATION: u8 = 51;
+    const DESTINATION: u8 = 60;
+    let header: [u8; 40] = skb.load(l3)?;
+    if header[0] >> 4 != 6 {
+        return None;
+    }
+    let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let mut packet = EMPTY;
+    packet.tuple.src = Addr::from_words([word(8), word(12), word(16), word(20)]);
+    packet.tuple.dst = Addr::from_words([word(24), word(28), word(32), word(36)]);
+    packet.l3 = l3;
+    packet.v6 = true;
+    packet.len = 40 + u32::from(u16::from_be_bytes([header[4], header[5]]));
+    packet.ttl = header[7];
+    // A mapped address on the wire is nobody's (RFC 4942, 2.2), and would be taken for IPv4.
+    if packet.tuple.src.is_v4() || packet.tuple.dst.is_v4() {
+        return None;
+    }
+    let (mut next, mut at) = (header[6], l3 + 40);
+    for _ in 0..MAX_EXTENSIONS {
+        let extension: [u8; 8] = match next {
+            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION => skb.load(at)?,
+            _ => break,
+        };
+        let length = match next {
+            FRAGMENT => {
+                let offset = u16::from_be_bytes([extension[2], extension[3]]);
+                packet.fragment = fragment(offset >> 3, offset & 1 != 0);
+                packet.id = u32::from_ne_bytes([extension[4], extension[5], extension[6], extension[7]]);
+                8
+            }
+            AUTHENTICATION => (u32::from(extension[1]) + 2) * 4,
+            _ => (u32::from(extension[1]) + 1) * 8,
+        };
+        next = extension[0];
+        at += length;
+        // What follows stands in the first fragment only.
+        if packet.fragment as u8 == Fragment::Later as u8 {
+            break;
+        }
+    }
+    packet.proto = next;
+    packet.l4 = at;
+    Some(packet)
+}
+
+const TCP: u8 = Proto::Tcp as u8;
+const UDP: u8 = Proto::Udp as u8;
+const SCTP: u8 = Proto::Sctp as u8;
+
+#[inline(always)]
+fn parse_transport(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
+    let ports: [u8; 4];
+    match packet.proto {
+        TCP => {
+            let header: [u8; 14] = skb.load(packet.l4)?;
+            ports = [header[0], header[1], header[2], header[3]];
+            let flags = header[13];
+            packet.seen |= ((flags & 1 != 0) as u8 * Seen::FIN) | ((flags & 4 != 0) as u8 * Seen::RST);
+            packet.begins = flags & 0x12 == 2;
+            packet.headers = packet.l4 - packet.l3 + u32::from(header[12] >> 4) * 4;
+        }
+        UDP => {
+            ports = skb.load(packet.l4)?;
+            packet.headers = packet.l4 - packet.l3 + 8;
+        }
+        SCTP => {
+            let header: [u8; 13] = skb.load(packet.l4)?;
+            ports = [header[0], header[1], header[2], header[3]];
+            match header[12] {
+                // INIT
+                1 => packet.begins = true,
+                // SHUTDOWN, SHUTDOWN ACK
+                7 | 8 => packet.seen |= Seen::FIN,
+                // ABORT, SHUTDOWN COMPLETE
+                6 | 14 => packet.seen |= Seen::RST,
+                _ => {}
+            }
+        }
+        number::ICMP if !packet.v6 => ports = [0; 4],
+        number::ICMPV6 if packet.v6 => ports = [0; 4],
+        _ => return None,
+    }
+    packet.tuple.src_port = u16::from_be_bytes([ports[0], ports[1]]);
+    packet.tuple.dst_port = u16::from_be_bytes([ports[2], ports[3]]);
+    Some(())
+}
+
+/// What an ICMP error is about: a packet that somebody got and sends back in part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IcmpError {
+    /// Addresses and ports of that packet.
+    pub tuple: Tuple,
+    /// Where its IP header begins.
+    pub l3: u32,
+    /// Where its ports begin.
+    pub l4: u32,
+    /// IP protocol number.
+    pub proto: u8,
+}
+
+/// Reads what an ICMP packet is about, where it is an error (RFC 792, RFC 4443).
+#[inline(always)]
+pub fn parse_icmp_error(skb: &impl Skb, packet: &Packet) -> Option<IcmpError> {
+    let header: [u8; 8] = skb.load(packet.l4)?;
+    let is_error = if packet.v6 {
+        // Destination unreachable, packet too big, time exceeded, parameter problem.
+        header[0] >= 1 && header[0] <= 4
+    } else {
+        // Destination unreachable, source quench, time exceeded, parameter problem.
+        matches!(header[0], 3 | 4 | 11 | 12)
+    };
+    if !is_error {
+        return None;
+    }
+    let at = packet.l4 + 8;
+    let inner = if packet.v6 { parse_v6(skb, at)? } else { parse_v4(skb, at)? };
+    if inner.fragment as u8 == Fragment::Later as u8 || !matches!(inner.proto, TCP | UDP | SCTP) {
+        return None;
+    }
+    // Eight octets of it are all that is sure to be there (RFC 792).
+    let ports: [u8; 4] = skb.load(inner.l4)?;
+    let mut tuple = inner.tuple;
+    tuple.src_port = u16::from_be_bytes([ports[0], ports[1]]);
+    tuple.dst_port = u16::from_be_bytes([ports[2], ports[3]]);
+    Some(IcmpError { tuple, l3: inner.l3, l4: inner.l4, proto: inner.proto })
+}

@@ -1,0 +1,119 @@
+//! The first packet of a flow.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use lb_common::{
+    Addr, BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, FlowFlags, FrontendKey, Hook, Proto, Tuple,
+    Verdict, packet::Packet, select,
+};
+
+use super::{
+    Scratch,
+    fate::Fate,
+    is_cluster_ip,
+    ports::{self, Wish, spread_of},
+    route::{Route, Way},
+    sender::Sender,
+    skb::Frame,
+};
+use crate::{
+    maps::{BACKENDS, DEVICES, Kernel, count},
+    stats,
+};
+
+/// A packet of no flow comes in: a Service answers it, or it goes on as it is.
+#[inline(always)]
+pub fn begin(frame: Frame, scratch: &mut Scratch, device: &Device) -> Fate {
+    let pod = device.flags & DeviceFlags::POD != 0;
+    let chosen = choose(&scratch.packet, spread_of(&scratch.packet), !pod, &mut scratch.choice);
+    if chosen.is_flow() {
+        return open(frame, scratch, pod);
+    }
+    let packet = &scratch.packet;
+    let asks = packet.begins || packet.proto == Proto::Udp as u8;
+    if chosen.code() == Fate::PASS.code() && asks && is_cluster_ip(packet) {
+        return Fate::reject(Counter::UnknownPort);
+    }
+    chosen
+}
+
+/// Asks `select` for a backend.
+#[inline(never)]
+fn choose(packet: &Packet, spread: u32, outside: bool, to: &mut Choice) -> Fate {
+    let Some(proto) = Proto::from_number(packet.proto.into()) else {
+        return Fate::PASS;
+    };
+    let dest = FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto);
+    match select(&Kernel, &Sender { tuple: &packet.tuple, spread, outside }, &dest, 0) {
+        Verdict::NotService => Fate::PASS,
+        Verdict::Backend(choice) => {
+            *to = choice;
+            Fate::FLOW
+        }
+        Verdict::Refused(service, cause) => {
+            stats::refused(service, cause);
+            if matches!(cause, Cause::NoEndpoints) {
+                return Fate::reject(cause.counter());
+            }
+            // Whoever balances between nodes shall not take this for the Service's answer.
+            count(cause.counter());
+            Fate::DROP
+        }
+    }
+}
+
+/// Makes the entries of a flow to the backend that was chosen.
+///
+/// Its source is kept where the answer comes by here in any case: the backend or the client is on this node. Otherwise an
+/// address of this node takes its place, and the same where a client is its own backend, and would answer itself.
+#[inline(always)]
+fn open(frame: Frame, scratch: &mut Scratch, pod: bool) -> Fate {
+    let keep = fill(scratch, pod);
+    if !keep && !find_source(frame, &scratch.packet, &mut scratch.flow.to) {
+        count(Counter::NoRoute);
+        return Fate::DROP;
+    }
+    let wish = if keep { Wish::Same } else { Wish::Any };
+    let fate = ports::claim(frame, scratch, Hook::Ingress, wish);
+    if fate.is_flow() {
+        stats::connected(&scratch.choice);
+    }
+    fate
+}
+
+/// Whether the source is kept; and all of the flow but for its source.
+#[inline(never)]
+fn fill(scratch: &mut Scratch, pod: bool) -> bool {
+    let Scratch { packet, flow, choice, .. } = scratch;
+    // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
+    let on_node =
+        unsafe { BACKENDS.get(choice.backend) }.is_some_and(|backend| backend.flags & BackendFlags::ON_NODE != 0);
+    let hairpin = choice.addr == packet.tuple.src;
+    let keep = (on_node || pod) && !hairpin;
+    flow.to = packet.tuple;
+    flow.to.dst = choice.addr;
+    flow.to.dst_port = choice.port;
+    flow.service = choice.service;
+    flow.backend = choice.backend;
+    flow.flags = if keep { FlowFlags::PARTNER_EGRESS } else { FlowFlags::REDIRECT };
+    flow.forward = packet.seen;
+    flow.reverse = 0;
+    // SAFETY: no precondition.
+    flow.used = unsafe { bpf_ktime_get_ns() };
+    keep
+}
+
+/// The address of this node from which a backend elsewhere is reached becomes the source.
+#[inline(never)]
+fn find_source(frame: Frame, packet: &Packet, to: &mut Tuple) -> bool {
+    let route = Route::find(frame, to, packet.proto, packet.v6);
+    if !matches!(route.way, Way::Device) {
+        return false;
+    }
+    // SAFETY: as above.
+    let Some(device) = (unsafe { DEVICES.get(route.ifindex()) }) else {
+        return false;
+    };
+    let addr: &Addr = if packet.v6 { &device.snat_v6 } else { &device.snat_v4 };
+    to.src = *addr;
+    !addr.is_unspecified()
+}

@@ -1,0 +1,92 @@
+//! ICMP errors about packets of a flow: they go back to who sent those, about what it sent.
+
+use lb_common::{
+    FlowFlags, FlowKey, Hook, Tuple,
+    packet::{IcmpError, Packet, decrement_ttl, parse_icmp_error, rewrite_icmp_error},
+};
+
+use super::{
+    Scratch,
+    fate::Fate,
+    route::{Route, Way},
+    skb::Frame,
+};
+use crate::maps::FLOWS;
+
+/// An error on its way back. It does not fit on the stack.
+#[repr(C)]
+pub struct Back {
+    error: IcmpError,
+    /// What the packet that it is about becomes.
+    inner: Tuple,
+    /// Where it goes itself.
+    outer: Tuple,
+}
+
+/// Translates an error back, if it is one about a flow. The packet in it went the other way, so that an answer to it would
+/// be what the flow's entry translates.
+#[inline(always)]
+pub fn back(frame: Frame, hook: Hook, scratch: &mut Scratch) -> Fate {
+    let Scratch { packet, key, icmp, .. } = scratch;
+    if !read(frame, packet, &mut icmp.error) {
+        return Fate::PASS;
+    }
+    *key = FlowKey::new(icmp.error.tuple.reversed(), icmp.error.proto, hook);
+    let Some(flags) = find(packet, key, icmp) else {
+        return Fate::PASS;
+    };
+    if flags & FlowFlags::REDIRECT == 0 {
+        return if put(frame, packet, icmp) { Fate::PASS } else { Fate::DROP };
+    }
+    if packet.ttl <= 1 {
+        // An error is never answered by one (RFC 1122, 3.2.2).
+        return Fate::DROP;
+    }
+    send_on(frame, packet, icmp)
+}
+
+#[inline(never)]
+fn read(frame: Frame, packet: &Packet, error: &mut IcmpError) -> bool {
+    match parse_icmp_error(&frame, packet) {
+        Some(parsed) => {
+            *error = parsed;
+            true
+        }
+        None => false,
+    }
+}
+
+/// What the flow makes of it: the flow's flags, if there is one.
+#[inline(never)]
+fn find(packet: &Packet, key: &FlowKey, back: &mut Back) -> Option<u16> {
+    // SAFETY: read at once; an element that is removed meanwhile stays until the RCU grace period ends.
+    let flow = unsafe { FLOWS.get(key) }?;
+    back.inner = flow.to.reversed();
+    // A router keeps its own address; the flow's other end gets the one that is known there.
+    let src = if packet.tuple.src == key.tuple.src { flow.to.src } else { packet.tuple.src };
+    back.outer = Tuple { src, dst: flow.to.dst, src_port: 0, dst_port: 0 };
+    Some(flow.flags)
+}
+
+#[inline(never)]
+fn put(mut frame: Frame, packet: &Packet, back: &Back) -> bool {
+    rewrite_icmp_error(&mut frame, packet, &back.error, &back.inner, &back.outer).is_ok()
+}
+
+#[inline(never)]
+fn send_on(mut frame: Frame, packet: &Packet, back: &Back) -> Fate {
+    let route = Route::find(frame, &back.outer, packet.proto, packet.v6);
+    if !put(frame, packet, back) {
+        return Fate::DROP;
+    }
+    match route.way {
+        Way::Device => {}
+        Way::Here => return Fate::PASS,
+        Way::Unreachable | Way::Other => return Fate::DROP,
+    }
+    if decrement_ttl(&mut frame, packet).is_err() {
+        return Fate::DROP;
+    }
+    frame.mark_sent_on();
+    route.take()
+}

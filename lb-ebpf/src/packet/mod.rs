@@ -1,0 +1,247 @@
+//! The packet path: what becomes of a packet at a device. Flows are looked up before Services, so that what has begun goes
+//! on as it began, whatever Services and endpoints have become.
+//!
+//! The stages stand side by side and hand on what they found in [`Scratch`]: the frames of functions that call each other
+//! share 512 bytes of stack.
+
+mod answer;
+mod begin;
+mod fate;
+mod icmp;
+mod ports;
+mod route;
+mod send;
+mod sender;
+mod skb;
+
+use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_ns, programs::TcContext};
+use lb_common::{
+    BackendFlags, Choice, Counter, Device, DeviceFlags, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts,
+    FrontendKey, Hook, Proto,
+    flow::{FlowState, Seen, partner_key},
+    packet::{Answer, Fragment, Packet, number, parse},
+};
+
+use crate::maps::{BACKENDS, DEVICES, FLOWS, FRAGMENTS, FRONTENDS, SCRATCH, count};
+use fate::Fate;
+use skb::Frame;
+
+const ETHERNET: u32 = 14;
+
+/// The packet at hand.
+#[repr(C)]
+pub struct Scratch {
+    packet: Packet,
+    /// Its key in `FLOWS`.
+    key: FlowKey,
+    /// Its flow: the packet's direction.
+    flow: Flow,
+    /// The other direction, and its key.
+    back: Flow,
+    back_key: FlowKey,
+    /// The backend of a new flow.
+    choice: Choice,
+    icmp: icmp::Back,
+    answer: Answer,
+}
+
+/// A packet comes in.
+#[inline(always)]
+pub fn ingress(ctx: TcContext) -> i32 {
+    at(Frame::new(ctx), Hook::Ingress)
+}
+
+/// A packet goes out.
+#[inline(always)]
+pub fn egress(ctx: TcContext) -> i32 {
+    at(Frame::new(ctx), Hook::Egress)
+}
+
+#[inline(always)]
+fn at(frame: Frame, hook: Hook) -> i32 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return Fate::PASS.code();
+    };
+    // SAFETY: the one value of a per-CPU array: a packet's programs run to their end before the next packet's begin there.
+    let scratch = unsafe { &mut *scratch };
+    let fate = decide(frame, hook, scratch);
+    if fate.is_answer() { answer::answer(frame, scratch, hook, fate) } else { fate.code() }
+}
+
+#[inline(always)]
+fn decide(frame: Frame, hook: Hook, scratch: &mut Scratch) -> Fate {
+    let egress = hook as u8 == Hook::Egress as u8;
+    // It has been through all of this when it came in.
+    if egress && frame.is_sent_on() {
+        return Fate::PASS;
+    }
+    // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
+    let Some(device) = (unsafe { DEVICES.get(frame.ifindex()) }) else {
+        return Fate::PASS;
+    };
+    if !read(frame, device.flags & DeviceFlags::NO_ETHERNET == 0, &mut scratch.packet) {
+        return Fate::PASS;
+    }
+    if scratch.packet.proto == number::ICMP || scratch.packet.proto == number::ICMPV6 {
+        return icmp::back(frame, hook, scratch);
+    }
+    if scratch.packet.fragment as u8 == Fragment::Later as u8 && !find_ports(hook, &mut scratch.packet) {
+        // Of no Service, or ahead of its first fragment: then its datagram is lost, and asked for again.
+        return Fate::PASS;
+    }
+    scratch.key = FlowKey::new(scratch.packet.tuple, scratch.packet.proto, hook);
+    if !goes_on(scratch) {
+        let begun = if egress { leave(frame, scratch, device) } else { begin::begin(frame, scratch, device) };
+        if !begun.is_flow() {
+            return begun;
+        }
+    }
+    if scratch.packet.fragment as u8 == Fragment::First as u8 {
+        keep_ports(hook, &scratch.packet);
+    }
+    send::send(frame, scratch)
+}
+
+/// Reads the packet.
+#[inline(never)]
+fn read(frame: Frame, ethernet: bool, packet: &mut Packet) -> bool {
+    let Some(v6) = frame.is_v6() else {
+        return false;
+    };
+    match parse(&frame, if ethernet { ETHERNET } else { 0 }, v6) {
+        Some(parsed) => {
+            *packet = parsed;
+            true
+        }
+        None => false,
+    }
+}
+
+/// Whether the packet is one of a known flow, which then stands in `flow`.
+#[inline(never)]
+fn goes_on(scratch: &mut Scratch) -> bool {
+    let Some(flow) = FLOWS.get_ptr_mut(&scratch.key) else {
+        return false;
+    };
+    // SAFETY: a value of ours; it stays until the RCU grace period ends, and each direction writes its own entry.
+    let flow = unsafe { &mut *flow };
+    if begins_anew(&scratch.packet, flow) {
+        return false;
+    }
+    track(&scratch.packet, &scratch.key, &mut scratch.back_key, flow);
+    scratch.flow.to = flow.to;
+    scratch.flow.flags = flow.flags;
+    true
+}
+
+/// Whether a packet of a known flow must find a backend as a new one does: a client uses its port again after the end; the
+/// first packet is sent again, and its backend takes no new flows any more; or it is a datagram, and its backend has gone.
+#[inline(always)]
+fn begins_anew(packet: &Packet, flow: &Flow) -> bool {
+    if flow.flags & FlowFlags::REVERSE != 0 || !(packet.begins || packet.proto == Proto::Udp as u8) {
+        return false;
+    }
+    if packet.begins && FlowState::of(flow.forward, flow.reverse).is_over() {
+        return true;
+    }
+    // A flow that belongs to no Service: see `ports`.
+    if flow.backend == 0 {
+        return false;
+    }
+    // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
+    let backend = unsafe { BACKENDS.get(flow.backend) };
+    let lists = BackendFlags::CLUSTER | BackendFlags::LOCAL;
+    let stands = backend.is_some_and(|backend| {
+        backend.service == flow.service
+            && backend.port == flow.to.dst_port
+            && backend.addr == flow.to.dst
+            && (!packet.begins || backend.flags & lists != 0)
+    });
+    if !stands && packet.proto == Proto::Udp as u8 {
+        count(Counter::FlowMoved);
+    }
+    !stands
+}
+
+/// A flow remembers its packet. The other direction's entry hears only of what is new, which is rare.
+#[inline(always)]
+fn track(packet: &Packet, key: &FlowKey, partner: &mut FlowKey, flow: &mut Flow) {
+    // SAFETY: no precondition.
+    flow.used = unsafe { bpf_ktime_get_ns() };
+    let reverse = flow.flags & FlowFlags::REVERSE != 0;
+    let (own, other) = if reverse { (flow.reverse, flow.forward) } else { (flow.forward, flow.reverse) };
+    let mut seen = own | packet.seen;
+    if packet.seen & Seen::FIN != 0 && (own | other) & Seen::FIN == 0 {
+        seen |= Seen::FIN_FIRST;
+    }
+    if seen == own {
+        return;
+    }
+    if reverse {
+        flow.reverse = seen;
+    } else {
+        flow.forward = seen;
+    }
+    *partner = partner_key(key, flow);
+    if let Some(partner) = FLOWS.get_ptr_mut(&*partner) {
+        // SAFETY: as in `goes_on`; one direction writes one byte, and the other one the other.
+        unsafe {
+            if reverse {
+                (*partner).reverse = seen;
+            } else {
+                (*partner).forward = seen;
+            }
+        }
+    }
+}
+
+/// The ports of a fragment that has none, as the first one of its datagram told them.
+#[inline(never)]
+fn find_ports(hook: Hook, packet: &mut Packet) -> bool {
+    // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
+    let Some(ports) = (unsafe { FRAGMENTS.get(fragment_key(packet, hook)) }) else {
+        return false;
+    };
+    packet.tuple.src_port = ports.src_port;
+    packet.tuple.dst_port = ports.dst_port;
+    true
+}
+
+/// Keeps the ports of a first fragment for the others.
+#[inline(never)]
+fn keep_ports(hook: Hook, packet: &Packet) {
+    let ports = FragmentPorts { src_port: packet.tuple.src_port, dst_port: packet.tuple.dst_port };
+    // Without it the later ones find no way, and the datagram is asked for again.
+    let _room = FRAGMENTS.insert(fragment_key(packet, hook), ports, u64::from(BPF_ANY));
+}
+
+#[inline(always)]
+fn fragment_key(packet: &Packet, hook: Hook) -> FragmentKey {
+    let (src, dst) = (packet.tuple.src, packet.tuple.dst);
+    FragmentKey { src, dst, id: packet.id, proto: packet.proto, hook: hook as u8, _pad: 0 }
+}
+
+/// A packet of no flow goes out. One to a cluster IP got here because no socket of a Service was dialled: it is answered,
+/// and not sent to where nobody is.
+#[inline(always)]
+fn leave(frame: Frame, scratch: &mut Scratch, device: &Device) -> Fate {
+    let packet = &scratch.packet;
+    if !packet.begins && packet.proto != Proto::Udp as u8 {
+        return Fate::PASS;
+    }
+    if is_cluster_ip(packet) {
+        return Fate::reject(Counter::UnknownPort);
+    }
+    ports::keep_apart(frame, scratch, device)
+}
+
+/// Whether a packet goes to an address that is a cluster IP, on whatever port.
+#[inline(never)]
+fn is_cluster_ip(packet: &Packet) -> bool {
+    let Some(proto) = Proto::from_number(packet.proto.into()) else {
+        return false;
+    };
+    let dest = FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto);
+    // SAFETY: nothing is kept of it.
+    unsafe { FRONTENDS.get(dest.address()) }.is_some()
+}

@@ -1,0 +1,59 @@
+//! A packet is rewritten, and goes its way: on through the kernel, or at once out of a device.
+
+use lb_common::{
+    Counter, FlowFlags, Tuple,
+    packet::{Packet, decrement_ttl, rewrite},
+};
+
+use super::{
+    Scratch,
+    fate::Fate,
+    route::{Route, Way},
+    skb::Frame,
+};
+use crate::maps::{DEVICES, count};
+
+/// Lets the packet become what its flow says.
+#[inline(always)]
+pub fn send(frame: Frame, scratch: &Scratch) -> Fate {
+    let Scratch { packet, flow, .. } = scratch;
+    if flow.flags & FlowFlags::REDIRECT != 0 { send_on(frame, packet, &flow.to) } else { put(frame, packet, &flow.to) }
+}
+
+/// The kernel routes it on: its own rules, and those of others, see the client and the backend.
+#[inline(never)]
+fn put(mut frame: Frame, packet: &Packet, to: &Tuple) -> Fate {
+    if rewrite(&mut frame, packet, to).is_ok() { Fate::PASS } else { Fate::DROP }
+}
+
+/// The kernel would refuse a source that is its own: the packet takes its route from here, as the kernel would have sent it.
+#[inline(never)]
+fn send_on(mut frame: Frame, packet: &Packet, to: &Tuple) -> Fate {
+    if packet.ttl <= 1 {
+        return Fate::TIME_EXCEEDED;
+    }
+    let route = Route::find(frame, to, packet.proto, packet.v6);
+    match route.way {
+        Way::Device => {}
+        Way::Here => return put(frame, packet, to),
+        Way::Unreachable => return Fate::NO_ROUTE,
+        Way::Other => {
+            count(Counter::NoRoute);
+            return Fate::DROP;
+        }
+    }
+    // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
+    if let Some(device) = unsafe { DEVICES.get(route.ifindex()) } {
+        let mtu = device.mtu;
+        // As the kernel measures a packet that will be cut (skb_gso_network_seglen): the headers, and one segment.
+        let len = if frame.segment() == 0 { packet.len } else { packet.headers + frame.segment() };
+        if mtu != 0 && len > mtu {
+            return Fate::too_big(mtu);
+        }
+    }
+    if put(frame, packet, to).code() != Fate::PASS.code() || decrement_ttl(&mut frame, packet).is_err() {
+        return Fate::DROP;
+    }
+    frame.mark_sent_on();
+    route.take()
+}

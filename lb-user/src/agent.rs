@@ -16,6 +16,7 @@ use tracing::info;
 
 use crate::{
     datapath::{Datapath, Sizes, environment, pins::Pins, stats::StatMaps},
+    devices,
     health::{self, Told},
     http::Port,
     metrics,
@@ -48,6 +49,8 @@ pub struct Config {
     pub settings: Settings,
     /// The cgroup to attach to; by default the root.
     pub cgroup: Option<PathBuf>,
+    /// Which network devices have the packet path.
+    pub devices: devices::Options,
     /// Sizes of maps that are fixed.
     pub sizes: Sizes,
     /// Whether the datapath goes with the agent.
@@ -80,6 +83,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     if let Some(port) = config.healthz {
         tasks.spawn(health::run(port, observed.clone(), Arc::clone(&told)));
     }
+    let known = observed.clone();
     if let Some(port) = config.metrics {
         let (pins, backends) = (pins.current(), config.metrics_backends);
         tasks.spawn(metrics::run(port, metrics::Sources { status: observed, told, pins, backends }));
@@ -109,6 +113,8 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let counts = pins.current().join("PORT_STATS").exists().then(|| StatMaps::open(&pins.current())).transpose()?;
     let held = counts.map_or(Ok((0, 0)), |counts| counts.highest_ids())?;
     let reconciler = reconciler.beyond(held);
+    let tc = datapath.tc();
+    tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), known));
     let reaper = reaper::start(pins.current())?;
     tasks.spawn(reconcile::run(reconciler, Service { datapath, cgroup, reaper }, inbox, status));
     let directory = pins.current();
@@ -127,6 +133,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         }
     }
     tasks.shutdown().await;
+    tc.close();
     if config.cleanup_on_exit {
         let removed = pins.remove().context("cleaning up")?;
         info!(pins = removed.len(), "ended, and removed the datapath");

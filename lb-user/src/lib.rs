@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod cli;
 pub mod datapath;
+pub mod devices;
 pub mod event;
 pub mod few;
 pub mod health;
@@ -17,6 +18,7 @@ pub mod live;
 pub mod memory;
 pub mod metrics;
 pub mod model;
+pub mod netlink;
 pub mod objects;
 pub mod op;
 pub mod plan;

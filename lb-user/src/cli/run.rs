@@ -9,6 +9,10 @@ use super::{log, meaning::Meaning};
 use crate::{
     agent::{self, Source},
     datapath::{Sizes, pins::Pins},
+    devices::{
+        self,
+        choice::{Choice, Patterns},
+    },
     http::Port,
     op::Table,
     sources::{directory, kubernetes},
@@ -43,6 +47,16 @@ pub(super) struct Arguments {
     /// The cgroup (v2) whose processes are served [default: the root of the hierarchy, which is every process]
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
+
+    /// Network devices by which packets from outside come, as in `eth0,wg*`: Services answer them there. `none` switches
+    /// that off [default: those of default routes, of routes with a gateway, and of the node's own addresses]
+    #[arg(long, value_name = "NAMES")]
+    devices: Option<Choice>,
+
+    /// Host sides of the links to pods whose packets are translated too, as in `lxc*`: for pods whose sockets are not the
+    /// node's kernel's.
+    #[arg(long, value_name = "NAMES", default_value = "")]
+    pod_devices: Patterns,
 
     /// Fix the entries of a map: frontends, services, slots or backends, as in slots=2000000. Without it a map grows
     /// by itself when it is full.
@@ -134,6 +148,7 @@ pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> 
         node_name,
         settings,
         cgroup: arguments.cgroup,
+        devices: devices::Options { uplinks: arguments.devices.unwrap_or_default(), pods: arguments.pod_devices },
         sizes,
         cleanup_on_exit: arguments.cleanup_on_exit,
         healthz: arguments.healthz_bind_address.port("--healthz-bind-address"),

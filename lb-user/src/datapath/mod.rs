@@ -1,17 +1,20 @@
 //! The kernel side as the agent holds it: environment, pins, programs, log. No Kubernetes here.
 
+pub mod clsact;
 pub mod environment;
 pub mod log;
 pub mod pins;
 pub mod programs;
 pub mod stats;
 pub mod sys;
+pub mod tc;
 pub mod typed;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result};
@@ -29,6 +32,7 @@ use crate::{
     store::{self, BpfStore},
 };
 use pins::{Found, Layout, Pins};
+use tc::Tc;
 
 /// No map grows beyond this: its buckets alone would take 64 MiB.
 const LARGEST: u32 = 1 << 22;
@@ -45,6 +49,7 @@ pub struct Datapath {
     grown: Sizes,
     /// Loaded, over maps of which some may stand in the staging directory, and not in service yet.
     loaded: Option<Ebpf>,
+    tc: Arc<Tc>,
     /// Held as long as this agent lives.
     _lock: File,
 }
@@ -69,7 +74,8 @@ impl Datapath {
                 warn!(map = name, "the new map does not hold what the pinned one does: {error:#}");
             }
         }
-        Ok(Self { pins, features, adopted, fixed, grown: Sizes::new(), loaded: Some(ebpf), _lock: lock })
+        let tc = Arc::new(Tc::new(pins.clone()));
+        Ok(Self { pins, features, adopted, fixed, grown: Sizes::new(), loaded: Some(ebpf), tc, _lock: lock })
     }
 
     /// What the kernel offers.
@@ -82,6 +88,12 @@ impl Datapath {
     #[must_use]
     pub const fn adopted(&self) -> usize {
         self.adopted
+    }
+
+    /// The programs at network devices: [`Datapath::attach`] replaces those that are there.
+    #[must_use]
+    pub fn tc(&self) -> Arc<Tc> {
+        Arc::clone(&self.tc)
     }
 
     /// The maps that the agent writes: those to come where there are such.
@@ -153,7 +165,9 @@ impl Datapath {
             return Ok(None);
         };
         let taken_over = programs::attach(ebpf, cgroup, &self.pins)?;
+        self.tc.replace(programs::classifiers(ebpf)?)?;
         programs::publish(&self.pins)?;
+        self.tc.publish();
         self.loaded = None;
         let retired = self.pins.retire_others()?;
         if retired > 0 {

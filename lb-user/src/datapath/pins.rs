@@ -13,7 +13,7 @@ use aya::maps::MapInfo;
 use lb_common::LAYOUT_VERSION;
 use rustix::fs::{FlockOperation, flock, statfs};
 
-use super::sys;
+use super::{clsact, sys};
 
 /// Name of the directory in bpffs that holds everything of Beeline.
 const DIRECTORY: &str = "beeline";
@@ -44,6 +44,21 @@ impl Pins {
     #[must_use]
     pub fn current(&self) -> PathBuf {
         self.root.join(format!("v{LAYOUT_VERSION}"))
+    }
+
+    /// The directory that holds everything.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The pins of all layouts that are there.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn layouts(&self) -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(&self.root).with_context(|| format!("reading {}", self.root.display()))?;
+        Ok(entries.flatten().map(|entry| entry.path()).filter(|path| is_layout(path)).collect())
     }
 
     /// Maps that are not in service yet.
@@ -96,9 +111,8 @@ impl Pins {
     pub fn retire_others(&self) -> Result<usize> {
         let current = self.current();
         let mut retired = 0;
-        for entry in fs::read_dir(&self.root).with_context(|| format!("reading {}", self.root.display()))? {
-            let path = entry?.path();
-            if path != current && is_layout(&path) {
+        for path in self.layouts()? {
+            if path != current {
                 let paths = links_first(&path)?;
                 paths.iter().try_for_each(|path| remove_pin(path))?;
                 retired += paths.len();
@@ -108,7 +122,7 @@ impl Pins {
         Ok(retired)
     }
 
-    /// Removes every trace: links first, so that no program runs on maps that are going.
+    /// Removes every trace: links and filters first, so that no program runs on maps that are going.
     ///
     /// # Errors
     /// When a pin cannot be removed, or another agent is running.
@@ -118,6 +132,7 @@ impl Pins {
             return Ok(removed);
         }
         let lock = self.lock()?;
+        removed.extend(clsact::remove(&self.root)?);
         for path in links_first(&self.root)? {
             remove_pin(&path)?;
             removed.push(path.display().to_string());
@@ -147,7 +162,11 @@ fn links_first(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn remove_pin(path: &Path) -> Result<()> {
+/// Removes a pin. A link's program is out of service then.
+///
+/// # Errors
+/// What the kernel says.
+pub fn remove_pin(path: &Path) -> Result<()> {
     if is_link(path)
         && let Err(error) = sys::open_pin(path).and_then(sys::detach_link)
     {

@@ -21,12 +21,13 @@ use tracing::info;
 use super::{
     pins::{Found, Layout, Pins, Size, link_name},
     sys,
+    tc::{self, Classifier},
 };
 use crate::op::Table;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/beeline.bpf.o"));
 
-/// The hooks, in the order of attaching: who shows a VIP stands ready before the first socket is given a backend.
+/// The hooks of cgroups, in the order of attaching: who shows a VIP stands ready before the first socket is given a backend.
 const HOOKS: [&str; 11] = [
     "sock_release",
     "getpeername4",
@@ -126,11 +127,12 @@ fn try_load(
         }
     }
     let mut ebpf = loader.load(OBJECT).context("loading the eBPF object")?;
-    for name in HOOKS {
+    for name in HOOKS.into_iter().chain(tc::PROGRAMS.map(|(_, name)| name)) {
         let program = ebpf.program_mut(name).with_context(|| format!("the object lacks the program {name}"))?;
         let loaded = match program {
             Program::CgroupSockAddr(program) => program.load(),
             Program::CgroupSock(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
             other => return Err(anyhow!("program {name} has the unexpected type {:?}", other.prog_type())),
         };
         loaded.with_context(|| format!("loading the program {name}"))?;
@@ -179,6 +181,21 @@ pub fn attach(ebpf: &mut Ebpf, cgroup_path: &Path, pins: &Pins) -> Result<usize>
         }
     }
     Ok(taken_over)
+}
+
+/// The programs for network devices, which stay loaded without the object.
+///
+/// # Errors
+/// When one is missing, which is a defect of the build.
+pub fn classifiers(ebpf: &Ebpf) -> Result<[Classifier; 2]> {
+    let [ingress, egress] = tc::PROGRAMS.map(|(_, name)| {
+        let program = ebpf.program(name).with_context(|| format!("the object lacks the program {name}"))?;
+        let Program::SchedClassifier(program) = program else {
+            return Err(anyhow!("program {name} has the unexpected type {:?}", program.prog_type()));
+        };
+        Ok(Classifier { fd: program.fd()?.as_fd().try_clone_to_owned()?, id: program.info()?.id() })
+    });
+    Ok([ingress?, egress?])
 }
 
 fn program_fd(program: &Program) -> Result<BorrowedFd<'_>> {

@@ -1,5 +1,5 @@
-//! The calls of bpf(2) that aya does not have: writing and reading many entries at once, a link's program and cgroup, and a
-//! program that runs when it is told to.
+//! The calls of bpf(2) that aya does not have: writing and reading many entries at once, links that outlive the object which
+//! their program came from, and a program that runs when it is told to.
 #![expect(unsafe_code, reason = "raw system calls")]
 
 use std::{
@@ -13,7 +13,7 @@ use std::{
 };
 
 use aya::Pod;
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_prog_type};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_prog_type};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
@@ -239,6 +239,20 @@ pub struct CgroupLink {
 /// # Errors
 /// What the kernel says.
 pub fn cgroup_link(link: impl AsFd) -> io::Result<CgroupLink> {
+    let info = link_info(link)?;
+    // SAFETY: our links are cgroup links.
+    Ok(CgroupLink { program: info.prog_id, cgroup: unsafe { info.__bindgen_anon_1.cgroup }.cgroup_id })
+}
+
+/// The id of a link's program.
+///
+/// # Errors
+/// What the kernel says.
+pub fn link_program(link: impl AsFd) -> io::Result<u32> {
+    Ok(link_info(link)?.prog_id)
+}
+
+fn link_info(link: impl AsFd) -> io::Result<bpf_link_info> {
     // SAFETY: a struct of integers and a union of such structs.
     let mut info: bpf_link_info = unsafe { mem::zeroed() };
     let mut attr = zeroed();
@@ -246,8 +260,60 @@ pub fn cgroup_link(link: impl AsFd) -> io::Result<CgroupLink> {
     attr.info.info = std::ptr::from_mut(&mut info) as u64;
     attr.info.info_len = u32::try_from(mem::size_of::<bpf_link_info>()).unwrap_or(u32::MAX);
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    // SAFETY: our links are cgroup links.
-    Ok(CgroupLink { program: info.prog_id, cgroup: unsafe { info.__bindgen_anon_1.cgroup }.cgroup_id })
+    Ok(info)
+}
+
+/// What a link to a network device holds together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TcxLink {
+    /// Id of its program.
+    pub program: u32,
+    /// Index of the device; 0 when it has gone.
+    pub interface: u32,
+}
+
+/// Asks what a link to a network device holds together.
+///
+/// # Errors
+/// What the kernel says.
+pub fn tcx_link(link: impl AsFd) -> io::Result<TcxLink> {
+    let info = link_info(link)?;
+    // SAFETY: our links that are not of a cgroup are these.
+    Ok(TcxLink { program: info.prog_id, interface: unsafe { info.__bindgen_anon_1.tcx }.ifindex })
+}
+
+/// Attaches a program to a network device of this thread's network namespace, before all others that are there (TCX, Linux
+/// 6.6). It ends with the last descriptor and pin of the link.
+///
+/// # Errors
+/// What the kernel says; `EINVAL` when it has no TCX.
+pub fn attach_tcx(program: impl AsFd, interface: u32, hook: lb_common::Hook) -> io::Result<OwnedFd> {
+    // include/uapi/linux/bpf.h: before the program of `relative_fd`, and before all with none.
+    const BPF_F_BEFORE: u32 = 1 << 3;
+    let kind = match hook {
+        lb_common::Hook::Ingress => bpf_attach_type::BPF_TCX_INGRESS,
+        lb_common::Hook::Egress => bpf_attach_type::BPF_TCX_EGRESS,
+    };
+    let mut attr = zeroed();
+    attr.link_create.__bindgen_anon_1.prog_fd = fd_number(program.as_fd());
+    attr.link_create.__bindgen_anon_2.target_ifindex = interface;
+    attr.link_create.attach_type = kind as u32;
+    attr.link_create.flags = BPF_F_BEFORE;
+    let fd = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: a descriptor that the kernel has just opened for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins an object of bpf at a path on a bpffs.
+///
+/// # Errors
+/// What the kernel says.
+pub fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = fd_number(object.as_fd());
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
 /// Loads a program of the type that tc runs.

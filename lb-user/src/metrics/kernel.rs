@@ -13,7 +13,7 @@ use crate::{
     datapath::{
         self,
         stats::{StatMaps, Unsorted},
-        sys,
+        sys, tc,
     },
     inspect::{self, GONE, PortCounts},
     op::Table,
@@ -140,15 +140,18 @@ fn pins(directory: &Path) -> Result<(Vec<Map>, Vec<Program>)> {
         let name = entry.file_name().to_string_lossy().into_owned();
         match name.strip_prefix("link_") {
             Some(program) => {
-                let link = sys::open_pin(&entry.path()).and_then(sys::cgroup_link);
-                links
-                    .push((program.to_owned(), link.with_context(|| format!("asking about the link {name}"))?.program));
+                let id = sys::open_pin(&entry.path()).and_then(sys::link_program);
+                let program = tc::program_of(&name).unwrap_or(program).to_owned();
+                links.push((program, id.with_context(|| format!("asking about the link {name}"))?));
             }
+            None if entry.file_type()?.is_dir() => {}
             None => maps.push(map(&entry.path(), name.clone()).with_context(|| format!("reading the map {name}"))?),
         }
     }
     maps.sort_by(|a, b| a.name.cmp(&b.name));
     links.sort();
+    // A program of the packet path has a link for each device.
+    links.dedup();
     let is_counting = fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|text| text.trim() == "1");
     let running: Vec<_> = if is_counting { loaded_programs().filter_map(Result::ok).collect() } else { Vec::new() };
     let program = |(name, id)| {

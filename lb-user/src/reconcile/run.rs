@@ -68,7 +68,7 @@ pub async fn run<M: Maps>(
                 }
                 let world = reconciler.world();
                 status.send_if_modified(|status| {
-                    status.queue(world.changes(), world.node_is_leaving());
+                    status.queue(world);
                     // Who waits for a pass waits on.
                     false
                 });

@@ -1,10 +1,13 @@
 //! How the loop of passes is doing: what health and metrics are told from. Time is passed in.
 
-use std::time::SystemTime;
+use std::{net::IpAddr, time::SystemTime};
 
 use tokio::time::{Duration, Instant};
 
-use crate::{metrics::Histogram, world::Changes};
+use crate::{
+    metrics::Histogram,
+    world::{Changes, World},
+};
 
 /// How the loop is doing.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,6 +28,8 @@ pub struct Status {
     pub warnings: usize,
     /// Whether the node is being deleted, or marked for it.
     pub node_is_leaving: bool,
+    /// The addresses by which the cluster knows the node.
+    pub node_addresses: Vec<IpAddr>,
     /// Since when something waits for a pass that succeeds, if anything does.
     pub pending_since: Option<Instant>,
     /// When something last came to wait.
@@ -52,6 +57,7 @@ impl Default for Status {
             refused: 0,
             warnings: 0,
             node_is_leaving: false,
+            node_addresses: Vec::new(),
             pending_since: None,
             queued: None,
             updated: None,
@@ -65,11 +71,14 @@ impl Default for Status {
 
 impl Status {
     /// Events have come; a pass shall look at them.
-    pub(super) fn queue(&mut self, seen: Changes, node_is_leaving: bool) {
+    pub(super) fn queue(&mut self, world: &World) {
         self.pending_since = self.pending_since.or_else(|| Some(Instant::now()));
         self.queued = Some(SystemTime::now());
-        self.seen = seen;
-        self.node_is_leaving = node_is_leaving;
+        self.seen = world.changes();
+        self.node_is_leaving = world.node_is_leaving();
+        if self.node_addresses != world.internal_ips() {
+            self.node_addresses = world.internal_ips().to_vec();
+        }
     }
 
     /// A pass that took so long is over, and what it wrote is in service unless it failed. `triggers` say when that

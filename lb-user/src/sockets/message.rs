@@ -4,7 +4,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use lb_common::{Addr, Proto};
 
-use crate::spec::{Family, Target};
+use crate::{
+    netlink::wire::{attribute, frames, request as message, u32_at},
+    spec::{Family, Target},
+};
 
 /// States of a socket as bits (include/net/tcp_states.h). A connected UDP socket is `ESTABLISHED`, any other one `CLOSE`.
 pub mod state {
@@ -32,9 +35,6 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 
 const INET_DIAG_REQ_BYTECODE: u16 = 1;
-
-/// Length of a netlink header.
-const HEADER: usize = 16;
 
 /// Which sockets of the namespace are asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,21 +116,15 @@ pub enum Reply {
 }
 
 /// The messages of one datagram.
-pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message> {
-    std::iter::from_fn(move || {
-        let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
-        let (kind, flags, sequence) = (u16_at(bytes, 4)?, u16_at(bytes, 6)?, u32_at(bytes, 8)?);
-        let body = bytes.get(HEADER..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        let reply = match i32::from(kind) {
-            libc::NLMSG_DONE | libc::NLMSG_ERROR => {
-                Reply::End(u32_at(body, 0).map_or(0, |code| code.cast_signed().wrapping_neg()))
-            }
-            _ if kind == SOCK_DIAG_BY_FAMILY => socket(body).map_or(Reply::Other, Reply::Socket),
-            _ => Reply::Other,
+pub fn messages(bytes: &[u8]) -> impl Iterator<Item = Message> {
+    frames(bytes).map(|frame| {
+        let reply = match frame.end() {
+            Some(code) => Reply::End(code),
+            None if frame.kind == SOCK_DIAG_BY_FAMILY => socket(frame.body).map_or(Reply::Other, Reply::Socket),
+            None => Reply::Other,
         };
-        let is_interrupted = i32::from(flags) & libc::NLM_F_DUMP_INTR != 0;
-        Some(Message { sequence, is_interrupted, reply })
+        let is_interrupted = i32::from(frame.flags) & libc::NLM_F_DUMP_INTR != 0;
+        Message { sequence: frame.sequence, is_interrupted, reply }
     })
 }
 
@@ -162,27 +156,6 @@ fn request(family: u8, proto: Proto, states: u32, id: &[u8; 48]) -> Vec<u8> {
     body
 }
 
-fn message(kind: u16, flags: i32, sequence: u32, body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(HEADER + body.len()).expect("a request is short");
-    let flags = u16::try_from(libc::NLM_F_REQUEST | flags).expect("flags have 16 bits");
-    let mut bytes = length.to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    // The kernel fills in whose it is.
-    bytes.extend([0; 4]);
-    bytes.extend(body);
-    bytes
-}
-
-fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let length = u16::try_from(4 + value.len()).expect("an attribute is short");
-    to.extend(length.to_ne_bytes());
-    to.extend(kind.to_ne_bytes());
-    to.extend(value);
-    to.resize(to.len().next_multiple_of(4), 0);
-}
-
 /// The number by which the kernel knows a family.
 pub const fn family_number(family: Family) -> u8 {
     match family {
@@ -191,17 +164,10 @@ pub const fn family_number(family: Family) -> u8 {
     }
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::wire::{HEADER, u16_at};
     use std::net::SocketAddr;
 
     fn target(text: &str) -> Target {

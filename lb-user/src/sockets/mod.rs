@@ -144,6 +144,24 @@ impl<'a> Sweep<'a> {
     }
 }
 
+/// Runs something in the network namespace of this inode number, on a thread that ends with it. None when nobody has that
+/// namespace any more.
+///
+/// # Errors
+/// When namespaces cannot be found or entered.
+pub fn in_namespace<T: Send>(inode: u64, run: impl FnOnce() -> T + Send) -> Result<Option<T>> {
+    let Some(namespace) = namespaces::all()?.into_iter().find(|namespace| namespace.inode() == Some(inode)) else {
+        return Ok(None);
+    };
+    thread::scope(|scope| {
+        let visit = || {
+            namespace.enter().context("entering a network namespace")?;
+            Ok(Some(run()))
+        };
+        scope.spawn(visit).join().map_err(|_| anyhow::anyhow!("the thread in another network namespace panicked"))?
+    })
+}
+
 /// Runs sweeps in all namespaces, on a thread that ends with it: a thread that has changed its namespace is of no use to
 /// anybody else.
 fn run(sweeps: &[Sweep<'_>]) -> Result<Report> {

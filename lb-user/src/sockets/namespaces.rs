@@ -22,6 +22,11 @@ use crate::spec::Family;
 pub struct Namespace(File);
 
 impl Namespace {
+    /// By which the kernel numbers it.
+    pub fn inode(&self) -> Option<u64> {
+        Some(self.0.metadata().ok()?.ino())
+    }
+
     /// Moves this thread into it.
     ///
     /// # Errors

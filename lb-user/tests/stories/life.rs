@@ -304,17 +304,11 @@ fn full_map(node: &mut Node) {
     until("the new version serves", || tcp_ask(at(VIP)).is_ok_and(|(server, _)| server == "10.0.0.2:8080"));
 }
 
-fn maps_grow(node: &mut Node) {
-    web(node, &["10.0.0.1:8080"]);
-    tcp_server("10.0.0.1:8080");
-    let mut agent = node.agent(&[]);
-    let pin = node.maps().join("FRONTENDS");
-    let size = || MapData::from_pin(&pin).and_then(|map| map.info()).expect("the map").max_entries();
-    let before = size();
-    let pressure = Pressure::start();
-    pressure.more(50);
-    // One Service with more frontends than the map has entries: its addresses times its ports.
-    let (addresses, ports) = (300, usize::try_from(before).expect("a size") / 300 + 1);
+/// A Service with more frontends than their map has entries: its addresses times its ports. How many.
+pub fn write_wide(node: &Node) -> usize {
+    let size =
+        MapData::from_pin(node.maps().join("FRONTENDS")).and_then(|map| map.info()).expect("the map").max_entries();
+    let (addresses, ports) = (300, usize::try_from(size).expect("a size") / 300 + 1);
     let join = |list: Vec<String>| list.join(", ");
     node.write(
         "wide.yaml",
@@ -325,9 +319,22 @@ fn maps_grow(node: &mut Node) {
             join((1..=ports).map(|n| format!("{{name: p{n}, port: {n}}}")).collect()),
         ),
     );
+    ports * (addresses + 1)
+}
+
+fn maps_grow(node: &mut Node) {
+    web(node, &["10.0.0.1:8080"]);
+    tcp_server("10.0.0.1:8080");
+    let mut agent = node.agent(&[]);
+    let pin = node.maps().join("FRONTENDS");
+    let size = || MapData::from_pin(&pin).and_then(|map| map.info()).expect("the map").max_entries();
+    let before = size();
+    let pressure = Pressure::start();
+    pressure.more(50);
+    let frontends = write_wide(node);
     let web_id = agent.dump().names.keys().copied().next();
     until("larger maps are in service", || size() > before);
-    agent.wait_for("all of it is served", |dump| dump.frontends.len() == 1 + ports * (addresses + 1));
+    agent.wait_for("all of it is served", |dump| dump.frontends.len() == 1 + frontends);
     assert_eq!(agent.dump().names.keys().copied().next(), web_id, "what was there keeps its id");
     pressure.more(100);
     assert!(!agent.log().contains("ERROR"), "{}", agent.log());

@@ -1,0 +1,181 @@
+//! From facts to what is wanted: which links get the programs of the packet path, and what stands in `DEVICES`. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_common::{Addr, Device, DeviceFlags};
+
+use super::{
+    choice::{Choice, Patterns},
+    facts::{Facts, Link, Route},
+};
+use crate::netlink::address::Address;
+
+/// Why a link has the programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// It leads to other nodes and to clients outside.
+    Uplink,
+    /// Its other end is a pod of this node.
+    Pod,
+}
+
+/// What is wanted of a link.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wish {
+    /// Its name.
+    pub name: String,
+    /// Why it shall have the programs; none: it shall have none.
+    pub role: Option<Role>,
+    /// What shall stand in `DEVICES`.
+    pub device: Device,
+}
+
+/// What is known besides the kernel's facts.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'a> {
+    /// Which links are uplinks.
+    pub uplinks: &'a Choice,
+    /// Indexes of the links to pods that shall have the programs.
+    pub pod_links: &'a BTreeSet<u32>,
+    /// The addresses by which the cluster knows this node.
+    pub node: &'a [IpAddr],
+    /// Indexes of the links that have the programs now.
+    pub attached: &'a BTreeSet<u32>,
+}
+
+/// The links to pods whose names fit.
+#[must_use]
+pub fn pod_links(facts: &Facts, patterns: &Patterns) -> BTreeSet<u32> {
+    facts.links.iter().filter(|(_, link)| patterns.has(&link.name)).map(|(index, _)| *index).collect()
+}
+
+/// What is wanted, by index of the link.
+#[must_use]
+pub fn decide(facts: &Facts, setting: Setting<'_>) -> BTreeMap<u32, Wish> {
+    let uplinks = uplinks(facts, setting);
+    let primary = [Family::V4, Family::V6].map(|family| primary(facts, setting.node, family));
+    let wish = |(index, link): (&u32, &Link)| {
+        let role = if link.is_loopback() {
+            None
+        } else if setting.pod_links.contains(index) {
+            Some(Role::Pod)
+        } else {
+            uplinks.contains(index).then_some(Role::Uplink)
+        };
+        let own = [Family::V4, Family::V6].map(|family| source(facts, setting.node, *index, family));
+        let is_way_out = link.is_up() && !link.is_loopback() && own.iter().any(Option::is_some);
+        if role.is_none() && !is_way_out {
+            return None;
+        }
+        let [v4, v6] = [0, 1].map(|at| own.get(at).copied().flatten().or(primary.get(at).copied().flatten()));
+        let mut flags = 0;
+        if role == Some(Role::Pod) {
+            flags |= DeviceFlags::POD;
+        }
+        if !has_ethernet_header(link.layer) {
+            flags |= DeviceFlags::NO_ETHERNET;
+        }
+        let device = Device {
+            snat_v4: v4.map_or(Addr::from_v4_word(0), Addr::from),
+            snat_v6: v6.map_or(Addr::default(), Addr::from),
+            flags,
+            mtu: link.mtu,
+        };
+        Some((*index, Wish { name: link.name.clone(), role, device }))
+    };
+    facts.links.iter().filter_map(wish).collect()
+}
+
+/// Links that packets from outside may come by.
+fn uplinks(facts: &Facts, setting: Setting<'_>) -> BTreeSet<u32> {
+    let chosen: BTreeSet<u32> = match setting.uplinks {
+        Choice::Named(patterns) => pod_links(facts, patterns),
+        Choice::ByRoute => {
+            let default_sources = facts.routes.iter().filter(|route| route.prefix_len == 0);
+            let named: BTreeSet<IpAddr> =
+                default_sources.filter_map(|route| route.source).chain(setting.node.iter().copied()).collect();
+            let holders = facts.addresses.iter().filter(|address| named.contains(&address.ip));
+            let by_address = holders.map(|address| address.interface);
+            // One that is switched off has lost its routes, and has them again soon: until then nothing is changed.
+            let is_off = |index: &u32| facts.links.get(index).is_some_and(|link| !link.is_up());
+            let kept = setting.attached.iter().copied().filter(is_off);
+            facts.routes.iter().map(|route| route.device).chain(by_address).chain(kept).collect()
+        }
+    };
+    // What a port of a bond or bridge takes in comes by that one; a VRF is none, as it only chooses routes.
+    let is_served_by_another = |index: &u32| {
+        let controller = facts.links.get(index).and_then(|link| link.controller);
+        controller.is_some_and(|controller| {
+            chosen.contains(&controller) && facts.links.get(&controller).is_some_and(|link| link.kind != "vrf")
+        })
+    };
+    chosen.iter().copied().filter(|index| !is_served_by_another(index)).collect()
+}
+
+/// Whether packets on a link of this layer begin with an Ethernet header (include/uapi/linux/if_arp.h).
+const fn has_ethernet_header(layer: u16) -> bool {
+    matches!(layer, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    const fn has(self, ip: &IpAddr) -> bool {
+        matches!((self, ip), (Self::V4, IpAddr::V4(_)) | (Self::V6, IpAddr::V6(_)))
+    }
+}
+
+/// The source of packets that go out by a link on behalf of others: as its routes say, else the best of its own addresses.
+fn source(facts: &Facts, node: &[IpAddr], link: u32, family: Family) -> Option<IpAddr> {
+    let said = |route: &Route| {
+        let source = route.source.filter(|ip| family.has(ip) && facts.addresses.iter().any(|own| own.ip == *ip))?;
+        (route.device == link).then_some((route.prefix_len, route.metric, source))
+    };
+    let own = facts.addresses.iter().filter(|address| address.interface == link);
+    facts.routes.iter().filter_map(said).min().map(|(.., ip)| ip).or_else(|| best(own, node, family))
+}
+
+/// The best of some addresses: one of the node's names, else one that stays, else the first that came.
+fn best<'a>(addresses: impl Iterator<Item = &'a Address>, node: &[IpAddr], family: Family) -> Option<IpAddr> {
+    let rank = |(at, address): &(usize, &Address)| {
+        let is_single = address.prefix_len == if family == Family::V4 { 32 } else { 128 };
+        // IPv4 addresses stand in the order in which they came, and the kernel takes the first.
+        let order = if family == Family::V4 { (0, *at) } else { (address.created, 0) };
+        (!node.contains(&address.ip), address.is_second_choice(), is_single, order, address.ip)
+    };
+    let global = addresses.filter(|address| family.has(&address.ip) && is_global(address));
+    global.enumerate().min_by_key(rank).map(|(_, address)| address.ip)
+}
+
+/// Whether other hosts can answer to it.
+const fn is_global(address: &Address) -> bool {
+    let is_world = address.scope == libc::RT_SCOPE_UNIVERSE;
+    let is_near = match address.ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_loopback(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_loopback(),
+    };
+    is_world && !is_near
+}
+
+/// The node's own address, for links that have none.
+fn primary(facts: &Facts, node: &[IpAddr], family: Family) -> Option<IpAddr> {
+    let is_own = |ip: &IpAddr| facts.addresses.iter().any(|address| address.ip == *ip);
+    let known = node.iter().copied().find(|ip| family.has(ip) && is_own(ip));
+    let by_default = || {
+        let of_family = facts.routes.iter().filter(|route| route.is_v6 == (family == Family::V6));
+        let mut routes: Vec<&Route> = of_family.filter(|route| route.prefix_len == 0).collect();
+        routes.sort_by_key(|route| (route.metric, route.device));
+        routes.iter().find_map(|route| source(facts, node, route.device, family))
+    };
+    known.or_else(by_default).or_else(|| best(facts.addresses.iter(), node, family))
+}
+
+#[cfg(test)]
+mod tests;

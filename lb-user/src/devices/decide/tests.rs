@@ -1,0 +1,239 @@
+use super::*;
+
+/// Facts from lines such as `2 eth0 up mtu 1500 kind veth layer 65534 port-of 3`, `addr 2 10.0.0.1/24 secondary`, and
+/// `route 2 default src 10.0.0.1 metric 100`.
+fn facts(text: &str) -> Facts {
+    let mut facts = Facts::default();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let after = |word: &str| words.iter().position(|at| *at == word).and_then(|at| words.get(at + 1)).copied();
+        let number = |word: &str| after(word).map(|text| text.parse::<u32>().expect("a number"));
+        let has = |word: &str| words.contains(&word);
+        match words.as_slice() {
+            ["addr", index, network, ..] => {
+                let (ip, length) = network.split_once('/').expect("a prefix length");
+                facts.addresses.push(Address {
+                    interface: index.parse().expect("an index"),
+                    ip: ip.parse().expect("an address"),
+                    prefix_len: length.parse().expect("a length"),
+                    scope: if has("link") { libc::RT_SCOPE_LINK } else { libc::RT_SCOPE_UNIVERSE },
+                    flags: if has("secondary") { libc::IFA_F_SECONDARY } else { 0 },
+                    created: number("created").unwrap_or(0),
+                });
+            }
+            ["route", index, to, ..] => facts.routes.push(Route {
+                device: index.parse().expect("an index"),
+                is_v6: has("v6") || to.contains(':'),
+                prefix_len: to.split_once('/').map_or(0, |(_, length)| length.parse().expect("a length")),
+                metric: number("metric").unwrap_or(0),
+                source: after("src").map(|ip| ip.parse().expect("an address")),
+            }),
+            [index, name, ..] => {
+                let flag = |word, flag: libc::c_int| if has(word) { flag.cast_unsigned() } else { 0 };
+                let link = Link {
+                    name: (*name).to_owned(),
+                    kind: after("kind").unwrap_or_default().to_owned(),
+                    layer: number("layer").map_or(libc::ARPHRD_ETHER, |layer| layer.try_into().expect("a layer")),
+                    flags: flag("up", libc::IFF_UP) | flag("loopback", libc::IFF_LOOPBACK),
+                    mtu: number("mtu").unwrap_or(1500),
+                    controller: number("port-of"),
+                };
+                facts.links.insert(index.parse().expect("an index"), link);
+            }
+            _ => panic!("{line}"),
+        }
+    }
+    facts
+}
+
+const NONE: &BTreeSet<u32> = &BTreeSet::new();
+
+fn setting<'a>(uplinks: &'a Choice, node: &'a [IpAddr]) -> Setting<'a> {
+    Setting { uplinks, pod_links: NONE, node, attached: NONE }
+}
+
+fn ips(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().expect("an address")).collect()
+}
+
+/// The wishes as lines.
+fn told(wishes: &BTreeMap<u32, Wish>) -> String {
+    let line = |wish: &Wish| {
+        let Device { snat_v4, snat_v6, flags, mtu } = wish.device;
+        let role = wish.role.map_or("-".to_owned(), |role| format!("{role:?}"));
+        format!("{} {role} {snat_v4} {snat_v6} flags {flags} mtu {mtu}\n", wish.name)
+    };
+    wishes.values().map(line).collect()
+}
+
+#[track_caller]
+fn check(text: &str, node: &[&str], expected: &str) {
+    let lines: String =
+        expected.lines().map(str::trim).filter(|line| !line.is_empty()).map(|l| format!("{l}\n")).collect();
+    assert_eq!(told(&decide(&facts(text), setting(&Choice::ByRoute, &ips(node)))), lines);
+}
+
+#[test]
+fn a_plain_node_with_an_overlay_has_two_uplinks() {
+    check(
+        "1 lo up loopback layer 772 mtu 65536
+         2 eth0 up
+         3 flannel.1 up kind vxlan mtu 1450
+         4 cni0 up kind bridge mtu 1450
+         5 veth1 up kind veth port-of 4
+         6 cali2 up kind veth
+         addr 1 127.0.0.1/8
+         addr 2 192.0.2.5/24
+         addr 2 2001:db8::5/64
+         addr 3 10.244.0.0/32
+         addr 4 10.244.0.1/24
+         route 2 default
+         route 2 ::/0
+         route 3 10.244.1.0/24",
+        &["192.0.2.5"],
+        "eth0 Uplink 192.0.2.5 2001:db8::5 flags 0 mtu 1500
+         flannel.1 Uplink 10.244.0.0 2001:db8::5 flags 0 mtu 1450
+         cni0 - 10.244.0.1 2001:db8::5 flags 0 mtu 1450",
+    );
+}
+
+#[test]
+fn a_bond_is_served_and_its_ports_are_not_and_vlans_by_their_own_routes() {
+    check(
+        "2 eth0 up port-of 4
+         3 eth1 up port-of 4
+         4 bond0 up kind bond
+         5 bond0.7 up kind vlan
+         6 bond0.8 up kind vlan
+         addr 4 192.0.2.5/24
+         addr 5 198.51.100.5/24
+         addr 6 203.0.113.5/24
+         route 2 default
+         route 4 default
+         route 5 10.0.0.0/8",
+        &[],
+        "bond0 Uplink 192.0.2.5 :: flags 0 mtu 1500
+         bond0.7 Uplink 198.51.100.5 :: flags 0 mtu 1500
+         bond0.8 - 203.0.113.5 :: flags 0 mtu 1500",
+    );
+    // The route is the port's alone; and a VRF only chooses routes.
+    check(
+        "2 eth0 up port-of 4
+         3 eth1 up port-of 5
+         4 br0 up kind bridge
+         5 red up kind vrf
+         route 2 default
+         route 3 default
+         route 5 default",
+        &[],
+        "eth0 Uplink 0.0.0.0 :: flags 0 mtu 1500
+         eth1 Uplink 0.0.0.0 :: flags 0 mtu 1500
+         red Uplink 0.0.0.0 :: flags 0 mtu 1500",
+    );
+}
+
+#[test]
+fn who_holds_the_nodes_address_or_the_default_routes_source_is_an_uplink() {
+    // No route says so: the cluster's own network; and routes learned by BGP, with the node's address on a dummy.
+    check(
+        "1 lo up loopback layer 772
+         2 eth0 up
+         3 eth1 up
+         4 dum0 up kind dummy
+         5 wg0 up kind wireguard layer 65534 mtu 1420
+         addr 1 203.0.113.1/32
+         addr 2 192.0.2.5/24
+         addr 3 198.51.100.5/24
+         addr 4 203.0.113.9/32
+         addr 5 10.9.0.1/24
+         route 2 default src 203.0.113.9",
+        &["198.51.100.5", "203.0.113.1"],
+        "eth0 Uplink 203.0.113.9 :: flags 0 mtu 1500
+         eth1 Uplink 198.51.100.5 :: flags 0 mtu 1500
+         dum0 Uplink 203.0.113.9 :: flags 0 mtu 1500
+         wg0 - 10.9.0.1 :: flags 2 mtu 1420",
+    );
+}
+
+#[test]
+fn a_link_without_addresses_uses_those_of_the_node() {
+    let text = "1 lo up loopback layer 772
+         2 eth0 up
+         3 tun0 up layer 65534
+         addr 1 192.0.2.1/32
+         route 2 default
+         route 3 10.0.0.0/8";
+    let both = "eth0 Uplink 192.0.2.1 :: flags 0 mtu 1500
+         tun0 Uplink 192.0.2.1 :: flags 2 mtu 1500";
+    check(text, &["192.0.2.1"], both);
+    check(text, &[], both);
+    // Not one that no interface has.
+    check(text, &["198.51.100.9"], both);
+}
+
+#[test]
+fn the_source_is_what_routes_say_and_then_what_stays() {
+    let check = |addresses: &str, routes: &str, node: &[&str], v4: &str, v6: &str| {
+        check(
+            &format!("2 eth0 up\n{addresses}\nroute 2 default\n{routes}"),
+            node,
+            &format!("eth0 Uplink {v4} {v6} flags 0 mtu 1500"),
+        );
+    };
+    let two = "addr 2 192.0.2.5/24\naddr 2 192.0.2.6/24 secondary\naddr 2 198.51.100.1/32";
+    check(two, "", &[], "192.0.2.5", "::");
+    check(two, "route 2 10.0.0.0/8 src 192.0.2.6", &[], "192.0.2.6", "::");
+    check(two, "route 2 10.0.0.0/8 src 192.0.2.6\nroute 2 default src 192.0.2.5 metric 9", &[], "192.0.2.5", "::");
+    // One that nobody has any more.
+    check(two, "route 2 10.0.0.0/8 src 192.0.2.99", &[], "192.0.2.5", "::");
+    check(two, "", &["198.51.100.1"], "198.51.100.1", "::");
+    check("addr 2 169.254.0.5/16\naddr 2 10.0.0.9/8 link\naddr 2 192.0.2.5/32", "", &[], "192.0.2.5", "::");
+    let v6 =
+        "addr 2 2001:db8::9/64 created 90 secondary\naddr 2 2001:db8::8/64 created 80\naddr 2 2001:db8::a/64 created 7";
+    check(v6, "", &[], "0.0.0.0", "2001:db8::a");
+    check(&format!("{v6}\naddr 2 2001:db8::1/128 created 1"), "", &[], "0.0.0.0", "2001:db8::a");
+}
+
+#[test]
+fn flags_take_the_place_of_routes() {
+    let facts = facts(
+        "1 lo up loopback layer 772
+         2 eth0 up
+         3 wg0 layer 65534
+         4 lxc1 up kind veth
+         5 bond0 up kind bond
+         6 eth1 up port-of 5
+         addr 2 192.0.2.5/24
+         route 2 default",
+    );
+    let check = |uplinks: &str, pods: &str, expected: &[(&str, Role)]| {
+        let (Ok(uplinks), Ok(pods)) = (uplinks.parse::<Choice>(), pods.parse::<Patterns>());
+        let pods = pod_links(&facts, &pods);
+        let wishes = decide(&facts, Setting { pod_links: &pods, ..setting(&uplinks, &[]) });
+        let with_role = wishes.values().filter_map(|wish| Some((wish.name.as_str(), wish.role?)));
+        assert_eq!(with_role.collect::<Vec<_>>(), expected);
+        wishes
+    };
+    check("none", "", &[]);
+    check("wg*", "", &[("wg0", Role::Uplink)]);
+    // A port of what is named too is served by that one; a port alone may be named.
+    check("bond0,eth1", "", &[("bond0", Role::Uplink)]);
+    check("eth1", "", &[("eth1", Role::Uplink)]);
+    let wishes = check(
+        "*",
+        "lxc*",
+        &[("eth0", Role::Uplink), ("wg0", Role::Uplink), ("lxc1", Role::Pod), ("bond0", Role::Uplink)],
+    );
+    let lxc = wishes.get(&4).expect("it is there");
+    assert_eq!(lxc.device.flags, DeviceFlags::POD);
+    assert_eq!(lxc.device.snat_v4.to_string(), "192.0.2.5");
+    assert!(!wishes.contains_key(&1), "never lo");
+}
+
+#[test]
+fn a_link_that_is_switched_off_keeps_its_programs() {
+    let facts = facts("2 eth0\n3 eth1 up\n4 eth2");
+    let attached = BTreeSet::from([2, 3, 9]);
+    let wishes = decide(&facts, Setting { attached: &attached, ..setting(&Choice::ByRoute, &[]) });
+    assert_eq!(told(&wishes), "eth0 Uplink 0.0.0.0 :: flags 0 mtu 1500\n");
+}

@@ -1,0 +1,263 @@
+//! Follows the links, addresses and routes of the agent's network namespace, and keeps the programs of the packet path and
+//! the map `DEVICES` as they say. An event says only that something has changed: all is read again then, and what has
+//! changed is what is done. `decide` says what is wanted.
+
+pub mod choice;
+pub mod decide;
+pub mod facts;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use lb_common::Device;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use tracing::{info, warn};
+
+use crate::{
+    datapath::{tc::Tc, typed::TypedMap},
+    netlink::{Channel, News, group},
+    reconcile::Status,
+};
+use choice::{Choice, Patterns};
+use decide::{Setting, Wish, decide, pod_links};
+use facts::Facts;
+
+/// How often all is looked at though nobody told of a change: somebody else may have taken a program away.
+const CHECK: Duration = Duration::from_secs(30);
+
+/// After each reading it rests for so many times as long as that took, so that a storm of changes costs a fifth of a core at
+/// most. The first change after a rest is looked at without delay.
+const REST: u32 = 4;
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// The devices of a line of the log; of more only the number is said.
+const NAMED: usize = 8;
+
+/// What the flags say.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// Which links are uplinks.
+    pub uplinks: Choice,
+    /// Which links lead to pods that have the packet path.
+    pub pods: Patterns,
+}
+
+impl Options {
+    /// Whether no link can ever have the programs.
+    #[must_use]
+    pub fn are_off(&self) -> bool {
+        self.pods.is_empty() && matches!(&self.uplinks, Choice::Named(patterns) if patterns.is_empty())
+    }
+}
+
+/// Runs until it is dropped. Failures are logged and outlasted.
+///
+/// # Errors
+/// When a thread cannot be had.
+pub async fn run(options: Options, tc: Arc<Tc>, pins: PathBuf, mut status: watch::Receiver<Status>) -> Result<()> {
+    let mut generation = tc.generation();
+    // Before there are programs and maps there is nothing to attach.
+    if generation.wait_for(|generation| *generation > 0).await.is_err() {
+        return pending().await;
+    }
+    let are_off = options.are_off();
+    let mut keeper = Keeper { options, tc, pins, written: None, told: Vec::new() };
+    let (mut news, mut backoff) = (None, FIRST_RETRY);
+    loop {
+        let (began, node) = (Instant::now(), status.borrow_and_update().node_addresses.clone());
+        if generation.has_changed().unwrap_or(false) {
+            generation.mark_unchanged();
+            // The map may be another one.
+            keeper.written = None;
+        }
+        // First, so that no change is missed.
+        if news.is_none() && !are_off {
+            news = News::of(group::LINK | group::ADDRESS | group::ROUTE)
+                .inspect_err(|error| warn!("no news of network devices: {error}"))
+                .ok();
+        }
+        let known = node.clone();
+        let (back, passed) = tokio::task::spawn_blocking(move || {
+            let passed = keeper.pass(&known);
+            (keeper, passed)
+        })
+        .await?;
+        keeper = back;
+        let check = match passed {
+            Ok(()) if are_off => return pending().await,
+            Ok(()) => {
+                backoff = FIRST_RETRY;
+                CHECK
+            }
+            Err(error) => {
+                let text = format!("{error:#}");
+                if keeper.told != [text.clone()] {
+                    warn!("the devices of the packet path are not as they should be, and this is tried again: {text}");
+                    keeper.told = vec![text];
+                }
+                backoff = (backoff * 2).min(LAST_RETRY);
+                backoff
+            }
+        };
+        sleep(began.elapsed() * REST).await;
+        let is_dead = tokio::select! {
+            heard = async {
+                match &mut news {
+                    Some(news) => news.changed().await,
+                    None => pending().await,
+                }
+            } => heard.is_err(),
+            () = changes(&mut status, &node) => false,
+            _ = generation.changed() => {
+                generation.mark_changed();
+                false
+            }
+            () = sleep(check) => false,
+        };
+        if is_dead {
+            news = None;
+            sleep(FIRST_RETRY).await;
+        }
+    }
+}
+
+/// Returns when the cluster knows the node by other addresses.
+async fn changes(status: &mut watch::Receiver<Status>, node: &[IpAddr]) {
+    loop {
+        if status.changed().await.is_err() {
+            return pending().await;
+        }
+        if status.borrow_and_update().node_addresses != node {
+            return;
+        }
+    }
+}
+
+/// The map, and what stands in it.
+struct Written {
+    map: TypedMap<u32, Device>,
+    entries: BTreeMap<u32, Device>,
+}
+
+/// Does what is wanted.
+struct Keeper {
+    options: Options,
+    tc: Arc<Tc>,
+    /// The directory of the pinned maps.
+    pins: PathBuf,
+    /// What stands in the map; none: it is to be read.
+    written: Option<Written>,
+    /// What was said of failures last, so that it is said once.
+    told: Vec<String>,
+}
+
+impl Keeper {
+    /// Reads everything, and does what is to be done.
+    fn pass(&mut self, node: &[IpAddr]) -> Result<()> {
+        let facts = Facts::read(&mut Channel::open().context("opening a netlink socket")?)
+            .context("reading links, addresses and routes")?;
+        let attached = self.tc.attached()?;
+        let has_now: BTreeSet<u32> = attached.keys().copied().collect();
+        let pod_links = pod_links(&facts, &self.options.pods);
+        let uplinks = &self.options.uplinks;
+        let wishes = if self.options.are_off() {
+            BTreeMap::new()
+        } else {
+            decide(&facts, Setting { uplinks, pod_links: &pod_links, node, attached: &has_now })
+        };
+        let wanted: BTreeMap<u32, Device> = wishes.iter().map(|(index, wish)| (*index, wish.device)).collect();
+        // A program that runs finds its device.
+        self.put(&wanted)?;
+        let mut failures = Vec::new();
+        let (mut added, mut removed) = (Vec::new(), Vec::new());
+        for (index, wish) in wishes.iter().filter(|(_, wish)| wish.role.is_some()) {
+            if attached.get(index).is_some_and(|attached| self.tc.is_whole(attached)) {
+                continue;
+            }
+            match self.tc.attach(*index) {
+                Ok(how) => added.push(format!("{} ({})", wish.name, how.name())),
+                // It has gone meanwhile, and the news of that is on its way.
+                Err(error) if is_gone(&error) => {}
+                Err(error) => failures.push(format!("{}: {error:#}", wish.name)),
+            }
+        }
+        let is_wanted = |index: &u32| wishes.get(index).is_some_and(|wish: &Wish| wish.role.is_some());
+        for (index, had) in attached.iter().filter(|(index, _)| !is_wanted(index)) {
+            let Some(link) = facts.links.get(index) else {
+                removed.push(format!("#{index}"));
+                continue;
+            };
+            match self.tc.detach(*index, had.how) {
+                Ok(()) => removed.push(link.name.clone()),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => failures.push(format!("{}: {error:#}", link.name)),
+            }
+        }
+        self.tc.forget(|index| facts.links.contains_key(&index))?;
+        self.remove_others(&wanted)?;
+        if !added.is_empty() || !removed.is_empty() {
+            info!(attached = list(&added), removed = list(&removed), "devices of the packet path");
+        }
+        if failures.is_empty() {
+            self.told.clear();
+            return Ok(());
+        }
+        Err(anyhow::anyhow!("{}", list(&failures)))
+    }
+
+    fn written(&mut self) -> Result<&mut Written> {
+        let written = match self.written.take() {
+            Some(written) => written,
+            None => {
+                let map = TypedMap::open(&self.pins, "DEVICES")?;
+                let entries = map.read()?.into_iter().collect();
+                Written { map, entries }
+            }
+        };
+        Ok(self.written.insert(written))
+    }
+
+    /// Writes what is new or another.
+    fn put(&mut self, wanted: &BTreeMap<u32, Device>) -> Result<()> {
+        let Written { map, entries } = self.written()?;
+        let new = wanted.iter().filter(|(index, device)| entries.get(index) != Some(*device));
+        let (keys, values): (Vec<u32>, Vec<Device>) = new.map(|(index, device)| (*index, *device)).unzip();
+        let written = map.put(&keys, &values).context("writing DEVICES");
+        if written.is_err() {
+            self.written = None;
+            return written;
+        }
+        entries.extend(keys.into_iter().zip(values));
+        Ok(())
+    }
+
+    /// Removes what is not wanted.
+    fn remove_others(&mut self, wanted: &BTreeMap<u32, Device>) -> Result<()> {
+        let Written { map, entries } = self.written()?;
+        let keys: Vec<u32> = entries.keys().copied().filter(|index| !wanted.contains_key(index)).collect();
+        map.delete(&keys).context("writing DEVICES")?;
+        entries.retain(|index, _| wanted.contains_key(index));
+        Ok(())
+    }
+}
+
+fn is_gone(error: &anyhow::Error) -> bool {
+    let errors = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    errors.filter_map(std::io::Error::raw_os_error).any(|number| number == libc::ENODEV)
+}
+
+fn list(names: &[String]) -> String {
+    if names.len() > NAMED { format!("{} devices", names.len()) } else { names.join(", ") }
+}

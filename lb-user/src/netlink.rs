@@ -1,0 +1,155 @@
+//! rtnetlink(7) in the network namespace of the calling thread: lists, orders, and the news that something has changed.
+//! Only what is asked for is taken out of a message, so that an attribute nobody here knows hides nothing.
+
+pub mod address;
+pub(crate) mod wire;
+
+use std::{io, os::fd::OwnedFd, time::Duration};
+
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, netlink::SocketAddrNetlink, recv, send,
+        socket_with, sockopt,
+    },
+};
+use tokio::io::unix::AsyncFd;
+
+/// The kernel fills datagrams of a dump as far as the reader's buffer allows, to 32 KiB.
+const BUFFER: usize = 1 << 15;
+
+/// The kernel answers from memory; one that takes longer has lost the question.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A list that changes under every reading is given up after so many.
+const READINGS: usize = 10;
+
+/// Kinds of news (`RTMGRP_` in include/uapi/linux/rtnetlink.h).
+pub mod group {
+    /// Links.
+    pub const LINK: u32 = 1;
+    /// Addresses of both families.
+    pub const ADDRESS: u32 = 0x10 | 0x100;
+    /// Routes of both families.
+    pub const ROUTE: u32 = 0x40 | 0x400;
+}
+
+fn socket(flags: SocketFlags) -> io::Result<OwnedFd> {
+    let flags = flags | SocketFlags::CLOEXEC;
+    // NETLINK_ROUTE is protocol 0.
+    Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?)
+}
+
+/// Hears that something has changed; what there is now is then read as a whole, so that a lost event loses nothing.
+pub struct News(AsyncFd<OwnedFd>);
+
+impl News {
+    /// Of these [`group`]s.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn of(groups: u32) -> io::Result<Self> {
+        let fd = socket(SocketFlags::NONBLOCK)?;
+        bind(&fd, &SocketAddrNetlink::new(0, groups))?;
+        #[expect(unsafe_code, reason = "tokio wants the descriptor's lifetime promised")]
+        // SAFETY: the descriptor is moved into the AsyncFd, which is never taken apart.
+        let fd = unsafe { AsyncFd::register(fd) };
+        Ok(Self(fd?))
+    }
+
+    /// Returns when something may have changed. All that is queued is one change, and so is the loss of some.
+    ///
+    /// # Errors
+    /// When the socket has died.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        let mut guard = self.0.readable().await?;
+        let mut buffer = [0_u8; 4096];
+        loop {
+            match recv(guard.get_inner(), buffer.as_mut_slice(), RecvFlags::empty()) {
+                Err(Errno::AGAIN) => break,
+                // Of what is cut short, nothing is read.
+                Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        guard.clear_ready();
+        Ok(())
+    }
+}
+
+/// A conversation.
+pub struct Channel {
+    fd: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Channel {
+    /// In the network namespace of this thread.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn open() -> io::Result<Self> {
+        let fd = socket(SocketFlags::empty())?;
+        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE))?;
+        Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER] })
+    }
+
+    /// Asks for a list, and keeps of each of its messages what `parse` makes of the body.
+    ///
+    /// # Errors
+    /// What the kernel says, or that the list changed under every reading.
+    pub fn list<T>(&mut self, kind: u16, body: &[u8], mut parse: impl FnMut(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
+        for _ in 0..READINGS {
+            let mut kept = Vec::new();
+            if self.ask(kind, libc::NLM_F_DUMP, body, |body| kept.extend(parse(body)))? {
+                return Ok(kept);
+            }
+        }
+        Err(io::Error::other(format!("it changed during each of {READINGS} readings")))
+    }
+
+    /// Orders something, with further `NLM_F_` flags.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn order(&mut self, kind: u16, flags: i32, body: &[u8]) -> io::Result<()> {
+        self.ask(kind, libc::NLM_F_ACK | flags, body, |_| {}).map(drop)
+    }
+
+    /// Sends a request and reads its answer to the end. False when something is missing from it.
+    fn ask(&mut self, kind: u16, flags: i32, body: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<bool> {
+        self.sequence = self.sequence.wrapping_add(1);
+        send(&self.fd, &wire::request(kind, flags, self.sequence, body), SendFlags::empty())?;
+        let mut is_complete = true;
+        loop {
+            let length = match recv(&self.fd, self.buffer.as_mut_slice(), RecvFlags::TRUNC) {
+                Ok((_, length)) => length,
+                // Something was dropped, the end of the answer is yet to come.
+                Err(Errno::NOBUFS) => {
+                    is_complete = false;
+                    continue;
+                }
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel does not answer")),
+                Err(error) => return Err(error.into()),
+            };
+            if length > self.buffer.len() {
+                is_complete = false;
+                self.buffer.resize(length.next_power_of_two(), 0);
+                continue;
+            }
+            for frame in wire::frames(self.buffer.get(..length).unwrap_or_default()) {
+                if frame.sequence != self.sequence {
+                    continue;
+                }
+                is_complete &= i32::from(frame.flags) & libc::NLM_F_DUMP_INTR == 0;
+                match frame.end() {
+                    None => each(frame.body),
+                    Some(0) => return Ok(is_complete),
+                    Some(code) => return Err(io::Error::from_raw_os_error(code)),
+                }
+            }
+        }
+    }
+}

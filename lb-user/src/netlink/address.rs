@@ -1,0 +1,125 @@
+//! An address of an interface, as rtnetlink tells it (include/uapi/linux/if_addr.h). Pure.
+
+use std::net::IpAddr;
+
+use super::wire::{attributes, u32_at};
+
+/// The request for all of them.
+pub const GET: u16 = libc::RTM_GETADDR;
+
+/// The body of that request: of both families.
+pub const ALL: [u8; 8] = [0; 8];
+
+/// An address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Address {
+    /// Index of its interface.
+    pub interface: u32,
+    /// The address.
+    pub ip: IpAddr,
+    /// How many bits of it are those of its network.
+    pub prefix_len: u8,
+    /// `RT_SCOPE_`: 0 is the whole world.
+    pub scope: u8,
+    /// `IFA_F_` bits.
+    pub flags: u32,
+    /// When it came (hundredths of a second since the node started).
+    pub created: u32,
+}
+
+impl Address {
+    /// Takes a message apart; none when it has no address.
+    #[must_use]
+    pub fn parse(body: &[u8]) -> Option<Self> {
+        let &[_, prefix_len, flags, scope] = body.first_chunk()?;
+        let (mut address, mut local, mut flags, mut created) = (None, None, u32::from(flags), 0);
+        for (kind, value) in attributes(body.get(8..)?) {
+            match kind {
+                libc::IFA_ADDRESS => address = ip(value),
+                libc::IFA_LOCAL => local = ip(value),
+                // The third field of a `struct ifa_cacheinfo`.
+                libc::IFA_CACHEINFO => created = u32_at(value, 8).unwrap_or(0),
+                libc::IFA_FLAGS => flags = u32_at(value, 0).unwrap_or(flags),
+                _ => {}
+            }
+        }
+        // On a link to one peer the first is the peer's.
+        Some(Self { interface: u32_at(body, 4)?, ip: local.or(address)?, prefix_len, scope, flags, created })
+    }
+
+    /// Whether a socket may be bound to it and clients elsewhere can name it.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        // Not known yet to be unique on its link. An optimistic one is used meanwhile (RFC 4429).
+        let tentative = self.has(libc::IFA_F_TENTATIVE) && !self.has(libc::IFA_F_OPTIMISTIC);
+        let link_local = matches!(self.ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        !tentative && !self.has(libc::IFA_F_DADFAILED) && !link_local
+    }
+
+    /// Whether it is to be avoided while there is another: it is soon to go, or it came after another of its network.
+    #[must_use]
+    pub fn is_second_choice(&self) -> bool {
+        self.has(libc::IFA_F_DEPRECATED) || self.has(libc::IFA_F_SECONDARY)
+    }
+
+    const fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// An address in an attribute.
+pub fn ip(value: &[u8]) -> Option<IpAddr> {
+    <[u8; 4]>::try_from(value).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::wire::attribute;
+
+    fn message(flags: u32, address: Option<&str>, local: Option<&str>) -> Vec<u8> {
+        let mut body = vec![2, 24, 0, 0];
+        body.extend(7_u32.to_ne_bytes());
+        let mut add = |kind: u16, text: &str| match text.parse().expect("an address") {
+            IpAddr::V4(ip) => attribute(&mut body, kind, &ip.octets()),
+            IpAddr::V6(ip) => attribute(&mut body, kind, &ip.octets()),
+        };
+        if let Some(text) = address {
+            add(libc::IFA_ADDRESS, text);
+        }
+        if let Some(text) = local {
+            add(libc::IFA_LOCAL, text);
+        }
+        attribute(&mut body, libc::IFA_LABEL, b"lo\0");
+        attribute(&mut body, libc::IFA_FLAGS, &flags.to_ne_bytes());
+        body
+    }
+
+    #[test]
+    fn address_counts_once_it_can_be_used() {
+        let check = |flags: u32, address: Option<&str>, local: Option<&str>, expected: Option<&str>| {
+            let read = Address::parse(&message(flags, address, local));
+            assert!(read.is_none_or(|read| (read.interface, read.prefix_len) == (7, 24)));
+            let usable = read.filter(Address::is_usable).map(|read| read.ip);
+            assert_eq!(usable, expected.map(|text| text.parse().expect("an address")), "{flags} {address:?} {local:?}");
+        };
+        check(0, Some("10.0.0.1"), Some("10.0.0.1"), Some("10.0.0.1"));
+        check(0, Some("10.0.0.2"), Some("10.0.0.1"), Some("10.0.0.1"));
+        check(0, Some("fd00::1"), None, Some("fd00::1"));
+        check(0, Some("fd00::2"), Some("fd00::1"), Some("fd00::1"));
+        check(0, Some("127.0.0.1"), Some("127.0.0.1"), Some("127.0.0.1"));
+        check(0, Some("169.254.20.10"), Some("169.254.20.10"), Some("169.254.20.10"));
+        check(0, Some("fe80::1"), None, None);
+        check(0, Some("febf::1"), None, None);
+        check(0, Some("fec0::1"), None, Some("fec0::1"));
+        check(0, None, None, None);
+        let v6 = |flags, expected| check(flags, Some("fd00::1"), None, expected);
+        v6(libc::IFA_F_PERMANENT, Some("fd00::1"));
+        v6(libc::IFA_F_DEPRECATED, Some("fd00::1"));
+        v6(libc::IFA_F_SECONDARY, Some("fd00::1"));
+        v6(libc::IFA_F_TENTATIVE | libc::IFA_F_PERMANENT, None);
+        v6(libc::IFA_F_TENTATIVE | libc::IFA_F_OPTIMISTIC, Some("fd00::1"));
+        v6(libc::IFA_F_TENTATIVE | libc::IFA_F_DADFAILED, None);
+        v6(libc::IFA_F_DADFAILED, None);
+    }
+}

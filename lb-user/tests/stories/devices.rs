@@ -1,0 +1,471 @@
+//! The programs of the packet path at network devices: there when a device appears, the same links over restarts and
+//! upgrades, gone when nobody wants them, and nobody else's filters touched. By TCX or clsact, as the kernel has it.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use lb_common::{Device, DeviceFlags};
+use lb_user::datapath::{sys, tc, typed::TypedMap};
+use rustix::{
+    process::Signal,
+    thread::{UnshareFlags, unshare_unsafe},
+};
+
+use crate::{
+    Story,
+    agent::{Agent, beeline, run, until},
+    life::write_wide,
+    node::{Node, ip},
+};
+
+pub const STORIES: &[Story] = &[
+    ("devices_have_programs_as_routes_say", follows_routes),
+    ("devices_are_chosen_by_flags", flags_choose),
+    ("devices_keep_their_programs_over_kills_restarts_and_upgrades", programs_stay),
+    ("devices_are_given_the_programs_of_larger_maps", larger_maps),
+    ("devices_are_left_clean", cleanup),
+    ("devices_are_left_clean_from_another_namespace", cleanup_from_elsewhere),
+    ("devices_keep_the_filters_of_others", filters_of_others),
+    ("devices_get_back_what_another_takes_away", taken_away),
+    ("devices_by_the_hundred_cost_no_storm", burst),
+];
+
+/// A pair of links, both switched on. False when the kernel has none.
+fn veth(name: &str) -> bool {
+    let far = format!("{name}-far");
+    let made = Command::new("ip").args(["link", "add", name, "type", "veth", "peer", "name", &far]).status();
+    if !made.is_ok_and(|status| status.success()) {
+        println!("LACKS veth: no device is attached to");
+        return false;
+    }
+    ip(&["link", "set", name, "up"]);
+    ip(&["link", "set", &far, "up"]);
+    true
+}
+
+/// A link by which packets from outside would come.
+fn uplink(name: &str, number: u8) -> bool {
+    if !veth(name) {
+        return false;
+    }
+    ip(&["addr", "add", &format!("198.18.{number}.5/24"), "dev", name]);
+    ip(&["route", "add", &format!("203.0.{number}.0/24"), "via", &format!("198.18.{number}.1"), "dev", name]);
+    true
+}
+
+fn index(name: &str) -> u32 {
+    let path = format!("/sys/class/net/{name}/ifindex");
+    // Of this thread's namespace, which the mount of sysfs may not be.
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.trim().parse().unwrap_or_else(|_| {
+        let output = Command::new("ip").args(["-o", "link", "show", "dev", name]).output().expect("the command ip");
+        let line = String::from_utf8(output.stdout).expect("text");
+        line.split_once(':').and_then(|(index, _)| index.parse().ok()).expect("the link is there")
+    })
+}
+
+/// The programs that run at a device, as TCX or `tc` tells them.
+fn programs(device: &str) -> Vec<String> {
+    let hooks = [(TcAttachType::Ingress, "ingress"), (TcAttachType::Egress, "egress")];
+    hooks.into_iter().flat_map(|(hook, name)| [tcx(device, hook), filters(device, name)].concat()).collect()
+}
+
+fn tcx(device: &str, hook: TcAttachType) -> Vec<String> {
+    let found = SchedClassifier::query_tcx(device, hook).map(|(_, programs)| programs).unwrap_or_default();
+    found.iter().filter_map(|program| program.name_as_str().map(str::to_owned)).collect()
+}
+
+/// Names of the filters of a clsact qdisc.
+fn filters(device: &str, hook: &str) -> Vec<String> {
+    let text = tc_says(&["filter", "show", "dev", device, hook]);
+    let names = text.lines().filter(|line| line.contains(" handle 0x")).map(|line| {
+        let mut words = line.split_whitespace().skip_while(|word| *word != "handle").skip(2);
+        words.next().unwrap_or_default().trim_start_matches("beeline:").to_owned()
+    });
+    names.collect()
+}
+
+fn tc_says(arguments: &[&str]) -> String {
+    let output = Command::new("tc").args(arguments).output().expect("the command tc");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn tc_does(arguments: &[&str]) {
+    let output = Command::new("tc").args(arguments).output().expect("the command tc");
+    assert!(output.status.success(), "tc {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+const BOTH: [&str; 2] = ["tc_ingress", "tc_egress"];
+
+fn is_attached(device: &str) -> bool {
+    programs(device) == BOTH
+}
+
+fn wait_until_attached(device: &str) {
+    until(&format!("{device} has the programs"), || is_attached(device));
+}
+
+fn wait_until_free(device: &str) {
+    until(&format!("{device} has no programs"), || programs(device).is_empty());
+}
+
+/// What stands in `DEVICES`.
+fn devices(node: &Node) -> BTreeMap<u32, Device> {
+    let map = TypedMap::<u32, Device>::open(&node.maps(), "DEVICES").expect("the pinned map");
+    map.read().expect("its entries").into_iter().collect()
+}
+
+fn pins(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).expect("the pins").flatten().map(|entry| entry.path());
+    entries.filter(|path| path.to_string_lossy().contains("link_tc_")).collect()
+}
+
+/// Whether the kernel has TCX: the devices are attached to by links.
+fn has_tcx(node: &Node) -> bool {
+    !pins(&node.maps()).is_empty()
+}
+
+fn follows_routes(node: &mut Node) {
+    let agent = node.agent(&[]);
+    if !veth("up0") {
+        return;
+    }
+    let up0 = index("up0");
+    ip(&["addr", "add", "198.18.0.5/24", "dev", "up0"]);
+    until("its address is a way out", || devices(node).contains_key(&up0));
+    assert_eq!(programs("up0"), [""; 0], "nobody comes by it from elsewhere");
+    let start = Instant::now();
+    ip(&["route", "add", "203.0.0.0/24", "via", "198.18.0.1", "dev", "up0"]);
+    wait_until_attached("up0");
+    println!("attached {:?} after the route", start.elapsed());
+    let device = devices(node).get(&up0).copied().expect("an entry");
+    assert_eq!((device.snat_v4.to_string(), device.flags, device.mtu), ("198.18.0.5".to_owned(), 0, 1500));
+    // The fd00:: addresses of lo are those of the node.
+    assert!(device.snat_v6.to_string().starts_with("fd00::"), "{device:?}");
+    ip(&["link", "set", "up0", "mtu", "1400"]);
+    until("the entry follows", || devices(node).get(&up0).is_some_and(|device| device.mtu == 1400));
+    // Programs stay while it is switched off for a moment, though its routes have gone.
+    ip(&["link", "set", "up0", "down"]);
+    ip(&["link", "set", "up0-far", "mtu", "1400"]);
+    until("all was read again", || devices(node).get(&up0).is_some_and(|device| device.snat_v4.to_string() != "x"));
+    assert!(is_attached("up0"));
+    ip(&["link", "set", "up0", "up"]);
+    wait_until_free("up0");
+    ip(&["route", "add", "203.0.0.0/24", "via", "198.18.0.1", "dev", "up0"]);
+    wait_until_attached("up0");
+    // One more, and the first one goes.
+    assert!(uplink("up1", 1));
+    wait_until_attached("up1");
+    ip(&["link", "del", "up0"]);
+    until("nothing is left of it", || {
+        !devices(node).contains_key(&up0)
+            && !tc::attached(&node.maps(), &node.pins).expect("the pins").contains_key(&up0)
+    });
+    assert!(pins(&node.maps()).iter().all(|pin| !pin.to_string_lossy().ends_with(&format!("_{up0}"))));
+    ip(&["route", "del", "203.0.1.0/24"]);
+    wait_until_free("up1");
+    assert!(!agent.log().contains("WARN"), "{}", agent.log());
+}
+
+fn flags_choose(node: &mut Node) {
+    if !uplink("up0", 0) || !veth("wg0") || !veth("lxc0") || !veth("lxc1") {
+        return;
+    }
+    let mut agent = node.agent(&["--devices", "wg*", "--pod-devices", "lxc0,xyz"]);
+    wait_until_attached("wg0");
+    wait_until_attached("lxc0");
+    assert!(programs("up0").is_empty() && programs("lxc1").is_empty() && programs("wg0-far") == BOTH);
+    let flags = |name| devices(node).get(&index(name)).map(|device| device.flags);
+    assert_eq!(flags("lxc0"), Some(DeviceFlags::POD));
+    assert_eq!((flags("wg0"), flags("up0"), flags("lxc1")), (Some(0), Some(0), None));
+    // Another agent wants others.
+    agent.kill();
+    let mut agent = node.agent(&["--devices", "up0"]);
+    wait_until_attached("up0");
+    wait_until_free("wg0");
+    wait_until_free("lxc0");
+    assert_eq!(flags("lxc0"), None);
+    agent.kill();
+    assert!(is_attached("up0"));
+    let _off = node.agent(&["--devices", "none"]);
+    wait_until_free("up0");
+    until("no entry is left", || devices(node).is_empty());
+}
+
+/// What holds a program at a device: the ids of links, or the handles of filters.
+fn holders(node: &Node) -> Vec<String> {
+    let mut holders = Vec::new();
+    for pin in pins(&node.maps()) {
+        let link = sys::open_pin(&pin).expect("a link");
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd())).expect("its info");
+        let id = info.lines().find(|line| line.starts_with("link_id:")).expect("an id").to_owned();
+        holders.push(format!("{} {id}", pin.file_name().expect("a name").to_string_lossy()));
+    }
+    for hook in ["ingress", "egress"] {
+        let text = tc_says(&["filter", "show", "dev", "up0", hook]);
+        let handle =
+            |line: &str| line.split_whitespace().skip_while(|word| *word != "handle").nth(1).map(str::to_owned);
+        holders.extend(text.lines().filter_map(handle));
+    }
+    holders.sort();
+    holders
+}
+
+/// Looks at a device again and again: how often, and how often a program was missing.
+struct Guard {
+    stop: Arc<AtomicBool>,
+    thread: thread::JoinHandle<(u32, u32)>,
+}
+
+impl Guard {
+    fn of(node: &Node, device: &str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ended, device, root) = (Arc::clone(&stop), device.to_owned(), node.pins.clone());
+        let thread = thread::spawn(move || {
+            let (mut looks, mut missing) = (0, 0);
+            while !ended.load(Ordering::Relaxed) {
+                let of = |hook| tcx(&device, hook).len();
+                let mut here = of(TcAttachType::Ingress) + of(TcAttachType::Egress);
+                if here == 0 {
+                    let clsact = lb_user::datapath::clsact::Clsact::open(&root);
+                    let attached = clsact.and_then(|mut clsact| clsact.attached()).expect("the filters");
+                    here = attached.values().flatten().flatten().count();
+                }
+                looks += 1;
+                missing += u32::from(here < 2);
+                thread::sleep(Duration::from_micros(200));
+            }
+            (looks, missing)
+        });
+        Self { stop, thread }
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let (looks, missing) = self.thread.join().expect("it does not panic");
+        println!("{looks} looks, {missing} of them without the programs");
+        assert!(missing == 0 && looks > 50);
+    }
+}
+
+fn ids(node: &Node) -> Vec<Option<u32>> {
+    tc::attached(&node.maps(), &node.pins).expect("the pins").into_values().flat_map(|own| own.programs).collect()
+}
+
+fn programs_stay(node: &mut Node) {
+    if !uplink("up0", 0) {
+        return;
+    }
+    let mut agent = node.agent(&[]);
+    wait_until_attached("up0");
+    let (held, first) = (holders(node), ids(node));
+    assert_eq!(held.len(), 2, "{held:?}");
+    let guard = Guard::of(node, "up0");
+    agent.kill();
+    assert!(is_attached("up0") && ids(node) == first, "nothing changes");
+    let mut agent = node.agent(&[]);
+    let second = ids(node);
+    assert_ne!(second, first, "the new agent's own programs");
+    assert_eq!(holders(node), held, "in the place of the old ones");
+    assert_eq!(agent.terminate().code(), Some(0));
+    assert!(is_attached("up0") && ids(node) == second);
+    // As if another version of the maps' layout had made it.
+    std::fs::rename(node.maps(), node.pins.join("v1")).expect("bpffs renames directories");
+    let mut agent = node.agent(&["--map-size", "slots=16"]);
+    agent.wait_for_log("another version's programs and maps are out of service");
+    assert_eq!(holders(node), held);
+    assert_ne!(ids(node), second);
+    // Killed while it starts.
+    for fuse in 0..6 {
+        agent.kill();
+        agent = Agent::start(node, &[]);
+        thread::sleep(Duration::from_millis(fuse * 30));
+    }
+    agent.wait_until_in_service();
+    assert_eq!(holders(node), held);
+    guard.end();
+}
+
+fn larger_maps(node: &mut Node) {
+    if !uplink("up0", 0) {
+        return;
+    }
+    let agent = node.agent(&[]);
+    wait_until_attached("up0");
+    let (held, before) = (holders(node), ids(node));
+    let guard = Guard::of(node, "up0");
+    write_wide(node);
+    agent.wait_for_log("a larger one takes its place");
+    until("the programs that know the larger maps run", || {
+        ids(node).iter().zip(&before).all(|(now, then)| now != then)
+    });
+    assert_eq!(holders(node), held);
+    // And devices that come later get the same ones.
+    assert!(uplink("up1", 1));
+    wait_until_attached("up1");
+    let all = ids(node);
+    assert_eq!(all.get(..2), all.get(2..), "{all:?}");
+    guard.end();
+}
+
+fn has_clsact(device: &str) -> bool {
+    tc_says(&["qdisc", "show", "dev", device]).contains("clsact")
+}
+
+fn cleanup(node: &mut Node) {
+    if !uplink("up0", 0) || !uplink("up1", 1) {
+        return;
+    }
+    let mut agent = node.agent(&[]);
+    wait_until_attached("up0");
+    wait_until_attached("up1");
+    agent.kill();
+    assert!(run(node, &["cleanup"]).status.success());
+    assert!(programs("up0").is_empty() && programs("up1").is_empty() && !node.pins.exists());
+    assert!(!has_clsact("up0"), "it was ours");
+    let mut agent = node.agent(&["--cleanup-on-exit"]);
+    wait_until_attached("up1");
+    assert_eq!(agent.terminate().code(), Some(0));
+    assert!(programs("up0").is_empty() && programs("up1").is_empty() && !node.pins.exists());
+    assert!(!has_clsact("up1"));
+}
+
+fn cleanup_from_elsewhere(node: &mut Node) {
+    if !uplink("up0", 0) {
+        return;
+    }
+    let mut agent = node.agent(&[]);
+    wait_until_attached("up0");
+    agent.kill();
+    let elsewhere = || {
+        #[expect(unsafe_code, reason = "unshare can take the file descriptors from under other threads")]
+        // SAFETY: the descriptor table is not unshared.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("a new namespace");
+        beeline().arg("--pins").arg(&node.pins).arg("cleanup").output().expect("the beeline binary")
+    };
+    let output = thread::scope(|scope| scope.spawn(elsewhere).join()).expect("it does not panic");
+    assert!(output.status.success(), "{output:?}");
+    assert!(programs("up0").is_empty() && !has_clsact("up0") && !node.pins.exists());
+}
+
+/// A filter of somebody else, which lets everything on.
+fn foreign_filter(device: &str) {
+    tc_does(&[
+        "filter",
+        "add",
+        "dev",
+        device,
+        "ingress",
+        "prio",
+        "7",
+        "protocol",
+        "all",
+        "handle",
+        "1",
+        "bpf",
+        "direct-action",
+        "bytecode",
+        "1,6 0 0 4294967295",
+    ]);
+}
+
+fn filters_of_others(node: &mut Node) {
+    if !uplink("up0", 0) || !uplink("up1", 1) || !uplink("up2", 2) {
+        return;
+    }
+    // On the first it was there before us, on the second it comes later, on the third there is none.
+    tc_does(&["qdisc", "add", "dev", "up0", "clsact"]);
+    foreign_filter("up0");
+    let foreign = |device: &str| tc_says(&["filter", "show", "dev", device, "ingress"]).contains("bytecode");
+    let mut agent = node.agent(&[]);
+    let has_both = |device: &str| BOTH.iter().all(|name| programs(device).contains(&(*name).to_owned()));
+    for device in ["up0", "up1", "up2"] {
+        until(&format!("{device} has the programs"), || has_both(device));
+    }
+    let by_filter = !has_tcx(node);
+    if !by_filter {
+        tc_does(&["qdisc", "add", "dev", "up1", "clsact"]);
+    }
+    foreign_filter("up1");
+    agent.kill();
+    let mut agent = node.agent(&[]);
+    assert!(foreign("up0") && foreign("up1"), "a restart leaves them");
+    agent.kill();
+    let mut agent = node.agent(&["--devices", "none"]);
+    until("ours have gone", || !["up0", "up1", "up2"].iter().any(|device| has_both(device)));
+    assert!(foreign("up0") && foreign("up1"));
+    assert!(has_clsact("up0") && has_clsact("up1") && !has_clsact("up2"));
+    agent.kill();
+    assert!(run(node, &["cleanup"]).status.success());
+    assert!(foreign("up0") && foreign("up1"));
+}
+
+fn taken_away(node: &mut Node) {
+    if !uplink("up0", 0) {
+        return;
+    }
+    let _agent = node.agent(&[]);
+    wait_until_attached("up0");
+    if has_tcx(node) {
+        for pin in pins(&node.maps()) {
+            sys::detach_link(sys::open_pin(&pin).expect("a link").as_fd()).expect("detached");
+        }
+    } else {
+        tc_does(&["qdisc", "del", "dev", "up0", "clsact"]);
+    }
+    assert!(programs("up0").is_empty());
+    // It looks again at any news, and every half minute.
+    ip(&["addr", "add", "10.0.0.77/32", "dev", "lo"]);
+    wait_until_attached("up0");
+}
+
+/// Time of the processors that a process has used.
+fn cpu(agent: &Agent) -> Duration {
+    let text = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid())).expect("a running agent");
+    let words = text.rsplit_once(')').map_or("", |(_, words)| words).split_whitespace();
+    let ticks: u64 = words.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+fn burst(node: &mut Node) {
+    const COUNT: usize = 500;
+    if !uplink("up0", 0) {
+        return;
+    }
+    let agent = node.agent(&[]);
+    wait_until_attached("up0");
+    let batch = node.directory.join("batch");
+    let lines = |line: fn(usize) -> String| (0..COUNT).map(line).collect::<String>();
+    let change = |text: String| {
+        std::fs::write(&batch, text).expect("a file");
+        ip(&["-batch", batch.to_str().expect("its name is text")]);
+    };
+    let (start, before) = (Instant::now(), cpu(&agent));
+    change(lines(|n| format!("link add p{n} type veth peer name q{n}\nlink set p{n} up\n")));
+    // The last one is seen.
+    let last = format!("p{}", COUNT - 1);
+    ip(&["addr", "add", "198.18.9.5/24", "dev", &last]);
+    ip(&["link", "set", &format!("q{}", COUNT - 1), "up"]);
+    ip(&["route", "add", "203.0.9.0/24", "via", "198.18.9.1", "dev", &last]);
+    wait_until_attached(&last);
+    let (took, used) = (start.elapsed(), cpu(&agent) - before);
+    println!("{COUNT} pairs of links in {took:?}, for which the agent used {used:?} of the processors");
+    assert!(used < took / 2 + Duration::from_millis(300), "{used:?} of {took:?}");
+    // More news than its socket holds, while it does not look.
+    agent.signal(Signal::STOP);
+    change(lines(|n| format!("link del p{n}\n")));
+    agent.signal(Signal::CONT);
+    until("nothing is left of them", || devices(node).len() == 1 && ids(node).len() == 2);
+    assert!(is_attached("up0"));
+}

@@ -20,6 +20,7 @@ pub mod model;
 pub mod objects;
 pub mod op;
 pub mod plan;
+pub mod ranges;
 pub mod reaper;
 pub mod reconcile;
 pub mod shadow;

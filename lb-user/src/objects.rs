@@ -126,7 +126,7 @@ impl Service {
 /// What the annotations of a Service say; most have none.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tuning {
-    /// `beeline.io/scheduler`, or `kube-router.io/service.scheduler`.
+    /// `beeline.io/scheduler`, or what other proxies call it.
     pub scheduler: Option<Scheduler>,
     /// `beeline.io/weights`: of single endpoints, by address, sorted, each once. They go before those of a slice.
     pub weights: Vec<(IpAddr, u16)>,

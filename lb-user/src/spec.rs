@@ -2,6 +2,7 @@
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
+use ipnet::IpNet;
 use lb_common::{Addr, BackendFlags, FrontendKey, Kind, List, Proto, Scheduler};
 
 use crate::objects::Key;
@@ -144,6 +145,8 @@ pub struct PortSpec {
     pub backends: Vec<Member>,
     /// [`lb_common::ServiceFlags`].
     pub flags: u32,
+    /// Who may come to its load balancer addresses, sorted, each once; some exactly where the flags say so.
+    pub ranges: Vec<IpNet>,
     /// How backends are chosen.
     pub scheduler: Scheduler,
     /// Seconds for which a client keeps its backend; 0 without affinity.

@@ -13,7 +13,7 @@ use super::{
     why::Judged,
 };
 use crate::{
-    objects::{Key, Policy, Service},
+    objects::{Key, Service},
     spec::{Family, Member, PortKey, PortSpec, ServiceSpec},
     world::View,
 };
@@ -50,9 +50,10 @@ pub(super) fn assemble(service: &Service, here: Here<'_>, judgement: Judgement<'
                 key: PortKey { service: service.key.clone(), name, proto, family },
                 frontends,
                 backends: members(judged, family, here),
-                flags: match service.internal_policy {
-                    Policy::Local => ServiceFlags::INTERNAL_LOCAL,
-                    Policy::Cluster => 0,
+                flags: judged.flags_of(family),
+                ranges: match judged.flags_of(family) & ServiceFlags::SOURCE_RANGES {
+                    0 => Vec::new(),
+                    _ => judgement.ranges[family as usize].nets.clone(),
                 },
                 scheduler: judged.scheduler,
                 affinity_seconds: service.affinity_seconds.map_or(0, NonZeroU32::get),

@@ -30,6 +30,7 @@ fn spec(name: &str, vips: &[u8], backends: impl IntoIterator<Item = usize>) -> S
         frontends: vips.iter().map(|&vip| frontend(vip)).collect(),
         backends: backends.into_iter().map(|n| member(n, BackendFlags::CLUSTER)).collect(),
         flags: 0,
+        ranges: Vec::new(),
         scheduler: Scheduler::Random,
         affinity_seconds: 0,
         drain: Drain::Never,

@@ -86,12 +86,12 @@ fn a_service_with_everything() {
     )];
     let view = View { service: &service, slices: &slices, endpoints: None };
     let explanation = told(&view, &[&older], &["192.0.2.1"]);
-    expect![[r#"
+    expect![[r"
         Service default/web
           type       ClusterIP, NodePort, LoadBalancer, ExternalIP
           internal   Local: cluster IPs lead to endpoints on this node only
-          external   Local: makes no difference to callers on this node, who use the cluster list at every external frontend
-          ranges     198.51.100.0/24: do not bind callers on this node
+          external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
+          ranges     198.51.100.0/24: of clients outside only these are served at load balancer addresses; other frontends and callers on this node are not bound
           affinity   a client keeps its backend for 10800 s after its last connect
           scheduler  wrr, by annotation
           drain      TCP sockets end 30 s after their backend has gone
@@ -101,11 +101,11 @@ fn a_service_with_everything() {
           192.0.2.8:80/TCP   LoadBalancer  owned
           fd00::7            ExternalIP    is not served, since the Service has no IPv6 cluster IP; add IPv6 to spec.ipFamilies
           192.0.2.7:80/TCP   ExternalIP    belongs to the Service default/old, which is older or, at equal age, first by name; use another address or port
-        port http 80/TCP, IPv4: 2 in the cluster list, 1 in the local list
+        port http 80/TCP, IPv4: 2 in the cluster list, 1 in the local list, for cluster IPs and clients outside
           10.0.0.1:8080  here   used
-          10.0.0.2:8080  there  used by external frontends, not by cluster IPs: it is on another node; weight 3
+          10.0.0.2:8080  there  used by callers on this node at external frontends, not by cluster IPs and clients outside: it is on another node; weight 3
           10.0.0.3:8080  there  not used: it is not ready
-    "#]].assert_eq(&explanation.to_string());
+    "]].assert_eq(&explanation.to_string());
     let json = serde_json::to_value(&explanation).expect("it is JSON");
     assert_eq!(json["ports"][0]["endpoints"][1]["weight"], 3);
     assert_eq!(json["frontends"][3]["owned"], false);
@@ -128,11 +128,12 @@ fn a_service_by_hand_and_an_object_without_effect() {
           type       ClusterIP, NodePort
           selector   none: endpoints are written by hand
           internal   Local: cluster IPs lead to endpoints on this node only
+          external   Cluster: clients outside are led to endpoints on any node; one on this node sees their own address, one elsewhere sees this node's
           scheduler  random, the default of this node
         frontends
           0.0.0.0:30080/TCP  NodePort   owned, but no IPv4 address of this node is known at which NodePorts answer
           10.96.0.1:80/TCP   ClusterIP  owned
-        port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list
+        port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list, for cluster IPs
           10.0.0.9  -  not used: Endpoints default/web has no port "http" of TCP
         warnings
           no endpoint has a port "http" of TCP; they have "other" TCP; give them the same name
@@ -140,18 +141,19 @@ fn a_service_by_hand_and_an_object_without_effect() {
     .assert_eq(&told(&view, &[], &[]).to_string());
     let selected = Service { selector: Selector::Some, ..by_hand.clone() };
     let view = View { service: &selected, ..view };
-    expect![[r#"
+    expect![[r"
         Service default/web
           type       ClusterIP, NodePort
           internal   Local: cluster IPs lead to endpoints on this node only
+          external   Cluster: clients outside are led to endpoints on any node; one on this node sees their own address, one elsewhere sees this node's
           scheduler  random, the default of this node
           no effect  Endpoints default/web does not count: the Service has a selector, and a controller writes its EndpointSlices
         frontends
           0.0.0.0:30080/TCP  NodePort   owned, answers at 192.0.2.1
           10.96.0.1:80/TCP   ClusterIP  owned
-        port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list
+        port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list, for cluster IPs
           no object has an endpoint for it
-    "#]]
+    "]]
     .assert_eq(&told(&view, &[], &["192.0.2.1"]).to_string());
 }
 
@@ -159,9 +161,9 @@ fn a_service_by_hand_and_an_object_without_effect() {
 fn a_service_that_is_not_ours() {
     let service = Service { exempt: Some(Exempt::Headless), ..web("web", 1, "10.96.0.1") };
     let view = View { service: &service, slices: &[], endpoints: None };
-    expect![[r#"
+    expect![[r"
         Service default/web
           not served  it is headless: its DNS name leads to the endpoints themselves
-    "#]]
+    "]]
     .assert_eq(&told(&view, &[], &[]).to_string());
 }

@@ -10,6 +10,7 @@ pub mod datapath;
 pub mod event;
 pub mod few;
 pub mod health;
+pub mod health_ports;
 pub mod http;
 pub mod ids;
 pub mod inspect;

@@ -96,6 +96,8 @@ pub struct Service {
     pub tuning: Option<Box<Tuning>>,
     /// `spec.loadBalancerSourceRanges`.
     pub source_ranges: Vec<IpNet>,
+    /// `spec.healthCheckNodePort`, where it has a meaning: of type LoadBalancer with externalTrafficPolicy Local.
+    pub health_port: Option<NonZeroU16>,
     /// What was wrong with the object, each with its cure.
     pub problems: Vec<String>,
 }
@@ -118,6 +120,7 @@ impl Service {
             affinity_seconds: None,
             tuning: None,
             source_ranges: Vec::new(),
+            health_port: None,
             problems: Vec::new(),
         }
     }

@@ -1,6 +1,6 @@
 //! What the maps shall say about one Service.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, num::NonZeroU16, sync::Arc};
 
 use ipnet::IpNet;
 use lb_common::{Addr, BackendFlags, FrontendKey, Kind, List, Proto, Scheduler};
@@ -155,6 +155,15 @@ pub struct PortSpec {
     pub drain: Drain,
 }
 
+/// What a load balancer outside hears that asks whether to send a Service's clients to this node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Health {
+    /// Where it asks.
+    pub port: NonZeroU16,
+    /// Ready endpoints on this node, by address, for IPv4 and IPv6; none of a family in which the Service is not served.
+    pub ready: [Option<usize>; 2],
+}
+
 /// The wanted state of one Service: all its service ports. A Service that is not served has none.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceSpec {
@@ -162,6 +171,16 @@ pub struct ServiceSpec {
     pub key: Key,
     /// Its service ports, sorted by key.
     pub ports: Vec<PortSpec>,
+    /// What is told of it at its `healthCheckNodePort`, if it has one.
+    pub health: Option<Health>,
     /// What is wrong with it, each with its cure, for the log and `explain`.
     pub warnings: Vec<String>,
+}
+
+impl ServiceSpec {
+    /// A Service that is not there.
+    #[must_use]
+    pub const fn gone(key: Key) -> Self {
+        Self { key, ports: Vec::new(), health: None, warnings: Vec::new() }
+    }
 }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     objects::{Exempt, Policy, Selector, Service},
-    spec::{Drain, Family, PortSpec, ServiceSpec},
+    spec::{Drain, Family, Health, PortSpec, ServiceSpec},
     world::View,
 };
 
@@ -116,7 +116,7 @@ pub fn explain(view: &View<'_>, here: Here<'_>, settings: &Settings, claims: &Cl
             families(service).into_iter().flatten().map(|family| port_lines(view, judged, family, here, &spec)),
         );
     }
-    let facts = facts(view, settings, &judgement);
+    let facts = facts(view, settings, &judgement, spec.health);
     let Judgement { frontends, denied, mut warnings, .. } = judgement;
     // Those stand among the frontends.
     let told: Vec<_> = denied.iter().map(ToString::to_string).collect();
@@ -138,7 +138,7 @@ pub fn explain(view: &View<'_>, here: Here<'_>, settings: &Settings, claims: &Cl
     Explanation { service: service.key.to_string(), facts, frontends: owned.chain(lost).collect(), ports, warnings }
 }
 
-fn facts(view: &View<'_>, settings: &Settings, judgement: &Judgement<'_>) -> Vec<Fact> {
+fn facts(view: &View<'_>, settings: &Settings, judgement: &Judgement<'_>, health: Option<Health>) -> Vec<Fact> {
     let service = view.service;
     let mut facts = Vec::new();
     let mut say = |about, text: String| facts.push(Fact { about, text });
@@ -163,6 +163,15 @@ fn facts(view: &View<'_>, settings: &Settings, judgement: &Judgement<'_>) -> Vec
     }
     if !service.source_ranges.is_empty() {
         say("ranges", let_in(judgement));
+    }
+    if let Some(Health { port, ready }) = health {
+        let families = [Family::V4, Family::V6].into_iter().zip(ready);
+        let counts: Vec<_> =
+            families.filter_map(|(family, ready)| Some(format!("{} of {}", ready?, family.name()))).collect();
+        say(
+            "health",
+            format!("port {port} answers 200 while an endpoint on this node is ready; now {}", counts.join(", ")),
+        );
     }
     if let Some(seconds) = service.affinity_seconds.map(NonZeroU32::get) {
         say("affinity", format!("a client keeps its backend for {seconds} s after its last connect"));
@@ -218,6 +227,9 @@ fn let_in(judgement: &Judgement<'_>) -> String {
     }
     if said.is_empty() {
         return "decide nothing, since it has no load balancer address".to_owned();
+    }
+    if judgement.ranges.iter().all(|ranges| ranges.nets.is_empty()) {
+        return format!("keep nobody out: {} are let in at load balancer addresses", said.join(", "));
     }
     format!(
         "{}: of clients outside only these are served at load balancer addresses; other frontends and callers on this \

@@ -130,8 +130,10 @@ impl Judged<'_> {
             Why::Serves { cluster, local: Some(local) } => {
                 let (of_cluster, of_local) = users(flags);
                 match (self.stand(cluster), self.stand(local)) {
-                    (Ok(drains), Err(why)) => write!(text, "used by {of_cluster}, not by {of_local}: {why}{drains}"),
-                    (Err(why), Ok(drains)) => write!(text, "used by {of_local}, not by {of_cluster}: {why}{drains}"),
+                    (Ok(""), Err(why)) => write!(text, "used by {of_cluster}, not by {of_local}: {why}"),
+                    (Err(why), Ok("")) => write!(text, "used by {of_local}, not by {of_cluster}: {why}"),
+                    (Ok(drains), Err(why)) => write!(text, "used by {of_cluster}{drains}; not by {of_local}: {why}"),
+                    (Err(why), Ok(drains)) => write!(text, "used by {of_local}{drains}; not by {of_cluster}: {why}"),
                     // One of them is a last resort, and the other is not.
                     (Ok(_), Ok(_)) => write!(text, "used{DRAINS}"),
                     (Err(cluster), Err(local)) => {

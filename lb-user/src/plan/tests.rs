@@ -35,11 +35,11 @@ fn spec(name: &str, vips: &[u8], backends: impl IntoIterator<Item = usize>) -> S
         affinity_seconds: 0,
         drain: Drain::Never,
     };
-    ServiceSpec { key, ports: vec![port], warnings: Vec::new() }
+    ServiceSpec { ports: vec![port], ..ServiceSpec::gone(key) }
 }
 
 fn gone(name: &str) -> ServiceSpec {
-    ServiceSpec { key: Key::new("default", name), ports: Vec::new(), warnings: Vec::new() }
+    ServiceSpec::gone(Key::new("default", name))
 }
 
 struct Maps {

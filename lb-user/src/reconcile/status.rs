@@ -1,10 +1,15 @@
 //! How the loop of passes is doing: what health and metrics are told from. Time is passed in.
 
-use std::time::SystemTime;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::SystemTime,
+};
 
+use lb_common::Addr;
 use tokio::time::{Duration, Instant};
 
-use crate::{metrics::Histogram, world::Changes};
+use crate::{metrics::Histogram, objects::Key, spec::Health, world::Changes};
 
 /// How the loop is doing.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,6 +28,10 @@ pub struct Status {
     pub refused: usize,
     /// Warnings that stand about Services.
     pub warnings: usize,
+    /// What is told at the `healthCheckNodePort` of each Service that has one, as of the last pass.
+    pub health: Arc<BTreeMap<Key, Health>>,
+    /// The node's addresses at which NodePorts answer, as of the last pass.
+    pub node_ports: Arc<BTreeSet<Addr>>,
     /// Whether the node is being deleted, or marked for it.
     pub node_is_leaving: bool,
     /// Since when something waits for a pass that succeeds, if anything does.
@@ -51,6 +60,8 @@ impl Default for Status {
             error: None,
             refused: 0,
             warnings: 0,
+            health: Arc::default(),
+            node_ports: Arc::default(),
             node_is_leaving: false,
             pending_since: None,
             queued: None,

@@ -15,6 +15,7 @@ mod kill;
 mod life;
 mod node;
 mod node_ports;
+mod outside;
 mod place;
 mod rot;
 mod sockets;
@@ -43,6 +44,7 @@ fn stories() -> Vec<Story> {
         counts::STORIES,
         bad_input::STORIES,
         health::STORIES,
+        outside::STORIES,
     ]
     .concat()
 }

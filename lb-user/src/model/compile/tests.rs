@@ -82,7 +82,7 @@ fn check(service: &Service, slices: Vec<EndpointSlice>, endpoints: Option<&Endpo
 fn a_missing_service_has_an_empty_spec() {
     let key = Key::new("default", "a");
     let spec = compile(&key, None, HERE, &Settings::default(), &Claims::default());
-    assert_eq!(spec, ServiceSpec { key, ports: Vec::new(), warnings: Vec::new() });
+    assert_eq!(spec, ServiceSpec::gone(key));
 }
 
 #[test]

@@ -63,6 +63,7 @@ fn a_service_with_everything() {
     let service = Service {
         ingress_ips: vec![addr("192.0.2.8")],
         external_policy: Policy::Local,
+        health_port: 30_100.try_into().ok(),
         affinity_seconds: NonZeroU32::new(10_800),
         source_ranges: vec!["198.51.100.0/24".parse().expect("a prefix")],
         tuning: Some(Box::new(Tuning {
@@ -92,6 +93,7 @@ fn a_service_with_everything() {
           internal   Local: cluster IPs lead to endpoints on this node only
           external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
           ranges     198.51.100.0/24: of clients outside only these are served at load balancer addresses; other frontends and callers on this node are not bound
+          health     port 30100 answers 200 while an endpoint on this node is ready; now 1 of IPv4
           affinity   a client keeps its backend for 10800 s after its last connect
           scheduler  wrr, by annotation
           drain      TCP sockets end 30 s after their backend has gone
@@ -155,6 +157,64 @@ fn a_service_by_hand_and_an_object_without_effect() {
           no object has an endpoint for it
     "]]
     .assert_eq(&told(&view, &[], &["192.0.2.1"]).to_string());
+}
+
+#[test]
+fn what_becomes_of_clients_outside() {
+    let told_of = |service: Service, endpoints: Vec<Endpoint>| {
+        let slices = [slice("http", endpoints)];
+        let view = View { service: &service, slices: &slices, endpoints: None };
+        let text = told(&view, &[], &["192.0.2.1"]).to_string();
+        let shown = |line: &&str| {
+            ["external ", "ranges ", "health ", "port http", "10.0.0."]
+                .iter()
+                .any(|start| line.trim().starts_with(start))
+        };
+        text.lines().filter(shown).map(|line| format!("{line}\n")).collect::<String>()
+    };
+    let draining = || Endpoint { ready: false, terminating: true, ..on("here", "10.0.0.1") };
+    let balanced = || Service {
+        internal_policy: Policy::Cluster,
+        external_policy: Policy::Local,
+        ingress_ips: vec![addr("192.0.2.8")],
+        health_port: 30_100.try_into().ok(),
+        ..web("web", 1, "10.96.0.1")
+    };
+    let ranges = |count: u8| (0..count).map(|n| format!("198.51.{n}.0/24").parse().expect("a network")).collect();
+    expect![[r"
+          external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
+          health     port 30100 answers 200 while an endpoint on this node is ready; now 0 of IPv4
+        port http 80/TCP, IPv4: 1 in the cluster list, 1 in the local list, for clients outside
+          10.0.0.1:8080  here   used by clients outside; it drains, but no ready one is left; not by cluster IPs and callers on this node: it drains, and others are ready
+          10.0.0.2:8080  there  used by cluster IPs and callers on this node, not by clients outside: it is on another node
+    "]].assert_eq(&told_of(balanced(), vec![draining(), on("there", "10.0.0.2")]));
+    expect![[r"
+          external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
+          ranges     198.51.0.0/24, 198.51.1.0/24, 198.51.2.0/24, 198.51.3.0/24, 198.51.4.0/24 and 4 more: of clients outside only these are served at load balancer addresses; other frontends and callers on this node are not bound
+          health     port 30100 answers 200 while an endpoint on this node is ready; now 1 of IPv4
+        port http 80/TCP, IPv4: 1 in the cluster list, 1 in the local list, for clients outside
+          10.0.0.1:8080  here  used
+    "]].assert_eq(&told_of(Service { source_ranges: ranges(9), ..balanced() }, vec![on("here", "10.0.0.1")]));
+    let open = Service { source_ranges: vec!["fd00::/8".parse().expect("a network")], ..balanced() };
+    expect![[r"
+          external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
+          ranges     all IPv4 clients: of clients outside only these are served at load balancer addresses; other frontends and callers on this node are not bound
+          health     port 30100 answers 200 while an endpoint on this node is ready; now 0 of IPv4
+        port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list, for clients outside
+    "]].assert_eq(&told_of(open, vec![]));
+    let inside = Service {
+        external_policy: Policy::Local,
+        source_ranges: ranges(1),
+        external_ips: Vec::new(),
+        ports: [ServicePort::new("http", Proto::Tcp, 80.try_into().expect("not 0"))].into(),
+        ..web("web", 1, "10.96.0.1")
+    };
+    expect![[r"
+          external   Local: decides nothing, since it has no frontend for clients outside
+          ranges     decide nothing, since it has no load balancer address
+        port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list, for cluster IPs
+    "]]
+    .assert_eq(&told_of(inside, vec![]));
 }
 
 #[test]

@@ -293,6 +293,30 @@ fn rule_6_an_address_of_both_kinds_is_bound_by_the_source_ranges() {
 }
 
 #[test]
+fn rule_6_a_load_balancer_hears_of_ready_endpoints_on_this_node() {
+    let check = |service: Service, endpoints: &str, expected: Option<[Option<usize>; 2]>| {
+        let health = Case::new(service, &[endpoints]).spec().health;
+        assert_eq!(health.map(|health| health.ready), expected, "{endpoints}");
+    };
+    // Whether it has an address already or not.
+    let asked = || Service { health_port: 30_100.try_into().ok(), external_policy: Policy::Local, ..service() };
+    check(service(), "1 local", None);
+    check(asked(), "", Some([Some(0), None]));
+    check(asked(), "1 local; 2 local; 3", Some([Some(2), None]));
+    // It drains: the local list still has it.
+    check(asked(), "1 local draining; 2", Some([Some(0), None]));
+    check(asked(), "1 local unready; 2 local gone; 3 local w=0; 127.0.0.1 local; 4 nodeless", Some([Some(0), None]));
+    check(Service { exempt: Some(Exempt::OtherProxy), ..asked() }, "1 local", None);
+    let both = Service { cluster_ips: dual_stack().cluster_ips, ..asked() };
+    check(both, "1 local; fd00::1 local; fd00::2 local", Some([Some(1), Some(2)]));
+    // At two ports it is one.
+    let service = Service { ports: [port("a", 80), port("b", 81)].into(), ..asked() };
+    let slices = groups(vec![group(&[("a", 8080), ("b", 8081)], "1 local")]);
+    let spec = Case { slices, ..Case::new(service, &[]) }.spec();
+    assert_eq!(spec.health.map(|health| health.ready), Some([Some(1), None]));
+}
+
+#[test]
 fn rule_7_affinity_and_what_annotations_say_stand_at_each_port() {
     let tuning = Tuning { scheduler: Some(Scheduler::Lc), drain: Drain::After(30), ..Tuning::default() };
     let ports = [port("a", 80), port("b", 81)].into();

@@ -85,6 +85,9 @@ impl FrontendKey {
 
 impl core::fmt::Display for FrontendKey {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        if *self == self.address() {
+            return write!(f, "{} any port", self.addr);
+        }
         let proto = Proto::from_number(self.proto.into()).map_or("?", Proto::name);
         if self.addr.is_v4() {
             write!(f, "{}:{}/{proto}", self.addr, self.port)
@@ -539,8 +542,8 @@ pub struct MaglevKey {
 }
 
 /// Entries of a Maglev table: a prime (Eisenbud and others, NSDI 2016, 3.4: at least a hundred for each backend keeps the
-/// shares within 1 %).
-pub const MAGLEV_LEN: usize = 4_093;
+/// shares within 1 %), of which a map's entry takes just less than 16 KiB: the kernel gives one a power of two.
+pub const MAGLEV_LEN: usize = 4_073;
 
 /// Value of `MAGLEV`: the backends by the hash of a flow.
 #[repr(C)]
@@ -769,5 +772,5 @@ macro_rules! layouts {
 layouts! {
     Addr: 16, FrontendKey: 20, Frontend: 8, Service: 32, SlotKey: 12, Slot: 24, Backend: 24, Names: 196, LogGate: 24,
     NodeAddr: 4, AffinityKey: 24, Affinity: 16, PortStats: 56, BackendStats: 24, Tuple: 36, FlowKey: 40, Flow: 56,
-    FragmentKey: 40, FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24, MaglevKey: 8, Maglev: 16372,
+    FragmentKey: 40, FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24, MaglevKey: 8, Maglev: 16292,
 }

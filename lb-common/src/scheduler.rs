@@ -50,9 +50,10 @@ impl Scheduler {
         }
     }
 
-    /// The scheduler of a name.
+    /// The scheduler of a name. `maglev` is what others call `mh`.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
+        let name = if name == "maglev" { Self::Mh.name() } else { name };
         Self::ALL.into_iter().find(|scheduler| scheduler.name() == name)
     }
 
@@ -79,6 +80,7 @@ mod tests {
             assert_eq!(Scheduler::from_name(scheduler.name()), Some(scheduler));
             assert_eq!(Scheduler::from_number(scheduler as u32), Some(scheduler));
         }
+        assert_eq!(Scheduler::from_name("maglev"), Some(Scheduler::Mh));
         assert_eq!((Scheduler::from_name("RR"), Scheduler::from_number(10)), (None, None));
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     datapath::{Datapath, Sizes, environment, pins::Pins, stats::StatMaps},
     devices,
     health::{self, Told},
+    health_ports,
     http::Port,
     metrics,
     model::Settings,
@@ -75,9 +76,11 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         Some(path) => environment::named_cgroup(path)?,
         None => environment::cgroup2()?,
     };
+    let addresses = config.settings.nodeport_addresses.clone();
     let (events, inbox) = mpsc::channel(EVENTS);
     let mut tasks = JoinSet::new();
     let (status, observed) = watch::channel(Status::default());
+    let observed_by_balancers = observed.clone();
     let told = Arc::<Told>::default();
     // From the start, so that whoever waits for the agent hears that it is on its way.
     if let Some(port) = config.healthz {
@@ -88,6 +91,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         let (pins, backends) = (pins.current(), config.metrics_backends);
         tasks.spawn(metrics::run(port, metrics::Sources { status: observed, told, pins, backends }));
     }
+    tasks.spawn(health_ports::run(observed_by_balancers, addresses));
     // Before any object, so that the first pass knows where NodePorts answer.
     tasks.spawn(Addresses::tell(events.clone()).await.follow());
     // The source lists while the programs are being verified.

@@ -57,14 +57,17 @@ pub struct Now {
 }
 
 impl Now {
-    fn read() -> Self {
+    /// This one.
+    #[must_use]
+    pub fn read() -> Self {
         Self { monotonic: Instant::now(), wall: SystemTime::now() }
     }
 }
 
 /// Whether changes reach the maps. Unlike kube-proxy the agent is not well before the first of them did: what serves then
 /// is what an earlier one left, if anything.
-fn is_live(status: &Status, now: Now) -> bool {
+#[must_use]
+pub fn is_live(status: &Status, now: Now) -> bool {
     let is_late = |since: Instant| now.monotonic.saturating_duration_since(since) >= PENDING;
     status.ready && !status.pending_since.is_some_and(is_late)
 }
@@ -88,6 +91,7 @@ pub fn answer(question: Question, status: &Status, now: Now) -> Reply {
     Reply {
         status: if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE },
         content_type: "application/json",
+        header: None,
         body: serde_json::to_string(&body).expect("strings and a bool"),
     }
 }

@@ -14,7 +14,7 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{ALLOW, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
+    header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS},
     server::conn::http1,
     service::service_fn,
 };
@@ -30,7 +30,7 @@ use tracing::{debug, info, warn};
 use crate::sockets;
 
 /// How often a port is tried that cannot be had.
-const RETRY: Duration = Duration::from_secs(5);
+pub const RETRY: Duration = Duration::from_secs(5);
 /// After an accept that failed, as it does without descriptors: nothing is gained by trying at once.
 const PAUSE: Duration = Duration::from_secs(1);
 /// The most that a request line and its headers may take.
@@ -64,6 +64,8 @@ pub struct Reply {
     pub status: StatusCode,
     /// What the body is.
     pub content_type: &'static str,
+    /// Another header.
+    pub header: Option<(HeaderName, HeaderValue)>,
     /// The body.
     pub body: String,
 }
@@ -72,7 +74,7 @@ impl Reply {
     /// A text for people.
     #[must_use]
     pub fn text(status: StatusCode, body: &str) -> Self {
-        Self { status, content_type: "text/plain; charset=utf-8", body: body.to_owned() }
+        Self { status, content_type: "text/plain; charset=utf-8", header: None, body: body.to_owned() }
     }
 
     /// There is nothing of that path.
@@ -88,7 +90,15 @@ where
     A: Fn(String) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Reply> + Send,
 {
-    let listener = listen(port).await;
+    serve_on(listen(port).await, limits, answer).await
+}
+
+/// Answers GETs by their path until it is dropped, with all connections.
+pub async fn serve_on<A, F>(listener: TcpListener, limits: Limits, answer: A) -> Result<()>
+where
+    A: Fn(String) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Reply> + Send,
+{
     let mut connections = JoinSet::new();
     // The oldest first.
     let mut open = VecDeque::new();
@@ -96,7 +106,7 @@ where
         let (stream, client) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                debug!(port = %port.address, %error, "a connection could not be accepted");
+                debug!(?listener, %error, "a connection could not be accepted");
                 sleep(PAUSE).await;
                 continue;
             }
@@ -134,6 +144,9 @@ where
             .status(reply.status)
             .header(CONTENT_TYPE, reply.content_type)
             .header(X_CONTENT_TYPE_OPTIONS, "nosniff");
+        if let Some((name, value)) = reply.header {
+            response = response.header(name, value);
+        }
         if reply.status == StatusCode::METHOD_NOT_ALLOWED {
             response = response.header(ALLOW, "GET, HEAD");
         }
@@ -171,16 +184,20 @@ async fn tell(Port { address, flag }: Port, error: io::Error) {
         warn!("nothing answers at {address}: {error}; choose another address with {flag}. It is tried again quietly");
         return;
     }
-    let holder = tokio::task::spawn_blocking(move || holder(address.port())).await.context("a task").flatten();
-    let holder = holder.unwrap_or_else(|_| "another process".to_owned());
+    let holder = holder(address.port()).await;
     warn!(
         "{holder} holds {address}: end it (kube-proxy has the same port), or choose another address with {flag}. \
          Services are served meanwhile, and the port is taken when it is free"
     );
 }
 
-/// Who listens on a TCP port.
-fn holder(port: u16) -> Result<String> {
+/// Who listens on a TCP port, as far as that can be found out.
+pub async fn holder(port: u16) -> String {
+    let holder = tokio::task::spawn_blocking(move || find_holder(port)).await.context("a task").flatten();
+    holder.unwrap_or_else(|_| "another process".to_owned())
+}
+
+fn find_holder(port: u16) -> Result<String> {
     let sockets = sockets::bound(&|proto, other| proto == Proto::Tcp && other == port)?;
     let owner = sockets.into_iter().find_map(|socket| socket.owner).context("no owner is in sight")?;
     Ok(format!("{} (pid {})", owner.comm, owner.pid))

@@ -54,9 +54,9 @@ pub struct ServiceRow {
 pub struct FrontendRow {
     /// The address dialled.
     pub address: String,
-    /// The port dialled.
-    pub port: u16,
-    /// TCP, UDP or SCTP.
+    /// The port dialled; none of an address at which every other port is rejected.
+    pub port: Option<u16>,
+    /// TCP, UDP or SCTP; `any` without a port.
     pub protocol: &'static str,
     /// What created it.
     pub kind: &'static str,
@@ -128,7 +128,7 @@ pub fn services(dump: &Dump, stats: &Stats) -> Vec<ServiceRow> {
     let mut rows: Vec<_> = dump.services.iter().collect();
     rows.sort_by_key(|(id, _)| (dump.names.get(id), **id));
     let mut frontends = BTreeMap::<u32, Vec<String>>::new();
-    for (key, frontend) in &dump.frontends {
+    for (key, frontend) in dump.frontends.iter().filter(|(key, _)| **key != key.address()) {
         frontends.entry(frontend.service).or_default().push(address(key));
     }
     let (sizes, counts) = (list_sizes(dump), by_port(stats));
@@ -161,10 +161,14 @@ pub fn services(dump: &Dump, stats: &Stats) -> Vec<ServiceRow> {
 /// All frontends, by address.
 #[must_use]
 pub fn frontends(dump: &Dump) -> Vec<FrontendRow> {
+    let protocol = |key: &FrontendKey| match Proto::from_number(key.proto.into()) {
+        _ if *key == key.address() => "any",
+        proto => proto.map_or("?", Proto::name),
+    };
     let row = |(key, frontend): (&FrontendKey, &lb_common::Frontend)| FrontendRow {
         address: key.addr.to_string(),
-        port: key.port,
-        protocol: Proto::from_number(key.proto.into()).map_or("?", Proto::name),
+        port: (*key != key.address()).then_some(key.port),
+        protocol: protocol(key),
         kind: Kind::from_number(frontend.kind).map_or("?", Kind::name),
         service: name_of(dump, frontend.service),
         service_id: frontend.service,

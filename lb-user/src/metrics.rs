@@ -100,7 +100,7 @@ async fn scrape(sources: Sources, turn: Arc<Mutex<()>>) -> Reply {
         text
     });
     match work.await.context("a task").flatten() {
-        Ok(body) => Reply { status: StatusCode::OK, content_type: prometheus_text::CONTENT_TYPE, body },
+        Ok(body) => Reply { status: StatusCode::OK, content_type: prometheus_text::CONTENT_TYPE, header: None, body },
         Err(error) => Reply::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}\n")),
     }
 }

@@ -96,6 +96,8 @@ pub struct Service {
     pub tuning: Option<Box<Tuning>>,
     /// `spec.loadBalancerSourceRanges`.
     pub source_ranges: Vec<IpNet>,
+    /// `spec.healthCheckNodePort`, where it has a meaning: of type LoadBalancer with externalTrafficPolicy Local.
+    pub health_port: Option<NonZeroU16>,
     /// What was wrong with the object, each with its cure.
     pub problems: Vec<String>,
 }
@@ -118,6 +120,7 @@ impl Service {
             affinity_seconds: None,
             tuning: None,
             source_ranges: Vec::new(),
+            health_port: None,
             problems: Vec::new(),
         }
     }
@@ -126,7 +129,7 @@ impl Service {
 /// What the annotations of a Service say; most have none.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tuning {
-    /// `beeline.io/scheduler`, or `kube-router.io/service.scheduler`.
+    /// `beeline.io/scheduler`, or what other proxies call it.
     pub scheduler: Option<Scheduler>,
     /// `beeline.io/weights`: of single endpoints, by address, sorted, each once. They go before those of a slice.
     pub weights: Vec<(IpAddr, u16)>,

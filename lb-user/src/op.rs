@@ -1,10 +1,13 @@
 //! One map write, as data.
 
-use std::{fmt, net::SocketAddr};
+use std::{collections::BTreeSet, fmt, net::SocketAddr};
 
-use lb_common::{Addr, Backend, Frontend, FrontendKey, Kind, NEVER, NodeAddr, Scheduler, Service, Slot, SlotKey};
+use lb_common::{
+    Addr, Backend, Frontend, FrontendKey, Kind, Maglev, MaglevKey, NEVER, NodeAddr, RangeKey, Scheduler, Service, Slot,
+    SlotKey,
+};
 
-use crate::spec::PortKey;
+use crate::{ranges, spec::PortKey};
 
 /// A map that the agent writes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -21,12 +24,24 @@ pub enum Table {
     Names,
     /// `NODE_ADDRS`
     NodeAddrs,
+    /// `SOURCE_RANGES`
+    SourceRanges,
+    /// `MAGLEV`
+    Maglev,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Frontends, Self::Services, Self::Slots, Self::Backends, Self::Names, Self::NodeAddrs];
+    pub const ALL: [Self; 8] = [
+        Self::Frontends,
+        Self::Services,
+        Self::Slots,
+        Self::Backends,
+        Self::Names,
+        Self::NodeAddrs,
+        Self::SourceRanges,
+        Self::Maglev,
+    ];
 
     /// The map's name in the kernel, which is its pin's name too.
     #[must_use]
@@ -38,6 +53,8 @@ impl Table {
             Self::Backends => "BACKENDS",
             Self::Names => "NAMES",
             Self::NodeAddrs => "NODE_ADDRS",
+            Self::SourceRanges => "SOURCE_RANGES",
+            Self::Maglev => "MAGLEV",
         }
     }
 }
@@ -52,6 +69,8 @@ impl Table {
             Self::Slots => "slots",
             Self::Backends => "backends",
             Self::NodeAddrs => "node_addrs",
+            Self::SourceRanges => "source_ranges",
+            Self::Maglev => "maglev",
         }
     }
 }
@@ -71,6 +90,10 @@ pub enum Op {
     PutFrontend(FrontendKey, Frontend),
     /// Let NodePorts answer at an address.
     PutNodeAddr(Addr, NodeAddr),
+    /// Let the addresses of a range come to a service port's load balancer addresses.
+    PutRange(RangeKey),
+    /// Write a table of backends by the hash of a flow.
+    PutMaglev(MaglevKey, Box<Maglev>),
     /// Remove a frontend.
     DeleteFrontend(FrontendKey),
     /// Remove a service port.
@@ -83,6 +106,10 @@ pub enum Op {
     DeleteName(u32),
     /// Let NodePorts answer at an address no more.
     DeleteNodeAddr(Addr),
+    /// Let the addresses of a range come no more.
+    DeleteRange(RangeKey),
+    /// Remove a table.
+    DeleteMaglev(MaglevKey),
 }
 
 impl Op {
@@ -96,6 +123,8 @@ impl Op {
             Self::PutService(..) | Self::DeleteService(_) => Table::Services,
             Self::PutFrontend(..) | Self::DeleteFrontend(_) => Table::Frontends,
             Self::PutNodeAddr(..) | Self::DeleteNodeAddr(_) => Table::NodeAddrs,
+            Self::PutRange(_) | Self::DeleteRange(_) => Table::SourceRanges,
+            Self::PutMaglev(..) | Self::DeleteMaglev(_) => Table::Maglev,
         }
     }
 }
@@ -129,6 +158,13 @@ impl fmt::Display for Op {
             }
             Self::PutNodeAddr(addr, NodeAddr { flags }) => write!(f, "put {map} {addr} = flags {flags:#x}"),
             Self::DeleteNodeAddr(addr) => write!(f, "delete {map} {addr}"),
+            Self::PutRange(key) => write!(f, "put {map} {} {}", key.range.service, ranges::text(key)),
+            Self::DeleteRange(key) => write!(f, "delete {map} {} {}", key.range.service, ranges::text(key)),
+            Self::PutMaglev(MaglevKey { service, list }, table) => {
+                let backends: BTreeSet<u32> = table.backends.iter().copied().collect();
+                write!(f, "put {map} {service} {list} = of {} backends", backends.len())
+            }
+            Self::DeleteMaglev(MaglevKey { service, list }) => write!(f, "delete {map} {service} {list}"),
             Self::PutFrontend(key, Frontend { service, kind, .. }) => {
                 let kind = Kind::from_number(*kind).map_or("?", Kind::name);
                 write!(f, "put {map} {key} = service port {service}, {kind}")

@@ -6,19 +6,20 @@
 //! move from one service port to another find the new one complete, and the old one not yet emptied; in between they may
 //! lead to a backend of either.
 
+mod maglev;
 mod port;
 
 use std::collections::BTreeSet;
 
 use foldhash::{HashMap, HashSet};
-use lb_common::{Addr, FrontendKey, List, NodeAddr, NodeAddrFlags, SlotKey};
+use lb_common::{Addr, FrontendKey, Kind, List, MaglevKey, NodeAddr, NodeAddrFlags, SlotKey};
 
 use crate::{
     ids::Ids,
     objects::Key,
     op::{Op, Table},
     shadow::{Port, Shadow},
-    spec::ServiceSpec,
+    spec::{PortSpec, ServiceSpec},
     store::Limits,
 };
 
@@ -58,7 +59,7 @@ pub struct Plan {
 pub struct Change {
     /// The Service.
     pub service: Key,
-    /// How many frontends it has afterwards.
+    /// How many frontends it has afterwards that can be dialled.
     pub frontends: usize,
     /// Backends that come.
     pub added: usize,
@@ -103,20 +104,28 @@ enum Phase {
     PutNewSlot,
     /// Slots that readers may meet: the place of a departed backend is taken by a new one, or by the tail.
     PutOldSlot,
+    /// Who is let in, before anything says that only those are.
+    PutRange,
+    /// It names backends that are there, in their lists; the slots are right without it too.
+    PutMaglev,
     /// The length, once all slots below it are right.
     PutService,
     /// A frontend appears, or moves, when its service port is complete.
     PutFrontend,
     DeleteFrontend,
-    /// A list that becomes empty does so when the frontends that leave it have left.
-    EmptyService,
+    /// A list that becomes empty does so when the frontends that leave it have left; and who was bound to source ranges is
+    /// free of them then.
+    LateService,
     /// Who sticks to a backend may do so in one list less.
     LeaveList,
     /// The node's addresses, which concern no service port.
     PutNodeAddr,
     DeleteNodeAddr,
+    /// Others are let in by now, or nothing says any more that only those are.
+    DeleteRange,
     /// From here on only what no reader can reach.
     DeleteService,
+    DeleteMaglev,
     DeleteSlot,
     DeleteBackend,
     DeleteName,
@@ -335,6 +344,10 @@ impl<'a> Planner<'a> {
         if port.service.is_some() {
             self.emit(Phase::DeleteService, Op::DeleteService(id));
         }
+        port.ranges().for_each(|key| self.emit(Phase::DeleteRange, Op::DeleteRange(*key)));
+        for (list, _) in port.tables() {
+            self.emit(Phase::DeleteMaglev, Op::DeleteMaglev(MaglevKey { service: id, list }));
+        }
         let mut backends = self.loose.remove(&id).unwrap_or_default();
         for list in List::ALL {
             for (index, place) in (0..).zip(port.list(list)) {
@@ -397,8 +410,8 @@ impl<'a> Planner<'a> {
     fn finish(self, desired: &[ServiceSpec]) -> Plan {
         let mut ops = Vec::with_capacity(self.phases.iter().map(Vec::len).sum());
         self.phases.into_iter().for_each(|phase| ops.extend(phase));
-        let known =
-            desired.iter().map(|spec| (Some(&spec.key), spec.ports.iter().map(|port| port.frontends.len()).sum()));
+        let dialled = |port: &PortSpec| port.frontends.iter().filter(|(_, kind)| *kind != Kind::Address).count();
+        let known = desired.iter().map(|spec| (Some(&spec.key), spec.ports.iter().map(dialled).sum()));
         let all = known.chain(self.orphans.iter().map(|key| (key.as_ref(), 0))).zip(self.tallies);
         let changed = all.filter(|(_, tally)| tally.writes > 0).filter_map(|((key, frontends), tally)| {
             let Tally { added, removed, writes } = tally;
@@ -412,7 +425,7 @@ impl<'a> Planner<'a> {
 fn same_name<'a>(
     shadow: &'a Shadow,
     existing: &'a [u32],
-    port: &'a crate::spec::PortSpec,
+    port: &'a PortSpec,
     keeper: u32,
 ) -> impl Iterator<Item = u32> + 'a {
     let same = |id: u32| shadow.port(id).is_some_and(|have| have.key.as_ref() == Some(&port.key));

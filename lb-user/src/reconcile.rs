@@ -6,6 +6,7 @@ mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -27,7 +28,7 @@ use crate::{
     op::Op,
     plan::{Change, Heirless, Plan, Refused, Scope, plan},
     shadow::Shadow,
-    spec::{Drain, Family, ServiceSpec, Target},
+    spec::{Drain, Family, Health, ServiceSpec, Target},
     store::{Partial, Store, StoreError},
     world::World,
 };
@@ -54,6 +55,8 @@ pub struct Reconciler<S> {
     /// Services to be planned again: a write failed, or there was no room.
     pending: BTreeSet<Key>,
     warnings: BTreeMap<Key, Vec<String>>,
+    /// What is told at the `healthCheckNodePort` of each Service that has one.
+    health: Arc<BTreeMap<Key, Health>>,
     refused: Vec<Refused>,
     /// The node's addresses at which NodePorts answer, as of the last pass.
     node_ports: BTreeSet<Addr>,
@@ -138,6 +141,7 @@ impl<S: Store> Reconciler<S> {
             scope: Scope::World,
             pending: BTreeSet::new(),
             warnings: BTreeMap::new(),
+            health: Arc::default(),
             refused: Vec::new(),
             node_ports: BTreeSet::new(),
         }
@@ -291,6 +295,7 @@ impl<S: Store> Reconciler<S> {
         }
         let specs: Vec<ServiceSpec> = keys.iter().map(|key| self.spec(key)).collect();
         specs.iter().for_each(|spec| self.warn(spec));
+        specs.iter().for_each(|spec| self.tell_health(spec));
         Ok(specs)
     }
 
@@ -401,12 +406,19 @@ impl<S: Store> Reconciler<S> {
             // One that holds on may have been found in the maps only.
             let known: BTreeSet<Key> = specs.iter().map(|spec| spec.key.clone()).collect();
             let strangers = left.into_iter().filter(|key| !known.contains(key));
-            specs.extend(strangers.map(|key| ServiceSpec {
-                key: key.clone(),
-                ports: Vec::new(),
-                warnings: Vec::new(),
-            }));
+            specs.extend(strangers.map(|key| ServiceSpec::gone(key.clone())));
             specs.sort_by(|a, b| a.key.cmp(&b.key));
+        }
+    }
+
+    fn tell_health(&mut self, spec: &ServiceSpec) {
+        if self.health.get(&spec.key) == spec.health.as_ref() {
+            return;
+        }
+        let health = Arc::make_mut(&mut self.health);
+        match spec.health {
+            Some(new) => drop(health.insert(spec.key.clone(), new)),
+            None => drop(health.remove(&spec.key)),
         }
     }
 

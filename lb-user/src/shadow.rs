@@ -3,10 +3,15 @@
 
 mod adopt;
 
-use std::{collections::BTreeMap, num::NonZeroU32};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+};
 
 use foldhash::{HashMap, HashSet};
-use lb_common::{Addr, Backend, Frontend, FrontendKey, List, NodeAddr, Service, Slot, SlotKey};
+use lb_common::{
+    Addr, Backend, Frontend, FrontendKey, List, Maglev, MaglevKey, NodeAddr, RangeKey, Service, Slot, SlotKey,
+};
 
 use crate::{
     few::Few,
@@ -34,6 +39,8 @@ pub struct Shadow {
     slots: usize,
     services: usize,
     names: usize,
+    ranges: usize,
+    tables: usize,
     port_ids: Ids,
     backend_ids: Ids,
 }
@@ -48,6 +55,17 @@ pub struct Port {
     /// The frontends that point at it, in no order.
     pub frontends: Few<FrontendKey>,
     lists: [Places; 2],
+    /// What most have not.
+    more: Option<Box<More>>,
+}
+
+/// What few service ports have.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+struct More {
+    /// Its entries of `SOURCE_RANGES`.
+    ranges: BTreeSet<RangeKey>,
+    /// Its entries of `MAGLEV`, by the number of their list.
+    tables: BTreeMap<u32, Box<Maglev>>,
 }
 
 /// A list, by index; a gap is a slot that does not exist. The last one exists.
@@ -94,12 +112,23 @@ impl Port {
         &self.lists[list as usize]
     }
 
+    /// Its source ranges.
+    pub fn ranges(&self) -> impl Iterator<Item = &RangeKey> {
+        self.more.iter().flat_map(|more| &more.ranges)
+    }
+
+    /// Its tables of backends by the hash of a flow, by the number of their list; there may be odd ones.
+    pub fn tables(&self) -> impl Iterator<Item = (u32, &Maglev)> {
+        self.more.iter().flat_map(|more| &more.tables).map(|(list, table)| (*list, &**table))
+    }
+
     /// Whether nothing is left of it.
     fn is_gone(&self) -> bool {
         self.key.is_none()
             && self.service.is_none()
             && self.frontends.is_empty()
             && self.lists.iter().all(Vec::is_empty)
+            && self.more.is_none()
     }
 }
 
@@ -164,6 +193,8 @@ impl Shadow {
             Table::Backends => self.backends.len(),
             Table::Names => self.names,
             Table::NodeAddrs => self.node_addrs.len(),
+            Table::SourceRanges => self.ranges,
+            Table::Maglev => self.tables,
         }
     }
 
@@ -225,6 +256,18 @@ impl Shadow {
             Op::PutFrontend(key, frontend) => self.put_frontend(key, *frontend),
             Op::PutNodeAddr(addr, value) => drop(self.node_addrs.insert(*addr, *value)),
             Op::DeleteNodeAddr(addr) => drop(self.node_addrs.remove(addr)),
+            Op::PutRange(key) => self.ranges += usize::from(self.more(key.range.service).ranges.insert(*key)),
+            Op::PutMaglev(MaglevKey { service, list }, table) => {
+                self.tables += usize::from(self.more(*service).tables.insert(*list, table.clone()).is_none());
+            }
+            Op::DeleteRange(key) => {
+                let removed = self.without(key.range.service, |more| more.ranges.remove(key));
+                self.ranges -= usize::from(removed);
+            }
+            Op::DeleteMaglev(MaglevKey { service, list }) => {
+                let removed = self.without(*service, |more| more.tables.remove(list).is_some());
+                self.tables -= usize::from(removed);
+            }
             Op::DeleteFrontend(key) => {
                 if let Some(old) = self.frontends.remove(key) {
                     self.forget_frontend(old.service, key);
@@ -256,6 +299,22 @@ impl Shadow {
             self.port_ids.seen(id);
             Port::default()
         })
+    }
+
+    fn more(&mut self, id: u32) -> &mut More {
+        self.port_mut(id).more.get_or_insert_default()
+    }
+
+    /// Takes something away from what few service ports have; whether it was there.
+    fn without(&mut self, id: u32, take: impl FnOnce(&mut More) -> bool) -> bool {
+        let Some(port) = self.ports.get_mut(&id) else { return false };
+        let Some(more) = &mut port.more else { return false };
+        let was_there = take(more);
+        if **more == More::default() {
+            port.more = None;
+        }
+        self.drop_if_gone(id);
+        was_there
     }
 
     fn drop_if_gone(&mut self, id: u32) {

@@ -1,7 +1,8 @@
 //! What the maps shall say about one Service.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, num::NonZeroU16, sync::Arc};
 
+use ipnet::IpNet;
 use lb_common::{Addr, BackendFlags, FrontendKey, Kind, List, Proto, Scheduler};
 
 use crate::objects::Key;
@@ -144,12 +145,23 @@ pub struct PortSpec {
     pub backends: Vec<Member>,
     /// [`lb_common::ServiceFlags`].
     pub flags: u32,
+    /// Who may come to its load balancer addresses, sorted, each once; some exactly where the flags say so.
+    pub ranges: Vec<IpNet>,
     /// How backends are chosen.
     pub scheduler: Scheduler,
     /// Seconds for which a client keeps its backend; 0 without affinity.
     pub affinity_seconds: u32,
     /// What becomes of TCP sockets whose backend has gone.
     pub drain: Drain,
+}
+
+/// What a load balancer outside hears that asks whether to send a Service's clients to this node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Health {
+    /// Where it asks.
+    pub port: NonZeroU16,
+    /// Ready endpoints on this node, by address, for IPv4 and IPv6; none of a family in which the Service is not served.
+    pub ready: [Option<usize>; 2],
 }
 
 /// The wanted state of one Service: all its service ports. A Service that is not served has none.
@@ -159,6 +171,16 @@ pub struct ServiceSpec {
     pub key: Key,
     /// Its service ports, sorted by key.
     pub ports: Vec<PortSpec>,
+    /// What is told of it at its `healthCheckNodePort`, if it has one.
+    pub health: Option<Health>,
     /// What is wrong with it, each with its cure, for the log and `explain`.
     pub warnings: Vec<String>,
+}
+
+impl ServiceSpec {
+    /// A Service that is not there.
+    #[must_use]
+    pub const fn gone(key: Key) -> Self {
+        Self { key, ports: Vec::new(), health: None, warnings: Vec::new() }
+    }
 }

@@ -2,11 +2,11 @@
 
 mod support;
 
-use std::cell::Cell;
+use std::{cell::Cell, net::Ipv4Addr};
 
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, Caller, Choice, Frontend, FrontendKey, List, MaglevKey, NodeAddr, Service,
-    Slot, SlotKey, Tables, Verdict, select,
+    Addr, Affinity, AffinityKey, Backend, Caller, Cause, Choice, Frontend, FrontendKey, Kind, List, MaglevKey,
+    NodeAddr, Service, ServiceFlags, Slot, SlotKey, Tables, Verdict, select,
 };
 use lb_user::{
     model::Settings,
@@ -48,22 +48,48 @@ fn fresh(state: &State) -> Meaning {
 struct Allowed {
     backends: Vec<(lb_common::Addr, u16)>,
     never_missing: bool,
+    never_let_in: bool,
 }
 
 impl Allowed {
-    /// Of a frontend that stays; none for the others. One that moves may meet either owner before or after the change.
-    fn of(key: &FrontendKey, old: &Dump, new: &Dump) -> Option<Self> {
-        let (before, after) = (old.frontends.get(key)?, new.frontends.get(key)?);
-        let found = |dump: &Dump| matches!(select(dump, &Fixed(0), key, 0), Verdict::Backend(_));
-        let owners = [before.service, after.service];
-        let slots = old.slots.iter().chain(&new.slots).filter(|(slot, _)| owners.contains(&slot.service));
-        let backends = slots.map(|(_, slot)| (slot.addr, slot.port)).collect();
-        Some(Self { backends, never_missing: found(old) && found(new) })
+    /// For one who asks from `place`. A frontend that moves may meet either owner before or after the change; one that
+    /// comes or goes may be met or not.
+    fn of(key: &FrontendKey, old: &Dump, new: &Dump, place: Place) -> Self {
+        let verdicts = [old, new].map(|dump| select(dump, &Fixed(0, place), key, 0));
+        let owners = [old, new].map(|dump| dump.frontends.get(key).map(|frontend| frontend.service));
+        let is_let_in_at = |dump: &Dump, owner: &Option<u32>| {
+            let client = Fixed(0, place).client().addr();
+            owner.zip(client).is_some_and(|(owner, client)| dump.in_source_ranges(owner, &client))
+        };
+        // One that changes its kind or its owner may be bound for a moment by ranges of before or of after.
+        let balanced =
+            |dump: &Dump| dump.frontends.get(key).is_some_and(|frontend| frontend.kind == Kind::LoadBalancer as u8);
+        let keeps_out = |dump: &Dump, owner: &Option<u32>| {
+            let service = owner.and_then(|owner| dump.service(owner)).unwrap_or_default();
+            service.flags & ServiceFlags::SOURCE_RANGES != 0 && place != Place::Here && !is_let_in_at(dump, owner)
+        };
+        let is_ever_bound = [old, new].into_iter().any(balanced)
+            && [old, new].into_iter().any(|dump| owners.iter().any(|owner| keeps_out(dump, owner)));
+        let slots = old.slots.iter().chain(&new.slots).filter(|(slot, _)| owners.contains(&Some(slot.service)));
+        let is_let_in = |verdict: &Verdict| matches!(verdict, Verdict::Backend(_));
+        // Ranges that come are there before those that go have gone.
+        let is_kept_out = |(dump, verdict): (&Dump, &Verdict)| match verdict {
+            Verdict::Refused(_, Cause::SourceRange) => true,
+            Verdict::NotService => !owners.iter().any(|owner| is_let_in_at(dump, owner)),
+            _ => false,
+        };
+        let bounds = |verdict: &Verdict| matches!(verdict, Verdict::Refused(_, Cause::SourceRange));
+        Self {
+            backends: slots.map(|(_, slot)| (slot.addr, slot.port)).collect(),
+            never_missing: verdicts.iter().all(is_let_in) && !is_ever_bound,
+            never_let_in: verdicts.iter().any(bounds) && [old, new].into_iter().zip(&verdicts).all(is_kept_out),
+        }
     }
 
     fn check(&self, key: &FrontendKey, verdict: Verdict, when: impl Fn() -> String) -> TestCaseResult {
         match verdict {
             Verdict::Backend(Choice { addr, port, .. }) => {
+                prop_assert!(!self.never_let_in, "{key} let in whom nothing lets in {}", when());
                 prop_assert!(self.backends.contains(&(addr, port)), "{key} led to {addr}:{port} {}", when());
             }
             missed => prop_assert!(!self.never_missing, "{key} missed: {missed:?} {}", when()),
@@ -91,12 +117,14 @@ proptest! {
     fn i1_between_any_two_writes_a_frontend_that_stays_leads_to_an_old_or_a_new_backend(states in states(2..5)) {
         for snapshots in histories(&states) {
             let (Some(old), Some(new)) = (snapshots.first(), snapshots.last()) else { continue };
-            for key in old.frontends.keys() {
-                let Some(allowed) = Allowed::of(key, old, new) else { continue };
+            for (key, place) in asked(old, new) {
+                let allowed = Allowed::of(key, old, new, place);
                 for (at, snapshot) in snapshots.iter().enumerate() {
                     for random in RANDOMS {
-                        let when = || format!("after {at} writes\nfrom\n{old:#}\nnow\n{snapshot:#}\nto\n{new:#}");
-                        allowed.check(key, select(snapshot, &Fixed(random), key, 0), when)?;
+                        let when = || {
+                            format!("from {place:?} after {at} writes\nfrom\n{old:#}\nnow\n{snapshot:#}\nto\n{new:#}")
+                        };
+                        allowed.check(key, select(snapshot, &Fixed(random, place), key, 0), when)?;
                     }
                 }
             }
@@ -264,18 +292,42 @@ impl lb_common::State for Beside<'_> {
     fn stick(&self, _: &AffinityKey, _: u32, _: u64) {}
 }
 
-/// A client in the node's own network namespace whose random number is always the same.
-struct Fixed(u32);
+/// Where a client is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    /// In the node's own network namespace.
+    Here,
+    /// Outside, with an address that is in all ranges that there are, but for two.
+    Near,
+    /// Outside, with an address that is in one range only.
+    Far,
+}
+
+/// Every frontend of two moments, from every place.
+fn asked<'a>(old: &'a Dump, new: &'a Dump) -> impl Iterator<Item = (&'a FrontendKey, Place)> {
+    let fresh = new.frontends.keys().filter(|key| !old.frontends.contains_key(key));
+    old.frontends.keys().chain(fresh).flat_map(|key| [Place::Here, Place::Near, Place::Far].map(|place| (key, place)))
+}
+
+/// A client whose random number is always the same.
+struct Fixed(u32, Place);
 
 impl Caller for Fixed {
     fn random(&self) -> u32 {
         self.0
     }
     fn client(&self) -> lb_common::Client {
-        lb_common::Client::of_netns(1)
+        match self.1 {
+            Place::Here => lb_common::Client::of_netns(1),
+            Place::Near => lb_common::Client::of_addr(Ipv4Addr::new(10, 21, 0, 9).into()),
+            Place::Far => lb_common::Client::of_addr(Ipv4Addr::new(198, 51, 100, 9).into()),
+        }
     }
     fn is_host(&self) -> bool {
-        true
+        self.1 == Place::Here
+    }
+    fn is_outside(&self) -> bool {
+        self.1 != Place::Here
     }
     fn now(&self) -> u64 {
         0
@@ -290,8 +342,8 @@ fn next_schedule(meets: &mut [usize], used: usize, last: usize) -> bool {
     true
 }
 
-/// Two attempts of four looks.
-const LOOKS: usize = 8;
+/// Two attempts of seven looks: at the frontend, the NodePort, the service, its ranges, the table, its backend, the slot.
+const LOOKS: usize = 14;
 
 #[test]
 fn i1_no_interleaving_of_a_reader_with_the_writer_misses() {
@@ -301,15 +353,17 @@ fn i1_no_interleaving_of_a_reader_with_the_writer_misses() {
         let snapshots = histories(&[old, new]).pop().expect("two histories");
         let (first, last) = (snapshots.first().expect("one"), snapshots.len() - 1);
         let mut schedules = 0;
-        for key in first.frontends.keys() {
-            let Some(allowed) = Allowed::of(key, first, &snapshots[last]) else { continue };
+        for (key, place) in asked(first, &snapshots[last]) {
+            let mut allowed = Allowed::of(key, first, &snapshots[last], place);
+            // Between its first look and its second a reader may miss that a frontend goes, and with it its ranges.
+            allowed.never_let_in &= snapshots[last].frontends.contains_key(key);
             for random in RANDOMS {
                 let mut meets = [0; LOOKS];
                 loop {
                     let beside = Beside { snapshots: &snapshots, meets: &meets, looks: Cell::new(0) };
-                    let verdict = select(&beside, &Fixed(random), key, 0);
+                    let verdict = select(&beside, &Fixed(random, place), key, 0);
                     schedules += 1;
-                    let when = || format!("in {name:?} with the writer at {meets:?}");
+                    let when = || format!("from {place:?} in {name:?} with the writer at {meets:?}");
                     allowed.check(key, verdict, when).expect("an old or a new backend");
                     let used = beside.looks.get();
                     if !next_schedule(&mut meets, used, last) {

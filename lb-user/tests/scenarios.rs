@@ -85,6 +85,8 @@ impl Scenario {
             Table::NodeAddrs => self.limits.node_addrs = size,
             Table::Slots => self.limits.slots = size,
             Table::Backends => self.limits.backends = size,
+            Table::SourceRanges => self.limits.source_ranges = size,
+            Table::Maglev => self.limits.maglev = size,
         }
         Some(())
     }

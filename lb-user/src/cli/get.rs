@@ -147,7 +147,8 @@ impl Row for FrontendRow {
 
     fn cells(&self) -> Vec<String> {
         let (protocol, kind) = (self.protocol.to_owned(), self.kind.to_owned());
-        vec![self.address.clone(), self.port.to_string(), protocol, kind, self.service.clone()]
+        let port = self.port.map_or_else(|| "any".to_owned(), |port| port.to_string());
+        vec![self.address.clone(), port, protocol, kind, self.service.clone()]
     }
 
     fn wide(&self) -> Vec<String> {

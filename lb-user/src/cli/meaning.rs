@@ -26,8 +26,9 @@ pub(super) struct Meaning {
     #[arg(long, value_name = "all|primary|localhost|CIDR,…", default_value = "all")]
     nodeport_addresses: NodePortAddresses,
 
-    /// How backends are chosen where a Service does not say: random, rr, wrr, lc, wlc, sed, nq, sh or dh.
-    #[arg(long, alias = "ipvs-scheduler", value_name = "NAME", default_value = "random", value_parser = scheduler)]
+    /// How backends are chosen where a Service does not say: random, rr, wrr, lc, wlc, sed, nq, sh, dh or mh, which is
+    /// maglev.
+    #[arg(long, visible_alias = "algorithm", alias = "ipvs-scheduler", value_name = "NAME", default_value = "random", value_parser = scheduler)]
     scheduler: Scheduler,
 }
 

@@ -58,8 +58,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "NAMES", default_value = "")]
     pod_devices: Patterns,
 
-    /// Fix the entries of a map: frontends, services, slots or backends, as in slots=2000000. Without it a map grows
-    /// by itself when it is full.
+    /// Fix the entries of a map: frontends, services, slots, backends, node_addrs, source_ranges or maglev, as in
+    /// slots=2000000. Without it a map grows by itself when it is full.
     #[arg(long, value_name = "MAP=ENTRIES", value_parser = parse_size)]
     map_size: Vec<(Table, u32)>,
 
@@ -105,7 +105,11 @@ impl Arguments {
 }
 
 fn parse_size(text: &str) -> Result<(Table, u32), String> {
-    let known = || "want MAP=ENTRIES with one of the maps frontends, services, slots, backends".to_owned();
+    let known = || {
+        "want MAP=ENTRIES with one of the maps frontends, services, slots, backends, node_addrs, \
+                     source_ranges, maglev"
+            .to_owned()
+    };
     let (name, entries) = text.split_once('=').ok_or_else(known)?;
     let table = Table::ALL.into_iter().filter(|table| *table != Table::Names);
     let table = table.into_iter().find(|table| table.map_name().eq_ignore_ascii_case(name)).ok_or_else(known)?;
@@ -178,6 +182,7 @@ mod tests {
     #[test]
     fn sizes_name_a_map_and_a_number() {
         assert_eq!(parse_size("slots=16"), Ok((Table::Slots, 16)));
+        assert_eq!(parse_size("source_ranges=16"), Ok((Table::SourceRanges, 16)));
         assert_eq!(parse_size("FRONTENDS=1"), Ok((Table::Frontends, 1)));
         for bad in ["slots", "slots=", "slots=x", "slots=0", "names=3", "=3", "slots=-1"] {
             assert!(parse_size(bad).is_err(), "{bad}");

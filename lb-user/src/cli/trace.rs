@@ -98,7 +98,8 @@ fn explain(live: &Live, client: &Client, destination: SocketAddr, proto: Proto) 
 
 fn not_service(text: &mut String, live: &Live, key: &FrontendKey) -> Result<()> {
     writeln!(text, "  verdict    no Service answers here: the call goes on unchanged")?;
-    let other = live.dump.frontends.keys().filter(|other| other.addr == key.addr).map(ToString::to_string);
+    let other = live.dump.frontends.keys().filter(|other| other.addr == key.addr && **other != key.address());
+    let other = other.map(ToString::to_string);
     let other: Vec<_> = other.take(5).collect();
     if !other.is_empty() {
         writeln!(text, "  hint       the address is a VIP, with other ports: {}", other.join(", "))?;

@@ -34,8 +34,17 @@ use crate::{
 use pins::{Found, Layout, Pins};
 use tc::Tc;
 
-/// No map grows beyond this: its buckets alone would take 64 MiB.
-const LARGEST: u32 = 1 << 22;
+/// No map grows beyond this.
+const fn largest(table: Table) -> u32 {
+    match table {
+        // 256 MiB.
+        Table::Maglev => 1 << 14,
+        // The kernel frees a trie node by node, each from its root.
+        Table::SourceRanges => 1 << 18,
+        // The buckets alone take 64 MiB.
+        _ => 1 << 22,
+    }
+}
 
 /// A map that has no room becomes so many times as large.
 const GROWTH: u32 = 4;
@@ -121,8 +130,9 @@ impl Datapath {
         for table in full.iter().flat_map(together).filter(|table| !self.fixed.contains_key(table)) {
             let map = self.map(*table)?;
             let size = map.info()?.max_entries();
-            if size < LARGEST {
-                growing.push((*table, map, size, size.saturating_mul(GROWTH).min(LARGEST)));
+            let largest = largest(*table);
+            if size < largest {
+                growing.push((*table, map, size, size.saturating_mul(GROWTH).min(largest)));
             }
         }
         if growing.is_empty() {
@@ -195,6 +205,8 @@ fn together(table: &Table) -> &'static [Table] {
         Table::Backends => &[Table::Backends],
         Table::Frontends => &[Table::Frontends],
         Table::NodeAddrs => &[Table::NodeAddrs],
+        Table::SourceRanges => &[Table::SourceRanges],
+        Table::Maglev => &[Table::Maglev],
     }
 }
 

@@ -82,10 +82,11 @@ fn batch<K>(command: bpf_cmd, map: BorrowedFd<'_>, keys: &[K], values: u64) -> R
 /// What the kernel says.
 pub fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut found = Vec::new();
+    let chunk = chunk(mem::size_of::<K>() + mem::size_of::<V>());
     // SAFETY: Pod: any bytes are a value.
     let (mut keys, mut values) =
-        (vec![unsafe { mem::zeroed::<K>() }; CHUNK], vec![unsafe { mem::zeroed::<V>() }; CHUNK]);
-    each_chunk(map, &mut keys, &mut values, |keys, values, count| {
+        (vec![unsafe { mem::zeroed::<K>() }; chunk], vec![unsafe { mem::zeroed::<V>() }; chunk]);
+    each_chunk(map, chunk, &mut keys, &mut values, |keys, values, count| {
         found.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
     })?;
     Ok(found)
@@ -96,20 +97,26 @@ pub fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> 
 /// # Errors
 /// What the kernel says.
 pub fn count(map: BorrowedFd<'_>, key_size: u32, value_size: u32) -> io::Result<u64> {
-    let (mut keys, mut values) = (vec![0_u8; key_size as usize * CHUNK], vec![0_u8; value_size as usize * CHUNK]);
+    let (key_size, value_size) = (key_size as usize, value_size as usize);
+    let chunk = chunk(key_size + value_size);
+    let (mut keys, mut values) = (vec![0_u8; key_size * chunk], vec![0_u8; value_size * chunk]);
     let mut total = 0;
-    each_chunk(map, &mut keys, &mut values, |_, _, count| total += count as u64)?;
+    each_chunk(map, chunk, &mut keys, &mut values, |_, _, count| total += count as u64)?;
     Ok(total)
 }
 
-/// Entries read at once. A bucket must fit whole, or the kernel says ENOSPC; no bucket of a hash that is not full comes
-/// near this.
-const CHUNK: usize = 4096;
+/// How many entries of so many octets are read at once. A bucket must fit whole, or the kernel says ENOSPC; no bucket of a
+/// hash that is not full comes near the least of them.
+fn chunk(entry_size: usize) -> usize {
+    const OCTETS: usize = 1 << 20;
+    (OCTETS / entry_size.max(1)).clamp(64, 4096)
+}
 
-/// Reads all entries of a hash map to these buffers, which have room for [`CHUNK`] keys and values of the map; `read` gets
+/// Reads all entries of a hash map to these buffers, which have room for `chunk` keys and values of the map; `read` gets
 /// them back each time, and the number of entries in them.
 fn each_chunk<K, V>(
     map: BorrowedFd<'_>,
+    chunk: usize,
     keys: &mut [K],
     values: &mut [V],
     mut read: impl FnMut(&[K], &[V], usize),
@@ -122,7 +129,7 @@ fn each_chunk<K, V>(
         attr.batch.out_batch = std::ptr::from_mut(&mut next) as u64;
         attr.batch.keys = keys.as_mut_ptr() as u64;
         attr.batch.values = values.as_mut_ptr() as u64;
-        attr.batch.count = u32::try_from(CHUNK).unwrap_or(u32::MAX);
+        attr.batch.count = u32::try_from(chunk).unwrap_or(u32::MAX);
         attr.batch.map_fd = fd_number(map);
         let end = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
             Ok(_) => false,
@@ -156,6 +163,58 @@ pub fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Writes one entry.
+///
+/// # Errors
+/// What the kernel says.
+pub fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = fd_number(map);
+    attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_ref(value) as u64;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Deletes one entry.
+///
+/// # Errors
+/// What the kernel says; `ENOENT` when there is none.
+pub fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = fd_number(map);
+    attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
+    bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr).map(drop)
+}
+
+/// The value that these bytes are; none of another number of them.
+pub fn from_bytes<T: Pod>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: as many bytes as a value has, and Pod: any bytes are one.
+    (bytes.len() == mem::size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// Goes through the keys of a map one by one, at most so many: where a key is deleted meanwhile the kernel begins again
+/// from the first.
+///
+/// # Errors
+/// What the kernel says, or when there is no end of them.
+pub fn each_key(map: BorrowedFd<'_>, key_size: u32, most: usize, mut read: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut keys = [vec![0_u8; key_size as usize], vec![0_u8; key_size as usize]];
+    for step in 0..=most {
+        let [key, next] = &mut keys;
+        let mut attr = zeroed();
+        attr.__bindgen_anon_2.map_fd = fd_number(map);
+        attr.__bindgen_anon_2.key = if step == 0 { 0 } else { key.as_ptr() as u64 };
+        attr.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
+        match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) {
+            Ok(_) => read(next),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        keys.swap(0, 1);
+    }
+    Err(io::Error::other("its keys change faster than they can be read"))
 }
 
 /// Cookie of this process's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).

@@ -1,9 +1,10 @@
-//! A hash map of the kernel with the types of its entries.
+//! The maps of the kernel with the types of their entries: hash maps, and tries of prefixes.
 
-use std::{marker::PhantomData, os::fd::AsFd as _, path::Path};
+use std::{collections::BTreeSet, io, marker::PhantomData, os::fd::AsFd as _, path::Path};
 
 use anyhow::{Context as _, Result};
 use aya::{Pod, maps::MapData};
+use lb_common::RangeKey;
 
 use super::sys::{self, Stopped};
 
@@ -79,4 +80,68 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         }
         Ok(())
     }
+}
+
+/// What a range is worth: it is there.
+const THERE: u32 = 1;
+
+/// The trie of source ranges. Its entries are written one by one: kernels before 5.13 know no batches of a trie.
+pub struct Trie {
+    map: MapData,
+}
+
+impl Trie {
+    /// The trie in this map.
+    #[must_use]
+    pub const fn new(map: MapData) -> Self {
+        Self { map }
+    }
+
+    /// How many entries it may have.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn size(&self) -> Result<usize> {
+        let info = self.map.info().context("asking for the size of a trie")?;
+        Ok(usize::try_from(info.max_entries())?)
+    }
+
+    /// All ranges.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&self) -> Result<BTreeSet<RangeKey>> {
+        let size = u32::try_from(size_of::<RangeKey>())?;
+        let mut found = BTreeSet::new();
+        let most = 4 * self.size()?;
+        sys::each_key(self.map.fd().as_fd(), size, most, |key| found.extend(sys::from_bytes::<RangeKey>(key)))
+            .context("reading a trie")?;
+        Ok(found)
+    }
+
+    /// Writes ranges in order.
+    ///
+    /// # Errors
+    /// The first that failed ends it.
+    pub fn put(&self, keys: &[RangeKey]) -> Result<(), Stopped> {
+        one_by_one(keys, |key| sys::update(self.map.fd().as_fd(), key, &THERE))
+    }
+
+    /// Deletes ranges in order; what is not there is deleted.
+    ///
+    /// # Errors
+    /// The first that failed ends it.
+    pub fn delete(&self, keys: &[RangeKey]) -> Result<(), Stopped> {
+        one_by_one(keys, |key| match sys::delete(self.map.fd().as_fd(), key) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        })
+    }
+}
+
+fn one_by_one(keys: &[RangeKey], write: impl Fn(&RangeKey) -> io::Result<()>) -> Result<(), Stopped> {
+    for (done, key) in keys.iter().enumerate() {
+        write(key).map_err(|error| Stopped { done, error })?;
+    }
+    Ok(())
 }

@@ -116,7 +116,7 @@ fn datapath(to: &mut To<'_>, kernel: &Kernel) -> fmt::Result {
     to.gauge(
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
         "Service ports with a policy Local and no endpoint on this node, but some elsewhere",
-        [([("traffic_policy", "internal")], kernel.without_local)],
+        ["internal", "external"].map(|policy| [("traffic_policy", policy)]).into_iter().zip(kernel.without_local),
     )?;
     let counted = kernel.maps.iter().filter_map(|map| Some(([("map", map.name.as_str())], map.entries?)));
     to.gauge("beeline_map_entries", "Entries of a hash map", counted)?;

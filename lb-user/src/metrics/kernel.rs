@@ -34,8 +34,8 @@ pub struct Kernel {
     pub backends: Option<Backends>,
     /// Events that the programs count.
     pub counters: Vec<(Counter, u64)>,
-    /// Service ports with an internal policy Local and endpoints, none of which is on this node.
-    pub without_local: u64,
+    /// Service ports with an internal, and with an external policy Local and endpoints, none of which is on this node.
+    pub without_local: [u64; 2],
 }
 
 /// A map.
@@ -89,16 +89,19 @@ pub fn read(directory: &Path, backends: Option<usize>) -> Result<Kernel> {
     let counts = StatMaps::open(directory)?.read_unsorted()?;
     let (maps, programs) = pins(directory)?;
     let dump = store.dump_of(&[Table::Services])?;
-    let lacks_local = |service: &&lb_common::Service| {
-        service.flags & ServiceFlags::INTERNAL_LOCAL != 0 && service.local_len == 0 && service.cluster_len > 0
-    };
+    let without_local = [ServiceFlags::INTERNAL_LOCAL, ServiceFlags::EXTERNAL_LOCAL].map(|flag| {
+        let lacks = |service: &&lb_common::Service| {
+            service.flags & flag != 0 && service.local_len == 0 && service.cluster_len > 0
+        };
+        dump.services.values().filter(lacks).count() as u64
+    });
     Ok(Kernel {
         maps,
         programs,
         ports: ports(&store, &counts),
         backends: backends.map(|most| choose(&store, counts.backends, most)),
         counters: datapath::counters(directory)?,
-        without_local: dump.services.values().filter(lacks_local).count() as u64,
+        without_local,
     })
 }
 
@@ -167,6 +170,11 @@ fn map(path: &Path, name: String) -> Result<Map> {
     let (entries, size) = match info.map_type() {
         Ok(MapType::Hash) => {
             (Some(sys::count(map.fd().as_fd(), info.key_size(), info.value_size())?), info.max_entries())
+        }
+        Ok(MapType::LpmTrie) => {
+            let (mut entries, most) = (0, 4 * info.max_entries() as usize);
+            sys::each_key(map.fd().as_fd(), info.key_size(), most, |_| entries += 1)?;
+            (Some(entries), info.max_entries())
         }
         // The size of a ring is in bytes.
         Ok(MapType::RingBuf) => (None, 0),

@@ -71,7 +71,7 @@ fn scrape() -> Scrape {
             ports: vec![(port("a", Family::V4), counts), (port("\"\\\n", Family::V6), PortCounts::default())],
             backends: Some(Backends { shown: vec![backend("10.0.0.1:80"), backend("gone#4")], left_out: 2 }),
             counters: vec![(Counter::UdpMoved, 6)],
-            without_local: 1,
+            without_local: [1, 2],
         }),
     }
 }

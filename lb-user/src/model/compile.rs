@@ -1,6 +1,6 @@
 //! From the decisions about one Service to what the maps shall say about it.
 
-use std::num::NonZeroU32;
+use std::{collections::BTreeSet, num::NonZeroU32};
 
 use lb_common::{FrontendKey, Kind, ServiceFlags};
 
@@ -10,11 +10,11 @@ use super::{
     frontends::{Wanted, families},
     judge::{JudgedPort, Judgement, judge},
     weights::normalise,
-    why::Judged,
+    why::{Judged, Why},
 };
 use crate::{
-    objects::{Key, Policy, Service},
-    spec::{Family, Member, PortKey, PortSpec, ServiceSpec},
+    objects::{Key, Service},
+    spec::{Family, Health, Member, PortKey, PortSpec, ServiceSpec},
     world::View,
 };
 
@@ -29,7 +29,7 @@ pub fn compile(
 ) -> ServiceSpec {
     match view {
         Some(view) => assemble(view.service, here, judge(view, here, settings, claims)),
-        None => ServiceSpec { key: key.clone(), ports: Vec::new(), warnings: Vec::new() },
+        None => ServiceSpec::gone(key.clone()),
     }
 }
 
@@ -50,9 +50,10 @@ pub(super) fn assemble(service: &Service, here: Here<'_>, judgement: Judgement<'
                 key: PortKey { service: service.key.clone(), name, proto, family },
                 frontends,
                 backends: members(judged, family, here),
-                flags: match service.internal_policy {
-                    Policy::Local => ServiceFlags::INTERNAL_LOCAL,
-                    Policy::Cluster => 0,
+                flags: judged.flags_of(family),
+                ranges: match judged.flags_of(family) & ServiceFlags::SOURCE_RANGES {
+                    0 => Vec::new(),
+                    _ => judgement.ranges[family as usize].nets.clone(),
                 },
                 scheduler: judged.scheduler,
                 affinity_seconds: service.affinity_seconds.map_or(0, NonZeroU32::get),
@@ -61,7 +62,24 @@ pub(super) fn assemble(service: &Service, here: Here<'_>, judgement: Judgement<'
         }
     }
     ports.sort_by(|a, b| a.key.cmp(&b.key));
-    ServiceSpec { key: service.key.clone(), ports, warnings: judgement.warnings }
+    let health = health(service, here, &judgement.ports);
+    ServiceSpec { key: service.key.clone(), ports, health, warnings: judgement.warnings }
+}
+
+/// What its `healthCheckNodePort` says. An endpoint that drains still serves and counts no more: so clients leave the node
+/// before it ends (kube-proxy, pkg/proxy/endpointschangetracker.go). One that listens at several ports counts once.
+fn health(service: &Service, here: Here<'_>, ports: &[JudgedPort<'_>]) -> Option<Health> {
+    let port = service.health_port.filter(|_| service.exempt.is_none())?;
+    let mut ready = [None; 2];
+    for family in families(service).into_iter().flatten() {
+        let counts = |judged: &&Judged<'_>| {
+            let takes_more = judged.endpoint.ready && judged.weight > 0;
+            takes_more && judged.is_local(here) && matches!(judged.why, Why::Serves { .. })
+        };
+        let local = ports.iter().flat_map(|port| port.of(family)).filter(counts);
+        ready[family as usize] = Some(local.map(|judged| judged.target.addr).collect::<BTreeSet<_>>().len());
+    }
+    Some(Health { port, ready })
 }
 
 fn frontends_of(frontends: &[Wanted], port: usize, family: Family) -> Vec<(FrontendKey, Kind)> {

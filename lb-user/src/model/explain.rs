@@ -12,12 +12,13 @@ use super::{
     compile::assemble,
     endpoints::{Effect, effect},
     frontends::{Denied, Wanted, families},
-    judge::{JudgedPort, Judgement, judge},
-    why::Judged,
+    judge::{JudgedPort, Judgement, LOCAL, judge},
+    ranges::Ranges,
+    why::{Judged, users},
 };
 use crate::{
     objects::{Exempt, Policy, Selector, Service},
-    spec::{Drain, Family, PortSpec, ServiceSpec},
+    spec::{Drain, Family, Health, PortSpec, ServiceSpec},
     world::View,
 };
 
@@ -79,6 +80,8 @@ pub struct PortLines {
     pub cluster: usize,
     /// Backends in the local list, where the policy uses one.
     pub local: Option<usize>,
+    /// Who uses the local list, if there is one.
+    pub local_for: Option<&'static str>,
     /// Which topology hints are followed, if there are any.
     pub hints: Option<String>,
     /// The endpoints.
@@ -113,11 +116,14 @@ pub fn explain(view: &View<'_>, here: Here<'_>, settings: &Settings, claims: &Cl
             families(service).into_iter().flatten().map(|family| port_lines(view, judged, family, here, &spec)),
         );
     }
+    let facts = facts(view, settings, &judgement, spec.health);
     let Judgement { frontends, denied, mut warnings, .. } = judgement;
     // Those stand among the frontends.
     let told: Vec<_> = denied.iter().map(ToString::to_string).collect();
     warnings.retain(|warning| !told.contains(warning));
-    let owned = frontends.iter().map(|wanted| FrontendLine {
+    // That one is for no client.
+    let dialled = frontends.iter().filter(|wanted| wanted.kind != Kind::Address);
+    let owned = dialled.map(|wanted| FrontendLine {
         frontend: wanted.key.to_string(),
         kind: wanted.kind.name(),
         owned: true,
@@ -129,16 +135,10 @@ pub fn explain(view: &View<'_>, here: Here<'_>, settings: &Settings, claims: &Cl
         owned: false,
         state: why.to_string(),
     });
-    Explanation {
-        service: service.key.to_string(),
-        facts: facts(view, settings),
-        frontends: owned.chain(lost).collect(),
-        ports,
-        warnings,
-    }
+    Explanation { service: service.key.to_string(), facts, frontends: owned.chain(lost).collect(), ports, warnings }
 }
 
-fn facts(view: &View<'_>, settings: &Settings) -> Vec<Fact> {
+fn facts(view: &View<'_>, settings: &Settings, judgement: &Judgement<'_>, health: Option<Health>) -> Vec<Fact> {
     let service = view.service;
     let mut facts = Vec::new();
     let mut say = |about, text: String| facts.push(Fact { about, text });
@@ -158,14 +158,20 @@ fn facts(view: &View<'_>, settings: &Settings) -> Vec<Fact> {
         }
         .to_owned(),
     );
-    if service.external_policy == Policy::Local {
-        let text =
-            "Local: makes no difference to callers on this node, who use the cluster list at every external frontend";
+    if let Some(text) = external(service, judgement) {
         say("external", text.to_owned());
     }
     if !service.source_ranges.is_empty() {
-        let ranges: Vec<_> = service.source_ranges.iter().map(ToString::to_string).collect();
-        say("ranges", format!("{}: do not bind callers on this node", ranges.join(", ")));
+        say("ranges", let_in(judgement));
+    }
+    if let Some(Health { port, ready }) = health {
+        let families = [Family::V4, Family::V6].into_iter().zip(ready);
+        let counts: Vec<_> =
+            families.filter_map(|(family, ready)| Some(format!("{} of {}", ready?, family.name()))).collect();
+        say(
+            "health",
+            format!("port {port} answers 200 while an endpoint on this node is ready; now {}", counts.join(", ")),
+        );
     }
     if let Some(seconds) = service.affinity_seconds.map(NonZeroU32::get) {
         say("affinity", format!("a client keeps its backend for {seconds} s after its last connect"));
@@ -183,6 +189,53 @@ fn facts(view: &View<'_>, settings: &Settings) -> Vec<Fact> {
         say("no effect", format!("Endpoints {} does not count: {reason}", object.key));
     }
     facts
+}
+
+/// What becomes of clients outside of this node.
+fn external(service: &Service, judgement: &Judgement<'_>) -> Option<&'static str> {
+    let is_outside = |wanted: &Wanted| !matches!(wanted.kind, Kind::ClusterIp | Kind::Address);
+    match (service.external_policy, judgement.frontends.iter().any(is_outside)) {
+        (Policy::Cluster, true) => Some(
+            "Cluster: clients outside are led to endpoints on any node; one on this node sees their own address, one \
+             elsewhere sees this node's",
+        ),
+        (Policy::Local, true) => Some(
+            "Local: clients outside are led to endpoints on this node only, which see their own address; callers on \
+             this node use the cluster list",
+        ),
+        (Policy::Local, false) => Some("Local: decides nothing, since it has no frontend for clients outside"),
+        (Policy::Cluster, false) => None,
+    }
+}
+
+/// Whom the source ranges let in, at the frontends that they bind.
+fn let_in(judgement: &Judgement<'_>) -> String {
+    let mut said = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let is_bound = |wanted: &&Wanted| wanted.kind == Kind::LoadBalancer && Family::of(&wanted.key.addr) == family;
+        if !judgement.frontends.iter().any(|wanted| is_bound(&wanted)) {
+            continue;
+        }
+        let Ranges { nets, .. } = &judgement.ranges[family as usize];
+        said.push(if nets.is_empty() {
+            format!("all {} clients", family.name())
+        } else {
+            let more = nets.len().saturating_sub(LISTED);
+            let listed: Vec<_> = nets.iter().take(LISTED).map(ToString::to_string).collect();
+            if more > 0 { format!("{} and {more} more", listed.join(", ")) } else { listed.join(", ") }
+        });
+    }
+    if said.is_empty() {
+        return "decide nothing, since it has no load balancer address".to_owned();
+    }
+    if judgement.ranges.iter().all(|ranges| ranges.nets.is_empty()) {
+        return format!("keep nobody out: {} are let in at load balancer addresses", said.join(", "));
+    }
+    format!(
+        "{}: of clients outside only these are served at load balancer addresses; other frontends and callers on this \
+         node are not bound",
+        said.join(", ")
+    )
 }
 
 const fn of_exempt(exempt: Exempt) -> &'static str {
@@ -227,7 +280,7 @@ fn port_lines(
     here: Here<'_>,
     spec: &ServiceSpec,
 ) -> PortLines {
-    let service = view.service;
+    let (service, flags) = (view.service, judged.flags_of(family));
     let own = |port: &&PortSpec| {
         let key = &port.key;
         key.name == judged.port.name && key.proto == judged.port.proto && key.family == family
@@ -243,7 +296,7 @@ fn port_lines(
             node: judged.endpoint.node.as_deref().map(str::to_owned),
             object: judged.origin.to_string(),
             weight: listed.map(|member| member.weight),
-            why: judged.reason(),
+            why: judged.reason(flags),
         }
     };
     // Where only one family is served, its lines tell of the other's endpoints too.
@@ -272,7 +325,8 @@ fn port_lines(
         protocol,
         family: family.name(),
         cluster: count(List::Cluster),
-        local: (service.internal_policy == Policy::Local).then(|| count(List::Local)),
+        local: (flags & LOCAL != 0).then(|| count(List::Local)),
+        local_for: (flags & LOCAL != 0).then(|| users(flags).1),
         hints: judged.hints_of(family).text(here),
         endpoints,
     }
@@ -301,11 +355,11 @@ impl fmt::Display for Explanation {
 
 impl fmt::Display for PortLines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, port, protocol, family, cluster, local, hints, endpoints } = self;
+        let Self { name, port, protocol, family, cluster, local, local_for, hints, endpoints } = self;
         let name = if name.is_empty() { String::new() } else { format!("{name} ") };
         write!(f, "port {name}{port}/{protocol}, {family}: {cluster} in the cluster list")?;
-        match local {
-            Some(local) => writeln!(f, ", {local} in the local list")?,
+        match local.zip(*local_for) {
+            Some((local, users)) => writeln!(f, ", {local} in the local list, for {users}")?,
             None => writeln!(f)?,
         }
         if let Some(hints) = hints {

@@ -187,12 +187,14 @@ pub fn wanted<'a>(service: &'a Service, external: &ExternalIps, denied: &mut Vec
     let ports: Vec<_> = service.ports.iter().enumerate().filter(is_served).collect();
     let families = families(service);
     let addrs = service.cluster_ips.len() + service.external_ips.len() + service.ingress_ips.len();
+    let any_port = service.cluster_ips.len();
     let node_ports = 2 * service.ports.iter().filter(|port| port.node_port.is_some()).count();
-    let mut frontends = Vec::with_capacity(addrs * service.ports.len() + node_ports);
+    let mut frontends = Vec::with_capacity(addrs * service.ports.len() + any_port + node_ports);
     let origins = [
         (Kind::ClusterIp, &service.cluster_ips),
-        (Kind::ExternalIp, &service.external_ips),
+        // An address that is both is bound by the source ranges, as with kube-proxy.
         (Kind::LoadBalancer, &service.ingress_ips),
+        (Kind::ExternalIp, &service.external_ips),
     ];
     for (kind, addrs) in origins {
         for (index, ip) in addrs.iter().enumerate() {
@@ -201,6 +203,7 @@ pub fn wanted<'a>(service: &'a Service, external: &ExternalIps, denied: &mut Vec
             }
             let addr = Addr::from(*ip);
             let family = Family::of(&addr);
+            let before = frontends.len();
             let refused = if let Some(what) = unusable(ip) {
                 Denial::Unusable(what)
             } else if kind == Kind::ExternalIp && !external.allow(ip) {
@@ -212,6 +215,9 @@ pub fn wanted<'a>(service: &'a Service, external: &ExternalIps, denied: &mut Vec
                     let key = FrontendKey::new(addr, port.port.get(), port.proto);
                     Wanted { key, kind, port: index }
                 }));
+                if let (Kind::ClusterIp, Some(first)) = (kind, frontends.get(before).copied()) {
+                    frontends.push(Wanted { key: first.key.address(), kind: Kind::Address, ..first });
+                }
                 continue;
             };
             denied.push(Denied { kind, what: Place::Addr(*ip), why: refused });

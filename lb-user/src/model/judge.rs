@@ -1,7 +1,7 @@
 //! The decisions about one Service: which frontends it gets, and what becomes of every endpoint of each of its ports.
 //! Total: what is bad becomes a warning and less to serve, never an error.
 
-use lb_common::{Addr, FrontendKey, Scheduler};
+use lb_common::{Addr, FrontendKey, Kind, Scheduler, ServiceFlags};
 
 use super::{
     Here, Settings,
@@ -9,6 +9,7 @@ use super::{
     endpoints::{Origin, effective, unusable},
     frontends::{Denial, Denied, Place, Wanted, families, unspecified, wanted},
     names,
+    ranges::{self, Ranges},
     topology::{Hints, categorize},
     warnings,
     why::{Judged, Stand, Why},
@@ -28,6 +29,8 @@ pub struct Judgement<'a> {
     pub denied: Vec<Denied<'a>>,
     /// Its ports that are served, in the order of `spec.ports`.
     pub ports: Vec<JudgedPort<'a>>,
+    /// Who may come to its load balancer addresses, for IPv4 and IPv6.
+    pub ranges: [Ranges; 2],
     /// What is wrong, each with its cure.
     pub warnings: Vec<String>,
 }
@@ -46,6 +49,8 @@ pub struct JudgedPort<'a> {
     pub endpoints: Vec<Judged<'a>>,
     /// Which hints are followed, for IPv4 and IPv6.
     pub hints: [Hints; 2],
+    /// Its [`ServiceFlags`], for IPv4 and IPv6.
+    pub flags: [u32; 2],
     /// Endpoints whose object has no such port.
     pub unmatched: Vec<(Origin<'a>, &'a EndpointGroup)>,
 }
@@ -62,6 +67,12 @@ impl<'a> JudgedPort<'a> {
     #[must_use]
     pub const fn hints_of(&self, family: Family) -> Hints {
         self.hints[family as usize]
+    }
+
+    /// The [`ServiceFlags`] of a family.
+    #[must_use]
+    pub const fn flags_of(&self, family: Family) -> u32 {
+        self.flags[family as usize]
     }
 }
 
@@ -86,7 +97,10 @@ pub fn judge<'a>(view: &View<'a>, here: Here<'_>, settings: &Settings, claims: &
     if service.cluster_ips.is_empty() || service.ports.is_empty() {
         warnings.push("it has no frontend: spec.clusterIPs or spec.ports is empty; name one of each".to_owned());
     }
-    let judge = Judge { view, here, settings, claims, families: families(service) };
+    let families = families(service);
+    judgement.ranges = [Family::V4, Family::V6].map(|family| ranges::of(service, family));
+    warnings::ranges(&judgement.ranges, &judgement.frontends, service, warnings);
+    let judge = Judge { view, here, settings, claims, families };
     judgement.ports.reserve_exact(service.ports.len());
     for (index, port) in service.ports.iter().enumerate() {
         if let Some(flaw) = names::flaw(&port.name) {
@@ -94,7 +108,9 @@ pub fn judge<'a>(view: &View<'a>, here: Here<'_>, settings: &Settings, claims: &
         } else if names::is_repeated(&service.ports, index) {
             warnings::once(warnings, warnings::twice(port));
         } else {
-            let judged = judge.port(index, port);
+            let flags = [Family::V4, Family::V6]
+                .map(|family| flags(service, &judgement.frontends, &judgement.ranges, index, family));
+            let judged = judge.port(index, port, flags);
             warnings::port(service, &judged, judge.families, warnings);
             judgement.ports.push(judged);
         }
@@ -111,6 +127,8 @@ fn owned<'a>(
 ) -> Vec<Wanted> {
     let mut frontends = wanted(service, &settings.external_ips, denied);
     frontends.retain(|wanted| match claims.owner(&wanted.key) {
+        // It still answers at its own ports.
+        Some(owner) if *owner != service.key && wanted.kind == Kind::Address => false,
         Some(owner) if *owner != service.key => {
             denied.push(Denied { kind: wanted.kind, what: Place::Key(wanted.key), why: Denial::Lost(owner) });
             false
@@ -119,6 +137,21 @@ fn owned<'a>(
     });
     frontends
 }
+
+/// What holds for the frontends that a port has got in a family.
+fn flags(service: &Service, frontends: &[Wanted], ranges: &[Ranges; 2], port: usize, family: Family) -> u32 {
+    let own = |wanted: &&Wanted| wanted.port == port && Family::of(&wanted.key.addr) == family;
+    let own = || frontends.iter().filter(own).map(|wanted| wanted.kind);
+    let is_outside = |kind| !matches!(kind, Kind::ClusterIp | Kind::Address);
+    let bit = |is: bool, bit| if is { bit } else { 0 };
+    let is_bound = !ranges[family as usize].nets.is_empty();
+    bit(service.internal_policy == Policy::Local, ServiceFlags::INTERNAL_LOCAL)
+        | bit(service.external_policy == Policy::Local && own().any(is_outside), ServiceFlags::EXTERNAL_LOCAL)
+        | bit(is_bound && own().any(|kind| kind == Kind::LoadBalancer), ServiceFlags::SOURCE_RANGES)
+}
+
+/// The flags with which a service port has a local list.
+pub const LOCAL: u32 = ServiceFlags::INTERNAL_LOCAL | ServiceFlags::EXTERNAL_LOCAL;
 
 struct Judge<'a, 'b> {
     view: &'b View<'a>,
@@ -129,7 +162,7 @@ struct Judge<'a, 'b> {
 }
 
 impl<'a> Judge<'a, '_> {
-    fn port(&self, index: usize, port: &'a ServicePort) -> JudgedPort<'a> {
+    fn port(&self, index: usize, port: &'a ServicePort, flags: [u32; 2]) -> JudgedPort<'a> {
         let tuning = self.view.service.tuning.as_deref();
         let scheduler = tuning.and_then(|tuning| tuning.scheduler).unwrap_or(self.settings.scheduler);
         let (mut endpoints, mut unmatched) = (Vec::new(), Vec::new());
@@ -142,7 +175,9 @@ impl<'a> Judge<'a, '_> {
                 endpoints.extend(group.endpoints.iter().map(|endpoint| {
                     let target = Target { addr: Addr::from(endpoint.addr), port: number };
                     let weight = self.weight(endpoint, scheduler);
-                    let why = self.refusal(port, target, endpoint).unwrap_or_else(|| self.stands(endpoint, weight));
+                    let why = self
+                        .refusal(port, target, endpoint)
+                        .unwrap_or_else(|| self.stands(endpoint, weight, flags[Family::of(&target.addr) as usize]));
                     Judged { target, endpoint, origin, weight, why }
                 }));
             }
@@ -154,7 +189,7 @@ impl<'a> Judge<'a, '_> {
         let middle = endpoints.partition_point(is_v4);
         let (v4, v6) = endpoints.split_at_mut(middle);
         let hints = [categorize(v4, self.here), categorize(v6, self.here)];
-        JudgedPort { port, index, scheduler, endpoints, hints, unmatched }
+        JudgedPort { port, index, scheduler, endpoints, hints, flags, unmatched }
     }
 
     fn weight(&self, endpoint: &Endpoint, scheduler: Scheduler) -> u16 {
@@ -186,7 +221,7 @@ impl<'a> Judge<'a, '_> {
     }
 
     /// Where it would stand if nobody else were there.
-    fn stands(&self, endpoint: &Endpoint, weight: u16) -> Why<'a> {
+    fn stands(&self, endpoint: &Endpoint, weight: u16, flags: u32) -> Why<'a> {
         let stand = match endpoint {
             Endpoint { ready: false, serving: true, terminating: true, .. } if weight > 0 => Stand::Draining,
             Endpoint { ready: false, serving: true, terminating: true, .. } => Stand::NoWeight,
@@ -195,7 +230,7 @@ impl<'a> Judge<'a, '_> {
             _ if weight == 0 => Stand::NoWeight,
             _ => Stand::In,
         };
-        let local = (self.view.service.internal_policy == Policy::Local).then(|| match &endpoint.node {
+        let local = (flags & LOCAL != 0).then(|| match &endpoint.node {
             None => Stand::Nodeless,
             Some(node) if **node != *self.here.node => Stand::NotLocal,
             Some(_) => stand,

@@ -25,6 +25,12 @@ impl Default for NodePortAddresses {
 }
 
 impl NodePortAddresses {
+    /// Whether every address of the node is meant, those to come included.
+    #[must_use]
+    pub const fn is_all(&self) -> bool {
+        self.all
+    }
+
     /// Chooses from the addresses that the node's interfaces have; `primary` are those that the Node object names.
     #[must_use]
     pub fn choose(&self, own: &BTreeSet<IpAddr>, primary: &[IpAddr]) -> BTreeSet<Addr> {

@@ -2,16 +2,19 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
-use lb_common::Scheduler;
+use ipnet::IpNet;
+use lb_common::{Kind, Scheduler, ServiceFlags};
 
 use super::{
     endpoints::{Effect, effect},
-    judge::JudgedPort,
+    frontends::Wanted,
+    judge::{JudgedPort, LOCAL},
+    ranges::{MOST, Ranges},
     topology::{Hints, Ignored},
     why::{Judged, Stand, Why},
 };
 use crate::{
-    objects::{Policy, Service, ServicePort},
+    objects::{Service, ServicePort},
     spec::Family,
     world::View,
 };
@@ -55,6 +58,32 @@ pub(super) fn twice(port: &ServicePort) -> String {
     format!("spec.ports: \"{name}\" stands there twice for {proto}; the first counts, rename the other")
 }
 
+/// What is wrong with who may come to the load balancer addresses that it has got.
+pub(super) fn ranges(ranges: &[Ranges; 2], frontends: &[Wanted], service: &Service, warnings: &mut Vec<String>) {
+    for family in [Family::V4, Family::V6] {
+        let is_bound = |wanted: &Wanted| wanted.kind == Kind::LoadBalancer && Family::of(&wanted.key.addr) == family;
+        if service.source_ranges.is_empty() || !frontends.iter().any(is_bound) {
+            continue;
+        }
+        let of_family = |net: &IpNet| matches!(net, IpNet::V4(_)) == (family == Family::V4);
+        let name = family.name();
+        if !service.source_ranges.iter().any(of_family) {
+            warnings.push(format!(
+                "loadBalancerSourceRanges has no {name} range, so that all {name} clients are let in, as with kube-proxy; \
+                 add one"
+            ));
+        }
+        let left_out = ranges[family as usize].left_out;
+        if left_out > 0 {
+            warnings.push(format!(
+                "loadBalancerSourceRanges has {} {name} ranges, of which {MOST} count; the last {left_out} are not let \
+                 in; write fewer that are wider",
+                MOST + left_out
+            ));
+        }
+    }
+}
+
 /// What is wrong with the endpoints of a port.
 pub(super) fn port(
     service: &Service,
@@ -65,11 +94,11 @@ pub(super) fn port(
     refused(judged, warnings);
     unmatched(judged, warnings);
     let all = || judged.endpoints.iter();
-    if service.internal_policy == Policy::Local {
+    if let Some(policy) = policies_local(judged.flags[0] | judged.flags[1]) {
         let serves = |judged: &&Judged<'_>| matches!(judged.why, Why::Serves { .. });
         warn_of(all().filter(serves).filter(|judged| judged.endpoint.node.is_none()), warnings, |those| {
             format!(
-                "internalTrafficPolicy is Local, but {those} has no nodeName and so is local nowhere; \
+                "{policy} Local, but {those} has no nodeName and so is local nowhere; \
                  set nodeName in its EndpointSlice"
             )
         });
@@ -107,6 +136,18 @@ pub(super) fn port(
              client, or random"
                 .to_owned(),
         );
+    }
+}
+
+/// Which policies are Local, where any is.
+const fn policies_local(flags: u32) -> Option<&'static str> {
+    const INTERNAL: u32 = ServiceFlags::INTERNAL_LOCAL;
+    const EXTERNAL: u32 = ServiceFlags::EXTERNAL_LOCAL;
+    match flags & LOCAL {
+        INTERNAL => Some("internalTrafficPolicy is"),
+        EXTERNAL => Some("externalTrafficPolicy is"),
+        0 => None,
+        _ => Some("internalTrafficPolicy and externalTrafficPolicy are"),
     }
 }
 

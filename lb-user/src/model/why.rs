@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use lb_common::BackendFlags;
+use lb_common::{BackendFlags, ServiceFlags};
 
 use super::{Here, endpoints::Origin};
 use crate::{
@@ -86,6 +86,16 @@ impl Stand {
     }
 }
 
+/// Who uses the cluster list, and who the local one, where there is one.
+#[must_use]
+pub const fn users(flags: u32) -> (&'static str, &'static str) {
+    match (flags & ServiceFlags::INTERNAL_LOCAL != 0, flags & ServiceFlags::EXTERNAL_LOCAL != 0) {
+        (true, true) => ("callers on this node at external frontends", "cluster IPs and clients outside"),
+        (true, false) => ("external frontends", "cluster IPs"),
+        (false, _) => ("cluster IPs and callers on this node", "clients outside"),
+    }
+}
+
 impl Judged<'_> {
     /// Whether its nodeName is this node's.
     #[must_use]
@@ -105,31 +115,29 @@ impl Judged<'_> {
         )
     }
 
-    /// The reason as a line of text.
+    /// The reason as a line of text, for a service port with these [`ServiceFlags`].
     #[must_use]
-    pub fn reason(&self) -> String {
+    pub fn reason(&self, flags: u32) -> String {
         let mut text = String::new();
-        self.write_reason(&mut text).expect("a String takes everything");
+        self.write_reason(&mut text, flags).expect("a String takes everything");
         text
     }
 
-    fn write_reason(&self, text: &mut String) -> fmt::Result {
+    fn write_reason(&self, text: &mut String, flags: u32) -> fmt::Result {
         match self.why {
             Why::Serves { cluster, local: None } => self.write_of_one(text, cluster),
             Why::Serves { cluster, local: Some(local) } if local == cluster => self.write_of_one(text, cluster),
             Why::Serves { cluster, local: Some(local) } => {
-                let (cluster, internal) = (self.stand(cluster), self.stand(local));
-                match (cluster, internal) {
-                    (Ok(drains), Err(why)) => {
-                        write!(text, "used by external frontends, not by cluster IPs: {why}{drains}")
-                    }
-                    (Err(why), Ok(drains)) => {
-                        write!(text, "used by cluster IPs, not by external frontends: {why}{drains}")
-                    }
+                let (of_cluster, of_local) = users(flags);
+                match (self.stand(cluster), self.stand(local)) {
+                    (Ok(""), Err(why)) => write!(text, "used by {of_cluster}, not by {of_local}: {why}"),
+                    (Err(why), Ok("")) => write!(text, "used by {of_local}, not by {of_cluster}: {why}"),
+                    (Ok(drains), Err(why)) => write!(text, "used by {of_cluster}{drains}; not by {of_local}: {why}"),
+                    (Err(why), Ok(drains)) => write!(text, "used by {of_local}{drains}; not by {of_cluster}: {why}"),
                     // One of them is a last resort, and the other is not.
                     (Ok(_), Ok(_)) => write!(text, "used{DRAINS}"),
-                    (Err(external), Err(internal)) => {
-                        write!(text, "not used by cluster IPs: {internal}; nor by external frontends: {external}{KEPT}")
+                    (Err(cluster), Err(local)) => {
+                        write!(text, "not used by {of_local}: {local}; nor by {of_cluster}: {cluster}{KEPT}")
                     }
                 }
             }

@@ -4,13 +4,17 @@
 //! The slots of departed backends are overwritten, with new backends or with those of the tail; then the length moves;
 //! then what lies beyond it is deleted.
 
-use std::num::NonZeroU32;
+use std::{collections::BTreeSet, num::NonZeroU32};
 
-use lb_common::{Backend, Frontend, List, NEVER, Service, ServiceFlags, SlotKey};
+use lb_common::{Backend, Frontend, List, MaglevKey, NEVER, RangeKey, Scheduler, Service, ServiceFlags, SlotKey};
 
-use super::{Phase, Planner};
+use super::{
+    Phase, Planner,
+    maglev::{self, Entry},
+};
 use crate::{
     op::{Op, Table},
+    ranges,
     shadow::{Place, Port},
     spec::{Drain, Member, PortSpec, Target},
 };
@@ -71,7 +75,9 @@ impl Planner<'_> {
             self.fill(id, have, list, old.len(list), want, &mut scratch);
         }
         self.bury(&mut scratch);
+        self.tables(id, have, want, &scratch);
         self.scratch = scratch;
+        self.ranges(id, have, want);
         self.service_value(id, have, old, want);
         self.frontends(id, have, want, tally);
     }
@@ -206,8 +212,53 @@ impl Planner<'_> {
             return;
         }
         self.used[Table::Services as usize] += usize::from(there.is_none());
-        let phase = if empties(&old, &new) { Phase::EmptyService } else { Phase::PutService };
-        self.emit(phase, Op::PutService(id, new));
+        // A frontend that comes or goes is bound as long as it is there.
+        let bound = (old.flags | new.flags) & ServiceFlags::SOURCE_RANGES;
+        let early = if empties(&old, &new) { old } else { new };
+        let early = Service { flags: early.flags | bound, ..early };
+        if there != Some(early) {
+            self.emit(Phase::PutService, Op::PutService(id, early));
+        }
+        if early != new {
+            self.emit(Phase::LateService, Op::PutService(id, new));
+        }
+    }
+
+    fn ranges(&mut self, id: u32, have: Option<&Port>, want: &PortSpec) {
+        if want.ranges.is_empty() && have.is_none_or(|port| port.ranges().next().is_none()) {
+            return;
+        }
+        let have: BTreeSet<RangeKey> = have.iter().flat_map(|port| port.ranges()).copied().collect();
+        let want: BTreeSet<RangeKey> = want.ranges.iter().map(|net| ranges::key(id, net)).collect();
+        for key in want.difference(&have) {
+            self.emit(Phase::PutRange, Op::PutRange(*key));
+            self.used[Table::SourceRanges as usize] += 1;
+        }
+        have.difference(&want).for_each(|key| self.emit(Phase::DeleteRange, Op::DeleteRange(*key)));
+    }
+
+    /// The tables of the scheduler `mh`.
+    fn tables(&mut self, id: u32, have: Option<&Port>, want: &PortSpec, scratch: &Scratch) {
+        let mut stale: Vec<u32> = have.iter().flat_map(|port| port.tables()).map(|(list, _)| list).collect();
+        if want.scheduler == Scheduler::Mh {
+            for list in List::ALL {
+                let members = want.backends.iter().zip(&scratch.ids).filter(|(member, _)| member.is_in(list));
+                let entry = |(member, id): (&Member, &Option<NonZeroU32>)| {
+                    Some(Entry { target: member.target, weight: member.weight, id: (*id)?.get() })
+                };
+                let Some(table) = maglev::table(members.filter_map(entry)) else { continue };
+                let number = list as u32;
+                stale.retain(|other| *other != number);
+                let there = have.and_then(|port| port.tables().find(|(other, _)| *other == number));
+                if there.is_none_or(|(_, there)| *there != *table) {
+                    self.emit(Phase::PutMaglev, Op::PutMaglev(MaglevKey { service: id, list: number }, table));
+                    self.used[Table::Maglev as usize] += usize::from(there.is_none());
+                }
+            }
+        }
+        for list in stale {
+            self.emit(Phase::DeleteMaglev, Op::DeleteMaglev(MaglevKey { service: id, list }));
+        }
     }
 
     fn frontends(&mut self, id: u32, have: Option<&Port>, want: &PortSpec, tally: usize) {
@@ -251,11 +302,12 @@ impl PortSpec {
 
 /// Whether some kind of frontend has a list before and none after.
 fn empties(old: &Service, new: &Service) -> bool {
-    let internal = |service: &Service| match service.flags & ServiceFlags::INTERNAL_LOCAL {
-        0 => service.cluster_len,
-        _ => service.local_len,
+    let by = |flag: u32| {
+        let len = |service: &Service| if service.flags & flag == 0 { service.cluster_len } else { service.local_len };
+        len(old) > 0 && len(new) == 0
     };
-    (old.cluster_len > 0 && new.cluster_len == 0) || (internal(old) > 0 && internal(new) == 0)
+    // No flag is always the cluster list.
+    [0, ServiceFlags::INTERNAL_LOCAL, ServiceFlags::EXTERNAL_LOCAL].into_iter().any(by)
 }
 
 /// How far a turn goes on in a list of `len` slots: prime to the length, so that it comes by every slot, and near the

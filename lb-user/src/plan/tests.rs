@@ -30,15 +30,16 @@ fn spec(name: &str, vips: &[u8], backends: impl IntoIterator<Item = usize>) -> S
         frontends: vips.iter().map(|&vip| frontend(vip)).collect(),
         backends: backends.into_iter().map(|n| member(n, BackendFlags::CLUSTER)).collect(),
         flags: 0,
+        ranges: Vec::new(),
         scheduler: Scheduler::Random,
         affinity_seconds: 0,
         drain: Drain::Never,
     };
-    ServiceSpec { key, ports: vec![port], warnings: Vec::new() }
+    ServiceSpec { ports: vec![port], ..ServiceSpec::gone(key) }
 }
 
 fn gone(name: &str) -> ServiceSpec {
-    ServiceSpec { key: Key::new("default", name), ports: Vec::new(), warnings: Vec::new() }
+    ServiceSpec::gone(Key::new("default", name))
 }
 
 struct Maps {

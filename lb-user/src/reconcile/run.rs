@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -103,6 +104,10 @@ pub async fn run<M: Maps>(
         status.send_modify(|status| {
             status.pass(start.elapsed(), error, &triggers);
             status.writes = writes;
+            status.health = Arc::clone(&reconciler.health);
+            if *status.node_ports != reconciler.node_ports {
+                status.node_ports = Arc::new(reconciler.node_ports.clone());
+            }
             status.refused = report.refused.len();
             status.warnings = reconciler.warnings.values().map(Vec::len).sum();
         });

@@ -1,11 +1,19 @@
 //! How the loop of passes is doing: what health and metrics are told from. Time is passed in.
 
-use std::{net::IpAddr, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::SystemTime,
+};
 
+use lb_common::Addr;
 use tokio::time::{Duration, Instant};
 
 use crate::{
     metrics::Histogram,
+    objects::Key,
+    spec::Health,
     world::{Changes, World},
 };
 
@@ -26,6 +34,10 @@ pub struct Status {
     pub refused: usize,
     /// Warnings that stand about Services.
     pub warnings: usize,
+    /// What is told at the `healthCheckNodePort` of each Service that has one, as of the last pass.
+    pub health: Arc<BTreeMap<Key, Health>>,
+    /// The node's addresses at which NodePorts answer, as of the last pass.
+    pub node_ports: Arc<BTreeSet<Addr>>,
     /// Whether the node is being deleted, or marked for it.
     pub node_is_leaving: bool,
     /// The addresses by which the cluster knows the node.
@@ -56,6 +68,8 @@ impl Default for Status {
             error: None,
             refused: 0,
             warnings: 0,
+            health: Arc::default(),
+            node_ports: Arc::default(),
             node_is_leaving: false,
             node_addresses: Vec::new(),
             pending_since: None,

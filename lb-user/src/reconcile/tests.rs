@@ -253,7 +253,7 @@ fn a_map_that_is_full_against_our_count_is_read_again() {
     reconciler.handle([Event::Apply(service("a", 1))]);
     let report = reconciler.pass();
     let error = format!("{:#}", report.failure.expect("it is full"));
-    assert_eq!(error, "after 1 of 3 writes: map SERVICES is full");
+    assert_eq!(error, "after 1 of 4 writes: map SERVICES is full");
     assert_eq!(report.writes, 1);
     // The stranger goes, then there is room.
     let report = reconciler.pass();
@@ -269,9 +269,9 @@ fn a_preview_writes_nothing_and_the_pass_does_what_it_said() {
     reconciler.handle(nothing());
     reconciler.handle([Event::Apply(service("a", 1))]);
     let plan = reconciler.preview().expect("a dump");
-    assert_eq!((plan.ops.len(), reconciler.store().asked), (3, 0));
+    assert_eq!((plan.ops.len(), reconciler.store().asked), (4, 0));
     assert_eq!(reconciler.preview().expect("a dump"), plan);
-    assert_eq!(reconciler.pass().writes, 3);
+    assert_eq!(reconciler.pass().writes, 4);
     assert_eq!(reconciler.preview().expect("a dump").ops, []);
 }
 

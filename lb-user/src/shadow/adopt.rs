@@ -1,7 +1,7 @@
 //! The shadow of maps that somebody else left behind, perhaps in the middle of a change.
 
 use foldhash::HashMap;
-use lb_common::{Backend, BackendFlags, List, SlotKey};
+use lb_common::{Backend, BackendFlags, List, MaglevKey, SlotKey};
 
 use super::{Shadow, list_of};
 use crate::{
@@ -42,6 +42,8 @@ impl Shadow {
         for (key, frontend) in &dump.frontends {
             shadow.put_frontend(key, *frontend);
         }
+        dump.source_ranges.iter().for_each(|key| shadow.apply(&Op::PutRange(*key)));
+        dump.maglev.iter().for_each(|(key, table)| shadow.apply(&Op::PutMaglev(*key, table.clone())));
         shadow.node_addrs.clone_from(&dump.node_addrs);
         let highest = |ids: &mut dyn Iterator<Item = u32>| ids.max().unwrap_or(0);
         let of_backends = dump.backends.values().map(|backend| backend.service);
@@ -64,6 +66,9 @@ impl Shadow {
         for (&id, port) in &self.ports {
             dump.names.extend(port.key.clone().map(|key| (id, key)));
             dump.services.extend(port.service.map(|service| (id, service)));
+            dump.source_ranges.extend(port.ranges());
+            let tables = port.tables().map(|(list, table)| (MaglevKey { service: id, list }, Box::new(*table)));
+            dump.maglev.extend(tables);
             for list in List::ALL {
                 let places = (0..).zip(port.list(list)).filter_map(|(index, place)| Some((index, place.as_ref()?)));
                 dump.slots.extend(places.map(|(index, place)| (SlotKey::new(id, list, index), place.slot())));

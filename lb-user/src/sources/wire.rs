@@ -126,6 +126,8 @@ pub struct ServiceSpec {
     pub session_affinity_config: Option<SessionAffinityConfig>,
     /// Who may use the load balancer's addresses.
     pub load_balancer_source_ranges: Option<Vec<String>>,
+    /// Where a load balancer asks whether to send clients to a node; wider than a port, as of [`Port`].
+    pub health_check_node_port: Option<i64>,
     /// The ports.
     pub ports: Option<Vec<Port>>,
 }

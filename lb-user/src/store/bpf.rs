@@ -1,13 +1,22 @@
 //! The store over BPF maps: runs of writes to one map become one system call.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result};
 use aya::{Pod, maps::MapData};
-use lb_common::{Addr, Backend, Frontend, FrontendKey, List, Name, Names, NodeAddr, Proto, Service, Slot, SlotKey};
+use lb_common::{
+    Addr, Backend, Frontend, FrontendKey, List, Maglev, MaglevKey, Name, Names, NodeAddr, Proto, Service, Slot, SlotKey,
+};
 
 use crate::{
-    datapath::{sys::Stopped, typed::TypedMap},
+    datapath::{
+        sys::Stopped,
+        typed::{Trie, TypedMap},
+    },
     objects::Key,
     op::{Op, Table},
     spec::{Family, PortKey},
@@ -16,6 +25,8 @@ use crate::{
 
 /// Writes of one system call: many enough to make its cost small, few enough to stay in the cache.
 const BATCH: usize = 4096;
+/// The same of tables, which are large.
+const TABLES: usize = 16;
 
 /// The maps that the agent writes.
 pub struct BpfStore {
@@ -25,6 +36,8 @@ pub struct BpfStore {
     backends: TypedMap<u32, Backend>,
     names: TypedMap<u32, Names>,
     node_addrs: TypedMap<Addr, NodeAddr>,
+    source_ranges: Trie,
+    maglev: TypedMap<MaglevKey, Maglev>,
     limits: Limits,
 }
 
@@ -51,14 +64,18 @@ impl BpfStore {
         let backends = typed(Table::Backends, &mut map)?;
         let names = typed(Table::Names, &mut map)?;
         let node_addrs = typed(Table::NodeAddrs, &mut map)?;
+        let source_ranges = Trie::new(map(Table::SourceRanges)?);
+        let maglev = typed(Table::Maglev, &mut map)?;
         let limits = Limits {
             frontends: frontends.size()?,
             services: services.size()?.min(names.size()?),
             slots: slots.size()?,
             backends: backends.size()?,
             node_addrs: node_addrs.size()?,
+            source_ranges: source_ranges.size()?,
+            maglev: maglev.size()?,
         };
-        Ok(Self { frontends, services, slots, backends, names, node_addrs, limits })
+        Ok(Self { frontends, services, slots, backends, names, node_addrs, source_ranges, maglev, limits })
     }
 
     /// Whose service port an id is.
@@ -105,7 +122,12 @@ impl BpfStore {
             backends: read!(self.backends, Backends).into_iter().collect(),
             names: names.into_iter().filter_map(|(id, names)| Some((id, port_key(&names)?))).collect(),
             node_addrs: read!(self.node_addrs, NodeAddrs).into_iter().collect(),
-            ..Dump::default()
+            source_ranges: if tables.contains(&Table::SourceRanges) {
+                self.source_ranges.read()?
+            } else {
+                BTreeSet::new()
+            },
+            maglev: read!(self.maglev, Maglev).into_iter().map(|(key, table)| (key, Box::new(table))).collect(),
         })
     }
 
@@ -124,20 +146,26 @@ impl BpfStore {
     /// Writes the first ops that are of one kind; how many were done, and what ended them early.
     fn apply_run(&self, ops: &[Op]) -> (usize, Option<StoreError>) {
         macro_rules! run {
-            (put $map:expr, $variant:ident, |$value:ident| $stored:expr) => {{
+            (put $map:expr, $variant:ident, |$value:ident| $stored:expr) => {
+                run!(put $map, $variant, |$value| $stored, BATCH)
+            };
+            (put $map:expr, $variant:ident, |$value:ident| $stored:expr, $most:expr) => {{
                 let (mut keys, mut values) = (Vec::new(), Vec::new());
-                for op in ops.iter().take(BATCH) {
+                for op in ops.iter().take($most) {
                     let Op::$variant(key, $value) = op else { break };
                     keys.push(*key);
                     values.push($stored);
                 }
                 (keys.len(), $map.put(&keys, &values))
             }};
-            (delete $map:expr, $variant:ident) => {{
+            (delete $map:expr, $variant:ident) => {
+                run!(keys $map, $variant, delete)
+            };
+            (keys $map:expr, $variant:ident, $write:ident) => {{
                 let ops = ops.iter().take(BATCH);
                 let keys: Vec<_> =
                     ops.map_while(|op| if let Op::$variant(key) = op { Some(*key) } else { None }).collect();
-                (keys.len(), $map.delete(&keys))
+                (keys.len(), $map.$write(&keys))
             }};
         }
         let Some(first) = ops.first() else { return (0, None) };
@@ -148,6 +176,10 @@ impl BpfStore {
             Op::PutService(..) => run!(put self.services, PutService, |value| *value),
             Op::PutFrontend(..) => run!(put self.frontends, PutFrontend, |value| *value),
             Op::PutNodeAddr(..) => run!(put self.node_addrs, PutNodeAddr, |value| *value),
+            Op::PutRange(_) => run!(keys self.source_ranges, PutRange, put),
+            Op::PutMaglev(..) => run!(put self.maglev, PutMaglev, |value| **value, TABLES),
+            Op::DeleteRange(_) => run!(keys self.source_ranges, DeleteRange, delete),
+            Op::DeleteMaglev(_) => run!(delete self.maglev, DeleteMaglev),
             Op::DeleteNodeAddr(_) => run!(delete self.node_addrs, DeleteNodeAddr),
             Op::DeleteFrontend(_) => run!(delete self.frontends, DeleteFrontend),
             Op::DeleteService(_) => run!(delete self.services, DeleteService),
@@ -171,13 +203,22 @@ pub fn copy(table: Table, from: MapData, to: MapData) -> Result<()> {
         Table::Backends => copy_as::<u32, Backend>(table, from, to),
         Table::Names => copy_as::<u32, Names>(table, from, to),
         Table::NodeAddrs => copy_as::<Addr, NodeAddr>(table, from, to),
+        Table::SourceRanges => {
+            let ranges: Vec<_> = Trie::new(from).read()?.into_iter().collect();
+            Trie::new(to).put(&ranges).with_context(|| copying(table))
+        }
+        Table::Maglev => copy_as::<MaglevKey, Maglev>(table, from, to),
     }
 }
 
 fn copy_as<K: Pod, V: Pod>(table: Table, from: MapData, to: MapData) -> Result<()> {
     let map = |map| TypedMap::<K, V>::new(table.map_name(), map);
     let (keys, values): (Vec<K>, Vec<V>) = map(from).read()?.into_iter().unzip();
-    map(to).put(&keys, &values).with_context(|| format!("copying {} to another map", table.map_name()))
+    map(to).put(&keys, &values).with_context(|| copying(table))
+}
+
+fn copying(table: Table) -> String {
+    format!("copying {} to another map", table.map_name())
 }
 
 fn typed<K: Pod, V: Pod>(table: Table, map: &mut impl FnMut(Table) -> Result<MapData>) -> Result<TypedMap<K, V>> {
@@ -233,7 +274,8 @@ fn port_key(names: &Names) -> Option<PortKey> {
 fn outcome(table: Table, all: usize, result: Result<(), Stopped>) -> (usize, Option<StoreError>) {
     match result {
         Ok(()) => (all, None),
-        Err(Stopped { done, error }) if error.raw_os_error() == Some(libc::E2BIG) => {
+        // The one is said of a hash, the other of a trie.
+        Err(Stopped { done, error }) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => {
             (done, Some(StoreError::Full(table)))
         }
         Err(Stopped { done, error }) => (done, Some(StoreError::Io { table, error })),

@@ -120,6 +120,10 @@ impl Dump {
             Op::PutFrontend(key, frontend) => drop(self.frontends.insert(*key, *frontend)),
             Op::PutNodeAddr(addr, value) => drop(self.node_addrs.insert(*addr, *value)),
             Op::DeleteNodeAddr(addr) => drop(self.node_addrs.remove(addr)),
+            Op::PutRange(key) => drop(self.source_ranges.insert(*key)),
+            Op::DeleteRange(key) => drop(self.source_ranges.remove(key)),
+            Op::PutMaglev(key, table) => drop(self.maglev.insert(*key, table.clone())),
+            Op::DeleteMaglev(key) => drop(self.maglev.remove(key)),
             Op::DeleteFrontend(key) => drop(self.frontends.remove(key)),
             Op::DeleteService(id) => drop(self.services.remove(id)),
             Op::DeleteSlot(key) => drop(self.slots.remove(key)),
@@ -137,12 +141,16 @@ impl Dump {
             Op::PutService(id, _) => !self.services.contains_key(id),
             Op::PutFrontend(key, _) => !self.frontends.contains_key(key),
             Op::PutNodeAddr(addr, _) => !self.node_addrs.contains_key(addr),
+            Op::PutRange(key) => !self.source_ranges.contains(key),
+            Op::PutMaglev(key, _) => !self.maglev.contains_key(key),
             Op::DeleteFrontend(_)
             | Op::DeleteService(_)
             | Op::DeleteSlot(_)
             | Op::DeleteBackend(_)
             | Op::DeleteName(_)
-            | Op::DeleteNodeAddr(_) => false,
+            | Op::DeleteNodeAddr(_)
+            | Op::DeleteRange(_)
+            | Op::DeleteMaglev(_) => false,
         }
     }
 
@@ -156,6 +164,8 @@ impl Dump {
             Table::Backends => self.backends.len(),
             Table::Names => self.names.len(),
             Table::NodeAddrs => self.node_addrs.len(),
+            Table::SourceRanges => self.source_ranges.len(),
+            Table::Maglev => self.maglev.len(),
         }
     }
 }

@@ -52,6 +52,10 @@ pub struct Limits {
     pub backends: usize,
     /// `NODE_ADDRS`
     pub node_addrs: usize,
+    /// `SOURCE_RANGES`
+    pub source_ranges: usize,
+    /// `MAGLEV`
+    pub maglev: usize,
 }
 
 impl Limits {
@@ -62,6 +66,8 @@ impl Limits {
         slots: capacity::SLOTS,
         backends: capacity::BACKENDS,
         node_addrs: capacity::NODE_ADDRS,
+        source_ranges: capacity::SOURCE_RANGES,
+        maglev: capacity::MAGLEV,
     };
 
     /// How many entries a map may have.
@@ -73,6 +79,8 @@ impl Limits {
             Table::Slots => self.slots,
             Table::Backends => self.backends,
             Table::NodeAddrs => self.node_addrs,
+            Table::SourceRanges => self.source_ranges,
+            Table::Maglev => self.maglev,
         }
     }
 }

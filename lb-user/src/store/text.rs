@@ -6,10 +6,10 @@ use std::{
     fmt,
 };
 
-use lb_common::{Backend, BackendFlags, Kind, List, NEVER, Scheduler, ServiceFlags, Slot, SlotKey};
+use lb_common::{Backend, BackendFlags, Kind, List, MaglevKey, NEVER, Scheduler, ServiceFlags, Slot, SlotKey};
 
 use super::Dump;
-use crate::spec::Target;
+use crate::{ranges, spec::Target};
 
 impl fmt::Display for Dump {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -19,7 +19,9 @@ impl fmt::Display for Dump {
         }
         let mut named: Vec<_> = self.names.iter().map(|(&id, key)| (Some(key), id)).collect();
         let mentioned = self.services.keys().chain(frontends.keys()).copied();
-        let mentioned: BTreeSet<u32> = mentioned.chain(self.slots.keys().map(|key| key.service)).collect();
+        let mentioned = mentioned.chain(self.slots.keys().map(|key| key.service));
+        let mentioned = mentioned.chain(self.source_ranges.iter().map(|key| key.range.service));
+        let mentioned: BTreeSet<u32> = mentioned.chain(self.maglev.keys().map(|key| key.service)).collect();
         named.extend(mentioned.into_iter().filter(|id| !self.names.contains_key(id)).map(|id| (None, id)));
         // Those without a name come last.
         named.sort_by(|a, b| a.0.is_none().cmp(&b.0.is_none()).then(a.cmp(b)));
@@ -37,15 +39,22 @@ impl fmt::Display for Dump {
                 writeln!(f, "  {key} {}", Kind::from_number(*kind).map_or("?", Kind::name))?;
             }
             let service = service.copied().unwrap_or_default();
-            let internal_local = service.flags & ServiceFlags::INTERNAL_LOCAL != 0;
+            let has = |flag| service.flags & flag != 0;
+            let some_local = has(ServiceFlags::INTERNAL_LOCAL) || has(ServiceFlags::EXTERNAL_LOCAL);
             for (list, name) in [(List::Cluster, "cluster"), (List::Local, "local")] {
-                if list == List::Cluster || internal_local || service.local_len > 0 {
+                if list == List::Cluster || some_local || service.local_len > 0 {
                     write!(f, "  {name}")?;
                     self.list(f, id, list, service.len(list))?;
                     writeln!(f)?;
                 }
             }
             self.kept(f, id)?;
+            if has(ServiceFlags::EXTERNAL_LOCAL) {
+                let cluster_ips = if has(ServiceFlags::INTERNAL_LOCAL) { " and at cluster IPs" } else { "" };
+                writeln!(f, "  the local list is used from outside{cluster_ips}")?;
+            }
+            self.ranges(f, id, has(ServiceFlags::SOURCE_RANGES))?;
+            self.tables(f, id)?;
             if service.scheduler != Scheduler::Random as u32 {
                 writeln!(f, "  scheduler {}", Scheduler::from_number(service.scheduler).map_or("?", Scheduler::name))?;
             }
@@ -56,7 +65,8 @@ impl fmt::Display for Dump {
             if service.drain_seconds != NEVER && self.services.contains_key(&id) {
                 writeln!(f, "  drain after {} s", service.drain_seconds)?;
             }
-            if service.flags & !ServiceFlags::INTERNAL_LOCAL != 0 {
+            let known = ServiceFlags::INTERNAL_LOCAL | ServiceFlags::EXTERNAL_LOCAL | ServiceFlags::SOURCE_RANGES;
+            if service.flags & !known != 0 {
                 writeln!(f, "  flags {:#x}", service.flags)?;
             }
         }
@@ -101,6 +111,43 @@ impl Dump {
         write!(f, "  kept")?;
         kept.iter().try_for_each(|target| write!(f, " {target}"))?;
         writeln!(f)
+    }
+
+    /// Who may come to the load balancer addresses.
+    fn ranges(&self, f: &mut fmt::Formatter<'_>, id: u32, is_bound: bool) -> fmt::Result {
+        let ranges = || self.source_ranges.iter().filter(|key| key.range.service == id);
+        if !is_bound && ranges().next().is_none() {
+            return Ok(());
+        }
+        write!(f, "  {} from", if is_bound { "only" } else { "not only" })?;
+        ranges().try_for_each(|key| write!(f, " {}", ranges::text(key)))?;
+        if ranges().next().is_none() { writeln!(f, " nowhere") } else { writeln!(f) }
+    }
+
+    /// How many places each backend has in the tables of the scheduler `mh`.
+    fn tables(&self, f: &mut fmt::Formatter<'_>, id: u32) -> fmt::Result {
+        let keys = MaglevKey { service: id, list: 0 }..=MaglevKey { service: id, list: u32::MAX };
+        for (key, table) in self.maglev.range(keys) {
+            match List::ALL.into_iter().find(|list| *list as u32 == key.list) {
+                Some(List::Cluster) => write!(f, "  maglev cluster")?,
+                Some(List::Local) => write!(f, "  maglev local")?,
+                None => write!(f, "  maglev list {}", key.list)?,
+            }
+            let mut places: BTreeMap<Option<Target>, usize> = BTreeMap::new();
+            for id in &table.backends {
+                let backend = self.backends.get(id);
+                *places.entry(backend.map(|backend| Target { addr: backend.addr, port: backend.port })).or_default() +=
+                    1;
+            }
+            for (target, places) in places {
+                match target {
+                    Some(target) => write!(f, " {target}={places}")?,
+                    None => write!(f, " (not in BACKENDS)={places}")?,
+                }
+            }
+            writeln!(f)?;
+        }
+        Ok(())
     }
 
     /// What nobody refers to: there only while a change is half done.

@@ -295,7 +295,7 @@ fn full_map(node: &mut Node) {
     served_by("10.0.0.1:8080");
     // Another Service that fits is served all the same.
     node.write("other.yaml", &service("other", &["10.96.0.2"], "TCP", 80, &["10.0.0.1:8080"]));
-    agent.wait_for("the other Service", |dump| dump.frontends.len() == 2);
+    agent.wait_for("the other Service", |dump| dump.services.len() == 2);
     assert!(tcp_ask(at("10.96.0.2:80")).is_ok());
     // And once it fits, the new version serves.
     std::fs::remove_file(node.yaml.join("other.yaml")).expect("the file");
@@ -334,7 +334,7 @@ fn maps_grow(node: &mut Node) {
     let frontends = write_wide(node);
     let web_id = agent.dump().names.keys().copied().next();
     until("larger maps are in service", || size() > before);
-    agent.wait_for("all of it is served", |dump| dump.frontends.len() == 1 + frontends);
+    agent.wait_for("all of it is served", |dump| dump.frontends.len() == 3 + frontends);
     assert_eq!(agent.dump().names.keys().copied().next(), web_id, "what was there keeps its id");
     pressure.more(100);
     assert!(!agent.log().contains("ERROR"), "{}", agent.log());
@@ -354,7 +354,7 @@ fn bad_yaml_keeps_what_worked(node: &mut Node) {
     node.write("web.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [");
     agent.wait_for_log("web.yaml");
     node.write("other.yaml", &service("other", &["10.96.0.2"], "TCP", 80, &["10.0.0.1:8080"]));
-    agent.wait_for("the other file", |dump| dump.frontends.len() == 2);
+    agent.wait_for("the other file", |dump| dump.services.len() == 2);
     served_by("10.0.0.1:8080");
 }
 

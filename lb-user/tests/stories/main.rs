@@ -16,6 +16,7 @@ mod kill;
 mod life;
 mod node;
 mod node_ports;
+mod outside;
 mod place;
 mod rot;
 mod sockets;
@@ -45,6 +46,7 @@ fn stories() -> Vec<Story> {
         bad_input::STORIES,
         health::STORIES,
         devices::STORIES,
+        outside::STORIES,
     ]
     .concat()
 }

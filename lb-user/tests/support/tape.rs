@@ -1,6 +1,9 @@
 //! A store that remembers what it held after each write, and refuses what invariant I7 forbids.
 
-use lb_common::{Backend, BackendFlags, Frontend, FrontendKey, Kind, List, Proto, Service, Slot, SlotKey};
+use lb_common::{
+    Backend, BackendFlags, Frontend, FrontendKey, Kind, List, MAGLEV_LEN, Maglev, MaglevKey, Proto, Range, RangeKey,
+    Service, Slot, SlotKey,
+};
 use lb_user::{
     op::Op,
     store::{Dump, Limits, Partial, Store},
@@ -105,6 +108,13 @@ pub fn disturb(dump: &mut Dump) {
     dump.backends.insert(last + 3, Backend { addr, port: 77, flags: 1, service: top });
     dump.slots.insert(SlotKey::new(top + 41, List::Cluster, 0), slot(last + 2));
     dump.slots.insert(SlotKey { service: top, list: 7, index: 0 }, slot(last + 3));
+    // Ranges and tables of nobody, and those that nothing says shall be there.
+    for (service, prefix_len) in [(top + 43, 160), (top, 144), (top, 0)] {
+        dump.source_ranges.insert(RangeKey { prefix_len, range: Range { service, addr } });
+    }
+    for (service, list) in [(top + 44, 0), (top, 0), (top, 9)] {
+        dump.maglev.insert(MaglevKey { service, list }, Box::new(Maglev { backends: [last + 4; MAGLEV_LEN] }));
+    }
     let key = FrontendKey::new(std::net::Ipv4Addr::new(192, 0, 2, 77).into(), 77, Proto::Tcp);
     dump.frontends.insert(key, Frontend::new(top + 42, Kind::ClusterIp));
     // One that leads to the wrong service port.

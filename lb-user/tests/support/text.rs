@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::{BackendFlags, Frontend, FrontendKey, List};
+use lb_common::{Addr, BackendFlags, Frontend, FrontendKey, List, MaglevKey, Scheduler, ServiceFlags};
 use lb_user::{
     spec::{PortKey, Target},
     store::Dump,
@@ -16,6 +16,10 @@ pub struct Port {
     /// Sorted.
     pub lists: [Vec<Target>; 2],
     pub flags: u32,
+    /// Sorted.
+    pub ranges: Vec<(u32, Addr)>,
+    /// Whom the places of each table lead to.
+    pub tables: [Option<Vec<Target>>; 2],
 }
 
 /// All of them.
@@ -32,7 +36,14 @@ pub fn meaning(dump: &Dump) -> Meaning {
             targets.sort_unstable();
             targets
         });
-        Port { frontends, lists, flags: service.flags }
+        let own = dump.source_ranges.iter().filter(|key| key.range.service == id);
+        let ranges = own.map(|key| (key.prefix_len, key.range.addr)).collect();
+        let tables = List::ALL.map(|list| {
+            let table = dump.maglev.get(&MaglevKey { service: id, list: list as u32 })?;
+            let target = |id| dump.backends.get(id).map(|backend| Target { addr: backend.addr, port: backend.port });
+            table.backends.iter().map(target).collect()
+        });
+        Port { frontends, lists, flags: service.flags, ranges, tables }
     };
     dump.names.iter().map(|(&id, key)| (key.clone(), port(id))).collect()
 }
@@ -53,6 +64,22 @@ pub fn check_sound(dump: &Dump) {
         let backend = dump.backends.get(&slot.backend).expect("a slot names a backend");
         assert_eq!((backend.service, backend.addr, backend.port), (key.service, slot.addr, slot.port), "\n{dump:#}");
     }
+    for (id, service) in &dump.services {
+        let is_bound = service.flags & ServiceFlags::SOURCE_RANGES != 0;
+        let has_ranges = dump.source_ranges.iter().any(|key| key.range.service == *id);
+        assert_eq!(is_bound, has_ranges, "service port {id} and its ranges\n{dump:#}");
+        for list in List::ALL {
+            let table = dump.maglev.get(&MaglevKey { service: *id, list: list as u32 });
+            let expected = service.scheduler == Scheduler::Mh as u32 && service.len(list) > 0;
+            assert_eq!(table.is_some(), expected, "the {list:?} table of {id}\n{dump:#}");
+            for backend in table.iter().flat_map(|table| table.backends) {
+                let backend = dump.backends.get(&backend).expect("a table names a backend");
+                assert!(backend.service == *id && backend.flags & BackendFlags::of(list) != 0, "\n{dump:#}");
+            }
+        }
+    }
+    assert!(dump.source_ranges.iter().all(|key| dump.services.contains_key(&key.range.service)), "\n{dump:#}");
+    assert!(dump.maglev.keys().all(|key| dump.services.contains_key(&key.service) && key.list < 2), "\n{dump:#}");
     let named: BTreeSet<u32> = dump.slots.values().map(|slot| slot.backend).collect();
     for (id, backend) in &dump.backends {
         let in_list = |list: List| dump.slots.iter().any(|(key, slot)| slot.backend == *id && key.list == list as u32);

@@ -196,6 +196,8 @@ fn kind(api_version: &'static str, kind: &'static str) -> [Field; 2] {
 fn annotations() -> BoxedStrategy<Value> {
     let texts = [
         "",
+        "mh",
+        "maglev",
         "0",
         "1",
         "65535",
@@ -250,8 +252,10 @@ fn service() -> BoxedStrategy<Value> {
     let seconds = [json!(0), json!(-1), json!(1), json!(86400), json!(86401), json!(i64::MAX), json!(10800)];
     let affinity = fields(vec![field("clientIP", fields(vec![field("timeoutSeconds", one_of(&seconds))]))]);
     let types = ["ClusterIP", "NodePort", "LoadBalancer", "ExternalName", "", "nodeport"].map(Value::from);
-    let range =
-        one_of(&["10.0.0.0/8", " 10.0.0.0/8 ", "10.0.0.1", "::/0", "::ffff:10.0.0.0/104", "x", ""].map(Value::from));
+    let range = one_of(
+        &["10.0.0.0/8", " 10.0.0.0/8 ", "10.0.0.1", "::/0", "fd00::/8", "::ffff:10.0.0.0/104", "x", ""]
+            .map(Value::from),
+    );
     let ingress = || {
         fields(vec![
             field("ip", addr()),
@@ -270,6 +274,10 @@ fn service() -> BoxedStrategy<Value> {
         rare("sessionAffinity", one_of(&["None", "ClientIP", "clientip", ""].map(Value::from))),
         rare("sessionAffinityConfig", affinity),
         rare("loadBalancerSourceRanges", list(range, 2)),
+        rare(
+            "healthCheckNodePort",
+            one_of(&[json!(30100), json!(30101), json!(30081), json!(0), json!(-1), json!(65536)]),
+        ),
         field("ports", list(port(), 4)),
     ]);
     let status = fields(vec![field("loadBalancer", fields(vec![field("ingress", list(ingress(), 2))]))]);

@@ -2,12 +2,13 @@
 
 use std::{net::IpAddr, ops::Range};
 
-use lb_common::Proto;
+use ipnet::IpNet;
+use lb_common::{Proto, Scheduler};
 use lb_user::{
     event::{Event, Kind, Object},
     objects::{
         Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Mirrored, Policy, Selector, Service,
-        ServicePort,
+        ServicePort, Tuning,
     },
 };
 use proptest::{collection::vec, prelude::*};
@@ -45,9 +46,27 @@ struct Drawn {
     externals: Vec<u8>,
     ports: usize,
     policy: Policy,
+    outside: Outside,
+    maglev: bool,
     by_hand: bool,
     endpoints: Vec<(u8, u8, bool)>,
     more: Vec<(u8, u8, bool)>,
+}
+
+/// What is for clients outside.
+#[derive(Clone, Debug)]
+struct Outside {
+    policy: Policy,
+    ingress: Option<u8>,
+    node_port: bool,
+    /// Lengths of prefixes.
+    ranges: Vec<u8>,
+}
+
+fn outside() -> impl Strategy<Value = Outside> {
+    let policy = prop_oneof![2 => Just(Policy::Cluster), 1 => Just(Policy::Local)];
+    (policy, prop::option::of(1_u8..3), any::<bool>(), vec(prop_oneof![0_u8..4, 20_u8..24], 0..4))
+        .prop_map(|(policy, ingress, node_port, ranges)| Outside { policy, ingress, node_port, ranges })
 }
 
 fn service() -> impl Strategy<Value = Drawn> {
@@ -56,19 +75,29 @@ fn service() -> impl Strategy<Value = Drawn> {
         (prop::bool::weighted(0.1), prop::option::of(1_i64..4), vec(1_u8..5, 1..2), prop::bool::weighted(0.2)),
         (vec(1_u8..3, 0..2), 1_usize..3, prop_oneof![3 => Just(Policy::Cluster), 1 => Just(Policy::Local)]),
         (prop::bool::weighted(0.2), vec(endpoint(), 0..7), vec(endpoint(), 0..3)),
+        (outside(), prop::bool::weighted(0.2)),
     )
-        .prop_map(|((absent, created, vips, v6), (externals, ports, policy), (by_hand, endpoints, more))| Drawn {
-            absent,
-            created,
-            vips,
-            v6,
-            externals,
-            ports,
-            policy,
-            by_hand,
-            endpoints,
-            more,
-        })
+        .prop_map(
+            |(
+                (absent, created, vips, v6),
+                (externals, ports, policy),
+                (by_hand, endpoints, more),
+                (outside, maglev),
+            )| Drawn {
+                absent,
+                created,
+                vips,
+                v6,
+                externals,
+                ports,
+                policy,
+                outside,
+                maglev,
+                by_hand,
+                endpoints,
+                more,
+            },
+        )
 }
 
 impl Drawn {
@@ -78,13 +107,25 @@ impl Drawn {
         if self.v6 {
             cluster_ips.push(format!("fd96::{}", index + 1).parse().expect("an address"));
         }
+        let Outside { policy, ingress, node_port, ranges } = &self.outside;
+        let mut ports = ports(self.ports);
+        if *node_port {
+            let number = 30_080 + u16::from(self.vips[0]);
+            ports.iter_mut().for_each(|port| port.node_port = number.try_into().ok());
+        }
+        let range = |&len: &u8| format!("10.{len}.0.0/{len}").parse::<IpNet>().expect("a network").trunc();
+        let tuning = Tuning { scheduler: Some(Scheduler::Mh), ..Tuning::default() };
         let service = Service {
             created: self.created,
             selector: if self.by_hand { Selector::None } else { Selector::Some },
             cluster_ips,
             external_ips: self.externals.iter().map(|&last| [192, 0, 2, last].into()).collect(),
-            ports: ports(self.ports).into(),
+            ingress_ips: ingress.iter().map(|&last| [192, 0, 2, last].into()).collect(),
+            ports: ports.into(),
             internal_policy: self.policy,
+            external_policy: *policy,
+            source_ranges: ranges.iter().map(range).collect(),
+            tuning: self.maglev.then(|| Box::new(tuning)),
             ..plain_service(key.clone())
         };
         let group = |drawn: &[(u8, u8, bool)], port| group(self.ports, port, drawn);
@@ -169,13 +210,49 @@ fn simple(name: &str, created: i64, vips: &[u8], policy: Policy, remote: &[u8], 
     vec![Object::Service(service), slice(&key, "x", group)]
 }
 
+/// `a` with an address of a load balancer, and what is for clients outside.
+fn balanced(policy: Policy, remote: &[u8], local: &[u8], ranges: &[&str], scheduler: Option<Scheduler>) -> State {
+    let mut state = simple("a", 5, &[1], Policy::Cluster, remote, local);
+    for object in &mut state {
+        if let Object::Service(service) = object {
+            service.ingress_ips = vec![[192, 0, 2, 1].into()];
+            service.external_policy = policy;
+            service.source_ranges = ranges.iter().map(|range| range.parse().expect("a network")).collect();
+            service.tuning =
+                scheduler.map(|scheduler| Box::new(Tuning { scheduler: Some(scheduler), ..Tuning::default() }));
+        }
+    }
+    state
+}
+
 /// Changes small enough to try every interleaving.
 pub fn small_changes() -> Vec<(&'static str, State, State)> {
     use Policy::{Cluster, Local};
     let a = |policy, remote: &[u8], local: &[u8]| simple("a", 5, &[1], policy, remote, local);
     let with = |first: &State, second: State| first.iter().cloned().chain(second).collect::<State>();
     let b = |created, vips: &[u8], remote: &[u8]| simple("b", created, vips, Cluster, remote, &[]);
+    let lb = |policy, remote: &[u8], local: &[u8]| balanced(policy, remote, local, &[], None);
+    let only = |ranges: &[&str], remote: &[u8]| balanced(Cluster, remote, &[], ranges, None);
+    let mh = |remote: &[u8]| balanced(Cluster, remote, &[], &[], Some(Scheduler::Mh));
+    let (near, far) = ("10.21.0.0/21", "198.51.100.0/24");
     vec![
+        ("the external policy becomes Local", lb(Cluster, &[1], &[2]), lb(Local, &[1], &[2])),
+        ("it becomes Local without local ones", lb(Cluster, &[1], &[]), lb(Local, &[1], &[])),
+        ("it becomes Cluster", lb(Local, &[1], &[2]), lb(Cluster, &[1], &[2])),
+        ("the local list changes for clients outside", lb(Local, &[1], &[2]), lb(Local, &[2], &[1])),
+        ("ranges come", only(&[], &[1]), only(&[near], &[1])),
+        ("ranges go", only(&[near], &[1]), only(&[], &[1])),
+        ("ranges widen", only(&[near], &[1]), only(&["10.0.0.0/8"], &[1])),
+        ("ranges change", only(&[near], &[1]), only(&[far], &[1])),
+        ("ranges come with the address", a(Cluster, &[1], &[]), only(&[near], &[1])),
+        ("ranges go with the address", only(&[near], &[1]), a(Cluster, &[1], &[])),
+        ("ranges come with the address and the backends go", a(Cluster, &[1], &[]), only(&[near], &[])),
+        ("ranges go with the address and the backends come", only(&[near], &[]), a(Cluster, &[1], &[])),
+        ("hashing begins", lb(Cluster, &[1, 2], &[]), mh(&[1, 2])),
+        ("hashing ends", mh(&[1, 2]), lb(Cluster, &[1, 2], &[])),
+        ("one hashed to comes", mh(&[1]), mh(&[1, 2])),
+        ("one hashed to goes", mh(&[1, 2]), mh(&[1])),
+        ("all hashed to go for others", mh(&[1, 2]), mh(&[3])),
         ("one comes", a(Cluster, &[1, 2], &[]), a(Cluster, &[1, 2, 3], &[])),
         ("the first goes", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[2, 3], &[])),
         ("the last goes", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[1, 2], &[])),

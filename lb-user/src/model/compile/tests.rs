@@ -9,7 +9,8 @@ use super::*;
 use crate::{
     model::frontends::{ExternalIps, wanted},
     objects::{
-        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Mirrored, Selector, Service, ServicePort,
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Mirrored, Policy, Selector, Service,
+        ServicePort,
     },
 };
 
@@ -81,7 +82,7 @@ fn check(service: &Service, slices: Vec<EndpointSlice>, endpoints: Option<&Endpo
 fn a_missing_service_has_an_empty_spec() {
     let key = Key::new("default", "a");
     let spec = compile(&key, None, HERE, &Settings::default(), &Claims::default());
-    assert_eq!(spec, ServiceSpec { key, ports: Vec::new(), warnings: Vec::new() });
+    assert_eq!(spec, ServiceSpec::gone(key));
 }
 
 #[test]
@@ -94,7 +95,7 @@ fn ports_match_by_name_and_bad_ones_cost_only_themselves() {
         None,
         &expect![[r#"
             default/a:a/TCP: 10.96.0.1:80/TCP=ClusterIP → 10.0.0.1:8080 10.0.0.2:8080
-            default/a:b/TCP: 10.96.0.1:81/TCP=ClusterIP → 10.0.0.1:8081 10.0.0.2:8081
+            default/a:b/TCP: 10.96.0.1 any port=Address 10.96.0.1:81/TCP=ClusterIP → 10.0.0.1:8081 10.0.0.2:8081
             ! something is odd
             ! 10.96.0.1:80/TCP (ClusterIP) is asked for by the ports "c" and "a", and "a" gets it; remove one
             ! its endpoint [fd00::1]:8081 is not used, since the Service has IPv4 cluster IPs only; add IPv6 to spec.ipFamilies
@@ -132,13 +133,13 @@ fn rule_2_endpoints_count_as_the_mirroring_controller_would_have_it() {
     };
     let foreign = || slice(group(&[("", 9376)], &["192.0.2.1"]));
     let own_only = expect![[r"
-        default/a/TCP: 10.96.0.1:80/TCP=ClusterIP → 192.0.2.42:9376
+        default/a/TCP: 10.96.0.1 any port=Address 10.96.0.1:80/TCP=ClusterIP → 192.0.2.42:9376
     "]];
     let foreign_only = expect![[r"
-        default/a/TCP: 10.96.0.1:80/TCP=ClusterIP → 192.0.2.1:9376
+        default/a/TCP: 10.96.0.1 any port=Address 10.96.0.1:80/TCP=ClusterIP → 192.0.2.1:9376
     "]];
     let both = expect![[r"
-        default/a/TCP: 10.96.0.1:80/TCP=ClusterIP → 192.0.2.1:9376 192.0.2.42:9376
+        default/a/TCP: 10.96.0.1 any port=Address 10.96.0.1:80/TCP=ClusterIP → 192.0.2.1:9376 192.0.2.42:9376
     "]];
     check(&by_hand, Vec::new(), Some(&own), &own_only);
     check(&by_hand, vec![foreign()], Some(&own), &both);
@@ -156,7 +157,7 @@ fn many_endpoints_make_one_warning() {
         vec![slice(group(&[("", 80)], &addrs))],
         None,
         &expect![[r"
-            default/a/TCP: 10.96.0.1:80/TCP=ClusterIP → 10.0.0.1:80 10.0.0.2:80 10.0.0.3:80 10.0.0.4:80 10.0.0.5:80 10.0.0.6:80 10.0.0.7:80 10.0.0.8:80
+            default/a/TCP: 10.96.0.1 any port=Address 10.96.0.1:80/TCP=ClusterIP → 10.0.0.1:80 10.0.0.2:80 10.0.0.3:80 10.0.0.4:80 10.0.0.5:80 10.0.0.6:80 10.0.0.7:80 10.0.0.8:80
               local
             ! internalTrafficPolicy is Local, but its endpoint 10.0.0.1:80, 10.0.0.2:80, 10.0.0.3:80, 10.0.0.4:80, 10.0.0.5:80 and 3 more has no nodeName and so is local nowhere; set nodeName in its EndpointSlice
         "]],

@@ -63,6 +63,7 @@ fn a_service_with_everything() {
     let service = Service {
         ingress_ips: vec![addr("192.0.2.8")],
         external_policy: Policy::Local,
+        health_port: 30_100.try_into().ok(),
         affinity_seconds: NonZeroU32::new(10_800),
         source_ranges: vec!["198.51.100.0/24".parse().expect("a prefix")],
         tuning: Some(Box::new(Tuning {
@@ -86,12 +87,13 @@ fn a_service_with_everything() {
     )];
     let view = View { service: &service, slices: &slices, endpoints: None };
     let explanation = told(&view, &[&older], &["192.0.2.1"]);
-    expect![[r#"
+    expect![[r"
         Service default/web
           type       ClusterIP, NodePort, LoadBalancer, ExternalIP
           internal   Local: cluster IPs lead to endpoints on this node only
-          external   Local: makes no difference to callers on this node, who use the cluster list at every external frontend
-          ranges     198.51.100.0/24: do not bind callers on this node
+          external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
+          ranges     198.51.100.0/24: of clients outside only these are served at load balancer addresses; other frontends and callers on this node are not bound
+          health     port 30100 answers 200 while an endpoint on this node is ready; now 1 of IPv4
           affinity   a client keeps its backend for 10800 s after its last connect
           scheduler  wrr, by annotation
           drain      TCP sockets end 30 s after their backend has gone
@@ -101,11 +103,11 @@ fn a_service_with_everything() {
           192.0.2.8:80/TCP   LoadBalancer  owned
           fd00::7            ExternalIP    is not served, since the Service has no IPv6 cluster IP; add IPv6 to spec.ipFamilies
           192.0.2.7:80/TCP   ExternalIP    belongs to the Service default/old, which is older or, at equal age, first by name; use another address or port
-        port http 80/TCP, IPv4: 2 in the cluster list, 1 in the local list
+        port http 80/TCP, IPv4: 2 in the cluster list, 1 in the local list, for cluster IPs and clients outside
           10.0.0.1:8080  here   used
-          10.0.0.2:8080  there  used by external frontends, not by cluster IPs: it is on another node; weight 3
+          10.0.0.2:8080  there  used by callers on this node at external frontends, not by cluster IPs and clients outside: it is on another node; weight 3
           10.0.0.3:8080  there  not used: it is not ready
-    "#]].assert_eq(&explanation.to_string());
+    "]].assert_eq(&explanation.to_string());
     let json = serde_json::to_value(&explanation).expect("it is JSON");
     assert_eq!(json["ports"][0]["endpoints"][1]["weight"], 3);
     assert_eq!(json["frontends"][3]["owned"], false);
@@ -128,11 +130,12 @@ fn a_service_by_hand_and_an_object_without_effect() {
           type       ClusterIP, NodePort
           selector   none: endpoints are written by hand
           internal   Local: cluster IPs lead to endpoints on this node only
+          external   Cluster: clients outside are led to endpoints on any node; one on this node sees their own address, one elsewhere sees this node's
           scheduler  random, the default of this node
         frontends
           0.0.0.0:30080/TCP  NodePort   owned, but no IPv4 address of this node is known at which NodePorts answer
           10.96.0.1:80/TCP   ClusterIP  owned
-        port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list
+        port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list, for cluster IPs
           10.0.0.9  -  not used: Endpoints default/web has no port "http" of TCP
         warnings
           no endpoint has a port "http" of TCP; they have "other" TCP; give them the same name
@@ -140,28 +143,87 @@ fn a_service_by_hand_and_an_object_without_effect() {
     .assert_eq(&told(&view, &[], &[]).to_string());
     let selected = Service { selector: Selector::Some, ..by_hand.clone() };
     let view = View { service: &selected, ..view };
-    expect![[r#"
+    expect![[r"
         Service default/web
           type       ClusterIP, NodePort
           internal   Local: cluster IPs lead to endpoints on this node only
+          external   Cluster: clients outside are led to endpoints on any node; one on this node sees their own address, one elsewhere sees this node's
           scheduler  random, the default of this node
           no effect  Endpoints default/web does not count: the Service has a selector, and a controller writes its EndpointSlices
         frontends
           0.0.0.0:30080/TCP  NodePort   owned, answers at 192.0.2.1
           10.96.0.1:80/TCP   ClusterIP  owned
-        port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list
+        port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list, for cluster IPs
           no object has an endpoint for it
-    "#]]
+    "]]
     .assert_eq(&told(&view, &[], &["192.0.2.1"]).to_string());
+}
+
+#[test]
+fn what_becomes_of_clients_outside() {
+    let told_of = |service: Service, endpoints: Vec<Endpoint>| {
+        let slices = [slice("http", endpoints)];
+        let view = View { service: &service, slices: &slices, endpoints: None };
+        let text = told(&view, &[], &["192.0.2.1"]).to_string();
+        let shown = |line: &&str| {
+            ["external ", "ranges ", "health ", "port http", "10.0.0."]
+                .iter()
+                .any(|start| line.trim().starts_with(start))
+        };
+        text.lines().filter(shown).map(|line| format!("{line}\n")).collect::<String>()
+    };
+    let draining = || Endpoint { ready: false, terminating: true, ..on("here", "10.0.0.1") };
+    let balanced = || Service {
+        internal_policy: Policy::Cluster,
+        external_policy: Policy::Local,
+        ingress_ips: vec![addr("192.0.2.8")],
+        health_port: 30_100.try_into().ok(),
+        ..web("web", 1, "10.96.0.1")
+    };
+    let ranges = |count: u8| (0..count).map(|n| format!("198.51.{n}.0/24").parse().expect("a network")).collect();
+    expect![[r"
+          external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
+          health     port 30100 answers 200 while an endpoint on this node is ready; now 0 of IPv4
+        port http 80/TCP, IPv4: 1 in the cluster list, 1 in the local list, for clients outside
+          10.0.0.1:8080  here   used by clients outside; it drains, but no ready one is left; not by cluster IPs and callers on this node: it drains, and others are ready
+          10.0.0.2:8080  there  used by cluster IPs and callers on this node, not by clients outside: it is on another node
+    "]].assert_eq(&told_of(balanced(), vec![draining(), on("there", "10.0.0.2")]));
+    expect![[r"
+          external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
+          ranges     198.51.0.0/24, 198.51.1.0/24, 198.51.2.0/24, 198.51.3.0/24, 198.51.4.0/24 and 4 more: of clients outside only these are served at load balancer addresses; other frontends and callers on this node are not bound
+          health     port 30100 answers 200 while an endpoint on this node is ready; now 1 of IPv4
+        port http 80/TCP, IPv4: 1 in the cluster list, 1 in the local list, for clients outside
+          10.0.0.1:8080  here  used
+    "]].assert_eq(&told_of(Service { source_ranges: ranges(9), ..balanced() }, vec![on("here", "10.0.0.1")]));
+    let open = Service { source_ranges: vec!["fd00::/8".parse().expect("a network")], ..balanced() };
+    expect![[r"
+          external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
+          ranges     all IPv4 clients: of clients outside only these are served at load balancer addresses; other frontends and callers on this node are not bound
+          health     port 30100 answers 200 while an endpoint on this node is ready; now 0 of IPv4
+        port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list, for clients outside
+    "]].assert_eq(&told_of(open, vec![]));
+    let inside = Service {
+        external_policy: Policy::Local,
+        source_ranges: ranges(1),
+        external_ips: Vec::new(),
+        ports: [ServicePort::new("http", Proto::Tcp, 80.try_into().expect("not 0"))].into(),
+        ..web("web", 1, "10.96.0.1")
+    };
+    expect![[r"
+          external   Local: decides nothing, since it has no frontend for clients outside
+          ranges     decide nothing, since it has no load balancer address
+        port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list, for cluster IPs
+    "]]
+    .assert_eq(&told_of(inside, vec![]));
 }
 
 #[test]
 fn a_service_that_is_not_ours() {
     let service = Service { exempt: Some(Exempt::Headless), ..web("web", 1, "10.96.0.1") };
     let view = View { service: &service, slices: &[], endpoints: None };
-    expect![[r#"
+    expect![[r"
         Service default/web
           not served  it is headless: its DNS name leads to the endpoints themselves
-    "#]]
+    "]]
     .assert_eq(&told(&view, &[], &[]).to_string());
 }

@@ -307,11 +307,11 @@ fn every_reason_is_a_line() {
     );
     reasons(
         &Case::new(local, &["1 draining; 2 local draining; 3 draining nodeless"]),
-        &expect![[r#"
-            10.0.0.1:8080: used by external frontends, not by cluster IPs: it is on another node; it drains, but no ready one is left
+        &expect![[r"
+            10.0.0.1:8080: used by external frontends; it drains, but no ready one is left; not by cluster IPs: it is on another node
             10.0.0.2:8080: used; it drains, but no ready one is left
-            10.0.0.3:8080: used by external frontends, not by cluster IPs: it has no nodeName and so is local nowhere; it drains, but no ready one is left
-        "#]],
+            10.0.0.3:8080: used by external frontends; it drains, but no ready one is left; not by cluster IPs: it has no nodeName and so is local nowhere
+        "]],
     );
     reasons(
         &Case::new(service(), &["1 z=z; 2 z=x z=y"]),

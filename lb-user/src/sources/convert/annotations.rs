@@ -1,4 +1,4 @@
-//! What annotations say: those whose names begin with `beeline.io/`, and two by which other proxies know the same.
+//! What annotations say: those whose names begin with `beeline.io/`, and three by which other proxies know the same.
 
 use std::net::IpAddr;
 
@@ -13,6 +13,8 @@ const OURS: &str = "beeline.io/";
 const SCHEDULER: &str = "beeline.io/scheduler";
 /// For those who come from kube-router.
 const SCHEDULER_THERE: &str = "kube-router.io/service.scheduler";
+/// For those who come from Cilium.
+const ALGORITHM_THERE: &str = "service.cilium.io/lb-algorithm";
 const WEIGHTS: &str = "beeline.io/weights";
 const WEIGHT: &str = "beeline.io/weight";
 /// For those who come from Cilium.
@@ -61,12 +63,12 @@ fn get<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
 }
 
 /// Name and text of the first of these annotations that is there.
-fn first<'a>(meta: &'a ObjectMeta, names: [&'static str; 2]) -> Option<(&'static str, &'a str)> {
+fn first<'a, const N: usize>(meta: &'a ObjectMeta, names: [&'static str; N]) -> Option<(&'static str, &'a str)> {
     names.into_iter().find_map(|name| Some((name, get(meta, name)?)))
 }
 
 fn scheduler(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Scheduler> {
-    let (name, text) = first(meta, [SCHEDULER, SCHEDULER_THERE])?;
+    let (name, text) = first(meta, [SCHEDULER, SCHEDULER_THERE, ALGORITHM_THERE])?;
     let scheduler = Scheduler::from_name(text);
     if scheduler.is_none() {
         let known = Scheduler::ALL.map(Scheduler::name).join(", ");
@@ -207,13 +209,19 @@ mod tests {
         check(
             &[(SCHEDULER, "fastest"), (SCHEDULER_THERE, "lc")],
             Err("annotation beeline.io/scheduler \"fastest\": unknown, the node's default is used; write one of \
-                 random, rr, wrr, lc, wlc, sed, nq, sh, dh"),
+                 random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh"),
         );
         check(
-            &[(SCHEDULER_THERE, "mh")],
-            Err("annotation kube-router.io/service.scheduler \"mh\": unknown, the node's default is used; write one \
-                 of random, rr, wrr, lc, wlc, sed, nq, sh, dh"),
+            &[(SCHEDULER_THERE, "lblc")],
+            Err(
+                "annotation kube-router.io/service.scheduler \"lblc\": unknown, the node's default is used; write one \
+                 of random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh",
+            ),
         );
+        // As Cilium calls the two that it has.
+        check(&[(ALGORITHM_THERE, "maglev")], Ok(Scheduler::Mh));
+        check(&[(ALGORITHM_THERE, "random")], Ok(Scheduler::Random));
+        check(&[(SCHEDULER, "maglev"), (ALGORITHM_THERE, "random")], Ok(Scheduler::Mh));
     }
 
     #[test]

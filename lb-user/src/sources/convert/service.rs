@@ -57,6 +57,7 @@ pub fn service(wire: &wire::Service, proxy_name: Option<&str>) -> Service {
     let external_policy = policy("externalTrafficPolicy", spec.external_traffic_policy.as_deref(), &mut problems);
     let affinity_seconds = affinity_seconds(spec, &mut problems);
     let source_ranges = source_ranges(spec, &mut problems);
+    let health_port = health_port(spec, external_policy, &mut problems);
     let tuning = annotations::tuning(meta, &mut problems);
 
     Service {
@@ -73,6 +74,7 @@ pub fn service(wire: &wire::Service, proxy_name: Option<&str>) -> Service {
         affinity_seconds,
         tuning,
         source_ranges,
+        health_port,
         problems,
     }
 }
@@ -176,6 +178,23 @@ fn source_ranges(spec: &wire::ServiceSpec, problems: &mut Vec<String>) -> Vec<Ip
         problems.push("loadBalancerSourceRanges: none is left, so that all clients are let in; fix one".to_owned());
     }
     ranges
+}
+
+/// The port at which a load balancer asks for this Service alone. 0 is none.
+fn health_port(spec: &wire::ServiceSpec, policy: Policy, problems: &mut Vec<String>) -> Option<NonZeroU16> {
+    let number = spec.health_check_node_port.filter(|&number| number != 0)?;
+    if spec.type_.as_deref() != Some("LoadBalancer") || policy != Policy::Local {
+        problems.push(format!(
+            "healthCheckNodePort {number}: not served, since it is for type LoadBalancer with externalTrafficPolicy \
+             Local; make it so, or remove this"
+        ));
+        return None;
+    }
+    let port = u16::try_from(number).ok().and_then(NonZeroU16::new);
+    if port.is_none() {
+        problems.push(format!("healthCheckNodePort {number}: not a port; use 1 to 65535"));
+    }
+    port
 }
 
 /// `clusterIPs`, or `clusterIP` where the list is absent, and where it was found. The empty string counts as absent.

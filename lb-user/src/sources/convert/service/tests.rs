@@ -89,6 +89,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
                 203.0.113.0/24,
                 fd00::/8,
             ],
+            health_port: None,
             problems: [],
         }
     "#]]
@@ -261,6 +262,32 @@ fn source_ranges_are_networks() {
             "loadBalancerSourceRanges: none is left, so that all clients are let in; fix one",
         ],
     );
+}
+
+#[test]
+fn health_check_node_port_is_of_load_balancers_with_a_local_policy() {
+    let check = |spec: &str, expected: Option<u16>, problems: &[&str]| {
+        let service = read(&format!("spec: {{{spec}}}"));
+        assert_eq!(service.health_port.map(std::num::NonZeroU16::get), expected, "{spec}");
+        assert_eq!(service.problems, problems, "{spec}");
+    };
+    let (both, local) = ("type: LoadBalancer, externalTrafficPolicy: Local", "externalTrafficPolicy: Local");
+    check(both, None, &[]);
+    check(&format!("{both}, healthCheckNodePort: 0"), None, &[]);
+    check(&format!("{both}, healthCheckNodePort: 30100"), Some(30_100), &[]);
+    check(
+        &format!("{both}, healthCheckNodePort: 65536"),
+        None,
+        &["healthCheckNodePort 65536: not a port; use 1 to 65535"],
+    );
+    for other in ["type: LoadBalancer", &format!("type: NodePort, {local}"), local] {
+        check(
+            &format!("{other}, healthCheckNodePort: 30100"),
+            None,
+            &["healthCheckNodePort 30100: not served, since it is for type LoadBalancer with externalTrafficPolicy \
+               Local; make it so, or remove this"],
+        );
+    }
 }
 
 #[test]

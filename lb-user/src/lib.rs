@@ -17,6 +17,7 @@ pub mod live;
 pub mod memory;
 pub mod metrics;
 pub mod model;
+pub mod netfilter;
 pub mod objects;
 pub mod op;
 pub mod plan;

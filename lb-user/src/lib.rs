@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod cli;
 pub mod datapath;
+pub mod doctor;
 pub mod event;
 pub mod few;
 pub mod health;

@@ -31,7 +31,7 @@ use crate::{
 use pins::{Found, Layout, Pins};
 
 /// No map grows beyond this: its buckets alone would take 64 MiB.
-const LARGEST: u32 = 1 << 22;
+pub const LARGEST: u32 = 1 << 22;
 
 /// A map that has no room becomes so many times as large.
 const GROWTH: u32 = 4;

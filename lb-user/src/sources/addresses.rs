@@ -99,6 +99,14 @@ impl Addresses {
     }
 }
 
+/// The addresses that there are now.
+///
+/// # Errors
+/// When the kernel refuses.
+pub async fn now() -> anyhow::Result<BTreeSet<IpAddr>> {
+    Kernel::open().context("opening a netlink socket")?.read().await
+}
+
 /// A netlink socket that hears of changes, and by which questions go.
 struct Kernel {
     handle: Handle,

@@ -8,6 +8,7 @@ mod agent;
 mod bad_input;
 mod choice;
 mod counts;
+mod doctor;
 mod explain;
 mod health;
 mod held;
@@ -43,6 +44,7 @@ fn stories() -> Vec<Story> {
         counts::STORIES,
         bad_input::STORIES,
         health::STORIES,
+        doctor::STORIES,
     ]
     .concat()
 }

@@ -84,14 +84,10 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::finding::brief;
+    use crate::doctor::finding::assert_told;
 
     fn check(facts: &Facts, expected: &[&str]) {
-        let told = brief(&judge(facts));
-        assert_eq!(told.len(), expected.len(), "{told:?}");
-        for (told, expected) in told.iter().zip(expected) {
-            assert!(told.starts_with(expected), "{told}\n{expected}");
-        }
+        assert_told(&judge(facts), expected);
     }
 
     #[test]

@@ -71,3 +71,13 @@ pub fn worst(findings: &[Finding]) -> Severity {
 pub(super) fn brief(findings: &[Finding]) -> Vec<String> {
     findings.iter().map(|finding| format!("{}: {}", finding.severity.name(), finding.what)).collect()
 }
+
+/// Each of them begins as expected, and there are no others.
+#[cfg(test)]
+pub(super) fn assert_told(findings: &[Finding], expected: &[&str]) {
+    let told = brief(findings);
+    assert_eq!(told.len(), expected.len(), "{told:?}");
+    for (told, expected) in told.iter().zip(expected) {
+        assert!(told.starts_with(expected), "{told}\n{expected}");
+    }
+}

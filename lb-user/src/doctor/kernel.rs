@@ -178,7 +178,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::finding::brief;
+    use crate::doctor::finding::assert_told;
 
     fn facts(change: impl FnOnce(&mut Facts)) -> Facts {
         let mut facts = Facts {
@@ -196,11 +196,7 @@ mod tests {
     }
 
     fn check(change: impl FnOnce(&mut Facts), expected: &[&str]) {
-        let told = brief(&judge(&facts(change)));
-        assert_eq!(told.len(), expected.len(), "{told:?}");
-        for (told, expected) in told.iter().zip(expected) {
-            assert!(told.starts_with(expected), "{told}\n{expected}");
-        }
+        assert_told(&judge(&facts(change)), expected);
     }
 
     #[test]

@@ -139,18 +139,14 @@ pub(super) fn unreadable(error: &anyhow::Error) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{doctor::finding::brief, objects::Key};
+    use crate::{doctor::finding::assert_told, objects::Key};
 
     fn change(name: &str, added: usize, removed: usize) -> Change {
         Change { service: Key::new("a", name), frontends: 1, added, removed, writes: 3 }
     }
 
     fn check(difference: &Difference, expected: &[&str]) {
-        let told = brief(&judge(difference, Some(7)));
-        assert_eq!(told.len(), expected.len(), "{told:?}");
-        for (told, expected) in told.iter().zip(expected) {
-            assert!(told.starts_with(expected), "{told}\n{expected}");
-        }
+        assert_told(&judge(difference, Some(7)), expected);
     }
 
     #[test]

@@ -161,18 +161,14 @@ pub(super) fn judge(facts: &Facts, is_cluster: bool) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::finding::brief;
+    use crate::doctor::finding::assert_told;
 
     fn good() -> Facts {
         Facts { forwards_v4: Some(1), forwards_v6: Some(0), jit: Some(1), harden: Some(1), ..Facts::default() }
     }
 
     fn check(facts: &Facts, is_cluster: bool, expected: &[&str]) {
-        let told = brief(&judge(facts, is_cluster));
-        assert_eq!(told.len(), expected.len(), "{told:?}");
-        for (told, expected) in told.iter().zip(expected) {
-            assert!(told.starts_with(expected), "{told}\n{expected}");
-        }
+        assert_told(&judge(facts, is_cluster), expected);
     }
 
     #[test]

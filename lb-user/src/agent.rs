@@ -33,6 +33,7 @@ use crate::{
 const EVENTS: usize = 1024;
 
 /// Where the objects come from.
+#[derive(Clone)]
 pub enum Source {
     /// Files of YAML.
     Directory(directory::Options),

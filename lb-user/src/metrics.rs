@@ -3,7 +3,7 @@
 
 mod families;
 mod histogram;
-mod kernel;
+pub mod kernel;
 
 use std::{path::PathBuf, sync::Arc};
 

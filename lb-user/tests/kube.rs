@@ -32,13 +32,14 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 12] = [
+const STORIES: [(&str, Story); 13] = [
     ("objects_arrive_change_and_go", objects_arrive_change_and_go),
     ("service_that_gains_a_foreign_label_goes", service_that_gains_a_foreign_label_goes),
     ("only_services_of_the_proxy_name_travel", only_services_of_the_proxy_name_travel),
     ("only_endpoints_that_count_travel", only_endpoints_that_count_travel),
     ("own_node_travels_alone", own_node_travels_alone),
     ("explain_asks_the_api_server", explain_asks_the_api_server),
+    ("doctor_asks_each_api_server", doctor_asks_each_api_server),
     ("first_server_that_answers_is_used", first_server_that_answers_is_used),
     ("next_server_takes_over", next_server_takes_over),
     ("deploy_variants_are_accepted_whole", deploy::variants_are_accepted_whole),
@@ -300,6 +301,31 @@ fn explain_asks_the_api_server(server: &mut ApiServer) {
     assert!(text.lines().any(|line| line.contains("/TCP") && line.contains("NodePort") && line.contains("owned")));
     let (code, text) = explain("other/told");
     assert!(code == Some(1) && text.contains("default/told"), "the Service of that name is hinted at");
+}
+
+fn doctor_asks_each_api_server(server: &mut ApiServer) {
+    let (alive, dead) = (server.url(), format!("https://127.0.0.1:{}", free_port()));
+    let kubeconfig = server.kubeconfig();
+    let doctor = |servers: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_beeline"));
+        command.args(["--pins", "/nowhere/beeline", "doctor", "-o", "json", "--node-name", "n1", "--kubeconfig"]);
+        command.arg(&kubeconfig).args(servers.iter().flat_map(|url| ["--api-server", url]));
+        let told: serde_json::Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        let finding = |check: &str| {
+            let mut findings = told["findings"].as_array().unwrap().iter();
+            let finding = findings.find(|finding| finding["check"] == check).unwrap();
+            println!("{finding}");
+            [&finding["severity"], &finding["what"]].map(|text| text.as_str().unwrap().to_owned())
+        };
+        (finding("source"), finding("clock"))
+    };
+    let ([severity, what], [_, clock]) = doctor(&[]);
+    assert!(severity == "ok" && what.contains("and is Kubernetes v1."), "{what}");
+    assert!(clock.starts_with("the clock is within ") && clock.contains(" s of that of "), "{clock}");
+    let ([severity, what], _) = doctor(&[&alive, &dead]);
+    assert!(severity == "warning" && what.contains("1 of 2") && what.contains(&dead), "{what}");
+    let ([severity, what], _) = doctor(&[&dead]);
+    assert!(severity == "error" && what.starts_with("no API server answers"), "{what}");
 }
 
 fn first_server_that_answers_is_used(server: &mut ApiServer) {

@@ -10,7 +10,7 @@ use crate::kernel_cache::Kernel;
 use crate::{run, setup, vm};
 
 /// What a node's kernel has loaded and a cloud kernel has as modules; those built in or unknown to a kernel are left out.
-const MODULES: [&str; 12] = [
+const MODULES: [&str; 15] = [
     "ipv6",
     "veth",
     "dummy",
@@ -23,6 +23,9 @@ const MODULES: [&str; 12] = [
     "tcp_diag",
     "udp_diag",
     "nf_conntrack",
+    "nf_tables",
+    "iptable_filter",
+    "ip6table_filter",
 ];
 
 /// Makes the archive that the kernel unpacks.

@@ -1,19 +1,17 @@
 //! `beeline explain`: why each endpoint of a Service is used on this node or is not, by the code that decides it, and
 //! whether the maps hold what was decided.
 
-use std::{collections::BTreeSet, fmt::Write as _, path::PathBuf};
+use std::{collections::BTreeSet, fmt::Write as _};
 
-use anyhow::{Result, bail};
-use clap::{ArgMatches, Args, ValueEnum, parser::ValueSource};
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{
     log,
-    meaning::Meaning,
-    objects::{self, Origin},
+    objects::{self, Flags, Named, Origin},
 };
 use crate::{
-    agent::Source,
     datapath::pins::Pins,
     event::Event,
     inspect::number,
@@ -22,7 +20,6 @@ use crate::{
     plan::{Heirless, Plan, Scope, plan},
     reconcile::Reconciler,
     shadow::Shadow,
-    sources::{directory, kubernetes},
     spec::ServiceSpec,
     store::{BpfStore, Dump, Limits, MemoryStore, Store as _},
 };
@@ -46,20 +43,8 @@ pub(super) struct Arguments {
     #[arg(short, long, default_value = "text", value_name = "FORM")]
     output: Output,
 
-    /// Directory of YAML, or one file, to read the objects from.
-    #[arg(short = 'f', long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "api_server"])]
-    filename: Option<PathBuf>,
-
-    /// Credentials of the cluster to ask.
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-
-    /// URL of an API server, in the place of that of the credentials; may be given more than once.
-    #[arg(long, value_name = "URL")]
-    api_server: Vec<String>,
-
     #[command(flatten)]
-    meaning: Meaning,
+    named: Named,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -68,25 +53,6 @@ enum Output {
     Text,
     /// A JSON object.
     Json,
-}
-
-/// Who says where the objects are and what they mean.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Flags {
-    /// The command line.
-    Given,
-    /// The agent.
-    Agents,
-}
-
-impl Flags {
-    /// Who it is, by what the command line has.
-    pub(super) fn of(matches: &ArgMatches) -> Self {
-        let others = ["service", "output", "pins"];
-        let given = matches.ids().map(clap::Id::as_str).filter(|id| !others.contains(id));
-        let mut given = given.filter(|id| matches.value_source(id) == Some(ValueSource::CommandLine));
-        if given.next().is_some() { Self::Given } else { Self::Agents }
-    }
 }
 
 fn parse_key(text: &str) -> Result<Key, String> {
@@ -103,14 +69,13 @@ pub(super) fn render(pins: &Pins, flags: Flags, arguments: Arguments) -> Result<
     log::start(log::Format::Text, "warn,lb_user::reconcile=off")?;
     let (service, output) = (arguments.service.clone(), arguments.output);
     let Origin { text, source, settings, node_name } = match flags {
-        Flags::Given => arguments.origin()?,
-        Flags::Agents => match objects::of_agent(pins)? {
-            Some(origin) => origin,
-            None => bail!(
+        Flags::Given => arguments.named.origin()?,
+        Flags::Agents => objects::agent(pins)?
+            .context(
                 "no agent runs on this node, whose objects could be read: name a directory with -f, or a cluster with \
-                 --kubeconfig or --api-server"
-            ),
-        },
+                 --kubeconfig or --api-server",
+            )?
+            .origin,
     };
     let pinned = if pins.current().exists() {
         let store = BpfStore::open(&pins.current())?;
@@ -136,30 +101,6 @@ pub(super) fn render(pins: &Pins, flags: Flags, arguments: Arguments) -> Result<
         Output::Json => serde_json::to_string_pretty(&told)? + "\n",
         Output::Text => told.text(),
     })
-}
-
-impl Arguments {
-    /// What the command line names.
-    fn origin(self) -> Result<Origin> {
-        let (settings, node_name) = (self.meaning.settings(), self.meaning.node_name());
-        let proxy_name = self.meaning.service_proxy_name;
-        let (text, source) = match self.filename {
-            Some(path) => {
-                let text = format!("the directory {}", path.display());
-                (text, Source::Directory(directory::Options { path, proxy_name }))
-            }
-            None if self.kubeconfig.is_none() && self.api_server.is_empty() => bail!(
-                "flags that say what a Service means need the objects beside them: name a directory with -f, or a cluster \
-                 with --kubeconfig or --api-server; or give none of them, and those of the running agent count"
-            ),
-            None => {
-                let (api_server, kubeconfig) = (self.api_server, self.kubeconfig);
-                let options = kubernetes::Options { api_server, kubeconfig, node_name: node_name.clone(), proxy_name };
-                ("the API server".to_owned(), Source::Kubernetes(options))
-            }
-        };
-        Ok(Origin { text, source, settings, node_name })
-    }
 }
 
 /// That there is no such Service, and what may have been meant.
@@ -248,6 +189,7 @@ impl Maps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{agent::Source, sources::directory};
     use clap::CommandFactory as _;
     use expect_test::{Expect, expect};
 

@@ -1,6 +1,7 @@
 //! The command line: what can be said to `beeline`, and which module answers.
 
 mod cleanup;
+mod doctor;
 mod explain;
 mod get;
 mod log;
@@ -21,6 +22,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use lb_common::LAYOUT_VERSION;
 
+use self::objects::Flags;
 use crate::{
     datapath::{environment, pins::Pins},
     store::{BpfStore, Dump, Store as _},
@@ -31,8 +33,8 @@ use crate::{
 /// `run` is the agent. All other commands read the pinned maps of this node and need no agent; `explain` and `plan` need
 /// objects too.
 ///
-/// Exit codes: 0 done; 1 failed, or (trace) the connect would be refused, or (explain) there is no such Service; 2 wrong
-/// usage.
+/// Exit codes: 0 done; 1 failed, or (trace) the connect would be refused, or (explain) there is no such Service, or (doctor)
+/// there are warnings; 2 wrong usage, or (doctor) there are errors.
 #[derive(Parser)]
 #[command(name = "beeline", version, after_help = EXAMPLES)]
 struct Cli {
@@ -51,7 +53,8 @@ const EXAMPLES: &str = "Examples:
   beeline top                             what sockets do with it, live
   beeline trace tcp 10.96.0.1:443         what a connect would do, and why
   beeline explain default/web             why each of its endpoints is used, or is not
-  beeline plan -f ./services              the map writes that a directory would cause";
+  beeline plan -f ./services              the map writes that a directory would cause
+  beeline doctor                          what stands in the way of Services on this node, and its cure";
 
 #[derive(Subcommand)]
 enum Command {
@@ -67,6 +70,8 @@ enum Command {
     Explain(Box<explain::Arguments>),
     /// Show the map writes that a directory of YAML would cause, and do nothing.
     Plan(plan::Arguments),
+    /// Find what stands in the way of Services on this node, with the cure of each.
+    Doctor(Box<doctor::Arguments>),
     /// Remove every trace: programs, maps, pins. Connections that are open stay open.
     Cleanup,
     /// Show the versions of the program and of the map layout.
@@ -116,10 +121,16 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<ExitCode> {
         }
         Command::Trace(arguments) => return trace::run(&existing(&pins()?)?, &arguments),
         Command::Explain(arguments) => {
-            let flags = matches.subcommand_matches("explain").map_or(explain::Flags::Given, explain::Flags::of);
+            let flags = matches.subcommand_matches("explain").map_or(Flags::Given, Flags::of);
             print!("{}", explain::render(&pins()?, flags, *arguments)?);
         }
         Command::Plan(arguments) => print!("{}", plan::render(&pins()?, &arguments)?),
+        Command::Doctor(arguments) => {
+            let flags = matches.subcommand_matches("doctor").map_or(Flags::Given, Flags::of);
+            // Without a bpffs nothing is pinned, which is a finding and no failure.
+            let pins = pins().unwrap_or_else(|_| Pins::below(Path::new(environment::BPFFS)));
+            return doctor::run(pins, flags, *arguments);
+        }
         Command::Cleanup => cleanup::run(&pins()?)?,
         Command::Version => println!("beeline {}, map layout v{LAYOUT_VERSION}", env!("CARGO_PKG_VERSION")),
         Command::Completions { shell } => {

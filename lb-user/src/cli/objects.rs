@@ -11,10 +11,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use clap::{CommandFactory as _, Parser as _, parser::ValueSource};
+use clap::{ArgMatches, Args, CommandFactory as _, Parser as _, parser::ValueSource};
 use tokio::{sync::mpsc, time::timeout};
 
-use super::{Cli, Command, meaning, run};
+use super::{
+    Cli, Command,
+    meaning::{self, Meaning},
+    run,
+};
 use crate::{
     agent::Source,
     datapath::pins::Pins,
@@ -29,6 +33,44 @@ use crate::{
 /// How long an API server has for the four lists.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The flags that name the objects, and what they mean.
+#[derive(Args)]
+pub(super) struct Named {
+    /// Directory of YAML, or one file, to read the objects from.
+    #[arg(short = 'f', long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "api_server"])]
+    filename: Option<PathBuf>,
+
+    /// Credentials of the cluster to ask.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// URL of an API server, in the place of that of the credentials; may be given more than once.
+    #[arg(long, value_name = "URL")]
+    api_server: Vec<String>,
+
+    #[command(flatten)]
+    meaning: Meaning,
+}
+
+/// Who says where the objects are and what they mean.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Flags {
+    /// The command line.
+    Given,
+    /// The agent.
+    Agents,
+}
+
+impl Flags {
+    /// Who it is, by what the command line has.
+    pub(super) fn of(matches: &ArgMatches) -> Self {
+        let others = ["service", "output", "pins"];
+        let given = matches.ids().map(clap::Id::as_str).filter(|id| !others.contains(id));
+        let mut given = given.filter(|id| matches.value_source(id) == Some(ValueSource::CommandLine));
+        if given.next().is_some() { Self::Given } else { Self::Agents }
+    }
+}
+
 /// Where the objects are, and as whom to see them.
 pub(super) struct Origin {
     /// Said in words.
@@ -38,8 +80,42 @@ pub(super) struct Origin {
     pub(super) node_name: String,
 }
 
-/// What the agent reads that holds the pins, and what its flags say; none when there is no agent.
-pub(super) fn of_agent(pins: &Pins) -> Result<Option<Origin>> {
+impl Named {
+    /// What the command line names.
+    pub(super) fn origin(self) -> Result<Origin> {
+        let (settings, node_name) = (self.meaning.settings(), self.meaning.node_name());
+        let proxy_name = self.meaning.service_proxy_name;
+        let (text, source) = match self.filename {
+            Some(path) => {
+                let text = format!("the directory {}", path.display());
+                (text, Source::Directory(directory::Options { path, proxy_name }))
+            }
+            None if self.kubeconfig.is_none() && self.api_server.is_empty() => bail!(
+                "flags that say what a Service means need the objects beside them: name a directory with -f, or a cluster \
+                 with --kubeconfig or --api-server; or give none of them, and those of the running agent count"
+            ),
+            None => {
+                let (api_server, kubeconfig) = (self.api_server, self.kubeconfig);
+                let options = kubernetes::Options { api_server, kubeconfig, node_name: node_name.clone(), proxy_name };
+                ("the API server".to_owned(), Source::Kubernetes(options))
+            }
+        };
+        Ok(Origin { text, source, settings, node_name })
+    }
+}
+
+/// The agent that holds the pins.
+pub(super) struct Agent {
+    /// Its process.
+    pub(super) pid: u32,
+    /// What it was told to do.
+    pub(super) arguments: run::Arguments,
+    /// What it reads.
+    pub(super) origin: Origin,
+}
+
+/// The agent that holds the pins, what it reads, and what its flags say; none when there is no agent.
+pub(super) fn agent(pins: &Pins) -> Result<Option<Agent>> {
     let Some(pid) = pins.agent() else { return Ok(None) };
     let process = PathBuf::from(format!("/proc/{pid}"));
     let read = |name| fs::read(process.join(name)).with_context(|| format!("reading {name} of the agent (pid {pid})"));
@@ -64,7 +140,7 @@ pub(super) fn of_agent(pins: &Pins) -> Result<Option<Origin>> {
         }
     };
     let (settings, node_name) = (arguments.meaning.settings(), arguments.meaning.node_name());
-    Ok(Some(Origin { text, source, settings, node_name }))
+    Ok(Some(Agent { pid, origin: Origin { text, source, settings, node_name }, arguments }))
 }
 
 /// Parses the command line of an agent, in whose environment `NODE_NAME` has the given value.

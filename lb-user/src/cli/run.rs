@@ -46,7 +46,7 @@ pub(super) struct Arguments {
 
     /// The cgroup (v2) whose processes are served [default: the root of the hierarchy, which is every process]
     #[arg(long, value_name = "DIR")]
-    cgroup: Option<PathBuf>,
+    pub(super) cgroup: Option<PathBuf>,
 
     /// Network devices by which packets from outside come, as in `eth0,wg*`: Services answer them there. `none` switches
     /// that off [default: those of default routes, of routes with a gateway, and of the node's own addresses]
@@ -61,7 +61,7 @@ pub(super) struct Arguments {
     /// Fix the entries of a map: frontends, services, slots, backends, node_addrs, source_ranges or maglev, as in
     /// slots=2000000. Without it a map grows by itself when it is full.
     #[arg(long, value_name = "MAP=ENTRIES", value_parser = parse_size)]
-    map_size: Vec<(Table, u32)>,
+    pub(super) map_size: Vec<(Table, u32)>,
 
     /// Remove the datapath when the agent is told to end.
     #[arg(long)]

@@ -10,10 +10,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::mount::{MountFlags, mount};
 
 /// Oldest kernel on which the programs load.
-const KERNEL_FLOOR: (u32, u32) = (5, 10);
+pub const KERNEL_FLOOR: (u32, u32) = (5, 10);
 
 /// Where an unmounted bpffs goes: where every tool looks for it.
-const BPFFS: &str = "/sys/fs/bpf";
+pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// Where an unmounted cgroup2 goes.
 const CGROUP2: &str = "/run/beeline/cgroup2";
@@ -36,7 +36,9 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-fn parse_release(release: &str) -> Option<(u32, u32)> {
+/// The first two numbers of a kernel's release; none for an odd one.
+#[must_use]
+pub fn parse_release(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
@@ -78,12 +80,20 @@ pub fn bpffs() -> Result<PathBuf> {
     Ok(BPFFS.into())
 }
 
+/// Where cgroup2 is mounted, if it is: the whole hierarchy, or as much of it as this mount namespace sees.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn find_cgroup2() -> Result<Option<PathBuf>> {
+    mounted("cgroup2")
+}
+
 /// The root of the host's cgroup2 hierarchy, mounted if it is not.
 ///
 /// # Errors
 /// When it can be neither found nor mounted, or when what is mounted is only a part of the hierarchy.
 pub fn cgroup2() -> Result<PathBuf> {
-    let path = if let Some(path) = mounted("cgroup2")? {
+    let path = if let Some(path) = find_cgroup2()? {
         path
     } else {
         tracing::info!(path = CGROUP2, "mounting cgroup2");
@@ -117,9 +127,12 @@ pub fn named_cgroup(path: PathBuf) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Whether a cgroup is the root of the whole hierarchy: the kernel gives that one the id 1 (kernfs).
+/// The id of the root of the whole hierarchy (kernfs), which is the inode number of its directory.
+pub const ROOT_CGROUP: u64 = 1;
+
+/// Whether a cgroup is the root of the whole hierarchy.
 fn is_root(path: &Path) -> Result<bool> {
-    Ok(fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?.ino() == 1)
+    Ok(fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?.ino() == ROOT_CGROUP)
 }
 
 #[cfg(test)]

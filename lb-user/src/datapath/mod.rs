@@ -35,7 +35,8 @@ use pins::{Found, Layout, Pins};
 use tc::Tc;
 
 /// No map grows beyond this.
-const fn largest(table: Table) -> u32 {
+#[must_use]
+pub const fn largest(table: Table) -> u32 {
     match table {
         // 256 MiB.
         Table::Maglev => 1 << 14,

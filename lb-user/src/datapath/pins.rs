@@ -19,7 +19,7 @@ use super::{clsact, sys};
 const DIRECTORY: &str = "beeline";
 
 /// Type of a bpffs (include/uapi/linux/magic.h).
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+pub const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// The pins of one Beeline.
 #[derive(Clone, Debug)]
@@ -103,21 +103,35 @@ impl Pins {
         holder(&File::open(&self.root).ok()?)
     }
 
+    /// The directory that holds them all.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directories of other versions of the layout, sorted.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn others(&self) -> Result<Vec<PathBuf>> {
+        let current = self.current();
+        let mut others: Vec<_> = self.layouts()?.into_iter().filter(|path| *path != current).collect();
+        others.sort();
+        Ok(others)
+    }
+
     /// Takes what another version of the layout left out of service: its programs no longer run, its maps go. Connections
     /// that they gave a backend go on; only getpeername no longer shows their VIP.
     ///
     /// # Errors
     /// When a pin cannot be removed.
     pub fn retire_others(&self) -> Result<usize> {
-        let current = self.current();
         let mut retired = 0;
-        for path in self.layouts()? {
-            if path != current {
-                let paths = links_first(&path)?;
-                paths.iter().try_for_each(|path| remove_pin(path))?;
-                retired += paths.len();
-                fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
-            }
+        for path in self.others()? {
+            let paths = links_first(&path)?;
+            paths.iter().try_for_each(|path| remove_pin(path))?;
+            retired += paths.len();
+            fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
         }
         Ok(retired)
     }

@@ -28,7 +28,7 @@ use crate::op::Table;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/beeline.bpf.o"));
 
 /// The hooks of cgroups, in the order of attaching: who shows a VIP stands ready before the first socket is given a backend.
-const HOOKS: [&str; 11] = [
+pub const HOOKS: [&str; 11] = [
     "sock_release",
     "getpeername4",
     "getpeername6",

@@ -246,6 +246,25 @@ pub fn netns_cookie_of(socket: &impl AsFd) -> io::Result<u64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
+/// Binds a socket to a device of its network namespace (`SO_BINDTODEVICE`).
+///
+/// # Errors
+/// What the kernel says.
+pub fn bind_to_device(socket: &impl AsFd, device: &str) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(device.len()).unwrap_or_default();
+    // SAFETY: the kernel reads `len` octets of the name.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTODEVICE,
+            device.as_ptr().cast(),
+            len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// include/uapi/asm-generic/socket.h; libc has it not for every architecture.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
@@ -375,15 +394,73 @@ pub fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
     bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
+/// The programs that run at a hook of a cgroup, by their ids: its own and those of the cgroups above it, in the order in which
+/// they run (`BPF_PROG_QUERY` with `BPF_F_QUERY_EFFECTIVE`, Linux 4.15).
+///
+/// # Errors
+/// What the kernel says; `EINVAL` where it does not know the hook.
+pub fn programs_at(cgroup: impl AsFd, hook: bpf_attach_type) -> io::Result<Vec<u32>> {
+    const EFFECTIVE: u32 = 1;
+    let mut ids = vec![0_u32; 64];
+    loop {
+        let mut attr = zeroed();
+        attr.query.__bindgen_anon_1.target_fd = fd_number(cgroup.as_fd());
+        attr.query.attach_type = hook as u32;
+        attr.query.query_flags = EFFECTIVE;
+        attr.query.prog_ids = ids.as_mut_ptr() as u64;
+        attr.query.__bindgen_anon_2.prog_cnt = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+        let result = bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr);
+        // SAFETY: the kernel writes how many there are, and leaves alone what it does not know.
+        let count = unsafe { attr.query.__bindgen_anon_2.prog_cnt } as usize;
+        match result {
+            Ok(_) => {
+                ids.truncate(count);
+                return Ok(ids);
+            }
+            // There are more of them than there was room for.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => ids.resize(count.max(ids.len() * 2), 0),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether the kernel has the newer hooks of devices (tcx, Linux 6.6).
+#[must_use]
+pub fn has_tcx() -> bool {
+    let mut attr = zeroed();
+    // Of `lo`, which every network namespace has.
+    attr.query.__bindgen_anon_1.target_ifindex = 1;
+    attr.query.attach_type = bpf_attach_type::BPF_TCX_INGRESS as u32;
+    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr).is_ok()
+}
+
+/// Loads a program for the hook `connect4` of cgroups.
+///
+/// # Errors
+/// What the kernel says.
+pub fn load_connect4(name: &CStr, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
+    load(
+        bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
+        bpf_attach_type::BPF_CGROUP_INET4_CONNECT as u32,
+        name,
+        instructions,
+    )
+}
+
 /// Loads a program of the type that tc runs.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn load_classifier(name: &CStr, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
+    load(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0, name, instructions)
+}
+
+fn load(kind: bpf_prog_type, hook: u32, name: &CStr, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
     let mut attr = zeroed();
     // SAFETY: the part of the union that BPF_PROG_LOAD reads; all of it was zero.
     let load = unsafe { &mut attr.__bindgen_anon_3 };
-    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32;
+    load.prog_type = kind as u32;
+    load.expected_attach_type = hook;
     load.insns = instructions.as_ptr() as u64;
     load.insn_cnt = u32::try_from(instructions.len()).unwrap_or(u32::MAX);
     load.license = c"Dual MIT/GPL".as_ptr() as u64;

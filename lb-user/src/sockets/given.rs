@@ -44,6 +44,16 @@ impl Given {
         })
     }
 
+    /// The backend that the TCP socket of a cookie was given, if it was; none of other protocols.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn to_tcp(&self, cookie: u64) -> Result<Option<Target>> {
+        let Self::Tcp { socks, more } = self else { return Ok(None) };
+        let given = tcp(socks, more, cookie)?;
+        Ok(given.map(|given| Target { addr: given.backend_addr, port: given.backend_port }))
+    }
+
     /// The lost backend that a socket of this thread's network namespace was given and is connected to, if it is.
     ///
     /// # Errors
@@ -54,20 +64,25 @@ impl Given {
                 Ok(probe.stored(socket)?.and_then(|bytes| lost(&translations(&bytes)?, &socket.remote, is_lost)))
             }
             Self::Tcp { socks, more } => {
-                let index = u32::try_from(socket.cookie % capacity::TCP_SOCKS as u64)?;
-                let place: TcpSock = sys::lookup(socks.as_fd(), &index)?.context("TCP_SOCKS has another size")?;
-                let given = if place.cookie == socket.cookie {
-                    Some(place.given)
-                } else if place.more != 0 {
-                    sys::lookup(more.as_fd(), &socket.cookie)?
-                } else {
-                    None
-                };
+                let given = tcp(socks, more, socket.cookie)?;
                 let leads = |given: &Translation| given.leads_to(&socket.remote.addr, socket.remote.port);
                 Ok(given.filter(|given| leads(given) && is_lost(given)).map(|given| given.backend))
             }
         }
     }
+}
+
+/// What the TCP socket of a cookie was given, if it was.
+fn tcp(socks: &OwnedFd, more: &OwnedFd, cookie: u64) -> Result<Option<Translation>> {
+    let index = u32::try_from(cookie % capacity::TCP_SOCKS as u64)?;
+    let place: TcpSock = sys::lookup(socks.as_fd(), &index)?.context("TCP_SOCKS has another size")?;
+    Ok(if place.cookie == cookie {
+        Some(place.given)
+    } else if place.more != 0 {
+        sys::lookup(more.as_fd(), &cookie)?
+    } else {
+        None
+    })
 }
 
 /// The lost backend that a UDP socket with this list is connected to.

@@ -10,6 +10,7 @@ mod filter;
 mod given;
 mod message;
 mod namespaces;
+mod own;
 mod probe;
 
 use std::{
@@ -23,6 +24,7 @@ use anyhow::{Context as _, Result};
 use lb_common::{Proto, Translation};
 
 pub use bound::{Bound, Owner, bound};
+pub use own::{can_end, led_to};
 
 use crate::spec::{Family, Target};
 use channel::{Channel, Ended};

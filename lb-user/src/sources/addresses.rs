@@ -85,7 +85,7 @@ impl Addresses {
             None => News::of(group::ADDRESS).context("opening a netlink socket")?,
         };
         // The kernel may be busy with its links for a while.
-        let addresses = tokio::task::spawn_blocking(read).await?.context("listing them")?;
+        let addresses = tokio::task::spawn_blocking(now).await?.context("listing them")?;
         self.news = Some(news);
         if self.sent.as_ref() != Some(&addresses) {
             let (now, before) = (&addresses, self.sent.get_or_insert_default());
@@ -99,8 +99,11 @@ impl Addresses {
     }
 }
 
-/// All addresses that can be used.
-fn read() -> std::io::Result<BTreeSet<IpAddr>> {
+/// All addresses that can be used, as they are now.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn now() -> std::io::Result<BTreeSet<IpAddr>> {
     let addresses = Channel::open()?.list(address::GET, &address::ALL, Address::parse)?;
     Ok(addresses.iter().filter(|address| address.is_usable()).map(|address| address.ip).collect())
 }

@@ -30,6 +30,14 @@ pub struct Options {
     pub proxy_name: Option<String>,
 }
 
+/// Asks each of the API servers once, for its version and the time.
+///
+/// # Errors
+/// When the configuration cannot be read.
+pub async fn ask_each(options: &Options) -> anyhow::Result<Vec<crate::doctor::Answer>> {
+    server::ask_each(options).await
+}
+
 /// The server ends a watch after these seconds; one that is silent for longer has died unseen (kube sets no keepalive).
 const WATCH_SECONDS: u32 = 90;
 

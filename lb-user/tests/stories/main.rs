@@ -9,6 +9,7 @@ mod bad_input;
 mod choice;
 mod counts;
 mod devices;
+mod doctor;
 mod explain;
 mod health;
 mod held;
@@ -47,6 +48,7 @@ fn stories() -> Vec<Story> {
         health::STORIES,
         devices::STORIES,
         outside::STORIES,
+        doctor::STORIES,
     ]
     .concat()
 }

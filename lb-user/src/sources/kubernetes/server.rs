@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;
-use k8s_openapi::apimachinery::pkg::version::Info;
+use k8s_openapi::{apimachinery::pkg::version::Info, jiff};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -11,6 +11,7 @@ use kube::{
 use tokio::{sync::Mutex, time::Instant};
 
 use super::{Chain, Options};
+use crate::doctor::{Answer, Said};
 
 /// How long one server has for an answer.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -158,6 +159,34 @@ async fn version(client: &Client) -> anyhow::Result<Info> {
         .await
         .with_context(|| format!("no answer within {ANSWER:?}"))?
         .map_err(|error| anyhow::anyhow!("{}", Chain(&error)))
+}
+
+/// Asks each server once for its version and the time.
+///
+/// # Errors
+/// When the configuration cannot be read.
+pub(super) async fn ask_each(options: &Options) -> anyhow::Result<Vec<Answer>> {
+    let mut answers = Vec::new();
+    for config in Servers::new(options).await?.configs {
+        let url = config.cluster_url.to_string();
+        let said = tokio::time::timeout(ANSWER, said(config)).await;
+        let said = said.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {ANSWER:?}")));
+        answers.push(Answer { url, said: said.map_err(|error| format!("{error:#}")) });
+    }
+    Ok(answers)
+}
+
+async fn said(config: Config) -> anyhow::Result<Said> {
+    let client = Client::try_from(config)?;
+    let start = Instant::now();
+    let version = version(&client).await?.git_version;
+    let took = start.elapsed();
+    let question = hyper::Request::get("/version").body(kube::client::Body::empty())?;
+    let answer = client.send(question).await.map_err(|error| anyhow::anyhow!("{}", Chain(&error)))?;
+    let date = answer.headers().get(hyper::header::DATE).and_then(|date| date.to_str().ok());
+    let theirs = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
+    let ahead = theirs.map(|theirs| jiff::Timestamp::now().as_second() - theirs.timestamp().as_second());
+    Ok(Said { version, took, ahead })
 }
 
 #[cfg(test)]

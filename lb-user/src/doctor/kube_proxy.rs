@@ -1,0 +1,123 @@
+//! What kube-proxy has left on the node, or what it does there.
+
+use std::path::Path;
+
+use super::{Finding, process};
+use crate::netfilter::{self, Chain, IPVS_DEVICE, Leftovers, Table};
+
+const CHECK: &str = "kube-proxy";
+
+/// What there is.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    leftovers: Result<Leftovers, String>,
+    /// Processes of it in this network namespace, to which alone its rules belong.
+    running: Vec<u32>,
+}
+
+/// Looks into netfilter and /proc.
+pub(super) fn read() -> Facts {
+    let own = process::network_namespace("self");
+    let is_here = |pid: &u32| process::network_namespace(&pid.to_string()) == own;
+    Facts {
+        leftovers: netfilter::leftovers().map_err(|error| format!("{error:#}")),
+        running: process::named(Path::new("/proc"), "kube-proxy").into_iter().filter(is_here).collect(),
+    }
+}
+
+/// What it means.
+pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
+    let leftovers = match &facts.leftovers {
+        Ok(leftovers) => leftovers,
+        Err(error) => {
+            let what = format!("whether kube-proxy has left rules cannot be seen: {error}");
+            return vec![Finding::note(CHECK, what, "run it as root, in the host's network namespace")];
+        }
+    };
+    if let Some(pid) = facts.running.first() {
+        return vec![Finding::note(
+            CHECK,
+            format!(
+                "kube-proxy runs (pid {pid}) beside Beeline: sockets are served by Beeline, other packets by its rules"
+            ),
+            "none is needed; once Beeline serves everything, take the DaemonSet kube-proxy away, then its rules",
+        )];
+    }
+    if leftovers.is_empty() {
+        return vec![Finding::ok(CHECK, "nothing of kube-proxy is left in netfilter")];
+    }
+    let mut findings = Vec::new();
+    // Stale rules go on sending packets to backends that have gone.
+    let costs =
+        "packets that no socket of this node sends still go to backends of that time, and each packet pays for them";
+    for table in &leftovers.tables {
+        let what = format!("kube-proxy does not run, and left the table {table} in nf_tables: {costs}");
+        findings.push(Finding::warning(CHECK, what, format!("`nft delete table {table}`")));
+    }
+    for (chains, tool) in [(&leftovers.chains, "iptables-nft"), (&leftovers.legacy, "iptables-legacy")] {
+        let tables: std::collections::BTreeSet<&Table> = chains.iter().map(|chain| &chain.table).collect();
+        for table in tables {
+            let names: Vec<_> = chains.iter().filter(|chain| chain.table == *table).collect();
+            let what =
+                format!("kube-proxy does not run, and left {} in the table {table} ({tool}): {costs}", several(&names));
+            let cure = "run `kube-proxy --cleanup` once, from its image, privileged and on the host's network; or restart the \
+                        node without kube-proxy";
+            findings.push(Finding::warning(CHECK, what, cure));
+        }
+    }
+    if leftovers.has_ipvs_device {
+        let what = format!(
+            "kube-proxy does not run, and left {IPVS_DEVICE}: packets to its addresses end on this node, in ipvs"
+        );
+        let cure = format!("`ip link delete {IPVS_DEVICE}` and `ipvsadm --clear`, or run `kube-proxy --cleanup` once");
+        findings.push(Finding::warning(CHECK, what, cure));
+    }
+    findings
+}
+
+fn several(chains: &[&Chain]) -> String {
+    let names: Vec<_> = chains.iter().take(3).map(|chain| chain.name.as_str()).collect();
+    let more = if chains.len() > 3 { format!(" and {} more", chains.len() - 3) } else { String::new() };
+    format!("{}: {}{more}", crate::inspect::number(chains.len(), "chain"), names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{doctor::finding::assert_told, spec::Family};
+
+    fn check(facts: &Facts, expected: &[&str]) {
+        assert_told(&judge(facts), expected);
+    }
+
+    #[test]
+    fn leftovers_are_told_by_table() {
+        let facts = |leftovers| Facts { leftovers: Ok(leftovers), running: Vec::new() };
+        check(&facts(Leftovers::default()), &["ok: nothing of kube-proxy"]);
+        let table = |name: &str| Table { family: Family::V4, name: name.to_owned() };
+        let chain = |table_name: &str, name: &str| Chain { table: table(table_name), name: name.to_owned() };
+        let leftovers = Leftovers {
+            tables: vec![table("kube-proxy")],
+            chains: ["A", "B", "C", "D"]
+                .map(|name| chain("nat", name))
+                .into_iter()
+                .chain([chain("filter", "E")])
+                .collect(),
+            legacy: vec![chain("nat", "F")],
+            has_ipvs_device: true,
+        };
+        check(
+            &facts(leftovers.clone()),
+            &[
+                "warning: kube-proxy does not run, and left the table ip kube-proxy in nf_tables",
+                "warning: kube-proxy does not run, and left 1 chain: E in the table ip filter (iptables-nft)",
+                "warning: kube-proxy does not run, and left 4 chains: A, B, C and 1 more in the table ip nat (iptables-nft)",
+                "warning: kube-proxy does not run, and left 1 chain: F in the table ip nat (iptables-legacy)",
+                "warning: kube-proxy does not run, and left kube-ipvs0",
+            ],
+        );
+        check(&Facts { running: vec![7], ..facts(leftovers) }, &["note: kube-proxy runs (pid 7)"]);
+        let unseen = Facts { leftovers: Err("x".to_owned()), running: Vec::new() };
+        check(&unseen, &["note: whether kube-proxy has left rules cannot be seen: x"]);
+    }
+}

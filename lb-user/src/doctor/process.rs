@@ -1,0 +1,86 @@
+//! Which processes hold programs or have a name, and where they are, as /proc tells it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use crate::sockets::Owner;
+
+/// The first process that holds each of these programs, or a link of it, by a descriptor. What is held by a pin alone has none.
+pub(super) fn holders(proc: &Path, programs: &[u32]) -> BTreeMap<u32, Owner> {
+    let mut holders = BTreeMap::new();
+    for (pid, process) in processes(proc) {
+        for descriptor in entries(&process.join("fd")) {
+            let link = fs::read_link(&descriptor).unwrap_or_default();
+            let is_held = ["anon_inode:bpf-prog", "anon_inode:bpf_link"].map(Path::new).contains(&link.as_path());
+            let info = descriptor.file_name().map(|number| process.join("fdinfo").join(number)).filter(|_| is_held);
+            let Some(program) = info.and_then(|info| program(&fs::read_to_string(info).ok()?)) else { continue };
+            if programs.contains(&program) {
+                holders.entry(program).or_insert_with(|| Owner { pid, comm: comm(&process) });
+            }
+        }
+    }
+    holders
+}
+
+/// The processes of a name, in order.
+pub(super) fn named(proc: &Path, name: &str) -> Vec<u32> {
+    processes(proc).into_iter().filter(|(_, process)| comm(process) == name).map(|(pid, _)| pid).collect()
+}
+
+/// The network namespace of a process, by its inode; none for one that has ended.
+pub(super) fn network_namespace(process: &str) -> Option<u64> {
+    Some(fs::metadata(format!("/proc/{process}/ns/net")).ok()?.ino())
+}
+
+fn processes(proc: &Path) -> BTreeMap<u32, PathBuf> {
+    entries(proc).filter_map(|path| Some((path.file_name()?.to_str()?.parse().ok()?, path))).collect()
+}
+
+fn comm(process: &Path) -> String {
+    fs::read_to_string(process.join("comm")).unwrap_or_default().trim_end().to_owned()
+}
+
+/// The program that a file below fdinfo tells of.
+fn program(info: &str) -> Option<u32> {
+    info.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok())
+}
+
+/// What is in a directory; nothing when it has gone.
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn programs_are_held_by_descriptors() {
+        let proc = tempfile::tempdir().expect("a directory");
+        let program = "pos:\t0\nprog_type:\t18\nprog_id:\t77\n";
+        let link = "pos:\t0\nlink_type:\tcgroup\nlink_id:\t5\nprog_tag:\tab\nprog_id:\t78\n";
+        let held = [
+            ("20", "b\n", "anon_inode:bpf-prog", program),
+            ("3", "a\n", "anon_inode:bpf_link", link),
+            ("4", "b\n", "anon_inode:bpf-map", program),
+        ];
+        for (pid, comm, kind, info) in held {
+            let process = proc.path().join(pid);
+            fs::create_dir_all(process.join("fd")).expect("a directory");
+            fs::create_dir_all(process.join("fdinfo")).expect("a directory");
+            fs::write(process.join("comm"), comm).expect("a file");
+            fs::write(process.join("fdinfo/5"), info).expect("a file");
+            symlink(kind, process.join("fd/5")).expect("a link");
+        }
+        let owner = |pid, comm: &str| Owner { pid, comm: comm.to_owned() };
+        let wanted = BTreeMap::from([(77, owner(20, "b")), (78, owner(3, "a"))]);
+        assert_eq!(holders(proc.path(), &[77, 78, 79]), wanted);
+        assert!(holders(proc.path(), &[79]).is_empty());
+        assert_eq!(named(proc.path(), "b"), [4, 20]);
+    }
+}

@@ -1,0 +1,214 @@
+//! Settings of the kernel that Services depend on, or that should not be as they are.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use super::Finding;
+
+const CHECK: &str = "sysctls";
+
+/// The settings of this network namespace and of the kernel; none where one does not exist.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Facts {
+    /// net.ipv4.ip_forward
+    forwards_v4: Option<u32>,
+    /// net.ipv6.conf.all.forwarding
+    forwards_v6: Option<u32>,
+    /// Whether there is a default route of IPv6.
+    has_v6: bool,
+    /// Interfaces with a default route of IPv4, and their rp_filter, which is the higher of theirs and of `all`.
+    uplinks: Vec<(String, u32)>,
+    /// Interfaces, or `all`, with route_localnet.
+    localnet: Vec<String>,
+    /// kernel.unprivileged_bpf_disabled
+    unprivileged_bpf_disabled: Option<u32>,
+    /// net.core.bpf_jit_enable
+    jit: Option<u32>,
+    /// net.core.bpf_jit_harden
+    harden: Option<u32>,
+    /// kernel.bpf_stats_enabled
+    stats: Option<u32>,
+}
+
+/// Reads them.
+pub(super) fn read() -> Facts {
+    let all = number("net/ipv4/conf/all/rp_filter").unwrap_or(0);
+    let routes = fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default();
+    let filter = |name: String| {
+        let own = number(&format!("net/ipv4/conf/{name}/rp_filter")).unwrap_or(0);
+        (name, own.max(all))
+    };
+    let interfaces = fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten().flatten();
+    let names: BTreeSet<_> = interfaces.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let is_localnet = |name: &String| number(&format!("net/ipv4/conf/{name}/route_localnet")) == Some(1);
+    Facts {
+        forwards_v4: number("net/ipv4/ip_forward"),
+        forwards_v6: number("net/ipv6/conf/all/forwarding"),
+        has_v6: has_default_v6(&fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap_or_default()),
+        uplinks: default_interfaces(&routes).into_iter().map(filter).collect(),
+        // `default` is for interfaces to come.
+        localnet: names.into_iter().filter(is_localnet).collect(),
+        unprivileged_bpf_disabled: number("kernel/unprivileged_bpf_disabled"),
+        jit: number("net/core/bpf_jit_enable"),
+        harden: number("net/core/bpf_jit_harden"),
+        stats: number("kernel/bpf_stats_enabled"),
+    }
+}
+
+fn number(name: &str) -> Option<u32> {
+    fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?.trim().parse().ok()
+}
+
+/// The interfaces of default routes, as /proc/net/route tells them.
+fn default_interfaces(routes: &str) -> BTreeSet<String> {
+    let default = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words.as_slice() {
+            [name, "00000000", _, _, _, _, _, "00000000", ..] => Some((*name).to_owned()),
+            _ => None,
+        }
+    };
+    routes.lines().filter_map(default).collect()
+}
+
+/// Whether /proc/net/ipv6_route has a default route that leads somewhere.
+fn has_default_v6(routes: &str) -> bool {
+    routes.lines().any(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        matches!(words.as_slice(), [to, "00", .., device] if to.bytes().all(|digit| digit == b'0') && *device != "lo")
+    })
+}
+
+/// What they mean on a node of a cluster, or on a host of its own.
+pub(super) fn judge(facts: &Facts, is_cluster: bool) -> Vec<Finding> {
+    let forwarding = |what: &str, name: &str| {
+        let what = format!(
+            "{name} is 0: the node does not pass on packets of {what}, neither of pods nor, on the packet path, to backends \
+             of other nodes"
+        );
+        let cure = format!("`sysctl -w {name}=1`, and a line {name} = 1 in /etc/sysctl.d");
+        if is_cluster { Finding::warning(CHECK, what, cure) } else { Finding::note(CHECK, what, cure) }
+    };
+    let mut findings = Vec::new();
+    if facts.forwards_v4 == Some(0) {
+        findings.push(forwarding("IPv4", "net.ipv4.ip_forward"));
+    }
+    if facts.forwards_v6 == Some(0) && facts.has_v6 {
+        findings.push(forwarding("IPv6", "net.ipv6.conf.all.forwarding"));
+    }
+    // With one uplink every reply comes in where it is expected.
+    let strict: Vec<_> =
+        facts.uplinks.iter().filter(|(_, filter)| *filter == 1).map(|(name, _)| name.as_str()).collect();
+    if facts.uplinks.len() > 1 && !strict.is_empty() {
+        findings.push(Finding::warning(
+            CHECK,
+            format!(
+                "rp_filter is strict on {}, and there are {} uplinks: what comes in by another one than the route back is \
+                 dropped, replies of backends among it",
+                strict.join(", "),
+                facts.uplinks.len()
+            ),
+            format!("`sysctl -w net.ipv4.conf.{}.rp_filter=2`, and the same of `all` where that is 1", strict.join(".rp_filter=2 net.ipv4.conf.")),
+        ));
+    }
+    if !facts.localnet.is_empty() {
+        findings.push(Finding::warning(
+            CHECK,
+            format!(
+                "route_localnet is 1 for {}: neighbours on the network may reach what listens on 127.0.0.1 here \
+                 (CVE-2020-8558). kube-proxy sets it; Beeline never needs it",
+                facts.localnet.join(", ")
+            ),
+            format!(
+                "`sysctl -w net.ipv4.conf.{}.route_localnet=0`",
+                facts.localnet.join(".route_localnet=0 net.ipv4.conf.")
+            ),
+        ));
+    }
+    if facts.jit == Some(0) {
+        findings.push(Finding::warning(
+            CHECK,
+            "net.core.bpf_jit_enable is 0: programs are interpreted, and each connect takes several times as long",
+            "`sysctl -w net.core.bpf_jit_enable=1`",
+        ));
+    }
+    if facts.harden == Some(2) {
+        findings.push(Finding::note(
+            CHECK,
+            "net.core.bpf_jit_harden is 2: programs of root are hardened too, which makes each run a little longer",
+            "1 hardens those of other users only",
+        ));
+    }
+    if facts.stats == Some(1) {
+        findings.push(Finding::note(
+            CHECK,
+            "kernel.bpf_stats_enabled is 1: every run of every program is timed, which takes longer than many a run",
+            "`sysctl -w kernel.bpf_stats_enabled=0` once the figures are not needed any more",
+        ));
+    }
+    if facts.unprivileged_bpf_disabled == Some(0) {
+        findings.push(Finding::note(
+            CHECK,
+            "kernel.unprivileged_bpf_disabled is 0: every user may load programs, and so try the verifier",
+            "`sysctl -w kernel.unprivileged_bpf_disabled=2`; Beeline runs as root and does not need it",
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(CHECK, "nothing is set in the way of Services"));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::finding::assert_told;
+
+    fn good() -> Facts {
+        Facts { forwards_v4: Some(1), forwards_v6: Some(0), jit: Some(1), harden: Some(1), ..Facts::default() }
+    }
+
+    fn check(facts: &Facts, is_cluster: bool, expected: &[&str]) {
+        assert_told(&judge(facts, is_cluster), expected);
+    }
+
+    #[test]
+    fn what_is_set_is_judged() {
+        check(&good(), true, &["ok"]);
+        let off = Facts { forwards_v4: Some(0), ..good() };
+        check(&off, true, &["warning: net.ipv4.ip_forward is 0"]);
+        check(&off, false, &["note: net.ipv4.ip_forward is 0"]);
+        check(&Facts { has_v6: true, ..good() }, true, &["warning: net.ipv6.conf.all.forwarding is 0"]);
+        check(&Facts { localnet: vec!["all".to_owned()], ..good() }, true, &["warning: route_localnet is 1 for all"]);
+        check(&Facts { jit: Some(0), ..good() }, true, &["warning: net.core.bpf_jit_enable"]);
+        check(&Facts { harden: Some(2), ..good() }, true, &["note: net.core.bpf_jit_harden"]);
+        check(&Facts { stats: Some(1), ..good() }, true, &["note: kernel.bpf_stats_enabled"]);
+        check(&Facts { unprivileged_bpf_disabled: Some(0), ..good() }, true, &["note: kernel.unprivileged_bpf"]);
+    }
+
+    #[test]
+    fn strict_filters_matter_with_more_uplinks_than_one() {
+        let uplinks = |list: &[(&str, u32)]| list.iter().map(|(name, filter)| ((*name).to_owned(), *filter)).collect();
+        check(&Facts { uplinks: uplinks(&[("a", 1)]), ..good() }, true, &["ok"]);
+        check(&Facts { uplinks: uplinks(&[("a", 2), ("b", 0)]), ..good() }, true, &["ok"]);
+        let facts = Facts { uplinks: uplinks(&[("a", 1), ("b", 1)]), ..good() };
+        check(&facts, true, &["warning: rp_filter is strict on a, b"]);
+        let cure = judge(&facts, true).pop().and_then(|finding| finding.cure).expect("a cure");
+        assert!(cure.contains("net.ipv4.conf.a.rp_filter=2 net.ipv4.conf.b.rp_filter=2"), "{cure}");
+    }
+
+    #[test]
+    fn default_routes_are_found() {
+        let v4 = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+                  eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+                  eth1\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
+        assert_eq!(default_interfaces(v4), BTreeSet::from(["eth0".to_owned()]));
+        let line = |to: &str, length: &str, device: &str| {
+            let zero = "00000000000000000000000000000000";
+            format!("{to} {length} {zero} 00 {zero} 00000400 00000001 00000000 00000001 {device:>8}\n")
+        };
+        let zero = "00000000000000000000000000000000";
+        assert!(has_default_v6(&line(zero, "00", "eth0")));
+        assert!(!has_default_v6(&line(zero, "00", "lo")));
+        assert!(!has_default_v6(&line("fd000000000000000000000000000000", "40", "eth0")));
+    }
+}

@@ -1,0 +1,173 @@
+//! The chains of the older iptables, by getsockopt(2) as `iptables-legacy` reads them
+//! (include/uapi/linux/netfilter_ipv4/ip_tables.h). Only tables that are there are asked for: asking for another one would
+//! make it.
+#![expect(unsafe_code, reason = "a socket option of variable length")]
+
+use std::{
+    fs, io, mem,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
+
+use anyhow::{Result, bail};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
+
+use super::{Chain, Table};
+use crate::spec::Family;
+
+/// IPT_SO_GET_INFO, IP6T_SO_GET_INFO
+const GET_INFO: libc::c_int = 64;
+/// IPT_SO_GET_ENTRIES, IP6T_SO_GET_ENTRIES
+const GET_ENTRIES: libc::c_int = 65;
+
+/// Length of a table's name (XT_TABLE_MAXNAMELEN).
+const NAME: usize = 32;
+
+/// A table that changes under every reading is given up after so many.
+const READINGS: usize = 5;
+
+/// Where the offsets of the target and of the next entry stand in a `struct ipt_entry` and a `struct ip6t_entry`.
+const fn offsets(family: Family) -> usize {
+    match family {
+        Family::V4 => 88,
+        Family::V6 => 140,
+    }
+}
+
+/// Those of all tables.
+pub(super) fn chains(family: Family) -> Result<Vec<Chain>> {
+    let list = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    // Without the file the kernel has no such tables, or their module is not loaded.
+    let names = fs::read_to_string(list).unwrap_or_default();
+    let mut chains = Vec::new();
+    for name in names.lines() {
+        let table = Table { family, name: name.to_owned() };
+        chains.extend(user_chains(&entries(&table)?, offsets(family)).map(|name| Chain { table: table.clone(), name }));
+    }
+    Ok(chains)
+}
+
+/// The entries of a table, one behind the other.
+fn entries(table: &Table) -> Result<Vec<u8>> {
+    let (domain, level) = match table.family {
+        Family::V4 => (AddressFamily::INET, libc::IPPROTO_IP),
+        Family::V6 => (AddressFamily::INET6, libc::IPPROTO_IPV6),
+    };
+    let socket = socket_with(domain, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::RAW))?;
+    for _ in 0..READINGS {
+        // struct ipt_getinfo: the name, eleven numbers, how many entries, and how many octets they are.
+        let mut info = question(table, NAME + 13 * 4);
+        ask(&socket, level, GET_INFO, &mut info)?;
+        let size = info.get(NAME + 12 * 4..).and_then(<[u8]>::first_chunk).map_or(0, |size| u32::from_ne_bytes(*size));
+        // struct ipt_get_entries: the name, the octets of the entries, and these, aligned.
+        let start = NAME + 8;
+        let mut answer = question(table, start + size as usize);
+        if let Some(place) = answer.get_mut(NAME..NAME + 4) {
+            place.copy_from_slice(&size.to_ne_bytes());
+        }
+        match ask(&socket, level, GET_ENTRIES, &mut answer) {
+            Ok(()) => return Ok(answer.split_off(start)),
+            // It has another size by now.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bail!("the table {table} changed under each of {READINGS} readings")
+}
+
+fn question(table: &Table, length: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = table.name.bytes().take(NAME - 1).collect();
+    bytes.resize(length, 0);
+    bytes
+}
+
+fn ask(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, bytes: &mut [u8]) -> io::Result<()> {
+    let mut length = libc::socklen_t::try_from(bytes.len()).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads and writes at most `length` octets of `bytes`.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, bytes.as_mut_ptr().cast(), &raw mut length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The names of the chains that somebody made: each begins with an entry whose target is `ERROR` and has the name. So does the
+/// end of the table, whose name is `ERROR`.
+fn user_chains(mut entries: &[u8], offsets: usize) -> impl Iterator<Item = String> + '_ {
+    let mut next = move || {
+        let number = |at: usize| Some(usize::from(u16::from_ne_bytes(*entries.get(at..)?.first_chunk()?)));
+        let (target, length) = (number(offsets)?, number(offsets + mem::size_of::<u16>())?);
+        // struct xt_entry_target: its length, 29 octets of a name, a revision; behind it the name of the chain.
+        let (kind, name) = entries.get(target..length)?.split_at_checked(32)?;
+        let is_head = text(kind.get(2..31)?) == "ERROR";
+        entries = entries.get(length..)?;
+        Some(is_head.then(|| text(name)))
+    };
+    std::iter::from_fn(move || {
+        loop {
+            match next() {
+                None => return None,
+                Some(Some(name)) if name != "ERROR" => return Some(name),
+                Some(_) => {}
+            }
+        }
+    })
+}
+
+fn text(octets: &[u8]) -> String {
+    String::from_utf8_lossy(octets.split(|&octet| octet == 0).next().unwrap_or_default()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An entry without matches, with a target and what stands behind that.
+    fn entry(family: Family, target: &str, data: &[u8]) -> Vec<u8> {
+        let head = match family {
+            Family::V4 => 112,
+            Family::V6 => 168,
+        };
+        let mut bytes = vec![0; head];
+        let length = u16::try_from(head + 32 + data.len()).expect("small");
+        let numbers = [u16::try_from(head).expect("small").to_ne_bytes(), length.to_ne_bytes()].concat();
+        bytes.get_mut(offsets(family)..offsets(family) + 4).expect("longer").copy_from_slice(&numbers);
+        let mut name = target.as_bytes().to_vec();
+        name.resize(30, 0);
+        bytes.extend(u16::to_ne_bytes(u16::try_from(32 + data.len()).expect("small")));
+        bytes.extend(name);
+        bytes.extend(data);
+        bytes
+    }
+
+    fn head(family: Family, name: &str) -> Vec<u8> {
+        let mut name = name.as_bytes().to_vec();
+        name.resize(32, 0);
+        entry(family, "ERROR", &name)
+    }
+
+    #[test]
+    fn the_chains_are_found_among_the_rules() {
+        for family in [Family::V4, Family::V6] {
+            let rule = || entry(family, "", &[0; 8]);
+            let table = [
+                rule(),
+                head(family, "KUBE-SERVICES"),
+                rule(),
+                entry(family, "DNAT", b"ERROR\0\0\0"),
+                head(family, "KUBE-MARK-MASQ"),
+                head(family, "ERROR"),
+            ]
+            .concat();
+            let found: Vec<_> = user_chains(&table, offsets(family)).collect();
+            assert_eq!(found, ["KUBE-SERVICES", "KUBE-MARK-MASQ"], "{family:?}");
+            let cut = table.get(..table.len() - 1).expect("shorter");
+            assert_eq!(user_chains(cut, offsets(family)).count(), 2);
+            assert_eq!(
+                user_chains(&vec![0; 400], offsets(family)).count(),
+                0,
+                "no entry is empty, or it would not end"
+            );
+        }
+    }
+}

@@ -39,8 +39,15 @@ pub(crate) fn variants_are_accepted_whole(server: &mut ApiServer) {
         let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
         let objects = said["items"].as_array().expect("a List");
         let kinds: Vec<_> = objects.iter().map(|object| object["kind"].as_str().unwrap_or_default()).collect();
-        assert_eq!(kinds, ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"], "{}", dir.display());
-        let daemonset = &objects[3];
+        let expected_kinds = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ConfigMap", "DaemonSet"];
+        assert_eq!(kinds, expected_kinds, "{}", dir.display());
+        let [.., config, daemonset] = objects.as_slice() else { unreachable!("there are five") };
+        // A change of options is a rollout: the name that the DaemonSet mounts has their hash.
+        let name = config["metadata"]["name"].as_str().expect("a name");
+        assert!(name.strip_prefix("beeline-").is_some_and(|hash| hash.len() == 10), "{name}");
+        let mounted = |volume: &serde_json::Value| volume["configMap"]["name"] == name;
+        let volumes = daemonset["spec"]["template"]["spec"]["volumes"].as_array().expect("volumes");
+        assert!(volumes.iter().any(mounted), "{}: nothing mounts {name}", dir.display());
         let value = daemonset.pointer(field).unwrap_or_else(|| panic!("{}: no {field}: {daemonset}", dir.display()));
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         assert_eq!(value, expected, "{}", dir.display());

@@ -132,8 +132,10 @@ async fn list(options: kubernetes::Options) -> Result<Vec<Event>> {
     let collect = async {
         while !missing.is_empty() {
             let event = rx.recv().await.context("the source ended")?;
-            if let Event::Replace(kind, _) = &event {
-                missing.remove(kind);
+            match &event {
+                Event::Replace(kind, _) => _ = missing.remove(kind),
+                Event::Forbidden(kind) => bail!("the account may not read the {kind:?} objects"),
+                Event::Apply(_) | Event::Delete(..) | Event::NodeAddresses(_) => {}
             }
             events.push(event);
         }

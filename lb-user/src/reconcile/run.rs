@@ -69,6 +69,7 @@ pub async fn run<M: Maps>(
                 let world = reconciler.world();
                 status.send_if_modified(|status| {
                     status.queue(world.changes(), world.node_is_leaving());
+                    status.forbidden.clone_from(world.forbidden());
                     // Who waits for a pass waits on.
                     false
                 });

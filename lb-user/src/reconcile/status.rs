@@ -1,10 +1,10 @@
 //! How the loop of passes is doing: what health and metrics are told from. Time is passed in.
 
-use std::time::SystemTime;
+use std::{collections::BTreeSet, time::SystemTime};
 
 use tokio::time::{Duration, Instant};
 
-use crate::{metrics::Histogram, world::Changes};
+use crate::{event::Kind, metrics::Histogram, world::Changes};
 
 /// How the loop is doing.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,6 +25,8 @@ pub struct Status {
     pub warnings: usize,
     /// Whether the node is being deleted, or marked for it.
     pub node_is_leaving: bool,
+    /// The kinds of objects that the source may not read.
+    pub forbidden: BTreeSet<Kind>,
     /// Since when something waits for a pass that succeeds, if anything does.
     pub pending_since: Option<Instant>,
     /// When something last came to wait.
@@ -52,6 +54,7 @@ impl Default for Status {
             refused: 0,
             warnings: 0,
             node_is_leaving: false,
+            forbidden: BTreeSet::new(),
             pending_since: None,
             queued: None,
             updated: None,

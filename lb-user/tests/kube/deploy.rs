@@ -7,7 +7,13 @@ use std::{
 
 use lb_user::event::Kind;
 
-use crate::{Options, Source, options, server::ApiServer, service};
+use crate::{
+    Options, Source,
+    agent::{Agent, until},
+    options,
+    server::ApiServer,
+    service,
+};
 
 /// The account, as the API server names it.
 const ACCOUNT: &str = "system:serviceaccount:kube-system:beeline";
@@ -15,6 +21,9 @@ const ACCOUNT: &str = "system:serviceaccount:kube-system:beeline";
 /// All that the role may grant.
 const READ: [(&str, &str); 4] =
     [("", "services"), ("", "endpoints"), ("", "nodes"), ("discovery.k8s.io", "endpointslices")];
+
+/// All that it may do with each.
+const VERBS: [&str; 2] = ["list", "watch"];
 
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
@@ -69,10 +78,10 @@ pub(crate) fn account_may_read_what_the_agent_reads_and_nothing_else(server: &mu
     for (group, resource) in READ {
         let what = format!("{resource}.{group}");
         let what = what.trim_end_matches('.');
-        for verb in ["get", "list", "watch"] {
+        for verb in VERBS {
             assert!(may(server, verb, what), "{verb} {what}");
         }
-        for verb in ["create", "update", "patch", "delete", "deletecollection"] {
+        for verb in ["get", "create", "update", "patch", "delete", "deletecollection"] {
             assert!(!may(server, verb, what), "{verb} {what}");
         }
     }
@@ -98,7 +107,56 @@ fn may(server: &ApiServer, verb: &str, resource: &str) -> bool {
     }
 }
 
-/// The resources of the role; each must have exactly the three verbs of reading.
+/// An agent that lacks one verb on one resource says so, with the cure, and is not healthy until it has it.
+pub(crate) fn each_verb_is_needed(server: &mut ApiServer) {
+    if let Some(reason) = Agent::lacking() {
+        println!("skipped: {reason}");
+        assert!(std::env::var_os("BEELINE_REQUIRE_KERNEL").is_none(), "{reason}");
+        return;
+    }
+    server.kubectl(&["apply", "-k", deploy().to_str().expect("a path")]);
+    let token = server.kubectl(&["create", "token", "beeline", "--namespace=kube-system"]);
+    let kubeconfig = server.kubeconfig_with(token.trim());
+    server.apply(&service("before", ""));
+    let role = |without: Option<(&str, &str)>| {
+        let rule = |(group, resource): (&str, &str)| {
+            let verbs: Vec<_> = VERBS.into_iter().filter(|verb| Some((*verb, resource)) != without).collect();
+            serde_json::json!({"apiGroups": [group], "resources": [resource], "verbs": verbs})
+        };
+        let rules: Vec<_> = READ.into_iter().map(rule).collect();
+        let role = serde_json::json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": "beeline"}, "rules": rules});
+        server.apply(&role.to_string());
+    };
+    for (group, resource) in READ {
+        let what = format!("{resource}.{group}");
+        let what = what.trim_end_matches('.');
+        for verb in VERBS {
+            role(Some((verb, resource)));
+            until("it is taken away", || !may(server, verb, what));
+            let agent = Agent::start(&kubeconfig);
+            until("the agent says so", || agent.log().contains("does not let this agent"));
+            let said = agent.log();
+            let expected = format!("does not let this agent {verb} {what}, so it does not learn of changes");
+            assert!(said.contains(&expected) && said.contains("deploy/base/rbac.yaml"), "{verb} {what}: {said}");
+            until("it knows that it is not healthy", || agent.metric("beeline_kinds_forbidden") == Some(1.0));
+            assert_eq!([agent.health("/livez"), agent.health("/healthz")], [Some(503), Some(503)], "{verb} {what}");
+            role(None);
+            until("it has all it needs", || agent.health("/livez") == Some(200));
+            assert_eq!(agent.metric("beeline_kinds_forbidden"), Some(0.0), "{verb} {what}");
+            assert!(agent.log().contains("may be read now"), "{}", agent.log());
+            if resource == "services" {
+                server.apply(&service("after", ""));
+                until("it learns of changes", || agent.log().contains("default/after"));
+                server.kubectl(&["delete", "service/after"]);
+            }
+        }
+    }
+    server.kubectl(&["delete", "service/before"]);
+    server.kubectl(&["delete", "-k", deploy().to_str().expect("a path")]);
+}
+
+/// The resources of the role; each must have exactly the verbs of reading.
 fn granted(server: &ApiServer) -> BTreeSet<(String, String)> {
     let role = server.kubectl(&["get", "clusterrole", "beeline", "--output=json"]);
     let role: serde_json::Value = serde_json::from_str(&role).expect("JSON");
@@ -107,7 +165,7 @@ fn granted(server: &ApiServer) -> BTreeSet<(String, String)> {
     };
     let mut granted = BTreeSet::new();
     for rule in role["rules"].as_array().expect("rules") {
-        assert_eq!(texts(&rule["verbs"]), ["get", "list", "watch"], "{rule}");
+        assert_eq!(texts(&rule["verbs"]), VERBS, "{rule}");
         assert!(rule.get("nonResourceURLs").is_none(), "{rule}");
         for group in texts(&rule["apiGroups"]) {
             granted.extend(texts(&rule["resources"]).into_iter().map(|resource| (group.clone(), resource)));

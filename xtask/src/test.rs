@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::toolchain::Kind;
-use crate::{apt, build, build_ebpf, kubernetes, run, tidy, workspace};
+use crate::{apt, build, build_ebpf, helm, kubernetes, run, tidy, workspace};
 
 /// Arguments of `test`.
 #[derive(clap::Args)]
@@ -64,7 +64,7 @@ fn load_with_bpftool() -> Result<()> {
 fn cargo_test(filter: Option<&str>) -> Result<Command> {
     let mut cargo = build::cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast"]).args(filter);
-    cargo.env("KUBEBUILDER_ASSETS", kubernetes::ensure()?);
+    cargo.env("KUBEBUILDER_ASSETS", kubernetes::ensure()?).env("BEELINE_HELM", helm::ensure()?);
     if std::env::var_os("CI").is_some_and(|ci| ci == "true") || apt::is_root() {
         // A test that cannot use the kernel is a failure then, not a skip.
         cargo.env("BEELINE_REQUIRE_KERNEL", "1");

@@ -1,11 +1,14 @@
 //! What `deploy/` says, against a real API server: it is accepted, and its account may do what the agent needs and no more.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    io::Write as _,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 use lb_user::event::Kind;
+use serde_json::Value;
 
 use crate::{
     Options, Source,
@@ -29,32 +32,61 @@ fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
 }
 
-/// What each variant is about, as the API server would keep it in the DaemonSet.
-const VARIANTS: [(&str, &str, &str); 4] = [
-    ("", "/spec/template/spec/containers/0/securityContext/privileged", "true"),
-    ("overlays/without-kube-proxy", "/spec/template/spec/containers/0/args/2", "--api-server=https://192.0.2.10:6443"),
-    ("overlays/kube-proxy-labels", "/spec/template/metadata/labels/k8s-app", "kube-proxy"),
-    ("overlays/least-capabilities", "/spec/template/spec/containers/0/securityContext/privileged", "false"),
+/// A way to install it.
+struct Variant {
+    /// Below `deploy/`.
+    dir: &'static str,
+    /// What it is about, as the API server would keep it in the DaemonSet.
+    field: &'static str,
+    expected: &'static str,
+    /// What makes the same of the chart.
+    values: &'static str,
+}
+
+const VARIANTS: [Variant; 4] = [
+    Variant {
+        dir: "",
+        field: "/spec/template/spec/containers/0/securityContext/privileged",
+        expected: "true",
+        values: "{}",
+    },
+    Variant {
+        dir: "overlays/without-kube-proxy",
+        field: "/spec/template/spec/containers/0/args/2",
+        expected: "--api-server=https://192.0.2.10:6443",
+        values: "extraArgs: ['--api-server=https://192.0.2.10:6443', '--api-server=https://192.0.2.11:6443']",
+    },
+    Variant {
+        dir: "overlays/kube-proxy-labels",
+        field: "/spec/template/metadata/labels/k8s-app",
+        expected: "kube-proxy",
+        values: "kubeProxyLabels: true",
+    },
+    Variant {
+        dir: "overlays/least-capabilities",
+        field: "/spec/template/spec/containers/0/securityContext/privileged",
+        expected: "false",
+        values: "leastCapabilities: true",
+    },
 ];
+
+const KINDS: [&str; 5] = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ConfigMap", "DaemonSet"];
+/// What the API server must be content with.
+const STRICTLY: [&str; 4] = ["--dry-run=server", "--validate=strict", "--warnings-as-errors", "--output=json"];
 
 /// The API server takes all of each variant, and takes it for what it is: no field is unknown, nothing is warned of.
 pub(crate) fn variants_are_accepted_whole(server: &mut ApiServer) {
     let overlays = std::fs::read_dir(deploy().join("overlays")).expect("overlays");
     assert_eq!(overlays.count() + 1, VARIANTS.len(), "each overlay has its row");
-    for (dir, field, expected) in VARIANTS {
+    for Variant { dir, field, expected, .. } in VARIANTS {
         let dir = deploy().join(dir);
-        let flags = ["--dry-run=server", "--validate=strict", "--warnings-as-errors", "--output=json"];
-        let said = server.kubectl(&[&["apply", "-k", dir.to_str().expect("a path")], flags.as_slice()].concat());
-        let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
-        let objects = said["items"].as_array().expect("a List");
-        let kinds: Vec<_> = objects.iter().map(|object| object["kind"].as_str().unwrap_or_default()).collect();
-        let expected_kinds = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ConfigMap", "DaemonSet"];
-        assert_eq!(kinds, expected_kinds, "{}", dir.display());
-        let [.., config, daemonset] = objects.as_slice() else { unreachable!("there are five") };
+        let said = server.kubectl(&[&["apply", "-k", dir.to_str().expect("a path")], STRICTLY.as_slice()].concat());
+        let objects = kinds(&said);
+        let (config, daemonset) = (&objects["ConfigMap"], &objects["DaemonSet"]);
         // A change of options is a rollout: the name that the DaemonSet mounts has their hash.
         let name = config["metadata"]["name"].as_str().expect("a name");
         assert!(name.strip_prefix("beeline-").is_some_and(|hash| hash.len() == 10), "{name}");
-        let mounted = |volume: &serde_json::Value| volume["configMap"]["name"] == name;
+        let mounted = |volume: &Value| volume["configMap"]["name"] == name;
         let volumes = daemonset["spec"]["template"]["spec"]["volumes"].as_array().expect("volumes");
         assert!(volumes.iter().any(mounted), "{}: nothing mounts {name}", dir.display());
         let value = daemonset.pointer(field).unwrap_or_else(|| panic!("{}: no {field}: {daemonset}", dir.display()));
@@ -64,6 +96,83 @@ pub(crate) fn variants_are_accepted_whole(server: &mut ApiServer) {
         let selector = serde_json::json!({"matchLabels": {"app.kubernetes.io/name": "beeline"}});
         assert_eq!(daemonset["spec"]["selector"], selector, "{}", dir.display());
     }
+}
+
+/// Objects by kind, from a List or one after the other; each of the kinds once.
+fn kinds(text: &str) -> BTreeMap<String, Value> {
+    let values: Vec<Value> =
+        serde_json::Deserializer::from_str(text).into_iter().collect::<Result<_, _>>().expect("JSON");
+    let items: Vec<Value> = match values.as_slice() {
+        [list] => list["items"].as_array().expect("a List").clone(),
+        _ => values,
+    };
+    let kind = |item: Value| (item["kind"].as_str().unwrap_or_default().to_owned(), item);
+    let count = items.len();
+    let objects: BTreeMap<_, _> = items.into_iter().map(kind).collect();
+    assert_eq!((count, objects.keys().map(String::as_str).collect()), (KINDS.len(), BTreeSet::from(KINDS)));
+    objects
+}
+
+/// What Helm makes of the chart is what kustomize makes, and the API server takes it just as well.
+pub(crate) fn chart_makes_what_the_kustomizations_make(server: &mut ApiServer) {
+    let helm = std::env::var_os("BEELINE_HELM").unwrap_or_else(|| "helm".into());
+    if let Err(error) = Command::new(&helm).arg("version").output() {
+        println!("skipped: no helm ({error}); set BEELINE_HELM to one");
+        assert!(std::env::var_os("BEELINE_REQUIRE_KERNEL").is_none(), "no helm: {error}");
+        return;
+    }
+    let chart = deploy().join("chart");
+    let render = |values: &str| {
+        let mut helm = Command::new(&helm)
+            .args(["template", "beeline", "--namespace=kube-system", "--kube-version=1.37", "--values=-"])
+            .arg(&chart)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("asked before");
+        helm.stdin.take().expect("piped").write_all(values.as_bytes()).expect("it reads");
+        let output = helm.wait_with_output().expect("helm");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    };
+    for Variant { dir, values, .. } in VARIANTS {
+        let rendered = render(values).unwrap_or_else(|error| panic!("{values}: {error}"));
+        let apply = [&["apply", "-f", "-"], STRICTLY.as_slice()].concat();
+        server.try_kubectl(&apply, &rendered).unwrap_or_else(|error| panic!("{values}: {error}\n{rendered}"));
+        let client = ["create", "-f", "-", "--dry-run=client", "--output=json"];
+        let of_chart = server.try_kubectl(&client, &rendered).unwrap_or_else(|error| panic!("{values}: {error}"));
+        let kustomized = server.kubectl(&["kustomize", deploy().join(dir).to_str().expect("a path")]);
+        let of_kustomize = server.try_kubectl(&client, &kustomized).unwrap_or_else(|error| panic!("{dir}: {error}"));
+        assert_eq!(normalised(&of_chart), normalised(&of_kustomize), "deploy/{dir} and the chart with {values}");
+    }
+    // The ports follow the addresses, and what nobody knows is refused.
+    let moved = render("config: {healthz-bind-address: '[::]:10266', metrics-bind-address: ''}").expect("right values");
+    assert!(moved.contains("containerPort: 10266") && !moved.contains("name: metrics"), "{moved}");
+    for wrong in ["leastCapabilites: true", "config: {healthz-bind-address: ''}"] {
+        assert!(render(wrong).is_err(), "{wrong}");
+    }
+    let version = concat!("appVersion: ", env!("CARGO_PKG_VERSION"), "\n");
+    assert!(std::fs::read_to_string(chart.join("Chart.yaml")).expect("Chart.yaml").contains(version), "{version}");
+}
+
+/// The objects, with the ways of the two to roll out changed options taken away, and the options themselves without comments.
+fn normalised(list: &str) -> BTreeMap<String, Value> {
+    let mut objects = kinds(list);
+    let config = objects.get_mut("ConfigMap").expect("one");
+    let name = std::mem::replace(&mut config["metadata"]["name"], "beeline".into());
+    let options: Value =
+        serde_saphyr::from_str(config["data"]["beeline.yaml"].as_str().expect("options")).expect("YAML");
+    config["data"]["beeline.yaml"] = options;
+    let template = &mut objects.get_mut("DaemonSet").expect("one")["spec"]["template"];
+    let checksum = template["metadata"].as_object_mut().and_then(|metadata| metadata.remove("annotations"));
+    assert!(name != "beeline" || checksum.is_some_and(|checksum| checksum["checksum/config"].is_string()), "{name}");
+    for volume in template["spec"]["volumes"].as_array_mut().expect("volumes") {
+        if volume["configMap"]["name"] == name {
+            volume["configMap"]["name"] = "beeline".into();
+        }
+    }
+    objects
 }
 
 /// An agent with the account's own token sees the four kinds and their changes; the account may do nothing else.

@@ -107,6 +107,14 @@ fn a_command_line_without_a_file_stays_as_it_is() {
 /// Files in which every flag stands, set or not. One that is not set stands behind a `#` without a space.
 const FILES: [(&str, &str); 1] = [("deploy/base/beeline.yaml", include_str!("../../../../deploy/base/beeline.yaml"))];
 
+/// The options among the values of the chart, as a file would have them.
+fn of_chart() -> String {
+    let values = include_str!("../../../../deploy/chart/values.yaml");
+    let (_, options) = values.split_once("\nconfig:\n").expect("options");
+    let options = options.lines().take_while(|line| line.is_empty() || line.starts_with(' '));
+    options.map(|line| line.strip_prefix("  ").unwrap_or(line).to_owned() + "\n").collect()
+}
+
 #[test]
 fn files_of_deploy_have_every_flag_and_are_right_with_each() {
     let run = run();
@@ -114,7 +122,8 @@ fn files_of_deploy_have_every_flag_and_are_right_with_each() {
         let line = ["beeline", "run"].into_iter().chain(arguments.iter().map(String::as_str));
         Cli::command().try_get_matches_from(line)
     };
-    for (file, text) in FILES {
+    let of_chart = of_chart();
+    for (file, text) in FILES.into_iter().chain([("deploy/chart/values.yaml", of_chart.as_str())]) {
         let uncommented = |line: &str| match line.strip_prefix('#') {
             Some(option) if !option.is_empty() && !option.starts_with(' ') => option.to_owned(),
             _ => line.to_owned(),

@@ -12,6 +12,7 @@ mod initramfs;
 mod kernel_cache;
 mod kernels;
 mod kubernetes;
+mod prometheus;
 mod run;
 mod setup;
 mod tally;

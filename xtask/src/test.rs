@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::toolchain::Kind;
-use crate::{apt, build, build_ebpf, helm, kubernetes, run, tidy, workspace};
+use crate::{apt, build, build_ebpf, helm, kubernetes, prometheus, run, tidy, workspace};
 
 /// Arguments of `test`.
 #[derive(clap::Args)]
@@ -33,6 +33,7 @@ pub(crate) fn main(args: &Args) -> ExitCode {
 fn run_all(args: &Args, report: &mut Report) -> Result<()> {
     let tools = report.must("setup", setup::ensure(Need::Test, args.toolchain))?;
     report.check("tidy", tidy::check);
+    report.check("alert rules", prometheus::check_alerts);
     report.check("format of the workspace", || run::run(run::cargo().args(["fmt", "--all", "--check"])));
     report.check("format of lb-ebpf", || run::run(ebpf_cargo("fmt").arg("--check")));
     report.must_check("build-ebpf", || build_ebpf::build(&tools).map(drop))?;
@@ -64,7 +65,8 @@ fn load_with_bpftool() -> Result<()> {
 fn cargo_test(filter: Option<&str>) -> Result<Command> {
     let mut cargo = build::cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast"]).args(filter);
-    cargo.env("KUBEBUILDER_ASSETS", kubernetes::ensure()?).env("BEELINE_HELM", helm::ensure()?);
+    cargo.env("KUBEBUILDER_ASSETS", kubernetes::ensure()?);
+    cargo.env("BEELINE_HELM", helm::ensure()?).env("BEELINE_PROMETHEUS", prometheus::ensure()?);
     if std::env::var_os("CI").is_some_and(|ci| ci == "true") || apt::is_root() {
         // A test that cannot use the kernel is a failure then, not a skip.
         cargo.env("BEELINE_REQUIRE_KERNEL", "1");

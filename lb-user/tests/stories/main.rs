@@ -13,6 +13,7 @@ mod health;
 mod held;
 mod kill;
 mod life;
+mod monitoring;
 mod node;
 mod node_ports;
 mod place;
@@ -43,6 +44,7 @@ fn stories() -> Vec<Story> {
         counts::STORIES,
         bad_input::STORIES,
         health::STORIES,
+        monitoring::STORIES,
     ]
     .concat()
 }

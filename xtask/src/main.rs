@@ -6,6 +6,7 @@ mod btf;
 mod build;
 mod build_ebpf;
 mod demo;
+mod deny;
 mod helm;
 mod image;
 mod initramfs;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::toolchain::{self, Compiler, Kind};
-use crate::{apt, helm, kernel_cache, kubernetes, prometheus, run};
+use crate::{apt, deny, helm, kernel_cache, kubernetes, prometheus, run};
 
 /// Arguments of `setup`.
 #[derive(clap::Args)]
@@ -69,6 +69,7 @@ pub(crate) fn ensure(need: Need, forced: Option<Kind>) -> Result<Tools> {
             let assets = kubernetes::ensure().context("getting a Kubernetes API server to test against")?;
             eprintln!("    API server to test against: {}", assets.display());
             helm::ensure().context("getting Helm to test the chart with")?;
+            deny::ensure().context("getting cargo-deny")?;
             prometheus::ensure().context("getting Prometheus to test the dashboard and the alerts with")?;
         }
     }

@@ -34,7 +34,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 14] = [
+const STORIES: [(&str, Story); 15] = [
     ("objects_arrive_change_and_go", objects_arrive_change_and_go),
     ("service_that_gains_a_foreign_label_goes", service_that_gains_a_foreign_label_goes),
     ("only_services_of_the_proxy_name_travel", only_services_of_the_proxy_name_travel),
@@ -45,6 +45,7 @@ const STORIES: [(&str, Story); 14] = [
     ("next_server_takes_over", next_server_takes_over),
     ("deploy_variants_are_accepted_whole", deploy::variants_are_accepted_whole),
     ("deploys_chart_makes_what_the_kustomizations_make", deploy::chart_makes_what_the_kustomizations_make),
+    ("deploys_drop_in_is_found_where_kube_proxy_was", deploy::drop_in_is_found_where_kube_proxy_was),
     (
         "deploys_account_may_read_what_the_agent_reads_and_nothing_else",
         deploy::account_may_read_what_the_agent_reads_and_nothing_else,

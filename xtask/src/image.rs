@@ -214,6 +214,23 @@ mod tests {
     }
 
     #[test]
+    fn the_containerfile_makes_the_same_image() {
+        let text = std::fs::read_to_string(workspace::root().join("deploy/Containerfile")).unwrap();
+        let steps: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+        // The config that `archive` writes, its one file, and nothing else.
+        let program = format!("COPY --chmod=0755 {NAME} /{NAME}");
+        let entry = format!("ENTRYPOINT [\"/{NAME}\"]");
+        assert_eq!(steps, ["FROM scratch", &program, "ENV PATH=/", &entry]);
+        let tag = format!("-t {NAME}:{}", env!("CARGO_PKG_VERSION"));
+        assert_eq!(text.matches(&tag).count(), 2, "the commands name this version");
+        assert!(
+            text.lines().any(|line| line.ends_with(" target/image")),
+            "and where the program is: {}",
+            dir().display()
+        );
+    }
+
+    #[test]
     fn sizes_are_short() {
         assert_eq!(mb(12_345_678), "12.3 MB");
     }

@@ -20,6 +20,7 @@ mod tally;
 mod test;
 mod tidy;
 mod toolchain;
+mod unit;
 mod vm;
 mod workspace;
 

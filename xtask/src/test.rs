@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::toolchain::Kind;
-use crate::{apt, build, build_ebpf, deny, helm, kubernetes, prometheus, run, tidy, workspace};
+use crate::{apt, build, build_ebpf, deny, helm, kubernetes, prometheus, run, tidy, unit, workspace};
 
 /// Arguments of `test`.
 #[derive(clap::Args)]
@@ -35,6 +35,7 @@ fn run_all(args: &Args, report: &mut Report) -> Result<()> {
     report.check("tidy", tidy::check);
     report.check("licences and sources of crates", deny::check);
     report.check_where_possible("advisories about crates", deny::check_advisories);
+    report.check_where_possible("systemd unit", unit::check);
     report.check("alert rules", prometheus::check_alerts);
     report.check("format of the workspace", || run::run(run::cargo().args(["fmt", "--all", "--check"])));
     report.check("format of lb-ebpf", || run::run(ebpf_cargo("fmt").arg("--check")));

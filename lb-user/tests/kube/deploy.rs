@@ -43,7 +43,7 @@ struct Variant {
     values: &'static str,
 }
 
-const VARIANTS: [Variant; 4] = [
+const VARIANTS: [Variant; 6] = [
     Variant {
         dir: "",
         field: "/spec/template/spec/containers/0/securityContext/privileged",
@@ -66,7 +66,19 @@ const VARIANTS: [Variant; 4] = [
         dir: "overlays/least-capabilities",
         field: "/spec/template/spec/containers/0/securityContext/privileged",
         expected: "false",
-        values: "leastCapabilities: true",
+        values: "capabilities: least",
+    },
+    Variant {
+        dir: "overlays/fewest-capabilities",
+        field: "/spec/template/spec/containers/0/securityContext/capabilities/add",
+        expected: r#"["BPF","NET_ADMIN","PERFMON"]"#,
+        values: "capabilities: fewest",
+    },
+    Variant {
+        dir: "overlays/beside-kube-proxy",
+        field: "/spec/template/spec/containers/0/ports/0/containerPort",
+        expected: "10266",
+        values: "config: {healthz-bind-address: '0.0.0.0:10266', metrics-bind-address: '127.0.0.1:10267'}",
     },
 ];
 
@@ -149,7 +161,7 @@ pub(crate) fn chart_makes_what_the_kustomizations_make(server: &mut ApiServer) {
     // The ports follow the addresses, and what nobody knows is refused.
     let moved = render("config: {healthz-bind-address: '[::]:10266', metrics-bind-address: ''}").expect("right values");
     assert!(moved.contains("containerPort: 10266") && !moved.contains("name: metrics"), "{moved}");
-    for wrong in ["leastCapabilites: true", "config: {healthz-bind-address: ''}"] {
+    for wrong in ["capabilites: least", "config: {healthz-bind-address: ''}"] {
         assert!(render(wrong).is_err(), "{wrong}");
     }
     let version = concat!("appVersion: ", env!("CARGO_PKG_VERSION"), "\n");
@@ -173,6 +185,27 @@ fn normalised(list: &str) -> BTreeMap<String, Value> {
         }
     }
     objects
+}
+
+/// Who looks for kube-proxy by its label, in its namespace and on its ports finds a pod of Beeline's, and only with the overlay.
+pub(crate) fn drop_in_is_found_where_kube_proxy_was(server: &mut ApiServer) {
+    for (dir, expected) in [("", ""), ("overlays/kube-proxy-labels", "pod/beeline")] {
+        let kustomized = server.kubectl(&["kustomize", deploy().join(dir).to_str().expect("a path")]);
+        let client = ["create", "-f", "-", "--dry-run=client", "--output=json"];
+        let objects = kinds(&server.try_kubectl(&client, &kustomized).expect("objects"));
+        let template = &objects["DaemonSet"]["spec"]["template"];
+        let pod = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "spec": template["spec"], "metadata":
+            {"name": "beeline", "namespace": "kube-system", "labels": template["metadata"]["labels"]}});
+        server.apply(&pod.to_string());
+        let select = ["get", "pods", "--namespace=kube-system", "--selector=k8s-app=kube-proxy"];
+        assert_eq!(server.kubectl(&[&select[..], &["--output=name"]].concat()).trim(), expected);
+        if !expected.is_empty() {
+            // pkg/cluster/ports/ports.go
+            let ports = "--output=jsonpath={range .items[*].spec.containers[*].ports[*]}{.name}={.hostPort} {end}";
+            assert_eq!(server.kubectl(&[&select[..], &[ports]].concat()).trim(), "healthz=10256 metrics=10249");
+        }
+        server.kubectl(&["delete", "--namespace=kube-system", "--grace-period=0", "--force", "pod/beeline"]);
+    }
 }
 
 /// An agent with the account's own token sees the four kinds and their changes; the account may do nothing else.

@@ -6,6 +6,7 @@
 mod addresses;
 mod agent;
 mod bad_input;
+mod capabilities;
 mod choice;
 mod counts;
 mod explain;
@@ -45,6 +46,7 @@ fn stories() -> Vec<Story> {
         bad_input::STORIES,
         health::STORIES,
         monitoring::STORIES,
+        capabilities::STORIES,
     ]
     .concat()
 }

@@ -105,7 +105,10 @@ fn a_command_line_without_a_file_stays_as_it_is() {
 }
 
 /// Files in which every flag stands, set or not. One that is not set stands behind a `#` without a space.
-const FILES: [(&str, &str); 1] = [("deploy/base/beeline.yaml", include_str!("../../../../deploy/base/beeline.yaml"))];
+const FILES: [(&str, &str); 2] = [
+    ("deploy/base/beeline.yaml", include_str!("../../../../deploy/base/beeline.yaml")),
+    ("deploy/systemd/beeline.yaml", include_str!("../../../../deploy/systemd/beeline.yaml")),
+];
 
 /// The options among the values of the chart, as a file would have them.
 fn of_chart() -> String {

@@ -23,11 +23,18 @@ pub const STORIES: &[Story] = &[("a_real_prometheus_answers_the_dashboard_and_th
 
 const DASHBOARD: &str = include_str!("../../../deploy/monitoring/dashboard.json");
 const ALERTS: &str = include_str!("../../../deploy/monitoring/alerts.yaml");
+/// Environment: the directory of the programs.
+const PROGRAMS: &str = "BEELINE_PROMETHEUS";
 const PROMETHEUS: &str = "127.0.0.1:9090";
 const CONFIG: &str = "global: {scrape_interval: 1s, evaluation_interval: 1s}\nrule_files: [alerts.yaml]\n\
     scrape_configs: [{job_name: beeline, static_configs: [{targets: ['127.0.0.1:10249']}]}]\n";
 /// How long all questions have until they have numbers for answers; it takes some scrapes.
 const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Whether `xtask test`, or somebody else, has said where a Prometheus is.
+pub fn has_prometheus() -> bool {
+    std::env::var_os(PROGRAMS).is_some()
+}
 
 /// A running Prometheus; it ends with the value.
 struct Prometheus(Child);
@@ -40,11 +47,7 @@ impl Drop for Prometheus {
 }
 
 fn prometheus_answers(node: &mut Node) {
-    // The runner of all tests sets it; other kernels are booted without.
-    let Some(programs) = std::env::var_os("BEELINE_PROMETHEUS").map(PathBuf::from) else {
-        println!("not run: BEELINE_PROMETHEUS names no directory with prometheus in it");
-        return;
-    };
+    let programs = std::env::var_os(PROGRAMS).map(PathBuf::from).expect("asked before");
     count_runs(node);
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
     node.write("empty.yaml", &service("empty", &["10.96.0.2"], "TCP", 80, &[]));

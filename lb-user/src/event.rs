@@ -44,6 +44,8 @@ pub enum Event {
     Delete(Kind, Key),
     /// These are all objects of the kind; what is not among them has gone. One atomic swap.
     Replace(Kind, Vec<Object>),
+    /// The kind may not be read any more: what is known of it grows old until its next `Replace`.
+    Forbidden(Kind),
     /// These are the addresses of the node's interfaces.
     NodeAddresses(BTreeSet<IpAddr>),
 }

@@ -64,12 +64,12 @@ impl Now {
     }
 }
 
-/// Whether changes reach the maps. Unlike kube-proxy the agent is not well before the first of them did: what serves then
+/// Whether changes reach the agent, and from it the maps. Unlike kube-proxy the agent is not well before the first of them did: what serves then
 /// is what an earlier one left, if anything.
 #[must_use]
 pub fn is_live(status: &Status, now: Now) -> bool {
     let is_late = |since: Instant| now.monotonic.saturating_duration_since(since) >= PENDING;
-    status.ready && !status.pending_since.is_some_and(is_late)
+    status.ready && status.forbidden.is_empty() && !status.pending_since.is_some_and(is_late)
 }
 
 /// The answer to a question.
@@ -175,6 +175,15 @@ mod tests {
             let codes = Question::ALL.map(|question| answer(question, &status, now).status.as_u16());
             assert_eq!(codes, expected, "ready {ready}, pending {pending:?}, leaving {leaving}");
         }
+    }
+
+    #[test]
+    fn who_may_not_read_what_it_serves_is_not_well() {
+        let now = Now { monotonic: Instant::now(), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1000) };
+        let mut status = status(true, None, false, now);
+        status.forbidden.insert(crate::event::Kind::Endpoints);
+        let codes = Question::ALL.map(|question| answer(question, &status, now).status.as_u16());
+        assert_eq!(codes, [503, 503]);
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub struct World {
     prefixes: Prefixes,
     /// None: nobody has told yet.
     addresses: Option<BTreeSet<IpAddr>>,
+    forbidden: BTreeSet<Kind>,
     changes: Changes,
     triggers: Triggers,
 }
@@ -116,6 +117,7 @@ impl World {
             names: Names::default(),
             prefixes: Prefixes::default(),
             addresses: None,
+            forbidden: BTreeSet::new(),
             changes: Changes::default(),
             triggers: Triggers::default(),
         }
@@ -126,7 +128,11 @@ impl World {
         match event {
             Event::Apply(object) => self.put(object),
             Event::Delete(kind, key) => self.delete(kind, &key),
-            Event::Replace(kind, objects) => self.replace(kind, objects),
+            Event::Replace(kind, objects) => {
+                self.forbidden.remove(&kind);
+                self.replace(kind, objects);
+            }
+            Event::Forbidden(kind) => _ = self.forbidden.insert(kind),
             Event::NodeAddresses(addresses) => self.addresses = Some(addresses),
         }
     }
@@ -195,6 +201,12 @@ impl World {
     #[must_use]
     pub fn node_is_leaving(&self) -> bool {
         self.node.as_ref().is_some_and(|node| node.leaving)
+    }
+
+    /// The kinds that may not be read, of which news does not come.
+    #[must_use]
+    pub fn forbidden(&self) -> &BTreeSet<Kind> {
+        &self.forbidden
     }
 
     /// How many objects have come, changed or gone so far.

@@ -2,6 +2,8 @@
 //! and what `deploy/` asks of it.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[path = "kube/agent.rs"]
+mod agent;
 #[path = "kube/deploy.rs"]
 mod deploy;
 #[path = "kube/gate.rs"]
@@ -32,7 +34,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 13] = [
+const STORIES: [(&str, Story); 16] = [
     ("objects_arrive_change_and_go", objects_arrive_change_and_go),
     ("service_that_gains_a_foreign_label_goes", service_that_gains_a_foreign_label_goes),
     ("only_services_of_the_proxy_name_travel", only_services_of_the_proxy_name_travel),
@@ -43,10 +45,13 @@ const STORIES: [(&str, Story); 13] = [
     ("first_server_that_answers_is_used", first_server_that_answers_is_used),
     ("next_server_takes_over", next_server_takes_over),
     ("deploy_variants_are_accepted_whole", deploy::variants_are_accepted_whole),
+    ("deploys_chart_makes_what_the_kustomizations_make", deploy::chart_makes_what_the_kustomizations_make),
+    ("deploys_drop_in_is_found_where_kube_proxy_was", deploy::drop_in_is_found_where_kube_proxy_was),
     (
         "deploys_account_may_read_what_the_agent_reads_and_nothing_else",
         deploy::account_may_read_what_the_agent_reads_and_nothing_else,
     ),
+    ("deploys_account_needs_each_verb", deploy::each_verb_is_needed),
     ("restart_of_the_server_is_outlasted", restart_of_the_server_is_outlasted),
     ("lost_history_leads_to_a_new_list", lost_history_leads_to_a_new_list),
 ];
@@ -132,6 +137,7 @@ impl Source {
                 *self.lists.entry(kind).or_default() += 1;
                 objects.into_iter().for_each(|object| self.add(object));
             }
+            Event::Forbidden(kind) => panic!("{kind:?} may not be read"),
             Event::NodeAddresses(_) => panic!("the API server knows no interfaces"),
         }
     }

@@ -115,7 +115,7 @@ fn executable(messages: &[serde_json::Value], kind: &str, name: &str) -> Option<
 }
 
 /// The triple that the toolchain in use compiles for.
-fn host() -> Result<String> {
+pub(crate) fn host() -> Result<String> {
     let version = run::capture(Command::new("rustc").arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     host.map(str::to_owned).context("rustc does not tell its host")

@@ -1,6 +1,7 @@
 //! Verb `image`: the static agent as a container image, from scratch and the same for the same commit, wherever it is built.
 
 mod archive;
+mod sbom;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -27,20 +28,26 @@ pub(crate) struct Args {
     toolchain: Option<Kind>,
 }
 
-/// Runs the verb: prints the archive's path, what it weighs, and the image's digest.
+/// Of the agent, and of the eBPF programs in it.
+const LICENCE: &str = concat!("(", env!("CARGO_PKG_LICENSE"), ") AND GPL-2.0-only");
+
+/// Runs the verb: prints the archive's path, what it weighs, the image's digest, and where its bill of materials is.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let architecture = architecture(std::env::consts::ARCH)?;
     let built = build::build(&setup::ensure(Need::Build, args.toolchain)?, Profile::Release, Link::Static, None)?;
-    let (binary, archive, path) = run::step("image", || {
+    let (binary, archive, path, bill) = run::step("image", || {
         let binary = strip(&built.agent)?;
         let archive = write(&args.name, architecture, &binary)?;
         let path = dir().join(format!("{NAME}-{}-{architecture}.tar", env!("CARGO_PKG_VERSION")));
         std::fs::write(&path, &archive.bytes).with_context(|| format!("writing {}", path.display()))?;
-        Ok((binary.len(), archive, path))
+        let bill = dir().join(format!("{NAME}-{}-{architecture}.cdx.json", env!("CARGO_PKG_VERSION")));
+        std::fs::write(&bill, materials(&binary)?).with_context(|| format!("writing {}", bill.display()))?;
+        Ok((binary.len(), archive, path, bill))
     })?;
     run::print(&path.display().to_string());
     run::print(&format!("program {}, layer {}, archive {}", mb(binary), mb(archive.layer), mb(archive.bytes.len())));
     run::print(&archive.digest);
+    run::print(&bill.display().to_string());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -52,8 +59,7 @@ fn write(name: &str, architecture: &str, binary: &[u8]) -> Result<Archive> {
         ("description", "Load balancer for Kubernetes Services at the socket"),
         ("version", env!("CARGO_PKG_VERSION")),
         ("created", &created),
-        // Of the agent, and of the eBPF programs in it.
-        ("licenses", concat!("(", env!("CARGO_PKG_LICENSE"), ") AND GPL-2.0-only")),
+        ("licenses", LICENCE),
     ];
     labels.extend(revision.iter().map(|revision| ("revision", revision.as_str())));
     let image = Image {
@@ -65,6 +71,36 @@ fn write(name: &str, architecture: &str, binary: &[u8]) -> Result<Archive> {
         program: (NAME, binary),
     };
     archive::write(&image).context("writing the archive")
+}
+
+/// The bill of materials: as cargo resolves what is linked, for this machine, and what the compiler links beside it.
+fn materials(binary: &[u8]) -> Result<String> {
+    let host = build::host()?;
+    let tree = ["tree", "--locked", "--edges=normal,no-proc-macro", "--prefix=none", "--format={p}|{l}", "--target"];
+    let agent = run::capture(run::cargo().args(tree).args([&host, "--package=lb-user"]))?;
+    let programs = run::capture(run::cargo().args(tree).arg("all").current_dir(workspace::root().join("lb-ebpf")))?;
+    let mut parts = sbom::crates(&agent)?;
+    parts.extend(sbom::crates(&programs)?);
+    let release = run::capture(Command::new("rustc").arg("-vV"))?;
+    let release = release.lines().find_map(|line| line.strip_prefix("release: ")).context("rustc tells no release")?;
+    let mut add = |name: &str, version: &str, licence: &str| {
+        let (name, version, licence) = (name.to_owned(), version.to_owned(), licence.to_owned());
+        parts.insert(sbom::Part { name, version, licence, kind: "generic" });
+    };
+    add("rust-std", release, "MIT OR Apache-2.0");
+    if host.ends_with("-gnu") {
+        // A static program has the machine's own C library in it.
+        let glibc = run::capture(Command::new("getconf").arg("GNU_LIBC_VERSION"))?;
+        add("glibc", glibc.trim().trim_start_matches("glibc "), "LGPL-2.1-or-later");
+    }
+    let mut sums = std::collections::BTreeMap::new();
+    for lock in ["Cargo.lock", "lb-ebpf/Cargo.lock"] {
+        let text = std::fs::read_to_string(workspace::root().join(lock)).with_context(|| format!("reading {lock}"))?;
+        sums.extend(sbom::checksums(&text));
+    }
+    let created = rfc3339(created()?);
+    let version = env!("CARGO_PKG_VERSION");
+    sbom::render(&sbom::Program { name: NAME, version, licence: LICENCE, binary, created: &created }, &parts, &sums)
 }
 
 /// In the checkout even if CARGO_TARGET_DIR points elsewhere: deploy/Containerfile names it.
@@ -158,6 +194,40 @@ mod tests {
     fn machines_have_their_names() {
         assert_eq!(architecture("aarch64").unwrap(), "arm64");
         assert!(architecture("riscv64").unwrap_err().to_string().contains("riscv64"));
+    }
+
+    #[test]
+    fn the_bill_has_what_is_linked_and_nothing_else() {
+        let bill: serde_json::Value = serde_json::from_str(&materials(b"x").unwrap()).unwrap();
+        let components = bill["components"].as_array().unwrap();
+        let has = |name: &str| components.iter().any(|component| component["name"] == name);
+        for name in ["lb-user", "lb-common", "lb-ebpf", "tokio", "aya", "aya-ebpf", "rust-std"] {
+            assert!(has(name), "{name} is linked");
+        }
+        // Tests, macros, and what makes the image.
+        for name in ["proptest", "serde_derive", "xtask", "tar"] {
+            assert!(!has(name), "{name} is not linked");
+        }
+        let ours = ["lb-user", "lb-common", "lb-ebpf", "rust-std", "glibc"];
+        let named = components.iter().filter(|component| component.get("hashes").is_none());
+        assert!(named.clone().all(|component| ours.iter().any(|our| component["name"] == *our)), "{named:?}");
+    }
+
+    #[test]
+    fn the_containerfile_makes_the_same_image() {
+        let text = std::fs::read_to_string(workspace::root().join("deploy/Containerfile")).unwrap();
+        let steps: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+        // The config that `archive` writes, its one file, and nothing else.
+        let program = format!("COPY --chmod=0755 {NAME} /{NAME}");
+        let entry = format!("ENTRYPOINT [\"/{NAME}\"]");
+        assert_eq!(steps, ["FROM scratch", &program, "ENV PATH=/", &entry]);
+        let tag = format!("-t {NAME}:{}", env!("CARGO_PKG_VERSION"));
+        assert_eq!(text.matches(&tag).count(), 2, "the commands name this version");
+        assert!(
+            text.lines().any(|line| line.ends_with(" target/image")),
+            "and where the program is: {}",
+            dir().display()
+        );
     }
 
     #[test]

@@ -65,17 +65,11 @@ fn get_etcd(dir: &Path) -> Result<()> {
 }
 
 fn build(names: &[&str], dir: &Path) -> Result<()> {
-    let go = find_go()?;
     let scratch = dir.join(".build");
     std::fs::create_dir_all(&scratch).with_context(|| format!("making {}", scratch.display()))?;
-    let go = || {
-        let mut command = Command::new(&go);
-        command.current_dir(&scratch).env("GOTOOLCHAIN", "auto").env("GOFLAGS", "").env("GOWORK", "off");
-        command.env("CGO_ENABLED", "0");
-        command
-    };
     run::step(&format!("Kubernetes {VERSION}: sources"), || {
-        let module = run::capture(go().args(["mod", "download", "-json", &format!("k8s.io/kubernetes@{VERSION}")]))?;
+        let module =
+            run::capture(go(&scratch)?.args(["mod", "download", "-json", &format!("k8s.io/kubernetes@{VERSION}")]))?;
         let module: serde_json::Value = serde_json::from_str(&module).context("reading what `go mod download` says")?;
         let upstream = module["GoMod"].as_str().context("`go mod download` names no go.mod")?;
         let upstream = std::fs::read_to_string(upstream).with_context(|| format!("reading {upstream}"))?;
@@ -85,7 +79,7 @@ fn build(names: &[&str], dir: &Path) -> Result<()> {
         run::step(&format!("Kubernetes {VERSION}: {name} (minutes, once)"), || {
             let package = format!("k8s.io/kubernetes/cmd/{name}");
             let args = ["build", "-mod=mod", "-ldflags", &ldflags(), "-o", name, &package];
-            run::run(go().args(args))?;
+            run::run(go(&scratch)?.args(args))?;
             place(&scratch.join(name), &dir.join(name))
         })?;
     }
@@ -111,6 +105,13 @@ fn ldflags() -> String {
         "-s -w -X {base}.gitVersion={VERSION} -X {base}.gitMajor={major} -X {base}.gitMinor={minor} \
          -X k8s.io/client-go/pkg/version.gitVersion={VERSION}"
     )
+}
+
+/// Go at work in a directory, on modules that have nothing to do with what the user has.
+pub(crate) fn go(dir: &Path) -> Result<Command> {
+    let mut command = Command::new(find_go()?);
+    command.current_dir(dir).env("GOTOOLCHAIN", "auto").env("GOFLAGS", "").env("GOWORK", "off").env("CGO_ENABLED", "0");
+    Ok(command)
 }
 
 /// A Go that is new enough, or that can fetch one that is; installed when there is none.
@@ -150,7 +151,7 @@ fn parse_go(text: &str) -> Option<u32> {
 }
 
 /// Copies a program in one step: nobody sees half of it.
-fn place(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn place(from: &Path, to: &Path) -> Result<()> {
     let half = to.with_extension("new");
     std::fs::copy(from, &half).with_context(|| format!("copying {}", from.display()))?;
     std::fs::rename(&half, to).with_context(|| format!("placing {}", to.display()))

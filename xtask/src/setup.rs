@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::toolchain::{self, Compiler, Kind};
-use crate::{apt, kernel_cache, kubernetes, run};
+use crate::{apt, deny, helm, kernel_cache, kubernetes, prometheus, run};
 
 /// Arguments of `setup`.
 #[derive(clap::Args)]
@@ -68,6 +68,9 @@ pub(crate) fn ensure(need: Need, forced: Option<Kind>) -> Result<Tools> {
             ensure_component("clippy", "clippy")?;
             let assets = kubernetes::ensure().context("getting a Kubernetes API server to test against")?;
             eprintln!("    API server to test against: {}", assets.display());
+            helm::ensure().context("getting Helm to test the chart with")?;
+            deny::ensure().context("getting cargo-deny")?;
+            prometheus::ensure().context("getting Prometheus to test the dashboard and the alerts with")?;
         }
     }
     eprintln!("    setup: done in {:.1} s", start.elapsed().as_secs_f64());

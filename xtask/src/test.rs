@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::toolchain::Kind;
-use crate::{apt, build, build_ebpf, kubernetes, run, tidy, workspace};
+use crate::{apt, build, build_ebpf, deny, helm, kubernetes, prometheus, run, tidy, unit, workspace};
 
 /// Arguments of `test`.
 #[derive(clap::Args)]
@@ -33,6 +33,10 @@ pub(crate) fn main(args: &Args) -> ExitCode {
 fn run_all(args: &Args, report: &mut Report) -> Result<()> {
     let tools = report.must("setup", setup::ensure(Need::Test, args.toolchain))?;
     report.check("tidy", tidy::check);
+    report.check("licences and sources of crates", deny::check);
+    report.check_where_possible("advisories about crates", deny::check_advisories);
+    report.check_where_possible("systemd unit", unit::check);
+    report.check("alert rules", prometheus::check_alerts);
     report.check("format of the workspace", || run::run(run::cargo().args(["fmt", "--all", "--check"])));
     report.check("format of lb-ebpf", || run::run(ebpf_cargo("fmt").arg("--check")));
     report.must_check("build-ebpf", || build_ebpf::build(&tools).map(drop))?;
@@ -65,6 +69,7 @@ fn cargo_test(filter: Option<&str>) -> Result<Command> {
     let mut cargo = build::cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast"]).args(filter);
     cargo.env("KUBEBUILDER_ASSETS", kubernetes::ensure()?);
+    cargo.env("BEELINE_HELM", helm::ensure()?).env("BEELINE_PROMETHEUS", prometheus::ensure()?);
     if std::env::var_os("CI").is_some_and(|ci| ci == "true") || apt::is_root() {
         // A test that cannot use the kernel is a failure then, not a skip.
         cargo.env("BEELINE_REQUIRE_KERNEL", "1");
@@ -96,6 +101,24 @@ impl Report {
     /// Does a check and counts it.
     fn check(&mut self, name: &str, work: impl FnOnce() -> Result<()>) {
         drop(self.must_check(name, work));
+    }
+
+    /// Does a check that needs what not every machine reaches: the reason why it could not be done is told, and it counts as not
+    /// run.
+    fn check_where_possible(&mut self, name: &str, work: impl FnOnce() -> Result<Option<String>>) {
+        let start = Instant::now();
+        let tally = match run::step(name, work) {
+            Ok(None) => Tally::PASS,
+            Ok(Some(reason)) => {
+                eprintln!("    {name}: NOT CHECKED: {reason}");
+                Tally { ignored: 1, ..Tally::default() }
+            }
+            Err(error) => {
+                eprintln!("    {error:#}");
+                Tally::FAIL
+            }
+        };
+        self.rows.push(Row { name: name.to_owned(), tally, took: start.elapsed() });
     }
 
     /// Does a check, counts it, and fails if it does: for what the rest is built on.

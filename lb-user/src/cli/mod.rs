@@ -1,6 +1,7 @@
 //! The command line: what can be said to `beeline`, and which module answers.
 
 mod cleanup;
+mod config;
 mod doctor;
 mod explain;
 mod get;
@@ -86,7 +87,15 @@ enum Command {
 /// Parses the arguments and does what they say.
 #[must_use]
 pub fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let line: Vec<_> = std::env::args_os().collect();
+    let matches = Cli::command().get_matches_from(&line);
+    let matches = match config::complete(line, matches, Path::to_owned) {
+        Ok((_, matches)) => matches,
+        Err(error) => {
+            eprintln!("beeline: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
     let parsed = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match dispatch(parsed, &matches) {
         Ok(code) => code,

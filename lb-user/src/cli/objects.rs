@@ -15,7 +15,7 @@ use clap::{ArgMatches, Args, CommandFactory as _, Parser as _, parser::ValueSour
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    Cli, Command,
+    Cli, Command, config,
     meaning::{self, Meaning},
     run,
 };
@@ -121,7 +121,8 @@ pub(super) fn agent(pins: &Pins) -> Result<Option<Agent>> {
     let read = |name| fs::read(process.join(name)).with_context(|| format!("reading {name} of the agent (pid {pid})"));
     let environment = strings(&read("environ")?);
     let variable = |name: &str| environment.iter().find_map(|pair| value(pair, name));
-    let arguments = agent_arguments(strings(&read("cmdline")?), variable("NODE_NAME"))
+    let at = |path: &Path| seen_from_here(&process, path);
+    let arguments = agent_arguments(strings(&read("cmdline")?), variable("NODE_NAME"), at)
         .with_context(|| format!("the pins are held by pid {pid}, whose arguments are not those of an agent"))?;
     let mut source = arguments.source();
     let text = match &mut source {
@@ -143,9 +144,15 @@ pub(super) fn agent(pins: &Pins) -> Result<Option<Agent>> {
     Ok(Some(Agent { pid, origin: Origin { text, source, settings, node_name }, arguments }))
 }
 
-/// Parses the command line of an agent, in whose environment `NODE_NAME` has the given value.
-fn agent_arguments(mut line: Vec<OsString>, node_name: Option<OsString>) -> Result<run::Arguments> {
+/// Parses the command line of an agent, in whose environment `NODE_NAME` has the given value; `at` tells where its paths are
+/// found.
+fn agent_arguments(
+    line: Vec<OsString>,
+    node_name: Option<OsString>,
+    at: impl Fn(&Path) -> PathBuf,
+) -> Result<run::Arguments> {
     let matches = Cli::command().try_get_matches_from(&line)?;
+    let (mut line, matches) = config::complete(line, matches, at)?;
     let run = matches.subcommand_matches("run").context("it is not `beeline run`")?;
     if run.value_source("node_name") != Some(ValueSource::CommandLine) {
         // Not by the environment of this process.
@@ -201,8 +208,10 @@ async fn list(options: kubernetes::Options) -> Result<Vec<Event>> {
     let collect = async {
         while !missing.is_empty() {
             let event = rx.recv().await.context("the source ended")?;
-            if let Event::Replace(kind, _) = &event {
-                missing.remove(kind);
+            match &event {
+                Event::Replace(kind, _) => _ = missing.remove(kind),
+                Event::Forbidden(kind) => bail!("the account may not read the {kind:?} objects"),
+                Event::Apply(_) | Event::Delete(..) | Event::NodeAddresses(_) => {}
             }
             events.push(event);
         }
@@ -221,7 +230,7 @@ mod tests {
     use super::*;
 
     fn parsed(line: &[&str], node_name: Option<&str>) -> Result<run::Arguments> {
-        agent_arguments(line.iter().map(Into::into).collect(), node_name.map(Into::into))
+        agent_arguments(line.iter().map(Into::into).collect(), node_name.map(Into::into), Path::to_owned)
     }
 
     #[test]
@@ -239,6 +248,17 @@ mod tests {
         for other in [&["beeline", "cleanup"][..], &["sleep", "1"], &[]] {
             assert!(parsed(other, None).is_err(), "{other:?}");
         }
+    }
+
+    #[test]
+    fn the_agents_file_counts_as_its_arguments_do() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "external-ips: none\nnode-name: n2\ndirectory: y\n").expect("a file");
+        let line = ["beeline", "run", "--config", "/etc/x"].iter().map(Into::into).collect();
+        let arguments = agent_arguments(line, Some("n1".into()), |_| file.path().to_owned()).expect("an agent");
+        assert_eq!(arguments.meaning.node_name(), "n2", "it goes before the environment");
+        assert_eq!(arguments.meaning.settings().external_ips, crate::model::ExternalIps::None);
+        assert!(matches!(arguments.source(), Source::Directory(options) if options.path == Path::new("y")));
     }
 
     #[test]

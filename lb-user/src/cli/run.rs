@@ -28,6 +28,11 @@ use crate::{
 SIGTERM and SIGINT end the agent and leave the datapath in place: the kernel goes on translating from the maps as they \
 are, and the next start takes them over. `beeline cleanup` removes it.")]
 pub(super) struct Arguments {
+    /// Read flags from a YAML file, whose keys are their names, as in `scheduler: wrr`. Those of the command line go before
+    /// it, and it goes before the environment.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
     /// Read Services from the YAML files of this directory, and follow their changes, instead of from a cluster.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "api_server"])]
     directory: Option<PathBuf>,
@@ -139,6 +144,9 @@ fn parse_address(text: &str) -> Result<Address, String> {
 /// Runs the agent until it is told to end.
 pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> Result<ExitCode> {
     log::start(arguments.log_format, &arguments.log_level)?;
+    if let Some(file) = &arguments.config {
+        tracing::info!(file = %file.display(), "flags were read from a file");
+    }
     let node_name = arguments.meaning.node_name();
     let settings = arguments.meaning.settings();
     let source = arguments.source();

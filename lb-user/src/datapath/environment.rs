@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::mount::{MountFlags, mount};
+use rustix::{
+    mount::{MountFlags, mount},
+    thread::CapabilitySet,
+};
 
 /// Oldest kernel on which the programs load.
 pub const KERNEL_FLOOR: (u32, u32) = (5, 10);
@@ -27,6 +30,14 @@ pub fn check() -> Result<()> {
         rustix::process::geteuid().is_root(),
         "not root: eBPF programs need CAP_BPF and CAP_NET_ADMIN; run as root, or as a privileged container"
     );
+    let capabilities = rustix::thread::capabilities(None).context("asking for the capabilities of this process")?;
+    let lacking = lacking(capabilities.effective);
+    ensure!(
+        lacking.is_empty(),
+        "this process lacks {}: run it as root with all capabilities, in a privileged container, or with those that \
+         deploy/components/least-capabilities or fewest-capabilities names",
+        lacking.join(", ")
+    );
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy();
     if parse_release(&release).is_some_and(|version| version < KERNEL_FLOOR) {
@@ -34,6 +45,16 @@ pub fn check() -> Result<()> {
         bail!("kernel {release} is too old: Beeline needs {major}.{minor} or later");
     }
     Ok(())
+}
+
+/// The capabilities without which nothing works. CAP_SYS_ADMIN stands for all that came out of it in Linux 5.8.
+fn lacking(has: CapabilitySet) -> Vec<&'static str> {
+    let needs = [
+        ("CAP_BPF", CapabilitySet::BPF | CapabilitySet::SYS_ADMIN),
+        ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN),
+        ("CAP_PERFMON", CapabilitySet::PERFMON | CapabilitySet::SYS_ADMIN),
+    ];
+    needs.into_iter().filter(|(_, any)| !has.intersects(*any)).map(|(name, _)| name).collect()
 }
 
 /// The first two numbers of a kernel's release; none for an odd one.
@@ -151,6 +172,15 @@ mod tests {
         assert_eq!(find_mount(HYBRID, "cgroup2"), Some("/sys/fs/cgroup/unified"));
         assert_eq!(find_mount(HYBRID, "bpf"), Some("/sys/fs/bpf"));
         assert_eq!(find_mount(HYBRID, "xfs"), None);
+    }
+
+    #[test]
+    fn lacking_capabilities_are_named() {
+        let all = CapabilitySet::BPF | CapabilitySet::NET_ADMIN | CapabilitySet::PERFMON;
+        assert!(lacking(all).is_empty());
+        assert_eq!(lacking(all.difference(CapabilitySet::PERFMON)), ["CAP_PERFMON"]);
+        assert_eq!(lacking(CapabilitySet::SYS_ADMIN), ["CAP_NET_ADMIN"]);
+        assert_eq!(lacking(CapabilitySet::empty()), ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
     }
 
     #[test]

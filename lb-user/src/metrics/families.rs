@@ -106,6 +106,11 @@ fn agent(to: &mut To<'_>, status: &Status, are_maps_read: bool) -> fmt::Result {
     )?;
     to.gauge("beeline_warnings", "What stands in objects and cannot be used", [(NONE, status.warnings as u64)])?;
     to.gauge(
+        "beeline_kinds_forbidden",
+        "Kinds of objects that the API server does not let the agent read",
+        [(NONE, status.forbidden.len() as u64)],
+    )?;
+    to.gauge(
         "beeline_maps_readable",
         "Whether this scrape could read the maps; without them it has none of what follows",
         [(NONE, u64::from(are_maps_read))],

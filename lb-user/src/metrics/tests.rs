@@ -31,6 +31,7 @@ fn scrape() -> Scrape {
         writes: 12,
         refused: 1,
         warnings: 2,
+        forbidden: [crate::event::Kind::Node].into(),
         queued: at(2_500),
         updated: at(2_000),
         seen: Changes { services: 5, endpoints: 9 },

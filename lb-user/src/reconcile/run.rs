@@ -70,6 +70,7 @@ pub async fn run<M: Maps>(
                 let world = reconciler.world();
                 status.send_if_modified(|status| {
                     status.queue(world);
+                    status.forbidden.clone_from(world.forbidden());
                     // Who waits for a pass waits on.
                     false
                 });

@@ -11,6 +11,7 @@ use lb_common::Addr;
 use tokio::time::{Duration, Instant};
 
 use crate::{
+    event::Kind,
     metrics::Histogram,
     objects::Key,
     spec::Health,
@@ -42,6 +43,8 @@ pub struct Status {
     pub node_is_leaving: bool,
     /// The addresses by which the cluster knows the node.
     pub node_addresses: Vec<IpAddr>,
+    /// The kinds of objects that the source may not read.
+    pub forbidden: BTreeSet<Kind>,
     /// Since when something waits for a pass that succeeds, if anything does.
     pub pending_since: Option<Instant>,
     /// When something last came to wait.
@@ -72,6 +75,7 @@ impl Default for Status {
             node_ports: Arc::default(),
             node_is_leaving: false,
             node_addresses: Vec::new(),
+            forbidden: BTreeSet::new(),
             pending_since: None,
             queued: None,
             updated: None,

@@ -1,6 +1,7 @@
 //! Objects from a Kubernetes API server: lists and watches the four kinds, for as long as anybody receives. Which server,
 //! and with which credentials, is in `server`; what the objects mean is in `convert`.
 
+mod access;
 mod server;
 
 use std::{path::PathBuf, sync::Arc};
@@ -11,7 +12,7 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 use server::{Outcome, Server, Servers};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 
 use super::wire::{EndpointSlice, Endpoints, Node, Service, Wire};
 use crate::event::Event;
@@ -117,6 +118,7 @@ impl Feed {
         let mut listed = Vec::new();
         let mut phase = Phase::Listing;
         let mut rejected = false;
+        let mut listed_at = None;
         while let Some(event) = stream.next().await {
             let event = match event {
                 Ok(event) => event,
@@ -130,10 +132,16 @@ impl Feed {
                     match status(&error) {
                         // The server forgot the place from which to go on: the watcher lists anew.
                         Some(410) => tracing::debug!(kind = ?K::WHICH, "listing anew"),
+                        refused if access::is_refusal(refused) => {
+                            if let Err(ended) = access::regain::<K>(&self, &config, &error, listed_at).await {
+                                return ended;
+                            }
+                            // From a new list, so that nothing is missed.
+                            stream = self.watch::<K>(&config);
+                        }
                         Some(_) if rejected => {}
                         Some(_) => {
-                            tracing::warn!(kind = ?K::WHICH, error = %Chain(&error), "watch rejected, retrying; \
-                                if it is forbidden, grant list and watch to the account");
+                            tracing::warn!(kind = ?K::WHICH, error = %Chain(&error), "watch rejected, retrying");
                             rejected = true;
                         }
                         None if self.server.outlast(&Chain(&error)).await == Outcome::Lost => return Ended::ServerLost,
@@ -154,6 +162,7 @@ impl Feed {
                 }
                 watcher::Event::InitDone => {
                     phase = Phase::Watching;
+                    listed_at = Some(Instant::now());
                     Event::Replace(K::WHICH, std::mem::take(&mut listed))
                 }
                 watcher::Event::Apply(wire) => match wire.convert(self.proxy_name.as_deref()) {
@@ -196,11 +205,16 @@ fn simpler(config: &watcher::Config, phase: Phase, error: &watcher::Error) -> Op
 
 /// The HTTP status of an error that the server itself returned.
 fn status(error: &watcher::Error) -> Option<u16> {
+    answer(error).map(|status| status.code)
+}
+
+/// What the server said, if the error is its own.
+fn answer(error: &watcher::Error) -> Option<&kube::core::Status> {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status.code),
-        watcher::Error::WatchError(status) => Some(status.code),
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => Some(status),
         _ => None,
     }
 }

@@ -1,0 +1,120 @@
+//! `--config FILE`: flags of `beeline run` in a YAML file, turned into arguments. Which flags there are and what they take
+//! stands with the flags alone; this file knows none of them by name.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory as _, parser::ValueSource};
+use serde_json::Value;
+use serde_saphyr::Spanned;
+
+use super::Cli;
+
+/// The flag that names the file, which no file can name.
+const CONFIG: &str = "config";
+
+/// A command line that was parsed, with what its file says, if it names one.
+///
+/// `at` tells where a path that the command line names is found.
+///
+/// # Errors
+/// When the file cannot be read, or says what no flag could.
+pub(super) fn complete(
+    line: Vec<OsString>,
+    matches: ArgMatches,
+    at: impl Fn(&Path) -> PathBuf,
+) -> Result<(Vec<OsString>, ArgMatches)> {
+    let given = matches.subcommand_matches("run");
+    let file = given.and_then(|given| Some((given, given.get_one::<PathBuf>(CONFIG)?)));
+    let Some((given, file)) = file else { return Ok((line, matches)) };
+    let named = || format!("--config {}", file.display());
+    let text = std::fs::read_to_string(at(file)).with_context(named)?;
+    let flags = arguments(&text, &run(), given).with_context(named)?;
+    let line: Vec<_> = line.into_iter().chain(flags.into_iter().map(OsString::from)).collect();
+    // The command line alone was right, so what is wrong now is wrong in the file.
+    let matches = Cli::command().try_get_matches_from(&line).map_err(|error| anyhow::anyhow!(short(&error)));
+    Ok((line, matches.with_context(named)?))
+}
+
+/// The command that has the flags.
+fn run() -> Command {
+    let mut command = Cli::command();
+    // The flags of every command become its own.
+    command.build();
+    command.find_subcommand("run").expect("a command of that name").clone()
+}
+
+/// What a file says, as arguments, without what the command line has said otherwise.
+fn arguments(text: &str, run: &Command, given: &ArgMatches) -> Result<Vec<String>> {
+    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+    let keys: Option<BTreeMap<String, Spanned<Value>>> = serde_saphyr::from_str_with_options(text, options)?;
+    // In the order of the file.
+    let mut keys: Vec<_> = keys.unwrap_or_default().into_iter().collect();
+    keys.sort_by_key(|(_, value)| value.referenced.line());
+    let is_given = |arg: &Arg| given.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+    let mut arguments = Vec::new();
+    for (key, value) in keys {
+        let told = || format!("line {}: {key}", value.referenced.line());
+        let arg = find(run, &key).with_context(told)?;
+        let own = of(arg, &key, &value.value).with_context(told)?;
+        let excludes = |one: &Arg, other: &Arg| run.get_arg_conflicts_with(one).contains(&other);
+        let loses = |other: &Arg| is_given(other) && (other == arg || excludes(arg, other) || excludes(other, arg));
+        if !run.get_arguments().any(loses) {
+            arguments.extend(own);
+        }
+    }
+    Ok(arguments)
+}
+
+/// Those that a file may name.
+fn known(run: &Command) -> impl Iterator<Item = &Arg> {
+    let is_for_people =
+        |arg: &Arg| matches!(arg.get_action(), ArgAction::Help | ArgAction::HelpShort | ArgAction::HelpLong);
+    run.get_arguments().filter(move |arg| !is_for_people(arg) && arg.get_id() != CONFIG)
+}
+
+fn find<'a>(run: &'a Command, key: &str) -> Result<&'a Arg> {
+    let is_it =
+        |arg: &&Arg| arg.get_long() == Some(key) || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&key));
+    known(run).find(is_it).with_context(|| {
+        let names: Vec<_> = known(run).filter_map(Arg::get_long).collect();
+        format!("unknown key: want the name of a flag of `beeline run`, which are {}", names.join(", "))
+    })
+}
+
+/// A key and its value as arguments.
+fn of(arg: &Arg, key: &str, value: &Value) -> Result<Vec<String>> {
+    let values = arg.get_num_args().unwrap_or_else(|| 1.into());
+    let one = |value: &Value| match value {
+        Value::String(text) => Ok(format!("--{key}={text}")),
+        Value::Number(number) if number.is_i64() || number.is_u64() => Ok(format!("--{key}={number}")),
+        // 1.10 would be 1.1 by now.
+        Value::Number(_) => bail!("put a number with a point into quotes"),
+        Value::Null => bail!("has no value: write \"\" for an empty one, or leave the key out"),
+        Value::Bool(_) | Value::Array(_) | Value::Object(_) => bail!("want a text or a number"),
+    };
+    match value {
+        Value::Bool(true) if values.min_values() == 0 => Ok(vec![format!("--{key}")]),
+        Value::Bool(false) if values.min_values() == 0 => Ok(Vec::new()),
+        _ if values.max_values() == 0 => bail!("want true or false"),
+        Value::Array(items) => {
+            ensure!(matches!(arg.get_action(), ArgAction::Append), "want one value, not a list");
+            items.iter().map(one).collect()
+        }
+        value => Ok(vec![one(value)?]),
+    }
+}
+
+/// What clap says, in one line and without the usage.
+fn short(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let lines = text.trim_start_matches("error: ").lines().take_while(|line| !line.is_empty()).map(str::trim);
+    lines.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests;

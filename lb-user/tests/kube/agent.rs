@@ -1,0 +1,106 @@
+//! The agent as users run it, in a cgroup and a mount namespace of its own, against the API server of the stories.
+
+use std::{
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use crate::{DEADLINE, server::free_port};
+
+/// Waits until something is so.
+#[track_caller]
+pub(crate) fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not so within {DEADLINE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A running agent; it ends with the value, and leaves nothing.
+pub(crate) struct Agent {
+    child: Child,
+    health: u16,
+    metrics: u16,
+    cgroup: PathBuf,
+    directory: TempDir,
+}
+
+impl Agent {
+    /// Why none can run here.
+    pub(crate) fn lacking() -> Option<String> {
+        if !rustix::process::geteuid().is_root() {
+            return Some("an agent needs root".to_owned());
+        }
+        lb_user::datapath::environment::cgroup2().err().map(|error| format!("{error:#}"))
+    }
+
+    /// Starts it with these credentials, and does not wait.
+    pub(crate) fn start(kubeconfig: &Path) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let root = lb_user::datapath::environment::cgroup2().expect("asked before");
+        let cgroup = root.join(format!("beeline-kube-{}", std::process::id()));
+        fs::create_dir(&cgroup).expect("a cgroup");
+        let (health, metrics) = (free_port(), free_port());
+        let config = format!(
+            "kubeconfig: {}\ncgroup: {}\nnode-name: n1\nhealthz-bind-address: 127.0.0.1:{health}\n\
+             metrics-bind-address: 127.0.0.1:{metrics}\n",
+            kubeconfig.display(),
+            cgroup.display()
+        );
+        fs::write(directory.path().join("beeline.yaml"), config).expect("a file");
+        let log = File::create(directory.path().join("log")).expect("a log");
+        // The bpffs, and with it the pins and links, ends with the mount namespace.
+        let script = "mkdir bpffs && mount -t bpf bpf bpffs && exec \"$0\" --pins \"$PWD/bpffs/beeline\" run --config beeline.yaml";
+        let child = Command::new("unshare")
+            .args(["--mount", "sh", "-ec", script, env!("CARGO_BIN_EXE_beeline")])
+            .current_dir(directory.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .spawn()
+            .expect("unshare");
+        Self { child, health, metrics, cgroup, directory }
+    }
+
+    /// What it has said.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).expect("the log")
+    }
+
+    /// The code of an answer of the health port; None before there is one.
+    pub(crate) fn health(&self, path: &str) -> Option<u16> {
+        ask(self.health, path).map(|(code, _)| code)
+    }
+
+    /// A metric without labels.
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
+        let (_, text) = ask(self.metrics, "/metrics")?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+}
+
+fn ask(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Fails only if it has ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir(&self.cgroup);
+        println!("--- the agent's log\n{}", self.log());
+    }
+}

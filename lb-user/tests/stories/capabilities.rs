@@ -1,0 +1,147 @@
+//! What the agent does with few capabilities: those of `deploy/components`, and what each of them is for.
+
+use std::{
+    os::unix::process::CommandExt as _,
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
+
+use crate::{
+    Story,
+    agent::{Agent, run, until},
+    kill::in_namespace,
+    node::{Node, service},
+    sockets::{Client, at, udp_server},
+};
+
+pub const STORIES: &[Story] = &[
+    ("least_capabilities_do_everything", least_capabilities),
+    ("fewest_capabilities_do_all_but_end_sockets", fewest_capabilities),
+    ("without_one_of_the_fewest_capabilities_the_agent_names_it_and_ends", one_less),
+];
+
+const LEAST: &str = include_str!("../../../deploy/components/least-capabilities/kustomization.yaml");
+const FEWEST: &str = include_str!("../../../deploy/components/fewest-capabilities/kustomization.yaml");
+const UNIT: &str = include_str!("../../../deploy/systemd/beeline.service");
+
+/// What a component adds.
+fn named(component: &str) -> CapabilitySet {
+    let (_, added) = component.split_once("add:\n").expect("a list");
+    let lines = added.lines().map(str::trim).take_while(|line| line.starts_with(['-', '#']));
+    lines
+        .filter_map(|line| line.strip_prefix("- "))
+        .map(|name| CapabilitySet::from_name(name).unwrap_or_else(|| panic!("no capability is called {name}")))
+        .collect()
+}
+
+/// What a component adds, with what this kernel needs beside it.
+fn of(component: &str) -> CapabilitySet {
+    let mut set = named(component);
+    assert!(set.contains(CapabilitySet::BPF), "{set:?}");
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    if ["5.10", "5.9", "5.8"].iter().any(|old| release.starts_with(&format!("{old}."))) {
+        // Programs and maps count as locked memory, whose limit this one may raise.
+        println!(
+            "LACKS accounting of maps by cgroup (5.11): without an unlimited RLIMIT_MEMLOCK, SYS_RESOURCE is needed too"
+        );
+        set |= CapabilitySet::SYS_RESOURCE;
+    }
+    set
+}
+
+/// What is started in `work` has these capabilities and can get no others.
+fn with<T: Send>(set: CapabilitySet, work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            for other in CapabilitySet::all().difference(set).iter() {
+                // Fails for those that this kernel does not know.
+                let _unknown = remove_capability_from_bounding_set(other);
+            }
+            work()
+        });
+        thread.join().expect("no panic")
+    })
+}
+
+const VIP: &str = "10.96.0.53:53";
+const BOTH: [&str; 2] = ["10.0.0.1:5353", "10.0.0.2:5353"];
+
+fn dns(backends: &[&str]) -> String {
+    service("dns", &["10.96.0.53"], "UDP", 53, backends)
+}
+
+/// A process of another user, which keeps a network namespace; it ends with the value.
+struct Pod(Child);
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        let _ended = self.0.kill();
+        let _ended = self.0.wait();
+    }
+}
+
+/// Start, changes, a restart over the pins, and a socket in the network namespace of another user's process whose backend goes.
+/// True when that was ended.
+fn life(node: &Node) -> bool {
+    BOTH.into_iter().for_each(udp_server);
+    node.write("dns.yaml", &dns(&BOTH[1..]));
+    let mut agent = node.agent(&[]);
+    let client = Client::udp(at(VIP));
+    assert_eq!(client.ask(at(VIP)).0, BOTH[1]);
+    node.write("dns.yaml", &dns(&BOTH[..1]));
+    agent.wait_for_log("removed=1");
+    let (elsewhere, _pod) = in_namespace(|| {
+        let client = Client::udp(at(VIP));
+        client.connect(at(VIP)).expect("connected");
+        let pod = Command::new("sleep").arg("600").uid(65534).stdin(Stdio::null()).spawn().expect("sleep");
+        (client, Pod(pod))
+    });
+    agent.kill();
+    let mut agent = node.agent(&[]);
+    agent.wait_for_log("writes=0");
+    node.write("dns.yaml", &dns(&BOTH[1..]));
+    agent.wait_for_log("removed=1");
+    assert_eq!(client.ask(at(VIP)).0, BOTH[1]);
+    let deadline = std::time::Instant::now() + Duration::from_secs(2);
+    let mut has_ended = false;
+    while !has_ended && std::time::Instant::now() < deadline {
+        has_ended = elsewhere.peer().is_none();
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(run(node, &["get", "services"]).status.success());
+    agent.kill();
+    assert!(run(node, &["cleanup"]).status.success());
+    until("nothing is left", || !node.maps().exists());
+    has_ended
+}
+
+fn least_capabilities(node: &mut Node) {
+    let node = &*node;
+    let bounds = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("a bounding set");
+    let bounds = bounds.split(' ').map(|name| name.strip_prefix("CAP_").and_then(CapabilitySet::from_name));
+    assert_eq!(bounds.collect::<Option<CapabilitySet>>(), Some(named(LEAST)), "the unit has the same");
+    assert!(with(of(LEAST), || life(node)), "the socket of the pod was not ended");
+}
+
+fn fewest_capabilities(node: &mut Node) {
+    let node = &*node;
+    assert!(!with(of(FEWEST), || life(node)), "it was ended: then the larger set is not needed");
+}
+
+fn one_less(node: &mut Node) {
+    let node = &*node;
+    node.write("dns.yaml", &dns(&BOTH));
+    for missing in of(FEWEST).iter().filter(|one| *one != CapabilitySet::SYS_RESOURCE) {
+        let (status, said) = with(of(FEWEST).difference(missing), || {
+            let mut agent = Agent::start(node, &[]);
+            (agent.wait(), agent.log())
+        });
+        println!("without {missing:?}: {status}: {}", said.lines().last().unwrap_or_default());
+        assert!(!status.success() && !said.contains("in service"), "without {missing:?}: {said}");
+        let name = format!("this process lacks CAP_{}", missing.iter_names().map(|(name, _)| name).collect::<String>());
+        assert!(said.contains(&name), "{name}: {said}");
+    }
+}

@@ -1,0 +1,34 @@
+//! The systemd unit of `deploy/systemd`, as systemd reads it.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{run, workspace};
+
+const UNIT: &str = "deploy/systemd/beeline.service";
+/// Where the unit expects the program.
+const PROGRAM: &str = "/usr/local/bin/beeline";
+
+/// Fails with everything that systemd has to say about the unit; or tells why there is nobody to ask.
+pub(crate) fn check() -> Result<Option<String>> {
+    let Some(analyze) = run::find("systemd-analyze", &[]) else {
+        return Ok(Some("there is no systemd-analyze".to_owned()));
+    };
+    let unit = std::fs::read_to_string(workspace::root().join(UNIT)).with_context(|| format!("reading {UNIT}"))?;
+    ensure!(unit.contains(PROGRAM), "{UNIT} does not start {PROGRAM}");
+    // On a machine where nothing is installed, a program that is there stands for it.
+    let unit = unit.replace(PROGRAM, "/bin/true");
+    let dir = workspace::target_dir().join("tmp");
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let copy = dir.join("beeline.service");
+    std::fs::write(&copy, unit).with_context(|| format!("writing {}", copy.display()))?;
+    let output = Command::new(analyze).arg("verify").arg(&copy).output().context("starting systemd-analyze")?;
+    // It ends with 0 when it has only ignored a line.
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said: Vec<_> = said.lines().filter(|line| line.contains("beeline.service")).collect();
+    if !output.status.success() || !said.is_empty() {
+        bail!("systemd-analyze verify {UNIT}: {}: {}", output.status, said.join("\n"));
+    }
+    Ok(None)
+}

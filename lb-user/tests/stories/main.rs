@@ -12,11 +12,14 @@ mod explain;
 mod health;
 mod held;
 mod kill;
+#[path = "../support/lan.rs"]
+mod lan;
 mod life;
 mod node;
 mod node_ports;
 mod place;
 mod rot;
+mod routes;
 mod sockets;
 mod tcp;
 mod udp;
@@ -43,6 +46,7 @@ fn stories() -> Vec<Story> {
         counts::STORIES,
         bad_input::STORIES,
         health::STORIES,
+        routes::STORIES,
     ]
     .concat()
 }

@@ -14,6 +14,9 @@ pub(crate) struct Args {
     /// What to measure [default: everything]
     #[arg(value_enum)]
     what: Vec<Bench>,
+    /// Arguments of the bench itself, as in `bench packets -- --services 10 --rounds 3`
+    #[arg(last = true)]
+    arguments: Vec<String>,
 }
 
 /// The benches of lb-user.
@@ -27,6 +30,8 @@ enum Bench {
     Start,
     /// How long it takes to end the sockets of a dead backend among 100,000.
     Kill,
+    /// What a packet costs on its way through a node, beside kube-proxy and a node without any proxy.
+    Packets,
 }
 
 impl Bench {
@@ -36,7 +41,13 @@ impl Bench {
             Self::Control => "control",
             Self::Start => "start",
             Self::Kill => "kill",
+            Self::Packets => "packets",
         }
+    }
+
+    /// Whether it compares with kube-proxy, which takes its Services from an API server.
+    fn has_kube_proxy(self) -> bool {
+        matches!(self, Self::Start | Self::Packets)
     }
 }
 
@@ -51,8 +62,11 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         run::step(bench.name(), || {
             let mut cargo = build::cargo();
             cargo.args(["bench", "--package", "lb-user", "--bench", bench.name()]);
-            if *bench == Bench::Start {
-                cargo.env("KUBEBUILDER_ASSETS", kubernetes::ensure()?);
+            if bench.has_kube_proxy() {
+                cargo.env("KUBEBUILDER_ASSETS", kubernetes::ensure_with_kube_proxy()?);
+            }
+            if !args.arguments.is_empty() {
+                cargo.arg("--").args(&args.arguments);
             }
             let status = run::stream(&mut cargo, run::print)?;
             anyhow::ensure!(status.success(), "the bench ended with {status}");

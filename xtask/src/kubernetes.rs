@@ -12,6 +12,8 @@ const VERSION: &str = "v1.37.2";
 /// The version under which the parts of Kubernetes in its staging directory are published.
 const STAGING_VERSION: &str = "v0.37.2";
 const BUILT: [&str; 2] = ["kube-apiserver", "kubectl"];
+/// Built for benches only.
+const KUBE_PROXY: &str = "kube-proxy";
 /// From this version on, a Go fetches the newer one that a module asks for by itself.
 const GO_AT_LEAST: u32 = 21;
 
@@ -27,12 +29,7 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     if lacking(&dir).is_empty() {
         return Ok(dir);
     }
-    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-    let lock = File::create(dir.join(".lock")).context("making a lock file")?;
-    if lock.try_lock().is_err() {
-        eprintln!("    waiting for another xtask that is building in {}", dir.display());
-        lock.lock().context("waiting for another xtask")?;
-    }
+    let _lock = lock(&dir)?;
     if !dir.join("etcd").is_file() {
         run::step("etcd", || get_etcd(&dir))?;
     }
@@ -41,6 +38,30 @@ pub(crate) fn ensure() -> Result<PathBuf> {
         build(&missing, &dir)?;
     }
     Ok(dir)
+}
+
+/// The same with kube-proxy, except in a directory that was given.
+pub(crate) fn ensure_with_kube_proxy() -> Result<PathBuf> {
+    let dir = ensure()?;
+    if dir.starts_with(workspace::cache()) && !dir.join(KUBE_PROXY).is_file() {
+        let _lock = lock(&dir)?;
+        // Whoever was waited for may have made it.
+        if !dir.join(KUBE_PROXY).is_file() {
+            build(&[KUBE_PROXY], &dir)?;
+        }
+    }
+    Ok(dir)
+}
+
+/// Makes the directory, and keeps others from building in it.
+fn lock(dir: &Path) -> Result<File> {
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let lock = File::create(dir.join(".lock")).context("making a lock file")?;
+    if lock.try_lock().is_err() {
+        eprintln!("    waiting for another xtask that is building in {}", dir.display());
+        lock.lock().context("waiting for another xtask")?;
+    }
+    Ok(lock)
 }
 
 fn lacking(dir: &Path) -> Vec<&'static str> {

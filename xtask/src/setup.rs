@@ -100,8 +100,9 @@ fn ensure_programs(need: Need) -> Result<()> {
         }
         Need::Bench => {
             want("ip", "iproute2");
-            // For kube-proxy, with which the start is compared.
+            // For kube-proxy, with which Beeline is compared.
             want("nft", "nftables");
+            want("iptables", "iptables");
         }
         Need::Kernels => {
             let (program, package) = kernel_cache::emulator();

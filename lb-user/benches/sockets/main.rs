@@ -9,6 +9,8 @@ mod choice;
 mod place;
 mod programs;
 mod traffic;
+#[path = "../support/wire.rs"]
+mod wire;
 
 use std::{fs, path::Path};
 
@@ -57,7 +59,7 @@ fn measure(cgroup: &Path, directory: &Path) {
         fs::create_dir(cgroup).expect("a cgroup");
     }
     join(&outside);
-    traffic::stay_on(0);
+    wire::stay_on(0);
     place::enter_namespaces();
     let bpffs = place::mount_bpffs(directory);
     traffic::addresses();

@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
+
+use crate::wire::{stay_on, tcp_open};
 
 /// VIP of a backend on this node's loopback.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 97, 0, 1);
@@ -96,13 +98,6 @@ pub fn median(values: impl Iterator<Item = f64>) -> f64 {
 fn run(program: &str, arguments: &[&str]) {
     let status = Command::new(program).args(arguments).status().expect("the command is there");
     assert!(status.success(), "{program} {arguments:?}");
-}
-
-/// Keeps this process on one CPU. Client and server have one each, lest the scheduler's choice be what is measured.
-pub fn stay_on(cpu: usize) {
-    let mut set = rustix::thread::CpuSet::new();
-    set.set(cpu);
-    rustix::thread::sched_setaffinity(None, &set).expect("a CPU of this machine");
 }
 
 /// Addresses of this node.
@@ -223,14 +218,6 @@ pub fn tcp_connects(way: Path, count: usize, join: impl Fn(bool)) -> Figures {
 /// One connection, ended by a reset, so that no port is left waiting.
 pub fn tcp_connect(to: SocketAddr) {
     drop(tcp_open(to));
-}
-
-/// A connection that ends by a reset.
-pub fn tcp_open(to: SocketAddr) -> std::os::fd::OwnedFd {
-    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("a socket");
-    sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).expect("SO_LINGER");
-    connect(&socket, &to).expect("a connection");
-    socket
 }
 
 /// Nanoseconds of a connect() of one UDP socket.

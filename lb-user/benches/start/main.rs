@@ -6,13 +6,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a bench")]
 
+#[path = "../support/cluster.rs"]
 mod cluster;
+#[expect(dead_code, reason = "one of the modes is enough for the start")]
+#[path = "../support/kube_proxy.rs"]
+mod kube_proxy;
+mod objects;
 #[path = "../../tests/stories/place.rs"]
 mod place;
 mod proxies;
 #[expect(dead_code, reason = "the server is not stopped between rounds")]
 #[path = "../../tests/kube/server.rs"]
 mod server;
+#[path = "../support/started.rs"]
+mod started;
 #[path = "../support/table.rs"]
 mod table;
 
@@ -25,8 +32,10 @@ use std::{
 };
 
 use cluster::Cluster;
-use proxies::{KubeProxy, Node, Started};
+use kube_proxy::{KubeProxy, Mode};
+use proxies::Node;
 use server::{ApiServer, Assets};
+use started::Started;
 use table::{Spread, header, row};
 
 /// Rounds of a figure; odd, so that there is a median.
@@ -70,26 +79,28 @@ fn measure(cgroup: &Path, directory: PathBuf) {
     let bpffs = place::mount_bpffs(&directory);
     addresses();
     // Backends of all Services.
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, cluster::TARGET)).expect("a free port");
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, objects::TARGET)).expect("a free port");
     std::thread::spawn(move || listener.incoming().for_each(drop));
     eprintln!("starting the API server");
     let api = ApiServer::start(Assets::find().expect("found before"));
     let cluster = Cluster::new(&api.kubeconfig());
     let start = Instant::now();
-    cluster.fill(SERVICES);
+    objects::fill(&cluster, SERVICES);
     eprintln!("{SERVICES} Services and their slices made in {:.1} s", start.elapsed().as_secs_f64());
     // From here on this process and its children are served.
     fs::write(served.join("cgroup.procs"), std::process::id().to_string()).expect("joining the cgroup");
 
     let node = Node { pins: bpffs.join("beeline"), cgroup: served, directory, kubeconfig: api.kubeconfig() };
-    let kube_proxy = KubeProxy::find().map_err(|reason| eprintln!("kube-proxy is left out: {reason}")).ok();
+    let kube_proxy =
+        KubeProxy::find(Mode::Nftables).map_err(|reason| eprintln!("kube-proxy is left out: {reason}")).ok();
     let (mut cold, mut warm, mut others, mut changes): (Rounds, Rounds, Rounds, Rounds) = Default::default();
     for number in 1..=ROUNDS {
         eprintln!("round {number} of {ROUNDS}");
         cold.push(start_agent(&node, "cold"));
         let agent = node.start();
         agent.wait_until_in_service();
-        let (patch, sent): (Vec<f64>, Vec<f64>) = (0..CHANGES).map(|change| cluster.change(&node, change)).unzip();
+        let (patch, sent): (Vec<f64>, Vec<f64>) =
+            (0..CHANGES).map(|change| objects::change(&cluster, &node, change)).unzip();
         changes.push(vec![middle(&patch), middle(&sent), sent.iter().copied().fold(0.0, f64::max)]);
         drop(agent);
         // As after kill -9: the pins are there and the VIPs answer the whole time.
@@ -149,20 +160,20 @@ fn start_kube_proxy(kube_proxy: &KubeProxy, node: &Node) -> Vec<f64> {
     // Its translation begins where a route has been found.
     ip(&["route", "add", "10.96.0.0/16", "dev", "other"]);
     let start = Instant::now();
-    let process = kube_proxy.start(node);
+    let process = node.start_kube_proxy(kube_proxy);
     let answers = first_answer(start, &process);
     std::thread::sleep(LATER);
     eprintln!("  kube-proxy: {answers:?}");
     let figures = vec![milliseconds(answers), process.memory("VmRSS:")];
     drop(process);
-    kube_proxy.clean_up();
+    Node::flush_rules();
     ip(&["route", "del", "10.96.0.0/16"]);
     figures
 }
 
 /// Dials a VIP until it answers.
 fn first_answer(start: Instant, of: &Started) -> Duration {
-    let vip = SocketAddr::from((cluster::vip(SERVICES / 2), cluster::PORT));
+    let vip = SocketAddr::from((objects::vip(SERVICES / 2), objects::PORT));
     while TcpStream::connect_timeout(&vip, Duration::from_millis(20)).is_err() {
         assert!(start.elapsed() < Duration::from_secs(120), "no VIP answers: {}", of.log());
         std::thread::sleep(Duration::from_millis(1));
@@ -173,7 +184,7 @@ fn first_answer(start: Instant, of: &Started) -> Duration {
 /// This process's own network.
 fn addresses() {
     ip(&["link", "set", "lo", "up"]);
-    for last in 1..=cluster::BACKENDS {
+    for last in 1..=objects::BACKENDS {
         ip(&["addr", "add", &format!("10.0.0.{last}/32"), "dev", "lo"]);
     }
     ip(&["link", "add", "other", "type", "veth", "peer", "name", "peer"]);

@@ -6,8 +6,10 @@ use std::fmt;
 pub struct Spread {
     /// The one in the middle.
     pub median: f64,
-    least: f64,
-    most: f64,
+    /// The least.
+    pub least: f64,
+    /// And the most.
+    pub most: f64,
 }
 
 impl Spread {
@@ -21,7 +23,7 @@ impl Spread {
 }
 
 /// A number with three digits that count.
-struct Short(f64);
+pub struct Short(pub f64);
 
 impl fmt::Display for Short {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

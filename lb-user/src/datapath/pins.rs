@@ -103,12 +103,6 @@ impl Pins {
         holder(&File::open(&self.root).ok()?)
     }
 
-    /// The directory that holds them all.
-    #[must_use]
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// The directories of other versions of the layout, sorted.
     ///
     /// # Errors

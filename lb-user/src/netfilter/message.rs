@@ -1,6 +1,6 @@
 //! The messages of nf_tables (include/uapi/linux/netfilter/nf_tables.h), as bytes: what is asked, and what is answered. Pure.
 
-use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NlasIterator};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NlasIterator};
 
 use crate::spec::Family;
 

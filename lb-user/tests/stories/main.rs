@@ -15,6 +15,8 @@ mod explain;
 mod health;
 mod held;
 mod kill;
+#[path = "../support/lan.rs"]
+mod lan;
 mod life;
 mod monitoring;
 mod node;
@@ -22,6 +24,7 @@ mod node_ports;
 mod outside;
 mod place;
 mod rot;
+mod routes;
 mod sockets;
 mod tcp;
 mod udp;
@@ -53,6 +56,7 @@ fn stories() -> Vec<Story> {
         doctor::STORIES,
         monitoring::STORIES,
         capabilities::STORIES,
+        routes::STORIES,
     ]
     .concat()
 }

@@ -55,6 +55,51 @@ pub fn udp_server(address: &str) {
     });
 }
 
+/// A TCP server of one client: what it was sent, as [`tcp_send`] sums it up.
+pub fn tcp_digest(address: SocketAddr) -> thread::JoinHandle<(u64, u64)> {
+    let listener = TcpListener::bind(address).expect("a free port");
+    thread::spawn(move || {
+        use std::io::Read as _;
+        let (mut stream, _) = listener.accept().expect("a client");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a time-out");
+        let (mut digest, mut buffer) = ((0, 0), vec![0; 1 << 18]);
+        loop {
+            let len = stream.read(&mut buffer).expect("the stream goes on or ends");
+            if len == 0 {
+                return digest;
+            }
+            sum_up(&mut digest, buffer.get(..len).unwrap_or_default());
+        }
+    })
+}
+
+/// Sends a stream of bytes that do not repeat soon, and sums it up: how many, and a number that depends on their order.
+pub fn tcp_send(to: SocketAddr, bytes: usize) -> (u64, u64) {
+    use std::io::Write as _;
+    let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5)).expect("a connection");
+    stream.set_write_timeout(Some(Duration::from_secs(20))).expect("a time-out");
+    let (mut digest, mut left, mut state) = ((0, 0), bytes, 1_u64);
+    while left > 0 {
+        let words = (0..1 << 13).flat_map(|_| {
+            // Knuth's generator, of which the high half is good.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            u32::to_ne_bytes((state >> 32) as u32)
+        });
+        let part: Vec<u8> = words.take(left).collect();
+        sum_up(&mut digest, &part);
+        stream.write_all(&part).expect("sent");
+        left -= part.len();
+    }
+    digest
+}
+
+fn sum_up((count, sum): &mut (u64, u64), bytes: &[u8]) {
+    for byte in bytes {
+        *count += 1;
+        *sum = sum.wrapping_mul(1_099_511_628_211).wrapping_add(u64::from(*byte));
+    }
+}
+
 /// A client's socket.
 pub struct Client {
     fd: OwnedFd,

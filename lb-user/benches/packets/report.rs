@@ -1,0 +1,94 @@
+//! The table of the bench: medians with their spread, and the medians of the ratios within the rounds.
+
+use crate::{
+    figures::{Figure, Figures},
+    kube_proxy::Mode,
+    site::{By, Way},
+    table::{Short, Spread},
+};
+
+const KUBE_PROXIES: [By; 2] = [By::KubeProxy(Mode::Iptables), By::KubeProxy(Mode::Nftables)];
+
+/// The head of the table.
+pub fn header() {
+    let [iptables, nftables] = KUBE_PROXIES;
+    println!(
+        "| Services | what | {} | {iptables} | {nftables} | {} | {} of the better kube-proxy | aim |",
+        By::Floor,
+        By::Beeline,
+        By::Beeline
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+}
+
+/// The rows for a number of Services. What was not measured is said elsewhere, and stands here as a dash.
+pub fn rows(services: u32, figures: &Figures) {
+    let mut whats: Vec<(Figure, Way)> = figures.keys().map(|&(figure, way, _)| (figure, way)).collect();
+    whats.dedup();
+    for (figure, way) in whats {
+        let values = |by| figures.get(&(figure, way, by)).map(Vec::as_slice);
+        let all = [By::Floor, KUBE_PROXIES[0], KUBE_PROXIES[1], By::Beeline];
+        // A loss of nothing is no row.
+        if all.into_iter().filter_map(values).flatten().all(|value| *value == 0.0) {
+            continue;
+        }
+        let cell = |by| {
+            let Some(own) = values(by) else { return "-".to_owned() };
+            let Spread { median, least, most } = Spread::of(own.iter().copied());
+            let (median, least, most) = (Short(median), Short(least), Short(most));
+            let of_floor = if by == By::Floor { None } else { ratio(own, values(By::Floor)) };
+            let of_floor = of_floor.map_or_else(String::new, |ratio| format!("**{ratio:.2}** "));
+            format!("{of_floor}{median} ({least} to {most})")
+        };
+        let better = better(figure, KUBE_PROXIES.map(values));
+        let of_better = values(By::Beeline).and_then(|own| ratio(own, better));
+        let of_better = of_better.map_or_else(|| "-".to_owned(), |ratio| format!("**{ratio:.2}**"));
+        let cells = all.map(cell).join(" | ");
+        println!("| {services} | {} | {cells} | {of_better} | {} |", name(figure, way), aim(figure, way));
+    }
+}
+
+/// Of the two modes the one with the better median.
+fn better(figure: Figure, modes: [Option<&[f64]>; 2]) -> Option<&[f64]> {
+    let median = |values: &&[f64]| {
+        let median = Spread::of(values.iter().copied()).median;
+        if matches!(figure, Figure::Stream | Figure::Packets) { -median } else { median }
+    };
+    modes.into_iter().flatten().min_by(|a, b| median(a).total_cmp(&median(b)))
+}
+
+/// The median over the rounds of the ratio to another within a round.
+fn ratio(own: &[f64], other: Option<&[f64]>) -> Option<f64> {
+    let ratios = own.iter().zip(other?).map(|(own, other)| own / other);
+    Some(Spread::of(ratios).median).filter(|ratio| ratio.is_finite())
+}
+
+fn name(figure: Figure, way: Way) -> String {
+    let (what, unit) = match figure {
+        Figure::Connect => ("TCP connect and close", "µs"),
+        Figure::ConnectCpu => ("TCP connect and close, CPU", "µs"),
+        Figure::Stream => ("TCP stream", "Gbit/s"),
+        Figure::Packets => ("UDP datagrams that arrive", "thousand/s"),
+        Figure::PacketCpu => ("UDP datagram, CPU", "ns"),
+        Figure::ForwardCpu => ("UDP datagram, CPU without the ends", "ns"),
+        Figure::Lost => ("UDP datagrams that are lost", "%"),
+    };
+    let way = match way {
+        Way::Here => "backend on the node",
+        Way::There => "backend on the other node",
+        Way::Pods => "pod to pod, no Service",
+        Way::Ends => "to the node, nothing forwarded",
+    };
+    format!("{what}, {way}, {unit}")
+}
+
+/// As issue 6 has them. How many packets a CPU forwards in a second is what one costs, the other way round.
+fn aim(figure: Figure, way: Way) -> &'static str {
+    match (figure, way) {
+        (Figure::Connect | Figure::ConnectCpu, Way::Here) => "≤ 1.05 of the floor",
+        (Figure::Connect | Figure::ConnectCpu, Way::There) => "≤ 0.62 of kube-proxy",
+        (Figure::Stream, _) => "≥ 1.00 of the floor",
+        (Figure::ForwardCpu, _) => "≤ 0.59 of kube-proxy",
+        _ => "",
+    }
+}

@@ -1,0 +1,371 @@
+//! The processes that make the traffic, one in each namespace that needs one: clients on one CPU, servers on the other.
+//!
+//! They are told what to do by lines, and answer each by a line of numbers.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, IoSlice, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    path::Path,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg, sockopt},
+    time::{ClockId, clock_gettime},
+};
+
+use crate::{
+    lan::Namespace,
+    wire::{stay_on, tcp_open},
+};
+
+/// The longest that any of the work may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Datagrams that one system call sends.
+const BATCH: usize = 64;
+/// Bytes in each, as of a question to a resolver.
+const PAYLOAD: [u8; 64] = [b'q'; 64];
+/// How long connections and datagrams may stay in the server's sockets.
+const NAP: Duration = Duration::from_millis(1);
+/// Flows of a flood.
+const FLOWS: usize = 16;
+
+/// A worker, as who directs it sees it; ended when dropped.
+struct Worker {
+    child: Child,
+    tell: ChildStdin,
+    hear: BufReader<ChildStdout>,
+}
+
+impl Worker {
+    fn start(net: &Namespace, arguments: &[&str]) -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        let mut child = net.spawn(command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let (tell, hear) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
+        let mut worker = Self { child, tell, hear: BufReader::new(hear) };
+        worker.answer();
+        worker
+    }
+
+    fn ask<const N: usize>(&mut self, question: &str) -> [f64; N] {
+        writeln!(self.tell, "{question}").expect("the worker lives");
+        let answer = self.answer();
+        let numbers: Vec<f64> = answer.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        numbers.try_into().unwrap_or_else(|_| panic!("{question}: {answer:?} is no answer"))
+    }
+
+    /// Moves it. Sockets that it makes from then on belong there.
+    fn join(&self, cgroup: &Path) {
+        fs::write(cgroup.join("cgroup.procs"), self.child.id().to_string()).expect("joining a cgroup");
+    }
+
+    /// The next line, or the end of the worker that does not come to one.
+    fn answer(&mut self) -> String {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let (in_time, waits) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                if waits.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                    let _ended = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
+            });
+            let mut line = String::new();
+            let read = self.hear.read_line(&mut line);
+            drop(in_time);
+            assert!(read.is_ok_and(|len| len > 0), "a worker has failed, or was not done within {PATIENCE:?}");
+            line
+        })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _ended = self.child.wait();
+    }
+}
+
+/// A client.
+pub struct Client(Worker);
+
+/// What some traffic took.
+#[derive(Clone, Copy)]
+pub struct Cost {
+    /// How much there was of it: connections, bytes or datagrams.
+    pub amount: f64,
+    /// How long it took.
+    pub seconds: f64,
+    /// CPU time of the client and of the thread that the kernel hands its work to.
+    pub cpu: f64,
+}
+
+impl Client {
+    /// Starts one in a namespace.
+    pub fn start(net: &Namespace) -> Self {
+        Self(Worker::start(net, &["--client"]))
+    }
+
+    /// Makes it one of a node's processes.
+    pub fn join(&self, cgroup: &Path) {
+        self.0.join(cgroup);
+    }
+
+    /// Whether the server behind an address says that it is `name`.
+    pub fn reaches(&mut self, to: SocketAddr, name: SocketAddr) -> bool {
+        self.0.ask::<1>(&format!("reaches {to} {name}")) == [1.0]
+    }
+
+    /// Opens connections and closes them at once.
+    pub fn connects(&mut self, to: SocketAddr, count: u32) -> Cost {
+        self.cost(&format!("connects {to} {count}"))
+    }
+
+    /// Sends one stream, until the server says that it has all of it.
+    pub fn stream(&mut self, to: SocketAddr, time: Duration) -> Cost {
+        self.cost(&format!("stream {to} {}", time.as_millis()))
+    }
+
+    /// Sends datagrams as fast as it can.
+    pub fn flood(&mut self, to: SocketAddr, time: Duration) -> Cost {
+        self.cost(&format!("flood {to} {}", time.as_millis()))
+    }
+
+    fn cost(&mut self, question: &str) -> Cost {
+        let [amount, seconds, cpu] = self.0.ask(question);
+        Cost { amount, seconds, cpu }
+    }
+}
+
+/// A server, which serves TCP and UDP at one address.
+pub struct Server {
+    worker: Worker,
+    /// The address, which is its name as well.
+    pub address: SocketAddr,
+}
+
+impl Server {
+    /// Starts one in a namespace.
+    pub fn start(net: &Namespace, address: SocketAddr) -> Self {
+        Self { worker: Worker::start(net, &["--server", &address.to_string()]), address }
+    }
+
+    /// Makes it one of a node's processes.
+    pub fn join(&self, cgroup: &Path) {
+        self.worker.join(cgroup);
+    }
+
+    /// Datagrams that have arrived since it was asked last. It waits until no more of them come.
+    pub fn arrived(&mut self) -> f64 {
+        let [count] = self.worker.ask("arrived");
+        count
+    }
+}
+
+/// Is a worker, if this process was started as one.
+pub fn main(arguments: &[String]) {
+    match arguments {
+        [_, flag] if flag == "--client" => client(),
+        [_, flag, address] if flag == "--server" => server(address.parse().expect("an address")),
+        _ => {}
+    }
+}
+
+fn say(line: &str) {
+    println!("{line}");
+    // The one who hears it may have gone.
+    let _gone = std::io::stdout().flush();
+}
+
+fn lines() -> impl Iterator<Item = String> {
+    std::io::stdin().lines().map_while(Result::ok)
+}
+
+fn client() -> ! {
+    stay_on(0);
+    say("ready");
+    for line in lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [what, to, argument] = words.as_slice() else { panic!("{line:?}") };
+        let to: SocketAddr = to.parse().expect("an address");
+        let number = || argument.parse::<u32>().expect("a number");
+        let time = || Duration::from_millis(number().into());
+        let cost = match *what {
+            "reaches" => {
+                say(&i32::from(name_of(to).is_ok_and(|name| name == *argument)).to_string());
+                continue;
+            }
+            "connects" => connects(to, number()),
+            "stream" => stream(to, time()),
+            "flood" => flood(to, time()),
+            _ => panic!("{line:?}"),
+        };
+        say(&format!("{} {} {}", cost.amount, cost.seconds, cost.cpu));
+    }
+    std::process::exit(0);
+}
+
+fn name_of(to: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.write_all(b"n")?;
+    let mut name = String::new();
+    stream.read_to_string(&mut name)?;
+    Ok(name)
+}
+
+fn connects(to: SocketAddr, count: u32) -> Cost {
+    let meter = Meter::start();
+    for _ in 0..count {
+        drop(tcp_open(to));
+    }
+    meter.read(count.into())
+}
+
+fn stream(to: SocketAddr, time: Duration) -> Cost {
+    let mut stream = TcpStream::connect(to).expect("a connection");
+    let buffer = vec![b's'; 1 << 18];
+    let (meter, mut sent) = (Meter::start(), 0);
+    while meter.start.elapsed() < time {
+        stream.write_all(&buffer).expect("written");
+        sent += buffer.len();
+    }
+    stream.shutdown(std::net::Shutdown::Write).expect("an open connection");
+    let mut end = Vec::new();
+    stream.read_to_end(&mut end).expect("the server closes after us");
+    meter.read(sent as f64)
+}
+
+fn flood(to: SocketAddr, time: Duration) -> Cost {
+    let sockets: Vec<UdpSocket> = (0..FLOWS)
+        .map(|_| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a port");
+            socket.connect(to).expect("connected");
+            socket
+        })
+        .collect();
+    let payload = [IoSlice::new(&PAYLOAD)];
+    let mut nothing: Vec<_> = (0..BATCH).map(|_| SendAncillaryBuffer::default()).collect();
+    let mut batch: Vec<_> = nothing.iter_mut().map(|nothing| MMsgHdr::new(&payload, nothing)).collect();
+    let (meter, mut sent) = (Meter::start(), 0);
+    while meter.start.elapsed() < time {
+        for socket in &sockets {
+            sent += sendmmsg(socket, &mut batch, SendFlags::empty()).expect("sent");
+        }
+    }
+    meter.read(sent as f64)
+}
+
+/// Time and CPU time from its start on.
+struct Meter {
+    helper: Helper,
+    cpu: f64,
+    start: Instant,
+}
+
+impl Meter {
+    fn start() -> Self {
+        let helper = Helper::find();
+        Self { cpu: thread_seconds() + helper.seconds(), helper, start: Instant::now() }
+    }
+
+    fn read(&self, amount: f64) -> Cost {
+        let seconds = self.start.elapsed().as_secs_f64();
+        Cost { amount, seconds, cpu: thread_seconds() + self.helper.seconds() - self.cpu }
+    }
+}
+
+/// CPU time of this thread. What the kernel does with a packet that it sends over veth counts too, since it is done in
+/// the thread's name, as long as the kernel does not account for interrupts (CONFIG_IRQ_TIME_ACCOUNTING).
+fn thread_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// ksoftirqd of the clients' CPU, which takes over when there is much to do.
+struct Helper(String);
+
+impl Helper {
+    fn find() -> Self {
+        let processes = fs::read_dir("/proc").expect("/proc").flatten();
+        let is_it = |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "ksoftirqd/0");
+        let path = processes.map(|process| process.path()).find(|path| is_it(path)).expect("the kernel's own thread");
+        Self(path.join("schedstat").to_string_lossy().into_owned())
+    }
+
+    fn seconds(&self) -> f64 {
+        let text = fs::read_to_string(&self.0).expect("the kernel counts");
+        let nanoseconds: Option<f64> = text.split(' ').next().and_then(|word| word.parse().ok());
+        nanoseconds.expect("nanoseconds come first") / 1e9
+    }
+}
+
+fn server(address: SocketAddr) -> ! {
+    stay_on(1);
+    let listener = TcpListener::bind(address).expect("a free port");
+    // A client that is faster than this server for a moment must not wait a second for a dropped SYN.
+    rustix::net::listen(&listener, 4096).expect("a longer queue");
+    let socket = UdpSocket::bind(address).expect("a free port");
+    // Whatever arrives is counted, even when this process has to wait for its CPU.
+    sockopt::set_socket_recv_buffer_size_force(&socket, 1 << 27).expect("SO_RCVBUFFORCE");
+    // Nobody waits at the sockets, so that no packet pays for waking somebody on another CPU: in a virtual machine that can
+    // cost as much as the rest of its way.
+    listener.set_nonblocking(true).and_then(|()| socket.set_nonblocking(true)).expect("sockets");
+    let count = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&count);
+    thread::spawn(move || {
+        let mut buffer = [0; PAYLOAD.len()];
+        loop {
+            while socket.recv(&mut buffer).is_ok() {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+            thread::sleep(NAP);
+        }
+    });
+    thread::spawn(move || {
+        loop {
+            while let Ok((stream, _)) = listener.accept() {
+                serve(stream, &address.to_string());
+            }
+            thread::sleep(NAP);
+        }
+    });
+    say("ready");
+    let mut told = 0;
+    for _ in lines() {
+        let mut arrived = count.load(Ordering::Relaxed);
+        loop {
+            thread::sleep(Duration::from_millis(50));
+            let now = count.load(Ordering::Relaxed);
+            if now == arrived {
+                break;
+            }
+            arrived = now;
+        }
+        say(&(arrived - told).to_string());
+        told = arrived;
+    }
+    std::process::exit(0);
+}
+
+/// Closes what says nothing, tells its name, or swallows a stream. Told by the first byte.
+fn serve(mut stream: TcpStream, name: &str) {
+    let mut first = [0; 1];
+    if !matches!(stream.read(&mut first), Ok(1)) {
+        return;
+    }
+    if first == *b"n" {
+        // The client may be gone already.
+        let _gone = stream.write_all(name.as_bytes());
+        return;
+    }
+    let mut buffer = vec![0; 1 << 18];
+    while matches!(stream.read(&mut buffer), Ok(1..)) {}
+}

@@ -343,11 +343,6 @@ fn pick(
     choice: Choice,
 ) -> Outcome {
     let (len, stride, scheduler) = (service.len(list), service.stride(list), service.scheduler);
-    if scheduler == Scheduler::Mh as u32
-        && let Some(choice) = by_maglev(tables, caller, list, choice.service)
-    {
-        return Outcome { step: Step::Chosen, choice };
-    }
     let index = if scheduler == Scheduler::Rr as u32 || scheduler == Scheduler::Wrr as u32 {
         match tables.turn(choice.service, list, len, stride) {
             Some(index) => index,
@@ -361,7 +356,9 @@ fn pick(
         scale(caller.spread(), len)
     };
     let at = |index| tables.slot(&SlotKey::new(choice.service, list, index));
-    let Some(mut slot) = at(index) else {
+    let by_table =
+        if scheduler == Scheduler::Mh as u32 { by_maglev(tables, caller, list, choice.service) } else { None };
+    let Some(mut slot) = by_table.or_else(|| at(index)) else {
         return fallback(tables, list, choice);
     };
     let counts = counts_open(scheduler);
@@ -377,14 +374,15 @@ fn pick(
     chosen(Step::Chosen, &slot, choice)
 }
 
-/// The backend at the flow's place of the table. One that has just gone counts no more: the lists follow the table.
+/// The backend at the flow's place of the table, as a slot. One that has just gone counts no more: the lists follow the
+/// table.
 #[inline(always)]
-fn by_maglev(tables: &impl Tables, caller: &impl Caller, list: List, service: u32) -> Option<Choice> {
+fn by_maglev(tables: &impl Tables, caller: &impl Caller, list: List, service: u32) -> Option<Slot> {
     let place = scale(caller.spread(), MAGLEV_LEN as u32);
-    let id = tables.maglev(&MaglevKey { service, list: list as u32 }, place)?;
-    let backend = tables.backend(id)?;
-    let stands = backend.service == service && backend.flags & BackendFlags::of(list) != 0;
-    if stands { Some(Choice { service, backend: id, addr: backend.addr, port: backend.port }) } else { None }
+    let backend = tables.maglev(&MaglevKey { service, list: list as u32 }, place)?;
+    let Backend { addr, port, flags, service: of } = tables.backend(backend)?;
+    let stands = of == service && flags & BackendFlags::of(list) != 0;
+    if stands { Some(Slot { addr, port, weight: 1, backend }) } else { None }
 }
 
 /// What stands in slot 0, if anything does, where something has just gone.

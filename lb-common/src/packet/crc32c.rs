@@ -6,18 +6,25 @@
 /// The polynomial, its bits reversed.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
-/// x^(8 * 2^k) for each bit k of a length.
-const POWERS: [u32; 16] = {
-    let mut powers = [0; 16];
-    // x^8: bit 31 stands for x^0.
-    let mut power = 1 << (31 - 8);
-    let mut k = 0;
-    while k < 16 {
-        powers[k] = power;
-        power = multiply(power, power);
-        k += 1;
+/// x^0: bit 31.
+const ONE: u32 = 1 << 31;
+
+/// What `n` zero octets multiply by, and what 256 times as many do, for each octet of a length.
+static ZEROS: [[u32; 256]; 2] = {
+    // x^8 and x^2048.
+    let mut tables = [[ONE; 256]; 2];
+    let mut step = ONE >> 8;
+    let mut table = 0;
+    while table < 2 {
+        let mut n = 1;
+        while n < 256 {
+            tables[table][n] = multiply(tables[table][n - 1], step);
+            n += 1;
+        }
+        step = multiply(tables[table][255], step);
+        table += 1;
     }
-    powers
+    tables
 };
 
 /// The product of two polynomials. Without branches, which the verifier would have to walk one by one.
@@ -37,12 +44,9 @@ const fn multiply(a: u32, b: u32) -> u32 {
 #[must_use]
 pub(super) fn patched(sum: [u8; 4], old: [u8; 4], new: [u8; 4], len: u32) -> [u8; 4] {
     // Four octets are a polynomial of 32 bits already; to read them in is to multiply by x^32.
-    let mut diff = u32::from_le_bytes(old) ^ u32::from_le_bytes(new);
-    for (k, power) in POWERS.iter().enumerate() {
-        let bit = 0u32.wrapping_sub((len >> k) & 1);
-        // x^0 leaves it as it is.
-        diff = multiply(diff, (power & bit) | ((1 << 31) & !bit));
-    }
+    let diff = u32::from_le_bytes(old) ^ u32::from_le_bytes(new);
+    let [low, high, ..] = len.to_le_bytes();
+    let diff = multiply(multiply(diff, ZEROS[0][low as usize]), ZEROS[1][high as usize]);
     (u32::from_le_bytes(sum) ^ diff).to_le_bytes()
 }
 

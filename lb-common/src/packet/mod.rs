@@ -8,7 +8,7 @@ mod rewrite;
 mod sum;
 
 use crate::{Tuple, mix};
-pub use parse::{Fragment, IcmpError, Packet, parse, parse_icmp_error};
+pub use parse::{Fragment, Packet, icmp_error, parse_network, parse_quoted, parse_transport};
 pub use reply::{
     Answer, ICMP_V4, ICMP_V6, RESET_V4, RESET_V6, Trouble, icmp_v4, icmp_v6, is_silent, reset_v4, reset_v6,
 };

@@ -55,15 +55,10 @@ impl Packet {
     }
 }
 
-/// Reads the packet whose IP header begins at `l3`. None for what no Service is about.
+/// Reads the IP header at `l3`, and those that extend it. None for what is no IP, or none that a Service is about.
 #[inline(always)]
-pub fn parse(skb: &impl Skb, l3: u32, v6: bool) -> Option<Packet> {
-    let mut packet = if v6 { parse_v6(skb, l3)? } else { parse_v4(skb, l3)? };
-    if packet.fragment as u8 == Fragment::Later as u8 {
-        return Some(packet);
-    }
-    parse_transport(skb, &mut packet)?;
-    Some(packet)
+pub fn parse_network(skb: &impl Skb, l3: u32, v6: bool) -> Option<Packet> {
+    if v6 { parse_v6(skb, l3) } else { parse_v4(skb, l3) }
 }
 
 const EMPTY: Packet = Packet {
@@ -170,8 +165,12 @@ const TCP: u8 = Proto::Tcp as u8;
 const UDP: u8 = Proto::Udp as u8;
 const SCTP: u8 = Proto::Sctp as u8;
 
+/// Reads what the IP header carries, but for a later fragment. None for what no Service is about.
 #[inline(always)]
-fn parse_transport(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
+pub fn parse_transport(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
+    if !packet.has_ports() {
+        return Some(());
+    }
     let ports: [u8; 4];
     match packet.proto {
         TCP => {
@@ -208,23 +207,11 @@ fn parse_transport(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
     Some(())
 }
 
-/// What an ICMP error is about: a packet that somebody got and sends back in part.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct IcmpError {
-    /// Addresses and ports of that packet.
-    pub tuple: Tuple,
-    /// Where its IP header begins.
-    pub l3: u32,
-    /// Where its ports begin.
-    pub l4: u32,
-    /// IP protocol number.
-    pub proto: u8,
-}
-
-/// Reads what an ICMP packet is about, where it is an error (RFC 792, RFC 4443).
+/// Where the packet begins that an ICMP packet is about, if it is an error (RFC 792, RFC 4443).
 #[inline(always)]
-pub fn parse_icmp_error(skb: &impl Skb, packet: &Packet) -> Option<IcmpError> {
-    if packet.fragment as u8 == Fragment::Later as u8 {
+pub fn icmp_error(skb: &impl Skb, packet: &Packet) -> Option<u32> {
+    if !packet.has_ports() {
+        // The rest of one, or of anything else.
         return None;
     }
     let header: [u8; 8] = skb.load(packet.l4)?;
@@ -235,18 +222,17 @@ pub fn parse_icmp_error(skb: &impl Skb, packet: &Packet) -> Option<IcmpError> {
         // Destination unreachable, source quench, time exceeded, parameter problem.
         matches!(header[0], 3 | 4 | 11 | 12)
     };
-    if !is_error {
+    if is_error { Some(packet.l4 + 8) } else { None }
+}
+
+/// Reads the ports of a packet in an ICMP error: of its transport eight octets are all that is sure to be there (RFC 792).
+#[inline(always)]
+pub fn parse_quoted(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
+    if !packet.has_ports() || !matches!(packet.proto, TCP | UDP | SCTP) {
         return None;
     }
-    let at = packet.l4 + 8;
-    let inner = if packet.v6 { parse_v6(skb, at)? } else { parse_v4(skb, at)? };
-    if inner.fragment as u8 == Fragment::Later as u8 || !matches!(inner.proto, TCP | UDP | SCTP) {
-        return None;
-    }
-    // Eight octets of it are all that is sure to be there (RFC 792).
-    let ports: [u8; 4] = skb.load(inner.l4)?;
-    let mut tuple = inner.tuple;
-    tuple.src_port = u16::from_be_bytes([ports[0], ports[1]]);
-    tuple.dst_port = u16::from_be_bytes([ports[2], ports[3]]);
-    Some(IcmpError { tuple, l3: inner.l3, l4: inner.l4, proto: inner.proto })
+    let ports: [u8; 4] = skb.load(packet.l4)?;
+    packet.tuple.src_port = u16::from_be_bytes([ports[0], ports[1]]);
+    packet.tuple.dst_port = u16::from_be_bytes([ports[2], ports[3]]);
+    Some(())
 }

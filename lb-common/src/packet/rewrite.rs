@@ -1,6 +1,6 @@
 //! What a packet becomes, and its checksums with it (invariant I11).
 
-use super::{Broken, Fragment, IcmpError, Packet, Patch, Skb, crc32c, sum};
+use super::{Broken, Fragment, Packet, Patch, Skb, crc32c, sum};
 use crate::{Addr, Proto, Tuple};
 
 const TCP: u8 = Proto::Tcp as u8;
@@ -107,7 +107,7 @@ pub fn decrement_ttl(skb: &mut impl Skb, packet: &Packet) -> Result<(), Broken> 
     skb.patch_ip_sum(packet.l3 + 10, diff)
 }
 
-/// Translates an ICMP error back: the packet that it is about becomes `inner`, as the receiver knows it, and the error
+/// Translates an ICMP error back: the packet `error` that it is about becomes `inner`, as the receiver knows it, and the error
 /// itself goes from `outer.src` to `outer.dst`.
 ///
 /// # Errors
@@ -116,7 +116,7 @@ pub fn decrement_ttl(skb: &mut impl Skb, packet: &Packet) -> Result<(), Broken> 
 pub fn rewrite_icmp_error(
     skb: &mut impl Skb,
     packet: &Packet,
-    error: &IcmpError,
+    error: &Packet,
     inner: &Tuple,
     outer: &Tuple,
 ) -> Result<(), Broken> {

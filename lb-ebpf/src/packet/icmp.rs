@@ -2,12 +2,13 @@
 
 use lb_common::{
     FlowFlags, FlowKey, Hook, Tuple,
-    packet::{IcmpError, Packet, decrement_ttl, parse_icmp_error, rewrite_icmp_error},
+    packet::{Packet, decrement_ttl, icmp_error, parse_quoted, rewrite_icmp_error},
 };
 
 use super::{
     Scratch,
     fate::Fate,
+    read_network,
     route::{Route, Way},
     skb::Frame,
 };
@@ -16,7 +17,7 @@ use crate::maps::FLOWS;
 /// An error on its way back. It does not fit on the stack.
 #[repr(C)]
 pub struct Back {
-    error: IcmpError,
+    error: Packet,
     /// What the packet that it is about becomes.
     inner: Tuple,
     /// Where it goes itself.
@@ -45,15 +46,17 @@ pub fn back(frame: Frame, hook: Hook, scratch: &mut Scratch) -> Fate {
     send_on(frame, packet, icmp)
 }
 
+#[inline(always)]
+fn read(frame: Frame, packet: &Packet, error: &mut Packet) -> bool {
+    let Some(at) = icmp_error(&frame, packet) else {
+        return false;
+    };
+    read_network(frame, at, packet.v6, error) && read_quoted(frame, error)
+}
+
 #[inline(never)]
-fn read(frame: Frame, packet: &Packet, error: &mut IcmpError) -> bool {
-    match parse_icmp_error(&frame, packet) {
-        Some(parsed) => {
-            *error = parsed;
-            true
-        }
-        None => false,
-    }
+fn read_quoted(frame: Frame, error: &mut Packet) -> bool {
+    parse_quoted(&frame, error).is_some()
 }
 
 /// What the flow makes of it: the flow's flags, if there is one.

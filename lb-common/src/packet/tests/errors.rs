@@ -8,10 +8,11 @@ use proptest::prelude::*;
 use super::{
     bytes::Bytes,
     made::{Made, headers, packets, tuples},
+    parse, parse_icmp_error,
 };
 use crate::{
     Proto, Tuple,
-    packet::{Fragment, parse, parse_icmp_error, rewrite_icmp_error},
+    packet::{Fragment, rewrite_icmp_error},
 };
 
 /// An error about a packet of which so many octets come back, behind its IP header.

@@ -8,13 +8,14 @@ use proptest::{collection::vec, prelude::*};
 use super::{
     bytes::Bytes,
     made::{addrs, headers, packets},
+    parse, parse_icmp_error,
 };
 use crate::{
     Addr, Proto, Tuple,
     flow::Seen,
     packet::{
-        Answer, Fragment, ICMP_V6, Packet, Trouble, decrement_ttl, icmp_v4, icmp_v6, is_silent, parse,
-        parse_icmp_error, reset_v4, reset_v6, rewrite, rewrite_icmp_error,
+        Answer, Fragment, ICMP_V6, Packet, Trouble, decrement_ttl, icmp_v4, icmp_v6, is_silent, reset_v4, reset_v6,
+        rewrite, rewrite_icmp_error,
     },
 };
 

@@ -6,13 +6,14 @@ use proptest::prelude::*;
 use super::{
     bytes::Bytes,
     made::{Made, packets},
+    parse,
 };
 use crate::{
     Addr, Proto,
     flow::Seen,
     packet::{
-        Answer, Fragment, ICMP_V4, ICMP_V6, Packet, RESET_V4, RESET_V6, Trouble, icmp_v4, icmp_v6, is_silent, parse,
-        reset_v4, reset_v6,
+        Answer, Fragment, ICMP_V4, ICMP_V6, Packet, RESET_V4, RESET_V6, Trouble, icmp_v4, icmp_v6, is_silent, reset_v4,
+        reset_v6,
     },
 };
 

@@ -5,10 +5,11 @@ use proptest::prelude::*;
 use super::{
     bytes::{Bytes, Summed},
     made::{Made, packets, pseudo_header},
+    parse,
 };
 use crate::{
     Proto, Tuple,
-    packet::{Broken, Fragment, Packet, decrement_ttl, parse, rewrite},
+    packet::{Broken, Fragment, Packet, decrement_ttl, rewrite},
 };
 
 fn read(skb: &Bytes, made: &Made) -> Packet {

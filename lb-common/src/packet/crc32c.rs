@@ -51,12 +51,12 @@ pub(super) fn patched(sum: [u8; 4], old: [u8; 4], new: [u8; 4], len: u32) -> [u8
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// Bit by bit, as the RFC has it.
-    pub(super) fn crc32c(bytes: &[u8]) -> u32 {
+    pub(in crate::packet) fn crc32c(bytes: &[u8]) -> u32 {
         !bytes.iter().fold(!0u32, |crc, &byte| {
             (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ if crc & 1 == 0 { 0 } else { POLYNOMIAL })
         })

@@ -78,3 +78,6 @@ pub mod number {
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
 }
+
+#[cfg(test)]
+mod tests;

@@ -145,6 +145,8 @@ fn parse_v6(skb: &impl Skb, l3: u32) -> Option<Packet> {
                 8
             }
             AUTHENTICATION => (u32::from(extension[1]) + 2) * 4,
+            // Still under way to another address, which the checksum is about (RFC 8200, 8.1).
+            ROUTING if extension[3] != 0 => return None,
             _ => (u32::from(extension[1]) + 1) * 8,
         };
         next = extension[0];
@@ -208,6 +210,10 @@ pub fn parse_transport(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
 /// Where the packet begins that an ICMP packet is about, if it is an error (RFC 792, RFC 4443).
 #[inline(always)]
 pub fn icmp_error(skb: &impl Skb, packet: &Packet) -> Option<u32> {
+    if !packet.has_ports() {
+        // The rest of one, or of anything else.
+        return None;
+    }
     let header: [u8; 8] = skb.load(packet.l4)?;
     let is_error = if packet.v6 {
         // Destination unreachable, packet too big, time exceeded, parameter problem.

@@ -1,20 +1,20 @@
 //! What a packet becomes, and its checksums with it (invariant I11).
 
-use super::{Broken, Packet, Patch, Skb, crc32c, number, sum};
+use super::{Broken, Fragment, Packet, Patch, Skb, crc32c, sum};
 use crate::{Addr, Proto, Tuple};
 
 const TCP: u8 = Proto::Tcp as u8;
 const UDP: u8 = Proto::Udp as u8;
 const SCTP: u8 = Proto::Sctp as u8;
 
-/// Where the checksum of a transport stands in its header, and what it is like. SCTP has one of another kind.
+/// Where the checksum of a transport stands in its header, and whether 0 says that there is none. SCTP has one of another
+/// kind.
 #[inline(always)]
-const fn sum_of(proto: u8, v6: bool) -> Option<(u32, bool)> {
+const fn sum_of(proto: u8) -> Option<(u32, bool)> {
     match proto {
         TCP => Some((16, false)),
-        // Only with IPv4 it may be left out (RFC 8200, 8.1).
-        UDP => Some((6, !v6)),
-        number::ICMPV6 => Some((2, false)),
+        // Over IPv6 it is left out by some tunnels (RFC 6935); and a checksum that comes out as 0 would be refused there.
+        UDP => Some((6, true)),
         _ => None,
     }
 }
@@ -42,15 +42,13 @@ pub fn rewrite(skb: &mut impl Skb, packet: &Packet, to: &Tuple) -> Result<(), Br
     let (old, new) = (ports_of(&packet.tuple), ports_of(to));
     let ports = sum::of_word(u32::from_ne_bytes(old), u32::from_ne_bytes(new));
     let moved = u32::from_ne_bytes(old) != u32::from_ne_bytes(new);
-    if let Some((at, may_be_none)) = sum_of(packet.proto, packet.v6) {
+    if let Some((at, may_be_none)) = sum_of(packet.proto) {
         skb.patch_sum(packet.l4 + at, addrs, Patch { pseudo_header: true, may_be_none })?;
         if moved {
             skb.patch_sum(packet.l4 + at, ports, Patch { pseudo_header: false, may_be_none })?;
         }
     } else if packet.proto == SCTP && moved {
-        let old_sum = skb.load(packet.l4 + 8).ok_or(Broken)?;
-        let len = (packet.l3 + packet.len).wrapping_sub(packet.l4) & 0xffff;
-        skb.store(packet.l4 + 8, &crc32c::patched(old_sum, old, new, len), true)?;
+        put_sctp_sum(skb, packet, old, new)?;
         return skb.store(packet.l4, &new, true);
     }
     if moved {
@@ -58,6 +56,22 @@ pub fn rewrite(skb: &mut impl Skb, packet: &Packet, to: &Tuple) -> Result<(), Br
         skb.store(packet.l4, &new, false)?;
     }
     Ok(())
+}
+
+/// Lets the checksum of SCTP follow other ports.
+#[inline(always)]
+fn put_sctp_sum(skb: &mut impl Skb, packet: &Packet, old: [u8; 4], new: [u8; 4]) -> Result<(), Broken> {
+    if packet.fragment as u8 == Fragment::First as u8 {
+        // How much of the packet the other fragments have, and so how far a change reaches, is not known.
+        return Err(Broken);
+    }
+    let sum: [u8; 4] = skb.load(packet.l4 + 8).ok_or(Broken)?;
+    if u32::from_ne_bytes(sum) == 0 {
+        // A device will write it (net/sctp/output.c), and takes what stands here for a part of the packet.
+        return Ok(());
+    }
+    let len = (packet.l3 + packet.len).wrapping_sub(packet.l4) & 0xffff;
+    skb.store(packet.l4 + 8, &crc32c::patched(sum, old, new, len), true)
 }
 
 /// Writes both addresses of an IP header.
@@ -119,7 +133,7 @@ pub fn rewrite_icmp_error(
         skb.store(at, &patched, false)?;
     }
     // The rest may have been cut off; then nobody can check it.
-    if let Some((at, may_be_none)) = sum_of(error.proto, packet.v6)
+    if let Some((at, may_be_none)) = sum_of(error.proto)
         && let Some(field) = skb.load::<2>(error.l4 + at)
         && !(may_be_none && field[0] == 0 && field[1] == 0)
     {

@@ -7,8 +7,8 @@ use ipnet::IpNet;
 
 use crate::{objects::Service, spec::Family};
 
-/// Ranges of a Service in a family. Each costs an entry of the trie for each of its ports, and a large trie is long in
-/// being freed: 256 times as many as this take the kernel most of a second.
+/// Most ranges of a Service in a family. Each is an entry of the trie for each of its ports, and a trie cannot be as large
+/// as one likes (see `datapath`).
 pub const MOST: usize = 1_024;
 
 /// The ranges of a family.

@@ -1,7 +1,8 @@
 //! Which sources `loadBalancerSourceRanges` lets come to a Service's load balancer addresses, in one family.
 //!
 //! After kube-proxy (pkg/proxy/serviceport.go): each family counts for itself; no range, or one that is everything, binds
-//! nobody.
+//! nobody. Where a range has the node, kube-proxy lets in whoever comes with the VIP itself as source, which is the node
+//! (pkg/proxy/nftables/proxier.go); here its sockets are served before they send anything, whatever the ranges say.
 
 use ipnet::IpNet;
 

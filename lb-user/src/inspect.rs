@@ -35,6 +35,10 @@ pub struct ServiceRow {
     pub local_backends: u32,
     /// Cluster or Local.
     pub internal_traffic_policy: &'static str,
+    /// Cluster or Local.
+    pub external_traffic_policy: &'static str,
+    /// Whether only some sources may come to its load balancer addresses.
+    pub source_ranges: bool,
     /// How a backend is chosen.
     pub scheduler: &'static str,
     /// For how long a client keeps its backend, in seconds; 0 without affinity.
@@ -143,11 +147,9 @@ pub fn services(dump: &Dump, stats: &Stats) -> Vec<ServiceRow> {
             frontends: frontends.remove(id).unwrap_or_default(),
             backends,
             local_backends,
-            internal_traffic_policy: if service.flags & ServiceFlags::INTERNAL_LOCAL == 0 {
-                "Cluster"
-            } else {
-                "Local"
-            },
+            internal_traffic_policy: policy(service.flags & ServiceFlags::INTERNAL_LOCAL),
+            external_traffic_policy: policy(service.flags & ServiceFlags::EXTERNAL_LOCAL),
+            source_ranges: service.flags & ServiceFlags::SOURCE_RANGES != 0,
             scheduler: Scheduler::from_number(service.scheduler).map_or("?", Scheduler::name),
             affinity_seconds: service.affinity_seconds,
             drain_seconds: (service.drain_seconds != NEVER).then_some(service.drain_seconds),
@@ -156,6 +158,10 @@ pub fn services(dump: &Dump, stats: &Stats) -> Vec<ServiceRow> {
         }
     };
     rows.into_iter().map(row).collect()
+}
+
+const fn policy(flag: u32) -> &'static str {
+    if flag == 0 { "Cluster" } else { "Local" }
 }
 
 /// All frontends, by address.

@@ -1,14 +1,15 @@
 //! Which sources `loadBalancerSourceRanges` lets come to a Service's load balancer addresses, in one family.
 //!
 //! After kube-proxy (pkg/proxy/serviceport.go): each family counts for itself; no range, or one that is everything, binds
-//! nobody.
+//! nobody. Where a range has the node, kube-proxy lets in whoever comes with the VIP itself as source, which is the node
+//! (pkg/proxy/nftables/proxier.go); here its sockets are served before they send anything, whatever the ranges say.
 
 use ipnet::IpNet;
 
 use crate::{objects::Service, spec::Family};
 
-/// Ranges of a Service in a family. Each costs an entry of the trie for each of its ports, and a large trie is long in
-/// being freed: 256 times as many as this take the kernel most of a second.
+/// Most ranges of a Service in a family. Each is an entry of the trie for each of its ports, and a trie cannot be as large
+/// as one likes (see `datapath`).
 pub const MOST: usize = 1_024;
 
 /// The ranges of a family.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt::Write as _};
 
 use ipnet::IpNet;
-use lb_common::{Kind, Scheduler, ServiceFlags};
+use lb_common::{Kind, MAGLEV_LEN, Scheduler, ServiceFlags};
 
 use super::{
     endpoints::{Effect, effect},
@@ -126,6 +126,16 @@ pub(super) fn port(
                 "{those} is not used, since the Service has {served} cluster IPs only; add {other} to spec.ipFamilies"
             )
         });
+    }
+    let counts = |judged: &&Judged<'_>| matches!(judged.why, Why::Serves { cluster, .. } if cluster.is_in());
+    if judged.scheduler == Scheduler::Mh && all().filter(counts).count() > MAGLEV_LEN {
+        once(
+            warnings,
+            format!(
+                "the scheduler mh has {MAGLEV_LEN} places, and there are more endpoints: each node hashes flows in a way of \
+                 its own; use random"
+            ),
+        );
     }
     // By the flag it would be said of every Service.
     let named = service.tuning.as_deref().and_then(|tuning| tuning.scheduler);

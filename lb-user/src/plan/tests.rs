@@ -223,3 +223,97 @@ fn i7_ids_wrap_around_past_the_living() {
     assert_eq!(maps.store.dump.services.keys().copied().collect::<Vec<_>>(), [1, 2, u32::MAX]);
     assert_eq!(maps.store.dump.backends.keys().copied().collect::<Vec<_>>(), [1, 2, u32::MAX]);
 }
+
+/// The spec of `a` with these source ranges, at an address of a load balancer; without any it has neither.
+fn bound(ranges: &[&str], backends: std::ops::Range<usize>) -> [ServiceSpec; 1] {
+    let mut spec = spec("a", &[1], backends);
+    let port = &mut spec.ports[0];
+    if !ranges.is_empty() {
+        port.frontends.push((frontend(9).0, Kind::LoadBalancer));
+        port.flags = ServiceFlags::SOURCE_RANGES;
+        port.ranges = ranges.iter().map(|range| range.parse().expect("a network")).collect();
+    }
+    [spec]
+}
+
+fn texts(plan: &Plan) -> String {
+    plan.ops.iter().map(|op| format!("{op}\n")).collect()
+}
+
+#[test]
+fn source_ranges_are_there_before_anything_is_bound_and_go_after_it() {
+    let mut maps = Maps::new(Limits::DEFAULT);
+    maps.plan(&bound(&[], 0..1));
+    let come = texts(&maps.plan(&bound(&["192.0.2.0/24", "198.51.100.0/24"], 0..1)));
+    expect_test::expect![[r"
+        put SOURCE_RANGES 1 192.0.2.0/24
+        put SOURCE_RANGES 1 198.51.100.0/24
+        put SERVICES 1 = cluster 1 local 0 flags 0x4
+        put FRONTENDS 10.96.0.9:80/TCP = service port 1, LoadBalancer
+    "]]
+    .assert_eq(&come);
+    let change = texts(&maps.plan(&bound(&["192.0.2.0/24", "203.0.113.0/24"], 0..1)));
+    expect_test::expect![[r"
+        put SOURCE_RANGES 1 203.0.113.0/24
+        delete SOURCE_RANGES 1 198.51.100.0/24
+    "]]
+    .assert_eq(&change);
+    // The address goes too: it is bound as long as it is there.
+    let go = texts(&maps.plan(&bound(&[], 0..1)));
+    expect_test::expect![[r"
+        delete FRONTENDS 10.96.0.9:80/TCP
+        put SERVICES 1 = cluster 1 local 0 flags 0x0
+        delete SOURCE_RANGES 1 192.0.2.0/24
+        delete SOURCE_RANGES 1 203.0.113.0/24
+    "]]
+    .assert_eq(&go);
+    // It comes while the backends go.
+    let empty = texts(&maps.plan(&bound(&["192.0.2.0/24"], 0..0)));
+    expect_test::expect![[r"
+        put SOURCE_RANGES 1 192.0.2.0/24
+        put SERVICES 1 = cluster 1 local 0 flags 0x4
+        put FRONTENDS 10.96.0.9:80/TCP = service port 1, LoadBalancer
+        put SERVICES 1 = cluster 0 local 0 flags 0x4
+        delete SLOTS 1 0 0
+        delete BACKENDS 1
+    "]]
+    .assert_eq(&empty);
+    maps.plan_with(&[], Scope::World, Heirless::Keep);
+    assert_eq!(maps.store.dump, Dump::default());
+}
+
+#[test]
+fn i14_k_ranges_cost_k_writes_and_a_list_of_mh_one_more() {
+    let mut maps = Maps::new(Limits::DEFAULT);
+    let ranges: Vec<_> = (0..1_000).map(|n| format!("10.{}.{}.0/24", n / 250, n % 250)).collect();
+    let ranges: Vec<_> = ranges.iter().map(String::as_str).collect();
+    maps.plan(&bound(&ranges[..997], 0..1));
+    assert_eq!(maps.plan(&bound(&ranges[2..], 0..1)).ops.len(), 5);
+    let hashed = |backends| {
+        let mut spec = spec("b", &[2], backends);
+        spec.ports[0].scheduler = Scheduler::Mh;
+        [spec]
+    };
+    maps.plan(&hashed(0..100));
+    assert_eq!(maps.plan(&hashed(0..100)), Plan::default());
+    // The backend, its slot, the length, and the table.
+    assert_eq!(maps.plan(&hashed(0..101)).ops.len(), 4);
+    let more = lb_common::MAGLEV_LEN + 1;
+    assert!(maps.plan(&hashed(0..more)).ops.iter().any(|op| matches!(op, Op::DeleteMaglev(_))), "too many for a table");
+    assert_eq!(maps.plan(&hashed(0..more)), Plan::default());
+}
+
+#[test]
+fn i15_a_full_map_of_ranges_or_tables_keeps_the_old_version() {
+    let mut maps = Maps::new(Limits { source_ranges: 1, maglev: 0, ..Limits::DEFAULT });
+    maps.plan(&bound(&["192.0.2.0/24"], 0..1));
+    let before = maps.store.dump.clone();
+    let mut hashed = spec("b", &[2], 0..1);
+    hashed.ports[0].scheduler = Scheduler::Mh;
+    let [bound] = bound(&["192.0.2.0/24", "198.51.100.0/24"], 0..2);
+    let refused = maps.plan(&[bound, hashed]).refused;
+    let said: Vec<_> = refused.iter().map(ToString::to_string).collect();
+    assert!(said[0].ends_with("raise it with --map-size source_ranges=2"), "{said:?}");
+    assert!(said[1].ends_with("raise it with --map-size maglev=1"), "{said:?}");
+    assert_eq!(maps.store.dump, before);
+}

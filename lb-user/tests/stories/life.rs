@@ -414,8 +414,10 @@ fn bpffs_is_mounted(node: &mut Node) {
     let mut agent = beeline();
     agent.args(["run", "--directory"]).arg(&node.yaml).arg("--cgroup").arg(&node.cgroup);
     let mut agent = agent.stderr(std::process::Stdio::null()).spawn().expect("the beeline binary");
-    let pins = std::path::Path::new("/sys/fs/bpf/beeline/v2");
-    until("a bpffs is mounted, and the pins are in place", || pins.join("FRONTENDS").exists());
+    let pins = std::path::Path::new("/sys/fs/bpf/beeline").join(format!("v{}", lb_common::LAYOUT_VERSION));
+    until("a bpffs is mounted, and the pins are in place", || {
+        pins.join("FRONTENDS").exists() && !pins.join("staging").exists()
+    });
     tcp_ask(at(VIP)).expect("served");
     agent.kill().expect("a running agent");
     agent.wait().expect("a running agent");

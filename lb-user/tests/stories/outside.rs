@@ -26,12 +26,13 @@ pub const STORIES: &[Story] = &[
     ("load_balancers_are_told_whether_to_come", load_balancers_are_told),
 ];
 
-/// A Service with an address of a load balancer, and endpoints in a slice: address and node.
+/// A Service with an address of a load balancer, 198.x where its VIP is 10.x, and endpoints in a slice: address and node.
 fn balanced(name: &str, vip: &str, spec: &str, annotations: &str, endpoints: &[(&str, &str)]) -> String {
+    let outside = vip.replacen("10.", "198.", 1);
     let mut text = format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, annotations: {{{annotations}}}}}\nspec:\n  \
          type: LoadBalancer\n  clusterIPs: [\"{vip}\"]\n  ports: [{{port: 80}}]\n{spec}status: {{loadBalancer: {{ingress: \
-         [{{ip: 198.51.100.80}}]}}}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: \
+         [{{ip: {outside}}}]}}}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: \
          {name}-x, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\nports: [{{name: \"\", port: 8080}}]\n\
          endpoints:\n"
     );
@@ -121,14 +122,8 @@ fn tries_and_tables_grow(node: &mut Node) {
     let [tries, tables] = ["SOURCE_RANGES", "MAGLEV"].map(size);
     let services = usize::try_from(tries).expect("a size") / 1_024 + 1;
     let text: String = (0..services)
-        .map(|n| balanced(&format!("r{n}"), &format!("10.97.{}.{}", n >> 8, n & 255), &ranges(1_024), "", &[]))
-        .map(|text| text.replace("198.51.100.80", "198.51.100.81").replace("port: 80}", "port: 80}") + "---\n")
+        .map(|n| balanced(&format!("r{n}"), &format!("10.97.0.{n}"), &ranges(1_024), "", &[]) + "---\n")
         .collect();
-    // One address for all would be one frontend.
-    let text = text.split("198.51.100.81").enumerate().fold(String::new(), |text, (n, part)| match n {
-        0 => part.to_owned(),
-        _ => format!("{text}198.18.{}.{}{part}", n >> 8, n & 255),
-    });
     node.write("ranges.yaml", &text);
     until("a larger trie is in service", || size("SOURCE_RANGES") > tries);
     agent.wait_for("all ranges", |dump| dump.source_ranges.len() == services * 1_024);

@@ -78,7 +78,9 @@ impl Demo {
             let text = demo.quiet(&["beeline", "--pins", "$PINS", "get", what, "-o", "json"])?;
             serde_json::from_str(&text).with_context(|| format!("reading {what}"))
         };
-        let (frontends, backends) = (rows(self, "frontends")?, rows(self, "backends")?);
+        let (mut frontends, backends) = (rows(self, "frontends")?, rows(self, "backends")?);
+        // An address as a whole is there for packets that nobody asked for.
+        frontends.retain(|frontend| !frontend["port"].is_null());
         let address = |row: &serde_json::Value| {
             let (ip, port) = (row["address"].as_str().unwrap_or_default(), &row["port"]);
             if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }

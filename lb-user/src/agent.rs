@@ -17,6 +17,7 @@ use tracing::info;
 use crate::{
     datapath::{Datapath, Sizes, environment, pins::Pins, stats::StatMaps},
     devices,
+    flows::{self, Collected},
     health::{self, Told},
     health_ports,
     http::Port,
@@ -88,9 +89,11 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         tasks.spawn(health::run(port, observed.clone(), Arc::clone(&told)));
     }
     let known = observed.clone();
+    let (collecting, collected) = watch::channel(Collected::default());
     if let Some(port) = config.metrics {
         let (pins, backends) = (pins.current(), config.metrics_backends);
-        tasks.spawn(metrics::run(port, metrics::Sources { status: observed, told, pins, backends }));
+        let sources = metrics::Sources { status: observed, told, flows: collected.clone(), pins, backends };
+        tasks.spawn(metrics::run(port, sources));
     }
     tasks.spawn(health_ports::run(observed_by_balancers, addresses));
     // Before any object, so that the first pass knows where NodePorts answer.
@@ -118,6 +121,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let counts = pins.current().join("PORT_STATS").exists().then(|| StatMaps::open(&pins.current())).transpose()?;
     let held = counts.map_or(Ok((0, 0)), |counts| counts.highest_ids())?;
     let reconciler = reconciler.beyond(held);
+    flows::start(pins.current(), collecting)?;
     let tc = datapath.tc();
     tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), known));
     let reaper = reaper::start(pins.current())?;
@@ -139,6 +143,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     }
     tasks.shutdown().await;
     tc.close();
+    drop(collected);
     if config.cleanup_on_exit {
         let removed = pins.remove().context("cleaning up")?;
         info!(pins = removed.len(), "ended, and removed the datapath");

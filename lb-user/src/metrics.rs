@@ -16,6 +16,7 @@ pub use histogram::Histogram;
 pub use kernel::Kernel;
 
 use crate::{
+    flows::Collected,
     health::{Question, Told},
     http::{self, Port, Reply},
     reconcile::Status,
@@ -28,6 +29,8 @@ pub struct Scrape {
     pub status: Status,
     /// How often the health port gave which answer.
     pub told: Vec<(Question, u16, u64)>,
+    /// How it goes with flows that are over.
+    pub flows: Collected,
     /// What the kernel says; none while its maps cannot be read.
     pub kernel: Option<Kernel>,
 }
@@ -53,6 +56,8 @@ pub struct Sources {
     pub status: watch::Receiver<Status>,
     /// What the health port answered.
     pub told: Arc<Told>,
+    /// How it goes with flows that are over.
+    pub flows: watch::Receiver<Collected>,
     /// The pins.
     pub pins: PathBuf,
     /// Of how many single backends there are series, if of any.
@@ -62,11 +67,13 @@ pub struct Sources {
 impl Sources {
     /// Scrapes now. Takes as long as it takes to read the maps.
     fn scrape(&self) -> Scrape {
-        let kernel = kernel::read(&self.pins, self.backends);
+        let flows = *self.flows.borrow();
+        let kernel = kernel::read(&self.pins, self.backends, (flows.rounds > 0).then_some(flows.entries));
         if let Err(error) = &kernel {
             tracing::debug!("metrics without the maps: {error:#}");
         }
-        Scrape { status: self.status.borrow().clone(), told: self.told.counts().collect(), kernel: kernel.ok() }
+        let status = self.status.borrow().clone();
+        Scrape { status, told: self.told.counts().collect(), flows, kernel: kernel.ok() }
     }
 }
 

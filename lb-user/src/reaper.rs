@@ -17,6 +17,7 @@ use crate::{
     datapath::{
         self,
         stats::{Living, StatMaps, Stats},
+        sys,
     },
     reconcile::{Aftermath, Departed},
     sockets::{self, Dead},
@@ -154,7 +155,7 @@ impl Reaper {
     /// Counts of what has gone, and affinity that is over.
     fn sweep(&mut self) -> Result<()> {
         let maps = StatMaps::open(&self.directory)?;
-        maps.sweep(&Living::open(&self.directory)?, now()?)
+        maps.sweep(&Living::open(&self.directory)?, sys::now())
     }
 
     /// What went while no agent ran. Nobody knows when, so that the time of a drain begins with the agent.
@@ -234,12 +235,6 @@ fn tell(directory: &Path, report: &sockets::Report, service_of: impl Fn(u32) -> 
         maps.add_killed(service, sockets)?;
     }
     Ok(())
-}
-
-/// CLOCK_MONOTONIC, ns.
-fn now() -> Result<u64> {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    Ok(u64::try_from(now.tv_sec)? * 1_000_000_000 + u64::try_from(now.tv_nsec)?)
 }
 
 /// What a service port has now.

@@ -76,6 +76,12 @@ fn batch<K>(command: bpf_cmd, map: BorrowedFd<'_>, keys: &[K], values: u64) -> R
     })
 }
 
+/// Some value, to be written over.
+pub fn any<T: Pod>() -> T {
+    // SAFETY: Pod: any bytes are a value.
+    unsafe { mem::zeroed() }
+}
+
 /// Reads all entries of a hash map (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6).
 ///
 /// # Errors
@@ -83,9 +89,7 @@ fn batch<K>(command: bpf_cmd, map: BorrowedFd<'_>, keys: &[K], values: u64) -> R
 pub fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut found = Vec::new();
     let chunk = chunk(mem::size_of::<K>() + mem::size_of::<V>());
-    // SAFETY: Pod: any bytes are a value.
-    let (mut keys, mut values) =
-        (vec![unsafe { mem::zeroed::<K>() }; chunk], vec![unsafe { mem::zeroed::<V>() }; chunk]);
+    let (mut keys, mut values) = (vec![any::<K>(); chunk], vec![any::<V>(); chunk]);
     each_chunk(map, chunk, &mut keys, &mut values, |keys, values, count| {
         found.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
     })?;
@@ -121,30 +125,62 @@ fn each_chunk<K, V>(
     values: &mut [V],
     mut read: impl FnMut(&[K], &[V], usize),
 ) -> io::Result<()> {
-    let (mut cursor, mut started) = (0u64, false);
-    loop {
-        let mut attr = zeroed();
-        attr.batch.in_batch = if started { std::ptr::from_ref(&cursor) as u64 } else { 0 };
-        let mut next = cursor;
-        attr.batch.out_batch = std::ptr::from_mut(&mut next) as u64;
-        attr.batch.keys = keys.as_mut_ptr() as u64;
-        attr.batch.values = values.as_mut_ptr() as u64;
-        attr.batch.count = u32::try_from(chunk).unwrap_or(u32::MAX);
-        attr.batch.map_fd = fd_number(map);
-        let end = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
-            Ok(_) => false,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-            Err(error) => return Err(error),
-        };
-        // SAFETY: the kernel wrote the count.
-        let count = unsafe { attr.batch.count } as usize;
+    let mut place = Place::default();
+    while place != Place::End {
+        let count = next_chunk(map, &mut place, chunk, keys, values)?;
         read(keys, values, count);
-        if end {
-            return Ok(());
-        }
-        cursor = next;
-        started = true;
     }
+    Ok(())
+}
+
+/// How far a reading of a hash map has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Place {
+    /// Nothing was read yet.
+    #[default]
+    Start,
+    /// The kernel goes on here.
+    At(u64),
+    /// All of it was read.
+    End,
+}
+
+/// Reads the next entries of a hash map, at most as many as both buffers hold; how many.
+///
+/// # Errors
+/// What the kernel says; `ENOSPC` when the buffers are too small for the next bucket.
+pub fn read_some<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    place: &mut Place,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<usize> {
+    next_chunk(map, place, keys.len().min(values.len()), keys, values)
+}
+
+/// Both buffers have room for so many entries.
+fn next_chunk<K, V>(
+    map: BorrowedFd<'_>,
+    place: &mut Place,
+    room: usize,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<usize> {
+    let (before, mut next) = (if let Place::At(cursor) = *place { cursor } else { 0 }, 0_u64);
+    let mut attr = zeroed();
+    attr.batch.in_batch = if let Place::At(_) = *place { std::ptr::from_ref(&before) as u64 } else { 0 };
+    attr.batch.out_batch = std::ptr::from_mut(&mut next) as u64;
+    attr.batch.keys = keys.as_mut_ptr() as u64;
+    attr.batch.values = values.as_mut_ptr() as u64;
+    attr.batch.count = u32::try_from(room).unwrap_or(u32::MAX);
+    attr.batch.map_fd = fd_number(map);
+    *place = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        Ok(_) => Place::At(next),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Place::End,
+        Err(error) => return Err(error),
+    };
+    // SAFETY: the kernel wrote the count.
+    Ok(unsafe { attr.batch.count } as usize)
 }
 
 /// Reads one entry; none when there is none.
@@ -152,8 +188,7 @@ fn each_chunk<K, V>(
 /// # Errors
 /// What else the kernel says.
 pub fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
-    // SAFETY: Pod: any bytes are a value.
-    let mut value = unsafe { mem::zeroed::<V>() };
+    let mut value = any::<V>();
     let mut attr = zeroed();
     attr.__bindgen_anon_2.map_fd = fd_number(map);
     attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
@@ -215,6 +250,15 @@ pub fn each_key(map: BorrowedFd<'_>, key_size: u32, most: usize, mut read: impl 
         keys.swap(0, 1);
     }
     Err(io::Error::other("its keys change faster than they can be read"))
+}
+
+/// The clock that programs read with `bpf_ktime_get_ns` (CLOCK_MONOTONIC, ns).
+#[must_use]
+pub fn now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // It starts at zero with the node.
+    let (seconds, nanos) = (u64::try_from(now.tv_sec).unwrap_or(0), u64::try_from(now.tv_nsec).unwrap_or(0));
+    seconds * 1_000_000_000 + nanos
 }
 
 /// Cookie of this process's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::{Pod, maps::MapData};
 use lb_common::RangeKey;
 
-use super::sys::{self, Stopped};
+use super::sys::{self, Place, Stopped};
 
 /// The map.
 pub struct TypedMap<K, V> {
@@ -47,6 +47,25 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
     /// When it cannot be read.
     pub fn read(&self) -> Result<Vec<(K, V)>> {
         sys::read_all(self.map.fd().as_fd()).with_context(|| format!("reading the map {}", self.name))
+    }
+
+    /// The next entries of a walk; none at its end.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn step(&self, walk: &mut Walk<K, V>) -> Result<Option<Vec<(K, V)>>> {
+        while walk.place != Place::End {
+            match sys::read_some(self.map.fd().as_fd(), &mut walk.place, &mut walk.keys, &mut walk.values) {
+                Ok(count) => {
+                    let entries = walk.keys.iter().copied().zip(walk.values.iter().copied()).take(count);
+                    return Ok(Some(entries.collect()));
+                }
+                // One bucket has more entries than there is room for.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => walk.widen(),
+                Err(error) => return Err(error).with_context(|| format!("reading the map {}", self.name)),
+            }
+        }
+        Ok(None)
     }
 
     /// One entry; none when there is none.
@@ -144,4 +163,30 @@ fn one_by_one(keys: &[RangeKey], write: impl Fn(&RangeKey) -> io::Result<()>) ->
         write(key).map_err(|error| Stopped { done, error })?;
     }
     Ok(())
+}
+
+/// A way through all entries of a map, in steps. What comes or goes meanwhile may be met or not; all else is met once.
+pub struct Walk<K, V> {
+    place: Place,
+    keys: Vec<K>,
+    values: Vec<V>,
+}
+
+impl<K: Pod, V: Pod> Walk<K, V> {
+    /// One of at most so many entries in each step.
+    #[must_use]
+    pub fn new(step: usize) -> Self {
+        let mut walk = Self { place: Place::Start, keys: Vec::new(), values: Vec::new() };
+        walk.resize(step.max(1));
+        walk
+    }
+
+    fn widen(&mut self) {
+        self.resize(self.keys.len() * 2);
+    }
+
+    fn resize(&mut self, step: usize) {
+        self.keys.resize(step, sys::any());
+        self.values.resize(step, sys::any());
+    }
 }

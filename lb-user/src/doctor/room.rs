@@ -21,7 +21,7 @@ pub(super) type Facts = Result<(Vec<Map>, Vec<(Counter, u64)>), String>;
 
 /// Reads the pins of a directory.
 pub(super) fn read(directory: &Path) -> Facts {
-    let kernel = kernel::read(directory, None).map_err(|error| format!("{error:#}"))?;
+    let kernel = kernel::read(directory, None, None).map_err(|error| format!("{error:#}"))?;
     Ok((kernel.maps, kernel.counters))
 }
 

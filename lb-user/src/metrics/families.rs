@@ -14,6 +14,7 @@ use prometheus_client::{
 
 use super::{Histogram, Kernel, Scrape, kernel::Backends};
 use crate::{
+    flows::Collected,
     health::Question,
     inspect::PortCounts,
     reconcile::Status,
@@ -28,7 +29,13 @@ impl Collector for Scrape {
         let mut to = To(encoder);
         kube_proxy(&mut to, &self.status)?;
         health(&mut to, &self.told)?;
-        agent(&mut to, &self.status, self.kernel.is_some())?;
+        agent(&mut to, &self.status)?;
+        flows(&mut to, &self.flows)?;
+        to.gauge(
+            "beeline_maps_readable",
+            "Whether this scrape could read the maps; without them it has none of what follows",
+            [(NONE, u64::from(self.kernel.is_some()))],
+        )?;
         match &self.kernel {
             Some(kernel) => datapath(&mut to, kernel),
             None => Ok(()),
@@ -90,7 +97,7 @@ fn health(to: &mut To<'_>, told: &[(Question, u16, u64)]) -> fmt::Result {
     to.counter("kubeproxy_proxy_livez_total", "Answers of /livez", of(Question::Livez))
 }
 
-fn agent(to: &mut To<'_>, status: &Status, are_maps_read: bool) -> fmt::Result {
+fn agent(to: &mut To<'_>, status: &Status) -> fmt::Result {
     to.gauge(
         "beeline_build_info",
         "The version that runs; always 1",
@@ -109,11 +116,24 @@ fn agent(to: &mut To<'_>, status: &Status, are_maps_read: bool) -> fmt::Result {
         "beeline_kinds_forbidden",
         "Kinds of objects that the API server does not let the agent read",
         [(NONE, status.forbidden.len() as u64)],
+    )
+}
+
+fn flows(to: &mut To<'_>, flows: &Collected) -> fmt::Result {
+    to.counter(
+        "beeline_flow_entries_expired_total",
+        "Entries of FLOWS that were removed, since their flow is over",
+        [(NONE, flows.expired)],
     )?;
     to.gauge(
-        "beeline_maps_readable",
-        "Whether this scrape could read the maps; without them it has none of what follows",
-        [(NONE, u64::from(are_maps_read))],
+        "beeline_flow_round_seconds",
+        "How long it took to look for flows that are over in all of FLOWS, 0 before the first time",
+        [(NONE, flows.round.as_secs_f64())],
+    )?;
+    to.gauge(
+        "beeline_flow_longest_step_seconds",
+        "How long the longest step of that took, without the rests between",
+        [(NONE, flows.longest_step.as_secs_f64())],
     )
 }
 

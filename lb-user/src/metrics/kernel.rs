@@ -80,14 +80,15 @@ pub struct Backend {
     pub stats: BackendStats,
 }
 
-/// Reads the pins of `directory`, and of backends so many at most.
+/// Reads the pins of `directory`, and of backends so many at most. Where it is known how many entries `FLOWS` had of late they
+/// are not counted: it is too large for each scrape.
 ///
 /// # Errors
 /// When a map cannot be read; before the first pass there are none.
-pub fn read(directory: &Path, backends: Option<usize>) -> Result<Kernel> {
+pub fn read(directory: &Path, backends: Option<usize>, flows: Option<u64>) -> Result<Kernel> {
     let store = BpfStore::open(directory)?;
     let counts = StatMaps::open(directory)?.read_unsorted()?;
-    let (maps, programs) = pins(directory)?;
+    let (maps, programs) = pins(directory, flows)?;
     let dump = store.dump_of(&[Table::Services])?;
     let without_local = [ServiceFlags::INTERNAL_LOCAL, ServiceFlags::EXTERNAL_LOCAL].map(|flag| {
         let lacks = |service: &&lb_common::Service| {
@@ -136,7 +137,7 @@ fn choose(store: &BpfStore, mut all: Vec<(u32, BackendStats)>, most: usize) -> B
     Backends { shown, left_out }
 }
 
-fn pins(directory: &Path) -> Result<(Vec<Map>, Vec<Program>)> {
+fn pins(directory: &Path, flows: Option<u64>) -> Result<(Vec<Map>, Vec<Program>)> {
     let (mut maps, mut links) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))? {
         let entry = entry?;
@@ -147,8 +148,11 @@ fn pins(directory: &Path) -> Result<(Vec<Map>, Vec<Program>)> {
                 let program = tc::program_of(&name).unwrap_or(program).to_owned();
                 links.push((program, id.with_context(|| format!("asking about the link {name}"))?));
             }
+            // Of maps that are to come.
             None if entry.file_type()?.is_dir() => {}
-            None => maps.push(map(&entry.path(), name.clone()).with_context(|| format!("reading the map {name}"))?),
+            None => {
+                maps.push(map(&entry.path(), name.clone(), flows).with_context(|| format!("reading the map {name}"))?);
+            }
         }
     }
     maps.sort_by(|a, b| a.name.cmp(&b.name));
@@ -164,10 +168,11 @@ fn pins(directory: &Path) -> Result<(Vec<Map>, Vec<Program>)> {
     Ok((maps.into_iter().filter(|map| map.size > 0).collect(), links.into_iter().map(program).collect()))
 }
 
-fn map(path: &Path, name: String) -> Result<Map> {
+fn map(path: &Path, name: String, flows: Option<u64>) -> Result<Map> {
     let map = MapData::from_pin(path)?;
     let info = map.info()?;
     let (entries, size) = match info.map_type() {
+        Ok(MapType::Hash) if name == "FLOWS" && flows.is_some() => (flows, info.max_entries()),
         Ok(MapType::Hash) => {
             (Some(sys::count(map.fd().as_fd(), info.key_size(), info.value_size())?), info.max_entries())
         }

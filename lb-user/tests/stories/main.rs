@@ -12,6 +12,7 @@ mod counts;
 mod devices;
 mod doctor;
 mod explain;
+mod flows;
 mod health;
 mod held;
 mod kill;
@@ -57,6 +58,7 @@ fn stories() -> Vec<Story> {
         monitoring::STORIES,
         capabilities::STORIES,
         routes::STORIES,
+        flows::STORIES,
     ]
     .concat()
 }

@@ -1,0 +1,139 @@
+//! Flows of packets that are over: they go, and no others; and a full map is free again within seconds.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use lb_common::{
+    Addr, Flow, FlowFlags, FlowKey, Hook, Tuple, capacity,
+    flow::{Seen, partner_key},
+};
+use lb_user::datapath::{sys, typed::TypedMap};
+
+use crate::{Story, agent::until, node::Node};
+
+pub const STORIES: &[Story] = &[
+    ("flows_that_are_over_go_and_no_others", only_what_is_over),
+    ("flows_of_a_full_map_are_freed_in_seconds", full_map),
+];
+
+const SECOND: u64 = 1_000_000_000;
+
+pub type Entry = (FlowKey, Flow);
+
+pub fn open(node: &Node) -> TypedMap<FlowKey, Flow> {
+    TypedMap::open(&node.maps(), "FLOWS").expect("the pinned map")
+}
+
+pub fn put(map: &TypedMap<FlowKey, Flow>, entries: &[Entry]) {
+    let (keys, values): (Vec<FlowKey>, Vec<Flow>) = entries.iter().copied().unzip();
+    map.put(&keys, &values).expect("room for them");
+}
+
+fn addr(text: &str) -> Addr {
+    text.parse::<std::net::IpAddr>().expect("an address").into()
+}
+
+/// Both entries of a flow of a client to a backend of this node: what either direction has seen, and when.
+pub fn pair(client: (&str, u16), proto: u8, forward: (u8, u64), reverse: (u8, u64)) -> [Entry; 2] {
+    let (client, client_port) = (addr(client.0), client.1);
+    let dialled = Tuple { src: client, dst: addr("10.96.0.1"), src_port: client_port, dst_port: 80 };
+    let to = Tuple { dst: addr("10.0.0.1"), dst_port: 8080, ..dialled };
+    let flow = |to, flags, used| Flow { to, service: 1, backend: 1, flags, forward: 0, reverse: 0, used };
+    let key = FlowKey::new(dialled, proto, Hook::Ingress);
+    let own = Flow { forward: forward.0, ..flow(to, FlowFlags::PARTNER_EGRESS, forward.1) };
+    let other = Flow { reverse: reverse.0, ..flow(dialled.reversed(), FlowFlags::REVERSE, reverse.1) };
+    [(key, own), (partner_key(&key, &own), other)]
+}
+
+fn only_what_is_over(node: &mut Node) {
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+    let mut agent = node.agent(&[]);
+    agent.kill();
+    let map = open(node);
+    let now = sys::now();
+    let ago = |seconds: u64| now.saturating_sub(seconds * SECOND);
+    let reset = Seen::ANY | Seen::RST;
+    let over = [
+        pair(("192.0.2.1", 1), TCP, (reset, ago(12)), (Seen::ANY, ago(13))),
+        pair(("192.0.2.1", 2), TCP, (Seen::ANY, ago(13)), (reset, ago(12))),
+        pair(("192.0.2.1", 3), UDP, (Seen::ANY, ago(31)), (0, 0)),
+    ]
+    .concat();
+    let [alone, _] = pair(("192.0.2.1", 4), UDP, (Seen::ANY, ago(31)), (0, 0));
+    // Its answers come from where another flow's do by now.
+    let [robbed, (taken, answer)] = pair(("192.0.2.1", 5), TCP, (reset, ago(12)), (Seen::ANY, now));
+    let [_, (_, of_another)] = pair(("192.0.2.1", 6), TCP, (0, 0), (Seen::ANY, now));
+    assert_ne!(answer.to, of_another.to);
+    let lives = [
+        pair(("192.0.2.2", 1), TCP, (Seen::ANY, ago(3600)), (Seen::ANY, ago(3600))).as_slice(),
+        // One direction knows what the other does not.
+        &pair(("192.0.2.2", 2), UDP, (Seen::ANY, ago(40)), (Seen::ANY, ago(40))),
+        &pair(("192.0.2.2", 3), UDP, (Seen::ANY, now), (0, ago(200))),
+        &pair(("192.0.2.2", 4), TCP, (Seen::ANY | Seen::FIN, ago(100)), (Seen::ANY, ago(100))),
+        &[(taken, of_another)],
+    ]
+    .concat();
+    put(&map, &[over.as_slice(), &[alone, robbed], &lives].concat());
+    let mut agent = node.agent(&[]);
+    let keys = |entries: &[Entry]| entries.iter().map(|(key, _)| *key).collect::<std::collections::BTreeSet<_>>();
+    let kept = keys(&lives);
+    until("what is over has gone", || keys(&map.read().expect("the map")) == kept);
+    agent.kill();
+    assert_eq!(keys(&map.read().expect("the map")), kept, "and no others");
+}
+
+/// A number of the agent's metrics.
+fn metric(name: &str) -> f64 {
+    let mut stream = TcpStream::connect("127.0.0.1:10249").expect("the metrics port");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("it reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it answers");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{name} is missing:\n{text}")).trim().parse().expect("a number")
+}
+
+fn full_map(node: &mut Node) {
+    let mut agent = node.agent(&[]);
+    agent.kill();
+    let map = open(node);
+    // Those that live are as many as there are clients; all others are over.
+    let now = sys::now();
+    let at = |n: u32| if n.is_multiple_of(64) { now } else { now.saturating_sub(40 * SECOND) };
+    let count = u32::try_from(capacity::FLOWS / 2).expect("a number");
+    let entries: Vec<Entry> = (0..count)
+        .flat_map(|n| {
+            let client = std::net::Ipv4Addr::from(0xc612_0000 + (n >> 8)).to_string();
+            let port = 1024 + u16::try_from(n & 0xff).expect("8 bits");
+            pair((&client, port), 17, (Seen::ANY, at(n)), (0, at(n)))
+        })
+        .collect();
+    put(&map, &entries);
+    let lives = entries.iter().filter(|(_, flow)| flow.used == now).count();
+    let full = map.read().expect("the map").len();
+    assert_eq!(full, capacity::FLOWS, "all of it is used");
+    drop(entries);
+    let start = Instant::now();
+    let agent = node.agent(&[]);
+    println!("in service after {:?}", start.elapsed());
+    let limit = Duration::from_secs(if std::env::var_os("BEELINE_SLOW").is_some() { 180 } else { 30 });
+    let mut left = full;
+    while left > lives {
+        assert!(start.elapsed() < limit, "{left} of {full} are left");
+        std::thread::sleep(Duration::from_millis(100));
+        left = map.read().expect("the map").len();
+    }
+    println!("{full} entries, {lives} of which live, were freed {:?} after the start", start.elapsed());
+    until("the round is over", || metric("beeline_flow_round_seconds") > 0.0);
+    println!(
+        "the round took {} s, its longest step {} s",
+        metric("beeline_flow_round_seconds"),
+        metric("beeline_flow_longest_step_seconds")
+    );
+    assert_eq!(metric("beeline_flow_entries_expired_total"), (full - lives) as f64);
+    assert_eq!(metric("beeline_map_entries{map=\"FLOWS\"}"), lives as f64);
+    drop(agent);
+}

@@ -23,6 +23,7 @@ mod monitoring;
 mod node;
 mod node_ports;
 mod outside;
+mod packets;
 mod place;
 mod rot;
 mod routes;
@@ -54,6 +55,7 @@ fn stories() -> Vec<Story> {
         health::STORIES,
         devices::STORIES,
         outside::STORIES,
+        packets::STORIES,
         doctor::STORIES,
         monitoring::STORIES,
         capabilities::STORIES,

@@ -1,0 +1,307 @@
+//! The packet path as clients outside see it: real sockets, two nodes, strict reverse path filters, no netfilter.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
+
+use rustix::io::Errno;
+
+use crate::{
+    Story,
+    agent::{Agent, until},
+    lan::{Host, Lan, Options},
+    node::Node,
+    sockets::{Client, tcp_ask, tcp_server, udp_server},
+};
+
+pub const STORIES: &[Story] = &[
+    ("packets_for_a_node_port_find_a_pod_here_or_elsewhere", node_ports),
+    ("packets_to_nobody_are_answered_or_dropped_as_the_policy_says", nobody),
+    ("packets_of_ten_thousand_connections_over_a_rollout_are_all_answered", rollout),
+    ("packets_of_a_gigabyte_arrive_over_restarts_and_kills", gigabyte),
+    ("packets_of_a_pod_link_reach_a_cluster_ip_and_its_own_pod", pod_link),
+];
+
+const TARGET: u16 = 8080;
+const NODE_PORT: u16 = 30080;
+
+fn addresses(host: &Host) -> [IpAddr; 2] {
+    [host.v4.into(), host.v6.into()]
+}
+
+fn serve(host: &Host) {
+    host.net.enter(|| {
+        for ip in addresses(host) {
+            tcp_server(&SocketAddr::from((ip, TARGET)).to_string());
+            udp_server(&SocketAddr::from((ip, TARGET)).to_string());
+        }
+    });
+}
+
+/// A Service of both families and both protocols with these endpoints: each an address, and the node it is on.
+fn service(policy: &str, endpoints: &[(IpAddr, &str)]) -> String {
+    let mut yaml = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  type: LoadBalancer\n  clusterIPs: [10.96.0.1, \
+         \"fd96::1\"]\n  clusterIP: 10.96.0.1\n  ipFamilies: [IPv4, IPv6]\n  externalTrafficPolicy: {policy}\n  ports:\n  - \
+         {{name: t, port: 80, protocol: TCP, nodePort: {NODE_PORT}}}\n  - {{name: u, port: 80, protocol: UDP, nodePort: \
+         {NODE_PORT}}}\nstatus: {{loadBalancer: {{ingress: [{{ip: 198.51.100.7}}]}}}}\n---\n"
+    );
+    for (family, is_v4) in [("IPv4", true), ("IPv6", false)] {
+        yaml += &format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-{family}, labels: \
+             {{kubernetes.io/service-name: web}}}}\naddressType: {family}\nports: [{{name: t, port: {TARGET}, protocol: \
+             TCP}}, {{name: u, port: {TARGET}, protocol: UDP}}]\nendpoints:\n"
+        )
+        .to_lowercase()
+        .replace("endpointslice\n", "EndpointSlice\n")
+        .replace("apiversion", "apiVersion")
+        .replace("addresstype: ipv", "addressType: IPv")
+        .replace("protocol: tcp", "protocol: TCP")
+        .replace("protocol: udp", "protocol: UDP");
+        for (ip, node) in endpoints.iter().filter(|(ip, _)| ip.is_ipv4() == is_v4) {
+            yaml += &format!("- {{addresses: [\"{ip}\"], nodeName: {node}}}\n");
+        }
+        yaml += "---\n";
+    }
+    yaml
+}
+
+/// The agent of node1, whose name is "here". Its cgroup is empty: all clients are outside of it, and none is served by
+/// the socket path.
+fn agent(node: &Node, lan: &Lan, more: &[&str]) -> Agent {
+    let cgroup = node.cgroup.join("node1");
+    fs::create_dir_all(&cgroup).expect("a cgroup");
+    let flags = [&["--devices", "eth0", "--cgroup", cgroup.to_str().expect("text")], more].concat();
+    let agent = lan.node1.host.net.enter(|| node.agent(&flags));
+    agent.wait_until_in_service();
+    // It finds its devices at once, and a restarted one has nothing to say about them.
+    until("the programs are at the device", || has_link(node) || has_filters(lan));
+    agent
+}
+
+/// Whether a TCX link is pinned.
+fn has_link(node: &Node) -> bool {
+    let pins = fs::read_dir(node.maps()).expect("the pins");
+    pins.flatten().any(|pin| pin.file_name().to_string_lossy().starts_with("link_tc_ingress_"))
+}
+
+/// Whether filters run at the uplink, where the kernel has no TCX.
+fn has_filters(lan: &Lan) -> bool {
+    lan.node1.host.net.run(&["tc", "filter", "show", "dev", "eth0", "ingress"]).contains("tc_ingress")
+}
+
+fn pod(node: &crate::lan::Node) -> &Host {
+    node.pods.first().expect("a pod")
+}
+
+fn backends(agent: &Agent, count: usize) {
+    agent.wait_for("the backends are there", |dump| dump.backends.len() == count);
+}
+
+/// A backend here sees the client itself, one elsewhere sees node1; the client sees nothing but the NodePort.
+fn node_ports(node: &mut Node) {
+    let lan = Lan::make(Options::default());
+    let (here, there) = (pod(&lan.node1), pod(&lan.node2));
+    [here, there].into_iter().for_each(serve);
+    let mut agent = None;
+    for (host, name) in [(here, "here"), (there, "there")] {
+        let endpoints = addresses(host).map(|ip| (ip, name));
+        node.write("web.yaml", &service("Cluster", &endpoints));
+        let agent = agent.get_or_insert_with(|| self::agent(node, &lan, &[]));
+        let wanted: Vec<IpAddr> = addresses(host).into();
+        agent.wait_for("its backends are there", |dump| {
+            dump.backends.len() == 4 && dump.backends.values().all(|backend| wanted.contains(&backend.addr.to_ip()))
+        });
+        let sides = addresses(&lan.client).into_iter().zip(addresses(&lan.node1.host)).zip(addresses(host));
+        for ((client, own), backend) in sides {
+            let to = SocketAddr::from((own, NODE_PORT));
+            let (tcp, udp) = lan.client.net.enter(|| (tcp_ask(to).expect("an answer"), Client::udp(to).ask(to)));
+            let server = SocketAddr::from((backend, TARGET)).to_string();
+            let seen = if name == "here" { client } else { own };
+            assert_eq!(tcp, (server.clone(), seen.to_string()), "TCP to {to}, a backend {name}");
+            assert_eq!(udp, (server, Some(to)), "UDP to {to}, a backend {name}");
+        }
+    }
+}
+
+fn nobody(node: &mut Node) {
+    let lan = Lan::make(Options::default());
+    let there = pod(&lan.node2);
+    serve(there);
+    node.write("web.yaml", &service("Cluster", &[]));
+    let agent = agent(node, &lan, &[]);
+    let own = lan.node1.host.v4;
+    for own in addresses(&lan.node1.host) {
+        let to = SocketAddr::from((own, NODE_PORT));
+        lan.client.net.enter(|| {
+            is_reset(to);
+            let udp = Client::udp(to);
+            udp.connect(to).expect("UDP");
+            udp.send().expect("sent");
+            // The ICMP error comes back to the socket.
+            until("the datagram is refused", || udp.send() == Err(Errno::CONNREFUSED));
+        });
+    }
+    // A cluster IP that is routed here, and a port that nobody has there.
+    lan.client.net.run(&["ip", "route", "add", "10.96.0.0/16", "via", &own.to_string()]);
+    let unknown = SocketAddr::from(([10, 96, 0, 1], 81));
+    lan.client.net.enter(|| is_reset(unknown));
+    // Policy Local, and the only endpoint is elsewhere: silence.
+    node.write("web.yaml", &service("Local", &addresses(there).map(|ip| (ip, "there"))));
+    backends(&agent, 4);
+    let to = SocketAddr::from((own, NODE_PORT));
+    let silent = lan.client.net.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)));
+    assert_eq!(silent.expect_err("dropped").kind(), std::io::ErrorKind::TimedOut);
+    // A cluster IP knows no such policy: from outside it goes by an address of the node.
+    let vip = SocketAddr::from(([10, 96, 0, 1], 80));
+    let (_, seen) = lan.client.net.enter(|| tcp_ask(vip).expect("an answer"));
+    assert_eq!(seen, own.to_string());
+}
+
+fn is_reset(to: SocketAddr) {
+    let error = TcpStream::connect_timeout(&to, Duration::from_secs(2)).expect_err("nobody serves");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{to}");
+}
+
+fn rollout(node: &mut Node) {
+    const CONNECTIONS: usize = 10_000;
+    let lan = Lan::make(Options { pods: 2, ..Options::default() });
+    let hosts: Vec<(&Host, &str)> = [(&lan.node1, "here"), (&lan.node2, "there")]
+        .iter()
+        .flat_map(|(node, name)| node.pods.iter().map(move |pod| (pod, *name)))
+        .collect();
+    hosts.iter().for_each(|(host, _)| serve(host));
+    let subset = |mask: usize| -> Vec<(IpAddr, &str)> {
+        let chosen = hosts.iter().enumerate().filter(|(index, _)| mask >> index & 1 == 1);
+        chosen.flat_map(|(_, (host, name))| addresses(host).map(|ip| (ip, *name))).collect()
+    };
+    node.write("web.yaml", &service("Cluster", &subset(0b1111)));
+    let agent = agent(node, &lan, &[]);
+    backends(&agent, 16);
+    let (done, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for mask in (1..16_usize).cycle() {
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                node.write("web.yaml", &service("Cluster", &subset(mask)));
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let to = SocketAddr::from((lan.node1.host.v4, NODE_PORT));
+        let failed: Vec<_> = lan.client.net.enter(|| {
+            let ask = |_| {
+                let answer = tcp_ask(to);
+                done.fetch_add(1, Ordering::Relaxed);
+                answer.err()
+            };
+            (0..CONNECTIONS).filter_map(ask).collect()
+        });
+        over.store(true, Ordering::Relaxed);
+        assert!(failed.is_empty(), "{} of {CONNECTIONS} failed: {:?}", failed.len(), failed.first());
+    });
+    assert_eq!(done.load(Ordering::Relaxed), CONNECTIONS);
+}
+
+/// A stream goes on while the agent is killed, started again, and the Service goes.
+fn gigabyte(node: &mut Node) {
+    const BYTES: usize = 1 << 30;
+    let lan = Lan::make(Options::default());
+    for (host, name) in [(pod(&lan.node1), "here"), (pod(&lan.node2), "there")] {
+        node.write("web.yaml", &service("Cluster", &addresses(host).map(|ip| (ip, name))));
+        let mut first = agent(node, &lan, &[]);
+        first.wait_for("its backends are there", |dump| {
+            dump.backends.values().filter(|backend| addresses(host).contains(&backend.addr.to_ip())).count() == 4
+        });
+        let received = host.net.enter(|| sink(SocketAddr::from((host.v4, TARGET)), BYTES));
+        let to = SocketAddr::from((lan.node1.host.v4, NODE_PORT));
+        thread::scope(|scope| {
+            let sent = scope.spawn(|| lan.client.net.enter(|| send(to, BYTES)));
+            thread::sleep(Duration::from_millis(300));
+            first.kill();
+            let second = agent(node, &lan, &[]);
+            node.write("web.yaml", &service("Cluster", &[]));
+            backends(&second, 0);
+            sent.join().expect("all of it is sent");
+            assert_eq!(received.join().expect("the server"), BYTES, "a backend {name}");
+        });
+    }
+}
+
+/// What a stream repeats: no two of its parts are alike, and its length is no power of two.
+fn pattern() -> Vec<u8> {
+    (0..1_000_003_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
+fn send(to: SocketAddr, mut left: usize) {
+    let pattern = pattern();
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).expect("a connection");
+    stream.set_write_timeout(Some(Duration::from_secs(20))).expect("a time-out");
+    while left > 0 {
+        let part = pattern.get(..left.min(pattern.len())).unwrap_or_default();
+        stream.write_all(part).expect("sent");
+        left -= part.len();
+    }
+}
+
+/// A server of one client: how many octets came before one was wrong.
+fn sink(address: SocketAddr, most: usize) -> thread::JoinHandle<usize> {
+    let listener = TcpListener::bind(address).expect("a free port");
+    thread::spawn(move || {
+        let pattern = [pattern(), pattern()].concat();
+        let (mut stream, _) = listener.accept().expect("a client");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a time-out");
+        let (mut count, mut buffer) = (0, vec![0; 1 << 18]);
+        while count < most {
+            let len = stream.read(&mut buffer).expect("the stream goes on or ends");
+            let start = count % (pattern.len() / 2);
+            if len == 0 || buffer.get(..len) != pattern.get(start..start + len) {
+                break;
+            }
+            count += len;
+        }
+        count
+    })
+}
+
+/// A pod whose sockets the node does not see: its packets are translated at its link.
+fn pod_link(node: &mut Node) {
+    let lan = Lan::make(Options { pods: 2, ..Options::default() });
+    let (client, neighbour, far) = (pod(&lan.node1), &lan.node1.pods[1], pod(&lan.node2));
+    [client, neighbour, far].into_iter().for_each(serve);
+    let agent = agent(node, &lan, &["--pod-devices", "pod2"]);
+    for (host, name) in [(neighbour, "here"), (far, "there"), (client, "here")] {
+        node.write("web.yaml", &service("Cluster", &addresses(host).map(|ip| (ip, name))));
+        agent.wait_for("its backends are there", |dump| {
+            dump.backends.len() == 4 && dump.backends.values().all(|b| addresses(host).contains(&b.addr.to_ip()))
+        });
+        for (vip, own, backend, gateway) in [
+            (
+                IpAddr::from([10, 96, 0, 1]),
+                IpAddr::from(client.v4),
+                IpAddr::from(host.v4),
+                IpAddr::from(lan.node1.host.v4),
+            ),
+            ("fd96::1".parse().expect("an address"), client.v6.into(), host.v6.into(), lan.node1.host.v6.into()),
+        ] {
+            let to = SocketAddr::from((vip, 80));
+            let (tcp, udp) = client.net.enter(|| (tcp_ask(to).expect("an answer"), Client::udp(to).ask(to)));
+            let server = SocketAddr::from((backend, TARGET)).to_string();
+            assert_eq!(tcp.0, server, "TCP to {to} at {backend}");
+            // Only who is its own backend meets itself as somebody else.
+            if backend == own {
+                assert_ne!(tcp.1, own.to_string());
+                let _any_of_the_nodes_addresses = gateway;
+            } else {
+                assert_eq!(tcp.1, own.to_string());
+            }
+            assert_eq!(udp, (server, Some(to)), "UDP to {to} at {backend}");
+        }
+    }
+}

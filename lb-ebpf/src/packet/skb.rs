@@ -4,10 +4,10 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::__sk_buff,
-    bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode},
+    bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
     helpers::generated::{
-        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
-        bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -77,18 +77,14 @@ impl Frame {
         unsafe { (*self.skb).tc_index = u32::from(SENT_ON) };
     }
 
-    /// Gives the packet another length, and forgets what devices were to do with its checksum.
+    /// Gives the packet another length.
+    ///
+    /// No helper takes an unfinished checksum (CHECKSUM_PARTIAL) off a packet. Only packets of this machine have one: of
+    /// its own sockets, its pods and its virtual machines. The answer goes back to them, and they do not look at it.
     #[inline(always)]
     pub fn resize(&mut self, len: u32) -> Result<(), Broken> {
-        // What is gained in front is lost behind. The room itself is not needed: to make some is the one call that takes
-        // an unfinished checksum off the packet. Trimmed first, since kernels before 5.11 let no packet outgrow its device.
-        const ROOM: i32 = 8;
-        // SAFETY: the context; the helpers check the lengths.
-        unsafe {
-            done(bpf_skb_change_tail(self.skb, len, 0))?;
-            done(bpf_skb_adjust_room(self.skb, ROOM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, 0))?;
-            done(bpf_skb_change_tail(self.skb, len, 0))
-        }
+        // SAFETY: the context; the helper checks the length.
+        done(unsafe { bpf_skb_change_tail(self.skb, len, 0) })
     }
 
     /// Sends the packet out of its device (or, where it was about to go out, into it).

@@ -71,10 +71,11 @@ impl State for Live {
     fn stick(&self, _: &AffinityKey, _: u32, _: u64) {}
 }
 
-/// A client, by its network namespace. Its random number is always 0.
+/// A client: a socket, by its network namespace, or who sends a packet from outside. Its random number is always 0.
 pub struct Client {
-    netns: u64,
-    host: u64,
+    who: lb_common::Client,
+    is_host: bool,
+    is_outside: bool,
     now: u64,
 }
 
@@ -84,16 +85,29 @@ impl Client {
     /// # Errors
     /// When there is no such process, or the kernel tells no cookies (before 5.14).
     pub fn of(pid: Option<u32>) -> Result<Self> {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let now = u64::try_from(now.tv_sec)? * 1_000_000_000 + u64::try_from(now.tv_nsec)?;
         let host = sys::netns_cookie();
         let netns = match pid {
             // Without cookies a client of the node has no affinity yet, and no other can be told from it.
             None => host.as_ref().map_or(0, |cookie| *cookie),
             Some(pid) => cookie_of(pid)?,
         };
-        Ok(Self { netns, host: host.unwrap_or(0), now })
+        let who = lb_common::Client::of_netns(netns);
+        Ok(Self { who, is_host: netns == host.unwrap_or(0), is_outside: false, now: now()? })
     }
+
+    /// Who sends packets from outside of this node, by its address.
+    ///
+    /// # Errors
+    /// When the clock cannot be read.
+    pub fn outside(addr: Addr) -> Result<Self> {
+        Ok(Self { who: lb_common::Client::of_addr(addr), is_host: false, is_outside: true, now: now()? })
+    }
+}
+
+/// The time that the programs know (CLOCK_MONOTONIC, ns).
+fn now() -> Result<u64> {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Ok(u64::try_from(now.tv_sec)? * 1_000_000_000 + u64::try_from(now.tv_nsec)?)
 }
 
 /// Enters the namespace in a thread of its own, which ends with the question.
@@ -115,10 +129,13 @@ impl Caller for Client {
         0
     }
     fn client(&self) -> lb_common::Client {
-        lb_common::Client::of_netns(self.netns)
+        self.who
     }
     fn is_host(&self) -> bool {
-        self.netns == self.host
+        self.is_host
+    }
+    fn is_outside(&self) -> bool {
+        self.is_outside
     }
     fn now(&self) -> u64 {
         self.now

@@ -1,12 +1,17 @@
 //! `beeline trace`: what a connect or a datagram would do, by the same function as the kernel's and from the same maps.
 
-use std::{fmt::Write as _, net::SocketAddr, path::Path, process::ExitCode};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use lb_common::{
-    Caller as _, Cause, Frontend, FrontendKey, Kind, List, Proto, Scheduler, Service, Slot, SlotKey, State as _,
-    Verdict, frontend_at, kept, list_for, select,
+    BackendFlags, Caller as _, Cause, Frontend, FrontendKey, Kind, List, Proto, Scheduler, Service, Slot, SlotKey,
+    State as _, Verdict, frontend_at, kept, list_for, select,
 };
 
 use crate::{
@@ -18,7 +23,8 @@ use crate::{
 /// A destination.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  beeline trace tcp 10.96.0.1:443\n  beeline trace udp '[fd96::a]:53'\n  \
-    beeline trace tcp 10.96.0.1:443 --pid 4711   as that process would fare: affinity, sh, localhost\n\n\
+    beeline trace tcp 10.96.0.1:443 --pid 4711   as that process would fare: affinity, sh, localhost\n  \
+    beeline trace tcp 192.0.2.1:30080 --from 198.51.100.7   as packets from there would: policies, source ranges\n\n\
     Exit codes: 0 the call goes on, to a backend or unchanged; 1 it would be refused.")]
 pub(super) struct Arguments {
     /// Protocol of the socket.
@@ -29,12 +35,16 @@ pub(super) struct Arguments {
     /// The client: a process, whose network namespace counts [default: one of the node itself]
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
+    /// The client: who sends packets from outside of this node, by its address. What they meet then, at a network device
+    #[arg(long, value_name = "ADDR", conflicts_with = "pid")]
+    from: Option<IpAddr>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Protocol {
     Tcp,
     Udp,
+    Sctp,
 }
 
 /// How many backends are named one by one.
@@ -44,10 +54,14 @@ pub(super) fn run(directory: &Path, arguments: &Arguments) -> Result<ExitCode> {
     let proto = match arguments.protocol {
         Protocol::Tcp => Proto::Tcp,
         Protocol::Udp => Proto::Udp,
+        Protocol::Sctp => Proto::Sctp,
     };
     let maps = StatMaps::open(directory)?;
     let live = Live { dump: super::dump(directory)?, stats: maps.read()?, affinity: maps.affinity()? };
-    let client = Client::of(arguments.pid)?;
+    let client = match arguments.from {
+        Some(from) => Client::outside(from.into())?,
+        None => Client::of(arguments.pid)?,
+    };
     let (text, verdict) = explain(&live, &client, arguments.destination, proto)?;
     print!("{text}");
     Ok(if matches!(verdict, Verdict::Refused(..)) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -63,20 +77,33 @@ fn explain(live: &Live, client: &Client, destination: SocketAddr, proto: Proto) 
         writeln!(text, "  frontend   {kind} of {}", inspect::name_of(&live.dump, frontend.service))?;
     }
     match verdict {
-        Verdict::NotService => not_service(&mut text, live, &key)?,
+        Verdict::NotService => not_service(&mut text, live, client, &key)?,
         Verdict::Refused(_, cause) => {
             let why = match cause {
                 Cause::NoEndpoints => "the service port has no endpoint that is ready, on any node",
-                Cause::NoLocalEndpoints => "internalTrafficPolicy is Local, and no endpoint is on this node",
+                Cause::NoLocalEndpoints => "the traffic policy is Local, and no endpoint is on this node",
                 Cause::SourceRange => "the client is in none of spec.loadBalancerSourceRanges",
             };
             writeln!(text, "  reason     {why}")?;
-            writeln!(text, "  verdict    refused: the application sees {} ({})", cause.errno_name(), older(cause))?;
+            match (client.is_outside(), cause) {
+                (false, _) => {
+                    writeln!(
+                        text,
+                        "  verdict    refused: the application sees {} ({})",
+                        cause.errno_name(),
+                        older(cause)
+                    )?;
+                }
+                (true, Cause::NoEndpoints) => {
+                    writeln!(text, "  verdict    rejected: the client gets a TCP reset, or ICMP port unreachable")?;
+                }
+                (true, _) => writeln!(text, "  verdict    dropped: the client hears nothing")?,
+            }
         }
         Verdict::Backend(choice) => {
             let frontend = frontend.context("a backend without a frontend")?;
             let service = live.dump.services.get(&choice.service).copied().unwrap_or_default();
-            let list = list_for(frontend.kind, &service, false);
+            let list = list_for(frontend.kind, &service, client.is_outside());
             policies(&mut text, live, client, frontend, &service, list)?;
             let key = client.client().affinity_key(choice.service);
             let stuck = kept(live, &key, &service, list, client.now()).is_some();
@@ -90,14 +117,25 @@ fn explain(live: &Live, client: &Client, destination: SocketAddr, proto: Proto) 
                 (_, Scheduler::Dh) => writeln!(text, "  choice     {to}, always at this address")?,
                 _ => {}
             }
-            writeln!(text, "  verdict    goes there; the application sees {destination} as its peer")?;
+            let on_node = live.dump.backends.get(&choice.backend).is_some_and(|b| b.flags & BackendFlags::ON_NODE != 0);
+            let verdict = match (client.is_outside(), on_node) {
+                (false, _) => format!("the application sees {destination} as its peer"),
+                (true, true) => "with the client's own address".to_owned(),
+                (true, false) => "from an address of this node".to_owned(),
+            };
+            writeln!(text, "  verdict    goes there; {verdict}")?;
         }
     }
     Ok((text, verdict))
 }
 
-fn not_service(text: &mut String, live: &Live, key: &FrontendKey) -> Result<()> {
-    writeln!(text, "  verdict    no Service answers here: the call goes on unchanged")?;
+fn not_service(text: &mut String, live: &Live, client: &Client, key: &FrontendKey) -> Result<()> {
+    let verdict = match (client.is_outside(), live.dump.frontends.contains_key(&key.address())) {
+        (false, _) => "the call goes on unchanged",
+        (true, false) => "packets go on unchanged",
+        (true, true) => "packets are rejected, since the address is a cluster IP (TCP reset, or ICMP port unreachable)",
+    };
+    writeln!(text, "  verdict    no Service answers here: {verdict}")?;
     let other = live.dump.frontends.keys().filter(|other| other.addr == key.addr && **other != key.address());
     let other = other.map(ToString::to_string);
     let other: Vec<_> = other.take(5).collect();
@@ -129,9 +167,10 @@ fn policies(
         live.dump.slots.range(SlotKey::new(frontend.service, list, 0)..=SlotKey::new(frontend.service, list, u32::MAX));
     let distinct: std::collections::BTreeSet<u32> = slots.map(|(_, slot)| slot.backend).collect();
     let why = match (list, frontend.kind == Kind::ClusterIp as u8) {
-        (List::Local, _) => ", by internalTrafficPolicy Local",
-        (List::Cluster, true) => "",
-        (List::Cluster, false) => ", as always for callers on this node",
+        (List::Local, true) => ", by internalTrafficPolicy Local",
+        (List::Local, false) => ", by externalTrafficPolicy Local",
+        (List::Cluster, false) if !client.is_outside() => ", as always for callers on this node",
+        (List::Cluster, _) => "",
     };
     writeln!(text, "  list       {name}{why}: {}", number(distinct.len(), "backend"))?;
     let scheduler = Scheduler::from_number(service.scheduler).unwrap_or_default();

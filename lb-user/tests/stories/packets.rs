@@ -155,6 +155,11 @@ fn nobody(node: &mut Node) {
     node.write("web.yaml", &service("Local", &addresses(there).map(|ip| (ip, "there"))));
     backends(&agent, 4);
     let to = SocketAddr::from((own, NODE_PORT));
+    let trace = |from: &str| {
+        let output = crate::agent::run(node, &["trace", "tcp", &to.to_string(), "--from", from]);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(trace(&lan.client.v4.to_string()).contains("dropped"), "{}", trace("172.30.0.20"));
     let silent = lan.client.net.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)));
     assert_eq!(silent.expect_err("dropped").kind(), std::io::ErrorKind::TimedOut);
     // A cluster IP knows no such policy: from outside it goes by an address of the node.

@@ -1,6 +1,8 @@
 //! What stands in the maps, in the words of people: rows for `get`, made from a dump and the counts alone.
 
 mod counts;
+mod devices;
+mod flows;
 
 use std::collections::BTreeMap;
 
@@ -12,6 +14,8 @@ use lb_common::{
 use serde::Serialize;
 
 pub use counts::{PortCounts, by_port, sum};
+pub use devices::{DeviceRow, devices};
+pub use flows::{FlowFilter, FlowRow, flows};
 
 use crate::{datapath::stats::Stats, spec::PortKey, store::Dump};
 

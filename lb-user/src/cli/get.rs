@@ -1,5 +1,8 @@
 //! `beeline get`: rows of the maps as a table, JSON or YAML.
 
+mod devices;
+mod flows;
+
 use std::path::Path;
 
 use anyhow::Result;
@@ -15,7 +18,8 @@ use crate::{
 /// What to show, and how.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  beeline get services\n  beeline get backends -o json\n  beeline get frontends -o wide"
+    after_help = "Examples:\n  beeline get services\n  beeline get backends -o json\n  beeline get frontends -o wide\n  \
+                  beeline get flows --service default/web --client 192.0.2.0/24"
 )]
 pub(super) struct Arguments {
     /// What to show.
@@ -23,9 +27,11 @@ pub(super) struct Arguments {
     /// Form of the output.
     #[arg(short, long, default_value = "table", value_name = "FORM")]
     output: Output,
+    #[command(flatten)]
+    filter: flows::Filter,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
     /// Service ports: frontends, number of backends, what sockets did with them.
     #[value(alias = "service", alias = "svc")]
@@ -39,6 +45,12 @@ enum What {
     /// Events that the programs count: refusals by cause, overflows, moved UDP sockets.
     #[value(alias = "counter")]
     Counters,
+    /// Flows of packets: client, VIP, backend, state, and when they end.
+    #[value(alias = "flow")]
+    Flows,
+    /// Network devices by which packets come and go, and how the programs are attached to them.
+    #[value(alias = "device")]
+    Devices,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -56,11 +68,16 @@ enum Output {
 pub(super) fn render(pins: &Path, arguments: &Arguments) -> Result<String> {
     let output = arguments.output;
     let stats = || StatMaps::open(pins)?.read();
+    if arguments.what != What::Flows {
+        arguments.filter.refuse()?;
+    }
     match arguments.what {
         What::Services => rows(&inspect::services(&super::dump(pins)?, &stats()?), output),
         What::Frontends => rows(&inspect::frontends(&super::dump(pins)?), output),
         What::Backends => rows(&inspect::backends(&super::dump(pins)?, &stats()?), output),
         What::Counters => rows(&inspect::counters(&datapath::counters(pins)?), output),
+        What::Flows => rows(&flows::read(pins, &arguments.filter)?, output),
+        What::Devices => rows(&devices::read(pins)?, output),
     }
 }
 

@@ -158,16 +158,24 @@ impl Facts {
     /// # Errors
     /// What the kernel says.
     pub fn read(channel: &mut Channel) -> io::Result<Self> {
-        // include/uapi/linux/rtnetlink.h: counters would be the larger part of each answer.
-        const RTEXT_FILTER_SKIP_STATS: u32 = 8;
-        let mut all_links = vec![0; LINK_HEADER];
-        attribute(&mut all_links, libc::IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
-        let links = channel.list(libc::RTM_GETLINK, &all_links, Link::parse)?.into_iter().collect();
+        let links = links(channel)?;
         let mut addresses = channel.list(address::GET, &address::ALL, Address::parse)?;
         addresses.retain(Address::is_usable);
         let routes = channel.list(libc::RTM_GETROUTE, &[0; ROUTE_HEADER], routes)?;
         Ok(Self { links, addresses, routes: routes.into_iter().flatten().collect() })
     }
+}
+
+/// All links, by index.
+///
+/// # Errors
+/// What the kernel says.
+pub fn links(channel: &mut Channel) -> io::Result<BTreeMap<u32, Link>> {
+    // include/uapi/linux/rtnetlink.h: counters would be the larger part of each answer.
+    const RTEXT_FILTER_SKIP_STATS: u32 = 8;
+    let mut all = vec![0; LINK_HEADER];
+    attribute(&mut all, libc::IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+    Ok(channel.list(libc::RTM_GETLINK, &all, Link::parse)?.into_iter().collect())
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ use facts::Facts;
 const CHECK: Duration = Duration::from_secs(30);
 
 /// After each reading it rests for so many times as long as that took, so that a storm of changes costs a fifth of a core at
-/// most. The first change after a rest is looked at without delay.
+/// most, what it does at devices left out. The first change after a rest is looked at without delay.
 const REST: u32 = 4;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -73,10 +73,10 @@ pub async fn run(options: Options, tc: Arc<Tc>, pins: PathBuf, mut status: watch
         return pending().await;
     }
     let are_off = options.are_off();
-    let mut keeper = Keeper { options, tc, pins, written: None, told: Vec::new() };
+    let mut keeper = Keeper { options, tc, pins, written: None, reading: FIRST_RETRY, told: Vec::new() };
     let (mut news, mut backoff) = (None, FIRST_RETRY);
     loop {
-        let (began, node) = (Instant::now(), status.borrow_and_update().node_addresses.clone());
+        let node = status.borrow_and_update().node_addresses.clone();
         if generation.has_changed().unwrap_or(false) {
             generation.mark_unchanged();
             // The map may be another one.
@@ -111,7 +111,7 @@ pub async fn run(options: Options, tc: Arc<Tc>, pins: PathBuf, mut status: watch
                 backoff
             }
         };
-        sleep(began.elapsed() * REST).await;
+        sleep(keeper.reading * REST).await;
         let is_dead = tokio::select! {
             heard = async {
                 match &mut news {
@@ -159,6 +159,8 @@ struct Keeper {
     pins: PathBuf,
     /// What stands in the map; none: it is to be read.
     written: Option<Written>,
+    /// How long the last reading took.
+    reading: Duration,
     /// What was said of failures last, so that it is said once.
     told: Vec<String>,
 }
@@ -166,6 +168,7 @@ struct Keeper {
 impl Keeper {
     /// Reads everything, and does what is to be done.
     fn pass(&mut self, node: &[IpAddr]) -> Result<()> {
+        let began = Instant::now();
         let facts = Facts::read(&mut Channel::open().context("opening a netlink socket")?)
             .context("reading links, addresses and routes")?;
         let attached = self.tc.attached()?;
@@ -177,6 +180,7 @@ impl Keeper {
         } else {
             decide(&facts, Setting { uplinks, pod_links: &pod_links, node, attached: &has_now })
         };
+        self.reading = began.elapsed();
         let wanted: BTreeMap<u32, Device> = wishes.iter().map(|(index, wish)| (*index, wish.device)).collect();
         // A program that runs finds its device.
         self.put(&wanted)?;

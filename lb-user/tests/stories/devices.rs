@@ -157,8 +157,8 @@ fn follows_routes(node: &mut Node) {
     until("the entry follows", || devices(node).get(&up0).is_some_and(|device| device.mtu == 1400));
     // Programs stay while it is switched off for a moment, though its routes have gone.
     ip(&["link", "set", "up0", "down"]);
-    ip(&["link", "set", "up0-far", "mtu", "1400"]);
-    until("all was read again", || devices(node).get(&up0).is_some_and(|device| device.snat_v4.to_string() != "x"));
+    ip(&["link", "set", "up0", "mtu", "1300"]);
+    until("all was read again", || devices(node).get(&up0).is_some_and(|device| device.mtu == 1300));
     assert!(is_attached("up0"));
     ip(&["link", "set", "up0", "up"]);
     wait_until_free("up0");
@@ -189,6 +189,16 @@ fn flags_choose(node: &mut Node) {
     let flags = |name| devices(node).get(&index(name)).map(|device| device.flags);
     assert_eq!(flags("lxc0"), Some(DeviceFlags::POD));
     assert_eq!((flags("wg0"), flags("up0"), flags("lxc1")), (Some(0), Some(0), None));
+    let shown = run(node, &["get", "devices"]);
+    let shown = String::from_utf8(shown.stdout).expect("text");
+    let how = if has_tcx(node) { "tcx" } else { "clsact" };
+    let row = |name: &str| -> Vec<&str> {
+        let row = shown.lines().find(|line| line.split_whitespace().next() == Some(name));
+        row.map(|row| row.split_whitespace().skip(2).take(3).collect()).unwrap_or_default()
+    };
+    assert_eq!(row("wg0").get(..2), Some([how, "uplink"].as_slice()));
+    assert_eq!(row("lxc0").get(..2), Some([how, "pod"].as_slice()));
+    assert_eq!(row("up0"), ["-", "-", "198.18.0.5"]);
     // Another agent wants others.
     agent.kill();
     let mut agent = node.agent(&["--devices", "up0"]);

@@ -12,7 +12,11 @@ use lb_common::{
 };
 use lb_user::datapath::{sys, typed::TypedMap};
 
-use crate::{Story, agent::until, node::Node};
+use crate::{
+    Story,
+    agent::{run, until},
+    node::Node,
+};
 
 pub const STORIES: &[Story] = &[
     ("flows_that_are_over_go_and_no_others", only_what_is_over),
@@ -82,6 +86,24 @@ fn only_what_is_over(node: &mut Node) {
     let keys = |entries: &[Entry]| entries.iter().map(|(key, _)| *key).collect::<std::collections::BTreeSet<_>>();
     let kept = keys(&lives);
     until("what is over has gone", || keys(&map.read().expect("the map")) == kept);
+    let shown = |arguments: &[&str]| {
+        let output = run(node, &[&["get", "flows"], arguments].concat());
+        assert!(output.status.success());
+        let text = String::from_utf8(output.stdout).expect("text");
+        text.lines().skip(1).map(|line| line.split_whitespace().map(str::to_owned).collect()).collect::<Vec<Vec<_>>>()
+    };
+    let udp = shown(&["--proto", "udp", "--backend", "10.0.0.1"]);
+    let states: Vec<_> =
+        udp.iter().map(|row| (row.get(1).map(String::as_str), row.get(5).map(String::as_str))).collect();
+    let wanted = [(Some("192.0.2.2:2"), Some("ASSURED")), (Some("192.0.2.2:3"), Some("UNREPLIED"))];
+    assert_eq!(states, wanted);
+    assert_eq!(shown(&["--client", "192.0.2.0/24"]).len(), 4);
+    assert_eq!(shown(&["--client", "192.0.2.1"]).len(), 0);
+    assert_eq!(shown(&["--service", "default/nobody"]).len(), 0);
+    assert!(!run(node, &["get", "services", "--proto", "tcp"]).status.success());
+    let json = run(node, &["get", "flows", "-o", "json", "--proto", "tcp"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!(json.pointer("/0/vip"), Some(&"10.96.0.1:80".into()), "{json}");
     agent.kill();
     assert_eq!(keys(&map.read().expect("the map")), kept, "and no others");
 }

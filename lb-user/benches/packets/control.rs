@@ -16,7 +16,6 @@ use crate::{
 /// The API server, and the cgroups that can be frozen.
 pub struct Control {
     api: ApiServer,
-    cluster: Cluster,
     own: PathBuf,
     servers: PathBuf,
     proxies: PathBuf,
@@ -30,8 +29,7 @@ impl Control {
             fs::create_dir(cgroup).expect("a cgroup");
         }
         let api = in_cgroup(&servers, &own, || ApiServer::start(assets));
-        let cluster = Cluster::new(&api.kubeconfig());
-        Self { api, cluster, own, servers, proxies }
+        Self { api, own, servers, proxies }
     }
 
     /// Starts a proxy, which is frozen with the others.
@@ -39,9 +37,9 @@ impl Control {
         in_cgroup(&self.proxies, &self.own, start)
     }
 
-    /// A client of the API server.
-    pub fn cluster(&self) -> &Cluster {
-        &self.cluster
+    /// A new client of the API server, which closes old connections when it has stood still.
+    pub fn cluster(&self) -> Cluster {
+        Cluster::new(&self.api.kubeconfig())
     }
 
     /// The API server's port on 127.0.0.1.

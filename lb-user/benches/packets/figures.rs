@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     site::{By, Site, Way},
+    table::Spread,
     worker::Cost,
 };
 
@@ -105,13 +106,14 @@ pub fn rounds(sites: &mut [Site], kinds: &[Kind], count: usize) -> Figures {
     figures
 }
 
-/// Takes away what the ends cost in the same round.
+/// Takes away what the ends cost, which is the same for all.
 fn forwarding(figures: &mut Figures) {
-    let Some(ends) = figures.get(&(Figure::PacketCpu, Way::Ends, By::Floor)).cloned() else { return };
+    let Some(ends) = figures.get(&(Figure::PacketCpu, Way::Ends, By::Floor)) else { return };
+    let ends = Spread::of(ends.iter().copied()).median;
     let whole: Vec<_> = figures
         .iter()
         .filter(|((figure, way, _), _)| (*figure, *way) == (Figure::PacketCpu, Way::There))
-        .map(|((.., by), values)| (*by, values.iter().zip(&ends).map(|(whole, ends)| whole - ends).collect()))
+        .map(|((.., by), values)| (*by, values.iter().map(|whole| whole - ends).collect()))
         .collect();
     figures.extend(whole.into_iter().map(|(by, values)| ((Figure::ForwardCpu, Way::There, by), values)));
 }

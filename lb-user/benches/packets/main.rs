@@ -104,7 +104,7 @@ fn measure(arguments: &Arguments, cgroup: &Path, directory: &Path) {
     eprintln!("starting the API server");
     let control = Control::start(cgroup, Assets::find().expect("found before"));
     let mut sites = vec![Site::floor()];
-    objects::add_nodes(control.cluster(), &sites.first().expect("one").lan);
+    objects::add_nodes(&control.cluster(), &sites.first().expect("one").lan);
     for mode in [Mode::Iptables, Mode::Nftables] {
         match Site::kube_proxy(mode, &control, directory) {
             Ok(site) => sites.push(site),
@@ -122,7 +122,7 @@ fn measure(arguments: &Arguments, cgroup: &Path, directory: &Path) {
     for &services in &arguments.services {
         let start = Instant::now();
         control.fill();
-        objects::add(control.cluster(), &sites.first().expect("one").lan, made, services);
+        objects::add(&control.cluster(), &sites.first().expect("one").lan, made, services);
         made = services;
         let filled = start.elapsed();
         control.run();

@@ -77,6 +77,13 @@ impl Frame {
         unsafe { (*self.skb).tc_index = u32::from(SENT_ON) };
     }
 
+    /// Takes the mark off.
+    #[inline(always)]
+    pub fn unmark(&mut self) {
+        // SAFETY: as above.
+        unsafe { (*self.skb).tc_index = 0 };
+    }
+
     /// Gives the packet another length, and forgets what devices were to do with its checksum.
     #[inline(always)]
     pub fn resize(&mut self, len: u32) -> Result<(), Broken> {

@@ -72,7 +72,7 @@ fn back<const N: usize>(mut frame: Frame, packet: &Packet, hook: Hook, bytes: &A
             let [a, b, c, d, e, f, g, h, i, j, k, l] = frame.load::<12>(0)?;
             frame.store(0, &[g, h, i, j, k, l, a, b, c, d, e, f], false).ok()?;
         }
-        frame.store(packet.l3, bytes.first_chunk::<N>()?, false).ok()
+        frame.store(packet.l3, bytes.first_chunk::<N>()?, true).ok()
     };
     match { sent }() {
         Some(()) => frame.turn_around(hook as u8 == Hook::Egress as u8),

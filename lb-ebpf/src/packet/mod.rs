@@ -69,11 +69,15 @@ fn at(frame: Frame, hook: Hook) -> i32 {
 }
 
 #[inline(always)]
-fn decide(frame: Frame, hook: Hook, scratch: &mut Scratch) -> Fate {
+fn decide(mut frame: Frame, hook: Hook, scratch: &mut Scratch) -> Fate {
     let egress = hook as u8 == Hook::Egress as u8;
-    // It has been through all of this when it came in.
-    if egress && frame.is_sent_on() {
-        return Fate::PASS;
+    if frame.is_sent_on() {
+        if egress {
+            // It has been through all of this when it came in.
+            return Fate::PASS;
+        }
+        // By another node, which is a container of this machine: that says nothing here.
+        frame.unmark();
     }
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
     let Some(device) = (unsafe { DEVICES.get(frame.ifindex()) }) else {
@@ -137,6 +141,8 @@ fn goes_on(scratch: &mut Scratch) -> bool {
     // SAFETY: a value of ours; it stays until the RCU grace period ends, and each direction writes its own entry.
     let flow = unsafe { &mut *flow };
     if begins_anew(&scratch.packet, flow) {
+        // Whatever comes of this packet, the next ones must not follow the old flow.
+        let _was_there = FLOWS.remove(&scratch.key);
         return false;
     }
     track(&scratch.packet, &scratch.key, &mut scratch.back_key, flow);

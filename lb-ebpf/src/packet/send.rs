@@ -13,6 +13,9 @@ use super::{
 };
 use crate::maps::{DEVICES, count};
 
+/// The size of segments that a list of packets is said to have (`GSO_BY_FRAGS`, include/linux/skbuff.h).
+const BY_FRAGS: u32 = 0xffff;
+
 /// Lets the packet become what its flow says.
 #[inline(always)]
 pub fn send(frame: Frame, scratch: &Scratch) -> Fate {
@@ -45,8 +48,13 @@ fn send_on(mut frame: Frame, packet: &Packet, to: &Tuple) -> Fate {
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
     if let Some(device) = unsafe { DEVICES.get(route.ifindex()) } {
         let mtu = device.mtu;
-        // As the kernel measures a packet that will be cut (skb_gso_network_seglen): the headers, and one segment.
-        let len = if frame.segment() == 0 { packet.len } else { packet.headers + frame.segment() };
+        // As the kernel measures a packet that will be cut (skb_gso_network_seglen): the headers, and one segment. One that
+        // is a list of packets (SCTP) was made for the way that it had, and its sender hears nothing here.
+        let len = match frame.segment() {
+            0 => packet.len,
+            BY_FRAGS => 0,
+            segment => packet.headers + segment,
+        };
         if mtu != 0 && len > mtu {
             return Fate::too_big(mtu);
         }

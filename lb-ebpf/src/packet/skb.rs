@@ -77,6 +77,13 @@ impl Frame {
         unsafe { (*self.skb).tc_index = u32::from(SENT_ON) };
     }
 
+    /// Takes the mark off.
+    #[inline(always)]
+    pub fn unmark(&mut self) {
+        // SAFETY: as above.
+        unsafe { (*self.skb).tc_index = 0 };
+    }
+
     /// Gives the packet another length.
     ///
     /// No helper takes an unfinished checksum (CHECKSUM_PARTIAL) off a packet. Only packets of this machine have one: of

@@ -1,0 +1,381 @@
+//! Packets as they are on the wire, made by etherparse, and SCTP by hand.
+
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{
+    EtherType, Ethernet2Header, IpAuthHeader, IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header,
+    Ipv6Extensions, Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, Ipv6RoutingExtensions, PacketBuilder,
+    SingleVlanHeader, TcpHeader, VlanId,
+};
+use lb_common::Proto;
+
+/// What goes over a wire.
+pub trait Wire {
+    /// Its octets.
+    fn octets(&self) -> Vec<u8>;
+}
+
+impl Wire for Vec<u8> {
+    fn octets(&self) -> Vec<u8> {
+        self.clone()
+    }
+}
+
+/// What stands in front of the IP header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Link {
+    Ethernet { turned: bool, vlan: Option<u16> },
+    None,
+}
+
+/// Which part of a datagram.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    Whole,
+    First,
+    Later,
+}
+
+/// A packet of TCP, UDP or SCTP.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    pub from: SocketAddr,
+    pub to: SocketAddr,
+    pub proto: Proto,
+    pub ttl: u8,
+    pub seq: u32,
+    pub ack: u32,
+    pub payload: Vec<u8>,
+    link: Link,
+    /// Letters of TCP's flags, as in `SA`.
+    flags: &'static str,
+    window: u16,
+    /// The first chunk of SCTP.
+    chunk: u8,
+    has_sum: bool,
+    part: Part,
+    id: u32,
+    /// With options, or with each of the extension headers.
+    has_extras: bool,
+}
+
+impl Packet {
+    fn new(proto: Proto, from: &str, to: &str) -> Self {
+        let addr = |text: &str| text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
+        Self {
+            from: addr(from),
+            to: addr(to),
+            proto,
+            ttl: 60,
+            seq: 1000,
+            ack: 2000,
+            payload: b"a few octets".to_vec(),
+            link: Link::Ethernet { turned: false, vlan: None },
+            flags: "A",
+            window: 4096,
+            chunk: 0,
+            has_sum: true,
+            part: Part::Whole,
+            id: 0,
+            has_extras: false,
+        }
+    }
+
+    /// A segment of an open connection.
+    pub fn tcp(from: &str, to: &str) -> Self {
+        Self::new(Proto::Tcp, from, to)
+    }
+
+    /// The first segment of a connection.
+    pub fn syn(from: &str, to: &str) -> Self {
+        Self { payload: Vec::new(), ..Self::tcp(from, to).flags("S") }
+    }
+
+    pub fn udp(from: &str, to: &str) -> Self {
+        Self::new(Proto::Udp, from, to)
+    }
+
+    /// The first packet of an association of SCTP.
+    pub fn sctp_init(from: &str, to: &str) -> Self {
+        Self::new(Proto::Sctp, from, to).chunk(1)
+    }
+
+    pub fn flags(self, flags: &'static str) -> Self {
+        Self { flags, ..self }
+    }
+
+    pub fn chunk(self, chunk: u8) -> Self {
+        Self { chunk, ..self }
+    }
+
+    pub fn ttl(self, ttl: u8) -> Self {
+        Self { ttl, ..self }
+    }
+
+    /// As a router sends it on.
+    pub fn one_hop_on(self) -> Self {
+        let ttl = self.ttl - 1;
+        self.ttl(ttl)
+    }
+
+    pub fn without_sum(self) -> Self {
+        Self { has_sum: false, ..self }
+    }
+
+    /// So many octets from the IP header on.
+    pub fn sized(mut self, len: usize) -> Self {
+        self.payload.clear();
+        let link = self.octets().len() - self.ip().len();
+        let headers = self.octets().len() - link;
+        self.payload = vec![0x5a; len - headers];
+        self
+    }
+
+    pub fn part(self, part: Part, id: u32) -> Self {
+        Self { part, id, ..self }
+    }
+
+    pub fn with_extras(self) -> Self {
+        Self { has_extras: true, ..self }
+    }
+
+    pub fn vlan(self, vlan: u16) -> Self {
+        Self { link: Link::Ethernet { turned: false, vlan: Some(vlan) }, ..self }
+    }
+
+    /// As it is on a device without Ethernet.
+    pub fn bare(self) -> Self {
+        Self { link: Link::None, ..self }
+    }
+
+    /// The same packet after its addresses and ports were replaced.
+    pub fn becomes(&self, from: &str, to: &str) -> Self {
+        let new = Self::new(self.proto, from, to);
+        Self { from: new.from, to: new.to, ..self.clone() }
+    }
+
+    /// A packet of the other direction.
+    fn back(&self) -> Self {
+        Self { from: self.to, to: self.from, ..self.clone() }
+    }
+
+    /// The reset that answers it (RFC 9293, 3.10.7.1).
+    pub fn reset(&self) -> Self {
+        let has = |flag| self.flags.contains(flag);
+        let taken = self.payload.len() + usize::from(has('S')) + usize::from(has('F'));
+        let end = self.seq.wrapping_add(u32::try_from(taken).expect("short"));
+        let (flags, seq, ack) = if has('A') { ("R", self.ack, 0) } else { ("RA", 0, end) };
+        let empty = Self { ttl: 64, payload: Vec::new(), window: 0, has_extras: false, ..self.back() };
+        Self { flags, seq, ack, ..empty }.turned()
+    }
+
+    /// The checksum of a whole UDP datagram without extras.
+    pub fn sum(&self) -> u16 {
+        let at = if self.from.is_ipv4() { 20 } else { 40 } + 6;
+        let ip = self.ip();
+        u16::from_be_bytes([ip[at], ip[at + 1]])
+    }
+
+    /// With Ethernet's addresses exchanged.
+    fn turned(self) -> Self {
+        let link = match self.link {
+            Link::Ethernet { vlan, .. } => Link::Ethernet { turned: true, vlan },
+            Link::None => Link::None,
+        };
+        Self { link, ..self }
+    }
+
+    /// From the IP header on.
+    pub fn ip(&self) -> Vec<u8> {
+        let ip = headers(self.from.ip(), self.to.ip(), self.ttl, self.part, self.id, self.has_extras);
+        let mut bytes = Vec::new();
+        if self.part == Part::Later {
+            PacketBuilder::ip(ip).write(&mut bytes, IpNumber(self.proto as u8), &self.payload).expect("a packet");
+            return bytes;
+        }
+        match self.proto {
+            Proto::Tcp => {
+                PacketBuilder::ip(ip).tcp_header(self.tcp_header()).write(&mut bytes, &self.payload).expect("a packet");
+            }
+            Proto::Udp => {
+                let udp = PacketBuilder::ip(ip).udp(self.from.port(), self.to.port());
+                udp.write(&mut bytes, &self.payload).expect("a packet");
+                if !self.has_sum {
+                    let end = bytes.len() - self.payload.len();
+                    bytes[end - 2..end].fill(0);
+                }
+            }
+            Proto::Sctp => {
+                PacketBuilder::ip(ip).write(&mut bytes, IpNumber(132), &self.sctp()).expect("a packet");
+            }
+        }
+        bytes
+    }
+
+    fn tcp_header(&self) -> TcpHeader {
+        let mut tcp = TcpHeader::new(self.from.port(), self.to.port(), self.seq, self.window);
+        let has = |flag| self.flags.contains(flag);
+        (tcp.syn, tcp.ack, tcp.fin, tcp.rst) = (has('S'), has('A'), has('F'), has('R'));
+        tcp.acknowledgment_number = if has('A') || !has('S') { self.ack } else { 0 };
+        tcp
+    }
+
+    fn sctp(&self) -> Vec<u8> {
+        let (from, to) = (self.from.port().to_be_bytes(), self.to.port().to_be_bytes());
+        let mut bytes = [from, to].concat();
+        bytes.extend([1, 2, 3, 4, 0, 0, 0, 0, self.chunk, 0, 0, 4]);
+        bytes.extend(&self.payload);
+        // Left at 0 where a device will write it.
+        if self.has_sum {
+            let sum = crc32c(&bytes).to_le_bytes();
+            bytes[8..12].copy_from_slice(&sum);
+        }
+        bytes
+    }
+}
+
+impl Wire for Packet {
+    fn octets(&self) -> Vec<u8> {
+        framed(self.link, self.ip())
+    }
+}
+
+/// What an ICMP error says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    PortUnreachable,
+    NoRoute,
+    TimeExceeded,
+    /// So many octets go.
+    TooBig(u16),
+}
+
+/// An ICMP error.
+#[derive(Clone, Debug)]
+pub struct Error {
+    pub from: IpAddr,
+    pub to: IpAddr,
+    pub ttl: u8,
+    trouble: Trouble,
+    about: Packet,
+    keep: usize,
+    link: Link,
+}
+
+impl Error {
+    /// From somebody on the way of a packet, or at its end, to its sender, with so many octets of it.
+    pub fn new(from: &str, trouble: Trouble, about: &Packet, keep: usize) -> Self {
+        let from = from.parse().expect("an address");
+        let link = Link::Ethernet { turned: false, vlan: None };
+        Self { from, to: about.from.ip(), ttl: 60, trouble, about: about.clone(), keep, link }
+    }
+
+    /// What a node answers, in the name of the address that the packet was sent to.
+    pub fn answer(trouble: Trouble, about: &Packet) -> Self {
+        let keep = if about.to.is_ipv4() { 28 } else { 48 };
+        let link = about.clone().turned().link;
+        Self { link, ttl: 64, ..Self::new(&about.to.ip().to_string(), trouble, about, keep) }
+    }
+
+    /// The same error from and to others, about a packet as they know it.
+    pub fn becomes(&self, from: &str, to: &str, about: &Packet) -> Self {
+        let addr = |text: &str| text.parse().expect("an address");
+        Self { from: addr(from), to: addr(to), about: about.clone(), ..self.clone() }
+    }
+
+    pub fn one_hop_on(self) -> Self {
+        Self { ttl: self.ttl - 1, ..self }
+    }
+}
+
+impl Wire for Error {
+    fn octets(&self) -> Vec<u8> {
+        let (v4, v6, mtu) = match self.trouble {
+            Trouble::PortUnreachable => ((3, 3), (1, 4), 0),
+            Trouble::NoRoute => ((3, 0), (1, 0), 0),
+            Trouble::TimeExceeded => ((11, 0), (3, 0), 0),
+            Trouble::TooBig(mtu) => ((3, 4), (2, 0), mtu),
+        };
+        let [high, low] = mtu.to_be_bytes();
+        let mut about = self.about.ip();
+        about.truncate(self.keep);
+        let ip = headers(self.from, self.to, self.ttl, Part::Whole, 0, false);
+        let mut bytes = Vec::new();
+        let rest = [0, 0, high, low];
+        let step = PacketBuilder::ip(ip);
+        if self.from.is_ipv4() {
+            step.icmpv4_raw(v4.0, v4.1, rest).write(&mut bytes, &about).expect("a packet");
+        } else {
+            step.icmpv6_raw(v6.0, v6.1, rest).write(&mut bytes, &about).expect("a packet");
+        }
+        framed(self.link, bytes)
+    }
+}
+
+fn framed(link: Link, ip: Vec<u8>) -> Vec<u8> {
+    let Link::Ethernet { turned, vlan } = link else {
+        return ip;
+    };
+    let mut ends = [[2, 0, 0, 0, 0, 0xfe], [2, 0, 0, 0, 0, 1]];
+    if turned {
+        ends.reverse();
+    }
+    let inner = EtherType(if ip[0] >> 4 == 4 { 0x0800 } else { 0x86dd });
+    let outer = if vlan.is_some() { EtherType::VLAN_TAGGED_FRAME } else { inner };
+    let mut bytes = Ethernet2Header { source: ends[0], destination: ends[1], ether_type: outer }.to_bytes().to_vec();
+    if let Some(vlan) = vlan {
+        let vlan_id = VlanId::try_new(vlan).expect("12 bits");
+        bytes.extend(SingleVlanHeader { vlan_id, ether_type: inner, ..Default::default() }.to_bytes());
+    }
+    bytes.extend(ip);
+    bytes
+}
+
+fn headers(from: IpAddr, to: IpAddr, ttl: u8, part: Part, id: u32, has_extras: bool) -> IpHeaders {
+    let offset = IpFragOffset::try_new(if part == Part::Later { 185 } else { 0 }).expect("small");
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let mut ip = Ipv4Header::new(0, ttl, IpNumber(0), from.octets(), to.octets()).expect("short");
+            ip.identification = u16::try_from(id).expect("small");
+            ip.dont_fragment = part == Part::Whole;
+            ip.more_fragments = part == Part::First;
+            ip.fragment_offset = offset;
+            if has_extras {
+                ip.options = [1; 12].into();
+            }
+            IpHeaders::Ipv4(ip, Ipv4Extensions::default())
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let (source, destination) = (from.octets(), to.octets());
+            let ip = Ipv6Header { hop_limit: ttl, source, destination, ..Default::default() };
+            let mut extensions = if has_extras { every_extension(part) } else { Ipv6Extensions::default() };
+            if part != Part::Whole {
+                extensions.fragment = Some(Ipv6FragmentHeader::new(IpNumber(0), offset, part == Part::First, id));
+            }
+            IpHeaders::Ipv6(ip, extensions)
+        }
+        mixed => panic!("two families: {mixed:?}"),
+    }
+}
+
+fn every_extension(part: Part) -> Ipv6Extensions {
+    let raw = |len: usize| Ipv6RawExtHeader::new_raw(IpNumber(0), &vec![0; len]).expect("by eight");
+    // Before a fragment's header stands what routers read; the rest is a part of the datagram.
+    let whole = part == Part::Whole;
+    Ipv6Extensions {
+        hop_by_hop_options: Some(raw(6)),
+        destination_options: Some(raw(14)),
+        routing: Some(Ipv6RoutingExtensions { routing: raw(22), final_destination_options: whole.then(|| raw(6)) }),
+        fragment: None,
+        auth: whole.then(|| IpAuthHeader::new(IpNumber(0), 7, 8, &[9; 12]).expect("by four")),
+    }
+}
+
+/// Bit by bit (RFC 9260, appendix A).
+fn crc32c(bytes: &[u8]) -> u32 {
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    let octet = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ if crc & 1 == 0 { 0 } else { POLYNOMIAL })
+    };
+    !bytes.iter().fold(!0, octet)
+}

@@ -1,0 +1,230 @@
+//! What the agent would write for Services.
+
+use std::net::SocketAddr;
+
+use aya::maps::lpm_trie::Key;
+use lb_common::{
+    Addr, Backend, BackendFlags, Frontend, FrontendKey, Kind, List, Maglev, MaglevKey, Proto, Range, Scheduler,
+    Service, ServiceFlags, Slot, SlotKey,
+};
+
+use super::object::Object;
+
+/// A service port to be served.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    proto: Proto,
+    frontends: Vec<(Kind, SocketAddr)>,
+    backends: Vec<SocketAddr>,
+    ranges: Vec<(std::net::IpAddr, u32)>,
+    service: Service,
+}
+
+/// One that is served.
+#[derive(Clone, Debug)]
+pub struct Served {
+    wanted: Wanted,
+    /// Its id.
+    pub id: u32,
+}
+
+impl Wanted {
+    fn new(proto: Proto) -> Self {
+        let service = Service { scheduler: Scheduler::Random as u32, ..Service::default() };
+        Self { proto, frontends: Vec::new(), backends: Vec::new(), ranges: Vec::new(), service }
+    }
+
+    pub fn tcp() -> Self {
+        Self::new(Proto::Tcp)
+    }
+
+    pub fn udp() -> Self {
+        Self::new(Proto::Udp)
+    }
+
+    pub fn sctp() -> Self {
+        Self::new(Proto::Sctp)
+    }
+
+    fn at(mut self, kind: Kind, frontend: &str) -> Self {
+        self.frontends.push((kind, socket(frontend)));
+        self
+    }
+
+    /// As in `0.0.0.0:30080`.
+    pub fn node_port(self, frontend: &str) -> Self {
+        self.at(Kind::NodePort, frontend)
+    }
+
+    pub fn cluster_ip(self, frontend: &str) -> Self {
+        self.at(Kind::ClusterIp, frontend)
+    }
+
+    pub fn load_balancer(self, frontend: &str) -> Self {
+        self.at(Kind::LoadBalancer, frontend)
+    }
+
+    pub fn backends(mut self, backends: &[&str]) -> Self {
+        self.backends = backends.iter().map(|backend| socket(backend)).collect();
+        self
+    }
+
+    pub fn external_local(mut self) -> Self {
+        self.service.flags |= ServiceFlags::EXTERNAL_LOCAL;
+        self
+    }
+
+    pub fn internal_local(mut self) -> Self {
+        self.service.flags |= ServiceFlags::INTERNAL_LOCAL;
+        self
+    }
+
+    pub fn source_ranges(mut self, ranges: &[&str]) -> Self {
+        self.service.flags |= ServiceFlags::SOURCE_RANGES;
+        self.ranges = ranges
+            .iter()
+            .map(|range| {
+                let (addr, bits) = range.split_once('/').expect("a prefix");
+                (addr.parse().expect("an address"), bits.parse().expect("a length"))
+            })
+            .collect();
+        self
+    }
+
+    pub fn affinity(mut self, seconds: u32) -> Self {
+        self.service.affinity_seconds = seconds;
+        self
+    }
+
+    pub fn scheduler(mut self, scheduler: Scheduler) -> Self {
+        self.service.scheduler = scheduler as u32;
+        self
+    }
+}
+
+/// The id of a backend: by its address, so that it is always the same.
+pub fn id_of(service: u32, backend: SocketAddr) -> u32 {
+    let last = match backend.ip() {
+        std::net::IpAddr::V4(ip) => u32::from(ip.octets()[2]) << 8 | u32::from(ip.octets()[3]),
+        std::net::IpAddr::V6(ip) => u32::from(ip.segments()[3]) << 8 | u32::from(ip.segments()[7]),
+    };
+    service << 16 | last
+}
+
+/// Whether an address is a pod's of this node.
+fn is_here(addr: SocketAddr) -> bool {
+    match addr.ip() {
+        std::net::IpAddr::V4(ip) => ip.octets()[..3] == [10, 0, 1],
+        std::net::IpAddr::V6(ip) => ip.segments()[..4] == [0xfd00, 0, 0, 1],
+    }
+}
+
+impl Served {
+    /// Serves it under an id.
+    pub fn begin(object: &mut Object, wanted: Wanted, id: u32) -> Self {
+        let served = Self { wanted, id };
+        served.write_backends(object);
+        let proto = served.wanted.proto;
+        for &(addr, bits) in &served.wanted.ranges {
+            let bits = 32 + bits + if addr.is_ipv4() { 96 } else { 0 };
+            let key = Key::new(bits, Range { service: id, addr: addr.into() });
+            object.source_ranges().insert(&key, 1, 0).expect("room");
+        }
+        let mut frontends = object.map::<FrontendKey, Frontend>("FRONTENDS");
+        for &(kind, addr) in &served.wanted.frontends {
+            let key = FrontendKey::new(addr.ip().into(), addr.port(), proto);
+            frontends.insert(key, Frontend::new(id, kind), 0).expect("room");
+            if kind == Kind::ClusterIp {
+                frontends.insert(key.address(), Frontend::new(id, Kind::Address), 0).expect("room");
+            }
+        }
+        served
+    }
+
+    /// Other backends.
+    pub fn change(&mut self, object: &mut Object, backends: &[&str]) {
+        self.clear_backends(object);
+        self.wanted = self.wanted.clone().backends(backends);
+        self.write_backends(object);
+    }
+
+    /// A backend serves its flows on, and gets no more.
+    pub fn drain(&mut self, object: &mut Object, backend: &str) {
+        let (addr, id) = (socket(backend), id_of(self.id, socket(backend)));
+        let left: Vec<String> =
+            self.wanted.backends.iter().filter(|&&other| other != addr).map(ToString::to_string).collect();
+        self.change(object, &left.iter().map(String::as_str).collect::<Vec<_>>());
+        let on_node = if is_here(addr) { BackendFlags::ON_NODE } else { 0 };
+        object.map("BACKENDS").insert(id, self.backend(addr, on_node), 0).expect("room");
+    }
+
+    /// The id of a backend.
+    pub fn backend_id(&self, backend: &str) -> u32 {
+        id_of(self.id, socket(backend))
+    }
+
+    /// A Maglev table by hand: at each place what `choose` says.
+    pub fn maglev(&self, object: &mut Object, choose: impl Fn(usize) -> &'static str) {
+        let backends = std::array::from_fn(|place| self.backend_id(choose(place)));
+        let key = MaglevKey { service: self.id, list: List::Cluster as u32 };
+        object.map("MAGLEV").insert(key, Maglev { backends }, 0).expect("room");
+    }
+
+    fn backend(&self, addr: SocketAddr, flags: u16) -> Backend {
+        Backend { addr: addr.ip().into(), port: addr.port(), flags, service: self.id }
+    }
+
+    fn lists(&self) -> [(List, Vec<SocketAddr>); 2] {
+        let all = &self.wanted.backends;
+        let is_local = self.wanted.service.flags & (ServiceFlags::EXTERNAL_LOCAL | ServiceFlags::INTERNAL_LOCAL) != 0;
+        let local = if is_local { all.iter().copied().filter(|&addr| is_here(addr)).collect() } else { Vec::new() };
+        [(List::Cluster, all.clone()), (List::Local, local)]
+    }
+
+    fn write_backends(&self, object: &mut Object) {
+        let lists = self.lists();
+        for &addr in &self.wanted.backends {
+            let mut flags = if is_here(addr) { BackendFlags::ON_NODE } else { 0 };
+            for (list, of) in &lists {
+                flags |= if of.contains(&addr) { BackendFlags::of(*list) } else { 0 };
+            }
+            object.map("BACKENDS").insert(id_of(self.id, addr), self.backend(addr, flags), 0).expect("room");
+        }
+        for (list, of) in &lists {
+            for (index, &addr) in (0..).zip(of) {
+                let slot = Slot { addr: addr.ip().into(), port: addr.port(), weight: 1, backend: id_of(self.id, addr) };
+                object.map("SLOTS").insert(SlotKey::new(self.id, *list, index), slot, 0).expect("room");
+            }
+        }
+        let len = |n: usize| u32::try_from(lists[n].1.len()).expect("few");
+        let service = Service {
+            cluster_len: len(0),
+            local_len: len(1),
+            cluster_stride: 1,
+            local_stride: 1,
+            ..self.wanted.service
+        };
+        object.map("SERVICES").insert(self.id, service, 0).expect("room");
+    }
+
+    fn clear_backends(&self, object: &mut Object) {
+        for &addr in &self.wanted.backends {
+            object.map::<u32, Backend>("BACKENDS").remove(&id_of(self.id, addr)).expect("written before");
+        }
+        for (list, of) in self.lists() {
+            for (index, _) in (0..).zip(of) {
+                let mut slots = object.map::<SlotKey, Slot>("SLOTS");
+                slots.remove(&SlotKey::new(self.id, list, index)).expect("written before");
+            }
+        }
+    }
+}
+
+fn socket(text: &str) -> SocketAddr {
+    text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+/// An address of a map.
+pub fn addr(text: &str) -> Addr {
+    Addr::from(text.parse::<std::net::IpAddr>().unwrap_or_else(|error| panic!("{text}: {error}")))
+}

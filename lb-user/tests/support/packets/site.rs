@@ -1,0 +1,124 @@
+//! The network namespace of a test: a node with an uplink, pods, and a way that carries less.
+//!
+//! ```text
+//! world 198.51.100.9 ── gateway 192.0.2.254 ─┐
+//! node2 192.0.2.2 ── its pods 10.0.2.0/24 ───┴─ uplink 192.0.2.1 ┌──────┐ pod1 ── 10.0.1.1
+//!                                                                │ node │ pod2 ── 10.0.1.2
+//! a tunnel ── pods 10.0.3.0/24 ─────────── thin 172.16.0.1 ──────└──────┘ bare: no Ethernet, 8.0.0.0/8
+//! ```
+//!
+//! IPv6 is the same by 2001:db8:9::9, 2001:db8::fe, ::2 and ::1, fd00:0:0:1::1, fd00:0:0:2::/64, fd00:0:0:3::/64, fd16::1
+//! and fd08::/16.
+
+use std::{
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use lb_common::{Addr, Device, DeviceFlags};
+use rustix::{
+    net::{AddressFamily, SocketType, netdevice::name_to_index, socket},
+    thread::{UnshareFlags, unshare_unsafe},
+};
+
+/// What `thin` carries.
+pub const THIN: u32 = 1300;
+/// What the others do.
+pub const MTU: u32 = 1500;
+
+/// Addresses of the node at which NodePorts answer.
+pub const OWN: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+
+/// Each device: its flags, the node's addresses on it, and what it carries.
+const DEVICES: [(&str, u32, &str, &str, u32); 5] = [
+    ("uplink", 0, "192.0.2.1", "2001:db8::1", MTU),
+    ("pod1", DeviceFlags::POD, "10.0.1.254", "fd00:0:0:1::fe", MTU),
+    ("pod2", DeviceFlags::POD, "10.0.1.254", "fd00:0:0:1::fe", MTU),
+    ("thin", 0, "172.16.0.1", "fd16::1", THIN),
+    ("bare", DeviceFlags::NO_ETHERNET, "8.255.0.1", "fd08::1", MTU),
+];
+
+/// By `ip`, one command a line. Every neighbour is known, as long as its device is there.
+const COMMANDS: &str = "\
+address add 192.0.2.1/24 dev uplink
+address add 2001:db8::1/64 dev uplink nodad
+neighbour add 192.0.2.2 lladdr 02:00:00:00:00:02 dev uplink
+neighbour add 192.0.2.254 lladdr 02:00:00:00:00:fe dev uplink
+neighbour add 2001:db8::2 lladdr 02:00:00:00:00:02 dev uplink
+neighbour add 2001:db8::fe lladdr 02:00:00:00:00:fe dev uplink
+route add default via 192.0.2.254
+route add default via 2001:db8::fe
+route add 10.0.2.0/24 via 192.0.2.2
+route add fd00:0:0:2::/64 via 2001:db8::2
+address add 10.0.1.254/32 dev pod1
+address add 10.0.1.254/32 dev pod2
+address add fd00:0:0:1::fe/128 dev pod1 nodad
+address add fd00:0:0:1::fe/128 dev pod2 nodad
+route add 10.0.1.1/32 dev pod1
+route add 10.0.1.2/32 dev pod2
+route add fd00:0:0:1::1/128 dev pod1
+route add fd00:0:0:1::2/128 dev pod2
+address add 172.16.0.1/24 dev thin
+address add fd16::1/64 dev thin nodad
+neighbour add 172.16.0.2 lladdr 02:00:00:00:00:03 dev thin
+neighbour add fd16::2 lladdr 02:00:00:00:00:03 dev thin
+route add 10.0.3.0/24 via 172.16.0.2
+route add fd00:0:0:3::/64 via fd16::2
+address add 8.255.0.1/8 dev bare
+address add fd08::1/16 dev bare nodad
+route add unreachable 10.0.4.0/24
+route add unreachable fd00:0:0:4::/64
+";
+
+/// Moves this thread into the namespace, which ends with it.
+pub fn enter() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "packets run through programs of the kernel: only root may load them"
+    );
+    #[expect(unsafe_code, reason = "unshare can take the file descriptors from under other threads")]
+    // SAFETY: the descriptor table is not unshared.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("the privilege to make a network namespace");
+    // Before there is any device, since each takes its own from `default`.
+    for name in ["all", "default"] {
+        set(&format!("ipv4/conf/{name}/forwarding"), "1");
+        set(&format!("ipv6/conf/{name}/forwarding"), "1");
+        set(&format!("ipv6/conf/{name}/accept_dad"), "0");
+    }
+    let mut lines = "link set lo up\n".to_owned();
+    for (name, .., mtu) in DEVICES {
+        lines += &format!("link add {name} mtu {mtu} type veth peer name {name}-end mtu {mtu}\n");
+        lines += &format!("link set {name} up\nlink set {name}-end up\n");
+    }
+    ip(&(lines + COMMANDS));
+}
+
+/// The devices by name and index, and what `DEVICES` says of them.
+pub fn devices() -> Vec<(&'static str, u32, Device)> {
+    let addr = |text: &str| Addr::from(text.parse::<std::net::IpAddr>().expect("an address"));
+    let device = |(name, flags, v4, v6, mtu): (_, _, &str, &str, _)| {
+        (name, index(name), Device { snat_v4: addr(v4), snat_v6: addr(v6), flags, mtu })
+    };
+    DEVICES.map(device).into()
+}
+
+/// The index of a device.
+pub fn index(name: &str) -> u32 {
+    let any = socket(AddressFamily::INET, SocketType::DGRAM, None).expect("a socket");
+    name_to_index(&any, name).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Performs commands of `ip`, one a line.
+pub fn ip(lines: &str) {
+    let mut command = Command::new("ip");
+    command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the command ip");
+    child.stdin.take().expect("piped").write_all(lines.as_bytes()).expect("ip reads to the end");
+    let output = child.wait_with_output().expect("its end");
+    assert!(output.status.success(), "{}\n{lines}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn set(name: &str, value: &str) {
+    let path = format!("/proc/sys/net/{name}");
+    std::fs::write(&path, value).unwrap_or_else(|error| panic!("{path}: {error}"));
+}

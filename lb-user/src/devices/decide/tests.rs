@@ -1,3 +1,5 @@
+//! The rule as a table: facts as lines, and what is wanted of them as lines.
+
 use super::*;
 
 /// Facts from lines such as `2 eth0 up mtu 1500 kind veth layer 65534 port-of 3`, `addr 2 10.0.0.1/24 secondary`, and

@@ -86,7 +86,7 @@ fn good_node(node: &mut Node) {
     said.finds("ok", "kube-proxy", "nothing", "");
     // With TCP alone.
     fs::remove_file(node.yaml.join("dns.yaml")).expect("the file");
-    agent.wait_for("one Service", |dump| dump.frontends.len() == 1);
+    agent.wait_for("one Service", |dump| dump.services.len() == 1);
     let said = Said::by(node, &[]);
     assert_eq!(said.troubled(), ALWAYS);
     said.finds("ok", "probe", "a real TCP socket that dialled 10.96.0.1:80 was given the backend 10.0.0.", "");

@@ -181,7 +181,7 @@ impl RangeKey {
 pub struct MaglevKey {
     /// Id of the service port.
     pub service: u32,
-    /// A [`List`].
+    /// A [`crate::List`].
     pub list: u32,
 }
 

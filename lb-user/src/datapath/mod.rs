@@ -177,7 +177,9 @@ impl Datapath {
             return Ok(None);
         };
         let taken_over = programs::attach(ebpf, cgroup, &self.pins)?;
-        self.tc.replace(programs::classifiers(ebpf)?)?;
+        if let Some(classifiers) = programs::classifiers(ebpf)? {
+            self.tc.replace(classifiers)?;
+        }
         programs::publish(&self.pins)?;
         self.tc.publish();
         self.loaded = None;

@@ -16,7 +16,7 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{CgroupAttachMode, Program, links::FdLink},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     pins::{Found, Layout, Pins, Size, link_name},
@@ -132,7 +132,17 @@ fn try_load(
         let loaded = match program {
             Program::CgroupSockAddr(program) => program.load(),
             Program::CgroupSock(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
+            Program::SchedClassifier(program) => {
+                // Sockets are served without them.
+                if let Err(error) = program.load() {
+                    let error = anyhow::Error::from(error);
+                    warn!(
+                        program = name,
+                        "the kernel refuses it, so clients outside of the node are not served: {error:#}"
+                    );
+                }
+                Ok(())
+            }
             other => return Err(anyhow!("program {name} has the unexpected type {:?}", other.prog_type())),
         };
         loaded.with_context(|| format!("loading the program {name}"))?;
@@ -185,17 +195,22 @@ pub fn attach(ebpf: &mut Ebpf, cgroup_path: &Path, pins: &Pins) -> Result<usize>
 
 /// The programs for network devices, which stay loaded without the object.
 ///
+/// None where the kernel has refused them.
+///
 /// # Errors
 /// When one is missing, which is a defect of the build.
-pub fn classifiers(ebpf: &Ebpf) -> Result<[Classifier; 2]> {
+pub fn classifiers(ebpf: &Ebpf) -> Result<Option<[Classifier; 2]>> {
     let [ingress, egress] = tc::PROGRAMS.map(|(_, name)| {
         let program = ebpf.program(name).with_context(|| format!("the object lacks the program {name}"))?;
         let Program::SchedClassifier(program) = program else {
             return Err(anyhow!("program {name} has the unexpected type {:?}", program.prog_type()));
         };
-        Ok(Classifier { fd: program.fd()?.as_fd().try_clone_to_owned()?, id: program.info()?.id() })
+        let Ok(fd) = program.fd() else {
+            return Ok(None);
+        };
+        Ok(Some(Classifier { fd: fd.as_fd().try_clone_to_owned()?, id: program.info()?.id() }))
     });
-    Ok([ingress?, egress?])
+    Ok(ingress?.zip(egress?).map(|(ingress, egress)| [ingress, egress]))
 }
 
 fn program_fd(program: &Program) -> Result<BorrowedFd<'_>> {

@@ -155,7 +155,7 @@ impl Tc {
     /// What the kernel says.
     pub fn attach(&self, device: u32) -> Result<How> {
         let held = self.lock();
-        let programs = held.as_ref().context("the datapath is not in service")?;
+        let programs = held.as_ref().context("the programs for devices are not in service")?;
         for ((hook, name), program) in PROGRAMS.into_iter().zip(programs) {
             match self.attach_link(device, hook, name, program) {
                 Ok(()) => {}

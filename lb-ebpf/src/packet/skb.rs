@@ -84,17 +84,17 @@ impl Frame {
         unsafe { (*self.skb).tc_index = 0 };
     }
 
-    /// Gives the packet another length, and forgets what devices were to do with its checksum.
+    /// Gives the packet another length, and forgets what a device was to do with the checksum of what begins at `l4`. All
+    /// octets behind the link header are without meaning then, and the first that are written must be in the sum.
     #[inline(always)]
-    pub fn resize(&mut self, len: u32) -> Result<(), Broken> {
-        // What is gained in front is lost behind. The room itself is not needed: to make some is the one call that takes
-        // an unfinished checksum off the packet. Trimmed first, since kernels before 5.11 let no packet outgrow its device.
-        const ROOM: i32 = 8;
+    pub fn resize(&mut self, len: u32, l4: u32) -> Result<(), Broken> {
+        // An unfinished checksum is given up where the place that it begins at has gone, by the next call that looks after
+        // sums (__skb_postpull_rcsum, include/linux/skbuff.h). So what is cut off is taken from the front.
+        let cut = l4 + 1;
         // SAFETY: the context; the helpers check the lengths.
         unsafe {
-            done(bpf_skb_change_tail(self.skb, len, 0))?;
-            done(bpf_skb_adjust_room(self.skb, ROOM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, 0))?;
-            done(bpf_skb_change_tail(self.skb, len, 0))
+            done(bpf_skb_change_tail(self.skb, len + cut, 0))?;
+            done(bpf_skb_adjust_room(self.skb, -cut.cast_signed(), bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, 0))
         }
     }
 

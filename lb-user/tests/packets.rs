@@ -11,6 +11,8 @@ mod family;
 mod fragments;
 #[path = "packets/full.rs"]
 mod full;
+#[path = "packets/live.rs"]
+mod live;
 #[path = "packets/outside.rs"]
 mod outside;
 #[path = "packets/pods.rs"]

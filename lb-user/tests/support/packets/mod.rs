@@ -6,9 +6,11 @@ mod object;
 pub mod packet;
 mod services;
 pub mod site;
+mod wire;
 mod world;
 
 pub use object::Sizes;
 pub use packet::{Packet, Part, Trouble};
 pub use services::Wanted;
+pub use wire::{FarEnd, without_offloads};
 pub use world::{Ran, World};

@@ -3,6 +3,8 @@
 
 #[path = "packets/choice.rs"]
 mod choice;
+#[path = "packets/cost.rs"]
+mod cost;
 #[path = "packets/errors.rs"]
 mod errors;
 #[path = "packets/family.rs"]

@@ -1,6 +1,7 @@
 //! The programs at tc without an agent: loaded over maps that are filled by hand, and run on one packet at a time
 //! (BPF_PROG_TEST_RUN), among devices and routes of a network namespace of their own. Nothing is attached, nothing pinned.
 
+pub mod cost;
 mod flows;
 mod object;
 pub mod packet;

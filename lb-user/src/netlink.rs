@@ -4,7 +4,11 @@
 pub mod address;
 pub(crate) mod wire;
 
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
 
 use rustix::{
     io::Errno,
@@ -15,8 +19,8 @@ use rustix::{
 };
 use tokio::io::unix::AsyncFd;
 
-/// The kernel fills datagrams of a dump as far as the reader's buffer allows, to 32 KiB.
-const BUFFER: usize = 1 << 15;
+/// Room for a datagram: the kernel fills those of a dump as far as the reader's buffer allows, to 32 KiB.
+pub(crate) const BUFFER: usize = 1 << 15;
 
 /// The kernel answers from memory; one that takes longer has lost the question.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -32,6 +36,28 @@ pub mod group {
     pub const ADDRESS: u32 = 0x10 | 0x100;
     /// Routes of both families.
     pub const ROUTE: u32 = 0x40 | 0x400;
+}
+
+/// Reads the next datagram of an answer: how many octets of `buffer` it is. None when it, or one before it, is lost; the end
+/// of the answer is yet to come.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn receive(fd: &impl AsFd, buffer: &mut Vec<u8>) -> Result<Option<usize>, Errno> {
+    let length = loop {
+        match recv(fd, buffer.as_mut_slice(), RecvFlags::TRUNC) {
+            Ok((_, length)) => break length,
+            Err(Errno::NOBUFS) => return Ok(None),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    };
+    if length <= buffer.len() {
+        return Ok(Some(length));
+    }
+    // Larger than any kernel of today makes them.
+    buffer.resize(length.next_power_of_two(), 0);
+    Ok(None)
 }
 
 fn socket(flags: SocketFlags) -> io::Result<OwnedFd> {
@@ -123,22 +149,15 @@ impl Channel {
         send(&self.fd, &wire::request(kind, flags, self.sequence, body), SendFlags::empty())?;
         let mut is_complete = true;
         loop {
-            let length = match recv(&self.fd, self.buffer.as_mut_slice(), RecvFlags::TRUNC) {
-                Ok((_, length)) => length,
-                // Something was dropped, the end of the answer is yet to come.
-                Err(Errno::NOBUFS) => {
+            let length = match receive(&self.fd, &mut self.buffer) {
+                Ok(Some(length)) => length,
+                Ok(None) => {
                     is_complete = false;
                     continue;
                 }
-                Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel does not answer")),
                 Err(error) => return Err(error.into()),
             };
-            if length > self.buffer.len() {
-                is_complete = false;
-                self.buffer.resize(length.next_power_of_two(), 0);
-                continue;
-            }
             for frame in wire::frames(self.buffer.get(..length).unwrap_or_default()) {
                 if frame.sequence != self.sequence {
                     continue;

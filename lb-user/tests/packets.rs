@@ -3,6 +3,8 @@
 
 #[path = "packets/choice.rs"]
 mod choice;
+#[path = "packets/cost.rs"]
+mod cost;
 #[path = "packets/errors.rs"]
 mod errors;
 #[path = "packets/family.rs"]
@@ -11,6 +13,8 @@ mod family;
 mod fragments;
 #[path = "packets/full.rs"]
 mod full;
+#[path = "packets/live.rs"]
+mod live;
 #[path = "packets/outside.rs"]
 mod outside;
 #[path = "packets/pods.rs"]

@@ -67,7 +67,7 @@ fn error6(frame: Frame, packet: &Packet, hook: Hook, fate: Fate, bytes: &mut Ans
 #[inline(always)]
 fn back<const N: usize>(mut frame: Frame, packet: &Packet, hook: Hook, bytes: &Answer) -> i32 {
     let sent = || -> Option<()> {
-        frame.resize(packet.l3 + N as u32).ok()?;
+        frame.resize(packet.l3 + N as u32, packet.l4).ok()?;
         if packet.l3 != 0 {
             let [a, b, c, d, e, f, g, h, i, j, k, l] = frame.load::<12>(0)?;
             frame.store(0, &[g, h, i, j, k, l, a, b, c, d, e, f], false).ok()?;

@@ -3,6 +3,7 @@
 //!
 //! The stages stand side by side and hand on what they found in [`Scratch`]: the frames of functions that call each other
 //! share 512 bytes of stack.
+#![expect(clippy::needless_borrows_for_generic_args, reason = "by value, keys and flows would be copied to the stack")]
 
 mod answer;
 mod begin;

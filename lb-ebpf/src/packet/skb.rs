@@ -3,11 +3,12 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
-    bindings::__sk_buff,
-    bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    bindings::{
+        __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode,
+    },
     helpers::generated::{
-        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes,
-        bpf_skb_store_bytes,
+        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -84,14 +85,18 @@ impl Frame {
         unsafe { (*self.skb).tc_index = 0 };
     }
 
-    /// Gives the packet another length.
-    ///
-    /// No helper takes an unfinished checksum (CHECKSUM_PARTIAL) off a packet. Only packets of this machine have one: of
-    /// its own sockets, its pods and its virtual machines. The answer goes back to them, and they do not look at it.
+    /// Gives the packet another length, and forgets what a device was to do with the checksum of what begins at `l4`. All
+    /// octets behind the link header are without meaning then, and the first that are written must be in the sum.
     #[inline(always)]
-    pub fn resize(&mut self, len: u32) -> Result<(), Broken> {
-        // SAFETY: the context; the helper checks the length.
-        done(unsafe { bpf_skb_change_tail(self.skb, len, 0) })
+    pub fn resize(&mut self, len: u32, l4: u32) -> Result<(), Broken> {
+        // An unfinished checksum is given up where the place that it begins at has gone, by the next call that looks after
+        // sums (__skb_postpull_rcsum, include/linux/skbuff.h). So what is cut off is taken from the front.
+        let cut = l4 + 1;
+        // SAFETY: the context; the helpers check the lengths.
+        unsafe {
+            done(bpf_skb_change_tail(self.skb, len + cut, 0))?;
+            done(bpf_skb_adjust_room(self.skb, -cut.cast_signed(), bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, 0))
+        }
     }
 
     /// Sends the packet out of its device (or, where it was about to go out, into it).

@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Error, Result};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 
 use super::{
     log,
-    objects::{self, Flags, Named, Origin},
+    objects::{self, Flags, Named, Origin, Output},
     say,
 };
 use crate::{
@@ -40,14 +40,6 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     named: Named,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// Lines for people.
-    Text,
-    /// A JSON object.
-    Json,
 }
 
 /// Everything that is said.

@@ -4,12 +4,12 @@
 use std::{collections::BTreeSet, fmt::Write as _};
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 
 use super::{
     log,
-    objects::{self, Flags, Named, Origin},
+    objects::{self, Flags, Named, Origin, Output},
 };
 use crate::{
     datapath::pins::Pins,
@@ -45,14 +45,6 @@ pub(super) struct Arguments {
 
     #[command(flatten)]
     named: Named,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// Lines for people.
-    Text,
-    /// A JSON object.
-    Json,
 }
 
 fn parse_key(text: &str) -> Result<Key, String> {

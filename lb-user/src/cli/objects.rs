@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use clap::{ArgMatches, Args, CommandFactory as _, Parser as _, parser::ValueSource};
+use clap::{ArgMatches, Args, CommandFactory as _, Parser as _, ValueEnum, parser::ValueSource};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
@@ -29,6 +29,15 @@ use crate::{
         kubernetes,
     },
 };
+
+/// Form of what is said about them.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// Lines for people.
+    Text,
+    /// A JSON object.
+    Json,
+}
 
 /// How long an API server has for the four lists.
 const PATIENCE: Duration = Duration::from_secs(30);

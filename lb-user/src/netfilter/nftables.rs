@@ -5,20 +5,20 @@ use std::os::fd::OwnedFd;
 use anyhow::{Result, bail};
 use rustix::{
     io::Errno,
-    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with},
+    net::{AddressFamily, SendFlags, SocketFlags, SocketType, netlink, send, socket_with},
 };
 
 use super::{
     Chain, Table,
     message::{Reply, What, replies, request},
 };
-use crate::spec::Family;
+use crate::{
+    netlink::{BUFFER, receive},
+    spec::Family,
+};
 
 /// A list that changes under every reading is given up after so many.
 const READINGS: usize = 5;
-
-/// The kernel fills datagrams of a dump as far as the reader's buffer allows, to 32 KiB.
-const BUFFER: usize = 1 << 15;
 
 /// A netlink socket. It belongs to the network namespace that its thread was in when it was opened.
 pub(super) struct Channel {
@@ -64,18 +64,11 @@ impl Channel {
         send(&self.fd, &request(what, family, self.sequence), SendFlags::empty())?;
         let (mut is_complete, mut found) = (true, Vec::new());
         loop {
-            let length = match recv(&self.fd, self.buffer.as_mut_slice(), RecvFlags::TRUNC) {
-                Ok((_, length)) => length,
-                // Something was dropped, the end of the answer is yet to come.
-                Err(Errno::NOBUFS) => {
-                    is_complete = false;
-                    continue;
-                }
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
+            let Some(length) = receive(&self.fd, &mut self.buffer)? else {
+                is_complete = false;
+                continue;
             };
-            is_complete &= length <= self.buffer.len();
-            let datagram = self.buffer.get(..length.min(self.buffer.len())).unwrap_or_default();
+            let datagram = self.buffer.get(..length).unwrap_or_default();
             for (is_interrupted, reply) in replies(datagram, what, self.sequence) {
                 is_complete &= !is_interrupted;
                 match reply {

@@ -6,13 +6,12 @@ use anyhow::{Context as _, Result, bail};
 use lb_common::Proto;
 use rustix::{
     io::Errno,
-    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with, sockopt},
+    net::{AddressFamily, SendFlags, SocketFlags, SocketType, netlink, send, socket_with, sockopt},
 };
 
-use super::message::{Message, Name, Query, Reply, Socket, messages};
+use crate::netlink::{BUFFER, receive};
 
-/// The kernel fills datagrams of a dump as far as the reader's buffer allows, to 32 KiB.
-const BUFFER: usize = 1 << 15;
+use super::message::{Message, Name, Query, Reply, Socket, messages};
 
 /// What the kernel may hold ready for us.
 const RECEIVE_BUFFER: usize = 1 << 20;
@@ -92,22 +91,10 @@ impl Channel {
         send(&self.fd, request, SendFlags::empty())?;
         let mut is_complete = true;
         loop {
-            let length = match recv(&self.fd, self.buffer.as_mut_slice(), RecvFlags::TRUNC) {
-                Ok((_, length)) => length,
-                // Something was dropped, the end of the answer is yet to come.
-                Err(Errno::NOBUFS) => {
-                    is_complete = false;
-                    continue;
-                }
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            if length > self.buffer.len() {
-                // Larger than any kernel of today makes them.
+            let Some(length) = receive(&self.fd, &mut self.buffer)? else {
                 is_complete = false;
-                self.buffer.resize(length.next_power_of_two(), 0);
                 continue;
-            }
+            };
             for Message { sequence, is_interrupted, reply } in messages(self.buffer.get(..length).unwrap_or_default()) {
                 if sequence != self.sequence {
                     continue;

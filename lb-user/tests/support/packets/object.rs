@@ -8,7 +8,7 @@ use aya::{
         HashMap, MapData, PerCpuArray, PerCpuValues,
         lpm_trie::{Key, LpmTrie},
     },
-    programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult},
+    programs::{ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, TestRunResult},
 };
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
@@ -93,6 +93,15 @@ impl Object {
         let program = self.0.program(program).expect("a program of that name");
         let program: &SchedClassifier = program.try_into().expect("a program for tc");
         program.test_run(options)
+    }
+
+    /// Attaches a program to a device of this thread's network namespace, for as long as that is there.
+    pub fn attach(&mut self, program: &str, device: &str, to: TcAttachType) {
+        let program = self.0.program_mut(program).expect("a program of that name");
+        let program: &mut SchedClassifier = program.try_into().expect("a program for tc");
+        let link = program.attach(device, to).unwrap_or_else(|error| panic!("attaching to {device}: {error}"));
+        // Or it would end with the programs, which serve other tests after this one.
+        std::mem::forget(program.take_link(link).expect("attached just now"));
     }
 
     /// A hash by its name.

@@ -24,9 +24,17 @@ impl Wire for Vec<u8> {
 /// What stands in front of the IP header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Link {
-    Ethernet { turned: bool, vlan: Option<u16> },
+    /// From one end to the other: the last octets of their link addresses.
+    Ethernet {
+        from: u8,
+        to: u8,
+        vlan: Option<u16>,
+    },
     None,
 }
+
+/// From the gateway to the node.
+const IN: Link = Link::Ethernet { from: 0xfe, to: 1, vlan: None };
 
 /// Which part of a datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +61,7 @@ pub struct Packet {
     /// The first chunk of SCTP.
     chunk: u8,
     has_sum: bool,
+    is_unfinished: bool,
     part: Part,
     id: u32,
     /// With options, or with each of the extension headers.
@@ -70,11 +79,12 @@ impl Packet {
             seq: 1000,
             ack: 2000,
             payload: b"a few octets".to_vec(),
-            link: Link::Ethernet { turned: false, vlan: None },
+            link: IN,
             flags: "A",
             window: 4096,
             chunk: 0,
             has_sum: true,
+            is_unfinished: false,
             part: Part::Whole,
             id: 0,
             has_extras: false,
@@ -140,7 +150,7 @@ impl Packet {
     }
 
     pub fn vlan(self, vlan: u16) -> Self {
-        Self { link: Link::Ethernet { turned: false, vlan: Some(vlan) }, ..self }
+        Self { link: Link::Ethernet { from: 0xfe, to: 1, vlan: Some(vlan) }, ..self }
     }
 
     /// As it is on a device without Ethernet.
@@ -165,24 +175,53 @@ impl Packet {
         let taken = self.payload.len() + usize::from(has('S')) + usize::from(has('F'));
         let end = self.seq.wrapping_add(u32::try_from(taken).expect("short"));
         let (flags, seq, ack) = if has('A') { ("R", self.ack, 0) } else { ("RA", 0, end) };
-        let empty = Self { ttl: 64, payload: Vec::new(), window: 0, has_extras: false, ..self.back() };
+        let empty =
+            Self { ttl: 64, payload: Vec::new(), window: 0, has_extras: false, is_unfinished: false, ..self.back() };
         Self { flags, seq, ack, ..empty }.turned()
     }
 
     /// The checksum of a whole UDP datagram without extras.
     pub fn sum(&self) -> u16 {
-        let at = if self.from.is_ipv4() { 20 } else { 40 } + 6;
-        let ip = self.ip();
-        u16::from_be_bytes([ip[at], ip[at + 1]])
+        let (ip, (start, offset)) = (self.ip(), self.checksum_at());
+        u16::from_be_bytes([ip[start + offset], ip[start + offset + 1]])
     }
 
     /// With Ethernet's addresses exchanged.
     fn turned(self) -> Self {
-        let link = match self.link {
-            Link::Ethernet { vlan, .. } => Link::Ethernet { turned: true, vlan },
-            Link::None => Link::None,
-        };
-        Self { link, ..self }
+        Self { link: self.link.turned(), ..self }
+    }
+
+    /// From the node to a neighbour, whose link address ends so.
+    pub fn out_to(self, neighbour: u8) -> Self {
+        Self { link: Link::Ethernet { from: 1, to: neighbour, vlan: None }, ..self }
+    }
+
+    /// With the checksum of TCP or UDP left to a device: so far the sum of the pseudo header.
+    pub fn unfinished(self) -> Self {
+        Self { is_unfinished: true, ..self }
+    }
+
+    /// Where the transport's header begins, of one without extras, and where its checksum is from there.
+    pub fn checksum_at(&self) -> (usize, usize) {
+        (if self.from.is_ipv4() { 20 } else { 40 }, if self.proto == Proto::Tcp { 16 } else { 6 })
+    }
+
+    fn unfinish(&self, ip: &mut [u8]) {
+        let (start, offset) = self.checksum_at();
+        let len = u16::try_from(ip.len() - start).expect("short").to_be_bytes();
+        let addrs = if start == 20 { &ip[12..20] } else { &ip[8..40] };
+        let words = [addrs, &[0, self.proto as u8], &len].concat();
+        let sum: u32 = words.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+        let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).expect("few words");
+        ip[start + offset..start + offset + 2].copy_from_slice(&folded.to_be_bytes());
+    }
+
+    /// The segment that begins so many octets into the payload.
+    pub fn segment(&self, at: usize, len: usize) -> Self {
+        let end = self.payload.len().min(at + len);
+        let id = self.id + if self.from.is_ipv4() { u32::try_from(at / len).expect("few") } else { 0 };
+        let seq = self.seq + u32::try_from(at).expect("short");
+        Self { payload: self.payload[at..end].to_vec(), seq, id, ..self.clone() }
     }
 
     /// From the IP header on.
@@ -208,6 +247,9 @@ impl Packet {
             Proto::Sctp => {
                 PacketBuilder::ip(ip).write(&mut bytes, IpNumber(132), &self.sctp()).expect("a packet");
             }
+        }
+        if self.is_unfinished {
+            self.unfinish(&mut bytes);
         }
         bytes
     }
@@ -266,14 +308,14 @@ impl Error {
     /// From somebody on the way of a packet, or at its end, to its sender, with so many octets of it.
     pub fn new(from: &str, trouble: Trouble, about: &Packet, keep: usize) -> Self {
         let from = from.parse().expect("an address");
-        let link = Link::Ethernet { turned: false, vlan: None };
+        let link = IN;
         Self { from, to: about.from.ip(), ttl: 60, trouble, about: about.clone(), keep, link }
     }
 
     /// What a node answers, in the name of the address that the packet was sent to.
     pub fn answer(trouble: Trouble, about: &Packet) -> Self {
         let keep = if about.to.is_ipv4() { 28 } else { 48 };
-        let link = about.clone().turned().link;
+        let link = about.link.turned();
         Self { link, ttl: 64, ..Self::new(&about.to.ip().to_string(), trouble, about, keep) }
     }
 
@@ -312,14 +354,20 @@ impl Wire for Error {
     }
 }
 
+impl Link {
+    fn turned(self) -> Self {
+        match self {
+            Self::Ethernet { from, to, vlan } => Self::Ethernet { from: to, to: from, vlan },
+            Self::None => Self::None,
+        }
+    }
+}
+
 fn framed(link: Link, ip: Vec<u8>) -> Vec<u8> {
-    let Link::Ethernet { turned, vlan } = link else {
+    let Link::Ethernet { from, to, vlan } = link else {
         return ip;
     };
-    let mut ends = [[2, 0, 0, 0, 0, 0xfe], [2, 0, 0, 0, 0, 1]];
-    if turned {
-        ends.reverse();
-    }
+    let ends = [[2, 0, 0, 0, 0, from], [2, 0, 0, 0, 0, to]];
     let inner = EtherType(if ip[0] >> 4 == 4 { 0x0800 } else { 0x86dd });
     let outer = if vlan.is_some() { EtherType::VLAN_TAGGED_FRAME } else { inner };
     let mut bytes = Ethernet2Header { source: ends[0], destination: ends[1], ether_type: outer }.to_bytes().to_vec();

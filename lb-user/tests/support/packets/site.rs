@@ -58,6 +58,10 @@ route add 10.0.1.1/32 dev pod1
 route add 10.0.1.2/32 dev pod2
 route add fd00:0:0:1::1/128 dev pod1
 route add fd00:0:0:1::2/128 dev pod2
+neighbour add 10.0.1.1 lladdr 02:00:00:00:00:11 dev pod1
+neighbour add 10.0.1.2 lladdr 02:00:00:00:00:12 dev pod2
+neighbour add fd00:0:0:1::1 lladdr 02:00:00:00:00:11 dev pod1
+neighbour add fd00:0:0:1::2 lladdr 02:00:00:00:00:12 dev pod2
 address add 172.16.0.1/24 dev thin
 address add fd16::1/64 dev thin nodad
 neighbour add 172.16.0.2 lladdr 02:00:00:00:00:03 dev thin
@@ -87,7 +91,8 @@ pub fn enter() {
     }
     let mut lines = "link set lo up\n".to_owned();
     for (name, .., mtu) in DEVICES {
-        lines += &format!("link add {name} mtu {mtu} type veth peer name {name}-end mtu {mtu}\n");
+        let node = "address 02:00:00:00:00:01";
+        lines += &format!("link add {name} {node} mtu {mtu} type veth peer name {name}-end mtu {mtu}\n");
         lines += &format!("link set {name} up\nlink set {name}-end up\n");
     }
     ip(&(lines + COMMANDS));

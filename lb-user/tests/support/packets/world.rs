@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use aya::programs::TestRunOptions;
+use aya::programs::{TcAttachType, TestRunOptions, tc};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use lb_common::{Counter, Device, Flow, FlowKey, Hook, NodeAddr};
 
@@ -32,7 +32,8 @@ pub struct World {
 }
 
 impl World {
-    /// Moves this thread to a new node. It is alone there until this is dropped.
+    /// Moves this thread to a new node. Others wait for the programs until this is dropped, and so would this thread for a
+    /// second world.
     pub fn enter() -> Self {
         Self::enter_with(Sizes::default())
     }
@@ -60,6 +61,16 @@ impl World {
     pub fn serve(&mut self, wanted: Wanted) -> Served {
         self.services += 1;
         Served::begin(&mut self.held, wanted, self.services)
+    }
+
+    /// Attaches the programs to all devices, so that packets come by them on their own.
+    pub fn attach(&mut self) {
+        for (device, ..) in self.devices.clone() {
+            // Before 6.6 programs stand in a queueing discipline; where there are links none is needed.
+            let _there = tc::qdisc_add_clsact(device);
+            self.held.attach("tc_ingress", device, TcAttachType::Ingress);
+            self.held.attach("tc_egress", device, TcAttachType::Egress);
+        }
     }
 
     /// A packet comes in at a device.
@@ -148,6 +159,16 @@ impl Ran {
         assert_eq!(self.verdict, DROP, "{self:?}");
     }
 
+    /// Whether it goes on through the kernel.
+    pub fn goes_on(&self) -> bool {
+        self.verdict == PASS
+    }
+
+    /// Whether it is sent on, or back, at once.
+    pub fn is_sent(&self) -> bool {
+        self.verdict == REDIRECT
+    }
+
     /// It goes on, and no octet of it is another.
     #[track_caller]
     pub fn is_untouched(&self) {
@@ -196,7 +217,7 @@ impl Ran {
 }
 
 /// What a packet looks like, for people.
-fn shown(octets: &[u8]) -> String {
+pub fn shown(octets: &[u8]) -> String {
     match SlicedPacket::from_ethernet(octets) {
         Ok(packet) => format!("{:?} {:?}", packet.net, packet.transport),
         Err(error) => format!("{error}: {octets:?}"),

@@ -40,6 +40,9 @@ pub struct Scratch {
     /// The other direction, and its key.
     back: Flow,
     back_key: FlowKey,
+    /// The source port that is tried next, from the first one on, and how far it is to the one after it.
+    port: u32,
+    step: u32,
     /// The backend of a new flow.
     choice: Choice,
     icmp: icmp::Back,

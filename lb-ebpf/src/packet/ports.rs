@@ -42,7 +42,9 @@ pub fn claim(frame: Frame, scratch: &mut Scratch, hook: Hook, wish: Wish) -> Fat
     let hash = spread_of(&scratch.packet);
     // Each flow goes on by a step of its own: taken ports lie side by side more often than by chance, and a flow that went
     // from one to the next would find none long before there is none.
-    let (mut at, step) = (scale(hash, number), 2 * scale(mix::hash(hash.into(), number), number / 2) + 1);
+    // In memory, where the verifier does not follow it: else it walks each try once for every outcome of those before.
+    scratch.port = scale(hash, number);
+    scratch.step = 2 * scale(mix::hash(hash.into(), number), number / 2) + 1;
     scratch.back = scratch.flow;
     scratch.back.to = scratch.packet.tuple.reversed();
     scratch.back.flags = FlowFlags::REVERSE | (scratch.flow.flags & FlowFlags::REDIRECT);
@@ -51,9 +53,9 @@ pub fn claim(frame: Frame, scratch: &mut Scratch, hook: Hook, wish: Wish) -> Fat
     }
     for nth in 0..TRIES {
         if nth != 0 || !matches!(wish, Wish::Same) {
-            scratch.flow.to.src_port = (first + at) as u16;
-            at += step;
-            at -= if at >= number { number } else { 0 };
+            scratch.flow.to.src_port = (first + scratch.port) as u16;
+            let next = scratch.port + scratch.step;
+            scratch.port = if next >= number { next - number } else { next };
             if !matches!(wish, Wish::Same) && is_used_by_a_socket(frame, &scratch.packet, &scratch.flow.to) {
                 continue;
             }

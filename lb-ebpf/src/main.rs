@@ -2,7 +2,6 @@
 #![no_std]
 #![no_main]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
-#![expect(clippy::needless_borrows_for_generic_args, reason = "a key by value would be copied to the short stack")]
 #![expect(unsafe_code, reason = "contexts, map values and helpers are raw pointers here")]
 
 mod context;

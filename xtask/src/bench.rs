@@ -63,7 +63,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             let mut cargo = build::cargo();
             cargo.args(["bench", "--package", "lb-user", "--bench", bench.name()]);
             if bench.has_kube_proxy() {
-                cargo.env("KUBEBUILDER_ASSETS", kubernetes::ensure_with_kube_proxy()?);
+                cargo.env("KUBEBUILDER_ASSETS", kubernetes::ensure_with(&[kubernetes::KUBE_PROXY])?);
             }
             if !args.arguments.is_empty() {
                 cargo.arg("--").args(&args.arguments);

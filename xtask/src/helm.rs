@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::{kubernetes, run, workspace};
+use crate::{go, run, workspace};
 
 const VERSION: &str = "v3.22.0";
 
@@ -20,10 +20,10 @@ pub(crate) fn ensure() -> Result<PathBuf> {
         let scratch = dir.join(".build");
         std::fs::create_dir_all(&scratch).with_context(|| format!("making {}", scratch.display()))?;
         run::step(&format!("Helm {VERSION} (minutes, once)"), || {
-            let mut go = kubernetes::go(&scratch)?;
+            let mut go = go::command(&scratch)?;
             let package = format!("helm.sh/helm/v3/cmd/helm@{VERSION}");
             run::run(go.env("GOBIN", &scratch).args(["install", "-ldflags=-s -w", &package]))?;
-            kubernetes::place(&scratch.join("helm"), &helm)
+            go::place(&scratch.join("helm"), &helm)
         })?;
         std::fs::remove_dir_all(&scratch).with_context(|| format!("removing {}", scratch.display()))?;
     }

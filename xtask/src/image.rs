@@ -15,7 +15,7 @@ use crate::{run, workspace};
 use archive::{Archive, Image};
 
 /// What the image and its one file are called.
-const NAME: &str = "beeline";
+pub(crate) const NAME: &str = "beeline";
 
 /// Arguments of `image`.
 #[derive(clap::Args)]
@@ -33,11 +33,13 @@ const LICENCE: &str = concat!("(", env!("CARGO_PKG_LICENSE"), ") AND GPL-2.0-onl
 
 /// Runs the verb: prints the archive's path, what it weighs, the image's digest, and where its bill of materials is.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    let architecture = architecture(std::env::consts::ARCH)?;
+    let architecture = architecture()?;
     let built = build::build(&setup::ensure(Need::Build, args.toolchain)?, Profile::Release, Link::Static, None)?;
     let (binary, archive, path, bill) = run::step("image", || {
-        let binary = strip(&built.agent)?;
-        let archive = write(&args.name, architecture, &binary)?;
+        std::fs::create_dir_all(dir()).with_context(|| format!("making {}", dir().display()))?;
+        // Beside the archive: the Containerfile takes it from there.
+        let binary = strip(&built.agent, &dir().join(NAME))?;
+        let archive = write(&args.name, architecture, (NAME, &binary), &[])?;
         let path = dir().join(format!("{NAME}-{}-{architecture}.tar", env!("CARGO_PKG_VERSION")));
         std::fs::write(&path, &archive.bytes).with_context(|| format!("writing {}", path.display()))?;
         let bill = dir().join(format!("{NAME}-{}-{architecture}.cdx.json", env!("CARGO_PKG_VERSION")));
@@ -51,7 +53,8 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn write(name: &str, architecture: &str, binary: &[u8]) -> Result<Archive> {
+/// An image of one program, which is run with these arguments unless a container gives its own.
+pub(crate) fn write(name: &str, architecture: &str, program: (&str, &[u8]), arguments: &[&str]) -> Result<Archive> {
     let created = rfc3339(created()?);
     let revision = revision();
     let mut labels = vec![
@@ -68,7 +71,8 @@ fn write(name: &str, architecture: &str, binary: &[u8]) -> Result<Archive> {
         architecture,
         created: &created,
         labels: &labels,
-        program: (NAME, binary),
+        program,
+        arguments,
     };
     archive::write(&image).context("writing the archive")
 }
@@ -108,17 +112,19 @@ fn dir() -> PathBuf {
     workspace::root().join("target/image")
 }
 
-/// Places the agent without symbols, which are three quarters of it, beside the archive. Panics name their line without them.
-fn strip(agent: &Path) -> Result<Vec<u8>> {
-    let (dir, program) = (dir(), dir().join(NAME));
-    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-    let args = ["--strip-all".as_ref(), "-o".as_ref(), program.as_os_str(), agent.as_os_str()];
+/// Places a program without symbols, which are three quarters of it. Panics name their line without them.
+pub(crate) fn strip(program: &Path, to: &Path) -> Result<Vec<u8>> {
+    let args = ["--strip-all".as_ref(), "-o".as_ref(), to.as_os_str(), program.as_os_str()];
     run::run(Command::new("strip").args(args)).context("stripping (strip is of binutils)")?;
-    std::fs::read(&program).with_context(|| format!("reading {}", program.display()))
+    std::fs::read(to).with_context(|| format!("reading {}", to.display()))
 }
 
-/// The machine as OCI names it.
-fn architecture(rust: &str) -> Result<&'static str> {
+/// This machine as OCI names it.
+pub(crate) fn architecture() -> Result<&'static str> {
+    oci_name(std::env::consts::ARCH)
+}
+
+fn oci_name(rust: &str) -> Result<&'static str> {
     match rust {
         "x86_64" => Ok("amd64"),
         "aarch64" => Ok("arm64"),
@@ -192,8 +198,8 @@ mod tests {
 
     #[test]
     fn machines_have_their_names() {
-        assert_eq!(architecture("aarch64").unwrap(), "arm64");
-        assert!(architecture("riscv64").unwrap_err().to_string().contains("riscv64"));
+        assert_eq!(oci_name("aarch64").unwrap(), "arm64");
+        assert!(oci_name("riscv64").unwrap_err().to_string().contains("riscv64"));
     }
 
     #[test]

@@ -2,20 +2,17 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{apt, run, workspace};
+use crate::{apt, go, run, workspace};
 
 const VERSION: &str = "v1.37.2";
 /// The version under which the parts of Kubernetes in its staging directory are published.
 const STAGING_VERSION: &str = "v0.37.2";
 const BUILT: [&str; 2] = ["kube-apiserver", "kubectl"];
-/// Built for benches only.
-const KUBE_PROXY: &str = "kube-proxy";
-/// From this version on, a Go fetches the newer one that a module asks for by itself.
-const GO_AT_LEAST: u32 = 21;
+/// The program with which Beeline is compared.
+pub(crate) const KUBE_PROXY: &str = "kube-proxy";
 
 /// The directory with the three programs; what lacks is made first.
 pub(crate) fn ensure() -> Result<PathBuf> {
@@ -40,14 +37,16 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// The same with kube-proxy, except in a directory that was given.
-pub(crate) fn ensure_with_kube_proxy() -> Result<PathBuf> {
+/// The same with further programs of Kubernetes, except in a directory that was given and has none of them.
+pub(crate) fn ensure_with(names: &[&str]) -> Result<PathBuf> {
     let dir = ensure()?;
-    if dir.starts_with(workspace::cache()) && !dir.join(KUBE_PROXY).is_file() {
+    let missing = || -> Vec<&str> { names.iter().copied().filter(|name| !dir.join(name).is_file()).collect() };
+    if dir.starts_with(workspace::cache()) && !missing().is_empty() {
         let _lock = lock(&dir)?;
-        // Whoever was waited for may have made it.
-        if !dir.join(KUBE_PROXY).is_file() {
-            build(&[KUBE_PROXY], &dir)?;
+        // Whoever was waited for may have made them.
+        let missing = missing();
+        if !missing.is_empty() {
+            build(&missing, &dir)?;
         }
     }
     Ok(dir)
@@ -72,7 +71,7 @@ fn lacking(dir: &Path) -> Vec<&'static str> {
 fn get_etcd(dir: &Path) -> Result<()> {
     let installed = Path::new("/usr/bin/etcd");
     if installed.is_file() {
-        return place(installed, &dir.join("etcd"));
+        return go::place(installed, &dir.join("etcd"));
     }
     if !apt::exists() {
         bail!(
@@ -81,7 +80,7 @@ fn get_etcd(dir: &Path) -> Result<()> {
     }
     let scratch = dir.join(".etcd");
     apt::unpack("etcd-server", &scratch).context("unpacking Debian's etcd-server")?;
-    place(&scratch.join("usr/bin/etcd"), &dir.join("etcd"))?;
+    go::place(&scratch.join("usr/bin/etcd"), &dir.join("etcd"))?;
     std::fs::remove_dir_all(&scratch).with_context(|| format!("removing {}", scratch.display()))
 }
 
@@ -89,8 +88,12 @@ fn build(names: &[&str], dir: &Path) -> Result<()> {
     let scratch = dir.join(".build");
     std::fs::create_dir_all(&scratch).with_context(|| format!("making {}", scratch.display()))?;
     run::step(&format!("Kubernetes {VERSION}: sources"), || {
-        let module =
-            run::capture(go(&scratch)?.args(["mod", "download", "-json", &format!("k8s.io/kubernetes@{VERSION}")]))?;
+        let module = run::capture(go::command(&scratch)?.args([
+            "mod",
+            "download",
+            "-json",
+            &format!("k8s.io/kubernetes@{VERSION}"),
+        ]))?;
         let module: serde_json::Value = serde_json::from_str(&module).context("reading what `go mod download` says")?;
         let upstream = module["GoMod"].as_str().context("`go mod download` names no go.mod")?;
         let upstream = std::fs::read_to_string(upstream).with_context(|| format!("reading {upstream}"))?;
@@ -100,8 +103,8 @@ fn build(names: &[&str], dir: &Path) -> Result<()> {
         run::step(&format!("Kubernetes {VERSION}: {name} (minutes, once)"), || {
             let package = format!("k8s.io/kubernetes/cmd/{name}");
             let args = ["build", "-mod=mod", "-ldflags", &ldflags(), "-o", name, &package];
-            run::run(go(&scratch)?.args(args))?;
-            place(&scratch.join(name), &dir.join(name))
+            run::run(go::command(&scratch)?.args(args))?;
+            go::place(&scratch.join(name), &dir.join(name))
         })?;
     }
     std::fs::remove_dir_all(&scratch).with_context(|| format!("removing {}", scratch.display()))
@@ -128,56 +131,6 @@ fn ldflags() -> String {
     )
 }
 
-/// Go at work in a directory, on modules that have nothing to do with what the user has.
-pub(crate) fn go(dir: &Path) -> Result<Command> {
-    let mut command = Command::new(find_go()?);
-    command.current_dir(dir).env("GOTOOLCHAIN", "auto").env("GOFLAGS", "").env("GOWORK", "off").env("CGO_ENABLED", "0");
-    Ok(command)
-}
-
-/// A Go that is new enough, or that can fetch one that is; installed when there is none.
-fn find_go() -> Result<PathBuf> {
-    const CURE: &str = "or put kube-apiserver, kubectl and etcd in a directory, and name it in KUBEBUILDER_ASSETS";
-    let is_new = |go: &PathBuf| {
-        let version = run::capture(Command::new(go).arg("version")).unwrap_or_default();
-        parse_go(&version).is_some_and(|minor| minor >= GO_AT_LEAST)
-    };
-    let places = [Some("/usr/local/go/bin/go".into()), run::find("go", &[])].into_iter().rev().flatten();
-    if let Some(go) = places.chain(debian_gos()).find(is_new) {
-        return Ok(go);
-    }
-    if !apt::exists() {
-        bail!("no Go of 1.{GO_AT_LEAST} or newer: install one, {CURE}");
-    }
-    let offered = apt::search(r"^golang-1\.[0-9]+-go$")?;
-    let minor = |name: &str| name.strip_prefix("golang-1.")?.strip_suffix("-go")?.parse::<u32>().ok();
-    let newest = offered.iter().filter_map(|name| minor(name)).max().filter(|minor| *minor >= GO_AT_LEAST);
-    let Some(newest) = newest else {
-        bail!("apt offers no Go of 1.{GO_AT_LEAST} or newer: install one, {CURE}");
-    };
-    apt::install(&[&format!("golang-1.{newest}-go")])?;
-    debian_gos().find(is_new).with_context(|| format!("golang-1.{newest}-go is installed, and no Go is found"))
-}
-
-/// Debian's packages of particular versions are not in PATH.
-fn debian_gos() -> impl Iterator<Item = PathBuf> {
-    let libs = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
-    libs.filter(|entry| entry.file_name().to_string_lossy().starts_with("go-1."))
-        .map(|entry| entry.path().join("bin/go"))
-}
-
-/// The minor version in `go version go1.N.M …`.
-fn parse_go(text: &str) -> Option<u32> {
-    text.strip_prefix("go version go1.")?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-/// Copies a program in one step: nobody sees half of it.
-pub(crate) fn place(from: &Path, to: &Path) -> Result<()> {
-    let half = to.with_extension("new");
-    std::fs::copy(from, &half).with_context(|| format!("copying {}", from.display()))?;
-    std::fs::rename(&half, to).with_context(|| format!("placing {}", to.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,12 +144,5 @@ mod tests {
              \tk8s.io/api => k8s.io/api {STAGING_VERSION}\n)\n"
         );
         assert_eq!(go_mod(upstream), expected);
-    }
-
-    #[test]
-    fn a_go_tells_its_minor_version() {
-        assert_eq!(parse_go("go version go1.26.8 linux/amd64"), Some(26));
-        assert_eq!(parse_go("go version go1.19rc1 linux/amd64"), Some(19));
-        assert_eq!(parse_go(""), None);
     }
 }

@@ -5,8 +5,11 @@ mod bench;
 mod btf;
 mod build;
 mod build_ebpf;
+mod cluster_programs;
 mod demo;
 mod deny;
+mod e2e;
+mod go;
 mod helm;
 mod image;
 mod initramfs;
@@ -50,6 +53,8 @@ enum Verb {
     Test(test::Args),
     /// Measure, and print a table for each bench.
     Bench(bench::Args),
+    /// Tell the stories of a real cluster: two nodes with kubelet and containerd, and no kube-proxy.
+    E2e(e2e::Args),
     /// Run the stories under older kernels, each booted in a small emulated machine.
     Kernels(kernels::Args),
     /// Show Beeline at work on this machine, in network namespaces that are made and removed again.
@@ -69,6 +74,7 @@ fn main() -> ExitCode {
         Verb::Image(args) => image::main(&args),
         Verb::Test(args) => Ok(test::main(&args)),
         Verb::Bench(args) => bench::main(&args),
+        Verb::E2e(args) => e2e::main(&args),
         Verb::Kernels(args) => kernels::main(&args),
         Verb::Demo(args) => demo::main(&args),
         Verb::DemoPart(args) => demo::part::main(&args),

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{apt, kubernetes, run, workspace};
+use crate::{apt, go, run, workspace};
 
 const PROGRAMS: [&str; 2] = ["prometheus", "promtool"];
 
@@ -36,7 +36,7 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     let scratch = dir.join(".unpacked");
     run::step("Prometheus", || {
         apt::unpack("prometheus", &scratch).context("unpacking Debian's prometheus")?;
-        PROGRAMS.iter().try_for_each(|name| kubernetes::place(&scratch.join("usr/bin").join(name), &dir.join(name)))
+        PROGRAMS.iter().try_for_each(|name| go::place(&scratch.join("usr/bin").join(name), &dir.join(name)))
     })?;
     std::fs::remove_dir_all(&scratch).with_context(|| format!("removing {}", scratch.display()))?;
     Ok(dir)

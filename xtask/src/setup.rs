@@ -34,6 +34,8 @@ pub(crate) enum Need {
     Bench,
     /// Build, and boot other kernels.
     Kernels,
+    /// Build, and bring up a cluster.
+    E2e,
 }
 
 /// What the verbs need of a machine that is set up.
@@ -62,7 +64,7 @@ pub(crate) fn ensure(need: Need, forced: Option<Kind>) -> Result<Tools> {
     let (compiler, linker) = toolchain::ensure(forced).context("finding a toolchain for the eBPF programs")?;
     eprintln!("    compiler of the eBPF programs: {}", compiler.describe());
     match need {
-        Need::Build | Need::Demo | Need::Bench | Need::Kernels => {}
+        Need::Build | Need::Demo | Need::Bench | Need::Kernels | Need::E2e => {}
         Need::Test => {
             ensure_component("fmt", "rustfmt")?;
             ensure_component("clippy", "clippy")?;
@@ -103,6 +105,17 @@ fn ensure_programs(need: Need) -> Result<()> {
             // For kube-proxy, with which Beeline is compared.
             want("nft", "nftables");
             want("iptables", "iptables");
+        }
+        Need::E2e => {
+            for (program, package) in [("ip", "iproute2"), ("curl", "curl"), ("openssl", "openssl"), ("runc", "runc")] {
+                want(program, package);
+            }
+            // For kube-proxy, from which Beeline takes over.
+            want("nft", "nftables");
+            want("iptables", "iptables");
+            if !Path::new("/usr/lib/cni/ptp").is_file() {
+                missing.push("containernetworking-plugins");
+            }
         }
         Need::Kernels => {
             let (program, package) = kernel_cache::emulator();

@@ -21,6 +21,8 @@ pub(crate) struct Image<'a> {
     pub(crate) labels: &'a [(&'a str, &'a str)],
     /// The program: the one file of the image, and its entry point.
     pub(crate) program: (&'a str, &'a [u8]),
+    /// What it is run with unless a container says otherwise.
+    pub(crate) arguments: &'a [&'a str],
 }
 
 /// An image in its archive.
@@ -84,6 +86,7 @@ fn config(image: &Image, diff_id: &str) -> Value {
         "os": "linux",
         "config": {
             "Entrypoint": [format!("/{}", image.program.0)],
+            "Cmd": image.arguments,
             // So that `kubectl exec` finds the program by its name.
             "Env": ["PATH=/"],
             "Labels": labels,
@@ -163,6 +166,7 @@ mod tests {
         created: "2001-02-03T04:05:06Z",
         labels: &[("title", "A"), ("revision", "abc")],
         program: ("beeline", b"\x7fELF and so on"),
+        arguments: &[],
     };
 
     /// The files of an archive, with their modes.

@@ -1,0 +1,118 @@
+//! The cluster as a story sees it: kubectl, the nodes, and what is asked of pods.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::{
+    control_plane::ControlPlane,
+    network::{self, NODES},
+    node::Node,
+    place,
+    process::{asset, try_run, until},
+};
+
+/// A cluster that runs.
+pub struct Cluster {
+    /// Its control plane.
+    pub control: ControlPlane,
+    /// Its nodes, the first of which is node1.
+    pub nodes: Vec<Node>,
+    /// Files of this run.
+    pub directory: PathBuf,
+}
+
+impl Cluster {
+    /// Brings it up; the nodes are ready when this returns.
+    pub fn start() -> Self {
+        let directory = PathBuf::from(std::env::var_os(place::DIRECTORY).expect("the runner sets it"));
+        let cgroup = std::env::var(place::CGROUP).expect("the runner sets it");
+        network::make();
+        fs::create_dir(directory.join("images")).expect("a directory");
+        for image in ["beeline.tar", "e2e.tar"] {
+            fs::copy(asset(image), directory.join("images").join(image)).expect("an image");
+        }
+        let control = ControlPlane::start(directory.clone());
+        let nodes = NODES.map(|number| Node::start(number, &directory, &cgroup)).into();
+        let cluster = Self { control, nodes, directory };
+        cluster.apply(DNS);
+        cluster.until_nodes_are_ready();
+        cluster
+    }
+
+    /// Waits until both nodes are ready.
+    pub fn until_nodes_are_ready(&self) {
+        until("both nodes are ready", 180, || {
+            let nodes = self.try_kubectl(&["get", "nodes", "--no-headers"])?;
+            let ready = nodes.lines().filter(|line| line.split_whitespace().nth(1) == Some("Ready")).count();
+            if ready == self.nodes.len() { Ok(()) } else { Err(nodes) }
+        });
+    }
+
+    /// What kubectl says to this, which may fail.
+    pub fn try_kubectl(&self, arguments: &[&str]) -> Result<String, String> {
+        try_run(Command::new(asset("kubectl")).arg("--kubeconfig").arg(self.control.kubeconfig()).args(arguments))
+    }
+
+    /// What kubectl says to this, which must succeed.
+    #[track_caller]
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        self.try_kubectl(arguments).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// An object, or a list of them.
+    #[track_caller]
+    pub fn get(&self, words: &str) -> Value {
+        let arguments: Vec<&str> = words.split(' ').collect();
+        let text = self.kubectl(&[&["get", "--output=json"], &arguments[..]].concat());
+        serde_json::from_str(&text).expect("JSON of kubectl")
+    }
+
+    /// Makes objects equal to this YAML.
+    #[track_caller]
+    pub fn apply(&self, yaml: &str) {
+        let mut command = Command::new(asset("kubectl"));
+        command.arg("--kubeconfig").arg(self.control.kubeconfig()).args(["apply", "--filename=-"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("kubectl");
+        child.stdin.take().expect("a pipe").write_all(yaml.as_bytes()).expect("kubectl reads");
+        assert!(child.wait().expect("kubectl").success(), "kubectl apply of:\n{yaml}");
+    }
+
+    /// Waits until a rollout is over.
+    #[track_caller]
+    pub fn until_rolled_out(&self, what: &str, namespace: &str) {
+        let said = self.try_kubectl(&["rollout", "status", what, "--namespace", namespace, "--timeout=180s"]);
+        if let Err(error) = said {
+            let pods = self.try_kubectl(&["get", "pods", "--all-namespaces", "--output=wide"]);
+            let events = self.try_kubectl(&["get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"]);
+            panic!("{error}\n{}\n{}", pods.unwrap_or_default(), events.unwrap_or_default());
+        }
+    }
+
+    /// A node by its name.
+    pub fn node(&self, name: &str) -> &Node {
+        self.nodes.iter().find(|node| node.name() == name).expect("a node of that name")
+    }
+}
+
+/// The cluster's DNS runs in no pod: a Service without a selector, with endpoints by hand.
+const DNS: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: kube-dns, namespace: kube-system, labels: {k8s-app: kube-dns}}
+spec:
+  clusterIP: 10.96.0.10
+  ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53, protocol: TCP}]
+---
+apiVersion: v1
+kind: Endpoints
+metadata: {name: kube-dns, namespace: kube-system}
+subsets:
+- addresses: [{ip: 172.30.0.10}]
+  ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53, protocol: TCP}]
+";

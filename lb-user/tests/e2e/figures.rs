@@ -1,0 +1,228 @@
+//! What a proxy costs a node of this cluster: Beeline and kube-proxy one after the other on node1, with the same objects.
+//! `cargo xtask bench cluster` runs it.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt as _, stream};
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::Cluster,
+    network::node_address,
+    place::hierarchies,
+    process::{Running, asset, try_run},
+};
+
+#[expect(dead_code, reason = "kubelets make the nodes of this cluster")]
+#[path = "../../benches/support/cluster.rs"]
+mod api;
+
+/// How many Services there are in each round.
+const SERVICES: [u32; 3] = [0, 1000, 10_000];
+/// Endpoints of each.
+const ENDPOINTS: u32 = 2;
+/// How long CPU time is watched.
+const WATCHED: Duration = Duration::from_secs(20);
+/// Endpoint changes in a second.
+const RATE: u32 = 100;
+
+/// What serves the node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Proxy {
+    Beeline,
+    KubeProxy(&'static str),
+}
+
+const PROXIES: [Proxy; 3] = [Proxy::Beeline, Proxy::KubeProxy("nftables"), Proxy::KubeProxy("iptables")];
+
+/// What one of them took.
+struct Figures {
+    ready: Duration,
+    resident: f64,
+    idle: f64,
+    busy: Option<(f64, f64)>,
+}
+
+/// Takes the figures and prints them.
+pub fn main() -> ExitCode {
+    let cluster = Cluster::start();
+    let objects = api::Cluster::new(&cluster.control.kubeconfig());
+    println!("\n| Services | proxy | start to ready | resident | CPU idle | CPU at {RATE} endpoint changes/s |");
+    println!("|---|---|---|---|---|---|");
+    let mut made = 0;
+    for services in SERVICES {
+        objects.add_services((made..services).map(|number| (service(number), slice(number, 0))));
+        made = services;
+        for proxy in PROXIES {
+            let figures = take(&cluster, &objects, proxy, services);
+            let Figures { ready, resident, idle, busy } = figures;
+            let busy =
+                busy.map_or_else(|| "-".to_owned(), |(cpu, rate)| format!("{cpu:.1} % ({rate:.0} changes/s arrived)"));
+            let name = match proxy {
+                Proxy::Beeline => "Beeline".to_owned(),
+                Proxy::KubeProxy(mode) => format!("kube-proxy {mode}"),
+            };
+            println!(
+                "| {services} | {name} | {:.2} s | {resident:.0} MB | {idle:.2} % | {busy} |",
+                ready.as_secs_f64()
+            );
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn take(cluster: &Cluster, objects: &api::Cluster, proxy: Proxy, services: u32) -> Figures {
+    let begun = Instant::now();
+    let process = start(cluster, proxy);
+    while !is_healthy() {
+        assert!(begun.elapsed() < Duration::from_secs(300), "it is not ready after 300 s");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let ready = begun.elapsed();
+    // What it does after its start is no idling.
+    thread::sleep(Duration::from_secs(15));
+    let idle = watched(process.pid(), || thread::sleep(WATCHED)).0;
+    let resident = resident(process.pid());
+    let busy = (services > 0).then(|| {
+        let mut changed = 0;
+        let (cpu, took) = watched(process.pid(), || changed = change(objects, services));
+        (cpu, f64::from(changed) / took)
+    });
+    drop(process);
+    clean(cluster, proxy);
+    Figures { ready, resident, idle, busy }
+}
+
+fn start(cluster: &Cluster, proxy: Proxy) -> Running {
+    let node = cluster.node("node1");
+    let kubeconfig = cluster.control.kubeconfig();
+    match proxy {
+        Proxy::Beeline => {
+            let cgroup2 = hierarchies().into_iter().find(|hierarchy| hierarchy.kind == "cgroup2").expect("cgroup2");
+            let mut command = node.host_process(beeline());
+            command.arg("--pins").arg(pins(cluster)).args(["run", "--node-name=node1", "--kubeconfig"]).arg(kubeconfig);
+            command.arg("--cgroup").arg(node.cgroup_in(&cgroup2.mount));
+            Running::start(&mut command, &cluster.directory.join("log/beeline.log"))
+        }
+        Proxy::KubeProxy(mode) => {
+            let config = cluster.directory.join("kube-proxy.yaml");
+            let text = format!(
+                "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: {mode}\n\
+                 clientConnection: {{kubeconfig: {}}}\nhostnameOverride: node1\nclusterCIDR: 10.244.0.0/16,fd44::/48\n\
+                 conntrack: {{maxPerCore: 0}}\n",
+                kubeconfig.display()
+            );
+            fs::write(&config, text).expect("a file");
+            let mut command = node.host_process(asset("kube-proxy"));
+            Running::start(command.arg("--config").arg(config), &cluster.directory.join("log/kube-proxy.log"))
+        }
+    }
+}
+
+fn clean(cluster: &Cluster, proxy: Proxy) {
+    let mut command = match proxy {
+        Proxy::Beeline => {
+            let mut command = cluster.node("node1").host_process(beeline());
+            command.arg("--pins").arg(pins(cluster)).arg("cleanup");
+            command
+        }
+        Proxy::KubeProxy(_) => {
+            let mut command = cluster.node("node1").host_process(asset("kube-proxy"));
+            command.arg("--cleanup");
+            command
+        }
+    };
+    try_run(&mut command).unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn beeline() -> String {
+    std::env::var("BEELINE_BIN").expect("xtask sets it")
+}
+
+fn pins(cluster: &Cluster) -> std::path::PathBuf {
+    cluster.directory.join("node1/bpf/beeline")
+}
+
+/// Whether :10256 says so.
+fn is_healthy() -> bool {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect((node_address(1), 10256))?;
+        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.split(' ').nth(1) == Some("200"))
+}
+
+/// Changes one endpoint of one Service after the other; how often.
+fn change(objects: &api::Cluster, services: u32) -> u32 {
+    let slices = objects.slices();
+    let begun = Instant::now();
+    let total = u32::try_from(WATCHED.as_secs()).expect("few seconds") * RATE;
+    let change = |number: u32| {
+        let slices = slices.clone();
+        async move {
+            let due = Duration::from_secs(1) * number / RATE;
+            tokio::time::sleep(due.saturating_sub(begun.elapsed())).await;
+            let (of, round) = (number % services, 1 + number / services);
+            let patch = Patch::Merge(json!({"endpoints": slice(of, round)["endpoints"]}));
+            slices.patch(&name(of), &PatchParams::default(), &patch).await.expect("a change");
+        }
+    };
+    objects.wait(stream::iter(0..total).map(change).buffer_unordered(32).for_each(|()| async {}));
+    total
+}
+
+/// The share of one CPU that a process took meanwhile, in percent, and the seconds.
+fn watched(pid: u32, work: impl FnOnce()) -> (f64, f64) {
+    let (ticks, begun) = (cpu_ticks(pid), Instant::now());
+    work();
+    let took = begun.elapsed().as_secs_f64();
+    // USER_HZ is 100 on every machine that Linux has been ported to of those we build for.
+    (f64::from(cpu_ticks(pid) - ticks) / 100.0 / took * 100.0, took)
+}
+
+/// User and system time.
+fn cpu_ticks(pid: u32) -> u32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
+    let (_, after_name) = stat.rsplit_once(')').expect("a name");
+    after_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u32>().expect("a number")).sum()
+}
+
+/// Megabytes in memory.
+fn resident(pid: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+    line.split_whitespace().next().and_then(|word| word.parse::<f64>().ok()).expect("a number") * 1024.0 / 1e6
+}
+
+fn name(number: u32) -> String {
+    format!("figure-{number}")
+}
+
+fn service(number: u32) -> Value {
+    json!({"metadata": {"name": name(number)}, "spec": {"ports": [{"name": "http", "port": 80, "targetPort": 8080}]}})
+}
+
+/// Endpoints that nobody dials; each round has others.
+fn slice(number: u32, round: u32) -> Value {
+    let address = |index: u32| {
+        let host = (number * ENDPOINTS + index) * 3 + round % 3;
+        std::net::Ipv4Addr::from_bits(std::net::Ipv4Addr::new(10, 200, 0, 0).to_bits() + host).to_string()
+    };
+    let endpoints: Vec<Value> =
+        (0..ENDPOINTS).map(|index| json!({"addresses": [address(index)], "nodeName": "node2"})).collect();
+    json!({
+        "metadata": {"name": name(number), "labels": {"kubernetes.io/service-name": name(number)}},
+        "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}], "endpoints": endpoints,
+    })
+}

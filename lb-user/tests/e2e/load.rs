@@ -1,0 +1,191 @@
+//! Load without pause, which counts what fails: new connections, long ones, and questions over UDP.
+
+use std::{
+    fmt,
+    io::{BufRead as _, BufReader, Write},
+    net::{SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket},
+    process::ExitCode,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+/// A failure is one only after so long: machines that build beside this are slow.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two connections of one target.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// What one target has seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// As it was named.
+    pub target: String,
+    /// Connections, exchanges or answers that came about.
+    pub done: u64,
+    /// Those that did not.
+    pub failed: u64,
+    /// The first failures.
+    pub errors: Vec<String>,
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { target, done, failed, errors } = self;
+        write!(
+            f,
+            "{target}: {done} done, {failed} failed{}",
+            errors.iter().fold(String::new(), |all, one| all + "\n     " + one)
+        )
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    done: AtomicU64,
+    failed: AtomicU64,
+    errors: Mutex<Vec<String>>,
+}
+
+impl Seen {
+    fn add(&self, result: Result<(), String>) {
+        match result {
+            Ok(()) => _ = self.done.fetch_add(1, Relaxed),
+            Err(error) => {
+                self.failed.fetch_add(1, Relaxed);
+                let mut errors = self.errors.lock().expect("no panic");
+                if errors.len() < 5 {
+                    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs_f64();
+                    errors.push(format!("at {now:.1}: {error}"));
+                }
+            }
+        }
+    }
+}
+
+/// Loads targets such as `tcp=10.96.0.1:80`, `long=…` (one connection, a line now and then) and `udp=…` (one socket a
+/// question), and says all counts once a second, a line of JSON each, on its output or `--into=FILE`.
+pub fn main(arguments: &[&str]) -> ExitCode {
+    let mut all = Vec::new();
+    let mut output: Box<dyn Write> = Box::new(std::io::stdout());
+    for target in arguments {
+        if let Some(file) = target.strip_prefix("--into=") {
+            output = Box::new(std::fs::File::create(file).expect("a file to write to"));
+            continue;
+        }
+        let (kind, address) = target.split_once('=').expect("kind=address:port");
+        let (kind, address): (String, SocketAddr) = (kind.to_owned(), address.parse().expect("address:port"));
+        let seen = Arc::new(Seen::default());
+        all.push(((*target).to_owned(), Arc::clone(&seen)));
+        thread::spawn(move || match kind.as_str() {
+            "tcp" => repeat(&seen, || ask_tcp(address).map(drop)),
+            "udp" => repeat(&seen, || ask_udp(address).map(drop)),
+            "long" => long(&seen, address),
+            _ => panic!("{kind}: tcp, udp or long"),
+        });
+    }
+    loop {
+        thread::sleep(Duration::from_secs(1));
+        let count = |(target, seen): &(String, Arc<Seen>)| {
+            let errors = seen.errors.lock().expect("no panic").clone();
+            serde_json::json!({"target": target, "done": seen.done.load(Relaxed), "failed": seen.failed.load(Relaxed), "errors": errors})
+        };
+        let counts = serde_json::Value::from(all.iter().map(count).collect::<Vec<_>>());
+        output.write_all(format!("{counts}\n").as_bytes()).expect("a reader");
+    }
+}
+
+/// Reads the last line of what [`main`] has printed.
+pub fn parse(said: &str) -> Option<Vec<Count>> {
+    let line = said.lines().rfind(|line| line.starts_with('['))?;
+    let counts: Vec<serde_json::Value> = serde_json::from_str(line).ok()?;
+    let count = |value: &serde_json::Value| {
+        let errors = value["errors"].as_array()?.iter().filter_map(|error| error.as_str().map(str::to_owned)).collect();
+        let (done, failed) = (value["done"].as_u64()?, value["failed"].as_u64()?);
+        Some(Count { target: value["target"].as_str()?.to_owned(), done, failed, errors })
+    };
+    counts.iter().map(count).collect()
+}
+
+/// Asks `tcp=NAME:PORT` or `udp=NAME:PORT` once and prints the answer; the name may be one of DNS.
+pub fn ask_once(target: &str) -> ExitCode {
+    let (kind, name) = target.split_once('=').expect("kind=name:port");
+    let answer = name.to_socket_addrs().map_err(|error| format!("{name}: {error}")).and_then(|mut addresses| {
+        let address = addresses.next().ok_or("no address")?;
+        if kind == "udp" { ask_udp(address) } else { ask_tcp(address) }
+    });
+    match answer {
+        Ok(answer) => println!("{answer}"),
+        Err(error) => {
+            println!("failed: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn repeat(seen: &Seen, mut ask: impl FnMut() -> Result<(), String>) {
+    loop {
+        seen.add(ask());
+        thread::sleep(PAUSE);
+    }
+}
+
+/// One connection as long as it holds, then the next.
+fn long(seen: &Seen, address: SocketAddr) {
+    let connection = |stream: TcpStream| -> Result<(), String> {
+        let mut writer = stream.try_clone().map_err(|error| error.to_string())?;
+        let mut reader = BufReader::new(stream);
+        loop {
+            let start = Instant::now();
+            writer.write_all(b"still\n").map_err(|error| format!("write: {error}"))?;
+            read(&mut reader).map_err(|error| format!("{error} after {:?}", start.elapsed()))?;
+            seen.add(Ok(()));
+            thread::sleep(Duration::from_millis(100));
+        }
+    };
+    repeat(seen, || connection(open(address)?));
+}
+
+fn open(address: SocketAddr) -> Result<TcpStream, String> {
+    let start = Instant::now();
+    let stream = TcpStream::connect_timeout(&address, PATIENCE);
+    let stream = stream.map_err(|error| format!("connect: {error} after {:?}", start.elapsed()))?;
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .and_then(|()| stream.set_nodelay(true))
+        .map_err(|error| error.to_string())?;
+    Ok(stream)
+}
+
+fn read(reader: &mut BufReader<TcpStream>) -> Result<String, String> {
+    let mut line = String::new();
+    match reader.read_line(&mut line) {
+        Ok(0) => Err("closed by the server".to_owned()),
+        Ok(_) => Ok(line.trim_end().to_owned()),
+        Err(error) => Err(format!("read: {error}")),
+    }
+}
+
+fn ask_tcp(address: SocketAddr) -> Result<String, String> {
+    let mut stream = open(address)?;
+    stream.write_all(b"who\n").map_err(|error| format!("write: {error}"))?;
+    read(&mut BufReader::new(stream))
+}
+
+/// One question. Datagrams are lost on no wire here, so an answer that does not come is a failure.
+fn ask_udp(address: SocketAddr) -> Result<String, String> {
+    let any: SocketAddr = if address.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
+    let ask = || -> std::io::Result<String> {
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(address)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.send(b"who")?;
+        let mut buffer = [0; 2048];
+        let length = socket.recv(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..length]).trim_end().to_owned())
+    };
+    ask().map_err(|error| format!("udp: {error}"))
+}

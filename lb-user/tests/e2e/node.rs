@@ -1,0 +1,236 @@
+//! A node: kubelet and containerd in namespaces of their own, which see themselves as a machine. It can lose its power.
+
+use std::{
+    cell::RefCell,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::{
+    network::node_address,
+    place::{Hierarchy, copy_cpuset, hierarchies},
+    process::{Running, asset, until},
+};
+
+/// The init of a node: it makes the node's own view of kernel and cgroups, starts containerd and kubelet, and buries orphans.
+/// Arguments: directory, name, addresses, and what becomes of each hierarchy as `kind:directory:options`.
+const INIT: &str = r#"
+set -eu
+dir=$1 name=$2 addresses=$3; shift 3
+hostname "$name"
+mount --make-rshared /
+mount -t sysfs sysfs /sys
+mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
+for hierarchy; do
+  kind=${hierarchy%%:*} rest=${hierarchy#*:}
+  place=/sys/fs/cgroup${rest%%:*} options=${rest#*:}
+  mkdir -p "$place"
+  mount -t "$kind" ${options:+-o "$options"} none "$place"
+done
+# Where cgroup2 has controllers, processes may only be in leaves.
+if [ -s /sys/fs/cgroup/cgroup.controllers ]; then
+  mkdir -p /sys/fs/cgroup/init
+  echo $$ > /sys/fs/cgroup/init/cgroup.procs
+  for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do echo "+$controller" > /sys/fs/cgroup/cgroup.subtree_control; done
+fi
+mount --bind "$dir/bpf" /sys/fs/bpf
+mount -t tmpfs tmpfs /run
+mkdir -p /run/netns
+# Kubelet sets these of the whole machine where they are not as it wants: here it finds them so.
+mkdir -p "$dir/sysctl"
+for wanted in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
+  kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
+  file=$dir/sysctl/$(basename "${wanted%=*}")
+  echo "${wanted#*=}" > "$file"
+  mount --bind "$file" "/proc/sys/${wanted%=*}"
+done
+containerd --config "$dir/containerd.toml" >> "$dir/../log/$name-containerd.log" 2>&1 &
+until ctr version > /dev/null 2>&1; do sleep 0.1; done
+for image in "$dir"/../images/*.tar; do ctr --namespace k8s.io images import "$image" > /dev/null; done
+kubelet --config "$dir/kubelet.yaml" --kubeconfig "$dir/../admin.conf" --hostname-override "$name" --node-ip "$addresses" \
+  --root-dir "$dir/kubelet" --cert-dir "$dir/pki" >> "$dir/../log/$name-kubelet.log" 2>&1 &
+while :; do wait; sleep 0.2; done
+"#;
+
+/// A node of the cluster.
+pub struct Node {
+    number: usize,
+    directory: PathBuf,
+    cgroup: String,
+    init: RefCell<Option<Running>>,
+}
+
+impl Node {
+    /// Makes its configuration and starts it. It comes up on its own time.
+    pub fn start(number: usize, cluster: &Path, cgroup: &str) -> Self {
+        let directory = cluster.join(format!("node{number}"));
+        for part in ["bpf", "cni", "containerd", "kubelet", "pod-logs"] {
+            fs::create_dir_all(directory.join(part)).expect("a directory");
+        }
+        let write = |file: &str, text: String| fs::write(directory.join(file), text).expect("a file");
+        write("cni/10-ptp.conflist", cni(number, &directory));
+        write("containerd.toml", containerd(&directory));
+        write("kubelet.yaml", kubelet(&directory));
+        let cgroup = format!("{cgroup}/node{number}");
+        let node = Self { number, directory, cgroup, init: RefCell::default() };
+        for Hierarchy { mount, .. } in hierarchies() {
+            let path = mount.join(&node.cgroup);
+            fs::create_dir(&path).expect("a cgroup");
+            let (parent, child) = (path.parent().expect("a parent"), path.file_name().expect("a name"));
+            copy_cpuset(parent, &child.to_string_lossy()).expect("CPUs for a cgroup");
+        }
+        node.mount_bpffs();
+        node.power_on();
+        node
+    }
+
+    /// Its name in the cluster.
+    pub fn name(&self) -> String {
+        format!("node{}", self.number)
+    }
+
+    /// Its address.
+    pub fn address(&self) -> String {
+        node_address(self.number)
+    }
+
+    /// Its cgroup in a hierarchy that is mounted here.
+    pub fn cgroup_in(&self, hierarchy: &Path) -> PathBuf {
+        hierarchy.join(&self.cgroup)
+    }
+
+    /// A program in its network namespace and its cgroup: a process of the host.
+    pub fn host_process(&self, program: impl AsRef<Path>) -> Command {
+        let joins = hierarchies().into_iter().filter(|hierarchy| hierarchy.kind == "cgroup2");
+        let joins: String = joins
+            .map(|cgroup2| format!("echo $$ > {}/{}/cgroup.procs; ", cgroup2.mount.display(), self.cgroup))
+            .collect();
+        let mut command = Command::new("sh");
+        let enter = format!("{joins}exec nsenter --net=/run/netns/{} \"$0\" \"$@\"", self.name());
+        command.args(["-ec", &enter]).arg(program.as_ref());
+        command
+    }
+
+    /// A program in all its namespaces but that of cgroups.
+    pub fn inside(&self, program: &str) -> Command {
+        let init = self.init.borrow().as_ref().expect("the node is on").pid();
+        // `unshare` is the parent of the init.
+        let children = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).expect("/proc");
+        let mut command = Command::new("nsenter");
+        command.args(["--target", children.trim(), "--net", "--mount", "--pid", "--uts", program]);
+        command
+    }
+
+    /// Ends all that runs on it, at once.
+    pub fn power_off(&self) {
+        *self.init.borrow_mut() = None;
+        // Links of pods go with their namespaces, a moment after the last process.
+        until("nothing is left of the node", 30, || {
+            let left = hierarchies().into_iter().any(|hierarchy| !is_empty(&hierarchy.mount.join(&self.cgroup)));
+            if left { Err("processes".to_owned()) } else { Ok(()) }
+        });
+    }
+
+    /// Forgets all that the kernel holds for its bpffs: programs, links, maps. Only while it is off.
+    pub fn lose_pins(&self) {
+        unmount(self.directory.join("bpf"), UnmountFlags::DETACH).expect("the bpffs");
+        self.mount_bpffs();
+    }
+
+    /// Starts containerd and kubelet.
+    pub fn power_on(&self) {
+        let mut join = String::new();
+        let mut views = Vec::new();
+        let hierarchies = hierarchies();
+        let has_one = hierarchies.len() == 1;
+        for Hierarchy { mount, kind, options } in hierarchies {
+            join += &format!("echo $$ > {}/{}/cgroup.procs; ", mount.display(), self.cgroup);
+            let name = mount.file_name().expect("a name").to_string_lossy().into_owned();
+            let place = if has_one { String::new() } else { format!("/{name}") };
+            views.push(format!("{kind}:{place}:{}", if kind == "cgroup2" { "" } else { &options }));
+        }
+        let name = self.name();
+        let enter = format!(
+            "{join}exec nsenter --net=/run/netns/{name} unshare --mount --propagation private --uts --pid --cgroup --fork \
+             --kill-child --mount-proc sh -c \"$0\" init \"$@\""
+        );
+        let addresses = format!("{},fd30::1{}", self.address(), self.number);
+        let assets = asset("");
+        let path = format!("{}:{}", assets.display(), std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new("sh");
+        command
+            .args(["-ec", &enter, INIT])
+            .arg(&self.directory)
+            .args([&name, &addresses])
+            .args(views)
+            .env("PATH", path);
+        let log = self.directory.join("../log").join(format!("{name}.log"));
+        *self.init.borrow_mut() = Some(Running::start(&mut command, &log));
+    }
+
+    fn mount_bpffs(&self) {
+        mount("bpf", self.directory.join("bpf"), "bpf", MountFlags::empty(), None).expect("a bpffs");
+    }
+}
+
+/// Whether a cgroup and those below have no process; those below are removed then.
+fn is_empty(cgroup: &Path) -> bool {
+    let children = fs::read_dir(cgroup).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
+    // All of them, not only up to the first that has one.
+    let below: Vec<bool> =
+        children.map(|child| is_empty(&child.path()) && fs::remove_dir(child.path()).is_ok()).collect();
+    below.into_iter().all(|is_empty| is_empty)
+        && fs::read_to_string(cgroup.join("cgroup.procs")).is_ok_and(|procs| procs.trim().is_empty())
+}
+
+fn cni(number: usize, directory: &Path) -> String {
+    format!(
+        r#"{{"cniVersion":"1.0.0","name":"e2e","plugins":[{{"type":"ptp","mtu":1500,"ipMasq":false,"ipam":{{"type":"host-local",
+"dataDir":"{}/cni-data","ranges":[[{{"subnet":"10.244.{number}.0/24"}}],[{{"subnet":"fd44:0:0:{number}::/64"}}]],
+"routes":[{{"dst":"0.0.0.0/0"}},{{"dst":"::/0"}}]}}}}]}}"#,
+        directory.display()
+    )
+}
+
+fn containerd(directory: &Path) -> String {
+    let dir = directory.display();
+    format!(
+        r#"version = 3
+root = "{dir}/containerd"
+state = "/run/containerd"
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+sandbox = "{}"
+[plugins.'io.containerd.cri.v1.runtime']
+disable_apparmor = true
+tolerate_missing_hugetlb_controller = true
+restrict_oom_score_adj = true
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+bin_dirs = ["/usr/lib/cni"]
+conf_dir = "{dir}/cni"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+SystemdCgroup = false
+"#,
+        crate::pods::IMAGE
+    )
+}
+
+fn kubelet(directory: &Path) -> String {
+    // It finds no user namespace, and is told so all the same: what it cannot set of the machine's kernel is no failure then.
+    format!(
+        "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+         containerRuntimeEndpoint: unix:///run/containerd/containerd.sock\nfailCgroupV1: false\ncgroupDriver: cgroupfs\n\
+         enforceNodeAllocatable: []\nauthentication: {{anonymous: {{enabled: true}}, webhook: {{enabled: false}}}}\n\
+         authorization: {{mode: AlwaysAllow}}\nclusterDNS: [10.96.0.10]\nclusterDomain: cluster.local\nresolvConf: ''\n\
+         imageGCHighThresholdPercent: 100\n\
+         evictionHard: {{memory.available: 1Mi, nodefs.available: 0%, imagefs.available: 0%, nodefs.inodesFree: 0%}}\n\
+         localStorageCapacityIsolation: false\noomScoreAdj: -1\nfailSwapOn: false\nsyncFrequency: 10s\n\
+         nodeStatusUpdateFrequency: 3s\nshutdownGracePeriod: 0s\nfeatureGates: {{KubeletInUserNamespace: true}}\n\
+         podLogsDir: {}/pod-logs\n",
+        directory.display()
+    )
+}

@@ -1,0 +1,103 @@
+//! Changes under load: of backends, of Beeline itself, and of the API server.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::Story;
+use crate::{
+    cluster::Cluster,
+    install,
+    load::Count,
+    network::node_address,
+    pods::{OutsideLoad, PodLoad, Web, ask, assert_none_failed, client},
+    process::until,
+};
+
+pub const STORIES: &[Story] = &[
+    ("a_rolling_update_of_backends_fails_nobody", a_rolling_update_of_backends_fails_nobody),
+    ("a_rolling_update_of_beeline_fails_nobody", a_rolling_update_of_beeline_fails_nobody),
+    ("a_minute_without_api_server_changes_nothing", a_minute_without_api_server_changes_nothing),
+];
+
+const WEB: Web<'_> =
+    Web { name: "loaded", replicas: 4, node: None, service: "type: NodePort", port: "nodePort: 30090" };
+
+/// Pods on both nodes and clients outside, at work on one Service.
+struct Load<'a> {
+    pods: Vec<PodLoad<'a>>,
+    outside: OutsideLoad,
+}
+
+impl<'a> Load<'a> {
+    /// `kinds` are those of [`crate::load`].
+    fn start(cluster: &'a Cluster, name: &str, kinds: &[&str]) -> Self {
+        WEB.make(cluster);
+        let vip = WEB.vips(cluster).remove(0);
+        let targets: Vec<String> = kinds.iter().map(|kind| format!("{kind}={vip}:80")).collect();
+        let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+        let on = |node: &str| PodLoad::start(cluster, &format!("{name}-{node}"), node, &targets);
+        let pods = ["node1", "node2"].map(on).into();
+        let nodes = [1, 2].map(node_address);
+        let outside: Vec<String> =
+            nodes.iter().flat_map(|node| kinds.iter().map(move |kind| format!("{kind}={node}:30090"))).collect();
+        let outside = OutsideLoad::start(cluster, name, &outside.iter().map(String::as_str).collect::<Vec<_>>());
+        Self { pods, outside }
+    }
+
+    /// After a moment in which the last failures would show.
+    fn counts(&self) -> Vec<Count> {
+        thread::sleep(Duration::from_secs(7));
+        self.pods.iter().flat_map(PodLoad::counts).chain(self.outside.counts()).collect()
+    }
+}
+
+fn a_rolling_update_of_backends_fails_nobody(cluster: &Cluster) {
+    // A long connection ends with its server, by design.
+    let load = Load::start(cluster, "rollout", &["tcp", "udp"]);
+    let begun = Instant::now();
+    cluster.kubectl(&["rollout", "restart", "deployment/loaded"]);
+    cluster.until_rolled_out("deployment/loaded", "default");
+    // The last of the old pods serves for as long as it takes to end.
+    until("the old pods are gone", 60, || {
+        let pods = cluster.get("pods --selector app=loaded");
+        let pods = pods["items"].as_array().map_or(0, Vec::len);
+        if pods == WEB.replicas { Ok(()) } else { Err(format!("{pods} pods")) }
+    });
+    println!("   4 backends were replaced within {:.0} s", begun.elapsed().as_secs_f64());
+    assert_none_failed(&load.counts());
+}
+
+fn a_rolling_update_of_beeline_fails_nobody(cluster: &Cluster) {
+    let load = Load::start(cluster, "upgrade", &["tcp", "udp", "long"]);
+    let before = ["node1", "node2"].map(|node| install::agent_on(cluster, node));
+    let begun = Instant::now();
+    cluster.kubectl(&["rollout", "restart", "daemonset/beeline", "--namespace=kube-system"]);
+    cluster.until_rolled_out("daemonset/beeline", "kube-system");
+    println!("   both agents were replaced within {:.0} s", begun.elapsed().as_secs_f64());
+    let after = ["node1", "node2"].map(|node| install::agent_on(cluster, node));
+    assert!(before.iter().all(|pod| !after.contains(pod)), "{before:?} {after:?}");
+    assert_none_failed(&load.counts());
+}
+
+fn a_minute_without_api_server_changes_nothing(cluster: &Cluster) {
+    client(cluster, "client-node1", "node1", false);
+    let load = Load::start(cluster, "outage", &["tcp", "udp", "long"]);
+    cluster.control.stop_api_server();
+    thread::sleep(Duration::from_secs(60));
+    println!("   a minute without an API server:");
+    assert_none_failed(&load.counts());
+    cluster.control.start_api_server();
+    // What changes now arrives.
+    let late = Web { name: "late", replicas: 1, node: None, service: "", port: "" };
+    let begun = Instant::now();
+    late.make(cluster);
+    let target = format!("tcp={}:80", late.vips(cluster).remove(0));
+    until("a new Service answers", 60, || ask(cluster, "client-node1", &target));
+    println!(
+        "   a Service made when it is back answers after {:.1} s, its pod's start included",
+        begun.elapsed().as_secs_f64()
+    );
+    late.remove(cluster);
+}

@@ -1,0 +1,51 @@
+//! What happens in the cluster, one story after the other.
+
+mod life;
+mod nodes;
+mod services;
+
+use std::{
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use libtest_mimic::{Arguments, Trial};
+
+use crate::{cluster::Cluster, install, place};
+
+/// A story: its name, and what happens.
+type Story = (&'static str, fn(&Cluster));
+
+fn stories() -> Vec<Story> {
+    // The last ones take Beeline away.
+    [services::STORIES, life::STORIES, nodes::STORIES].concat()
+}
+
+/// Brings the cluster up with Beeline in it, and tells the stories.
+pub fn main() -> ExitCode {
+    let given = std::env::args().filter(|argument| argument != place::INSIDE);
+    let mut arguments = Arguments::from_iter(given);
+    // They share one cluster.
+    arguments.test_threads = Some(1);
+    let cluster: Arc<Mutex<Option<Cluster>>> = Arc::default();
+    let trials = stories().into_iter().map(|(name, story)| {
+        let cluster = Arc::clone(&cluster);
+        Trial::test(name, move || {
+            let mut cluster = cluster.lock().unwrap_or_else(PoisonError::into_inner);
+            story(cluster.get_or_insert_with(start));
+            Ok(())
+        })
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+fn start() -> Cluster {
+    let begun = Instant::now();
+    let cluster = Cluster::start();
+    println!("\n   the cluster is up after {:.1} s", begun.elapsed().as_secs_f64());
+    let begun = Instant::now();
+    install::install(&cluster);
+    println!("   Beeline is on both nodes {:.1} s after `kubectl apply -k`", begun.elapsed().as_secs_f64());
+    cluster
+}

@@ -1,0 +1,88 @@
+//! Nodes that lose their power, and nodes that are given back.
+
+use std::time::Instant;
+
+use super::Story;
+use crate::{
+    cluster::Cluster,
+    install,
+    network::node_address,
+    pods::{OutsideLoad, PodLoad, Web, ask_from_outside, assert_none_failed},
+    process::{try_run, until},
+};
+
+pub const STORIES: &[Story] = &[
+    ("a_node_comes_back_without_its_pins", a_node_comes_back_without_its_pins),
+    ("a_node_comes_back_with_its_pins", a_node_comes_back_with_its_pins),
+    ("what_is_deleted_serves_on_until_cleanup", what_is_deleted_serves_on_until_cleanup),
+];
+
+const WEB: Web<'_> =
+    Web { name: "steady", replicas: 2, node: Some("node2"), service: "type: NodePort", port: "nodePort: 30091" };
+
+fn a_node_comes_back_without_its_pins(cluster: &Cluster) {
+    restart(cluster, false);
+}
+
+fn a_node_comes_back_with_its_pins(cluster: &Cluster) {
+    restart(cluster, true);
+}
+
+/// node1 goes down and comes up; who uses node2 does not notice.
+fn restart(cluster: &Cluster, keeps_pins: bool) {
+    WEB.make(cluster);
+    let target = format!("tcp={}:80", WEB.vips(cluster).remove(0));
+    let bystander = PodLoad::start(cluster, "bystander", "node2", &[&target]);
+    let name = if keeps_pins { "bystander-with-pins" } else { "bystander-without-pins" };
+    let outside = OutsideLoad::start(cluster, name, &[&format!("tcp={}:30091", node_address(2))]);
+    let node = cluster.node("node1");
+    node.power_off();
+    if keeps_pins {
+        // The kernel goes on for whoever is still there.
+        let answer = ask_on(cluster, "node1", &target).expect("an answer");
+        println!("   nothing runs on node1, and a process there gets {answer}");
+    } else {
+        node.lose_pins();
+        let refused = ask_on(cluster, "node1", &target).expect_err("nothing translates");
+        println!("   node1 has lost its pins: {}", refused.lines().next_back().unwrap_or_default());
+    }
+    let begun = Instant::now();
+    node.power_on();
+    let answer = until("node1 serves Services", 180, || ask_on(cluster, "node1", &target));
+    println!("   {:.1} s after power came back a process of node1 gets {answer}", begun.elapsed().as_secs_f64());
+    cluster.until_nodes_are_ready();
+    cluster.until_rolled_out("daemonset/beeline", "kube-system");
+    until("the agent on node1 says that it is well", 60, || install::beeline(cluster, "node1", "get services"));
+    until("node1 answers outside", 60, || ask_from_outside(&format!("tcp={}:30091", node_address(1))));
+    println!("   after {:.1} s its agent runs and its NodePorts answer", begun.elapsed().as_secs_f64());
+    assert_none_failed(&bystander.counts().into_iter().chain(outside.counts()).collect::<Vec<_>>());
+}
+
+fn what_is_deleted_serves_on_until_cleanup(cluster: &Cluster) {
+    WEB.make(cluster);
+    let target = format!("tcp={}:80", WEB.vips(cluster).remove(0));
+    let node_port = format!("tcp={}:30091", node_address(1));
+    install::delete(cluster);
+    let answer = ask_on(cluster, "node1", &target).expect("an answer");
+    println!("   the DaemonSet is deleted, and a process of node1 gets {answer}");
+    let answer = ask_from_outside(&node_port).expect("an answer");
+    println!("   and the outside gets {answer}");
+    for node in ["node1", "node2"] {
+        let said = install::beeline_on_host(cluster, node, "cleanup").expect("cleanup ends well");
+        println!("   $ beeline cleanup   # on {node}\n{}", said.trim_end());
+        let left = try_run(cluster.node(node).inside("ls").arg("/sys/fs/bpf")).expect("ls");
+        assert_eq!(left.trim(), "", "left in the bpffs of {node}");
+        assert!(ask_on(cluster, node, &target).is_err(), "{node} still translates");
+    }
+    assert!(ask_from_outside(&node_port).is_err(), "node1 still answers outside");
+    install::install(cluster);
+    until("it serves again", 60, || ask_on(cluster, "node1", &target));
+    until("and answers outside", 60, || ask_from_outside(&node_port));
+    println!("   installed again, it serves again");
+}
+
+/// What a process of a node is answered.
+fn ask_on(cluster: &Cluster, node: &str, target: &str) -> Result<String, String> {
+    let own = std::env::current_exe().expect("this program");
+    try_run(cluster.node(node).host_process(own).args(["ask", target])).map(|answer| answer.trim_end().to_owned())
+}

@@ -1,0 +1,170 @@
+//! What Services lead to: from pods, from the host, from outside.
+
+use std::collections::BTreeSet;
+
+use super::Story;
+use crate::{
+    cluster::Cluster,
+    network::{OUTSIDE, node_address, route_outside},
+    pods::{Web, ask, ask_from_outside, client},
+    process::{Running, until, within},
+};
+
+pub const STORIES: &[Story] = &[
+    ("cluster_ips_lead_to_every_backend", cluster_ips_lead_to_every_backend),
+    ("dns_answers_through_its_vip", dns_answers_through_its_vip),
+    ("host_network_pods_and_host_processes_are_served", host_network_pods_and_host_processes_are_served),
+    ("node_ports_and_load_balancers_answer_outside", node_ports_and_load_balancers_answer_outside),
+    ("a_service_without_selector_leads_outside", a_service_without_selector_leads_outside),
+    ("what_has_no_endpoint_is_refused_at_once", what_has_no_endpoint_is_refused_at_once),
+];
+
+/// Who answered, and what the client's address was to it.
+fn parts(answer: &str) -> (&str, &str) {
+    let mut words = answer.split_whitespace();
+    (words.next().unwrap_or_default(), words.next().unwrap_or_default())
+}
+
+fn cluster_ips_lead_to_every_backend(cluster: &Cluster) {
+    let web = Web { name: "web", replicas: 4, node: None, service: "", port: "" };
+    web.make(cluster);
+    for node in ["node1", "node2"] {
+        client(cluster, &format!("client-{node}"), node, false);
+        for vip in web.vips(cluster) {
+            let address = if vip.contains(':') { format!("[{vip}]") } else { vip.clone() };
+            for kind in ["tcp", "udp"] {
+                let target = format!("{kind}={address}:80");
+                let mut seen = BTreeSet::new();
+                until("every backend has answered", 120, || {
+                    let answer = ask(cluster, &format!("client-{node}"), &target)?;
+                    seen.insert(parts(&answer).0.to_owned());
+                    if seen.len() == 4 { Ok(()) } else { Err(format!("only {seen:?}")) }
+                });
+                println!("   a pod on {node} -> {target}: all of {}", seen.len());
+            }
+        }
+    }
+}
+
+fn dns_answers_through_its_vip(cluster: &Cluster) {
+    for node in ["node1", "node2"] {
+        client(cluster, &format!("client-{node}"), node, false);
+        let answer =
+            ask(cluster, &format!("client-{node}"), "tcp=web.default.svc.cluster.local:80").expect("an answer");
+        println!("   a pod on {node} -> web.default.svc.cluster.local, by 10.96.0.10:53 -> {answer}");
+        assert!(answer.starts_with("web-"), "{answer}");
+    }
+}
+
+fn host_network_pods_and_host_processes_are_served(cluster: &Cluster) {
+    let web = Web { name: "web", replicas: 4, node: None, service: "", port: "" };
+    web.make(cluster);
+    client(cluster, "host-client", "node1", true);
+    let target = "tcp=web.default.svc.cluster.local:80";
+    let answer = ask(cluster, "host-client", target).expect("an answer");
+    println!("   a pod on node1's own network -> {target} -> {answer}");
+    assert!(answer.starts_with("web-"), "{answer}");
+    let own = std::env::current_exe().expect("this program");
+    let vip = web.vips(cluster).remove(0);
+    let mut process = cluster.node("node2").host_process(own);
+    let answer = crate::process::try_run(process.args(["ask", &format!("tcp={vip}:80")])).expect("an answer");
+    println!("   a process of node2 -> {vip}:80 -> {}", answer.trim_end());
+    assert!(answer.starts_with("web-"), "{answer}");
+}
+
+fn node_ports_and_load_balancers_answer_outside(cluster: &Cluster) {
+    let (one, two) = (node_address(1), node_address(2));
+    let web =
+        Web { name: "open", replicas: 2, node: Some("node1"), service: "type: LoadBalancer", port: "nodePort: 30080" };
+    web.make(cluster);
+    set_ingress(cluster, "open", "172.31.0.10");
+    route_outside("172.31.0.10", 2);
+    // Every node answers, by whichever node its backends are on.
+    for target in [format!("{one}:30080"), format!("{two}:30080"), "172.31.0.10:80".to_owned()] {
+        for kind in ["tcp", "udp"] {
+            let answer = answered_outside(&format!("{kind}={target}"), |answer| answer.starts_with("open-"));
+            println!("   outside -> {kind} {target} -> {answer}");
+        }
+    }
+    // The node that has the backend hands over the client's address; the other one answers nobody.
+    let local = Web {
+        name: "local",
+        replicas: 2,
+        node: Some("node1"),
+        service: "type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 30999",
+        port: "nodePort: 30081",
+    };
+    local.make(cluster);
+    set_ingress(cluster, "local", "172.31.0.11");
+    route_outside("172.31.0.11", 1);
+    for target in [format!("tcp={one}:30081"), "udp=172.31.0.11:80".to_owned(), "tcp=172.31.0.11:80".to_owned()] {
+        let answer = answered_outside(&target, |answer| parts(answer).1 == OUTSIDE);
+        println!("   outside -> {target} -> {answer}");
+    }
+    let refused = ask_from_outside(&format!("tcp={two}:30081")).expect_err("node2 has no backend of it");
+    assert!(refused.contains("timed out"), "{refused}");
+    println!("   outside -> tcp {two}:30081, which has no backend of a Local Service: nothing answers");
+    for (node, address, code) in [(1, &one, "200"), (2, &two, "503")] {
+        let probe = ["-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", "5", &format!("http://{address}:30999/")];
+        let said =
+            until("the health check answers", 20, || crate::process::try_run(within("outside", "curl").args(probe)));
+        println!("   outside -> healthCheckNodePort of node{node}: {said}");
+        assert_eq!(said, code);
+    }
+    web.remove(cluster);
+    local.remove(cluster);
+}
+
+fn a_service_without_selector_leads_outside(cluster: &Cluster) {
+    let own = std::env::current_exe().expect("this program");
+    let log = cluster.directory.join("log/outside-server.log");
+    let server = Running::start(within("outside", own).args(["serve", "9376"]), &log);
+    cluster.apply(&format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: my-service}}\nspec: {{ports: [{{port: 80, targetPort: 9376}}]}}\n---\n\
+         apiVersion: v1\nkind: Endpoints\nmetadata: {{name: my-service}}\nsubsets:\n\
+         - addresses: [{{ip: {OUTSIDE}}}]\n  ports: [{{port: 9376}}]\n"
+    ));
+    client(cluster, "client-node1", "node1", false);
+    let target = "tcp=my-service.default.svc.cluster.local:80";
+    let answer = until("it answers", 30, || ask(cluster, "client-node1", target));
+    println!("   a pod on node1 -> {target} -> the server at {OUTSIDE}:9376, which says {answer}");
+    assert!(parts(&answer).1.starts_with("10.244.1."), "{answer}");
+    cluster.kubectl(&["delete", "service,endpoints", "my-service", "--ignore-not-found"]);
+    drop(server);
+}
+
+fn what_has_no_endpoint_is_refused_at_once(cluster: &Cluster) {
+    let web = Web { name: "empty", replicas: 0, node: None, service: "type: NodePort", port: "nodePort: 30082" };
+    web.make(cluster);
+    client(cluster, "client-node1", "node1", false);
+    let vip = web.vips(cluster).remove(0);
+    let refused = until("a pod is refused", 20, || match ask(cluster, "client-node1", &format!("tcp={vip}:80")) {
+        Err(error) if error.contains("refused") => Ok(error),
+        other => Err(format!("{other:?}")),
+    });
+    println!("   a pod -> {vip}:80: {}", last_line(&refused));
+    let target = format!("tcp={}:30082", node_address(1));
+    let refused = until("the outside is refused", 20, || match ask_from_outside(&target) {
+        Err(error) if error.contains("refused") => Ok(error),
+        other => Err(format!("{other:?}")),
+    });
+    println!("   outside -> {target}: {}", last_line(&refused));
+    web.remove(cluster);
+}
+
+fn last_line(text: &str) -> &str {
+    text.lines().find(|line| line.contains("refused")).unwrap_or_default().rsplit("failed: ").next().unwrap_or_default()
+}
+
+/// Stands for a cloud's controller.
+fn set_ingress(cluster: &Cluster, service: &str, address: &str) {
+    let status = format!(r#"{{"status":{{"loadBalancer":{{"ingress":[{{"ip":"{address}"}}]}}}}}}"#);
+    cluster.kubectl(&["patch", "service", service, "--subresource=status", "--type=merge", "--patch", &status]);
+}
+
+fn answered_outside(target: &str, is_right: impl Fn(&str) -> bool) -> String {
+    until("the outside is answered", 30, || {
+        let answer = ask_from_outside(target)?;
+        if is_right(&answer) { Ok(answer) } else { Err(answer) }
+    })
+}

@@ -1,0 +1,70 @@
+//! Verb `e2e`: makes the image, gathers what a cluster of two real nodes runs, and tells the stories of lb-user's test `e2e` there.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+
+use crate::build::{self, Built, Link, Profile};
+use crate::setup::{self, Need};
+use crate::tally::Tally;
+use crate::{cluster_programs, image, run, workspace};
+
+/// What the pods of the stories run.
+const PODS: &str = "beeline-e2e";
+
+/// Arguments of `e2e`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run only the stories whose names contain this.
+    filter: Option<String>,
+}
+
+/// Runs the verb. The last line is the count.
+pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    let tools = setup::ensure(Need::E2e, None)?;
+    let programs = cluster_programs::ensure()?;
+    let Built { agent, test } = build::build(&tools, Profile::Release, Link::Static, Some("e2e"))?;
+    let stories = test.context("lb-user has no test `e2e`")?;
+    let assets = workspace::target_dir().join("e2e");
+    run::step("images", || gather(&assets, &programs, &agent, &stories))?;
+    let mut command = Command::new(assets.join("e2e"));
+    command.env("BEELINE_CLUSTER_ASSETS", &assets).env("BEELINE_BIN", assets.join("beeline"));
+    command.env("BEELINE_DEPLOY", workspace::root().join("deploy")).args(&args.filter);
+    let mut tally = Tally::default();
+    let status = run::stream(&mut command, |line| {
+        run::print(line);
+        if let Some(counted) = Tally::parse(line) {
+            tally += counted;
+        }
+    })?;
+    // A filter that fits no story has shown nothing.
+    if (!status.success() || tally.passed == 0) && tally.failed == 0 {
+        tally += Tally::FAIL;
+    }
+    run::print(&tally.closing_line());
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One directory with all that the cluster needs: links to its programs, and the images.
+fn gather(assets: &Path, programs: &[PathBuf], agent: &Path, stories: &Path) -> Result<()> {
+    if assets.exists() {
+        std::fs::remove_dir_all(assets).with_context(|| format!("removing {}", assets.display()))?;
+    }
+    std::fs::create_dir_all(assets).with_context(|| format!("making {}", assets.display()))?;
+    for dir in programs {
+        for entry in std::fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))?.flatten() {
+            let link = assets.join(entry.file_name());
+            std::os::unix::fs::symlink(entry.path(), &link).with_context(|| format!("linking {}", link.display()))?;
+        }
+    }
+    let write = |file: &str, name: &str, program: &str, path: &Path| {
+        let bytes = image::strip(path, &assets.join(program))?;
+        let archive = image::write(name, image::architecture()?, (program, &bytes), &["pause"])?;
+        std::fs::write(assets.join(file), archive.bytes).with_context(|| format!("writing {file}"))
+    };
+    write("e2e.tar", PODS, "e2e", stories)?;
+    let bytes = image::strip(agent, &assets.join(image::NAME))?;
+    let archive = image::write(image::NAME, image::architecture()?, (image::NAME, &bytes), &[])?;
+    std::fs::write(assets.join("beeline.tar"), archive.bytes).context("writing beeline.tar")
+}

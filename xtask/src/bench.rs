@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::setup::{self, Need};
-use crate::{build, build_ebpf, kubernetes, run};
+use crate::{build, build_ebpf, e2e, kubernetes, run};
 
 /// Arguments of `bench`.
 #[derive(clap::Args)]
@@ -32,6 +32,8 @@ enum Bench {
     Kill,
     /// What a packet costs on its way through a node, beside kube-proxy and a node without any proxy.
     Packets,
+    /// Start, memory and CPU of the agent in a real cluster, beside kube-proxy.
+    Cluster,
 }
 
 impl Bench {
@@ -42,7 +44,21 @@ impl Bench {
             Self::Start => "start",
             Self::Kill => "kill",
             Self::Packets => "packets",
+            Self::Cluster => "cluster",
         }
+    }
+
+    /// Cargo running one that is lb-user's.
+    fn cargo(self, arguments: &[String]) -> Result<Command> {
+        let mut cargo = build::cargo();
+        cargo.args(["bench", "--package", "lb-user", "--bench", self.name()]);
+        if self.has_kube_proxy() {
+            cargo.env("KUBEBUILDER_ASSETS", kubernetes::ensure_with(&[kubernetes::KUBE_PROXY])?);
+        }
+        if !arguments.is_empty() {
+            cargo.arg("--").args(arguments);
+        }
+        Ok(cargo)
     }
 
     /// Whether it compares with kube-proxy, which takes its Services from an API server.
@@ -60,20 +76,20 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     for bench in chosen {
         run::print(&format!("\n`cargo xtask bench {}`\n", bench.name()));
         run::step(bench.name(), || {
-            let mut cargo = build::cargo();
-            cargo.args(["bench", "--package", "lb-user", "--bench", bench.name()]);
-            if bench.has_kube_proxy() {
-                cargo.env("KUBEBUILDER_ASSETS", kubernetes::ensure_with(&[kubernetes::KUBE_PROXY])?);
-            }
-            if !args.arguments.is_empty() {
-                cargo.arg("--").args(&args.arguments);
-            }
-            let status = run::stream(&mut cargo, run::print)?;
+            let mut command = if *bench == Bench::Cluster { figures()? } else { bench.cargo(&args.arguments)? };
+            let status = run::stream(&mut command, run::print)?;
             anyhow::ensure!(status.success(), "the bench ended with {status}");
             Ok(())
         })?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The cluster of the stories, where figures are taken instead.
+fn figures() -> Result<Command> {
+    let mut command = e2e::command()?;
+    command.arg("--figures");
+    Ok(command)
 }
 
 /// Kernel and CPU, which every figure belongs to.

@@ -22,15 +22,8 @@ pub(crate) struct Args {
 
 /// Runs the verb. The last line is the count.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    let tools = setup::ensure(Need::E2e, None)?;
-    let programs = cluster_programs::ensure()?;
-    let Built { agent, test } = build::build(&tools, Profile::Release, Link::Static, Some("e2e"))?;
-    let stories = test.context("lb-user has no test `e2e`")?;
-    let assets = workspace::target_dir().join("e2e");
-    run::step("images", || gather(&assets, &programs, &agent, &stories))?;
-    let mut command = Command::new(assets.join("e2e"));
-    command.env("BEELINE_CLUSTER_ASSETS", &assets).env("BEELINE_BIN", assets.join("beeline"));
-    command.env("BEELINE_DEPLOY", workspace::root().join("deploy")).args(&args.filter);
+    let mut command = command()?;
+    command.args(&args.filter);
     let mut tally = Tally::default();
     let status = run::stream(&mut command, |line| {
         run::print(line);
@@ -44,6 +37,20 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     }
     run::print(&tally.closing_line());
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The program of the stories, with all that it needs built and named to it.
+pub(crate) fn command() -> Result<Command> {
+    let tools = setup::ensure(Need::E2e, None)?;
+    let programs = cluster_programs::ensure()?;
+    let Built { agent, test } = build::build(&tools, Profile::Release, Link::Static, Some("e2e"))?;
+    let stories = test.context("lb-user has no test `e2e`")?;
+    let assets = workspace::target_dir().join("e2e");
+    run::step("images", || gather(&assets, &programs, &agent, &stories))?;
+    let mut command = Command::new(assets.join("e2e"));
+    command.env("BEELINE_CLUSTER_ASSETS", &assets).env("BEELINE_BIN", assets.join("beeline"));
+    command.env("BEELINE_DEPLOY", workspace::root().join("deploy"));
+    Ok(command)
 }
 
 /// One directory with all that the cluster needs: links to its programs, and the images.

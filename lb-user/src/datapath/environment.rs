@@ -64,26 +64,29 @@ pub fn parse_release(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// A mount of a file system type, as /proc/self/mountinfo tells it.
-fn mounted(fs_type: &str) -> Result<Option<PathBuf>> {
+/// A mount of a file system type, as /proc/self/mountinfo tells it: that at its `usual` place, or else the first.
+fn mounted(fs_type: &str, usual: &str) -> Result<Option<PathBuf>> {
     let mounts =
         fs::read_to_string("/proc/self/mountinfo").context("reading /proc/self/mountinfo (is /proc mounted?)")?;
-    Ok(find_mount(&mounts, fs_type).map(PathBuf::from))
+    Ok(find_mount(&mounts, fs_type, usual).map(PathBuf::from))
 }
 
-fn find_mount<'a>(mounts: &'a str, fs_type: &str) -> Option<&'a str> {
-    mounts.lines().find_map(|line| {
+fn find_mount<'a>(mounts: &'a str, fs_type: &str, usual: &str) -> Option<&'a str> {
+    let of_type = |line: &'a str| {
         let (left, right) = line.split_once(" - ")?;
         (right.split(' ').next()? == fs_type).then(|| left.split(' ').nth(4))?
-    })
+    };
+    let all = || mounts.lines().filter_map(of_type);
+    all().find(|place| *place == usual).or_else(|| all().next())
 }
 
-/// The bpffs, if one is mounted.
+/// The bpffs, if one is mounted. Others may have mounted more of them, each for itself: the one that every tool looks at counts,
+/// so that a command finds the pins of an agent that sees fewer.
 ///
 /// # Errors
 /// When /proc cannot be read.
 pub fn find_bpffs() -> Result<Option<PathBuf>> {
-    mounted("bpf")
+    mounted("bpf", BPFFS)
 }
 
 /// The bpffs, mounted if it is not.
@@ -106,7 +109,7 @@ pub fn bpffs() -> Result<PathBuf> {
 /// # Errors
 /// When /proc cannot be read.
 pub fn find_cgroup2() -> Result<Option<PathBuf>> {
-    mounted("cgroup2")
+    mounted("cgroup2", "/sys/fs/cgroup")
 }
 
 /// The root of the host's cgroup2 hierarchy, mounted if it is not.
@@ -169,9 +172,17 @@ mod tests {
 
     #[test]
     fn mounts_are_found_by_type_wherever_they_are() {
-        assert_eq!(find_mount(HYBRID, "cgroup2"), Some("/sys/fs/cgroup/unified"));
-        assert_eq!(find_mount(HYBRID, "bpf"), Some("/sys/fs/bpf"));
-        assert_eq!(find_mount(HYBRID, "xfs"), None);
+        let find = |fs_type| find_mount(HYBRID, fs_type, "/sys/fs/bpf");
+        assert_eq!(find("cgroup2"), Some("/sys/fs/cgroup/unified"));
+        assert_eq!(find("bpf"), Some("/sys/fs/bpf"));
+        assert_eq!(find("xfs"), None);
+    }
+
+    #[test]
+    fn of_many_mounts_the_usual_one_counts() {
+        let many = format!("20 1 0:9 / /run/other/bpffs rw - bpf bpf rw\n{HYBRID}");
+        assert_eq!(find_mount(&many, "bpf", "/sys/fs/bpf"), Some("/sys/fs/bpf"));
+        assert_eq!(find_mount(&many, "bpf", "/elsewhere"), Some("/run/other/bpffs"));
     }
 
     #[test]

@@ -14,8 +14,23 @@ use crate::{
 /// Where the agent's pods are.
 const NAMESPACE: &str = "kube-system";
 
-/// An overlay that names the API server and, as nodes in containers need it, the cgroup. `more` is added to it.
-fn overlay(cluster: &Cluster, more: &str) -> PathBuf {
+/// What is installed: a directory of `deploy/`, and components for it.
+#[derive(Clone, Copy)]
+pub struct Variant {
+    base: &'static str,
+    components: &'static str,
+}
+
+/// As `deploy/` has it.
+pub const PLAIN: Variant = Variant { base: "deploy", components: "" };
+/// With ports of its own, for nodes that have kube-proxy.
+pub const BESIDE_KUBE_PROXY: Variant = Variant { base: "deploy/overlays/beside-kube-proxy", components: "" };
+/// In kube-proxy's place, to all who look for it.
+pub const DROP_IN: Variant = Variant { base: "deploy", components: "deploy/components/kube-proxy-labels" };
+
+/// An overlay that names the API server and, as nodes in containers need it, the cgroup.
+fn overlay(cluster: &Cluster, variant: Variant) -> PathBuf {
+    let Variant { base, components } = variant;
     // Kustomize takes only what is below the directory it is given.
     let dir = cluster.directory.join("overlay");
     if !dir.exists() {
@@ -24,9 +39,9 @@ fn overlay(cluster: &Cluster, more: &str) -> PathBuf {
         copy(Path::new(&deploy), &dir.join("deploy"));
     }
     let text = format!(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [deploy]\npatches:\n\
-         - target: {{kind: DaemonSet, name: beeline}}\n  patch: |\n\
-         {0}--api-server=https://{CONTROL}:6443\"}}\n{0}--cgroup=/sys/fs/cgroup/unified\"}}\n{more}",
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [{base}]\ncomponents: [{components}]\n\
+         patches:\n- target: {{kind: DaemonSet, name: beeline}}\n  patch: |\n\
+         {0}--api-server=https://{CONTROL}:6443\"}}\n{0}--cgroup=/sys/fs/cgroup/unified\"}}\n",
         "    - {op: add, path: /spec/template/spec/containers/0/args/-, value: \""
     );
     fs::write(dir.join("kustomization.yaml"), text).expect("a file");
@@ -34,20 +49,23 @@ fn overlay(cluster: &Cluster, more: &str) -> PathBuf {
 }
 
 /// `kubectl apply -k`, and waits until an agent is ready on each node.
-pub fn install(cluster: &Cluster) {
-    apply(cluster, "");
-}
-
-/// Changes the DaemonSet by further lines of the overlay, and waits until that is everywhere.
-pub fn apply(cluster: &Cluster, more: &str) {
-    let dir = overlay(cluster, more);
+pub fn install(cluster: &Cluster, variant: Variant) {
+    let dir = overlay(cluster, variant);
     cluster.kubectl(&["apply", "--kustomize", &dir.display().to_string()]);
     cluster.until_rolled_out("daemonset/beeline", NAMESPACE);
 }
 
+/// Takes the DaemonSet away, and from each node what it leaves there.
+pub fn remove(cluster: &Cluster) {
+    delete(cluster);
+    for node in &cluster.nodes {
+        beeline_on_host(cluster, &node.name(), "cleanup").unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
 /// `kubectl delete -k`, and waits until no agent is left.
 pub fn delete(cluster: &Cluster) {
-    let dir = overlay(cluster, "");
+    let dir = overlay(cluster, PLAIN);
     cluster.kubectl(&["delete", "--kustomize", &dir.display().to_string()]);
     until("no agent is left", 60, || {
         let pods = cluster.try_kubectl(&["get", "pods", "--namespace", NAMESPACE, "--no-headers"])?;

@@ -37,6 +37,8 @@ if [ -s /sys/fs/cgroup/cgroup.controllers ]; then
   for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do echo "+$controller" > /sys/fs/cgroup/cgroup.subtree_control; done
 fi
 mount --bind "$dir/bpf" /sys/fs/bpf
+# What the node has of the others' would keep their pins alive.
+for other in "$dir"/../node*/bpf; do umount "$other"; done
 mount -t tmpfs tmpfs /run
 mkdir -p /run/netns
 # Kubelet sets these of the whole machine where they are not as it wants: here it finds them so.

@@ -1,5 +1,6 @@
 //! What happens in the cluster, one story after the other.
 
+mod beside;
 mod life;
 mod nodes;
 mod services;
@@ -18,8 +19,7 @@ use crate::{cluster::Cluster, install, place};
 type Story = (&'static str, fn(&Cluster));
 
 fn stories() -> Vec<Story> {
-    // The last ones take Beeline away.
-    [services::STORIES, life::STORIES, nodes::STORIES].concat()
+    [services::STORIES, life::STORIES, nodes::STORIES, beside::STORIES].concat()
 }
 
 /// Brings the cluster up with Beeline in it, and tells the stories.
@@ -45,7 +45,7 @@ fn start() -> Cluster {
     let cluster = Cluster::start();
     println!("\n   the cluster is up after {:.1} s", begun.elapsed().as_secs_f64());
     let begun = Instant::now();
-    install::install(&cluster);
+    install::install(&cluster, install::PLAIN);
     println!("   Beeline is on both nodes {:.1} s after `kubectl apply -k`", begun.elapsed().as_secs_f64());
     cluster
 }

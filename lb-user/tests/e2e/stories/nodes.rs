@@ -43,7 +43,11 @@ fn restart(cluster: &Cluster, keeps_pins: bool) {
         println!("   nothing runs on node1, and a process there gets {answer}");
     } else {
         node.lose_pins();
-        let refused = ask_on(cluster, "node1", &target).expect_err("nothing translates");
+        // The kernel takes a moment to let go of what no pin holds any more.
+        let refused = until("nothing translates", 20, || match ask_on(cluster, "node1", &target) {
+            Err(error) => Ok(error),
+            Ok(answer) => Err(answer),
+        });
         println!("   node1 has lost its pins: {}", refused.lines().next_back().unwrap_or_default());
     }
     let begun = Instant::now();
@@ -71,11 +75,11 @@ fn what_is_deleted_serves_on_until_cleanup(cluster: &Cluster) {
         let said = install::beeline_on_host(cluster, node, "cleanup").expect("cleanup ends well");
         println!("   $ beeline cleanup   # on {node}\n{}", said.trim_end());
         let left = try_run(cluster.node(node).inside("ls").arg("/sys/fs/bpf")).expect("ls");
-        assert_eq!(left.trim(), "", "left in the bpffs of {node}");
+        assert!(!left.contains("beeline"), "left in the bpffs of {node}: {left}");
         assert!(ask_on(cluster, node, &target).is_err(), "{node} still translates");
     }
     assert!(ask_from_outside(&node_port).is_err(), "node1 still answers outside");
-    install::install(cluster);
+    install::install(cluster, install::PLAIN);
     until("it serves again", 60, || ask_on(cluster, "node1", &target));
     until("and answers outside", 60, || ask_from_outside(&node_port));
     println!("   installed again, it serves again");

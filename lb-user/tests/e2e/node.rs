@@ -38,7 +38,7 @@ if [ -s /sys/fs/cgroup/cgroup.controllers ]; then
 fi
 mount --bind "$dir/bpf" /sys/fs/bpf
 # What the node has of the others' would keep their pins alive.
-for other in "$dir"/../node*/bpf; do umount "$other"; done
+for other in "$dir"/../node*/bpf; do if mountpoint -q "$other"; then umount "$other"; fi; done
 mount -t tmpfs tmpfs /run
 mkdir -p /run/netns
 # Kubelet sets these of the whole machine where they are not as it wants: here it finds them so.

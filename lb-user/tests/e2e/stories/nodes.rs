@@ -48,7 +48,7 @@ fn restart(cluster: &Cluster, keeps_pins: bool) {
             Err(error) => Ok(error),
             Ok(answer) => Err(answer),
         });
-        println!("   node1 has lost its pins: {}", refused.lines().next_back().unwrap_or_default());
+        println!("   node1 has lost its pins: {}", refused.trim_end().rsplit("failed: ").next().unwrap_or_default());
     }
     let begun = Instant::now();
     node.power_on();

@@ -3,6 +3,7 @@
 mod beside;
 mod life;
 mod nodes;
+mod plain;
 mod services;
 
 use std::{
@@ -19,7 +20,7 @@ use crate::{cluster::Cluster, install, place};
 type Story = (&'static str, fn(&Cluster));
 
 fn stories() -> Vec<Story> {
-    [services::STORIES, life::STORIES, nodes::STORIES, beside::STORIES].concat()
+    [services::STORIES, life::STORIES, nodes::STORIES, plain::STORIES, beside::STORIES].concat()
 }
 
 /// Brings the cluster up with Beeline in it, and tells the stories.

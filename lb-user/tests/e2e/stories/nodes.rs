@@ -86,7 +86,7 @@ fn what_is_deleted_serves_on_until_cleanup(cluster: &Cluster) {
 }
 
 /// What a process of a node is answered.
-fn ask_on(cluster: &Cluster, node: &str, target: &str) -> Result<String, String> {
+pub fn ask_on(cluster: &Cluster, node: &str, target: &str) -> Result<String, String> {
     let own = std::env::current_exe().expect("this program");
     try_run(cluster.node(node).host_process(own).args(["ask", target])).map(|answer| answer.trim_end().to_owned())
 }

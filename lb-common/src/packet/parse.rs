@@ -47,22 +47,6 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// One of which nothing has been read.
-    pub const EMPTY: Self = Self {
-        tuple: Tuple { src: Addr { octets: [0; 16] }, dst: Addr { octets: [0; 16] }, src_port: 0, dst_port: 0 },
-        l3: 0,
-        l4: 0,
-        id: 0,
-        len: 0,
-        headers: 0,
-        fragment: Fragment::Whole,
-        proto: 0,
-        ttl: 0,
-        seen: Seen::ANY,
-        begins: false,
-        v6: false,
-    };
-
     /// Whether it has ports, which are rewritten.
     #[inline(always)]
     #[must_use]
@@ -88,16 +72,20 @@ fn parse_v4(skb: &impl Skb, l3: u32, packet: &mut Packet) -> Option<()> {
     }
     let [id_high, id_low, part_high, part_low] = second.to_ne_bytes();
     let [ttl, proto, ..] = third.to_ne_bytes();
-    *packet = Packet::EMPTY;
-    packet.tuple.src = Addr::from_v4_word(src);
-    packet.tuple.dst = Addr::from_v4_word(dst);
-    packet.l3 = l3;
-    packet.l4 = l3 + length;
-    packet.id = u32::from(u16::from_ne_bytes([id_high, id_low]));
-    packet.len = u32::from(u16::from_be_bytes([len_high, len_low]));
-    packet.fragment = fragment(u16::from_be_bytes([part_high, part_low]) & 0x1fff, part_high & 0x20 != 0);
-    packet.proto = proto;
-    packet.ttl = ttl;
+    *packet = Packet {
+        tuple: Tuple { src: Addr::from_v4_word(src), dst: Addr::from_v4_word(dst), src_port: 0, dst_port: 0 },
+        l3,
+        l4: l3 + length,
+        id: u32::from(u16::from_ne_bytes([id_high, id_low])),
+        len: u32::from(u16::from_be_bytes([len_high, len_low])),
+        headers: 0,
+        fragment: fragment(u16::from_be_bytes([part_high, part_low]) & 0x1fff, part_high & 0x20 != 0),
+        proto,
+        ttl,
+        seen: Seen::ANY,
+        begins: false,
+        v6: false,
+    };
     Some(())
 }
 
@@ -124,17 +112,25 @@ fn parse_v6(skb: &impl Skb, l3: u32, packet: &mut Packet) -> Option<()> {
         return None;
     }
     let [len_high, len_low, first_next, ttl] = second.to_ne_bytes();
-    *packet = Packet::EMPTY;
-    packet.tuple.src = Addr::from_words([s0, s1, s2, s3]);
-    packet.tuple.dst = Addr::from_words([d0, d1, d2, d3]);
-    packet.l3 = l3;
-    packet.v6 = true;
-    packet.len = 40 + u32::from(u16::from_be_bytes([len_high, len_low]));
-    packet.ttl = ttl;
+    let (src, dst) = (Addr::from_words([s0, s1, s2, s3]), Addr::from_words([d0, d1, d2, d3]));
     // A mapped address on the wire is nobody's (RFC 4942, 2.2), and would be taken for IPv4.
-    if packet.tuple.src.is_v4() || packet.tuple.dst.is_v4() {
+    if src.is_v4() || dst.is_v4() {
         return None;
     }
+    *packet = Packet {
+        tuple: Tuple { src, dst, src_port: 0, dst_port: 0 },
+        l3,
+        l4: 0,
+        id: 0,
+        len: 40 + u32::from(u16::from_be_bytes([len_high, len_low])),
+        headers: 0,
+        fragment: Fragment::Whole,
+        proto: 0,
+        ttl,
+        seen: Seen::ANY,
+        begins: false,
+        v6: true,
+    };
     let (mut next, mut at) = (first_next, l3 + 40);
     for _ in 0..MAX_EXTENSIONS {
         let [first, second]: [u32; 2] = match next {

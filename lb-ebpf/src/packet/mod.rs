@@ -16,7 +16,7 @@ mod send;
 mod sender;
 mod skb;
 
-use core::arch::asm;
+use core::{arch::asm, ptr};
 
 use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
 use lb_common::{
@@ -36,6 +36,9 @@ const ETHERNET: u32 = 14;
 /// The packet at hand.
 #[repr(C)]
 pub struct Scratch {
+    /// The source port that is tried next, from the first one on. It stands first so that what follows is aligned to four
+    /// octets and no more: addresses are written by words of 32 bits, and read more slowly by longer ones.
+    port: u32,
     packet: Packet,
     /// Its key in `FLOWS`.
     key: FlowKey,
@@ -44,8 +47,7 @@ pub struct Scratch {
     /// The other direction, and its key.
     back: Flow,
     back_key: FlowKey,
-    /// The source port that is tried next, from the first one on, and how far it is to the one after it.
-    port: u32,
+    /// How far it is from one source port that is tried to the one after it.
     step: u32,
     /// The backend of a new flow.
     choice: Choice,
@@ -68,10 +70,6 @@ pub fn egress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn at(mut frame: Frame, hook: Hook) -> i32 {
-    // Nothing is looked up for what no Service is about.
-    let Some(v6) = frame.is_v6() else {
-        return Fate::PASS.code();
-    };
     if frame.is_sent_on() {
         if hook as u8 == Hook::Egress as u8 {
             // It has been through all of this when it came in.
@@ -80,6 +78,10 @@ fn at(mut frame: Frame, hook: Hook) -> i32 {
         // By another node, which is a container of this machine: that says nothing here.
         frame.unmark();
     }
+    // Nothing is looked up for what no Service is about.
+    let Some(v6) = frame.is_v6() else {
+        return Fate::PASS.code();
+    };
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return Fate::PASS.code();
     };
@@ -108,7 +110,11 @@ fn decide(frame: Frame, hook: Hook, v6: bool, scratch: &mut Scratch) -> Fate {
     }
     scratch.key = FlowKey::new(scratch.packet.tuple, scratch.packet.proto, hook);
     if !goes_on(scratch) {
-        let begun = if hook as u8 == Hook::Egress as u8 { leave(frame, scratch, device) } else { begin::begin(frame, scratch, device) };
+        let begun = if hook as u8 == Hook::Egress as u8 {
+            leave(frame, scratch, device)
+        } else {
+            begin::begin(frame, scratch, device)
+        };
         if !begun.is_flow() {
             return begun;
         }
@@ -161,7 +167,8 @@ fn goes_on(scratch: &mut Scratch) -> bool {
         flow.used = now;
     }
     track(&scratch.packet, &scratch.key, &mut scratch.back_key, flow);
-    scratch.flow.to = flow.to;
+    // SAFETY: two places of two maps. (As an assignment it would be a call, and a loop.)
+    unsafe { ptr::copy_nonoverlapping(&raw const flow.to, &raw mut scratch.flow.to, 1) };
     scratch.flow.flags = flow.flags;
     true
 }

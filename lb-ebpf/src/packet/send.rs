@@ -20,7 +20,11 @@ const BY_FRAGS: u32 = 0xffff;
 #[inline(always)]
 pub fn send(frame: Frame, scratch: &Scratch) -> Fate {
     let Scratch { packet, flow, .. } = scratch;
-    if flow.flags & FlowFlags::REDIRECT != 0 { send_on(frame, packet, &flow.to) } else { put(frame, packet, &flow.to, 0) }
+    if flow.flags & FlowFlags::REDIRECT != 0 {
+        send_on(frame, packet, &flow.to)
+    } else {
+        put(frame, packet, &flow.to, 0)
+    }
 }
 
 /// The kernel routes it on: its own rules, and those of others, see the client and the backend.

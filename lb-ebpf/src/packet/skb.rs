@@ -1,6 +1,9 @@
 //! A packet of the kernel as [`Skb`] sees it.
 
-use core::{arch::asm, mem::MaybeUninit};
+use core::{
+    arch::asm,
+    mem::{MaybeUninit, offset_of},
+};
 
 use aya_ebpf::{
     bindings::{
@@ -110,8 +113,13 @@ impl Frame {
         if at > 0x3fff {
             return None;
         }
-        // SAFETY: as above.
-        let (data, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
+        let (data, end): (usize, usize);
+        // SAFETY: two reads of the context. The verifier knows what these 32 bits are, and the compiler would widen them by
+        // arithmetic that has no meaning for addresses.
+        unsafe {
+            asm!("{0} = *(u32 *)({1} + {2})", out(reg) data, in(reg) self.skb, const offset_of!(__sk_buff, data));
+            asm!("{0} = *(u32 *)({1} + {2})", out(reg) end, in(reg) self.skb, const offset_of!(__sk_buff, data_end));
+        }
         let from = data + at;
         if from + len as usize > end { None } else { Some(from as *const u8) }
     }

@@ -14,8 +14,8 @@ use crate::{
     Addr, Proto, Tuple,
     flow::Seen,
     packet::{
-        Answer, Fragment, ICMP_V6, Packet, Trouble, icmp_v4, icmp_v6, is_silent, reset_v4, reset_v6,
-        rewrite, rewrite_icmp_error,
+        Answer, Fragment, ICMP_V6, Packet, Trouble, icmp_v4, icmp_v6, is_silent, reset_v4, reset_v6, rewrite,
+        rewrite_icmp_error,
     },
 };
 

@@ -226,7 +226,7 @@ pub fn icmp_error(skb: &impl Skb, packet: &Packet) -> Option<u32> {
     let kind = first.to_ne_bytes()[0];
     let is_error = if packet.v6 {
         // Destination unreachable, packet too big, time exceeded, parameter problem.
-        kind >= 1 && kind <= 4
+        matches!(kind, 1..=4)
     } else {
         // Destination unreachable, source quench, time exceeded, parameter problem.
         matches!(kind, 3 | 4 | 11 | 12)

@@ -20,11 +20,13 @@ impl Addr {
     #[inline(always)]
     #[must_use]
     pub const fn from_words(words: [u32; 4]) -> Self {
-        let [a, b, c, d] = words;
-        let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
-        Self {
-            octets: [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]],
-        }
+        #[expect(
+            unsafe_code,
+            reason = "put together from octets, an address is written octet by octet by the programs"
+        )]
+        // SAFETY: as many octets, all of whose values are good.
+        let octets = unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) };
+        Self { octets }
     }
 
     /// From one word as it lies in memory: an IPv4 address of the kernel's socket hooks.
@@ -38,13 +40,10 @@ impl Addr {
     #[inline(always)]
     #[must_use]
     pub const fn words(&self) -> [u32; 4] {
-        let o = &self.octets;
-        [
-            u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
-            u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
-            u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
-            u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
-        ]
+        #[expect(unsafe_code, reason = "as above")]
+        // SAFETY: as above.
+        let words = unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(self.octets) };
+        words
     }
 
     /// Whether this is an IPv4 address in its mapped form.

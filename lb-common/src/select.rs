@@ -263,7 +263,7 @@ fn attempt(
     dest: &FrontendKey,
     pick: impl FnOnce(&Service, List, Choice) -> Outcome,
 ) -> Outcome {
-    let mut choice = Choice { service: 0, backend: 0, addr: Addr { octets: [0; 16] }, port: 0 };
+    let mut choice = Choice { service: 0, backend: 0, addr: Addr::from_words([0; 4]), port: 0 };
     let Some(frontend) = frontend_at(tables, caller, dest) else {
         return Outcome { step: Step::NotService, choice };
     };

@@ -13,10 +13,14 @@ pub use reply::{
     Answer, ICMP_V4, ICMP_V6, RESET_V4, RESET_V6, Trouble, icmp_v4, icmp_v6, is_silent, reset_v4, reset_v6,
 };
 
-pub use rewrite::{decrement_ttl, rewrite, rewrite_icmp_error};
+pub use rewrite::{rewrite, rewrite_icmp_error};
 
 /// The bytes of a packet. Offsets count from the start of the packet as the program sees it, link header included.
 pub trait Skb {
+    /// Reads `N` words of four octets, as they lie in memory; none where the packet has not so many octets. The way to read
+    /// what every packet is asked for.
+    fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]>;
+
     /// Reads `N` bytes; none where the packet has not so many.
     #[inline(always)]
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
@@ -35,11 +39,11 @@ pub trait Skb {
     /// When the packet has not so many.
     fn store<const N: usize>(&mut self, at: u32, bytes: &[u8; N], in_sum: bool) -> Result<(), Broken>;
 
-    /// Adds `diff` to the checksum of an IPv4 header.
+    /// The same for words.
     ///
     /// # Errors
-    /// When the packet is shorter.
-    fn patch_ip_sum(&mut self, at: u32, diff: u32) -> Result<(), Broken>;
+    /// As for [`Skb::store`].
+    fn put_words<const N: usize>(&mut self, at: u32, words: &[u32; N], in_sum: bool) -> Result<(), Broken>;
 
     /// Adds `diff` to the checksum of TCP, UDP or ICMP. It may be one that a device will complete: then only a difference
     /// of the pseudo header counts.

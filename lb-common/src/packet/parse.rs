@@ -55,46 +55,38 @@ impl Packet {
     }
 }
 
-/// Reads the IP header at `l3`, and those that extend it. None for what is no IP, or none that a Service is about.
+/// Reads the IP header at `l3`, and those that extend it, to a place that is there already: the programs' stack is short.
+/// None for what is no IP, or none that a Service is about; then what stands there has no meaning.
 #[inline(always)]
-pub fn parse_network(skb: &impl Skb, l3: u32, v6: bool) -> Option<Packet> {
-    if v6 { parse_v6(skb, l3) } else { parse_v4(skb, l3) }
+pub fn parse_network(skb: &impl Skb, l3: u32, v6: bool, packet: &mut Packet) -> Option<()> {
+    if v6 { parse_v6(skb, l3, packet) } else { parse_v4(skb, l3, packet) }
 }
 
-const EMPTY: Packet = Packet {
-    tuple: Tuple { src: Addr { octets: [0; 16] }, dst: Addr { octets: [0; 16] }, src_port: 0, dst_port: 0 },
-    l3: 0,
-    l4: 0,
-    id: 0,
-    len: 0,
-    headers: 0,
-    fragment: Fragment::Whole,
-    proto: 0,
-    ttl: 0,
-    seen: Seen::ANY,
-    begins: false,
-    v6: false,
-};
-
 #[inline(always)]
-fn parse_v4(skb: &impl Skb, l3: u32) -> Option<Packet> {
-    let header: [u8; 20] = skb.load(l3)?;
-    let length = u32::from(header[0] & 0xf) * 4;
-    if header[0] >> 4 != 4 || length < 20 {
+fn parse_v4(skb: &impl Skb, l3: u32, packet: &mut Packet) -> Option<()> {
+    let [first, second, third, src, dst]: [u32; 5] = skb.words(l3)?;
+    let [version, _, len_high, len_low] = first.to_ne_bytes();
+    let length = u32::from(version & 0xf) * 4;
+    if version >> 4 != 4 || length < 20 {
         return None;
     }
-    let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    let mut packet = EMPTY;
-    packet.tuple.src = Addr::from_v4_word(word(12));
-    packet.tuple.dst = Addr::from_v4_word(word(16));
-    packet.l3 = l3;
-    packet.l4 = l3 + length;
-    packet.id = u32::from(u16::from_ne_bytes([header[4], header[5]]));
-    packet.len = u32::from(u16::from_be_bytes([header[2], header[3]]));
-    packet.fragment = fragment(u16::from_be_bytes([header[6], header[7]]) & 0x1fff, header[6] & 0x20 != 0);
-    packet.proto = header[9];
-    packet.ttl = header[8];
-    Some(packet)
+    let [id_high, id_low, part_high, part_low] = second.to_ne_bytes();
+    let [ttl, proto, ..] = third.to_ne_bytes();
+    *packet = Packet {
+        tuple: Tuple { src: Addr::from_v4_word(src), dst: Addr::from_v4_word(dst), src_port: 0, dst_port: 0 },
+        l3,
+        l4: l3 + length,
+        id: u32::from(u16::from_ne_bytes([id_high, id_low])),
+        len: u32::from(u16::from_be_bytes([len_high, len_low])),
+        headers: 0,
+        fragment: fragment(u16::from_be_bytes([part_high, part_low]) & 0x1fff, part_high & 0x20 != 0),
+        proto,
+        ttl,
+        seen: Seen::ANY,
+        begins: false,
+        v6: false,
+    };
+    Some(())
 }
 
 #[inline(always)]
@@ -109,39 +101,48 @@ const fn fragment(offset: u16, more: bool) -> Fragment {
 }
 
 #[inline(always)]
-fn parse_v6(skb: &impl Skb, l3: u32) -> Option<Packet> {
+fn parse_v6(skb: &impl Skb, l3: u32, packet: &mut Packet) -> Option<()> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
     const AUTHENTICATION: u8 = 51;
     const DESTINATION: u8 = 60;
-    let header: [u8; 40] = skb.load(l3)?;
-    if header[0] >> 4 != 6 {
+    let [first, second, s0, s1, s2, s3, d0, d1, d2, d3]: [u32; 10] = skb.words(l3)?;
+    if first.to_ne_bytes()[0] >> 4 != 6 {
         return None;
     }
-    let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    let mut packet = EMPTY;
-    packet.tuple.src = Addr::from_words([word(8), word(12), word(16), word(20)]);
-    packet.tuple.dst = Addr::from_words([word(24), word(28), word(32), word(36)]);
-    packet.l3 = l3;
-    packet.v6 = true;
-    packet.len = 40 + u32::from(u16::from_be_bytes([header[4], header[5]]));
-    packet.ttl = header[7];
+    let [len_high, len_low, first_next, ttl] = second.to_ne_bytes();
+    let (src, dst) = (Addr::from_words([s0, s1, s2, s3]), Addr::from_words([d0, d1, d2, d3]));
     // A mapped address on the wire is nobody's (RFC 4942, 2.2), and would be taken for IPv4.
-    if packet.tuple.src.is_v4() || packet.tuple.dst.is_v4() {
+    if src.is_v4() || dst.is_v4() {
         return None;
     }
-    let (mut next, mut at) = (header[6], l3 + 40);
+    *packet = Packet {
+        tuple: Tuple { src, dst, src_port: 0, dst_port: 0 },
+        l3,
+        l4: 0,
+        id: 0,
+        len: 40 + u32::from(u16::from_be_bytes([len_high, len_low])),
+        headers: 0,
+        fragment: Fragment::Whole,
+        proto: 0,
+        ttl,
+        seen: Seen::ANY,
+        begins: false,
+        v6: true,
+    };
+    let (mut next, mut at) = (first_next, l3 + 40);
     for _ in 0..MAX_EXTENSIONS {
-        let extension: [u8; 8] = match next {
-            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION => skb.load(at)?,
+        let [first, second]: [u32; 2] = match next {
+            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION => skb.words(at)?,
             _ => break,
         };
+        let extension = first.to_ne_bytes();
         let length = match next {
             FRAGMENT => {
                 let offset = u16::from_be_bytes([extension[2], extension[3]]);
                 packet.fragment = fragment(offset >> 3, offset & 1 != 0);
-                packet.id = u32::from_ne_bytes([extension[4], extension[5], extension[6], extension[7]]);
+                packet.id = second;
                 8
             }
             AUTHENTICATION => (u32::from(extension[1]) + 2) * 4,
@@ -158,7 +159,7 @@ fn parse_v6(skb: &impl Skb, l3: u32) -> Option<Packet> {
     }
     packet.proto = next;
     packet.l4 = at;
-    Some(packet)
+    Some(())
 }
 
 const TCP: u8 = Proto::Tcp as u8;
@@ -171,24 +172,24 @@ pub fn parse_transport(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
     if !packet.has_ports() {
         return Some(());
     }
-    let ports: [u8; 4];
+    let ports: u32;
     match packet.proto {
         TCP => {
-            let header: [u8; 14] = skb.load(packet.l4)?;
-            ports = [header[0], header[1], header[2], header[3]];
-            let flags = header[13];
+            let [first, _, _, fourth]: [u32; 4] = skb.words(packet.l4)?;
+            ports = first;
+            let [length, flags, ..] = fourth.to_ne_bytes();
             packet.seen |= ((flags & 1 != 0) as u8 * Seen::FIN) | ((flags & 4 != 0) as u8 * Seen::RST);
             packet.begins = flags & 0x12 == 2;
-            packet.headers = packet.l4 - packet.l3 + u32::from(header[12] >> 4) * 4;
+            packet.headers = packet.l4 - packet.l3 + u32::from(length >> 4) * 4;
         }
         UDP => {
-            ports = skb.load(packet.l4)?;
+            [ports] = skb.words(packet.l4)?;
             packet.headers = packet.l4 - packet.l3 + 8;
         }
         SCTP => {
-            let header: [u8; 13] = skb.load(packet.l4)?;
-            ports = [header[0], header[1], header[2], header[3]];
-            match header[12] {
+            let [first, _, _, chunk]: [u32; 4] = skb.words(packet.l4)?;
+            ports = first;
+            match chunk.to_ne_bytes()[0] {
                 // INIT
                 1 => packet.begins = true,
                 // SHUTDOWN, SHUTDOWN ACK
@@ -198,13 +199,20 @@ pub fn parse_transport(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
                 _ => {}
             }
         }
-        number::ICMP if !packet.v6 => ports = [0; 4],
-        number::ICMPV6 if packet.v6 => ports = [0; 4],
+        number::ICMP if !packet.v6 => ports = 0,
+        number::ICMPV6 if packet.v6 => ports = 0,
         _ => return None,
     }
-    packet.tuple.src_port = u16::from_be_bytes([ports[0], ports[1]]);
-    packet.tuple.dst_port = u16::from_be_bytes([ports[2], ports[3]]);
+    put_ports(packet, ports);
     Some(())
+}
+
+/// Ports stand first in each header that has them.
+#[inline(always)]
+const fn put_ports(packet: &mut Packet, word: u32) {
+    let [src_high, src_low, dst_high, dst_low] = word.to_ne_bytes();
+    packet.tuple.src_port = u16::from_be_bytes([src_high, src_low]);
+    packet.tuple.dst_port = u16::from_be_bytes([dst_high, dst_low]);
 }
 
 /// Where the packet begins that an ICMP packet is about, if it is an error (RFC 792, RFC 4443).
@@ -214,13 +222,14 @@ pub fn icmp_error(skb: &impl Skb, packet: &Packet) -> Option<u32> {
         // The rest of one, or of anything else.
         return None;
     }
-    let header: [u8; 8] = skb.load(packet.l4)?;
+    let [first, _]: [u32; 2] = skb.words(packet.l4)?;
+    let kind = first.to_ne_bytes()[0];
     let is_error = if packet.v6 {
         // Destination unreachable, packet too big, time exceeded, parameter problem.
-        header[0] >= 1 && header[0] <= 4
+        matches!(kind, 1..=4)
     } else {
         // Destination unreachable, source quench, time exceeded, parameter problem.
-        matches!(header[0], 3 | 4 | 11 | 12)
+        matches!(kind, 3 | 4 | 11 | 12)
     };
     if is_error { Some(packet.l4 + 8) } else { None }
 }
@@ -231,8 +240,7 @@ pub fn parse_quoted(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
     if !packet.has_ports() || !matches!(packet.proto, TCP | UDP | SCTP) {
         return None;
     }
-    let ports: [u8; 4] = skb.load(packet.l4)?;
-    packet.tuple.src_port = u16::from_be_bytes([ports[0], ports[1]]);
-    packet.tuple.dst_port = u16::from_be_bytes([ports[2], ports[3]]);
+    let [ports] = skb.words(packet.l4)?;
+    put_ports(packet, ports);
     Some(())
 }

@@ -20,28 +20,24 @@ const fn sum_of(proto: u8) -> Option<(u32, bool)> {
 }
 
 #[inline(always)]
-const fn ports_of(tuple: &Tuple) -> [u8; 4] {
+const fn ports_of(tuple: &Tuple) -> u32 {
     let (src, dst) = (tuple.src_port.to_be_bytes(), tuple.dst_port.to_be_bytes());
-    [src[0], src[1], dst[0], dst[1]]
+    u32::from_ne_bytes([src[0], src[1], dst[0], dst[1]])
 }
 
-/// Puts other addresses and ports into a packet.
+/// Puts other addresses and ports into a packet, and takes so many `hops` from its time to live, which the caller has seen
+/// to be more.
 ///
 /// # Errors
 /// When the packet cannot be written: it is in pieces then, and must be dropped.
 #[inline(always)]
-pub fn rewrite(skb: &mut impl Skb, packet: &Packet, to: &Tuple) -> Result<(), Broken> {
-    let addrs = sum::add(sum::of_addr(&packet.tuple.src, &to.src), sum::of_addr(&packet.tuple.dst, &to.dst));
-    put_addrs(skb, packet.l3, packet.v6, to)?;
-    if !packet.v6 {
-        skb.patch_ip_sum(packet.l3 + 10, addrs)?;
-    }
+pub fn rewrite(skb: &mut impl Skb, packet: &Packet, to: &Tuple, hops: u8) -> Result<(), Broken> {
+    let addrs = put_header(skb, packet, to, hops)?;
     if !packet.has_ports() {
         return Ok(());
     }
     let (old, new) = (ports_of(&packet.tuple), ports_of(to));
-    let ports = sum::of_word(u32::from_ne_bytes(old), u32::from_ne_bytes(new));
-    let moved = u32::from_ne_bytes(old) != u32::from_ne_bytes(new);
+    let (ports, moved) = (sum::of_word(old, new), old != new);
     if let Some((at, may_be_none)) = sum_of(packet.proto) {
         skb.patch_sum(packet.l4 + at, addrs, Patch { pseudo_header: true, may_be_none })?;
         if moved {
@@ -49,18 +45,18 @@ pub fn rewrite(skb: &mut impl Skb, packet: &Packet, to: &Tuple) -> Result<(), Br
         }
     } else if packet.proto == SCTP && moved {
         put_sctp_sum(skb, packet, old, new)?;
-        return skb.store(packet.l4, &new, true);
+        return skb.put_words(packet.l4, &[new], true);
     }
     if moved {
         // The checksum makes up for it; a UDP datagram without one is nobody's concern.
-        skb.store(packet.l4, &new, false)?;
+        skb.put_words(packet.l4, &[new], false)?;
     }
     Ok(())
 }
 
 /// Lets the checksum of SCTP follow other ports.
 #[inline(always)]
-fn put_sctp_sum(skb: &mut impl Skb, packet: &Packet, old: [u8; 4], new: [u8; 4]) -> Result<(), Broken> {
+fn put_sctp_sum(skb: &mut impl Skb, packet: &Packet, old: u32, new: u32) -> Result<(), Broken> {
     if packet.fragment as u8 == Fragment::First as u8 {
         // How much of the packet the other fragments have, and so how far a change reaches, is not known.
         return Err(Broken);
@@ -71,20 +67,31 @@ fn put_sctp_sum(skb: &mut impl Skb, packet: &Packet, old: [u8; 4], new: [u8; 4])
         return Ok(());
     }
     let len = (packet.l3 + packet.len).wrapping_sub(packet.l4) & 0xffff;
-    skb.store(packet.l4 + 8, &crc32c::patched(sum, old, new, len), true)
+    skb.store(packet.l4 + 8, &crc32c::patched(sum, old.to_ne_bytes(), new.to_ne_bytes(), len), true)
 }
 
-/// Writes both addresses of an IP header.
+/// Writes addresses and time to live of an IP header, and its checksum, in one go. Returns what the addresses add to a sum.
 #[inline(always)]
-fn put_addrs(skb: &mut impl Skb, l3: u32, v6: bool, to: &Tuple) -> Result<(), Broken> {
-    if v6 {
+fn put_header(skb: &mut impl Skb, packet: &Packet, to: &Tuple, hops: u8) -> Result<u32, Broken> {
+    let addrs = sum::add(sum::of_addr(&packet.tuple.src, &to.src), sum::of_addr(&packet.tuple.dst, &to.dst));
+    let ttl = packet.ttl.wrapping_sub(hops);
+    let (src, dst) = (to.src.words(), to.dst.words());
+    if packet.v6 {
+        let [old] = skb.words(packet.l3 + 4).ok_or(Broken)?;
+        let [len_high, len_low, next, _] = old.to_ne_bytes();
+        let word = u32::from_ne_bytes([len_high, len_low, next, ttl]);
+        let words = [word, src[0], src[1], src[2], src[3], dst[0], dst[1], dst[2], dst[3]];
         // IPv6 has no checksum of its own that would make up for the change.
-        skb.store(l3 + 8, &to.src.octets, true)?;
-        skb.store(l3 + 24, &to.dst.octets, true)
+        skb.put_words(packet.l3 + 4, &words, true)?;
     } else {
-        skb.store(l3 + 12, &v4(&to.src), false)?;
-        skb.store(l3 + 16, &v4(&to.dst), false)
+        let [old] = skb.words(packet.l3 + 8).ok_or(Broken)?;
+        let [old_ttl, proto, sum_high, sum_low] = old.to_ne_bytes();
+        let diff = sum::add(addrs, sum::of_half([old_ttl, proto], [ttl, proto]));
+        let [sum_high, sum_low] = sum::patched([sum_high, sum_low], diff);
+        let word = u32::from_ne_bytes([ttl, proto, sum_high, sum_low]);
+        skb.put_words(packet.l3 + 8, &[word, src[3], dst[3]], false)?;
     }
+    Ok(addrs)
 }
 
 #[inline(always)]
@@ -92,23 +99,8 @@ const fn v4(addr: &Addr) -> [u8; 4] {
     addr.words()[3].to_ne_bytes()
 }
 
-/// Takes one from the time to live, which the caller has seen to be more than 1.
-///
-/// # Errors
-/// As for [`rewrite`].
-#[inline(always)]
-pub fn decrement_ttl(skb: &mut impl Skb, packet: &Packet) -> Result<(), Broken> {
-    let ttl = packet.ttl.wrapping_sub(1);
-    if packet.v6 {
-        return skb.store(packet.l3 + 7, &[ttl], true);
-    }
-    let diff = sum::of_half([packet.ttl, packet.proto], [ttl, packet.proto]);
-    skb.store(packet.l3 + 8, &[ttl], false)?;
-    skb.patch_ip_sum(packet.l3 + 10, diff)
-}
-
 /// Translates an ICMP error back: the packet `error` that it is about becomes `inner`, as the receiver knows it, and the error
-/// itself goes from `outer.src` to `outer.dst`.
+/// itself goes from `outer.src` to `outer.dst`, `hops` further.
 ///
 /// # Errors
 /// As for [`rewrite`].
@@ -119,10 +111,11 @@ pub fn rewrite_icmp_error(
     error: &Packet,
     inner: &Tuple,
     outer: &Tuple,
+    hops: u8,
 ) -> Result<(), Broken> {
     let addrs = sum::add(sum::of_addr(&error.tuple.src, &inner.src), sum::of_addr(&error.tuple.dst, &inner.dst));
     let (old, new) = (ports_of(&error.tuple), ports_of(inner));
-    let ports = sum::of_word(u32::from_ne_bytes(old), u32::from_ne_bytes(new));
+    let ports = sum::of_word(old, new);
     // What all of this adds to the sum over the error's body.
     let mut body = sum::add(addrs, ports);
     if !packet.v6 {
@@ -147,19 +140,17 @@ pub fn rewrite_icmp_error(
     }
     // SCTP's checksum in an error never covers what is there of the packet: left alone, as netfilter does.
     put_inner_addrs(skb, error.l3, packet.v6, inner)?;
-    skb.store(error.l4, &new, false)?;
+    skb.put_words(error.l4, &[new], false)?;
     let sum_at = packet.l4 + 2;
     skb.patch_sum(sum_at, body, Patch { pseudo_header: false, may_be_none: false })?;
-    let addrs = sum::add(sum::of_addr(&packet.tuple.src, &outer.src), sum::of_addr(&packet.tuple.dst, &outer.dst));
-    put_addrs(skb, packet.l3, packet.v6, outer)?;
+    let addrs = put_header(skb, packet, outer, hops)?;
     if packet.v6 {
-        skb.patch_sum(sum_at, addrs, Patch { pseudo_header: true, may_be_none: false })
-    } else {
-        skb.patch_ip_sum(packet.l3 + 10, addrs)
+        skb.patch_sum(sum_at, addrs, Patch { pseudo_header: true, may_be_none: false })?;
     }
+    Ok(())
 }
 
-/// As [`put_addrs`], where the checksum of the error makes up for the change.
+/// Writes both addresses of an IP header, where the checksum of the error makes up for the change.
 #[inline(always)]
 fn put_inner_addrs(skb: &mut impl Skb, l3: u32, v6: bool, to: &Tuple) -> Result<(), Broken> {
     if v6 {

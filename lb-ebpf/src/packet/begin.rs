@@ -1,6 +1,5 @@
 //! The first packet of a flow.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
 use lb_common::{
     Addr, BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, FlowFlags, FrontendKey, Hook, Proto, Tuple,
     Verdict, packet::Packet, select,
@@ -10,7 +9,7 @@ use super::{
     Scratch,
     fate::Fate,
     is_cluster_ip,
-    ports::{self, Wish, spread_of},
+    ports::{self, Wish},
     route::{Route, Way},
     sender::Sender,
     skb::Frame,
@@ -24,7 +23,7 @@ use crate::{
 #[inline(always)]
 pub fn begin(frame: Frame, scratch: &mut Scratch, device: &Device) -> Fate {
     let pod = device.flags & DeviceFlags::POD != 0;
-    let chosen = choose(&scratch.packet, spread_of(&scratch.packet), !pod, &mut scratch.choice);
+    let chosen = choose(&scratch.packet, !pod, &mut scratch.choice);
     if chosen.is_flow() {
         return open(frame, scratch, pod);
     }
@@ -38,12 +37,12 @@ pub fn begin(frame: Frame, scratch: &mut Scratch, device: &Device) -> Fate {
 
 /// Asks `select` for a backend.
 #[inline(never)]
-fn choose(packet: &Packet, spread: u32, outside: bool, to: &mut Choice) -> Fate {
+fn choose(packet: &Packet, outside: bool, to: &mut Choice) -> Fate {
     let Some(proto) = Proto::from_number(packet.proto.into()) else {
         return Fate::PASS;
     };
     let dest = FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto);
-    match select(&Kernel, &Sender { tuple: &packet.tuple, spread, outside }, &dest, 0) {
+    match select(&Kernel, &Sender { packet, outside }, &dest, 0) {
         Verdict::NotService => Fate::PASS,
         Verdict::Backend(choice) => {
             *to = choice;
@@ -83,7 +82,7 @@ fn open(frame: Frame, scratch: &mut Scratch, pod: bool) -> Fate {
 /// Whether the source is kept; and all of the flow but for its source.
 #[inline(never)]
 fn fill(scratch: &mut Scratch, pod: bool) -> bool {
-    let Scratch { packet, flow, choice, .. } = scratch;
+    let Scratch { packet, flow, choice, clock, .. } = scratch;
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
     let on_node =
         unsafe { BACKENDS.get(choice.backend) }.is_some_and(|backend| backend.flags & BackendFlags::ON_NODE != 0);
@@ -97,8 +96,7 @@ fn fill(scratch: &mut Scratch, pod: bool) -> bool {
     flow.flags = if keep { FlowFlags::PARTNER_EGRESS } else { FlowFlags::REDIRECT };
     flow.forward = packet.seen;
     flow.reverse = 0;
-    // SAFETY: no precondition.
-    flow.used = unsafe { bpf_ktime_get_ns() };
+    flow.used = clock.now();
     keep
 }
 

@@ -2,7 +2,7 @@
 
 use lb_common::{
     FlowFlags, FlowKey, Hook, Tuple,
-    packet::{Packet, decrement_ttl, icmp_error, parse_quoted, rewrite_icmp_error},
+    packet::{Packet, icmp_error, parse_quoted, rewrite_icmp_error},
 };
 
 use super::{
@@ -37,7 +37,7 @@ pub fn back(frame: Frame, hook: Hook, scratch: &mut Scratch) -> Fate {
         return Fate::PASS;
     };
     if flags & FlowFlags::REDIRECT == 0 {
-        return if put(frame, packet, icmp) { Fate::PASS } else { Fate::DROP };
+        return if put(frame, packet, icmp, 0) { Fate::PASS } else { Fate::DROP };
     }
     if packet.ttl <= 1 {
         // An error is never answered by one (RFC 1122, 3.2.2).
@@ -46,17 +46,12 @@ pub fn back(frame: Frame, hook: Hook, scratch: &mut Scratch) -> Fate {
     send_on(frame, packet, icmp)
 }
 
-#[inline(always)]
+#[inline(never)]
 fn read(frame: Frame, packet: &Packet, error: &mut Packet) -> bool {
     let Some(at) = icmp_error(&frame, packet) else {
         return false;
     };
-    read_network(frame, at, packet.v6, error) && read_quoted(frame, error)
-}
-
-#[inline(never)]
-fn read_quoted(frame: Frame, error: &mut Packet) -> bool {
-    parse_quoted(&frame, error).is_some()
+    read_network(frame, at, packet.v6, error) && parse_quoted(&frame, error).is_some()
 }
 
 /// What the flow makes of it: the flow's flags, if there is one.
@@ -72,23 +67,23 @@ fn find(packet: &Packet, key: &FlowKey, back: &mut Back) -> Option<u16> {
 }
 
 #[inline(never)]
-fn put(mut frame: Frame, packet: &Packet, back: &Back) -> bool {
-    rewrite_icmp_error(&mut frame, packet, &back.error, &back.inner, &back.outer).is_ok()
+fn put(mut frame: Frame, packet: &Packet, back: &Back, hops: u8) -> bool {
+    rewrite_icmp_error(&mut frame, packet, &back.error, &back.inner, &back.outer, hops).is_ok()
 }
 
 #[inline(never)]
 fn send_on(mut frame: Frame, packet: &Packet, back: &Back) -> Fate {
     let route = Route::find(frame, &back.outer, packet.proto, packet.v6);
-    if !put(frame, packet, back) {
-        return Fate::DROP;
-    }
-    match route.way {
-        Way::Device => {}
-        Way::Here => return Fate::PASS,
+    let hops = match route.way {
+        Way::Device => 1,
+        Way::Here => 0,
         Way::Unreachable | Way::Other => return Fate::DROP,
-    }
-    if decrement_ttl(&mut frame, packet).is_err() {
+    };
+    if !put(frame, packet, back, hops) {
         return Fate::DROP;
+    }
+    if hops == 0 {
+        return Fate::PASS;
     }
     frame.mark_sent_on();
     route.take()

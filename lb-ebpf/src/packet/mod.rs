@@ -7,6 +7,7 @@
 
 mod answer;
 mod begin;
+mod clock;
 mod fate;
 mod icmp;
 mod ports;
@@ -15,7 +16,9 @@ mod send;
 mod sender;
 mod skb;
 
-use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_ns, programs::TcContext};
+use core::{arch::asm, ptr};
+
+use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
 use lb_common::{
     BackendFlags, Choice, Counter, Device, DeviceFlags, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts,
     FrontendKey, Hook, Proto,
@@ -24,6 +27,7 @@ use lb_common::{
 };
 
 use crate::maps::{BACKENDS, DEVICES, FLOWS, FRAGMENTS, FRONTENDS, SCRATCH, count};
+use clock::Clock;
 use fate::Fate;
 use skb::Frame;
 
@@ -32,6 +36,9 @@ const ETHERNET: u32 = 14;
 /// The packet at hand.
 #[repr(C)]
 pub struct Scratch {
+    /// The source port that is tried next, from the first one on. It stands first so that what follows is aligned to four
+    /// octets and no more: addresses are written by words of 32 bits, and read more slowly by longer ones.
+    port: u32,
     packet: Packet,
     /// Its key in `FLOWS`.
     key: FlowKey,
@@ -40,11 +47,11 @@ pub struct Scratch {
     /// The other direction, and its key.
     back: Flow,
     back_key: FlowKey,
-    /// The source port that is tried next, from the first one on, and how far it is to the one after it.
-    port: u32,
+    /// How far it is from one source port that is tried to the one after it.
     step: u32,
     /// The backend of a new flow.
     choice: Choice,
+    clock: Clock,
     icmp: icmp::Back,
     answer: Answer,
 }
@@ -62,32 +69,36 @@ pub fn egress(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn at(frame: Frame, hook: Hook) -> i32 {
+fn at(mut frame: Frame, hook: Hook) -> i32 {
+    if frame.is_sent_on() {
+        if hook as u8 == Hook::Egress as u8 {
+            // It has been through all of this when it came in.
+            return Fate::PASS.code();
+        }
+        // By another node, which is a container of this machine: that says nothing here.
+        frame.unmark();
+    }
+    // Nothing is looked up for what no Service is about.
+    let Some(v6) = frame.is_v6() else {
+        return Fate::PASS.code();
+    };
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return Fate::PASS.code();
     };
     // SAFETY: the one value of a per-CPU array: a packet's programs run to their end before the next packet's begin there.
     let scratch = unsafe { &mut *scratch };
-    let fate = decide(frame, hook, scratch);
+    let fate = decide(frame, hook, v6, scratch);
     if fate.is_answer() { answer::answer(frame, scratch, hook, fate) } else { fate.code() }
 }
 
 #[inline(always)]
-fn decide(mut frame: Frame, hook: Hook, scratch: &mut Scratch) -> Fate {
-    let egress = hook as u8 == Hook::Egress as u8;
-    if frame.is_sent_on() {
-        if egress {
-            // It has been through all of this when it came in.
-            return Fate::PASS;
-        }
-        // By another node, which is a container of this machine: that says nothing here.
-        frame.unmark();
-    }
+fn decide(frame: Frame, hook: Hook, v6: bool, scratch: &mut Scratch) -> Fate {
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
     let Some(device) = (unsafe { DEVICES.get(frame.ifindex()) }) else {
         return Fate::PASS;
     };
-    if !read(frame, device.flags & DeviceFlags::NO_ETHERNET == 0, &mut scratch.packet) {
+    let l3 = if device.flags & DeviceFlags::NO_ETHERNET == 0 { ETHERNET } else { 0 };
+    if !read_network(frame, l3, v6, &mut scratch.packet) || !read_transport(frame, &mut scratch.packet) {
         return Fate::PASS;
     }
     if scratch.packet.proto == number::ICMP || scratch.packet.proto == number::ICMPV6 {
@@ -99,7 +110,11 @@ fn decide(mut frame: Frame, hook: Hook, scratch: &mut Scratch) -> Fate {
     }
     scratch.key = FlowKey::new(scratch.packet.tuple, scratch.packet.proto, hook);
     if !goes_on(scratch) {
-        let begun = if egress { leave(frame, scratch, device) } else { begin::begin(frame, scratch, device) };
+        let begun = if hook as u8 == Hook::Egress as u8 {
+            leave(frame, scratch, device)
+        } else {
+            begin::begin(frame, scratch, device)
+        };
         if !begun.is_flow() {
             return begun;
         }
@@ -110,34 +125,32 @@ fn decide(mut frame: Frame, hook: Hook, scratch: &mut Scratch) -> Fate {
     send::send(frame, scratch)
 }
 
-/// Reads a packet. In two steps over the packet in memory, so that the verifier does not walk the second one for each way
-/// through the first.
+/// Reads the IP header. What it finds goes through memory, where the verifier does not follow it: else it would walk what
+/// comes next for each way through this.
 #[inline(always)]
-fn read(frame: Frame, ethernet: bool, packet: &mut Packet) -> bool {
-    let Some(v6) = frame.is_v6() else {
-        return false;
-    };
-    read_network(frame, if ethernet { ETHERNET } else { 0 }, v6, packet) && read_transport(frame, packet)
-}
-
-#[inline(never)]
 fn read_network(frame: Frame, l3: u32, v6: bool, packet: &mut Packet) -> bool {
-    match parse_network(&frame, l3, v6) {
-        Some(parsed) => {
-            *packet = parsed;
-            true
-        }
-        None => false,
-    }
+    let known = parse_network(&frame, l3, v6, packet).is_some();
+    settle();
+    known
 }
 
-#[inline(never)]
+/// Reads what it carries.
+#[inline(always)]
 fn read_transport(frame: Frame, packet: &mut Packet) -> bool {
-    parse_transport(&frame, packet).is_some()
+    let known = parse_transport(&frame, packet).is_some();
+    settle();
+    known
+}
+
+/// What was written stands in memory from here on, and is read from there again.
+#[inline(always)]
+fn settle() {
+    // SAFETY: nothing happens, but the compiler does not know that.
+    unsafe { asm!("", options(nostack, preserves_flags)) };
 }
 
 /// Whether the packet is one of a known flow, which then stands in `flow`.
-#[inline(never)]
+#[inline(always)]
 fn goes_on(scratch: &mut Scratch) -> bool {
     let Some(flow) = FLOWS.get_ptr_mut(&scratch.key) else {
         return false;
@@ -149,8 +162,13 @@ fn goes_on(scratch: &mut Scratch) -> bool {
         let _was_there = FLOWS.remove(&scratch.key);
         return false;
     }
+    let now = scratch.clock.now();
+    if flow.used != now {
+        flow.used = now;
+    }
     track(&scratch.packet, &scratch.key, &mut scratch.back_key, flow);
-    scratch.flow.to = flow.to;
+    // SAFETY: two places of two maps. (As an assignment it would be a call, and a loop.)
+    unsafe { ptr::copy_nonoverlapping(&raw const flow.to, &raw mut scratch.flow.to, 1) };
     scratch.flow.flags = flow.flags;
     true
 }
@@ -187,8 +205,6 @@ fn begins_anew(packet: &Packet, flow: &Flow) -> bool {
 /// A flow remembers its packet. The other direction's entry hears only of what is new, which is rare.
 #[inline(always)]
 fn track(packet: &Packet, key: &FlowKey, partner: &mut FlowKey, flow: &mut Flow) {
-    // SAFETY: no precondition.
-    flow.used = unsafe { bpf_ktime_get_ns() };
     let reverse = flow.flags & FlowFlags::REVERSE != 0;
     let (own, other) = if reverse { (flow.reverse, flow.forward) } else { (flow.forward, flow.reverse) };
     let mut seen = own | packet.seen;

@@ -2,10 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST, bpf_sock_tuple},
-    helpers::{
-        bpf_ktime_get_ns,
-        generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
-    },
+    helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use lb_common::{
     Counter, Device, Flow, FlowFlags, FlowKey, Hook, Proto, Tuple,
@@ -166,8 +163,7 @@ pub fn keep_apart(frame: Frame, scratch: &mut Scratch, device: &Device) -> Fate 
     if FLOWS.get_ptr(&scratch.back_key).is_none() {
         return Fate::PASS;
     }
-    // SAFETY: no precondition.
-    let used = unsafe { bpf_ktime_get_ns() };
+    let used = scratch.clock.now();
     scratch.flow = Flow { to: packet.tuple, service: 0, backend: 0, flags: 0, forward: packet.seen, reverse: 0, used };
     claim(frame, scratch, Hook::Egress, Wish::Any)
 }

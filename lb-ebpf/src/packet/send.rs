@@ -2,7 +2,7 @@
 
 use lb_common::{
     Counter, FlowFlags, Tuple,
-    packet::{Packet, decrement_ttl, rewrite},
+    packet::{Packet, rewrite},
 };
 
 use super::{
@@ -20,13 +20,17 @@ const BY_FRAGS: u32 = 0xffff;
 #[inline(always)]
 pub fn send(frame: Frame, scratch: &Scratch) -> Fate {
     let Scratch { packet, flow, .. } = scratch;
-    if flow.flags & FlowFlags::REDIRECT != 0 { send_on(frame, packet, &flow.to) } else { put(frame, packet, &flow.to) }
+    if flow.flags & FlowFlags::REDIRECT != 0 {
+        send_on(frame, packet, &flow.to)
+    } else {
+        put(frame, packet, &flow.to, 0)
+    }
 }
 
 /// The kernel routes it on: its own rules, and those of others, see the client and the backend.
 #[inline(never)]
-fn put(mut frame: Frame, packet: &Packet, to: &Tuple) -> Fate {
-    if rewrite(&mut frame, packet, to).is_ok() { Fate::PASS } else { Fate::DROP }
+fn put(mut frame: Frame, packet: &Packet, to: &Tuple, hops: u8) -> Fate {
+    if rewrite(&mut frame, packet, to, hops).is_ok() { Fate::PASS } else { Fate::DROP }
 }
 
 /// The kernel would refuse a source that is its own: the packet takes its route from here, as the kernel would have sent it.
@@ -38,7 +42,7 @@ fn send_on(mut frame: Frame, packet: &Packet, to: &Tuple) -> Fate {
     let route = Route::find(frame, to, packet.proto, packet.v6);
     match route.way {
         Way::Device => {}
-        Way::Here => return put(frame, packet, to),
+        Way::Here => return put(frame, packet, to, 0),
         Way::Unreachable => return Fate::NO_ROUTE,
         Way::Other => {
             count(Counter::NoRoute);
@@ -59,7 +63,7 @@ fn send_on(mut frame: Frame, packet: &Packet, to: &Tuple) -> Fate {
             return Fate::too_big(mtu);
         }
     }
-    if put(frame, packet, to).code() != Fate::PASS.code() || decrement_ttl(&mut frame, packet).is_err() {
+    if put(frame, packet, to, 1).code() != Fate::PASS.code() {
         return Fate::DROP;
     }
     frame.mark_sent_on();

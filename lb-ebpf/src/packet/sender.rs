@@ -1,13 +1,13 @@
 //! The sender of a packet, as `select` knows it.
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_get_prandom_u32};
-use lb_common::{Caller, Client, Tuple};
+use lb_common::{Caller, Client, packet::Packet};
+
+use super::ports::spread_of;
 
 /// Who sent the first packet of a flow.
 pub struct Sender<'a> {
-    pub tuple: &'a Tuple,
-    /// The hash of its flow.
-    pub spread: u32,
+    pub packet: &'a Packet,
     pub outside: bool,
 }
 
@@ -20,12 +20,12 @@ impl Caller for Sender<'_> {
 
     #[inline(always)]
     fn spread(&self) -> u32 {
-        self.spread
+        spread_of(self.packet)
     }
 
     #[inline(always)]
     fn client(&self) -> Client {
-        Client::of_addr(self.tuple.src)
+        Client::of_addr(self.packet.tuple.src)
     }
 
     #[inline(always)]

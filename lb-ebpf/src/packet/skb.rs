@@ -1,14 +1,17 @@
 //! A packet of the kernel as [`Skb`] sees it.
 
-use core::mem::MaybeUninit;
+use core::{
+    arch::asm,
+    mem::{MaybeUninit, offset_of},
+};
 
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode,
     },
     helpers::generated::{
-        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
-        bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -99,6 +102,28 @@ impl Frame {
         }
     }
 
+    /// Where `len` octets from `at` on are in memory, if they lie in one piece there. Good until a helper is called.
+    #[inline(always)]
+    fn in_one_piece(&self, at: u32, len: u32) -> Option<*const u8> {
+        let mut at = at as usize;
+        // In one register, of which the compiler knows nothing: it would compare a copy of it.
+        // SAFETY: a move of a register to itself.
+        unsafe { asm!("{0} = {0}", inlateout(reg) at, options(pure, nomem, nostack)) };
+        // The verifier wants to know that it is small (MAX_PACKET_OFF, kernel/bpf/verifier.c).
+        if at > 0x3fff {
+            return None;
+        }
+        let (data, end): (usize, usize);
+        // SAFETY: two reads of the context. The verifier knows what these 32 bits are, and the compiler would widen them by
+        // arithmetic that has no meaning for addresses.
+        unsafe {
+            asm!("{0} = *(u32 *)({1} + {2})", out(reg) data, in(reg) self.skb, const offset_of!(__sk_buff, data));
+            asm!("{0} = *(u32 *)({1} + {2})", out(reg) end, in(reg) self.skb, const offset_of!(__sk_buff, data_end));
+        }
+        let from = data + at;
+        if from + len as usize > end { None } else { Some(from as *const u8) }
+    }
+
     /// Sends the packet out of its device (or, where it was about to go out, into it).
     #[inline(always)]
     pub fn turn_around(&mut self, outbound: bool) -> i32 {
@@ -115,6 +140,22 @@ fn done(code: i64) -> Result<(), Broken> {
 }
 
 impl Skb for Frame {
+    #[inline(always)]
+    fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
+        let len = size_of::<[u32; N]>() as u32;
+        let from = match self.in_one_piece(at, len) {
+            Some(from) => from,
+            None => {
+                // SAFETY: the context; the helper checks the length, and puts the octets together.
+                done(unsafe { bpf_skb_pull_data(self.skb, at + len) }).ok()?;
+                self.in_one_piece(at, len)?
+            }
+        };
+        // SAFETY: so many octets are there. Each word is one load, for which the verifier asks on machines that want it
+        // aligned (the kernel lays out packets so that it is: NET_IP_ALIGN).
+        Some(unsafe { from.cast::<[u32; N]>().read() })
+    }
+
     #[inline(always)]
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
@@ -140,9 +181,10 @@ impl Skb for Frame {
     }
 
     #[inline(always)]
-    fn patch_ip_sum(&mut self, at: u32, diff: u32) -> Result<(), Broken> {
-        // SAFETY: the context; the helper checks the offset.
-        done(unsafe { bpf_l3_csum_replace(self.skb, at, 0, diff.into(), 0) })
+    fn put_words<const N: usize>(&mut self, at: u32, words: &[u32; N], in_sum: bool) -> Result<(), Broken> {
+        let flags = if in_sum { u64::from(BPF_F_RECOMPUTE_CSUM) } else { 0 };
+        // SAFETY: as above.
+        done(unsafe { bpf_skb_store_bytes(self.skb, at, words.as_ptr().cast(), size_of_val(words) as u32, flags) })
     }
 
     #[inline(always)]

@@ -24,6 +24,9 @@ mod lan;
 mod objects;
 #[path = "../../tests/stories/place.rs"]
 mod place;
+#[expect(dead_code, unused_imports, reason = "the bench asks for the table of costs alone")]
+#[path = "../../tests/support/packets/mod.rs"]
+mod programs;
 mod report;
 #[expect(dead_code, reason = "the server is not stopped between rounds")]
 #[path = "../../tests/kube/server.rs"]
@@ -55,6 +58,9 @@ use site::{By, Site};
 
 /// Environment of the process that measures: its cgroup and its directory, which the first process removes after it.
 const PLACE: [&str; 2] = ["BEELINE_BENCH_CGROUP", "BEELINE_BENCH_DIRECTORY"];
+
+/// Runs of a program for each row of the table of costs.
+const RUNS: u32 = 100_000;
 
 /// What a packet costs on its way through a node.
 #[derive(clap::Parser)]
@@ -140,4 +146,7 @@ fn measure(arguments: &Arguments, cgroup: &Path, directory: &Path) {
     }
     let floor = sites.first().expect("one");
     assert!(!floor.has_conntrack(), "netfilter looked on at the floor");
+    // It moves its thread to a node of its own.
+    let costs = std::thread::spawn(|| programs::cost::table(RUNS)).join().expect("a table");
+    report::costs(&costs);
 }

@@ -3,6 +3,7 @@
 use crate::{
     figures::{Figure, Figures},
     kube_proxy::Mode,
+    programs::cost::Cost,
     site::{By, Way},
     table::{Short, Spread},
 };
@@ -45,6 +46,15 @@ pub fn rows(services: u32, figures: &Figures) {
         let of_better = of_better.map_or_else(|| "-".to_owned(), |ratio| format!("**{ratio:.2}**"));
         let cells = all.map(cell).join(" | ");
         println!("| {services} | {} | {cells} | {of_better} | {} |", name(figure, way), aim(figure, way));
+    }
+}
+
+/// What the programs alone take for a packet.
+pub fn costs(costs: &[Cost]) {
+    println!("\nThe programs alone, by BPF_PROG_TEST_RUN, where all that they read is in the caches:\n");
+    println!("| program | packet | what becomes of it | ns |\n|---|---|---|---|");
+    for Cost { program, what, verdict, ns } in costs {
+        println!("| {program} | {what} | {verdict} | {ns} |");
     }
 }
 

@@ -51,6 +51,15 @@ impl Bytes {
         }
     }
 
+    /// Lets what the device said follow a change, if it must.
+    fn follow(&mut self, before: u16, in_sum: bool) {
+        if let Summed::Complete(said) = self.summed
+            && in_sum
+        {
+            self.summed = Summed::Complete(plus(plus(said, !before), sum(self.packet())));
+        }
+    }
+
     fn range(&self, at: u32, len: usize) -> Option<core::ops::Range<usize>> {
         let range = at as usize..at as usize + len;
         if range.end <= self.bytes.len() { Some(range) } else { None }
@@ -75,6 +84,19 @@ fn folded(diff: u32) -> u16 {
 }
 
 impl Skb for Bytes {
+    fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
+        let bytes = &self.bytes[self.range(at, 4 * N)?];
+        Some(core::array::from_fn(|n| u32::from_ne_bytes(bytes[4 * n..4 * n + 4].try_into().expect("four"))))
+    }
+
+    fn put_words<const N: usize>(&mut self, at: u32, words: &[u32; N], in_sum: bool) -> Result<(), Broken> {
+        let range = self.range(at, 4 * N).ok_or(Broken)?;
+        let before = sum(self.packet());
+        self.bytes[range].copy_from_slice(&words.map(u32::to_ne_bytes).concat());
+        self.follow(before, in_sum);
+        Ok(())
+    }
+
     fn load_into<const N: usize>(&self, at: u32, to: &mut [u8; N]) -> Option<()> {
         to.copy_from_slice(&self.bytes[self.range(at, N)?]);
         Some(())
@@ -84,18 +106,8 @@ impl Skb for Bytes {
         let range = self.range(at, N).ok_or(Broken)?;
         let before = sum(self.packet());
         self.bytes[range].copy_from_slice(bytes);
-        if let Summed::Complete(said) = self.summed
-            && in_sum
-        {
-            self.summed = Summed::Complete(plus(plus(said, !before), sum(self.packet())));
-        }
+        self.follow(before, in_sum);
         Ok(())
-    }
-
-    // bpf_l3_csum_replace, net/core/filter.c
-    fn patch_ip_sum(&mut self, at: u32, diff: u32) -> Result<(), Broken> {
-        let field = u16::from_ne_bytes(self.load(at).ok_or(Broken)?);
-        self.store(at, &(!plus(!field, folded(diff))).to_ne_bytes(), false)
     }
 
     // bpf_l4_csum_replace, net/core/filter.c, and inet_proto_csum_replace_by_diff, net/core/utils.c

@@ -71,7 +71,7 @@ proptest! {
         let packet = parse(&skb, 0, v6).expect("ICMP");
         let about = parse_icmp_error(&skb, &packet).expect("an error");
         prop_assert_eq!((about.tuple, about.proto), (made.tuple, made.proto as u8));
-        rewrite_icmp_error(&mut skb, &packet, &about, &inner, &new_outer).expect("written");
+        rewrite_icmp_error(&mut skb, &packet, &about, &inner, &new_outer, 0).expect("written");
         let want = error(&new_outer, kind, &quoted(&made.to(inner), &made, keep));
         prop_assert_eq!(skb.packet(), &want[..]);
         prop_assert!(skb.sum_holds());

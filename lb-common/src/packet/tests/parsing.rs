@@ -14,8 +14,8 @@ use crate::{
     Addr, Proto, Tuple,
     flow::Seen,
     packet::{
-        Answer, Fragment, ICMP_V6, Packet, Trouble, decrement_ttl, icmp_v4, icmp_v6, is_silent, reset_v4, reset_v6,
-        rewrite, rewrite_icmp_error,
+        Answer, Fragment, ICMP_V6, Packet, Trouble, icmp_v4, icmp_v6, is_silent, reset_v4, reset_v6, rewrite,
+        rewrite_icmp_error,
     },
 };
 
@@ -130,10 +130,9 @@ fn everything(bytes: Vec<u8>, l3: u32, v6: bool, to: [u8; 32]) {
     let reply = if v6 { icmp_v6 } else { icmp_v4 };
     let _error = reply(&skb, &packet, Trouble::TooBig(1280), &mut answer);
     if let Some(error) = parse_icmp_error(&skb, &packet) {
-        let _written = rewrite_icmp_error(&mut skb, &packet, &error, &to, &to);
+        let _written = rewrite_icmp_error(&mut skb, &packet, &error, &to, &to, 1);
     }
-    let _written = rewrite(&mut skb, &packet, &to);
-    let _written = decrement_ttl(&mut skb, &packet);
+    let _written = rewrite(&mut skb, &packet, &to, 1);
 }
 
 fn parsed(bytes: &[u8]) -> Option<Packet> {

@@ -1,0 +1,26 @@
+//! When a packet comes, as exactly as flows need to know it.
+
+use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_jiffies64};
+
+/// The time at the last tick of this CPU's packets. Flows last for seconds and a tick is some milliseconds, so most packets
+/// need not read a clock; and the kernel's own coarse clock (`bpf_ktime_get_coarse_ns`) is of 5.11.
+#[repr(C)]
+pub struct Clock {
+    tick: u64,
+    now: u64,
+}
+
+impl Clock {
+    /// CLOCK_MONOTONIC, ns.
+    #[inline(always)]
+    pub fn now(&mut self) -> u64 {
+        // SAFETY: no precondition. On 64 bits it is no call, but a load.
+        let tick = unsafe { bpf_jiffies64() };
+        if self.tick != tick {
+            self.tick = tick;
+            // SAFETY: as above.
+            self.now = unsafe { bpf_ktime_get_ns() };
+        }
+        self.now
+    }
+}

@@ -4,7 +4,9 @@ use std::{env, fs, path::PathBuf};
 
 fn main() {
     println!("cargo::rerun-if-env-changed=BEELINE_EBPF_OBJECT");
-    let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/ebpf/beeline.bpf.o");
+    // Asked at run time: a target directory may be another checkout's copy, with the script already compiled in it.
+    let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let default = || here.join("../target/ebpf/beeline.bpf.o");
     let object = env::var_os("BEELINE_EBPF_OBJECT").map_or_else(default, PathBuf::from);
     println!("cargo::rerun-if-changed={}", object.display());
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("beeline.bpf.o");

@@ -64,7 +64,7 @@ impl Version {
 /// Starts versions in turn, kills each a little later in its start than the one before, and looks after each kill. In the end
 /// none runs; the last that ran.
 fn cut_short(start: impl Fn(Version) -> Agent, node: &Node, mut look: impl FnMut()) -> Version {
-    const STEPS: u32 = 24;
+    const STEPS: u32 = 16;
     let mut version = Version::Own;
     // How long it takes from its first sign of life until the other's maps have gone: whole, to begin with.
     let mut whole = Duration::ZERO;

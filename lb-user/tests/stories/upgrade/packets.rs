@@ -1,6 +1,6 @@
 //! The packet path over a change of the layout.
 
-use std::{fs, net::SocketAddr};
+use std::{fs, net::SocketAddr, thread, time::Duration};
 
 use super::{Version, load::Load};
 use crate::{
@@ -52,17 +52,22 @@ fn start(version: Version, node: &Node, lan: &Lan) -> Agent {
     lan.node1.host.net.enter(|| version.start(node, &flags))
 }
 
+/// Between two new flows: an address of the node has 28,976 ports for flows to one backend, which stay for minutes.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// New connections and open ones from outside, with traffic.
 fn load(lan: &'static Lan) -> Load {
     let mut load = Load::default();
     for own in addresses(&lan.node1.host) {
         let to = SocketAddr::from((own, NODE_PORT));
         load.add(if to.is_ipv4() { "new TCP" } else { "new TCP over IPv6" }, move || {
+            thread::sleep(PAUSE);
             lan.client.net.enter(|| tcp_ask(to).map(drop)).map_err(|error| error.to_string())
         });
     }
     let to = SocketAddr::from((lan.node1.host.v4, NODE_PORT));
     load.add("new UDP", move || {
+        thread::sleep(PAUSE);
         let client = lan.client.net.enter(|| Client::udp(to));
         let (_, from) = client.ask(to);
         if from == Some(to) { Ok(()) } else { Err(format!("an answer of {from:?}")) }

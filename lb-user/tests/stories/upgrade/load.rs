@@ -6,9 +6,13 @@ use std::{
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use crate::agent::until;
+
+/// Before each turn.
+const PAUSE: Duration = Duration::from_millis(2);
 
 struct Worker {
     what: &'static str,
@@ -31,6 +35,8 @@ impl Load {
         let (is_over, failures, done) = (Arc::clone(&self.is_over), Arc::clone(&self.failures), Arc::clone(&turns));
         let work = move || {
             while !is_over.load(Ordering::Relaxed) {
+                // The agent needs the processor too.
+                thread::sleep(PAUSE);
                 if let Err(error) = turn() {
                     println!("{what}: {error}");
                     failures.lock().expect("no panic").push(format!("{what}: {error}"));

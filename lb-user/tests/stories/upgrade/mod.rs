@@ -11,10 +11,11 @@ use std::{
 };
 
 use lb_common::LAYOUT_VERSION;
+use lb_user::datapath::{pins::link_name, programs::HOOKS};
 
 use crate::{
     Story,
-    agent::{Agent, beeline, next_beeline},
+    agent::{Agent, beeline, next_beeline, until},
     node::Node,
 };
 
@@ -61,10 +62,17 @@ impl Version {
     }
 }
 
-/// Starts versions in turn, kills each a little later in its start than the one before, and looks after each kill. In the end
-/// none runs; the last that ran.
+/// How many links a version has in its directory.
+fn links(version: Version, node: &Node) -> usize {
+    let pins = std::fs::read_dir(version.maps(node)).into_iter().flatten().flatten();
+    pins.filter(|pin| pin.file_name().to_string_lossy().starts_with("link_")).count()
+}
+
+/// Starts versions in turn, kills each a little later in its start than the one before, then while it takes the links over, and
+/// looks after each kill. In the end
+/// none runs; which of them is to finish it.
 fn cut_short(start: impl Fn(Version) -> Agent, node: &Node, mut look: impl FnMut()) -> Version {
-    const STEPS: u32 = 16;
+    const STEPS: u32 = 8;
     let mut version = Version::Own;
     // How long it takes from its first sign of life until the other's maps have gone: whole, to begin with.
     let mut whole = Duration::ZERO;
@@ -79,23 +87,37 @@ fn cut_short(start: impl Fn(Version) -> Agent, node: &Node, mut look: impl FnMut
         look();
     }
     println!("from `programs loaded` to the end of the other version: {whole:?}");
-    let (mut halves, mut links) = (0, Vec::new());
+    let (mut halves, mut left) = (0, Vec::new());
     for step in 0..STEPS {
         version = version.other();
         let mut agent = start(version);
         agent.wait_for_log("programs loaded");
         thread::sleep(whole * step / STEPS);
         agent.kill();
-        let count = |version: Version| {
-            let pins = std::fs::read_dir(version.maps(node)).into_iter().flatten().flatten();
-            pins.filter(|pin| pin.file_name().to_string_lossy().starts_with("link_")).count()
-        };
-        let both = [count(Version::Own), count(Version::Next)];
         halves += u32::from(Version::Own.maps(node).exists() && Version::Next.maps(node).exists());
-        links.push(both);
+        left.push([links(Version::Own, node), links(Version::Next, node)]);
         look();
     }
-    println!("links of either version after each kill: {links:?}");
-    assert!(halves > STEPS / 4, "most kills hit an agent in the middle of it: {halves}");
+    assert!(halves >= STEPS / 4, "some kills hit an agent in the middle of it: {halves} of {STEPS}");
+    for hook in HOOKS.iter().step_by(3) {
+        // One takes over as a whole, the other is killed as soon as it has this link, and the first has to begin again.
+        let mut whole = start(version);
+        whole.wait_until_in_service();
+        until("it is alone", || !version.other().maps(node).exists());
+        whole.kill();
+        version = version.other();
+        let mut agent = start(version);
+        let link = version.maps(node).join(link_name(hook));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        // No pause: the next link is some microseconds away.
+        while !link.exists() {
+            assert!(Instant::now() < deadline, "no link {} within a minute", link.display());
+        }
+        agent.kill();
+        left.push([links(Version::Own, node), links(Version::Next, node)]);
+        look();
+        version = version.other();
+    }
+    println!("links of either version after each kill: {left:?}");
     version
 }

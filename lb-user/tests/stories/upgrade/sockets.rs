@@ -99,8 +99,10 @@ fn stats(version: Version, node: &Node) -> Stats {
     StatMaps::open(&version.maps(node)).and_then(|maps| maps.read()).expect("the pinned maps")
 }
 
-/// The ids of service ports and backends, and whose they are.
-fn ids(version: Version, node: &Node) -> (Vec<(u32, String)>, Vec<(u32, Backend)>) {
+/// The ids of service ports and of backends, each with whose it is.
+type Ids = (Vec<(u32, String)>, Vec<(u32, Backend)>);
+
+fn ids(version: Version, node: &Node) -> Ids {
     let names: TypedMap<u32, Names> = TypedMap::open(&version.maps(node), "NAMES").expect("the pinned map");
     let backends = TypedMap::open(&version.maps(node), "BACKENDS").expect("the pinned map");
     let mut names: Vec<_> = names

@@ -1,4 +1,5 @@
-//! What stands in the BPF maps, byte for byte. A change here is a new [`LAYOUT_VERSION`].
+//! What stands in the BPF maps, byte for byte. A change here is a new [`LAYOUT_VERSION`]; a field whose meaning changes gets
+//! another name, since by names and places two versions know which maps they have in common.
 //!
 //! Ports and numbers are in host order, so that `bpftool map dump` shows `"port": 80` and not 20480; the programs turn
 //! a port around once, where they read it. Padding is named and zero: a hash key is compared as bytes.
@@ -13,7 +14,9 @@ pub use packets::{
 };
 
 /// Version of the map layouts; part of the pin directory's name, so that two layouts never meet in one map.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { RELEASED + 1 } else { RELEASED };
+
+const RELEASED: u32 = 3;
 
 /// Sizes with which the maps begin; those that the agent writes grow by themselves when they are full. All but
 /// `TCP_SOCKS` (4 MiB) take memory per entry, not up front (`BPF_F_NO_PREALLOC`), besides 16 bytes per possible entry for
@@ -113,14 +116,17 @@ pub struct Frontend {
     /// A [`Kind`].
     pub kind: u8,
     /// Zero.
-    pub _pad: [u8; 3],
+    pub _pad: [u8; FRONTEND_PAD],
 }
+
+/// The made-up next layout has a larger one.
+const FRONTEND_PAD: usize = if cfg!(feature = "next-layout") { 7 } else { 3 };
 
 impl Frontend {
     /// A frontend of `kind` for the service port `service`.
     #[must_use]
     pub const fn new(service: u32, kind: Kind) -> Self {
-        Self { service, kind: kind as u8, _pad: [0; 3] }
+        Self { service, kind: kind as u8, _pad: [0; FRONTEND_PAD] }
     }
 }
 
@@ -562,7 +568,7 @@ pub struct LogGate {
 }
 
 macro_rules! layouts {
-    ($($name:ident: $size:literal),+ $(,)?) => {
+    ($($name:ident: $size:expr),+ $(,)?) => {
         $(const _: () = assert!(size_of::<$name>() == $size);)+
         #[cfg(feature = "user")]
         mod pod {
@@ -576,7 +582,7 @@ macro_rules! layouts {
 }
 
 layouts! {
-    Addr: 16, FrontendKey: 20, Frontend: 8, Service: 32, SlotKey: 12, Slot: 24, Backend: 24, Names: 196, LogGate: 24,
+    Addr: 16, FrontendKey: 20, Frontend: 5 + FRONTEND_PAD, Service: 32, SlotKey: 12, Slot: 24, Backend: 24, Names: 196, LogGate: 24,
     NodeAddr: 4, AffinityKey: 24, Affinity: 16, PortStats: 56, BackendStats: 24, Tuple: 36, FlowKey: 40, Flow: 56,
     FragmentKey: 40, FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24, MaglevKey: 8, Maglev: 16292,
 }

@@ -44,8 +44,12 @@ fn given(service: u32, backend: u32, open: u64) {
 #[inline(never)]
 pub fn closed(backend: u32) {
     if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
-        // SAFETY: as in `given`.
-        add(unsafe { &raw mut (*stats).open }, u64::MAX);
+        // SAFETY: as in `given`; only asked whether it is 0.
+        let open = unsafe { &raw mut (*stats).open };
+        // It may be of before the count: another version of the layout can have begun that anew.
+        if unsafe { open.read_volatile() } != 0 {
+            add(open, u64::MAX);
+        }
     }
 }
 

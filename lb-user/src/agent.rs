@@ -120,7 +120,8 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     // A first start has no counts yet.
     let counts = pins.current().join("PORT_STATS").exists().then(|| StatMaps::open(&pins.current())).transpose()?;
     let held = counts.map_or(Ok((0, 0)), |counts| counts.highest_ids())?;
-    let reconciler = reconciler.beyond(held);
+    let others = datapath.highest_ids();
+    let reconciler = reconciler.beyond((held.0.max(others.0), held.1.max(others.1)));
     flows::start(pins.current(), collecting)?;
     let tc = datapath.tc();
     tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), known));

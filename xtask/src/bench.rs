@@ -70,7 +70,7 @@ impl Bench {
 /// Runs the verb.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let tools = setup::ensure(Need::Bench, None)?;
-    run::step("build-ebpf", || build_ebpf::build(&tools))?;
+    run::step("build-ebpf", || build_ebpf::build(&tools, build_ebpf::Layout::Own))?;
     let chosen = if args.what.is_empty() { Bench::value_variants() } else { &args.what };
     run::print(&machine());
     for bench in chosen {

@@ -1,10 +1,12 @@
 //! Verb `build`: the eBPF programs, then the agent that embeds them. Other verbs call it for the agent and its tests.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::build_ebpf::Layout;
 use crate::setup::{self, Need, Tools};
 use crate::toolchain::Kind;
 use crate::{build_ebpf, run, workspace};
@@ -18,6 +20,9 @@ pub(crate) struct Args {
     /// Link everything in, for an image without a system in it.
     #[arg(long = "static")]
     is_static: bool,
+    /// With the map layout of a next version, which is made up for the stories of upgrade and rollback. Not for use.
+    #[arg(long, hide = true)]
+    next_layout: bool,
     /// The compiler of the eBPF programs, rather than the best that there is.
     #[arg(long, value_enum)]
     toolchain: Option<Kind>,
@@ -53,14 +58,16 @@ pub(crate) struct Built {
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let profile = if args.release { Profile::Release } else { Profile::Dev };
     let link = if args.is_static { Link::Static } else { Link::Dynamic };
-    let built = build(&setup::ensure(Need::Build, args.toolchain)?, profile, link, None)?;
-    run::print(&built.agent.display().to_string());
+    let tools = setup::ensure(Need::Build, args.toolchain)?;
+    let agent =
+        if args.next_layout { build_next(&tools, profile, link)? } else { build(&tools, profile, link, None)?.agent };
+    run::print(&agent.display().to_string());
     Ok(ExitCode::SUCCESS)
 }
 
 /// Builds the programs, the agent and, if named, one of lb-user's test programs.
 pub(crate) fn build(tools: &Tools, profile: Profile, link: Link, test: Option<&str>) -> Result<Built> {
-    run::step("build-ebpf", || build_ebpf::build(tools))?;
+    run::step("build-ebpf", || build_ebpf::build(tools, Layout::Own))?;
     let what =
         format!("build the agent{} ({profile:?}, {link:?})", test.map_or_else(String::new, |t| format!(" and {t}")));
     run::step(&what, || {
@@ -70,23 +77,45 @@ pub(crate) fn build(tools: &Tools, profile: Profile, link: Link, test: Option<&s
             // Building an integration test builds the package's programs too.
             Some(test) => cargo.args(["test", "--no-run", "--package", "lb-user", "--test", test]),
         };
-        if profile == Profile::Release {
-            cargo.arg("--release");
-        }
-        if link == Link::Static {
-            // With a target named, the flags are for the agent alone: macros and build scripts stay as they are.
-            let flags = [vec!["-Ctarget-feature=+crt-static".to_owned()], workspace::remap_flags()].concat();
-            cargo
-                .args(["--target", &host()?])
-                .env_remove("RUSTFLAGS")
-                .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-            // Other flags would otherwise rebuild everything at each change of mind.
-            cargo.env("CARGO_TARGET_DIR", workspace::target_dir().join("static"));
-        }
-        let messages = messages(cargo.arg("--message-format=json-render-diagnostics"))?;
+        let messages = compile(&mut cargo, profile, link)?;
         let agent = executable(&messages, "bin", "beeline").context("lb-user has no program `beeline`")?;
         Ok(Built { agent, test: test.and_then(|test| executable(&messages, "test", test)) })
     })
+}
+
+/// Builds the agent of the made-up next layout, for the stories of upgrade and rollback. It stands beside this version's, so
+/// that one has to be built after it.
+pub(crate) fn build_next(tools: &Tools, profile: Profile, link: Link) -> Result<PathBuf> {
+    let object = run::step("build-ebpf (next layout)", || build_ebpf::build(tools, Layout::Next))?;
+    run::step(&format!("build the agent of the next layout ({profile:?}, {link:?})"), || {
+        let mut cargo = cargo();
+        cargo.env("BEELINE_EBPF_OBJECT", object);
+        cargo.args(["build", "--package", "lb-user", "--bin", "beeline", "--features", "next-layout"]);
+        let messages = compile(&mut cargo, profile, link)?;
+        let agent = executable(&messages, "bin", "beeline").context("lb-user has no program `beeline`")?;
+        let next = agent.with_file_name("beeline-next");
+        // Cargo puts the agent of either layout in the same place; a second name keeps this one.
+        if next.exists() {
+            fs::remove_file(&next).with_context(|| format!("removing {}", next.display()))?;
+        }
+        fs::hard_link(&agent, &next).with_context(|| format!("naming {}", next.display()))?;
+        Ok(next)
+    })
+}
+
+/// Completes a command of cargo and runs it.
+fn compile(cargo: &mut Command, profile: Profile, link: Link) -> Result<Vec<serde_json::Value>> {
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
+    if link == Link::Static {
+        // With a target named, the flags are for the agent alone: macros and build scripts stay as they are.
+        let flags = [vec!["-Ctarget-feature=+crt-static".to_owned()], workspace::remap_flags()].concat();
+        cargo.args(["--target", &host()?]).env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+        // Other flags would otherwise rebuild everything at each change of mind.
+        cargo.env("CARGO_TARGET_DIR", workspace::target_dir().join("static"));
+    }
+    messages(cargo.arg("--message-format=json-render-diagnostics"))
 }
 
 /// Cargo on the workspace, told where the eBPF object is.

@@ -20,21 +20,36 @@ pub(crate) struct Args {
 /// Runs the verb: prints the object's path and size.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let tools = setup::ensure(Need::Build, args.toolchain)?;
-    let object = run::step("build-ebpf", || build(&tools))?;
+    let object = run::step("build-ebpf", || build(&tools, Layout::Own))?;
     let size = std::fs::metadata(&object).context("looking at the object")?.len();
     run::print(&format!("{} {size} bytes", object.display()));
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whose maps the programs have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// This version's.
+    Own,
+    /// Those of a next version, made up for the stories of upgrade and rollback: see lb-common's feature `next-layout`.
+    Next,
+}
+
 /// Compiles; the object is touched only if it changes, so that nothing is rebuilt because of an equal one.
-pub(crate) fn build(tools: &Tools) -> Result<PathBuf> {
+pub(crate) fn build(tools: &Tools, layout: Layout) -> Result<PathBuf> {
     let target_dir = workspace::target_dir().join("ebpf-build");
     let mut cargo = tools.compiler.cargo();
     cargo.current_dir(workspace::root().join("lb-ebpf"));
     cargo.env("CARGO_TARGET_DIR", &target_dir).env("CARGO_ENCODED_RUSTFLAGS", rustflags(&tools.linker));
     cargo.args(["build", "--release", "--target", TARGET]).args(tools.compiler.flags());
+    let object = match layout {
+        Layout::Own => workspace::ebpf_object(),
+        Layout::Next => {
+            cargo.args(["--features", "next-layout"]);
+            workspace::ebpf_object().with_file_name("beeline-next.bpf.o")
+        }
+    };
     run::run(&mut cargo)?;
-    let object = workspace::ebpf_object();
     place_if_changed(&target_dir.join(TARGET).join("release/beeline"), &object)?;
     Ok(object)
 }

@@ -28,8 +28,24 @@ const MODULES: [&str; 15] = [
     "ip6table_filter",
 ];
 
+/// What is put into the machine and done there.
+pub(crate) struct Inside {
+    /// The agent, static like the others.
+    pub(crate) agent: PathBuf,
+    /// That of the made-up next layout.
+    pub(crate) next: PathBuf,
+    /// The stories.
+    pub(crate) stories: PathBuf,
+    /// Which of them: all without it.
+    pub(crate) filter: Option<String>,
+    /// Whether the kernel blinds the constants of all programs (net.core.bpf_jit_harden=2).
+    pub(crate) is_hardened: bool,
+    /// Whether what is found out renews what the tree says, rather than being compared with it.
+    pub(crate) is_update: bool,
+}
+
 /// Makes the archive that the kernel unpacks.
-pub(crate) fn build(kernel: &Kernel, agent: &Path, stories: &Path, filter: Option<&str>) -> Result<Vec<u8>> {
+pub(crate) fn build(kernel: &Kernel, inside: &Inside) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for dir in ["dev", "proc", "sys", "tmp", "run", "root", "var"] {
         archive.dir(dir);
@@ -38,8 +54,9 @@ pub(crate) fn build(kernel: &Kernel, agent: &Path, stories: &Path, filter: Optio
     archive.entry("dev/console", 0o020_600, (5, 1), &[]);
     let busybox = run::find("busybox", &[]).context("there is no busybox")?;
     archive.entry("bin/busybox", 0o100_755, (0, 0), &read(&busybox)?);
-    archive.entry("bin/beeline", 0o100_755, (0, 0), &read(agent)?);
-    archive.entry("bin/stories", 0o100_755, (0, 0), &read(stories)?);
+    archive.entry("bin/beeline", 0o100_755, (0, 0), &read(&inside.agent)?);
+    archive.entry("bin/beeline-next", 0o100_755, (0, 0), &read(&inside.next)?);
+    archive.entry("bin/stories", 0o100_755, (0, 0), &read(&inside.stories)?);
     archive.entry("etc/hosts", 0o100_644, (0, 0), b"127.0.0.1 localhost\n::1 localhost\n");
     archive.entry("etc/passwd", 0o100_644, (0, 0), b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n");
     let sbin: [PathBuf; 2] = ["/usr/sbin".into(), "/sbin".into()];
@@ -64,12 +81,21 @@ pub(crate) fn build(kernel: &Kernel, agent: &Path, stories: &Path, filter: Optio
         archive.entry(&format!("modules/{name}"), 0o100_644, (0, 0), &bytes);
         insmod += &format!("insmod /modules/{name} || echo \"cannot load {name}\"\n");
     }
-    archive.entry("init", 0o100_755, (0, 0), init(&insmod, filter).as_bytes());
+    archive.entry("init", 0o100_755, (0, 0), init(&insmod, inside).as_bytes());
     Ok(archive.finish())
 }
 
-fn init(insmod: &str, filter: Option<&str>) -> String {
-    let filter = filter.map_or_else(String::new, |filter| format!("'{}'", filter.replace('\'', r"'\''")));
+fn init(insmod: &str, inside: &Inside) -> String {
+    // Read back, so that a kernel that does not take it is no run of its kind.
+    let harden = if inside.is_hardened {
+        "echo 2 >/proc/sys/net/core/bpf_jit_harden; echo \"bpf_jit_harden $(cat /proc/sys/net/core/bpf_jit_harden)\"\n\
+         [ \"$(cat /proc/sys/net/core/bpf_jit_harden)\" = 2 ] || poweroff -f\n"
+    } else {
+        ""
+    };
+    let update = if inside.is_update { "UPDATE_EXPECT=1 " } else { "" };
+    let filter =
+        inside.filter.as_ref().map_or_else(String::new, |filter| format!("'{}'", filter.replace('\'', r"'\''")));
     format!(
         r#"#!/bin/sh
 export PATH=/sbin:/bin HOME=/root TERM=dumb NO_COLOR=1 RUST_BACKTRACE=1
@@ -84,10 +110,10 @@ mount -t tmpfs run /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 ip link set lo up
-{insmod}echo "{release}$(uname -r)"
+{insmod}{harden}echo "{release}$(uname -r)"
 # The kernel's own messages would run into the lines that are counted.
 dmesg -n 1
-BEELINE_BIN=/bin/beeline BEELINE_REQUIRE_KERNEL=1 BEELINE_SLOW=1 /bin/stories --test-threads=1 {filter}
+BEELINE_BIN=/bin/beeline BEELINE_NEXT_BIN=/bin/beeline-next BEELINE_REQUIRE_KERNEL=1 BEELINE_SLOW=1 {update}/bin/stories --test-threads=1 {filter}
 echo "{exit}$?"
 poweroff -f
 "#,
@@ -225,6 +251,17 @@ mod tests {
 
     #[test]
     fn a_filter_with_quotes_stays_one_word() {
-        assert!(init("", Some("it's")).contains(r"--test-threads=1 'it'\''s'"));
+        let inside = |is_hardened| Inside {
+            agent: PathBuf::new(),
+            next: PathBuf::new(),
+            stories: PathBuf::new(),
+            filter: Some("it's".to_owned()),
+            is_hardened,
+            is_update: is_hardened,
+        };
+        assert!(init("", &inside(false)).contains(r"--test-threads=1 'it'\''s'"));
+        assert!(init("", &inside(true)).contains("echo 2 >/proc/sys/net/core/bpf_jit_harden"));
+        assert!(init("", &inside(true)).contains(" UPDATE_EXPECT=1 "));
+        assert!(["harden", "UPDATE"].iter().all(|word| !init("", &inside(false)).contains(word)));
     }
 }

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::build::{Link, Profile};
+use crate::build_ebpf::Layout;
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::toolchain::Kind;
@@ -39,14 +41,19 @@ fn run_all(args: &Args, report: &mut Report) -> Result<()> {
     report.check("alert rules", prometheus::check_alerts);
     report.check("format of the workspace", || run::run(run::cargo().args(["fmt", "--all", "--check"])));
     report.check("format of lb-ebpf", || run::run(ebpf_cargo("fmt").arg("--check")));
-    report.must_check("build-ebpf", || build_ebpf::build(&tools).map(drop))?;
+    report.must_check("build-ebpf", || build_ebpf::build(&tools, Layout::Own).map(drop))?;
     report.check("bpftool loads the object", load_with_bpftool);
     report.check("clippy of lb-ebpf", || run::run(ebpf_cargo("clippy").args(["--", "-D", "warnings"])));
     report.check("clippy of the workspace", || {
         let args = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
         run::run(build::cargo().args(args))
     });
-    report.tests("cargo test", &mut cargo_test(args.filter.as_deref())?);
+    let mut next = None;
+    report.check("agent of the next layout", || {
+        next = Some(build::build_next(&tools, Profile::Dev, Link::Dynamic)?);
+        Ok(())
+    });
+    report.tests("cargo test", cargo_test(args.filter.as_deref())?.envs(next.map(|next| ("BEELINE_NEXT_BIN", next))));
     report.check("documentation", || {
         let args = ["doc", "--no-deps", "--workspace"];
         run::run(build::cargo().args(args).env("RUSTDOCFLAGS", "-Dwarnings"))

@@ -28,6 +28,8 @@ pub(crate) struct Outcome {
     pub(crate) tally: Tally,
     /// What they said that this kernel lacks.
     pub(crate) lacks: Vec<String>,
+    /// Rows of the table of lb-user/tests/stories/verifier.rs.
+    pub(crate) verified: Vec<String>,
     /// Their exit code; nothing if they never ended.
     pub(crate) exit: Option<i32>,
 }
@@ -38,6 +40,8 @@ impl Outcome {
             release.clone_into(&mut self.release);
         } else if let Some(code) = line.strip_prefix(EXIT) {
             self.exit = code.trim().parse().ok();
+        } else if let Some(row) = line.strip_prefix("VERIFIED ") {
+            self.verified.push(row.to_owned());
         } else if let Some(lack) = line.strip_prefix("LACKS ") {
             if !self.lacks.iter().any(|known| known == lack) {
                 self.lacks.push(lack.to_owned());
@@ -140,13 +144,23 @@ mod tests {
             "BEELINE-VM-RELEASE 5.10.0",
             "LACKS tcx",
             "LACKS tcx",
+            "VERIFIED 5.10 connect4 7",
             "test result: FAILED. 2 passed; 1 failed",
             "BEELINE-VM-EXIT 101",
         ] {
             outcome.read(line);
         }
         let tally = Tally { passed: 2, failed: 1, ignored: 0 };
-        assert_eq!(outcome, Outcome { release: "5.10.0".into(), tally, lacks: vec!["tcx".into()], exit: Some(101) });
+        assert_eq!(
+            outcome,
+            Outcome {
+                release: "5.10.0".into(),
+                tally,
+                lacks: vec!["tcx".into()],
+                verified: vec!["5.10 connect4 7".into()],
+                exit: Some(101),
+            }
+        );
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 pub mod clsact;
 pub mod environment;
+pub mod inherit;
+pub mod likeness;
 pub mod log;
 pub mod pins;
 pub mod programs;
@@ -56,6 +58,7 @@ pub struct Datapath {
     pins: Pins,
     features: Features,
     adopted: usize,
+    highest_ids: (u32, u32),
     fixed: Sizes,
     grown: Sizes,
     /// Loaded, over maps of which some may stand in the staging directory, and not in service yet.
@@ -72,21 +75,38 @@ impl Datapath {
     /// With the cure: another agent, foreign pins, an object that the kernel refuses.
     pub fn load(pins: Pins, fixed: Sizes) -> Result<Self> {
         let lock = pins.lock()?;
-        let (layouts, found) = compare(&pins, &fixed, &Sizes::new())?;
+        let (mut layouts, mut found) = compare(&pins, &fixed, &Sizes::new())?;
         for (name, _) in found.iter().filter(|(_, found)| **found == Found::Resize) {
             info!(map = name, "another size is wanted: a new map takes the place of the pinned one");
         }
+        inherit::mark_all(&pins.current(), &layouts)?;
+        let other = pins.predecessor()?;
+        if let Some(other) = &other {
+            inherit::find(other, &mut layouts, &mut found)?;
+            inherit::share(other, &pins.staging(), &found)?;
+            let [shared, copied] = [Found::Shared, Found::Copied].map(|way| names(&found, way).count());
+            let anew: Vec<_> = names(&found, Found::Absent).filter(|name| inherit::way(name).is_some()).collect();
+            info!(from = %other.display(), shared, copied, ?anew, "the maps of another version are taken over");
+        }
+        let highest_ids = inherit::highest_ids(&pins)?;
         let (ebpf, features) = programs::load(&pins, &layouts, &found)?;
-        let adopted = found.values().filter(|found| **found == Found::Adopt).count();
-        for table in Table::ALL.into_iter().filter(|table| found.get(table.map_name()) == Some(&Found::Resize)) {
+        let adopted = names(&found, Found::Adopt).count();
+        let current = pins.current();
+        for table in Table::ALL {
             let name = table.map_name();
-            let maps = (MapData::from_pin(pins.current().join(name))?, MapData::from_pin(pins.staging().join(name))?);
+            let from = match (found.get(name), &other) {
+                (Some(Found::Resize), _) => &current,
+                (Some(Found::Copied), Some(other)) => other,
+                _ => continue,
+            };
+            let maps = (MapData::from_pin(from.join(name))?, MapData::from_pin(pins.staging().join(name))?);
             if let Err(error) = store::copy(table, maps.0, maps.1) {
                 warn!(map = name, "the new map does not hold what the pinned one does: {error:#}");
             }
         }
         let tc = Arc::new(Tc::new(pins.clone()));
-        Ok(Self { pins, features, adopted, fixed, grown: Sizes::new(), loaded: Some(ebpf), tc, _lock: lock })
+        let grown = Sizes::new();
+        Ok(Self { pins, features, adopted, highest_ids, fixed, grown, loaded: Some(ebpf), tc, _lock: lock })
     }
 
     /// What the kernel offers.
@@ -99,6 +119,12 @@ impl Datapath {
     #[must_use]
     pub const fn adopted(&self) -> usize {
         self.adopted
+    }
+
+    /// The highest ids of a service port and a backend that maps of other versions of the layout have.
+    #[must_use]
+    pub const fn highest_ids(&self) -> (u32, u32) {
+        self.highest_ids
     }
 
     /// The programs at network devices: [`Datapath::attach`] replaces those that are there.
@@ -212,6 +238,11 @@ fn together(table: &Table) -> &'static [Table] {
         Table::SourceRanges => &[Table::SourceRanges],
         Table::Maglev => &[Table::Maglev],
     }
+}
+
+/// The maps that were found so.
+fn names(found: &BTreeMap<String, Found>, wanted: Found) -> impl Iterator<Item = &str> {
+    found.iter().filter(move |(_, found)| **found == wanted).map(|(name, _)| name.as_str())
 }
 
 type Comparison = (BTreeMap<String, Layout>, BTreeMap<String, Found>);

@@ -18,6 +18,9 @@ use super::{clsact, sys};
 /// Name of the directory in bpffs that holds everything of Beeline.
 const DIRECTORY: &str = "beeline";
 
+/// What the name of a directory begins with whose maps are no longer in service.
+const RETIRED: &str = "retired_";
+
 /// Type of a bpffs (include/uapi/linux/magic.h).
 pub const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
@@ -88,6 +91,7 @@ impl Pins {
                 "another agent ({holder}) holds the pins {root}: stop it first, or use another directory with --pins"
             );
         }
+        self.remove_retired()?;
         match fs::remove_dir_all(self.staging()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).context("removing maps that an earlier start left unfinished")
@@ -114,8 +118,21 @@ impl Pins {
         Ok(others)
     }
 
-    /// Takes what another version of the layout left out of service: its programs no longer run, its maps go. Connections
-    /// that they gave a backend go on; only getpeername no longer shows their VIP.
+    /// Of the directories of other versions that whose programs serve, or served last: it has the most links.
+    ///
+    /// # Errors
+    /// When a directory cannot be read.
+    pub fn predecessor(&self) -> Result<Option<PathBuf>> {
+        let mut best = None;
+        for path in self.others()? {
+            let links = files_below(&path)?.iter().filter(|path| is_link(path)).count();
+            best = best.max(Some((links, version(&path), path)));
+        }
+        Ok(best.map(|(.., path)| path))
+    }
+
+    /// Takes out of service what is left of other versions of the layout, once this one's programs run at their links: what
+    /// links remain are detached, and their maps go, but for those that both versions have pinned.
     ///
     /// # Errors
     /// When a pin cannot be removed.
@@ -123,11 +140,25 @@ impl Pins {
         let mut retired = 0;
         for path in self.others()? {
             let paths = links_first(&path)?;
-            paths.iter().try_for_each(|path| remove_pin(path))?;
             retired += paths.len();
-            fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+            paths.iter().filter(|path| is_link(path)).try_for_each(|path| remove_pin(path))?;
+            // At once as a whole: half of it must never look like the maps of a version that serves.
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let aside = self.root.join(format!("{RETIRED}{name}"));
+            fs::rename(&path, &aside).with_context(|| format!("moving {} aside", path.display()))?;
         }
-        Ok(retired)
+        self.remove_retired().map(|()| retired)
+    }
+
+    fn remove_retired(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.root).with_context(|| format!("reading {}", self.root.display()))? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(RETIRED) {
+                let path = entry.path();
+                fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes every trace: links and filters first, so that no program runs on maps that are going.
@@ -159,8 +190,12 @@ pub fn link_name(program: &str) -> String {
 
 /// Whether a directory is named as that of a layout is.
 fn is_layout(path: &Path) -> bool {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    name.strip_prefix('v').is_some_and(|version| version.parse::<u32>().is_ok())
+    version(path).is_some()
+}
+
+/// The version of the layout whose directory this is.
+fn version(path: &Path) -> Option<u32> {
+    path.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
 }
 
 /// The pins below a directory, links first, so that no program runs on maps that are going.
@@ -229,8 +264,10 @@ pub struct Layout {
     pub value_size: u32,
     /// Most entries.
     pub max_entries: u32,
-    /// Whether a larger one will do.
+    /// Whether another size will do.
     pub size: Size,
+    /// Of what stands in it, if its entries go over to another version of the layout: see [`super::likeness`].
+    pub fingerprint: Option<u64>,
 }
 
 /// How the size of a map is meant.
@@ -240,6 +277,8 @@ pub enum Size {
     Exact,
     /// A larger one, which has grown, is as good.
     AtLeast,
+    /// Programs alone write it, and what they wrote counts for more.
+    Any,
 }
 
 /// Whether a pinned map is taken over.
@@ -251,6 +290,10 @@ pub enum Found {
     Resize,
     /// There is none.
     Absent,
+    /// There is none, but another version of the layout has the same: it is that one's too. See [`super::inherit`].
+    Shared,
+    /// There is none, but another version of the layout has such a one: a new one begins with its entries.
+    Copied,
 }
 
 /// Compares the pinned maps with what this version expects (invariant I13: aya opens a pin without looking).
@@ -267,7 +310,11 @@ pub fn inspect(directory: &Path, expected: &BTreeMap<String, Layout>) -> Result<
     Ok(found)
 }
 
-fn compare(path: &Path, want: &Layout) -> Result<Found> {
+/// Compares one pinned map with what is expected there.
+///
+/// # Errors
+/// When it is not one of ours.
+pub fn compare(path: &Path, want: &Layout) -> Result<Found> {
     let foreign = || {
         format!(
             "the pin {} is not a map of this Beeline: run `beeline cleanup` to remove what an other version left (that \
@@ -290,6 +337,7 @@ fn compare(path: &Path, want: &Layout) -> Result<Found> {
     let fits = match want.size {
         Size::Exact => info.max_entries() == want.max_entries,
         Size::AtLeast => info.max_entries() >= want.max_entries,
+        Size::Any => true,
     };
     Ok(if fits { Found::Adopt } else { Found::Resize })
 }

@@ -19,6 +19,8 @@ use aya::{
 use tracing::{info, warn};
 
 use super::{
+    inherit::{self, Way},
+    likeness,
     pins::{Found, Layout, Pins, Size, link_name},
     sys,
     tc::{self, Classifier},
@@ -52,6 +54,7 @@ pub type Sizes = BTreeMap<Table, u32>;
 /// When the object cannot be read, which is a defect of the build.
 pub fn layouts(fixed: &Sizes, grown: &Sizes) -> Result<BTreeMap<String, Layout>> {
     let object = aya_obj::Object::parse(OBJECT).context("reading the embedded eBPF object")?;
+    let texts = texts(&object)?;
     let mut layouts = BTreeMap::new();
     for (name, map) in &object.maps {
         // The constants of one load.
@@ -68,11 +71,22 @@ pub fn layouts(fixed: &Sizes, grown: &Sizes) -> Result<BTreeMap<String, Layout>>
                 key_size: map.key_size(),
                 value_size: map.value_size(),
                 max_entries: *fixed.or(grown).unwrap_or(&map.max_entries()),
-                size: if fixed.is_some() { Size::Exact } else { Size::AtLeast },
+                size: match (fixed, inherit::way(name)) {
+                    (Some(_), _) => Size::Exact,
+                    (None, Some(Way::Share)) if !inherit::is_array(map.map_type()) => Size::Any,
+                    _ => Size::AtLeast,
+                },
+                fingerprint: texts.get(name).map(|text| likeness::fingerprint(text)),
             },
         );
     }
     Ok(layouts)
+}
+
+/// What stands in the maps that go over to another version of the layout.
+fn texts(object: &aya_obj::Object) -> Result<BTreeMap<String, String>> {
+    let btf = object.btf.as_ref().context("the embedded eBPF object has no BTF")?.to_bytes();
+    likeness::texts(&btf, |name| inherit::way(name).is_some()).context("reading the object's BTF")
 }
 
 /// What the kernel can do for the programs.
@@ -167,11 +181,18 @@ fn generation() -> u32 {
 pub fn attach(ebpf: &mut Ebpf, cgroup_path: &Path, pins: &Pins) -> Result<usize> {
     let cgroup = File::open(cgroup_path).with_context(|| format!("opening the cgroup {}", cgroup_path.display()))?;
     let id = cgroup.metadata()?.ino();
+    let others = pins.others()?;
     let mut taken_over = 0;
     for name in HOOKS {
         let program = ebpf.program_mut(name).with_context(|| format!("the object lacks the program {name}"))?;
         let pin = pins.current().join(link_name(name));
         let context = || format!("attaching {name} to {}", cgroup_path.display());
+        // A link of another version is first found where this version's are; until its program is another it serves on.
+        if let Some(theirs) = others.iter().map(|other| other.join(link_name(name))).find(|theirs| theirs.exists())
+            && !pin.exists()
+        {
+            fs::rename(&theirs, &pin).with_context(context)?;
+        }
         match sys::open_pin(&pin) {
             Ok(link) if sys::cgroup_link(&link).with_context(context)?.cgroup == id => {
                 sys::update_link(&link, program_fd(program)?).with_context(context)?;
@@ -249,4 +270,22 @@ pub fn publish(pins: &Pins) -> Result<()> {
             .with_context(|| format!("moving the pin {} into service", name.to_string_lossy()))?;
     }
     fs::remove_dir(&staging).with_context(|| format!("removing {}", staging.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    /// Who sees this change with the version as it is raises `LAYOUT_VERSION`, and renews it with `UPDATE_EXPECT=1`.
+    #[test]
+    fn a_change_of_a_map_is_a_new_layout_version() {
+        let object = aya_obj::Object::parse(OBJECT).expect("the object");
+        let mut all = format!("layout version {}\n", lb_common::LAYOUT_VERSION);
+        for (name, text) in texts(&object).expect("its BTF") {
+            writeln!(all, "{name}\n  {text}").expect("memory");
+        }
+        expect_test::expect_file!["../../tests/layout.txt"].assert_eq(&all);
+    }
 }

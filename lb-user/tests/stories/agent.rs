@@ -26,6 +26,11 @@ pub fn beeline() -> Command {
     Command::new(std::env::var_os("BEELINE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_beeline").into()))
 }
 
+/// That of a next version, whose maps have another layout, if `xtask` or somebody else has said where it is.
+pub fn next_beeline() -> Option<Command> {
+    std::env::var_os("BEELINE_NEXT_BIN").map(Command::new)
+}
+
 /// Runs a command of the command line on the node's pins.
 pub fn run(node: &Node, arguments: &[&str]) -> Output {
     let output = beeline().arg("--pins").arg(&node.pins).args(arguments).output().expect("the beeline binary");
@@ -44,11 +49,15 @@ pub struct Agent {
 impl Agent {
     /// Starts it and does not wait.
     pub fn start(node: &Node, arguments: &[&str]) -> Self {
+        Self::start_as(beeline(), node, arguments)
+    }
+
+    /// Starts this binary, and does not wait.
+    pub fn start_as(mut command: Command, node: &Node, arguments: &[&str]) -> Self {
         static STARTED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = STARTED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let log = node.directory.join(format!("agent{number}.log"));
         let output = File::create(&log).expect("a log file");
-        let mut command = beeline();
         command.arg("--pins").arg(&node.pins).args(["run", "--node-name", "here", "--directory"]).arg(&node.yaml);
         if !arguments.contains(&"--cgroup") {
             command.arg("--cgroup").arg(&node.cgroup);

@@ -321,7 +321,7 @@ fn tcp_sockets_end(node: &mut Node) {
 }
 
 /// A TCP server that echoes and closes nothing.
-fn hold_connections(address: &str) {
+pub fn hold_connections(address: &str) {
     use std::io::{Read as _, Write as _};
     let listener = TcpListener::bind(address).expect("a free port");
     thread::spawn(move || {

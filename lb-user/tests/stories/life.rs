@@ -27,6 +27,7 @@ pub const STORIES: &[Story] = &[
     ("i9_two_programs_at_once_translate_once", two_programs_at_once),
     ("another_map_size_moves_to_new_maps", another_map_size),
     ("another_layouts_programs_give_way_and_no_connect_fails", another_layout),
+    ("another_layout_of_which_nothing_is_known_gives_way_and_no_connect_fails", unknown_layout),
     ("i15_a_full_map_keeps_the_old_version_serving", full_map),
     ("maps_grow_by_themselves_and_no_connect_fails", maps_grow),
     ("bad_yaml_keeps_what_worked", bad_yaml_keeps_what_worked),
@@ -259,7 +260,21 @@ fn another_map_size(node: &mut Node) {
     assert_eq!(slots.max_entries(), 32);
 }
 
+/// As if another version had made the maps, with the same in all of them.
 fn another_layout(node: &mut Node) {
+    let (pressure, open) = give_way(node, |_| {});
+    assert_eq!(open.peer(), Some(at(VIP)));
+    pressure.end();
+}
+
+/// One that does not tell what its maps are like, as before there was a likeness.
+fn unknown_layout(node: &mut Node) {
+    let (pressure, _open) = give_way(node, |pins| std::fs::remove_dir_all(pins.join("like")).expect("its marks"));
+    // What was connected at that moment may have lost its name with the maps that knew it.
+    assert!(pressure.end_named() < 5);
+}
+
+fn give_way(node: &mut Node, change: impl Fn(&std::path::Path)) -> (Pressure, Client) {
     web(node, &["10.0.0.1:8080"]);
     tcp_server("10.0.0.1:8080");
     let mut agent = node.agent(&[]);
@@ -268,19 +283,18 @@ fn another_layout(node: &mut Node) {
     let pressure = Pressure::start();
     pressure.more(50);
     agent.kill();
-    // As if another version had made them.
     let other = node.pins.join("v1");
     std::fs::rename(node.maps(), &other).expect("bpffs renames directories");
+    change(&other);
     pressure.more(50);
     let agent = node.agent(&[]);
     agent.wait_for_log("another version's programs and maps are out of service");
     assert!(!other.exists());
     pressure.more(400);
-    // What was connected at that moment may have lost its name with the maps that knew it.
-    assert!(pressure.end_named() < 5);
     assert!(open.receive().0.starts_with("10.0.0.1:8080"), "what was open stays open");
     // Only the new programs are left: they alone give a backend.
     agent.wait_for("its maps", |dump| dump.backends.len() == 1);
+    (pressure, open)
 }
 
 fn full_map(node: &mut Node) {

@@ -27,14 +27,14 @@ pub const STORIES: &[Story] = &[
     ("packets_of_a_pod_link_reach_a_cluster_ip_and_its_own_pod", pod_link),
 ];
 
-const TARGET: u16 = 8080;
-const NODE_PORT: u16 = 30080;
+pub const TARGET: u16 = 8080;
+pub const NODE_PORT: u16 = 30080;
 
-fn addresses(host: &Host) -> [IpAddr; 2] {
+pub fn addresses(host: &Host) -> [IpAddr; 2] {
     [host.v4.into(), host.v6.into()]
 }
 
-fn serve(host: &Host) {
+pub fn serve(host: &Host) {
     host.net.enter(|| {
         for ip in addresses(host) {
             tcp_server(&SocketAddr::from((ip, TARGET)).to_string());
@@ -44,7 +44,7 @@ fn serve(host: &Host) {
 }
 
 /// A Service of both families and both protocols with these endpoints: each an address, and the node it is on.
-fn service(policy: &str, endpoints: &[(IpAddr, &str)]) -> String {
+pub fn service(policy: &str, endpoints: &[(IpAddr, &str)]) -> String {
     let mut yaml = format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  type: LoadBalancer\n  clusterIPs: [10.96.0.1, \
          \"fd96::1\"]\n  clusterIP: 10.96.0.1\n  ipFamilies: [IPv4, IPv6]\n  externalTrafficPolicy: {policy}\n  ports:\n  - \
@@ -85,17 +85,17 @@ fn agent(node: &Node, lan: &Lan, more: &[&str]) -> Agent {
 }
 
 /// Whether a TCX link is pinned.
-fn has_link(node: &Node) -> bool {
+pub fn has_link(node: &Node) -> bool {
     let pins = fs::read_dir(node.maps()).expect("the pins");
     pins.flatten().any(|pin| pin.file_name().to_string_lossy().starts_with("link_tc_ingress_"))
 }
 
 /// Whether filters run at the uplink, where the kernel has no TCX.
-fn has_filters(lan: &Lan) -> bool {
+pub fn has_filters(lan: &Lan) -> bool {
     lan.node1.host.net.run(&["tc", "filter", "show", "dev", "eth0", "ingress"]).contains("tc_ingress")
 }
 
-fn pod(node: &crate::lan::Node) -> &Host {
+pub fn pod(node: &crate::lan::Node) -> &Host {
     node.pods.first().expect("a pod")
 }
 

@@ -1,0 +1,189 @@
+//! The socket path over a change of the layout.
+
+use std::net::SocketAddr;
+
+use lb_common::{Backend, Names};
+use lb_user::datapath::{
+    stats::{StatMaps, Stats},
+    sys,
+    typed::TypedMap,
+};
+
+use super::{Version, load::Load};
+use crate::{
+    agent::until,
+    kill::hold_connections,
+    node::{Node, annotated, service, with_spec},
+    sockets::{Client, at, tcp_ask, tcp_server, udp_server},
+};
+
+const WEB: &str = "10.96.0.1:80";
+const ECHO: &str = "10.96.0.2:80";
+const DNS: &str = "10.96.0.53:53";
+const STICKY: &str = "10.96.0.3:80";
+const NODE_PORT: &str = "10.0.0.9:30080";
+
+fn objects(node: &Node) {
+    let web = service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]);
+    node.write("web.yaml", &annotated(&web, "beeline.io/scheduler: wlc"));
+    node.write("echo.yaml", &service("echo", &["10.96.0.2"], "TCP", 80, &["10.0.0.1:7", "10.0.0.2:7"]));
+    node.write("dns.yaml", &service("dns", &["10.96.0.53"], "UDP", 53, &["10.0.0.1:5353", "10.0.0.2:5353"]));
+    let sticky = service("sticky", &["10.96.0.3"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]);
+    node.write("sticky.yaml", &with_spec(&sticky, "sessionAffinity: ClientIP"));
+    let outside = service("outside", &["10.96.0.4"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]);
+    let outside = with_spec(&outside, "type: NodePort");
+    node.write(
+        "outside.yaml",
+        &outside.replace("{port: 80, protocol: TCP}", "{port: 80, protocol: TCP, nodePort: 30080}"),
+    );
+    for server in ["10.0.0.1", "10.0.0.2"] {
+        tcp_server(&format!("{server}:8080"));
+        hold_connections(&format!("{server}:7"));
+        udp_server(&format!("{server}:5353"));
+    }
+}
+
+/// New connections without pause, and old ones with traffic.
+fn load() -> Load {
+    let mut load = Load::default();
+    for to in [WEB, NODE_PORT] {
+        let what = if to == WEB { "new TCP to a cluster IP" } else { "new TCP to a NodePort" };
+        load.add(what, move || {
+            let client = Client::tcp(at(to));
+            client.connect(at(to)).map_err(|error| error.to_string())?;
+            shows(&client, at(to))
+        });
+    }
+    load.add("new UDP", || {
+        let client = Client::udp(at(DNS));
+        client.connect(at(DNS)).map_err(|error| error.to_string())?;
+        shows(&client, at(DNS))?;
+        client.send().map_err(|error| error.to_string())?;
+        client.receive();
+        Ok(())
+    });
+    let sticky = tcp_ask(at(STICKY)).expect("an answer").0;
+    load.add("affinity", move || {
+        let server = tcp_ask(at(STICKY)).map_err(|error| error.to_string())?.0;
+        if server == sticky { Ok(()) } else { Err(format!("{server} in the place of {sticky}")) }
+    });
+    let open = Client::tcp(at(ECHO));
+    open.connect(at(ECHO)).expect("a connection");
+    load.add("open TCP", move || {
+        open.send().map_err(|error| error.to_string())?;
+        open.receive();
+        shows(&open, at(ECHO))
+    });
+    let connected = Client::udp(at(DNS));
+    connected.connect(at(DNS)).expect("connected");
+    load.add("connected UDP", move || {
+        connected.send().map_err(|error| error.to_string())?;
+        connected.receive();
+        shows(&connected, at(DNS))
+    });
+    let unconnected = Client::udp(at(DNS));
+    let first = unconnected.ask(at(DNS));
+    load.add("unconnected UDP", move || {
+        let answer = unconnected.ask(at(DNS));
+        if answer == first { Ok(()) } else { Err(format!("{answer:?} in the place of {first:?}")) }
+    });
+    load
+}
+
+fn shows(client: &Client, vip: SocketAddr) -> Result<(), String> {
+    let peer = client.peer();
+    if peer == Some(vip) { Ok(()) } else { Err(format!("its peer is {peer:?}")) }
+}
+
+fn stats(version: Version, node: &Node) -> Stats {
+    StatMaps::open(&version.maps(node)).and_then(|maps| maps.read()).expect("the pinned maps")
+}
+
+/// The ids of service ports and of backends, each with whose it is.
+type Ids = (Vec<(u32, String)>, Vec<(u32, Backend)>);
+
+fn ids(version: Version, node: &Node) -> Ids {
+    let names: TypedMap<u32, Names> = TypedMap::open(&version.maps(node), "NAMES").expect("the pinned map");
+    let backends = TypedMap::open(&version.maps(node), "BACKENDS").expect("the pinned map");
+    let mut names: Vec<_> = names
+        .read()
+        .expect("read")
+        .into_iter()
+        .map(|(id, names)| (id, format!("{} {}", names.name, names.proto)))
+        .collect();
+    let mut backends: Vec<(u32, Backend)> = backends.read().expect("read");
+    names.sort();
+    backends.sort_by_key(|(id, _)| *id);
+    (names, backends)
+}
+
+fn connections(stats: &Stats) -> u64 {
+    stats.ports.values().map(|port| port.connections).sum()
+}
+
+/// One program for each hook, and each of this version's.
+fn one_program_runs(node: &Node) {
+    use aya_obj::generated::bpf_attach_type::BPF_CGROUP_INET4_CONNECT;
+    let cgroup = std::fs::File::open(&node.cgroup).expect("the cgroup");
+    let above = std::fs::File::open(node.cgroup.parent().expect("a parent")).expect("the cgroup above");
+    let count = |cgroup| sys::programs_at(cgroup, BPF_CGROUP_INET4_CONNECT).expect("asked").len();
+    assert_eq!(count(&cgroup), count(&above) + 1);
+}
+
+pub(super) fn there_and_back(node: &mut Node) {
+    objects(node);
+    let mut version = Version::Own;
+    let mut agent = version.start(node, &[]);
+    agent.wait_until_in_service();
+    let load = load();
+    load.more(50);
+    for round in 0..4 {
+        let (before, known) = (stats(version, node), ids(version, node));
+        // As a rollout does it, and as a crash does.
+        if round < 2 {
+            assert!(agent.terminate().success());
+        } else {
+            agent.kill();
+        }
+        load.more(20);
+        version = version.other();
+        agent = version.start(node, &[]);
+        agent.wait_for_log("out of service");
+        version.is_alone(node);
+        one_program_runs(node);
+        let log = agent.log();
+        assert!(log.contains("anew=[\"FRONTENDS\"]"), "{log}");
+        assert_eq!(ids(version, node), known);
+        assert!(connections(&stats(version, node)) >= connections(&before));
+        load.more(50);
+    }
+    load.end();
+    // All that any version gave has been given back.
+    until("no socket is counted as open", || stats(version, node).backends.values().all(|backend| backend.open == 0));
+}
+
+pub(super) fn cut_short(node: &mut Node) {
+    objects(node);
+    let mut first = Version::Own.start(node, &[]);
+    first.wait_until_in_service();
+    let load = load();
+    load.more(50);
+    let known = ids(Version::Own, node);
+    first.kill();
+    let last = super::cut_short(|version| version.start(node, &[]), node, || load.more(10));
+    // Either version finishes it.
+    for version in [last, last.other()] {
+        let mut agent = version.start(node, &[]);
+        agent.wait_until_in_service();
+        until("it is alone", || !version.other().maps(node).exists());
+        version.is_alone(node);
+        one_program_runs(node);
+        assert_eq!(ids(version, node), known);
+        load.more(20);
+        agent.kill();
+    }
+    load.end();
+    until("no socket is counted as open", || {
+        stats(last.other(), node).backends.values().all(|backend| backend.open == 0)
+    });
+}

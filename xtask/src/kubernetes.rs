@@ -12,7 +12,7 @@ const VERSION: &str = "v1.37.2";
 /// The version under which the parts of Kubernetes in its staging directory are published.
 const STAGING_VERSION: &str = "v0.37.2";
 const BUILT: [&str; 2] = ["kube-apiserver", "kubectl"];
-/// Built for benches only.
+/// Built for who compares with it, or takes a node over from it.
 const KUBE_PROXY: &str = "kube-proxy";
 /// From this version on, a Go fetches the newer one that a module asks for by itself.
 const GO_AT_LEAST: u32 = 21;

@@ -33,7 +33,7 @@ pub(super) struct Rule {
 pub(super) enum Goes {
     /// On to a chain.
     Chain(String),
-    /// To what a verdict map says.
+    /// To what a map says.
     Map(String),
     /// To an endpoint.
     Endpoint(Target),
@@ -119,8 +119,8 @@ impl Rule {
                 let value = find(data, VALUE).map(<[u8]>::to_vec);
                 registers.constant.extend(number(1).zip(value));
             }
-            // NFTA_LOOKUP_SET; _DREG of the verdict
-            "lookup" if number(3) == Some(0) => self.goes.extend(find(data, 1).map(|set| Goes::Map(text(set)))),
+            // NFTA_LOOKUP_SET; _DREG: of a verdict, or of the address and port that a `nat` takes
+            "lookup" if number(3).is_some() => self.goes.extend(find(data, 1).map(|set| Goes::Map(text(set)))),
             // NFTA_NAT_TYPE (NFT_NAT_DNAT), _REG_ADDR_MIN, _REG_PROTO_MIN
             "nat" if number(1) == Some(1) => {
                 let constant = |kind| number(kind).and_then(|register| registers.constant.get(&register));
@@ -169,11 +169,18 @@ pub(super) fn verdict(nest: &[u8]) -> Option<Goes> {
     }
 }
 
-/// An element of a verdict map of nf_tables: its key, and where it leads.
-/// NFTA_SET_ELEM_KEY, _DATA
+/// An element of a map of nf_tables: its key, and where it leads. NFTA_SET_ELEM_KEY, _DATA
 pub(super) fn element(nest: &[u8]) -> Option<(Vec<u8>, Goes)> {
     let key = find(nest, 1).and_then(|key| find(key, VALUE))?;
-    let goes = find(nest, 2).and_then(|data| find(data, VERDICT)).and_then(verdict)?;
+    let data = find(nest, 2)?;
+    let goes = match find(data, VERDICT) {
+        Some(nest) => verdict(nest)?,
+        // Address and port, each filled up to four octets.
+        None => {
+            let (addr, port) = find(data, VALUE).and_then(|value| value.split_at_checked(value.len().checked_sub(4)?))?;
+            Goes::Endpoint(Target { addr: address(addr)?, port: be16(port, 0)? })
+        }
+    };
     Some((key.to_vec(), goes))
 }
 
@@ -249,5 +256,21 @@ mod tests {
         ];
         let rule = Rule::of_expressions(Family::V4, &masked.concat());
         assert_eq!((rule.to, rule.goes), (None, vec![Goes::Map("__map3".to_owned())]));
+    }
+
+    #[test]
+    fn a_map_leads_to_chains_or_to_endpoints() {
+        let with = |data: &[u8]| {
+            let mut nested = Vec::new();
+            nest(&mut nested, 1, &value(&[1, 0, 0, 0]));
+            nest(&mut nested, 2, data);
+            element(&nested).map(|(_, goes)| goes)
+        };
+        assert_eq!(with(&jump("a")), Some(Goes::Chain("a".to_owned())));
+        let endpoint = Target::from("10.0.0.1:8080".parse::<std::net::SocketAddr>().expect("an endpoint"));
+        assert_eq!(with(&value(&[10, 0, 0, 1, 0x1f, 0x90, 0, 0])), Some(Goes::Endpoint(endpoint)));
+        for odd in [&[10, 0, 0, 1][..], &[1], &[]] {
+            assert_eq!(with(&value(odd)), None);
+        }
     }
 }

@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use kube_proxy::{KubeProxy, Mode};
+use kube_proxy::Mode;
 use libtest_mimic::{Arguments, Failed, Trial};
 use load::Load;
 use server::{ApiServer, Assets};

@@ -43,12 +43,9 @@ fn parse_time(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<()> {
-    if netfilter::remove::release().context("removing the table that kept kube-proxy's connections")? {
-        println!("removed the table {} from netfilter", netfilter::remove::KEEPER);
-    }
     if !pins.root().exists() {
         println!("nothing was pinned");
-        return Ok(());
+        return release();
     }
     let lock = pins.lock()?;
     pins.remove_links(&BEGINNERS, &lock)?;
@@ -65,6 +62,14 @@ pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<()> {
         println!("removed {path}");
     }
     println!("{} removed: the kernel translates nothing any more", number(removed.len(), "pin"));
+    release()
+}
+
+/// Where kube-proxy has its rules again, these keep its connections alive.
+fn release() -> Result<()> {
+    if netfilter::remove::release().context("removing the table that kept kube-proxy's connections")? {
+        println!("removed the table {} from netfilter", netfilter::remove::KEEPER);
+    }
     Ok(())
 }
 

@@ -22,6 +22,7 @@ const GENERIC: usize = 4;
 // IPS_
 const SEEN_REPLY: u32 = 1 << 1;
 const ASSURED: u32 = 1 << 2;
+const CONFIRMED: u32 = 1 << 3;
 const DST_NAT: u32 = 1 << 5;
 
 /// TCP_CONNTRACK_ESTABLISHED; from TCP_CONNTRACK_TIME_WAIT on, a connection is over.
@@ -92,7 +93,7 @@ impl Conntrack {
         // As it would be without translation; the kernel makes the rest of what it is told below.
         put_tuple(&mut body, 2, &dialled.reversed(), *proto);
         // CTA_STATUS, CTA_TIMEOUT
-        attribute(&mut body, 3, &(SEEN_REPLY | ASSURED).to_be_bytes());
+        attribute(&mut body, 3, &(SEEN_REPLY | ASSURED | CONFIRMED).to_be_bytes());
         let is_tcp = *proto == Proto::Tcp as u8;
         attribute(&mut body, 7, &(if is_tcp { TCP_LASTS } else { UDP_LASTS }).to_be_bytes());
         if is_tcp {

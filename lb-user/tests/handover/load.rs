@@ -232,6 +232,12 @@ fn count(destinations: Vec<SocketAddr>) -> Counted {
     sum
 }
 
+/// Seconds of the day, to find what happened then.
+pub fn now() -> f64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    since.as_secs_f64() % 86400.0
+}
+
 fn short(to: SocketAddr, goes_on: &AtomicBool) -> Counted {
     let mut counted = Counted::default();
     while goes_on.load(Ordering::Relaxed) {
@@ -257,7 +263,7 @@ fn long(to: SocketAddr, goes_on: &AtomicBool) -> Counted {
     };
     while goes_on.load(Ordering::Relaxed) {
         if let Err(error) = exchange(&mut stream) {
-            counted.broken.push(format!("{to} after {} exchanges: {error}", counted.exchanges));
+            counted.broken.push(format!("{to} {} after {} exchanges: {error}", now(), counted.exchanges));
             break;
         }
         counted.exchanges += 1;
@@ -280,7 +286,10 @@ fn datagrams(to: SocketAddr, goes_on: &AtomicBool) -> Counted {
                 counted.moved += usize::from(backend.is_some_and(|backend| backend != byte[0]));
                 backend = Some(byte[0]);
             }
-            Err(_) => counted.lost += 1,
+            Err(_) => {
+                eprintln!("COUNTED lost {to} {}", now());
+                counted.lost += 1;
+            }
         }
         thread::sleep(PACE);
     }

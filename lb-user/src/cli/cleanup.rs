@@ -20,9 +20,11 @@ const BEGINNERS: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "b
 
 /// How it is done.
 #[derive(Args)]
-#[command(after_help = "To give a node back to kube-proxy without breaking connections, start kube-proxy first and wait for its
+#[command(
+    after_help = "To give a node back to kube-proxy without breaking connections, start kube-proxy first and wait for its
 rules (`curl -s localhost:10256/healthz`), then run this. Sockets keep their connections in any case. Flows of clients outside are
-handed to netfilter, which goes on with them by kube-proxy's rules; without such rules they end.")]
+handed to netfilter, which goes on with them by kube-proxy's rules; without such rules they end."
+)]
 pub(super) struct Arguments {
     /// Let flows of clients outside end by themselves for so long, as in 30s or 5m, while new ones are kube-proxy's already.
     #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "0s")]

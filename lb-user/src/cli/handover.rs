@@ -116,8 +116,7 @@ pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<ExitCode> {
         Output::Text => render(&told, arguments),
     };
     say(&text)?;
-    let is_good =
-        if arguments.dry_run || is_nothing { is_safe } else { told.removed && told.left.is_empty() };
+    let is_good = if arguments.dry_run || is_nothing { is_safe } else { told.removed && told.left.is_empty() };
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -194,7 +193,8 @@ fn mode() -> Option<String> {
 
 /// Ends the rules.
 fn end(leftovers: &Leftovers, told: &mut Told) -> Result<()> {
-    let Removed { tables, chains, rules, held } = remove::remove().context("removing kube-proxy's rules, of which all are left")?;
+    let Removed { tables, chains, rules, held } =
+        remove::remove().context("removing kube-proxy's rules, of which all are left")?;
     told.kept = true;
     told.removed = true;
     told.objects.extend(tables.iter().map(|table| format!("the table {table}")));
@@ -206,12 +206,17 @@ fn end(leftovers: &Leftovers, told: &mut Told) -> Result<()> {
     if rules > 0 {
         told.objects.push(format!("{} that led there", number(rules, "rule")));
     }
-    told.left.extend(held.iter().map(|chain| {
-        format!("{} in the table {} stays, since chains of others lead there", chain.name, chain.table)
-    }));
+    told.left.extend(
+        held.iter().map(|chain| {
+            format!("{} in the table {} stays, since chains of others lead there", chain.name, chain.table)
+        }),
+    );
     if !leftovers.legacy.is_empty() {
         // Netfilter's older interface replaces whole tables, and others write to them.
-        told.left.push(format!("{} of iptables-legacy, which only its own tools take away: run {LEGACY}", number(leftovers.legacy.len(), "chain")));
+        told.left.push(format!(
+            "{} of iptables-legacy, which only its own tools take away: run {LEGACY}",
+            number(leftovers.legacy.len(), "chain")
+        ));
     }
     if leftovers.has_ipvs_device {
         told.left.push("ipvs is not taken away: run `ipvsadm --clear; ip link delete kube-ipvs0`".to_owned());
@@ -253,7 +258,11 @@ fn render(told: &Told, arguments: &Arguments) -> String {
         line("kube-proxy has no rules on this node".to_owned());
     } else {
         let Comparison { compared, differences } = &told.comparison;
-        line(format!("kube-proxy's rules are here ({}): {} compared", told.found.join(", "), number(*compared, "frontend")));
+        line(format!(
+            "kube-proxy's rules are here ({}): {} compared",
+            told.found.join(", "),
+            number(*compared, "frontend")
+        ));
         for difference in differences {
             line(format!("{} {difference}", if difference.loses { "differs " } else { "note    " }));
         }

@@ -119,7 +119,8 @@ pub fn compare(theirs: &Answers, dump: &Dump) -> Comparison {
         let mut names = [own.get(frontend), theirs.get(frontend)].into_iter().flatten().map(|answer| &answer.name);
         let service = names.find(|name| !name.is_empty()).cloned().unwrap_or_default();
         let mut add = |what, loses: bool, (theirs, own): (&BTreeSet<Target>, &BTreeSet<Target>)| {
-            let text = |targets: std::collections::btree_set::Difference<'_, Target>| targets.map(Target::to_string).collect();
+            let text =
+                |targets: std::collections::btree_set::Difference<'_, Target>| targets.map(Target::to_string).collect();
             differences.push(Difference {
                 frontend: address(frontend),
                 protocol: lb_common::Proto::from_number(frontend.proto.into()).map_or("?", lb_common::Proto::name),

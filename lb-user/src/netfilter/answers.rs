@@ -203,7 +203,11 @@ mod tests {
             ("local-AAAA-default/web/tcp/http", &[chain("endpoint-A")]),
             (
                 "external-AAAA-default/web/tcp/http",
-                &[chain("mark-for-masquerade"), chain("service-AAAA-default/web/tcp/http"), chain("local-AAAA-default/web/tcp/http")],
+                &[
+                    chain("mark-for-masquerade"),
+                    chain("service-AAAA-default/web/tcp/http"),
+                    chain("local-AAAA-default/web/tcp/http"),
+                ],
             ),
             ("endpoint-A", &[a]),
             ("endpoint-B", &[b]),

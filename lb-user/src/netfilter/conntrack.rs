@@ -194,10 +194,7 @@ mod tests {
     #[test]
     fn what_is_told_of_a_connection_is_read() {
         for (dialled, reply) in [
-            (
-                tuple_of("192.0.2.9", 4000, "192.0.2.1", 30080),
-                tuple_of("10.0.0.1", 8080, "192.0.2.1", 4000),
-            ),
+            (tuple_of("192.0.2.9", 4000, "192.0.2.1", 30080), tuple_of("10.0.0.1", 8080, "192.0.2.1", 4000)),
             (tuple_of("fd30::9", 4000, "fd96::1", 80), tuple_of("fd00::1", 8080, "fd30::9", 4000)),
         ] {
             let told = |status: u32, state: u8, zone: bool| {

@@ -177,7 +177,8 @@ pub(super) fn element(nest: &[u8]) -> Option<(Vec<u8>, Goes)> {
         Some(nest) => verdict(nest)?,
         // Address and port, each filled up to four octets.
         None => {
-            let (addr, port) = find(data, VALUE).and_then(|value| value.split_at_checked(value.len().checked_sub(4)?))?;
+            let (addr, port) =
+                find(data, VALUE).and_then(|value| value.split_at_checked(value.len().checked_sub(4)?))?;
             Goes::Endpoint(Target { addr: address(addr)?, port: be16(port, 0)? })
         }
     };

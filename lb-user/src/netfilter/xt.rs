@@ -68,9 +68,8 @@ mod tests {
 
     #[test]
     fn endpoints_are_read_in_each_of_their_forms() {
-        let endpoint = |text: &str| {
-            Some(Goes::Endpoint(Target::from(text.parse::<std::net::SocketAddr>().expect("an endpoint"))))
-        };
+        let endpoint =
+            |text: &str| Some(Goes::Endpoint(Target::from(text.parse::<std::net::SocketAddr>().expect("an endpoint"))));
         let port = 8080_u16.to_be_bytes();
         let old = [&[1, 0, 0, 0, 3, 0, 0, 0][..], &[10, 0, 0, 1], &[10, 0, 0, 1], &port, &port].concat();
         assert_eq!(target("DNAT", 0, &old), endpoint("10.0.0.1:8080"));

@@ -155,6 +155,7 @@ impl Sum {
         self.counts.iter().any(|(_, counted)| {
             !counted.failed.is_empty()
                 || !counted.broken.is_empty()
+                || counted.lost + counted.moved > 0
                 || counted.short == 0
                 || counted.exchanges == 0
                 || counted.datagrams == 0
@@ -166,7 +167,8 @@ impl fmt::Display for Sum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.name)?;
         for (name, counted) in &self.counts {
-            let Counted { short, slowest_ms, failed, long, exchanges, broken, sockets, datagrams, lost, moved } = counted;
+            let Counted { short, slowest_ms, failed, long, exchanges, broken, sockets, datagrams, lost, moved } =
+                counted;
             write!(
                 f,
                 " {name}: {short} connections (the slowest {slowest_ms} ms), {} failed {failed:?}; {long} long ones with {exchanges} exchanges, {} broken \
@@ -232,12 +234,6 @@ fn count(destinations: Vec<SocketAddr>) -> Counted {
     sum
 }
 
-/// Seconds of the day, to find what happened then.
-pub fn now() -> f64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    since.as_secs_f64() % 86400.0
-}
-
 fn short(to: SocketAddr, goes_on: &AtomicBool) -> Counted {
     let mut counted = Counted::default();
     while goes_on.load(Ordering::Relaxed) {
@@ -263,7 +259,7 @@ fn long(to: SocketAddr, goes_on: &AtomicBool) -> Counted {
     };
     while goes_on.load(Ordering::Relaxed) {
         if let Err(error) = exchange(&mut stream) {
-            counted.broken.push(format!("{to} {} after {} exchanges: {error}", now(), counted.exchanges));
+            counted.broken.push(format!("{to} after {} exchanges: {error}", counted.exchanges));
             break;
         }
         counted.exchanges += 1;
@@ -286,10 +282,7 @@ fn datagrams(to: SocketAddr, goes_on: &AtomicBool) -> Counted {
                 counted.moved += usize::from(backend.is_some_and(|backend| backend != byte[0]));
                 backend = Some(byte[0]);
             }
-            Err(_) => {
-                eprintln!("COUNTED lost {to} {}", now());
-                counted.lost += 1;
-            }
+            Err(_) => counted.lost += 1,
         }
         thread::sleep(PACE);
     }

@@ -114,10 +114,8 @@ fn story(mode: Mode) {
     let mut loads = vec![Load::start(&site, "since kube-proxy")];
     thread::sleep(WHILE);
 
-    println!("AT {:.2} // Beside it:", load::now());
     // Beside it: nothing is harmed, and both answer alike.
     let agent = site.start_agent();
-    println!("AT {:.2} agent", load::now());
     thread::sleep(WHILE);
     let (code, told) = site.beeline(&["handover", "--dry-run", "-o", "json"]);
     let comparison: serde_json::Value = serde_json::from_str(&told).unwrap_or_else(|error| panic!("{error}: {told}"));
@@ -125,16 +123,12 @@ fn story(mode: Mode) {
     assert!(comparison["compared"].as_u64() >= Some(8), "{told}");
     let (code, told) = site.beeline(&["handover"]);
     assert!(code == 1 && told.contains("kube-proxy runs (pid ") && told.contains("nothing was changed"), "{told}");
-    println!("AT {:.2} site.difference_is_told();", load::now());
     site.difference_is_told();
 
-    println!("AT {:.2} // Alone.", load::now());
     // Alone.
     drop(kube_proxy);
-    println!("AT {:.2} handover", load::now());
     let (code, told) = site.beeline(&["handover"]);
     assert_eq!(code, 0, "{told}");
-    println!("{}", site.lan.node1.host.net.run(&["nft", "list", "ruleset"]));
     assert!(told.contains("removed  ") && told.contains("beeline-handover keeps "), "{told}");
     println!("{told}");
     assert_eq!(site.kube_proxys_rules(), "", "of kube-proxy's rules nothing is left");
@@ -144,13 +138,10 @@ fn story(mode: Mode) {
     loads.push(Load::start(&site, "since Beeline"));
     thread::sleep(WHILE);
 
-    println!("AT {:.2} // And back.", load::now());
     // And back.
     let kube_proxy = site.start_kube_proxy(mode);
     site.until_rules_are_written();
     thread::sleep(WHILE);
-    println!("AT {:.2} cleanup; {}", load::now(), agent.log());
-    println!("{}", site.lan.node1.host.net.run(&["conntrack", "-L"]));
     drop(agent);
     let (code, told) = site.beeline(&["cleanup"]);
     println!("{told}");

@@ -50,9 +50,17 @@ impl<'a> Site<'a> {
         }
         let addresses = pods.map(|pod| pod.v4);
         api.apply(&objects(addresses));
-        api.kubectl(&["patch", "node", "node1", "--subresource=status", "-p", &format!(
-            "{{\"status\":{{\"addresses\":[{{\"type\":\"InternalIP\",\"address\":\"{}\"}}]}}}}", lan.node1.host.v4
-        )]);
+        api.kubectl(&[
+            "patch",
+            "node",
+            "node1",
+            "--subresource=status",
+            "-p",
+            &format!(
+                "{{\"status\":{{\"addresses\":[{{\"type\":\"InternalIP\",\"address\":\"{}\"}}]}}}}",
+                lan.node1.host.v4
+            ),
+        ]);
         Self { lan, api, cgroup, directory, pins: pins.to_owned(), _servers: servers }
     }
 
@@ -71,13 +79,18 @@ impl<'a> Site<'a> {
     pub fn start_kube_proxy(&self, mode: Mode) -> Started {
         let program = KubeProxy::find(mode).unwrap();
         let kubeconfig = self.api.kubeconfig();
-        let served = Served { node: "node1", pods: "10.244.0.0/16", kubeconfig: &kubeconfig, directory: self.directory };
+        let served =
+            Served { node: "node1", pods: "10.244.0.0/16", kubeconfig: &kubeconfig, directory: self.directory };
         self.lan.node1.host.net.enter(|| program.start(&served))
     }
 
     pub fn start_agent(&self) -> Started {
         let mut command = Command::new(env!("CARGO_BIN_EXE_beeline"));
-        command.arg("--pins").arg(&self.pins).args(["run", "--node-name", "node1", "--kubeconfig"]).arg(self.api.kubeconfig());
+        command
+            .arg("--pins")
+            .arg(&self.pins)
+            .args(["run", "--node-name", "node1", "--kubeconfig"])
+            .arg(self.api.kubeconfig());
         command.arg("--cgroup").arg(self.pods()).args(["--healthz-bind-address=", "--metrics-bind-address="]);
         let log = self.directory.join("agent.log");
         let agent = self.lan.node1.host.net.enter(|| Started::new(&mut command, &log));
@@ -123,7 +136,9 @@ impl<'a> Site<'a> {
     pub fn until_rules_are_written(&self) {
         self.until("kube-proxy has written its rules", || {
             let (code, told) = self.beeline(&["handover", "--dry-run", "-o", "json"]);
-            code == 0 && told.contains("\"differences\": []") && told.contains("\"compared\": ")
+            code == 0
+                && told.contains("\"differences\": []")
+                && told.contains("\"compared\": ")
                 && !told.contains("\"compared\": 0")
         });
     }
@@ -139,10 +154,13 @@ impl<'a> Site<'a> {
             load::TARGET,
             self.lan.node2.pods[0].v4
         ));
-        let expected = format!("Beeline refuses who is on this node, whom kube-proxy leads to {}:", self.lan.node2.pods[0].v4);
+        let expected =
+            format!("Beeline refuses who is on this node, whom kube-proxy leads to {}:", self.lan.node2.pods[0].v4);
         self.until("the difference is told", || {
             let (code, told) = self.beeline(&["handover", "--dry-run"]);
-            code == 1 && told.contains("differs  default/none at ") && told.contains(&expected)
+            code == 1
+                && told.contains("differs  default/none at ")
+                && told.contains(&expected)
                 && told.contains("clients would lose something")
         });
         rustix::process::kill_process(agent, Signal::CONT).unwrap();
@@ -153,7 +171,8 @@ impl<'a> Site<'a> {
     fn agent(&self) -> Pid {
         let pins = self.pins.display().to_string();
         let words = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let pids =
+            fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         let is_agent = |pid: &u32| words(*pid).contains(&pins) && words(*pid).contains("\0run\0");
         let pid = pids.into_iter().find(is_agent).expect("the agent runs");
         Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
@@ -162,7 +181,8 @@ impl<'a> Site<'a> {
     fn until(&self, what: &str, is_so: impl Fn() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !is_so() {
-            let logs = ["kube-proxy-node1.log", "agent.log"].map(|name| fs::read_to_string(self.directory.join(name)).unwrap_or_default());
+            let logs = ["kube-proxy-node1.log", "agent.log"]
+                .map(|name| fs::read_to_string(self.directory.join(name)).unwrap_or_default());
             assert!(Instant::now() < deadline, "not so: {what}\n{}", logs.join("\n---\n"));
             thread::sleep(Duration::from_millis(50));
         }
@@ -189,13 +209,15 @@ fn objects([here, there]: [Ipv4Addr; 2]) -> String {
              {{name: udp, protocol: UDP, port: {PORT}, targetPort: {target}, nodePort: {node_port}}}]"
         )
     };
-    ["---\napiVersion: v1\nkind: Node\nmetadata: {name: node1}\n".to_owned(),
+    [
+        "---\napiVersion: v1\nkind: Node\nmetadata: {name: node1}\n".to_owned(),
         service("any", &format!("type: NodePort, clusterIP: {VIP}, {}", ports(ANY))),
         slice("any"),
         service("local", &format!("type: NodePort, externalTrafficPolicy: Local, {}", ports(LOCAL))),
         slice("local"),
         service("none", "ports: [{port: 81}]"),
-    ].concat()
+    ]
+    .concat()
 }
 
 /// Makes the API server's port one of a node's loopback as well, where its certificate is good.

@@ -18,15 +18,8 @@ fn tuple(from: &str, to: &str) -> Tuple {
 fn netfilters(world: &mut World, of: Family, proto: Proto, reverse: u8, used: u64) -> String {
     let source = SocketAddr::new(of.node.parse().expect("an address"), 4000).to_string();
     let (dialled, becomes) = (tuple(of.client, of.node_port), tuple(&source, of.there));
-    let flow = Flow {
-        to: becomes,
-        service: 0,
-        backend: 0,
-        flags: FlowFlags::NETFILTER,
-        forward: Seen::ANY,
-        reverse,
-        used,
-    };
+    let flow =
+        Flow { to: becomes, service: 0, backend: 0, flags: FlowFlags::NETFILTER, forward: Seen::ANY, reverse, used };
     let back = Flow { to: dialled.reversed(), flags: FlowFlags::NETFILTER | FlowFlags::REVERSE, ..flow };
     let mut flows = world.maps().map::<FlowKey, Flow>("FLOWS");
     for (tuple, flow) in [(dialled, flow), (becomes.reversed(), back)] {

@@ -1,3 +1,5 @@
+//! Comparisons of answers with maps.
+
 use super::*;
 use crate::{
     objects::Key,

@@ -35,6 +35,9 @@ pub const TCP_TIME_WAIT: u64 = 60 * SECOND;
 pub const UDP_UNREPLIED: u64 = 30 * SECOND;
 /// Datagrams with answers.
 pub const UDP_REPLIED: u64 = 120 * SECOND;
+/// Datagrams that netfilter translates: less than it keeps a connection without an answer, so that none is left to it that it
+/// has forgotten.
+pub const UDP_OF_NETFILTER: u64 = 25 * SECOND;
 /// An SCTP association of which the backend has said nothing yet.
 pub const SCTP_OPENING: u64 = 60 * SECOND;
 /// An SCTP association: heartbeats come every 30 s (RFC 9260, 8.3).
@@ -124,7 +127,8 @@ pub fn state(own: &Flow, partner: Option<&Flow>) -> FlowState {
 #[must_use]
 pub fn expires_at(own: &Flow, partner: Option<&Flow>, proto: u8) -> u64 {
     let used = partner.map_or(own.used, |partner| partner.used.max(own.used));
-    used.saturating_add(state(own, partner).lasts(proto))
+    let is_netfilters = own.flags & FlowFlags::NETFILTER != 0 && proto == Proto::Udp as u8;
+    used.saturating_add(if is_netfilters { UDP_OF_NETFILTER } else { state(own, partner).lasts(proto) })
 }
 
 /// The key of the other direction's entry.
@@ -171,6 +175,9 @@ mod tests {
         assert_eq!(expires_at(&own, Some(&partner), 6), 7 * SECOND + TCP_ESTABLISHED);
         assert_eq!(expires_at(&own, Some(&partner), 17), 127 * SECOND);
         assert_eq!(expires_at(&own, None, 17), 35 * SECOND);
+        let netfilters = Flow { flags: FlowFlags::NETFILTER, ..own };
+        assert_eq!(expires_at(&netfilters, Some(&partner), 17), 7 * SECOND + UDP_OF_NETFILTER);
+        assert_eq!(expires_at(&netfilters, Some(&partner), 6), 7 * SECOND + TCP_ESTABLISHED);
     }
 
     #[test]

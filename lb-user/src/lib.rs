@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod event;
 pub mod few;
 pub mod flows;
+pub mod handover;
 pub mod health;
 pub mod health_ports;
 pub mod http;

@@ -1,5 +1,5 @@
-//! rtnetlink(7) in the network namespace of the calling thread: lists, orders, and the news that something has changed.
-//! Only what is asked for is taken out of a message, so that an attribute nobody here knows hides nothing.
+//! Netlink in the network namespace of the calling thread, rtnetlink(7) and netfilter's: lists, orders, batches, and the news
+//! that something has changed. Only what is asked for is taken out of a message, so that an attribute nobody here knows hides nothing.
 
 pub mod address;
 pub(crate) mod wire;
@@ -13,8 +13,9 @@ use std::{
 use rustix::{
     io::Errno,
     net::{
-        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, netlink::SocketAddrNetlink, recv, send,
-        socket_with, sockopt,
+        AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind,
+        netlink::{self, SocketAddrNetlink},
+        recv, send, socket_with, sockopt,
     },
 };
 use tokio::io::unix::AsyncFd;
@@ -60,10 +61,9 @@ pub(crate) fn receive(fd: &impl AsFd, buffer: &mut Vec<u8>) -> Result<Option<usi
     Ok(None)
 }
 
-fn socket(flags: SocketFlags) -> io::Result<OwnedFd> {
-    let flags = flags | SocketFlags::CLOEXEC;
-    // NETLINK_ROUTE is protocol 0.
-    Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?)
+/// Of rtnetlink where no other protocol is named: NETLINK_ROUTE is 0.
+fn socket(flags: SocketFlags, protocol: Option<Protocol>) -> Result<OwnedFd, Errno> {
+    socket_with(AddressFamily::NETLINK, SocketType::RAW, flags | SocketFlags::CLOEXEC, protocol)
 }
 
 /// Hears that something has changed; what there is now is then read as a whole, so that a lost event loses nothing.
@@ -75,7 +75,7 @@ impl News {
     /// # Errors
     /// What the kernel says.
     pub fn of(groups: u32) -> io::Result<Self> {
-        let fd = socket(SocketFlags::NONBLOCK)?;
+        let fd = socket(SocketFlags::NONBLOCK, None)?;
         bind(&fd, &SocketAddrNetlink::new(0, groups))?;
         #[expect(unsafe_code, reason = "tokio wants the descriptor's lifetime promised")]
         // SAFETY: the descriptor is moved into the AsyncFd, which is never taken apart.
@@ -111,12 +111,27 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// In the network namespace of this thread.
+    /// With rtnetlink, in the network namespace of this thread.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn open() -> io::Result<Self> {
-        let fd = socket(SocketFlags::empty())?;
+        Self::of(socket(SocketFlags::empty(), None)?)
+    }
+
+    /// With netfilter, in the network namespace of this thread; none where the kernel has no netfilter of this kind.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn netfilter() -> io::Result<Option<Self>> {
+        match socket(SocketFlags::empty(), Some(netlink::NETFILTER)) {
+            Ok(fd) => Self::of(fd).map(Some),
+            Err(Errno::PROTONOSUPPORT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn of(fd: OwnedFd) -> io::Result<Self> {
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE))?;
         Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER] })
     }
@@ -141,6 +156,45 @@ impl Channel {
     /// What the kernel says.
     pub fn order(&mut self, kind: u16, flags: i32, body: &[u8]) -> io::Result<()> {
         self.ask(kind, libc::NLM_F_ACK | flags, body, |_| {}).map(drop)
+    }
+
+    /// Orders all of these messages (a kind, `NLM_F_` flags, a body) in one datagram, as netfilter takes them: all are done, or
+    /// none. The last but one is asked for an acknowledgement, since the last one ends the batch and has none.
+    ///
+    /// # Errors
+    /// What the kernel says, of the first that it refuses.
+    pub fn batch(&mut self, messages: &[(u16, i32, Vec<u8>)]) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        let mut last = self.sequence;
+        for (nth, (kind, flags, body)) in messages.iter().enumerate() {
+            self.sequence = self.sequence.wrapping_add(1);
+            let is_last = nth + 2 == messages.len();
+            if is_last {
+                last = self.sequence;
+            }
+            let flags = if is_last { *flags | libc::NLM_F_ACK } else { *flags };
+            bytes.extend(wire::request(*kind, flags, self.sequence, body));
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        // Of a large cluster it has megabytes.
+        let room = bytes.len().saturating_mul(2).max(1 << 18);
+        sockopt::set_socket_send_buffer_size_force(&self.fd, room)?;
+        send(&self.fd, &bytes, SendFlags::empty())?;
+        loop {
+            let length = match receive(&self.fd, &mut self.buffer) {
+                Ok(Some(length)) => length,
+                Ok(None) => continue,
+                Err(Errno::AGAIN) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel does not answer")),
+                Err(error) => return Err(error.into()),
+            };
+            for frame in wire::frames(self.buffer.get(..length).unwrap_or_default()) {
+                match frame.end() {
+                    Some(0) if frame.sequence == last => return Ok(()),
+                    Some(code) if code != 0 => return Err(io::Error::from_raw_os_error(code)),
+                    _ => {}
+                }
+            }
+        }
     }
 
     /// Sends a request and reads its answer to the end. False when something is missing from it.

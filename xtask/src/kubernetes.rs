@@ -11,7 +11,7 @@ const VERSION: &str = "v1.37.2";
 /// The version under which the parts of Kubernetes in its staging directory are published.
 const STAGING_VERSION: &str = "v0.37.2";
 const BUILT: [&str; 2] = ["kube-apiserver", "kubectl"];
-/// The program with which Beeline is compared.
+/// Built for who compares with it, or takes a node over from it.
 pub(crate) const KUBE_PROXY: &str = "kube-proxy";
 
 /// The directory with the three programs; what lacks is made first.

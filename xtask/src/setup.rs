@@ -68,8 +68,9 @@ pub(crate) fn ensure(need: Need, forced: Option<Kind>) -> Result<Tools> {
         Need::Test => {
             ensure_component("fmt", "rustfmt")?;
             ensure_component("clippy", "clippy")?;
-            let assets = kubernetes::ensure().context("getting a Kubernetes API server to test against")?;
-            eprintln!("    API server to test against: {}", assets.display());
+            let assets =
+                kubernetes::ensure_with(&[kubernetes::KUBE_PROXY]).context("getting a Kubernetes to test against")?;
+            eprintln!("    Kubernetes to test against: {}", assets.display());
             helm::ensure().context("getting Helm to test the chart with")?;
             deny::ensure().context("getting cargo-deny")?;
             prometheus::ensure().context("getting Prometheus to test the dashboard and the alerts with")?;
@@ -99,6 +100,11 @@ fn ensure_programs(need: Need) -> Result<()> {
             want("curl", "curl");
             // A key of the API server.
             want("openssl", "openssl");
+            if need == Need::Test {
+                // For kube-proxy, whose nodes are handed over.
+                want("nft", "nftables");
+                want("iptables", "iptables");
+            }
         }
         Need::Bench => {
             want("ip", "iproute2");

@@ -88,6 +88,10 @@ impl FlowFlags {
     pub const REDIRECT: u16 = 2;
     /// The entry of the other direction is looked up at egress; without it, at ingress.
     pub const PARTNER_EGRESS: u16 = 4;
+    /// Netfilter translates it: it began before Beeline came, or goes on without it. The packet is left alone.
+    pub const NETFILTER: u16 = 8;
+    /// It is being handed to netfilter: for a moment its packets are dropped, and sent again by who sent them.
+    pub const HELD: u16 = 16;
 }
 
 /// Key of `FRAGMENTS`: a datagram that comes in fragments.
@@ -140,6 +144,11 @@ impl DeviceFlags {
     pub const POD: u32 = 1;
     /// Packets have no Ethernet header here.
     pub const NO_ETHERNET: u32 = 2;
+    /// The programs have just come here: a packet in the middle of a flow that nobody knows is netfilter's, until its
+    /// connections are known.
+    pub const SETTLING: u32 = 4;
+    /// The programs are about to leave: what begins is left to netfilter.
+    pub const LEAVING: u32 = 8;
 }
 
 /// What stands behind the length in a key of `SOURCE_RANGES`.

@@ -59,6 +59,9 @@ fn read(frame: Frame, packet: &Packet, error: &mut Packet) -> bool {
 fn find(packet: &Packet, key: &FlowKey, back: &mut Back) -> Option<u16> {
     // SAFETY: read at once; an element that is removed meanwhile stays until the RCU grace period ends.
     let flow = unsafe { FLOWS.get(key) }?;
+    if flow.flags & FlowFlags::NETFILTER != 0 {
+        return None;
+    }
     back.inner = flow.to.reversed();
     // A router keeps its own address; the flow's other end gets the one that is known there.
     let src = if packet.tuple.src == key.tuple.src { flow.to.src } else { packet.tuple.src };

@@ -22,7 +22,7 @@ use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
 use lb_common::{
     BackendFlags, Choice, Counter, Device, DeviceFlags, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts,
     FrontendKey, Hook, Proto,
-    flow::{FlowState, Seen, partner_key},
+    flow::{FlowState, Seen, UDP_OF_NETFILTER, partner_key},
     packet::{Answer, Fragment, Packet, number, parse_network, parse_transport},
 };
 
@@ -118,6 +118,8 @@ fn decide(frame: Frame, hook: Hook, v6: bool, scratch: &mut Scratch) -> Fate {
         if !begun.is_flow() {
             return begun;
         }
+    } else if scratch.flow.flags & (FlowFlags::NETFILTER | FlowFlags::HELD) != 0 {
+        return if scratch.flow.flags & FlowFlags::HELD != 0 { Fate::DROP } else { Fate::PASS };
     }
     if scratch.packet.fragment as u8 == Fragment::First as u8 {
         keep_ports(hook, &scratch.packet);
@@ -183,6 +185,9 @@ fn begins_anew(packet: &Packet, flow: &Flow) -> bool {
     if packet.begins && FlowState::of(flow.forward, flow.reverse).is_over() {
         return true;
     }
+    if flow.flags & FlowFlags::NETFILTER != 0 {
+        return is_left_by_netfilter(packet, flow);
+    }
     // A flow that belongs to no Service: see `ports`.
     if flow.backend == 0 {
         return false;
@@ -202,11 +207,26 @@ fn begins_anew(packet: &Packet, flow: &Flow) -> bool {
     !stands
 }
 
+/// Whether netfilter's flow is ours from here on: a client that was answered dials anew, or netfilter may have forgotten the
+/// datagrams before this one. A first packet that is sent again belongs where the first one went.
+#[inline(always)]
+fn is_left_by_netfilter(packet: &Packet, flow: &Flow) -> bool {
+    if packet.begins {
+        return !matches!(FlowState::of(flow.forward, flow.reverse), FlowState::Opening);
+    }
+    // SAFETY: no precondition.
+    unsafe { bpf_ktime_get_ns() }.wrapping_sub(flow.used) > UDP_OF_NETFILTER
+}
+
 /// A flow remembers its packet. The other direction's entry hears only of what is new, which is rare.
 #[inline(always)]
 fn track(packet: &Packet, key: &FlowKey, partner: &mut FlowKey, flow: &mut Flow) {
     let reverse = flow.flags & FlowFlags::REVERSE != 0;
     let (own, other) = if reverse { (flow.reverse, flow.forward) } else { (flow.forward, flow.reverse) };
+    if !reverse && !packet.begins && flow.flags & FlowFlags::NETFILTER != 0 {
+        // Its answers may come by no device of ours; who goes on was answered.
+        flow.reverse |= Seen::ANY;
+    }
     let mut seen = own | packet.seen;
     if packet.seen & Seen::FIN != 0 && (own | other) & Seen::FIN == 0 {
         seen |= Seen::FIN_FIRST;
@@ -266,7 +286,7 @@ fn leave(frame: Frame, scratch: &mut Scratch, device: &Device) -> Fate {
     if !packet.begins && packet.proto != Proto::Udp as u8 {
         return Fate::PASS;
     }
-    if is_cluster_ip(packet) {
+    if device.flags & DeviceFlags::LEAVING == 0 && is_cluster_ip(packet) {
         return Fate::reject(Counter::UnknownPort);
     }
     ports::keep_apart(frame, scratch, device)

@@ -160,8 +160,11 @@ pub fn keep_apart(frame: Frame, scratch: &mut Scratch, device: &Device) -> Fate 
         return Fate::PASS;
     }
     scratch.back_key = FlowKey::new(packet.tuple.reversed(), packet.proto, Hook::Ingress);
-    if FLOWS.get_ptr(&scratch.back_key).is_none() {
-        return Fate::PASS;
+    match FLOWS.get_ptr(&scratch.back_key) {
+        // SAFETY: a value of ours; it stays until the RCU grace period ends.
+        Some(flow) if unsafe { (*flow).flags } & FlowFlags::NETFILTER == 0 => {}
+        // Of netfilter's own flow the answers are netfilter's too.
+        _ => return Fate::PASS,
     }
     let used = scratch.clock.now();
     scratch.flow = Flow { to: packet.tuple, service: 0, backend: 0, flags: 0, forward: packet.seen, reverse: 0, used };

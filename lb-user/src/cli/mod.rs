@@ -5,6 +5,7 @@ mod config;
 mod doctor;
 mod explain;
 mod get;
+mod handover;
 mod log;
 mod meaning;
 mod objects;
@@ -35,7 +36,7 @@ use crate::{
 /// objects too.
 ///
 /// Exit codes: 0 done; 1 failed, or (trace) the connect would be refused, or (explain) there is no such Service, or (doctor)
-/// there are warnings; 2 wrong usage, or (doctor) there are errors.
+/// there are warnings, or (handover) it was not done; 2 wrong usage, or (doctor) there are errors.
 #[derive(Parser)]
 #[command(name = "beeline", version, after_help = EXAMPLES)]
 struct Cli {
@@ -55,7 +56,8 @@ const EXAMPLES: &str = "Examples:
   beeline trace tcp 10.96.0.1:443         what a connect would do, and why
   beeline explain default/web             why each of its endpoints is used, or is not
   beeline plan -f ./services              the map writes that a directory would cause
-  beeline doctor                          what stands in the way of Services on this node, and its cure";
+  beeline doctor                          what stands in the way of Services on this node, and its cure
+  beeline handover --dry-run              what Beeline would answer otherwise than kube-proxy does";
 
 #[derive(Subcommand)]
 enum Command {
@@ -73,8 +75,11 @@ enum Command {
     Plan(plan::Arguments),
     /// Find what stands in the way of Services on this node, with the cure of each.
     Doctor(Box<doctor::Arguments>),
-    /// Remove every trace: programs, maps, pins. Connections that are open stay open.
-    Cleanup,
+    /// Take this node over from kube-proxy: compare what both answer, then remove its rules. Connections that are open stay open.
+    Handover(handover::Arguments),
+    /// Remove every trace: programs, maps, pins. Connections of sockets stay open; so do those of clients outside where
+    /// kube-proxy has its rules.
+    Cleanup(cleanup::Arguments),
     /// Show the versions of the program and of the map layout.
     Version,
     /// Print completions for a shell, to be sourced by it.
@@ -140,7 +145,8 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<ExitCode> {
             let pins = pins().unwrap_or_else(|_| Pins::below(Path::new(environment::BPFFS)));
             return doctor::run(pins, flags, *arguments);
         }
-        Command::Cleanup => cleanup::run(&pins()?)?,
+        Command::Handover(arguments) => return handover::run(&pins()?, &arguments),
+        Command::Cleanup(arguments) => cleanup::run(&pins()?, &arguments)?,
         Command::Version => println!("beeline {}, map layout v{LAYOUT_VERSION}", env!("CARGO_PKG_VERSION")),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "beeline", &mut std::io::stdout());

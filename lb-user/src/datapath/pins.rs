@@ -166,19 +166,36 @@ impl Pins {
     /// # Errors
     /// When a pin cannot be removed, or another agent is running.
     pub fn remove(&self) -> Result<Vec<String>> {
-        let mut removed = Vec::new();
         if !self.root.exists() {
-            return Ok(removed);
+            return Ok(Vec::new());
         }
         let lock = self.lock()?;
+        self.remove_locked(&lock)
+    }
+
+    /// The same for who holds the lock.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn remove_locked(&self, _lock: &File) -> Result<Vec<String>> {
+        let mut removed = Vec::new();
         removed.extend(clsact::remove(&self.root)?);
         for path in links_first(&self.root)? {
             remove_pin(&path)?;
             removed.push(path.display().to_string());
         }
         fs::remove_dir_all(&self.root).with_context(|| format!("removing {}", self.root.display()))?;
-        drop(lock);
         Ok(removed)
+    }
+
+    /// Removes the links of these programs at the cgroup, so that they run no more; the others stay. A link that is not there
+    /// need not be removed.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn remove_links(&self, programs: &[&str], _lock: &File) -> Result<()> {
+        let paths = programs.iter().map(|program| self.current().join(link_name(program)));
+        paths.filter(|path| path.exists()).try_for_each(|path| remove_pin(&path))
     }
 }
 

@@ -205,7 +205,20 @@ pub fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option
 /// # Errors
 /// What the kernel says.
 pub fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    write(map, key, value, aya_obj::generated::BPF_ANY)
+}
+
+/// Writes one entry that is not there.
+///
+/// # Errors
+/// What the kernel says; `EEXIST` when there is one.
+pub fn insert<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    write(map, key, value, aya_obj::generated::BPF_NOEXIST)
+}
+
+fn write<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u32) -> io::Result<()> {
     let mut attr = zeroed();
+    attr.__bindgen_anon_2.flags = flags.into();
     attr.__bindgen_anon_2.map_fd = fd_number(map);
     attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
     attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_ref(value) as u64;

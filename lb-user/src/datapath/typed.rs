@@ -84,6 +84,19 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         sys::update_batch(self.map.fd().as_fd(), keys, values)
     }
 
+    /// Adds an entry; one that is there stays as it is.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn add(&self, key: &K, value: &V) -> Result<()> {
+        match sys::insert(self.map.fd().as_fd(), key, value) {
+            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
+                Err(error).with_context(|| format!("writing the map {}", self.name))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Deletes entries in order; what is not there is deleted.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::Device;
+use lb_common::{Device, DeviceFlags};
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
@@ -25,6 +25,7 @@ use tracing::{info, warn};
 
 use crate::{
     datapath::{tc::Tc, typed::TypedMap},
+    flows::netfilter::leave_to_netfilter,
     netlink::{Channel, News, group},
     reconcile::Status,
 };
@@ -182,8 +183,14 @@ impl Keeper {
         };
         self.reading = began.elapsed();
         let wanted: BTreeMap<u32, Device> = wishes.iter().map(|(index, wish)| (*index, wish.device)).collect();
+        let is_new = |index: &u32| !attached.contains_key(index);
+        let settling = |(index, wish): (&u32, &Wish)| {
+            let is_new = wish.role.is_some() && is_new(index);
+            let flags = wish.device.flags | if is_new { DeviceFlags::SETTLING } else { 0 };
+            (*index, Device { flags, ..wish.device })
+        };
         // A program that runs finds its device.
-        self.put(&wanted)?;
+        self.put(&wishes.iter().map(settling).collect())?;
         let mut failures = Vec::new();
         let (mut added, mut removed) = (Vec::new(), Vec::new());
         for (index, wish) in wishes.iter().filter(|(_, wish)| wish.role.is_some()) {
@@ -196,6 +203,15 @@ impl Keeper {
                 Err(error) if is_gone(&error) => {}
                 Err(error) => failures.push(format!("{}: {error:#}", wish.name)),
             }
+        }
+        if wishes.iter().any(|(index, wish)| wish.role.is_some() && is_new(index)) {
+            // What began before the programs came is netfilter's to its end.
+            match leave_to_netfilter(&self.pins) {
+                Ok(0) => {}
+                Ok(flows) => info!(flows, "open connections that netfilter translates are left to it"),
+                Err(error) => warn!("connections that netfilter translates may break: {error:#}"),
+            }
+            self.put(&wanted)?;
         }
         let is_wanted = |index: &u32| wishes.get(index).is_some_and(|wish: &Wish| wish.role.is_some());
         for (index, had) in attached.iter().filter(|(index, _)| !is_wanted(index)) {

@@ -40,7 +40,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
             format!(
                 "kube-proxy runs (pid {pid}) beside Beeline: sockets are served by Beeline, other packets by its rules"
             ),
-            "none is needed; once Beeline serves everything, take the DaemonSet kube-proxy away, then its rules",
+            "none is needed; to be without it, `beeline handover --dry-run`, then end kube-proxy, then `beeline handover`",
         )];
     }
     if leftovers.is_empty() {
@@ -52,7 +52,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         "packets that no socket of this node sends still go to backends of that time, and each packet pays for them";
     for table in &leftovers.tables {
         let what = format!("kube-proxy does not run, and left the table {table} in nf_tables: {costs}");
-        findings.push(Finding::warning(CHECK, what, format!("`nft delete table {table}`")));
+        findings.push(Finding::warning(CHECK, what, "`beeline handover`"));
     }
     for (chains, tool) in [(&leftovers.chains, "iptables-nft"), (&leftovers.legacy, "iptables-legacy")] {
         let tables: std::collections::BTreeSet<&Table> = chains.iter().map(|chain| &chain.table).collect();
@@ -60,8 +60,12 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
             let names: Vec<_> = chains.iter().filter(|chain| chain.table == *table).collect();
             let what =
                 format!("kube-proxy does not run, and left {} in the table {table} ({tool}): {costs}", several(&names));
-            let cure = "run `kube-proxy --cleanup` once, from its image, privileged and on the host's network; or restart the \
-                        node without kube-proxy";
+            let cure = if tool == "iptables-nft" {
+                "`beeline handover`"
+            } else {
+                "run `kube-proxy --cleanup` once, from its image, privileged and on the host's network; or restart the node \
+                 without kube-proxy"
+            };
             findings.push(Finding::warning(CHECK, what, cure));
         }
     }

@@ -12,7 +12,7 @@ mod kube_proxy;
 mod maps;
 mod pins;
 mod probe;
-mod process;
+pub(crate) mod process;
 mod room;
 mod source;
 mod sysctls;

@@ -27,12 +27,12 @@ pub(super) fn holders(proc: &Path, programs: &[u32]) -> BTreeMap<u32, Owner> {
 }
 
 /// The processes of a name, in order.
-pub(super) fn named(proc: &Path, name: &str) -> Vec<u32> {
+pub(crate) fn named(proc: &Path, name: &str) -> Vec<u32> {
     processes(proc).into_iter().filter(|(_, process)| comm(process) == name).map(|(pid, _)| pid).collect()
 }
 
 /// The network namespace of a process, by its inode; none for one that has ended.
-pub(super) fn network_namespace(process: &str) -> Option<u64> {
+pub(crate) fn network_namespace(process: &str) -> Option<u64> {
     Some(fs::metadata(format!("/proc/{process}/ns/net")).ok()?.ino())
 }
 

@@ -4,6 +4,8 @@
 //! so that a round through a full map takes 26 s; the first round after a start, and every one of a map that is nearly full,
 //! rests for 5 ms after each step. A round begins 10 s after the one before, which is as long as the shortest time of a flow.
 
+pub mod netfilter;
+
 use std::{
     path::{Path, PathBuf},
     thread,

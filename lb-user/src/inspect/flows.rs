@@ -89,7 +89,11 @@ pub fn flows(entries: &[(FlowKey, Flow)], filter: &FlowFilter, dump: &Dump, now:
             state: state(flow, partner).name(key.proto),
             idle_seconds: now.saturating_sub(used) / SECOND,
             expires_seconds: expires_at(flow, partner, key.proto).saturating_sub(now).div_ceil(SECOND),
-            service: name_of(dump, flow.service),
+            service: if flow.flags & FlowFlags::NETFILTER != 0 {
+                "(netfilter)".to_owned()
+            } else {
+                name_of(dump, flow.service)
+            },
             service_id: flow.service,
             backend_id: flow.backend,
         }

@@ -1,4 +1,4 @@
-//! The chains of the older iptables, by getsockopt(2) as `iptables-legacy` reads them
+//! The chains and rules of the older iptables, by getsockopt(2) as `iptables-legacy` reads them
 //! (include/uapi/linux/netfilter_ipv4/ip_tables.h). Only tables that are there are asked for: asking for another one would
 //! make it.
 #![expect(unsafe_code, reason = "a socket option of variable length")]
@@ -11,8 +11,15 @@ use std::{
 use anyhow::{Result, bail};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 
-use super::{Chain, Table};
-use crate::spec::Family;
+use super::{
+    Chain, Table,
+    rule::{Goes, Rule, address},
+    xt,
+};
+use crate::{
+    netlink::wire::{text, u16_at, u32_at},
+    spec::Family,
+};
 
 /// IPT_SO_GET_INFO, IP6T_SO_GET_INFO
 const GET_INFO: libc::c_int = 64;
@@ -35,18 +42,125 @@ const fn offsets(family: Family) -> usize {
 
 /// Those of all tables.
 pub(super) fn chains(family: Family) -> Result<Vec<Chain>> {
+    let mut chains = Vec::new();
+    for table in tables(family) {
+        chains.extend(user_chains(&entries(&table)?, offsets(family)).map(|name| Chain { table: table.clone(), name }));
+    }
+    Ok(chains)
+}
+
+/// The rules in the chains of a table that somebody made, in order within each chain; nothing when there is no such table.
+pub(super) fn rules(table: &Table) -> Result<Vec<(String, Rule)>> {
+    if !tables(table.family).contains(table) {
+        return Ok(Vec::new());
+    }
+    Ok(parse_rules(table.family, &entries(table)?))
+}
+
+fn tables(family: Family) -> Vec<Table> {
     let list = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
     // Without the file the kernel has no such tables, or their module is not loaded.
     let names = fs::read_to_string(list).unwrap_or_default();
-    let mut chains = Vec::new();
-    for name in names.lines() {
-        let table = Table { family, name: name.to_owned() };
-        chains.extend(user_chains(&entries(&table)?, offsets(family)).map(|name| Chain { table: table.clone(), name }));
+    names.lines().map(|name| Table { family, name: name.to_owned() }).collect()
+}
+
+fn parse_rules(family: Family, entries: &[u8]) -> Vec<(String, Rule)> {
+    // A jump names the first rule of a chain by where it stands.
+    let heads = heads(entries, offsets(family));
+    let chain_of = |at: usize| heads.iter().find(|(start, _)| *start == at).map(|(_, name)| name.clone());
+    let mut rules = Vec::new();
+    let (mut at, mut chain) = (0, None);
+    while let Some(entry) = entry(entries.get(at..).unwrap_or_default(), offsets(family)) {
+        at += entry.length;
+        if let Some(name) = entry.head() {
+            chain = (name != "ERROR").then_some(name);
+        } else if let Some(chain) = &chain {
+            rules.push((chain.clone(), rule(family, &entry, chain_of)));
+        }
     }
-    Ok(chains)
+    rules
+}
+
+/// The chains that somebody made: where the first rule of each stands, and its name.
+fn heads(entries: &[u8], offsets: usize) -> Vec<(usize, String)> {
+    let (mut at, mut heads) = (0, Vec::new());
+    while let Some(entry) = entry(entries.get(at..).unwrap_or_default(), offsets) {
+        at += entry.length;
+        heads.extend(entry.head().filter(|name| name != "ERROR").map(|name| (at, name)));
+    }
+    heads
+}
+
+/// A rule, taken apart.
+struct Entry<'a> {
+    /// Whom it is for.
+    ip: &'a [u8],
+    /// What else must hold, one behind the other (`struct xt_entry_match`).
+    matches: &'a [u8],
+    /// `struct xt_entry_target`: its length, 29 octets of a name, a revision; and what follows.
+    kind: String,
+    revision: u8,
+    target: &'a [u8],
+    length: usize,
+}
+
+impl Entry<'_> {
+    /// The name of the chain that begins here; `ERROR` at the end of the table.
+    fn head(&self) -> Option<String> {
+        (self.kind == "ERROR").then(|| text(self.target))
+    }
+}
+
+fn entry(bytes: &[u8], offsets: usize) -> Option<Entry<'_>> {
+    let number = |at| u16_at(bytes, at).map(usize::from);
+    let (target, length) = (number(offsets)?, number(offsets + mem::size_of::<u16>())?);
+    let (kind, data) = bytes.get(target..length)?.split_at_checked(32)?;
+    // Behind the offsets: where it was come from, and two counts, aligned.
+    let rules = (offsets + 2 * mem::size_of::<u16>() + 4).next_multiple_of(8) + 16;
+    Some(Entry {
+        ip: bytes.get(..offsets)?,
+        matches: bytes.get(rules..target).unwrap_or_default(),
+        kind: text(kind.get(2..31)?),
+        revision: *kind.get(31)?,
+        target: data,
+        length,
+    })
+}
+
+fn rule(family: Family, entry: &Entry<'_>, chain_of: impl Fn(usize) -> Option<String>) -> Rule {
+    // struct ipt_ip, struct ip6t_ip6: source, destination, and the masks of both.
+    let (size, proto) = match family {
+        Family::V4 => (4, 80),
+        Family::V6 => (16, 128),
+    };
+    let field = |nth: usize| entry.ip.get(nth * size..(nth + 1) * size).unwrap_or_default();
+    let is_one_address = field(3).iter().all(|octet| *octet == u8::MAX);
+    let mut rule = Rule {
+        to: address(field(1)).filter(|_| is_one_address),
+        proto: u16_at(entry.ip, proto).and_then(|proto| u8::try_from(proto).ok()).filter(|proto| *proto != 0),
+        ..Rule::default()
+    };
+    let mut matches = entry.matches;
+    while let Some((head, _)) = matches.split_at_checked(32)
+        && let Some(length) = u16_at(head, 0).map(usize::from).filter(|length| *length >= 32)
+        && let Some(info) = matches.get(32..length)
+    {
+        xt::matches(&text(head.get(2..31).unwrap_or_default()), info, &mut rule);
+        matches = matches.get(length..).unwrap_or_default();
+    }
+    rule.goes.extend(match entry.kind.as_str() {
+        // The standard target: a place of the table, or a verdict, less than zero (-NF_DROP - 1).
+        "" => match u32_at(entry.target, 0).map(u32::cast_signed) {
+            Some(-1) => Some(Goes::Nowhere),
+            Some(to) => usize::try_from(to).ok().and_then(chain_of).map(Goes::Chain),
+            None => None,
+        },
+        kind => xt::target(kind, entry.revision, entry.target),
+    });
+    rule
 }
 
 /// The entries of a table, one behind the other.
@@ -93,29 +207,8 @@ fn ask(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, bytes: &mut [u
 
 /// The names of the chains that somebody made: each begins with an entry whose target is `ERROR` and has the name. So does the
 /// end of the table, whose name is `ERROR`.
-fn user_chains(mut entries: &[u8], offsets: usize) -> impl Iterator<Item = String> + '_ {
-    let mut next = move || {
-        let number = |at: usize| Some(usize::from(u16::from_ne_bytes(*entries.get(at..)?.first_chunk()?)));
-        let (target, length) = (number(offsets)?, number(offsets + mem::size_of::<u16>())?);
-        // struct xt_entry_target: its length, 29 octets of a name, a revision; behind it the name of the chain.
-        let (kind, name) = entries.get(target..length)?.split_at_checked(32)?;
-        let is_head = text(kind.get(2..31)?) == "ERROR";
-        entries = entries.get(length..)?;
-        Some(is_head.then(|| text(name)))
-    };
-    std::iter::from_fn(move || {
-        loop {
-            match next() {
-                None => return None,
-                Some(Some(name)) if name != "ERROR" => return Some(name),
-                Some(_) => {}
-            }
-        }
-    })
-}
-
-fn text(octets: &[u8]) -> String {
-    String::from_utf8_lossy(octets.split(|&octet| octet == 0).next().unwrap_or_default()).into_owned()
+fn user_chains(entries: &[u8], offsets: usize) -> impl Iterator<Item = String> {
+    heads(entries, offsets).into_iter().map(|(_, name)| name)
 }
 
 #[cfg(test)]
@@ -163,6 +256,7 @@ mod tests {
             assert_eq!(found, ["KUBE-SERVICES", "KUBE-MARK-MASQ"], "{family:?}");
             let cut = table.get(..table.len() - 1).expect("shorter");
             assert_eq!(user_chains(cut, offsets(family)).count(), 2);
+            assert_eq!(parse_rules(family, &table).len(), 2, "those of chains that somebody made");
             assert_eq!(
                 user_chains(&vec![0; 400], offsets(family)).count(),
                 0,

@@ -1,85 +1,199 @@
-//! A conversation with nf_tables in one network namespace: lists of its tables and of its chains.
+//! What is asked of nf_tables, and ordered: lists of tables, chains, rules and elements of maps, and batches
+//! (include/uapi/linux/netfilter/nf_tables.h). It belongs to the network namespace of the thread that opened it.
 
-use std::os::fd::OwnedFd;
-
-use anyhow::{Result, bail};
-use rustix::{
-    io::Errno,
-    net::{AddressFamily, SendFlags, SocketFlags, SocketType, netlink, send, socket_with},
-};
+use std::io;
 
 use super::{
     Chain, Table,
-    message::{Reply, What, replies, request},
+    rule::{Goes, Rule, element, find},
 };
 use crate::{
-    netlink::{BUFFER, receive},
+    netlink::{
+        Channel,
+        wire::{attribute, attributes, nest, text},
+    },
     spec::Family,
 };
 
-/// A list that changes under every reading is given up after so many.
-const READINGS: usize = 5;
+/// NFNL_SUBSYS_NFTABLES, as the high octet of a type.
+const SUBSYSTEM: u16 = 10 << 8;
+/// Length of what stands before the attributes (`struct nfgenmsg`).
+const GENERIC: usize = 4;
 
-/// A netlink socket. It belongs to the network namespace that its thread was in when it was opened.
-pub(super) struct Channel {
-    fd: OwnedFd,
-    sequence: u32,
-    buffer: Vec<u8>,
+// NFT_MSG_
+const NEWTABLE: u16 = SUBSYSTEM;
+const GETTABLE: u16 = SUBSYSTEM | 1;
+const DELTABLE: u16 = SUBSYSTEM | 2;
+const NEWCHAIN: u16 = SUBSYSTEM | 3;
+const GETCHAIN: u16 = SUBSYSTEM | 4;
+const DELCHAIN: u16 = SUBSYSTEM | 5;
+const NEWRULE: u16 = SUBSYSTEM | 6;
+const GETRULE: u16 = SUBSYSTEM | 7;
+const DELRULE: u16 = SUBSYSTEM | 8;
+const GETSETELEM: u16 = SUBSYSTEM | 13;
+/// NFNL_MSG_BATCH_BEGIN, _END
+const BATCH: [u16; 2] = [0x10, 0x11];
+
+/// A chain as it is listed.
+pub(super) struct Listed {
+    pub(super) chain: Chain,
+    /// Whether packets come to it by themselves.
+    pub(super) is_base: bool,
 }
 
-impl Channel {
-    /// Opens one; none where the kernel has no netfilter of this kind.
-    pub(super) fn open() -> Result<Option<Self>> {
-        match socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER)) {
-            Ok(fd) => Ok(Some(Self { fd, sequence: 0, buffer: vec![0; BUFFER] })),
-            Err(Errno::PROTONOSUPPORT) => Ok(None),
-            Err(error) => Err(error.into()),
+/// A rule as it is listed.
+pub(super) struct Placed {
+    pub(super) chain: String,
+    /// By which the kernel knows it; network order, as it came.
+    pub(super) handle: Vec<u8>,
+    pub(super) rule: Rule,
+}
+
+/// A conversation.
+pub(super) struct Nftables(Channel);
+
+impl Nftables {
+    /// None where the kernel has no netfilter of this kind.
+    pub(super) fn open() -> io::Result<Option<Self>> {
+        Ok(Channel::netfilter()?.map(Self))
+    }
+
+    pub(super) fn tables(&mut self, family: Family) -> io::Result<Vec<Table>> {
+        self.list(GETTABLE, &generic(family), |body| Some(Table { family, name: text(find(body, 1)?) }))
+    }
+
+    pub(super) fn chains(&mut self, family: Family) -> io::Result<Vec<Listed>> {
+        // NFTA_CHAIN_TABLE, _NAME, _HOOK
+        self.list(GETCHAIN, &generic(family), |body| {
+            let table = Table { family, name: text(find(body, 1)?) };
+            Some(Listed { chain: Chain { table, name: text(find(body, 3)?) }, is_base: find(body, 4).is_some() })
+        })
+    }
+
+    /// The rules of a table, in order within each chain.
+    pub(super) fn rules(&mut self, table: &Table) -> io::Result<Vec<Placed>> {
+        let mut body = generic(table.family);
+        attribute(&mut body, 1, &named(&table.name));
+        // NFTA_RULE_TABLE, _CHAIN, _HANDLE, _EXPRESSIONS
+        let rules = self.list(GETRULE, &body, |body| {
+            let rule = Rule::of_expressions(table.family, find(body, 4).unwrap_or_default());
+            let is_here = text(find(body, 1)?) == table.name;
+            is_here.then_some(Placed { chain: text(find(body, 2)?), handle: find(body, 3)?.to_vec(), rule })
+        })?;
+        Ok(rules)
+    }
+
+    /// The elements of a verdict map; nothing when it is not there.
+    pub(super) fn elements(&mut self, table: &Table, map: &str) -> io::Result<Vec<(Vec<u8>, Goes)>> {
+        let mut body = generic(table.family);
+        // NFTA_SET_ELEM_LIST_TABLE, _SET, _ELEMENTS
+        attribute(&mut body, 1, &named(&table.name));
+        attribute(&mut body, 2, &named(map));
+        let lists = self.list(GETSETELEM, &body, |body| {
+            let list = find(body, 3)?;
+            Some(attributes(list).filter_map(|(_, nest)| element(nest)).collect::<Vec<_>>())
+        })?;
+        Ok(lists.concat())
+    }
+
+    /// Does all of it at once, or nothing.
+    pub(super) fn perform(&mut self, batch: &Batch) -> io::Result<()> {
+        if batch.0.is_empty() {
+            return Ok(());
+        }
+        // The resource of a batch is the subsystem.
+        let mark = |kind| (kind, 0, vec![0, 0, 0, (SUBSYSTEM >> 8) as u8]);
+        let [begin, end] = BATCH.map(mark);
+        let messages: Vec<_> = [begin].into_iter().chain(batch.0.iter().cloned()).chain([end]).collect();
+        self.0.batch(&messages)
+    }
+
+    fn list<T>(&mut self, kind: u16, body: &[u8], mut parse: impl FnMut(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
+        match self.0.list(kind, body, |body| parse(body.get(GENERIC..)?)) {
+            // nfnetlink says the former where the kernel has no nf_tables.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => Ok(Vec::new()),
+            other => other,
         }
     }
+}
 
-    pub(super) fn tables(&mut self, family: Family) -> Result<Vec<Table>> {
-        let named = self.list(What::Tables, family)?;
-        Ok(named.into_iter().map(|(name, _)| Table { family, name }).collect())
+/// Orders that are carried out together.
+#[derive(Default)]
+pub(super) struct Batch(Vec<(u16, i32, Vec<u8>)>);
+
+impl Batch {
+    /// How many orders it has.
+    pub(super) const fn len(&self) -> usize {
+        self.0.len()
     }
 
-    pub(super) fn chains(&mut self, family: Family) -> Result<Vec<Chain>> {
-        let named = self.list(What::Chains, family)?;
-        let chain = |(table, name)| Chain { table: Table { family, name: table }, name };
-        Ok(named.into_iter().map(chain).collect())
+    /// Makes a table, if it is not there.
+    pub(super) fn add_table(&mut self, table: &Table) {
+        self.push(NEWTABLE, libc::NLM_F_CREATE, table, |_| {});
     }
 
-    /// Names of tables and, in them, of chains.
-    fn list(&mut self, what: What, family: Family) -> Result<Vec<(String, String)>> {
-        for _ in 0..READINGS {
-            if let Some(named) = self.ask(what, family)? {
-                return Ok(named);
-            }
-        }
-        bail!("they changed under each of {READINGS} readings")
+    /// Deletes a table with all that is in it.
+    pub(super) fn delete_table(&mut self, table: &Table) {
+        self.push(DELTABLE, 0, table, |_| {});
     }
 
-    /// None: they changed meanwhile, and something may be missing.
-    fn ask(&mut self, what: What, family: Family) -> Result<Option<Vec<(String, String)>>> {
-        self.sequence = self.sequence.wrapping_add(1);
-        send(&self.fd, &request(what, family, self.sequence), SendFlags::empty())?;
-        let (mut is_complete, mut found) = (true, Vec::new());
-        loop {
-            let Some(length) = receive(&self.fd, &mut self.buffer)? else {
-                is_complete = false;
-                continue;
-            };
-            let datagram = self.buffer.get(..length).unwrap_or_default();
-            for (is_interrupted, reply) in replies(datagram, what, self.sequence) {
-                is_complete &= !is_interrupted;
-                match reply {
-                    Reply::Named { table, chain } => found.push((table, chain)),
-                    Reply::Other => {}
-                    Reply::End(0) => return Ok(is_complete.then_some(found)),
-                    // nfnetlink says so where the kernel has no nf_tables.
-                    Reply::End(libc::EINVAL) => return Ok(Some(Vec::new())),
-                    Reply::End(code) => return Err(Errno::from_raw_os_error(code).into()),
-                }
-            }
-        }
+    /// Makes a chain of type `nat` at the hook `prerouting`, with one rule, which looks at the state of a connection and does
+    /// nothing.
+    pub(super) fn add_keeper(&mut self, table: &Table, name: &str) {
+        self.push(NEWCHAIN, libc::NLM_F_CREATE, table, |body| {
+            let mut hook = Vec::new();
+            // NFTA_HOOK_HOOKNUM (NF_INET_PRE_ROUTING), _PRIORITY (NF_IP_PRI_NAT_DST)
+            attribute(&mut hook, 1, &0_u32.to_be_bytes());
+            attribute(&mut hook, 2, &(-100_i32).to_be_bytes());
+            attribute(body, 3, &named(name));
+            nest(body, 4, &hook);
+            attribute(body, 7, &named("nat"));
+        });
+        self.push(NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, table, |body| {
+            let (mut ct, mut expression, mut list) = (Vec::new(), Vec::new(), Vec::new());
+            // NFTA_CT_DREG (NFT_REG_1), _KEY (NFT_CT_STATE)
+            attribute(&mut ct, 1, &1_u32.to_be_bytes());
+            attribute(&mut ct, 2, &0_u32.to_be_bytes());
+            attribute(&mut expression, 1, &named("ct"));
+            nest(&mut expression, 2, &ct);
+            nest(&mut list, 1, &expression);
+            attribute(body, 2, &named(name));
+            nest(body, 4, &list);
+        });
     }
+
+    /// Deletes one rule.
+    pub(super) fn delete_rule(&mut self, table: &Table, rule: &Placed) {
+        self.push(DELRULE, 0, table, |body| {
+            attribute(body, 2, &named(&rule.chain));
+            attribute(body, 3, &rule.handle);
+        });
+    }
+
+    /// Deletes all rules of a chain.
+    pub(super) fn flush(&mut self, chain: &Chain) {
+        self.push(DELRULE, 0, &chain.table, |body| attribute(body, 2, &named(&chain.name)));
+    }
+
+    /// Deletes a chain, to which no rule leads any more.
+    pub(super) fn delete_chain(&mut self, chain: &Chain) {
+        self.push(DELCHAIN, 0, &chain.table, |body| attribute(body, 3, &named(&chain.name)));
+    }
+
+    /// Every message names its table in the first attribute.
+    fn push(&mut self, kind: u16, flags: i32, table: &Table, more: impl FnOnce(&mut Vec<u8>)) {
+        let mut body = generic(table.family);
+        attribute(&mut body, 1, &named(&table.name));
+        more(&mut body);
+        self.0.push((kind, flags, body));
+    }
+}
+
+/// NFPROTO_IPV4, NFPROTO_IPV6; version 0, no resource.
+fn generic(family: Family) -> Vec<u8> {
+    vec![if family == Family::V4 { 2 } else { 10 }, 0, 0, 0]
+}
+
+fn named(name: &str) -> Vec<u8> {
+    [name.as_bytes(), &[0]].concat()
 }

@@ -5,6 +5,8 @@ pub const HEADER: usize = 16;
 
 /// The bits of an attribute's type that are its type; the others say how it is packed.
 const TYPE: u16 = 0x3fff;
+/// NLA_F_NESTED
+const NESTED: u16 = 0x8000;
 
 /// A message with all that stands in its header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +73,21 @@ pub fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
     to.extend(kind.to_ne_bytes());
     to.extend(value);
     to.resize(to.len().next_multiple_of(4), 0);
+}
+
+/// An attribute that holds others.
+pub fn nest(to: &mut Vec<u8>, kind: u16, inner: &[u8]) {
+    attribute(to, kind | NESTED, inner);
+}
+
+/// A number of 16 bits in the order of the network.
+pub fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// A number of 32 bits in the order of the network.
+pub fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
 /// A number of 16 bits in the order of this machine.

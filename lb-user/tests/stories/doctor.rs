@@ -279,10 +279,10 @@ fn what_kube_proxy_left(node: &mut Node) {
         return;
     }
     let said = Said::by(node, &[]);
-    said.finds("warning", "kube-proxy", "the table ip kube-proxy in nf_tables", "`nft delete table ip kube-proxy`");
-    said.finds("warning", "kube-proxy", "the table ip6 kube-proxy in nf_tables", "`nft delete table ip6 kube-proxy`");
+    said.finds("warning", "kube-proxy", "the table ip kube-proxy in nf_tables", "`beeline handover`");
+    said.finds("warning", "kube-proxy", "the table ip6 kube-proxy in nf_tables", "`beeline handover`");
     let words = "left 2 chains: KUBE-SERVICES, KUBE-SVC-A in the table ip nat (iptables-nft)";
-    said.finds("warning", "kube-proxy", words, "kube-proxy --cleanup");
+    said.finds("warning", "kube-proxy", words, "`beeline handover`");
     // Nothing of kubelet's, and no table of another family.
     assert_eq!(said.troubled(), [ALWAYS[0], "kube-proxy", "kube-proxy", "kube-proxy"]);
 }

@@ -1,0 +1,95 @@
+//! Comparisons of answers with maps.
+
+use super::*;
+use crate::{
+    objects::Key,
+    spec::{Family, PortKey},
+};
+use lb_common::{Addr, List, Proto, Service, ServiceFlags, Slot};
+
+fn target(text: &str) -> Target {
+    Target::from(text.parse::<std::net::SocketAddr>().expect("an endpoint"))
+}
+
+fn key(addr: &str, port: u16) -> FrontendKey {
+    FrontendKey::new(Addr::from(addr.parse::<std::net::IpAddr>().expect("an address")), port, Proto::Tcp)
+}
+
+fn answer(here: &[&str], outside: &[&str]) -> Answer {
+    let set = |targets: &[&str]| targets.iter().map(|text| target(text)).collect();
+    Answer { name: "default/web".to_owned(), here: set(here), outside: set(outside) }
+}
+
+/// One service port of two backends, of which the first is here, with a cluster IP and a NodePort.
+fn dump(flags: u32) -> Dump {
+    let mut dump = Dump::default();
+    dump.frontends.insert(key("10.96.0.1", 80), Frontend::new(1, Kind::ClusterIp));
+    dump.frontends.insert(key("0.0.0.0", 30080), Frontend::new(1, Kind::NodePort));
+    dump.frontends.insert(key("10.96.0.1", 80).address(), Frontend::new(1, Kind::Address));
+    let name = PortKey { service: Key::new("default", "web"), name: "".into(), proto: Proto::Tcp, family: Family::V4 };
+    dump.names.insert(1, name);
+    dump.services.insert(1, Service { cluster_len: 2, local_len: 1, flags, ..Service::default() });
+    for (list, index, text) in
+        [(List::Cluster, 0, "10.0.0.1:80"), (List::Cluster, 1, "10.0.0.2:80"), (List::Local, 0, "10.0.0.1:80")]
+    {
+        let Target { addr, port } = target(text);
+        dump.slots.insert(SlotKey::new(1, list, index), Slot { addr, port, weight: 1, backend: index + 1 });
+    }
+    dump
+}
+
+#[track_caller]
+fn check(theirs: &[(FrontendKey, Answer)], dump: &Dump, safe: bool, expected: &[&str]) {
+    let comparison = compare(&theirs.iter().cloned().collect(), dump);
+    let told: Vec<String> = comparison.differences.iter().map(Difference::to_string).collect();
+    assert_eq!(told.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    assert_eq!(comparison.is_safe(), safe);
+}
+
+const BOTH: &[&str] = &["10.0.0.1:80", "10.0.0.2:80"];
+const FIRST: &[&str] = &["10.0.0.1:80"];
+
+#[test]
+fn what_is_answered_alike_is_no_difference() {
+    let alike = [(key("10.96.0.1", 80), answer(BOTH, BOTH)), (key("0.0.0.0", 30080), answer(BOTH, BOTH))];
+    check(&alike, &dump(0), true, &[]);
+    let local = [(key("10.96.0.1", 80), answer(BOTH, BOTH)), (key("0.0.0.0", 30080), answer(BOTH, FIRST))];
+    check(&local, &dump(ServiceFlags::EXTERNAL_LOCAL), true, &[]);
+    check(
+        &local,
+        &dump(0),
+        false,
+        &["default/web at 0.0.0.0:30080/TCP: Beeline leads who is outside to 10.0.0.2:80 too"],
+    );
+}
+
+#[test]
+fn what_is_lost_is_told_from_what_is_more() {
+    check(
+        &[
+            (key("10.96.0.1", 80), answer(&["10.0.0.1:80", "10.0.0.3:80"], BOTH)),
+            (key("10.96.0.7", 80), answer(FIRST, FIRST)),
+        ],
+        &dump(0),
+        false,
+        &[
+            "default/web at 0.0.0.0:30080/TCP: only Beeline answers, with 10.0.0.1:80, 10.0.0.2:80",
+            "default/web at 10.96.0.1:80/TCP: kube-proxy alone leads who is on this node to 10.0.0.3:80, and Beeline alone to 10.0.0.2:80",
+            "default/web at 10.96.0.7:80/TCP: only kube-proxy answers, with 10.0.0.1:80",
+        ],
+    );
+    check(
+        &[
+            (key("10.96.0.1", 80), answer(&[], &[])),
+            (key("0.0.0.0", 30080), answer(BOTH, BOTH)),
+            (key("10.96.0.8", 80), answer(&[], &[])),
+        ],
+        &dump(0),
+        true,
+        &[
+            "default/web at 10.96.0.1:80/TCP: kube-proxy refuses who is on this node, whom Beeline leads to 10.0.0.1:80, 10.0.0.2:80",
+            "default/web at 10.96.0.1:80/TCP: kube-proxy refuses who is outside, whom Beeline leads to 10.0.0.1:80, 10.0.0.2:80",
+            "default/web at 10.96.0.8:80/TCP: only kube-proxy knows it, and refuses who dials it",
+        ],
+    );
+}

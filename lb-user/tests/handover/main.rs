@@ -1,0 +1,160 @@
+//! A node goes from kube-proxy to Beeline and back, under load: a real API server, a real kube-proxy in each of its modes, the
+//! real agent, clients outside and in a pod. What is counted is what fails: nothing may.
+//!
+//! `handover [FILTER]` runs them; `handover --story NAME` is one of them, as the runner starts it, and `handover --serve`,
+//! `--load` are its servers and clients.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+#[path = "../../benches/support/kube_proxy.rs"]
+mod kube_proxy;
+#[expect(dead_code, reason = "other tests look at other things of it")]
+#[path = "../support/lan.rs"]
+mod lan;
+mod load;
+#[path = "../stories/place.rs"]
+mod place;
+#[expect(dead_code, reason = "other tests stop the server and forget its history")]
+#[path = "../kube/server.rs"]
+mod server;
+mod site;
+#[expect(dead_code, reason = "nobody asks for the memory")]
+#[path = "../../benches/support/started.rs"]
+mod started;
+
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+    thread,
+    time::Duration,
+};
+
+use kube_proxy::Mode;
+use libtest_mimic::{Arguments, Failed, Trial};
+use load::Load;
+use server::{ApiServer, Assets};
+use site::Site;
+
+/// Environment of a story: its cgroup and its directory.
+const PLACE: [&str; 2] = ["BEELINE_HANDOVER_CGROUP", "BEELINE_HANDOVER_DIRECTORY"];
+
+/// How long each state is looked at.
+const WHILE: Duration = Duration::from_millis(1500);
+
+const STORIES: [(&str, Mode); 2] =
+    [("there_and_back_beside_nftables", Mode::Nftables), ("there_and_back_beside_iptables", Mode::Iptables)];
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().collect();
+    load::main(&words);
+    if let [_, flag, name] = words.as_slice()
+        && flag == "--story"
+    {
+        let (_, mode) = STORIES.into_iter().find(|(known, _)| known == name).expect("a story of that name");
+        story(mode);
+        return ExitCode::SUCCESS;
+    }
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    if let Some(lacks) = lacking() {
+        println!("handover: skipped, {lacks}");
+        let required = std::env::var_os("BEELINE_REQUIRE_KERNEL").is_some();
+        return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
+    let trials = STORIES.map(|(name, _)| Trial::test(name, move || run(name)));
+    libtest_mimic::run(&arguments, trials.into()).exit_code()
+}
+
+fn lacking() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("it needs root".to_owned());
+    }
+    // Asked for its version only: what they find in this machine's own network is nobody's business here.
+    for tool in ["iptables", "nft"] {
+        if let Err(error) = Command::new(tool).arg("--version").output() {
+            return Some(format!("there is no {tool}: {error}"));
+        }
+    }
+    let assets = std::env::var_os("KUBEBUILDER_ASSETS").unwrap_or_default();
+    if !Path::new(&assets).join("kube-proxy").is_file() {
+        return Some(format!("there is no kube-proxy in KUBEBUILDER_ASSETS={}", assets.display()));
+    }
+    Assets::find().err().or_else(|| lb_user::datapath::environment::cgroup2().err().map(|error| format!("{error:#}")))
+}
+
+/// Runs one story in a process of its own.
+fn run(name: &str) -> Result<(), Failed> {
+    let place = place::Place::make(name)?;
+    let output = Command::new(std::env::current_exe()?)
+        .args(["--story", name])
+        .env(PLACE[0], place.cgroup())
+        .env(PLACE[1], place.directory())
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        said.lines().filter(|line| line.starts_with("COUNTED ")).for_each(|line| println!("\n{name}: {line}"));
+        Ok(())
+    } else {
+        Err(said.into())
+    }
+}
+
+/// kube-proxy; Beeline beside it; Beeline alone; both again; kube-proxy alone.
+fn story(mode: Mode) {
+    let [cgroup, directory] = PLACE.map(|name| std::env::var_os(name).expect("set by the runner"));
+    let directory = Path::new(&directory);
+    place::enter_namespaces();
+    let bpffs = place::mount_bpffs(directory);
+    let link = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    assert!(link.is_ok_and(|status| status.success()), "the loopback of the API server");
+    let api = ApiServer::start(Assets::find().unwrap());
+    let site = Site::make(&api, Path::new(&cgroup), directory, &bpffs.join("beeline"));
+
+    let kube_proxy = site.start_kube_proxy(mode);
+    site.until_served();
+    let mut loads = vec![Load::start(&site, "since kube-proxy")];
+    thread::sleep(WHILE);
+
+    // Beside it: nothing is harmed, and both answer alike.
+    let agent = site.start_agent();
+    thread::sleep(WHILE);
+    let (code, told) = site.beeline(&["handover", "--dry-run", "-o", "json"]);
+    let comparison: serde_json::Value = serde_json::from_str(&told).unwrap_or_else(|error| panic!("{error}: {told}"));
+    assert_eq!((code, &comparison["differences"]), (0, &serde_json::json!([])), "{told}");
+    assert!(comparison["compared"].as_u64() >= Some(8), "{told}");
+    let (code, told) = site.beeline(&["handover"]);
+    assert!(code == 1 && told.contains("kube-proxy runs (pid ") && told.contains("nothing was changed"), "{told}");
+    site.difference_is_told();
+
+    // Alone.
+    drop(kube_proxy);
+    let (code, told) = site.beeline(&["handover"]);
+    assert_eq!(code, 0, "{told}");
+    assert!(told.contains("removed  ") && told.contains("beeline-handover keeps "), "{told}");
+    println!("{told}");
+    assert_eq!(site.kube_proxys_rules(), "", "of kube-proxy's rules nothing is left");
+    thread::sleep(WHILE);
+    let (code, told) = site.beeline(&["handover"]);
+    assert!(code == 0 && told.contains("kube-proxy has no rules") && told.contains("open connection"), "{told}");
+    loads.push(Load::start(&site, "since Beeline"));
+    thread::sleep(WHILE);
+
+    // And back.
+    let kube_proxy = site.start_kube_proxy(mode);
+    site.until_rules_are_written();
+    thread::sleep(WHILE);
+    drop(agent);
+    let (code, told) = site.beeline(&["cleanup"]);
+    println!("{told}");
+    let is_whole = code == 0 && told.contains("handed to netfilter") && !told.contains("more end");
+    loads.push(Load::start(&site, "since kube-proxy again"));
+    thread::sleep(WHILE);
+
+    let mut failed = false;
+    for load in loads {
+        let counted = load.end();
+        println!("COUNTED {counted}");
+        failed |= counted.has_failed();
+    }
+    assert!(is_whole && !failed, "something failed");
+    drop(kube_proxy);
+}

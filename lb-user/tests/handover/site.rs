@@ -1,0 +1,240 @@
+//! The network of a hand-over: node1, which is handed over, with its pod; node2, where other backends are; the client.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal};
+
+use crate::{
+    kube_proxy::{KubeProxy, Mode, Served},
+    lan::{Lan, Namespace, Options},
+    load::{self, Server},
+    server::ApiServer,
+    started::Started,
+};
+
+/// How long anything may take to come about.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+pub const PORT: u16 = 80;
+/// NodePorts of the Service for any caller, and of the one that uses endpoints of this node only.
+pub const ANY: u16 = 30080;
+pub const LOCAL: u16 = 30081;
+
+pub struct Site<'a> {
+    pub lan: Lan,
+    api: &'a ApiServer,
+    cgroup: &'a Path,
+    directory: &'a Path,
+    pins: PathBuf,
+    _servers: Vec<Server>,
+}
+
+impl<'a> Site<'a> {
+    pub fn make(api: &'a ApiServer, cgroup: &'a Path, directory: &'a Path, pins: &Path) -> Self {
+        let lan = Lan::make(Options::default());
+        relay(&lan.node1.host.net, api.port());
+        // Cluster IPs lead to the node for clients outside too, as they do where routers say so.
+        lan.client.net.run(&["ip", "route", "add", "10.96.0.0/16", "via", &lan.node1.host.v4.to_string()]);
+        let pods = [&lan.node1.pods[0], &lan.node2.pods[0]];
+        let servers = pods.map(|pod| Server::start(&pod.net, (pod.v4, load::TARGET).into())).into();
+        for name in ["pods", "agent"] {
+            fs::create_dir(cgroup.join(name)).unwrap();
+        }
+        let addresses = pods.map(|pod| pod.v4);
+        api.apply(&objects(addresses));
+        api.kubectl(&[
+            "patch",
+            "node",
+            "node1",
+            "--subresource=status",
+            "-p",
+            &format!(
+                "{{\"status\":{{\"addresses\":[{{\"type\":\"InternalIP\",\"address\":\"{}\"}}]}}}}",
+                lan.node1.host.v4
+            ),
+        ]);
+        Self { lan, api, cgroup, directory, pins: pins.to_owned(), _servers: servers }
+    }
+
+    /// The cgroup of the pods of node1.
+    pub fn pods(&self) -> PathBuf {
+        self.cgroup.join("pods")
+    }
+
+    /// Where clients outside go, and where pods do.
+    pub fn destinations(&self) -> ([SocketAddr; 3], [SocketAddr; 2]) {
+        let node = self.lan.node1.host.v4;
+        let vip = SocketAddr::from((VIP, PORT));
+        ([(node, ANY).into(), (node, LOCAL).into(), vip], [vip, (node, ANY).into()])
+    }
+
+    pub fn start_kube_proxy(&self, mode: Mode) -> Started {
+        let program = KubeProxy::find(mode).unwrap();
+        let kubeconfig = self.api.kubeconfig();
+        let served =
+            Served { node: "node1", pods: "10.244.0.0/16", kubeconfig: &kubeconfig, directory: self.directory };
+        self.lan.node1.host.net.enter(|| program.start(&served))
+    }
+
+    pub fn start_agent(&self) -> Started {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_beeline"));
+        command
+            .arg("--pins")
+            .arg(&self.pins)
+            .args(["run", "--node-name", "node1", "--kubeconfig"])
+            .arg(self.api.kubeconfig());
+        command.arg("--cgroup").arg(self.pods()).args(["--healthz-bind-address=", "--metrics-bind-address="]);
+        let log = self.directory.join("agent.log");
+        let agent = self.lan.node1.host.net.enter(|| Started::new(&mut command, &log));
+        agent.wait_until_in_service();
+        let deadline = Instant::now() + PATIENCE;
+        while !agent.log().contains("devices of the packet path") {
+            assert!(Instant::now() < deadline, "no device has the programs: {}", agent.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+        agent
+    }
+
+    /// Runs the command on the node: its exit code, and what it said.
+    pub fn beeline(&self, arguments: &[&str]) -> (i32, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_beeline"));
+        command.arg("--pins").arg(&self.pins).args(arguments);
+        let output = self.lan.node1.host.net.enter(|| command.output()).unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap_or(-1), text(&output.stdout) + &text(&output.stderr))
+    }
+
+    /// Waits until clients outside are served.
+    pub fn until_served(&self) {
+        let (outside, _) = self.destinations();
+        for to in outside {
+            self.until(&format!("{to} answers"), || {
+                self.lan.client.net.enter(|| load::ask(to, Duration::from_secs(1))).is_ok()
+            });
+        }
+    }
+
+    /// What is in netfilter of kube-proxy's.
+    pub fn kube_proxys_rules(&self) -> String {
+        let rules = self.lan.node1.host.net.run(&["nft", "list", "ruleset"]);
+        let own = |line: &&str| {
+            let names = ["KUBE-SERVICES", "KUBE-SVC-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-POSTROUTING", "kube-proxy"];
+            names.iter().any(|name| line.contains(name))
+        };
+        rules.lines().filter(own).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Waits until kube-proxy has written what it writes last.
+    pub fn until_rules_are_written(&self) {
+        self.until("kube-proxy has written its rules", || {
+            let (code, told) = self.beeline(&["handover", "--dry-run", "-o", "json"]);
+            code == 0
+                && told.contains("\"differences\": []")
+                && told.contains("\"compared\": ")
+                && !told.contains("\"compared\": 0")
+        });
+    }
+
+    /// An endpoint that Beeline does not know yet is told of, and stands in the way.
+    pub fn difference_is_told(&self) {
+        let agent = self.agent();
+        rustix::process::kill_process(agent, Signal::STOP).unwrap();
+        self.api.apply(&format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+             metadata: {{name: none-1, labels: {{kubernetes.io/service-name: none}}}}\n\
+             ports: [{{port: {}}}]\nendpoints: [{{addresses: [{}], nodeName: node2}}]\n",
+            load::TARGET,
+            self.lan.node2.pods[0].v4
+        ));
+        let expected =
+            format!("Beeline refuses who is on this node, whom kube-proxy leads to {}:", self.lan.node2.pods[0].v4);
+        self.until("the difference is told", || {
+            let (code, told) = self.beeline(&["handover", "--dry-run"]);
+            code == 1
+                && told.contains("differs  default/none at ")
+                && told.contains(&expected)
+                && told.contains("clients would lose something")
+        });
+        rustix::process::kill_process(agent, Signal::CONT).unwrap();
+        self.until("both answer alike again", || self.beeline(&["handover", "--dry-run"]).0 == 0);
+    }
+
+    /// The process of the agent.
+    fn agent(&self) -> Pid {
+        let pins = self.pins.display().to_string();
+        let words = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let pids =
+            fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let is_agent = |pid: &u32| words(*pid).contains(&pins) && words(*pid).contains("\0run\0");
+        let pid = pids.into_iter().find(is_agent).expect("the agent runs");
+        Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+    }
+
+    fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so() {
+            let logs = ["kube-proxy-node1.log", "agent.log"]
+                .map(|name| fs::read_to_string(self.directory.join(name)).unwrap_or_default());
+            assert!(Instant::now() < deadline, "not so: {what}\n{}", logs.join("\n---\n"));
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// A Service with a backend on each node, one with policy Local, one without endpoints.
+fn objects([here, there]: [Ipv4Addr; 2]) -> String {
+    let target = load::TARGET;
+    let service = |name: &str, spec: &str| {
+        format!("---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
+    };
+    let slice = |name: &str| {
+        format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+             metadata: {{name: {name}-1, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+             ports: [{{name: tcp, port: {target}}}, {{name: udp, port: {target}, protocol: UDP}}]\n\
+             endpoints: [{{addresses: [{here}], nodeName: node1}}, {{addresses: [{there}], nodeName: node2}}]\n"
+        )
+    };
+    let ports = |node_port: u16| {
+        format!(
+            "ports: [{{name: tcp, port: {PORT}, targetPort: {target}, nodePort: {node_port}}}, \
+             {{name: udp, protocol: UDP, port: {PORT}, targetPort: {target}, nodePort: {node_port}}}]"
+        )
+    };
+    [
+        "---\napiVersion: v1\nkind: Node\nmetadata: {name: node1}\n".to_owned(),
+        service("any", &format!("type: NodePort, clusterIP: {VIP}, {}", ports(ANY))),
+        slice("any"),
+        service("local", &format!("type: NodePort, externalTrafficPolicy: Local, {}", ports(LOCAL))),
+        slice("local"),
+        service("none", "ports: [{port: 81}]"),
+    ]
+    .concat()
+}
+
+/// Makes the API server's port one of a node's loopback as well, where its certificate is good.
+fn relay(net: &Namespace, port: u16) {
+    let listener = net.enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, port))).expect("a free port");
+    thread::spawn(move || {
+        for near in listener.incoming().flatten() {
+            let Ok(far) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { continue };
+            for (mut from, mut to) in [(near.try_clone(), far.try_clone()), (Ok(far), Ok(near))]
+                .into_iter()
+                .filter_map(|(from, to)| Some((from.ok()?, to.ok()?)))
+            {
+                thread::spawn(move || {
+                    let _ended = std::io::copy(&mut from, &mut to);
+                    let _ended = to.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        }
+    });
+}

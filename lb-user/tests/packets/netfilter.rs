@@ -1,0 +1,120 @@
+//! Flows that netfilter translates, before Beeline came and after it leaves.
+
+use std::net::SocketAddr;
+
+use lb_common::{Device, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Proto, Tuple, flow::Seen};
+
+use crate::{
+    family::{BOTH, Family},
+    support::{Packet, Wanted, World},
+};
+
+fn tuple(from: &str, to: &str) -> Tuple {
+    let [from, to] = [from, to].map(|text| text.parse::<SocketAddr>().expect("an address and port"));
+    Tuple { src: from.ip().into(), src_port: from.port(), dst: to.ip().into(), dst_port: to.port() }
+}
+
+/// Netfilter has given a client a backend elsewhere, by an address of the node.
+fn netfilters(world: &mut World, of: Family, proto: Proto, reverse: u8, used: u64) -> String {
+    let source = SocketAddr::new(of.node.parse().expect("an address"), 4000).to_string();
+    let (dialled, becomes) = (tuple(of.client, of.node_port), tuple(&source, of.there));
+    let flow =
+        Flow { to: becomes, service: 0, backend: 0, flags: FlowFlags::NETFILTER, forward: Seen::ANY, reverse, used };
+    let back = Flow { to: dialled.reversed(), flags: FlowFlags::NETFILTER | FlowFlags::REVERSE, ..flow };
+    let mut flows = world.maps().map::<FlowKey, Flow>("FLOWS");
+    for (tuple, flow) in [(dialled, flow), (becomes.reversed(), back)] {
+        flows.insert(FlowKey::new(tuple, proto as u8, Hook::Ingress), flow, 0).expect("there is room");
+    }
+    source
+}
+
+#[test]
+fn netfilters_flows_are_left_to_it_until_they_begin_anew() {
+    for of in BOTH {
+        for (proto, wanted) in [(Proto::Tcp, Wanted::tcp()), (Proto::Udp, Wanted::udp())] {
+            let mut world = World::enter();
+            world.serve(wanted.node_port(of.any).backends(&[of.here]));
+            let packet = |from: &str, to: &str| match proto {
+                Proto::Udp => Packet::udp(from, to),
+                _ => Packet::tcp(from, to),
+            };
+            let now = lb_user::datapath::sys::now();
+            let source = netfilters(&mut world, of, proto, Seen::ANY, now);
+            for _ in 0..2 {
+                world.comes_in("uplink", &packet(of.client, of.node_port)).is_untouched();
+                world.comes_in("uplink", &packet(of.there, &source)).is_untouched();
+                world.goes_out("uplink", &packet(&source, of.there)).is_untouched();
+                world.goes_out("uplink", &packet(of.node_port, of.client)).is_untouched();
+            }
+            let anew = match proto {
+                Proto::Udp => {
+                    // So long ago that netfilter may have forgotten it.
+                    netfilters(&mut world, of, proto, Seen::ANY, 0);
+                    Packet::udp(of.client, of.node_port)
+                }
+                _ => Packet::syn(of.client, of.node_port),
+            };
+            world.comes_in("uplink", &anew).goes_on_as(&anew.becomes(of.client, of.here));
+        }
+        let mut world = World::enter();
+        world.serve(Wanted::tcp().node_port(of.any).backends(&[of.here]));
+        netfilters(&mut world, of, Proto::Tcp, 0, lb_user::datapath::sys::now());
+        let syn = Packet::syn(of.client, of.node_port);
+        world.comes_in("uplink", &syn).is_untouched();
+        world.comes_in("uplink", &Packet::tcp(of.client, of.node_port)).is_untouched();
+        world.comes_in("uplink", &syn).goes_on_as(&syn.becomes(of.client, of.here));
+    }
+}
+
+#[test]
+fn a_flow_that_is_handed_over_waits_and_then_is_netfilters() {
+    for of in BOTH {
+        let mut world = World::enter();
+        world.serve(Wanted::tcp().node_port(of.any).backends(&[of.here]));
+        let (syn, answer) = (Packet::syn(of.client, of.node_port), Packet::tcp(of.here, of.client).flags("SA"));
+        world.comes_in("uplink", &syn).goes_on_as(&syn.becomes(of.client, of.here));
+        mark(&mut world, FlowFlags::HELD);
+        world.comes_in("uplink", &Packet::tcp(of.client, of.node_port)).is_dropped();
+        world.goes_out("uplink", &answer).is_dropped();
+        mark(&mut world, FlowFlags::NETFILTER);
+        world.comes_in("uplink", &Packet::tcp(of.client, of.node_port)).is_untouched();
+        world.goes_out("uplink", &answer).is_untouched();
+    }
+}
+
+#[test]
+fn devices_that_settle_or_are_left_take_less() {
+    for of in BOTH {
+        let mut world = World::enter();
+        world.serve(Wanted::tcp().node_port(of.any).cluster_ip(of.cluster_ip).backends(&[of.here]));
+        let (syn, later) = (Packet::syn(of.client, of.node_port), Packet::tcp(of.client, of.node_port));
+        flag(&mut world, DeviceFlags::SETTLING);
+        world.comes_in("uplink", &later).is_untouched();
+        world.comes_in("uplink", &syn).goes_on_as(&syn.becomes(of.client, of.here));
+        flag(&mut world, DeviceFlags::LEAVING);
+        world.comes_in("uplink", &later).goes_on_as(&later.becomes(of.client, of.here));
+        let other = of.client.replace("4000", "4001");
+        for to in [of.node_port, of.cluster_ip, &of.cluster_ip.replace(":80", ":81")] {
+            world.comes_in("uplink", &Packet::syn(&other, to)).is_untouched();
+            world.goes_out("uplink", &Packet::syn(&other, to)).is_untouched();
+        }
+    }
+}
+
+fn mark(world: &mut World, flags: u16) {
+    let entries = world.maps().entries::<FlowKey, Flow>("FLOWS");
+    let mut flows = world.maps().map::<FlowKey, Flow>("FLOWS");
+    for (key, flow) in entries {
+        let own = flow.flags & !(FlowFlags::HELD | FlowFlags::NETFILTER);
+        flows.insert(key, Flow { flags: own | flags, ..flow }, 0).expect("there is room");
+    }
+}
+
+fn flag(world: &mut World, flag: u32) {
+    let devices = world.maps().entries::<u32, Device>("DEVICES");
+    let mut map = world.maps().map::<u32, Device>("DEVICES");
+    for (index, device) in devices {
+        let own = device.flags & !(DeviceFlags::SETTLING | DeviceFlags::LEAVING);
+        map.insert(index, Device { flags: own | flag, ..device }, 0).expect("there is room");
+    }
+}

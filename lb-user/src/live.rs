@@ -1,13 +1,9 @@
 //! The maps of a moment as `select` reads them, state included, and a client to ask for: what `trace` decides by. Nothing
 //! is changed by asking.
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    net::{Ipv4Addr, UdpSocket},
-};
+use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, Caller, Frontend, FrontendKey, List, MaglevKey, NodeAddr, Service, Slot,
     SlotKey, State, Tables, take_turn,
@@ -15,6 +11,7 @@ use lb_common::{
 
 use crate::{
     datapath::{stats::Stats, sys},
+    sockets::namespaces::Namespace,
     store::Dump,
 };
 
@@ -110,18 +107,10 @@ fn now() -> Result<u64> {
     Ok(u64::try_from(now.tv_sec)? * 1_000_000_000 + u64::try_from(now.tv_nsec)?)
 }
 
-/// Enters the namespace in a thread of its own, which ends with the question.
 fn cookie_of(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/ns/net");
-    let namespace = File::open(&path).with_context(|| format!("opening {path}: is there a process {pid}?"))?;
-    let ask = move || -> Result<u64> {
-        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-        rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), kind)
-            .context("entering the network namespace of the process")?;
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("opening a socket there")?;
-        sys::netns_cookie_of(&socket).context("asking for the cookie of a network namespace, which is of Linux 5.14")
-    };
-    std::thread::spawn(ask).join().map_err(|_| anyhow!("the question for a cookie failed"))?
+    let namespace = Namespace::open(path.as_ref()).with_context(|| format!("opening {path}: is there a process {pid}?"))?;
+    namespace.cookie()
 }
 
 impl Caller for Client {

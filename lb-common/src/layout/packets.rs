@@ -140,6 +140,10 @@ impl DeviceFlags {
     pub const POD: u32 = 1;
     /// Packets have no Ethernet header here.
     pub const NO_ETHERNET: u32 = 2;
+    /// Flows that stand go on, and none begins by what comes in: the pod has chosen that somebody else translates.
+    pub const OFF: u32 = 4;
+    /// It has the programs by the choice of its pod. It keeps them for as long as it is there, since flows may stand.
+    pub const CHOSEN: u32 = 8;
 }
 
 /// What stands behind the length in a key of `SOURCE_RANGES`.

@@ -23,6 +23,9 @@ use crate::{
 /// A packet of no flow comes in: a Service answers it, or it goes on as it is.
 #[inline(always)]
 pub fn begin(frame: Frame, scratch: &mut Scratch, device: &Device) -> Fate {
+    if device.flags & DeviceFlags::OFF != 0 {
+        return Fate::PASS;
+    }
     let pod = device.flags & DeviceFlags::POD != 0;
     let chosen = choose(&scratch.packet, spread_of(&scratch.packet), !pod, &mut scratch.choice);
     if chosen.is_flow() {

@@ -139,7 +139,12 @@ impl Channel {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn get<T>(&mut self, kind: u16, body: &[u8], mut parse: impl FnMut(&[u8]) -> Option<T>) -> io::Result<Option<T>> {
+    pub fn get<T>(
+        &mut self,
+        kind: u16,
+        body: &[u8],
+        mut parse: impl FnMut(&[u8]) -> Option<T>,
+    ) -> io::Result<Option<T>> {
         let mut found = None;
         self.ask(kind, libc::NLM_F_ACK, body, |body| found = parse(body))?;
         Ok(found)

@@ -510,6 +510,11 @@ impl Object {
         if let Self::EndpointSlice(object) = self { Some(&object.key) } else { None }
     }
 
+    /// The key of a Namespace.
+    pub(crate) fn namespace_key(&self) -> Option<Key> {
+        if let Self::Namespace(object) = self { Some(Key::new("", &object.name)) } else { None }
+    }
+
     fn endpoints_key(&self) -> Option<&Key> {
         if let Self::Endpoints(object) = self { Some(&object.key) } else { None }
     }

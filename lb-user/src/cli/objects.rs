@@ -39,7 +39,7 @@ pub(super) enum Output {
     Json,
 }
 
-/// How long an API server has for the four lists.
+/// How long an API server has for the lists.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The flags that name the objects, and what they mean.

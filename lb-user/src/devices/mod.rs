@@ -122,7 +122,7 @@ pub async fn run(options: Options, tc: Arc<Tc>, pins: PathBuf, mut status: watch
         let check = match passed {
             Ok(()) => {
                 backoff = FIRST_RETRY;
-                keeper.paths.retry().unwrap_or(CHECK)
+                (!is_idle).then(|| keeper.paths.retry().unwrap_or(CHECK))
             }
             Err(error) => {
                 let text = format!("{error:#}");
@@ -131,7 +131,7 @@ pub async fn run(options: Options, tc: Arc<Tc>, pins: PathBuf, mut status: watch
                     keeper.told = vec![text];
                 }
                 backoff = (backoff * 2).min(LAST_RETRY);
-                backoff
+                Some(backoff)
             }
         };
         sleep(keeper.reading * REST).await;
@@ -147,7 +147,12 @@ pub async fn run(options: Options, tc: Arc<Tc>, pins: PathBuf, mut status: watch
                 generation.mark_changed();
                 false
             }
-            () = sleep(check), if !is_idle => false,
+            () = async {
+                match check {
+                    Some(check) => sleep(check).await,
+                    None => pending().await,
+                }
+            } => false,
         };
         if is_dead {
             news = None;

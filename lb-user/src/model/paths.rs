@@ -150,7 +150,8 @@ mod tests {
 
     #[test]
     fn a_pods_own_label_goes_before_that_of_its_namespace() {
-        let pods = pod("a", "", "") + &pod("b", "beeline.io/path: packet", "") + &pod("c", "beeline.io/path: socket", "");
+        let pods =
+            pod("a", "", "") + &pod("b", "beeline.io/path: packet", "") + &pod("c", "beeline.io/path: socket", "");
         check(&pods, &["n/b packet by pod at uid u-b"]);
         check(&(namespace("off") + &pods), &["n/a off by namespace at uid u-a", "n/b packet by pod at uid u-b"]);
         check(&(namespace("socket") + &pods), &["n/b packet by pod at uid u-b"]);
@@ -164,10 +165,10 @@ mod tests {
         let pods = pod("a", "beeline.io/path: 'on'", "");
         check(&pods, &[&wrong("Pod n/a")]);
         check(&(namespace("off") + &pods), &["n/a off by namespace at uid u-a", &wrong("Pod n/a")]);
-        check(&(namespace("on") + &pod("b", "beeline.io/path: 'off'", "")), &[
-            "n/b off by pod at uid u-b",
-            &wrong("Namespace n"),
-        ]);
+        check(
+            &(namespace("on") + &pod("b", "beeline.io/path: 'off'", "")),
+            &["n/b off by pod at uid u-b", &wrong("Namespace n")],
+        );
     }
 
     #[test]
@@ -187,6 +188,9 @@ mod tests {
         let [third, first, second] = told.lines().collect::<Vec<_>>()[..] else { panic!("{told}") };
         assert_eq!(third, "default/c off by pod at /run/netns/c");
         assert!(first.starts_with("Pod default/b: the path off") && first.contains("metadata.uid"), "{first}");
-        assert!(second.starts_with("Pod n/a: the path packet") && second.contains("beeline.io/path: socket"), "{second}");
+        assert!(
+            second.starts_with("Pod n/a: the path packet") && second.contains("beeline.io/path: socket"),
+            "{second}"
+        );
     }
 }

@@ -53,10 +53,8 @@ pub enum Sought {
 /// # Errors
 /// When /proc cannot be read.
 pub fn find<'a>(pods: impl Iterator<Item = &'a Netns> + Clone) -> io::Result<Vec<Sought>> {
-    let uids: BTreeSet<&str> = pods
-        .clone()
-        .filter_map(|netns| if let Netns::OfCgroup(uid) = netns { Some(&**uid) } else { None })
-        .collect();
+    let uids: BTreeSet<&str> =
+        pods.clone().filter_map(|netns| if let Netns::OfCgroup(uid) = netns { Some(&**uid) } else { None }).collect();
     let by_uid = if uids.is_empty() { BTreeMap::new() } else { by_processes(&uids)? };
     let own = inode(Path::new("/proc/thread-self/ns/net"))?;
     let sought = |netns: &Netns| match netns {
@@ -159,7 +157,8 @@ mod tests {
     #[test]
     fn this_process_has_the_nodes_own_namespace() {
         let own = fs::read_to_string("/proc/self/cgroup").expect("/proc");
-        let pods = [Netns::At("/proc/self/ns/net".into()), Netns::At("/nowhere".into()), Netns::OfCgroup("none".into())];
+        let pods =
+            [Netns::At("/proc/self/ns/net".into()), Netns::At("/nowhere".into()), Netns::OfCgroup("none".into())];
         let [first, second, third] = find(pods.iter()).expect("/proc").try_into().expect("as many");
         assert_eq!((first, third), (Sought::Node, Sought::Nothing), "{own}");
         assert!(matches!(second, Sought::Failed(why) if why.contains("/nowhere")));

@@ -118,7 +118,13 @@ impl Keeper {
     ///
     /// # Errors
     /// When the map cannot be read or written.
-    pub fn tell(&mut self, directory: &Path, paths: &Paths, placed: &[Placed<'_>], serving: &BTreeSet<u32>) -> Result<()> {
+    pub fn tell(
+        &mut self,
+        directory: &Path,
+        paths: &Paths,
+        placed: &[Placed<'_>],
+        serving: &BTreeSet<u32>,
+    ) -> Result<()> {
         let (wanted, refused) = settle(placed, serving);
         let is_complete = placed.iter().all(|placed| placed.cookies.is_ok()) && refused.is_empty();
         let later = self.retry.map_or(FIRST_RETRY, |retry| (retry * 2).min(LAST_RETRY));
@@ -238,7 +244,10 @@ mod tests {
         let check = |placed: &Placed<'_>, serving: &[u32], device: Option<u32>, why: &str| {
             let (entries, refused) = settle(std::slice::from_ref(placed), &serving.iter().copied().collect());
             assert_eq!(entries.get(&7).map(|entry| entry.device), device, "{placed:?}");
-            assert_eq!((refused.len(), refused.iter().all(|told| told.contains(why))), (usize::from(!why.is_empty()), true));
+            assert_eq!(
+                (refused.len(), refused.iter().all(|told| told.contains(why))),
+                (usize::from(!why.is_empty()), true)
+            );
         };
         check(&placed(&packet, 7, &[3, 4]), &[4, 5], Some(4), "");
         check(&placed(&packet, 7, &[]), &[4], None, "no link of this node leads to it");

@@ -48,7 +48,8 @@ impl Namespace {
         let ask = || {
             self.enter().context("entering a network namespace, which needs CAP_SYS_ADMIN")?;
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("opening a socket there")?;
-            sys::netns_cookie_of(&socket).context("asking for the cookie of a network namespace, which is of Linux 5.14")
+            sys::netns_cookie_of(&socket)
+                .context("asking for the cookie of a network namespace, which is of Linux 5.14")
         };
         thread::scope(|scope| scope.spawn(ask).join()).map_err(|_| anyhow!("the question for a cookie failed"))?
     }

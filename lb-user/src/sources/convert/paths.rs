@@ -115,7 +115,10 @@ mod tests {
                     spec: {nodeName: n, hostNetwork: true}\n\
                     status: {phase: Running, podIPs: [{ip: 10.0.0.1}, {ip: x}, {ip: 'fd00::1'}]}";
         let pod = pod(&yaml(text)).unwrap();
-        assert_eq!((pod.key.to_string().as_str(), pod.uid.as_deref(), pod.node.as_deref()), ("b/a", Some("u-1"), Some("n")));
+        assert_eq!(
+            (pod.key.to_string().as_str(), pod.uid.as_deref(), pod.node.as_deref()),
+            ("b/a", Some("u-1"), Some("n"))
+        );
         assert!(pod.host_network && pod.started && pod.netns.is_none());
         assert_eq!(pod.ips, ["10.0.0.1".parse::<std::net::IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
         let of_static = "metadata: {name: a, uid: u-1, annotations: {kubernetes.io/config.hash: h}}";

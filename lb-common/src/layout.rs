@@ -7,11 +7,13 @@
 use crate::{Addr, Proto};
 
 mod packets;
+mod paths;
 
 pub use packets::{
     Device, DeviceFlags, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Hook, MAGLEV_LEN, Maglev, MaglevKey,
     Range, RangeKey, Tuple,
 };
+pub use paths::{PathChoice, PodPath};
 
 /// Version of the map layouts; part of the pin directory's name, so that two layouts never meet in one map.
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { RELEASED + 1 } else { RELEASED };
@@ -54,6 +56,8 @@ pub mod capacity {
     pub const SOURCE_RANGES: usize = 65_536;
     /// Lists of service ports with the scheduler `mh`.
     pub const MAGLEV: usize = 1_024;
+    /// Network namespaces of pods that have chosen another path than that of sockets.
+    pub const PATHS: usize = 16_384;
 }
 
 /// Key of `FRONTENDS`: what clients dial.
@@ -584,5 +588,5 @@ macro_rules! layouts {
 layouts! {
     Addr: 16, FrontendKey: 20, Frontend: 5 + FRONTEND_PAD, Service: 32, SlotKey: 12, Slot: 24, Backend: 24, Names: 196, LogGate: 24,
     NodeAddr: 4, AffinityKey: 24, Affinity: 16, PortStats: 56, BackendStats: 24, Tuple: 36, FlowKey: 40, Flow: 56,
-    FragmentKey: 40, FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24, MaglevKey: 8, Maglev: 16292,
+    FragmentKey: 40, FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24, MaglevKey: 8, Maglev: 16292, PodPath: 168,
 }

@@ -52,6 +52,11 @@ pub trait Caller {
     fn is_outside(&self) -> bool {
         false
     }
+    /// Whether it is a socket of a pod that has chosen another path ([`crate::PathChoice`]). Asked only where a Service
+    /// answers, so that it costs nobody else anything.
+    fn is_left_alone(&self) -> bool {
+        false
+    }
     /// CLOCK_MONOTONIC, ns.
     fn now(&self) -> u64;
 }
@@ -267,6 +272,10 @@ fn attempt(
     let Some(frontend) = frontend_at(tables, caller, dest) else {
         return Outcome { step: Step::NotService, choice };
     };
+    // Before anything is chosen, since a choice takes turns and is kept for affinity.
+    if caller.is_left_alone() {
+        return Outcome { step: Step::NotService, choice };
+    }
     choice.service = frontend.service;
     let Some(service) = tables.service(frontend.service) else {
         return Outcome { step: Step::Again, choice };

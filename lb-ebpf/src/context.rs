@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use lb_common::{Addr, Caller, Client, FrontendKey, Proto};
 
-use crate::maps::{HOST_NETNS, SET_RETVAL};
+use crate::maps::{HOST_NETNS, PATHS, PATHS_USED, SET_RETVAL};
 
 /// The call goes on, to whatever address now stands in the context.
 pub const PROCEED: i32 = 1;
@@ -166,6 +166,13 @@ impl<const V6: bool> Caller for SockAddr<V6> {
             host => host,
         };
         self.netns() == host
+    }
+
+    #[inline(always)]
+    fn is_left_alone(&self) -> bool {
+        // SAFETY: an element of an array map, which stays for ever; the agent writes it whole.
+        let used = PATHS_USED.get_ptr(0).is_some_and(|used| unsafe { used.read_volatile() } != 0);
+        used && PATHS.get_ptr(self.netns()).is_some()
     }
 
     #[inline(always)]

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, LogGate, MAGLEV_LEN, Maglev, MaglevKey, Names, NodeAddr, PortStats, Range, RangeKey,
+    Frontend, FrontendKey, LogGate, MAGLEV_LEN, Maglev, MaglevKey, Names, NodeAddr, PodPath, PortStats, Range, RangeKey,
     Service, Slot, SlotKey, Tables, TcpSock, Translation, Translations, capacity,
 };
 
@@ -82,6 +82,14 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { capacity::FRAGMEN
 /// The node's network devices.
 #[btf_map]
 pub static DEVICES: HashMap<u32, Device, { capacity::DEVICES }, NO_PREALLOC> = HashMap::new();
+
+/// The pods that have chosen another path than that of sockets, by the cookie of their network namespace.
+#[btf_map]
+pub static PATHS: HashMap<u64, PodPath, { capacity::PATHS }, NO_PREALLOC> = HashMap::new();
+
+/// How many entries `PATHS` has: most nodes have none, and then nobody looks for one.
+#[btf_map]
+pub static PATHS_USED: Array<u32, 1> = Array::new();
 
 /// Which backend a client sticks to.
 #[btf_map]

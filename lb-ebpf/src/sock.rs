@@ -1,7 +1,7 @@
 //! The socket path: what each hook does, over common code for both families.
 
 use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_sk_storage_get, programs::SockContext};
-use lb_common::{Cause, Choice, Counter, FrontendKey, Proto, Translation, Translations, Verdict, select};
+use lb_common::{Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Translation, Translations, Verdict, select};
 
 use crate::{
     context::{PROCEED, SockAddr},
@@ -84,7 +84,8 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     let mut list = stored(ctx);
     let mut moved = false;
     if let Some(kept) = list.as_mut().and_then(|list| list.of_vip(&dest.addr, dest.port)) {
-        if is_alive(&kept) {
+        // A pod may choose another path while its sockets are open.
+        if is_alive(&kept) && !ctx.is_left_alone() {
             ctx.set(&kept.backend_addr, kept.backend_port);
             return PROCEED;
         }

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use crate::objects::{EndpointSlice, Endpoints, Key, Node, Service};
+use crate::objects::{EndpointSlice, Endpoints, Key, Namespace, Node, Pod, Service};
 
-/// A kind of object. Nothing is written before each kind was listed once (invariant I5).
+/// A kind of object. Nothing is written before each of those that Services need was listed once (invariant I5).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Kind {
     /// v1 Service.
@@ -15,11 +15,19 @@ pub enum Kind {
     Endpoints,
     /// v1 Node.
     Node,
+    /// v1 Pod.
+    Pod,
+    /// v1 Namespace.
+    Namespace,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Endpoints, Self::Node];
+    pub const ALL: [Self; 6] =
+        [Self::Service, Self::EndpointSlice, Self::Endpoints, Self::Node, Self::Pod, Self::Namespace];
+
+    /// Those without which Services cannot be served. The others say which pods take another path.
+    pub const OF_SERVICES: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Endpoints, Self::Node];
 }
 
 /// An object of any kind.
@@ -33,6 +41,10 @@ pub enum Object {
     Endpoints(Endpoints),
     /// v1 Node.
     Node(Node),
+    /// v1 Pod.
+    Pod(Pod),
+    /// v1 Namespace.
+    Namespace(Namespace),
 }
 
 /// A change of the objects that a source knows.

@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    event::Kind,
     http::{self, Port, Reply},
     reconcile::Status,
 };
@@ -69,7 +70,9 @@ impl Now {
 #[must_use]
 pub fn is_live(status: &Status, now: Now) -> bool {
     let is_late = |since: Instant| now.monotonic.saturating_duration_since(since) >= PENDING;
-    status.ready && status.forbidden.is_empty() && !status.pending_since.is_some_and(is_late)
+    // Without the others Services are served all the same.
+    let is_needed = |kind| Kind::OF_SERVICES.contains(kind);
+    status.ready && !status.forbidden.iter().any(is_needed) && !status.pending_since.is_some_and(is_late)
 }
 
 /// The answer to a question.
@@ -181,7 +184,7 @@ mod tests {
     fn who_may_not_read_what_it_serves_is_not_well() {
         let now = Now { monotonic: Instant::now(), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1000) };
         let mut status = status(true, None, false, now);
-        status.forbidden.insert(crate::event::Kind::Endpoints);
+        status.forbidden.insert(Kind::Endpoints);
         let codes = Question::ALL.map(|question| answer(question, &status, now).status.as_u16());
         assert_eq!(codes, [503, 503]);
     }

@@ -3,6 +3,7 @@
 mod counts;
 mod devices;
 mod flows;
+pub mod paths;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ use serde::Serialize;
 pub use counts::{PortCounts, by_port, sum};
 pub use devices::{DeviceRow, devices};
 pub use flows::{FlowFilter, FlowRow, flows};
+pub use paths::{PathRow, paths};
 
 use crate::{datapath::stats::Stats, spec::PortKey, store::Dump};
 

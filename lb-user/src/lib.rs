@@ -26,6 +26,7 @@ pub mod netfilter;
 pub mod netlink;
 pub mod objects;
 pub mod op;
+pub mod paths;
 pub mod plan;
 pub mod ranges;
 pub mod reaper;

@@ -1,20 +1,17 @@
 //! The maps of a moment as `select` reads them, state included, and a client to ask for: what `trace` decides by. Nothing
 //! is changed by asking.
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    net::{Ipv4Addr, UdpSocket},
-};
+use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, Caller, Frontend, FrontendKey, List, MaglevKey, NodeAddr, Service, Slot,
-    SlotKey, State, Tables, take_turn,
+    Addr, Affinity, AffinityKey, Backend, Caller, Frontend, FrontendKey, List, MaglevKey, NodeAddr, PodPath, Service,
+    Slot, SlotKey, State, Tables, take_turn,
 };
 
 use crate::{
     datapath::{stats::Stats, sys},
+    sockets::namespaces::Namespace,
     store::Dump,
 };
 
@@ -26,6 +23,22 @@ pub struct Live {
     pub stats: Stats,
     /// Who sticks to what.
     pub affinity: BTreeMap<AffinityKey, Affinity>,
+    /// Which pods have chosen another path than `socket`, by the cookie of their network namespace.
+    pub paths: BTreeMap<u64, PodPath>,
+}
+
+impl Live {
+    /// The choice of the pod that a client is, if it is one's.
+    #[must_use]
+    pub fn path_of(&self, client: &Client) -> Option<&PodPath> {
+        match (client.netns, client.who.addr()) {
+            (Some(netns), _) => self.paths.get(&netns),
+            (None, Some(addr)) if !addr.is_unspecified() => {
+                self.paths.values().find(|path| path.v4 == addr || path.v6 == addr)
+            }
+            (None, _) => None,
+        }
+    }
 }
 
 impl Tables for Live {
@@ -71,9 +84,11 @@ impl State for Live {
     fn stick(&self, _: &AffinityKey, _: u32, _: u64) {}
 }
 
-/// A client: a socket, by its network namespace, or who sends a packet from outside. Its random number is always 0.
+/// A client: a socket, by its network namespace, or who sends packets. Its random number is always 0.
 pub struct Client {
     who: lb_common::Client,
+    /// Of a socket.
+    netns: Option<u64>,
     is_host: bool,
     is_outside: bool,
     now: u64,
@@ -92,7 +107,7 @@ impl Client {
             Some(pid) => cookie_of(pid)?,
         };
         let who = lb_common::Client::of_netns(netns);
-        Ok(Self { who, is_host: netns == host.unwrap_or(0), is_outside: false, now: now()? })
+        Ok(Self { who, netns: Some(netns), is_host: netns == host.unwrap_or(0), is_outside: false, now: now()? })
     }
 
     /// Who sends packets from outside of this node, by its address.
@@ -100,7 +115,20 @@ impl Client {
     /// # Errors
     /// When the clock cannot be read.
     pub fn outside(addr: Addr) -> Result<Self> {
-        Ok(Self { who: lb_common::Client::of_addr(addr), is_host: false, is_outside: true, now: now()? })
+        Ok(Self { who: lb_common::Client::of_addr(addr), netns: None, is_host: false, is_outside: true, now: now()? })
+    }
+
+    /// The same client as one whose packets are translated at the link of its pod.
+    #[must_use]
+    pub fn by_packets(self, pod: &PodPath, to: &Addr) -> Self {
+        let own = if to.is_v4() { pod.v4 } else { pod.v6 };
+        Self { who: lb_common::Client::of_addr(own), netns: None, is_host: false, is_outside: false, ..self }
+    }
+
+    /// Whether it is who sends packets, and no socket.
+    #[must_use]
+    pub const fn sends_packets(&self) -> bool {
+        self.netns.is_none()
     }
 }
 
@@ -110,18 +138,11 @@ fn now() -> Result<u64> {
     Ok(u64::try_from(now.tv_sec)? * 1_000_000_000 + u64::try_from(now.tv_nsec)?)
 }
 
-/// Enters the namespace in a thread of its own, which ends with the question.
 fn cookie_of(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/ns/net");
-    let namespace = File::open(&path).with_context(|| format!("opening {path}: is there a process {pid}?"))?;
-    let ask = move || -> Result<u64> {
-        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-        rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), kind)
-            .context("entering the network namespace of the process")?;
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("opening a socket there")?;
-        sys::netns_cookie_of(&socket).context("asking for the cookie of a network namespace, which is of Linux 5.14")
-    };
-    std::thread::spawn(ask).join().map_err(|_| anyhow!("the question for a cookie failed"))?
+    let namespace =
+        Namespace::open(path.as_ref()).with_context(|| format!("opening {path}: is there a process {pid}?"))?;
+    namespace.cookie()
 }
 
 impl Caller for Client {

@@ -150,6 +150,21 @@ impl Channel {
         Err(io::Error::other(format!("it changed during each of {READINGS} readings")))
     }
 
+    /// Asks for one thing; what `parse` makes of the body of the answer.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn get<T>(
+        &mut self,
+        kind: u16,
+        body: &[u8],
+        mut parse: impl FnMut(&[u8]) -> Option<T>,
+    ) -> io::Result<Option<T>> {
+        let mut found = None;
+        self.ask(kind, libc::NLM_F_ACK, body, |body| found = parse(body))?;
+        Ok(found)
+    }
+
     /// Orders something, with further `NLM_F_` flags.
     ///
     /// # Errors

@@ -7,12 +7,13 @@ use std::{
     fmt,
     net::IpAddr,
     num::{NonZeroU16, NonZeroU32},
+    path::PathBuf,
     sync::Arc,
     time::SystemTime,
 };
 
 use ipnet::IpNet;
-use lb_common::{Proto, Scheduler};
+use lb_common::{PathChoice, Proto, Scheduler};
 
 use crate::spec::Drain;
 
@@ -308,4 +309,38 @@ pub struct Node {
     /// Whether it is being deleted, or the cluster autoscaler has marked it for that: load balancers outside shall take
     /// it out of use.
     pub leaving: bool,
+}
+
+/// A v1 Pod, as far as its way to Services is concerned. One that has ended is none.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pod {
+    /// Namespace and name.
+    pub key: Key,
+    /// By which the cgroup of its processes is named; none where a file does not say.
+    pub uid: Option<Arc<str>>,
+    /// `spec.nodeName`.
+    pub node: Option<Arc<str>>,
+    /// `spec.hostNetwork`: it has the node's own network namespace.
+    pub host_network: bool,
+    /// Whether its containers have been started, as far as anybody has told.
+    pub started: bool,
+    /// `status.podIPs`.
+    pub ips: Vec<IpAddr>,
+    /// Label `beeline.io/path`.
+    pub path: Option<PathChoice>,
+    /// Where its network namespace is mounted, which only files may say.
+    pub netns: Option<PathBuf>,
+    /// What was wrong with the object, each with its cure.
+    pub problems: Vec<String>,
+}
+
+/// A v1 Namespace.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Namespace {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Label `beeline.io/path`, for those of its pods that have none.
+    pub path: Option<PathChoice>,
+    /// What was wrong with the object, each with its cure.
+    pub problems: Vec<String>,
 }

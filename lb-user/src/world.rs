@@ -3,6 +3,7 @@
 
 mod intern;
 mod news;
+mod pods;
 
 use std::{
     borrow::Borrow,
@@ -24,11 +25,13 @@ use crate::{
 use intern::Names;
 pub use news::Changes;
 use news::Triggers;
+pub use pods::Pods;
 
 /// The objects.
 pub struct World {
     node_name: Arc<str>,
     node: Option<Node>,
+    pods: Pods,
     services: HashMap<Key, Known>,
     /// Slices without a Service are not kept.
     slices: HashSet<ByKey>,
@@ -110,6 +113,7 @@ impl World {
         Self {
             node_name: node_name.into(),
             node: None,
+            pods: Pods::default(),
             services: HashMap::default(),
             slices: HashSet::default(),
             listed: [false; Kind::ALL.len()],
@@ -137,16 +141,26 @@ impl World {
         }
     }
 
-    /// Whether each kind was listed once (invariant I5).
+    /// Whether each kind that Services need was listed once (invariant I5).
     #[must_use]
     pub fn ready(&self) -> bool {
-        self.listed.iter().all(|&listed| listed)
+        self.missing().is_empty()
     }
 
-    /// The kinds that were not listed yet.
+    /// The kinds that Services need and that were not listed yet.
     #[must_use]
     pub fn missing(&self) -> Vec<Kind> {
-        Kind::ALL.into_iter().filter(|&kind| !self.listed[kind as usize]).collect()
+        Kind::OF_SERVICES.into_iter().filter(|&kind| !self.is_listed(kind)).collect()
+    }
+
+    const fn is_listed(&self, kind: Kind) -> bool {
+        self.listed[kind as usize]
+    }
+
+    /// The Pods and Namespaces, once both were listed.
+    #[must_use]
+    pub fn pods(&self) -> Option<&Pods> {
+        (self.is_listed(Kind::Pod) && self.is_listed(Kind::Namespace)).then_some(&self.pods)
     }
 
     /// The Services that have changed since this was last asked, in no order.
@@ -266,6 +280,8 @@ impl World {
                     self.set_node(Some(node));
                 }
             }
+            Object::Pod(pod) => self.pods.put(pod, &self.node_name),
+            Object::Namespace(namespace) => self.pods.put_namespace(namespace),
         }
     }
 
@@ -325,6 +341,8 @@ impl World {
                     self.set_node(None);
                 }
             }
+            Kind::Pod => self.pods.delete(key),
+            Kind::Namespace => self.pods.delete_namespace(key.name()),
         }
     }
 
@@ -352,6 +370,10 @@ impl World {
                     _ => None,
                 });
                 return self.set_node(own);
+            }
+            Kind::Pod | Kind::Namespace => {
+                self.pods.clear(kind);
+                return objects.into_iter().filter(|object| object.kind() == kind).for_each(|object| self.put(object));
             }
         }
         self.names.forget_unused();
@@ -475,6 +497,8 @@ impl Object {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Endpoints(_) => Kind::Endpoints,
             Self::Node(_) => Kind::Node,
+            Self::Pod(_) => Kind::Pod,
+            Self::Namespace(_) => Kind::Namespace,
         }
     }
 
@@ -484,6 +508,11 @@ impl Object {
 
     fn slice_key(&self) -> Option<&Key> {
         if let Self::EndpointSlice(object) = self { Some(&object.key) } else { None }
+    }
+
+    /// The key of a Namespace.
+    pub(crate) fn namespace_key(&self) -> Option<Key> {
+        if let Self::Namespace(object) = self { Some(Key::new("", &object.name)) } else { None }
     }
 
     fn endpoints_key(&self) -> Option<&Key> {

@@ -34,12 +34,13 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 16] = [
+const STORIES: [(&str, Story); 17] = [
     ("objects_arrive_change_and_go", objects_arrive_change_and_go),
     ("service_that_gains_a_foreign_label_goes", service_that_gains_a_foreign_label_goes),
     ("only_services_of_the_proxy_name_travel", only_services_of_the_proxy_name_travel),
     ("only_endpoints_that_count_travel", only_endpoints_that_count_travel),
     ("own_node_travels_alone", own_node_travels_alone),
+    ("pods_travel_by_their_label_or_that_of_their_namespace", pods_travel_by_label),
     ("explain_asks_the_api_server", explain_asks_the_api_server),
     ("doctor_asks_each_api_server", doctor_asks_each_api_server),
     ("first_server_that_answers_is_used", first_server_that_answers_is_used),
@@ -148,6 +149,8 @@ impl Source {
             Object::EndpointSlice(slice) => (Kind::EndpointSlice, slice.key.clone()),
             Object::Endpoints(endpoints) => (Kind::Endpoints, endpoints.key.clone()),
             Object::Node(node) => (Kind::Node, Key::new("", &node.name)),
+            Object::Pod(pod) => (Kind::Pod, pod.key.clone()),
+            Object::Namespace(namespace) => (Kind::Namespace, Key::new("", &namespace.name)),
         };
         self.seen.push(id.clone());
         self.known.insert(id, object);
@@ -275,6 +278,44 @@ fn own_node_travels_alone(server: &mut ApiServer) {
     source.until("the other zone", |source| source.zone("n1") == Some("z3"));
     assert!(!source.seen.contains(&(Kind::Node, Key::new("", "n2"))));
     server.kubectl(&["delete", "node/n1", "node/n2"]);
+}
+
+/// Only pods of this node that have chosen a path travel; all of them while a Namespace has chosen, and none that has ended.
+fn pods_travel_by_label(server: &mut ApiServer) {
+    let pod = |name: &str, node: &str, labels: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n\
+             spec: {{nodeName: {node}, containers: [{{name: c, image: i}}]}}\n"
+        )
+    };
+    let packet = "beeline.io/path: packet";
+    server.apply(&(pod("chosen", "n1", packet) + &pod("plain", "n1", "") + &pod("elsewhere", "n2", packet)));
+    let mut source = Source::of(server);
+    source.until("the pod", |source| source.has(Kind::Pod, "chosen"));
+    let Some(Object::Pod(chosen)) = source.known.get(&(Kind::Pod, Key::new("default", "chosen"))) else {
+        panic!("no Pod")
+    };
+    assert_eq!((chosen.path, chosen.node.as_deref()), (Some(lb_common::PathChoice::Packet), Some("n1")));
+    assert!(chosen.uid.as_ref().is_some_and(|uid| uid.len() == 36) && chosen.netns.is_none(), "{chosen:?}");
+    server.kubectl(&["label", "pod/plain", "beeline.io/path=off"]);
+    source.until("another one that chooses", |source| source.has(Kind::Pod, "plain"));
+    server.kubectl(&["label", "pod/plain", "beeline.io/path-"]);
+    source.until("its end", |source| !source.has(Kind::Pod, "plain"));
+    assert!(!source.known.keys().any(|(kind, _)| *kind == Kind::Namespace), "without the label none travels");
+
+    server.kubectl(&["label", "namespace/default", "beeline.io/path=off"]);
+    source.until("all pods of the node", |source| {
+        source.known.contains_key(&(Kind::Namespace, Key::new("", "default"))) && source.has(Kind::Pod, "plain")
+    });
+    server.kubectl(&["label", "namespace/default", "beeline.io/path-"]);
+    source.until("only who chooses", |source| !source.has(Kind::Pod, "plain") && source.has(Kind::Pod, "chosen"));
+    assert!(!source.saw(Kind::Pod, "elsewhere"));
+    let ended = r#"--patch={"status":{"phase":"Succeeded"}}"#;
+    server.kubectl(&["patch", "pod/chosen", "--subresource=status", "--type=merge", ended]);
+    source.until("the end of one that has ended", |source| !source.has(Kind::Pod, "chosen"));
+    for name in ["pod/chosen", "pod/plain", "pod/elsewhere"] {
+        server.kubectl(&["delete", name, "--grace-period=0", "--force"]);
+    }
 }
 
 /// What the API server defaults and fills in is understood: every field as it travels, and not as a file has it.

@@ -149,6 +149,10 @@ impl DeviceFlags {
     pub const SETTLING: u32 = 4;
     /// The programs are about to leave: what begins is left to netfilter.
     pub const LEAVING: u32 = 8;
+    /// Flows that stand go on, and none begins by what comes in: the pod has chosen that somebody else translates.
+    pub const OFF: u32 = 16;
+    /// It has the programs by the choice of its pod. It keeps them for as long as it is there, since flows may stand.
+    pub const CHOSEN: u32 = 32;
 }
 
 /// What stands behind the length in a key of `SOURCE_RANGES`.

@@ -341,6 +341,39 @@ fn rule_10_rr_gives_each_backend_its_turn_within_one_over_any_window() {
     }
 }
 
+/// A socket of a pod that has chosen another path.
+struct Alone;
+
+impl Caller for Alone {
+    fn random(&self) -> u32 {
+        0
+    }
+    fn client(&self) -> super::Client {
+        super::Client::of_netns(1)
+    }
+    fn is_host(&self) -> bool {
+        false
+    }
+    fn is_left_alone(&self) -> bool {
+        true
+    }
+    fn now(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn who_has_chosen_another_path_is_left_alone_and_takes_nobodys_turn() {
+    let service = Service { affinity_seconds: 9, ..scheduled(Scheduler::Rr, 2, &[]).services[&1] };
+    let mut mem = scheduled(Scheduler::Rr, 2, &[]);
+    mem.services.insert(1, service);
+    assert_eq!(select(&mem, &Alone, &vip(80), 0), Verdict::NotService);
+    assert!(mem.turns.borrow().is_empty() && mem.affinity.borrow().is_empty());
+    // Nor is it refused for want of an endpoint.
+    assert_eq!(select(&plain(Kind::ClusterIp, 0, 0, 0), &Alone, &vip(80), 0), Verdict::NotService);
+    assert!(matches!(select(&mem, &Fixed(0), &vip(80), 0), Verdict::Backend(_)));
+}
+
 #[test]
 fn rule_10_wrr_gives_each_backend_its_share() {
     let mem = scheduled(Scheduler::Wrr, 3, &[1, 2, 5]);

@@ -22,7 +22,7 @@ use crate::{
 /// A packet of no flow comes in: a Service answers it, or it goes on as it is.
 #[inline(always)]
 pub fn begin(frame: Frame, scratch: &mut Scratch, device: &Device) -> Fate {
-    if device.flags & DeviceFlags::LEAVING != 0
+    if device.flags & (DeviceFlags::LEAVING | DeviceFlags::OFF) != 0
         || (device.flags & DeviceFlags::SETTLING != 0 && !scratch.packet.begins)
     {
         return Fate::PASS;

@@ -2,6 +2,7 @@
 
 mod devices;
 mod flows;
+mod paths;
 
 use std::path::Path;
 
@@ -51,6 +52,9 @@ enum What {
     /// Network devices by which packets come and go, and how the programs are attached to them.
     #[value(alias = "device")]
     Devices,
+    /// Pods that have chosen another path to Services than that of their sockets, and who said so.
+    #[value(alias = "path")]
+    Paths,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -78,6 +82,7 @@ pub(super) fn render(pins: &Path, arguments: &Arguments) -> Result<String> {
         What::Counters => rows(&inspect::counters(&datapath::counters(pins)?), output),
         What::Flows => rows(&flows::read(pins, &arguments.filter)?, output),
         What::Devices => rows(&devices::read(pins)?, output),
+        What::Paths => rows(&paths::read(pins)?, output),
     }
 }
 

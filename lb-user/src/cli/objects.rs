@@ -39,7 +39,7 @@ pub(super) enum Output {
     Json,
 }
 
-/// How long an API server has for the four lists.
+/// How long an API server has for the lists.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The flags that name the objects, and what they mean.
@@ -198,7 +198,7 @@ fn seen_from_here(process: &Path, path: &Path) -> PathBuf {
     }
 }
 
-/// Reads all four kinds, once.
+/// Reads the kinds that Services need, once.
 pub(super) fn load(source: Source) -> Result<Vec<Event>> {
     match source {
         Source::Directory(options) => directory::load(&options.path, &mut LastGood::new(options.proxy_name)),
@@ -212,15 +212,17 @@ pub(super) fn load(source: Source) -> Result<Vec<Event>> {
 /// What the agent's own source sends until each kind was listed.
 async fn list(options: kubernetes::Options) -> Result<Vec<Event>> {
     let (tx, mut rx) = mpsc::channel(16);
-    let mut missing = BTreeSet::from(Kind::ALL);
+    let mut missing = BTreeSet::from(Kind::OF_SERVICES);
     let mut events = Vec::new();
     let collect = async {
         while !missing.is_empty() {
             let event = rx.recv().await.context("the source ended")?;
             match &event {
                 Event::Replace(kind, _) => _ = missing.remove(kind),
-                Event::Forbidden(kind) => bail!("the account may not read the {kind:?} objects"),
-                Event::Apply(_) | Event::Delete(..) | Event::NodeAddresses(_) => {}
+                Event::Forbidden(kind) if missing.contains(kind) => {
+                    bail!("the account may not read the {kind:?} objects")
+                }
+                Event::Forbidden(_) | Event::Apply(_) | Event::Delete(..) | Event::NodeAddresses(_) => {}
             }
             events.push(event);
         }

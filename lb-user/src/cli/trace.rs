@@ -10,12 +10,12 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use lb_common::{
-    BackendFlags, Caller as _, Cause, Frontend, FrontendKey, Kind, List, Proto, Scheduler, Service, Slot, SlotKey,
-    State as _, Verdict, frontend_at, kept, list_for, select,
+    BackendFlags, Caller as _, Cause, Frontend, FrontendKey, Kind, List, PathChoice, PodPath, Proto, Scheduler,
+    Service, Slot, SlotKey, State as _, Verdict, frontend_at, kept, list_for, select,
 };
 
 use crate::{
-    datapath::stats::StatMaps,
+    datapath::{stats::StatMaps, typed::TypedMap},
     inspect::{self, number},
     live::{Client, Live},
 };
@@ -35,7 +35,8 @@ pub(super) struct Arguments {
     /// The client: a process, whose network namespace counts [default: one of the node itself]
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
-    /// The client: who sends packets from outside of this node, by its address. What they meet then, at a network device
+    /// The client: who sends packets from outside of this node, or a pod that has chosen a path, by its address. What they meet
+    /// then, at a network device
     #[arg(long, value_name = "ADDR", conflicts_with = "pid")]
     from: Option<IpAddr>,
 }
@@ -57,20 +58,37 @@ pub(super) fn run(directory: &Path, arguments: &Arguments) -> Result<ExitCode> {
         Protocol::Sctp => Proto::Sctp,
     };
     let maps = StatMaps::open(directory)?;
-    let live = Live { dump: super::dump(directory)?, stats: maps.read()?, affinity: maps.affinity()? };
+    let paths = TypedMap::<u64, PodPath>::open(directory, "PATHS")?.read()?.into_iter().collect();
+    let live = Live { dump: super::dump(directory)?, stats: maps.read()?, affinity: maps.affinity()?, paths };
     let client = match arguments.from {
         Some(from) => Client::outside(from.into())?,
         None => Client::of(arguments.pid)?,
     };
-    let (text, verdict) = explain(&live, &client, arguments.destination, proto)?;
-    print!("{text}");
+    let (text, verdict) = along(&live, client, arguments.destination, proto)?;
+    print!("{} {}\n{text}", proto.name().to_lowercase(), arguments.destination);
     Ok(if matches!(verdict, Verdict::Refused(..)) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The way that a client takes, if it is a pod's that has chosen one, and where that leads.
+fn along(live: &Live, client: Client, destination: SocketAddr, proto: Proto) -> Result<(String, Verdict)> {
+    let Some(pod) = live.path_of(&client) else {
+        return explain(live, &client, destination, proto);
+    };
+    let (choice, by) = (inspect::paths::choice(pod), inspect::paths::by(pod).name());
+    let mut text = format!("  path       {choice}, by the label of the {by}: pod {}/{}\n", pod.namespace, pod.name);
+    if pod.path != PathChoice::Packet as u8 {
+        writeln!(text, "  verdict    left alone: sockets and packets of this pod go on unchanged")?;
+        return Ok((text, Verdict::NotService));
+    }
+    let client = client.by_packets(pod, &destination.ip().into());
+    let (rest, verdict) = explain(live, &client, destination, proto)?;
+    Ok((text + &rest, verdict))
 }
 
 fn explain(live: &Live, client: &Client, destination: SocketAddr, proto: Proto) -> Result<(String, Verdict)> {
     let key = FrontendKey::new(destination.ip().into(), destination.port(), proto);
     let verdict = select(live, client, &key, 0);
-    let mut text = format!("{} {destination}\n", proto.name().to_lowercase());
+    let mut text = String::new();
     let frontend = frontend_at(live, client, &key);
     if let Some(frontend) = frontend {
         let kind = Kind::from_number(frontend.kind).map_or("unknown kind", Kind::name);
@@ -85,7 +103,7 @@ fn explain(live: &Live, client: &Client, destination: SocketAddr, proto: Proto) 
                 Cause::SourceRange => "the client is in none of spec.loadBalancerSourceRanges",
             };
             writeln!(text, "  reason     {why}")?;
-            match (client.is_outside(), cause) {
+            match (client.sends_packets(), cause) {
                 (false, _) => {
                     writeln!(
                         text,
@@ -130,7 +148,7 @@ fn explain(live: &Live, client: &Client, destination: SocketAddr, proto: Proto) 
 }
 
 fn not_service(text: &mut String, live: &Live, client: &Client, key: &FrontendKey) -> Result<()> {
-    let verdict = match (client.is_outside(), live.dump.frontends.contains_key(&key.address())) {
+    let verdict = match (client.sends_packets(), live.dump.frontends.contains_key(&key.address())) {
         (false, _) => "the call goes on unchanged",
         (true, false) => "packets go on unchanged",
         (true, true) => "packets are rejected, since the address is a cluster IP (TCP reset, or ICMP port unreachable)",

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use lb_common::{Addr, Device, DeviceFlags};
+use lb_common::{Addr, Device, DeviceFlags, PathChoice};
 
 use super::{
     choice::{Choice, Patterns},
@@ -38,18 +38,41 @@ pub struct Wish {
 pub struct Setting<'a> {
     /// Which links are uplinks.
     pub uplinks: &'a Choice,
-    /// Indexes of the links to pods that shall have the programs.
-    pub pod_links: &'a BTreeSet<u32>,
+    /// The links to pods that shall have the programs, by index, with their flags in `DEVICES`.
+    pub pod_links: &'a BTreeMap<u32, u32>,
     /// The addresses by which the cluster knows this node.
     pub node: &'a [IpAddr],
     /// Indexes of the links that have the programs now.
     pub attached: &'a BTreeSet<u32>,
 }
 
-/// The links to pods whose names fit.
-#[must_use]
-pub fn pod_links(facts: &Facts, patterns: &Patterns) -> BTreeSet<u32> {
+/// The links whose names fit.
+fn named(facts: &Facts, patterns: &Patterns) -> BTreeSet<u32> {
     facts.links.iter().filter(|(_, link)| patterns.has(&link.name)).map(|(index, _)| *index).collect()
+}
+
+/// The links to pods that shall have the programs, and the flags that say so: those whose names fit, and those of which the
+/// pod has chosen the packet path. None of `choices`: nobody has told yet, and what was chosen `before` stays. A link that once
+/// had the programs by choice keeps them, since flows may stand that need them.
+#[must_use]
+pub fn pod_links(
+    facts: &Facts,
+    patterns: &Patterns,
+    choices: Option<&BTreeMap<u32, PathChoice>>,
+    before: &BTreeMap<u32, Device>,
+) -> BTreeMap<u32, u32> {
+    let flags = |index: &u32, name: &str| {
+        let before = before.get(index).map_or(0, |device| device.flags);
+        let Some(choices) = choices else {
+            let is_wanted = patterns.has(name) || before & DeviceFlags::CHOSEN != 0;
+            return is_wanted.then_some(DeviceFlags::POD | before & (DeviceFlags::CHOSEN | DeviceFlags::OFF));
+        };
+        let choice = choices.get(index).copied().unwrap_or_default();
+        let chosen = if choice == PathChoice::Packet { DeviceFlags::CHOSEN } else { before & DeviceFlags::CHOSEN };
+        let off = if choice == PathChoice::Off { DeviceFlags::OFF } else { 0 };
+        (patterns.has(name) || chosen != 0).then_some(DeviceFlags::POD | chosen | off)
+    };
+    facts.links.iter().filter_map(|(index, link)| Some((*index, flags(index, &link.name)?))).collect()
 }
 
 /// What is wanted, by index of the link.
@@ -60,7 +83,7 @@ pub fn decide(facts: &Facts, setting: Setting<'_>) -> BTreeMap<u32, Wish> {
     let wish = |(index, link): (&u32, &Link)| {
         let role = if link.is_loopback() {
             None
-        } else if setting.pod_links.contains(index) {
+        } else if setting.pod_links.contains_key(index) {
             Some(Role::Pod)
         } else {
             uplinks.contains(index).then_some(Role::Uplink)
@@ -71,10 +94,7 @@ pub fn decide(facts: &Facts, setting: Setting<'_>) -> BTreeMap<u32, Wish> {
             return None;
         }
         let [v4, v6] = [0, 1].map(|at| own.get(at).copied().flatten().or(primary.get(at).copied().flatten()));
-        let mut flags = 0;
-        if role == Some(Role::Pod) {
-            flags |= DeviceFlags::POD;
-        }
+        let mut flags = if role == Some(Role::Pod) { setting.pod_links.get(index).copied().unwrap_or(0) } else { 0 };
         if !has_ethernet_header(link.layer) {
             flags |= DeviceFlags::NO_ETHERNET;
         }
@@ -92,7 +112,7 @@ pub fn decide(facts: &Facts, setting: Setting<'_>) -> BTreeMap<u32, Wish> {
 /// Links that packets from outside may come by.
 fn uplinks(facts: &Facts, setting: Setting<'_>) -> BTreeSet<u32> {
     let chosen: BTreeSet<u32> = match setting.uplinks {
-        Choice::Named(patterns) => pod_links(facts, patterns),
+        Choice::Named(patterns) => named(facts, patterns),
         Choice::ByRoute => {
             let default_sources = facts.routes.iter().filter(|route| route.prefix_len == 0);
             let named: BTreeSet<IpAddr> =

@@ -1,6 +1,11 @@
 //! What the kernel says of links, addresses and routes: read by rtnetlink, and only as much of it as decides something.
 
-use std::{collections::BTreeMap, io, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd as _},
+};
 
 use crate::netlink::{
     Channel,
@@ -34,6 +39,8 @@ pub struct Link {
     pub mtu: u32,
     /// Index of the bond, bridge or VRF of which it is a port.
     pub controller: Option<u32>,
+    /// For one end of a pair: by which number this network namespace knows that of the other end, where it is another one.
+    pub peer: Option<i32>,
 }
 
 impl Link {
@@ -60,6 +67,7 @@ impl Link {
             match kind {
                 libc::IFLA_IFNAME => link.name = text(value),
                 libc::IFLA_MTU => link.mtu = u32_at(value, 0)?,
+                IFLA_LINK_NETNSID => link.peer = u32_at(value, 0).map(u32::cast_signed),
                 libc::IFLA_MASTER => link.controller = u32_at(value, 0),
                 libc::IFLA_LINKINFO => {
                     let kind = attributes(value).find(|(kind, _)| *kind == libc::IFLA_INFO_KIND);
@@ -68,9 +76,14 @@ impl Link {
                 _ => {}
             }
         }
+        // Of others it is where they were made, or what lies below them.
+        link.peer = link.peer.filter(|_| matches!(link.kind.as_str(), "veth" | "netkit"));
         Some((index, link))
     }
 }
+
+/// include/uapi/linux/if_link.h
+const IFLA_LINK_NETNSID: u16 = 37;
 
 /// Length of a `struct ifinfomsg`.
 const LINK_HEADER: usize = 16;
@@ -178,6 +191,27 @@ pub fn links(channel: &mut Channel) -> io::Result<BTreeMap<u32, Link>> {
     Ok(channel.list(libc::RTM_GETLINK, &all, Link::parse)?.into_iter().collect())
 }
 
+/// By which number the network namespace of the channel knows another one, whose file is open as `fd`; none where it knows
+/// none, since no link leads there.
+///
+/// # Errors
+/// What the kernel says.
+pub fn number_of(channel: &mut Channel, fd: impl AsFd) -> io::Result<Option<i32>> {
+    // include/uapi/linux/net_namespace.h
+    const RTM_GETNSID: u16 = 90;
+    const NETNSA_NSID: u16 = 1;
+    const NETNSA_FD: u16 = 3;
+    // A `struct rtgenmsg`, filled up.
+    const HEADER: usize = 4;
+    let mut body = vec![0; HEADER];
+    attribute(&mut body, NETNSA_FD, &fd.as_fd().as_raw_fd().to_ne_bytes());
+    let number = channel.get(RTM_GETNSID, &body, |body| {
+        let (_, value) = attributes(body.get(HEADER..)?).find(|(kind, _)| *kind == NETNSA_NSID)?;
+        u32_at(value, 0).map(u32::cast_signed)
+    })?;
+    Ok(number.filter(|number| *number >= 0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,6 +272,7 @@ mod tests {
         attribute(&mut body, libc::IFLA_MTU, &1450_u32.to_ne_bytes());
         attribute(&mut body, libc::IFLA_MASTER, &3_u32.to_ne_bytes());
         attribute(&mut body, libc::IFLA_LINKINFO, &info);
+        attribute(&mut body, IFLA_LINK_NETNSID, &5_i32.to_ne_bytes());
         let (index, link) = Link::parse(&body).expect("a link");
         assert!(link.is_up() && !link.is_loopback() && index == 7);
         let wanted = Link {
@@ -247,8 +282,15 @@ mod tests {
             flags: link.flags,
             mtu: 1450,
             controller: Some(3),
+            peer: None,
         };
-        assert_eq!(link, wanted);
+        assert_eq!(link, wanted, "its number of a namespace is not that of another end");
+        let mut pair = body.get(..LINK_HEADER).expect("a header").to_vec();
+        let mut info = Vec::new();
+        attribute(&mut info, libc::IFLA_INFO_KIND, b"veth\0");
+        attribute(&mut pair, IFLA_LINK_NETNSID, &5_i32.to_ne_bytes());
+        attribute(&mut pair, libc::IFLA_LINKINFO, &info);
+        assert_eq!(Link::parse(&pair).and_then(|(_, link)| link.peer), Some(5));
         for end in 0..body.len() {
             let _no_panic = Link::parse(body.get(..end).expect("a prefix"));
         }

@@ -1,5 +1,5 @@
-//! Follows the links, addresses and routes of the agent's network namespace, and keeps the programs of the packet path and
-//! the map `DEVICES` as they say. An event says only that something has changed: all is read again then, and what has
+//! Follows the links, addresses and routes of the agent's network namespace and what pods have chosen, and keeps the programs
+//! of the packet path and the map `DEVICES` as they say. An event says only that something has changed: all is read again then, and what has
 //! changed is what is done. `decide` says what is wanted.
 
 pub mod choice;
@@ -26,7 +26,9 @@ use tracing::{info, warn};
 use crate::{
     datapath::{tc::Tc, typed::TypedMap},
     flows::netfilter::leave_to_netfilter,
+    model::paths::Paths,
     netlink::{Channel, News, group},
+    paths,
     reconcile::Status,
 };
 use choice::{Choice, Patterns};
@@ -56,10 +58,29 @@ pub struct Options {
 }
 
 impl Options {
-    /// Whether no link can ever have the programs.
+    /// Whether no link can have the programs, unless a pod chooses it.
     #[must_use]
     pub fn are_off(&self) -> bool {
         self.pods.is_empty() && matches!(&self.uplinks, Choice::Named(patterns) if patterns.is_empty())
+    }
+}
+
+/// What others know of the node.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Known {
+    /// The addresses by which the cluster knows it.
+    addresses: Vec<IpAddr>,
+    /// What its pods have chosen, once it is known.
+    paths: Option<Arc<Paths>>,
+}
+
+impl Known {
+    fn of(status: &Status) -> Self {
+        Self { addresses: status.node_addresses.clone(), paths: status.paths.clone() }
+    }
+
+    fn has_pods(&self) -> bool {
+        self.paths.as_ref().is_some_and(|paths| !paths.pods.is_empty())
     }
 }
 
@@ -74,33 +95,35 @@ pub async fn run(options: Options, tc: Arc<Tc>, pins: PathBuf, mut status: watch
         return pending().await;
     }
     let are_off = options.are_off();
-    let mut keeper = Keeper { options, tc, pins, written: None, reading: FIRST_RETRY, told: Vec::new() };
+    let paths = paths::Keeper::default();
+    let mut keeper = Keeper { options, tc, pins, paths, written: None, reading: FIRST_RETRY, told: Vec::new() };
     let (mut news, mut backoff) = (None, FIRST_RETRY);
     loop {
-        let node = status.borrow_and_update().node_addresses.clone();
+        let known = Known::of(&status.borrow_and_update());
         if generation.has_changed().unwrap_or(false) {
             generation.mark_unchanged();
-            // The map may be another one.
+            // The maps may be others.
             keeper.written = None;
+            keeper.paths.forget();
         }
+        let is_idle = are_off && !known.has_pods();
         // First, so that no change is missed.
-        if news.is_none() && !are_off {
+        if news.is_none() && !is_idle {
             news = News::of(group::LINK | group::ADDRESS | group::ROUTE)
                 .inspect_err(|error| warn!("no news of network devices: {error}"))
                 .ok();
         }
-        let known = node.clone();
+        let given = known.clone();
         let (back, passed) = tokio::task::spawn_blocking(move || {
-            let passed = keeper.pass(&known);
+            let passed = keeper.pass(&given);
             (keeper, passed)
         })
         .await?;
         keeper = back;
         let check = match passed {
-            Ok(()) if are_off => return pending().await,
             Ok(()) => {
                 backoff = FIRST_RETRY;
-                CHECK
+                (!is_idle).then(|| keeper.paths.retry().unwrap_or(CHECK))
             }
             Err(error) => {
                 let text = format!("{error:#}");
@@ -109,7 +132,7 @@ pub async fn run(options: Options, tc: Arc<Tc>, pins: PathBuf, mut status: watch
                     keeper.told = vec![text];
                 }
                 backoff = (backoff * 2).min(LAST_RETRY);
-                backoff
+                Some(backoff)
             }
         };
         sleep(keeper.reading * REST).await;
@@ -120,12 +143,17 @@ pub async fn run(options: Options, tc: Arc<Tc>, pins: PathBuf, mut status: watch
                     None => pending().await,
                 }
             } => heard.is_err(),
-            () = changes(&mut status, &node) => false,
+            () = changes(&mut status, &known) => false,
             _ = generation.changed() => {
                 generation.mark_changed();
                 false
             }
-            () = sleep(check) => false,
+            () = async {
+                match check {
+                    Some(check) => sleep(check).await,
+                    None => pending().await,
+                }
+            } => false,
         };
         if is_dead {
             news = None;
@@ -134,13 +162,13 @@ pub async fn run(options: Options, tc: Arc<Tc>, pins: PathBuf, mut status: watch
     }
 }
 
-/// Returns when the cluster knows the node by other addresses.
-async fn changes(status: &mut watch::Receiver<Status>, node: &[IpAddr]) {
+/// Returns when something else is known.
+async fn changes(status: &mut watch::Receiver<Status>, known: &Known) {
     loop {
         if status.changed().await.is_err() {
             return pending().await;
         }
-        if status.borrow_and_update().node_addresses != node {
+        if Known::of(&status.borrow_and_update()) != *known {
             return;
         }
     }
@@ -158,6 +186,7 @@ struct Keeper {
     tc: Arc<Tc>,
     /// The directory of the pinned maps.
     pins: PathBuf,
+    paths: paths::Keeper,
     /// What stands in the map; none: it is to be read.
     written: Option<Written>,
     /// How long the last reading took.
@@ -168,17 +197,22 @@ struct Keeper {
 
 impl Keeper {
     /// Reads everything, and does what is to be done.
-    fn pass(&mut self, node: &[IpAddr]) -> Result<()> {
+    fn pass(&mut self, known: &Known) -> Result<()> {
         let began = Instant::now();
-        let facts = Facts::read(&mut Channel::open().context("opening a netlink socket")?)
-            .context("reading links, addresses and routes")?;
+        let mut channel = Channel::open().context("opening a netlink socket")?;
+        let facts = Facts::read(&mut channel).context("reading links, addresses and routes")?;
+        let paths = known.paths.as_deref();
+        let placed = paths.map(|paths| self.paths.look(paths, &facts, &mut channel)).transpose()?;
         let attached = self.tc.attached()?;
         let has_now: BTreeSet<u32> = attached.keys().copied().collect();
-        let pod_links = pod_links(&facts, &self.options.pods);
+        let choices = placed.as_deref().map(paths::choices);
+        let before = self.written()?.entries.clone();
+        let pod_links = pod_links(&facts, &self.options.pods, choices.as_ref(), &before);
         let uplinks = &self.options.uplinks;
-        let wishes = if self.options.are_off() {
+        let wishes = if self.options.are_off() && pod_links.is_empty() {
             BTreeMap::new()
         } else {
+            let node = &known.addresses;
             decide(&facts, Setting { uplinks, pod_links: &pod_links, node, attached: &has_now })
         };
         self.reading = began.elapsed();
@@ -191,14 +225,18 @@ impl Keeper {
         };
         // A program that runs finds its device.
         self.put(&wishes.iter().map(settling).collect())?;
-        let mut failures = Vec::new();
+        let (mut failures, mut serving) = (Vec::new(), BTreeSet::new());
         let (mut added, mut removed) = (Vec::new(), Vec::new());
         for (index, wish) in wishes.iter().filter(|(_, wish)| wish.role.is_some()) {
             if attached.get(index).is_some_and(|attached| self.tc.is_whole(attached)) {
+                serving.insert(*index);
                 continue;
             }
             match self.tc.attach(*index) {
-                Ok(how) => added.push(format!("{} ({})", wish.name, how.name())),
+                Ok(how) => {
+                    serving.insert(*index);
+                    added.push(format!("{} ({})", wish.name, how.name()));
+                }
                 // It has gone meanwhile, and the news of that is on its way.
                 Err(error) if is_gone(&error) => {}
                 Err(error) => failures.push(format!("{}: {error:#}", wish.name)),
@@ -212,6 +250,10 @@ impl Keeper {
                 Err(error) => warn!("connections that netfilter translates may break: {error:#}"),
             }
             self.put(&wanted)?;
+        }
+        // The sockets of a pod are left alone when its packets are not.
+        if let (Some(paths), Some(placed)) = (paths, &placed) {
+            self.paths.tell(&self.pins, paths, placed, &serving)?;
         }
         let is_wanted = |index: &u32| wishes.get(index).is_some_and(|wish: &Wish| wish.role.is_some());
         for (index, had) in attached.iter().filter(|(index, _)| !is_wanted(index)) {

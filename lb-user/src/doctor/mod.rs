@@ -67,7 +67,7 @@ pub struct Objects {
     pub settings: Settings,
     /// Name of this node.
     pub node_name: String,
-    /// Reads all four kinds.
+    /// Reads the kinds that Services need.
     pub load: Box<dyn Fn() -> Result<Vec<Event>>>,
 }
 

@@ -22,7 +22,7 @@ pub struct DeviceRow {
     pub attached: Option<&'static str>,
     /// Which of them are not, where only some are.
     pub missing: Vec<&'static str>,
-    /// `uplink`, `pod`; none for one without programs, by which packets may leave all the same.
+    /// `uplink`; `pod`; `off` of a pod that has chosen so, where only flows that stand go on; none for one without programs, by which packets may leave all the same.
     pub role: Option<&'static str>,
     /// The source of IPv4 packets that go out here on behalf of others.
     pub snat_v4: Option<IpAddr>,
@@ -48,7 +48,11 @@ pub fn devices(
             let both = tc::PROGRAMS.iter().zip(has.programs);
             both.filter(|(_, program)| program.is_none()).map(|((_, name), _)| *name).collect()
         };
-        let role = if device.flags & DeviceFlags::POD == 0 { "uplink" } else { "pod" };
+        let role = match device.flags & (DeviceFlags::POD | DeviceFlags::OFF) {
+            0 => "uplink",
+            DeviceFlags::POD => "pod",
+            _ => "off",
+        };
         DeviceRow {
             device: name_of(*index),
             index: *index,

@@ -12,6 +12,7 @@ pub mod frontends;
 pub mod judge;
 pub mod names;
 mod nodeport_addresses;
+pub mod paths;
 pub mod ranges;
 pub mod topology;
 mod warnings;

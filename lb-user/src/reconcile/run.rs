@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{Aftermath, PassReport, Reconciler, Status};
-use crate::{event::Event, memory, op::Table, store::Store};
+use crate::{event::Event, memory, model::paths::paths, op::Table, store::Store};
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
@@ -101,6 +101,7 @@ pub async fn run<M: Maps>(
         }
         backoff = if retry.is_some() { (backoff * 2).min(LAST_RETRY) } else { FIRST_RETRY };
         let error = report.failure.as_ref().map(|error| format!("{error:#}"));
+        let paths = reconciler.world.pods().map(paths);
         let triggers = if error.is_none() { reconciler.world.take_triggers() } else { Vec::new() };
         status.send_modify(|status| {
             status.pass(start.elapsed(), error, &triggers);
@@ -108,6 +109,9 @@ pub async fn run<M: Maps>(
             status.health = Arc::clone(&reconciler.health);
             if *status.node_ports != reconciler.node_ports {
                 status.node_ports = Arc::new(reconciler.node_ports.clone());
+            }
+            if status.paths.as_deref() != paths.as_ref() {
+                status.paths = paths.map(Arc::new);
             }
             status.refused = report.refused.len();
             status.warnings = reconciler.warnings.values().map(Vec::len).sum();

@@ -13,6 +13,7 @@ use tokio::time::{Duration, Instant};
 use crate::{
     event::Kind,
     metrics::Histogram,
+    model::paths::Paths,
     objects::Key,
     spec::Health,
     world::{Changes, World},
@@ -43,6 +44,8 @@ pub struct Status {
     pub node_is_leaving: bool,
     /// The addresses by which the cluster knows the node.
     pub node_addresses: Vec<IpAddr>,
+    /// What pods of the node have chosen, once it is known.
+    pub paths: Option<Arc<Paths>>,
     /// The kinds of objects that the source may not read.
     pub forbidden: BTreeSet<Kind>,
     /// Since when something waits for a pass that succeeds, if anything does.
@@ -75,6 +78,7 @@ impl Default for Status {
             node_ports: Arc::default(),
             node_is_leaving: false,
             node_addresses: Vec::new(),
+            paths: None,
             forbidden: BTreeSet::new(),
             pending_since: None,
             queued: None,

@@ -158,7 +158,7 @@ fn i5_nothing_is_written_or_pruned_before_every_kind_was_listed() {
     let before = left_behind();
     let mut reconciler = Reconciler::new(before.clone(), "node-1", Settings::default());
     reconciler.handle([Event::Apply(service("new", 2))]);
-    for kind in Kind::ALL {
+    for kind in Kind::OF_SERVICES {
         let report = reconciler.pass();
         assert!(report.waiting.contains(&kind));
         assert_eq!(reconciler.store().dump, before.dump, "before {kind:?}");
@@ -178,7 +178,7 @@ async fn i5_time_alone_prunes_nothing() {
     let (status, observed) = watch::channel(Status::default());
     let reconciler = Reconciler::new(store.clone(), "node-1", Settings::default());
     let running = tokio::spawn(run(reconciler, Unlimited, rx, status));
-    for kind in Kind::ALL {
+    for kind in Kind::OF_SERVICES {
         sleep(Duration::from_secs(3600)).await;
         assert_eq!(store.with(|store| store.dump.clone()), before);
         assert!(!observed.borrow().ready);

@@ -9,7 +9,7 @@ mod channel;
 mod filter;
 mod given;
 mod message;
-mod namespaces;
+pub mod namespaces;
 mod own;
 mod probe;
 

@@ -8,15 +8,20 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
-    os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
+    net::{Ipv4Addr, UdpSocket},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
+    },
     path::{Path, PathBuf},
+    thread,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use lb_common::Proto;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::spec::Family;
+use crate::{datapath::sys, spec::Family};
 
 /// A network namespace, held open.
 pub struct Namespace(File);
@@ -27,13 +32,40 @@ impl Namespace {
         Some(self.0.metadata().ok()?.ino())
     }
 
+    /// The one that a file stands for.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        File::open(path).map(Self)
+    }
+
+    /// Its cookie, by which programs know it. Asked on a thread of its own, which ends with the question.
+    ///
+    /// # Errors
+    /// Without CAP_SYS_ADMIN; or before Linux 5.14.
+    pub fn cookie(&self) -> Result<u64> {
+        let ask = || {
+            self.enter().context("entering a network namespace, which needs CAP_SYS_ADMIN")?;
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("opening a socket there")?;
+            sys::netns_cookie_of(&socket)
+                .context("asking for the cookie of a network namespace, which is of Linux 5.14")
+        };
+        thread::scope(|scope| scope.spawn(ask).join()).map_err(|_| anyhow!("the question for a cookie failed"))?
+    }
+
     /// Moves this thread into it.
     ///
     /// # Errors
     /// Without CAP_SYS_ADMIN.
     pub fn enter(&self) -> io::Result<()> {
-        use std::os::fd::AsFd as _;
         Ok(move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))?)
+    }
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

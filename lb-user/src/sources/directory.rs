@@ -31,7 +31,7 @@ pub struct Options {
     pub proxy_name: Option<String>,
 }
 
-/// Reads the directory, sends all four kinds, then follows it: whenever its objects change, all four kinds are sent
+/// Reads the directory, sends all kinds, then follows it: whenever its objects change, all kinds are sent
 /// again. Returns if the directory is absent at the start, or once nobody receives any more.
 pub async fn run(options: Options, tx: mpsc::Sender<Event>) -> anyhow::Result<()> {
     let path = std::path::absolute(&options.path).with_context(|| cure(&options.path))?;
@@ -75,7 +75,7 @@ pub async fn run(options: Options, tx: mpsc::Sender<Event>) -> anyhow::Result<()
 #[derive(Debug)]
 pub struct LastGood {
     proxy_name: Option<String>,
-    /// Whether all four kinds were returned once.
+    /// Whether all kinds were returned once.
     listed: bool,
     files: BTreeMap<PathBuf, File>,
     /// Directories that held them; what a watch must cover.
@@ -124,8 +124,8 @@ impl LastGood {
     }
 }
 
-/// Reads the files under `path` and returns what has changed: nothing, or all four kinds. The first call returns all
-/// four. Fails, changing nothing, if `path` itself cannot be read.
+/// Reads the files under `path` and returns what has changed: nothing, or all kinds. The first call returns all
+/// of them. Fails, changing nothing, if `path` itself cannot be read.
 pub fn load(path: &Path, good: &mut LastGood) -> anyhow::Result<Vec<Event>> {
     let mut found = Found::default();
     if fs::metadata(path).with_context(|| cure(path))?.is_dir() {
@@ -264,6 +264,8 @@ fn id(object: &Object) -> (Kind, Key) {
         Object::EndpointSlice(slice) => (Kind::EndpointSlice, slice.key.clone()),
         Object::Endpoints(endpoints) => (Kind::Endpoints, endpoints.key.clone()),
         Object::Node(node) => (Kind::Node, Key::new("", &node.name)),
+        Object::Pod(pod) => (Kind::Pod, pod.key.clone()),
+        Object::Namespace(namespace) => (Kind::Namespace, Key::new("", &namespace.name)),
     }
 }
 

@@ -1,10 +1,10 @@
-//! Objects from a Kubernetes API server: lists and watches the four kinds, for as long as anybody receives. Which server,
+//! Objects from a Kubernetes API server: lists and watches all kinds, for as long as anybody receives. Which server,
 //! and with which credentials, is in `server`; what the objects mean is in `convert`.
 
 mod access;
 mod server;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use futures::{StreamExt as _, stream::BoxStream};
 use kube::{
@@ -12,10 +12,20 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 use server::{Outcome, Server, Servers};
-use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::Instant,
+};
 
-use super::wire::{EndpointSlice, Endpoints, Node, Service, Wire};
-use crate::event::Event;
+use super::{
+    convert::PATH,
+    wire::{EndpointSlice, Endpoints, Namespace, Node, Pod, Service, Wire},
+};
+use crate::{
+    event::{Event, Kind, Object},
+    objects::Key,
+};
 
 /// Where to find the API server, and what to ask for.
 #[derive(Clone, Debug, Default)]
@@ -87,14 +97,26 @@ async fn follow_all(servers: &Servers, options: &Options, tx: &mpsc::Sender<Even
     let slices = config(Some("!service.kubernetes.io/headless"), None);
     let endpoints = config(Some("endpoints.kubernetes.io/managed-by!=endpoint-controller"), None);
     let node = config(None, Some(&format!("metadata.name={}", options.node_name)));
+    let namespaces = config(Some(PATH), None);
+    // All that can open a socket here. What has no label need not travel, unless its Namespace has it.
+    let fields = format!("spec.nodeName={},status.phase!=Succeeded,status.phase!=Failed", options.node_name);
+    let [chosen, all] = [Some(PATH), None].map(|labels| config(labels, Some(&fields)));
 
-    let feed = || Feed { server: Arc::clone(&server), proxy_name: options.proxy_name.clone(), tx: tx.clone() };
+    let labelled = Arc::new(watch::Sender::new(None));
+    let feed = || Feed {
+        server: Arc::clone(&server),
+        proxy_name: options.proxy_name.clone(),
+        labelled: Arc::clone(&labelled),
+        tx: tx.clone(),
+    };
     // Tasks of their own, so that they decode in parallel; dropping the set ends them.
     let mut feeds = JoinSet::new();
     feeds.spawn(feed().follow::<Service>(services));
     feeds.spawn(feed().follow::<EndpointSlice>(slices));
     feeds.spawn(feed().follow::<Endpoints>(endpoints));
     feeds.spawn(feed().follow::<Node>(node));
+    feeds.spawn(feed().follow::<Namespace>(namespaces));
+    feeds.spawn(feed().follow_pods(chosen, all));
     match feeds.join_next().await {
         Some(Ok(ended)) => ended,
         failed => {
@@ -105,13 +127,52 @@ async fn follow_all(servers: &Servers, options: &Options, tx: &mpsc::Sender<Even
 }
 
 /// From the watch of one kind to events.
+#[derive(Clone)]
 struct Feed {
     server: Arc<Server>,
     proxy_name: Option<String>,
+    /// The Namespaces that have the label for paths, once they were listed.
+    labelled: Arc<watch::Sender<Option<BTreeSet<Key>>>>,
     tx: mpsc::Sender<Event>,
 }
 
 impl Feed {
+    /// Follows the pods that have a label for paths themselves; as long as any Namespace has it, all. Not before it is known
+    /// whether one has: a list of those alone that have it themselves would be taken for all that have chosen.
+    async fn follow_pods(self, chosen: watcher::Config, all: watcher::Config) -> Ended {
+        let mut labelled = self.labelled.subscribe();
+        loop {
+            let known = labelled.wait_for(Option::is_some).await;
+            // The sender is ours, and so it lives.
+            let any = known.is_ok_and(|labelled| has_any(&labelled));
+            let config = if any { &all } else { &chosen };
+            tokio::select! {
+                ended = self.clone().follow::<Pod>(config.clone()) => return ended,
+                _ = labelled.wait_for(|labelled| has_any(labelled) != any) => {}
+            }
+        }
+    }
+
+    /// Keeps which Namespaces have the label: only those travel.
+    fn note(&self, event: &Event) {
+        let change = |keys: &mut dyn FnMut(&mut BTreeSet<Key>)| {
+            self.labelled.send_modify(|labelled| keys(labelled.get_or_insert_default()));
+        };
+        match event {
+            Event::Apply(object) => {
+                if let Some(key) = object.namespace_key() {
+                    change(&mut |keys| _ = keys.insert(key.clone()));
+                }
+            }
+            Event::Delete(Kind::Namespace, key) => change(&mut |keys| _ = keys.remove(key)),
+            Event::Replace(Kind::Namespace, objects) => {
+                let listed: BTreeSet<Key> = objects.iter().filter_map(Object::namespace_key).collect();
+                change(&mut |keys| keys.clone_from(&listed));
+            }
+            _ => {}
+        }
+    }
+
     async fn follow<K: Wire>(self, mut config: watcher::Config) -> Ended {
         let mut stream = self.watch::<K>(&config);
         // Collected between Init and InitDone: already converted, as the objects that travel are many times larger.
@@ -176,6 +237,7 @@ impl Feed {
                 tracing::info!(kind = ?K::WHICH, "watch works");
                 rejected = false;
             }
+            self.note(&event);
             if self.tx.send(event).await.is_err() {
                 return Ended::NobodyListens;
             }
@@ -186,6 +248,10 @@ impl Feed {
     fn watch<K: Wire>(&self, config: &watcher::Config) -> BoxStream<'static, watcher::Result<watcher::Event<K>>> {
         watcher::watcher(Api::<K>::all(self.server.client.clone()), config.clone()).default_backoff().boxed()
     }
+}
+
+fn has_any(labelled: &Option<BTreeSet<Key>>) -> bool {
+    labelled.as_ref().is_some_and(|labelled| !labelled.is_empty())
 }
 
 /// Whether a list is under way.

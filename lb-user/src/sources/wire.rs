@@ -84,6 +84,10 @@ kind!(Endpoints, "", "v1", "v1", "endpoints", NamespaceResourceScope, |wire, _| 
     endpoints.mirrorable.then_some(Object::Endpoints(endpoints))
 });
 kind!(Node, "", "v1", "v1", "nodes", ClusterResourceScope, |wire, _| Some(Object::Node(convert::node(wire))));
+kind!(Pod, "", "v1", "v1", "pods", NamespaceResourceScope, |wire, _| convert::pod(wire).map(Object::Pod));
+kind!(Namespace, "", "v1", "v1", "namespaces", ClusterResourceScope, |wire, _| {
+    Some(Object::Namespace(convert::namespace(wire)))
+});
 
 /// v1 Service.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -329,6 +333,61 @@ pub struct NodeAddress {
     pub address: String,
 }
 
+/// v1 Pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Pod {
+    /// Name, uid, labels, annotations.
+    #[serde(deserialize_with = "metadata")]
+    pub metadata: ObjectMeta,
+    /// What is wanted of it.
+    pub spec: Option<PodSpec>,
+    /// What kubelet wrote.
+    pub status: Option<PodStatus>,
+    /// Where its network namespace is mounted. No object that travels says so: with a pod's own words for it, whoever may
+    /// write a pod could choose for another one.
+    #[serde(skip)]
+    pub netns: Option<String>,
+}
+
+/// `spec` of a Pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodSpec {
+    /// Where it runs.
+    pub node_name: Option<String>,
+    /// Whether it has the node's own network namespace.
+    pub host_network: Option<bool>,
+}
+
+/// `status` of a Pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodStatus {
+    /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
+    pub phase: Option<String>,
+    /// Its addresses, one for each family.
+    #[serde(rename = "podIPs")]
+    pub pod_ips: Option<Vec<PodIp>>,
+}
+
+/// An address of a Pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodIp {
+    /// The address.
+    pub ip: String,
+}
+
+/// v1 Namespace.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Namespace {
+    /// Name, labels.
+    #[serde(deserialize_with = "metadata")]
+    pub metadata: ObjectMeta,
+}
+
 /// The metadata that decides something here, or that kube's watcher needs (resourceVersion).
 fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     #[derive(Default, Deserialize)]
@@ -336,6 +395,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
     struct Slim {
         name: Option<String>,
         namespace: Option<String>,
+        uid: Option<String>,
         labels: Option<BTreeMap<String, String>>,
         annotations: Option<BTreeMap<String, String>>,
         creation_timestamp: Option<Time>,
@@ -346,6 +406,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
     Ok(ObjectMeta {
         name: slim.name,
         namespace: slim.namespace,
+        uid: slim.uid,
         labels: slim.labels,
         annotations: slim.annotations,
         creation_timestamp: slim.creation_timestamp,

@@ -5,7 +5,10 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
-use super::wire::{EndpointSlice, Endpoints, Node, Service, Wire};
+use super::{
+    convert::NETNS,
+    wire::{EndpointSlice, Endpoints, Namespace, Node, Pod, Service, Wire},
+};
 use crate::event::{Kind, Object};
 
 /// Why a file could not be read.
@@ -130,7 +133,7 @@ fn add(value: Value, objects: &mut Vec<Object>, proxy_name: Option<&str>) -> Res
             Err(Failure { item: None, reason: Some("apiVersion: missing; add it".to_owned()), reread: |_| Ok(()) })
         }
         (_, "") => Err(Failure { item: None, reason: Some("kind: missing; add it".to_owned()), reread: |_| Ok(()) }),
-        ("v1", "List" | "ServiceList" | "EndpointsList" | "NodeList")
+        ("v1", "List" | "ServiceList" | "EndpointsList" | "NodeList" | "PodList" | "NamespaceList")
         | ("discovery.k8s.io/v1", "EndpointSliceList") => {
             let list: List = serde_json::from_value(value).map_err(|error| Failure {
                 item: None,
@@ -152,6 +155,8 @@ fn add(value: Value, objects: &mut Vec<Object>, proxy_name: Option<&str>) -> Res
         ("discovery.k8s.io/v1", "EndpointSlice") => add_one(value, objects, proxy_name, default_slice),
         ("v1", "Endpoints") => add_one::<Endpoints>(value, objects, proxy_name, |_| {}),
         ("v1", "Node") => add_one::<Node>(value, objects, proxy_name, |_| {}),
+        ("v1", "Pod") => add_one(value, objects, proxy_name, name_netns),
+        ("v1", "Namespace") => add_one::<Namespace>(value, objects, proxy_name, |_| {}),
         _ => {
             tracing::debug!(api_version, kind, "not a kind that is read here");
             Ok(())
@@ -177,7 +182,7 @@ fn add_one<T: Wire>(
     if meta.name.as_deref().is_none_or(str::is_empty) {
         return Err(fail("metadata.name: missing; add it".to_owned(), |_| Ok(())));
     }
-    if T::WHICH == Kind::Node {
+    if matches!(T::WHICH, Kind::Node | Kind::Namespace) {
         meta.namespace = None;
     } else if meta.namespace.as_deref().is_none_or(str::is_empty) {
         meta.namespace = Some("default".to_owned());
@@ -192,6 +197,11 @@ fn default_slice(slice: &mut EndpointSlice) {
     for port in slice.ports.iter_mut().flatten() {
         port.name.get_or_insert_default();
     }
+}
+
+/// Whoever writes the files is the node's administrator, and may say where a network namespace is mounted.
+fn name_netns(pod: &mut Pod) {
+    pod.netns = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(NETNS)).cloned();
 }
 
 /// The line of a failure, in the file: that of the field, if reading the document as its kind stumbles there again, else
@@ -230,6 +240,8 @@ mod tests {
             Object::EndpointSlice(slice) => format!("EndpointSlice {}", slice.key),
             Object::Endpoints(endpoints) => format!("Endpoints {}", endpoints.key),
             Object::Node(node) => format!("Node {}", node.name),
+            Object::Pod(pod) => format!("Pod {}", pod.key),
+            Object::Namespace(namespace) => format!("Namespace {}", namespace.name),
         };
         parse(text, None).unwrap().iter().map(name).collect()
     }
@@ -260,9 +272,20 @@ metadata: {name: a-1, namespace: ns}
 apiVersion: v1
 kind: Node
 metadata: {name: n, namespace: ignored}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: ns}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: p, annotations: {beeline.io/netns: /run/netns/p}}
 ...
 ";
-        assert_eq!(names(text), ["Service default/a", "EndpointSlice ns/a-1", "Endpoints default/a", "Node n"]);
+        let read = ["Service default/a", "EndpointSlice ns/a-1", "Endpoints default/a", "Node n", "Namespace ns"];
+        assert_eq!(names(text), [&read[..], &["Pod default/p"]].concat());
+        let netns = |object: &Object| if let Object::Pod(pod) = object { pod.netns.clone() } else { None };
+        assert_eq!(parse(text, None).unwrap().iter().find_map(netns), Some("/run/netns/p".into()));
         assert!(names("").is_empty());
         assert!(names("# nothing\n---\n").is_empty());
         assert_eq!(names("\u{feff}%YAML 1.2\n---\napiVersion: v1\nkind: Node\nmetadata: {name: n}\n"), ["Node n"]);
@@ -274,7 +297,7 @@ metadata: {name: n, namespace: ignored}
 apiVersion: v1
 items:
 - {apiVersion: v1, kind: Service, metadata: {name: a}}
-- {apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {ports: none}}
+- {apiVersion: apps/v1, kind: Deployment, metadata: {name: a}, spec: {ports: none}}
 - {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: b}, addressType: IPv4}
 kind: List
 metadata: {resourceVersion: ''}

@@ -101,12 +101,13 @@ fn a_zone_concerns_the_services_with_hints_and_only_that_of_the_own_node() {
 fn i5_it_is_ready_when_every_kind_was_listed() {
     let mut world = World::new("node-1");
     world.apply(Event::Apply(service("a")));
-    for kind in Kind::ALL {
+    for kind in Kind::OF_SERVICES {
         assert!(!world.ready(), "before {kind:?}");
         assert!(world.missing().contains(&kind));
         world.apply(Event::Replace(kind, Vec::new()));
     }
     assert!(world.ready());
+    assert!(world.pods().is_none(), "which is a question of its own");
 }
 
 #[test]

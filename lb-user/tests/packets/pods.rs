@@ -1,6 +1,6 @@
 //! From a pod of this node, whose link has the programs.
 
-use lb_common::Counter;
+use lb_common::{Counter, DeviceFlags};
 
 use crate::{
     family::{BOTH, V4, ip},
@@ -78,4 +78,31 @@ fn what_comes_to_a_pod_from_elsewhere_is_left_alone() {
     world.goes_out("pod1", &Packet::syn("10.0.1.2:6000", V4.here)).is_untouched();
     world.comes_in("pod1", &Packet::tcp(V4.here, "10.0.1.2:6000").flags("SA")).is_untouched();
     assert_eq!(world.flows().len(), 0);
+}
+
+#[test]
+fn where_a_pod_has_chosen_off_flows_that_stand_go_on_and_none_begins() {
+    for of in BOTH {
+        let mut world = World::enter();
+        world.serve(Wanted::tcp().cluster_ip(of.cluster_ip).backends(&[of.there]));
+        world.serve(Wanted::udp().cluster_ip(of.cluster_ip).backends(&[of.there]));
+        let syn = Packet::syn(of.pod, of.cluster_ip);
+        world.comes_in("pod1", &syn).goes_on_as(&syn.becomes(of.pod, of.there));
+        world.set_flags("pod1", DeviceFlags::POD | DeviceFlags::OFF);
+        let ack = Packet::tcp(of.pod, of.cluster_ip).flags("A");
+        world.comes_in("pod1", &ack).goes_on_as(&ack.becomes(of.pod, of.there));
+        let answer = Packet::tcp(of.there, of.pod).flags("A");
+        world.goes_out("pod1", &answer).goes_on_as(&answer.becomes(of.cluster_ip, of.pod));
+        // Nor is it told that nobody is there.
+        let other = of.pod.replace(":5000", ":5001");
+        let unknown = of.cluster_ip.replace(":80", ":81");
+        for packet in
+            [Packet::syn(&other, of.cluster_ip), Packet::udp(&other, of.cluster_ip), Packet::syn(&other, &unknown)]
+        {
+            world.comes_in("pod1", &packet).is_untouched();
+        }
+        assert_eq!((world.flows().len(), world.count(Counter::UnknownPort)), (2, 0));
+        world.comes_in("uplink", &Packet::syn(of.client, of.cluster_ip));
+        assert_eq!(world.flows().len(), 4, "others are served");
+    }
 }

@@ -24,6 +24,7 @@ mod node;
 mod node_ports;
 mod outside;
 mod packets;
+mod paths;
 mod place;
 mod rot;
 mod routes;
@@ -58,6 +59,7 @@ fn stories() -> Vec<Story> {
         devices::STORIES,
         outside::STORIES,
         packets::STORIES,
+        paths::STORIES,
         doctor::STORIES,
         monitoring::STORIES,
         capabilities::STORIES,

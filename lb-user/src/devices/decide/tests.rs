@@ -39,6 +39,7 @@ fn facts(text: &str) -> Facts {
                     flags: flag("up", libc::IFF_UP) | flag("loopback", libc::IFF_LOOPBACK),
                     mtu: number("mtu").unwrap_or(1500),
                     controller: number("port-of"),
+                    peer: None,
                 };
                 facts.links.insert(index.parse().expect("an index"), link);
             }
@@ -49,9 +50,10 @@ fn facts(text: &str) -> Facts {
 }
 
 const NONE: &BTreeSet<u32> = &BTreeSet::new();
+const NO_PODS: &BTreeMap<u32, u32> = &BTreeMap::new();
 
 fn setting<'a>(uplinks: &'a Choice, node: &'a [IpAddr]) -> Setting<'a> {
-    Setting { uplinks, pod_links: NONE, node, attached: NONE }
+    Setting { uplinks, pod_links: NO_PODS, node, attached: NONE }
 }
 
 fn ips(texts: &[&str]) -> Vec<IpAddr> {
@@ -210,7 +212,7 @@ fn flags_take_the_place_of_routes() {
     );
     let check = |uplinks: &str, pods: &str, expected: &[(&str, Role)]| {
         let (Ok(uplinks), Ok(pods)) = (uplinks.parse::<Choice>(), pods.parse::<Patterns>());
-        let pods = pod_links(&facts, &pods);
+        let pods = pod_links(&facts, &pods, Some(&BTreeMap::new()), &BTreeMap::new());
         let wishes = decide(&facts, Setting { pod_links: &pods, ..setting(&uplinks, &[]) });
         let with_role = wishes.values().filter_map(|wish| Some((wish.name.as_str(), wish.role?)));
         assert_eq!(with_role.collect::<Vec<_>>(), expected);
@@ -238,4 +240,30 @@ fn a_link_that_is_switched_off_keeps_its_programs() {
     let attached = BTreeSet::from([2, 3, 9]);
     let wishes = decide(&facts, Setting { attached: &attached, ..setting(&Choice::ByRoute, &[]) });
     assert_eq!(told(&wishes), "eth0 Uplink 0.0.0.0 :: flags 0 mtu 1500\n");
+}
+
+#[test]
+fn pods_choose_and_what_once_had_programs_by_choice_keeps_them() {
+    const POD: u32 = DeviceFlags::POD;
+    const CHOSEN: u32 = POD | DeviceFlags::CHOSEN;
+    const OFF: u32 = DeviceFlags::OFF;
+    let facts = facts("2 lxc2 up kind veth\n3 veth3 up kind veth");
+    let check = |choice: Option<PathChoice>, before: [u32; 2], expected: [Option<u32>; 2]| {
+        let before = [2, 3].into_iter().zip(before.map(|flags| Device { flags, ..Device::default() })).collect();
+        let choices = choice.map(|choice| BTreeMap::from([(2, choice), (3, choice)]));
+        let Ok(patterns) = "lxc*".parse::<Patterns>();
+        let links = pod_links(&facts, &patterns, choices.as_ref(), &before);
+        assert_eq!([links.get(&2).copied(), links.get(&3).copied()], expected, "{choice:?} after {before:?}");
+    };
+    use PathChoice::{Off, Packet, Socket};
+    check(Some(Socket), [0, 0], [Some(POD), None]);
+    check(Some(Packet), [0, 0], [Some(CHOSEN), Some(CHOSEN)]);
+    check(Some(Off), [0, 0], [Some(POD | OFF), None]);
+    check(Some(Socket), [POD, CHOSEN], [Some(POD), Some(CHOSEN)]);
+    check(Some(Off), [POD, CHOSEN], [Some(POD | OFF), Some(CHOSEN | OFF)]);
+    check(Some(Packet), [POD | OFF, CHOSEN | OFF], [Some(CHOSEN), Some(CHOSEN)]);
+    // An agent has just started.
+    check(None, [0, 0], [Some(POD), None]);
+    check(None, [POD | OFF, CHOSEN | OFF], [Some(POD | OFF), Some(CHOSEN | OFF)]);
+    check(None, [CHOSEN, POD], [Some(CHOSEN), None]);
 }

@@ -58,7 +58,7 @@ impl Weights {
 }
 
 /// The text of an annotation. YAML easily adds a line's end.
-fn get<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+pub(super) fn get<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     meta.annotations.as_ref()?.get(name).map(|text| text.trim())
 }
 
@@ -149,7 +149,7 @@ fn seconds(text: &str) -> Option<u32> {
 }
 
 /// Names what looks like ours and is not: a slip in a name would otherwise go unnoticed.
-fn unknown(meta: &ObjectMeta, what: &str, known: &[&str], problems: &mut Vec<String>) {
+pub(super) fn unknown(meta: &ObjectMeta, what: &str, known: &[&str], problems: &mut Vec<String>) {
     let names = meta.annotations.iter().flat_map(|annotations| annotations.keys());
     for name in names.filter(|name| name.starts_with(OURS) && !known.contains(&name.as_str())) {
         problems.push(format!(

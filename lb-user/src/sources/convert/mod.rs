@@ -3,6 +3,7 @@
 
 mod annotations;
 mod endpoints;
+mod paths;
 mod service;
 mod slice;
 
@@ -11,6 +12,7 @@ use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime};
 pub use endpoints::endpoints;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::Proto;
+pub use paths::{LABEL as PATH, NETNS, namespace, pod};
 pub use service::service;
 pub use slice::endpoint_slice;
 

@@ -11,7 +11,7 @@ fn service(name: &str, addr: &str) -> String {
     )
 }
 
-/// Names and addresses of the Services in a round of events, which must hold all four kinds; None for no events.
+/// Names and addresses of the Services in a round of events, which must hold all kinds; None for no events.
 fn services(events: Vec<Event>) -> Option<Vec<String>> {
     let kinds: Vec<Kind> = events
         .iter()

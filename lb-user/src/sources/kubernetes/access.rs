@@ -11,7 +11,10 @@ use kube::{
 use tokio::time::Instant;
 
 use super::{Chain, Ended, Feed, Outcome};
-use crate::{event::Event, sources::wire::Wire};
+use crate::{
+    event::{Event, Kind},
+    sources::wire::Wire,
+};
 
 /// A watch that has gone on for so long worked.
 const WORKED: Duration = Duration::from_secs(5);
@@ -51,7 +54,7 @@ pub(super) async fn regain<K: Wire>(
         if refused != told {
             match refused.as_slice() {
                 [] => tracing::info!(kind = ?K::WHICH, after = ?start.elapsed(), "may be read now"),
-                verbs => tracing::error!(said, "{}", text(verbs, &resource::<K>())),
+                verbs => tracing::error!(said, "{}", text(verbs, &resource::<K>(), K::WHICH)),
             }
         }
         if !is_known && !refused.is_empty() && start.elapsed() >= grace {
@@ -91,9 +94,11 @@ async fn ask<K: Wire>(api: &Api<K>, config: &watcher::Config) -> Result<Vec<&'st
 }
 
 /// Which verbs, on what, and what to do.
-fn text(verbs: &[&str], resource: &str) -> String {
+fn text(verbs: &[&str], resource: &str, kind: Kind) -> String {
+    let is_needed = Kind::OF_SERVICES.contains(&kind);
+    let so = if is_needed { "is not healthy" } else { "lets pods keep the path that they have" };
     format!(
-        "the API server does not let this agent {} {resource}, so it does not learn of changes and is not healthy: bind its account \
+        "the API server does not let this agent {} {resource}, so it does not learn of changes and {so}: bind its account \
          to a role that grants it, as deploy/base/rbac.yaml does; it asks again by itself",
         verbs.join(" and ")
     )

@@ -63,6 +63,13 @@ impl World {
         Served::begin(&mut self.held, wanted, self.services)
     }
 
+    /// Sets what `DEVICES` says of a device.
+    pub fn set_flags(&mut self, device: &str, flags: u32) {
+        let known = self.devices.iter().find(|(name, ..)| *name == device).expect("one of the site's");
+        let (_, index, device) = *known;
+        self.held.map::<u32, Device>("DEVICES").insert(index, Device { flags, ..device }, 0).expect("room");
+    }
+
     /// Attaches the programs to all devices, so that packets come by them on their own.
     pub fn attach(&mut self) {
         for (device, ..) in self.devices.clone() {

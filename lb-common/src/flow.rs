@@ -15,6 +15,8 @@ impl Seen {
     pub const RST: u8 = 4;
     /// Its FIN came before that of the other direction: this end waits in TIME-WAIT.
     pub const FIN_FIRST: u8 = 8;
+    /// Of the client's direction: a datagram came after the first answer. It is a conversation, and more than a question.
+    pub const AGAIN: u8 = 16;
 }
 
 /// One second, in ns.
@@ -31,9 +33,10 @@ pub const TCP_CLOSED: u64 = 10 * SECOND;
 /// The same where the backend waits in TIME-WAIT: for so long (2 MSL, as Linux has it) it would take a new connection from
 /// the same address and port for the old one.
 pub const TCP_TIME_WAIT: u64 = 60 * SECOND;
-/// Datagrams without an answer.
+/// Datagrams without an answer, or a question and its answer, as those of DNS are. (Netfilter tells a question from a
+/// conversation by two seconds between its packets.)
 pub const UDP_UNREPLIED: u64 = 30 * SECOND;
-/// Datagrams with answers.
+/// A conversation of datagrams.
 pub const UDP_REPLIED: u64 = 120 * SECOND;
 /// Datagrams that netfilter translates: less than it keeps a connection without an answer, so that none is left to it that it
 /// has forgotten.
@@ -128,7 +131,13 @@ pub fn state(own: &Flow, partner: Option<&Flow>) -> FlowState {
 pub fn expires_at(own: &Flow, partner: Option<&Flow>, proto: u8) -> u64 {
     let used = partner.map_or(own.used, |partner| partner.used.max(own.used));
     let is_netfilters = own.flags & FlowFlags::NETFILTER != 0 && proto == Proto::Udp as u8;
-    used.saturating_add(if is_netfilters { UDP_OF_NETFILTER } else { state(own, partner).lasts(proto) })
+    let is_conversation = (own.forward | partner.map_or(0, |partner| partner.forward)) & Seen::AGAIN != 0;
+    let lasts = match state(own, partner) {
+        _ if is_netfilters => UDP_OF_NETFILTER,
+        FlowState::Established if proto == Proto::Udp as u8 && !is_conversation => UDP_UNREPLIED,
+        state => state.lasts(proto),
+    };
+    used.saturating_add(lasts)
 }
 
 /// The key of the other direction's entry.
@@ -173,7 +182,9 @@ mod tests {
         let (own, partner) = (flow(Seen::ANY, 0, 5 * SECOND), flow(0, Seen::ANY, 7 * SECOND));
         assert_eq!(expires_at(&own, None, 6), 65 * SECOND);
         assert_eq!(expires_at(&own, Some(&partner), 6), 7 * SECOND + TCP_ESTABLISHED);
-        assert_eq!(expires_at(&own, Some(&partner), 17), 127 * SECOND);
+        assert_eq!(expires_at(&own, Some(&partner), 17), 37 * SECOND);
+        let again = Flow { forward: Seen::ANY | Seen::AGAIN, ..partner };
+        assert_eq!(expires_at(&own, Some(&again), 17), 127 * SECOND);
         assert_eq!(expires_at(&own, None, 17), 35 * SECOND);
         let netfilters = Flow { flags: FlowFlags::NETFILTER, ..own };
         assert_eq!(expires_at(&netfilters, Some(&partner), 17), 7 * SECOND + UDP_OF_NETFILTER);

@@ -159,12 +159,12 @@ fn goes_on(scratch: &mut Scratch) -> bool {
     };
     // SAFETY: a value of ours; it stays until the RCU grace period ends, and each direction writes its own entry.
     let flow = unsafe { &mut *flow };
-    if begins_anew(&scratch.packet, flow) {
+    let now = scratch.clock.now();
+    if begins_anew(&scratch.packet, flow, now) {
         // Whatever comes of this packet, the next ones must not follow the old flow.
         let _was_there = FLOWS.remove(&scratch.key);
         return false;
     }
-    let now = scratch.clock.now();
     if flow.used != now {
         flow.used = now;
     }
@@ -176,9 +176,10 @@ fn goes_on(scratch: &mut Scratch) -> bool {
 }
 
 /// Whether a packet of a known flow must find a backend as a new one does: a client uses its port again after the end; the
-/// first packet is sent again, and its backend takes no new flows any more; or it is a datagram, and its backend has gone.
+/// first packet is sent again, or another question asked, and its backend takes no new flows any more; or it is a datagram, and
+/// its backend has gone.
 #[inline(always)]
-fn begins_anew(packet: &Packet, flow: &Flow) -> bool {
+fn begins_anew(packet: &Packet, flow: &Flow, now: u64) -> bool {
     if flow.flags & FlowFlags::REVERSE != 0 || !(packet.begins || packet.proto == Proto::Udp as u8) {
         return false;
     }
@@ -186,7 +187,7 @@ fn begins_anew(packet: &Packet, flow: &Flow) -> bool {
         return true;
     }
     if flow.flags & FlowFlags::NETFILTER != 0 {
-        return is_left_by_netfilter(packet, flow);
+        return is_left_by_netfilter(packet, flow, now);
     }
     // A flow that belongs to no Service: see `ports`.
     if flow.backend == 0 {
@@ -195,11 +196,13 @@ fn begins_anew(packet: &Packet, flow: &Flow) -> bool {
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
     let backend = unsafe { BACKENDS.get(flow.backend) };
     let lists = BackendFlags::CLUSTER | BackendFlags::LOCAL;
+    // A question that was answered is over: the next one, by a port that is used again, goes to who takes new ones.
+    let is_asked_anew = packet.begins || (is_answered(flow) && flow.forward & Seen::AGAIN == 0);
     let stands = backend.is_some_and(|backend| {
         backend.service == flow.service
             && backend.port == flow.to.dst_port
             && backend.addr == flow.to.dst
-            && (!packet.begins || backend.flags & lists != 0)
+            && (!is_asked_anew || backend.flags & lists != 0)
     });
     if !stands && packet.proto == Proto::Udp as u8 {
         count(Counter::FlowMoved);
@@ -207,15 +210,19 @@ fn begins_anew(packet: &Packet, flow: &Flow) -> bool {
     !stands
 }
 
+#[inline(always)]
+fn is_answered(flow: &Flow) -> bool {
+    flow.reverse & Seen::ANY != 0
+}
+
 /// Whether netfilter's flow is ours from here on: a client that was answered dials anew, or netfilter may have forgotten the
 /// datagrams before this one. A first packet that is sent again belongs where the first one went.
 #[inline(always)]
-fn is_left_by_netfilter(packet: &Packet, flow: &Flow) -> bool {
+fn is_left_by_netfilter(packet: &Packet, flow: &Flow, now: u64) -> bool {
     if packet.begins {
         return !matches!(FlowState::of(flow.forward, flow.reverse), FlowState::Opening);
     }
-    // SAFETY: no precondition.
-    unsafe { bpf_ktime_get_ns() }.wrapping_sub(flow.used) > UDP_OF_NETFILTER
+    now.wrapping_sub(flow.used) > UDP_OF_NETFILTER
 }
 
 /// A flow remembers its packet. The other direction's entry hears only of what is new, which is rare.
@@ -228,6 +235,9 @@ fn track(packet: &Packet, key: &FlowKey, partner: &mut FlowKey, flow: &mut Flow)
         flow.reverse |= Seen::ANY;
     }
     let mut seen = own | packet.seen;
+    if packet.proto == Proto::Udp as u8 && !reverse && is_answered(flow) {
+        seen |= Seen::AGAIN;
+    }
     if packet.seen & Seen::FIN != 0 && (own | other) & Seen::FIN == 0 {
         seen |= Seen::FIN_FIRST;
     }

@@ -166,3 +166,29 @@ fn datagrams_are_assured_by_the_first_answer() {
     world.goes_out("uplink", &answer).goes_on_as(&answer.becomes(V6.node_port, V6.client));
     is(&mut world, "ASSURED");
 }
+
+#[test]
+fn a_question_by_a_port_used_again_leaves_a_backend_that_drains_and_a_conversation_stays() {
+    let ask = |world: &World, backend| {
+        let question = Packet::udp(V4.client, V4.node_port);
+        world.comes_in("uplink", &question).goes_on_as(&question.becomes(V4.client, backend));
+    };
+    let answer = |world: &World, backend| {
+        let answer = Packet::udp(backend, V4.client);
+        world.goes_out("uplink", &answer).goes_on_as(&answer.becomes(V4.node_port, V4.client));
+    };
+    for is_conversation in [false, true] {
+        let mut world = World::enter();
+        let mut dns = world.serve(Wanted::udp().node_port(V4.any).backends(&[V4.here]));
+        ask(&world, V4.here);
+        answer(&world, V4.here);
+        if is_conversation {
+            ask(&world, V4.here);
+        }
+        dns.change(world.maps(), &[V4.here, V4.beside]);
+        dns.drain(world.maps(), V4.here);
+        ask(&world, if is_conversation { V4.here } else { V4.beside });
+        // What the first backend still says is translated.
+        answer(&world, V4.here);
+    }
+}

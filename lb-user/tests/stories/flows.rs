@@ -75,7 +75,7 @@ fn only_what_is_over(node: &mut Node) {
     let lives = [
         pair(("192.0.2.2", 1), TCP, (Seen::ANY, ago(3600)), (Seen::ANY, ago(3600))).as_slice(),
         // One direction knows what the other does not.
-        &pair(("192.0.2.2", 2), UDP, (Seen::ANY, ago(40)), (Seen::ANY, ago(40))),
+        &pair(("192.0.2.2", 2), UDP, (Seen::ANY | Seen::AGAIN, ago(40)), (Seen::ANY, ago(40))),
         &pair(("192.0.2.2", 3), UDP, (Seen::ANY, now), (0, ago(200))),
         &pair(("192.0.2.2", 4), TCP, (Seen::ANY | Seen::FIN, ago(100)), (Seen::ANY, ago(100))),
         &[(taken, of_another)],

@@ -15,6 +15,8 @@ mod fragments;
 mod full;
 #[path = "packets/live.rs"]
 mod live;
+#[path = "packets/neighbours.rs"]
+mod neighbours;
 #[path = "packets/outside.rs"]
 mod outside;
 #[path = "packets/pods.rs"]

@@ -25,6 +25,7 @@ mod node_ports;
 mod outside;
 mod packets;
 mod place;
+mod policy;
 mod rot;
 mod routes;
 mod sockets;
@@ -56,6 +57,7 @@ fn stories() -> Vec<Story> {
         devices::STORIES,
         outside::STORIES,
         packets::STORIES,
+        policy::STORIES,
         doctor::STORIES,
         monitoring::STORIES,
         capabilities::STORIES,

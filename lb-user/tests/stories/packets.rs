@@ -30,11 +30,11 @@ pub const STORIES: &[Story] = &[
 const TARGET: u16 = 8080;
 const NODE_PORT: u16 = 30080;
 
-fn addresses(host: &Host) -> [IpAddr; 2] {
+pub fn addresses(host: &Host) -> [IpAddr; 2] {
     [host.v4.into(), host.v6.into()]
 }
 
-fn serve(host: &Host) {
+pub fn serve(host: &Host) {
     host.net.enter(|| {
         for ip in addresses(host) {
             tcp_server(&SocketAddr::from((ip, TARGET)).to_string());
@@ -44,7 +44,7 @@ fn serve(host: &Host) {
 }
 
 /// A Service of both families and both protocols with these endpoints: each an address, and the node it is on.
-fn service(policy: &str, endpoints: &[(IpAddr, &str)]) -> String {
+pub fn service(policy: &str, endpoints: &[(IpAddr, &str)]) -> String {
     let mut yaml = format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  type: LoadBalancer\n  clusterIPs: [10.96.0.1, \
          \"fd96::1\"]\n  clusterIP: 10.96.0.1\n  ipFamilies: [IPv4, IPv6]\n  externalTrafficPolicy: {policy}\n  ports:\n  - \
@@ -73,7 +73,7 @@ fn service(policy: &str, endpoints: &[(IpAddr, &str)]) -> String {
 
 /// The agent of node1, whose name is "here". Its cgroup is empty: all clients are outside of it, and none is served by
 /// the socket path.
-fn agent(node: &Node, lan: &Lan, more: &[&str]) -> Agent {
+pub fn agent(node: &Node, lan: &Lan, more: &[&str]) -> Agent {
     let cgroup = node.cgroup.join("node1");
     fs::create_dir_all(&cgroup).expect("a cgroup");
     let flags = [&["--devices", "eth0", "--cgroup", cgroup.to_str().expect("text")], more].concat();
@@ -95,7 +95,7 @@ fn has_filters(lan: &Lan) -> bool {
     lan.node1.host.net.run(&["tc", "filter", "show", "dev", "eth0", "ingress"]).contains("tc_ingress")
 }
 
-fn pod(node: &crate::lan::Node) -> &Host {
+pub fn pod(node: &crate::lan::Node) -> &Host {
     node.pods.first().expect("a pod")
 }
 

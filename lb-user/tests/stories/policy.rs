@@ -23,11 +23,11 @@ const TARGET: u16 = 8080;
 fn let_only(node: &crate::lan::Node, client: IpAddr, server: IpAddr) {
     let ip = if server.is_ipv4() { "ip" } else { "ip6" };
     let rules = format!(
-        "table inet policy\ndelete table inet policy\ntable inet policy {{ chain forward {{\n\
+        "table inet cni\ndelete table inet cni\ntable inet cni {{\nchain forward {{\n\
          type filter hook forward priority 0; policy drop;\n\
          icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept\n\
          {ip} saddr {client} {ip} daddr {server} tcp dport {TARGET} accept\n\
-         {ip} saddr {server} tcp sport {TARGET} {ip} daddr {client} accept\n}} }}\n"
+         {ip} saddr {server} tcp sport {TARGET} {ip} daddr {client} accept\n}}\n}}\n"
     );
     node.host.net.run(&["nft", &rules]);
 }
@@ -95,7 +95,7 @@ fn policy(node: &mut Node) {
             }
         }
         watched.iter().for_each(|node| {
-            node.host.net.run(&["nft", "delete table inet policy"]);
+            node.host.net.run(&["nft", "delete table inet cni"]);
         });
     }
 }

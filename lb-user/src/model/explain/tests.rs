@@ -266,7 +266,7 @@ fn an_endpoint_by_hand_that_is_a_pod_of_another_namespace_is_told_of() {
     let mut strangers = Strangers::default();
     let mut changed = world.take_dirty();
     changed.sort_unstable();
-    assert_eq!(strangers.update(&world, &changed), [by_hand.key.clone()]);
+    assert_eq!(strangers.update(&world, &changed), std::slice::from_ref(&by_hand.key));
     let told = told_among(&world.view(&by_hand.key).expect("it is there"), &[], &[], &strangers);
     let of = |at: usize| told.ports[0].endpoints[at].why.as_str();
     assert_eq!(of(0), "used; a pod of another namespace, that of the Service b/pods");

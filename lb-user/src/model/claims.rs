@@ -38,12 +38,12 @@ impl Right {
 struct Rank(i64);
 
 impl Rank {
-    /// Ages are seconds since 1970, and have this many bits.
+    /// Ages are seconds since 1970, which is in the middle, and have this many bits.
     const AGE_BITS: u32 = 60;
 
     fn new(right: Right, created: i64) -> Self {
-        let youngest = (1 << Self::AGE_BITS) - 1;
-        Self((right as i64) << Self::AGE_BITS | created.clamp(0, youngest))
+        let middle = 1 << (Self::AGE_BITS - 1);
+        Self((right as i64) << Self::AGE_BITS | (created.clamp(-middle, middle - 1) + middle))
     }
 
     const fn right(self) -> Right {
@@ -266,7 +266,10 @@ mod tests {
                 assert!(ages.iter().all(|&other| Rank::new(right, age) < Rank::new(next, other)));
             }
         }
-        assert!(Rank::new(Right::Claimed, 1) < Rank::new(Right::Claimed, 2));
+        for right in [Right::Allotted, Right::Claimed] {
+            assert!(ages.map(|age| Rank::new(right, age)).is_sorted());
+            assert!(Rank::new(right, -1) < Rank::new(right, 0) && Rank::new(right, 1) < Rank::new(right, 2));
+        }
     }
 
     #[test]

@@ -198,8 +198,8 @@ pub struct EndpointSlice {
     pub key: Key,
     /// The Service of its label `kubernetes.io/service-name`, in the slice's namespace.
     pub service: Option<Key>,
-    /// Whether `endpointslice.kubernetes.io/managed-by` names the mirroring controller.
-    pub mirrored: Mirrored,
+    /// Whom `endpointslice.kubernetes.io/managed-by` names.
+    pub manager: Manager,
     /// Ports and endpoints. `addressType: FQDN` leaves it empty.
     pub group: EndpointGroup,
     /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: when that happened for which it was written. Says
@@ -209,13 +209,15 @@ pub struct EndpointSlice {
     pub problems: Vec<String>,
 }
 
-/// Whether a slice was made from an Endpoints object by Kubernetes' mirroring controller.
+/// Who keeps a slice, by its own label.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mirrored {
-    /// It was.
-    Yes,
-    /// It was not.
-    No,
+pub enum Manager {
+    /// Kubernetes' controller for Services with a selector.
+    Selecting,
+    /// Kubernetes' controller that makes slices of Endpoints objects.
+    Mirroring,
+    /// Somebody else, or nobody.
+    Other,
 }
 
 /// A v1 Endpoints.

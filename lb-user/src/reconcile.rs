@@ -23,6 +23,8 @@ use crate::{
         compile,
         explain::{Explanation, explain},
         frontends::{self, unspecified},
+        judge::Others,
+        strangers::Strangers,
     },
     objects::Key,
     op::Op,
@@ -43,6 +45,7 @@ pub struct Reconciler<S> {
     world: World,
     settings: Settings,
     claims: Claims,
+    strangers: Strangers,
     store: S,
     /// None: to be read from the store.
     shadow: Option<Shadow>,
@@ -134,6 +137,7 @@ impl<S: Store> Reconciler<S> {
             world: World::new(node_name),
             settings,
             claims: Claims::default(),
+            strangers: Strangers::default(),
             store,
             shadow: None,
             ids: None,
@@ -212,13 +216,17 @@ impl<S: Store> Reconciler<S> {
     /// What the maps shall say about a Service, as things stand.
     #[must_use]
     pub fn spec(&self, key: &Key) -> ServiceSpec {
-        compile(key, self.world.view(key).as_ref(), self.here(), &self.settings, &self.claims)
+        compile(key, self.world.view(key).as_ref(), self.here(), &self.settings, self.others())
     }
 
     /// Why the maps shall say so; none when there is no such Service.
     #[must_use]
     pub fn explain(&self, key: &Key) -> Option<Explanation> {
-        Some(explain(&self.world.view(key)?, self.here(), &self.settings, &self.claims))
+        Some(explain(&self.world.view(key)?, self.here(), &self.settings, self.others()))
+    }
+
+    fn others(&self) -> Others<'_> {
+        Others { claims: &self.claims, strangers: &self.strangers }
     }
 
     fn here(&self) -> Here<'_> {
@@ -287,6 +295,12 @@ impl<S: Store> Reconciler<S> {
         }
         keys.sort_unstable();
         keys.dedup();
+        let concerned = self.strangers.update(&self.world, &keys);
+        if !concerned.is_empty() {
+            keys.extend(concerned);
+            keys.sort_unstable();
+            keys.dedup();
+        }
         let concerned = self.claim(&keys);
         if !concerned.is_empty() {
             keys.extend(concerned);
@@ -322,8 +336,9 @@ impl<S: Store> Reconciler<S> {
             wanted.clear();
             if let Some(view) = view {
                 // What it asks for in vain is told when it is compiled.
-                let all = frontends::wanted(view.service, &self.settings.external_ips, &mut Vec::new());
-                wanted.extend(all.iter().map(|wanted| wanted.key));
+                let (external, strangers) = (&self.settings.external_ips, &self.strangers);
+                let all = frontends::asked(view.service, external, strangers, &mut Vec::new());
+                wanted.extend(all.iter().map(|wanted| (wanted.key, wanted.kind)));
             }
             let created = view.and_then(|view| view.service.created);
             let consequences = self.claims.set(key, created, &wanted);

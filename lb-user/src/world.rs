@@ -182,6 +182,11 @@ impl World {
         self.services.get(key)?.view()
     }
 
+    /// What is known about each Service, in no order.
+    pub fn views(&self) -> impl Iterator<Item = View<'_>> {
+        self.services.values().filter_map(Known::view)
+    }
+
     /// The keys of all Services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Key> {
         self.services.iter().filter(|(_, known)| known.service.is_some()).map(|(key, _)| key)

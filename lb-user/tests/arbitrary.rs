@@ -15,7 +15,7 @@ use std::{
 use lb_common::{FrontendKey, Name};
 use lb_user::{
     event::{Event, Kind, Object},
-    model::Settings,
+    model::{Settings, claims::Right},
     objects::{Key, Service},
     reconcile::{PassReport, Reconciler},
     sources::{
@@ -164,10 +164,23 @@ fn check_names(meaning: &Meaning) -> TestCaseResult {
     Ok(())
 }
 
+/// The smaller one has a frontend that several ask for.
+fn rank(service: &Service, frontend: &FrontendKey) -> (Right, i64, Key) {
+    let has = |ips: &[std::net::IpAddr]| ips.iter().any(|&ip| lb_common::Addr::from(ip) == frontend.addr);
+    let right = if has(&service.cluster_ips) || frontend.addr.is_unspecified() {
+        Right::Allotted
+    } else if has(&service.ingress_ips) {
+        Right::Assigned
+    } else {
+        Right::Claimed
+    };
+    (right, service.created.unwrap_or(i64::MAX), service.key.clone())
+}
+
 /// Those that are well-formed are served as if they were alone, but for frontends that an older one has.
 fn check_good(state: &State, now: &Meaning, alone: &Meaning) -> TestCaseResult {
     let services = state.services();
-    let rank = |key: &Key| (services[key].created.unwrap_or(i64::MAX), key.clone());
+    let rank = |key: &Key, frontend: &FrontendKey| rank(services[key], frontend);
     let owners: BTreeMap<FrontendKey, &Key> = now
         .iter()
         .flat_map(|(key, port)| port.frontends.keys().map(move |frontend| (*frontend, &key.service)))
@@ -176,7 +189,7 @@ fn check_good(state: &State, now: &Meaning, alone: &Meaning) -> TestCaseResult {
         let have = now.get(key);
         for frontend in wanted.frontends.keys() {
             let owner = owners.get(frontend).copied();
-            let older = owner.is_some_and(|owner| rank(owner) < rank(&key.service));
+            let older = owner.is_some_and(|owner| rank(owner, frontend) < rank(&key.service, frontend));
             let owned = have.is_some_and(|have| have.frontends.contains_key(frontend));
             prop_assert!(owned || older, "{} lost {} to {:?}", key, frontend, owner);
         }
@@ -194,7 +207,7 @@ fn check_good(state: &State, now: &Meaning, alone: &Meaning) -> TestCaseResult {
 /// Invariant I6, from the objects: nobody who is served on a port lacks a cluster IP that a younger one has.
 fn check_owners(state: &State, now: &Meaning) -> TestCaseResult {
     let services = state.services();
-    let rank = |key: &Key| (services[key].created.unwrap_or(i64::MAX), key.clone());
+    let rank = |key: &Key, frontend: &FrontendKey| rank(services[key], frontend);
     for (key, port) in now {
         for frontend in port.frontends.keys() {
             for (other, service) in &services {
@@ -211,7 +224,8 @@ fn check_owners(state: &State, now: &Meaning) -> TestCaseResult {
                         .iter()
                         .filter(served)
                         .any(|own| FrontendKey::new(frontend.addr, own.port.get(), own.proto) == *frontend);
-                prop_assert!(!asks || rank(&key.service) <= rank(other), "{} has {} of {}", key, frontend, other);
+                let is_first = || rank(&key.service, frontend) <= rank(other, frontend);
+                prop_assert!(!asks || is_first(), "{} has {} of {}", key, frontend, other);
             }
         }
     }

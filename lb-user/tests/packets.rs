@@ -15,6 +15,8 @@ mod fragments;
 mod full;
 #[path = "packets/live.rs"]
 mod live;
+#[path = "packets/neighbours.rs"]
+mod neighbours;
 #[path = "packets/netfilter.rs"]
 mod netfilter;
 #[path = "packets/outside.rs"]

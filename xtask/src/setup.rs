@@ -98,6 +98,8 @@ fn ensure_programs(need: Need) -> Result<()> {
         Need::Demo | Need::Test => {
             want("ip", "iproute2");
             want("curl", "curl");
+            // Rules of others, which a story looks through.
+            want("nft", "nftables");
             // A key of the API server.
             want("openssl", "openssl");
             if need == Need::Test {

@@ -20,9 +20,12 @@ const UNFINISHED: [&str; 5] = [
 ];
 
 /// The words that stand beside the code. The first has the rows.
-const DOCUMENTS: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"];
-/// Of these, the one that names tests.
-const PROMISES: &str = DOCUMENTS[1];
+const DOCUMENTS: [&str; 4] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md"];
+/// Of these, those that name tests, and how their rows begin.
+const PROMISES: [(&str, &[&str]); 2] =
+    [(DOCUMENTS[1], &["| I"]), (DOCUMENTS[3], &["| CVE-", "| cilium#", "| Cloudflare "])];
+/// Each directory in it is a test as well.
+const SCENARIOS: &str = "lb-user/tests/scenarios";
 /// The files whose names need a row in the first document, what those names are, and how they are found.
 const NAMED: [(&str, &str, NamesOf); 6] = [
     ("lb-ebpf/src/maps.rs", "map", maps),
@@ -61,9 +64,12 @@ pub(crate) fn check() -> Result<()> {
         }
     }
     breaches.extend(documents(&root)?);
-    let promises = std::fs::read_to_string(root.join(PROMISES)).unwrap_or_default();
-    let unknown = unknown_tests(&promises, &sources);
-    breaches.extend(unknown.iter().map(|test| format!("{PROMISES}: no test is called {test}")));
+    let is_test = |name: &str| is_named(&sources, name) || root.join(SCENARIOS).join(name).is_dir();
+    for (path, beginnings) in PROMISES {
+        let promises = std::fs::read_to_string(root.join(path)).unwrap_or_default();
+        let unshown = unshown(&promises, beginnings, is_test);
+        breaches.extend(unshown.iter().map(|breach| format!("{path}: {breach}")));
+    }
     if breaches.is_empty() {
         return Ok(());
     }
@@ -196,12 +202,27 @@ fn metrics(source: &str) -> Vec<String> {
     source.split('"').filter(is_metric).map(str::to_owned).collect()
 }
 
-/// The tests by which a document shows its promises, and which no source has. Code of three words or more is such a name.
-fn unknown_tests(document: &str, sources: &str) -> Vec<String> {
-    let rows = document.lines().filter(|line| line.starts_with("| I"));
-    let quoted = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
-    let is_known = |name: &str| sources.contains(&format!("fn {name}(")) || sources.contains(&format!("\"{name}\""));
-    quoted.filter(|name| name.matches('_').count() > 1 && !is_known(name)).map(str::to_owned).collect()
+/// Rows that promise something and show it by no test, or by one that is not there. The last cell has the tests: code of
+/// three words or more, or with a dash, is the name of one.
+fn unshown(document: &str, beginnings: &[&str], is_test: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut breaches = Vec::new();
+    for row in document.lines().filter(|line| beginnings.iter().any(|beginning| line.starts_with(beginning))) {
+        let cells: Vec<&str> = row.trim().trim_matches('|').split(" | ").map(str::trim).collect();
+        let [first, .., last] = cells.as_slice() else { continue };
+        let is_name =
+            |name: &&str| !name.contains([' ', '/', ':']) && (name.matches('_').count() > 1 || name.contains('-'));
+        let names = || last.split('`').skip(1).step_by(2).filter(is_name);
+        if names().next().is_none() && !last.contains("property tests") {
+            breaches.push(format!("{first} is shown by no test"));
+        }
+        breaches.extend(names().filter(|name| !is_test(name)).map(|name| format!("no test is called {name}")));
+    }
+    breaches
+}
+
+/// Whether a source has a test of that name.
+fn is_named(sources: &str, name: &str) -> bool {
+    sources.contains(&format!("fn {name}(")) || sources.contains(&format!("\"{name}\""))
 }
 
 /// Links to files that are not there, and to headings that this document does not have.
@@ -301,9 +322,14 @@ mod tests {
 
     #[test]
     fn a_promise_is_shown_by_a_test() {
-        let document = "| I1 | `select` holds | `i1_it_holds`, `a_story_of_it`, `i1_it_is_gone` |\n`no_row_at_all`\n";
+        let document = "| I1 | `select` holds | `i1_it_holds`, `a_story_of_it`, `i1_it_is_gone` |\n`no_row_at_all`\n\
+                        | I2 | `not_a_test_here` | `one-two-three`, `four-five-six` of `Local` |\n| I3 | x | `Local` |\n";
         let sources = "fn i1_it_holds() {}\n(\"a_story_of_it\", story),\n// i1_it_is_gone\n";
-        assert_eq!(unknown_tests(document, sources), ["i1_it_is_gone"]);
+        let is_test = |name: &str| is_named(sources, name) || name == "one-two-three";
+        assert_eq!(
+            unshown(document, &["| I"], is_test),
+            ["no test is called i1_it_is_gone", "no test is called four-five-six", "I3 is shown by no test"]
+        );
     }
 
     #[test]

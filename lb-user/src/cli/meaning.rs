@@ -4,7 +4,7 @@ use clap::Args;
 
 use lb_common::Scheduler;
 
-use crate::model::{ExternalIps, NodePortAddresses, Settings};
+use crate::model::{CrossNamespace, ExternalIps, NodePortAddresses, Settings};
 
 /// What a Service means here.
 #[derive(Args)]
@@ -20,6 +20,10 @@ pub(super) struct Meaning {
     /// Which spec.externalIPs are served: any, none, or a list of CIDRs.
     #[arg(long, value_name = "any|none|CIDR,…", default_value = "any")]
     external_ips: ExternalIps,
+
+    /// Whether an endpoint that is written by hand and is a pod of another namespace counts: allow or refuse.
+    #[arg(long, value_name = "allow|refuse", default_value = "allow")]
+    cross_namespace_endpoints: CrossNamespace,
 
     /// At which of the node's addresses NodePorts answer: all, primary (the Node's InternalIPs), localhost, CIDRs, or a
     /// list of these.
@@ -45,6 +49,7 @@ impl Meaning {
     pub(super) fn settings(&self) -> Settings {
         Settings {
             external_ips: self.external_ips.clone(),
+            cross_namespace: self.cross_namespace_endpoints,
             nodeport_addresses: self.nodeport_addresses.clone(),
             scheduler: self.scheduler,
         }

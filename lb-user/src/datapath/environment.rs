@@ -12,6 +12,8 @@ use rustix::{
     thread::CapabilitySet,
 };
 
+use super::bpffs::{self, Whose};
+
 /// Oldest kernel on which the programs load.
 pub const KERNEL_FLOOR: (u32, u32) = (5, 10);
 
@@ -89,19 +91,37 @@ pub fn find_bpffs() -> Result<Option<PathBuf>> {
     mounted("bpf", BPFFS)
 }
 
-/// The bpffs, mounted if it is not.
+/// The bpffs of the host, mounted if it is not.
 ///
 /// # Errors
-/// When it can be neither found nor mounted.
+/// When it can be neither found nor mounted, or is seen not to be the host's.
 pub fn bpffs() -> Result<PathBuf> {
-    if let Some(path) = find_bpffs()? {
-        return Ok(path);
+    let path = if let Some(path) = find_bpffs()? {
+        path
+    } else {
+        tracing::info!(path = BPFFS, "mounting the bpf file system");
+        mount("bpf", BPFFS, "bpf", MountFlags::empty(), None).with_context(|| {
+            format!("no bpffs is mounted, and it cannot be mounted: try `mount -t bpf bpf {BPFFS}` on the host")
+        })?;
+        BPFFS.into()
+    };
+    let cure = format!(
+        "`mount -t bpf bpf {BPFFS}` on the host, and give the container that directory: a hostPath with mountPropagation \
+         HostToContainer, as in deploy/"
+    );
+    let path_shown = path.display();
+    ensure!(
+        bpffs::whose(&path) != Whose::Private,
+        "the bpffs at {path_shown} is not the host's but of this container alone, and would take programs and maps with it \
+         when the container ends: {cure}; or name another directory with --pins"
+    );
+    if bpffs::whose(&path) == Whose::Unseen {
+        tracing::warn!(
+            "whether the bpffs at {path_shown} is the host's cannot be seen from here: if it is of this container alone, \
+             Services end with it; {cure}"
+        );
     }
-    tracing::info!(path = BPFFS, "mounting the bpf file system");
-    mount("bpf", BPFFS, "bpf", MountFlags::empty(), None).with_context(|| {
-        format!("no bpffs is mounted, and it cannot be mounted: try `mount -t bpf bpf {BPFFS}` on the host")
-    })?;
-    Ok(BPFFS.into())
+    Ok(path)
 }
 
 /// Where cgroup2 is mounted, if it is: the whole hierarchy, or as much of it as this mount namespace sees.

@@ -1,5 +1,6 @@
 //! The kernel side as the agent holds it: environment, pins, programs, log. No Kubernetes here.
 
+pub mod bpffs;
 pub mod clsact;
 pub mod environment;
 pub mod inherit;

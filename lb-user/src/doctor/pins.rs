@@ -1,23 +1,16 @@
 //! The pins: whether they are ours and whole, of which version, on the host's bpffs, and who holds them.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use super::Finding;
 use crate::datapath::{
     Sizes,
-    pins::{self, BPF_FS_MAGIC, Found, Pins},
+    bpffs::{self, Whose},
+    pins::{self, Found, Pins},
     programs,
 };
 
 const CHECK: &str = "pins";
-
-/// Inode number of the first pid namespace, in which pid 1 is the host's (PROC_PID_INIT_INO, include/linux/proc_ns.h).
-const FIRST_PID_NAMESPACE: u64 = 0xefff_fffc;
 
 /// What is pinned, and where.
 #[derive(Clone, Debug)]
@@ -26,24 +19,12 @@ pub(super) struct Facts {
     /// Whether this version's directory is there.
     is_pinned: bool,
     agent: Option<u32>,
-    bpffs: Bpffs,
+    /// Whose the file system of the pins is.
+    bpffs: Whose,
     /// Directories of other versions.
     others: Vec<PathBuf>,
     /// By map, or what is foreign.
     maps: Result<BTreeMap<String, Found>, String>,
-}
-
-/// Whose the file system of the pins is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Bpffs {
-    /// Mounted in the mount namespace of the host.
-    Hosts,
-    /// Mounted elsewhere only, and gone with that mount namespace.
-    Private,
-    /// The host's mounts cannot be seen from here.
-    Unseen,
-    /// It is none.
-    None,
 }
 
 /// Looks at them.
@@ -54,27 +35,10 @@ pub(super) fn read(pins: &Pins, agent: Option<u32>) -> Facts {
         root: pins.root().to_owned(),
         is_pinned: pins.current().exists(),
         agent,
-        bpffs: bpffs(pins.root()),
+        bpffs: bpffs::whose(pins.root()),
         others: pins.others().unwrap_or_default(),
         maps: maps.map_err(|error| format!("{error:#}")),
     }
-}
-
-fn bpffs(root: &Path) -> Bpffs {
-    let is_first = fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_PID_NAMESPACE);
-    match (rustix::fs::statfs(root), fs::metadata(root), fs::read_to_string("/proc/1/mountinfo")) {
-        (Ok(kind), ..) if kind.f_type != BPF_FS_MAGIC => Bpffs::None,
-        (Ok(_), Ok(directory), Ok(mounts)) if is_first => {
-            let device = format!("{}:{}", libc::major(directory.dev()), libc::minor(directory.dev()));
-            if is_mounted(&mounts, &device) { Bpffs::Hosts } else { Bpffs::Private }
-        }
-        _ => Bpffs::Unseen,
-    }
-}
-
-/// Whether a device is among these mounts, as proc_pid_mountinfo(5) tells them.
-fn is_mounted(mounts: &str, device: &str) -> bool {
-    mounts.lines().any(|line| line.split(' ').nth(2) == Some(device))
 }
 
 /// What it means.
@@ -98,13 +62,13 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         return findings;
     }
     match facts.bpffs {
-        Bpffs::Hosts => {}
-        Bpffs::None => findings.push(Finding::error(
+        Whose::Hosts => {}
+        Whose::None => findings.push(Finding::error(
             CHECK,
             format!("{root} is on no bpffs: nothing there is a pin"),
             "`mount -t bpf bpf /sys/fs/bpf` on the host, or name another directory with --pins",
         )),
-        Bpffs::Private => findings.push(Finding::warning(
+        Whose::Private => findings.push(Finding::warning(
             CHECK,
             format!(
                 "the bpffs of {root} is not mounted on the host, but in another mount namespace only: when that ends, a \
@@ -113,10 +77,10 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
             "`mount -t bpf bpf /sys/fs/bpf` on the host, and give the agent's container that directory (a hostPath, as in \
              deploy/base); then start the agent again",
         )),
-        Bpffs::Unseen => findings.push(Finding::note(
+        Whose::Unseen => findings.push(Finding::note(
             CHECK,
             format!("whether the bpffs of {root} is the host's cannot be seen from this pid namespace"),
-            "run it with the host's pid namespace (hostPID: true)",
+            "run it with the host's pid namespace (hostPID: true), or mount the host's with mountPropagation: HostToContainer",
         )),
     }
     match &facts.maps {
@@ -162,7 +126,7 @@ mod tests {
             root: "/sys/fs/bpf/beeline".into(),
             is_pinned: true,
             agent: Some(7),
-            bpffs: Bpffs::Hosts,
+            bpffs: Whose::Hosts,
             others: Vec::new(),
             maps: Ok(BTreeMap::from([("SLOTS".to_owned(), Found::Resize), ("NAMES".to_owned(), Found::Adopt)])),
         }
@@ -178,11 +142,11 @@ mod tests {
         check(&Facts { is_pinned: false, ..good() }, &["note: nothing is pinned at /sys/fs/bpf/beeline"]);
         check(&Facts { agent: None, ..good() }, &["warning: no agent runs"]);
         check(
-            &Facts { bpffs: Bpffs::Private, ..good() },
+            &Facts { bpffs: Whose::Private, ..good() },
             &["warning: the bpffs of /sys/fs/bpf/beeline is not mounted"],
         );
-        check(&Facts { bpffs: Bpffs::None, ..good() }, &["error: /sys/fs/bpf/beeline is on no bpffs"]);
-        check(&Facts { bpffs: Bpffs::Unseen, ..good() }, &["note: whether the bpffs"]);
+        check(&Facts { bpffs: Whose::None, ..good() }, &["error: /sys/fs/bpf/beeline is on no bpffs"]);
+        check(&Facts { bpffs: Whose::Unseen, ..good() }, &["note: whether the bpffs"]);
         let maps = Ok(BTreeMap::from([("SLOTS".to_owned(), Found::Absent), ("NAMES".to_owned(), Found::Adopt)]));
         check(&Facts { maps, ..good() }, &["error: maps are not pinned at /sys/fs/bpf/beeline: SLOTS"]);
         check(&Facts { maps: Err("foreign".to_owned()), ..good() }, &["error: foreign"]);
@@ -197,12 +161,5 @@ mod tests {
         );
         let before = Facts { others, is_pinned: false, ..good() };
         check(&before, &["warning: /x/v1 is of another version of the maps: its programs", "note: nothing is pinned"]);
-    }
-
-    #[test]
-    fn a_mount_is_found_by_its_device() {
-        let mounts = "40 1 0:40 / /sys/fs/bpf rw - bpf bpf rw\n41 1 8:1 /a /b rw - ext4 /dev/a rw\n";
-        assert!(is_mounted(mounts, "0:40"));
-        assert!(!is_mounted(mounts, "0:4"));
     }
 }

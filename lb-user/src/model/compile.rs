@@ -6,9 +6,8 @@ use lb_common::{FrontendKey, Kind, ServiceFlags};
 
 use super::{
     Here, Settings,
-    claims::Claims,
     frontends::{Wanted, families},
-    judge::{JudgedPort, Judgement, judge},
+    judge::{JudgedPort, Judgement, Others, judge},
     weights::normalise,
     why::{Judged, Why},
 };
@@ -25,10 +24,10 @@ pub fn compile(
     view: Option<&View<'_>>,
     here: Here<'_>,
     settings: &Settings,
-    claims: &Claims,
+    others: Others<'_>,
 ) -> ServiceSpec {
     match view {
-        Some(view) => assemble(view.service, here, judge(view, here, settings, claims)),
+        Some(view) => assemble(view.service, here, judge(view, here, settings, others)),
         None => ServiceSpec::gone(key.clone()),
     }
 }

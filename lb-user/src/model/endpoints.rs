@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    objects::{EndpointGroup, Key, Mirrored, Selector},
+    objects::{EndpointGroup, Key, Manager, Selector},
     world::View,
 };
 
@@ -66,19 +66,36 @@ pub fn effect(view: &View<'_>) -> Option<Effect> {
         Effect::NotMirrored
     } else if view.service.selector != Selector::None {
         Effect::HasSelector
-    } else if view.slices.iter().any(|slice| slice.mirrored == Mirrored::Yes) {
+    } else if view.slices.iter().any(|slice| slice.manager == Manager::Mirroring) {
         Effect::Mirrored
     } else {
         Effect::Counts
     })
 }
 
+/// Who has found out what endpoints there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Written {
+    /// Kubernetes' controller, by the Service's selector: they are pods of the Service's namespace.
+    BySelector,
+    /// Whoever may write such objects.
+    ByHand,
+}
+
 /// The groups of endpoints that count, in a stable order.
-pub fn effective<'a>(view: &View<'a>) -> impl Iterator<Item = (Origin<'a>, &'a EndpointGroup)> + use<'a> {
+pub fn effective<'a>(view: &View<'a>) -> impl Iterator<Item = (Written, Origin<'a>, &'a EndpointGroup)> + use<'a> {
+    let has_selector = view.service.selector == Selector::Some;
+    // The controller mends slices that have its label, but not those of a Service without selector.
+    let written = move |manager| match manager {
+        Manager::Selecting if has_selector => Written::BySelector,
+        _ => Written::ByHand,
+    };
     let own = view.endpoints.filter(|_| effect(view) == Some(Effect::Counts));
-    let own =
-        own.into_iter().flat_map(|object| object.groups.iter().map(|group| (Origin::Endpoints(&object.key), group)));
-    view.slices.iter().map(|slice| (Origin::Slice(&slice.key), &slice.group)).chain(own)
+    let own = own
+        .into_iter()
+        .flat_map(|object| object.groups.iter().map(|group| (Written::ByHand, Origin::Endpoints(&object.key), group)));
+    let slices = view.slices.iter();
+    slices.map(move |slice| (written(slice.manager), Origin::Slice(&slice.key), &slice.group)).chain(own)
 }
 
 /// Why no traffic may be sent to, or dialled at, an address: what address it is, with an article. The API refuses these; files were checked by nobody.

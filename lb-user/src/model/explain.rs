@@ -8,11 +8,10 @@ use serde::Serialize;
 
 use super::{
     Here, Settings,
-    claims::Claims,
     compile::assemble,
     endpoints::{Effect, effect},
     frontends::{Denied, Wanted, families},
-    judge::{JudgedPort, Judgement, LOCAL, judge},
+    judge::{JudgedPort, Judgement, LOCAL, Others, judge},
     ranges::Ranges,
     why::{Judged, users},
 };
@@ -106,9 +105,9 @@ pub struct EndpointLine {
 
 /// Explains the Service of `view`.
 #[must_use]
-pub fn explain(view: &View<'_>, here: Here<'_>, settings: &Settings, claims: &Claims) -> Explanation {
+pub fn explain(view: &View<'_>, here: Here<'_>, settings: &Settings, others: Others<'_>) -> Explanation {
     let service = view.service;
-    let judgement = judge(view, here, settings, claims);
+    let judgement = judge(view, here, settings, others);
     let spec = assemble(service, here, judgement.clone());
     let mut ports = Vec::new();
     for judged in &judgement.ports {

@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use lb_common::{Addr, FrontendKey, Kind};
 
-use super::{endpoints::unusable, names};
+use super::{endpoints::unusable, names, strangers::Strangers};
 use crate::{
     objects::{Key, Service, ServicePort},
     spec::Family,
@@ -105,8 +105,12 @@ pub enum Denial<'a> {
     NotServed(Family),
     /// An earlier port of the Service has it: that port's name, and the later one's.
     Twice(&'a str, &'a str),
-    /// It belongs to this Service.
+    /// It belongs to this Service, which is older.
     Lost(&'a Key),
+    /// It belongs to this Service, by a greater right.
+    Outranked(&'a Key),
+    /// Pods of another namespace listen there, those of this Service.
+    Listens(&'a Key),
 }
 
 impl fmt::Display for Place {
@@ -140,6 +144,16 @@ impl fmt::Display for Denial<'_> {
             Self::Lost(owner) => write!(
                 f,
                 "belongs to the Service {owner}, which is older or, at equal age, first by name; use another address or port"
+            ),
+            Self::Outranked(owner) => write!(
+                f,
+                "belongs to the Service {owner}: what is allotted goes before what a Service claims, whatever the ages; use \
+                 another address or port"
+            ),
+            Self::Listens(owner) => write!(
+                f,
+                "is not served: a pod of another namespace listens there, that of the Service {owner}; use another address \
+                 or port"
             ),
         }
     }
@@ -240,6 +254,28 @@ pub fn wanted<'a>(service: &'a Service, external: &ExternalIps, denied: &mut Vec
             denied.push(Denied { kind: second.kind, what: Place::Key(second.key), why });
         }
         same
+    });
+    frontends
+}
+
+/// Those of them that it may ask others for: no external IP takes what is sent to a pod of another namespace.
+#[must_use]
+pub fn asked<'a>(
+    service: &'a Service,
+    external: &ExternalIps,
+    strangers: &'a Strangers,
+    denied: &mut Vec<Denied<'a>>,
+) -> Vec<Wanted> {
+    let mut frontends = wanted(service, external, denied);
+    frontends.retain(|wanted| {
+        let own = service.key.namespace();
+        let owner = (wanted.kind == Kind::ExternalIp).then(|| strangers.listening(&wanted.key, own)).flatten();
+        denied.extend(owner.map(|owner| Denied {
+            kind: wanted.kind,
+            what: Place::Key(wanted.key),
+            why: Denial::Listens(owner),
+        }));
+        owner.is_none()
     });
     frontends
 }

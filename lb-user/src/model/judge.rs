@@ -5,17 +5,18 @@ use lb_common::{Addr, FrontendKey, Kind, Scheduler, ServiceFlags};
 
 use super::{
     Here, Settings,
-    claims::Claims,
-    endpoints::{Origin, effective, unusable},
-    frontends::{Denial, Denied, Place, Wanted, families, unspecified, wanted},
+    claims::{Claims, Right},
+    endpoints::{Origin, Written, effective, unusable},
+    frontends::{Denial, Denied, Place, Wanted, asked, families, unspecified},
     names,
     ranges::{self, Ranges},
+    strangers::{CrossNamespace, Strangers},
     topology::{Hints, categorize},
     warnings,
     why::{Judged, Stand, Why},
 };
 use crate::{
-    objects::{Endpoint, EndpointGroup, Exempt, Policy, Service, ServicePort},
+    objects::{Endpoint, EndpointGroup, Exempt, Key, Policy, Service, ServicePort},
     spec::{Family, Target},
     world::View,
 };
@@ -76,9 +77,18 @@ impl<'a> JudgedPort<'a> {
     }
 }
 
+/// What of other Services decides something about one.
+#[derive(Clone, Copy)]
+pub struct Others<'a> {
+    /// Whose the frontends are.
+    pub claims: &'a Claims,
+    /// Which addresses are pods of other namespaces.
+    pub strangers: &'a Strangers,
+}
+
 /// Decides.
 #[must_use]
-pub fn judge<'a>(view: &View<'a>, here: Here<'_>, settings: &Settings, claims: &'a Claims) -> Judgement<'a> {
+pub fn judge<'a>(view: &View<'a>, here: Here<'_>, settings: &Settings, others: Others<'a>) -> Judgement<'a> {
     let mut judgement = Judgement::default();
     let (service, warnings) = (view.service, &mut judgement.warnings);
     warnings::objects(view, warnings);
@@ -92,7 +102,7 @@ pub fn judge<'a>(view: &View<'a>, here: Here<'_>, settings: &Settings, claims: &
         warnings.push(warnings::bad_name("it", name, flaw));
         return judgement;
     }
-    judgement.frontends = owned(service, settings, claims, &mut judgement.denied);
+    judgement.frontends = owned(service, settings, others, &mut judgement.denied);
     warnings.extend(judgement.denied.iter().map(ToString::to_string));
     if service.cluster_ips.is_empty() || service.ports.is_empty() {
         warnings.push("it has no frontend: spec.clusterIPs or spec.ports is empty; name one of each".to_owned());
@@ -100,7 +110,7 @@ pub fn judge<'a>(view: &View<'a>, here: Here<'_>, settings: &Settings, claims: &
     let families = families(service);
     judgement.ranges = [Family::V4, Family::V6].map(|family| ranges::of(service, family));
     warnings::ranges(&judgement.ranges, &judgement.frontends, service, warnings);
-    let judge = Judge { view, here, settings, claims, families };
+    let judge = Judge { view, here, settings, others, families };
     judgement.ports.reserve_exact(service.ports.len());
     for (index, port) in service.ports.iter().enumerate() {
         if let Some(flaw) = names::flaw(&port.name) {
@@ -122,15 +132,17 @@ pub fn judge<'a>(view: &View<'a>, here: Here<'_>, settings: &Settings, claims: &
 fn owned<'a>(
     service: &'a Service,
     settings: &Settings,
-    claims: &'a Claims,
+    Others { claims, strangers }: Others<'a>,
     denied: &mut Vec<Denied<'a>>,
 ) -> Vec<Wanted> {
-    let mut frontends = wanted(service, &settings.external_ips, denied);
+    let mut frontends = asked(service, &settings.external_ips, strangers, denied);
     frontends.retain(|wanted| match claims.owner(&wanted.key) {
         // It still answers at its own ports.
         Some(owner) if *owner != service.key && wanted.kind == Kind::Address => false,
         Some(owner) if *owner != service.key => {
-            denied.push(Denied { kind: wanted.kind, what: Place::Key(wanted.key), why: Denial::Lost(owner) });
+            let is_outranked = claims.right(&wanted.key) < Some(Right::of(wanted.kind));
+            let why = if is_outranked { Denial::Outranked(owner) } else { Denial::Lost(owner) };
+            denied.push(Denied { kind: wanted.kind, what: Place::Key(wanted.key), why });
             false
         }
         _ => true,
@@ -157,7 +169,7 @@ struct Judge<'a, 'b> {
     view: &'b View<'a>,
     here: Here<'b>,
     settings: &'b Settings,
-    claims: &'a Claims,
+    others: Others<'a>,
     families: [Option<Family>; 2],
 }
 
@@ -166,7 +178,7 @@ impl<'a> Judge<'a, '_> {
         let tuning = self.view.service.tuning.as_deref();
         let scheduler = tuning.and_then(|tuning| tuning.scheduler).unwrap_or(self.settings.scheduler);
         let (mut endpoints, mut unmatched) = (Vec::new(), Vec::new());
-        for (origin, group) in effective(self.view).filter(|(_, group)| !group.endpoints.is_empty()) {
+        for (written, origin, group) in effective(self.view).filter(|(.., group)| !group.endpoints.is_empty()) {
             let same = group.ports.iter().filter(|other| other.name == port.name && other.proto == port.proto);
             let mut matches = false;
             for number in same.map(|other| other.port.get()) {
@@ -175,10 +187,11 @@ impl<'a> Judge<'a, '_> {
                 endpoints.extend(group.endpoints.iter().map(|endpoint| {
                     let target = Target { addr: Addr::from(endpoint.addr), port: number };
                     let weight = self.weight(endpoint, scheduler);
+                    let stranger = self.stranger(written, target);
                     let why = self
-                        .refusal(port, target, endpoint)
+                        .refusal(port, target, stranger)
                         .unwrap_or_else(|| self.stands(endpoint, weight, flags[Family::of(&target.addr) as usize]));
-                    Judged { target, endpoint, origin, weight, why }
+                    Judged { target, endpoint, origin, weight, stranger, why }
                 }));
             }
             if !matches {
@@ -199,12 +212,25 @@ impl<'a> Judge<'a, '_> {
         if scheduler.weighs() { weight } else { weight.min(1) }
     }
 
+    /// The Service of another namespace whose pod an endpoint is that was written by hand.
+    fn stranger(&self, written: Written, target: Target) -> Option<&'a Key> {
+        match written {
+            Written::ByHand => self.others.strangers.at(&target.addr, self.view.service.key.namespace()),
+            Written::BySelector => None,
+        }
+    }
+
     /// Why no backend can be made of an endpoint, whatever its conditions.
-    fn refusal(&self, port: &ServicePort, target: Target, endpoint: &Endpoint) -> Option<Why<'a>> {
-        if let Some(what) = unusable(&endpoint.addr) {
+    fn refusal(&self, port: &ServicePort, target: Target, stranger: Option<&'a Key>) -> Option<Why<'a>> {
+        if let Some(what) = unusable(&target.addr.to_ip()) {
             return Some(Why::Unusable(what));
         }
-        let owner = |addr| self.claims.owner(&FrontendKey::new(addr, target.port, port.proto));
+        if self.settings.cross_namespace == CrossNamespace::Refuse
+            && let Some(owner) = stranger
+        {
+            return Some(Why::Stranger(owner));
+        }
+        let owner = |addr| self.owner(&FrontendKey::new(addr, target.port, port.proto));
         if let Some(owner) = owner(target.addr) {
             return Some(Why::Frontend(owner));
         }
@@ -218,6 +244,15 @@ impl<'a> Judge<'a, '_> {
             [Some(served), None] | [None, Some(served)] if served != family => Some(Why::OnlyServes(served)),
             _ => None,
         }
+    }
+
+    /// The Service to whose frontend an endpoint would lead. An external IP of another namespace is not asked about: whoever
+    /// may write a Service could name it after somebody's endpoint, and take that out of service.
+    fn owner(&self, key: &FrontendKey) -> Option<&'a Key> {
+        let owner = self.others.claims.owner(key)?;
+        let is_claimed = || self.others.claims.right(key) == Some(Right::Claimed);
+        let is_stranger = owner.namespace() != self.view.service.key.namespace();
+        (!is_stranger || !is_claimed()).then_some(owner)
     }
 
     /// Where it would stand if nobody else were there.

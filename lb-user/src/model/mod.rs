@@ -14,6 +14,7 @@ pub mod names;
 mod nodeport_addresses;
 pub mod paths;
 pub mod ranges;
+pub mod strangers;
 pub mod topology;
 mod warnings;
 pub mod weights;
@@ -22,6 +23,7 @@ pub mod why;
 pub use compile::compile;
 pub use frontends::ExternalIps;
 pub use nodeport_addresses::NodePortAddresses;
+pub use strangers::CrossNamespace;
 
 use std::collections::BTreeSet;
 
@@ -32,6 +34,8 @@ use lb_common::{Addr, Scheduler};
 pub struct Settings {
     /// `--external-ips`
     pub external_ips: ExternalIps,
+    /// `--cross-namespace-endpoints`
+    pub cross_namespace: CrossNamespace,
     /// `--nodeport-addresses`
     pub nodeport_addresses: NodePortAddresses,
     /// `--scheduler`: that of Services that name none.

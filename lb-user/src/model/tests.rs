@@ -18,10 +18,12 @@ use super::{
     compile,
     explain::{Explanation, explain},
     frontends::wanted,
+    judge::Others,
+    strangers::Strangers,
 };
 use crate::{
     objects::{
-        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Mirrored, Policy, Service, ServicePort,
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Manager, Policy, Service, ServicePort,
         Tuning,
     },
     spec::{Member, ServiceSpec},
@@ -108,7 +110,7 @@ fn groups(groups: Vec<EndpointGroup>) -> Vec<Arc<EndpointSlice>> {
         Arc::new(EndpointSlice {
             key: Key::new("default", &format!("a-{number}")),
             service: Some(Key::new("default", "a")),
-            mirrored: Mirrored::No,
+            manager: Manager::Other,
             group,
             triggered: None,
             problems: Vec::new(),
@@ -139,21 +141,21 @@ impl Case {
         }
     }
 
-    fn with<T>(&self, run: impl FnOnce(&View<'_>, Here<'_>, &Settings, &Claims) -> T) -> T {
+    fn with<T>(&self, run: impl FnOnce(&View<'_>, Here<'_>, &Settings, Others<'_>) -> T) -> T {
         let mut claims = Claims::default();
         for service in self.others.iter().chain([&self.service]) {
             let wanted = wanted(service, &self.settings.external_ips, &mut Vec::new());
-            let keys: Vec<_> = wanted.iter().map(|wanted| wanted.key).collect();
+            let keys: Vec<_> = wanted.iter().map(|wanted| (wanted.key, wanted.kind)).collect();
             claims.set(&service.key, service.created, &keys);
         }
         let own: BTreeSet<Addr> = OWN.iter().map(|own| addr(own).into()).collect();
         let here = Here { node: "here", zone: self.zone, node_ports: &own };
         let view = View { service: &self.service, slices: &self.slices, endpoints: self.endpoints.as_ref() };
-        run(&view, here, &self.settings, &claims)
+        run(&view, here, &self.settings, Others { claims: &claims, strangers: &Strangers::default() })
     }
 
     fn spec(&self) -> ServiceSpec {
-        self.with(|view, here, settings, claims| compile(&view.service.key, Some(view), here, settings, claims))
+        self.with(|view, here, settings, others| compile(&view.service.key, Some(view), here, settings, others))
     }
 
     fn explain(&self) -> Explanation {

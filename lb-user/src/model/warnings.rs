@@ -92,6 +92,7 @@ pub(super) fn port(
     warnings: &mut Vec<String>,
 ) {
     refused(judged, warnings);
+    strangers(judged, warnings);
     unmatched(judged, warnings);
     let all = || judged.endpoints.iter();
     if let Some(policy) = policies_local(judged.flags[0] | judged.flags[1]) {
@@ -163,9 +164,8 @@ const fn policies_local(flags: u32) -> Option<&'static str> {
 
 /// Endpoints of which no backend can be made, those of one reason together.
 fn refused(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
-    let is_refusal = |why| matches!(why, Why::Unusable(_) | Why::Frontend(_) | Why::NodePort(_));
     let mut reasons: Vec<Why<'_>> = Vec::new();
-    for why in judged.endpoints.iter().map(|judged| judged.why).filter(|&why| is_refusal(why)) {
+    for why in judged.endpoints.iter().map(|judged| judged.why).filter(|&why| is_refused(why)) {
         if !reasons.contains(&why) {
             reasons.push(why);
         }
@@ -174,6 +174,10 @@ fn refused(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
         warn_of(judged.endpoints.iter().filter(|judged| judged.why == why), warnings, |those| match why {
             Why::Unusable(what) => format!(
                 "{those} is not used: that is {what} address; write the address at which the other nodes reach it"
+            ),
+            Why::Stranger(owner) => format!(
+                "{those} is not used: that is a pod of another namespace, that of the Service {owner}, and the flag \
+                 --cross-namespace-endpoints refuses it; let clients use that Service itself"
             ),
             Why::Frontend(owner) => format!(
                 "{those} is not used: that is a frontend of the Service {owner}, and would lead back here; write the \
@@ -188,10 +192,30 @@ fn refused(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
     }
 }
 
+/// Whether no backend can be made of an endpoint, whatever its conditions.
+const fn is_refused(why: Why<'_>) -> bool {
+    matches!(why, Why::Unusable(_) | Why::Stranger(_) | Why::Frontend(_) | Why::NodePort(_))
+}
+
+/// Endpoints by hand that are pods of another namespace and count all the same, those of one Service together.
+fn strangers(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
+    let counts = |judged: &&Judged<'_>| judged.stranger.is_some() && matches!(judged.why, Why::Serves { .. });
+    let owners: BTreeSet<_> = judged.endpoints.iter().filter(counts).filter_map(|judged| judged.stranger).collect();
+    for owner in owners {
+        let of_owner = judged.endpoints.iter().filter(counts).filter(|judged| judged.stranger == Some(owner));
+        warn_of(of_owner, warnings, |those| {
+            format!(
+                "{those} is a pod of another namespace, that of the Service {owner}: who may write endpoints here lets \
+                 callers reach it that trust this namespace; let them use that Service itself, or refuse such endpoints \
+                 with --cross-namespace-endpoints=refuse"
+            )
+        });
+    }
+}
+
 /// A port that has no endpoint, while others are there.
 fn unmatched(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
-    let usable = |why| !matches!(why, Why::Unusable(_) | Why::Frontend(_) | Why::NodePort(_));
-    if judged.unmatched.is_empty() || judged.endpoints.iter().any(|judged| usable(judged.why)) {
+    if judged.unmatched.is_empty() || judged.endpoints.iter().any(|judged| !is_refused(judged.why)) {
         return;
     }
     let ports = judged.unmatched.iter().flat_map(|(_, group)| group.ports.iter());

@@ -26,6 +26,8 @@ pub struct Judged<'a> {
     pub origin: Origin<'a>,
     /// Its weight as the objects have it; 1 with a scheduler that does not weigh, unless it is 0.
     pub weight: u16,
+    /// The Service of another namespace whose pod it is, where it was written by hand.
+    pub stranger: Option<&'a Key>,
     /// The decision.
     pub why: Why<'a>,
 }
@@ -51,6 +53,8 @@ pub enum Why<'a> {
     Duplicate(Origin<'a>),
     /// Its address is of a kind that no traffic may be sent to.
     Unusable(&'static str),
+    /// It was written by hand and is a pod of another namespace, of this Service, which a flag refuses.
+    Stranger(&'a Key),
     /// It is itself a frontend of this Service.
     Frontend(&'a Key),
     /// It is itself a NodePort of this Service, at an address of this node.
@@ -120,6 +124,10 @@ impl Judged<'_> {
     pub fn reason(&self, flags: u32) -> String {
         let mut text = String::new();
         self.write_reason(&mut text, flags).expect("a String takes everything");
+        if let Some(owner) = self.stranger.filter(|_| !matches!(self.why, Why::Stranger(_))) {
+            write!(text, "; a pod of another namespace, that of the Service {owner}")
+                .expect("a String takes everything");
+        }
         text
     }
 
@@ -148,6 +156,9 @@ impl Judged<'_> {
             }
             Why::Duplicate(origin) => write!(text, "not used: it stands in {origin} as well, and that copy counts"),
             Why::Unusable(what) => write!(text, "not used: that is {what} address"),
+            Why::Stranger(owner) => {
+                write!(text, "not used: that is a pod of another namespace, that of the Service {owner}")
+            }
             Why::Frontend(owner) => write!(text, "not used: that is a frontend of the Service {owner}"),
             Why::NodePort(owner) => {
                 write!(text, "not used: that is a NodePort of the Service {owner} at this node")

@@ -93,11 +93,11 @@ async fn maps_grow_until_every_service_fits_or_they_cannot() {
 }
 
 fn slice(name: &str, n: u8) -> Object {
-    use crate::objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Mirrored};
+    use crate::objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Manager};
     Object::EndpointSlice(EndpointSlice {
         key: Key::new("default", name),
         service: Some(Key::new("default", name)),
-        mirrored: Mirrored::No,
+        manager: Manager::Other,
         group: EndpointGroup {
             ports: [EndpointPort {
                 name: "".into(),

@@ -1,7 +1,7 @@
 //! The world: which Services a change concerns.
 
 use super::*;
-use crate::objects::{Endpoint, EndpointPort, Hints, Mirrored};
+use crate::objects::{Endpoint, EndpointPort, Hints, Manager};
 
 fn key(name: &str) -> Key {
     Key::new("default", name)
@@ -30,7 +30,7 @@ fn hinted(name: &str, service: &str, last: u8, zone: Option<&str>) -> Object {
     Object::EndpointSlice(EndpointSlice {
         key: key(name),
         service,
-        mirrored: Mirrored::No,
+        manager: Manager::Other,
         group,
         triggered: None,
         problems: Vec::new(),

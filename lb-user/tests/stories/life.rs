@@ -1,6 +1,7 @@
 //! The life of the agent: start, kill -9, restart, upgrade, a second agent, foreign pins, full maps, bad input, the end.
 
 use std::{
+    os::unix::fs::MetadataExt as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -425,9 +426,24 @@ fn bpffs_is_mounted(node: &mut Node) {
     assert!(String::from_utf8_lossy(&output.stderr).contains("no bpffs is mounted"), "{output:?}");
     assert_eq!(lb_user::datapath::environment::find_bpffs().expect("/proc"), None);
 
-    let mut agent = beeline();
-    agent.args(["run", "--directory"]).arg(&node.yaml).arg("--cgroup").arg(&node.cgroup);
-    let mut agent = agent.stderr(std::process::Stdio::null()).spawn().expect("the beeline binary");
+    let run = || {
+        let mut agent = beeline();
+        agent.args(["run", "--directory"]).arg(&node.yaml).arg("--cgroup").arg(&node.cgroup);
+        agent
+    };
+    let is_seen = std::fs::metadata("/proc/self/ns/pid").is_ok_and(|of| of.ino() == 0xefff_fffc);
+    if is_seen {
+        // What it mounts is of this mount namespace alone: as in a container, it would end with it.
+        let output = run().output().expect("the beeline binary");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.code() == Some(1) && said.contains("not the host's") && said.contains("mount -t bpf"),
+            "{said}"
+        );
+        assert!(!std::path::Path::new("/sys/fs/bpf/beeline").exists(), "nothing is pinned there");
+        be_the_host(&node.directory);
+    }
+    let mut agent = run().stderr(std::process::Stdio::null()).spawn().expect("the beeline binary");
     let pins = std::path::Path::new("/sys/fs/bpf/beeline").join(format!("v{}", lb_common::LAYOUT_VERSION));
     until("a bpffs is mounted, and the pins are in place", || {
         pins.join("FRONTENDS").exists() && !pins.join("staging").exists()
@@ -437,6 +453,13 @@ fn bpffs_is_mounted(node: &mut Node) {
     agent.wait().expect("a running agent");
     let output = beeline().args(["get", "services"]).output().expect("the beeline binary");
     assert!(String::from_utf8_lossy(&output.stdout).contains("10.96.0.1:80"), "{output:?}");
+}
+
+/// Lets the mounts of this mount namespace be taken for the host's, within it.
+fn be_the_host(directory: &std::path::Path) {
+    let mounts = directory.join("mounts");
+    std::fs::copy("/proc/self/mountinfo", &mounts).expect("a copy");
+    rustix::mount::mount_bind(&mounts, "/proc/1/mountinfo").expect("a bind mount of this namespace");
 }
 
 fn lacking_node(node: &mut Node) {

@@ -26,6 +26,7 @@ mod outside;
 mod packets;
 mod paths;
 mod place;
+mod policy;
 mod rot;
 mod routes;
 mod sockets;
@@ -60,6 +61,7 @@ fn stories() -> Vec<Story> {
         outside::STORIES,
         packets::STORIES,
         paths::STORIES,
+        policy::STORIES,
         doctor::STORIES,
         monitoring::STORIES,
         capabilities::STORIES,

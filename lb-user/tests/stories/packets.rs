@@ -73,7 +73,7 @@ pub fn service(policy: &str, endpoints: &[(IpAddr, &str)]) -> String {
 
 /// The agent of node1, whose name is "here". Its cgroup is empty: all clients are outside of it, and none is served by
 /// the socket path.
-fn agent(node: &Node, lan: &Lan, more: &[&str]) -> Agent {
+pub fn agent(node: &Node, lan: &Lan, more: &[&str]) -> Agent {
     let cgroup = node.cgroup.join("node1");
     fs::create_dir_all(&cgroup).expect("a cgroup");
     let flags = [&["--devices", "eth0", "--cgroup", cgroup.to_str().expect("text")], more].concat();

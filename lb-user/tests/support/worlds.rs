@@ -7,7 +7,7 @@ use lb_common::{Proto, Scheduler};
 use lb_user::{
     event::{Event, Kind, Object},
     objects::{
-        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Mirrored, Policy, Selector, Service,
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Manager, Policy, Selector, Service,
         ServicePort, Tuning,
     },
 };
@@ -165,7 +165,7 @@ fn slice(service: &Key, suffix: &str, group: EndpointGroup) -> Object {
     Object::EndpointSlice(EndpointSlice {
         key: Key::new(service.namespace(), &format!("{}-{suffix}", service.name())),
         service: Some(service.clone()),
-        mirrored: Mirrored::No,
+        manager: Manager::Selecting,
         group,
         triggered: None,
         problems: Vec::new(),

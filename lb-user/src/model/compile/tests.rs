@@ -7,9 +7,13 @@ use lb_common::{List, Proto};
 
 use super::*;
 use crate::{
-    model::frontends::{ExternalIps, wanted},
+    model::{
+        claims::Claims,
+        frontends::{ExternalIps, wanted},
+        strangers::Strangers,
+    },
     objects::{
-        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Mirrored, Policy, Selector, Service,
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Manager, Policy, Selector, Service,
         ServicePort,
     },
 };
@@ -47,7 +51,7 @@ fn slice(group: EndpointGroup) -> EndpointSlice {
     EndpointSlice {
         key: Key::new("default", "a-1"),
         service,
-        mirrored: Mirrored::No,
+        manager: Manager::Other,
         group,
         triggered: None,
         problems: Vec::new(),
@@ -58,10 +62,18 @@ fn check(service: &Service, slices: Vec<EndpointSlice>, endpoints: Option<&Endpo
     let slices: Vec<_> = slices.into_iter().map(Arc::new).collect();
     let view = View { service, slices: &slices, endpoints };
     let mut claims = Claims::default();
-    let keys: Vec<_> =
-        wanted(service, &ExternalIps::Any, &mut Vec::new()).into_iter().map(|wanted| wanted.key).collect();
+    let keys: Vec<_> = wanted(service, &ExternalIps::Any, &mut Vec::new())
+        .into_iter()
+        .map(|wanted| (wanted.key, wanted.kind))
+        .collect();
     claims.set(&service.key, service.created, &keys);
-    let spec = compile(&service.key, Some(&view), HERE, &Settings::default(), &claims);
+    let spec = compile(
+        &service.key,
+        Some(&view),
+        HERE,
+        &Settings::default(),
+        Others { claims: &claims, strangers: &Strangers::default() },
+    );
     let mut text = String::new();
     for port in &spec.ports {
         let list = |list| {
@@ -81,7 +93,13 @@ fn check(service: &Service, slices: Vec<EndpointSlice>, endpoints: Option<&Endpo
 #[test]
 fn a_missing_service_has_an_empty_spec() {
     let key = Key::new("default", "a");
-    let spec = compile(&key, None, HERE, &Settings::default(), &Claims::default());
+    let spec = compile(
+        &key,
+        None,
+        HERE,
+        &Settings::default(),
+        Others { claims: &Claims::default(), strangers: &Strangers::default() },
+    );
     assert_eq!(spec, ServiceSpec::gone(key));
 }
 
@@ -143,7 +161,7 @@ fn rule_2_endpoints_count_as_the_mirroring_controller_would_have_it() {
     "]];
     check(&by_hand, Vec::new(), Some(&own), &own_only);
     check(&by_hand, vec![foreign()], Some(&own), &both);
-    check(&by_hand, vec![EndpointSlice { mirrored: Mirrored::Yes, ..foreign() }], Some(&own), &foreign_only);
+    check(&by_hand, vec![EndpointSlice { manager: Manager::Mirroring, ..foreign() }], Some(&own), &foreign_only);
     check(&by_hand, vec![foreign()], Some(&Endpoints { mirrorable: false, ..own.clone() }), &foreign_only);
     check(&service(), vec![foreign()], Some(&own), &foreign_only);
 }

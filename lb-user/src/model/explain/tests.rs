@@ -7,8 +7,10 @@ use lb_common::{Proto, Scheduler};
 
 use super::*;
 use crate::{
-    model::frontends::wanted,
-    objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Mirrored, ServicePort, Tuning},
+    event::{Event, Object},
+    model::{claims::Claims, frontends::wanted, strangers::Strangers},
+    objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Manager, ServicePort, Tuning},
+    world::World,
 };
 
 fn addr(text: &str) -> std::net::IpAddr {
@@ -16,15 +18,19 @@ fn addr(text: &str) -> std::net::IpAddr {
 }
 
 fn told(view: &View<'_>, others: &[&Service], own: &[&str]) -> Explanation {
+    told_among(view, others, own, &Strangers::default())
+}
+
+fn told_among(view: &View<'_>, others: &[&Service], own: &[&str], strangers: &Strangers) -> Explanation {
     let mut claims = Claims::default();
     for service in others.iter().chain([&view.service]) {
         let asked = wanted(service, &Settings::default().external_ips, &mut Vec::new());
-        let keys: Vec<_> = asked.iter().map(|wanted| wanted.key).collect();
+        let keys: Vec<_> = asked.iter().map(|wanted| (wanted.key, wanted.kind)).collect();
         claims.set(&service.key, service.created, &keys);
     }
     let own: BTreeSet<Addr> = own.iter().map(|own| addr(own).into()).collect();
     let here = Here { node: "here", zone: Some("z"), node_ports: &own };
-    explain(view, here, &Settings::default(), &claims)
+    explain(view, here, &Settings::default(), Others { claims: &claims, strangers })
 }
 
 fn web(name: &str, created: i64, vip: &str) -> Service {
@@ -47,7 +53,7 @@ fn slice(port: &str, endpoints: Vec<Endpoint>) -> Arc<EndpointSlice> {
     Arc::new(EndpointSlice {
         key: Key::new("default", "web-1"),
         service: Some(Key::new("default", "web")),
-        mirrored: Mirrored::No,
+        manager: Manager::Other,
         group: EndpointGroup { ports: [port].into(), endpoints },
         triggered: None,
         problems: Vec::new(),
@@ -226,4 +232,51 @@ fn a_service_that_is_not_ours() {
           not served  it is headless: its DNS name leads to the endpoints themselves
     "]]
     .assert_eq(&told(&view, &[], &[]).to_string());
+}
+
+#[test]
+fn an_endpoint_by_hand_that_is_a_pod_of_another_namespace_is_told_of() {
+    let pods = Service { selector: Selector::Some, ..Service::new(Key::new("b", "pods")) };
+    let group = || slice("http", vec![on("there", "10.0.0.1"), on("there", "10.0.0.2")]).group.clone();
+    let of_pods = EndpointSlice {
+        key: Key::new("b", "pods-1"),
+        service: Some(pods.key.clone()),
+        manager: Manager::Selecting,
+        group: EndpointGroup { endpoints: vec![Endpoint::new(addr("10.0.0.1"))], ..group() },
+        triggered: None,
+        problems: Vec::new(),
+    };
+    let by_hand = Service {
+        selector: Selector::None,
+        external_ips: Vec::new(),
+        internal_policy: Policy::Cluster,
+        ..web("web", 1, "10.96.0.1")
+    };
+    let own = EndpointSlice { key: Key::new("default", "web-1"), group: group(), ..of_pods.clone() };
+    let own = EndpointSlice { service: Some(by_hand.key.clone()), ..own };
+    let mut world = World::new("here");
+    for object in [
+        Object::Service(by_hand.clone()),
+        Object::Service(pods),
+        Object::EndpointSlice(own),
+        Object::EndpointSlice(of_pods),
+    ] {
+        world.apply(Event::Apply(object));
+    }
+    let mut strangers = Strangers::default();
+    let mut changed = world.take_dirty();
+    changed.sort_unstable();
+    assert_eq!(strangers.update(&world, &changed), std::slice::from_ref(&by_hand.key));
+    let told = told_among(&world.view(&by_hand.key).expect("it is there"), &[], &[], &strangers);
+    let of = |at: usize| told.ports[0].endpoints[at].why.as_str();
+    assert_eq!(of(0), "used; a pod of another namespace, that of the Service b/pods");
+    assert_eq!(of(1), "used");
+    assert_eq!(
+        told.warnings,
+        [
+            "its endpoint 10.0.0.1:8080 is a pod of another namespace, that of the Service b/pods: who may write endpoints \
+          here lets callers reach it that trust this namespace; let them use that Service itself, or refuse such endpoints \
+          with --cross-namespace-endpoints=refuse"
+        ]
+    );
 }

@@ -88,6 +88,24 @@ fn rule_1_an_endpoint_that_is_a_frontend_is_never_a_backend() {
 }
 
 #[test]
+fn an_external_ip_of_another_namespace_takes_no_endpoint_out_of_service() {
+    let hostile = |key: Key| Service {
+        key,
+        created: Some(1),
+        cluster_ips: vec![addr("10.96.0.9")],
+        external_ips: vec![addr("10.0.0.7")],
+        ports: [port("", 8080)].into(),
+        ..named("b")
+    };
+    let lists =
+        |other: Service, endpoints: &str| Case { others: vec![other], ..Case::new(service(), &[endpoints]) }.lists();
+    assert_eq!(lists(hostile(Key::new("evil", "b")), "1; 7"), "cluster 1 7");
+    // Who may write in this namespace may do worse; and a cluster IP is one for everybody.
+    assert_eq!(lists(hostile(Key::new("default", "b")), "1; 7"), "cluster 1");
+    assert_eq!(lists(hostile(Key::new("evil", "b")), "1; 10.96.0.9"), "cluster 1");
+}
+
+#[test]
 fn what_is_not_served_keeps_nobody_from_a_frontend() {
     let lost = |other: Service| {
         let other = Service { created: Some(1), ..other };

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{Nameless, addr, annotations::Weights, endpoint_ports, key, label, list, triggered};
 use crate::{
-    objects::{Endpoint, EndpointGroup, EndpointSlice, Hints, Key, Mirrored},
+    objects::{Endpoint, EndpointGroup, EndpointSlice, Hints, Key, Manager},
     sources::wire,
 };
 
@@ -21,9 +21,10 @@ pub fn endpoint_slice(wire: &wire::EndpointSlice) -> EndpointSlice {
     if service.is_none() {
         problems.push("label kubernetes.io/service-name: missing; set it to the name of the Service".to_owned());
     }
-    let mirrored = match label(meta, "endpointslice.kubernetes.io/managed-by") {
-        Some("endpointslicemirroring-controller.k8s.io") => Mirrored::Yes,
-        _ => Mirrored::No,
+    let manager = match label(meta, "endpointslice.kubernetes.io/managed-by") {
+        Some("endpointslice-controller.k8s.io") => Manager::Selecting,
+        Some("endpointslicemirroring-controller.k8s.io") => Manager::Mirroring,
+        _ => Manager::Other,
     };
     let group = match wire.address_type.as_deref() {
         Some("IPv4") => group(wire, "IPv4", IpAddr::is_ipv4, &mut problems),
@@ -36,7 +37,7 @@ pub fn endpoint_slice(wire: &wire::EndpointSlice) -> EndpointSlice {
             EndpointGroup::default()
         }
     };
-    EndpointSlice { key, service, mirrored, group, triggered: triggered(meta), problems }
+    EndpointSlice { key, service, manager, group, triggered: triggered(meta), problems }
 }
 
 fn group(
@@ -111,7 +112,7 @@ endpoints:
                 service: Some(
                     ns/a,
                 ),
-                mirrored: No,
+                manager: Other,
                 group: EndpointGroup {
                     ports: [
                         EndpointPort {
@@ -239,27 +240,27 @@ endpoints:
 
     #[test]
     fn labels_name_the_service_and_the_manager() {
-        let check = |labels: &str, service: Option<&str>, mirrored: Mirrored| {
+        let check = |labels: &str, service: Option<&str>, manager: Manager| {
             let slice = endpoint_slice(&yaml(&format!(
                 "metadata: {{namespace: ns, name: s, labels: {{{labels}}}}}\naddressType: IPv4"
             )));
             assert_eq!(slice.service, service.map(|name| Key::new("ns", name)), "{labels}");
-            assert_eq!(slice.mirrored, mirrored, "{labels}");
+            assert_eq!(slice.manager, manager, "{labels}");
             assert_eq!(slice.problems.is_empty(), service.is_some(), "{labels}");
         };
-        check("kubernetes.io/service-name: a", Some("a"), Mirrored::No);
-        check("kubernetes.io/service-name: ''", None, Mirrored::No);
-        check("", None, Mirrored::No);
+        check("kubernetes.io/service-name: a", Some("a"), Manager::Other);
+        check("kubernetes.io/service-name: ''", None, Manager::Other);
+        check("", None, Manager::Other);
         check(
             "kubernetes.io/service-name: a, endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io",
             Some("a"),
-            Mirrored::No,
+            Manager::Selecting,
         );
         check(
             "kubernetes.io/service-name: a, \
              endpointslice.kubernetes.io/managed-by: endpointslicemirroring-controller.k8s.io",
             Some("a"),
-            Mirrored::Yes,
+            Manager::Mirroring,
         );
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use aya::programs::{TcAttachType, TestRunOptions, tc};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use lb_common::{Counter, Device, Flow, FlowKey, Hook, NodeAddr};
+use lb_common::{Counter, Device, Flow, FlowKey, Hook, NodeAddr, NodeAddrFlags};
 
 use super::{
     flows,
@@ -55,6 +55,12 @@ impl World {
     /// The maps.
     pub fn maps(&mut self) -> &mut Object {
         &mut self.held
+    }
+
+    /// NodePorts answer at this loopback address for processes of the host, as the agent writes it.
+    pub fn own_loopback(&mut self, own: &str) {
+        let value = NodeAddr { flags: NodeAddrFlags::HOST_ONLY };
+        self.held.map("NODE_ADDRS").insert(addr(own), value, 0).expect("room");
     }
 
     /// Serves a service port.

@@ -1,0 +1,67 @@
+//! What the agent is given of the host, and what it does with it, as far as files say it (CVE-2023-27593).
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn files(directory: &str, extension: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(directory)];
+    while let Some(directory) = open.pop() {
+        for path in fs::read_dir(&directory).expect("a directory").map(|entry| entry.expect("an entry").path()) {
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|of| of == extension) {
+                let text = fs::read_to_string(&path).expect("text");
+                found.push((path, text));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "{directory}");
+    found
+}
+
+#[test]
+fn the_agents_pod_has_the_hosts_bpffs_and_cgroups_and_no_other_path() {
+    let mut said_by = BTreeSet::new();
+    for (file, text) in files("../deploy", "yaml") {
+        let paths: BTreeSet<&str> = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+            .filter_map(|line| line.split_once("hostPath:"))
+            .map(|(_, said)| said.split_once("path: ").expect("on one line").1.split(',').next().expect("a path"))
+            .collect();
+        if paths.is_empty() {
+            continue;
+        }
+        assert_eq!(paths, BTreeSet::from(["/sys/fs/bpf", "/sys/fs/cgroup"]), "{}", file.display());
+        let mounts: Vec<_> = text.split("- name: ").filter(|part| part.contains("mountPath:")).collect();
+        let cgroup: Vec<_> = mounts.iter().filter(|part| part.starts_with("cgroup\n")).collect();
+        assert!(!cgroup.is_empty() && cgroup.iter().all(|part| part.contains("readOnly: true")), "{}", file.display());
+        said_by.insert(file.file_name().expect("a file").to_owned());
+    }
+    assert_eq!(said_by, BTreeSet::from(["daemonset.yaml".into()]), "the DaemonSet's, and the chart's");
+}
+
+/// The code of the agent without its tests.
+fn sources() -> Vec<(PathBuf, String)> {
+    let is_test =
+        |path: &Path| path.components().any(|part| ["tests", "tests.rs"].iter().any(|of| part.as_os_str() == *of));
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let own =
+        files("src", "rs").into_iter().filter(|(path, _)| !is_test(path.strip_prefix(directory).expect("below it")));
+    own.map(|(path, text)| (path, text.split("#[cfg(test)]").next().unwrap_or_default().to_owned())).collect()
+}
+
+#[test]
+fn the_agent_executes_nothing_and_sets_no_sysctl() {
+    for (file, text) in sources() {
+        for word in
+            ["process::Command", "execv", "posix_spawn", "libc::fork", "libc::system", "fs::write(", "File::create("]
+        {
+            assert!(!text.contains(word), "{}: {word}", file.display());
+        }
+    }
+}

@@ -99,10 +99,13 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     // Before any object, so that the first pass knows where NodePorts answer.
     tasks.spawn(Addresses::tell(events.clone()).await.follow());
     // The source lists while the programs are being verified.
+    let remembered = pins.current();
     tasks.spawn(async move {
         match config.source {
             Source::Directory(options) => directory::run(options, events).await,
-            Source::Kubernetes(options) => kubernetes::run(options, events).await,
+            Source::Kubernetes(options) => {
+                kubernetes::run(kubernetes::Options { pins: Some(remembered), ..options }, events).await
+            }
         }
     });
     let mut datapath = Datapath::load(pins.clone(), config.sizes)?;

@@ -104,6 +104,7 @@ impl Arguments {
                 kubeconfig: self.kubeconfig.clone(),
                 node_name: self.meaning.node_name(),
                 proxy_name,
+                pins: None,
             }),
         }
     }

@@ -8,6 +8,8 @@ mod agent;
 mod bootstrap;
 #[path = "kube/deploy.rs"]
 mod deploy;
+#[path = "kube/events.rs"]
+mod events;
 #[path = "kube/gate.rs"]
 mod gate;
 #[path = "kube/node.rs"]
@@ -38,7 +40,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 18] = [
+const STORIES: [(&str, Story); 20] = [
     ("objects_arrive_change_and_go", objects_arrive_change_and_go),
     ("service_that_gains_a_foreign_label_goes", service_that_gains_a_foreign_label_goes),
     ("only_services_of_the_proxy_name_travel", only_services_of_the_proxy_name_travel),
@@ -58,6 +60,8 @@ const STORIES: [(&str, Story); 18] = [
         deploy::account_may_read_what_the_agent_reads_and_nothing_else,
     ),
     ("deploys_account_needs_each_verb", deploy::each_verb_is_needed),
+    ("problem_is_told_once_by_all_nodes", events::problem_is_told_once_by_all_nodes),
+    ("events_that_are_refused_stop_nothing", events::events_that_are_refused_stop_nothing),
     ("restart_of_the_server_is_outlasted", restart_of_the_server_is_outlasted),
     ("lost_history_leads_to_a_new_list", lost_history_leads_to_a_new_list),
 ];

@@ -162,7 +162,7 @@ const fn policies_local(flags: u32) -> Option<&'static str> {
 }
 
 /// Endpoints of which no backend can be made, those of one reason together.
-fn refused(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
+pub(super) fn refused(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
     let is_refusal = |why| matches!(why, Why::Unusable(_) | Why::Frontend(_) | Why::NodePort(_));
     let mut reasons: Vec<Why<'_>> = Vec::new();
     for why in judged.endpoints.iter().map(|judged| judged.why).filter(|&why| is_refusal(why)) {

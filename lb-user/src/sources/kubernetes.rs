@@ -9,7 +9,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use futures::{StreamExt as _, stream::BoxStream};
 use kube::{
-    Api,
+    Api, Client,
     runtime::{WatchStreamExt as _, watcher},
 };
 use server::{Outcome, Server, Servers};
@@ -40,6 +40,14 @@ pub struct Options {
 /// When the configuration cannot be read.
 pub async fn ask_each(options: &Options) -> anyhow::Result<Vec<crate::doctor::Answer>> {
     server::ask_each(options).await
+}
+
+/// A client of the first API server that answers. Goes on asking until one does.
+///
+/// # Errors
+/// When the configuration cannot be read.
+pub async fn client(options: &Options) -> anyhow::Result<Client> {
+    Ok(Arc::new(Servers::new(options).await?).choose().await.client)
 }
 
 /// The server ends a watch after these seconds; one that is silent for longer has died unseen (kube sets no keepalive).

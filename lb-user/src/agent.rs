@@ -15,6 +15,7 @@ use tokio::{
 use tracing::info;
 
 use crate::{
+    announce::{self, Board},
     datapath::{Datapath, Sizes, environment, pins::Pins, stats::StatMaps},
     devices,
     flows::{self, Collected},
@@ -46,6 +47,8 @@ pub enum Source {
 pub struct Config {
     /// Where the objects come from.
     pub source: Source,
+    /// Whether owners of Services are told what is wrong, by Events of the cluster.
+    pub events: bool,
     /// Name of this node.
     pub node_name: String,
     /// What the flags say about the meaning of Services.
@@ -95,12 +98,21 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         let sources = metrics::Sources { status: observed, told, flows: collected.clone(), pins, backends };
         tasks.spawn(metrics::run(port, sources));
     }
-    tasks.spawn(health_ports::run(observed_by_balancers, addresses));
+    let mut source = config.source;
+    let mut board = Board::default();
+    if let Source::Kubernetes(options) = &mut source {
+        options.pins = Some(pins.current());
+        if config.events {
+            board = Board::read();
+            tasks.spawn(announce::run(board.clone(), options.clone()));
+        }
+    }
+    tasks.spawn(health_ports::run(observed_by_balancers, addresses, board.clone()));
     // Before any object, so that the first pass knows where NodePorts answer.
     tasks.spawn(Addresses::tell(events.clone()).await.follow());
     // The source lists while the programs are being verified.
     tasks.spawn(async move {
-        match config.source {
+        match source {
             Source::Directory(options) => directory::run(options, events).await,
             Source::Kubernetes(options) => kubernetes::run(options, events).await,
         }
@@ -121,11 +133,11 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let counts = pins.current().join("PORT_STATS").exists().then(|| StatMaps::open(&pins.current())).transpose()?;
     let held = counts.map_or(Ok((0, 0)), |counts| counts.highest_ids())?;
     let others = datapath.highest_ids();
-    let reconciler = reconciler.beyond((held.0.max(others.0), held.1.max(others.1)));
+    let reconciler = reconciler.beyond((held.0.max(others.0), held.1.max(others.1))).telling(board.clone());
     flows::start(pins.current(), collecting)?;
     let tc = datapath.tc();
     tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), known));
-    let reaper = reaper::start(pins.current())?;
+    let reaper = reaper::start(pins.current(), board)?;
     tasks.spawn(reconcile::run(reconciler, Service { datapath, cgroup, reaper }, inbox, status));
     let directory = pins.current();
     // Opened for each record, since the maps may have grown meanwhile, and records are rare.

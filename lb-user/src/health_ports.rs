@@ -23,6 +23,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    announce::{Board, Origin, Problem, reason},
     health::{Now, is_live},
     http::{self, Reply},
     model::NodePortAddresses,
@@ -47,14 +48,19 @@ impl Place {
     fn family(&self) -> Family {
         if self.address.is_ipv4() { Family::V4 } else { Family::V6 }
     }
+
+    fn origin(&self) -> Origin {
+        Origin::HealthPort(self.address)
+    }
 }
 
-/// Answers wherever there is something to say, until it is dropped. `addresses` says where NodePorts answer.
+/// Answers wherever there is something to say, until it is dropped. `addresses` says where NodePorts answer; owners of Services
+/// are told on `board`.
 ///
 /// # Errors
 /// Never.
-pub async fn run(mut status: watch::Receiver<Status>, addresses: NodePortAddresses) -> Result<()> {
-    let mut servers = Servers::default();
+pub async fn run(mut status: watch::Receiver<Status>, addresses: NodePortAddresses, board: Board) -> Result<()> {
+    let mut servers = Servers { running: BTreeMap::new(), board };
     loop {
         let wanted = {
             let status = status.borrow_and_update();
@@ -94,32 +100,35 @@ fn wanted(
 }
 
 /// Those who answer now. They end with it.
-#[derive(Default)]
-struct Servers(BTreeMap<Place, JoinHandle<()>>);
+struct Servers {
+    running: BTreeMap<Place, JoinHandle<()>>,
+    board: Board,
+}
 
 impl Servers {
     async fn become_those(&mut self, wanted: BTreeSet<Place>, status: &watch::Receiver<Status>) {
-        let gone: Vec<Place> = self.0.keys().filter(|place| !wanted.contains(place)).cloned().collect();
-        let gone: Vec<_> = gone.into_iter().filter_map(|place| self.0.remove(&place)).collect();
+        let gone: Vec<Place> = self.running.keys().filter(|place| !wanted.contains(place)).cloned().collect();
+        let gone: Vec<_> = gone.into_iter().filter_map(|place| self.running.remove(&place)).collect();
         gone.iter().for_each(JoinHandle::abort);
         for server in gone {
             // Its port may be another's now.
             let _cancelled = server.await;
         }
         for place in wanted {
-            self.0.entry(place.clone()).or_insert_with(|| tokio::spawn(serve(place, status.clone())));
+            let serve = || tokio::spawn(serve(place.clone(), status.clone(), self.board.clone()));
+            self.running.entry(place.clone()).or_insert_with(serve);
         }
     }
 }
 
 impl Drop for Servers {
     fn drop(&mut self) {
-        self.0.values().for_each(JoinHandle::abort);
+        self.running.values().for_each(JoinHandle::abort);
     }
 }
 
-async fn serve(place: Place, status: watch::Receiver<Status>) {
-    let listener = listen(&place).await;
+async fn serve(place: Place, status: watch::Receiver<Status>, board: Board) {
+    let listener = listen(&place, &board).await;
     let answer = move |_path: String| {
         let reply = answer(&place, &status.borrow(), Now::read());
         async { reply }
@@ -146,10 +155,24 @@ fn answer(place: &Place, status: &Status, now: Now) -> Reply {
     }
 }
 
+/// What is told of a place that does not answer, for as long as that is so.
+struct Told<'a> {
+    place: &'a Place,
+    board: &'a Board,
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.board.tell(self.place.origin(), &self.place.service, Vec::new());
+    }
+}
+
 /// Waits for the port if need be; says so once.
-async fn listen(place: &Place) -> TcpListener {
+async fn listen(place: &Place, board: &Board) -> TcpListener {
     let Place { service, address } = place;
     let mut waits = false;
+    // Also when the place is wanted no more.
+    let _told = Told { place, board };
     loop {
         match bind(*address) {
             Ok(listener) => {
@@ -160,7 +183,9 @@ async fn listen(place: &Place) -> TcpListener {
             }
             Err(error) if !waits => {
                 waits = true;
-                tell(place, &error).await;
+                let text = what_is_wrong(place, &error).await;
+                warn!(%service, "{text}");
+                board.tell(place.origin(), service, vec![Problem { reason: reason::HEALTH_PORT, text }]);
             }
             Err(error) => debug!(%service, %address, %error, "its health check port is still not to be had"),
         }
@@ -180,15 +205,19 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn tell(Place { service, address }: &Place, error: &io::Error) {
+async fn what_is_wrong(Place { address, .. }: &Place, error: &io::Error) -> String {
     const SO: &str = "load balancers take that for a node without endpoints";
     if error.kind() == ErrorKind::AddrInUse {
         let holder = http::holder(address.port()).await;
-        warn!(%service, "its health check port {address} does not answer, since {holder} holds it, and {SO}; end that, or \
-            give the Service another healthCheckNodePort. It is tried again quietly");
+        format!(
+            "its health check port {address} does not answer, since {holder} holds it, and {SO}; end that, or \
+            give the Service another healthCheckNodePort. It is tried again quietly"
+        )
     } else {
-        warn!(%service, "its health check port {address} does not answer ({error}), and {SO}; give the Service another \
-            healthCheckNodePort, or this node another --nodeport-addresses. It is tried again quietly");
+        format!(
+            "its health check port {address} does not answer ({error}), and {SO}; give the Service another \
+            healthCheckNodePort, or this node another --nodeport-addresses. It is tried again quietly"
+        )
     }
 }
 

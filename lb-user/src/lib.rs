@@ -5,6 +5,7 @@
 //! [`store::Store`] performs them. Everything from the world to the plan is pure.
 
 pub mod agent;
+pub mod announce;
 pub mod cli;
 pub mod datapath;
 pub mod devices;

@@ -14,11 +14,13 @@ use lb_common::{Counter, FrontendKey, NEVER, Proto, Service};
 use tracing::{info, warn};
 
 use crate::{
+    announce::{Board, Origin, Problem, reason},
     datapath::{
         self,
         stats::{Living, StatMaps, Stats},
         sys,
     },
+    objects::Key,
     reconcile::{Aftermath, Departed},
     sockets::{self, Dead},
     spec::Drain,
@@ -31,20 +33,21 @@ const SWEEP: Duration = Duration::from_secs(30);
 /// When sockets are looked for a second time: those whose connect was under way when the backend went.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Starts the thread. It ends when the sender is dropped.
+/// Starts the thread, which tells owners of Services on `board`. It ends when the sender is dropped.
 ///
 /// # Errors
 /// When there can be no more threads.
-pub fn start(directory: PathBuf) -> Result<Sender<Aftermath>> {
+pub fn start(directory: PathBuf, board: Board) -> Result<Sender<Aftermath>> {
     let (sender, receiver) = channel();
     let now = Instant::now();
-    let run = move || Reaper { directory, waiting: Waiting::default(), start: now, scan: None }.run(&receiver);
+    let run = move || Reaper { directory, board, waiting: Waiting::default(), start: now, scan: None }.run(&receiver);
     thread::Builder::new().name("reaper".to_owned()).spawn(run).context("starting a thread")?;
     Ok(sender)
 }
 
 struct Reaper {
     directory: PathBuf,
+    board: Board,
     waiting: Waiting,
     start: Instant,
     /// When what went while no agent ran is looked at again, at the latest; none when nothing of it is left to do.
@@ -133,22 +136,28 @@ impl Reaper {
         }
         let ports: BTreeSet<(u8, u16)> = node_ports.iter().map(|key| (key.proto, key.port)).collect();
         let store = BpfStore::open(&self.directory)?;
+        let mut told = BTreeMap::<Key, Vec<Problem>>::new();
         for socket in sockets::bound(&|proto, port| ports.contains(&(proto as u8, port)))? {
             let of = |key: &&FrontendKey| (key.proto, key.port) == (socket.proto as u8, socket.address.port());
             let service = node_ports.iter().find(of).and_then(|key| store.name(store.frontend(key)?.service));
-            let service = service.map_or_else(|| "a Service".to_owned(), |name| name.to_string());
+            let name = service.as_ref().map_or_else(|| "a Service".to_owned(), ToString::to_string);
             let owner = socket.owner.as_ref().map_or_else(
                 || "a process that is not in sight".to_owned(),
                 |owner| format!("{} (pid {})", owner.comm, owner.pid),
             );
-            warn!(
-                "port {}/{} is a NodePort of {service}, and {owner} is bound to {} there: callers on this node reach the \
+            let text = format!(
+                "port {}/{} is a NodePort of {name}, and {owner} is bound to {} there: callers on this node reach the \
                  Service; give one of the two another port",
                 socket.address.port(),
                 socket.proto.name(),
                 socket.address,
             );
+            warn!("{text}");
+            if let Some(port) = service {
+                told.entry(port.service).or_default().push(Problem { reason: reason::NODE_PORT, text });
+            }
         }
+        told.into_iter().for_each(|(service, problems)| self.board.tell(Origin::NodePort, &service, problems));
         Ok(())
     }
 

@@ -15,10 +15,11 @@ use foldhash::HashSet;
 use lb_common::{Addr, Backend, FrontendKey, NEVER, Proto};
 
 use crate::{
+    announce::{Board, Origin, Problem, reason},
     event::{Event, Kind},
     ids::Ids,
     model::{
-        Here, Settings,
+        Here, Settings, about,
         claims::Claims,
         compile,
         explain::{Explanation, explain},
@@ -58,6 +59,8 @@ pub struct Reconciler<S> {
     /// Services to be planned again: a write failed, or there was no room.
     pending: BTreeSet<Key>,
     warnings: BTreeMap<Key, Vec<String>>,
+    /// Where owners of Services are told.
+    board: Board,
     /// What is told at the `healthCheckNodePort` of each Service that has one.
     health: Arc<BTreeMap<Key, Health>>,
     refused: Vec<Refused>,
@@ -145,6 +148,7 @@ impl<S: Store> Reconciler<S> {
             scope: Scope::World,
             pending: BTreeSet::new(),
             warnings: BTreeMap::new(),
+            board: Board::default(),
             health: Arc::default(),
             refused: Vec::new(),
             node_ports: BTreeSet::new(),
@@ -155,6 +159,12 @@ impl<S: Store> Reconciler<S> {
     #[must_use]
     pub fn beyond(self, held: (u32, u32)) -> Self {
         Self { held, ..self }
+    }
+
+    /// Tells owners of Services what is wrong with them.
+    #[must_use]
+    pub fn telling(self, board: Board) -> Self {
+        Self { board, ..self }
     }
 
     /// Takes events in. Writes nothing.
@@ -445,6 +455,11 @@ impl<S: Store> Reconciler<S> {
         for warning in spec.warnings.iter().filter(|warning| !old.contains(warning)) {
             tracing::warn!(service = %spec.key, "{warning}");
         }
+        if self.board.is_read() {
+            let view = self.world.view(&spec.key);
+            let problems = view.map(|view| about(&view, self.here(), &self.settings, self.others()));
+            self.board.tell(Origin::Objects, &spec.key, problems.unwrap_or_default());
+        }
         if spec.warnings.is_empty() {
             self.warnings.remove(&spec.key);
         } else {
@@ -456,6 +471,11 @@ impl<S: Store> Reconciler<S> {
     pub fn tell_refused(&mut self, refused: &[Refused]) {
         for new in refused.iter().filter(|new| !self.refused.contains(new)) {
             tracing::error!(service = %new.service, "{new}");
+            let problem = Problem { reason: reason::ROOM, text: new.to_string() };
+            self.board.tell(Origin::Room, &new.service, vec![problem]);
+        }
+        for old in self.refused.iter().filter(|old| !refused.iter().any(|new| new.service == old.service)) {
+            self.board.tell(Origin::Room, &old.service, Vec::new());
         }
         self.refused = refused.to_vec();
     }

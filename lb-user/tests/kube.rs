@@ -4,10 +4,16 @@
 
 #[path = "kube/agent.rs"]
 mod agent;
+#[path = "kube/bootstrap.rs"]
+mod bootstrap;
 #[path = "kube/deploy.rs"]
 mod deploy;
+#[path = "kube/events.rs"]
+mod events;
 #[path = "kube/gate.rs"]
 mod gate;
+#[path = "kube/node.rs"]
+mod node;
 #[path = "kube/server.rs"]
 mod server;
 
@@ -30,11 +36,11 @@ use tokio::{runtime::Runtime, sync::mpsc};
 use tracing_subscriber::EnvFilter;
 
 /// How long an event may take. Generous: it is reached only on failure.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 17] = [
+const STORIES: [(&str, Story); 21] = [
     ("objects_arrive_change_and_go", objects_arrive_change_and_go),
     ("service_that_gains_a_foreign_label_goes", service_that_gains_a_foreign_label_goes),
     ("only_services_of_the_proxy_name_travel", only_services_of_the_proxy_name_travel),
@@ -45,6 +51,8 @@ const STORIES: [(&str, Story); 17] = [
     ("doctor_asks_each_api_server", doctor_asks_each_api_server),
     ("first_server_that_answers_is_used", first_server_that_answers_is_used),
     ("next_server_takes_over", next_server_takes_over),
+    ("moved_server_is_found_by_the_pins", bootstrap::moved_server_is_found_by_the_pins),
+    ("certificate_for_another_name_is_told", bootstrap::certificate_for_another_name_is_told),
     ("deploy_variants_are_accepted_whole", deploy::variants_are_accepted_whole),
     ("deploys_chart_makes_what_the_kustomizations_make", deploy::chart_makes_what_the_kustomizations_make),
     ("deploys_drop_in_is_found_where_kube_proxy_was", deploy::drop_in_is_found_where_kube_proxy_was),
@@ -53,6 +61,8 @@ const STORIES: [(&str, Story); 17] = [
         deploy::account_may_read_what_the_agent_reads_and_nothing_else,
     ),
     ("deploys_account_needs_each_verb", deploy::each_verb_is_needed),
+    ("problem_is_told_once_by_all_nodes", events::problem_is_told_once_by_all_nodes),
+    ("events_that_are_refused_stop_nothing", events::events_that_are_refused_stop_nothing),
     ("restart_of_the_server_is_outlasted", restart_of_the_server_is_outlasted),
     ("lost_history_leads_to_a_new_list", lost_history_leads_to_a_new_list),
 ];

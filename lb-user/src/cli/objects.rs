@@ -105,7 +105,8 @@ impl Named {
             ),
             None => {
                 let (api_server, kubeconfig) = (self.api_server, self.kubeconfig);
-                let options = kubernetes::Options { api_server, kubeconfig, node_name: node_name.clone(), proxy_name };
+                let node_name = node_name.clone();
+                let options = kubernetes::Options { api_server, kubeconfig, node_name, proxy_name, pins: None };
                 ("the API server".to_owned(), Source::Kubernetes(options))
             }
         };
@@ -146,6 +147,7 @@ pub(super) fn agent(pins: &Pins) -> Result<Option<Agent>> {
             let default = variable("KUBECONFIG").filter(|_| !in_pod).map(PathBuf::from);
             let named = options.kubeconfig.take().or(default);
             options.kubeconfig = named.map(|path| seen_from_here(&process, &path));
+            options.pins = Some(pins.current());
             format!("the API server that the agent (pid {pid}) watches")
         }
     };

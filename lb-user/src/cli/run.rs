@@ -46,6 +46,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "URL")]
     api_server: Vec<String>,
 
+    /// Tell owners of Services what is wrong with them by Events of the cluster, which the account must be allowed to create.
+    #[arg(long, conflicts_with = "directory")]
+    events: bool,
+
     #[command(flatten)]
     pub(super) meaning: Meaning,
 
@@ -104,6 +108,7 @@ impl Arguments {
                 kubeconfig: self.kubeconfig.clone(),
                 node_name: self.meaning.node_name(),
                 proxy_name,
+                pins: None,
             }),
         }
     }
@@ -157,6 +162,7 @@ pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> 
     }
     let config = agent::Config {
         source,
+        events: arguments.events,
         node_name,
         settings,
         cgroup: arguments.cgroup,

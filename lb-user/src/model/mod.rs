@@ -4,6 +4,7 @@
 //!
 //! The reference is kube-proxy; where its source decided something, the file is named.
 
+mod about;
 pub mod claims;
 mod compile;
 pub mod endpoints;
@@ -20,6 +21,7 @@ mod warnings;
 pub mod weights;
 pub mod why;
 
+pub use about::about;
 pub use compile::compile;
 pub use frontends::ExternalIps;
 pub use nodeport_addresses::NodePortAddresses;

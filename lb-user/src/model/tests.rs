@@ -3,6 +3,7 @@
 
 mod endpoints;
 mod frontends;
+mod reasons;
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +14,7 @@ use std::{
 use lb_common::{Addr, List, Proto};
 
 use super::{
-    Here, Settings,
+    Here, Settings, about,
     claims::Claims,
     compile,
     explain::{Explanation, explain},

@@ -163,7 +163,7 @@ const fn policies_local(flags: u32) -> Option<&'static str> {
 }
 
 /// Endpoints of which no backend can be made, those of one reason together.
-fn refused(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
+pub(super) fn refused(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
     let mut reasons: Vec<Why<'_>> = Vec::new();
     for why in judged.endpoints.iter().map(|judged| judged.why).filter(|&why| is_refused(why)) {
         if !reasons.contains(&why) {

@@ -325,3 +325,27 @@ fn an_endpoint_is_refused_while_it_is_a_node_port_of_this_node() {
         assert_eq!(used, usize::from(!refused), "after step {number}");
     }
 }
+
+#[test]
+fn owners_are_told_what_is_wrong_for_as_long_as_it_is() {
+    let board = crate::announce::Board::read();
+    let limits = Limits { services: 1, ..Limits::DEFAULT };
+    let reconciler = Reconciler::new(MemoryStore::new(limits), "node-1", Settings::default());
+    let mut reconciler = reconciler.telling(board.clone());
+    let asking = |name, created| {
+        let Object::Service(asking) = service(name, 1) else { unreachable!("that is one") };
+        Event::Apply(Object::Service(Service { created: Some(created), ..asking }))
+    };
+    let mut pass = |events: Vec<Event>| {
+        reconciler.handle(events);
+        let report = reconciler.pass();
+        reconciler.tell_refused(&report.refused);
+        let told = board.all().into_iter();
+        told.map(|told| format!("{} {}", told.service, told.problem.reason)).collect::<Vec<_>>()
+    };
+    let both = nothing().chain([asking("a", 1), asking("b", 2)]);
+    assert_eq!(pass(both.collect()), ["default/b FrontendConflict"]);
+    // It loses nothing any more, and has no room.
+    assert_eq!(pass(vec![Event::Apply(service("b", 2))]), ["default/b NoRoom"]);
+    assert_eq!(pass(vec![Event::Delete(Kind::Service, Key::new("default", "a"))]), [""; 0]);
+}

@@ -2,13 +2,14 @@
 //! and with which credentials, is in `server`; what the objects mean is in `convert`.
 
 mod access;
+mod remembered;
 mod server;
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use futures::{StreamExt as _, stream::BoxStream};
 use kube::{
-    Api,
+    Api, Client,
     runtime::{WatchStreamExt as _, watcher},
 };
 use server::{Outcome, Server, Servers};
@@ -39,6 +40,8 @@ pub struct Options {
     pub node_name: String,
     /// `--service-proxy-name`.
     pub proxy_name: Option<String>,
+    /// Directory of the pinned maps, which remember where API servers were: these are asked after all others.
+    pub pins: Option<PathBuf>,
 }
 
 /// Asks each of the API servers once, for its version and the time.
@@ -49,13 +52,21 @@ pub async fn ask_each(options: &Options) -> anyhow::Result<Vec<crate::doctor::An
     server::ask_each(options).await
 }
 
+/// A client of the first API server that answers. Goes on asking until one does.
+///
+/// # Errors
+/// When the configuration cannot be read.
+pub async fn client(options: &Options) -> anyhow::Result<Client> {
+    Ok(Arc::new(Servers::new(options).await?).choose().await.client)
+}
+
 /// The server ends a watch after these seconds; one that is silent for longer has died unseen (kube sets no keepalive).
 const WATCH_SECONDS: u32 = 90;
 
 /// Sends a `Replace` of each kind, then each change as it comes. Outages are logged and outlasted. Fails only if the
 /// configuration cannot be read; returns once nobody receives any more.
 pub async fn run(options: Options, tx: mpsc::Sender<Event>) -> anyhow::Result<()> {
-    let servers = Servers::new(&options).await?;
+    let servers = Arc::new(Servers::new(&options).await?);
     loop {
         let ended = tokio::select! {
             ended = follow_all(&servers, &options, &tx) => ended,
@@ -72,11 +83,11 @@ pub async fn run(options: Options, tx: mpsc::Sender<Event>) -> anyhow::Result<()
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Ended {
     NobodyListens,
-    /// And there are others to try.
+    /// And another one answers.
     ServerLost,
 }
 
-async fn follow_all(servers: &Servers, options: &Options, tx: &mpsc::Sender<Event>) -> Ended {
+async fn follow_all(servers: &Arc<Servers>, options: &Options, tx: &mpsc::Sender<Event>) -> Ended {
     let server = Arc::new(servers.choose().await);
     let config = |labels: Option<&str>, fields: Option<&str>| watcher::Config {
         label_selector: labels.map(str::to_owned),

@@ -11,7 +11,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{DEADLINE, server::free_port};
+use crate::{DEADLINE, node::Node, server::free_port};
 
 /// Waits until something is so.
 #[track_caller]
@@ -28,7 +28,8 @@ pub(crate) struct Agent {
     child: Child,
     health: u16,
     metrics: u16,
-    cgroup: PathBuf,
+    /// Its own one, which it removes.
+    cgroup: Option<PathBuf>,
     directory: TempDir,
 }
 
@@ -43,30 +44,51 @@ impl Agent {
 
     /// Starts it with these credentials, and does not wait.
     pub(crate) fn start(kubeconfig: &Path) -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
+        Self::start_with("n1", kubeconfig, "")
+    }
+
+    /// The same as the agent of a node of this name, with more flags as a file has them.
+    pub(crate) fn start_with(node_name: &str, kubeconfig: &Path, flags: &str) -> Self {
         let root = lb_user::datapath::environment::cgroup2().expect("asked before");
-        let cgroup = root.join(format!("beeline-kube-{}", std::process::id()));
+        let cgroup = root.join(format!("beeline-kube-{}-{node_name}", std::process::id()));
         fs::create_dir(&cgroup).expect("a cgroup");
+        // The bpffs, and with it the pins and links, ends with the mount namespace.
+        let script = "mkdir bpffs && mount -t bpf bpf bpffs && exec \"$0\" --pins \"$PWD/bpffs/beeline\" run --config beeline.yaml";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-ec", script, env!("CARGO_BIN_EXE_beeline")]);
+        let mut agent = Self::launch(command, node_name, &cgroup, kubeconfig, flags);
+        agent.cgroup = Some(cgroup);
+        agent
+    }
+
+    /// Starts it over what others have left on this node. From here its ports are out of reach.
+    pub(crate) fn start_on(node: &Node, kubeconfig: &Path, flags: &str) -> Self {
+        let mut command = node.command("sh");
+        let script = "exec \"$0\" --pins \"$1\" run --config \"$BEELINE_TEST_DIRECTORY/beeline.yaml\"";
+        command.args(["-ec", script, env!("CARGO_BIN_EXE_beeline")]).arg(node.pins());
+        Self::launch(command, "n1", node.cgroup(), kubeconfig, flags)
+    }
+
+    fn launch(mut command: Command, node_name: &str, cgroup: &Path, kubeconfig: &Path, flags: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
         let (health, metrics) = (free_port(), free_port());
         let config = format!(
-            "kubeconfig: {}\ncgroup: {}\nnode-name: n1\nhealthz-bind-address: 127.0.0.1:{health}\n\
-             metrics-bind-address: 127.0.0.1:{metrics}\n",
+            "kubeconfig: {}\ncgroup: {}\nnode-name: {node_name}\nhealthz-bind-address: 127.0.0.1:{health}\n\
+             metrics-bind-address: 127.0.0.1:{metrics}\n{flags}",
             kubeconfig.display(),
             cgroup.display()
         );
         fs::write(directory.path().join("beeline.yaml"), config).expect("a file");
         let log = File::create(directory.path().join("log")).expect("a log");
-        // The bpffs, and with it the pins and links, ends with the mount namespace.
-        let script = "mkdir bpffs && mount -t bpf bpf bpffs && exec \"$0\" --pins \"$PWD/bpffs/beeline\" run --config beeline.yaml";
-        let child = Command::new("unshare")
-            .args(["--mount", "sh", "-ec", script, env!("CARGO_BIN_EXE_beeline")])
+        let child = command
             .current_dir(directory.path())
+            .env("BEELINE_TEST_DIRECTORY", directory.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log"))
             .stderr(log)
             .spawn()
-            .expect("unshare");
-        Self { child, health, metrics, cgroup, directory }
+            .expect("a shell");
+        Self { child, health, metrics, cgroup: None, directory }
     }
 
     /// What it has said.
@@ -100,7 +122,7 @@ impl Drop for Agent {
         // Fails only if it has ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = fs::remove_dir(&self.cgroup);
+        let _ = self.cgroup.as_ref().map(fs::remove_dir);
         println!("--- the agent's log\n{}", self.log());
     }
 }

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::{
     Options, Source,
     agent::{Agent, until},
+    bootstrap::is_skipped,
     options,
     server::ApiServer,
     service,
@@ -37,7 +38,7 @@ const OF_PATHS: [&str; 2] = ["pods", "namespaces"];
 /// All that it may do with each.
 const VERBS: [&str; 2] = ["list", "watch"];
 
-fn deploy() -> PathBuf {
+pub(crate) fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
 }
 
@@ -52,7 +53,7 @@ struct Variant {
     values: &'static str,
 }
 
-const VARIANTS: [Variant; 6] = [
+const VARIANTS: [Variant; 7] = [
     Variant {
         dir: "",
         field: "/spec/template/spec/containers/0/securityContext/privileged",
@@ -82,6 +83,12 @@ const VARIANTS: [Variant; 6] = [
         field: "/spec/template/spec/containers/0/securityContext/capabilities/add",
         expected: r#"["BPF","NET_ADMIN","PERFMON"]"#,
         values: "capabilities: fewest",
+    },
+    Variant {
+        dir: "overlays/events",
+        field: "/spec/template/spec/containers/0/args/2",
+        expected: "--events",
+        values: "events: true",
     },
     Variant {
         dir: "overlays/beside-kube-proxy",
@@ -220,8 +227,7 @@ pub(crate) fn drop_in_is_found_where_kube_proxy_was(server: &mut ApiServer) {
 /// An agent with the account's own token sees the kinds that it reads and their changes; the account may do nothing else.
 pub(crate) fn account_may_read_what_the_agent_reads_and_nothing_else(server: &mut ApiServer) {
     server.kubectl(&["apply", "-k", deploy().to_str().expect("a path")]);
-    let token = server.kubectl(&["create", "token", "beeline", "--namespace=kube-system"]);
-    let kubeconfig = server.kubeconfig_with(token.trim());
+    let kubeconfig = account(server);
     let mut source = Source::new(Options { kubeconfig: Some(kubeconfig), ..options(server) });
     server.apply(&service("seen", ""));
     source.until("the Service", |source| source.has(Kind::Service, "seen"));
@@ -241,13 +247,21 @@ pub(crate) fn account_may_read_what_the_agent_reads_and_nothing_else(server: &mu
             assert!(!may(server, verb, what), "{verb} {what}");
         }
     }
-    assert_eq!(granted(server), READ.map(|(group, resource)| (group.to_owned(), resource.to_owned())).into());
+    let read =
+        |(group, resource): (&str, &str)| ((group.to_owned(), resource.to_owned()), VERBS.map(str::to_owned).into());
+    assert_eq!(granted(server), READ.map(read).into());
 
     server.kubectl(&["delete", "service/seen"]);
     server.kubectl(&["delete", "-k", deploy().to_str().expect("a path")]);
 }
 
-fn may(server: &ApiServer, verb: &str, resource: &str) -> bool {
+/// Credentials of the account.
+pub(crate) fn account(server: &ApiServer) -> PathBuf {
+    let token = server.kubectl(&["create", "token", "beeline", "--namespace=kube-system"]);
+    server.kubeconfig_with(token.trim())
+}
+
+pub(crate) fn may(server: &ApiServer, verb: &str, resource: &str) -> bool {
     match server.try_kubectl(&["auth", "can-i", verb, resource, "--all-namespaces", "--as", ACCOUNT], "") {
         Ok(said) => said.trim() == "yes",
         // It says "no" to stdout, and ends with 1.
@@ -261,14 +275,11 @@ fn may(server: &ApiServer, verb: &str, resource: &str) -> bool {
 /// An agent that lacks one verb on one resource says so, with the cure, and is not healthy until it has it; of those that
 /// only say which pods take another path, it says so.
 pub(crate) fn each_verb_is_needed(server: &mut ApiServer) {
-    if let Some(reason) = Agent::lacking() {
-        println!("skipped: {reason}");
-        assert!(std::env::var_os("BEELINE_REQUIRE_KERNEL").is_none(), "{reason}");
+    if is_skipped() {
         return;
     }
     server.kubectl(&["apply", "-k", deploy().to_str().expect("a path")]);
-    let token = server.kubectl(&["create", "token", "beeline", "--namespace=kube-system"]);
-    let kubeconfig = server.kubeconfig_with(token.trim());
+    let kubeconfig = account(server);
     server.apply(&service("before", ""));
     let role = |without: Option<(&str, &str)>| {
         let rule = |(group, resource): (&str, &str)| {
@@ -312,19 +323,22 @@ pub(crate) fn each_verb_is_needed(server: &mut ApiServer) {
     server.kubectl(&["delete", "-k", deploy().to_str().expect("a path")]);
 }
 
-/// The resources of the role; each must have exactly the verbs of reading.
-fn granted(server: &ApiServer) -> BTreeSet<(String, String)> {
+/// The verbs of the role, by group and resource.
+pub(crate) fn granted(server: &ApiServer) -> BTreeMap<(String, String), Vec<String>> {
     let role = server.kubectl(&["get", "clusterrole", "beeline", "--output=json"]);
     let role: serde_json::Value = serde_json::from_str(&role).expect("JSON");
     let texts = |value: &serde_json::Value| -> Vec<String> {
         value.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
     };
-    let mut granted = BTreeSet::new();
+    let mut granted = BTreeMap::new();
     for rule in role["rules"].as_array().expect("rules") {
-        assert_eq!(texts(&rule["verbs"]), VERBS, "{rule}");
         assert!(rule.get("nonResourceURLs").is_none(), "{rule}");
         for group in texts(&rule["apiGroups"]) {
-            granted.extend(texts(&rule["resources"]).into_iter().map(|resource| (group.clone(), resource)));
+            granted.extend(
+                texts(&rule["resources"])
+                    .into_iter()
+                    .map(|resource| ((group.clone(), resource), texts(&rule["verbs"]))),
+            );
         }
     }
     granted

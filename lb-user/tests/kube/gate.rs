@@ -9,7 +9,7 @@ use std::{
 
 /// Passes connections on until it is dropped.
 pub(crate) struct Gate {
-    address: SocketAddr,
+    listener: TcpListener,
     passing: Arc<Mutex<Passing>>,
     accepting: Option<JoinHandle<()>>,
 }
@@ -23,12 +23,19 @@ struct Passing {
 impl Gate {
     /// Opens a way to `port` of this machine; `at` 0 takes any free port.
     pub(crate) fn open(at: u16, port: u16) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, at)).unwrap();
-        let address = listener.local_addr().unwrap();
+        Self::on(TcpListener::bind((Ipv4Addr::LOCALHOST, at)).unwrap(), port)
+    }
+
+    /// The same, from a listener of any network.
+    pub(crate) fn on(listener: TcpListener, port: u16) -> Self {
+        let accepted = listener.try_clone().unwrap();
         let passing: Arc<Mutex<Passing>> = Arc::default();
         let shared = Arc::clone(&passing);
         let accepting = thread::spawn(move || {
-            for client in listener.incoming() {
+            for client in accepted.incoming() {
+                if shared.lock().unwrap().closed {
+                    return;
+                }
                 let (Ok(client), Ok(server)) = (client, TcpStream::connect((Ipv4Addr::LOCALHOST, port))) else {
                     continue;
                 };
@@ -41,17 +48,21 @@ impl Gate {
                 passing.streams.extend([client, server]);
             }
         });
-        Self { address, passing, accepting: Some(accepting) }
+        Self { listener, passing, accepting: Some(accepting) }
     }
 
     /// Its port on 127.0.0.1.
     pub(crate) fn port(&self) -> u16 {
-        self.address.port()
+        self.address().port()
     }
 
     /// The URL of an API server behind it.
     pub(crate) fn url(&self) -> String {
-        format!("https://{}", self.address)
+        format!("https://{}", self.address())
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
     }
 }
 
@@ -64,8 +75,8 @@ impl Drop for Gate {
             let _ = stream.shutdown(Shutdown::Both);
         }
         drop(passing);
-        // Wakes the listener, which then sees that it is closed.
-        let _ = TcpStream::connect(self.address);
+        // Wakes the thread, which then sees that it is closed.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         let _ = self.accepting.take().map(JoinHandle::join);
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use tempfile::TempDir;
 
 /// How long a process has to become ready.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(180);
 
 /// The programs of an API server.
 pub(crate) struct Assets {
@@ -71,7 +71,7 @@ impl ApiServer {
             &dir.path().join("etcd.log"),
         );
         let mut server = Self { assets, api: None, _etcd: etcd, api_port, etcd_port, dir };
-        server.write_kubeconfig(&server.kubeconfig(), "admintoken");
+        server.write_kubeconfig(&server.kubeconfig(), "admintoken", &server.url());
         server.start_api();
         server
     }
@@ -94,11 +94,18 @@ impl ApiServer {
     /// A kubeconfig of the account to which `token` belongs.
     pub(crate) fn kubeconfig_with(&self, token: &str) -> PathBuf {
         let path = self.dir.path().join("kubeconfig-of-an-account");
-        self.write_kubeconfig(&path, token);
+        self.write_kubeconfig(&path, token, &self.url());
         path
     }
 
-    fn write_kubeconfig(&self, path: &Path, token: &str) {
+    /// A kubeconfig that may do everything, at another URL.
+    pub(crate) fn kubeconfig_to(&self, url: &str) -> PathBuf {
+        let path = self.dir.path().join("kubeconfig-to-another-url");
+        self.write_kubeconfig(&path, "admintoken", url);
+        path
+    }
+
+    fn write_kubeconfig(&self, path: &Path, token: &str, url: &str) {
         let text = format!(
             "apiVersion: v1
 kind: Config
@@ -107,7 +114,7 @@ users: [{{name: u, user: {{token: '{token}'}}}}]
 contexts: [{{name: x, context: {{cluster: c, user: u}}}}]
 current-context: x
 ",
-            self.url(),
+            url,
             self.dir.path().join("certs/apiserver.crt").display()
         );
         fs::write(path, text).unwrap();

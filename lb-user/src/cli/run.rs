@@ -24,6 +24,7 @@ use crate::{
   beeline run                          in a pod, with the pod's own account
   beeline run --kubeconfig admin.conf  on a host
   beeline run --directory ./services   without any cluster
+  beeline run --config beeline.yaml    with the flags of a file
 
 SIGTERM and SIGINT end the agent and leave the datapath in place: the kernel goes on translating from the maps as they \
 are, and the next start takes them over. `beeline cleanup` removes it.")]
@@ -42,7 +43,7 @@ pub(super) struct Arguments {
     kubeconfig: Option<PathBuf>,
 
     /// URL of an API server, in the place of that of the credentials; may be given more than once, and the first that
-    /// answers is used.
+    /// answers is used, and after them those that the pins remember.
     #[arg(long, value_name = "URL")]
     api_server: Vec<String>,
 
@@ -72,7 +73,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "MAP=ENTRIES", value_parser = parse_size)]
     pub(super) map_size: Vec<(Table, u32)>,
 
-    /// Remove the datapath when the agent is told to end.
+    /// Remove the datapath when the agent is told to end; otherwise it stays and goes on translating.
     #[arg(long)]
     cleanup_on_exit: bool,
 

@@ -1,7 +1,7 @@
 //! What stands in the way of Services on this node, and its cure. Each check reads facts and judges them apart, so that what is
 //! said of which facts is shown by tables; nothing is changed, and no agent is needed.
 //!
-//! Programs and maps of devices get a check of their own beside `hooks`.
+//! The programs at network devices, and the paths of pods, are not looked at: `get devices` and `get paths` show them.
 
 mod clock;
 mod finding;

@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, LogGate, MAGLEV_LEN, Maglev, MaglevKey, Names, NodeAddr, PodPath, PortStats, Range, RangeKey,
-    Service, Slot, SlotKey, Tables, TcpSock, Translation, Translations, capacity,
+    Frontend, FrontendKey, LogGate, MAGLEV_LEN, Maglev, MaglevKey, Names, NodeAddr, PodPath, PortStats, Range,
+    RangeKey, Service, Slot, SlotKey, Tables, TcpSock, Translation, Translations, capacity,
 };
 
 use crate::packet::Scratch;

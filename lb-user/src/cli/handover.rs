@@ -234,7 +234,7 @@ fn end(leftovers: &Leftovers, told: &mut Told) -> Result<()> {
 
 /// Everything of kube-proxy's, and nothing of others.
 const LEGACY: &str = "`iptables-legacy-save | grep -vE 'KUBE-(SERVICES|EXTERNAL-SERVICES|NODEPORTS|POSTROUTING|MARK-MASQ|FORWARD|\
-PROXY-FIREWALL|PROXY-CANARY|SVC-|SVL-|EXT-|FW-|SEP-)' | iptables-legacy-restore`, and the same of ip6tables-legacy";
+PROXY-FIREWALL|PROXY-CANARY|LOAD-BALANCER|NODE-PORT|SOURCE-RANGES-FIREWALL|IPVS-|SVC-|SVL-|XLB-|EXT-|FW-|SEP-)' | iptables-legacy-restore`, and the same of ip6tables-legacy";
 
 /// How many connections to Services netfilter translates.
 fn connections(dump: &Dump) -> Result<usize> {

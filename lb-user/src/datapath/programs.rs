@@ -8,10 +8,12 @@ use std::{
         fd::{AsFd as _, BorrowedFd},
         unix::fs::MetadataExt as _,
     },
+    panic::resume_unwind,
     path::Path,
+    thread,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
     programs::{CgroupAttachMode, Program, links::FdLink},
@@ -141,27 +143,37 @@ fn try_load(
         }
     }
     let mut ebpf = loader.load(OBJECT).context("loading the eBPF object")?;
-    for name in HOOKS.into_iter().chain(tc::PROGRAMS.map(|(_, name)| name)) {
-        let program = ebpf.program_mut(name).with_context(|| format!("the object lacks the program {name}"))?;
-        let loaded = match program {
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::CgroupSock(program) => program.load(),
-            Program::SchedClassifier(program) => {
-                // Sockets are served without them.
-                if let Err(error) = program.load() {
-                    let error = anyhow::Error::from(error);
-                    warn!(
-                        program = name,
-                        "the kernel refuses it, so clients outside of the node are not served: {error:#}"
-                    );
-                }
-                Ok(())
-            }
-            other => return Err(anyhow!("program {name} has the unexpected type {:?}", other.prog_type())),
-        };
-        loaded.with_context(|| format!("loading the program {name}"))?;
+    let names: Vec<&str> = HOOKS.into_iter().chain(tc::PROGRAMS.map(|(_, name)| name)).collect();
+    if let Some(name) = names.iter().find(|name| ebpf.program(name).is_none()) {
+        bail!("the object lacks the program {name}");
     }
+    // The verifier's walk is most of a start, and takes one CPU for each program.
+    thread::scope(|scope| {
+        let programs = ebpf.programs_mut().filter(|(name, _)| names.contains(name));
+        let loads: Vec<_> = programs.map(|(name, program)| scope.spawn(move || load_one(name, program))).collect();
+        loads.into_iter().try_for_each(|load| load.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })?;
     Ok(ebpf)
+}
+
+fn load_one(name: &str, program: &mut Program) -> Result<()> {
+    let loaded = match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::SchedClassifier(program) => {
+            // Sockets are served without them.
+            if let Err(error) = program.load() {
+                let error = anyhow::Error::from(error);
+                warn!(
+                    program = name,
+                    "the kernel refuses it, so clients outside of the node are not served: {error:#}"
+                );
+            }
+            Ok(())
+        }
+        other => bail!("program {name} has the unexpected type {:?}", other.prog_type()),
+    };
+    loaded.with_context(|| format!("loading the program {name}"))
 }
 
 /// Tells one load of the programs from the next.

@@ -38,7 +38,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         return vec![Finding::note(
             CHECK,
             format!(
-                "kube-proxy runs (pid {pid}) beside Beeline: sockets are served by Beeline, other packets by its rules"
+                "kube-proxy runs (pid {pid}) beside Beeline, which is asked first: sockets, and packets where its programs \
+                 run, are served by Beeline, and its rules serve the rest"
             ),
             "none is needed; to be without it, `beeline handover --dry-run`, then end kube-proxy, then `beeline handover`",
         )];

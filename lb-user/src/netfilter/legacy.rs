@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::{
     Chain, Table,
@@ -169,7 +169,7 @@ fn entries(table: &Table) -> Result<Vec<u8>> {
         Family::V4 => (AddressFamily::INET, libc::IPPROTO_IP),
         Family::V6 => (AddressFamily::INET6, libc::IPPROTO_IPV6),
     };
-    let socket = socket_with(domain, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::RAW))?;
+    let socket = socket_with(domain, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     for _ in 0..READINGS {
         // struct ipt_getinfo: the name, eleven numbers, how many entries, and how many octets they are.
         let mut info = question(table, NAME + 13 * 4);

@@ -66,7 +66,7 @@ pub fn remove(cluster: &Cluster) {
 /// `kubectl delete -k`, and waits until no agent is left.
 pub fn delete(cluster: &Cluster) {
     let dir = overlay(cluster, PLAIN);
-    cluster.kubectl(&["delete", "--kustomize", &dir.display().to_string()]);
+    cluster.kubectl(&["delete", "--ignore-not-found", "--kustomize", &dir.display().to_string()]);
     until("no agent is left", 60, || {
         let pods = cluster.try_kubectl(&["get", "pods", "--namespace", NAMESPACE, "--no-headers"])?;
         if pods.contains("beeline-") { Err(pods) } else { Ok(()) }

@@ -50,9 +50,11 @@ struct Seen {
 }
 
 impl Seen {
+    /// What fails before anything has worked is not counted: the Service may be new, and nobody has told of its endpoints yet.
     fn add(&self, result: Result<(), String>) {
         match result {
             Ok(()) => _ = self.done.fetch_add(1, Relaxed),
+            Err(_) if self.done.load(Relaxed) == 0 => {}
             Err(error) => {
                 self.failed.fetch_add(1, Relaxed);
                 let mut errors = self.errors.lock().expect("no panic");

@@ -63,8 +63,7 @@ fn start_kube_proxy(cluster: &Cluster) -> Vec<Running> {
         );
         fs::write(&config, text).expect("a file");
         let log = cluster.directory.join(format!("log/{}-kube-proxy.log", node.name()));
-        // Where the agent's pod sees it, which names who is in the way.
-        Running::start(node.inside(&asset("kube-proxy").display().to_string()).arg("--config").arg(config), &log)
+        Running::start(node.host_process(asset("kube-proxy")).arg("--config").arg(config), &log)
     };
     let running = cluster.nodes.iter().map(start).collect();
     for node in &cluster.nodes {

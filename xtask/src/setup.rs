@@ -34,6 +34,8 @@ pub(crate) enum Need {
     Bench,
     /// Build, and boot other kernels.
     Kernels,
+    /// Build, and take a node over from kube-proxy.
+    Handover,
     /// Build, and bring up a cluster.
     E2e,
 }
@@ -64,12 +66,11 @@ pub(crate) fn ensure(need: Need, forced: Option<Kind>) -> Result<Tools> {
     let (compiler, linker) = toolchain::ensure(forced).context("finding a toolchain for the eBPF programs")?;
     eprintln!("    compiler of the eBPF programs: {}", compiler.describe());
     match need {
-        Need::Build | Need::Demo | Need::Bench | Need::Kernels | Need::E2e => {}
+        Need::Build | Need::Demo | Need::Bench | Need::Kernels | Need::Handover | Need::E2e => {}
         Need::Test => {
             ensure_component("fmt", "rustfmt")?;
             ensure_component("clippy", "clippy")?;
-            let assets =
-                kubernetes::ensure_with(&[kubernetes::KUBE_PROXY]).context("getting a Kubernetes to test against")?;
+            let assets = kubernetes::ensure().context("getting a Kubernetes to test against")?;
             eprintln!("    Kubernetes to test against: {}", assets.display());
             helm::ensure().context("getting Helm to test the chart with")?;
             deny::ensure().context("getting cargo-deny")?;
@@ -102,14 +103,10 @@ fn ensure_programs(need: Need) -> Result<()> {
             want("nft", "nftables");
             // A key of the API server.
             want("openssl", "openssl");
-            if need == Need::Test {
-                // For kube-proxy, whose nodes are handed over.
-                want("nft", "nftables");
-                want("iptables", "iptables");
-            }
         }
-        Need::Bench => {
+        Need::Bench | Need::Handover => {
             want("ip", "iproute2");
+            want("openssl", "openssl");
             // For kube-proxy, with which Beeline is compared.
             want("nft", "nftables");
             want("iptables", "iptables");

@@ -21,13 +21,8 @@ use crate::{
 
 /// How often it is looked whether flows are still open.
 const LOOK: Duration = Duration::from_millis(200);
-/// A packet may bring back what netfilter was told to forget; so often is it told again, after so long.
-const TRIES: u32 = 20;
-const AGAIN: Duration = Duration::from_millis(1);
-/// Flows that are held at a time, and for how long before netfilter hears of them: no packet of theirs that the programs have
-/// translated may be on its way to netfilter any more. It would be taken for a connection of its own, at another port, and reset.
-const AT_ONCE: usize = 256;
-const IN_FLIGHT: Duration = Duration::from_millis(100);
+/// A packet may bring back what netfilter was told to forget; so often is it told again.
+const TRIES: u32 = 200;
 
 /// Tells the programs which connections netfilter translates. How many they are.
 ///
@@ -124,7 +119,7 @@ fn open(entries: &[(FlowKey, Flow)], now: u64) -> Vec<(FlowKey, Flow)> {
     entries.iter().filter(is_open).copied().collect()
 }
 
-/// Hands the flows that are open to netfilter, some at a time, while both are at work: its translation of them begins when that
+/// Hands the flows that are open to netfilter, one by one, while both are at work: its translation of them begins when that
 /// of the programs ends.
 ///
 /// # Errors
@@ -135,30 +130,22 @@ pub fn hand_over(flows: &Flows) -> Result<Left> {
     let Some(mut conntrack) = Conntrack::open().context("asking netfilter")? else {
         return Ok(Left { ended: open.len(), why: Some("the kernel has no netfilter".to_owned()), ..left });
     };
-    // Where the kernel routes the packets, netfilter has seen them as they are after translation. No packet may come between
-    // its forgetting of that and the new entry.
-    let is_seen = |(_, flow): &(FlowKey, Flow)| flow.flags & FlowFlags::REDIRECT == 0;
-    for batch in open.chunks(AT_ONCE) {
-        let seen = batch.iter().filter(|entry| is_seen(entry));
-        let mut held = 0;
-        for (key, flow) in seen {
-            mark(flows, key, flow, FlowFlags::HELD)?;
-            held += 1;
+    for (key, flow) in open {
+        // Where the kernel routes the packets, netfilter has seen them as they are after translation. No packet may come
+        // between its forgetting of that and the new entry.
+        let is_seen = flow.flags & FlowFlags::REDIRECT == 0;
+        if is_seen {
+            mark(flows, &key, &flow, FlowFlags::HELD)?;
         }
-        if held > 0 {
-            std::thread::sleep(IN_FLIGHT);
-        }
-        for entry @ (key, flow) in batch {
-            match put(&mut conntrack, key, flow, is_seen(entry)) {
-                Ok(()) => {
-                    mark(flows, key, flow, FlowFlags::NETFILTER)?;
-                    left.handed_over += 1;
-                }
-                Err(error) => {
-                    mark(flows, key, flow, 0)?;
-                    left.ended += 1;
-                    left.why = Some(error.to_string());
-                }
+        match put(&mut conntrack, &key, &flow, is_seen) {
+            Ok(()) => {
+                mark(flows, &key, &flow, FlowFlags::NETFILTER)?;
+                left.handed_over += 1;
+            }
+            Err(error) => {
+                mark(flows, &key, &flow, 0)?;
+                left.ended += 1;
+                left.why = Some(error.to_string());
             }
         }
     }
@@ -179,10 +166,7 @@ fn put(conntrack: &mut Conntrack, key: &FlowKey, flow: &Flow, is_seen: bool) -> 
             conntrack.forget(&flow.to, key.proto)?;
         }
         match conntrack.put(&connection) {
-            Err(error) if is_seen && error.raw_os_error() == Some(libc::EEXIST) && tries < TRIES => {
-                tries += 1;
-                std::thread::sleep(AGAIN);
-            }
+            Err(error) if is_seen && error.raw_os_error() == Some(libc::EEXIST) && tries < TRIES => tries += 1,
             other => return other,
         }
     }

@@ -137,8 +137,8 @@ fn all() -> Vec<Bad> {
             yaml: with_spec(&one("zclaims", "10.96.1.8", &[SERVER]), "externalIPs: [10.96.0.1]"),
             serves: &["10.96.1.8:80"],
             told: &[
-                "10.96.0.1:80/TCP (ExternalIP) belongs to the Service default/good, which is older or, at equal age, \
-                     first by name; use another address or port",
+                "10.96.0.1:80/TCP (ExternalIP) belongs to the Service default/good: what is allotted goes before what a \
+                 Service claims, whatever the ages; use another address or port",
             ],
             cure: &[("[10.96.0.1]", "[192.0.2.42]")],
             then: &["10.96.1.8:80", "192.0.2.42:80"],

@@ -25,7 +25,7 @@ use tracing::{info, warn};
 
 use crate::{
     datapath::{tc::Tc, typed::TypedMap},
-    flows::netfilter::leave_to_netfilter,
+    flows::netfilter::{leave_to_netfilter, translates},
     model::paths::Paths,
     netlink::{Channel, News, group},
     paths,
@@ -218,9 +218,11 @@ impl Keeper {
         self.reading = began.elapsed();
         let wanted: BTreeMap<u32, Device> = wishes.iter().map(|(index, wish)| (*index, wish.device)).collect();
         let is_new = |index: &u32| !attached.contains_key(index);
+        // Datagrams of clients would be left to nobody where netfilter has nothing to go on with.
+        let settles = wishes.iter().any(|(index, wish)| wish.role.is_some() && is_new(index)) && translates();
         let settling = |(index, wish): (&u32, &Wish)| {
-            let is_new = wish.role.is_some() && is_new(index);
-            let flags = wish.device.flags | if is_new { DeviceFlags::SETTLING } else { 0 };
+            let is_settling = settles && wish.role.is_some() && is_new(index);
+            let flags = wish.device.flags | if is_settling { DeviceFlags::SETTLING } else { 0 };
             (*index, Device { flags, ..wish.device })
         };
         // A program that runs finds its device.

@@ -44,6 +44,15 @@ pub fn leave_to_netfilter(directory: &Path) -> Result<usize> {
     Ok(left)
 }
 
+/// Whether netfilter translates any connection now, so that programs that come to a device must leave some alone.
+#[must_use]
+pub fn translates() -> bool {
+    // What cannot be asked may be so.
+    Conntrack::open().map_or(true, |conntrack| {
+        conntrack.is_some_and(|mut conntrack| conntrack.translated().map_or(true, |all| all.iter().any(is_wanted)))
+    })
+}
+
 fn is_wanted(connection: &Connection) -> bool {
     !connection.is_over && Proto::from_number(connection.proto.into()).is_some()
 }

@@ -72,10 +72,11 @@ impl Allowed {
             && [old, new].into_iter().any(|dump| owners.iter().any(|owner| keeps_out(dump, owner)));
         let slots = old.slots.iter().chain(&new.slots).filter(|(slot, _)| owners.contains(&Some(slot.service)));
         let is_let_in = |verdict: &Verdict| matches!(verdict, Verdict::Backend(_));
-        // Ranges that come are there before those that go have gone.
+        // Ranges that come are there before those that go have gone, and one that moves may meet those of either owner.
         let is_kept_out = |(dump, verdict): (&Dump, &Verdict)| match verdict {
-            Verdict::Refused(_, Cause::SourceRange) => true,
-            Verdict::NotService => !owners.iter().any(|owner| is_let_in_at(dump, owner)),
+            Verdict::Refused(_, Cause::SourceRange) | Verdict::NotService => {
+                !owners.iter().any(|owner| is_let_in_at(dump, owner))
+            }
             _ => false,
         };
         let bounds = |verdict: &Verdict| matches!(verdict, Verdict::Refused(_, Cause::SourceRange));

@@ -27,6 +27,8 @@ mod place;
 #[expect(dead_code, unused_imports, reason = "the bench asks for the table of costs alone")]
 #[path = "../../tests/support/packets/mod.rs"]
 mod programs;
+#[path = "../support/relay.rs"]
+mod relay;
 mod report;
 #[expect(dead_code, reason = "the server is not stopped between rounds")]
 #[path = "../../tests/kube/server.rs"]

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -13,7 +13,7 @@ use crate::{
     control::Control,
     kube_proxy::{KubeProxy, Mode, Served},
     lan::{Lan, Namespace, Options},
-    objects,
+    objects, relay,
     started::Started,
     worker::{Client, Server},
 };
@@ -107,7 +107,7 @@ impl Site {
         fs::create_dir(&directory).expect("a directory");
         let mut site = Self::make(By::KubeProxy(mode));
         for (node, host) in [("node1", &site.lan.node1.host), ("node2", &site.lan.node2.host)] {
-            relay(&host.net, control.api_port());
+            relay::relay(&host.net, control.api_port());
             let kubeconfig = control.kubeconfig();
             let served = Served { node, pods: PODS, kubeconfig: &kubeconfig, directory: &directory };
             site.kube_proxies.push(control.start_proxy(|| host.net.enter(|| program.start(&served))));
@@ -198,23 +198,4 @@ impl Site {
             count.is_ok_and(|count| count.trim() != "0")
         })
     }
-}
-
-/// Makes the API server's port one of a node's loopback as well, where its certificate is good.
-fn relay(net: &Namespace, port: u16) {
-    let listener = net.enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, port))).expect("a free port");
-    thread::spawn(move || {
-        for near in listener.incoming().flatten() {
-            let Ok(far) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { continue };
-            for (mut from, mut to) in [(near.try_clone(), far.try_clone()), (Ok(far), Ok(near))]
-                .into_iter()
-                .filter_map(|(from, to)| Some((from.ok()?, to.ok()?)))
-            {
-                thread::spawn(move || {
-                    let _ended = std::io::copy(&mut from, &mut to);
-                    let _ended = to.shutdown(std::net::Shutdown::Write);
-                });
-            }
-        }
-    });
 }

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::Cluster,
+    kube_proxy,
     network::node_address,
     place::hierarchies,
     process::{Running, asset, try_run},
@@ -112,18 +113,7 @@ fn start(cluster: &Cluster, proxy: Proxy) -> Running {
             command.arg("--cgroup").arg(node.cgroup_in(&cgroup2.mount));
             Running::start(&mut command, &cluster.directory.join("log/beeline.log"))
         }
-        Proxy::KubeProxy(mode) => {
-            let config = cluster.directory.join("kube-proxy.yaml");
-            let text = format!(
-                "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: {mode}\n\
-                 clientConnection: {{kubeconfig: {}}}\nhostnameOverride: node1\nclusterCIDR: 10.244.0.0/16,fd44::/48\n\
-                 conntrack: {{maxPerCore: 0}}\n",
-                kubeconfig.display()
-            );
-            fs::write(&config, text).expect("a file");
-            let mut command = node.host_process(asset("kube-proxy"));
-            Running::start(command.arg("--config").arg(config), &cluster.directory.join("log/kube-proxy.log"))
-        }
+        Proxy::KubeProxy(mode) => kube_proxy::start(cluster, node, mode),
     }
 }
 

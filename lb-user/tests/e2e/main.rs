@@ -8,6 +8,7 @@ mod cluster;
 mod control_plane;
 mod figures;
 mod install;
+mod kube_proxy;
 mod load;
 mod network;
 mod node;

@@ -13,6 +13,8 @@ mod lan;
 mod load;
 #[path = "../stories/place.rs"]
 mod place;
+#[path = "../../benches/support/relay.rs"]
+mod relay;
 #[expect(dead_code, reason = "other tests stop the server and forget its history")]
 #[path = "../kube/server.rs"]
 mod server;

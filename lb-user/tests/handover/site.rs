@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -13,8 +13,9 @@ use rustix::process::{Pid, Signal};
 
 use crate::{
     kube_proxy::{KubeProxy, Mode, Served},
-    lan::{Lan, Namespace, Options},
+    lan::{Lan, Options},
     load::{self, Server},
+    relay,
     server::ApiServer,
     started::Started,
 };
@@ -40,7 +41,7 @@ pub struct Site<'a> {
 impl<'a> Site<'a> {
     pub fn make(api: &'a ApiServer, cgroup: &'a Path, directory: &'a Path, pins: &Path) -> Self {
         let lan = Lan::make(Options::default());
-        relay(&lan.node1.host.net, api.port());
+        relay::relay(&lan.node1.host.net, api.port());
         // Cluster IPs lead to the node for clients outside too, as they do where routers say so.
         lan.client.net.run(&["ip", "route", "add", "10.96.0.0/16", "via", &lan.node1.host.v4.to_string()]);
         let pods = [&lan.node1.pods[0], &lan.node2.pods[0]];
@@ -218,23 +219,4 @@ fn objects([here, there]: [Ipv4Addr; 2]) -> String {
         service("none", "ports: [{port: 81}]"),
     ]
     .concat()
-}
-
-/// Makes the API server's port one of a node's loopback as well, where its certificate is good.
-fn relay(net: &Namespace, port: u16) {
-    let listener = net.enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, port))).expect("a free port");
-    thread::spawn(move || {
-        for near in listener.incoming().flatten() {
-            let Ok(far) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { continue };
-            for (mut from, mut to) in [(near.try_clone(), far.try_clone()), (Ok(far), Ok(near))]
-                .into_iter()
-                .filter_map(|(from, to)| Some((from.ok()?, to.ok()?)))
-            {
-                thread::spawn(move || {
-                    let _ended = std::io::copy(&mut from, &mut to);
-                    let _ended = to.shutdown(std::net::Shutdown::Write);
-                });
-            }
-        }
-    });
 }

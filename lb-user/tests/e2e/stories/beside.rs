@@ -1,11 +1,9 @@
 //! Beeline and kube-proxy: beside each other, one after the other, and one in the other's place.
 
-use std::fs;
-
 use super::{Story, life::Load};
 use crate::{
     cluster::Cluster,
-    install,
+    install, kube_proxy,
     network::node_address,
     pods::assert_none_failed,
     process::{Running, asset, try_run, until},
@@ -52,20 +50,7 @@ fn it_takes_over_from_kube_proxy_and_gives_back(cluster: &Cluster) {
 
 /// On both nodes; its rules are there when this returns.
 fn start_kube_proxy(cluster: &Cluster) -> Vec<Running> {
-    let start = |node: &crate::node::Node| {
-        let config = cluster.directory.join(format!("kube-proxy-{}.yaml", node.name()));
-        let text = format!(
-            "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n\
-             clientConnection: {{kubeconfig: {}}}\nhostnameOverride: {}\nclusterCIDR: 10.244.0.0/16,fd44::/48\n\
-             conntrack: {{maxPerCore: 0}}\n",
-            cluster.control.kubeconfig().display(),
-            node.name()
-        );
-        fs::write(&config, text).expect("a file");
-        let log = cluster.directory.join(format!("log/{}-kube-proxy.log", node.name()));
-        Running::start(node.host_process(asset("kube-proxy")).arg("--config").arg(config), &log)
-    };
-    let running = cluster.nodes.iter().map(start).collect();
+    let running = cluster.nodes.iter().map(|node| kube_proxy::start(cluster, node, "nftables")).collect();
     for node in &cluster.nodes {
         until("kube-proxy is well", 60, || {
             try_run(

@@ -90,8 +90,6 @@ impl FlowFlags {
     pub const PARTNER_EGRESS: u16 = 4;
     /// Netfilter translates it: it began before Beeline came, or goes on without it. The packet is left alone.
     pub const NETFILTER: u16 = 8;
-    /// It is being handed to netfilter: for a moment its packets are dropped, and sent again by who sent them.
-    pub const HELD: u16 = 16;
 }
 
 /// Key of `FRAGMENTS`: a datagram that comes in fragments.

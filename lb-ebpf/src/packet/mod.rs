@@ -118,8 +118,8 @@ fn decide(frame: Frame, hook: Hook, v6: bool, scratch: &mut Scratch) -> Fate {
         if !begun.is_flow() {
             return begun;
         }
-    } else if scratch.flow.flags & (FlowFlags::NETFILTER | FlowFlags::HELD) != 0 {
-        return if scratch.flow.flags & FlowFlags::HELD != 0 { Fate::DROP } else { Fate::PASS };
+    } else if scratch.flow.flags & FlowFlags::NETFILTER != 0 {
+        return Fate::PASS;
     }
     if scratch.packet.fragment as u8 == Fragment::First as u8 {
         keep_ports(hook, &scratch.packet);
@@ -222,7 +222,8 @@ fn is_left_by_netfilter(packet: &Packet, flow: &Flow, now: u64) -> bool {
     if packet.begins {
         return !matches!(FlowState::of(flow.forward, flow.reverse), FlowState::Opening);
     }
-    now.wrapping_sub(flow.used) > UDP_OF_NETFILTER
+    // Another CPU, or user space, may have written a time that this CPU's clock has not come to.
+    now.saturating_sub(flow.used) > UDP_OF_NETFILTER
 }
 
 /// A flow remembers its packet. The other direction's entry hears only of what is new, which is rare.

@@ -96,6 +96,10 @@ fn put(key: &FlowKey, back: &Flow) -> Claimed {
     };
     // SAFETY: a value of ours; it stays until the RCU grace period ends.
     let there = unsafe { &*there };
+    // Netfilter would give this flow another port, and we would not know which.
+    if there.flags & FlowFlags::NETFILTER != 0 {
+        return Claimed::Taken;
+    }
     // The same client dials the same address again, from a port that it used before; or the other flow is over, and its
     // backend does not wait in TIME-WAIT.
     let over = matches!(FlowState::of(there.forward, there.reverse), FlowState::Closed);

@@ -12,7 +12,10 @@ use crate::{
         netfilter::{Left, drain, hand_over, leave},
     },
     inspect::number,
-    netfilter,
+    netfilter::{
+        self,
+        own::{self, KEEPER, UNTRACKER},
+    },
 };
 
 /// What begins a use of a Service, in the order of its removal: what only shows VIPs stays until the end.
@@ -69,8 +72,11 @@ pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<()> {
 
 /// Where kube-proxy has its rules again, these keep its connections alive.
 fn release() -> Result<()> {
-    if netfilter::remove::release().context("removing the table that kept kube-proxy's connections")? {
-        println!("removed the table {} from netfilter", netfilter::remove::KEEPER);
+    // The other one is left where an earlier cleanup was killed.
+    for table in [KEEPER, UNTRACKER] {
+        if own::release(table).with_context(|| format!("removing the table {table} from netfilter"))? {
+            println!("removed the table {table} from netfilter");
+        }
     }
     Ok(())
 }

@@ -26,7 +26,8 @@ use crate::{
     netfilter::{
         self, Leftovers,
         conntrack::Conntrack,
-        remove::{self, KEEPER, Removed},
+        own::{self, KEEPER},
+        remove::{self, Removed},
     },
     store::Dump,
 };
@@ -99,7 +100,7 @@ pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<ExitCode> {
         left: Vec::new(),
         notes: Vec::new(),
         connections: 0,
-        kept: remove::is_kept().context("asking nf_tables")?,
+        kept: own::is_kept().context("asking nf_tables")?,
     };
     let is_nothing = leftovers.is_empty();
     let may = arguments.force || told.obstacles.is_empty();
@@ -108,7 +109,7 @@ pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<ExitCode> {
     }
     told.connections = connections(&dump)?;
     if is_nothing && told.kept && told.connections == 0 && !arguments.dry_run {
-        remove::release().context("removing the table that kept kube-proxy's connections")?;
+        own::release(KEEPER).context("removing the table that kept kube-proxy's connections")?;
         told.kept = false;
     }
     let text = match arguments.output {

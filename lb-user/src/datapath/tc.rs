@@ -23,6 +23,12 @@ use super::{
 /// The programs, and where they are attached.
 pub const PROGRAMS: [(Hook, &str); 2] = [(Hook::Ingress, "tc_ingress"), (Hook::Egress, "tc_egress")];
 
+/// Programs, each with its entry of [`PROGRAMS`], in the order in which they come to a device: what translates answers is there
+/// before what begins flows. They leave in the other order.
+fn as_they_come<T>(programs: &[T; 2]) -> impl Iterator<Item = ((Hook, &'static str), &T)> {
+    PROGRAMS.into_iter().zip(programs).rev()
+}
+
 /// A loaded program.
 pub struct Classifier {
     /// It stays loaded as long as this is open.
@@ -156,7 +162,7 @@ impl Tc {
     pub fn attach(&self, device: u32) -> Result<How> {
         let held = self.lock();
         let programs = held.as_ref().context("the programs for devices are not in service")?;
-        for ((hook, name), program) in PROGRAMS.into_iter().zip(programs) {
+        for ((hook, name), program) in as_they_come(programs) {
             match self.attach_link(device, hook, name, program) {
                 Ok(()) => {}
                 // Only the attempt tells: distributions carry features back to older versions.
@@ -182,7 +188,7 @@ impl Tc {
     }
 
     fn attach_filters(clsact: &mut Clsact, device: u32, programs: &[Classifier; 2]) -> Result<How> {
-        for ((hook, name), program) in PROGRAMS.into_iter().zip(programs) {
+        for ((hook, name), program) in as_they_come(programs) {
             clsact.attach(device, hook, name, program.fd.as_fd()).with_context(|| format!("attaching {name}"))?;
         }
         Ok(How::Clsact)

@@ -4,6 +4,7 @@
 use std::{
     io,
     path::Path,
+    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -16,15 +17,19 @@ use lb_common::{
 use super::Flows;
 use crate::{
     datapath::{sys, typed::TypedMap},
-    netfilter::conntrack::{Connection, Conntrack},
+    netfilter::{
+        conntrack::{Connection, Conntrack},
+        own::{self, UNTRACKER},
+    },
 };
 
 /// How often it is looked whether flows are still open.
 const LOOK: Duration = Duration::from_millis(200);
-/// A packet may bring back what netfilter was told to forget; so often is it told again.
-const TRIES: u32 = 200;
+/// More than a packet takes that is on its way through the kernel.
+const ON_ITS_WAY: Duration = Duration::from_millis(20);
 
-/// Tells the programs which connections netfilter translates. How many they are.
+/// Tells the programs which connections netfilter translates, and has it forget those that are over: a flow of ours that looked
+/// the same to the backend would be given another port by it. How many are left to it.
 ///
 /// # Errors
 /// When netfilter does not answer, or the map is full.
@@ -34,9 +39,16 @@ pub fn leave_to_netfilter(directory: &Path) -> Result<usize> {
     let flows = Flows::open(directory)?;
     let now = sys::now();
     let mut left = 0;
-    for connection in connections.iter().filter(|connection| is_wanted(connection)) {
+    for connection in connections {
+        if connection.is_over {
+            conntrack.forget(&connection.dialled, connection.proto).context("having netfilter forget what is over")?;
+            continue;
+        }
+        if !is_wanted(&connection) {
+            continue;
+        }
         // What has a flow is ours already. The answers too, so that no flow of ours gets a port that looks the same.
-        for (key, flow) in entries(connection, now) {
+        for (key, flow) in entries(&connection, now) {
             flows.map.add(&key, &flow).context("leaving a connection to netfilter")?;
         }
         left += 1;
@@ -61,17 +73,20 @@ fn is_wanted(connection: &Connection) -> bool {
 fn entries(connection: &Connection, now: u64) -> [(FlowKey, Flow); 2] {
     let Connection { proto, dialled, reply, is_answered, .. } = *connection;
     let reverse = if is_answered { Seen::ANY } else { 0 };
+    // As an answer to a flow of ours would come.
+    let (hook, partner) =
+        if reply.dst == dialled.src { (Hook::Egress, FlowFlags::PARTNER_EGRESS) } else { (Hook::Ingress, 0) };
     let flow = Flow {
         to: connection.translated(),
         service: 0,
         backend: 0,
-        flags: FlowFlags::NETFILTER,
+        flags: FlowFlags::NETFILTER | partner,
         forward: Seen::ANY,
         reverse,
         used: now,
     };
     let back = Flow { to: dialled.reversed(), flags: FlowFlags::NETFILTER | FlowFlags::REVERSE, ..flow };
-    [(FlowKey::new(dialled, proto, Hook::Ingress), flow), (FlowKey::new(reply, proto, Hook::Ingress), back)]
+    [(FlowKey::new(dialled, proto, Hook::Ingress), flow), (FlowKey::new(reply, proto, hook), back)]
 }
 
 /// What became of the flows when the programs left.
@@ -102,96 +117,99 @@ pub fn leave(directory: &Path) -> Result<()> {
 /// Waits until no flow is open any more, or until that time is over. How many are.
 ///
 /// # Errors
-/// When `FLOWS` cannot be read.
+/// When `FLOWS` cannot be read or written.
 pub fn drain(flows: &Flows, patience: Duration) -> Result<usize> {
     let deadline = Instant::now() + patience;
     loop {
-        let open = open(&flows.read()?, sys::now()).len();
+        let open = open_alone(flows)?.len();
         let left = deadline.saturating_duration_since(Instant::now());
         if open == 0 || left.is_zero() {
             return Ok(open);
         }
-        std::thread::sleep(LOOK.min(left));
+        sleep(LOOK.min(left));
     }
 }
 
-/// The flows that are open, by the client's entries.
-fn open(entries: &[(FlowKey, Flow)], now: u64) -> Vec<(FlowKey, Flow)> {
+/// The flows that are open, by the client's entries; those that are over are removed. A connection of netfilter's that looks like
+/// one of them to its backend would be taken for it, or would get another port for as long only as the programs are there.
+fn open_alone(flows: &Flows) -> Result<Vec<(FlowKey, Flow)>> {
+    let (entries, now) = (flows.read()?, sys::now());
     let by_key: foldhash::HashMap<FlowKey, Flow> = entries.iter().copied().collect();
-    let is_open = |(key, flow): &&(FlowKey, Flow)| {
-        let partner = by_key.get(&partner_key(key, flow));
-        flow.flags & (FlowFlags::REVERSE | FlowFlags::NETFILTER) == 0
-            && flow.backend != 0
-            && expires_at(flow, partner, key.proto) > now
-            && !matches!(state(flow, partner), FlowState::Closed | FlowState::TimeWait)
-    };
-    entries.iter().filter(is_open).copied().collect()
+    let (mut kept, over): (Vec<_>, Vec<_>) =
+        entries.into_iter().partition(|(key, flow)| goes_on(key, flow, by_key.get(&partner_key(key, flow)), now));
+    let over: Vec<FlowKey> = over.into_iter().map(|(key, _)| key).collect();
+    flows.map.delete(&over).context("removing flows that are over")?;
+    kept.retain(|(_, flow)| flow.flags & FlowFlags::REVERSE == 0 && flow.backend != 0);
+    Ok(kept)
 }
 
-/// Hands the flows that are open to netfilter, one by one, while both are at work: its translation of them begins when that
-/// of the programs ends.
+/// Whether the programs have something left to do for it.
+fn goes_on(key: &FlowKey, flow: &Flow, partner: Option<&Flow>, now: u64) -> bool {
+    flow.flags & FlowFlags::NETFILTER == 0
+        && expires_at(flow, partner, key.proto) > now
+        && !matches!(state(flow, partner), FlowState::Closed | FlowState::TimeWait)
+}
+
+/// Hands the flows that are open to netfilter.
+///
+/// Where the kernel routes their packets, netfilter has seen them as they are after translation, and that must be forgotten
+/// before it can know them as they were; but each packet would remind it. So conntrack is kept away from what backends get and
+/// send, which the programs still translate. When it knows all flows, the programs leave to it what clients send; then it may
+/// see what backends send too, and the programs meet nothing any more that they know. What they have sent on themselves it
+/// has never seen: there they leave it the answers, and then the rest. Either way no packet is lost, or comes to anybody
+/// untranslated.
 ///
 /// # Errors
 /// When the maps cannot be read or written, or netfilter does not answer.
 pub fn hand_over(flows: &Flows) -> Result<Left> {
     let mut left = Left::default();
-    let open = open(&flows.read()?, sys::now());
+    let open = open_alone(flows)?;
     let Some(mut conntrack) = Conntrack::open().context("asking netfilter")? else {
         return Ok(Left { ended: open.len(), why: Some("the kernel has no netfilter".to_owned()), ..left });
     };
+    let is_seen = |flow: &Flow| flow.flags & FlowFlags::REDIRECT == 0;
+    let seen: Vec<_> = open.iter().filter(|(_, flow)| is_seen(flow)).map(|(key, flow)| (flow.to, key.proto)).collect();
+    if let Err(error) = own::untrack(&seen) {
+        return Ok(Left { ended: open.len(), why: Some(format!("keeping conntrack away: {error}")), ..left });
+    }
+    sleep(ON_ITS_WAY);
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    let mut leave = |key, flow: Flow| {
+        keys.push(key);
+        values.push(Flow { flags: flow.flags | FlowFlags::NETFILTER, ..flow });
+    };
     for (key, flow) in open {
-        // Where the kernel routes the packets, netfilter has seen them as they are after translation. No packet may come
-        // between its forgetting of that and the new entry.
-        let is_seen = flow.flags & FlowFlags::REDIRECT == 0;
-        if is_seen {
-            mark(flows, &key, &flow, FlowFlags::HELD)?;
-        }
-        match put(&mut conntrack, &key, &flow, is_seen) {
+        match put(&mut conntrack, &key, &flow) {
             Ok(()) => {
-                mark(flows, &key, &flow, FlowFlags::NETFILTER)?;
+                let back = partner_key(&key, &flow);
+                if !is_seen(&flow)
+                    && let Some(partner) = flows.map.get(&back)?
+                {
+                    leave(back, partner);
+                }
+                leave(key, flow);
                 left.handed_over += 1;
             }
             Err(error) => {
-                mark(flows, &key, &flow, 0)?;
                 left.ended += 1;
                 left.why = Some(error.to_string());
             }
         }
     }
+    flows.map.put(&keys, &values).context("writing FLOWS")?;
+    sleep(ON_ITS_WAY);
+    own::release(UNTRACKER).with_context(|| format!("removing the table {UNTRACKER} from netfilter"))?;
+    sleep(ON_ITS_WAY);
     Ok(left)
 }
 
-fn put(conntrack: &mut Conntrack, key: &FlowKey, flow: &Flow, is_seen: bool) -> io::Result<()> {
-    let connection = Connection {
-        proto: key.proto,
-        dialled: key.tuple,
-        reply: flow.to.reversed(),
-        is_answered: true,
-        is_over: false,
-    };
-    let mut tries = 0;
-    loop {
-        if is_seen {
-            conntrack.forget(&flow.to, key.proto)?;
-        }
-        match conntrack.put(&connection) {
-            Err(error) if is_seen && error.raw_os_error() == Some(libc::EEXIST) && tries < TRIES => tries += 1,
-            other => return other,
-        }
+fn put(conntrack: &mut Conntrack, key: &FlowKey, flow: &Flow) -> io::Result<()> {
+    let (proto, dialled, reply) = (key.proto, key.tuple, flow.to.reversed());
+    // What looks the same to either end: the flow without its translation, or one of kube-proxy's from before that is over.
+    for tuple in [dialled, reply] {
+        conntrack.forget(&tuple, proto)?;
     }
-}
-
-/// Writes the flags of both entries of a flow, besides those that it has.
-fn mark(flows: &Flows, key: &FlowKey, flow: &Flow, flags: u16) -> Result<()> {
-    let other = partner_key(key, flow);
-    let mut keys = vec![*key];
-    let mut values = vec![Flow { flags: flow.flags | flags, ..*flow }];
-    if let Some(partner) = flows.map.get(&other)? {
-        keys.push(other);
-        let own = partner.flags & !(FlowFlags::HELD | FlowFlags::NETFILTER);
-        values.push(Flow { flags: own | flags, ..partner });
-    }
-    flows.map.put(&keys, &values).context("writing FLOWS")
+    conntrack.put(&Connection { proto, dialled, reply, is_answered: true, is_over: false })
 }
 
 #[cfg(test)]
@@ -206,17 +224,15 @@ mod tests {
 
     #[test]
     fn both_entries_of_netfilters_lead_to_each_other() {
-        let connection = Connection {
-            proto: 6,
-            dialled: tuple("192.0.2.9", 4000, "192.0.2.1", 30080),
-            reply: tuple("10.0.0.1", 8080, "192.0.2.1", 4000),
-            is_answered: true,
-            is_over: false,
-        };
-        let [(key, flow), (back_key, back)] = entries(&connection, 7);
-        assert_eq!((partner_key(&key, &flow), partner_key(&back_key, &back)), (back_key, key));
-        assert_eq!(flow.to, tuple("192.0.2.1", 4000, "10.0.0.1", 8080));
-        assert!(open(&[(key, flow), (back_key, back)], 8).is_empty(), "it is not ours");
+        let dialled = tuple("192.0.2.9", 4000, "192.0.2.1", 30080);
+        for (answers_to, hook) in [("192.0.2.1", Hook::Ingress), ("192.0.2.9", Hook::Egress)] {
+            let reply = tuple("10.0.0.1", 8080, answers_to, 4000);
+            let connection = Connection { proto: 6, dialled, reply, is_answered: true, is_over: false };
+            let [(key, flow), (back_key, back)] = entries(&connection, 7);
+            assert_eq!((partner_key(&key, &flow), partner_key(&back_key, &back)), (back_key, key));
+            assert_eq!((flow.to, back_key.hook), (tuple(answers_to, 4000, "10.0.0.1", 8080), hook as u8));
+            assert!(!goes_on(&key, &flow, Some(&back), 8), "it is not ours");
+        }
     }
 
     #[test]
@@ -232,9 +248,7 @@ mod tests {
             reverse: Seen::ANY,
             used: 5,
         };
-        let open = |forward, now| super::open(&[(key, flow(forward))], now).len();
-        assert_eq!(open(Seen::ANY, 6), 1);
-        assert_eq!(open(Seen::ANY | Seen::RST, 6), 0);
-        assert_eq!(open(Seen::ANY, u64::MAX), 0);
+        let goes_on = |forward, now| goes_on(&key, &flow(forward), None, now);
+        assert!(goes_on(Seen::ANY, 6) && !goes_on(Seen::ANY | Seen::RST, 6) && !goes_on(Seen::ANY, u64::MAX));
     }
 }

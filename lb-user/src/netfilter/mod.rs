@@ -1,11 +1,12 @@
 //! What kube-proxy has in this thread's network namespace: tables and chains of nf_tables, chains of the older iptables, and the
 //! device of ipvs; what its rules answer; their end; and the connections that they have begun. All of it by the kernel's own
-//! interfaces, since the image has no tool of netfilter. Only `remove` and `conntrack` change anything.
+//! interfaces, since the image has no tool of netfilter. Only `remove`, `own` and `conntrack` change anything.
 
 pub mod answers;
 pub mod conntrack;
 mod legacy;
 mod nftables;
+pub mod own;
 mod owner;
 pub mod remove;
 mod rule;

@@ -30,9 +30,25 @@ const DELCHAIN: u16 = SUBSYSTEM | 5;
 const NEWRULE: u16 = SUBSYSTEM | 6;
 const GETRULE: u16 = SUBSYSTEM | 7;
 const DELRULE: u16 = SUBSYSTEM | 8;
+const NEWSET: u16 = SUBSYSTEM | 9;
+const NEWSETELEM: u16 = SUBSYSTEM | 12;
 const GETSETELEM: u16 = SUBSYSTEM | 13;
 /// NFNL_MSG_BATCH_BEGIN, _END
 const BATCH: [u16; 2] = [0x10, 0x11];
+
+/// Keys of a set that one message carries: an attribute has at most 64 KiB.
+const KEYS: usize = 500;
+
+/// A place in the kernel where a chain gets packets.
+#[derive(Clone, Copy)]
+pub(super) struct Entrance {
+    /// NF_INET_
+    pub(super) hook: u32,
+    /// NF_IP_PRI_
+    pub(super) priority: i32,
+    /// `filter`, `nat` or `route`.
+    pub(super) kind: &'static str,
+}
 
 /// A chain as it is listed.
 pub(super) struct Listed {
@@ -137,29 +153,47 @@ impl Batch {
         self.push(DELTABLE, 0, table, |_| {});
     }
 
-    /// Makes a chain of type `nat` at the hook `prerouting`, with one rule, which looks at the state of a connection and does
-    /// nothing.
-    pub(super) fn add_keeper(&mut self, table: &Table, name: &str) {
+    /// Makes a chain, to which packets come by themselves, of one rule.
+    pub(super) fn add_chain(&mut self, table: &Table, name: &str, entrance: Entrance, expressions: &Expressions) {
         self.push(NEWCHAIN, libc::NLM_F_CREATE, table, |body| {
             let mut hook = Vec::new();
-            // NFTA_HOOK_HOOKNUM (NF_INET_PRE_ROUTING), _PRIORITY (NF_IP_PRI_NAT_DST)
-            attribute(&mut hook, 1, &0_u32.to_be_bytes());
-            attribute(&mut hook, 2, &(-100_i32).to_be_bytes());
+            // NFTA_HOOK_HOOKNUM, _PRIORITY
+            attribute(&mut hook, 1, &entrance.hook.to_be_bytes());
+            attribute(&mut hook, 2, &entrance.priority.to_be_bytes());
             attribute(body, 3, &named(name));
             nest(body, 4, &hook);
-            attribute(body, 7, &named("nat"));
+            attribute(body, 7, &named(entrance.kind));
         });
         self.push(NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, table, |body| {
-            let (mut ct, mut expression, mut list) = (Vec::new(), Vec::new(), Vec::new());
-            // NFTA_CT_DREG (NFT_REG_1), _KEY (NFT_CT_STATE)
-            attribute(&mut ct, 1, &1_u32.to_be_bytes());
-            attribute(&mut ct, 2, &0_u32.to_be_bytes());
-            attribute(&mut expression, 1, &named("ct"));
-            nest(&mut expression, 2, &ct);
-            nest(&mut list, 1, &expression);
             attribute(body, 2, &named(name));
-            nest(body, 4, &list);
+            nest(body, 4, &expressions.0);
         });
+    }
+
+    /// Makes a set of keys, which have one length.
+    pub(super) fn add_set(&mut self, table: &Table, name: &str, keys: &[Vec<u8>]) {
+        let length = keys.first().map_or(4, Vec::len);
+        self.push(NEWSET, libc::NLM_F_CREATE, table, |body| {
+            attribute(body, 2, &named(name));
+            // NFTA_SET_KEY_TYPE, which only `nft` would read; _KEY_LEN, _ID
+            attribute(body, 4, &0_u32.to_be_bytes());
+            attribute(body, 5, &u32::try_from(length).expect("a key is short").to_be_bytes());
+            attribute(body, 10, &1_u32.to_be_bytes());
+        });
+        for keys in keys.chunks(KEYS) {
+            self.push(NEWSETELEM, libc::NLM_F_CREATE, table, |body| {
+                let mut elements = Vec::new();
+                for octets in keys {
+                    let (mut key, mut element) = (Vec::new(), Vec::new());
+                    // NFTA_DATA_VALUE, NFTA_SET_ELEM_KEY
+                    attribute(&mut key, 1, octets);
+                    nest(&mut element, 1, &key);
+                    nest(&mut elements, 1, &element);
+                }
+                attribute(body, 2, &named(name));
+                nest(body, 3, &elements);
+            });
+        }
     }
 
     /// Deletes one rule.
@@ -189,11 +223,35 @@ impl Batch {
     }
 }
 
+/// The expressions of a rule, which a packet goes through in order.
+#[derive(Default)]
+pub(super) struct Expressions(Vec<u8>);
+
+impl Expressions {
+    /// One more: its name, and its attributes, which are numbers or names.
+    pub(super) fn then(mut self, name: &str, attributes: &[(u16, Vec<u8>)]) -> Self {
+        let (mut data, mut expression) = (Vec::new(), Vec::new());
+        for (kind, value) in attributes {
+            attribute(&mut data, *kind, value);
+        }
+        attribute(&mut expression, 1, &named(name));
+        nest(&mut expression, 2, &data);
+        nest(&mut self.0, 1, &expression);
+        self
+    }
+}
+
+/// As an attribute of an expression.
+pub(super) fn number(value: u32) -> Vec<u8> {
+    value.to_be_bytes().to_vec()
+}
+
 /// NFPROTO_IPV4, NFPROTO_IPV6; version 0, no resource.
 fn generic(family: Family) -> Vec<u8> {
     vec![if family == Family::V4 { 2 } else { 10 }, 0, 0, 0]
 }
 
-fn named(name: &str) -> Vec<u8> {
+/// As an attribute: a string, which a zero closes.
+pub(super) fn named(name: &str) -> Vec<u8> {
     [name.as_bytes(), &[0]].concat()
 }

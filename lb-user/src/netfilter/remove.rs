@@ -1,21 +1,13 @@
 //! kube-proxy's rules are taken away, and what keeps its open connections alive is put in their place.
-//!
-//! The kernel translates packets of a connection as its first one was, without any rule: as long as conntrack and NAT are at work
-//! in the network namespace. Both are there for those who need them only: conntrack for a rule that looks at it, NAT for a
-//! chain of that type (net/netfilter/nf_conntrack_proto.c `nf_ct_netns_put`, nf_nat_core.c `nf_nat_unregister_fn`). So a
-//! table of our own keeps one of each until no such connection is left.
 
 use std::{collections::BTreeSet, io};
 
 use super::{
     Chain, Table,
     nftables::{Batch, Nftables},
-    owner,
+    own, owner,
 };
 use crate::spec::Family;
-
-/// The table that keeps NAT at work.
-pub const KEEPER: &str = "beeline-handover";
 
 /// What was taken away, and what could not be.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -30,42 +22,6 @@ pub struct Removed {
     pub held: Vec<Chain>,
 }
 
-/// Whether the table that keeps NAT at work is there.
-///
-/// # Errors
-/// What the kernel says.
-pub fn is_kept() -> io::Result<bool> {
-    let Some(mut nftables) = Nftables::open()? else { return Ok(false) };
-    Ok(!kept(&mut nftables)?.is_empty())
-}
-
-/// Puts it there.
-///
-/// # Errors
-/// What the kernel says.
-pub fn keep() -> io::Result<()> {
-    let Some(mut nftables) = Nftables::open()? else { return Ok(()) };
-    let mut batch = Batch::default();
-    for family in [Family::V4, Family::V6] {
-        add(&mut batch, family);
-    }
-    nftables.perform(&batch)
-}
-
-/// Takes it away; whether it was there.
-///
-/// # Errors
-/// What the kernel says.
-pub fn release() -> io::Result<bool> {
-    let Some(mut nftables) = Nftables::open()? else { return Ok(false) };
-    let mut batch = Batch::default();
-    for table in kept(&mut nftables)? {
-        batch.delete_table(&table);
-    }
-    nftables.perform(&batch)?;
-    Ok(batch.len() != 0)
-}
-
 /// Takes kube-proxy's rules out of nf_tables, all at once with the making of the table that keeps NAT at work.
 ///
 /// # Errors
@@ -74,7 +30,7 @@ pub fn remove() -> io::Result<Removed> {
     let (mut batch, mut removed) = (Batch::default(), Removed::default());
     let Some(mut nftables) = Nftables::open()? else { return Ok(removed) };
     for family in [Family::V4, Family::V6] {
-        add(&mut batch, family);
+        own::add_keeper(&mut batch, family);
         for table in nftables.tables(family)? {
             if table.name == owner::TABLE {
                 batch.delete_table(&table);
@@ -119,20 +75,4 @@ pub fn remove() -> io::Result<Removed> {
     }
     nftables.perform(&batch)?;
     Ok(removed)
-}
-
-fn kept(nftables: &mut Nftables) -> io::Result<Vec<Table>> {
-    let mut tables = nftables.tables(Family::V4)?;
-    tables.extend(nftables.tables(Family::V6)?);
-    tables.retain(|table| table.name == KEEPER);
-    Ok(tables)
-}
-
-/// Made anew, so that it is there once whatever was before.
-fn add(batch: &mut Batch, family: Family) {
-    let table = Table { family, name: KEEPER.to_owned() };
-    batch.add_table(&table);
-    batch.delete_table(&table);
-    batch.add_table(&table);
-    batch.add_keeper(&table, "keep");
 }

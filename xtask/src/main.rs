@@ -10,7 +10,6 @@ mod demo;
 mod deny;
 mod e2e;
 mod go;
-mod handover;
 mod helm;
 mod image;
 mod initramfs;
@@ -54,8 +53,6 @@ enum Verb {
     Test(test::Args),
     /// Measure, and print a table for each bench.
     Bench(bench::Args),
-    /// Hand a node over from kube-proxy and back, under load.
-    Handover(handover::Args),
     /// Tell the stories of a real cluster: two nodes with kubelet and containerd, and no kube-proxy.
     E2e(e2e::Args),
     /// Run the stories under older kernels, each booted in a small emulated machine.
@@ -77,7 +74,6 @@ fn main() -> ExitCode {
         Verb::Image(args) => image::main(&args),
         Verb::Test(args) => Ok(test::main(&args)),
         Verb::Bench(args) => bench::main(&args),
-        Verb::Handover(args) => handover::main(&args),
         Verb::E2e(args) => e2e::main(&args),
         Verb::Kernels(args) => kernels::main(&args),
         Verb::Demo(args) => demo::main(&args),

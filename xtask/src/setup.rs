@@ -34,8 +34,6 @@ pub(crate) enum Need {
     Bench,
     /// Build, and boot other kernels.
     Kernels,
-    /// Build, and take a node over from kube-proxy.
-    Handover,
     /// Build, and bring up a cluster.
     E2e,
 }
@@ -66,11 +64,12 @@ pub(crate) fn ensure(need: Need, forced: Option<Kind>) -> Result<Tools> {
     let (compiler, linker) = toolchain::ensure(forced).context("finding a toolchain for the eBPF programs")?;
     eprintln!("    compiler of the eBPF programs: {}", compiler.describe());
     match need {
-        Need::Build | Need::Demo | Need::Bench | Need::Kernels | Need::Handover | Need::E2e => {}
+        Need::Build | Need::Demo | Need::Bench | Need::Kernels | Need::E2e => {}
         Need::Test => {
             ensure_component("fmt", "rustfmt")?;
             ensure_component("clippy", "clippy")?;
-            let assets = kubernetes::ensure().context("getting a Kubernetes to test against")?;
+            let assets =
+                kubernetes::ensure_with(&[kubernetes::KUBE_PROXY]).context("getting a Kubernetes to test against")?;
             eprintln!("    Kubernetes to test against: {}", assets.display());
             helm::ensure().context("getting Helm to test the chart with")?;
             deny::ensure().context("getting cargo-deny")?;
@@ -96,15 +95,20 @@ fn ensure_programs(need: Need) -> Result<()> {
     };
     match need {
         Need::Build => {}
-        Need::Demo | Need::Test => {
+        Need::Demo => {
             want("ip", "iproute2");
             want("curl", "curl");
-            // Rules of others, which a story looks through.
-            want("nft", "nftables");
+        }
+        Need::Test => {
+            want("ip", "iproute2");
+            want("curl", "curl");
             // A key of the API server.
             want("openssl", "openssl");
+            // Rules of others, which a story looks through, and kube-proxy, which hands a node over.
+            want("nft", "nftables");
+            want("iptables", "iptables");
         }
-        Need::Bench | Need::Handover => {
+        Need::Bench => {
             want("ip", "iproute2");
             want("openssl", "openssl");
             // For kube-proxy, with which Beeline is compared.

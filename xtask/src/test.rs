@@ -75,7 +75,7 @@ fn load_with_bpftool() -> Result<()> {
 fn cargo_test(filter: Option<&str>) -> Result<Command> {
     let mut cargo = build::cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast"]).args(filter);
-    cargo.env("KUBEBUILDER_ASSETS", kubernetes::ensure()?);
+    cargo.env("KUBEBUILDER_ASSETS", kubernetes::ensure_with(&[kubernetes::KUBE_PROXY])?);
     cargo.env("BEELINE_HELM", helm::ensure()?).env("BEELINE_PROMETHEUS", prometheus::ensure()?);
     if std::env::var_os("CI").is_some_and(|ci| ci == "true") || apt::is_root() {
         // A test that cannot use the kernel is a failure then, not a skip.

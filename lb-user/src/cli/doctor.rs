@@ -59,6 +59,7 @@ pub(super) fn run(pins: Pins, flags: Flags, arguments: Arguments) -> Result<Exit
         pid: agent.pid,
         cgroup: agent.arguments.cgroup.clone(),
         fixed: agent.arguments.map_size.iter().map(|(table, _)| *table).collect(),
+        devices: agent.arguments.devices.clone().unwrap_or_default(),
     });
     let origin = match flags {
         Flags::Given => arguments.named.origin(),

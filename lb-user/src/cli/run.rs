@@ -61,7 +61,7 @@ pub(super) struct Arguments {
     /// Network devices by which packets from outside come, as in `eth0,wg*`: Services answer them there. `none` switches
     /// that off [default: those of default routes, of routes with a gateway, and of the node's own addresses]
     #[arg(long, value_name = "NAMES")]
-    devices: Option<Choice>,
+    pub(super) devices: Option<Choice>,
 
     /// Host sides of the links to pods whose packets are translated too, as in `lxc*`: for pods whose sockets are not the
     /// node's kernel's.

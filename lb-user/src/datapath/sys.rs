@@ -425,18 +425,21 @@ pub fn tcx_link(link: impl AsFd) -> io::Result<TcxLink> {
 pub fn attach_tcx(program: impl AsFd, interface: u32, hook: lb_common::Hook) -> io::Result<OwnedFd> {
     // include/uapi/linux/bpf.h: before the program of `relative_fd`, and before all with none.
     const BPF_F_BEFORE: u32 = 1 << 3;
-    let kind = match hook {
-        lb_common::Hook::Ingress => bpf_attach_type::BPF_TCX_INGRESS,
-        lb_common::Hook::Egress => bpf_attach_type::BPF_TCX_EGRESS,
-    };
     let mut attr = zeroed();
     attr.link_create.__bindgen_anon_1.prog_fd = fd_number(program.as_fd());
     attr.link_create.__bindgen_anon_2.target_ifindex = interface;
-    attr.link_create.attach_type = kind as u32;
+    attr.link_create.attach_type = tcx_hook(hook) as u32;
     attr.link_create.flags = BPF_F_BEFORE;
     let fd = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?;
     // SAFETY: a descriptor that the kernel has just opened for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+const fn tcx_hook(hook: lb_common::Hook) -> bpf_attach_type {
+    match hook {
+        lb_common::Hook::Ingress => bpf_attach_type::BPF_TCX_INGRESS,
+        lb_common::Hook::Egress => bpf_attach_type::BPF_TCX_EGRESS,
+    }
 }
 
 /// Pins an object of bpf at a path on a bpffs.
@@ -458,12 +461,25 @@ pub fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
 /// What the kernel says; `EINVAL` where it does not know the hook.
 pub fn programs_at(cgroup: impl AsFd, hook: bpf_attach_type) -> io::Result<Vec<u32>> {
     const EFFECTIVE: u32 = 1;
+    query(fd_number(cgroup.as_fd()), hook, EFFECTIVE)
+}
+
+/// The programs that run at a device by TCX, by their ids, in the order in which they run (Linux 6.6).
+///
+/// # Errors
+/// What the kernel says; `EINVAL` where it has no TCX.
+pub fn programs_at_device(interface: u32, hook: lb_common::Hook) -> io::Result<Vec<u32>> {
+    query(interface, tcx_hook(hook), 0)
+}
+
+/// `at` is a descriptor or the index of a device, which share their place.
+fn query(at: u32, hook: bpf_attach_type, flags: u32) -> io::Result<Vec<u32>> {
     let mut ids = vec![0_u32; 64];
     loop {
         let mut attr = zeroed();
-        attr.query.__bindgen_anon_1.target_fd = fd_number(cgroup.as_fd());
+        attr.query.__bindgen_anon_1.target_ifindex = at;
         attr.query.attach_type = hook as u32;
-        attr.query.query_flags = EFFECTIVE;
+        attr.query.query_flags = flags;
         attr.query.prog_ids = ids.as_mut_ptr() as u64;
         attr.query.__bindgen_anon_2.prog_cnt = u32::try_from(ids.len()).unwrap_or(u32::MAX);
         let result = bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr);

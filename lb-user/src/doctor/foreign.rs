@@ -30,7 +30,12 @@ pub(super) struct Facts {
     found: Vec<Foreign>,
     /// Cgroups and hooks at which ours do not run, and who is there instead.
     overridden: Vec<(PathBuf, &'static str, Vec<u32>)>,
-    /// The names of programs.
+    programs: Programs,
+}
+
+/// Programs of others: what they are called, and who holds them.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Programs {
     names: BTreeMap<u32, String>,
     holders: BTreeMap<u32, Owner>,
 }
@@ -70,18 +75,24 @@ pub(super) fn read(hooks: &hooks::Facts) -> Facts {
     }
     let of_found = facts.found.iter().map(|foreign| foreign.program);
     let programs: Vec<u32> = of_found.chain(facts.overridden.iter().flat_map(|(.., others)| others.clone())).collect();
-    if !programs.is_empty() {
-        let all = loaded_programs().filter_map(Result::ok);
-        let name = |info: &aya::programs::ProgramInfo| info.name_as_str().unwrap_or_default().to_owned();
-        facts.names = all.filter(|info| programs.contains(&info.id())).map(|info| (info.id(), name(&info))).collect();
-        facts.holders = process::holders(Path::new("/proc"), &programs);
-    }
+    facts.programs = Programs::read(&programs);
     facts
 }
 
-impl Facts {
+impl Programs {
+    /// What the kernel and /proc tell of these.
+    pub(super) fn read(programs: &[u32]) -> Self {
+        if programs.is_empty() {
+            return Self::default();
+        }
+        let all = loaded_programs().filter_map(Result::ok);
+        let name = |info: &aya::programs::ProgramInfo| info.name_as_str().unwrap_or_default().to_owned();
+        let names = all.filter(|info| programs.contains(&info.id())).map(|info| (info.id(), name(&info))).collect();
+        Self { names, holders: process::holders(Path::new("/proc"), programs) }
+    }
+
     /// A program in words.
-    fn who(&self, program: u32) -> String {
+    pub(super) fn who(&self, program: u32) -> String {
         let name = self.names.get(&program).filter(|name| !name.is_empty()).map_or("without a name", String::as_str);
         let holder = self.holders.get(&program).map_or_else(
             || "held by no process".to_owned(),
@@ -100,7 +111,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         findings.push(Finding::note(CHECK, what, cure));
     }
     for (cgroup, hook, others) in facts.overridden.iter().take(MOST) {
-        let others: Vec<_> = others.iter().map(|program| facts.who(*program)).collect();
+        let others: Vec<_> = others.iter().map(|program| facts.programs.who(*program)).collect();
         let others = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
         findings.push(Finding::error(
             CHECK,
@@ -113,7 +124,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     }
     for foreign in facts.found.iter().take(MOST) {
         let Foreign { cgroup, hook, program } = foreign;
-        let who = format!("{} runs at {hook} of {}", facts.who(*program), cgroup.display());
+        let who = format!("{} runs at {hook} of {}", facts.programs.who(*program), cgroup.display());
         // These two decide about ports and count; addresses stay.
         findings.push(if hook.starts_with("bind") || *hook == "sock_release" {
             Finding::note(CHECK, format!("{who}, beside ours, which it does not touch"), "none is needed")
@@ -167,8 +178,10 @@ mod tests {
             cgroups: 2,
             found,
             overridden: Vec::new(),
-            names: BTreeMap::from([(7, "cil_sock4".to_owned()), (8, String::new())]),
-            holders: BTreeMap::from([(7, Owner { pid: 9, comm: "cilium-agent".to_owned() })]),
+            programs: Programs {
+                names: BTreeMap::from([(7, "cil_sock4".to_owned()), (8, String::new())]),
+                holders: BTreeMap::from([(7, Owner { pid: 9, comm: "cilium-agent".to_owned() })]),
+            },
         }
     }
 

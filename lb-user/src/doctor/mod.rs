@@ -1,9 +1,8 @@
 //! What stands in the way of Services on this node, and its cure. Each check reads facts and judges them apart, so that what is
 //! said of which facts is shown by tables; nothing is changed, and no agent is needed.
-//!
-//! The programs at network devices, and the paths of pods, are not looked at: `get devices` and `get paths` show them.
 
 mod clock;
+mod devices;
 mod finding;
 mod foreign;
 mod hooks;
@@ -26,6 +25,7 @@ pub use source::{Answer, Said, Source};
 
 use crate::{
     datapath::pins::Pins,
+    devices::choice::Choice,
     event::Event,
     model::Settings,
     op::Table,
@@ -55,6 +55,8 @@ pub struct Agent {
     pub cgroup: Option<PathBuf>,
     /// The maps whose sizes were fixed.
     pub fixed: BTreeSet<Table>,
+    /// Which network devices it was told to serve.
+    pub devices: Choice,
 }
 
 /// Where the objects are, and as whom to see them.
@@ -89,6 +91,8 @@ pub fn examine(subject: &Subject) -> Vec<Finding> {
         let hooks = hooks::read(&current, agent.as_ref());
         findings.extend(hooks::judge(&hooks));
         findings.extend(foreign::judge(&foreign::read(&hooks)));
+        let wanted = agent.as_ref().map(|agent| &agent.devices);
+        findings.extend(devices::judge(&devices::read(&current, pins.root(), wanted)));
         if let Some(Ok(dump)) = &dump {
             findings.push(probe::judge(&probe::read(&current, dump, &hooks)));
         }

@@ -42,6 +42,10 @@ pub(super) fn judge(facts: &Facts, fixed: &BTreeSet<Table>) -> Vec<Finding> {
             }
             Counter::StatsFull => "sockets are not counted: PORT_STATS or BACKEND_STATS was full",
             Counter::AffinityFull => "clients may not have been kept at their backend: AFFINITY was full",
+            Counter::FlowsFull => "first packets of flows from outside were dropped: FLOWS was full",
+            Counter::SnatExhausted => {
+                "first packets of flows from outside were dropped: all source ports towards their backend were taken"
+            }
             _ => continue,
         };
         let what = format!("{count} times since the maps were made: {lost}");

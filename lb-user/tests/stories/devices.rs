@@ -15,7 +15,8 @@ use std::{
 };
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use lb_common::{Device, DeviceFlags};
+use aya_obj::generated::bpf_insn;
+use lb_common::{Device, DeviceFlags, Hook};
 use lb_user::datapath::{sys, tc, typed::TypedMap};
 use rustix::{
     process::Signal,
@@ -32,6 +33,7 @@ use crate::{
 pub const STORIES: &[Story] = &[
     ("devices_have_programs_as_routes_say", follows_routes),
     ("devices_are_chosen_by_flags", flags_choose),
+    ("devices_are_looked_at_by_doctor", doctor_looks),
     ("devices_keep_their_programs_over_kills_restarts_and_upgrades", programs_stay),
     ("devices_are_given_the_programs_of_larger_maps", larger_maps),
     ("devices_are_left_clean", cleanup),
@@ -211,6 +213,44 @@ fn flags_choose(node: &mut Node) {
     let _off = node.agent(&["--devices", "none"]);
     wait_until_free("up0");
     until("no entry is left", || devices(node).is_empty());
+}
+
+fn doctor_looks(node: &mut Node) {
+    if !uplink("up0", 0) {
+        return;
+    }
+    let says = |node: &Node| {
+        let told: serde_json::Value =
+            serde_json::from_slice(&run(node, &["doctor", "-o", "json"]).stdout).expect("JSON");
+        let findings = told["findings"].as_array().expect("a list").iter();
+        let of_devices = findings.filter(|finding| finding["check"] == "devices");
+        let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+        of_devices.map(|finding| text(&finding["severity"]) + ": " + &text(&finding["what"])).collect::<Vec<_>>()
+    };
+    let mut agent = node.agent(&[]);
+    wait_until_attached("up0");
+    let how = if has_tcx(node) { "tcx" } else { "clsact" };
+    assert_eq!(says(node), [format!("ok: both programs are at up0 ({how})")]);
+    agent.kill();
+    let pins = pins(&node.maps());
+    if pins.is_empty() {
+        return;
+    }
+    // Somebody comes before ours, and one of ours is taken away while no agent mends it.
+    let instruction = |code, imm| {
+        let registers = bpf_insn::new_bitfield_1(0, 0);
+        bpf_insn { code, _bitfield_align_1: [], _bitfield_1: registers, off: 0, imm }
+    };
+    // r0 = TC_ACT_UNSPEC; exit
+    let theirs = sys::load_classifier(c"theirs", &[instruction(0xb7, -1), instruction(0x95, 0)]).expect("a program");
+    let _link = sys::attach_tcx(&theirs, index("up0"), Hook::Ingress).expect("TCX");
+    let egress = pins.iter().find(|pin| pin.to_string_lossy().contains("egress")).expect("a link");
+    sys::open_pin(egress).and_then(sys::detach_link).expect("a link");
+    let said = says(node);
+    let [lacks, before] = said.as_slice() else { panic!("{said:?}") };
+    assert!(lacks.starts_with("error: up0 lacks tc_egress"), "{lacks}");
+    assert!(before.starts_with("warning: theirs (program ") && before.contains("runs at up0 before tc_ingress"));
+    assert!(before.contains(&format!("pid {})", std::process::id())), "{before}");
 }
 
 /// What holds a program at a device: the ids of links, or the handles of filters.

@@ -1,0 +1,215 @@
+//! The programs at network devices: whether the uplinks have them, whether somebody else's come first, and whether the pods that
+//! have chosen the packet path have it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+use lb_common::{PathChoice, PodPath};
+
+use super::{Finding, foreign::Programs};
+use crate::{
+    datapath::{
+        sys,
+        tc::{self, Attached},
+        typed::TypedMap,
+    },
+    devices::{
+        choice::Choice,
+        decide::{Role, Setting, decide},
+        facts,
+    },
+    inspect::{
+        number,
+        paths::{PathRow, paths},
+    },
+    netlink::Channel,
+};
+
+const CHECK: &str = "devices";
+
+/// What is there, by index of the device.
+#[derive(Default)]
+pub(super) struct Facts {
+    /// Whether the agent was told to serve none.
+    is_off: bool,
+    /// Those that shall have the programs, as far as routes tell; with no agent, nobody says which.
+    uplinks: BTreeMap<u32, String>,
+    attached: BTreeMap<u32, Attached>,
+    names: BTreeMap<u32, String>,
+    /// Programs of others that run before ours: a device, a program of ours, and theirs.
+    before: Vec<(u32, &'static str, u32)>,
+    programs: Programs,
+    /// Pods that have chosen a path.
+    pods: Vec<PathRow>,
+}
+
+/// Reads them, in the network namespace of this thread.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub(super) fn read(directory: &Path, root: &Path, devices: Option<&Choice>) -> Result<Facts> {
+    let attached = tc::attached(directory, root)?;
+    let mut channel = Channel::open().context("opening a netlink socket")?;
+    let facts = facts::Facts::read(&mut channel).context("reading links, addresses and routes")?;
+    let names: BTreeMap<u32, String> = facts.links.iter().map(|(index, link)| (*index, link.name.clone())).collect();
+    let uplinks = devices.map_or_else(BTreeMap::new, |uplinks| {
+        let has_now: BTreeSet<u32> = attached.keys().copied().collect();
+        let none = BTreeMap::new();
+        let wishes = decide(&facts, Setting { uplinks, pod_links: &none, node: &[], attached: &has_now });
+        let is_uplink = |role| role == Some(Role::Uplink);
+        wishes.into_iter().filter(|(_, wish)| is_uplink(wish.role)).map(|(index, wish)| (index, wish.name)).collect()
+    });
+    let mut before = Vec::new();
+    for (index, own) in &attached {
+        for ((hook, name), program) in tc::PROGRAMS.into_iter().zip(own.programs) {
+            // Where the kernel has no TCX, `tc filter show` tells the order.
+            let running = sys::programs_at_device(*index, hook).unwrap_or_default();
+            let others = running.into_iter().take_while(|running| Some(*running) != program);
+            before.extend(others.filter(|_| program.is_some()).map(|other| (*index, name, other)));
+        }
+    }
+    let programs = Programs::read(&before.iter().map(|(.., program)| *program).collect::<Vec<_>>());
+    let entries = TypedMap::<u64, PodPath>::open(directory, "PATHS")?.read()?;
+    let pods = paths(&entries, |index| names.get(&index).cloned());
+    let is_off = devices.is_some_and(|devices| *devices == Choice::Named(crate::devices::choice::Patterns::default()));
+    Ok(Facts { is_off, uplinks, attached, names, before, programs, pods })
+}
+
+/// What it means.
+pub(super) fn judge(facts: &Result<Facts>) -> Vec<Finding> {
+    let facts = match facts {
+        Ok(facts) => facts,
+        Err(error) => {
+            let what = format!("the programs at network devices cannot be looked at: {error:#}");
+            return vec![Finding::error(CHECK, what, "see what the check pins says")];
+        }
+    };
+    let name = |index: &u32| facts.names.get(index).cloned().unwrap_or_else(|| format!("#{index}"));
+    let mut findings = Vec::new();
+    for (index, name) in facts.uplinks.iter().filter(|(index, _)| !facts.attached.contains_key(index)) {
+        findings.push(Finding::error(
+            CHECK,
+            format!("{name} (#{index}) has no program: clients outside that come by it are served by nobody"),
+            "the agent's log names what the kernel said; where the device shall have none, name the others by --devices",
+        ));
+    }
+    for (index, attached) in &facts.attached {
+        for ((_, program), _) in tc::PROGRAMS.iter().zip(attached.programs).filter(|(_, program)| program.is_none()) {
+            let what = format!("{} lacks {program}: of what goes by it, one direction is not translated", name(index));
+            findings.push(Finding::error(
+                CHECK,
+                what,
+                "the agent mends it within 30 s; if it does not, its log says why",
+            ));
+        }
+    }
+    for (index, ours, program) in &facts.before {
+        let (device, who) = (name(index), facts.programs.who(*program));
+        findings.push(Finding::warning(
+            CHECK,
+            format!("{who} runs at {device} before {ours}: what it redirects or drops never comes to ours"),
+            format!("`bpftool net show dev {device}`; if it balances load too, turn that off where it belongs"),
+        ));
+    }
+    let is_served = |pod: &&PathRow| pod.device_index.is_some_and(|index| facts.attached.contains_key(&index));
+    let packet = PathChoice::Packet.name();
+    for pod in facts.pods.iter().filter(|pod| pod.path == packet && !is_served(pod)) {
+        let PathRow { namespace, pod, by, .. } = pod;
+        findings.push(Finding::error(
+            CHECK,
+            format!(
+                "pod {namespace}/{pod} has the path packet (by the label of the {by}), and its link has no program"
+            ),
+            "the agent's log names what the kernel said; without the label its sockets are served",
+        ));
+    }
+    if facts.is_off {
+        let what = "--devices none: clients outside of the node are not served by Beeline";
+        findings.push(Finding::note(
+            CHECK,
+            what,
+            "none if another one serves them; else run the agent without that flag",
+        ));
+    } else if facts.attached.is_empty() && facts.uplinks.is_empty() {
+        let what = "no device has the programs: clients outside of the node are not served";
+        let cure = "none where nobody comes from outside; else start the agent, or name the device by --devices";
+        findings.push(Finding::note(CHECK, what, cure));
+    }
+    if findings.is_empty() {
+        let devices: Vec<_> =
+            facts.attached.iter().map(|(index, has)| format!("{} ({})", name(index), has.how.name())).collect();
+        let what = match devices.as_slice() {
+            few if few.len() <= 4 => format!("both programs are at {}", few.join(", ")),
+            many => format!("both programs are at {}", number(many.len(), "device")),
+        };
+        findings.push(Finding::ok(CHECK, what));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{datapath::tc::How, doctor::finding::assert_told};
+
+    fn facts() -> Facts {
+        let attached = Attached { how: How::Tcx, programs: [Some(1), Some(2)] };
+        Facts {
+            uplinks: [(2, "eth0".to_owned())].into(),
+            attached: [(2, attached)].into(),
+            names: [(2, "eth0".to_owned())].into(),
+            ..Facts::default()
+        }
+    }
+
+    fn check(facts: Facts, expected: &[&str]) {
+        assert_told(&judge(&Ok(facts)), expected);
+    }
+
+    #[test]
+    fn uplinks_have_both_programs_or_somebody_is_not_served() {
+        check(facts(), &["ok: both programs are at eth0 (tcx)"]);
+        check(Facts { attached: BTreeMap::new(), ..facts() }, &["error: eth0 (#2) has no program"]);
+        let half = Attached { how: How::Clsact, programs: [Some(1), None] };
+        check(Facts { attached: [(2, half)].into(), ..facts() }, &["error: eth0 lacks tc_egress"]);
+        check(Facts::default(), &["note: no device has the programs"]);
+        check(Facts { is_off: true, ..Facts::default() }, &["note: --devices none"]);
+        let many = (2..8).map(|index| (index, Attached { how: How::Tcx, programs: [Some(1), Some(2)] })).collect();
+        check(Facts { attached: many, ..facts() }, &["ok: both programs are at 6 devices"]);
+        assert_told(
+            &judge(&Err(anyhow::anyhow!("EPERM"))),
+            &["error: the programs at network devices cannot be looked at"],
+        );
+    }
+
+    #[test]
+    fn who_comes_first_is_named() {
+        check(
+            Facts { before: vec![(2, "tc_ingress", 9)], ..facts() },
+            &["warning: without a name (program 9, held by no process) runs at eth0 before tc_ingress"],
+        );
+    }
+
+    #[test]
+    fn a_pod_whose_choice_comes_to_nothing_is_named() {
+        let pod = |path, index| PathRow {
+            namespace: "shop".to_owned(),
+            pod: "cart".to_owned(),
+            path,
+            by: "pod",
+            device: None,
+            device_index: index,
+            netns: 7,
+            addresses: Vec::new(),
+        };
+        let with = |pod| Facts { pods: vec![pod], ..facts() };
+        check(with(pod("packet", Some(2))), &["ok"]);
+        check(with(pod("off", None)), &["ok"]);
+        for index in [None, Some(3)] {
+            check(with(pod("packet", index)), &["error: pod shop/cart has the path packet"]);
+        }
+    }
+}

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, mpsc::Sender},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -16,6 +17,7 @@ use tracing::info;
 
 use crate::{
     announce::{self, Board},
+    cleanup::cleanup,
     datapath::{Datapath, Sizes, environment, pins::Pins, stats::StatMaps},
     devices,
     flows::{self, Collected},
@@ -158,8 +160,8 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     tc.close();
     drop(collected);
     if config.cleanup_on_exit {
-        let removed = pins.remove().context("cleaning up")?;
-        info!(pins = removed.len(), "ended, and removed the datapath");
+        cleanup(&pins, Duration::ZERO, |what| info!("{what}")).context("cleaning up")?;
+        info!("ended, and removed the datapath");
     } else {
         info!("ended; the datapath stays in place and goes on translating: `beeline cleanup` removes it");
     }

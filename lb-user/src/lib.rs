@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod announce;
+pub mod cleanup;
 pub mod cli;
 pub mod datapath;
 pub mod devices;

@@ -10,12 +10,14 @@ use crate::kernel_cache::Kernel;
 use crate::{run, setup, vm};
 
 /// What a node's kernel has loaded and a cloud kernel has as modules; those built in or unknown to a kernel are left out.
-const MODULES: [&str; 15] = [
+const MODULES: [&str; 17] = [
     "ipv6",
     "veth",
     "dummy",
     "bridge",
     "vxlan",
+    "8021q",
+    "sctp",
     "sch_ingress",
     "cls_bpf",
     "act_bpf",

@@ -2,24 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
 
-use crate::{
-    datapath::pins::Pins,
-    flows::{
-        Flows,
-        netfilter::{Left, drain, hand_over, leave},
-    },
-    inspect::number,
-    netfilter::{
-        self,
-        own::{self, KEEPER, UNTRACKER},
-    },
-};
-
-/// What begins a use of a Service, in the order of its removal: what only shows VIPs stays until the end.
-const BEGINNERS: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
+use crate::{cleanup::cleanup, datapath::pins::Pins};
 
 /// How it is done.
 #[derive(Args)]
@@ -48,51 +34,7 @@ fn parse_time(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<()> {
-    if !pins.root().exists() {
-        println!("nothing was pinned");
-        return release();
-    }
-    let lock = pins.lock()?;
-    pins.remove_links(&BEGINNERS, &lock)?;
-    if pins.current().join("FLOWS").exists() {
-        leave(&pins.current())?;
-        let flows = Flows::open(&pins.current())?;
-        let open = drain(&flows, arguments.drain)?;
-        if open > 0 {
-            println!("{}", ended(&flows, open)?);
-        }
-    }
-    let removed = pins.remove_locked(&lock)?;
-    for path in &removed {
-        println!("removed {path}");
-    }
-    println!("{} removed: the kernel translates nothing any more", number(removed.len(), "pin"));
-    release()
-}
-
-/// Where kube-proxy has its rules again, these keep its connections alive.
-fn release() -> Result<()> {
-    // The other one is left where an earlier cleanup was killed.
-    for table in [KEEPER, UNTRACKER] {
-        if own::release(table).with_context(|| format!("removing the table {table} from netfilter"))? {
-            println!("removed the table {table} from netfilter");
-        }
-    }
-    Ok(())
-}
-
-/// What becomes of the flows that are open, in words.
-fn ended(flows: &Flows, open: usize) -> Result<String> {
-    let open = number(open, "open flow");
-    if netfilter::leftovers().is_ok_and(|leftovers| leftovers.is_empty()) {
-        return Ok(format!("{open} of clients outside end: kube-proxy has no rules here that would go on with them"));
-    }
-    let Left { handed_over, ended, why } = hand_over(flows)?;
-    let handed = format!("{} of clients outside handed to netfilter", number(handed_over, "open flow"));
-    Ok(match why {
-        Some(why) => format!("{handed}; {ended} more end: {why}"),
-        None => handed,
-    })
+    cleanup(pins, arguments.drain, |what| println!("{what}"))
 }
 
 #[cfg(test)]

@@ -164,20 +164,8 @@ impl Pins {
     /// Removes every trace: links and filters first, so that no program runs on maps that are going.
     ///
     /// # Errors
-    /// When a pin cannot be removed, or another agent is running.
-    pub fn remove(&self) -> Result<Vec<String>> {
-        if !self.root.exists() {
-            return Ok(Vec::new());
-        }
-        let lock = self.lock()?;
-        self.remove_locked(&lock)
-    }
-
-    /// The same for who holds the lock.
-    ///
-    /// # Errors
     /// When a pin cannot be removed.
-    pub fn remove_locked(&self, _lock: &File) -> Result<Vec<String>> {
+    pub fn remove(&self, _lock: &File) -> Result<Vec<String>> {
         let mut removed = Vec::new();
         removed.extend(clsact::remove(&self.root)?);
         for path in links_first(&self.root)? {

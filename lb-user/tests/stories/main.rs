@@ -19,6 +19,7 @@ mod kill;
 #[path = "../support/lan.rs"]
 mod lan;
 mod life;
+mod links;
 mod monitoring;
 mod node;
 mod node_ports;
@@ -59,6 +60,7 @@ fn stories() -> Vec<Story> {
         health::STORIES,
         devices::STORIES,
         outside::STORIES,
+        links::STORIES,
         packets::STORIES,
         paths::STORIES,
         policy::STORIES,

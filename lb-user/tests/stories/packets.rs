@@ -76,7 +76,8 @@ pub fn service(policy: &str, endpoints: &[(IpAddr, &str)]) -> String {
 pub fn agent(node: &Node, lan: &Lan, more: &[&str]) -> Agent {
     let cgroup = node.cgroup.join("node1");
     fs::create_dir_all(&cgroup).expect("a cgroup");
-    let flags = [&["--devices", "eth0", "--cgroup", cgroup.to_str().expect("text")], more].concat();
+    // What may be above eth0 too.
+    let flags = [&["--devices", "eth0*", "--cgroup", cgroup.to_str().expect("text")], more].concat();
     let agent = lan.node1.host.net.enter(|| node.agent(&flags));
     agent.wait_until_in_service();
     // It finds its devices at once, and a restarted one has nothing to say about them.

@@ -17,7 +17,7 @@ pub(crate) const RELEASE: &str = "BEELINE-VM-RELEASE ";
 pub(crate) const EXIT: &str = "BEELINE-VM-EXIT ";
 
 /// A machine that has not ended by then is switched off.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(2700);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// How a machine ended.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,10 @@ use lb_common::{
     Addr, Flow, FlowFlags, FlowKey, Hook, Tuple, capacity,
     flow::{Seen, partner_key},
 };
-use lb_user::datapath::{sys, typed::TypedMap};
+use lb_user::{
+    datapath::{sys, typed::TypedMap},
+    netfilter::own::{self, KEEPER, UNTRACKER},
+};
 
 use crate::{
     Story,
@@ -21,6 +24,7 @@ use crate::{
 pub const STORIES: &[Story] = &[
     ("flows_that_are_over_go_and_no_others", only_what_is_over),
     ("flows_of_a_full_map_are_freed_in_seconds", full_map),
+    ("flows_that_are_handed_over_are_kept_from_conntrack_for_a_moment", untracked),
 ];
 
 const SECOND: u64 = 1_000_000_000;
@@ -158,4 +162,38 @@ fn full_map(node: &mut Node) {
     assert_eq!(metric("beeline_flow_entries_expired_total"), (full - lives) as f64);
     assert_eq!(metric("beeline_map_entries{map=\"FLOWS\"}"), lives as f64);
     drop(agent);
+}
+
+/// Of either family: conntrack sees what it sees, but for what it is kept away from.
+fn untracked(_: &mut Node) {
+    const PORTS: [u16; 2] = [4001, 5001];
+    const HOSTS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    // Conntrack is at work for those who look at it only.
+    if let Err(error) = own::keep() {
+        println!("LACKS rules of nf_tables about connections: {error}");
+        return;
+    }
+    let known = || {
+        let text = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").expect("conntrack counts");
+        text.trim().parse::<usize>().expect("a number")
+    };
+    let exchange = |host: IpAddr, ports: [u16; 2]| {
+        let [asks, answers] = ports.map(|port| UdpSocket::bind((host, port)).expect("a free port"));
+        asks.send_to(b"?", (host, ports[1])).expect("sent");
+        answers.recv_from(&mut [0]).expect("received");
+        answers.send_to(b"!", (host, ports[0])).expect("sent");
+        asks.recv_from(&mut [0]).expect("received");
+    };
+    let tuples =
+        HOSTS.map(|host| (Tuple { src: host.into(), dst: host.into(), src_port: PORTS[0], dst_port: PORTS[1] }, 17));
+    own::untrack(&tuples).expect("rules");
+    let before = known();
+    HOSTS.into_iter().for_each(|host| exchange(host, PORTS));
+    assert_eq!(known(), before, "neither direction was seen");
+    HOSTS.into_iter().for_each(|host| exchange(host, [4002, 5001]));
+    assert_eq!(known(), before + 2, "others are seen");
+    assert!(own::release(UNTRACKER).expect("rules") && !own::release(UNTRACKER).expect("rules"));
+    HOSTS.into_iter().for_each(|host| exchange(host, PORTS));
+    assert_eq!(known(), before + 4, "and it sees them again");
+    assert!(own::is_kept().expect("rules") && own::release(KEEPER).expect("rules"));
 }

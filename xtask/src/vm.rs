@@ -55,7 +55,9 @@ impl Outcome {
 /// Boots, shows the console as it comes, and waits until the machine is off or its time is over.
 pub(crate) fn boot(vmlinuz: &Path, initrd: &Path) -> Result<Outcome> {
     let (program, _) = kernel_cache::emulator();
-    let mut command = Command::new(program);
+    // It ends with who started it, whatever ends that.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", program]);
     let console = match std::env::consts::ARCH {
         "aarch64" => {
             command.args(["-machine", "virt"]);

@@ -39,6 +39,14 @@ pub enum Choice {
     Named(Patterns),
 }
 
+impl Choice {
+    /// Whether there shall be none.
+    #[must_use]
+    pub const fn is_none(&self) -> bool {
+        matches!(self, Self::Named(patterns) if patterns.is_empty())
+    }
+}
+
 impl FromStr for Choice {
     type Err = Infallible;
 

@@ -61,7 +61,7 @@ impl Options {
     /// Whether no link can have the programs, unless a pod chooses it.
     #[must_use]
     pub fn are_off(&self) -> bool {
-        self.pods.is_empty() && matches!(&self.uplinks, Choice::Named(patterns) if patterns.is_empty())
+        self.pods.is_empty() && self.uplinks.is_none()
     }
 }
 

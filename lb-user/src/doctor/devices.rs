@@ -74,7 +74,7 @@ pub(super) fn read(directory: &Path, root: &Path, devices: Option<&Choice>) -> R
     let programs = Programs::read(&before.iter().map(|(.., program)| *program).collect::<Vec<_>>());
     let entries = TypedMap::<u64, PodPath>::open(directory, "PATHS")?.read()?;
     let pods = paths(&entries, |index| names.get(&index).cloned());
-    let is_off = devices.is_some_and(|devices| *devices == Choice::Named(crate::devices::choice::Patterns::default()));
+    let is_off = devices.is_some_and(Choice::is_none);
     Ok(Facts { is_off, uplinks, attached, names, before, programs, pods })
 }
 

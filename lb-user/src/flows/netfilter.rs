@@ -131,7 +131,7 @@ pub fn drain(flows: &Flows, patience: Duration) -> Result<usize> {
 }
 
 /// The flows that are open, by the client's entries; those that are over are removed. A connection of netfilter's that looks like
-/// one of them to its backend would be taken for it, or would get another port for as long only as the programs are there.
+/// one of them to its backend would be taken for it, or would get a port that ends with the programs.
 fn open_alone(flows: &Flows) -> Result<Vec<(FlowKey, Flow)>> {
     let (entries, now) = (flows.read()?, sys::now());
     let by_key: foldhash::HashMap<FlowKey, Flow> = entries.iter().copied().collect();

@@ -174,7 +174,8 @@ fn put_range(body: &mut Vec<u8>, kind: u16, addr: &Addr, port: u16) {
     nest(body, kind, &range);
 }
 
-fn octets(addr: &Addr) -> &[u8] {
+/// An address as netfilter has it, by its family.
+pub(super) fn octets(addr: &Addr) -> &[u8] {
     if addr.is_v4() { addr.octets.get(12..).unwrap_or_default() } else { &addr.octets }
 }
 

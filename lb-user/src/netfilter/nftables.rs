@@ -225,7 +225,7 @@ impl Batch {
 
 /// The expressions of a rule, which a packet goes through in order.
 #[derive(Default)]
-pub(super) struct Expressions(Vec<u8>);
+pub(super) struct Expressions(pub(super) Vec<u8>);
 
 impl Expressions {
     /// One more: its name, and its attributes, which are numbers or names.

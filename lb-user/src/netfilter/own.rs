@@ -8,10 +8,11 @@
 
 use std::io;
 
-use lb_common::{Addr, Tuple};
+use lb_common::Tuple;
 
 use super::{
     Table,
+    conntrack::octets,
     nftables::{Batch, Entrance, Expressions, Nftables, named, number},
 };
 use crate::spec::Family;
@@ -38,19 +39,6 @@ const WORDS: u32 = 8;
 pub fn is_kept() -> io::Result<bool> {
     let Some(mut nftables) = Nftables::open()? else { return Ok(false) };
     Ok(!named_so(&mut nftables, KEEPER)?.is_empty())
-}
-
-/// Puts it there.
-///
-/// # Errors
-/// What the kernel says.
-pub fn keep() -> io::Result<()> {
-    let Some(mut nftables) = Nftables::open()? else { return Ok(()) };
-    let mut batch = Batch::default();
-    for family in [Family::V4, Family::V6] {
-        add_keeper(&mut batch, family);
-    }
-    nftables.perform(&batch)
 }
 
 /// Takes the table of this name away; whether it was there.
@@ -125,13 +113,12 @@ fn add_untracker(batch: &mut Batch, family: Family, keys: &[Vec<u8>]) {
 
 /// Its packets as the rule above puts them together.
 fn key(tuple: &Tuple, proto: u8) -> Vec<u8> {
-    let octets = |addr: &Addr| addr.octets.get(if addr.is_v4() { 12.. } else { 0.. }).unwrap_or_default().to_vec();
     [
         octets(&tuple.src),
         octets(&tuple.dst),
-        tuple.src_port.to_be_bytes().to_vec(),
-        tuple.dst_port.to_be_bytes().to_vec(),
-        vec![proto, 0, 0, 0],
+        tuple.src_port.to_be_bytes().as_slice(),
+        tuple.dst_port.to_be_bytes().as_slice(),
+        &[proto, 0, 0, 0],
     ]
     .concat()
 }

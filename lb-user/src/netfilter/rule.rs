@@ -188,21 +188,13 @@ pub(super) fn element(nest: &[u8]) -> Option<(Vec<u8>, Goes)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::wire::{attribute, nest};
+    use crate::{
+        netfilter::nftables::{Expressions, number},
+        netlink::wire::{attribute, nest},
+    };
 
     fn expression(name: &str, attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
-        let (mut data, mut inner, mut list) = (Vec::new(), Vec::new(), Vec::new());
-        for (kind, value) in attributes {
-            attribute(&mut data, *kind, value);
-        }
-        attribute(&mut inner, NAME, format!("{name}\0").as_bytes());
-        nest(&mut inner, DATA, &data);
-        nest(&mut list, ELEMENT, &inner);
-        list
-    }
-
-    fn number(value: u32) -> Vec<u8> {
-        value.to_be_bytes().to_vec()
+        Expressions::default().then(name, attributes).0
     }
 
     fn value(octets: &[u8]) -> Vec<u8> {

@@ -15,7 +15,6 @@ use std::{
 };
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use aya_obj::generated::bpf_insn;
 use lb_common::{Device, DeviceFlags, Hook};
 use lb_user::datapath::{sys, tc, typed::TypedMap};
 use rustix::{
@@ -26,6 +25,7 @@ use rustix::{
 use crate::{
     Story,
     agent::{Agent, beeline, run, until},
+    doctor::returning,
     life::write_wide,
     node::{Node, ip},
 };
@@ -237,12 +237,8 @@ fn doctor_looks(node: &mut Node) {
         return;
     }
     // Somebody comes before ours, and one of ours is taken away while no agent mends it.
-    let instruction = |code, imm| {
-        let registers = bpf_insn::new_bitfield_1(0, 0);
-        bpf_insn { code, _bitfield_align_1: [], _bitfield_1: registers, off: 0, imm }
-    };
-    // r0 = TC_ACT_UNSPEC; exit
-    let theirs = sys::load_classifier(c"theirs", &[instruction(0xb7, -1), instruction(0x95, 0)]).expect("a program");
+    const TC_ACT_UNSPEC: i32 = -1;
+    let theirs = sys::load_classifier(c"theirs", &returning(TC_ACT_UNSPEC)).expect("a program");
     let _link = sys::attach_tcx(&theirs, index("up0"), Hook::Ingress).expect("TCX");
     let egress = pins.iter().find(|pin| pin.to_string_lossy().contains("egress")).expect("a link");
     sys::open_pin(egress).and_then(sys::detach_link).expect("a link");

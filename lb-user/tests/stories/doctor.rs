@@ -210,13 +210,13 @@ fn wrong_cgroup(node: &mut Node) {
     assert_eq!(said.code, Some(2));
 }
 
-/// A program that lets every connect pass.
-fn passing() -> OwnedFd {
-    let instruction = |code, imm| {
+/// A program that does nothing but return this.
+pub fn returning(value: i32) -> [bpf_insn; 2] {
+    // r0 = value; exit
+    [(0xb7, value), (0x95, 0)].map(|(code, imm)| {
         let registers = bpf_insn::new_bitfield_1(0, 0);
         bpf_insn { code, _bitfield_align_1: [], _bitfield_1: registers, off: 0, imm }
-    };
-    sys::load_connect4(c"rewriter", &[instruction(0xb7, 1), instruction(0x95, 0)]).expect("a program")
+    })
 }
 
 /// Attaches a program to `connect4` as one that lets no other run below (`BPF_PROG_ATTACH` without flags).
@@ -237,7 +237,7 @@ fn programs_of_others(node: &mut Node) {
     let _agent = node.agent(&[]);
     let pod = node.cgroup.join("pods/pod");
     fs::create_dir_all(&pod).expect("cgroups");
-    let program = passing();
+    let program = sys::load_connect4(c"rewriter", &returning(1)).expect("a program");
     attach(&pod, &program);
     let said = Said::by(node, &[]);
     let holder = format!("pid {}) runs at connect4 of {}", std::process::id(), pod.display());

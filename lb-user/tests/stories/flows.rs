@@ -12,7 +12,10 @@ use lb_common::{
 };
 use lb_user::{
     datapath::{sys, typed::TypedMap},
-    netfilter::own::{self, KEEPER, UNTRACKER},
+    netfilter::{
+        own::{self, KEEPER, UNTRACKER},
+        remove::remove,
+    },
 };
 
 use crate::{
@@ -168,8 +171,8 @@ fn full_map(node: &mut Node) {
 fn untracked(_: &mut Node) {
     const PORTS: [u16; 2] = [4001, 5001];
     const HOSTS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-    // Conntrack is at work for those who look at it only.
-    if let Err(error) = own::keep() {
+    // Conntrack is at work for those who look at it only: kube-proxy's rules are none here, and leave such a rule behind.
+    if let Err(error) = remove() {
         println!("LACKS rules of nf_tables about connections: {error}");
         return;
     }

@@ -13,6 +13,8 @@ mod family;
 mod fragments;
 #[path = "packets/full.rs"]
 mod full;
+#[path = "packets/host_routing.rs"]
+mod host_routing;
 #[path = "packets/live.rs"]
 mod live;
 #[path = "packets/neighbours.rs"]

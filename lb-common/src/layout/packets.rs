@@ -149,8 +149,19 @@ impl DeviceFlags {
     pub const LEAVING: u32 = 8;
     /// Flows that stand go on, and none begins by what comes in: the pod has chosen that somebody else translates.
     pub const OFF: u32 = 16;
-    /// It has the programs by the choice of its pod. It keeps them for as long as it is there, since flows may stand.
+    /// It has the programs by the choice of its pod, or for host routing. It keeps them for as long as it is there, since flows may stand.
     pub const CHOSEN: u32 = 32;
+    /// Flows between two such devices go past the kernel's own routing and netfilter, both ways: into a pod by
+    /// bpf_redirect_peer, and out of it to the neighbour that the routes name.
+    pub const HOST_ROUTING: u32 = 64;
+
+    /// Whether packets of flows are put into the pod at the other end at once.
+    #[inline(always)]
+    #[must_use]
+    pub const fn lead_into_a_pod(flags: u32) -> bool {
+        const BOTH: u32 = DeviceFlags::POD | DeviceFlags::HOST_ROUTING;
+        flags & BOTH == BOTH
+    }
 }
 
 /// What stands behind the length in a key of `SOURCE_RANGES`.

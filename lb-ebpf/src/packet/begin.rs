@@ -2,7 +2,7 @@
 
 use lb_common::{
     Addr, BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, FlowFlags, FrontendKey, Hook, Proto, Tuple,
-    Verdict, packet::Packet, select,
+    Verdict, flow::partner_key, packet::Packet, select,
 };
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
     skb::Frame,
 };
 use crate::{
-    maps::{BACKENDS, DEVICES, Kernel, count},
+    maps::{BACKENDS, DEVICES, FLOWS, Kernel, count},
     stats,
 };
 
@@ -30,7 +30,7 @@ pub fn begin(frame: Frame, scratch: &mut Scratch, device: &Device) -> Fate {
     let pod = device.flags & DeviceFlags::POD != 0;
     let chosen = choose(&scratch.packet, !pod, &mut scratch.choice);
     if chosen.is_flow() {
-        return open(frame, scratch, pod);
+        return open(frame, scratch, device);
     }
     let packet = &scratch.packet;
     let asks = packet.begins || packet.proto == Proto::Udp as u8;
@@ -70,9 +70,13 @@ fn choose(packet: &Packet, outside: bool, to: &mut Choice) -> Fate {
 /// Its source is kept where the answer comes by here in any case: the backend or the client is on this node. Otherwise an
 /// address of this node takes its place, and the same where a client is its own backend, and would answer itself.
 #[inline(always)]
-fn open(frame: Frame, scratch: &mut Scratch, pod: bool) -> Fate {
-    let keep = fill(scratch, pod);
-    if !keep && !find_source(frame, &scratch.packet, &mut scratch.flow.to) {
+fn open(frame: Frame, scratch: &mut Scratch, device: &Device) -> Fate {
+    let keep = fill(scratch, device.flags & DeviceFlags::POD != 0);
+    if keep {
+        if device.flags & DeviceFlags::HOST_ROUTING != 0 && is_to_enter(frame, scratch) {
+            scratch.flow.flags = FlowFlags::REDIRECT;
+        }
+    } else if !find_source(frame, &scratch.packet, &mut scratch.flow.to) {
         count(Counter::NoRoute);
         return Fate::DROP;
     }
@@ -108,15 +112,31 @@ fn fill(scratch: &mut Scratch, pod: bool) -> bool {
 /// The address of this node from which a backend elsewhere is reached becomes the source.
 #[inline(never)]
 fn find_source(frame: Frame, packet: &Packet, to: &mut Tuple) -> bool {
-    let route = Route::find(frame, to, packet.proto, packet.v6);
-    if !matches!(route.way, Way::Device) {
-        return false;
-    }
-    // SAFETY: as above.
-    let Some(device) = (unsafe { DEVICES.get(route.ifindex()) }) else {
+    let Some(device) = device_to(frame, packet, to) else {
         return false;
     };
     let addr: &Addr = if packet.v6 { &device.snat_v6 } else { &device.snat_v4 };
     to.src = *addr;
     !addr.is_unspecified()
+}
+
+/// Whether the backend is a pod that packets are put into at once, and answers by its own link. Not where answers that look
+/// the same are awaited from the kernel's routing.
+#[inline(never)]
+fn is_to_enter(frame: Frame, scratch: &mut Scratch) -> bool {
+    let Scratch { packet, flow, key, back_key, .. } = scratch;
+    *back_key = partner_key(key, flow);
+    FLOWS.get_ptr(&*back_key).is_none()
+        && device_to(frame, packet, &flow.to).is_some_and(|device| DeviceFlags::lead_into_a_pod(device.flags))
+}
+
+/// By which device a packet goes that shall be `to`.
+#[inline(always)]
+fn device_to(frame: Frame, packet: &Packet, to: &Tuple) -> Option<&'static Device> {
+    let route = Route::find(frame, to, packet.proto, packet.v6);
+    if !matches!(route.way, Way::Device) {
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { DEVICES.get(route.ifindex()) }
 }

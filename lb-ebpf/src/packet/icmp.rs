@@ -10,6 +10,7 @@ use super::{
     fate::Fate,
     read_network,
     route::{Route, Way},
+    send::sends_on,
     skb::Frame,
 };
 use crate::maps::FLOWS;
@@ -36,7 +37,7 @@ pub fn back(frame: Frame, hook: Hook, scratch: &mut Scratch) -> Fate {
     let Some(flags) = find(packet, key, icmp) else {
         return Fate::PASS;
     };
-    if flags & FlowFlags::REDIRECT == 0 {
+    if !sends_on(flags, hook) {
         return if put(frame, packet, icmp, 0) { Fate::PASS } else { Fate::DROP };
     }
     if packet.ttl <= 1 {

@@ -124,7 +124,7 @@ fn decide(frame: Frame, hook: Hook, v6: bool, scratch: &mut Scratch) -> Fate {
     if scratch.packet.fragment as u8 == Fragment::First as u8 {
         keep_ports(hook, &scratch.packet);
     }
-    send::send(frame, scratch)
+    send::send(frame, hook, scratch)
 }
 
 /// Reads the IP header. What it finds goes through memory, where the verifier does not follow it: else it would walk what

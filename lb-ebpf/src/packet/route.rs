@@ -9,7 +9,7 @@ use aya_ebpf::{
     },
     helpers::generated,
 };
-use lb_common::Tuple;
+use lb_common::{Tuple, packet::Skb as _};
 
 use super::{fate::Fate, skb::Frame};
 
@@ -32,6 +32,8 @@ pub enum Way {
 pub struct Route {
     params: bpf_fib_lookup,
     pub way: Way,
+    /// Whether the neighbour's link address is known.
+    has_neighbour: bool,
 }
 
 impl Route {
@@ -63,13 +65,31 @@ impl Route {
             BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => Way::Unreachable,
             _ => Way::Other,
         };
-        Self { params, way }
+        Self { params, way, has_neighbour: code == BPF_FIB_LKUP_RET_SUCCESS }
     }
 
     /// The device.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
         self.params.ifindex
+    }
+
+    /// Puts the packet into the other end of the device, as if it had come by there; for a packet with an Ethernet header at
+    /// ingress. Where the neighbour is not known yet, it goes as [`Route::take`] has it.
+    #[inline(always)]
+    pub fn enter(&self, frame: &mut Frame) -> Fate {
+        if !self.has_neighbour {
+            return self.take();
+        }
+        let mut ends = [0; 12];
+        let (to, from) = ends.split_at_mut(6);
+        to.copy_from_slice(&self.params.dmac);
+        from.copy_from_slice(&self.params.smac);
+        if frame.store(0, &ends, false).is_err() {
+            return Fate::DROP;
+        }
+        // SAFETY: no precondition.
+        Fate::of_helper(unsafe { generated::bpf_redirect_peer(self.params.ifindex, 0) })
     }
 
     /// Sends the packet there; the kernel finds the neighbour's link address.

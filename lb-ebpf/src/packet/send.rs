@@ -1,7 +1,7 @@
 //! A packet is rewritten, and goes its way: on through the kernel, or at once out of a device.
 
 use lb_common::{
-    Counter, FlowFlags, Tuple,
+    Counter, DeviceFlags, FlowFlags, Hook, Tuple,
     packet::{Packet, rewrite},
 };
 
@@ -18,13 +18,15 @@ const BY_FRAGS: u32 = 0xffff;
 
 /// Lets the packet become what its flow says.
 #[inline(always)]
-pub fn send(frame: Frame, scratch: &Scratch) -> Fate {
+pub fn send(frame: Frame, hook: Hook, scratch: &Scratch) -> Fate {
     let Scratch { packet, flow, .. } = scratch;
-    if flow.flags & FlowFlags::REDIRECT != 0 {
-        send_on(frame, packet, &flow.to)
-    } else {
-        put(frame, packet, &flow.to, 0)
-    }
+    if sends_on(flow.flags, hook) { send_on(frame, packet, &flow.to) } else { put(frame, packet, &flow.to, 0) }
+}
+
+/// Whether packets of such a flow are sent on. Those that go out have their way already.
+#[inline(always)]
+pub fn sends_on(flags: u16, hook: Hook) -> bool {
+    hook as u8 == Hook::Ingress as u8 && flags & FlowFlags::REDIRECT != 0
 }
 
 /// The kernel routes it on: its own rules, and those of others, see the client and the backend.
@@ -49,9 +51,12 @@ fn send_on(mut frame: Frame, packet: &Packet, to: &Tuple) -> Fate {
             return Fate::DROP;
         }
     }
+    // Asked about where the packet has been written: the verifier would walk that for each answer.
+    let mut flags = 0;
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
     if let Some(device) = unsafe { DEVICES.get(route.ifindex()) } {
         let mtu = device.mtu;
+        flags = device.flags;
         // As the kernel measures a packet that will be cut (skb_gso_network_seglen): the headers, and one segment. One that
         // is a list of packets (SCTP) was made for the way that it had, and its sender hears nothing here.
         let len = match frame.segment() {
@@ -65,6 +70,9 @@ fn send_on(mut frame: Frame, packet: &Packet, to: &Tuple) -> Fate {
     }
     if put(frame, packet, to, 1).code() != Fate::PASS.code() {
         return Fate::DROP;
+    }
+    if DeviceFlags::lead_into_a_pod(flags) && packet.l3 != 0 {
+        return route.enter(&mut frame);
     }
     frame.mark_sent_on();
     route.take()

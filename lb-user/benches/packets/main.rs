@@ -120,7 +120,11 @@ fn measure(arguments: &Arguments, cgroup: &Path, directory: &Path) {
         }
     }
     match site::beeline_lacks() {
-        None => sites.push(Site::beeline(cgroup, &bpffs, directory)),
+        None => {
+            for (proxy, flags) in [(By::Beeline, [].as_slice()), (By::HostRouting, &["--host-routing"])] {
+                sites.push(Site::beeline(proxy, flags, cgroup, &bpffs, directory));
+            }
+        }
         Some(reason) => println!("{} is not measured: {reason}.", By::Beeline),
     }
     let kinds = if arguments.only.is_empty() { Kind::value_variants() } else { &arguments.only };

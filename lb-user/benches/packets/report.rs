@@ -9,17 +9,16 @@ use crate::{
 };
 
 const KUBE_PROXIES: [By; 2] = [By::KubeProxy(Mode::Iptables), By::KubeProxy(Mode::Nftables)];
+const OURS: [By; 2] = [By::Beeline, By::HostRouting];
 
 /// The head of the table.
 pub fn header() {
-    let [iptables, nftables] = KUBE_PROXIES;
+    let ([iptables, nftables], [plain, routing]) = (KUBE_PROXIES, OURS);
     println!(
-        "| Services | what | {} | {iptables} | {nftables} | {} | {} of the better kube-proxy | aim |",
+        "| Services | what | {} | {iptables} | {nftables} | {plain} | {routing} | both of the better kube-proxy | aim |",
         By::Floor,
-        By::Beeline,
-        By::Beeline
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
 }
 
 /// The rows for a number of Services. What was not measured is said elsewhere, and stands here as a dash.
@@ -28,7 +27,7 @@ pub fn rows(services: u32, figures: &Figures) {
     whats.dedup();
     for (figure, way) in whats {
         let values = |by| figures.get(&(figure, way, by)).map(Vec::as_slice);
-        let all = [By::Floor, KUBE_PROXIES[0], KUBE_PROXIES[1], By::Beeline];
+        let all = [By::Floor, KUBE_PROXIES[0], KUBE_PROXIES[1], OURS[0], OURS[1]];
         // A loss of nothing is no row.
         if all.into_iter().filter_map(values).flatten().all(|value| *value == 0.0) {
             continue;
@@ -42,8 +41,11 @@ pub fn rows(services: u32, figures: &Figures) {
             format!("{of_floor}{median} ({least} to {most})")
         };
         let better = better(figure, KUBE_PROXIES.map(values));
-        let of_better = values(By::Beeline).and_then(|own| ratio(own, better));
-        let of_better = of_better.map_or_else(|| "-".to_owned(), |ratio| format!("**{ratio:.2}**"));
+        let of_better = OURS.map(|by| {
+            let ratio = values(by).and_then(|own| ratio(own, better));
+            ratio.map_or_else(|| "-".to_owned(), |ratio| format!("**{ratio:.2}**"))
+        });
+        let of_better = of_better.join(", ");
         let cells = all.map(cell).join(" | ");
         println!("| {services} | {} | {cells} | {of_better} | {} |", name(figure, way), aim(figure, way));
     }

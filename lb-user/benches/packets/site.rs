@@ -32,6 +32,8 @@ pub enum By {
     KubeProxy(Mode),
     /// The agent.
     Beeline,
+    /// The agent with `--host-routing`.
+    HostRouting,
 }
 
 impl fmt::Display for By {
@@ -40,6 +42,7 @@ impl fmt::Display for By {
             Self::Floor => f.write_str("floor"),
             Self::KubeProxy(mode) => write!(f, "kube-proxy {mode}"),
             Self::Beeline => f.write_str("Beeline"),
+            Self::HostRouting => f.write_str("Beeline, host routing"),
         }
     }
 }
@@ -115,16 +118,21 @@ impl Site {
         Ok(site)
     }
 
-    /// Makes one whose nodes run the agent.
-    pub fn beeline(cgroup: &Path, bpffs: &Path, directory: &Path) -> Self {
-        let mut site = Self::make(By::Beeline);
+    /// Makes one whose nodes run the agent, with these flags more.
+    pub fn beeline(proxy: By, flags: &[&str], cgroup: &Path, bpffs: &Path, directory: &Path) -> Self {
+        let mut site = Self::make(proxy);
+        let [cgroup, bpffs, directory] = [cgroup, bpffs, directory].map(|place| {
+            let own = place.join(format!("{proxy:?}"));
+            fs::create_dir(&own).expect("a directory");
+            own
+        });
         let yaml = directory.join("yaml");
         fs::create_dir(&yaml).expect("a directory");
         let start = |name: &str, net: &Namespace| {
             let cgroup = cgroup.join(name);
             fs::create_dir(&cgroup).expect("a cgroup");
             let mut command = Command::new(beeline());
-            command.arg("--pins").arg(bpffs.join(name)).args(["run", "--node-name", name, DEVICES, "eth0"]);
+            command.arg("--pins").arg(bpffs.join(name)).args(["run", "--node-name", name, DEVICES, "eth0"]).args(flags);
             command.arg("--directory").arg(&yaml).arg("--cgroup").arg(cgroup);
             let agent = net.enter(|| Started::new(&mut command, &directory.join(format!("{name}.log"))));
             agent.wait_until_in_service();
@@ -163,7 +171,7 @@ impl Site {
         let deadline = Instant::now() + Duration::from_secs(240);
         let port = match self.proxy {
             By::Floor => return,
-            By::KubeProxy(_) | By::Beeline => objects::node_port(services - 1),
+            By::KubeProxy(_) | By::Beeline | By::HostRouting => objects::node_port(services - 1),
         };
         for node in [self.lan.node1.host.v4, self.lan.node2.host.v4] {
             while !self.client.reaches((node, port).into(), self.here.address) {

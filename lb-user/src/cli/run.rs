@@ -68,6 +68,12 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "NAMES", default_value = "")]
     pod_devices: Patterns,
 
+    /// Hand packets of clients outside straight to pods of this node, and answers straight back, past the node's own routing.
+    /// For nodes where nothing else must see them: netfilter (the network policies of some CNIs), conntrack, and shapers on
+    /// the links of pods do not. Pods behind a bridge are served as without it.
+    #[arg(long)]
+    host_routing: bool,
+
     /// Fix the entries of a map: frontends, services, slots, backends, node_addrs, source_ranges or maglev, as in
     /// slots=2000000. Without it a map grows by itself when it is full.
     #[arg(long, value_name = "MAP=ENTRIES", value_parser = parse_size)]
@@ -167,7 +173,11 @@ pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> 
         node_name,
         settings,
         cgroup: arguments.cgroup,
-        devices: devices::Options { uplinks: arguments.devices.unwrap_or_default(), pods: arguments.pod_devices },
+        devices: devices::Options {
+            uplinks: arguments.devices.unwrap_or_default(),
+            pods: arguments.pod_devices,
+            host_routing: arguments.host_routing,
+        },
         sizes,
         cleanup_on_exit: arguments.cleanup_on_exit,
         healthz: arguments.healthz_bind_address.port("--healthz-bind-address"),

@@ -36,14 +36,14 @@ pub struct Wish {
 /// What is known besides the kernel's facts.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting<'a> {
-    /// Which links are uplinks.
-    pub uplinks: &'a Choice,
+    /// The links that packets from outside may come by.
+    pub uplinks: &'a BTreeSet<u32>,
     /// The links to pods that shall have the programs, by index, with their flags in `DEVICES`.
     pub pod_links: &'a BTreeMap<u32, u32>,
+    /// Whether flows to pods of this node go past the kernel's own routing.
+    pub host_routing: bool,
     /// The addresses by which the cluster knows this node.
     pub node: &'a [IpAddr],
-    /// Indexes of the links that have the programs now.
-    pub attached: &'a BTreeSet<u32>,
 }
 
 /// The links whose names fit.
@@ -51,26 +51,42 @@ fn named(facts: &Facts, patterns: &Patterns) -> BTreeSet<u32> {
     facts.links.iter().filter(|(_, link)| patterns.has(&link.name)).map(|(index, _)| *index).collect()
 }
 
-/// The links to pods that shall have the programs, and the flags that say so: those whose names fit, and those of which the
-/// pod has chosen the packet path. None of `choices`: nobody has told yet, and what was chosen `before` stays. A link that once
+/// The links to pods into which packets can be put at once: ends of pairs whose other ends are in another network namespace. A
+/// port of a bridge is none, since the routes lead to the bridge; and an uplink leads to no pod.
+#[must_use]
+pub fn entrances(facts: &Facts, uplinks: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let leads_to_a_pod = |link: &Link| link.peer.is_some() && link.controller.is_none() && link.has_ethernet_header();
+    let links = facts.links.iter().filter(|(index, link)| leads_to_a_pod(link) && !uplinks.contains(index));
+    links.map(|(index, _)| *index).collect()
+}
+
+/// The links to pods that shall have the programs, and the flags that say so: those whose names fit, those of `host_routing`,
+/// and those of which the pod has chosen the packet path. None of `choices`: nobody has told yet, and what was chosen `before` stays. A link that once
 /// had the programs by choice keeps them, since flows may stand that need them.
 #[must_use]
 pub fn pod_links(
     facts: &Facts,
     patterns: &Patterns,
+    host_routing: &BTreeSet<u32>,
     choices: Option<&BTreeMap<u32, PathChoice>>,
     before: &BTreeMap<u32, Device>,
 ) -> BTreeMap<u32, u32> {
     let flags = |index: &u32, name: &str| {
         let before = before.get(index).map_or(0, |device| device.flags);
+        let (before, host_routing) = if host_routing.contains(index) {
+            (before | DeviceFlags::CHOSEN, DeviceFlags::HOST_ROUTING)
+        } else {
+            (before, 0)
+        };
         let Some(choices) = choices else {
             let is_wanted = patterns.has(name) || before & DeviceFlags::CHOSEN != 0;
-            return is_wanted.then_some(DeviceFlags::POD | before & (DeviceFlags::CHOSEN | DeviceFlags::OFF));
+            return is_wanted
+                .then_some(DeviceFlags::POD | host_routing | before & (DeviceFlags::CHOSEN | DeviceFlags::OFF));
         };
         let choice = choices.get(index).copied().unwrap_or_default();
         let chosen = if choice == PathChoice::Packet { DeviceFlags::CHOSEN } else { before & DeviceFlags::CHOSEN };
         let off = if choice == PathChoice::Off { DeviceFlags::OFF } else { 0 };
-        (patterns.has(name) || chosen != 0).then_some(DeviceFlags::POD | chosen | off)
+        (patterns.has(name) || chosen != 0).then_some(DeviceFlags::POD | host_routing | chosen | off)
     };
     facts.links.iter().filter_map(|(index, link)| Some((*index, flags(index, &link.name)?))).collect()
 }
@@ -78,7 +94,6 @@ pub fn pod_links(
 /// What is wanted, by index of the link.
 #[must_use]
 pub fn decide(facts: &Facts, setting: Setting<'_>) -> BTreeMap<u32, Wish> {
-    let uplinks = uplinks(facts, setting);
     let primary = [Family::V4, Family::V6].map(|family| primary(facts, setting.node, family));
     let wish = |(index, link): (&u32, &Link)| {
         let role = if link.is_loopback() {
@@ -86,7 +101,7 @@ pub fn decide(facts: &Facts, setting: Setting<'_>) -> BTreeMap<u32, Wish> {
         } else if setting.pod_links.contains_key(index) {
             Some(Role::Pod)
         } else {
-            uplinks.contains(index).then_some(Role::Uplink)
+            setting.uplinks.contains(index).then_some(Role::Uplink)
         };
         let own = [Family::V4, Family::V6].map(|family| source(facts, setting.node, *index, family));
         let is_way_out = link.is_up() && !link.is_loopback() && own.iter().any(Option::is_some);
@@ -94,8 +109,12 @@ pub fn decide(facts: &Facts, setting: Setting<'_>) -> BTreeMap<u32, Wish> {
             return None;
         }
         let [v4, v6] = [0, 1].map(|at| own.get(at).copied().flatten().or(primary.get(at).copied().flatten()));
-        let mut flags = if role == Some(Role::Pod) { setting.pod_links.get(index).copied().unwrap_or(0) } else { 0 };
-        if !has_ethernet_header(link.layer) {
+        let mut flags = match role {
+            Some(Role::Pod) => setting.pod_links.get(index).copied().unwrap_or(0),
+            Some(Role::Uplink) if setting.host_routing && link.has_ethernet_header() => DeviceFlags::HOST_ROUTING,
+            _ => 0,
+        };
+        if !link.has_ethernet_header() {
             flags |= DeviceFlags::NO_ETHERNET;
         }
         let device = Device {
@@ -109,19 +128,21 @@ pub fn decide(facts: &Facts, setting: Setting<'_>) -> BTreeMap<u32, Wish> {
     facts.links.iter().filter_map(wish).collect()
 }
 
-/// Links that packets from outside may come by.
-fn uplinks(facts: &Facts, setting: Setting<'_>) -> BTreeSet<u32> {
-    let chosen: BTreeSet<u32> = match setting.uplinks {
+/// The links that packets from outside may come by: as they are chosen, where `node` are the addresses by which the cluster
+/// knows this node, and `attached` the links that have the programs now.
+#[must_use]
+pub fn uplinks(facts: &Facts, choice: &Choice, node: &[IpAddr], attached: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let chosen: BTreeSet<u32> = match choice {
         Choice::Named(patterns) => named(facts, patterns),
         Choice::ByRoute => {
             let default_sources = facts.routes.iter().filter(|route| route.prefix_len == 0);
             let named: BTreeSet<IpAddr> =
-                default_sources.filter_map(|route| route.source).chain(setting.node.iter().copied()).collect();
+                default_sources.filter_map(|route| route.source).chain(node.iter().copied()).collect();
             let holders = facts.addresses.iter().filter(|address| named.contains(&address.ip));
             let by_address = holders.map(|address| address.interface);
             // One that is switched off has lost its routes, and has them again soon: until then nothing is changed.
             let is_off = |index: &u32| facts.links.get(index).is_some_and(|link| !link.is_up());
-            let kept = setting.attached.iter().copied().filter(is_off);
+            let kept = attached.iter().copied().filter(is_off);
             facts.routes.iter().map(|route| route.device).chain(by_address).chain(kept).collect()
         }
     };
@@ -133,11 +154,6 @@ fn uplinks(facts: &Facts, setting: Setting<'_>) -> BTreeSet<u32> {
         })
     };
     chosen.iter().copied().filter(|index| !is_served_by_another(index)).collect()
-}
-
-/// Whether packets on a link of this layer begin with an Ethernet header (include/uapi/linux/if_arp.h).
-const fn has_ethernet_header(layer: u16) -> bool {
-    matches!(layer, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

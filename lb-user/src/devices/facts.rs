@@ -56,6 +56,12 @@ impl Link {
         self.has(libc::IFF_LOOPBACK)
     }
 
+    /// Whether its packets begin with an Ethernet header (include/uapi/linux/if_arp.h).
+    #[must_use]
+    pub const fn has_ethernet_header(&self) -> bool {
+        matches!(self.layer, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK)
+    }
+
     const fn has(&self, flag: libc::c_int) -> bool {
         self.flags & flag.cast_unsigned() != 0
     }

@@ -32,7 +32,7 @@ use crate::{
     reconcile::Status,
 };
 use choice::{Choice, Patterns};
-use decide::{Setting, Wish, decide, pod_links};
+use decide::{Setting, Wish, decide, entrances, pod_links, uplinks};
 use facts::Facts;
 
 /// How often all is looked at though nobody told of a change: somebody else may have taken a program away.
@@ -55,6 +55,8 @@ pub struct Options {
     pub uplinks: Choice,
     /// Which links lead to pods that have the packet path.
     pub pods: Patterns,
+    /// Whether flows to pods of this node go past the kernel's own routing.
+    pub host_routing: bool,
 }
 
 impl Options {
@@ -207,13 +209,16 @@ impl Keeper {
         let has_now: BTreeSet<u32> = attached.keys().copied().collect();
         let choices = placed.as_deref().map(paths::choices);
         let before = self.written()?.entries.clone();
-        let pod_links = pod_links(&facts, &self.options.pods, choices.as_ref(), &before);
-        let uplinks = &self.options.uplinks;
+        let node = &known.addresses;
+        let Options { pods, host_routing, .. } = &self.options;
+        let uplinks = uplinks(&facts, &self.options.uplinks, node, &has_now);
+        let entrances = if *host_routing { entrances(&facts, &uplinks) } else { BTreeSet::new() };
+        let pod_links = pod_links(&facts, pods, &entrances, choices.as_ref(), &before);
         let wishes = if self.options.are_off() && pod_links.is_empty() {
             BTreeMap::new()
         } else {
-            let node = &known.addresses;
-            decide(&facts, Setting { uplinks, pod_links: &pod_links, node, attached: &has_now })
+            let (uplinks, pod_links) = (&uplinks, &pod_links);
+            decide(&facts, Setting { uplinks, pod_links, host_routing: *host_routing, node })
         };
         self.reading = began.elapsed();
         let wanted: BTreeMap<u32, Device> = wishes.iter().map(|(index, wish)| (*index, wish.device)).collect();

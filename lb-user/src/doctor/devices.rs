@@ -16,11 +16,7 @@ use crate::{
         tc::{self, Attached},
         typed::TypedMap,
     },
-    devices::{
-        choice::Choice,
-        decide::{Role, Setting, decide},
-        facts,
-    },
+    devices::{choice::Choice, decide, facts},
     inspect::{
         number,
         paths::{PathRow, paths},
@@ -57,10 +53,8 @@ pub(super) fn read(directory: &Path, root: &Path, devices: Option<&Choice>) -> R
     let names: BTreeMap<u32, String> = facts.links.iter().map(|(index, link)| (*index, link.name.clone())).collect();
     let uplinks = devices.map_or_else(BTreeMap::new, |uplinks| {
         let has_now: BTreeSet<u32> = attached.keys().copied().collect();
-        let none = BTreeMap::new();
-        let wishes = decide(&facts, Setting { uplinks, pod_links: &none, node: &[], attached: &has_now });
-        let is_uplink = |role| role == Some(Role::Uplink);
-        wishes.into_iter().filter(|(_, wish)| is_uplink(wish.role)).map(|(index, wish)| (index, wish.name)).collect()
+        let uplinks = decide::uplinks(&facts, uplinks, &[], &has_now);
+        names.iter().filter(|(index, _)| uplinks.contains(index)).map(|(index, name)| (*index, name.clone())).collect()
     });
     let mut before = Vec::new();
     for (index, own) in &attached {

@@ -30,6 +30,8 @@ pub struct DeviceRow {
     pub snat_v6: Option<IpAddr>,
     /// The largest packet.
     pub mtu: u32,
+    /// Whether flows between this one and another such device go past the kernel's own routing.
+    pub host_routing: bool,
     /// Whether packets begin with an Ethernet header.
     pub ethernet: bool,
 }
@@ -62,6 +64,7 @@ pub fn devices(
             snat_v4: known(device.snat_v4),
             snat_v6: known(device.snat_v6),
             mtu: device.mtu,
+            host_routing: device.flags & DeviceFlags::HOST_ROUTING != 0,
             ethernet: device.flags & DeviceFlags::NO_ETHERNET == 0,
         }
     };
@@ -77,7 +80,12 @@ mod tests {
     fn devices_with_and_without_programs_are_told() {
         let addr = |text: &str| text.parse::<IpAddr>().expect("an address").into();
         let device = |flags| Device { snat_v4: addr("192.0.2.5"), snat_v6: Addr::default(), flags, mtu: 1500 };
-        let entries = [(2, device(0)), (3, device(DeviceFlags::POD | DeviceFlags::NO_ETHERNET)), (4, device(0))].into();
+        let entries = [
+            (2, device(0)),
+            (3, device(DeviceFlags::POD | DeviceFlags::NO_ETHERNET)),
+            (4, device(DeviceFlags::HOST_ROUTING)),
+        ]
+        .into();
         let attached = [
             (2, Attached { how: How::Tcx, programs: [Some(1), Some(2)] }),
             (3, Attached { how: How::Clsact, programs: [Some(1), None] }),
@@ -88,6 +96,7 @@ mod tests {
         let wanted =
             [(2, Some("tcx"), Some("uplink"), true), (3, Some("clsact"), Some("pod"), false), (4, None, None, true)];
         assert_eq!(told, wanted);
+        assert_eq!(rows.iter().map(|row| row.host_routing).collect::<Vec<_>>(), [false, false, true]);
         let [first, second, third] = rows.as_slice() else { panic!("{rows:?}") };
         assert_eq!((first.snat_v4, first.snat_v6), (Some(IpAddr::from([192, 0, 2, 5])), None));
         assert_eq!((first.missing.len(), second.missing.as_slice()), (0, ["tc_egress"].as_slice()));

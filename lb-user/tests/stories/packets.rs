@@ -24,6 +24,7 @@ pub const STORIES: &[Story] = &[
     ("packets_to_nobody_are_answered_or_dropped_as_the_policy_says", nobody),
     ("packets_of_ten_thousand_connections_over_a_rollout_are_all_answered", rollout),
     ("packets_of_a_gigabyte_arrive_over_restarts_and_kills", gigabyte),
+    ("packets_past_the_nodes_own_routing_reach_a_pod_and_come_back", host_routing),
     ("packets_of_a_pod_link_reach_a_cluster_ip_and_its_own_pod", pod_link),
 ];
 
@@ -215,13 +216,19 @@ fn rollout(node: &mut Node) {
     assert_eq!(done.load(Ordering::Relaxed), CONNECTIONS);
 }
 
-/// A stream goes on while the agent is killed, started again, and the Service goes.
+/// A stream goes on while the agent is killed, started again (and without host routing), and the Service goes.
 fn gigabyte(node: &mut Node) {
     const BYTES: usize = 1 << 30;
     let lan = Lan::make(Options::default());
-    for (host, name) in [(pod(&lan.node1), "here"), (pod(&lan.node2), "there")] {
+    let (here, there) = (pod(&lan.node1), pod(&lan.node2));
+    for (host, name, flags) in
+        [(here, "here", [].as_slice()), (there, "there", &[]), (here, "here", &["--host-routing"])]
+    {
         node.write("web.yaml", &service("Cluster", &addresses(host).map(|ip| (ip, name))));
-        let mut first = agent(node, &lan, &[]);
+        let mut first = agent(node, &lan, flags);
+        if !flags.is_empty() {
+            until("the pod's link has the programs", || is_host_routed(node, &lan, "pod2"));
+        }
         first.wait_for("its backends are there", |dump| {
             dump.backends.values().filter(|backend| addresses(host).contains(&backend.addr.to_ip())).count() == 4
         });
@@ -235,7 +242,7 @@ fn gigabyte(node: &mut Node) {
             node.write("web.yaml", &service("Cluster", &[]));
             backends(&second, 0);
             sent.join().expect("all of it is sent");
-            assert_eq!(received.join().expect("the server"), BYTES, "a backend {name}");
+            assert_eq!(received.join().expect("the server"), BYTES, "a backend {name} {flags:?}");
         });
     }
 }
@@ -274,6 +281,51 @@ fn sink(address: SocketAddr, most: usize) -> thread::JoinHandle<usize> {
         }
         count
     })
+}
+
+/// Whether packets go straight to the pod behind a link of node1.
+fn is_host_routed(node: &Node, lan: &Lan, link: &str) -> bool {
+    let devices = lan.node1.host.net.enter(|| crate::agent::run(node, &["get", "devices"]));
+    let devices = String::from_utf8_lossy(&devices.stdout).into_owned();
+    devices.lines().any(|line| line.starts_with(link) && line.contains("pod, host routing"))
+}
+
+/// The node's own routing sees all packets of a client outside to a pod of this node, and none with `--host-routing`.
+fn host_routing(node: &mut Node) {
+    let lan = Lan::make(Options::default());
+    let here = pod(&lan.node1);
+    serve(here);
+    node.write("web.yaml", &service("Cluster", &addresses(here).map(|ip| (ip, "here"))));
+    // Packets that the node has routed on (ForwDatagrams of IPv4, and of IPv6).
+    let routed = || {
+        let read = |path| lan.node1.host.net.enter(|| fs::read_to_string(path)).expect("the node's counters");
+        let (v4, v6) = (read("/proc/thread-self/net/snmp"), read("/proc/thread-self/net/snmp6"));
+        let v4 = v4.lines().filter_map(|line| line.strip_prefix("Ip: ")).nth(1).expect("the numbers");
+        let v6 = v6.lines().find_map(|line| line.strip_prefix("Ip6OutForwDatagrams")).expect("the number");
+        let number = |text: Option<&str>| text.and_then(|text| text.trim().parse::<u64>().ok()).expect("a number");
+        number(v4.split(' ').nth(5)) + number(Some(v6))
+    };
+    let ask = || {
+        let before = routed();
+        for (client, (own, backend)) in
+            addresses(&lan.client).into_iter().zip(addresses(&lan.node1.host).into_iter().zip(addresses(here)))
+        {
+            let to = SocketAddr::from((own, NODE_PORT));
+            let (tcp, udp) = lan.client.net.enter(|| (tcp_ask(to).expect("an answer"), Client::udp(to).ask(to)));
+            let server = SocketAddr::from((backend, TARGET)).to_string();
+            assert_eq!(tcp, (server.clone(), client.to_string()), "TCP to {to}");
+            assert_eq!(udp, (server, Some(to)), "UDP to {to}");
+        }
+        routed() - before
+    };
+    let mut first = agent(node, &lan, &[]);
+    backends(&first, 4);
+    assert!(ask() >= 20, "the node routes each packet");
+    first.terminate();
+    let second = agent(node, &lan, &["--host-routing"]);
+    until("the pod's link has the programs", || is_host_routed(node, &lan, "pod2"));
+    backends(&second, 4);
+    assert_eq!(ask(), 0, "the node routes none");
 }
 
 /// A pod whose sockets the node does not see: its packets are translated at its link.

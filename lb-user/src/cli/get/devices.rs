@@ -36,7 +36,7 @@ impl Row for DeviceRow {
             or_none(self.device.as_deref()),
             self.index.to_string(),
             attached,
-            or_none(self.role),
+            or_none(self.role) + if self.host_routing { ", host routing" } else { "" },
             address(self.snat_v4),
             address(self.snat_v6),
         ]

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Facts from lines such as `2 eth0 up mtu 1500 kind veth layer 65534 port-of 3`, `addr 2 10.0.0.1/24 secondary`, and
+/// Facts from lines such as `2 eth0 up mtu 1500 kind veth layer 65534 port-of 3 peer 0`, `addr 2 10.0.0.1/24 secondary`, and
 /// `route 2 default src 10.0.0.1 metric 100`.
 fn facts(text: &str) -> Facts {
     let mut facts = Facts::default();
@@ -39,7 +39,7 @@ fn facts(text: &str) -> Facts {
                     flags: flag("up", libc::IFF_UP) | flag("loopback", libc::IFF_LOOPBACK),
                     mtu: number("mtu").unwrap_or(1500),
                     controller: number("port-of"),
-                    peer: None,
+                    peer: number("peer").map(u32::cast_signed),
                 };
                 facts.links.insert(index.parse().expect("an index"), link);
             }
@@ -52,8 +52,9 @@ fn facts(text: &str) -> Facts {
 const NONE: &BTreeSet<u32> = &BTreeSet::new();
 const NO_PODS: &BTreeMap<u32, u32> = &BTreeMap::new();
 
-fn setting<'a>(uplinks: &'a Choice, node: &'a [IpAddr]) -> Setting<'a> {
-    Setting { uplinks, pod_links: NO_PODS, node, attached: NONE }
+fn decided(facts: &Facts, choice: &Choice, pod_links: &BTreeMap<u32, u32>, node: &[IpAddr]) -> BTreeMap<u32, Wish> {
+    let uplinks = &uplinks(facts, choice, node, NONE);
+    decide(facts, Setting { uplinks, pod_links, host_routing: false, node })
 }
 
 fn ips(texts: &[&str]) -> Vec<IpAddr> {
@@ -74,7 +75,7 @@ fn told(wishes: &BTreeMap<u32, Wish>) -> String {
 fn check(text: &str, node: &[&str], expected: &str) {
     let lines: String =
         expected.lines().map(str::trim).filter(|line| !line.is_empty()).map(|l| format!("{l}\n")).collect();
-    assert_eq!(told(&decide(&facts(text), setting(&Choice::ByRoute, &ips(node)))), lines);
+    assert_eq!(told(&decided(&facts(text), &Choice::ByRoute, NO_PODS, &ips(node))), lines);
 }
 
 #[test]
@@ -212,8 +213,8 @@ fn flags_take_the_place_of_routes() {
     );
     let check = |uplinks: &str, pods: &str, expected: &[(&str, Role)]| {
         let (Ok(uplinks), Ok(pods)) = (uplinks.parse::<Choice>(), pods.parse::<Patterns>());
-        let pods = pod_links(&facts, &pods, Some(&BTreeMap::new()), &BTreeMap::new());
-        let wishes = decide(&facts, Setting { pod_links: &pods, ..setting(&uplinks, &[]) });
+        let pods = pod_links(&facts, &pods, NONE, Some(&BTreeMap::new()), &BTreeMap::new());
+        let wishes = decided(&facts, &uplinks, &pods, &[]);
         let with_role = wishes.values().filter_map(|wish| Some((wish.name.as_str(), wish.role?)));
         assert_eq!(with_role.collect::<Vec<_>>(), expected);
         wishes
@@ -238,8 +239,7 @@ fn flags_take_the_place_of_routes() {
 fn a_link_that_is_switched_off_keeps_its_programs() {
     let facts = facts("2 eth0\n3 eth1 up\n4 eth2");
     let attached = BTreeSet::from([2, 3, 9]);
-    let wishes = decide(&facts, Setting { attached: &attached, ..setting(&Choice::ByRoute, &[]) });
-    assert_eq!(told(&wishes), "eth0 Uplink 0.0.0.0 :: flags 0 mtu 1500\n");
+    assert_eq!(uplinks(&facts, &Choice::ByRoute, &[], &attached), BTreeSet::from([2]));
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn pods_choose_and_what_once_had_programs_by_choice_keeps_them() {
         let before = [2, 3].into_iter().zip(before.map(|flags| Device { flags, ..Device::default() })).collect();
         let choices = choice.map(|choice| BTreeMap::from([(2, choice), (3, choice)]));
         let Ok(patterns) = "lxc*".parse::<Patterns>();
-        let links = pod_links(&facts, &patterns, choices.as_ref(), &before);
+        let links = pod_links(&facts, &patterns, NONE, choices.as_ref(), &before);
         assert_eq!([links.get(&2).copied(), links.get(&3).copied()], expected, "{choice:?} after {before:?}");
     };
     use PathChoice::{Off, Packet, Socket};
@@ -266,4 +266,45 @@ fn pods_choose_and_what_once_had_programs_by_choice_keeps_them() {
     check(None, [0, 0], [Some(POD), None]);
     check(None, [POD | OFF, CHOSEN | OFF], [Some(POD | OFF), Some(CHOSEN | OFF)]);
     check(None, [CHOSEN, POD], [Some(CHOSEN), None]);
+}
+
+#[test]
+fn host_routing_is_between_uplinks_and_the_links_of_pods_that_no_bridge_has() {
+    const POD: u32 = DeviceFlags::POD;
+    const ENTERED: u32 = POD | DeviceFlags::CHOSEN | DeviceFlags::HOST_ROUTING;
+    let facts = facts(
+        "1 lo up loopback layer 772
+         2 eth0 up
+         3 wg0 up layer 65534
+         4 cali4 up kind veth peer 0
+         5 bridged up kind veth peer 1 port-of 6
+         6 cni0 up kind bridge
+         7 here up kind veth
+         8 l3 up kind netkit layer 65534 peer 2
+         9 node up kind veth peer 3
+         addr 2 192.0.2.5/24
+         route 2 default
+         route 3 10.9.0.0/16
+         route 9 10.8.0.0/16",
+    );
+    let pods = |wanted: &BTreeSet<u32>, choice, before: u32| {
+        let before = BTreeMap::from([(4, Device { flags: before, ..Device::default() })]);
+        pod_links(&facts, &Patterns::default(), wanted, Some(&BTreeMap::from([(4, choice)])), &before)
+    };
+    let uplinks = uplinks(&facts, &Choice::ByRoute, &[], NONE);
+    let wanted = entrances(&facts, &uplinks);
+    assert_eq!(wanted, BTreeSet::from([4]));
+    let links = pods(&wanted, PathChoice::Socket, 0);
+    assert_eq!(links, BTreeMap::from([(4, ENTERED)]));
+    let setting = Setting { uplinks: &uplinks, pod_links: &links, host_routing: true, node: &[] };
+    let wishes = decide(&facts, setting);
+    let flags: Vec<_> = wishes.values().map(|wish| (wish.name.as_str(), wish.device.flags)).collect();
+    const ROUTED: u32 = DeviceFlags::HOST_ROUTING;
+    assert_eq!(flags, [("eth0", ROUTED), ("wg0", DeviceFlags::NO_ETHERNET), ("cali4", ENTERED), ("node", ROUTED)]);
+    assert_eq!(pods(&wanted, PathChoice::Off, 0), BTreeMap::from([(4, ENTERED | DeviceFlags::OFF)]));
+    assert_eq!(
+        pods(NONE, PathChoice::Socket, ENTERED),
+        BTreeMap::from([(4, POD | DeviceFlags::CHOSEN)]),
+        "flows stand when it is switched off"
+    );
 }

@@ -1,7 +1,7 @@
 //! What a packet costs, by program and by what becomes of it: the mean of many runs on one packet, which each run finds as the
 //! one before left it, and the median of such means, since the machine is not alone.
 
-use lb_common::{Backend, BackendFlags, Flow, FlowFlags, FlowKey, Hook, Proto, Tuple};
+use lb_common::{Backend, BackendFlags, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Proto, Tuple};
 
 use super::{
     packet::{Error, Packet, Trouble, Wire},
@@ -34,11 +34,13 @@ const CLIENT: &str = "198.51.100.9:4000";
 const NODE_PORT: &str = "192.0.2.1:30080";
 const NODE: &str = "192.0.2.1:1024";
 const HERE: &str = "10.0.1.1:8080";
+const BESIDE: &str = "10.0.1.2:8080";
 const THERE: &str = "10.0.2.1:8080";
 const CLIENT6: &str = "[2001:db8:9::9]:4000";
 const NODE_PORT6: &str = "[2001:db8::1]:30080";
 const NODE6: &str = "[2001:db8::1]:1024";
 const HERE6: &str = "[fd00:0:0:1::1]:8080";
+const BESIDE6: &str = "[fd00:0:0:1::2]:8080";
 const THERE6: &str = "[fd00:0:0:2::1]:8080";
 
 /// Measures all rows, each in `runs` runs of a program, or a few hundred where each needs a packet of its own: those are single
@@ -160,6 +162,22 @@ fn flows(runs: u32) -> Vec<Cost> {
         circle(&mut world, IN, &packet, &becomes, FlowFlags::REDIRECT);
         world.run_often(IN, "uplink", &packet, 0, 1).0.is_sent_as(&becomes.one_hop_on());
         // Each run is a hop.
+        let (_, ns) = repeated(&world, (IN, "uplink"), &packet, 250, runs);
+        rows.push(row(IN, what, "sent at once", ns));
+    }
+    // With --host-routing.
+    for (device, flags) in [("uplink", 0), ("pod1", DeviceFlags::POD), ("pod2", DeviceFlags::POD)] {
+        world.set_flags(device, flags | DeviceFlags::HOST_ROUTING);
+    }
+    let entered: [(_, Make, _, _, _); 2] = [
+        ("known flow, straight to a pod, TCP", Packet::tcp, CLIENT, HERE, BESIDE),
+        ("known flow, straight to a pod, TCP over IPv6", Packet::tcp, CLIENT6, HERE6, BESIDE6),
+    ];
+    for (what, make, from, to, other) in entered {
+        let packet = make(from, to).ttl(255);
+        let becomes = packet.becomes(from, other);
+        circle(&mut world, IN, &packet, &becomes, FlowFlags::REDIRECT);
+        world.run_often(IN, "uplink", &packet, 0, 1).0.is_sent_as(&becomes.one_hop_on().out_to(0x12));
         let (_, ns) = repeated(&world, (IN, "uplink"), &packet, 250, runs);
         rows.push(row(IN, what, "sent at once", ns));
     }

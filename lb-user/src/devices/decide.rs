@@ -61,8 +61,8 @@ pub fn entrances(facts: &Facts, uplinks: &BTreeSet<u32>) -> BTreeSet<u32> {
 }
 
 /// The links to pods that shall have the programs, and the flags that say so: those whose names fit, those of `host_routing`,
-/// and those of which the pod has chosen the packet path. None of `choices`: nobody has told yet, and what was chosen `before` stays. A link that once
-/// had the programs by choice keeps them, since flows may stand that need them.
+/// and those of which the pod has chosen the packet path. None of `choices`: nobody has told yet, and what was chosen `before`
+/// stays. A link that once had the programs by choice keeps them, since flows may stand that need them.
 #[must_use]
 pub fn pod_links(
     facts: &Facts,
@@ -71,22 +71,21 @@ pub fn pod_links(
     choices: Option<&BTreeMap<u32, PathChoice>>,
     before: &BTreeMap<u32, Device>,
 ) -> BTreeMap<u32, u32> {
+    const POD: u32 = DeviceFlags::POD;
+    const OFF: u32 = DeviceFlags::OFF;
+    const CHOSEN: u32 = DeviceFlags::CHOSEN;
+    const HOST_ROUTING: u32 = DeviceFlags::HOST_ROUTING;
     let flags = |index: &u32, name: &str| {
         let before = before.get(index).map_or(0, |device| device.flags);
-        let (before, host_routing) = if host_routing.contains(index) {
-            (before | DeviceFlags::CHOSEN, DeviceFlags::HOST_ROUTING)
-        } else {
-            (before, 0)
+        let by_routing = if host_routing.contains(index) { HOST_ROUTING | CHOSEN } else { 0 };
+        let by_pod = match choices.map(|choices| choices.get(index).copied().unwrap_or_default()) {
+            None => before & (CHOSEN | OFF),
+            Some(PathChoice::Socket) => before & CHOSEN,
+            Some(PathChoice::Packet) => CHOSEN,
+            Some(PathChoice::Off) => before & CHOSEN | OFF,
         };
-        let Some(choices) = choices else {
-            let is_wanted = patterns.has(name) || before & DeviceFlags::CHOSEN != 0;
-            return is_wanted
-                .then_some(DeviceFlags::POD | host_routing | before & (DeviceFlags::CHOSEN | DeviceFlags::OFF));
-        };
-        let choice = choices.get(index).copied().unwrap_or_default();
-        let chosen = if choice == PathChoice::Packet { DeviceFlags::CHOSEN } else { before & DeviceFlags::CHOSEN };
-        let off = if choice == PathChoice::Off { DeviceFlags::OFF } else { 0 };
-        (patterns.has(name) || chosen != 0).then_some(DeviceFlags::POD | host_routing | chosen | off)
+        let flags = POD | by_routing | by_pod;
+        (patterns.has(name) || flags & CHOSEN != 0).then_some(flags)
     };
     facts.links.iter().filter_map(|(index, link)| Some((*index, flags(index, &link.name)?))).collect()
 }

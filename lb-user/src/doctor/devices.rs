@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::{PathChoice, PodPath};
+use lb_common::{Device, DeviceFlags, PathChoice, PodPath};
 
 use super::{Finding, foreign::Programs};
 use crate::{
@@ -40,6 +40,8 @@ pub(super) struct Facts {
     programs: Programs,
     /// Pods that have chosen a path.
     pods: Vec<PathRow>,
+    /// Into how many pods packets go past the node's routing, where they shall.
+    entered: Option<usize>,
 }
 
 /// Reads them, in the network namespace of this thread.
@@ -68,8 +70,12 @@ pub(super) fn read(directory: &Path, root: &Path, devices: Option<&Choice>) -> R
     let programs = Programs::read(&before.iter().map(|(.., program)| *program).collect::<Vec<_>>());
     let entries = TypedMap::<u64, PodPath>::open(directory, "PATHS")?.read()?;
     let pods = paths(&entries, |index| names.get(&index).cloned());
+    let known = TypedMap::<u32, Device>::open(directory, "DEVICES")?.read()?;
+    let has_host_routing = known.iter().any(|(_, device)| device.flags & DeviceFlags::HOST_ROUTING != 0);
+    let entered = || known.iter().filter(|(_, device)| DeviceFlags::lead_into_a_pod(device.flags)).count();
+    let entered = has_host_routing.then(entered);
     let is_off = devices.is_some_and(Choice::is_none);
-    Ok(Facts { is_off, uplinks, attached, names, before, programs, pods })
+    Ok(Facts { is_off, uplinks, attached, names, before, programs, pods, entered })
 }
 
 /// What it means.
@@ -119,6 +125,11 @@ pub(super) fn judge(facts: &Result<Facts>) -> Vec<Finding> {
             ),
             "the agent's log names what the kernel said; without the label its sockets are served",
         ));
+    }
+    if facts.entered == Some(0) {
+        let what = "--host-routing has no effect: no link of a pod is one to which a route leads";
+        let cure = "none before the first pod comes; where the CNI has pods behind a bridge, leave the flag out";
+        findings.push(Finding::note(CHECK, what, cure));
     }
     if facts.is_off {
         let what = "--devices none: clients outside of the node are not served by Beeline";
@@ -177,6 +188,12 @@ mod tests {
             &judge(&Err(anyhow::anyhow!("EPERM"))),
             &["error: the programs at network devices cannot be looked at"],
         );
+    }
+
+    #[test]
+    fn host_routing_without_a_pod_that_has_it_is_told() {
+        check(Facts { entered: Some(0), ..facts() }, &["note: --host-routing has no effect"]);
+        check(Facts { entered: Some(1), ..facts() }, &["ok"]);
     }
 
     #[test]

@@ -9,12 +9,12 @@ use std::{
 
 use lb_user::store::{BpfStore, Dump, Store as _};
 
-use crate::node::Node;
+use crate::node::{Node, is_slow};
 
 /// Waits until something is so: a limit that only a failure reaches, also on a machine that does other things. Under emulation
 /// everything takes longer.
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let limit = if std::env::var_os("BEELINE_SLOW").is_some() { 240 } else { 30 };
+    let limit = if is_slow() { 240 } else { 30 };
     let deadline = Instant::now() + Duration::from_secs(limit);
     while !is_so() {
         assert!(Instant::now() < deadline, "not so within {limit} s: {what}");

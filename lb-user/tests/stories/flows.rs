@@ -21,7 +21,7 @@ use lb_user::{
 use crate::{
     Story,
     agent::{run, until},
-    node::Node,
+    node::{Node, is_slow},
 };
 
 pub const STORIES: &[Story] = &[
@@ -148,7 +148,7 @@ fn full_map(node: &mut Node) {
     let start = Instant::now();
     let agent = node.agent(&[]);
     println!("in service after {:?}", start.elapsed());
-    let limit = Duration::from_secs(if std::env::var_os("BEELINE_SLOW").is_some() { 180 } else { 30 });
+    let limit = Duration::from_secs(if is_slow() { 180 } else { 30 });
     let mut left = full;
     while left > lives {
         assert!(start.elapsed() < limit, "{left} of {full} are left");

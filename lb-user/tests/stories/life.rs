@@ -14,7 +14,7 @@ use aya::maps::{HashMap, MapData};
 use crate::{
     Story,
     agent::{Agent, beeline, run, until},
-    node::{Node, service},
+    node::{Node, is_slow, service},
     sockets::{Client, at, tcp_ask, tcp_server, udp_server},
 };
 
@@ -271,8 +271,10 @@ fn another_layout(node: &mut Node) {
 /// One that does not tell what its maps are like, as before there was a likeness.
 fn unknown_layout(node: &mut Node) {
     let (pressure, _open) = give_way(node, |pins| std::fs::remove_dir_all(pins.join("like")).expect("its marks"));
-    // What was connected at that moment may have lost its name with the maps that knew it.
-    assert!(pressure.end_named() < 5);
+    // What was connected at that moment may have lost its name with the maps that knew it: a matter of two system calls.
+    let most = if is_slow() { 20 } else { 4 };
+    let misnamed = pressure.end_named();
+    assert!(misnamed <= most, "{misnamed} have lost their name");
 }
 
 fn give_way(node: &mut Node, change: impl Fn(&std::path::Path)) -> (Pressure, Client) {

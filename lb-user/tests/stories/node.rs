@@ -20,6 +20,11 @@ pub const CGROUP: &str = "BEELINE_STORY_CGROUP";
 /// Environment of a story: its directory.
 pub const DIRECTORY: &str = "BEELINE_STORY_DIRECTORY";
 
+/// Whether the machine is emulated, and needs ten times as long for everything.
+pub fn is_slow() -> bool {
+    std::env::var_os("BEELINE_SLOW").is_some()
+}
+
 /// Why stories cannot run here, if they cannot.
 pub fn lacking() -> Option<String> {
     if !rustix::process::geteuid().is_root() {

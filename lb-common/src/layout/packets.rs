@@ -149,7 +149,8 @@ impl DeviceFlags {
     pub const LEAVING: u32 = 8;
     /// Flows that stand go on, and none begins by what comes in: the pod has chosen that somebody else translates.
     pub const OFF: u32 = 16;
-    /// It has the programs by the choice of its pod, or for host routing. It keeps them for as long as it is there, since flows may stand.
+    /// It has the programs by the choice of its pod, or for host routing. It keeps them for as long as it is there, since
+    /// flows may stand.
     pub const CHOSEN: u32 = 32;
     /// Flows between two such devices go past the kernel's own routing and netfilter, both ways: into a pod by
     /// bpf_redirect_peer, and out of it to the neighbour that the routes name.

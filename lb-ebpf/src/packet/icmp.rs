@@ -89,6 +89,5 @@ fn send_on(mut frame: Frame, packet: &Packet, back: &Back) -> Fate {
     if hops == 0 {
         return Fate::PASS;
     }
-    frame.mark_sent_on();
-    route.take()
+    route.take(&mut frame)
 }

@@ -79,7 +79,7 @@ impl Route {
     #[inline(always)]
     pub fn enter(&self, frame: &mut Frame) -> Fate {
         if !self.has_neighbour {
-            return self.take();
+            return self.take(frame);
         }
         let mut ends = [0; 12];
         let (to, from) = ends.split_at_mut(6);
@@ -92,9 +92,10 @@ impl Route {
         Fate::of_helper(unsafe { generated::bpf_redirect_peer(self.params.ifindex, 0) })
     }
 
-    /// Sends the packet there; the kernel finds the neighbour's link address.
+    /// Sends the packet there, past the programs at egress; the kernel finds the neighbour's link address.
     #[inline(always)]
-    pub fn take(&self) -> Fate {
+    pub fn take(&self, frame: &mut Frame) -> Fate {
+        frame.mark_sent_on();
         // SAFETY: integers, for which zero is a value; a gateway may be of the other family.
         unsafe {
             let mut next: bpf_redir_neigh = mem::zeroed();

@@ -74,6 +74,5 @@ fn send_on(mut frame: Frame, packet: &Packet, to: &Tuple) -> Fate {
     if DeviceFlags::lead_into_a_pod(flags) && packet.l3 != 0 {
         return route.enter(&mut frame);
     }
-    frame.mark_sent_on();
-    route.take()
+    route.take(&mut frame)
 }

@@ -1,5 +1,7 @@
 //! The same places for IPv4 and for IPv6.
 
+use crate::support::{Packet, Wanted};
+
 /// Addresses and ports of one family.
 #[derive(Clone, Copy, Debug)]
 pub struct Family {
@@ -63,4 +65,13 @@ pub const BOTH: [Family; 2] = [V4, V6];
 /// The address of an address and port.
 pub fn ip(end: &str) -> String {
     end.parse::<std::net::SocketAddr>().expect("an address and port").ip().to_string()
+}
+
+/// The first packet of each protocol, and a Service for it.
+pub fn each(of: Family) -> [(Packet, Wanted); 3] {
+    [
+        (Packet::syn(of.client, of.node_port), Wanted::tcp()),
+        (Packet::udp(of.client, of.node_port), Wanted::udp()),
+        (Packet::sctp_init(of.client, of.node_port), Wanted::sctp()),
+    ]
 }

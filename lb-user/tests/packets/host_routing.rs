@@ -3,7 +3,7 @@
 use lb_common::{Counter, DeviceFlags, FlowFlags, Hook};
 
 use crate::{
-    family::{BOTH, Family, V4, V6, ip},
+    family::{BOTH, V4, V6, each, ip},
     support::{Packet, Trouble, Wanted, World, packet::Error, site},
 };
 
@@ -18,14 +18,6 @@ fn enter() -> World {
         world.set_flags(device, flags);
     }
     world
-}
-
-fn each(of: Family) -> [(Packet, Wanted); 3] {
-    [
-        (Packet::syn(of.client, of.node_port), Wanted::tcp()),
-        (Packet::udp(of.client, of.node_port), Wanted::udp()),
-        (Packet::sctp_init(of.client, of.node_port), Wanted::sctp()),
-    ]
 }
 
 #[test]
@@ -174,5 +166,22 @@ fn flows_go_on_when_it_is_switched_off() {
         let answer = Packet::tcp(of.here, of.client);
         world.comes_in("pod1", &answer).is_sent_as(&answer.becomes(of.node_port, of.client).one_hop_on());
         assert_eq!(world.count(Counter::NoRoute), 0);
+    }
+}
+
+#[test]
+fn flows_go_on_when_it_is_switched_on() {
+    for of in BOTH {
+        let mut world = World::enter();
+        world.serve(Wanted::tcp().node_port(of.any).backends(&[of.here]));
+        let syn = Packet::syn(of.client, of.node_port);
+        world.comes_in("uplink", &syn).goes_on_as(&syn.becomes(of.client, of.here));
+        world.set_flags("uplink", DeviceFlags::HOST_ROUTING);
+        world.set_flags("pod1", ENTERED);
+        let ack = Packet::tcp(of.client, of.node_port);
+        world.comes_in("uplink", &ack).goes_on_as(&ack.becomes(of.client, of.here));
+        let answer = Packet::tcp(of.here, of.client);
+        world.comes_in("pod1", &answer).is_untouched();
+        world.goes_out("uplink", &answer).goes_on_as(&answer.becomes(of.node_port, of.client));
     }
 }

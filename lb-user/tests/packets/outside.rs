@@ -3,18 +3,9 @@
 use lb_common::{FlowFlags, Hook};
 
 use crate::{
-    family::{BOTH, Family, V4, V6, ip},
+    family::{BOTH, Family, V4, V6, each, ip},
     support::{Packet, Wanted, World},
 };
-
-/// The first packet of each protocol, and a Service for it.
-fn each(of: Family) -> [(Packet, Wanted); 3] {
-    [
-        (Packet::syn(of.client, of.node_port), Wanted::tcp()),
-        (Packet::udp(of.client, of.node_port), Wanted::udp()),
-        (Packet::sctp_init(of.client, of.node_port), Wanted::sctp()),
-    ]
-}
 
 /// A backend on this node gets `packet` with its source kept, and its answers come from the NodePort.
 fn is_served_here(world: &World, of: Family, packet: &Packet) {

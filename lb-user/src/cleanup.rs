@@ -33,8 +33,8 @@ pub fn cleanup(pins: &Pins, patience: Duration, mut say: impl FnMut(String)) -> 
     let lock = pins.lock()?;
     pins.remove_links(&BEGINNERS, &lock)?;
     if pins.current().join("FLOWS").exists() {
-        leave(&pins.current())?;
         let flows = Flows::open(&pins.current())?;
+        leave(&pins.current(), &flows)?;
         let open = drain(&flows, patience)?;
         if open > 0 {
             say(ended(&flows, open));

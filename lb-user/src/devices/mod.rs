@@ -221,22 +221,23 @@ impl Keeper {
             decide(&facts, Setting { uplinks, pod_links, host_routing: *host_routing, node })
         };
         self.reading = began.elapsed();
-        let wanted: BTreeMap<u32, Device> = wishes.iter().map(|(index, wish)| (*index, wish.device)).collect();
         let is_new = |index: &u32| !attached.contains_key(index);
         // Datagrams of clients would be left to nobody where netfilter has nothing to go on with.
         let settles = wishes.iter().any(|(index, wish)| wish.role.is_some() && is_new(index)) && translates();
+        let is_whole = |index: &u32| attached.get(index).is_some_and(|attached| self.tc.is_whole(attached));
+        let with_programs = wishes.iter().filter(|(_, wish)| wish.role.is_some());
+        let mut serving: BTreeSet<u32> = with_programs.clone().map(|(index, _)| *index).filter(is_whole).collect();
         let settling = |(index, wish): (&u32, &Wish)| {
             let is_settling = settles && wish.role.is_some() && is_new(index);
             let flags = wish.device.flags | if is_settling { DeviceFlags::SETTLING } else { 0 };
-            (*index, Device { flags, ..wish.device })
+            (*index, entered_if(serving.contains(index), Device { flags, ..wish.device }))
         };
         // A program that runs finds its device.
         self.put(&wishes.iter().map(settling).collect())?;
-        let (mut failures, mut serving) = (Vec::new(), BTreeSet::new());
+        let mut failures = Vec::new();
         let (mut added, mut removed) = (Vec::new(), Vec::new());
-        for (index, wish) in wishes.iter().filter(|(_, wish)| wish.role.is_some()) {
-            if attached.get(index).is_some_and(|attached| self.tc.is_whole(attached)) {
-                serving.insert(*index);
+        for (index, wish) in with_programs {
+            if serving.contains(index) {
                 continue;
             }
             match self.tc.attach(*index) {
@@ -256,8 +257,10 @@ impl Keeper {
                 Ok(flows) => info!(flows, "open connections that netfilter translates are left to it"),
                 Err(error) => warn!("connections that netfilter translates may break: {error:#}"),
             }
-            self.put(&wanted)?;
         }
+        let wanted =
+            wishes.iter().map(|(index, wish)| (*index, entered_if(serving.contains(index), wish.device))).collect();
+        self.put(&wanted)?;
         // The sockets of a pod are left alone when its packets are not.
         if let (Some(paths), Some(placed)) = (paths, &placed) {
             self.paths.tell(&self.pins, paths, placed, &serving)?;
@@ -320,6 +323,12 @@ impl Keeper {
         entries.retain(|index, _| wanted.contains_key(index));
         Ok(())
     }
+}
+
+/// The device, into which packets go past the kernel's routing only while the programs are there for the answers.
+fn entered_if(is_served: bool, device: Device) -> Device {
+    let flags = if is_served { device.flags } else { device.flags & !DeviceFlags::HOST_ROUTING };
+    Device { flags, ..device }
 }
 
 fn is_gone(error: &anyhow::Error) -> bool {

@@ -100,11 +100,13 @@ pub struct Left {
     pub why: Option<String>,
 }
 
-/// Leaves what begins from now on to netfilter.
+/// Leaves what begins from now on to netfilter. Flows that are over go before, since answers to a connection of netfilter's would
+/// be taken for theirs.
 ///
 /// # Errors
-/// When `DEVICES` cannot be written.
-pub fn leave(directory: &Path) -> Result<()> {
+/// When `FLOWS` cannot be read or written, or `DEVICES` cannot be written.
+pub fn leave(directory: &Path, flows: &Flows) -> Result<()> {
+    let _open = open_alone(flows)?;
     let devices = TypedMap::<u32, Device>::open(directory, "DEVICES")?;
     let (keys, values): (Vec<u32>, Vec<Device>) = devices
         .read()?
@@ -131,10 +133,12 @@ pub fn drain(flows: &Flows, patience: Duration) -> Result<usize> {
 }
 
 /// The flows that are open, by the client's entries; those that are over are removed. A connection of netfilter's that looks like
-/// one of them to its backend would be taken for it, or would get a port that ends with the programs.
+/// one of them to its backend would be taken for it, or would get a port that ends with the programs. What is netfilter's
+/// already stays so.
 fn open_alone(flows: &Flows) -> Result<Vec<(FlowKey, Flow)>> {
-    let (entries, now) = (flows.read()?, sys::now());
+    let (mut entries, now) = (flows.read()?, sys::now());
     let by_key: foldhash::HashMap<FlowKey, Flow> = entries.iter().copied().collect();
+    entries.retain(|(_, flow)| flow.flags & FlowFlags::NETFILTER == 0);
     let (mut kept, over): (Vec<_>, Vec<_>) =
         entries.into_iter().partition(|(key, flow)| goes_on(key, flow, by_key.get(&partner_key(key, flow)), now));
     let over: Vec<FlowKey> = over.into_iter().map(|(key, _)| key).collect();
@@ -145,8 +149,7 @@ fn open_alone(flows: &Flows) -> Result<Vec<(FlowKey, Flow)>> {
 
 /// Whether the programs have something left to do for it.
 fn goes_on(key: &FlowKey, flow: &Flow, partner: Option<&Flow>, now: u64) -> bool {
-    flow.flags & FlowFlags::NETFILTER == 0
-        && expires_at(flow, partner, key.proto) > now
+    expires_at(flow, partner, key.proto) > now
         && !matches!(state(flow, partner), FlowState::Closed | FlowState::TimeWait)
 }
 
@@ -231,7 +234,6 @@ mod tests {
             let [(key, flow), (back_key, back)] = entries(&connection, 7);
             assert_eq!((partner_key(&key, &flow), partner_key(&back_key, &back)), (back_key, key));
             assert_eq!((flow.to, back_key.hook), (tuple(answers_to, 4000, "10.0.0.1", 8080), hook as u8));
-            assert!(!goes_on(&key, &flow, Some(&back), 8), "it is not ours");
         }
     }
 

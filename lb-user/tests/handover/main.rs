@@ -42,8 +42,15 @@ const PLACE: [&str; 2] = ["BEELINE_HANDOVER_CGROUP", "BEELINE_HANDOVER_DIRECTORY
 /// How long each state is looked at.
 const WHILE: Duration = Duration::from_millis(1500);
 
-const STORIES: [(&str, Mode); 2] =
-    [("there_and_back_beside_nftables", Mode::Nftables), ("there_and_back_beside_iptables", Mode::Iptables)];
+/// A name, the mode of kube-proxy, and flags of the agent.
+type Story = (&'static str, Mode, &'static [&'static str]);
+
+const STORIES: [Story; 3] = [
+    ("there_and_back_beside_nftables", Mode::Nftables, &[]),
+    ("there_and_back_beside_iptables", Mode::Iptables, &[]),
+    // Flows that conntrack has never seen go back to it.
+    ("there_and_back_with_host_routing", Mode::Nftables, &["--host-routing"]),
+];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
@@ -51,8 +58,8 @@ fn main() -> ExitCode {
     if let [_, flag, name] = words.as_slice()
         && flag == "--story"
     {
-        let (_, mode) = STORIES.into_iter().find(|(known, _)| known == name).expect("a story of that name");
-        story(mode);
+        let (_, mode, flags) = STORIES.into_iter().find(|(known, ..)| known == name).expect("a story of that name");
+        story(mode, flags);
         return ExitCode::SUCCESS;
     }
     let mut arguments = Arguments::from_args();
@@ -62,7 +69,7 @@ fn main() -> ExitCode {
         let required = std::env::var_os("BEELINE_REQUIRE_KERNEL").is_some();
         return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
-    let trials = STORIES.map(|(name, _)| Trial::test(name, move || run(name)));
+    let trials = STORIES.map(|(name, ..)| Trial::test(name, move || run(name)));
     libtest_mimic::run(&arguments, trials.into()).exit_code()
 }
 
@@ -101,7 +108,7 @@ fn run(name: &str) -> Result<(), Failed> {
 }
 
 /// kube-proxy; Beeline beside it; Beeline alone; both again; kube-proxy alone.
-fn story(mode: Mode) {
+fn story(mode: Mode, flags: &[&str]) {
     let [cgroup, directory] = PLACE.map(|name| std::env::var_os(name).expect("set by the runner"));
     let directory = Path::new(&directory);
     place::enter_namespaces();
@@ -117,7 +124,7 @@ fn story(mode: Mode) {
     thread::sleep(WHILE);
 
     // Beside it: nothing is harmed, and both answer alike.
-    let agent = site.start_agent();
+    let agent = site.start_agent(flags);
     thread::sleep(WHILE);
     let (code, told) = site.beeline(&["handover", "--dry-run", "-o", "json"]);
     let comparison: serde_json::Value = serde_json::from_str(&told).unwrap_or_else(|error| panic!("{error}: {told}"));

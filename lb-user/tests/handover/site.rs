@@ -85,7 +85,7 @@ impl<'a> Site<'a> {
         self.lan.node1.host.net.enter(|| program.start(&served))
     }
 
-    pub fn start_agent(&self) -> Started {
+    pub fn start_agent(&self, flags: &[&str]) -> Started {
         let mut command = Command::new(env!("CARGO_BIN_EXE_beeline"));
         command
             .arg("--pins")
@@ -93,6 +93,7 @@ impl<'a> Site<'a> {
             .args(["run", "--node-name", "node1", "--kubeconfig"])
             .arg(self.api.kubeconfig());
         command.arg("--cgroup").arg(self.pods()).args(["--healthz-bind-address=", "--metrics-bind-address="]);
+        command.args(flags);
         let log = self.directory.join("agent.log");
         let agent = self.lan.node1.host.net.enter(|| Started::new(&mut command, &log));
         agent.wait_until_in_service();

@@ -8,12 +8,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     task::JoinSet,
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     announce::{self, Board},
@@ -156,6 +157,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
             });
         }
     }
+    tell_manager(NotifyState::Stopping);
     tasks.shutdown().await;
     tc.close();
     drop(collected);
@@ -166,6 +168,13 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         info!("ended; the datapath stays in place and goes on translating: `beeline cleanup` removes it");
     }
     Ok(())
+}
+
+/// Tells systemd, or whatever else started the agent and set `NOTIFY_SOCKET`, how far it is: sd_notify(3).
+fn tell_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!("the service manager was not told: {error}");
+    }
 }
 
 /// The datapath, and where it serves.
@@ -185,6 +194,7 @@ impl Maps for Service {
     fn enter_service(&mut self, writes: u64) -> Result<()> {
         if let Some(links_taken_over) = self.datapath.attach(&self.cgroup)? {
             info!(cgroup = %self.cgroup.display(), links_taken_over, writes, "in service");
+            tell_manager(NotifyState::Ready);
         }
         Ok(())
     }

@@ -104,6 +104,8 @@ fn ensure_programs(need: Need) -> Result<()> {
             want("curl", "curl");
             // A key of the API server.
             want("openssl", "openssl");
+            // Runs the unit of deploy/systemd.
+            want("systemctl", "systemd");
             // Rules of others, which a story looks through, and kube-proxy, which hands a node over.
             want("nft", "nftables");
             want("iptables", "iptables");

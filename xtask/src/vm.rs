@@ -63,7 +63,7 @@ pub(crate) fn boot(vmlinuz: &Path, initrd: &Path) -> Result<Outcome> {
             command.args(["-machine", "virt"]);
             ("ttyAMA0", "max")
         }
-        _ => ("ttyS0", "max,la57=off"),
+        _ => ("ttyS0", "max,la57=off,erms=off,fsrm=off"),
     };
     // Emulated in software: a build machine's /dev/kvm may be there and not work. A panic reboots at once, and a reboot
     // ends the emulator. The processor's random numbers are trusted, or the first wait for them would be long. What the

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use k8s_openapi::jiff::SignedDuration;
 
 use crate::{cleanup::cleanup, datapath::pins::Pins};
 
@@ -21,16 +22,8 @@ pub(super) struct Arguments {
 }
 
 fn parse_time(text: &str) -> Result<Duration, String> {
-    let cure = || "want a time as in 30s or 5m".to_owned();
-    let (number, factor) = if let Some(number) = text.strip_suffix('s') {
-        (number, 1)
-    } else if let Some(number) = text.strip_suffix('m') {
-        (number, 60)
-    } else {
-        return Err(cure());
-    };
-    let number: u32 = number.parse().map_err(|_| cure())?;
-    Ok(Duration::from_secs(u64::from(number) * factor))
+    let time = text.parse::<SignedDuration>().ok().and_then(|time| time.try_into().ok());
+    time.ok_or_else(|| "want a time as in 30s or 5m".to_owned())
 }
 
 pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<()> {
@@ -43,10 +36,10 @@ mod tests {
 
     #[test]
     fn times_are_parsed_or_say_what_they_want() {
-        for (text, seconds) in [("0s", 0), ("30s", 30), ("5m", 300)] {
+        for (text, seconds) in [("0s", 0), ("30s", 30), ("5m", 300), ("1h 30m", 5400)] {
             assert_eq!(parse_time(text), Ok(Duration::from_secs(seconds)));
         }
-        for bad in ["", "30", "s", "-1s", "1h", "1.5s"] {
+        for bad in ["", "30", "s", "-1s", "soon"] {
             assert!(parse_time(bad).is_err(), "{bad}");
         }
     }

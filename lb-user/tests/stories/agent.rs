@@ -13,12 +13,17 @@ use crate::node::{Node, is_slow};
 
 /// Waits until something is so: a limit that only a failure reaches, also on a machine that does other things. Under emulation
 /// everything takes longer.
-pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn until(what: &str, is_so: impl FnMut() -> bool) {
+    until_looking_each(Duration::from_millis(2), what, is_so);
+}
+
+/// The same, with another pause between two looks.
+pub fn until_looking_each(pause: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
     let limit = if is_slow() { 240 } else { 30 };
     let deadline = Instant::now() + Duration::from_secs(limit);
     while !is_so() {
         assert!(Instant::now() < deadline, "not so within {limit} s: {what}");
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::sleep(pause);
     }
 }
 

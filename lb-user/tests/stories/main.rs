@@ -20,6 +20,7 @@ mod kill;
 mod lan;
 mod life;
 mod links;
+mod load;
 mod monitoring;
 mod node;
 mod node_ports;
@@ -31,6 +32,7 @@ mod policy;
 mod rot;
 mod routes;
 mod sockets;
+mod systemd;
 mod tcp;
 mod udp;
 mod upgrade;
@@ -67,6 +69,7 @@ fn stories() -> Vec<Story> {
         doctor::STORIES,
         monitoring::STORIES,
         capabilities::STORIES,
+        systemd::STORIES,
         routes::STORIES,
         flows::STORIES,
         upgrade::STORIES,
@@ -93,10 +96,11 @@ fn main() -> ExitCode {
         return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
     let trial = |(name, _)| {
-        // Other kernels are booted without a Prometheus: not run there, rather than passed. So is what needs a next version where
-        // nobody has built one.
+        // Other kernels are booted without a Prometheus and a systemd: not run there, rather than passed. So is what needs a next
+        // version where nobody has built one.
         let is_of = |stories: &[Story]| stories.iter().any(|(of, _)| *of == name);
         let cannot_run = is_of(monitoring::STORIES) && !monitoring::has_prometheus()
+            || is_of(systemd::STORIES) && !systemd::is_there()
             || is_of(upgrade::STORIES) && agent::next_beeline().is_none();
         Trial::test(name, move || run(name)).with_ignored_flag(cannot_run)
     };

@@ -15,6 +15,8 @@ use rustix::{
     },
 };
 
+use crate::node::is_slow;
+
 /// Parses an address and port.
 pub fn at(text: &str) -> SocketAddr {
     text.parse().expect("an address and port")
@@ -109,8 +111,9 @@ impl Client {
     fn new(v6: bool, socket_type: SocketType) -> Self {
         let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
         let fd = socket_with(family, socket_type, SocketFlags::CLOEXEC, None).expect("a socket");
-        let limit = Some(Duration::from_secs(5));
-        rustix::net::sockopt::set_socket_timeout(&fd, rustix::net::sockopt::Timeout::Recv, limit).expect("a time-out");
+        let limit = Duration::from_secs(if is_slow() { 40 } else { 5 });
+        rustix::net::sockopt::set_socket_timeout(&fd, rustix::net::sockopt::Timeout::Recv, Some(limit))
+            .expect("a time-out");
         Self { fd }
     }
 
@@ -151,7 +154,7 @@ impl Client {
     /// What came, and from whom as the kernel tells it.
     pub fn receive(&self) -> (String, Option<SocketAddr>) {
         let mut buffer = [0; 128];
-        let (len, _, from) = recvfrom(&self.fd, &mut buffer[..], RecvFlags::empty()).expect("an answer within 5 s");
+        let (len, _, from) = recvfrom(&self.fd, &mut buffer[..], RecvFlags::empty()).expect("an answer in time");
         (
             String::from_utf8_lossy(buffer.get(..len).unwrap_or_default()).into_owned(),
             from.and_then(|from| address(Some(from))),

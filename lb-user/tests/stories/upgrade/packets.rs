@@ -2,11 +2,12 @@
 
 use std::{fs, net::SocketAddr, thread, time::Duration};
 
-use super::{Version, load::Load};
+use super::Version;
 use crate::{
     agent::{Agent, until},
     kill::hold_connections,
     lan::{Host, Lan, Options},
+    load::Load,
     node::Node,
     packets::{NODE_PORT, TARGET, addresses, has_filters, pod, serve, service},
     sockets::{Client, tcp_ask},

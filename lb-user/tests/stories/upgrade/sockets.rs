@@ -9,10 +9,11 @@ use lb_user::datapath::{
     typed::TypedMap,
 };
 
-use super::{Version, load::Load};
+use super::Version;
 use crate::{
     agent::until,
     kill::hold_connections,
+    load::Load,
     node::{Node, annotated, service, with_spec},
     sockets::{Client, at, tcp_ask, tcp_server, udp_server},
 };

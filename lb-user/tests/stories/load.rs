@@ -9,9 +9,9 @@ use std::{
     time::Duration,
 };
 
-use crate::agent::until;
+use crate::{agent::until, node::is_slow};
 
-/// Before each turn.
+/// Before each turn, and ten times that where all is slow.
 const PAUSE: Duration = Duration::from_millis(2);
 
 struct Worker {
@@ -33,10 +33,11 @@ impl Load {
     pub fn add(&mut self, what: &'static str, mut turn: impl FnMut() -> Result<(), String> + Send + 'static) {
         let turns = Arc::<AtomicU32>::default();
         let (is_over, failures, done) = (Arc::clone(&self.is_over), Arc::clone(&self.failures), Arc::clone(&turns));
+        let pause = if is_slow() { PAUSE * 10 } else { PAUSE };
         let work = move || {
             while !is_over.load(Ordering::Relaxed) {
                 // The agent needs the processor too.
-                thread::sleep(PAUSE);
+                thread::sleep(pause);
                 if let Err(error) = turn() {
                     println!("{what}: {error}");
                     failures.lock().expect("no panic").push(format!("{what}: {error}"));

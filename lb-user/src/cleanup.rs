@@ -8,7 +8,7 @@ use crate::{
     datapath::pins::Pins,
     flows::{
         Flows,
-        netfilter::{Left, drain, hand_over, leave},
+        netfilter::{Left, drain, forget, hand_over, leave},
     },
     inspect::number,
     netfilter::{
@@ -34,11 +34,12 @@ pub fn cleanup(pins: &Pins, patience: Duration, mut say: impl FnMut(String)) -> 
     pins.remove_links(&BEGINNERS, &lock)?;
     if pins.current().join("FLOWS").exists() {
         let flows = Flows::open(&pins.current())?;
-        leave(&pins.current(), &flows)?;
+        let told = leave(&pins.current(), &flows)?;
         let open = drain(&flows, patience)?;
         if open > 0 {
             say(ended(&flows, open));
         }
+        forget(&told)?;
     }
     let removed = pins.remove(&lock)?;
     for path in &removed {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::{
-    Device, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Proto,
+    Device, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Proto, Tuple,
     flow::{FlowState, Seen, expires_at, partner_key, state},
 };
 
@@ -100,20 +100,44 @@ pub struct Left {
     pub why: Option<String>,
 }
 
-/// Leaves what begins from now on to netfilter. Flows that are over go before, since answers to a connection of netfilter's would
-/// be taken for theirs.
+/// What netfilter was told of flows that are not its own: addresses and ports, and IP protocol numbers.
+pub type Told = Vec<(Tuple, u8)>;
+
+/// Leaves what begins from now on to netfilter. Packets that are sent on under the client's own address conntrack has never seen:
+/// it is told of those flows before, until [`forget`], lest it lets a connection look to the backend like one of them, whose
+/// answers the programs would take for theirs.
 ///
 /// # Errors
-/// When `FLOWS` cannot be read or written, or `DEVICES` cannot be written.
-pub fn leave(directory: &Path, flows: &Flows) -> Result<()> {
-    let _open = open_alone(flows)?;
+/// When `FLOWS` cannot be read, `DEVICES` cannot be written, or netfilter does not answer.
+pub fn leave(directory: &Path, flows: &Flows) -> Result<Told> {
+    let of_client = |flags: u16| flags & (FlowFlags::REDIRECT | FlowFlags::REVERSE) == FlowFlags::REDIRECT;
+    let is_unseen = |(key, flow): &(FlowKey, Flow)| of_client(flow.flags) && flow.to.src == key.tuple.src;
+    let told: Told = flows.read()?.into_iter().filter(is_unseen).map(|(key, flow)| (flow.to, key.proto)).collect();
+    if let Some(mut conntrack) = Conntrack::open().context("asking netfilter")? {
+        for &(dialled, proto) in &told {
+            let untranslated =
+                Connection { proto, dialled, reply: dialled.reversed(), is_answered: true, is_over: false };
+            // One that looks so is there already, which is as good.
+            let _there = conntrack.put(&untranslated);
+        }
+    }
     let devices = TypedMap::<u32, Device>::open(directory, "DEVICES")?;
     let (keys, values): (Vec<u32>, Vec<Device>) = devices
         .read()?
         .into_iter()
         .map(|(index, device)| (index, Device { flags: device.flags | DeviceFlags::LEAVING, ..device }))
         .unzip();
-    devices.put(&keys, &values).context("writing DEVICES")
+    devices.put(&keys, &values).context("writing DEVICES")?;
+    Ok(told)
+}
+
+/// Has netfilter forget what it was told.
+///
+/// # Errors
+/// When it does not answer.
+pub fn forget(told: &Told) -> Result<()> {
+    let Some(mut conntrack) = Conntrack::open().context("asking netfilter")? else { return Ok(()) };
+    told.iter().try_for_each(|(tuple, proto)| conntrack.forget(tuple, *proto)).context("having netfilter forget flows")
 }
 
 /// Waits until no flow is open any more, or until that time is over. How many are.
@@ -133,12 +157,10 @@ pub fn drain(flows: &Flows, patience: Duration) -> Result<usize> {
 }
 
 /// The flows that are open, by the client's entries; those that are over are removed. A connection of netfilter's that looks like
-/// one of them to its backend would be taken for it, or would get a port that ends with the programs. What is netfilter's
-/// already stays so.
+/// one of them to its backend would be taken for it, or would get a port that ends with the programs.
 fn open_alone(flows: &Flows) -> Result<Vec<(FlowKey, Flow)>> {
-    let (mut entries, now) = (flows.read()?, sys::now());
+    let (entries, now) = (flows.read()?, sys::now());
     let by_key: foldhash::HashMap<FlowKey, Flow> = entries.iter().copied().collect();
-    entries.retain(|(_, flow)| flow.flags & FlowFlags::NETFILTER == 0);
     let (mut kept, over): (Vec<_>, Vec<_>) =
         entries.into_iter().partition(|(key, flow)| goes_on(key, flow, by_key.get(&partner_key(key, flow)), now));
     let over: Vec<FlowKey> = over.into_iter().map(|(key, _)| key).collect();
@@ -149,7 +171,8 @@ fn open_alone(flows: &Flows) -> Result<Vec<(FlowKey, Flow)>> {
 
 /// Whether the programs have something left to do for it.
 fn goes_on(key: &FlowKey, flow: &Flow, partner: Option<&Flow>, now: u64) -> bool {
-    expires_at(flow, partner, key.proto) > now
+    flow.flags & FlowFlags::NETFILTER == 0
+        && expires_at(flow, partner, key.proto) > now
         && !matches!(state(flow, partner), FlowState::Closed | FlowState::TimeWait)
 }
 
@@ -218,7 +241,7 @@ fn put(conntrack: &mut Conntrack, key: &FlowKey, flow: &Flow) -> io::Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_common::{Addr, Tuple};
+    use lb_common::Addr;
 
     fn tuple(src: &str, src_port: u16, dst: &str, dst_port: u16) -> Tuple {
         let [src, dst] = [src, dst].map(|ip| Addr::from(ip.parse::<std::net::IpAddr>().expect("an address")));
@@ -234,6 +257,7 @@ mod tests {
             let [(key, flow), (back_key, back)] = entries(&connection, 7);
             assert_eq!((partner_key(&key, &flow), partner_key(&back_key, &back)), (back_key, key));
             assert_eq!((flow.to, back_key.hook), (tuple(answers_to, 4000, "10.0.0.1", 8080), hook as u8));
+            assert!(!goes_on(&key, &flow, Some(&back), 8), "it is not ours");
         }
     }
 

@@ -153,12 +153,15 @@ impl Client {
 
     /// What came, and from whom as the kernel tells it.
     pub fn receive(&self) -> (String, Option<SocketAddr>) {
+        self.try_receive().expect("an answer in time")
+    }
+
+    /// The same of a socket that may be ended.
+    pub fn try_receive(&self) -> Result<(String, Option<SocketAddr>)> {
         let mut buffer = [0; 128];
-        let (len, _, from) = recvfrom(&self.fd, &mut buffer[..], RecvFlags::empty()).expect("an answer in time");
-        (
-            String::from_utf8_lossy(buffer.get(..len).unwrap_or_default()).into_owned(),
-            from.and_then(|from| address(Some(from))),
-        )
+        let (len, _, from) = recvfrom(&self.fd, &mut buffer[..], RecvFlags::empty())?;
+        let text = String::from_utf8_lossy(buffer.get(..len).unwrap_or_default()).into_owned();
+        Ok((text, from.and_then(|from| address(Some(from)))))
     }
 
     /// One question and its answer.

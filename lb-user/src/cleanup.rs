@@ -39,7 +39,10 @@ pub fn cleanup(pins: &Pins, patience: Duration, mut say: impl FnMut(String)) -> 
         if open > 0 {
             say(ended(&flows, open));
         }
-        forget(&told)?;
+        if let Err(error) = forget(&told) {
+            // It forgets by itself, in a day.
+            say(format!("netfilter keeps what it was told of flows that are over: {error:#}"));
+        }
     }
     let removed = pins.remove(&lock)?;
     for path in &removed {

@@ -10,11 +10,9 @@ const UNIT: &str = "deploy/systemd/beeline.service";
 /// Where the unit expects the program.
 const PROGRAM: &str = "/usr/local/bin/beeline";
 
-/// Fails with everything that systemd has to say about the unit; or tells why there is nobody to ask.
-pub(crate) fn check() -> Result<Option<String>> {
-    let Some(analyze) = run::find("systemd-analyze", &[]) else {
-        return Ok(Some("there is no systemd-analyze".to_owned()));
-    };
+/// Fails with everything that systemd has to say about the unit.
+pub(crate) fn check() -> Result<()> {
+    let analyze = run::find("systemd-analyze", &[]).context("there is no systemd-analyze")?;
     let unit = std::fs::read_to_string(workspace::root().join(UNIT)).with_context(|| format!("reading {UNIT}"))?;
     ensure!(unit.contains(PROGRAM), "{UNIT} does not start {PROGRAM}");
     // On a machine where nothing is installed, a program that is there stands for it.
@@ -30,5 +28,5 @@ pub(crate) fn check() -> Result<Option<String>> {
     if !output.status.success() || !said.is_empty() {
         bail!("systemd-analyze verify {UNIT}: {}: {}", output.status, said.join("\n"));
     }
-    Ok(None)
+    Ok(())
 }

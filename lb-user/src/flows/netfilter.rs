@@ -103,24 +103,22 @@ pub struct Left {
 /// What netfilter was told of flows that are not its own: addresses and ports, and IP protocol numbers.
 pub type Told = Vec<(Tuple, u8)>;
 
-/// Leaves what begins from now on to netfilter. Packets that are sent on under the client's own address conntrack has never seen:
-/// it is told of those flows before, until [`forget`], lest it lets a connection look to the backend like one of them, whose
-/// answers the programs would take for theirs.
+/// Leaves what begins from now on to netfilter. Packets that are sent on under the client's own address conntrack has never
+/// seen: it is told of those flows before, as far as it listens, until [`forget`]. Else it lets a connection look to the
+/// backend like one of them, and the programs take the answers for theirs.
 ///
 /// # Errors
-/// When `FLOWS` cannot be read, `DEVICES` cannot be written, or netfilter does not answer.
+/// When `FLOWS` cannot be read, or `DEVICES` cannot be written.
 pub fn leave(directory: &Path, flows: &Flows) -> Result<Told> {
     let of_client = |flags: u16| flags & (FlowFlags::REDIRECT | FlowFlags::REVERSE) == FlowFlags::REDIRECT;
     let is_unseen = |(key, flow): &(FlowKey, Flow)| of_client(flow.flags) && flow.to.src == key.tuple.src;
-    let told: Told = flows.read()?.into_iter().filter(is_unseen).map(|(key, flow)| (flow.to, key.proto)).collect();
-    if let Some(mut conntrack) = Conntrack::open().context("asking netfilter")? {
-        for &(dialled, proto) in &told {
-            let untranslated =
-                Connection { proto, dialled, reply: dialled.reversed(), is_answered: true, is_over: false };
-            // One that looks so is there already, which is as good.
-            let _there = conntrack.put(&untranslated);
-        }
-    }
+    let mut told: Told = flows.read()?.into_iter().filter(is_unseen).map(|(key, flow)| (flow.to, key.proto)).collect();
+    // Who does not listen says why when the flows are handed over.
+    let mut conntrack = Conntrack::open().ok().flatten();
+    told.retain(|&(dialled, proto)| {
+        let untranslated = Connection { proto, dialled, reply: dialled.reversed(), is_answered: true, is_over: false };
+        conntrack.as_mut().is_some_and(|conntrack| conntrack.put(&untranslated).is_ok())
+    });
     let devices = TypedMap::<u32, Device>::open(directory, "DEVICES")?;
     let (keys, values): (Vec<u32>, Vec<Device>) = devices
         .read()?

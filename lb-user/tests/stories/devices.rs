@@ -66,7 +66,7 @@ fn uplink(name: &str, number: u8) -> bool {
     true
 }
 
-fn index(name: &str) -> u32 {
+pub fn index(name: &str) -> u32 {
     let path = format!("/sys/class/net/{name}/ifindex");
     // Of this thread's namespace, which the mount of sysfs may not be.
     let text = std::fs::read_to_string(path).unwrap_or_default();

@@ -9,11 +9,15 @@ use std::{
     time::Duration,
 };
 
+use lb_common::Hook;
+use lb_user::datapath::sys;
 use rustix::io::Errno;
 
 use crate::{
     Story,
     agent::{Agent, until},
+    devices::index,
+    doctor::returning,
     lan::{Host, Lan, Options},
     node::Node,
     sockets::{Client, tcp_ask, tcp_server, udp_server},
@@ -25,6 +29,7 @@ pub const STORIES: &[Story] = &[
     ("packets_of_ten_thousand_connections_over_a_rollout_are_all_answered", rollout),
     ("packets_of_a_gigabyte_arrive_over_restarts_and_kills", gigabyte),
     ("packets_past_the_nodes_own_routing_reach_a_pod_and_come_back", host_routing),
+    ("packets_reach_a_pod_whose_link_has_no_room_for_the_programs", no_room),
     ("packets_of_a_pod_link_reach_a_cluster_ip_and_its_own_pod", pod_link),
 ];
 
@@ -326,6 +331,35 @@ fn host_routing(node: &mut Node) {
     until("the pod's link has the programs", || is_host_routed(node, &lan, "pod2"));
     backends(&second, 4);
     assert_eq!(ask(), 0, "the node routes none");
+}
+
+/// Nothing goes into a pod past the node's routing where the programs cannot be for what comes out of it.
+fn no_room(node: &mut Node) {
+    let lan = Lan::make(Options::default());
+    let here = pod(&lan.node1);
+    serve(here);
+    node.write("web.yaml", &service("Cluster", &addresses(here).map(|ip| (ip, "here"))));
+    const TC_ACT_UNSPEC: i32 = -1;
+    // Until the kernel has no room left (BPF_MPROG_MAX, include/linux/bpf_mprog.h).
+    let theirs: Vec<_> = lan.node1.host.net.enter(|| {
+        let link = index("pod2");
+        let attach = || {
+            let program = sys::load_classifier(c"theirs", &returning(TC_ACT_UNSPEC)).expect("a program");
+            sys::attach_tcx(&program, link, Hook::Ingress).ok()
+        };
+        std::iter::from_fn(attach).take(1000).collect()
+    });
+    if theirs.is_empty() {
+        println!("LACKS TCX: there is always room at a link");
+        return;
+    }
+    let agent = agent(node, &lan, &["--host-routing"]);
+    agent.wait_for_log("the devices of the packet path are not as they should be");
+    backends(&agent, 4);
+    for own in addresses(&lan.node1.host) {
+        let to = SocketAddr::from((own, NODE_PORT));
+        lan.client.net.enter(|| tcp_ask(to)).expect("an answer");
+    }
 }
 
 /// A pod whose sockets the node does not see: its packets are translated at its link.

@@ -212,10 +212,7 @@ impl Planner<'_> {
             return;
         }
         self.used[Table::Services as usize] += usize::from(there.is_none());
-        // A frontend that comes or goes is bound as long as it is there.
-        let bound = (old.flags | new.flags) & ServiceFlags::SOURCE_RANGES;
-        let early = if empties(&old, &new) { old } else { new };
-        let early = Service { flags: early.flags | bound, ..early };
+        let early = between(&old, &new);
         if there != Some(early) {
             self.emit(Phase::PutService, Op::PutService(id, early));
         }
@@ -300,14 +297,26 @@ impl PortSpec {
     }
 }
 
-/// Whether some kind of frontend has a list before and none after.
-fn empties(old: &Service, new: &Service) -> bool {
+/// What holds while frontends come and go: those of `old` that are yet to go and those of `new` that are there already
+/// meet a list that is not empty if theirs was, or will be. A frontend of either is bound to source ranges.
+fn between(old: &Service, new: &Service) -> Service {
+    // What becomes empty does so later: a list, and a policy by the list that it says.
+    let later = |len: &dyn Fn(&Service) -> u32| if len(new) == 0 && len(old) > 0 { *old } else { *new };
+    let cluster = later(&|service| service.cluster_len);
+    let local = later(&|service| service.local_len);
     let by = |flag: u32| {
-        let len = |service: &Service| if service.flags & flag == 0 { service.cluster_len } else { service.local_len };
-        len(old) > 0 && len(new) == 0
+        let list = |service: &Service| if service.flags & flag == 0 { List::Cluster } else { List::Local };
+        later(&|service| service.len(list(service))).flags & flag
     };
-    // No flag is always the cluster list.
-    [0, ServiceFlags::INTERNAL_LOCAL, ServiceFlags::EXTERNAL_LOCAL].into_iter().any(by)
+    let bound = (old.flags | new.flags) & ServiceFlags::SOURCE_RANGES;
+    Service {
+        cluster_len: cluster.cluster_len,
+        cluster_stride: cluster.cluster_stride,
+        local_len: local.local_len,
+        local_stride: local.local_stride,
+        flags: by(ServiceFlags::INTERNAL_LOCAL) | by(ServiceFlags::EXTERNAL_LOCAL) | bound,
+        ..*new
+    }
 }
 
 /// How far a turn goes on in a list of `len` slots: prime to the length, so that it comes by every slot, and near the

@@ -235,11 +235,24 @@ pub fn small_changes() -> Vec<(&'static str, State, State)> {
     let only = |ranges: &[&str], remote: &[u8]| balanced(Cluster, remote, &[], ranges, None);
     let mh = |remote: &[u8]| balanced(Cluster, remote, &[], &[], Some(Scheduler::Mh));
     let (near, far) = ("10.21.0.0/21", "198.51.100.0/24");
+    let local_inside = {
+        let mut state = lb(Cluster, &[1], &[]);
+        for object in &mut state {
+            if let Object::Service(service) = object {
+                service.internal_policy = Local;
+                service.cluster_ips = vec![[10, 96, 0, 2].into()];
+            }
+        }
+        state
+    };
     vec![
         ("the external policy becomes Local", lb(Cluster, &[1], &[2]), lb(Local, &[1], &[2])),
         ("it becomes Local without local ones", lb(Cluster, &[1], &[]), lb(Local, &[1], &[])),
         ("it becomes Cluster", lb(Local, &[1], &[2]), lb(Cluster, &[1], &[2])),
         ("the local list changes for clients outside", lb(Local, &[1], &[2]), lb(Local, &[2], &[1])),
+        ("it becomes Local, the internal one Cluster, and a VIP comes", with(&local_inside, b(9, &[1], &[3])), {
+            lb(Local, &[2], &[])
+        }),
         ("ranges come", only(&[], &[1]), only(&[near], &[1])),
         ("ranges go", only(&[near], &[1]), only(&[], &[1])),
         ("ranges widen", only(&[near], &[1]), only(&["10.0.0.0/8"], &[1])),

@@ -151,11 +151,11 @@ pub const fn partner_key(key: &FlowKey, flow: &Flow) -> FlowKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Addr, Tuple};
+    use crate::{Addr, Hop, Tuple};
 
     fn flow(forward: u8, reverse: u8, used: u64) -> Flow {
         let to = Tuple { src: Addr::default(), dst: Addr::default(), src_port: 1, dst_port: 2 };
-        Flow { to, service: 1, backend: 1, flags: 0, forward, reverse, used }
+        Flow { to, service: 1, backend: 1, flags: 0, forward, reverse, used, hop: Hop::UNKNOWN }
     }
 
     #[test]

@@ -10,15 +10,15 @@ mod packets;
 mod paths;
 
 pub use packets::{
-    Device, DeviceFlags, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Hook, MAGLEV_LEN, Maglev, MaglevKey,
-    Range, RangeKey, Tuple,
+    Device, DeviceFlags, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Hook, Hop, MAGLEV_LEN, Maglev,
+    MaglevKey, Range, RangeKey, Tuple,
 };
 pub use paths::{PathChoice, PodPath};
 
 /// Version of the map layouts; part of the pin directory's name, so that two layouts never meet in one map.
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { RELEASED + 1 } else { RELEASED };
 
-const RELEASED: u32 = 3;
+const RELEASED: u32 = 4;
 
 /// Sizes with which the maps begin; those that the agent writes grow by themselves when they are full. All but
 /// `TCP_SOCKS` (4 MiB) take memory per entry, not up front (`BPF_F_NO_PREALLOC`), besides 16 bytes per possible entry for
@@ -587,6 +587,6 @@ macro_rules! layouts {
 
 layouts! {
     Addr: 16, FrontendKey: 20, Frontend: 5 + FRONTEND_PAD, Service: 32, SlotKey: 12, Slot: 24, Backend: 24, Names: 196, LogGate: 24,
-    NodeAddr: 4, AffinityKey: 24, Affinity: 16, PortStats: 56, BackendStats: 24, Tuple: 36, FlowKey: 40, Flow: 56,
+    NodeAddr: 4, AffinityKey: 24, Affinity: 16, PortStats: 56, BackendStats: 24, Tuple: 36, FlowKey: 40, Hop: 24, Flow: 80,
     FragmentKey: 40, FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24, MaglevKey: 8, Maglev: 16292, PodPath: 168,
 }

@@ -13,6 +13,8 @@ mod family;
 mod fragments;
 #[path = "packets/full.rs"]
 mod full;
+#[path = "packets/hops.rs"]
+mod hops;
 #[path = "packets/host_routing.rs"]
 mod host_routing;
 #[path = "packets/live.rs"]

@@ -76,6 +76,35 @@ pub struct Flow {
     pub reverse: u8,
     /// When the last packet of this direction came (CLOCK_MONOTONIC, ns).
     pub used: u64,
+    /// Where its packets go next, if they are sent on ([`FlowFlags::REDIRECT`]).
+    pub hop: Hop,
+}
+
+/// Where packets go next, as the routes and neighbours said when they were last asked.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hop {
+    /// When they must be asked again (CLOCK_MONOTONIC, ns); 0 where the neighbour's link address is not known.
+    pub until: u64,
+    /// Index of the device.
+    pub ifindex: u32,
+    /// Link addresses as they stand in front of a packet: the neighbour's, and the device's own.
+    pub ends: [u8; 12],
+}
+
+impl Hop {
+    /// Nothing has been asked.
+    pub const UNKNOWN: Self = Self { until: 0, ifindex: 0, ends: [0; 12] };
+    /// For how long an answer holds, in ns: routes that change are followed within it. It is short against what a failing
+    /// link costs, and long against the time between packets where their cost matters.
+    pub const LASTS: u64 = 100_000_000;
+
+    /// Whether the link addresses are known.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_known(&self) -> bool {
+        self.until != 0
+    }
 }
 
 /// Bits of [`Flow::flags`].

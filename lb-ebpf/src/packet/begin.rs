@@ -1,7 +1,7 @@
 //! The first packet of a flow.
 
 use lb_common::{
-    Addr, BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, FlowFlags, FrontendKey, Hook, Proto, Tuple,
+    Addr, BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, FlowFlags, FrontendKey, Hook, Hop, Proto, Tuple,
     Verdict, flow::partner_key, packet::Packet, select,
 };
 
@@ -106,13 +106,14 @@ fn fill(scratch: &mut Scratch, pod: bool) -> bool {
     flow.forward = packet.seen;
     flow.reverse = 0;
     flow.used = clock.now();
+    flow.hop = Hop::UNKNOWN;
     keep
 }
 
 /// The address of this node from which a backend elsewhere is reached becomes the source.
 #[inline(never)]
 fn find_source(frame: Frame, packet: &Packet, to: &mut Tuple) -> bool {
-    let Some(device) = device_to(frame, packet, to) else {
+    let Some(device) = device_of(&Route::find(frame, to, packet.proto, packet.v6)) else {
         return false;
     };
     let addr: &Addr = if packet.v6 { &device.snat_v6 } else { &device.snat_v4 };
@@ -120,20 +121,23 @@ fn find_source(frame: Frame, packet: &Packet, to: &mut Tuple) -> bool {
     !addr.is_unspecified()
 }
 
-/// Whether the backend is a pod that packets are put into at once, and answers by its own link. Not where answers that look
-/// the same are awaited from the kernel's routing.
+/// Whether the backend is a pod that packets are put into at once, and answers by its own link; then the way there is known.
+/// Not where answers that look the same are awaited from the kernel's routing.
 #[inline(never)]
 fn is_to_enter(frame: Frame, scratch: &mut Scratch) -> bool {
-    let Scratch { packet, flow, key, back_key, .. } = scratch;
+    let Scratch { packet, flow, key, back_key, clock, .. } = scratch;
     *back_key = partner_key(key, flow);
-    FLOWS.get_ptr(&*back_key).is_none()
-        && device_to(frame, packet, &flow.to).is_some_and(|device| DeviceFlags::lead_into_a_pod(device.flags))
+    if FLOWS.get_ptr(&*back_key).is_some() {
+        return false;
+    }
+    let route = Route::find(frame, &flow.to, packet.proto, packet.v6);
+    route.keep(&mut flow.hop, packet.l3, clock.now());
+    device_of(&route).is_some_and(|device| DeviceFlags::lead_into_a_pod(device.flags))
 }
 
-/// By which device a packet goes that shall be `to`.
+/// By which device a packet goes.
 #[inline(always)]
-fn device_to(frame: Frame, packet: &Packet, to: &Tuple) -> Option<&'static Device> {
-    let route = Route::find(frame, to, packet.proto, packet.v6);
+fn device_of(route: &Route) -> Option<&'static Device> {
     if !matches!(route.way, Way::Device) {
         return None;
     }

@@ -9,7 +9,7 @@ use super::{
     Scratch,
     fate::Fate,
     read_network,
-    route::{Route, Way},
+    route::{self, Route, Way},
     send::sends_on,
     skb::Frame,
 };
@@ -89,5 +89,5 @@ fn send_on(mut frame: Frame, packet: &Packet, back: &Back) -> Fate {
     if hops == 0 {
         return Fate::PASS;
     }
-    route.take(&mut frame)
+    route::to_neighbour(&mut frame, route.ifindex(), &mut route.neighbour())
 }

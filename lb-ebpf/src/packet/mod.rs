@@ -18,7 +18,10 @@ mod skb;
 
 use core::{arch::asm, ptr};
 
-use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
+use aya_ebpf::{
+    bindings::{BPF_ANY, bpf_redir_neigh},
+    programs::TcContext,
+};
 use lb_common::{
     BackendFlags, Choice, Counter, Device, DeviceFlags, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts,
     FrontendKey, Hook, Proto,
@@ -51,6 +54,8 @@ pub struct Scratch {
     step: u32,
     /// The backend of a new flow.
     choice: Choice,
+    /// To whom it is sent on, if the routes were asked for it: of no family where the flow's hop is to be taken as it is.
+    neighbour: bpf_redir_neigh,
     clock: Clock,
     icmp: icmp::Back,
     answer: Answer,
@@ -169,8 +174,11 @@ fn goes_on(scratch: &mut Scratch) -> bool {
         flow.used = now;
     }
     track(&scratch.packet, &scratch.key, &mut scratch.back_key, flow);
-    // SAFETY: two places of two maps. (As an assignment it would be a call, and a loop.)
-    unsafe { ptr::copy_nonoverlapping(&raw const flow.to, &raw mut scratch.flow.to, 1) };
+    // SAFETY: places of two maps. (As an assignment it would be a call, and a loop.)
+    unsafe {
+        ptr::copy_nonoverlapping(&raw const flow.to, &raw mut scratch.flow.to, 1);
+        ptr::copy_nonoverlapping(&raw const flow.hop, &raw mut scratch.flow.hop, 1);
+    }
     scratch.flow.flags = flow.flags;
     true
 }

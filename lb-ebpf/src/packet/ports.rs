@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use lb_common::{
-    Counter, Device, Flow, FlowFlags, FlowKey, Hook, Proto, Tuple,
+    Counter, Device, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple,
     flow::{FlowState, partner_key},
     mix::{self, scale},
     packet::{Packet, spread},
@@ -45,6 +45,7 @@ pub fn claim(frame: Frame, scratch: &mut Scratch, hook: Hook, wish: Wish) -> Fat
     scratch.back = scratch.flow;
     scratch.back.to = scratch.packet.tuple.reversed();
     scratch.back.flags = FlowFlags::REVERSE | (scratch.flow.flags & FlowFlags::REDIRECT);
+    scratch.back.hop = Hop::UNKNOWN;
     if hook as u8 == Hook::Egress as u8 {
         scratch.back.flags |= FlowFlags::PARTNER_EGRESS;
     }
@@ -171,6 +172,7 @@ pub fn keep_apart(frame: Frame, scratch: &mut Scratch, device: &Device) -> Fate 
         _ => return Fate::PASS,
     }
     let used = scratch.clock.now();
-    scratch.flow = Flow { to: packet.tuple, service: 0, backend: 0, flags: 0, forward: packet.seen, reverse: 0, used };
+    let (to, hop) = (packet.tuple, Hop::UNKNOWN);
+    scratch.flow = Flow { to, service: 0, backend: 0, flags: 0, forward: packet.seen, reverse: 0, used, hop };
     claim(frame, scratch, Hook::Egress, Wish::Any)
 }

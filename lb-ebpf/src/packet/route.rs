@@ -9,7 +9,7 @@ use aya_ebpf::{
     },
     helpers::generated,
 };
-use lb_common::{Tuple, packet::Skb as _};
+use lb_common::{Hop, Tuple, packet::Skb as _};
 
 use super::{fate::Fate, skb::Frame};
 
@@ -74,39 +74,61 @@ impl Route {
         self.params.ifindex
     }
 
-    /// Puts the packet into the other end of the device, as if it had come by there; for a packet with an Ethernet header at
-    /// ingress. Where the neighbour is not known yet, it goes as [`Route::take`] has it.
+    /// What the packets behind one whose network header is at `l3` need not ask, until a while after `now`. Those without an
+    /// Ethernet header have no place for link addresses.
     #[inline(always)]
-    pub fn enter(&self, frame: &mut Frame) -> Fate {
-        if !self.has_neighbour {
-            return self.take(frame);
-        }
-        let mut ends = [0; 12];
-        let (to, from) = ends.split_at_mut(6);
+    pub fn keep(&self, hop: &mut Hop, l3: u32, now: u64) {
+        hop.until = if self.has_neighbour && l3 != 0 { now + Hop::LASTS } else { 0 };
+        hop.ifindex = self.params.ifindex;
+        let (to, from) = hop.ends.split_at_mut(6);
         to.copy_from_slice(&self.params.dmac);
         from.copy_from_slice(&self.params.smac);
-        if frame.store(0, &ends, false).is_err() {
-            return Fate::DROP;
-        }
-        // SAFETY: no precondition.
-        Fate::of_helper(unsafe { generated::bpf_redirect_peer(self.params.ifindex, 0) })
     }
 
-    /// Sends the packet there, past the programs at egress; the kernel finds the neighbour's link address.
+    /// The neighbour; it may be of the other family.
     #[inline(always)]
-    pub fn take(&self, frame: &mut Frame) -> Fate {
-        frame.mark_sent_on();
-        // SAFETY: integers, for which zero is a value; a gateway may be of the other family.
+    pub fn neighbour(&self) -> bpf_redir_neigh {
+        // SAFETY: integers, for which zero is a value, and of which all are written.
         unsafe {
-            let mut next: bpf_redir_neigh = mem::zeroed();
-            next.nh_family = self.params.family.into();
+            let mut neighbour: bpf_redir_neigh = mem::zeroed();
+            neighbour.nh_family = self.params.family.into();
             if self.params.family == AF_INET6 {
-                next.__bindgen_anon_1.ipv6_nh = self.params.__bindgen_anon_4.ipv6_dst;
+                neighbour.__bindgen_anon_1.ipv6_nh = self.params.__bindgen_anon_4.ipv6_dst;
             } else {
-                next.__bindgen_anon_1.ipv4_nh = self.params.__bindgen_anon_4.ipv4_dst;
+                neighbour.__bindgen_anon_1.ipv4_nh = self.params.__bindgen_anon_4.ipv4_dst;
             }
-            let size = mem::size_of::<bpf_redir_neigh>() as i32;
-            Fate::of_helper(generated::bpf_redirect_neigh(self.params.ifindex, &raw mut next, size, 0))
+            neighbour
         }
     }
+}
+
+/// Sends the packet out of a device to a neighbour, past the programs at egress; the kernel finds the link address, and looks
+/// after it.
+#[inline(always)]
+pub fn to_neighbour(frame: &mut Frame, ifindex: u32, neighbour: &mut bpf_redir_neigh) -> Fate {
+    frame.mark_sent_on();
+    let size = mem::size_of::<bpf_redir_neigh>() as i32;
+    // SAFETY: a struct of that size.
+    Fate::of_helper(unsafe { generated::bpf_redirect_neigh(ifindex, neighbour, size, 0) })
+}
+
+/// The same with the link addresses that are known.
+#[inline(always)]
+pub fn to_link(frame: &mut Frame, hop: &Hop) -> Fate {
+    if frame.store(0, &hop.ends, false).is_err() {
+        return Fate::DROP;
+    }
+    frame.mark_sent_on();
+    // SAFETY: no precondition.
+    Fate::of_helper(unsafe { generated::bpf_redirect(hop.ifindex, 0) })
+}
+
+/// Puts the packet into the other end of a device, as if it had come by there.
+#[inline(always)]
+pub fn into_pod(frame: &mut Frame, hop: &Hop) -> Fate {
+    if frame.store(0, &hop.ends, false).is_err() {
+        return Fate::DROP;
+    }
+    // SAFETY: no precondition.
+    Fate::of_helper(unsafe { generated::bpf_redirect_peer(hop.ifindex, 0) })
 }

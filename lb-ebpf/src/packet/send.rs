@@ -1,5 +1,7 @@
 //! A packet is rewritten, and goes its way: on through the kernel, or at once out of a device.
 
+use core::ptr;
+
 use lb_common::{
     Counter, DeviceFlags, FlowFlags, Hook, Tuple,
     packet::{Packet, rewrite},
@@ -8,19 +10,22 @@ use lb_common::{
 use super::{
     Scratch,
     fate::Fate,
-    route::{Route, Way},
+    route::{self, Route, Way},
     skb::Frame,
 };
-use crate::maps::{DEVICES, count};
+use crate::maps::{DEVICES, FLOWS, count};
 
 /// The size of segments that a list of packets is said to have (`GSO_BY_FRAGS`, include/linux/skbuff.h).
 const BY_FRAGS: u32 = 0xffff;
 
 /// Lets the packet become what its flow says.
 #[inline(always)]
-pub fn send(frame: Frame, hook: Hook, scratch: &Scratch) -> Fate {
-    let Scratch { packet, flow, .. } = scratch;
-    if sends_on(flow.flags, hook) { send_on(frame, packet, &flow.to) } else { put(frame, packet, &flow.to, 0) }
+pub fn send(frame: Frame, hook: Hook, scratch: &mut Scratch) -> Fate {
+    if sends_on(scratch.flow.flags, hook) {
+        send_on(frame, scratch)
+    } else {
+        put(frame, &scratch.packet, &scratch.flow.to, 0)
+    }
 }
 
 /// Whether packets of such a flow are sent on. Those that go out have their way already.
@@ -37,24 +42,24 @@ fn put(mut frame: Frame, packet: &Packet, to: &Tuple, hops: u8) -> Fate {
 
 /// The kernel would refuse a source that is its own: the packet takes its route from here, as the kernel would have sent it.
 #[inline(never)]
-fn send_on(mut frame: Frame, packet: &Packet, to: &Tuple) -> Fate {
-    if packet.ttl <= 1 {
+fn send_on(mut frame: Frame, scratch: &mut Scratch) -> Fate {
+    if scratch.packet.ttl <= 1 {
         return Fate::TIME_EXCEEDED;
     }
-    let route = Route::find(frame, to, packet.proto, packet.v6);
-    match route.way {
+    match find_way(frame, scratch) {
         Way::Device => {}
-        Way::Here => return put(frame, packet, to, 0),
+        Way::Here => return put(frame, &scratch.packet, &scratch.flow.to, 0),
         Way::Unreachable => return Fate::NO_ROUTE,
         Way::Other => {
             count(Counter::NoRoute);
             return Fate::DROP;
         }
     }
+    let Scratch { packet, flow, neighbour, .. } = scratch;
     // Asked about where the packet has been written: the verifier would walk that for each answer.
     let mut flags = 0;
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
-    if let Some(device) = unsafe { DEVICES.get(route.ifindex()) } {
+    if let Some(device) = unsafe { DEVICES.get(flow.hop.ifindex) } {
         let mtu = device.mtu;
         flags = device.flags;
         // As the kernel measures a packet that will be cut (skb_gso_network_seglen): the headers, and one segment. One that
@@ -68,11 +73,37 @@ fn send_on(mut frame: Frame, packet: &Packet, to: &Tuple) -> Fate {
             return Fate::too_big(mtu);
         }
     }
-    if put(frame, packet, to, 1).code() != Fate::PASS.code() {
+    if put(frame, packet, &flow.to, 1).code() != Fate::PASS.code() {
         return Fate::DROP;
     }
-    if DeviceFlags::lead_into_a_pod(flags) && packet.l3 != 0 {
-        return route.enter(&mut frame);
+    if DeviceFlags::lead_into_a_pod(flags) && flow.hop.is_known() {
+        route::into_pod(&mut frame, &flow.hop)
+    } else if neighbour.nh_family == 0 {
+        route::to_link(&mut frame, &flow.hop)
+    } else {
+        route::to_neighbour(&mut frame, flow.hop.ifindex, neighbour)
     }
-    route.take(&mut frame)
+}
+
+/// Where the packet goes next: as those before it, as long as that holds and it has a place for link addresses. Otherwise the
+/// routes are asked, and the kernel sees that the neighbour is still needed.
+#[inline(always)]
+fn find_way(frame: Frame, scratch: &mut Scratch) -> Way {
+    let Scratch { packet, key, flow, clock, neighbour, .. } = scratch;
+    let now = clock.now();
+    if now < flow.hop.until && packet.l3 != 0 {
+        neighbour.nh_family = 0;
+        return Way::Device;
+    }
+    let route = Route::find(frame, &flow.to, packet.proto, packet.v6);
+    *neighbour = route.neighbour();
+    route.keep(&mut flow.hop, packet.l3, now);
+    if flow.hop.is_known()
+        && let Some(entry) = FLOWS.get_ptr_mut(&*key)
+    {
+        // SAFETY: a value of ours; it stays until the RCU grace period ends. Of two CPUs that write at once, or one that reads
+        // beside another, a packet may get a part of two answers, which differ only while the routes change.
+        unsafe { ptr::copy_nonoverlapping(&raw const flow.hop, &raw mut (*entry).hop, 1) };
+    }
+    route.way
 }

@@ -220,7 +220,7 @@ fn doomed(key: &FlowKey, flow: &Flow, has_partner: bool) -> Vec<FlowKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_common::{Addr, Hook, Tuple, flow::FlowState};
+    use lb_common::{Addr, Hook, Hop, Tuple, flow::FlowState};
 
     #[test]
     fn no_flow_ends_sooner_than_the_shortest_time() {
@@ -239,7 +239,8 @@ mod tests {
         let to = Tuple { src: ip("192.0.2.9"), dst: ip("10.0.0.1"), src_port: 4000, dst_port: 8080 };
         let forward_key = FlowKey::new(dialled, 6, Hook::Ingress);
         let reverse_key = FlowKey::new(to.reversed(), 6, Hook::Egress);
-        let flow = |to, flags| Flow { to, service: 1, backend: 1, flags, forward: 0, reverse: 0, used: 0 };
+        let flow =
+            |to, flags| Flow { to, service: 1, backend: 1, flags, forward: 0, reverse: 0, used: 0, hop: Hop::UNKNOWN };
         let forward = flow(to, FlowFlags::PARTNER_EGRESS);
         let reverse = flow(dialled.reversed(), FlowFlags::REVERSE);
         let both = [reverse_key, forward_key];

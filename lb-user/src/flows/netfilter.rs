@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::{
-    Device, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Proto, Tuple,
+    Device, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple,
     flow::{FlowState, Seen, expires_at, partner_key, state},
 };
 
@@ -84,6 +84,7 @@ fn entries(connection: &Connection, now: u64) -> [(FlowKey, Flow); 2] {
         forward: Seen::ANY,
         reverse,
         used: now,
+        hop: Hop::UNKNOWN,
     };
     let back = Flow { to: dialled.reversed(), flags: FlowFlags::NETFILTER | FlowFlags::REVERSE, ..flow };
     [(FlowKey::new(dialled, proto, Hook::Ingress), flow), (FlowKey::new(reply, proto, hook), back)]
@@ -271,6 +272,7 @@ mod tests {
             forward,
             reverse: Seen::ANY,
             used: 5,
+            hop: Hop::UNKNOWN,
         };
         let goes_on = |forward, now| goes_on(&key, &flow(forward), None, now);
         assert!(goes_on(Seen::ANY, 6) && !goes_on(Seen::ANY | Seen::RST, 6) && !goes_on(Seen::ANY, u64::MAX));

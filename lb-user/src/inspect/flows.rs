@@ -114,7 +114,7 @@ mod tests {
         objects::Key,
         spec::{Family, PortKey},
     };
-    use lb_common::{Hook, Tuple, flow::Seen};
+    use lb_common::{Hook, Hop, Tuple, flow::Seen};
 
     fn tuple(from: &str, to: &str) -> Tuple {
         let [from, to] = [from, to].map(|text| text.parse::<SocketAddr>().expect("an address and port"));
@@ -123,7 +123,16 @@ mod tests {
 
     /// Both entries of a flow.
     fn pair(proto: u8, dialled: Tuple, to: Tuple, seen: (u8, u8), used: (u64, u64)) -> [(FlowKey, Flow); 2] {
-        let flow = |to, flags, used| Flow { to, service: 1, backend: 7, flags, forward: 0, reverse: 0, used };
+        let flow = |to, flags, used| Flow {
+            to,
+            service: 1,
+            backend: 7,
+            flags,
+            forward: 0,
+            reverse: 0,
+            used,
+            hop: Hop::UNKNOWN,
+        };
         let key = FlowKey::new(dialled, proto, Hook::Ingress);
         let forward = Flow { forward: seen.0, ..flow(to, FlowFlags::PARTNER_EGRESS, used.0 * SECOND) };
         let reverse = Flow { reverse: seen.1, ..flow(dialled.reversed(), FlowFlags::REVERSE, used.1 * SECOND) };

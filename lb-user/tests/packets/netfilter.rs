@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::{Device, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Proto, Tuple, flow::Seen};
+use lb_common::{Device, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple, flow::Seen};
 
 use crate::{
     family::{BOTH, Family},
@@ -18,8 +18,16 @@ fn tuple(from: &str, to: &str) -> Tuple {
 fn netfilters(world: &mut World, of: Family, proto: Proto, reverse: u8, used: u64) -> String {
     let source = SocketAddr::new(of.node.parse().expect("an address"), 4000).to_string();
     let (dialled, becomes) = (tuple(of.client, of.node_port), tuple(&source, of.there));
-    let flow =
-        Flow { to: becomes, service: 0, backend: 0, flags: FlowFlags::NETFILTER, forward: Seen::ANY, reverse, used };
+    let flow = Flow {
+        to: becomes,
+        service: 0,
+        backend: 0,
+        flags: FlowFlags::NETFILTER,
+        forward: Seen::ANY,
+        reverse,
+        used,
+        hop: Hop::UNKNOWN,
+    };
     let back = Flow { to: dialled.reversed(), flags: FlowFlags::NETFILTER | FlowFlags::REVERSE, ..flow };
     let mut flows = world.maps().map::<FlowKey, Flow>("FLOWS");
     for (tuple, flow) in [(dialled, flow), (becomes.reversed(), back)] {
@@ -76,7 +84,16 @@ fn a_flow_does_not_look_like_one_of_netfilters() {
         let (dialled, becomes) = (tuple(of.client, of.node_port), tuple(of.client, of.here));
         let flags = FlowFlags::NETFILTER | FlowFlags::REVERSE;
         let (forward, reverse) = (Seen::ANY | Seen::FIN, Seen::ANY | Seen::FIN);
-        let back = Flow { to: dialled.reversed(), service: 0, backend: 0, flags, forward, reverse, used: 0 };
+        let back = Flow {
+            to: dialled.reversed(),
+            service: 0,
+            backend: 0,
+            flags,
+            forward,
+            reverse,
+            used: 0,
+            hop: Hop::UNKNOWN,
+        };
         let key = FlowKey::new(becomes.reversed(), Proto::Tcp as u8, Hook::Egress);
         world.maps().map::<FlowKey, Flow>("FLOWS").insert(key, back, 0).expect("there is room");
         for to in [of.cluster_ip, of.node_port] {

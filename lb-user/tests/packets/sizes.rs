@@ -107,6 +107,7 @@ fn a_way_that_has_gone_is_told_to_the_client() {
         let sent = world.comes_in("uplink", &packet);
         sent.is_sent_as(&packet.becomes(&sent.ends().0, of.there).one_hop_on());
         site::ip("route replace unreachable 10.0.2.1/32\nroute replace unreachable fd00:0:0:2::1/128\n");
+        world.forget_ways();
         world.comes_in("uplink", &packet).is_sent_as(&Error::answer(Trouble::NoRoute, &packet));
     }
 }

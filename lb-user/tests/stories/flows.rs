@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{
-    Addr, Flow, FlowFlags, FlowKey, Hook, Tuple, capacity,
+    Addr, Flow, FlowFlags, FlowKey, Hook, Hop, Tuple, capacity,
     flow::{Seen, partner_key},
 };
 use lb_user::{
@@ -52,7 +52,8 @@ pub fn pair(client: (&str, u16), proto: u8, forward: (u8, u64), reverse: (u8, u6
     let (client, client_port) = (addr(client.0), client.1);
     let dialled = Tuple { src: client, dst: addr("10.96.0.1"), src_port: client_port, dst_port: 80 };
     let to = Tuple { dst: addr("10.0.0.1"), dst_port: 8080, ..dialled };
-    let flow = |to, flags, used| Flow { to, service: 1, backend: 1, flags, forward: 0, reverse: 0, used };
+    let flow =
+        |to, flags, used| Flow { to, service: 1, backend: 1, flags, forward: 0, reverse: 0, used, hop: Hop::UNKNOWN };
     let key = FlowKey::new(dialled, proto, Hook::Ingress);
     let own = Flow { forward: forward.0, ..flow(to, FlowFlags::PARTNER_EGRESS, forward.1) };
     let other = Flow { reverse: reverse.0, ..flow(dialled.reversed(), FlowFlags::REVERSE, reverse.1) };

@@ -1,7 +1,7 @@
 //! What a packet costs, by program and by what becomes of it: the mean of many runs on one packet, which each run finds as the
 //! one before left it, and the median of such means, since the machine is not alone.
 
-use lb_common::{Backend, BackendFlags, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Proto, Tuple};
+use lb_common::{Backend, BackendFlags, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple};
 
 use super::{
     packet::{Error, Packet, Trouble, Wire},
@@ -199,7 +199,16 @@ fn circle(world: &mut World, program: &str, one: &Packet, other: &Packet, flags:
         let to = tuple(to);
         let there = Backend { addr: to.dst, port: to.dst_port, flags: BackendFlags::CLUSTER, service: 1 };
         world.maps().map("BACKENDS").insert(backend, there, 0).expect("room");
-        let flow = Flow { to, service: 1, backend, flags: flags | reverse, forward: 1, reverse: 1, used: 0 };
+        let flow = Flow {
+            to,
+            service: 1,
+            backend,
+            flags: flags | reverse,
+            forward: 1,
+            reverse: 1,
+            used: 0,
+            hop: Hop::UNKNOWN,
+        };
         let key = FlowKey::new(tuple(from), one.proto as u8, hook);
         world.maps().map("FLOWS").insert(key, flow, 0).expect("room");
     }

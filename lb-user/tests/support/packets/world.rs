@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use aya::programs::{TcAttachType, TestRunOptions, tc};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use lb_common::{Counter, Device, Flow, FlowKey, Hook, NodeAddr, NodeAddrFlags};
+use lb_common::{Counter, Device, Flow, FlowKey, Hook, Hop, NodeAddr, NodeAddrFlags};
 
 use super::{
     flows,
@@ -18,6 +18,9 @@ use super::{
 const PASS: u32 = u32::MAX;
 const DROP: u32 = 2;
 const REDIRECT: u32 = 7;
+
+/// The link address of all devices of the node.
+const NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 /// Words of a `struct __sk_buff` that the caller may set.
 const IFINDEX: usize = 10;
@@ -151,6 +154,24 @@ impl World {
         entries.into_iter().find(|(key, _)| is_it(key)).map(|(_, flow)| flow)
     }
 
+    /// What is known of the ways of all flows holds for ever.
+    pub fn hold_ways(&mut self) {
+        self.set_ways(|hop| Hop { until: u64::MAX, ..hop });
+    }
+
+    /// The routes are asked again for each flow.
+    pub fn forget_ways(&mut self) {
+        self.set_ways(|_| Hop::UNKNOWN);
+    }
+
+    fn set_ways(&mut self, of: fn(Hop) -> Hop) {
+        let entries = self.held.entries::<FlowKey, Flow>("FLOWS");
+        let mut flows = self.held.map::<FlowKey, Flow>("FLOWS");
+        for (key, flow) in entries.into_iter().filter(|(_, flow)| flow.hop.is_known()) {
+            flows.insert(key, Flow { hop: of(flow.hop), ..flow }, 0).expect("there is room");
+        }
+    }
+
     /// How often something happened.
     pub fn count(&mut self, counter: Counter) -> u64 {
         self.held.count(counter)
@@ -195,9 +216,23 @@ impl Ran {
         self.is(PASS, packet);
     }
 
-    /// It is sent on, or back, at once.
+    /// It is sent on, or back, at once. Link addresses that the kernel writes may be written already.
     #[track_caller]
     pub fn is_sent_as(&self, packet: &impl Wire) {
+        let want = packet.octets();
+        let (link, node) = (..12, 6..12);
+        let is_left = want.get(link) == self.before.get(link);
+        if is_left && self.after.get(node) == Some(&NODE) && self.after.len() == want.len() {
+            let after = [&self.before[link], &self.after[12..]].concat();
+            Self { verdict: self.verdict, before: self.before.clone(), after }.is(REDIRECT, packet);
+        } else {
+            self.is(REDIRECT, packet);
+        }
+    }
+
+    /// It is sent on at once, to a neighbour whose link address the kernel writes.
+    #[track_caller]
+    pub fn is_asked_about_as(&self, packet: &impl Wire) {
         self.is(REDIRECT, packet);
     }
 

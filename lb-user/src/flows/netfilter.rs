@@ -102,7 +102,7 @@ pub struct Left {
 }
 
 /// What netfilter was told of flows that are not its own: addresses and ports, and IP protocol numbers.
-pub type Told = Vec<(Tuple, u8)>;
+pub type Told = foldhash::HashSet<(Tuple, u8)>;
 
 /// Leaves what begins from now on to netfilter. Packets that are sent on under the client's own address conntrack has never
 /// seen: it is told of those flows before, as far as it listens, until [`forget`]. Else it lets a connection look to the
@@ -111,15 +111,20 @@ pub type Told = Vec<(Tuple, u8)>;
 /// # Errors
 /// When `FLOWS` cannot be read, or `DEVICES` cannot be written.
 pub fn leave(directory: &Path, flows: &Flows) -> Result<Told> {
-    let of_client = |flags: u16| flags & (FlowFlags::REDIRECT | FlowFlags::REVERSE) == FlowFlags::REDIRECT;
-    let is_unseen = |(key, flow): &(FlowKey, Flow)| of_client(flow.flags) && flow.to.src == key.tuple.src;
-    let mut told: Told = flows.read()?.into_iter().filter(is_unseen).map(|(key, flow)| (flow.to, key.proto)).collect();
     // Who does not listen says why when the flows are handed over.
     let mut conntrack = Conntrack::open().ok().flatten();
-    told.retain(|&(dialled, proto)| {
-        let untranslated = Connection { proto, dialled, reply: dialled.reversed(), is_answered: true, is_over: false };
-        conntrack.as_mut().is_some_and(|conntrack| conntrack.put(&untranslated).is_ok())
-    });
+    let mut told = Told::default();
+    if let Some(conntrack) = &mut conntrack {
+        // While it hears of them others begin, fewer each time.
+        let mut last = usize::MAX;
+        loop {
+            let new = tell(conntrack, flows, &mut told)?;
+            if new > last / 2 || new == 0 {
+                break;
+            }
+            last = new;
+        }
+    }
     let devices = TypedMap::<u32, Device>::open(directory, "DEVICES")?;
     let (keys, values): (Vec<u32>, Vec<Device>) = devices
         .read()?
@@ -127,7 +132,27 @@ pub fn leave(directory: &Path, flows: &Flows) -> Result<Told> {
         .map(|(index, device)| (index, Device { flags: device.flags | DeviceFlags::LEAVING, ..device }))
         .unzip();
     devices.put(&keys, &values).context("writing DEVICES")?;
+    if let Some(conntrack) = &mut conntrack {
+        tell(conntrack, flows, &mut told)?;
+    }
     Ok(told)
+}
+
+/// Tells conntrack of the flows that it has never seen and was not told of. How many that were.
+fn tell(conntrack: &mut Conntrack, flows: &Flows, told: &mut Told) -> Result<usize> {
+    let of_client = |flags: u16| flags & (FlowFlags::REDIRECT | FlowFlags::REVERSE) == FlowFlags::REDIRECT;
+    let is_unseen = |(key, flow): &(FlowKey, Flow)| of_client(flow.flags) && flow.to.src == key.tuple.src;
+    let mut new = 0;
+    for (key, flow) in flows.read()?.into_iter().filter(is_unseen) {
+        let (dialled, proto) = (flow.to, key.proto);
+        let untranslated = Connection { proto, dialled, reply: dialled.reversed(), is_answered: true, is_over: false };
+        // One that it does not take, it knows.
+        if !told.contains(&(dialled, proto)) && conntrack.put(&untranslated).is_ok() {
+            told.insert((dialled, proto));
+            new += 1;
+        }
+    }
+    Ok(new)
 }
 
 /// Has netfilter forget what it was told.

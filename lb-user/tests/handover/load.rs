@@ -4,14 +4,14 @@
 use std::{
     fmt,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Does what the arguments say, if they are those of a server or a client, and ends.
 pub fn main(words: &[String]) {
     match words {
-        [_, flag, address] if flag == "--serve" => serve(address.parse().unwrap()),
+        [_, flag, ips @ ..] if flag == "--serve" => serve(ips.iter().map(|ip| ip.parse().unwrap())),
         [_, flag, destinations @ ..] if flag == "--load" => {
             let destinations = destinations.iter().map(|text| text.parse().unwrap()).collect();
             println!("{}", serde_json::to_string(&count(destinations)).unwrap());
@@ -46,9 +46,9 @@ pub fn main(words: &[String]) {
 pub struct Server(Child);
 
 impl Server {
-    pub fn start(net: &Namespace, address: SocketAddr) -> Self {
+    pub fn start(net: &Namespace, ips: [IpAddr; 2]) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--serve", &address.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.arg("--serve").args(ips.map(|ip| ip.to_string())).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = net.spawn(&mut command);
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -64,23 +64,35 @@ impl Drop for Server {
     }
 }
 
-/// Answers each byte, and each datagram, by the last part of its address.
-fn serve(address: SocketAddr) {
-    let SocketAddr::V4(v4) = address else { panic!("an IPv4 address") };
-    let name = [v4.ip().octets()[2]];
-    let (tcp, udp) = (TcpListener::bind(address).unwrap(), UdpSocket::bind(address).unwrap());
+/// Answers each byte, and each datagram, by the number of its node.
+fn serve(ips: impl Iterator<Item = IpAddr>) {
+    let listen = |ip: IpAddr| {
+        let name = match ip {
+            IpAddr::V4(v4) => [v4.octets()[2]],
+            IpAddr::V6(v6) => [v6.octets()[7]],
+        };
+        (name, TcpListener::bind((ip, TARGET)).unwrap(), UdpSocket::bind((ip, TARGET)).unwrap())
+    };
+    let listeners: Vec<_> = ips.map(listen).collect();
     println!("ready");
-    thread::spawn(move || {
-        let mut buffer = [0; 64];
-        while let Ok((_, from)) = udp.recv_from(&mut buffer) {
-            let _lost = udp.send_to(&name, from);
-        }
-    });
-    for mut stream in tcp.incoming().flatten() {
+    for (name, tcp, udp) in listeners {
         thread::spawn(move || {
-            let mut byte = [0];
-            while stream.read_exact(&mut byte).is_ok() && stream.write_all(&name).is_ok() {}
+            let mut buffer = [0; 64];
+            while let Ok((_, from)) = udp.recv_from(&mut buffer) {
+                let _lost = udp.send_to(&name, from);
+            }
         });
+        thread::spawn(move || {
+            for mut stream in tcp.incoming().flatten() {
+                thread::spawn(move || {
+                    let mut byte = [0];
+                    while stream.read_exact(&mut byte).is_ok() && stream.write_all(&name).is_ok() {}
+                });
+            }
+        });
+    }
+    loop {
+        thread::park();
     }
 }
 
@@ -89,6 +101,7 @@ fn serve(address: SocketAddr) {
 pub struct Counted {
     short: usize,
     slowest_ms: u128,
+    slow_at: String,
     failed: Vec<String>,
     long: usize,
     exchanges: usize,
@@ -113,7 +126,7 @@ pub struct Sum {
 
 impl Load {
     pub fn start(site: &Site<'_>, name: &'static str) -> Self {
-        let (outside, inside) = site.destinations();
+        let [outside, inside] = site.destinations();
         let start = |net: &Namespace, destinations: &[SocketAddr]| {
             let mut command = Command::new(std::env::current_exe().unwrap());
             command.arg("--load").args(destinations.iter().map(SocketAddr::to_string));
@@ -167,11 +180,22 @@ impl fmt::Display for Sum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.name)?;
         for (name, counted) in &self.counts {
-            let Counted { short, slowest_ms, failed, long, exchanges, broken, sockets, datagrams, lost, moved } =
-                counted;
+            let Counted {
+                short,
+                slowest_ms,
+                slow_at,
+                failed,
+                long,
+                exchanges,
+                broken,
+                sockets,
+                datagrams,
+                lost,
+                moved,
+            } = counted;
             write!(
                 f,
-                " {name}: {short} connections (the slowest {slowest_ms} ms), {} failed {failed:?}; {long} long ones with {exchanges} exchanges, {} broken \
+                " {name}: {short} connections (the slowest {slowest_ms} ms, {slow_at}), {} failed {failed:?}; {long} long ones with {exchanges} exchanges, {} broken \
                  {broken:?}; {sockets} UDP sockets with {datagrams} questions, {lost} unanswered, {moved} times another backend.",
                 failed.len(),
                 broken.len()
@@ -179,6 +203,12 @@ impl fmt::Display for Sum {
         }
         Ok(())
     }
+}
+
+/// The time, by which what failed is found among what was done then: the same clock for all processes.
+pub fn clock() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{:.3} s", now.as_secs_f64() % 1000.0)
 }
 
 /// A short connection: who answered.
@@ -221,7 +251,9 @@ fn count(destinations: Vec<SocketAddr>) -> Counted {
     for thread in threads {
         let one = thread.join().unwrap();
         sum.short += one.short;
-        sum.slowest_ms = sum.slowest_ms.max(one.slowest_ms);
+        if one.slowest_ms > sum.slowest_ms {
+            (sum.slowest_ms, sum.slow_at) = (one.slowest_ms, one.slow_at);
+        }
         sum.failed.extend(one.failed);
         sum.long += one.long;
         sum.exchanges += one.exchanges;
@@ -240,9 +272,12 @@ fn short(to: SocketAddr, goes_on: &AtomicBool) -> Counted {
         counted.short += 1;
         let start = Instant::now();
         if let Err(error) = ask(to, PATIENCE) {
-            counted.failed.push(format!("{to}: {error}"));
+            counted.failed.push(format!("{to} at {}: {error}", clock()));
         }
-        counted.slowest_ms = counted.slowest_ms.max(start.elapsed().as_millis());
+        let took = start.elapsed().as_millis();
+        if took > counted.slowest_ms {
+            (counted.slowest_ms, counted.slow_at) = (took, format!("{to} at {}", clock()));
+        }
         thread::sleep(SHORT_PACE);
     }
     counted
@@ -253,13 +288,14 @@ fn long(to: SocketAddr, goes_on: &AtomicBool) -> Counted {
     let mut stream = match TcpStream::connect_timeout(&to, PATIENCE) {
         Ok(stream) => stream,
         Err(error) => {
-            counted.failed.push(format!("{to}: {error}"));
+            counted.failed.push(format!("{to} at {}: {error}", clock()));
             return counted;
         }
     };
     while goes_on.load(Ordering::Relaxed) {
         if let Err(error) = exchange(&mut stream) {
-            counted.broken.push(format!("{to} after {} exchanges: {error}", counted.exchanges));
+            let port = stream.local_addr().map_or(0, |own| own.port());
+            counted.broken.push(format!("{to} from {port} at {}, {} exchanges: {error}", clock(), counted.exchanges));
             break;
         }
         counted.exchanges += 1;
@@ -270,7 +306,8 @@ fn long(to: SocketAddr, goes_on: &AtomicBool) -> Counted {
 
 fn datagrams(to: SocketAddr, goes_on: &AtomicBool) -> Counted {
     let mut counted = Counted { sockets: 1, ..Counted::default() };
-    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).unwrap();
     socket.connect(to).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     let mut backend = None;

@@ -107,6 +107,11 @@ fn run(name: &str) -> Result<(), Failed> {
     }
 }
 
+/// What happens now, for whoever reads what failed then.
+fn note(what: &str) {
+    println!("{what} at {}", load::clock());
+}
+
 /// kube-proxy; Beeline beside it; Beeline alone; both again; kube-proxy alone.
 fn story(mode: Mode, flags: &[&str]) {
     let [cgroup, directory] = PLACE.map(|name| std::env::var_os(name).expect("set by the runner"));
@@ -124,6 +129,7 @@ fn story(mode: Mode, flags: &[&str]) {
     thread::sleep(WHILE);
 
     // Beside it: nothing is harmed, and both answer alike.
+    note("agent starts");
     let agent = site.start_agent(flags);
     thread::sleep(WHILE);
     let (code, told) = site.beeline(&["handover", "--dry-run", "-o", "json"]);
@@ -135,11 +141,13 @@ fn story(mode: Mode, flags: &[&str]) {
     site.difference_is_told();
 
     // Alone.
+    note("kube-proxy ends");
     drop(kube_proxy);
     let (code, told) = site.beeline(&["handover"]);
     assert_eq!(code, 0, "{told}");
     assert!(told.contains("removed  ") && told.contains("beeline-handover keeps "), "{told}");
     println!("{told}");
+    note("handed over");
     assert_eq!(site.kube_proxys_rules(), "", "of kube-proxy's rules nothing is left");
     thread::sleep(WHILE);
     let (code, told) = site.beeline(&["handover"]);
@@ -148,12 +156,16 @@ fn story(mode: Mode, flags: &[&str]) {
     thread::sleep(WHILE);
 
     // And back.
+    note("kube-proxy starts");
     let kube_proxy = site.start_kube_proxy(mode);
     site.until_rules_are_written();
     thread::sleep(WHILE);
+    note("agent ends");
     drop(agent);
+    note("cleanup");
     let (code, told) = site.beeline(&["cleanup"]);
     println!("{told}");
+    note("cleaned up");
     let is_whole = code == 0 && told.contains("handed to netfilter") && !told.contains("more end");
     loads.push(Load::start(&site, "since kube-proxy again"));
     thread::sleep(WHILE);

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -24,6 +24,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 10);
 pub const PORT: u16 = 80;
 /// NodePorts of the Service for any caller, and of the one that uses endpoints of this node only.
 pub const ANY: u16 = 30080;
@@ -43,24 +44,24 @@ impl<'a> Site<'a> {
         let lan = Lan::make(Options::default());
         relay::relay(&lan.node1.host.net, api.port());
         // Cluster IPs lead to the node for clients outside too, as they do where routers say so.
-        lan.client.net.run(&["ip", "route", "add", "10.96.0.0/16", "via", &lan.node1.host.v4.to_string()]);
+        let [v4, v6] = [lan.node1.host.v4.to_string(), lan.node1.host.v6.to_string()];
+        lan.client.net.run(&["ip", "route", "add", "10.96.0.0/16", "via", &v4]);
+        lan.client.net.run(&["ip", "route", "add", "fd96::/108", "via", &v6]);
         let pods = [&lan.node1.pods[0], &lan.node2.pods[0]];
-        let servers = pods.map(|pod| Server::start(&pod.net, (pod.v4, load::TARGET).into())).into();
+        let addresses = pods.map(|pod| (pod.v4, pod.v6));
+        let servers = pods.map(|pod| Server::start(&pod.net, [pod.v4.into(), pod.v6.into()])).into();
         for name in ["pods", "agent"] {
             fs::create_dir(cgroup.join(name)).unwrap();
         }
-        let addresses = pods.map(|pod| pod.v4);
         api.apply(&objects(addresses));
+        let address = |ip: &str| format!("{{\"type\":\"InternalIP\",\"address\":\"{ip}\"}}");
         api.kubectl(&[
             "patch",
             "node",
             "node1",
             "--subresource=status",
             "-p",
-            &format!(
-                "{{\"status\":{{\"addresses\":[{{\"type\":\"InternalIP\",\"address\":\"{}\"}}]}}}}",
-                lan.node1.host.v4
-            ),
+            &format!("{{\"status\":{{\"addresses\":[{},{}]}}}}", address(&v4), address(&v6)),
         ]);
         Self { lan, api, cgroup, directory, pins: pins.to_owned(), _servers: servers }
     }
@@ -71,17 +72,24 @@ impl<'a> Site<'a> {
     }
 
     /// Where clients outside go, and where pods do.
-    pub fn destinations(&self) -> ([SocketAddr; 3], [SocketAddr; 2]) {
-        let node = self.lan.node1.host.v4;
-        let vip = SocketAddr::from((VIP, PORT));
-        ([(node, ANY).into(), (node, LOCAL).into(), vip], [vip, (node, ANY).into()])
+    pub fn destinations(&self) -> [Vec<SocketAddr>; 2] {
+        let node = &self.lan.node1.host;
+        let families: [(IpAddr, IpAddr); 2] = [(node.v4.into(), VIP.into()), (node.v6.into(), VIP6.into())];
+        let to = |ports: fn(IpAddr, IpAddr) -> Vec<(IpAddr, u16)>| {
+            families.into_iter().flat_map(|(node, vip)| ports(node, vip)).map(SocketAddr::from).collect()
+        };
+        [to(|node, vip| vec![(node, ANY), (node, LOCAL), (vip, PORT)]), to(|node, vip| vec![(vip, PORT), (node, ANY)])]
     }
 
     pub fn start_kube_proxy(&self, mode: Mode) -> Started {
         let program = KubeProxy::find(mode).unwrap();
         let kubeconfig = self.api.kubeconfig();
-        let served =
-            Served { node: "node1", pods: "10.244.0.0/16", kubeconfig: &kubeconfig, directory: self.directory };
+        let served = Served {
+            node: "node1",
+            pods: "10.244.0.0/16,fd44::/48",
+            kubeconfig: &kubeconfig,
+            directory: self.directory,
+        };
         self.lan.node1.host.net.enter(|| program.start(&served))
     }
 
@@ -116,7 +124,7 @@ impl<'a> Site<'a> {
 
     /// Waits until clients outside are served.
     pub fn until_served(&self) {
-        let (outside, _) = self.destinations();
+        let [outside, _] = self.destinations();
         for to in outside {
             self.until(&format!("{to} answers"), || {
                 self.lan.client.net.enter(|| load::ask(to, Duration::from_secs(1))).is_ok()
@@ -191,32 +199,37 @@ impl<'a> Site<'a> {
     }
 }
 
-/// A Service with a backend on each node, one with policy Local, one without endpoints.
-fn objects([here, there]: [Ipv4Addr; 2]) -> String {
+/// A Service with a backend on each node, one with policy Local, both of both families; one without endpoints.
+fn objects([here, there]: [(Ipv4Addr, Ipv6Addr); 2]) -> String {
     let target = load::TARGET;
     let service = |name: &str, spec: &str| {
         format!("---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
     };
-    let slice = |name: &str| {
+    let slice = |name: &str, family: &str, here: IpAddr, there: IpAddr| {
         format!(
-            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
-             metadata: {{name: {name}-1, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: {family}\n\
+             metadata: {{name: {name}-{}, labels: {{kubernetes.io/service-name: {name}}}}}\n\
              ports: [{{name: tcp, port: {target}}}, {{name: udp, port: {target}, protocol: UDP}}]\n\
-             endpoints: [{{addresses: [{here}], nodeName: node1}}, {{addresses: [{there}], nodeName: node2}}]\n"
+             endpoints: [{{addresses: [\"{here}\"], nodeName: node1}}, {{addresses: [\"{there}\"], nodeName: node2}}]\n",
+            family.to_lowercase()
         )
+    };
+    let slices = |name: &str| {
+        slice(name, "IPv4", here.0.into(), there.0.into()) + &slice(name, "IPv6", here.1.into(), there.1.into())
     };
     let ports = |node_port: u16| {
         format!(
-            "ports: [{{name: tcp, port: {PORT}, targetPort: {target}, nodePort: {node_port}}}, \
+            "type: NodePort, ipFamilyPolicy: RequireDualStack, \
+             ports: [{{name: tcp, port: {PORT}, targetPort: {target}, nodePort: {node_port}}}, \
              {{name: udp, protocol: UDP, port: {PORT}, targetPort: {target}, nodePort: {node_port}}}]"
         )
     };
     [
         "---\napiVersion: v1\nkind: Node\nmetadata: {name: node1}\n".to_owned(),
-        service("any", &format!("type: NodePort, clusterIP: {VIP}, {}", ports(ANY))),
-        slice("any"),
-        service("local", &format!("type: NodePort, externalTrafficPolicy: Local, {}", ports(LOCAL))),
-        slice("local"),
+        service("any", &format!("clusterIP: {VIP}, clusterIPs: [{VIP}, \"{VIP6}\"], {}", ports(ANY))),
+        slices("any"),
+        service("local", &format!("externalTrafficPolicy: Local, {}", ports(LOCAL))),
+        slices("local"),
         service("none", "ports: [{port: 81}]"),
     ]
     .concat()

@@ -58,12 +58,12 @@ pub fn main() -> ExitCode {
     let objects = api::Cluster::new(&cluster.control.kubeconfig());
     println!("\n| Services | proxy | start to ready | resident | CPU idle | CPU at {RATE} endpoint changes/s |");
     println!("|---|---|---|---|---|---|");
-    let mut made = 0;
+    let (mut made, mut round) = (0, 0);
     for services in SERVICES {
         objects.add_services((made..services).map(|number| (service(number), slice(number, 0))));
         made = services;
         for proxy in PROXIES {
-            let figures = take(&cluster, &objects, proxy, services);
+            let figures = take(&cluster, &objects, proxy, services, &mut round);
             let Figures { ready, resident, idle, busy } = figures;
             let busy =
                 busy.map_or_else(|| "-".to_owned(), |(cpu, rate)| format!("{cpu:.1} % ({rate:.0} changes/s arrived)"));
@@ -80,7 +80,7 @@ pub fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn take(cluster: &Cluster, objects: &api::Cluster, proxy: Proxy, services: u32) -> Figures {
+fn take(cluster: &Cluster, objects: &api::Cluster, proxy: Proxy, services: u32, round: &mut u32) -> Figures {
     let begun = Instant::now();
     let process = start(cluster, proxy);
     while !is_healthy() {
@@ -94,7 +94,7 @@ fn take(cluster: &Cluster, objects: &api::Cluster, proxy: Proxy, services: u32) 
     let resident = resident(process.pid());
     let busy = (services > 0).then(|| {
         let mut changed = 0;
-        let (cpu, took) = watched(process.pid(), || changed = change(objects, services));
+        let (cpu, took) = watched(process.pid(), || changed = change(objects, services, round));
         (cpu, f64::from(changed) / took)
     });
     drop(process);
@@ -153,17 +153,19 @@ fn is_healthy() -> bool {
     ask().is_ok_and(|answer| answer.split(' ').nth(1) == Some("200"))
 }
 
-/// Changes one endpoint of one Service after the other; how often.
-fn change(objects: &api::Cluster, services: u32) -> u32 {
+/// Changes the endpoints of one Service after the other, to those of the rounds after `round`; how often.
+fn change(objects: &api::Cluster, services: u32, round: &mut u32) -> u32 {
     let slices = objects.slices();
     let begun = Instant::now();
     let total = u32::try_from(WATCHED.as_secs()).expect("few seconds") * RATE;
+    let first = *round + 1;
+    *round += total.div_ceil(services);
     let change = |number: u32| {
         let slices = slices.clone();
         async move {
             let due = Duration::from_secs(1) * number / RATE;
             tokio::time::sleep(due.saturating_sub(begun.elapsed())).await;
-            let (of, round) = (number % services, 1 + number / services);
+            let (of, round) = (number % services, first + number / services);
             let patch = Patch::Merge(json!({"endpoints": slice(of, round)["endpoints"]}));
             slices.patch(&name(of), &PatchParams::default(), &patch).await.expect("a change");
         }
@@ -203,10 +205,12 @@ fn service(number: u32) -> Value {
     json!({"metadata": {"name": name(number)}, "spec": {"ports": [{"name": "http", "port": 80, "targetPort": 8080}]}})
 }
 
-/// Endpoints that nobody dials; each round has others.
+/// Endpoints that nobody dials; each of so many rounds after each other has others.
+const ROUNDS: u32 = 16;
+
 fn slice(number: u32, round: u32) -> Value {
     let address = |index: u32| {
-        let host = (number * ENDPOINTS + index) * 3 + round % 3;
+        let host = (number * ENDPOINTS + index) * ROUNDS + round % ROUNDS;
         std::net::Ipv4Addr::from_bits(std::net::Ipv4Addr::new(10, 200, 0, 0).to_bits() + host).to_string()
     };
     let endpoints: Vec<Value> =

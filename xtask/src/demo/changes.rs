@@ -96,7 +96,9 @@ impl Demo {
 
     /// Shows the entry of a map that has all of `texts`.
     fn map_entry(&mut self, map: &str, texts: &[&str]) -> Result<String> {
-        let path = format!("$PINS/v3/{map}");
+        let version = self.quiet(&["beeline", "version"])?;
+        let layout = version.trim().rsplit(' ').next().unwrap_or_default();
+        let path = format!("$PINS/{layout}/{map}");
         let words = ["bpftool", "map", "dump", "pinned", &path];
         self.paper.command(&words);
         let all = entries(&self.quiet(&words)?);

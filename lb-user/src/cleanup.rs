@@ -31,12 +31,17 @@ pub fn cleanup(pins: &Pins, patience: Duration, mut say: impl FnMut(String)) -> 
         return release(say);
     }
     let lock = pins.lock()?;
-    let flows = if pins.current().join("FLOWS").exists() { Some(Flows::open(&pins.current())?) } else { None };
     // Before sockets dial VIPs again: packets of a pod would get flows that may look to the backend like a connection that one
     // of its sockets has.
-    let told = flows.as_ref().map(|flows| leave(&pins.current(), flows)).transpose()?;
+    let left = if pins.current().join("FLOWS").exists() {
+        let flows = Flows::open(&pins.current())?;
+        let told = leave(&pins.current(), &flows)?;
+        Some((flows, told))
+    } else {
+        None
+    };
     pins.remove_links(&BEGINNERS, &lock)?;
-    if let Some((flows, told)) = flows.zip(told) {
+    if let Some((flows, told)) = left {
         let open = drain(&flows, patience)?;
         if open > 0 {
             say(ended(&flows, open));

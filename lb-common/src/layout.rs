@@ -4,7 +4,10 @@
 //! Ports and numbers are in host order, so that `bpftool map dump` shows `"port": 80` and not 20480; the programs turn
 //! a port around once, where they read it. Padding is named and zero: a hash key is compared as bytes.
 
-use crate::{Addr, Proto};
+use crate::{
+    Addr, Proto,
+    mix::{folded, hash},
+};
 
 mod packets;
 mod paths;
@@ -18,14 +21,16 @@ pub use paths::{PathChoice, PodPath};
 /// Version of the map layouts; part of the pin directory's name, so that two layouts never meet in one map.
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { RELEASED + 1 } else { RELEASED };
 
-const RELEASED: u32 = 4;
+const RELEASED: u32 = 5;
 
 /// Sizes with which the maps begin; those that the agent writes grow by themselves when they are full. All but
-/// `TCP_SOCKS` (4 MiB) take memory per entry, not up front (`BPF_F_NO_PREALLOC`), besides 16 bytes per possible entry for
+/// `TCP_SOCKS` (4 MiB) and `FRONTEND_BITS` (16 KiB) take memory per entry, not up front (`BPF_F_NO_PREALLOC`), besides 16 bytes per possible entry for
 /// the hash buckets.
 pub mod capacity {
     /// Frontends.
     pub const FRONTENDS: usize = 131_072;
+    /// Words of 64 bits: those of the ports, and as many for addresses.
+    pub const FRONTEND_BITS: usize = 2 * 65_536 / 64;
     /// Service ports.
     pub const SERVICES: usize = 65_536;
     /// Slots of all lists.
@@ -94,6 +99,16 @@ impl FrontendKey {
     #[must_use]
     pub const fn node_port(&self) -> Self {
         Self { addr: self.addr.unspecified(), port: self.port, proto: self.proto, _pad: 0 }
+    }
+
+    /// Its bit of `FRONTEND_BITS`: the word, and the bit in it. It is that of the port, or, for what stands for all ports, one
+    /// of the address. A bit that is not set says that `FRONTENDS` has no such key, which spares most sockets and packets the
+    /// look-ups, since no Service is about them; one that is set says nothing.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bit(&self) -> (u32, u64) {
+        let bit = if self.port == 0 { 1 << 16 | hash(folded(&self.addr), 0) >> 16 } else { self.port as u32 };
+        (bit / 64, 1 << (bit % 64))
     }
 }
 

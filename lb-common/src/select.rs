@@ -8,6 +8,11 @@ use crate::{
 
 /// The maps that a choice reads: BPF maps in the kernel, pinned maps in `trace`, ordered maps in the tests.
 pub trait Tables {
+    /// Whether `FRONTENDS` can have an entry of this port, or, without a port, of this address: see [`FrontendKey::bit`]. Who
+    /// does not know says yes.
+    fn may_have(&self, _key: &FrontendKey) -> bool {
+        true
+    }
     /// An entry of `FRONTENDS`.
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
     /// An entry of `SERVICES`.
@@ -190,6 +195,9 @@ pub const fn list_for(kind: u8, service: &Service, outside: bool) -> List {
 /// has any.
 #[inline(always)]
 pub fn select(tables: &(impl Tables + State), caller: &impl Caller, dest: &FrontendKey, avoid: u32) -> Verdict {
+    if !tables.may_have(dest) {
+        return Verdict::NotService;
+    }
     let mut outcome = attempt(tables, caller, dest, |service, list, choice| {
         schedule(tables, caller, dest, service, list, avoid, choice)
     });

@@ -23,6 +23,10 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 #[btf_map]
 pub static FRONTENDS: HashMap<FrontendKey, Frontend, { capacity::FRONTENDS }, NO_PREALLOC> = HashMap::new();
 
+/// Which keys `FRONTENDS` can have: see [`FrontendKey::bit`].
+#[btf_map]
+pub static FRONTEND_BITS: Array<u64, { capacity::FRONTEND_BITS }> = Array::new();
+
 /// What the frontends of a service port share.
 #[btf_map]
 pub static SERVICES: HashMap<u32, Service, { capacity::SERVICES }, NO_PREALLOC> = HashMap::new();
@@ -152,6 +156,12 @@ pub fn count_at(counter: u32) {
 pub struct Kernel;
 
 impl Tables for Kernel {
+    #[inline(always)]
+    fn may_have(&self, key: &FrontendKey) -> bool {
+        let (word, bit) = key.bit();
+        FRONTEND_BITS.get(word).is_some_and(|bits| bits & bit != 0)
+    }
+
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         // SAFETY: copied at once; an element that is replaced meanwhile stays until the RCU grace period ends.

@@ -84,7 +84,8 @@ pub struct Flow {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hop {
-    /// When they must be asked again (CLOCK_MONOTONIC, ns); 0 where the neighbour's link address is not known.
+    /// When they must be asked again (CLOCK_MONOTONIC, ns); 0 where the neighbour's link address is not known, and then the
+    /// rest may be what was there before.
     pub until: u64,
     /// Index of the device.
     pub ifindex: u32,
@@ -98,6 +99,12 @@ impl Hop {
     /// For how long an answer holds, in ns: routes that change are followed within it. It is short against what a failing
     /// link costs, and long against the time between packets where their cost matters.
     pub const LASTS: u64 = 100_000_000;
+
+    /// They have not been asked. Less to write than [`Hop::UNKNOWN`].
+    #[inline(always)]
+    pub const fn forget(&mut self) {
+        self.until = 0;
+    }
 
     /// Whether the link addresses are known.
     #[inline(always)]

@@ -1,8 +1,8 @@
 //! The first packet of a flow.
 
 use lb_common::{
-    Addr, BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, FlowFlags, FrontendKey, Hook, Hop, Proto, Tuple,
-    Verdict, flow::partner_key, packet::Packet, select,
+    BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, FlowFlags, FrontendKey, Hook, Proto, Verdict,
+    flow::partner_key, packet::Packet, select,
 };
 
 use super::{
@@ -10,7 +10,7 @@ use super::{
     fate::Fate,
     is_cluster_ip,
     ports::{self, Wish},
-    route::{Route, Way},
+    route::Way,
     sender::Sender,
     skb::Frame,
 };
@@ -76,7 +76,7 @@ fn open(frame: Frame, scratch: &mut Scratch, device: &Device) -> Fate {
         if device.flags & DeviceFlags::HOST_ROUTING != 0 && is_to_enter(frame, scratch) {
             scratch.flow.flags = FlowFlags::REDIRECT;
         }
-    } else if !find_source(frame, &scratch.packet, &mut scratch.flow.to) {
+    } else if !find_source(frame, scratch) {
         count(Counter::NoRoute);
         return Fate::DROP;
     }
@@ -91,7 +91,8 @@ fn open(frame: Frame, scratch: &mut Scratch, device: &Device) -> Fate {
 /// Whether the source is kept; and all of the flow but for its source.
 #[inline(never)]
 fn fill(scratch: &mut Scratch, pod: bool) -> bool {
-    let Scratch { packet, flow, choice, clock, .. } = scratch;
+    let Scratch { packet, flow, choice, clock, route, .. } = scratch;
+    route.forget();
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
     let on_node =
         unsafe { BACKENDS.get(choice.backend) }.is_some_and(|backend| backend.flags & BackendFlags::ON_NODE != 0);
@@ -106,41 +107,40 @@ fn fill(scratch: &mut Scratch, pod: bool) -> bool {
     flow.forward = packet.seen;
     flow.reverse = 0;
     flow.used = clock.now();
-    flow.hop = Hop::UNKNOWN;
+    flow.hop.forget();
     keep
 }
 
-/// The address of this node from which a backend elsewhere is reached becomes the source.
+/// The address of this node from which a backend elsewhere is reached becomes the source, and the way there is known. As
+/// netfilter does it, the routes are asked about the client, and its source is replaced on the way that they name.
 #[inline(never)]
-fn find_source(frame: Frame, packet: &Packet, to: &mut Tuple) -> bool {
-    let Some(device) = device_of(&Route::find(frame, to, packet.proto, packet.v6)) else {
+fn find_source(frame: Frame, scratch: &mut Scratch) -> bool {
+    let Scratch { packet, flow, clock, route, .. } = scratch;
+    if !matches!(route.find(frame, packet, &packet.tuple.src, &flow.to), Way::Device) {
+        return false;
+    }
+    // SAFETY: as above.
+    let Some(device) = (unsafe { DEVICES.get(route.ifindex()) }) else {
         return false;
     };
-    let addr: &Addr = if packet.v6 { &device.snat_v6 } else { &device.snat_v4 };
-    to.src = *addr;
-    !addr.is_unspecified()
+    route.keep(&mut flow.hop, packet.l3, clock.now());
+    flow.to.src = if packet.v6 { device.snat_v6 } else { device.snat_v4 };
+    !flow.to.src.is_unspecified()
 }
 
 /// Whether the backend is a pod that packets are put into at once, and answers by its own link; then the way there is known.
 /// Not where answers that look the same are awaited from the kernel's routing.
 #[inline(never)]
 fn is_to_enter(frame: Frame, scratch: &mut Scratch) -> bool {
-    let Scratch { packet, flow, key, back_key, clock, .. } = scratch;
+    let Scratch { packet, flow, key, back_key, clock, route, .. } = scratch;
     *back_key = partner_key(key, flow);
     if FLOWS.get_ptr(&*back_key).is_some() {
         return false;
     }
-    let route = Route::find(frame, &flow.to, packet.proto, packet.v6);
-    route.keep(&mut flow.hop, packet.l3, clock.now());
-    device_of(&route).is_some_and(|device| DeviceFlags::lead_into_a_pod(device.flags))
-}
-
-/// By which device a packet goes.
-#[inline(always)]
-fn device_of(route: &Route) -> Option<&'static Device> {
-    if !matches!(route.way, Way::Device) {
-        return None;
+    if !matches!(route.find(frame, packet, &packet.tuple.src, &flow.to), Way::Device) {
+        return false;
     }
+    route.keep(&mut flow.hop, packet.l3, clock.now());
     // SAFETY: as above.
-    unsafe { DEVICES.get(route.ifindex()) }
+    unsafe { DEVICES.get(route.ifindex()) }.is_some_and(|device| DeviceFlags::lead_into_a_pod(device.flags))
 }

@@ -9,7 +9,7 @@ use super::{
     Scratch,
     fate::Fate,
     read_network,
-    route::{self, Route, Way},
+    route::{Route, Way},
     send::sends_on,
     skb::Frame,
 };
@@ -29,7 +29,7 @@ pub struct Back {
 /// be what the flow's entry translates.
 #[inline(always)]
 pub fn back(frame: Frame, hook: Hook, scratch: &mut Scratch) -> Fate {
-    let Scratch { packet, key, icmp, .. } = scratch;
+    let Scratch { packet, key, icmp, route, .. } = scratch;
     if !read(frame, packet, &mut icmp.error) {
         return Fate::PASS;
     }
@@ -44,7 +44,7 @@ pub fn back(frame: Frame, hook: Hook, scratch: &mut Scratch) -> Fate {
         // An error is never answered by one (RFC 1122, 3.2.2).
         return Fate::DROP;
     }
-    send_on(frame, packet, icmp)
+    send_on(frame, packet, icmp, route)
 }
 
 #[inline(never)]
@@ -76,9 +76,8 @@ fn put(mut frame: Frame, packet: &Packet, back: &Back, hops: u8) -> bool {
 }
 
 #[inline(never)]
-fn send_on(mut frame: Frame, packet: &Packet, back: &Back) -> Fate {
-    let route = Route::find(frame, &back.outer, packet.proto, packet.v6);
-    let hops = match route.way {
+fn send_on(mut frame: Frame, packet: &Packet, back: &Back, route: &mut Route) -> Fate {
+    let hops = match route.find(frame, packet, &back.outer.src, &back.outer) {
         Way::Device => 1,
         Way::Here => 0,
         Way::Unreachable | Way::Other => return Fate::DROP,
@@ -89,5 +88,5 @@ fn send_on(mut frame: Frame, packet: &Packet, back: &Back) -> Fate {
     if hops == 0 {
         return Fate::PASS;
     }
-    route::to_neighbour(&mut frame, route.ifindex(), &mut route.neighbour())
+    route.send(&mut frame)
 }

@@ -18,18 +18,15 @@ mod skb;
 
 use core::{arch::asm, ptr};
 
-use aya_ebpf::{
-    bindings::{BPF_ANY, bpf_redir_neigh},
-    programs::TcContext,
-};
+use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
 use lb_common::{
     BackendFlags, Choice, Counter, Device, DeviceFlags, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts,
-    FrontendKey, Hook, Proto,
+    FrontendKey, Hook, Proto, Tables as _,
     flow::{FlowState, Seen, UDP_OF_NETFILTER, partner_key},
     packet::{Answer, Fragment, Packet, number, parse_network, parse_transport},
 };
 
-use crate::maps::{BACKENDS, DEVICES, FLOWS, FRAGMENTS, FRONTENDS, SCRATCH, count};
+use crate::maps::{BACKENDS, DEVICES, FLOWS, FRAGMENTS, Kernel, SCRATCH, count};
 use clock::Clock;
 use fate::Fate;
 use skb::Frame;
@@ -54,8 +51,8 @@ pub struct Scratch {
     step: u32,
     /// The backend of a new flow.
     choice: Choice,
-    /// To whom it is sent on, if the routes were asked for it: of no family where the flow's hop is to be taken as it is.
-    neighbour: bpf_redir_neigh,
+    /// What the routes say about it.
+    route: route::Route,
     clock: Clock,
     icmp: icmp::Back,
     answer: Answer,
@@ -180,6 +177,7 @@ fn goes_on(scratch: &mut Scratch) -> bool {
         ptr::copy_nonoverlapping(&raw const flow.hop, &raw mut scratch.flow.hop, 1);
     }
     scratch.flow.flags = flow.flags;
+    scratch.route.forget();
     true
 }
 
@@ -317,7 +315,6 @@ fn is_cluster_ip(packet: &Packet) -> bool {
     let Some(proto) = Proto::from_number(packet.proto.into()) else {
         return false;
     };
-    let dest = FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto);
-    // SAFETY: nothing is kept of it.
-    unsafe { FRONTENDS.get(dest.address()) }.is_some()
+    let address = FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto).address();
+    Kernel.may_have(&address) && Kernel.frontend(&address).is_some()
 }

@@ -45,7 +45,7 @@ pub fn claim(frame: Frame, scratch: &mut Scratch, hook: Hook, wish: Wish) -> Fat
     scratch.back = scratch.flow;
     scratch.back.to = scratch.packet.tuple.reversed();
     scratch.back.flags = FlowFlags::REVERSE | (scratch.flow.flags & FlowFlags::REDIRECT);
-    scratch.back.hop = Hop::UNKNOWN;
+    scratch.back.hop.forget();
     if hook as u8 == Hook::Egress as u8 {
         scratch.back.flags |= FlowFlags::PARTNER_EGRESS;
     }

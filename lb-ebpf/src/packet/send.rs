@@ -10,7 +10,7 @@ use lb_common::{
 use super::{
     Scratch,
     fate::Fate,
-    route::{self, Route, Way},
+    route::{self, Way},
     skb::Frame,
 };
 use crate::maps::{DEVICES, FLOWS, count};
@@ -55,7 +55,7 @@ fn send_on(mut frame: Frame, scratch: &mut Scratch) -> Fate {
             return Fate::DROP;
         }
     }
-    let Scratch { packet, flow, neighbour, .. } = scratch;
+    let Scratch { packet, flow, route, .. } = scratch;
     // Asked about where the packet has been written: the verifier would walk that for each answer.
     let mut flags = 0;
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
@@ -78,25 +78,25 @@ fn send_on(mut frame: Frame, scratch: &mut Scratch) -> Fate {
     }
     if DeviceFlags::lead_into_a_pod(flags) && flow.hop.is_known() {
         route::into_pod(&mut frame, &flow.hop)
-    } else if neighbour.nh_family == 0 {
-        route::to_link(&mut frame, &flow.hop)
+    } else if route.is_asked() {
+        route.send(&mut frame)
     } else {
-        route::to_neighbour(&mut frame, flow.hop.ifindex, neighbour)
+        route::to_link(&mut frame, &flow.hop)
     }
 }
 
 /// Where the packet goes next: as those before it, as long as that holds and it has a place for link addresses. Otherwise the
-/// routes are asked, and the kernel sees that the neighbour is still needed.
+/// routes are asked, if the first packet of a flow has not done so yet, and the kernel sees that the neighbour is still needed.
 #[inline(always)]
 fn find_way(frame: Frame, scratch: &mut Scratch) -> Way {
-    let Scratch { packet, key, flow, clock, neighbour, .. } = scratch;
+    let Scratch { packet, key, flow, clock, route, .. } = scratch;
     let now = clock.now();
-    if now < flow.hop.until && packet.l3 != 0 {
-        neighbour.nh_family = 0;
+    if route.is_asked() || (now < flow.hop.until && packet.l3 != 0) {
         return Way::Device;
     }
-    let route = Route::find(frame, &flow.to, packet.proto, packet.v6);
-    *neighbour = route.neighbour();
+    // Client and backend are who the kernel would ask about, whatever addresses they see of each other: see `find_source`.
+    let src = if flow.flags & FlowFlags::REVERSE == 0 { &packet.tuple.src } else { &flow.to.src };
+    let way = route.find(frame, packet, src, &flow.to);
     route.keep(&mut flow.hop, packet.l3, now);
     if flow.hop.is_known()
         && let Some(entry) = FLOWS.get_ptr_mut(&*key)
@@ -105,5 +105,5 @@ fn find_way(frame: Frame, scratch: &mut Scratch) -> Way {
         // beside another, a packet may get a part of two answers, which differ only while the routes change.
         unsafe { ptr::copy_nonoverlapping(&raw const flow.hop, &raw mut (*entry).hop, 1) };
     }
-    route.way
+    way
 }

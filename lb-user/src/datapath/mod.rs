@@ -139,13 +139,13 @@ impl Datapath {
     /// # Errors
     /// When a pin cannot be opened.
     pub fn store(&self) -> Result<BpfStore> {
-        BpfStore::from_maps(|table| self.map(table))
+        BpfStore::from_maps(|name| self.map(name))
     }
 
-    fn map(&self, table: Table) -> Result<MapData> {
+    fn map(&self, name: &str) -> Result<MapData> {
         let directories = [self.pins.staging(), self.pins.current()];
-        let path = directories.iter().map(|directory| directory.join(table.map_name())).find(|path| path.exists());
-        let path = path.with_context(|| format!("map {} is not pinned", table.map_name()))?;
+        let path = directories.iter().map(|directory| directory.join(name)).find(|path| path.exists());
+        let path = path.with_context(|| format!("map {name} is not pinned"))?;
         MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))
     }
 
@@ -157,7 +157,7 @@ impl Datapath {
     pub fn grow(&mut self, full: &BTreeSet<Table>) -> Result<Option<BpfStore>> {
         let mut growing = Vec::new();
         for table in full.iter().flat_map(together).filter(|table| !self.fixed.contains_key(table)) {
-            let map = self.map(*table)?;
+            let map = self.map(table.map_name())?;
             let size = map.info()?.max_entries();
             let largest = largest(*table);
             if size < largest {
@@ -181,7 +181,7 @@ impl Datapath {
         self.loaded = Some(ebpf);
         // What is served keeps its ids, so that the other maps, which are in service already, stay right.
         for (table, map, ..) in growing {
-            store::copy(table, map, self.map(table)?)?;
+            store::copy(table, map, self.map(table.map_name())?)?;
         }
         self.store().map(Some)
     }

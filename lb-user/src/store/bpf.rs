@@ -20,7 +20,10 @@ use crate::{
     objects::Key,
     op::{Op, Table},
     spec::{Family, PortKey},
-    store::{Dump, Limits, Partial, Store, StoreError},
+    store::{
+        Dump, Limits, Partial, Store, StoreError,
+        frontends::{BITS, Frontends},
+    },
 };
 
 /// Writes of one system call: many enough to make its cost small, few enough to stay in the cache.
@@ -30,7 +33,7 @@ const TABLES: usize = 16;
 
 /// The maps that the agent writes.
 pub struct BpfStore {
-    frontends: TypedMap<FrontendKey, Frontend>,
+    frontends: Frontends,
     services: TypedMap<u32, Service>,
     slots: TypedMap<SlotKey, Slot>,
     backends: TypedMap<u32, Backend>,
@@ -47,24 +50,24 @@ impl BpfStore {
     /// # Errors
     /// When a pin is missing or cannot be opened; its path is in the message.
     pub fn open(dir: &Path) -> Result<Self> {
-        Self::from_maps(|table| {
-            let path = dir.join(table.map_name());
+        Self::from_maps(|name| {
+            let path = dir.join(name);
             MapData::from_pin(&path).with_context(|| format!("opening the pinned map {}", path.display()))
         })
     }
 
-    /// Takes the maps from wherever `map` finds them.
+    /// Takes the maps from wherever `map` finds those of a name.
     ///
     /// # Errors
     /// What `map` says, or when a map does not tell its size.
-    pub fn from_maps(mut map: impl FnMut(Table) -> Result<MapData>) -> Result<Self> {
-        let frontends = typed(Table::Frontends, &mut map)?;
+    pub fn from_maps(mut map: impl FnMut(&str) -> Result<MapData>) -> Result<Self> {
+        let frontends = Frontends::new(map(Table::Frontends.map_name())?, map(BITS)?);
         let services = typed(Table::Services, &mut map)?;
         let slots = typed(Table::Slots, &mut map)?;
         let backends = typed(Table::Backends, &mut map)?;
         let names = typed(Table::Names, &mut map)?;
         let node_addrs = typed(Table::NodeAddrs, &mut map)?;
-        let source_ranges = Trie::new(map(Table::SourceRanges)?);
+        let source_ranges = Trie::new(map(Table::SourceRanges.map_name())?);
         let maglev = typed(Table::Maglev, &mut map)?;
         let limits = Limits {
             frontends: frontends.size()?,
@@ -221,8 +224,8 @@ fn copying(table: Table) -> String {
     format!("copying {} to another map", table.map_name())
 }
 
-fn typed<K: Pod, V: Pod>(table: Table, map: &mut impl FnMut(Table) -> Result<MapData>) -> Result<TypedMap<K, V>> {
-    Ok(TypedMap::new(table.map_name(), map(table)?))
+fn typed<K: Pod, V: Pod>(table: Table, map: &mut impl FnMut(&str) -> Result<MapData>) -> Result<TypedMap<K, V>> {
+    Ok(TypedMap::new(table.map_name(), map(table.map_name())?))
 }
 
 impl Store for BpfStore {
@@ -240,6 +243,10 @@ impl Store for BpfStore {
 
     fn dump(&self) -> Result<Dump> {
         self.dump_of(&Table::ALL)
+    }
+
+    fn index(&mut self, dump: &Dump) -> Result<()> {
+        self.frontends.index(dump.frontends.keys())
     }
 
     fn limits(&self) -> Limits {

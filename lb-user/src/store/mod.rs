@@ -1,6 +1,7 @@
 //! Where ops are performed: the BPF maps, or memory.
 
 mod bpf;
+mod frontends;
 mod memory;
 mod text;
 
@@ -124,6 +125,14 @@ pub trait Store {
     /// # Errors
     /// When a map cannot be read.
     fn dump(&self) -> anyhow::Result<Dump>;
+
+    /// Makes right what readers find entries by, if they find them by anything else. `dump` is what was just read.
+    ///
+    /// # Errors
+    /// When a map cannot be written.
+    fn index(&mut self, _dump: &Dump) -> anyhow::Result<()> {
+        Ok(())
+    }
 
     /// The sizes of the maps.
     fn limits(&self) -> Limits;

@@ -40,6 +40,30 @@ fn the_routes_are_asked_once_in_each_direction_and_again_when_the_answer_is_old(
     }
 }
 
+/// As netfilter would: by its own rules a node may send what this client sends by another way than the rest.
+#[test]
+fn the_routes_are_asked_about_the_client_whose_packet_it_is() {
+    for of in BOTH {
+        let mut world = World::enter();
+        let (flag, client, gateway) = if of.header == 20 {
+            ("-4", "198.51.100.9", "192.0.2.254")
+        } else {
+            ("-6", "2001:db8:9::9", "2001:db8::fe")
+        };
+        let rule = format!("rule add from {client} table 77");
+        let route = format!("route add default via {gateway} dev uplink table 77");
+        site::ip_with(&[flag], &format!("{rule}\n{route}\n"));
+        world.serve(Wanted::udp().node_port(of.any).backends(&[of.there]));
+        let packet = Packet::udp(of.client, of.node_port);
+        for _ in 0..2 {
+            assert!(world.comes_in("uplink", &packet).is_sent());
+            let hop = world.flow(Hook::Ingress, of.client, of.node_port).expect("its flow").hop;
+            assert_eq!((hop.ifindex, hop.ends[5]), (site::index("uplink"), GATEWAY));
+            world.forget_ways();
+        }
+    }
+}
+
 #[test]
 fn a_neighbour_that_moves_is_found_when_the_answer_is_old() {
     for of in BOTH {

@@ -10,6 +10,8 @@ use std::{
 };
 
 use aya::maps::{HashMap, MapData};
+use lb_common::{FrontendKey, Proto};
+use lb_user::datapath::typed::TypedMap;
 
 use crate::{
     Story,
@@ -31,6 +33,7 @@ pub const STORIES: &[Story] = &[
     ("another_layout_of_which_nothing_is_known_gives_way_and_no_connect_fails", unknown_layout),
     ("i15_a_full_map_keeps_the_old_version_serving", full_map),
     ("maps_grow_by_themselves_and_no_connect_fails", maps_grow),
+    ("the_bits_of_frontends_are_made_right_by_a_restart", frontend_bits),
     ("bad_yaml_keeps_what_worked", bad_yaml_keeps_what_worked),
     ("another_cgroup_is_moved_to", another_cgroup),
     ("the_command_line_reads_the_pins", command_line),
@@ -362,6 +365,41 @@ fn maps_grow(node: &mut Node) {
     assert!(size() > before);
     pressure.more(100);
     pressure.end();
+}
+
+fn frontend_bits(node: &mut Node) {
+    const OTHER: &str = "10.96.0.2";
+    web(node, &["10.0.0.1:8080"]);
+    tcp_server("10.0.0.1:8080");
+    node.write("other.yaml", &service("other", &[OTHER], "TCP", 8443, &["10.0.0.1:8080"]));
+    let mut agent = node.agent(&[]);
+    let bits = TypedMap::<u32, u64>::open(&node.maps(), "FRONTEND_BITS").expect("the map");
+    let key = |to: &str| FrontendKey::new(at(to).ip().into(), at(to).port(), Proto::Tcp);
+    let is_set = |key: FrontendKey| {
+        let (word, bit) = key.bit();
+        bits.get(&word).expect("a word").expect("each is there") & bit != 0
+    };
+    let other = key("10.96.0.2:8443");
+    let all = [key(VIP), key(VIP).address(), other, other.address()];
+    assert_eq!(all.map(is_set), [true; 4]);
+    assert_eq!([8080, 8444, 30_080].map(|port| is_set(key(&format!("10.0.0.1:{port}")))), [false; 3]);
+
+    // What has gone may keep its bits until the next agent looks.
+    std::fs::remove_file(node.yaml.join("other.yaml")).expect("the file");
+    agent.wait_for("one Service", |dump| dump.services.len() == 1);
+    served_by("10.0.0.1:8080");
+    agent.kill();
+    let mut agent = node.agent(&[]);
+    assert_eq!(all.map(is_set), [true, true, false, false]);
+
+    // Without its bit a frontend does not answer.
+    let (word, bit) = key(VIP).bit();
+    let have = bits.get(&word).expect("a word").expect("each is there");
+    bits.put(&[word], &[have & !bit]).expect("a word");
+    assert!(tcp_ask(at(VIP)).is_err(), "nobody is at a VIP itself");
+    agent.kill();
+    let _agent = node.agent(&[]);
+    served_by("10.0.0.1:8080");
 }
 
 fn bad_yaml_keeps_what_worked(node: &mut Node) {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{
-        HashMap, MapData, PerCpuArray, PerCpuValues,
+        Array, HashMap, MapData, PerCpuArray, PerCpuValues,
         lpm_trie::{Key, LpmTrie},
     },
     programs::{ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, TestRunResult},
@@ -109,6 +109,19 @@ impl Object {
         self.0.map_mut(name).expect("a map of that name").try_into().expect("a hash of these")
     }
 
+    /// Writes a frontend, as the agent does.
+    pub fn put_frontend(&mut self, key: FrontendKey, value: Frontend) {
+        let (word, bit) = key.bit();
+        let mut bits = self.frontend_bits();
+        let have = bits.get(&word, 0).expect("a word");
+        bits.set(word, have | bit, 0).expect("a word");
+        self.map("FRONTENDS").insert(key, value, 0).expect("room");
+    }
+
+    fn frontend_bits(&mut self) -> Array<&mut MapData, u64> {
+        self.0.map_mut("FRONTEND_BITS").expect("a map of that name").try_into().expect("an array of these")
+    }
+
     /// All entries of a hash.
     pub fn entries<K: Pod, V: Pod>(&mut self, name: &str) -> Vec<(K, V)> {
         self.map(name).iter().collect::<Result<_, _>>().expect("a hash that nobody else changes")
@@ -130,6 +143,8 @@ impl Object {
 
     fn empty(&mut self) {
         self.empty_hash::<FrontendKey, Frontend>("FRONTENDS");
+        let mut bits = self.frontend_bits();
+        (0..bits.len()).for_each(|word| bits.set(word, 0, 0).expect("a word"));
         self.empty_hash::<u32, Service>("SERVICES");
         self.empty_hash::<SlotKey, Slot>("SLOTS");
         self.empty_hash::<u32, Backend>("BACKENDS");

@@ -130,12 +130,11 @@ impl Served {
             let key = Key::new(bits, Range { service: id, addr: addr.into() });
             object.source_ranges().insert(&key, 1, 0).expect("room");
         }
-        let mut frontends = object.map::<FrontendKey, Frontend>("FRONTENDS");
         for &(kind, addr) in &served.wanted.frontends {
             let key = FrontendKey::new(addr.ip().into(), addr.port(), proto);
-            frontends.insert(key, Frontend::new(id, kind), 0).expect("room");
+            object.put_frontend(key, Frontend::new(id, kind));
             if kind == Kind::ClusterIp {
-                frontends.insert(key.address(), Frontend::new(id, Kind::Address), 0).expect("room");
+                object.put_frontend(key.address(), Frontend::new(id, Kind::Address));
             }
         }
         served

@@ -115,8 +115,13 @@ pub fn index(name: &str) -> u32 {
 
 /// Performs commands of `ip`, one a line.
 pub fn ip(lines: &str) {
+    ip_with(&[], lines);
+}
+
+/// The same with flags.
+pub fn ip_with(flags: &[&str], lines: &str) {
     let mut command = Command::new("ip");
-    command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.args(flags).args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the command ip");
     child.stdin.take().expect("piped").write_all(lines.as_bytes()).expect("ip reads to the end");
     let output = child.wait_with_output().expect("its end");

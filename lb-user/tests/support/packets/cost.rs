@@ -94,13 +94,15 @@ fn passing(runs: u32) -> Vec<Cost> {
     let mut world = World::enter();
     world.serve(Wanted::tcp().node_port("0.0.0.0:30080").cluster_ip("10.96.0.1:80").backends(&[HERE]));
     let arp = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 9, 8, 6], &[0; 46]].concat();
-    let (tcp, syn) = (Packet::tcp(CLIENT, "10.0.1.2:80").octets(), Packet::syn(CLIENT, "10.0.1.2:80").octets());
-    let tcp6 = Packet::tcp(CLIENT6, "[fd00:0:0:1::2]:80").octets();
+    let (tcp, syn) = (Packet::tcp(CLIENT, BESIDE).octets(), Packet::syn(CLIENT, BESIDE).octets());
+    let tcp6 = Packet::tcp(CLIENT6, BESIDE6).octets();
+    let alike = Packet::tcp(CLIENT, "10.0.1.2:80").octets();
     let cases = [
         (IN, "uplink-end", "at a device that is not served", &tcp),
         (IN, "uplink", "no IP", &arp),
         (IN, "uplink", "of no Service, TCP", &tcp),
         (IN, "uplink", "of no Service, TCP over IPv6", &tcp6),
+        (IN, "uplink", "of no Service, TCP, to the port of one", &alike),
         (IN, "uplink", "of no Service, SYN", &syn),
         (OUT, "uplink", "of no Service, TCP", &tcp),
         (OUT, "uplink", "of no Service, TCP over IPv6", &tcp6),

@@ -94,7 +94,8 @@ fn find_way(frame: Frame, scratch: &mut Scratch) -> Way {
     if route.is_asked() || (now < flow.hop.until && packet.l3 != 0) {
         return Way::Device;
     }
-    // Client and backend are who the kernel would ask about, whatever addresses they see of each other: see `find_source`.
+    // As the first packet asked, see `find_source`; and an answer by the address under which the client knows the backend, so
+    // that rules of this node about that address hold for it.
     let src = if flow.flags & FlowFlags::REVERSE == 0 { &packet.tuple.src } else { &flow.to.src };
     let way = route.find(frame, packet, src, &flow.to);
     route.keep(&mut flow.hop, packet.l3, now);

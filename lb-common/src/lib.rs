@@ -5,6 +5,7 @@
 extern crate std;
 
 mod addr;
+mod family;
 pub mod flow;
 mod layout;
 pub mod mix;
@@ -14,6 +15,7 @@ mod select;
 mod translation;
 
 pub use addr::{Addr, Proto};
+pub use family::{AddrPort, Family};
 pub use layout::{
     Affinity, AffinityKey, Backend, BackendFlags, BackendStats, Counter, Device, DeviceFlags, Flow, FlowFlags, FlowKey,
     FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Hop, Kind, LAYOUT_VERSION, List, LogGate, MAGLEV_LEN,

@@ -12,19 +12,16 @@ use std::{
     net::IpAddr,
 };
 
+use lb_agent::reconcile::{PassReport, Reconciler};
 use lb_common::{FrontendKey, Name};
-use lb_user::{
+use lb_core::{
     event::{Event, Kind, Object},
     model::{Settings, claims::Right},
     objects::{Key, Service},
-    reconcile::{PassReport, Reconciler},
-    sources::{
-        wire::{self, Wire},
-        yaml,
-    },
     spec::PortKey,
     store::{Limits, MemoryStore},
 };
+use lb_sources::{api as wire, api::Wire, yaml};
 use proptest::{collection::vec, prelude::*, test_runner::TestCaseResult};
 use serde_json::Value;
 
@@ -211,7 +208,7 @@ fn check_owners(state: &State, now: &Meaning) -> TestCaseResult {
     for (key, port) in now {
         for frontend in port.frontends.keys() {
             for (other, service) in &services {
-                let served = |own: &&lb_user::objects::ServicePort| {
+                let served = |own: &&lb_core::objects::ServicePort| {
                     let first = service.ports.iter().find(|other| (&other.name, other.proto) == (&own.name, own.proto));
                     first == Some(*own)
                         && now
@@ -361,7 +358,7 @@ proptest! {
 fn thousands_that_want_the_same_address_leave_it_to_the_oldest() {
     let service = |index: i64, created: i64| {
         let key = Key::new("default", &format!("s{index:04}"));
-        let ports = [lb_user::objects::ServicePort::new("", lb_common::Proto::Tcp, 80.try_into().expect("not 0"))];
+        let ports = [lb_core::objects::ServicePort::new("", lb_common::Proto::Tcp, 80.try_into().expect("not 0"))];
         let cluster_ips = vec!["10.96.0.1".parse().expect("an address")];
         Object::Service(Service { created: Some(created), cluster_ips, ports: ports.into(), ..Service::new(key) })
     };

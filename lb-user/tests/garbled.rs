@@ -12,13 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_user::{
+use lb_agent::reconcile::Reconciler;
+use lb_core::{
     event::{Event, Kind, Object},
     model::Settings,
-    reconcile::Reconciler,
-    sources::{directory, yaml},
     store::MemoryStore,
 };
+use lb_sources::{directory, yaml};
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::TestCaseResult};
 
 /// Every file of the scenarios.

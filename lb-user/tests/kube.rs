@@ -25,11 +25,11 @@ use std::{
 };
 
 use gate::Gate;
-use lb_user::{
+use lb_core::{
     event::{Event, Kind, Object},
     objects::Key,
-    sources::kubernetes::{Options, run},
 };
+use lb_sources::kubernetes::{Options, run};
 use libtest_mimic::{Arguments, Trial};
 use server::{ApiServer, Assets, free_port};
 use tokio::{runtime::Runtime, sync::mpsc};

@@ -4,13 +4,13 @@ mod support;
 
 use std::{cell::Cell, net::Ipv4Addr};
 
+use lb_agent::reconcile::Reconciler;
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, Caller, Cause, Choice, Frontend, FrontendKey, Kind, List, MaglevKey,
     NodeAddr, Service, ServiceFlags, Slot, SlotKey, Tables, Verdict, select,
 };
-use lb_user::{
+use lb_core::{
     model::Settings,
-    reconcile::Reconciler,
     shadow::Shadow,
     store::{Dump, Faults, Limits, MemoryStore, Store},
 };

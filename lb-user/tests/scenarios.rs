@@ -12,14 +12,14 @@ use std::{
 };
 
 use expect_test::expect_file;
-use lb_user::{
+use lb_agent::reconcile::{PassReport, Reconciler};
+use lb_core::{
     event::{Event, Kind},
     model::Settings,
     op::Table,
-    reconcile::{PassReport, Reconciler},
-    sources::yaml,
     store::{Faults, Limits, MemoryStore},
 };
+use lb_sources::yaml;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 const NODE: &str = "node-1";

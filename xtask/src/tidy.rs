@@ -32,8 +32,8 @@ const NAMED: [(&str, &str, NamesOf); 6] = [
     ("lb-ebpf/src/log.rs", "map", maps),
     ("lb-common/src/layout.rs", "counter", counters),
     ("lb-user/src/cli/run.rs", "flag", flags),
-    ("lb-user/src/cli/meaning.rs", "flag", flags),
-    ("lb-user/src/metrics/families.rs", "metric", metrics),
+    ("lb-user/src/cli/service_flags.rs", "flag", flags),
+    ("lb-user/agent/src/metrics/families.rs", "metric", metrics),
 ];
 
 type NamesOf = fn(&str) -> Vec<String>;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use lb_common::Proto;
-use lb_user::{
+use lb_core::{
     event::{Event, Kind, Object},
     objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Key, Manager, Service, ServicePort},
 };

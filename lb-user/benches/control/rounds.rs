@@ -6,13 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_user::{
-    datapath::{Datapath, Sizes, pins::Pins},
-    event::Event,
-    model::Settings,
-    op::Table,
-    reconcile::{PassReport, Reconciler, Took},
+use lb_agent::reconcile::{PassReport, Reconciler, Took};
+use lb_core::{event::Event, model::Settings, op::Table};
+use lb_dataplane::{
+    load::Loader,
     store::BpfStore,
+    upgrade::{pins::Pins, programs::Sizes},
 };
 
 use crate::objects;
@@ -82,7 +81,7 @@ fn milliseconds(time: Duration) -> f64 {
 /// New maps, and a reconciler that knows nothing.
 struct Bench {
     /// Keeps the maps.
-    _datapath: Datapath,
+    _datapath: Loader,
     pins: Pins,
     reconciler: Reconciler<BpfStore>,
 }
@@ -90,7 +89,7 @@ struct Bench {
 impl Bench {
     fn new(bpffs: &Path) -> Self {
         let pins = Pins::at(bpffs.join("beeline"));
-        let datapath = Datapath::load(pins.clone(), Sizes::new()).expect("the programs load");
+        let datapath = Loader::load(pins.clone(), Sizes::new()).expect("the programs load");
         let reconciler = reconciler(datapath.store().expect("the maps"));
         Self { _datapath: datapath, pins, reconciler }
     }
@@ -113,7 +112,7 @@ impl Bench {
         let Took { compile, plan, write } = report.took;
         // As the agent does after a burst.
         drop(report.changed);
-        lb_user::memory::release();
+        lb_kernel::allocator::release();
         let more = Memory::now(&self.pins);
         let each = |bytes: usize, before: usize| bytes.saturating_sub(before) as f64 / f64::from(services);
         let user = each(more.process, memory.process);
@@ -212,7 +211,7 @@ impl Memory {
 
 fn memlock(pin: &Path) -> usize {
     use std::os::fd::AsRawFd as _;
-    let map = lb_user::datapath::sys::open_pin(pin).expect("the map's pin");
+    let map = lb_kernel::bpf::open_pin(pin).expect("the map's pin");
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd())).expect("procfs");
     number(&info, "memlock:")
 }

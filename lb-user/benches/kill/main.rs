@@ -14,11 +14,11 @@ use std::{
 };
 
 use lb_common::{Backend, Frontend, FrontendKey, Kind, List, Proto, Service, Slot, SlotKey};
-use lb_user::{
-    datapath::{Datapath, Sizes, pins::Pins},
-    op::Op,
+use lb_core::{op::Op, store::Store as _};
+use lb_dataplane::{
+    load::Loader,
     sockets::{Dead, Report, end, end_all},
-    store::Store as _,
+    upgrade::{pins::Pins, programs::Sizes},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -73,7 +73,7 @@ fn measure(cgroup: &Path, directory: &Path) {
     let status = Command::new("ip").args(["link", "set", "lo", "up"]).status();
     assert!(status.is_ok_and(|status| status.success()), "ip link set lo up");
     let pins = Pins::at(place::mount_bpffs(directory).join("beeline"));
-    let mut datapath = Datapath::load(pins.clone(), Sizes::new()).expect("the programs load");
+    let mut datapath = Loader::load(pins.clone(), Sizes::new()).expect("the programs load");
     datapath.store().expect("the maps").apply(&[ops(LIVING), ops(DYING)].concat()).expect("room in the maps");
     datapath.attach(cgroup).expect("the programs attach");
     let pins = pins.current();

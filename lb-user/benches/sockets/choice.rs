@@ -6,7 +6,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Instant};
 use lb_common::{
     Backend, BackendFlags, Frontend, FrontendKey, Kind, List, NEVER, Proto, Scheduler, Service, Slot, SlotKey,
 };
-use lb_user::{datapath::stats::StatMaps, op::Op, store::Store};
+use lb_core::{op::Op, store::Store};
+use lb_dataplane::stats::StatMaps;
 
 use crate::traffic::{self, median};
 

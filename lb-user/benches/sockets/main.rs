@@ -14,13 +14,12 @@ mod wire;
 
 use std::{fs, path::Path};
 
+use lb_common::Family;
 use lb_common::{Backend, Frontend, FrontendKey, Kind, List, NEVER, Proto, Service, Slot, SlotKey};
-use lb_user::{
-    datapath::{Datapath, Sizes, pins::Pins},
-    objects::Key,
-    op::Op,
-    spec::{Family, PortKey},
-    store::Store as _,
+use lb_core::{objects::Key, op::Op, spec::PortKey, store::Store as _};
+use lb_dataplane::{
+    load::Loader,
+    upgrade::{pins::Pins, programs::Sizes},
 };
 
 use traffic::{Path as Way, Variant};
@@ -64,7 +63,7 @@ fn measure(cgroup: &Path, directory: &Path) {
     let bpffs = place::mount_bpffs(directory);
     traffic::addresses();
     let pins = Pins::at(bpffs.join("beeline"));
-    let mut datapath = Datapath::load(pins.clone(), Sizes::new()).expect("the programs load");
+    let mut datapath = Loader::load(pins.clone(), Sizes::new()).expect("the programs load");
     let mut store = datapath.store().expect("the maps");
     datapath.attach(&inside).expect("the programs attach");
     let servers = traffic::Servers::start();

@@ -6,7 +6,8 @@ use aya::{
     programs::loaded_programs,
     sys::{Stats, enable_stats},
 };
-use lb_user::datapath::{pins::link_name, sys};
+use lb_dataplane::upgrade::pins::link_name;
+use lb_kernel::bpf as sys;
 use rustix::net::{RecvFlags, SendFlags, connect, getpeername, recvfrom, sendto};
 
 use crate::traffic;

@@ -8,11 +8,9 @@ use std::{
 
 use kube::api::{Patch, PatchParams};
 use lb_common::{Addr, LAYOUT_VERSION, List, Slot, SlotKey};
-use lb_user::{
-    datapath::sys,
-    op::Table,
-    store::{BpfStore, Store as _},
-};
+use lb_core::{op::Table, store::Store as _};
+use lb_dataplane::store::BpfStore;
+use lb_kernel::bpf as sys;
 use serde_json::{Value, json};
 
 use crate::{

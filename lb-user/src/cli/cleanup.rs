@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use k8s_openapi::jiff::SignedDuration;
 
-use crate::{cleanup::cleanup, datapath::pins::Pins};
+use lb_dataplane::{cleanup::cleanup, upgrade::pins::Pins};
 
 /// How it is done.
 #[derive(Args)]

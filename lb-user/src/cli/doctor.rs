@@ -11,15 +11,13 @@ use super::{
     objects::{self, Flags, Named, Origin, Output},
     say,
 };
-use crate::{
-    agent::Source,
-    datapath::pins::Pins,
-    doctor::{self, Agent, Finding, Objects, Severity, Subject},
-    inspect::number,
-    sources::{
-        directory::{self, LastGood},
-        kubernetes,
-    },
+use crate::doctor::{self, Agent, Finding, Objects, Severity, Subject};
+use lb_agent::agent::Source;
+use lb_core::text::number;
+use lb_dataplane::upgrade::pins::Pins;
+use lb_sources::{
+    directory::{self, LastGood},
+    kubernetes,
 };
 
 /// Where the objects are that the maps are compared with.

@@ -11,18 +11,18 @@ use super::{
     log,
     objects::{self, Flags, Named, Origin, Output},
 };
-use crate::{
-    datapath::pins::Pins,
+use lb_agent::reconcile::Reconciler;
+use lb_core::{
     event::Event,
-    inspect::number,
     model::explain::Explanation,
     objects::Key,
     plan::{Heirless, Plan, Scope, plan},
-    reconcile::Reconciler,
     shadow::Shadow,
     spec::ServiceSpec,
-    store::{BpfStore, Dump, Limits, MemoryStore, Store as _},
+    store::{Dump, Limits, MemoryStore, Store as _},
+    text::number,
 };
+use lb_dataplane::{store::BpfStore, upgrade::pins::Pins};
 
 /// A Service, and where its objects are.
 #[derive(Args)]
@@ -181,9 +181,10 @@ impl Maps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{agent::Source, sources::directory};
     use clap::CommandFactory as _;
     use expect_test::{Expect, expect};
+    use lb_agent::agent::Source;
+    use lb_sources::directory;
 
     #[test]
     fn a_service_has_a_namespace_and_a_name() {
@@ -225,7 +226,7 @@ mod tests {
         let mut reconcilers = [before, yaml].map(|text| {
             std::fs::write(directory.path().join("a.yaml"), text).expect("a file");
             let options = directory::Options { path: directory.path().to_owned(), proxy_name: None };
-            let mut reconciler = Reconciler::new(MemoryStore::new(limits), node, crate::model::Settings::default());
+            let mut reconciler = Reconciler::new(MemoryStore::new(limits), node, lb_core::model::Settings::default());
             reconciler.handle(objects::load(Source::Directory(options)).expect("it is read"));
             reconciler.pass();
             reconciler

@@ -19,17 +19,22 @@ use serde::Serialize;
 
 use super::{dump, existing, objects::Output, say};
 use crate::{
-    datapath::{pins::Pins, tc},
     doctor::process,
     handover::{Comparison, compare},
-    inspect::number,
-    netfilter::{
-        self, Leftovers,
-        conntrack::Conntrack,
-        own::{self, KEEPER},
+};
+use lb_core::{store::Dump, text::number};
+use lb_dataplane::{
+    attach::tc,
+    kube_proxy,
+    kube_proxy::{
+        Leftovers,
         remove::{self, Removed},
     },
-    store::Dump,
+    upgrade::pins::Pins,
+};
+use lb_kernel::netfilter::{
+    conntrack::Conntrack,
+    own::{self, KEEPER},
 };
 
 /// Both follow the cluster, each in its own time: differences that last so long are differences.
@@ -88,7 +93,7 @@ struct Told {
 
 pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<ExitCode> {
     let dump = dump(&existing(pins)?)?;
-    let leftovers = netfilter::leftovers()?;
+    let leftovers = kube_proxy::leftovers()?;
     let (comparison, dump) = settled(pins, &leftovers, dump)?;
     let is_safe = comparison.is_safe();
     let mut told = Told {
@@ -125,7 +130,7 @@ pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<ExitCode> {
 fn settled(pins: &Pins, leftovers: &Leftovers, mut own: Dump) -> Result<(Comparison, Dump)> {
     let deadline = Instant::now() + SETTLES;
     loop {
-        let theirs = netfilter::answers(leftovers).context("reading kube-proxy's rules")?;
+        let theirs = kube_proxy::answers(leftovers).context("reading kube-proxy's rules")?;
         let comparison = compare(&theirs, &own);
         if comparison.is_safe() || Instant::now() > deadline {
             return Ok((comparison, own));

@@ -7,10 +7,10 @@ mod explain;
 mod get;
 mod handover;
 mod log;
-mod meaning;
 mod objects;
 mod plan;
 mod run;
+pub mod service_flags;
 mod table;
 mod top;
 mod trace;
@@ -25,10 +25,8 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcomm
 use lb_common::LAYOUT_VERSION;
 
 use self::objects::Flags;
-use crate::{
-    datapath::{environment, pins::Pins},
-    store::{BpfStore, Dump, Store as _},
-};
+use lb_core::store::{Dump, Store as _};
+use lb_dataplane::{environment, store::BpfStore, upgrade::pins::Pins};
 
 /// A load balancer for Kubernetes Services that works where an application opens a socket.
 ///

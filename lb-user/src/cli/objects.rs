@@ -14,20 +14,16 @@ use anyhow::{Context as _, Result, bail};
 use clap::{ArgMatches, Args, CommandFactory as _, Parser as _, ValueEnum, parser::ValueSource};
 use tokio::{sync::mpsc, time::timeout};
 
-use super::{
-    Cli, Command, config,
-    meaning::{self, Meaning},
-    run,
-};
-use crate::{
-    agent::Source,
-    datapath::pins::Pins,
+use super::{Cli, Command, config, run, service_flags, service_flags::Meaning};
+use lb_agent::agent::Source;
+use lb_core::{
     event::{Event, Kind},
     model::Settings,
-    sources::{
-        directory::{self, LastGood},
-        kubernetes,
-    },
+};
+use lb_dataplane::upgrade::pins::Pins;
+use lb_sources::{
+    directory::{self, LastGood},
+    kubernetes::{self, Remembered},
 };
 
 /// Form of what is said about them.
@@ -106,7 +102,13 @@ impl Named {
             None => {
                 let (api_server, kubeconfig) = (self.api_server, self.kubeconfig);
                 let node_name = node_name.clone();
-                let options = kubernetes::Options { api_server, kubeconfig, node_name, proxy_name, pins: None };
+                let options = kubernetes::Options {
+                    api_server,
+                    kubeconfig,
+                    node_name,
+                    proxy_name,
+                    remembered: Remembered::default(),
+                };
                 ("the API server".to_owned(), Source::Kubernetes(options))
             }
         };
@@ -147,7 +149,8 @@ pub(super) fn agent(pins: &Pins) -> Result<Option<Agent>> {
             let default = variable("KUBECONFIG").filter(|_| !in_pod).map(PathBuf::from);
             let named = options.kubeconfig.take().or(default);
             options.kubeconfig = named.map(|path| seen_from_here(&process, &path));
-            options.pins = Some(pins.current());
+            let directory = pins.current();
+            options.remembered = Remembered::by(move || lb_dataplane::api_servers::endpoints(&directory));
             format!("the API server that the agent (pid {pid}) watches")
         }
     };
@@ -168,7 +171,7 @@ fn agent_arguments(
     if run.value_source("node_name") != Some(ValueSource::CommandLine) {
         // Not by the environment of this process.
         line.push("--node-name".into());
-        line.push(node_name.unwrap_or_else(|| meaning::host_name().into()));
+        line.push(node_name.unwrap_or_else(|| service_flags::host_name().into()));
     }
     match Cli::try_parse_from(line)?.command {
         Command::Run(arguments) => Ok(*arguments),
@@ -251,13 +254,16 @@ mod tests {
         let directory = ["beeline", "--pins", "/x", "run", "--directory", "y", "--external-ips", "none"];
         let arguments = parsed(&directory, Some("n1")).expect("an agent");
         assert_eq!(arguments.meaning.node_name(), "n1");
-        assert_eq!(arguments.meaning.settings().external_ips, crate::model::ExternalIps::None);
+        assert_eq!(arguments.meaning.settings().external_ips, lb_core::model::ExternalIps::None);
         assert!(matches!(arguments.source(), Source::Directory(options) if options.path == Path::new("y")));
         let named = ["beeline", "run", "--node-name=n2", "--api-server", "https://192.0.2.1"];
         let arguments = parsed(&named, Some("n1")).expect("an agent");
         assert_eq!(arguments.meaning.node_name(), "n2");
         assert!(matches!(arguments.source(), Source::Kubernetes(options) if options.node_name == "n2"));
-        assert_eq!(parsed(&["beeline", "run"], None).expect("an agent").meaning.node_name(), meaning::host_name());
+        assert_eq!(
+            parsed(&["beeline", "run"], None).expect("an agent").meaning.node_name(),
+            service_flags::host_name()
+        );
         for other in [&["beeline", "cleanup"][..], &["sleep", "1"], &[]] {
             assert!(parsed(other, None).is_err(), "{other:?}");
         }
@@ -270,7 +276,7 @@ mod tests {
         let line = ["beeline", "run", "--config", "/etc/x"].iter().map(Into::into).collect();
         let arguments = agent_arguments(line, Some("n1".into()), |_| file.path().to_owned()).expect("an agent");
         assert_eq!(arguments.meaning.node_name(), "n2", "it goes before the environment");
-        assert_eq!(arguments.meaning.settings().external_ips, crate::model::ExternalIps::None);
+        assert_eq!(arguments.meaning.settings().external_ips, lb_core::model::ExternalIps::None);
         assert!(matches!(arguments.source(), Source::Directory(options) if options.path == Path::new("y")));
     }
 

@@ -5,14 +5,14 @@ use std::{fmt::Write as _, path::PathBuf};
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::meaning::Meaning;
-use crate::{
-    datapath::pins::Pins,
-    inspect::number,
-    reconcile::Reconciler,
-    sources::directory::{self, LastGood},
-    store::{BpfStore, MemoryStore, Store as _},
+use super::service_flags::Meaning;
+use lb_agent::reconcile::Reconciler;
+use lb_core::{
+    store::{MemoryStore, Store as _},
+    text::number,
 };
+use lb_dataplane::{store::BpfStore, upgrade::pins::Pins};
+use lb_sources::directory::{self, LastGood};
 
 /// What is to be compared with the maps.
 #[derive(Args)]

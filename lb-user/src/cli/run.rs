@@ -5,17 +5,22 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::ExitCo
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use super::{log, meaning::Meaning};
-use crate::{
+use super::{log, service_flags::Meaning};
+use lb_agent::{
     agent::{self, Source},
-    datapath::{Sizes, pins::Pins},
+    http::Port,
+};
+use lb_core::op::Table;
+use lb_dataplane::{
     devices::{
         self,
         choice::{Choice, Patterns},
     },
-    http::Port,
-    op::Table,
-    sources::{directory, kubernetes},
+    upgrade::{pins::Pins, programs::Sizes},
+};
+use lb_sources::{
+    directory,
+    kubernetes::{self, Remembered},
 };
 
 /// Flags of the agent.
@@ -115,7 +120,7 @@ impl Arguments {
                 kubeconfig: self.kubeconfig.clone(),
                 node_name: self.meaning.node_name(),
                 proxy_name,
-                pins: None,
+                remembered: Remembered::default(),
             }),
         }
     }

@@ -15,10 +15,12 @@ use lb_common::{
 };
 
 use crate::{
-    datapath::{stats::StatMaps, typed::TypedMap},
-    inspect::{self, number},
-    live::{Client, Live},
+    inspect,
+    snapshot::{Client, Live},
 };
+use lb_core::text::number;
+use lb_dataplane::stats::StatMaps;
+use lb_kernel::bpf::typed::TypedMap;
 
 /// A destination.
 #[derive(Args)]
@@ -74,7 +76,7 @@ fn along(live: &Live, client: Client, destination: SocketAddr, proto: Proto) -> 
     let Some(pod) = live.path_of(&client) else {
         return explain(live, &client, destination, proto);
     };
-    let (choice, by) = (inspect::paths::choice(pod), inspect::paths::by(pod).name());
+    let (choice, by) = (inspect::pod_modes::choice(pod), inspect::pod_modes::by(pod).name());
     let mut text = format!("  path       {choice}, by the label of the {by}: pod {}/{}\n", pod.namespace, pod.name);
     if pod.path != PathChoice::Packet as u8 {
         writeln!(text, "  verdict    left alone: sockets and packets of this pod go on unchanged")?;

@@ -1,10 +1,6 @@
 //! Whether the clock is right: certificates and tokens are valid by it.
-#![expect(unsafe_code, reason = "adjtimex(2)")]
 
-use std::{
-    mem,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Finding, Source};
 
@@ -36,18 +32,9 @@ pub(super) fn read(source: Option<&Source>) -> Facts {
     let ahead = answers.iter().filter_map(|answer| Some((answer.url.clone(), answer.said.as_ref().ok()?.ahead?)));
     Facts {
         now: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
-        is_kept: is_kept(),
+        is_kept: lb_kernel::clock::is_synchronised(),
         ahead: ahead.collect(),
     }
-}
-
-/// Whether somebody, as chrony or systemd-timesyncd, keeps the kernel's clock.
-fn is_kept() -> Option<bool> {
-    // SAFETY: integers, for which zero is a value.
-    let mut time: libc::timex = unsafe { mem::zeroed() };
-    // SAFETY: with the mode 0 the kernel only fills it.
-    let state = unsafe { libc::adjtimex(&raw mut time) };
-    (state >= 0).then_some(state != libc::TIME_ERROR)
 }
 
 /// What it means.

@@ -10,18 +10,16 @@ use anyhow::{Context as _, Result};
 use lb_common::{Device, DeviceFlags, PathChoice, PodPath};
 
 use super::{Finding, foreign::Programs};
-use crate::{
-    datapath::{
-        sys,
-        tc::{self, Attached},
-        typed::TypedMap,
-    },
-    devices::{choice::Choice, decide, facts},
-    inspect::{
-        number,
-        paths::{PathRow, paths},
-    },
-    netlink::Channel,
+use crate::inspect::pod_modes::{PathRow, paths};
+use lb_core::text::number;
+use lb_dataplane::{
+    attach::tc::{self, Attached},
+    devices::{choice::Choice, decide},
+};
+use lb_kernel::{
+    bpf,
+    bpf::typed::TypedMap,
+    netlink::{Channel, facts},
 };
 
 const CHECK: &str = "devices";
@@ -62,7 +60,7 @@ pub(super) fn read(directory: &Path, root: &Path, devices: Option<&Choice>) -> R
     for (index, own) in &attached {
         for ((hook, name), program) in tc::PROGRAMS.into_iter().zip(own.programs) {
             // Where the kernel has no TCX, `tc filter show` tells the order.
-            let running = sys::programs_at_device(*index, hook).unwrap_or_default();
+            let running = bpf::programs_at_device(*index, hook).unwrap_or_default();
             let others = running.into_iter().take_while(|running| Some(*running) != program);
             before.extend(others.filter(|_| program.is_some()).map(|other| (*index, name, other)));
         }
@@ -158,7 +156,8 @@ pub(super) fn judge(facts: &Result<Facts>) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{datapath::tc::How, doctor::finding::assert_told};
+    use crate::doctor::finding::assert_told;
+    use lb_dataplane::attach::tc::How;
 
     fn facts() -> Facts {
         let attached = Attached { how: How::Tcx, programs: [Some(1), Some(2)] };

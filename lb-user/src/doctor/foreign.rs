@@ -12,10 +12,8 @@ use std::{
 use aya::programs::loaded_programs;
 
 use super::{Finding, hooks, process};
-use crate::{
-    datapath::{programs::HOOKS, sys},
-    sockets::Owner,
-};
+use lb_dataplane::upgrade::programs::HOOKS;
+use lb_kernel::{bpf, sock_diag::Owner};
 
 const CHECK: &str = "foreign";
 
@@ -60,7 +58,7 @@ pub(super) fn read(hooks: &hooks::Facts) -> Facts {
         let mut here = BTreeSet::new();
         for hook in HOOKS {
             let own = hooks.links.get(hook).and_then(|link| Some(link.as_ref().ok()?.program));
-            let running = hooks::attach_type(hook).and_then(|kind| sys::programs_at(&directory, kind).ok());
+            let running = hooks::attach_type(hook).and_then(|kind| bpf::programs_at(&directory, kind).ok());
             let Some(running) = running else { continue };
             here.extend(running.iter().map(|program| (hook, *program)));
             let others: Vec<u32> = running.iter().copied().filter(|program| Some(*program) != own).collect();
@@ -150,7 +148,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         findings.push(Finding::note(CHECK, what, "`bpftool cgroup tree` looks at all of them"));
     }
     if findings.is_empty() {
-        let cgroups = crate::inspect::number(facts.cgroups, "cgroup");
+        let cgroups = lb_core::text::number(facts.cgroups, "cgroup");
         findings.push(Finding::ok(CHECK, format!("no program of others is at our hooks, in {cgroups}")));
     }
     findings

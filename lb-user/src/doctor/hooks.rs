@@ -11,12 +11,11 @@ use aya::{maps::MapInfo, programs::loaded_programs};
 use aya_obj::generated::bpf_attach_type;
 
 use super::{Agent, Finding};
-use crate::datapath::{
+use lb_dataplane::{
     environment::{self, ROOT_CGROUP},
-    pins::link_name,
-    programs::HOOKS,
-    sys::{self, CgroupLink},
+    upgrade::{pins::link_name, programs::HOOKS},
 };
+use lb_kernel::{bpf, bpf::CgroupLink};
 
 const CHECK: &str = "cgroup";
 
@@ -40,7 +39,7 @@ pub(super) struct Facts {
 
 /// Asks the pinned links of `directory`.
 pub(super) fn read(directory: &Path, agent: Option<&Agent>) -> Facts {
-    let link = |hook| sys::open_pin(&directory.join(link_name(hook))).and_then(sys::cgroup_link);
+    let link = |hook| bpf::open_pin(&directory.join(link_name(hook))).and_then(bpf::cgroup_link);
     let links: BTreeMap<_, _> =
         HOOKS.into_iter().map(|hook| (hook, link(hook).map_err(|error| error.to_string()))).collect();
     let mut ids: Vec<_> = links.values().flatten().map(|link| link.cgroup).collect();

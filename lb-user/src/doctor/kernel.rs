@@ -7,13 +7,8 @@ use aya_obj::generated::bpf_insn;
 use rustix::net::{AddressFamily, SocketType, ipproto, socket};
 
 use super::Finding;
-use crate::{
-    datapath::{
-        environment::{KERNEL_FLOOR, parse_release},
-        sys,
-    },
-    sockets,
-};
+use lb_dataplane::environment::{KERNEL_FLOOR, parse_release};
+use lb_kernel::{bpf, sock_diag::can_end};
 
 const CHECK: &str = "kernel";
 
@@ -46,10 +41,10 @@ pub(super) fn read() -> Facts {
     Facts {
         release: rustix::system::uname().release().to_string_lossy().into_owned(),
         has_set_retval: has_set_retval(),
-        has_netns_cookie: sys::netns_cookie().is_ok(),
-        has_tcx: sys::has_tcx(),
+        has_netns_cookie: bpf::netns_cookie().is_ok(),
+        has_tcx: bpf::has_tcx(),
         has_mptcp: socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP)).is_ok(),
-        can_end: sockets::can_end().map_err(|error| format!("{error:#}")),
+        can_end: can_end().map_err(|error| format!("{error:#}")),
         has_socket_marks: marks_sockets(&mounts),
         mounts: clients(&mounts),
     }
@@ -72,7 +67,7 @@ fn has_set_retval() -> bool {
         instruction(0xb7, 0, 1),
         instruction(0x95, 0, 0),
     ];
-    let loaded: io::Result<_> = sys::load_connect4(c"beeline_doctor", &program);
+    let loaded: io::Result<_> = bpf::load_connect4(c"beeline_doctor", &program);
     loaded.is_ok()
 }
 

@@ -3,7 +3,11 @@
 use std::path::Path;
 
 use super::{Finding, process};
-use crate::netfilter::{self, Chain, IPVS_DEVICE, Leftovers, Table};
+use lb_dataplane::{
+    kube_proxy,
+    kube_proxy::{IPVS_DEVICE, Leftovers},
+};
+use lb_kernel::netfilter::{Chain, Table};
 
 const CHECK: &str = "kube-proxy";
 
@@ -20,7 +24,7 @@ pub(super) fn read() -> Facts {
     let own = process::network_namespace("self");
     let is_here = |pid: &u32| process::network_namespace(&pid.to_string()) == own;
     Facts {
-        leftovers: netfilter::leftovers().map_err(|error| format!("{error:#}")),
+        leftovers: kube_proxy::leftovers().map_err(|error| format!("{error:#}")),
         running: process::named(Path::new("/proc"), "kube-proxy").into_iter().filter(is_here).collect(),
     }
 }
@@ -83,13 +87,14 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
 fn several(chains: &[&Chain]) -> String {
     let names: Vec<_> = chains.iter().take(3).map(|chain| chain.name.as_str()).collect();
     let more = if chains.len() > 3 { format!(" and {} more", chains.len() - 3) } else { String::new() };
-    format!("{}: {}{more}", crate::inspect::number(chains.len(), "chain"), names.join(", "))
+    format!("{}: {}{more}", lb_core::text::number(chains.len(), "chain"), names.join(", "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{doctor::finding::assert_told, spec::Family};
+    use crate::doctor::finding::assert_told;
+    use lb_common::Family;
 
     fn check(facts: &Facts, expected: &[&str]) {
         assert_told(&judge(facts), expected);

@@ -5,15 +5,15 @@ use std::{collections::BTreeSet, net::IpAddr};
 use anyhow::Result;
 
 use super::{Finding, process};
-use crate::{
+use lb_agent::reconcile::Reconciler;
+use lb_core::{
     event::Event,
-    inspect::number,
     model::Settings,
     plan::Change,
-    reconcile::Reconciler,
-    sources::addresses,
     store::{Dump, Limits, MemoryStore},
+    text::number,
 };
+use lb_sources::addresses;
 
 const CHECK: &str = "maps";
 
@@ -138,7 +138,8 @@ pub(super) fn unreadable(error: &anyhow::Error) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{doctor::finding::assert_told, objects::Key};
+    use crate::doctor::finding::assert_told;
+    use lb_core::objects::Key;
 
     fn change(name: &str, added: usize, removed: usize) -> Change {
         Change { service: Key::new("a", name), frontends: 1, added, removed, writes: 3 }

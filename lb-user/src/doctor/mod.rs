@@ -21,16 +21,10 @@ use std::{collections::BTreeSet, path::PathBuf, thread, time::Duration};
 use anyhow::Result;
 
 pub use finding::{Finding, Severity, worst};
-pub use source::{Answer, Said, Source};
+pub use source::Source;
 
-use crate::{
-    datapath::pins::Pins,
-    devices::choice::Choice,
-    event::Event,
-    model::Settings,
-    op::Table,
-    store::{BpfStore, Store as _},
-};
+use lb_core::{event::Event, model::Settings, op::Table, store::Store as _};
+use lb_dataplane::{devices::choice::Choice, store::BpfStore, upgrade::pins::Pins};
 
 /// How often, and how far apart, maps are compared that a running agent may be about to mend.
 const LOOKS: usize = 4;

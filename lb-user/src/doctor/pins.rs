@@ -3,11 +3,12 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use super::Finding;
-use crate::datapath::{
-    Sizes,
+use lb_dataplane::{
     bpffs::{self, Whose},
-    pins::{self, Found, Pins},
-    programs,
+    upgrade::{
+        pins::{self, Found, Pins},
+        programs::{self, Sizes},
+    },
 };
 
 const CHECK: &str = "pins";

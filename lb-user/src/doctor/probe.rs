@@ -16,7 +16,10 @@ use rustix::{
 };
 
 use super::{Finding, hooks};
-use crate::{datapath::sys, sockets, spec::Family, store::Dump};
+use lb_common::Family;
+use lb_core::store::Dump;
+use lb_dataplane::sockets;
+use lb_kernel::bpf;
 
 const CHECK: &str = "probe";
 
@@ -84,7 +87,7 @@ fn dial(directory: &Path, vip: SocketAddr, proto: Proto) -> Result<Outcome> {
     let socket = socket_with(domain, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     if family == Family::V4 {
         // Then any address has a route, the VIP as well.
-        sys::bind_to_device(&socket, "lo")?;
+        bpf::bind_to_device(&socket, "lo")?;
     }
     let connected = connect(&socket, &vip);
     let led_to = sockets::led_to(directory, &socket, vip, proto);

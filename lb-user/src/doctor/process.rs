@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::sockets::Owner;
+use lb_kernel::sock_diag::Owner;
 
 /// The first process that holds each of these programs, or a link of it, by a descriptor. What is held by a pin alone has none.
 pub(super) fn holders(proc: &Path, programs: &[u32]) -> BTreeMap<u32, Owner> {

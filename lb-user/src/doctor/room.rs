@@ -5,11 +5,9 @@ use std::{collections::BTreeSet, path::Path};
 use lb_common::Counter;
 
 use super::Finding;
-use crate::{
-    datapath::largest,
-    metrics::kernel::{self, Map},
-    op::Table,
-};
+use lb_agent::metrics::kernel::{self, Map};
+use lb_core::op::Table;
+use lb_dataplane::load::largest;
 
 const CHECK: &str = "room";
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use lb_sources::kubernetes::Answer;
+
 use super::Finding;
 
 const CHECK: &str = "source";
@@ -16,26 +18,6 @@ pub enum Source {
     Directory(Result<Vec<String>, String>),
     /// API servers, each asked once; or why none could be.
     Servers(Result<Vec<Answer>, String>),
-}
-
-/// How an API server answered.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Answer {
-    /// Its URL.
-    pub url: String,
-    /// What it said, or why it said nothing.
-    pub said: Result<Said, String>,
-}
-
-/// What an API server said.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Said {
-    /// Its version.
-    pub version: String,
-    /// How long that took.
-    pub took: Duration,
-    /// How many seconds our clock is ahead of its, if it tells the time.
-    pub ahead: Option<i64>,
 }
 
 impl Source {
@@ -115,6 +97,8 @@ fn servers(text: &str, answers: &Result<Vec<Answer>, String>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lb_sources::kubernetes::Said;
+
     use crate::doctor::finding::brief;
 
     fn check(source: &Source, expected: &str) {

@@ -8,12 +8,10 @@ use std::{
 use lb_common::{Frontend, FrontendKey, Kind, SlotKey, list_for};
 use serde::Serialize;
 
-use crate::{
-    inspect::address,
-    netfilter::answers::{Answer, Answers},
-    spec::Target,
-    store::Dump,
-};
+use crate::inspect::address;
+use lb_common::AddrPort;
+use lb_core::store::Dump;
+use lb_dataplane::kube_proxy::answers::{Answer, Answers};
 
 #[cfg(test)]
 mod tests;
@@ -118,9 +116,10 @@ pub fn compare(theirs: &Answers, dump: &Dump) -> Comparison {
         let none = (BTreeSet::new(), BTreeSet::new());
         let mut names = [own.get(frontend), theirs.get(frontend)].into_iter().flatten().map(|answer| &answer.name);
         let service = names.find(|name| !name.is_empty()).cloned().unwrap_or_default();
-        let mut add = |what, loses: bool, (theirs, own): (&BTreeSet<Target>, &BTreeSet<Target>)| {
-            let text =
-                |targets: std::collections::btree_set::Difference<'_, Target>| targets.map(Target::to_string).collect();
+        let mut add = |what, loses: bool, (theirs, own): (&BTreeSet<AddrPort>, &BTreeSet<AddrPort>)| {
+            let text = |targets: std::collections::btree_set::Difference<'_, AddrPort>| {
+                targets.map(AddrPort::to_string).collect()
+            };
             differences.push(Difference {
                 frontend: address(frontend),
                 protocol: lb_common::Proto::from_number(frontend.proto.into()).map_or("?", lb_common::Proto::name),
@@ -135,11 +134,11 @@ pub fn compare(theirs: &Answers, dump: &Dump) -> Comparison {
         match (theirs.get(frontend), own.get(frontend)) {
             // One that is refused by both ways is not missed.
             (Some(Answer { here, outside, .. }), None) => {
-                let all: BTreeSet<Target> = here.union(outside).copied().collect();
+                let all: BTreeSet<AddrPort> = here.union(outside).copied().collect();
                 add(What::OnlyKubeProxy, !all.is_empty(), (&all, &none.1));
             }
             (None, Some(Answer { here, outside, .. })) => {
-                let all: BTreeSet<Target> = here.union(outside).copied().collect();
+                let all: BTreeSet<AddrPort> = here.union(outside).copied().collect();
                 add(What::OnlyBeeline, false, (&none.0, &all));
             }
             (Some(theirs), Some(own)) => {
@@ -160,9 +159,9 @@ pub fn compare(theirs: &Answers, dump: &Dump) -> Comparison {
 
 /// What the maps answer.
 fn own(dump: &Dump) -> Answers {
-    let mut lists: BTreeMap<(u32, u32), BTreeSet<Target>> = BTreeMap::new();
+    let mut lists: BTreeMap<(u32, u32), BTreeSet<AddrPort>> = BTreeMap::new();
     for (SlotKey { service, list, .. }, slot) in &dump.slots {
-        lists.entry((*service, *list)).or_default().insert(Target { addr: slot.addr, port: slot.port });
+        lists.entry((*service, *list)).or_default().insert(AddrPort { addr: slot.addr, port: slot.port });
     }
     let answer = |frontend: &Frontend| {
         let service = dump.services.get(&frontend.service)?;

@@ -1,14 +1,12 @@
 //! Comparisons of answers with maps.
 
 use super::*;
-use crate::{
-    objects::Key,
-    spec::{Family, PortKey},
-};
+use lb_common::Family;
 use lb_common::{Addr, List, Proto, Service, ServiceFlags, Slot};
+use lb_core::{objects::Key, spec::PortKey};
 
-fn target(text: &str) -> Target {
-    Target::from(text.parse::<std::net::SocketAddr>().expect("an endpoint"))
+fn target(text: &str) -> AddrPort {
+    AddrPort::from(text.parse::<std::net::SocketAddr>().expect("an endpoint"))
 }
 
 fn key(addr: &str, port: u16) -> FrontendKey {
@@ -32,7 +30,7 @@ fn dump(flags: u32) -> Dump {
     for (list, index, text) in
         [(List::Cluster, 0, "10.0.0.1:80"), (List::Cluster, 1, "10.0.0.2:80"), (List::Local, 0, "10.0.0.1:80")]
     {
-        let Target { addr, port } = target(text);
+        let AddrPort { addr, port } = target(text);
         dump.slots.insert(SlotKey::new(1, list, index), Slot { addr, port, weight: 1, backend: index + 1 });
     }
     dump

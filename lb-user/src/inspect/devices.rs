@@ -8,7 +8,7 @@ use std::{
 use lb_common::{Addr, Device, DeviceFlags};
 use serde::Serialize;
 
-use crate::datapath::tc::{self, Attached};
+use lb_dataplane::attach::tc::{self, Attached};
 
 /// A network device that packets of Services come in by or go out by.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -74,7 +74,7 @@ pub fn devices(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::tc::How;
+    use lb_dataplane::attach::tc::How;
 
     #[test]
     fn devices_with_and_without_programs_are_told() {

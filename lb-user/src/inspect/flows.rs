@@ -11,7 +11,7 @@ use lb_common::{
 use serde::Serialize;
 
 use super::name_of;
-use crate::store::Dump;
+use lb_core::store::Dump;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -110,11 +110,9 @@ fn socket((addr, port): (lb_common::Addr, u16)) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        objects::Key,
-        spec::{Family, PortKey},
-    };
+    use lb_common::Family;
     use lb_common::{Hook, Hop, Tuple, flow::Seen};
+    use lb_core::{objects::Key, spec::PortKey};
 
     fn tuple(from: &str, to: &str) -> Tuple {
         let [from, to] = [from, to].map(|text| text.parse::<SocketAddr>().expect("an address and port"));

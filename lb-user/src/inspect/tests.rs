@@ -3,7 +3,8 @@
 use lb_common::{BackendStats, PortStats};
 
 use super::*;
-use crate::{objects::Key, spec::Family};
+use lb_common::Family;
+use lb_core::objects::Key;
 
 /// Service port 1, `a/b`, with backends: 1 on this node in both lists with weight 2, 2 in the cluster list, 3 kept.
 fn maps() -> (Dump, Stats) {

@@ -87,7 +87,7 @@ fn lacking() -> Option<String> {
     if !Path::new(&assets).join("kube-proxy").is_file() {
         return Some(format!("there is no kube-proxy in KUBEBUILDER_ASSETS={}", assets.display()));
     }
-    Assets::find().err().or_else(|| lb_user::datapath::environment::cgroup2().err().map(|error| format!("{error:#}")))
+    Assets::find().err().or_else(|| lb_dataplane::environment::cgroup2().err().map(|error| format!("{error:#}")))
 }
 
 /// Runs one story in a process of its own.

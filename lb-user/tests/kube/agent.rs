@@ -39,7 +39,7 @@ impl Agent {
         if !rustix::process::geteuid().is_root() {
             return Some("an agent needs root".to_owned());
         }
-        lb_user::datapath::environment::cgroup2().err().map(|error| format!("{error:#}"))
+        lb_dataplane::environment::cgroup2().err().map(|error| format!("{error:#}"))
     }
 
     /// Starts it with these credentials, and does not wait.
@@ -49,7 +49,7 @@ impl Agent {
 
     /// The same as the agent of a node of this name, with more flags as a file has them.
     pub(crate) fn start_with(node_name: &str, kubeconfig: &Path, flags: &str) -> Self {
-        let root = lb_user::datapath::environment::cgroup2().expect("asked before");
+        let root = lb_dataplane::environment::cgroup2().expect("asked before");
         let cgroup = root.join(format!("beeline-kube-{}-{node_name}", std::process::id()));
         fs::create_dir(&cgroup).expect("a cgroup");
         // The bpffs, and with it the pins and links, ends with the mount namespace.

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use lb_user::event::Kind;
+use lb_core::event::Kind;
 use serde_json::Value;
 
 use crate::{

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What makes agents tell, and what shows that they have.
-const FLAGS: &str = "events: true\nlog-level: info,lb_user::announce=debug\n";
+const FLAGS: &str = "events: true\nlog-level: info,lb_agent::events=debug\n";
 
 /// Two Services that ask for one frontend, and one that asks for a scheduler which is not there.
 const SERVICES: &str = "---\napiVersion: v1\nkind: Service\nmetadata: {name: told-a}\n\

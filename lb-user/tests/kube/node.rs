@@ -25,7 +25,7 @@ impl Node {
     /// One that has `address`, beside those of loopback.
     pub(crate) fn with(address: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let root = lb_user::datapath::environment::cgroup2().expect("asked before");
+        let root = lb_dataplane::environment::cgroup2().expect("asked before");
         let cgroup = root.join(format!("beeline-kube-node-{}", std::process::id()));
         fs::create_dir(&cgroup).expect("a cgroup");
         let script = "mkdir bpffs && mount -t bpf bpf bpffs && ip link set lo up && ip addr add \"$0\" dev lo && \

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use lb_user::store::Dump;
+use lb_core::store::Dump;
 use rustix::process::Signal;
 
 use crate::{

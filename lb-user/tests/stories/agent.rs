@@ -7,7 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_user::store::{BpfStore, Dump, Store as _};
+use lb_core::store::{Dump, Store as _};
+use lb_dataplane::store::BpfStore;
 
 use crate::node::{Node, is_slow};
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use lb_common::AffinityKey;
-use lb_user::datapath::stats::{StatMaps, Stats};
+use lb_dataplane::stats::{StatMaps, Stats};
 
 use crate::{
     Story,

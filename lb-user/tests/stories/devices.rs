@@ -16,7 +16,8 @@ use std::{
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use lb_common::{Device, DeviceFlags, Hook};
-use lb_user::datapath::{sys, tc, typed::TypedMap};
+use lb_dataplane::attach::tc;
+use lb_kernel::{bpf as sys, bpf::typed::TypedMap};
 use rustix::{
     process::Signal,
     thread::{UnshareFlags, unshare_unsafe},
@@ -284,7 +285,7 @@ impl Guard {
                 let of = |hook| tcx(&device, hook).len();
                 let mut here = of(TcAttachType::Ingress) + of(TcAttachType::Egress);
                 if here == 0 {
-                    let clsact = lb_user::datapath::clsact::Clsact::open(&root);
+                    let clsact = lb_dataplane::attach::clsact::Clsact::open(&root);
                     let attached = clsact.and_then(|mut clsact| clsact.attached()).expect("the filters");
                     here = attached.values().flatten().flatten().count();
                 }

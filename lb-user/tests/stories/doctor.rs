@@ -9,7 +9,7 @@ use std::{
 
 use aya_obj::generated::bpf_insn;
 use lb_common::{Frontend, FrontendKey, LAYOUT_VERSION};
-use lb_user::datapath::{sys, typed::TypedMap};
+use lb_kernel::{bpf as sys, bpf::typed::TypedMap};
 
 use crate::{
     Story,

@@ -10,12 +10,11 @@ use lb_common::{
     Addr, Flow, FlowFlags, FlowKey, Hook, Hop, Tuple, capacity,
     flow::{Seen, partner_key},
 };
-use lb_user::{
-    datapath::{sys, typed::TypedMap},
-    netfilter::{
-        own::{self, KEEPER, UNTRACKER},
-        remove::remove,
-    },
+use lb_dataplane::kube_proxy::remove::remove;
+use lb_kernel::{
+    bpf as sys,
+    bpf::typed::TypedMap,
+    netfilter::own::{self, KEEPER, UNTRACKER},
 };
 
 use crate::{

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use lb_common::{FrontendKey, Proto};
-use lb_user::datapath::stats::StatMaps;
+use lb_dataplane::stats::StatMaps;
 
 use crate::{
     Story,

@@ -10,11 +10,10 @@ use std::{
     time::Duration,
 };
 
+use lb_common::AddrPort;
 use lb_common::{FrontendKey, Proto};
-use lb_user::{
-    sockets::{Dead, Report, bound, end, end_all},
-    spec::Target,
-};
+use lb_dataplane::sockets::{Dead, Report, end, end_all};
+use lb_kernel::sock_diag::bound;
 use rustix::{
     io::{Errno, Result},
     mount::mount_bind,
@@ -57,11 +56,11 @@ fn dns(node: &Node) -> Agent {
 /// The backends of a VIP, as if they were gone.
 fn dead(agent: &Agent, vip: SocketAddr, proto: Proto) -> Vec<Dead> {
     let dump = agent.dump();
-    let vip = Target::from(vip);
+    let vip = AddrPort::from(vip);
     let service = dump.frontends.get(&FrontendKey::new(vip.addr, vip.port, proto)).expect("a frontend").service;
     let backends = dump.backends.iter().filter(|(_, backend)| backend.service == service);
     backends
-        .map(|(id, backend)| Dead { backend: *id, target: Target { addr: backend.addr, port: backend.port }, proto })
+        .map(|(id, backend)| Dead { backend: *id, target: AddrPort { addr: backend.addr, port: backend.port }, proto })
         .collect()
 }
 

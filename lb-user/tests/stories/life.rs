@@ -11,7 +11,7 @@ use std::{
 
 use aya::maps::{HashMap, MapData};
 use lb_common::{FrontendKey, Proto};
-use lb_user::datapath::typed::TypedMap;
+use lb_kernel::bpf::typed::TypedMap;
 
 use crate::{
     Story,
@@ -458,13 +458,13 @@ fn command_line(node: &mut Node) {
 fn bpffs_is_mounted(node: &mut Node) {
     web(node, &["10.0.0.1:8080"]);
     tcp_server("10.0.0.1:8080");
-    while let Some(bpffs) = lb_user::datapath::environment::find_bpffs().expect("/proc") {
+    while let Some(bpffs) = lb_dataplane::environment::find_bpffs().expect("/proc") {
         rustix::mount::unmount(&bpffs, rustix::mount::UnmountFlags::DETACH).expect("a mount of this namespace");
     }
     // Who only looks does not mount one.
     let output = beeline().args(["get", "services"]).output().expect("the beeline binary");
     assert!(String::from_utf8_lossy(&output.stderr).contains("no bpffs is mounted"), "{output:?}");
-    assert_eq!(lb_user::datapath::environment::find_bpffs().expect("/proc"), None);
+    assert_eq!(lb_dataplane::environment::find_bpffs().expect("/proc"), None);
 
     let run = || {
         let mut agent = beeline();
@@ -549,7 +549,7 @@ fn lacking_node(node: &mut Node) {
     refused("pins on no bpffs", &mut elsewhere, &["nowhere", "mount -t bpf", "--pins"]);
 
     // As in a container with a cgroup namespace of its own: what is mounted is only a part of the hierarchy.
-    let root = lb_user::datapath::environment::cgroup2().expect("a cgroup2 hierarchy");
+    let root = lb_dataplane::environment::cgroup2().expect("a cgroup2 hierarchy");
     rustix::mount::mount_bind(&node.cgroup, &root).expect("a bind mount");
     refused("a private cgroup namespace", &mut directory(), &["private cgroup namespace", "--cgroup"]);
 }

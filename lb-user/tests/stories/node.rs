@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use lb_user::datapath::pins::Pins;
+use lb_dataplane::upgrade::pins::Pins;
 
 use crate::{
     agent::{Agent, until},
@@ -30,7 +30,7 @@ pub fn lacking() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("not root".to_owned());
     }
-    lb_user::datapath::environment::cgroup2().err().map(|error| format!("{error:#}"))
+    lb_dataplane::environment::cgroup2().err().map(|error| format!("{error:#}"))
 }
 
 /// The node that a story happens on.

@@ -135,7 +135,7 @@ fn the_bind_guard(node: &mut Node) {
     in_namespace(|| assert_eq!(bind_error("0.0.0.0:30080", false), None));
     agent.wait_for_log("port 30080 is a NodePort of default/web/TCP, and ");
     agent.wait_for_log(&format!("(pid {}) asked for it", std::process::id()));
-    let counters = lb_user::datapath::counters(&node.maps()).expect("the counters");
+    let counters = lb_dataplane::stats::counters(&node.maps()).expect("the counters");
     assert!(counters.contains(&(Counter::BindRefused, 5)), "{counters:?}");
     // The Service goes, and the port is free.
     std::fs::remove_file(node.yaml.join("web.yaml")).expect("it is there");

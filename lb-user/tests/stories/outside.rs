@@ -9,7 +9,7 @@ use std::{
 
 use aya::maps::MapData;
 use lb_common::{FrontendKey, Kind, List, MAGLEV_LEN, MaglevKey, Proto, ServiceFlags};
-use lb_user::store::Dump;
+use lb_core::store::Dump;
 
 use crate::{
     Story,

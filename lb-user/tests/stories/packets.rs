@@ -10,7 +10,7 @@ use std::{
 };
 
 use lb_common::Hook;
-use lb_user::datapath::sys;
+use lb_kernel::bpf as sys;
 use rustix::io::Errno;
 
 use crate::{

@@ -10,7 +10,8 @@ use std::{
 };
 
 use lb_common::{FlowFlags, FlowKey, PodPath};
-use lb_user::{datapath::typed::TypedMap, flows::Flows};
+use lb_dataplane::flows::Flows;
+use lb_kernel::bpf::typed::TypedMap;
 
 use crate::{
     Story,

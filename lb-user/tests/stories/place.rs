@@ -18,7 +18,7 @@ pub struct Place {
 
 impl Place {
     pub fn make(name: &str) -> io::Result<Self> {
-        let root = lb_user::datapath::environment::cgroup2().map_err(io::Error::other)?;
+        let root = lb_dataplane::environment::cgroup2().map_err(io::Error::other)?;
         let cgroup = root.join(format!("beeline-story-{}-{name}", std::process::id()));
         fs::create_dir(&cgroup)?;
         Ok(Self { cgroup, directory: tempfile::tempdir()? })

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_user::datapath::stats::StatMaps;
+use lb_dataplane::stats::StatMaps;
 use rustix::io::Errno;
 
 use crate::{

@@ -134,7 +134,7 @@ fn refusals_carry_their_errno(node: &mut Node) {
     // The programs say so, by the Service's name, while the agent listens.
     agent.wait_for_log("refused: default/empty");
     agent.wait_for_log("refused: default/local");
-    let counters = lb_user::datapath::counters(&node.maps()).expect("the counters");
+    let counters = lb_dataplane::stats::counters(&node.maps()).expect("the counters");
     println!("{counters:?}");
     let count = |wanted| counters.iter().find(|(counter, _)| *counter == wanted).map(|(_, count)| *count);
     assert_eq!(count(lb_common::Counter::NoEndpoints), Some(3));
@@ -150,7 +150,7 @@ fn refusals_are_counted(node: &mut Node) {
     }
     let seconds = started.elapsed().as_secs() + 2;
     agent.wait_for_log("refused: default/empty");
-    let counters = lb_user::datapath::counters(&node.maps()).expect("the counters");
+    let counters = lb_dataplane::stats::counters(&node.maps()).expect("the counters");
     assert!(counters.contains(&(lb_common::Counter::NoEndpoints, 2000)), "{counters:?}");
     let logged = agent.log().matches("refused: default/empty").count();
     let cpus = thread::available_parallelism().map_or(1, std::num::NonZero::get);

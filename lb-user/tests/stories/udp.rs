@@ -117,7 +117,7 @@ fn keeps_its_backend_and_moves(node: &mut Node) {
     agent.wait_for("one backend", |dump| dump.backends.len() == 1);
     let (second, from) = client.ask(at(VIP));
     assert_eq!((second.as_str(), from), (*rest.first().expect("one is left"), Some(at(VIP))));
-    let counters = lb_user::datapath::counters(&node.maps()).expect("the counters");
+    let counters = lb_dataplane::stats::counters(&node.maps()).expect("the counters");
     assert!(counters.contains(&(lb_common::Counter::UdpMoved, 1)), "{counters:?}");
 }
 
@@ -180,7 +180,7 @@ fn more_vips_than_places(node: &mut Node) {
         let vip = at(&format!("10.96.1.{n}:53"));
         assert_eq!(client.ask(vip).1, Some(vip));
     }
-    let counters = lb_user::datapath::counters(&node.maps()).expect("the counters");
+    let counters = lb_dataplane::stats::counters(&node.maps()).expect("the counters");
     assert!(counters.contains(&(lb_common::Counter::UdpOverflow, 2)), "{counters:?}");
 }
 

@@ -1,6 +1,7 @@
 //! How many instructions the kernel's verifier walks for each program, against a table that is kept in the tree: a change that
 //! makes it walk much further must say so there, long before some kernel refuses the program.
 
+use lb_dataplane::upgrade::programs::OBJECT;
 use std::{
     collections::{BTreeMap, HashSet},
     fmt::Write as _,
@@ -19,8 +20,6 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use crate::{Story, node::Node};
 
 pub const STORIES: &[Story] = &[("verifier_walks_as_far_as_the_table_says", as_far_as_the_table_says)];
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/beeline.bpf.o"));
 
 /// Rows of series of kernels, program, and instructions; `UPDATE_EXPECT=1` renews those of the series that runs.
 const TABLE: &str = include_str!("../verifier.txt");

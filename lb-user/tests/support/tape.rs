@@ -4,7 +4,7 @@ use lb_common::{
     Backend, BackendFlags, Frontend, FrontendKey, Kind, List, MAGLEV_LEN, Maglev, MaglevKey, Proto, Range, RangeKey,
     Service, Slot, SlotKey,
 };
-use lb_user::{
+use lb_core::{
     op::Op,
     store::{Dump, Limits, Partial, Store},
 };

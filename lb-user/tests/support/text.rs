@@ -2,11 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lb_common::AddrPort;
 use lb_common::{Addr, BackendFlags, Frontend, FrontendKey, List, MaglevKey, Scheduler, ServiceFlags};
-use lb_user::{
-    spec::{PortKey, Target},
-    store::Dump,
-};
+use lb_core::{spec::PortKey, store::Dump};
 
 /// A service port.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -14,12 +12,12 @@ pub struct Port {
     /// Key and kind.
     pub frontends: BTreeMap<FrontendKey, u8>,
     /// Sorted.
-    pub lists: [Vec<Target>; 2],
+    pub lists: [Vec<AddrPort>; 2],
     pub flags: u32,
     /// Sorted.
     pub ranges: Vec<(u32, Addr)>,
     /// Whom the places of each table lead to.
-    pub tables: [Option<Vec<Target>>; 2],
+    pub tables: [Option<Vec<AddrPort>>; 2],
 }
 
 /// All of them.
@@ -32,7 +30,7 @@ pub fn meaning(dump: &Dump) -> Meaning {
         let frontends = own.map(|(key, Frontend { kind, .. })| (*key, *kind)).collect();
         let lists = List::ALL.map(|list| {
             let slots = dump.slots.iter().filter(|(key, _)| key.service == id && key.list == list as u32);
-            let mut targets: Vec<_> = slots.map(|(_, slot)| Target { addr: slot.addr, port: slot.port }).collect();
+            let mut targets: Vec<_> = slots.map(|(_, slot)| AddrPort { addr: slot.addr, port: slot.port }).collect();
             targets.sort_unstable();
             targets
         });
@@ -40,7 +38,7 @@ pub fn meaning(dump: &Dump) -> Meaning {
         let ranges = own.map(|key| (key.prefix_len, key.range.addr)).collect();
         let tables = List::ALL.map(|list| {
             let table = dump.maglev.get(&MaglevKey { service: id, list: list as u32 })?;
-            let target = |id| dump.backends.get(id).map(|backend| Target { addr: backend.addr, port: backend.port });
+            let target = |id| dump.backends.get(id).map(|backend| AddrPort { addr: backend.addr, port: backend.port });
             table.backends.iter().map(target).collect()
         });
         Port { frontends, lists, flags: service.flags, ranges, tables }

@@ -4,7 +4,7 @@ use std::{net::IpAddr, ops::Range};
 
 use ipnet::IpNet;
 use lb_common::{Proto, Scheduler};
-use lb_user::{
+use lb_core::{
     event::{Event, Kind, Object},
     objects::{
         Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Manager, Policy, Selector, Service,

@@ -6,11 +6,11 @@ use anyhow::{Context as _, Result};
 use lb_common::Device;
 
 use super::Row;
-use crate::{
-    datapath::{tc, typed::TypedMap},
-    devices::facts,
-    inspect::{self, DeviceRow},
-    netlink::Channel,
+use crate::inspect::{self, DeviceRow};
+use lb_dataplane::attach::tc;
+use lb_kernel::{
+    bpf::typed::TypedMap,
+    netlink::{Channel, facts},
 };
 
 /// Those of the pinned map and of the pinned links; with their names here.

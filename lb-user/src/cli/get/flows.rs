@@ -8,13 +8,10 @@ use ipnet::IpNet;
 use lb_common::Proto;
 
 use super::Row;
-use crate::{
-    datapath::sys,
-    flows::Flows,
-    inspect::{self, FlowFilter, FlowRow},
-    op::Table,
-    store::BpfStore,
-};
+use crate::inspect::{self, FlowFilter, FlowRow};
+use lb_core::op::Table;
+use lb_dataplane::{flows::Flows, store::BpfStore};
+use lb_kernel::bpf;
 
 /// Which flows are shown.
 #[derive(Args, Clone, Default)]
@@ -77,7 +74,7 @@ impl Filter {
 /// Those of the pinned map.
 pub(super) fn read(pins: &Path, filter: &Filter) -> Result<Vec<FlowRow>> {
     let names = BpfStore::open(pins)?.dump_of(&[Table::Names])?;
-    Ok(inspect::flows(&Flows::open(pins)?.read()?, &filter.wanted(), &names, sys::now()))
+    Ok(inspect::flows(&Flows::open(pins)?.read()?, &filter.wanted(), &names, bpf::now()))
 }
 
 impl Row for FlowRow {

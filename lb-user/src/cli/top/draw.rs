@@ -13,7 +13,7 @@ use super::{
     report::{RatedBackend, Report, shown},
     view::{Page, View},
 };
-use crate::inspect::number;
+use lb_core::text::number;
 
 const REFUSALS: [Column; 6] = [
     Column::left("SERVICE"),

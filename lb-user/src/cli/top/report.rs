@@ -6,10 +6,8 @@ use lb_common::{Slot, SlotKey};
 use serde::Serialize;
 
 use super::sample::{Port, Sample};
-use crate::{
-    datapath::stats::Stats,
-    inspect::{self, BackendRow, PortCounts},
-};
+use crate::inspect::{self, BackendRow};
+use lb_dataplane::stats::{Stats, counts::PortCounts};
 
 /// What `top` shows of a moment.
 #[derive(Serialize)]

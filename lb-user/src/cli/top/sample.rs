@@ -12,14 +12,12 @@ use anyhow::Result;
 use foldhash::HashMap;
 use lb_common::{Backend, BackendFlags, BackendStats, Slot, SlotKey};
 
-use crate::{
-    datapath::{
-        pins::Pins,
-        stats::{StatMaps, Unsorted},
-    },
-    inspect::{self, PortCounts},
-    op::Table,
-    store::{BpfStore, Dump},
+use crate::inspect;
+use lb_core::{op::Table, store::Dump};
+use lb_dataplane::{
+    stats::{self, StatMaps, Unsorted, counts::PortCounts},
+    store::BpfStore,
+    upgrade::pins::Pins,
 };
 
 /// A moment.
@@ -63,7 +61,7 @@ impl Sample {
     pub(super) fn new(at: Instant, agent: Option<u32>, served: Arc<Served>, counts: Unsorted) -> Self {
         let Unsorted { ports, backends: given, killed } = counts;
         let ports = ports.iter().map(|(id, port)| (*id, port));
-        let counts = inspect::sum(ports, given.iter().map(|(_, stats)| stats), killed.into_iter());
+        let counts = stats::counts::sum(ports, given.iter().map(|(_, stats)| stats), killed.into_iter());
         Self { at, agent, served, counts, given }
     }
 }

@@ -11,17 +11,14 @@ use ratatui::{
 };
 
 use super::{
-    draw, plain, report,
-    report::Report,
+    draw, plain,
+    report::{self, Report},
     sample::{Sample, Served},
     view::{Page, Sort, Then, View},
 };
-use crate::{
-    datapath::stats::{Stats, Unsorted},
-    objects::Key,
-    spec::{Family, PortKey},
-    store::Dump,
-};
+use lb_common::Family;
+use lb_core::{objects::Key, spec::PortKey, store::Dump};
+use lb_dataplane::stats::{Stats, Unsorted};
 
 /// So many service ports `s0`, `s1`… with so many backends each, of which sockets had every one `connections` times, the
 /// last service port most often. `s0` has no backend, and refuses.

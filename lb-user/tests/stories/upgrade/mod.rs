@@ -10,7 +10,7 @@ use std::{
 };
 
 use lb_common::LAYOUT_VERSION;
-use lb_user::datapath::{pins::link_name, programs::HOOKS};
+use lb_dataplane::upgrade::{pins::link_name, programs::HOOKS};
 
 use crate::{
     Story,

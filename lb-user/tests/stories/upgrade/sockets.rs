@@ -3,11 +3,8 @@
 use std::net::SocketAddr;
 
 use lb_common::{Backend, Names};
-use lb_user::datapath::{
-    stats::{StatMaps, Stats},
-    sys,
-    typed::TypedMap,
-};
+use lb_dataplane::stats::{StatMaps, Stats};
+use lb_kernel::{bpf as sys, bpf::typed::TypedMap};
 
 use super::Version;
 use crate::{

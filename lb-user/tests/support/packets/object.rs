@@ -14,8 +14,7 @@ use lb_common::{
     Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
     Frontend, FrontendKey, Maglev, MaglevKey, NodeAddr, PortStats, Range, Service, Slot, SlotKey,
 };
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/beeline.bpf.o"));
+use lb_dataplane::upgrade::programs::OBJECT;
 
 /// What may be smaller than in service.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

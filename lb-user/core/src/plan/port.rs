@@ -1,0 +1,358 @@
+//! The writes for one service port: its lists are edited in place, so that k changes in a list cost O(k) writes whatever
+//! its length (invariant I14).
+//!
+//! The slots of departed backends are overwritten, with new backends or with those of the tail; then the length moves;
+//! then what lies beyond it is deleted.
+
+use std::{collections::BTreeSet, num::NonZeroU32};
+
+use lb_common::{Backend, Frontend, List, MaglevKey, NEVER, RangeKey, Scheduler, Service, ServiceFlags, SlotKey};
+
+use super::{
+    Phase, Planner,
+    maglev::{self, Entry},
+};
+use crate::{
+    objects::Drain,
+    op::{Op, Table},
+    ranges,
+    shadow::{Place, Port},
+    spec::{Member, PortSpec},
+};
+use lb_common::AddrPort;
+
+/// Memory that is used again for each service port.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// For each wanted backend the id that it has, if any.
+    ids: Vec<Option<NonZeroU32>>,
+    lists: [ListScratch; 2],
+    /// Sound backends of this service port in slots that do not keep them, and loose ones.
+    spare: Vec<(AddrPort, u32)>,
+    /// Backends that may have to go.
+    doomed: Vec<u32>,
+}
+
+#[derive(Default)]
+struct ListScratch {
+    /// For each wanted backend how many slots it still lacks.
+    lacking: Vec<u16>,
+    /// For each index below the new length whether what stands there stays.
+    filled: Vec<bool>,
+}
+
+impl Scratch {
+    /// The first spare backend of `target`.
+    fn spare(&self, target: &AddrPort) -> Option<NonZeroU32> {
+        let at = self.spare.partition_point(|(other, _)| other < target);
+        self.spare.get(at).filter(|(other, _)| other == target).and_then(|(_, id)| NonZeroU32::new(*id))
+    }
+}
+
+impl Planner<'_> {
+    /// Makes the service port `id` what `want` says; `have` is what stands there.
+    pub(super) fn port(&mut self, id: u32, have: Option<&Port>, want: &PortSpec, tally: usize) {
+        if have.is_none() {
+            self.emit(Phase::PutName, Op::PutName(id, Box::new(want.key.clone())));
+            self.used[Table::Names as usize] += 1;
+        }
+        let old = have.and_then(|port| port.service).unwrap_or_default();
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.ids.clear();
+        scratch.ids.resize(want.backends.len(), None);
+        scratch.spare.clear();
+        scratch.doomed.clear();
+        for list in List::ALL {
+            self.keep(id, have, list, old.len(list), want, &mut scratch);
+        }
+        for backend in self.loose.get(&id).into_iter().flatten().copied() {
+            if let Some(known) = self.shadow.backend(backend) {
+                scratch.spare.push((AddrPort { addr: known.addr, port: known.port }, backend));
+                scratch.doomed.push(backend);
+            }
+        }
+        scratch.spare.sort_unstable();
+        self.identify(id, want, &mut scratch);
+        for list in List::ALL {
+            self.fill(id, have, list, old.len(list), want, &mut scratch);
+        }
+        self.bury(&mut scratch);
+        self.tables(id, have, want, &scratch);
+        self.scratch = scratch;
+        self.ranges(id, have, want);
+        self.service_value(id, have, old, want);
+        self.frontends(id, have, want, tally);
+    }
+
+    /// Finds which slots of a list can stay as they are.
+    fn keep(&self, id: u32, have: Option<&Port>, list: List, old_len: u32, want: &PortSpec, scratch: &mut Scratch) {
+        let this = &mut scratch.lists[list as usize];
+        this.lacking.clear();
+        this.lacking.extend(want.backends.iter().map(|member| if member.is_in(list) { member.weight } else { 0 }));
+        this.filled.clear();
+        this.filled.resize(want.len(list) as usize, false);
+        let places = have.map_or(&[][..], |port| port.list(list));
+        for (index, place) in places.iter().enumerate() {
+            let Some(place) = place else { continue };
+            let (target, backend) = (place.target(), place.backend.get());
+            if !self.shadow.is_sound(id, &target, backend) {
+                if self.shadow.backend(backend).is_some_and(|known| known.service == id) {
+                    scratch.doomed.push(backend);
+                }
+                continue;
+            }
+            // What a reader does not see yet is no place to stay: it is written again, or found to be right already.
+            let wanted = if index < old_len as usize { want.find(&target) } else { None };
+            match wanted.and_then(|at| Some((at, want.backends.get(at).filter(|member| member.is_in(list))?))) {
+                // One backend for both lists.
+                Some((at, member)) if scratch.ids[at].is_none_or(|other| other == place.backend) => {
+                    scratch.ids[at] = Some(place.backend);
+                    let this = &mut scratch.lists[list as usize];
+                    if let Some(filled) = this.filled.get_mut(index)
+                        && this.lacking[at] > 0
+                        && place.weight == member.weight
+                    {
+                        *filled = true;
+                        this.lacking[at] -= 1;
+                    }
+                }
+                _ => {
+                    scratch.spare.push((target, backend));
+                    scratch.doomed.push(backend);
+                }
+            }
+        }
+    }
+
+    /// Gives each wanted backend an id: that which it has, or a new one; and says in which lists it stands.
+    fn identify(&mut self, id: u32, want: &PortSpec, scratch: &mut Scratch) {
+        for (at, member) in want.backends.iter().enumerate() {
+            let Member { target, flags, .. } = *member;
+            let value = |flags| Backend { addr: target.addr, port: target.port, flags, service: id };
+            if let Some(backend) = scratch.ids[at].or_else(|| scratch.spare(&target)) {
+                scratch.ids[at] = Some(backend);
+                let old = self.shadow.backend(backend.get()).map_or(0, |known| known.flags);
+                // In a list before its slots name it, and out of it when they do no more.
+                let both = old | flags;
+                if both != old {
+                    self.emit(Phase::JoinList, Op::PutBackend(backend.get(), value(both)));
+                }
+                if flags != both {
+                    self.emit(Phase::LeaveList, Op::PutBackend(backend.get(), value(flags)));
+                }
+            } else if List::ALL.into_iter().any(|list| member.is_in(list)) {
+                let shadow = self.shadow;
+                let backend = self.backend_ids.take(|id| shadow.backend_in_use(id));
+                self.emit(Phase::PutBackend, Op::PutBackend(backend, value(flags)));
+                self.used[Table::Backends as usize] += 1;
+                scratch.ids[at] = NonZeroU32::new(backend);
+            }
+        }
+    }
+
+    /// Writes the slots of a list that are not right, and deletes those beyond its end.
+    fn fill(&mut self, id: u32, have: Option<&Port>, list: List, old_len: u32, want: &PortSpec, scratch: &mut Scratch) {
+        let places = have.map_or(&[][..], |port| port.list(list));
+        let ListScratch { lacking, filled } = &mut scratch.lists[list as usize];
+        let mut hole = 0;
+        for ((member, backend), lacking) in want.backends.iter().zip(&scratch.ids).zip(lacking) {
+            let Some(backend) = *backend else { continue };
+            let Member { target: AddrPort { addr, port }, weight, .. } = *member;
+            let place = Place { addr, port, weight, backend };
+            for _ in 0..*lacking {
+                while filled[hole as usize] {
+                    hole += 1;
+                }
+                let there = places.get(hole as usize).copied().flatten();
+                if there != Some(place) {
+                    let phase = if hole < old_len { Phase::PutOldSlot } else { Phase::PutNewSlot };
+                    self.emit(phase, Op::PutSlot(SlotKey::new(id, list, hole), place.slot()));
+                    self.used[Table::Slots as usize] += usize::from(there.is_none());
+                }
+                hole += 1;
+            }
+        }
+        for (index, place) in (0..).zip(places).skip(filled.len()) {
+            if place.is_some() {
+                self.emit(Phase::DeleteSlot, Op::DeleteSlot(SlotKey::new(id, list, index)));
+            }
+        }
+    }
+
+    /// Deletes the backends that are not wanted any more.
+    fn bury(&mut self, scratch: &mut Scratch) {
+        let mut doomed = std::mem::take(&mut scratch.doomed);
+        doomed.sort_unstable();
+        doomed.dedup();
+        let mut kept: Vec<u32> = scratch.ids.iter().flatten().map(|id| id.get()).collect();
+        kept.sort_unstable();
+        for &backend in &doomed {
+            if kept.binary_search(&backend).is_err() && self.shadow.backend(backend).is_some() {
+                self.emit(Phase::DeleteBackend, Op::DeleteBackend(backend));
+            }
+        }
+        scratch.doomed = doomed;
+    }
+
+    fn service_value(&mut self, id: u32, have: Option<&Port>, old: Service, want: &PortSpec) {
+        let (cluster_len, local_len) = (want.len(List::Cluster), want.len(List::Local));
+        let new = Service {
+            cluster_len,
+            local_len,
+            cluster_stride: stride(cluster_len),
+            local_stride: stride(local_len),
+            flags: want.flags,
+            scheduler: want.scheduler as u32,
+            affinity_seconds: want.affinity_seconds,
+            drain_seconds: match want.drain {
+                Drain::Never => NEVER,
+                Drain::After(seconds) => seconds,
+            },
+        };
+        let there = have.and_then(|port| port.service);
+        if there == Some(new) {
+            return;
+        }
+        self.used[Table::Services as usize] += usize::from(there.is_none());
+        let early = between(&old, &new);
+        if there != Some(early) {
+            self.emit(Phase::PutService, Op::PutService(id, early));
+        }
+        if early != new {
+            self.emit(Phase::LateService, Op::PutService(id, new));
+        }
+    }
+
+    fn ranges(&mut self, id: u32, have: Option<&Port>, want: &PortSpec) {
+        if want.ranges.is_empty() && have.is_none_or(|port| port.ranges().next().is_none()) {
+            return;
+        }
+        let have: BTreeSet<RangeKey> = have.iter().flat_map(|port| port.ranges()).copied().collect();
+        let want: BTreeSet<RangeKey> = want.ranges.iter().map(|net| ranges::key(id, net)).collect();
+        for key in want.difference(&have) {
+            self.emit(Phase::PutRange, Op::PutRange(*key));
+            self.used[Table::SourceRanges as usize] += 1;
+        }
+        have.difference(&want).for_each(|key| self.emit(Phase::DeleteRange, Op::DeleteRange(*key)));
+    }
+
+    /// The tables of the scheduler `mh`.
+    fn tables(&mut self, id: u32, have: Option<&Port>, want: &PortSpec, scratch: &Scratch) {
+        let mut stale: Vec<u32> = have.iter().flat_map(|port| port.tables()).map(|(list, _)| list).collect();
+        if want.scheduler == Scheduler::Mh {
+            for list in List::ALL {
+                let members = want.backends.iter().zip(&scratch.ids).filter(|(member, _)| member.is_in(list));
+                let entry = |(member, id): (&Member, &Option<NonZeroU32>)| {
+                    Some(Entry { target: member.target, weight: member.weight, id: (*id)?.get() })
+                };
+                let Some(table) = maglev::table(members.filter_map(entry)) else { continue };
+                let number = list as u32;
+                stale.retain(|other| *other != number);
+                let there = have.and_then(|port| port.tables().find(|(other, _)| *other == number));
+                if there.is_none_or(|(_, there)| *there != *table) {
+                    self.emit(Phase::PutMaglev, Op::PutMaglev(MaglevKey { service: id, list: number }, table));
+                    self.used[Table::Maglev as usize] += usize::from(there.is_none());
+                }
+            }
+        }
+        for list in stale {
+            self.emit(Phase::DeleteMaglev, Op::DeleteMaglev(MaglevKey { service: id, list }));
+        }
+    }
+
+    fn frontends(&mut self, id: u32, have: Option<&Port>, want: &PortSpec, tally: usize) {
+        let first_lost = self.lost.len();
+        for key in have.map_or(&[][..], |port| &*port.frontends) {
+            if want.frontends.binary_search_by(|(wanted, _)| wanted.cmp(key)).is_err() {
+                self.lost.push((*key, tally));
+            }
+        }
+        if let Some(lost) = self.lost.get_mut(first_lost..) {
+            lost.sort_unstable();
+        }
+        for &(key, kind) in &want.frontends {
+            let new = Frontend::new(id, kind);
+            let there = self.shadow.frontend(&key);
+            if there == Some(new) {
+                continue;
+            }
+            match there {
+                None => self.used[Table::Frontends as usize] += 1,
+                Some(old) if old.service != id => self.moved.push(key),
+                Some(_) => {}
+            }
+            self.emit(Phase::PutFrontend, Op::PutFrontend(key, new));
+        }
+    }
+}
+
+impl PortSpec {
+    /// The number of slots of a list.
+    #[must_use]
+    pub fn len(&self, list: List) -> u32 {
+        self.backends.iter().filter(|member| member.is_in(list)).map(|member| u32::from(member.weight)).sum()
+    }
+
+    /// Where a target stands among the backends.
+    fn find(&self, target: &AddrPort) -> Option<usize> {
+        self.backends.binary_search_by(|member| member.target.cmp(target)).ok()
+    }
+}
+
+/// What holds while frontends come and go: those of `old` that are yet to go and those of `new` that are there already
+/// meet a list that is not empty if theirs was, or will be. A frontend of either is bound to source ranges.
+fn between(old: &Service, new: &Service) -> Service {
+    // What becomes empty does so later: a list, and a policy by the list that it says.
+    let later = |len: &dyn Fn(&Service) -> u32| if len(new) == 0 && len(old) > 0 { *old } else { *new };
+    let cluster = later(&|service| service.cluster_len);
+    let local = later(&|service| service.local_len);
+    let by = |flag: u32| {
+        let list = |service: &Service| if service.flags & flag == 0 { List::Cluster } else { List::Local };
+        later(&|service| service.len(list(service))).flags & flag
+    };
+    let bound = (old.flags | new.flags) & ServiceFlags::SOURCE_RANGES;
+    Service {
+        cluster_len: cluster.cluster_len,
+        cluster_stride: cluster.cluster_stride,
+        local_len: local.local_len,
+        local_stride: local.local_stride,
+        flags: by(ServiceFlags::INTERNAL_LOCAL) | by(ServiceFlags::EXTERNAL_LOCAL) | bound,
+        ..*new
+    }
+}
+
+/// How far a turn goes on in a list of `len` slots: prime to the length, so that it comes by every slot, and near the
+/// golden section of it, so that the slots of one backend, which mostly lie together, are not used in a row.
+fn stride(len: u32) -> u32 {
+    let prime_to = |stride: &u32| {
+        let (mut a, mut b) = (*stride, len);
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a == 1
+    };
+    let golden = u32::try_from(u64::from(len) * 618 / 1000).unwrap_or(1).max(1);
+    (golden..len).find(prime_to).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_comes_by_every_slot_and_not_by_neighbours() {
+        for len in (1..200).chain([1_000, 4_096, 10_007]) {
+            let stride = stride(len);
+            let mut seen = vec![false; len as usize];
+            let mut at = 0;
+            for _ in 0..len {
+                seen[at as usize] = true;
+                at = (at + stride) % len;
+            }
+            assert!(seen.iter().all(|&seen| seen), "{stride} in {len}");
+            // Below 7 there may be no other number prime to the length.
+            assert!(len < 7 || (2..len - 1).contains(&stride), "{stride} in {len}");
+        }
+        assert_eq!(stride(0), 1);
+    }
+}

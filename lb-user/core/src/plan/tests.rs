@@ -1,0 +1,321 @@
+//! The planner: how many writes, in which order, and what happens without room.
+
+use std::net::Ipv4Addr;
+
+use lb_common::{BackendFlags, Kind, Proto, Scheduler, ServiceFlags};
+
+use super::*;
+use crate::{
+    objects::Drain,
+    spec::{Member, PortKey, PortSpec},
+    store::{Dump, MemoryStore, Store as _},
+};
+use lb_common::{AddrPort, Family};
+
+fn target(n: usize) -> AddrPort {
+    let addr = Ipv4Addr::from(0x0a00_0000 + u32::try_from(n).expect("small"));
+    AddrPort { addr: addr.into(), port: 8080 }
+}
+
+fn member(n: usize, flags: u16) -> Member {
+    Member { target: target(n), flags, weight: 1 }
+}
+
+fn frontend(vip: u8) -> (FrontendKey, Kind) {
+    (FrontendKey::new(Ipv4Addr::new(10, 96, 0, vip).into(), 80, Proto::Tcp), Kind::ClusterIp)
+}
+
+fn spec(name: &str, vips: &[u8], backends: impl IntoIterator<Item = usize>) -> ServiceSpec {
+    let key = Key::new("default", name);
+    let port = PortSpec {
+        key: PortKey { service: key.clone(), name: "".into(), proto: Proto::Tcp, family: Family::V4 },
+        frontends: vips.iter().map(|&vip| frontend(vip)).collect(),
+        backends: backends.into_iter().map(|n| member(n, BackendFlags::CLUSTER)).collect(),
+        flags: 0,
+        ranges: Vec::new(),
+        scheduler: Scheduler::Random,
+        affinity_seconds: 0,
+        drain: Drain::Never,
+    };
+    ServiceSpec { ports: vec![port], ..ServiceSpec::gone(key) }
+}
+
+fn gone(name: &str) -> ServiceSpec {
+    ServiceSpec::gone(Key::new("default", name))
+}
+
+struct Maps {
+    store: MemoryStore,
+    shadow: Shadow,
+}
+
+impl Maps {
+    fn new(limits: Limits) -> Self {
+        Self { store: MemoryStore::new(limits), shadow: Shadow::default() }
+    }
+
+    fn plan(&mut self, desired: &[ServiceSpec]) -> Plan {
+        self.plan_with(desired, Scope::Some, Heirless::Keep)
+    }
+
+    fn plan_with(&mut self, desired: &[ServiceSpec], scope: Scope, heirless: Heirless) -> Plan {
+        let plan = plan(&self.shadow, desired, None, scope, heirless, &self.store.limits);
+        self.store.apply(&plan.ops).expect("no faults here");
+        plan.ops.iter().for_each(|op| self.shadow.apply(op));
+        assert_eq!(self.shadow.to_dump(), self.store.dump);
+        plan
+    }
+}
+
+#[test]
+fn i14_k_changes_in_a_list_of_n_cost_as_many_writes_whatever_n_is() {
+    // Each backend that comes: itself and its slot; each that goes: itself and the slot at the end; once the length.
+    let cases: [(&str, usize, usize, usize); 6] = [
+        ("one comes", 1, 0, 3),
+        ("one goes", 0, 1, 4),
+        ("one for one", 1, 1, 3),
+        ("five come", 5, 0, 11),
+        ("five for five", 5, 5, 15),
+        ("five go and one comes", 1, 5, 16),
+    ];
+    for n in [10, 100, 1000, 10_000] {
+        for (what, come, go, most) in cases {
+            for first in [0, n / 2, n - go] {
+                let mut maps = Maps::new(Limits::DEFAULT);
+                maps.plan(&[spec("a", &[1], 0..n)]);
+                let stay = (0..n).filter(|at| !(first..first + go).contains(at));
+                let wanted = [spec("a", &[1], stay.chain(n..n + come))];
+                let writes = maps.plan(&wanted).ops.len();
+                assert!(writes <= most, "{what} of {n}: {writes} writes");
+                assert_eq!(maps.plan(&wanted), Plan::default());
+            }
+        }
+    }
+}
+
+#[test]
+fn i2_equal_specs_need_no_write() {
+    let mut maps = Maps::new(Limits::DEFAULT);
+    let both = [spec("a", &[1, 2], 0..3), spec("b", &[3], [])];
+    assert_eq!(maps.plan(&both).changed.len(), 2);
+    assert_eq!(maps.plan_with(&both, Scope::World, Heirless::Keep), Plan::default());
+}
+
+#[test]
+fn i15_what_does_not_fit_stays_at_its_old_version_and_others_go_on() {
+    let mut maps = Maps::new(Limits { slots: 4, backends: 4, ..Limits::DEFAULT });
+    maps.plan(&[spec("a", &[1], 0..2), spec("b", &[2], 2..3)]);
+    let plan = maps.plan(&[spec("a", &[1, 4], 0..4), spec("b", &[2], 4..5)]);
+    let refused = Refused { service: Key::new("default", "a"), table: Table::Slots, size: 4 };
+    assert_eq!(
+        refused.to_string(),
+        "the map SLOTS has 4 entries and no room for default/a, which stays as it was; raise it with --map-size slots=8"
+    );
+    assert_eq!(plan.refused, [refused]);
+    assert_eq!(plan.changed.len(), 1);
+    assert_eq!(maps.shadow.frontend(&frontend(4).0), None);
+    assert_eq!(maps.plan(&[gone("b")]).refused, []);
+    assert_eq!(maps.plan(&[spec("a", &[1, 4], 0..4)]).refused, []);
+}
+
+#[test]
+fn i15_a_frontend_stays_with_its_owner_until_the_next_one_has_room() {
+    let mut maps = Maps::new(Limits { services: 1, ..Limits::DEFAULT });
+    maps.plan(&[spec("b", &[1], 0..1)]);
+    let of = |maps: &Maps| maps.shadow.frontend(&frontend(1).0).map(|frontend| frontend.service);
+    let owner = of(&maps);
+    // The loser lives on.
+    let plan = maps.plan(&[spec("a", &[1], 1..2), spec("b", &[2], 0..1)]);
+    assert_eq!((plan.refused.len(), plan.held.len()), (1, 0));
+    assert_eq!(of(&maps), owner);
+    // The loser has gone: it serves on, until nothing else helps.
+    let plan = maps.plan(&[spec("a", &[1], 1..2), gone("b")]);
+    assert_eq!((plan.refused.len(), plan.held), (1, vec![Key::new("default", "b")]));
+    assert_eq!(of(&maps), owner);
+    let plan = maps.plan_with(&[spec("a", &[1], 1..2), gone("b")], Scope::Some, Heirless::Remove);
+    assert_eq!((plan.refused.len(), of(&maps)), (1, None));
+    assert_eq!(maps.plan(&[spec("a", &[1], 1..2)]).refused, []);
+    assert!(of(&maps).is_some_and(|id| Some(id) != owner));
+}
+
+#[test]
+fn what_nobody_claims_goes_with_a_plan_of_the_world_only() {
+    let mut maps = Maps::new(Limits::DEFAULT);
+    maps.plan(&[spec("a", &[1], 0..2), spec("b", &[2], 0..2)]);
+    maps.plan(&[spec("a", &[1], 0..2)]);
+    assert_eq!(maps.store.dump.services.len(), 2);
+    let plan = maps.plan_with(&[spec("a", &[1], 0..2)], Scope::World, Heirless::Keep);
+    let [change] = &*plan.changed else { panic!("one change: {:?}", plan.changed) };
+    assert_eq!((change.service.name(), change.added, change.removed, change.writes), ("b", 0, 2, 7));
+    assert_eq!(maps.store.dump.services.len(), 1);
+    maps.plan_with(&[], Scope::World, Heirless::Keep);
+    assert_eq!(maps.store.dump, Dump::default());
+}
+
+#[test]
+fn both_lists_share_a_backend() {
+    let mut maps = Maps::new(Limits::DEFAULT);
+    let local = |cluster: std::ops::Range<usize>, local: std::ops::Range<usize>| {
+        let mut spec = spec("a", &[1], cluster);
+        for n in local {
+            let backends = &mut spec.ports[0].backends;
+            match backends.iter_mut().find(|member| member.target == target(n)) {
+                Some(member) => member.flags |= BackendFlags::LOCAL,
+                None => backends.push(member(n, BackendFlags::LOCAL)),
+            }
+        }
+        spec.ports[0].flags = ServiceFlags::INTERNAL_LOCAL;
+        [spec]
+    };
+    maps.plan(&local(0..3, 1..2));
+    assert_eq!((maps.store.dump.backends.len(), maps.store.dump.slots.len()), (3, 4));
+    // From one list to the other, without a new backend.
+    let plan = maps.plan(&local(0..1, 1..3));
+    assert_eq!(plan.changed.first().map(|change| (change.added, change.removed)), Some((0, 0)));
+    let plan = maps.plan(&local(0..3, 0..0));
+    assert_eq!(plan.changed.first().map(|change| (change.added, change.removed)), Some((0, 0)));
+    maps.plan(&local(0..0, 4..5));
+    assert_eq!((maps.store.dump.backends.len(), maps.store.dump.slots.len()), (1, 1));
+}
+
+#[test]
+fn the_order_of_all_writes_is_the_order_of_the_phases() {
+    let mut maps = Maps::new(Limits::DEFAULT);
+    maps.plan(&[spec("a", &[1], 0..3), spec("b", &[2], 0..1), spec("c", &[3], 0..1)]);
+    let plan = maps.plan(&[spec("a", &[1], 3..4), gone("b"), spec("c", &[3], []), spec("d", &[2], 5..6)]);
+    let text: Vec<_> = plan.ops.iter().map(ToString::to_string).collect();
+    expect_test::expect![[r#"
+        put NAMES 4 = default/d/TCP
+        put BACKENDS 6 = 10.0.0.3:8080 of service port 1, flags 0x1
+        put BACKENDS 7 = 10.0.0.5:8080 of service port 4, flags 0x1
+        put SLOTS 4 0 0 = 10.0.0.5:8080 backend 7
+        put SLOTS 1 0 0 = 10.0.0.3:8080 backend 6
+        put SERVICES 1 = cluster 1 local 0 flags 0x0
+        put SERVICES 4 = cluster 1 local 0 flags 0x0
+        put FRONTENDS 10.96.0.2:80/TCP = service port 4, ClusterIP
+        put SERVICES 3 = cluster 0 local 0 flags 0x0
+        delete SERVICES 2
+        delete SLOTS 1 0 1
+        delete SLOTS 1 0 2
+        delete SLOTS 3 0 0
+        delete SLOTS 2 0 0
+        delete BACKENDS 1
+        delete BACKENDS 2
+        delete BACKENDS 3
+        delete BACKENDS 5
+        delete BACKENDS 4
+        delete NAMES 2"#]]
+    .assert_eq(&text.join("\n"));
+}
+
+#[test]
+fn i7_ids_wrap_around_past_the_living() {
+    let mut maps = Maps::new(Limits::DEFAULT);
+    maps.plan(&[spec("a", &[1], 0..1)]);
+    let mut dump = maps.store.dump.clone();
+    dump.names.insert(u32::MAX, PortKey { service: Key::new("default", "z"), ..dump.names[&1].clone() });
+    dump.services.insert(u32::MAX, dump.services[&1]);
+    let slot = dump.slots[&SlotKey::new(1, List::Cluster, 0)];
+    dump.slots.insert(SlotKey::new(u32::MAX, List::Cluster, 0), lb_common::Slot { backend: u32::MAX, ..slot });
+    dump.backends.insert(u32::MAX, lb_common::Backend { service: u32::MAX, ..dump.backends[&1] });
+    let (shadow, oddities) = Shadow::from_dump(&dump);
+    assert_eq!(oddities, [""; 0]);
+    (maps.store.dump, maps.shadow) = (dump, shadow);
+    maps.plan(&[spec("b", &[2], 0..1)]);
+    assert_eq!(maps.store.dump.services.keys().copied().collect::<Vec<_>>(), [1, 2, u32::MAX]);
+    assert_eq!(maps.store.dump.backends.keys().copied().collect::<Vec<_>>(), [1, 2, u32::MAX]);
+}
+
+/// The spec of `a` with these source ranges, at an address of a load balancer; without any it has neither.
+fn bound(ranges: &[&str], backends: std::ops::Range<usize>) -> [ServiceSpec; 1] {
+    let mut spec = spec("a", &[1], backends);
+    let port = &mut spec.ports[0];
+    if !ranges.is_empty() {
+        port.frontends.push((frontend(9).0, Kind::LoadBalancer));
+        port.flags = ServiceFlags::SOURCE_RANGES;
+        port.ranges = ranges.iter().map(|range| range.parse().expect("a network")).collect();
+    }
+    [spec]
+}
+
+fn texts(plan: &Plan) -> String {
+    plan.ops.iter().map(|op| format!("{op}\n")).collect()
+}
+
+#[test]
+fn source_ranges_are_there_before_anything_is_bound_and_go_after_it() {
+    let mut maps = Maps::new(Limits::DEFAULT);
+    maps.plan(&bound(&[], 0..1));
+    let come = texts(&maps.plan(&bound(&["192.0.2.0/24", "198.51.100.0/24"], 0..1)));
+    expect_test::expect![[r"
+        put SOURCE_RANGES 1 192.0.2.0/24
+        put SOURCE_RANGES 1 198.51.100.0/24
+        put SERVICES 1 = cluster 1 local 0 flags 0x4
+        put FRONTENDS 10.96.0.9:80/TCP = service port 1, LoadBalancer
+    "]]
+    .assert_eq(&come);
+    let change = texts(&maps.plan(&bound(&["192.0.2.0/24", "203.0.113.0/24"], 0..1)));
+    expect_test::expect![[r"
+        put SOURCE_RANGES 1 203.0.113.0/24
+        delete SOURCE_RANGES 1 198.51.100.0/24
+    "]]
+    .assert_eq(&change);
+    // The address goes too: it is bound as long as it is there.
+    let go = texts(&maps.plan(&bound(&[], 0..1)));
+    expect_test::expect![[r"
+        delete FRONTENDS 10.96.0.9:80/TCP
+        put SERVICES 1 = cluster 1 local 0 flags 0x0
+        delete SOURCE_RANGES 1 192.0.2.0/24
+        delete SOURCE_RANGES 1 203.0.113.0/24
+    "]]
+    .assert_eq(&go);
+    // It comes while the backends go.
+    let empty = texts(&maps.plan(&bound(&["192.0.2.0/24"], 0..0)));
+    expect_test::expect![[r"
+        put SOURCE_RANGES 1 192.0.2.0/24
+        put SERVICES 1 = cluster 1 local 0 flags 0x4
+        put FRONTENDS 10.96.0.9:80/TCP = service port 1, LoadBalancer
+        put SERVICES 1 = cluster 0 local 0 flags 0x4
+        delete SLOTS 1 0 0
+        delete BACKENDS 1
+    "]]
+    .assert_eq(&empty);
+    maps.plan_with(&[], Scope::World, Heirless::Keep);
+    assert_eq!(maps.store.dump, Dump::default());
+}
+
+#[test]
+fn i14_k_ranges_cost_k_writes_and_a_list_of_mh_one_more() {
+    let mut maps = Maps::new(Limits::DEFAULT);
+    let ranges: Vec<_> = (0..1_000).map(|n| format!("10.{}.{}.0/24", n / 250, n % 250)).collect();
+    let ranges: Vec<_> = ranges.iter().map(String::as_str).collect();
+    maps.plan(&bound(&ranges[..997], 0..1));
+    assert_eq!(maps.plan(&bound(&ranges[2..], 0..1)).ops.len(), 5);
+    let hashed = |backends| {
+        let mut spec = spec("b", &[2], backends);
+        spec.ports[0].scheduler = Scheduler::Mh;
+        [spec]
+    };
+    maps.plan(&hashed(0..100));
+    assert_eq!(maps.plan(&hashed(0..100)), Plan::default());
+    // The backend, its slot, the length, and the table.
+    assert_eq!(maps.plan(&hashed(0..101)).ops.len(), 4);
+    let more = lb_common::MAGLEV_LEN + 1;
+    assert!(maps.plan(&hashed(0..more)).ops.iter().any(|op| matches!(op, Op::DeleteMaglev(_))), "too many for a table");
+    assert_eq!(maps.plan(&hashed(0..more)), Plan::default());
+}
+
+#[test]
+fn i15_a_full_map_of_ranges_or_tables_keeps_the_old_version() {
+    let mut maps = Maps::new(Limits { source_ranges: 1, maglev: 0, ..Limits::DEFAULT });
+    maps.plan(&bound(&["192.0.2.0/24"], 0..1));
+    let before = maps.store.dump.clone();
+    let mut hashed = spec("b", &[2], 0..1);
+    hashed.ports[0].scheduler = Scheduler::Mh;
+    let [bound] = bound(&["192.0.2.0/24", "198.51.100.0/24"], 0..2);
+    let refused = maps.plan(&[bound, hashed]).refused;
+    let said: Vec<_> = refused.iter().map(ToString::to_string).collect();
+    assert!(said[0].ends_with("raise it with --map-size source_ranges=2"), "{said:?}");
+    assert!(said[1].ends_with("raise it with --map-size maglev=1"), "{said:?}");
+    assert_eq!(maps.store.dump, before);
+}

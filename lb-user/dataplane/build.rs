@@ -1,0 +1,16 @@
+//! Puts the eBPF object where the agent embeds it.
+
+use std::{env, fs, path::PathBuf};
+
+fn main() {
+    println!("cargo::rerun-if-env-changed=BEELINE_EBPF_OBJECT");
+    // Asked at run time: a target directory may be another checkout's copy, with the script already compiled in it.
+    let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let default = || here.join("../../target/ebpf/beeline.bpf.o");
+    let object = env::var_os("BEELINE_EBPF_OBJECT").map_or_else(default, PathBuf::from);
+    println!("cargo::rerun-if-changed={}", object.display());
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("beeline.bpf.o");
+    if let Err(error) = fs::copy(&object, out) {
+        println!("cargo::error=no eBPF object at {} ({error}); run `cargo xtask build-ebpf` first", object.display());
+    }
+}

@@ -1,0 +1,335 @@
+//! The programs at network devices where the kernel has no TCX (before 6.6): filters of a clsact qdisc, by rtnetlink.
+//! Filters and qdiscs outlive the agent by themselves. Which qdiscs are ours stands in the pin directory, as empty
+//! directories: a bpffs keeps nothing else.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::{
+        fd::{AsFd, AsRawFd as _},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::Hook;
+
+use lb_kernel::netlink::{
+    Channel,
+    wire::{attribute, attributes, text, u32_at},
+};
+
+// include/uapi/linux/pkt_sched.h and pkt_cls.h
+const TC_H_CLSACT: u32 = 0xffff_fff1;
+const HANDLE: u32 = 0xffff_0000;
+const PARENT_INGRESS: u32 = 0xffff_fff2;
+const PARENT_EGRESS: u32 = 0xffff_fff3;
+const TCA_BPF_FD: u16 = 6;
+const TCA_BPF_NAME: u16 = 7;
+const TCA_BPF_FLAGS: u16 = 8;
+const TCA_BPF_ID: u16 = 11;
+const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
+
+/// Length of a `struct tcmsg`.
+const TC_HEADER: usize = 20;
+
+/// Where our filters stand in the order of a hook: others that were given no number come after them.
+const PRIORITY: u16 = 7;
+
+/// By which our filter is known beside others of the same priority.
+const FILTER: u32 = 0xbee;
+
+/// What the names of our filters begin with; the name of the program follows.
+const NAME: &str = "beeline:";
+
+/// Marks of one network namespace in the pin directory.
+const MARK: &str = "clsact_";
+
+/// The programs of a device that are ours, by hook.
+pub type Programs = [Option<u32>; 2];
+
+const HOOKS: [(Hook, u32); 2] = [(Hook::Ingress, PARENT_INGRESS), (Hook::Egress, PARENT_EGRESS)];
+
+/// The filters of this thread's network namespace.
+pub struct Clsact {
+    channel: Channel,
+    marks: PathBuf,
+}
+
+impl Clsact {
+    /// With marks below `root`, the pin directory.
+    ///
+    /// # Errors
+    /// When there is no netlink, or no /proc.
+    pub fn open(root: &Path) -> Result<Self> {
+        let channel = Channel::open().context("opening a netlink socket")?;
+        Ok(Self { channel, marks: root.join(format!("{MARK}{}", namespace()?)) })
+    }
+
+    /// The devices that have filters of ours.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn attached(&mut self) -> Result<BTreeMap<u32, Programs>> {
+        // Without a mark there never was one.
+        if !self.marks.exists() {
+            return Ok(BTreeMap::new());
+        }
+        let with_qdisc =
+            self.channel.list(libc::RTM_GETQDISC, &header(0, 0, 0, 0), clsact_of).context("listing qdiscs")?;
+        let mut attached = BTreeMap::new();
+        for device in with_qdisc {
+            let programs = self.programs(device)?;
+            if programs.iter().any(Option::is_some) {
+                attached.insert(device, programs);
+            }
+        }
+        Ok(attached)
+    }
+
+    fn programs(&mut self, device: u32) -> Result<Programs> {
+        let mut programs = [None; 2];
+        for (own, (_, parent)) in programs.iter_mut().zip(HOOKS) {
+            *own = self.filters(device, parent)?.iter().find(|filter| filter.is_ours()).map(|filter| filter.program);
+        }
+        Ok(programs)
+    }
+
+    fn filters(&mut self, device: u32, parent: u32) -> Result<Vec<Filter>> {
+        let listed = self.channel.list(libc::RTM_GETTFILTER, &header(device, 0, parent, 0), Filter::parse);
+        listed.with_context(|| format!("listing the filters of device {device}"))
+    }
+
+    /// Puts a program in the place of ours at a hook of a device, without a moment between, or beside those of others.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn attach(&mut self, device: u32, hook: Hook, name: &str, program: impl AsFd) -> Result<()> {
+        fs::create_dir_all(&self.marks).with_context(|| format!("making {}", self.marks.display()))?;
+        let mut qdisc = header(device, HANDLE, TC_H_CLSACT, 0);
+        attribute(&mut qdisc, libc::TCA_KIND, b"clsact\0");
+        match self.channel.order(libc::RTM_NEWQDISC, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &qdisc) {
+            Ok(()) => fs::create_dir_all(self.mark(device)).context("marking a qdisc as ours")?,
+            // Ours of before, or of another.
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+            Err(error) => return Err(error).context("adding a clsact qdisc (the kernel needs CONFIG_NET_SCH_INGRESS)"),
+        }
+        let parent = parent(hook);
+        let in_place = self.filters(device, parent)?.into_iter().find(Filter::has_our_place);
+        ensure!(
+            in_place.is_none_or(|filter| filter.is_ours()),
+            "another filter has priority {PRIORITY}, handle {FILTER:#x}"
+        );
+        let mut options = Vec::new();
+        attribute(&mut options, TCA_BPF_FD, &program.as_fd().as_raw_fd().to_ne_bytes());
+        attribute(&mut options, TCA_BPF_NAME, format!("{NAME}{name}\0").as_bytes());
+        attribute(&mut options, TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
+        let mut filter = header(device, FILTER, parent, info());
+        attribute(&mut filter, libc::TCA_KIND, b"bpf\0");
+        attribute(&mut filter, libc::TCA_OPTIONS, &options);
+        let added = self.channel.order(libc::RTM_NEWTFILTER, libc::NLM_F_CREATE, &filter);
+        added.context("adding a filter (the kernel needs CONFIG_NET_CLS_BPF)")
+    }
+
+    /// Removes our filters of a device, and its qdisc when we made it and nobody else uses it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn detach(&mut self, device: u32) -> Result<()> {
+        let mut others = 0;
+        for (_, parent) in HOOKS {
+            for filter in self.filters(device, parent)? {
+                if filter.is_ours() {
+                    let mut ours = header(device, FILTER, parent, info());
+                    attribute(&mut ours, libc::TCA_KIND, b"bpf\0");
+                    gone(self.channel.order(libc::RTM_DELTFILTER, 0, &ours)).context("removing a filter")?;
+                } else {
+                    others += 1;
+                }
+            }
+        }
+        let mark = self.mark(device);
+        if !mark.exists() {
+            return Ok(());
+        }
+        if others == 0 {
+            let mut qdisc = header(device, HANDLE, TC_H_CLSACT, 0);
+            attribute(&mut qdisc, libc::TCA_KIND, b"clsact\0");
+            gone(self.channel.order(libc::RTM_DELQDISC, 0, &qdisc)).context("removing a clsact qdisc")?;
+        }
+        fs::remove_dir(&mark).with_context(|| format!("removing {}", mark.display()))
+    }
+
+    /// Forgets qdiscs of devices that are not among these.
+    ///
+    /// # Errors
+    /// When a mark cannot be removed.
+    pub fn forget_others(&self, is_there: impl Fn(u32) -> bool) -> Result<()> {
+        for device in marked(&self.marks)?.into_iter().filter(|device| !is_there(*device)) {
+            fs::remove_dir(self.mark(device)).context("removing a mark")?;
+        }
+        Ok(())
+    }
+
+    fn mark(&self, device: u32) -> PathBuf {
+        self.marks.join(device.to_string())
+    }
+}
+
+/// Removes all filters that are marked below `root`, in whichever network namespace they are. Says what.
+///
+/// # Errors
+/// What the kernel says.
+pub fn remove(root: &Path) -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for entry in fs::read_dir(root).with_context(|| format!("reading {}", root.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(inode) = name.strip_prefix(MARK).and_then(|inode| inode.parse::<u64>().ok()) else {
+            continue;
+        };
+        // A namespace that nobody has any more took its devices along.
+        removed.extend(lb_kernel::netns::in_namespace(inode, || remove_here(root))?.unwrap_or_else(|| Ok(Vec::new()))?);
+        fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+    }
+    Ok(removed)
+}
+
+fn remove_here(root: &Path) -> Result<Vec<String>> {
+    let mut clsact = Clsact::open(root)?;
+    let mut removed = Vec::new();
+    let marked = marked(&clsact.marks)?;
+    for device in clsact.attached()?.into_keys().chain(marked).collect::<BTreeSet<u32>>() {
+        clsact.detach(device)?;
+        removed.push(format!("the filters of device {device}"));
+    }
+    Ok(removed)
+}
+
+/// The inode number of this thread's network namespace.
+fn namespace() -> Result<u64> {
+    Ok(fs::metadata("/proc/thread-self/ns/net").context("looking at /proc/thread-self/ns/net")?.ino())
+}
+
+fn marked(marks: &Path) -> Result<Vec<u32>> {
+    match fs::read_dir(marks) {
+        Ok(entries) => Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("reading {}", marks.display())),
+    }
+}
+
+/// What is not there need not be removed.
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+        other => other,
+    }
+}
+
+const fn parent(hook: Hook) -> u32 {
+    match hook {
+        Hook::Ingress => PARENT_INGRESS,
+        Hook::Egress => PARENT_EGRESS,
+    }
+}
+
+/// Priority and protocol of our filters: packets of every kind.
+fn info() -> u32 {
+    let all = u16::try_from(libc::ETH_P_ALL).unwrap_or_default();
+    (u32::from(PRIORITY) << 16) | u32::from(all.to_be())
+}
+
+/// A `struct tcmsg`.
+fn header(device: u32, handle: u32, parent: u32, info: u32) -> Vec<u8> {
+    let mut body = vec![0; 4];
+    for word in [device, handle, parent, info] {
+        body.extend(word.to_ne_bytes());
+    }
+    body
+}
+
+/// The device of a clsact qdisc.
+fn clsact_of(body: &[u8]) -> Option<u32> {
+    let mut all = attributes(body.get(TC_HEADER..)?);
+    all.any(|(kind, value)| kind == libc::TCA_KIND && text(value) == "clsact").then(|| u32_at(body, 4))?
+}
+
+/// A filter, as the kernel tells it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Filter {
+    handle: u32,
+    priority: u32,
+    name: String,
+    program: u32,
+}
+
+impl Filter {
+    /// None for what only announces the filters of one priority.
+    fn parse(body: &[u8]) -> Option<Self> {
+        let (handle, info) = (u32_at(body, 8)?, u32_at(body, 16)?);
+        let mut filter = Self { handle, priority: info >> 16, name: String::new(), program: 0 };
+        let mut is_one = handle != 0;
+        for (kind, value) in attributes(body.get(TC_HEADER..)?) {
+            if kind == libc::TCA_OPTIONS {
+                is_one = true;
+                for (kind, value) in attributes(value) {
+                    match kind {
+                        TCA_BPF_NAME => filter.name = text(value),
+                        TCA_BPF_ID => filter.program = u32_at(value, 0).unwrap_or(0),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        is_one.then_some(filter)
+    }
+
+    const fn has_our_place(&self) -> bool {
+        self.handle == FILTER && self.priority == PRIORITY as u32
+    }
+
+    fn is_ours(&self) -> bool {
+        self.has_our_place() && self.name.starts_with(NAME)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A filter as the kernel tells it.
+    fn told(handle: u32, name: &str) -> Vec<u8> {
+        let mut options = Vec::new();
+        attribute(&mut options, TCA_BPF_NAME, format!("{name}\0").as_bytes());
+        attribute(&mut options, TCA_BPF_ID, &4711_u32.to_ne_bytes());
+        let mut body = header(3, handle, PARENT_INGRESS, info());
+        attribute(&mut body, libc::TCA_KIND, b"bpf\0");
+        attribute(&mut body, libc::TCA_OPTIONS, &options);
+        body
+    }
+
+    #[test]
+    fn a_filter_is_ours_by_place_and_name() {
+        let is_ours =
+            |body: &[u8]| Filter::parse(body).is_some_and(|filter| filter.is_ours() && filter.program == 4711);
+        assert!(is_ours(&told(FILTER, "beeline:tc_ingress")));
+        assert!(!is_ours(&told(FILTER, "cil_from_netdev")));
+        assert!(!is_ours(&told(1, "beeline:tc_ingress")));
+        // What announces a priority has no options.
+        let mut head = header(3, 0, PARENT_INGRESS, info());
+        attribute(&mut head, libc::TCA_KIND, b"bpf\0");
+        assert_eq!(Filter::parse(&head), None);
+    }
+
+    #[test]
+    fn a_clsact_qdisc_is_told_from_others() {
+        let mut body = header(3, HANDLE, TC_H_CLSACT, 0);
+        attribute(&mut body, libc::TCA_KIND, b"clsact\0");
+        assert_eq!(clsact_of(&body), Some(3));
+        let mut body = header(3, HANDLE, TC_H_CLSACT, 0);
+        attribute(&mut body, libc::TCA_KIND, b"ingress\0");
+        assert_eq!(clsact_of(&body), None);
+    }
+}

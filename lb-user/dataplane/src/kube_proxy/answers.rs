@@ -1,0 +1,269 @@
+//! What kube-proxy's rules answer: frontends, and the endpoints that each leads to. Pure.
+//!
+//! By pkg/proxy/{iptables,nftables}/proxier.go of Kubernetes 1.37. In both modes a frontend leads to a chain: that of the
+//! cluster list (`service-`, `KUBE-SVC-`), of the local list (`local-`, `KUBE-SVL-`), or one for external frontends
+//! (`external-`, `KUBE-EXT-`), which leads on to both, to the former those who are on the node.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::{Addr, FrontendKey, Proto};
+
+use lb_common::{AddrPort, Family};
+use lb_kernel::netfilter::rule::{Goes, Rule, address};
+use lb_kernel::netlink::wire::be16;
+
+/// What is answered at a frontend.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Answer {
+    /// The service port, as kube-proxy names it; empty where it does not say.
+    pub name: String,
+    /// The endpoints for who is on this node.
+    pub here: BTreeSet<AddrPort>,
+    /// Those for who is outside.
+    pub outside: BTreeSet<AddrPort>,
+}
+
+/// What is answered, by frontend. A NodePort stands under the unspecified address.
+pub type Answers = BTreeMap<FrontendKey, Answer>;
+
+/// The chains and maps of one table, and of one family.
+#[derive(Debug, Default)]
+pub(super) struct Graph {
+    pub(super) chains: BTreeMap<String, Vec<Rule>>,
+    pub(super) maps: BTreeMap<String, Vec<(Vec<u8>, Goes)>>,
+}
+
+impl Graph {
+    /// The maps to which its rules lead.
+    pub(super) fn named_maps(&self) -> BTreeSet<String> {
+        let goes = self.chains.values().flatten().flat_map(|rule| &rule.goes);
+        goes.filter_map(|goes| if let Goes::Map(name) = goes { Some(name.clone()) } else { None }).collect()
+    }
+
+    /// The answer of a chain.
+    fn answer(&self, chain: &str) -> Answer {
+        let reached = self.reach(chain);
+        let of = |prefixes: [&str; 2]| {
+            let first = reached.chains.iter().find(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+            first.map(|chain| self.reach(chain).endpoints)
+        };
+        let (local, cluster) = (of(["local-", "KUBE-SVL-"]), of(["service-", "KUBE-SVC-"]));
+        let all = reached.endpoints;
+        Answer {
+            name: name_of(chain),
+            here: cluster.or_else(|| local.clone()).unwrap_or_else(|| all.clone()),
+            outside: local.unwrap_or(all),
+        }
+    }
+
+    fn reach(&self, chain: &str) -> Reached {
+        let mut reached = Reached::default();
+        let mut left = vec![chain.to_owned()];
+        while let Some(chain) = left.pop() {
+            if !reached.chains.insert(chain.clone()) {
+                continue;
+            }
+            for goes in self.chains.get(&chain).into_iter().flatten().flat_map(|rule| &rule.goes) {
+                let through: Vec<&Goes> = match goes {
+                    Goes::Map(map) => self.maps.get(map).into_iter().flatten().map(|(_, goes)| goes).collect(),
+                    other => vec![other],
+                };
+                for goes in through {
+                    match goes {
+                        Goes::Chain(next) => left.push(next.clone()),
+                        Goes::Endpoint(target) => _ = reached.endpoints.insert(*target),
+                        Goes::Map(_) | Goes::Nowhere => {}
+                    }
+                }
+            }
+        }
+        reached
+    }
+}
+
+#[derive(Default)]
+struct Reached {
+    chains: BTreeSet<String>,
+    endpoints: BTreeSet<AddrPort>,
+}
+
+/// Of its nftables mode: the frontends are the keys of maps.
+pub(super) fn of_nftables(family: Family, graph: &Graph) -> Answers {
+    let mut answers = Answers::new();
+    for map in ["service-ips", "service-nodeports"] {
+        for (key, goes) in graph.maps.get(map).into_iter().flatten() {
+            if let (Some(frontend), Goes::Chain(chain)) = (frontend(family, key), goes) {
+                answers.insert(frontend, graph.answer(chain));
+            }
+        }
+    }
+    for map in ["no-endpoint-services", "no-endpoint-nodeports"] {
+        for (key, _) in graph.maps.get(map).into_iter().flatten() {
+            if let Some(frontend) = frontend(family, key) {
+                // Looked up before the others, by those outside.
+                answers.entry(frontend).or_default().outside.clear();
+            }
+        }
+    }
+    answers
+}
+
+/// Of a map's key: an address where it has one, a protocol, a port, each filled up to four octets.
+fn frontend(family: Family, key: &[u8]) -> Option<FrontendKey> {
+    let size = if family == Family::V4 { 4 } else { 16 };
+    let (addr, rest) = match key.len() {
+        8 => (any(family), key),
+        length if length == size + 8 => (address(key.get(..size)?)?, key.get(size..)?),
+        _ => return None,
+    };
+    Some(FrontendKey::new(addr, be16(rest, 4)?, Proto::from_number(u32::from(*rest.first()?))?))
+}
+
+fn any(family: Family) -> Addr {
+    match family {
+        Family::V4 => Addr::from_v4_word(0),
+        Family::V6 => Addr::default(),
+    }
+}
+
+/// Of its iptables mode: the frontends are rules, of the table `nat` for those that have endpoints, of the table `filter`
+/// for those that have none.
+pub(super) fn of_iptables(family: Family, nat: &Graph, filter: &Graph) -> Answers {
+    let mut answers = Answers::new();
+    for rule in ["KUBE-SERVICES", "KUBE-NODEPORTS"].iter().filter_map(|chain| nat.chains.get(*chain)).flatten() {
+        if let (Some(frontend), [Goes::Chain(chain)]) = (frontend_of(family, rule), rule.goes.as_slice())
+            && chain != "KUBE-MARK-MASQ"
+        {
+            let comment = rule.comment.as_deref().and_then(|comment| comment.split(' ').next());
+            let name = comment.map(str::to_owned).unwrap_or_default();
+            answers.insert(frontend, Answer { name, ..nat.answer(chain) });
+        }
+    }
+    let refusing = ["KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS"];
+    for rule in refusing.iter().filter_map(|chain| filter.chains.get(*chain)).flatten() {
+        if let (Some(frontend), [Goes::Nowhere]) = (frontend_of(family, rule), rule.goes.as_slice()) {
+            answers.entry(frontend).or_default().outside.clear();
+        }
+    }
+    answers
+}
+
+fn frontend_of(family: Family, rule: &Rule) -> Option<FrontendKey> {
+    let proto = Proto::from_number(u32::from(rule.proto?))?;
+    Some(FrontendKey::new(rule.to.unwrap_or_else(|| any(family)), rule.port?, proto))
+}
+
+/// Of a chain's name in nftables mode, as in `service-ULMVA6XW-default/web/tcp/http`.
+fn name_of(chain: &str) -> String {
+    let named = chain.splitn(3, '-').nth(2).filter(|rest| rest.contains('/')).unwrap_or_default();
+    let parts: Vec<&str> = named.split('/').collect();
+    match parts.as_slice() {
+        [namespace, name, _, ""] | [namespace, name, _] => format!("{namespace}/{name}"),
+        [namespace, name, _, port] => format!("{namespace}/{name}:{port}"),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(text: &str) -> AddrPort {
+        AddrPort::from(text.parse::<std::net::SocketAddr>().expect("an endpoint"))
+    }
+
+    fn chain(name: &str) -> Goes {
+        Goes::Chain(name.to_owned())
+    }
+
+    fn leads(goes: &[Goes]) -> Vec<Rule> {
+        goes.iter().map(|goes| Rule { goes: vec![goes.clone()], ..Rule::default() }).collect()
+    }
+
+    fn graph(chains: &[(&str, &[Goes])]) -> Graph {
+        let chains = chains.iter().map(|(name, goes)| ((*name).to_owned(), leads(goes))).collect();
+        Graph { chains, maps: BTreeMap::new() }
+    }
+
+    fn told(answers: &Answers) -> Vec<String> {
+        let list = |targets: &BTreeSet<AddrPort>| targets.iter().map(AddrPort::to_string).collect::<Vec<_>>().join(",");
+        answers
+            .iter()
+            .map(|(key, answer)| format!("{key} {} [{}] [{}]", answer.name, list(&answer.here), list(&answer.outside)))
+            .collect()
+    }
+
+    #[test]
+    fn nftables_mode_is_read_from_its_maps() {
+        let (a, b) = (Goes::Endpoint(target("10.0.0.1:8080")), Goes::Endpoint(target("10.0.0.2:8080")));
+        let mut graph = graph(&[
+            ("service-AAAA-default/web/tcp/http", &[Goes::Map("__map0".to_owned())]),
+            ("local-AAAA-default/web/tcp/http", &[chain("endpoint-A")]),
+            (
+                "external-AAAA-default/web/tcp/http",
+                &[
+                    chain("mark-for-masquerade"),
+                    chain("service-AAAA-default/web/tcp/http"),
+                    chain("local-AAAA-default/web/tcp/http"),
+                ],
+            ),
+            ("endpoint-A", &[a]),
+            ("endpoint-B", &[b]),
+        ]);
+        let key = |addr: &[u8], port: u16| [addr, &[6, 0, 0, 0], &port.to_be_bytes(), &[0, 0]].concat();
+        let numbered = |number: u32, to: &str| (number.to_ne_bytes().to_vec(), chain(to));
+        graph.maps.insert("__map0".to_owned(), vec![numbered(0, "endpoint-A"), numbered(1, "endpoint-B")]);
+        graph.maps.insert(
+            "service-ips".to_owned(),
+            vec![(key(&[10, 96, 0, 1], 80), chain("service-AAAA-default/web/tcp/http"))],
+        );
+        graph.maps.insert(
+            "service-nodeports".to_owned(),
+            vec![(key(&[], 30080), chain("external-AAAA-default/web/tcp/http"))],
+        );
+        graph.maps.insert("no-endpoint-services".to_owned(), vec![(key(&[10, 96, 0, 9], 80), chain("reject-chain"))]);
+        assert_eq!(
+            told(&of_nftables(Family::V4, &graph)),
+            [
+                "0.0.0.0:30080/TCP default/web:http [10.0.0.1:8080,10.0.0.2:8080] [10.0.0.1:8080]",
+                "10.96.0.1:80/TCP default/web:http [10.0.0.1:8080,10.0.0.2:8080] [10.0.0.1:8080,10.0.0.2:8080]",
+                "10.96.0.9:80/TCP  [] []",
+            ]
+        );
+    }
+
+    #[test]
+    fn iptables_mode_is_read_from_its_rules() {
+        let rule = |to: Option<[u8; 4]>, port: u16, goes: Goes, comment: &str| Rule {
+            to: to.and_then(|octets| address(&octets)),
+            proto: Some(6),
+            port: Some(port),
+            comment: Some(comment.to_owned()),
+            goes: vec![goes],
+        };
+        let mut nat = graph(&[
+            ("KUBE-SVC-A", &[chain("KUBE-SEP-A"), chain("KUBE-SEP-B")]),
+            ("KUBE-EXT-A", &[chain("KUBE-MARK-MASQ"), chain("KUBE-SVC-A")]),
+            ("KUBE-SEP-A", &[chain("KUBE-MARK-MASQ"), Goes::Endpoint(target("10.0.0.1:8080"))]),
+            ("KUBE-SEP-B", &[Goes::Endpoint(target("10.0.0.2:8080"))]),
+        ]);
+        let vip = Some([10, 96, 0, 1]);
+        nat.chains.insert(
+            "KUBE-SERVICES".to_owned(),
+            vec![rule(vip, 80, chain("KUBE-SVC-A"), "default/web:http cluster IP"), Rule::default()],
+        );
+        nat.chains
+            .insert("KUBE-NODEPORTS".to_owned(), vec![rule(None, 30080, chain("KUBE-EXT-A"), "default/web:http")]);
+        let mut filter = Graph::default();
+        let refused = rule(Some([10, 96, 0, 9]), 80, Goes::Nowhere, "default/none has no endpoints");
+        filter.chains.insert("KUBE-SERVICES".to_owned(), vec![refused]);
+        assert_eq!(
+            told(&of_iptables(Family::V4, &nat, &filter)),
+            [
+                "0.0.0.0:30080/TCP default/web:http [10.0.0.1:8080,10.0.0.2:8080] [10.0.0.1:8080,10.0.0.2:8080]",
+                "10.96.0.1:80/TCP default/web:http [10.0.0.1:8080,10.0.0.2:8080] [10.0.0.1:8080,10.0.0.2:8080]",
+                "10.96.0.9:80/TCP  [] []",
+            ]
+        );
+    }
+}

@@ -1,0 +1,17 @@
+//! The eBPF dataplane: environment, loading and upgrade, attachment to cgroup and devices, flows, and the maps as a store.
+
+pub mod api_servers;
+pub mod attach;
+pub mod bpffs;
+pub mod cleanup;
+pub mod devices;
+pub mod environment;
+pub mod flows;
+pub mod kube_proxy;
+pub mod load;
+pub mod log;
+pub mod pod_modes;
+pub mod sockets;
+pub mod stats;
+pub mod store;
+pub mod upgrade;

@@ -1,0 +1,167 @@
+//! Where pods are on this node: their network namespaces, found by the cgroups of their processes or by a mount.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use lb_core::model::pod_modes::Netns;
+use lb_kernel::netns::Namespace;
+
+/// A network namespace of a pod.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// A file that stands for it.
+    path: PathBuf,
+    /// By which the kernel numbers it.
+    inode: u64,
+    /// By which programs know it.
+    pub cookie: u64,
+}
+
+impl Found {
+    /// Whether it is still there.
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        inode(&self.path).is_ok_and(|inode| inode == self.inode)
+    }
+
+    /// Opens it, if it is still there.
+    #[must_use]
+    pub fn open(&self) -> Option<Namespace> {
+        Namespace::open(&self.path).ok().filter(|namespace| namespace.inode() == Some(self.inode))
+    }
+}
+
+/// What was found of a pod.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Sought {
+    /// Its network namespaces: mostly one.
+    Found(Vec<Found>),
+    /// Nothing yet.
+    Nothing,
+    /// That of the node, and no other.
+    Node,
+    /// It cannot be used, for this reason.
+    Failed(String),
+}
+
+/// Looks for pods.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn find<'a>(pods: impl Iterator<Item = &'a Netns> + Clone) -> io::Result<Vec<Sought>> {
+    let uids: BTreeSet<&str> =
+        pods.clone().filter_map(|netns| if let Netns::OfCgroup(uid) = netns { Some(&**uid) } else { None }).collect();
+    let by_uid = if uids.is_empty() { BTreeMap::new() } else { by_processes(&uids)? };
+    let own = inode(Path::new("/proc/thread-self/ns/net"))?;
+    let sought = |netns: &Netns| match netns {
+        Netns::OfCgroup(uid) => match by_uid.get(uid) {
+            None => Sought::Nothing,
+            // A process of a pod may have gone to the node's, as `nsenter` does.
+            Some(files) => identified(files.iter().filter(|(inode, _)| **inode != own)),
+        },
+        Netns::At(path) => match inode(path) {
+            Ok(inode) if inode == own => Sought::Node,
+            Ok(inode) => identified([(&inode, path)].into_iter()),
+            Err(error) => Sought::Failed(format!("its network namespace {}: {error}", path.display())),
+        },
+    };
+    Ok(pods.map(sought).collect())
+}
+
+/// Network namespaces with their cookies, from their files by number.
+fn identified<'a>(files: impl Iterator<Item = (&'a u64, &'a PathBuf)>) -> Sought {
+    let mut found = Vec::new();
+    let mut is_there = false;
+    for (&inode, path) in files {
+        is_there = true;
+        // The process may have ended meanwhile.
+        let Some(namespace) = Namespace::open(path).ok().filter(|namespace| namespace.inode() == Some(inode)) else {
+            continue;
+        };
+        match namespace.cookie() {
+            Ok(cookie) => found.push(Found { path: path.clone(), inode, cookie }),
+            Err(error) => return Sought::Failed(format!("{error:#}")),
+        }
+    }
+    match (found.is_empty(), is_there) {
+        (false, _) => Sought::Found(found),
+        (true, true) => Sought::Nothing,
+        (true, false) => Sought::Node,
+    }
+}
+
+/// The network namespaces of the processes of pods, by uid: by number, and a file for each.
+fn by_processes(uids: &BTreeSet<&str>) -> io::Result<BTreeMap<Arc<str>, BTreeMap<u64, PathBuf>>> {
+    let mut found: BTreeMap<Arc<str>, BTreeMap<u64, PathBuf>> = BTreeMap::new();
+    for process in fs::read_dir("/proc")?.flatten() {
+        if !process.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit) {
+            continue;
+        }
+        // One that ends meanwhile has none.
+        let Ok(cgroups) = fs::read_to_string(process.path().join("cgroup")) else { continue };
+        let Some(uid) = uids_of(&cgroups).find(|uid| uids.contains(uid.as_str())) else { continue };
+        let path = process.path().join("ns/net");
+        if let Ok(inode) = inode(&path) {
+            found.entry(uid.into()).or_default().entry(inode).or_insert(path);
+        }
+    }
+    Ok(found)
+}
+
+fn inode(path: &Path) -> io::Result<u64> {
+    fs::metadata(path).map(|file| file.ino())
+}
+
+/// The uids of pods that a text of /proc/PID/cgroup may name: kubelet calls a pod's cgroup `pod` and its uid, and where
+/// systemd keeps the cgroups the hyphens in it are underscores (kubernetes, pkg/kubelet/cm/cgroup_manager_linux.go).
+fn uids_of(cgroups: &str) -> impl Iterator<Item = String> + '_ {
+    let is_of_uid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    cgroups.match_indices("pod").filter_map(move |(at, word)| {
+        let rest = cgroups.get(at + word.len()..)?;
+        let uid = rest.split(|c| !is_of_uid(c)).next()?;
+        (!uid.is_empty()).then(|| uid.replace('_', "-"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, uid: &str, is_named: bool) {
+        assert_eq!(uids_of(text).any(|other| other == uid), is_named, "{uid} in {text}");
+    }
+
+    #[test]
+    fn a_pod_is_found_by_the_cgroup_of_its_processes() {
+        let uid = "8c5a0d2c-4a8b-4a54-9c9e-1f0e2a9d7b31";
+        let check = |text, is_named| check(text, uid, is_named);
+        check("0::/kubepods/burstable/pod8c5a0d2c-4a8b-4a54-9c9e-1f0e2a9d7b31/3f9a\n", true);
+        check(
+            "0::/kubepods.slice/kubepods-besteffort.slice/\
+             kubepods-besteffort-pod8c5a0d2c_4a8b_4a54_9c9e_1f0e2a9d7b31.slice/cri-containerd-3f9a.scope\n",
+            true,
+        );
+        // Seen from within a cgroup namespace, and of version 1.
+        check("0::/../../pod8c5a0d2c-4a8b-4a54-9c9e-1f0e2a9d7b31/3f9a\n", true);
+        check("4:memory:/kubepods/pod8c5a0d2c-4a8b-4a54-9c9e-1f0e2a9d7b31/3f9a\n0::/\n", true);
+        check("0::/kubepods/burstable/pod8c5a0d2c-4a8b-4a54-9c9e-1f0e2a9d7b310/3f9a\n", false);
+        check("0::/kubepods/burstable/8c5a0d2c-4a8b-4a54-9c9e-1f0e2a9d7b31\n", false);
+        check("0::/machine.slice/libpod-3f9a.scope\n0::/pod\n", false);
+    }
+
+    #[test]
+    fn this_process_has_the_nodes_own_namespace() {
+        let own = fs::read_to_string("/proc/self/cgroup").expect("/proc");
+        let pods =
+            [Netns::At("/proc/self/ns/net".into()), Netns::At("/nowhere".into()), Netns::OfCgroup("none".into())];
+        let [first, second, third] = find(pods.iter()).expect("/proc").try_into().expect("as many");
+        assert_eq!((first, third), (Sought::Node, Sought::Nothing), "{own}");
+        assert!(matches!(second, Sought::Failed(why) if why.contains("/nowhere")));
+    }
+}

@@ -1,0 +1,11 @@
+//! Calls of the kernel: bpf(2), netlink, sock_diag, netfilter, network namespaces. The only crate of user space with `unsafe`;
+//! it knows nothing of Services.
+
+pub mod allocator;
+pub mod async_fd;
+pub mod bpf;
+pub mod clock;
+pub mod netfilter;
+pub mod netlink;
+pub mod netns;
+pub mod sock_diag;

@@ -1,0 +1,265 @@
+//! The chains and rules of the older iptables, by getsockopt(2) as `iptables-legacy` reads them
+//! (include/uapi/linux/netfilter_ipv4/ip_tables.h). Only tables that are there are asked for: asking for another one would
+//! make it.
+#![expect(unsafe_code, reason = "a socket option of variable length")]
+
+use std::{
+    fs, io, mem,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
+
+use anyhow::{Result, bail};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use super::{
+    Chain, Table,
+    rule::{Goes, Rule, address},
+    xt,
+};
+use crate::netlink::wire::{text, u16_at, u32_at};
+use lb_common::Family;
+
+/// IPT_SO_GET_INFO, IP6T_SO_GET_INFO
+const GET_INFO: libc::c_int = 64;
+/// IPT_SO_GET_ENTRIES, IP6T_SO_GET_ENTRIES
+const GET_ENTRIES: libc::c_int = 65;
+
+/// Length of a table's name (XT_TABLE_MAXNAMELEN).
+const NAME: usize = 32;
+
+/// A table that changes under every reading is given up after so many.
+const READINGS: usize = 5;
+
+/// Where the offsets of the target and of the next entry stand in a `struct ipt_entry` and a `struct ip6t_entry`.
+const fn offsets(family: Family) -> usize {
+    match family {
+        Family::V4 => 88,
+        Family::V6 => 140,
+    }
+}
+
+/// Those of all tables.
+pub fn chains(family: Family) -> Result<Vec<Chain>> {
+    let mut chains = Vec::new();
+    for table in tables(family) {
+        chains.extend(user_chains(&entries(&table)?, offsets(family)).map(|name| Chain { table: table.clone(), name }));
+    }
+    Ok(chains)
+}
+
+/// The rules in the chains of a table that somebody made, in order within each chain; nothing when there is no such table.
+pub fn rules(table: &Table) -> Result<Vec<(String, Rule)>> {
+    if !tables(table.family).contains(table) {
+        return Ok(Vec::new());
+    }
+    Ok(parse_rules(table.family, &entries(table)?))
+}
+
+fn tables(family: Family) -> Vec<Table> {
+    let list = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    // Without the file the kernel has no such tables, or their module is not loaded.
+    let names = fs::read_to_string(list).unwrap_or_default();
+    names.lines().map(|name| Table { family, name: name.to_owned() }).collect()
+}
+
+fn parse_rules(family: Family, entries: &[u8]) -> Vec<(String, Rule)> {
+    // A jump names the first rule of a chain by where it stands.
+    let heads = heads(entries, offsets(family));
+    let chain_of = |at: usize| heads.iter().find(|(start, _)| *start == at).map(|(_, name)| name.clone());
+    let mut rules = Vec::new();
+    let (mut at, mut chain) = (0, None);
+    while let Some(entry) = entry(entries.get(at..).unwrap_or_default(), offsets(family)) {
+        at += entry.length;
+        if let Some(name) = entry.head() {
+            chain = (name != "ERROR").then_some(name);
+        } else if let Some(chain) = &chain {
+            rules.push((chain.clone(), rule(family, &entry, chain_of)));
+        }
+    }
+    rules
+}
+
+/// The chains that somebody made: where the first rule of each stands, and its name.
+fn heads(entries: &[u8], offsets: usize) -> Vec<(usize, String)> {
+    let (mut at, mut heads) = (0, Vec::new());
+    while let Some(entry) = entry(entries.get(at..).unwrap_or_default(), offsets) {
+        at += entry.length;
+        heads.extend(entry.head().filter(|name| name != "ERROR").map(|name| (at, name)));
+    }
+    heads
+}
+
+/// A rule, taken apart.
+struct Entry<'a> {
+    /// Whom it is for.
+    ip: &'a [u8],
+    /// What else must hold, one behind the other (`struct xt_entry_match`).
+    matches: &'a [u8],
+    /// `struct xt_entry_target`: its length, 29 octets of a name, a revision; and what follows.
+    kind: String,
+    revision: u8,
+    target: &'a [u8],
+    length: usize,
+}
+
+impl Entry<'_> {
+    /// The name of the chain that begins here; `ERROR` at the end of the table.
+    fn head(&self) -> Option<String> {
+        (self.kind == "ERROR").then(|| text(self.target))
+    }
+}
+
+fn entry(bytes: &[u8], offsets: usize) -> Option<Entry<'_>> {
+    let number = |at| u16_at(bytes, at).map(usize::from);
+    let (target, length) = (number(offsets)?, number(offsets + mem::size_of::<u16>())?);
+    let (kind, data) = bytes.get(target..length)?.split_at_checked(32)?;
+    // Behind the offsets: where it was come from, and two counts, aligned.
+    let rules = (offsets + 2 * mem::size_of::<u16>() + 4).next_multiple_of(8) + 16;
+    Some(Entry {
+        ip: bytes.get(..offsets)?,
+        matches: bytes.get(rules..target).unwrap_or_default(),
+        kind: text(kind.get(2..31)?),
+        revision: *kind.get(31)?,
+        target: data,
+        length,
+    })
+}
+
+fn rule(family: Family, entry: &Entry<'_>, chain_of: impl Fn(usize) -> Option<String>) -> Rule {
+    // struct ipt_ip, struct ip6t_ip6: source, destination, and the masks of both.
+    let (size, proto) = match family {
+        Family::V4 => (4, 80),
+        Family::V6 => (16, 128),
+    };
+    let field = |nth: usize| entry.ip.get(nth * size..(nth + 1) * size).unwrap_or_default();
+    let is_one_address = field(3).iter().all(|octet| *octet == u8::MAX);
+    let mut rule = Rule {
+        to: address(field(1)).filter(|_| is_one_address),
+        proto: u16_at(entry.ip, proto).and_then(|proto| u8::try_from(proto).ok()).filter(|proto| *proto != 0),
+        ..Rule::default()
+    };
+    let mut matches = entry.matches;
+    while let Some((head, _)) = matches.split_at_checked(32)
+        && let Some(length) = u16_at(head, 0).map(usize::from).filter(|length| *length >= 32)
+        && let Some(info) = matches.get(32..length)
+    {
+        xt::matches(&text(head.get(2..31).unwrap_or_default()), info, &mut rule);
+        matches = matches.get(length..).unwrap_or_default();
+    }
+    rule.goes.extend(match entry.kind.as_str() {
+        // The standard target: a place of the table, or a verdict, less than zero (-NF_DROP - 1).
+        "" => match u32_at(entry.target, 0).map(u32::cast_signed) {
+            Some(-1) => Some(Goes::Nowhere),
+            Some(to) => usize::try_from(to).ok().and_then(chain_of).map(Goes::Chain),
+            None => None,
+        },
+        kind => xt::target(kind, entry.revision, entry.target),
+    });
+    rule
+}
+
+/// The entries of a table, one behind the other.
+fn entries(table: &Table) -> Result<Vec<u8>> {
+    let (domain, level) = match table.family {
+        Family::V4 => (AddressFamily::INET, libc::IPPROTO_IP),
+        Family::V6 => (AddressFamily::INET6, libc::IPPROTO_IPV6),
+    };
+    let socket = socket_with(domain, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    for _ in 0..READINGS {
+        // struct ipt_getinfo: the name, eleven numbers, how many entries, and how many octets they are.
+        let mut info = question(table, NAME + 13 * 4);
+        ask(&socket, level, GET_INFO, &mut info)?;
+        let size = info.get(NAME + 12 * 4..).and_then(<[u8]>::first_chunk).map_or(0, |size| u32::from_ne_bytes(*size));
+        // struct ipt_get_entries: the name, the octets of the entries, and these, aligned.
+        let start = NAME + 8;
+        let mut answer = question(table, start + size as usize);
+        if let Some(place) = answer.get_mut(NAME..NAME + 4) {
+            place.copy_from_slice(&size.to_ne_bytes());
+        }
+        match ask(&socket, level, GET_ENTRIES, &mut answer) {
+            Ok(()) => return Ok(answer.split_off(start)),
+            // It has another size by now.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bail!("the table {table} changed under each of {READINGS} readings")
+}
+
+fn question(table: &Table, length: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = table.name.bytes().take(NAME - 1).collect();
+    bytes.resize(length, 0);
+    bytes
+}
+
+fn ask(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, bytes: &mut [u8]) -> io::Result<()> {
+    let mut length = libc::socklen_t::try_from(bytes.len()).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads and writes at most `length` octets of `bytes`.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, bytes.as_mut_ptr().cast(), &raw mut length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The names of the chains that somebody made: each begins with an entry whose target is `ERROR` and has the name. So does the
+/// end of the table, whose name is `ERROR`.
+fn user_chains(entries: &[u8], offsets: usize) -> impl Iterator<Item = String> {
+    heads(entries, offsets).into_iter().map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An entry without matches, with a target and what stands behind that.
+    fn entry(family: Family, target: &str, data: &[u8]) -> Vec<u8> {
+        let head = match family {
+            Family::V4 => 112,
+            Family::V6 => 168,
+        };
+        let mut bytes = vec![0; head];
+        let length = u16::try_from(head + 32 + data.len()).expect("small");
+        let numbers = [u16::try_from(head).expect("small").to_ne_bytes(), length.to_ne_bytes()].concat();
+        bytes.get_mut(offsets(family)..offsets(family) + 4).expect("longer").copy_from_slice(&numbers);
+        let mut name = target.as_bytes().to_vec();
+        name.resize(30, 0);
+        bytes.extend(u16::to_ne_bytes(u16::try_from(32 + data.len()).expect("small")));
+        bytes.extend(name);
+        bytes.extend(data);
+        bytes
+    }
+
+    fn head(family: Family, name: &str) -> Vec<u8> {
+        let mut name = name.as_bytes().to_vec();
+        name.resize(32, 0);
+        entry(family, "ERROR", &name)
+    }
+
+    #[test]
+    fn the_chains_are_found_among_the_rules() {
+        for family in [Family::V4, Family::V6] {
+            let rule = || entry(family, "", &[0; 8]);
+            let table = [
+                rule(),
+                head(family, "KUBE-SERVICES"),
+                rule(),
+                entry(family, "DNAT", b"ERROR\0\0\0"),
+                head(family, "KUBE-MARK-MASQ"),
+                head(family, "ERROR"),
+            ]
+            .concat();
+            let found: Vec<_> = user_chains(&table, offsets(family)).collect();
+            assert_eq!(found, ["KUBE-SERVICES", "KUBE-MARK-MASQ"], "{family:?}");
+            let cut = table.get(..table.len() - 1).expect("shorter");
+            assert_eq!(user_chains(cut, offsets(family)).count(), 2);
+            assert_eq!(parse_rules(family, &table).len(), 2, "those of chains that somebody made");
+            assert_eq!(
+                user_chains(&vec![0; 400], offsets(family)).count(),
+                0,
+                "no entry is empty, or it would not end"
+            );
+        }
+    }
+}

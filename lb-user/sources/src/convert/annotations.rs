@@ -1,0 +1,333 @@
+//! What annotations say: those whose names begin with `beeline.io/`, and three by which other proxies know the same.
+
+use std::net::IpAddr;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use lb_common::{NEVER, Scheduler};
+
+use super::addr;
+use lb_core::objects::{Drain, Tuning};
+
+/// All of ours begin so.
+const OURS: &str = "beeline.io/";
+const SCHEDULER: &str = "beeline.io/scheduler";
+/// For those who come from kube-router.
+const SCHEDULER_THERE: &str = "kube-router.io/service.scheduler";
+/// For those who come from Cilium.
+const ALGORITHM_THERE: &str = "service.cilium.io/lb-algorithm";
+const WEIGHTS: &str = "beeline.io/weights";
+const WEIGHT: &str = "beeline.io/weight";
+/// For those who come from Cilium.
+const WEIGHT_THERE: &str = "service.cilium.io/weight";
+const TCP_DRAIN: &str = "beeline.io/tcp-drain";
+
+/// What the annotations of a Service say, if it is anything.
+pub(super) fn tuning(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Box<Tuning>> {
+    // Most Services end here.
+    meta.annotations.as_ref()?;
+    let tuning = Tuning {
+        scheduler: scheduler(meta, problems),
+        weights: weights(meta, problems),
+        drain: get(meta, TCP_DRAIN).map_or(Drain::Never, |text| drain(text, problems)),
+    };
+    unknown(meta, "a Service", &[SCHEDULER, WEIGHTS, TCP_DRAIN], problems);
+    (tuning != Tuning::default()).then(|| Box::new(tuning))
+}
+
+/// The weights that an EndpointSlice or Endpoints object gives to its endpoints. Both have the same annotations, since
+/// the mirroring controller copies them from one to the other.
+pub(super) struct Weights {
+    /// Of those that are not named.
+    others: u16,
+    /// By address, sorted.
+    named: Vec<(IpAddr, u16)>,
+}
+
+impl Weights {
+    /// Those of an object; `what` says its kind.
+    pub(super) fn read(meta: &ObjectMeta, what: &str, problems: &mut Vec<String>) -> Self {
+        unknown(meta, what, &[WEIGHT, WEIGHTS], problems);
+        Self { others: weight(meta, problems).unwrap_or(1), named: weights(meta, problems) }
+    }
+
+    /// That of the endpoint with this address.
+    pub(super) fn of(&self, addr: IpAddr) -> u16 {
+        let at = self.named.binary_search_by_key(&addr, |(addr, _)| *addr).ok();
+        at.and_then(|at| self.named.get(at)).map_or(self.others, |(_, weight)| *weight)
+    }
+}
+
+/// The text of an annotation. YAML easily adds a line's end.
+pub(super) fn get<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    meta.annotations.as_ref()?.get(name).map(|text| text.trim())
+}
+
+/// Name and text of the first of these annotations that is there.
+fn first<'a, const N: usize>(meta: &'a ObjectMeta, names: [&'static str; N]) -> Option<(&'static str, &'a str)> {
+    names.into_iter().find_map(|name| Some((name, get(meta, name)?)))
+}
+
+fn scheduler(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Scheduler> {
+    let (name, text) = first(meta, [SCHEDULER, SCHEDULER_THERE, ALGORITHM_THERE])?;
+    let scheduler = Scheduler::from_name(text);
+    if scheduler.is_none() {
+        let known = Scheduler::ALL.map(Scheduler::name).join(", ");
+        problems.push(format!("annotation {name} {text:?}: unknown, the node's default is used; write one of {known}"));
+    }
+    scheduler
+}
+
+fn weight(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<u16> {
+    let (name, text) = first(meta, [WEIGHT, WEIGHT_THERE])?;
+    let weight = text.parse().ok();
+    if weight.is_none() {
+        problems.push(format!("annotation {name} {text:?}: not a weight, 1 is used; write a number from 0 to 65535"));
+    }
+    weight
+}
+
+/// Weights of single endpoints, sorted by address, each once.
+fn weights(meta: &ObjectMeta, problems: &mut Vec<String>) -> Vec<(IpAddr, u16)> {
+    let parts = get(meta, WEIGHTS).unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty());
+    let mut weights: Vec<(IpAddr, u16)> = Vec::new();
+    for part in parts {
+        let pair = part.split_once('=').and_then(|(ip, weight)| Some((ip.trim(), weight.trim().parse().ok()?)));
+        let Some((ip, weight)) = pair else {
+            problems.push(format!(
+                "annotation {WEIGHTS} {part:?}: not an address, = and a number from 0 to 65535; \
+                 write it as in 10.0.0.1=3"
+            ));
+            continue;
+        };
+        let Some(addr) = addr(problems, format_args!("annotation {WEIGHTS}"), ip) else { continue };
+        match weights.binary_search_by_key(&addr, |(addr, _)| *addr) {
+            Ok(_) => {
+                problems.push(format!("annotation {WEIGHTS}: {addr} stands there twice; the first counts, remove one"));
+            }
+            Err(at) => weights.insert(at, (addr, weight)),
+        }
+    }
+    weights
+}
+
+fn drain(text: &str, problems: &mut Vec<String>) -> Drain {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let drain = match words.as_slice() {
+        ["none"] => Some(Drain::Never),
+        ["on-removal"] => Some(Drain::After(0)),
+        ["after", time] => seconds(time).map(Drain::After),
+        _ => None,
+    };
+    drain.unwrap_or_else(|| {
+        problems.push(format!(
+            "annotation {TCP_DRAIN} {text:?}: unknown, none is used; write none, on-removal, or after with a time such \
+             as 30s, 5m or 1h30m"
+        ));
+        Drain::Never
+    })
+}
+
+/// A duration as Go writes it, in whole seconds.
+fn seconds(text: &str) -> Option<u32> {
+    let mut sum = 0_u32;
+    let mut rest = text;
+    loop {
+        let (number, tail) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
+        let (unit, tail) = tail.split_at_checked(1)?;
+        let unit = match unit {
+            "h" => 3600,
+            "m" => 60,
+            "s" => 1,
+            _ => return None,
+        };
+        sum = number.parse::<u32>().ok()?.checked_mul(unit)?.checked_add(sum)?;
+        if tail.is_empty() {
+            return Some(sum).filter(|&sum| sum != NEVER);
+        }
+        rest = tail;
+    }
+}
+
+/// Names what looks like ours and is not: a slip in a name would otherwise go unnoticed.
+pub(super) fn unknown(meta: &ObjectMeta, what: &str, known: &[&str], problems: &mut Vec<String>) {
+    let names = meta.annotations.iter().flat_map(|annotations| annotations.keys());
+    for name in names.filter(|name| name.starts_with(OURS) && !known.contains(&name.as_str())) {
+        problems.push(format!(
+            "annotation {}: unknown on {what}, where there are {}; fix its name or remove it",
+            name.escape_debug(),
+            known.join(", ")
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(annotations: &[(&str, &str)]) -> ObjectMeta {
+        let annotations = annotations.iter().map(|&(name, text)| (name.to_owned(), text.to_owned())).collect();
+        ObjectMeta { annotations: Some(annotations), ..ObjectMeta::default() }
+    }
+
+    #[test]
+    fn only_what_is_said_is_kept() {
+        let check = |meta: &ObjectMeta, expected: Option<Tuning>| {
+            let mut problems = Vec::new();
+            assert_eq!(tuning(meta, &mut problems).map(|tuning| *tuning), expected, "{meta:?}");
+            assert!(problems.is_empty(), "{problems:?}");
+        };
+        check(&ObjectMeta::default(), None);
+        check(&meta(&[]), None);
+        check(&meta(&[("kubectl.kubernetes.io/last-applied-configuration", "{}"), (TCP_DRAIN, "none")]), None);
+        // To take chance where the node's default is another.
+        check(
+            &meta(&[(SCHEDULER, "random")]),
+            Some(Tuning { scheduler: Some(Scheduler::Random), ..Tuning::default() }),
+        );
+        check(
+            &meta(&[(SCHEDULER, "wlc\n"), (WEIGHTS, "10.0.0.1=0"), (TCP_DRAIN, "after 30s")]),
+            Some(Tuning {
+                scheduler: Some(Scheduler::Wlc),
+                weights: vec![("10.0.0.1".parse().unwrap(), 0)],
+                drain: Drain::After(30),
+            }),
+        );
+    }
+
+    #[test]
+    fn scheduler_has_a_known_name_and_ours_goes_first() {
+        let check = |annotations: &[(&str, &str)], expected: Result<Scheduler, &str>| {
+            let mut problems = Vec::new();
+            let scheduler = scheduler(&meta(annotations), &mut problems).ok_or(problems);
+            assert_eq!(scheduler, expected.map_err(|problem| vec![problem.to_owned()]), "{annotations:?}");
+        };
+        for scheduler in Scheduler::ALL {
+            check(&[(SCHEDULER, scheduler.name())], Ok(scheduler));
+            check(&[(SCHEDULER_THERE, scheduler.name())], Ok(scheduler));
+        }
+        check(&[(SCHEDULER, "sed"), (SCHEDULER_THERE, "lc")], Ok(Scheduler::Sed));
+        check(
+            &[(SCHEDULER, "fastest"), (SCHEDULER_THERE, "lc")],
+            Err("annotation beeline.io/scheduler \"fastest\": unknown, the node's default is used; write one of \
+                 random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh"),
+        );
+        check(
+            &[(SCHEDULER_THERE, "lblc")],
+            Err(
+                "annotation kube-router.io/service.scheduler \"lblc\": unknown, the node's default is used; write one \
+                 of random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh",
+            ),
+        );
+        // As Cilium calls the two that it has.
+        check(&[(ALGORITHM_THERE, "maglev")], Ok(Scheduler::Mh));
+        check(&[(ALGORITHM_THERE, "random")], Ok(Scheduler::Random));
+        check(&[(SCHEDULER, "maglev"), (ALGORITHM_THERE, "random")], Ok(Scheduler::Mh));
+    }
+
+    #[test]
+    fn weights_go_by_address_then_by_object() {
+        let check = |annotations: &[(&str, &str)], expected: [u16; 3], expected_problems: &[&str]| {
+            let mut problems = Vec::new();
+            let weights = Weights::read(&meta(annotations), "an EndpointSlice", &mut problems);
+            let addrs = ["10.0.0.1", "10.0.0.2", "fd00::1"];
+            assert_eq!(addrs.map(|addr| weights.of(addr.parse().unwrap())), expected, "{annotations:?}");
+            assert_eq!(problems, expected_problems, "{annotations:?}");
+        };
+        check(&[], [1, 1, 1], &[]);
+        check(&[(WEIGHT, "0")], [0, 0, 0], &[]);
+        check(&[(WEIGHT, "65535"), (WEIGHT_THERE, "2")], [65535, 65535, 65535], &[]);
+        check(&[(WEIGHT_THERE, "2"), (WEIGHTS, " fd00::1 = 5,\n10.0.0.1=0,")], [0, 2, 5], &[]);
+        check(&[(WEIGHTS, "")], [1, 1, 1], &[]);
+        check(
+            &[(WEIGHT, "65536"), (WEIGHT_THERE, "2")],
+            [1, 1, 1],
+            &["annotation beeline.io/weight \"65536\": not a weight, 1 is used; write a number from 0 to 65535"],
+        );
+        check(
+            &[(WEIGHT_THERE, "many")],
+            [1, 1, 1],
+            &["annotation service.cilium.io/weight \"many\": not a weight, 1 is used; write a number from 0 to 65535"],
+        );
+        check(
+            &[(WEIGHTS, "10.0.0.1=3, 10.0.0.1=4, 10.0.0.2, 10.0.0=1, ::ffff:10.0.0.2=2, fd00::1=65536, fd00::1=-1")],
+            [3, 1, 1],
+            &[
+                "annotation beeline.io/weights: 10.0.0.1 stands there twice; the first counts, remove one",
+                "annotation beeline.io/weights \"10.0.0.2\": not an address, = and a number from 0 to 65535; \
+                 write it as in 10.0.0.1=3",
+                "annotation beeline.io/weights \"10.0.0\": not an IP address; fix or remove it",
+                "annotation beeline.io/weights \"::ffff:10.0.0.2\": an IPv4 address in IPv6 form; write it as 10.0.0.2",
+                "annotation beeline.io/weights \"fd00::1=65536\": not an address, = and a number from 0 to 65535; \
+                 write it as in 10.0.0.1=3",
+                "annotation beeline.io/weights \"fd00::1=-1\": not an address, = and a number from 0 to 65535; \
+                 write it as in 10.0.0.1=3",
+            ],
+        );
+    }
+
+    #[test]
+    fn drain_has_three_forms() {
+        let check = |text: &str, expected: Option<Drain>| {
+            let mut problems = Vec::new();
+            let drain = drain(text, &mut problems);
+            assert_eq!(drain, expected.unwrap_or_default(), "{text:?}");
+            assert_eq!(problems.len(), usize::from(expected.is_none()), "{problems:?}");
+        };
+        check("none", Some(Drain::Never));
+        check("on-removal", Some(Drain::After(0)));
+        check("after 0s", Some(Drain::After(0)));
+        check("after 30s", Some(Drain::After(30)));
+        check("after  5m", Some(Drain::After(300)));
+        check("after 1h30m", Some(Drain::After(5400)));
+        check("after 1h0m5s", Some(Drain::After(3605)));
+        check("after 4294967294s", Some(Drain::After(NEVER - 1)));
+        for bad in [
+            "",
+            "never",
+            "None",
+            "after",
+            "30s",
+            "after 30",
+            "after s",
+            "after 30ms",
+            "after 1.5h",
+            "after -1s",
+            "after 30 s",
+            "after 1d",
+            "after 5µs",
+            "after 4294967295s",
+            "after 4294967296s",
+            "after 2000000h",
+        ] {
+            check(bad, None);
+        }
+        let mut problems = Vec::new();
+        drain("soon", &mut problems);
+        assert_eq!(
+            problems,
+            [
+                "annotation beeline.io/tcp-drain \"soon\": unknown, none is used; write none, on-removal, or after with a \
+              time such as 30s, 5m or 1h30m"
+            ]
+        );
+    }
+
+    #[test]
+    fn name_that_looks_like_ours_is_known_or_named() {
+        let meta = meta(&[("beeline.io/shceduler", "rr"), (WEIGHT, "2"), ("example.com/weights", "x")]);
+        let mut problems = Vec::new();
+        assert_eq!(tuning(&meta, &mut problems), None);
+        Weights::read(&meta, "an EndpointSlice", &mut problems);
+        assert_eq!(
+            problems,
+            [
+                "annotation beeline.io/shceduler: unknown on a Service, where there are beeline.io/scheduler, \
+                 beeline.io/weights, beeline.io/tcp-drain; fix its name or remove it",
+                "annotation beeline.io/weight: unknown on a Service, where there are beeline.io/scheduler, \
+                 beeline.io/weights, beeline.io/tcp-drain; fix its name or remove it",
+                "annotation beeline.io/shceduler: unknown on an EndpointSlice, where there are beeline.io/weight, \
+                 beeline.io/weights; fix its name or remove it",
+            ]
+        );
+    }
+}

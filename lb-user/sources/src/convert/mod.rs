@@ -1,0 +1,248 @@
+//! From the objects that travel to the objects that Beeline knows. Total: what is wrong is dropped and named, with its
+//! cure, in the object's `problems`; nothing is decided here that needs a second object.
+
+mod annotations;
+mod endpoints;
+pub mod pod_modes;
+mod service;
+mod slice;
+
+use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime};
+
+pub use endpoints::endpoints;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use lb_common::Proto;
+pub use pod_modes::{LABEL as PATH, NETNS, namespace, pod};
+pub use service::service;
+pub use slice::endpoint_slice;
+
+use super::api;
+use lb_core::objects::{EndpointPort, Key, Node};
+
+/// From a v1 Node.
+#[must_use]
+pub fn node(wire: &api::Node) -> Node {
+    let meta = &wire.metadata;
+    Node {
+        name: text(meta.name.as_deref()),
+        zone: label(meta, "topology.kubernetes.io/zone").filter(|zone| !zone.is_empty()).map(Arc::from),
+        internal_ips: internal_ips(wire),
+        leaving: is_leaving(wire),
+    }
+}
+
+/// The taint that the cluster autoscaler sets before it removes a node (kube-proxy,
+/// pkg/proxy/healthcheck/proxy_health.go).
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
+fn is_leaving(wire: &api::Node) -> bool {
+    let taints = wire.spec.as_ref().map_or(&[][..], |spec| list(&spec.taints));
+    wire.metadata.deletion_timestamp.is_some() || taints.iter().any(|taint| taint.key == TO_BE_DELETED)
+}
+
+/// When that happened for which endpoints were written. A time that cannot be read is none: it is only measured.
+fn triggered(meta: &ObjectMeta) -> Option<SystemTime> {
+    let text = meta.annotations.as_ref()?.get("endpoints.kubernetes.io/last-change-trigger-time")?;
+    text.parse::<k8s_openapi::jiff::Timestamp>().ok().map(Into::into)
+}
+
+/// kubelet writes them; what is no address is passed over, as is everything else that a node may be called.
+fn internal_ips(wire: &api::Node) -> Vec<IpAddr> {
+    let addresses = wire.status.as_ref().map_or(&[][..], |status| list(&status.addresses));
+    addresses.iter().filter(|address| address.type_ == "InternalIP").filter_map(|a| a.address.parse().ok()).collect()
+}
+
+/// Namespace and name of an object.
+pub(super) fn key(meta: &ObjectMeta) -> Key {
+    Key::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+}
+
+fn text(text: Option<&str>) -> Arc<str> {
+    Arc::from(text.unwrap_or_default())
+}
+
+fn label<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    meta.labels.as_ref()?.get(name).map(String::as_str)
+}
+
+/// The list, or none if it is absent or null.
+fn list<T>(list: &Option<Vec<T>>) -> &[T] {
+    list.as_deref().unwrap_or_default()
+}
+
+/// The address that stands at `place`, or a problem.
+fn addr(problems: &mut Vec<String>, place: fmt::Arguments<'_>, text: &str) -> Option<IpAddr> {
+    match text.parse() {
+        Ok(IpAddr::V6(addr)) if let Some(v4) = addr.to_ipv4_mapped() => {
+            problems.push(format!("{place} {text:?}: an IPv4 address in IPv6 form; write it as {v4}"));
+            None
+        }
+        Ok(addr) => Some(addr),
+        Err(_) => {
+            problems.push(format!("{place} {text:?}: not an IP address; fix or remove it"));
+            None
+        }
+    }
+}
+
+/// Protocol and number of the port that stands at `place`, or a problem.
+fn port(problems: &mut Vec<String>, place: fmt::Arguments<'_>, port: &api::Port) -> Option<(Proto, NonZeroU16)> {
+    let proto = match port.protocol.as_deref() {
+        None | Some("" | "TCP") => Proto::Tcp,
+        Some("UDP") => Proto::Udp,
+        Some("SCTP") => Proto::Sctp,
+        Some(other) => {
+            problems.push(format!("{place}.protocol {other:?}: unknown; use TCP, UDP or SCTP"));
+            return None;
+        }
+    };
+    let number = port.port.unwrap_or_default();
+    let Some(number) = u16::try_from(number).ok().and_then(NonZeroU16::new) else {
+        problems.push(match port.port {
+            None => format!("{place}.port: missing; give it a number from 1 to 65535"),
+            Some(number) => format!("{place}.port {number}: not a port; use 1 to 65535"),
+        });
+        return None;
+    };
+    Some((proto, number))
+}
+
+/// What to do with a port of an endpoint that has no name.
+#[derive(Clone, Copy)]
+enum Nameless {
+    /// In a subset it is the unnamed port.
+    Unnamed,
+    /// In a slice it is ignored, as kube-proxy does. The API server itself turns an absent name into an empty one.
+    Ignored,
+}
+
+/// The ports of an endpoint group; the list stands at `place`.
+fn endpoint_ports(
+    problems: &mut Vec<String>,
+    place: fmt::Arguments<'_>,
+    ports: &[api::Port],
+    nameless: Nameless,
+) -> Vec<EndpointPort> {
+    let mut converted = Vec::with_capacity(ports.len());
+    for (i, wire) in ports.iter().enumerate() {
+        let name = match (wire.name.as_deref(), nameless) {
+            (Some(name), _) => name,
+            (None, Nameless::Unnamed) => "",
+            (None, Nameless::Ignored) => {
+                problems
+                    .push(format!("{place}[{i}]: no name; give it the name of the Service port, \"\" if it has none"));
+                continue;
+            }
+        };
+        if let Some((proto, port)) = port(problems, format_args!("{place}[{i}]"), wire) {
+            converted.push(EndpointPort { name: name.into(), proto, port });
+        }
+    }
+    converted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The object that a piece of YAML describes.
+    pub(super) fn yaml<T: serde::de::DeserializeOwned>(text: &str) -> T {
+        serde_saphyr::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn node_knows_its_zone() {
+        let check = |text: &str, zone: Option<&str>| {
+            let node = node(&yaml(text));
+            assert_eq!((&*node.name, node.zone.as_deref()), ("n", zone));
+        };
+        check("metadata: {name: n, labels: {topology.kubernetes.io/zone: z1}}", Some("z1"));
+        check("metadata: {name: n, labels: {topology.kubernetes.io/zone: ''}}", None);
+        check("metadata: {name: n, labels: {failure-domain.beta.kubernetes.io/zone: z1}}", None);
+        check("metadata: {name: n}", None);
+    }
+
+    #[test]
+    fn node_knows_its_internal_addresses() {
+        let check = |status: &str, expected: &[&str]| {
+            let node = node(&yaml(&format!("metadata: {{name: n}}\nstatus: {status}")));
+            let internal_ips: Vec<String> = node.internal_ips.iter().map(ToString::to_string).collect();
+            assert_eq!(internal_ips, expected, "{status}");
+        };
+        check("null", &[]);
+        check("{}", &[]);
+        check("{addresses: null}", &[]);
+        check(
+            "{addresses: [{type: Hostname, address: n}, {type: ExternalIP, address: 192.0.2.1}, \
+             {type: InternalIP, address: 'fd00::1'}, {type: InternalIP, address: 10.0.0.1}, {type: InternalIP, address: n}]}",
+            &["fd00::1", "10.0.0.1"],
+        );
+    }
+
+    #[test]
+    fn node_is_leaving_when_it_is_deleted_or_marked_by_the_autoscaler() {
+        let check = |text: &str, leaving: bool| assert_eq!(node(&yaml(text)).leaving, leaving, "{text}");
+        check("metadata: {name: n}", false);
+        check("{metadata: {name: n}, spec: null}", false);
+        check("{metadata: {name: n}, spec: {taints: null}}", false);
+        check(
+            "{metadata: {name: n}, spec: {taints: [{key: node.kubernetes.io/unschedulable, effect: NoSchedule}]}}",
+            false,
+        );
+        let taint = "{key: ToBeDeletedByClusterAutoscaler, value: '1700000000', effect: NoSchedule}";
+        check(&format!("{{metadata: {{name: n}}, spec: {{taints: [{{key: a}}, {taint}]}}}}"), true);
+        check("metadata: {name: n, deletionTimestamp: '2026-01-01T00:00:00Z'}", true);
+    }
+
+    #[test]
+    fn a_trigger_time_is_read_to_the_nanosecond_or_is_none() {
+        let check = |text: &str, expected: Option<std::time::Duration>| {
+            let name = "endpoints.kubernetes.io/last-change-trigger-time".to_owned();
+            let meta = ObjectMeta { annotations: Some([(name, text.to_owned())].into()), ..ObjectMeta::default() };
+            let expected = expected.map(|since| SystemTime::UNIX_EPOCH + since);
+            assert_eq!(triggered(&meta), expected, "{text}");
+        };
+        check("1970-01-01T00:01:00Z", Some(std::time::Duration::from_secs(60)));
+        check("1970-01-01T00:00:01.000000007Z", Some(std::time::Duration::new(1, 7)));
+        check("yesterday", None);
+        check("", None);
+        assert_eq!(triggered(&ObjectMeta::default()), None);
+    }
+
+    #[test]
+    fn only_plain_addresses_are_addresses() {
+        let check = |text: &str, problem: &str| {
+            let mut problems = Vec::new();
+            assert_eq!(addr(&mut problems, format_args!("ip"), text), None);
+            assert_eq!(problems, [problem]);
+        };
+        for bad in ["", "10.0.0", "10.0.0.01", " 10.0.0.1", "10.0.0.1/32", "fe80::1%eth0", "localhost"] {
+            check(bad, &format!("ip {bad:?}: not an IP address; fix or remove it"));
+        }
+        check("::ffff:10.0.0.1", "ip \"::ffff:10.0.0.1\": an IPv4 address in IPv6 form; write it as 10.0.0.1");
+        for good in ["10.0.0.1", "fd00::1"] {
+            let mut problems = Vec::new();
+            assert_eq!(addr(&mut problems, format_args!("ip"), good), good.parse().ok());
+            assert!(problems.is_empty());
+        }
+    }
+
+    #[test]
+    fn port_has_a_known_protocol_and_a_number() {
+        let check = |text: &str, expected: Result<(Proto, u16), &str>| {
+            let mut problems = Vec::new();
+            let converted = port(&mut problems, format_args!("ports[0]"), &yaml(text));
+            let converted = converted.map(|(proto, number)| (proto, number.get())).ok_or(problems);
+            assert_eq!(converted, expected.map_err(|problem| vec![problem.to_owned()]), "{text}");
+        };
+        check("{port: 80}", Ok((Proto::Tcp, 80)));
+        check("{port: 80, protocol: TCP}", Ok((Proto::Tcp, 80)));
+        check("{port: 53, protocol: UDP}", Ok((Proto::Udp, 53)));
+        check("{port: 65535, protocol: SCTP}", Ok((Proto::Sctp, 65535)));
+        check("{port: 80, protocol: tcp}", Err("ports[0].protocol \"tcp\": unknown; use TCP, UDP or SCTP"));
+        check("{name: a}", Err("ports[0].port: missing; give it a number from 1 to 65535"));
+        check("{port: 0}", Err("ports[0].port 0: not a port; use 1 to 65535"));
+        check("{port: -1}", Err("ports[0].port -1: not a port; use 1 to 65535"));
+        check("{port: 65536}", Err("ports[0].port 65536: not a port; use 1 to 65535"));
+    }
+}

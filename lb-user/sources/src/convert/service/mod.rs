@@ -1,0 +1,253 @@
+//! From a v1 Service.
+
+use std::{
+    fmt,
+    net::IpAddr,
+    num::{NonZeroU16, NonZeroU32},
+};
+
+use ipnet::IpNet;
+
+use super::{addr, annotations, key, label, list, port, text};
+use crate::api;
+use lb_core::objects::{Exempt, Policy, Selector, Service, ServicePort};
+
+/// Where the API says nothing else.
+const AFFINITY_SECONDS: NonZeroU32 = NonZeroU32::new(10_800).expect("it is not 0");
+/// What the API accepts: up to a day.
+const MAX_AFFINITY_SECONDS: u32 = 86_400;
+
+/// From a v1 Service. `proxy_name` is the value of `--service-proxy-name`.
+#[must_use]
+pub fn service(wire: &api::Service, proxy_name: Option<&str>) -> Service {
+    let meta = &wire.metadata;
+    let default = api::ServiceSpec::default();
+    let spec = wire.spec.as_ref().unwrap_or(&default);
+    let mut problems = Vec::new();
+
+    let (cluster_place, cluster_ips) = cluster_ips(spec);
+    let exempt = exempt(wire, spec, &cluster_ips, proxy_name);
+    let mut addrs = |place: &str, texts: &[&str]| {
+        let mut converted = Vec::with_capacity(texts.len());
+        for (i, text) in texts.iter().enumerate() {
+            converted.extend(addr(&mut problems, format_args!("{place}[{i}]"), text));
+        }
+        converted
+    };
+    let cluster_ips = match exempt {
+        None => addrs(cluster_place, &cluster_ips),
+        Some(_) => Vec::new(),
+    };
+    let external_ips: Vec<&str> = list(&spec.external_ips).iter().map(String::as_str).collect();
+    let external_ips = addrs("externalIPs", &external_ips);
+    let ingress_ips = ingress_ips(wire, &mut problems);
+
+    let node_ports = node_ports(spec, &mut problems);
+    let mut ports = Vec::with_capacity(list(&spec.ports).len());
+    for (i, wire) in list(&spec.ports).iter().enumerate() {
+        if let Some((proto, port)) = port(&mut problems, format_args!("ports[{i}]"), wire) {
+            let node_port = node_port(wire, format_args!("ports[{i}].nodePort"), node_ports, &mut problems);
+            ports.push(ServicePort { name: text(wire.name.as_deref()), proto, port, node_port });
+        }
+    }
+
+    let internal_policy = policy("internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), &mut problems);
+    let external_policy = policy("externalTrafficPolicy", spec.external_traffic_policy.as_deref(), &mut problems);
+    let affinity_seconds = affinity_seconds(spec, &mut problems);
+    let source_ranges = source_ranges(spec, &mut problems);
+    let health_port = health_port(spec, external_policy, &mut problems);
+    let tuning = annotations::tuning(meta, &mut problems);
+
+    Service {
+        key: key(meta),
+        created: meta.creation_timestamp.as_ref().map(|time| time.0.as_second()),
+        exempt,
+        selector: if spec.selector.as_ref().is_some_and(|s| !s.is_empty()) { Selector::Some } else { Selector::None },
+        cluster_ips,
+        external_ips,
+        ingress_ips,
+        ports: ports.into(),
+        internal_policy,
+        external_policy,
+        affinity_seconds,
+        tuning,
+        source_ranges,
+        health_port,
+        problems,
+    }
+}
+
+/// Whether the type of a Service gives it node ports.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum NodePorts {
+    Served,
+    /// The API has no such Service.
+    Odd,
+    /// Nothing of the Service is served.
+    Irrelevant,
+}
+
+fn node_ports(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> NodePorts {
+    match spec.type_.as_deref() {
+        Some("NodePort" | "LoadBalancer") => NodePorts::Served,
+        Some("ExternalName") => NodePorts::Irrelevant,
+        None | Some("" | "ClusterIP") => NodePorts::Odd,
+        Some(other) => {
+            problems.push(format!(
+                "type {other:?}: unknown, ClusterIP is used; write ClusterIP, NodePort, LoadBalancer or ExternalName"
+            ));
+            NodePorts::Odd
+        }
+    }
+}
+
+/// The node port that stands at `place`. 0 is none: a load balancer with `allocateLoadBalancerNodePorts: false`.
+fn node_port(
+    wire: &api::Port,
+    place: fmt::Arguments<'_>,
+    node_ports: NodePorts,
+    problems: &mut Vec<String>,
+) -> Option<NonZeroU16> {
+    let number = wire.node_port.filter(|&number| number != 0)?;
+    let port = u16::try_from(number).ok().and_then(NonZeroU16::new);
+    match node_ports {
+        NodePorts::Served if port.is_none() => problems.push(format!("{place} {number}: not a port; use 1 to 65535")),
+        NodePorts::Odd => problems.push(format!(
+            "{place} {number}: not served, since the type is ClusterIP; make it NodePort or LoadBalancer, or remove this"
+        )),
+        NodePorts::Served | NodePorts::Irrelevant => {}
+    }
+    port.filter(|_| node_ports == NodePorts::Served)
+}
+
+fn policy(name: &str, text: Option<&str>, problems: &mut Vec<String>) -> Policy {
+    match text {
+        None | Some("" | "Cluster") => Policy::Cluster,
+        Some("Local") => Policy::Local,
+        Some(other) => {
+            problems.push(format!("{name} {other:?}: unknown, Cluster is used; write Cluster or Local"));
+            Policy::Cluster
+        }
+    }
+}
+
+fn affinity_seconds(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> Option<NonZeroU32> {
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => return None,
+        Some("ClientIP") => {}
+        Some(other) => {
+            problems.push(format!("sessionAffinity {other:?}: unknown, None is used; write None or ClientIP"));
+            return None;
+        }
+    }
+    let number = spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
+    let Some(number) = number else { return Some(AFFINITY_SECONDS) };
+    let seconds = u32::try_from(number).ok().filter(|&seconds| seconds <= MAX_AFFINITY_SECONDS);
+    let seconds = seconds.and_then(NonZeroU32::new);
+    if seconds.is_none() {
+        problems.push(format!(
+            "sessionAffinityConfig.clientIP.timeoutSeconds {number}: out of range, {AFFINITY_SECONDS} is used; \
+             use 1 to {MAX_AFFINITY_SECONDS}"
+        ));
+    }
+    seconds.or(Some(AFFINITY_SECONDS))
+}
+
+/// The networks of `loadBalancerSourceRanges`. White space around them is allowed by the API.
+fn source_ranges(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> Vec<IpNet> {
+    let texts = list(&spec.load_balancer_source_ranges);
+    let mut ranges = Vec::with_capacity(texts.len());
+    for (i, text) in texts.iter().map(|text| text.trim()).enumerate() {
+        let mut problem = |cure: fmt::Arguments<'_>| {
+            problems.push(format!("loadBalancerSourceRanges[{i}] {text:?}: {cure}"));
+        };
+        match (text.parse::<IpNet>(), text.parse::<IpAddr>()) {
+            (Ok(IpNet::V6(range)), _) if range.addr().to_ipv4_mapped().is_some() => {
+                problem(format_args!("an IPv4 range in IPv6 form; write it as IPv4"));
+            }
+            // Like the API, pass over the bits behind the prefix.
+            (Ok(range), _) => ranges.push(range.trunc()),
+            (_, Ok(addr)) => problem(format_args!("an address and not a range; write it as {}", IpNet::from(addr))),
+            _ => problem(format_args!("not a CIDR; fix or remove it")),
+        }
+    }
+    if ranges.is_empty() && !texts.is_empty() {
+        // As kube-proxy has it: no range left is no restriction.
+        problems.push("loadBalancerSourceRanges: none is left, so that all clients are let in; fix one".to_owned());
+    }
+    ranges
+}
+
+/// The port at which a load balancer asks for this Service alone. 0 is none.
+fn health_port(spec: &api::ServiceSpec, policy: Policy, problems: &mut Vec<String>) -> Option<NonZeroU16> {
+    let number = spec.health_check_node_port.filter(|&number| number != 0)?;
+    if spec.type_.as_deref() != Some("LoadBalancer") || policy != Policy::Local {
+        problems.push(format!(
+            "healthCheckNodePort {number}: not served, since it is for type LoadBalancer with externalTrafficPolicy \
+             Local; make it so, or remove this"
+        ));
+        return None;
+    }
+    let port = u16::try_from(number).ok().and_then(NonZeroU16::new);
+    if port.is_none() {
+        problems.push(format!("healthCheckNodePort {number}: not a port; use 1 to 65535"));
+    }
+    port
+}
+
+/// `clusterIPs`, or `clusterIP` where the list is absent, and where it was found. The empty string counts as absent.
+fn cluster_ips(spec: &api::ServiceSpec) -> (&'static str, Vec<&str>) {
+    let many: Vec<&str> = list(&spec.cluster_ips).iter().map(String::as_str).filter(|ip| !ip.is_empty()).collect();
+    if many.is_empty() {
+        ("clusterIP", spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty()).into_iter().collect())
+    } else {
+        ("clusterIPs", many)
+    }
+}
+
+fn exempt(
+    wire: &api::Service,
+    spec: &api::ServiceSpec,
+    cluster_ips: &[&str],
+    proxy_name: Option<&str>,
+) -> Option<Exempt> {
+    if label(&wire.metadata, "service.kubernetes.io/service-proxy-name") != proxy_name {
+        Some(Exempt::OtherProxy)
+    } else if spec.type_.as_deref() == Some("ExternalName") {
+        Some(Exempt::ExternalName)
+    } else if label(&wire.metadata, "service.kubernetes.io/headless").is_some()
+        || spec.cluster_ip.as_deref() == Some("None")
+        || cluster_ips.contains(&"None")
+    {
+        Some(Exempt::Headless)
+    } else if cluster_ips.is_empty() {
+        Some(Exempt::NoClusterIp)
+    } else {
+        None
+    }
+}
+
+/// The load balancer's addresses that lead to the node unchanged (KEP-1860): one with a hostname alone, or with ipMode
+/// Proxy, is passed over.
+fn ingress_ips(wire: &api::Service, problems: &mut Vec<String>) -> Vec<IpAddr> {
+    let ingress = wire.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = ingress.map_or(&[][..], |balancer| list(&balancer.ingress));
+    let mut converted = Vec::with_capacity(ingress.len());
+    for (i, ingress) in ingress.iter().enumerate() {
+        let Some(ip) = ingress.ip.as_deref().filter(|ip| !ip.is_empty()) else { continue };
+        match ingress.ip_mode.as_deref() {
+            None | Some("VIP") => {
+                converted.extend(addr(problems, format_args!("status.loadBalancer.ingress[{i}].ip"), ip));
+            }
+            Some("Proxy") => {}
+            Some(other) => problems.push(format!(
+                "status.loadBalancer.ingress[{i}].ipMode {other:?}: unknown, {} is not served; write VIP or Proxy",
+                ip.escape_debug()
+            )),
+        }
+    }
+    converted
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,422 @@
+//! From the text of one file to objects: YAML or JSON, many documents, the kinds that Beeline reads and lists of them.
+//! A file is read whole or not at all; an error names document and line.
+
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::Value;
+use serde_saphyr::Spanned;
+
+use super::{
+    api::{EndpointSlice, Endpoints, Namespace, Node, Pod, Service, Wire},
+    convert::NETNS,
+};
+use lb_core::event::{Kind, Object};
+
+/// Why a file could not be read.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("document {document}, line {line}: {reason}")]
+pub struct Error {
+    /// From 1.
+    pub document: usize,
+    /// From 1, in the file.
+    pub line: usize,
+    /// What is wrong, with its cure.
+    pub reason: String,
+}
+
+/// All objects that `text` describes, in order. `proxy_name` is the value of `--service-proxy-name`.
+pub fn parse(text: &str, proxy_name: Option<&str>) -> Result<Vec<Object>, Error> {
+    let mut objects = Vec::new();
+    for (i, document) in documents(text).into_iter().enumerate() {
+        // JSON is YAML too, but its own parser is many times faster; what it rejects YAML may explain or accept.
+        let json = document.text.starts_with('{').then(|| serde_json::from_str(document.text));
+        let value = json.and_then(Result::ok).map_or_else(|| read::<Value>(document.text), Ok);
+        let failed = match value {
+            Ok(value) => add(value, &mut objects, proxy_name).err(),
+            Err(_) => Some(Failure { item: None, reason: None, reread: |text| read::<Value>(text).map(drop) }),
+        };
+        if let Some(failure) = failed {
+            let (line, reason) = locate(&document, failure);
+            return Err(Error { document: i + 1, line, reason });
+        }
+    }
+    Ok(objects)
+}
+
+/// A document of a file.
+struct Document<'a> {
+    /// Where it begins, from 1.
+    first_line: usize,
+    text: &'a str,
+}
+
+/// Splits at the lines that begin with `---`: YAML allows them nowhere else at the start of a line (YAML 1.2, 9.1.2).
+/// Documents without content are left out.
+fn documents(text: &str) -> Vec<Document<'_>> {
+    let mut documents = Vec::new();
+    let (mut start, mut first_line, mut at) = (0, 1, 0);
+    let mut take = |start: usize, end: usize, first_line: usize| {
+        let text = &text[start..end];
+        if text.lines().any(is_content) {
+            documents.push(Document { first_line, text });
+        }
+    };
+    for (i, line) in text.split_inclusive('\n').enumerate() {
+        let marker =
+            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
+        if marker && at > start {
+            take(start, at, first_line);
+            (start, first_line) = (at, i + 1);
+        }
+        at += line.len();
+    }
+    take(start, at, first_line);
+    documents
+}
+
+/// How deep a document may be nested. Kubernetes objects, schemas of custom ones included, stay far below.
+const MAX_DEPTH: usize = 64;
+/// Values that the aliases of a document may repeat.
+const MAX_REPEATED: usize = 20_000;
+/// Octets of text in them.
+const MAX_REPEATED_BYTES: usize = 1 << 20;
+
+/// Line and reason.
+type Fault = (usize, String);
+
+fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Fault> {
+    // The files belong to whoever runs the agent: no limit of size. But a short text must not cost much more than it is
+    // long: nesting is limited, since reading it takes stack, and so is what aliases repeat. A name may be `n`.
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_depth: MAX_DEPTH,
+            flow_nesting_limit: MAX_DEPTH,
+            max_total_scalar_bytes: text.len() + MAX_REPEATED_BYTES,
+            max_events: usize::MAX,
+            max_nodes: usize::MAX,
+            max_merge_keys: usize::MAX,
+            enforce_alias_anchor_ratio: false,
+        },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_REPEATED },
+        with_snippet: false,
+        strict_booleans: true,
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let line = error.location().map_or(1, |location| usize::try_from(location.line()).unwrap_or(usize::MAX));
+        (line, cured(&error))
+    })
+}
+
+/// What a parser says, with what there is to do.
+fn cured(error: &impl std::fmt::Display) -> String {
+    format!("{error}; fix or remove it")
+}
+
+/// What is wrong with a document.
+struct Failure {
+    /// Which item of the list.
+    item: Option<usize>,
+    /// None if reading again tells it best.
+    reason: Option<String>,
+    /// Reads the document again as what it claims to be, to learn the line.
+    reread: fn(&str) -> Result<(), Fault>,
+}
+
+/// Adds the object, or the items of the list, that `value` holds.
+fn add(value: Value, objects: &mut Vec<Object>, proxy_name: Option<&str>) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct List {
+        items: Option<Vec<Value>>,
+    }
+    let (api_version, kind) = (string(&value, "apiVersion"), string(&value, "kind"));
+    match (api_version.as_str(), kind.as_str()) {
+        ("", _) => {
+            Err(Failure { item: None, reason: Some("apiVersion: missing; add it".to_owned()), reread: |_| Ok(()) })
+        }
+        (_, "") => Err(Failure { item: None, reason: Some("kind: missing; add it".to_owned()), reread: |_| Ok(()) }),
+        ("v1", "List" | "ServiceList" | "EndpointsList" | "NodeList" | "PodList" | "NamespaceList")
+        | ("discovery.k8s.io/v1", "EndpointSliceList") => {
+            let list: List = serde_json::from_value(value).map_err(|error| Failure {
+                item: None,
+                reason: Some(cured(&error)),
+                reread: |_| Ok(()),
+            })?;
+            for (i, mut item) in list.items.unwrap_or_default().into_iter().enumerate() {
+                // The items of a typed list may leave out what the list says.
+                let element = kind.strip_suffix("List").filter(|element| !element.is_empty());
+                if let (Some(item), Some(element)) = (item.as_object_mut(), element) {
+                    item.entry("apiVersion").or_insert_with(|| api_version.as_str().into());
+                    item.entry("kind").or_insert_with(|| element.into());
+                }
+                add(item, objects, proxy_name).map_err(|failure| Failure { item: Some(i), ..failure })?;
+            }
+            Ok(())
+        }
+        ("v1", "Service") => add_one::<Service>(value, objects, proxy_name, |_| {}),
+        ("discovery.k8s.io/v1", "EndpointSlice") => add_one(value, objects, proxy_name, default_slice),
+        ("v1", "Endpoints") => add_one::<Endpoints>(value, objects, proxy_name, |_| {}),
+        ("v1", "Node") => add_one::<Node>(value, objects, proxy_name, |_| {}),
+        ("v1", "Pod") => add_one(value, objects, proxy_name, name_netns),
+        ("v1", "Namespace") => add_one::<Namespace>(value, objects, proxy_name, |_| {}),
+        _ => {
+            tracing::debug!(api_version, kind, "not a kind that is read here");
+            Ok(())
+        }
+    }
+}
+
+fn string(value: &Value, field: &str) -> String {
+    value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// Adds one object, with what the API server would have filled in: the namespace, and `default`.
+fn add_one<T: Wire>(
+    value: Value,
+    objects: &mut Vec<Object>,
+    proxy_name: Option<&str>,
+    default: fn(&mut T),
+) -> Result<(), Failure> {
+    let fail = |reason: String, reread| Failure { item: None, reason: Some(reason), reread };
+    let mut wire: T =
+        serde_json::from_value(value).map_err(|error| fail(cured(&error), |text| read::<T>(text).map(drop)))?;
+    let meta = wire.metadata_mut();
+    if meta.name.as_deref().is_none_or(str::is_empty) {
+        return Err(fail("metadata.name: missing; add it".to_owned(), |_| Ok(())));
+    }
+    if matches!(T::WHICH, Kind::Node | Kind::Namespace) {
+        meta.namespace = None;
+    } else if meta.namespace.as_deref().is_none_or(str::is_empty) {
+        meta.namespace = Some("default".to_owned());
+    }
+    default(&mut wire);
+    objects.extend(wire.convert(proxy_name));
+    Ok(())
+}
+
+/// An absent port name is stored as the empty one (pkg/apis/discovery/v1/defaults.go `SetDefaults_EndpointPort`).
+fn default_slice(slice: &mut EndpointSlice) {
+    for port in slice.ports.iter_mut().flatten() {
+        port.name.get_or_insert_default();
+    }
+}
+
+/// Whoever writes the files is the node's administrator, and may say where a network namespace is mounted.
+fn name_netns(pod: &mut Pod) {
+    pod.netns = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(NETNS)).cloned();
+}
+
+/// The line of a failure, in the file: that of the field, if reading the document as its kind stumbles there again, else
+/// that of the item, else the first with content.
+fn locate(document: &Document<'_>, failure: Failure) -> Fault {
+    #[derive(Deserialize)]
+    struct Items {
+        items: Vec<Spanned<IgnoredAny>>,
+    }
+    // With the lines before it empty, its lines count as those of the file.
+    let text = "\n".repeat(document.first_line - 1) + document.text;
+    let Some(item) = failure.item else {
+        let first = text.lines().position(is_content).unwrap_or_default() + 1;
+        let (line, reread) = (failure.reread)(&text).err().unwrap_or((first, String::new()));
+        return (line, failure.reason.unwrap_or(reread));
+    };
+    let line = read::<Items>(&text).ok().and_then(|list| list.items.get(item).map(|item| item.referenced.line()));
+    let line = line.and_then(|line| usize::try_from(line).ok()).unwrap_or(document.first_line);
+    (line, format!("items[{item}]: {}", failure.reason.unwrap_or_default()))
+}
+
+/// Whether a line of a file holds more than a marker, a directive or a comment.
+fn is_content(line: &str) -> bool {
+    let line = line.trim_start_matches('\u{feff}').trim();
+    let line = line.strip_prefix("---").map_or(line, str::trim_start);
+    !(line.is_empty() || line == "..." || line.starts_with(['#', '%']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(text: &str) -> Vec<String> {
+        let name = |object: &Object| match object {
+            Object::Service(service) => format!("Service {}", service.key),
+            Object::EndpointSlice(slice) => format!("EndpointSlice {}", slice.key),
+            Object::Endpoints(endpoints) => format!("Endpoints {}", endpoints.key),
+            Object::Node(node) => format!("Node {}", node.name),
+            Object::Pod(pod) => format!("Pod {}", pod.key),
+            Object::Namespace(namespace) => format!("Namespace {}", namespace.name),
+        };
+        parse(text, None).unwrap().iter().map(name).collect()
+    }
+
+    #[test]
+    fn every_kind_is_read_and_other_kinds_are_skipped() {
+        let text = "
+# a comment is no document
+---
+apiVersion: v1
+kind: Service
+metadata: {name: a}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: a}
+spec: {selector: {matchLabels: {app: a}}, ports: none}
+---
+addressType: IPv4
+apiVersion: discovery.k8s.io/v1
+endpoints: [{addresses: [10.0.0.1]}]
+kind: EndpointSlice
+metadata: {name: a-1, namespace: ns}
+---
+---
+{\"apiVersion\": \"v1\", \"kind\": \"Endpoints\", \"metadata\": {\"name\": \"a\"}}
+--- # the last
+apiVersion: v1
+kind: Node
+metadata: {name: n, namespace: ignored}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: ns}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: p, annotations: {beeline.io/netns: /run/netns/p}}
+...
+";
+        let read = ["Service default/a", "EndpointSlice ns/a-1", "Endpoints default/a", "Node n", "Namespace ns"];
+        assert_eq!(names(text), [&read[..], &["Pod default/p"]].concat());
+        let netns = |object: &Object| if let Object::Pod(pod) = object { pod.netns.clone() } else { None };
+        assert_eq!(parse(text, None).unwrap().iter().find_map(netns), Some("/run/netns/p".into()));
+        assert!(names("").is_empty());
+        assert!(names("# nothing\n---\n").is_empty());
+        assert_eq!(names("\u{feff}%YAML 1.2\n---\napiVersion: v1\nkind: Node\nmetadata: {name: n}\n"), ["Node n"]);
+    }
+
+    #[test]
+    fn lists_are_read() {
+        let text = "
+apiVersion: v1
+items:
+- {apiVersion: v1, kind: Service, metadata: {name: a}}
+- {apiVersion: apps/v1, kind: Deployment, metadata: {name: a}, spec: {ports: none}}
+- {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: b}, addressType: IPv4}
+kind: List
+metadata: {resourceVersion: ''}
+---
+kind: ServiceList
+apiVersion: v1
+items: [{metadata: {name: c}}]
+---
+kind: EndpointSliceList
+apiVersion: discovery.k8s.io/v1
+items: [{metadata: {name: d}, addressType: IPv4}]
+---
+kind: EndpointsList
+apiVersion: v1
+items: [{metadata: {name: e}}]
+---
+kind: NodeList
+apiVersion: v1
+items: [{metadata: {name: f}}]
+---
+kind: NodeList
+apiVersion: v1
+items: null
+";
+        assert_eq!(
+            names(text),
+            [
+                "Service default/a",
+                "EndpointSlice default/b",
+                "Service default/c",
+                "EndpointSlice default/d",
+                "Endpoints default/e",
+                "Node f"
+            ]
+        );
+    }
+
+    #[test]
+    fn json_is_read_whatever_its_white_space() {
+        let text =
+            "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"Service\",\n\t\"metadata\": {\n\t\t\"name\": \"a\"\n\t}\n}\n";
+        assert_eq!(names(text), ["Service default/a"]);
+        let compact = r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"a"},"spec":{"ports":[{"port":80}]}}"#;
+        assert_eq!(names(compact), ["Service default/a"]);
+    }
+
+    #[test]
+    fn absent_port_name_of_a_slice_is_the_unnamed_port() {
+        let text = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a, \
+                    labels: {kubernetes.io/service-name: a}}, addressType: IPv4, ports: [{port: 80}]}";
+        let objects = parse(text, None).unwrap();
+        let [Object::EndpointSlice(slice)] = objects.as_slice() else { panic!("{objects:?}") };
+        assert_eq!((&*slice.group.ports[0].name, slice.problems.len()), ("", 0));
+    }
+
+    #[test]
+    fn error_names_document_and_line() {
+        let check = |text: &str, document: usize, line: usize, reason: &str| {
+            let error = parse(text, None).unwrap_err();
+            assert_eq!((error.document, error.line), (document, line), "{text}\n{error}");
+            assert!(error.reason.contains(reason), "{error}");
+        };
+        let good = "apiVersion: v1\nkind: Node\nmetadata: {name: n}\n";
+        check(&format!("{good}---\n{good}  bad: [\n"), 2, 8, "");
+        check(&format!("# c\n---\n{good}---\nkind: Service\nmetadata: {{name: a}}\n"), 2, 7, "apiVersion: missing");
+        check("apiVersion: v1\nmetadata: {name: a}\n", 1, 1, "kind: missing");
+        check("just a word\n", 1, 1, "apiVersion: missing");
+        check(&format!("{good}---\n\napiVersion: v1\nkind: Service\nmetadata: {{}}\n"), 2, 6, "metadata.name: missing");
+        check(
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports:\n  - port: eighty\n",
+            1,
+            6,
+            "eighty",
+        );
+        check("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports: 80\n", 1, 5, "");
+        check(
+            "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Node\n  metadata: {name: n}\n\
+             - apiVersion: v1\n  kind: Service\n  metadata: {name: a}\n  spec: {ports: 80}\n",
+            1,
+            7,
+            "items[1]: ",
+        );
+        check("apiVersion: v1\nkind: Node\nkind: Node\nmetadata: {name: n}\n", 1, 3, "kind");
+    }
+
+    #[test]
+    fn short_text_costs_little() {
+        let check = |rest: &str, expected: Result<usize, &str>| {
+            let text = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: n}}\n{rest}");
+            let result = parse(&text, None).map(|objects| objects.len()).map_err(|error| error.to_string());
+            match (result, expected) {
+                (Err(error), Err(part)) => {
+                    assert!(error.starts_with("document 1, line ") && error.contains(part), "{error}");
+                }
+                (result, expected) => assert_eq!(result, expected.map_err(str::to_owned), "{rest:.100}"),
+            }
+        };
+        // A thread of the agent has 2 MiB of stack.
+        let block = |depth: usize| (0..depth).map(|at| format!("{}a:\n", " ".repeat(at))).collect::<String>();
+        check(&block(63), Ok(1));
+        for depth in [70, 1000, 50_000] {
+            check(&format!("x: {}1\n", "- ".repeat(depth)), Err(""));
+            check(&format!("x:\n- {}1\n", "- ".repeat(depth)), Err("depth"));
+            check(&format!("x: {}{}\n", "[".repeat(depth), "]".repeat(depth)), Err(""));
+            check(&format!("x: {}{}\n", "{a: ".repeat(depth), "}".repeat(depth)), Err(""));
+            check(&format!("x: {}", "[".repeat(depth)), Err(""));
+        }
+        check(&block(1000), Err("depth"));
+        // Nine times nine times nine …
+        let row = |at: usize| format!("  a{}: &a{} [{}]\n", at + 1, at + 1, vec![format!("*a{at}"); 9].join(", "));
+        let bomb = |rows: usize| format!("x:\n  a0: &a0 [b]\n{}", (0..rows).map(row).collect::<String>());
+        check(&bomb(3), Ok(1));
+        check(&bomb(30), Err("alias"));
+        let merge = |at: usize| format!("  a{}: &a{} {{k{at}: v, <<: [*a{at}, *a{at}]}}\n", at + 1, at + 1);
+        let merges = |rows: usize| format!("x:\n  a0: &a0 {{k: v}}\n{}", (0..rows).map(merge).collect::<String>());
+        check(&merges(3), Ok(1));
+        check(&merges(30), Err("alias"));
+        let long = |times| format!("x: &a {}\ny: [{}]\n", "b".repeat(100_000), vec!["*a"; times].join(", "));
+        check(&long(5), Ok(1));
+        check(&long(10_000), Err("ScalarBytes"));
+    }
+}

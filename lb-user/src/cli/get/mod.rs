@@ -1,0 +1,221 @@
+//! `beeline get`: rows of the maps as a table, JSON or YAML.
+
+mod devices;
+mod flows;
+pub mod pod_modes;
+
+use std::path::Path;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::table;
+use crate::inspect::{self, BackendRow, CounterRow, FrontendRow, ServiceRow};
+use lb_dataplane::stats::{self, StatMaps};
+
+/// What to show, and how.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  beeline get services\n  beeline get backends -o json\n  beeline get frontends -o wide\n  \
+                  beeline get flows --service default/web --client 192.0.2.0/24"
+)]
+pub(super) struct Arguments {
+    /// What to show.
+    what: What,
+    /// Form of the output.
+    #[arg(short, long, default_value = "table", value_name = "FORM")]
+    output: Output,
+    #[command(flatten)]
+    filter: flows::Filter,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Service ports: frontends, number of backends, what sockets did with them.
+    #[value(alias = "service", alias = "svc")]
+    Services,
+    /// Addresses and ports that clients dial.
+    #[value(alias = "frontend")]
+    Frontends,
+    /// Addresses and ports that answer, and the sockets that have them.
+    #[value(alias = "backend")]
+    Backends,
+    /// Events that the programs count: refusals by cause, overflows, moved UDP sockets.
+    #[value(alias = "counter")]
+    Counters,
+    /// Flows of packets: client, VIP, backend, state, and when they end.
+    #[value(alias = "flow")]
+    Flows,
+    /// Network devices by which packets come and go, and how the programs are attached to them.
+    #[value(alias = "device")]
+    Devices,
+    /// Pods that have chosen another path to Services than that of their sockets, and who said so.
+    #[value(alias = "path")]
+    Paths,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Columns for people.
+    Table,
+    /// More columns.
+    Wide,
+    /// A JSON array.
+    Json,
+    /// A YAML sequence.
+    Yaml,
+}
+
+pub(super) fn render(pins: &Path, arguments: &Arguments) -> Result<String> {
+    let output = arguments.output;
+    let stats = || StatMaps::open(pins)?.read();
+    if arguments.what != What::Flows {
+        arguments.filter.refuse()?;
+    }
+    match arguments.what {
+        What::Services => rows(&inspect::services(&super::dump(pins)?, &stats()?), output),
+        What::Frontends => rows(&inspect::frontends(&super::dump(pins)?), output),
+        What::Backends => rows(&inspect::backends(&super::dump(pins)?, &stats()?), output),
+        What::Counters => rows(&inspect::counters(&stats::counters(pins)?), output),
+        What::Flows => rows(&flows::read(pins, &arguments.filter)?, output),
+        What::Devices => rows(&devices::read(pins)?, output),
+        What::Paths => rows(&pod_modes::read(pins)?, output),
+    }
+}
+
+/// A row as cells: those of every table, and those of a wide one.
+trait Row: Serialize {
+    const HEAD: &'static [&'static str];
+    const WIDE: &'static [&'static str];
+    fn cells(&self) -> Vec<String>;
+    fn wide(&self) -> Vec<String>;
+}
+
+fn rows<R: Row>(rows: &[R], output: Output) -> Result<String> {
+    match output {
+        Output::Json => Ok(serde_json::to_string_pretty(rows)? + "\n"),
+        Output::Yaml => Ok(serde_saphyr::to_string(&rows)?),
+        Output::Table | Output::Wide => {
+            let wide = output == Output::Wide;
+            let head = R::HEAD.iter().chain(if wide { R::WIDE } else { &[] });
+            let cells = rows.iter().map(|row| {
+                let more = if wide { row.wide() } else { Vec::new() };
+                row.cells().into_iter().chain(more).collect()
+            });
+            Ok(table::text(&head.copied().map(table::Column::left).collect::<Vec<_>>(), &cells.collect::<Vec<_>>()))
+        }
+    }
+}
+
+impl Row for ServiceRow {
+    const HEAD: &'static [&'static str] =
+        &["NAMESPACE", "NAME", "PORT", "PROTOCOL", "FRONTENDS", "BACKENDS", "CONNECTIONS", "OPEN", "REFUSED"];
+    const WIDE: &'static [&'static str] = &[
+        "NO ENDPOINTS",
+        "NO LOCAL ENDPOINTS",
+        "MOVED",
+        "KILLED",
+        "LOCAL",
+        "INTERNAL POLICY",
+        "EXTERNAL POLICY",
+        "SOURCES",
+        "SCHEDULER",
+        "AFFINITY",
+        "DRAIN",
+        "ID",
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        let port = if self.port.is_empty() { "-".to_owned() } else { self.port.clone() };
+        vec![
+            self.namespace.clone(),
+            self.name.clone(),
+            port,
+            self.protocol.to_owned(),
+            self.frontends.join(","),
+            self.backends.to_string(),
+            self.counts.connections.to_string(),
+            self.counts.open.to_string(),
+            self.counts.refused.to_string(),
+        ]
+    }
+
+    fn wide(&self) -> Vec<String> {
+        let affinity = if self.affinity_seconds == 0 { "-".to_owned() } else { format!("{}s", self.affinity_seconds) };
+        let drain = match self.drain_seconds {
+            None => "never".to_owned(),
+            Some(0) => "at once".to_owned(),
+            Some(seconds) => format!("{seconds}s"),
+        };
+        vec![
+            self.counts.no_endpoints.to_string(),
+            self.counts.no_local_endpoints.to_string(),
+            self.counts.moved.to_string(),
+            self.counts.killed.to_string(),
+            self.local_backends.to_string(),
+            self.internal_traffic_policy.to_owned(),
+            self.external_traffic_policy.to_owned(),
+            if self.source_ranges { "ranges" } else { "all" }.to_owned(),
+            self.scheduler.to_owned(),
+            affinity,
+            drain,
+            self.id.to_string(),
+        ]
+    }
+}
+
+impl Row for FrontendRow {
+    const HEAD: &'static [&'static str] = &["ADDRESS", "PORT", "PROTOCOL", "KIND", "SERVICE"];
+    const WIDE: &'static [&'static str] = &["SERVICE ID"];
+
+    fn cells(&self) -> Vec<String> {
+        let (protocol, kind) = (self.protocol.to_owned(), self.kind.to_owned());
+        let port = self.port.map_or_else(|| "any".to_owned(), |port| port.to_string());
+        vec![self.address.clone(), port, protocol, kind, self.service.clone()]
+    }
+
+    fn wide(&self) -> Vec<String> {
+        vec![self.service_id.to_string()]
+    }
+}
+
+impl Row for BackendRow {
+    const HEAD: &'static [&'static str] = &["SERVICE", "ADDRESS", "PORT", "WHERE", "WEIGHT", "OPEN", "CONNECTIONS"];
+    const WIDE: &'static [&'static str] = &["LISTS", "ID"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.service.clone(),
+            self.address.clone(),
+            self.port.map_or_else(|| "-".to_owned(), |port| port.to_string()),
+            self.place.unwrap_or("-").to_owned(),
+            self.weight.to_string(),
+            self.open.to_string(),
+            self.connections.to_string(),
+        ]
+    }
+
+    fn wide(&self) -> Vec<String> {
+        let lists = match self.lists.as_slice() {
+            // In no list: sockets keep it, and no other gets it.
+            [] if self.port.is_some() => "kept".to_owned(),
+            [] => "-".to_owned(),
+            lists => lists.join(","),
+        };
+        vec![lists, self.id.to_string()]
+    }
+}
+
+impl Row for CounterRow {
+    const HEAD: &'static [&'static str] = &["COUNTER", "COUNT"];
+    const WIDE: &'static [&'static str] = &[];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.counter.to_owned(), self.count.to_string()]
+    }
+
+    fn wide(&self) -> Vec<String> {
+        Vec::new()
+    }
+}

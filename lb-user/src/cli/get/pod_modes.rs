@@ -1,0 +1,37 @@
+//! `beeline get paths`: pods with another path than `socket`, and their cells.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use lb_common::PodPath;
+
+use super::Row;
+use crate::inspect::{self, PathRow};
+use lb_kernel::{
+    bpf::typed::TypedMap,
+    netlink::{Channel, facts},
+};
+
+/// Those of the pinned map.
+pub(super) fn read(pins: &Path) -> Result<Vec<PathRow>> {
+    let entries = TypedMap::<u64, PodPath>::open(pins, "PATHS")?.read()?;
+    let links = Channel::open().and_then(|mut channel| facts::links(&mut channel)).context("listing the links")?;
+    Ok(inspect::paths(&entries, |index| links.get(&index).map(|link| link.name.clone())))
+}
+
+impl Row for PathRow {
+    const HEAD: &'static [&'static str] = &["NAMESPACE", "POD", "PATH", "BY", "DEVICE", "NETNS"];
+    const WIDE: &'static [&'static str] = &["INDEX", "ADDRESSES"];
+
+    fn cells(&self) -> Vec<String> {
+        let device = self.device.clone().unwrap_or_else(|| "-".to_owned());
+        let [namespace, pod] = [&self.namespace, &self.pod].map(Clone::clone);
+        vec![namespace, pod, self.path.to_owned(), self.by.to_owned(), device, self.netns.to_string()]
+    }
+
+    fn wide(&self) -> Vec<String> {
+        let index = self.device_index.map_or_else(|| "-".to_owned(), |index| index.to_string());
+        let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
+        vec![index, if addresses.is_empty() { "-".to_owned() } else { addresses.join(",") }]
+    }
+}

@@ -1,8 +1,0 @@
-//! Where objects come from, and the addresses of the node. Sources parse and never interpret.
-
-pub mod addresses;
-pub mod convert;
-pub mod directory;
-pub mod kubernetes;
-pub mod wire;
-pub mod yaml;

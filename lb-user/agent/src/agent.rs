@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    events::{self, Board},
+    events::{self, EventQueue},
     health::{self, Told},
     health_ports,
     http::Port,
@@ -112,12 +112,12 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         tasks.spawn(metrics::run(port, sources));
     }
     let mut source = config.source;
-    let mut board = Board::default();
+    let mut board = EventQueue::default();
     if let Source::Kubernetes(options) = &mut source {
         let directory = pins.current();
         options.remembered = Remembered::by(move || lb_dataplane::api_servers::endpoints(&directory));
         if config.events {
-            board = Board::read();
+            board = EventQueue::read();
             tasks.spawn(events::run(board.clone(), options.clone()));
         }
     }

@@ -23,7 +23,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    events::{Board, Origin},
+    events::{EventQueue, Origin},
     health::{Now, is_live},
     http::{self, Reply},
     reconcile::Status,
@@ -63,7 +63,7 @@ impl Place {
 ///
 /// # Errors
 /// Never.
-pub async fn run(mut status: watch::Receiver<Status>, addresses: NodePortAddresses, board: Board) -> Result<()> {
+pub async fn run(mut status: watch::Receiver<Status>, addresses: NodePortAddresses, board: EventQueue) -> Result<()> {
     let mut servers = Servers { running: BTreeMap::new(), board };
     loop {
         let wanted = {
@@ -106,7 +106,7 @@ fn wanted(
 /// Those who answer now. They end with it.
 struct Servers {
     running: BTreeMap<Place, JoinHandle<()>>,
-    board: Board,
+    board: EventQueue,
 }
 
 impl Servers {
@@ -131,7 +131,7 @@ impl Drop for Servers {
     }
 }
 
-async fn serve(place: Place, status: watch::Receiver<Status>, board: Board) {
+async fn serve(place: Place, status: watch::Receiver<Status>, board: EventQueue) {
     let listener = listen(&place, &board).await;
     let answer = move |_path: String| {
         let reply = answer(&place, &status.borrow(), Now::read());
@@ -162,7 +162,7 @@ fn answer(place: &Place, status: &Status, now: Now) -> Reply {
 /// What is told of a place that does not answer, for as long as that is so.
 struct Told<'a> {
     place: &'a Place,
-    board: &'a Board,
+    board: &'a EventQueue,
 }
 
 impl Drop for Told<'_> {
@@ -172,7 +172,7 @@ impl Drop for Told<'_> {
 }
 
 /// Waits for the port if need be; says so once.
-async fn listen(place: &Place, board: &Board) -> TcpListener {
+async fn listen(place: &Place, board: &EventQueue) -> TcpListener {
     let Place { service, address } = place;
     let mut waits = false;
     // Also when the place is wanted no more.

@@ -15,7 +15,7 @@ use lb_kernel::sock_diag::bound;
 use tracing::{info, warn};
 
 use crate::{
-    events::{Board, Origin},
+    events::{EventQueue, Origin},
     reconcile::{Aftermath, Departed},
 };
 use lb_core::{
@@ -39,7 +39,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// When there can be no more threads.
-pub fn start(directory: PathBuf, board: Board) -> Result<Sender<Aftermath>> {
+pub fn start(directory: PathBuf, board: EventQueue) -> Result<Sender<Aftermath>> {
     let (sender, receiver) = channel();
     let now = Instant::now();
     let run = move || Reaper { directory, board, waiting: Waiting::default(), start: now, scan: None }.run(&receiver);
@@ -49,7 +49,7 @@ pub fn start(directory: PathBuf, board: Board) -> Result<Sender<Aftermath>> {
 
 struct Reaper {
     directory: PathBuf,
-    board: Board,
+    board: EventQueue,
     waiting: Waiting,
     start: Instant,
     /// When what went while no agent ran is looked at again, at the latest; none when nothing of it is left to do.

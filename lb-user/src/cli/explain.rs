@@ -16,7 +16,7 @@ use lb_core::{
     event::Event,
     model::explain::Explanation,
     objects::Key,
-    plan::{Heirless, Plan, Scope, plan},
+    plan::{OnOrphan, Plan, Scope, plan},
     shadow::Shadow,
     spec::ServiceSpec,
     store::{Dump, Limits, MemoryStore, Store as _},
@@ -150,7 +150,7 @@ impl Maps {
     /// By the planner that the agent uses.
     fn compare(dump: &Dump, limits: &Limits, spec: ServiceSpec) -> Self {
         let (shadow, _) = Shadow::from_dump(dump);
-        let Plan { ops, refused, .. } = plan(&shadow, &[spec], None, Scope::Some, Heirless::Keep, limits);
+        let Plan { ops, refused, .. } = plan(&shadow, &[spec], None, Scope::Some, OnOrphan::Keep, limits);
         Self {
             agree: ops.is_empty() && refused.is_empty(),
             full: refused.first().map(ToString::to_string),

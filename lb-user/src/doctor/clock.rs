@@ -38,7 +38,7 @@ pub(super) fn read(source: Option<&Source>) -> Facts {
 }
 
 /// What it means.
-pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
+pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     if facts.now < EARLIEST {
         let what = "the clock stands before 2025: no certificate of an API server is valid yet";
@@ -74,7 +74,7 @@ mod tests {
     use crate::doctor::finding::assert_told;
 
     fn check(facts: &Facts, expected: &[&str]) {
-        assert_told(&judge(facts), expected);
+        assert_told(&evaluate(facts), expected);
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub(super) fn read(directory: &Path, root: &Path, devices: Option<&Choice>) -> R
 }
 
 /// What it means.
-pub(super) fn judge(facts: &Result<Facts>) -> Vec<Finding> {
+pub(super) fn evaluate(facts: &Result<Facts>) -> Vec<Finding> {
     let facts = match facts {
         Ok(facts) => facts,
         Err(error) => {
@@ -170,7 +170,7 @@ mod tests {
     }
 
     fn check(facts: Facts, expected: &[&str]) {
-        assert_told(&judge(&Ok(facts)), expected);
+        assert_told(&evaluate(&Ok(facts)), expected);
     }
 
     #[test]
@@ -184,7 +184,7 @@ mod tests {
         let many = (2..8).map(|index| (index, Attached { how: How::Tcx, programs: [Some(1), Some(2)] })).collect();
         check(Facts { attached: many, ..facts() }, &["ok: both programs are at 6 devices"]);
         assert_told(
-            &judge(&Err(anyhow::anyhow!("EPERM"))),
+            &evaluate(&Err(anyhow::anyhow!("EPERM"))),
             &["error: the programs at network devices cannot be looked at"],
         );
     }

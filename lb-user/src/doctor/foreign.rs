@@ -101,7 +101,7 @@ impl Programs {
 }
 
 /// What it means.
-pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
+pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     if facts.cgroups == 0 {
         let what = "what others run at our hooks cannot be seen: the cgroup that is served is not found from here";
@@ -184,7 +184,7 @@ mod tests {
     }
 
     fn check(facts: &Facts, expected: &[&str]) {
-        assert_told(&judge(facts), expected);
+        assert_told(&evaluate(facts), expected);
     }
 
     #[test]
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn one_in_our_place_is_an_error() {
         let overridden = vec![("/cg/a".into(), "connect4", vec![7])];
-        let told = judge(&Facts { overridden, ..facts(Vec::new()) });
+        let told = evaluate(&Facts { overridden, ..facts(Vec::new()) });
         check(
             &Facts { overridden: vec![("/cg/a".into(), "connect4", vec![7])], ..facts(Vec::new()) },
             &["error: at connect4 of /cg/a ours does not run, but cil_sock4 (program 7"],
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn many_are_not_all_told() {
         let many = (0..13).map(|program| foreign("connect4", program)).collect();
-        let told = judge(&facts(many));
+        let told = evaluate(&facts(many));
         assert_eq!(told.len(), 11);
         assert!(told.last().is_some_and(|last| last.what.starts_with("there are 3 more")));
     }

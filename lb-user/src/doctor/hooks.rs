@@ -115,7 +115,7 @@ fn stale(directory: &Path, links: &BTreeMap<&'static str, Result<CgroupLink, Str
 }
 
 /// What it means.
-pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
+pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
     const AGAIN: &str = "start the agent again: it attaches what is missing";
     let mut findings = Vec::new();
     let missing: Vec<_> = facts.links.iter().filter_map(|(hook, link)| Some((hook, link.as_ref().err()?))).collect();
@@ -180,7 +180,7 @@ mod tests {
     }
 
     fn check(facts: &Facts, expected: &[&str]) {
-        assert_told(&judge(facts), expected);
+        assert_told(&evaluate(facts), expected);
     }
 
     #[test]

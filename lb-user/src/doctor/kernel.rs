@@ -91,7 +91,7 @@ fn marks_sockets(mounts: &str) -> bool {
 }
 
 /// What they mean.
-pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
+pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
     let version = parse_release(&facts.release);
     let is_before = |wanted| version.is_some_and(|version| version < wanted);
     let mut findings = Vec::new();
@@ -191,7 +191,7 @@ mod tests {
     }
 
     fn check(change: impl FnOnce(&mut Facts), expected: &[&str]) {
-        assert_told(&judge(&facts(change)), expected);
+        assert_told(&evaluate(&facts(change)), expected);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(super) fn read() -> Facts {
 }
 
 /// What it means.
-pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
+pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
     let leftovers = match &facts.leftovers {
         Ok(leftovers) => leftovers,
         Err(error) => {
@@ -97,7 +97,7 @@ mod tests {
     use lb_common::Family;
 
     fn check(facts: &Facts, expected: &[&str]) {
-        assert_told(&judge(facts), expected);
+        assert_told(&evaluate(facts), expected);
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub(super) fn compare(
 }
 
 /// What it means beside an agent, or without one.
-pub(super) fn judge(difference: &Difference, agent: Option<u32>) -> Vec<Finding> {
+pub(super) fn evaluate(difference: &Difference, agent: Option<u32>) -> Vec<Finding> {
     let cure = match agent {
         Some(pid) => format!(
             "the agent (pid {pid}) compares everything every five minutes, and at once when it is started again; its log says \
@@ -146,7 +146,7 @@ mod tests {
     }
 
     fn check(difference: &Difference, expected: &[&str]) {
-        assert_told(&judge(difference, Some(7)), expected);
+        assert_told(&evaluate(difference, Some(7)), expected);
     }
 
     #[test]
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn many_are_summed_up() {
         let changed = (0..12).map(|number| change(&format!("s{number}"), 0, 0)).collect();
-        let told = judge(&Difference { changed, ..Difference::default() }, None);
+        let told = evaluate(&Difference { changed, ..Difference::default() }, None);
         assert_eq!(told.len(), 11);
         assert!(told.last().is_some_and(|last| last.what == "2 more Services differ from their objects"));
     }

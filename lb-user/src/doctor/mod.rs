@@ -78,21 +78,21 @@ pub fn examine(subject: &Subject) -> Vec<Finding> {
     let dump = current.exists().then(|| BpfStore::open(&current).and_then(|store| store.dump()));
     let is_cluster = objects.as_ref().is_ok_and(|objects| matches!(objects.source, Source::Servers(_)));
 
-    let mut findings = kernel::judge(&kernel::read());
-    findings.extend(sysctls::judge(&sysctls::read(), is_cluster));
-    findings.extend(pins::judge(&pins::read(pins, agent.as_ref().map(|agent| agent.pid))));
+    let mut findings = kernel::evaluate(&kernel::read());
+    findings.extend(sysctls::evaluate(&sysctls::read(), is_cluster));
+    findings.extend(pins::evaluate(&pins::read(pins, agent.as_ref().map(|agent| agent.pid))));
     if current.exists() {
         let hooks = hooks::read(&current, agent.as_ref());
-        findings.extend(hooks::judge(&hooks));
-        findings.extend(foreign::judge(&foreign::read(&hooks)));
+        findings.extend(hooks::evaluate(&hooks));
+        findings.extend(foreign::evaluate(&foreign::read(&hooks)));
         let wanted = agent.as_ref().map(|agent| &agent.devices);
-        findings.extend(devices::judge(&devices::read(&current, pins.root(), wanted)));
+        findings.extend(devices::evaluate(&devices::read(&current, pins.root(), wanted)));
         if let Some(Ok(dump)) = &dump {
-            findings.push(probe::judge(&probe::read(&current, dump, &hooks)));
+            findings.push(probe::evaluate(&probe::read(&current, dump, &hooks)));
         }
     }
     match objects {
-        Ok(objects) => findings.push(objects.source.judge(&objects.text)),
+        Ok(objects) => findings.push(objects.source.evaluate(&objects.text)),
         Err(error) => findings.push(source::missing(error)),
     }
     match (&dump, objects) {
@@ -102,11 +102,11 @@ pub fn examine(subject: &Subject) -> Vec<Finding> {
     }
     if current.exists() {
         let fixed = agent.as_ref().map(|agent| agent.fixed.clone()).unwrap_or_default();
-        findings.extend(room::judge(&room::read(&current), &fixed));
+        findings.extend(room::evaluate(&room::read(&current), &fixed));
     }
-    findings.extend(kube_proxy::judge(&kube_proxy::read()));
+    findings.extend(kube_proxy::evaluate(&kube_proxy::read()));
     let servers = objects.as_ref().ok().map(|objects| &objects.source);
-    findings.extend(clock::judge(&clock::read(servers)));
+    findings.extend(clock::evaluate(&clock::read(servers)));
     findings
 }
 
@@ -129,5 +129,5 @@ fn compared(subject: &Subject, objects: &Objects) -> Vec<Finding> {
         thread::sleep(BETWEEN);
         difference = look();
     }
-    difference.map_or_else(|error| vec![maps::unreadable(&error)], |difference| maps::judge(&difference, agent))
+    difference.map_or_else(|error| vec![maps::unreadable(&error)], |difference| maps::evaluate(&difference, agent))
 }

@@ -43,7 +43,7 @@ pub(super) fn read(pins: &Pins, agent: Option<u32>) -> Facts {
 }
 
 /// What it means.
-pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
+pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
     let root = facts.root.display();
     let mut findings = Vec::new();
     for other in &facts.others {
@@ -134,7 +134,7 @@ mod tests {
     }
 
     fn check(facts: &Facts, expected: &[&str]) {
-        assert_told(&judge(facts), expected);
+        assert_told(&evaluate(facts), expected);
     }
 
     #[test]

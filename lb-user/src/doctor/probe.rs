@@ -100,7 +100,7 @@ fn dial(directory: &Path, vip: SocketAddr, proto: Proto) -> Result<Outcome> {
 }
 
 /// What it means.
-pub(super) fn judge(facts: &Facts) -> Finding {
+pub(super) fn evaluate(facts: &Facts) -> Finding {
     let (vip, proto, outcome) = match facts {
         Facts::NoService => {
             let what = "no Service in the maps has an endpoint: nothing could be tried with a real socket";
@@ -150,7 +150,7 @@ mod tests {
 
     fn check(outcome: Outcome, expected: &str) {
         let vip = "10.96.0.1:53".parse().expect("an address");
-        let told = brief(&[judge(&Facts::Dialled { vip, proto: Proto::Udp, outcome })]);
+        let told = brief(&[evaluate(&Facts::Dialled { vip, proto: Proto::Udp, outcome })]);
         assert!(told.iter().all(|told| told.starts_with(expected)), "{told:?}");
     }
 
@@ -164,7 +164,7 @@ mod tests {
         check(Outcome::Refused(Errno::PERM), "error: a real UDP socket that dialled 10.96.0.1:53 was refused");
         check(Outcome::Refused(Errno::NETUNREACH), "warning: a real UDP socket could not dial");
         check(Outcome::Unknown("x".to_owned()), "note: what backend");
-        assert!(brief(&[judge(&Facts::NoService)]).iter().all(|told| told.starts_with("note")));
+        assert!(brief(&[evaluate(&Facts::NoService)]).iter().all(|told| told.starts_with("note")));
     }
 
     /// Frontends (address, port, protocol, kind, length of the cluster list, affinity) and what is dialled.

@@ -24,7 +24,7 @@ pub(super) fn read(directory: &Path) -> Facts {
 }
 
 /// What it means when the sizes of some maps are `fixed` by a flag.
-pub(super) fn judge(facts: &Facts, fixed: &BTreeSet<Table>) -> Vec<Finding> {
+pub(super) fn evaluate(facts: &Facts, fixed: &BTreeSet<Table>) -> Vec<Finding> {
     let (maps, counters) = match facts {
         Ok(facts) => facts,
         Err(error) => {
@@ -102,7 +102,7 @@ mod tests {
             size: *size,
         };
         let facts = Ok((maps.iter().map(map).collect(), counters.to_vec()));
-        assert_told(&judge(&facts, &fixed.iter().copied().collect()), expected);
+        assert_told(&evaluate(&facts, &fixed.iter().copied().collect()), expected);
     }
 
     #[test]
@@ -133,7 +133,7 @@ mod tests {
             &[],
             &["note: 3 times since the maps were made: sockets are not counted"],
         );
-        let unreadable = brief(&judge(&Err("x".to_owned()), &BTreeSet::new()));
+        let unreadable = brief(&evaluate(&Err("x".to_owned()), &BTreeSet::new()));
         assert!(unreadable.iter().all(|told| told.starts_with("error: how full the maps are cannot be read: x")));
     }
 }

@@ -31,7 +31,7 @@ impl Source {
     }
 
     /// What it means; `text` is where it is, in words.
-    pub(super) fn judge(&self, text: &str) -> Finding {
+    pub(super) fn evaluate(&self, text: &str) -> Finding {
         match self {
             Self::Directory(problems) => directory(text, problems),
             Self::Servers(answers) => servers(text, answers),
@@ -102,7 +102,7 @@ mod tests {
     use crate::doctor::finding::brief;
 
     fn check(source: &Source, expected: &str) {
-        let told = brief(&[source.judge("the source")]);
+        let told = brief(&[source.evaluate("the source")]);
         assert!(told.iter().all(|told| told.starts_with(expected)), "{told:?}");
     }
 

@@ -79,7 +79,7 @@ fn has_default_v6(routes: &str) -> bool {
 }
 
 /// What they mean on a node of a cluster, or on a host of its own.
-pub(super) fn judge(facts: &Facts, is_cluster: bool) -> Vec<Finding> {
+pub(super) fn evaluate(facts: &Facts, is_cluster: bool) -> Vec<Finding> {
     let forwarding = |what: &str, name: &str| {
         let what = format!(
             "{name} is 0: the node does not pass on packets of {what}, neither of pods nor, on the packet path, to backends \
@@ -168,7 +168,7 @@ mod tests {
     }
 
     fn check(facts: &Facts, is_cluster: bool, expected: &[&str]) {
-        assert_told(&judge(facts, is_cluster), expected);
+        assert_told(&evaluate(facts, is_cluster), expected);
     }
 
     #[test]
@@ -192,7 +192,7 @@ mod tests {
         check(&Facts { uplinks: uplinks(&[("a", 2), ("b", 0)]), ..good() }, true, &["ok"]);
         let facts = Facts { uplinks: uplinks(&[("a", 1), ("b", 1)]), ..good() };
         check(&facts, true, &["warning: rp_filter is strict on a, b"]);
-        let cure = judge(&facts, true).pop().and_then(|finding| finding.cure).expect("a cure");
+        let cure = evaluate(&facts, true).pop().and_then(|finding| finding.cure).expect("a cure");
         assert!(cure.contains("net.ipv4.conf.a.rp_filter=2 net.ipv4.conf.b.rp_filter=2"), "{cure}");
     }
 

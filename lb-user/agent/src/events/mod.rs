@@ -1,4 +1,4 @@
-//! Tells owners of Services what is wrong with them, as Events of the cluster. Whoever finds a problem puts it on the [`Board`],
+//! Tells owners of Services what is wrong with them, as Events of the cluster. Whoever finds a problem puts it on the [`EventQueue`],
 //! which costs a moment and never waits; one task reads the board and asks the API server at its own pace. What it does not
 //! get to stands in the log as ever.
 
@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-pub use self::problem::{Announcement, Origin};
+pub use self::problem::{Origin, ServiceEvent};
 use self::{
     schedule::{Due, Schedule},
     sender::Sender,
@@ -35,7 +35,7 @@ const PACE: Duration = Duration::from_millis(200);
 
 /// What is wrong now. Its clones are one board.
 #[derive(Clone, Default)]
-pub struct Board(Option<Arc<Shared>>);
+pub struct EventQueue(Option<Arc<Shared>>);
 
 #[derive(Default)]
 struct Shared {
@@ -46,7 +46,7 @@ struct Shared {
 /// All that is wrong, by Service and by who found it.
 type Standing = BTreeMap<Key, BTreeMap<Origin, Vec<Problem>>>;
 
-impl Board {
+impl EventQueue {
     /// One that somebody reads. The default is one that takes nothing.
     #[must_use]
     pub fn read() -> Self {
@@ -77,7 +77,7 @@ impl Board {
 
     /// All that stands on it.
     #[cfg(test)]
-    pub(crate) fn all(&self) -> Vec<Announcement> {
+    pub(crate) fn all(&self) -> Vec<ServiceEvent> {
         self.0.as_ref().map(|shared| announcements(&shared.lock())).unwrap_or_default()
     }
 }
@@ -101,7 +101,7 @@ fn forget(standing: &mut Standing, origin: Origin, service: &Key) {
 ///
 /// # Errors
 /// When the configuration cannot be read.
-pub async fn run(board: Board, options: kubernetes::Options) -> anyhow::Result<()> {
+pub async fn run(board: EventQueue, options: kubernetes::Options) -> anyhow::Result<()> {
     let Some(shared) = board.0 else { return std::future::pending().await };
     let node = options.node_name.clone();
     let (mut schedule, mut sender) = (Schedule::new(&node), Sender::new(options));
@@ -125,10 +125,10 @@ pub async fn run(board: Board, options: kubernetes::Options) -> anyhow::Result<(
     }
 }
 
-fn announcements(standing: &Standing) -> Vec<Announcement> {
+fn announcements(standing: &Standing) -> Vec<ServiceEvent> {
     let of_service = |(service, origins): (&Key, &BTreeMap<Origin, Vec<Problem>>)| {
         let of_origin = |(origin, problems): (&Origin, &Vec<Problem>)| {
-            let one = |problem: &Problem| Announcement {
+            let one = |problem: &Problem| ServiceEvent {
                 service: service.clone(),
                 origin: *origin,
                 problem: problem.clone(),
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn the_board_holds_what_stands_and_no_more_than_has_room() {
-        let board = Board::read();
+        let board = EventQueue::read();
         let key = |number: usize| Key::new("default", &number.to_string());
         board.tell(Origin::Objects, &key(0), problems(2));
         board.tell(Origin::Room, &key(0), problems(1));
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_board_that_nobody_reads_takes_nothing() {
-        let board = Board::default();
+        let board = EventQueue::default();
         board.tell(Origin::Objects, &Key::new("default", "a"), problems(1));
         assert!(!board.is_read() && board.all().is_empty());
     }

@@ -36,7 +36,7 @@ impl Origin {
 
 /// A problem of a Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Announcement {
+pub struct ServiceEvent {
     /// The Service.
     pub service: Key,
     /// Who found it.
@@ -45,7 +45,7 @@ pub struct Announcement {
     pub problem: Problem,
 }
 
-impl Announcement {
+impl ServiceEvent {
     /// The text of the Event.
     #[must_use]
     pub fn note(&self, node: &str) -> String {
@@ -90,9 +90,9 @@ mod tests {
 
     use super::*;
 
-    fn about(name: &str, origin: Origin, text: &str) -> Announcement {
+    fn about(name: &str, origin: Origin, text: &str) -> ServiceEvent {
         let problem = Problem { reason: reason::CONFLICT, text: text.to_owned() };
-        Announcement { service: Key::new("default", name), origin, problem }
+        ServiceEvent { service: Key::new("default", name), origin, problem }
     }
 
     #[test]

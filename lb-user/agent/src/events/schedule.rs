@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::{Duration, Instant};
 
-use super::problem::{Announcement, digest};
+use super::problem::{ServiceEvent, digest};
 use lb_core::objects::Key;
 
 /// A problem that is over sooner is told nobody.
@@ -57,7 +57,7 @@ impl Said {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Due {
     /// This is to be told.
-    Now(Announcement),
+    Now(ServiceEvent),
     /// Something is, then.
     At(Instant),
     /// Nothing is wrong.
@@ -88,13 +88,13 @@ impl Schedule {
     }
 
     /// What is due of all that stands.
-    pub(super) fn due(&mut self, standing: &[Announcement], now: Instant) -> Due {
+    pub(super) fn due(&mut self, standing: &[ServiceEvent], now: Instant) -> Due {
         let ids: Vec<u64> = standing.iter().map(|announcement| announcement.id(&self.node)).collect();
         let present: BTreeSet<u64> = ids.iter().copied().collect();
         // What has gone and comes back is told no sooner than if it had stayed.
         self.known.retain(|id, turn| present.contains(id) || (turn.is_told && turn.next > now));
         self.told.retain(|_, (since, _)| now.duration_since(*since) < WINDOW);
-        let mut first: Option<(Instant, &Announcement)> = None;
+        let mut first: Option<(Instant, &ServiceEvent)> = None;
         for (id, announcement) in ids.into_iter().zip(standing) {
             let begins = || Turn { next: now + SETTLE + part(&self.node, id, SPREAD), wait: KEPT, is_told: false };
             let mut at = self.known.entry(id).or_insert_with(begins).next;
@@ -114,7 +114,7 @@ impl Schedule {
     }
 
     /// It was told, and this came of it.
-    pub(super) fn said(&mut self, announcement: &Announcement, said: Said, now: Instant) {
+    pub(super) fn said(&mut self, announcement: &ServiceEvent, said: Said, now: Instant) {
         let id = announcement.id(&self.node);
         let old = self.known.get(&id).map_or(KEPT, |turn| turn.wait);
         let (wait, pause) = match said {
@@ -149,15 +149,15 @@ mod tests {
     use crate::events::problem::Origin;
     use lb_core::warning::{Problem, reason};
 
-    fn about(name: &str, text: &str) -> Announcement {
+    fn about(name: &str, text: &str) -> ServiceEvent {
         let problem = Problem { reason: reason::CONFLICT, text: text.to_owned() };
-        Announcement { service: Key::new("default", name), origin: Origin::Objects, problem }
+        ServiceEvent { service: Key::new("default", name), origin: Origin::Objects, problem }
     }
 
     /// Tells all that is due until `end`, each time with what `answer` says; returns when.
     fn told(
         schedule: &mut Schedule,
-        standing: &[Announcement],
+        standing: &[ServiceEvent],
         from: Instant,
         end: Instant,
         mut answer: impl FnMut() -> Said,

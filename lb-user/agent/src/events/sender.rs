@@ -16,7 +16,7 @@ use kube::{
     api::{ListParams, PostParams},
 };
 
-use super::{problem::Announcement, schedule::Said};
+use super::{problem::ServiceEvent, schedule::Said};
 use lb_sources::kubernetes;
 
 /// How long one question may take.
@@ -39,7 +39,7 @@ impl Sender {
     ///
     /// # Errors
     /// When the configuration cannot be read.
-    pub(super) async fn send(&mut self, announcement: &Announcement, node: &str) -> Result<Said> {
+    pub(super) async fn send(&mut self, announcement: &ServiceEvent, node: &str) -> Result<Said> {
         let client = match &self.client {
             Some(client) => client.clone(),
             None => self.client.insert(kubernetes::client(&self.options).await?).clone(),
@@ -67,7 +67,7 @@ impl Sender {
         Ok(said)
     }
 
-    fn meaning(&mut self, status: &kube::core::Status, announcement: &Announcement) -> Said {
+    fn meaning(&mut self, status: &kube::core::Status, announcement: &ServiceEvent) -> Said {
         match status.code {
             409 => Said::Known,
             404 => Said::NoService,
@@ -102,8 +102,8 @@ fn is_going(status: &kube::core::Status) -> bool {
     causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
-async fn create(client: Client, announcement: &Announcement, node: &str) -> Result<Said, kube::Error> {
-    let Announcement { service, problem, .. } = announcement;
+async fn create(client: Client, announcement: &ServiceEvent, node: &str) -> Result<Said, kube::Error> {
+    let ServiceEvent { service, problem, .. } = announcement;
     let services = Api::<Service>::namespaced(client.clone(), service.namespace());
     // By list, which the agent may, and from the server's cache.
     let only = ListParams::default().fields(&format!("metadata.name={}", service.name())).match_any();

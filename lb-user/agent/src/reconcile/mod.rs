@@ -14,23 +14,23 @@ use anyhow::{Context as _, Result};
 use foldhash::HashSet;
 use lb_common::{Addr, Backend, FrontendKey, NEVER, Proto};
 
-use crate::events::{Board, Origin};
+use crate::events::{EventQueue, Origin};
 use lb_common::{AddrPort, Family};
 use lb_core::{
     event::{Event, Kind},
     ids::Ids,
     model::{
-        Here, Settings, about,
+        NodeContext, Settings, about,
         claims::Claims,
         compile,
-        cross_namespace::Strangers,
-        evaluate::Others,
+        cross_namespace::CrossNamespaceIndex,
+        evaluate::ClusterContext,
         explain::{Explanation, explain},
         frontends::{self, unspecified},
     },
     objects::{Drain, Key},
     op::Op,
-    plan::{Change, Heirless, Plan, Refused, Scope, plan},
+    plan::{Change, OnOrphan, Plan, Refused, Scope, plan},
     shadow::Shadow,
     spec::{Health, ServiceSpec},
     store::{Partial, Store, StoreError},
@@ -48,7 +48,7 @@ pub struct Reconciler<S> {
     world: World,
     settings: Settings,
     claims: Claims,
-    strangers: Strangers,
+    strangers: CrossNamespaceIndex,
     store: S,
     /// None: to be read from the store.
     shadow: Option<Shadow>,
@@ -62,7 +62,7 @@ pub struct Reconciler<S> {
     pending: BTreeSet<Key>,
     warnings: BTreeMap<Key, Vec<String>>,
     /// Where owners of Services are told.
-    board: Board,
+    board: EventQueue,
     /// What is told at the `healthCheckNodePort` of each Service that has one.
     health: Arc<BTreeMap<Key, Health>>,
     refused: Vec<Refused>,
@@ -142,7 +142,7 @@ impl<S: Store> Reconciler<S> {
             world: World::new(node_name),
             settings,
             claims: Claims::default(),
-            strangers: Strangers::default(),
+            strangers: CrossNamespaceIndex::default(),
             store,
             shadow: None,
             ids: None,
@@ -150,7 +150,7 @@ impl<S: Store> Reconciler<S> {
             scope: Scope::World,
             pending: BTreeSet::new(),
             warnings: BTreeMap::new(),
-            board: Board::default(),
+            board: EventQueue::default(),
             health: Arc::default(),
             refused: Vec::new(),
             node_ports: BTreeSet::new(),
@@ -165,7 +165,7 @@ impl<S: Store> Reconciler<S> {
 
     /// Tells owners of Services what is wrong with them.
     #[must_use]
-    pub fn telling(self, board: Board) -> Self {
+    pub fn telling(self, board: EventQueue) -> Self {
         Self { board, ..self }
     }
 
@@ -204,7 +204,7 @@ impl<S: Store> Reconciler<S> {
         self.pending.extend(specs.iter().map(|spec| spec.key.clone()));
         let addresses = self.node_port_addresses();
         let (shadow, limits) = (self.shadow.get_or_insert_default(), self.store.limits());
-        Ok(plan(shadow, &specs, addresses.as_ref(), self.scope, Heirless::Keep, &limits))
+        Ok(plan(shadow, &specs, addresses.as_ref(), self.scope, OnOrphan::Keep, &limits))
     }
 
     /// Where NodePorts shall answer, once it is known.
@@ -237,12 +237,12 @@ impl<S: Store> Reconciler<S> {
         Some(explain(&self.world.view(key)?, self.here(), &self.settings, self.others()))
     }
 
-    fn others(&self) -> Others<'_> {
-        Others { claims: &self.claims, strangers: &self.strangers }
+    fn others(&self) -> ClusterContext<'_> {
+        ClusterContext { claims: &self.claims, strangers: &self.strangers }
     }
 
-    fn here(&self) -> Here<'_> {
-        Here { node: self.world.node_name(), zone: self.world.zone(), node_ports: &self.node_ports }
+    fn here(&self) -> NodeContext<'_> {
+        NodeContext { node: self.world.node_name(), zone: self.world.zone(), node_ports: &self.node_ports }
     }
 
     /// The objects.
@@ -392,7 +392,7 @@ impl<S: Store> Reconciler<S> {
     fn write(&mut self, mut specs: Vec<ServiceSpec>, report: &mut PassReport) {
         let limits = self.store.limits();
         let addresses = self.node_port_addresses();
-        let mut heirless = Heirless::Keep;
+        let mut heirless = OnOrphan::Keep;
         loop {
             let shadow = self.shadow.get_or_insert_default();
             let start = Instant::now();
@@ -422,8 +422,8 @@ impl<S: Store> Reconciler<S> {
             changed.iter().for_each(log_change);
             report.changed.extend(changed);
             let stuck = ops.is_empty();
-            if stuck && heirless == Heirless::Keep && !held.is_empty() {
-                heirless = Heirless::Remove;
+            if stuck && heirless == OnOrphan::Keep && !held.is_empty() {
+                heirless = OnOrphan::Remove;
             } else if stuck || (refused.is_empty() && held.is_empty()) {
                 self.pending.extend(refused.iter().map(|refused| refused.service.clone()).chain(held));
                 report.refused = refused;

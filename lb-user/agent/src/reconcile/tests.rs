@@ -328,7 +328,7 @@ fn an_endpoint_is_refused_while_it_is_a_node_port_of_this_node() {
 
 #[test]
 fn owners_are_told_what_is_wrong_for_as_long_as_it_is() {
-    let board = crate::events::Board::read();
+    let board = crate::events::EventQueue::read();
     let limits = Limits { services: 1, ..Limits::DEFAULT };
     let reconciler = Reconciler::new(MemoryStore::new(limits), "node-1", Settings::default());
     let mut reconciler = reconciler.telling(board.clone());

@@ -1,8 +1,8 @@
 //! What each warning about a Service is about, in one word: for Events, which are selected by it.
 
 use super::{
-    Here, Settings,
-    evaluate::{Others, judge},
+    NodeContext, Settings,
+    evaluate::{ClusterContext, evaluate},
     frontends::Denial,
     warnings,
 };
@@ -13,12 +13,12 @@ use crate::{
 
 /// The warnings, in their order, each with its reason.
 #[must_use]
-pub fn about(view: &View<'_>, here: Here<'_>, settings: &Settings, others: Others<'_>) -> Vec<Problem> {
-    let judgement = judge(view, here, settings, others);
+pub fn about(view: &View<'_>, here: NodeContext<'_>, settings: &Settings, others: ClusterContext<'_>) -> Vec<Problem> {
+    let evaluation = evaluate(view, here, settings, others);
     let (mut values, mut endpoints) = (Vec::new(), Vec::new());
     warnings::objects(view, &mut values);
-    judgement.ports.iter().for_each(|port| warnings::refused(port, &mut endpoints));
-    let denied: Vec<_> = judgement.denied.iter().map(|denied| (denied.to_string(), denied.why)).collect();
+    evaluation.ports.iter().for_each(|port| warnings::refused(port, &mut endpoints));
+    let denied: Vec<_> = evaluation.denied.iter().map(|denied| (denied.to_string(), denied.why)).collect();
     let reason = |text: &String| match denied.iter().find(|(denied, _)| denied == text) {
         Some((_, Denial::Lost(_) | Denial::Twice(..))) => reason::CONFLICT,
         Some(_) => reason::FRONTEND,
@@ -26,5 +26,5 @@ pub fn about(view: &View<'_>, here: Here<'_>, settings: &Settings, others: Other
         None if values.contains(text) => reason::VALUE,
         None => reason::CHECK,
     };
-    judgement.warnings.iter().map(|text| Problem { reason: reason(text), text: text.clone() }).collect()
+    evaluation.warnings.iter().map(|text| Problem { reason: reason(text), text: text.clone() }).collect()
 }

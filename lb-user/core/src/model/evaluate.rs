@@ -4,16 +4,16 @@
 use lb_common::{Addr, FrontendKey, Kind, Scheduler, ServiceFlags};
 
 use super::{
-    Here, Settings,
+    NodeContext, Settings,
     claims::{Claims, Right},
-    cross_namespace::{CrossNamespace, Strangers},
+    cross_namespace::{CrossNamespace, CrossNamespaceIndex},
     endpoints::{Origin, Written, effective, unusable},
     frontends::{Denial, Denied, Place, Wanted, asked, families, unspecified},
     names,
     ranges::{self, Ranges},
+    reason::{EvaluatedEndpoint, Placement, Reason},
     topology::{Hints, categorize},
     warnings,
-    why::{Judged, Stand, Why},
 };
 use crate::{
     objects::{Endpoint, EndpointGroup, Exempt, Key, Policy, Service, ServicePort},
@@ -23,13 +23,13 @@ use lb_common::{AddrPort, Family};
 
 /// What was decided about a Service.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Judgement<'a> {
+pub struct Evaluation<'a> {
     /// The frontends that it gets, sorted by key.
     pub frontends: Vec<Wanted>,
     /// Those that it asks for in vain.
     pub denied: Vec<Denied<'a>>,
     /// Its ports that are served, in the order of `spec.ports`.
-    pub ports: Vec<JudgedPort<'a>>,
+    pub ports: Vec<EvaluatedPort<'a>>,
     /// Who may come to its load balancer addresses, for IPv4 and IPv6.
     pub ranges: [Ranges; 2],
     /// What is wrong, each with its cure.
@@ -38,7 +38,7 @@ pub struct Judgement<'a> {
 
 /// What was decided about an entry of `spec.ports`.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct JudgedPort<'a> {
+pub struct EvaluatedPort<'a> {
     /// The entry.
     pub port: &'a ServicePort,
     /// Its index.
@@ -47,7 +47,7 @@ pub struct JudgedPort<'a> {
     pub scheduler: Scheduler,
     /// Every endpoint whose object has the port, sorted by family and target; of two with one target that which counts
     /// comes first.
-    pub endpoints: Vec<Judged<'a>>,
+    pub endpoints: Vec<EvaluatedEndpoint<'a>>,
     /// Which hints are followed, for IPv4 and IPv6.
     pub hints: [Hints; 2],
     /// Its [`ServiceFlags`], for IPv4 and IPv6.
@@ -56,10 +56,10 @@ pub struct JudgedPort<'a> {
     pub unmatched: Vec<(Origin<'a>, &'a EndpointGroup)>,
 }
 
-impl<'a> JudgedPort<'a> {
+impl<'a> EvaluatedPort<'a> {
     /// The endpoints of a family.
     #[must_use]
-    pub fn of(&self, family: Family) -> &[Judged<'a>] {
+    pub fn of(&self, family: Family) -> &[EvaluatedEndpoint<'a>] {
         let (v4, v6) = self.endpoints.split_at(self.endpoints.partition_point(is_v4));
         if family == Family::V4 { v4 } else { v6 }
     }
@@ -79,39 +79,44 @@ impl<'a> JudgedPort<'a> {
 
 /// What of other Services decides something about one.
 #[derive(Clone, Copy)]
-pub struct Others<'a> {
+pub struct ClusterContext<'a> {
     /// Whose the frontends are.
     pub claims: &'a Claims,
     /// Which addresses are pods of other namespaces.
-    pub strangers: &'a Strangers,
+    pub strangers: &'a CrossNamespaceIndex,
 }
 
 /// Decides.
 #[must_use]
-pub fn judge<'a>(view: &View<'a>, here: Here<'_>, settings: &Settings, others: Others<'a>) -> Judgement<'a> {
-    let mut judgement = Judgement::default();
-    let (service, warnings) = (view.service, &mut judgement.warnings);
+pub fn evaluate<'a>(
+    view: &View<'a>,
+    here: NodeContext<'_>,
+    settings: &Settings,
+    others: ClusterContext<'a>,
+) -> Evaluation<'a> {
+    let mut evaluation = Evaluation::default();
+    let (service, warnings) = (view.service, &mut evaluation.warnings);
     warnings::objects(view, warnings);
     if let Some(exempt) = service.exempt {
         if exempt == Exempt::NoClusterIp {
             warnings.push("it has no cluster IP yet; the API server allots one".to_owned());
         }
-        return judgement;
+        return evaluation;
     }
     if let Some((name, flaw)) = names::flaw_of(service) {
         warnings.push(warnings::bad_name("it", name, flaw));
-        return judgement;
+        return evaluation;
     }
-    judgement.frontends = owned(service, settings, others, &mut judgement.denied);
-    warnings.extend(judgement.denied.iter().map(ToString::to_string));
+    evaluation.frontends = owned(service, settings, others, &mut evaluation.denied);
+    warnings.extend(evaluation.denied.iter().map(ToString::to_string));
     if service.cluster_ips.is_empty() || service.ports.is_empty() {
         warnings.push("it has no frontend: spec.clusterIPs or spec.ports is empty; name one of each".to_owned());
     }
     let families = families(service);
-    judgement.ranges = [Family::V4, Family::V6].map(|family| ranges::of(service, family));
-    warnings::ranges(&judgement.ranges, &judgement.frontends, service, warnings);
-    let judge = Judge { view, here, settings, others, families };
-    judgement.ports.reserve_exact(service.ports.len());
+    evaluation.ranges = [Family::V4, Family::V6].map(|family| ranges::of(service, family));
+    warnings::ranges(&evaluation.ranges, &evaluation.frontends, service, warnings);
+    let evaluator = Evaluator { view, here, settings, others, families };
+    evaluation.ports.reserve_exact(service.ports.len());
     for (index, port) in service.ports.iter().enumerate() {
         if let Some(flaw) = names::flaw(&port.name) {
             warnings::once(warnings, warnings::bad_name("a port", &port.name, flaw));
@@ -119,20 +124,20 @@ pub fn judge<'a>(view: &View<'a>, here: Here<'_>, settings: &Settings, others: O
             warnings::once(warnings, warnings::twice(port));
         } else {
             let flags = [Family::V4, Family::V6]
-                .map(|family| flags(service, &judgement.frontends, &judgement.ranges, index, family));
-            let judged = judge.port(index, port, flags);
-            warnings::port(service, &judged, judge.families, warnings);
-            judgement.ports.push(judged);
+                .map(|family| flags(service, &evaluation.frontends, &evaluation.ranges, index, family));
+            let judged = evaluator.port(index, port, flags);
+            warnings::port(service, &judged, evaluator.families, warnings);
+            evaluation.ports.push(judged);
         }
     }
-    judgement
+    evaluation
 }
 
 /// The frontends that the Service asks for and owns (invariant I6).
 fn owned<'a>(
     service: &'a Service,
     settings: &Settings,
-    Others { claims, strangers }: Others<'a>,
+    ClusterContext { claims, strangers }: ClusterContext<'a>,
     denied: &mut Vec<Denied<'a>>,
 ) -> Vec<Wanted> {
     let mut frontends = asked(service, &settings.external_ips, strangers, denied);
@@ -165,16 +170,16 @@ fn flags(service: &Service, frontends: &[Wanted], ranges: &[Ranges; 2], port: us
 /// The flags with which a service port has a local list.
 pub const LOCAL: u32 = ServiceFlags::INTERNAL_LOCAL | ServiceFlags::EXTERNAL_LOCAL;
 
-struct Judge<'a, 'b> {
+struct Evaluator<'a, 'b> {
     view: &'b View<'a>,
-    here: Here<'b>,
+    here: NodeContext<'b>,
     settings: &'b Settings,
-    others: Others<'a>,
+    others: ClusterContext<'a>,
     families: [Option<Family>; 2],
 }
 
-impl<'a> Judge<'a, '_> {
-    fn port(&self, index: usize, port: &'a ServicePort, flags: [u32; 2]) -> JudgedPort<'a> {
+impl<'a> Evaluator<'a, '_> {
+    fn port(&self, index: usize, port: &'a ServicePort, flags: [u32; 2]) -> EvaluatedPort<'a> {
         let tuning = self.view.service.tuning.as_deref();
         let scheduler = tuning.and_then(|tuning| tuning.scheduler).unwrap_or(self.settings.scheduler);
         let (mut endpoints, mut unmatched) = (Vec::new(), Vec::new());
@@ -191,7 +196,7 @@ impl<'a> Judge<'a, '_> {
                     let why = self
                         .refusal(port, target, stranger)
                         .unwrap_or_else(|| self.stands(endpoint, weight, flags[Family::of(&target.addr) as usize]));
-                    Judged { target, endpoint, origin, weight, stranger, why }
+                    EvaluatedEndpoint { target, endpoint, origin, weight, stranger, why }
                 }));
             }
             if !matches {
@@ -202,7 +207,7 @@ impl<'a> Judge<'a, '_> {
         let middle = endpoints.partition_point(is_v4);
         let (v4, v6) = endpoints.split_at_mut(middle);
         let hints = [categorize(v4, self.here), categorize(v6, self.here)];
-        JudgedPort { port, index, scheduler, endpoints, hints, flags, unmatched }
+        EvaluatedPort { port, index, scheduler, endpoints, hints, flags, unmatched }
     }
 
     fn weight(&self, endpoint: &Endpoint, scheduler: Scheduler) -> u16 {
@@ -221,27 +226,27 @@ impl<'a> Judge<'a, '_> {
     }
 
     /// Why no backend can be made of an endpoint, whatever its conditions.
-    fn refusal(&self, port: &ServicePort, target: AddrPort, stranger: Option<&'a Key>) -> Option<Why<'a>> {
+    fn refusal(&self, port: &ServicePort, target: AddrPort, stranger: Option<&'a Key>) -> Option<Reason<'a>> {
         if let Some(what) = unusable(&target.addr.to_ip()) {
-            return Some(Why::Unusable(what));
+            return Some(Reason::Unusable(what));
         }
         if self.settings.cross_namespace == CrossNamespace::Refuse
             && let Some(owner) = stranger
         {
-            return Some(Why::Stranger(owner));
+            return Some(Reason::OtherNamespace(owner));
         }
         let owner = |addr| self.owner(&FrontendKey::new(addr, target.port, port.proto));
         if let Some(owner) = owner(target.addr) {
-            return Some(Why::Frontend(owner));
+            return Some(Reason::Frontend(owner));
         }
         let family = Family::of(&target.addr);
         if self.here.node_ports.contains(&target.addr)
             && let Some(owner) = owner(unspecified(family))
         {
-            return Some(Why::NodePort(owner));
+            return Some(Reason::NodePort(owner));
         }
         match self.families {
-            [Some(served), None] | [None, Some(served)] if served != family => Some(Why::OnlyServes(served)),
+            [Some(served), None] | [None, Some(served)] if served != family => Some(Reason::OnlyServes(served)),
             _ => None,
         }
     }
@@ -256,25 +261,25 @@ impl<'a> Judge<'a, '_> {
     }
 
     /// Where it would stand if nobody else were there.
-    fn stands(&self, endpoint: &Endpoint, weight: u16, flags: u32) -> Why<'a> {
+    fn stands(&self, endpoint: &Endpoint, weight: u16, flags: u32) -> Reason<'a> {
         let stand = match endpoint {
-            Endpoint { ready: false, serving: true, terminating: true, .. } if weight > 0 => Stand::Draining,
-            Endpoint { ready: false, serving: true, terminating: true, .. } => Stand::NoWeight,
-            Endpoint { ready: false, terminating: true, .. } => return Why::Gone,
-            Endpoint { ready: false, .. } => return Why::NotReady,
-            _ if weight == 0 => Stand::NoWeight,
-            _ => Stand::In,
+            Endpoint { ready: false, serving: true, terminating: true, .. } if weight > 0 => Placement::Draining,
+            Endpoint { ready: false, serving: true, terminating: true, .. } => Placement::NoWeight,
+            Endpoint { ready: false, terminating: true, .. } => return Reason::Gone,
+            Endpoint { ready: false, .. } => return Reason::NotReady,
+            _ if weight == 0 => Placement::NoWeight,
+            _ => Placement::In,
         };
         let local = (flags & LOCAL != 0).then(|| match &endpoint.node {
-            None => Stand::Nodeless,
-            Some(node) if **node != *self.here.node => Stand::NotLocal,
+            None => Placement::Nodeless,
+            Some(node) if **node != *self.here.node => Placement::NotLocal,
             Some(_) => stand,
         });
-        Why::Serves { cluster: stand, local }
+        Reason::Serves { cluster: stand, local }
     }
 
     /// By family and target. Of two copies the local one counts, else the first; the sort is stable.
-    fn sort(&self, endpoints: &mut [Judged<'a>]) {
+    fn sort(&self, endpoints: &mut [EvaluatedEndpoint<'a>]) {
         endpoints.sort_by(|a, b| {
             let families = (!is_v4(a)).cmp(&!is_v4(b));
             let targets = families.then_with(|| a.target.cmp(&b.target));
@@ -283,13 +288,13 @@ impl<'a> Judge<'a, '_> {
         let mut first: Option<(AddrPort, Origin<'a>)> = None;
         for judged in endpoints {
             match first {
-                Some((target, origin)) if target == judged.target => judged.why = Why::Duplicate(origin),
+                Some((target, origin)) if target == judged.target => judged.why = Reason::Duplicate(origin),
                 _ => first = Some((judged.target, judged.origin)),
             }
         }
     }
 }
 
-fn is_v4(judged: &Judged<'_>) -> bool {
+fn is_v4(judged: &EvaluatedEndpoint<'_>) -> bool {
     judged.target.addr.is_v4()
 }

@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use lb_common::{Addr, FrontendKey, Kind};
 
-use super::{cross_namespace::Strangers, endpoints::unusable, names};
+use super::{cross_namespace::CrossNamespaceIndex, endpoints::unusable, names};
 use crate::objects::{Key, Service, ServicePort};
 use lb_common::Family;
 
@@ -261,7 +261,7 @@ pub fn wanted<'a>(service: &'a Service, external: &ExternalIps, denied: &mut Vec
 pub fn asked<'a>(
     service: &'a Service,
     external: &ExternalIps,
-    strangers: &'a Strangers,
+    strangers: &'a CrossNamespaceIndex,
     denied: &mut Vec<Denied<'a>>,
 ) -> Vec<Wanted> {
     let mut frontends = wanted(service, external, denied);

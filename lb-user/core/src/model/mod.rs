@@ -16,10 +16,10 @@ pub mod names;
 mod nodeport_addresses;
 pub mod pod_modes;
 pub mod ranges;
+pub mod reason;
 pub mod topology;
 mod warnings;
 pub mod weights;
-pub mod why;
 
 pub use about::about;
 pub use compile::compile;
@@ -46,7 +46,7 @@ pub struct Settings {
 
 /// The node that this agent serves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Here<'a> {
+pub struct NodeContext<'a> {
     /// Its name.
     pub node: &'a str,
     /// Its zone, if the Node has the label.

@@ -3,8 +3,8 @@
 //! After kube-proxy's `CategorizeEndpoints` (pkg/proxy/topology.go).
 
 use super::{
-    Here,
-    why::{Judged, Stand, Why},
+    NodeContext,
+    reason::{EvaluatedEndpoint, Placement, Reason},
 };
 use crate::objects::Endpoint;
 use lb_common::AddrPort;
@@ -34,29 +34,29 @@ pub enum Ignored {
     NotForUs,
 }
 
-/// Settles the lists of one family. An endpoint that serves comes in as [`Stand::In`] where it is ready and as
-/// [`Stand::Draining`] where it drains.
-pub fn categorize(judged: &mut [Judged<'_>], here: Here<'_>) -> Hints {
+/// Settles the lists of one family. An endpoint that serves comes in as [`Placement::In`] where it is ready and as
+/// [`Placement::Draining`] where it drains.
+pub fn categorize(judged: &mut [EvaluatedEndpoint<'_>], here: NodeContext<'_>) -> Hints {
     let hints = Hints::of(judged, here);
     let mut ready = [false; 2];
-    for Judged { endpoint, why, .. } in judged.iter_mut() {
-        let Why::Serves { cluster, local } = why else { continue };
-        if *cluster == Stand::In {
+    for EvaluatedEndpoint { endpoint, why, .. } in judged.iter_mut() {
+        let Reason::Serves { cluster, local } = why else { continue };
+        if *cluster == Placement::In {
             *cluster = hints.stand(endpoint, here);
         }
         // Hints mean nothing in the local list.
-        ready[0] |= *cluster == Stand::In;
-        ready[1] |= *local == Some(Stand::In);
+        ready[0] |= *cluster == Placement::In;
+        ready[1] |= *local == Some(Placement::In);
     }
     // The two fall back independently of each other.
-    let last_resort = |stand: &mut Stand| {
-        if *stand == Stand::Draining {
-            *stand = Stand::LastResort;
+    let last_resort = |stand: &mut Placement| {
+        if *stand == Placement::Draining {
+            *stand = Placement::LastResort;
         }
     };
     if ready != [true; 2] {
-        for Judged { why, .. } in judged {
-            let Why::Serves { cluster, local } = why else { continue };
+        for EvaluatedEndpoint { why, .. } in judged {
+            let Reason::Serves { cluster, local } = why else { continue };
             if !ready[0] {
                 last_resort(cluster);
             }
@@ -71,11 +71,11 @@ pub fn categorize(judged: &mut [Judged<'_>], here: Here<'_>) -> Hints {
 impl Hints {
     /// Hints count when every ready endpoint has one and one of them names us; those of nodes before those of zones. What
     /// takes no new connections has no say.
-    fn of(judged: &[Judged<'_>], here: Here<'_>) -> Self {
+    fn of(judged: &[EvaluatedEndpoint<'_>], here: NodeContext<'_>) -> Self {
         let (mut some_node, mut our_node, mut no_node) = (false, false, None);
         let (mut some_zone, mut our_zone, mut no_zone) = (false, false, None);
-        for &Judged { target, endpoint, why, .. } in judged {
-            if !matches!(why, Why::Serves { cluster: Stand::In, .. }) {
+        for &EvaluatedEndpoint { target, endpoint, why, .. } in judged {
+            if !matches!(why, Reason::Serves { cluster: Placement::In, .. }) {
                 continue;
             }
             let (zones, nodes) = endpoint.hints();
@@ -102,17 +102,17 @@ impl Hints {
         }
     }
 
-    fn stand(self, endpoint: &Endpoint, here: Here<'_>) -> Stand {
+    fn stand(self, endpoint: &Endpoint, here: NodeContext<'_>) -> Placement {
         match self {
-            Self::Node if !endpoint.names_node(here) => Stand::OtherNode,
-            Self::Zone if !endpoint.names_zone(here) => Stand::OtherZone,
-            _ => Stand::In,
+            Self::Node if !endpoint.names_node(here) => Placement::OtherNode,
+            Self::Zone if !endpoint.names_zone(here) => Placement::OtherZone,
+            _ => Placement::In,
         }
     }
 
     /// What there is to say of them in a line, if anything.
     #[must_use]
-    pub fn text(self, here: Here<'_>) -> Option<String> {
+    pub fn text(self, here: NodeContext<'_>) -> Option<String> {
         let zone = here.zone.unwrap_or_default();
         match self {
             Self::None => None,
@@ -131,11 +131,11 @@ impl Hints {
 }
 
 impl Endpoint {
-    fn names_node(&self, here: Here<'_>) -> bool {
+    fn names_node(&self, here: NodeContext<'_>) -> bool {
         self.hints().1.iter().any(|node| **node == *here.node)
     }
 
-    fn names_zone(&self, here: Here<'_>) -> bool {
+    fn names_zone(&self, here: NodeContext<'_>) -> bool {
         here.zone.is_some_and(|own| self.hints().0.iter().any(|zone| **zone == *own))
     }
 }

@@ -7,11 +7,11 @@ use lb_common::{Kind, MAGLEV_LEN, Scheduler, ServiceFlags};
 
 use super::{
     endpoints::{Effect, effect},
-    evaluate::{JudgedPort, LOCAL},
+    evaluate::{EvaluatedPort, LOCAL},
     frontends::Wanted,
     ranges::{MOST, Ranges},
+    reason::{EvaluatedEndpoint, Placement, Reason},
     topology::{Hints, Ignored},
-    why::{Judged, Stand, Why},
 };
 use crate::{
     objects::{Service, ServicePort},
@@ -87,7 +87,7 @@ pub(super) fn ranges(ranges: &[Ranges; 2], frontends: &[Wanted], service: &Servi
 /// What is wrong with the endpoints of a port.
 pub(super) fn port(
     service: &Service,
-    judged: &JudgedPort<'_>,
+    judged: &EvaluatedPort<'_>,
     families: [Option<Family>; 2],
     warnings: &mut Vec<String>,
 ) {
@@ -96,7 +96,7 @@ pub(super) fn port(
     unmatched(judged, warnings);
     let all = || judged.endpoints.iter();
     if let Some(policy) = policies_local(judged.flags[0] | judged.flags[1]) {
-        let serves = |judged: &&Judged<'_>| matches!(judged.why, Why::Serves { .. });
+        let serves = |judged: &&EvaluatedEndpoint<'_>| matches!(judged.why, Reason::Serves { .. });
         warn_of(all().filter(serves).filter(|judged| judged.endpoint.node.is_none()), warnings, |those| {
             format!(
                 "{policy} Local, but {those} has no nodeName and so is local nowhere; \
@@ -106,8 +106,10 @@ pub(super) fn port(
     }
     for family in families.into_iter().flatten() {
         if let Hints::Ignored(Ignored::Lacks(_)) = judged.hints_of(family) {
-            let ready = |judged: &&Judged<'_>| matches!(judged.why, Why::Serves { cluster: Stand::In, .. });
-            let by_hand = |judged: &&Judged<'_>| judged.endpoint.node.is_none() && judged.endpoint.hints.is_none();
+            let ready =
+                |judged: &&EvaluatedEndpoint<'_>| matches!(judged.why, Reason::Serves { cluster: Placement::In, .. });
+            let by_hand =
+                |judged: &&EvaluatedEndpoint<'_>| judged.endpoint.node.is_none() && judged.endpoint.hints.is_none();
             warn_of(judged.of(family).iter().filter(ready).filter(by_hand), warnings, |those| {
                 format!(
                     "{those} has no hint, and so nobody's topology hints are followed; give it hints in its \
@@ -117,7 +119,7 @@ pub(super) fn port(
         }
     }
     if let [Some(served), None] | [None, Some(served)] = families {
-        let strangers = all().filter(|judged| matches!(judged.why, Why::OnlyServes(_)));
+        let strangers = all().filter(|judged| matches!(judged.why, Reason::OnlyServes(_)));
         warn_of(strangers, warnings, |those| {
             let (served, other) = match served {
                 Family::V4 => (served.name(), Family::V6.name()),
@@ -128,7 +130,8 @@ pub(super) fn port(
             )
         });
     }
-    let counts = |judged: &&Judged<'_>| matches!(judged.why, Why::Serves { cluster, .. } if cluster.is_in());
+    let counts =
+        |judged: &&EvaluatedEndpoint<'_>| matches!(judged.why, Reason::Serves { cluster, .. } if cluster.is_in());
     if judged.scheduler == Scheduler::Mh && all().filter(counts).count() > MAGLEV_LEN {
         once(
             warnings,
@@ -163,8 +166,8 @@ const fn policies_local(flags: u32) -> Option<&'static str> {
 }
 
 /// Endpoints of which no backend can be made, those of one reason together.
-pub(super) fn refused(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
-    let mut reasons: Vec<Why<'_>> = Vec::new();
+pub(super) fn refused(judged: &EvaluatedPort<'_>, warnings: &mut Vec<String>) {
+    let mut reasons: Vec<Reason<'_>> = Vec::new();
     for why in judged.endpoints.iter().map(|judged| judged.why).filter(|&why| is_refused(why)) {
         if !reasons.contains(&why) {
             reasons.push(why);
@@ -172,18 +175,18 @@ pub(super) fn refused(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
     }
     for why in reasons {
         warn_of(judged.endpoints.iter().filter(|judged| judged.why == why), warnings, |those| match why {
-            Why::Unusable(what) => format!(
+            Reason::Unusable(what) => format!(
                 "{those} is not used: that is {what} address; write the address at which the other nodes reach it"
             ),
-            Why::Stranger(owner) => format!(
+            Reason::OtherNamespace(owner) => format!(
                 "{those} is not used: that is a pod of another namespace, that of the Service {owner}, and the flag \
                  --cross-namespace-endpoints refuses it; let clients use that Service itself"
             ),
-            Why::Frontend(owner) => format!(
+            Reason::Frontend(owner) => format!(
                 "{those} is not used: that is a frontend of the Service {owner}, and would lead back here; write the \
                  address of a server"
             ),
-            Why::NodePort(owner) => format!(
+            Reason::NodePort(owner) => format!(
                 "{those} is not used: that is a NodePort of the Service {owner} at this node, and would lead back here; \
                  write the address of a server"
             ),
@@ -193,13 +196,14 @@ pub(super) fn refused(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
 }
 
 /// Whether no backend can be made of an endpoint, whatever its conditions.
-const fn is_refused(why: Why<'_>) -> bool {
-    matches!(why, Why::Unusable(_) | Why::Stranger(_) | Why::Frontend(_) | Why::NodePort(_))
+const fn is_refused(why: Reason<'_>) -> bool {
+    matches!(why, Reason::Unusable(_) | Reason::OtherNamespace(_) | Reason::Frontend(_) | Reason::NodePort(_))
 }
 
 /// Endpoints by hand that are pods of another namespace and count all the same, those of one Service together.
-fn strangers(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
-    let counts = |judged: &&Judged<'_>| judged.stranger.is_some() && matches!(judged.why, Why::Serves { .. });
+fn strangers(judged: &EvaluatedPort<'_>, warnings: &mut Vec<String>) {
+    let counts =
+        |judged: &&EvaluatedEndpoint<'_>| judged.stranger.is_some() && matches!(judged.why, Reason::Serves { .. });
     let owners: BTreeSet<_> = judged.endpoints.iter().filter(counts).filter_map(|judged| judged.stranger).collect();
     for owner in owners {
         let of_owner = judged.endpoints.iter().filter(counts).filter(|judged| judged.stranger == Some(owner));
@@ -214,7 +218,7 @@ fn strangers(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
 }
 
 /// A port that has no endpoint, while others are there.
-fn unmatched(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
+fn unmatched(judged: &EvaluatedPort<'_>, warnings: &mut Vec<String>) {
     if judged.unmatched.is_empty() || judged.endpoints.iter().any(|judged| !is_refused(judged.why)) {
         return;
     }
@@ -238,7 +242,7 @@ fn unmatched(judged: &JudgedPort<'_>, warnings: &mut Vec<String>) {
 
 /// One warning about several endpoints, if there is any: `text` makes it of their list.
 fn warn_of<'a>(
-    those: impl Iterator<Item = &'a Judged<'a>>,
+    those: impl Iterator<Item = &'a EvaluatedEndpoint<'a>>,
     warnings: &mut Vec<String>,
     text: impl FnOnce(&str) -> String,
 ) {

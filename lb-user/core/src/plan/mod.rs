@@ -34,7 +34,7 @@ pub enum Scope {
 
 /// What becomes of a frontend whose new owner has no room yet, when the old owner has gone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Heirless {
+pub enum OnOrphan {
     /// The old owner serves on.
     Keep,
     /// It goes.
@@ -142,7 +142,7 @@ pub fn plan(
     desired: &[ServiceSpec],
     addresses: Option<&BTreeSet<Addr>>,
     scope: Scope,
-    heirless: Heirless,
+    heirless: OnOrphan,
     limits: &Limits,
 ) -> Plan {
     let mut planner = Planner::new(shadow, limits);
@@ -303,7 +303,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Takes away what nobody wants any more, now that it is known what was refused.
-    fn departures(&mut self, desired: &[ServiceSpec], heirless: Heirless) {
+    fn departures(&mut self, desired: &[ServiceSpec], heirless: OnOrphan) {
         let moved: HashSet<FrontendKey> = self.moved.iter().copied().collect();
         for (key, tally) in std::mem::take(&mut self.lost) {
             // A frontend whose next owner has no room stays where it is.
@@ -320,7 +320,7 @@ impl<'a> Planner<'a> {
                 port.frontends.iter().copied().filter(|key| !moved.contains(key)).collect();
             frontends.sort_unstable();
             for key in frontends {
-                if heirless == Heirless::Keep && self.awaited.contains(&key) {
+                if heirless == OnOrphan::Keep && self.awaited.contains(&key) {
                     held = true;
                 } else {
                     self.emit(Phase::DeleteFrontend, Op::DeleteFrontend(key));

@@ -55,10 +55,10 @@ impl Maps {
     }
 
     fn plan(&mut self, desired: &[ServiceSpec]) -> Plan {
-        self.plan_with(desired, Scope::Some, Heirless::Keep)
+        self.plan_with(desired, Scope::Some, OnOrphan::Keep)
     }
 
-    fn plan_with(&mut self, desired: &[ServiceSpec], scope: Scope, heirless: Heirless) -> Plan {
+    fn plan_with(&mut self, desired: &[ServiceSpec], scope: Scope, heirless: OnOrphan) -> Plan {
         let plan = plan(&self.shadow, desired, None, scope, heirless, &self.store.limits);
         self.store.apply(&plan.ops).expect("no faults here");
         plan.ops.iter().for_each(|op| self.shadow.apply(op));
@@ -98,7 +98,7 @@ fn i2_equal_specs_need_no_write() {
     let mut maps = Maps::new(Limits::DEFAULT);
     let both = [spec("a", &[1, 2], 0..3), spec("b", &[3], [])];
     assert_eq!(maps.plan(&both).changed.len(), 2);
-    assert_eq!(maps.plan_with(&both, Scope::World, Heirless::Keep), Plan::default());
+    assert_eq!(maps.plan_with(&both, Scope::World, OnOrphan::Keep), Plan::default());
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn i15_a_frontend_stays_with_its_owner_until_the_next_one_has_room() {
     let plan = maps.plan(&[spec("a", &[1], 1..2), gone("b")]);
     assert_eq!((plan.refused.len(), plan.held), (1, vec![Key::new("default", "b")]));
     assert_eq!(of(&maps), owner);
-    let plan = maps.plan_with(&[spec("a", &[1], 1..2), gone("b")], Scope::Some, Heirless::Remove);
+    let plan = maps.plan_with(&[spec("a", &[1], 1..2), gone("b")], Scope::Some, OnOrphan::Remove);
     assert_eq!((plan.refused.len(), of(&maps)), (1, None));
     assert_eq!(maps.plan(&[spec("a", &[1], 1..2)]).refused, []);
     assert!(of(&maps).is_some_and(|id| Some(id) != owner));
@@ -144,11 +144,11 @@ fn what_nobody_claims_goes_with_a_plan_of_the_world_only() {
     maps.plan(&[spec("a", &[1], 0..2), spec("b", &[2], 0..2)]);
     maps.plan(&[spec("a", &[1], 0..2)]);
     assert_eq!(maps.store.dump.services.len(), 2);
-    let plan = maps.plan_with(&[spec("a", &[1], 0..2)], Scope::World, Heirless::Keep);
+    let plan = maps.plan_with(&[spec("a", &[1], 0..2)], Scope::World, OnOrphan::Keep);
     let [change] = &*plan.changed else { panic!("one change: {:?}", plan.changed) };
     assert_eq!((change.service.name(), change.added, change.removed, change.writes), ("b", 0, 2, 7));
     assert_eq!(maps.store.dump.services.len(), 1);
-    maps.plan_with(&[], Scope::World, Heirless::Keep);
+    maps.plan_with(&[], Scope::World, OnOrphan::Keep);
     assert_eq!(maps.store.dump, Dump::default());
 }
 
@@ -280,7 +280,7 @@ fn source_ranges_are_there_before_anything_is_bound_and_go_after_it() {
         delete BACKENDS 1
     "]]
     .assert_eq(&empty);
-    maps.plan_with(&[], Scope::World, Heirless::Keep);
+    maps.plan_with(&[], Scope::World, OnOrphan::Keep);
     assert_eq!(maps.store.dump, Dump::default());
 }
 

@@ -5,11 +5,11 @@ use std::{collections::BTreeSet, num::NonZeroU32};
 use lb_common::{FrontendKey, Kind, ServiceFlags};
 
 use super::{
-    Here, Settings,
-    evaluate::{JudgedPort, Judgement, Others, judge},
+    NodeContext, Settings,
+    evaluate::{ClusterContext, EvaluatedPort, Evaluation, evaluate},
     frontends::{Wanted, families},
+    reason::{EvaluatedEndpoint, Reason},
     weights::normalise,
-    why::{Judged, Why},
 };
 use crate::{
     objects::{Key, Service},
@@ -23,25 +23,25 @@ use lb_common::Family;
 pub fn compile(
     key: &Key,
     view: Option<&View<'_>>,
-    here: Here<'_>,
+    here: NodeContext<'_>,
     settings: &Settings,
-    others: Others<'_>,
+    others: ClusterContext<'_>,
 ) -> ServiceSpec {
     match view {
-        Some(view) => assemble(view.service, here, judge(view, here, settings, others)),
+        Some(view) => assemble(view.service, here, evaluate(view, here, settings, others)),
         None => ServiceSpec::gone(key.clone()),
     }
 }
 
 /// What the maps shall say, by what was decided.
 #[must_use]
-pub(super) fn assemble(service: &Service, here: Here<'_>, judgement: Judgement<'_>) -> ServiceSpec {
+pub(super) fn assemble(service: &Service, here: NodeContext<'_>, evaluation: Evaluation<'_>) -> ServiceSpec {
     let families = families(service);
     let tuning = service.tuning.as_deref();
-    let mut ports = Vec::with_capacity(judgement.ports.len() * families.iter().flatten().count());
-    for judged in &judgement.ports {
+    let mut ports = Vec::with_capacity(evaluation.ports.len() * families.iter().flatten().count());
+    for judged in &evaluation.ports {
         for family in families.into_iter().flatten() {
-            let frontends = frontends_of(&judgement.frontends, judged.index, family);
+            let frontends = frontends_of(&evaluation.frontends, judged.index, family);
             if frontends.is_empty() {
                 continue;
             }
@@ -53,7 +53,7 @@ pub(super) fn assemble(service: &Service, here: Here<'_>, judgement: Judgement<'
                 flags: judged.flags_of(family),
                 ranges: match judged.flags_of(family) & ServiceFlags::SOURCE_RANGES {
                     0 => Vec::new(),
-                    _ => judgement.ranges[family as usize].nets.clone(),
+                    _ => evaluation.ranges[family as usize].nets.clone(),
                 },
                 scheduler: judged.scheduler,
                 affinity_seconds: service.affinity_seconds.map_or(0, NonZeroU32::get),
@@ -62,19 +62,19 @@ pub(super) fn assemble(service: &Service, here: Here<'_>, judgement: Judgement<'
         }
     }
     ports.sort_by(|a, b| a.key.cmp(&b.key));
-    let health = health(service, here, &judgement.ports);
-    ServiceSpec { key: service.key.clone(), ports, health, warnings: judgement.warnings }
+    let health = health(service, here, &evaluation.ports);
+    ServiceSpec { key: service.key.clone(), ports, health, warnings: evaluation.warnings }
 }
 
 /// What its `healthCheckNodePort` says. An endpoint that drains still serves and counts no more: so clients leave the node
 /// before it ends (kube-proxy, pkg/proxy/endpointschangetracker.go). One that listens at several ports counts once.
-fn health(service: &Service, here: Here<'_>, ports: &[JudgedPort<'_>]) -> Option<Health> {
+fn health(service: &Service, here: NodeContext<'_>, ports: &[EvaluatedPort<'_>]) -> Option<Health> {
     let port = service.health_port.filter(|_| service.exempt.is_none())?;
     let mut ready = [None; 2];
     for family in families(service).into_iter().flatten() {
-        let counts = |judged: &&Judged<'_>| {
+        let counts = |judged: &&EvaluatedEndpoint<'_>| {
             let takes_more = judged.endpoint.ready && judged.weight > 0;
-            takes_more && judged.is_local(here) && matches!(judged.why, Why::Serves { .. })
+            takes_more && judged.is_local(here) && matches!(judged.why, Reason::Serves { .. })
         };
         let local = ports.iter().flat_map(|port| port.of(family)).filter(counts);
         ready[family as usize] = Some(local.map(|judged| judged.target.addr).collect::<BTreeSet<_>>().len());
@@ -90,11 +90,11 @@ fn frontends_of(frontends: &[Wanted], port: usize, family: Family) -> Vec<(Front
 }
 
 /// Every endpoint that serves: those in a list, and those that sockets may go on with.
-fn members(judged: &JudgedPort<'_>, family: Family, here: Here<'_>) -> Vec<Member> {
+fn members(judged: &EvaluatedPort<'_>, family: Family, here: NodeContext<'_>) -> Vec<Member> {
     let endpoints = judged.of(family);
     let mut members = Vec::with_capacity(endpoints.len());
     members.extend(endpoints.iter().filter_map(|judged| {
-        let Judged { target, weight, .. } = *judged;
+        let EvaluatedEndpoint { target, weight, .. } = *judged;
         Some(Member { target, flags: judged.flags(here)?, weight })
     }));
     normalise(&mut members);

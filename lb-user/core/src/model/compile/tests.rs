@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     model::{
         claims::Claims,
-        cross_namespace::Strangers,
+        cross_namespace::CrossNamespaceIndex,
         frontends::{ExternalIps, wanted},
     },
     objects::{
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-const HERE: Here<'static> = Here { node: "node-1", zone: None, node_ports: &BTreeSet::new() };
+const HERE: NodeContext<'static> = NodeContext { node: "node-1", zone: None, node_ports: &BTreeSet::new() };
 
 fn addr(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -72,7 +72,7 @@ fn check(service: &Service, slices: Vec<EndpointSlice>, endpoints: Option<&Endpo
         Some(&view),
         HERE,
         &Settings::default(),
-        Others { claims: &claims, strangers: &Strangers::default() },
+        ClusterContext { claims: &claims, strangers: &CrossNamespaceIndex::default() },
     );
     let mut text = String::new();
     for port in &spec.ports {
@@ -98,7 +98,7 @@ fn a_missing_service_has_an_empty_spec() {
         None,
         HERE,
         &Settings::default(),
-        Others { claims: &Claims::default(), strangers: &Strangers::default() },
+        ClusterContext { claims: &Claims::default(), strangers: &CrossNamespaceIndex::default() },
     );
     assert_eq!(spec, ServiceSpec::gone(key));
 }

@@ -43,7 +43,7 @@ impl FromStr for CrossNamespace {
 
 /// The addresses that are both.
 #[derive(Default)]
-pub struct Strangers {
+pub struct CrossNamespaceIndex {
     named: Filter,
     pods: Filter,
     found: HashMap<Addr, Found>,
@@ -77,7 +77,7 @@ impl Found {
     }
 }
 
-impl Strangers {
+impl CrossNamespaceIndex {
     /// The Service of another namespace than `own` to which an address leads as that of a pod. None where it is one of `own`
     /// as well, as pods on the network of a node are.
     #[must_use]

@@ -10,7 +10,7 @@ use lb_common::Proto;
 #[derive(Default)]
 struct Seen {
     world: Option<World>,
-    strangers: Strangers,
+    strangers: CrossNamespaceIndex,
 }
 
 impl Seen {

@@ -7,13 +7,13 @@ use lb_common::{Addr, Kind, List};
 use serde::Serialize;
 
 use super::{
-    Here, Settings,
+    NodeContext, Settings,
     compile::assemble,
     endpoints::{Effect, effect},
-    evaluate::{JudgedPort, Judgement, LOCAL, Others, judge},
+    evaluate::{ClusterContext, EvaluatedPort, Evaluation, LOCAL, evaluate},
     frontends::{Denied, Wanted, families},
     ranges::Ranges,
-    why::{Judged, users},
+    reason::{EvaluatedEndpoint, users},
 };
 use crate::{
     objects::{Drain, Exempt, Policy, Selector, Service},
@@ -106,18 +106,18 @@ pub struct EndpointLine {
 
 /// Explains the Service of `view`.
 #[must_use]
-pub fn explain(view: &View<'_>, here: Here<'_>, settings: &Settings, others: Others<'_>) -> Explanation {
+pub fn explain(view: &View<'_>, here: NodeContext<'_>, settings: &Settings, others: ClusterContext<'_>) -> Explanation {
     let service = view.service;
-    let judgement = judge(view, here, settings, others);
-    let spec = assemble(service, here, judgement.clone());
+    let evaluation = evaluate(view, here, settings, others);
+    let spec = assemble(service, here, evaluation.clone());
     let mut ports = Vec::new();
-    for judged in &judgement.ports {
+    for judged in &evaluation.ports {
         ports.extend(
             families(service).into_iter().flatten().map(|family| port_lines(view, judged, family, here, &spec)),
         );
     }
-    let facts = facts(view, settings, &judgement, spec.health);
-    let Judgement { frontends, denied, mut warnings, .. } = judgement;
+    let facts = facts(view, settings, &evaluation, spec.health);
+    let Evaluation { frontends, denied, mut warnings, .. } = evaluation;
     // Those stand among the frontends.
     let told: Vec<_> = denied.iter().map(ToString::to_string).collect();
     warnings.retain(|warning| !told.contains(warning));
@@ -138,7 +138,7 @@ pub fn explain(view: &View<'_>, here: Here<'_>, settings: &Settings, others: Oth
     Explanation { service: service.key.to_string(), facts, frontends: owned.chain(lost).collect(), ports, warnings }
 }
 
-fn facts(view: &View<'_>, settings: &Settings, judgement: &Judgement<'_>, health: Option<Health>) -> Vec<Fact> {
+fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, health: Option<Health>) -> Vec<Fact> {
     let service = view.service;
     let mut facts = Vec::new();
     let mut say = |about, text: String| facts.push(Fact { about, text });
@@ -158,11 +158,11 @@ fn facts(view: &View<'_>, settings: &Settings, judgement: &Judgement<'_>, health
         }
         .to_owned(),
     );
-    if let Some(text) = external(service, judgement) {
+    if let Some(text) = external(service, evaluation) {
         say("external", text.to_owned());
     }
     if !service.source_ranges.is_empty() {
-        say("ranges", let_in(judgement));
+        say("ranges", let_in(evaluation));
     }
     if let Some(Health { port, ready }) = health {
         let families = [Family::V4, Family::V6].into_iter().zip(ready);
@@ -192,9 +192,9 @@ fn facts(view: &View<'_>, settings: &Settings, judgement: &Judgement<'_>, health
 }
 
 /// What becomes of clients outside of this node.
-fn external(service: &Service, judgement: &Judgement<'_>) -> Option<&'static str> {
+fn external(service: &Service, evaluation: &Evaluation<'_>) -> Option<&'static str> {
     let is_outside = |wanted: &Wanted| !matches!(wanted.kind, Kind::ClusterIp | Kind::Address);
-    match (service.external_policy, judgement.frontends.iter().any(is_outside)) {
+    match (service.external_policy, evaluation.frontends.iter().any(is_outside)) {
         (Policy::Cluster, true) => Some(
             "Cluster: clients outside are led to endpoints on any node; one on this node sees their own address, one \
              elsewhere sees this node's",
@@ -209,14 +209,14 @@ fn external(service: &Service, judgement: &Judgement<'_>) -> Option<&'static str
 }
 
 /// Whom the source ranges let in, at the frontends that they bind.
-fn let_in(judgement: &Judgement<'_>) -> String {
+fn let_in(evaluation: &Evaluation<'_>) -> String {
     let mut said = Vec::new();
     for family in [Family::V4, Family::V6] {
         let is_bound = |wanted: &&Wanted| wanted.kind == Kind::LoadBalancer && Family::of(&wanted.key.addr) == family;
-        if !judgement.frontends.iter().any(|wanted| is_bound(&wanted)) {
+        if !evaluation.frontends.iter().any(|wanted| is_bound(&wanted)) {
             continue;
         }
-        let Ranges { nets, .. } = &judgement.ranges[family as usize];
+        let Ranges { nets, .. } = &evaluation.ranges[family as usize];
         said.push(if nets.is_empty() {
             format!("all {} clients", family.name())
         } else {
@@ -228,7 +228,7 @@ fn let_in(judgement: &Judgement<'_>) -> String {
     if said.is_empty() {
         return "decide nothing, since it has no load balancer address".to_owned();
     }
-    if judgement.ranges.iter().all(|ranges| ranges.nets.is_empty()) {
+    if evaluation.ranges.iter().all(|ranges| ranges.nets.is_empty()) {
         return format!("keep nobody out: {} are let in at load balancer addresses", said.join(", "));
     }
     format!(
@@ -259,7 +259,7 @@ fn kinds(service: &Service) -> String {
     names.join(", ")
 }
 
-fn state(wanted: &Wanted, here: Here<'_>) -> String {
+fn state(wanted: &Wanted, here: NodeContext<'_>) -> String {
     if wanted.kind != Kind::NodePort {
         return "owned".to_owned();
     }
@@ -275,9 +275,9 @@ fn state(wanted: &Wanted, here: Here<'_>) -> String {
 /// What is said of one port in one family.
 fn port_lines(
     view: &View<'_>,
-    judged: &JudgedPort<'_>,
+    judged: &EvaluatedPort<'_>,
     family: Family,
-    here: Here<'_>,
+    here: NodeContext<'_>,
     spec: &ServiceSpec,
 ) -> PortLines {
     let (service, flags) = (view.service, judged.flags_of(family));
@@ -287,7 +287,7 @@ fn port_lines(
     };
     let members = spec.ports.iter().find(own).map_or(&[][..], |port| &port.backends);
     let count = |list| members.iter().filter(|member| member.is_in(list)).count();
-    let line = |judged: &Judged<'_>| {
+    let line = |judged: &EvaluatedEndpoint<'_>| {
         let same = members.binary_search_by(|member| member.target.cmp(&judged.target));
         let member = same.ok().and_then(|at| members.get(at)).filter(|_| judged.flags(here).is_some());
         let listed = member.filter(|member| List::ALL.into_iter().any(|list| member.is_in(list)));

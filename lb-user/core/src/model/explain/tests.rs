@@ -8,7 +8,7 @@ use lb_common::{Proto, Scheduler};
 use super::*;
 use crate::{
     event::{Event, Object},
-    model::{claims::Claims, cross_namespace::Strangers, frontends::wanted},
+    model::{claims::Claims, cross_namespace::CrossNamespaceIndex, frontends::wanted},
     objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Manager, ServicePort, Tuning},
     world::World,
 };
@@ -18,10 +18,10 @@ fn addr(text: &str) -> std::net::IpAddr {
 }
 
 fn told(view: &View<'_>, others: &[&Service], own: &[&str]) -> Explanation {
-    told_among(view, others, own, &Strangers::default())
+    told_among(view, others, own, &CrossNamespaceIndex::default())
 }
 
-fn told_among(view: &View<'_>, others: &[&Service], own: &[&str], strangers: &Strangers) -> Explanation {
+fn told_among(view: &View<'_>, others: &[&Service], own: &[&str], strangers: &CrossNamespaceIndex) -> Explanation {
     let mut claims = Claims::default();
     for service in others.iter().chain([&view.service]) {
         let asked = wanted(service, &Settings::default().external_ips, &mut Vec::new());
@@ -29,8 +29,8 @@ fn told_among(view: &View<'_>, others: &[&Service], own: &[&str], strangers: &St
         claims.set(&service.key, service.created, &keys);
     }
     let own: BTreeSet<Addr> = own.iter().map(|own| addr(own).into()).collect();
-    let here = Here { node: "here", zone: Some("z"), node_ports: &own };
-    explain(view, here, &Settings::default(), Others { claims: &claims, strangers })
+    let here = NodeContext { node: "here", zone: Some("z"), node_ports: &own };
+    explain(view, here, &Settings::default(), ClusterContext { claims: &claims, strangers })
 }
 
 fn web(name: &str, created: i64, vip: &str) -> Service {
@@ -263,7 +263,7 @@ fn an_endpoint_by_hand_that_is_a_pod_of_another_namespace_is_told_of() {
     ] {
         world.apply(Event::Apply(object));
     }
-    let mut strangers = Strangers::default();
+    let mut strangers = CrossNamespaceIndex::default();
     let mut changed = world.take_dirty();
     changed.sort_unstable();
     assert_eq!(strangers.update(&world, &changed), std::slice::from_ref(&by_hand.key));

@@ -14,11 +14,11 @@ use std::{
 use lb_common::{Addr, List, Proto};
 
 use super::{
-    Here, Settings, about,
+    NodeContext, Settings, about,
     claims::Claims,
     compile,
-    cross_namespace::Strangers,
-    evaluate::Others,
+    cross_namespace::CrossNamespaceIndex,
+    evaluate::ClusterContext,
     explain::{Explanation, explain},
     frontends::wanted,
 };
@@ -142,7 +142,7 @@ impl Case {
         }
     }
 
-    fn with<T>(&self, run: impl FnOnce(&View<'_>, Here<'_>, &Settings, Others<'_>) -> T) -> T {
+    fn with<T>(&self, run: impl FnOnce(&View<'_>, NodeContext<'_>, &Settings, ClusterContext<'_>) -> T) -> T {
         let mut claims = Claims::default();
         for service in self.others.iter().chain([&self.service]) {
             let wanted = wanted(service, &self.settings.external_ips, &mut Vec::new());
@@ -150,9 +150,9 @@ impl Case {
             claims.set(&service.key, service.created, &keys);
         }
         let own: BTreeSet<Addr> = OWN.iter().map(|own| addr(own).into()).collect();
-        let here = Here { node: "here", zone: self.zone, node_ports: &own };
+        let here = NodeContext { node: "here", zone: self.zone, node_ports: &own };
         let view = View { service: &self.service, slices: &self.slices, endpoints: self.endpoints.as_ref() };
-        run(&view, here, &self.settings, Others { claims: &claims, strangers: &Strangers::default() })
+        run(&view, here, &self.settings, ClusterContext { claims: &claims, strangers: &CrossNamespaceIndex::default() })
     }
 
     fn spec(&self) -> ServiceSpec {

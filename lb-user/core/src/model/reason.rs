@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use lb_common::{BackendFlags, ServiceFlags};
 
-use super::{Here, endpoints::Origin};
+use super::{NodeContext, endpoints::Origin};
 use crate::objects::{Endpoint, Key};
 use lb_common::{AddrPort, Family};
 
@@ -15,7 +15,7 @@ const KEPT: &str = "; sockets that have it keep it";
 
 /// An endpoint of one service port, and what becomes of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Judged<'a> {
+pub struct EvaluatedEndpoint<'a> {
     /// Address and port.
     pub target: AddrPort,
     /// What its object says.
@@ -27,19 +27,19 @@ pub struct Judged<'a> {
     /// The Service of another namespace whose pod it is, where it was written by hand.
     pub stranger: Option<&'a Key>,
     /// The decision.
-    pub why: Why<'a>,
+    pub why: Reason<'a>,
 }
 
 /// What becomes of an endpoint, and why.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Why<'a> {
+pub enum Reason<'a> {
     /// It is ready, or drains and still answers: where it stands in the cluster list, and in the local list where the
     /// Service's policy uses one. In no list it is left to the sockets that have it.
     Serves {
         /// In the cluster list.
-        cluster: Stand,
+        cluster: Placement,
         /// In the local list.
-        local: Option<Stand>,
+        local: Option<Placement>,
     },
     /// Its conditions say so.
     NotReady,
@@ -52,7 +52,7 @@ pub enum Why<'a> {
     /// Its address is of a kind that no traffic may be sent to.
     Unusable(&'static str),
     /// It was written by hand and is a pod of another namespace, of this Service, which a flag refuses.
-    Stranger(&'a Key),
+    OtherNamespace(&'a Key),
     /// It is itself a frontend of this Service.
     Frontend(&'a Key),
     /// It is itself a NodePort of this Service, at an address of this node.
@@ -61,7 +61,7 @@ pub enum Why<'a> {
 
 /// Where an endpoint that serves stands in a list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stand {
+pub enum Placement {
     /// In it: it is ready.
     In,
     /// In it, though it drains: no ready one is left.
@@ -80,7 +80,7 @@ pub enum Stand {
     NoWeight,
 }
 
-impl Stand {
+impl Placement {
     /// Whether that is in the list.
     #[must_use]
     pub const fn is_in(self) -> bool {
@@ -98,21 +98,21 @@ pub const fn users(flags: u32) -> (&'static str, &'static str) {
     }
 }
 
-impl Judged<'_> {
+impl EvaluatedEndpoint<'_> {
     /// Whether its nodeName is this node's.
     #[must_use]
-    pub fn is_local(&self, here: Here<'_>) -> bool {
+    pub fn is_local(&self, here: NodeContext<'_>) -> bool {
         self.endpoint.node.as_deref() == Some(here.node)
     }
 
     /// Its [`BackendFlags`] as a member of its service port; none when it is not one.
     #[must_use]
-    pub fn flags(&self, here: Here<'_>) -> Option<u16> {
-        let Why::Serves { cluster, local } = self.why else { return None };
+    pub fn flags(&self, here: NodeContext<'_>) -> Option<u16> {
+        let Reason::Serves { cluster, local } = self.why else { return None };
         let bit = |is: bool, bit| if is { bit } else { 0 };
         Some(
             bit(cluster.is_in(), BackendFlags::CLUSTER)
-                | bit(local.is_some_and(Stand::is_in), BackendFlags::LOCAL)
+                | bit(local.is_some_and(Placement::is_in), BackendFlags::LOCAL)
                 | bit(self.is_local(here), BackendFlags::ON_NODE),
         )
     }
@@ -122,7 +122,7 @@ impl Judged<'_> {
     pub fn reason(&self, flags: u32) -> String {
         let mut text = String::new();
         self.write_reason(&mut text, flags).expect("a String takes everything");
-        if let Some(owner) = self.stranger.filter(|_| !matches!(self.why, Why::Stranger(_))) {
+        if let Some(owner) = self.stranger.filter(|_| !matches!(self.why, Reason::OtherNamespace(_))) {
             write!(text, "; a pod of another namespace, that of the Service {owner}")
                 .expect("a String takes everything");
         }
@@ -131,9 +131,9 @@ impl Judged<'_> {
 
     fn write_reason(&self, text: &mut String, flags: u32) -> fmt::Result {
         match self.why {
-            Why::Serves { cluster, local: None } => self.write_of_one(text, cluster),
-            Why::Serves { cluster, local: Some(local) } if local == cluster => self.write_of_one(text, cluster),
-            Why::Serves { cluster, local: Some(local) } => {
+            Reason::Serves { cluster, local: None } => self.write_of_one(text, cluster),
+            Reason::Serves { cluster, local: Some(local) } if local == cluster => self.write_of_one(text, cluster),
+            Reason::Serves { cluster, local: Some(local) } => {
                 let (of_cluster, of_local) = users(flags);
                 match (self.stand(cluster), self.stand(local)) {
                     (Ok(""), Err(why)) => write!(text, "used by {of_cluster}, not by {of_local}: {why}"),
@@ -147,25 +147,25 @@ impl Judged<'_> {
                     }
                 }
             }
-            Why::NotReady => write!(text, "not used: it is not ready"),
-            Why::Gone => write!(text, "not used: it terminates and answers no more"),
-            Why::OnlyServes(family) => {
+            Reason::NotReady => write!(text, "not used: it is not ready"),
+            Reason::Gone => write!(text, "not used: it terminates and answers no more"),
+            Reason::OnlyServes(family) => {
                 write!(text, "not used: the Service has {} cluster IPs only", family.name())
             }
-            Why::Duplicate(origin) => write!(text, "not used: it stands in {origin} as well, and that copy counts"),
-            Why::Unusable(what) => write!(text, "not used: that is {what} address"),
-            Why::Stranger(owner) => {
+            Reason::Duplicate(origin) => write!(text, "not used: it stands in {origin} as well, and that copy counts"),
+            Reason::Unusable(what) => write!(text, "not used: that is {what} address"),
+            Reason::OtherNamespace(owner) => {
                 write!(text, "not used: that is a pod of another namespace, that of the Service {owner}")
             }
-            Why::Frontend(owner) => write!(text, "not used: that is a frontend of the Service {owner}"),
-            Why::NodePort(owner) => {
+            Reason::Frontend(owner) => write!(text, "not used: that is a frontend of the Service {owner}"),
+            Reason::NodePort(owner) => {
                 write!(text, "not used: that is a NodePort of the Service {owner} at this node")
             }
         }
     }
 
     /// Of an endpoint for which one list decides, or both alike.
-    fn write_of_one(&self, text: &mut String, stand: Stand) -> fmt::Result {
+    fn write_of_one(&self, text: &mut String, stand: Placement) -> fmt::Result {
         match self.stand(stand) {
             Ok(drains) => write!(text, "used{drains}"),
             Err(why) => write!(text, "not used: {why}{KEPT}"),
@@ -173,17 +173,17 @@ impl Judged<'_> {
     }
 
     /// What there is to add when it is in a list, or why it is not.
-    fn stand(&self, stand: Stand) -> Result<&'static str, String> {
+    fn stand(&self, stand: Placement) -> Result<&'static str, String> {
         let (zones, nodes) = self.endpoint.hints();
         Err(match stand {
-            Stand::In => return Ok(""),
-            Stand::LastResort => return Ok(DRAINS),
-            Stand::Draining => "it drains, and others are ready".to_owned(),
-            Stand::OtherZone => format!("its hint is for zone {}", zones.join(", ")),
-            Stand::OtherNode => format!("its hint is for node {}", nodes.join(", ")),
-            Stand::NotLocal => "it is on another node".to_owned(),
-            Stand::Nodeless => "it has no nodeName and so is local nowhere".to_owned(),
-            Stand::NoWeight => "its weight is 0, which takes no new connections".to_owned(),
+            Placement::In => return Ok(""),
+            Placement::LastResort => return Ok(DRAINS),
+            Placement::Draining => "it drains, and others are ready".to_owned(),
+            Placement::OtherZone => format!("its hint is for zone {}", zones.join(", ")),
+            Placement::OtherNode => format!("its hint is for node {}", nodes.join(", ")),
+            Placement::NotLocal => "it is on another node".to_owned(),
+            Placement::Nodeless => "it has no nodeName and so is local nowhere".to_owned(),
+            Placement::NoWeight => "its weight is 0, which takes no new connections".to_owned(),
         })
     }
 }

@@ -19,11 +19,11 @@ mod kubernetes;
 mod prometheus;
 mod run;
 mod setup;
+mod systemd_unit;
 mod tally;
 mod test;
 mod tidy;
 mod toolchain;
-mod unit;
 mod vm;
 mod workspace;
 
@@ -34,7 +34,7 @@ use clap::{Parser, Subcommand};
 /// Everything that Beeline's developers and CI run.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
-struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
     verb: Verb,
 }
@@ -63,7 +63,7 @@ enum Verb {
     #[command(hide = true)]
     DemoPart(demo::part::Args),
     /// Check the rules of the tree that no compiler checks.
-    Tidy,
+    Tidy(tidy::Args),
 }
 
 fn main() -> ExitCode {
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
         Verb::Kernels(args) => kernels::main(&args),
         Verb::Demo(args) => demo::main(&args),
         Verb::DemoPart(args) => demo::part::main(&args),
-        Verb::Tidy => tidy::main(),
+        Verb::Tidy(args) => tidy::main(&args),
     };
     result.unwrap_or_else(|error| {
         // Said on one line: a backtrace of xtask helps nobody to install a package.

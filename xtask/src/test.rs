@@ -10,7 +10,7 @@ use crate::build_ebpf::Layout;
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::toolchain::Kind;
-use crate::{apt, build, build_ebpf, deny, helm, kubernetes, prometheus, run, tidy, unit, workspace};
+use crate::{apt, build, build_ebpf, deny, helm, kubernetes, prometheus, run, systemd_unit, tidy, workspace};
 
 /// Arguments of `test`.
 #[derive(clap::Args)]
@@ -37,7 +37,7 @@ fn run_all(args: &Args, report: &mut Report) -> Result<()> {
     report.check("tidy", tidy::check);
     report.check("licences and sources of crates", deny::check);
     report.check_where_possible("advisories about crates", deny::check_advisories);
-    report.check("systemd unit", unit::check);
+    report.check("systemd unit", systemd_unit::check);
     report.check("alert rules", prometheus::check_alerts);
     report.check("format of the workspace", || run::run(run::cargo().args(["fmt", "--all", "--check"])));
     report.check("format of lb-ebpf", || run::run(ebpf_cargo("fmt").arg("--check")));

@@ -41,7 +41,7 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Find the tools that building and testing need, and install those that are missing.
+    /// Find the tools that building and testing need, and install missing ones.
     Setup(setup::Args),
     /// Compile the eBPF programs into the object that the agent embeds.
     BuildEbpf(build_ebpf::Args),
@@ -53,7 +53,7 @@ enum Verb {
     Test(test::Args),
     /// Measure, and print a table for each bench.
     Bench(bench::Args),
-    /// Tell the stories of a real cluster: two nodes with kubelet and containerd, and no kube-proxy.
+    /// Run the stories of a real cluster: two nodes with kubelet and containerd, and no kube-proxy.
     E2e(e2e::Args),
     /// Run the stories under older kernels, each booted in a small emulated machine.
     Kernels(kernels::Args),
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
         Verb::Tidy(args) => tidy::main(&args),
     };
     result.unwrap_or_else(|error| {
-        // Said on one line: a backtrace of xtask helps nobody to install a package.
+        // On one line: a backtrace of xtask does not help to install a package.
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })

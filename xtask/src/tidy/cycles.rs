@@ -1,11 +1,13 @@
 //! Import cycles between the modules of a crate.
 //!
-//! The rule, at every level of the module tree: the children of a module, each with all that is below it, refer to one another
-//! without a cycle. A file refers to the module that defines what its paths name; names that a module only re-exports are
-//! followed to the child that has them. A module and what is below it are no cycle: a parent may declare, use and re-export its
-//! children, and a child may use what its parent's own file defines (`super::Thing`). Code for tests alone is left out.
+//! The rule, at every level of the module tree: the children of a module, each with all that is below it, refer to one
+//! another without a cycle. A file refers to the module that defines what its paths name; names that a module only
+//! re-exports are followed to the child that has them. A module and what is below it are no cycle: a parent may
+//! declare, use and re-export its children, and a child may use what its parent's own file defines (`super::Thing`).
+//! Code for tests alone is left out.
 //!
-//! A cycle of files that leaves out parents' own files always shows: at the level where its files part, their folders form one.
+//! A cycle of files that leaves out parents' own files always shows: at the level where its files part, their folders
+//! form one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -18,7 +20,7 @@ const NOT_YET: &[&str] = &["lb-user/src/", "lb-ebpf/src/"];
 /// A module by the names that lead to it; the crate's root has none.
 type Path = Vec<String>;
 
-/// Who refers to whom below one module: a place for each pair.
+/// Pairs of children of a module, the first of which refers to the second, and a place for each.
 type Edges = BTreeMap<(String, String), String>;
 
 /// The modules of one crate.
@@ -34,8 +36,8 @@ struct File {
     uses: Vec<Named>,
 }
 
-/// Every cycle of a crate whose sources begin with `folder`, such as `lb-user/core/src/`; with `is_held`, unless that folder is
-/// not held to the rule yet.
+/// Every cycle of a crate whose sources begin with `folder`, such as `lb-user/core/src/`; with `is_held`, unless that
+/// folder is not held to the rule yet.
 pub(crate) fn breaches<'a>(
     folder: &str,
     files: impl Iterator<Item = (&'a str, &'a str)>,
@@ -68,7 +70,7 @@ impl Modules {
 
     /// Each cycle in a line, with the place of each reference.
     fn cycles(&self) -> Vec<String> {
-        let mut told = Vec::new();
+        let mut found = Vec::new();
         for (parent, edges) in self.levels() {
             let mut seen = BTreeSet::new();
             let names: BTreeSet<&String> = edges.keys().map(|(from, _)| from).collect();
@@ -83,7 +85,7 @@ impl Modules {
                     pairs.filter_map(|(from, to)| edges.get(&(from.clone(), to.clone())).map(String::as_str)).collect();
                 let below = if parent.is_empty() { "the crate".to_owned() } else { parent.join("::") };
                 let first = &cycle[0];
-                told.push(format!(
+                found.push(format!(
                     "import cycle in {below}: {} -> {first} ({})",
                     cycle.join(" -> "),
                     places.join(", ")
@@ -91,7 +93,7 @@ impl Modules {
                 seen.extend(cycle);
             }
         }
-        told
+        found
     }
 
     /// Of each module with children, which child refers to which other, and where.
@@ -120,7 +122,7 @@ impl Modules {
             if path.last().is_some_and(|last| last == "*") {
                 let base = path[..path.len() - 1].to_vec();
                 if self.files.contains_key(&base) && module.starts_with(&base) {
-                    // All names of a parent: which of them are used tells the code.
+                    // A glob brings all names of a parent: the code shows which of them it uses.
                     let words = tokens(&file.code).into_iter().filter(|(_, token)| is_word(token));
                     let reached =
                         words.map(|(at, word)| (self.resolve(&[base.clone(), vec![word.to_owned()]].concat()), at));
@@ -191,7 +193,7 @@ impl Modules {
     }
 }
 
-/// Whether code has an item of that name.
+/// True if code has an item of that name.
 fn defines(code: &str, name: &str) -> bool {
     const KINDS: [&str; 9] = ["struct", "enum", "fn", "trait", "type", "const", "static", "union", "mod"];
     code.match_indices(name).any(|(at, _)| {

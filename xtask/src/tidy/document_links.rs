@@ -1,4 +1,5 @@
-//! Documents are there, of a length that one sitting reads, and lead nowhere in vain; each page of `docs/` is in the summary.
+//! Documents are there, short enough for one sitting, and their links lead somewhere; each page of `docs/` is in the
+//! summary.
 
 use super::markdown::{anchors, links};
 use super::tree::Tree;
@@ -27,10 +28,9 @@ pub(crate) fn breaches(tree: &Tree) -> Vec<String> {
     for (path, text) in documents(tree) {
         let dead = links(text).into_iter().filter(|(_, target)| !is_there(tree, path, target));
         breaches.extend(dead.map(|(line, target)| format!("{path}:{line}: the link {target} leads nowhere")));
-        let (lines, most) = (text.lines().count(), length(tree, path));
-        if most.is_some_and(|most| lines > most) {
-            breaches
-                .push(format!("{path}: has {lines} lines, and {} are the most: split it", most.unwrap_or_default()));
+        let lines = text.lines().count();
+        if let Some(most) = length(tree, path).filter(|most| lines > *most) {
+            breaches.push(format!("{path}: has {lines} lines, and {most} are the most: split it"));
         }
     }
     let summary = tree.text(SUMMARY);
@@ -50,7 +50,7 @@ fn length(tree: &Tree, path: &str) -> Option<usize> {
     }
 }
 
-/// Whether a link of a document leads to a file, and to a heading there if it names one.
+/// True if a link of a document leads to a file, and to a heading there if it names one.
 fn is_there(tree: &Tree, from: &str, target: &str) -> bool {
     if target.contains("://") || target.starts_with("mailto:") {
         return true;
@@ -90,7 +90,8 @@ mod tests {
 
     #[test]
     fn a_link_leads_somewhere() {
-        let readme = "# How it works: 1\n[a](docs/a.md) [b](docs/a.md#x) [c](https://example.com/) [d](#how-it-works-1)\n\
+        let readme = "# How it works: 1\n\
+                      [a](docs/a.md) [b](docs/a.md#x) [c](https://example.com/)\n[d](#how-it-works-1) \
                       [e](gone) [f](#gone) [g](docs/a.md#gone) [h](docs/) [i](Cargo.toml#L3)\n```\n[j](gone)\n```\n";
         let page = "## X\n[up](../README.md) [side](b.md) [gone](../docs/c.md)\n";
         let summary = "- [A](a.md)\n- [B](./b.md)\n";

@@ -9,8 +9,8 @@ use super::rust_source::{Source, line_of, tokens};
 use super::tree::Tree;
 use crate::run;
 
-/// The crates of user space, lowest layer first: name, folder, layer. A crate uses crates of lower layers only. One that has no
-/// folder yet is passed by.
+/// The crates of user space, lowest layer first: name, folder, layer. A crate uses crates of lower layers only. A crate
+/// without a folder is not there yet, and is passed by.
 const CRATES: [(&str, &str, u8); 7] = [
     ("lb-common", "lb-common/", 0),
     (CORE, "lb-user/core/", 1),
@@ -24,7 +24,7 @@ const CRATES: [(&str, &str, u8); 7] = [
 const CORE: &str = "lb-core";
 /// Talks to the kernel, and is the only crate of user space with `unsafe`.
 const KERNEL: &str = "lb-kernel";
-/// What tests, benches and the demo share. It may use all, and only `xtask` is built on it.
+/// Shared by tests, benches and the demo. It may use all, and only `xtask` is built on it.
 const LAB: &str = "lb-lab";
 const LAB_USERS: [&str; 1] = ["xtask"];
 
@@ -58,7 +58,8 @@ pub(crate) fn breaches(tree: &Tree) -> Result<Vec<String>> {
             let found = match *name {
                 CORE => impurities(text),
                 KERNEL => Vec::new(),
-                // Map layouts are `Pod` in the crate that the programs share; until the kernel's crate is there, all is one.
+                // Map layouts are `Pod` in the crate that the programs share; until the kernel's crate is there, all is
+                // one.
                 "lb-common" => Vec::new(),
                 _ if !there.contains(&KERNEL) => Vec::new(),
                 _ => unsafe_code(text),
@@ -123,14 +124,14 @@ fn directions(dependencies: &BTreeMap<String, BTreeSet<String>>, there: &[&str])
     breaches
 }
 
-/// What the tree of the core's dependencies must not have.
+/// Unwanted crates in the tree of the core's dependencies.
 fn impure_dependencies(listing: &str) -> Vec<String> {
     let names: BTreeSet<&str> = listing.lines().filter_map(|line| line.split(' ').next()).collect();
     let found = NOT_IN_CORE.into_iter().filter(|name| names.contains(name));
     found.map(|name| format!("{CORE} depends on {name}: the core takes values and returns values")).collect()
 }
 
-/// What the code of the core must not name.
+/// Unwanted names in the code of the core.
 fn impurities(text: &str) -> Vec<String> {
     let code = Source::scan(text).without_tests();
     let mut breaches = Vec::new();

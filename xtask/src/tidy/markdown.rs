@@ -5,13 +5,13 @@
 pub(crate) struct Line<'a> {
     /// From 1.
     pub(crate) number: usize,
-    /// Whether it is in a fenced block of code.
+    /// True in a fenced block of code.
     pub(crate) is_code: bool,
     /// The line itself.
     pub(crate) text: &'a str,
 }
 
-/// The lines of a document, without those that begin and end a block of code.
+/// The lines of a document, without the fences of blocks of code.
 pub(crate) fn lines(document: &str) -> Vec<Line<'_>> {
     let mut fence: Option<&str> = None;
     let mut lines = Vec::new();
@@ -27,7 +27,7 @@ pub(crate) fn lines(document: &str) -> Vec<Line<'_>> {
     lines
 }
 
-/// The anchors of a document: of its headings, and those that it sets itself.
+/// The anchors of a document: of its headings, and of its HTML.
 pub(crate) fn anchors(document: &str) -> Vec<String> {
     let mut anchors: Vec<String> = Vec::new();
     for Line { text, .. } in lines(document).iter().filter(|line| !line.is_code) {
@@ -81,7 +81,7 @@ pub(crate) fn without_code(text: &str) -> String {
     prose
 }
 
-/// How a heading is linked to.
+/// The anchor of a heading, as GitHub and mdbook make it.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = text.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));

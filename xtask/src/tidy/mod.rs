@@ -1,4 +1,5 @@
-//! Verb `tidy`: rules of the tree that no compiler checks, one in a file each, on every file that git knows or would add.
+//! Verb `tidy`: rules of the tree that no compiler checks, one in a file each, on every file that git knows or would
+//! add.
 
 mod cycles;
 mod document_links;
@@ -26,10 +27,12 @@ use tree::Tree;
 /// Arguments of `tidy`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Check words and widths alone, and of these files and folders alone, also where they are not held to the rules yet
+    /// Check words and widths alone, and of these files and folders alone, also where they are not held to the rules
+    /// yet
     #[arg(long, value_name = "PATH", num_args = 1..)]
     words: Vec<String>,
-    /// Print which module uses which in the crates of this folder, level by level, with a place for each; and their cycles
+    /// Print which module uses which in the crates of this folder, level by level, with a place for each; and their
+    /// cycles
     #[arg(long, value_name = "FOLDER", conflicts_with = "words")]
     imports: Option<String>,
 }

@@ -30,8 +30,8 @@ pub(crate) fn breaches(tree: &Tree) -> Vec<String> {
     breaches
 }
 
-/// Rows that promise something and show it by no test, or by a test that is not there. The last cell has the tests: code of
-/// three words or more, or with a dash, is the name of a test.
+/// Rows that promise something and show it by no test, or by a test that is not there. The last cell has the tests:
+/// code of three words or more, or with a dash, is the name of a test.
 fn unshown(document: &str, beginnings: &[&str], is_test: impl Fn(&str) -> bool) -> Vec<String> {
     let mut breaches = Vec::new();
     for row in document.lines().filter(|line| beginnings.iter().any(|beginning| line.starts_with(beginning))) {
@@ -48,7 +48,7 @@ fn unshown(document: &str, beginnings: &[&str], is_test: impl Fn(&str) -> bool) 
     breaches
 }
 
-/// Whether a source has a test of that name.
+/// True if a source has a test of that name.
 fn is_named(sources: &str, name: &str) -> bool {
     sources.contains(&format!("fn {name}(")) || sources.contains(&format!("\"{name}\""))
 }
@@ -59,8 +59,10 @@ mod tests {
 
     #[test]
     fn a_promise_is_shown_by_a_test() {
-        let document = "| I1 | `select` holds | `i1_it_holds`, `a_story_of_it`, `i1_it_is_gone` |\n`no_row_at_all`\n\
-                        | I2 | `not_a_test_here` | `one-two-three`, `four-five-six` of `Local` |\n| I3 | x | `Local` |\n";
+        let document = "| I1 | `select` holds | `i1_it_holds`, `a_story_of_it`, `i1_it_is_gone` |\n\
+                        `no_row_at_all`\n\
+                        | I2 | `not_a_test_here` | `one-two-three`, `four-five-six` of `Local` |\n\
+                        | I3 | x | `Local` |\n";
         let sources = "fn i1_it_holds() {}\n(\"a_story_of_it\", story),\n// i1_it_is_gone\n";
         let is_test = |name: &str| is_named(sources, name) || name == "one-two-three";
         assert_eq!(

@@ -1,5 +1,5 @@
-//! The reference has a row for each thing that a user can name: map, counter, flag, metric. Sources are found by what they
-//! contain.
+//! The reference has a row for each thing that a user can name: map, counter, flag, metric. Sources are found by their
+//! contents.
 
 use super::layers::is_for_tests;
 use super::tree::Tree;
@@ -12,7 +12,7 @@ const UNTIL_THEN: &str = "README.md";
 /// Names of one kind, and how they are found.
 struct Kind {
     what: &'static str,
-    /// Whether a file has such names, by its path and its text.
+    /// True for a file with such names, by its path and its text.
     is_source: fn(&str, &str) -> bool,
     names: fn(&str) -> Vec<String>,
 }
@@ -74,7 +74,7 @@ pub(crate) fn breaches(tree: &Tree) -> Vec<String> {
     breaches
 }
 
-/// Whether a table has a row whose first cell begins with `name`, as code, alone or before a value.
+/// True if a table has a row whose first cell begins with `name`, as code, alone or before a value.
 fn has_row(document: &str, name: &str) -> bool {
     let cell = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
     document.lines().filter_map(cell).any(|cell| cell.split(' ').next() == Some(name))
@@ -126,13 +126,15 @@ mod tests {
     #[test]
     fn names_are_found() {
         let source = "/// A.\n#[btf_map]\npub static AB: HashMap<u32, u32, 1> = HashMap::new();\n\
-                      /// No map.\npub static C: u8 = 0;\n#[btf_map]\n    pub(crate) static D_E: Array<u8, 1> = Array::new();\n";
+                      // No map.\npub static C: u8 = 0;\n#[btf_map]\n\
+                      \x20   pub(crate) static D_E: Array<u8, 1> = Array::new();\n";
         assert_eq!(maps(source), ["AB", "D_E"]);
-        let source = "impl Kind {\n    Self::X => \"no\",\n}\nimpl Counter {\n    const ALL: [Self; 1] = [Self::A];\n\
+        let source = "impl Kind {\n    Self::X => \"no\",\n}\nimpl Counter {\n    const ALL: [Self; 1] = [];\n\
                       \x20       Self::A => \"a_b\",\n}\nimpl More {\n    Self::B => \"no\",\n}\n";
         assert_eq!(counters(source), ["a_b"]);
-        let source = "struct Other {\n    #[arg(long)]\n    no: u8,\n}\n#[derive(Args)]\npub(super) struct Arguments {\n\
-                      \x20   /// A.\n    #[arg(long)]\n    pub(super) one_two: bool,\n    #[arg(\n        short,\n\
+        let source = "struct Other {\n    #[arg(long)]\n    no: u8,\n}\n#[derive(Args)]\n\
+                      pub(super) struct Arguments {\n    /// A.\n    #[arg(long)]\n    pub(super) one_two: bool,\n\
+                      \x20   #[arg(\n        short,\n\
                       \x20       long,\n        env = \"X\"\n    )]\n    three: u8,\n    #[arg(value_name = \"F\")]\n\
                       \x20   place: u8,\n}\n";
         assert_eq!(flags(source), ["--one-two", "--three"]);

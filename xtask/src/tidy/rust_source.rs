@@ -1,9 +1,10 @@
-//! A scanner for Rust sources: tells code, comments and texts apart, and leaves test code out. It knows no grammar beyond that.
+//! A scanner for Rust sources: tells code, comments and texts apart, and leaves test code out. It knows no grammar
+//! beyond that.
 
-/// A source, taken apart. Each part has the bytes of the source where it applies, and spaces elsewhere, so that offsets and
-/// lines are those of the file.
+/// A source, taken apart. Each part has the bytes of the source where it applies, and spaces elsewhere, so that offsets
+/// and lines are those of the file.
 pub(crate) struct Source {
-    /// Code without comments, and without what stands in texts.
+    /// Code without comments, and without the contents of texts.
     pub(crate) code: String,
     /// Comments, one for each line.
     pub(crate) comments: Vec<Comment>,
@@ -18,9 +19,9 @@ pub(crate) struct Comment {
     pub(crate) line: usize,
     /// `//`, `///`, `//!` or `/*`.
     pub(crate) mark: &'static str,
-    /// Whether code stands before it on its line.
+    /// True if code stands before it on its line.
     pub(crate) is_trailing: bool,
-    /// What follows the mark.
+    /// The text behind the mark.
     pub(crate) text: String,
 }
 
@@ -130,7 +131,7 @@ pub(crate) fn line_of(text: &str, offset: usize) -> usize {
     text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count() + 1
 }
 
-/// Whether a text is one identifier.
+/// True if a text is one identifier.
 pub(crate) fn is_word(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(is_word_byte)
 }
@@ -247,7 +248,8 @@ mod tests {
 
     #[test]
     fn code_is_told_from_comments_and_texts() {
-        let text = "let a = \"// no {\"; // yes\nlet b = r#\"/* \" no */\"#; /* one\n * two */ let c: &'a u8 = '\"'; '\\''; b\n";
+        let text = "let a = \"// no {\"; // yes\nlet b = r#\"/* \" no */\"#; /* one\n * two */ let c: &'a u8 = '\"'; \
+                    '\\''; b\n";
         let source = Source::scan(text);
         assert_eq!(source.code.len(), text.len());
         assert_eq!(source.code.split_whitespace().collect::<Vec<_>>().join(" "), {
@@ -260,7 +262,8 @@ mod tests {
 
     #[test]
     fn test_code_is_left_out() {
-        let text = "use a::b;\n#[cfg(test)]\nuse c::{d, e};\n#[cfg(test)]\nmod f {\n fn g() {}\n}\n#[cfg(test)]\n#[path = \"x\"]\nmod h;\nfn i() {}\n";
+        let text = "use a::b;\n#[cfg(test)]\nuse c::{d, e};\n#[cfg(test)]\nmod f {\n fn g() {}\n}\n\
+                    #[cfg(test)]\n#[path = \"x\"]\nmod h;\nfn i() {}\n";
         let source = Source::scan(text);
         assert_eq!(source.without_tests().split_whitespace().collect::<Vec<_>>().join(" "), "use a::b; fn i() {}");
         assert_eq!(source.test_modules(), ["h"]);

@@ -35,8 +35,8 @@ fn unknown(document: &str, verbs: &[String], subcommands: &[String]) -> Vec<Stri
         for command in commands {
             let unknown = |name: &str, words: Vec<String>, known: &[String]| {
                 let is_unknown = move |word: &String| word != "help" && !known.contains(word);
-                let told = words.into_iter().filter(is_unknown);
-                told.map(|word| format!("{}: there is no `{name} {word}`", line.number)).collect::<Vec<_>>()
+                let unknown = words.into_iter().filter(is_unknown);
+                unknown.map(|word| format!("{}: there is no `{name} {word}`", line.number)).collect::<Vec<_>>()
             };
             breaches.extend(unknown("cargo xtask", after(command, &["cargo", "xtask"]), verbs));
             breaches.extend(unknown("beeline", after(command, &["beeline"]), subcommands));
@@ -109,8 +109,10 @@ mod tests {
 
     #[test]
     fn subcommands_are_the_variants() {
-        let source = "enum Other { No }\nenum Command {\n    /// Runs, Or not.\n    Run(Box<run::Arguments>),\n    DryRun,\n\
-                      \x20   Completions {\n        /// X.\n        shell: Shell,\n    },\n    Get(get::Arguments),\n}\nenum More { No }\n";
+        let source = "enum Other { No }\nenum Command {\n    /// Runs, Or not.\n\
+                      \x20   Run(Box<run::Arguments>),\n    DryRun,\n\
+                      \x20   Completions {\n        /// X.\n        shell: Shell,\n    },\n\
+                      \x20   Get(get::Arguments),\n}\nenum More { No }\n";
         assert_eq!(subcommands(source), ["run", "dry-run", "completions", "get"]);
     }
 

@@ -1,5 +1,5 @@
-//! Rules of single files: a Rust file begins with its job and is not too long, nothing unfinished is left, nothing is binary,
-//! and each shared dependency says what it is for.
+//! Rules of single files: a Rust file begins with its job and is not too long, nothing unfinished is left, nothing is
+//! binary, and each shared dependency says what it is for.
 
 use std::path::Path;
 

@@ -55,7 +55,7 @@ impl Tree {
         self.files.get(path)?.as_deref()
     }
 
-    /// Whether a path is a file or a folder.
+    /// True if a path is a file or a folder.
     pub(crate) fn has(&self, path: &str) -> bool {
         let path = path.trim_end_matches('/');
         let below = format!("{path}/");

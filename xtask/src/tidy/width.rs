@@ -34,7 +34,7 @@ pub(crate) fn breaches(path: &str, text: &str) -> Vec<String> {
     breaches
 }
 
-/// Whether there is a space to break at, behind the mark of a comment or the quote of a text.
+/// True if there is a space to break at, behind the mark of a comment or the quote of a text.
 fn is_breakable(line: &str) -> bool {
     let line = line.trim_start();
     let line = ["/// ", "//! ", "// ", "# ", "\"", "["].iter().find_map(|mark| line.strip_prefix(mark)).unwrap_or(line);

@@ -6,6 +6,7 @@ mod document_links;
 mod import_paths;
 mod layers;
 mod markdown;
+mod module_files;
 mod promises;
 mod reference_rows;
 mod rust_source;
@@ -59,6 +60,7 @@ pub(crate) fn check() -> Result<()> {
     breaches.extend(words(&tree, words::is_held));
     breaches.extend(crates(&tree).iter().flat_map(|sources| cycles::breaches(sources, tree.texts(), true)));
     breaches.extend(layers::breaches(&tree)?);
+    breaches.extend(module_files::breaches(&tree));
     breaches.extend(promises::breaches(&tree));
     breaches.extend(reference_rows::breaches(&tree));
     breaches.extend(document_links::breaches(&tree));

@@ -1,4 +1,4 @@
-//! Debian's packages through apt: what is offered, install, unpack without installing. Decides nothing about what is needed.
+//! Debian's packages through apt: search, install, and unpack without installing. Other files decide what is needed.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// Writes `lines` (of sources.list) into `dir` and fetches their lists; a suite that the mirror has not is left out.
+    /// Writes `lines` (of sources.list) into `dir` and fetches their lists. A suite that the mirror lacks is left out.
     pub(crate) fn fetch(dir: &Path, lines: &[String]) -> Result<Self> {
         for sub in ["lists/partial", "cache/archives/partial"] {
             std::fs::create_dir_all(dir.join(sub)).with_context(|| format!("making {}", dir.join(sub).display()))?;
@@ -24,7 +24,7 @@ impl Sources {
         std::fs::write(&list, lines.join("\n") + "\n").with_context(|| format!("writing {}", list.display()))?;
         let sources = Self { dir: dir.to_path_buf() };
         if let Err(error) = run::run(sources.apply(&mut apt_get()).args(["-q", "update"])) {
-            eprintln!("    not every suite could be read ({error:#}); going on with the rest");
+            run::note(&format!("    not every suite could be read ({error:#}); going on with the rest"));
         }
         Ok(sources)
     }
@@ -66,7 +66,7 @@ pub(crate) struct Package {
     pub(crate) version: String,
 }
 
-/// Which of `names` apt offers. Reads the mirror's lists first, once per run of xtask.
+/// The packages among `names` that apt offers. Reads the mirror's lists first, once per run of xtask.
 pub(crate) fn offered(names: &[&str]) -> Result<Vec<Package>> {
     update()?;
     if names.is_empty() {
@@ -101,12 +101,12 @@ pub(crate) fn unpack(package: &str, into: &Path) -> Result<()> {
     unpack_with(|_| {}, package, into)
 }
 
-/// Whether we may install.
+/// True if this process may install.
 pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
-/// Whether there is an apt to ask.
+/// True if the system has apt.
 pub(crate) fn exists() -> bool {
     run::find("apt-get", &[]).is_some()
 }
@@ -224,9 +224,11 @@ mod tests {
     fn both_formats_of_sources_are_read() {
         let pairs =
             |list: &[(&str, &str)]| list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect::<Vec<_>>();
-        let new = "Types: deb deb-src\n# comment: x\nURIs: http://m/debian\nSuites: s s-updates\n\nTypes: deb-src\nURIs: http://n\nSuites: s\n";
+        let new = "Types: deb deb-src\n# comment: x\nURIs: http://m/debian\nSuites: s s-updates\n\n\
+                   Types: deb-src\nURIs: http://n\nSuites: s\n";
         assert_eq!(parse_deb822(new), pairs(&[("http://m/debian", "s"), ("http://m/debian", "s-updates")]));
-        let old = "# deb http://off s main\ndeb [arch=amd64 signed-by=/k] http://m/debian s main\ndeb-src http://m s main\ndeb http://n t\n";
+        let old = "# deb http://off s main\ndeb [arch=amd64 signed-by=/k] http://m/debian s main\n\
+                   deb-src http://m s main\ndeb http://n t\n";
         assert_eq!(parse_one_line(old), pairs(&[("http://m/debian", "s"), ("http://n", "t")]));
     }
 }

@@ -1,4 +1,4 @@
-//! Verb `bench`: takes the figures that the README shows, one table for each bench. What they measure is lb-user's work.
+//! Verb `bench`: takes the figures that the documents show, one table for each bench. The benches are lb-user's.
 
 use std::process::{Command, ExitCode};
 
@@ -11,9 +11,9 @@ use crate::{build, build_ebpf, e2e, kubernetes, run};
 /// Arguments of `bench`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure [default: everything]
+    /// Benches to run [default: all]
     #[arg(value_enum)]
-    what: Vec<Bench>,
+    benches: Vec<Bench>,
     /// Arguments of the bench itself, as in `bench packets -- --services 10 --rounds 3`
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -22,15 +22,15 @@ pub(crate) struct Args {
 /// The benches of lb-user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Bench {
-    /// What the socket path adds to a connection.
+    /// Cost of the socket path for a connection.
     Sockets,
     /// Compile, plan and map writes: first fill, a change, a restart.
     Control,
     /// From the start of the agent to the first VIP that answers, from a real API server.
     Start,
-    /// How long it takes to end the sockets of a dead backend among 100,000.
+    /// Time to end the sockets of a dead backend among 100,000.
     Kill,
-    /// What a packet costs on its way through a node, beside kube-proxy and a node without any proxy.
+    /// Cost of a packet on its way through a node, beside kube-proxy and a node without any proxy.
     Packets,
     /// Start, memory and CPU of the agent in a real cluster, beside kube-proxy.
     Cluster,
@@ -48,7 +48,7 @@ impl Bench {
         }
     }
 
-    /// Cargo running one that is lb-user's.
+    /// Cargo, running a bench of lb-user.
     fn cargo(self, arguments: &[String]) -> Result<Command> {
         let mut cargo = build::cargo();
         cargo.args(["bench", "--package", "lb-user", "--bench", self.name()]);
@@ -61,7 +61,7 @@ impl Bench {
         Ok(cargo)
     }
 
-    /// Whether it compares with kube-proxy, which takes its Services from an API server.
+    /// True if it compares with kube-proxy, which takes its Services from an API server.
     fn has_kube_proxy(self) -> bool {
         matches!(self, Self::Start | Self::Packets)
     }
@@ -71,7 +71,7 @@ impl Bench {
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let tools = setup::ensure(Need::Bench, None)?;
     run::step("build-ebpf", || build_ebpf::build(&tools, build_ebpf::Layout::Own))?;
-    let chosen = if args.what.is_empty() { Bench::value_variants() } else { &args.what };
+    let chosen = if args.benches.is_empty() { Bench::value_variants() } else { &args.benches };
     run::print(&machine());
     for bench in chosen {
         run::print(&format!("\n`cargo xtask bench {}`\n", bench.name()));
@@ -85,7 +85,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The cluster of the stories, where figures are taken instead.
+/// The cluster of the end-to-end stories, which takes figures instead of telling them.
 fn figures() -> Result<Command> {
     let mut command = e2e::command()?;
     command.arg("--figures");

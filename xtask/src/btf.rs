@@ -1,4 +1,4 @@
-//! Small repairs of the object's BTF, in place: what LLVM writes for Rust, in a form that the kernel and bpftool take well.
+//! Small repairs of the object's BTF, in place: LLVM's output for Rust, in a form that the kernel and bpftool accept.
 //!
 //! - A parameter without a name (a closure's environment) gets one: the kernel refuses a function type that has none,
 //!   and with it the whole BTF (kernel/bpf/btf.c, `btf_func_check`).
@@ -74,7 +74,7 @@ fn put(btf: &mut [u8], at: usize, value: u32) -> Result<()> {
     Ok(())
 }
 
-/// Where a string that the object has anyway stands among the strings.
+/// Offset of a string that the object has anyway.
 fn name_offset(btf: &[u8], strings: usize, name: &str) -> Result<u32> {
     let needle = [b"\0", name.as_bytes(), b"\0"].concat();
     let all = btf.get(strings..).context("the BTF has no strings")?;
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_btf_is_an_error() {
+    fn other_bytes_than_btf_are_an_error() {
         assert!(repair(&mut [1, 2, 3]).is_err());
         assert!(repair_section(&mut [0x9f, 0xeb, 1, 0]).is_err());
     }

@@ -28,7 +28,7 @@ pub(crate) struct Args {
     toolchain: Option<Kind>,
 }
 
-/// How much to optimise.
+/// Degree of optimisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Profile {
     /// Quick to build.
@@ -37,7 +37,7 @@ pub(crate) enum Profile {
     Release,
 }
 
-/// What to link with.
+/// Libraries of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Link {
     /// The system's libraries.
@@ -68,9 +68,9 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 /// Builds the programs, the agent and, if named, one of lb-user's test programs.
 pub(crate) fn build(tools: &Tools, profile: Profile, link: Link, test: Option<&str>) -> Result<Built> {
     run::step("build-ebpf", || build_ebpf::build(tools, Layout::Own))?;
-    let what =
+    let step =
         format!("build the agent{} ({profile:?}, {link:?})", test.map_or_else(String::new, |t| format!(" and {t}")));
-    run::step(&what, || {
+    run::step(&step, || {
         let mut cargo = cargo();
         match test {
             None => cargo.args(["build", "--package", "lb-user"]),
@@ -83,8 +83,8 @@ pub(crate) fn build(tools: &Tools, profile: Profile, link: Link, test: Option<&s
     })
 }
 
-/// Builds the agent of the made-up next layout, for the stories of upgrade and rollback. It stands beside this version's, so
-/// that one has to be built after it.
+/// Builds the agent of the made-up next layout, for the stories of upgrade and rollback. Cargo puts it in the place of
+/// this version's agent, which has to be built after it.
 pub(crate) fn build_next(tools: &Tools, profile: Profile, link: Link) -> Result<PathBuf> {
     let object = run::step("build-ebpf (next layout)", || build_ebpf::build(tools, Layout::Next))?;
     run::step(&format!("build the agent of the next layout ({profile:?}, {link:?})"), || {
@@ -125,8 +125,8 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
-/// Runs a cargo and returns its messages; what is meant for people goes to stderr.
-fn messages(cargo: &mut Command) -> Result<Vec<serde_json::Value>> {
+/// Runs a cargo and returns its messages; those for people go to stderr.
+pub(crate) fn messages(cargo: &mut Command) -> Result<Vec<serde_json::Value>> {
     let mut messages = Vec::new();
     let status = run::stream(cargo.stderr(Stdio::inherit()), |line| {
         messages.extend(serde_json::from_str(line));

@@ -26,16 +26,16 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whose maps the programs have.
+/// The version of the map layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// This version's.
     Own,
-    /// Those of a next version, made up for the stories of upgrade and rollback: see lb-common's feature `next-layout`.
+    /// A next version's, made up for the stories of upgrade and rollback: see lb-common's feature `next-layout`.
     Next,
 }
 
-/// Compiles; the object is touched only if it changes, so that nothing is rebuilt because of an equal one.
+/// Compiles. The object is written only if it changes, so that an equal object rebuilds nothing.
 pub(crate) fn build(tools: &Tools, layout: Layout) -> Result<PathBuf> {
     let target_dir = workspace::target_dir().join("ebpf-build");
     let mut cargo = tools.compiler.cargo();

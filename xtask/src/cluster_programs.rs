@@ -1,4 +1,4 @@
-//! What a real cluster runs beside its API server: the rest of Kubernetes, containerd and CoreDNS, each built once.
+//! Programs of a real cluster beside its API server: the rest of Kubernetes, containerd and CoreDNS, each built once.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::go::Programs;
 use crate::{kubernetes, workspace};
 
-/// Of Kubernetes, beside the API server and kubectl.
+/// Programs of Kubernetes beside the API server and kubectl.
 const KUBERNETES: [&str; 4] = ["kube-controller-manager", "kube-scheduler", "kubelet", kubernetes::KUBE_PROXY];
 
 const CONTAINERD: Programs = Programs {
@@ -21,7 +21,7 @@ const CONTAINERD: Programs = Programs {
 const COREDNS: Programs =
     Programs { module: "github.com/coredns/coredns", version: "v1.14.5", packages: &[""], tags: "" };
 
-/// The directories that have them, made first where they lack.
+/// The directories with the programs; missing programs are built first.
 pub(crate) fn ensure() -> Result<Vec<PathBuf>> {
     let kubernetes = kubernetes::ensure_with(&KUBERNETES)?;
     Ok(vec![kubernetes, built(&CONTAINERD)?, built(&COREDNS)?])

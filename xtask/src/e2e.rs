@@ -1,4 +1,5 @@
-//! Verb `e2e`: makes the image, gathers what a cluster of two real nodes runs, and tells the stories of lb-user's test `e2e` there.
+//! Verb `e2e`: makes the image, gathers the programs of a cluster of two real nodes, and runs lb-user's test `e2e`
+//! there.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -10,7 +11,7 @@ use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::{cluster_programs, image, run, workspace};
 
-/// What the pods of the stories run.
+/// Image of the pods of the stories.
 const PODS: &str = "beeline-e2e";
 
 /// Arguments of `e2e`.
@@ -39,7 +40,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The program of the stories, with all that it needs built and named to it.
+/// The program of the stories; its environment names the programs that it needs, which are built first.
 pub(crate) fn command() -> Result<Command> {
     let tools = setup::ensure(Need::E2e, None)?;
     let programs = cluster_programs::ensure()?;

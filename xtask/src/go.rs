@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{apt, run};
 
-/// From this version on, a Go fetches the newer one that a module asks for by itself.
+/// From this version on, a Go fetches by itself the newer version that a module asks for.
 const GO_AT_LEAST: u32 = 21;
 
 /// Programs of one module.
@@ -23,7 +23,7 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Builds those that `dir` lacks.
+    /// Builds the programs that `dir` lacks.
     pub(crate) fn ensure(&self, dir: &Path) -> Result<()> {
         let Self { module, version, packages, tags } = self;
         let name = |package: &str| package.rsplit('/').next().unwrap_or(package).to_owned();
@@ -52,14 +52,14 @@ impl Programs {
     }
 }
 
-/// Go at work in a directory, on modules that have nothing to do with what the user has.
+/// Go in a directory, independent of the user's settings and modules.
 pub(crate) fn command(dir: &Path) -> Result<Command> {
     let mut command = Command::new(find_go()?);
     command.current_dir(dir).env("GOTOOLCHAIN", "auto").env("GOFLAGS", "").env("GOWORK", "off").env("CGO_ENABLED", "0");
     Ok(command)
 }
 
-/// A Go that is new enough, or that can fetch one that is; installed when there is none.
+/// A Go that is new enough, or that can fetch a newer version by itself; installed if the system has none.
 fn find_go() -> Result<PathBuf> {
     const CURE: &str = "or put kube-apiserver, kubectl and etcd in a directory, and name it in KUBEBUILDER_ASSETS";
     let is_new = |go: &PathBuf| {
@@ -95,7 +95,7 @@ fn parse_go(text: &str) -> Option<u32> {
     text.strip_prefix("go version go1.")?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Copies a program in one step: nobody sees half of it.
+/// Copies a program in one step: no process sees half of it.
 pub(crate) fn place(from: &Path, to: &Path) -> Result<()> {
     let half = to.with_extension("new");
     std::fs::copy(from, &half).with_context(|| format!("copying {}", from.display()))?;

@@ -1,4 +1,4 @@
-//! Helm for the tests of the chart: the one that is there, or one built once from the Go module proxy.
+//! Helm for the tests of the chart: the system's, or else built once from the Go module proxy.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use crate::{go, run, workspace};
 
 const VERSION: &str = "v3.22.0";
 
-/// The program; built first if there is none.
+/// The program; built first if the system has none.
 pub(crate) fn ensure() -> Result<PathBuf> {
     let given = std::env::var_os("BEELINE_HELM").map(PathBuf::from);
     if let Some(helm) = given.or_else(|| run::find("helm", &[])) {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::kernel_cache::Kernel;
 use crate::{run, setup, vm};
 
-/// What a node's kernel has loaded and a cloud kernel has as modules; those built in or unknown to a kernel are left out.
+/// Modules of a cloud kernel that a node has loaded. Modules that are built in or that a kernel lacks are left out.
 const MODULES: [&str; 17] = [
     "ipv6",
     "veth",
@@ -30,19 +30,19 @@ const MODULES: [&str; 17] = [
     "ip6table_filter",
 ];
 
-/// What is put into the machine and done there.
+/// Programs and settings of the machine.
 pub(crate) struct Inside {
     /// The agent, static like the others.
     pub(crate) agent: PathBuf,
-    /// That of the made-up next layout.
+    /// The agent of the made-up next layout.
     pub(crate) next: PathBuf,
     /// The stories.
     pub(crate) stories: PathBuf,
-    /// Which of them: all without it.
+    /// A part of the names of the stories to run; none runs all.
     pub(crate) filter: Option<String>,
-    /// Whether the kernel blinds the constants of all programs (net.core.bpf_jit_harden=2).
+    /// True if the kernel blinds the constants of all programs (net.core.bpf_jit_harden=2).
     pub(crate) is_hardened: bool,
-    /// Whether what is found out renews what the tree says, rather than being compared with it.
+    /// True if results renew the goldens of the tree rather than being compared with them.
     pub(crate) is_update: bool,
 }
 
@@ -88,7 +88,7 @@ pub(crate) fn build(kernel: &Kernel, inside: &Inside) -> Result<Vec<u8>> {
 }
 
 fn init(insmod: &str, inside: &Inside) -> String {
-    // Read back, so that a kernel that does not take it is no run of its kind.
+    // Read back, so that a run counts only if the kernel took the setting.
     let harden = if inside.is_hardened {
         "echo 2 >/proc/sys/net/core/bpf_jit_harden; echo \"bpf_jit_harden $(cat /proc/sys/net/core/bpf_jit_harden)\"\n\
          [ \"$(cat /proc/sys/net/core/bpf_jit_harden)\" = 2 ] || poweroff -f\n"
@@ -124,7 +124,7 @@ poweroff -f
     )
 }
 
-/// The modules to load and those that they need, each after what it needs itself.
+/// The modules to load and their dependencies, in the order of loading.
 fn load_order(dependencies: &str, wanted: &[&str]) -> Vec<String> {
     let by_name: BTreeMap<&str, (&str, &str)> = dependencies
         .lines()
@@ -133,7 +133,7 @@ fn load_order(dependencies: &str, wanted: &[&str]) -> Vec<String> {
         .collect();
     let mut order: Vec<String> = Vec::new();
     for (path, needs) in wanted.iter().filter_map(|name| by_name.get(name)) {
-        // depmod lists what a module needs in the opposite order of loading.
+        // depmod lists the dependencies of a module in the opposite order of loading.
         for module in needs.split_whitespace().rev().chain([*path]) {
             if !order.iter().any(|loaded| loaded == module) {
                 order.push(module.to_owned());
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modules_load_after_what_they_need() {
+    fn modules_load_after_their_dependencies() {
         let dependencies =
             "kernel/a.ko: kernel/b.ko kernel/c.ko\nkernel/b.ko: kernel/c.ko\nkernel/c.ko:\nkernel/d.ko.xz:\n";
         assert_eq!(

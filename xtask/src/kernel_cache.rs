@@ -1,4 +1,4 @@
-//! Debian's signed cloud kernels with their modules, downloaded once and kept outside the checkout. Boots none of them.
+//! Debian's signed cloud kernels with their modules, downloaded once and kept outside the checkout. `vm` boots them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use clap::ValueEnum;
 use crate::apt::{self, Package, Sources};
 use crate::{run, workspace};
 
-/// What Debian signs its suites with.
+/// The keys of Debian's suites.
 pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Suites that have had these kernels; each is asked for, and none must exist.
+/// Suites that have had these kernels. Each is tried; a mirror may lack any of them.
 const SUITES: [&str; 4] = ["bullseye", "bookworm", "bookworm-updates", "bookworm-backports"];
 const SECURITY_SUITES: [&str; 2] = ["bullseye-security", "bookworm-security"];
 
@@ -44,7 +44,7 @@ impl fmt::Display for Series {
 
 /// A kernel on disk.
 pub(crate) struct Kernel {
-    /// What boots.
+    /// The kernel's image.
     pub(crate) vmlinuz: PathBuf,
     /// Its modules, with modules.dep.
     pub(crate) modules: PathBuf,
@@ -63,7 +63,7 @@ pub(crate) fn emulator() -> (&'static str, &'static str) {
     }
 }
 
-/// A kernel of the series; the newest that Debian has, when none is there.
+/// A kernel of the series; the newest that Debian has is downloaded if the cache has none.
 pub(crate) fn ensure(series: Series) -> Result<Kernel> {
     let home = workspace::cache().join("kernels");
     let dir = home.join(series.to_string());
@@ -82,7 +82,7 @@ fn download(series: Series, home: &Path, dir: &Path) -> Result<()> {
     let number = series.to_string().replace('.', r"\.");
     let offered = sources.search(&format!(r"^linux-image-{number}\.[0-9].*-cloud-{arch}$"))?;
     let newest = newest(&offered)?.with_context(|| format!("no suite has a cloud kernel {series} for {arch}"))?;
-    eprintln!("    {} {}", newest.name, newest.version);
+    run::note(&format!("    {} {}", newest.name, newest.version));
     let scratch = home.join(format!(".{series}"));
     if scratch.exists() {
         std::fs::remove_dir_all(&scratch).with_context(|| format!("removing {}", scratch.display()))?;

@@ -1,4 +1,5 @@
-//! Verb `kernels`: runs the stories under each older kernel that Beeline supports, and ends with a table of how they did.
+//! Verb `kernels`: runs the stories under each older kernel that Beeline supports, and ends with a table of the
+//! results.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -55,7 +56,7 @@ struct Row {
     lacks: Vec<String>,
 }
 
-/// What one kernel made of it. That it did not get there counts as a failure like any other.
+/// The result of one kernel. A kernel that does not boot counts as a failure.
 fn row(series: Series, inside: &Inside) -> Row {
     let booted = run::step(&format!("kernel {series}"), || boot(series, inside));
     match booted {
@@ -63,7 +64,7 @@ fn row(series: Series, inside: &Inside) -> Row {
             if inside.is_update
                 && let Err(error) = renew_table(&verified)
             {
-                eprintln!("    {error:#}");
+                run::note(&format!("    {error:#}"));
             }
             Row { series, release, tally, lacks }
         }
@@ -72,12 +73,12 @@ fn row(series: Series, inside: &Inside) -> Row {
                 tally += Tally::FAIL;
             }
             if exit.is_none() {
-                eprintln!("    it died, or did not end within {} s", vm::TIMEOUT.as_secs());
+                run::note(&format!("    it died, or did not end within {} s", vm::TIMEOUT.as_secs()));
             }
             Row { series, release, tally, lacks }
         }
         Err(error) => {
-            eprintln!("    {error:#}");
+            run::note(&format!("    {error:#}"));
             Row { series, release: "did not boot".to_owned(), tally: Tally::FAIL, lacks: Vec::new() }
         }
     }
@@ -93,7 +94,7 @@ fn boot(series: Series, inside: &Inside) -> Result<Outcome> {
     vm::boot(&kernel.vmlinuz, &initrd)
 }
 
-/// Puts rows into the table of what the verifier walks, each in the place of that of the same kernel and program.
+/// Puts rows into the table of the verifier's work, each in the place of the row of the same kernel and program.
 fn renew_table(rows: &[String]) -> Result<()> {
     let path = workspace::root().join("lb-user/tests/verifier.txt");
     let table = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;

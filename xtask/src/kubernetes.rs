@@ -1,4 +1,4 @@
-//! A Kubernetes API server for the tests: kube-apiserver, kubectl and etcd in a directory, built once from the Go module proxy.
+//! A Kubernetes API server for the tests: kube-apiserver, kubectl and etcd in a directory, built once by Go.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,16 +11,17 @@ const VERSION: &str = "v1.37.2";
 /// The version under which the parts of Kubernetes in its staging directory are published.
 const STAGING_VERSION: &str = "v0.37.2";
 const BUILT: [&str; 2] = ["kube-apiserver", "kubectl"];
-/// Built for who compares with it, or takes a node over from it.
+/// Built for benches that compare with it and for tests that take a node over from it.
 pub(crate) const KUBE_PROXY: &str = "kube-proxy";
 
-/// The directory with the three programs; what lacks is made first.
+/// The directory with the three programs; missing programs are made first.
 pub(crate) fn ensure() -> Result<PathBuf> {
     if let Some(given) = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) {
         if lacking(&given).is_empty() {
             return Ok(given);
         }
-        eprintln!("    KUBEBUILDER_ASSETS={} lacks {}: not used", given.display(), lacking(&given).join(", "));
+        let lacks = lacking(&given).join(", ");
+        run::note(&format!("    KUBEBUILDER_ASSETS={} lacks {lacks}: not used", given.display()));
     }
     let dir = workspace::cache().join(format!("kubernetes-{VERSION}"));
     if lacking(&dir).is_empty() {
@@ -43,7 +44,7 @@ pub(crate) fn ensure_with(names: &[&str]) -> Result<PathBuf> {
     let missing = || -> Vec<&str> { names.iter().copied().filter(|name| !dir.join(name).is_file()).collect() };
     if dir.starts_with(workspace::cache()) && !missing().is_empty() {
         let _lock = lock(&dir)?;
-        // Whoever was waited for may have made them.
+        // The holder of the lock may have made them.
         let missing = missing();
         if !missing.is_empty() {
             build(&missing, &dir)?;
@@ -57,7 +58,7 @@ fn lock(dir: &Path) -> Result<File> {
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     let lock = File::create(dir.join(".lock")).context("making a lock file")?;
     if lock.try_lock().is_err() {
-        eprintln!("    waiting for another xtask that is building in {}", dir.display());
+        run::note(&format!("    waiting for another xtask that is building in {}", dir.display()));
         lock.lock().context("waiting for another xtask")?;
     }
     Ok(lock)
@@ -75,7 +76,8 @@ fn get_etcd(dir: &Path) -> Result<()> {
     }
     if !apt::exists() {
         bail!(
-            "there is no etcd and no apt-get: put kube-apiserver, kubectl and etcd in a directory, and name it in KUBEBUILDER_ASSETS"
+            "there is no etcd and no apt-get: put kube-apiserver, kubectl and etcd in a directory, and name it in \
+             KUBEBUILDER_ASSETS"
         );
     }
     let scratch = dir.join(".etcd");
@@ -94,7 +96,8 @@ fn build(names: &[&str], dir: &Path) -> Result<()> {
             "-json",
             &format!("k8s.io/kubernetes@{VERSION}"),
         ]))?;
-        let module: serde_json::Value = serde_json::from_str(&module).context("reading what `go mod download` says")?;
+        let module: serde_json::Value =
+            serde_json::from_str(&module).context("reading the output of `go mod download`")?;
         let upstream = module["GoMod"].as_str().context("`go mod download` names no go.mod")?;
         let upstream = std::fs::read_to_string(upstream).with_context(|| format!("reading {upstream}"))?;
         std::fs::write(scratch.join("go.mod"), go_mod(&upstream)).context("writing go.mod")

@@ -19,11 +19,11 @@ mod kubernetes;
 mod prometheus;
 mod run;
 mod setup;
+mod systemd_unit;
 mod tally;
 mod test;
 mod tidy;
 mod toolchain;
-mod unit;
 mod vm;
 mod workspace;
 
@@ -34,14 +34,14 @@ use clap::{Parser, Subcommand};
 /// Everything that Beeline's developers and CI run.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
-struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
     verb: Verb,
 }
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Find the tools that building and testing need, and install those that are missing.
+    /// Find the tools that building and testing need, and install missing ones.
     Setup(setup::Args),
     /// Compile the eBPF programs into the object that the agent embeds.
     BuildEbpf(build_ebpf::Args),
@@ -53,7 +53,7 @@ enum Verb {
     Test(test::Args),
     /// Measure, and print a table for each bench.
     Bench(bench::Args),
-    /// Tell the stories of a real cluster: two nodes with kubelet and containerd, and no kube-proxy.
+    /// Run the stories of a real cluster: two nodes with kubelet and containerd, and no kube-proxy.
     E2e(e2e::Args),
     /// Run the stories under older kernels, each booted in a small emulated machine.
     Kernels(kernels::Args),
@@ -63,7 +63,7 @@ enum Verb {
     #[command(hide = true)]
     DemoPart(demo::part::Args),
     /// Check the rules of the tree that no compiler checks.
-    Tidy,
+    Tidy(tidy::Args),
 }
 
 fn main() -> ExitCode {
@@ -78,10 +78,10 @@ fn main() -> ExitCode {
         Verb::Kernels(args) => kernels::main(&args),
         Verb::Demo(args) => demo::main(&args),
         Verb::DemoPart(args) => demo::part::main(&args),
-        Verb::Tidy => tidy::main(),
+        Verb::Tidy(args) => tidy::main(&args),
     };
     result.unwrap_or_else(|error| {
-        // Said on one line: a backtrace of xtask helps nobody to install a package.
+        // On one line: a backtrace of xtask does not help to install a package.
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })

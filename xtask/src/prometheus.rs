@@ -1,4 +1,4 @@
-//! Prometheus for the checks of `deploy/monitoring`: found, or taken out of Debian's package; and what promtool says of the
+//! Prometheus for the checks of `deploy/monitoring`: found, or taken out of Debian's package. promtool checks the
 //! alerts.
 
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::{apt, go, run, workspace};
 
 const PROGRAMS: [&str; 2] = ["prometheus", "promtool"];
 
-/// The directory with the two programs, which are fetched first where they lack. Nothing is installed, and nothing started.
+/// The directory with the two programs, which are fetched first if missing. Nothing is installed or started.
 pub(crate) fn ensure() -> Result<PathBuf> {
     let has_all = |dir: &Path| PROGRAMS.iter().all(|name| dir.join(name).is_file());
     if let Some(given) = std::env::var_os("BEELINE_PROMETHEUS").map(PathBuf::from) {
@@ -30,7 +30,8 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     }
     if !apt::exists() {
         bail!(
-            "there is no prometheus and no apt-get: put it and promtool in a directory, and name it in BEELINE_PROMETHEUS"
+            "there is no prometheus and no apt-get: put it and promtool in a directory, and name it in \
+             BEELINE_PROMETHEUS"
         );
     }
     let scratch = dir.join(".unpacked");

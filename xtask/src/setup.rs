@@ -1,4 +1,4 @@
-//! Verb `setup`: everything that a kind of work needs, found or installed. What each thing is stands in its own file.
+//! Verb `setup`: the tools of a kind of work, found or installed. Each tool has a file of its own.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -13,7 +13,7 @@ use crate::{apt, deny, helm, kernel_cache, kubernetes, prometheus, run};
 /// Arguments of `setup`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to set up for.
+    /// The kind of work.
     #[arg(long = "for", value_enum, default_value = "test")]
     need: Need,
     /// The compiler of the eBPF programs, rather than the best that there is.
@@ -28,7 +28,7 @@ pub(crate) enum Need {
     Build,
     /// Build, and look at it at work in network namespaces.
     Demo,
-    /// Everything that must pass.
+    /// Run everything that must pass.
     Test,
     /// Build, and measure.
     Bench,
@@ -38,7 +38,7 @@ pub(crate) enum Need {
     E2e,
 }
 
-/// What the verbs need of a machine that is set up.
+/// The tools of a machine that is set up.
 pub(crate) struct Tools {
     /// Compiles the eBPF programs.
     pub(crate) compiler: Compiler,
@@ -50,19 +50,19 @@ pub(crate) struct Tools {
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     ensure(args.need, args.toolchain)?;
     if args.need == Need::Kernels {
-        // The verb itself gets only those that it boots.
+        // The verb itself gets only the kernels that it boots.
         kernel_cache::all().iter().try_for_each(|series| kernel_cache::ensure(*series).map(drop))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Installs what `need` lacks; quick when nothing is lacking.
+/// Installs the missing tools; quick if all are there.
 pub(crate) fn ensure(need: Need, forced: Option<Kind>) -> Result<Tools> {
-    eprintln!("==> setup");
+    run::note("==> setup");
     let start = Instant::now();
     ensure_programs(need)?;
     let (compiler, linker) = toolchain::ensure(forced).context("finding a toolchain for the eBPF programs")?;
-    eprintln!("    compiler of the eBPF programs: {}", compiler.describe());
+    run::note(&format!("    compiler of the eBPF programs: {}", compiler.describe()));
     match need {
         Need::Build | Need::Demo | Need::Bench | Need::Kernels | Need::E2e => {}
         Need::Test => {
@@ -70,17 +70,18 @@ pub(crate) fn ensure(need: Need, forced: Option<Kind>) -> Result<Tools> {
             ensure_component("clippy", "clippy")?;
             let assets =
                 kubernetes::ensure_with(&[kubernetes::KUBE_PROXY]).context("getting a Kubernetes to test against")?;
-            eprintln!("    Kubernetes to test against: {}", assets.display());
+            run::note(&format!("    Kubernetes to test against: {}", assets.display()));
             helm::ensure().context("getting Helm to test the chart with")?;
             deny::ensure().context("getting cargo-deny")?;
             prometheus::ensure().context("getting Prometheus to test the dashboard and the alerts with")?;
         }
     }
-    eprintln!("    setup: done in {:.1} s", start.elapsed().as_secs_f64());
+    run::note(&format!("    setup: done in {:.1} s", start.elapsed().as_secs_f64()));
     Ok(Tools { compiler, linker })
 }
 
-/// bpftool, wherever the distribution puts it: Ubuntu's is beside the kernel's other tools, of whatever version.
+/// bpftool, in the place of the distribution: Ubuntu's is beside the kernel's other tools, in a folder of their
+/// version.
 pub(crate) fn bpftool() -> Option<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/linux-tools").into_iter().flatten().flatten().map(|entry| entry.path());
     run::find("bpftool", &[system_dirs().to_vec(), versions.collect()].concat())
@@ -106,7 +107,7 @@ fn ensure_programs(need: Need) -> Result<()> {
             want("openssl", "openssl");
             // Runs the unit of deploy/systemd.
             want("systemctl", "systemd");
-            // Rules of others, which a story looks through, and kube-proxy, which hands a node over.
+            // For a story with foreign rules, and for kube-proxy, from which a node is taken over.
             want("nft", "nftables");
             want("iptables", "iptables");
         }
@@ -153,7 +154,7 @@ fn bpftool_package() -> Result<&'static str> {
     Ok(if !is_offered("bpftool") && is_offered("linux-tools-generic") { "linux-tools-generic" } else { "bpftool" })
 }
 
-/// Sees that `cargo NAME` works, by way of rustup if it does not.
+/// Ensures that `cargo NAME` works, with rustup if needed.
 fn ensure_component(name: &str, component: &str) -> Result<()> {
     if run::capture(run::cargo().args([name, "--version"])).is_ok() {
         return Ok(());

@@ -2,7 +2,7 @@
 
 use std::ops::AddAssign;
 
-/// How many tests passed, failed, and were not run.
+/// Numbers of tests that passed, failed, and were not run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     /// Passed.
@@ -14,9 +14,9 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// One thing that passed.
+    /// One check that passed.
     pub(crate) const PASS: Self = Self { passed: 1, failed: 0, ignored: 0 };
-    /// One thing that failed.
+    /// One check that failed.
     pub(crate) const FAIL: Self = Self { passed: 0, failed: 1, ignored: 0 };
 
     /// The count in a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …`, if the line is one.

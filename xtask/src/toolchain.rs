@@ -49,7 +49,7 @@ impl Compiler {
         command
     }
 
-    /// What its cargo needs beside `build --target`.
+    /// Arguments of its cargo beside `build --target`.
     pub(crate) fn flags(&self) -> &'static [&'static str] {
         match self.kind {
             Kind::Debian => &[],
@@ -68,7 +68,7 @@ impl Compiler {
     }
 }
 
-/// The best compiler that is there with its linker, or else the first kind that can be had by installing what lacks.
+/// The best compiler that is there with its linker, or else the first kind that can be installed.
 pub(crate) fn ensure(forced: Option<Kind>) -> Result<(Compiler, PathBuf)> {
     let there = |kind: &Kind| {
         let compiler = probe(*kind)?;
@@ -86,14 +86,15 @@ pub(crate) fn ensure(forced: Option<Kind>) -> Result<(Compiler, PathBuf)> {
         }
     }
     bail!(
-        "no Rust compiler and linker for {TARGET}, and none could be installed. Any of these compilers will do: the Debian \
-         packages {}; or `rustup toolchain install nightly --component rust-src`; or `rustup component add rust-src`.\n  {}",
+        "no Rust compiler and linker for {TARGET}, and none could be installed. Any of these compilers will do: the \
+         Debian packages {}; or `rustup toolchain install nightly --component rust-src`; or \
+         `rustup component add rust-src`.\n  {}",
         DEBIAN.join(" "),
         reasons.join("\n  ")
     )
 }
 
-/// One kind of compiler with its linker, installed where they lack.
+/// One kind of compiler with its linker; missing ones are installed.
 fn get(kind: Kind) -> Result<(Compiler, PathBuf)> {
     let compiler = match probe(kind) {
         Some(compiler) => compiler,
@@ -107,7 +108,7 @@ fn get(kind: Kind) -> Result<(Compiler, PathBuf)> {
     Ok((compiler, linker))
 }
 
-/// bpf-linker, if there is one of the right version whose LLVM can read what `compiler` writes.
+/// bpf-linker, if installed in the right version with an LLVM that reads the output of `compiler`.
 fn find_linker(compiler: &Compiler) -> Option<PathBuf> {
     let linker = run::find("bpf-linker", &workspace::cargo_bin_dirs())?;
     let version = run::capture(Command::new(&linker).arg("--version")).ok()?;
@@ -116,7 +117,7 @@ fn find_linker(compiler: &Compiler) -> Option<PathBuf> {
     (version.trim() == format!("bpf-linker {BPF_LINKER}") && !old).then_some(linker)
 }
 
-/// bpf-linker, built with LLVM of the compiler's major (or the next that is offered) when it is not there.
+/// bpf-linker; built first if missing, with LLVM of the compiler's major or the next that is offered.
 fn ensure_linker(compiler: &Compiler) -> Result<PathBuf> {
     if let Some(linker) = find_linker(compiler) {
         return Ok(linker);
@@ -127,7 +128,7 @@ fn ensure_linker(compiler: &Compiler) -> Result<PathBuf> {
         let feature = format!("llvm-{llvm}");
         let flags = ["--version", BPF_LINKER, "--no-default-features", "--features", &feature];
         let mut cargo = run::foreign_cargo(&std::env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from));
-        // The toolchain that runs xtask is the right one here; only its flags are not.
+        // The toolchain that runs xtask is right here; only its flags are not.
         cargo.env("LLVM_PREFIX", llvm_prefix(llvm));
         if let Some(toolchain) = std::env::var_os("RUSTUP_TOOLCHAIN") {
             cargo.env("RUSTUP_TOOLCHAIN", toolchain);
@@ -185,7 +186,7 @@ fn install(kind: Kind) -> Result<()> {
             bail!("apt offers no {}", DEBIAN.join(" "))
         }
         Kind::Debian => apt::install(&DEBIAN),
-        // One that is there stays as old as it is: it may be somebody's choice.
+        // An installed nightly stays as old as it is: the user may have chosen it.
         Kind::Nightly if sysroot(Command::new("rustup").args(["run", "nightly", "rustc"])).is_some() => {
             let args = ["component", "add", "rust-src", "--toolchain", "nightly"];
             run::step("rustup: rust-src for nightly", || run::run(Command::new("rustup").args(args)))
@@ -217,7 +218,8 @@ fn ensure_llvm(compiler: &Compiler) -> Result<u32> {
     let is_offered = |major: &u32| offered.iter().any(|package| package.name == format!("llvm-{major}-dev"));
     let Some(major) = majors.iter().copied().find(is_offered) else {
         bail!(
-            "{cure}, and apt offers none of them: add a source of LLVM packages, or install bpf-linker {BPF_LINKER} yourself"
+            "{cure}, and apt offers none of them: add a source of LLVM packages, or install bpf-linker {BPF_LINKER} \
+             yourself"
         );
     };
     apt::install(&[&format!("llvm-{major}-dev"), "libzstd-dev", "zlib1g-dev"])?;

@@ -1,4 +1,4 @@
-//! A small emulated machine: boots a kernel with a root in memory, shows its console, and reads how it ended.
+//! A small emulated machine: boots a kernel with a root in memory, shows its console, and reads the result.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -19,14 +19,14 @@ pub(crate) const EXIT: &str = "BEELINE-VM-EXIT ";
 /// A machine that has not ended by then is switched off.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5400);
 
-/// How a machine ended.
+/// The end of a machine.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outcome {
     /// The kernel's release, empty if it never came so far.
     pub(crate) release: String,
-    /// What the stories counted.
+    /// The count of the stories.
     pub(crate) tally: Tally,
-    /// What they said that this kernel lacks.
+    /// Features that this kernel lacks, by the stories' output.
     pub(crate) lacks: Vec<String>,
     /// Rows of the table of lb-user/tests/stories/verifier.rs.
     pub(crate) verified: Vec<String>,
@@ -55,7 +55,7 @@ impl Outcome {
 /// Boots, shows the console as it comes, and waits until the machine is off or its time is over.
 pub(crate) fn boot(vmlinuz: &Path, initrd: &Path) -> Result<Outcome> {
     let (program, _) = kernel_cache::emulator();
-    // It ends with who started it, whatever ends that.
+    // It ends with the process that starts it.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", program]);
     let (console, cpu) = match std::env::consts::ARCH {
@@ -66,9 +66,9 @@ pub(crate) fn boot(vmlinuz: &Path, initrd: &Path) -> Result<Outcome> {
         _ => ("ttyS0", "max,la57=off,erms=off,fsrm=off"),
     };
     // Emulated in software: a build machine's /dev/kvm may be there and not work. A panic reboots at once, and a reboot
-    // ends the emulator. The processor's random numbers are trusted, or the first wait for them would be long. What the
-    // kernel does against speculation, and page tables of five levels, would cost a sixth of the time here; and copies by
-    // `rep movsb`, which are octet by octet here, a third.
+    // ends the emulator. The processor's random numbers are trusted, or the first wait for them would be long.
+    // Mitigations of speculation and page tables of five levels would cost a sixth of the time here; copies by `rep
+    // movsb`, which are octet by octet here, a third.
     let append = format!("console={console} quiet panic=-1 random.trust_cpu=on mitigations=off");
     command
         .args(["-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2", "-m", "1G", "-no-reboot", "-nodefaults"])
@@ -112,7 +112,7 @@ fn follow(lines: &Receiver<String>, deadline: Instant) -> Outcome {
     outcome
 }
 
-/// A line of a serial console without what is meant for a terminal: escape sequences, carriage returns, bells.
+/// A line of a serial console without escape sequences, carriage returns and bells.
 fn printable(line: &str) -> String {
     let mut out = String::new();
     let mut chars = line.chars();
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_console_is_stripped_to_what_it_says() {
+    fn a_console_is_stripped_to_its_text() {
         assert_eq!(printable("\u{1b}c\u{1b}[?7l\u{1b}[2J\u{1b}[0mtest a ... \u{1b}[32mok\u{1b}[0m\r"), "test a ... ok");
     }
 

@@ -1,10 +1,10 @@
-//! Where things are: the checkout, its target directory, the cache outside of it. Paths only, nothing is made here.
+//! Paths of the checkout, its target directory and the cache outside of it. Nothing is made here.
 
 use std::path::{Path, PathBuf};
 
 /// The checkout that xtask runs in.
 pub(crate) fn root() -> PathBuf {
-    // Asked at run time first: worktrees may share one target directory, and so one binary of xtask.
+    // The run-time variable comes first: worktrees may share one target directory, and so one binary of xtask.
     let xtask = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     xtask.parent().map_or_else(|| xtask.clone(), Path::to_path_buf)
 }
@@ -22,7 +22,7 @@ pub(crate) fn ebpf_object() -> PathBuf {
     root().join("target/ebpf/beeline.bpf.o")
 }
 
-/// What takes minutes to make and no checkout owns.
+/// The cache of things that take minutes to make and that all checkouts share.
 pub(crate) fn cache() -> PathBuf {
     std::env::var_os("BEELINE_CACHE").map_or_else(|| "/var/cache/beeline".into(), PathBuf::from)
 }
@@ -34,7 +34,7 @@ pub(crate) fn cargo_bin_dirs() -> Vec<PathBuf> {
 
 /// Flags of rustc that give the places of this machine neutral names, so that what is built does not depend on them.
 pub(crate) fn remap_flags() -> Vec<String> {
-    // The last that fits counts: the target directory is often inside of the checkout.
+    // The last match counts: the target directory is often inside of the checkout.
     let homes = cargo_homes().map(|dir| (dir, "/cargo"));
     let places = homes.chain([(root(), "/beeline"), (target_dir(), "/target")]);
     places.map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())).collect()

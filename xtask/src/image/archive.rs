@@ -1,5 +1,7 @@
-//! An image as a tar archive that `ctr images import`, `docker load`, `podman load` and `skopeo copy` read: an OCI image
-//! layout with Docker's manifest beside it. Equal input gives equal bytes; nothing here looks at the machine.
+//! An image as a tar archive that `ctr images import`, `docker load`, `podman load` and `skopeo copy` read.
+//!
+//! It is an OCI image layout with Docker's manifest beside it. Equal input gives equal bytes; the machine has no
+//! influence.
 
 use std::io::{Result, Write};
 
@@ -7,7 +9,7 @@ use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// What goes into an image.
+/// Contents of an image.
 pub(crate) struct Image<'a> {
     /// As manifests of Kubernetes name it, without the tag.
     pub(crate) name: &'a str,
@@ -21,7 +23,7 @@ pub(crate) struct Image<'a> {
     pub(crate) labels: &'a [(&'a str, &'a str)],
     /// The program: the one file of the image, and its entry point.
     pub(crate) program: (&'a str, &'a [u8]),
-    /// What it is run with unless a container says otherwise.
+    /// Arguments of the program unless a container gives its own.
     pub(crate) arguments: &'a [&'a str],
 }
 
@@ -29,7 +31,7 @@ pub(crate) struct Image<'a> {
 pub(crate) struct Archive {
     /// The archive.
     pub(crate) bytes: Vec<u8>,
-    /// By which registries and runtimes know the image: that of its manifest.
+    /// The name by which registries and runtimes know the image: the digest of its manifest.
     pub(crate) digest: String,
     /// Size of the layer, which is what a node pulls.
     pub(crate) layer: usize,
@@ -61,7 +63,7 @@ pub(crate) fn write(image: &Image) -> Result<Archive> {
     let mut described = manifest.descriptor();
     described["platform"] = json!({"architecture": image.architecture, "os": "linux"});
     described["annotations"] = json!({
-        // containerd names the image by the first, everybody else by the second.
+        // containerd reads the first, other runtimes the second.
         "io.containerd.image.name": full_name(&reference),
         "org.opencontainers.image.ref.name": image.version,
     });
@@ -96,7 +98,7 @@ fn config(image: &Image, diff_id: &str) -> Value {
     })
 }
 
-/// A part of the image that others name by its digest.
+/// A part of the image, named by its digest.
 struct Blob {
     media_type: &'static str,
     digest: String,
@@ -185,7 +187,7 @@ mod tests {
         files
     }
 
-    /// Takes out what a descriptor names, and holds it to its promise.
+    /// Takes out the blob that a descriptor names, and checks it against the descriptor.
     fn take(files: &mut BTreeMap<String, (u32, Vec<u8>)>, descriptor: &Value) -> Vec<u8> {
         let named = descriptor["digest"].as_str().unwrap();
         let (mode, bytes) = files.remove(&format!("blobs/{}", named.replace(':', "/"))).unwrap();

@@ -1,5 +1,5 @@
-//! What is linked into the program, as CycloneDX 1.5: every crate of the agent and of its eBPF programs, and what the toolchain
-//! adds. The same for the same lock files and toolchain.
+//! The bill of materials, as CycloneDX 1.5: every crate of the agent and of its eBPF programs, and the toolchain's
+//! libraries. It is the same for the same lock files and toolchain.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-/// Whose bill it is.
+/// The program that the bill is of.
 pub(super) struct Program<'a> {
     pub(super) name: &'a str,
     pub(super) version: &'a str,
@@ -17,7 +17,7 @@ pub(super) struct Program<'a> {
     pub(super) created: &'a str,
 }
 
-/// A part of it.
+/// A part of the program.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Part {
     pub(super) name: String,
@@ -27,14 +27,14 @@ pub(super) struct Part {
     pub(super) kind: &'static str,
 }
 
-/// What `cargo tree --prefix none --format '{p}|{l}'` tells, each crate once.
+/// The crates in the output of `cargo tree --prefix none --format '{p}|{l}'`, each once.
 pub(super) fn crates(tree: &str) -> Result<BTreeSet<Part>> {
     let part = |line: &str| {
-        // Behind the version stands where it is, or that it was there before.
+        // The version is followed by a path, or by a mark of a repeated crate.
         let (package, licence) = line.trim_end_matches(" (*)").split_once('|')?;
         let mut words = package.split(' ');
         let (name, version) = (words.next()?.to_owned(), words.next()?.strip_prefix('v')?.to_owned());
-        // The form of before SPDX.
+        // Older manifests write `A/B` for `A OR B`.
         Some(Part { name, version, licence: licence.replace('/', " OR "), kind: "cargo" })
     };
     let lines = tree.lines().filter(|line| !line.is_empty());
@@ -52,7 +52,7 @@ pub(super) fn checksums(lock: &str) -> BTreeMap<(String, String), String> {
     packages.filter_map(entry).collect()
 }
 
-/// The document.
+/// Renders the document.
 pub(super) fn render(
     of: &Program<'_>,
     parts: &BTreeSet<Part>,
@@ -105,7 +105,8 @@ mod tests {
         let names: Vec<_> = parts.iter().map(|part| (&*part.name, &*part.version, &*part.licence)).collect();
         assert_eq!(names, [("a", "1.2.3", "MIT OR Apache-2.0"), ("b", "0.1.0-rc.1+x", "ISC"), ("own", "0.1.0", "MIT")]);
         assert!(crates("a 1.2.3|MIT").is_err() && crates("a v1.2.3").is_err());
-        let lock = "version = 4\n[[package]]\nname = \"a\"\nversion = \"1.2.3\"\nchecksum = \"00ff\"\ndependencies = [\n \"b\",\n]\n\n\
+        let lock = "version = 4\n[[package]]\nname = \"a\"\nversion = \"1.2.3\"\nchecksum = \"00ff\"\n\
+                    dependencies = [\n \"b\",\n]\n\n\
                     [[package]]\nname = \"own\"\nversion = \"0.1.0\"\n";
         let sums = checksums(lock);
         assert_eq!(sums, [(("a".to_owned(), "1.2.3".to_owned()), "00ff".to_owned())].into());

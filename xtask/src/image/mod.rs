@@ -1,4 +1,5 @@
-//! Verb `image`: the static agent as a container image, from scratch and the same for the same commit, wherever it is built.
+//! Verb `image`: the static agent as a container image, from scratch. The same commit gives the same image on any
+//! machine.
 
 mod archive;
 mod sbom;
@@ -14,7 +15,7 @@ use crate::toolchain::Kind;
 use crate::{run, workspace};
 use archive::{Archive, Image};
 
-/// What the image and its one file are called.
+/// Name of the image and of its one file.
 pub(crate) const NAME: &str = "beeline";
 
 /// Arguments of `image`.
@@ -28,10 +29,10 @@ pub(crate) struct Args {
     toolchain: Option<Kind>,
 }
 
-/// Of the agent, and of the eBPF programs in it.
+/// Licence of the agent and of the eBPF programs in it.
 const LICENCE: &str = concat!("(", env!("CARGO_PKG_LICENSE"), ") AND GPL-2.0-only");
 
-/// Runs the verb: prints the archive's path, what it weighs, the image's digest, and where its bill of materials is.
+/// Runs the verb: prints the archive's path and sizes, the image's digest, and the path of its bill of materials.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let architecture = architecture()?;
     let built = build::build(&setup::ensure(Need::Build, args.toolchain)?, Profile::Release, Link::Static, None)?;
@@ -77,7 +78,7 @@ pub(crate) fn write(name: &str, architecture: &str, program: (&str, &[u8]), argu
     archive::write(&image).context("writing the archive")
 }
 
-/// The bill of materials: as cargo resolves what is linked, for this machine, and what the compiler links beside it.
+/// The bill of materials: the crates that cargo links on this machine, and the libraries that the compiler adds.
 fn materials(binary: &[u8]) -> Result<String> {
     let host = build::host()?;
     let tree = ["tree", "--locked", "--edges=normal,no-proc-macro", "--prefix=none", "--format={p}|{l}", "--target"];
@@ -132,7 +133,8 @@ fn oci_name(rust: &str) -> Result<&'static str> {
     }
 }
 
-/// Time of the sources, in seconds since 1970: the user's word, or the commit's. That of the build would be another each time.
+/// Time of the sources, in seconds since 1970: SOURCE_DATE_EPOCH, or else the commit's. The time of a build would
+/// differ.
 fn created() -> Result<u64> {
     // https://reproducible-builds.org/specs/source-date-epoch/
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
@@ -145,7 +147,7 @@ fn created() -> Result<u64> {
     commit.parse().with_context(|| format!("git tells {commit} as a commit's time"))
 }
 
-/// The commit, and whether there is more to it than what was committed; none without a repository.
+/// The commit, with `-dirty` if the checkout has changes; none without a repository.
 fn revision() -> Option<String> {
     let commit = git(&["rev-parse", "HEAD"]).ok()?;
     let changes = git(&["status", "--porcelain"]).ok()?;
@@ -153,8 +155,8 @@ fn revision() -> Option<String> {
 }
 
 fn git(args: &[&str]) -> Result<String> {
-    let said = run::capture(Command::new("git").arg("-C").arg(workspace::root()).args(args))?;
-    Ok(said.trim().to_owned())
+    let output = run::capture(Command::new("git").arg("-C").arg(workspace::root()).args(args))?;
+    Ok(output.trim().to_owned())
 }
 
 /// Seconds since 1970 as a date and time of UTC.
@@ -203,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bill_has_what_is_linked_and_nothing_else() {
+    fn the_bill_has_the_linked_crates_and_nothing_else() {
         let bill: serde_json::Value = serde_json::from_str(&materials(b"x").unwrap()).unwrap();
         let components = bill["components"].as_array().unwrap();
         let has = |name: &str| components.iter().any(|component| component["name"] == name);

@@ -10,12 +10,12 @@ const UNIT: &str = "deploy/systemd/beeline.service";
 /// Where the unit expects the program.
 const PROGRAM: &str = "/usr/local/bin/beeline";
 
-/// Fails with everything that systemd has to say about the unit.
+/// Fails with every complaint of systemd about the unit.
 pub(crate) fn check() -> Result<()> {
     let analyze = run::find("systemd-analyze", &[]).context("there is no systemd-analyze")?;
     let unit = std::fs::read_to_string(workspace::root().join(UNIT)).with_context(|| format!("reading {UNIT}"))?;
     ensure!(unit.contains(PROGRAM), "{UNIT} does not start {PROGRAM}");
-    // On a machine where nothing is installed, a program that is there stands for it.
+    // The program may not be installed: another one stands for it.
     let unit = unit.replace(PROGRAM, "/bin/true");
     let dir = workspace::target_dir().join("tmp");
     std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
@@ -23,10 +23,10 @@ pub(crate) fn check() -> Result<()> {
     std::fs::write(&copy, unit).with_context(|| format!("writing {}", copy.display()))?;
     let output = Command::new(analyze).arg("verify").arg(&copy).output().context("starting systemd-analyze")?;
     // It ends with 0 when it has only ignored a line.
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said: Vec<_> = said.lines().filter(|line| line.contains("beeline.service")).collect();
-    if !output.status.success() || !said.is_empty() {
-        bail!("systemd-analyze verify {UNIT}: {}: {}", output.status, said.join("\n"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let complaints: Vec<_> = stderr.lines().filter(|line| line.contains("beeline.service")).collect();
+    if !output.status.success() || !complaints.is_empty() {
+        bail!("systemd-analyze verify {UNIT}: {}: {}", output.status, complaints.join("\n"));
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! The pure core of Beeline: from Kubernetes objects to the map writes that make them true.
 //!
 //! Data flows one way: [`event::Event`]s change the [`world`]; [`model`] compiles one Service at a time to a
-//! [`spec::ServiceSpec`]; [`plan`] compares it with the [`shadow`] of the maps and returns [`op::Op`]s; a [`store::Store`]
-//! performs them. No clock, file, socket, thread or randomness: time and ids are passed in.
+//! [`spec::ServiceSpec`]; [`plan`] compares it with the [`shadow`] of the maps and returns [`op::Op`]s; a
+//! [`store::Store`] performs them. No clock, file, socket, thread or randomness: time and ids are passed in.
 #![forbid(unsafe_code)]
 
 pub mod event;

@@ -133,7 +133,7 @@ fn parse_size(text: &str) -> Result<(Table, u32), String> {
             .to_owned()
     };
     let (name, entries) = text.split_once('=').ok_or_else(known)?;
-    let table = Table::ALL.into_iter().filter(|table| *table != Table::Names);
+    let table = Table::ALL.into_iter().filter(|table| *table != Table::Names && table.flag_name().is_some());
     let table = table.into_iter().find(|table| table.map_name().eq_ignore_ascii_case(name)).ok_or_else(known)?;
     let entries: u32 = entries.parse().map_err(|error| format!("{entries:?} is no number of entries: {error}"))?;
     if entries == 0 { Err("a map has at least one entry".to_owned()) } else { Ok((table, entries)) }

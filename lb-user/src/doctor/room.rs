@@ -71,7 +71,7 @@ fn close(map: &Map, fixed: &BTreeSet<Table>) -> Option<Finding> {
             format!("{what}, and its size is fixed: a Service that needs more stays as it is"),
             format!(
                 "give --map-size {}={}, or leave it out: then the map grows",
-                table.flag_name(),
+                table.flag_name().unwrap_or_default(),
                 map.size.saturating_mul(4)
             ),
         )),

@@ -284,7 +284,6 @@ impl<S: Store> Reconciler<S> {
     fn prepare(&mut self) -> Result<Vec<ServiceSpec>> {
         if self.shadow.is_none() {
             let dump = self.store.dump().context("reading the maps")?;
-            self.store.index(&dump)?;
             let (mut shadow, oddities) = Shadow::from_dump(&dump);
             match self.ids {
                 Some(ids) => shadow.continue_ids(ids),

@@ -13,7 +13,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_common::{PathChoice, Proto, Scheduler};
+use lb_common::{PodMode, Proto, Scheduler};
 
 use crate::spec::Drain;
 
@@ -329,7 +329,7 @@ pub struct Pod {
     /// `status.podIPs`.
     pub ips: Vec<IpAddr>,
     /// Label `beeline.io/path`.
-    pub path: Option<PathChoice>,
+    pub path: Option<PodMode>,
     /// Where its network namespace is mounted, which only files may say.
     pub netns: Option<PathBuf>,
     /// What was wrong with the object, each with its cure.
@@ -342,7 +342,7 @@ pub struct Namespace {
     /// Its name.
     pub name: Arc<str>,
     /// Label `beeline.io/path`, for those of its pods that have none.
-    pub path: Option<PathChoice>,
+    pub path: Option<PodMode>,
     /// What was wrong with the object, each with its cure.
     pub problems: Vec<String>,
 }

@@ -27,10 +27,11 @@ const PROMISES: [(&str, &[&str]); 2] =
 /// Each directory in it is a test as well.
 const SCENARIOS: &str = "lb-user/tests/scenarios";
 /// The files whose names need a row in the first document, what those names are, and how they are found.
-const NAMED: [(&str, &str, NamesOf); 6] = [
+const NAMED: [(&str, &str, NamesOf); 7] = [
     ("lb-ebpf/src/maps.rs", "map", maps),
+    ("lb-ebpf/src/packet/scratch.rs", "map", maps),
     ("lb-ebpf/src/log.rs", "map", maps),
-    ("lb-common/src/layout.rs", "counter", counters),
+    ("lb-common/src/layout/counters.rs", "counter", counters),
     ("lb-user/src/cli/run.rs", "flag", flags),
     ("lb-user/src/cli/meaning.rs", "flag", flags),
     ("lb-user/src/metrics/families.rs", "metric", metrics),

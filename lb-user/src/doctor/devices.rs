@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::{Device, DeviceFlags, PathChoice, PodPath};
+use lb_common::{Device, DeviceFlags, PodMode, PodModeEntry};
 
 use super::{Finding, foreign::Programs};
 use crate::inspect::pod_modes::{PathRow, paths};
@@ -66,7 +66,7 @@ pub(super) fn read(directory: &Path, root: &Path, devices: Option<&Choice>) -> R
         }
     }
     let programs = Programs::read(&before.iter().map(|(.., program)| *program).collect::<Vec<_>>());
-    let entries = TypedMap::<u64, PodPath>::open(directory, "PATHS")?.read()?;
+    let entries = TypedMap::<u64, PodModeEntry>::open(directory, "POD_MODES")?.read()?;
     let pods = paths(&entries, |index| names.get(&index).cloned());
     let known = TypedMap::<u32, Device>::open(directory, "DEVICES")?.read()?;
     let has_host_routing = known.iter().any(|(_, device)| device.flags & DeviceFlags::HOST_ROUTING != 0);
@@ -113,7 +113,7 @@ pub(super) fn evaluate(facts: &Result<Facts>) -> Vec<Finding> {
         ));
     }
     let is_served = |pod: &&PathRow| pod.device_index.is_some_and(|index| facts.attached.contains_key(&index));
-    let packet = PathChoice::Packet.name();
+    let packet = PodMode::Packet.name();
     for pod in facts.pods.iter().filter(|pod| pod.path == packet && !is_served(pod)) {
         let PathRow { namespace, pod, by, .. } = pod;
         findings.push(Finding::error(

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lb_common::{PathChoice, PodPath};
+use lb_common::{PodMode, PodModeEntry};
 use serde::Serialize;
 
 use lb_core::model::pod_modes::By;
@@ -31,20 +31,20 @@ pub struct PathRow {
 
 /// Who said what a pod has chosen.
 #[must_use]
-pub const fn by(path: &PodPath) -> By {
+pub const fn by(path: &PodModeEntry) -> By {
     if path.by_namespace == 0 { By::Pod } else { By::Namespace }
 }
 
 /// The name of what a pod has chosen.
 #[must_use]
-pub fn choice(path: &PodPath) -> &'static str {
-    PathChoice::from_number(path.path).map_or("?", PathChoice::name)
+pub fn choice(path: &PodModeEntry) -> &'static str {
+    PodMode::from_number(path.path).map_or("?", PodMode::name)
 }
 
 /// All of them, by namespace and name.
 #[must_use]
-pub fn paths(entries: &[(u64, PodPath)], name_of: impl Fn(u32) -> Option<String>) -> Vec<PathRow> {
-    let row = |(netns, path): &(u64, PodPath)| PathRow {
+pub fn paths(entries: &[(u64, PodModeEntry)], name_of: impl Fn(u32) -> Option<String>) -> Vec<PathRow> {
+    let row = |(netns, path): &(u64, PodModeEntry)| PathRow {
         namespace: path.namespace.to_string(),
         pod: path.name.to_string(),
         path: choice(path),
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn a_row_says_who_chose_what_and_where_it_is() {
         let name = |text| Name::new(text).expect("short");
-        let path = |of, path: PathChoice, device, by_namespace| PodPath {
+        let path = |of, path: PodMode, device, by_namespace| PodModeEntry {
             v4: "10.0.0.1".parse::<IpAddr>().expect("an address").into(),
             v6: lb_common::Addr::default(),
             namespace: name("n"),
@@ -78,7 +78,7 @@ mod tests {
             by_namespace,
             _pad: 0,
         };
-        let entries = [(9, path("b", PathChoice::Off, 0, 1)), (7, path("a", PathChoice::Packet, 3, 0))];
+        let entries = [(9, path("b", PodMode::Off, 0, 1)), (7, path("a", PodMode::Packet, 3, 0))];
         let rows = paths(&entries, |index| (index == 3).then(|| "veth3".to_owned()));
         let [a, b] = rows.as_slice() else { panic!("{rows:?}") };
         assert_eq!(

@@ -177,7 +177,7 @@ impl Dump {
 
 /// A dump holds no state: no open sockets, no affinity, no turns.
 impl State for Dump {
-    fn open(&self, _: u32) -> u64 {
+    fn open_sockets(&self, _: u32) -> u64 {
         0
     }
 
@@ -189,7 +189,7 @@ impl State for Dump {
         None
     }
 
-    fn stick(&self, _: &AffinityKey, _: u32, _: u64) {}
+    fn set_affinity(&self, _: &AffinityKey, _: u32, _: u64) {}
 }
 
 impl Dump {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use lb_common::PodPath;
+use lb_common::PodModeEntry;
 
 use super::Row;
 use crate::inspect::{self, PathRow};
@@ -14,7 +14,7 @@ use lb_kernel::{
 
 /// Those of the pinned map.
 pub(super) fn read(pins: &Path) -> Result<Vec<PathRow>> {
-    let entries = TypedMap::<u64, PodPath>::open(pins, "PATHS")?.read()?;
+    let entries = TypedMap::<u64, PodModeEntry>::open(pins, "POD_MODES")?.read()?;
     let links = Channel::open().and_then(|mut channel| facts::links(&mut channel)).context("listing the links")?;
     Ok(inspect::paths(&entries, |index| links.get(&index).map(|link| link.name.clone())))
 }

@@ -1,19 +1,16 @@
 //! How long it takes to end the sockets of a dead backend among many others: `cargo xtask bench kill`.
 
-#[path = "../../tests/stories/place.rs"]
-mod place;
-#[path = "../support/table.rs"]
-mod table;
-
 use std::{
-    fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, UdpSocket},
-    path::Path,
     process::{Child, Command, Stdio},
 };
 
 use lb_common::{Backend, Frontend, FrontendKey, Kind, List, Proto, Service, Slot, SlotKey};
+use lb_lab::{
+    sandbox::{Inside, enter_namespaces, run_again},
+    table::{Spread, header, row},
+};
 use lb_user::{
     datapath::{Datapath, Sizes, pins::Pins},
     op::Op,
@@ -21,8 +18,6 @@ use lb_user::{
     store::Store as _,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-use table::{Spread, header, row};
 
 /// Rounds of a figure; odd, so that there is a median.
 const ROUNDS: usize = 11;
@@ -36,9 +31,6 @@ const HOLDERS: u8 = 10;
 /// Network namespaces besides.
 const PODS: usize = 100;
 
-/// Environment of the process that measures: its cgroup and its directory, which the first process removes after it.
-const PLACE: [&str; 2] = ["BEELINE_BENCH_CGROUP", "BEELINE_BENCH_DIRECTORY"];
-
 /// A service port and its one backend have the same id; these are the two that there are.
 const LIVING: u32 = 1;
 const DYING: u32 = 2;
@@ -51,31 +43,25 @@ fn main() {
         return hold(number.parse().expect("a number"));
     }
     if arguments.iter().any(|flag| flag == "--pod") {
-        place::enter_namespaces();
+        enter_namespaces();
         return wait();
     }
     if !rustix::process::geteuid().is_root() {
         eprintln!("the bench of ending sockets needs root");
         std::process::exit(1);
     }
-    if let [Some(cgroup), Some(directory)] = PLACE.map(std::env::var_os) {
-        return measure(Path::new(&cgroup), Path::new(&directory));
+    match Inside::find() {
+        Some(inside) => measure(&inside),
+        None => std::process::exit(run_again("bench")),
     }
-    let place = place::Place::make("bench").expect("a cgroup and a directory");
-    let status = this_program().env(PLACE[0], place.cgroup()).env(PLACE[1], place.directory()).status();
-    drop(place);
-    std::process::exit(if status.is_ok_and(|status| status.success()) { 0 } else { 1 });
 }
 
-fn measure(cgroup: &Path, directory: &Path) {
-    fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("joining a cgroup");
-    place::enter_namespaces();
-    let status = Command::new("ip").args(["link", "set", "lo", "up"]).status();
-    assert!(status.is_ok_and(|status| status.success()), "ip link set lo up");
-    let pins = Pins::at(place::mount_bpffs(directory).join("beeline"));
+fn measure(inside: &Inside) {
+    inside.join_cgroup();
+    let pins = Pins::at(inside.enter().join("beeline"));
     let mut datapath = Datapath::load(pins.clone(), Sizes::new()).expect("the programs load");
     datapath.store().expect("the maps").apply(&[ops(LIVING), ops(DYING)].concat()).expect("room in the maps");
-    datapath.attach(cgroup).expect("the programs attach");
+    datapath.attach(&inside.cgroup).expect("the programs attach");
     let pins = pins.current();
 
     let _others = Holders::start((0..HOLDERS).map(|number| vec!["--hold".to_owned(), number.to_string()]));

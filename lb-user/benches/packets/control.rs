@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    cluster::Cluster,
-    server::{ApiServer, Assets},
-    started::Started,
+use lb_lab::{
+    Process,
+    api_client::ApiClient,
+    api_server::{ApiServer, Assets},
 };
 
 /// The API server, and the cgroups that can be frozen.
@@ -33,13 +33,13 @@ impl Control {
     }
 
     /// Starts a proxy, which is frozen with the others.
-    pub fn start_proxy(&self, start: impl FnOnce() -> Started) -> Started {
+    pub fn start_proxy(&self, start: impl FnOnce() -> Process) -> Process {
         in_cgroup(&self.proxies, &self.own, start)
     }
 
     /// A new client of the API server, which closes old connections when it has stood still.
-    pub fn cluster(&self) -> Cluster {
-        Cluster::new(&self.api.kubeconfig())
+    pub fn cluster(&self) -> ApiClient {
+        ApiClient::new(&self.api.kubeconfig())
     }
 
     /// The API server's port on 127.0.0.1.

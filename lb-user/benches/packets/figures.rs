@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use lb_lab::table::Spread;
+
 use crate::{
     site::{By, Site, Way},
-    table::Spread,
     worker::Cost,
 };
 

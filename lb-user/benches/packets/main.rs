@@ -12,54 +12,28 @@
 
 #![expect(clippy::unwrap_used, reason = "a bench")]
 
-#[path = "../support/cluster.rs"]
-mod cluster;
 mod control;
 mod figures;
-#[path = "../support/kube_proxy.rs"]
-mod kube_proxy;
-#[expect(dead_code, reason = "the bench looks back neither loosely nor not at all")]
-#[path = "../../tests/support/lan.rs"]
-mod lan;
 mod objects;
-#[path = "../../tests/stories/place.rs"]
-mod place;
-#[expect(dead_code, unused_imports, reason = "the bench asks for the table of costs alone")]
-#[path = "../../tests/support/packets/mod.rs"]
-mod programs;
-#[path = "../support/relay.rs"]
-mod relay;
 mod report;
-#[expect(dead_code, reason = "the server is not stopped between rounds")]
-#[path = "../../tests/kube/server.rs"]
-mod server;
 mod site;
-#[expect(dead_code, reason = "nobody asks for the memory")]
-#[path = "../support/started.rs"]
-mod started;
-#[expect(dead_code, reason = "the table has other columns")]
-#[path = "../support/table.rs"]
-mod table;
-#[path = "../support/wire.rs"]
-mod wire;
 mod worker;
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-    time::Instant,
-};
+use std::time::Instant;
 
 use clap::{Parser as _, ValueEnum as _};
+use lb_lab::{
+    api_server::Assets,
+    kube_proxy::Mode,
+    packets::cost,
+    sandbox::{Inside, run_again},
+};
 
 use control::Control;
 use figures::Kind;
-use kube_proxy::Mode;
-use server::Assets;
 use site::{By, Site};
 
-/// Environment of the process that measures: its cgroup and its directory, which the first process removes after it.
-const PLACE: [&str; 2] = ["BEELINE_BENCH_CGROUP", "BEELINE_BENCH_DIRECTORY"];
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/beeline.bpf.o"));
 
 /// Runs of a program for each row of the table of costs.
 const RUNS: u32 = 100_000;
@@ -85,8 +59,8 @@ fn main() {
     let words: Vec<String> = std::env::args().collect();
     worker::main(&words);
     let arguments = Arguments::parse();
-    if let [Some(cgroup), Some(directory)] = PLACE.map(std::env::var_os) {
-        return measure(&arguments, Path::new(&cgroup), &PathBuf::from(directory));
+    if let Some(inside) = Inside::find() {
+        return measure(&arguments, &inside);
     }
     if !rustix::process::geteuid().is_root() {
         eprintln!("the bench of packets needs root");
@@ -96,19 +70,12 @@ fn main() {
         eprintln!("{missing}; set KUBEBUILDER_ASSETS to a directory with kube-apiserver, kubectl, etcd and kube-proxy");
         std::process::exit(1);
     }
-    let place = place::Place::make("bench").expect("a cgroup and a directory");
-    let mut command = Command::new(std::env::current_exe().expect("this program"));
-    command.args(words.iter().skip(1)).env(PLACE[0], place.cgroup()).env(PLACE[1], place.directory());
-    let status = command.status();
-    drop(place);
-    std::process::exit(if status.is_ok_and(|status| status.success()) { 0 } else { 1 });
+    std::process::exit(run_again("bench"));
 }
 
-fn measure(arguments: &Arguments, cgroup: &Path, directory: &Path) {
-    place::enter_namespaces();
-    let bpffs = place::mount_bpffs(directory);
-    let link = Command::new("ip").args(["link", "set", "lo", "up"]).status();
-    assert!(link.is_ok_and(|status| status.success()), "the loopback of the API server");
+fn measure(arguments: &Arguments, inside: &Inside) {
+    let bpffs = inside.enter();
+    let Inside { cgroup, directory } = inside;
     eprintln!("starting the API server");
     let control = Control::start(cgroup, Assets::find().expect("found before"));
     let mut sites = vec![Site::floor()];
@@ -153,6 +120,6 @@ fn measure(arguments: &Arguments, cgroup: &Path, directory: &Path) {
     let floor = sites.first().expect("one");
     assert!(!floor.has_conntrack(), "netfilter looked on at the floor");
     // It moves its thread to a node of its own.
-    let costs = std::thread::spawn(|| programs::cost::table(RUNS)).join().expect("a table");
+    let costs = std::thread::spawn(|| cost::table(OBJECT, RUNS)).join().expect("a table");
     report::costs(&costs);
 }

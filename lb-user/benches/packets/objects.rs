@@ -6,12 +6,11 @@ use std::{
     path::Path,
 };
 
-use serde_json::{Value, json};
-
-use crate::{
-    cluster::{Cluster, NAMESPACE},
-    lan::Lan,
+use lb_lab::{
+    api_client::{ApiClient, NAMESPACE},
+    network::{Lan, Node},
 };
+use serde_json::{Value, json};
 
 /// Port of the backends, for TCP and UDP.
 pub const TARGET: u16 = 8080;
@@ -28,14 +27,14 @@ pub fn node_port(number: u32) -> u16 {
 }
 
 /// Makes the nodes.
-pub fn add_nodes(cluster: &Cluster, lan: &Lan) {
+pub fn add_nodes(cluster: &ApiClient, lan: &Lan) {
     for (name, node) in [("node1", &lan.node1.host), ("node2", &lan.node2.host)] {
         cluster.add_node(name, &[IpAddr::from(node.v4), node.v6.into()]);
     }
 }
 
 /// Makes the Services from one number to before the other. The last of them is there after all others.
-pub fn add(cluster: &Cluster, lan: &Lan, from: u32, to: u32) {
+pub fn add(cluster: &ApiClient, lan: &Lan, from: u32, to: u32) {
     for range in [from..to - 1, to - 1..to] {
         cluster.add_services(range.map(|number| (service(number), slice(lan, number))));
     }
@@ -79,7 +78,7 @@ fn service(number: u32) -> Value {
 }
 
 fn slice(lan: &Lan, number: u32) -> Value {
-    let pod = |node: &crate::lan::Node| node.pods.first().expect("a pod").v4;
+    let pod = |node: &Node| node.pods.first().expect("a pod").v4;
     let endpoints = match number {
         1 => vec![("node2", pod(&lan.node2))],
         _ if number == 0 || is_last_of_each(number) => vec![("node1", pod(&lan.node1))],
@@ -113,6 +112,6 @@ fn is_last_of_each(number: u32) -> bool {
 }
 
 /// Where the pod of a node serves.
-pub fn pod(node: &crate::lan::Node) -> SocketAddr {
+pub fn pod(node: &Node) -> SocketAddr {
     (node.pods.first().expect("a pod").v4, TARGET).into()
 }

@@ -1,11 +1,14 @@
 //! The table of the bench: medians with their spread, and the medians of the ratios within the rounds.
 
+use lb_lab::{
+    kube_proxy::Mode,
+    packets::cost::Cost,
+    table::{Short, Spread},
+};
+
 use crate::{
     figures::{Figure, Figures},
-    kube_proxy::Mode,
-    programs::cost::Cost,
     site::{By, Way},
-    table::{Short, Spread},
 };
 
 const KUBE_PROXIES: [By; 2] = [By::KubeProxy(Mode::Iptables), By::KubeProxy(Mode::Nftables)];

@@ -9,12 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_lab::{
+    Namespace, Process,
+    kube_proxy::{KubeProxy, Mode, Served},
+    network::{Lan, Node, Options},
+    relay,
+};
+
 use crate::{
     control::Control,
-    kube_proxy::{KubeProxy, Mode, Served},
-    lan::{Lan, Namespace, Options},
-    objects, relay,
-    started::Started,
+    objects,
     worker::{Client, Server},
 };
 
@@ -71,13 +75,13 @@ pub struct Site {
     there: Server,
     node: Server,
     beeline: Option<Agents>,
-    kube_proxies: Vec<Started>,
+    kube_proxies: Vec<Process>,
 }
 
 /// The agents of both nodes, and what they read.
 struct Agents {
     directory: PathBuf,
-    _processes: [Started; 2],
+    _processes: [Process; 2],
 }
 
 /// Why the agent cannot be measured, if it cannot.
@@ -134,7 +138,7 @@ impl Site {
             let mut command = Command::new(beeline());
             command.arg("--pins").arg(bpffs.join(name)).args(["run", "--node-name", name, DEVICES, "eth0"]).args(flags);
             command.arg("--directory").arg(&yaml).arg("--cgroup").arg(cgroup);
-            let agent = net.enter(|| Started::new(&mut command, &directory.join(format!("{name}.log"))));
+            let agent = net.enter(|| Process::start(&mut command, &directory.join(format!("{name}.log"))));
             agent.wait_until_in_service();
             agent
         };
@@ -151,7 +155,7 @@ impl Site {
         let lan = Lan::make(Options::default());
         // So many connections are made that the usual range would be used up before netfilter forgets the first.
         lan.client.net.set("ipv4/ip_local_port_range", "2048 65000");
-        let pod = |node: &crate::lan::Node| Server::start(&node.pods.first().expect("a pod").net, objects::pod(node));
+        let pod = |node: &Node| Server::start(&node.pods.first().expect("a pod").net, objects::pod(node));
         let (here, there) = (pod(&lan.node1), pod(&lan.node2));
         let node = Server::start(&lan.node1.host.net, (lan.node1.host.v4, objects::TARGET).into());
         let clients = [&lan.client, lan.node1.pods.first().expect("a pod")].map(|host| Client::start(&host.net));

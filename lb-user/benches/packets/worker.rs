@@ -17,14 +17,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_lab::{
+    Namespace,
+    traffic::{stay_on, tcp_open},
+};
 use rustix::{
     net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg, sockopt},
     time::{ClockId, clock_gettime},
-};
-
-use crate::{
-    lan::Namespace,
-    wire::{stay_on, tcp_open},
 };
 
 /// The longest that any of the work may take.

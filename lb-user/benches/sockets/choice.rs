@@ -127,7 +127,8 @@ pub fn shares(store: &mut impl Store, pins: &Path) {
         stats.backends.into_iter().map(|(id, stats)| (id, stats.open)).collect()
     };
     for (index, (name, ..)) in variants().into_iter().enumerate() {
-        let sockets: Vec<_> = (0..SOCKETS).map(|_| crate::wire::tcp_open((vip(index), traffic::PORT).into())).collect();
+        let sockets: Vec<_> =
+            (0..SOCKETS).map(|_| lb_lab::traffic::tcp_open((vip(index), traffic::PORT).into())).collect();
         let open = open();
         let id = SHARES_ID + u32::try_from(index).expect("few variants");
         let counts = (0..4).map(|number| open.get(&backend_id(id, number)).copied().unwrap_or(0).to_string());

@@ -5,16 +5,16 @@
 //! connection straight to the backend by a process that Beeline does not serve.
 
 mod choice;
-#[path = "../../tests/stories/place.rs"]
-mod place;
 mod programs;
 mod traffic;
-#[path = "../support/wire.rs"]
-mod wire;
 
 use std::{fs, path::Path};
 
 use lb_common::{Backend, Frontend, FrontendKey, Kind, List, NEVER, Proto, Service, Slot, SlotKey};
+use lb_lab::{
+    sandbox::{Inside, run_again},
+    traffic::stay_on,
+};
 use lb_user::{
     datapath::{Datapath, Sizes, pins::Pins},
     objects::Key,
@@ -28,9 +28,6 @@ use traffic::{Path as Way, Variant};
 /// Rounds of a figure; odd, so that there is a median. Many and short ones, since the machine's speed drifts.
 const ROUNDS: usize = 101;
 
-/// Environment of the process that measures: its cgroup and its directory, which the first process removes after it.
-const PLACE: [&str; 2] = ["BEELINE_BENCH_CGROUP", "BEELINE_BENCH_DIRECTORY"];
-
 fn main() {
     let arguments: Vec<_> = std::env::args().collect();
     if let [_, flag, address] = arguments.as_slice()
@@ -42,26 +39,21 @@ fn main() {
         eprintln!("the bench of the socket path needs root");
         std::process::exit(1);
     }
-    if let [Some(cgroup), Some(directory)] = PLACE.map(std::env::var_os) {
-        return measure(Path::new(&cgroup), Path::new(&directory));
+    match Inside::find() {
+        Some(inside) => measure(&inside),
+        None => std::process::exit(run_again("bench")),
     }
-    let place = place::Place::make("bench").expect("a cgroup and a directory");
-    let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
-    let status = command.env(PLACE[0], place.cgroup()).env(PLACE[1], place.directory()).status();
-    drop(place);
-    std::process::exit(if status.is_ok_and(|status| status.success()) { 0 } else { 1 });
 }
 
-fn measure(cgroup: &Path, directory: &Path) {
-    let outside = cgroup.join("outside");
-    let inside = cgroup.join("inside");
+fn measure(sandbox: &Inside) {
+    let outside = sandbox.cgroup.join("outside");
+    let inside = sandbox.cgroup.join("inside");
     for cgroup in [&outside, &inside] {
         fs::create_dir(cgroup).expect("a cgroup");
     }
     join(&outside);
-    wire::stay_on(0);
-    place::enter_namespaces();
-    let bpffs = place::mount_bpffs(directory);
+    stay_on(0);
+    let bpffs = sandbox.enter();
     traffic::addresses();
     let pins = Pins::at(bpffs.join("beeline"));
     let mut datapath = Datapath::load(pins.clone(), Sizes::new()).expect("the programs load");

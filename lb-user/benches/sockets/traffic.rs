@@ -9,9 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_lab::traffic::{stay_on, tcp_open};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
-
-use crate::wire::{stay_on, tcp_open};
 
 /// VIP of a backend on this node's loopback.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 97, 0, 1);

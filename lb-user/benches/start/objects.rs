@@ -8,6 +8,7 @@ use std::{
 
 use kube::api::{Patch, PatchParams};
 use lb_common::{Addr, LAYOUT_VERSION, List, Slot, SlotKey};
+use lb_lab::api_client::{ApiClient, NAMESPACE};
 use lb_user::{
     datapath::sys,
     op::Table,
@@ -15,10 +16,7 @@ use lb_user::{
 };
 use serde_json::{Value, json};
 
-use crate::{
-    cluster::{Cluster, NAMESPACE},
-    proxies::{NODE, Node},
-};
+use crate::proxies::{NODE, Node};
 
 /// Port of the VIPs.
 pub const PORT: u16 = 80;
@@ -33,13 +31,13 @@ pub fn vip(service: u32) -> Ipv4Addr {
 }
 
 /// Makes the node, and the Services with their slices.
-pub fn fill(cluster: &Cluster, services: u32) {
+pub fn fill(cluster: &ApiClient, services: u32) {
     cluster.add_node(NODE, &[Ipv4Addr::new(192, 0, 2, 1).into()]);
     cluster.add_services((0..services).map(|number| (service(number), slice(number))));
 }
 
 /// Changes the first endpoint of a Service; milliseconds until the API server answers, and until the map says so.
-pub fn change(cluster: &Cluster, node: &Node, change: u32) -> (f64, f64) {
+pub fn change(cluster: &ApiClient, node: &Node, change: u32) -> (f64, f64) {
     let number = change * 7;
     let (map, key) = place(node, number);
     // Each round finds another one there.

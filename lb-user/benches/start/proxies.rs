@@ -2,9 +2,9 @@
 
 use std::{path::PathBuf, process::Command};
 
-use crate::{
+use lb_lab::{
+    Process,
     kube_proxy::{KubeProxy, Served},
-    started::Started,
 };
 
 /// This node's name on the API server.
@@ -24,15 +24,15 @@ pub struct Node {
 
 impl Node {
     /// Starts the agent.
-    pub fn start(&self) -> Started {
+    pub fn start(&self) -> Process {
         let mut command = self.beeline();
         command.args(["run", "--node-name", NODE, "--kubeconfig"]).arg(&self.kubeconfig);
         command.arg("--cgroup").arg(&self.cgroup);
-        Started::new(&mut command, &self.directory.join("agent.log"))
+        Process::start(&mut command, &self.directory.join("agent.log"))
     }
 
     /// Starts kube-proxy.
-    pub fn start_kube_proxy(&self, kube_proxy: &KubeProxy) -> Started {
+    pub fn start_kube_proxy(&self, kube_proxy: &KubeProxy) -> Process {
         let Self { kubeconfig, directory, .. } = self;
         kube_proxy.start(&Served { node: NODE, pods: "10.0.0.0/16", kubeconfig, directory })
     }

@@ -14,9 +14,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use lb_lab::Namespace;
 use serde::{Deserialize, Serialize};
 
-use crate::{lan::Namespace, site::Site};
+use crate::site::Site;
 
 /// Port of the backends.
 pub const TARGET: u16 = 8080;

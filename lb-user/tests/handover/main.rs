@@ -5,23 +5,8 @@
 //! `--load` are its servers and clients.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-#[path = "../../benches/support/kube_proxy.rs"]
-mod kube_proxy;
-#[expect(dead_code, reason = "other tests look at other things of it")]
-#[path = "../support/lan.rs"]
-mod lan;
 mod load;
-#[path = "../stories/place.rs"]
-mod place;
-#[path = "../../benches/support/relay.rs"]
-mod relay;
-#[expect(dead_code, reason = "other tests stop the server and forget its history")]
-#[path = "../kube/server.rs"]
-mod server;
 mod site;
-#[expect(dead_code, reason = "nobody asks for the memory")]
-#[path = "../../benches/support/started.rs"]
-mod started;
 
 use std::{
     path::Path,
@@ -30,14 +15,14 @@ use std::{
     time::Duration,
 };
 
-use kube_proxy::Mode;
+use lb_lab::{
+    api_server::{ApiServer, Assets},
+    kube_proxy::Mode,
+    sandbox::{Inside, Sandbox},
+};
 use libtest_mimic::{Arguments, Failed, Trial};
 use load::Load;
-use server::{ApiServer, Assets};
 use site::Site;
-
-/// Environment of a story: its cgroup and its directory.
-const PLACE: [&str; 2] = ["BEELINE_HANDOVER_CGROUP", "BEELINE_HANDOVER_DIRECTORY"];
 
 /// How long each state is looked at.
 const WHILE: Duration = Duration::from_millis(1500);
@@ -92,12 +77,8 @@ fn lacking() -> Option<String> {
 
 /// Runs one story in a process of its own.
 fn run(name: &str) -> Result<(), Failed> {
-    let place = place::Place::make(name)?;
-    let output = Command::new(std::env::current_exe()?)
-        .args(["--story", name])
-        .env(PLACE[0], place.cgroup())
-        .env(PLACE[1], place.directory())
-        .output()?;
+    let sandbox = Sandbox::make(name)?;
+    let output = sandbox.run_in(Command::new(std::env::current_exe()?).args(["--story", name])).output()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
         said.lines().filter(|line| line.starts_with("COUNTED ")).for_each(|line| println!("\n{name}: {line}"));
@@ -114,14 +95,10 @@ fn note(what: &str) {
 
 /// kube-proxy; Beeline beside it; Beeline alone; both again; kube-proxy alone.
 fn story(mode: Mode, flags: &[&str]) {
-    let [cgroup, directory] = PLACE.map(|name| std::env::var_os(name).expect("set by the runner"));
-    let directory = Path::new(&directory);
-    place::enter_namespaces();
-    let bpffs = place::mount_bpffs(directory);
-    let link = Command::new("ip").args(["link", "set", "lo", "up"]).status();
-    assert!(link.is_ok_and(|status| status.success()), "the loopback of the API server");
+    let inside = Inside::find().expect("set by the runner");
+    let bpffs = inside.enter();
     let api = ApiServer::start(Assets::find().unwrap());
-    let site = Site::make(&api, Path::new(&cgroup), directory, &bpffs.join("beeline"));
+    let site = Site::make(&api, &inside.cgroup, &inside.directory, &bpffs.join("beeline"));
 
     let kube_proxy = site.start_kube_proxy(mode);
     site.until_served();

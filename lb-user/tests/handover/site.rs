@@ -9,16 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_lab::{
+    Process,
+    api_server::ApiServer,
+    kube_proxy::{KubeProxy, Mode, Served},
+    network::{Lan, Options},
+    relay,
+};
 use rustix::process::{Pid, Signal};
 
-use crate::{
-    kube_proxy::{KubeProxy, Mode, Served},
-    lan::{Lan, Options},
-    load::{self, Server},
-    relay,
-    server::ApiServer,
-    started::Started,
-};
+use crate::load::{self, Server};
 
 /// How long anything may take to come about.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -81,7 +81,7 @@ impl<'a> Site<'a> {
         [to(|node, vip| vec![(node, ANY), (node, LOCAL), (vip, PORT)]), to(|node, vip| vec![(vip, PORT), (node, ANY)])]
     }
 
-    pub fn start_kube_proxy(&self, mode: Mode) -> Started {
+    pub fn start_kube_proxy(&self, mode: Mode) -> Process {
         let program = KubeProxy::find(mode).unwrap();
         let kubeconfig = self.api.kubeconfig();
         let served = Served {
@@ -93,7 +93,7 @@ impl<'a> Site<'a> {
         self.lan.node1.host.net.enter(|| program.start(&served))
     }
 
-    pub fn start_agent(&self, flags: &[&str]) -> Started {
+    pub fn start_agent(&self, flags: &[&str]) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_beeline"));
         command
             .arg("--pins")
@@ -103,7 +103,7 @@ impl<'a> Site<'a> {
         command.arg("--cgroup").arg(self.pods()).args(["--healthz-bind-address=", "--metrics-bind-address="]);
         command.args(flags);
         let log = self.directory.join("agent.log");
-        let agent = self.lan.node1.host.net.enter(|| Started::new(&mut command, &log));
+        let agent = self.lan.node1.host.net.enter(|| Process::start(&mut command, &log));
         agent.wait_until_in_service();
         let deadline = Instant::now() + PATIENCE;
         while !agent.log().contains("devices of the packet path") {

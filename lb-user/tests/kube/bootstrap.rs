@@ -4,9 +4,9 @@ use crate::{
     agent::{Agent, until},
     gate::Gate,
     node::Node,
-    server::ApiServer,
     service,
 };
+use lb_lab::api_server::ApiServer;
 
 /// Whether no agent can run here, which is said.
 pub(crate) fn is_skipped() -> bool {

@@ -14,10 +14,9 @@ use crate::{
     Options, Source,
     agent::{Agent, until},
     bootstrap::is_skipped,
-    options,
-    server::ApiServer,
-    service,
+    options, service,
 };
+use lb_lab::api_server::ApiServer;
 
 /// The account, as the API server names it.
 const ACCOUNT: &str = "system:serviceaccount:kube-system:beeline";

@@ -8,9 +8,9 @@ use crate::{
     agent::{Agent, until},
     bootstrap::is_skipped,
     deploy::{account, deploy, granted, may},
-    server::ApiServer,
     service,
 };
+use lb_lab::api_server::ApiServer;
 
 /// What makes agents tell, and what shows that they have.
 const FLAGS: &str = "events: true\nlog-level: info,lb_user::announce=debug\n";

@@ -10,12 +10,12 @@ use std::{
 };
 
 use lb_common::{FlowFlags, FlowKey, PodPath};
+use lb_lab::network::{Host, Lan, Options};
 use lb_user::{datapath::typed::TypedMap, flows::Flows};
 
 use crate::{
     Story,
     agent::{Agent, run, until},
-    lan::{Host, Lan, Options},
     node::{Node, service},
     sockets::{Client, kernel_tells_netns, tcp_ask, tcp_server, udp_server},
 };

@@ -15,41 +15,41 @@ use lb_common::{
     Frontend, FrontendKey, Maglev, MaglevKey, NodeAddr, PortStats, Range, Service, Slot, SlotKey,
 };
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/beeline.bpf.o"));
-
-/// What may be smaller than in service.
+/// Sizes that a test may reduce.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Sizes {
     /// Entries of `FLOWS`.
     pub flows: Option<u32>,
-    /// How many ports there are for flows whose source is replaced, from 1024 on.
+    /// Number of source ports for masquerade, from 1024 on.
     pub ports: Option<u32>,
 }
 
-/// The programs, loaded.
+/// The programs and their maps, loaded.
 pub struct Object(Ebpf);
 
-/// One that is this test's alone, or the one that all share in turn: to load it takes longer than most tests.
-pub enum Held {
+/// An object of one test alone, or the object that all tests share in turn: loading takes longer than most tests.
+pub enum Loaded {
+    /// Of this test alone.
     Own(Box<Object>),
+    /// Shared, while this test has its turn.
     Shared(MutexGuard<'static, Option<Object>>),
 }
 
-impl Held {
-    /// With empty maps.
-    pub fn take(sizes: Sizes) -> Self {
+impl Loaded {
+    /// Takes one with empty maps. `elf` is the eBPF object, aligned to 8 octets.
+    pub fn take(elf: &[u8], sizes: Sizes) -> Self {
         static SHARED: Mutex<Option<Object>> = Mutex::new(None);
         if sizes != Sizes::default() {
-            return Self::Own(Box::new(Object::load(sizes)));
+            return Self::Own(Box::new(Object::load(elf, sizes)));
         }
-        // A test that failed before leaves it as any other.
+        // A failed test leaves it as any other does.
         let mut held = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        held.get_or_insert_with(|| Object::load(sizes)).empty();
+        held.get_or_insert_with(|| Object::load(elf, sizes)).empty();
         Self::Shared(held)
     }
 }
 
-impl std::ops::Deref for Held {
+impl std::ops::Deref for Loaded {
     type Target = Object;
 
     fn deref(&self) -> &Object {
@@ -60,7 +60,7 @@ impl std::ops::Deref for Held {
     }
 }
 
-impl std::ops::DerefMut for Held {
+impl std::ops::DerefMut for Loaded {
     fn deref_mut(&mut self) -> &mut Object {
         match self {
             Self::Own(object) => object,
@@ -70,7 +70,7 @@ impl std::ops::DerefMut for Held {
 }
 
 impl Object {
-    fn load(sizes: Sizes) -> Self {
+    fn load(elf: &[u8], sizes: Sizes) -> Self {
         let (first, mut loader) = (1024_u16, EbpfLoader::new());
         loader.override_global("SNAT_FIRST", &first, true);
         if let Some(ports) = &sizes.ports {
@@ -79,7 +79,7 @@ impl Object {
         if let Some(flows) = sizes.flows {
             loader.map_max_entries("FLOWS", flows);
         }
-        let mut object = Self(loader.load(OBJECT).expect("the object's maps"));
+        let mut object = Self(loader.load(elf).expect("the object's maps"));
         for name in ["tc_ingress", "tc_egress"] {
             let program = object.0.program_mut(name).expect("a program of that name");
             let program: &mut SchedClassifier = program.try_into().expect("a program for tc");
@@ -95,18 +95,18 @@ impl Object {
         program.test_run(options)
     }
 
-    /// Attaches a program to a device of this thread's network namespace, for as long as that is there.
+    /// Attaches a program to a device of this thread's network namespace, for the life of the device.
     pub fn attach(&mut self, program: &str, device: &str, to: TcAttachType) {
         let program = self.0.program_mut(program).expect("a program of that name");
         let program: &mut SchedClassifier = program.try_into().expect("a program for tc");
         let link = program.attach(device, to).unwrap_or_else(|error| panic!("attaching to {device}: {error}"));
-        // Or it would end with the programs, which serve other tests after this one.
+        // A dropped link would end with the programs, which serve other tests after this one.
         std::mem::forget(program.take_link(link).expect("attached just now"));
     }
 
-    /// A hash by its name.
+    /// A hash map by its name.
     pub fn map<K: Pod, V: Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
-        self.0.map_mut(name).expect("a map of that name").try_into().expect("a hash of these")
+        self.0.map_mut(name).expect("a map of that name").try_into().expect("a hash map of these")
     }
 
     /// Writes a frontend, as the agent does.
@@ -122,12 +122,12 @@ impl Object {
         self.0.map_mut("FRONTEND_BITS").expect("a map of that name").try_into().expect("an array of these")
     }
 
-    /// All entries of a hash.
+    /// All entries of a hash map.
     pub fn entries<K: Pod, V: Pod>(&mut self, name: &str) -> Vec<(K, V)> {
-        self.map(name).iter().collect::<Result<_, _>>().expect("a hash that nobody else changes")
+        self.map(name).iter().collect::<Result<_, _>>().expect("a hash map without other writers")
     }
 
-    /// The prefixes of sources.
+    /// The source ranges.
     pub fn source_ranges(&mut self) -> LpmTrie<&mut MapData, Range, u32> {
         self.0.map_mut("SOURCE_RANGES").expect("a map of that name").try_into().expect("a trie of these")
     }
@@ -136,7 +136,7 @@ impl Object {
         self.0.map_mut("COUNTERS").expect("a map of that name").try_into().expect("an array of these")
     }
 
-    /// How often something happened.
+    /// The value of a counter, over all CPUs.
     pub fn count(&mut self, counter: Counter) -> u64 {
         self.counters().get(&(counter as u32), 0).expect("a counter").iter().sum()
     }

@@ -5,25 +5,30 @@ use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
 
-/// How long a process has to become ready.
+use crate::process::Process;
+
+/// Time for the server to become ready.
 const START: Duration = Duration::from_secs(180);
 
 /// The programs of an API server.
-pub(crate) struct Assets {
+pub struct Assets {
     kube_apiserver: PathBuf,
     kubectl: PathBuf,
     etcd: PathBuf,
 }
 
 impl Assets {
-    /// From the directory `$KUBEBUILDER_ASSETS`, else from `$PATH`; what is missing is the error.
-    pub(crate) fn find() -> Result<Self, String> {
+    /// Finds them in the directory `$KUBEBUILDER_ASSETS`, else in `$PATH`.
+    ///
+    /// # Errors
+    /// A program is missing: which one.
+    pub fn find() -> Result<Self, String> {
         Ok(Self { kube_apiserver: program("kube-apiserver")?, kubectl: program("kubectl")?, etcd: program("etcd")? })
     }
 }
@@ -40,7 +45,7 @@ fn program(name: &str) -> Result<PathBuf, String> {
 }
 
 /// A running API server.
-pub(crate) struct ApiServer {
+pub struct ApiServer {
     assets: Assets,
     api: Option<Process>,
     _etcd: Process,
@@ -52,15 +57,15 @@ pub(crate) struct ApiServer {
 
 impl ApiServer {
     /// Starts etcd and the API server and waits until it is ready.
-    pub(crate) fn start(assets: Assets) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+    pub fn start(assets: Assets) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
         let (api_port, etcd_port, peer_port) = (free_port(), free_port(), free_port());
         let key = Command::new("openssl").args(["genrsa", "-out"]).arg(dir.path().join("sa.key")).output();
         assert!(key.expect("run openssl").status.success(), "openssl genrsa");
-        fs::write(dir.path().join("tokens.csv"), "admintoken,admin,admin,system:masters\n").unwrap();
+        fs::write(dir.path().join("tokens.csv"), "admintoken,admin,admin,system:masters\n").expect("a file");
         let peer = format!("http://127.0.0.1:{peer_port}");
         let client = format!("http://127.0.0.1:{etcd_port}");
-        let etcd = Process::spawn(
+        let etcd = Process::start_appending(
             Command::new(&assets.etcd)
                 .arg("--data-dir")
                 .arg(dir.path().join("etcd"))
@@ -77,29 +82,29 @@ impl ApiServer {
     }
 
     /// Its URL.
-    pub(crate) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.api_port)
     }
 
     /// Its port on 127.0.0.1.
-    pub(crate) fn port(&self) -> u16 {
+    pub fn port(&self) -> u16 {
         self.api_port
     }
 
-    /// A kubeconfig that may do everything.
-    pub(crate) fn kubeconfig(&self) -> PathBuf {
+    /// A kubeconfig with all rights.
+    pub fn kubeconfig(&self) -> PathBuf {
         self.dir.path().join("kubeconfig")
     }
 
-    /// A kubeconfig of the account to which `token` belongs.
-    pub(crate) fn kubeconfig_with(&self, token: &str) -> PathBuf {
+    /// A kubeconfig of the account that owns `token`.
+    pub fn kubeconfig_with(&self, token: &str) -> PathBuf {
         let path = self.dir.path().join("kubeconfig-of-an-account");
         self.write_kubeconfig(&path, token, &self.url());
         path
     }
 
-    /// A kubeconfig that may do everything, at another URL.
-    pub(crate) fn kubeconfig_to(&self, url: &str) -> PathBuf {
+    /// A kubeconfig with all rights, at another URL.
+    pub fn kubeconfig_to(&self, url: &str) -> PathBuf {
         let path = self.dir.path().join("kubeconfig-to-another-url");
         self.write_kubeconfig(&path, "admintoken", url);
         path
@@ -117,19 +122,19 @@ current-context: x
             url,
             self.dir.path().join("certs/apiserver.crt").display()
         );
-        fs::write(path, text).unwrap();
+        fs::write(path, text).expect("a file");
     }
 
-    /// Kills the API server; etcd goes on.
-    pub(crate) fn stop_api(&mut self) {
+    /// Kills the API server; etcd runs on.
+    pub fn stop_api(&mut self) {
         self.api = None;
     }
 
-    /// Starts the API server, on the port and with the certificate of before, and waits until it is ready.
-    pub(crate) fn start_api(&mut self) {
+    /// Starts the API server, on the same port and with the same certificate as before, and waits until it is ready.
+    pub fn start_api(&mut self) {
         let dir = self.dir.path();
         let at = |name: &str| dir.join(name).display().to_string();
-        let api = Process::spawn(
+        let api = Process::start_appending(
             Command::new(&self.assets.kube_apiserver)
                 .arg(format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port))
                 .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
@@ -146,10 +151,10 @@ current-context: x
         );
         self.api = Some(api);
         let deadline = Instant::now() + START;
-        for question in [&["get", "--raw", "/readyz"][..], &["get", "namespace", "default"]] {
-            while let Err(error) = self.try_kubectl(question, "") {
+        for request in [&["get", "--raw", "/readyz"][..], &["get", "namespace", "default"]] {
+            while let Err(error) = self.try_kubectl(request, "") {
                 let log = fs::read_to_string(dir.join("kube-apiserver.log")).unwrap_or_default();
-                let running = self.api.as_mut().is_some_and(|api| matches!(api.0.try_wait(), Ok(None)));
+                let running = self.api.as_mut().is_some_and(Process::is_running);
                 let tail = &log[log.len().saturating_sub(3000)..];
                 assert!(running && Instant::now() < deadline, "the API server does not start: {error}\n{tail}");
                 std::thread::sleep(Duration::from_millis(100));
@@ -159,22 +164,25 @@ current-context: x
 
     /// Runs kubectl; panics if it fails.
     #[track_caller]
-    pub(crate) fn kubectl(&self, args: &[&str]) -> String {
+    pub fn kubectl(&self, args: &[&str]) -> String {
         self.try_kubectl(args, "").unwrap_or_else(|error| panic!("kubectl {args:?}: {error}"))
     }
 
     /// Applies YAML with kubectl; panics if it fails.
     #[track_caller]
-    pub(crate) fn apply(&self, yaml: &str) {
+    pub fn apply(&self, yaml: &str) {
         self.try_kubectl(&["apply", "-f", "-"], yaml).unwrap_or_else(|error| panic!("kubectl apply: {error}\n{yaml}"));
     }
 
-    /// Runs kubectl with `input`; what it says to stderr is the error.
-    pub(crate) fn try_kubectl(&self, args: &[&str], input: &str) -> Result<String, String> {
+    /// Runs kubectl with `input` and returns its standard output.
+    ///
+    /// # Errors
+    /// It fails: its standard error.
+    pub fn try_kubectl(&self, args: &[&str], input: &str) -> Result<String, String> {
         let mut kubectl = Command::new(&self.assets.kubectl)
             .arg("--kubeconfig")
             .arg(self.kubeconfig())
-            // Its cache of the API goes here, not home.
+            // Its cache of the API belongs here, not in the home directory.
             .arg("--cache-dir")
             .arg(self.dir.path().join("kubectl"))
             .args(args)
@@ -191,47 +199,29 @@ current-context: x
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    /// Forgets the history: who wants to go on from an earlier revision must list anew.
-    pub(crate) fn compact(&self) {
+    /// Compacts etcd's history: a watch from an earlier revision must list anew.
+    pub fn compact(&self) {
         let header = self.etcd("/v3/kv/range", r#"{"key":"AA=="}"#);
-        let answer: serde_json::Value = serde_json::from_str(&header).unwrap();
-        let revision = answer["header"]["revision"].as_str().expect("a revision").to_owned();
+        let (_, revision) = header.split_once("\"revision\":\"").expect("a revision");
+        let (revision, _) = revision.split_once('"').expect("a revision");
         self.etcd("/v3/kv/compaction", &format!(r#"{{"revision":"{revision}","physical":true}}"#));
     }
 
-    /// A call through etcd's JSON gateway.
+    /// Calls etcd's JSON gateway.
     fn etcd(&self, path: &str, body: &str) -> String {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.etcd_port)).unwrap();
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.etcd_port)).expect("etcd listens");
         let length = body.len();
-        write!(stream, "POST {path} HTTP/1.0\r\nHost: etcd\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+        write!(stream, "POST {path} HTTP/1.0\r\nHost: etcd\r\nContent-Length: {length}\r\n\r\n{body}")
+            .expect("a request");
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        stream.read_to_string(&mut answer).expect("an answer");
         let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
         assert!(head.contains(" 200 "), "{path}: {answer}");
         body.to_owned()
     }
 }
 
-/// A port that nobody listens on.
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
-}
-
-/// A process that ends with its value, also when a test panics.
-struct Process(Child);
-
-impl Process {
-    fn spawn(command: &mut Command, log: &Path) -> Self {
-        let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-        let command = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        Self(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Fails only if it has ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// A port of 127.0.0.1 without a listener.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|any| any.local_addr()).expect("a free port").port()
 }

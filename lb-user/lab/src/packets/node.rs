@@ -1,7 +1,7 @@
-//! The network namespace of a test: a node with an uplink, pods, and a way that carries less.
+//! The network namespace of a fixture: a node with an uplink, pods, and a route of a smaller MTU.
 //!
 //! ```text
-//! world 198.51.100.9 ── gateway 192.0.2.254 ─┐
+//! fixture 198.51.100.9 ── gateway 192.0.2.254 ─┐
 //! node2 192.0.2.2 ── its pods 10.0.2.0/24 ───┴─ uplink 192.0.2.1 ┌──────┐ pod1 ── 10.0.1.1
 //!                                                                │ node │ pod2 ── 10.0.1.2
 //! a tunnel ── pods 10.0.3.0/24 ─────────── thin 172.16.0.1 ──────└──────┘ bare: no Ethernet, 8.0.0.0/8
@@ -10,26 +10,20 @@
 //! IPv6 is the same by 2001:db8:9::9, 2001:db8::fe, ::2 and ::1, fd00:0:0:1::1, fd00:0:0:2::/64, fd00:0:0:3::/64, fd16::1
 //! and fd08::/16.
 
-use std::{
-    io::Write as _,
-    process::{Command, Stdio},
-};
-
 use lb_common::{Addr, Device, DeviceFlags};
-use rustix::{
-    net::{AddressFamily, SocketType, netdevice::name_to_index, socket},
-    thread::{UnshareFlags, unshare_unsafe},
-};
+use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
 
-/// What `thin` carries.
+use crate::{link::Link, netns::Namespace, sys};
+
+/// MTU of `thin`.
 pub const THIN: u32 = 1300;
-/// What the others do.
+/// MTU of the other devices.
 pub const MTU: u32 = 1500;
 
 /// Addresses of the node at which NodePorts answer.
 pub const OWN: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 
-/// Each device: its flags, the node's addresses on it, and what it carries.
+/// Each device: its flags, the addresses of the node on it, and its MTU.
 const DEVICES: [(&str, u32, &str, &str, u32); 5] = [
     ("uplink", 0, "192.0.2.1", "2001:db8::1", MTU),
     ("pod1", DeviceFlags::POD, "10.0.1.254", "fd00:0:0:1::fe", MTU),
@@ -38,7 +32,7 @@ const DEVICES: [(&str, u32, &str, &str, u32); 5] = [
     ("bare", DeviceFlags::NO_ETHERNET, "8.255.0.1", "fd08::1", MTU),
 ];
 
-/// By `ip`, one command a line. Every neighbour is known, as long as its device is there.
+/// Commands of ip(8). Every neighbour is permanent.
 const COMMANDS: &str = "\
 address add 192.0.2.1/24 dev uplink
 address add 2001:db8::1/64 dev uplink nodad
@@ -74,31 +68,29 @@ route add unreachable 10.0.4.0/24
 route add unreachable fd00:0:0:4::/64
 ";
 
-/// Moves this thread into the namespace, which ends with it.
+/// Moves this thread into a new namespace, which ends with it.
 pub fn enter() {
     assert!(
         rustix::process::geteuid().is_root(),
         "packets run through programs of the kernel: only root may load them"
     );
-    #[expect(unsafe_code, reason = "unshare can take the file descriptors from under other threads")]
-    // SAFETY: the descriptor table is not unshared.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("the privilege to make a network namespace");
-    // Before there is any device, since each takes its own from `default`.
+    let net = Namespace::new();
+    net.join();
+    // Before there is any device: each takes its own from `default`.
     for name in ["all", "default"] {
-        set(&format!("ipv4/conf/{name}/forwarding"), "1");
-        set(&format!("ipv6/conf/{name}/forwarding"), "1");
-        set(&format!("ipv6/conf/{name}/accept_dad"), "0");
+        net.set(&format!("ipv4/conf/{name}/forwarding"), "1");
+        net.set(&format!("ipv6/conf/{name}/forwarding"), "1");
+        net.set(&format!("ipv6/conf/{name}/accept_dad"), "0");
     }
-    let mut lines = "link set lo up\n".to_owned();
+    let mut setup = net.setup().up("lo");
     for (name, .., mtu) in DEVICES {
-        let node = "address 02:00:00:00:00:01";
-        lines += &format!("link add {name} {node} mtu {mtu} type veth peer name {name}-end mtu {mtu}\n");
-        lines += &format!("link set {name} up\nlink set {name}-end up\n");
+        let peer = format!("{name}-end");
+        setup = setup.link(name, &Link::veth(&peer).mac("02:00:00:00:00:01").mtu(mtu)).up(&peer);
     }
-    ip(&(lines + COMMANDS));
+    setup.ip(COMMANDS.trim_end()).apply();
 }
 
-/// The devices by name and index, and what `DEVICES` says of them.
+/// The devices: name, index, and entry of `DEVICES`.
 pub fn devices() -> Vec<(&'static str, u32, Device)> {
     let addr = |text: &str| Addr::from(text.parse::<std::net::IpAddr>().expect("an address"));
     let device = |(name, flags, v4, v6, mtu): (_, _, &str, &str, _)| {
@@ -113,22 +105,17 @@ pub fn index(name: &str) -> u32 {
     name_to_index(&any, name).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// Performs commands of `ip`, one a line.
+/// Runs commands of ip(8), one a line, in the namespace of this thread.
 pub fn ip(lines: &str) {
-    ip_with(&[], lines);
+    Namespace::current().ip(lines);
 }
 
-/// The same with flags.
+/// As [`ip`], with flags of ip(8).
 pub fn ip_with(flags: &[&str], lines: &str) {
-    let mut command = Command::new("ip");
-    command.args(flags).args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the command ip");
-    child.stdin.take().expect("piped").write_all(lines.as_bytes()).expect("ip reads to the end");
-    let output = child.wait_with_output().expect("its end");
-    assert!(output.status.success(), "{}\n{lines}", String::from_utf8_lossy(&output.stderr));
+    Namespace::current().ip_with(flags, lines);
 }
 
-fn set(name: &str, value: &str) {
-    let path = format!("/proc/sys/net/{name}");
-    std::fs::write(&path, value).unwrap_or_else(|error| panic!("{path}: {error}"));
+/// Turns off the transmit checksums of a device: the kernel finishes them before it sends.
+pub fn disable_offloads(device: &str) {
+    sys::disable_tx_checksums(device).expect("a device of this node");
 }

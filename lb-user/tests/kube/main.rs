@@ -2,20 +2,12 @@
 //! and what `deploy/` asks of it.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-#[path = "kube/agent.rs"]
 mod agent;
-#[path = "kube/bootstrap.rs"]
 mod bootstrap;
-#[path = "kube/deploy.rs"]
 mod deploy;
-#[path = "kube/events.rs"]
 mod events;
-#[path = "kube/gate.rs"]
 mod gate;
-#[path = "kube/node.rs"]
 mod node;
-#[path = "kube/server.rs"]
-mod server;
 
 use std::{
     collections::BTreeMap,
@@ -25,13 +17,13 @@ use std::{
 };
 
 use gate::Gate;
+use lb_lab::api_server::{ApiServer, Assets, free_port};
 use lb_user::{
     event::{Event, Kind, Object},
     objects::Key,
     sources::kubernetes::{Options, run},
 };
 use libtest_mimic::{Arguments, Trial};
-use server::{ApiServer, Assets, free_port};
 use tokio::{runtime::Runtime, sync::mpsc};
 use tracing_subscriber::EnvFilter;
 

@@ -1,13 +1,13 @@
-//! A way to an API server from a network namespace of its own.
+//! A route to the API server from a network namespace without one: a relay of its port.
 
 use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     thread,
 };
 
-use crate::lan::Namespace;
+use crate::netns::Namespace;
 
-/// Makes the API server's port one of a node's loopback as well, where its certificate is good.
+/// Relays the API server's port of 127.0.0.1, for which its certificate is good, to the same port in a namespace.
 pub fn relay(net: &Namespace, port: u16) {
     let listener = net.enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, port))).expect("a free port");
     thread::spawn(move || {

@@ -1,7 +1,5 @@
 //! The promises that hold for every history: random worlds and edits, readers between any two writes, faults, restarts.
 
-mod support;
-
 use std::{cell::Cell, net::Ipv4Addr};
 
 use lb_common::{
@@ -16,7 +14,7 @@ use lb_user::{
 };
 use proptest::{prelude::*, test_runner::TestCaseResult};
 
-use support::{
+use crate::{
     tape::Tape,
     text::{Meaning, check_sound, meaning},
     worlds::{NODE, State, events, states},
@@ -195,7 +193,7 @@ proptest! {
         // The tape refuses every write that breaks this; here also for maps that were left in disorder.
         for mut snapshots in histories(&states) {
             let Some(mut dump) = snapshots.pop() else { continue };
-            support::tape::disturb(&mut dump);
+            crate::tape::disturb(&mut dump);
             let Some(state) = states.last() else { continue };
             let (shadow, oddities) = Shadow::from_dump(&dump);
             prop_assert_eq!(&shadow.to_dump(), &dump);
@@ -350,7 +348,7 @@ const LOOKS: usize = 14;
 
 #[test]
 fn i1_no_interleaving_of_a_reader_with_the_writer_misses() {
-    let cases = support::worlds::small_changes();
+    let cases = crate::worlds::small_changes();
     assert!(cases.len() >= 10);
     for (name, old, new) in cases {
         let snapshots = histories(&[old, new]).pop().expect("two histories");

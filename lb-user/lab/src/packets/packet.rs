@@ -1,4 +1,4 @@
-//! Packets as they are on the wire, made by etherparse, and SCTP by hand.
+//! Packets as they are on the wire: etherparse makes them, and this file makes the SCTP part.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,22 +9,22 @@ use etherparse::{
 };
 use lb_common::Proto;
 
-/// What goes over a wire.
-pub trait Wire {
+/// A frame on the wire.
+pub trait Frame {
     /// Its octets.
     fn octets(&self) -> Vec<u8>;
 }
 
-impl Wire for Vec<u8> {
+impl Frame for Vec<u8> {
     fn octets(&self) -> Vec<u8> {
         self.clone()
     }
 }
 
-/// What stands in front of the IP header.
+/// The header in front of the IP header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Link {
-    /// From one end to the other: the last octets of their link addresses.
+    /// Last octets of the link addresses of both ends.
     Ethernet {
         from: u8,
         to: u8,
@@ -36,23 +36,33 @@ enum Link {
 /// From the gateway to the node.
 const IN: Link = Link::Ethernet { from: 0xfe, to: 1, vlan: None };
 
-/// Which part of a datagram.
+/// The part of a datagram that a packet carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
+    /// All of it.
     Whole,
+    /// The first fragment.
     First,
+    /// A later fragment.
     Later,
 }
 
 /// A packet of TCP, UDP or SCTP.
 #[derive(Clone, Debug)]
 pub struct Packet {
+    /// Source.
     pub from: SocketAddr,
+    /// Destination.
     pub to: SocketAddr,
+    /// Protocol.
     pub proto: Proto,
+    /// TTL or hop limit.
     pub ttl: u8,
+    /// Sequence number of TCP.
     pub seq: u32,
+    /// Acknowledgement number of TCP.
     pub ack: u32,
+    /// Octets behind the transport header.
     pub payload: Vec<u8>,
     link: Link,
     /// Letters of TCP's flags, as in `SA`.
@@ -64,7 +74,7 @@ pub struct Packet {
     is_unfinished: bool,
     part: Part,
     id: u32,
-    /// With options, or with each of the extension headers.
+    /// IP options, or every IPv6 extension header.
     has_extras: bool,
 }
 
@@ -101,6 +111,7 @@ impl Packet {
         Self { payload: Vec::new(), ..Self::tcp(from, to).flags("S") }
     }
 
+    /// A UDP datagram.
     pub fn udp(from: &str, to: &str) -> Self {
         Self::new(Proto::Udp, from, to)
     }
@@ -110,29 +121,33 @@ impl Packet {
         Self::new(Proto::Sctp, from, to).chunk(1)
     }
 
+    /// Sets TCP's flags by their letters, as in `SA`.
     pub fn flags(self, flags: &'static str) -> Self {
         Self { flags, ..self }
     }
 
+    /// Sets the type of SCTP's first chunk.
     pub fn chunk(self, chunk: u8) -> Self {
         Self { chunk, ..self }
     }
 
+    /// Sets TTL or hop limit.
     pub fn ttl(self, ttl: u8) -> Self {
         Self { ttl, ..self }
     }
 
-    /// As a router sends it on.
+    /// Decrements TTL or hop limit, as a router does.
     pub fn one_hop_on(self) -> Self {
         let ttl = self.ttl - 1;
         self.ttl(ttl)
     }
 
+    /// Leaves the checksum of UDP or SCTP at 0.
     pub fn without_sum(self) -> Self {
         Self { has_sum: false, ..self }
     }
 
-    /// So many octets from the IP header on.
+    /// Sets the payload so that the IP packet has `len` octets.
     pub fn sized(mut self, len: usize) -> Self {
         self.payload.clear();
         let link = self.octets().len() - self.ip().len();
@@ -141,30 +156,33 @@ impl Packet {
         self
     }
 
+    /// Makes it a part of a datagram with this identification.
     pub fn part(self, part: Part, id: u32) -> Self {
         Self { part, id, ..self }
     }
 
+    /// Adds IP options, or every IPv6 extension header.
     pub fn with_extras(self) -> Self {
         Self { has_extras: true, ..self }
     }
 
+    /// Adds a VLAN tag.
     pub fn vlan(self, vlan: u16) -> Self {
         Self { link: Link::Ethernet { from: 0xfe, to: 1, vlan: Some(vlan) }, ..self }
     }
 
-    /// As it is on a device without Ethernet.
+    /// Removes the Ethernet header, as on an L3 device.
     pub fn bare(self) -> Self {
         Self { link: Link::None, ..self }
     }
 
-    /// The same packet after its addresses and ports were replaced.
+    /// The packet after translation of its addresses and ports.
     pub fn becomes(&self, from: &str, to: &str) -> Self {
         let new = Self::new(self.proto, from, to);
         Self { from: new.from, to: new.to, ..self.clone() }
     }
 
-    /// A packet of the other direction.
+    /// The packet with both ends exchanged.
     fn back(&self) -> Self {
         Self { from: self.to, to: self.from, ..self.clone() }
     }
@@ -191,17 +209,17 @@ impl Packet {
         Self { link: self.link.turned(), ..self }
     }
 
-    /// From the node to a neighbour, whose link address ends so.
+    /// From the node to the neighbour with this last octet of the link address.
     pub fn out_to(self, neighbour: u8) -> Self {
         Self { link: Link::Ethernet { from: 1, to: neighbour, vlan: None }, ..self }
     }
 
-    /// With the checksum of TCP or UDP left to a device: so far the sum of the pseudo header.
+    /// Leaves the checksum of TCP or UDP to a device: only the sum of the pseudo header is there.
     pub fn unfinished(self) -> Self {
         Self { is_unfinished: true, ..self }
     }
 
-    /// Where the transport's header begins, of one without extras, and where its checksum is from there.
+    /// Offset of the transport header in a packet without extras, and of the checksum from there.
     pub fn checksum_at(&self) -> (usize, usize) {
         (if self.from.is_ipv4() { 20 } else { 40 }, if self.proto == Proto::Tcp { 16 } else { 6 })
     }
@@ -216,7 +234,7 @@ impl Packet {
         ip[start + offset..start + offset + 2].copy_from_slice(&folded.to_be_bytes());
     }
 
-    /// The segment that begins so many octets into the payload.
+    /// The segment of `len` octets that begins at `at` in the payload.
     pub fn segment(&self, at: usize, len: usize) -> Self {
         let end = self.payload.len().min(at + len);
         let id = self.id + if self.from.is_ipv4() { u32::try_from(at / len).expect("few") } else { 0 };
@@ -224,7 +242,7 @@ impl Packet {
         Self { payload: self.payload[at..end].to_vec(), seq, id, ..self.clone() }
     }
 
-    /// From the IP header on.
+    /// The octets from the IP header on.
     pub fn ip(&self) -> Vec<u8> {
         let ip = headers(self.from.ip(), self.to.ip(), self.ttl, self.part, self.id, self.has_extras);
         let mut bytes = Vec::new();
@@ -267,7 +285,7 @@ impl Packet {
         let mut bytes = [from, to].concat();
         bytes.extend([1, 2, 3, 4, 0, 0, 0, 0, self.chunk, 0, 0, 4]);
         bytes.extend(&self.payload);
-        // Left at 0 where a device will write it.
+        // 0 where a device will write it.
         if self.has_sum {
             let sum = crc32c(&bytes).to_le_bytes();
             bytes[8..12].copy_from_slice(&sum);
@@ -276,67 +294,74 @@ impl Packet {
     }
 }
 
-impl Wire for Packet {
+impl Frame for Packet {
     fn octets(&self) -> Vec<u8> {
         framed(self.link, self.ip())
     }
 }
 
-/// What an ICMP error says.
+/// The reason of an ICMP error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Trouble {
+pub enum Reason {
+    /// No socket at the port.
     PortUnreachable,
+    /// No route to the host.
     NoRoute,
+    /// TTL or hop limit exceeded.
     TimeExceeded,
-    /// So many octets go.
+    /// Packet too big; the MTU.
     TooBig(u16),
 }
 
 /// An ICMP error.
 #[derive(Clone, Debug)]
 pub struct Error {
+    /// Source.
     pub from: IpAddr,
+    /// Destination.
     pub to: IpAddr,
+    /// TTL or hop limit.
     pub ttl: u8,
-    trouble: Trouble,
+    reason: Reason,
     about: Packet,
     keep: usize,
     link: Link,
 }
 
 impl Error {
-    /// From somebody on the way of a packet, or at its end, to its sender, with so many octets of it.
-    pub fn new(from: &str, trouble: Trouble, about: &Packet, keep: usize) -> Self {
+    /// An error from a router or the destination to the sender of `about`, with `keep` octets of it.
+    pub fn new(from: &str, reason: Reason, about: &Packet, keep: usize) -> Self {
         let from = from.parse().expect("an address");
         let link = IN;
-        Self { from, to: about.from.ip(), ttl: 60, trouble, about: about.clone(), keep, link }
+        Self { from, to: about.from.ip(), ttl: 60, reason, about: about.clone(), keep, link }
     }
 
-    /// What a node answers, in the name of the address that the packet was sent to.
-    pub fn answer(trouble: Trouble, about: &Packet) -> Self {
+    /// The error of a node, in the name of the address that `about` was sent to.
+    pub fn answer(reason: Reason, about: &Packet) -> Self {
         let keep = if about.to.is_ipv4() { 28 } else { 48 };
         let link = about.link.turned();
-        Self { link, ttl: 64, ..Self::new(&about.to.ip().to_string(), trouble, about, keep) }
+        Self { link, ttl: 64, ..Self::new(&about.to.ip().to_string(), reason, about, keep) }
     }
 
-    /// The same error from and to others, about a packet as they know it.
+    /// The error after translation of its ends and of the packet in it.
     pub fn becomes(&self, from: &str, to: &str, about: &Packet) -> Self {
         let addr = |text: &str| text.parse().expect("an address");
         Self { from: addr(from), to: addr(to), about: about.clone(), ..self.clone() }
     }
 
+    /// Decrements TTL or hop limit, as a router does.
     pub fn one_hop_on(self) -> Self {
         Self { ttl: self.ttl - 1, ..self }
     }
 }
 
-impl Wire for Error {
+impl Frame for Error {
     fn octets(&self) -> Vec<u8> {
-        let (v4, v6, mtu) = match self.trouble {
-            Trouble::PortUnreachable => ((3, 3), (1, 4), 0),
-            Trouble::NoRoute => ((3, 0), (1, 0), 0),
-            Trouble::TimeExceeded => ((11, 0), (3, 0), 0),
-            Trouble::TooBig(mtu) => ((3, 4), (2, 0), mtu),
+        let (v4, v6, mtu) = match self.reason {
+            Reason::PortUnreachable => ((3, 3), (1, 4), 0),
+            Reason::NoRoute => ((3, 0), (1, 0), 0),
+            Reason::TimeExceeded => ((11, 0), (3, 0), 0),
+            Reason::TooBig(mtu) => ((3, 4), (2, 0), mtu),
         };
         let [high, low] = mtu.to_be_bytes();
         let mut about = self.about.ip();
@@ -408,7 +433,7 @@ fn headers(from: IpAddr, to: IpAddr, ttl: u8, part: Part, id: u32, has_extras: b
 
 fn every_extension(part: Part) -> Ipv6Extensions {
     let raw = |len: usize| Ipv6RawExtHeader::new_raw(IpNumber(0), &vec![0; len]).expect("by eight");
-    // Before a fragment's header stands what routers read; the rest is a part of the datagram.
+    // Routers read the headers in front of the fragment header; the others belong to the datagram.
     let whole = part == Part::Whole;
     Ipv6Extensions {
         hop_by_hop_options: Some(raw(6)),
@@ -419,7 +444,7 @@ fn every_extension(part: Part) -> Ipv6Extensions {
     }
 }
 
-/// Bit by bit (RFC 9260, appendix A).
+/// CRC32c, bit by bit (RFC 9260, appendix A).
 fn crc32c(bytes: &[u8]) -> u32 {
     const POLYNOMIAL: u32 = 0x82f6_3b78;
     let octet = |crc: u32, byte: &u8| {

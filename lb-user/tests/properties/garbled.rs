@@ -2,9 +2,6 @@
 //! them never panics, takes neither time nor memory without end, and an error names file and line; what is read is
 //! served as far as it goes. `PROPTEST_CASES` sets how many are tried.
 
-#[path = "support/text.rs"]
-mod text;
-
 use std::{
     fs,
     path::Path,
@@ -159,8 +156,8 @@ fn check_served(objects: &[Object]) -> TestCaseResult {
     reconciler.handle(Kind::ALL.map(|kind| Event::Replace(kind, of(kind))));
     let report = reconciler.pass();
     prop_assert!(report.failure.is_none(), "{:?}", report.failure);
-    text::check_sound(&reconciler.store().dump);
-    prop_assert_eq!(text::meaning(&reconciler.store().dump).len(), reconciler.store().dump.names.len());
+    crate::text::check_sound(&reconciler.store().dump);
+    prop_assert_eq!(crate::text::meaning(&reconciler.store().dump).len(), reconciler.store().dump.names.len());
     prop_assert_eq!(reconciler.pass().writes, 0);
     Ok(())
 }

@@ -1,10 +1,10 @@
-//! What stands in `FLOWS`, as text.
+//! The entries of `FLOWS` as text.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use lb_common::{Addr, Flow, FlowFlags, FlowKey, Hook, Proto, Tuple, flow};
 
-/// One line for each entry, sorted. As in
+/// One line for each entry, sorted, as in
 /// `in TCP 198.51.100.9:4000 > 192.0.2.1:30080 becomes 192.0.2.1:1024 > 10.0.2.1:8080 at once, SYN_SENT`.
 pub fn text(entries: &[(FlowKey, Flow)]) -> Vec<String> {
     let entries: BTreeMap<FlowKey, Flow> = entries.iter().copied().collect();

@@ -2,16 +2,16 @@
 //! (BPF_PROG_TEST_RUN), among devices and routes of a network namespace of their own. Nothing is attached, nothing pinned.
 
 pub mod cost;
+mod far_end;
+mod fixture;
 mod flows;
+pub mod node;
 mod object;
 pub mod packet;
 mod services;
-pub mod site;
-mod wire;
-mod world;
 
-pub use object::Sizes;
-pub use packet::{Packet, Part, Trouble};
-pub use services::Wanted;
-pub use wire::{FarEnd, without_offloads};
-pub use world::{Ran, World};
+pub use far_end::FarEnd;
+pub use fixture::{Fixture, Outcome};
+pub use object::{Object, Sizes};
+pub use packet::{Packet, Part, Reason};
+pub use services::{Programmed, ServicePort};

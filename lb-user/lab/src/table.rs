@@ -1,14 +1,14 @@
-//! The table that a bench prints: median, best and worst of the rounds, beside the aim.
+//! The tables that benches print: median, least and most of the rounds, beside the aim.
 
 use std::fmt;
 
-/// What the rounds gave.
+/// The distribution of a figure over the rounds.
 pub struct Spread {
-    /// The one in the middle.
+    /// The median; of an even number, the greater of the two in the middle.
     pub median: f64,
     /// The least.
     pub least: f64,
-    /// And the most.
+    /// The most.
     pub most: f64,
 }
 
@@ -22,7 +22,7 @@ impl Spread {
     }
 }
 
-/// A number with three digits that count.
+/// A number with three significant digits.
 pub struct Short(pub f64);
 
 impl fmt::Display for Short {
@@ -37,12 +37,12 @@ impl fmt::Display for Short {
     }
 }
 
-/// The head of the table.
+/// Prints the head of the table.
 pub fn header() {
     println!("| what | aim | median | least to most |\n|---|---|---|---|");
 }
 
-/// A row of it.
+/// Prints a row of it.
 pub fn row(what: &str, aim: &str, unit: &str, spread: &Spread) {
     let Spread { median, least, most } = spread;
     println!("| {what} | {aim} | {} {unit} | {} to {} |", Short(*median), Short(*least), Short(*most));

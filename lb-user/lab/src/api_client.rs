@@ -1,4 +1,4 @@
-//! A client of the API server that makes a bench's objects there.
+//! A client of the API server that makes the objects of a bench.
 
 use std::{future::Future, net::IpAddr, path::Path};
 
@@ -16,30 +16,31 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-/// Where the objects are.
+/// The namespace of the objects.
 pub const NAMESPACE: &str = "default";
-/// Requests at a time.
-const AT_ONCE: usize = 48;
+/// Requests in flight.
+const CONCURRENT: usize = 48;
 
 /// A client of the API server.
-pub struct Cluster {
+pub struct ApiClient {
     runtime: Runtime,
     client: Client,
 }
 
-impl Cluster {
-    /// With these credentials.
+impl ApiClient {
+    /// Connects with these credentials.
     pub fn new(kubeconfig: &Path) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let client = runtime.block_on(async {
-            let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
-            let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-            Client::try_from(config).unwrap()
+            let kubeconfig = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
+            let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+            Client::try_from(config.expect("a context")).expect("a client")
         });
         Self { runtime, client }
     }
 
-    /// Makes a node with these addresses.
+    /// Makes a Node with these addresses.
     pub fn add_node(&self, name: &str, addresses: &[IpAddr]) {
         let addresses: Vec<Value> =
             addresses.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
@@ -47,24 +48,24 @@ impl Cluster {
             let nodes: Api<Node> = Api::all(self.client.clone());
             create(&nodes, json!({"metadata": {"name": name}})).await;
             let status = Patch::Merge(json!({"status": {"addresses": addresses}}));
-            nodes.patch_status(name, &PatchParams::default(), &status).await.unwrap();
+            nodes.patch_status(name, &PatchParams::default(), &status).await.expect("patched");
         });
     }
 
-    /// Makes Services with a slice each, many at a time.
+    /// Makes Services and their EndpointSlices, many at a time.
     pub fn add_services(&self, objects: impl Iterator<Item = (Value, Value)>) {
-        self.wait(stream::iter(objects).for_each_concurrent(AT_ONCE, |(service, slice)| async {
+        self.wait(stream::iter(objects).for_each_concurrent(CONCURRENT, |(service, slice)| async {
             create(&Api::<Service>::namespaced(self.client.clone(), NAMESPACE), service).await;
             create(&self.slices(), slice).await;
         }));
     }
 
-    /// The slices.
+    /// The EndpointSlices.
     pub fn slices(&self) -> Api<EndpointSlice> {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
-    /// Waits for something that is asked of the API server.
+    /// Waits for requests to the API server.
     pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
     }

@@ -10,8 +10,6 @@
 //! whole way: as long as nobody else uses the machine it is the time that passes, and when somebody does, it is the
 //! figure to look at. It contains what the client itself costs; what both ends cost alone stands in the table.
 
-#![expect(clippy::unwrap_used, reason = "a bench")]
-
 mod control;
 mod figures;
 mod objects;

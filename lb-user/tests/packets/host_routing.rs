@@ -173,7 +173,7 @@ fn flows_go_on_when_it_is_switched_off() {
 #[test]
 fn flows_go_on_when_it_is_switched_on() {
     for of in BOTH {
-        let mut fixture = enter_host_routing();
+        let mut fixture = enter();
         fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.here]));
         let syn = Packet::syn(of.client, of.node_port);
         fixture.comes_in("uplink", &syn).goes_on_as(&syn.becomes(of.client, of.here));

@@ -1,4 +1,4 @@
-//! What the demo prints: headings, commands with their output, pictures and bars; and the count of what was claimed.
+//! The output of the demo: headings, commands with their output, diagrams and bars; and the count of its checks.
 
 use std::io::IsTerminal;
 
@@ -6,21 +6,21 @@ use anyhow::{Result, ensure};
 
 use crate::run;
 
-/// Where the demo writes.
-pub(super) struct Paper {
+/// Writes to stdout, in colour on a terminal.
+pub(super) struct Renderer {
     has_colour: bool,
-    claims: u32,
+    checks: u32,
 }
 
-impl Paper {
+impl Renderer {
     pub(super) fn new() -> Self {
         let is_wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { has_colour: is_wanted && std::io::stdout().is_terminal(), claims: 0 }
+        Self { has_colour: is_wanted && std::io::stdout().is_terminal(), checks: 0 }
     }
 
-    /// How many claims held.
-    pub(super) fn claims(&self) -> u32 {
-        self.claims
+    /// Number of checks that passed.
+    pub(super) fn checks(&self) -> u32 {
+        self.checks
     }
 
     /// Begins a section.
@@ -29,12 +29,12 @@ impl Paper {
         run::print(&self.in_colour("1;36", &format!("== {text}")));
     }
 
-    /// A sentence, or several lines.
-    pub(super) fn say(&self, text: &str) {
+    /// Prints lines of text.
+    pub(super) fn text(&self, text: &str) {
         text.lines().for_each(|line| run::print(format!("   {line}").trim_end()));
     }
 
-    /// A command, as it could be typed.
+    /// Prints a command as a shell would take it.
     pub(super) fn command(&self, words: &[&str]) {
         let quote = |word: &&str| {
             let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=%$,@".contains(c);
@@ -44,15 +44,15 @@ impl Paper {
         run::print(&self.in_colour("1", &format!("   $ {line}")));
     }
 
-    /// What a command printed.
+    /// Prints the output of a command.
     pub(super) fn output(&self, text: &str) {
         text.lines().for_each(|line| run::print(format!("     {line}").trim_end()));
     }
 
-    /// Counts something that was shown or said, and fails if it is not so.
-    pub(super) fn claim(&mut self, is_so: bool, what: &str) -> Result<()> {
-        ensure!(is_so, "the demo claims something that is not so: {what}");
-        self.claims += 1;
+    /// Counts a check, and fails unless it holds.
+    pub(super) fn check(&mut self, holds: bool, what: &str) -> Result<()> {
+        ensure!(holds, "check failed: {what}");
+        self.checks += 1;
         Ok(())
     }
 
@@ -61,8 +61,8 @@ impl Paper {
     }
 }
 
-/// An arrow from `client` by way of `vip` to each of `backends`.
-pub(super) fn picture(client: &str, vip: &str, backends: &[String]) -> String {
+/// Draws arrows from `client` through `vip` to each of `backends`.
+pub(super) fn diagram(client: &str, vip: &str, backends: &[String]) -> String {
     let left = format!("{client:<4} --> {vip:<27} --");
     let indent = " ".repeat(left.len());
     match backends {
@@ -75,7 +75,7 @@ pub(super) fn picture(client: &str, vip: &str, backends: &[String]) -> String {
     }
 }
 
-/// A bar for `count` of `total`, as long as 40 characters for all of them.
+/// Draws a bar for `count` of `total`; all of them are 40 characters.
 pub(super) fn bar(name: &str, count: usize, total: usize) -> String {
     let len = (count * 40).checked_div(total).unwrap_or(0);
     format!("{name:<28} {count:>3} {}", "#".repeat(len))
@@ -86,9 +86,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_picture_has_a_line_for_each_backend() {
+    fn a_diagram_has_a_line_for_each_backend() {
         let draw =
-            |backends: &[&str]| picture("curl", "v", &backends.iter().map(ToString::to_string).collect::<Vec<_>>());
+            |backends: &[&str]| diagram("curl", "v", &backends.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert!(draw(&["a"]).ends_with(" -----> a"));
         let two = draw(&["a", "b"]);
         let columns: Vec<_> = two.lines().map(|line| line.find('+')).collect();
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_is_as_long_as_its_share() {
+    fn a_bar_is_proportional_to_its_share() {
         assert!(bar("a", 50, 100).ends_with(&format!(" 50 {}", "#".repeat(20))));
         assert!(bar("a", 0, 0).ends_with("0 "));
     }

@@ -1,5 +1,5 @@
-//! Verb `demo`: builds Beeline and shows it at work in namespaces of its own. The output is real and checked: the verb fails if
-//! a check does. The sections are in the files of `demo/`.
+//! Verb `demo`: builds Beeline and shows it at work in namespaces of its own. The output is real and checked: the verb
+//! fails if a check does. The sections are in the files of `demo/`.
 
 mod changes;
 mod cleanup;

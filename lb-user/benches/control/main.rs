@@ -1,6 +1,6 @@
-//! What the control plane costs between objects already parsed and real BPF maps: `cargo xtask bench control`.
+//! The cost of the control plane between parsed objects and real BPF maps: `cargo xtask bench control`.
 //!
-//! Every round of every scenario is a process of its own with new maps, so that none inherits another's memory; the
+//! Every round of every scenario is a process of its own with new maps, so that no round inherits memory; the
 //! rounds of the scenarios alternate, and a figure is the median over them.
 
 mod objects;
@@ -48,7 +48,7 @@ fn main() {
     }
 }
 
-/// One round in a process of its own.
+/// Runs a round in a process of its own.
 fn round(name: &str) -> Vec<Figure> {
     let sandbox = Sandbox::make("bench").expect("a cgroup and a directory");
     let mut command = Command::new(std::env::current_exe().expect("this program"));

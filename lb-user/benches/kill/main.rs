@@ -1,4 +1,4 @@
-//! How long it takes to end the sockets of a dead backend among many others: `cargo xtask bench kill`.
+//! Time to end the sockets of a dead backend among many others: `cargo xtask bench kill`.
 
 use std::{
     io::{Read as _, Write as _},
@@ -22,16 +22,16 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Rounds of a figure; odd, so that there is a median.
 const ROUNDS: usize = 11;
 
-/// Sockets that are open besides.
+/// Other open sockets.
 const OTHERS: usize = 100_000;
 
-/// They are spread over processes, since one may not have so many descriptors.
+/// Processes that hold them: the limit of descriptors is per process.
 const HOLDERS: u8 = 10;
 
-/// Network namespaces besides.
+/// Other network namespaces.
 const PODS: usize = 100;
 
-/// A service port and its one backend have the same id; these are the two that there are.
+/// The two service ports, each with one backend of the same id.
 const LIVING: u32 = 1;
 const DYING: u32 = 2;
 
@@ -90,7 +90,7 @@ fn measure(inside: &Inside) {
     );
 }
 
-/// Milliseconds to end so many sockets.
+/// Milliseconds to end `count` sockets, by round.
 fn rounds(count: usize, end: impl Fn() -> Report) -> Spread {
     let times = (0..ROUNDS).map(|_| {
         let _victims = open(Ipv4Addr::new(127, 1, 2, 1), vip(DYING), count);
@@ -101,7 +101,7 @@ fn rounds(count: usize, end: impl Fn() -> Report) -> Spread {
     Spread::of(times.collect::<Vec<_>>().into_iter())
 }
 
-/// Opens UDP sockets at one address that are connected to another.
+/// Opens UDP sockets at one address and connects them to another.
 fn open(at: Ipv4Addr, to: SocketAddr, count: usize) -> Vec<UdpSocket> {
     let open = |port| {
         let socket = UdpSocket::bind((at, port)).expect("a free port");
@@ -111,7 +111,7 @@ fn open(at: Ipv4Addr, to: SocketAddr, count: usize) -> Vec<UdpSocket> {
     (10_000..).take(count).map(open).collect()
 }
 
-/// Processes that hold something open.
+/// Processes that hold sockets or namespaces open.
 struct Holders(Vec<Child>);
 
 impl Holders {
@@ -138,7 +138,7 @@ impl Drop for Holders {
     }
 }
 
-/// One of them: half of them were given a living backend, half dialled its address themselves.
+/// Holds sockets open. Half of the processes dial the VIP of the living backend, half its own address.
 fn hold(number: u8) {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("as many descriptors as allowed");
@@ -147,7 +147,7 @@ fn hold(number: u8) {
     wait();
 }
 
-/// Says that all is open, and waits until the other end is closed.
+/// Reports that all is open, and waits until stdin closes.
 fn wait() {
     print!("r");
     std::io::stdout().flush().expect("a pipe");
@@ -166,7 +166,7 @@ fn backend(id: u32) -> SocketAddr {
     ([127, 0, 0, id as u8], 53).into()
 }
 
-/// The writes for a Service with one backend.
+/// The map writes for a Service with one backend.
 fn ops(id: u32) -> Vec<Op> {
     let (frontend, target) = (vip(id), backend(id));
     let slot = Slot { addr: target.ip().into(), port: target.port(), weight: 1, backend: id };

@@ -1,20 +1,20 @@
-//! What a packet costs on its way through a node, side by side with kube-proxy and with no proxy at all:
+//! The cost of a packet through a node, beside kube-proxy and beside no proxy at all:
 //! `cargo xtask bench packets`.
 //!
-//! Each proxy has a network of its own (client, two nodes, pods), and all networks are alike and there at once. Every round
-//! measures all of them one after the other; a ratio is the median over the rounds of the ratios within a round. The floor
+//! Each proxy has a network of its own (client, two nodes, pods), all alike and all present at once. Every round
+//! measures all of them in turn; a ratio is the median over the rounds of the ratios within a round. The floor
 //! is a network without proxy and netfilter, in which clients dial the backend itself.
 //!
-//! A veth delivers on the CPU that sends: the whole way of a packet, from the client through the nodes to the backend's
-//! socket, is work of the client's CPU, and the servers are on the other one. So the CPU time of a client is that of the
-//! whole way: as long as nobody else uses the machine it is the time that passes, and when somebody does, it is the
-//! figure to look at. It contains what the client itself costs; what both ends cost alone stands in the table.
+//! A veth delivers on the CPU that sends: the whole route of a packet, from the client through the nodes to the
+//! backend's socket, is work of the client's CPU, and the servers run on the other one. So the CPU time of a client is
+//! that of the whole route: equal to the elapsed time on an idle machine, and the figure to look at on a busy one. It
+//! contains the cost of the client itself; the table shows the cost of both ends alone.
 
 mod control;
 mod figures;
 mod objects;
 mod report;
-mod site;
+mod testbed;
 mod worker;
 
 use std::time::Instant;
@@ -29,14 +29,14 @@ use lb_lab::{
 
 use control::Control;
 use figures::Kind;
-use site::{By, Site};
+use testbed::{Proxy, Testbed};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/beeline.bpf.o"));
 
 /// Runs of a program for each row of the table of costs.
 const RUNS: u32 = 100_000;
 
-/// What a packet costs on its way through a node.
+/// The cost of a packet through a node.
 #[derive(clap::Parser)]
 struct Arguments {
     /// Numbers of Services, each greater than the one before it and a multiple of ten.
@@ -48,7 +48,7 @@ struct Arguments {
     /// Measure only this [default: everything]
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Kind>,
-    /// What cargo says to every bench.
+    /// The argument that cargo passes to every bench.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -76,21 +76,21 @@ fn measure(arguments: &Arguments, inside: &Inside) {
     let Inside { cgroup, directory } = inside;
     eprintln!("starting the API server");
     let control = Control::start(cgroup, Assets::find().expect("found before"));
-    let mut sites = vec![Site::floor()];
-    objects::add_nodes(&control.cluster(), &sites.first().expect("one").lan);
+    let mut testbeds = vec![Testbed::floor()];
+    objects::add_nodes(&control.cluster(), &testbeds.first().expect("one").lan);
     for mode in [Mode::Iptables, Mode::Nftables] {
-        match Site::kube_proxy(mode, &control, directory) {
-            Ok(site) => sites.push(site),
-            Err(reason) => println!("{} is not measured: {reason}.", By::KubeProxy(mode)),
+        match Testbed::kube_proxy(mode, &control, directory) {
+            Ok(testbed) => testbeds.push(testbed),
+            Err(reason) => println!("{} is not measured: {reason}.", Proxy::KubeProxy(mode)),
         }
     }
-    match site::beeline_lacks() {
+    match testbed::beeline_lacks() {
         None => {
-            for (proxy, flags) in [(By::Beeline, [].as_slice()), (By::HostRouting, &["--host-routing"])] {
-                sites.push(Site::beeline(proxy, flags, cgroup, &bpffs, directory));
+            for (proxy, flags) in [(Proxy::Beeline, [].as_slice()), (Proxy::HostRouting, &["--host-routing"])] {
+                testbeds.push(Testbed::beeline(proxy, flags, cgroup, &bpffs, directory));
             }
         }
-        Some(reason) => println!("{} is not measured: {reason}.", By::Beeline),
+        Some(reason) => println!("{} is not measured: {reason}.", Proxy::Beeline),
     }
     let kinds = if arguments.only.is_empty() { Kind::value_variants() } else { &arguments.only };
     println!("Median (least to most) of {} rounds; in bold the ratio to the floor.\n", arguments.rounds);
@@ -99,25 +99,25 @@ fn measure(arguments: &Arguments, inside: &Inside) {
     for &services in &arguments.services {
         let start = Instant::now();
         control.fill();
-        objects::add(&control.cluster(), &sites.first().expect("one").lan, made, services);
+        objects::add(&control.cluster(), &testbeds.first().expect("one").lan, made, services);
         made = services;
         let filled = start.elapsed();
         control.run();
-        for site in &mut sites {
-            site.tell(services);
-            site.wait_for(services);
+        for testbed in &mut testbeds {
+            testbed.tell(services);
+            testbed.wait_for(services);
         }
         control.stand_still();
         let (filled, served) = (filled.as_secs_f64(), start.elapsed().as_secs_f64());
         eprintln!("{services} Services: made in {filled:.1} s, all proxies have them after {served:.1} s");
         let start = Instant::now();
-        let figures = figures::rounds(&mut sites, kinds, arguments.rounds);
+        let figures = figures::rounds(&mut testbeds, kinds, arguments.rounds);
         eprintln!("{} rounds in {:.1} s", arguments.rounds, start.elapsed().as_secs_f64());
         report::rows(services, &figures);
     }
-    let floor = sites.first().expect("one");
+    let floor = testbeds.first().expect("one");
     assert!(!floor.has_conntrack(), "netfilter looked on at the floor");
-    // It moves its thread to a node of its own.
+    // On a thread of its own, since it moves that thread to a new node.
     let costs = std::thread::spawn(|| cost::table(OBJECT, RUNS)).join().expect("a table");
     report::costs(&costs);
 }

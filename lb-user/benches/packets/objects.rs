@@ -16,12 +16,12 @@ use serde_json::{Value, json};
 pub const TARGET: u16 = 8080;
 /// NodePort, for TCP and UDP, of the Service whose backend is the pod on node1.
 pub const HERE: u16 = 30080;
-/// The same with the pod on node2.
+/// The same for the pod on node2.
 pub const THERE: u16 = 30081;
-/// Of every so many Services the last has a NodePort for TCP; the others are cluster IPs whose endpoints nobody dials.
+/// The last of this many Services has a TCP NodePort; the others are cluster IPs without traffic.
 pub const NODE_PORT_EACH: u32 = 10;
 
-/// NodePort of such a Service.
+/// NodePort of the Service `number`, if it has one.
 pub fn node_port(number: u32) -> u16 {
     u16::try_from(30_100 + number / NODE_PORT_EACH).expect("few enough Services for the range of NodePorts")
 }
@@ -33,14 +33,14 @@ pub fn add_nodes(cluster: &ApiClient, lan: &Lan) {
     }
 }
 
-/// Makes the Services from one number to before the other. The last of them is there after all others.
+/// Makes the Services `from..to`, the last one after all others.
 pub fn add(cluster: &ApiClient, lan: &Lan, from: u32, to: u32) {
     for range in [from..to - 1, to - 1..to] {
         cluster.add_services(range.map(|number| (service(number), slice(lan, number))));
     }
 }
 
-/// Writes the Services before `to` into a directory, where they replace those of before.
+/// Writes the Services below `to` into a directory, in place of the Services there.
 pub fn write(directory: &Path, lan: &Lan, to: u32) {
     let objects = (0..to).flat_map(|number| [service(number), slice(lan, number)]);
     // JSON is YAML.
@@ -111,7 +111,7 @@ fn is_last_of_each(number: u32) -> bool {
     number % NODE_PORT_EACH == NODE_PORT_EACH - 1
 }
 
-/// Where the pod of a node serves.
+/// The address of a node's backend.
 pub fn pod(node: &Node) -> SocketAddr {
     (node.pods.first().expect("a pod").v4, TARGET).into()
 }

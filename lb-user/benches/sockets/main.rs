@@ -1,8 +1,8 @@
-//! What the socket path costs, against a direct connection, in one run: `cargo xtask bench sockets`.
+//! The cost of the socket path against a direct connection, in one run: `cargo xtask bench sockets`.
 //!
-//! Every round measures all variants one after the other, and a figure is the median over the rounds of the ratio (or
-//! difference) to the floor of the same round, so that a machine that changes its speed changes nothing. The floor is a
-//! connection straight to the backend by a process that Beeline does not serve.
+//! Every round measures all variants in turn, and a figure is the median over the rounds of the ratio (or
+//! difference) to the floor of the same round, so that the speed of the machine may drift. The floor is a
+//! direct connection to the backend by a process that Beeline does not serve.
 
 mod choice;
 mod programs;
@@ -99,12 +99,12 @@ fn percent(ratio: f64) -> String {
     format!("{:+.1} %", (ratio - 1.0) * 100.0)
 }
 
-/// Moves this process; sockets that it makes from now on belong there.
+/// Moves this process into a cgroup, to which its new sockets belong.
 fn join(cgroup: &Path) {
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("joining a cgroup");
 }
 
-/// Writes for the service ports with the ids `from..=to`, of which 1 to 3 are those of the bench.
+/// The map writes for service ports with the ids `from..=to`; the bench dials 1 to 3.
 fn service_ops(from: u32, to: u32) -> Vec<Op> {
     let (mut ops, mut later) = (Vec::new(), Vec::new());
     for id in from..=to {

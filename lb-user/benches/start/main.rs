@@ -1,8 +1,8 @@
-//! From the start of the agent to the first VIP that answers, with 10,000 Services on a real API server, and what the
-//! agent takes of memory then: `cargo xtask bench start`.
+//! Time from the start of the agent to the first VIP that answers, with 10,000 Services on a real API server, and the
+//! agent needs of memory then: `cargo xtask bench start`.
 //!
-//! API server, agent, client and backends share one network namespace of their own. Where kube-proxy and nft are at
-//! hand, kube-proxy (mode nftables) starts in the same rounds, so that its figures compare.
+//! API server, agent, client and backends share one network namespace of their own. Where kube-proxy and nft are
+//! installed, kube-proxy (mode nftables) starts in the same rounds, so that its figures compare.
 
 #![expect(clippy::unwrap_used, reason = "a bench")]
 
@@ -31,9 +31,9 @@ use proxies::Node;
 const ROUNDS: usize = 5;
 /// Services on the API server, each with one to three endpoints.
 const SERVICES: u32 = 10_000;
-/// Changes of an endpoint that are followed from the API server to the map.
+/// Changes of an endpoint that the bench follows from the API server to the map.
 const CHANGES: u32 = 40;
-/// When memory is looked at for the second time.
+/// Delay of the second memory figure.
 const LATER: Duration = Duration::from_secs(10);
 
 fn main() {
@@ -51,7 +51,7 @@ fn main() {
     std::process::exit(run_again("bench"));
 }
 
-/// What a kind of start took in each round, in the order of `FIGURES`.
+/// Figures of a kind of start, by round.
 type Rounds = Vec<Vec<f64>>;
 
 fn measure(inside: Inside) {
@@ -59,7 +59,7 @@ fn measure(inside: Inside) {
     fs::create_dir(&served).expect("a cgroup");
     let bpffs = inside.enter();
     addresses();
-    // Backends of all Services.
+    // The backend of all Services.
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, objects::TARGET)).expect("a free port");
     std::thread::spawn(move || listener.incoming().for_each(drop));
     eprintln!("starting the API server");
@@ -68,7 +68,7 @@ fn measure(inside: Inside) {
     let start = Instant::now();
     objects::fill(&cluster, SERVICES);
     eprintln!("{SERVICES} Services and their slices made in {:.1} s", start.elapsed().as_secs_f64());
-    // From here on this process and its children are served.
+    // From here on the agent serves this process and its children.
     fs::write(served.join("cgroup.procs"), std::process::id().to_string()).expect("joining the cgroup");
 
     let node =
@@ -85,7 +85,7 @@ fn measure(inside: Inside) {
             (0..CHANGES).map(|change| objects::change(&cluster, &node, change)).unzip();
         changes.push(vec![middle(&patch), middle(&sent), sent.iter().copied().fold(0.0, f64::max)]);
         drop(agent);
-        // As after kill -9: the pins are there and the VIPs answer the whole time.
+        // As after kill -9: the pins stay and the VIPs answer all the time.
         warm.push(start_agent(&node, "warm"));
         node.clean_up();
         if let Some(kube_proxy) = &kube_proxy {
@@ -139,7 +139,7 @@ fn start_agent(node: &Node, kind: &str) -> Vec<f64> {
 }
 
 fn start_kube_proxy(kube_proxy: &KubeProxy, node: &Node) -> Vec<f64> {
-    // Its translation begins where a route has been found.
+    // Translation needs a route to the VIP.
     ip(&["route", "add", "10.96.0.0/16", "dev", "other"]);
     let start = Instant::now();
     let process = node.start_kube_proxy(kube_proxy);
@@ -163,7 +163,7 @@ fn first_answer(start: Instant, of: &Process) -> Duration {
     start.elapsed()
 }
 
-/// This process's own network.
+/// Adds the addresses of the network of this process.
 fn addresses() {
     ip(&["link", "set", "lo", "up"]);
     for last in 1..=objects::BACKENDS {

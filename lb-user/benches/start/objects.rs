@@ -36,16 +36,17 @@ pub fn fill(cluster: &ApiClient, services: u32) {
     cluster.add_services((0..services).map(|number| (service(number), slice(number))));
 }
 
-/// Changes the first endpoint of a Service; milliseconds until the API server answers, and until the map says so.
+/// Changes the first endpoint of a Service. Returns the milliseconds until the API server answers, and until the map
+/// has it.
 pub fn change(cluster: &ApiClient, node: &Node, change: u32) -> (f64, f64) {
     let number = change * 7;
     let (map, key) = place(node, number);
-    // Each round finds another one there.
+    // Each round sets another address.
     let now: Slot = sys::lookup(map.as_fd(), &key).unwrap().expect("the slot exists");
     let next = Ipv4Addr::new(10, 0, 1, now.addr.octets[15].wrapping_add(1).max(1));
     let mut endpoints = slice(number)["endpoints"].take();
     endpoints[0]["addresses"] = json!([next]);
-    // The Service has one endpoint: what stands in its only slot is the new one.
+    // The Service has one endpoint: its only slot has the new address.
     endpoints.as_array_mut().unwrap().truncate(1);
     let slices = cluster.slices();
     let start = Instant::now();

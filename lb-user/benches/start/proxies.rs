@@ -1,4 +1,4 @@
-//! The node, and the processes that are compared there: the agent, and kube-proxy.
+//! The node, and the processes that the bench compares: agent and kube-proxy.
 
 use std::{path::PathBuf, process::Command};
 
@@ -7,14 +7,14 @@ use lb_lab::{
     kube_proxy::{KubeProxy, Served},
 };
 
-/// This node's name on the API server.
+/// The name of the node on the API server.
 pub const NODE: &str = "here";
 
-/// Where the agent runs.
+/// The environment of the agent.
 pub struct Node {
-    /// The pins' directory.
+    /// The directory of pins.
     pub pins: PathBuf,
-    /// The processes that are served.
+    /// The cgroup that the agent serves.
     pub cgroup: PathBuf,
     /// Files of the bench.
     pub directory: PathBuf,

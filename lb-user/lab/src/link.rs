@@ -1,7 +1,8 @@
-//! What a network is composed of: links, addresses and routes of one namespace, collected and then made as one batch of ip(8).
+//! What a network is composed of: links, addresses and routes of one namespace, collected and then made as one batch of
+//! ip(8).
 //!
-//! A node is a [`Namespace`] with links; a link is one end of a veth pair, a bridge, or a port of one. Another kind of link
-//! (VLAN, VXLAN, tun, bond) is a variant of `Kind` and a constructor of [`Link`].
+//! A node is a [`Namespace`] with links; a link is one end of a veth pair, a bridge, or a port of one. Another kind of
+//! link (VLAN, VXLAN, tun, bond) is a variant of `Kind` and a constructor of [`Link`].
 
 use std::fmt::Write as _;
 
@@ -107,8 +108,8 @@ impl Setup<'_> {
         setup.up(name)
     }
 
-    /// Gives a link an address with its prefix, as in `10.0.0.1/24`; IPv6 ones without duplicate address detection, so that
-    /// they can be used at once.
+    /// Gives a link an address with its prefix, as in `10.0.0.1/24`; IPv6 ones without duplicate address detection, so
+    /// that they can be used at once.
     pub fn address(self, link: &str, address: &str) -> Self {
         let nodad = if address.contains(':') { " nodad" } else { "" };
         self.ip(&format!("address add {address} dev {link}{nodad}"))

@@ -1,4 +1,5 @@
-//! A node as its processes see it: a network namespace, a mount namespace with a bpffs, and a cgroup. It outlives its agents.
+//! A node as its processes see it: a network namespace, a mount namespace with a bpffs, and a cgroup. It outlives its
+//! agents.
 
 use std::{
     io::{BufRead as _, BufReader},

@@ -1,4 +1,5 @@
-//! Network namespaces without names: a descriptor holds each, so the kernel removes it with the last process that uses it.
+//! Network namespaces without names: a descriptor holds each, so the kernel removes it with the last process that uses
+//! it.
 
 use std::{
     fs::{self, File},
@@ -41,8 +42,8 @@ impl Namespace {
         move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).expect("our own namespace");
     }
 
-    /// Runs `work` in the namespace, on a thread that the caller waits for. Sockets, threads and processes that it makes belong
-    /// to the namespace, and so does what it reads below /proc/sys/net.
+    /// Runs `work` in the namespace, on a thread that the caller waits for. Sockets, threads and processes that it
+    /// makes belong to the namespace, and so does what it reads below /proc/sys/net.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let there = || {
             self.join();

@@ -1,4 +1,5 @@
-//! A small network as real nodes have it: a client outside, two nodes, and pods behind them, each in a network namespace.
+//! A small network as real nodes have it: a client outside, two nodes, and pods behind them, each in a network
+//! namespace.
 //!
 //! ```text
 //! client 172.30.0.20 ─┐         ┌─ node1 172.30.0.11 ── pods 10.244.1.2, 10.244.1.3, ...
@@ -6,8 +7,8 @@
 //!                     │         └─ node2 172.30.0.12 ── pods 10.244.2.2, 10.244.2.3, ...
 //! ```
 //!
-//! IPv6 is the same by fd30::11, ::12, ::20 and fd44:0:0:1::2. Nodes forward. Their default route is the client, which stands
-//! for the world. Pods have links as the CNI plugin ptp makes them.
+//! IPv6 is the same by fd30::11, ::12, ::20 and fd44:0:0:1::2. Nodes forward. Their default route is the client, which
+//! stands for the world. Pods have links as the CNI plugin ptp makes them.
 
 use std::{
     fs,
@@ -73,7 +74,8 @@ impl Host {
     }
 }
 
-/// A node and its pods. The node's end of a pod's link has the name `pod` and the last octet of the pod's address: `pod2`.
+/// A node and its pods. The node's end of a pod's link has the name `pod` and the last octet of the pod's address:
+/// `pod2`.
 pub struct Node {
     /// The node itself.
     pub host: Host,

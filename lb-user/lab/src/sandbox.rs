@@ -1,7 +1,8 @@
 //! A sandbox for one process that leaves nothing behind: a cgroup, a directory, namespaces, a bpffs.
 //!
-//! A runner makes the [`Sandbox`] and starts a program in it by [`Sandbox::run_in`]; that program finds its [`Inside`] in the
-//! environment. The runner removes cgroup and directory whatever happens; namespaces, pins and links end with the processes.
+//! A runner makes the [`Sandbox`] and starts a program in it by [`Sandbox::run_in`]; that program finds its [`Inside`]
+//! in the environment. The runner removes cgroup and directory whatever happens; namespaces, pins and links end with
+//! the processes.
 
 use std::{
     fs, io,
@@ -89,8 +90,8 @@ impl Inside {
         fs::write(self.cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("joining the cgroup");
     }
 
-    /// Moves this process, while it has one thread, into a network namespace with loopback up and a mount namespace with a
-    /// bpffs of its own, and returns the bpffs.
+    /// Moves this process, while it has one thread, into a network namespace with loopback up and a mount namespace
+    /// with a bpffs of its own, and returns the bpffs.
     pub fn enter(&self) -> PathBuf {
         enter_namespaces();
         Namespace::current().setup().up("lo").apply();

@@ -1,5 +1,5 @@
-//! The traffic: servers that tell who they are, and clients that count what fails. Each is a process of its own, so that pods can
-//! be in the agent's cgroup and clients outside are not.
+//! The traffic: servers that tell who they are, and clients that count what fails. Each is a process of its own, so
+//! that pods can be in the agent's cgroup and clients outside are not.
 
 use std::{
     fmt,
@@ -17,7 +17,7 @@ use std::{
 use lb_lab::Namespace;
 use serde::{Deserialize, Serialize};
 
-use crate::site::Site;
+use crate::network::Network;
 
 /// Port of the backends.
 pub const TARGET: u16 = 8080;
@@ -126,16 +126,16 @@ pub struct Sum {
 }
 
 impl Load {
-    pub fn start(site: &Site<'_>, name: &'static str) -> Self {
-        let [outside, inside] = site.destinations();
+    pub fn start(network: &Network<'_>, name: &'static str) -> Self {
+        let [outside, inside] = network.destinations();
         let start = |net: &Namespace, destinations: &[SocketAddr]| {
             let mut command = Command::new(std::env::current_exe().unwrap());
             command.arg("--load").args(destinations.iter().map(SocketAddr::to_string));
             net.spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()))
         };
-        let pod = start(&site.lan.node1.pods[0].net, &inside);
-        std::fs::write(site.pods().join("cgroup.procs"), pod.id().to_string()).unwrap();
-        let mut clients = vec![("pod", pod), ("outside", start(&site.lan.client.net, &outside))];
+        let pod = start(&network.lan.node1.pods[0].net, &inside);
+        std::fs::write(network.pods().join("cgroup.procs"), pod.id().to_string()).unwrap();
+        let mut clients = vec![("pod", pod), ("outside", start(&network.lan.client.net, &outside))];
         for (_, client) in &mut clients {
             // It waits until it is where it belongs.
             client.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();

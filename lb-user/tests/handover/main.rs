@@ -1,12 +1,12 @@
-//! A node goes from kube-proxy to Beeline and back, under load: a real API server, a real kube-proxy in each of its modes, the
-//! real agent, clients outside and in a pod. What is counted is what fails: nothing may.
+//! A node goes from kube-proxy to Beeline and back, under load: a real API server, a real kube-proxy in each of its
+//! modes, the real agent, clients outside and in a pod. What is counted is what fails: nothing may.
 //!
-//! `handover [FILTER]` runs them; `handover --story NAME` is one of them, as the runner starts it, and `handover --serve`,
-//! `--load` are its servers and clients.
+//! `handover [FILTER]` runs them; `handover --story NAME` is one of them, as the runner starts it, and `handover
+//! --serve`, `--load` are its servers and clients.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod load;
-mod site;
+mod network;
 
 use std::{
     path::Path,
@@ -22,7 +22,7 @@ use lb_lab::{
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use load::Load;
-use site::Site;
+use network::Network;
 
 /// How long each state is looked at.
 const WHILE: Duration = Duration::from_millis(1500);
@@ -98,53 +98,53 @@ fn story(mode: Mode, flags: &[&str]) {
     let inside = Inside::find().expect("set by the runner");
     let bpffs = inside.enter();
     let api = ApiServer::start(Assets::find().unwrap());
-    let site = Site::make(&api, &inside.cgroup, &inside.directory, &bpffs.join("beeline"));
+    let network = Network::make(&api, &inside.cgroup, &inside.directory, &bpffs.join("beeline"));
 
-    let kube_proxy = site.start_kube_proxy(mode);
-    site.until_served();
-    let mut loads = vec![Load::start(&site, "since kube-proxy")];
+    let kube_proxy = network.start_kube_proxy(mode);
+    network.until_served();
+    let mut loads = vec![Load::start(&network, "since kube-proxy")];
     thread::sleep(WHILE);
 
     // Beside it: nothing is harmed, and both answer alike.
     note("agent starts");
-    let agent = site.start_agent(flags);
+    let agent = network.start_agent(flags);
     thread::sleep(WHILE);
-    let (code, told) = site.beeline(&["handover", "--dry-run", "-o", "json"]);
+    let (code, told) = network.beeline(&["handover", "--dry-run", "-o", "json"]);
     let comparison: serde_json::Value = serde_json::from_str(&told).unwrap_or_else(|error| panic!("{error}: {told}"));
     assert_eq!((code, &comparison["differences"]), (0, &serde_json::json!([])), "{told}");
     assert!(comparison["compared"].as_u64() >= Some(8), "{told}");
-    let (code, told) = site.beeline(&["handover"]);
+    let (code, told) = network.beeline(&["handover"]);
     assert!(code == 1 && told.contains("kube-proxy runs (pid ") && told.contains("nothing was changed"), "{told}");
-    site.difference_is_told();
+    network.difference_is_told();
 
     // Alone.
     note("kube-proxy ends");
     drop(kube_proxy);
-    let (code, told) = site.beeline(&["handover"]);
+    let (code, told) = network.beeline(&["handover"]);
     assert_eq!(code, 0, "{told}");
     assert!(told.contains("removed  ") && told.contains("beeline-handover keeps "), "{told}");
     println!("{told}");
     note("handed over");
-    assert_eq!(site.kube_proxys_rules(), "", "of kube-proxy's rules nothing is left");
+    assert_eq!(network.kube_proxys_rules(), "", "of kube-proxy's rules nothing is left");
     thread::sleep(WHILE);
-    let (code, told) = site.beeline(&["handover"]);
+    let (code, told) = network.beeline(&["handover"]);
     assert!(code == 0 && told.contains("kube-proxy has no rules") && told.contains("open connection"), "{told}");
-    loads.push(Load::start(&site, "since Beeline"));
+    loads.push(Load::start(&network, "since Beeline"));
     thread::sleep(WHILE);
 
     // And back.
     note("kube-proxy starts");
-    let kube_proxy = site.start_kube_proxy(mode);
-    site.until_rules_are_written();
+    let kube_proxy = network.start_kube_proxy(mode);
+    network.until_rules_are_written();
     thread::sleep(WHILE);
     note("agent ends");
     drop(agent);
     note("cleanup");
-    let (code, told) = site.beeline(&["cleanup"]);
+    let (code, told) = network.beeline(&["cleanup"]);
     println!("{told}");
     note("cleaned up");
     let is_whole = code == 0 && told.contains("handed to netfilter") && !told.contains("more end");
-    loads.push(Load::start(&site, "since kube-proxy again"));
+    loads.push(Load::start(&network, "since kube-proxy again"));
     thread::sleep(WHILE);
 
     let mut failed = false;

@@ -282,7 +282,8 @@ fn own_node_travels_alone(server: &mut ApiServer) {
     server.kubectl(&["delete", "node/n1", "node/n2"]);
 }
 
-/// Only pods of this node that have chosen a path travel; all of them while a Namespace has chosen, and none that has ended.
+/// Only pods of this node that have chosen a path travel; all of them while a Namespace has chosen, and none that has
+/// ended.
 fn pods_travel_by_label(server: &mut ApiServer) {
     let pod = |name: &str, node: &str, labels: &str| {
         format!(

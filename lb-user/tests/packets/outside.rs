@@ -156,8 +156,8 @@ fn a_checksum_that_comes_out_as_0_has_its_other_form() {
     }
 }
 
-/// A device without Ethernet, where the kernel's test of programs reads the octets 12 and 13 as the type of the packet: those
-/// are the first two of an IPv4 source, and the fifth and sixth of an IPv6 one.
+/// A device without Ethernet, where the kernel's test of programs reads the octets 12 and 13 as the type of the packet:
+/// those are the first two of an IPv4 source, and the fifth and sixth of an IPv6 one.
 #[test]
 fn a_device_may_have_no_ethernet() {
     let (v4, v6) = ("8.0.3.4:4000", "[fd08:0:86dd::9]:4000");

@@ -7,8 +7,8 @@ use crate::{
     family::{V4, V6},
 };
 
-/// Lets packets of a connection pass, `>` from the client and `<` from the backend, each with its flags; the states after
-/// each of them, of which both entries must be sure.
+/// Lets packets of a connection pass, `>` from the client and `<` from the backend, each with its flags; the states
+/// after each of them, of which both entries must be sure.
 fn states(packets: &[&str]) -> Vec<String> {
     let mut fixture = enter();
     fixture.serve(ServicePort::tcp().node_port(V4.any).backends(&[V4.here]));

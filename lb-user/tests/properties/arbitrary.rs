@@ -24,7 +24,7 @@ use proptest::{collection::vec, prelude::*, test_runner::TestCaseResult};
 use serde_json::Value;
 
 use crate::text::{Meaning, check_sound, meaning};
-use crate::wild::{GOOD, NODE};
+use crate::wild::{self, GOOD, NODE};
 
 /// The objects of a moment, the addresses of the node, and whether the agent starts anew.
 #[derive(Clone)]
@@ -86,8 +86,8 @@ impl Form {
 fn state() -> impl Strategy<Value = State> {
     let addresses = prop::sample::subsequence(vec!["192.0.2.9", "127.0.0.1", "10.0.0.3", "::1", "fd00::1"], 0..4);
     let form = prop_oneof![Just(Form::Json), Just(Form::Yaml), Just(Form::Wire)];
-    (vec((crate::wild::object(), form), 0..9), addresses, any::<bool>()).prop_map(|(wild, addresses, restart)| {
-        let (mut objects, mut texts, mut errors) = (read(&crate::wild::good()), Vec::new(), Vec::new());
+    (vec((wild::object(), form), 0..9), addresses, any::<bool>()).prop_map(|(wild, addresses, restart)| {
+        let (mut objects, mut texts, mut errors) = (read(&wild::good()), Vec::new(), Vec::new());
         for (value, form) in wild {
             let text = form.write(&value);
             match form.read(&text) {
@@ -303,7 +303,7 @@ proptest! {
 
     #[test]
     fn whatever_stands_in_the_objects_the_promises_hold(states in vec(state(), 1..4)) {
-        let alone = State { objects: read(&crate::wild::good()), texts: Vec::new(), errors: Vec::new(), addresses: Vec::new(), restart: false };
+        let alone = State { objects: read(&wild::good()), texts: Vec::new(), errors: Vec::new(), addresses: Vec::new(), restart: false };
         let alone = meaning(&fresh(&alone).store().dump);
         let mut reconciler = reconciler(MemoryStore::default());
         for state in &states {

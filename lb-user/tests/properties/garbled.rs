@@ -1,6 +1,6 @@
-//! Files that hold anything: random octets, and the scenarios' YAML with lines and letters lost, doubled and mixed. Reading
-//! them never panics, takes neither time nor memory without end, and an error names file and line; what is read is
-//! served as far as it goes. `PROPTEST_CASES` sets how many are tried.
+//! Files that hold anything: random octets, and the scenarios' YAML with lines and letters lost, doubled and mixed.
+//! Reading them never panics, takes neither time nor memory without end, and an error names file and line; what is read
+//! is served as far as it goes. `PROPTEST_CASES` sets how many are tried.
 
 use std::{
     fs,
@@ -17,6 +17,8 @@ use lb_user::{
     store::MemoryStore,
 };
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::TestCaseResult};
+
+use crate::text;
 
 /// Every file of the scenarios.
 static SEEDS: LazyLock<Vec<String>> = LazyLock::new(|| {
@@ -156,8 +158,8 @@ fn check_served(objects: &[Object]) -> TestCaseResult {
     reconciler.handle(Kind::ALL.map(|kind| Event::Replace(kind, of(kind))));
     let report = reconciler.pass();
     prop_assert!(report.failure.is_none(), "{:?}", report.failure);
-    crate::text::check_sound(&reconciler.store().dump);
-    prop_assert_eq!(crate::text::meaning(&reconciler.store().dump).len(), reconciler.store().dump.names.len());
+    text::check_sound(&reconciler.store().dump);
+    prop_assert_eq!(text::meaning(&reconciler.store().dump).len(), reconciler.store().dump.names.len());
     prop_assert_eq!(reconciler.pass().writes, 0);
     Ok(())
 }

@@ -343,7 +343,8 @@ fn next_schedule(meets: &mut [usize], used: usize, last: usize) -> bool {
     true
 }
 
-/// Two attempts of seven looks: at the frontend, the NodePort, the service, its ranges, the table, its backend, the slot.
+/// Two attempts of seven looks: at the frontend, the NodePort, the service, its ranges, the table, its backend, the
+/// slot.
 const LOOKS: usize = 14;
 
 #[test]

@@ -1,5 +1,5 @@
-//! Cleanup after the demo, however it ends. It is a process of its own, since a signal may end the demo at any moment: it waits
-//! for the end of a pipe that the demo holds.
+//! Cleanup after the demo, however it ends. It is a process of its own, since a signal may end the demo at any moment:
+//! it waits for the end of a pipe that the demo holds.
 
 use std::fs;
 use std::io::Read;

@@ -48,8 +48,8 @@ pub(super) fn ask(server: SocketAddr, count: u32, sockets: Sockets) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-/// Renames `from` to `to` and connects to `dial` without pause until only wanted backends answer. Prints the time in ms from the
-/// edit to the last connection to another backend, and the number of connections.
+/// Renames `from` to `to` and connects to `dial` without pause until only wanted backends answer. Prints the time in ms
+/// from the edit to the last connection to another backend, and the number of connections.
 pub(super) fn edit(from: &Path, to: &Path, dial: SocketAddr, want: &[String]) -> Result<ExitCode> {
     std::fs::rename(from, to).with_context(|| format!("replacing {}", to.display()))?;
     let start = Instant::now();

@@ -1,5 +1,5 @@
-//! The environment of the demo: two network namespaces, a cgroup, a bpffs, the backends, the agent. A cleanup process removes it,
-//! however the demo ends.
+//! The environment of the demo: two network namespaces, a cgroup, a bpffs, the backends, the agent. A cleanup process
+//! removes it, however the demo ends.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -98,8 +98,8 @@ impl Environment {
         self.node.pins()
     }
 
-    /// A command that runs as a process of the node. `beeline`, `xtask` and `bpftool` are found; `$PINS`, `$DIR` and `$CGROUP` are
-    /// replaced.
+    /// A command that runs as a process of the node. `beeline`, `xtask` and `bpftool` are found; `$PINS`, `$DIR` and
+    /// `$CGROUP` are replaced.
     pub(super) fn command(&self, words: &[&str]) -> Result<Command> {
         let mut command = self.node.process();
         let (program, arguments) = words.split_first().context("no command")?;

@@ -36,7 +36,8 @@ impl Demo {
         self.edit("as it was", "the last connection by the old options", &whole, &["web-a", "web-b"])
     }
 
-    /// True if programs can tell the network namespace of a socket (Linux 5.14): older kernels take that of the demo for a pod's.
+    /// True if programs can tell the network namespace of a socket (Linux 5.14): older kernels take that of the demo
+    /// for a pod's.
     fn kernel_has_netns_cookies(&self) -> Result<bool> {
         let release = self.quiet(&["uname", "-r"])?;
         let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse::<u32>().ok());

@@ -35,7 +35,8 @@ impl Demo {
             addresses.iter().map(|a| a.split('/').next().unwrap_or(a)).collect::<Vec<_>>().join(" ")
         };
         let text = format!(
-            "network namespace of the node: agent and clients\n    {}\nnetwork namespace of the backends: servers\n    {}\n\
+            "network namespace of the node: agent and clients\n    {}\n\
+             network namespace of the backends: servers\n    {}\n\
              CGROUP={}\nDIR={}\nPINS=$DIR/bpffs/beeline",
             list(&environment::NODE),
             list(&environment::BACKENDS),

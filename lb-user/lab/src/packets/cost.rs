@@ -1,5 +1,5 @@
-//! The cost of a packet, by program and verdict: the median of means over many runs on one packet, each run on the result of
-//! the run before.
+//! The cost of a packet, by program and verdict: the median of means over many runs on one packet, each run on the
+//! result of the run before.
 
 use lb_common::{Backend, BackendFlags, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple};
 
@@ -43,8 +43,9 @@ const HERE6: &str = "[fd00:0:0:1::1]:8080";
 const BESIDE6: &str = "[fd00:0:0:1::2]:8080";
 const THERE6: &str = "[fd00:0:0:2::1]:8080";
 
-/// Measures all rows, each in `runs` runs of a program. Where each run needs a packet of its own, a few hundred single runs,
-/// less the time of the clock itself. Moves this thread to a node of its own. `elf` is the eBPF object, aligned to 8 octets.
+/// Measures all rows, each in `runs` runs of a program. Where each run needs a packet of its own, a few hundred single
+/// runs, less the time of the clock itself. Moves this thread to a node of its own. `elf` is the eBPF object, aligned
+/// to 8 octets.
 pub fn table(elf: &[u8], runs: u32) -> Vec<Cost> {
     let mut rows = Vec::new();
     rows.extend(passing(elf, runs));

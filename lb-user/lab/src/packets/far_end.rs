@@ -28,8 +28,8 @@ impl FarEnd {
         self.0.send(&packet.octets()).expect("sent");
     }
 
-    /// Sends a packet as a host that leaves the checksum to its device, and, where `segment` is not 0, the segmentation into
-    /// payloads of that many octets too.
+    /// Sends a packet as a host that leaves the checksum to its device, and, where `segment` is not 0, the segmentation
+    /// into payloads of that many octets too.
     pub fn send_unfinished(device: &str, packet: &Packet, segment: u16) {
         let ((start, offset), mut octets) = (packet.checksum_at(), packet.clone().unfinished().octets());
         // Behind Ethernet's header.

@@ -34,8 +34,8 @@ pub struct Fixture {
 }
 
 impl Fixture {
-    /// Moves this thread to a new node. `elf` is the eBPF object, aligned to 8 octets. Other threads wait for the programs until
-    /// this value is dropped, and so would this thread for a second one.
+    /// Moves this thread to a new node. `elf` is the eBPF object, aligned to 8 octets. Other threads wait for the
+    /// programs until this value is dropped, and so would this thread for a second one.
     pub fn enter(elf: &[u8]) -> Self {
         Self::enter_with(elf, Sizes::default())
     }
@@ -107,8 +107,8 @@ impl Fixture {
         self.run_often(program, device, packet, segment, 1).0
     }
 
-    /// Runs a program on a packet `times` times, each run on the result of the run before. Returns the last outcome, and the
-    /// mean time of a run in ns.
+    /// Runs a program on a packet `times` times, each run on the result of the run before. Returns the last outcome,
+    /// and the mean time of a run in ns.
     pub fn run_often(
         &self,
         program: &str,
@@ -223,7 +223,8 @@ impl Outcome {
         self.is(PASS, packet);
     }
 
-    /// Asserts that the program redirects the packet as `packet`. The kernel may have written the link addresses already.
+    /// Asserts that the program redirects the packet as `packet`. The kernel may have written the link addresses
+    /// already.
     #[track_caller]
     pub fn is_sent_as(&self, packet: &impl Frame) {
         let want = packet.octets();

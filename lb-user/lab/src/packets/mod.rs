@@ -1,5 +1,6 @@
 //! The programs at tc without an agent: loaded over maps that are filled by hand, and run on one packet at a time
-//! (BPF_PROG_TEST_RUN), among devices and routes of a network namespace of their own. Nothing is attached, nothing pinned.
+//! (BPF_PROG_TEST_RUN), among devices and routes of a network namespace of their own. Nothing is attached, nothing
+//! pinned.
 
 pub mod cost;
 mod far_end;

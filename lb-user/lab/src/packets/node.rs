@@ -7,8 +7,8 @@
 //! a tunnel ── pods 10.0.3.0/24 ─────────── thin 172.16.0.1 ──────└──────┘ bare: no Ethernet, 8.0.0.0/8
 //! ```
 //!
-//! IPv6 is the same by 2001:db8:9::9, 2001:db8::fe, ::2 and ::1, fd00:0:0:1::1, fd00:0:0:2::/64, fd00:0:0:3::/64, fd16::1
-//! and fd08::/16.
+//! IPv6 is the same by 2001:db8:9::9, 2001:db8::fe, ::2 and ::1, fd00:0:0:1::1, fd00:0:0:2::/64, fd00:0:0:3::/64,
+//! fd16::1 and fd08::/16.
 
 use lb_common::{Addr, Device, DeviceFlags};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};

@@ -30,7 +30,7 @@ pub const PORT: u16 = 80;
 pub const ANY: u16 = 30080;
 pub const LOCAL: u16 = 30081;
 
-pub struct Site<'a> {
+pub struct Network<'a> {
     pub lan: Lan,
     api: &'a ApiServer,
     cgroup: &'a Path,
@@ -39,7 +39,7 @@ pub struct Site<'a> {
     _servers: Vec<Server>,
 }
 
-impl<'a> Site<'a> {
+impl<'a> Network<'a> {
     pub fn make(api: &'a ApiServer, cgroup: &'a Path, directory: &'a Path, pins: &Path) -> Self {
         let lan = Lan::make(Options::default());
         relay::relay(&lan.node1.host.net, api.port());

@@ -1,4 +1,4 @@
-//! A network with one proxy on its nodes, or with none, and the ways through it.
+//! A network with one proxy on its nodes, or with none, and the routes through it.
 
 use std::{
     fmt, fs,
@@ -22,15 +22,15 @@ use crate::{
     worker::{Client, Server},
 };
 
-/// The pods' addresses.
+/// The cluster CIDR.
 const PODS: &str = "10.244.0.0/16";
-/// The flag of the agent that tells it on which links it looks at packets.
+/// The flag of the agent for the devices of the packet path.
 const DEVICES: &str = "--devices";
 
-/// What the nodes run.
+/// The proxy on the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum By {
-    /// Nothing: clients dial the backend itself, and no netfilter looks on.
+pub enum Proxy {
+    /// None, and no netfilter: clients dial the backend itself.
     Floor,
     /// kube-proxy.
     KubeProxy(Mode),
@@ -40,7 +40,7 @@ pub enum By {
     HostRouting,
 }
 
-impl fmt::Display for By {
+impl fmt::Display for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Floor => f.write_str("floor"),
@@ -51,23 +51,23 @@ impl fmt::Display for By {
     }
 }
 
-/// Who asks whom.
+/// The route of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Way {
-    /// The client asks node1, where the backend is.
+pub enum Route {
+    /// From the client to a backend on node1, by node1.
     Here,
-    /// The client asks node1, and the backend is on node2: there and back by way of node1.
+    /// From the client to a backend on node2 and back, by node1.
     There,
-    /// A pod of node1 asks one of node2, by its own address.
+    /// From a pod of node1 to the address of a pod of node2.
     Pods,
-    /// The client asks node1 itself, where nothing is forwarded: what both ends cost.
+    /// From the client to node1 itself, without forwarding: the cost of both ends.
     Ends,
 }
 
-/// The network, while it exists.
-pub struct Site {
-    /// What its nodes run.
-    pub proxy: By,
+/// A network with its proxies, clients and servers.
+pub struct Testbed {
+    /// The proxy on its nodes.
+    pub proxy: Proxy,
     pub lan: Lan,
     client: Client,
     pod: Client,
@@ -78,13 +78,13 @@ pub struct Site {
     kube_proxies: Vec<Process>,
 }
 
-/// The agents of both nodes, and what they read.
+/// The agents of both nodes, and the directory that they read.
 struct Agents {
     directory: PathBuf,
     _processes: [Process; 2],
 }
 
-/// Why the agent cannot be measured, if it cannot.
+/// The reason why the agent cannot be measured, if there is one.
 pub fn beeline_lacks() -> Option<String> {
     let help = Command::new(beeline()).args(["run", "--help"]).output().expect("the beeline binary");
     let knows = String::from_utf8_lossy(&help.stdout).contains(DEVICES);
@@ -95,36 +95,36 @@ fn beeline() -> &'static str {
     env!("CARGO_BIN_EXE_beeline")
 }
 
-impl Site {
-    /// Makes one whose nodes run nothing.
+impl Testbed {
+    /// Makes one without proxies.
     pub fn floor() -> Self {
-        let site = Self::make(By::Floor);
-        // What has the backend elsewhere goes by way of node1 here too, and its answers as well.
-        let Lan { client, node1, node2, .. } = &site.lan;
+        let testbed = Self::make(Proxy::Floor);
+        // Packets to the backend on node2, and their answers, take the route by node1 here too.
+        let Lan { client, node1, node2, .. } = &testbed.lan;
         let (pod, via) = (objects::pod(node2).ip().to_string(), node1.host.v4.to_string());
         client.net.run(&["ip", "route", "add", &pod, "via", &via]);
         node2.host.net.run(&["ip", "route", "add", &client.v4.to_string(), "via", &via]);
-        site
+        testbed
     }
 
-    /// Makes one whose nodes run kube-proxy. They are children of `control`.
+    /// Makes one whose nodes run kube-proxy, in the cgroup of `control`.
     pub fn kube_proxy(mode: Mode, control: &Control, directory: &Path) -> Result<Self, String> {
         let program = KubeProxy::find(mode)?;
         let directory = directory.join(mode.to_string());
         fs::create_dir(&directory).expect("a directory");
-        let mut site = Self::make(By::KubeProxy(mode));
-        for (node, host) in [("node1", &site.lan.node1.host), ("node2", &site.lan.node2.host)] {
+        let mut testbed = Self::make(Proxy::KubeProxy(mode));
+        for (node, host) in [("node1", &testbed.lan.node1.host), ("node2", &testbed.lan.node2.host)] {
             relay::relay(&host.net, control.api_port());
             let kubeconfig = control.kubeconfig();
             let served = Served { node, pods: PODS, kubeconfig: &kubeconfig, directory: &directory };
-            site.kube_proxies.push(control.start_proxy(|| host.net.enter(|| program.start(&served))));
+            testbed.kube_proxies.push(control.start_proxy(|| host.net.enter(|| program.start(&served))));
         }
-        Ok(site)
+        Ok(testbed)
     }
 
-    /// Makes one whose nodes run the agent, with these flags more.
-    pub fn beeline(proxy: By, flags: &[&str], cgroup: &Path, bpffs: &Path, directory: &Path) -> Self {
-        let mut site = Self::make(proxy);
+    /// Makes one whose nodes run the agent, with additional flags.
+    pub fn beeline(proxy: Proxy, flags: &[&str], cgroup: &Path, bpffs: &Path, directory: &Path) -> Self {
+        let mut testbed = Self::make(proxy);
         let [cgroup, bpffs, directory] = [cgroup, bpffs, directory].map(|place| {
             let own = place.join(format!("{proxy:?}"));
             fs::create_dir(&own).expect("a directory");
@@ -142,18 +142,18 @@ impl Site {
             agent.wait_until_in_service();
             agent
         };
-        let agents = [start("node1", &site.lan.node1.host.net), start("node2", &site.lan.node2.host.net)];
-        // Pods are processes of their node, and the socket path serves them too.
-        site.pod.join(&cgroup.join("node1"));
-        site.here.join(&cgroup.join("node1"));
-        site.there.join(&cgroup.join("node2"));
-        site.beeline = Some(Agents { directory: yaml, _processes: agents });
-        site
+        let agents = [start("node1", &testbed.lan.node1.host.net), start("node2", &testbed.lan.node2.host.net)];
+        // Pods are processes of their node: the socket path serves them.
+        testbed.pod.join(&cgroup.join("node1"));
+        testbed.here.join(&cgroup.join("node1"));
+        testbed.there.join(&cgroup.join("node2"));
+        testbed.beeline = Some(Agents { directory: yaml, _processes: agents });
+        testbed
     }
 
-    fn make(proxy: By) -> Self {
+    fn make(proxy: Proxy) -> Self {
         let lan = Lan::make(Options::default());
-        // So many connections are made that the usual range would be used up before netfilter forgets the first.
+        // The default range is too small for the connections that netfilter still remembers.
         lan.client.net.set("ipv4/ip_local_port_range", "2048 65000");
         let pod = |node: &Node| Server::start(&node.pods.first().expect("a pod").net, objects::pod(node));
         let (here, there) = (pod(&lan.node1), pod(&lan.node2));
@@ -163,19 +163,19 @@ impl Site {
         Self { proxy, lan, client, pod, here, there, node, beeline: None, kube_proxies: Vec::new() }
     }
 
-    /// Tells what has no API server to ask that there are so many Services.
+    /// Writes the Services for the agents, which have no API server.
     pub fn tell(&self, services: u32) {
         if let Some(agents) = &self.beeline {
             objects::write(&agents.directory, &self.lan, services);
         }
     }
 
-    /// Waits until both nodes serve the last of so many Services.
+    /// Waits until both nodes serve the last of `services` Services.
     pub fn wait_for(&mut self, services: u32) {
         let deadline = Instant::now() + Duration::from_secs(240);
         let port = match self.proxy {
-            By::Floor => return,
-            By::KubeProxy(_) | By::Beeline | By::HostRouting => objects::node_port(services - 1),
+            Proxy::Floor => return,
+            Proxy::KubeProxy(_) | Proxy::Beeline | Proxy::HostRouting => objects::node_port(services - 1),
         };
         for node in [self.lan.node1.host.v4, self.lan.node2.host.v4] {
             while !self.client.reaches((node, port).into(), self.here.address) {
@@ -183,30 +183,30 @@ impl Site {
                 thread::sleep(Duration::from_millis(100));
             }
         }
-        for way in [Way::Here, Way::There, Way::Pods, Way::Ends] {
-            let (client, to, server) = self.ends(way);
+        for route in [Route::Here, Route::There, Route::Pods, Route::Ends] {
+            let (client, to, server) = self.ends(route);
             assert!(client.reaches(to, server.address), "{to} does not lead to {}", server.address);
         }
     }
 
-    /// Who asks on this way, what it dials, and who answers.
-    pub fn ends(&mut self, way: Way) -> (&mut Client, SocketAddr, &mut Server) {
+    /// The client of a route, the address that it dials, and the server.
+    pub fn ends(&mut self, route: Route) -> (&mut Client, SocketAddr, &mut Server) {
         let node_port = |port| SocketAddr::from((self.lan.node1.host.v4, port));
-        match (way, self.proxy) {
-            (Way::Here, By::Floor) => (&mut self.client, self.here.address, &mut self.here),
-            (Way::There, By::Floor) => (&mut self.client, self.there.address, &mut self.there),
-            (Way::Here, _) => (&mut self.client, node_port(objects::HERE), &mut self.here),
-            (Way::There, _) => (&mut self.client, node_port(objects::THERE), &mut self.there),
-            (Way::Pods, _) => (&mut self.pod, self.there.address, &mut self.there),
-            (Way::Ends, _) => (&mut self.client, self.node.address, &mut self.node),
+        match (route, self.proxy) {
+            (Route::Here, Proxy::Floor) => (&mut self.client, self.here.address, &mut self.here),
+            (Route::There, Proxy::Floor) => (&mut self.client, self.there.address, &mut self.there),
+            (Route::Here, _) => (&mut self.client, node_port(objects::HERE), &mut self.here),
+            (Route::There, _) => (&mut self.client, node_port(objects::THERE), &mut self.there),
+            (Route::Pods, _) => (&mut self.pod, self.there.address, &mut self.there),
+            (Route::Ends, _) => (&mut self.client, self.node.address, &mut self.node),
         }
     }
 
-    /// Whether netfilter has followed a connection of the nodes.
+    /// True if netfilter tracks a connection on one of the nodes.
     pub fn has_conntrack(&self) -> bool {
         [&self.lan.node1.host.net, &self.lan.node2.host.net].into_iter().any(|net| {
             let count = net.enter(|| fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count"));
-            // Without the module there is no count.
+            // The file exists only with the module.
             count.is_ok_and(|count| count.trim() != "0")
         })
     }

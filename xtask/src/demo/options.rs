@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
+use super::environment;
 use super::sections::{Demo, MANY, count_by};
 
 impl Demo {
@@ -17,6 +18,7 @@ impl Demo {
             .replacen("spec:\n", "spec:\n  type: NodePort\n", 1)
             .replacen("    port: 80\n", "    port: 80\n    nodePort: 30011\n", 1);
         self.edit("with options", "the last connection by the old options", &edited, &["web-a", "web-b"])?;
+        self.until_maps_agree(true)?;
         let mut words = vec!["curl", "-s", "http://192.0.2.1:30011/"];
         if self.kernel_has_netns_cookies()? {
             words.push("http://127.0.0.1:30011/");
@@ -33,7 +35,19 @@ impl Demo {
         let output = self.show(&["beeline", "--pins", "$PINS", "explain", "default/web"])?;
         let text = String::from_utf8_lossy(&output.stdout);
         self.out.check(text.contains("agree: the pinned maps"), "`explain` finds maps and objects in agreement")?;
-        self.edit("as it was", "the last connection by the old options", &whole, &["web-a", "web-b"])
+        self.edit("as it was", "the last connection by the old options", &whole, &["web-a", "web-b"])?;
+        self.until_maps_agree(false)
+    }
+
+    /// Waits until the maps hold web as the objects say, with or without its NodePort: the names of the backends, for
+    /// which an edit waits, do not tell.
+    fn until_maps_agree(&self, has_node_port: bool) -> Result<()> {
+        environment::until("the maps agree with the objects", || {
+            let explained = self.quiet(&["beeline", "--pins", "$PINS", "explain", "default/web"]);
+            let agrees =
+                |text: String| text.contains("agree: the pinned maps") && text.contains(":30011/TCP") == has_node_port;
+            Ok(explained.is_ok_and(agrees))
+        })
     }
 
     /// True if programs can tell the network namespace of a socket (Linux 5.14): older kernels take that of the demo

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use lb_lab::table::Spread;
 
 use crate::{
-    testbed::{Proxy, Route, Testbed},
+    testbed::{Contender, Route, Testbed},
     worker::Cost,
 };
 
@@ -40,7 +40,7 @@ pub enum Figure {
 }
 
 /// Values of the rounds, by figure, route and proxy.
-pub type Figures = BTreeMap<(Figure, Route, Proxy), Vec<f64>>;
+pub type Figures = BTreeMap<(Figure, Route, Contender), Vec<f64>>;
 
 /// Connections of one round.
 const CONNECTS: u32 = 1_000;
@@ -92,7 +92,7 @@ pub fn rounds(testbeds: &mut [Testbed], kinds: &[Kind], count: usize) -> Figures
                 for step in 0..testbeds.len() {
                     let index = (round + step) % testbeds.len();
                     let Some(testbed) = testbeds.get_mut(index) else { continue };
-                    if *route == Route::Ends && testbed.proxy != Proxy::Floor {
+                    if *route == Route::Ends && testbed.proxy != Contender::Floor {
                         continue;
                     }
                     let measured = kind.measure(testbed, *route);
@@ -109,7 +109,7 @@ pub fn rounds(testbeds: &mut [Testbed], kinds: &[Kind], count: usize) -> Figures
 
 /// Subtracts the cost of the ends, which is the same for all proxies.
 fn forwarding(figures: &mut Figures) {
-    let Some(ends) = figures.get(&(Figure::PacketCpu, Route::Ends, Proxy::Floor)) else { return };
+    let Some(ends) = figures.get(&(Figure::PacketCpu, Route::Ends, Contender::Floor)) else { return };
     let ends = Spread::of(ends.iter().copied()).median;
     let whole: Vec<_> = figures
         .iter()

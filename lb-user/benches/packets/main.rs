@@ -29,7 +29,7 @@ use lb_lab::{
 
 use control::Control;
 use figures::Kind;
-use testbed::{Proxy, Testbed};
+use testbed::{Contender, Testbed};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/beeline.bpf.o"));
 
@@ -81,16 +81,16 @@ fn measure(arguments: &Arguments, inside: &Inside) {
     for mode in [Mode::Iptables, Mode::Nftables] {
         match Testbed::kube_proxy(mode, &control, directory) {
             Ok(testbed) => testbeds.push(testbed),
-            Err(reason) => println!("{} is not measured: {reason}.", Proxy::KubeProxy(mode)),
+            Err(reason) => println!("{} is not measured: {reason}.", Contender::KubeProxy(mode)),
         }
     }
     match testbed::beeline_lacks() {
         None => {
-            for (proxy, flags) in [(Proxy::Beeline, [].as_slice()), (Proxy::HostRouting, &["--host-routing"])] {
+            for (proxy, flags) in [(Contender::Beeline, [].as_slice()), (Contender::HostRouting, &["--host-routing"])] {
                 testbeds.push(Testbed::beeline(proxy, flags, cgroup, &bpffs, directory));
             }
         }
-        Some(reason) => println!("{} is not measured: {reason}.", Proxy::Beeline),
+        Some(reason) => println!("{} is not measured: {reason}.", Contender::Beeline),
     }
     let kinds = if arguments.only.is_empty() { Kind::value_variants() } else { &arguments.only };
     println!("Median (least to most) of {} rounds; in bold the ratio to the floor.\n", arguments.rounds);

@@ -8,18 +8,18 @@ use lb_lab::{
 
 use crate::{
     figures::{Figure, Figures},
-    testbed::{Proxy, Route},
+    testbed::{Contender, Route},
 };
 
-const KUBE_PROXIES: [Proxy; 2] = [Proxy::KubeProxy(Mode::Iptables), Proxy::KubeProxy(Mode::Nftables)];
-const OURS: [Proxy; 2] = [Proxy::Beeline, Proxy::HostRouting];
+const KUBE_PROXIES: [Contender; 2] = [Contender::KubeProxy(Mode::Iptables), Contender::KubeProxy(Mode::Nftables)];
+const OURS: [Contender; 2] = [Contender::Beeline, Contender::HostRouting];
 
 /// Prints the head of the table.
 pub fn header() {
     let ([iptables, nftables], [plain, routing]) = (KUBE_PROXIES, OURS);
     println!(
         "| Services | what | {} | {iptables} | {nftables} | {plain} | {routing} | both of the better kube-proxy | aim |",
-        Proxy::Floor,
+        Contender::Floor,
     );
     println!("|---|---|---|---|---|---|---|---|---|");
 }
@@ -30,7 +30,7 @@ pub fn rows(services: u32, figures: &Figures) {
     whats.dedup();
     for (figure, route) in whats {
         let values = |by| figures.get(&(figure, route, by)).map(Vec::as_slice);
-        let all = [Proxy::Floor, KUBE_PROXIES[0], KUBE_PROXIES[1], OURS[0], OURS[1]];
+        let all = [Contender::Floor, KUBE_PROXIES[0], KUBE_PROXIES[1], OURS[0], OURS[1]];
         // No row for zero loss.
         if all.into_iter().filter_map(values).flatten().all(|value| *value == 0.0) {
             continue;
@@ -39,7 +39,7 @@ pub fn rows(services: u32, figures: &Figures) {
             let Some(own) = values(by) else { return "-".to_owned() };
             let Spread { median, least, most } = Spread::of(own.iter().copied());
             let (median, least, most) = (Short(median), Short(least), Short(most));
-            let of_floor = if by == Proxy::Floor { None } else { ratio(own, values(Proxy::Floor)) };
+            let of_floor = if by == Contender::Floor { None } else { ratio(own, values(Contender::Floor)) };
             let of_floor = of_floor.map_or_else(String::new, |ratio| format!("**{ratio:.2}** "));
             format!("{of_floor}{median} ({least} to {most})")
         };

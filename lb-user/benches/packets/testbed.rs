@@ -29,7 +29,7 @@ const DEVICES: &str = "--devices";
 
 /// The proxy on the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Proxy {
+pub enum Contender {
     /// None, and no netfilter: clients dial the backend itself.
     Floor,
     /// kube-proxy.
@@ -40,7 +40,7 @@ pub enum Proxy {
     HostRouting,
 }
 
-impl fmt::Display for Proxy {
+impl fmt::Display for Contender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Floor => f.write_str("floor"),
@@ -67,7 +67,7 @@ pub enum Route {
 /// A network with its proxies, clients and servers.
 pub struct Testbed {
     /// The proxy on its nodes.
-    pub proxy: Proxy,
+    pub proxy: Contender,
     pub lan: Lan,
     client: Client,
     pod: Client,
@@ -98,7 +98,7 @@ fn beeline() -> &'static str {
 impl Testbed {
     /// Makes one without proxies.
     pub fn floor() -> Self {
-        let testbed = Self::make(Proxy::Floor);
+        let testbed = Self::make(Contender::Floor);
         // Packets to the backend on node2, and their answers, take the route by node1 here too.
         let Lan { client, node1, node2, .. } = &testbed.lan;
         let (pod, via) = (objects::pod(node2).ip().to_string(), node1.host.v4.to_string());
@@ -112,7 +112,7 @@ impl Testbed {
         let program = KubeProxy::find(mode)?;
         let directory = directory.join(mode.to_string());
         fs::create_dir(&directory).expect("a directory");
-        let mut testbed = Self::make(Proxy::KubeProxy(mode));
+        let mut testbed = Self::make(Contender::KubeProxy(mode));
         for (node, host) in [("node1", &testbed.lan.node1.host), ("node2", &testbed.lan.node2.host)] {
             relay::relay(&host.net, control.api_port());
             let kubeconfig = control.kubeconfig();
@@ -123,7 +123,7 @@ impl Testbed {
     }
 
     /// Makes one whose nodes run the agent, with additional flags.
-    pub fn beeline(proxy: Proxy, flags: &[&str], cgroup: &Path, bpffs: &Path, directory: &Path) -> Self {
+    pub fn beeline(proxy: Contender, flags: &[&str], cgroup: &Path, bpffs: &Path, directory: &Path) -> Self {
         let mut testbed = Self::make(proxy);
         let [cgroup, bpffs, directory] = [cgroup, bpffs, directory].map(|place| {
             let own = place.join(format!("{proxy:?}"));
@@ -151,7 +151,7 @@ impl Testbed {
         testbed
     }
 
-    fn make(proxy: Proxy) -> Self {
+    fn make(proxy: Contender) -> Self {
         let lan = Lan::make(Options::default());
         // The default range is too small for the connections that netfilter still remembers.
         lan.client.net.set("ipv4/ip_local_port_range", "2048 65000");
@@ -174,8 +174,8 @@ impl Testbed {
     pub fn wait_for(&mut self, services: u32) {
         let deadline = Instant::now() + Duration::from_secs(240);
         let port = match self.proxy {
-            Proxy::Floor => return,
-            Proxy::KubeProxy(_) | Proxy::Beeline | Proxy::HostRouting => objects::node_port(services - 1),
+            Contender::Floor => return,
+            Contender::KubeProxy(_) | Contender::Beeline | Contender::HostRouting => objects::node_port(services - 1),
         };
         for node in [self.lan.node1.host.v4, self.lan.node2.host.v4] {
             while !self.client.reaches((node, port).into(), self.here.address) {
@@ -193,8 +193,8 @@ impl Testbed {
     pub fn ends(&mut self, route: Route) -> (&mut Client, SocketAddr, &mut Server) {
         let node_port = |port| SocketAddr::from((self.lan.node1.host.v4, port));
         match (route, self.proxy) {
-            (Route::Here, Proxy::Floor) => (&mut self.client, self.here.address, &mut self.here),
-            (Route::There, Proxy::Floor) => (&mut self.client, self.there.address, &mut self.there),
+            (Route::Here, Contender::Floor) => (&mut self.client, self.here.address, &mut self.here),
+            (Route::There, Contender::Floor) => (&mut self.client, self.there.address, &mut self.there),
             (Route::Here, _) => (&mut self.client, node_port(objects::HERE), &mut self.here),
             (Route::There, _) => (&mut self.client, node_port(objects::THERE), &mut self.there),
             (Route::Pods, _) => (&mut self.pod, self.there.address, &mut self.there),

@@ -97,7 +97,7 @@ fn serve(ips: impl Iterator<Item = IpAddr>) {
     }
 }
 
-/// What a client has counted.
+/// The counts of a client.
 #[derive(Serialize, Deserialize, Default)]
 pub struct Counted {
     short: usize,
@@ -119,7 +119,7 @@ pub struct Load {
     clients: Vec<(&'static str, Child)>,
 }
 
-/// What all of them have counted.
+/// The counts of all clients.
 pub struct Sum {
     name: &'static str,
     counts: Vec<(&'static str, Counted)>,
@@ -212,7 +212,7 @@ pub fn clock() -> String {
     format!("{:.3} s", now.as_secs_f64() % 1000.0)
 }
 
-/// A short connection: who answered.
+/// Makes a short connection. Returns the name of the server.
 pub fn ask(to: SocketAddr, patience: Duration) -> io::Result<u8> {
     let mut stream = TcpStream::connect_timeout(&to, patience)?;
     exchange(&mut stream)
@@ -226,7 +226,7 @@ fn exchange(stream: &mut TcpStream) -> io::Result<u8> {
     Ok(byte[0])
 }
 
-/// What one thread has counted.
+/// The counts of a thread.
 type Thread = JoinHandle<Counted>;
 
 /// Is a client of all of these until its input ends.

@@ -24,7 +24,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use load::Load;
 use network::Network;
 
-/// How long each state is looked at.
+/// Duration of the load in each state.
 const WHILE: Duration = Duration::from_millis(1500);
 
 /// A name, the mode of kube-proxy, and flags of the agent.
@@ -62,7 +62,7 @@ fn lacking() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("it needs root".to_owned());
     }
-    // Asked for its version only: what they find in this machine's own network is nobody's business here.
+    // Only their version: the rules of the machine's own network do not matter.
     for tool in ["iptables", "nft"] {
         if let Err(error) = Command::new(tool).arg("--version").output() {
             return Some(format!("there is no {tool}: {error}"));
@@ -88,7 +88,7 @@ fn run(name: &str) -> Result<(), Failed> {
     }
 }
 
-/// What happens now, for whoever reads what failed then.
+/// Prints an event with its time, to compare with the times of failures.
 fn note(what: &str) {
     println!("{what} at {}", load::clock());
 }

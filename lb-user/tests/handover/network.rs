@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::load::{self, Server};
 
-/// How long anything may take to come about.
+/// Limit for a state to come about.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -71,7 +71,7 @@ impl<'a> Network<'a> {
         self.cgroup.join("pods")
     }
 
-    /// Where clients outside go, and where pods do.
+    /// The destinations of clients outside, and of pods.
     pub fn destinations(&self) -> [Vec<SocketAddr>; 2] {
         let node = &self.lan.node1.host;
         let families: [(IpAddr, IpAddr); 2] = [(node.v4.into(), VIP.into()), (node.v6.into(), VIP6.into())];
@@ -113,7 +113,7 @@ impl<'a> Network<'a> {
         agent
     }
 
-    /// Runs the command on the node: its exit code, and what it said.
+    /// Runs the command on the node. Returns its exit code and its output.
     pub fn beeline(&self, arguments: &[&str]) -> (i32, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_beeline"));
         command.arg("--pins").arg(&self.pins).args(arguments);
@@ -132,7 +132,7 @@ impl<'a> Network<'a> {
         }
     }
 
-    /// What is in netfilter of kube-proxy's.
+    /// The rules of kube-proxy in netfilter.
     pub fn kube_proxys_rules(&self) -> String {
         let rules = self.lan.node1.host.net.run(&["nft", "list", "ruleset"]);
         let own = |line: &&str| {

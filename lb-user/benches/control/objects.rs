@@ -1,4 +1,4 @@
-//! Clusters of any size, as the sources hand them over: nothing is shared between the objects yet.
+//! Clusters of any size, as the sources deliver them: the objects share no memory yet.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -8,7 +8,7 @@ use lb_core::{
     objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Key, Manager, Service, ServicePort},
 };
 
-/// Nodes over which the endpoints are spread.
+/// Nodes of the endpoints.
 const NODES: u32 = 200;
 
 /// The lists of all kinds.

@@ -12,11 +12,11 @@ use std::{
 use lb_common::{FlowFlags, FlowKey, PodModeEntry};
 use lb_dataplane::flows::Flows;
 use lb_kernel::bpf::typed::TypedMap;
+use lb_lab::network::{Host, Lan, Options};
 
 use crate::{
     Story,
     agent::{Agent, run, until},
-    lan::{Host, Lan, Options},
     node::{Node, service},
     sockets::{Client, kernel_tells_netns, tcp_ask, tcp_server, udp_server},
 };

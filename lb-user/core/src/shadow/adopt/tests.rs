@@ -59,10 +59,7 @@ fn i7_ids_continue_after_the_highest_id_in_any_map() {
 
 #[test]
 fn a_frontend_without_its_bit_is_reported() {
-    check(
-        |dump| dump.frontend_bits.clear(),
-        &["1 frontends do not answer: FRONTEND_BITS has no bit for them"],
-    );
+    check(|dump| dump.frontend_bits.clear(), &["1 frontends do not answer: FRONTEND_BITS has no bit for them"]);
 }
 
 #[test]

@@ -341,7 +341,7 @@ fn owners_are_told_what_is_wrong_for_as_long_as_it_is() {
         let report = reconciler.pass();
         reconciler.tell_refused(&report.refused);
         let told = board.all().into_iter();
-        told.map(|told| format!("{} {}", told.service, told.problem.reason)).collect::<Vec<_>>()
+        told.map(|told| format!("{} {}", told.service, told.warning.reason().name())).collect::<Vec<_>>()
     };
     let both = nothing().chain([asking("a", 1), asking("b", 2)]);
     assert_eq!(pass(both.collect()), ["default/b FrontendConflict"]);

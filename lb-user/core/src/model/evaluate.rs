@@ -219,12 +219,16 @@ impl<'a> Evaluator<'a, '_> {
         Reason::Serves { cluster, local }
     }
 
-    /// Sorts by family and target. Of copies of one target the local one counts, else the first; the sort is stable.
+    /// Sorts by family and target. Of copies of one target the best counts: by its conditions, then the local one, then
+    /// the first by slice name; the sort is stable. So a live pod serves, whatever is left of a dead pod that had its
+    /// address (kube-proxy's `addEndpoints` in pkg/proxy/endpointslicecache.go, k8s#135593, which leaves some orders
+    /// undefined).
     fn sort(&self, endpoints: &mut [EvaluatedEndpoint<'a>]) {
         endpoints.sort_by(|a, b| {
             let families = b.is_v4().cmp(&a.is_v4());
             let targets = families.then_with(|| a.target.cmp(&b.target));
-            targets.then_with(|| b.is_local(self.node).cmp(&a.is_local(self.node)))
+            let conditions = targets.then_with(|| condition_rank(a.endpoint).cmp(&condition_rank(b.endpoint)));
+            conditions.then_with(|| b.is_local(self.node).cmp(&a.is_local(self.node)))
         });
         let mut first: Option<(AddrPort, Origin<'a>)> = None;
         for endpoint in endpoints {
@@ -233,5 +237,15 @@ impl<'a> Evaluator<'a, '_> {
                 _ => first = Some((endpoint.target, endpoint.origin)),
             }
         }
+    }
+}
+
+/// Ranks an endpoint among copies of one target by its conditions; the smallest counts.
+const fn condition_rank(endpoint: &Endpoint) -> u8 {
+    match endpoint {
+        Endpoint { ready: true, .. } => 0,
+        Endpoint { serving: true, terminating: false, .. } => 1,
+        Endpoint { serving: true, .. } => 2,
+        _ => 3,
     }
 }

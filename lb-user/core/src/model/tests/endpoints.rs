@@ -32,17 +32,42 @@ fn rule_1_each_family_has_its_own_endpoints() {
     );
 }
 
+/// Conditions of an endpoint, the best first. The last two are equally bad.
+const CONDITIONS: [&str; 5] = ["", "starting", "draining", "unready", "gone"];
+
 #[test]
-fn rule_1_of_two_copies_the_local_one_counts_then_the_first() {
-    let service = policy(Policy::Local);
-    let check = |endpoints: &[&str], expected: &str| {
-        assert_eq!(Case::new(service.clone(), endpoints).lists(), expected, "{endpoints:?}");
-    };
-    check(&["1", "1 local"], "cluster 1 local 1");
-    check(&["1 local", "1"], "cluster 1 local 1");
-    check(&["1 unready", "1 local; 2"], "cluster 1 2 local 1");
-    check(&["1", "1 unready"], "cluster 1");
-    check(&["1 unready", "1"], "none");
+fn rule_1_of_copies_of_one_endpoint_the_best_counts_in_every_order() {
+    let nodes = ["local", "", "nodeless"];
+    let copies: Vec<_> = (0..CONDITIONS.len()).flat_map(|rank| nodes.map(|node| (rank.min(3), rank, node))).collect();
+    let text = |&(_, rank, node): &(usize, usize, &str)| format!("1 {} {node}", CONDITIONS[rank]);
+    let lists = |slices: &[&str]| Case::new(policy(Policy::Local), slices).lists();
+    for a in &copies {
+        for b in &copies {
+            for c in &copies {
+                // The first of equals: `min_by_key` keeps it.
+                let best = [a, b, c].into_iter().min_by_key(|(rank, _, node)| (*rank, *node != "local"));
+                let expected = lists(&[&best.map(text).expect("a copy")]);
+                let [a, b, c] = [a, b, c].map(text);
+                assert_eq!(lists(&[&format!("{a}; {b}; {c}")]), expected, "one slice: {a}; {b}; {c}");
+                assert_eq!(lists(&[&a, &b, &c]), expected, "slices: {a}; {b}; {c}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rule_1_a_ghost_pod_does_not_hide_the_live_pod_with_its_address() {
+    for (slices, expected) in [
+        (&["1 gone; 1"][..], "cluster 1"),
+        (&["1; 1 gone"], "cluster 1"),
+        (&["1 gone local", "1"], "cluster 1"),
+        (&["1 draining local; 1 unready; 1"], "cluster 1"),
+        (&["1 unready local", "1 draining"], "cluster 1"),
+        (&["1 draining; 1 starting"], "none"),
+        (&["1 unready", "1 local; 2"], "cluster 1 2 local 1"),
+    ] {
+        assert_eq!(Case::new(policy(Policy::Local), slices).lists(), expected, "{slices:?}");
+    }
 }
 
 #[test]

@@ -79,6 +79,7 @@ fn endpoint(text: &str) -> Endpoint {
             _ if word == "local" => endpoint.node = Some("here".into()),
             _ if word == "nodeless" => endpoint.node = None,
             _ if word == "unready" => (endpoint.ready, endpoint.serving) = (false, false),
+            _ if word == "starting" => endpoint.ready = false,
             _ if word == "draining" => (endpoint.ready, endpoint.terminating) = (false, true),
             _ if word == "gone" => (endpoint.ready, endpoint.serving, endpoint.terminating) = (false, false, true),
             // As the controller writes a terminating pod of a Service with publishNotReadyAddresses.

@@ -192,13 +192,14 @@ impl<'a> Evaluator<'a, '_> {
         }
     }
 
-    /// The Service to whose frontend an endpoint would lead. External IPs of other namespaces do not count: otherwise a
-    /// user who may write a Service could name an endpoint of others in it, and so take that out of service.
+    /// The Service to whose frontend an endpoint would lead back: a cluster IP, a NodePort, or an address of the same
+    /// Service. Load balancer addresses and external IPs of other Services do not count: API servers stand behind a
+    /// virtual address that a Service also carries (calico#8151), and a user who may write a Service or its status could
+    /// otherwise take endpoints of others out of service. Translation happens once, so that there is no loop.
     fn frontend_owner(&self, key: &FrontendKey) -> Option<&'a Key> {
         let owner = self.cluster.claims.owner(key)?;
-        let is_claimed = || self.cluster.claims.precedence(key) == Some(Precedence::Claimed);
-        let is_other_namespace = owner.namespace() != self.view.service.key.namespace();
-        (!is_other_namespace || !is_claimed()).then_some(owner)
+        let is_allotted = self.cluster.claims.precedence(key) == Some(Precedence::Allotted);
+        (is_allotted || *owner == self.view.service.key).then_some(owner)
     }
 
     /// The decision by an endpoint's own conditions, before other endpoints are considered.

@@ -95,39 +95,47 @@ fn rule_1_unusable_addresses_are_never_backends() {
 }
 
 #[test]
-fn rule_1_an_endpoint_that_is_a_frontend_is_never_a_backend() {
-    let external = Service { external_ips: vec![addr("10.0.0.7")], ports: [port("", 8080)].into(), ..named("b") };
-    let exposed =
-        Service { cluster_ips: vec![addr("10.96.0.9")], ports: [node_port("", 80, 8080)].into(), ..named("c") };
-    let check = |endpoints: &str, expected: &str, warning: &str| {
-        let others = vec![external.clone(), exposed.clone()];
-        let case = Case { others, ..Case::new(dual_stack(), &[endpoints]) };
+fn rule_1_an_endpoint_that_is_a_cluster_ip_or_a_node_port_is_never_a_backend() {
+    let other = |cluster_ip: &str, ports: [ServicePort; 1]| Service {
+        cluster_ips: vec![addr(cluster_ip)],
+        ports: ports.into(),
+        ..Service::new(Key::new("elsewhere", "b"))
+    };
+    let check = |other: Service, endpoints: &str, expected: &str, warning: &str| {
+        let case = Case { others: vec![other], ..Case::new(dual_stack(), &[endpoints]) };
         assert_eq!(case.lists(), expected, "{endpoints}");
         let warnings = case.warnings().join("\n");
         assert!(warnings.contains(warning) && warnings.is_empty() == warning.is_empty(), "{warnings}");
     };
-    check("1; 7", "cluster 1; none", "10.0.0.7:8080 is not used: that is a frontend of the Service default/b");
-    // Its NodePort answers at this node's own addresses, of the families that it is served in.
-    check("192.0.2.1; 1", "cluster 1; none", "192.0.2.1:8080 is not used: that is a NodePort of the Service default/c");
-    check("192.0.2.2; fd00::1", "cluster 2; cluster 1", "");
+    let cluster_ip = || other("10.96.0.9", [port("", 8080)]);
+    let refused = "10.96.0.9:8080 is not used: that is a frontend of the Service elsewhere/b";
+    check(cluster_ip(), "1; 10.96.0.9", "cluster 1; none", refused);
+    // The NodePort answers at this node's own addresses, in the families of its Service.
+    let exposed = || other("10.96.0.9", [node_port("", 80, 8080)]);
+    let refused = "192.0.2.1:8080 is not used: that is a NodePort of the Service elsewhere/b";
+    check(exposed(), "192.0.2.1; 1", "cluster 1; none", refused);
+    check(exposed(), "192.0.2.2; fd00::1", "cluster 2; cluster 1", "");
 }
 
+/// An API server may be reached at a virtual address that another Service carries too (calico#8151).
 #[test]
-fn an_external_ip_of_another_namespace_takes_no_endpoint_out_of_service() {
-    let hostile = |key: Key| Service {
-        key,
-        created: Some(1),
-        cluster_ips: vec![addr("10.96.0.9")],
-        external_ips: vec![addr("10.0.0.7")],
-        ports: [port("", 8080)].into(),
-        ..named("b")
-    };
-    let lists =
-        |other: Service, endpoints: &str| Case { others: vec![other], ..Case::new(service(), &[endpoints]) }.lists();
-    assert_eq!(lists(hostile(Key::new("evil", "b")), "1; 7"), "cluster 1 7");
-    // A user who may write in this namespace may do worse, and a cluster IP is one in every namespace.
-    assert_eq!(lists(hostile(Key::new("default", "b")), "1; 7"), "cluster 1");
-    assert_eq!(lists(hostile(Key::new("evil", "b")), "1; 10.96.0.9"), "cluster 1");
+fn rule_1_a_load_balancer_address_or_external_ip_of_another_service_is_a_backend() {
+    let lists = |other: Service, own: Service| Case { others: vec![other], ..Case::new(own, &["1; 7"]) }.lists();
+    for namespace in ["default", "elsewhere"] {
+        let other = || Service {
+            created: Some(1),
+            cluster_ips: vec![addr("10.96.0.9")],
+            ports: [port("", 8080)].into(),
+            ..Service::new(Key::new(namespace, "b"))
+        };
+        let at_7 = || vec![addr("10.0.0.7")];
+        assert_eq!(lists(Service { external_ips: at_7(), ..other() }, service()), "cluster 1 7", "{namespace}");
+        assert_eq!(lists(Service { ingress_ips: at_7(), ..other() }, service()), "cluster 1 7", "{namespace}");
+    }
+    // Its own address would lead back to itself.
+    let own = |service| lists(named("b"), Service { ports: [port("", 8080)].into(), ..service });
+    assert_eq!(own(Service { external_ips: vec![addr("10.0.0.7")], ..service() }), "cluster 1");
+    assert_eq!(own(Service { ingress_ips: vec![addr("10.0.0.7")], ..service() }), "cluster 1");
 }
 
 #[test]

@@ -207,7 +207,7 @@ pub struct EndpointSlice {
     /// The Service of its label `kubernetes.io/service-name`, in the slice's namespace.
     pub service: Option<Key>,
     /// The controller in its label `endpointslice.kubernetes.io/managed-by`.
-    pub manager: Manager,
+    pub manager: SliceManager,
     /// Ports and endpoints; empty with `addressType: FQDN`.
     pub group: EndpointGroup,
     /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: the time of the event that caused this version.
@@ -219,7 +219,7 @@ pub struct EndpointSlice {
 
 /// The controller that writes a slice, by the slice's label.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Manager {
+pub enum SliceManager {
     /// Kubernetes' controller for Services with a selector.
     Selecting,
     /// Kubernetes' controller that mirrors Endpoints objects.

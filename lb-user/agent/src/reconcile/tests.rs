@@ -93,11 +93,11 @@ async fn maps_grow_until_every_service_fits_or_they_cannot() {
 }
 
 fn slice(name: &str, n: u8) -> Object {
-    use lb_core::objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Manager};
+    use lb_core::objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, SliceManager};
     Object::EndpointSlice(EndpointSlice {
         key: Key::new("default", name),
         service: Some(Key::new("default", name)),
-        manager: Manager::Other,
+        manager: SliceManager::Other,
         group: EndpointGroup {
             ports: [EndpointPort {
                 name: "".into(),

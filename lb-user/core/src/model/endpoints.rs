@@ -11,20 +11,20 @@ use std::{
 };
 
 use crate::{
-    objects::{EndpointGroup, Key, Manager, Selector},
+    objects::{EndpointGroup, Key, Selector, SliceManager},
     world::View,
 };
 
 /// The object of an endpoint.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Origin<'a> {
+pub enum EndpointOrigin<'a> {
     /// An EndpointSlice.
     Slice(&'a Key),
     /// An Endpoints object.
     Endpoints(&'a Key),
 }
 
-impl fmt::Display for Origin<'_> {
+impl fmt::Display for EndpointOrigin<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Slice(key) => write!(f, "EndpointSlice {key}"),
@@ -65,7 +65,7 @@ pub(super) fn effect(view: &View<'_>) -> Option<Effect> {
         Effect::NotMirrored
     } else if view.service.selector != Selector::None {
         Effect::HasSelector
-    } else if view.slices.iter().any(|slice| slice.manager == Manager::Mirroring) {
+    } else if view.slices.iter().any(|slice| slice.manager == SliceManager::Mirroring) {
         Effect::Mirrored
     } else {
         Effect::Counts
@@ -84,19 +84,19 @@ pub(super) enum Author {
 /// Lists the groups of endpoints that count, in a stable order.
 pub(super) fn effective<'a>(
     view: &View<'a>,
-) -> impl Iterator<Item = (Author, Origin<'a>, &'a EndpointGroup)> + use<'a> {
+) -> impl Iterator<Item = (Author, EndpointOrigin<'a>, &'a EndpointGroup)> + use<'a> {
     let has_selector = view.service.selector == Selector::Some;
     // The controller corrects slices with its label, but not those of a Service without selector.
     let author = move |manager| match manager {
-        Manager::Selecting if has_selector => Author::Selector,
+        SliceManager::Selecting if has_selector => Author::Selector,
         _ => Author::Hand,
     };
     let object = view.endpoints.filter(|_| effect(view) == Some(Effect::Counts));
-    let groups = object
-        .into_iter()
-        .flat_map(|object| object.groups.iter().map(|group| (Author::Hand, Origin::Endpoints(&object.key), group)));
+    let groups = object.into_iter().flat_map(|object| {
+        object.groups.iter().map(|group| (Author::Hand, EndpointOrigin::Endpoints(&object.key), group))
+    });
     let slices = view.slices.iter();
-    slices.map(move |slice| (author(slice.manager), Origin::Slice(&slice.key), &slice.group)).chain(groups)
+    slices.map(move |slice| (author(slice.manager), EndpointOrigin::Slice(&slice.key), &slice.group)).chain(groups)
 }
 
 /// Returns the kind of an address that can be neither backend nor frontend, with its article; none for other addresses.

@@ -7,7 +7,7 @@ use super::{
     ClusterContext, NodeContext, Settings,
     claims::Precedence,
     cross_namespace::CrossNamespace,
-    endpoints::{Author, Origin, effective, unusable},
+    endpoints::{Author, EndpointOrigin, effective, unusable},
     evaluation::{EvaluatedPort, Evaluation, LOCAL},
     frontends::{FrontendRequest, RequestedFrontend, families, unspecified},
     names,
@@ -194,8 +194,8 @@ impl<'a> Evaluator<'a, '_> {
 
     /// The Service to whose frontend an endpoint would lead back: a cluster IP, a NodePort, or an address of the same
     /// Service. Load balancer addresses and external IPs of other Services do not count: API servers stand behind a
-    /// virtual address that a Service also carries (calico#8151), and a user who may write a Service or its status could
-    /// otherwise take endpoints of others out of service. Translation happens once, so that there is no loop.
+    /// virtual address that a Service also carries (calico#8151), and a user who may write a Service or its status
+    /// could otherwise take endpoints of others out of service. Translation happens once, so that there is no loop.
     fn frontend_owner(&self, key: &FrontendKey) -> Option<&'a Key> {
         let owner = self.cluster.claims.owner(key)?;
         let is_allotted = self.cluster.claims.precedence(key) == Some(Precedence::Allotted);
@@ -231,7 +231,7 @@ impl<'a> Evaluator<'a, '_> {
             let conditions = targets.then_with(|| condition_rank(a.endpoint).cmp(&condition_rank(b.endpoint)));
             conditions.then_with(|| b.is_local(self.node).cmp(&a.is_local(self.node)))
         });
-        let mut first: Option<(AddrPort, Origin<'a>)> = None;
+        let mut first: Option<(AddrPort, EndpointOrigin<'a>)> = None;
         for endpoint in endpoints {
             match first {
                 Some((target, origin)) if target == endpoint.target => endpoint.reason = Reason::Duplicate(origin),

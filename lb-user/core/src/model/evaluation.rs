@@ -3,7 +3,8 @@
 use lb_common::{Family, Scheduler, ServiceFlags};
 
 use super::{
-    endpoints::Origin, frontends::RequestedFrontend, ranges::SourceRanges, reason::EvaluatedEndpoint, topology::HintUse,
+    endpoints::EndpointOrigin, frontends::RequestedFrontend, ranges::SourceRanges, reason::EvaluatedEndpoint,
+    topology::HintUse,
 };
 use crate::{
     objects::{EndpointGroup, ServicePort},
@@ -44,7 +45,7 @@ pub struct EvaluatedPort<'a> {
     /// [`ServiceFlags`] of the service port.
     pub flags: PerFamily<u32>,
     /// Endpoints whose object has no such port.
-    pub unmatched: Vec<(Origin<'a>, &'a EndpointGroup)>,
+    pub unmatched: Vec<(EndpointOrigin<'a>, &'a EndpointGroup)>,
 }
 
 impl<'a> EvaluatedPort<'a> {

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
     use crate::{
         event::{Event, Kind, Object},
-        objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Manager, Service, ServicePort},
+        objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Service, ServicePort, SliceManager},
     };
 
     fn key(name: &str) -> Key {
@@ -114,7 +114,7 @@ mod tests {
         Event::Apply(Object::EndpointSlice(EndpointSlice {
             key: key(&format!("{service}-1")),
             service: Some(key(service)),
-            manager: Manager::Other,
+            manager: SliceManager::Other,
             group: EndpointGroup { ports: [port].into(), endpoints: vec![Endpoint::new(addr(endpoint))] },
             triggered: None,
             problems: Vec::new(),

@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use lb_common::{AddrPort, BackendFlags, Family, ServiceFlags};
 
-use super::{NodeContext, endpoints::Origin};
+use super::{NodeContext, endpoints::EndpointOrigin};
 use crate::objects::{Endpoint, Key};
 
 /// Addition for an endpoint that is used although it terminates.
@@ -20,7 +20,7 @@ pub struct EvaluatedEndpoint<'a> {
     /// The endpoint in its object.
     pub endpoint: &'a Endpoint,
     /// Its object.
-    pub origin: Origin<'a>,
+    pub origin: EndpointOrigin<'a>,
     /// Its weight in the objects; at most 1 with a scheduler that does not weigh.
     pub weight: u16,
     /// The Service of another namespace that selects it, where the endpoint is hand-written.
@@ -46,7 +46,7 @@ pub enum Reason<'a> {
     /// The Service has cluster IPs of the other family, this one, only.
     OtherFamily(Family),
     /// The same address and port stand in this object, whose copy counts.
-    Duplicate(Origin<'a>),
+    Duplicate(EndpointOrigin<'a>),
     /// No traffic may be sent to this kind of address, which is named with its article.
     Unusable(&'static str),
     /// It is hand-written and a pod of another namespace, which this Service selects and a flag refuses.

@@ -1,7 +1,7 @@
 //! The Services that a change marks as dirty.
 
 use super::*;
-use crate::objects::{Endpoint, EndpointPort, Hints, Manager};
+use crate::objects::{Endpoint, EndpointPort, Hints, SliceManager};
 
 fn key(name: &str) -> Key {
     Key::new("default", name)
@@ -30,7 +30,7 @@ fn hinted(name: &str, service: &str, last: u8, zone: Option<&str>) -> Object {
     Object::EndpointSlice(EndpointSlice {
         key: key(name),
         service,
-        manager: Manager::Other,
+        manager: SliceManager::Other,
         group,
         triggered: None,
         problems: Vec::new(),

@@ -13,8 +13,8 @@ use crate::{
         frontends::{ExternalIps, request},
     },
     objects::{
-        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Manager, Policy, Selector, Service,
-        ServicePort,
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Policy, Selector, Service, ServicePort,
+        SliceManager,
     },
 };
 
@@ -51,7 +51,7 @@ fn slice(group: EndpointGroup) -> EndpointSlice {
     EndpointSlice {
         key: Key::new("default", "a-1"),
         service,
-        manager: Manager::Other,
+        manager: SliceManager::Other,
         group,
         triggered: None,
         problems: Vec::new(),
@@ -142,7 +142,7 @@ fn rule_2_an_endpoints_object_counts_where_the_mirroring_controller_would_mirror
     "]];
     check(&by_hand, Vec::new(), Some(&own), &own_only);
     check(&by_hand, vec![foreign()], Some(&own), &both);
-    check(&by_hand, vec![EndpointSlice { manager: Manager::Mirroring, ..foreign() }], Some(&own), &foreign_only);
+    check(&by_hand, vec![EndpointSlice { manager: SliceManager::Mirroring, ..foreign() }], Some(&own), &foreign_only);
     check(&by_hand, vec![foreign()], Some(&Endpoints { mirrorable: false, ..own.clone() }), &foreign_only);
     check(&service(), vec![foreign()], Some(&own), &foreign_only);
 }

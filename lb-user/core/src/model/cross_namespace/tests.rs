@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     event::{Event, Kind, Object},
-    objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Manager, Service},
+    objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Service, SliceManager},
 };
 use lb_common::Proto;
 
@@ -54,7 +54,7 @@ fn group(last: &[u8]) -> EndpointGroup {
     EndpointGroup { ports: [port].into(), endpoints }
 }
 
-fn slice(service: &str, manager: Manager, last: &[u8]) -> Event {
+fn slice(service: &str, manager: SliceManager, last: &[u8]) -> Event {
     let key = key(service);
     Event::Apply(Object::EndpointSlice(EndpointSlice {
         key: Key::new(key.namespace(), &format!("{}-1", key.name())),
@@ -78,8 +78,8 @@ fn endpoints(service: &str, last: &[u8]) -> Event {
 
 #[test]
 fn the_order_in_which_services_appear_does_not_matter() {
-    let by_hand = || [put(service("a/hand", Selector::None)), slice("a/hand", Manager::Other, &[1, 2])];
-    let pods = || [put(service("b/pods", Selector::Some)), slice("b/pods", Manager::Selecting, &[1, 3])];
+    let by_hand = || [put(service("a/hand", Selector::None)), slice("a/hand", SliceManager::Other, &[1, 2])];
+    let pods = || [put(service("b/pods", Selector::Some)), slice("b/pods", SliceManager::Selecting, &[1, 3])];
     let mut cluster = Cluster::default();
     assert_eq!(cluster.apply(by_hand()), "");
     assert_eq!(cluster.apply(pods()), "a/hand");
@@ -91,9 +91,13 @@ fn the_order_in_which_services_appear_does_not_matter() {
     assert_eq!(cluster.apply(pods()), "");
     assert_eq!(cluster.apply(by_hand()), "a/hand");
     assert_eq!(cluster.owner(1, "a").as_deref(), Some("b/pods"));
-    assert_eq!(cluster.apply([slice("b/pods", Manager::Selecting, &[3])]), "a/hand", "the pod goes");
+    assert_eq!(cluster.apply([slice("b/pods", SliceManager::Selecting, &[3])]), "a/hand", "the pod goes");
     assert_eq!(cluster.owner(1, "a"), None);
-    assert_eq!(cluster.apply([slice("b/pods", Manager::Selecting, &[2])]), "a/hand", "another takes the other address");
+    assert_eq!(
+        cluster.apply([slice("b/pods", SliceManager::Selecting, &[2])]),
+        "a/hand",
+        "another takes the other address"
+    );
     assert_eq!(cluster.apply([Event::Delete(Kind::Service, key("b/pods"))]), "a/hand");
     assert_eq!(cluster.apply(pods()), "a/hand");
     assert_eq!(cluster.apply([Event::Delete(Kind::Service, key("a/hand"))]), "a/hand");
@@ -104,15 +108,15 @@ fn the_order_in_which_services_appear_does_not_matter() {
 fn only_slices_of_the_controller_for_a_selector_prove_a_pod() {
     let external_name = Service { exempt: Some(Exempt::ExternalName), ..service("b/x", Selector::Some) };
     let cases = [
-        ("a selector's", service("b/x", Selector::Some), Manager::Selecting, Some("b/x")),
-        ("no selector", service("b/x", Selector::None), Manager::Selecting, None),
-        ("no label", service("b/x", Selector::Some), Manager::Other, None),
-        ("mirrored", service("b/x", Selector::Some), Manager::Mirroring, None),
-        ("the controller leaves it alone", external_name, Manager::Selecting, None),
+        ("a selector's", service("b/x", Selector::Some), SliceManager::Selecting, Some("b/x")),
+        ("no selector", service("b/x", Selector::None), SliceManager::Selecting, None),
+        ("no label", service("b/x", Selector::Some), SliceManager::Other, None),
+        ("mirrored", service("b/x", Selector::Some), SliceManager::Mirroring, None),
+        ("the controller leaves it alone", external_name, SliceManager::Selecting, None),
         (
             "headless",
             Service { exempt: Some(Exempt::Headless), ..service("b/x", Selector::Some) },
-            Manager::Selecting,
+            SliceManager::Selecting,
             Some("b/x"),
         ),
     ];
@@ -126,7 +130,7 @@ fn only_slices_of_the_controller_for_a_selector_prove_a_pod() {
 
 #[test]
 fn endpoints_outside_the_controllers_slices_and_external_ips_are_hand_written() {
-    let pods = || [put(service("b/pods", Selector::Some)), slice("b/pods", Manager::Selecting, &[1])];
+    let pods = || [put(service("b/pods", Selector::Some)), slice("b/pods", SliceManager::Selecting, &[1])];
     let affected = |events: Vec<Event>| {
         let mut cluster = Cluster::default();
         cluster.apply(pods());
@@ -135,16 +139,19 @@ fn endpoints_outside_the_controllers_slices_and_external_ips_are_hand_written() 
     let by_hand = |name: &str| put(service(name, Selector::None));
     let selecting = || put(service("a/x", Selector::Some));
     assert_eq!(affected(vec![by_hand("a/x"), endpoints("a/x", &[1])]), "a/x");
-    assert_eq!(affected(vec![by_hand("a/x"), slice("a/x", Manager::Mirroring, &[1])]), "a/x");
+    assert_eq!(affected(vec![by_hand("a/x"), slice("a/x", SliceManager::Mirroring, &[1])]), "a/x");
     assert_eq!(
-        affected(vec![by_hand("a/x"), slice("a/x", Manager::Selecting, &[1])]),
+        affected(vec![by_hand("a/x"), slice("a/x", SliceManager::Selecting, &[1])]),
         "a/x",
         "the controller does not write it, whatever its label says"
     );
-    assert_eq!(affected(vec![selecting(), slice("a/x", Manager::Other, &[1])]), "a/x", "beside the controller's");
-    assert_eq!(affected(vec![selecting(), slice("a/x", Manager::Selecting, &[1])]), "");
+    assert_eq!(affected(vec![selecting(), slice("a/x", SliceManager::Other, &[1])]), "a/x", "beside the controller's");
+    assert_eq!(affected(vec![selecting(), slice("a/x", SliceManager::Selecting, &[1])]), "");
     assert_eq!(affected(vec![selecting(), endpoints("a/x", &[1])]), "", "it has no effect");
-    assert_eq!(affected(vec![by_hand("default/kubernetes"), slice("default/kubernetes", Manager::Other, &[1])]), "");
+    assert_eq!(
+        affected(vec![by_hand("default/kubernetes"), slice("default/kubernetes", SliceManager::Other, &[1])]),
+        ""
+    );
     assert_eq!(affected(vec![by_hand("b/x"), endpoints("b/x", &[1])]), "", "its own namespace");
     let external = Service { external_ips: vec![[10, 0, 0, 1].into()], ..service("a/x", Selector::Some) };
     assert_eq!(affected(vec![put(external)]), "a/x");
@@ -154,7 +161,7 @@ fn endpoints_outside_the_controllers_slices_and_external_ips_are_hand_written() 
 fn an_address_with_pods_of_two_namespaces_belongs_to_both() {
     let mut cluster = Cluster::default();
     for pods in ["a/pods", "b/pods"] {
-        cluster.apply([put(service(pods, Selector::Some)), slice(pods, Manager::Selecting, &[1])]);
+        cluster.apply([put(service(pods, Selector::Some)), slice(pods, SliceManager::Selecting, &[1])]);
     }
     cluster.apply([put(service("a/hand", Selector::None)), endpoints("a/hand", &[1])]);
     assert_eq!(cluster.owner(1, "a"), None);
@@ -165,7 +172,11 @@ fn an_address_with_pods_of_two_namespaces_belongs_to_both() {
 fn an_external_ip_is_denied_only_at_the_port_of_the_pod() {
     let external = Service { external_ips: vec![[10, 0, 0, 1].into()], ..service("a/x", Selector::Some) };
     let mut cluster = Cluster::default();
-    cluster.apply([put(external), put(service("b/pods", Selector::Some)), slice("b/pods", Manager::Selecting, &[1])]);
+    cluster.apply([
+        put(external),
+        put(service("b/pods", Selector::Some)),
+        slice("b/pods", SliceManager::Selecting, &[1]),
+    ]);
     let at = |port, proto| cluster.index.listener(&FrontendKey::new(addr(1), port, proto), "a").map(Key::name);
     assert_eq!((at(8080, Proto::Tcp), at(8080, Proto::Udp), at(80, Proto::Tcp)), (Some("pods"), None, None));
 }

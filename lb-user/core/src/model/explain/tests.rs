@@ -9,7 +9,9 @@ use super::*;
 use crate::{
     event::{Event, Object},
     model::{claims::Claims, cross_namespace::CrossNamespaceIndex, frontends::request},
-    objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Manager, ServicePort, Tuning},
+    objects::{
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, ServicePort, SliceManager, Tuning,
+    },
     world::World,
 };
 
@@ -59,7 +61,7 @@ fn slice(port: &str, endpoints: Vec<Endpoint>) -> Arc<EndpointSlice> {
     Arc::new(EndpointSlice {
         key: Key::new("default", "web-1"),
         service: Some(Key::new("default", "web")),
-        manager: Manager::Other,
+        manager: SliceManager::Other,
         group: EndpointGroup { ports: [port].into(), endpoints },
         triggered: None,
         problems: Vec::new(),
@@ -247,7 +249,7 @@ fn a_hand_written_endpoint_that_is_a_pod_of_another_namespace_is_reported() {
     let of_pods = EndpointSlice {
         key: Key::new("b", "pods-1"),
         service: Some(pods.key.clone()),
-        manager: Manager::Selecting,
+        manager: SliceManager::Selecting,
         group: EndpointGroup { endpoints: vec![Endpoint::new(addr("10.0.0.1"))], ..group() },
         triggered: None,
         problems: Vec::new(),

@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     objects::{
-        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Manager, Policy, Service, ServicePort,
-        Tuning,
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Policy, Service, ServicePort,
+        SliceManager, Tuning,
     },
     spec::{Member, ServiceSpec},
     world::View,
@@ -110,7 +110,7 @@ fn groups(groups: Vec<EndpointGroup>) -> Vec<Arc<EndpointSlice>> {
         Arc::new(EndpointSlice {
             key: Key::new("default", &format!("a-{number}")),
             service: Some(Key::new("default", "a")),
-            manager: Manager::Other,
+            manager: SliceManager::Other,
             group,
             triggered: None,
             problems: Vec::new(),

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{Nameless, addr, annotations::Weights, endpoint_ports, key, label, list, triggered};
 use crate::api;
-use lb_core::objects::{Endpoint, EndpointGroup, EndpointSlice, Hints, Key, Manager};
+use lb_core::objects::{Endpoint, EndpointGroup, EndpointSlice, Hints, Key, SliceManager};
 
 /// From a discovery.k8s.io/v1 EndpointSlice.
 #[must_use]
@@ -20,9 +20,9 @@ pub fn endpoint_slice(wire: &api::EndpointSlice) -> EndpointSlice {
         problems.push("label kubernetes.io/service-name: missing; set it to the name of the Service".to_owned());
     }
     let manager = match label(meta, "endpointslice.kubernetes.io/managed-by") {
-        Some("endpointslice-controller.k8s.io") => Manager::Selecting,
-        Some("endpointslicemirroring-controller.k8s.io") => Manager::Mirroring,
-        _ => Manager::Other,
+        Some("endpointslice-controller.k8s.io") => SliceManager::Selecting,
+        Some("endpointslicemirroring-controller.k8s.io") => SliceManager::Mirroring,
+        _ => SliceManager::Other,
     };
     let group = match wire.address_type.as_deref() {
         Some("IPv4") => group(wire, "IPv4", IpAddr::is_ipv4, &mut problems),
@@ -238,7 +238,7 @@ endpoints:
 
     #[test]
     fn labels_name_the_service_and_the_manager() {
-        let check = |labels: &str, service: Option<&str>, manager: Manager| {
+        let check = |labels: &str, service: Option<&str>, manager: SliceManager| {
             let slice = endpoint_slice(&yaml(&format!(
                 "metadata: {{namespace: ns, name: s, labels: {{{labels}}}}}\naddressType: IPv4"
             )));
@@ -246,19 +246,19 @@ endpoints:
             assert_eq!(slice.manager, manager, "{labels}");
             assert_eq!(slice.problems.is_empty(), service.is_some(), "{labels}");
         };
-        check("kubernetes.io/service-name: a", Some("a"), Manager::Other);
-        check("kubernetes.io/service-name: ''", None, Manager::Other);
-        check("", None, Manager::Other);
+        check("kubernetes.io/service-name: a", Some("a"), SliceManager::Other);
+        check("kubernetes.io/service-name: ''", None, SliceManager::Other);
+        check("", None, SliceManager::Other);
         check(
             "kubernetes.io/service-name: a, endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io",
             Some("a"),
-            Manager::Selecting,
+            SliceManager::Selecting,
         );
         check(
             "kubernetes.io/service-name: a, \
              endpointslice.kubernetes.io/managed-by: endpointslicemirroring-controller.k8s.io",
             Some("a"),
-            Manager::Mirroring,
+            SliceManager::Mirroring,
         );
     }
 }

@@ -9,7 +9,7 @@ use tokio::{sync::mpsc, time::sleep};
 
 use lb_core::event::Event;
 use lb_kernel::netlink::{
-    Channel, News,
+    Monitor, NetlinkSocket,
     address::{self, Address},
     group,
 };
@@ -21,7 +21,7 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 pub struct Addresses {
     tx: mpsc::Sender<Event>,
     /// None: the kernel refused, and is asked again.
-    news: Option<News>,
+    news: Option<Monitor>,
     /// What was sent last.
     sent: Option<BTreeSet<IpAddr>>,
 }
@@ -80,7 +80,7 @@ impl Addresses {
     async fn refresh(&mut self) -> anyhow::Result<()> {
         let news = match self.news.take() {
             Some(news) => news,
-            None => News::of(group::ADDRESS).context("opening a netlink socket")?,
+            None => Monitor::subscribe(group::ADDRESS).context("opening a netlink socket")?,
         };
         // The kernel may be busy with its links for a while.
         let addresses = tokio::task::spawn_blocking(now).await?.context("listing them")?;
@@ -102,6 +102,6 @@ impl Addresses {
 /// # Errors
 /// When the kernel refuses.
 pub fn now() -> std::io::Result<BTreeSet<IpAddr>> {
-    let addresses = Channel::open()?.list(address::GET, &address::ALL, Address::parse)?;
+    let addresses = NetlinkSocket::open()?.dump(address::GET, &address::ALL, Address::parse)?;
     Ok(addresses.iter().filter(|address| address.is_usable()).map(|address| address.ip).collect())
 }

@@ -7,7 +7,7 @@ use aya::maps::MapData;
 use lb_common::{Frontend, FrontendKey};
 
 use lb_core::op::Table;
-use lb_kernel::bpf::{Stopped, typed::TypedMap};
+use lb_kernel::bpf::{BatchError, typed::TypedMap};
 
 /// Name of the map of the bits.
 pub(super) const BITS: &str = "FRONTEND_BITS";
@@ -35,18 +35,18 @@ impl Frontends {
         self.map.get(key)
     }
 
-    pub(super) fn put(&self, keys: &[FrontendKey], values: &[Frontend]) -> Result<(), Stopped> {
+    pub(super) fn put(&self, keys: &[FrontendKey], values: &[Frontend]) -> Result<(), BatchError> {
         for (word, bits) in words(keys.iter()) {
-            let have = self.bits.get(&word).map_err(|error| Stopped { done: 0, error: io::Error::other(error) })?;
+            let have = self.bits.get(&word).map_err(|error| BatchError { done: 0, error: io::Error::other(error) })?;
             let have = have.unwrap_or(0);
             if have | bits != have {
-                self.bits.put(&[word], &[have | bits]).map_err(|stopped| Stopped { done: 0, ..stopped })?;
+                self.bits.put(&[word], &[have | bits]).map_err(|stopped| BatchError { done: 0, ..stopped })?;
             }
         }
         self.map.put(keys, values)
     }
 
-    pub(super) fn delete(&self, keys: &[FrontendKey]) -> Result<(), Stopped> {
+    pub(super) fn delete(&self, keys: &[FrontendKey]) -> Result<(), BatchError> {
         self.map.delete(keys)
     }
 

@@ -1,4 +1,4 @@
-//! What is read of a Service, and what is said of the rest.
+//! Tests of the conversion of a Service, and of its problems.
 
 use super::*;
 use crate::convert::tests::yaml;
@@ -26,7 +26,10 @@ spec:
   clusterIPs: [10.96.0.1, 'fd96::1']
   externalIPs: [192.0.2.1]
   internalTrafficPolicy: Local
-  ports: [{name: http, port: 80, targetPort: web, nodePort: 30080}, {name: dns, port: 53, protocol: UDP}, {port: 9, protocol: SCTP}]
+  ports:
+  - {name: http, port: 80, targetPort: web, nodePort: 30080}
+  - {name: dns, port: 53, protocol: UDP}
+  - {port: 9, protocol: SCTP}
 status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]}}
 ",
     );
@@ -97,7 +100,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
 }
 
 #[test]
-fn service_that_is_not_ours_says_why() {
+fn a_service_that_is_not_served_has_its_reason() {
     let check = |text: &str, proxy_name: Option<&str>, expected: Option<Exempt>| {
         assert_eq!(service(&yaml(text), proxy_name).exempt, expected, "{text} {proxy_name:?}");
     };
@@ -125,7 +128,7 @@ fn service_that_is_not_ours_says_why() {
 }
 
 #[test]
-fn selector_counts_if_it_has_an_entry() {
+fn an_empty_selector_counts_as_none() {
     let check = |text: &str, expected| assert_eq!(read(text).selector, expected, "{text}");
     check("spec: {selector: {app: a}}", Selector::Some);
     check("spec: {selector: {}}", Selector::None);
@@ -134,7 +137,7 @@ fn selector_counts_if_it_has_an_entry() {
 }
 
 #[test]
-fn bad_part_is_dropped_and_named() {
+fn a_wrong_part_is_dropped_with_a_problem() {
     let check = |spec: &str, expected: &[&str]| {
         let service = read(&format!("spec: {{clusterIP: 10.96.0.1, ports: [{{port: 80}}], {spec}}}"));
         assert_eq!(service.problems, expected, "{spec}");
@@ -165,7 +168,7 @@ fn bad_part_is_dropped_and_named() {
 }
 
 #[test]
-fn node_port_counts_where_the_type_has_them() {
+fn node_ports_are_read_for_types_that_have_them() {
     let check = |spec: &str, expected: Option<u16>, problems: &[&str]| {
         let service = read(&format!("spec: {{{spec}}}"));
         let node_ports: Vec<_> = service.ports.iter().map(|port| port.node_port.map(NonZeroU16::get)).collect();
@@ -201,7 +204,7 @@ fn node_port_counts_where_the_type_has_them() {
 }
 
 #[test]
-fn affinity_lasts_as_long_as_it_says() {
+fn affinity_has_the_timeout_of_the_service_or_the_default() {
     let check = |spec: &str, expected: Option<u32>, problems: &[&str]| {
         let service = read(&format!("spec: {{{spec}}}"));
         assert_eq!(service.affinity_seconds.map(NonZeroU32::get), expected, "{spec}");
@@ -265,7 +268,7 @@ fn source_ranges_are_networks() {
 }
 
 #[test]
-fn health_check_node_port_is_of_load_balancers_with_a_local_policy() {
+fn health_check_node_port_needs_a_load_balancer_with_policy_local() {
     let check = |spec: &str, expected: Option<u16>, problems: &[&str]| {
         let service = read(&format!("spec: {{{spec}}}"));
         assert_eq!(service.health_port.map(std::num::NonZeroU16::get), expected, "{spec}");
@@ -291,7 +294,7 @@ fn health_check_node_port_is_of_load_balancers_with_a_local_policy() {
 }
 
 #[test]
-fn load_balancer_address_counts_in_vip_mode_only() {
+fn load_balancer_addresses_are_read_in_mode_vip_only() {
     let check = |ingress: &str, ips: &[&str], problems: &[&str]| {
         let service = read(&format!("status: {{loadBalancer: {{ingress: [{ingress}]}}}}"));
         let got: Vec<String> = service.ingress_ips.iter().map(ToString::to_string).collect();

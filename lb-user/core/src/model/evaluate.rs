@@ -161,7 +161,7 @@ fn flags(service: &Service, frontends: &[Wanted], ranges: &[Ranges; 2], port: us
     let own = || frontends.iter().filter(own).map(|wanted| wanted.kind);
     let is_outside = |kind| !matches!(kind, Kind::ClusterIp | Kind::Address);
     let bit = |is: bool, bit| if is { bit } else { 0 };
-    let is_bound = !ranges[family as usize].nets.is_empty();
+    let is_bound = ranges[family as usize].is_bound();
     bit(service.internal_policy == Policy::Local, ServiceFlags::INTERNAL_LOCAL)
         | bit(service.external_policy == Policy::Local && own().any(is_outside), ServiceFlags::EXTERNAL_LOCAL)
         | bit(is_bound && own().any(|kind| kind == Kind::LoadBalancer), ServiceFlags::SOURCE_RANGES)

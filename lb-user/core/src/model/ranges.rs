@@ -18,8 +18,18 @@ pub const MOST: usize = 1_024;
 pub struct Ranges {
     /// Who is let in, sorted, each once; none is everybody.
     pub nets: Vec<IpNet>,
+    /// True if no client is let in, since no range of the Service is readable.
+    pub nobody: bool,
     /// How many there was no room for. Who is in these is not let in.
     pub left_out: usize,
+}
+
+impl Ranges {
+    /// True if the ranges keep some clients out.
+    #[must_use]
+    pub fn is_bound(&self) -> bool {
+        self.nobody || !self.nets.is_empty()
+    }
 }
 
 /// The ranges of a Service that count in a family.
@@ -39,7 +49,7 @@ pub fn of(service: &Service, family: Family) -> Ranges {
     }
     let left_out = nets.len().saturating_sub(MOST);
     nets.truncate(MOST);
-    Ranges { nets, left_out }
+    Ranges { nets, nobody: service.source_ranges_unreadable, left_out }
 }
 
 #[cfg(test)]
@@ -68,6 +78,16 @@ mod tests {
         check(ranges(&["192.0.2.0/24", "0.0.0.0/0", "fd00::/8"]), Family::V4, &[], 0);
         check(ranges(&["192.0.2.0/24", "::/0"]), Family::V4, &["192.0.2.0/24"], 0);
         check(ranges(&["192.0.2.0/24"]), Family::V6, &[], 0);
+    }
+
+    #[test]
+    fn rule_6_without_a_readable_range_no_client_is_let_in() {
+        let service = Service { source_ranges_unreadable: true, ..Service::new(Key::new("default", "a")) };
+        for family in [Family::V4, Family::V6] {
+            let ranges = of(&service, family);
+            assert!(ranges.is_bound() && ranges.nets.is_empty());
+            assert!(!of(&Service::new(Key::new("default", "a")), family).is_bound());
+        }
     }
 
     #[test]

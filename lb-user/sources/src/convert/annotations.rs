@@ -251,13 +251,14 @@ mod tests {
         );
         check(
             &[(WEIGHTS, "10.0.0.1=3, 10.0.0.1=4, 10.0.0.2, 10.0.0=1, ::ffff:10.0.0.2=2, fd00::1=65536, fd00::1=-1")],
-            [3, 1, 1],
+            [3, 2, 1],
             &[
                 "annotation beeline.io/weights: 10.0.0.1 listed twice; the first counts, remove one",
                 "annotation beeline.io/weights \"10.0.0.2\": not an address, = and a number from 0 to 65535; \
                  write it as in 10.0.0.1=3",
                 "annotation beeline.io/weights \"10.0.0\": not an IP address; fix or remove it",
-                "annotation beeline.io/weights \"::ffff:10.0.0.2\": an IPv4 address in IPv6 form; write it as 10.0.0.2",
+                "annotation beeline.io/weights \"::ffff:10.0.0.2\": not in standard form, read as 10.0.0.2; \
+                 write it as 10.0.0.2",
                 "annotation beeline.io/weights \"fd00::1=65536\": not an address, = and a number from 0 to 65535; \
                  write it as in 10.0.0.1=3",
                 "annotation beeline.io/weights \"fd00::1=-1\": not an address, = and a number from 0 to 65535; \

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::PathChoice;
 
-use super::{annotations, key, label, list, text};
+use super::{address::parse_ip, annotations, key, label, list, text};
 use crate::api;
 use lb_core::objects::{Namespace, Pod};
 
@@ -40,7 +40,7 @@ pub(super) fn pod(object: &api::Pod) -> Option<Pod> {
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
         started: phase != Some("Pending"),
         // kubelet writes them; texts that are no address are ignored.
-        ips: ips.iter().filter_map(|ip| ip.ip.parse().ok()).collect(),
+        ips: ips.iter().filter_map(|ip| parse_ip(&ip.ip)).collect(),
         path,
         netns: object.netns.as_ref().map(Into::into),
         problems,
@@ -113,7 +113,7 @@ mod tests {
     fn uid_addresses_and_network_of_a_pod_are_read() {
         let text = "metadata: {name: a, namespace: b, uid: u-1}\n\
                     spec: {nodeName: n, hostNetwork: true}\n\
-                    status: {phase: Running, podIPs: [{ip: 10.0.0.1}, {ip: x}, {ip: 'fd00::1'}]}";
+                    status: {phase: Running, podIPs: [{ip: 10.0.00.1}, {ip: x}, {ip: 'fd00::1'}]}";
         let pod = pod(&yaml(text)).unwrap();
         assert_eq!(
             (pod.key.to_string().as_str(), pod.uid.as_deref(), pod.node.as_deref()),

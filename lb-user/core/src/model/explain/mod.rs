@@ -161,7 +161,7 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
     if let Some(text) = external(service, evaluation) {
         say("external", text.to_owned());
     }
-    if !service.source_ranges.is_empty() {
+    if !service.source_ranges.is_empty() || service.source_ranges_unreadable {
         say("ranges", let_in(evaluation));
     }
     if let Some(Health { port, ready }) = health {
@@ -216,8 +216,10 @@ fn let_in(evaluation: &Evaluation<'_>) -> String {
         if !evaluation.frontends.iter().any(|wanted| is_bound(&wanted)) {
             continue;
         }
-        let Ranges { nets, .. } = &evaluation.ranges[family as usize];
-        said.push(if nets.is_empty() {
+        let Ranges { nets, nobody, .. } = &evaluation.ranges[family as usize];
+        said.push(if *nobody {
+            format!("no {} clients", family.name())
+        } else if nets.is_empty() {
             format!("all {} clients", family.name())
         } else {
             let more = nets.len().saturating_sub(LISTED);
@@ -228,7 +230,7 @@ fn let_in(evaluation: &Evaluation<'_>) -> String {
     if said.is_empty() {
         return "decide nothing, since it has no load balancer address".to_owned();
     }
-    if evaluation.ranges.iter().all(|ranges| ranges.nets.is_empty()) {
+    if !evaluation.ranges.iter().any(Ranges::is_bound) {
         return format!("keep nobody out: {} are let in at load balancer addresses", said.join(", "));
     }
     format!(

@@ -8,7 +8,10 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{addr, annotations, key, label, list, port, text};
+use super::{
+    address::{addr, is_standard_range, parse_ip, parse_range},
+    annotations, key, label, list, port, text,
+};
 use crate::api;
 use lb_core::objects::{Exempt, Policy, Selector, Service, ServicePort};
 
@@ -53,7 +56,7 @@ pub(super) fn service(object: &api::Service, proxy_name: Option<&str>) -> Servic
     let internal_policy = policy("internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), &mut problems);
     let external_policy = policy("externalTrafficPolicy", spec.external_traffic_policy.as_deref(), &mut problems);
     let affinity_seconds = affinity_seconds(spec, &mut problems);
-    let source_ranges = source_ranges(spec, &mut problems);
+    let (source_ranges, source_ranges_unreadable) = source_ranges(spec, &mut problems);
     let health_port = health_port(spec, external_policy, &mut problems);
     let tuning = annotations::tuning(meta, &mut problems);
 
@@ -71,6 +74,7 @@ pub(super) fn service(object: &api::Service, proxy_name: Option<&str>) -> Servic
         affinity_seconds,
         tuning,
         source_ranges,
+        source_ranges_unreadable,
         health_port,
         problems,
     }
@@ -153,29 +157,34 @@ fn affinity_seconds(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> Opti
     seconds.or(Some(AFFINITY_SECONDS))
 }
 
-/// Parses `loadBalancerSourceRanges`. The API allows white space around a range.
-fn source_ranges(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> Vec<IpNet> {
+/// Parses `loadBalancerSourceRanges`. The API allows white space around a range. An unreadable range lets in nobody, and if
+/// no range is readable, nobody is let in: kube-proxy would let in everybody then.
+fn source_ranges(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> (Vec<IpNet>, bool) {
     let texts = list(&spec.load_balancer_source_ranges);
     let mut ranges = Vec::with_capacity(texts.len());
     for (i, text) in texts.iter().map(|text| text.trim()).enumerate() {
         let mut problem = |cure: fmt::Arguments<'_>| {
             problems.push(format!("loadBalancerSourceRanges[{i}] {text:?}: {cure}"));
         };
-        match (text.parse::<IpNet>(), text.parse::<IpAddr>()) {
-            (Ok(IpNet::V6(range)), _) if range.addr().to_ipv4_mapped().is_some() => {
-                problem(format_args!("an IPv4 range in IPv6 form; write it as IPv4"));
+        match (parse_range(text), parse_ip(text)) {
+            (Some(range), _) => {
+                if !is_standard_range(text, &range) {
+                    problem(format_args!("not in standard form, read as {range}; write it as {range}"));
+                }
+                ranges.push(range);
             }
-            // Like the API, ignore the bits behind the prefix.
-            (Ok(range), _) => ranges.push(range.trunc()),
-            (_, Ok(addr)) => problem(format_args!("an address and not a range; write it as {}", IpNet::from(addr))),
-            _ => problem(format_args!("not a CIDR; fix or remove it")),
+            (None, Some(addr)) => {
+                problem(format_args!("an address and not a range; write it as {}", IpNet::from(addr)));
+            }
+            (None, None) => problem(format_args!("not a CIDR; fix or remove it")),
         }
     }
-    if ranges.is_empty() && !texts.is_empty() {
-        // As kube-proxy has it: no range left is no restriction.
-        problems.push("loadBalancerSourceRanges: none is left, so that all clients are let in; fix one".to_owned());
+    let unreadable = ranges.is_empty() && !texts.is_empty();
+    if unreadable {
+        problems
+            .push("loadBalancerSourceRanges: no range is readable, so that no client is let in; fix one".to_owned());
     }
-    ranges
+    (ranges, unreadable)
 }
 
 /// Parses `healthCheckNodePort`, at which a load balancer checks this Service's health. 0 is none.

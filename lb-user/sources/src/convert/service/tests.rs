@@ -92,6 +92,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
                 203.0.113.0/24,
                 fd00::/8,
             ],
+            source_ranges_unreadable: false,
             health_port: None,
             problems: [],
         }
@@ -242,19 +243,21 @@ fn source_ranges_are_networks() {
         let got: Vec<String> = service.source_ranges.iter().map(ToString::to_string).collect();
         assert_eq!(got, expected, "{ranges}");
         assert_eq!(service.problems, problems, "{ranges}");
+        assert_eq!(service.source_ranges_unreadable, expected.is_empty() && !problems.is_empty(), "{ranges}");
     };
     check("null", &[], &[]);
     check("[]", &[], &[]);
     check("[' 10.1.2.3/8 ', '::/0', 0.0.0.0/0]", &["10.0.0.0/8", "::/0", "0.0.0.0/0"], &[]);
     check(
         "[192.0.2.1, 'fd00::1', 10.0.0.0/33, '', '::ffff:10.0.0.0/104', 10.0.0.0/8]",
-        &["10.0.0.0/8"],
+        &["10.0.0.0/8", "10.0.0.0/8"],
         &[
             "loadBalancerSourceRanges[0] \"192.0.2.1\": an address and not a range; write it as 192.0.2.1/32",
             "loadBalancerSourceRanges[1] \"fd00::1\": an address and not a range; write it as fd00::1/128",
             "loadBalancerSourceRanges[2] \"10.0.0.0/33\": not a CIDR; fix or remove it",
             "loadBalancerSourceRanges[3] \"\": not a CIDR; fix or remove it",
-            "loadBalancerSourceRanges[4] \"::ffff:10.0.0.0/104\": an IPv4 range in IPv6 form; write it as IPv4",
+            "loadBalancerSourceRanges[4] \"::ffff:10.0.0.0/104\": not in standard form, read as 10.0.0.0/8; \
+             write it as 10.0.0.0/8",
         ],
     );
     check(
@@ -262,7 +265,7 @@ fn source_ranges_are_networks() {
         &[],
         &[
             "loadBalancerSourceRanges[0] \"192.0.2.1\": an address and not a range; write it as 192.0.2.1/32",
-            "loadBalancerSourceRanges: none is left, so that all clients are let in; fix one",
+            "loadBalancerSourceRanges: no range is readable, so that no client is let in; fix one",
         ],
     );
 }
@@ -315,5 +318,38 @@ fn load_balancer_addresses_are_read_in_mode_vip_only() {
         "{ip: a.example}",
         &[],
         &["status.loadBalancer.ingress[0].ip \"a.example\": not an IP address; fix or remove it"],
+    );
+}
+
+#[test]
+fn addresses_and_ranges_of_older_api_servers_are_read_with_problems() {
+    let service = read(
+        "
+spec:
+  type: LoadBalancer
+  clusterIPs: [10.096.000.091]
+  ports: [{port: 80}]
+  loadBalancerSourceRanges: ['203.0.113.005/32']
+  externalIPs: ['198.051.100.092', '::ffff:198.51.100.93']
+status: {loadBalancer: {ingress: [{ip: 198.051.100.091}]}}
+",
+    );
+    let addrs = [&service.cluster_ips, &service.external_ips, &service.ingress_ips];
+    let addrs: Vec<_> = addrs.into_iter().flatten().map(ToString::to_string).collect();
+    assert_eq!(addrs, ["10.96.0.91", "198.51.100.92", "198.51.100.93", "198.51.100.91"]);
+    assert_eq!(service.source_ranges, ["203.0.113.5/32".parse::<IpNet>().unwrap()]);
+    assert!(!service.source_ranges_unreadable);
+    assert_eq!(
+        service.problems,
+        [
+            ("clusterIPs[0]", "10.096.000.091", "10.96.0.91"),
+            ("externalIPs[0]", "198.051.100.092", "198.51.100.92"),
+            ("externalIPs[1]", "::ffff:198.51.100.93", "198.51.100.93"),
+            ("status.loadBalancer.ingress[0].ip", "198.051.100.091", "198.51.100.91"),
+            ("loadBalancerSourceRanges[0]", "203.0.113.005/32", "203.0.113.5/32"),
+        ]
+        .map(|(place, text, read)| {
+            format!("{place} {text:?}: not in standard form, read as {read}; write it as {read}")
+        })
     );
 }

@@ -11,7 +11,7 @@ use lb_common::{
 
 use lb_core::store::Dump;
 use lb_dataplane::stats::Stats;
-use lb_kernel::{bpf, netns::Namespace};
+use lb_kernel::netns::{self, NetNamespace};
 
 /// Maps and state.
 pub struct Live {
@@ -98,7 +98,7 @@ impl Client {
     /// # Errors
     /// When there is no such process, or the kernel tells no cookies (before 5.14).
     pub fn of(pid: Option<u32>) -> Result<Self> {
-        let host = bpf::netns_cookie();
+        let host = netns::cookie();
         let netns = match pid {
             // Without cookies a client of the node has no affinity yet, and no other can be told from it.
             None => host.as_ref().map_or(0, |cookie| *cookie),
@@ -145,7 +145,7 @@ fn now() -> Result<u64> {
 fn cookie_of(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/ns/net");
     let namespace =
-        Namespace::open(path.as_ref()).with_context(|| format!("opening {path}: is there a process {pid}?"))?;
+        NetNamespace::open(path.as_ref()).with_context(|| format!("opening {path}: is there a process {pid}?"))?;
     namespace.cookie()
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::{Counter, FrontendKey, NEVER, Proto, Service};
-use lb_kernel::sock_diag::bound;
+use lb_kernel::sock_diag::bound_sockets;
 use tracing::{info, warn};
 
 use crate::{
@@ -27,7 +27,7 @@ use lb_dataplane::{
     stats::{self, Living, StatMaps, Stats},
     store::BpfStore,
 };
-use lb_kernel::bpf;
+use lb_kernel::clock;
 
 /// How often counts and affinity are swept.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -139,7 +139,7 @@ impl Reaper {
         let ports: BTreeSet<(u8, u16)> = node_ports.iter().map(|key| (key.proto, key.port)).collect();
         let store = BpfStore::open(&self.directory)?;
         let mut told = BTreeMap::<Key, Vec<Warning>>::new();
-        for socket in bound(&|proto, port| ports.contains(&(proto as u8, port)))? {
+        for socket in bound_sockets(&|proto, port| ports.contains(&(proto as u8, port)))? {
             let of = |key: &&FrontendKey| (key.proto, key.port) == (socket.proto as u8, socket.address.port());
             let service = node_ports.iter().find(of).and_then(|key| store.name(store.frontend(key)?.service));
             let warning = Warning::NodePortInUse {
@@ -160,7 +160,7 @@ impl Reaper {
     /// Counts of what has gone, and affinity that is over.
     fn sweep(&mut self) -> Result<()> {
         let maps = StatMaps::open(&self.directory)?;
-        maps.sweep(&Living::open(&self.directory)?, bpf::now())
+        maps.sweep(&Living::open(&self.directory)?, clock::monotonic_ns())
     }
 
     /// What went while no agent ran. Nobody knows when, so that the time of a drain begins with the agent.

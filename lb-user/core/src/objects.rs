@@ -95,6 +95,8 @@ pub struct Service {
     pub tuning: Option<Box<Tuning>>,
     /// `spec.loadBalancerSourceRanges`.
     pub source_ranges: Vec<IpNet>,
+    /// True if `spec.loadBalancerSourceRanges` has ranges, and none is readable.
+    pub source_ranges_unreadable: bool,
     /// `spec.healthCheckNodePort`, for type LoadBalancer with externalTrafficPolicy Local.
     pub health_port: Option<NonZeroU16>,
     /// Problems of the object, each with its cure.
@@ -119,6 +121,7 @@ impl Service {
             affinity_seconds: None,
             tuning: None,
             source_ranges: Vec::new(),
+            source_ranges_unreadable: false,
             health_port: None,
             problems: Vec::new(),
         }

@@ -53,7 +53,7 @@ fn a_pods_own_label_goes_before_that_of_its_namespace() {
 #[test]
 fn an_unknown_mode_is_reported_and_counts_as_no_label() {
     let wrong =
-        |of: &str| format!("{of}: label beeline.io/path \"on\": unknown, and passed over; write socket, packet or off");
+        |of: &str| format!("{of}: label beeline.io/path \"on\": unknown and ignored; write socket, packet or off");
     let pods = pod("a", "beeline.io/path: 'on'", "");
     check(&pods, &[&wrong("Pod n/a")]);
     check(&(namespace("off") + &pods), &["n/a off by namespace at uid u-a", &wrong("Pod n/a")]);

@@ -34,7 +34,7 @@ use lb_dataplane::{
 };
 use lb_kernel::netfilter::{
     conntrack::Conntrack,
-    own::{self, KEEPER},
+    temporary_tables::{self, KEEP_ALIVE_TABLE},
 };
 
 /// Both follow the cluster, each in its own time: differences that last so long are differences.
@@ -105,7 +105,7 @@ pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<ExitCode> {
         left: Vec::new(),
         notes: Vec::new(),
         connections: 0,
-        kept: own::is_kept().context("asking nf_tables")?,
+        kept: temporary_tables::has_keep_alive().context("asking nf_tables")?,
     };
     let is_nothing = leftovers.is_empty();
     let may = arguments.force || told.obstacles.is_empty();
@@ -114,7 +114,7 @@ pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<ExitCode> {
     }
     told.connections = connections(&dump)?;
     if is_nothing && told.kept && told.connections == 0 && !arguments.dry_run {
-        own::release(KEEPER).context("removing the table that kept kube-proxy's connections")?;
+        temporary_tables::remove(KEEP_ALIVE_TABLE).context("removing the table that kept kube-proxy's connections")?;
         told.kept = false;
     }
     let text = match arguments.output {
@@ -245,7 +245,7 @@ PROXY-FIREWALL|PROXY-CANARY|LOAD-BALANCER|NODE-PORT|SOURCE-RANGES-FIREWALL|IPVS-
 /// How many connections to Services netfilter translates.
 fn connections(dump: &Dump) -> Result<usize> {
     let Some(mut conntrack) = Conntrack::open().context("asking netfilter")? else { return Ok(0) };
-    let connections = conntrack.translated().context("listing the connections that netfilter translates")?;
+    let connections = conntrack.list_dnat().context("listing the connections that netfilter translates")?;
     let is_service = |key: FrontendKey| {
         dump.frontends.contains_key(&key)
             || (dump.node_addrs.contains_key(&key.addr) && dump.frontends.contains_key(&key.node_port()))
@@ -253,8 +253,8 @@ fn connections(dump: &Dump) -> Result<usize> {
     let is_open = |proto: u8, dst, port| {
         Proto::from_number(proto.into()).is_some_and(|proto| is_service(FrontendKey::new(dst, port, proto)))
     };
-    let open = connections.iter().filter(|connection| !connection.is_over);
-    Ok(open.filter(|open| is_open(open.proto, open.dialled.dst, open.dialled.dst_port)).count())
+    let open = connections.iter().filter(|connection| !connection.is_closed);
+    Ok(open.filter(|open| is_open(open.proto, open.original.dst, open.original.dst_port)).count())
 }
 
 fn render(told: &Told, arguments: &Arguments) -> String {
@@ -289,7 +289,7 @@ fn render(told: &Told, arguments: &Arguments) -> String {
     if told.kept {
         let open = number(told.connections, "open connection");
         line(format!(
-            "the table {KEEPER} keeps {open} alive that kube-proxy's rules have begun: run `beeline handover` again, later, and it goes \
+            "the table {KEEP_ALIVE_TABLE} keeps {open} alive that kube-proxy's rules have begun: run `beeline handover` again, later, and it goes \
              when they are over"
         ));
     }

@@ -12,7 +12,7 @@ use lb_core::{
     text::number,
 };
 use lb_dataplane::{store::BpfStore, upgrade::pins::Pins};
-use lb_sources::directory::{self, LastGood};
+use lb_sources::directory::{self, DirectoryState};
 
 /// What is to be compared with the maps.
 #[derive(Args)]
@@ -28,7 +28,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn render(pins: &Pins, arguments: &Arguments) -> Result<String> {
-    let mut good = LastGood::new(arguments.meaning.service_proxy_name.clone());
+    let mut good = DirectoryState::new(arguments.meaning.service_proxy_name.clone());
     let events = directory::load(&arguments.directory, &mut good)?;
     let problems: Vec<_> = good.problems().collect();
     ensure!(

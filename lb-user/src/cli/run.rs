@@ -20,7 +20,7 @@ use lb_dataplane::{
 };
 use lb_sources::{
     directory,
-    kubernetes::{self, Remembered},
+    kubernetes::{self, RememberedServers},
 };
 
 /// Flags of the agent.
@@ -120,7 +120,7 @@ impl Arguments {
                 kubeconfig: self.kubeconfig.clone(),
                 node_name: self.meaning.node_name(),
                 proxy_name,
-                remembered: Remembered::default(),
+                remembered: RememberedServers::default(),
             }),
         }
     }

@@ -13,7 +13,7 @@ use aya::programs::loaded_programs;
 
 use super::{Finding, hooks, process};
 use lb_dataplane::upgrade::programs::HOOKS;
-use lb_kernel::{bpf, sock_diag::Owner};
+use lb_kernel::{bpf, sock_diag::Process};
 
 const CHECK: &str = "foreign";
 
@@ -35,7 +35,7 @@ pub(super) struct Facts {
 #[derive(Clone, Default, Debug)]
 pub(super) struct Programs {
     names: BTreeMap<u32, String>,
-    holders: BTreeMap<u32, Owner>,
+    holders: BTreeMap<u32, Process>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -94,7 +94,7 @@ impl Programs {
         let name = self.names.get(&program).filter(|name| !name.is_empty()).map_or("without a name", String::as_str);
         let holder = self.holders.get(&program).map_or_else(
             || "held by no process".to_owned(),
-            |Owner { pid, comm }| format!("held by {comm}, pid {pid}"),
+            |Process { pid, comm }| format!("held by {comm}, pid {pid}"),
         );
         format!("{name} (program {program}, {holder})")
     }
@@ -178,7 +178,7 @@ mod tests {
             overridden: Vec::new(),
             programs: Programs {
                 names: BTreeMap::from([(7, "cil_sock4".to_owned()), (8, String::new())]),
-                holders: BTreeMap::from([(7, Owner { pid: 9, comm: "cilium-agent".to_owned() })]),
+                holders: BTreeMap::from([(7, Process { pid: 9, comm: "cilium-agent".to_owned() })]),
             },
         }
     }

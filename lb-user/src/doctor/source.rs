@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_sources::kubernetes::Answer;
+use lb_sources::kubernetes::ServerReport;
 
 use super::Finding;
 
@@ -17,7 +17,7 @@ pub enum Source {
     /// A directory: what of it is unusable, a sentence each; or why it cannot be read at all.
     Directory(Result<Vec<String>, String>),
     /// API servers, each asked once; or why none could be.
-    Servers(Result<Vec<Answer>, String>),
+    Servers(Result<Vec<ServerReport>, String>),
 }
 
 impl Source {
@@ -26,7 +26,7 @@ impl Source {
     pub fn answers(&self) -> bool {
         match self {
             Self::Directory(problems) => problems.is_ok(),
-            Self::Servers(answers) => answers.as_ref().is_ok_and(|all| all.iter().any(|answer| answer.said.is_ok())),
+            Self::Servers(answers) => answers.as_ref().is_ok_and(|all| all.iter().any(|answer| answer.result.is_ok())),
         }
     }
 
@@ -65,16 +65,18 @@ fn directory(text: &str, problems: &Result<Vec<String>, String>) -> Finding {
     }
 }
 
-fn servers(text: &str, answers: &Result<Vec<Answer>, String>) -> Finding {
+fn servers(text: &str, answers: &Result<Vec<ServerReport>, String>) -> Finding {
     let answers = match answers {
         Ok(answers) => answers,
         Err(error) => {
             return Finding::error(CHECK, format!("{text} cannot be asked: {error}"), "correct the credentials");
         }
     };
-    let silent: Vec<_> =
-        answers.iter().filter_map(|answer| Some(format!("{} ({})", answer.url, answer.said.as_ref().err()?))).collect();
-    let said: Vec<_> = answers.iter().filter_map(|answer| Some((&answer.url, answer.said.as_ref().ok()?))).collect();
+    let silent: Vec<_> = answers
+        .iter()
+        .filter_map(|answer| Some(format!("{} ({})", answer.url, answer.result.as_ref().err()?)))
+        .collect();
+    let said: Vec<_> = answers.iter().filter_map(|answer| Some((&answer.url, answer.result.as_ref().ok()?))).collect();
     let Some((url, first)) = said.first() else {
         return Finding::error(
             CHECK,
@@ -87,8 +89,8 @@ fn servers(text: &str, answers: &Result<Vec<Answer>, String>) -> Finding {
         let what = format!("{} of {} API servers do not answer: {}", silent.len(), answers.len(), silent.join(", "));
         return Finding::warning(CHECK, what, "bring them up, or take them out of --api-server");
     }
-    let what = format!("{url} answers in {} ms, and is Kubernetes {}", first.took.as_millis(), first.version);
-    if said.iter().any(|(_, said)| said.took > SLOW) {
+    let what = format!("{url} answers in {} ms, and is Kubernetes {}", first.latency.as_millis(), first.version);
+    if said.iter().any(|(_, said)| said.latency > SLOW) {
         return Finding::note(CHECK, format!("{what}; that is slow"), "see what keeps it busy, or the network");
     }
     Finding::ok(CHECK, what)
@@ -97,7 +99,7 @@ fn servers(text: &str, answers: &Result<Vec<Answer>, String>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_sources::kubernetes::Said;
+    use lb_sources::kubernetes::ServerInfo;
 
     use crate::doctor::finding::brief;
 
@@ -106,9 +108,13 @@ mod tests {
         assert!(told.iter().all(|told| told.starts_with(expected)), "{told:?}");
     }
 
-    fn answer(url: &str, took: Option<u64>) -> Answer {
-        let said = |took| Said { version: "v1.37.2".to_owned(), took: Duration::from_millis(took), ahead: Some(0) };
-        Answer { url: url.to_owned(), said: took.map(said).ok_or_else(|| "no answer".to_owned()) }
+    fn answer(url: &str, took: Option<u64>) -> ServerReport {
+        let said = |took| ServerInfo {
+            version: "v1.37.2".to_owned(),
+            latency: Duration::from_millis(took),
+            clock_ahead: Some(0),
+        };
+        ServerReport { url: url.to_owned(), result: took.map(said).ok_or_else(|| "no answer".to_owned()) }
     }
 
     #[test]

@@ -48,7 +48,7 @@ fn netfilters_flows_are_left_to_it_until_they_begin_anew() {
                 _ => Packet::tcp(from, to),
             };
             // Ahead of what the CPU at hand takes for now, as what another one writes may be.
-            let ahead = lb_kernel::bpf::now() + 60_000_000_000;
+            let ahead = lb_kernel::clock::monotonic_ns() + 60_000_000_000;
             let source = netfilters(&mut fixture, of, proto, Seen::ANY, ahead);
             for _ in 0..2 {
                 fixture.comes_in("uplink", &packet(of.client, of.node_port)).is_untouched();
@@ -68,7 +68,7 @@ fn netfilters_flows_are_left_to_it_until_they_begin_anew() {
         }
         let mut fixture = enter();
         fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.here]));
-        netfilters(&mut fixture, of, Proto::Tcp, 0, lb_kernel::bpf::now());
+        netfilters(&mut fixture, of, Proto::Tcp, 0, lb_kernel::clock::monotonic_ns());
         let syn = Packet::syn(of.client, of.node_port);
         fixture.comes_in("uplink", &syn).is_untouched();
         fixture.comes_in("uplink", &Packet::tcp(of.client, of.node_port)).is_untouched();

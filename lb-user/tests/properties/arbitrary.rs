@@ -17,7 +17,7 @@ use lb_core::{
     store::{Limits, MemoryStore},
     warning::{ObjectRef, Warning},
 };
-use lb_sources::{api as wire, api::Wire, yaml};
+use lb_sources::{api, convert::ApiObject, yaml};
 use proptest::{collection::vec, prelude::*, test_runner::TestCaseResult};
 use serde_json::Value;
 
@@ -51,39 +51,39 @@ enum Form {
     /// In a file, as YAML.
     Yaml,
     /// From the API, where nobody fills anything in.
-    Wire,
+    Api,
 }
 
 impl Form {
     fn write(self, value: &Value) -> String {
         match self {
-            Self::Json | Self::Wire => value.to_string(),
+            Self::Json | Self::Api => value.to_string(),
             Self::Yaml => serde_saphyr::to_string(value).expect("every value has a text"),
         }
     }
 
     /// None for what the API's client refuses.
-    fn read(self, text: &str) -> Option<Result<Vec<Object>, yaml::Error>> {
-        fn convert<T: Wire>(value: Value) -> Option<Result<Vec<Object>, yaml::Error>> {
-            let wire: T = serde_json::from_value(value).ok()?;
-            Some(Ok(wire.convert(None).into_iter().collect()))
+    fn read(self, text: &str) -> Option<Result<Vec<Object>, yaml::ParseError>> {
+        fn convert<T: ApiObject>(value: Value) -> Option<Result<Vec<Object>, yaml::ParseError>> {
+            let object: T = serde_json::from_value(value).ok()?;
+            Some(Ok(object.convert(None).into_iter().collect()))
         }
-        if !matches!(self, Self::Wire) {
+        if !matches!(self, Self::Api) {
             return Some(yaml::parse(text, None));
         }
         let value: Value = serde_json::from_str(text).expect("it was written so");
         match value["kind"].as_str()? {
-            "Service" => convert::<wire::Service>(value),
-            "EndpointSlice" => convert::<wire::EndpointSlice>(value),
-            "Endpoints" => convert::<wire::Endpoints>(value),
-            _ => convert::<wire::Node>(value),
+            "Service" => convert::<api::Service>(value),
+            "EndpointSlice" => convert::<api::EndpointSlice>(value),
+            "Endpoints" => convert::<api::Endpoints>(value),
+            _ => convert::<api::Node>(value),
         }
     }
 }
 
 fn state() -> impl Strategy<Value = State> {
     let addresses = prop::sample::subsequence(vec!["192.0.2.9", "127.0.0.1", "10.0.0.3", "::1", "fd00::1"], 0..4);
-    let form = prop_oneof![Just(Form::Json), Just(Form::Yaml), Just(Form::Wire)];
+    let form = prop_oneof![Just(Form::Json), Just(Form::Yaml), Just(Form::Api)];
     (vec((wild::object(), form), 0..9), addresses, any::<bool>()).prop_map(|(wild, addresses, restart)| {
         let (mut objects, mut texts, mut errors) = (read(&wild::good()), Vec::new(), Vec::new());
         for (value, form) in wild {

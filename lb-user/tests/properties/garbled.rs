@@ -178,7 +178,7 @@ proptest! {
         let start = Instant::now();
         match yaml::parse(&text, None) {
             Ok(objects) => check_served(&objects)?,
-            Err(yaml::Error { document, line, reason }) => {
+            Err(yaml::ParseError { document, line, reason }) => {
                 // A carriage return alone ends a line too.
                 let lines = text.split(['\n', '\r']).count() + 1;
                 prop_assert!(document >= 1 && line >= 1 && line <= lines, "{}:{} of {} in\n{}", document, line, lines, text);
@@ -198,7 +198,7 @@ proptest! {
         let (good, bad) = (place.path().join("good.yaml"), place.path().join("bad.yaml"));
         fs::write(&good, "{apiVersion: v1, kind: Node, metadata: {name: node-1}}").expect("a file");
         fs::write(&bad, &octets).expect("a file");
-        let mut read = directory::LastGood::new(None);
+        let mut read = directory::DirectoryState::new(None);
         let events = directory::load(place.path(), &mut read).expect("the directory is there");
         let nodes = events.iter().find_map(|event| match event {
             Event::Replace(Kind::Node, objects) => Some(objects.len()),

@@ -12,7 +12,7 @@ use std::{
 use lb_common::AddrPort;
 use lb_common::{FrontendKey, Proto};
 use lb_dataplane::sockets::{Dead, Report, end, end_all};
-use lb_kernel::sock_diag::bound;
+use lb_kernel::sock_diag::bound_sockets;
 use lb_lab::Namespace;
 use rustix::{
     io::{Errno, Result},
@@ -335,8 +335,9 @@ fn bound_sockets_are_told(_node: &mut Node) {
     let _other_proto = TcpListener::bind("10.0.0.1:30053").expect("a free port");
     in_namespace(|| UdpSocket::bind("10.0.0.1:30053").expect("a free port"));
 
-    let found = bound(&|proto, port| (proto == Proto::Tcp && port == 30080) || (proto == Proto::Udp && port == 30053))
-        .expect("a list");
+    let found =
+        bound_sockets(&|proto, port| (proto == Proto::Tcp && port == 30080) || (proto == Proto::Udp && port == 30053))
+            .expect("a list");
     println!("{found:?}");
     let places: Vec<_> = found.iter().map(|bound| (bound.proto, bound.address)).collect();
     let wanted =
@@ -347,5 +348,5 @@ fn bound_sockets_are_told(_node: &mut Node) {
         assert_eq!(owner.pid, std::process::id());
         assert_eq!(owner.comm, std::fs::read_to_string("/proc/self/comm").expect("a name").trim_end());
     }
-    assert_eq!(bound(&|_, port| port == 1).expect("a list"), []);
+    assert_eq!(bound_sockets(&|_, port| port == 1).expect("a list"), []);
 }

@@ -217,7 +217,7 @@ fn changes(node: &mut Node) {
     wait_for_none(node);
     assert_eq!(begun(node, || reaches(client, far)), 0, "its sockets are served again");
     assert_eq!(udp.ask(dns).0, far[0]);
-    agent.wait_for_log("label beeline.io/path \"Socket\": unknown, and passed over; write socket, packet or off");
+    agent.wait_for_log("label beeline.io/path \"Socket\": unknown and ignored; write socket, packet or off");
     drop(process);
 }
 

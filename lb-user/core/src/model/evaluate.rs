@@ -105,7 +105,7 @@ fn flags(
     let own_kinds = || frontends.iter().filter(own).map(|frontend| frontend.kind);
     let is_external = |kind| !matches!(kind, Kind::ClusterIp | Kind::Address);
     let bit = |is: bool, bit| if is { bit } else { 0 };
-    let is_restricted = !ranges[family].nets.is_empty();
+    let is_restricted = ranges[family].is_restricted();
     bit(service.internal_policy == Policy::Local, ServiceFlags::INTERNAL_LOCAL)
         | bit(service.external_policy == Policy::Local && own_kinds().any(is_external), ServiceFlags::EXTERNAL_LOCAL)
         | bit(is_restricted && own_kinds().any(|kind| kind == Kind::LoadBalancer), ServiceFlags::SOURCE_RANGES)

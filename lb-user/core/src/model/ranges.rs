@@ -19,8 +19,18 @@ pub(super) const MAX_RANGES: usize = 1_024;
 pub struct SourceRanges {
     /// Networks that are let in, sorted, each once; none lets all clients in.
     pub nets: Vec<IpNet>,
+    /// True if no client is let in, since no range of the Service is readable.
+    pub none_readable: bool,
     /// Ranges beyond [`MAX_RANGES`]. Clients in these are not let in.
     pub left_out: usize,
+}
+
+impl SourceRanges {
+    /// True if the ranges keep some clients out.
+    #[must_use]
+    pub fn is_restricted(&self) -> bool {
+        self.none_readable || !self.nets.is_empty()
+    }
 }
 
 /// Returns the ranges of a Service that count in a family.
@@ -39,7 +49,7 @@ pub(super) fn of(service: &Service, family: Family) -> SourceRanges {
     }
     let left_out = nets.len().saturating_sub(MAX_RANGES);
     nets.truncate(MAX_RANGES);
-    SourceRanges { nets, left_out }
+    SourceRanges { nets, none_readable: service.source_ranges_unreadable, left_out }
 }
 
 #[cfg(test)]
@@ -68,6 +78,16 @@ mod tests {
         check(ranges(&["192.0.2.0/24", "0.0.0.0/0", "fd00::/8"]), Family::V4, &[], 0);
         check(ranges(&["192.0.2.0/24", "::/0"]), Family::V4, &["192.0.2.0/24"], 0);
         check(ranges(&["192.0.2.0/24"]), Family::V6, &[], 0);
+    }
+
+    #[test]
+    fn rule_6_without_a_readable_range_no_client_is_let_in() {
+        let service = Service { source_ranges_unreadable: true, ..Service::new(Key::new("default", "a")) };
+        for family in Family::ALL {
+            let ranges = of(&service, family);
+            assert!(ranges.is_restricted() && ranges.nets.is_empty());
+            assert!(!of(&Service::new(Key::new("default", "a")), family).is_restricted());
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use lb_core::model::pod_modes::PodNetns;
-use lb_kernel::netns::Namespace;
+use lb_kernel::netns::NetNamespace;
 
 /// A network namespace of a pod.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,8 +31,8 @@ impl Found {
 
     /// Opens it, if it is still there.
     #[must_use]
-    pub fn open(&self) -> Option<Namespace> {
-        Namespace::open(&self.path).ok().filter(|namespace| namespace.inode() == Some(self.inode))
+    pub fn open(&self) -> Option<NetNamespace> {
+        NetNamespace::open(&self.path).ok().filter(|namespace| namespace.inode() == Some(self.inode))
     }
 }
 
@@ -82,7 +82,7 @@ fn identified<'a>(files: impl Iterator<Item = (&'a u64, &'a PathBuf)>) -> Sought
     for (&inode, path) in files {
         is_there = true;
         // The process may have ended meanwhile.
-        let Some(namespace) = Namespace::open(path).ok().filter(|namespace| namespace.inode() == Some(inode)) else {
+        let Some(namespace) = NetNamespace::open(path).ok().filter(|namespace| namespace.inode() == Some(inode)) else {
             continue;
         };
         match namespace.cookie() {

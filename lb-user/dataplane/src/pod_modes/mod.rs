@@ -21,8 +21,8 @@ use lb_core::{
 use lb_kernel::{
     bpf::typed::TypedMap,
     netlink::{
-        Channel,
-        facts::{self, Facts},
+        NetlinkSocket,
+        network_state::{self, NetworkState},
     },
 };
 
@@ -66,7 +66,12 @@ impl Keeper {
     ///
     /// # Errors
     /// When the kernel does not tell.
-    pub fn look<'a>(&mut self, paths: &'a PodModes, facts: &Facts, channel: &mut Channel) -> Result<Vec<Placed<'a>>> {
+    pub fn look<'a>(
+        &mut self,
+        paths: &'a PodModes,
+        facts: &NetworkState,
+        channel: &mut NetlinkSocket,
+    ) -> Result<Vec<Placed<'a>>> {
         let now = Instant::now();
         if self.asked != *paths {
             self.asked = paths.clone();
@@ -85,8 +90,9 @@ impl Keeper {
             let cookies = match sought {
                 Sought::Found(found) => {
                     for namespace in found.iter().filter_map(find::Found::open) {
-                        let number = facts::number_of(channel, &namespace).context("asking for a network namespace")?;
-                        let leads = facts.links.iter().filter(|(_, link)| number.is_some() && link.peer == number);
+                        let number =
+                            network_state::nsid(channel, &namespace).context("asking for a network namespace")?;
+                        let leads = facts.links.iter().filter(|(_, link)| number.is_some() && link.peer_nsid == number);
                         links.extend(leads.map(|(index, _)| *index));
                     }
                     Ok(found.iter().map(|found| found.cookie).collect())

@@ -11,7 +11,7 @@ use super::Row;
 use crate::inspect::{self, FlowFilter, FlowRow};
 use lb_core::op::Table;
 use lb_dataplane::{flows::Flows, store::BpfStore};
-use lb_kernel::bpf;
+use lb_kernel::clock;
 
 /// Which flows are shown.
 #[derive(Args, Clone, Default)]
@@ -74,7 +74,7 @@ impl Filter {
 /// Those of the pinned map.
 pub(super) fn read(pins: &Path, filter: &Filter) -> Result<Vec<FlowRow>> {
     let names = BpfStore::open(pins)?.dump_of(&[Table::Names])?;
-    Ok(inspect::flows(&Flows::open(pins)?.read()?, &filter.wanted(), &names, bpf::now()))
+    Ok(inspect::flows(&Flows::open(pins)?.read()?, &filter.wanted(), &names, clock::monotonic_ns()))
 }
 
 impl Row for FlowRow {

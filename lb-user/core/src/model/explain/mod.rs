@@ -12,6 +12,7 @@ use super::{
     evaluate::evaluate,
     evaluation::{EvaluatedPort, Evaluation, LOCAL},
     frontends::{FrontendRequest, RequestedFrontend, families},
+    ranges::SourceRanges,
     reason::{EvaluatedEndpoint, list_users},
 };
 use crate::{
@@ -169,7 +170,7 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
     if let Some(text) = external_policy(service, evaluation) {
         add("external", text.to_owned());
     }
-    if !service.source_ranges.is_empty() {
+    if !service.source_ranges.is_empty() || service.source_ranges_unreadable {
         add("ranges", source_ranges(evaluation));
     }
     if let Some(Health { port, ready }) = health {
@@ -225,8 +226,10 @@ fn source_ranges(evaluation: &Evaluation<'_>) -> String {
         if !evaluation.frontends.iter().any(is_restricted) {
             continue;
         }
-        let nets = &evaluation.ranges[family].nets;
-        clients.push(if nets.is_empty() {
+        let SourceRanges { nets, none_readable, .. } = &evaluation.ranges[family];
+        clients.push(if *none_readable {
+            format!("no {} clients", family.name())
+        } else if nets.is_empty() {
             format!("all {} clients", family.name())
         } else {
             let more = nets.len().saturating_sub(LISTED);
@@ -237,7 +240,7 @@ fn source_ranges(evaluation: &Evaluation<'_>) -> String {
     if clients.is_empty() {
         return "decide nothing, since it has no load balancer address".to_owned();
     }
-    if evaluation.ranges.values().all(|ranges| ranges.nets.is_empty()) {
+    if !evaluation.ranges.values().any(SourceRanges::is_restricted) {
         return format!("keep nobody out: {} are let in at load balancer addresses", clients.join(", "));
     }
     format!(

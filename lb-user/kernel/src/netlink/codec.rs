@@ -1,37 +1,37 @@
-//! Netlink messages as bytes (include/uapi/linux/netlink.h): a request is made, an answer is taken apart. Pure.
+//! Netlink messages as bytes (include/uapi/linux/netlink.h): encoding of requests, decoding of answers. Pure.
 
 /// Length of a netlink header.
-pub const HEADER: usize = 16;
+pub(crate) const HEADER: usize = 16;
 
-/// The bits of an attribute's type that are its type; the others say how it is packed.
+/// Mask of an attribute's type; the other bits are NLA_F_NESTED and NLA_F_NET_BYTEORDER.
 const TYPE: u16 = 0x3fff;
 /// NLA_F_NESTED
 const NESTED: u16 = 0x8000;
 
-/// A message with all that stands in its header.
+/// A message and the fields of its header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Frame<'a> {
-    /// What it is.
+pub(crate) struct Frame<'a> {
+    /// Message type.
     pub kind: u16,
     /// `NLM_F_` bits.
     pub flags: u16,
-    /// Of the request that it answers.
+    /// Sequence number of the request that it answers.
     pub sequence: u32,
-    /// What follows the header.
+    /// Octets behind the header.
     pub body: &'a [u8],
 }
 
 impl Frame<'_> {
-    /// The end of an answer, if this is one: 0, or the number of an error.
+    /// Returns the errno, or 0, of a message that ends an answer; None for any other message.
     #[must_use]
-    pub fn end(&self) -> Option<i32> {
+    pub fn end_code(&self) -> Option<i32> {
         let is_end = matches!(i32::from(self.kind), libc::NLMSG_DONE | libc::NLMSG_ERROR);
         is_end.then(|| u32_at(self.body, 0).map_or(0, |code| code.cast_signed().wrapping_neg()))
     }
 }
 
-/// The messages of one datagram, up to the first that is not whole.
-pub fn frames(mut bytes: &[u8]) -> impl Iterator<Item = Frame<'_>> {
+/// Lists the messages of one datagram, up to the first truncated one.
+pub(crate) fn frames(mut bytes: &[u8]) -> impl Iterator<Item = Frame<'_>> {
     std::iter::from_fn(move || {
         let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
         let (kind, flags, sequence) = (u16_at(bytes, 4)?, u16_at(bytes, 6)?, u32_at(bytes, 8)?);
@@ -41,7 +41,7 @@ pub fn frames(mut bytes: &[u8]) -> impl Iterator<Item = Frame<'_>> {
     })
 }
 
-/// The attributes of a body or of a nest, up to the first that is not whole: type and value.
+/// Lists the attributes of a body or of a nested attribute, up to the first truncated one: type and value.
 pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(bytes, 0)?);
@@ -52,22 +52,27 @@ pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// A request, with NLM_F_REQUEST among its `flags`.
-pub fn request(kind: u16, flags: i32, sequence: u32, body: &[u8]) -> Vec<u8> {
+/// Returns the first attribute of a type.
+pub(crate) fn find(nest: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(nest).find(|(of, _)| *of == kind).map(|(_, value)| value)
+}
+
+/// Encodes a request; NLM_F_REQUEST is added to `flags`.
+pub(crate) fn request(kind: u16, flags: i32, sequence: u32, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER + body.len()).expect("a request is short");
     let flags = u16::try_from(libc::NLM_F_REQUEST | flags).expect("flags have 16 bits");
     let mut bytes = length.to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(flags.to_ne_bytes());
     bytes.extend(sequence.to_ne_bytes());
-    // The kernel fills in whose it is.
+    // The kernel fills in the sender's port.
     bytes.extend([0; 4]);
     bytes.extend(body);
     bytes
 }
 
-/// Adds an attribute.
-pub fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
+/// Appends an attribute.
+pub fn put_attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let length = u16::try_from(4 + value.len()).expect("an attribute is short");
     to.extend(length.to_ne_bytes());
     to.extend(kind.to_ne_bytes());
@@ -75,32 +80,32 @@ pub fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
     to.resize(to.len().next_multiple_of(4), 0);
 }
 
-/// An attribute that holds others.
-pub fn nest(to: &mut Vec<u8>, kind: u16, inner: &[u8]) {
-    attribute(to, kind | NESTED, inner);
+/// Appends an attribute that holds the attributes `inner`.
+pub(crate) fn put_nested(to: &mut Vec<u8>, kind: u16, inner: &[u8]) {
+    put_attribute(to, kind | NESTED, inner);
 }
 
-/// A number of 16 bits in the order of the network.
+/// Reads a number of 16 bits in network order.
 pub fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// A number of 32 bits in the order of the network.
-pub fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+/// Reads a number of 32 bits in network order.
+pub(crate) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// A number of 16 bits in the order of this machine.
-pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+/// Reads a number of 16 bits in host order.
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// A number of 32 bits in the order of this machine.
+/// Reads a number of 32 bits in host order.
 pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// A string, which a zero closes.
+/// Reads a string up to its terminating zero.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }
@@ -110,15 +115,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_made_is_read_again_and_any_prefix_does_no_harm() {
+    fn encoded_messages_are_decoded_and_no_prefix_panics() {
         let mut body = vec![7; 4];
-        attribute(&mut body, 3, b"eth0\0");
-        attribute(&mut body, 4 | 0x8000, &1500_u32.to_ne_bytes());
+        put_attribute(&mut body, 3, b"eth0\0");
+        put_attribute(&mut body, 4 | 0x8000, &1500_u32.to_ne_bytes());
         let bytes = [request(16, libc::NLM_F_MULTI, 9, &body), request(3, 0, 9, &0_u32.to_ne_bytes())].concat();
         let [link, done] = frames(&bytes).collect::<Vec<_>>()[..] else { panic!("two messages") };
-        assert_eq!((link.kind, link.sequence, link.end(), done.end()), (16, 9, None, Some(0)));
+        assert_eq!((link.kind, link.sequence, link.end_code(), done.end_code()), (16, 9, None, Some(0)));
         let [(3, name), (4, mtu)] = attributes(link.body.get(4..).expect("a body")).collect::<Vec<_>>()[..] else {
-            panic!("two attributes, without the bits that say how they are packed")
+            panic!("two attributes, without NLA_F_NESTED")
         };
         assert_eq!((text(name).as_str(), u32_at(mtu, 0)), ("eth0", Some(1500)));
         for end in 0..bytes.len() {
@@ -127,13 +132,13 @@ mod tests {
                 assert!(attributes(frame.body).count() <= 3);
             }
         }
-        assert_eq!(frames(&[0; 64]).count(), 0, "a length of zero ends it");
+        assert_eq!(frames(&[0; 64]).count(), 0, "a length of zero ends the list");
         assert_eq!(attributes(&[0; 64]).count(), 0);
     }
 
     #[test]
     fn an_error_is_a_positive_number() {
         let bytes = request(2, 0, 1, &(-libc::ENODEV).to_ne_bytes());
-        assert_eq!(frames(&bytes).next().and_then(|frame| frame.end()), Some(libc::ENODEV));
+        assert_eq!(frames(&bytes).next().and_then(|frame| frame.end_code()), Some(libc::ENODEV));
     }
 }

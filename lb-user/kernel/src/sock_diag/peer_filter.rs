@@ -1,35 +1,37 @@
-//! The filter that sock_diag runs in the kernel (inet_diag_bc_run in net/ipv4/inet_diag.c), for a set of peers. Pure.
+//! Bytecode that sock_diag runs in the kernel (inet_diag_bc_run in net/ipv4/inet_diag.c), to select sockets by peer.
+//! Pure.
 
 use std::collections::BTreeSet;
 
 use crate::sock_diag::message::family_number;
 use lb_common::{AddrPort, Family};
 
-/// More peers than this are told apart by the reader. In the kernel each costs every socket of the node a comparison
-/// (17 ns), and so many cost about what reading that socket does.
-const MOST: usize = 24;
+/// Most peers that the kernel selects by; with more, the reader does. In the kernel each peer costs a comparison for
+/// every socket of the node (17 ns), and this many cost about as much as reading the socket.
+const MAX_PEERS: usize = 24;
 
-/// Length of an instruction: its code, and how far to go when it holds and when it does not.
+/// Length of an instruction: its code, and the offsets to go on at if its condition holds and if it does not.
 const STEP: u16 = 4;
 const JUMP: u8 = 1;
 const PEER_IS: u8 = 8;
 
-/// Which sockets of a family a dump shall tell.
+/// Selection of a family's sockets by peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Filter {
-    /// None of them can have such a peer: no dump is needed.
+pub enum PeerFilter {
+    /// No socket of the family can have such a peer: no dump is needed.
     Nothing,
-    /// Those with one of the peers.
+    /// Bytecode that selects sockets with one of the peers.
     Peers(Vec<u8>),
-    /// All.
+    /// All sockets.
     Everything,
 }
 
-impl Filter {
-    /// Lets sockets of `family` through whose peer is one of `peers`, or all of them when these are many. An IPv4 peer of
-    /// an IPv6 socket is meant as well.
+impl PeerFilter {
+    /// Selects the sockets of `family` whose peer is one of `peers`, or all sockets if there are many peers. Mapped
+    /// IPv4 peers of IPv6 sockets are selected as well.
+    #[must_use]
     pub fn new(family: Family, peers: &BTreeSet<AddrPort>) -> Self {
-        if peers.len() > MOST {
+        if peers.len() > MAX_PEERS {
             return Self::Everything;
         }
         let conditions: Vec<_> = peers
@@ -41,7 +43,8 @@ impl Filter {
     }
 }
 
-/// A `struct inet_diag_hostcond`. One of family IPv4 also holds for an IPv6 socket with the mapped address.
+/// Encodes a `struct inet_diag_hostcond`. A condition of family IPv4 also holds for an IPv6 socket with the mapped
+/// address.
 fn condition(peer: &AddrPort) -> Vec<u8> {
     let family = Family::of(&peer.addr);
     let octets = match family {
@@ -56,16 +59,16 @@ fn condition(peer: &AddrPort) -> Vec<u8> {
     bytes
 }
 
-/// A socket is let through by running off the end exactly, and kept back by a jump beyond it.
+/// Encodes a program that selects a socket if any condition holds: it accepts by running off its end exactly, and
+/// rejects by a jump beyond the end.
 fn any_of(conditions: &[Vec<u8>]) -> Vec<u8> {
     let mut program = Vec::new();
     for (index, condition) in conditions.iter().enumerate() {
         let own = STEP + len(condition);
-        // When it fails: over the jump behind it to the next condition; behind the last one that is beyond the end.
+        // If the condition fails: over the jump behind it to the next condition; behind the last one, beyond the end.
         step(&mut program, PEER_IS, own, own + STEP);
         program.extend(condition);
-        // When it holds: from here to the end. Of the conditions that follow, the last one has no jump; this one makes
-        // up for it.
+        // If it holds: from here to the end. The last condition has no jump behind it, which evens out with this jump.
         let to_end: u16 = conditions.iter().skip(index + 1).map(|next| STEP + len(next) + STEP).sum();
         if to_end > 0 {
             step(&mut program, JUMP, STEP, to_end);
@@ -79,7 +82,7 @@ fn len(bytes: &[u8]) -> u16 {
 }
 
 fn step(program: &mut Vec<u8>, code: u8, holds: u16, fails: u16) {
-    program.extend([code, u8::try_from(holds).expect("only the next instruction")]);
+    program.extend([code, u8::try_from(holds).expect("the next instruction")]);
     program.extend(fails.to_ne_bytes());
 }
 
@@ -92,8 +95,8 @@ mod tests {
         texts.iter().map(|text| text.parse::<SocketAddr>().expect("an address and port").into()).collect()
     }
 
-    /// What the kernel does with a filter, for a peer in the form of the conditions.
-    fn lets_through(program: &[u8], peer: &AddrPort) -> bool {
+    /// Runs a filter as the kernel does, for a peer in the form of the conditions.
+    fn selects(program: &[u8], peer: &AddrPort) -> bool {
         let mut at = 0;
         while at < program.len() {
             let [code, holds, a, b] = *program.get(at..).and_then(<[u8]>::first_chunk).expect("an instruction");
@@ -105,7 +108,7 @@ mod tests {
         at == program.len()
     }
 
-    /// What the kernel demands of it (inet_diag_bc_audit): every jump meets an instruction, or one beyond the end.
+    /// Checks as the kernel does (inet_diag_bc_audit) that every jump leads to an instruction, or just beyond the end.
     fn audit(program: &[u8]) {
         let (mut at, mut starts, mut jumps) = (0, Vec::new(), Vec::new());
         while at < program.len() {
@@ -119,32 +122,33 @@ mod tests {
     }
 
     #[test]
-    fn exactly_the_peers_are_let_through() {
+    fn exactly_the_peers_are_selected() {
         let peers = targets(&["10.0.0.1:53", "[fd00::1]:53", "10.0.0.2:8080", "[fd00::2]:8080"]);
         let others = targets(&["10.0.0.1:54", "10.0.0.3:53", "[fd00::3]:53", "[fd00::1]:8080"]);
         for count in 1..=peers.len() {
             let some: BTreeSet<_> = peers.iter().take(count).copied().collect();
             let mut rest = peers.iter().skip(count);
-            let Filter::Peers(program) = Filter::new(Family::V6, &some) else { panic!() };
+            let PeerFilter::Peers(program) = PeerFilter::new(Family::V6, &some) else { panic!() };
             audit(&program);
-            assert!(some.iter().all(|peer| lets_through(&program, peer)));
-            assert!(!rest.by_ref().chain(&others).any(|peer| lets_through(&program, peer)));
+            assert!(some.iter().all(|peer| selects(&program, peer)));
+            assert!(!rest.by_ref().chain(&others).any(|peer| selects(&program, peer)));
         }
     }
 
     #[test]
-    fn ipv4_sockets_are_asked_for_ipv4_peers_only() {
+    fn ipv4_sockets_are_selected_by_ipv4_peers_only() {
         let both = targets(&["10.0.0.1:53", "[fd00::1]:53"]);
-        assert_eq!(Filter::new(Family::V4, &both), Filter::new(Family::V4, &targets(&["10.0.0.1:53"])));
-        assert_eq!(Filter::new(Family::V4, &targets(&["[fd00::1]:53"])), Filter::Nothing);
-        assert_eq!(Filter::new(Family::V6, &BTreeSet::new()), Filter::Nothing);
+        assert_eq!(PeerFilter::new(Family::V4, &both), PeerFilter::new(Family::V4, &targets(&["10.0.0.1:53"])));
+        assert_eq!(PeerFilter::new(Family::V4, &targets(&["[fd00::1]:53"])), PeerFilter::Nothing);
+        assert_eq!(PeerFilter::new(Family::V6, &BTreeSet::new()), PeerFilter::Nothing);
     }
 
     #[test]
-    fn many_peers_are_not_told_apart_in_the_kernel() {
-        let mut many: BTreeSet<_> = (0..=MOST).flat_map(|n| targets(&[&format!("10.0.0.1:{}", 1000 + n)])).collect();
-        assert_eq!(Filter::new(Family::V4, &many), Filter::Everything);
+    fn with_many_peers_all_sockets_are_selected() {
+        let mut many: BTreeSet<_> =
+            (0..=MAX_PEERS).flat_map(|n| targets(&[&format!("10.0.0.1:{}", 1000 + n)])).collect();
+        assert_eq!(PeerFilter::new(Family::V4, &many), PeerFilter::Everything);
         many.pop_last();
-        assert!(matches!(Filter::new(Family::V4, &many), Filter::Peers(_)));
+        assert!(matches!(PeerFilter::new(Family::V4, &many), PeerFilter::Peers(_)));
     }
 }

@@ -1,4 +1,4 @@
-//! The sockets that are bound to a port without a peer, and who holds them.
+//! Sockets that are bound to a port without a peer, and the processes that hold them.
 
 use std::{
     collections::BTreeMap,
@@ -11,51 +11,51 @@ use anyhow::Result;
 use lb_common::Proto;
 
 use super::{
-    channel::Channel,
-    message::{Query, Socket, state},
+    channel::SockDiag,
+    message::{Socket, SocketQuery, state},
 };
 use lb_common::Family;
 
 /// A TCP listener, or a UDP socket without a peer.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Bound {
+pub struct BoundSocket {
     /// TCP or UDP.
     pub proto: Proto,
-    /// Where it is bound. `[::]` may mean IPv4 as well.
+    /// Local address and port. `[::]` may accept IPv4 as well.
     pub address: SocketAddr,
-    /// By which /proc knows it.
+    /// Inode number, by which /proc lists the socket.
     pub inode: u32,
-    /// The process that holds it, the first of several; none when /proc does not show it.
-    pub owner: Option<Owner>,
+    /// The first process that holds the socket; None if /proc shows none.
+    pub owner: Option<Process>,
 }
 
 /// A process.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Owner {
-    /// Its number.
+pub struct Process {
+    /// Process id.
     pub pid: u32,
-    /// Its name, as `ps` shows it.
+    /// Name, as `ps` shows it.
     pub comm: String,
 }
 
-/// The sockets bound to one of `ports` in this thread's network namespace, sorted.
+/// Lists the sockets of this thread's network namespace that are bound to one of `ports`, sorted.
 ///
 /// # Errors
 /// When the kernel does not list sockets.
-pub fn bound(ports: &dyn Fn(Proto, u16) -> bool) -> Result<Vec<Bound>> {
-    let mut channel = Channel::open()?;
+pub fn bound_sockets(ports: &dyn Fn(Proto, u16) -> bool) -> Result<Vec<BoundSocket>> {
+    let mut sock_diag = SockDiag::open()?;
     let mut found = Vec::new();
     for (proto, states) in [(Proto::Tcp, state::LISTEN), (Proto::Udp, state::CLOSE)] {
         for family in [Family::V4, Family::V6] {
-            let query = Query { family, proto, states, filter: None };
-            found.extend(channel.list(query, |Socket { local, inode, .. }| {
+            let query = SocketQuery { family, proto, states, filter: None };
+            found.extend(sock_diag.list(query, |Socket { local, inode, .. }| {
                 let address = SocketAddr::new(local.addr.to_ip(), local.port);
-                Ok(ports(proto, local.port).then_some(Bound { proto, address, inode: *inode, owner: None }))
+                Ok(ports(proto, local.port).then_some(BoundSocket { proto, address, inode: *inode, owner: None }))
             })?);
         }
     }
     if !found.is_empty() {
-        // All descriptors of the node are looked at, so only when there is something to find.
+        // This walks the descriptors of all processes, so only if there is something to find.
         let mut owners = owners(Path::new("/proc"), &found.iter().map(|socket| socket.inode).collect::<Vec<_>>());
         for socket in &mut found {
             socket.owner = owners.remove(&socket.inode);
@@ -65,8 +65,8 @@ pub fn bound(ports: &dyn Fn(Proto, u16) -> bool) -> Result<Vec<Bound>> {
     Ok(found)
 }
 
-/// Who holds the sockets of these inodes.
-fn owners(proc: &Path, inodes: &[u32]) -> BTreeMap<u32, Owner> {
+/// Finds the first process that holds the socket of each inode.
+fn owners(proc: &Path, inodes: &[u32]) -> BTreeMap<u32, Process> {
     let mut pids: Vec<u32> = entries(proc).filter_map(|path| path.file_name()?.to_str()?.parse().ok()).collect();
     pids.sort_unstable();
     let mut owners = BTreeMap::new();
@@ -75,7 +75,7 @@ fn owners(proc: &Path, inodes: &[u32]) -> BTreeMap<u32, Owner> {
         for inode in entries(&process.join("fd")).filter_map(|path| socket_inode(&fs::read_link(path).ok()?)) {
             if inodes.contains(&inode) {
                 let comm = fs::read_to_string(process.join("comm")).unwrap_or_default().trim_end().to_owned();
-                owners.entry(inode).or_insert(Owner { pid, comm });
+                owners.entry(inode).or_insert(Process { pid, comm });
             }
         }
         if owners.len() == inodes.len() {
@@ -85,12 +85,12 @@ fn owners(proc: &Path, inodes: &[u32]) -> BTreeMap<u32, Owner> {
     owners
 }
 
-/// What is in a directory; nothing when it has gone.
+/// Lists the paths in a directory; none if it is gone.
 fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// The inode in the text of a descriptor's link (proc_pid_fd(5)).
+/// Parses the inode in the text of a descriptor's link (proc_pid_fd(5)).
 fn socket_inode(link: &Path) -> Option<u32> {
     link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
@@ -110,7 +110,7 @@ mod tests {
             symlink(links, process.join("fd/5")).expect("a link");
         }
         fs::create_dir(proc.path().join("sys")).expect("a directory");
-        let wanted = BTreeMap::from([(7, Owner { pid: 3, comm: "a".to_owned() })]);
+        let wanted = BTreeMap::from([(7, Process { pid: 3, comm: "a".to_owned() })]);
         assert_eq!(owners(proc.path(), &[7, 8]), wanted);
     }
 }

@@ -31,11 +31,13 @@ use lb_dataplane::{
     cleanup::cleanup,
     devices::{self, NodeState},
     environment,
-    flows::{self, Collected},
+    flows::{self, FlowGcStatus},
+    ids::HighestIds,
     load::Loader,
+    pins::Pins,
     stats::StatMaps,
     store::BpfStore,
-    upgrade::{pins::Pins, programs::Sizes},
+    upgrade::programs::MapSizes,
 };
 use lb_sources::{
     addresses::AddressSource,
@@ -68,9 +70,9 @@ pub struct Config {
     /// The cgroup to attach to; by default the root.
     pub cgroup: Option<PathBuf>,
     /// Which network devices have the packet path.
-    pub devices: devices::Options,
+    pub devices: devices::options::DeviceOptions,
     /// Sizes of maps that are fixed.
-    pub sizes: Sizes,
+    pub sizes: MapSizes,
     /// Whether the datapath goes with the agent.
     pub cleanup_on_exit: bool,
     /// Where health is asked for, if anywhere.
@@ -105,7 +107,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     }
     let (know, node) = watch::channel(NodeState::default());
     tasks.spawn(tell_devices(observed.clone(), know));
-    let (collecting, collected) = watch::channel(Collected::default());
+    let (collecting, collected) = watch::channel(FlowGcStatus::default());
     if let Some(port) = config.metrics {
         let (pins, backends) = (pins.current(), config.metrics_backends);
         let sources = metrics::Sources { status: observed, told, flows: collected.clone(), pins, backends };
@@ -145,9 +147,9 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let reconciler = Reconciler::new(datapath.store()?, &config.node_name, config.settings);
     // A first start has no counts yet.
     let counts = pins.current().join("PORT_STATS").exists().then(|| StatMaps::open(&pins.current())).transpose()?;
-    let held = counts.map_or(Ok((0, 0)), |counts| counts.highest_ids())?;
+    let held = counts.map_or(Ok(HighestIds::default()), |counts| counts.highest_ids())?;
     let others = datapath.highest_ids();
-    let reconciler = reconciler.beyond((held.0.max(others.0), held.1.max(others.1))).telling(board.clone());
+    let reconciler = reconciler.beyond(held.max(others)).telling(board.clone());
     flows::start(pins.current(), collecting)?;
     let tc = datapath.tc();
     tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), node));
@@ -186,7 +188,7 @@ async fn tell_devices(mut status: watch::Receiver<Status>, node: watch::Sender<N
     loop {
         let learnt = {
             let status = status.borrow_and_update();
-            NodeState { addresses: status.node_addresses.clone(), paths: status.paths.clone() }
+            NodeState { addresses: status.node_addresses.clone(), pod_modes: status.paths.clone() }
         };
         node.send_if_modified(|known| {
             let is_new = *known != learnt;

@@ -23,8 +23,8 @@ use lb_core::{
     warning::Warning,
 };
 use lb_dataplane::{
-    sockets::{self, Dead},
-    stats::{self, Living, StatMaps, Stats},
+    sockets::{self, DeadBackend},
+    stats::{self, LiveIds, StatMaps, Stats},
     store::BpfStore,
 };
 use lb_kernel::clock;
@@ -122,9 +122,9 @@ impl Reaper {
         if due.is_empty() {
             return Ok(());
         }
-        let dead: Vec<Dead> = due
+        let dead: Vec<DeadBackend> = due
             .iter()
-            .map(|departed| Dead { backend: departed.backend, target: departed.target, proto: departed.proto })
+            .map(|departed| DeadBackend { backend: departed.backend, target: departed.target, proto: departed.proto })
             .collect();
         let report = sockets::end(&self.directory, &dead)?;
         let service: BTreeMap<u32, u32> = due.iter().map(|departed| (departed.backend, departed.service)).collect();
@@ -160,13 +160,13 @@ impl Reaper {
     /// Counts of what has gone, and affinity that is over.
     fn sweep(&mut self) -> Result<()> {
         let maps = StatMaps::open(&self.directory)?;
-        maps.sweep(&Living::open(&self.directory)?, clock::monotonic_ns())
+        maps.sweep(&LiveIds::open(&self.directory)?, clock::monotonic_ns())
     }
 
     /// What went while no agent ran. Nobody knows when, so that the time of a drain begins with the agent.
     fn scan(&mut self) -> Result<()> {
         self.scan = None;
-        let living = Living::open(&self.directory)?;
+        let living = LiveIds::open(&self.directory)?;
         let stats = StatMaps::open(&self.directory)?.read()?;
         let store = BpfStore::open(&self.directory)?;
         let running = self.start.elapsed();
@@ -223,7 +223,7 @@ fn service_of(stats: &Stats, backend: u32) -> Option<u32> {
 }
 
 /// Counts and logs what was done.
-fn tell(directory: &Path, report: &sockets::Report, service_of: impl Fn(u32) -> Option<u32>) -> Result<()> {
+fn tell(directory: &Path, report: &sockets::EndReport, service_of: impl Fn(u32) -> Option<u32>) -> Result<()> {
     for failure in &report.failures {
         warn!("{failure}");
     }

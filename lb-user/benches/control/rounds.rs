@@ -8,11 +8,7 @@ use std::{
 
 use lb_agent::reconcile::{PassReport, Reconciler, Took};
 use lb_core::{event::Event, model::Settings, op::Table};
-use lb_dataplane::{
-    load::Loader,
-    store::BpfStore,
-    upgrade::{pins::Pins, programs::Sizes},
-};
+use lb_dataplane::{load::Loader, pins::Pins, store::BpfStore, upgrade::programs::MapSizes};
 
 use crate::objects;
 
@@ -89,7 +85,7 @@ struct Bench {
 impl Bench {
     fn new(bpffs: &Path) -> Self {
         let pins = Pins::at(bpffs.join("beeline"));
-        let datapath = Loader::load(pins.clone(), Sizes::new()).expect("the programs load");
+        let datapath = Loader::load(pins.clone(), MapSizes::new()).expect("the programs load");
         let reconciler = reconciler(datapath.store().expect("the maps"));
         Self { _datapath: datapath, pins, reconciler }
     }

@@ -1,4 +1,5 @@
-//! The eBPF dataplane: environment, loading and upgrade, attachment to cgroup and devices, flows, and the maps as a store.
+//! The eBPF dataplane: environment, loading and upgrade, attachment to cgroup and devices, flows, and the maps as a
+//! store.
 
 pub mod api_servers;
 pub mod attach;
@@ -7,10 +8,12 @@ pub mod cleanup;
 pub mod devices;
 pub mod environment;
 pub mod flows;
+pub mod ids;
 pub mod kube_proxy;
 pub mod load;
 pub mod log;
-pub mod pod_modes;
+pub mod pins;
+mod pod_modes;
 pub mod sockets;
 pub mod stats;
 pub mod store;

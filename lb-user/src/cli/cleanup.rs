@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use k8s_openapi::jiff::SignedDuration;
 
-use lb_dataplane::{cleanup::cleanup, upgrade::pins::Pins};
+use lb_dataplane::{cleanup::cleanup, pins::Pins};
 
 /// How it is done.
 #[derive(Args)]

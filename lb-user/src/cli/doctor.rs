@@ -14,7 +14,7 @@ use super::{
 use crate::doctor::{self, Agent, Finding, Objects, Severity, Subject};
 use lb_agent::agent::Source;
 use lb_core::text::number;
-use lb_dataplane::upgrade::pins::Pins;
+use lb_dataplane::pins::Pins;
 use lb_sources::{
     directory::{self, DirectoryState},
     kubernetes,

@@ -22,7 +22,7 @@ use lb_core::{
     store::{Dump, Limits, MemoryStore, Store as _},
     text::number,
 };
-use lb_dataplane::{store::BpfStore, upgrade::pins::Pins};
+use lb_dataplane::{pins::Pins, store::BpfStore};
 
 /// A Service, and where its objects are.
 #[derive(Args)]

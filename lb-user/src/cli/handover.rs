@@ -30,7 +30,7 @@ use lb_dataplane::{
         Leftovers,
         remove::{self, Removed},
     },
-    upgrade::pins::Pins,
+    pins::Pins,
 };
 use lb_kernel::netfilter::{
     conntrack::Conntrack,
@@ -130,7 +130,7 @@ pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<ExitCode> {
 fn settled(pins: &Pins, leftovers: &Leftovers, mut own: Dump) -> Result<(Comparison, Dump)> {
     let deadline = Instant::now() + SETTLES;
     loop {
-        let theirs = kube_proxy::answers(leftovers).context("reading kube-proxy's rules")?;
+        let theirs = kube_proxy::frontends(leftovers).context("reading kube-proxy's rules")?;
         let comparison = compare(&theirs, &own);
         if comparison.is_safe() || Instant::now() > deadline {
             return Ok((comparison, own));

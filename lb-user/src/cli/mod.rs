@@ -26,7 +26,7 @@ use lb_common::LAYOUT_VERSION;
 
 use self::objects::Flags;
 use lb_core::store::{Dump, Store as _};
-use lb_dataplane::{environment, store::BpfStore, upgrade::pins::Pins};
+use lb_dataplane::{environment, pins::Pins, store::BpfStore};
 
 /// A load balancer for Kubernetes Services that works where an application opens a socket.
 ///

@@ -20,7 +20,7 @@ use lb_core::{
     event::{Event, Kind},
     model::Settings,
 };
-use lb_dataplane::upgrade::pins::Pins;
+use lb_dataplane::pins::Pins;
 use lb_sources::{
     directory::{self, DirectoryState},
     kubernetes::{self, RememberedServers},

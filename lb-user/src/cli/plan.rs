@@ -11,7 +11,7 @@ use lb_core::{
     store::{MemoryStore, Store as _},
     text::number,
 };
-use lb_dataplane::{store::BpfStore, upgrade::pins::Pins};
+use lb_dataplane::{pins::Pins, store::BpfStore};
 use lb_sources::directory::{self, DirectoryState};
 
 /// What is to be compared with the maps.

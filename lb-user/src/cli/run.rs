@@ -12,11 +12,9 @@ use lb_agent::{
 };
 use lb_core::op::Table;
 use lb_dataplane::{
-    devices::{
-        self,
-        choice::{Choice, Patterns},
-    },
-    upgrade::{pins::Pins, programs::Sizes},
+    devices::options::{DeviceOptions, LinkPatterns, UplinkChoice},
+    pins::Pins,
+    upgrade::programs::MapSizes,
 };
 use lb_sources::{
     directory,
@@ -66,12 +64,12 @@ pub(super) struct Arguments {
     /// Network devices by which packets from outside come, as in `eth0,wg*`: Services answer them there. `none` switches
     /// that off [default: those of default routes, of routes with a gateway, and of the node's own addresses]
     #[arg(long, value_name = "NAMES")]
-    pub(super) devices: Option<Choice>,
+    pub(super) devices: Option<UplinkChoice>,
 
     /// Host sides of the links to pods whose packets are translated too, as in `lxc*`: for pods whose sockets are not the
     /// node's kernel's.
     #[arg(long, value_name = "NAMES", default_value = "")]
-    pod_devices: Patterns,
+    pod_devices: LinkPatterns,
 
     /// Hand packets of clients outside straight to pods of this node, and answers straight back, past the node's own routing.
     /// For nodes where nothing else must see them: netfilter (the network policies of some CNIs), conntrack, and shapers on
@@ -167,7 +165,7 @@ pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> 
     let node_name = arguments.meaning.node_name();
     let settings = arguments.meaning.settings();
     let source = arguments.source();
-    let mut sizes: Sizes = arguments.map_size.into_iter().collect::<BTreeMap<_, _>>();
+    let mut sizes: MapSizes = arguments.map_size.into_iter().collect::<BTreeMap<_, _>>();
     // Every service port has one name.
     if let Some(&services) = sizes.get(&Table::Services) {
         sizes.insert(Table::Names, services);
@@ -178,7 +176,7 @@ pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> 
         node_name,
         settings,
         cgroup: arguments.cgroup,
-        devices: devices::Options {
+        devices: DeviceOptions {
             uplinks: arguments.devices.unwrap_or_default(),
             pods: arguments.pod_devices,
             host_routing: arguments.host_routing,

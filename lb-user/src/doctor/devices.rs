@@ -13,8 +13,8 @@ use super::{Finding, foreign::Programs};
 use crate::inspect::pod_modes::{PathRow, paths};
 use lb_core::text::number;
 use lb_dataplane::{
-    attach::tc::{self, Attached},
-    devices::{choice::Choice, decide},
+    attach::tc::{self, Attachment},
+    devices::{desired, options::UplinkChoice},
 };
 use lb_kernel::{
     bpf,
@@ -31,7 +31,7 @@ pub(super) struct Facts {
     is_off: bool,
     /// Those that shall have the programs, as far as routes tell; with no agent, nobody says which.
     uplinks: BTreeMap<u32, String>,
-    attached: BTreeMap<u32, Attached>,
+    attached: BTreeMap<u32, Attachment>,
     names: BTreeMap<u32, String>,
     /// Programs of others that run before ours: a device, a program of ours, and theirs.
     before: Vec<(u32, &'static str, u32)>,
@@ -46,14 +46,14 @@ pub(super) struct Facts {
 ///
 /// # Errors
 /// When the kernel does not tell.
-pub(super) fn read(directory: &Path, root: &Path, devices: Option<&Choice>) -> Result<Facts> {
+pub(super) fn read(directory: &Path, root: &Path, devices: Option<&UplinkChoice>) -> Result<Facts> {
     let attached = tc::attached(directory, root)?;
     let mut channel = NetlinkSocket::open().context("opening a netlink socket")?;
     let facts = network_state::NetworkState::read(&mut channel).context("reading links, addresses and routes")?;
     let names: BTreeMap<u32, String> = facts.links.iter().map(|(index, link)| (*index, link.name.clone())).collect();
     let uplinks = devices.map_or_else(BTreeMap::new, |uplinks| {
         let has_now: BTreeSet<u32> = attached.keys().copied().collect();
-        let uplinks = decide::uplinks(&facts, uplinks, &[], &has_now);
+        let uplinks = desired::uplinks(&facts, uplinks, &[], &has_now);
         names.iter().filter(|(index, _)| uplinks.contains(index)).map(|(index, name)| (*index, name.clone())).collect()
     });
     let mut before = Vec::new();
@@ -72,7 +72,7 @@ pub(super) fn read(directory: &Path, root: &Path, devices: Option<&Choice>) -> R
     let has_host_routing = known.iter().any(|(_, device)| device.flags & DeviceFlags::HOST_ROUTING != 0);
     let entered = || known.iter().filter(|(_, device)| DeviceFlags::lead_into_a_pod(device.flags)).count();
     let entered = has_host_routing.then(entered);
-    let is_off = devices.is_some_and(Choice::is_none);
+    let is_off = devices.is_some_and(UplinkChoice::is_none);
     Ok(Facts { is_off, uplinks, attached, names, before, programs, pods, entered })
 }
 
@@ -143,7 +143,7 @@ pub(super) fn evaluate(facts: &Result<Facts>) -> Vec<Finding> {
     }
     if findings.is_empty() {
         let devices: Vec<_> =
-            facts.attached.iter().map(|(index, has)| format!("{} ({})", name(index), has.how.name())).collect();
+            facts.attached.iter().map(|(index, has)| format!("{} ({})", name(index), has.method.name())).collect();
         let what = match devices.as_slice() {
             few if few.len() <= 4 => format!("both programs are at {}", few.join(", ")),
             many => format!("both programs are at {}", number(many.len(), "device")),
@@ -157,10 +157,10 @@ pub(super) fn evaluate(facts: &Result<Facts>) -> Vec<Finding> {
 mod tests {
     use super::*;
     use crate::doctor::finding::assert_told;
-    use lb_dataplane::attach::tc::How;
+    use lb_dataplane::attach::tc::AttachMethod;
 
     fn facts() -> Facts {
-        let attached = Attached { how: How::Tcx, programs: [Some(1), Some(2)] };
+        let attached = Attachment { method: AttachMethod::Tcx, programs: [Some(1), Some(2)] };
         Facts {
             uplinks: [(2, "eth0".to_owned())].into(),
             attached: [(2, attached)].into(),
@@ -177,11 +177,13 @@ mod tests {
     fn uplinks_have_both_programs_or_somebody_is_not_served() {
         check(facts(), &["ok: both programs are at eth0 (tcx)"]);
         check(Facts { attached: BTreeMap::new(), ..facts() }, &["error: eth0 (#2) has no program"]);
-        let half = Attached { how: How::Clsact, programs: [Some(1), None] };
+        let half = Attachment { method: AttachMethod::Clsact, programs: [Some(1), None] };
         check(Facts { attached: [(2, half)].into(), ..facts() }, &["error: eth0 lacks tc_egress"]);
         check(Facts::default(), &["note: no device has the programs"]);
         check(Facts { is_off: true, ..Facts::default() }, &["note: --devices none"]);
-        let many = (2..8).map(|index| (index, Attached { how: How::Tcx, programs: [Some(1), Some(2)] })).collect();
+        let many = (2..8)
+            .map(|index| (index, Attachment { method: AttachMethod::Tcx, programs: [Some(1), Some(2)] }))
+            .collect();
         check(Facts { attached: many, ..facts() }, &["ok: both programs are at 6 devices"]);
         assert_told(
             &evaluate(&Err(anyhow::anyhow!("EPERM"))),

@@ -12,7 +12,7 @@ use std::{
 use aya::programs::loaded_programs;
 
 use super::{Finding, hooks, process};
-use lb_dataplane::upgrade::programs::HOOKS;
+use lb_dataplane::attach::cgroup::HOOKS;
 use lb_kernel::{bpf, sock_diag::Process};
 
 const CHECK: &str = "foreign";

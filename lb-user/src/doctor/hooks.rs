@@ -12,8 +12,9 @@ use aya_obj::generated::bpf_attach_type;
 
 use super::{Agent, Finding};
 use lb_dataplane::{
+    attach::cgroup::HOOKS,
     environment::{self, ROOT_CGROUP},
-    upgrade::{pins::link_name, programs::HOOKS},
+    pins::link_name,
 };
 use lb_kernel::{bpf, bpf::CgroupLink};
 

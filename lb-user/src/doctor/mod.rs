@@ -24,7 +24,7 @@ pub use finding::{Finding, Severity, worst};
 pub use source::Source;
 
 use lb_core::{event::Event, model::Settings, op::Table, store::Store as _};
-use lb_dataplane::{devices::choice::Choice, store::BpfStore, upgrade::pins::Pins};
+use lb_dataplane::{devices::options::UplinkChoice, pins::Pins, store::BpfStore};
 
 /// How often, and how far apart, maps are compared that a running agent may be about to mend.
 const LOOKS: usize = 4;
@@ -50,7 +50,7 @@ pub struct Agent {
     /// The maps whose sizes were fixed.
     pub fixed: BTreeSet<Table>,
     /// Which network devices it was told to serve.
-    pub devices: Choice,
+    pub devices: UplinkChoice,
 }
 
 /// Where the objects are, and as whom to see them.

@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use super::Finding;
 use lb_dataplane::{
-    bpffs::{self, Whose},
+    bpffs::{self, BpffsOwner},
+    pins::Pins,
     upgrade::{
-        pins::{self, Found, Pins},
-        programs::{self, Sizes},
+        pinned_maps::{self, MapOrigin},
+        programs::{self, MapSizes},
     },
 };
 
@@ -21,22 +22,22 @@ pub(super) struct Facts {
     is_pinned: bool,
     agent: Option<u32>,
     /// Whose the file system of the pins is.
-    bpffs: Whose,
+    bpffs: BpffsOwner,
     /// Directories of other versions.
     others: Vec<PathBuf>,
     /// By map, or what is foreign.
-    maps: Result<BTreeMap<String, Found>, String>,
+    maps: Result<BTreeMap<String, MapOrigin>, String>,
 }
 
 /// Looks at them.
 pub(super) fn read(pins: &Pins, agent: Option<u32>) -> Facts {
-    let expected = programs::layouts(&Sizes::new(), &Sizes::new());
-    let maps = expected.and_then(|expected| pins::inspect(&pins.current(), &expected));
+    let expected = programs::layouts(&MapSizes::new(), &MapSizes::new());
+    let maps = expected.and_then(|expected| pinned_maps::inspect(&pins.current(), &expected));
     Facts {
         root: pins.root().to_owned(),
         is_pinned: pins.current().exists(),
         agent,
-        bpffs: bpffs::whose(pins.root()),
+        bpffs: bpffs::owner(pins.root()),
         others: pins.others().unwrap_or_default(),
         maps: maps.map_err(|error| format!("{error:#}")),
     }
@@ -63,13 +64,13 @@ pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
         return findings;
     }
     match facts.bpffs {
-        Whose::Hosts => {}
-        Whose::None => findings.push(Finding::error(
+        BpffsOwner::Host => {}
+        BpffsOwner::NoBpffs => findings.push(Finding::error(
             CHECK,
             format!("{root} is on no bpffs: nothing there is a pin"),
             "`mount -t bpf bpf /sys/fs/bpf` on the host, or name another directory with --pins",
         )),
-        Whose::Private => findings.push(Finding::warning(
+        BpffsOwner::Container => findings.push(Finding::warning(
             CHECK,
             format!(
                 "the bpffs of {root} is not mounted on the host, but in another mount namespace only: when that ends, a \
@@ -78,7 +79,7 @@ pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
             "`mount -t bpf bpf /sys/fs/bpf` on the host, and give the agent's container that directory (a hostPath, as in \
              deploy/base); then start the agent again",
         )),
-        Whose::Unseen => findings.push(Finding::note(
+        BpffsOwner::Unknown => findings.push(Finding::note(
             CHECK,
             format!("whether the bpffs of {root} is the host's cannot be seen from this pid namespace"),
             "run it with the host's pid namespace (hostPID: true), or mount the host's with mountPropagation: HostToContainer",
@@ -92,7 +93,7 @@ pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
         )),
         Ok(maps) => {
             let missing: Vec<_> =
-                maps.iter().filter(|(_, found)| **found == Found::Absent).map(|(name, _)| name.as_str()).collect();
+                maps.iter().filter(|(_, found)| **found == MapOrigin::New).map(|(name, _)| name.as_str()).collect();
             if !missing.is_empty() {
                 findings.push(Finding::error(
                     CHECK,
@@ -127,9 +128,12 @@ mod tests {
             root: "/sys/fs/bpf/beeline".into(),
             is_pinned: true,
             agent: Some(7),
-            bpffs: Whose::Hosts,
+            bpffs: BpffsOwner::Host,
             others: Vec::new(),
-            maps: Ok(BTreeMap::from([("SLOTS".to_owned(), Found::Resize), ("NAMES".to_owned(), Found::Adopt)])),
+            maps: Ok(BTreeMap::from([
+                ("SLOTS".to_owned(), MapOrigin::Resized),
+                ("NAMES".to_owned(), MapOrigin::Adopted),
+            ])),
         }
     }
 
@@ -143,12 +147,12 @@ mod tests {
         check(&Facts { is_pinned: false, ..good() }, &["note: nothing is pinned at /sys/fs/bpf/beeline"]);
         check(&Facts { agent: None, ..good() }, &["warning: no agent runs"]);
         check(
-            &Facts { bpffs: Whose::Private, ..good() },
+            &Facts { bpffs: BpffsOwner::Container, ..good() },
             &["warning: the bpffs of /sys/fs/bpf/beeline is not mounted"],
         );
-        check(&Facts { bpffs: Whose::None, ..good() }, &["error: /sys/fs/bpf/beeline is on no bpffs"]);
-        check(&Facts { bpffs: Whose::Unseen, ..good() }, &["note: whether the bpffs"]);
-        let maps = Ok(BTreeMap::from([("SLOTS".to_owned(), Found::Absent), ("NAMES".to_owned(), Found::Adopt)]));
+        check(&Facts { bpffs: BpffsOwner::NoBpffs, ..good() }, &["error: /sys/fs/bpf/beeline is on no bpffs"]);
+        check(&Facts { bpffs: BpffsOwner::Unknown, ..good() }, &["note: whether the bpffs"]);
+        let maps = Ok(BTreeMap::from([("SLOTS".to_owned(), MapOrigin::New), ("NAMES".to_owned(), MapOrigin::Adopted)]));
         check(&Facts { maps, ..good() }, &["error: maps are not pinned at /sys/fs/bpf/beeline: SLOTS"]);
         check(&Facts { maps: Err("foreign".to_owned()), ..good() }, &["error: foreign"]);
     }

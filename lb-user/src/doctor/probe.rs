@@ -90,11 +90,11 @@ fn dial(directory: &Path, vip: SocketAddr, proto: Proto) -> Result<Outcome> {
         socket_options::bind_to_device(&socket, "lo")?;
     }
     let connected = connect(&socket, &vip);
-    let led_to = sockets::led_to(directory, &socket, vip, proto);
-    Ok(match (connected, led_to) {
+    let peer = sockets::real_peer(directory, &socket, vip, proto);
+    Ok(match (connected, peer) {
         // A backend on this node may have refused it already.
         (_, Ok(peer)) if peer != vip => Outcome::Peer(peer),
-        (Ok(()) | Err(Errno::INPROGRESS), led_to) => Outcome::Peer(led_to?),
+        (Ok(()) | Err(Errno::INPROGRESS), peer) => Outcome::Peer(peer?),
         (Err(error), _) => Outcome::Refused(error),
     })
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::inspect::address;
 use lb_common::AddrPort;
 use lb_core::store::Dump;
-use lb_dataplane::kube_proxy::answers::{Answer, Answers};
+use lb_dataplane::kube_proxy::frontends::{RuleEndpoints, RuleFrontends};
 
 #[cfg(test)]
 mod tests;
@@ -107,7 +107,7 @@ impl fmt::Display for Difference {
 
 /// Compares.
 #[must_use]
-pub fn compare(theirs: &Answers, dump: &Dump) -> Comparison {
+pub fn compare(theirs: &RuleFrontends, dump: &Dump) -> Comparison {
     let own = own(dump);
     let mut differences = Vec::new();
     let mut compared = 0;
@@ -133,22 +133,26 @@ pub fn compare(theirs: &Answers, dump: &Dump) -> Comparison {
         };
         match (theirs.get(frontend), own.get(frontend)) {
             // One that is refused by both ways is not missed.
-            (Some(Answer { here, outside, .. }), None) => {
-                let all: BTreeSet<AddrPort> = here.union(outside).copied().collect();
+            (Some(RuleEndpoints { from_node, from_outside, .. }), None) => {
+                let all: BTreeSet<AddrPort> = from_node.union(from_outside).copied().collect();
                 add(What::OnlyKubeProxy, !all.is_empty(), (&all, &none.1));
             }
-            (None, Some(Answer { here, outside, .. })) => {
-                let all: BTreeSet<AddrPort> = here.union(outside).copied().collect();
+            (None, Some(RuleEndpoints { from_node, from_outside, .. })) => {
+                let all: BTreeSet<AddrPort> = from_node.union(from_outside).copied().collect();
                 add(What::OnlyBeeline, false, (&none.0, &all));
             }
             (Some(theirs), Some(own)) => {
                 compared += 1;
                 // Where kube-proxy refuses, an answer is more than there was: of hand-written Endpoints, which it does not read.
-                if theirs.here != own.here {
-                    add(What::EndpointsHere, !theirs.here.is_empty(), (&theirs.here, &own.here));
+                if theirs.from_node != own.from_node {
+                    add(What::EndpointsHere, !theirs.from_node.is_empty(), (&theirs.from_node, &own.from_node));
                 }
-                if theirs.outside != own.outside {
-                    add(What::EndpointsOutside, !theirs.outside.is_empty(), (&theirs.outside, &own.outside));
+                if theirs.from_outside != own.from_outside {
+                    add(
+                        What::EndpointsOutside,
+                        !theirs.from_outside.is_empty(),
+                        (&theirs.from_outside, &own.from_outside),
+                    );
                 }
             }
             (None, None) => {}
@@ -158,7 +162,7 @@ pub fn compare(theirs: &Answers, dump: &Dump) -> Comparison {
 }
 
 /// What the maps answer.
-fn own(dump: &Dump) -> Answers {
+fn own(dump: &Dump) -> RuleFrontends {
     let mut lists: BTreeMap<(u32, u32), BTreeSet<AddrPort>> = BTreeMap::new();
     for (SlotKey { service, list, .. }, slot) in &dump.slots {
         lists.entry((*service, *list)).or_default().insert(AddrPort { addr: slot.addr, port: slot.port });
@@ -173,7 +177,7 @@ fn own(dump: &Dump) -> Answers {
             "" => port.service.to_string(),
             name => format!("{}:{name}", port.service),
         });
-        Some(Answer { name, here: of(Origin::Node), outside: of(Origin::Outside) })
+        Some(RuleEndpoints { name, from_node: of(Origin::Node), from_outside: of(Origin::Outside) })
     };
     let frontends = dump.frontends.iter().filter(|(_, frontend)| frontend.kind != Kind::Address as u8);
     frontends.filter_map(|(key, frontend)| Some((*key, answer(frontend)?))).collect()

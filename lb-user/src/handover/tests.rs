@@ -13,9 +13,9 @@ fn key(addr: &str, port: u16) -> FrontendKey {
     FrontendKey::new(Addr::from(addr.parse::<std::net::IpAddr>().expect("an address")), port, Proto::Tcp)
 }
 
-fn answer(here: &[&str], outside: &[&str]) -> Answer {
+fn answer(here: &[&str], outside: &[&str]) -> RuleEndpoints {
     let set = |targets: &[&str]| targets.iter().map(|text| target(text)).collect();
-    Answer { name: "default/web".to_owned(), here: set(here), outside: set(outside) }
+    RuleEndpoints { name: "default/web".to_owned(), from_node: set(here), from_outside: set(outside) }
 }
 
 /// One service port of two backends, of which the first is here, with a cluster IP and a NodePort.
@@ -37,7 +37,7 @@ fn dump(flags: u32) -> Dump {
 }
 
 #[track_caller]
-fn check(theirs: &[(FrontendKey, Answer)], dump: &Dump, safe: bool, expected: &[&str]) {
+fn check(theirs: &[(FrontendKey, RuleEndpoints)], dump: &Dump, safe: bool, expected: &[&str]) {
     let comparison = compare(&theirs.iter().cloned().collect(), dump);
     let told: Vec<String> = comparison.differences.iter().map(Difference::to_string).collect();
     assert_eq!(told.iter().map(String::as_str).collect::<Vec<_>>(), expected);

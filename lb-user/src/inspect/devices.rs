@@ -8,7 +8,7 @@ use std::{
 use lb_common::{Addr, Device, DeviceFlags};
 use serde::Serialize;
 
-use lb_dataplane::attach::tc::{self, Attached};
+use lb_dataplane::attach::tc::{self, Attachment};
 
 /// A network device that packets of Services come in by or go out by.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -40,13 +40,13 @@ pub struct DeviceRow {
 #[must_use]
 pub fn devices(
     entries: &BTreeMap<u32, Device>,
-    attached: &BTreeMap<u32, Attached>,
+    attached: &BTreeMap<u32, Attachment>,
     name_of: impl Fn(u32) -> Option<String>,
 ) -> Vec<DeviceRow> {
     let known = |addr: Addr| (!addr.is_unspecified()).then(|| addr.to_ip());
     let row = |index: &u32| {
         let (device, has) = (entries.get(index).copied().unwrap_or_default(), attached.get(index));
-        let missing = |has: &Attached| {
+        let missing = |has: &Attachment| {
             let both = tc::PROGRAMS.iter().zip(has.programs);
             both.filter(|(_, program)| program.is_none()).map(|((_, name), _)| *name).collect()
         };
@@ -58,7 +58,7 @@ pub fn devices(
         DeviceRow {
             device: name_of(*index),
             index: *index,
-            attached: has.map(|has| has.how.name()),
+            attached: has.map(|has| has.method.name()),
             missing: has.map(missing).unwrap_or_default(),
             role: has.map(|_| role),
             snat_v4: known(device.snat_v4),
@@ -74,7 +74,7 @@ pub fn devices(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_dataplane::attach::tc::How;
+    use lb_dataplane::attach::tc::AttachMethod;
 
     #[test]
     fn devices_with_and_without_programs_are_told() {
@@ -87,8 +87,8 @@ mod tests {
         ]
         .into();
         let attached = [
-            (2, Attached { how: How::Tcx, programs: [Some(1), Some(2)] }),
-            (3, Attached { how: How::Clsact, programs: [Some(1), None] }),
+            (2, Attachment { method: AttachMethod::Tcx, programs: [Some(1), Some(2)] }),
+            (3, Attachment { method: AttachMethod::Clsact, programs: [Some(1), None] }),
         ]
         .into();
         let rows = devices(&entries, &attached, |index| (index != 4).then(|| format!("dev{index}")));

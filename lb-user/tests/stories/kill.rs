@@ -11,7 +11,7 @@ use std::{
 
 use lb_common::AddrPort;
 use lb_common::{FrontendKey, Proto};
-use lb_dataplane::sockets::{Dead, Report, end, end_all};
+use lb_dataplane::sockets::{DeadBackend, EndReport, end, end_all};
 use lb_kernel::sock_diag::bound_sockets;
 use lb_lab::Namespace;
 use rustix::{
@@ -53,22 +53,26 @@ fn dns(node: &Node) -> Agent {
 }
 
 /// The backends of a VIP, as if they were gone.
-fn dead(agent: &Agent, vip: SocketAddr, proto: Proto) -> Vec<Dead> {
+fn dead(agent: &Agent, vip: SocketAddr, proto: Proto) -> Vec<DeadBackend> {
     let dump = agent.dump();
     let vip = AddrPort::from(vip);
     let service = dump.frontends.get(&FrontendKey::new(vip.addr, vip.port, proto)).expect("a frontend").service;
     let backends = dump.backends.iter().filter(|(_, backend)| backend.service == service);
     backends
-        .map(|(id, backend)| Dead { backend: *id, target: AddrPort { addr: backend.addr, port: backend.port }, proto })
+        .map(|(id, backend)| DeadBackend {
+            backend: *id,
+            target: AddrPort { addr: backend.addr, port: backend.port },
+            proto,
+        })
         .collect()
 }
 
 /// Ends sockets; how many.
-fn ended(node: &Node, dead: &[Dead]) -> u64 {
+fn ended(node: &Node, dead: &[DeadBackend]) -> u64 {
     count(&end(&node.maps(), dead).expect("the maps and /proc"))
 }
 
-fn count(report: &Report) -> u64 {
+fn count(report: &EndReport) -> u64 {
     println!("{report:?}");
     assert!(report.failures.is_empty(), "{:?}", report.failures);
     report.ended.values().sum()
@@ -157,9 +161,9 @@ fn sockets_elsewhere_are_untouched(node: &mut Node) {
     let [wanted] = backends.iter().filter(|dead| dead.target == at(BACKEND).into()).collect::<Vec<_>>()[..] else {
         panic!("{backends:?}")
     };
-    assert_eq!(ended(node, &[Dead { backend: wanted.backend + 100, ..*wanted }]), 0);
-    assert_eq!(ended(node, &[Dead { target: at("10.0.0.4:7").into(), ..*wanted }]), 0);
-    assert_eq!(ended(node, &[Dead { proto: Proto::Tcp, ..*wanted }]), 0);
+    assert_eq!(ended(node, &[DeadBackend { backend: wanted.backend + 100, ..*wanted }]), 0);
+    assert_eq!(ended(node, &[DeadBackend { target: at("10.0.0.4:7").into(), ..*wanted }]), 0);
+    assert_eq!(ended(node, &[DeadBackend { proto: Proto::Tcp, ..*wanted }]), 0);
     assert_eq!(ended(node, &[*wanted]), 1);
 }
 

@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use lb_dataplane::upgrade::pins::Pins;
+use lb_dataplane::pins::Pins;
 use lb_lab::sandbox::Inside;
 
 use crate::agent::{Agent, until};

@@ -337,7 +337,7 @@ fn life(node: &mut Node) {
     until("it has looked", || second.log().contains("in service"));
     assert_eq!(begun(node, || reaches(client, far)), 3);
     assert_eq!(chosen(node), before);
-    assert!(!second.log().contains("another path"), "it has nothing to say: {}", second.log());
+    assert!(!second.log().contains("another mode"), "it has nothing to say: {}", second.log());
 
     node.write("pods.yaml", &pod("b", late, Some("off")));
     until("one has gone", || chosen(node).iter().all(|(name, ..)| name == "b"));

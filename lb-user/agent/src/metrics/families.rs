@@ -16,7 +16,7 @@ use super::{Histogram, Kernel, Scrape, kernel::Backends};
 use crate::{health::Question, reconcile::Status};
 use lb_common::Family;
 use lb_core::spec::PortKey;
-use lb_dataplane::{flows::Collected, stats::counts::PortCounts};
+use lb_dataplane::{flows::FlowGcStatus, stats::counts::PortCounts};
 
 /// The labels of a family with one sample.
 const NONE: [(&str, &str); 0] = [];
@@ -116,7 +116,7 @@ fn agent(to: &mut To<'_>, status: &Status) -> fmt::Result {
     )
 }
 
-fn flows(to: &mut To<'_>, flows: &Collected) -> fmt::Result {
+fn flows(to: &mut To<'_>, flows: &FlowGcStatus) -> fmt::Result {
     to.counter(
         "beeline_flow_entries_expired_total",
         "Entries of FLOWS that were removed, since their flow is over",

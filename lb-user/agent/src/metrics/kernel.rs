@@ -13,7 +13,7 @@ use lb_core::{op::Table, spec::PortKey};
 use lb_dataplane::{
     attach::tc,
     stats::{
-        self, StatMaps, Unsorted,
+        self, StatMaps, UnsortedStats,
         counts::{GONE, PortCounts},
     },
     store::BpfStore,
@@ -106,7 +106,7 @@ pub fn read(directory: &Path, backends: Option<usize>, flows: Option<u64>) -> Re
 }
 
 /// The counts of a service port that has gone are swept soon; nobody can say whose they are.
-fn ports(store: &BpfStore, counts: &Unsorted) -> Vec<(PortKey, PortCounts)> {
+fn ports(store: &BpfStore, counts: &UnsortedStats) -> Vec<(PortKey, PortCounts)> {
     let ports = counts.ports.iter().map(|(id, stats)| (*id, stats));
     let backends = counts.backends.iter().map(|(_, stats)| stats);
     let sums = stats::counts::sum(ports, backends, counts.killed.iter().copied());

@@ -20,7 +20,7 @@ use crate::{
     http::{self, Port, Reply},
     reconcile::Status,
 };
-use lb_dataplane::flows::Collected;
+use lb_dataplane::flows::FlowGcStatus;
 
 /// All that one scrape tells.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub struct Scrape {
     /// How often the health port gave which answer.
     pub told: Vec<(Question, u16, u64)>,
     /// How it goes with flows that are over.
-    pub flows: Collected,
+    pub flows: FlowGcStatus,
     /// What the kernel says; none while its maps cannot be read.
     pub kernel: Option<Kernel>,
 }
@@ -57,7 +57,7 @@ pub struct Sources {
     /// What the health port answered.
     pub told: Arc<Told>,
     /// How it goes with flows that are over.
-    pub flows: watch::Receiver<Collected>,
+    pub flows: watch::Receiver<FlowGcStatus>,
     /// The pins.
     pub pins: PathBuf,
     /// Of how many single backends there are series, if of any.

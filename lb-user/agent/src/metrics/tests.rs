@@ -57,11 +57,11 @@ fn scrape() -> Scrape {
     Scrape {
         status,
         told: vec![(Question::Healthz, 200, 1), (Question::Healthz, 503, 2), (Question::Livez, 200, 3)],
-        flows: Collected {
+        flows: FlowGcStatus {
             expired: 40,
             round: Duration::from_millis(2500),
             longest_step: Duration::from_micros(1500),
-            ..Collected::default()
+            ..FlowGcStatus::default()
         },
         kernel: Some(Kernel {
             maps: vec![

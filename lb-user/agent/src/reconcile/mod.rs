@@ -37,6 +37,7 @@ use lb_core::{
     warning::Warning,
     world::{View, World},
 };
+use lb_dataplane::ids::HighestIds;
 pub use run::{Maps, run};
 pub use status::Status;
 
@@ -55,7 +56,7 @@ pub struct Reconciler<S> {
     /// Where the last shadow's ids went on.
     ids: Option<(Ids, Ids)>,
     /// The highest ids of a service port and a backend that sockets may still name, from before this agent.
-    held: (u32, u32),
+    held: HighestIds,
     /// What the next pass has to look at: everything, after a start and a resync.
     scope: Scope,
     /// Services to be planned again: a write failed, or there was no room.
@@ -146,7 +147,7 @@ impl<S: Store> Reconciler<S> {
             store,
             shadow: None,
             ids: None,
-            held: (0, 0),
+            held: HighestIds::default(),
             scope: Scope::World,
             pending: BTreeSet::new(),
             warnings: BTreeMap::new(),
@@ -159,7 +160,7 @@ impl<S: Store> Reconciler<S> {
 
     /// Gives no id of a service port or a backend up to these, which sockets may still name (invariant I7).
     #[must_use]
-    pub fn beyond(self, held: (u32, u32)) -> Self {
+    pub fn beyond(self, held: HighestIds) -> Self {
         Self { held, ..self }
     }
 
@@ -299,7 +300,7 @@ impl<S: Store> Reconciler<S> {
             let (mut shadow, oddities) = Shadow::from_dump(&dump);
             match self.ids {
                 Some(ids) => shadow.continue_ids(ids),
-                None => shadow.begin_beyond(self.held),
+                None => shadow.begin_beyond((self.held.service, self.held.backend)),
             }
             for oddity in oddities.iter().take(MOST_ODDITIES) {
                 tracing::info!(oddity, "found in the maps, will be mended");

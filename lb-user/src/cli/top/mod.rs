@@ -15,7 +15,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 
 use super::table::{self, Column};
-use lb_dataplane::upgrade::pins::Pins;
+use lb_dataplane::pins::Pins;
 use report::Report;
 use sample::Reader;
 

@@ -15,9 +15,9 @@ use lb_common::{Backend, BackendFlags, BackendStats, Slot, SlotKey};
 use crate::inspect;
 use lb_core::{op::Table, store::Dump};
 use lb_dataplane::{
-    stats::{self, StatMaps, Unsorted, counts::PortCounts},
+    pins::Pins,
+    stats::{self, StatMaps, UnsortedStats, counts::PortCounts},
     store::BpfStore,
-    upgrade::pins::Pins,
 };
 
 /// A moment.
@@ -58,8 +58,8 @@ pub(super) struct Port {
 }
 
 impl Sample {
-    pub(super) fn new(at: Instant, agent: Option<u32>, served: Arc<Served>, counts: Unsorted) -> Self {
-        let Unsorted { ports, backends: given, killed } = counts;
+    pub(super) fn new(at: Instant, agent: Option<u32>, served: Arc<Served>, counts: UnsortedStats) -> Self {
+        let UnsortedStats { ports, backends: given, killed } = counts;
         let ports = ports.iter().map(|(id, port)| (*id, port));
         let counts = stats::counts::sum(ports, given.iter().map(|(_, stats)| stats), killed.into_iter());
         Self { at, agent, served, counts, given }

@@ -18,7 +18,7 @@ use super::{
 };
 use lb_common::Family;
 use lb_core::{objects::Key, spec::PortKey, store::Dump};
-use lb_dataplane::stats::{Stats, Unsorted};
+use lb_dataplane::stats::{Stats, UnsortedStats};
 
 /// So many service ports `s0`, `s1`… with so many backends each, of which sockets had every one `connections` times, the
 /// last service port most often. `s0` has no backend, and refuses.
@@ -64,7 +64,7 @@ fn maps(services: u32, backends: u32, connections: u64) -> (Dump, Stats) {
 
 fn of(at: Instant, dump: Dump, stats: Stats) -> Sample {
     let Stats { ports, backends, killed } = stats;
-    let counts = Unsorted {
+    let counts = UnsortedStats {
         ports: ports.into_iter().collect(),
         backends: backends.into_iter().collect(),
         killed: killed.into_iter().collect(),

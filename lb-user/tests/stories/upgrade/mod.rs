@@ -10,7 +10,7 @@ use std::{
 };
 
 use lb_common::LAYOUT_VERSION;
-use lb_dataplane::upgrade::{pins::link_name, programs::HOOKS};
+use lb_dataplane::{attach::cgroup::HOOKS, pins::link_name};
 
 use crate::{
     Story,

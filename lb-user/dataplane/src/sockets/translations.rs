@@ -1,4 +1,4 @@
-//! What a socket was given, and whether its connection leads to a backend that is lost.
+//! Translations of sockets in the programs' maps: the backend that a socket got, and the check for a lost backend.
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
@@ -12,14 +12,14 @@ use lb_common::AddrPort;
 use lb_kernel::bpf;
 use lb_kernel::sock_diag::{Socket, UdpStorageReader};
 
-/// Decides of a translation that leads to where the socket is connected whether its backend is lost.
+/// True if the backend of a translation is lost. Called for translations that lead to the socket's peer.
 pub type IsLost<'a> = dyn Fn(&Translation) -> bool + Sync + 'a;
 
-/// Where it stands, for one protocol.
-pub enum Given {
-    /// In UDP sockets themselves.
+/// The maps with the translations of one protocol's sockets.
+pub(super) enum SocketTranslations {
+    /// `SOCKS`, a socket storage.
     Udp(UdpStorageReader),
-    /// Beside TCP sockets, by cookie.
+    /// Maps by socket cookie.
     Tcp {
         /// `TCP_SOCKS`
         socks: OwnedFd,
@@ -28,12 +28,9 @@ pub enum Given {
     },
 }
 
-impl Given {
-    /// Opens the pinned maps; none for a protocol without socket hooks.
-    ///
-    /// # Errors
-    /// When a pin is missing, or the kernel refuses the probe.
-    pub fn open(pins: &Path, proto: Proto) -> Result<Option<Self>> {
+impl SocketTranslations {
+    /// Opens the pinned maps; none for SCTP, which has no socket hooks.
+    pub(super) fn open(pins: &Path, proto: Proto) -> Result<Option<Self>> {
         let open = |name: &str| {
             let path = pins.join(name);
             bpf::open_pin(&path).with_context(|| format!("opening the pinned map {}", path.display()))
@@ -45,35 +42,30 @@ impl Given {
         })
     }
 
-    /// The backend that the TCP socket of a cookie was given, if it was; none of other protocols.
-    ///
-    /// # Errors
-    /// When a map cannot be read.
-    pub fn to_tcp(&self, cookie: u64) -> Result<Option<AddrPort>> {
+    /// Returns the backend of the TCP socket with this cookie; none without a translation, and for other protocols.
+    pub(super) fn tcp_backend(&self, cookie: u64) -> Result<Option<AddrPort>> {
         let Self::Tcp { socks, more } = self else { return Ok(None) };
-        let given = tcp(socks, more, cookie)?;
-        Ok(given.map(|given| AddrPort { addr: given.backend_addr, port: given.backend_port }))
+        let translation = tcp(socks, more, cookie)?;
+        Ok(translation.map(|found| AddrPort { addr: found.backend_addr, port: found.backend_port }))
     }
 
-    /// The lost backend that a socket of this thread's network namespace was given and is connected to, if it is.
-    ///
-    /// # Errors
-    /// When a map cannot be read.
-    pub fn lost(&self, socket: &Socket, is_lost: &IsLost<'_>) -> Result<Option<u32>> {
+    /// Returns the id of the lost backend to which a socket of this thread's network namespace is translated and
+    /// connected.
+    pub(super) fn lost(&self, socket: &Socket, is_lost: &IsLost<'_>) -> Result<Option<u32>> {
         match self {
             Self::Udp(probe) => {
                 Ok(probe.read(socket)?.and_then(|bytes| lost(&translations(&bytes)?, &socket.remote, is_lost)))
             }
             Self::Tcp { socks, more } => {
-                let given = tcp(socks, more, socket.cookie)?;
-                let leads = |given: &Translation| given.leads_to(&socket.remote.addr, socket.remote.port);
-                Ok(given.filter(|given| leads(given) && is_lost(given)).map(|given| given.backend))
+                let translation = tcp(socks, more, socket.cookie)?;
+                let leads = |found: &Translation| found.leads_to(&socket.remote.addr, socket.remote.port);
+                Ok(translation.filter(|found| leads(found) && is_lost(found)).map(|found| found.backend))
             }
         }
     }
 }
 
-/// What the TCP socket of a cookie was given, if it was.
+/// Returns the translation of the TCP socket with this cookie.
 fn tcp(socks: &OwnedFd, more: &OwnedFd, cookie: u64) -> Result<Option<Translation>> {
     let index = u32::try_from(cookie % capacity::TCP_SOCKS as u64)?;
     let place: TcpSock = bpf::lookup(socks.as_fd(), &index)?.context("TCP_SOCKS has another size")?;
@@ -86,10 +78,10 @@ fn tcp(socks: &OwnedFd, more: &OwnedFd, cookie: u64) -> Result<Option<Translatio
     })
 }
 
-/// The lost backend that a UDP socket with this list is connected to.
+/// Returns the id of the lost backend to which a UDP socket with this list is connected.
 ///
-/// A list may lead to one address by several backends, those of several service ports. Then the one used last decides.
-/// When that was for another peer, which one the connection is of is not known, and it is lost when all of them are.
+/// A list may have several backends with one address, of several service ports. Then the translation used last decides.
+/// If that has another peer, the connection's backend is unknown, and is lost only if all of them are.
 fn lost(list: &Translations, to: &AddrPort, is_lost: &IsLost<'_>) -> Option<u32> {
     let leads = |entry: &&Translation| entry.leads_to(&to.addr, to.port);
     let all = list.entries.iter().filter(leads);
@@ -100,7 +92,7 @@ fn lost(list: &Translations, to: &AddrPort, is_lost: &IsLost<'_>) -> Option<u32>
     decisive.iter().all(|entry| is_lost(entry)).then(|| decisive.first().map(|entry| entry.backend))?
 }
 
-/// Reads a value of `SOCKS`.
+/// Parses a value of `SOCKS`.
 fn translations(bytes: &[u8]) -> Option<Translations> {
     const SIZE: usize = size_of::<Translation>();
     let mut list = Translations::EMPTY;
@@ -149,20 +141,20 @@ mod tests {
         list
     }
 
-    /// Which backend a socket loses whose list has these (VIP, backend, its address), connected to an address, when the
-    /// backends below 10 are lost.
+    /// Checks which backend a socket loses. Its list has these (VIP, backend, address), it is connected to address
+    /// `to`, and backends below 10 are lost.
     fn check(entries: &[(u8, u32, u8)], to: u8, wanted: Option<u32>) {
-        assert_eq!(lost(&list(entries), &server(to), &|given| given.backend < 10), wanted, "{entries:?}");
+        assert_eq!(lost(&list(entries), &server(to), &|found| found.backend < 10), wanted, "{entries:?}");
     }
 
     #[test]
-    fn a_socket_goes_that_is_connected_to_the_lost_backend_of_a_vip() {
+    fn a_socket_connected_to_the_lost_backend_of_a_vip_is_ended() {
         check(&[(1, 1, 1)], 1, Some(1));
         check(&[(1, 1, 1), (2, 12, 2)], 1, Some(1));
     }
 
     #[test]
-    fn what_is_connected_elsewhere_or_was_given_nothing_stays() {
+    fn a_socket_connected_elsewhere_or_without_a_translation_stays() {
         check(&[], 1, None);
         check(&[(1, 1, 1)], 2, None);
         check(&[(1, 11, 1)], 1, None);
@@ -170,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_backends_at_one_address_the_last_used_decides_and_else_both() {
+    fn of_two_backends_at_one_address_the_last_used_decides_or_else_both() {
         check(&[(1, 1, 1), (2, 11, 1)], 1, None);
         check(&[(2, 11, 1), (1, 1, 1)], 1, Some(1));
         check(&[(2, 11, 1), (1, 1, 1), (3, 13, 3)], 1, None);
@@ -178,14 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn a_free_place_is_no_translation() {
+    fn a_free_entry_is_no_translation() {
         let mut list = list(&[(1, 1, 1)]);
         list.forget(1, &server(1).addr, 53, |_| {});
         assert_eq!(lost(&list, &server(1), &|_| true), None);
     }
 
     #[test]
-    fn the_bytes_of_the_map_are_read_as_they_lie() {
+    fn a_value_of_the_map_is_parsed_field_by_field() {
         let mut wanted = list(&[(1, 7, 1), (2, 8, 2)]);
         wanted.next = 5;
         let mut bytes = Vec::new();

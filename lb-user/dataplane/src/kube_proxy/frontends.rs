@@ -1,8 +1,9 @@
-//! What kube-proxy's rules answer: frontends, and the endpoints that each leads to. Pure.
+//! Frontends of kube-proxy's rules, and the endpoints to which each leads. Pure.
 //!
-//! By pkg/proxy/{iptables,nftables}/proxier.go of Kubernetes 1.37. In both modes a frontend leads to a chain: that of the
-//! cluster list (`service-`, `KUBE-SVC-`), of the local list (`local-`, `KUBE-SVL-`), or one for external frontends
-//! (`external-`, `KUBE-EXT-`), which leads on to both, to the former those who are on the node.
+//! By pkg/proxy/{iptables,nftables}/proxier.go of Kubernetes 1.37. In both modes a frontend leads to a chain: of the
+//! cluster list (`service-`, `KUBE-SVC-`), of the local list (`local-`, `KUBE-SVL-`), or of external frontends
+//! (`external-`, `KUBE-EXT-`). The latter leads to both: clients on the node to the cluster list, clients outside to
+//! the local list.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,21 +13,21 @@ use lb_common::{AddrPort, Family};
 use lb_kernel::netfilter::rule::{Rule, RuleAction, address};
 use lb_kernel::netlink::codec::be16;
 
-/// What is answered at a frontend.
+/// Endpoints of a frontend.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Answer {
-    /// The service port, as kube-proxy names it; empty where it does not say.
+pub struct RuleEndpoints {
+    /// Service port as kube-proxy names it; empty if the rules do not name it.
     pub name: String,
-    /// The endpoints for who is on this node.
-    pub here: BTreeSet<AddrPort>,
-    /// Those for who is outside.
-    pub outside: BTreeSet<AddrPort>,
+    /// Endpoints for clients on this node.
+    pub from_node: BTreeSet<AddrPort>,
+    /// Endpoints for clients outside.
+    pub from_outside: BTreeSet<AddrPort>,
 }
 
-/// What is answered, by frontend. A NodePort stands under the unspecified address.
-pub type Answers = BTreeMap<FrontendKey, Answer>;
+/// Endpoints by frontend. A NodePort has the unspecified address.
+pub type RuleFrontends = BTreeMap<FrontendKey, RuleEndpoints>;
 
-/// The chains and maps of one table, and of one family.
+/// Chains and maps of a table, for one address family.
 #[derive(Debug, Default)]
 pub(super) struct Graph {
     pub(super) chains: BTreeMap<String, Vec<Rule>>,
@@ -34,14 +35,14 @@ pub(super) struct Graph {
 }
 
 impl Graph {
-    /// The maps to which its rules lead.
+    /// Lists the maps to which rules lead.
     pub(super) fn named_maps(&self) -> BTreeSet<String> {
         let goes = self.chains.values().flatten().flat_map(|rule| &rule.actions);
         goes.filter_map(|goes| if let RuleAction::MapLookup(name) = goes { Some(name.clone()) } else { None }).collect()
     }
 
-    /// The answer of a chain.
-    fn answer(&self, chain: &str) -> Answer {
+    /// Returns the endpoints of a frontend that leads to this chain.
+    fn endpoints(&self, chain: &str) -> RuleEndpoints {
         let reached = self.reach(chain);
         let of = |prefixes: [&str; 2]| {
             let first = reached.chains.iter().find(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
@@ -49,10 +50,10 @@ impl Graph {
         };
         let (local, cluster) = (of(["local-", "KUBE-SVL-"]), of(["service-", "KUBE-SVC-"]));
         let all = reached.endpoints;
-        Answer {
+        RuleEndpoints {
             name: name_of(chain),
-            here: cluster.or_else(|| local.clone()).unwrap_or_else(|| all.clone()),
-            outside: local.unwrap_or(all),
+            from_node: cluster.or_else(|| local.clone()).unwrap_or_else(|| all.clone()),
+            from_outside: local.unwrap_or(all),
         }
     }
 
@@ -73,7 +74,7 @@ impl Graph {
                 for goes in through {
                     match goes {
                         RuleAction::Jump(next) => left.push(next.clone()),
-                        RuleAction::Dnat(target) => _ = reached.endpoints.insert(*target),
+                        RuleAction::Dnat(endpoint) => _ = reached.endpoints.insert(*endpoint),
                         RuleAction::MapLookup(_) | RuleAction::Drop => {}
                     }
                 }
@@ -89,28 +90,28 @@ struct Reached {
     endpoints: BTreeSet<AddrPort>,
 }
 
-/// Of its nftables mode: the frontends are the keys of maps.
-pub(super) fn of_nftables(family: Family, graph: &Graph) -> Answers {
-    let mut answers = Answers::new();
+/// Reads the frontends of nftables mode: the keys of maps.
+pub(super) fn of_nftables(family: Family, graph: &Graph) -> RuleFrontends {
+    let mut frontends = RuleFrontends::new();
     for map in ["service-ips", "service-nodeports"] {
         for (key, goes) in graph.maps.get(map).into_iter().flatten() {
             if let (Some(frontend), RuleAction::Jump(chain)) = (frontend(family, key), goes) {
-                answers.insert(frontend, graph.answer(chain));
+                frontends.insert(frontend, graph.endpoints(chain));
             }
         }
     }
     for map in ["no-endpoint-services", "no-endpoint-nodeports"] {
         for (key, _) in graph.maps.get(map).into_iter().flatten() {
             if let Some(frontend) = frontend(family, key) {
-                // Looked up before the others, by those outside.
-                answers.entry(frontend).or_default().outside.clear();
+                // kube-proxy looks here first, for clients outside.
+                frontends.entry(frontend).or_default().from_outside.clear();
             }
         }
     }
-    answers
+    frontends
 }
 
-/// Of a map's key: an address where it has one, a protocol, a port, each filled up to four octets.
+/// Parses a map's key: an address (not for NodePorts), a protocol and a port, each padded to four octets.
 fn frontend(family: Family, key: &[u8]) -> Option<FrontendKey> {
     let size = if family == Family::V4 { 4 } else { 16 };
     let (addr, rest) = match key.len() {
@@ -128,26 +129,26 @@ fn any(family: Family) -> Addr {
     }
 }
 
-/// Of its iptables mode: the frontends are rules, of the table `nat` for those that have endpoints, of the table `filter`
-/// for those that have none.
-pub(super) fn of_iptables(family: Family, nat: &Graph, filter: &Graph) -> Answers {
-    let mut answers = Answers::new();
+/// Reads the frontends of iptables mode: rules of the table `nat` for frontends with endpoints, and of the table
+/// `filter` for frontends without.
+pub(super) fn of_iptables(family: Family, nat: &Graph, filter: &Graph) -> RuleFrontends {
+    let mut frontends = RuleFrontends::new();
     for rule in ["KUBE-SERVICES", "KUBE-NODEPORTS"].iter().filter_map(|chain| nat.chains.get(*chain)).flatten() {
         if let (Some(frontend), [RuleAction::Jump(chain)]) = (frontend_of(family, rule), rule.actions.as_slice())
             && chain != "KUBE-MARK-MASQ"
         {
             let comment = rule.comment.as_deref().and_then(|comment| comment.split(' ').next());
             let name = comment.map(str::to_owned).unwrap_or_default();
-            answers.insert(frontend, Answer { name, ..nat.answer(chain) });
+            frontends.insert(frontend, RuleEndpoints { name, ..nat.endpoints(chain) });
         }
     }
     let refusing = ["KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS"];
     for rule in refusing.iter().filter_map(|chain| filter.chains.get(*chain)).flatten() {
         if let (Some(frontend), [RuleAction::Drop]) = (frontend_of(family, rule), rule.actions.as_slice()) {
-            answers.entry(frontend).or_default().outside.clear();
+            frontends.entry(frontend).or_default().from_outside.clear();
         }
     }
-    answers
+    frontends
 }
 
 fn frontend_of(family: Family, rule: &Rule) -> Option<FrontendKey> {
@@ -155,7 +156,7 @@ fn frontend_of(family: Family, rule: &Rule) -> Option<FrontendKey> {
     Some(FrontendKey::new(rule.destination.unwrap_or_else(|| any(family)), rule.port?, proto))
 }
 
-/// Of a chain's name in nftables mode, as in `service-ULMVA6XW-default/web/tcp/http`.
+/// Parses the service port from a chain's name in nftables mode, as in `service-ULMVA6XW-default/web/tcp/http`.
 fn name_of(chain: &str) -> String {
     let named = chain.splitn(3, '-').nth(2).filter(|rest| rest.contains('/')).unwrap_or_default();
     let parts: Vec<&str> = named.split('/').collect();
@@ -170,7 +171,7 @@ fn name_of(chain: &str) -> String {
 mod tests {
     use super::*;
 
-    fn target(text: &str) -> AddrPort {
+    fn endpoint(text: &str) -> AddrPort {
         AddrPort::from(text.parse::<std::net::SocketAddr>().expect("an endpoint"))
     }
 
@@ -187,17 +188,17 @@ mod tests {
         Graph { chains, maps: BTreeMap::new() }
     }
 
-    fn told(answers: &Answers) -> Vec<String> {
-        let list = |targets: &BTreeSet<AddrPort>| targets.iter().map(AddrPort::to_string).collect::<Vec<_>>().join(",");
-        answers
+    fn lines(frontends: &RuleFrontends) -> Vec<String> {
+        let list = |all: &BTreeSet<AddrPort>| all.iter().map(AddrPort::to_string).collect::<Vec<_>>().join(",");
+        frontends
             .iter()
-            .map(|(key, answer)| format!("{key} {} [{}] [{}]", answer.name, list(&answer.here), list(&answer.outside)))
+            .map(|(key, to)| format!("{key} {} [{}] [{}]", to.name, list(&to.from_node), list(&to.from_outside)))
             .collect()
     }
 
     #[test]
     fn nftables_mode_is_read_from_its_maps() {
-        let (a, b) = (RuleAction::Dnat(target("10.0.0.1:8080")), RuleAction::Dnat(target("10.0.0.2:8080")));
+        let (a, b) = (RuleAction::Dnat(endpoint("10.0.0.1:8080")), RuleAction::Dnat(endpoint("10.0.0.2:8080")));
         let mut graph = graph(&[
             ("service-AAAA-default/web/tcp/http", &[RuleAction::MapLookup("__map0".to_owned())]),
             ("local-AAAA-default/web/tcp/http", &[chain("endpoint-A")]),
@@ -225,7 +226,7 @@ mod tests {
         );
         graph.maps.insert("no-endpoint-services".to_owned(), vec![(key(&[10, 96, 0, 9], 80), chain("reject-chain"))]);
         assert_eq!(
-            told(&of_nftables(Family::V4, &graph)),
+            lines(&of_nftables(Family::V4, &graph)),
             [
                 "0.0.0.0:30080/TCP default/web:http [10.0.0.1:8080,10.0.0.2:8080] [10.0.0.1:8080]",
                 "10.96.0.1:80/TCP default/web:http [10.0.0.1:8080,10.0.0.2:8080] [10.0.0.1:8080,10.0.0.2:8080]",
@@ -246,8 +247,8 @@ mod tests {
         let mut nat = graph(&[
             ("KUBE-SVC-A", &[chain("KUBE-SEP-A"), chain("KUBE-SEP-B")]),
             ("KUBE-EXT-A", &[chain("KUBE-MARK-MASQ"), chain("KUBE-SVC-A")]),
-            ("KUBE-SEP-A", &[chain("KUBE-MARK-MASQ"), RuleAction::Dnat(target("10.0.0.1:8080"))]),
-            ("KUBE-SEP-B", &[RuleAction::Dnat(target("10.0.0.2:8080"))]),
+            ("KUBE-SEP-A", &[chain("KUBE-MARK-MASQ"), RuleAction::Dnat(endpoint("10.0.0.1:8080"))]),
+            ("KUBE-SEP-B", &[RuleAction::Dnat(endpoint("10.0.0.2:8080"))]),
         ]);
         let vip = Some([10, 96, 0, 1]);
         nat.chains.insert(
@@ -260,7 +261,7 @@ mod tests {
         let refused = rule(Some([10, 96, 0, 9]), 80, RuleAction::Drop, "default/none has no endpoints");
         filter.chains.insert("KUBE-SERVICES".to_owned(), vec![refused]);
         assert_eq!(
-            told(&of_iptables(Family::V4, &nat, &filter)),
+            lines(&of_iptables(Family::V4, &nat, &filter)),
             [
                 "0.0.0.0:30080/TCP default/web:http [10.0.0.1:8080,10.0.0.2:8080] [10.0.0.1:8080,10.0.0.2:8080]",
                 "10.96.0.1:80/TCP default/web:http [10.0.0.1:8080,10.0.0.2:8080] [10.0.0.1:8080,10.0.0.2:8080]",

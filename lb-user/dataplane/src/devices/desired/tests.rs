@@ -1,86 +1,40 @@
-//! Tables of the rule: which devices are attached to, and what `DEVICES` says.
+//! Tables of wanted devices: links with programs, and entries of `DEVICES`.
 
 use super::*;
-
-/// NetworkState from lines such as `2 eth0 up mtu 1500 kind veth layer 65534 port-of 3 peer 0`, `addr 2 10.0.0.1/24 secondary`, and
-/// `route 2 default src 10.0.0.1 metric 100`.
-fn facts(text: &str) -> NetworkState {
-    let mut facts = NetworkState::default();
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let after = |word: &str| words.iter().position(|at| *at == word).and_then(|at| words.get(at + 1)).copied();
-        let number = |word: &str| after(word).map(|text| text.parse::<u32>().expect("a number"));
-        let has = |word: &str| words.contains(&word);
-        match words.as_slice() {
-            ["addr", index, network, ..] => {
-                let (ip, length) = network.split_once('/').expect("a prefix length");
-                facts.addresses.push(Address {
-                    interface: index.parse().expect("an index"),
-                    ip: ip.parse().expect("an address"),
-                    prefix_len: length.parse().expect("a length"),
-                    scope: if has("link") { libc::RT_SCOPE_LINK } else { libc::RT_SCOPE_UNIVERSE },
-                    flags: if has("secondary") { libc::IFA_F_SECONDARY } else { 0 },
-                    created: number("created").unwrap_or(0),
-                });
-            }
-            ["route", index, to, ..] => facts.routes.push(Route {
-                device: index.parse().expect("an index"),
-                is_v6: has("v6") || to.contains(':'),
-                prefix_len: to.split_once('/').map_or(0, |(_, length)| length.parse().expect("a length")),
-                metric: number("metric").unwrap_or(0),
-                source: after("src").map(|ip| ip.parse().expect("an address")),
-            }),
-            [index, name, ..] => {
-                let flag = |word, flag: libc::c_int| if has(word) { flag.cast_unsigned() } else { 0 };
-                let link = Link {
-                    name: (*name).to_owned(),
-                    kind: after("kind").unwrap_or_default().to_owned(),
-                    link_type: number("layer").map_or(libc::ARPHRD_ETHER, |layer| layer.try_into().expect("a layer")),
-                    flags: flag("up", libc::IFF_UP) | flag("loopback", libc::IFF_LOOPBACK),
-                    mtu: number("mtu").unwrap_or(1500),
-                    controller: number("port-of"),
-                    peer_nsid: number("peer").map(u32::cast_signed),
-                };
-                facts.links.insert(index.parse().expect("an index"), link);
-            }
-            _ => panic!("{line}"),
-        }
-    }
-    facts
-}
+use crate::devices::fixture::network;
 
 const NONE: &BTreeSet<u32> = &BTreeSet::new();
 const NO_PODS: &BTreeMap<u32, u32> = &BTreeMap::new();
 
-fn decided(
-    facts: &NetworkState,
-    choice: &Choice,
+fn devices(
+    network: &NetworkState,
+    choice: &UplinkChoice,
     pod_links: &BTreeMap<u32, u32>,
     node: &[IpAddr],
-) -> BTreeMap<u32, Wish> {
-    let uplinks = &uplinks(facts, choice, node, NONE);
-    decide(facts, Setting { uplinks, pod_links, host_routing: false, node })
+) -> BTreeMap<u32, DesiredDevice> {
+    let uplinks = &uplinks(network, choice, node, NONE);
+    desired_devices(network, node, Selection { uplinks, pod_links, host_routing: false })
 }
 
 fn ips(texts: &[&str]) -> Vec<IpAddr> {
     texts.iter().map(|text| text.parse().expect("an address")).collect()
 }
 
-/// The wishes as lines.
-fn told(wishes: &BTreeMap<u32, Wish>) -> String {
-    let line = |wish: &Wish| {
-        let Device { snat_v4, snat_v6, flags, mtu } = wish.device;
-        let role = wish.role.map_or("-".to_owned(), |role| format!("{role:?}"));
-        format!("{} {role} {snat_v4} {snat_v6} flags {flags} mtu {mtu}\n", wish.name)
+/// Renders devices as lines.
+fn lines(devices: &BTreeMap<u32, DesiredDevice>) -> String {
+    let line = |desired: &DesiredDevice| {
+        let Device { snat_v4, snat_v6, flags, mtu } = desired.device;
+        let role = desired.role.map_or("-".to_owned(), |role| format!("{role:?}"));
+        format!("{} {role} {snat_v4} {snat_v6} flags {flags} mtu {mtu}\n", desired.name)
     };
-    wishes.values().map(line).collect()
+    devices.values().map(line).collect()
 }
 
 #[track_caller]
 fn check(text: &str, node: &[&str], expected: &str) {
-    let lines: String =
+    let expected: String =
         expected.lines().map(str::trim).filter(|line| !line.is_empty()).map(|l| format!("{l}\n")).collect();
-    assert_eq!(told(&decided(&facts(text), &Choice::ByRoute, NO_PODS, &ips(node))), lines);
+    assert_eq!(lines(&devices(&network(text), &UplinkChoice::ByRoute, NO_PODS, &ips(node))), expected);
 }
 
 #[test]
@@ -143,8 +97,9 @@ fn a_bond_is_served_and_its_ports_are_not_and_vlans_by_their_own_routes() {
 }
 
 #[test]
-fn who_holds_the_nodes_address_or_the_default_routes_source_is_an_uplink() {
-    // No route says so: the cluster's own network; and routes learned by BGP, with the node's address on a dummy.
+fn a_link_with_the_nodes_address_or_the_default_routes_source_is_an_uplink() {
+    // Two nodes in one: a cluster network without routes; and routes learned by BGP, with the node's address on a
+    // dummy.
     check(
         "1 lo up loopback layer 772
          2 eth0 up
@@ -177,12 +132,12 @@ fn a_link_without_addresses_uses_those_of_the_node() {
          tun0 Uplink 192.0.2.1 :: flags 2 mtu 1500";
     check(text, &["192.0.2.1"], both);
     check(text, &[], both);
-    // Not one that no interface has.
+    // An address that no link has does not count.
     check(text, &["198.51.100.9"], both);
 }
 
 #[test]
-fn the_source_is_what_routes_say_and_then_what_stays() {
+fn the_masquerade_address_is_the_routes_source_and_then_a_permanent_one() {
     let check = |addresses: &str, routes: &str, node: &[&str], v4: &str, v6: &str| {
         check(
             &format!("2 eth0 up\n{addresses}\nroute 2 default\n{routes}"),
@@ -194,7 +149,7 @@ fn the_source_is_what_routes_say_and_then_what_stays() {
     check(two, "", &[], "192.0.2.5", "::");
     check(two, "route 2 10.0.0.0/8 src 192.0.2.6", &[], "192.0.2.6", "::");
     check(two, "route 2 10.0.0.0/8 src 192.0.2.6\nroute 2 default src 192.0.2.5 metric 9", &[], "192.0.2.5", "::");
-    // One that nobody has any more.
+    // The source of a stale route does not count.
     check(two, "route 2 10.0.0.0/8 src 192.0.2.99", &[], "192.0.2.5", "::");
     check(two, "", &["198.51.100.1"], "198.51.100.1", "::");
     check("addr 2 169.254.0.5/16\naddr 2 10.0.0.9/8 link\naddr 2 192.0.2.5/32", "", &[], "192.0.2.5", "::");
@@ -206,7 +161,7 @@ fn the_source_is_what_routes_say_and_then_what_stays() {
 
 #[test]
 fn flags_take_the_place_of_routes() {
-    let facts = facts(
+    let network = network(
         "1 lo up loopback layer 772
          2 eth0 up
          3 wg0 layer 65534
@@ -217,48 +172,48 @@ fn flags_take_the_place_of_routes() {
          route 2 default",
     );
     let check = |uplinks: &str, pods: &str, expected: &[(&str, Role)]| {
-        let (Ok(uplinks), Ok(pods)) = (uplinks.parse::<Choice>(), pods.parse::<Patterns>());
-        let pods = pod_links(&facts, &pods, NONE, Some(&BTreeMap::new()), &BTreeMap::new());
-        let wishes = decided(&facts, &uplinks, &pods, &[]);
-        let with_role = wishes.values().filter_map(|wish| Some((wish.name.as_str(), wish.role?)));
+        let (Ok(uplinks), Ok(pods)) = (uplinks.parse::<UplinkChoice>(), pods.parse::<LinkPatterns>());
+        let pods = pod_links(&network, &pods, NONE, Some(&BTreeMap::new()), &BTreeMap::new());
+        let devices = devices(&network, &uplinks, &pods, &[]);
+        let with_role = devices.values().filter_map(|desired| Some((desired.name.as_str(), desired.role?)));
         assert_eq!(with_role.collect::<Vec<_>>(), expected);
-        wishes
+        devices
     };
     check("none", "", &[]);
     check("wg*", "", &[("wg0", Role::Uplink)]);
-    // A port of what is named too is served by that one; a port alone may be named.
+    // A port needs no programs if its bond is named too; a port alone may be named.
     check("bond0,eth1", "", &[("bond0", Role::Uplink)]);
     check("eth1", "", &[("eth1", Role::Uplink)]);
-    let wishes = check(
+    let devices = check(
         "*",
         "lxc*",
         &[("eth0", Role::Uplink), ("wg0", Role::Uplink), ("lxc1", Role::Pod), ("bond0", Role::Uplink)],
     );
-    let lxc = wishes.get(&4).expect("it is there");
+    let lxc = devices.get(&4).expect("it is there");
     assert_eq!(lxc.device.flags, DeviceFlags::POD);
     assert_eq!(lxc.device.snat_v4.to_string(), "192.0.2.5");
-    assert!(!wishes.contains_key(&1), "never lo");
+    assert!(!devices.contains_key(&1), "never lo");
 }
 
 #[test]
-fn a_link_that_is_switched_off_keeps_its_programs() {
-    let facts = facts("2 eth0\n3 eth1 up\n4 eth2");
+fn a_link_that_is_down_keeps_its_programs() {
+    let network = network("2 eth0\n3 eth1 up\n4 eth2");
     let attached = BTreeSet::from([2, 3, 9]);
-    assert_eq!(uplinks(&facts, &Choice::ByRoute, &[], &attached), BTreeSet::from([2]));
+    assert_eq!(uplinks(&network, &UplinkChoice::ByRoute, &[], &attached), BTreeSet::from([2]));
 }
 
 #[test]
-fn pods_choose_and_what_once_had_programs_by_choice_keeps_them() {
+fn a_link_that_had_programs_because_of_a_pods_mode_keeps_them() {
     const POD: u32 = DeviceFlags::POD;
     const CHOSEN: u32 = POD | DeviceFlags::CHOSEN;
     const OFF: u32 = DeviceFlags::OFF;
-    let facts = facts("2 lxc2 up kind veth\n3 veth3 up kind veth");
-    let check = |choice: Option<PodMode>, before: [u32; 2], expected: [Option<u32>; 2]| {
+    let network = network("2 lxc2 up kind veth\n3 veth3 up kind veth");
+    let check = |mode: Option<PodMode>, before: [u32; 2], expected: [Option<u32>; 2]| {
         let before = [2, 3].into_iter().zip(before.map(|flags| Device { flags, ..Device::default() })).collect();
-        let choices = choice.map(|choice| BTreeMap::from([(2, choice), (3, choice)]));
-        let Ok(patterns) = "lxc*".parse::<Patterns>();
-        let links = pod_links(&facts, &patterns, NONE, choices.as_ref(), &before);
-        assert_eq!([links.get(&2).copied(), links.get(&3).copied()], expected, "{choice:?} after {before:?}");
+        let modes = mode.map(|mode| BTreeMap::from([(2, mode), (3, mode)]));
+        let Ok(patterns) = "lxc*".parse::<LinkPatterns>();
+        let links = pod_links(&network, &patterns, NONE, modes.as_ref(), &before);
+        assert_eq!([links.get(&2).copied(), links.get(&3).copied()], expected, "{mode:?} after {before:?}");
     };
     use PodMode::{Off, Packet, Socket};
     check(Some(Socket), [0, 0], [Some(POD), None]);
@@ -267,17 +222,17 @@ fn pods_choose_and_what_once_had_programs_by_choice_keeps_them() {
     check(Some(Socket), [POD, CHOSEN], [Some(POD), Some(CHOSEN)]);
     check(Some(Off), [POD, CHOSEN], [Some(POD | OFF), Some(CHOSEN | OFF)]);
     check(Some(Packet), [POD | OFF, CHOSEN | OFF], [Some(CHOSEN), Some(CHOSEN)]);
-    // An agent has just started.
+    // The agent has just started.
     check(None, [0, 0], [Some(POD), None]);
     check(None, [POD | OFF, CHOSEN | OFF], [Some(POD | OFF), Some(CHOSEN | OFF)]);
     check(None, [CHOSEN, POD], [Some(CHOSEN), None]);
 }
 
 #[test]
-fn host_routing_is_between_uplinks_and_the_links_of_pods_that_no_bridge_has() {
+fn host_routing_is_between_uplinks_and_pod_links_outside_of_bridges() {
     const POD: u32 = DeviceFlags::POD;
     const ENTERED: u32 = POD | DeviceFlags::CHOSEN | DeviceFlags::HOST_ROUTING;
-    let facts = facts(
+    let network = network(
         "1 lo up loopback layer 772
          2 eth0 up
          3 wg0 up layer 65534
@@ -292,24 +247,24 @@ fn host_routing_is_between_uplinks_and_the_links_of_pods_that_no_bridge_has() {
          route 3 10.9.0.0/16
          route 9 10.8.0.0/16",
     );
-    let pods = |wanted: &BTreeSet<u32>, choice, before: u32| {
+    let pods = |wanted: &BTreeSet<u32>, mode, before: u32| {
         let before = BTreeMap::from([(4, Device { flags: before, ..Device::default() })]);
-        pod_links(&facts, &Patterns::default(), wanted, Some(&BTreeMap::from([(4, choice)])), &before)
+        pod_links(&network, &LinkPatterns::default(), wanted, Some(&BTreeMap::from([(4, mode)])), &before)
     };
-    let uplinks = uplinks(&facts, &Choice::ByRoute, &[], NONE);
-    let wanted = entrances(&facts, &uplinks);
+    let uplinks = uplinks(&network, &UplinkChoice::ByRoute, &[], NONE);
+    let wanted = host_routing_links(&network, &uplinks);
     assert_eq!(wanted, BTreeSet::from([4]));
     let links = pods(&wanted, PodMode::Socket, 0);
     assert_eq!(links, BTreeMap::from([(4, ENTERED)]));
-    let setting = Setting { uplinks: &uplinks, pod_links: &links, host_routing: true, node: &[] };
-    let wishes = decide(&facts, setting);
-    let flags: Vec<_> = wishes.values().map(|wish| (wish.name.as_str(), wish.device.flags)).collect();
+    let selection = Selection { uplinks: &uplinks, pod_links: &links, host_routing: true };
+    let devices = desired_devices(&network, &[], selection);
+    let flags: Vec<_> = devices.values().map(|desired| (desired.name.as_str(), desired.device.flags)).collect();
     const ROUTED: u32 = DeviceFlags::HOST_ROUTING;
     assert_eq!(flags, [("eth0", ROUTED), ("wg0", DeviceFlags::NO_ETHERNET), ("cali4", ENTERED), ("node", ROUTED)]);
     assert_eq!(pods(&wanted, PodMode::Off, 0), BTreeMap::from([(4, ENTERED | DeviceFlags::OFF)]));
     assert_eq!(
         pods(NONE, PodMode::Socket, ENTERED),
         BTreeMap::from([(4, POD | DeviceFlags::CHOSEN)]),
-        "flows stand when it is switched off"
+        "flows depend on the programs after host routing is off"
     );
 }

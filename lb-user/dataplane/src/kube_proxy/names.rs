@@ -1,13 +1,13 @@
-//! Which names in netfilter are kube-proxy's. Pure.
+//! Names of kube-proxy's tables and chains in netfilter. Pure.
 //!
-//! By pkg/proxy/{iptables,ipvs,nftables}/proxier.go of Kubernetes. Others begin with `KUBE-` too and are not its own: kubelet's
-//! (`KUBE-FIREWALL`, `KUBE-KUBELET-CANARY`, `KUBE-IPTABLES-HINT`, `KUBE-MARK-DROP`), and those of network policies of
-//! kube-router (`KUBE-ROUTER-`, `KUBE-NWPLCY-`, `KUBE-POD-FW-`).
+//! By pkg/proxy/{iptables,ipvs,nftables}/proxier.go of Kubernetes. Other chains begin with `KUBE-` too: those of
+//! kubelet (`KUBE-FIREWALL`, `KUBE-KUBELET-CANARY`, `KUBE-IPTABLES-HINT`, `KUBE-MARK-DROP`), and those of kube-router's
+//! network policies (`KUBE-ROUTER-`, `KUBE-NWPLCY-`, `KUBE-POD-FW-`).
 
-/// The table of its nftables mode, in `ip` and in `ip6`.
+/// Table of nftables mode, in the families `ip` and `ip6`.
 pub(super) const TABLE: &str = "kube-proxy";
 
-/// One for each purpose, in its iptables and ipvs modes.
+/// Chains of iptables and ipvs mode with fixed names.
 const NAMES: [&str; 13] = [
     "KUBE-SERVICES",
     "KUBE-EXTERNAL-SERVICES",
@@ -24,10 +24,10 @@ const NAMES: [&str; 13] = [
     "KUBE-IPVS-OUT-FILTER",
 ];
 
-/// One for each service port or endpoint.
+/// Prefixes of chains of one service port or endpoint.
 const PREFIXES: [&str; 6] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-XLB-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-"];
 
-/// Whether a chain of iptables is kube-proxy's.
+/// True if a chain of iptables is kube-proxy's.
 pub(super) fn is_kube_proxys(chain: &str) -> bool {
     NAMES.contains(&chain) || PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
 }
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chains_of_kube_proxy_are_told_from_those_of_others() {
+    fn only_kube_proxys_chains_count() {
         for own in ["KUBE-SERVICES", "KUBE-SVC-TCOU7JCQXEZGVUNU", "KUBE-SEP-A", "KUBE-NODE-PORT", "KUBE-MARK-MASQ"] {
             assert!(is_kube_proxys(own), "{own}");
         }

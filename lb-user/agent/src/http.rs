@@ -1,11 +1,16 @@
 //! A small HTTP server for probes and scrapes. Clients may be slow or hostile: a connection carries one request and has
-//! a deadline, and a new connection ends the oldest one above the limit.
+//! a deadline. Above the limit, a new connection ends one of the peer that has the most.
 
 use std::{
+    cmp::Reverse,
     collections::VecDeque,
     convert::Infallible,
     io::{self, ErrorKind},
-    net::SocketAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,7 +27,7 @@ use hyper_util::rt::TokioIo;
 use lb_common::Proto;
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet, yield_now},
     time::{sleep, timeout},
 };
 use tracing::{debug, info, warn};
@@ -95,7 +100,7 @@ where
 {
     let mut connections = JoinSet::new();
     // The oldest connection first.
-    let mut open = VecDeque::new();
+    let mut open: VecDeque<Connection> = VecDeque::new();
     loop {
         let (stream, client) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -105,31 +110,78 @@ where
                 continue;
             }
         };
+        let peer = peer_of(client.ip());
+        if open.len() >= limits.connections {
+            // Requests that have arrived are read before one connection has to go.
+            yield_now().await;
+        }
         while connections.try_join_next().is_some() {}
-        open.retain(|connection: &tokio::task::AbortHandle| !connection.is_finished());
-        // An answer takes a moment, so the oldest connection belongs to a client that does not ask or does not read. If
-        // the new connection waited instead, a client with many connections could lock out the probes.
-        if open.len() >= limits.connections
-            && let Some(oldest) = open.pop_front()
-        {
-            oldest.abort();
+        open.retain(|connection| !connection.task.is_finished());
+        if open.len() >= limits.connections {
+            let loads: Vec<_> = open.iter().map(Connection::load).collect();
+            // The new connection does not wait instead: a client with many connections could lock out the probes.
+            if let Some(connection) = choose_victim(&loads, peer).and_then(|index| open.remove(index)) {
+                connection.task.abort();
+            }
         }
         let answer = answer.clone();
-        open.push_back(connections.spawn(async move {
-            if timeout(limits.deadline, serve_connection(stream, answer)).await.is_err() {
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&has_asked);
+        let task = connections.spawn(async move {
+            if timeout(limits.deadline, serve_connection(stream, answer, &asked)).await.is_err() {
                 debug!(%client, "closed the connection of a slow client");
             }
-        }));
+        });
+        open.push_back(Connection { peer, has_asked, task });
     }
 }
 
-/// Serves one request.
-async fn serve_connection<A, F>(stream: TcpStream, answer: A)
+/// An open connection.
+struct Connection {
+    peer: IpAddr,
+    /// True once a whole request head has arrived.
+    has_asked: Arc<AtomicBool>,
+    task: AbortHandle,
+}
+
+impl Connection {
+    fn load(&self) -> (IpAddr, bool) {
+        (self.peer, self.has_asked.load(Ordering::Relaxed))
+    }
+}
+
+/// Returns the address that stands for a client: IPv4 as such, and the /64 network of IPv6, which one host owns as a
+/// whole.
+fn peer_of(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (!0 << 64)).into(),
+        address => address,
+    }
+}
+
+/// Chooses the connection that makes room for a new one of `newcomer`. Connections are listed from the oldest, with
+/// their peer, and true for those with a whole request.
+///
+/// An answer takes a moment, so a connection without a request goes first: the oldest of the peer with the most
+/// connections. A peer with fewer connections than the newcomer loses none to it.
+fn choose_victim(open: &[(IpAddr, bool)], newcomer: IpAddr) -> Option<usize> {
+    let count = |peer: IpAddr| open.iter().filter(|(other, _)| *other == peer).count() + usize::from(peer == newcomer);
+    let own = count(newcomer);
+    let silent = open.iter().enumerate().filter(|(_, (peer, has_asked))| !has_asked && count(*peer) >= own);
+    // Of equals, `min_by_key` returns the first, which is the oldest.
+    let oldest_silent = silent.min_by_key(|(_, (peer, _))| Reverse(count(*peer)));
+    let oldest = || open.iter().enumerate().min_by_key(|(_, (peer, _))| Reverse(count(*peer)));
+    oldest_silent.or_else(oldest).map(|(index, _)| index)
+}
+
+/// Serves one request; sets `has_asked` when its head has arrived.
+async fn serve_connection<A, F>(stream: TcpStream, answer: A, has_asked: &AtomicBool)
 where
     A: Fn(String) -> F,
     F: Future<Output = Reply>,
 {
     let service = service_fn(async |request: Request<Incoming>| {
+        has_asked.store(true, Ordering::Relaxed);
         let reply = match *request.method() {
             Method::GET | Method::HEAD => answer(request.uri().path().to_owned()).await,
             _ => Reply::text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n"),
@@ -214,6 +266,10 @@ mod tests {
         let bind = BindAddress { address, flag: "--test" };
         tokio::spawn(serve(bind, limits, async |path: String| match path.as_str() {
             "/hello" => Reply::text(StatusCode::OK, "hello\n"),
+            "/slow" => {
+                sleep(Duration::from_millis(200)).await;
+                Reply::text(StatusCode::OK, "slow\n")
+            }
             _ => Reply::not_found(),
         }));
         while TcpStream::connect(address).await.is_err() {
@@ -264,6 +320,69 @@ mod tests {
         let start = Instant::now();
         assert!(send(address, b"GET /hello HTTP/1.0\r\n\r\n").await.contains("hello"));
         assert!(start.elapsed() < LIMITS.deadline / 2, "the answer does not wait for a deadline");
+    }
+
+    #[test]
+    fn a_new_connection_takes_the_place_of_a_silent_one_of_the_peer_with_the_most() {
+        let peer = |number: u8| IpAddr::from([192, 0, 2, number]);
+        // Each letter is a connection, the oldest first: peer by letter, in capitals if its request has arrived.
+        let check = |open: &str, newcomer: char, victim: Option<usize>| {
+            let number = |letter: char| peer(letter.to_ascii_lowercase() as u8);
+            let loads: Vec<_> = open.chars().map(|letter| (number(letter), letter.is_ascii_uppercase())).collect();
+            assert_eq!(choose_victim(&loads, number(newcomer)), victim, "{open} {newcomer}");
+        };
+        check("", 'a', None);
+        check("aaaa", 'b', Some(0));
+        check("baaa", 'a', Some(1));
+        check("baaa", 'b', Some(1));
+        check("BAaa", 'a', Some(2));
+        check("bAAA", 'a', Some(1));
+        check("AAAb", 'b', Some(3));
+        check("AAbb", 'c', Some(2));
+        check("AAAA", 'b', Some(0));
+        check("abcd", 'e', Some(0));
+        check("Abcd", 'e', Some(1));
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_peer_and_an_ipv4_address_is_one_in_either_form() {
+        let peer = |text: &str| peer_of(text.parse().expect("an address")).to_string();
+        assert_eq!(peer("192.0.2.1"), "192.0.2.1");
+        assert_eq!(peer("::ffff:192.0.2.1"), "192.0.2.1");
+        assert_eq!(peer("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+    }
+
+    #[tokio::test]
+    async fn slow_connections_of_one_peer_do_not_end_the_connection_of_another() {
+        let address = start(LIMITS).await;
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind("127.0.0.2:0".parse().expect("an address")).expect("a loopback address");
+        let mut prober = socket.connect(address).await.expect("a connection");
+        prober.write_all(b"GET /hello HTTP/1.0\r\n").await.expect("room");
+        let mut silent = Vec::new();
+        for _ in 0..100 {
+            silent.push(TcpStream::connect(address).await.expect("a connection"));
+        }
+        // An answer shows that the server has accepted the connections before it.
+        assert!(send(address, b"GET /hello HTTP/1.0\r\n\r\n").await.contains("hello"));
+        prober.write_all(b"\r\n").await.expect("an open connection");
+        let mut answer = String::new();
+        prober.read_to_string(&mut answer).await.expect("an open connection");
+        assert!(answer.ends_with("hello\n"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_whole_request_is_answered_however_many_silent_connections_come_after_it() {
+        let address = start(LIMITS).await;
+        let mut prober = TcpStream::connect(address).await.expect("a connection");
+        prober.write_all(b"GET /slow HTTP/1.0\r\n\r\n").await.expect("room");
+        let mut silent = Vec::new();
+        for _ in 0..100 {
+            silent.push(TcpStream::connect(address).await.expect("a connection"));
+        }
+        let mut answer = String::new();
+        prober.read_to_string(&mut answer).await.expect("an open connection");
+        assert!(answer.ends_with("slow\n"), "{answer}");
     }
 
     #[tokio::test]

@@ -76,8 +76,8 @@ impl Sender {
                     self.is_forbidden = true;
                     tracing::warn!(
                         error = status.message,
-                        "the API server does not let this agent create events.events.k8s.io, so problems of Services are \
-                         in the log only: bind its account to a role that grants it, as deploy/components/events \
+                        "the API server does not let this agent create events.events.k8s.io, so problems of Services \
+                         are in the log only: bind its account to a role that grants it, as deploy/components/events \
                          does, or run without --events; the agent tries again by itself"
                     );
                 }

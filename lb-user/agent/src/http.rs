@@ -6,7 +6,7 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     io::{self, ErrorKind},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -25,8 +25,9 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use lb_common::Proto;
+use rustix::{io::Errno, net::sockopt::set_ipv6_v6only};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::{AbortHandle, JoinSet, yield_now},
     time::{sleep, timeout},
 };
@@ -38,6 +39,8 @@ use lb_kernel::sock_diag::bound;
 pub(crate) const RETRY: Duration = Duration::from_secs(5);
 /// Pause after a failed accept: without free descriptors, the next one fails too.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 128;
 /// Maximum size of a request line with its headers, in bytes.
 const MAX_HEAD: usize = 8 * 1024;
 
@@ -208,7 +211,7 @@ where
 async fn listen(address: BindAddress) -> TcpListener {
     let mut has_failed = false;
     loop {
-        match TcpListener::bind(address.address).await {
+        match bind(address.address) {
             Ok(listener) => {
                 if has_failed {
                     info!(address = %address.address, "the port is free now, and answers");
@@ -223,6 +226,29 @@ async fn listen(address: BindAddress) -> TcpListener {
         }
         sleep(RETRY).await;
     }
+}
+
+/// Binds a listener. As in Go, a wildcard address means both families; 0.0.0.0 is IPv4 alone if the kernel has no IPv6.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    if address.ip() != Ipv4Addr::UNSPECIFIED {
+        return bind_one(address);
+    }
+    match bind_one(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port())) {
+        Err(error) if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => bind_one(address),
+        result => result,
+    }
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if address.ip() == Ipv6Addr::UNSPECIFIED {
+        // The sysctl net.ipv6.bindv6only may say otherwise.
+        set_ipv6_v6only(&socket, false)?;
+    }
+    // Connections of an earlier agent may be in TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn warn_unavailable(BindAddress { address, flag }: BindAddress, error: io::Error) {
@@ -260,9 +286,17 @@ mod tests {
 
     /// Starts a server on a free port of 127.0.0.1.
     async fn start(limits: ConnectionLimits) -> SocketAddr {
+        let address = free_port().await;
+        start_at(address, limits).await;
+        address
+    }
+
+    async fn free_port() -> SocketAddr {
         let free = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = free.local_addr().expect("an address");
-        drop(free);
+        free.local_addr().expect("an address")
+    }
+
+    async fn start_at(address: SocketAddr, limits: ConnectionLimits) {
         let bind = BindAddress { address, flag: "--test" };
         tokio::spawn(serve(bind, limits, async |path: String| match path.as_str() {
             "/hello" => Reply::text(StatusCode::OK, "hello\n"),
@@ -272,10 +306,10 @@ mod tests {
             }
             _ => Reply::not_found(),
         }));
-        while TcpStream::connect(address).await.is_err() {
+        let loopback = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port());
+        while TcpStream::connect(loopback).await.is_err() {
             sleep(Duration::from_millis(1)).await;
         }
-        address
     }
 
     /// Sends a request and returns all that the server sends back.
@@ -350,6 +384,22 @@ mod tests {
         assert_eq!(peer("192.0.2.1"), "192.0.2.1");
         assert_eq!(peer("::ffff:192.0.2.1"), "192.0.2.1");
         assert_eq!(peer("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+    }
+
+    #[tokio::test]
+    async fn a_wildcard_address_answers_in_both_families() {
+        if TcpListener::bind("[::1]:0").await.is_err() {
+            println!("skipped: no IPv6 loopback");
+            return;
+        }
+        for wildcard in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+            let port = free_port().await.port();
+            start_at(SocketAddr::new(wildcard, port), LIMITS).await;
+            for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+                let answer = send(SocketAddr::new(ip, port), b"GET /hello HTTP/1.0\r\n\r\n").await;
+                assert!(answer.ends_with("hello\n"), "{wildcard} at {ip}: {answer}");
+            }
+        }
     }
 
     #[tokio::test]

@@ -16,10 +16,11 @@ use lb_agent::reconcile::{PassReport, Reconciler};
 use lb_common::{FrontendKey, Name};
 use lb_core::{
     event::{Event, Kind, Object},
-    model::{Settings, claims::Right},
+    model::{Settings, claims::Precedence},
     objects::{Key, Service},
     spec::PortKey,
     store::{Limits, MemoryStore},
+    warning::{ObjectRef, Warning},
 };
 use lb_sources::{api as wire, api::Wire, yaml};
 use proptest::{collection::vec, prelude::*, test_runner::TestCaseResult};
@@ -162,14 +163,14 @@ fn check_names(meaning: &Meaning) -> TestCaseResult {
 }
 
 /// The smaller one has a frontend that several ask for.
-fn rank(service: &Service, frontend: &FrontendKey) -> (Right, i64, Key) {
+fn rank(service: &Service, frontend: &FrontendKey) -> (Precedence, i64, Key) {
     let has = |ips: &[std::net::IpAddr]| ips.iter().any(|&ip| lb_common::Addr::from(ip) == frontend.addr);
     let right = if has(&service.cluster_ips) || frontend.addr.is_unspecified() {
-        Right::Allotted
+        Precedence::Allotted
     } else if has(&service.ingress_ips) {
-        Right::Assigned
+        Precedence::Assigned
     } else {
-        Right::Claimed
+        Precedence::Claimed
     };
     (right, service.created.unwrap_or(i64::MAX), service.key.clone())
 }
@@ -238,7 +239,7 @@ fn check_warnings(state: &State, reconciler: &Reconciler<MemoryStore>) -> TestCa
         let distinct: BTreeSet<_> = warnings.iter().collect();
         prop_assert_eq!(distinct.len(), warnings.len(), "{}: {:#?}", key, warnings);
         prop_assert!(warnings.len() < 60, "{} warnings for {}", warnings.len(), key);
-        for warning in warnings {
+        for warning in warnings.iter().map(ToString::to_string) {
             prop_assert!(warning.contains("; "), "no cure: {}", warning);
             prop_assert!(!warning.contains(|c: char| c.is_control()), "{:?}", warning);
             prop_assert!(warning.len() < 1000, "{}", warning);
@@ -248,7 +249,8 @@ fn check_warnings(state: &State, reconciler: &Reconciler<MemoryStore>) -> TestCa
     for (key, service) in &services {
         let warnings = reconciler.warnings().get(*key).unwrap_or(&none);
         for problem in &service.problems {
-            prop_assert!(warnings.contains(problem), "{}: {} is not told in {:#?}", key, problem, warnings);
+            let warning = Warning::InvalidValue { object: None, problem: problem.clone() };
+            prop_assert!(warnings.contains(&warning), "{}: {} is not told in {:#?}", key, problem, warnings);
         }
         if service.exempt.is_some() {
             continue;
@@ -268,7 +270,8 @@ fn check_warnings(state: &State, reconciler: &Reconciler<MemoryStore>) -> TestCa
         let Some(service) = slice.service.as_ref().filter(|key| services.contains_key(key)) else { continue };
         let known = reconciler.world().view(service).is_some_and(|view| view.slices.iter().any(|own| **own == *slice));
         let warnings = reconciler.warnings().get(service).unwrap_or(&none);
-        let told = warnings.iter().any(|warning| warning.contains(&slice.key.to_string()));
+        let object = ObjectRef::EndpointSlice(slice.key.clone());
+        let told = warnings.iter().any(|warning| warning.object() == Some(&object));
         prop_assert!(!known || slice.problems.is_empty() || told, "{:?} not in {:#?}", slice.problems, warnings);
     }
     Ok(())
@@ -375,8 +378,9 @@ fn thousands_that_want_the_same_address_leave_it_to_the_oldest() {
             let owner = reconciler.store().dump.names.values().map(|port| port.service.clone()).collect::<Vec<_>>();
             assert_eq!(owner, std::slice::from_ref(&oldest.key));
             let others = state.services();
-            let names =
-                |key: &Key| reconciler.warnings()[key].iter().any(|text| text.contains(&oldest.key.to_string()));
+            let names = |key: &Key| {
+                reconciler.warnings()[key].iter().any(|warning| warning.to_string().contains(&oldest.key.to_string()))
+            };
             assert!(others.into_keys().all(names));
         }
     }

@@ -33,7 +33,7 @@ use lb_core::{
     model::NodePortAddresses,
     objects::Key,
     spec::Health,
-    warning::{Problem, reason},
+    warning::{BindError, Warning},
 };
 
 /// Number of local endpoints, by which a load balancer may weigh the nodes.
@@ -91,7 +91,7 @@ fn desired_ports(
         let mut add = |ip| {
             ports.insert(HealthPort { service: service.clone(), address: SocketAddr::new(ip, health.port.get()) });
         };
-        for family in [Family::V4, Family::V6].into_iter().filter(|family| health.ready[*family as usize].is_some()) {
+        for family in [Family::V4, Family::V6].into_iter().filter(|family| health.ready[*family].is_some()) {
             if addresses.is_all() {
                 add(match family {
                     Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
@@ -146,7 +146,7 @@ async fn serve(port: HealthPort, status: watch::Receiver<Status>, events: EventQ
 /// Returns the answer at a health port, which is the same for every path.
 fn answer(port: &HealthPort, status: &Status, now: Now) -> Reply {
     let health = status.health.get(&port.service);
-    let ready = health.and_then(|health| health.ready[port.family() as usize]).unwrap_or(0);
+    let ready = health.and_then(|health| health.ready[port.family()]).unwrap_or(0);
     let is_healthy = is_live(status, now);
     let quoted = |text: &str| serde_json::to_string(text).expect("a string");
     let (namespace, name) = (quoted(port.service.namespace()), quoted(port.service.name()));
@@ -188,9 +188,9 @@ async fn listen(port: &HealthPort, events: &EventQueue) -> TcpListener {
             }
             Err(error) if !has_failed => {
                 has_failed = true;
-                let text = describe_failure(*address, &error).await;
-                warn!(%service, "{text}");
-                events.report(port.origin(), service, vec![Problem { reason: reason::HEALTH_PORT, text }]);
+                let warning = bind_warning(*address, &error).await;
+                warn!(%service, "{warning}");
+                events.report(port.origin(), service, vec![warning]);
             }
             Err(error) => debug!(%service, %address, %error, "its health check port is still unavailable"),
         }
@@ -210,20 +210,13 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn describe_failure(address: SocketAddr, error: &io::Error) -> String {
-    const EFFECT: &str = "load balancers take this node for one without endpoints";
-    if error.kind() == ErrorKind::AddrInUse {
-        let holder = http::port_holder(address.port()).await;
-        format!(
-            "its health check port {address} does not answer, because {holder} holds it: {EFFECT}. End that process, \
-             or give the Service another healthCheckNodePort; the agent keeps trying"
-        )
+async fn bind_warning(address: SocketAddr, error: &io::Error) -> Warning {
+    let obstacle = if error.kind() == ErrorKind::AddrInUse {
+        BindError::HeldBy(http::port_holder(address.port()).await)
     } else {
-        format!(
-            "its health check port {address} does not answer ({error}): {EFFECT}. Give the Service another \
-             healthCheckNodePort, or this node other --nodeport-addresses; the agent keeps trying"
-        )
-    }
+        BindError::Other(error.to_string())
+    };
+    Warning::HealthPort { address, obstacle }
 }
 
 #[cfg(test)]
@@ -238,8 +231,8 @@ mod tests {
         Key::new("default", "a")
     }
 
-    fn health(ready: [Option<usize>; 2]) -> Health {
-        Health { port: 30_100.try_into().expect("not 0"), ready }
+    fn health([v4, v6]: [Option<usize>; 2]) -> Health {
+        Health { port: 30_100.try_into().expect("not 0"), ready: lb_core::per_family::PerFamily { v4, v6 } }
     }
 
     fn now() -> Now {

@@ -20,7 +20,7 @@ use crate::{
 };
 use lb_core::{
     objects::{Drain, Key},
-    warning::{Problem, reason},
+    warning::Warning,
 };
 use lb_dataplane::{
     sockets::{self, Dead},
@@ -143,25 +143,19 @@ impl Worker {
         }
         let ports: BTreeSet<(u8, u16)> = node_ports.iter().map(|key| (key.proto, key.port)).collect();
         let store = BpfStore::open(&self.directory)?;
-        let mut problems = BTreeMap::<Key, Vec<Problem>>::new();
+        let mut problems = BTreeMap::<Key, Vec<Warning>>::new();
         for socket in bound(&|proto, port| ports.contains(&(proto as u8, port)))? {
             let is_same = |key: &&FrontendKey| (key.proto, key.port) == (socket.proto as u8, socket.address.port());
             let service = node_ports.iter().find(is_same).and_then(|key| store.name(store.frontend(key)?.service));
-            let name = service.as_ref().map_or_else(|| "a Service".to_owned(), ToString::to_string);
-            let owner = socket.owner.as_ref().map_or_else(
-                || "a process that is not in sight".to_owned(),
-                |owner| format!("{} (pid {})", owner.comm, owner.pid),
-            );
-            let text = format!(
-                "port {}/{} is a NodePort of {name}, and {owner} is bound to {} there: callers on this node reach the \
-                 Service; give one of the two another port",
-                socket.address.port(),
-                socket.proto.name(),
-                socket.address,
-            );
-            warn!("{text}");
+            let warning = Warning::NodePortInUse {
+                service: service.as_ref().map(ToString::to_string),
+                proto: socket.proto,
+                address: socket.address,
+                process: socket.owner.as_ref().map(|owner| (owner.comm.clone(), owner.pid)),
+            };
+            warn!("{warning}");
             if let Some(port) = service {
-                problems.entry(port.service).or_default().push(Problem { reason: reason::NODE_PORT, text });
+                problems.entry(port.service).or_default().push(warning);
             }
         }
         problems.into_iter().for_each(|(service, problems)| self.events.report(Origin::NodePort, &service, problems));

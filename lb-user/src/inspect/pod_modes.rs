@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use lb_common::{PathChoice, PodPath};
 use serde::Serialize;
 
-use lb_core::model::pod_modes::By;
+use lb_core::model::pod_modes::ModeSource;
 
 /// A network namespace of a pod.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -31,8 +31,8 @@ pub struct PathRow {
 
 /// Who said what a pod has chosen.
 #[must_use]
-pub const fn by(path: &PodPath) -> By {
-    if path.by_namespace == 0 { By::Pod } else { By::Namespace }
+pub const fn by(path: &PodPath) -> ModeSource {
+    if path.by_namespace == 0 { ModeSource::Pod } else { ModeSource::Namespace }
 }
 
 /// The name of what a pod has chosen.

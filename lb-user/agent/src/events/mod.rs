@@ -21,7 +21,7 @@ use self::{
     schedule::{Next, Schedule},
     sender::Sender,
 };
-use lb_core::{objects::Key, warning::Problem};
+use lb_core::{objects::Key, warning::Warning};
 use lb_sources::kubernetes;
 
 /// Maximum number of Services in the queue. More Services with problems share a cause, and the log has all of them.
@@ -42,7 +42,7 @@ struct Shared {
 }
 
 /// Current problems by Service and origin.
-type OpenProblems = BTreeMap<Key, BTreeMap<Origin, Vec<Problem>>>;
+type OpenProblems = BTreeMap<Key, BTreeMap<Origin, Vec<Warning>>>;
 
 impl EventQueue {
     /// Creates an event queue with a reader. `default()` discards.
@@ -55,7 +55,7 @@ impl EventQueue {
     }
 
     /// Replaces all problems of this origin for a Service; an empty list ends them.
-    pub(crate) fn report(&self, origin: Origin, service: &Key, mut problems: Vec<Problem>) {
+    pub(crate) fn report(&self, origin: Origin, service: &Key, mut problems: Vec<Warning>) {
         let Some(shared) = &self.0 else { return };
         let mut open = shared.lock();
         problems.truncate(MAX_PROBLEMS);
@@ -123,10 +123,10 @@ fn service_events(open: &OpenProblems) -> Vec<ServiceEvent> {
     let mut events = Vec::new();
     for (service, origins) in open {
         for (origin, problems) in origins {
-            events.extend(problems.iter().map(|problem| ServiceEvent {
+            events.extend(problems.iter().map(|warning| ServiceEvent {
                 service: service.clone(),
                 origin: *origin,
-                problem: problem.clone(),
+                warning: warning.clone(),
             }));
         }
     }
@@ -136,10 +136,9 @@ fn service_events(open: &OpenProblems) -> Vec<ServiceEvent> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_core::warning::reason;
 
-    fn problems(count: usize) -> Vec<Problem> {
-        (0..count).map(|number| Problem { reason: reason::VALUE, text: number.to_string() }).collect()
+    fn problems(count: usize) -> Vec<Warning> {
+        (0..count).map(|number| Warning::InvalidValue { object: None, problem: number.to_string() }).collect()
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use lb_core::{objects::Key, warning::Problem};
+use lb_core::{objects::Key, warning::Warning};
 
 /// Maximum length of an Event's note in bytes (k8s.io/kubernetes, pkg/apis/core/validation/events.go).
 const MAX_NOTE: usize = 1024;
@@ -38,13 +38,13 @@ impl Origin {
 pub(crate) struct ServiceEvent {
     pub(crate) service: Key,
     pub(crate) origin: Origin,
-    pub(crate) problem: Problem,
+    pub(crate) warning: Warning,
 }
 
 impl ServiceEvent {
     /// Returns the text of the Event.
     pub(crate) fn note(&self, node: &str) -> String {
-        let mut note = self.problem.text.clone();
+        let mut note = self.warning.to_string();
         if self.origin.is_of_node() {
             note = format!("on node {node}: {note}");
         }
@@ -57,7 +57,7 @@ impl ServiceEvent {
 
     /// Returns an id of the problem: equal on all nodes, except for problems of a node.
     pub(crate) fn id(&self, node: &str) -> u64 {
-        let parts = [self.service.namespace(), self.service.name(), self.problem.reason, &self.note(node)];
+        let parts = [self.service.namespace(), self.service.name(), self.warning.reason().name(), &self.note(node)];
         parts.into_iter().fold(HASH_START, hash)
     }
 
@@ -80,13 +80,11 @@ pub(super) fn hash(so_far: u64, text: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use lb_core::warning::reason;
-
     use super::*;
 
     fn event(name: &str, origin: Origin, text: &str) -> ServiceEvent {
-        let problem = Problem { reason: reason::CONFLICT, text: text.to_owned() };
-        ServiceEvent { service: Key::new("default", name), origin, problem }
+        let warning = Warning::InvalidValue { object: None, problem: text.to_owned() };
+        ServiceEvent { service: Key::new("default", name), origin, warning }
     }
 
     #[test]

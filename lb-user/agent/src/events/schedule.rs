@@ -145,11 +145,11 @@ fn jitter(node: &str, id: u64, whole: Duration) -> Duration {
 mod tests {
     use super::*;
     use crate::events::problem::Origin;
-    use lb_core::warning::{Problem, reason};
+    use lb_core::warning::Warning;
 
     fn event(name: &str, text: &str) -> ServiceEvent {
-        let problem = Problem { reason: reason::CONFLICT, text: text.to_owned() };
-        ServiceEvent { service: Key::new("default", name), origin: Origin::Objects, problem }
+        let warning = Warning::InvalidValue { object: None, problem: text.to_owned() };
+        ServiceEvent { service: Key::new("default", name), origin: Origin::Objects, warning }
     }
 
     /// Sends all Events that are due from `from` until `end`, each with the next outcome; returns their times.

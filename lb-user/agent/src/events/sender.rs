@@ -57,7 +57,7 @@ impl Sender {
                 Outcome::Failed
             }
         };
-        tracing::debug!(service = %event.service, reason = event.problem.reason, ?outcome, "sent an Event");
+        tracing::debug!(service = %event.service, reason = event.warning.reason().name(), ?outcome, "sent an Event");
         if self.is_forbidden && matches!(outcome, Outcome::Created | Outcome::Exists) {
             self.is_forbidden = false;
             tracing::info!("the API server lets this agent create Events now");
@@ -103,7 +103,7 @@ fn namespace_is_terminating(status: &kube::core::Status) -> bool {
 }
 
 async fn create(client: Client, event: &ServiceEvent, node: &str) -> Result<Outcome, kube::Error> {
-    let ServiceEvent { service, problem, .. } = event;
+    let ServiceEvent { service, warning, .. } = event;
     let services = Api::<Service>::namespaced(client.clone(), service.namespace());
     // A list with a field selector needs only the verb that the agent has, and comes from the server's cache.
     let only = ListParams::default().fields(&format!("metadata.name={}", service.name())).match_any();
@@ -119,7 +119,7 @@ async fn create(client: Client, event: &ServiceEvent, node: &str) -> Result<Outc
         reporting_controller: Some("beeline".to_owned()),
         reporting_instance: Some(node.to_owned()),
         action: Some("Serve".to_owned()),
-        reason: Some(problem.reason.to_owned()),
+        reason: Some(warning.reason().name().to_owned()),
         type_: Some("Warning".to_owned()),
         note: Some(event.note(node)),
         regarding: Some(ObjectReference {

@@ -13,29 +13,28 @@ use std::{
 };
 
 use anyhow::Result;
-use foldhash::HashSet;
+use foldhash::{HashMap, HashSet};
 use lb_common::{Addr, FrontendKey};
 
 use crate::events::{EventQueue, Origin};
-use lb_common::Family;
 use lb_core::{
     event::Event,
     model::{
-        NodeContext, Settings, about,
+        ClusterContext, NodeContext, Settings,
         claims::Claims,
         compile,
         cross_namespace::CrossNamespaceIndex,
-        evaluate::ClusterContext,
         explain::{Explanation, explain},
-        frontends::{self, unspecified},
+        fan_out,
+        frontends::{FrontendRequest, request},
     },
     objects::Key,
     plan::{Change, OnOrphan, Plan, Refused, Scope, plan},
     shadow::Shadow,
     spec::{Health, ServiceSpec},
     store::{Partial, Store, StoreError},
-    warning::{Problem, reason},
-    world::World,
+    warning::Warning,
+    world::{View, World},
 };
 use maps::Maps;
 pub(crate) use report::{MapChanges, RemovedBackend};
@@ -49,7 +48,7 @@ pub struct Reconciler<S> {
     world: World,
     settings: Settings,
     claims: Claims,
-    strangers: CrossNamespaceIndex,
+    cross_namespace: CrossNamespaceIndex,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
     node_ports: BTreeSet<Addr>,
 
@@ -57,7 +56,7 @@ pub struct Reconciler<S> {
     work: Work,
 
     // Results of the last pass over each Service.
-    warnings: BTreeMap<Key, Vec<String>>,
+    warnings: BTreeMap<Key, Vec<Warning>>,
     reports: Reports,
 }
 
@@ -88,7 +87,7 @@ impl<S: Store> Reconciler<S> {
             world: World::new(node_name),
             settings,
             claims: Claims::default(),
-            strangers: CrossNamespaceIndex::default(),
+            cross_namespace: CrossNamespaceIndex::default(),
             node_ports: BTreeSet::new(),
             maps: Maps::new(store),
             work: Work { scope: Scope::World, pending: BTreeSet::new() },
@@ -167,21 +166,33 @@ impl<S: Store> Reconciler<S> {
     /// Returns the desired content of the maps for a Service, from the current objects.
     #[must_use]
     pub fn spec(&self, key: &Key) -> ServiceSpec {
-        compile(key, self.world.view(key).as_ref(), self.node_context(), &self.settings, self.cluster_context())
+        self.compile_service(key, None)
+    }
+
+    /// Compiles a Service; `request` is its request for frontends, if it is known already.
+    fn compile_service(&self, key: &Key, request: Option<FrontendRequest>) -> ServiceSpec {
+        let Some(view) = self.world.view(key) else { return ServiceSpec::gone(key.clone()) };
+        let request = request.unwrap_or_else(|| self.request(&view));
+        compile(&view, request, self.node_context(), &self.settings, self.cluster_context())
+    }
+
+    fn request(&self, view: &View<'_>) -> FrontendRequest {
+        request(view.service, &self.settings.external_ips, &self.cross_namespace)
     }
 
     /// Returns the reasons behind [`Reconciler::spec`]; none if the Service does not exist.
     #[must_use]
     pub fn explain(&self, key: &Key) -> Option<Explanation> {
-        Some(explain(&self.world.view(key)?, self.node_context(), &self.settings, self.cluster_context()))
+        let view = self.world.view(key)?;
+        Some(explain(&view, self.request(&view), self.node_context(), &self.settings, self.cluster_context()))
     }
 
     fn cluster_context(&self) -> ClusterContext<'_> {
-        ClusterContext { claims: &self.claims, strangers: &self.strangers }
+        ClusterContext { claims: &self.claims, cross_namespace: &self.cross_namespace }
     }
 
     fn node_context(&self) -> NodeContext<'_> {
-        NodeContext { node: self.world.node_name(), zone: self.world.zone(), node_ports: &self.node_ports }
+        NodeContext { name: self.world.node_name(), zone: self.world.zone(), node_ports: &self.node_ports }
     }
 
     /// Returns the objects.
@@ -192,7 +203,7 @@ impl<S: Store> Reconciler<S> {
 
     /// Returns the warnings of the last pass over each Service.
     #[must_use]
-    pub fn warnings(&self) -> &BTreeMap<Key, Vec<String>> {
+    pub fn warnings(&self) -> &BTreeMap<Key, Vec<Warning>> {
         &self.warnings
     }
 
@@ -222,15 +233,16 @@ impl<S: Store> Reconciler<S> {
     /// Compiles the Services that the next plan covers, sorted by key. Reads the store if there is no copy of it.
     fn compile(&mut self) -> Result<Vec<ServiceSpec>> {
         self.maps.read()?;
-        let keys = self.take_keys();
-        let specs: Vec<ServiceSpec> = keys.iter().map(|key| self.spec(key)).collect();
+        let (keys, mut requests) = self.take_keys();
+        let specs: Vec<ServiceSpec> = keys.iter().map(|key| self.compile_service(key, requests.remove(key))).collect();
         specs.iter().for_each(|spec| self.warn(spec));
         specs.iter().for_each(|spec| self.reports.update_health(spec));
         Ok(specs)
     }
 
-    /// Takes the keys of all Services whose spec may have changed, and updates the indexes over all Services.
-    fn take_keys(&mut self) -> Vec<Key> {
+    /// Takes the keys of all Services whose spec may have changed, and updates the indexes over all Services. Returns
+    /// the keys, and the requests for frontends that are known already.
+    fn take_keys(&mut self) -> (Vec<Key>, HashMap<Key, FrontendRequest>) {
         let mut keys = self.world.take_dirty();
         keys.extend(std::mem::take(&mut self.work.pending));
         keys.extend(self.update_node_ports());
@@ -241,11 +253,11 @@ impl<S: Store> Reconciler<S> {
         }
         keys.sort_unstable();
         keys.dedup();
-        let affected = self.strangers.update(&self.world, &keys);
+        let affected = self.cross_namespace.update(&self.world, &keys);
         add_keys(&mut keys, affected);
-        let affected = self.claim(&keys);
+        let (requests, affected) = self.claim(&keys);
         add_keys(&mut keys, affected);
-        keys
+        (keys, requests)
     }
 
     /// Returns the addresses at which NodePorts must answer; none before the node's addresses are known.
@@ -266,55 +278,23 @@ impl<S: Store> Reconciler<S> {
         if self.work.scope == Scope::World { Vec::new() } else { self.world.services_with_endpoints_at(&changed) }
     }
 
-    /// Sets the frontends that the Services ask for; returns other Services that this affects.
-    fn claim(&mut self, keys: &[Key]) -> Vec<Key> {
-        let mut moved: Vec<FrontendKey> = Vec::new();
-        let mut changed: Vec<FrontendKey> = Vec::new();
-        let mut wanted = Vec::new();
-        self.claims.reserve(keys.len());
-        for key in keys {
-            let view = self.world.view(key);
-            wanted.clear();
-            if let Some(view) = view {
-                // What it asks for in vain is told when it is compiled.
-                let (external, strangers) = (&self.settings.external_ips, &self.strangers);
-                let all = frontends::asked(view.service, external, strangers, &mut Vec::new());
-                wanted.extend(all.iter().map(|wanted| (wanted.key, wanted.kind)));
-            }
-            let created = view.and_then(|view| view.service.created);
-            let consequences = self.claims.set(key, created, &wanted);
-            moved.extend(consequences.moved);
-            changed.extend(consequences.frontends);
-        }
+    /// Records the claims of the Services `keys`. Returns their requests for frontends, and the other Services that the
+    /// changes affect.
+    fn claim(&mut self, keys: &[Key]) -> (HashMap<Key, FrontendRequest>, Vec<Key>) {
+        let external_ips = &self.settings.external_ips;
+        let (requests, changes) =
+            fan_out::record(&mut self.claims, &self.world, keys, external_ips, &self.cross_namespace);
         if self.work.scope == Scope::World {
-            return Vec::new();
+            return (requests, Vec::new());
         }
-        moved.sort_unstable();
-        moved.dedup();
-        let mut concerned: Vec<Key> = moved.iter().flat_map(|key| self.claims.claimants(key)).cloned().collect();
-        // Whoever has an endpoint there names the owner in a warning.
-        changed.append(&mut moved);
-        if changed.is_empty() {
-            return concerned;
-        }
-        // An endpoint that is a frontend is refused, so that a frontend that comes or goes concerns its endpoints'
-        // Services.
-        let mut addrs: HashSet<Addr> = changed.iter().map(|key| key.addr).collect();
-        for family in [Family::V4, Family::V6] {
-            // A NodePort is one at each of the node's addresses.
-            if addrs.remove(&unspecified(family)) {
-                addrs.extend(self.node_ports.iter().filter(|addr| Family::of(addr) == family));
-            }
-        }
-        concerned.extend(self.world.services_with_endpoints_at(&addrs));
-        // Who still holds one that nobody asks for any more has to drop it: its owner-to-be never had room.
-        let unclaimed = changed.iter().filter(|key| self.claims.owner(key).is_none());
+        let fan_out::Affected { mut services, unclaimed } =
+            fan_out::affected(changes, &self.claims, &self.world, &self.node_ports);
         let holder = |key: &FrontendKey| {
             let shadow = self.maps.shadow.as_ref()?;
             Some(shadow.port(shadow.frontend(key)?.service)?.key.as_ref()?.service.clone())
         };
-        concerned.extend(unclaimed.filter_map(holder));
-        concerned
+        services.extend(unclaimed.iter().filter_map(holder));
+        (requests, services)
     }
 
     /// Plans and writes; repeats this while the writes make room for Services that did not fit before.
@@ -364,9 +344,7 @@ impl<S: Store> Reconciler<S> {
             tracing::warn!(service = %spec.key, "{warning}");
         }
         if self.reports.events.has_reader() {
-            let view = self.world.view(&spec.key);
-            let problems = view.map(|view| about(&view, self.node_context(), &self.settings, self.cluster_context()));
-            self.reports.events.report(Origin::Objects, &spec.key, problems.unwrap_or_default());
+            self.reports.events.report(Origin::Objects, &spec.key, spec.warnings.clone());
         }
         if spec.warnings.is_empty() {
             self.warnings.remove(&spec.key);
@@ -380,8 +358,7 @@ impl<S: Store> Reconciler<S> {
         let Reports { events, refused: known, .. } = &mut self.reports;
         for new in refused.iter().filter(|new| !known.contains(new)) {
             tracing::error!(service = %new.service, "{new}");
-            let problem = Problem { reason: reason::ROOM, text: new.to_string() };
-            events.report(Origin::MapSize, &new.service, vec![problem]);
+            events.report(Origin::MapSize, &new.service, vec![new.warning()]);
         }
         for old in known.iter().filter(|old| !refused.iter().any(|new| new.service == old.service)) {
             events.report(Origin::MapSize, &old.service, Vec::new());

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{MapChanges, PassReport, Reconciler, Status};
-use lb_core::{event::Event, model::pod_modes::paths, op::Table, store::Store};
+use lb_core::{event::Event, model::pod_modes::pod_modes, op::Table, store::Store};
 use lb_kernel::allocator;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -179,7 +179,7 @@ fn publish<S: Store>(
     duration: Duration,
 ) {
     let error = report.failure.as_ref().map(|error| format!("{error:#}"));
-    let pod_modes = reconciler.world.pods().map(paths);
+    let pod_modes = reconciler.world.pods().map(pod_modes);
     let triggers = if error.is_none() { reconciler.world.take_triggers() } else { Vec::new() };
     status.send_modify(|status| {
         status.record_pass(duration, error, &triggers);

@@ -13,7 +13,7 @@ use tokio::time::{Duration, Instant};
 use crate::histogram::Histogram;
 use lb_core::{
     event::Kind,
-    model::pod_modes::Paths,
+    model::pod_modes::PodModes,
     objects::Key,
     spec::Health,
     world::{Changes, World},
@@ -45,7 +45,7 @@ pub(crate) struct Status {
     /// `InternalIP` addresses of the Node.
     pub(crate) node_addresses: Vec<IpAddr>,
     /// Modes of the node's pods; none before the pods were listed.
-    pub(crate) pod_modes: Option<Arc<Paths>>,
+    pub(crate) pod_modes: Option<Arc<PodModes>>,
     /// Kinds of objects that the API server forbids the source to read.
     pub(crate) forbidden: BTreeSet<Kind>,
     /// Arrival of the oldest change that no successful pass has handled.

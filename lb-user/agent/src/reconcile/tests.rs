@@ -342,7 +342,7 @@ fn a_problem_stays_in_the_event_queue_until_it_is_solved() {
         let report = reconciler.pass();
         reconciler.report_refused(&report.refused);
         let open = queue.open_problems().into_iter();
-        open.map(|event| format!("{} {}", event.service, event.problem.reason)).collect::<Vec<_>>()
+        open.map(|event| format!("{} {}", event.service, event.warning.reason().name())).collect::<Vec<_>>()
     };
     let both = empty_lists().chain([claimant("a", 1), claimant("b", 2)]);
     assert_eq!(pass(both.collect()), ["default/b FrontendConflict"]);

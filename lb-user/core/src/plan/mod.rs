@@ -21,6 +21,7 @@ use crate::{
     shadow::{Port, Shadow},
     spec::{PortSpec, ServiceSpec},
     store::Limits,
+    warning::Warning,
 };
 
 /// What the desired list is.
@@ -80,15 +81,18 @@ pub struct Refused {
     pub size: usize,
 }
 
+impl Refused {
+    /// The warning for the owner of the Service.
+    #[must_use]
+    pub fn warning(&self) -> Warning {
+        let Self { service, table, size } = self;
+        Warning::MapFull { service: service.clone(), map: table.map_name(), flag: table.flag_name(), size: *size }
+    }
+}
+
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { service, table, size } = self;
-        let (map, flag, more) = (table.map_name(), table.flag_name(), size.saturating_mul(2).max(1));
-        write!(
-            f,
-            "the map {map} has {size} entries and no room for {service}, which stays as it was; \
-             raise it with --map-size {flag}={more}"
-        )
+        self.warning().fmt(f)
     }
 }
 

@@ -29,7 +29,7 @@ use crate::{
 };
 use choice::{Choice, Patterns};
 use decide::{Setting, Wish, decide, entrances, pod_links, uplinks};
-use lb_core::model::pod_modes::Paths;
+use lb_core::model::pod_modes::PodModes;
 use lb_kernel::{
     bpf::typed::TypedMap,
     netlink::{Channel, News, facts::Facts, group},
@@ -73,7 +73,7 @@ pub struct NodeState {
     /// The addresses by which the cluster knows it.
     pub addresses: Vec<IpAddr>,
     /// The modes of its pods; None until they are known.
-    pub paths: Option<Arc<Paths>>,
+    pub paths: Option<Arc<PodModes>>,
 }
 
 impl NodeState {

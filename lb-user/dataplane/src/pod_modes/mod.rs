@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use find::{Sought, find};
 use lb_core::{
-    model::pod_modes::{By, Chosen, HOST_NETWORK, Paths, refusal},
+    model::pod_modes::{HOST_NETWORK, ModeSource, PodMode, PodModes, refusal},
     objects::Key,
 };
 use lb_kernel::{
@@ -38,7 +38,7 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Placed<'a> {
     /// What it has chosen.
-    pub chosen: &'a Chosen,
+    pub chosen: &'a PodMode,
     /// Cookies of its network namespaces; or why it keeps the path of sockets, as far as there is anything to say.
     pub cookies: Result<BTreeSet<u64>, Option<String>>,
     /// The links of this node of which the other end is there.
@@ -49,7 +49,7 @@ pub struct Placed<'a> {
 #[derive(Default)]
 pub struct Keeper {
     /// Of which choices the next is what was found.
-    asked: Paths,
+    asked: PodModes,
     sought: Vec<Sought>,
     looked: Option<Instant>,
     /// Pods of which nothing is found, and since when.
@@ -66,7 +66,7 @@ impl Keeper {
     ///
     /// # Errors
     /// When the kernel does not tell.
-    pub fn look<'a>(&mut self, paths: &'a Paths, facts: &Facts, channel: &mut Channel) -> Result<Vec<Placed<'a>>> {
+    pub fn look<'a>(&mut self, paths: &'a PodModes, facts: &Facts, channel: &mut Channel) -> Result<Vec<Placed<'a>>> {
         let now = Instant::now();
         if self.asked != *paths {
             self.asked = paths.clone();
@@ -125,7 +125,7 @@ impl Keeper {
     pub fn tell(
         &mut self,
         directory: &Path,
-        paths: &Paths,
+        paths: &PodModes,
         placed: &[Placed<'_>],
         serving: &BTreeSet<u32>,
     ) -> Result<()> {
@@ -197,7 +197,7 @@ pub fn settle(placed: &[Placed<'_>], serving: &BTreeSet<u32>) -> (BTreeMap<u64, 
 const NO_LINK: &str = "no link of this node leads to it (veth or netkit), where its packets could be translated; give it \
                        the label beeline.io/path: socket";
 
-fn entry(chosen: &Chosen, device: Option<&u32>) -> PodPath {
+fn entry(chosen: &PodMode, device: Option<&u32>) -> PodPath {
     let [v4, v6] = [true, false].map(|is_v4| chosen.ips.iter().find(|ip| ip.is_ipv4() == is_v4).copied());
     PodPath {
         v4: v4.map_or(Addr::from_v4_word(0), Addr::from),
@@ -206,7 +206,7 @@ fn entry(chosen: &Chosen, device: Option<&u32>) -> PodPath {
         name: cut(chosen.key.name()),
         device: device.copied().unwrap_or(0),
         path: chosen.path as u8,
-        by_namespace: u8::from(chosen.by == By::Namespace),
+        by_namespace: u8::from(chosen.by == ModeSource::Namespace),
         _pad: 0,
     }
 }
@@ -230,15 +230,15 @@ pub fn choices(placed: &[Placed<'_>]) -> BTreeMap<u32, PathChoice> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_core::model::pod_modes::Netns;
+    use lb_core::model::pod_modes::PodNetns;
 
-    fn chosen(name: &str, path: PathChoice) -> Chosen {
+    fn chosen(name: &str, path: PathChoice) -> PodMode {
         let ips = vec!["fd00::1".parse().expect("an address"), "10.0.0.1".parse().expect("an address")];
-        let netns = Netns::OfCgroup(name.into());
-        Chosen { key: Key::new("n", name), path, by: By::Namespace, netns, ips, started: true }
+        let netns = PodNetns::OfCgroup(name.into());
+        PodMode { key: Key::new("n", name), path, by: ModeSource::Namespace, netns, ips, started: true }
     }
 
-    fn placed<'a>(chosen: &'a Chosen, cookie: u64, links: &[u32]) -> Placed<'a> {
+    fn placed<'a>(chosen: &'a PodMode, cookie: u64, links: &[u32]) -> Placed<'a> {
         Placed { chosen, cookies: Ok([cookie].into()), links: links.iter().copied().collect() }
     }
 

@@ -1,13 +1,13 @@
-//! How much the world has changed, and when the cluster began what changed it: for metrics, decides nothing.
+//! Counts of changes, and the times of the events that caused them: for metrics, decides nothing.
 
 use std::time::SystemTime;
 
 use crate::objects::Key;
 
-/// Triggers that are kept: more wait only where passes fail, and then these tell enough.
-const MOST: usize = 10_000;
+/// Most triggers that are kept: more wait only where passes fail, and then these are enough.
+const MAX_TRIGGERS: usize = 10_000;
 
-/// How many objects have come, changed or gone.
+/// Counts of the objects that came, changed or went.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Changes {
     /// Services.
@@ -17,33 +17,33 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// What came after `earlier`.
+    /// Counts of the changes after `earlier`.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Self {
         Self { services: self.services - earlier.services, endpoints: self.endpoints - earlier.endpoints }
     }
 }
 
-/// When that happened for which endpoints have changed, as far as nobody has asked yet.
+/// Times of the events that caused changes of endpoints, until [`Triggers::take`].
 #[derive(Default)]
 pub(super) struct Triggers {
-    /// What came before is not measured, since nobody was there; without it nothing is.
+    /// Earlier triggers are not measured, since no agent ran; none are measured without it.
     pub(super) since: Option<SystemTime>,
     waiting: Vec<(Key, SystemTime)>,
 }
 
 impl Triggers {
-    /// Endpoints of this Service have changed.
+    /// Notes the trigger of a change of the Service's endpoints.
     pub(super) fn note(&mut self, service: &Key, triggered: Option<SystemTime>) {
-        let wanted = |time: &SystemTime| self.since.is_some_and(|since| *time > since);
-        if let Some(time) = triggered.filter(wanted)
-            && self.waiting.len() < MOST
+        let is_measured = |time: &SystemTime| self.since.is_some_and(|since| *time > since);
+        if let Some(time) = triggered.filter(is_measured)
+            && self.waiting.len() < MAX_TRIGGERS
         {
             self.waiting.push((service.clone(), time));
         }
     }
 
-    /// Endpoints of this Service have gone; their time is that of an earlier change (kube-proxy,
+    /// Removes the triggers of a Service whose endpoints have gone: their times are of an earlier change (kube-proxy,
     /// pkg/proxy/endpointschangetracker.go).
     pub(super) fn forget(&mut self, service: &Key) {
         self.waiting.retain(|(other, _)| other != service);

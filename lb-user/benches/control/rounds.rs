@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_agent::reconcile::{PassReport, Reconciler, Took};
+use lb_agent::reconcile::{PassReport, Reconciler, StepDurations};
 use lb_core::{event::Event, model::Settings, op::Table};
 use lb_dataplane::{load::Loader, pins::Pins, store::BpfStore, upgrade::programs::MapSizes};
 
@@ -105,7 +105,7 @@ impl Bench {
         let memory = Memory::now(&self.pins);
         let events = objects::cluster(services, endpoints);
         let (took, report) = self.step(events);
-        let Took { compile, plan, write } = report.took;
+        let StepDurations { compile, plan, write } = report.durations;
         // As the agent does after a burst.
         drop(report.changed);
         lb_kernel::allocator::release();

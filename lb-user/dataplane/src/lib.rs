@@ -8,7 +8,6 @@ pub mod cleanup;
 pub mod devices;
 pub mod environment;
 pub mod flows;
-pub mod ids;
 pub mod kube_proxy;
 pub mod load;
 pub mod log;

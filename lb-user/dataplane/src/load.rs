@@ -9,12 +9,12 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::{Ebpf, maps::MapData};
+use lb_core::ids::HighestIds;
 use lb_core::op::Table;
 use tracing::info;
 
 use crate::{
     attach::{self, tc::Tc},
-    ids::HighestIds,
     log,
     pins::Pins,
     store::{self, BpfStore},

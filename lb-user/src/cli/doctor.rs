@@ -12,7 +12,7 @@ use super::{
     say,
 };
 use crate::doctor::{self, Agent, Finding, Objects, Severity, Subject};
-use lb_agent::agent::Source;
+use lb_agent::Source;
 use lb_core::text::number;
 use lb_dataplane::pins::Pins;
 use lb_sources::{

@@ -58,7 +58,7 @@ fn parse_key(text: &str) -> Result<Key, String> {
 
 pub(super) fn render(pins: &Pins, flags: Flags, arguments: Arguments) -> Result<String> {
     // What the pass says of every Service would drown what is asked for.
-    log::start(log::Format::Text, "warn,lb_user::reconcile=off")?;
+    log::start(log::Format::Text, "warn,lb_agent::reconcile=off")?;
     let (service, output) = (arguments.service.clone(), arguments.output);
     let Origin { text, source, settings, node_name } = match flags {
         Flags::Given => arguments.named.origin()?,
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
     use clap::CommandFactory as _;
     use expect_test::{Expect, expect};
-    use lb_agent::agent::Source;
+    use lb_agent::Source;
     use lb_sources::directory;
 
     #[test]

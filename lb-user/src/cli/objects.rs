@@ -15,7 +15,7 @@ use clap::{ArgMatches, Args, CommandFactory as _, Parser as _, ValueEnum, parser
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{Cli, Command, config, run, service_flags, service_flags::Meaning};
-use lb_agent::agent::Source;
+use lb_agent::Source;
 use lb_core::{
     event::{Event, Kind},
     model::Settings,

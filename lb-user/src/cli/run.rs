@@ -6,10 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 
 use super::{log, service_flags::Meaning};
-use lb_agent::{
-    agent::{self, Source},
-    http::Port,
-};
+use lb_agent::{BindAddress, Config, Source};
 use lb_core::op::Table;
 use lb_dataplane::{
     devices::options::{DeviceOptions, LinkPatterns, UplinkChoice},
@@ -142,8 +139,8 @@ fn parse_size(text: &str) -> Result<(Table, u32), String> {
 struct Address(Option<SocketAddr>);
 
 impl Address {
-    fn port(self, flag: &'static str) -> Option<Port> {
-        Some(Port { address: self.0?, flag })
+    fn port(self, flag: &'static str) -> Option<BindAddress> {
+        Some(BindAddress { address: self.0?, flag })
     }
 }
 
@@ -170,7 +167,7 @@ pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> 
     if let Some(&services) = sizes.get(&Table::Services) {
         sizes.insert(Table::Names, services);
     }
-    let config = agent::Config {
+    let config = Config {
         source,
         events: arguments.events,
         node_name,
@@ -188,7 +185,7 @@ pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> 
         metrics_backends: arguments.metrics_backends,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("starting the runtime")?.block_on(agent::run(config, pins))?;
+    runtime.context("starting the runtime")?.block_on(lb_agent::run(config, pins))?;
     Ok(ExitCode::SUCCESS)
 }
 

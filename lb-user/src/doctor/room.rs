@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use lb_common::Counter;
 
 use super::Finding;
-use lb_agent::metrics::kernel::{self, Map};
+use lb_agent::metrics::kernel::{self, MapUsage};
 use lb_core::op::Table;
 use lb_dataplane::load::largest;
 
@@ -15,7 +15,7 @@ const CHECK: &str = "room";
 const CLOSE: u64 = 90;
 
 /// The maps, and events of which their programs keep count; or why neither can be read.
-pub(super) type Facts = Result<(Vec<Map>, Vec<(Counter, u64)>), String>;
+pub(super) type Facts = Result<(Vec<MapUsage>, Vec<(Counter, u64)>), String>;
 
 /// Reads the pins of a directory.
 pub(super) fn read(directory: &Path) -> Facts {
@@ -58,11 +58,11 @@ pub(super) fn evaluate(facts: &Facts, fixed: &BTreeSet<Table>) -> Vec<Finding> {
     findings
 }
 
-fn share(map: &Map) -> Option<u64> {
+fn share(map: &MapUsage) -> Option<u64> {
     (map.entries?.saturating_mul(100)).checked_div(u64::from(map.size))
 }
 
-fn close(map: &Map, fixed: &BTreeSet<Table>) -> Option<Finding> {
+fn close(map: &MapUsage, fixed: &BTreeSet<Table>) -> Option<Finding> {
     let share = share(map).filter(|share| *share >= CLOSE)?;
     let what = format!("the map {} is at {share} % of its {} entries", map.name, map.size);
     match Table::ALL.into_iter().find(|table| table.map_name() == map.name) {
@@ -96,7 +96,7 @@ mod tests {
     use crate::doctor::finding::{assert_told, brief};
 
     fn check(maps: &[(&str, Option<u64>, u32)], counters: &[(Counter, u64)], fixed: &[Table], expected: &[&str]) {
-        let map = |(name, entries, size): &(&str, Option<u64>, u32)| Map {
+        let map = |(name, entries, size): &(&str, Option<u64>, u32)| MapUsage {
             name: (*name).to_owned(),
             entries: *entries,
             size: *size,

@@ -138,7 +138,7 @@ pub(crate) fn events_that_are_refused_stop_nothing(server: &mut ApiServer) {
     let said = agent.log();
     assert_eq!(said.matches(refused).count(), 1, "{said}");
     assert!(said.contains("deploy/components/events") && said.contains("without --events"), "{said}");
-    assert_eq!(said.matches("said=Refused").count(), 1, "it asks for one of two, and then rarely: {said}");
+    assert_eq!(said.matches("outcome=Forbidden").count(), 1, "the agent tries one of two, and then rarely: {said}");
     let made = events(server);
     assert!(made.is_empty(), "{made:#?}");
     server.kubectl(&["delete", "service/told-a", "service/told-b", "service/told-after"]);

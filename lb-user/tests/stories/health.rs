@@ -238,14 +238,14 @@ fn backends_are_bounded(node: &mut Node) {
 fn port_in_use(node: &mut Node) {
     let held = TcpListener::bind(HEALTH).expect("a free port");
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
-    let agent = node.agent(&[ON_LOOPBACK.as_slice(), &["--log-level=beeline=debug,lb_user=debug"]].concat());
+    let agent = node.agent(&[ON_LOOPBACK.as_slice(), &["--log-level=info,lb_agent=debug"]].concat());
     agent.wait_for_log("holds 127.0.0.1:10256");
     let said = agent.log();
     assert!(said.contains(&format!("(pid {})", std::process::id())), "who holds it is named: {said}");
     assert!(said.contains("--healthz-bind-address"), "the cure is named: {said}");
     assert_eq!(ask(METRICS, "/proxyMode").map(|(code, _)| code), Some(200), "the other port is served");
     agent.wait_for("the Service", |dump| dump.slots.len() == 1);
-    agent.wait_for_log("still not to be had");
+    agent.wait_for_log("still unavailable");
     assert_eq!(agent.log().matches("holds 127.0.0.1:10256").count(), 1, "once is enough");
     drop(held);
     until("the port is taken over", || codes() == [Some(200), Some(200)]);

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::Result;
 use lb_common::{Affinity, AffinityKey, Backend, BackendStats, PortStats, Service};
 
-use crate::ids::HighestIds;
+use lb_core::ids::HighestIds;
 use lb_kernel::bpf::typed::TypedMap;
 
 /// All counts, by id.

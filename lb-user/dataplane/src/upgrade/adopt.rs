@@ -28,7 +28,8 @@ use aya::maps::{MapData, MapInfo};
 use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_PERCPU_ARRAY};
 
 use super::pinned_maps::{MapLayout, MapOrigin, SizeRule, compare};
-use crate::{ids::HighestIds, pins::Pins};
+use crate::pins::Pins;
+use lb_core::ids::HighestIds;
 use lb_core::op::Table;
 use lb_kernel::bpf;
 

@@ -68,8 +68,8 @@ fn is_wanted(connection: &Connection) -> bool {
 
 /// Returns the entries of both directions.
 fn entries(connection: &Connection, now: u64) -> [(FlowKey, Flow); 2] {
-    let Connection { proto, original: dialled, reply, seen_reply: is_answered, .. } = *connection;
-    let reverse = if is_answered { Seen::ANY } else { 0 };
+    let Connection { proto, original: dialled, reply, seen_reply, .. } = *connection;
+    let reverse = if seen_reply { Seen::ANY } else { 0 };
     // The hook that sees the replies.
     let (hook, partner) =
         if reply.dst == dialled.src { (Hook::Egress, FlowFlags::PARTNER_EGRESS) } else { (Hook::Ingress, 0) };

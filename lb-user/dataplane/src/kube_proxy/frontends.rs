@@ -37,8 +37,10 @@ pub(super) struct Graph {
 impl Graph {
     /// Lists the maps to which rules lead.
     pub(super) fn named_maps(&self) -> BTreeSet<String> {
-        let goes = self.chains.values().flatten().flat_map(|rule| &rule.actions);
-        goes.filter_map(|goes| if let RuleAction::MapLookup(name) = goes { Some(name.clone()) } else { None }).collect()
+        let actions = self.chains.values().flatten().flat_map(|rule| &rule.actions);
+        actions
+            .filter_map(|action| if let RuleAction::MapLookup(name) = action { Some(name.clone()) } else { None })
+            .collect()
     }
 
     /// Returns the endpoints of a frontend that leads to this chain.
@@ -64,15 +66,15 @@ impl Graph {
             if !reached.chains.insert(chain.clone()) {
                 continue;
             }
-            for goes in self.chains.get(&chain).into_iter().flatten().flat_map(|rule| &rule.actions) {
-                let through: Vec<&RuleAction> = match goes {
+            for action in self.chains.get(&chain).into_iter().flatten().flat_map(|rule| &rule.actions) {
+                let through: Vec<&RuleAction> = match action {
                     RuleAction::MapLookup(map) => {
-                        self.maps.get(map).into_iter().flatten().map(|(_, goes)| goes).collect()
+                        self.maps.get(map).into_iter().flatten().map(|(_, action)| action).collect()
                     }
                     other => vec![other],
                 };
-                for goes in through {
-                    match goes {
+                for action in through {
+                    match action {
                         RuleAction::Jump(next) => left.push(next.clone()),
                         RuleAction::Dnat(endpoint) => _ = reached.endpoints.insert(*endpoint),
                         RuleAction::MapLookup(_) | RuleAction::Drop => {}
@@ -94,8 +96,8 @@ struct Reached {
 pub(super) fn of_nftables(family: Family, graph: &Graph) -> RuleFrontends {
     let mut frontends = RuleFrontends::new();
     for map in ["service-ips", "service-nodeports"] {
-        for (key, goes) in graph.maps.get(map).into_iter().flatten() {
-            if let (Some(frontend), RuleAction::Jump(chain)) = (frontend(family, key), goes) {
+        for (key, action) in graph.maps.get(map).into_iter().flatten() {
+            if let (Some(frontend), RuleAction::Jump(chain)) = (frontend(family, key), action) {
                 frontends.insert(frontend, graph.endpoints(chain));
             }
         }
@@ -179,12 +181,12 @@ mod tests {
         RuleAction::Jump(name.to_owned())
     }
 
-    fn leads(goes: &[RuleAction]) -> Vec<Rule> {
-        goes.iter().map(|goes| Rule { actions: vec![goes.clone()], ..Rule::default() }).collect()
+    fn rules(actions: &[RuleAction]) -> Vec<Rule> {
+        actions.iter().map(|action| Rule { actions: vec![action.clone()], ..Rule::default() }).collect()
     }
 
     fn graph(chains: &[(&str, &[RuleAction])]) -> Graph {
-        let chains = chains.iter().map(|(name, goes)| ((*name).to_owned(), leads(goes))).collect();
+        let chains = chains.iter().map(|(name, actions)| ((*name).to_owned(), rules(actions))).collect();
         Graph { chains, maps: BTreeMap::new() }
     }
 
@@ -237,12 +239,12 @@ mod tests {
 
     #[test]
     fn iptables_mode_is_read_from_its_rules() {
-        let rule = |to: Option<[u8; 4]>, port: u16, goes: RuleAction, comment: &str| Rule {
+        let rule = |to: Option<[u8; 4]>, port: u16, action: RuleAction, comment: &str| Rule {
             destination: to.and_then(|octets| address(&octets)),
             proto: Some(6),
             port: Some(port),
             comment: Some(comment.to_owned()),
-            actions: vec![goes],
+            actions: vec![action],
         };
         let mut nat = graph(&[
             ("KUBE-SVC-A", &[chain("KUBE-SEP-A"), chain("KUBE-SEP-B")]),

@@ -126,8 +126,8 @@ impl<'a> Sweep<'a> {
                     Ok(backend.map(|backend| (socket.id, backend)))
                 })?;
                 let mut missed = false;
-                for (name, backend) in victims {
-                    match channel.destroy(self.proto, name)?.with_context(|| cannot_end(self.proto))? {
+                for (id, backend) in victims {
+                    match channel.destroy(self.proto, id)?.with_context(|| cannot_end(self.proto))? {
                         DestroyOutcome::Destroyed => *ended.entry(backend).or_default() += 1,
                         DestroyOutcome::NotFound => missed = true,
                     }

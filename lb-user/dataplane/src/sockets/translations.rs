@@ -53,8 +53,8 @@ impl SocketTranslations {
     /// connected.
     pub(super) fn lost(&self, socket: &Socket, is_lost: &IsLost<'_>) -> Result<Option<u32>> {
         match self {
-            Self::Udp(probe) => {
-                Ok(probe.read(socket)?.and_then(|bytes| lost(&translations(&bytes)?, &socket.remote, is_lost)))
+            Self::Udp(storage) => {
+                Ok(storage.read(socket)?.and_then(|bytes| lost(&translations(&bytes)?, &socket.remote, is_lost)))
             }
             Self::Tcp { socks, more } => {
                 let translation = tcp(socks, more, socket.cookie)?;

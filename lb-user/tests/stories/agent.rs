@@ -10,7 +10,7 @@ use std::{
 use lb_core::store::{Dump, Store as _};
 use lb_dataplane::store::BpfStore;
 
-use crate::node::{Node, is_slow};
+use crate::node::{StoryNode, is_slow};
 
 /// Waits until something is so: a limit that only a failure reaches, also on a machine that does other things. Under emulation
 /// everything takes longer.
@@ -39,7 +39,7 @@ pub fn next_beeline() -> Option<Command> {
 }
 
 /// Runs a command of the command line on the node's pins.
-pub fn run(node: &Node, arguments: &[&str]) -> Output {
+pub fn run(node: &StoryNode, arguments: &[&str]) -> Output {
     let output = beeline().arg("--pins").arg(&node.pins).args(arguments).output().expect("the beeline binary");
     print!("{}", String::from_utf8_lossy(&output.stdout));
     eprint!("{}", String::from_utf8_lossy(&output.stderr));
@@ -55,12 +55,12 @@ pub struct Agent {
 
 impl Agent {
     /// Starts it and does not wait.
-    pub fn start(node: &Node, arguments: &[&str]) -> Self {
+    pub fn start(node: &StoryNode, arguments: &[&str]) -> Self {
         Self::start_as(beeline(), node, arguments)
     }
 
     /// Starts this binary, and does not wait.
-    pub fn start_as(mut command: Command, node: &Node, arguments: &[&str]) -> Self {
+    pub fn start_as(mut command: Command, node: &StoryNode, arguments: &[&str]) -> Self {
         static STARTED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = STARTED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let log = node.directory.join(format!("agent{number}.log"));

@@ -4,13 +4,13 @@
 use crate::{
     Story,
     agent::Agent,
-    node::{Node, service, with_spec},
+    node::{StoryNode, service, with_spec},
     sockets::{at, tcp_ask, tcp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("bad_input_costs_only_itself_and_is_told_with_its_cure", costs_only_itself),
-    ("bad_endpoints_by_the_thousand_are_few_lines", thousands),
+    ("bad_input_affects_only_itself_and_is_logged_with_its_cure", costs_only_itself),
+    ("thousands_of_bad_endpoints_log_few_lines", thousands),
 ];
 
 const GOOD: &str = "10.96.0.1:80";
@@ -205,7 +205,7 @@ fn warnings(agent: &Agent) -> Vec<String> {
     agent.log().lines().filter(is_ours).map(str::to_owned).collect()
 }
 
-fn costs_only_itself(node: &mut Node) {
+fn costs_only_itself(node: &mut StoryNode) {
     tcp_server("10.0.0.1:8080");
     tcp_server(SERVER);
     node.write("good.yaml", &service("good", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
@@ -245,7 +245,7 @@ fn costs_only_itself(node: &mut Node) {
     assert_eq!(warnings(&agent), said, "nothing new is wrong");
 }
 
-fn thousands(node: &mut Node) {
+fn thousands(node: &mut StoryNode) {
     tcp_server("10.0.0.1:8080");
     node.write("good.yaml", &service("good", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
     let many = |name: &str, vip: &str, net: &str, count: usize| {

@@ -12,15 +12,15 @@ use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use crate::{
     Story,
     agent::{Agent, run, until},
-    kill::in_namespace,
-    node::{Node, service},
+    node::{StoryNode, service},
+    socket_termination::in_namespace,
     sockets::{Client, at, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("least_capabilities_do_everything", least_capabilities),
-    ("fewest_capabilities_do_all_but_end_sockets", fewest_capabilities),
-    ("without_one_of_the_fewest_capabilities_the_agent_names_it_and_ends", one_less),
+    ("the_least_capabilities_suffice_for_everything", least_capabilities),
+    ("the_fewest_capabilities_suffice_for_all_but_ending_sockets_of_pods", fewest_capabilities),
+    ("without_one_of_the_fewest_capabilities_the_agent_exits_and_names_it", one_less),
 ];
 
 const LEAST: &str = include_str!("../../../deploy/components/least-capabilities/kustomization.yaml");
@@ -85,7 +85,7 @@ impl Drop for Pod {
 
 /// Start, changes, a restart over the pins, and a socket in the network namespace of another user's process whose backend goes.
 /// True when that was ended.
-fn life(node: &Node) -> bool {
+fn life(node: &StoryNode) -> bool {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH[1..]));
     let mut agent = node.agent(&[]);
@@ -118,7 +118,7 @@ fn life(node: &Node) -> bool {
     has_ended
 }
 
-fn least_capabilities(node: &mut Node) {
+fn least_capabilities(node: &mut StoryNode) {
     let node = &*node;
     let bounds = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("a bounding set");
     let bounds = bounds.split(' ').map(|name| name.strip_prefix("CAP_").and_then(CapabilitySet::from_name));
@@ -126,12 +126,12 @@ fn least_capabilities(node: &mut Node) {
     assert!(with(of(LEAST), || life(node)), "the socket of the pod was not ended");
 }
 
-fn fewest_capabilities(node: &mut Node) {
+fn fewest_capabilities(node: &mut StoryNode) {
     let node = &*node;
     assert!(!with(of(FEWEST), || life(node)), "it was ended: then the larger set is not needed");
 }
 
-fn one_less(node: &mut Node) {
+fn one_less(node: &mut StoryNode) {
     let node = &*node;
     node.write("dns.yaml", &dns(&BOTH));
     for missing in of(FEWEST).iter().filter(|one| *one != CapabilitySet::SYS_RESOURCE) {

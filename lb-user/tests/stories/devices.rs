@@ -24,22 +24,22 @@ use rustix::process::Signal;
 use crate::{
     Story,
     agent::{Agent, beeline, run, until},
+    agent_lifecycle::write_wide,
     doctor::returning,
-    life::write_wide,
-    node::{Node, ip},
+    node::{StoryNode, ip},
 };
 
 pub const STORIES: &[Story] = &[
-    ("devices_have_programs_as_routes_say", follows_routes),
+    ("devices_with_routes_get_the_programs", follows_routes),
     ("devices_are_chosen_by_flags", flags_choose),
-    ("devices_are_looked_at_by_doctor", doctor_looks),
-    ("devices_keep_their_programs_over_kills_restarts_and_upgrades", programs_stay),
-    ("devices_are_given_the_programs_of_larger_maps", larger_maps),
-    ("devices_are_left_clean", cleanup),
-    ("devices_are_left_clean_from_another_namespace", cleanup_from_elsewhere),
-    ("devices_keep_the_filters_of_others", filters_of_others),
-    ("devices_get_back_what_another_takes_away", taken_away),
-    ("devices_by_the_hundred_cost_no_storm", burst),
+    ("devices_are_checked_by_doctor", doctor_looks),
+    ("devices_keep_their_programs_across_kills_restarts_and_upgrades", programs_stay),
+    ("devices_get_new_programs_when_maps_grow", larger_maps),
+    ("devices_are_clean_after_cleanup", cleanup),
+    ("devices_are_clean_after_cleanup_from_another_namespace", cleanup_from_elsewhere),
+    ("devices_keep_foreign_tc_filters", filters_of_others),
+    ("devices_get_detached_programs_back", taken_away),
+    ("devices_added_by_the_hundred_cost_little_cpu_time", burst),
 ];
 
 /// A pair of links, both switched on. False when the kernel has none.
@@ -122,7 +122,7 @@ fn wait_until_free(device: &str) {
 }
 
 /// What stands in `DEVICES`.
-fn devices(node: &Node) -> BTreeMap<u32, Device> {
+fn devices(node: &StoryNode) -> BTreeMap<u32, Device> {
     let map = TypedMap::<u32, Device>::open(&node.maps(), "DEVICES").expect("the pinned map");
     map.read().expect("its entries").into_iter().collect()
 }
@@ -133,11 +133,11 @@ fn pins(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Whether the kernel has TCX: the devices are attached to by links.
-fn has_tcx(node: &Node) -> bool {
+fn has_tcx(node: &StoryNode) -> bool {
     !pins(&node.maps()).is_empty()
 }
 
-fn follows_routes(node: &mut Node) {
+fn follows_routes(node: &mut StoryNode) {
     let agent = node.agent(&[]);
     if !veth("up0") {
         return;
@@ -179,7 +179,7 @@ fn follows_routes(node: &mut Node) {
     assert!(!agent.log().contains("WARN"), "{}", agent.log());
 }
 
-fn flags_choose(node: &mut Node) {
+fn flags_choose(node: &mut StoryNode) {
     if !uplink("up0", 0) || !veth("wg0") || !veth("lxc0") || !veth("lxc1") {
         return;
     }
@@ -214,11 +214,11 @@ fn flags_choose(node: &mut Node) {
     until("no entry is left", || devices(node).is_empty());
 }
 
-fn doctor_looks(node: &mut Node) {
+fn doctor_looks(node: &mut StoryNode) {
     if !uplink("up0", 0) {
         return;
     }
-    let says = |node: &Node| {
+    let says = |node: &StoryNode| {
         let told: serde_json::Value =
             serde_json::from_slice(&run(node, &["doctor", "-o", "json"]).stdout).expect("JSON");
         let findings = told["findings"].as_array().expect("a list").iter();
@@ -249,7 +249,7 @@ fn doctor_looks(node: &mut Node) {
 }
 
 /// What holds a program at a device: the ids of links, or the handles of filters.
-fn holders(node: &Node) -> Vec<String> {
+fn holders(node: &StoryNode) -> Vec<String> {
     let mut holders = Vec::new();
     for pin in pins(&node.maps()) {
         let link = sys::open_pin(&pin).expect("a link");
@@ -274,7 +274,7 @@ struct Guard {
 }
 
 impl Guard {
-    fn of(node: &Node, device: &str) -> Self {
+    fn of(node: &StoryNode, device: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (ended, device, root) = (Arc::clone(&stop), device.to_owned(), node.pins.clone());
         let thread = thread::spawn(move || {
@@ -304,11 +304,11 @@ impl Guard {
     }
 }
 
-fn ids(node: &Node) -> Vec<Option<u32>> {
+fn ids(node: &StoryNode) -> Vec<Option<u32>> {
     tc::attached(&node.maps(), &node.pins).expect("the pins").into_values().flat_map(|own| own.programs).collect()
 }
 
-fn programs_stay(node: &mut Node) {
+fn programs_stay(node: &mut StoryNode) {
     if !uplink("up0", 0) {
         return;
     }
@@ -342,7 +342,7 @@ fn programs_stay(node: &mut Node) {
     guard.end();
 }
 
-fn larger_maps(node: &mut Node) {
+fn larger_maps(node: &mut StoryNode) {
     if !uplink("up0", 0) {
         return;
     }
@@ -368,7 +368,7 @@ fn has_clsact(device: &str) -> bool {
     tc_says(&["qdisc", "show", "dev", device]).contains("clsact")
 }
 
-fn cleanup(node: &mut Node) {
+fn cleanup(node: &mut StoryNode) {
     if !uplink("up0", 0) || !uplink("up1", 1) {
         return;
     }
@@ -386,7 +386,7 @@ fn cleanup(node: &mut Node) {
     assert!(!has_clsact("up1"));
 }
 
-fn cleanup_from_elsewhere(node: &mut Node) {
+fn cleanup_from_elsewhere(node: &mut StoryNode) {
     if !uplink("up0", 0) {
         return;
     }
@@ -420,7 +420,7 @@ fn foreign_filter(device: &str) {
     ]);
 }
 
-fn filters_of_others(node: &mut Node) {
+fn filters_of_others(node: &mut StoryNode) {
     if !uplink("up0", 0) || !uplink("up1", 1) || !uplink("up2", 2) {
         return;
     }
@@ -451,7 +451,7 @@ fn filters_of_others(node: &mut Node) {
     assert!(foreign("up0") && foreign("up1"));
 }
 
-fn taken_away(node: &mut Node) {
+fn taken_away(node: &mut StoryNode) {
     if !uplink("up0", 0) {
         return;
     }
@@ -477,7 +477,7 @@ fn cpu(agent: &Agent) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-fn burst(node: &mut Node) {
+fn burst(node: &mut StoryNode) {
     const COUNT: usize = 500;
     if !uplink("up0", 0) {
         return;

@@ -14,15 +14,15 @@ use lb_kernel::{bpf as sys, bpf::typed::TypedMap};
 use crate::{
     Story,
     agent::{beeline, run},
-    node::{Node, ip, service},
+    node::{StoryNode, ip, service},
 };
 
 pub const STORIES: &[Story] = &[
-    ("doctor_has_no_word_of_warning_on_a_good_node", good_node),
-    ("doctor_finds_what_differs_and_what_is_missing", what_differs),
+    ("doctor_reports_no_problem_on_a_good_node", good_node),
+    ("doctor_finds_wrong_map_entries_and_missing_links_and_pins", what_differs),
     ("doctor_finds_programs_at_the_wrong_cgroup", wrong_cgroup),
-    ("doctor_finds_programs_of_others", programs_of_others),
-    ("doctor_finds_what_kube_proxy_left", what_kube_proxy_left),
+    ("doctor_finds_foreign_programs", programs_of_others),
+    ("doctor_finds_leftovers_of_kube_proxy", what_kube_proxy_left),
     ("doctor_needs_no_agent_and_no_pins", no_agent),
 ];
 
@@ -33,7 +33,7 @@ struct Said {
 }
 
 impl Said {
-    fn by(node: &Node, arguments: &[&str]) -> Self {
+    fn by(node: &StoryNode, arguments: &[&str]) -> Self {
         let output = run(node, &[&["doctor", "-o", "json"], arguments].concat());
         let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
         Self { code: output.status.code(), findings: told["findings"].as_array().expect("a list").clone() }
@@ -66,12 +66,12 @@ impl Said {
 /// In every story the pins are on a bpffs that the host does not have mounted, which is worth a warning.
 const ALWAYS: [&str; 1] = ["pins"];
 
-fn objects(node: &Node) {
+fn objects(node: &StoryNode) {
     node.write("dns.yaml", &service("dns", &["10.96.0.53"], "UDP", 53, &["10.0.0.2:53"]));
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]));
 }
 
-fn good_node(node: &mut Node) {
+fn good_node(node: &mut StoryNode) {
     objects(node);
     let mut agent = node.agent(&[]);
     let said = Said::by(node, &[]);
@@ -122,7 +122,7 @@ fn good_node(node: &mut Node) {
     assert!(said.contains("cannot be seen from this pid namespace") && said.contains("of 2 Services say"));
 }
 
-fn what_differs(node: &mut Node) {
+fn what_differs(node: &mut StoryNode) {
     objects(node);
     let mut agent = node.agent(&[]);
     // An entry of a map.
@@ -192,7 +192,7 @@ fn what_differs(node: &mut Node) {
     );
 }
 
-fn wrong_cgroup(node: &mut Node) {
+fn wrong_cgroup(node: &mut StoryNode) {
     objects(node);
     let child = node.cgroup.join("child");
     fs::create_dir(&child).expect("a cgroup");
@@ -232,7 +232,7 @@ fn attach(cgroup: &Path, program: &OwnedFd) {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
-fn programs_of_others(node: &mut Node) {
+fn programs_of_others(node: &mut StoryNode) {
     objects(node);
     let _agent = node.agent(&[]);
     let pod = node.cgroup.join("pods/pod");
@@ -248,7 +248,7 @@ fn programs_of_others(node: &mut Node) {
     assert_eq!((said.code, said.troubled()), (Some(1), [ALWAYS[0], "foreign"].to_vec()));
 }
 
-fn what_kube_proxy_left(node: &mut Node) {
+fn what_kube_proxy_left(node: &mut StoryNode) {
     objects(node);
     let _agent = node.agent(&[]);
     ip(&["link", "add", "kube-ipvs0", "type", "veth", "peer", "name", "other"]);
@@ -351,7 +351,7 @@ fn make_rules(rules: &[(u8, &str, Option<&str>)]) -> rustix::io::Result<()> {
     if code == 0 { Ok(()) } else { Err(rustix::io::Errno::from_raw_os_error(-code)) }
 }
 
-fn no_agent(node: &mut Node) {
+fn no_agent(node: &mut StoryNode) {
     objects(node);
     let said = Said::by(node, &[]);
     said.finds("note", "pins", "nothing is pinned", "beeline run");

@@ -3,12 +3,13 @@
 use crate::{
     Story,
     agent::run,
-    node::{Node, service},
+    node::{StoryNode, service},
 };
 
-pub const STORIES: &[Story] = &[("explain_finds_what_the_agent_reads", finds_what_the_agent_reads)];
+pub const STORIES: &[Story] =
+    &[("explain_finds_the_objects_and_flags_of_the_running_agent", finds_what_the_agent_reads)];
 
-fn finds_what_the_agent_reads(node: &mut Node) {
+fn finds_what_the_agent_reads(node: &mut StoryNode) {
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "127.0.0.1:8080"]));
     let explain = |arguments: &[&str]| {
         let output = run(node, &[&["explain"], arguments].concat());

@@ -3,32 +3,32 @@
 //!
 //! `stories [FILTER]` runs them; `stories --story NAME` is one of them, as the runner starts it.
 
-mod addresses;
 mod agent;
+mod agent_lifecycle;
+mod backend_choice;
 mod bad_input;
 mod capabilities;
-mod choice;
-mod counts;
 mod devices;
 mod doctor;
 mod explain;
-mod flows;
-mod health;
-mod held;
-mod kill;
-mod life;
-mod links;
+mod external_traffic;
+mod flow_expiry;
+mod get_and_top;
+mod health_and_metrics;
+mod lab_network;
 mod load;
 mod monitoring;
+mod network_policy;
 mod node;
+mod node_addresses;
 mod node_ports;
-mod outside;
 mod packets;
-mod paths;
-mod policy;
-mod rot;
-mod routes;
+mod pod_modes;
+mod sctp_and_vlan;
+mod socket_counts;
+mod socket_termination;
 mod sockets;
+mod stale_sockets;
 mod systemd;
 mod tcp;
 mod udp;
@@ -41,35 +41,35 @@ use lb_lab::sandbox::Sandbox;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// A story: its name, and what happens.
-type Story = (&'static str, fn(&mut node::Node));
+type Story = (&'static str, fn(&mut node::StoryNode));
 
 fn stories() -> Vec<Story> {
     [
         tcp::STORIES,
         udp::STORIES,
-        life::STORIES,
-        kill::STORIES,
-        choice::STORIES,
-        held::STORIES,
-        rot::STORIES,
+        agent_lifecycle::STORIES,
+        socket_termination::STORIES,
+        backend_choice::STORIES,
+        socket_counts::STORIES,
+        stale_sockets::STORIES,
         node_ports::STORIES,
-        addresses::STORIES,
+        node_addresses::STORIES,
         explain::STORIES,
-        counts::STORIES,
+        get_and_top::STORIES,
         bad_input::STORIES,
-        health::STORIES,
+        health_and_metrics::STORIES,
         devices::STORIES,
-        outside::STORIES,
-        links::STORIES,
+        external_traffic::STORIES,
+        sctp_and_vlan::STORIES,
         packets::STORIES,
-        paths::STORIES,
-        policy::STORIES,
+        pod_modes::STORIES,
+        network_policy::STORIES,
         doctor::STORIES,
         monitoring::STORIES,
         capabilities::STORIES,
         systemd::STORIES,
-        routes::STORIES,
-        flows::STORIES,
+        lab_network::STORIES,
+        flow_expiry::STORIES,
         upgrade::STORIES,
         verifier::STORIES,
     ]
@@ -82,7 +82,7 @@ fn main() -> ExitCode {
         && flag == "--story"
     {
         let (_, story) = stories().into_iter().find(|(known, _)| known == name).expect("a story of that name");
-        story(&mut node::Node::enter());
+        story(&mut node::StoryNode::enter());
         return ExitCode::SUCCESS;
     }
     let mut arguments = Arguments::from_args();

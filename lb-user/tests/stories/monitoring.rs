@@ -15,11 +15,11 @@ use serde_json::Value;
 use crate::{
     Story,
     agent::until,
-    node::{Node, service},
+    node::{StoryNode, service},
     sockets::{Client, at, tcp_server},
 };
 
-pub const STORIES: &[Story] = &[("a_real_prometheus_answers_the_dashboard_and_the_alerts", prometheus_answers)];
+pub const STORIES: &[Story] = &[("the_dashboard_and_the_alerts_work_in_a_real_prometheus", prometheus_answers)];
 
 const DASHBOARD: &str = include_str!("../../../deploy/monitoring/dashboard.json");
 const ALERTS: &str = include_str!("../../../deploy/monitoring/alerts.yaml");
@@ -46,7 +46,7 @@ impl Drop for Prometheus {
     }
 }
 
-fn prometheus_answers(node: &mut Node) {
+fn prometheus_answers(node: &mut StoryNode) {
     let programs = std::env::var_os(PROGRAMS).map(PathBuf::from).expect("asked before");
     count_runs(node);
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
@@ -105,7 +105,7 @@ fn prometheus_answers(node: &mut Node) {
 }
 
 /// Makes the kernel count the runs of programs, and the node look as if its sysctl said so: that one is of the whole machine.
-fn count_runs(node: &Node) {
+fn count_runs(node: &StoryNode) {
     let counting = aya::sys::enable_stats(aya::sys::Stats::RunTime).expect("5.8 or newer");
     // Until this process ends.
     std::mem::forget(counting);
@@ -115,7 +115,7 @@ fn count_runs(node: &Node) {
 }
 
 /// Connections, refusals, and a change of an endpoint whose time is told.
-fn live(node: &Node, round: usize) {
+fn live(node: &StoryNode, round: usize) {
     for (vip, is_served) in [("10.96.0.1:80", true), ("10.96.0.2:80", false)] {
         assert_eq!(Client::tcp(at(vip)).connect(at(vip)).is_ok(), is_served, "{vip}");
     }

@@ -27,7 +27,7 @@ pub fn lacking() -> Option<String> {
 }
 
 /// The node that a story happens on.
-pub struct Node {
+pub struct StoryNode {
     /// Where the agent attaches, and where this process is.
     pub cgroup: PathBuf,
     /// The pins' directory, on a bpffs of this node.
@@ -54,7 +54,7 @@ pub const ADDRESSES: [&str; 12] = [
     "198.51.100.1/32",
 ];
 
-impl Node {
+impl StoryNode {
     /// Moves this process into the node. Only the start of a story may, while it has one thread.
     pub fn enter() -> Self {
         let inside = Inside::find().expect("the runner sets it");

@@ -8,18 +8,18 @@ use rustix::{io::Errno, net::bind};
 use crate::{
     Story,
     agent::until,
-    kill::in_namespace,
-    node::{Node, ip, service, with_spec},
+    node::{StoryNode, ip, service, with_spec},
+    socket_termination::in_namespace,
     sockets::{Client, at, is_refusal, kernel_tells_netns, mapped, tcp_ask, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("rule_6_node_ports_answer_at_every_own_address", every_own_address),
-    ("rule_6_a_pod_reaches_node_ports_but_not_by_its_own_loopback", from_a_pod),
-    ("rule_6_node_ports_answer_at_new_addresses_at_once", new_addresses),
-    ("rule_6_an_older_service_keeps_its_node_port", conflicts),
-    ("rule_6_a_process_of_the_host_cannot_take_a_node_port", the_bind_guard),
-    ("rule_6_who_was_bound_before_is_told_and_not_broken", bound_before),
+    ("node_ports_answer_at_every_address_of_the_node", every_own_address),
+    ("a_pod_reaches_node_ports_but_not_at_its_own_loopback", from_a_pod),
+    ("node_ports_answer_at_new_addresses_at_once", new_addresses),
+    ("an_older_service_keeps_its_node_port", conflicts),
+    ("a_process_of_the_host_cannot_bind_to_a_node_port", the_bind_guard),
+    ("a_socket_bound_before_the_node_port_is_logged_and_keeps_working", bound_before),
 ];
 
 const BACKEND: &str = "10.0.0.1:8080";
@@ -34,7 +34,7 @@ fn web() -> String {
     node_port("web", &["10.96.0.1", "fd96::1"], "TCP", 30080, &[BACKEND, BACKEND6])
 }
 
-fn every_own_address(node: &mut Node) {
+fn every_own_address(node: &mut StoryNode) {
     tcp_server(BACKEND);
     tcp_server(BACKEND6);
     udp_server(BACKEND);
@@ -67,7 +67,7 @@ fn every_own_address(node: &mut Node) {
     is_refusal(Client::tcp(at("10.0.0.3:30080")).connect(at("10.0.0.3:30080")), Errno::CONNREFUSED);
 }
 
-fn from_a_pod(node: &mut Node) {
+fn from_a_pod(node: &mut StoryNode) {
     node.write("dns.yaml", &node_port("dns", &["10.96.0.53"], "UDP", 30053, &["10.0.0.1:5353"]));
     let agent = node.agent(&[]);
     agent.wait_for("the node's addresses", |dump| dump.node_addrs.len() > 5);
@@ -85,7 +85,7 @@ fn from_a_pod(node: &mut Node) {
     });
 }
 
-fn new_addresses(node: &mut Node) {
+fn new_addresses(node: &mut StoryNode) {
     tcp_server(BACKEND);
     node.write("web.yaml", &web());
     let _agent = node.agent(&[]);
@@ -98,7 +98,7 @@ fn new_addresses(node: &mut Node) {
     until("it answers no more", || tcp_ask(to).err() == Some(Errno::CONNREFUSED));
 }
 
-fn conflicts(node: &mut Node) {
+fn conflicts(node: &mut StoryNode) {
     tcp_server(BACKEND);
     tcp_server("10.0.0.2:8080");
     let old =
@@ -118,7 +118,7 @@ fn bind_error(address: &str, udp: bool) -> Option<Errno> {
     bind(client.fd(), &to).err()
 }
 
-fn the_bind_guard(node: &mut Node) {
+fn the_bind_guard(node: &mut StoryNode) {
     node.write("web.yaml", &web());
     let agent = node.agent(&[]);
     if !kernel_tells_netns() {
@@ -143,7 +143,7 @@ fn the_bind_guard(node: &mut Node) {
     assert_eq!(bind_error("0.0.0.0:30080", false), None);
 }
 
-fn bound_before(node: &mut Node) {
+fn bound_before(node: &mut StoryNode) {
     let listener = TcpListener::bind("10.0.0.3:30080").expect("a free port");
     let _udp = UdpSocket::bind("0.0.0.0:30081").expect("a free port");
     tcp_server(BACKEND);

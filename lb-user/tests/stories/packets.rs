@@ -19,18 +19,18 @@ use crate::{
     agent::{Agent, until},
     devices::index,
     doctor::returning,
-    node::Node,
+    node::StoryNode,
     sockets::{Client, tcp_ask, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("packets_for_a_node_port_find_a_pod_here_or_elsewhere", node_ports),
-    ("packets_to_nobody_are_answered_or_dropped_as_the_policy_says", nobody),
-    ("packets_of_ten_thousand_connections_over_a_rollout_are_all_answered", rollout),
-    ("packets_of_a_gigabyte_arrive_over_restarts_and_kills", gigabyte),
-    ("packets_past_the_nodes_own_routing_reach_a_pod_and_come_back", host_routing),
+    ("packets_for_a_node_port_reach_a_local_or_remote_pod", node_ports),
+    ("packets_without_an_endpoint_are_rejected_or_dropped_as_the_policy_says", nobody),
+    ("packets_of_ten_thousand_connections_during_a_rollout_are_all_answered", rollout),
+    ("packets_of_a_gigabyte_stream_arrive_across_restarts_and_kills", gigabyte),
+    ("packets_under_host_routing_bypass_the_stack_of_the_node", host_routing),
     ("packets_reach_a_pod_whose_link_has_no_room_for_the_programs", no_room),
-    ("packets_of_a_pod_link_reach_a_cluster_ip_and_its_own_pod", pod_link),
+    ("packets_from_a_pod_device_reach_a_cluster_ip_and_the_pod_itself", pod_link),
 ];
 
 pub const TARGET: u16 = 8080;
@@ -79,7 +79,7 @@ pub fn service(policy: &str, endpoints: &[(IpAddr, &str)]) -> String {
 
 /// The agent of node1, whose name is "here". Its cgroup is empty: all clients are outside of it, and none is served by
 /// the socket path.
-pub fn agent(node: &Node, lan: &Lan, more: &[&str]) -> Agent {
+pub fn agent(node: &StoryNode, lan: &Lan, more: &[&str]) -> Agent {
     let cgroup = node.cgroup.join("node1");
     fs::create_dir_all(&cgroup).expect("a cgroup");
     // What may be above eth0 too.
@@ -92,7 +92,7 @@ pub fn agent(node: &Node, lan: &Lan, more: &[&str]) -> Agent {
 }
 
 /// Whether a TCX link is pinned.
-pub fn has_link(node: &Node) -> bool {
+pub fn has_link(node: &StoryNode) -> bool {
     let pins = fs::read_dir(node.maps()).expect("the pins");
     pins.flatten().any(|pin| pin.file_name().to_string_lossy().starts_with("link_tc_ingress_"))
 }
@@ -111,7 +111,7 @@ fn backends(agent: &Agent, count: usize) {
 }
 
 /// A backend here sees the client itself, one elsewhere sees node1; the client sees nothing but the NodePort.
-fn node_ports(node: &mut Node) {
+fn node_ports(node: &mut StoryNode) {
     let lan = Lan::make(Options::default());
     let (here, there) = (pod(&lan.node1), pod(&lan.node2));
     [here, there].into_iter().for_each(serve);
@@ -136,7 +136,7 @@ fn node_ports(node: &mut Node) {
     }
 }
 
-fn nobody(node: &mut Node) {
+fn nobody(node: &mut StoryNode) {
     let lan = Lan::make(Options::default());
     let there = pod(&lan.node2);
     serve(there);
@@ -180,7 +180,7 @@ fn is_reset(to: SocketAddr) {
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{to}");
 }
 
-fn rollout(node: &mut Node) {
+fn rollout(node: &mut StoryNode) {
     const CONNECTIONS: usize = 10_000;
     let lan = Lan::make(Options { pods: 2, ..Options::default() });
     let hosts: Vec<(&Host, &str)> = [(&lan.node1, "here"), (&lan.node2, "there")]
@@ -222,7 +222,7 @@ fn rollout(node: &mut Node) {
 }
 
 /// A stream goes on while the agent is killed, started again (and without host routing), and the Service goes.
-fn gigabyte(node: &mut Node) {
+fn gigabyte(node: &mut StoryNode) {
     const BYTES: usize = 1 << 30;
     let lan = Lan::make(Options::default());
     let (here, there) = (pod(&lan.node1), pod(&lan.node2));
@@ -289,14 +289,14 @@ fn sink(address: SocketAddr, most: usize) -> thread::JoinHandle<usize> {
 }
 
 /// Whether packets go straight to the pod behind a link of node1.
-fn is_host_routed(node: &Node, lan: &Lan, link: &str) -> bool {
+fn is_host_routed(node: &StoryNode, lan: &Lan, link: &str) -> bool {
     let devices = lan.node1.host.net.enter(|| crate::agent::run(node, &["get", "devices"]));
     let devices = String::from_utf8_lossy(&devices.stdout).into_owned();
     devices.lines().any(|line| line.starts_with(link) && line.contains("pod, host routing"))
 }
 
 /// The node's own routing sees all packets of a client outside to a pod of this node, and none with `--host-routing`.
-fn host_routing(node: &mut Node) {
+fn host_routing(node: &mut StoryNode) {
     let lan = Lan::make(Options::default());
     let here = pod(&lan.node1);
     serve(here);
@@ -334,7 +334,7 @@ fn host_routing(node: &mut Node) {
 }
 
 /// Nothing goes into a pod past the node's routing where the programs cannot be for what comes out of it.
-fn no_room(node: &mut Node) {
+fn no_room(node: &mut StoryNode) {
     let lan = Lan::make(Options::default());
     let here = pod(&lan.node1);
     serve(here);
@@ -363,7 +363,7 @@ fn no_room(node: &mut Node) {
 }
 
 /// A pod whose sockets the node does not see: its packets are translated at its link.
-fn pod_link(node: &mut Node) {
+fn pod_link(node: &mut StoryNode) {
     let lan = Lan::make(Options { pods: 2, ..Options::default() });
     let (client, neighbour, far) = (pod(&lan.node1), &lan.node1.pods[1], pod(&lan.node2));
     [client, neighbour, far].into_iter().for_each(serve);

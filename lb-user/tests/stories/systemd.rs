@@ -9,7 +9,7 @@ use crate::{
     Story,
     agent::{beeline, run, until},
     load::Load,
-    node::{Node, service},
+    node::{StoryNode, service},
     sockets::{at, tcp_ask, tcp_server},
 };
 
@@ -69,7 +69,7 @@ exec env -i container=other PATH=/usr/local/bin:/usr/bin:/usr/sbin \
 struct Machine(Child);
 
 impl Machine {
-    fn boot(node: &Node) -> Self {
+    fn boot(node: &StoryNode) -> Self {
         let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd");
         let child = Command::new("unshare")
             .args(["--mount", "--uts", "--ipc", "--cgroup", "--pid", "--fork", "--kill-child", "sh", "-c", INIT, "sh"])
@@ -120,9 +120,10 @@ fn served_by(backend: &str) -> bool {
     tcp_ask(at(VIP)).is_ok_and(|(server, _)| server == backend)
 }
 
-fn runs_the_unit(node: &mut Node) {
+fn runs_the_unit(node: &mut StoryNode) {
     let backends = ["10.0.0.1:8080", "10.0.0.2:8080"];
-    let web = |node: &Node, backend| node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &[backend]));
+    let web =
+        |node: &StoryNode, backend| node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &[backend]));
     backends.into_iter().for_each(tcp_server);
     web(node, backends[0]);
     let machine = Machine::boot(node);

@@ -7,34 +7,34 @@ use rustix::io::Errno;
 use crate::{
     Story,
     agent::until,
-    node::{Node, service},
+    node::{StoryNode, service},
     sockets::{Client, at, is_refusal, mapped, tcp_ask, tcp_server},
 };
 
 pub const STORIES: &[Story] = &[
     ("tcp_reaches_both_backends_and_shows_the_vip", reaches_both_backends_and_shows_the_vip),
     ("i10_tcp_shows_the_vip_in_the_form_dialled", v6_and_mapped_sockets_are_served),
-    ("i10_tcp_that_hits_no_service_is_untouched", what_hits_no_service_is_untouched),
-    ("rule_11_tcp_retry_on_the_same_socket_picks_another_backend", retry_picks_another_backend),
-    ("rule_11_tcp_choice_is_cleared_by_a_connect_elsewhere", choice_is_cleared_by_a_connect_elsewhere),
-    ("rule_5_tcp_refusals_carry_their_errno", refusals_carry_their_errno),
+    ("i10_tcp_to_an_address_of_no_service_is_untouched", what_hits_no_service_is_untouched),
+    ("a_tcp_retry_on_the_same_socket_picks_another_backend", retry_picks_another_backend),
+    ("a_tcp_translation_is_cleared_by_a_connect_elsewhere", choice_is_cleared_by_a_connect_elsewhere),
+    ("tcp_refusals_return_the_documented_errno", refusals_carry_their_errno),
     ("tcp_refusals_are_all_counted_and_few_are_logged", refusals_are_counted),
-    ("rule_11_tcp_bound_source_is_kept", bound_source_is_kept),
-    ("rule_11_tcp_after_af_unspec_starts_afresh", after_af_unspec_starts_afresh),
-    ("tcp_state_ends_with_the_socket", state_ends_with_the_socket),
+    ("a_bound_tcp_source_address_is_kept", bound_source_is_kept),
+    ("a_tcp_socket_can_connect_elsewhere_after_af_unspec", after_af_unspec_starts_afresh),
+    ("the_tcp_rev_nat_entry_ends_with_the_socket", state_ends_with_the_socket),
     ("tcp_external_and_load_balancer_addresses_are_served", external_addresses_are_served),
-    ("rule_12_tcp_mptcp_is_served_or_left_alone", mptcp_is_served_or_left_alone),
+    ("mptcp_is_served_or_left_alone", mptcp_is_served_or_left_alone),
 ];
 
 const VIP: &str = "10.96.0.1:80";
 
-fn two_backends(node: &Node) {
+fn two_backends(node: &StoryNode) {
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]));
     tcp_server("10.0.0.1:8080");
     tcp_server("10.0.0.2:8080");
 }
 
-fn reaches_both_backends_and_shows_the_vip(node: &mut Node) {
+fn reaches_both_backends_and_shows_the_vip(node: &mut StoryNode) {
     two_backends(node);
     let _agent = node.agent(&[]);
     let mut seen = std::collections::BTreeMap::new();
@@ -51,7 +51,7 @@ fn reaches_both_backends_and_shows_the_vip(node: &mut Node) {
     assert!(seen.values().all(|&count| count > 140), "{seen:?}");
 }
 
-fn v6_and_mapped_sockets_are_served(node: &mut Node) {
+fn v6_and_mapped_sockets_are_served(node: &mut StoryNode) {
     two_backends(node);
     node.write("six.yaml", &service("six", &["fd96::1", "10.96.0.6"], "TCP", 80, &["[fd00::1]:8080", "10.0.0.1:8080"]));
     tcp_server("[fd00::1]:8080");
@@ -72,7 +72,7 @@ fn v6_and_mapped_sockets_are_served(node: &mut Node) {
     assert!(client.receive().0.starts_with("10.0.0."));
 }
 
-fn what_hits_no_service_is_untouched(node: &mut Node) {
+fn what_hits_no_service_is_untouched(node: &mut StoryNode) {
     two_backends(node);
     tcp_server("[fd00::1]:8080");
     let _agent = node.agent(&[]);
@@ -86,7 +86,7 @@ fn what_hits_no_service_is_untouched(node: &mut Node) {
     assert_eq!(other, Err(Errno::NETUNREACH), "no route leads to a VIP");
 }
 
-fn retry_picks_another_backend(node: &mut Node) {
+fn retry_picks_another_backend(node: &mut StoryNode) {
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]));
     tcp_server("10.0.0.2:8080");
     let _agent = node.agent(&[]);
@@ -103,7 +103,7 @@ fn retry_picks_another_backend(node: &mut Node) {
     assert!((10..50).contains(&retried), "about half the first attempts meet the dead backend: {retried}");
 }
 
-fn choice_is_cleared_by_a_connect_elsewhere(node: &mut Node) {
+fn choice_is_cleared_by_a_connect_elsewhere(node: &mut StoryNode) {
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
     tcp_server("10.0.0.2:8080");
     let _agent = node.agent(&[]);
@@ -121,7 +121,7 @@ fn choice_is_cleared_by_a_connect_elsewhere(node: &mut Node) {
     assert_eq!(client.peer(), Some(at("10.0.0.1:8080")));
 }
 
-fn refusals_carry_their_errno(node: &mut Node) {
+fn refusals_carry_their_errno(node: &mut StoryNode) {
     node.write("empty.yaml", &service("empty", &["10.96.0.2", "fd96::2"], "TCP", 80, &[]));
     let local = service("local", &["10.96.0.3"], "TCP", 80, &["10.0.0.1:8080"])
         .replace("spec:\n", "spec:\n  internalTrafficPolicy: Local\n");
@@ -141,7 +141,7 @@ fn refusals_carry_their_errno(node: &mut Node) {
     assert_eq!(count(lb_common::Counter::NoLocalEndpoints), Some(1));
 }
 
-fn refusals_are_counted(node: &mut Node) {
+fn refusals_are_counted(node: &mut StoryNode) {
     node.write("empty.yaml", &service("empty", &["10.96.0.2"], "TCP", 80, &[]));
     let agent = node.agent(&[]);
     let started = std::time::Instant::now();
@@ -158,7 +158,7 @@ fn refusals_are_counted(node: &mut Node) {
     assert!(logged <= 10 * cpus * usize::try_from(seconds).expect("few"), "ten a second on each CPU: {logged}");
 }
 
-fn bound_source_is_kept(node: &mut Node) {
+fn bound_source_is_kept(node: &mut StoryNode) {
     two_backends(node);
     let _agent = node.agent(&[]);
     let client = Client::tcp(at(VIP));
@@ -167,7 +167,7 @@ fn bound_source_is_kept(node: &mut Node) {
     assert!(client.receive().0.ends_with(" 10.0.0.9"));
 }
 
-fn after_af_unspec_starts_afresh(node: &mut Node) {
+fn after_af_unspec_starts_afresh(node: &mut StoryNode) {
     two_backends(node);
     tcp_server("10.0.0.3:8080");
     let _agent = node.agent(&[]);
@@ -179,7 +179,7 @@ fn after_af_unspec_starts_afresh(node: &mut Node) {
     assert_eq!(client.peer(), Some(at("10.0.0.3:8080")));
 }
 
-fn state_ends_with_the_socket(node: &mut Node) {
+fn state_ends_with_the_socket(node: &mut StoryNode) {
     two_backends(node);
     let _agent = node.agent(&[]);
     let entries = || {
@@ -199,7 +199,7 @@ fn state_ends_with_the_socket(node: &mut Node) {
     until("nothing is left", || entries() == 0);
 }
 
-fn external_addresses_are_served(node: &mut Node) {
+fn external_addresses_are_served(node: &mut StoryNode) {
     let yaml = service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]).replace(
         "spec:\n",
         "status: {loadBalancer: {ingress: [{ip: 203.0.113.2}, {ip: 203.0.113.3, ipMode: Proxy}]}}\nspec:\n  externalIPs: [203.0.113.1]\n",
@@ -213,7 +213,7 @@ fn external_addresses_are_served(node: &mut Node) {
     assert_eq!(tcp_ask(at("203.0.113.3:80")), Err(Errno::NETUNREACH), "ipMode Proxy leads to the load balancer itself");
 }
 
-fn mptcp_is_served_or_left_alone(node: &mut Node) {
+fn mptcp_is_served_or_left_alone(node: &mut StoryNode) {
     two_backends(node);
     let _agent = node.agent(&[]);
     let protocol = rustix::net::Protocol::from_raw(262.try_into().expect("not zero"));

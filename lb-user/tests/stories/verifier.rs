@@ -17,9 +17,9 @@ use aya_obj::{
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::{Story, node::Node};
+use crate::{Story, node::StoryNode};
 
-pub const STORIES: &[Story] = &[("verifier_walks_as_far_as_the_table_says", as_far_as_the_table_says)];
+pub const STORIES: &[Story] = &[("verifier_instruction_counts_match_the_table", as_far_as_the_table_says)];
 
 /// Rows of series of kernels, program, and instructions; `UPDATE_EXPECT=1` renews those of the series that runs.
 const TABLE: &str = include_str!("../verifier.txt");
@@ -76,7 +76,7 @@ fn judge(walked: &BTreeMap<String, u32>, table: &BTreeMap<&str, u32>) -> Vec<Str
     wrong
 }
 
-fn as_far_as_the_table_says(node: &mut Node) {
+fn as_far_as_the_table_says(node: &mut StoryNode) {
     judges();
     // Before 5.11 programs count as locked memory; later it does not matter whether this process may.
     let _refused = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });

@@ -15,7 +15,7 @@ use lb_dataplane::upgrade::{pins::link_name, programs::HOOKS};
 use crate::{
     Story,
     agent::{Agent, beeline, next_beeline, until, until_looking_each},
-    node::{Node, is_slow},
+    node::{StoryNode, is_slow},
 };
 
 pub const STORIES: &[Story] = &[
@@ -43,18 +43,18 @@ impl Version {
     }
 
     /// Where its maps are.
-    fn maps(self, node: &Node) -> PathBuf {
+    fn maps(self, node: &StoryNode) -> PathBuf {
         let layout = if self == Self::Own { LAYOUT_VERSION } else { LAYOUT_VERSION + 1 };
         node.pins.join(format!("v{layout}"))
     }
 
-    fn start(self, node: &Node, arguments: &[&str]) -> Agent {
+    fn start(self, node: &StoryNode, arguments: &[&str]) -> Agent {
         let command = if self == Self::Own { beeline() } else { next_beeline().expect("asked before") };
         Agent::start_as(command, node, arguments)
     }
 
     /// The only version that is left.
-    fn is_alone(self, node: &Node) {
+    fn is_alone(self, node: &StoryNode) {
         let left = std::fs::read_dir(&node.pins).expect("the pins").flatten().map(|entry| entry.path());
         let left: Vec<_> = left.filter(|path| !path.to_string_lossy().contains("clsact")).collect();
         assert_eq!(left, [self.maps(node)]);
@@ -62,7 +62,7 @@ impl Version {
 }
 
 /// How many links a version has in its directory.
-fn links(version: Version, node: &Node) -> usize {
+fn links(version: Version, node: &StoryNode) -> usize {
     let pins = std::fs::read_dir(version.maps(node)).into_iter().flatten().flatten();
     pins.filter(|pin| pin.file_name().to_string_lossy().starts_with("link_")).count()
 }
@@ -70,7 +70,7 @@ fn links(version: Version, node: &Node) -> usize {
 /// Starts versions in turn, kills each a little later in its start than the one before, then while it takes the links over, and
 /// looks after each kill. In the end
 /// none runs; which of them is to finish it.
-fn cut_short(start: impl Fn(Version) -> Agent, node: &Node, mut look: impl FnMut()) -> Version {
+fn cut_short(start: impl Fn(Version) -> Agent, node: &StoryNode, mut look: impl FnMut()) -> Version {
     const STEPS: u32 = 8;
     let mut version = Version::Own;
     // How long it takes from its first sign of life until the other's maps have gone: whole, to begin with.

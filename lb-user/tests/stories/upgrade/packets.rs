@@ -7,10 +7,10 @@ use lb_lab::network::{Host, Lan, Options};
 
 use crate::{
     agent::{Agent, until},
-    kill::hold_connections,
     load::Load,
-    node::Node,
+    node::StoryNode,
     packets::{NODE_PORT, TARGET, addresses, has_filters, pod, serve, service},
+    socket_termination::hold_connections,
     sockets::{Client, tcp_ask},
 };
 
@@ -31,7 +31,7 @@ fn echo(name: &str, vip: &str, node_port: u16, host: &Host, node: &str) -> Strin
 }
 
 /// Two nodes and a client outside, with a server of every kind on either node.
-fn lan(node: &Node) -> &'static Lan {
+fn lan(node: &StoryNode) -> &'static Lan {
     // Until the end of this process: the workers are in its namespaces, which nothing else keeps.
     let lan: &Lan = Box::leak(Box::new(Lan::make(Options::default())));
     let mut endpoints = Vec::new();
@@ -47,7 +47,7 @@ fn lan(node: &Node) -> &'static Lan {
 }
 
 /// As [`Agent::start`], on node1, at an empty cgroup: no client is served by the socket path.
-fn start(version: Version, node: &Node, lan: &Lan) -> Agent {
+fn start(version: Version, node: &StoryNode, lan: &Lan) -> Agent {
     let cgroup = node.cgroup.join("node1");
     fs::create_dir_all(&cgroup).expect("a cgroup");
     let flags = ["--devices", "eth0", "--cgroup", cgroup.to_str().expect("text")];
@@ -111,7 +111,7 @@ fn load(lan: &'static Lan) -> Load {
     load
 }
 
-fn in_service(version: Version, node: &Node, lan: &Lan) {
+fn in_service(version: Version, node: &StoryNode, lan: &Lan) {
     let has_link = || {
         let pins = fs::read_dir(version.maps(node)).expect("the pins").flatten();
         pins.map(|pin| pin.file_name().to_string_lossy().into_owned()).any(|name| name.starts_with("link_tc_ingress_"))
@@ -119,7 +119,7 @@ fn in_service(version: Version, node: &Node, lan: &Lan) {
     until("the programs are at the device", || has_link() || has_filters(lan));
 }
 
-pub(super) fn there_and_back(node: &mut Node) {
+pub(super) fn there_and_back(node: &mut StoryNode) {
     let lan = lan(node);
     let mut version = Version::Own;
     let mut agent = start(version, node, lan);
@@ -144,7 +144,7 @@ pub(super) fn there_and_back(node: &mut Node) {
     load.end();
 }
 
-pub(super) fn cut_short(node: &mut Node) {
+pub(super) fn cut_short(node: &mut StoryNode) {
     let lan = lan(node);
     let mut first = start(Version::Own, node, lan);
     first.wait_until_in_service();

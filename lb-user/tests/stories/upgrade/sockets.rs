@@ -9,9 +9,9 @@ use lb_kernel::{bpf as sys, bpf::typed::TypedMap};
 use super::Version;
 use crate::{
     agent::until,
-    kill::hold_connections,
     load::Load,
-    node::{Node, annotated, service, with_spec},
+    node::{StoryNode, annotated, service, with_spec},
+    socket_termination::hold_connections,
     sockets::{Client, at, tcp_ask, tcp_server, udp_server},
 };
 
@@ -21,7 +21,7 @@ const DNS: &str = "10.96.0.53:53";
 const STICKY: &str = "10.96.0.3:80";
 const NODE_PORT: &str = "10.0.0.9:30080";
 
-fn objects(node: &Node) {
+fn objects(node: &StoryNode) {
     let web = service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]);
     node.write("web.yaml", &annotated(&web, "beeline.io/scheduler: wlc"));
     node.write("echo.yaml", &service("echo", &["10.96.0.2"], "TCP", 80, &["10.0.0.1:7", "10.0.0.2:7"]));
@@ -93,14 +93,14 @@ fn shows(client: &Client, vip: SocketAddr) -> Result<(), String> {
     if peer == Some(vip) { Ok(()) } else { Err(format!("its peer is {peer:?}")) }
 }
 
-fn stats(version: Version, node: &Node) -> Stats {
+fn stats(version: Version, node: &StoryNode) -> Stats {
     StatMaps::open(&version.maps(node)).and_then(|maps| maps.read()).expect("the pinned maps")
 }
 
 /// The ids of service ports and of backends, each with whose it is.
 type Ids = (Vec<(u32, String)>, Vec<(u32, Backend)>);
 
-fn ids(version: Version, node: &Node) -> Ids {
+fn ids(version: Version, node: &StoryNode) -> Ids {
     let names: TypedMap<u32, Names> = TypedMap::open(&version.maps(node), "NAMES").expect("the pinned map");
     let backends = TypedMap::open(&version.maps(node), "BACKENDS").expect("the pinned map");
     let mut names: Vec<_> = names
@@ -120,7 +120,7 @@ fn connections(stats: &Stats) -> u64 {
 }
 
 /// One program for each hook, and each of this version's.
-fn one_program_runs(node: &Node) {
+fn one_program_runs(node: &StoryNode) {
     use aya_obj::generated::bpf_attach_type::BPF_CGROUP_INET4_CONNECT;
     let cgroup = std::fs::File::open(&node.cgroup).expect("the cgroup");
     let above = std::fs::File::open(node.cgroup.parent().expect("a parent")).expect("the cgroup above");
@@ -128,7 +128,7 @@ fn one_program_runs(node: &Node) {
     assert_eq!(count(&cgroup), count(&above) + 1);
 }
 
-pub(super) fn there_and_back(node: &mut Node) {
+pub(super) fn there_and_back(node: &mut StoryNode) {
     objects(node);
     let mut version = Version::Own;
     let mut agent = version.start(node, &[]);
@@ -160,7 +160,7 @@ pub(super) fn there_and_back(node: &mut Node) {
     until("no socket is counted as open", || stats(version, node).backends.values().all(|backend| backend.open == 0));
 }
 
-pub(super) fn cut_short(node: &mut Node) {
+pub(super) fn cut_short(node: &mut StoryNode) {
     objects(node);
     let mut first = Version::Own.start(node, &[]);
     first.wait_until_in_service();

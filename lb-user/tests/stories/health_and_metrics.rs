@@ -17,17 +17,17 @@ use serde_json::Value;
 use crate::{
     Story,
     agent::{Agent, beeline, until},
-    node::{Node, service},
+    node::{StoryNode, service},
     sockets::{Client, at, is_refusal, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("health_follows_the_service_and_the_node", health_follows),
-    ("health_is_bad_before_there_is_service", bad_before_service),
-    ("metrics_count_what_happened", metrics_count),
-    ("metrics_of_backends_are_bounded", backends_are_bounded),
-    ("a_port_in_use_is_survived_and_taken_when_it_is_free", port_in_use),
-    ("idle_connections_hold_up_nobody", idle_connections),
+    ("healthz_follows_the_agent_and_the_node_object", health_follows),
+    ("healthz_fails_before_the_agent_is_in_service", bad_before_service),
+    ("metrics_count_connections_refusals_and_changes", metrics_count),
+    ("metrics_of_backends_are_limited_by_the_flag", backends_are_bounded),
+    ("a_health_port_in_use_is_retried_until_it_is_free", port_in_use),
+    ("idle_http_connections_do_not_block_probes", idle_connections),
 ];
 
 const HEALTH: &str = "127.0.0.1:10256";
@@ -85,7 +85,7 @@ fn of(name: &str, service: &str, protocol: &str, more: &str) -> String {
 const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: here}\n";
 const TAINT: &str = "spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, value: '1', effect: NoSchedule}]}\n";
 
-fn health_follows(node: &mut Node) {
+fn health_follows(node: &mut StoryNode) {
     node.write("node.yaml", NODE);
     let mut agent = node.agent(&ON_LOOPBACK);
     until("both are well", || codes() == [Some(200), Some(200)]);
@@ -109,7 +109,7 @@ fn health_follows(node: &mut Node) {
 }
 
 /// An API server that nobody reaches: the agent waits for it.
-fn bad_before_service(node: &mut Node) {
+fn bad_before_service(node: &mut StoryNode) {
     let kubeconfig = node.directory.join("kubeconfig");
     let text = "{apiVersion: v1, kind: Config, current-context: a, contexts: [{name: a, context: {cluster: a, user: a}}], \
                 clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}], users: [{name: a, user: {}}]}";
@@ -129,7 +129,7 @@ fn bad_before_service(node: &mut Node) {
     assert_eq!(scrape()["beeline_maps_readable"], 1.0);
 }
 
-fn metrics_count(node: &mut Node) {
+fn metrics_count(node: &mut StoryNode) {
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]));
     node.write("dns.yaml", &service("dns", &["10.96.0.53"], "UDP", 53, &["10.0.0.1:5353"]));
     node.write("empty.yaml", &service("empty", &["10.96.0.2"], "TCP", 80, &[]));
@@ -208,7 +208,7 @@ fn now_as_text() -> String {
     k8s_openapi::jiff::Timestamp::now().to_string()
 }
 
-fn backends_are_bounded(node: &mut Node) {
+fn backends_are_bounded(node: &mut StoryNode) {
     let all = ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"];
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &all));
     all.into_iter().for_each(tcp_server);
@@ -235,7 +235,7 @@ fn backends_are_bounded(node: &mut Node) {
     assert!(counts.iter().sum::<f64>() >= clients.len() as f64 * 2.0 / 3.0, "the busiest are shown: {counts:?}");
 }
 
-fn port_in_use(node: &mut Node) {
+fn port_in_use(node: &mut StoryNode) {
     let held = TcpListener::bind(HEALTH).expect("a free port");
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
     let agent = node.agent(&[ON_LOOPBACK.as_slice(), &["--log-level=beeline=debug,lb_user=debug"]].concat());
@@ -252,7 +252,7 @@ fn port_in_use(node: &mut Node) {
     assert!(agent.log().contains("the port is free now"));
 }
 
-fn idle_connections(node: &mut Node) {
+fn idle_connections(node: &mut StoryNode) {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("as many as are allowed");
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));

@@ -15,17 +15,17 @@ use lb_dataplane::stats::{StatMaps, Stats};
 use crate::{
     Story,
     agent::{Agent, until},
-    kill::in_namespace,
-    node::{Node, annotated, service, with_spec},
+    node::{StoryNode, annotated, service, with_spec},
+    socket_termination::in_namespace,
     sockets::{Client, at, tcp_ask, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("rule_10_schedulers_share_out_as_they_say", schedulers_share_out),
-    ("rule_10_open_sockets_are_counted_exactly", open_sockets_are_exact),
-    ("rule_10_udp_sockets_count_while_they_hold_a_backend", udp_sockets_count),
-    ("rule_7_a_client_sticks_to_its_backend_until_its_time_is_over", a_client_sticks),
-    ("rule_7_affinity_is_per_port_and_outlives_the_agent", affinity_per_port),
+    ("schedulers_distribute_connections_as_documented", schedulers_share_out),
+    ("open_sockets_are_counted_exactly", open_sockets_are_exact),
+    ("udp_sockets_count_as_open_until_they_are_closed", udp_sockets_count),
+    ("a_client_keeps_its_backend_until_its_affinity_times_out", a_client_sticks),
+    ("affinity_is_per_service_port_and_survives_an_agent_restart", affinity_per_port),
 ];
 
 const VIP: &str = "10.96.0.1:80";
@@ -36,11 +36,11 @@ fn web(scheduler: &str, weights: &str) -> String {
     annotated(&yaml, &format!("beeline.io/scheduler: {scheduler}, beeline.io/weights: \"{weights}\""))
 }
 
-fn stats(node: &Node) -> Stats {
+fn stats(node: &StoryNode) -> Stats {
     StatMaps::open(&node.maps()).and_then(|maps| maps.read()).expect("the pinned maps")
 }
 
-fn open(node: &Node) -> u64 {
+fn open(node: &StoryNode) -> u64 {
     stats(node).backends.values().map(|stats| stats.open).sum()
 }
 
@@ -58,7 +58,7 @@ fn given(count: usize) -> (Vec<Client>, Vec<usize>) {
     (open, BACKENDS.iter().map(|backend| servers.get(*backend).copied().unwrap_or(0)).collect())
 }
 
-fn schedulers_share_out(node: &mut Node) {
+fn schedulers_share_out(node: &mut StoryNode) {
     BACKENDS.into_iter().for_each(tcp_server);
     node.write("web.yaml", &web("random", ""));
     let agent = node.agent(&[]);
@@ -89,7 +89,7 @@ fn schedulers_share_out(node: &mut Node) {
 }
 
 /// Thousands of connections from several threads, over everything that may happen to a client, an agent and a backend.
-fn open_sockets_are_exact(node: &mut Node) {
+fn open_sockets_are_exact(node: &mut StoryNode) {
     const THREADS: usize = 8;
     const EACH: usize = 400;
     BACKENDS.into_iter().for_each(tcp_server);
@@ -160,7 +160,7 @@ fn open_sockets_are_exact(node: &mut Node) {
     until("failed connects leave nothing", || open(node) == 0);
 }
 
-fn udp_sockets_count(node: &mut Node) {
+fn udp_sockets_count(node: &mut StoryNode) {
     let backends = ["10.0.0.1:5353", "10.0.0.2:5353"];
     backends.into_iter().for_each(udp_server);
     let yaml = service("dns", &["10.96.0.53"], "UDP", 53, &backends);
@@ -206,7 +206,7 @@ fn in_namespaces(count: usize, dial: impl Fn() -> Vec<SocketAddr> + Sync) -> usi
 }
 
 /// Which client sticks to which backend.
-fn stuck(node: &Node) -> BTreeMap<AffinityKey, u32> {
+fn stuck(node: &StoryNode) -> BTreeMap<AffinityKey, u32> {
     let affinity = StatMaps::open(&node.maps()).and_then(|maps| maps.affinity()).expect("the pinned maps");
     affinity.into_iter().map(|(key, value)| (key, value.backend)).collect()
 }
@@ -220,7 +220,7 @@ fn sticky(seconds: u32, backends: &[&str]) -> String {
     )
 }
 
-fn a_client_sticks(node: &mut Node) {
+fn a_client_sticks(node: &mut StoryNode) {
     BACKENDS.into_iter().for_each(tcp_server);
     node.write("web.yaml", &sticky(2, &BACKENDS));
     let agent = node.agent(&[]);
@@ -254,7 +254,7 @@ fn a_client_sticks(node: &mut Node) {
     assert!((0..20).all(|_| ask(at(VIP)) == next));
 }
 
-fn affinity_per_port(node: &mut Node) {
+fn affinity_per_port(node: &mut StoryNode) {
     let backends: Vec<String> = (1..=4).flat_map(|n| [80, 81].map(|port| format!("10.0.0.{n}:80{port}"))).collect();
     backends.iter().for_each(|backend| tcp_server(backend));
     let yaml = "apiVersion: v1\nkind: Service\nmetadata: {name: two}\nspec:\n  clusterIP: 10.96.0.1\n  sessionAffinity: ClientIP\n  \

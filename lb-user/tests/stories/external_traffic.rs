@@ -14,16 +14,16 @@ use lb_core::store::Dump;
 use crate::{
     Story,
     agent::{Agent, run, until},
-    node::{Node, annotated, service},
+    node::{StoryNode, annotated, service},
     sockets::{at, tcp_ask, tcp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("source_ranges_reach_the_kernel_and_outlive_the_agent", ranges_reach_the_kernel),
-    ("tables_reach_the_kernel_and_outlive_the_agent", tables_reach_the_kernel),
-    ("tries_and_tables_grow", tries_and_tables_grow),
-    ("a_cluster_ip_itself_changes_nothing_for_sockets", cluster_ip_itself),
-    ("load_balancers_are_told_whether_to_come", load_balancers_are_told),
+    ("source_ranges_reach_the_kernel_and_survive_an_agent_restart", ranges_reach_the_kernel),
+    ("maglev_tables_reach_the_kernel_and_survive_an_agent_restart", tables_reach_the_kernel),
+    ("source_range_tries_and_maglev_tables_grow", tries_and_tables_grow),
+    ("the_address_entry_of_a_cluster_ip_does_not_affect_sockets", cluster_ip_itself),
+    ("health_check_node_ports_answer_load_balancers", load_balancers_are_told),
 ];
 
 /// A Service with an address of a load balancer, 198.x where its VIP is 10.x, and endpoints in a slice: address and node.
@@ -49,7 +49,7 @@ fn ranges(count: usize) -> String {
     format!("  loadBalancerSourceRanges: [{}]\n", ranges.join(", "))
 }
 
-fn settled(node: &Node, agent: &mut Agent) {
+fn settled(node: &StoryNode, agent: &mut Agent) {
     let before = agent.dump();
     agent.kill();
     let next = node.agent(&[]);
@@ -58,7 +58,7 @@ fn settled(node: &Node, agent: &mut Agent) {
     *agent = next;
 }
 
-fn ranges_reach_the_kernel(node: &mut Node) {
+fn ranges_reach_the_kernel(node: &mut StoryNode) {
     let lb = |count: usize| balanced("lb", "10.96.0.1", &ranges(count), "", &[("10.0.0.1", "here")]);
     node.write("lb.yaml", &lb(300));
     let mut agent = node.agent(&[]);
@@ -79,7 +79,7 @@ fn ranges_reach_the_kernel(node: &mut Node) {
     assert!(shown.status.success());
 }
 
-fn tables_reach_the_kernel(node: &mut Node) {
+fn tables_reach_the_kernel(node: &mut StoryNode) {
     let hashed = |endpoints: &[(&str, &str)]| {
         let spec = "  externalTrafficPolicy: Local\n";
         balanced("lb", "10.96.0.1", spec, "beeline.io/scheduler: maglev", endpoints)
@@ -113,7 +113,7 @@ fn tables_reach_the_kernel(node: &mut Node) {
     agent.wait_for("no tables", |dump| dump.maglev.is_empty());
 }
 
-fn tries_and_tables_grow(node: &mut Node) {
+fn tries_and_tables_grow(node: &mut StoryNode) {
     let mut agent = node.agent(&[]);
     let size = |map: &str| {
         let pin = node.maps().join(map);
@@ -140,7 +140,7 @@ fn tries_and_tables_grow(node: &mut Node) {
     settled(node, &mut agent);
 }
 
-fn cluster_ip_itself(node: &mut Node) {
+fn cluster_ip_itself(node: &mut StoryNode) {
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
     tcp_server("10.0.0.1:8080");
     let agent = node.agent(&[]);
@@ -171,7 +171,7 @@ fn ask(address: &str) -> Option<(u16, String, String)> {
     Some((head.split(' ').nth(1)?.parse().ok()?, head.to_owned(), body.to_owned()))
 }
 
-fn load_balancers_are_told(node: &mut Node) {
+fn load_balancers_are_told(node: &mut StoryNode) {
     let lb = |name: &str, vip: &str, port: u16, endpoints: &[(&str, &str)]| {
         let spec = format!("  externalTrafficPolicy: Local\n  healthCheckNodePort: {port}\n");
         balanced(name, vip, &spec, "", endpoints)

@@ -12,20 +12,20 @@ use rustix::io::Errno;
 use crate::{
     Story,
     agent::until,
-    node::{Node, annotated, service},
+    node::{StoryNode, annotated, service},
     sockets::{Client, at, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("rule_8_a_dns_proxy_loses_no_query_for_long", dns_proxy),
-    ("rule_8_a_statsd_client_moves_by_itself", statsd_client),
-    ("rule_8_a_bound_server_is_never_touched", bound_server),
-    ("rule_8_udp_is_left_alone_while_its_endpoint_still_serves", draining_endpoint),
-    ("rule_8_udp_is_left_alone_while_there_is_no_endpoint_at_all", no_endpoint_at_all),
-    ("rule_8_udp_that_lost_its_backend_while_no_agent_ran_ends_at_the_start", while_no_agent_ran),
-    ("rule_8_udp_that_was_left_without_any_endpoint_over_a_restart_ends_when_there_is_one", restart_without_endpoints),
-    ("tcp_drains_as_its_service_says", tcp_drains),
-    ("tcp_drains_no_sooner_over_a_restart", tcp_drains_over_a_restart),
+    ("a_connected_dns_proxy_soon_gets_answers_from_another_backend", dns_proxy),
+    ("an_unconnected_statsd_client_moves_to_another_backend", statsd_client),
+    ("a_bound_udp_server_is_never_ended", bound_server),
+    ("udp_sockets_stay_while_their_endpoint_is_serving_terminating", draining_endpoint),
+    ("udp_sockets_stay_while_the_service_has_no_endpoint", no_endpoint_at_all),
+    ("udp_sockets_that_lost_their_backend_without_an_agent_end_at_its_start", while_no_agent_ran),
+    ("udp_sockets_left_without_an_endpoint_across_a_restart_end_when_one_appears", restart_without_endpoints),
+    ("tcp_drain_follows_the_annotation_of_the_service", tcp_drains),
+    ("tcp_drain_is_not_shortened_by_a_restart", tcp_drains_over_a_restart),
 ];
 
 const VIP: &str = "10.96.0.53:53";
@@ -35,7 +35,7 @@ fn dns(backends: &[&str]) -> String {
     service("dns", &["10.96.0.53"], "UDP", 53, backends)
 }
 
-fn killed(node: &Node) -> u64 {
+fn killed(node: &StoryNode) -> u64 {
     let stats = StatMaps::open(&node.maps()).and_then(|maps| maps.read()).expect("the pinned maps");
     stats.killed.values().sum()
 }
@@ -58,7 +58,7 @@ fn has_ended(client: &Client) -> bool {
     matches!(client.send(), Err(Errno::CONNABORTED | Errno::DESTADDRREQ | Errno::NOTCONN))
 }
 
-fn dns_proxy(node: &mut Node) {
+fn dns_proxy(node: &mut StoryNode) {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH));
     let agent = node.agent(&[]);
@@ -86,7 +86,7 @@ fn dns_proxy(node: &mut Node) {
     agent.wait_for_log("ended sockets whose backend has gone");
 }
 
-fn statsd_client(node: &mut Node) {
+fn statsd_client(node: &mut StoryNode) {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH));
     let agent = node.agent(&[]);
@@ -103,7 +103,7 @@ fn statsd_client(node: &mut Node) {
     assert_eq!(killed(node), 0);
 }
 
-fn bound_server(node: &mut Node) {
+fn bound_server(node: &mut StoryNode) {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH));
     let agent = node.agent(&[]);
@@ -151,7 +151,7 @@ fn sliced(endpoints: &[(&str, &str)]) -> String {
     )
 }
 
-fn draining_endpoint(node: &mut Node) {
+fn draining_endpoint(node: &mut StoryNode) {
     BOTH.into_iter().for_each(udp_server);
     let ready = "ready: true";
     node.write("dns.yaml", &sliced(&[("10.0.0.1", ready), ("10.0.0.2", ready)]));
@@ -174,7 +174,7 @@ fn draining_endpoint(node: &mut Node) {
     until("it is counted", || killed(node) == 1);
 }
 
-fn no_endpoint_at_all(node: &mut Node) {
+fn no_endpoint_at_all(node: &mut StoryNode) {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH[..1]));
     let agent = node.agent(&[]);
@@ -188,7 +188,7 @@ fn no_endpoint_at_all(node: &mut Node) {
     until("another one is there", || has_ended(&client));
 }
 
-fn while_no_agent_ran(node: &mut Node) {
+fn while_no_agent_ran(node: &mut StoryNode) {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH));
     let mut agent = node.agent(&[]);
@@ -200,7 +200,7 @@ fn while_no_agent_ran(node: &mut Node) {
     until("it is counted", || killed(node) == 1);
 }
 
-fn restart_without_endpoints(node: &mut Node) {
+fn restart_without_endpoints(node: &mut StoryNode) {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH[..1]));
     let mut agent = node.agent(&[]);
@@ -233,7 +233,7 @@ fn holding_server(address: &str) {
     });
 }
 
-fn tcp_drains(node: &mut Node) {
+fn tcp_drains(node: &mut StoryNode) {
     const WEB: &str = "10.96.0.1:80";
     for (drain, ends_after) in [("none", None), ("on-removal", Some(0)), ("after 2s", Some(2))] {
         let backends = ["10.0.0.1:8080", "10.0.0.2:8080"];
@@ -269,7 +269,7 @@ fn tcp_drains(node: &mut Node) {
     }
 }
 
-fn tcp_drains_over_a_restart(node: &mut Node) {
+fn tcp_drains_over_a_restart(node: &mut StoryNode) {
     const WEB: &str = "10.96.0.1:80";
     let backends = ["10.0.0.1:8080", "10.0.0.2:8080"];
     backends.into_iter().for_each(holding_server);

@@ -8,14 +8,14 @@ use rustix::process::Signal;
 use crate::{
     Story,
     agent::{Agent, until},
-    node::{ADDRESSES, Node, ip},
+    node::{ADDRESSES, StoryNode, ip},
 };
 
 pub const STORIES: &[Story] = &[
-    ("the_nodes_addresses_are_followed", addresses_are_followed),
-    ("events_that_were_lost_lose_no_address", burst),
-    ("an_address_counts_once_it_can_be_used", only_usable_addresses),
-    ("nodeports_answer_where_the_flag_says", flag_chooses),
+    ("the_maps_follow_the_addresses_of_the_node", addresses_are_followed),
+    ("lost_netlink_events_lose_no_address", burst),
+    ("a_tentative_address_is_not_served_before_it_is_usable", only_usable_addresses),
+    ("the_nodeport_addresses_flag_chooses_the_addresses", flag_chooses),
 ];
 
 fn set(texts: &[&str]) -> BTreeSet<IpAddr> {
@@ -36,7 +36,7 @@ fn wait_for(agent: &Agent, expected: &BTreeSet<IpAddr>) {
     agent.wait_for(&format!("the maps hold {expected:?}"), |dump| have(dump) == *expected);
 }
 
-fn addresses_are_followed(node: &mut Node) {
+fn addresses_are_followed(node: &mut StoryNode) {
     let agent = node.agent(&[]);
     let before = agent.dump();
     assert_eq!(have(&before), all(), "they are there from the first pass on");
@@ -62,7 +62,7 @@ fn addresses_are_followed(node: &mut Node) {
     assert!(log.contains("addresses of the node added=0 removed=1 total=14"), "{log}");
 }
 
-fn burst(node: &mut Node) {
+fn burst(node: &mut StoryNode) {
     const COUNT: usize = 2000;
     let agent = node.agent(&[]);
     let many: BTreeSet<IpAddr> = (1_u32..).take(COUNT).map(|i| IpAddr::from((0x0a02_0000 + i).to_be_bytes())).collect();
@@ -93,7 +93,7 @@ fn lost_events(agent: &Agent) -> u64 {
     rows.filter_map(|row| row.get(at)?.parse::<u64>().ok()).sum()
 }
 
-fn only_usable_addresses(node: &mut Node) {
+fn only_usable_addresses(node: &mut StoryNode) {
     let agent = node.agent(&[]);
     let veth = ["link", "add", "here", "type", "veth", "peer", "name", "there"];
     if !std::process::Command::new("ip").args(veth).status().is_ok_and(|status| status.success()) {
@@ -120,7 +120,7 @@ fn only_usable_addresses(node: &mut Node) {
     wait_for(&agent, &all());
 }
 
-fn flag_chooses(node: &mut Node) {
+fn flag_chooses(node: &mut StoryNode) {
     let write = |internal: &[&str]| {
         let list: String = internal.iter().map(|ip| format!("{{type: InternalIP, address: \"{ip}\"}}, ")).collect();
         node.write(

@@ -15,13 +15,13 @@ use rustix::net::{AddressFamily, SocketType, bind, connect, ipproto, listen, soc
 use crate::{
     Story,
     agent::until,
-    node::Node,
+    node::StoryNode,
     packets::{NODE_PORT, TARGET, addresses, agent, pod, serve, service},
     sockets::{Client, tcp_ask},
 };
 
 pub const STORIES: &[Story] =
-    &[("packets_of_sctp_find_a_pod_here_or_elsewhere", sctp), ("packets_by_a_vlan_find_a_pod_here_or_elsewhere", vlan)];
+    &[("packets_of_sctp_reach_a_local_or_remote_pod", sctp), ("packets_from_a_vlan_reach_a_local_or_remote_pod", vlan)];
 
 /// A one-to-one socket of SCTP at an address, which is then the only one that it tells its peer (RFC 9260, 3.3.2).
 fn sctp_socket(at: SocketAddr) -> rustix::io::Result<OwnedFd> {
@@ -54,7 +54,7 @@ fn sctp_ask(from: IpAddr, to: SocketAddr) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(told.get(..length).unwrap_or_default()).into_owned())
 }
 
-fn sctp(node: &mut Node) {
+fn sctp(node: &mut StoryNode) {
     if let Err(error) = sctp_socket(SocketAddr::from(([127, 0, 0, 1], 0))) {
         println!("LACKS SCTP in this kernel: {error}");
         return;
@@ -85,7 +85,7 @@ fn sctp(node: &mut Node) {
 }
 
 /// The client comes by a VLAN over the same wire; the backend elsewhere is reached without one.
-fn vlan(node: &mut Node) {
+fn vlan(node: &mut StoryNode) {
     let lan = Lan::make(Options::default());
     let add = ["link", "add", "link", "eth0", "name", "eth0.5", "type", "vlan", "id", "5"];
     let made = lan.node1.host.net.enter(|| Command::new("ip").args(add).output()).expect("the command ip");

@@ -13,15 +13,15 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::{
     Story,
     agent::until,
-    node::{Node, is_slow},
+    node::{StoryNode, is_slow},
     sockets::{Client, tcp_ask, tcp_digest, tcp_send, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
     ("a_lan_has_routes_between_all_of_its_hosts", routes),
-    ("a_lan_looks_at_the_way_back_as_told", way_back),
+    ("a_lan_filters_the_reverse_path_as_configured", way_back),
     ("a_lan_of_any_mtu_carries_large_transfers", transfers),
-    ("a_lan_leaves_nothing_and_is_quick", leaves_nothing),
+    ("a_lan_is_built_quickly_and_removed_completely", leaves_nothing),
 ];
 
 const PORT: u16 = 8080;
@@ -49,7 +49,7 @@ fn asks(client: &Host, server: &Host) {
     }
 }
 
-fn routes(_: &mut Node) {
+fn routes(_: &mut StoryNode) {
     let lan = Lan::make(Options { pods: 2, ..Options::default() });
     let hosts: Vec<&Host> = [&lan.node1, &lan.node2].into_iter().flat_map(|node| &node.pods).collect();
     let hosts = [hosts, vec![&lan.client, &lan.node1.host, &lan.node2.host]].concat();
@@ -65,7 +65,7 @@ fn routes(_: &mut Node) {
     }
 }
 
-fn way_back(_: &mut Node) {
+fn way_back(_: &mut StoryNode) {
     for (rp_filter, passes) in [(RpFilter::Strict, false), (RpFilter::Loose, true), (RpFilter::Off, true)] {
         let lan = Lan::make(Options { rp_filter, ..Options::default() });
         let pod = lan.node1.pods.first().expect("a pod");
@@ -101,7 +101,7 @@ fn count(host: &Host, name: &str) -> u32 {
     values.next().expect("the kernel has such a count")
 }
 
-fn transfers(_: &mut Node) {
+fn transfers(_: &mut StoryNode) {
     for mtu in [1400, 1500, 9000] {
         let lan = Lan::make(Options { mtu, ..Options::default() });
         let pod = lan.node2.pods.first().expect("a pod");
@@ -114,7 +114,7 @@ fn transfers(_: &mut Node) {
     }
 }
 
-fn leaves_nothing(_: &mut Node) {
+fn leaves_nothing(_: &mut StoryNode) {
     let before = links();
     let start = Instant::now();
     let lan = Lan::make(Options { pods: 3, ..Options::default() });

@@ -20,21 +20,21 @@ use serde_json::Value;
 use crate::{
     Story,
     agent::{beeline, run, until},
-    node::{Node, service},
+    node::{StoryNode, service},
     sockets::{Client, at, is_refusal, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("counts_are_exact_and_outlive_the_agent", counts_are_exact),
-    ("top_measures_what_happens_between_two_looks", rates_are_measured),
-    ("top_gives_the_terminal_back", terminal_is_given_back),
+    ("counts_of_get_and_top_are_exact_and_survive_the_agent", counts_are_exact),
+    ("top_measures_rates_between_two_samples", rates_are_measured),
+    ("top_restores_the_terminal", terminal_is_given_back),
 ];
 
 const VIP: &str = "10.96.0.1:80";
 const DNS: &str = "10.96.0.53:53";
 const THREADS: usize = 5;
 
-fn two_services(node: &Node) {
+fn two_services(node: &StoryNode) {
     let both = ["10.0.0.1:8080", "10.0.0.2:8080"];
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &both));
     both.into_iter().for_each(tcp_server);
@@ -58,14 +58,14 @@ fn connections(count: usize) -> Vec<Client> {
     })
 }
 
-fn json(node: &Node, arguments: &[&str]) -> Value {
+fn json(node: &StoryNode, arguments: &[&str]) -> Value {
     let output = run(node, arguments);
     assert!(output.status.success(), "{arguments:?}");
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
 /// Of the Service's row: connections, open, refused, and of these without endpoints and without local ones.
-fn services(node: &Node, name: &str) -> [u64; 5] {
+fn services(node: &StoryNode, name: &str) -> [u64; 5] {
     let rows = json(node, &["get", "services", "-o", "json"]);
     let row = rows.as_array().and_then(|rows| rows.iter().find(|row| row["name"] == name)).expect("a row");
     numbers(row)
@@ -77,7 +77,7 @@ fn numbers(row: &Value) -> [u64; 5] {
 }
 
 /// Of the Service's row in `top`.
-fn top(node: &Node, name: &str) -> [u64; 5] {
+fn top(node: &StoryNode, name: &str) -> [u64; 5] {
     let report = json(node, &["top", "-b", "-d", "0.2", "-o", "json"]);
     assert_eq!(report["connectionsPerSecond"], 0.0, "nothing happened meanwhile");
     let rows = report["ports"].as_array().expect("rows");
@@ -85,14 +85,14 @@ fn top(node: &Node, name: &str) -> [u64; 5] {
 }
 
 /// Connections and open sockets of the Service's backends, together, and how many backends there are.
-fn backends(node: &Node, service: &str) -> [u64; 3] {
+fn backends(node: &StoryNode, service: &str) -> [u64; 3] {
     let rows = json(node, &["get", "backends", "-o", "json"]);
     let rows: Vec<_> = rows.as_array().expect("rows").iter().filter(|row| row["service"] == service).collect();
     let sum = |field: &str| rows.iter().map(|row| row[field].as_u64().expect("a number")).sum();
     [sum("connections"), sum("open"), rows.len() as u64]
 }
 
-fn counts_are_exact(node: &mut Node) {
+fn counts_are_exact(node: &mut StoryNode) {
     two_services(node);
     node.write("empty.yaml", &service("empty", &["10.96.0.2"], "TCP", 80, &[]));
     let local = service("local", &["10.96.0.3"], "TCP", 80, &["10.0.0.1:8080"])
@@ -157,7 +157,7 @@ fn counts_are_exact(node: &mut Node) {
     assert!(!String::from_utf8_lossy(&table.stdout).contains("gone"));
 }
 
-fn rates_are_measured(node: &mut Node) {
+fn rates_are_measured(node: &mut StoryNode) {
     two_services(node);
     let _agent = node.agent(&[]);
     let mut top = beeline();
@@ -184,7 +184,7 @@ fn rates_are_measured(node: &mut Node) {
     assert!(refused.status.code() == Some(1) && said.contains("top -b"), "{said}");
 }
 
-fn terminal_is_given_back(node: &mut Node) {
+fn terminal_is_given_back(node: &mut StoryNode) {
     two_services(node);
     let _agent = node.agent(&[]);
     for signal in [None, Some(Signal::TERM), Some(Signal::INT)] {

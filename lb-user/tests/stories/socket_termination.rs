@@ -23,21 +23,21 @@ use rustix::{
 use crate::{
     Story,
     agent::Agent,
-    node::{Node, ip, service},
+    node::{StoryNode, ip, service},
     sockets::{Client, at, mapped, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("kill_connected_udp_sockets_of_a_dead_backend_end", connected_sockets_end),
-    ("kill_udp_receivers_that_wait_are_woken", receivers_are_woken),
-    ("kill_udp_sockets_that_are_elsewhere_are_untouched", sockets_elsewhere_are_untouched),
-    ("kill_udp_backends_of_two_services_at_one_address_are_told_apart", two_services_one_address),
-    ("kill_many_dead_backends_at_once", many_backends),
-    ("kill_all_but_those_of_backends_that_live", all_but_those_that_live),
-    ("kill_sockets_of_other_network_namespaces_end", other_namespaces),
-    ("kill_udp_sockets_bound_to_an_interface_end", bound_to_an_interface),
-    ("kill_tcp_sockets_of_a_dead_backend_end", tcp_sockets_end),
-    ("kill_tells_who_is_bound_to_a_port", bound_sockets_are_told),
+    ("connected_udp_sockets_of_a_removed_backend_are_ended", connected_sockets_end),
+    ("waiting_udp_receivers_of_a_removed_backend_are_woken", receivers_are_woken),
+    ("udp_sockets_without_a_translation_to_the_removed_backend_are_not_ended", sockets_elsewhere_are_untouched),
+    ("udp_sockets_of_two_services_with_one_backend_address_are_distinguished", two_services_one_address),
+    ("sockets_of_many_removed_backends_are_ended_at_once", many_backends),
+    ("all_udp_sockets_except_those_of_live_backends_are_ended", all_but_those_that_live),
+    ("udp_sockets_in_other_network_namespaces_are_ended", other_namespaces),
+    ("udp_sockets_bound_to_an_interface_are_ended", bound_to_an_interface),
+    ("tcp_sockets_of_a_removed_backend_are_ended", tcp_sockets_end),
+    ("sockets_bound_to_a_port_are_listed_with_their_process", bound_sockets_are_told),
 ];
 
 const VIP: &str = "10.96.0.53:53";
@@ -45,7 +45,7 @@ const VIP6: &str = "[fd96::53]:53";
 const BACKEND: &str = "10.0.0.1:5353";
 const BACKEND6: &str = "[fd00::1]:5353";
 
-fn dns(node: &Node) -> Agent {
+fn dns(node: &StoryNode) -> Agent {
     node.write("dns.yaml", &service("dns", &["10.96.0.53", "fd96::53"], "UDP", 53, &[BACKEND, BACKEND6]));
     udp_server(BACKEND);
     udp_server(BACKEND6);
@@ -64,7 +64,7 @@ fn dead(agent: &Agent, vip: SocketAddr, proto: Proto) -> Vec<Dead> {
 }
 
 /// Ends sockets; how many.
-fn ended(node: &Node, dead: &[Dead]) -> u64 {
+fn ended(node: &StoryNode, dead: &[Dead]) -> u64 {
     count(&end(&node.maps(), dead).expect("the maps and /proc"))
 }
 
@@ -98,7 +98,7 @@ fn still_talks(client: &Client) {
     client.receive();
 }
 
-fn connected_sockets_end(node: &mut Node) {
+fn connected_sockets_end(node: &mut StoryNode) {
     let agent = dns(node);
     let both = [dead(&agent, at(VIP), Proto::Udp), dead(&agent, at(VIP6), Proto::Udp)].concat();
     for vip in [at(VIP), at(VIP6), mapped(at(VIP))] {
@@ -116,7 +116,7 @@ fn connected_sockets_end(node: &mut Node) {
     assert_eq!(ended(node, &both), 0);
 }
 
-fn receivers_are_woken(node: &mut Node) {
+fn receivers_are_woken(node: &mut StoryNode) {
     let agent = dns(node);
     let client = connected(at(VIP));
     thread::scope(|scope| {
@@ -127,7 +127,7 @@ fn receivers_are_woken(node: &mut Node) {
     });
 }
 
-fn sockets_elsewhere_are_untouched(node: &mut Node) {
+fn sockets_elsewhere_are_untouched(node: &mut StoryNode) {
     let agent = dns(node);
     udp_server("10.0.0.4:7");
     let direct = [connected(at(BACKEND)), connected(at(BACKEND6)), connected(mapped(at(BACKEND)))];
@@ -163,7 +163,7 @@ fn sockets_elsewhere_are_untouched(node: &mut Node) {
     assert_eq!(ended(node, &[*wanted]), 1);
 }
 
-fn two_services_one_address(node: &mut Node) {
+fn two_services_one_address(node: &mut StoryNode) {
     node.write("b.yaml", &service("b", &["10.96.0.2"], "UDP", 53, &[BACKEND]));
     let agent = dns(node);
     let (first, second) = (connected(at(VIP)), connected(at("10.96.0.2:53")));
@@ -172,7 +172,7 @@ fn two_services_one_address(node: &mut Node) {
     has_ended(&second);
 }
 
-fn many_backends(node: &mut Node) {
+fn many_backends(node: &mut StoryNode) {
     // More than the kernel's filter is made for.
     let backends: Vec<_> = (0..70).map(|n| format!("10.0.0.1:{}", 6000 + n)).collect();
     let backends: Vec<_> = backends.iter().map(String::as_str).collect();
@@ -188,7 +188,7 @@ fn many_backends(node: &mut Node) {
     clients.iter().for_each(has_ended);
 }
 
-fn all_but_those_that_live(node: &mut Node) {
+fn all_but_those_that_live(node: &mut StoryNode) {
     node.write("b.yaml", &service("b", &["10.96.0.2"], "UDP", 53, &["10.0.0.3:5353"]));
     udp_server("10.0.0.3:5353");
     let agent = dns(node);
@@ -203,7 +203,7 @@ fn all_but_those_that_live(node: &mut Node) {
     unconnected.ask(at(VIP));
 }
 
-fn other_namespaces(node: &mut Node) {
+fn other_namespaces(node: &mut StoryNode) {
     let agent = dns(node);
     let mount = node.directory.join("a namespace");
     File::create(&mount).expect("a file");
@@ -226,7 +226,7 @@ fn other_namespaces(node: &mut Node) {
     still_talks(&connected(at(VIP)));
 }
 
-fn bound_to_an_interface(node: &mut Node) {
+fn bound_to_an_interface(node: &mut StoryNode) {
     let agent = dns(node);
     ip(&["link", "add", "there", "type", "veth", "peer", "name", "else"]);
     ip(&["addr", "add", "192.0.2.1/24", "dev", "there"]);
@@ -264,7 +264,7 @@ impl Drop for Process {
     }
 }
 
-fn tcp_sockets_end(node: &mut Node) {
+fn tcp_sockets_end(node: &mut StoryNode) {
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]));
     node.write("six.yaml", &service("six", &["fd96::1"], "TCP", 80, &["[fd00::1]:8080"]));
     for server in ["10.0.0.1:8080", "10.0.0.2:8080", "[fd00::1]:8080"] {
@@ -325,7 +325,7 @@ pub fn hold_connections(address: &str) {
     });
 }
 
-fn bound_sockets_are_told(_node: &mut Node) {
+fn bound_sockets_are_told(_node: &mut StoryNode) {
     tcp_server("10.0.0.1:30080");
     tcp_server("[fd00::1]:30080");
     let connected = UdpSocket::bind("10.0.0.2:30053").expect("a free port");

@@ -17,15 +17,15 @@ use lb_lab::network::{Host, Lan, Options};
 use crate::{
     Story,
     agent::{Agent, run, until},
-    node::{Node, service},
+    node::{StoryNode, service},
     sockets::{Client, kernel_tells_netns, tcp_ask, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("paths_of_pods_are_chosen_by_label_and_change_while_they_run", changes),
-    ("paths_by_the_label_of_a_namespace_let_applications_see_vips", mesh),
-    ("paths_that_cannot_be_are_refused_with_the_cure", refused),
-    ("paths_outlive_the_agent_and_end_with_the_pod", life),
+    ("pod_modes_follow_the_label_while_the_pod_runs", changes),
+    ("pod_modes_by_the_label_of_a_namespace_let_applications_see_vips", mesh),
+    ("pod_modes_that_cannot_be_applied_are_refused_with_the_reason", refused),
+    ("pod_modes_survive_the_agent_and_end_with_the_pod", life),
 ];
 
 const TARGET: u16 = 8080;
@@ -37,7 +37,7 @@ struct Process {
 }
 
 impl Process {
-    fn start(node: &Node, host: &Host, cgroup: &str) -> Self {
+    fn start(node: &StoryNode, host: &Host, cgroup: &str) -> Self {
         let cgroup = node.cgroup.join(cgroup);
         fs::create_dir_all(&cgroup).expect("a cgroup");
         let mut command = Command::new("sh");
@@ -117,24 +117,24 @@ const VIPS: [&str; 2] = ["10.96.0.1:80", "[fd96::1]:80"];
 const DNS: &str = "10.96.0.53:80";
 
 /// The agent of node1, which serves all cgroups of the story. No link has programs, unless a pod chooses it.
-fn agent(node: &Node, lan: &Lan) -> Agent {
+fn agent(node: &StoryNode, lan: &Lan) -> Agent {
     let agent = lan.node1.host.net.enter(|| node.agent(&["--devices", "none"]));
     agent.wait_for("the backends are there", |dump| dump.backends.len() == 3);
     agent
 }
 
 /// What stands in `POD_MODES`: pod, what it has chosen, and its link.
-fn chosen(node: &Node) -> Vec<(String, u8, u32)> {
+fn chosen(node: &StoryNode) -> Vec<(String, u8, u32)> {
     let map = TypedMap::<u64, PodModeEntry>::open(&node.maps(), "POD_MODES").expect("the pinned map");
     let entries = map.read().expect("its entries");
     entries.iter().map(|(_, path)| (path.name.to_string(), path.path, path.device)).collect()
 }
 
-fn wait_for(node: &Node, name: &str, path: u8) {
+fn wait_for(node: &StoryNode, name: &str, path: u8) {
     until(&format!("{name} has path {path}"), || chosen(node).iter().any(|(pod, of, _)| pod == name && *of == path));
 }
 
-fn wait_for_none(node: &Node) {
+fn wait_for_none(node: &StoryNode) {
     until("no pod has another path", || chosen(node).is_empty());
 }
 
@@ -160,21 +160,21 @@ fn backend(host: &Host) -> [String; 2] {
 }
 
 /// The flows of packets. The agent takes out what is over.
-fn flows(node: &Node) -> BTreeSet<FlowKey> {
+fn flows(node: &StoryNode) -> BTreeSet<FlowKey> {
     let entries = Flows::open(&node.maps()).and_then(|flows| flows.read()).expect("the pinned map");
     let of_clients = entries.into_iter().filter(|(_, flow)| flow.flags & FlowFlags::REVERSE == 0);
     of_clients.map(|(key, _)| key).collect()
 }
 
 /// How many flows somebody's calls begin.
-fn begun(node: &Node, calls: impl FnOnce()) -> usize {
+fn begun(node: &StoryNode, calls: impl FnOnce()) -> usize {
     let before = flows(node);
     calls();
     flows(node).difference(&before).count()
 }
 
 /// Each path in turn, by one pod that goes on; somebody else answers at the VIPs on the node.
-fn changes(node: &mut Node) {
+fn changes(node: &mut StoryNode) {
     if !kernel_tells_netns() {
         return;
     }
@@ -223,7 +223,7 @@ fn changes(node: &mut Node) {
 
 /// `trace` says which path the pod has, whether it is asked by a process of it or by its address.
 #[track_caller]
-fn shown(node: &Node, lan: &Lan, process: &Process, path: &str, verdict: &str) {
+fn shown(node: &StoryNode, lan: &Lan, process: &Process, path: &str, verdict: &str) {
     let (pid, ip) = (process.child.id().to_string(), lan.node1.pods[0].v4.to_string());
     for client in [["--pid", &pid], ["--from", &ip]] {
         let arguments = [&["trace", "tcp", VIPS[0]][..], &client].concat();
@@ -235,7 +235,7 @@ fn shown(node: &Node, lan: &Lan, process: &Process, path: &str, verdict: &str) {
 
 /// Something inside of the pod answers at the VIPs, as a mesh does: only where the socket path leaves the pod alone it ever
 /// sees them.
-fn mesh(node: &mut Node) {
+fn mesh(node: &mut StoryNode) {
     if !kernel_tells_netns() {
         return;
     }
@@ -269,7 +269,7 @@ fn mesh(node: &mut Node) {
     reaches(client, far);
 }
 
-fn refused(node: &mut Node) {
+fn refused(node: &mut StoryNode) {
     let lan = Lan::make(Options { pods: 2, ..Options::default() });
     let ([client, _], [far, _]) = (&lan.node1.pods[..], &lan.node2.pods[..]) else { panic!("two pods each") };
     serve(far);
@@ -310,7 +310,7 @@ fn refused(node: &mut Node) {
     assert_eq!(chosen(node).len(), 1);
 }
 
-fn life(node: &mut Node) {
+fn life(node: &mut StoryNode) {
     if !kernel_tells_netns() {
         return;
     }

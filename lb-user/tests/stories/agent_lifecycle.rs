@@ -16,7 +16,7 @@ use lb_kernel::bpf::typed::TypedMap;
 use crate::{
     Story,
     agent::{Agent, beeline, run, until},
-    node::{Node, is_slow, service},
+    node::{StoryNode, is_slow, service},
     sockets::{Client, at, tcp_ask, tcp_server, udp_server},
 };
 
@@ -24,26 +24,26 @@ pub const STORIES: &[Story] = &[
     ("i12_the_agents_death_changes_nothing", death_changes_nothing),
     ("i4_a_restart_with_unchanged_objects_writes_nothing", restart_writes_nothing),
     ("no_connect_fails_over_kills_restarts_and_changes", no_connect_fails),
-    ("a_second_agent_is_refused_by_pid", second_agent_is_refused),
+    ("a_second_agent_is_refused_with_the_pid_of_the_first", second_agent_is_refused),
     ("i13_a_foreign_pin_is_refused_with_its_cure", foreign_pin_is_refused),
     ("sigterm_leaves_the_datapath_and_cleanup_removes_it", sigterm_and_cleanup),
     ("i9_two_programs_at_once_translate_once", two_programs_at_once),
-    ("another_map_size_moves_to_new_maps", another_map_size),
-    ("another_layouts_programs_give_way_and_no_connect_fails", another_layout),
-    ("another_layout_of_which_nothing_is_known_gives_way_and_no_connect_fails", unknown_layout),
+    ("a_changed_map_size_moves_the_entries_to_new_maps", another_map_size),
+    ("programs_of_another_layout_are_replaced_and_no_connect_fails", another_layout),
+    ("programs_of_an_unknown_layout_are_replaced_and_no_connect_fails", unknown_layout),
     ("i15_a_full_map_keeps_the_old_version_serving", full_map),
     ("maps_grow_by_themselves_and_no_connect_fails", maps_grow),
-    ("the_bits_of_frontends_are_made_right_by_a_restart", frontend_bits),
-    ("bad_yaml_keeps_what_worked", bad_yaml_keeps_what_worked),
-    ("another_cgroup_is_moved_to", another_cgroup),
-    ("the_command_line_reads_the_pins", command_line),
+    ("frontend_bits_go_with_the_last_frontend_and_a_restart_repairs_them", frontend_bits),
+    ("bad_yaml_keeps_the_last_good_version", bad_yaml_keeps_what_worked),
+    ("a_changed_cgroup_flag_moves_the_programs", another_cgroup),
+    ("get_trace_and_plan_read_the_pins_without_an_agent", command_line),
     ("a_bpffs_is_mounted_when_there_is_none", bpffs_is_mounted),
-    ("a_node_that_lacks_something_is_refused_with_the_cure", lacking_node),
+    ("an_unfit_node_is_refused_with_the_cure", lacking_node),
 ];
 
 const VIP: &str = "10.96.0.1:80";
 
-fn web(node: &Node, backends: &[&str]) {
+fn web(node: &StoryNode, backends: &[&str]) {
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, backends));
 }
 
@@ -51,7 +51,7 @@ fn served_by(backend: &str) {
     assert_eq!(tcp_ask(at(VIP)).map(|(server, _)| server), Ok(backend.to_owned()));
 }
 
-fn death_changes_nothing(node: &mut Node) {
+fn death_changes_nothing(node: &mut StoryNode) {
     web(node, &["10.0.0.1:8080"]);
     tcp_server("10.0.0.1:8080");
     let mut agent = node.agent(&[]);
@@ -61,7 +61,7 @@ fn death_changes_nothing(node: &mut Node) {
     assert_eq!(agent.dump(), before);
 }
 
-fn restart_writes_nothing(node: &mut Node) {
+fn restart_writes_nothing(node: &mut StoryNode) {
     web(node, &["10.0.0.1:8080", "10.0.0.2:8080"]);
     tcp_server("10.0.0.1:8080");
     tcp_server("10.0.0.2:8080");
@@ -135,7 +135,7 @@ impl Pressure {
     }
 }
 
-fn no_connect_fails(node: &mut Node) {
+fn no_connect_fails(node: &mut StoryNode) {
     let all = ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080", "10.0.0.4:8080"];
     all.into_iter().for_each(tcp_server);
     web(node, &all[..2]);
@@ -173,7 +173,7 @@ fn no_connect_fails(node: &mut Node) {
     pressure.end();
 }
 
-fn second_agent_is_refused(node: &mut Node) {
+fn second_agent_is_refused(node: &mut StoryNode) {
     web(node, &["10.0.0.1:8080"]);
     tcp_server("10.0.0.1:8080");
     let first = node.agent(&[]);
@@ -185,7 +185,7 @@ fn second_agent_is_refused(node: &mut Node) {
     served_by("10.0.0.1:8080");
 }
 
-fn foreign_pin_is_refused(node: &mut Node) {
+fn foreign_pin_is_refused(node: &mut StoryNode) {
     let directory = node.maps();
     std::fs::create_dir_all(&directory).expect("a directory in bpffs");
     let foreign = HashMap::<MapData, u32, u64>::create(16, 0).expect("a map");
@@ -199,7 +199,7 @@ fn foreign_pin_is_refused(node: &mut Node) {
     node.agent(&[]);
 }
 
-fn sigterm_and_cleanup(node: &mut Node) {
+fn sigterm_and_cleanup(node: &mut StoryNode) {
     web(node, &["10.0.0.1:8080"]);
     tcp_server("10.0.0.1:8080");
     let mut agent = node.agent(&[]);
@@ -220,7 +220,7 @@ fn sigterm_and_cleanup(node: &mut Node) {
     assert!(!node.pins.exists());
 }
 
-fn two_programs_at_once(node: &mut Node) {
+fn two_programs_at_once(node: &mut StoryNode) {
     web(node, &["10.0.0.1:8080", "10.0.0.2:8080"]);
     node.write("dns.yaml", &service("dns", &["10.96.0.53"], "UDP", 53, &["10.0.0.1:5353", "10.0.0.2:5353"]));
     ["10.0.0.1:8080", "10.0.0.2:8080"].into_iter().for_each(tcp_server);
@@ -249,7 +249,7 @@ fn two_programs_at_once(node: &mut Node) {
     }
 }
 
-fn another_map_size(node: &mut Node) {
+fn another_map_size(node: &mut StoryNode) {
     web(node, &["10.0.0.1:8080"]);
     tcp_server("10.0.0.1:8080");
     let mut agent = node.agent(&["--map-size", "slots=16"]);
@@ -265,14 +265,14 @@ fn another_map_size(node: &mut Node) {
 }
 
 /// As if another version had made the maps, with the same in all of them.
-fn another_layout(node: &mut Node) {
+fn another_layout(node: &mut StoryNode) {
     let (pressure, open) = give_way(node, |_| {});
     assert_eq!(open.peer(), Some(at(VIP)));
     pressure.end();
 }
 
 /// One that does not tell what its maps are like, as before there was a likeness.
-fn unknown_layout(node: &mut Node) {
+fn unknown_layout(node: &mut StoryNode) {
     let (pressure, _open) = give_way(node, |pins| std::fs::remove_dir_all(pins.join("like")).expect("its marks"));
     // What was connected at that moment may have lost its name with the maps that knew it: a matter of two system calls.
     let most = if is_slow() { 20 } else { 4 };
@@ -280,7 +280,7 @@ fn unknown_layout(node: &mut Node) {
     assert!(misnamed <= most, "{misnamed} have lost their name");
 }
 
-fn give_way(node: &mut Node, change: impl Fn(&std::path::Path)) -> (Pressure, Client) {
+fn give_way(node: &mut StoryNode, change: impl Fn(&std::path::Path)) -> (Pressure, Client) {
     web(node, &["10.0.0.1:8080"]);
     tcp_server("10.0.0.1:8080");
     let mut agent = node.agent(&[]);
@@ -303,7 +303,7 @@ fn give_way(node: &mut Node, change: impl Fn(&std::path::Path)) -> (Pressure, Cl
     (pressure, open)
 }
 
-fn full_map(node: &mut Node) {
+fn full_map(node: &mut StoryNode) {
     web(node, &["10.0.0.1:8080"]);
     tcp_server("10.0.0.1:8080");
     let agent = node.agent(&["--map-size", "slots=2"]);
@@ -325,7 +325,7 @@ fn full_map(node: &mut Node) {
 }
 
 /// A Service with more frontends than their map has entries: its addresses times its ports. How many.
-pub fn write_wide(node: &Node) -> usize {
+pub fn write_wide(node: &StoryNode) -> usize {
     let size =
         MapData::from_pin(node.maps().join("FRONTENDS")).and_then(|map| map.info()).expect("the map").max_entries();
     let (addresses, ports) = (300, usize::try_from(size).expect("a size") / 300 + 1);
@@ -342,7 +342,7 @@ pub fn write_wide(node: &Node) -> usize {
     ports * (addresses + 1)
 }
 
-fn maps_grow(node: &mut Node) {
+fn maps_grow(node: &mut StoryNode) {
     web(node, &["10.0.0.1:8080"]);
     tcp_server("10.0.0.1:8080");
     let mut agent = node.agent(&[]);
@@ -367,7 +367,7 @@ fn maps_grow(node: &mut Node) {
     pressure.end();
 }
 
-fn frontend_bits(node: &mut Node) {
+fn frontend_bits(node: &mut StoryNode) {
     const OTHER: &str = "10.96.0.2";
     web(node, &["10.0.0.1:8080"]);
     tcp_server("10.0.0.1:8080");
@@ -402,7 +402,7 @@ fn frontend_bits(node: &mut Node) {
     served_by("10.0.0.1:8080");
 }
 
-fn bad_yaml_keeps_what_worked(node: &mut Node) {
+fn bad_yaml_keeps_what_worked(node: &mut StoryNode) {
     web(node, &["10.0.0.1:8080"]);
     tcp_server("10.0.0.1:8080");
     let agent = node.agent(&[]);
@@ -413,7 +413,7 @@ fn bad_yaml_keeps_what_worked(node: &mut Node) {
     served_by("10.0.0.1:8080");
 }
 
-fn another_cgroup(node: &mut Node) {
+fn another_cgroup(node: &mut StoryNode) {
     web(node, &["10.0.0.1:8080"]);
     tcp_server("10.0.0.1:8080");
     let child = node.cgroup.join("child");
@@ -427,7 +427,7 @@ fn another_cgroup(node: &mut Node) {
     std::fs::remove_dir(&child).expect("an empty cgroup");
 }
 
-fn command_line(node: &mut Node) {
+fn command_line(node: &mut StoryNode) {
     web(node, &["10.0.0.1:8080", "10.0.0.2:8080"]);
     node.write("empty.yaml", &service("empty", &["10.96.0.2"], "TCP", 80, &[]));
     let mut agent = node.agent(&[]);
@@ -455,7 +455,7 @@ fn command_line(node: &mut Node) {
     assert_eq!(said(&["get", "services", "-o", "nonsense"]).0, Some(2));
 }
 
-fn bpffs_is_mounted(node: &mut Node) {
+fn bpffs_is_mounted(node: &mut StoryNode) {
     web(node, &["10.0.0.1:8080"]);
     tcp_server("10.0.0.1:8080");
     while let Some(bpffs) = lb_dataplane::environment::find_bpffs().expect("/proc") {
@@ -502,7 +502,7 @@ fn be_the_host(directory: &std::path::Path) {
     rustix::mount::mount_bind(&mounts, "/proc/1/mountinfo").expect("a bind mount of this namespace");
 }
 
-fn lacking_node(node: &mut Node) {
+fn lacking_node(node: &mut StoryNode) {
     use std::os::unix::process::CommandExt as _;
 
     web(node, &["10.0.0.1:8080"]);

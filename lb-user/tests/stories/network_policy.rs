@@ -10,12 +10,12 @@ use std::{
 use crate::{
     Story,
     agent::until,
-    node::Node,
+    node::StoryNode,
     packets::{addresses, agent, pod, serve, service},
     sockets::tcp_ask,
 };
 
-pub const STORIES: &[Story] = &[("policy_of_others_sees_client_and_backend_here_and_elsewhere", policy)];
+pub const STORIES: &[Story] = &[("network_policy_of_a_cni_sees_client_and_backend_on_both_nodes", policy)];
 
 const TARGET: u16 = 8080;
 
@@ -36,7 +36,7 @@ fn is_answered(client: &Host, to: SocketAddr) -> bool {
     client.net.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)).is_ok())
 }
 
-fn policy(node: &mut Node) {
+fn policy(node: &mut StoryNode) {
     let lan = Lan::make(Options { pods: 2, ..Options::default() });
     let tool = std::process::Command::new("nft").arg("--version").output();
     if tool.is_err() {

@@ -20,20 +20,20 @@ use lb_kernel::{
 use crate::{
     Story,
     agent::{run, until},
-    node::{Node, is_slow},
+    node::{StoryNode, is_slow},
 };
 
 pub const STORIES: &[Story] = &[
-    ("flows_that_are_over_go_and_no_others", only_what_is_over),
-    ("flows_of_a_full_map_are_freed_in_seconds", full_map),
-    ("flows_that_are_handed_over_are_kept_from_conntrack_for_a_moment", untracked),
+    ("flows_that_have_expired_are_removed_and_no_others", only_what_is_over),
+    ("flows_that_have_expired_free_a_full_map_in_seconds", full_map),
+    ("flows_that_are_handed_over_bypass_conntrack_until_the_rules_are_released", untracked),
 ];
 
 const SECOND: u64 = 1_000_000_000;
 
 pub type Entry = (FlowKey, Flow);
 
-pub fn open(node: &Node) -> TypedMap<FlowKey, Flow> {
+pub fn open(node: &StoryNode) -> TypedMap<FlowKey, Flow> {
     TypedMap::open(&node.maps(), "FLOWS").expect("the pinned map")
 }
 
@@ -59,7 +59,7 @@ pub fn pair(client: (&str, u16), proto: u8, forward: (u8, u64), reverse: (u8, u6
     [(key, own), (partner_key(&key, &own), other)]
 }
 
-fn only_what_is_over(node: &mut Node) {
+fn only_what_is_over(node: &mut StoryNode) {
     const TCP: u8 = 6;
     const UDP: u8 = 17;
     let mut agent = node.agent(&[]);
@@ -125,7 +125,7 @@ fn metric(name: &str) -> f64 {
     line.unwrap_or_else(|| panic!("{name} is missing:\n{text}")).trim().parse().expect("a number")
 }
 
-fn full_map(node: &mut Node) {
+fn full_map(node: &mut StoryNode) {
     let mut agent = node.agent(&[]);
     agent.kill();
     let map = open(node);
@@ -169,7 +169,7 @@ fn full_map(node: &mut Node) {
 }
 
 /// Of either family: conntrack sees what it sees, but for what it is kept away from.
-fn untracked(_: &mut Node) {
+fn untracked(_: &mut StoryNode) {
     const PORTS: [u16; 2] = [4001, 5001];
     const HOSTS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     // Conntrack is at work for those who look at it only: kube-proxy's rules are none here, and leave such a rule behind.

@@ -8,11 +8,11 @@ use lb_dataplane::stats::StatMaps;
 
 use crate::{
     Story,
-    node::{Node, annotated, service},
+    node::{StoryNode, annotated, service},
     sockets::{Client, at, tcp_server, udp_server},
 };
 
-pub const STORIES: &[Story] = &[("rule_10_after_any_sequence_of_calls_the_counts_are_those_of_a_model", any_sequence)];
+pub const STORIES: &[Story] = &[("open_socket_counts_match_a_model_after_any_sequence_of_calls", any_sequence)];
 
 /// One backend, which listens at `ONLY`.
 const A: &str = "10.96.0.1:80";
@@ -96,7 +96,7 @@ fn step(socket: &mut Socket, random: &mut Random) {
     }
 }
 
-fn any_sequence(node: &mut Node) {
+fn any_sequence(node: &mut StoryNode) {
     const SOCKETS: usize = 40;
     const STEPS: usize = 3_000;
     let both = ["10.0.0.2:8080", "10.0.0.3:8080"];

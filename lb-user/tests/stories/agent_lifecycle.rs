@@ -546,15 +546,15 @@ fn unfit_node_is_refused(node: &mut StoryNode) {
     };
     refused("no such cgroup", directory().args(["--cgroup", "/nowhere"]), &["/nowhere"]);
     refused("no cgroup", directory().args(["--cgroup", "/tmp"]), &["/tmp", "version 2", "--cgroup"]);
-    let mut elsewhere = beeline();
-    elsewhere
+    let mut without_bpffs = beeline();
+    without_bpffs
         .arg("--pins")
         .arg(&nowhere)
         .args(["run", "--directory"])
         .arg(&node.yaml)
         .arg("--cgroup")
         .arg(&node.cgroup);
-    refused("pins on no bpffs", &mut elsewhere, &["nowhere", "mount -t bpf", "--pins"]);
+    refused("pins on no bpffs", &mut without_bpffs, &["nowhere", "mount -t bpf", "--pins"]);
 
     // As in a container with its own cgroup namespace: only a part of the hierarchy is mounted.
     let root = lb_dataplane::environment::cgroup2().expect("a cgroup2 hierarchy");

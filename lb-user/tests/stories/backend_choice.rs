@@ -1,4 +1,5 @@
-//! The choice of a backend by scheduler, weights and affinity, and the exact counts of open sockets that some schedulers use.
+//! The choice of a backend by scheduler, weights and affinity, and the exact counts of open sockets that some
+//! schedulers use.
 
 use std::{
     collections::BTreeMap,
@@ -92,8 +93,8 @@ fn schedulers_distribute(node: &mut StoryNode) {
     }
 }
 
-/// Opens thousands of connections from several threads while the agent is killed and restarted and a backend comes and goes;
-/// then covers an inherited socket and failed connects.
+/// Opens thousands of connections from several threads while the agent is killed and restarted and a backend comes and
+/// goes; then covers an inherited socket and failed connects.
 fn open_sockets_are_counted(node: &mut StoryNode) {
     const THREADS: usize = 8;
     const EACH: usize = 400;
@@ -264,7 +265,8 @@ fn affinity_per_port(node: &mut StoryNode) {
     backends.iter().for_each(|backend| tcp_server(backend));
     let yaml = "apiVersion: v1\nkind: Service\nmetadata: {name: two}\nspec:\n  clusterIP: 10.96.0.1\n  \
         sessionAffinity: ClientIP\n  ports: [{name: a, port: 80}, {name: b, port: 81}]\n---\n\
-        apiVersion: v1\nkind: Endpoints\nmetadata: {name: two}\nsubsets:\n- addresses: [{ip: 10.0.0.1}, {ip: 10.0.0.2}, {ip: 10.0.0.3}, {ip: 10.0.0.4}]\n  \
+        apiVersion: v1\nkind: Endpoints\nmetadata: {name: two}\nsubsets:\n\
+        - addresses: [{ip: 10.0.0.1}, {ip: 10.0.0.2}, {ip: 10.0.0.3}, {ip: 10.0.0.4}]\n  \
         ports: [{name: a, port: 8080}, {name: b, port: 8081}]\n";
     node.write("two.yaml", yaml);
     let mut agent: Agent = node.agent(&[]);

@@ -1,5 +1,5 @@
-//! A directory with bad objects beside one good Service. The good one serves all the time; each bad one serves as far as
-//! possible, the log names its problem and cure once, and it serves in full when it is corrected.
+//! A directory with bad objects beside one good Service. The good one serves all the time; each bad one serves as far
+//! as possible, the log names its problem and cure once, and it serves in full when it is corrected.
 
 use crate::{
     Story,
@@ -54,12 +54,12 @@ fn bad_files() -> Vec<BadFile> {
             warnings: &[
                 "its endpoint 169.254.1.1:80 is not used: that is a link-local address; write the address at which the \
                  other nodes reach it",
-                "its endpoint 224.0.0.1:80 is not used: that is a multicast address; write the address at which the other \
-                 nodes reach it",
-                "its endpoint 0.0.0.0:80 is not used: that is an unspecified address; write the address at which the other \
-                 nodes reach it",
-                "its endpoint 255.255.255.255:80 is not used: that is a broadcast address; write the address at which the \
+                "its endpoint 224.0.0.1:80 is not used: that is a multicast address; write the address at which the \
                  other nodes reach it",
+                "its endpoint 0.0.0.0:80 is not used: that is an unspecified address; write the address at which the \
+                 other nodes reach it",
+                "its endpoint 255.255.255.255:80 is not used: that is a broadcast address; write the address at which \
+                 the other nodes reach it",
             ],
             cure: &[("\"169.254.1.1\"}]\n  ports: [{port: 80,", "\"10.0.0.2\"}]\n  ports: [{port: 8080,")],
             serves_after: &["10.96.1.2:80"],
@@ -137,8 +137,8 @@ fn bad_files() -> Vec<BadFile> {
             yaml: with_spec(&one("zclaims", "10.96.1.8", &[SERVER]), "externalIPs: [10.96.0.1]"),
             serves: &["10.96.1.8:80"],
             warnings: &[
-                "10.96.0.1:80/TCP (ExternalIP) belongs to the Service default/good: what is allotted goes before what a \
-                 Service claims, whatever the ages; use another address or port",
+                "10.96.0.1:80/TCP (ExternalIP) belongs to the Service default/good: what is allotted goes before what \
+                 a Service claims, whatever the ages; use another address or port",
             ],
             cure: &[("[10.96.0.1]", "[192.0.2.42]")],
             serves_after: &["10.96.1.8:80", "192.0.2.42:80"],
@@ -156,8 +156,8 @@ fn bad_files() -> Vec<BadFile> {
             yaml: one(LONGER, "10.96.1.10", &[SERVER]),
             serves: &[],
             warnings: &["it is not served: its name \
-                     \"nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn\" has more than 63 octets; choose a \
-                     shorter one"],
+                     \"nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn\" has more than 63 octets; \
+                     choose a shorter one"],
             cure: &[(LONGER, "longer")],
             serves_after: &["10.96.1.10:80"],
         },
@@ -266,7 +266,8 @@ fn thousands_log_few_lines(node: &mut StoryNode) {
     let logged = warnings(&agent);
     for text in [
         "subsets[0]: 1 addresses beyond the first 1000 are not served; write EndpointSlices instead",
-        "127.1.0.5:8080 and 995 more is not used: that is a loopback address; write the address at which the other nodes",
+        "127.1.0.5:8080 and 995 more is not used: that is a loopback address; write the address at which the \
+         other nodes",
         "subsets[0].addresses[19].ip \"10.x.0.20\": not an IP address; fix or remove it",
         "Endpoints default/text: 980 more such problems; fix the first ones to see them",
     ] {

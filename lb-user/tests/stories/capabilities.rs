@@ -1,4 +1,5 @@
-//! The agent with few capabilities: the sets of `deploy/components` suffice, and none in the smaller set is superfluous.
+//! The agent with few capabilities: the sets of `deploy/components` suffice, and none in the smaller set is
+//! superfluous.
 
 use std::{
     os::unix::process::CommandExt as _,
@@ -37,7 +38,7 @@ fn listed(component: &str) -> CapabilitySet {
         .collect()
 }
 
-/// Returns the capabilities that a component adds, and those that an old kernel needs in addition.
+/// Returns the capabilities that a component adds, and further ones for an old kernel.
 fn needed(component: &str) -> CapabilitySet {
     let mut set = listed(component);
     assert!(set.contains(CapabilitySet::BPF), "{set:?}");
@@ -83,8 +84,8 @@ impl Drop for Pod {
     }
 }
 
-/// Runs an agent through start, changes, restart over the pins, and the removal of the backend of a socket in the network
-/// namespace of another user's process. True if that socket was ended.
+/// Runs an agent through start, changes, restart over the pins, and the removal of the backend of a socket in the
+/// network namespace of another user's process. True if that socket was ended.
 fn run_lifecycle(node: &StoryNode) -> bool {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH[1..]));
@@ -142,13 +143,13 @@ fn each_is_needed(node: &mut StoryNode) {
     let node = &*node;
     node.write("dns.yaml", &dns(&BOTH));
     for missing in needed(FEWEST).iter().filter(|one| *one != CapabilitySet::SYS_RESOURCE) {
-        let (status, said) = with_only(needed(FEWEST).difference(missing), || {
+        let (status, log) = with_only(needed(FEWEST).difference(missing), || {
             let mut agent = Agent::start(node, &[]);
             (agent.wait(), agent.log())
         });
-        println!("without {missing:?}: {status}: {}", said.lines().last().unwrap_or_default());
-        assert!(!status.success() && !said.contains("in service"), "without {missing:?}: {said}");
+        println!("without {missing:?}: {status}: {}", log.lines().last().unwrap_or_default());
+        assert!(!status.success() && !log.contains("in service"), "without {missing:?}: {log}");
         let name = format!("this process lacks CAP_{}", missing.iter_names().map(|(name, _)| name).collect::<String>());
-        assert!(said.contains(&name), "{name}: {said}");
+        assert!(log.contains(&name), "{name}: {log}");
     }
 }

@@ -1,4 +1,5 @@
-//! `doctor` beside a real agent: no problem on a good node, and a finding with its cure for each thing broken on purpose.
+//! `doctor` beside a real agent: no problem on a good node, and a finding with its cure for each thing broken on
+//! purpose.
 
 use std::{
     fs::{self, File},
@@ -177,18 +178,18 @@ fn wrong_entries_and_missing_pins(node: &mut StoryNode) {
     fs::rename(&slots, &backends).expect("a rename");
     fs::rename(node.pins.join("aside"), &slots).expect("a rename");
     let fresh = node.directory.join("bpffs/fresh");
-    let mut elsewhere = beeline();
-    elsewhere.arg("--pins").arg(&fresh).args(["run", "--node-name", "here", "--directory"]).arg(&node.yaml);
-    elsewhere.args(["--healthz-bind-address", "", "--metrics-bind-address", "", "--cgroup"]);
+    let mut other_agent = beeline();
+    other_agent.arg("--pins").arg(&fresh).args(["run", "--node-name", "here", "--directory"]).arg(&node.yaml);
+    other_agent.args(["--healthz-bind-address", "", "--metrics-bind-address", "", "--cgroup"]);
     let child = node.cgroup.join("child");
     fs::create_dir(&child).expect("a cgroup");
-    let mut elsewhere = elsewhere.arg(&child).stderr(Stdio::null()).spawn().expect("the beeline binary");
+    let mut other_agent = other_agent.arg(&child).stderr(Stdio::null()).spawn().expect("the beeline binary");
     let theirs = fresh.join(format!("v{LAYOUT_VERSION}/SLOTS"));
     crate::agent::until("the other Beeline has maps", || theirs.exists());
     fs::remove_file(&slots).expect("the pin");
     fs::rename(&theirs, &slots).expect("a rename");
-    elsewhere.kill().expect("a running agent");
-    elsewhere.wait().expect("a running agent");
+    other_agent.kill().expect("a running agent");
+    other_agent.wait().expect("a running agent");
     DoctorRun::new(node, &[]).assert_finding(
         "error",
         "cgroup",
@@ -264,7 +265,8 @@ fn leftovers_of_kube_proxy(node: &mut StoryNode) {
     fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "0").expect("a setting of this namespace");
     assert_eq!(DoctorRun::new(node, &[]).problems(), ALWAYS);
 
-    // doctor reads the tables of iptables-legacy if there are any; the kernel makes one when a process first asks for it.
+    // doctor reads the tables of iptables-legacy if there are any; the kernel makes one when a process first asks for
+    // it.
     let tables = ["ip", "ip6"].map(|family| Path::new("/proc/self/net").join(format!("{family}_tables_names")));
     if make_legacy_table() {
         let names = tables.map(|file| fs::read_to_string(file).unwrap_or_default());

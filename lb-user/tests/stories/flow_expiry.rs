@@ -46,8 +46,8 @@ fn addr(text: &str) -> Addr {
     text.parse::<std::net::IpAddr>().expect("an address").into()
 }
 
-/// Returns both entries of a flow of a client to a backend of this node. `forward` and `reverse` are the flags seen in each
-/// direction and the time of its last packet.
+/// Returns both entries of a flow of a client to a backend of this node. `forward` and `reverse` are the flags seen in
+/// each direction and the time of its last packet.
 pub fn pair(client: (&str, u16), proto: u8, forward: (u8, u64), reverse: (u8, u64)) -> [Entry; 2] {
     let (client, client_port) = (addr(client.0), client.1);
     let dialled = Tuple { src: client, dst: addr("10.96.0.1"), src_port: client_port, dst_port: 80 };
@@ -173,8 +173,8 @@ fn full_map_is_freed(node: &mut StoryNode) {
 fn untracked_flows_bypass_conntrack(_: &mut StoryNode) {
     const PORTS: [u16; 2] = [4001, 5001];
     const HOSTS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-    // Conntrack tracks nothing in a namespace without a rule that needs it. Removing kube-proxy's rules, of which there are
-    // none here, installs such a rule.
+    // Conntrack tracks nothing in a namespace without a rule that needs it. Removing kube-proxy's rules, of which there
+    // are none here, installs such a rule.
     if let Err(error) = remove() {
         println!("LACKS rules of nf_tables about connections: {error}");
         return;

@@ -21,7 +21,7 @@ use crate::{
     Story,
     agent::{beeline, run, until},
     node::{StoryNode, service},
-    sockets::{Client, at, is_refusal, tcp_server, udp_server},
+    sockets::{Client, assert_refused, at, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
@@ -118,10 +118,10 @@ fn counts_are_exact(node: &mut StoryNode) {
     check([50, 30, 0, 0, 0], [7, 7, 0, 0, 0]);
 
     for _ in 0..3 {
-        is_refusal(Client::tcp(at("10.96.0.2:80")).connect(at("10.96.0.2:80")), Errno::CONNREFUSED);
+        assert_refused(Client::tcp(at("10.96.0.2:80")).connect(at("10.96.0.2:80")), Errno::CONNREFUSED);
     }
     for _ in 0..2 {
-        is_refusal(Client::tcp(at("10.96.0.3:80")).connect(at("10.96.0.3:80")), Errno::HOSTUNREACH);
+        assert_refused(Client::tcp(at("10.96.0.3:80")).connect(at("10.96.0.3:80")), Errno::HOSTUNREACH);
     }
     let check_refused = || {
         assert_eq!((service_counts(node, "empty"), top_counts(node, "empty")), ([0, 0, 3, 3, 0], [0, 0, 3, 3, 0]));

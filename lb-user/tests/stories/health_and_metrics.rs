@@ -18,7 +18,7 @@ use crate::{
     Story,
     agent::{Agent, beeline, until},
     node::{StoryNode, service},
-    sockets::{Client, at, is_refusal, tcp_server, udp_server},
+    sockets::{Client, assert_refused, at, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
@@ -150,10 +150,10 @@ fn metrics_are_counted(node: &mut StoryNode) {
     let resolver = Client::udp(at("10.96.0.53:53"));
     resolver.ask(at("10.96.0.53:53"));
     for _ in 0..3 {
-        is_refusal(connect("10.96.0.2:80").map(drop), Errno::CONNREFUSED);
+        assert_refused(connect("10.96.0.2:80").map(drop), Errno::CONNREFUSED);
     }
     for _ in 0..2 {
-        is_refusal(connect("10.96.0.3:80").map(drop), Errno::HOSTUNREACH);
+        assert_refused(connect("10.96.0.3:80").map(drop), Errno::HOSTUNREACH);
     }
 
     let samples = scrape();

@@ -114,7 +114,8 @@ fn run(name: &str) -> Result<(), Failed> {
     let log = sandbox.directory().join("output");
     let output = std::fs::File::create(&log)?;
     let mut child = command.stdout(output.try_clone()?).stderr(output).spawn()?;
-    // On an emulated machine each agent start takes half a minute in the verifier, and some stories start it twenty times.
+    // On an emulated machine each agent start takes half a minute in the verifier, and some stories start it twenty
+    // times.
     let limit = Duration::from_secs(if node::is_slow() { 900 } else { 120 });
     let deadline = std::time::Instant::now() + limit;
     let status = loop {

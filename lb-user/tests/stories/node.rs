@@ -80,7 +80,7 @@ impl StoryNode {
         fs::rename(staged, target).expect("a rename");
     }
 
-    /// The directory of the pinned maps.
+    /// Returns the directory of the pinned maps.
     pub fn maps(&self) -> PathBuf {
         Pins::at(self.pins.clone()).current()
     }

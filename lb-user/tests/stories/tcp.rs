@@ -1,4 +1,4 @@
-//! TCP through a VIP: rules 11 and 12 of the semantics, as an application sees them.
+//! TCP through a VIP as an application sees it: peer name, retries, errors, source address, external addresses, MPTCP.
 
 use std::thread;
 
@@ -8,20 +8,20 @@ use crate::{
     Story,
     agent::until,
     node::{StoryNode, service},
-    sockets::{Client, at, is_refusal, mapped, tcp_ask, tcp_server},
+    sockets::{Client, assert_refused, at, mapped, tcp_ask, tcp_server},
 };
 
 pub const STORIES: &[Story] = &[
     ("tcp_reaches_both_backends_and_shows_the_vip", reaches_both_backends_and_shows_the_vip),
     ("i10_tcp_shows_the_vip_in_the_form_dialled", v6_and_mapped_sockets_are_served),
-    ("i10_tcp_to_an_address_of_no_service_is_untouched", what_hits_no_service_is_untouched),
+    ("i10_tcp_to_an_address_of_no_service_is_untouched", other_addresses_are_untouched),
     ("a_tcp_retry_on_the_same_socket_picks_another_backend", retry_picks_another_backend),
-    ("a_tcp_translation_is_cleared_by_a_connect_elsewhere", choice_is_cleared_by_a_connect_elsewhere),
-    ("tcp_refusals_return_the_documented_errno", refusals_carry_their_errno),
+    ("a_tcp_translation_is_cleared_by_a_connect_elsewhere", translation_ends_with_a_connect_elsewhere),
+    ("tcp_refusals_return_the_documented_errno", refusals_return_their_errno),
     ("tcp_refusals_are_all_counted_and_few_are_logged", refusals_are_counted),
     ("a_bound_tcp_source_address_is_kept", bound_source_is_kept),
-    ("a_tcp_socket_can_connect_elsewhere_after_af_unspec", after_af_unspec_starts_afresh),
-    ("the_tcp_rev_nat_entry_ends_with_the_socket", state_ends_with_the_socket),
+    ("a_tcp_socket_can_connect_elsewhere_after_af_unspec", af_unspec_allows_another_connect),
+    ("the_tcp_rev_nat_entry_ends_with_the_socket", rev_nat_entry_ends_with_the_socket),
     ("tcp_external_and_load_balancer_addresses_are_served", external_addresses_are_served),
     ("mptcp_is_served_or_left_alone", mptcp_is_served_or_left_alone),
 ];
@@ -72,7 +72,7 @@ fn v6_and_mapped_sockets_are_served(node: &mut StoryNode) {
     assert!(client.receive().0.starts_with("10.0.0."));
 }
 
-fn what_hits_no_service_is_untouched(node: &mut StoryNode) {
+fn other_addresses_are_untouched(node: &mut StoryNode) {
     two_backends(node);
     tcp_server("[fd00::1]:8080");
     let _agent = node.agent(&[]);
@@ -81,7 +81,7 @@ fn what_hits_no_service_is_untouched(node: &mut StoryNode) {
         client.connect(direct).expect("a connection");
         assert_eq!(client.peer(), Some(direct));
     }
-    // The VIP's other ports are nobody's.
+    // Other ports of the VIP are not translated.
     let other = Client::tcp(at("10.96.0.1:81")).connect(at("10.96.0.1:81"));
     assert_eq!(other, Err(Errno::NETUNREACH), "no route leads to a VIP");
 }
@@ -100,10 +100,10 @@ fn retry_picks_another_backend(node: &mut StoryNode) {
         }
         assert_eq!(client.peer(), Some(at(VIP)));
     }
-    assert!((10..50).contains(&retried), "about half the first attempts meet the dead backend: {retried}");
+    assert!((10..50).contains(&retried), "about half of the first attempts get the dead backend: {retried}");
 }
 
-fn choice_is_cleared_by_a_connect_elsewhere(node: &mut StoryNode) {
+fn translation_ends_with_a_connect_elsewhere(node: &mut StoryNode) {
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
     tcp_server("10.0.0.2:8080");
     let _agent = node.agent(&[]);
@@ -113,7 +113,7 @@ fn choice_is_cleared_by_a_connect_elsewhere(node: &mut StoryNode) {
     client.connect(at("10.0.0.2:8080")).expect("a plain connection");
     assert_eq!(client.peer(), Some(at("10.0.0.2:8080")));
 
-    // Even when it is the very backend: the application did not dial the VIP.
+    // Even a direct connection to the same backend does not show the VIP, which the application did not dial.
     let client = Client::tcp(at(VIP));
     assert_eq!(client.connect(at(VIP)), Err(Errno::CONNREFUSED));
     tcp_server("10.0.0.1:8080");
@@ -121,17 +121,17 @@ fn choice_is_cleared_by_a_connect_elsewhere(node: &mut StoryNode) {
     assert_eq!(client.peer(), Some(at("10.0.0.1:8080")));
 }
 
-fn refusals_carry_their_errno(node: &mut StoryNode) {
+fn refusals_return_their_errno(node: &mut StoryNode) {
     node.write("empty.yaml", &service("empty", &["10.96.0.2", "fd96::2"], "TCP", 80, &[]));
     let local = service("local", &["10.96.0.3"], "TCP", 80, &["10.0.0.1:8080"])
         .replace("spec:\n", "spec:\n  internalTrafficPolicy: Local\n");
     node.write("local.yaml", &local);
     let agent = node.agent(&[]);
     for vip in [at("10.96.0.2:80"), at("[fd96::2]:80"), mapped(at("10.96.0.2:80"))] {
-        is_refusal(Client::tcp(vip).connect(vip), Errno::CONNREFUSED);
+        assert_refused(Client::tcp(vip).connect(vip), Errno::CONNREFUSED);
     }
-    is_refusal(Client::tcp(at("10.96.0.3:80")).connect(at("10.96.0.3:80")), Errno::HOSTUNREACH);
-    // The programs say so, by the Service's name, while the agent listens.
+    assert_refused(Client::tcp(at("10.96.0.3:80")).connect(at("10.96.0.3:80")), Errno::HOSTUNREACH);
+    // The agent logs the refusals with the name of the Service.
     agent.wait_for_log("refused: default/empty");
     agent.wait_for_log("refused: default/local");
     let counters = lb_dataplane::stats::counters(&node.maps()).expect("the counters");
@@ -167,7 +167,7 @@ fn bound_source_is_kept(node: &mut StoryNode) {
     assert!(client.receive().0.ends_with(" 10.0.0.9"));
 }
 
-fn after_af_unspec_starts_afresh(node: &mut StoryNode) {
+fn af_unspec_allows_another_connect(node: &mut StoryNode) {
     two_backends(node);
     tcp_server("10.0.0.3:8080");
     let _agent = node.agent(&[]);
@@ -179,13 +179,13 @@ fn after_af_unspec_starts_afresh(node: &mut StoryNode) {
     assert_eq!(client.peer(), Some(at("10.0.0.3:8080")));
 }
 
-fn state_ends_with_the_socket(node: &mut StoryNode) {
+fn rev_nat_entry_ends_with_the_socket(node: &mut StoryNode) {
     two_backends(node);
     let _agent = node.agent(&[]);
     let entries = || {
         let map = aya::maps::MapData::from_pin(node.maps().join("TCP_SOCKS")).expect("the pinned map");
         let map: aya::maps::Array<_, lb_common::TcpSock> = aya::maps::Map::Array(map).try_into().expect("its types");
-        map.iter().flatten().filter(|place| place.cookie != 0).count()
+        map.iter().flatten().filter(|slot| slot.cookie != 0).count()
     };
     let open: Vec<_> = (0..100)
         .map(|_| {
@@ -196,13 +196,14 @@ fn state_ends_with_the_socket(node: &mut StoryNode) {
         .collect();
     assert_eq!(entries(), 100);
     drop(open);
-    until("nothing is left", || entries() == 0);
+    until("the entries of closed sockets are removed", || entries() == 0);
 }
 
 fn external_addresses_are_served(node: &mut StoryNode) {
     let yaml = service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]).replace(
         "spec:\n",
-        "status: {loadBalancer: {ingress: [{ip: 203.0.113.2}, {ip: 203.0.113.3, ipMode: Proxy}]}}\nspec:\n  externalIPs: [203.0.113.1]\n",
+        "status: {loadBalancer: {ingress: [{ip: 203.0.113.2}, {ip: 203.0.113.3, ipMode: Proxy}]}}\n\
+         spec:\n  externalIPs: [203.0.113.1]\n",
     );
     node.write("web.yaml", &yaml);
     tcp_server("10.0.0.1:8080");
@@ -210,7 +211,7 @@ fn external_addresses_are_served(node: &mut StoryNode) {
     for vip in ["203.0.113.1:80", "203.0.113.2:80"] {
         assert_eq!(tcp_ask(at(vip)).map(|(server, _)| server), Ok("10.0.0.1:8080".to_owned()));
     }
-    assert_eq!(tcp_ask(at("203.0.113.3:80")), Err(Errno::NETUNREACH), "ipMode Proxy leads to the load balancer itself");
+    assert_eq!(tcp_ask(at("203.0.113.3:80")), Err(Errno::NETUNREACH), "an address with ipMode Proxy is not translated");
 }
 
 fn mptcp_is_served_or_left_alone(node: &mut StoryNode) {

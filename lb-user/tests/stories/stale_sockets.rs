@@ -1,4 +1,4 @@
-//! Sockets that outlive their backend: three kinds of UDP clients, and TCP clients by their Service's drain.
+//! Sockets that outlive their backend: three kinds of UDP clients, and TCP clients of Services with each kind of drain.
 
 use std::{
     io::Write as _,
@@ -12,20 +12,20 @@ use rustix::io::Errno;
 use crate::{
     Story,
     agent::until,
-    node::{Node, annotated, service},
+    node::{StoryNode, annotated, service},
     sockets::{Client, at, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("rule_8_a_dns_proxy_loses_no_query_for_long", dns_proxy),
-    ("rule_8_a_statsd_client_moves_by_itself", statsd_client),
-    ("rule_8_a_bound_server_is_never_touched", bound_server),
-    ("rule_8_udp_is_left_alone_while_its_endpoint_still_serves", draining_endpoint),
-    ("rule_8_udp_is_left_alone_while_there_is_no_endpoint_at_all", no_endpoint_at_all),
-    ("rule_8_udp_that_lost_its_backend_while_no_agent_ran_ends_at_the_start", while_no_agent_ran),
-    ("rule_8_udp_that_was_left_without_any_endpoint_over_a_restart_ends_when_there_is_one", restart_without_endpoints),
-    ("tcp_drains_as_its_service_says", tcp_drains),
-    ("tcp_drains_no_sooner_over_a_restart", tcp_drains_over_a_restart),
+    ("a_connected_dns_proxy_soon_gets_answers_from_another_backend", dns_proxy),
+    ("an_unconnected_statsd_client_moves_to_another_backend", statsd_client),
+    ("a_bound_udp_server_is_never_ended", bound_server),
+    ("udp_sockets_stay_while_their_endpoint_is_serving_terminating", stay_with_draining_endpoint),
+    ("udp_sockets_stay_while_the_service_has_no_endpoint", stay_without_endpoints),
+    ("udp_sockets_that_lost_their_backend_without_an_agent_end_at_its_start", end_at_the_agents_start),
+    ("udp_sockets_left_without_an_endpoint_across_a_restart_end_when_one_appears", end_after_a_restart),
+    ("tcp_drain_follows_the_annotation_of_the_service", tcp_drain_follows_annotation),
+    ("tcp_drain_is_not_shortened_by_a_restart", tcp_drain_across_a_restart),
 ];
 
 const VIP: &str = "10.96.0.53:53";
@@ -35,12 +35,13 @@ fn dns(backends: &[&str]) -> String {
     service("dns", &["10.96.0.53"], "UDP", 53, backends)
 }
 
-fn killed(node: &Node) -> u64 {
+/// Returns the number of sockets that the agent has ended.
+fn ended_count(node: &StoryNode) -> u64 {
     let stats = StatMaps::open(&node.maps()).and_then(|maps| maps.read()).expect("the pinned maps");
     stats.killed.values().sum()
 }
 
-/// A long-lived connected socket and which backend it has.
+/// Returns a connected socket that has had an answer, and its backend.
 fn connected() -> (Client, String) {
     let client = Client::udp(at(VIP));
     client.connect(at(VIP)).expect("connected");
@@ -53,40 +54,40 @@ fn other(server: &str) -> &'static str {
     BOTH.into_iter().find(|backend| *backend != server).expect("there are two")
 }
 
-/// Whether the socket has been ended: the next call says so, once.
+/// True if the socket was ended: the next call, and only that one, fails.
 fn has_ended(client: &Client) -> bool {
     matches!(client.send(), Err(Errno::CONNABORTED | Errno::DESTADDRREQ | Errno::NOTCONN))
 }
 
-fn dns_proxy(node: &mut Node) {
+fn dns_proxy(node: &mut StoryNode) {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH));
     let agent = node.agent(&[]);
     let (mut client, server) = connected();
     let before = agent.dump().backends.len();
     node.write("dns.yaml", &dns(&[other(&server)]));
-    // As a proxy does it: a query every millisecond; an error makes it open a new socket.
-    let (mut gone, mut answered_elsewhere) = (None, None);
+    // As a proxy does: send queries without pause, and open a new socket after an error.
+    let (mut removed, mut answered) = (None, None);
     until("an answer from the other backend", || {
-        if gone.is_none() && agent.dump().backends.len() < before {
-            gone = Some(Instant::now());
+        if removed.is_none() && agent.dump().backends.len() < before {
+            removed = Some(Instant::now());
         }
         if client.send().and_then(|()| client.try_receive()).is_err() {
             (client, _) = connected();
-            answered_elsewhere = Some(Instant::now());
+            answered = Some(Instant::now());
         }
-        answered_elsewhere.is_some()
+        answered.is_some()
     });
-    let (gone, found) = (gone.expect("it was seen to go"), answered_elsewhere.expect("it was seen"));
-    let lost = found.saturating_duration_since(gone);
-    println!("from the backend's going to an answer from the other one: {lost:?}");
-    // The aim is 100 ms, which a busy machine may miss; the next query of a socket that is left alone would be lost for ever.
-    assert!(lost < Duration::from_secs(5), "{lost:?}");
-    until("it is counted", || killed(node) == 1);
+    let (removed, answered) = (removed.expect("the removal was seen"), answered.expect("an answer"));
+    let outage = answered.saturating_duration_since(removed);
+    println!("from the removal of the backend to an answer from the other one: {outage:?}");
+    // The aim is 100 ms, which a busy machine may miss. A socket that is not ended would never get an answer.
+    assert!(outage < Duration::from_secs(5), "{outage:?}");
+    until("the ended socket is counted", || ended_count(node) == 1);
     agent.wait_for_log("ended sockets whose backend has gone");
 }
 
-fn statsd_client(node: &mut Node) {
+fn statsd_client(node: &mut StoryNode) {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH));
     let agent = node.agent(&[]);
@@ -100,14 +101,14 @@ fn statsd_client(node: &mut Node) {
     }
     let stats = StatMaps::open(&node.maps()).and_then(|maps| maps.read()).expect("the pinned maps");
     assert_eq!(stats.ports.values().map(|stats| stats.moved).sum::<u64>(), 1);
-    assert_eq!(killed(node), 0);
+    assert_eq!(ended_count(node), 0);
 }
 
-fn bound_server(node: &mut Node) {
+fn bound_server(node: &mut StoryNode) {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH));
     let agent = node.agent(&[]);
-    // A server on this node that also asks the Service, from the socket on which it listens.
+    // A server on this node that also sends to the Service, from the socket on which it receives.
     let server = UdpSocket::bind("10.0.0.4:99").expect("a free port");
     server.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
     let ask = || {
@@ -118,40 +119,38 @@ fn bound_server(node: &mut Node) {
         String::from_utf8_lossy(buffer.get(..len).unwrap_or_default()).into_owned()
     };
     let first = ask();
-    let (plain, _) = {
-        // One that dialled the backend's own address.
-        let client = Client::udp(at(&first));
-        client.connect(at(&first)).expect("connected");
-        (client, ())
-    };
+    // A client that dialled the backend directly.
+    let plain = Client::udp(at(&first));
+    plain.connect(at(&first)).expect("connected");
     node.write("dns.yaml", &dns(&[other(&first)]));
     agent.wait_for("one backend", |dump| dump.backends.len() == 1);
     std::thread::sleep(Duration::from_millis(1500));
     let client = Client::udp(at("10.0.0.4:99"));
     client.send_to(at("10.0.0.4:99")).expect("sent");
-    let (_, from) = server.recv_from(&mut [0; 64]).expect("its clients still reach it");
+    let (_, from) = server.recv_from(&mut [0; 64]).expect("a datagram of a client");
     assert_eq!(from.ip(), at("10.0.0.4:99").ip());
     assert_eq!(ask(), other(&first));
-    plain.send().expect("it is not ours");
+    plain.send().expect("a direct socket stays open");
     assert_eq!(plain.receive().0, first);
-    assert_eq!(killed(node), 0);
+    assert_eq!(ended_count(node), 0);
 }
 
-/// A Service whose endpoints have these conditions.
+/// Returns a Service with endpoints (address, conditions) in a slice.
 fn sliced(endpoints: &[(&str, &str)]) -> String {
     let endpoints: String = endpoints
         .iter()
         .map(|(address, conditions)| format!("- {{addresses: [{address}], conditions: {{{conditions}}}}}\n"))
         .collect();
     format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: dns}}\nspec:\n  clusterIP: 10.96.0.53\n  selector: {{app: dns}}\n  \
-         ports: [{{port: 53, protocol: UDP}}]\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: dns}}\nspec:\n  clusterIP: 10.96.0.53\n  \
+         selector: {{app: dns}}\n  ports: [{{port: 53, protocol: UDP}}]\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
          metadata: {{name: dns-1, labels: {{kubernetes.io/service-name: dns}}}}\naddressType: IPv4\n\
          ports: [{{name: '', port: 5353, protocol: UDP}}]\nendpoints:\n{endpoints}"
     )
 }
 
-fn draining_endpoint(node: &mut Node) {
+fn stay_with_draining_endpoint(node: &mut StoryNode) {
     BOTH.into_iter().for_each(udp_server);
     let ready = "ready: true";
     node.write("dns.yaml", &sliced(&[("10.0.0.1", ready), ("10.0.0.2", ready)]));
@@ -164,17 +163,17 @@ fn draining_endpoint(node: &mut Node) {
     node.write("dns.yaml", &with("ready: false, serving: true, terminating: true"));
     agent.wait_for("one in the list", |dump| dump.services.values().all(|service| service.cluster_len == 1));
     for _ in 0..100 {
-        client.send().expect("its backend still serves");
+        client.send().expect("the backend still serves");
         assert_eq!(client.receive().0, server);
         std::thread::sleep(Duration::from_millis(2));
     }
-    assert_eq!(connected().1, other(&server), "new sockets go elsewhere");
+    assert_eq!(connected().1, other(&server), "a new socket gets the other backend");
     node.write("dns.yaml", &with("ready: false, serving: false, terminating: true"));
-    until("it serves no more", || has_ended(&client));
-    until("it is counted", || killed(node) == 1);
+    until("the socket ends when its backend stops serving", || has_ended(&client));
+    until("the ended socket is counted", || ended_count(node) == 1);
 }
 
-fn no_endpoint_at_all(node: &mut Node) {
+fn stay_without_endpoints(node: &mut StoryNode) {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH[..1]));
     let agent = node.agent(&[]);
@@ -182,25 +181,25 @@ fn no_endpoint_at_all(node: &mut Node) {
     node.write("dns.yaml", &dns(&[]));
     agent.wait_for("no backend", |dump| dump.backends.is_empty());
     std::thread::sleep(Duration::from_millis(300));
-    client.send().expect("there is nowhere else to go");
+    client.send().expect("without another endpoint the socket stays");
     assert_eq!(client.receive().0, server);
     node.write("dns.yaml", &dns(&BOTH[1..]));
-    until("another one is there", || has_ended(&client));
+    until("the socket ends when another endpoint appears", || has_ended(&client));
 }
 
-fn while_no_agent_ran(node: &mut Node) {
+fn end_at_the_agents_start(node: &mut StoryNode) {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH));
     let mut agent = node.agent(&[]);
     let (client, server) = connected();
     agent.kill();
     node.write("dns.yaml", &dns(&[other(&server)]));
-    let _again = node.agent(&[]);
-    until("it ends", || has_ended(&client));
-    until("it is counted", || killed(node) == 1);
+    let _second_agent = node.agent(&[]);
+    until("the socket ends", || has_ended(&client));
+    until("the ended socket is counted", || ended_count(node) == 1);
 }
 
-fn restart_without_endpoints(node: &mut Node) {
+fn end_after_a_restart(node: &mut StoryNode) {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH[..1]));
     let mut agent = node.agent(&[]);
@@ -209,18 +208,18 @@ fn restart_without_endpoints(node: &mut Node) {
     node.write("dns.yaml", &dns(&[]));
     agent.wait_for("no backend", |dump| dump.backends.is_empty());
     agent.kill();
-    let again = node.agent(&[]);
+    let second_agent = node.agent(&[]);
     std::thread::sleep(Duration::from_millis(300));
-    client.send().expect("there is nowhere else to go");
+    client.send().expect("without another endpoint the socket stays");
     assert_eq!(client.receive().0, server);
     node.write("dns.yaml", &dns(&BOTH[1..]));
-    until("another one is there", || has_ended(&client));
-    // Invariant I7: the socket still names the first id, so that no other backend may have it.
-    let second = again.dump().backends.into_keys().next();
+    until("the socket ends when another endpoint appears", || has_ended(&client));
+    // Invariant I7: the socket still names the first backend id, so no other backend may get it.
+    let second = second_agent.dump().backends.into_keys().next();
     assert!(first < second, "{first:?} {second:?}");
 }
 
-/// A TCP server that tells its name and keeps each connection open.
+/// Starts a TCP server that sends its address and keeps each connection open.
 fn holding_server(address: &str) {
     let listener = TcpListener::bind(address).expect("a free port");
     let name = address.to_owned();
@@ -233,7 +232,7 @@ fn holding_server(address: &str) {
     });
 }
 
-fn tcp_drains(node: &mut Node) {
+fn tcp_drain_follows_annotation(node: &mut StoryNode) {
     const WEB: &str = "10.96.0.1:80";
     for (drain, ends_after) in [("none", None), ("on-removal", Some(0)), ("after 2s", Some(2))] {
         let backends = ["10.0.0.1:8080", "10.0.0.2:8080"];
@@ -257,10 +256,10 @@ fn tcp_drains(node: &mut Node) {
         match ends_after {
             None => {
                 std::thread::sleep(Duration::from_millis(1500));
-                client.send().expect("it stays");
+                client.send().expect("the connection stays");
             }
             Some(seconds) => {
-                until("it ends", || client.send().is_err());
+                until("the connection ends", || client.send().is_err());
                 let took = start.elapsed();
                 println!("{drain}: ended after {took:?}");
                 assert!(took >= Duration::from_secs(seconds), "{took:?}");
@@ -269,7 +268,7 @@ fn tcp_drains(node: &mut Node) {
     }
 }
 
-fn tcp_drains_over_a_restart(node: &mut Node) {
+fn tcp_drain_across_a_restart(node: &mut StoryNode) {
     const WEB: &str = "10.96.0.1:80";
     let backends = ["10.0.0.1:8080", "10.0.0.2:8080"];
     backends.into_iter().for_each(holding_server);
@@ -285,8 +284,8 @@ fn tcp_drains_over_a_restart(node: &mut Node) {
     let rest: Vec<_> = backends.into_iter().filter(|backend| *backend != answer).collect();
     node.write("web.yaml", &web(&rest));
     let start = Instant::now();
-    let _again = node.agent(&[]);
-    until("it ends", || client.send().is_err());
+    let _second_agent = node.agent(&[]);
+    until("the connection ends", || client.send().is_err());
     let took = start.elapsed();
     println!("ended {took:?} after the agent's start");
     assert!(took >= Duration::from_secs(3), "{took:?}");

@@ -1,5 +1,4 @@
-//! A property: whatever sockets do, in any order, the counts of open sockets are those of a model that knows nothing but the
-//! rules.
+//! A property test: after any sequence of socket calls the counts of open sockets equal those of a simple model.
 
 use std::collections::BTreeMap;
 
@@ -8,33 +7,34 @@ use lb_dataplane::stats::StatMaps;
 
 use crate::{
     Story,
-    node::{Node, annotated, service},
+    node::{StoryNode, annotated, service},
     sockets::{Client, at, tcp_server, udp_server},
 };
 
-pub const STORIES: &[Story] = &[("rule_10_after_any_sequence_of_calls_the_counts_are_those_of_a_model", any_sequence)];
+pub const STORIES: &[Story] =
+    &[("open_socket_counts_match_a_model_after_any_sequence_of_calls", counts_match_the_model)];
 
-/// One backend, which listens at `ONLY`.
+/// A Service with one backend, `ONLY`.
 const A: &str = "10.96.0.1:80";
 const ONLY: &str = "10.0.0.1:8080";
-/// Two backends.
+/// A Service with two backends.
 const B: &str = "10.96.0.2:80";
 /// A TCP Service whose only backend does not listen.
-const DEAF: &str = "10.96.0.3:80";
-/// No Service.
+const REFUSING: &str = "10.96.0.3:80";
+/// An address of no Service.
 const PLAIN: &str = "10.0.0.4:7";
 
-/// A socket, and which VIPs it holds a backend for.
+/// A socket, and the VIPs that it has an open translation for.
 enum Socket {
     Tcp(Client, Option<&'static str>),
     Udp(Client, Vec<&'static str>),
 }
 
 impl Socket {
-    fn holds(&self) -> &[&'static str] {
+    fn open_vips(&self) -> &[&'static str] {
         match self {
-            Self::Tcp(_, held) => held.as_slice(),
-            Self::Udp(_, held) => held,
+            Self::Tcp(_, vips) => vips.as_slice(),
+            Self::Udp(_, vips) => vips,
         }
     }
 }
@@ -43,60 +43,60 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, limit: usize) -> usize {
-        // Knuth's constants; the high bits are the good ones.
+        // The constants are Knuth's; the high bits are the most random.
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 40).expect("24 bits") % limit
     }
 }
 
-/// One call on a socket, and what it means by the rules.
+/// Makes one random call on a socket and updates the model.
 fn step(socket: &mut Socket, random: &mut Random) {
     match socket {
-        Socket::Tcp(client, held) => {
-            if held.is_some_and(|vip| vip != DEAF) {
-                // It is connected, and a second connect fails before any hook.
+        Socket::Tcp(client, vips) => {
+            if vips.is_some_and(|vip| vip != REFUSING) {
+                // The socket is connected: a second connect fails before any hook.
                 assert!(client.connect(at(A)).is_err());
                 return;
             }
-            let to = [A, B, DEAF][random.below(3)];
-            assert_eq!(client.connect(at(to)).is_err(), to == DEAF);
-            *held = Some(to);
+            let to = [A, B, REFUSING][random.below(3)];
+            assert_eq!(client.connect(at(to)).is_err(), to == REFUSING);
+            *vips = Some(to);
         }
-        Socket::Udp(client, held) => {
-            let keep = |held: &mut Vec<&'static str>, vip| {
-                if !held.contains(&vip) {
-                    held.push(vip);
+        Socket::Udp(client, vips) => {
+            let add = |vips: &mut Vec<&'static str>, vip| {
+                if !vips.contains(&vip) {
+                    vips.push(vip);
                 }
             };
             match random.below(8) {
                 0 | 1 => {
                     let vip = [A, B][random.below(2)];
                     client.connect(at(vip)).expect("connected");
-                    keep(held, vip);
+                    add(vips, vip);
                 }
                 2 | 3 => {
                     let vip = [A, B][random.below(2)];
-                    // With a peer or without: a destination that is named counts.
+                    // The named destination counts, with or without a peer.
                     client.send_to(at(vip)).expect("sent");
-                    keep(held, vip);
+                    add(vips, vip);
                 }
                 4 => client.connect(at(PLAIN)).expect("connected"),
                 5 => client.disconnect(),
-                // To the very backend that it was given, by its own address: that translation is forgotten.
+                // A direct call to the address of its backend removes the translation.
                 6 => {
                     client.connect(at(ONLY)).expect("connected");
-                    held.retain(|vip| *vip != A);
+                    vips.retain(|vip| *vip != A);
                 }
                 _ => {
                     client.send_to(at(ONLY)).expect("sent");
-                    held.retain(|vip| *vip != A);
+                    vips.retain(|vip| *vip != A);
                 }
             }
         }
     }
 }
 
-fn any_sequence(node: &mut Node) {
+fn counts_match_the_model(node: &mut StoryNode) {
     const SOCKETS: usize = 40;
     const STEPS: usize = 3_000;
     let both = ["10.0.0.2:8080", "10.0.0.3:8080"];
@@ -115,7 +115,7 @@ fn any_sequence(node: &mut Node) {
         };
         write("a", "10.96.0.1", &[ONLY]);
         write("b", "10.96.0.2", &both);
-        write("deaf", "10.96.0.3", &["10.0.0.4:9"]);
+        write("refusing", "10.96.0.3", &["10.0.0.4:9"]);
     }
     let agent = node.agent(&[]);
     let dump = agent.dump();
@@ -127,7 +127,7 @@ fn any_sequence(node: &mut Node) {
         };
         let both = |vip| ((vip, "TCP"), of(vip, Proto::Tcp), (vip, "UDP"), of(vip, Proto::Udp));
         let mut counts = BTreeMap::new();
-        for (tcp, tcp_open, udp, udp_open) in [A, B, DEAF].map(both) {
+        for (tcp, tcp_open, udp, udp_open) in [A, B, REFUSING].map(both) {
             counts.extend([(tcp, tcp_open), (udp, udp_open)]);
         }
         counts
@@ -152,7 +152,7 @@ fn any_sequence(node: &mut Node) {
                 let mut expected: BTreeMap<_, u64> = open().into_keys().map(|key| (key, 0)).collect();
                 for socket in &sockets {
                     let proto = if matches!(socket, Socket::Tcp(..)) { "TCP" } else { "UDP" };
-                    for vip in socket.holds() {
+                    for vip in socket.open_vips() {
                         *expected.get_mut(&(*vip, proto)).expect("a VIP") += 1;
                     }
                 }

@@ -1,4 +1,4 @@
-//! What the agent says of itself over HTTP: to probes, to load balancers outside, and to Prometheus.
+//! The HTTP ports of the agent: /healthz for load balancers, /livez for probes, and metrics for Prometheus.
 
 use std::{
     collections::BTreeMap,
@@ -17,25 +17,25 @@ use serde_json::Value;
 use crate::{
     Story,
     agent::{Agent, beeline, until},
-    node::{Node, service},
-    sockets::{Client, at, is_refusal, tcp_server, udp_server},
+    node::{StoryNode, service},
+    sockets::{Client, assert_refused, at, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("health_follows_the_service_and_the_node", health_follows),
-    ("health_is_bad_before_there_is_service", bad_before_service),
-    ("metrics_count_what_happened", metrics_count),
-    ("metrics_of_backends_are_bounded", backends_are_bounded),
-    ("a_port_in_use_is_survived_and_taken_when_it_is_free", port_in_use),
-    ("idle_connections_hold_up_nobody", idle_connections),
+    ("healthz_follows_the_agent_and_the_node_object", healthz_follows),
+    ("healthz_fails_before_the_agent_is_in_service", healthz_fails_before_service),
+    ("metrics_count_connections_refusals_and_changes", metrics_are_counted),
+    ("metrics_of_backends_are_limited_by_the_flag", backends_are_limited),
+    ("a_health_port_in_use_is_retried_until_it_is_free", port_in_use_is_retried),
+    ("idle_http_connections_do_not_block_probes", idle_connections_do_not_block),
 ];
 
 const HEALTH: &str = "127.0.0.1:10256";
 const METRICS: &str = "127.0.0.1:10249";
 const ON_LOOPBACK: [&str; 2] = ["--healthz-bind-address", HEALTH];
 
-/// Code and body of an answer; None when nobody answers.
-fn ask(address: &str, path: &str) -> Option<(u16, String)> {
+/// Returns code and body of the answer to a GET; None without an answer.
+fn get(address: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
     write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").ok()?;
@@ -45,27 +45,27 @@ fn ask(address: &str, path: &str) -> Option<(u16, String)> {
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
 
-/// The codes of /healthz and /livez.
+/// Returns the codes of /healthz and /livez.
 fn codes() -> [Option<u16>; 2] {
-    ["/healthz", "/livez"].map(|path| ask(HEALTH, path).map(|(code, _)| code))
+    ["/healthz", "/livez"].map(|path| get(HEALTH, path).map(|(code, _)| code))
 }
 
 fn json(path: &str) -> Value {
-    serde_json::from_str(&ask(HEALTH, path).expect("an answer").1).expect("JSON")
+    serde_json::from_str(&get(HEALTH, path).expect("an answer").1).expect("JSON")
 }
 
-/// The samples of a scrape, by name and labels. Panics when it does not keep to the form.
+/// Scrapes the metrics and returns the samples by name and labels. Panics if the exposition format is broken.
 fn scrape() -> BTreeMap<String, f64> {
-    let (code, text) = ask(METRICS, "/metrics").expect("an answer");
+    let (code, text) = get(METRICS, "/metrics").expect("an answer");
     assert_eq!(code, 200, "{text}");
     let mut samples = BTreeMap::new();
     let mut described = std::collections::BTreeSet::new();
     for line in text.lines() {
         if let Some(comment) = line.strip_prefix("# ") {
             let mut words = comment.splitn(3, ' ');
-            let (what, family) = (words.next(), words.next());
-            assert!(matches!(what, Some("HELP" | "TYPE")) && words.next().is_some(), "{line}");
-            assert!(described.insert((what.map(str::to_owned), family.map(str::to_owned))), "{line}: twice");
+            let (keyword, family) = (words.next(), words.next());
+            assert!(matches!(keyword, Some("HELP" | "TYPE")) && words.next().is_some(), "{line}");
+            assert!(described.insert((keyword.map(str::to_owned), family.map(str::to_owned))), "{line}: twice");
             continue;
         }
         let (series, value) = line.rsplit_once(' ').expect("a sample");
@@ -75,7 +75,7 @@ fn scrape() -> BTreeMap<String, f64> {
     samples
 }
 
-fn of(name: &str, service: &str, protocol: &str, more: &str) -> String {
+fn port_series(name: &str, service: &str, protocol: &str, more: &str) -> String {
     format!(
         "{name}{{service_namespace=\"default\",service_name=\"{service}\",service_port=\"\",protocol=\"{protocol}\",\
          ip_family=\"IPv4\"{more}}}"
@@ -85,51 +85,52 @@ fn of(name: &str, service: &str, protocol: &str, more: &str) -> String {
 const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: here}\n";
 const TAINT: &str = "spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, value: '1', effect: NoSchedule}]}\n";
 
-fn health_follows(node: &mut Node) {
+fn healthz_follows(node: &mut StoryNode) {
     node.write("node.yaml", NODE);
     let mut agent = node.agent(&ON_LOOPBACK);
-    until("both are well", || codes() == [Some(200), Some(200)]);
+    until("healthz and livez are 200", || codes() == [Some(200), Some(200)]);
     assert_eq!(json("/healthz")["nodeEligible"], true);
     assert_eq!(json("/livez")["nodeEligible"], Value::Null);
-    assert_eq!(ask(HEALTH, "/").expect("an answer").0, 404);
+    assert_eq!(get(HEALTH, "/").expect("an answer").0, 404);
 
     node.write("node.yaml", &format!("{NODE}{TAINT}"));
-    until("the node is marked", || codes() == [Some(503), Some(200)]);
+    until("healthz is 503 for the tainted node", || codes() == [Some(503), Some(200)]);
     assert_eq!(json("/healthz")["nodeEligible"], false);
     let is_time = |value: &Value| value.as_str().is_some_and(|time| time.starts_with("20") && time.ends_with('Z'));
     assert!(["lastUpdated", "currentTime"].iter().all(|field| is_time(&json("/healthz")[field])));
     node.write("node.yaml", NODE);
-    until("the mark is taken back", || codes() == [Some(200), Some(200)]);
+    until("healthz is 200 again", || codes() == [Some(200), Some(200)]);
 
     assert!(agent.terminate().success());
-    assert_eq!(codes(), [None, None], "it ends with the agent");
+    assert_eq!(codes(), [None, None], "the port closes with the agent");
     drop(agent);
     let _agent = node.agent(&["--healthz-bind-address", "", "--metrics-bind-address="]);
-    assert_eq!((codes(), ask(METRICS, "/metrics")), ([None, None], None), "an empty address is none");
+    assert_eq!((codes(), get(METRICS, "/metrics")), ([None, None], None), "an empty address opens no port");
 }
 
-/// An API server that nobody reaches: the agent waits for it.
-fn bad_before_service(node: &mut Node) {
+/// The API server cannot be reached: the agent waits for it.
+fn healthz_fails_before_service(node: &mut StoryNode) {
     let kubeconfig = node.directory.join("kubeconfig");
-    let text = "{apiVersion: v1, kind: Config, current-context: a, contexts: [{name: a, context: {cluster: a, user: a}}], \
+    let text = "{apiVersion: v1, kind: Config, current-context: a, \
+                contexts: [{name: a, context: {cluster: a, user: a}}], \
                 clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}], users: [{name: a, user: {}}]}";
     std::fs::write(&kubeconfig, text).expect("a file");
     let mut command = beeline();
     command.arg("--pins").arg(&node.pins).args(["run", "--node-name=here", "--kubeconfig"]).arg(kubeconfig);
     command.arg("--cgroup").arg(&node.cgroup).stdin(Stdio::null());
     let mut waiting = command.spawn().expect("the beeline binary");
-    until("it answers", || codes() == [Some(503), Some(503)]);
+    until("healthz answers", || codes() == [Some(503), Some(503)]);
     assert_eq!(json("/livez")["lastUpdated"], Value::Null);
     let samples = scrape();
     assert_eq!((samples["beeline_passes_total"], samples["beeline_maps_readable"]), (0.0, 0.0));
     waiting.kill().and_then(|()| waiting.wait()).expect("a running agent");
 
     let _agent = node.agent(&[]);
-    until("it is in service", || codes() == [Some(200), Some(200)]);
+    until("the agent is in service", || codes() == [Some(200), Some(200)]);
     assert_eq!(scrape()["beeline_maps_readable"], 1.0);
 }
 
-fn metrics_count(node: &mut Node) {
+fn metrics_are_counted(node: &mut StoryNode) {
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]));
     node.write("dns.yaml", &service("dns", &["10.96.0.53"], "UDP", 53, &["10.0.0.1:5353"]));
     node.write("empty.yaml", &service("empty", &["10.96.0.2"], "TCP", 80, &[]));
@@ -138,7 +139,7 @@ fn metrics_count(node: &mut Node) {
     ["10.0.0.1:8080", "10.0.0.2:8080"].into_iter().for_each(tcp_server);
     udp_server("10.0.0.1:5353");
     let agent = node.agent(&ON_LOOPBACK);
-    until("it is in service", || codes() == [Some(200), Some(200)]);
+    until("the agent is in service", || codes() == [Some(200), Some(200)]);
 
     let connect = |to: &str| {
         let client = Client::tcp(at(to));
@@ -149,23 +150,23 @@ fn metrics_count(node: &mut Node) {
     let resolver = Client::udp(at("10.96.0.53:53"));
     resolver.ask(at("10.96.0.53:53"));
     for _ in 0..3 {
-        is_refusal(connect("10.96.0.2:80").map(drop), Errno::CONNREFUSED);
+        assert_refused(connect("10.96.0.2:80").map(drop), Errno::CONNREFUSED);
     }
     for _ in 0..2 {
-        is_refusal(connect("10.96.0.3:80").map(drop), Errno::HOSTUNREACH);
+        assert_refused(connect("10.96.0.3:80").map(drop), Errno::HOSTUNREACH);
     }
 
     let samples = scrape();
     let check = |series: &str, expected: f64| {
         assert_eq!(samples.get(series), Some(&expected), "{series}");
     };
-    check(&of("beeline_connections_total", "web", "TCP", ""), 20.0);
-    check(&of("beeline_open_sockets", "web", "TCP", ""), 12.0);
-    check(&of("beeline_connections_total", "dns", "UDP", ""), 1.0);
-    check(&of("beeline_open_sockets", "dns", "UDP", ""), 1.0);
-    check(&of("beeline_refused_total", "empty", "TCP", ",cause=\"no_endpoints\""), 3.0);
-    check(&of("beeline_refused_total", "local", "TCP", ",cause=\"no_local_endpoints\""), 2.0);
-    check(&of("beeline_refused_total", "web", "TCP", ",cause=\"no_endpoints\""), 0.0);
+    check(&port_series("beeline_connections_total", "web", "TCP", ""), 20.0);
+    check(&port_series("beeline_open_sockets", "web", "TCP", ""), 12.0);
+    check(&port_series("beeline_connections_total", "dns", "UDP", ""), 1.0);
+    check(&port_series("beeline_open_sockets", "dns", "UDP", ""), 1.0);
+    check(&port_series("beeline_refused_total", "empty", "TCP", ",cause=\"no_endpoints\""), 3.0);
+    check(&port_series("beeline_refused_total", "local", "TCP", ",cause=\"no_local_endpoints\""), 2.0);
+    check(&port_series("beeline_refused_total", "web", "TCP", ",cause=\"no_endpoints\""), 0.0);
     check("beeline_events_total{event=\"refused_no_endpoints\"}", 3.0);
     check("kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"internal\"}", 1.0);
     check("kubeproxy_sync_proxy_rules_service_changes_total", 4.0);
@@ -177,17 +178,20 @@ fn metrics_count(node: &mut Node) {
     check("beeline_maps_readable", 1.0);
     check("beeline_pass_failures_total", 0.0);
     check("kubeproxy_sync_proxy_rules_duration_seconds_count", samples["beeline_passes_total"]);
-    // Hand-written endpoints without a node are local nowhere.
+    // The Service with policy Local: hand-written endpoints without a node are local on no node.
     check("beeline_warnings", 1.0);
-    // Those of the probe above, and none of the scrape.
+    // Requests of the probe above count, those of the scrape do not.
     assert!(samples["kubeproxy_proxy_livez_total{code=\"200\"}"] >= 1.0);
     assert!(samples["kubeproxy_sync_proxy_rules_last_timestamp_seconds"] > 1e9);
     assert!(samples.keys().filter(|series| series.starts_with("beeline_program_info{program=\"")).count() >= 8);
-    assert!(!samples.keys().any(|series| series.starts_with("beeline_backend")), "nobody asked for backends");
-    assert_eq!(ask(METRICS, "/proxyMode"), Some((200, "beeline".to_owned())));
-    assert_eq!(ask(METRICS, "/healthz").map(|(code, _)| code), Some(404));
+    assert!(
+        !samples.keys().any(|series| series.starts_with("beeline_backend")),
+        "metrics of backends are off by default"
+    );
+    assert_eq!(get(METRICS, "/proxyMode"), Some((200, "beeline".to_owned())));
+    assert_eq!(get(METRICS, "/healthz").map(|(code, _)| code), Some(404));
 
-    // The time of a change that the cluster names.
+    // The slice names the time of its change.
     let now = now_as_text();
     node.write(
         "slice.yaml",
@@ -203,12 +207,12 @@ fn metrics_count(node: &mut Node) {
     assert!((0.0..60.0).contains(&sum), "{sum}");
 }
 
-/// RFC 3339.
+/// Returns the current time as in RFC 3339.
 fn now_as_text() -> String {
     k8s_openapi::jiff::Timestamp::now().to_string()
 }
 
-fn backends_are_bounded(node: &mut Node) {
+fn backends_are_limited(node: &mut StoryNode) {
     let all = ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"];
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &all));
     all.into_iter().for_each(tcp_server);
@@ -226,7 +230,7 @@ fn backends_are_bounded(node: &mut Node) {
         let shown = samples.into_iter().filter(|(series, _)| series.starts_with("beeline_backend_connections_total"));
         (shown.map(|(_, count)| count).collect::<Vec<_>>(), left_out)
     };
-    until("each backend was chosen", || {
+    until("three backends have connections", || {
         clients.push(connect(0));
         shown().1 == 1.0
     });
@@ -235,34 +239,34 @@ fn backends_are_bounded(node: &mut Node) {
     assert!(counts.iter().sum::<f64>() >= clients.len() as f64 * 2.0 / 3.0, "the busiest are shown: {counts:?}");
 }
 
-fn port_in_use(node: &mut Node) {
+fn port_in_use_is_retried(node: &mut StoryNode) {
     let held = TcpListener::bind(HEALTH).expect("a free port");
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
     let agent = node.agent(&[ON_LOOPBACK.as_slice(), &["--log-level=info,lb_agent=debug"]].concat());
     agent.wait_for_log("holds 127.0.0.1:10256");
-    let said = agent.log();
-    assert!(said.contains(&format!("(pid {})", std::process::id())), "who holds it is named: {said}");
-    assert!(said.contains("--healthz-bind-address"), "the cure is named: {said}");
-    assert_eq!(ask(METRICS, "/proxyMode").map(|(code, _)| code), Some(200), "the other port is served");
+    let log = agent.log();
+    assert!(log.contains(&format!("(pid {})", std::process::id())), "the process that holds the port is named: {log}");
+    assert!(log.contains("--healthz-bind-address"), "the cure is named: {log}");
+    assert_eq!(get(METRICS, "/proxyMode").map(|(code, _)| code), Some(200), "the other port is served");
     agent.wait_for("the Service", |dump| dump.slots.len() == 1);
     agent.wait_for_log("still unavailable");
-    assert_eq!(agent.log().matches("holds 127.0.0.1:10256").count(), 1, "once is enough");
+    assert_eq!(agent.log().matches("holds 127.0.0.1:10256").count(), 1, "the warning is logged once");
     drop(held);
-    until("the port is taken over", || codes() == [Some(200), Some(200)]);
+    until("the agent serves the port", || codes() == [Some(200), Some(200)]);
     assert!(agent.log().contains("the port is free now"));
 }
 
-fn idle_connections(node: &mut Node) {
+fn idle_connections_do_not_block(node: &mut StoryNode) {
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("as many as are allowed");
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the hard limit is allowed");
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
     let agent: Agent = node.agent(&ON_LOOPBACK);
-    until("it answers", || codes() == [Some(200), Some(200)]);
+    until("healthz answers", || codes() == [Some(200), Some(200)]);
     let idle = |address: &str| -> Vec<TcpStream> {
         let open = |n| {
             let mut stream = TcpStream::connect(address).expect("a connection");
             if n % 2 == 0 {
-                // Cut off already, maybe.
+                // The agent may have closed the connection already.
                 let _ended = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nX-Slow: ");
             }
             stream
@@ -273,7 +277,7 @@ fn idle_connections(node: &mut Node) {
     assert_eq!(codes(), [Some(200), Some(200)]);
     assert!(scrape()["beeline_passes_total"] >= 1.0);
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]));
-    agent.wait_for("the pass after", |dump| dump.slots.len() == 2);
+    agent.wait_for("the next pass", |dump| dump.slots.len() == 2);
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).expect("the agent").count();
     assert!(descriptors < 200, "{descriptors} descriptors");
 }

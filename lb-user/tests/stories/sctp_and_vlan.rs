@@ -1,4 +1,4 @@
-//! The packet path by what not every kernel has: real SCTP sockets, and an uplink that is a VLAN.
+//! The packet path with what some kernels lack: real SCTP sockets, and a VLAN device as uplink.
 
 use std::{
     io::{Read as _, Write as _},
@@ -15,15 +15,17 @@ use rustix::net::{AddressFamily, SocketType, bind, connect, ipproto, listen, soc
 use crate::{
     Story,
     agent::until,
-    node::Node,
+    node::StoryNode,
     packets::{NODE_PORT, TARGET, addresses, agent, pod, serve, service},
     sockets::{Client, tcp_ask},
 };
 
-pub const STORIES: &[Story] =
-    &[("packets_of_sctp_find_a_pod_here_or_elsewhere", sctp), ("packets_by_a_vlan_find_a_pod_here_or_elsewhere", vlan)];
+pub const STORIES: &[Story] = &[
+    ("packets_of_sctp_reach_a_local_or_remote_pod", sctp_reaches_pods),
+    ("packets_from_a_vlan_reach_a_local_or_remote_pod", vlan_clients_reach_pods),
+];
 
-/// A one-to-one socket of SCTP at an address, which is then the only one that it tells its peer (RFC 9260, 3.3.2).
+/// Opens a one-to-one SCTP socket bound to an address, which is then the only one in its INIT (RFC 9260, 3.3.2).
 fn sctp_socket(at: SocketAddr) -> rustix::io::Result<OwnedFd> {
     let family = if at.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket(family, SocketType::STREAM, Some(ipproto::SCTP))?;
@@ -31,11 +33,11 @@ fn sctp_socket(at: SocketAddr) -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Tells each client who it is, and who answers.
+/// Starts a server that sends each client the address of the server and that of the client.
 fn sctp_server(at: SocketAddr) {
     let socket = sctp_socket(at).expect("a free port");
     listen(&socket, 16).expect("a server");
-    // The same calls as of TCP.
+    // accept(2) is the same for SCTP and TCP.
     let listener = TcpListener::from(socket);
     thread::spawn(move || {
         while let Ok((mut stream, client)) = listener.accept() {
@@ -49,12 +51,12 @@ fn sctp_ask(from: IpAddr, to: SocketAddr) -> std::io::Result<String> {
     connect(&socket, &to)?;
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut told = [0; 200];
-    let length = stream.read(&mut told)?;
-    Ok(String::from_utf8_lossy(told.get(..length).unwrap_or_default()).into_owned())
+    let mut answer = [0; 200];
+    let length = stream.read(&mut answer)?;
+    Ok(String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned())
 }
 
-fn sctp(node: &mut Node) {
+fn sctp_reaches_pods(node: &mut StoryNode) {
     if let Err(error) = sctp_socket(SocketAddr::from(([127, 0, 0, 1], 0))) {
         println!("LACKS SCTP in this kernel: {error}");
         return;
@@ -76,16 +78,16 @@ fn sctp(node: &mut Node) {
             let to = SocketAddr::from((own, NODE_PORT));
             let seen = if name == "here" { client } else { own };
             for _ in 0..3 {
-                let told = lan.client.net.enter(|| sctp_ask(client, to)).expect("an answer");
+                let answer = lan.client.net.enter(|| sctp_ask(client, to)).expect("an answer");
                 let server = SocketAddr::from((backend, TARGET));
-                assert_eq!(told, format!("{server} {seen}"), "SCTP to {to}, a backend {name}");
+                assert_eq!(answer, format!("{server} {seen}"), "SCTP to {to}, a backend {name}");
             }
         }
     }
 }
 
-/// The client comes by a VLAN over the same wire; the backend elsewhere is reached without one.
-fn vlan(node: &mut Node) {
+/// The client dials through a VLAN on the wire of node1; the route to the remote backend has no VLAN.
+fn vlan_clients_reach_pods(node: &mut StoryNode) {
     let lan = Lan::make(Options::default());
     let add = ["link", "add", "link", "eth0", "name", "eth0.5", "type", "vlan", "id", "5"];
     let made = lan.node1.host.net.enter(|| Command::new("ip").args(add).output()).expect("the command ip");
@@ -119,7 +121,7 @@ fn vlan(node: &mut Node) {
             let (server, seen) = tcp.expect("an answer");
             assert_eq!(server, SocketAddr::from((backend, TARGET)).to_string(), "TCP to {to}, a backend {name}");
             if name == "here" {
-                assert_eq!(seen, client, "its source is kept");
+                assert_eq!(seen, client, "the client address is kept");
             }
             assert_eq!(udp, (server, Some(to)), "UDP to {to}, a backend {name}");
         }

@@ -1,4 +1,4 @@
-//! Flows of packets that are over: they go, and no others; and a full map is free again within seconds.
+//! Expiry of flows of the packet path: expired flows are removed and no others, also from a full map, within seconds.
 
 use std::{
     io::{Read as _, Write as _},
@@ -20,20 +20,20 @@ use lb_kernel::{
 use crate::{
     Story,
     agent::{run, until},
-    node::{Node, is_slow},
+    node::{StoryNode, is_slow},
 };
 
 pub const STORIES: &[Story] = &[
-    ("flows_that_are_over_go_and_no_others", only_what_is_over),
-    ("flows_of_a_full_map_are_freed_in_seconds", full_map),
-    ("flows_that_are_handed_over_are_kept_from_conntrack_for_a_moment", untracked),
+    ("flows_that_have_expired_are_removed_and_no_others", only_expired_flows_are_removed),
+    ("flows_that_have_expired_free_a_full_map_in_seconds", full_map_is_freed),
+    ("flows_that_are_handed_over_bypass_conntrack_until_the_rules_are_released", untracked_flows_bypass_conntrack),
 ];
 
 const SECOND: u64 = 1_000_000_000;
 
 pub type Entry = (FlowKey, Flow);
 
-pub fn open(node: &Node) -> TypedMap<FlowKey, Flow> {
+pub fn open(node: &StoryNode) -> TypedMap<FlowKey, Flow> {
     TypedMap::open(&node.maps(), "FLOWS").expect("the pinned map")
 }
 
@@ -46,7 +46,8 @@ fn addr(text: &str) -> Addr {
     text.parse::<std::net::IpAddr>().expect("an address").into()
 }
 
-/// Both entries of a flow of a client to a backend of this node: what either direction has seen, and when.
+/// Returns both entries of a flow of a client to a backend of this node. `forward` and `reverse` are the flags seen in
+/// each direction and the time of its last packet.
 pub fn pair(client: (&str, u16), proto: u8, forward: (u8, u64), reverse: (u8, u64)) -> [Entry; 2] {
     let (client, client_port) = (addr(client.0), client.1);
     let dialled = Tuple { src: client, dst: addr("10.96.0.1"), src_port: client_port, dst_port: 80 };
@@ -59,7 +60,7 @@ pub fn pair(client: (&str, u16), proto: u8, forward: (u8, u64), reverse: (u8, u6
     [(key, own), (partner_key(&key, &own), other)]
 }
 
-fn only_what_is_over(node: &mut Node) {
+fn only_expired_flows_are_removed(node: &mut StoryNode) {
     const TCP: u8 = 6;
     const UDP: u8 = 17;
     let mut agent = node.agent(&[]);
@@ -68,31 +69,31 @@ fn only_what_is_over(node: &mut Node) {
     let now = clock::monotonic_ns();
     let ago = |seconds: u64| now.saturating_sub(seconds * SECOND);
     let reset = Seen::ANY | Seen::RST;
-    let over = [
+    let expired = [
         pair(("192.0.2.1", 1), TCP, (reset, ago(12)), (Seen::ANY, ago(13))),
         pair(("192.0.2.1", 2), TCP, (Seen::ANY, ago(13)), (reset, ago(12))),
         pair(("192.0.2.1", 3), UDP, (Seen::ANY, ago(31)), (0, 0)),
     ]
     .concat();
     let [alone, _] = pair(("192.0.2.1", 4), UDP, (Seen::ANY, ago(31)), (0, 0));
-    // Its answers come from where another flow's do by now.
-    let [robbed, (taken, answer)] = pair(("192.0.2.1", 5), TCP, (reset, ago(12)), (Seen::ANY, now));
+    // The reverse entry of this flow has been replaced by that of another flow.
+    let [orphaned, (taken, answer)] = pair(("192.0.2.1", 5), TCP, (reset, ago(12)), (Seen::ANY, now));
     let [_, (_, of_another)] = pair(("192.0.2.1", 6), TCP, (0, 0), (Seen::ANY, now));
     assert_ne!(answer.to, of_another.to);
-    let lives = [
+    let live = [
         pair(("192.0.2.2", 1), TCP, (Seen::ANY, ago(3600)), (Seen::ANY, ago(3600))).as_slice(),
-        // One direction knows what the other does not.
+        // The flags and times of both directions together decide.
         &pair(("192.0.2.2", 2), UDP, (Seen::ANY | Seen::AGAIN, ago(40)), (Seen::ANY, ago(40))),
         &pair(("192.0.2.2", 3), UDP, (Seen::ANY, now), (0, ago(200))),
         &pair(("192.0.2.2", 4), TCP, (Seen::ANY | Seen::FIN, ago(100)), (Seen::ANY, ago(100))),
         &[(taken, of_another)],
     ]
     .concat();
-    put(&map, &[over.as_slice(), &[alone, robbed], &lives].concat());
+    put(&map, &[expired.as_slice(), &[alone, orphaned], &live].concat());
     let mut agent = node.agent(&[]);
     let keys = |entries: &[Entry]| entries.iter().map(|(key, _)| *key).collect::<std::collections::BTreeSet<_>>();
-    let kept = keys(&lives);
-    until("what is over has gone", || keys(&map.read().expect("the map")) == kept);
+    let kept = keys(&live);
+    until("the expired flows are removed", || keys(&map.read().expect("the map")) == kept);
     let shown = |arguments: &[&str]| {
         let output = run(node, &[&["get", "flows"], arguments].concat());
         assert!(output.status.success());
@@ -106,33 +107,33 @@ fn only_what_is_over(node: &mut Node) {
     assert_eq!(states, wanted);
     assert_eq!(shown(&["--client", "192.0.2.0/24"]).len(), 4);
     assert_eq!(shown(&["--client", "192.0.2.1"]).len(), 0);
-    assert_eq!(shown(&["--service", "default/nobody"]).len(), 0);
+    assert_eq!(shown(&["--service", "default/unknown"]).len(), 0);
     assert!(!run(node, &["get", "services", "--proto", "tcp"]).status.success());
     let json = run(node, &["get", "flows", "-o", "json", "--proto", "tcp"]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
     assert_eq!(json.pointer("/0/vip"), Some(&"10.96.0.1:80".into()), "{json}");
     agent.kill();
-    assert_eq!(keys(&map.read().expect("the map")), kept, "and no others");
+    assert_eq!(keys(&map.read().expect("the map")), kept, "no live flow is removed");
 }
 
-/// A number of the agent's metrics.
+/// Returns a value of the agent's metrics.
 fn metric(name: &str) -> f64 {
     let mut stream = TcpStream::connect("127.0.0.1:10249").expect("the metrics port");
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("it reads");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("the request is sent");
     let mut text = String::new();
-    stream.read_to_string(&mut text).expect("it answers");
+    stream.read_to_string(&mut text).expect("the agent answers");
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("{name} is missing:\n{text}")).trim().parse().expect("a number")
 }
 
-fn full_map(node: &mut Node) {
+fn full_map_is_freed(node: &mut StoryNode) {
     let mut agent = node.agent(&[]);
     agent.kill();
     let map = open(node);
-    // Those that live are as many as there are clients, and do so however long this takes; all others are over.
+    // Every 64th flow was last used in the future, so that it stays live; all others have expired.
     let now = clock::monotonic_ns();
-    let live = now + 3600 * SECOND;
-    let at = |n: u32| if n.is_multiple_of(64) { live } else { now.saturating_sub(40 * SECOND) };
+    let future = now + 3600 * SECOND;
+    let at = |n: u32| if n.is_multiple_of(64) { future } else { now.saturating_sub(40 * SECOND) };
     let count = u32::try_from(capacity::FLOWS / 2).expect("a number");
     let entries: Vec<Entry> = (0..count)
         .flat_map(|n| {
@@ -142,66 +143,67 @@ fn full_map(node: &mut Node) {
         })
         .collect();
     put(&map, &entries);
-    let lives = entries.iter().filter(|(_, flow)| flow.used == live).count();
+    let live = entries.iter().filter(|(_, flow)| flow.used == future).count();
     let full = map.read().expect("the map").len();
-    assert_eq!(full, capacity::FLOWS, "all of it is used");
+    assert_eq!(full, capacity::FLOWS, "the map is full");
     drop(entries);
     let start = Instant::now();
     let agent = node.agent(&[]);
     println!("in service after {:?}", start.elapsed());
     let limit = Duration::from_secs(if is_slow() { 180 } else { 30 });
     let mut left = full;
-    while left > lives {
+    while left > live {
         assert!(start.elapsed() < limit, "{left} of {full} are left");
         std::thread::sleep(Duration::from_millis(100));
         left = map.read().expect("the map").len();
     }
-    println!("{full} entries, {lives} of which live, were freed {:?} after the start", start.elapsed());
+    println!("{full} entries, {live} of them live, were freed {:?} after the start", start.elapsed());
     until("the round is over", || metric("beeline_flow_round_seconds") > 0.0);
     println!(
         "the round took {} s, its longest step {} s",
         metric("beeline_flow_round_seconds"),
         metric("beeline_flow_longest_step_seconds")
     );
-    assert_eq!(metric("beeline_flow_entries_expired_total"), (full - lives) as f64);
-    assert_eq!(metric("beeline_map_entries{map=\"FLOWS\"}"), lives as f64);
+    assert_eq!(metric("beeline_flow_entries_expired_total"), (full - live) as f64);
+    assert_eq!(metric("beeline_map_entries{map=\"FLOWS\"}"), live as f64);
     drop(agent);
 }
 
-/// Of either family: conntrack sees what it sees, but for what it is kept away from.
-fn untracked(_: &mut Node) {
+/// In both families conntrack sees all traffic except the untracked tuples, and those again after the release.
+fn untracked_flows_bypass_conntrack(_: &mut StoryNode) {
     const PORTS: [u16; 2] = [4001, 5001];
     const HOSTS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-    // Conntrack is at work for those who look at it only: kube-proxy's rules are none here, and leave such a rule behind.
+    // Conntrack tracks nothing in a namespace without a rule that needs it. Removing kube-proxy's rules, of which there
+    // are none here, installs such a rule.
     if let Err(error) = remove() {
         println!("LACKS rules of nf_tables about connections: {error}");
         return;
     }
-    let known = || {
+    let tracked = || {
         let text = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").expect("conntrack counts");
         text.trim().parse::<usize>().expect("a number")
     };
     let exchange = |host: IpAddr, ports: [u16; 2]| {
-        let [asks, answers] = ports.map(|port| UdpSocket::bind((host, port)).expect("a free port"));
-        asks.send_to(b"?", (host, ports[1])).expect("sent");
-        answers.recv_from(&mut [0]).expect("received");
-        answers.send_to(b"!", (host, ports[0])).expect("sent");
-        asks.recv_from(&mut [0]).expect("received");
+        let [client, server] = ports.map(|port| UdpSocket::bind((host, port)).expect("a free port"));
+        client.send_to(b"?", (host, ports[1])).expect("sent");
+        server.recv_from(&mut [0]).expect("received");
+        server.send_to(b"!", (host, ports[0])).expect("sent");
+        client.recv_from(&mut [0]).expect("received");
     };
     let tuples =
         HOSTS.map(|host| (Tuple { src: host.into(), dst: host.into(), src_port: PORTS[0], dst_port: PORTS[1] }, 17));
     temporary_tables::add_notrack(&tuples).expect("rules");
-    let before = known();
+    let before = tracked();
     HOSTS.into_iter().for_each(|host| exchange(host, PORTS));
-    assert_eq!(known(), before, "neither direction was seen");
+    assert_eq!(tracked(), before, "conntrack sees neither direction");
     HOSTS.into_iter().for_each(|host| exchange(host, [4002, 5001]));
-    assert_eq!(known(), before + 2, "others are seen");
+    assert_eq!(tracked(), before + 2, "conntrack sees other flows");
     assert!(
         temporary_tables::remove(NOTRACK_TABLE).expect("rules")
             && !temporary_tables::remove(NOTRACK_TABLE).expect("rules")
     );
     HOSTS.into_iter().for_each(|host| exchange(host, PORTS));
-    assert_eq!(known(), before + 4, "and it sees them again");
+    assert_eq!(tracked(), before + 4, "conntrack sees the tuples again");
     assert!(
         temporary_tables::has_keep_alive().expect("rules")
             && temporary_tables::remove(KEEP_ALIVE_TABLE).expect("rules")

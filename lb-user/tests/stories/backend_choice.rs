@@ -1,4 +1,5 @@
-//! Which backend a socket gets: schedulers, affinity, weights; and the counts that they rest on, which must be exact.
+//! The choice of a backend by scheduler, weights and affinity, and the exact counts of open sockets that some
+//! schedulers use.
 
 use std::{
     collections::BTreeMap,
@@ -15,17 +16,17 @@ use lb_dataplane::stats::{StatMaps, Stats};
 use crate::{
     Story,
     agent::{Agent, until},
-    kill::in_namespace,
-    node::{Node, annotated, service, with_spec},
+    node::{StoryNode, annotated, service, with_spec},
+    socket_termination::in_namespace,
     sockets::{Client, at, tcp_ask, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("rule_10_schedulers_share_out_as_they_say", schedulers_share_out),
-    ("rule_10_open_sockets_are_counted_exactly", open_sockets_are_exact),
-    ("rule_10_udp_sockets_count_while_they_hold_a_backend", udp_sockets_count),
-    ("rule_7_a_client_sticks_to_its_backend_until_its_time_is_over", a_client_sticks),
-    ("rule_7_affinity_is_per_port_and_outlives_the_agent", affinity_per_port),
+    ("schedulers_distribute_connections_as_documented", schedulers_distribute),
+    ("open_sockets_are_counted_exactly", open_sockets_are_counted),
+    ("udp_sockets_count_as_open_until_they_are_closed", udp_sockets_are_counted),
+    ("a_client_keeps_its_backend_until_its_affinity_times_out", client_keeps_its_backend),
+    ("affinity_is_per_service_port_and_survives_an_agent_restart", affinity_per_port),
 ];
 
 const VIP: &str = "10.96.0.1:80";
@@ -36,16 +37,16 @@ fn web(scheduler: &str, weights: &str) -> String {
     annotated(&yaml, &format!("beeline.io/scheduler: {scheduler}, beeline.io/weights: \"{weights}\""))
 }
 
-fn stats(node: &Node) -> Stats {
+fn stats(node: &StoryNode) -> Stats {
     StatMaps::open(&node.maps()).and_then(|maps| maps.read()).expect("the pinned maps")
 }
 
-fn open(node: &Node) -> u64 {
+fn open_sockets(node: &StoryNode) -> u64 {
     stats(node).backends.values().map(|stats| stats.open).sum()
 }
 
-/// Opens `count` connections one after the other and keeps them; how many each backend got, in the order of `BACKENDS`.
-fn given(count: usize) -> (Vec<Client>, Vec<usize>) {
+/// Opens `count` connections one after the other. Returns them and the number per backend, in the order of `BACKENDS`.
+fn open_connections(count: usize) -> (Vec<Client>, Vec<usize>) {
     let mut servers = BTreeMap::<String, usize>::new();
     let open = (0..count).map(|_| {
         let client = Client::tcp(at(VIP));
@@ -58,11 +59,11 @@ fn given(count: usize) -> (Vec<Client>, Vec<usize>) {
     (open, BACKENDS.iter().map(|backend| servers.get(*backend).copied().unwrap_or(0)).collect())
 }
 
-fn schedulers_share_out(node: &mut Node) {
+fn schedulers_distribute(node: &mut StoryNode) {
     BACKENDS.into_iter().for_each(tcp_server);
     node.write("web.yaml", &web("random", ""));
     let agent = node.agent(&[]);
-    // How far from its share any backend may be.
+    // Scheduler, weights, expected connections per backend, and the tolerance.
     let cases: [(&str, &str, [usize; 4], usize); 8] = [
         ("rr", "", [25, 25, 25, 25], 0),
         ("wrr", "10.0.0.1=1, 10.0.0.2=2, 10.0.0.3=3, 10.0.0.4=4", [10, 20, 30, 40], 0),
@@ -77,19 +78,24 @@ fn schedulers_share_out(node: &mut Node) {
         let before = agent.log().matches("changed service=default/web").count();
         node.write("web.yaml", &web(scheduler, weights));
         until("the change is in", || agent.log().matches("changed service=default/web").count() > before);
-        let (clients, got) = given(100);
+        let (clients, got) = open_connections(100);
         println!("{scheduler:6} {weights:50} {got:?}");
         assert!(got.iter().zip(expected).all(|(got, expected)| got.abs_diff(expected) <= slack), "{scheduler} {got:?}");
         if scheduler == "dh" {
-            assert_eq!(got.iter().filter(|count| **count > 0).count(), 1, "one backend for one address");
+            assert_eq!(
+                got.iter().filter(|count| **count > 0).count(),
+                1,
+                "dh picks one backend for one destination address"
+            );
         }
         drop(clients);
-        until("nothing is open", || open(node) == 0);
+        until("no socket is counted as open", || open_sockets(node) == 0);
     }
 }
 
-/// Thousands of connections from several threads, over everything that may happen to a client, an agent and a backend.
-fn open_sockets_are_exact(node: &mut Node) {
+/// Opens thousands of connections from several threads while the agent is killed and restarted and a backend comes and
+/// goes; then covers an inherited socket and failed connects.
+fn open_sockets_are_counted(node: &mut StoryNode) {
     const THREADS: usize = 8;
     const EACH: usize = 400;
     BACKENDS.into_iter().for_each(tcp_server);
@@ -106,7 +112,7 @@ fn open_sockets_are_exact(node: &mut Node) {
                     let mut open: Vec<TcpStream> = Vec::new();
                     for n in 0..EACH {
                         open.push(TcpStream::connect(vip).expect("a connection"));
-                        // Most are closed again, in no order.
+                        // Close most of them again, in mixed order.
                         if n % 10 != thread % 10 {
                             open.swap_remove((n * 7 + thread) % open.len());
                         }
@@ -116,7 +122,7 @@ fn open_sockets_are_exact(node: &mut Node) {
                 })
             })
             .collect();
-        // Meanwhile the agent dies, comes back, and a backend comes and goes.
+        // Meanwhile kill and restart the agent, and remove and add a backend.
         until("a quarter is done", || done.load(Ordering::Relaxed) > THREADS * EACH / 4);
         agent.kill();
         agent = node.agent(&[]);
@@ -135,32 +141,32 @@ fn open_sockets_are_exact(node: &mut Node) {
     let of_backends: u64 = now.backends.values().map(|stats| stats.connections).sum();
     println!("{} connections, {} open: {:?}", connections, kept.len(), now.backends);
     assert_eq!((connections, of_backends), ((THREADS * EACH) as u64, (THREADS * EACH) as u64));
-    assert_eq!(open(node), kept.len() as u64);
-    // A client that is killed, and one that left its socket to a child.
+    assert_eq!(open_sockets(node), kept.len() as u64);
+    // A child process that inherited a socket keeps it open until it is killed.
     let mut child = Command::new("sleep")
         .arg("1000")
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(kept.pop().expect("one"))))
         .spawn()
         .expect("sleep");
-    let left = kept.len() as u64;
+    let closed = kept.len();
     drop(kept);
-    until("what the child holds is left", || open(node) == 1);
-    assert!(left > 0);
+    until("only the socket of the child is open", || open_sockets(node) == 1);
+    assert!(closed > 0);
     child.kill().expect("it runs");
     child.wait().expect("it ends");
-    until("nothing is left: drift is zero", || open(node) == 0);
-    // A connect that fails gives back what it was given.
+    until("no socket is counted as open", || open_sockets(node) == 0);
+    // A failed connect does not stay counted as open.
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.4:9"]));
     agent.wait_for("one backend", |dump| dump.backends.len() == 1);
     for _ in 0..20 {
         let client = Client::tcp(vip);
         assert!(client.connect(vip).is_err());
-        assert!(client.connect(vip).is_err(), "a second try of the same socket");
+        assert!(client.connect(vip).is_err(), "a second connect of the same socket");
     }
-    until("failed connects leave nothing", || open(node) == 0);
+    until("failed connects are not counted as open", || open_sockets(node) == 0);
 }
 
-fn udp_sockets_count(node: &mut Node) {
+fn udp_sockets_are_counted(node: &mut StoryNode) {
     let backends = ["10.0.0.1:5353", "10.0.0.2:5353"];
     backends.into_iter().for_each(udp_server);
     let yaml = service("dns", &["10.96.0.53"], "UDP", 53, &backends);
@@ -181,32 +187,32 @@ fn udp_sockets_count(node: &mut Node) {
         .collect();
     let counts: Vec<_> = stats(node).backends.values().map(|stats| stats.open).collect();
     println!("{counts:?}");
-    assert_eq!(counts, [20, 20], "lc evens two backends out");
-    // A reconnect to the same VIP holds one backend, not two; one to a plain address of the backend holds none.
+    assert_eq!(counts, [20, 20], "lc balances two backends");
+    // A reconnect to the same VIP counts once, not twice.
     clients.iter().step_by(2).for_each(|client| client.connect(vip).expect("connected"));
-    assert_eq!(open(node), 40);
+    assert_eq!(open_sockets(node), 40);
     drop(clients);
-    until("nothing is open", || open(node) == 0);
+    until("no socket is counted as open", || open_sockets(node) == 0);
 }
 
 fn ask(to: SocketAddr) -> String {
     tcp_ask(to).expect("an answer").0
 }
 
-/// Dials from so many other network namespaces, where nobody answers: what counts is which backend was given.
-fn in_namespaces(count: usize, dial: impl Fn() -> Vec<SocketAddr> + Sync) -> usize {
+/// Dials from `count` other network namespaces. No server answers there; only the chosen backend matters.
+fn dial_from_namespaces(count: usize, dial: impl Fn() -> Vec<SocketAddr> + Sync) -> usize {
     for _ in 0..count {
         in_namespace(|| {
             for to in dial() {
-                let _nobody_listens = Client::tcp(to).connect(to);
+                let _refused = Client::tcp(to).connect(to);
             }
         });
     }
     count
 }
 
-/// Which client sticks to which backend.
-fn stuck(node: &Node) -> BTreeMap<AffinityKey, u32> {
+/// Returns the backend of each affinity entry.
+fn affinity_entries(node: &StoryNode) -> BTreeMap<AffinityKey, u32> {
     let affinity = StatMaps::open(&node.maps()).and_then(|maps| maps.affinity()).expect("the pinned maps");
     affinity.into_iter().map(|(key, value)| (key, value.backend)).collect()
 }
@@ -220,31 +226,31 @@ fn sticky(seconds: u32, backends: &[&str]) -> String {
     )
 }
 
-fn a_client_sticks(node: &mut Node) {
+fn client_keeps_its_backend(node: &mut StoryNode) {
     BACKENDS.into_iter().for_each(tcp_server);
     node.write("web.yaml", &sticky(2, &BACKENDS));
     let agent = node.agent(&[]);
     let first = ask(at(VIP));
-    // Each connect refreshes it, over twice the time-out.
+    // Each connect refreshes the affinity, for twice the time-out.
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(4) {
         assert_eq!(ask(at(VIP)), first);
-        assert_eq!(ask(at("192.0.2.7:80")), first, "whatever VIP is dialled");
+        assert_eq!(ask(at("192.0.2.7:80")), first, "affinity holds for every frontend of the Service");
         thread::sleep(Duration::from_millis(200));
     }
-    // Another network namespace is another client.
-    let others = in_namespaces(12, || vec![at(VIP), at(VIP), at("192.0.2.7:80")]);
-    let kept = stuck(node);
-    assert_eq!(kept.len(), 1 + others, "one entry for each client: {kept:?}");
+    // Each network namespace is a client of its own.
+    let others = dial_from_namespaces(12, || vec![at(VIP), at(VIP), at("192.0.2.7:80")]);
+    let kept = affinity_entries(node);
+    assert_eq!(kept.len(), 1 + others, "one entry per client: {kept:?}");
     assert!(kept.values().any(|other| other != kept.values().next().expect("some")), "{kept:?}");
-    // After the time-out it is a new choice each time.
+    // After the time-out each connect chooses anew.
     let mut seen = std::collections::BTreeSet::new();
-    until("another one after the time-out", || {
+    until("another backend after the time-out", || {
         thread::sleep(Duration::from_millis(2100));
         seen.insert(ask(at(VIP)));
         seen.len() > 1
     });
-    // Its backend goes: another one, and it stays there.
+    // When its backend is removed, the client gets another one and keeps it.
     let last = ask(at(VIP));
     let rest: Vec<_> = BACKENDS.into_iter().filter(|backend| *backend != last).collect();
     node.write("web.yaml", &sticky(100, &rest));
@@ -254,19 +260,20 @@ fn a_client_sticks(node: &mut Node) {
     assert!((0..20).all(|_| ask(at(VIP)) == next));
 }
 
-fn affinity_per_port(node: &mut Node) {
+fn affinity_per_port(node: &mut StoryNode) {
     let backends: Vec<String> = (1..=4).flat_map(|n| [80, 81].map(|port| format!("10.0.0.{n}:80{port}"))).collect();
     backends.iter().for_each(|backend| tcp_server(backend));
-    let yaml = "apiVersion: v1\nkind: Service\nmetadata: {name: two}\nspec:\n  clusterIP: 10.96.0.1\n  sessionAffinity: ClientIP\n  \
-        ports: [{name: a, port: 80}, {name: b, port: 81}]\n---\napiVersion: v1\nkind: Endpoints\nmetadata: {name: two}\nsubsets:\n\
+    let yaml = "apiVersion: v1\nkind: Service\nmetadata: {name: two}\nspec:\n  clusterIP: 10.96.0.1\n  \
+        sessionAffinity: ClientIP\n  ports: [{name: a, port: 80}, {name: b, port: 81}]\n---\n\
+        apiVersion: v1\nkind: Endpoints\nmetadata: {name: two}\nsubsets:\n\
         - addresses: [{ip: 10.0.0.1}, {ip: 10.0.0.2}, {ip: 10.0.0.3}, {ip: 10.0.0.4}]\n  \
         ports: [{name: a, port: 8080}, {name: b, port: 8081}]\n";
     node.write("two.yaml", yaml);
     let mut agent: Agent = node.agent(&[]);
     let ask_both = || (ask(at("10.96.0.1:80")), ask(at("10.96.0.1:81")));
-    // Many clients: the two ports of one Service are independent of each other.
-    let clients = in_namespaces(16, || vec![at("10.96.0.1:80"), at("10.96.0.1:81")]);
-    let (kept, backends) = (stuck(node), agent.dump().backends);
+    // With many clients, some get different backends for the two ports of the Service.
+    let clients = dial_from_namespaces(16, || vec![at("10.96.0.1:80"), at("10.96.0.1:81")]);
+    let (kept, backends) = (affinity_entries(node), agent.dump().backends);
     assert_eq!(kept.len(), 2 * clients);
     let mut hosts = BTreeMap::<lb_common::Addr, Vec<lb_common::Addr>>::new();
     kept.iter().for_each(|(key, backend)| hosts.entry(key.client).or_default().push(backends[backend].addr));

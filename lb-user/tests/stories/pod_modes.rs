@@ -1,5 +1,5 @@
-//! A pod chooses which path to Services it takes, by its own label or by that of its Namespace: real pods, each with a network
-//! namespace and a cgroup of its own, behind a real link of the node.
+//! Pod modes (socket, packet, off) by the label of a pod or of its Namespace: pods with their own network namespace and
+//! cgroup, behind a real link of the node.
 
 use std::{
     collections::BTreeSet,
@@ -17,15 +17,15 @@ use lb_lab::network::{Host, Lan, Options};
 use crate::{
     Story,
     agent::{Agent, run, until},
-    node::{Node, service},
-    sockets::{Client, kernel_tells_netns, tcp_ask, tcp_server, udp_server},
+    node::{StoryNode, service},
+    sockets::{Client, has_netns_cookie, tcp_ask, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("paths_of_pods_are_chosen_by_label_and_change_while_they_run", changes),
-    ("paths_by_the_label_of_a_namespace_let_applications_see_vips", mesh),
-    ("paths_that_cannot_be_are_refused_with_the_cure", refused),
-    ("paths_outlive_the_agent_and_end_with_the_pod", life),
+    ("pod_modes_follow_the_label_while_the_pod_runs", modes_follow_the_label),
+    ("pod_modes_by_the_label_of_a_namespace_let_applications_see_vips", mesh_sees_vips),
+    ("pod_modes_that_cannot_be_applied_are_refused_with_the_reason", bad_modes_are_refused),
+    ("pod_modes_survive_the_agent_and_end_with_the_pod", modes_survive_the_agent),
 ];
 
 const TARGET: u16 = 8080;
@@ -37,7 +37,7 @@ struct Process {
 }
 
 impl Process {
-    fn start(node: &Node, host: &Host, cgroup: &str) -> Self {
+    fn start(node: &StoryNode, host: &Host, cgroup: &str) -> Self {
         let cgroup = node.cgroup.join(cgroup);
         fs::create_dir_all(&cgroup).expect("a cgroup");
         let mut command = Command::new("sh");
@@ -55,12 +55,12 @@ impl Drop for Process {
     }
 }
 
-/// The first part of uids, which no other story has: all of them see the same processes.
+/// Returns the first part of the pods' uids, unique to this story: all stories see the same processes.
 fn uid() -> String {
     format!("{:08x}", std::process::id())
 }
 
-/// A pod as it stands in a file, with a uid and the addresses of its host.
+/// Returns the YAML of a pod with the addresses of its host.
 fn pod(name: &str, host: &Host, label: Option<&str>) -> String {
     let label = label.map_or_else(String::new, |label| format!("labels: {{beeline.io/path: '{label}'}}, "));
     format!(
@@ -72,16 +72,18 @@ fn pod(name: &str, host: &Host, label: Option<&str>) -> String {
     )
 }
 
-/// As kubelet names cgroups: by itself, and with systemd.
-fn cgroupfs(name: &str) -> String {
+/// Returns the cgroup of a container as kubelet's cgroupfs driver names it.
+fn cgroupfs_name(name: &str) -> String {
     format!("kubepods/besteffort/pod{}-0000-4a54-9c9e-{name}/3f9a", uid())
 }
 
-fn systemd(name: &str) -> String {
+/// Returns the cgroup of a container as kubelet's systemd driver names it.
+fn systemd_name(name: &str) -> String {
     format!("kubepods.slice/kubepods-besteffort-pod{}_0000_4a54_9c9e_{name}.slice/cri-containerd-3f9a.scope", uid())
 }
 
-/// A TCP Service at 10.96.0.1 and fd96::1 and a UDP Service at 10.96.0.53, all on port 80, with a host as their endpoint.
+/// Returns TCP Services at 10.96.0.1 and fd96::1 and a UDP Service at 10.96.0.53, all on port 80 with a host as
+/// endpoint.
 fn services(host: &Host) -> String {
     let at = |ip: IpAddr| SocketAddr::from((ip, TARGET)).to_string();
     let (v4, v6) = (at(host.v4.into()), at(host.v6.into()));
@@ -99,7 +101,7 @@ fn serve(host: &Host) {
     });
 }
 
-/// The VIPs belong to a host too, where somebody else answers.
+/// Adds the VIPs to a host and starts servers there, which answer when the socket path does not translate.
 fn serve_vips(host: &Host) {
     for vip in ["10.96.0.1/32", "10.96.0.53/32", "fd96::1/128"] {
         let nodad = if vip.starts_with("fd") { "nodad" } else { "noprefixroute" };
@@ -116,42 +118,44 @@ fn serve_vips(host: &Host) {
 const VIPS: [&str; 2] = ["10.96.0.1:80", "[fd96::1]:80"];
 const DNS: &str = "10.96.0.53:80";
 
-/// The agent of node1, which serves all cgroups of the story. No link has programs, unless a pod chooses it.
-fn agent(node: &Node, lan: &Lan) -> Agent {
+/// Starts the agent of node1 for all cgroups of the story. Only devices of pods in packet mode get programs.
+fn agent(node: &StoryNode, lan: &Lan) -> Agent {
     let agent = lan.node1.host.net.enter(|| node.agent(&["--devices", "none"]));
     agent.wait_for("the backends are there", |dump| dump.backends.len() == 3);
     agent
 }
 
-/// What stands in `POD_MODES`: pod, what it has chosen, and its link.
-fn chosen(node: &Node) -> Vec<(String, u8, u32)> {
+/// Returns the entries of `POD_MODES`: pod, mode and device.
+fn pod_modes(node: &StoryNode) -> Vec<(String, u8, u32)> {
     let map = TypedMap::<u64, PodModeEntry>::open(&node.maps(), "POD_MODES").expect("the pinned map");
     let entries = map.read().expect("its entries");
-    entries.iter().map(|(_, path)| (path.name.to_string(), path.path, path.device)).collect()
+    entries.iter().map(|(_, entry)| (entry.name.to_string(), entry.path, entry.device)).collect()
 }
 
-fn wait_for(node: &Node, name: &str, path: u8) {
-    until(&format!("{name} has path {path}"), || chosen(node).iter().any(|(pod, of, _)| pod == name && *of == path));
+fn wait_for(node: &StoryNode, name: &str, mode: u8) {
+    until(&format!("{name} has mode {mode}"), || {
+        pod_modes(node).iter().any(|(pod, its, _)| pod == name && *its == mode)
+    });
 }
 
-fn wait_for_none(node: &Node) {
-    until("no pod has another path", || chosen(node).is_empty());
+fn wait_for_none(node: &StoryNode) {
+    until("no pod has an entry", || pod_modes(node).is_empty());
 }
 
 const PACKET: u8 = 1;
 const OFF: u8 = 2;
 
-/// Whom a host reaches at the VIPs.
+/// Asserts which server of each family answers a host at the VIPs.
 #[track_caller]
-fn reaches(host: &Host, whom: [&str; 2]) {
+fn assert_reaches(host: &Host, servers: [&str; 2]) {
     host.net.enter(|| {
-        for (vip, whom) in VIPS.into_iter().zip(whom) {
+        for (vip, expected) in VIPS.into_iter().zip(servers) {
             let (server, _) = tcp_ask(crate::sockets::at(vip)).unwrap_or_else(|error| panic!("{vip}: {error}"));
-            assert_eq!(server, whom, "at {vip}");
+            assert_eq!(server, expected, "at {vip}");
         }
         let dns = crate::sockets::at(DNS);
         let (server, from) = Client::udp(dns).ask(dns);
-        assert_eq!((server.as_str(), from), (if whom[0] == VIPS[0] { DNS } else { whom[0] }, Some(dns)));
+        assert_eq!((server.as_str(), from), (if servers[0] == VIPS[0] { DNS } else { servers[0] }, Some(dns)));
     });
 }
 
@@ -159,23 +163,23 @@ fn backend(host: &Host) -> [String; 2] {
     [IpAddr::from(host.v4), host.v6.into()].map(|ip| SocketAddr::from((ip, TARGET)).to_string())
 }
 
-/// The flows of packets. The agent takes out what is over.
-fn flows(node: &Node) -> BTreeSet<FlowKey> {
+/// Returns the flows of the packet path, without their reverse entries. The agent removes expired ones.
+fn flows(node: &StoryNode) -> BTreeSet<FlowKey> {
     let entries = Flows::open(&node.maps()).and_then(|flows| flows.read()).expect("the pinned map");
     let of_clients = entries.into_iter().filter(|(_, flow)| flow.flags & FlowFlags::REVERSE == 0);
     of_clients.map(|(key, _)| key).collect()
 }
 
-/// How many flows somebody's calls begin.
-fn begun(node: &Node, calls: impl FnOnce()) -> usize {
+/// Returns the number of new flows that `calls` create.
+fn new_flows(node: &StoryNode, calls: impl FnOnce()) -> usize {
     let before = flows(node);
     calls();
     flows(node).difference(&before).count()
 }
 
-/// Each path in turn, by one pod that goes on; somebody else answers at the VIPs on the node.
-fn changes(node: &mut Node) {
-    if !kernel_tells_netns() {
+/// One running pod gets each mode in turn. Other servers answer at the VIPs on the node.
+fn modes_follow_the_label(node: &mut StoryNode) {
+    if !has_netns_cookie() {
         return;
     }
     let lan = Lan::make(Options { pods: 2, ..Options::default() });
@@ -183,21 +187,25 @@ fn changes(node: &mut Node) {
     [far, neighbour].into_iter().for_each(serve);
     serve_vips(&lan.node1.host);
     node.write("web.yaml", &services(far));
-    let process = Process::start(node, client, &cgroupfs("a"));
+    let process = Process::start(node, client, &cgroupfs_name("a"));
     let agent = agent(node, &lan);
     let far = backend(far);
     let far = [far[0].as_str(), &far[1]];
 
     node.write("pod.yaml", &pod("a", client, None));
-    assert_eq!(begun(node, || reaches(client, far)), 0, "its sockets are connected to the backend itself");
+    assert_eq!(new_flows(node, || assert_reaches(client, far)), 0, "the socket path translates its sockets");
 
     node.write("pod.yaml", &pod("a", client, Some("packet")));
     wait_for(node, "a", PACKET);
     let (dns, udp) = (crate::sockets::at(DNS), client.net.enter(|| Client::udp(crate::sockets::at(DNS))));
-    assert_eq!(begun(node, || reaches(client, far)), 3, "its packets are translated");
-    assert_eq!(begun(node, || assert_eq!(udp.ask(dns).0, far[0])), 1);
-    assert_eq!(begun(node, || reaches(neighbour, far)), 0, "those of the neighbour are not");
-    shown(node, &lan, &process, "packet, by the label of the pod", "goes there");
+    assert_eq!(new_flows(node, || assert_reaches(client, far)), 3, "the packet path translates its packets");
+    assert_eq!(new_flows(node, || assert_eq!(udp.ask(dns).0, far[0])), 1);
+    assert_eq!(
+        new_flows(node, || assert_reaches(neighbour, far)),
+        0,
+        "the packets of the neighbour are not translated"
+    );
+    assert_traced(node, &lan, &process, "packet, by the label of the pod", "goes there");
     let shown = lan.node1.host.net.enter(|| run(node, &["get", "paths"]));
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     let row: Vec<&str> = shown.lines().nth(1).unwrap_or_default().split_whitespace().take(5).collect();
@@ -205,38 +213,38 @@ fn changes(node: &mut Node) {
 
     node.write("pod.yaml", &pod("a", client, Some("off")));
     wait_for(node, "a", OFF);
-    assert_eq!(begun(node, || reaches(client, VIPS)), 0);
-    assert_eq!(udp.ask(dns).0, far[0], "a flow that stands goes on");
-    self::shown(node, &lan, &process, "off, by the label of the pod", "left alone");
+    assert_eq!(new_flows(node, || assert_reaches(client, VIPS)), 0);
+    assert_eq!(udp.ask(dns).0, far[0], "an existing flow stays translated");
+    assert_traced(node, &lan, &process, "off, by the label of the pod", "left alone");
 
     node.write("pod.yaml", &pod("a", client, Some("packet")));
     wait_for(node, "a", PACKET);
-    assert_eq!(begun(node, || reaches(client, far)), 3);
+    assert_eq!(new_flows(node, || assert_reaches(client, far)), 3);
 
     node.write("pod.yaml", &pod("a", client, Some("Socket")));
     wait_for_none(node);
-    assert_eq!(begun(node, || reaches(client, far)), 0, "its sockets are served again");
+    assert_eq!(new_flows(node, || assert_reaches(client, far)), 0, "the socket path translates its sockets again");
     assert_eq!(udp.ask(dns).0, far[0]);
     agent.wait_for_log("label beeline.io/path \"Socket\": unknown and ignored; write socket, packet or off");
     drop(process);
 }
 
-/// `trace` says which path the pod has, whether it is asked by a process of it or by its address.
+/// Asserts that `trace` shows mode and verdict for the pod, given a process of the pod or its address.
 #[track_caller]
-fn shown(node: &Node, lan: &Lan, process: &Process, path: &str, verdict: &str) {
+fn assert_traced(node: &StoryNode, lan: &Lan, process: &Process, mode: &str, verdict: &str) {
     let (pid, ip) = (process.child.id().to_string(), lan.node1.pods[0].v4.to_string());
     for client in [["--pid", &pid], ["--from", &ip]] {
         let arguments = [&["trace", "tcp", VIPS[0]][..], &client].concat();
         let output = lan.node1.host.net.enter(|| run(node, &arguments));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(text.contains(path) && text.contains("pod apps/a") && text.contains(verdict), "{client:?}: {text}");
+        assert!(text.contains(mode) && text.contains("pod apps/a") && text.contains(verdict), "{client:?}: {text}");
     }
 }
 
-/// Something inside of the pod answers at the VIPs, as a mesh does: only where the socket path leaves the pod alone it ever
-/// sees them.
-fn mesh(node: &mut Node) {
-    if !kernel_tells_netns() {
+/// A server inside of the pod answers at the VIPs, as a service mesh does: it sees them only if the socket path leaves
+/// the pod alone.
+fn mesh_sees_vips(node: &mut StoryNode) {
+    if !has_netns_cookie() {
         return;
     }
     let lan = Lan::make(Options { pods: 2, ..Options::default() });
@@ -244,7 +252,7 @@ fn mesh(node: &mut Node) {
     serve(far);
     [client, own].into_iter().for_each(serve_vips);
     node.write("web.yaml", &services(far));
-    let _processes = [("a", client), ("b", own)].map(|(name, host)| Process::start(node, host, &systemd(name)));
+    let _processes = [("a", client), ("b", own)].map(|(name, host)| Process::start(node, host, &systemd_name(name)));
     let _agent = agent(node, &lan);
     let far = backend(far);
     let far = [far[0].as_str(), &far[1]];
@@ -255,35 +263,36 @@ fn mesh(node: &mut Node) {
         )
     };
     node.write("pods.yaml", &pods);
-    [client, own].into_iter().for_each(|pod| reaches(pod, far));
-    for (label, path) in [("off", OFF), ("packet", PACKET)] {
+    [client, own].into_iter().for_each(|pod| assert_reaches(pod, far));
+    for (label, mode) in [("off", OFF), ("packet", PACKET)] {
         node.write("pods.yaml", &(namespace(label) + &pods));
-        wait_for(node, "a", path);
-        reaches(client, VIPS);
-        // Its own label goes before that of its Namespace.
-        reaches(own, far);
-        assert_eq!(chosen(node).len(), 1);
+        wait_for(node, "a", mode);
+        assert_reaches(client, VIPS);
+        // The label of a pod takes precedence over that of its Namespace.
+        assert_reaches(own, far);
+        assert_eq!(pod_modes(node).len(), 1);
     }
     node.write("pods.yaml", &pods);
     wait_for_none(node);
-    reaches(client, far);
+    assert_reaches(client, far);
 }
 
-fn refused(node: &mut Node) {
+fn bad_modes_are_refused(node: &mut StoryNode) {
     let lan = Lan::make(Options { pods: 2, ..Options::default() });
     let ([client, _], [far, _]) = (&lan.node1.pods[..], &lan.node2.pods[..]) else { panic!("two pods each") };
     serve(far);
     node.write("web.yaml", &services(far));
     let _processes = [("a", client), ("b", &lan.node1.host), ("c", &lan.client)]
-        .map(|(name, host)| Process::start(node, host, &cgroupfs(name)));
+        .map(|(name, host)| Process::start(node, host, &cgroupfs_name(name)));
     let agent = agent(node, &lan);
-    if !kernel_tells_netns() {
+    if !has_netns_cookie() {
         node.write("pods.yaml", &pod("a", client, Some("packet")));
         agent.wait_for_log("Pod apps/a: the path packet is not for it, and it keeps socket");
         agent.wait_for_log("which is of Linux 5.14");
         return;
     }
-    // One by its processes, one by its own word; one without a link of this node; one whose namespace nobody has.
+    // b and d use the network of the node, by its process and by hostNetwork; c has no device on this node; the
+    // namespace of e does not exist; f names its namespace by a mount.
     let host_network = pod("d", client, Some("off")).replace("nodeName", "hostNetwork: true, nodeName");
     let nowhere = pod("e", client, Some("off"))
         .replace("namespace: apps", "namespace: apps, annotations: {beeline.io/netns: /run/netns/nowhere}");
@@ -293,25 +302,25 @@ fn refused(node: &mut Node) {
     );
     let pods = pod("b", client, Some("off")) + &pod("c", client, Some("packet")) + &host_network + &nowhere;
     node.write("pods.yaml", &pods);
-    for (name, path, why) in [
+    for (name, mode, reason) in [
         ("b", "off", "it has the node's own network namespace"),
         ("c", "packet", "no link of this node leads to it"),
         ("d", "off", "it has the node's own network namespace"),
         ("e", "off", "its network namespace /run/netns/nowhere: No such file"),
     ] {
-        agent.wait_for_log(&format!("Pod apps/{name}: the path {path} is not for it, and it keeps socket: {why}"));
+        agent.wait_for_log(&format!("Pod apps/{name}: the path {mode} is not for it, and it keeps socket: {reason}"));
     }
-    assert!(chosen(node).is_empty(), "{:?}", chosen(node));
+    assert!(pod_modes(node).is_empty(), "{:?}", pod_modes(node));
     let far = backend(far);
-    reaches(client, [&far[0], &far[1]]);
-    // The refused are in nobody's way, and a mounted namespace needs no process.
+    assert_reaches(client, [&far[0], &far[1]]);
+    // Refused pods do not affect others, and a pod with a mounted namespace needs no process.
     node.write("pods.yaml", &(pods + &mounted));
     wait_for(node, "f", OFF);
-    assert_eq!(chosen(node).len(), 1);
+    assert_eq!(pod_modes(node).len(), 1);
 }
 
-fn life(node: &mut Node) {
-    if !kernel_tells_netns() {
+fn modes_survive_the_agent(node: &mut StoryNode) {
+    if !has_netns_cookie() {
         return;
     }
     let lan = Lan::make(Options { pods: 2, ..Options::default() });
@@ -320,29 +329,33 @@ fn life(node: &mut Node) {
     node.write("web.yaml", &services(far));
     let pods = pod("a", client, Some("packet")) + &pod("b", late, Some("off"));
     node.write("pods.yaml", &pods);
-    let _process = Process::start(node, client, &cgroupfs("a"));
+    let _process = Process::start(node, client, &cgroupfs_name("a"));
     let mut first = agent(node, &lan);
     wait_for(node, "a", PACKET);
     let far = backend(far);
     let far = [far[0].as_str(), &far[1]];
-    assert_eq!(begun(node, || reaches(client, far)), 3);
-    // A process that comes later.
-    let process = Process::start(node, late, &systemd("b"));
+    assert_eq!(new_flows(node, || assert_reaches(client, far)), 3);
+    // The process of a pod starts after its label is read.
+    let process = Process::start(node, late, &systemd_name("b"));
     wait_for(node, "b", OFF);
-    let before = chosen(node);
+    let before = pod_modes(node);
 
     first.kill();
-    assert_eq!((begun(node, || reaches(client, far)), chosen(node).len()), (3, 2), "nothing changes without an agent");
+    assert_eq!(
+        (new_flows(node, || assert_reaches(client, far)), pod_modes(node).len()),
+        (3, 2),
+        "modes stay without an agent"
+    );
     let second = agent(node, &lan);
-    until("it has looked", || second.log().contains("in service"));
-    assert_eq!(begun(node, || reaches(client, far)), 3);
-    assert_eq!(chosen(node), before);
-    assert!(!second.log().contains("another mode"), "it has nothing to say: {}", second.log());
+    until("the second agent is in service", || second.log().contains("in service"));
+    assert_eq!(new_flows(node, || assert_reaches(client, far)), 3);
+    assert_eq!(pod_modes(node), before);
+    assert!(!second.log().contains("another mode"), "a restart changes no mode: {}", second.log());
 
     node.write("pods.yaml", &pod("b", late, Some("off")));
-    until("one has gone", || chosen(node).iter().all(|(name, ..)| name == "b"));
+    until("the entry of the removed pod is gone", || pod_modes(node).iter().all(|(name, ..)| name == "b"));
     drop(process);
     fs::remove_file(node.yaml.join("pods.yaml")).expect("the file");
     wait_for_none(node);
-    assert_eq!(begun(node, || reaches(client, far)), 0);
+    assert_eq!(new_flows(node, || assert_reaches(client, far)), 0);
 }

@@ -1,5 +1,5 @@
-//! The maps of a moment as `select` reads them, state included, and a client to ask for: what `trace` decides by. Nothing
-//! is changed by asking.
+//! The maps of a moment as `select` reads them, state included, and a client to ask for: what `trace` decides by.
+//! Nothing is changed by asking.
 
 use std::collections::BTreeMap;
 

@@ -28,7 +28,7 @@ use lb_kernel::bpf::typed::TypedMap;
     beeline trace tcp 10.96.0.1:443 --pid 4711   as that process would fare: affinity, sh, localhost\n  \
     beeline trace tcp 192.0.2.1:30080 --from 198.51.100.7   as packets from there would: policies, source ranges\n\n\
     Exit codes: 0 the call goes on, to a backend or unchanged; 1 it would be refused.")]
-pub(super) struct Arguments {
+pub(super) struct TraceArgs {
     /// Protocol of the socket.
     protocol: Protocol,
     /// Destination as the application names it: ADDR:PORT, with brackets around IPv6.
@@ -37,8 +37,8 @@ pub(super) struct Arguments {
     /// The client: a process, whose network namespace counts [default: one of the node itself]
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
-    /// The client: who sends packets from outside of this node, or a pod that has chosen a path, by its address. What they meet
-    /// then, at a network device
+    /// The client: who sends packets from outside of this node, or a pod that has chosen a path, by its address. What
+    /// they meet then, at a network device
     #[arg(long, value_name = "ADDR", conflicts_with = "pid")]
     from: Option<IpAddr>,
 }
@@ -53,7 +53,7 @@ enum Protocol {
 /// How many backends are named one by one.
 const MOST_LINES: usize = 20;
 
-pub(super) fn run(directory: &Path, arguments: &Arguments) -> Result<ExitCode> {
+pub(super) fn run(directory: &Path, arguments: &TraceArgs) -> Result<ExitCode> {
     let proto = match arguments.protocol {
         Protocol::Tcp => Proto::Tcp,
         Protocol::Udp => Proto::Udp,
@@ -76,7 +76,7 @@ fn along(live: &Live, client: Client, destination: SocketAddr, proto: Proto) -> 
     let Some(pod) = live.path_of(&client) else {
         return explain(live, &client, destination, proto);
     };
-    let (choice, by) = (inspect::pod_modes::choice(pod), inspect::pod_modes::by(pod).name());
+    let (choice, by) = (inspect::pod_modes::mode_name(pod), inspect::pod_modes::labelled(pod).name());
     let mut text = format!("  path       {choice}, by the label of the {by}: pod {}/{}\n", pod.namespace, pod.name);
     if pod.path != PathChoice::Packet as u8 {
         writeln!(text, "  verdict    left alone: sockets and packets of this pod go on unchanged")?;

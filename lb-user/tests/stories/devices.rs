@@ -237,7 +237,7 @@ fn doctor_looks(node: &mut Node) {
     if pins.is_empty() {
         return;
     }
-    // Somebody comes before ours, and one of ours is taken away while no agent mends it.
+    // Another program runs first, and one of Beeline's is detached while no agent attaches it again.
     const TC_ACT_UNSPEC: i32 = -1;
     let theirs = sys::load_classifier(c"theirs", &returning(TC_ACT_UNSPEC)).expect("a program");
     let _link = sys::attach_tcx(&theirs, index("up0"), Hook::Ingress).expect("TCX");
@@ -246,7 +246,7 @@ fn doctor_looks(node: &mut Node) {
     let said = says(node);
     let [lacks, before] = said.as_slice() else { panic!("{said:?}") };
     assert!(lacks.starts_with("error: up0 lacks tc_egress"), "{lacks}");
-    assert!(before.starts_with("warning: theirs (program ") && before.contains("runs at up0 before tc_ingress"));
+    assert!(before.starts_with("warning: theirs (id ") && before.contains("runs at up0 before tc_ingress"));
     assert!(before.contains(&format!("pid {})", std::process::id())), "{before}");
 }
 

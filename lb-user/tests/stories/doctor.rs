@@ -79,9 +79,9 @@ fn good_node(node: &mut Node) {
     said.finds("warning", "pins", "not mounted on the host", "mount -t bpf");
     said.finds("note", "cgroup", "only processes in", "--cgroup");
     said.finds("ok", "foreign", "no program of others", "");
-    said.finds("ok", "probe", "a real UDP socket that dialled 10.96.0.53:53 was given the backend 10.0.0.2:53", "");
-    said.finds("ok", "source", "read whole: the directory", "");
-    said.finds("ok", "maps", "what the objects of 2 Services say", "");
+    said.finds("ok", "probe", "a UDP socket connected to 10.96.0.53:53 has the backend 10.0.0.2:53", "");
+    said.finds("ok", "source", "has no errors", "");
+    said.finds("ok", "maps", "agree with the objects of 2 Services", "");
     said.finds("ok", "room", "every map has room", "");
     said.finds("ok", "kube-proxy", "nothing", "");
     // With TCP alone.
@@ -89,16 +89,16 @@ fn good_node(node: &mut Node) {
     agent.wait_for("one Service", |dump| dump.services.len() == 1);
     let said = Said::by(node, &[]);
     assert_eq!(said.troubled(), ALWAYS);
-    said.finds("ok", "probe", "a real TCP socket that dialled 10.96.0.1:80 was given the backend 10.0.0.", "");
+    said.finds("ok", "probe", "a TCP socket connected to 10.96.0.1:80 has the backend 10.0.0.", "");
     // Only over IPv6.
     node.write("web.yaml", &service("six", &["fd96::1"], "UDP", 53, &["[fd00::1]:53"]));
     agent.wait_for("another Service", |dump| dump.frontends.keys().any(|key| !key.addr.is_v4()));
     let said = Said::by(node, &[]);
-    said.finds("ok", "probe", "dialled [fd96::1]:53 was given the backend [fd00::1]:53", "");
+    said.finds("ok", "probe", "connected to [fd96::1]:53 has the backend [fd00::1]:53", "");
     // Without any, nothing can be tried.
     fs::remove_file(node.yaml.join("web.yaml")).expect("the file");
     agent.wait_for("no Service", |dump| dump.frontends.is_empty());
-    Said::by(node, &[]).finds("note", "probe", "nothing could be tried", "");
+    Said::by(node, &[]).finds("note", "probe", "no socket was tried", "");
     agent.kill();
 
     // Where the host's mounts cannot be seen the bpffs is taken as it is, and the exit code is that of a good node.
@@ -119,7 +119,10 @@ fn good_node(node: &mut Node) {
     println!("{said}{}", String::from_utf8_lossy(&output.stderr));
     let last = said.lines().last().unwrap_or_default();
     assert!(output.status.code() == Some(0) && last.starts_with("0 errors, 0 warnings, "), "{last}");
-    assert!(said.contains("cannot be seen from this pid namespace") && said.contains("of 2 Services say"));
+    assert!(
+        said.contains("cannot be seen from this pid namespace")
+            && said.contains("agree with the objects of 2 Services")
+    );
 }
 
 fn what_differs(node: &mut Node) {
@@ -146,10 +149,10 @@ fn what_differs(node: &mut Node) {
     sys::detach_link(sys::open_pin(&pin).expect("the link")).expect("it is detached");
     let said = Said::by(node, &[]);
     said.finds("error", "cgroup", "several cgroups", "start the agent again");
-    said.finds("error", "probe", "was given no backend", "start the agent again");
+    said.finds("error", "probe", "has no backend", "start the agent again");
     fs::remove_file(&pin).expect("the pin");
     let said = Said::by(node, &[]);
-    said.finds("error", "cgroup", "no program of ours is at connect4", "start the agent again");
+    said.finds("error", "cgroup", "no program at connect4", "start the agent again");
     assert_eq!(said.code, Some(2));
     agent.kill();
     let mut agent = node.agent(&[]);
@@ -199,14 +202,14 @@ fn wrong_cgroup(node: &mut Node) {
     let mut agent = node.agent(&["--cgroup", child.to_str().expect("a path")]);
     let said = Said::by(node, &[]);
     said.finds("note", "cgroup", "only processes in", "without --cgroup");
-    said.finds("note", "probe", "this process is in", "run it in a process of that cgroup");
+    said.finds("note", "probe", "this process is in", "in a process of that cgroup");
     agent.kill();
     // Nobody says any more that this is meant.
     let said = Said::by(node, &["-f", node.yaml.to_str().expect("a path"), "--node-name", "here"]);
-    let words = format!("our programs are at {}, which is not the root", child.display());
+    let words = format!("Beeline's programs are at {}, which is not the root", child.display());
     said.finds("error", "cgroup", &words, "--cgroupns=host");
     said.finds("warning", "pins", "no agent runs", "beeline run");
-    said.finds("ok", "maps", "what the objects of 2 Services say", "");
+    said.finds("ok", "maps", "agree with the objects of 2 Services", "");
     assert_eq!(said.code, Some(2));
 }
 
@@ -242,9 +245,9 @@ fn programs_of_others(node: &mut Node) {
     let said = Said::by(node, &[]);
     let holder = format!("pid {}) runs at connect4 of {}", std::process::id(), pod.display());
     said.finds("warning", "foreign", &holder, "bpftool cgroup detach");
-    said.finds("warning", "foreign", "rewriter (program ", "socketLB");
+    said.finds("warning", "foreign", "rewriter (id ", "socketLB");
     // It does not keep ours from running, however it is attached.
-    assert_eq!(said.find("foreign", "ours does not run"), None);
+    assert_eq!(said.find("foreign", "Beeline's program does not run"), None);
     assert_eq!((said.code, said.troubled()), (Some(1), [ALWAYS[0], "foreign"].to_vec()));
 }
 

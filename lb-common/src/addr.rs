@@ -1,8 +1,9 @@
-//! The one address type of both sides: 16 bytes, IPv4 in its mapped form (`::ffff:a.b.c.d`).
+//! The address type of the kernel side and the user side, and the transport protocols.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// An IP address as it stands in the maps: 16 octets in network order, IPv4 mapped into IPv6 (RFC 4291, 2.5.5.2).
+/// An IP address as in the maps: 16 octets in network order, IPv4 mapped into IPv6 (`::ffff:a.b.c.d`, RFC 4291,
+/// 2.5.5.2).
 ///
 /// One form for both families gives one set of maps and one code path for IPv4, IPv6 and mapped sockets.
 #[repr(C, align(4))]
@@ -12,31 +13,28 @@ pub struct Addr {
     pub octets: [u8; 16],
 }
 
-/// The third 32-bit word of a mapped address, as it lies in memory.
+/// The third 32-bit word of a mapped address, in memory order.
 const MAPPED_WORD: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
 impl Addr {
-    /// From four words as they lie in memory, which is how the kernel's socket hooks hand out an IPv6 address.
+    /// An address of four words in memory order: an IPv6 address of the kernel's socket hooks.
     #[inline(always)]
     #[must_use]
     pub const fn from_words(words: [u32; 4]) -> Self {
-        #[expect(
-            unsafe_code,
-            reason = "put together from octets, an address is written octet by octet by the programs"
-        )]
-        // SAFETY: as many octets, all of whose values are good.
+        #[expect(unsafe_code, reason = "built from octets, an address would be written octet by octet by the programs")]
+        // SAFETY: the sizes are equal, and every value of an octet is valid.
         let octets = unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) };
         Self { octets }
     }
 
-    /// From one word as it lies in memory: an IPv4 address of the kernel's socket hooks.
+    /// An address of one word in memory order: an IPv4 address of the kernel's socket hooks.
     #[inline(always)]
     #[must_use]
     pub const fn from_v4_word(word: u32) -> Self {
         Self::from_words([0, 0, MAPPED_WORD, word])
     }
 
-    /// The four words as they lie in memory.
+    /// The four words in memory order.
     #[inline(always)]
     #[must_use]
     pub const fn words(&self) -> [u32; 4] {
@@ -46,7 +44,7 @@ impl Addr {
         words
     }
 
-    /// Whether this is an IPv4 address in its mapped form.
+    /// True for a mapped IPv4 address.
     #[inline(always)]
     #[must_use]
     pub const fn is_v4(&self) -> bool {
@@ -54,7 +52,7 @@ impl Addr {
         a == 0 && b == 0 && c == MAPPED_WORD
     }
 
-    /// Whether this is the unspecified address of its family.
+    /// True for the unspecified address of either family.
     #[inline(always)]
     #[must_use]
     pub const fn is_unspecified(&self) -> bool {
@@ -80,14 +78,14 @@ impl Addr {
         }
     }
 
-    /// The address as people write it: IPv4 without its mapping.
+    /// The address for output: IPv4 without its mapping.
     #[must_use]
     pub fn to_ip(self) -> IpAddr {
         Ipv6Addr::from(self.octets).to_canonical()
     }
 }
 
-// By words, since the bpf target turns the derived comparison of a byte array into a call of memcmp.
+// Compared by words: the bpf target turns the derived comparison of a byte array into a call of memcmp.
 impl PartialEq for Addr {
     #[inline(always)]
     fn eq(&self, other: &Self) -> bool {
@@ -135,7 +133,7 @@ impl core::fmt::Debug for Addr {
     }
 }
 
-/// A transport protocol that a Service port can name.
+/// A transport protocol of Service ports.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum Proto {
@@ -143,7 +141,7 @@ pub enum Proto {
     Tcp = 6,
     /// UDP.
     Udp = 17,
-    /// SCTP. No socket hook sees it: it is served by the packet path.
+    /// SCTP. No socket hook sees it: the packet path serves it.
     Sctp = 132,
 }
 
@@ -160,7 +158,7 @@ impl Proto {
         }
     }
 
-    /// The name that the Kubernetes API uses.
+    /// The name in the Kubernetes API.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -177,7 +175,7 @@ mod tests {
     use std::string::ToString;
 
     #[test]
-    fn both_families_keep_their_written_form() {
+    fn an_address_of_either_family_is_written_as_it_was_parsed() {
         for text in ["10.96.0.1", "0.0.0.0", "fd00::1", "::", "::1"] {
             let ip: IpAddr = text.parse().expect("an address");
             assert_eq!(Addr::from(ip).to_string(), text);
@@ -186,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn special_addresses_keep_their_family() {
+    fn the_unspecified_and_loopback_addresses_keep_the_family() {
         for (text, any, loopback) in [
             ("10.96.0.1", "0.0.0.0", "127.0.0.1"),
             ("fd00::1", "::", "::1"),
@@ -201,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn words_lie_in_memory_as_the_octets_do() {
+    fn words_are_the_octets_in_memory_order() {
         let addr = Addr::from(Ipv4Addr::new(10, 96, 0, 1));
         assert_eq!(addr, Addr::from_v4_word(u32::from_ne_bytes([10, 96, 0, 1])));
         assert_eq!(addr, Addr::from_words(addr.words()));

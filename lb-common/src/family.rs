@@ -1,24 +1,21 @@
-//! Address families, and an address with its port.
-
-use core::fmt;
-use core::net::SocketAddr;
+//! The two address families.
 
 use crate::Addr;
 
-/// An address family. A dual-stack service port has a backend list for each.
+/// An address family. A dual-stack service port has a backend list of its own for each.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Family {
-    /// IPv4
+    /// IPv4.
     V4,
-    /// IPv6
+    /// IPv6.
     V6,
 }
 
 impl Family {
-    /// Both families, IPv4 first.
+    /// Both families.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// 4 or 6, as the maps hold it.
+    /// 4 or 6, as in the maps.
     #[must_use]
     pub const fn number(self) -> u8 {
         match self {
@@ -27,7 +24,8 @@ impl Family {
         }
     }
 
-    /// The family of an address.
+    /// The family of an address; a mapped one is IPv4.
+    #[inline(always)]
     #[must_use]
     pub const fn of(addr: &Addr) -> Self {
         if addr.is_v4() { Self::V4 } else { Self::V6 }
@@ -42,7 +40,7 @@ impl Family {
         }
     }
 
-    /// The family that the maps mean by `number`.
+    /// The family of a number in the maps.
     #[must_use]
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
@@ -53,29 +51,25 @@ impl Family {
     }
 }
 
-/// An address and a port, such as a backend's.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct AddrPort {
-    /// The address.
-    pub addr: Addr,
-    /// Host order; never 0.
-    pub port: u16,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::{Ipv4Addr, Ipv6Addr};
 
-impl From<SocketAddr> for AddrPort {
-    fn from(socket: SocketAddr) -> Self {
-        Self { addr: socket.ip().into(), port: socket.port() }
+    #[test]
+    fn a_family_is_found_by_its_number() {
+        for family in Family::ALL {
+            assert_eq!(Family::from_number(family.number()), Some(family));
+        }
+        assert_eq!(Family::from_number(5), None);
     }
-}
 
-impl From<AddrPort> for SocketAddr {
-    fn from(AddrPort { addr, port }: AddrPort) -> Self {
-        Self::new(addr.to_ip(), port)
-    }
-}
-
-impl fmt::Display for AddrPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        SocketAddr::from(*self).fmt(f)
+    #[test]
+    fn a_mapped_address_is_ipv4() {
+        let mapped = Ipv4Addr::new(10, 96, 0, 1).to_ipv6_mapped();
+        let cases = [(Addr::from(mapped), Family::V4, "IPv4"), (Ipv6Addr::LOCALHOST.into(), Family::V6, "IPv6")];
+        for (addr, family, name) in cases {
+            assert_eq!((Family::of(&addr), family.name()), (family, name));
+        }
     }
 }

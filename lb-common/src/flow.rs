@@ -1,68 +1,69 @@
-//! What a flow of packets has seen, and for how long it is kept. The times are those of netfilter
-//! (net/netfilter/nf_conntrack_proto_{tcp,udp,sctp}.c), as kube-proxy sets them (`--conntrack-tcp-timeout-established`).
+//! State and time-outs of flows. The time-outs are those of netfilter
+//! (net/netfilter/nf_conntrack_proto_{tcp,udp,sctp}.c), as kube-proxy sets them
+//! (`--conntrack-tcp-timeout-established`).
 
 use crate::{Flow, FlowFlags, FlowKey, Hook, Proto};
 
-/// Bits of [`Flow::forward`] and [`Flow::reverse`]: what the packets of one direction were, so far.
+/// Bits of [`Flow::forward`] and [`Flow::reverse`]: events of one direction.
 pub struct Seen;
 
 impl Seen {
-    /// There was one.
+    /// A packet.
     pub const ANY: u8 = 1;
-    /// One said that it is the last: FIN, or SCTP's SHUTDOWN.
+    /// TCP's FIN, or SCTP's SHUTDOWN.
     pub const FIN: u8 = 2;
-    /// One ended the flow: RST, or SCTP's ABORT and SHUTDOWN COMPLETE.
+    /// TCP's RST, or SCTP's ABORT or SHUTDOWN COMPLETE.
     pub const RST: u8 = 4;
-    /// Its FIN came before that of the other direction: this end waits in TIME-WAIT.
+    /// A FIN before that of the other direction: this end waits in TIME-WAIT.
     pub const FIN_FIRST: u8 = 8;
-    /// Of the client's direction: a datagram came after the first answer. It is a conversation, and more than a question.
+    /// A datagram of the client after the first reply: the flow is a stream (netfilter's ASSURED), not a single query.
     pub const AGAIN: u8 = 16;
 }
 
 /// One second, in ns.
 const SECOND: u64 = 1_000_000_000;
 
-/// A TCP connection of which the backend has said nothing yet.
+/// TCP, before the first packet of the backend.
 pub const TCP_OPENING: u64 = 60 * SECOND;
-/// An open TCP connection on which nothing is said.
+/// An idle established TCP connection.
 pub const TCP_ESTABLISHED: u64 = 24 * 3600 * SECOND;
-/// A TCP connection of which one end has closed.
+/// TCP, closed by one end.
 pub const TCP_HALF_CLOSED: u64 = 3600 * SECOND;
-/// A TCP connection which is over. Late packets still find their way.
+/// TCP, closed by both ends or reset. Late packets are still translated.
 pub const TCP_CLOSED: u64 = 10 * SECOND;
-/// The same where the backend waits in TIME-WAIT: for so long (2 MSL, as Linux has it) it would take a new connection from
-/// the same address and port for the old one.
+/// TCP, with the backend in TIME-WAIT: within this time (2 MSL in Linux) it would take a new connection from the same
+/// address and port for the old one.
 pub const TCP_TIME_WAIT: u64 = 60 * SECOND;
-/// Datagrams without an answer, or a question and its answer, as those of DNS are. (Netfilter tells a question from a
-/// conversation by two seconds between its packets.)
+/// Datagrams without a reply, or a query and its reply, as in DNS. (Netfilter tells a query from a stream by two
+/// seconds between its packets.)
 pub const UDP_UNREPLIED: u64 = 30 * SECOND;
-/// A conversation of datagrams.
+/// A stream of datagrams.
 pub const UDP_REPLIED: u64 = 120 * SECOND;
-/// Datagrams that netfilter translates: less than it keeps a connection without an answer, so that none is left to it that it
-/// has forgotten.
+/// Datagrams that netfilter translates: less than its time-out of an unreplied connection, so that it never gets a flow
+/// that it has dropped.
 pub const UDP_OF_NETFILTER: u64 = 25 * SECOND;
-/// An SCTP association of which the backend has said nothing yet.
+/// SCTP, before the first packet of the backend.
 pub const SCTP_OPENING: u64 = 60 * SECOND;
-/// An SCTP association: heartbeats come every 30 s (RFC 9260, 8.3).
+/// An established SCTP association: heartbeats come every 30 s (RFC 9260, 8.3).
 pub const SCTP_ESTABLISHED: u64 = 210 * SECOND;
 
-/// The state of a flow, by the words that conntrack has for it.
+/// State of a flow, as in conntrack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FlowState {
-    /// The backend has said nothing yet.
+    /// No packet of the backend yet.
     Opening,
-    /// Both have spoken.
+    /// Packets in both directions.
     Established,
-    /// One end has closed.
+    /// Closed by one end.
     HalfClosed,
-    /// Both have, or it was reset.
+    /// Closed by both ends, or reset.
     Closed,
-    /// The same, and the backend waits in TIME-WAIT.
+    /// Closed by both ends, with the backend in TIME-WAIT.
     TimeWait,
 }
 
 impl FlowState {
-    /// The state of a flow of which both directions have seen this much.
+    /// The state by the [`Seen`] bits of both directions.
     #[inline(always)]
     #[must_use]
     pub const fn of(forward: u8, reverse: u8) -> Self {
@@ -78,14 +79,14 @@ impl FlowState {
         if reverse & Seen::ANY == 0 { Self::Opening } else { Self::Established }
     }
 
-    /// Whether a client may use its port for a new connection.
+    /// True if the client may reuse its port for a new connection.
     #[inline(always)]
     #[must_use]
     pub const fn is_over(self) -> bool {
         matches!(self, Self::Closed | Self::TimeWait)
     }
 
-    /// How long a flow of this state is kept after its last packet, in ns.
+    /// Time-out after the last packet, in ns.
     #[must_use]
     pub const fn lasts(self, proto: u8) -> u64 {
         const UDP: u8 = Proto::Udp as u8;
@@ -103,7 +104,7 @@ impl FlowState {
         }
     }
 
-    /// A name for output.
+    /// The name in output.
     #[must_use]
     pub const fn name(self, proto: u8) -> &'static str {
         const UDP: u8 = Proto::Udp as u8;
@@ -119,28 +120,28 @@ impl FlowState {
     }
 }
 
-/// The state that the entries of both directions tell together.
+/// The state of a flow by its two entries, either of which may have seen more.
 #[must_use]
 pub fn state(own: &Flow, partner: Option<&Flow>) -> FlowState {
     let (forward, reverse) = partner.map_or((0, 0), |partner| (partner.forward, partner.reverse));
     FlowState::of(own.forward | forward, own.reverse | reverse)
 }
 
-/// When a flow ends unless a packet comes (CLOCK_MONOTONIC, ns). Both entries of a flow end together.
+/// Expiry of a flow without further packets (CLOCK_MONOTONIC, ns). Both entries of a flow expire together.
 #[must_use]
 pub fn expires_at(own: &Flow, partner: Option<&Flow>, proto: u8) -> u64 {
     let used = partner.map_or(own.used, |partner| partner.used.max(own.used));
-    let is_netfilters = own.flags & FlowFlags::NETFILTER != 0 && proto == Proto::Udp as u8;
-    let is_conversation = (own.forward | partner.map_or(0, |partner| partner.forward)) & Seen::AGAIN != 0;
+    let netfilter = own.flags & FlowFlags::NETFILTER != 0 && proto == Proto::Udp as u8;
+    let is_stream = (own.forward | partner.map_or(0, |partner| partner.forward)) & Seen::AGAIN != 0;
     let lasts = match state(own, partner) {
-        _ if is_netfilters => UDP_OF_NETFILTER,
-        FlowState::Established if proto == Proto::Udp as u8 && !is_conversation => UDP_UNREPLIED,
+        _ if netfilter => UDP_OF_NETFILTER,
+        FlowState::Established if proto == Proto::Udp as u8 && !is_stream => UDP_UNREPLIED,
         state => state.lasts(proto),
     };
     used.saturating_add(lasts)
 }
 
-/// The key of the other direction's entry.
+/// Key of the entry of the other direction.
 #[inline(always)]
 #[must_use]
 pub const fn partner_key(key: &FlowKey, flow: &Flow) -> FlowKey {
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_is_what_both_directions_have_seen() {
+    fn the_state_of_a_flow_follows_from_both_directions() {
         use FlowState::{Closed, Established, HalfClosed, Opening, TimeWait};
         const ANY: u8 = Seen::ANY;
         const FIN: u8 = Seen::ANY | Seen::FIN;
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_later_use_of_both_entries_counts_and_either_may_know_more() {
+    fn a_flow_expires_by_the_later_use_of_its_entries_and_what_either_has_seen() {
         let (own, partner) = (flow(Seen::ANY, 0, 5 * SECOND), flow(0, Seen::ANY, 7 * SECOND));
         assert_eq!(expires_at(&own, None, 6), 65 * SECOND);
         assert_eq!(expires_at(&own, Some(&partner), 6), 7 * SECOND + TCP_ESTABLISHED);
@@ -186,13 +187,13 @@ mod tests {
         let again = Flow { forward: Seen::ANY | Seen::AGAIN, ..partner };
         assert_eq!(expires_at(&own, Some(&again), 17), 127 * SECOND);
         assert_eq!(expires_at(&own, None, 17), 35 * SECOND);
-        let netfilters = Flow { flags: FlowFlags::NETFILTER, ..own };
-        assert_eq!(expires_at(&netfilters, Some(&partner), 17), 7 * SECOND + UDP_OF_NETFILTER);
-        assert_eq!(expires_at(&netfilters, Some(&partner), 6), 7 * SECOND + TCP_ESTABLISHED);
+        let netfilter = Flow { flags: FlowFlags::NETFILTER, ..own };
+        assert_eq!(expires_at(&netfilter, Some(&partner), 17), 7 * SECOND + UDP_OF_NETFILTER);
+        assert_eq!(expires_at(&netfilter, Some(&partner), 6), 7 * SECOND + TCP_ESTABLISHED);
     }
 
     #[test]
-    fn partners_lead_to_each_other() {
+    fn the_partner_key_of_a_partner_is_the_own_key() {
         let ip = |text: &str| Addr::from(text.parse::<core::net::IpAddr>().expect("an address"));
         let dialled = Tuple { src: ip("192.0.2.9"), dst: ip("192.0.2.1"), src_port: 4000, dst_port: 30080 };
         let to = Tuple { src: ip("192.0.2.9"), dst: ip("10.0.0.1"), src_port: 4000, dst_port: 8080 };

@@ -1,39 +1,39 @@
-//! How a backend is chosen from a list: the names that ipvs gave them (Linux, net/netfilter/ipvs/ip_vs_*.c).
+//! The schedulers, by their names in ipvs (Linux, net/netfilter/ipvs/ip_vs_*.c).
 
-/// A scheduler, as it stands in [`crate::Service::scheduler`].
+/// A scheduler: a value of [`crate::Service::scheduler`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[repr(u32)]
 pub enum Scheduler {
-    /// Any, by chance, in proportion to the weights.
+    /// At random, in proportion to the weights.
     #[default]
     Random = 0,
-    /// Round robin: each in turn.
+    /// Round robin: each backend in turn.
     Rr = 1,
-    /// Weighted round robin: each in turn, as often as its weight says.
+    /// Weighted round robin: each backend in turn, as often as its weight says.
     Wrr = 2,
-    /// Least connection: of two by chance the one with fewer open sockets on this node.
+    /// Least connection: of two random backends the one with fewer open sockets on this node.
     Lc = 3,
-    /// Weighted least connection: of two by chance the one with fewer open sockets for its weight.
+    /// Weighted least connection: of two random backends the one with fewer open sockets for its weight.
     Wlc = 4,
-    /// Shortest expected delay: as `wlc`, with the new socket counted in.
+    /// Shortest expected delay: as `wlc`, counting the new socket.
     Sed = 5,
-    /// Never queue: one without open sockets if there is one among the two, else as `sed`.
+    /// Never queue: of the two a backend without open sockets, else as `sed`.
     Nq = 6,
-    /// Source hashing: the same for each connect of one client.
+    /// Source hashing: the same backend for each connect of a client.
     Sh = 7,
-    /// Destination hashing: the same for each connect to one frontend.
+    /// Destination hashing: the same backend for each connect to a frontend.
     Dh = 8,
-    /// Maglev hashing: the same for each packet of one flow, on all nodes; few flows move when a backend comes or goes. A
-    /// socket has no such flow yet when it connects: there it is by chance, in proportion to the weights.
+    /// Maglev hashing: the same backend for a flow on all nodes; few flows move when a backend is added or removed. A
+    /// connecting socket has no flow yet and gets a random place in the table, in proportion to the weights.
     Mh = 9,
 }
 
 impl Scheduler {
-    /// All, in the order of their numbers.
+    /// All schedulers, ordered by number.
     pub const ALL: [Self; 10] =
         [Self::Random, Self::Rr, Self::Wrr, Self::Lc, Self::Wlc, Self::Sed, Self::Nq, Self::Sh, Self::Dh, Self::Mh];
 
-    /// The name that ipvsadm knows it by.
+    /// The name in ipvsadm.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -50,23 +50,35 @@ impl Scheduler {
         }
     }
 
-    /// The scheduler of a name. `maglev` is what others call `mh`.
+    /// Parses a name; `maglev` is another name of `mh`.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         let name = if name == "maglev" { Self::Mh.name() } else { name };
         Self::ALL.into_iter().find(|scheduler| scheduler.name() == name)
     }
 
-    /// The scheduler behind a stored number.
+    /// The scheduler of a stored number.
     #[must_use]
     pub fn from_number(number: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|&scheduler| scheduler as u32 == number)
     }
 
-    /// Whether a backend of twice the weight gets twice as much. Weight 0, "nothing new", counts with all of them.
+    /// True if shares follow the weights. Weight 0, "no new connections", counts with every scheduler.
     #[must_use]
     pub const fn weighs(self) -> bool {
         matches!(self, Self::Random | Self::Wrr | Self::Wlc | Self::Sed | Self::Nq | Self::Mh)
+    }
+
+    /// True if the scheduler of this number compares open sockets. By number: a program that turned it into a
+    /// `Scheduler` first would pay for each variant.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) const fn compares_open_sockets(number: u32) -> bool {
+        const LC: u32 = Scheduler::Lc as u32;
+        const WLC: u32 = Scheduler::Wlc as u32;
+        const SED: u32 = Scheduler::Sed as u32;
+        const NQ: u32 = Scheduler::Nq as u32;
+        matches!(number, LC | WLC | SED | NQ)
     }
 }
 
@@ -75,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_numbers_lead_back() {
+    fn a_scheduler_is_found_by_its_name_and_by_its_number() {
         for scheduler in Scheduler::ALL {
             assert_eq!(Scheduler::from_name(scheduler.name()), Some(scheduler));
             assert_eq!(Scheduler::from_number(scheduler as u32), Some(scheduler));

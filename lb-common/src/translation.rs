@@ -1,24 +1,24 @@
-//! What a socket was given: VIP and backend, and the short list of them that a UDP socket keeps.
+//! Rev-nat entries of sockets: one translation for TCP, a short list for UDP.
 
 use crate::{Addr, Choice, bpf_spin_lock};
 
-/// One translation of one socket: the application dialled the VIP and speaks to the backend.
+/// A translation of a socket: the application dials the VIP, the socket talks to the backend.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Translation {
-    /// What the application dialled.
+    /// The VIP.
     pub vip: Addr,
-    /// What it got.
+    /// Address of the backend.
     pub backend_addr: Addr,
-    /// Host order.
+    /// Port of the VIP, host order.
     pub vip_port: u16,
-    /// Host order.
+    /// Port of the backend, host order.
     pub backend_port: u16,
     /// Id of the service port.
     pub service: u32,
-    /// Id of the backend; 0 marks a free place.
+    /// Id of the backend; 0 marks an empty entry.
     pub backend: u32,
-    /// Which load of the programs wrote it: see [`Translation::is_forgotten_by`].
+    /// Generation of the programs that wrote the entry: see [`Translation::is_forgotten_by`].
     pub generation: u32,
 }
 
@@ -38,17 +38,18 @@ impl Translation {
         }
     }
 
-    /// Whether this leads to `addr`:`port`.
+    /// True if the backend is `addr`:`port`.
     #[inline(always)]
     #[must_use]
     pub fn leads_to(&self, addr: &Addr, port: u16) -> bool {
         self.backend != 0 && self.backend_port == port && self.backend_addr == *addr
     }
 
-    /// Whether a program of `generation` forgets this when the socket turns to the plain address `addr`:`port`.
+    /// True if a program of `generation` removes the entry when the socket connects to `addr`:`port`, which is no
+    /// frontend.
     ///
-    /// While an upgrade is under way, a second program may run behind the one that has just translated, and sees the
-    /// backend as a plain destination. It tells that case by the other's generation (invariant I9).
+    /// During an upgrade, a second program may run behind the program that has just translated, and sees the backend as
+    /// a plain destination. It recognises this case by the generation of the entry (invariant I9).
     #[inline(always)]
     #[must_use]
     pub fn is_forgotten_by(&self, generation: u32, addr: &Addr, port: u16) -> bool {
@@ -56,19 +57,19 @@ impl Translation {
     }
 }
 
-/// A place of `TCP_SOCKS`, an array indexed by the low bits of the socket cookie: one cache line, no look-up.
+/// A place in `TCP_SOCKS`, an array indexed by the low bits of the socket cookie: one cache line, no hash.
 ///
-/// Cookies are numbered, so the places fill evenly; a socket whose place another one still holds goes to `TCP_MORE`.
+/// Cookies are sequential, so that the places fill evenly; `TCP_MORE` has the sockets whose place another socket holds.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TcpSock {
-    /// Held while the place is being taken, and while `more` changes.
+    /// Guards the taking of the place, and `more`.
     pub lock: bpf_spin_lock,
-    /// How many sockets of this place are in `TCP_MORE`.
+    /// Number of sockets of this place in `TCP_MORE`.
     pub more: u32,
-    /// Cookie of the socket that holds the place; 0 when it is free.
+    /// Cookie of the socket that holds the place; 0 if free.
     pub cookie: u64,
-    /// What the socket was given.
+    /// The rev-nat entry of the socket.
     pub given: Translation,
 }
 
@@ -82,27 +83,27 @@ const NONE: Translation = Translation {
     generation: 0,
 };
 
-/// What became of a translation that was stored.
+/// Result of [`Translations::put`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Put {
-    /// The backend that the socket held in that place; 0 for none.
+    /// The backend of the overwritten entry; 0 for none.
     pub replaced: u32,
-    /// All places were taken: another VIP was forgotten.
+    /// The list was full: the entry of another VIP was overwritten.
     pub overflow: bool,
 }
 
-/// How many VIPs one UDP socket can speak to at a time.
+/// VIPs of a UDP socket at a time.
 pub const MAX_TRANSLATIONS: usize = 8;
 
-/// What a UDP socket holds, in `SOCKS` (`BPF_MAP_TYPE_SK_STORAGE`): it lives and dies with the socket.
+/// Value of `SOCKS` (`BPF_MAP_TYPE_SK_STORAGE`): the rev-nat entries of a UDP socket, for the life of the socket.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translations {
-    /// In no order; a free place has backend 0.
+    /// The entries, unordered; an empty entry has backend 0.
     pub entries: [Translation; MAX_TRANSLATIONS],
-    /// The place that gives way when all are taken.
+    /// The entry to overwrite when the list is full.
     pub next: u32,
-    /// The place that was used last: it wins where two VIPs lead to one backend.
+    /// The entry used last: it wins if two VIPs have the same backend.
     pub last: u32,
 }
 
@@ -110,7 +111,7 @@ impl Translations {
     /// An empty list.
     pub const EMPTY: Self = Self { entries: [NONE; MAX_TRANSLATIONS], next: 0, last: 0 };
 
-    /// The translation of a VIP, and from now on the last used.
+    /// The entry of a VIP, which becomes the entry used last.
     #[inline(always)]
     pub fn of_vip(&mut self, vip: &Addr, port: u16) -> Option<Translation> {
         for (index, entry) in (0u32..).zip(&self.entries) {
@@ -122,7 +123,7 @@ impl Translations {
         None
     }
 
-    /// The translation that leads to a backend: what a reply from there is shown as.
+    /// The entry of a backend: replies of the backend show its VIP.
     #[inline(always)]
     #[must_use]
     pub fn of_backend(&self, addr: &Addr, port: u16) -> Option<Translation> {
@@ -139,7 +140,7 @@ impl Translations {
         None
     }
 
-    /// Stores a translation in the place of the same VIP, in a free place, or in that of the oldest.
+    /// Stores an entry: over that of the same VIP, in an empty place, or over the oldest.
     #[inline(always)]
     pub fn put(&mut self, translation: &Translation) -> Put {
         let mut place = None;
@@ -170,18 +171,18 @@ impl Translations {
         put
     }
 
-    /// The backends that the socket holds.
+    /// Calls `visit` with the backend of each entry.
     #[inline(always)]
-    pub fn each(&self, mut what: impl FnMut(u32)) {
+    pub fn each(&self, mut visit: impl FnMut(u32)) {
         for entry in &self.entries {
             if entry.backend != 0 {
-                what(entry.backend);
+                visit(entry.backend);
             }
         }
     }
 
-    /// The socket turns to a plain address: what comes from there is shown as itself from now on. `closed` is told what
-    /// it holds no more.
+    /// Removes the entries of the backend `addr`:`port`, to which the socket talks directly now: its replies show its
+    /// own address. Calls `closed` with the backend of each removed entry.
     #[inline(always)]
     pub fn forget(&mut self, generation: u32, addr: &Addr, port: u16, mut closed: impl FnMut(u32)) {
         for entry in &mut self.entries {
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn each_vip_keeps_its_own_backend_and_reply() {
+    fn each_vip_has_its_own_backend_and_reply() {
         let mut list = Translations::EMPTY;
         assert!(!list.put(&to(1, 11)).overflow);
         assert!(!list.put(&to(2, 12)).overflow);
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_vip_takes_the_same_place() {
+    fn a_vip_overwrites_its_own_entry() {
         let mut list = Translations::EMPTY;
         assert_eq!(list.put(&to(1, 11)).replaced, 0);
         assert_eq!(list.put(&to(1, 12)).replaced, 11);
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ninth_vip_takes_the_place_of_the_oldest_and_counts() {
+    fn the_ninth_vip_overwrites_the_oldest_entry_and_is_an_overflow() {
         let mut list = Translations::EMPTY;
         for n in 1..=8 {
             assert!(!list.put(&to(n, n)).overflow);
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_vips_with_one_backend_the_last_used_is_shown() {
+    fn the_vip_used_last_is_shown_for_a_backend_of_two_vips() {
         let mut list = Translations::EMPTY;
         list.put(&to(1, 11));
         list.put(&to(2, 11));
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_send_to_the_backend_forgets_it_but_not_behind_another_program() {
+    fn a_direct_send_to_the_backend_removes_the_entry_but_not_behind_another_program() {
         let mut list = Translations::EMPTY;
         list.put(&to(1, 11));
         list.put(&to(2, 12));
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tcp_translation_is_forgotten_by_a_connect_elsewhere() {
+    fn a_connect_elsewhere_removes_a_tcp_translation() {
         let t = to(1, 11);
         assert!(t.is_forgotten_by(GENERATION, &server(12), 53));
         assert!(t.is_forgotten_by(GENERATION, &server(11), 53));

@@ -1,4 +1,4 @@
-//! The context of a socket address hook, read and written as an [`Addr`] and a port in host order.
+//! The context of a socket address hook, as an [`Addr`] and a port in host order.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -11,21 +11,24 @@ use aya_ebpf::{
 };
 use lb_common::{Addr, Caller, Client, FrontendKey, Proto};
 
-use crate::maps::{HOST_NETNS, PATHS, PATHS_USED, SET_RETVAL};
+use crate::{
+    globals::{HOST_NETNS, SET_RETVAL},
+    maps::{POD_MODES, POD_MODES_USED},
+};
 
-/// The call goes on, to whatever address now stands in the context.
+/// The call proceeds, with the address in the context.
 pub const PROCEED: i32 = 1;
 /// The call fails.
 const REFUSE: i32 = 0;
 
-/// A context, of a hook that carries its address as sockaddr_in, or as sockaddr_in6 (`V6`).
+/// The context of a hook with a sockaddr_in, or with a sockaddr_in6 (`V6`).
 pub struct SockAddr<const V6: bool> {
     ctx: SockAddrContext,
 }
 
-/// Of the hooks for IPv4.
+/// The hooks for IPv4.
 pub const V4: bool = false;
-/// Of the hooks for IPv6, whose addresses may be mapped ones.
+/// The hooks for IPv6, with mapped addresses too.
 pub const V6: bool = true;
 
 impl<const V6: bool> SockAddr<V6> {
@@ -34,7 +37,7 @@ impl<const V6: bool> SockAddr<V6> {
         Self { ctx }
     }
 
-    /// aya's context, for its helpers.
+    /// The context, for the helpers of aya.
     #[inline(always)]
     pub fn raw(&self) -> &SockAddrContext {
         &self.ctx
@@ -43,7 +46,7 @@ impl<const V6: bool> SockAddr<V6> {
     /// Cookie of the socket's network namespace.
     #[inline(always)]
     fn netns(&self) -> u64 {
-        // SAFETY: the context is that of a socket address hook, which has the helper since 5.7.
+        // SAFETY: the context of a socket address hook, which has the helper since 5.7.
         unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
     }
 
@@ -52,18 +55,18 @@ impl<const V6: bool> SockAddr<V6> {
         self.ctx.as_ptr().cast()
     }
 
-    /// The transport protocol, when it is one that Services have.
+    /// The transport protocol; `None` if Services cannot have it.
     #[inline(always)]
     pub fn proto(&self) -> Option<Proto> {
         // SAFETY: the context is valid for the program's run; the verifier checks each access.
         Proto::from_number(unsafe { (*self.fields()).protocol })
     }
 
-    /// The address, IPv4 in its mapped form.
+    /// The address, IPv4 as mapped.
     #[inline(always)]
     pub fn addr(&self) -> Addr {
         let fields = self.fields();
-        // The kernel wants user_ip6 in single words, and LLVM would join them: hence the volatile reads.
+        // The kernel allows single words of user_ip6 only, and LLVM would merge them: hence the volatile reads.
         // SAFETY: as above.
         unsafe {
             if V6 {
@@ -83,7 +86,7 @@ impl<const V6: bool> SockAddr<V6> {
     /// The port, host order.
     #[inline(always)]
     pub fn port(&self) -> u16 {
-        // SAFETY: as above. The port stands in network order in the lower half.
+        // SAFETY: as above. The port is in the lower half, in network order.
         u16::from_be(unsafe { (*self.fields()).user_port } as u16)
     }
 
@@ -93,10 +96,10 @@ impl<const V6: bool> SockAddr<V6> {
         FrontendKey::new(self.addr(), self.port(), proto)
     }
 
-    /// Whether the destination is the one that the socket is connected to, as far as IPv4 goes.
+    /// True if the destination is the peer of an IPv6 socket that is connected to a mapped address.
     ///
-    /// The kernel sends from an IPv6 socket that is connected to a mapped address as if the peer had been named in each
-    /// call (net/ipv6/udp.c, `udpv6_sendmsg`): the hook then sees a destination that no application named.
+    /// The kernel sends from such a socket as if each call had named the peer (net/ipv6/udp.c, `udpv6_sendmsg`): the
+    /// hook then sees a destination that the application did not name.
     #[inline(always)]
     pub fn is_peer(&self) -> bool {
         const ESTABLISHED: u32 = 1;
@@ -106,7 +109,7 @@ impl<const V6: bool> SockAddr<V6> {
         unsafe {
             let sk = (*fields).__bindgen_anon_1.sk;
             !V6 && !sk.is_null()
-                // An IPv4 socket comes here only with a destination that was named.
+                // For an IPv4 socket the hook runs only if the call names a destination.
                 && (*sk).family == AF_INET6
                 && (*sk).state == ESTABLISHED
                 && (*sk).dst_ip4 == (*fields).user_ip4
@@ -114,18 +117,18 @@ impl<const V6: bool> SockAddr<V6> {
         }
     }
 
-    /// Lets the call fail: with `errno` where the kernel has bpf_set_retval, with EPERM elsewhere.
+    /// Fails the call: with `errno` on kernels with bpf_set_retval, with EPERM on others.
     #[inline(always)]
     pub fn refuse(&self, errno: i32) -> i32 {
         if SET_RETVAL.load() != 0 {
-            // SAFETY: allowed at bind, connect and sendmsg since 5.18; on older kernels the verifier prunes this branch,
-            // since SET_RETVAL is a constant to it.
+            // SAFETY: allowed at bind, connect and sendmsg since 5.18; on older kernels the verifier prunes this
+            // branch, since SET_RETVAL is a constant.
             unsafe { bpf_set_retval(-errno) };
         }
         REFUSE
     }
 
-    /// Puts another address in its place.
+    /// Replaces address and port.
     #[inline(always)]
     pub fn set(&self, addr: &Addr, port: u16) {
         let fields = self.fields();
@@ -161,7 +164,7 @@ impl<const V6: bool> Caller for SockAddr<V6> {
     #[inline(always)]
     fn is_host(&self) -> bool {
         let host = match HOST_NETNS.load() {
-            // SAFETY: without a context it tells the cookie of the first namespace.
+            // SAFETY: without a context, the helper returns the cookie of the first namespace.
             0 => unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) },
             host => host,
         };
@@ -169,10 +172,10 @@ impl<const V6: bool> Caller for SockAddr<V6> {
     }
 
     #[inline(always)]
-    fn is_left_alone(&self) -> bool {
-        // SAFETY: an element of an array map, which stays for ever; the agent writes it whole.
-        let used = PATHS_USED.get_ptr(0).is_some_and(|used| unsafe { used.read_volatile() } != 0);
-        used && PATHS.get_ptr(self.netns()).is_some()
+    fn is_bypassed(&self) -> bool {
+        // SAFETY: an element of an array map, which is never freed; the agent writes it atomically.
+        let used = POD_MODES_USED.get_ptr(0).is_some_and(|used| unsafe { used.read_volatile() } != 0);
+        used && POD_MODES.get_ptr(self.netns()).is_some()
     }
 
     #[inline(always)]

@@ -1,10 +1,10 @@
-//! Log records to the agent through aya-log, on cold paths only: gated by a listener, limited in rate.
+//! Log records for the agent, through aya-log: on cold paths only, if the agent listens, and limited in rate.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 
 use crate::maps::LOG_GATE;
 
-/// What aya-log's macros expand to, with the ring buffer declared by BTF.
+/// Support of aya-log's macros, with the ring buffer declared by BTF.
 pub mod macro_support {
     use aya_ebpf::{Global, btf_maps::RingBuf, macros::btf_map};
     pub use aya_log_common::{
@@ -13,15 +13,15 @@ pub mod macro_support {
 
     const SIZE: usize = 1 << 17;
 
-    /// The records on their way to the agent.
+    /// Records for the agent.
     #[btf_map]
     pub static AYA_LOGS: RingBuf<(), SIZE> = RingBuf::new();
 
-    /// The loudest level that is recorded; set at load time.
+    /// Highest level to record; set at load time.
     #[unsafe(no_mangle)]
     pub static AYA_LOG_LEVEL: Global<u8> = Global::new(0xff);
 
-    /// Whether `level` is recorded.
+    /// True if `level` is recorded.
     #[inline(always)]
     pub fn level_enabled(level: Level) -> bool {
         level as u8 <= AYA_LOG_LEVEL.load()
@@ -30,17 +30,17 @@ pub mod macro_support {
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Records a second on each CPU.
+/// Most records per second and CPU.
 const BUDGET: u64 = 10;
 
-/// Whether a record may be written now: somebody listens, and this CPU has not said too much in this second.
+/// True if a record may be written now: the agent listens, and this CPU is within its budget.
 #[inline(always)]
 pub fn open() -> bool {
     let Some(gate) = LOG_GATE.get_ptr_mut(0) else {
         return false;
     };
-    // SAFETY: the value of a per-CPU array, which only this CPU's programs and, rarely, the agent write; a lost count
-    // lets one record more through.
+    // SAFETY: the value of a per-CPU array, written by this CPU's programs and, rarely, by the agent; a lost count
+    // allows one more record.
     let gate = unsafe { &mut *gate };
     // SAFETY: no precondition.
     let now = unsafe { bpf_ktime_get_ns() };

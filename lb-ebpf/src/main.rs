@@ -1,19 +1,22 @@
-//! The eBPF object: one entry point for each hook, each of which translates its context and calls the common code.
+//! The eBPF object: an entry point for each hook, which wraps its context and calls the common code.
 #![no_std]
 #![no_main]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![expect(unsafe_code, reason = "contexts, map values and helpers are raw pointers here")]
 
+mod bind_guard;
 mod context;
-mod guard;
+mod counters;
+mod globals;
 mod log;
 mod maps;
 mod packet;
 mod sock;
 mod stats;
+mod tables;
 mod tcp_socks;
 
-// The macros of aya-log name their support by this path.
+// The macros of aya-log refer to their support by this path.
 extern crate self as aya_log_ebpf;
 pub use log::macro_support;
 
@@ -24,13 +27,13 @@ use aya_ebpf::{
 
 use context::{SockAddr, V4, V6};
 
-/// connect() of an IPv4 destination.
+/// connect() to an IPv4 destination.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
     sock::connect(&SockAddr::<V4>::new(ctx))
 }
 
-/// connect() of an IPv6 or mapped destination.
+/// connect() to an IPv6 or mapped destination.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
     sock::connect(&SockAddr::<V6>::new(ctx))
@@ -75,28 +78,28 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
 /// bind() to an IPv4 address.
 #[cgroup_sock_addr(bind4)]
 pub fn bind4(ctx: SockAddrContext) -> i32 {
-    guard::bind(&SockAddr::<V4>::new(ctx))
+    bind_guard::bind(&SockAddr::<V4>::new(ctx))
 }
 
 /// bind() to an IPv6 address.
 #[cgroup_sock_addr(bind6)]
 pub fn bind6(ctx: SockAddrContext) -> i32 {
-    guard::bind(&SockAddr::<V6>::new(ctx))
+    bind_guard::bind(&SockAddr::<V6>::new(ctx))
 }
 
-/// A socket of either family is closed.
+/// close() of a socket of either family.
 #[cgroup_sock(sock_release)]
 pub fn sock_release(ctx: SockContext) -> i32 {
     sock::release(&ctx)
 }
 
-/// A packet comes in at a device.
+/// A packet enters by a device.
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
     packet::ingress(ctx)
 }
 
-/// A packet goes out at a device.
+/// A packet leaves by a device.
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
     packet::egress(ctx)
@@ -104,7 +107,7 @@ pub fn tc_egress(ctx: TcContext) -> i32 {
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier refuses a program that can come here.
+    // Unreachable: the verifier refuses a program that can panic.
     loop {}
 }
 

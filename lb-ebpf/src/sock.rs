@@ -1,17 +1,20 @@
-//! The socket path: what each hook does, over common code for both families.
+//! The socket path: translation at the socket hooks, for both families.
 
 use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_sk_storage_get, programs::SockContext};
 use lb_common::{Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Translation, Translations, Verdict, select};
 
 use crate::{
     context::{PROCEED, SockAddr},
+    counters::count,
+    globals::GENERATION,
     log,
-    maps::{BACKENDS, GENERATION, Kernel, NAMES, SOCKS, count},
+    maps::{BACKENDS, NAMES, SOCKS},
     stats,
+    tables::Kernel,
     tcp_socks::TcpSocket,
 };
 
-/// A connect: a VIP is replaced by a backend, and anything else is left alone.
+/// A connect: translates a VIP to a backend.
 #[inline(always)]
 pub fn connect<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     match ctx.proto() {
@@ -25,15 +28,15 @@ pub fn connect<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
 fn connect_tcp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     let dest = ctx.key(Proto::Tcp);
     let mut place = TcpSocket::of(ctx.raw().as_ptr());
-    let before = place.given();
-    // An entry left by an earlier attempt of this socket: that connect failed, so its backend is avoided.
-    let avoid = before.map_or(0, |given| given.backend);
+    let before = place.translation();
+    // An entry of an earlier connect of this socket, which failed: avoid its backend.
+    let avoid = before.map_or(0, |translation| translation.backend);
     match choose(ctx, &dest, avoid) {
         Verdict::NotService => {
-            if let Some(given) = before
-                && given.is_forgotten_by(GENERATION.load(), &dest.addr, dest.port)
+            if let Some(translation) = before
+                && translation.is_forgotten_by(GENERATION.load(), &dest.addr, dest.port)
             {
-                let backend = given.backend;
+                let backend = translation.backend;
                 place.clear();
                 stats::closed(backend);
             }
@@ -47,7 +50,7 @@ fn connect_tcp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
                 stats::opened(&choice);
             } else {
                 stats::connected(&choice);
-                full(&choice);
+                tcp_socks_full(&choice);
             }
             ctx.set(&choice.addr, choice.port);
             PROCEED
@@ -61,7 +64,7 @@ fn connect_udp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     let dest = ctx.key(Proto::Udp);
     match choose(ctx, &dest, 0) {
         Verdict::NotService => {
-            forget(stored(ctx), &dest);
+            forget(translations(ctx), &dest);
             PROCEED
         }
         Verdict::Backend(choice) => {
@@ -73,19 +76,18 @@ fn connect_udp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     }
 }
 
-/// A datagram with a destination: the socket keeps the backend that it was given for a VIP, for as long as that backend
-/// is there.
+/// A datagram with a destination: translates a VIP to the socket's backend for it, while that backend exists.
 #[inline(always)]
 pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     if ctx.proto() != Some(Proto::Udp) {
         return PROCEED;
     }
     let dest = ctx.key(Proto::Udp);
-    let mut list = stored(ctx);
+    let mut list = translations(ctx);
     let mut moved = false;
     if let Some(kept) = list.as_mut().and_then(|list| list.of_vip(&dest.addr, dest.port)) {
-        // A pod may choose another path while its sockets are open.
-        if is_alive(&kept) && !ctx.is_left_alone() {
+        // The mode of a pod may change while its sockets are open.
+        if is_valid(&kept) && !ctx.is_bypassed() {
             ctx.set(&kept.backend_addr, kept.backend_port);
             return PROCEED;
         }
@@ -111,7 +113,7 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     }
 }
 
-/// A datagram came: if it is from a backend that this socket was given, it is shown as coming from the VIP.
+/// A received datagram: replaces the address of a backend by the VIP.
 #[inline(always)]
 pub fn recvmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     if ctx.proto() == Some(Proto::Udp) {
@@ -120,15 +122,15 @@ pub fn recvmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     PROCEED
 }
 
-/// The peer is asked for: if it is the backend that this socket was given, the VIP is shown.
+/// A query for the peer: replaces the address of a backend by the VIP.
 #[inline(always)]
 pub fn getpeername<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     match ctx.proto() {
         Some(Proto::Tcp) => {
-            if let Some(given) = TcpSocket::of(ctx.raw().as_ptr()).given()
-                && given.leads_to(&ctx.addr(), ctx.port())
+            if let Some(translation) = TcpSocket::of(ctx.raw().as_ptr()).translation()
+                && translation.leads_to(&ctx.addr(), ctx.port())
             {
-                ctx.set(&given.vip, given.vip_port);
+                ctx.set(&translation.vip, translation.vip_port);
             }
         }
         Some(Proto::Udp) => show_vip(ctx),
@@ -137,21 +139,21 @@ pub fn getpeername<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     PROCEED
 }
 
-/// A socket is closed, and holds nothing more.
+/// A closed socket: removes its rev-nat entries.
 #[inline(always)]
 pub fn release(ctx: &SockContext) -> i32 {
     // SAFETY: the context is valid for the program's run; the verifier checks the access.
     let proto = unsafe { (*ctx.sock).protocol };
     if proto == Proto::Tcp as u32 {
         let mut place = TcpSocket::of(ctx.as_ptr());
-        if let Some(given) = place.given() {
-            let backend = given.backend;
+        if let Some(translation) = place.translation() {
+            let backend = translation.backend;
             place.clear();
             stats::closed(backend);
         }
     } else if proto == Proto::Udp as u32 {
-        // SAFETY: the helper takes this context for the socket (5.9); the storage outlives this run. aya's own call takes
-        // socket address contexts only.
+        // SAFETY: the helper accepts this context as the socket (5.9); the storage outlives this run. The call of aya
+        // takes contexts of socket addresses only.
         let list = unsafe {
             bpf_sk_storage_get((&raw const SOCKS).cast_mut().cast(), ctx.as_ptr(), core::ptr::null_mut(), 0)
                 .cast::<Translations>()
@@ -164,25 +166,25 @@ pub fn release(ctx: &SockContext) -> i32 {
     PROCEED
 }
 
-/// The choice, as a function of its own in the kernel too: its frame and a hook's share 512 bytes of stack.
+/// Selects a backend. Not inlined: the frames of callers and callees share 512 bytes of stack.
 #[inline(never)]
 fn choose<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, avoid: u32) -> Verdict {
     select(&Kernel, ctx, dest, avoid)
 }
 
-/// The list of this UDP socket, if it has one.
+/// The rev-nat entries of this UDP socket.
 #[inline(always)]
-fn stored<'a, const V6: bool>(ctx: &SockAddr<V6>) -> Option<&'a mut Translations> {
-    // SAFETY: the storage lives as long as the socket, which outlives this run. The kernel holds the socket's lock over
-    // each of these hooks (include/linux/bpf-cgroup.h), so that nobody else has the list at the same time.
+fn translations<'a, const V6: bool>(ctx: &SockAddr<V6>) -> Option<&'a mut Translations> {
+    // SAFETY: the storage lives as long as the socket, which outlives this run. The kernel holds the lock of the socket
+    // during each of these hooks (include/linux/bpf-cgroup.h), so that access to the list is exclusive.
     unsafe { SOCKS.get_ptr_mut(ctx.raw()).as_mut() }
 }
 
-/// The socket keeps its choice.
+/// Stores the rev-nat entry of a UDP socket.
 #[inline(never)]
 fn remember<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, choice: &Choice) {
-    // New storage is all zeros, which is an empty list.
-    // SAFETY: as in `stored`.
+    // New storage is zero, an empty list.
+    // SAFETY: as in `translations`.
     let Some(list) = (unsafe { SOCKS.get_or_insert_ptr_mut(ctx.raw(), None).as_mut() }) else {
         return stats::connected(choice);
     };
@@ -196,7 +198,7 @@ fn remember<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, choice: &Cho
         if log::open() {
             aya_log_ebpf_macros::warn!(
                 ctx.raw(),
-                "a UDP socket speaks to more VIPs than it can remember; latest: service#{}",
+                "UDP socket has too many VIPs: dropped its oldest translation; latest: service#{}",
                 choice.service
             );
         }
@@ -212,24 +214,26 @@ fn forget(list: Option<&mut Translations>, dest: &FrontendKey) {
 
 #[inline(always)]
 fn show_vip<const V6: bool>(ctx: &SockAddr<V6>) {
-    if let Some(given) = stored(ctx).and_then(|list| list.of_backend(&ctx.addr(), ctx.port())) {
-        ctx.set(&given.vip, given.vip_port);
+    if let Some(translation) = translations(ctx).and_then(|list| list.of_backend(&ctx.addr(), ctx.port())) {
+        ctx.set(&translation.vip, translation.vip_port);
     }
 }
 
-/// Whether the backend of a translation is still one of its service port. An id is checked with its address, so that
-/// even one that was used again could not mislead.
+/// True if the backend of a translation still belongs to its service port. Compares the address too, in case the id was
+/// reused.
 #[inline(always)]
-fn is_alive(given: &Translation) -> bool {
+fn is_valid(translation: &Translation) -> bool {
     // SAFETY: read at once; a replaced element stays until the RCU grace period ends.
-    unsafe { BACKENDS.get(given.backend) }.is_some_and(|backend| {
-        backend.service == given.service && backend.port == given.backend_port && backend.addr == given.backend_addr
+    unsafe { BACKENDS.get(translation.backend) }.is_some_and(|backend| {
+        backend.service == translation.service
+            && backend.port == translation.backend_port
+            && backend.addr == translation.backend_addr
     })
 }
 
-/// No place is left: the connection works, its name is lost.
+/// Reports a TCP socket without a rev-nat entry: the connection works, and `getpeername` shows the backend.
 #[inline(always)]
-fn full(choice: &Choice) {
+fn tcp_socks_full(choice: &Choice) {
     count(Counter::TcpSocksFull);
     if log::open() {
         aya_log_ebpf_macros::warn!((), "TCP_MORE is full: getpeername shows the backend of service#{}", choice.service);
@@ -240,7 +244,7 @@ fn full(choice: &Choice) {
 fn refuse<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: u32, cause: Cause) -> i32 {
     count(cause.counter());
     stats::refused(service, cause);
-    // An id without a name is on its way out: nothing to tell.
+    // The agent is removing a service port without a name: no record.
     if NAMES.get_ptr(service).is_some() && log::open() {
         match cause {
             Cause::NoEndpoints => {
@@ -259,7 +263,7 @@ fn refuse<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: u32, 
                     dest.port
                 );
             }
-            // A socket has no source yet.
+            // Never of a socket, which has no address yet.
             Cause::SourceRange => {}
         }
     }

@@ -1,5 +1,5 @@
-//! What this node's sockets do with service ports and backends: counts, turns, and who sticks to what. An entry is made by
-//! the first socket that needs it, and removed by the agent when its service port or backend has gone.
+//! Counts, turns and affinity of service ports and backends. The first socket or packet creates an entry; the agent
+//! removes it with its service port or backend.
 
 use core::arch::asm;
 
@@ -11,24 +11,28 @@ use lb_common::{
     Affinity, AffinityKey, BackendStats, Cause, Choice, Counter, List, PortStats, State, bpf_spin_lock, take_turn,
 };
 
-use crate::maps::{AFFINITY, BACKEND_STATS, Kernel, PORT_STATS, count};
+use crate::{
+    counters::count,
+    maps::{AFFINITY, BACKEND_STATS, PORT_STATS},
+    tables::Kernel,
+};
 
-/// A socket is given a backend, which it holds until [`closed`].
+/// Counts a connection of a socket that is open until [`closed`].
 #[inline(always)]
 pub fn opened(choice: &Choice) {
-    given(choice.service, choice.backend, 1);
+    count_connection(choice.service, choice.backend, 1);
 }
 
-/// A socket is given a backend, and nobody will tell when it is closed; or it has that backend already.
+/// Counts a connection without an open socket: a flow, or a socket whose close cannot be counted.
 #[inline(always)]
 pub fn connected(choice: &Choice) {
-    given(choice.service, choice.backend, 0);
+    count_connection(choice.service, choice.backend, 0);
 }
 
 #[inline(never)]
-fn given(service: u32, backend: u32, open: u64) {
+fn count_connection(service: u32, backend: u32, open: u64) {
     if let Some(stats) = of_port(service) {
-        // SAFETY: a map value of ours; its counts are changed by atomic additions only.
+        // SAFETY: our map value; its counts change by atomic additions only.
         add(unsafe { &raw mut (*stats).connections }, 1);
     }
     if let Some(stats) = of_backend(backend, service) {
@@ -40,24 +44,24 @@ fn given(service: u32, backend: u32, open: u64) {
     }
 }
 
-/// A socket holds a backend no more.
+/// Counts the close of a socket.
 #[inline(never)]
 pub fn closed(backend: u32) {
     if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
-        // SAFETY: as in `given`; only asked whether it is 0.
+        // SAFETY: as in `count_connection`; the value is compared with 0 only.
         let open = unsafe { &raw mut (*stats).open };
-        // It may be of before the count: another version of the layout can have begun that anew.
+        // An upgrade to another layout may have reset the count after the socket was opened.
         if unsafe { open.read_volatile() } != 0 {
             add(open, u64::MAX);
         }
     }
 }
 
-/// A socket or a packet was refused.
+/// Counts a refusal of a socket or a packet.
 #[inline(always)]
 pub fn refused(service: u32, cause: Cause) {
     if let Some(stats) = of_port(service) {
-        // SAFETY: as in `given`.
+        // SAFETY: as in `count_connection`.
         let count = unsafe {
             match cause {
                 Cause::NoEndpoints => &raw mut (*stats).no_endpoints,
@@ -69,24 +73,24 @@ pub fn refused(service: u32, cause: Cause) {
     }
 }
 
-/// A UDP socket moved to another backend of its service port.
+/// Counts a move of a UDP socket to another backend of its service port.
 #[inline(always)]
 pub fn moved(service: u32) {
     if let Some(stats) = of_port(service) {
-        // SAFETY: as in `given`.
+        // SAFETY: as in `count_connection`.
         add(unsafe { &raw mut (*stats).moved }, 1);
     }
 }
 
-/// Adds at once with whoever else does; `u64::MAX` takes one away. Written out, since the compiler knows no atomic
-/// addition for this target, and it must be the one that returns nothing: the other is of Linux 5.12.
+/// Adds atomically; `u64::MAX` subtracts 1. In assembly, since the compiler has no atomic addition for this target, and
+/// the instruction must be the one without a result: the other needs Linux 5.12.
 #[inline(always)]
 fn add(value: *mut u64, by: u64) {
     // SAFETY: a field of a map value, aligned to 8.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) by, options(nostack)) };
 }
 
-/// In read-only data and not on the stack, which is short.
+/// In read-only data, since the stack is short.
 static NEW_PORT: PortStats = PortStats {
     lock: bpf_spin_lock { val: 0 },
     cluster_turn: 0,
@@ -105,8 +109,8 @@ fn of_port(service: u32) -> Option<*mut PortStats> {
         return Some(stats);
     }
     let new: &PortStats = &NEW_PORT;
-    // Of two that come at once the first one's stays.
-    let _there_now = PORT_STATS.insert(service, new, u64::from(BPF_NOEXIST));
+    // Of two concurrent insertions the first succeeds.
+    let _inserted = PORT_STATS.insert(service, new, u64::from(BPF_NOEXIST));
     let stats = PORT_STATS.get_ptr_mut(service);
     if stats.is_none() {
         count(Counter::StatsFull);
@@ -120,7 +124,7 @@ fn of_backend(backend: u32, service: u32) -> Option<*mut BackendStats> {
         return Some(stats);
     }
     let new = BackendStats { service, ..BackendStats::default() };
-    let _there_now = BACKEND_STATS.insert(backend, new, u64::from(BPF_NOEXIST));
+    let _inserted = BACKEND_STATS.insert(backend, new, u64::from(BPF_NOEXIST));
     let stats = BACKEND_STATS.get_ptr_mut(backend);
     if stats.is_none() {
         count(Counter::StatsFull);
@@ -130,7 +134,7 @@ fn of_backend(backend: u32, service: u32) -> Option<*mut BackendStats> {
 
 impl State for Kernel {
     #[inline(always)]
-    fn open(&self, backend: u32) -> u64 {
+    fn open_sockets(&self, backend: u32) -> u64 {
         // SAFETY: read at once; an element that is removed meanwhile stays until the RCU grace period ends.
         unsafe { BACKEND_STATS.get(backend) }.map_or(0, |stats| stats.open)
     }
@@ -138,8 +142,8 @@ impl State for Kernel {
     #[inline(always)]
     fn turn(&self, service: u32, list: List, len: u32, stride: u32) -> Option<u32> {
         let stats = of_port(service)?;
-        // SAFETY: a map value of ours; its turns are changed under its lock only. (An addition that returns what was
-        // there would do without, but is of Linux 5.12.)
+        // SAFETY: our map value; its turns change under its lock only. (An atomic addition with a result would need no
+        // lock, but needs Linux 5.12.)
         unsafe {
             generated::bpf_spin_lock((&raw mut (*stats).lock).cast());
             let turn = match list {
@@ -155,12 +159,12 @@ impl State for Kernel {
 
     #[inline(always)]
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
-        // SAFETY: as in `open`.
+        // SAFETY: as in `open_sockets`.
         unsafe { AFFINITY.get(key) }.copied()
     }
 
     #[inline(always)]
-    fn stick(&self, key: &AffinityKey, backend: u32, now: u64) {
+    fn set_affinity(&self, key: &AffinityKey, backend: u32, now: u64) {
         let value = Affinity { used: now, backend, _pad: 0 };
         if AFFINITY.insert(key, value, u64::from(BPF_ANY)).is_err() {
             count(Counter::AffinityFull);

@@ -1,7 +1,7 @@
-//! What TCP sockets were given: kept from connect to sock_release, for getpeername and for a retry.
+//! Rev-nat entries of TCP sockets, from connect to sock_release: for getpeername and for a retry.
 //!
-//! A place in an array, found by the socket's cookie, costs a connection about half of what a hash does. Where the
-//! place is held by a socket of 65,536 cookies ago that is still open, a hash serves.
+//! A place in an array, indexed by the cookie of the socket, costs a connection about half as much as a hash. If an
+//! open socket of 65,536 cookies ago holds the place, the entry goes to a hash.
 
 use aya_ebpf::{
     bindings::BPF_ANY,
@@ -9,7 +9,10 @@ use aya_ebpf::{
 };
 use lb_common::{Choice, FrontendKey, TcpSock, Translation, capacity};
 
-use crate::maps::{GENERATION, TCP_MORE, TCP_SOCKS};
+use crate::{
+    globals::GENERATION,
+    maps::{TCP_MORE, TCP_SOCKS},
+};
 
 /// A TCP socket and its place.
 pub struct TcpSocket {
@@ -26,12 +29,12 @@ impl TcpSocket {
         Self { cookie, place: TCP_SOCKS.get_ptr_mut((cookie % capacity::TCP_SOCKS as u64) as u32) }
     }
 
-    /// What the socket was given, where it stands: a copy would take more stack than there is.
+    /// The translation of the socket. By reference: a copy would exceed the stack.
     #[inline(always)]
-    pub fn given(&self) -> Option<&'static Translation> {
+    pub fn translation(&self) -> Option<&'static Translation> {
         let place = self.place?;
-        // SAFETY: an element of an array map, which stays for ever. Only the socket that holds it writes its `given`, and
-        // not before it was read.
+        // SAFETY: an element of an array map, which is never freed. Only the socket that holds it writes its `given`,
+        // and only after the last use of this reference.
         unsafe {
             if (*place).cookie == self.cookie {
                 return Some(&(*place).given);
@@ -39,16 +42,16 @@ impl TcpSocket {
             if (*place).more == 0 {
                 return None;
             }
-            // SAFETY: only this socket's own calls write or remove it, and an element stays until the program has ended.
+            // SAFETY: only calls of this socket write or remove the entry, and an element stays until the program ends.
             TCP_MORE.get(self.cookie)
         }
     }
 
-    /// Keeps what the socket is given; false when there is no room for it.
+    /// Stores the translation of the socket; false if the maps are full.
     #[inline(always)]
     pub fn put(&mut self, dest: &FrontendKey, choice: &Choice) -> bool {
         let Some(place) = self.place else { return false };
-        // SAFETY: as in `given`; a free place is taken under its lock, so that two sockets cannot both take it.
+        // SAFETY: as in `translation`; the lock lets only one socket take a free place.
         unsafe {
             if (*place).cookie != self.cookie {
                 bpf_spin_lock((&raw mut (*place).lock).cast());
@@ -65,11 +68,11 @@ impl TcpSocket {
         put_more(self.cookie, place, dest, choice)
     }
 
-    /// The socket was given nothing that still counts.
+    /// Removes the translation of the socket.
     #[inline(always)]
     pub fn clear(&mut self) {
         let Some(place) = self.place else { return };
-        // SAFETY: as in `given`; only the holder frees its place.
+        // SAFETY: as in `translation`; only the holder frees its place.
         unsafe {
             if (*place).cookie == self.cookie {
                 (*place).cookie = 0;
@@ -80,13 +83,13 @@ impl TcpSocket {
     }
 }
 
-/// Keeps what a socket is given beside its place. A function of its own, since the value is made on the stack.
+/// Stores a translation in `TCP_MORE`. Not inlined, since the value is on the stack.
 #[inline(never)]
 fn put_more(cookie: u64, place: *mut TcpSock, dest: &FrontendKey, choice: &Choice) -> bool {
-    let given = Translation::new(dest.addr, dest.port, choice, GENERATION.load());
-    // SAFETY: only asked whether it is there.
+    let translation = Translation::new(dest.addr, dest.port, choice, GENERATION.load());
+    // SAFETY: the value is not read.
     let known = unsafe { TCP_MORE.get(cookie) }.is_some();
-    if TCP_MORE.insert(cookie, given, u64::from(BPF_ANY)).is_err() {
+    if TCP_MORE.insert(cookie, translation, u64::from(BPF_ANY)).is_err() {
         return false;
     }
     if !known {
@@ -95,10 +98,10 @@ fn put_more(cookie: u64, place: *mut TcpSock, dest: &FrontendKey, choice: &Choic
     true
 }
 
-/// Adds to the count of a place; `u32::MAX` takes one away.
+/// Adds to the count of a place; `u32::MAX` subtracts 1.
 #[inline(always)]
 fn add(place: *mut TcpSock, value: u32) {
-    // SAFETY: as in `TcpSocket::given`, under the lock.
+    // SAFETY: as in `TcpSocket::translation`, under the lock.
     unsafe {
         bpf_spin_lock((&raw mut (*place).lock).cast());
         (*place).more = (*place).more.wrapping_add(value);

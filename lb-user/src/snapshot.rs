@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, Caller, Frontend, FrontendKey, List, MaglevKey, NodeAddr, PodPath, Service,
-    Slot, SlotKey, State, Tables, take_turn,
+    Addr, Affinity, AffinityKey, Backend, Caller, Frontend, FrontendKey, List, MaglevKey, NodeAddr, Origin,
+    PodModeEntry, Service, Slot, SlotKey, State, Tables, take_turn,
 };
 
 use lb_core::store::Dump;
@@ -22,13 +22,13 @@ pub struct Live {
     /// Who sticks to what.
     pub affinity: BTreeMap<AffinityKey, Affinity>,
     /// Which pods have chosen another path than `socket`, by the cookie of their network namespace.
-    pub paths: BTreeMap<u64, PodPath>,
+    pub paths: BTreeMap<u64, PodModeEntry>,
 }
 
 impl Live {
     /// The choice of the pod that a client is, if it is one's.
     #[must_use]
-    pub fn path_of(&self, client: &Client) -> Option<&PodPath> {
+    pub fn path_of(&self, client: &Client) -> Option<&PodModeEntry> {
         match (client.netns, client.who.addr()) {
             (Some(netns), _) => self.paths.get(&netns),
             (None, Some(addr)) if !addr.is_unspecified() => {
@@ -64,7 +64,7 @@ impl Tables for Live {
 }
 
 impl State for Live {
-    fn open(&self, backend: u32) -> u64 {
+    fn open_sockets(&self, backend: u32) -> u64 {
         self.stats.backends.get(&backend).map_or(0, |stats| stats.open)
     }
     /// Whose turn it is, without taking it.
@@ -79,7 +79,7 @@ impl State for Live {
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         self.affinity.get(key).copied()
     }
-    fn stick(&self, _: &AffinityKey, _: u32, _: u64) {}
+    fn set_affinity(&self, _: &AffinityKey, _: u32, _: u64) {}
 }
 
 /// A client: a socket, by its network namespace, or who sends packets. Its random number is always 0.
@@ -88,7 +88,7 @@ pub struct Client {
     /// Of a socket.
     netns: Option<u64>,
     is_host: bool,
-    is_outside: bool,
+    origin: Origin,
     now: u64,
 }
 
@@ -105,7 +105,7 @@ impl Client {
             Some(pid) => cookie_of(pid)?,
         };
         let who = lb_common::Client::of_netns(netns);
-        Ok(Self { who, netns: Some(netns), is_host: netns == host.unwrap_or(0), is_outside: false, now: now()? })
+        Ok(Self { who, netns: Some(netns), is_host: netns == host.unwrap_or(0), origin: Origin::Node, now: now()? })
     }
 
     /// Who sends packets from outside of this node, by its address.
@@ -113,14 +113,20 @@ impl Client {
     /// # Errors
     /// When the clock cannot be read.
     pub fn outside(addr: Addr) -> Result<Self> {
-        Ok(Self { who: lb_common::Client::of_addr(addr), netns: None, is_host: false, is_outside: true, now: now()? })
+        Ok(Self {
+            who: lb_common::Client::of_addr(addr),
+            netns: None,
+            is_host: false,
+            origin: Origin::Outside,
+            now: now()?,
+        })
     }
 
     /// The same client as one whose packets are translated at the link of its pod.
     #[must_use]
-    pub fn by_packets(self, pod: &PodPath, to: &Addr) -> Self {
+    pub fn by_packets(self, pod: &PodModeEntry, to: &Addr) -> Self {
         let own = if to.is_v4() { pod.v4 } else { pod.v6 };
-        Self { who: lb_common::Client::of_addr(own), netns: None, is_host: false, is_outside: false, ..self }
+        Self { who: lb_common::Client::of_addr(own), netns: None, is_host: false, origin: Origin::Node, ..self }
     }
 
     /// Whether it is who sends packets, and no socket.
@@ -153,8 +159,8 @@ impl Caller for Client {
     fn is_host(&self) -> bool {
         self.is_host
     }
-    fn is_outside(&self) -> bool {
-        self.is_outside
+    fn origin(&self) -> Origin {
+        self.origin
     }
     fn now(&self) -> u64 {
         self.now

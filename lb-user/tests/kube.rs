@@ -305,7 +305,7 @@ fn pods_travel_by_label(server: &mut ApiServer) {
     let Some(Object::Pod(chosen)) = source.known.get(&(Kind::Pod, Key::new("default", "chosen"))) else {
         panic!("no Pod")
     };
-    assert_eq!((chosen.path, chosen.node.as_deref()), (Some(lb_common::PathChoice::Packet), Some("n1")));
+    assert_eq!((chosen.path, chosen.node.as_deref()), (Some(lb_common::PodMode::Packet), Some("n1")));
     assert!(chosen.uid.as_ref().is_some_and(|uid| uid.len() == 36) && chosen.netns.is_none(), "{chosen:?}");
     server.kubectl(&["label", "pod/plain", "beeline.io/path=off"]);
     source.until("another one that chooses", |source| source.has(Kind::Pod, "plain"));

@@ -281,7 +281,7 @@ impl Tables for Beside<'_> {
 }
 
 impl lb_common::State for Beside<'_> {
-    fn open(&self, _: u32) -> u64 {
+    fn open_sockets(&self, _: u32) -> u64 {
         0
     }
     fn turn(&self, _: u32, _: List, _: u32, _: u32) -> Option<u32> {
@@ -290,7 +290,7 @@ impl lb_common::State for Beside<'_> {
     fn affinity(&self, _: &AffinityKey) -> Option<Affinity> {
         None
     }
-    fn stick(&self, _: &AffinityKey, _: u32, _: u64) {}
+    fn set_affinity(&self, _: &AffinityKey, _: u32, _: u64) {}
 }
 
 /// Where a client is.
@@ -329,8 +329,8 @@ impl Caller for Fixed {
     fn is_host(&self) -> bool {
         self.1 == Place::Here
     }
-    fn is_outside(&self) -> bool {
-        self.1 != Place::Here
+    fn origin(&self) -> lb_common::Origin {
+        if self.1 == Place::Here { lb_common::Origin::Node } else { lb_common::Origin::Outside }
     }
     fn now(&self) -> u64 {
         0

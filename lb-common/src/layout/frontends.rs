@@ -1,11 +1,11 @@
-//! What clients dial.
+//! Layout of `FRONTENDS`, and the bits of `FRONTEND_BITS`.
 
 use crate::{
     Addr, Proto,
-    mix::{folded, hash},
+    hash::{fold, splitmix},
 };
 
-/// Key of `FRONTENDS`: what clients dial.
+/// Key of `FRONTENDS`: the address, port and protocol that clients dial.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct FrontendKey {
@@ -27,27 +27,27 @@ impl FrontendKey {
         Self { addr, port, proto: proto as u8, _pad: 0 }
     }
 
-    /// The key under which a cluster IP itself stands, whatever the port: see [`Kind::Address`].
+    /// The key of a cluster IP itself, for all ports: see [`Kind::Address`].
     #[inline(always)]
     #[must_use]
     pub const fn address(&self) -> Self {
         Self { addr: self.addr, port: 0, proto: 0, _pad: 0 }
     }
 
-    /// The key under which a NodePort of the same number stands.
+    /// The key of the NodePort with the same port.
     #[inline(always)]
     #[must_use]
     pub const fn node_port(&self) -> Self {
         Self { addr: self.addr.unspecified(), port: self.port, proto: self.proto, _pad: 0 }
     }
 
-    /// Its bit of `FRONTEND_BITS`: the word, and the bit in it. It is that of the port, or, for what stands for all ports, one
-    /// of the address. A bit that is not set says that `FRONTENDS` has no such key, which spares most sockets and packets the
-    /// look-ups, since no Service is about them; one that is set says nothing.
+    /// Its bit of `FRONTEND_BITS`: index of the word, and mask in it. The bit is that of the port; for a key of all
+    /// ports, a bit of the address. A clear bit means that `FRONTENDS` has no such key, which spares most sockets and
+    /// packets the look-ups, since their destination is no Service; a set bit means nothing.
     #[inline(always)]
     #[must_use]
     pub const fn bit(&self) -> (u32, u64) {
-        let bit = if self.port == 0 { 1 << 16 | hash(folded(&self.addr), 0) >> 16 } else { self.port as u32 };
+        let bit = if self.port == 0 { 1 << 16 | splitmix(fold(&self.addr), 0) >> 16 } else { self.port as u32 };
         (bit / 64, 1 << (bit % 64))
     }
 }
@@ -66,7 +66,7 @@ impl core::fmt::Display for FrontendKey {
     }
 }
 
-/// Value of `FRONTENDS`: the service port that answers.
+/// Value of `FRONTENDS`: the service port of a frontend.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Frontend {
@@ -78,7 +78,7 @@ pub struct Frontend {
     pub _pad: [u8; FRONTEND_PAD],
 }
 
-/// The made-up next layout has a larger one.
+/// The layout of `next-layout` has more padding.
 pub(super) const FRONTEND_PAD: usize = if cfg!(feature = "next-layout") { 7 } else { 3 };
 
 impl Frontend {
@@ -89,7 +89,7 @@ impl Frontend {
     }
 }
 
-/// What created a frontend.
+/// The field of the Service that created a frontend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum Kind {
@@ -99,15 +99,15 @@ pub enum Kind {
     ExternalIp = 2,
     /// An entry of `status.loadBalancer.ingress`.
     LoadBalancer = 3,
-    /// `spec.ports[].nodePort`: it stands under the unspecified address, and answers at the node's own addresses.
+    /// `spec.ports[].nodePort`: keyed by the unspecified address, and served at the addresses in `NODE_ADDRS`.
     NodePort = 4,
-    /// An entry of `spec.clusterIPs` itself, with port 0 and protocol 0: what comes for a port that no Service has there is
-    /// rejected, and not sent on to nowhere (kube-proxy, pkg/proxy/nftables/README.md). It answers nothing.
+    /// An entry of `spec.clusterIPs` itself, with port 0 and protocol 0. No service port: packets to a port that no
+    /// Service has there are rejected instead of leaving the node (kube-proxy, pkg/proxy/nftables/README.md).
     Address = 5,
 }
 
 impl Kind {
-    /// The kind behind a stored number.
+    /// The kind of a stored number.
     #[must_use]
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
@@ -120,7 +120,7 @@ impl Kind {
         }
     }
 
-    /// The name that people know it by.
+    /// The name in output.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -140,9 +140,12 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// A look-up asks for the bit of what was dialled, and means a NodePort as well.
+        /// A look-up tests the bit of the destination only, and may find a NodePort.
         #[test]
-        fn a_frontend_has_one_bit_of_the_map_and_shares_it_with_a_node_port(octets in any::<[u8; 16]>(), port in any::<u16>()) {
+        fn a_frontend_has_one_bit_of_the_map_and_shares_it_with_a_node_port(
+            octets in any::<[u8; 16]>(),
+            port in any::<u16>(),
+        ) {
             let key = FrontendKey::new(Addr { octets }, port, Proto::Tcp);
             for key in [key, key.address(), key.node_port()] {
                 let (word, bit) = key.bit();

@@ -1,23 +1,23 @@
-//! What stands in the maps of the packet path, byte for byte.
+//! Layouts of the maps of the packet path.
 
 use crate::Addr;
 
-/// Addresses and ports of a packet, as it stands at one place of its way.
+/// Addresses and ports of a packet.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Tuple {
-    /// Where it comes from.
+    /// Source address.
     pub src: Addr,
-    /// Where it goes to.
+    /// Destination address.
     pub dst: Addr,
-    /// Host order; 0 where the protocol has no ports.
+    /// Source port, host order; 0 for a protocol without ports.
     pub src_port: u16,
-    /// Host order.
+    /// Destination port, host order; 0 for a protocol without ports.
     pub dst_port: u16,
 }
 
 impl Tuple {
-    /// The tuple of an answer.
+    /// The tuple of a reply.
     #[inline(always)]
     #[must_use]
     pub const fn reversed(&self) -> Self {
@@ -25,17 +25,17 @@ impl Tuple {
     }
 }
 
-/// Where on its way through a device a packet is looked up.
+/// The tc hook at which a packet is looked up.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum Hook {
-    /// It comes in.
+    /// The packet enters by the device.
     Ingress = 0,
-    /// It goes out.
+    /// The packet leaves by the device.
     Egress = 1,
 }
 
-/// Key of `FLOWS`: the packets of one direction of a flow, as they are before anything is rewritten.
+/// Key of `FLOWS`: the packets of one direction of a flow, before translation.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct FlowKey {
@@ -58,11 +58,11 @@ impl FlowKey {
     }
 }
 
-/// Value of `FLOWS`: what becomes of such a packet.
+/// Value of `FLOWS`: one direction of a flow.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flow {
-    /// Addresses and ports that it gets.
+    /// Addresses and ports after translation.
     pub to: Tuple,
     /// Id of the service port.
     pub service: u32,
@@ -70,43 +70,43 @@ pub struct Flow {
     pub backend: u32,
     /// See [`FlowFlags`].
     pub flags: u16,
-    /// What the client's packets were, so far: [`crate::flow::Seen`]. Written by them alone.
+    /// [`crate::flow::Seen`] of the client's packets. Written by the client's direction only.
     pub forward: u8,
-    /// What the backend's packets were, so far. Written by them alone.
+    /// [`crate::flow::Seen`] of the backend's packets. Written by the backend's direction only.
     pub reverse: u8,
-    /// When the last packet of this direction came (CLOCK_MONOTONIC, ns).
+    /// Time of the last packet of this direction (CLOCK_MONOTONIC, ns).
     pub used: u64,
-    /// Where its packets go next, if they are sent on ([`FlowFlags::REDIRECT`]).
+    /// Next hop of redirected packets ([`FlowFlags::REDIRECT`]).
     pub hop: Hop,
 }
 
-/// Where packets go next, as the routes and neighbours said when they were last asked.
+/// A next hop: the result of the last FIB lookup.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hop {
-    /// When they must be asked again (CLOCK_MONOTONIC, ns); 0 where the neighbour's link address is not known, and then the
-    /// rest may be what was there before.
+    /// End of validity (CLOCK_MONOTONIC, ns); 0 if the neighbour's link address is unknown: then the other fields may
+    /// be stale.
     pub until: u64,
-    /// Index of the device.
+    /// Index of the output device.
     pub ifindex: u32,
-    /// Link addresses as they stand in front of a packet: the neighbour's, and the device's own.
+    /// Link addresses in the order of an Ethernet header: the neighbour's, then the device's own.
     pub ends: [u8; 12],
 }
 
 impl Hop {
-    /// Nothing has been asked.
+    /// No next hop.
     pub const UNKNOWN: Self = Self { until: 0, ifindex: 0, ends: [0; 12] };
-    /// For how long an answer holds, in ns: routes that change are followed within it. It is short against what a failing
-    /// link costs, and long against the time between packets where their cost matters.
+    /// Validity of a FIB lookup, in ns: a changed route takes effect within this time. Short against the outage of a
+    /// failing link, and long against the time between packets of a busy flow.
     pub const LASTS: u64 = 100_000_000;
 
-    /// They have not been asked. Less to write than [`Hop::UNKNOWN`].
+    /// Invalidates the next hop. Writes less than [`Hop::UNKNOWN`].
     #[inline(always)]
     pub const fn forget(&mut self) {
         self.until = 0;
     }
 
-    /// Whether the link addresses are known.
+    /// True if the link addresses are known.
     #[inline(always)]
     #[must_use]
     pub const fn is_known(&self) -> bool {
@@ -118,25 +118,26 @@ impl Hop {
 pub struct FlowFlags;
 
 impl FlowFlags {
-    /// From the backend to the client; without it, from the client to the backend.
+    /// Direction from the backend to the client; without it, from the client to the backend.
     pub const REVERSE: u16 = 1;
-    /// The packet is sent on at once: the kernel's own routing never sees it, which would refuse its source.
+    /// Redirected to the output device: the kernel's own routing, which would refuse the source, never sees the packet.
     pub const REDIRECT: u16 = 2;
-    /// The entry of the other direction is looked up at egress; without it, at ingress.
+    /// The entry of the other direction is keyed by egress; without it, by ingress.
     pub const PARTNER_EGRESS: u16 = 4;
-    /// Netfilter translates it: it began before Beeline came, or goes on without it. The packet is left alone.
+    /// Netfilter translates the flow, which began before Beeline started or continues without it. Packets pass
+    /// unchanged.
     pub const NETFILTER: u16 = 8;
 }
 
-/// Key of `FRAGMENTS`: a datagram that comes in fragments.
+/// Key of `FRAGMENTS`: a fragmented datagram.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FragmentKey {
-    /// Where it comes from.
+    /// Source address.
     pub src: Addr,
-    /// Where it goes to.
+    /// Destination address.
     pub dst: Addr,
-    /// The number that all of its fragments carry, as it stands in the packet.
+    /// Identification of all fragments of the datagram, in memory order.
     pub id: u32,
     /// IP protocol number.
     pub proto: u8,
@@ -146,27 +147,27 @@ pub struct FragmentKey {
     pub _pad: u16,
 }
 
-/// Value of `FRAGMENTS`: the ports, which only the first fragment carries.
+/// Value of `FRAGMENTS`: the ports, carried by the first fragment only.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FragmentPorts {
-    /// Host order.
+    /// Source port, host order.
     pub src_port: u16,
-    /// Host order.
+    /// Destination port, host order.
     pub dst_port: u16,
 }
 
-/// Value of `DEVICES`: a network device of the node. Key: its index.
+/// Value of `DEVICES`: a network device of the node. Key: the index of the device.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Device {
-    /// The source of IPv4 packets that go out here on behalf of others; unspecified where it has none.
+    /// Masquerade address of IPv4 packets that leave here; unspecified without one.
     pub snat_v4: Addr,
-    /// The same for IPv6.
+    /// Masquerade address of IPv6 packets that leave here; unspecified without one.
     pub snat_v6: Addr,
     /// See [`DeviceFlags`].
     pub flags: u32,
-    /// The largest packet that it carries, without its link header.
+    /// MTU: octets of the largest packet, without the link header; 0 if unknown.
     pub mtu: u32,
 }
 
@@ -174,25 +175,25 @@ pub struct Device {
 pub struct DeviceFlags;
 
 impl DeviceFlags {
-    /// The other end is a pod of this node: what comes in is not from outside.
+    /// The peer of the device is in a pod of this node: clients are not outside of the node.
     pub const POD: u32 = 1;
-    /// Packets have no Ethernet header here.
+    /// Packets have no Ethernet header.
     pub const NO_ETHERNET: u32 = 2;
-    /// The programs have just come here: a packet in the middle of a flow that nobody knows is netfilter's, until its
-    /// connections are known.
+    /// The programs have just been attached: a mid-flow packet of an unknown flow belongs to netfilter, until the agent
+    /// has copied netfilter's connections.
     pub const SETTLING: u32 = 4;
-    /// The programs are about to leave: what begins is left to netfilter.
+    /// The programs are about to be detached: new flows are left to netfilter.
     pub const LEAVING: u32 = 8;
-    /// Flows that stand go on, and none begins by what comes in: the pod has chosen that somebody else translates.
+    /// Known flows continue, and incoming packets create none: the pod has mode `off`.
     pub const OFF: u32 = 16;
-    /// It has the programs by the choice of its pod, or for host routing. It keeps them for as long as it is there, since
-    /// flows may stand.
+    /// The programs are attached for the mode of the pod, or for host routing. They stay attached for the life of the
+    /// device, since flows may remain.
     pub const CHOSEN: u32 = 32;
-    /// Flows between two such devices go past the kernel's own routing and netfilter, both ways: into a pod by
-    /// bpf_redirect_peer, and out of it to the neighbour that the routes name.
+    /// Flows between two such devices bypass the kernel's own routing and netfilter in both directions: into a pod by
+    /// bpf_redirect_peer, out of it to the neighbour of the FIB lookup.
     pub const HOST_ROUTING: u32 = 64;
 
-    /// Whether packets of flows are put into the pod at the other end at once.
+    /// True if packets of flows are redirected into the pod behind the device (bpf_redirect_peer).
     #[inline(always)]
     #[must_use]
     pub const fn lead_into_a_pod(flags: u32) -> bool {
@@ -201,7 +202,7 @@ impl DeviceFlags {
     }
 }
 
-/// What stands behind the length in a key of `SOURCE_RANGES`.
+/// Data of a key of `SOURCE_RANGES`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Range {
@@ -215,17 +216,17 @@ pub struct Range {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RangeKey {
-    /// How many bits of the range count: 32 of the service port, and those of the prefix; 96 more for IPv4.
+    /// Significant bits of the range: 32 of the service port, and those of the prefix; 96 more for IPv4.
     pub prefix_len: u32,
-    /// What they are.
+    /// The bits.
     pub range: Range,
 }
 
 impl RangeKey {
-    /// How long the key is by which an address is looked up.
+    /// Prefix length of a look-up.
     pub const EXACT: u32 = 32 + 128;
 
-    /// Whether the prefix has the address.
+    /// True if the prefix contains the address.
     #[must_use]
     pub fn has(&self, addr: &Addr) -> bool {
         let bits = self.prefix_len.saturating_sub(32).min(128);
@@ -234,7 +235,7 @@ impl RangeKey {
     }
 }
 
-/// Key of `MAGLEV`: a list of a service port with the scheduler `mh`.
+/// Key of `MAGLEV`: a backend list of a service port with the scheduler `mh`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct MaglevKey {
@@ -244,11 +245,11 @@ pub struct MaglevKey {
     pub list: u32,
 }
 
-/// Entries of a Maglev table: a prime (Eisenbud and others, NSDI 2016, 3.4: at least a hundred for each backend keeps the
-/// shares within 1 %), of which a map's entry takes just less than 16 KiB: the kernel gives one a power of two.
+/// Entries of a Maglev table: a prime (Eisenbud and others, NSDI 2016, 3.4: at least a hundred entries for each backend
+/// keep the shares within 1 %). The entry of the map takes just less than 16 KiB: the kernel allocates a power of two.
 pub const MAGLEV_LEN: usize = 4_073;
 
-/// Value of `MAGLEV`: the backends by the hash of a flow.
+/// Value of `MAGLEV`: the Maglev table, indexed by the hash of a flow.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Maglev {

@@ -1,15 +1,15 @@
-//! The checksum of SCTP (CRC32c, RFC 9260, appendix A) after its first four octets have changed, without reading the rest.
+//! Incremental update of SCTP's checksum (CRC32c, RFC 9260, appendix A) for a change of the first four octets.
 //!
-//! A CRC is linear: that of the changed packet is that of the old one, combined with that of the difference, which is the
-//! ports followed by zeros. A zero octet multiplies by x^8, so that n of them multiply by x^(8n) modulo the polynomial.
+//! A CRC is linear: the CRC of the changed packet is the old CRC plus the CRC of the difference, which is the ports
+//! followed by zeros. A zero octet multiplies by x^8, so that n zero octets multiply by x^(8n) modulo the polynomial.
 
-/// The polynomial, its bits reversed.
+/// The polynomial, bit-reversed.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
 /// x^0: bit 31.
 const ONE: u32 = 1 << 31;
 
-/// What `n` zero octets multiply by, and what 256 times as many do, for each octet of a length.
+/// Factors of `n` and of 256 · `n` zero octets: one table for each octet of a length.
 static ZEROS: [[u32; 256]; 2] = {
     // x^8 and x^2048.
     let mut tables = [[ONE; 256]; 2];
@@ -27,7 +27,7 @@ static ZEROS: [[u32; 256]; 2] = {
     tables
 };
 
-/// The product of two polynomials. Without branches, which the verifier would have to walk one by one.
+/// Product of two polynomials. Without branches, each of which the verifier would walk.
 #[inline(always)]
 const fn multiply(a: u32, b: u32) -> u32 {
     let (mut a, mut product, mut bit) = (a, 0, 0);
@@ -39,11 +39,11 @@ const fn multiply(a: u32, b: u32) -> u32 {
     product
 }
 
-/// The checksum `sum` of `len` octets (below 2^16), as it lies in memory, after the first four changed from `old` to `new`.
+/// The checksum `sum` of `len` octets (below 2^16) after the first four changed from `old` to `new`; in memory order.
 #[inline(always)]
 #[must_use]
 pub(super) fn patched(sum: [u8; 4], old: [u8; 4], new: [u8; 4], len: u32) -> [u8; 4] {
-    // Four octets are a polynomial of 32 bits already; to read them in is to multiply by x^32.
+    // Four octets are a polynomial of 32 bits; appending them multiplies by x^32.
     let diff = u32::from_le_bytes(old) ^ u32::from_le_bytes(new);
     let [low, high, ..] = len.to_le_bytes();
     let diff = multiply(multiply(diff, ZEROS[0][low as usize]), ZEROS[1][high as usize]);
@@ -55,7 +55,7 @@ pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Bit by bit, as the RFC has it.
+    /// The CRC bit by bit, as in the RFC.
     pub(in crate::packet) fn crc32c(bytes: &[u8]) -> u32 {
         !bytes.iter().fold(!0u32, |crc, &byte| {
             (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ if crc & 1 == 0 { 0 } else { POLYNOMIAL })
@@ -63,13 +63,13 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_known_answer() {
+    fn the_crc_of_a_published_example_is_right() {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     }
 
     proptest! {
         #[test]
-        fn equals_a_full_recomputation(
+        fn an_updated_crc_equals_a_computed_one(
             mut bytes in proptest::collection::vec(any::<u8>(), 12..3000),
             new in any::<[u8; 4]>(),
         ) {

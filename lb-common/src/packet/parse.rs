@@ -1,53 +1,53 @@
-//! From bytes to what a Service must know of a packet.
+//! Parses the headers of a packet.
 
 use super::{Skb, number};
-use crate::{Addr, Proto, Tuple, flow::Seen};
+use crate::{Addr, Family, Proto, Tuple, flow::Seen};
 
-/// Extension headers that are looked behind (RFC 8200, 4.1: each but one occurs at most once).
+/// Most IPv6 extension headers of a packet (RFC 8200, 4.1: each but one occurs at most once).
 const MAX_EXTENSIONS: usize = 6;
 
-/// Which part of a datagram a packet is.
+/// The part of a datagram in a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fragment {
-    /// All of it.
+    /// The whole datagram.
     Whole,
-    /// The first fragment, which has the ports.
+    /// The first fragment, with the ports.
     First,
-    /// Another one, which has none.
+    /// A later fragment, without ports.
     Later,
 }
 
-/// A packet of TCP, UDP, SCTP or ICMP. Offsets count from the start of the packet.
+/// The headers of a packet of TCP, UDP, SCTP or ICMP. Offsets count from the start of the packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Packet {
     /// Addresses and ports; ports are 0 for ICMP and for later fragments.
     pub tuple: Tuple,
-    /// Where the IP header begins.
+    /// Offset of the IP header.
     pub l3: u32,
-    /// Where what it carries begins.
+    /// Offset of the transport header.
     pub l4: u32,
-    /// The number that a datagram's fragments share, as it lies in memory.
+    /// Identification, shared by the fragments of a datagram, in memory order.
     pub id: u32,
-    /// Octets of the packet from the IP header on, by that header.
+    /// Octets from the IP header on, according to that header.
     pub len: u32,
     /// Octets of all headers, from the IP header on.
     pub headers: u32,
-    /// Which part of a datagram it is.
+    /// The part of a datagram in the packet.
     pub fragment: Fragment,
     /// IP protocol number.
     pub proto: u8,
     /// Time to live, or hop limit.
     pub ttl: u8,
-    /// What it says about its flow: bits of [`Seen`].
+    /// Events of the flow: bits of [`Seen`].
     pub seen: u8,
-    /// Whether it begins a flow: a SYN without ACK, an INIT; UDP has no beginning.
+    /// True if the packet begins a flow: a SYN without ACK, or an INIT; never for UDP.
     pub begins: bool,
-    /// Whether it is IPv6.
+    /// True for IPv6.
     pub v6: bool,
 }
 
 impl Packet {
-    /// Whether it has ports, which are rewritten.
+    /// True if the packet contains the transport header.
     #[inline(always)]
     #[must_use]
     pub const fn has_ports(&self) -> bool {
@@ -55,11 +55,14 @@ impl Packet {
     }
 }
 
-/// Reads the IP header at `l3`, and those that extend it, to a place that is there already: the programs' stack is short.
-/// None for what is no IP, or none that a Service is about; then what stands there has no meaning.
+/// Parses the IP header at `l3` and its extension headers into `packet`, since the stack of the programs is short.
+/// `None` for packets of no Service; `packet` is undefined then.
 #[inline(always)]
-pub fn parse_network(skb: &impl Skb, l3: u32, v6: bool, packet: &mut Packet) -> Option<()> {
-    if v6 { parse_v6(skb, l3, packet) } else { parse_v4(skb, l3, packet) }
+pub fn parse_network(skb: &impl Skb, l3: u32, family: Family, packet: &mut Packet) -> Option<()> {
+    match family {
+        Family::V4 => parse_v4(skb, l3, packet),
+        Family::V6 => parse_v6(skb, l3, packet),
+    }
 }
 
 #[inline(always)]
@@ -113,7 +116,7 @@ fn parse_v6(skb: &impl Skb, l3: u32, packet: &mut Packet) -> Option<()> {
     }
     let [len_high, len_low, first_next, ttl] = second.to_ne_bytes();
     let (src, dst) = (Addr::from_words([s0, s1, s2, s3]), Addr::from_words([d0, d1, d2, d3]));
-    // A mapped address on the wire is nobody's (RFC 4942, 2.2), and would be taken for IPv4.
+    // A mapped address is invalid on the wire (RFC 4942, 2.2), and would be taken for IPv4.
     if src.is_v4() || dst.is_v4() {
         return None;
     }
@@ -146,13 +149,13 @@ fn parse_v6(skb: &impl Skb, l3: u32, packet: &mut Packet) -> Option<()> {
                 8
             }
             AUTHENTICATION => (u32::from(extension[1]) + 2) * 4,
-            // Still under way to another address, which the checksum is about (RFC 8200, 8.1).
+            // The packet has another final destination, which is in the checksum (RFC 8200, 8.1).
             ROUTING if extension[3] != 0 => return None,
             _ => (u32::from(extension[1]) + 1) * 8,
         };
         next = extension[0];
         at += length;
-        // What follows stands in the first fragment only.
+        // Only the first fragment has the headers that follow.
         if packet.fragment as u8 == Fragment::Later as u8 {
             break;
         }
@@ -166,7 +169,7 @@ const TCP: u8 = Proto::Tcp as u8;
 const UDP: u8 = Proto::Udp as u8;
 const SCTP: u8 = Proto::Sctp as u8;
 
-/// Reads what the IP header carries, but for a later fragment. None for what no Service is about.
+/// Parses the transport header, except in a later fragment. `None` for packets of no Service.
 #[inline(always)]
 pub fn parse_transport(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
     if !packet.has_ports() {
@@ -207,7 +210,7 @@ pub fn parse_transport(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
     Some(())
 }
 
-/// Ports stand first in each header that has them.
+/// Ports are the first word of each transport header that has them.
 #[inline(always)]
 const fn put_ports(packet: &mut Packet, word: u32) {
     let [src_high, src_low, dst_high, dst_low] = word.to_ne_bytes();
@@ -215,11 +218,11 @@ const fn put_ports(packet: &mut Packet, word: u32) {
     packet.tuple.dst_port = u16::from_be_bytes([dst_high, dst_low]);
 }
 
-/// Where the packet begins that an ICMP packet is about, if it is an error (RFC 792, RFC 4443).
+/// Offset of the packet quoted in an ICMP error; `None` if the packet is no ICMP error (RFC 792, RFC 4443).
 #[inline(always)]
 pub fn icmp_error(skb: &impl Skb, packet: &Packet) -> Option<u32> {
     if !packet.has_ports() {
-        // The rest of one, or of anything else.
+        // A later fragment of an error, or of any other ICMP packet.
         return None;
     }
     let [first, _]: [u32; 2] = skb.words(packet.l4)?;
@@ -234,7 +237,8 @@ pub fn icmp_error(skb: &impl Skb, packet: &Packet) -> Option<u32> {
     if is_error { Some(packet.l4 + 8) } else { None }
 }
 
-/// Reads the ports of a packet in an ICMP error: of its transport eight octets are all that is sure to be there (RFC 792).
+/// Parses the ports of a packet quoted in an ICMP error, which need not have more than eight octets of its transport
+/// header (RFC 792).
 #[inline(always)]
 pub fn parse_quoted(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
     if !packet.has_ports() || !matches!(packet.proto, TCP | UDP | SCTP) {

@@ -1,37 +1,37 @@
-//! What is answered to a packet that goes nowhere, from the address that it was sent to. From the IP header on.
+//! Builds TCP resets and ICMP errors, from the address that the packet was sent to. Without the link header.
 
 use super::{Packet, Skb, number, sum};
 use crate::Proto;
 
-/// Octets of a TCP reset over IPv4.
+/// Octets of a TCP reset over IPv4, with the IP header.
 pub const RESET_V4: usize = 40;
-/// The same over IPv6.
+/// Octets of a TCP reset over IPv6, with the IP header.
 pub const RESET_V6: usize = 60;
-/// Octets of an error over IPv4: it quotes an IP header without options and eight octets (RFC 792).
+/// Octets of an ICMP error over IPv4: quotes an IP header without options and eight octets (RFC 792).
 pub const ICMP_V4: usize = 20 + 8 + QUOTE_V4;
-/// The same over IPv6.
+/// Octets of an ICMP error over IPv6: quotes an IP header and eight octets.
 pub const ICMP_V6: usize = 40 + 8 + QUOTE_V6;
 
-/// Room for each of them.
-pub type Answer = [u8; ICMP_V6];
+/// Buffer for any reset or error.
+pub type Reply = [u8; ICMP_V6];
 
 const QUOTE_V4: usize = 28;
 const QUOTE_V6: usize = 48;
 
-/// Why a packet goes nowhere.
+/// An ICMP error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Trouble {
-    /// Nobody serves the port.
+pub enum IcmpError {
+    /// No endpoint serves the port.
     PortUnreachable,
-    /// There is no route.
+    /// No route to the destination.
     NoRoute,
-    /// It has made too many hops.
+    /// The time to live is over.
     TimeExceeded,
-    /// It is longer than what the next link carries, which is so many octets.
+    /// The packet exceeds the MTU of the next link.
     TooBig(u16),
 }
 
-impl Trouble {
+impl IcmpError {
     /// Type, code and the last four octets of an ICMP header (RFC 792, RFC 1191).
     #[inline(always)]
     const fn v4(self) -> [u8; 6] {
@@ -43,7 +43,7 @@ impl Trouble {
         }
     }
 
-    /// The same for IPv6 (RFC 4443).
+    /// Type, code and the last four octets of an ICMPv6 header (RFC 4443).
     #[inline(always)]
     const fn v6(self) -> [u8; 6] {
         match self {
@@ -55,8 +55,8 @@ impl Trouble {
     }
 }
 
-/// Whether a packet is never answered by an error (RFC 1122, 3.2.2; RFC 4443, 2.4e): another error, a fragment, or one that
-/// was not sent to a single host.
+/// True if a packet must not cause an error or a reset: ICMP, a later fragment, a source that is no single host, or a
+/// reset (RFC 1122, 3.2.2; RFC 4443, 2.4e).
 #[inline(always)]
 #[must_use]
 pub fn is_silent(packet: &Packet) -> bool {
@@ -67,7 +67,7 @@ pub fn is_silent(packet: &Packet) -> bool {
         || packet.seen & crate::flow::Seen::RST != 0
 }
 
-/// The sum of an even number of octets, as words of 16 bits.
+/// Checksum over `from..to`, an even number of octets, unfolded.
 #[inline(always)]
 fn sum_of(bytes: &[u8], from: usize, to: usize) -> u32 {
     let mut total = 0;
@@ -80,17 +80,17 @@ fn sum_of(bytes: &[u8], from: usize, to: usize) -> u32 {
 }
 
 #[inline(always)]
-fn put<const M: usize>(bytes: &mut Answer, at: usize, what: &[u8; M]) {
+fn put<const M: usize>(bytes: &mut Reply, at: usize, octets: &[u8; M]) {
     let mut i = 0;
     while i < M {
-        bytes[at + i] = what[i];
+        bytes[at + i] = octets[i];
         i += 1;
     }
 }
 
-/// An IPv4 header that leads back to the sender.
+/// Writes an IPv4 header to the sender.
 #[inline(always)]
-fn back_v4(bytes: &mut Answer, packet: &Packet, proto: u8, len: usize) {
+fn back_v4(bytes: &mut Reply, packet: &Packet, proto: u8, len: usize) {
     put(bytes, 0, &[0x45, 0, 0, len as u8, 0, 0, 0x40, 0, 64, proto, 0, 0]);
     put(bytes, 12, &packet.tuple.dst.words()[3].to_ne_bytes());
     put(bytes, 16, &packet.tuple.src.words()[3].to_ne_bytes());
@@ -98,15 +98,15 @@ fn back_v4(bytes: &mut Answer, packet: &Packet, proto: u8, len: usize) {
     put(bytes, 10, &sum::patched([0xff, 0xff], total));
 }
 
-/// An IPv6 header that leads back to the sender.
+/// Writes an IPv6 header to the sender.
 #[inline(always)]
-fn back_v6(bytes: &mut Answer, packet: &Packet, proto: u8, len: usize) {
+fn back_v6(bytes: &mut Reply, packet: &Packet, proto: u8, len: usize) {
     put(bytes, 0, &[0x60, 0, 0, 0, 0, (len - 40) as u8, proto, 64]);
     put(bytes, 8, &packet.tuple.dst.octets);
     put(bytes, 24, &packet.tuple.src.octets);
 }
 
-/// The pseudo header's share of a checksum over `len` octets.
+/// The sum of the pseudo header for `len` octets.
 #[inline(always)]
 fn pseudo(packet: &Packet, proto: u8, len: usize) -> u32 {
     let (src, dst) = (packet.tuple.src.words(), packet.tuple.dst.words());
@@ -119,9 +119,9 @@ fn pseudo(packet: &Packet, proto: u8, len: usize) -> u32 {
     sum::add(sum::add(tail, last), sum::add(first, sum::add(src[2], dst[2])))
 }
 
-/// Writes a reset behind the IP header (RFC 9293, 3.10.7.1).
+/// Writes a TCP reset at `at` (RFC 9293, 3.10.7.1).
 #[inline(always)]
-fn put_reset(skb: &impl Skb, packet: &Packet, bytes: &mut Answer, at: usize) -> Option<()> {
+fn put_reset(skb: &impl Skb, packet: &Packet, bytes: &mut Reply, at: usize) -> Option<()> {
     let header: [u8; 20] = skb.load(packet.l4)?;
     let flags = header[13];
     put(bytes, at, &[header[2], header[3], header[0], header[1]]);
@@ -141,28 +141,28 @@ fn put_reset(skb: &impl Skb, packet: &Packet, bytes: &mut Answer, at: usize) -> 
     Some(())
 }
 
-/// Writes a reset for a TCP segment over IPv4: [`RESET_V4`] octets.
+/// Writes a reset for a TCP segment over IPv4: [`RESET_V4`] octets. `None` if the segment cannot be read.
 #[inline(always)]
-pub fn reset_v4(skb: &impl Skb, packet: &Packet, bytes: &mut Answer) -> Option<()> {
+pub fn reset_v4(skb: &impl Skb, packet: &Packet, bytes: &mut Reply) -> Option<()> {
     back_v4(bytes, packet, Proto::Tcp as u8, RESET_V4);
     put_reset(skb, packet, bytes, 20)
 }
 
-/// Writes a reset for a TCP segment over IPv6: [`RESET_V6`] octets.
+/// Writes a reset for a TCP segment over IPv6: [`RESET_V6`] octets. `None` if the segment cannot be read.
 #[inline(always)]
-pub fn reset_v6(skb: &impl Skb, packet: &Packet, bytes: &mut Answer) -> Option<()> {
+pub fn reset_v6(skb: &impl Skb, packet: &Packet, bytes: &mut Reply) -> Option<()> {
     back_v6(bytes, packet, Proto::Tcp as u8, RESET_V6);
     put_reset(skb, packet, bytes, 40)
 }
 
-/// Writes an error for a packet over IPv4: [`ICMP_V4`] octets. None for a packet with options, whose ports such a short
-/// quote would not show.
+/// Writes an ICMP error for a packet over IPv4: [`ICMP_V4`] octets. `None` for a packet with IP options, whose ports
+/// would not fit into the quote.
 #[inline(always)]
-pub fn icmp_v4(skb: &impl Skb, packet: &Packet, trouble: Trouble, bytes: &mut Answer) -> Option<()> {
+pub fn icmp_v4(skb: &impl Skb, packet: &Packet, error: IcmpError, bytes: &mut Reply) -> Option<()> {
     if packet.l4 != packet.l3 + 20 {
         return None;
     }
-    let header = trouble.v4();
+    let header = error.v4();
     back_v4(bytes, packet, number::ICMP, ICMP_V4);
     put(bytes, 20, &[header[0], header[1], 0, 0, header[2], header[3], header[4], header[5]]);
     skb.load_into::<QUOTE_V4>(packet.l3, bytes.get_mut(28..28 + QUOTE_V4)?.first_chunk_mut()?)?;
@@ -171,10 +171,10 @@ pub fn icmp_v4(skb: &impl Skb, packet: &Packet, trouble: Trouble, bytes: &mut An
     Some(())
 }
 
-/// Writes an error for a packet over IPv6: [`ICMP_V6`] octets.
+/// Writes an ICMP error for a packet over IPv6: [`ICMP_V6`] octets. `None` if the packet cannot be read.
 #[inline(always)]
-pub fn icmp_v6(skb: &impl Skb, packet: &Packet, trouble: Trouble, bytes: &mut Answer) -> Option<()> {
-    let header = trouble.v6();
+pub fn icmp_v6(skb: &impl Skb, packet: &Packet, error: IcmpError, bytes: &mut Reply) -> Option<()> {
+    let header = error.v6();
     back_v6(bytes, packet, number::ICMPV6, ICMP_V6);
     put(bytes, 40, &[header[0], header[1], 0, 0, header[2], header[3], header[4], header[5]]);
     skb.load_into::<QUOTE_V6>(packet.l3, bytes.get_mut(48..48 + QUOTE_V6)?.first_chunk_mut()?)?;

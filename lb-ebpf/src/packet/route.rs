@@ -1,4 +1,4 @@
-//! Where a packet goes next, by the kernel's own routes and neighbours.
+//! The next hop of a packet, by the kernel's own routes and neighbours.
 
 use core::mem;
 
@@ -11,53 +11,53 @@ use aya_ebpf::{
 };
 use lb_common::{
     Addr, Hop, Tuple,
-    packet::{Packet, Skb as _},
+    packet::{Packet, Skb as _, SkbSum},
 };
 
-use super::{fate::Fate, skb::Frame};
+use super::{skb::Frame, verdict::PacketVerdict};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// What the routes say about a destination.
-pub enum Way {
-    /// Out of a device, to a neighbour.
+/// Result of a FIB lookup.
+pub enum Fib {
+    /// A device and a neighbour.
     Device,
-    /// To this node itself, or nowhere that is known.
-    Here,
-    /// There is none, and the sender is to know.
+    /// This node itself, or no route known to bpf_fib_lookup.
+    Local,
+    /// No route: the sender gets an ICMP error.
     Unreachable,
-    /// There is one of a kind that cannot be taken from here.
-    Other,
+    /// A route that a redirect cannot take.
+    Unsupported,
 }
 
-/// A question to the kernel, and its answer. It stands in [`super::Scratch`], where nothing has to be cleared for the verifier.
+/// A FIB lookup with its result. In `Scratch`, where the verifier requires no initialisation.
 #[repr(C)]
 pub struct Route {
     params: bpf_fib_lookup,
-    /// To whom the packet is sent on; of no family where the routes were not asked about it.
+    /// The neighbour to redirect to; of no family before a lookup for the packet.
     neighbour: bpf_redir_neigh,
-    /// Whether the neighbour's link address is known.
+    /// True if the link address of the neighbour is known.
     has_neighbour: bool,
 }
 
 impl Route {
-    /// The routes have not been asked about the packet at hand.
+    /// Begins a packet: no lookup yet.
     #[inline(always)]
-    pub fn forget(&mut self) {
+    pub fn reset(&mut self) {
         self.neighbour.nh_family = 0;
     }
 
-    /// Whether they have.
+    /// True after a lookup for the packet.
     #[inline(always)]
-    pub fn is_asked(&self) -> bool {
+    pub fn is_known(&self) -> bool {
         self.neighbour.nh_family != 0
     }
 
-    /// Looks up the way of a packet that comes in, as one from `src` to where `to` leads. The length is not asked about: a
-    /// large packet may still be cut into segments.
+    /// Looks up the next hop of an incoming packet from `src` to the destination of `to`. Without a check of the MTU,
+    /// since the packet may be segmented later.
     #[inline(always)]
-    pub fn find(&mut self, frame: Frame, packet: &Packet, src: &Addr, to: &Tuple) -> Way {
+    pub fn lookup(&mut self, frame: Frame, packet: &Packet, src: &Addr, to: &Tuple) -> Fib {
         let params = &mut self.params;
         params.family = if packet.v6 { AF_INET6 } else { AF_INET };
         params.l4_protocol = packet.proto;
@@ -78,28 +78,28 @@ impl Route {
         // SAFETY: the context, and a struct of that size.
         let code = unsafe { generated::bpf_fib_lookup(frame.raw(), &raw mut self.params, size, 0) } as u32;
         self.has_neighbour = code == BPF_FIB_LKUP_RET_SUCCESS;
-        // It may be of the other family.
+        // May differ from the family of the packet.
         self.neighbour.nh_family = self.params.family.into();
-        // SAFETY: integers, all of which are written here or by the kernel.
+        // SAFETY: integers, written here or by the kernel.
         unsafe { self.neighbour.__bindgen_anon_1.ipv6_nh = self.params.__bindgen_anon_4.ipv6_dst };
         match code {
-            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => Way::Device,
-            BPF_FIB_LKUP_RET_NOT_FWDED => Way::Here,
-            BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => Way::Unreachable,
-            _ => Way::Other,
+            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => Fib::Device,
+            BPF_FIB_LKUP_RET_NOT_FWDED => Fib::Local,
+            BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => Fib::Unreachable,
+            _ => Fib::Unsupported,
         }
     }
 
-    /// The device.
+    /// Index of the output device.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
         self.params.ifindex
     }
 
-    /// What the packets behind one whose network header is at `l3` need not ask, until a while after `now`. Those without an
-    /// Ethernet header have no place for link addresses.
+    /// Stores the next hop for later packets of the flow, valid for [`Hop::LASTS`] from `now`. Packets without an
+    /// Ethernet header (`l3` is 0) have no link addresses, and need a lookup each.
     #[inline(always)]
-    pub fn keep(&self, hop: &mut Hop, l3: u32, now: u64) {
+    pub fn store(&self, hop: &mut Hop, l3: u32, now: u64) {
         hop.ifindex = self.params.ifindex;
         if !self.has_neighbour || l3 == 0 {
             return hop.forget();
@@ -110,34 +110,36 @@ impl Route {
         from.copy_from_slice(&self.params.smac);
     }
 
-    /// Sends the packet out of a device to the neighbour, past the programs at egress; the kernel finds the link address, and
-    /// looks after it.
+    /// Redirects the packet to the neighbour; the kernel resolves and confirms the link address. Egress programs let
+    /// the packet pass.
     #[inline(always)]
-    pub fn send(&mut self, frame: &mut Frame) -> Fate {
-        frame.mark_sent_on();
+    pub fn redirect_to_neighbour(&mut self, frame: &mut Frame) -> PacketVerdict {
+        frame.mark_redirected();
         let size = mem::size_of::<bpf_redir_neigh>() as i32;
         // SAFETY: a struct of that size.
-        Fate::of_helper(unsafe { generated::bpf_redirect_neigh(self.ifindex(), &raw mut self.neighbour, size, 0) })
+        PacketVerdict::of_helper(unsafe {
+            generated::bpf_redirect_neigh(self.ifindex(), &raw mut self.neighbour, size, 0)
+        })
     }
 }
 
-/// Sends the packet out of a device with the link addresses that are known.
+/// Redirects the packet to a device, with known link addresses.
 #[inline(always)]
-pub fn to_link(frame: &mut Frame, hop: &Hop) -> Fate {
-    if frame.store(0, &hop.ends, false).is_err() {
-        return Fate::DROP;
+pub fn redirect_to_link(frame: &mut Frame, hop: &Hop) -> PacketVerdict {
+    if frame.store(0, &hop.ends, SkbSum::Keep).is_err() {
+        return PacketVerdict::DROP;
     }
-    frame.mark_sent_on();
+    frame.mark_redirected();
     // SAFETY: no precondition.
-    Fate::of_helper(unsafe { generated::bpf_redirect(hop.ifindex, 0) })
+    PacketVerdict::of_helper(unsafe { generated::bpf_redirect(hop.ifindex, 0) })
 }
 
-/// Puts the packet into the other end of a device, as if it had come by there.
+/// Redirects the packet to the peer of a device, in the network namespace of a pod.
 #[inline(always)]
-pub fn into_pod(frame: &mut Frame, hop: &Hop) -> Fate {
-    if frame.store(0, &hop.ends, false).is_err() {
-        return Fate::DROP;
+pub fn redirect_into_pod(frame: &mut Frame, hop: &Hop) -> PacketVerdict {
+    if frame.store(0, &hop.ends, SkbSum::Keep).is_err() {
+        return PacketVerdict::DROP;
     }
     // SAFETY: no precondition.
-    Fate::of_helper(unsafe { generated::bpf_redirect_peer(hop.ifindex, 0) })
+    PacketVerdict::of_helper(unsafe { generated::bpf_redirect_peer(hop.ifindex, 0) })
 }

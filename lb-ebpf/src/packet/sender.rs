@@ -1,14 +1,14 @@
-//! The sender of a packet, as `select` knows it.
+//! The sender of a packet as the caller of `select`.
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_get_prandom_u32};
-use lb_common::{Caller, Client, packet::Packet};
+use lb_common::{Caller, Client, Origin, packet::Packet};
 
-use super::ports::spread_of;
+use super::ports::hash_of;
 
-/// Who sent the first packet of a flow.
+/// The sender of the first packet of a flow.
 pub struct Sender<'a> {
     pub packet: &'a Packet,
-    pub outside: bool,
+    pub origin: Origin,
 }
 
 impl Caller for Sender<'_> {
@@ -19,8 +19,8 @@ impl Caller for Sender<'_> {
     }
 
     #[inline(always)]
-    fn spread(&self) -> u32 {
-        spread_of(self.packet)
+    fn flow_hash(&self) -> u32 {
+        hash_of(self.packet)
     }
 
     #[inline(always)]
@@ -34,8 +34,8 @@ impl Caller for Sender<'_> {
     }
 
     #[inline(always)]
-    fn is_outside(&self) -> bool {
-        self.outside
+    fn origin(&self) -> Origin {
+        self.origin
     }
 
     #[inline(always)]

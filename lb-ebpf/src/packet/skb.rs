@@ -1,4 +1,4 @@
-//! A packet of the kernel as [`Skb`] sees it.
+//! The kernel's sk_buff as an [`Skb`].
 
 use core::{
     arch::asm,
@@ -15,10 +15,13 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use lb_common::packet::{Broken, Patch, Skb};
+use lb_common::{
+    Family, Hook,
+    packet::{Patch, Skb, SkbSum, WriteError},
+};
 
-/// In `tc_index` of a packet that was sent on at ingress, so that egress leaves it alone.
-const SENT_ON: u16 = 0xbee1;
+/// Mark in `tc_index` of a packet that was redirected at ingress: egress lets it pass.
+const REDIRECTED: u16 = 0xbee1;
 
 /// A packet at a device.
 #[derive(Clone, Copy)]
@@ -32,7 +35,7 @@ impl Frame {
         Self { skb: ctx.skb.skb }
     }
 
-    /// The context as helpers take it.
+    /// The context, for helpers.
     #[inline(always)]
     pub fn raw(&self) -> *mut core::ffi::c_void {
         self.skb.cast()
@@ -45,55 +48,56 @@ impl Frame {
         unsafe { (*self.skb).ifindex }
     }
 
-    /// Whether the packet is IPv6, or IPv4. None for anything else; what carries a VLAN tag belongs to the VLAN's device.
+    /// The family of the packet. `None` for other protocols, and for packets with a VLAN tag, which belong to the
+    /// VLAN's device.
     #[inline(always)]
-    pub fn is_v6(&self) -> Option<bool> {
+    pub fn family(&self) -> Option<Family> {
         const IPV4: u32 = 0x0800u16.to_be() as u32;
         const IPV6: u32 = 0x86ddu16.to_be() as u32;
         // SAFETY: as above.
         let (protocol, tagged) = unsafe { ((*self.skb).protocol, (*self.skb).vlan_present != 0) };
         match protocol {
             _ if tagged => None,
-            IPV4 => Some(false),
-            IPV6 => Some(true),
+            IPV4 => Some(Family::V4),
+            IPV6 => Some(Family::V6),
             _ => None,
         }
     }
 
-    /// Octets of each segment that this packet will be cut into, without headers; 0 for one that goes as it is.
+    /// Segment size (GSO), without headers; 0 for a packet that is not segmented.
     #[inline(always)]
     pub fn segment(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.skb).gso_size }
     }
 
-    /// Whether [`Frame::mark_sent_on`] was called.
+    /// True after [`Frame::mark_redirected`].
     #[inline(always)]
-    pub fn is_sent_on(&self) -> bool {
+    pub fn is_redirected(&self) -> bool {
         // SAFETY: as above.
-        unsafe { (*self.skb).tc_index == u32::from(SENT_ON) }
+        unsafe { (*self.skb).tc_index == u32::from(REDIRECTED) }
     }
 
-    /// Lets egress know that nothing is left to do.
+    /// Marks the packet for egress programs, which let it pass.
     #[inline(always)]
-    pub fn mark_sent_on(&mut self) {
+    pub fn mark_redirected(&mut self) {
         // SAFETY: as above.
-        unsafe { (*self.skb).tc_index = u32::from(SENT_ON) };
+        unsafe { (*self.skb).tc_index = u32::from(REDIRECTED) };
     }
 
-    /// Takes the mark off.
+    /// Removes the mark.
     #[inline(always)]
-    pub fn unmark(&mut self) {
+    pub fn clear_redirected(&mut self) {
         // SAFETY: as above.
         unsafe { (*self.skb).tc_index = 0 };
     }
 
-    /// Gives the packet another length, and forgets what a device was to do with the checksum of what begins at `l4`. All
-    /// octets behind the link header are without meaning then, and the first that are written must be in the sum.
+    /// Sets the length of the packet, and cancels a partial checksum of the header at `l4`. All octets after the link
+    /// header are undefined then, and the next write must update the kernel's sum.
     #[inline(always)]
-    pub fn resize(&mut self, len: u32, l4: u32) -> Result<(), Broken> {
-        // An unfinished checksum is given up where the place that it begins at has gone, by the next call that looks after
-        // sums (__skb_postpull_rcsum, include/linux/skbuff.h). So what is cut off is taken from the front.
+    pub fn resize(&mut self, len: u32, l4: u32) -> Result<(), WriteError> {
+        // The kernel cancels a partial checksum whose start was removed, with the next update of a sum
+        // (__skb_postpull_rcsum, include/linux/skbuff.h). So the octets are removed from the front.
         let cut = l4 + 1;
         // SAFETY: the context; the helpers check the lengths.
         unsafe {
@@ -102,20 +106,20 @@ impl Frame {
         }
     }
 
-    /// Where `len` octets from `at` on are in memory, if they lie in one piece there. Good until a helper is called.
+    /// Address of `len` octets from `at` on, if they are in the linear part. Valid until a helper is called.
     #[inline(always)]
-    fn in_one_piece(&self, at: u32, len: u32) -> Option<*const u8> {
+    fn linear(&self, at: u32, len: u32) -> Option<*const u8> {
         let mut at = at as usize;
-        // In one register, of which the compiler knows nothing: it would compare a copy of it.
+        // In one register, opaque to the compiler, which would compare a copy of it.
         // SAFETY: a move of a register to itself.
         unsafe { asm!("{0} = {0}", inlateout(reg) at, options(pure, nomem, nostack)) };
-        // The verifier wants to know that it is small (MAX_PACKET_OFF, kernel/bpf/verifier.c).
+        // The verifier requires a bound (MAX_PACKET_OFF, kernel/bpf/verifier.c).
         if at > 0x3fff {
             return None;
         }
         let (data, end): (usize, usize);
-        // SAFETY: two reads of the context. The verifier knows what these 32 bits are, and the compiler would widen them by
-        // arithmetic that has no meaning for addresses.
+        // SAFETY: two reads of the context. The verifier takes these 32 bits for pointers, and the compiler would widen
+        // them by arithmetic that it forbids on pointers.
         unsafe {
             asm!("{0} = *(u32 *)({1} + {2})", out(reg) data, in(reg) self.skb, const offset_of!(__sk_buff, data));
             asm!("{0} = *(u32 *)({1} + {2})", out(reg) end, in(reg) self.skb, const offset_of!(__sk_buff, data_end));
@@ -124,35 +128,43 @@ impl Frame {
         if from + len as usize > end { None } else { Some(from as *const u8) }
     }
 
-    /// Sends the packet out of its device (or, where it was about to go out, into it).
+    /// Sends the packet back: out of its device at ingress, into it at egress.
     #[inline(always)]
-    pub fn turn_around(&mut self, outbound: bool) -> i32 {
-        self.mark_sent_on();
-        let flags = if outbound { u64::from(BPF_F_INGRESS) } else { 0 };
+    pub fn turn_around(&mut self, hook: Hook) -> i32 {
+        self.mark_redirected();
+        let flags = if hook as u8 == Hook::Egress as u8 { u64::from(BPF_F_INGRESS) } else { 0 };
         // SAFETY: no precondition.
         unsafe { bpf_redirect(self.ifindex(), flags) as i32 }
     }
 }
 
 #[inline(always)]
-fn done(code: i64) -> Result<(), Broken> {
-    if code == 0 { Ok(()) } else { Err(Broken) }
+fn done(code: i64) -> Result<(), WriteError> {
+    if code == 0 { Ok(()) } else { Err(WriteError) }
+}
+
+#[inline(always)]
+fn recompute(skb_sum: SkbSum) -> u64 {
+    match skb_sum {
+        SkbSum::Update => BPF_F_RECOMPUTE_CSUM.into(),
+        SkbSum::Keep => 0,
+    }
 }
 
 impl Skb for Frame {
     #[inline(always)]
     fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
         let len = size_of::<[u32; N]>() as u32;
-        let from = match self.in_one_piece(at, len) {
+        let from = match self.linear(at, len) {
             Some(from) => from,
             None => {
-                // SAFETY: the context; the helper checks the length, and puts the octets together.
+                // SAFETY: the context; the helper checks the length, and makes the octets linear.
                 done(unsafe { bpf_skb_pull_data(self.skb, at + len) }).ok()?;
-                self.in_one_piece(at, len)?
+                self.linear(at, len)?
             }
         };
-        // SAFETY: so many octets are there. Each word is one load, for which the verifier asks on machines that want it
-        // aligned (the kernel lays out packets so that it is: NET_IP_ALIGN).
+        // SAFETY: within the packet. Each word is one load, which the verifier checks for alignment on machines that
+        // require it (the kernel aligns IP headers: NET_IP_ALIGN).
         Some(unsafe { from.cast::<[u32; N]>().read() })
     }
 
@@ -174,23 +186,23 @@ impl Skb for Frame {
     }
 
     #[inline(always)]
-    fn store<const N: usize>(&mut self, at: u32, bytes: &[u8; N], in_sum: bool) -> Result<(), Broken> {
-        let flags = if in_sum { u64::from(BPF_F_RECOMPUTE_CSUM) } else { 0 };
+    fn store<const N: usize>(&mut self, at: u32, bytes: &[u8; N], skb_sum: SkbSum) -> Result<(), WriteError> {
+        let flags = recompute(skb_sum);
         // SAFETY: the helper reads N octets.
         done(unsafe { bpf_skb_store_bytes(self.skb, at, bytes.as_ptr().cast(), N as u32, flags) })
     }
 
     #[inline(always)]
-    fn put_words<const N: usize>(&mut self, at: u32, words: &[u32; N], in_sum: bool) -> Result<(), Broken> {
-        let flags = if in_sum { u64::from(BPF_F_RECOMPUTE_CSUM) } else { 0 };
+    fn put_words<const N: usize>(&mut self, at: u32, words: &[u32; N], skb_sum: SkbSum) -> Result<(), WriteError> {
+        let flags = recompute(skb_sum);
         // SAFETY: as above.
         done(unsafe { bpf_skb_store_bytes(self.skb, at, words.as_ptr().cast(), size_of_val(words) as u32, flags) })
     }
 
     #[inline(always)]
-    fn patch_sum(&mut self, at: u32, diff: u32, what: Patch) -> Result<(), Broken> {
-        let pseudo = if what.pseudo_header { u64::from(BPF_F_PSEUDO_HDR) } else { 0 };
-        let none = if what.may_be_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+    fn patch_sum(&mut self, at: u32, diff: u32, patch: Patch) -> Result<(), WriteError> {
+        let pseudo = if patch.pseudo_header { u64::from(BPF_F_PSEUDO_HDR) } else { 0 };
+        let none = if patch.may_be_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         // SAFETY: as above.
         done(unsafe { bpf_l4_csum_replace(self.skb, at, 0, diff.into(), pseudo | none) })
     }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_common::{PathChoice, Proto, Scheduler};
+use lb_common::{PodMode, Proto, Scheduler};
 
 /// Namespace and name of an object, in one piece of text, since every index holds keys and nothing takes them apart but
 /// output. Ordered by namespace, then by name.
@@ -337,7 +337,7 @@ pub struct Pod {
     /// `status.podIPs`.
     pub ips: Vec<IpAddr>,
     /// Label `beeline.io/path`.
-    pub path: Option<PathChoice>,
+    pub path: Option<PodMode>,
     /// Where its network namespace is mounted, which only files may say.
     pub netns: Option<PathBuf>,
     /// What was wrong with the object, each with its cure.
@@ -350,7 +350,7 @@ pub struct Namespace {
     /// Its name.
     pub name: Arc<str>,
     /// Label `beeline.io/path`, for those of its pods that have none.
-    pub path: Option<PathChoice>,
+    pub path: Option<PodMode>,
     /// What was wrong with the object, each with its cure.
     pub problems: Vec<String>,
 }

@@ -1,6 +1,7 @@
 //! `beeline trace`: what a connect or a datagram would do, by the same function as the kernel's and from the same maps.
 
 use std::{
+    cell::RefCell,
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
     path::Path,
@@ -10,8 +11,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use lb_common::{
-    BackendFlags, Caller as _, Cause, Frontend, FrontendKey, Kind, List, PathChoice, PodPath, Proto, Scheduler,
-    Service, Slot, SlotKey, State as _, Verdict, frontend_at, kept, list_for, select,
+    AffinityOutcome, BackendFlags, Caller as _, Cause, Event, Frontend, FrontendKey, Kind, List, Origin, PodMode,
+    PodModeEntry, Proto, Scheduler, Service, Slot, SlotKey, State as _, Verdict, select_observed,
 };
 
 use crate::{
@@ -60,7 +61,7 @@ pub(super) fn run(directory: &Path, arguments: &TraceArgs) -> Result<ExitCode> {
         Protocol::Sctp => Proto::Sctp,
     };
     let maps = StatMaps::open(directory)?;
-    let paths = TypedMap::<u64, PodPath>::open(directory, "PATHS")?.read()?.into_iter().collect();
+    let paths = TypedMap::<u64, PodModeEntry>::open(directory, "POD_MODES")?.read()?.into_iter().collect();
     let live = Live { dump: super::dump(directory)?, stats: maps.read()?, affinity: maps.affinity()?, paths };
     let client = match arguments.from {
         Some(from) => Client::outside(from.into())?,
@@ -78,7 +79,7 @@ fn along(live: &Live, client: Client, destination: SocketAddr, proto: Proto) -> 
     };
     let (choice, by) = (inspect::pod_modes::mode_name(pod), inspect::pod_modes::labelled(pod).name());
     let mut text = format!("  path       {choice}, by the label of the {by}: pod {}/{}\n", pod.namespace, pod.name);
-    if pod.path != PathChoice::Packet as u8 {
+    if pod.path != PodMode::Packet as u8 {
         writeln!(text, "  verdict    left alone: sockets and packets of this pod go on unchanged")?;
         return Ok((text, Verdict::NotService));
     }
@@ -89,9 +90,19 @@ fn along(live: &Live, client: Client, destination: SocketAddr, proto: Proto) -> 
 
 fn explain(live: &Live, client: &Client, destination: SocketAddr, proto: Proto) -> Result<(String, Verdict)> {
     let key = FrontendKey::new(destination.ip().into(), destination.port(), proto);
-    let verdict = select(live, client, &key, 0);
+    let events = RefCell::new(Vec::new());
+    let verdict = select_observed(live, client, &key, 0, &|event| events.borrow_mut().push(event));
+    let (mut frontend, mut list, mut stuck) = (None, List::Cluster, false);
+    for event in events.into_inner() {
+        match event {
+            Event::Frontend { frontend: found, .. } => frontend = Some(found),
+            Event::List { list: used, .. } => list = used,
+            Event::Affinity { outcome, .. } => stuck = outcome == AffinityOutcome::Kept,
+            Event::SecondLook => (frontend, stuck) = (None, false),
+            _ => {}
+        }
+    }
     let mut text = String::new();
-    let frontend = frontend_at(live, client, &key);
     if let Some(frontend) = frontend {
         let kind = Kind::from_number(frontend.kind).map_or("unknown kind", Kind::name);
         writeln!(text, "  frontend   {kind} of {}", inspect::name_of(&live.dump, frontend.service))?;
@@ -123,10 +134,7 @@ fn explain(live: &Live, client: &Client, destination: SocketAddr, proto: Proto) 
         Verdict::Backend(choice) => {
             let frontend = frontend.context("a backend without a frontend")?;
             let service = live.dump.services.get(&choice.service).copied().unwrap_or_default();
-            let list = list_for(frontend.kind, &service, client.is_outside());
             policies(&mut text, live, client, frontend, &service, list)?;
-            let key = client.client().affinity_key(choice.service);
-            let stuck = kept(live, &key, &service, list, client.now()).is_some();
             backends(&mut text, live, choice.service, &service, list)?;
             let to = SocketAddr::new(choice.addr.to_ip(), choice.port);
             let scheduler = Scheduler::from_number(service.scheduler).unwrap_or_default();
@@ -138,7 +146,7 @@ fn explain(live: &Live, client: &Client, destination: SocketAddr, proto: Proto) 
                 _ => {}
             }
             let on_node = live.dump.backends.get(&choice.backend).is_some_and(|b| b.flags & BackendFlags::ON_NODE != 0);
-            let verdict = match (client.is_outside(), on_node) {
+            let verdict = match (client.origin() == Origin::Outside, on_node) {
                 (false, _) => format!("the application sees {destination} as its peer"),
                 (true, true) => "with the client's own address".to_owned(),
                 (true, false) => "from an address of this node".to_owned(),
@@ -189,7 +197,7 @@ fn policies(
     let why = match (list, frontend.kind == Kind::ClusterIp as u8) {
         (List::Local, true) => ", by internalTrafficPolicy Local",
         (List::Local, false) => ", by externalTrafficPolicy Local",
-        (List::Cluster, false) if !client.is_outside() => ", as always for callers on this node",
+        (List::Cluster, false) if client.origin() == Origin::Node => ", as always for callers on this node",
         (List::Cluster, _) => "",
     };
     writeln!(text, "  list       {name}{why}: {}", number(distinct.len(), "backend"))?;
@@ -220,7 +228,7 @@ fn backends(text: &mut String, live: &Live, id: u32, service: &Service, list: Li
     for (_, slot) in slots.iter().take(MOST_LINES) {
         let to = SocketAddr::new(slot.addr.to_ip(), slot.port);
         let share = f64::from(slot.weight) * 100.0 / f64::from(len.max(1));
-        let open = live.open(slot.backend);
+        let open = live.open_sockets(slot.backend);
         let weight = if weighs { format!("  weight {}", slot.weight) } else { String::new() };
         writeln!(text, "  backend    {to}  {share:.1} %{weight}  {}", number(usize::try_from(open)?, "open socket"))?;
     }

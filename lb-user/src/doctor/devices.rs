@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::{Device, DeviceFlags, PathChoice, PodPath};
+use lb_common::{Device, DeviceFlags, PodMode, PodModeEntry};
 
 use super::{Finding, foreign::Programs};
 use crate::inspect::pod_modes::{PodModeRow, pod_modes};
@@ -63,7 +63,7 @@ pub(super) fn read(directory: &Path, root: &Path, devices: Option<&Choice>) -> R
         }
     }
     let programs = Programs::read(&foreign_first.iter().map(|(.., program)| *program).collect::<Vec<_>>());
-    let entries = TypedMap::<u64, PodPath>::open(directory, "PATHS")?.read()?;
+    let entries = TypedMap::<u64, PodModeEntry>::open(directory, "POD_MODES")?.read()?;
     let pods = pod_modes(&entries, |index| names.get(&index).cloned());
     let known = TypedMap::<u32, Device>::open(directory, "DEVICES")?.read()?;
     let has_host_routing = known.iter().any(|(_, device)| device.flags & DeviceFlags::HOST_ROUTING != 0);
@@ -109,7 +109,7 @@ pub(super) fn evaluate(facts: &Result<DeviceFacts>) -> Vec<Finding> {
         ));
     }
     let is_served = |pod: &&PodModeRow| pod.device_index.is_some_and(|index| facts.attached.contains_key(&index));
-    let packet = PathChoice::Packet.name();
+    let packet = PodMode::Packet.name();
     for pod in facts.pods.iter().filter(|pod| pod.mode == packet && !is_served(pod)) {
         let PodModeRow { namespace, pod, by, .. } = pod;
         findings.push(Finding::error(

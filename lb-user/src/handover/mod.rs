@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use lb_common::{Frontend, FrontendKey, Kind, SlotKey, list_for};
+use lb_common::{Frontend, FrontendKey, Kind, ListReason, Origin, SlotKey};
 use serde::Serialize;
 
 use crate::inspect::address;
@@ -169,15 +169,15 @@ fn answers(dump: &Dump) -> Answers {
     }
     let answer = |frontend: &Frontend| {
         let service = dump.services.get(&frontend.service)?;
-        let of = |outside| {
-            let list = list_for(frontend.kind, service, outside);
+        let of = |origin| {
+            let list = ListReason::of(frontend.kind, service, origin).list();
             lists.get(&(frontend.service, list as u32)).cloned().unwrap_or_default()
         };
         let name = dump.names.get(&frontend.service).map_or_else(String::new, |port| match &*port.name {
             "" => port.service.to_string(),
             name => format!("{}:{name}", port.service),
         });
-        Some(Answer { name, here: of(false), outside: of(true) })
+        Some(Answer { name, here: of(Origin::Node), outside: of(Origin::Outside) })
     };
     let frontends = dump.frontends.iter().filter(|(_, frontend)| frontend.kind != Kind::Address as u8);
     frontends.filter_map(|(key, frontend)| Some((*key, answer(frontend)?))).collect()

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lb_common::{PathChoice, PodPath};
+use lb_common::{PodMode, PodModeEntry};
 use serde::Serialize;
 
 use lb_core::model::pod_modes::By;
@@ -32,20 +32,20 @@ pub struct PodModeRow {
 
 /// Returns the object whose label sets the mode.
 #[must_use]
-pub const fn labelled(entry: &PodPath) -> By {
+pub const fn labelled(entry: &PodModeEntry) -> By {
     if entry.by_namespace == 0 { By::Pod } else { By::Namespace }
 }
 
 /// Returns the name of the mode.
 #[must_use]
-pub fn mode_name(entry: &PodPath) -> &'static str {
-    PathChoice::from_number(entry.path).map_or("?", PathChoice::name)
+pub fn mode_name(entry: &PodModeEntry) -> &'static str {
+    PodMode::from_number(entry.path).map_or("?", PodMode::name)
 }
 
 /// Lists the pods, by namespace and name. `name_of` returns the name of an interface by its index.
 #[must_use]
-pub fn pod_modes(entries: &[(u64, PodPath)], name_of: impl Fn(u32) -> Option<String>) -> Vec<PodModeRow> {
-    let row = |(netns, entry): &(u64, PodPath)| PodModeRow {
+pub fn pod_modes(entries: &[(u64, PodModeEntry)], name_of: impl Fn(u32) -> Option<String>) -> Vec<PodModeRow> {
+    let row = |(netns, entry): &(u64, PodModeEntry)| PodModeRow {
         namespace: entry.namespace.to_string(),
         pod: entry.name.to_string(),
         mode: mode_name(entry),
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn a_row_has_mode_label_and_device_of_a_pod() {
         let name = |text| Name::new(text).expect("short");
-        let entry = |of, mode: PathChoice, device, by_namespace| PodPath {
+        let entry = |of, mode: PodMode, device, by_namespace| PodModeEntry {
             v4: "10.0.0.1".parse::<IpAddr>().expect("an address").into(),
             v6: lb_common::Addr::default(),
             namespace: name("n"),
@@ -79,7 +79,7 @@ mod tests {
             by_namespace,
             _pad: 0,
         };
-        let entries = [(9, entry("b", PathChoice::Off, 0, 1)), (7, entry("a", PathChoice::Packet, 3, 0))];
+        let entries = [(9, entry("b", PodMode::Off, 0, 1)), (7, entry("a", PodMode::Packet, 3, 0))];
         let rows = pod_modes(&entries, |index| (index == 3).then(|| "veth3".to_owned()));
         let [a, b] = rows.as_slice() else { panic!("{rows:?}") };
         assert_eq!(

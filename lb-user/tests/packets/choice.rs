@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::{Addr, Counter, MAGLEV_LEN, Proto, Scheduler, Tuple, mix, packet::spread};
+use lb_common::{Addr, Counter, MAGLEV_LEN, Proto, Scheduler, Tuple, hash, packet::flow_hash};
 
 use crate::{
     family::{BOTH, V4, V6},
@@ -70,7 +70,7 @@ fn a_maglev_table_says_which_backend_whatever_the_list() {
                 src_port: src.port(),
                 dst_port: dst.port(),
             };
-            let place = mix::scale(spread(&tuple, Proto::Tcp as u8), MAGLEV_LEN as u32);
+            let place = hash::scale(flow_hash(&tuple, Proto::Tcp as u8), MAGLEV_LEN as u32);
             let want = if place.is_multiple_of(3) { of.here } else { of.there };
             assert_eq!(backend(&world, &Packet::syn(&client, of.node_port)), want);
             here += u32::from(want == of.here);

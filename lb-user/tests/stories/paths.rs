@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command},
 };
 
-use lb_common::{FlowFlags, FlowKey, PodPath};
+use lb_common::{FlowFlags, FlowKey, PodModeEntry};
 use lb_dataplane::flows::Flows;
 use lb_kernel::bpf::typed::TypedMap;
 
@@ -125,7 +125,7 @@ fn agent(node: &Node, lan: &Lan) -> Agent {
 
 /// What stands in `PATHS`: pod, what it has chosen, and its link.
 fn chosen(node: &Node) -> Vec<(String, u8, u32)> {
-    let map = TypedMap::<u64, PodPath>::open(&node.maps(), "PATHS").expect("the pinned map");
+    let map = TypedMap::<u64, PodModeEntry>::open(&node.maps(), "POD_MODES").expect("the pinned map");
     let entries = map.read().expect("its entries");
     entries.iter().map(|(_, path)| (path.name.to_string(), path.path, path.device)).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
-use lb_common::PathChoice;
+use lb_common::PodMode;
 
 use crate::{objects::Key, world::Pods};
 
@@ -21,7 +21,7 @@ pub struct Chosen {
     /// Namespace and name.
     pub key: Key,
     /// What it has chosen.
-    pub path: PathChoice,
+    pub path: PodMode,
     /// Who said so.
     pub by: By,
     /// By which its network namespace is found.
@@ -75,7 +75,7 @@ pub fn paths(objects: &Pods) -> Paths {
         let of_namespace = namespace.and_then(|namespace| namespace.path);
         let own = pod.path.map(|path| (path, By::Pod));
         let Some((path, by)) = own.or(of_namespace.map(|path| (path, By::Namespace))) else { continue };
-        if path == PathChoice::Socket {
+        if path == PodMode::Socket {
             continue;
         }
         let netns = match (&pod.netns, &pod.uid) {
@@ -101,6 +101,6 @@ const NOWHERE: &str = "nothing says where it is; give it metadata.uid, by which 
 
 /// That a pod keeps its path, with the reason and the cure.
 #[must_use]
-pub fn refusal(pod: &Key, path: PathChoice, why: &str) -> String {
+pub fn refusal(pod: &Key, path: PodMode, why: &str) -> String {
     format!("Pod {pod}: the path {} is not for it, and it keeps socket: {why}", path.name())
 }

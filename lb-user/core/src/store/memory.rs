@@ -172,7 +172,7 @@ impl Dump {
 
 /// A dump holds no state: all is as before the first socket, and turns go by chance.
 impl State for Dump {
-    fn open(&self, _: u32) -> u64 {
+    fn open_sockets(&self, _: u32) -> u64 {
         0
     }
 
@@ -184,7 +184,7 @@ impl State for Dump {
         None
     }
 
-    fn stick(&self, _: &AffinityKey, _: u32, _: u64) {}
+    fn set_affinity(&self, _: &AffinityKey, _: u32, _: u64) {}
 }
 
 impl Tables for Dump {

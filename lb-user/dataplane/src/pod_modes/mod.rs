@@ -1,5 +1,5 @@
 //! The pods of this node that have chosen another path than `socket`: looked for among the processes and links, and told to
-//! the programs by the map `PATHS`. Which links get programs for them is for `devices` to do, before the map says so.
+//! the programs by the map `POD_MODES`. Which links get programs for them is for `devices` to do, before the map says so.
 
 pub mod find;
 
@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::{Addr, Name, PathChoice, PodPath};
+use lb_common::{Addr, Name, PodMode, PodModeEntry};
 use tracing::{info, warn};
 
 use find::{Sought, find};
@@ -57,7 +57,7 @@ pub struct Keeper {
     /// None: nothing is waited for.
     retry: Option<Duration>,
     /// None: to be read from the map.
-    written: Option<BTreeMap<u64, PodPath>>,
+    written: Option<BTreeMap<u64, PodModeEntry>>,
     told: BTreeSet<String>,
 }
 
@@ -141,18 +141,18 @@ impl Keeper {
         if self.written.as_ref() == Some(&wanted) {
             return Ok(());
         }
-        let map = TypedMap::<u64, PodPath>::open(directory, "PATHS")?;
+        let map = TypedMap::<u64, PodModeEntry>::open(directory, "POD_MODES")?;
         let before = match self.written.take() {
             Some(written) => written,
             None => map.read()?.into_iter().collect(),
         };
         let new = wanted.iter().filter(|(cookie, path)| before.get(cookie) != Some(path));
-        let (keys, values): (Vec<u64>, Vec<PodPath>) = new.map(|(cookie, path)| (*cookie, *path)).unzip();
+        let (keys, values): (Vec<u64>, Vec<PodModeEntry>) = new.map(|(cookie, path)| (*cookie, *path)).unzip();
         let gone: Vec<u64> = before.keys().copied().filter(|cookie| !wanted.contains_key(cookie)).collect();
-        map.put(&keys, &values).context("writing PATHS")?;
-        let used = TypedMap::<u32, u32>::open(directory, "PATHS_USED")?;
-        used.put(&[0], &[u32::try_from(wanted.len())?]).context("writing PATHS_USED")?;
-        map.delete(&gone).context("writing PATHS")?;
+        map.put(&keys, &values).context("writing POD_MODES")?;
+        let used = TypedMap::<u32, u32>::open(directory, "POD_MODES_USED")?;
+        used.put(&[0], &[u32::try_from(wanted.len())?]).context("writing POD_MODES_USED")?;
+        map.delete(&gone).context("writing POD_MODES")?;
         log(&wanted, &before);
         self.written = Some(wanted);
         Ok(())
@@ -160,11 +160,11 @@ impl Keeper {
 }
 
 /// What changes for whom.
-fn log(wanted: &BTreeMap<u64, PodPath>, before: &BTreeMap<u64, PodPath>) {
-    let name = |path: &PodPath| (format!("{}/{}", path.namespace, path.name), path.path);
+fn log(wanted: &BTreeMap<u64, PodModeEntry>, before: &BTreeMap<u64, PodModeEntry>) {
+    let name = |path: &PodModeEntry| (format!("{}/{}", path.namespace, path.name), path.path);
     let [now, then] = [wanted, before].map(|paths| paths.values().map(name).collect::<BTreeSet<_>>());
     for (pod, path) in now.difference(&then) {
-        info!(pod, path = PathChoice::from_number(*path).map_or("?", PathChoice::name), "another path to Services");
+        info!(pod, path = PodMode::from_number(*path).map_or("?", PodMode::name), "another path to Services");
     }
     for (pod, _) in then.iter().filter(|(pod, _)| !now.iter().any(|(other, _)| other == pod)) {
         info!(pod, "the path of sockets again, or gone");
@@ -173,15 +173,15 @@ fn log(wanted: &BTreeMap<u64, PodPath>, before: &BTreeMap<u64, PodPath>) {
 
 const NO_PROCESS: &str = "no process of it is found in /proc; let the agent see those of pods (hostPID: true)";
 
-/// What shall stand in `PATHS` when these links have the programs, and why pods are left out. A pod whose packets nobody would
+/// What shall stand in `POD_MODES` when these links have the programs, and why pods are left out. A pod whose packets nobody would
 /// translate is better served by its sockets.
 #[must_use]
-pub fn settle(placed: &[Placed<'_>], serving: &BTreeSet<u32>) -> (BTreeMap<u64, PodPath>, Vec<String>) {
+pub fn settle(placed: &[Placed<'_>], serving: &BTreeSet<u32>) -> (BTreeMap<u64, PodModeEntry>, Vec<String>) {
     let (mut entries, mut refused) = (BTreeMap::new(), Vec::new());
     for Placed { chosen, cookies, links } in placed {
         let why = match cookies {
             Err(why) => why.as_deref(),
-            Ok(_) if chosen.path != PathChoice::Packet || links.iter().any(|link| serving.contains(link)) => None,
+            Ok(_) if chosen.path != PodMode::Packet || links.iter().any(|link| serving.contains(link)) => None,
             Ok(_) if links.is_empty() => Some(NO_LINK),
             Ok(_) => Some("the programs could not be attached to its link; the log says why"),
         };
@@ -197,9 +197,9 @@ pub fn settle(placed: &[Placed<'_>], serving: &BTreeSet<u32>) -> (BTreeMap<u64, 
 const NO_LINK: &str = "no link of this node leads to it (veth or netkit), where its packets could be translated; give it \
                        the label beeline.io/path: socket";
 
-fn entry(chosen: &Chosen, device: Option<&u32>) -> PodPath {
+fn entry(chosen: &Chosen, device: Option<&u32>) -> PodModeEntry {
     let [v4, v6] = [true, false].map(|is_v4| chosen.ips.iter().find(|ip| ip.is_ipv4() == is_v4).copied());
-    PodPath {
+    PodModeEntry {
         v4: v4.map_or(Addr::from_v4_word(0), Addr::from),
         v6: v6.map_or(Addr::default(), Addr::from),
         namespace: cut(chosen.key.namespace()),
@@ -219,7 +219,7 @@ fn cut(name: &str) -> Name {
 
 /// The links of pods, and what these have chosen. A link of several follows the first.
 #[must_use]
-pub fn choices(placed: &[Placed<'_>]) -> BTreeMap<u32, PathChoice> {
+pub fn choices(placed: &[Placed<'_>]) -> BTreeMap<u32, PodMode> {
     let mut choices = BTreeMap::new();
     for placed in placed.iter().filter(|placed| placed.cookies.is_ok()) {
         placed.links.iter().for_each(|link| _ = choices.entry(*link).or_insert(placed.chosen.path));
@@ -232,7 +232,7 @@ mod tests {
     use super::*;
     use lb_core::model::pod_modes::Netns;
 
-    fn chosen(name: &str, path: PathChoice) -> Chosen {
+    fn chosen(name: &str, path: PodMode) -> Chosen {
         let ips = vec!["fd00::1".parse().expect("an address"), "10.0.0.1".parse().expect("an address")];
         let netns = Netns::OfCgroup(name.into());
         Chosen { key: Key::new("n", name), path, by: By::Namespace, netns, ips, started: true }
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn packets_need_a_link_with_programs_and_off_needs_none() {
-        let (packet, off) = (chosen("a", PathChoice::Packet), chosen("b", PathChoice::Off));
+        let (packet, off) = (chosen("a", PodMode::Packet), chosen("b", PodMode::Off));
         let check = |placed: &Placed<'_>, serving: &[u32], device: Option<u32>, why: &str| {
             let (entries, refused) = settle(std::slice::from_ref(placed), &serving.iter().copied().collect());
             assert_eq!(entries.get(&7).map(|entry| entry.device), device, "{placed:?}");
@@ -266,11 +266,11 @@ mod tests {
     #[test]
     fn an_entry_says_whose_it_is() {
         let long = "é".repeat(40);
-        let chosen = chosen(&long, PathChoice::Off);
+        let chosen = chosen(&long, PodMode::Off);
         let (entries, _) = settle(&[placed(&chosen, 7, &[])], &BTreeSet::new());
         let entry = entries.get(&7).expect("an entry");
         assert_eq!((entry.v4.to_string().as_str(), entry.v6.to_string().as_str()), ("10.0.0.1", "fd00::1"));
         assert_eq!((entry.namespace.to_string().as_str(), entry.name.bytes().count()), ("n", 62));
-        assert_eq!((entry.path, entry.by_namespace), (PathChoice::Off as u8, 1));
+        assert_eq!((entry.path, entry.by_namespace), (PodMode::Off as u8, 1));
     }
 }

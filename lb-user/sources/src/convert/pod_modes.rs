@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use lb_common::PathChoice;
+use lb_common::PodMode;
 
 use super::{annotations, key, label, list, text};
 use crate::api;
@@ -55,9 +55,9 @@ pub fn namespace(wire: &api::Namespace) -> Namespace {
     Namespace { name: text(wire.metadata.name.as_deref()), path, problems }
 }
 
-fn path(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<PathChoice> {
+fn path(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<PodMode> {
     let text = label(meta, LABEL)?;
-    let path = PathChoice::from_name(text);
+    let path = PodMode::from_name(text);
     if path.is_none() {
         problems.push(format!("label {LABEL} {text:?}: unknown, and passed over; write socket, packet or off"));
     }
@@ -70,7 +70,7 @@ mod tests {
     use crate::convert::tests::yaml;
 
     #[track_caller]
-    fn check(text: &str, expected: Option<(Option<PathChoice>, &[&str])>) {
+    fn check(text: &str, expected: Option<(Option<PodMode>, &[&str])>) {
         let pod = pod(&yaml(text));
         let told = pod.as_ref().map(|pod| (pod.path, pod.problems.iter().map(String::as_str).collect::<Vec<_>>()));
         assert_eq!(told, expected.map(|(path, problems)| (path, problems.to_vec())), "{text}");
@@ -80,14 +80,14 @@ mod tests {
     fn a_pod_chooses_by_its_label_and_a_wrong_word_is_named() {
         let with = |value: &str| format!("metadata: {{name: a, labels: {{beeline.io/path: {value}}}}}");
         check("metadata: {name: a}", Some((None, &[])));
-        check(&with("socket"), Some((Some(PathChoice::Socket), &[])));
-        check(&with("packet"), Some((Some(PathChoice::Packet), &[])));
-        check(&with("'off'"), Some((Some(PathChoice::Off), &[])));
+        check(&with("socket"), Some((Some(PodMode::Socket), &[])));
+        check(&with("packet"), Some((Some(PodMode::Packet), &[])));
+        check(&with("'off'"), Some((Some(PodMode::Off), &[])));
         let unknown = "label beeline.io/path \"Packet\": unknown, and passed over; write socket, packet or off";
         check(&with("Packet"), Some((None, &[unknown])));
         let told = namespace(&yaml(&with("Packet")));
         assert_eq!((&*told.name, told.path, told.problems.as_slice()), ("a", None, &[unknown.to_owned()][..]));
-        assert_eq!(namespace(&yaml(&with("packet"))).path, Some(PathChoice::Packet));
+        assert_eq!(namespace(&yaml(&with("packet"))).path, Some(PodMode::Packet));
     }
 
     #[test]

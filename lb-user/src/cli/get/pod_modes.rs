@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use lb_common::PodPath;
+use lb_common::PodModeEntry;
 
 use super::Row;
 use crate::inspect::{self, PodModeRow};
@@ -14,7 +14,7 @@ use lb_kernel::{
 
 /// Reads the pods of the pinned map, with the names of their links in this network namespace.
 pub(super) fn read(pins: &Path) -> Result<Vec<PodModeRow>> {
-    let entries = TypedMap::<u64, PodPath>::open(pins, "PATHS")?.read()?;
+    let entries = TypedMap::<u64, PodModeEntry>::open(pins, "POD_MODES")?.read()?;
     let links = Channel::open().and_then(|mut channel| facts::links(&mut channel)).context("listing the links")?;
     Ok(inspect::pod_modes(&entries, |index| links.get(&index).map(|link| link.name.clone())))
 }

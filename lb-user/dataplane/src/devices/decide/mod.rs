@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use lb_common::{Addr, Device, DeviceFlags, PathChoice};
+use lb_common::{Addr, Device, DeviceFlags, PodMode};
 
 use super::choice::{Choice, Patterns};
 use lb_kernel::netlink::address::Address;
@@ -66,7 +66,7 @@ pub fn pod_links(
     facts: &Facts,
     patterns: &Patterns,
     host_routing: &BTreeSet<u32>,
-    choices: Option<&BTreeMap<u32, PathChoice>>,
+    choices: Option<&BTreeMap<u32, PodMode>>,
     before: &BTreeMap<u32, Device>,
 ) -> BTreeMap<u32, u32> {
     const POD: u32 = DeviceFlags::POD;
@@ -78,9 +78,9 @@ pub fn pod_links(
         let by_routing = if host_routing.contains(index) { HOST_ROUTING | CHOSEN } else { 0 };
         let by_pod = match choices.map(|choices| choices.get(index).copied().unwrap_or_default()) {
             None => before & (CHOSEN | OFF),
-            Some(PathChoice::Socket) => before & CHOSEN,
-            Some(PathChoice::Packet) => CHOSEN,
-            Some(PathChoice::Off) => before & CHOSEN | OFF,
+            Some(PodMode::Socket) => before & CHOSEN,
+            Some(PodMode::Packet) => CHOSEN,
+            Some(PodMode::Off) => before & CHOSEN | OFF,
         };
         let flags = POD | by_routing | by_pod;
         (patterns.has(name) || flags & CHOSEN != 0).then_some(flags)

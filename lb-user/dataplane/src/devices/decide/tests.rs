@@ -248,14 +248,14 @@ fn pods_choose_and_what_once_had_programs_by_choice_keeps_them() {
     const CHOSEN: u32 = POD | DeviceFlags::CHOSEN;
     const OFF: u32 = DeviceFlags::OFF;
     let facts = facts("2 lxc2 up kind veth\n3 veth3 up kind veth");
-    let check = |choice: Option<PathChoice>, before: [u32; 2], expected: [Option<u32>; 2]| {
+    let check = |choice: Option<PodMode>, before: [u32; 2], expected: [Option<u32>; 2]| {
         let before = [2, 3].into_iter().zip(before.map(|flags| Device { flags, ..Device::default() })).collect();
         let choices = choice.map(|choice| BTreeMap::from([(2, choice), (3, choice)]));
         let Ok(patterns) = "lxc*".parse::<Patterns>();
         let links = pod_links(&facts, &patterns, NONE, choices.as_ref(), &before);
         assert_eq!([links.get(&2).copied(), links.get(&3).copied()], expected, "{choice:?} after {before:?}");
     };
-    use PathChoice::{Off, Packet, Socket};
+    use PodMode::{Off, Packet, Socket};
     check(Some(Socket), [0, 0], [Some(POD), None]);
     check(Some(Packet), [0, 0], [Some(CHOSEN), Some(CHOSEN)]);
     check(Some(Off), [0, 0], [Some(POD | OFF), None]);
@@ -294,16 +294,16 @@ fn host_routing_is_between_uplinks_and_the_links_of_pods_that_no_bridge_has() {
     let uplinks = uplinks(&facts, &Choice::ByRoute, &[], NONE);
     let wanted = entrances(&facts, &uplinks);
     assert_eq!(wanted, BTreeSet::from([4]));
-    let links = pods(&wanted, PathChoice::Socket, 0);
+    let links = pods(&wanted, PodMode::Socket, 0);
     assert_eq!(links, BTreeMap::from([(4, ENTERED)]));
     let setting = Setting { uplinks: &uplinks, pod_links: &links, host_routing: true, node: &[] };
     let wishes = decide(&facts, setting);
     let flags: Vec<_> = wishes.values().map(|wish| (wish.name.as_str(), wish.device.flags)).collect();
     const ROUTED: u32 = DeviceFlags::HOST_ROUTING;
     assert_eq!(flags, [("eth0", ROUTED), ("wg0", DeviceFlags::NO_ETHERNET), ("cali4", ENTERED), ("node", ROUTED)]);
-    assert_eq!(pods(&wanted, PathChoice::Off, 0), BTreeMap::from([(4, ENTERED | DeviceFlags::OFF)]));
+    assert_eq!(pods(&wanted, PodMode::Off, 0), BTreeMap::from([(4, ENTERED | DeviceFlags::OFF)]));
     assert_eq!(
-        pods(NONE, PathChoice::Socket, ENTERED),
+        pods(NONE, PodMode::Socket, ENTERED),
         BTreeMap::from([(4, POD | DeviceFlags::CHOSEN)]),
         "flows stand when it is switched off"
     );

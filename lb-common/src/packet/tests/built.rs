@@ -1,4 +1,4 @@
-//! Packets of every kind, made by etherparse.
+//! Generators of packets, built by etherparse.
 
 use core::net::IpAddr;
 use std::{vec, vec::Vec};
@@ -15,26 +15,26 @@ use crate::{
     packet::{Fragment, crc32c::tests::crc32c},
 };
 
-/// All that a packet is made of.
+/// The contents of a packet.
 #[derive(Clone, Debug)]
-pub struct Made {
+pub struct Built {
     pub tuple: Tuple,
     pub proto: Proto,
     pub ttl: u8,
     pub part: Fragment,
     pub id: u32,
-    /// Octets of IPv4 options, by four; or which IPv6 extension headers there are, by bit.
+    /// Words of IPv4 options; or IPv6 extension headers, by bit.
     pub extras: u8,
-    /// The flags of TCP; the first chunk of SCTP.
+    /// Flags of TCP; type of the first chunk of SCTP.
     pub kind: u8,
-    /// Octets of TCP options, by four.
+    /// Words of TCP options.
     pub options: u8,
-    /// Whether a UDP datagram has a checksum.
+    /// True for a UDP datagram with a checksum.
     pub sum: bool,
     pub payload: Vec<u8>,
 }
 
-impl Made {
+impl Built {
     pub fn v6(&self) -> bool {
         !self.tuple.src.is_v4()
     }
@@ -44,7 +44,7 @@ impl Made {
         Self { tuple, ..self.clone() }
     }
 
-    /// Its octets, from the IP header on.
+    /// The octets from the IP header on.
     pub fn bytes(&self) -> Vec<u8> {
         let ip = headers(&self.tuple, self.ttl, self.part, self.id, self.extras);
         let (src, dst) = (self.tuple.src_port, self.tuple.dst_port);
@@ -71,7 +71,7 @@ impl Made {
         bytes
     }
 
-    /// Where the transport's header begins, and how long it is.
+    /// Offset and length of the transport header.
     pub fn l4(&self) -> (usize, usize) {
         let len = match (self.part, self.proto) {
             (Fragment::Later, _) => 0,
@@ -83,7 +83,7 @@ impl Made {
         (self.bytes().len() - payload - len, len)
     }
 
-    /// The same packet, whose first octets of payload make its sum such that the checksum is 0.
+    /// The same packet with a payload that makes the checksum 0.
     pub fn with_sum_zero(mut self) -> Self {
         assert!(self.payload.len() >= 2 && self.proto != Proto::Sctp, "room for it");
         self.payload[..2].fill(0);
@@ -120,7 +120,7 @@ pub fn pseudo_header(packet: &[u8], proto: u8, l4: usize) -> u16 {
     plus(sum(addrs), sum(&[0, proto, len[0], len[1]]))
 }
 
-/// Headers of IP; etherparse fills in lengths and checksums.
+/// IP headers; etherparse fills in lengths and checksums.
 pub fn headers(tuple: &Tuple, ttl: u8, part: Fragment, id: u32, extras: u8) -> IpHeaders {
     let offset = IpFragOffset::try_new(if part == Fragment::Later { 185 } else { 0 }).expect("small");
     match (tuple.src.to_ip(), tuple.dst.to_ip()) {
@@ -138,7 +138,7 @@ pub fn headers(tuple: &Tuple, ttl: u8, part: Fragment, id: u32, extras: u8) -> I
                 Ipv6Header { hop_limit: ttl, source: src.octets(), destination: dst.octets(), ..Default::default() };
             let bit = |n: u8| extras & (1 << n) != 0;
             let raw = |len: usize| Ipv6RawExtHeader::new_raw(IpNumber(0), &vec![0; len]).expect("by eight");
-            // Nothing stands behind a later fragment's header but the rest of the datagram.
+            // A later fragment has no headers after the fragment header.
             let whole = part != Fragment::Later;
             let routing = bit(2).then(|| Ipv6RoutingExtensions {
                 routing: raw(22),
@@ -149,7 +149,7 @@ pub fn headers(tuple: &Tuple, ttl: u8, part: Fragment, id: u32, extras: u8) -> I
                 hop_by_hop_options: bit(0).then(|| raw(6)),
                 destination_options: bit(1).then(|| raw(30)),
                 routing,
-                // One that is whole may have the header all the same (RFC 6946).
+                // A whole datagram may have the header too (RFC 6946).
                 fragment: (part != Fragment::Whole || bit(5)).then_some(fragment),
                 auth: (bit(4) && whole).then(|| IpAuthHeader::new(IpNumber(0), 7, 8, &[9; 12]).expect("by four")),
             };
@@ -159,7 +159,7 @@ pub fn headers(tuple: &Tuple, ttl: u8, part: Fragment, id: u32, extras: u8) -> I
     }
 }
 
-/// Addresses of one family, IPv6 as asked.
+/// Two addresses of one family.
 pub fn addrs(v6: bool) -> impl Strategy<Value = (Addr, Addr)> {
     let addr = move |octets: [u8; 16]| match v6 {
         true => Addr { octets: core::array::from_fn(|n| if n == 0 { 0xfd } else { octets[n] }) },
@@ -168,19 +168,19 @@ pub fn addrs(v6: bool) -> impl Strategy<Value = (Addr, Addr)> {
     any::<([u8; 16], [u8; 16])>().prop_map(move |(src, dst)| (addr(src), addr(dst)))
 }
 
-/// Addresses and ports of one family, IPv6 as asked.
+/// Addresses and ports of one family.
 pub fn tuples(v6: bool) -> impl Strategy<Value = Tuple> {
     (addrs(v6), 1_u16.., 1_u16..).prop_map(|((src, dst), src_port, dst_port)| Tuple { src, dst, src_port, dst_port })
 }
 
-/// Packets, and what they may become.
-pub fn packets() -> impl Strategy<Value = (Made, Tuple)> {
+/// Packets, with a tuple to translate to.
+pub fn packets() -> impl Strategy<Value = (Built, Tuple)> {
     any::<bool>().prop_flat_map(|v6| {
         let proto = prop_oneof![Just(Proto::Tcp), Just(Proto::Udp), Just(Proto::Sctp)];
         let part = prop_oneof![4 => Just(Fragment::Whole), 1 => Just(Fragment::First), 1 => Just(Fragment::Later)];
         let kind = any::<u8>().prop_map(|kind| kind & 0x1f);
         let more = (any::<u8>(), kind, 0_u8..11, any::<bool>(), vec(any::<u8>(), 2..300));
-        // Often only a part changes, as it does in flows.
+        // Often only a part changes, as in flows.
         (tuples(v6), tuples(v6), any::<[bool; 3]>(), proto, 2_u8.., part, any::<u32>(), more).prop_map(
             |(
                 tuple,
@@ -195,7 +195,7 @@ pub fn packets() -> impl Strategy<Value = (Made, Tuple)> {
                 to.src = if src { to.src } else { tuple.src };
                 to.src_port = if src_port { to.src_port } else { tuple.src_port };
                 to.dst_port = if dst_port { to.dst_port } else { tuple.dst_port };
-                (Made { tuple, proto, ttl, part, id, extras, kind, options, sum, payload }, to)
+                (Built { tuple, proto, ttl, part, id, extras, kind, options, sum, payload }, to)
             },
         )
     })

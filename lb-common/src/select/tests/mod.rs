@@ -1,7 +1,9 @@
-//! Choices over maps in memory: lists, schedulers, affinity, NodePorts.
+//! Tests of choices over maps in memory: lists, schedulers, affinity, NodePorts.
 
-use super::*;
-use crate::Proto;
+mod events;
+
+use super::{schedule::is_better, *};
+use crate::{Affinity, AffinityKey, Backend, BackendFlags, MaglevKey, NodeAddr, Proto, Scheduler, hash::splitmix};
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -48,7 +50,7 @@ impl Tables for Mem {
 }
 
 impl State for Mem {
-    fn open(&self, backend: u32) -> u64 {
+    fn open_sockets(&self, backend: u32) -> u64 {
         self.open.borrow().get(&backend).copied().unwrap_or(0)
     }
     fn turn(&self, service: u32, list: List, len: u32, stride: u32) -> Option<u32> {
@@ -61,14 +63,14 @@ impl State for Mem {
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         self.affinity.borrow().get(key).copied()
     }
-    fn stick(&self, key: &AffinityKey, backend: u32, now: u64) {
+    fn set_affinity(&self, key: &AffinityKey, backend: u32, now: u64) {
         self.affinity.borrow_mut().insert(*key, Affinity { used: now, backend, _pad: 0 });
     }
 }
 
 const SECOND: u64 = 1_000_000_000;
 
-/// A client; its random numbers come from a fixed sequence.
+/// A client with a fixed sequence of random numbers.
 struct Client {
     netns: u64,
     host: bool,
@@ -85,7 +87,7 @@ impl Client {
 impl Caller for Client {
     fn random(&self) -> u32 {
         self.random.set(self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
-        hash(self.random.get(), 0)
+        splitmix(self.random.get(), 0)
     }
     fn client(&self) -> super::Client {
         super::Client::of_netns(self.netns)
@@ -98,7 +100,7 @@ impl Caller for Client {
     }
 }
 
-/// A client whose random number is always the same.
+/// A client with one random number.
 struct Fixed(u32);
 
 impl Caller for Fixed {
@@ -124,8 +126,7 @@ fn vip(port: u16) -> FrontendKey {
     key("10.96.0.1", port)
 }
 
-/// A service port with backends 10, 11, … in the cluster list and 100, 101, … in the local one; each has the weight that
-/// `weights` says, or 1.
+/// A service port with backends 10, 11, … in the cluster list and 100, 101, … in the local list, with `weights`, or 1.
 fn mem(kind: Kind, cluster: u32, local: u32, service: Service, weights: &[u16]) -> Mem {
     let mut mem = Mem::default();
     mem.frontends.insert(vip(80), Frontend::new(1, kind));
@@ -169,24 +170,24 @@ fn pick(mem: &Mem, random: u32) -> Option<u32> {
     backend(select(mem, &Fixed(random), &vip(80), 0))
 }
 
-/// Opens `count` sockets one after the other, which all stay open; how often each backend was given.
+/// Opens `count` sockets, which stay open; the number of sockets by backend.
 fn open_many(mem: &Mem, client: &Client, count: u32) -> BTreeMap<u32, u32> {
-    let mut given = BTreeMap::new();
+    let mut sockets = BTreeMap::new();
     for _ in 0..count {
         let id = backend(select(mem, client, &vip(80), 0)).expect("a backend");
-        *given.entry(id).or_default() += 1;
+        *sockets.entry(id).or_default() += 1;
         *mem.open.borrow_mut().entry(id).or_default() += 1;
     }
-    given
+    sockets
 }
 
 #[test]
-fn what_is_no_frontend_is_left_alone() {
+fn a_destination_without_a_frontend_is_no_service() {
     assert_eq!(select(&plain(Kind::ClusterIp, 1, 0, 0), &Fixed(0), &vip(81), 0), Verdict::NotService);
 }
 
 #[test]
-fn every_slot_is_reached_and_none_beyond() {
+fn random_numbers_reach_every_slot_and_none_beyond() {
     let mem = plain(Kind::ClusterIp, 3, 0, 0);
     assert_eq!(pick(&mem, 0), Some(10));
     assert_eq!(pick(&mem, u32::MAX / 2), Some(11));
@@ -237,7 +238,7 @@ fn rule_11_a_retry_avoids_the_backend_that_failed_when_there_is_another() {
 }
 
 #[test]
-fn i1_a_slot_that_has_just_gone_is_not_a_refusal() {
+fn i1_a_missing_slot_is_not_a_refusal() {
     let mut mem = plain(Kind::ClusterIp, 3, 0, 0);
     mem.slots.remove(&SlotKey::new(1, List::Cluster, 2));
     assert_eq!(pick(&mem, u32::MAX), Some(10));
@@ -261,7 +262,7 @@ fn rule_6_a_node_port_answers_at_the_nodes_own_addresses_only() {
     let cases = [
         ("192.0.2.1", 30080, true, true),
         ("fd00::1", 30080, true, true),
-        // A pod's loopback is its own; and so is "any address", which means loopback.
+        // The loopback address of a pod is its own; so is the unspecified address, which means loopback.
         ("127.0.0.1", 30080, false, true),
         ("::1", 30080, false, true),
         ("0.0.0.0", 30080, false, true),
@@ -294,17 +295,17 @@ fn rule_7_a_client_sticks_to_a_backend_of_the_list_in_use_until_its_time_is_over
     let ask = |mem: &Mem, client: &Client, port| backend(select(mem, client, &vip(port), 0)).expect("a backend");
     let first = ask(&mem, &at(0, 1), 80);
     assert!((1..9).all(|second| ask(&mem, &at(second, 1), 80) == first));
-    // Each connect refreshed it: it was last used at 8 s, and lives until 18 s.
+    // Each connect refreshes affinity: used last at 8 s, it lasts until 18 s.
     assert_eq!(ask(&mem, &at(17, 1), 80), first);
     let others: Vec<_> = (0..20).map(|n| ask(&mem, &at(30 + 11 * n, 1), 80)).collect();
-    assert!(others.iter().any(|&other| other != first), "after the time-out it is a new choice");
-    // Clients are independent of each other, a failed connect does not move one.
+    assert!(others.iter().any(|&other| other != first), "after the time-out the choice is new");
+    // Clients are independent of each other, and a failed connect moves no client.
     let many: Vec<_> = (2..40).map(|netns| ask(&mem, &at(300, netns), 80)).collect();
     assert!(many.iter().any(|&other| other != many[0]));
     assert_eq!(backend(select(&mem, &at(301, 2), &vip(80), many[0])), Some(many[0]));
-    // The frontend that uses the local list cannot use a backend of the other one.
+    // The frontend with the local list cannot use a backend of the cluster list.
     assert!(ask(&mem, &at(302, 2), 81) >= 100);
-    // One that has left the list, or gone, is chosen anew.
+    // A backend that has left the list is replaced.
     let stuck = ask(&mem, &at(303, 3), 80);
     mem.backends.get_mut(&stuck).expect("it is there").flags = 0;
     mem.slots.retain(|_, slot| slot.backend != stuck);
@@ -318,7 +319,7 @@ fn rule_7_a_client_sticks_to_a_backend_of_the_list_in_use_until_its_time_is_over
 }
 
 #[test]
-fn rule_7_affinity_lasts_its_seconds_and_0_is_none() {
+fn rule_7_affinity_lasts_its_seconds_and_0_seconds_are_no_affinity() {
     let lasts = |seconds, idle: u64| Affinity { used: 5, backend: 1, _pad: 0 }.lasts(seconds, 5 + idle);
     assert!(lasts(10, 10 * SECOND - 1));
     assert!(!lasts(10, 10 * SECOND));
@@ -333,7 +334,7 @@ fn rule_10_rr_gives_each_backend_its_turn_within_one_over_any_window() {
         let order: Vec<_> = (0..200).map(|_| backend(select(&mem, &client, &vip(80), 0)).expect("one")).collect();
         for window in [1, 5, 16, 33, 100] {
             for part in order.windows(window) {
-                let each = (10..10 + count).map(|id| part.iter().filter(|&&given| given == id).count());
+                let each = (10..10 + count).map(|id| part.iter().filter(|&&chosen| chosen == id).count());
                 let (least, most) = (each.clone().min().expect("some"), each.max().expect("some"));
                 assert!(most - least <= 1, "{count} backends, window {window}: {part:?}");
             }
@@ -341,10 +342,10 @@ fn rule_10_rr_gives_each_backend_its_turn_within_one_over_any_window() {
     }
 }
 
-/// A socket of a pod that has chosen another path.
-struct Alone;
+/// A socket of a pod with another mode than `socket`.
+struct Bypassed;
 
-impl Caller for Alone {
+impl Caller for Bypassed {
     fn random(&self) -> u32 {
         0
     }
@@ -354,7 +355,7 @@ impl Caller for Alone {
     fn is_host(&self) -> bool {
         false
     }
-    fn is_left_alone(&self) -> bool {
+    fn is_bypassed(&self) -> bool {
         true
     }
     fn now(&self) -> u64 {
@@ -363,61 +364,61 @@ impl Caller for Alone {
 }
 
 #[test]
-fn who_has_chosen_another_path_is_left_alone_and_takes_nobodys_turn() {
+fn a_socket_of_a_pod_with_another_mode_gets_no_backend_and_takes_no_turn() {
     let service = Service { affinity_seconds: 9, ..scheduled(Scheduler::Rr, 2, &[]).services[&1] };
     let mut mem = scheduled(Scheduler::Rr, 2, &[]);
     mem.services.insert(1, service);
-    assert_eq!(select(&mem, &Alone, &vip(80), 0), Verdict::NotService);
+    assert_eq!(select(&mem, &Bypassed, &vip(80), 0), Verdict::NotService);
     assert!(mem.turns.borrow().is_empty() && mem.affinity.borrow().is_empty());
-    // Nor is it refused for want of an endpoint.
-    assert_eq!(select(&plain(Kind::ClusterIp, 0, 0, 0), &Alone, &vip(80), 0), Verdict::NotService);
+    // No refusal either, without an endpoint.
+    assert_eq!(select(&plain(Kind::ClusterIp, 0, 0, 0), &Bypassed, &vip(80), 0), Verdict::NotService);
     assert!(matches!(select(&mem, &Fixed(0), &vip(80), 0), Verdict::Backend(_)));
 }
 
 #[test]
 fn rule_10_wrr_gives_each_backend_its_share() {
     let mem = scheduled(Scheduler::Wrr, 3, &[1, 2, 5]);
-    let given = open_many(&mem, &Client::new(1), 800);
-    assert_eq!(given.into_values().collect::<Vec<_>>(), [100, 200, 500]);
+    let counts = open_many(&mem, &Client::new(1), 800);
+    assert_eq!(counts.into_values().collect::<Vec<_>>(), [100, 200, 500]);
 }
 
 #[test]
-fn rule_10_random_gives_about_as_the_weights_say() {
+fn rule_10_random_gives_each_backend_about_its_share() {
     let mem = scheduled(Scheduler::Random, 3, &[1, 2, 5]);
-    let given = open_many(&mem, &Client::new(2), 8000);
+    let counts = open_many(&mem, &Client::new(2), 8000);
     for (id, share) in [(10, 1000), (11, 2000), (12, 5000)] {
-        assert!(given[&id].abs_diff(share) < 150, "{given:?}");
+        assert!(counts[&id].abs_diff(share) < 150, "{counts:?}");
     }
 }
 
 #[test]
-fn rule_10_lc_evens_out_and_wlc_and_sed_do_so_by_weight() {
+fn rule_10_lc_balances_evenly_and_wlc_sed_and_nq_by_weight() {
     let even = open_many(&scheduled(Scheduler::Lc, 8, &[]), &Client::new(3), 8000);
     assert!(even.len() == 8 && even.values().all(|&count| count.abs_diff(1000) <= 5), "{even:?}");
     for scheduler in [Scheduler::Wlc, Scheduler::Sed, Scheduler::Nq] {
-        let given = open_many(&scheduled(scheduler, 4, &[1, 2, 3, 4]), &Client::new(3), 10_000);
+        let counts = open_many(&scheduled(scheduler, 4, &[1, 2, 3, 4]), &Client::new(3), 10_000);
         for (id, share) in [(10, 1000), (11, 2000), (12, 3000), (13, 4000)] {
-            assert!(given[&id].abs_diff(share) <= 20, "{scheduler:?} {given:?}");
+            assert!(counts[&id].abs_diff(share) <= 20, "{scheduler:?} {counts:?}");
         }
     }
 }
 
 #[test]
-fn rule_10_of_two_the_one_is_taken_that_ipvs_would_take() {
+fn rule_10_of_two_backends_the_choice_is_that_of_ipvs() {
     let state = |a: u64, b: u64| {
         let mem = Mem::default();
         mem.open.borrow_mut().extend([(1, a), (2, b)]);
         mem
     };
     let slot = |backend, weight| Slot { addr: vip(1).addr, port: 1, weight, backend };
-    // Open sockets and weights of two, and whether the first is preferred, by lc, wlc, sed, nq.
+    // Open sockets and weights of two, and true if lc, wlc, sed and nq prefer the first.
     let cases = [
         ((0, 1), (0, 1), [false; 4]),
         ((1, 1), (2, 1), [true; 4]),
         ((2, 1), (1, 1), [false; 4]),
         ((1, 1), (2, 4), [true, false, false, false]),
         ((3, 4), (1, 1), [false, true, true, true]),
-        // The one that is idle is slow: only nq takes it.
+        // The idle backend has the lower weight: sed does not take it.
         ((0, 1), (1, 4), [true, true, false, true]),
         ((1, 4), (0, 1), [false, false, true, false]),
         ((0, 4), (0, 1), [false, false, true, false]),
@@ -425,13 +426,14 @@ fn rule_10_of_two_the_one_is_taken_that_ipvs_would_take() {
     for ((open_a, weight_a), (open_b, weight_b), expected) in cases {
         let state = state(open_a, open_b);
         let schedulers = [Scheduler::Lc, Scheduler::Wlc, Scheduler::Sed, Scheduler::Nq];
-        let got = schedulers.map(|scheduler| better(&state, scheduler as u32, &slot(1, weight_a), &slot(2, weight_b)));
+        let got =
+            schedulers.map(|scheduler| is_better(&state, scheduler as u32, &slot(1, weight_a), &slot(2, weight_b)));
         assert_eq!(got, expected, "{open_a}/{weight_a} against {open_b}/{weight_b}");
     }
 }
 
 #[test]
-fn rule_10_sh_is_the_same_for_a_client_and_dh_for_a_frontend() {
+fn rule_10_sh_follows_the_client_and_dh_the_frontend() {
     let mut sh = scheduled(Scheduler::Sh, 8, &[]);
     sh.frontends.insert(key("192.0.2.1", 80), Frontend::new(1, Kind::ExternalIp));
     let ask = |mem: &Mem, netns, dest: &FrontendKey| backend(select(mem, &Client::new(netns), dest, 0));
@@ -441,7 +443,7 @@ fn rule_10_sh_is_the_same_for_a_client_and_dh_for_a_frontend() {
     let mut dh = scheduled(Scheduler::Dh, 8, &[]);
     let vips: Vec<_> = (0..64).map(|last| key(&std::format!("192.0.2.{last}"), 80)).collect();
     dh.frontends.extend(vips.iter().map(|vip| (*vip, Frontend::new(1, Kind::ExternalIp))));
-    let given: Vec<_> = vips.iter().map(|vip| ask(&dh, 1, vip)).collect();
-    assert!(vips.iter().zip(&given).all(|(vip, given)| ask(&dh, 99, vip) == *given));
-    assert!((10..18).all(|id| given.contains(&Some(id))), "{given:?}");
+    let chosen: Vec<_> = vips.iter().map(|vip| ask(&dh, 1, vip)).collect();
+    assert!(vips.iter().zip(&chosen).all(|(vip, chosen)| ask(&dh, 99, vip) == *chosen));
+    assert!((10..18).all(|id| chosen.contains(&Some(id))), "{chosen:?}");
 }

@@ -1,0 +1,200 @@
+//! Chooses a backend for a destination: one function for the programs in the kernel, the tests and `beeline trace`.
+
+mod input;
+mod observe;
+mod schedule;
+mod verdict;
+
+pub use input::{Caller, Client, Origin, State, Tables};
+pub use observe::{Access, AffinityOutcome, Event, ListReason, Match, Observer, Pair, ScheduleReason, Unobserved};
+pub use schedule::take_turn;
+pub use verdict::{Cause, Choice, Verdict};
+
+use crate::{
+    Addr, Frontend, FrontendKey, Kind, List, NodeAddrFlags, Service, ServiceFlags, Slot, SlotKey, hash::scale,
+};
+
+/// Chooses a backend for `dest`. `avoid` is the backend that failed the caller just before (0 for none): another
+/// backend is chosen if there is one, except for a client with affinity.
+///
+/// The writer changes lengths and slots one by one (invariant I1), so that a reader may meet a slot or a service port
+/// that has just been removed. It then looks again, once, from the start; if that slot is missing too, slot 0 exists as
+/// long as the list has any.
+#[inline(always)]
+pub fn select(tables: &(impl Tables + State), caller: &impl Caller, dest: &FrontendKey, avoid: u32) -> Verdict {
+    select_observed(tables, caller, dest, avoid, &Unobserved)
+}
+
+/// As [`select`], and tells an observer each step.
+#[inline(always)]
+pub fn select_observed(
+    tables: &(impl Tables + State),
+    caller: &impl Caller,
+    dest: &FrontendKey,
+    avoid: u32,
+    observer: &impl Observer,
+) -> Verdict {
+    if !tables.may_have(dest) {
+        observer.note(|| Event::NoFrontend);
+        return Verdict::NotService;
+    }
+    let look = Look { tables, caller, dest, observer };
+    let mut outcome = look.attempt(|service, list, choice| look.schedule(service, list, avoid, choice));
+    // A refusal is looked at twice too: the frontend may just have moved to another service port. This is rare, and any
+    // backend is right then.
+    if !matches!(outcome.step, Step::NotService | Step::Chosen) {
+        observer.note(|| Event::SecondLook);
+        outcome = look.attempt(|service, list, choice| {
+            let index = scale(caller.random(), service.len(list));
+            match tables.slot(&SlotKey::new(choice.service, list, index)) {
+                Some(slot) => {
+                    observer.note(|| Event::Scheduled { backend: slot.backend, reason: ScheduleReason::Random });
+                    Outcome::of(Step::Chosen, &slot, choice)
+                }
+                None => look.fallback(list, choice),
+            }
+        });
+    }
+    let verdict = match outcome.step {
+        Step::NotService => Verdict::NotService,
+        Step::Chosen => Verdict::Backend(outcome.choice),
+        Step::NoLocalEndpoints => Verdict::Refused(outcome.choice.service, Cause::NoLocalEndpoints),
+        Step::NoEndpoints => Verdict::Refused(outcome.choice.service, Cause::NoEndpoints),
+        Step::SourceRange => Verdict::Refused(outcome.choice.service, Cause::SourceRange),
+        // Both looks met a missing entry: slot 0, if there was any.
+        Step::Again if outcome.choice.backend != 0 => Verdict::Backend(outcome.choice),
+        Step::Again => Verdict::Refused(outcome.choice.service, Cause::NoEndpoints),
+    };
+    match verdict {
+        // `attempt` has told why.
+        Verdict::NotService => {}
+        Verdict::Backend(choice) => observer.note(|| Event::Chosen(choice)),
+        Verdict::Refused(service, cause) => observer.note(|| Event::Refused(service, cause)),
+    }
+    verdict
+}
+
+/// True if NodePorts are served at an address. A connect to the unspecified address means the loopback address
+/// (connect(2), net/ipv4/route.c).
+#[inline(always)]
+pub fn serves_node_ports(tables: &impl Tables, caller: &impl Caller, addr: &Addr) -> bool {
+    match tables.node_addr(&node_addr_key(addr)) {
+        // The loopback address of a pod is the pod's own.
+        Some(own) => own.flags & NodeAddrFlags::HOST_ONLY == 0 || caller.is_host(),
+        None => false,
+    }
+}
+
+#[inline(always)]
+const fn node_addr_key(addr: &Addr) -> Addr {
+    if addr.is_unspecified() { addr.loopback() } else { *addr }
+}
+
+/// True if the address of `dest` is a cluster IP, for any port: packets to it are rejected if no frontend has the port.
+#[inline(always)]
+pub fn is_cluster_ip(tables: &impl Tables, dest: &FrontendKey) -> bool {
+    let address = dest.address();
+    tables.may_have(&address) && tables.frontend(&address).is_some()
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    NotService,
+    Chosen,
+    NoEndpoints,
+    NoLocalEndpoints,
+    SourceRange,
+    /// An entry was missing.
+    Again,
+}
+
+/// Result of a look. Every field is always set, even if it has no meaning: an enum with data would leave registers
+/// undefined on some paths, which the verifier refuses.
+struct Outcome {
+    step: Step,
+    choice: Choice,
+}
+
+impl Outcome {
+    #[inline(always)]
+    const fn of(step: Step, slot: &Slot, choice: Choice) -> Self {
+        let Choice { service, .. } = choice;
+        Self { step, choice: Choice { backend: slot.backend, addr: slot.addr, port: slot.port, service } }
+    }
+}
+
+/// A look at the maps for one destination.
+struct Look<'a, T, C, O> {
+    tables: &'a T,
+    caller: &'a C,
+    dest: &'a FrontendKey,
+    observer: &'a O,
+}
+
+impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
+    /// Finds frontend, service port and list, and lets `pick` choose from a list with at least one slot.
+    #[inline(always)]
+    fn attempt(&self, pick: impl FnOnce(&Service, List, Choice) -> Outcome) -> Outcome {
+        let Self { tables, caller, observer, .. } = self;
+        let mut choice = Choice { service: 0, backend: 0, addr: Addr::from_words([0; 4]), port: 0 };
+        let Some(frontend) = self.frontend() else {
+            return Outcome { step: Step::NotService, choice };
+        };
+        // Before anything is chosen, since a choice takes turns and stores affinity.
+        if caller.is_bypassed() {
+            observer.note(|| Event::Bypassed);
+            return Outcome { step: Step::NotService, choice };
+        }
+        choice.service = frontend.service;
+        let Some(service) = tables.service(frontend.service) else {
+            observer.note(|| Event::NoService(frontend.service));
+            return Outcome { step: Step::Again, choice };
+        };
+        if frontend.kind == Kind::LoadBalancer as u8
+            && service.flags & ServiceFlags::SOURCE_RANGES != 0
+            && let Some(client) = caller.client().addr()
+        {
+            if !tables.in_source_ranges(frontend.service, &client) {
+                observer.note(|| Event::SourceRange { client, access: Access::Denied });
+                return Outcome { step: Step::SourceRange, choice };
+            }
+            observer.note(|| Event::SourceRange { client, access: Access::Allowed });
+        }
+        let reason = ListReason::of(frontend.kind, &service, caller.origin());
+        let list = reason.list();
+        observer.note(|| Event::List { list, reason, len: service.len(list) });
+        if service.len(list) == 0 {
+            let step = if service.cluster_len == 0 { Step::NoEndpoints } else { Step::NoLocalEndpoints };
+            return Outcome { step, choice };
+        }
+        pick(&service, list, choice)
+    }
+
+    /// The frontend of the destination: the exact one first, then a NodePort, at the addresses of the node only.
+    #[inline(always)]
+    fn frontend(&self) -> Option<Frontend> {
+        let Self { tables, caller, dest, observer } = self;
+        let exact = tables.frontend(dest);
+        let found = match exact {
+            // The unspecified address is the key of NodePorts, and no VIP.
+            None if !dest.addr.is_unspecified() => tables.frontend(&dest.node_port()),
+            other => other,
+        };
+        let Some(frontend) = found else {
+            observer.note(|| Event::NoFrontend);
+            return None;
+        };
+        if frontend.kind == Kind::NodePort as u8 && !serves_node_ports(*tables, *caller, &dest.addr) {
+            observer.note(|| Event::NotNodePort { frontend, node_addr: tables.node_addr(&node_addr_key(&dest.addr)) });
+            return None;
+        }
+        observer.note(|| {
+            let matched = if frontend.kind == Kind::NodePort as u8 { Match::NodePort } else { Match::Exact };
+            Event::Frontend { frontend, matched }
+        });
+        Some(frontend)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,73 @@
+//! Result of a choice.
+
+use crate::{Addr, Counter};
+
+/// A chosen backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Choice {
+    /// Id of the service port.
+    pub service: u32,
+    /// Id of the backend.
+    pub backend: u32,
+    /// Address of the backend.
+    pub addr: Addr,
+    /// Port of the backend, host order.
+    pub port: u16,
+}
+
+/// Cause of a refusal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// The service port has no endpoint anywhere.
+    NoEndpoints,
+    /// The service port has endpoints, but none on this node, and the policy is Local.
+    NoLocalEndpoints,
+    /// The client is in none of the Service's source ranges.
+    SourceRange,
+}
+
+impl Cause {
+    /// The error of the system call on kernels with `bpf_set_retval` (5.18); older kernels return EPERM.
+    #[inline(always)]
+    #[must_use]
+    pub const fn errno(self) -> i32 {
+        const ECONNREFUSED: i32 = 111;
+        const EHOSTUNREACH: i32 = 113;
+        match self {
+            Self::NoEndpoints => ECONNREFUSED,
+            // Never of source ranges: a socket has no address yet.
+            Self::NoLocalEndpoints | Self::SourceRange => EHOSTUNREACH,
+        }
+    }
+
+    /// The counter of these refusals.
+    #[inline(always)]
+    #[must_use]
+    pub const fn counter(self) -> Counter {
+        match self {
+            Self::NoEndpoints => Counter::NoEndpoints,
+            Self::NoLocalEndpoints => Counter::NoLocalEndpoints,
+            Self::SourceRange => Counter::SourceRange,
+        }
+    }
+
+    /// The name of [`Cause::errno`].
+    #[must_use]
+    pub const fn errno_name(self) -> &'static str {
+        match self {
+            Self::NoEndpoints => "ECONNREFUSED",
+            Self::NoLocalEndpoints | Self::SourceRange => "EHOSTUNREACH",
+        }
+    }
+}
+
+/// Verdict on a destination.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// No Service: the destination stays.
+    NotService,
+    /// Translate to this backend.
+    Backend(Choice),
+    /// A service port, by its id, that cannot serve the client.
+    Refused(u32, Cause),
+}

@@ -1,0 +1,24 @@
+//! Values that the loader sets before the programs are verified.
+
+use aya_ebpf::Global;
+
+/// 1 if the kernel has bpf_set_retval (5.18). Without it a refused call fails with EPERM.
+#[unsafe(no_mangle)]
+pub static SET_RETVAL: Global<u8> = Global::new(0);
+
+/// Generation of this load of the programs: see `Translation::is_forgotten_by`.
+#[unsafe(no_mangle)]
+pub static GENERATION: Global<u32> = Global::new(1);
+
+/// Cookie of the node's network namespace; 0 if the kernel does not tell it (before 5.14): then the node's is the first
+/// namespace.
+#[unsafe(no_mangle)]
+pub static HOST_NETNS: Global<u64> = Global::new(0);
+
+/// First source port for masqueraded packets.
+#[unsafe(no_mangle)]
+pub static SNAT_FIRST: Global<u16> = Global::new(1024);
+
+/// Number of source ports for masqueraded packets.
+#[unsafe(no_mangle)]
+pub static SNAT_COUNT: Global<u32> = Global::new(28_976);

@@ -1,0 +1,95 @@
+//! Entry of a packet: the stages in their order.
+
+use aya_ebpf::programs::TcContext;
+use lb_common::{
+    DeviceFlags, Family, FlowFlags, FlowKey, Hook,
+    packet::{Fragment, number},
+};
+
+use super::{
+    flow::lookup_flow,
+    fragment, icmp,
+    new_flow::{egress_unknown, new_flow},
+    parse::{parse_ip, parse_ports},
+    reject,
+    scratch::{SCRATCH, Scratch},
+    send,
+    skb::Frame,
+    verdict::PacketVerdict,
+};
+use crate::maps::DEVICES;
+
+/// Octets of an Ethernet header.
+const ETHERNET: u32 = 14;
+
+/// A packet enters by a device.
+#[inline(always)]
+pub fn ingress(ctx: TcContext) -> i32 {
+    handle(Frame::new(ctx), Hook::Ingress)
+}
+
+/// A packet leaves by a device.
+#[inline(always)]
+pub fn egress(ctx: TcContext) -> i32 {
+    handle(Frame::new(ctx), Hook::Egress)
+}
+
+#[inline(always)]
+fn handle(mut frame: Frame, hook: Hook) -> i32 {
+    if frame.is_redirected() {
+        if hook as u8 == Hook::Egress as u8 {
+            // Translated at ingress.
+            return PacketVerdict::PASS.code();
+        }
+        // Redirected by another node, which is a container of this machine.
+        frame.clear_redirected();
+    }
+    // Before any look-up: packets of other protocols are of no Service.
+    let Some(family) = frame.family() else {
+        return PacketVerdict::PASS.code();
+    };
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return PacketVerdict::PASS.code();
+    };
+    // SAFETY: the one value of a per-CPU array: the programs of a packet finish before those of the CPU's next packet
+    // begin.
+    let scratch = unsafe { &mut *scratch };
+    let verdict = decide(frame, hook, family, scratch);
+    if verdict.is_reply() { reject::reply(frame, scratch, hook, verdict) } else { verdict.code() }
+}
+
+#[inline(always)]
+fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> PacketVerdict {
+    // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
+    let Some(device) = (unsafe { DEVICES.get(frame.ifindex()) }) else {
+        return PacketVerdict::PASS;
+    };
+    let l3 = if device.flags & DeviceFlags::NO_ETHERNET == 0 { ETHERNET } else { 0 };
+    if !parse_ip(frame, l3, family, &mut scratch.packet) || !parse_ports(frame, &mut scratch.packet) {
+        return PacketVerdict::PASS;
+    }
+    if scratch.packet.proto == number::ICMP || scratch.packet.proto == number::ICMPV6 {
+        return icmp::translate_error(frame, hook, scratch);
+    }
+    if scratch.packet.fragment as u8 == Fragment::Later as u8 && !fragment::find_ports(hook, &mut scratch.packet) {
+        // Of no Service, or ahead of its first fragment: then the datagram is lost, and sent again.
+        return PacketVerdict::PASS;
+    }
+    scratch.key = FlowKey::new(scratch.packet.tuple, scratch.packet.proto, hook);
+    if !lookup_flow(scratch) {
+        let verdict = if hook as u8 == Hook::Egress as u8 {
+            egress_unknown(frame, scratch, device)
+        } else {
+            new_flow(frame, scratch, device)
+        };
+        if !verdict.is_flow() {
+            return verdict;
+        }
+    } else if scratch.flow.flags & FlowFlags::NETFILTER != 0 {
+        return PacketVerdict::PASS;
+    }
+    if scratch.packet.fragment as u8 == Fragment::First as u8 {
+        fragment::store_ports(hook, &scratch.packet);
+    }
+    send::send(frame, hook, scratch)
+}

@@ -1,0 +1,49 @@
+//! The packet at hand: results that one stage passes to the next. One for each CPU, since the stack is too short.
+
+use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
+use lb_common::{
+    Choice, Flow, FlowKey, Tuple,
+    packet::{Packet, Reply},
+};
+
+use super::{clock::Clock, route::Route};
+
+/// The packet at hand, on each CPU.
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// The packet at hand.
+#[repr(C)]
+pub struct Scratch {
+    /// The source port to try next, counted from the first. Placed first so that later fields are aligned to four
+    /// octets, not eight: addresses are written by 32-bit words, and wider reads of them are slower.
+    pub port: u32,
+    pub packet: Packet,
+    /// Its key in `FLOWS`.
+    pub key: FlowKey,
+    /// Its flow: the direction of the packet.
+    pub flow: Flow,
+    /// The entry of the other direction.
+    pub partner: Flow,
+    /// Key of the entry of the other direction.
+    pub partner_key: FlowKey,
+    /// Step from one source port to the next to try.
+    pub step: u32,
+    /// The backend of a new flow.
+    pub choice: Choice,
+    pub route: Route,
+    pub clock: Clock,
+    pub icmp: QuotedPacket,
+    /// Buffer for a reset or an ICMP error.
+    pub reply: Reply,
+}
+
+/// A packet quoted in an ICMP error.
+#[repr(C)]
+pub struct QuotedPacket {
+    pub packet: Packet,
+    /// The quoted tuple after translation.
+    pub inner: Tuple,
+    /// Addresses of the error itself after translation.
+    pub outer: Tuple,
+}

@@ -4,4 +4,4 @@ pub mod cli;
 mod doctor;
 mod handover;
 mod inspect;
-mod snapshot;
+mod trace;

@@ -12,8 +12,8 @@ use lb_dataplane::{cleanup::cleanup, upgrade::pins::Pins};
 #[derive(Args)]
 #[command(
     after_help = "To give a node back to kube-proxy without breaking connections, start kube-proxy, wait for its rules
-(`curl -s localhost:10256/healthz`), then run `beeline cleanup`. Sockets keep their connections in any case. Flows of clients
-outside are handed to netfilter, which continues them with kube-proxy's rules; without these rules the flows end."
+(`curl -s localhost:10256/healthz`), then run `beeline cleanup`. Sockets keep their connections in any case. Flows of
+clients outside are handed to netfilter, which continues them with kube-proxy's rules; without these rules they end."
 )]
 pub(super) struct CleanupArgs {
     /// Time for flows of clients outside to end by themselves, such as 30s or 5m; kube-proxy already serves new flows.

@@ -51,9 +51,9 @@ const METRICS_PORT: u16 = 10249;
   beeline handover --dry-run   compare only; kube-proxy may run
   beeline handover             compare, then remove kube-proxy's rules; kube-proxy must have stopped
 
-Nothing is removed while the agent is not in service, while kube-proxy runs, or while clients would lose endpoints. The
-netfilter table `beeline-handover` keeps connections of kube-proxy's rules alive. Run the command again later: it removes
-the table when these connections have ended.
+Nothing is removed while the agent is not in service, while kube-proxy runs, or while clients would lose endpoints.
+The netfilter table `beeline-handover` keeps connections of kube-proxy's rules alive. Run the command again later: it
+removes the table when these connections have ended.
 
 Exit codes: 0 done, or (dry run) no client would lose endpoints; 1 not done, or clients would lose endpoints.")]
 pub(super) struct HandoverArgs {
@@ -236,8 +236,9 @@ fn remove_rules(leftovers: &Leftovers, report: &mut HandoverReport) -> Result<()
     let route_localnet = "/proc/sys/net/ipv4/conf/all/route_localnet";
     if !chains.is_empty() && fs::read_to_string(route_localnet).is_ok_and(|set| set.trim() == "1") {
         report.notes.push(
-            "net.ipv4.conf.all.route_localnet is 1, set by kube-proxy: neighbours can reach 127.0.0.1 of this node unless a rule \
-             drops their packets. If no other program needs it: `sysctl -w net.ipv4.conf.all.route_localnet=0`"
+            "net.ipv4.conf.all.route_localnet is 1, set by kube-proxy: neighbours can reach 127.0.0.1 of this node \
+             unless a rule drops their packets. If no other program needs it: `sysctl -w \
+             net.ipv4.conf.all.route_localnet=0`"
                 .to_owned(),
         );
     }
@@ -297,8 +298,8 @@ fn render(report: &HandoverReport, arguments: &HandoverArgs) -> String {
     if report.kept {
         let open = number(report.connections, "open connection");
         line(format!(
-            "the table {KEEPER} keeps {open} of kube-proxy's rules alive: run `beeline handover` again later, which removes it when \
-             they have ended"
+            "the table {KEEPER} keeps {open} of kube-proxy's rules alive: run `beeline handover` again later, which \
+             removes it when they have ended"
         ));
     }
     text

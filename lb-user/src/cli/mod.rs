@@ -172,8 +172,8 @@ fn pinned_maps(pins: &Pins) -> Result<PathBuf> {
     let directory = pins.current();
     ensure!(
         directory.exists(),
-        "no pins at {}: Beeline was never started on this node, or was removed by `beeline cleanup`; set --pins if they are \
-         in another directory",
+        "no pins at {}: Beeline was never started on this node, or was removed by `beeline cleanup`; set --pins if \
+         they are in another directory",
         directory.display()
     );
     Ok(directory)

@@ -69,10 +69,10 @@ pub(super) enum FlagSource {
 impl FlagSource {
     /// Returns `CommandLine` if the command line has any flag about the objects.
     pub(super) fn of(matches: &ArgMatches) -> Self {
-        let others = ["service", "output", "pins"];
-        let given = matches.ids().map(clap::Id::as_str).filter(|id| !others.contains(id));
-        let mut given = given.filter(|id| matches.value_source(id) == Some(ValueSource::CommandLine));
-        if given.next().is_some() { Self::CommandLine } else { Self::Agent }
+        let unrelated = ["service", "output", "pins"];
+        let is_typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let mut ids = matches.ids().map(clap::Id::as_str);
+        if ids.any(|id| !unrelated.contains(&id) && is_typed(id)) { Self::CommandLine } else { Self::Agent }
     }
 }
 
@@ -96,8 +96,9 @@ impl SourceArgs {
                 (text, Source::Directory(directory::Options { path, proxy_name }))
             }
             None if self.kubeconfig.is_none() && self.api_server.is_empty() => bail!(
-                "settings of Services need a source of objects: name a directory with -f, or a cluster with --kubeconfig or \
-                 --api-server; without all of these flags, the source and settings of the running agent count"
+                "settings of Services need a source of objects: name a directory with -f, or a cluster with \
+                 --kubeconfig or --api-server; without all of these flags, the source and settings of the running \
+                 agent count"
             ),
             None => {
                 let (api_server, kubeconfig) = (self.api_server, self.kubeconfig);
@@ -232,9 +233,10 @@ async fn list(options: kubernetes::Options) -> Result<Vec<Event>> {
         }
         Ok(())
     };
+    let timed_out = |_| bail!("no answer within {LIST_TIMEOUT:?}");
     let collected = tokio::select! {
         ended = kubernetes::run(options, tx) => ended.and_then(|()| bail!("the source ended")),
-        collected = timeout(LIST_TIMEOUT, collect) => collected.unwrap_or_else(|_| bail!("no answer within {LIST_TIMEOUT:?}")),
+        collected = timeout(LIST_TIMEOUT, collect) => collected.unwrap_or_else(timed_out),
     };
     collected.context("listing from the API server")?;
     Ok(events)

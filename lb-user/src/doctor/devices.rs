@@ -105,7 +105,10 @@ pub(super) fn evaluate(facts: &Result<DeviceFacts>) -> Vec<Finding> {
         findings.push(Finding::warning(
             CHECK,
             format!("{program} runs at {device} before {ours}: packets that it redirects or drops never reach {ours}"),
-            format!("`bpftool net show dev {device}`; if the program balances load too, disable that in its own configuration"),
+            format!(
+                "`bpftool net show dev {device}`; if the program balances load too, disable that in its own \
+                configuration"
+            ),
         ));
     }
     let is_served = |pod: &&PodModeRow| pod.device_index.is_some_and(|index| facts.attached.contains_key(&index));

@@ -130,7 +130,8 @@ pub(super) fn evaluate(facts: &HookFacts) -> Vec<Finding> {
         findings.push(Finding::error(
             CHECK,
             format!(
-                "the program at {hook} reads another map {map} than the pinned one{more}: it does not see the agent's writes"
+                "the program at {hook} reads another map {map} than the pinned one{more}: it does not see the agent's \
+                 writes"
             ),
             "start the agent again: it loads its programs over the pinned maps",
         ));
@@ -161,12 +162,12 @@ pub(super) fn evaluate(facts: &HookFacts) -> Vec<Finding> {
             findings.push(Finding::error(
                 CHECK,
                 format!(
-                    "Beeline's programs are at {place}, which is not the root of the hierarchy: processes outside of it reach \
-                     no Service"
+                    "Beeline's programs are at {place}, which is not the root of the hierarchy: processes outside of \
+                     it reach no Service"
                 ),
-                "start the agent again in the host's cgroup namespace, with the host's cgroup2 mount; in kind and minikube \
-                 give the node's container the host's cgroup namespace (--cgroupns=host), or set --cgroup to the cgroup of \
-                 all pods",
+                "start the agent again in the host's cgroup namespace, with the host's cgroup2 mount; in kind and \
+                 minikube give the node's container the host's cgroup namespace (--cgroupns=host), or set --cgroup to \
+                 the cgroup of all pods",
             ));
         }
     }

@@ -110,15 +110,16 @@ pub(super) fn evaluate(facts: &KernelFacts) -> Vec<Finding> {
     if !facts.has_netns_cookie {
         findings.push(Finding::note(
             CHECK,
-            "SO_NETNS_COOKIE is missing: NodePorts are reserved in the initial network namespace, even if the agent runs in \
-             another one",
+            "SO_NETNS_COOKIE is missing: NodePorts are reserved in the initial network namespace, even if the agent \
+             runs in another one",
             "use Linux 5.14 or later, or run the agent in the host's network namespace",
         ));
     }
     if !facts.has_tcx {
         findings.push(Finding::note(
             CHECK,
-            "tcx is missing: programs of devices are filters of clsact, which are lost if another program replaces the qdisc",
+            "tcx is missing: programs of devices are filters of clsact, which are lost if another program replaces the \
+             qdisc",
             "use Linux 6.6 or later",
         ));
     }
@@ -145,8 +146,8 @@ pub(super) fn evaluate(facts: &KernelFacts) -> Vec<Finding> {
     if facts.has_socket_marks && is_before((5, 14)) {
         findings.push(Finding::warning(
             CHECK,
-            "net_cls or net_prio of cgroup v1 is mounted: before Linux 5.14 the programs of a cgroup do not run for sockets \
-             that they marked, and the process reaches no Service",
+            "net_cls or net_prio of cgroup v1 is mounted: before Linux 5.14 the programs of a cgroup do not run for \
+             sockets that they marked, and the process reaches no Service",
             "unmount net_cls and net_prio (`grep cgroup /proc/mounts`), or use Linux 5.14 or later",
         ));
     }
@@ -157,8 +158,8 @@ pub(super) fn evaluate(facts: &KernelFacts) -> Vec<Finding> {
         findings.push(Finding::warning(
             CHECK,
             format!(
-                "{kind} is mounted at {place}{more}: if its server is a Service, a kernel before Linux 6.6 without the fixes \
-                 stores the backend instead of the VIP, and the mount hangs when the backend is removed"
+                "{kind} is mounted at {place}{more}: if its server is a Service, a kernel before Linux 6.6 without the \
+                 fixes stores the backend instead of the VIP, and the mount hangs when the backend is removed"
             ),
             "use Linux 6.6 or later, or a kernel with backports of 0bdf399342c5, 86a7e0b69bd5, 01b2885d9415 and (SMB) \
              cedc019b9f26: Ubuntu 5.15.0-113, RHEL 5.14.0-427.31.1 and 4.18.0-553.8.1, or a stable kernel of mid-2024; \

@@ -41,10 +41,11 @@ pub(super) fn evaluate(facts: &KubeProxyFacts) -> Vec<Finding> {
         return vec![Finding::note(
             CHECK,
             format!(
-                "kube-proxy runs (pid {pid}) beside Beeline, which translates first: Beeline serves sockets, and packets at \
-                 devices with its programs; kube-proxy's rules serve the rest"
+                "kube-proxy runs (pid {pid}) beside Beeline, which translates first: Beeline serves sockets, and \
+                 packets at devices with its programs; kube-proxy's rules serve the rest"
             ),
-            "none is needed; to remove kube-proxy: `beeline handover --dry-run`, then stop kube-proxy, then `beeline handover`",
+            "none is needed; to remove kube-proxy: `beeline handover --dry-run`, then stop kube-proxy, then `beeline \
+             handover`",
         )];
     }
     if leftovers.is_empty() {
@@ -68,8 +69,8 @@ pub(super) fn evaluate(facts: &KubeProxyFacts) -> Vec<Finding> {
             let cure = if tool == "iptables-nft" {
                 "`beeline handover`"
             } else {
-                "run `kube-proxy --cleanup` once, from its image, privileged and in the host's network namespace; or restart \
-                 the node without kube-proxy"
+                "run `kube-proxy --cleanup` once, from its image, privileged and in the host's network namespace; or \
+                 restart the node without kube-proxy"
             };
             findings.push(Finding::warning(CHECK, what, cure));
         }

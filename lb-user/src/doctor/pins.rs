@@ -76,11 +76,11 @@ pub(super) fn evaluate(facts: &PinFacts) -> Vec<Finding> {
         Whose::Private => findings.push(Finding::warning(
             CHECK,
             format!(
-                "the bpffs of {root} is not mounted on the host, but in another mount namespace only: when that namespace ends, \
-                 with its container, programs and maps are lost, and Services are not served"
+                "the bpffs of {root} is not mounted on the host, but in another mount namespace only: when that \
+                 namespace ends, with its container, programs and maps are lost, and Services are not served"
             ),
-            "`mount -t bpf bpf /sys/fs/bpf` on the host, and mount that directory into the agent's container (a hostPath, \
-             as in deploy/base); then start the agent again",
+            "`mount -t bpf bpf /sys/fs/bpf` on the host, and mount that directory into the agent's container (a \
+             hostPath, as in deploy/base); then start the agent again",
         )),
         Whose::Unseen => findings.push(Finding::note(
             CHECK,

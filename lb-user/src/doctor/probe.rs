@@ -117,8 +117,8 @@ pub(super) fn evaluate(facts: &ProbeResult) -> Finding {
         }
         ProbeResult::Dialled { vip, proto, outcome } => (vip, proto.name(), outcome),
     };
-    let look = "see the findings of the checks cgroup and foreign; if there are none, start the agent again, and report a bug if \
-                that does not help";
+    let look = "see the findings of the checks cgroup and foreign; if there are none, start the agent again, and \
+                report a bug if that does not help";
     match outcome {
         ProbeOutcome::Peer(peer) if peer != vip => {
             Finding::ok(CHECK, format!("a {proto} socket connected to {vip} has the backend {peer}"))

@@ -120,7 +120,7 @@ mod tests {
             &[("SLOTS", Some(1 << 22), 1 << 22)],
             &[],
             &[],
-            &["warning: the map SLOTS is at 100 % of its 4194304 entries, and no"],
+            &["warning: the map SLOTS is at 100 % of its 4194304 entries, and the agent"],
         );
         check(&[("AFFINITY", Some(95), 100)], &[], &[], &["warning: the map AFFINITY is at 95 %"]);
     }

@@ -80,8 +80,8 @@ fn servers(text: &str, answers: &Result<Vec<Answer>, String>) -> Finding {
         return Finding::error(
             CHECK,
             format!("no API server answers: {}", failed.join(", ")),
-            "set --api-server to an address that is not a VIP; check that the certificate has its name, and that the account \
-             may read; until then the maps stay as they are",
+            "set --api-server to an address that is not a VIP; check that the certificate has its name, and that the \
+             account may read; until then the maps stay as they are",
         );
     };
     if !failed.is_empty() {

@@ -83,8 +83,8 @@ fn has_default_v6(routes: &str) -> bool {
 pub(super) fn evaluate(facts: &SysctlFacts, is_cluster: bool) -> Vec<Finding> {
     let forwarding = |family: &str, name: &str| {
         let what = format!(
-            "{name} is 0: the node does not forward {family} packets, neither of pods nor, on the packet path, to backends \
-             on other nodes"
+            "{name} is 0: the node does not forward {family} packets, neither of pods nor, on the packet path, to \
+             backends on other nodes"
         );
         let cure = format!("`sysctl -w {name}=1`, and the line {name} = 1 in a file of /etc/sysctl.d");
         if is_cluster { Finding::warning(CHECK, what, cure) } else { Finding::note(CHECK, what, cure) }
@@ -103,8 +103,8 @@ pub(super) fn evaluate(facts: &SysctlFacts, is_cluster: bool) -> Vec<Finding> {
         findings.push(Finding::warning(
             CHECK,
             format!(
-                "rp_filter is strict on {}, and there are {} uplinks: packets that arrive by another uplink than the route \
-                 back are dropped, replies of backends included",
+                "rp_filter is strict on {}, and there are {} uplinks: packets that arrive by another uplink than the \
+                 route back are dropped, replies of backends included",
                 strict.join(", "),
                 facts.uplinks.len()
             ),
@@ -145,7 +145,8 @@ pub(super) fn evaluate(facts: &SysctlFacts, is_cluster: bool) -> Vec<Finding> {
     if facts.stats == Some(1) {
         findings.push(Finding::note(
             CHECK,
-            "kernel.bpf_stats_enabled is 1: the kernel times each run of each program, which may take longer than the run",
+            "kernel.bpf_stats_enabled is 1: the kernel times each run of each program, which may take longer than the \
+             run",
             "`sysctl -w kernel.bpf_stats_enabled=0` when the figures are no longer needed",
         ));
     }

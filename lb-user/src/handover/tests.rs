@@ -72,8 +72,8 @@ fn lost_endpoints_are_unsafe_and_additional_ones_are_safe() {
         false,
         &[
             "default/web at 0.0.0.0:30080/TCP: only Beeline has it, with 10.0.0.1:80, 10.0.0.2:80",
-            "default/web at 10.96.0.1:80/TCP: only kube-proxy sends clients on this node to 10.0.0.3:80, and only Beeline \
-             to 10.0.0.2:80",
+            "default/web at 10.96.0.1:80/TCP: only kube-proxy sends clients on this node to 10.0.0.3:80, and only \
+             Beeline to 10.0.0.2:80",
             "default/web at 10.96.0.7:80/TCP: only kube-proxy has it, with 10.0.0.1:80",
         ],
     );
@@ -88,8 +88,8 @@ fn lost_endpoints_are_unsafe_and_additional_ones_are_safe() {
         &[
             "default/web at 10.96.0.1:80/TCP: kube-proxy refuses clients on this node, and Beeline sends them to \
              10.0.0.1:80, 10.0.0.2:80",
-            "default/web at 10.96.0.1:80/TCP: kube-proxy refuses clients outside, and Beeline sends them to 10.0.0.1:80, \
-             10.0.0.2:80",
+            "default/web at 10.96.0.1:80/TCP: kube-proxy refuses clients outside, and Beeline sends them to \
+             10.0.0.1:80, 10.0.0.2:80",
             "default/web at 10.96.0.8:80/TCP: only kube-proxy has it, and refuses clients",
         ],
     );

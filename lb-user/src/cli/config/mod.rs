@@ -27,12 +27,12 @@ pub(super) fn complete(
     matches: ArgMatches,
     resolve: impl Fn(&Path) -> PathBuf,
 ) -> Result<(Vec<OsString>, ArgMatches)> {
-    let given = matches.subcommand_matches("run");
-    let file = given.and_then(|given| Some((given, given.get_one::<PathBuf>(CONFIG)?)));
-    let Some((given, file)) = file else { return Ok((line, matches)) };
+    let typed = matches.subcommand_matches("run");
+    let file = typed.and_then(|typed| Some((typed, typed.get_one::<PathBuf>(CONFIG)?)));
+    let Some((typed, file)) = file else { return Ok((line, matches)) };
     let named = || format!("--config {}", file.display());
     let text = std::fs::read_to_string(resolve(file)).with_context(named)?;
-    let flags = arguments(&text, &run_command(), given).with_context(named)?;
+    let flags = arguments(&text, &run_command(), typed).with_context(named)?;
     let line: Vec<_> = line.into_iter().chain(flags.into_iter().map(OsString::from)).collect();
     // The command line alone was valid: any error now is an error of the file.
     let matches = Cli::command().try_get_matches_from(&line).map_err(|error| anyhow::anyhow!(one_line(&error)));
@@ -48,20 +48,20 @@ fn run_command() -> Command {
 }
 
 /// Turns the keys of a file into arguments, without keys that the command line overrides or excludes.
-fn arguments(text: &str, run: &Command, given: &ArgMatches) -> Result<Vec<String>> {
+fn arguments(text: &str, run: &Command, typed: &ArgMatches) -> Result<Vec<String>> {
     let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
     let keys: Option<BTreeMap<String, Spanned<Value>>> = serde_saphyr::from_str_with_options(text, options)?;
     // Errors are reported in the order of the file.
     let mut keys: Vec<_> = keys.unwrap_or_default().into_iter().collect();
     keys.sort_by_key(|(_, value)| value.referenced.line());
-    let is_given = |arg: &Arg| given.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+    let is_typed = |arg: &Arg| typed.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
     let mut arguments = Vec::new();
     for (key, value) in keys {
         let place = || format!("line {}: {key}", value.referenced.line());
         let arg = find(run, &key).with_context(place)?;
         let flags = flags_of(arg, &key, &value.value).with_context(place)?;
         let excludes = |one: &Arg, other: &Arg| run.get_arg_conflicts_with(one).contains(&other);
-        let overrides = |other: &Arg| is_given(other) && (other == arg || excludes(arg, other) || excludes(other, arg));
+        let overrides = |other: &Arg| is_typed(other) && (other == arg || excludes(arg, other) || excludes(other, arg));
         if !run.get_arguments().any(overrides) {
             arguments.extend(flags);
         }

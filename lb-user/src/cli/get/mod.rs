@@ -16,10 +16,8 @@ use lb_dataplane::stats::{self, StatMaps};
 
 /// GetArgs of `beeline get`.
 #[derive(Args)]
-#[command(
-    after_help = "Examples:\n  beeline get services\n  beeline get backends -o json\n  beeline get frontends -o wide\n  \
-                  beeline get flows --service default/web --client 192.0.2.0/24"
-)]
+#[command(after_help = "Examples:\n  beeline get services\n  beeline get backends -o json\n  \
+                  beeline get frontends -o wide\n  beeline get flows --service default/web --client 192.0.2.0/24")]
 pub(super) struct GetArgs {
     /// Rows to show.
     #[arg(value_name = "ROWS")]

@@ -2,6 +2,7 @@
 //! their program came from, and a program that runs when it is told to.
 #![expect(unsafe_code, reason = "raw system calls")]
 
+pub mod errors;
 pub mod typed;
 
 use std::{

@@ -80,7 +80,7 @@ impl Scenario {
     fn set_size(&mut self, text: &str) -> Option<()> {
         let (name, size) = text.split_once('=')?;
         let size = size.parse().ok()?;
-        match Table::ALL.into_iter().find(|table| table.flag_name() == name)? {
+        match Table::ALL.into_iter().find(|table| table.flag_name() == Some(name))? {
             Table::Frontends => self.limits.frontends = size,
             Table::Services | Table::Names => self.limits.services = size,
             Table::NodeAddrs => self.limits.node_addrs = size,
@@ -88,6 +88,7 @@ impl Scenario {
             Table::Backends => self.limits.backends = size,
             Table::SourceRanges => self.limits.source_ranges = size,
             Table::Maglev => self.limits.maglev = size,
+            Table::FrontendBits => return None,
         }
         Some(())
     }

@@ -1,16 +1,16 @@
-//! Verb `demo`: builds Beeline and shows it at work in namespaces that it makes and removes. Everything shown is real, and
-//! checked: the verb fails if something is not as it says. The parts of the show are in the files of `demo/`.
+//! Verb `demo`: builds Beeline and shows it at work in namespaces of its own. The output is real and checked: the verb
+//! fails if a check does. The sections are in the files of `demo/`.
 
-mod acts;
 mod changes;
+mod cleanup;
 mod clients;
 mod dns;
-mod janitor;
-mod paper;
-pub(crate) mod part;
-mod says;
+mod environment;
+mod options;
+pub(crate) mod process;
+mod render;
+mod sections;
 mod servers;
-mod stage;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -22,14 +22,14 @@ use crate::setup::{self, Need};
 use crate::toolchain::Kind;
 use crate::{apt, run};
 
-use acts::Demo;
-use paper::Paper;
-use stage::Stage;
+use environment::Environment;
+use render::Renderer;
+use sections::Demo;
 
 /// Arguments of `demo`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The compiler of the eBPF programs, rather than the best that there is.
+    /// The compiler of the eBPF programs [default: the best that is installed]
     #[arg(long, value_enum)]
     toolchain: Option<Kind>,
 }
@@ -41,29 +41,29 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let tools = setup::ensure(Need::Demo, args.toolchain)?;
     let built = build::build(&tools, Profile::Dev, Link::Dynamic, None)?;
     let ready = start.elapsed();
-    let mut demo = Demo { stage: Stage::make(built.agent)?, paper: Paper::new() };
-    let acts = [
-        Demo::place,
+    let mut demo = Demo { environment: Environment::make(built.agent)?, out: Renderer::new() };
+    let sections = [
+        Demo::environment,
         Demo::objects,
-        Demo::pictures,
-        Demo::answers,
-        Demo::spread,
-        Demo::looking,
+        Demo::diagrams,
+        Demo::responses,
+        Demo::distribution,
+        Demo::inspection,
         Demo::edits,
-        Demo::says,
+        Demo::options,
         Demo::dry_run,
-        Demo::sudden_end,
+        Demo::agent_killed,
         Demo::maps,
-        Demo::end,
+        Demo::removal,
     ];
-    for act in acts {
-        act(&mut demo)?;
+    for section in sections {
+        section(&mut demo)?;
     }
-    let Demo { stage, paper } = demo;
-    stage.close()?;
-    paper.say("The demo's namespaces, cgroup, processes and files are removed.");
+    let Demo { environment, out } = demo;
+    environment.close()?;
+    out.text("The demo's namespaces, cgroup, processes and files are removed.");
     let (built, shown) = (ready.as_secs_f64(), (start.elapsed() - ready).as_secs_f64());
     run::print("");
-    paper.say(&format!("{} claims checked. Build {built:.1} s, demo {shown:.1} s.", paper.claims()));
+    out.text(&format!("{} checks passed. Build {built:.1} s, demo {shown:.1} s.", out.checks()));
     Ok(ExitCode::SUCCESS)
 }

@@ -59,9 +59,9 @@ enum Verb {
     Kernels(kernels::Args),
     /// Show Beeline at work on this machine, in network namespaces that are made and removed again.
     Demo(demo::Args),
-    /// A part of the demo that runs as a process of its own.
+    /// A process of the demo.
     #[command(hide = true)]
-    DemoPart(demo::part::Args),
+    DemoProcess(demo::process::Args),
     /// Check the rules of the tree that no compiler checks.
     Tidy(tidy::Args),
 }
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
         Verb::E2e(args) => e2e::main(&args),
         Verb::Kernels(args) => kernels::main(&args),
         Verb::Demo(args) => demo::main(&args),
-        Verb::DemoPart(args) => demo::part::main(&args),
+        Verb::DemoProcess(args) => demo::process::main(&args),
         Verb::Tidy(args) => tidy::main(&args),
     };
     result.unwrap_or_else(|error| {

@@ -97,6 +97,22 @@ pub(crate) fn merged_lines(command: &mut Command, mut on_line: impl FnMut(&str))
     child.wait().with_context(|| format!("waiting for {}", show(command)))
 }
 
+/// The same command with less of a claim on the cores: for compilers beside tests that watch the clock.
+pub(crate) fn gently(command: &Command) -> Command {
+    let mut gentle = Command::new("nice");
+    gentle.args(["-n", "10"]).arg(command.get_program()).args(command.get_args());
+    if let Some(dir) = command.get_current_dir() {
+        gentle.current_dir(dir);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => gentle.env(name, value),
+            None => gentle.env_remove(name),
+        };
+    }
+    gentle
+}
+
 /// Tells people something, on stderr.
 pub(crate) fn note(line: &str) {
     if is_in_block() {
@@ -221,6 +237,13 @@ mod tests {
         assert!(result.is_err());
         assert!(output.starts_with("==> x\na\nb\nc\n    x: FAILED after "), "{output}");
         assert!(!is_in_block());
+    }
+
+    #[test]
+    fn a_gentle_command_is_the_same_command() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $X:$HOME; pwd"]).env("X", "y z").env_remove("HOME").current_dir("/");
+        assert_eq!(capture(&mut gently(&command)).unwrap(), "y z:\n/\n");
     }
 
     #[test]

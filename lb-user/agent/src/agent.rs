@@ -38,9 +38,9 @@ use lb_dataplane::{
     upgrade::{pins::Pins, programs::Sizes},
 };
 use lb_sources::{
-    addresses::Addresses,
+    addresses::AddressSource,
     directory,
-    kubernetes::{self, Remembered},
+    kubernetes::{self, RememberedServers},
 };
 
 /// Events on their way from a source to the reconciler. A full channel holds the source back, which costs it nothing.
@@ -115,7 +115,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let mut board = EventQueue::default();
     if let Source::Kubernetes(options) = &mut source {
         let directory = pins.current();
-        options.remembered = Remembered::by(move || lb_dataplane::api_servers::endpoints(&directory));
+        options.remembered = RememberedServers::new(move || lb_dataplane::api_servers::endpoints(&directory));
         if config.events {
             board = EventQueue::read();
             tasks.spawn(events::run(board.clone(), options.clone()));
@@ -123,7 +123,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     }
     tasks.spawn(health_ports::run(observed_by_balancers, addresses, board.clone()));
     // Before any object, so that the first pass knows where NodePorts answer.
-    tasks.spawn(Addresses::tell(events.clone()).await.follow());
+    tasks.spawn(AddressSource::start(events.clone()).await.follow());
     // The source lists while the programs are being verified.
     tasks.spawn(async move {
         match source {

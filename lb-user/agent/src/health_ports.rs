@@ -33,7 +33,7 @@ use lb_core::{
     model::NodePortAddresses,
     objects::Key,
     spec::Health,
-    warning::{Problem, reason},
+    warning::{BindError, Warning},
 };
 
 /// By which a load balancer may weigh the nodes.
@@ -89,7 +89,7 @@ fn wanted(
         let mut add = |ip| {
             places.insert(Place { service: service.clone(), address: SocketAddr::new(ip, health.port.get()) });
         };
-        for family in [Family::V4, Family::V6].into_iter().filter(|family| health.ready[*family as usize].is_some()) {
+        for family in [Family::V4, Family::V6].into_iter().filter(|family| health.ready[*family].is_some()) {
             if addresses.is_all() {
                 add(match family {
                     Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
@@ -144,7 +144,7 @@ async fn serve(place: Place, status: watch::Receiver<Status>, board: EventQueue)
 /// The answer to whoever asks there, whatever the path.
 fn answer(place: &Place, status: &Status, now: Now) -> Reply {
     let health = status.health.get(&place.service);
-    let ready = health.and_then(|health| health.ready[place.family() as usize]).unwrap_or(0);
+    let ready = health.and_then(|health| health.ready[place.family()]).unwrap_or(0);
     let is_healthy = is_live(status, now);
     let quoted = |text: &str| serde_json::to_string(text).expect("a string");
     let (namespace, name) = (quoted(place.service.namespace()), quoted(place.service.name()));
@@ -187,9 +187,9 @@ async fn listen(place: &Place, board: &EventQueue) -> TcpListener {
             }
             Err(error) if !waits => {
                 waits = true;
-                let text = what_is_wrong(place, &error).await;
-                warn!(%service, "{text}");
-                board.tell(place.origin(), service, vec![Problem { reason: reason::HEALTH_PORT, text }]);
+                let warning = warning(place, &error).await;
+                warn!(%service, "{warning}");
+                board.tell(place.origin(), service, vec![warning]);
             }
             Err(error) => debug!(%service, %address, %error, "its health check port is still not to be had"),
         }
@@ -209,20 +209,13 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn what_is_wrong(Place { address, .. }: &Place, error: &io::Error) -> String {
-    const SO: &str = "load balancers take that for a node without endpoints";
-    if error.kind() == ErrorKind::AddrInUse {
-        let holder = http::holder(address.port()).await;
-        format!(
-            "its health check port {address} does not answer, since {holder} holds it, and {SO}; end that, or \
-            give the Service another healthCheckNodePort. It is tried again quietly"
-        )
+async fn warning(&Place { address, .. }: &Place, error: &io::Error) -> Warning {
+    let obstacle = if error.kind() == ErrorKind::AddrInUse {
+        BindError::HeldBy(http::holder(address.port()).await)
     } else {
-        format!(
-            "its health check port {address} does not answer ({error}), and {SO}; give the Service another \
-            healthCheckNodePort, or this node another --nodeport-addresses. It is tried again quietly"
-        )
-    }
+        BindError::Other(error.to_string())
+    };
+    Warning::HealthPort { address, obstacle }
 }
 
 #[cfg(test)]
@@ -237,8 +230,8 @@ mod tests {
         Key::new("default", "a")
     }
 
-    fn health(ready: [Option<usize>; 2]) -> Health {
-        Health { port: 30_100.try_into().expect("not 0"), ready }
+    fn health([v4, v6]: [Option<usize>; 2]) -> Health {
+        Health { port: 30_100.try_into().expect("not 0"), ready: lb_core::per_family::PerFamily { v4, v6 } }
     }
 
     fn now() -> Now {

@@ -27,7 +27,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use lb_kernel::sock_diag::bound;
+use lb_kernel::sock_diag::bound_sockets;
 
 /// How often a port is tried that cannot be had.
 pub const RETRY: Duration = Duration::from_secs(5);
@@ -198,7 +198,7 @@ pub async fn holder(port: u16) -> String {
 }
 
 fn find_holder(port: u16) -> Result<String> {
-    let sockets = bound(&|proto, other| proto == Proto::Tcp && other == port)?;
+    let sockets = bound_sockets(&|proto, other| proto == Proto::Tcp && other == port)?;
     let owner = sockets.into_iter().find_map(|socket| socket.owner).context("no owner is in sight")?;
     Ok(format!("{} (pid {})", owner.comm, owner.pid))
 }

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::{Counter, FrontendKey, NEVER, Proto, Service};
-use lb_kernel::sock_diag::bound;
+use lb_kernel::sock_diag::bound_sockets;
 use tracing::{info, warn};
 
 use crate::{
@@ -20,14 +20,14 @@ use crate::{
 };
 use lb_core::{
     objects::{Drain, Key},
-    warning::{Problem, reason},
+    warning::Warning,
 };
 use lb_dataplane::{
     sockets::{self, Dead},
     stats::{self, Living, StatMaps, Stats},
     store::BpfStore,
 };
-use lb_kernel::bpf;
+use lb_kernel::clock;
 
 /// How often counts and affinity are swept.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -138,25 +138,19 @@ impl Reaper {
         }
         let ports: BTreeSet<(u8, u16)> = node_ports.iter().map(|key| (key.proto, key.port)).collect();
         let store = BpfStore::open(&self.directory)?;
-        let mut told = BTreeMap::<Key, Vec<Problem>>::new();
-        for socket in bound(&|proto, port| ports.contains(&(proto as u8, port)))? {
+        let mut told = BTreeMap::<Key, Vec<Warning>>::new();
+        for socket in bound_sockets(&|proto, port| ports.contains(&(proto as u8, port)))? {
             let of = |key: &&FrontendKey| (key.proto, key.port) == (socket.proto as u8, socket.address.port());
             let service = node_ports.iter().find(of).and_then(|key| store.name(store.frontend(key)?.service));
-            let name = service.as_ref().map_or_else(|| "a Service".to_owned(), ToString::to_string);
-            let owner = socket.owner.as_ref().map_or_else(
-                || "a process that is not in sight".to_owned(),
-                |owner| format!("{} (pid {})", owner.comm, owner.pid),
-            );
-            let text = format!(
-                "port {}/{} is a NodePort of {name}, and {owner} is bound to {} there: callers on this node reach the \
-                 Service; give one of the two another port",
-                socket.address.port(),
-                socket.proto.name(),
-                socket.address,
-            );
-            warn!("{text}");
+            let warning = Warning::NodePortInUse {
+                service: service.as_ref().map(ToString::to_string),
+                proto: socket.proto,
+                address: socket.address,
+                process: socket.owner.as_ref().map(|owner| (owner.comm.clone(), owner.pid)),
+            };
+            warn!("{warning}");
             if let Some(port) = service {
-                told.entry(port.service).or_default().push(Problem { reason: reason::NODE_PORT, text });
+                told.entry(port.service).or_default().push(warning);
             }
         }
         told.into_iter().for_each(|(service, problems)| self.board.tell(Origin::NodePort, &service, problems));
@@ -166,7 +160,7 @@ impl Reaper {
     /// Counts of what has gone, and affinity that is over.
     fn sweep(&mut self) -> Result<()> {
         let maps = StatMaps::open(&self.directory)?;
-        maps.sweep(&Living::open(&self.directory)?, bpf::now())
+        maps.sweep(&Living::open(&self.directory)?, clock::monotonic_ns())
     }
 
     /// What went while no agent ran. Nobody knows when, so that the time of a drain begins with the agent.

@@ -1,36 +1,30 @@
-//! What the control plane costs between objects already parsed and real BPF maps: `cargo xtask bench control`.
+//! The cost of the control plane between parsed objects and real BPF maps: `cargo xtask bench control`.
 //!
-//! Every round of every scenario is a process of its own with new maps, so that none inherits another's memory; the
+//! Every round of every scenario is a process of its own with new maps, so that no round inherits memory; the
 //! rounds of the scenarios alternate, and a figure is the median over them.
 
 mod objects;
-#[expect(dead_code, reason = "no process joins the cgroup: nothing is attached")]
-#[path = "../../tests/stories/place.rs"]
-mod place;
 mod rounds;
-#[path = "../support/table.rs"]
-mod table;
 
-use std::{path::Path, process::Command};
+use std::process::Command;
+
+use lb_lab::{
+    sandbox::{Inside, Sandbox},
+    table::{Spread, header, row},
+};
 
 use rounds::{Figure, SCENARIOS};
-use table::{Spread, header, row};
 
 /// Rounds of a figure; odd, so that there is a median.
 const ROUNDS: usize = 7;
-
-/// Environment of the process that measures: its directory, which the first process removes after it.
-const DIRECTORY: &str = "BEELINE_BENCH_DIRECTORY";
 
 fn main() {
     let arguments: Vec<_> = std::env::args().collect();
     if let [_, flag, name] = arguments.as_slice()
         && flag == "--round"
     {
-        let directory = std::env::var_os(DIRECTORY).expect("the first process sets it");
         let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).expect("a scenario of that name");
-        place::enter_namespaces();
-        let bpffs = place::mount_bpffs(Path::new(&directory));
+        let bpffs = Inside::find().expect("the first process sets it").enter();
         (scenario.run)(&bpffs).iter().for_each(|figure| println!("{}", figure.to_line()));
         return;
     }
@@ -54,12 +48,12 @@ fn main() {
     }
 }
 
-/// One round in a process of its own.
+/// Runs a round in a process of its own.
 fn round(name: &str) -> Vec<Figure> {
-    let place = place::Place::make("bench").expect("a cgroup and a directory");
+    let sandbox = Sandbox::make("bench").expect("a cgroup and a directory");
     let mut command = Command::new(std::env::current_exe().expect("this program"));
-    command.args(["--round", name]).env(DIRECTORY, place.directory()).stderr(std::process::Stdio::inherit());
-    let output = command.output().expect("this program starts");
+    command.args(["--round", name]).stderr(std::process::Stdio::inherit());
+    let output = sandbox.run_in(&mut command).output().expect("this program starts");
     assert!(output.status.success(), "the round {name} ended with {}", output.status);
     let text = String::from_utf8(output.stdout).expect("figures are text");
     text.lines().map(Figure::from_line).collect()

@@ -1,4 +1,4 @@
-//! The scenarios: what one process does once, and the figures that it takes.
+//! The scenarios, each for a process of its own, and their figures.
 
 use std::{
     fs,
@@ -16,37 +16,37 @@ use lb_dataplane::{
 
 use crate::objects;
 
-/// Changes of one endpoint that are timed one by one.
+/// Changes of one endpoint, timed one by one.
 const CHANGES: u32 = 200;
-/// Endpoints of the Service whose writes are counted.
+/// Endpoints of the Service of the scenario `list`.
 const LONG_LIST: u32 = 1_000;
 
-/// What a process of its own does.
+/// A scenario.
 pub struct Scenario {
-    /// Names it on the command line.
+    /// Its name on the command line.
     pub name: &'static str,
-    /// Names it in the table.
+    /// Its name in the table.
     pub title: &'static str,
-    /// Does it; pins go to the directory, on a bpffs.
+    /// Runs it, with pins in this directory of a bpffs.
     pub run: fn(&Path) -> Vec<Figure>,
 }
 
-/// All of them.
+/// All scenarios.
 pub const SCENARIOS: [Scenario; 3] = [
     Scenario { name: "deep", title: "10,000 Services × 10 endpoints", run: |bpffs| deep(bpffs) },
     Scenario { name: "wide", title: "50,000 Services × 1 endpoint", run: |bpffs| wide(bpffs) },
     Scenario { name: "list", title: "a Service of 1,000 endpoints", run: |bpffs| list(bpffs) },
 ];
 
-/// A number of one round.
+/// A figure of one round.
 pub struct Figure {
-    /// What it counts.
+    /// Its name.
     pub what: String,
-    /// What it should be.
+    /// Its aim.
     pub aim: String,
     /// Its unit.
     pub unit: String,
-    /// The number.
+    /// Its value.
     pub value: f64,
 }
 
@@ -59,13 +59,13 @@ impl Figure {
         Self::new(what, aim, "ms", milliseconds(time))
     }
 
-    /// For the way to the first process.
+    /// Writes it for the first process.
     pub fn to_line(&self) -> String {
         let Self { what, aim, unit, value } = self;
         format!("{what}\t{aim}\t{unit}\t{value}")
     }
 
-    /// The other way round.
+    /// Reads a line of [`Figure::to_line`].
     pub fn from_line(line: &str) -> Self {
         let mut parts = line.split('\t');
         let mut part = || parts.next().expect("four parts").to_owned();
@@ -78,7 +78,7 @@ fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// New maps, and a reconciler that knows nothing.
+/// New maps, and an empty reconciler.
 struct Bench {
     /// Keeps the maps.
     _datapath: Loader,
@@ -94,7 +94,7 @@ impl Bench {
         Self { _datapath: datapath, pins, reconciler }
     }
 
-    /// Takes events in and writes; how long, and what the pass says.
+    /// Handles events and runs a pass. Returns its time and its report.
     fn step(&mut self, events: Vec<Event>) -> (Duration, PassReport) {
         let start = Instant::now();
         self.reconciler.handle(events);
@@ -104,7 +104,7 @@ impl Bench {
         (took, report)
     }
 
-    /// The first fill, with what it cost in time and memory.
+    /// The first fill, with its time and memory.
     fn fill(&mut self, services: u32, endpoints: u32, aims: &Aims) -> Vec<Figure> {
         let memory = Memory::now(&self.pins);
         let events = objects::cluster(services, endpoints);
@@ -150,7 +150,7 @@ fn deep(bpffs: &Path) -> Vec<Figure> {
     let mut times: Vec<Duration> = (0..CHANGES)
         .map(|change| {
             let service = change * (services / CHANGES);
-            // One endpoint gives way to one that is new.
+            // A new endpoint replaces one.
             let numbers = objects::addresses(service, endpoints).skip(1).chain([services * endpoints + change]);
             let (took, report) = bench.step(vec![Event::Apply(objects::slice(service, numbers))]);
             assert!((1..=4).contains(&report.writes), "{report:?}");
@@ -163,7 +163,7 @@ fn deep(bpffs: &Path) -> Vec<Figure> {
     figures.push(Figure::time("one endpoint changed, event to map, worst of 200", "< 10 ms", at(times.len() - 1)));
 
     bench.step(objects::cluster(services, endpoints));
-    // As if another process had come: only the maps stay.
+    // As after a restart: only the maps stay.
     bench.reconciler = reconciler(bench._datapath.store().expect("the maps"));
     let (took, report) = bench.step(objects::cluster(services, endpoints));
     assert_eq!(report.writes, 0, "the maps were right");
@@ -180,7 +180,7 @@ fn wide(bpffs: &Path) -> Vec<Figure> {
     Bench::new(bpffs).fill(50_000, 1, &aims)
 }
 
-/// Invariant I14: the writes follow the change and not the list.
+/// Invariant I14: writes are proportional to the change, not to the list.
 fn list(bpffs: &Path) -> Vec<Figure> {
     let mut bench = Bench::new(bpffs);
     bench.step(objects::cluster(1, LONG_LIST));
@@ -197,7 +197,7 @@ fn list(bpffs: &Path) -> Vec<Figure> {
 struct Memory {
     /// Resident in this process.
     process: usize,
-    /// Of the maps that the agent writes, as the kernel counts it (`memlock` of their descriptors, Linux 6.4).
+    /// The maps that the agent writes, by the kernel's count (`memlock` of their descriptors, Linux 6.4).
     maps: usize,
 }
 

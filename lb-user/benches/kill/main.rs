@@ -1,15 +1,8 @@
-//! How long it takes to end the sockets of a dead backend among many others: `cargo xtask bench kill`.
-
-#[path = "../../tests/stories/place.rs"]
-mod place;
-#[path = "../support/table.rs"]
-mod table;
+//! Time to end the sockets of a dead backend among many others: `cargo xtask bench kill`.
 
 use std::{
-    fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, UdpSocket},
-    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -20,26 +13,25 @@ use lb_dataplane::{
     sockets::{Dead, Report, end, end_all},
     upgrade::{pins::Pins, programs::Sizes},
 };
+use lb_lab::{
+    sandbox::{Inside, enter_namespaces, run_again},
+    table::{Spread, header, row},
+};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-use table::{Spread, header, row};
 
 /// Rounds of a figure; odd, so that there is a median.
 const ROUNDS: usize = 11;
 
-/// Sockets that are open besides.
+/// Other open sockets.
 const OTHERS: usize = 100_000;
 
-/// They are spread over processes, since one may not have so many descriptors.
+/// Processes that hold them: the limit of descriptors is per process.
 const HOLDERS: u8 = 10;
 
-/// Network namespaces besides.
+/// Other network namespaces.
 const PODS: usize = 100;
 
-/// Environment of the process that measures: its cgroup and its directory, which the first process removes after it.
-const PLACE: [&str; 2] = ["BEELINE_BENCH_CGROUP", "BEELINE_BENCH_DIRECTORY"];
-
-/// A service port and its one backend have the same id; these are the two that there are.
+/// The two service ports, each with one backend of the same id.
 const LIVING: u32 = 1;
 const DYING: u32 = 2;
 
@@ -51,31 +43,25 @@ fn main() {
         return hold(number.parse().expect("a number"));
     }
     if arguments.iter().any(|flag| flag == "--pod") {
-        place::enter_namespaces();
+        enter_namespaces();
         return wait();
     }
     if !rustix::process::geteuid().is_root() {
         eprintln!("the bench of ending sockets needs root");
         std::process::exit(1);
     }
-    if let [Some(cgroup), Some(directory)] = PLACE.map(std::env::var_os) {
-        return measure(Path::new(&cgroup), Path::new(&directory));
+    match Inside::find() {
+        Some(inside) => measure(&inside),
+        None => std::process::exit(run_again("bench")),
     }
-    let place = place::Place::make("bench").expect("a cgroup and a directory");
-    let status = this_program().env(PLACE[0], place.cgroup()).env(PLACE[1], place.directory()).status();
-    drop(place);
-    std::process::exit(if status.is_ok_and(|status| status.success()) { 0 } else { 1 });
 }
 
-fn measure(cgroup: &Path, directory: &Path) {
-    fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("joining a cgroup");
-    place::enter_namespaces();
-    let status = Command::new("ip").args(["link", "set", "lo", "up"]).status();
-    assert!(status.is_ok_and(|status| status.success()), "ip link set lo up");
-    let pins = Pins::at(place::mount_bpffs(directory).join("beeline"));
+fn measure(inside: &Inside) {
+    inside.join_cgroup();
+    let pins = Pins::at(inside.enter().join("beeline"));
     let mut datapath = Loader::load(pins.clone(), Sizes::new()).expect("the programs load");
     datapath.store().expect("the maps").apply(&[ops(LIVING), ops(DYING)].concat()).expect("room in the maps");
-    datapath.attach(cgroup).expect("the programs attach");
+    datapath.attach(&inside.cgroup).expect("the programs attach");
     let pins = pins.current();
 
     let _others = Holders::start((0..HOLDERS).map(|number| vec!["--hold".to_owned(), number.to_string()]));
@@ -104,7 +90,7 @@ fn measure(cgroup: &Path, directory: &Path) {
     );
 }
 
-/// Milliseconds to end so many sockets.
+/// Milliseconds to end `count` sockets, by round.
 fn rounds(count: usize, end: impl Fn() -> Report) -> Spread {
     let times = (0..ROUNDS).map(|_| {
         let _victims = open(Ipv4Addr::new(127, 1, 2, 1), vip(DYING), count);
@@ -115,7 +101,7 @@ fn rounds(count: usize, end: impl Fn() -> Report) -> Spread {
     Spread::of(times.collect::<Vec<_>>().into_iter())
 }
 
-/// Opens UDP sockets at one address that are connected to another.
+/// Opens UDP sockets at one address and connects them to another.
 fn open(at: Ipv4Addr, to: SocketAddr, count: usize) -> Vec<UdpSocket> {
     let open = |port| {
         let socket = UdpSocket::bind((at, port)).expect("a free port");
@@ -125,7 +111,7 @@ fn open(at: Ipv4Addr, to: SocketAddr, count: usize) -> Vec<UdpSocket> {
     (10_000..).take(count).map(open).collect()
 }
 
-/// Processes that hold something open.
+/// Processes that hold sockets or namespaces open.
 struct Holders(Vec<Child>);
 
 impl Holders {
@@ -152,7 +138,7 @@ impl Drop for Holders {
     }
 }
 
-/// One of them: half of them were given a living backend, half dialled its address themselves.
+/// Holds sockets open. Half of the processes dial the VIP of the living backend, half its own address.
 fn hold(number: u8) {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("as many descriptors as allowed");
@@ -161,7 +147,7 @@ fn hold(number: u8) {
     wait();
 }
 
-/// Says that all is open, and waits until the other end is closed.
+/// Reports that all is open, and waits until stdin closes.
 fn wait() {
     print!("r");
     std::io::stdout().flush().expect("a pipe");
@@ -180,7 +166,7 @@ fn backend(id: u32) -> SocketAddr {
     ([127, 0, 0, id as u8], 53).into()
 }
 
-/// The writes for a Service with one backend.
+/// The map writes for a Service with one backend.
 fn ops(id: u32) -> Vec<Op> {
     let (frontend, target) = (vip(id), backend(id));
     let slot = Slot { addr: target.ip().into(), port: target.port(), weight: 1, backend: id };

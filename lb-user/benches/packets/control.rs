@@ -1,4 +1,4 @@
-//! What tells kube-proxy of the Services: the API server. It and all kube-proxies stand still while something is measured.
+//! The API server that kube-proxy watches. It and all kube-proxies are frozen while the bench measures.
 
 use std::{
     fs,
@@ -7,13 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    cluster::Cluster,
-    server::{ApiServer, Assets},
-    started::Started,
+use lb_lab::{
+    Process,
+    api_client::ApiClient,
+    api_server::{ApiServer, Assets},
 };
 
-/// The API server, and the cgroups that can be frozen.
+/// The API server, and the cgroups that are frozen.
 pub struct Control {
     api: ApiServer,
     own: PathBuf,
@@ -22,7 +22,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// Starts the API server in a cgroup below `cgroup`, where this process is.
+    /// Starts the API server in a cgroup below `cgroup`, the cgroup of this process.
     pub fn start(cgroup: &Path, assets: Assets) -> Self {
         let [own, servers, proxies] = ["bench", "servers", "proxies"].map(|name| cgroup.join(name));
         for cgroup in [&own, &servers, &proxies] {
@@ -32,14 +32,14 @@ impl Control {
         Self { api, own, servers, proxies }
     }
 
-    /// Starts a proxy, which is frozen with the others.
-    pub fn start_proxy(&self, start: impl FnOnce() -> Started) -> Started {
+    /// Starts a proxy in the cgroup of the proxies.
+    pub fn start_proxy(&self, start: impl FnOnce() -> Process) -> Process {
         in_cgroup(&self.proxies, &self.own, start)
     }
 
-    /// A new client of the API server, which closes old connections when it has stood still.
-    pub fn cluster(&self) -> Cluster {
-        Cluster::new(&self.api.kubeconfig())
+    /// A new client of the API server: the server closes old connections after it was frozen.
+    pub fn cluster(&self) -> ApiClient {
+        ApiClient::new(&self.api.kubeconfig())
     }
 
     /// The API server's port on 127.0.0.1.
@@ -52,19 +52,19 @@ impl Control {
         self.api.kubeconfig()
     }
 
-    /// The API server runs, and no proxy listens: what happens now it learns later, at once.
+    /// Runs the API server without the proxies. They see the changes later, all at once.
     pub fn fill(&self) {
         freeze(&self.proxies, "1");
         freeze(&self.servers, "0");
     }
 
-    /// Everything runs.
+    /// Runs everything.
     pub fn run(&self) {
         freeze(&self.servers, "0");
         freeze(&self.proxies, "0");
     }
 
-    /// Nothing runs.
+    /// Freezes everything.
     pub fn stand_still(&self) {
         freeze(&self.proxies, "1");
         freeze(&self.servers, "1");
@@ -77,7 +77,7 @@ impl Drop for Control {
     }
 }
 
-/// Does something while this process, and so each child that it starts, is in a cgroup; then this process is elsewhere.
+/// Runs `work` with this process, and so its new children, in `cgroup`; then moves this process to `own`.
 fn in_cgroup<T>(cgroup: &Path, own: &Path, work: impl FnOnce() -> T) -> T {
     let join = |cgroup: &Path| {
         fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("joining a cgroup");

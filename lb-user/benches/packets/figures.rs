@@ -1,25 +1,26 @@
-//! What is measured, and the rounds that measure it.
+//! The figures, and the rounds that measure them.
 
 use std::{collections::BTreeMap, time::Duration};
 
+use lb_lab::table::Spread;
+
 use crate::{
-    site::{By, Site, Way},
-    table::Spread,
+    testbed::{Contender, Route, Testbed},
     worker::Cost,
 };
 
 /// A measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Kind {
-    /// Connections over TCP that are opened and closed at once.
+    /// TCP connections, closed at once.
     Connects,
-    /// A stream over TCP.
+    /// A TCP stream.
     Stream,
     /// A flood of datagrams.
     Packets,
 }
 
-/// What comes out of one. CPU time is that of the client's CPU, on which packets go their whole way.
+/// A result. CPU time is that of the client's CPU, on which packets take their whole route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Figure {
     /// Microseconds of a connection.
@@ -30,33 +31,33 @@ pub enum Figure {
     Stream,
     /// Thousands of datagrams that arrive in a second.
     Packets,
-    /// Nanoseconds of CPU time for each of these.
+    /// Nanoseconds of CPU time for each datagram that arrives.
     PacketCpu,
-    /// The same without what the ends cost, which is what the nodes do and the wires between them.
+    /// The same without the cost of the ends: the nodes and the links between them.
     ForwardCpu,
-    /// Of a hundred datagrams that are sent, how many do not arrive.
+    /// Lost datagrams, in percent.
     Lost,
 }
 
-/// Values of the rounds, by what was measured, where, and with which proxy.
-pub type Figures = BTreeMap<(Figure, Way, By), Vec<f64>>;
+/// Values of the rounds, by figure, route and proxy.
+pub type Figures = BTreeMap<(Figure, Route, Contender), Vec<f64>>;
 
-/// Connections of one round, thousands over all rounds.
+/// Connections of one round.
 const CONNECTS: u32 = 1_000;
 const STREAM: Duration = Duration::from_millis(250);
 const FLOOD: Duration = Duration::from_millis(250);
 
 impl Kind {
-    fn ways(self) -> &'static [Way] {
+    fn routes(self) -> &'static [Route] {
         match self {
-            Self::Connects => &[Way::Here, Way::There, Way::Pods],
-            Self::Stream => &[Way::Here, Way::There],
-            Self::Packets => &[Way::There, Way::Ends],
+            Self::Connects => &[Route::Here, Route::There, Route::Pods],
+            Self::Stream => &[Route::Here, Route::There],
+            Self::Packets => &[Route::There, Route::Ends],
         }
     }
 
-    fn measure(self, site: &mut Site, way: Way) -> Vec<(Figure, f64)> {
-        let (client, to, server) = site.ends(way);
+    fn measure(self, testbed: &mut Testbed, route: Route) -> Vec<(Figure, f64)> {
+        let (client, to, server) = testbed.ends(route);
         match self {
             Self::Connects => {
                 let Cost { amount, seconds, cpu } = client.connects(to, CONNECTS);
@@ -67,7 +68,7 @@ impl Kind {
                 vec![(Figure::Stream, amount * 8.0 / seconds / 1e9)]
             }
             Self::Packets => {
-                // What came between two floods is none of this one's.
+                // Datagrams that came since the last flood do not count.
                 server.arrived();
                 let Cost { amount, seconds, cpu } = client.flood(to, FLOOD);
                 let arrived = server.arrived();
@@ -81,22 +82,22 @@ impl Kind {
     }
 }
 
-/// Measures everything once in each round, all sites one after the other.
-pub fn rounds(sites: &mut [Site], kinds: &[Kind], count: usize) -> Figures {
+/// Measures everything once in each round, on all testbeds in turn.
+pub fn rounds(testbeds: &mut [Testbed], kinds: &[Kind], count: usize) -> Figures {
     let mut figures = Figures::new();
-    // The first round warms up. The order turns from round to round, so that none is always the one after another.
+    // The first round warms up. The order rotates, so that no testbed always follows the same one.
     for round in 0..=count {
         for kind in kinds {
-            for way in kind.ways() {
-                for step in 0..sites.len() {
-                    let index = (round + step) % sites.len();
-                    let Some(site) = sites.get_mut(index) else { continue };
-                    if *way == Way::Ends && site.proxy != By::Floor {
+            for route in kind.routes() {
+                for step in 0..testbeds.len() {
+                    let index = (round + step) % testbeds.len();
+                    let Some(testbed) = testbeds.get_mut(index) else { continue };
+                    if *route == Route::Ends && testbed.proxy != Contender::Floor {
                         continue;
                     }
-                    let measured = kind.measure(site, *way);
+                    let measured = kind.measure(testbed, *route);
                     for (figure, value) in measured.into_iter().filter(|_| round > 0) {
-                        figures.entry((figure, *way, site.proxy)).or_default().push(value);
+                        figures.entry((figure, *route, testbed.proxy)).or_default().push(value);
                     }
                 }
             }
@@ -106,14 +107,14 @@ pub fn rounds(sites: &mut [Site], kinds: &[Kind], count: usize) -> Figures {
     figures
 }
 
-/// Takes away what the ends cost, which is the same for all.
+/// Subtracts the cost of the ends, which is the same for all proxies.
 fn forwarding(figures: &mut Figures) {
-    let Some(ends) = figures.get(&(Figure::PacketCpu, Way::Ends, By::Floor)) else { return };
+    let Some(ends) = figures.get(&(Figure::PacketCpu, Route::Ends, Contender::Floor)) else { return };
     let ends = Spread::of(ends.iter().copied()).median;
     let whole: Vec<_> = figures
         .iter()
-        .filter(|((figure, way, _), _)| (*figure, *way) == (Figure::PacketCpu, Way::There))
+        .filter(|((figure, route, _), _)| (*figure, *route) == (Figure::PacketCpu, Route::There))
         .map(|((.., by), values)| (*by, values.iter().map(|whole| whole - ends).collect()))
         .collect();
-    figures.extend(whole.into_iter().map(|(by, values)| ((Figure::ForwardCpu, Way::There, by), values)));
+    figures.extend(whole.into_iter().map(|(by, values)| ((Figure::ForwardCpu, Route::There, by), values)));
 }

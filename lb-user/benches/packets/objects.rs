@@ -6,42 +6,41 @@ use std::{
     path::Path,
 };
 
-use serde_json::{Value, json};
-
-use crate::{
-    cluster::{Cluster, NAMESPACE},
-    lan::Lan,
+use lb_lab::{
+    api_client::{ApiClient, NAMESPACE},
+    network::{Lan, Node},
 };
+use serde_json::{Value, json};
 
 /// Port of the backends, for TCP and UDP.
 pub const TARGET: u16 = 8080;
 /// NodePort, for TCP and UDP, of the Service whose backend is the pod on node1.
 pub const HERE: u16 = 30080;
-/// The same with the pod on node2.
+/// The same for the pod on node2.
 pub const THERE: u16 = 30081;
-/// Of every so many Services the last has a NodePort for TCP; the others are cluster IPs whose endpoints nobody dials.
+/// The last of this many Services has a TCP NodePort; the others are cluster IPs without traffic.
 pub const NODE_PORT_EACH: u32 = 10;
 
-/// NodePort of such a Service.
+/// NodePort of the Service `number`, if it has one.
 pub fn node_port(number: u32) -> u16 {
     u16::try_from(30_100 + number / NODE_PORT_EACH).expect("few enough Services for the range of NodePorts")
 }
 
 /// Makes the nodes.
-pub fn add_nodes(cluster: &Cluster, lan: &Lan) {
+pub fn add_nodes(cluster: &ApiClient, lan: &Lan) {
     for (name, node) in [("node1", &lan.node1.host), ("node2", &lan.node2.host)] {
         cluster.add_node(name, &[IpAddr::from(node.v4), node.v6.into()]);
     }
 }
 
-/// Makes the Services from one number to before the other. The last of them is there after all others.
-pub fn add(cluster: &Cluster, lan: &Lan, from: u32, to: u32) {
+/// Makes the Services `from..to`, the last one after all others.
+pub fn add(cluster: &ApiClient, lan: &Lan, from: u32, to: u32) {
     for range in [from..to - 1, to - 1..to] {
         cluster.add_services(range.map(|number| (service(number), slice(lan, number))));
     }
 }
 
-/// Writes the Services before `to` into a directory, where they replace those of before.
+/// Writes the Services below `to` into a directory, in place of the Services there.
 pub fn write(directory: &Path, lan: &Lan, to: u32) {
     let objects = (0..to).flat_map(|number| [service(number), slice(lan, number)]);
     // JSON is YAML.
@@ -79,7 +78,7 @@ fn service(number: u32) -> Value {
 }
 
 fn slice(lan: &Lan, number: u32) -> Value {
-    let pod = |node: &crate::lan::Node| node.pods.first().expect("a pod").v4;
+    let pod = |node: &Node| node.pods.first().expect("a pod").v4;
     let endpoints = match number {
         1 => vec![("node2", pod(&lan.node2))],
         _ if number == 0 || is_last_of_each(number) => vec![("node1", pod(&lan.node1))],
@@ -112,7 +111,7 @@ fn is_last_of_each(number: u32) -> bool {
     number % NODE_PORT_EACH == NODE_PORT_EACH - 1
 }
 
-/// Where the pod of a node serves.
-pub fn pod(node: &crate::lan::Node) -> SocketAddr {
+/// The address of a node's backend.
+pub fn pod(node: &Node) -> SocketAddr {
     (node.pods.first().expect("a pod").v4, TARGET).into()
 }

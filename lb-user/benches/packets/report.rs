@@ -1,34 +1,37 @@
 //! The table of the bench: medians with their spread, and the medians of the ratios within the rounds.
 
-use crate::{
-    figures::{Figure, Figures},
+use lb_lab::{
     kube_proxy::Mode,
-    programs::cost::Cost,
-    site::{By, Way},
+    packets::cost::Cost,
     table::{Short, Spread},
 };
 
-const KUBE_PROXIES: [By; 2] = [By::KubeProxy(Mode::Iptables), By::KubeProxy(Mode::Nftables)];
-const OURS: [By; 2] = [By::Beeline, By::HostRouting];
+use crate::{
+    figures::{Figure, Figures},
+    testbed::{Contender, Route},
+};
 
-/// The head of the table.
+const KUBE_PROXIES: [Contender; 2] = [Contender::KubeProxy(Mode::Iptables), Contender::KubeProxy(Mode::Nftables)];
+const OURS: [Contender; 2] = [Contender::Beeline, Contender::HostRouting];
+
+/// Prints the head of the table.
 pub fn header() {
     let ([iptables, nftables], [plain, routing]) = (KUBE_PROXIES, OURS);
     println!(
         "| Services | what | {} | {iptables} | {nftables} | {plain} | {routing} | both of the better kube-proxy | aim |",
-        By::Floor,
+        Contender::Floor,
     );
     println!("|---|---|---|---|---|---|---|---|---|");
 }
 
-/// The rows for a number of Services. What was not measured is said elsewhere, and stands here as a dash.
+/// Prints the rows for a number of Services, with a dash for a proxy that is missing.
 pub fn rows(services: u32, figures: &Figures) {
-    let mut whats: Vec<(Figure, Way)> = figures.keys().map(|&(figure, way, _)| (figure, way)).collect();
+    let mut whats: Vec<(Figure, Route)> = figures.keys().map(|&(figure, route, _)| (figure, route)).collect();
     whats.dedup();
-    for (figure, way) in whats {
-        let values = |by| figures.get(&(figure, way, by)).map(Vec::as_slice);
-        let all = [By::Floor, KUBE_PROXIES[0], KUBE_PROXIES[1], OURS[0], OURS[1]];
-        // A loss of nothing is no row.
+    for (figure, route) in whats {
+        let values = |by| figures.get(&(figure, route, by)).map(Vec::as_slice);
+        let all = [Contender::Floor, KUBE_PROXIES[0], KUBE_PROXIES[1], OURS[0], OURS[1]];
+        // No row for zero loss.
         if all.into_iter().filter_map(values).flatten().all(|value| *value == 0.0) {
             continue;
         }
@@ -36,7 +39,7 @@ pub fn rows(services: u32, figures: &Figures) {
             let Some(own) = values(by) else { return "-".to_owned() };
             let Spread { median, least, most } = Spread::of(own.iter().copied());
             let (median, least, most) = (Short(median), Short(least), Short(most));
-            let of_floor = if by == By::Floor { None } else { ratio(own, values(By::Floor)) };
+            let of_floor = if by == Contender::Floor { None } else { ratio(own, values(Contender::Floor)) };
             let of_floor = of_floor.map_or_else(String::new, |ratio| format!("**{ratio:.2}** "));
             format!("{of_floor}{median} ({least} to {most})")
         };
@@ -47,11 +50,11 @@ pub fn rows(services: u32, figures: &Figures) {
         });
         let of_better = of_better.join(", ");
         let cells = all.map(cell).join(" | ");
-        println!("| {services} | {} | {cells} | {of_better} | {} |", name(figure, way), aim(figure, way));
+        println!("| {services} | {} | {cells} | {of_better} | {} |", name(figure, route), aim(figure, route));
     }
 }
 
-/// What the programs alone take for a packet.
+/// Prints the cost of the programs alone.
 pub fn costs(costs: &[Cost]) {
     println!("\nThe programs alone, by BPF_PROG_TEST_RUN, where all that they read is in the caches:\n");
     println!("| program | packet | what becomes of it | ns |\n|---|---|---|---|");
@@ -60,7 +63,7 @@ pub fn costs(costs: &[Cost]) {
     }
 }
 
-/// Of the two modes the one with the better median.
+/// The mode of kube-proxy with the better median.
 fn better(figure: Figure, modes: [Option<&[f64]>; 2]) -> Option<&[f64]> {
     let median = |values: &&[f64]| {
         let median = Spread::of(values.iter().copied()).median;
@@ -69,13 +72,13 @@ fn better(figure: Figure, modes: [Option<&[f64]>; 2]) -> Option<&[f64]> {
     modes.into_iter().flatten().min_by(|a, b| median(a).total_cmp(&median(b)))
 }
 
-/// The median over the rounds of the ratio to another within a round.
+/// The median over the rounds of the ratio within a round.
 fn ratio(own: &[f64], other: Option<&[f64]>) -> Option<f64> {
     let ratios = own.iter().zip(other?).map(|(own, other)| own / other);
     Some(Spread::of(ratios).median).filter(|ratio| ratio.is_finite())
 }
 
-fn name(figure: Figure, way: Way) -> String {
+fn name(figure: Figure, route: Route) -> String {
     let (what, unit) = match figure {
         Figure::Connect => ("TCP connect and close", "µs"),
         Figure::ConnectCpu => ("TCP connect and close, CPU", "µs"),
@@ -85,20 +88,20 @@ fn name(figure: Figure, way: Way) -> String {
         Figure::ForwardCpu => ("UDP datagram, CPU without the ends", "ns"),
         Figure::Lost => ("UDP datagrams that are lost", "%"),
     };
-    let way = match way {
-        Way::Here => "backend on the node",
-        Way::There => "backend on the other node",
-        Way::Pods => "pod to pod, no Service",
-        Way::Ends => "to the node, nothing forwarded",
+    let route = match route {
+        Route::Here => "backend on the node",
+        Route::There => "backend on the other node",
+        Route::Pods => "pod to pod, no Service",
+        Route::Ends => "to the node, nothing forwarded",
     };
-    format!("{what}, {way}, {unit}")
+    format!("{what}, {route}, {unit}")
 }
 
-/// As issue 6 has them. How many packets a CPU forwards in a second is what one costs, the other way round.
-fn aim(figure: Figure, way: Way) -> &'static str {
-    match (figure, way) {
-        (Figure::Connect | Figure::ConnectCpu, Way::Here) => "≤ 1.05 of the floor",
-        (Figure::Connect | Figure::ConnectCpu, Way::There) => "≤ 0.62 of kube-proxy",
+/// The aims of issue 6. Packets that a CPU forwards in a second are the inverse of the cost of one.
+fn aim(figure: Figure, route: Route) -> &'static str {
+    match (figure, route) {
+        (Figure::Connect | Figure::ConnectCpu, Route::Here) => "≤ 1.05 of the floor",
+        (Figure::Connect | Figure::ConnectCpu, Route::There) => "≤ 0.62 of kube-proxy",
         (Figure::Stream, _) => "≥ 1.00 of the floor",
         (Figure::ForwardCpu, _) => "≤ 0.59 of kube-proxy",
         _ => "",

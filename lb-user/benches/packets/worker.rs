@@ -1,6 +1,6 @@
-//! The processes that make the traffic, one in each namespace that needs one: clients on one CPU, servers on the other.
+//! The processes that make the traffic, each in a namespace: clients on one CPU, servers on the other.
 //!
-//! They are told what to do by lines, and answer each by a line of numbers.
+//! They read a command a line, and answer each by a line of numbers.
 
 use std::{
     fs,
@@ -17,28 +17,27 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_lab::{
+    Namespace,
+    traffic::{stay_on, tcp_open},
+};
 use rustix::{
     net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg, sockopt},
     time::{ClockId, clock_gettime},
 };
 
-use crate::{
-    lan::Namespace,
-    wire::{stay_on, tcp_open},
-};
-
-/// The longest that any of the work may take.
+/// Limit for a command.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Datagrams that one system call sends.
 const BATCH: usize = 64;
-/// Bytes in each, as of a question to a resolver.
+/// Payload of a datagram, the size of a DNS query.
 const PAYLOAD: [u8; 64] = [b'q'; 64];
-/// How long connections and datagrams may stay in the server's sockets.
+/// Pause of the server between two looks at its sockets.
 const NAP: Duration = Duration::from_millis(1);
 /// Flows of a flood.
 const FLOWS: usize = 16;
 
-/// A worker, as who directs it sees it; ended when dropped.
+/// A worker process; killed when dropped.
 struct Worker {
     child: Child,
     tell: ChildStdin,
@@ -62,12 +61,12 @@ impl Worker {
         numbers.try_into().unwrap_or_else(|_| panic!("{question}: {answer:?} is no answer"))
     }
 
-    /// Moves it. Sockets that it makes from then on belong there.
+    /// Moves it into a cgroup, to which its new sockets belong.
     fn join(&self, cgroup: &Path) {
         fs::write(cgroup.join("cgroup.procs"), self.child.id().to_string()).expect("joining a cgroup");
     }
 
-    /// The next line, or the end of the worker that does not come to one.
+    /// Reads the next line; kills the worker after the limit.
     fn answer(&mut self) -> String {
         let pid = rustix::process::Pid::from_child(&self.child);
         let (in_time, waits) = mpsc::channel::<()>();
@@ -96,29 +95,29 @@ impl Drop for Worker {
 /// A client.
 pub struct Client(Worker);
 
-/// What some traffic took.
+/// The cost of some traffic.
 #[derive(Clone, Copy)]
 pub struct Cost {
-    /// How much there was of it: connections, bytes or datagrams.
+    /// Connections, bytes or datagrams.
     pub amount: f64,
-    /// How long it took.
+    /// Elapsed time.
     pub seconds: f64,
-    /// CPU time of the client and of the thread that the kernel hands its work to.
+    /// CPU time of the client and of ksoftirqd, in seconds.
     pub cpu: f64,
 }
 
 impl Client {
-    /// Starts one in a namespace.
+    /// Starts it in a namespace.
     pub fn start(net: &Namespace) -> Self {
         Self(Worker::start(net, &["--client"]))
     }
 
-    /// Makes it one of a node's processes.
+    /// Makes it a process of a node.
     pub fn join(&self, cgroup: &Path) {
         self.0.join(cgroup);
     }
 
-    /// Whether the server behind an address says that it is `name`.
+    /// True if the server behind an address has this name.
     pub fn reaches(&mut self, to: SocketAddr, name: SocketAddr) -> bool {
         self.0.ask::<1>(&format!("reaches {to} {name}")) == [1.0]
     }
@@ -128,7 +127,7 @@ impl Client {
         self.cost(&format!("connects {to} {count}"))
     }
 
-    /// Sends one stream, until the server says that it has all of it.
+    /// Sends a stream until the server acknowledges all of it.
     pub fn stream(&mut self, to: SocketAddr, time: Duration) -> Cost {
         self.cost(&format!("stream {to} {}", time.as_millis()))
     }
@@ -144,32 +143,32 @@ impl Client {
     }
 }
 
-/// A server, which serves TCP and UDP at one address.
+/// A server of TCP and UDP at one address.
 pub struct Server {
     worker: Worker,
-    /// The address, which is its name as well.
+    /// Its address, which is its name too.
     pub address: SocketAddr,
 }
 
 impl Server {
-    /// Starts one in a namespace.
+    /// Starts it in a namespace.
     pub fn start(net: &Namespace, address: SocketAddr) -> Self {
         Self { worker: Worker::start(net, &["--server", &address.to_string()]), address }
     }
 
-    /// Makes it one of a node's processes.
+    /// Makes it a process of a node.
     pub fn join(&self, cgroup: &Path) {
         self.worker.join(cgroup);
     }
 
-    /// Datagrams that have arrived since it was asked last. It waits until no more of them come.
+    /// Datagrams that arrived since the last call; waits until no more arrive.
     pub fn arrived(&mut self) -> f64 {
         let [count] = self.worker.ask("arrived");
         count
     }
 }
 
-/// Is a worker, if this process was started as one.
+/// Runs as a worker and does not return, if this process was started as one.
 pub fn main(arguments: &[String]) {
     match arguments {
         [_, flag] if flag == "--client" => client(),
@@ -180,7 +179,7 @@ pub fn main(arguments: &[String]) {
 
 fn say(line: &str) {
     println!("{line}");
-    // The one who hears it may have gone.
+    // The reader may have ended.
     let _gone = std::io::stdout().flush();
 }
 
@@ -263,7 +262,7 @@ fn flood(to: SocketAddr, time: Duration) -> Cost {
     meter.read(sent as f64)
 }
 
-/// Time and CPU time from its start on.
+/// Elapsed time and CPU time since a start.
 struct Meter {
     helper: Helper,
     cpu: f64,
@@ -282,14 +281,14 @@ impl Meter {
     }
 }
 
-/// CPU time of this thread. What the kernel does with a packet that it sends over veth counts too, since it is done in
-/// the thread's name, as long as the kernel does not account for interrupts (CONFIG_IRQ_TIME_ACCOUNTING).
+/// CPU time of this thread. It includes the kernel's work on packets sent over veth, which runs in the context of the
+/// thread, unless the kernel accounts for interrupts (CONFIG_IRQ_TIME_ACCOUNTING).
 fn thread_seconds() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// ksoftirqd of the clients' CPU, which takes over when there is much to do.
+/// ksoftirqd of the clients' CPU, which takes over under load.
 struct Helper(String);
 
 impl Helper {
@@ -310,13 +309,13 @@ impl Helper {
 fn server(address: SocketAddr) -> ! {
     stay_on(1);
     let listener = TcpListener::bind(address).expect("a free port");
-    // A client that is faster than this server for a moment must not wait a second for a dropped SYN.
+    // A client that outruns this server for a moment must not wait a second for a dropped SYN.
     rustix::net::listen(&listener, 4096).expect("a longer queue");
     let socket = UdpSocket::bind(address).expect("a free port");
-    // Whatever arrives is counted, even when this process has to wait for its CPU.
+    // Large enough for the datagrams that arrive while this process waits for its CPU.
     sockopt::set_socket_recv_buffer_size_force(&socket, 1 << 27).expect("SO_RCVBUFFORCE");
-    // Nobody waits at the sockets, so that no packet pays for waking somebody on another CPU: in a virtual machine that can
-    // cost as much as the rest of its way.
+    // The server polls, so that no packet pays for a wake-up on another CPU: in a virtual machine that can
+    // cost as much as the rest of its route.
     listener.set_nonblocking(true).and_then(|()| socket.set_nonblocking(true)).expect("sockets");
     let count = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&count);
@@ -355,14 +354,14 @@ fn server(address: SocketAddr) -> ! {
     std::process::exit(0);
 }
 
-/// Closes what says nothing, tells its name, or swallows a stream. Told by the first byte.
+/// Serves a connection by its first byte: none closes it, others ask for the name or begin a stream to discard.
 fn serve(mut stream: TcpStream, name: &str) {
     let mut first = [0; 1];
     if !matches!(stream.read(&mut first), Ok(1)) {
         return;
     }
     if first == *b"n" {
-        // The client may be gone already.
+        // The client may have ended.
         let _gone = stream.write_all(name.as_bytes());
         return;
     }

@@ -1,5 +1,5 @@
-//! What a choice costs: each scheduler, and affinity, against straight to the backend, in one run, for short and long
-//! lists; and how the choices are shared out.
+//! The cost of each scheduler, and of affinity, against a direct connection, in one run, for short and long
+//! lists; and the distribution of their choices.
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Instant};
 
@@ -14,18 +14,18 @@ use crate::traffic::{self, median};
 /// Connections of one variant in one round.
 const CONNECTS: u32 = 200;
 
-/// Backends are here, all of them this node; a server of its own listens at every address.
+/// Addresses of the backends, all on this node; one server listens at all of them.
 const NETWORK: [u8; 2] = [10, 2];
-/// Where that server listens.
+/// Port of that server.
 pub const ANYWHERE: &str = "0.0.0.0:8081";
 const PORT: u16 = 8081;
 
-/// The ids of the service ports of this part begin here.
+/// First id of the service ports of this part.
 const FIRST_ID: u32 = 100_000;
-/// And those of its second table here.
+/// First id of the service ports of its second table.
 const SHARES_ID: u32 = 110_000;
 
-/// The variants: a scheduler, and whether clients stick.
+/// The variants: a scheduler, and affinity or none.
 fn variants() -> Vec<(String, Scheduler, u32)> {
     let plain = Scheduler::ALL.into_iter().map(|scheduler| (scheduler.name().to_owned(), scheduler, 0));
     plain.chain([("random, with affinity".to_owned(), Scheduler::Random, 10_800)]).collect()
@@ -44,7 +44,7 @@ fn backend_id(service: u32, number: u32) -> u32 {
     service * 16_384 + number
 }
 
-/// A service port for each variant, with backends of these weights; their ids begin at `first`.
+/// Writes a service port for each variant, with backends of these weights and ids from `first` on.
 fn service_ops(first: u32, weights: &[u16]) -> Vec<Op> {
     let mut ops = Vec::new();
     let count = u32::try_from(weights.len()).expect("not so many");
@@ -62,7 +62,7 @@ fn service_ops(first: u32, weights: &[u16]) -> Vec<Op> {
         }
         let value = Service {
             cluster_len,
-            // Prime to every length that is used here, and below it.
+            // Coprime to every length here, and less.
             cluster_stride: if cluster_len > 7 { 7 } else { 1 },
             scheduler: scheduler as u32,
             affinity_seconds,
@@ -76,13 +76,13 @@ fn service_ops(first: u32, weights: &[u16]) -> Vec<Op> {
     ops
 }
 
-/// Prints what a connect costs with each variant.
+/// Prints the cost of connect() with each variant.
 pub fn costs(store: &mut impl Store, rounds: usize, join: impl Fn(bool)) {
     println!("\n| TCP connect+close, loopback | 10 backends | 10,000 backends |\n|---|---|---|");
     let names: Vec<_> = variants().into_iter().map(|(name, ..)| name).collect();
     let columns = [10, 10_000].map(|count: u32| {
         store.apply(&service_ops(FIRST_ID, &vec![1; count as usize])).expect("room in the maps");
-        // The first socket that is given a backend makes its entry of BACKEND_STATS: not what is measured here.
+        // The first socket of a backend makes its entry in BACKEND_STATS, which the bench does not measure.
         join(true);
         for index in 0..names.len() {
             (0..count * 3).for_each(|_| traffic::tcp_connect((vip(index), traffic::PORT).into()));
@@ -93,7 +93,7 @@ pub fn costs(store: &mut impl Store, rounds: usize, join: impl Fn(bool)) {
             for step in 0..times.len() {
                 let at = (round + step) % times.len();
                 join(at > 0);
-                // The floor goes to one backend after the other, since the kernel too has more to do for many addresses.
+                // The floor dials all backends in turn: the kernel itself has more to do for many addresses.
                 let to = |number| match at {
                     0 => (backend(number * 7 % count), PORT).into(),
                     _ => (vip(at - 1), traffic::PORT).into(),
@@ -118,7 +118,7 @@ pub fn costs(store: &mut impl Store, rounds: usize, join: impl Fn(bool)) {
     }
 }
 
-/// Prints how 1,000 sockets that stay open are shared out among four backends of weights 1 to 4.
+/// Prints the distribution of 1,000 open sockets over four backends of weights 1 to 4.
 pub fn shares(store: &mut impl Store, pins: &Path) {
     const SOCKETS: usize = 1_000;
     store.apply(&service_ops(SHARES_ID, &[1, 2, 3, 4])).expect("room in the maps");
@@ -128,7 +128,8 @@ pub fn shares(store: &mut impl Store, pins: &Path) {
         stats.backends.into_iter().map(|(id, stats)| (id, stats.open)).collect()
     };
     for (index, (name, ..)) in variants().into_iter().enumerate() {
-        let sockets: Vec<_> = (0..SOCKETS).map(|_| crate::wire::tcp_open((vip(index), traffic::PORT).into())).collect();
+        let sockets: Vec<_> =
+            (0..SOCKETS).map(|_| lb_lab::traffic::tcp_open((vip(index), traffic::PORT).into())).collect();
         let open = open();
         let id = SHARES_ID + u32::try_from(index).expect("few variants");
         let counts = (0..4).map(|number| open.get(&backend_id(id, number)).copied().unwrap_or(0).to_string());

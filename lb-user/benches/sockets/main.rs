@@ -1,16 +1,12 @@
-//! What the socket path costs, against a direct connection, in one run: `cargo xtask bench sockets`.
+//! The cost of the socket path against a direct connection, in one run: `cargo xtask bench sockets`.
 //!
-//! Every round measures all variants one after the other, and a figure is the median over the rounds of the ratio (or
-//! difference) to the floor of the same round, so that a machine that changes its speed changes nothing. The floor is a
-//! connection straight to the backend by a process that Beeline does not serve.
+//! Every round measures all variants in turn, and a figure is the median over the rounds of the ratio (or
+//! difference) to the floor of the same round, so that the speed of the machine may drift. The floor is a
+//! direct connection to the backend by a process that Beeline does not serve.
 
 mod choice;
-#[path = "../../tests/stories/place.rs"]
-mod place;
 mod programs;
 mod traffic;
-#[path = "../support/wire.rs"]
-mod wire;
 
 use std::{fs, path::Path};
 
@@ -21,14 +17,15 @@ use lb_dataplane::{
     load::Loader,
     upgrade::{pins::Pins, programs::Sizes},
 };
+use lb_lab::{
+    sandbox::{Inside, run_again},
+    traffic::stay_on,
+};
 
 use traffic::{Path as Way, Variant};
 
 /// Rounds of a figure; odd, so that there is a median. Many and short ones, since the machine's speed drifts.
 const ROUNDS: usize = 101;
-
-/// Environment of the process that measures: its cgroup and its directory, which the first process removes after it.
-const PLACE: [&str; 2] = ["BEELINE_BENCH_CGROUP", "BEELINE_BENCH_DIRECTORY"];
 
 fn main() {
     let arguments: Vec<_> = std::env::args().collect();
@@ -41,26 +38,21 @@ fn main() {
         eprintln!("the bench of the socket path needs root");
         std::process::exit(1);
     }
-    if let [Some(cgroup), Some(directory)] = PLACE.map(std::env::var_os) {
-        return measure(Path::new(&cgroup), Path::new(&directory));
+    match Inside::find() {
+        Some(inside) => measure(&inside),
+        None => std::process::exit(run_again("bench")),
     }
-    let place = place::Place::make("bench").expect("a cgroup and a directory");
-    let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
-    let status = command.env(PLACE[0], place.cgroup()).env(PLACE[1], place.directory()).status();
-    drop(place);
-    std::process::exit(if status.is_ok_and(|status| status.success()) { 0 } else { 1 });
 }
 
-fn measure(cgroup: &Path, directory: &Path) {
-    let outside = cgroup.join("outside");
-    let inside = cgroup.join("inside");
+fn measure(sandbox: &Inside) {
+    let outside = sandbox.cgroup.join("outside");
+    let inside = sandbox.cgroup.join("inside");
     for cgroup in [&outside, &inside] {
         fs::create_dir(cgroup).expect("a cgroup");
     }
     join(&outside);
-    wire::stay_on(0);
-    place::enter_namespaces();
-    let bpffs = place::mount_bpffs(directory);
+    stay_on(0);
+    let bpffs = sandbox.enter();
     traffic::addresses();
     let pins = Pins::at(bpffs.join("beeline"));
     let mut datapath = Loader::load(pins.clone(), Sizes::new()).expect("the programs load");
@@ -106,12 +98,12 @@ fn percent(ratio: f64) -> String {
     format!("{:+.1} %", (ratio - 1.0) * 100.0)
 }
 
-/// Moves this process; sockets that it makes from now on belong there.
+/// Moves this process into a cgroup, to which its new sockets belong.
 fn join(cgroup: &Path) {
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("joining a cgroup");
 }
 
-/// Writes for the service ports with the ids `from..=to`, of which 1 to 3 are those of the bench.
+/// The map writes for service ports with the ids `from..=to`; the bench dials 1 to 3.
 fn service_ops(from: u32, to: u32) -> Vec<Op> {
     let (mut ops, mut later) = (Vec::new(), Vec::new());
     for id in from..=to {

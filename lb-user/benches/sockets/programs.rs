@@ -1,4 +1,4 @@
-//! Nanoseconds of each program as the kernel counts them (`BPF_ENABLE_STATS`, Linux 5.8).
+//! Nanoseconds of each program by the kernel's statistics (`BPF_ENABLE_STATS`, Linux 5.8).
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::traffic;
 
 const RUNS: u32 = 20_000;
 
-/// Mean time of a run of each program, by what it met.
+/// Mean time of a run of each program, by case.
 pub fn nanoseconds(pins: &Path) -> Vec<(&'static str, f64)> {
     let _enabled = enable_stats(Stats::RunTime).expect("statistics");
     let (vip, direct) = ((traffic::VIP, traffic::PORT).into(), (traffic::LOOPBACK, traffic::TARGET).into());
@@ -34,7 +34,7 @@ pub fn nanoseconds(pins: &Path) -> Vec<(&'static str, f64)> {
         }
     };
     let receive = || {
-        // A server that this process is itself, so that a reply is there at once.
+        // This process is the server too, so that a reply is there at once.
         let (here, client) = (std::net::UdpSocket::bind("127.0.0.1:0").expect("a port"), traffic::udp());
         let to = here.local_addr().expect("bound");
         for _ in 0..RUNS / 4 {
@@ -53,7 +53,7 @@ pub fn nanoseconds(pins: &Path) -> Vec<(&'static str, f64)> {
     };
     let close = || (0..RUNS).for_each(|_| drop(traffic::udp()));
     vec![
-        // Only looks at the socket's protocol: what the statistics themselves cost.
+        // Reads only the protocol of the socket: the cost of the statistics themselves.
         ("next to nothing (sock_release, UDP)", mean(pins, "sock_release", close)),
         ("connect4, TCP, VIP", mean(pins, "connect4", tcp(vip))),
         ("connect4, TCP, no Service", mean(pins, "connect4", tcp(direct))),

@@ -9,9 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_lab::traffic::{stay_on, tcp_open};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
-
-use crate::wire::{stay_on, tcp_open};
 
 /// VIP of a backend on this node's loopback.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 97, 0, 1);
@@ -30,7 +29,7 @@ pub const TARGET: u16 = 8080;
 const CONNECTS: u32 = 400;
 const UDP_CONNECTS: u32 = 5_000;
 
-/// Where the backend is.
+/// The place of the backend.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Path {
     /// On this node.
@@ -48,7 +47,7 @@ impl fmt::Display for Path {
     }
 }
 
-/// What is compared with the floor.
+/// The variants that the bench compares with the floor.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
     /// A served process that dials the backend itself.
@@ -69,7 +68,7 @@ impl Figures {
         Self { floor: median(rounds.iter().map(|[floor, ..]| *floor)), rounds }
     }
 
-    /// Time of a variant as a part of the floor's.
+    /// Time of a variant as a ratio to the floor.
     pub fn ratio(&self, variant: Variant) -> f64 {
         median(
             self.rounds
@@ -78,7 +77,7 @@ impl Figures {
         )
     }
 
-    /// Nanoseconds that a variant takes longer than the floor.
+    /// Nanoseconds of a variant above the floor.
     pub fn added(&self, variant: Variant) -> f64 {
         median(
             self.rounds
@@ -88,7 +87,7 @@ impl Figures {
     }
 }
 
-/// The middle one.
+/// The median.
 pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);
@@ -100,18 +99,18 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(status.success(), "{program} {arguments:?}");
 }
 
-/// Addresses of this node.
+/// Adds the addresses of this node.
 pub fn addresses() {
     run("ip", &["link", "set", "lo", "up"]);
     run("ip", &["addr", "add", "10.0.0.1/32", "dev", "lo"]);
     run("ip", &["route", "add", "local", "10.2.0.0/16", "dev", "lo"]);
 }
 
-/// The servers' processes; ended when dropped.
+/// The server processes; killed when dropped.
 pub struct Servers(Vec<Child>);
 
 impl Servers {
-    /// One on this node, one on another that is joined by a veth pair.
+    /// Starts one on this node, and one on another behind a veth pair.
     pub fn start() -> Self {
         let exe = std::env::current_exe().expect("this program");
         let here =
@@ -124,7 +123,7 @@ impl Servers {
         let anywhere = Command::new(&exe).args(["--server", crate::choice::ANYWHERE]).stdout(Stdio::piped()).spawn();
         let mut children = vec![anywhere.expect("a server"), here.expect("a server"), there.expect("a server")];
         let there = children.last().map(|child| child.id().to_string()).unwrap_or_default();
-        // The namespace is new once the process has left ours.
+        // The process is in its own namespace once its namespace differs from ours.
         let ours = std::fs::read_link("/proc/self/ns/net").expect("/proc");
         while std::fs::read_link(format!("/proc/{there}/ns/net")).expect("/proc") == ours {
             thread::sleep(Duration::from_millis(5));
@@ -149,11 +148,12 @@ impl Drop for Servers {
     }
 }
 
-/// The server: closes what says nothing, echoes one byte, swallows a stream. Told by the first byte.
+/// The server. The first byte of a connection says what to do: none closes it, others ask for an echo or begin a
+/// stream.
 pub fn serve(address: &str) -> ! {
     stay_on(1);
     let listener = TcpListener::bind(address).expect("a free port");
-    // A client that is faster than this server for a moment must not wait a second for a dropped SYN.
+    // A client that outruns this server for a moment must not wait a second for a dropped SYN.
     rustix::net::listen(&listener, 4096).expect("a longer queue");
     let _udp = std::net::UdpSocket::bind(address).expect("a free port");
     print!("r");
@@ -187,7 +187,7 @@ const VARIANTS: [Option<Variant>; 3] = [None, Some(Variant::Miss), Some(Variant:
 
 fn rounds(count: usize, join: impl Fn(bool), measure: impl Fn(Option<Variant>) -> f64) -> Figures {
     let mut all = Vec::new();
-    // The first round warms up. The order turns from round to round, so that none is always the one after another.
+    // The first round warms up. The order rotates, so that no testbed always follows the same one.
     for round in 0..=count {
         let mut times = [0.0; 3];
         for step in 0..VARIANTS.len() {
@@ -215,7 +215,7 @@ pub fn tcp_connects(way: Path, count: usize, join: impl Fn(bool)) -> Figures {
     })
 }
 
-/// One connection, ended by a reset, so that no port is left waiting.
+/// Opens a connection and ends it by a reset, which leaves no port in TIME_WAIT.
 pub fn tcp_connect(to: SocketAddr) {
     drop(tcp_open(to));
 }

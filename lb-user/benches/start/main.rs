@@ -1,58 +1,44 @@
-//! From the start of the agent to the first VIP that answers, with 10,000 Services on a real API server, and what the
-//! agent takes of memory then: `cargo xtask bench start`.
+//! Time from the start of the agent to the first VIP that answers, with 10,000 Services on a real API server, and the
+//! agent needs of memory then: `cargo xtask bench start`.
 //!
-//! API server, agent, client and backends share one network namespace of their own. Where kube-proxy and nft are at
-//! hand, kube-proxy (mode nftables) starts in the same rounds, so that its figures compare.
+//! API server, agent, client and backends share one network namespace of their own. Where kube-proxy and nft are
+//! installed, kube-proxy (mode nftables) starts in the same rounds, so that its figures compare.
 
 #![expect(clippy::unwrap_used, reason = "a bench")]
 
-#[path = "../support/cluster.rs"]
-mod cluster;
-#[expect(dead_code, reason = "one of the modes is enough for the start")]
-#[path = "../support/kube_proxy.rs"]
-mod kube_proxy;
 mod objects;
-#[path = "../../tests/stories/place.rs"]
-mod place;
 mod proxies;
-#[expect(dead_code, reason = "the server is not stopped between rounds")]
-#[path = "../../tests/kube/server.rs"]
-mod server;
-#[path = "../support/started.rs"]
-mod started;
-#[path = "../support/table.rs"]
-mod table;
 
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
 
-use cluster::Cluster;
-use kube_proxy::{KubeProxy, Mode};
+use lb_lab::{
+    Process,
+    api_client::ApiClient,
+    api_server::{ApiServer, Assets},
+    kube_proxy::{KubeProxy, Mode},
+    sandbox::{Inside, run_again},
+    table::{Spread, header, row},
+};
+
 use proxies::Node;
-use server::{ApiServer, Assets};
-use started::Started;
-use table::{Spread, header, row};
 
 /// Rounds of a figure; odd, so that there is a median.
 const ROUNDS: usize = 5;
 /// Services on the API server, each with one to three endpoints.
 const SERVICES: u32 = 10_000;
-/// Changes of an endpoint that are followed from the API server to the map.
+/// Changes of an endpoint that the bench follows from the API server to the map.
 const CHANGES: u32 = 40;
-/// When memory is looked at for the second time.
+/// Delay of the second memory figure.
 const LATER: Duration = Duration::from_secs(10);
 
-/// Environment of the process that measures: its cgroup and its directory, which the first process removes after it.
-const PLACE: [&str; 2] = ["BEELINE_BENCH_CGROUP", "BEELINE_BENCH_DIRECTORY"];
-
 fn main() {
-    if let [Some(cgroup), Some(directory)] = PLACE.map(std::env::var_os) {
-        return measure(Path::new(&cgroup), PathBuf::from(directory));
+    if let Some(inside) = Inside::find() {
+        return measure(inside);
     }
     if !rustix::process::geteuid().is_root() {
         eprintln!("the bench of the start needs root");
@@ -62,35 +48,31 @@ fn main() {
         eprintln!("{missing}; set KUBEBUILDER_ASSETS to a directory with kube-apiserver, kubectl and etcd");
         std::process::exit(1);
     }
-    let place = place::Place::make("bench").expect("a cgroup and a directory");
-    let mut command = Command::new(std::env::current_exe().expect("this program"));
-    let status = command.env(PLACE[0], place.cgroup()).env(PLACE[1], place.directory()).status();
-    drop(place);
-    std::process::exit(if status.is_ok_and(|status| status.success()) { 0 } else { 1 });
+    std::process::exit(run_again("bench"));
 }
 
-/// What a kind of start took in each round, in the order of `FIGURES`.
+/// Figures of a kind of start, by round.
 type Rounds = Vec<Vec<f64>>;
 
-fn measure(cgroup: &Path, directory: PathBuf) {
-    let served = cgroup.join("served");
+fn measure(inside: Inside) {
+    let served = inside.cgroup.join("served");
     fs::create_dir(&served).expect("a cgroup");
-    place::enter_namespaces();
-    let bpffs = place::mount_bpffs(&directory);
+    let bpffs = inside.enter();
     addresses();
-    // Backends of all Services.
+    // The backend of all Services.
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, objects::TARGET)).expect("a free port");
     std::thread::spawn(move || listener.incoming().for_each(drop));
     eprintln!("starting the API server");
     let api = ApiServer::start(Assets::find().expect("found before"));
-    let cluster = Cluster::new(&api.kubeconfig());
+    let cluster = ApiClient::new(&api.kubeconfig());
     let start = Instant::now();
     objects::fill(&cluster, SERVICES);
     eprintln!("{SERVICES} Services and their slices made in {:.1} s", start.elapsed().as_secs_f64());
-    // From here on this process and its children are served.
+    // From here on the agent serves this process and its children.
     fs::write(served.join("cgroup.procs"), std::process::id().to_string()).expect("joining the cgroup");
 
-    let node = Node { pins: bpffs.join("beeline"), cgroup: served, directory, kubeconfig: api.kubeconfig() };
+    let node =
+        Node { pins: bpffs.join("beeline"), cgroup: served, directory: inside.directory, kubeconfig: api.kubeconfig() };
     let kube_proxy =
         KubeProxy::find(Mode::Nftables).map_err(|reason| eprintln!("kube-proxy is left out: {reason}")).ok();
     let (mut cold, mut warm, mut others, mut changes): (Rounds, Rounds, Rounds, Rounds) = Default::default();
@@ -103,7 +85,7 @@ fn measure(cgroup: &Path, directory: PathBuf) {
             (0..CHANGES).map(|change| objects::change(&cluster, &node, change)).unzip();
         changes.push(vec![middle(&patch), middle(&sent), sent.iter().copied().fold(0.0, f64::max)]);
         drop(agent);
-        // As after kill -9: the pins are there and the VIPs answer the whole time.
+        // As after kill -9: the pins stay and the VIPs answer all the time.
         warm.push(start_agent(&node, "warm"));
         node.clean_up();
         if let Some(kube_proxy) = &kube_proxy {
@@ -157,7 +139,7 @@ fn start_agent(node: &Node, kind: &str) -> Vec<f64> {
 }
 
 fn start_kube_proxy(kube_proxy: &KubeProxy, node: &Node) -> Vec<f64> {
-    // Its translation begins where a route has been found.
+    // Translation needs a route to the VIP.
     ip(&["route", "add", "10.96.0.0/16", "dev", "other"]);
     let start = Instant::now();
     let process = node.start_kube_proxy(kube_proxy);
@@ -172,7 +154,7 @@ fn start_kube_proxy(kube_proxy: &KubeProxy, node: &Node) -> Vec<f64> {
 }
 
 /// Dials a VIP until it answers.
-fn first_answer(start: Instant, of: &Started) -> Duration {
+fn first_answer(start: Instant, of: &Process) -> Duration {
     let vip = SocketAddr::from((objects::vip(SERVICES / 2), objects::PORT));
     while TcpStream::connect_timeout(&vip, Duration::from_millis(20)).is_err() {
         assert!(start.elapsed() < Duration::from_secs(120), "no VIP answers: {}", of.log());
@@ -181,7 +163,7 @@ fn first_answer(start: Instant, of: &Started) -> Duration {
     start.elapsed()
 }
 
-/// This process's own network.
+/// Adds the addresses of the network of this process.
 fn addresses() {
     ip(&["link", "set", "lo", "up"]);
     for last in 1..=objects::BACKENDS {

@@ -11,12 +11,10 @@ use lb_common::{Addr, LAYOUT_VERSION, List, Slot, SlotKey};
 use lb_core::{op::Table, store::Store as _};
 use lb_dataplane::store::BpfStore;
 use lb_kernel::bpf as sys;
+use lb_lab::api_client::{ApiClient, NAMESPACE};
 use serde_json::{Value, json};
 
-use crate::{
-    cluster::{Cluster, NAMESPACE},
-    proxies::{NODE, Node},
-};
+use crate::proxies::{NODE, Node};
 
 /// Port of the VIPs.
 pub const PORT: u16 = 80;
@@ -31,21 +29,22 @@ pub fn vip(service: u32) -> Ipv4Addr {
 }
 
 /// Makes the node, and the Services with their slices.
-pub fn fill(cluster: &Cluster, services: u32) {
+pub fn fill(cluster: &ApiClient, services: u32) {
     cluster.add_node(NODE, &[Ipv4Addr::new(192, 0, 2, 1).into()]);
     cluster.add_services((0..services).map(|number| (service(number), slice(number))));
 }
 
-/// Changes the first endpoint of a Service; milliseconds until the API server answers, and until the map says so.
-pub fn change(cluster: &Cluster, node: &Node, change: u32) -> (f64, f64) {
+/// Changes the first endpoint of a Service. Returns the milliseconds until the API server answers, and until the map
+/// has it.
+pub fn change(cluster: &ApiClient, node: &Node, change: u32) -> (f64, f64) {
     let number = change * 7;
     let (map, key) = place(node, number);
-    // Each round finds another one there.
+    // Each round sets another address.
     let now: Slot = sys::lookup(map.as_fd(), &key).unwrap().expect("the slot exists");
     let next = Ipv4Addr::new(10, 0, 1, now.addr.octets[15].wrapping_add(1).max(1));
     let mut endpoints = slice(number)["endpoints"].take();
     endpoints[0]["addresses"] = json!([next]);
-    // The Service has one endpoint: what stands in its only slot is the new one.
+    // The Service has one endpoint: its only slot has the new address.
     endpoints.as_array_mut().unwrap().truncate(1);
     let slices = cluster.slices();
     let start = Instant::now();

@@ -1,20 +1,20 @@
-//! The node, and the processes that are compared there: the agent, and kube-proxy.
+//! The node, and the processes that the bench compares: agent and kube-proxy.
 
 use std::{path::PathBuf, process::Command};
 
-use crate::{
+use lb_lab::{
+    Process,
     kube_proxy::{KubeProxy, Served},
-    started::Started,
 };
 
-/// This node's name on the API server.
+/// The name of the node on the API server.
 pub const NODE: &str = "here";
 
-/// Where the agent runs.
+/// The environment of the agent.
 pub struct Node {
-    /// The pins' directory.
+    /// The directory of pins.
     pub pins: PathBuf,
-    /// The processes that are served.
+    /// The cgroup that the agent serves.
     pub cgroup: PathBuf,
     /// Files of the bench.
     pub directory: PathBuf,
@@ -24,15 +24,15 @@ pub struct Node {
 
 impl Node {
     /// Starts the agent.
-    pub fn start(&self) -> Started {
+    pub fn start(&self) -> Process {
         let mut command = self.beeline();
         command.args(["run", "--node-name", NODE, "--kubeconfig"]).arg(&self.kubeconfig);
         command.arg("--cgroup").arg(&self.cgroup);
-        Started::new(&mut command, &self.directory.join("agent.log"))
+        Process::start(&mut command, &self.directory.join("agent.log"))
     }
 
     /// Starts kube-proxy.
-    pub fn start_kube_proxy(&self, kube_proxy: &KubeProxy) -> Started {
+    pub fn start_kube_proxy(&self, kube_proxy: &KubeProxy) -> Process {
         let Self { kubeconfig, directory, .. } = self;
         kube_proxy.start(&Served { node: NODE, pods: "10.0.0.0/16", kubeconfig, directory })
     }

@@ -1,7 +1,7 @@
-//! Numbers for service ports and backends: never 0, never one that is in use, and one that was freed comes back only
-//! after all the others (invariant I7).
+//! Ids of service ports and backends: never 0 and never in use twice; a freed id returns only after all others
+//! (invariant I7).
 
-/// Hands out ids.
+/// An allocator of ids.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ids {
     next: u32,
@@ -14,19 +14,19 @@ impl Default for Ids {
 }
 
 impl Ids {
-    /// Goes on after `id`, which was seen in use.
+    /// Continues after `id`, which is in use.
     pub fn seen(&mut self, id: u32) {
         self.next = id.wrapping_add(1).max(1);
     }
 
-    /// Goes on after `id`, unless that is done already.
+    /// Continues after `id` unless the allocator is past it.
     pub fn beyond(&mut self, id: u32) {
         if id >= self.next {
             self.seen(id);
         }
     }
 
-    /// A free id. `in_use` must not hold for all of them.
+    /// Allocates a free id. `in_use` must not hold for every id.
     pub fn take(&mut self, in_use: impl Fn(u32) -> bool) -> u32 {
         let mut id = self.next;
         while in_use(id) {
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn i7_ids_go_up_wrap_around_and_leave_out_zero_and_the_living() {
+    fn i7_ids_ascend_wrap_around_and_skip_zero_and_ids_in_use() {
         let mut ids = Ids::default();
         assert_eq!([ids.take(|_| false), ids.take(|_| false), ids.take(|id| id == 3)], [1, 2, 4]);
         ids.beyond(2);

@@ -14,6 +14,8 @@ use crate::{ranges, spec::PortKey};
 pub enum Table {
     /// `FRONTENDS`
     Frontends,
+    /// `FRONTEND_BITS`
+    FrontendBits,
     /// `SERVICES`
     Services,
     /// `SLOTS`
@@ -31,9 +33,10 @@ pub enum Table {
 }
 
 impl Table {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
+    /// All tables.
+    pub const ALL: [Self; 9] = [
         Self::Frontends,
+        Self::FrontendBits,
         Self::Services,
         Self::Slots,
         Self::Backends,
@@ -43,11 +46,12 @@ impl Table {
         Self::Maglev,
     ];
 
-    /// The map's name in the kernel, which is its pin's name too.
+    /// Returns the name of the map and of its pin.
     #[must_use]
     pub const fn map_name(self) -> &'static str {
         match self {
             Self::Frontends => "FRONTENDS",
+            Self::FrontendBits => "FRONTEND_BITS",
             Self::Services => "SERVICES",
             Self::Slots => "SLOTS",
             Self::Backends => "BACKENDS",
@@ -60,39 +64,42 @@ impl Table {
 }
 
 impl Table {
-    /// How the flag `--map-size` knows the map. `NAMES` is as large as `SERVICES`.
+    /// Returns the name in the flag `--map-size`; None for a map of fixed size. `NAMES` is as large as `SERVICES`.
     #[must_use]
-    pub const fn flag_name(self) -> &'static str {
-        match self {
+    pub const fn flag_name(self) -> Option<&'static str> {
+        Some(match self {
             Self::Frontends => "frontends",
+            Self::FrontendBits => return None,
             Self::Services | Self::Names => "services",
             Self::Slots => "slots",
             Self::Backends => "backends",
             Self::NodeAddrs => "node_addrs",
             Self::SourceRanges => "source_ranges",
             Self::Maglev => "maglev",
-        }
+        })
     }
 }
 
 /// One write to one map.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Op {
-    /// Name a service port id. In a box, since names are few and every op is as large as the largest.
+    /// Name a service port id. Boxed to keep the other ops small.
     PutName(u32, Box<PortKey>),
     /// Write a backend.
     PutBackend(u32, Backend),
     /// Write a slot.
     PutSlot(SlotKey, Slot),
-    /// Write what the frontends of a service port share.
+    /// Write a service port: its list lengths, policies and scheduler.
     PutService(u32, Service),
     /// Point a frontend at a service port.
     PutFrontend(FrontendKey, Frontend),
-    /// Let NodePorts answer at an address.
+    /// Write a word of frontend bits: see [`FrontendKey::bit`].
+    PutFrontendBits(u32, u64),
+    /// Serve NodePorts at an address.
     PutNodeAddr(Addr, NodeAddr),
-    /// Let the addresses of a range come to a service port's load balancer addresses.
+    /// Allow a source range at a service port's load balancer addresses.
     PutRange(RangeKey),
-    /// Write a table of backends by the hash of a flow.
+    /// Write a Maglev table.
     PutMaglev(MaglevKey, Box<Maglev>),
     /// Remove a frontend.
     DeleteFrontend(FrontendKey),
@@ -104,16 +111,16 @@ pub enum Op {
     DeleteBackend(u32),
     /// Remove a name.
     DeleteName(u32),
-    /// Let NodePorts answer at an address no more.
+    /// Stop serving NodePorts at an address.
     DeleteNodeAddr(Addr),
-    /// Let the addresses of a range come no more.
+    /// Remove a source range.
     DeleteRange(RangeKey),
-    /// Remove a table.
+    /// Remove a Maglev table.
     DeleteMaglev(MaglevKey),
 }
 
 impl Op {
-    /// The map that it writes.
+    /// Returns the table that the op writes.
     #[must_use]
     pub const fn table(&self) -> Table {
         match self {
@@ -122,6 +129,7 @@ impl Op {
             Self::PutSlot(..) | Self::DeleteSlot(_) => Table::Slots,
             Self::PutService(..) | Self::DeleteService(_) => Table::Services,
             Self::PutFrontend(..) | Self::DeleteFrontend(_) => Table::Frontends,
+            Self::PutFrontendBits(..) => Table::FrontendBits,
             Self::PutNodeAddr(..) | Self::DeleteNodeAddr(_) => Table::NodeAddrs,
             Self::PutRange(_) | Self::DeleteRange(_) => Table::SourceRanges,
             Self::PutMaglev(..) | Self::DeleteMaglev(_) => Table::Maglev,
@@ -156,6 +164,7 @@ impl fmt::Display for Op {
                 }
                 if *drain_seconds == NEVER { Ok(()) } else { write!(f, " drain {drain_seconds} s") }
             }
+            Self::PutFrontendBits(word, bits) => write!(f, "put {map} {word} = {bits:#x}"),
             Self::PutNodeAddr(addr, NodeAddr { flags }) => write!(f, "put {map} {addr} = flags {flags:#x}"),
             Self::DeleteNodeAddr(addr) => write!(f, "delete {map} {addr}"),
             Self::PutRange(key) => write!(f, "put {map} {} {}", key.range.service, ranges::text(key)),

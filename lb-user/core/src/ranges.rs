@@ -1,14 +1,14 @@
-//! Source ranges on their way into the trie of `SOURCE_RANGES`, and out of it. Which ones count is for the model to say.
+//! Keys of the trie `SOURCE_RANGES`, from and to prefixes. The model decides which ranges apply.
 
 use ipnet::IpNet;
 use lb_common::{Addr, Range, RangeKey};
 
-/// Bits of a key before those of the address.
+/// Bits of a key before the address.
 const SERVICE_BITS: u32 = 32;
-/// Bits before an IPv4 address in its mapped form.
+/// Bits before the IPv4 address in its mapped form.
 const MAPPED_BITS: u32 = 96;
 
-/// The key of a network, for the service port `service`.
+/// Returns the key of a prefix for the service port `service`.
 #[must_use]
 pub fn key(service: u32, net: &IpNet) -> RangeKey {
     let mapped = if matches!(net, IpNet::V4(_)) { MAPPED_BITS } else { 0 };
@@ -16,7 +16,7 @@ pub fn key(service: u32, net: &IpNet) -> RangeKey {
     RangeKey { prefix_len, range: Range { service, addr: Addr::from(net.network()) } }
 }
 
-/// A key as people write a network; one that no version of the agent wrote as its bits.
+/// Formats a key as a prefix; a key that is no valid prefix shows its raw bits.
 #[must_use]
 pub fn text(key: &RangeKey) -> String {
     let addr = key.range.addr;
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_has_the_addresses_that_it_had() {
+    fn a_key_matches_the_addresses_of_its_prefix() {
         let check = |net: &str, inside: &[&str], outside: &[&str]| {
             let net: IpNet = net.parse().expect("a network");
             let key = key(7, &net);
@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_foreign_hand_wrote_is_shown_too() {
+    fn an_invalid_key_is_shown_too() {
         let range = Range { service: 1, addr: std::net::Ipv4Addr::new(192, 0, 2, 1).into() };
         assert_eq!(text(&RangeKey { prefix_len: 33, range }), "192.0.2.1 to bit 33");
         assert_eq!(text(&RangeKey { prefix_len: u32::MAX, range }), format!("192.0.2.1 to bit {}", u32::MAX));

@@ -1,11 +1,15 @@
-//! What the maps shall say about one Service.
+//! The desired state of the maps for one Service.
 
 use std::{fmt, num::NonZeroU16, sync::Arc};
 
 use ipnet::IpNet;
 use lb_common::{AddrPort, BackendFlags, Family, FrontendKey, Kind, List, Proto, Scheduler};
 
-use crate::objects::{Drain, Key};
+use crate::{
+    objects::{Drain, Key},
+    per_family::PerFamily,
+    warning::Warning,
+};
 
 /// A service port: the unit that owns an id, frontends and backend lists.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,9 +18,9 @@ pub struct PortKey {
     pub service: Key,
     /// Name of the port; empty for a single unnamed one.
     pub name: Arc<str>,
-    /// Its protocol.
+    /// Protocol.
     pub proto: Proto,
-    /// Its family.
+    /// Address family.
     pub family: Family,
 }
 
@@ -38,71 +42,72 @@ impl fmt::Debug for PortKey {
     }
 }
 
-/// A backend that a service port shall have.
+/// A desired backend of a service port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Member {
     /// Address and port.
     pub target: AddrPort,
-    /// [`lb_common::BackendFlags`]. With neither CLUSTER nor LOCAL it is given to no socket, and kept only if it is there
-    /// already, for the sockets that have it.
+    /// [`lb_common::BackendFlags`]. Without CLUSTER and LOCAL no new socket gets the backend; an existing entry is kept
+    /// for the sockets that have it.
     pub flags: u16,
-    /// How many slots it has in each of its lists; at least 1. More than 1 only with a scheduler that weighs.
+    /// Number of slots in each of its lists, at least 1; more than 1 only with a weighted scheduler.
     pub weight: u16,
 }
 
 impl Member {
-    /// Whether it stands in a list.
+    /// True if the backend is in the list.
     #[must_use]
     pub const fn is_in(&self, list: List) -> bool {
         self.flags & BackendFlags::of(list) != 0
     }
 }
 
-/// The wanted state of one service port.
+/// The desired state of one service port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PortSpec {
-    /// Which service port.
+    /// The service port.
     pub key: PortKey,
-    /// What clients dial, sorted, each once; only those that this service port owns (invariant I6).
+    /// Frontends that the service port owns (invariant I6), sorted, without duplicates.
     pub frontends: Vec<(FrontendKey, Kind)>,
-    /// The backends, sorted by target, each once.
+    /// Backends, sorted by address and port, without duplicates.
     pub backends: Vec<Member>,
     /// [`lb_common::ServiceFlags`].
     pub flags: u32,
-    /// Who may come to its load balancer addresses, sorted, each once; some exactly where the flags say so.
+    /// Source ranges of its load balancer addresses, sorted, without duplicates; non-empty exactly if the flags enforce
+    /// them.
     pub ranges: Vec<IpNet>,
-    /// How backends are chosen.
+    /// The scheduler.
     pub scheduler: Scheduler,
-    /// Seconds for which a client keeps its backend; 0 without affinity.
+    /// Affinity time-out in seconds; 0 without affinity.
     pub affinity_seconds: u32,
-    /// What becomes of TCP sockets whose backend has gone.
+    /// Treatment of TCP sockets whose backend is removed.
     pub drain: Drain,
 }
 
-/// What a load balancer outside hears that asks whether to send a Service's clients to this node.
+/// The answer at a `healthCheckNodePort`, for external load balancers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Health {
-    /// Where it asks.
+    /// The `healthCheckNodePort`.
     pub port: NonZeroU16,
-    /// Ready endpoints on this node, by address, for IPv4 and IPv6; none of a family in which the Service is not served.
-    pub ready: [Option<usize>; 2],
+    /// Ready endpoints on this node, by address; none of a family in which the Service is not served.
+    pub ready: PerFamily<Option<usize>>,
 }
 
-/// The wanted state of one Service: all its service ports. A Service that is not served has none.
+/// The desired state of one Service: all its service ports. A Service that is not served has none.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceSpec {
     /// The Service.
     pub key: Key,
-    /// Its service ports, sorted by key.
+    /// Service ports, sorted by key.
     pub ports: Vec<PortSpec>,
-    /// What is told of it at its `healthCheckNodePort`, if it has one.
+    /// The answer at its `healthCheckNodePort`, if it has one.
     pub health: Option<Health>,
-    /// What is wrong with it, each with its cure, for the log and `explain`.
-    pub warnings: Vec<String>,
+    /// Warnings for its owner, each once.
+    pub warnings: Vec<Warning>,
 }
 
 impl ServiceSpec {
-    /// A Service that is not there.
+    /// Returns the spec of a deleted Service.
     #[must_use]
     pub const fn gone(key: Key) -> Self {
         Self { key, ports: Vec::new(), health: None, warnings: Vec::new() }

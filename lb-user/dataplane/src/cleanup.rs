@@ -13,7 +13,7 @@ use crate::{
     upgrade::pins::Pins,
 };
 use lb_core::text::number;
-use lb_kernel::netfilter::own::{self, KEEPER, UNTRACKER};
+use lb_kernel::netfilter::temporary_tables::{self, KEEP_ALIVE_TABLE, NOTRACK_TABLE};
 
 /// What begins a use of a Service, in the order of its removal: what only shows VIPs stays until the end.
 const BEGINNERS: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
@@ -60,8 +60,8 @@ pub fn cleanup(pins: &Pins, patience: Duration, mut say: impl FnMut(String)) -> 
 /// Where kube-proxy has its rules again, these keep its connections alive.
 fn release(mut say: impl FnMut(String)) -> Result<()> {
     // The other one is left where an earlier cleanup was killed.
-    for table in [KEEPER, UNTRACKER] {
-        if own::release(table).with_context(|| format!("removing the table {table} from netfilter"))? {
+    for table in [KEEP_ALIVE_TABLE, NOTRACK_TABLE] {
+        if temporary_tables::remove(table).with_context(|| format!("removing the table {table} from netfilter"))? {
             say(format!("removed the table {table} from netfilter"));
         }
     }

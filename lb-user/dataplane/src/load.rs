@@ -221,6 +221,7 @@ fn together(table: &Table) -> &'static [Table] {
         Table::Slots => &[Table::Slots],
         Table::Backends => &[Table::Backends],
         Table::Frontends => &[Table::Frontends],
+        Table::FrontendBits => &[Table::FrontendBits],
         Table::NodeAddrs => &[Table::NodeAddrs],
         Table::SourceRanges => &[Table::SourceRanges],
         Table::Maglev => &[Table::Maglev],

@@ -1,5 +1,5 @@
-//! Calls of the kernel: bpf(2), netlink, sock_diag, netfilter, network namespaces. The only crate of user space with `unsafe`;
-//! it knows nothing of Services.
+//! Calls of the kernel: bpf(2), netlink, sock_diag, netfilter, network namespaces. The only user-space crate with
+//! `unsafe`; it knows nothing of Services.
 
 pub mod allocator;
 pub mod async_fd;
@@ -9,3 +9,4 @@ pub mod netfilter;
 pub mod netlink;
 pub mod netns;
 pub mod sock_diag;
+pub mod socket_options;

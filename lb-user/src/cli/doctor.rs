@@ -16,7 +16,7 @@ use lb_agent::agent::Source;
 use lb_core::text::number;
 use lb_dataplane::upgrade::pins::Pins;
 use lb_sources::{
-    directory::{self, LastGood},
+    directory::{self, DirectoryState},
     kubernetes,
 };
 
@@ -86,7 +86,7 @@ const fn exit_code(severity: Severity) -> u8 {
 fn ask(ObjectSource { text, source, settings, node_name }: ObjectSource) -> Objects {
     let answer = match &source {
         Source::Directory(options) => {
-            let mut good = LastGood::new(options.proxy_name.clone());
+            let mut good = DirectoryState::new(options.proxy_name.clone());
             let loaded = directory::load(&options.path, &mut good);
             SourceAnswer::Directory(match loaded {
                 Ok(_) => Ok(good.problems().map(str::to_owned).collect()),

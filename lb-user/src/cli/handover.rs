@@ -35,7 +35,7 @@ use lb_dataplane::{
 };
 use lb_kernel::netfilter::{
     conntrack::Conntrack,
-    own::{self, KEEPER},
+    temporary_tables::{self, KEEP_ALIVE_TABLE},
 };
 
 /// Time for differences to disappear: kube-proxy and Beeline follow the cluster at their own pace.
@@ -106,7 +106,7 @@ pub(super) fn run(pins: &Pins, arguments: &HandoverArgs) -> Result<ExitCode> {
         left: Vec::new(),
         notes: Vec::new(),
         connections: 0,
-        kept: own::is_kept().context("asking nf_tables")?,
+        kept: temporary_tables::has_keep_alive().context("asking nf_tables")?,
     };
     let has_no_rules = leftovers.is_empty();
     let is_allowed = arguments.force || report.obstacles.is_empty();
@@ -115,7 +115,7 @@ pub(super) fn run(pins: &Pins, arguments: &HandoverArgs) -> Result<ExitCode> {
     }
     report.connections = connections(&dump)?;
     if has_no_rules && report.kept && report.connections == 0 && !arguments.dry_run {
-        own::release(KEEPER).context("removing the table that kept kube-proxy's connections")?;
+        temporary_tables::remove(KEEP_ALIVE_TABLE).context("removing the table that kept kube-proxy's connections")?;
         report.kept = false;
     }
     let text = match arguments.output {
@@ -254,7 +254,7 @@ NODE-PORT|SOURCE-RANGES-FIREWALL|IPVS-|SVC-|SVL-|XLB-|EXT-|FW-|SEP-)' | iptables
 /// Counts the open connections to frontends that netfilter translates.
 fn connections(dump: &Dump) -> Result<usize> {
     let Some(mut conntrack) = Conntrack::open().context("asking netfilter")? else { return Ok(0) };
-    let connections = conntrack.translated().context("listing the connections that netfilter translates")?;
+    let connections = conntrack.list_dnat().context("listing the connections that netfilter translates")?;
     let is_service = |key: FrontendKey| {
         dump.frontends.contains_key(&key)
             || (dump.node_addrs.contains_key(&key.addr) && dump.frontends.contains_key(&key.node_port()))
@@ -262,8 +262,8 @@ fn connections(dump: &Dump) -> Result<usize> {
     let is_open = |proto: u8, dst, port| {
         Proto::from_number(proto.into()).is_some_and(|proto| is_service(FrontendKey::new(dst, port, proto)))
     };
-    let open = connections.iter().filter(|connection| !connection.is_over);
-    Ok(open.filter(|open| is_open(open.proto, open.dialled.dst, open.dialled.dst_port)).count())
+    let open = connections.iter().filter(|connection| !connection.is_closed);
+    Ok(open.filter(|open| is_open(open.proto, open.original.dst, open.original.dst_port)).count())
 }
 
 fn render(report: &HandoverReport, arguments: &HandoverArgs) -> String {
@@ -298,7 +298,7 @@ fn render(report: &HandoverReport, arguments: &HandoverArgs) -> String {
     if report.kept {
         let open = number(report.connections, "open connection");
         line(format!(
-            "the table {KEEPER} keeps {open} of kube-proxy's rules alive: run `beeline handover` again later, which \
+            "the table {KEEP_ALIVE_TABLE} keeps {open} of kube-proxy's rules alive: run `beeline handover` again later, which \
              removes it when they have ended"
         ));
     }

@@ -22,8 +22,8 @@ use lb_core::{
 };
 use lb_dataplane::upgrade::pins::Pins;
 use lb_sources::{
-    directory::{self, LastGood},
-    kubernetes::{self, Remembered},
+    directory::{self, DirectoryState},
+    kubernetes::{self, RememberedServers},
 };
 
 /// Format of a report.
@@ -57,7 +57,7 @@ pub(super) struct SourceArgs {
     service_args: ServiceArgs,
 }
 
-/// Owner of the flags that count.
+/// Process of the flags that count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum FlagSource {
     /// This command line.
@@ -108,7 +108,7 @@ impl SourceArgs {
                     kubeconfig,
                     node_name,
                     proxy_name,
-                    remembered: Remembered::default(),
+                    remembered: RememberedServers::default(),
                 };
                 ("the API server".to_owned(), Source::Kubernetes(options))
             }
@@ -150,7 +150,7 @@ pub(super) fn agent(pins: &Pins) -> Result<Option<RunningAgent>> {
             let named = options.kubeconfig.take().or(default);
             options.kubeconfig = named.map(|path| resolve(&path));
             let directory = pins.current();
-            options.remembered = Remembered::by(move || lb_dataplane::api_servers::endpoints(&directory));
+            options.remembered = RememberedServers::new(move || lb_dataplane::api_servers::endpoints(&directory));
             format!("the API server that the agent (pid {pid}) watches")
         }
     };
@@ -206,7 +206,7 @@ fn resolve(process: &Path, path: &Path) -> PathBuf {
 /// Reads the objects that Services need, once.
 pub(super) fn load(source: Source) -> Result<Vec<Event>> {
     match source {
-        Source::Directory(options) => directory::load(&options.path, &mut LastGood::new(options.proxy_name)),
+        Source::Directory(options) => directory::load(&options.path, &mut DirectoryState::new(options.proxy_name)),
         Source::Kubernetes(options) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.context("starting the runtime")?.block_on(list(options))

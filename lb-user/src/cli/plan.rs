@@ -12,7 +12,7 @@ use lb_core::{
     text::number,
 };
 use lb_dataplane::{store::BpfStore, upgrade::pins::Pins};
-use lb_sources::directory::{self, LastGood};
+use lb_sources::directory::{self, DirectoryState};
 
 /// PlanArgs of `beeline plan`.
 #[derive(Args)]
@@ -28,7 +28,7 @@ pub(super) struct PlanArgs {
 }
 
 pub(super) fn render(pins: &Pins, arguments: &PlanArgs) -> Result<String> {
-    let mut good = LastGood::new(arguments.service_args.service_proxy_name.clone());
+    let mut good = DirectoryState::new(arguments.service_args.service_proxy_name.clone());
     let events = directory::load(&arguments.directory, &mut good)?;
     let problems: Vec<_> = good.problems().collect();
     ensure!(problems.is_empty(), "the directory has errors; nothing is planned:\n{}", problems.join("\n"));

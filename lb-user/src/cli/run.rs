@@ -23,7 +23,7 @@ use lb_dataplane::{
 };
 use lb_sources::{
     directory,
-    kubernetes::{self, Remembered},
+    kubernetes::{self, RememberedServers},
 };
 
 /// Flags of the agent.
@@ -123,7 +123,7 @@ impl RunArgs {
                 kubeconfig: self.kubeconfig.clone(),
                 node_name: self.service_args.node_name(),
                 proxy_name,
-                remembered: Remembered::default(),
+                remembered: RememberedServers::default(),
             }),
         }
     }
@@ -136,7 +136,7 @@ fn parse_size(text: &str) -> Result<(Table, u32), String> {
             .to_owned()
     };
     let (name, entries) = text.split_once('=').ok_or_else(known)?;
-    let table = Table::ALL.into_iter().filter(|table| *table != Table::Names);
+    let table = Table::ALL.into_iter().filter(|table| *table != Table::Names && table.flag_name().is_some());
     let table = table.into_iter().find(|table| table.map_name().eq_ignore_ascii_case(name)).ok_or_else(known)?;
     let entries: u32 = entries.parse().map_err(|error| format!("{entries:?} is no number of entries: {error}"))?;
     if entries == 0 { Err("a map has at least one entry".to_owned()) } else { Ok((table, entries)) }

@@ -12,7 +12,11 @@ use lb_common::{PodModeEntry, Proto, Verdict};
 
 use crate::trace::{Snapshot, TraceClient, trace};
 use lb_dataplane::stats::StatMaps;
-use lb_kernel::{bpf, bpf::typed::TypedMap, netns::Namespace};
+use lb_kernel::{
+    bpf::typed::TypedMap,
+    clock,
+    netns::{self, NetNamespace},
+};
 
 /// Arguments of `beeline trace`: a destination, and a client.
 #[derive(Args)]
@@ -50,7 +54,7 @@ pub(super) fn run(directory: &Path, arguments: &TraceArgs) -> Result<ExitCode> {
     };
     let snapshot = read(directory)?;
     let client = match arguments.from {
-        Some(from) => TraceClient::outside(from.into(), bpf::now()),
+        Some(from) => TraceClient::outside(from.into(), clock::monotonic_ns()),
         None => socket_of(arguments.pid)?,
     };
     let (text, verdict) = trace(&snapshot, &client, arguments.destination, proto);
@@ -69,18 +73,18 @@ fn read(directory: &Path) -> Result<Snapshot> {
 /// # Errors
 /// If there is no such process, or the kernel has no cookies of network namespaces (before 5.14).
 fn socket_of(pid: Option<u32>) -> Result<TraceClient> {
-    let host = bpf::netns_cookie();
+    let host = netns::cookie();
     let netns = match pid {
         // Without cookies, sockets of the node have no affinity yet.
         None => host.as_ref().map_or(0, |cookie| *cookie),
         Some(pid) => cookie_of(pid)?,
     };
-    Ok(TraceClient::socket(netns, netns == host.unwrap_or(0), bpf::now()))
+    Ok(TraceClient::socket(netns, netns == host.unwrap_or(0), clock::monotonic_ns()))
 }
 
 fn cookie_of(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/ns/net");
     let namespace =
-        Namespace::open(path.as_ref()).with_context(|| format!("opening {path}: is there a process {pid}?"))?;
+        NetNamespace::open(path.as_ref()).with_context(|| format!("opening {path}: is there a process {pid}?"))?;
     namespace.cookie()
 }

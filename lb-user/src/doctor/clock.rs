@@ -30,7 +30,8 @@ pub(super) fn read(source: Option<&SourceAnswer>) -> ClockFacts {
         Some(SourceAnswer::Servers(Ok(answers))) => answers.as_slice(),
         _ => &[],
     };
-    let ahead = answers.iter().filter_map(|answer| Some((answer.url.clone(), answer.said.as_ref().ok()?.ahead?)));
+    let ahead =
+        answers.iter().filter_map(|answer| Some((answer.url.clone(), answer.result.as_ref().ok()?.clock_ahead?)));
     ClockFacts {
         now: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
         is_synchronised: lb_kernel::clock::is_synchronised(),

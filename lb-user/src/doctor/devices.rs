@@ -19,7 +19,7 @@ use lb_dataplane::{
 use lb_kernel::{
     bpf,
     bpf::typed::TypedMap,
-    netlink::{Channel, facts},
+    netlink::{NetlinkSocket, network_state},
 };
 
 const CHECK: &str = "devices";
@@ -45,8 +45,8 @@ pub(super) struct DeviceFacts {
 /// Reads the devices of this thread's network namespace, and the pinned maps.
 pub(super) fn read(directory: &Path, root: &Path, devices: Option<&Choice>) -> Result<DeviceFacts> {
     let attached = tc::attached(directory, root)?;
-    let mut channel = Channel::open().context("opening a netlink socket")?;
-    let facts = facts::Facts::read(&mut channel).context("reading links, addresses and routes")?;
+    let mut channel = NetlinkSocket::open().context("opening a netlink socket")?;
+    let facts = network_state::NetworkState::read(&mut channel).context("reading links, addresses and routes")?;
     let names: BTreeMap<u32, String> = facts.links.iter().map(|(index, link)| (*index, link.name.clone())).collect();
     let uplinks = devices.map_or_else(BTreeMap::new, |uplinks| {
         let has_now: BTreeSet<u32> = attached.keys().copied().collect();

@@ -12,7 +12,7 @@ use aya::programs::loaded_programs;
 
 use super::{Finding, hooks, process};
 use lb_dataplane::upgrade::programs::HOOKS;
-use lb_kernel::{bpf, sock_diag::Owner};
+use lb_kernel::{bpf, sock_diag::Process};
 
 const CHECK: &str = "foreign";
 
@@ -35,7 +35,7 @@ pub(super) struct ForeignFacts {
 #[derive(Clone, Default, Debug)]
 pub(super) struct Programs {
     names: BTreeMap<u32, String>,
-    holders: BTreeMap<u32, Owner>,
+    holders: BTreeMap<u32, Process>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -95,7 +95,7 @@ impl Programs {
             self.names.get(&program).filter(|name| !name.is_empty()).map_or("an unnamed program", String::as_str);
         let holder = self.holders.get(&program).map_or_else(
             || "held by no process".to_owned(),
-            |Owner { pid, comm }| format!("held by {}, pid {pid}", comm.escape_debug()),
+            |Process { pid, comm }| format!("held by {}, pid {pid}", comm.escape_debug()),
         );
         format!("{name} (id {program}, {holder})")
     }
@@ -175,7 +175,7 @@ mod tests {
             overridden: Vec::new(),
             programs: Programs {
                 names: BTreeMap::from([(7, "cil_sock4".to_owned()), (8, String::new())]),
-                holders: BTreeMap::from([(7, Owner { pid: 9, comm: "cilium-agent".to_owned() })]),
+                holders: BTreeMap::from([(7, Process { pid: 9, comm: "cilium-agent".to_owned() })]),
             },
         }
     }
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn a_holder_with_control_characters_is_escaped() {
         let mut facts = facts(vec![foreign("connect4", 7)]);
-        facts.programs.holders.insert(7, Owner { pid: 9, comm: "a\n\u{1b}[2Jb".to_owned() });
+        facts.programs.holders.insert(7, Process { pid: 9, comm: "a\n\u{1b}[2Jb".to_owned() });
         check(&facts, &[r"warning: cil_sock4 (id 7, held by a\n\u{1b}[2Jb, pid 9)"]);
     }
 

@@ -8,7 +8,7 @@ use rustix::net::{AddressFamily, SocketType, ipproto, socket};
 
 use super::Finding;
 use lb_dataplane::environment::{KERNEL_FLOOR, parse_release};
-use lb_kernel::{bpf, sock_diag::can_end};
+use lb_kernel::{bpf, netns, sock_diag::can_destroy};
 
 const CHECK: &str = "kernel";
 
@@ -41,10 +41,10 @@ pub(super) fn read() -> KernelFacts {
     KernelFacts {
         release: rustix::system::uname().release().to_string_lossy().into_owned(),
         has_set_retval: has_set_retval(),
-        has_netns_cookie: bpf::netns_cookie().is_ok(),
+        has_netns_cookie: netns::cookie().is_ok(),
         has_tcx: bpf::has_tcx(),
         has_mptcp: socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP)).is_ok(),
-        can_end_sockets: can_end().map_err(|error| format!("{error:#}")),
+        can_end_sockets: can_destroy().map_err(|error| format!("{error:#}")),
         has_socket_marks: marks_sockets(&mounts),
         mounts: network_mounts(&mounts),
     }

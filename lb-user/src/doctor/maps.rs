@@ -49,7 +49,7 @@ pub(super) fn addresses(dump: &Dump, agent: Option<u32>) -> Option<BTreeSet<IpAd
     if agent.is_some_and(|pid| process::network_namespace(&pid.to_string()) != own) {
         return Some(dump.node_addrs.keys().map(|addr| addr.to_ip()).collect());
     }
-    addresses::now().ok()
+    addresses::current().ok()
 }
 
 /// Plans the writes from the maps to the objects, with the agent's own planner.

@@ -20,7 +20,7 @@ pub(super) struct PinFacts {
     /// True if the directory of this layout version exists.
     is_pinned: bool,
     agent: Option<u32>,
-    /// Owner of the file system of the pins.
+    /// Process of the file system of the pins.
     bpffs: Whose,
     /// Directories of other layout versions.
     other_versions: Vec<PathBuf>,

@@ -19,7 +19,7 @@ use super::{Finding, hooks};
 use lb_common::Family;
 use lb_core::store::Dump;
 use lb_dataplane::sockets;
-use lb_kernel::bpf;
+use lb_kernel::socket_options;
 
 const CHECK: &str = "probe";
 
@@ -89,7 +89,7 @@ fn dial(directory: &Path, vip: SocketAddr, proto: Proto) -> Result<ProbeOutcome>
     let socket = socket_with(domain, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     if family == Family::V4 {
         // Every address has a route by `lo`, the VIP included.
-        bpf::bind_to_device(&socket, "lo")?;
+        socket_options::bind_to_device(&socket, "lo")?;
     }
     let connected = connect(&socket, &vip);
     let led_to = sockets::led_to(directory, &socket, vip, proto);

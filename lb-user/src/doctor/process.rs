@@ -7,11 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lb_kernel::sock_diag::Owner;
+use lb_kernel::sock_diag::Process;
 
 /// Finds, for each program, the first process with a descriptor of the program or of a link to it. Programs held by a
 /// pin alone have none.
-pub(super) fn holders(proc: &Path, programs: &[u32]) -> BTreeMap<u32, Owner> {
+pub(super) fn holders(proc: &Path, programs: &[u32]) -> BTreeMap<u32, Process> {
     let mut holders = BTreeMap::new();
     for (pid, process) in processes(proc) {
         for descriptor in entries(&process.join("fd")) {
@@ -20,7 +20,7 @@ pub(super) fn holders(proc: &Path, programs: &[u32]) -> BTreeMap<u32, Owner> {
             let info = descriptor.file_name().map(|number| process.join("fdinfo").join(number)).filter(|_| is_held);
             let Some(program) = info.and_then(|info| program_id(&fs::read_to_string(info).ok()?)) else { continue };
             if programs.contains(&program) {
-                holders.entry(program).or_insert_with(|| Owner { pid, comm: comm(&process) });
+                holders.entry(program).or_insert_with(|| Process { pid, comm: comm(&process) });
             }
         }
     }
@@ -78,7 +78,7 @@ mod tests {
             fs::write(process.join("fdinfo/5"), info).expect("a file");
             symlink(kind, process.join("fd/5")).expect("a link");
         }
-        let owner = |pid, comm: &str| Owner { pid, comm: comm.to_owned() };
+        let owner = |pid, comm: &str| Process { pid, comm: comm.to_owned() };
         let wanted = BTreeMap::from([(77, owner(20, "b")), (78, owner(3, "a"))]);
         assert_eq!(holders(proc.path(), &[77, 78, 79]), wanted);
         assert!(holders(proc.path(), &[79]).is_empty());

@@ -71,7 +71,7 @@ fn nearly_full(map: &Map, fixed: &BTreeSet<Table>) -> Option<Finding> {
             format!("{what}, and its size is fixed: a Service that needs more entries keeps its old version"),
             format!(
                 "set --map-size {}={}, or remove the flag: then the map grows by itself",
-                table.flag_name(),
+                table.flag_name().unwrap_or_default(),
                 map.size.saturating_mul(4)
             ),
         )),

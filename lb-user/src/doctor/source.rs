@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_sources::kubernetes::Answer;
+use lb_sources::kubernetes::ServerReport;
 
 use super::Finding;
 
@@ -17,7 +17,7 @@ pub enum SourceAnswer {
     /// A directory: a sentence for each unusable part; or why it cannot be read.
     Directory(Result<Vec<String>, String>),
     /// API servers, each asked once; or why none can be asked.
-    Servers(Result<Vec<Answer>, String>),
+    Servers(Result<Vec<ServerReport>, String>),
 }
 
 impl SourceAnswer {
@@ -25,7 +25,7 @@ impl SourceAnswer {
     pub(super) fn answers(&self) -> bool {
         match self {
             Self::Directory(problems) => problems.is_ok(),
-            Self::Servers(answers) => answers.as_ref().is_ok_and(|all| all.iter().any(|answer| answer.said.is_ok())),
+            Self::Servers(answers) => answers.as_ref().is_ok_and(|all| all.iter().any(|answer| answer.result.is_ok())),
         }
     }
 
@@ -66,16 +66,18 @@ fn directory(text: &str, problems: &Result<Vec<String>, String>) -> Finding {
     }
 }
 
-fn servers(text: &str, answers: &Result<Vec<Answer>, String>) -> Finding {
+fn servers(text: &str, answers: &Result<Vec<ServerReport>, String>) -> Finding {
     let answers = match answers {
         Ok(answers) => answers,
         Err(error) => {
             return Finding::error(CHECK, format!("{text} cannot be asked: {error}"), "correct the credentials");
         }
     };
-    let failed: Vec<_> =
-        answers.iter().filter_map(|answer| Some(format!("{} ({})", answer.url, answer.said.as_ref().err()?))).collect();
-    let said: Vec<_> = answers.iter().filter_map(|answer| Some((&answer.url, answer.said.as_ref().ok()?))).collect();
+    let failed: Vec<_> = answers
+        .iter()
+        .filter_map(|answer| Some(format!("{} ({})", answer.url, answer.result.as_ref().err()?)))
+        .collect();
+    let said: Vec<_> = answers.iter().filter_map(|answer| Some((&answer.url, answer.result.as_ref().ok()?))).collect();
     let Some((url, first)) = said.first() else {
         return Finding::error(
             CHECK,
@@ -88,8 +90,8 @@ fn servers(text: &str, answers: &Result<Vec<Answer>, String>) -> Finding {
         let what = format!("{} of {} API servers do not answer: {}", failed.len(), answers.len(), failed.join(", "));
         return Finding::warning(CHECK, what, "start them, or remove them from --api-server");
     }
-    let what = format!("{url} (Kubernetes {}) answers in {} ms", first.version, first.took.as_millis());
-    if said.iter().any(|(_, said)| said.took > SLOW) {
+    let what = format!("{url} (Kubernetes {}) answers in {} ms", first.version, first.latency.as_millis());
+    if said.iter().any(|(_, said)| said.latency > SLOW) {
         return Finding::note(
             CHECK,
             format!("{what}, which is slow"),
@@ -102,7 +104,7 @@ fn servers(text: &str, answers: &Result<Vec<Answer>, String>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_sources::kubernetes::Said;
+    use lb_sources::kubernetes::ServerInfo;
 
     use crate::doctor::finding::brief;
 
@@ -111,9 +113,13 @@ mod tests {
         assert!(found.iter().all(|found| found.starts_with(expected)), "{found:?}");
     }
 
-    fn answer(url: &str, took: Option<u64>) -> Answer {
-        let said = |took| Said { version: "v1.37.2".to_owned(), took: Duration::from_millis(took), ahead: Some(0) };
-        Answer { url: url.to_owned(), said: took.map(said).ok_or_else(|| "no answer".to_owned()) }
+    fn answer(url: &str, took: Option<u64>) -> ServerReport {
+        let said = |took| ServerInfo {
+            version: "v1.37.2".to_owned(),
+            latency: Duration::from_millis(took),
+            clock_ahead: Some(0),
+        };
+        ServerReport { url: url.to_owned(), result: took.map(said).ok_or_else(|| "no answer".to_owned()) }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use lb_common::{PodMode, PodModeEntry};
 use serde::Serialize;
 
-use lb_core::model::pod_modes::By;
+use lb_core::model::pod_modes::ModeSource;
 
 /// A pod with a mode other than `socket`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -32,8 +32,8 @@ pub struct PodModeRow {
 
 /// Returns the object whose label sets the mode.
 #[must_use]
-pub const fn labelled(entry: &PodModeEntry) -> By {
-    if entry.by_namespace == 0 { By::Pod } else { By::Namespace }
+pub const fn labelled(entry: &PodModeEntry) -> ModeSource {
+    if entry.by_namespace == 0 { ModeSource::Pod } else { ModeSource::Namespace }
 }
 
 /// Returns the name of the mode.

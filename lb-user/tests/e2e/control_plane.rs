@@ -2,16 +2,18 @@
 
 use std::{cell::RefCell, fs, path::PathBuf, process::Command};
 
+use lb_lab::Process;
+
 use crate::{
     network::CONTROL,
-    process::{Running, asset, run, try_run, until, within},
+    process::{asset, run, try_run, until, within},
 };
 
 /// It runs until it is dropped.
 pub struct ControlPlane {
     directory: PathBuf,
-    api_server: RefCell<Option<Running>>,
-    _others: Vec<Running>,
+    api_server: RefCell<Option<Process>>,
+    _others: Vec<Process>,
 }
 
 impl ControlPlane {
@@ -23,7 +25,7 @@ impl ControlPlane {
         let kubeconfig = directory.join("admin.conf");
         fs::write(&kubeconfig, kubeconfig_of("admin-token", &pki.join("ca.crt").display().to_string())).unwrap();
         fs::write(pki.join("tokens.csv"), "admin-token,admin,admin,system:masters\n").unwrap();
-        let etcd = Running::start(
+        let etcd = Process::start_appending(
             within("control", asset("etcd")).arg("--data-dir").arg(directory.join("etcd")).args([
                 "--unsafe-no-fsync",
                 "--logger=zap",
@@ -69,14 +71,14 @@ impl ControlPlane {
             command.arg(format!("--{flag}={value}"));
         }
         let log = self.directory.join("log/api-server.log");
-        *self.api_server.borrow_mut() = Some(Running::start(&mut command, &log));
+        *self.api_server.borrow_mut() = Some(Process::start_appending(&mut command, &log));
         let kubeconfig = self.kubeconfig();
         until("the API server is ready", 120, || {
             try_run(Command::new(asset("kubectl")).arg("--kubeconfig").arg(&kubeconfig).args(["get", "--raw=/readyz"]))
         });
     }
 
-    fn controllers(&self) -> Running {
+    fn controllers(&self) -> Process {
         let pki = |file: &str| self.directory.join("pki").join(file).display().to_string();
         let mut command = within("control", asset("kube-controller-manager"));
         command.arg("--kubeconfig").arg(self.kubeconfig()).args([
@@ -93,16 +95,16 @@ impl ControlPlane {
         ]);
         command.arg(format!("--service-account-private-key-file={}", pki("sa.key")));
         command.arg(format!("--root-ca-file={}", pki("ca.crt")));
-        Running::start(&mut command, &self.directory.join("log/controllers.log"))
+        Process::start_appending(&mut command, &self.directory.join("log/controllers.log"))
     }
 
-    fn scheduler(&self) -> Running {
+    fn scheduler(&self) -> Process {
         let mut command = within("control", asset("kube-scheduler"));
         command.arg("--kubeconfig").arg(self.kubeconfig()).arg("--leader-elect=false");
-        Running::start(&mut command, &self.directory.join("log/scheduler.log"))
+        Process::start_appending(&mut command, &self.directory.join("log/scheduler.log"))
     }
 
-    fn coredns(&self) -> Running {
+    fn coredns(&self) -> Process {
         let corefile = self.directory.join("Corefile");
         let text = format!(
             ".:53 {{\n  bind {CONTROL}\n  errors\n  kubernetes cluster.local in-addr.arpa ip6.arpa {{\n    \
@@ -111,7 +113,7 @@ impl ControlPlane {
         );
         fs::write(&corefile, text).unwrap();
         let mut command = within("control", asset("coredns"));
-        Running::start(command.arg("-conf").arg(corefile), &self.directory.join("log/coredns.log"))
+        Process::start_appending(command.arg("-conf").arg(corefile), &self.directory.join("log/coredns.log"))
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 
 use futures::{StreamExt as _, stream};
 use kube::api::{Patch, PatchParams};
+use lb_lab::{Process, api_client::ApiClient, kube_proxy::Mode};
 use serde_json::{Value, json};
 
 use crate::{
@@ -19,12 +20,8 @@ use crate::{
     kube_proxy,
     network::node_address,
     place::hierarchies,
-    process::{Running, asset, try_run},
+    process::{asset, try_run},
 };
-
-#[expect(dead_code, reason = "kubelets make the nodes of this cluster")]
-#[path = "../../benches/support/cluster.rs"]
-mod api;
 
 /// How many Services there are in each round.
 const SERVICES: [u32; 3] = [0, 1000, 10_000];
@@ -39,10 +36,10 @@ const RATE: u32 = 100;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Proxy {
     Beeline,
-    KubeProxy(&'static str),
+    KubeProxy(Mode),
 }
 
-const PROXIES: [Proxy; 3] = [Proxy::Beeline, Proxy::KubeProxy("nftables"), Proxy::KubeProxy("iptables")];
+const PROXIES: [Proxy; 3] = [Proxy::Beeline, Proxy::KubeProxy(Mode::Nftables), Proxy::KubeProxy(Mode::Iptables)];
 
 /// What one of them took.
 struct Figures {
@@ -55,7 +52,7 @@ struct Figures {
 /// Takes the figures and prints them.
 pub fn main() -> ExitCode {
     let cluster = Cluster::start();
-    let objects = api::Cluster::new(&cluster.control.kubeconfig());
+    let objects = ApiClient::new(&cluster.control.kubeconfig());
     println!("\n| Services | proxy | start to ready | resident | CPU idle | CPU at {RATE} endpoint changes/s |");
     println!("|---|---|---|---|---|---|");
     let (mut made, mut round) = (0, 0);
@@ -80,7 +77,7 @@ pub fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn take(cluster: &Cluster, objects: &api::Cluster, proxy: Proxy, services: u32, round: &mut u32) -> Figures {
+fn take(cluster: &Cluster, objects: &ApiClient, proxy: Proxy, services: u32, round: &mut u32) -> Figures {
     let begun = Instant::now();
     let process = start(cluster, proxy);
     while !is_healthy() {
@@ -102,7 +99,7 @@ fn take(cluster: &Cluster, objects: &api::Cluster, proxy: Proxy, services: u32, 
     Figures { ready, resident, idle, busy }
 }
 
-fn start(cluster: &Cluster, proxy: Proxy) -> Running {
+fn start(cluster: &Cluster, proxy: Proxy) -> Process {
     let node = cluster.node("node1");
     let kubeconfig = cluster.control.kubeconfig();
     match proxy {
@@ -111,7 +108,7 @@ fn start(cluster: &Cluster, proxy: Proxy) -> Running {
             let mut command = node.host_process(beeline());
             command.arg("--pins").arg(pins(cluster)).args(["run", "--node-name=node1", "--kubeconfig"]).arg(kubeconfig);
             command.arg("--cgroup").arg(node.cgroup_in(&cgroup2.mount));
-            Running::start(&mut command, &cluster.directory.join("log/beeline.log"))
+            Process::start_appending(&mut command, &cluster.directory.join("log/beeline.log"))
         }
         Proxy::KubeProxy(mode) => kube_proxy::start(cluster, node, mode),
     }
@@ -154,7 +151,7 @@ fn is_healthy() -> bool {
 }
 
 /// Changes the endpoints of one Service after the other, to those of the rounds after `round`; how often.
-fn change(objects: &api::Cluster, services: u32, round: &mut u32) -> u32 {
+fn change(objects: &ApiClient, services: u32, round: &mut u32) -> u32 {
     let slices = objects.slices();
     let begun = Instant::now();
     let total = u32::try_from(WATCHED.as_secs()).expect("few seconds") * RATE;

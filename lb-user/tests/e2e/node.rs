@@ -7,12 +7,13 @@ use std::{
     process::Command,
 };
 
+use lb_lab::Process;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::{
     network::node_address,
     place::{Hierarchy, copy_cpuset, hierarchies},
-    process::{Running, asset, until},
+    process::{asset, until},
 };
 
 /// The init of a node: it makes the node's own view of kernel and cgroups, starts containerd and kubelet, and buries orphans.
@@ -62,7 +63,7 @@ pub struct Node {
     number: usize,
     directory: PathBuf,
     cgroup: String,
-    init: RefCell<Option<Running>>,
+    init: RefCell<Option<Process>>,
 }
 
 impl Node {
@@ -170,7 +171,7 @@ impl Node {
             .args(views)
             .env("PATH", path);
         let log = self.directory.join("../log").join(format!("{name}.log"));
-        *self.init.borrow_mut() = Some(Running::start(&mut command, &log));
+        *self.init.borrow_mut() = Some(Process::start_appending(&mut command, &log));
     }
 
     fn mount_bpffs(&self) {

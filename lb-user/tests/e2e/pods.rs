@@ -2,10 +2,12 @@
 
 use std::{fs, path::PathBuf};
 
+use lb_lab::Process;
+
 use crate::{
     cluster::Cluster,
     load::{self, Count},
-    process::{Running, until, within},
+    process::{until, within},
 };
 
 /// The image, which `cargo xtask e2e` makes.
@@ -144,7 +146,7 @@ impl Drop for PodLoad<'_> {
 /// Load from outside the cluster.
 pub struct OutsideLoad {
     log: PathBuf,
-    _running: Running,
+    _running: Process,
 }
 
 impl OutsideLoad {
@@ -152,7 +154,7 @@ impl OutsideLoad {
     pub fn start(cluster: &Cluster, name: &str, targets: &[&str]) -> Self {
         let log = cluster.directory.join("log").join(format!("{name}.load"));
         let own = std::env::current_exe().expect("this program");
-        let running = Running::start(within("outside", own).arg("load").args(targets), &log);
+        let running = Process::start_appending(within("outside", own).arg("load").args(targets), &log);
         let load = Self { log, _running: running };
         until("the load runs", 60, || {
             let counts = load.counts();

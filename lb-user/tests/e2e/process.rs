@@ -1,40 +1,12 @@
-//! Programs of the cluster: run to their end, or kept running with a log each.
+//! Programs of the cluster that run to their end, and where they are.
 
 use std::{
-    fs::File,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-/// A program that runs until it is dropped, and is killed then.
-pub struct Running {
-    child: Child,
-}
-
-impl Running {
-    /// Starts it; what it says goes to `log`, which is added to.
-    pub fn start(command: &mut Command, log: &Path) -> Self {
-        let output = File::options().create(true).append(true).open(log).expect("a log file");
-        command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
-        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        Self { child }
-    }
-
-    /// Its process id, as this process sees it.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ended = self.child.kill();
-        let _ended = self.child.wait();
-    }
-}
-
-/// What a program says that ends well; `Err` is what it said otherwise.
+/// Runs a program and returns its standard output, or all of its output if it fails.
 pub fn try_run(command: &mut Command) -> Result<String, String> {
     let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -45,7 +17,7 @@ pub fn try_run(command: &mut Command) -> Result<String, String> {
     }
 }
 
-/// The same for one that must end well.
+/// Runs a program that must succeed, and returns its standard output.
 #[track_caller]
 pub fn run(program: &str, arguments: &[&str]) -> String {
     try_run(Command::new(program).args(arguments)).unwrap_or_else(|error| panic!("{error}"))
@@ -58,7 +30,7 @@ pub fn within(namespace: &str, program: impl AsRef<Path>) -> Command {
     command
 }
 
-/// Waits until something is so, for at most `seconds`; the last reason why it is not, otherwise.
+/// Waits until `is_so` succeeds, for at most `seconds`; panics with its last error.
 #[track_caller]
 pub fn until<T>(what: &str, seconds: u64, mut is_so: impl FnMut() -> Result<T, String>) -> T {
     let deadline = Instant::now() + Duration::from_secs(seconds);

@@ -1,5 +1,5 @@
-//! The traffic: servers that tell who they are, and clients that count what fails. Each is a process of its own, so that pods can
-//! be in the agent's cgroup and clients outside are not.
+//! The traffic: servers that tell who they are, and clients that count what fails. Each is a process of its own, so
+//! that pods can be in the agent's cgroup and clients outside are not.
 
 use std::{
     fmt,
@@ -14,9 +14,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use lb_lab::Namespace;
 use serde::{Deserialize, Serialize};
 
-use crate::{lan::Namespace, site::Site};
+use crate::network::Network;
 
 /// Port of the backends.
 pub const TARGET: u16 = 8080;
@@ -96,7 +97,7 @@ fn serve(ips: impl Iterator<Item = IpAddr>) {
     }
 }
 
-/// What a client has counted.
+/// The counts of a client.
 #[derive(Serialize, Deserialize, Default)]
 pub struct Counted {
     short: usize,
@@ -118,23 +119,23 @@ pub struct Load {
     clients: Vec<(&'static str, Child)>,
 }
 
-/// What all of them have counted.
+/// The counts of all clients.
 pub struct Sum {
     name: &'static str,
     counts: Vec<(&'static str, Counted)>,
 }
 
 impl Load {
-    pub fn start(site: &Site<'_>, name: &'static str) -> Self {
-        let [outside, inside] = site.destinations();
+    pub fn start(network: &Network<'_>, name: &'static str) -> Self {
+        let [outside, inside] = network.destinations();
         let start = |net: &Namespace, destinations: &[SocketAddr]| {
             let mut command = Command::new(std::env::current_exe().unwrap());
             command.arg("--load").args(destinations.iter().map(SocketAddr::to_string));
             net.spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()))
         };
-        let pod = start(&site.lan.node1.pods[0].net, &inside);
-        std::fs::write(site.pods().join("cgroup.procs"), pod.id().to_string()).unwrap();
-        let mut clients = vec![("pod", pod), ("outside", start(&site.lan.client.net, &outside))];
+        let pod = start(&network.lan.node1.pods[0].net, &inside);
+        std::fs::write(network.pods().join("cgroup.procs"), pod.id().to_string()).unwrap();
+        let mut clients = vec![("pod", pod), ("outside", start(&network.lan.client.net, &outside))];
         for (_, client) in &mut clients {
             // It waits until it is where it belongs.
             client.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
@@ -211,7 +212,7 @@ pub fn clock() -> String {
     format!("{:.3} s", now.as_secs_f64() % 1000.0)
 }
 
-/// A short connection: who answered.
+/// Makes a short connection. Returns the name of the server.
 pub fn ask(to: SocketAddr, patience: Duration) -> io::Result<u8> {
     let mut stream = TcpStream::connect_timeout(&to, patience)?;
     exchange(&mut stream)
@@ -225,7 +226,7 @@ fn exchange(stream: &mut TcpStream) -> io::Result<u8> {
     Ok(byte[0])
 }
 
-/// What one thread has counted.
+/// The counts of a thread.
 type Thread = JoinHandle<Counted>;
 
 /// Is a client of all of these until its input ends.

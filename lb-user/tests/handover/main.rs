@@ -1,27 +1,12 @@
-//! A node goes from kube-proxy to Beeline and back, under load: a real API server, a real kube-proxy in each of its modes, the
-//! real agent, clients outside and in a pod. What is counted is what fails: nothing may.
+//! A node goes from kube-proxy to Beeline and back, under load: a real API server, a real kube-proxy in each of its
+//! modes, the real agent, clients outside and in a pod. What is counted is what fails: nothing may.
 //!
-//! `handover [FILTER]` runs them; `handover --story NAME` is one of them, as the runner starts it, and `handover --serve`,
-//! `--load` are its servers and clients.
+//! `handover [FILTER]` runs them; `handover --story NAME` is one of them, as the runner starts it, and `handover
+//! --serve`, `--load` are its servers and clients.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-#[path = "../../benches/support/kube_proxy.rs"]
-mod kube_proxy;
-#[expect(dead_code, reason = "other tests look at other things of it")]
-#[path = "../support/lan.rs"]
-mod lan;
 mod load;
-#[path = "../stories/place.rs"]
-mod place;
-#[path = "../../benches/support/relay.rs"]
-mod relay;
-#[expect(dead_code, reason = "other tests stop the server and forget its history")]
-#[path = "../kube/server.rs"]
-mod server;
-mod site;
-#[expect(dead_code, reason = "nobody asks for the memory")]
-#[path = "../../benches/support/started.rs"]
-mod started;
+mod network;
 
 use std::{
     path::Path,
@@ -30,16 +15,16 @@ use std::{
     time::Duration,
 };
 
-use kube_proxy::Mode;
+use lb_lab::{
+    api_server::{ApiServer, Assets},
+    kube_proxy::Mode,
+    sandbox::{Inside, Sandbox},
+};
 use libtest_mimic::{Arguments, Failed, Trial};
 use load::Load;
-use server::{ApiServer, Assets};
-use site::Site;
+use network::Network;
 
-/// Environment of a story: its cgroup and its directory.
-const PLACE: [&str; 2] = ["BEELINE_HANDOVER_CGROUP", "BEELINE_HANDOVER_DIRECTORY"];
-
-/// How long each state is looked at.
+/// Duration of the load in each state.
 const WHILE: Duration = Duration::from_millis(1500);
 
 /// A name, the mode of kube-proxy, and flags of the agent.
@@ -77,7 +62,7 @@ fn lacking() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("it needs root".to_owned());
     }
-    // Asked for its version only: what they find in this machine's own network is nobody's business here.
+    // Only their version: the rules of the machine's own network do not matter.
     for tool in ["iptables", "nft"] {
         if let Err(error) = Command::new(tool).arg("--version").output() {
             return Some(format!("there is no {tool}: {error}"));
@@ -92,12 +77,8 @@ fn lacking() -> Option<String> {
 
 /// Runs one story in a process of its own.
 fn run(name: &str) -> Result<(), Failed> {
-    let place = place::Place::make(name)?;
-    let output = Command::new(std::env::current_exe()?)
-        .args(["--story", name])
-        .env(PLACE[0], place.cgroup())
-        .env(PLACE[1], place.directory())
-        .output()?;
+    let sandbox = Sandbox::make(name)?;
+    let output = sandbox.run_in(Command::new(std::env::current_exe()?).args(["--story", name])).output()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
         said.lines().filter(|line| line.starts_with("COUNTED ")).for_each(|line| println!("\n{name}: {line}"));
@@ -107,67 +88,63 @@ fn run(name: &str) -> Result<(), Failed> {
     }
 }
 
-/// What happens now, for whoever reads what failed then.
+/// Prints an event with its time, to compare with the times of failures.
 fn note(what: &str) {
     println!("{what} at {}", load::clock());
 }
 
 /// kube-proxy; Beeline beside it; Beeline alone; both again; kube-proxy alone.
 fn story(mode: Mode, flags: &[&str]) {
-    let [cgroup, directory] = PLACE.map(|name| std::env::var_os(name).expect("set by the runner"));
-    let directory = Path::new(&directory);
-    place::enter_namespaces();
-    let bpffs = place::mount_bpffs(directory);
-    let link = Command::new("ip").args(["link", "set", "lo", "up"]).status();
-    assert!(link.is_ok_and(|status| status.success()), "the loopback of the API server");
+    let inside = Inside::find().expect("set by the runner");
+    let bpffs = inside.enter();
     let api = ApiServer::start(Assets::find().unwrap());
-    let site = Site::make(&api, Path::new(&cgroup), directory, &bpffs.join("beeline"));
+    let network = Network::make(&api, &inside.cgroup, &inside.directory, &bpffs.join("beeline"));
 
-    let kube_proxy = site.start_kube_proxy(mode);
-    site.until_served();
-    let mut loads = vec![Load::start(&site, "since kube-proxy")];
+    let kube_proxy = network.start_kube_proxy(mode);
+    network.until_served();
+    let mut loads = vec![Load::start(&network, "since kube-proxy")];
     thread::sleep(WHILE);
 
     // Beside it: nothing is harmed, and both answer alike.
     note("agent starts");
-    let agent = site.start_agent(flags);
+    let agent = network.start_agent(flags);
     thread::sleep(WHILE);
-    let (code, told) = site.beeline(&["handover", "--dry-run", "-o", "json"]);
+    let (code, told) = network.beeline(&["handover", "--dry-run", "-o", "json"]);
     let comparison: serde_json::Value = serde_json::from_str(&told).unwrap_or_else(|error| panic!("{error}: {told}"));
     assert_eq!((code, &comparison["differences"]), (0, &serde_json::json!([])), "{told}");
     assert!(comparison["compared"].as_u64() >= Some(8), "{told}");
-    let (code, told) = site.beeline(&["handover"]);
+    let (code, told) = network.beeline(&["handover"]);
     assert!(code == 1 && told.contains("kube-proxy runs (pid ") && told.contains("nothing was changed"), "{told}");
-    site.difference_is_told();
+    network.difference_is_told();
 
     // Alone.
     note("kube-proxy ends");
     drop(kube_proxy);
-    let (code, told) = site.beeline(&["handover"]);
+    let (code, told) = network.beeline(&["handover"]);
     assert_eq!(code, 0, "{told}");
     assert!(told.contains("removed  ") && told.contains("beeline-handover keeps "), "{told}");
     println!("{told}");
     note("handed over");
-    assert_eq!(site.kube_proxys_rules(), "", "of kube-proxy's rules nothing is left");
+    assert_eq!(network.kube_proxys_rules(), "", "of kube-proxy's rules nothing is left");
     thread::sleep(WHILE);
-    let (code, told) = site.beeline(&["handover"]);
+    let (code, told) = network.beeline(&["handover"]);
     assert!(code == 0 && told.contains("kube-proxy has no rules") && told.contains("open connection"), "{told}");
-    loads.push(Load::start(&site, "since Beeline"));
+    loads.push(Load::start(&network, "since Beeline"));
     thread::sleep(WHILE);
 
     // And back.
     note("kube-proxy starts");
-    let kube_proxy = site.start_kube_proxy(mode);
-    site.until_rules_are_written();
+    let kube_proxy = network.start_kube_proxy(mode);
+    network.until_rules_are_written();
     thread::sleep(WHILE);
     note("agent ends");
     drop(agent);
     note("cleanup");
-    let (code, told) = site.beeline(&["cleanup"]);
+    let (code, told) = network.beeline(&["cleanup"]);
     println!("{told}");
     note("cleaned up");
     let is_whole = code == 0 && told.contains("handed to netfilter") && !told.contains("more end");
-    loads.push(Load::start(&site, "since kube-proxy again"));
+    loads.push(Load::start(&network, "since kube-proxy again"));
     thread::sleep(WHILE);
 
     let mut failed = false;

@@ -9,9 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_lab::api_server::free_port;
 use tempfile::TempDir;
 
-use crate::{DEADLINE, node::Node, server::free_port};
+use crate::{DEADLINE, node::Node};
 
 /// Waits until something is so.
 #[track_caller]

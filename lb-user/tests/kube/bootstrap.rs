@@ -1,12 +1,13 @@
-//! How an agent finds an API server before `default/kubernetes` is served: by what it is told, and by what its pins remember.
+//! How an agent finds an API server before `default/kubernetes` is served: by what it is told, and by what its pins
+//! remember.
 
 use crate::{
     agent::{Agent, until},
     gate::Gate,
     node::Node,
-    server::ApiServer,
     service,
 };
+use lb_lab::api_server::ApiServer;
 
 /// Whether no agent can run here, which is said.
 pub(crate) fn is_skipped() -> bool {
@@ -16,16 +17,16 @@ pub(crate) fn is_skipped() -> bool {
     true
 }
 
-/// A node starts without its pins by the servers that it is told of, and over its pins also when these have moved; each by a
-/// certificate.
+/// A node starts without its pins by the servers that it is told of, and over its pins also when these have moved; each
+/// by a certificate.
 pub(crate) fn moved_server_is_found_by_the_pins(server: &mut ApiServer) {
     if is_skipped() {
         return;
     }
     let node = Node::with("192.0.2.42/32");
     let gate = |at: &str| Gate::on(node.listen(at.parse().expect("an address")), server.port());
-    // The server's certificate is for 127.0.0.1 and kubernetes.default.svc, among others, and neither for this address nor
-    // for the one that the Endpoints have.
+    // The server's certificate is for 127.0.0.1 and kubernetes.default.svc, among others, and neither for this address
+    // nor for the one that the Endpoints have.
     let kubeconfig = server.kubeconfig_to("https://203.0.113.9:6443");
     let flags = "api-server: ['https://127.0.0.1:6444', 'https://127.0.0.1:6443']\n";
     server.apply(

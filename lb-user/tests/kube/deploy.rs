@@ -1,4 +1,5 @@
-//! What `deploy/` says, against a real API server: it is accepted, and its account may do what the agent needs and no more.
+//! What `deploy/` says, against a real API server: it is accepted, and its account may do what the agent needs and no
+//! more.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,10 +15,9 @@ use crate::{
     Options, Source,
     agent::{Agent, until},
     bootstrap::is_skipped,
-    options,
-    server::ApiServer,
-    service,
+    options, service,
 };
+use lb_lab::api_server::ApiServer;
 
 /// The account, as the API server names it.
 const ACCOUNT: &str = "system:serviceaccount:kube-system:beeline";
@@ -184,7 +184,8 @@ pub(crate) fn chart_makes_what_the_kustomizations_make(server: &mut ApiServer) {
     assert!(std::fs::read_to_string(chart.join("Chart.yaml")).expect("Chart.yaml").contains(version), "{version}");
 }
 
-/// The objects, with the ways of the two to roll out changed options taken away, and the options themselves without comments.
+/// The objects, with the ways of the two to roll out changed options taken away, and the options themselves without
+/// comments.
 fn normalised(list: &str) -> BTreeMap<String, Value> {
     let mut objects = kinds(list);
     let config = objects.get_mut("ConfigMap").expect("one");
@@ -203,7 +204,8 @@ fn normalised(list: &str) -> BTreeMap<String, Value> {
     objects
 }
 
-/// Who looks for kube-proxy by its label, in its namespace and on its ports finds a pod of Beeline's, and only with the overlay.
+/// Who looks for kube-proxy by its label, in its namespace and on its ports finds a pod of Beeline's, and only with the
+/// overlay.
 pub(crate) fn drop_in_is_found_where_kube_proxy_was(server: &mut ApiServer) {
     for (dir, expected) in [("", ""), ("overlays/kube-proxy-labels", "pod/beeline")] {
         let kustomized = server.kubectl(&["kustomize", deploy().join(dir).to_str().expect("a path")]);
@@ -224,7 +226,8 @@ pub(crate) fn drop_in_is_found_where_kube_proxy_was(server: &mut ApiServer) {
     }
 }
 
-/// An agent with the account's own token sees the kinds that it reads and their changes; the account may do nothing else.
+/// An agent with the account's own token sees the kinds that it reads and their changes; the account may do nothing
+/// else.
 pub(crate) fn account_may_read_what_the_agent_reads_and_nothing_else(server: &mut ApiServer) {
     server.kubectl(&["apply", "-k", deploy().to_str().expect("a path")]);
     let kubeconfig = account(server);
@@ -272,8 +275,8 @@ pub(crate) fn may(server: &ApiServer, verb: &str, resource: &str) -> bool {
     }
 }
 
-/// An agent that lacks one verb on one resource says so, with the cure, and is not healthy until it has it; of those that
-/// only say which pods take another path, it says so.
+/// An agent that lacks one verb on one resource says so, with the cure, and is not healthy until it has it; of those
+/// that only say which pods take another path, it says so.
 pub(crate) fn each_verb_is_needed(server: &mut ApiServer) {
     if is_skipped() {
         return;

@@ -1,4 +1,5 @@
-//! Events about Services: one for each problem, however many nodes find it; and an agent that may not make them works on.
+//! Events about Services: one for each problem, however many nodes find it; and an agent that may not make them works
+//! on.
 
 use std::net::{Ipv4Addr, TcpListener};
 
@@ -8,9 +9,9 @@ use crate::{
     agent::{Agent, until},
     bootstrap::is_skipped,
     deploy::{account, deploy, granted, may},
-    server::ApiServer,
     service,
 };
+use lb_lab::api_server::ApiServer;
 
 /// What makes agents tell, and what shows that they have.
 const FLAGS: &str = "events: true\nlog-level: info,lb_agent::events=debug\n";
@@ -102,7 +103,8 @@ fn port(listener: &TcpListener) -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
-/// Those about the Services of this story. The API server makes some of its own, such as when it repairs what it has allotted.
+/// Those about the Services of this story. The API server makes some of its own, such as when it repairs what it has
+/// allotted.
 fn events(server: &ApiServer) -> Vec<Value> {
     let list = server.kubectl(&["get", "events.events.k8s.io", "--output=json"]);
     let list: Value = serde_json::from_str(&list).expect("JSON");

@@ -1,6 +1,6 @@
 //! The same places for IPv4 and for IPv6.
 
-use crate::support::{Packet, Wanted};
+use lb_lab::packets::{Packet, ServicePort};
 
 /// Addresses and ports of one family.
 #[derive(Clone, Copy, Debug)]
@@ -68,10 +68,10 @@ pub fn ip(end: &str) -> String {
 }
 
 /// The first packet of each protocol, and a Service for it.
-pub fn each(of: Family) -> [(Packet, Wanted); 3] {
+pub fn each(of: Family) -> [(Packet, ServicePort); 3] {
     [
-        (Packet::syn(of.client, of.node_port), Wanted::tcp()),
-        (Packet::udp(of.client, of.node_port), Wanted::udp()),
-        (Packet::sctp_init(of.client, of.node_port), Wanted::sctp()),
+        (Packet::syn(of.client, of.node_port), ServicePort::tcp()),
+        (Packet::udp(of.client, of.node_port), ServicePort::udp()),
+        (Packet::sctp_init(of.client, of.node_port), ServicePort::sctp()),
     ]
 }

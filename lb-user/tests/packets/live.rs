@@ -6,10 +6,9 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    family::BOTH,
-    support::{FarEnd, Packet, Trouble, Wanted, World, packet::Error, without_offloads},
-};
+use lb_lab::packets::{FarEnd, Packet, Reason, ServicePort, node, packet::Error};
+
+use crate::{enter, family::BOTH};
 
 /// Neighbours, by the last octet of their link addresses.
 const GATEWAY: u8 = 0xfe;
@@ -19,13 +18,13 @@ const POD1: u8 = 0x11;
 #[test]
 fn a_flow_by_the_node_goes_to_the_next_hop_each_way() {
     for of in BOTH {
-        let mut world = World::enter();
-        world.serve(Wanted::tcp().node_port(of.any).backends(&[of.there]));
-        world.attach();
+        let mut fixture = enter();
+        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
+        fixture.attach();
         let uplink = FarEnd::of("uplink");
         let syn = Packet::syn(of.client, of.node_port);
         // Which port it will have is told by a run that leaves the flow behind.
-        let node = world.comes_in("uplink", &syn).ends().0;
+        let node = fixture.comes_in("uplink", &syn).ends().0;
         uplink.send(&syn);
         uplink.receives(&syn.becomes(&node, of.there).one_hop_on().out_to(NODE2));
         let answer = Packet::tcp(of.there, &node).flags("SA");
@@ -37,9 +36,9 @@ fn a_flow_by_the_node_goes_to_the_next_hop_each_way() {
 #[test]
 fn a_backend_on_this_node_is_reached_by_the_kernels_own_routes() {
     for of in BOTH {
-        let mut world = World::enter();
-        world.serve(Wanted::udp().node_port(of.any).backends(&[of.here]));
-        world.attach();
+        let mut fixture = enter();
+        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.here]));
+        fixture.attach();
         let (uplink, pod) = (FarEnd::of("uplink"), FarEnd::of("pod1"));
         let packet = Packet::udp(of.client, of.node_port);
         uplink.send(&packet);
@@ -53,12 +52,12 @@ fn a_backend_on_this_node_is_reached_by_the_kernels_own_routes() {
 #[test]
 fn a_pod_reaches_itself() {
     for of in BOTH {
-        let mut world = World::enter();
-        world.serve(Wanted::udp().cluster_ip(of.cluster_ip).backends(&[of.here]));
-        world.attach();
+        let mut fixture = enter();
+        fixture.serve(ServicePort::udp().cluster_ip(of.cluster_ip).backends(&[of.here]));
+        fixture.attach();
         let pod = FarEnd::of("pod1");
         let packet = Packet::udp(of.pod, of.cluster_ip);
-        let node = world.comes_in("pod1", &packet).ends().0;
+        let node = fixture.comes_in("pod1", &packet).ends().0;
         pod.send(&packet);
         pod.receives(&packet.becomes(&node, of.here).one_hop_on().out_to(POD1));
         let answer = Packet::udp(of.here, &node);
@@ -70,10 +69,10 @@ fn a_pod_reaches_itself() {
 #[test]
 fn what_is_refused_goes_back_where_it_came_from() {
     for of in BOTH {
-        let mut world = World::enter();
-        world.serve(Wanted::tcp().node_port(of.any));
-        world.serve(Wanted::udp().node_port(of.any));
-        world.attach();
+        let mut fixture = enter();
+        fixture.serve(ServicePort::tcp().node_port(of.any));
+        fixture.serve(ServicePort::udp().node_port(of.any));
+        fixture.attach();
         let uplink = FarEnd::of("uplink");
         let syn = Packet::syn(of.client, of.node_port);
         uplink.send(&syn);
@@ -81,7 +80,7 @@ fn what_is_refused_goes_back_where_it_came_from() {
         for len in [of.header + 8, 1500] {
             let packet = Packet::udp(of.client, of.node_port).sized(len);
             uplink.send(&packet);
-            uplink.receives(&Error::answer(Trouble::PortUnreachable, &packet));
+            uplink.receives(&Error::answer(Reason::PortUnreachable, &packet));
         }
     }
 }
@@ -89,9 +88,9 @@ fn what_is_refused_goes_back_where_it_came_from() {
 #[test]
 fn the_nodes_own_sockets_hear_that_nobody_serves_a_port() {
     for of in BOTH {
-        let mut world = World::enter();
-        world.serve(Wanted::tcp().cluster_ip(of.cluster_ip).backends(&[of.here]));
-        world.attach();
+        let mut fixture = enter();
+        fixture.serve(ServicePort::tcp().cluster_ip(of.cluster_ip).backends(&[of.here]));
+        fixture.attach();
         let other = of.cluster_ip.replace(":80", ":81");
         let to = other.parse().expect("an address and port");
         let error = TcpStream::connect_timeout(&to, Duration::from_secs(5)).expect_err("nobody serves it");
@@ -113,20 +112,20 @@ fn the_nodes_own_sockets_hear_that_nobody_serves_a_port() {
 fn a_checksum_that_a_device_was_to_finish_is_finished_right() {
     for of in BOTH {
         for (packet, wanted) in [
-            (Packet::syn(of.client, of.node_port), Wanted::tcp()),
-            (Packet::udp(of.client, of.node_port), Wanted::udp()),
+            (Packet::syn(of.client, of.node_port), ServicePort::tcp()),
+            (Packet::udp(of.client, of.node_port), ServicePort::udp()),
         ] {
-            let mut world = World::enter();
-            let mut web = world.serve(wanted.node_port(of.any).backends(&[of.there]));
-            world.attach();
-            without_offloads("uplink");
+            let mut fixture = enter();
+            let mut web = fixture.serve(wanted.node_port(of.any).backends(&[of.there]));
+            fixture.attach();
+            node::disable_offloads("uplink");
             let uplink = FarEnd::of("uplink");
-            let node = world.comes_in("uplink", &packet).ends().0;
+            let node = fixture.comes_in("uplink", &packet).ends().0;
             FarEnd::send_unfinished("uplink", &packet, 0);
             uplink.receives(&packet.becomes(&node, of.there).one_hop_on().out_to(NODE2));
             // The kernel's own way out of another device.
-            without_offloads("pod1");
-            web.change(world.maps(), &[of.here]);
+            node::disable_offloads("pod1");
+            web.change(fixture.maps(), &[of.here]);
             let pod = FarEnd::of("pod1");
             FarEnd::send_unfinished("uplink", &packet, 0);
             pod.receives(&packet.becomes(of.client, of.here).one_hop_on().out_to(POD1));
@@ -137,11 +136,11 @@ fn a_checksum_that_a_device_was_to_finish_is_finished_right() {
 #[test]
 fn a_checksum_that_a_device_was_to_finish_is_not_finished_in_the_answer() {
     for of in BOTH {
-        let mut world = World::enter();
-        world.serve(Wanted::tcp().node_port(of.any));
-        world.serve(Wanted::udp().node_port(of.any));
-        world.attach();
-        without_offloads("uplink");
+        let mut fixture = enter();
+        fixture.serve(ServicePort::tcp().node_port(of.any));
+        fixture.serve(ServicePort::udp().node_port(of.any));
+        fixture.attach();
+        node::disable_offloads("uplink");
         let uplink = FarEnd::of("uplink");
         for syn in [Packet::syn(of.client, of.node_port), Packet::tcp(of.client, of.node_port).sized(1500)] {
             FarEnd::send_unfinished("uplink", &syn, 0);
@@ -150,7 +149,7 @@ fn a_checksum_that_a_device_was_to_finish_is_not_finished_in_the_answer() {
         for len in [of.header + 8, of.header + 9, 1500] {
             let packet = Packet::udp(of.client, of.node_port).sized(len);
             FarEnd::send_unfinished("uplink", &packet, 0);
-            uplink.receives(&Error::answer(Trouble::PortUnreachable, &packet.unfinished()));
+            uplink.receives(&Error::answer(Reason::PortUnreachable, &packet.unfinished()));
         }
     }
 }
@@ -159,13 +158,13 @@ fn a_checksum_that_a_device_was_to_finish_is_not_finished_in_the_answer() {
 fn a_packet_that_a_device_was_to_cut_is_cut_right() {
     for of in BOTH {
         for backend in [of.there, of.here] {
-            let mut world = World::enter();
-            world.serve(Wanted::tcp().node_port(of.any).backends(&[backend]));
-            world.attach();
+            let mut fixture = enter();
+            fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[backend]));
+            fixture.attach();
             let packet = Packet::tcp(of.client, of.node_port).sized(5000);
-            let node = world.comes_in("uplink", &Packet::syn(of.client, of.node_port)).ends().0;
+            let node = fixture.comes_in("uplink", &Packet::syn(of.client, of.node_port)).ends().0;
             let (device, neighbour) = if backend == of.there { ("uplink", NODE2) } else { ("pod1", POD1) };
-            without_offloads(device);
+            node::disable_offloads(device);
             let far_end = FarEnd::of(device);
             FarEnd::send_unfinished("uplink", &packet, 1400);
             let becomes = packet.becomes(&node, backend).one_hop_on().out_to(neighbour);

@@ -6,14 +6,15 @@ use std::{
 };
 
 use lb_common::{Counter, Flow, FlowKey};
+use lb_lab::packets::{Fixture, Packet, ServicePort, Sizes};
 
 use crate::{
+    enter_with,
     family::{BOTH, Family, V4},
-    support::{Packet, Sizes, Wanted, World},
 };
 
-fn few(ports: u32) -> World {
-    World::enter_with(Sizes { ports: Some(ports), ..Sizes::default() })
+fn few(ports: u32) -> Fixture {
+    enter_with(Sizes { ports: Some(ports), ..Sizes::default() })
 }
 
 fn client(of: Family, n: usize) -> String {
@@ -21,8 +22,8 @@ fn client(of: Family, n: usize) -> String {
 }
 
 /// The node's end of a new flow.
-fn begun(world: &World, packet: &Packet) -> String {
-    let sent = world.comes_in("uplink", packet);
+fn begun(fixture: &Fixture, packet: &Packet) -> String {
+    let sent = fixture.comes_in("uplink", packet);
     let (node, backend) = sent.ends();
     sent.is_sent_as(&packet.becomes(&node, &backend).one_hop_on());
     node
@@ -36,53 +37,53 @@ fn own(of: Family, port: usize) -> String {
 #[test]
 fn each_flow_has_a_port_of_its_own_until_none_is_left() {
     for of in BOTH {
-        let mut world = few(16);
-        let mut web = world.serve(Wanted::tcp().node_port(of.any).backends(&[of.there]));
-        let ports: BTreeSet<_> = (0..16).map(|n| begun(&world, &Packet::syn(&client(of, n), of.node_port))).collect();
+        let mut fixture = few(16);
+        let mut web = fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
+        let ports: BTreeSet<_> = (0..16).map(|n| begun(&fixture, &Packet::syn(&client(of, n), of.node_port))).collect();
         let want: BTreeSet<_> = (1024..1040).map(|port| own(of, port)).collect();
         assert_eq!(ports, want);
         let one_more = Packet::syn(&client(of, 16), of.node_port);
-        world.comes_in("uplink", &one_more).is_dropped();
-        assert_eq!((world.count(Counter::SnatExhausted), world.count(Counter::FlowsFull)), (1, 0));
-        assert_eq!(world.flows().len(), 32);
+        fixture.comes_in("uplink", &one_more).is_dropped();
+        assert_eq!((fixture.count(Counter::SnatExhausted), fixture.count(Counter::FlowsFull)), (1, 0));
+        assert_eq!(fixture.flows().len(), 32);
         // Another backend has ports of its own.
-        web.change(world.maps(), &[of.beyond]);
-        begun(&world, &one_more);
+        web.change(fixture.maps(), &[of.beyond]);
+        begun(&fixture, &one_more);
     }
 }
 
 #[test]
 fn a_port_of_a_flow_that_is_over_is_used_again() {
     let of = V4;
-    let mut world = few(1);
-    world.serve(Wanted::tcp().node_port(of.any).backends(&[of.there]));
-    let node = begun(&world, &Packet::syn(of.client, of.node_port));
+    let mut fixture = few(1);
+    fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
+    let node = begun(&fixture, &Packet::syn(of.client, of.node_port));
     let other = Packet::syn(&client(of, 1), of.node_port);
-    world.comes_in("uplink", &other).is_dropped();
-    begun(&world, &Packet::tcp(of.client, of.node_port).flags("R"));
-    assert_eq!(begun(&world, &other), node);
+    fixture.comes_in("uplink", &other).is_dropped();
+    begun(&fixture, &Packet::tcp(of.client, of.node_port).flags("R"));
+    assert_eq!(begun(&fixture, &other), node);
     // The other's answer is its own.
     let answer = Packet::tcp(of.there, &node).flags("SA");
     let want = answer.becomes(of.node_port, &client(of, 1)).one_hop_on();
-    world.comes_in("uplink", &answer).is_sent_as(&want);
+    fixture.comes_in("uplink", &answer).is_sent_as(&want);
 }
 
 #[test]
 fn a_port_whose_backend_waits_is_not_used_again() {
     let of = V4;
-    let mut world = few(1);
-    world.serve(Wanted::tcp().node_port(of.any).backends(&[of.there]));
-    let node = begun(&world, &Packet::syn(of.client, of.node_port));
+    let mut fixture = few(1);
+    fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
+    let node = begun(&fixture, &Packet::syn(of.client, of.node_port));
     for flags in ["SA", "FA"] {
         let answer = Packet::tcp(of.there, &node).flags(flags);
         let want = answer.becomes(of.node_port, of.client).one_hop_on();
-        world.comes_in("uplink", &answer).is_sent_as(&want);
+        fixture.comes_in("uplink", &answer).is_sent_as(&want);
     }
-    begun(&world, &Packet::tcp(of.client, of.node_port).flags("FA"));
-    world.comes_in("uplink", &Packet::syn(&client(of, 1), of.node_port)).is_dropped();
-    assert_eq!(world.count(Counter::SnatExhausted), 1);
+    begun(&fixture, &Packet::tcp(of.client, of.node_port).flags("FA"));
+    fixture.comes_in("uplink", &Packet::syn(&client(of, 1), of.node_port)).is_dropped();
+    assert_eq!(fixture.count(Counter::SnatExhausted), 1);
     // Its own client may, which knows the numbers of the old connection.
-    assert_eq!(begun(&world, &Packet::syn(of.client, of.node_port)), node);
+    assert_eq!(begun(&fixture, &Packet::syn(of.client, of.node_port)), node);
 }
 
 #[test]
@@ -90,14 +91,14 @@ fn ports_of_the_nodes_sockets_are_left_alone() {
     for of in BOTH {
         for port in [1024, 1025] {
             let free = own(of, 2049 - port);
-            let mut world = few(2);
-            world.serve(Wanted::tcp().node_port(of.any).backends(&[of.there]));
+            let mut fixture = few(2);
+            fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
             let _listener = TcpListener::bind(own(of, port)).expect("a free port");
-            assert_eq!(begun(&world, &Packet::syn(of.client, of.node_port)), free);
-            let mut world = few(2);
-            world.serve(Wanted::udp().node_port(of.any).backends(&[of.there]));
+            assert_eq!(begun(&fixture, &Packet::syn(of.client, of.node_port)), free);
+            let mut fixture = few(2);
+            fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.there]));
             let _socket = UdpSocket::bind(own(of, port)).expect("a free port");
-            assert_eq!(begun(&world, &Packet::udp(of.client, of.node_port)), free);
+            assert_eq!(begun(&fixture, &Packet::udp(of.client, of.node_port)), free);
         }
     }
 }
@@ -105,36 +106,36 @@ fn ports_of_the_nodes_sockets_are_left_alone() {
 #[test]
 fn sockets_on_all_ports_leave_none() {
     let of = V4;
-    let mut world = few(2);
-    world.serve(Wanted::tcp().node_port(of.any).backends(&[of.there]));
+    let mut fixture = few(2);
+    fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
     let _listeners = [1024, 1025].map(|port| TcpListener::bind(own(of, port)).expect("a free port"));
-    world.comes_in("uplink", &Packet::syn(of.client, of.node_port)).is_dropped();
-    assert_eq!((world.count(Counter::SnatExhausted), world.count(Counter::FlowsFull)), (1, 0));
+    fixture.comes_in("uplink", &Packet::syn(of.client, of.node_port)).is_dropped();
+    assert_eq!((fixture.count(Counter::SnatExhausted), fixture.count(Counter::FlowsFull)), (1, 0));
 }
 
 #[test]
 fn the_nodes_own_connection_that_looks_like_a_flow_gets_another_port() {
     for of in BOTH {
         for (packet, wanted) in [
-            (Packet::syn(of.client, of.node_port), Wanted::tcp()),
-            (Packet::udp(of.client, of.node_port), Wanted::udp()),
+            (Packet::syn(of.client, of.node_port), ServicePort::tcp()),
+            (Packet::udp(of.client, of.node_port), ServicePort::udp()),
         ] {
-            let mut world = few(4);
-            world.serve(wanted.node_port(of.any).backends(&[of.there]));
-            let taken = begun(&world, &packet);
+            let mut fixture = few(4);
+            fixture.serve(wanted.node_port(of.any).backends(&[of.there]));
+            let taken = begun(&fixture, &packet);
             // The node dials the same backend from that very port.
             let dial = packet.becomes(&taken, of.there);
-            let sent = world.goes_out("uplink", &dial);
+            let sent = fixture.goes_out("uplink", &dial);
             let (other, _) = sent.ends();
             assert_ne!(other, taken);
             sent.goes_on_as(&dial.becomes(&other, of.there));
             let answer = packet.becomes(of.there, &other).flags("SA");
-            world.comes_in("uplink", &answer).goes_on_as(&answer.becomes(of.there, &taken));
+            fixture.comes_in("uplink", &answer).goes_on_as(&answer.becomes(of.there, &taken));
             let more = dial.clone().flags("A");
-            world.goes_out("uplink", &more).goes_on_as(&more.becomes(&other, of.there));
+            fixture.goes_out("uplink", &more).goes_on_as(&more.becomes(&other, of.there));
             // The flow has its answers as before.
             let answer = packet.becomes(of.there, &taken).flags("SA");
-            world.comes_in("uplink", &answer).is_sent_as(&answer.becomes(of.node_port, of.client).one_hop_on());
+            fixture.comes_in("uplink", &answer).is_sent_as(&answer.becomes(of.node_port, of.client).one_hop_on());
         }
     }
 }
@@ -142,41 +143,41 @@ fn the_nodes_own_connection_that_looks_like_a_flow_gets_another_port() {
 #[test]
 fn the_nodes_own_connections_are_left_alone_otherwise() {
     for of in BOTH {
-        let mut world = few(4);
-        world.serve(Wanted::tcp().node_port(of.any).backends(&[of.there]));
-        let taken = begun(&world, &Packet::syn(of.client, of.node_port));
+        let mut fixture = few(4);
+        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
+        let taken = begun(&fixture, &Packet::syn(of.client, of.node_port));
         // To another port of that backend; from a port that flows never have; of a pod.
-        world.goes_out("uplink", &Packet::syn(&taken, &of.there.replace(":8080", ":8081"))).is_untouched();
-        world.goes_out("uplink", &Packet::syn(&own(of, 40000), of.there)).is_untouched();
-        world.goes_out("uplink", &Packet::syn(of.pod, of.there)).is_untouched();
+        fixture.goes_out("uplink", &Packet::syn(&taken, &of.there.replace(":8080", ":8081"))).is_untouched();
+        fixture.goes_out("uplink", &Packet::syn(&own(of, 40000), of.there)).is_untouched();
+        fixture.goes_out("uplink", &Packet::syn(of.pod, of.there)).is_untouched();
         // The middle of a connection that began before.
-        world.goes_out("uplink", &Packet::tcp(&taken, of.there)).is_untouched();
-        assert_eq!(world.flows().len(), 2);
+        fixture.goes_out("uplink", &Packet::tcp(&taken, of.there)).is_untouched();
+        assert_eq!(fixture.flows().len(), 2);
     }
 }
 
 #[test]
 fn a_connection_with_another_port_keeps_it_to_the_end_and_not_longer() {
     let of = V4;
-    let mut world = few(4);
-    world.serve(Wanted::tcp().node_port(of.any).backends(&[of.there]));
-    let taken = begun(&world, &Packet::syn(of.client, of.node_port));
+    let mut fixture = few(4);
+    fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
+    let taken = begun(&fixture, &Packet::syn(of.client, of.node_port));
     let dial = Packet::syn(&taken, of.there);
-    let other = world.goes_out("uplink", &dial).ends().0;
+    let other = fixture.goes_out("uplink", &dial).ends().0;
     assert_ne!(other, taken);
     let reset = Packet::tcp(&taken, of.there).flags("R");
-    world.goes_out("uplink", &reset).goes_on_as(&reset.becomes(&other, of.there));
+    fixture.goes_out("uplink", &reset).goes_on_as(&reset.becomes(&other, of.there));
     // The flow has gone; the node dials once more from the same port.
-    let flows: Vec<_> = world.maps().entries::<FlowKey, Flow>("FLOWS");
+    let flows: Vec<_> = fixture.maps().entries::<FlowKey, Flow>("FLOWS");
     for (key, flow) in flows {
         if flow.service != 0 {
-            world.maps().map::<FlowKey, Flow>("FLOWS").remove(&key).expect("an entry");
+            fixture.maps().map::<FlowKey, Flow>("FLOWS").remove(&key).expect("an entry");
         }
     }
-    let (now, _) = world.goes_out("uplink", &dial).ends();
+    let (now, _) = fixture.goes_out("uplink", &dial).ends();
     // Whichever port it has now, all of the connection has it.
     let ack = Packet::tcp(&taken, of.there);
-    assert_eq!(world.goes_out("uplink", &ack).ends().0, now);
+    assert_eq!(fixture.goes_out("uplink", &ack).ends().0, now);
     let answer = Packet::tcp(of.there, &now).flags("SA");
-    assert_eq!(world.comes_in("uplink", &answer).ends().1, taken);
+    assert_eq!(fixture.comes_in("uplink", &answer).ends().1, taken);
 }

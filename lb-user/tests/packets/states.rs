@@ -1,19 +1,21 @@
 //! What a flow has seen.
 
+use lb_lab::packets::{Fixture, Packet, ServicePort};
+
 use crate::{
+    enter,
     family::{V4, V6},
-    support::{Packet, Wanted, World},
 };
 
-/// Lets packets of a connection pass, `>` from the client and `<` from the backend, each with its flags; the states after
-/// each of them, of which both entries must be sure.
+/// Lets packets of a connection pass, `>` from the client and `<` from the backend, each with its flags; the states
+/// after each of them, of which both entries must be sure.
 fn states(packets: &[&str]) -> Vec<String> {
-    let mut world = World::enter();
-    world.serve(Wanted::tcp().node_port(V4.any).backends(&[V4.here]));
+    let mut fixture = enter();
+    fixture.serve(ServicePort::tcp().node_port(V4.any).backends(&[V4.here]));
     let mut states = Vec::new();
     for packet in packets {
-        pass(&world, packet);
-        let flows = world.flows();
+        pass(&fixture, packet);
+        let flows = fixture.flows();
         let state = |flow: &String| flow.rsplit_once(", ").expect("a state").1.to_owned();
         assert_eq!((flows.len(), state(&flows[0])), (2, state(&flows[1])), "{flows:?}");
         states.push(state(&flows[0]));
@@ -21,7 +23,7 @@ fn states(packets: &[&str]) -> Vec<String> {
     states
 }
 
-fn pass(world: &World, packet: &str) {
+fn pass(fixture: &Fixture, packet: &str) {
     let flags = match &packet[1..] {
         "S" => "S",
         "SA" => "SA",
@@ -33,10 +35,10 @@ fn pass(world: &World, packet: &str) {
     };
     if packet.starts_with('>') {
         let packet = Packet::tcp(V4.client, V4.node_port).flags(flags);
-        world.comes_in("uplink", &packet).goes_on_as(&packet.becomes(V4.client, V4.here));
+        fixture.comes_in("uplink", &packet).goes_on_as(&packet.becomes(V4.client, V4.here));
     } else {
         let packet = Packet::tcp(V4.here, V4.client).flags(flags);
-        world.goes_out("uplink", &packet).goes_on_as(&packet.becomes(V4.node_port, V4.client));
+        fixture.goes_out("uplink", &packet).goes_on_as(&packet.becomes(V4.node_port, V4.client));
     }
 }
 
@@ -74,27 +76,27 @@ fn a_port_that_is_used_again_begins_anew() {
 
 #[test]
 fn a_connection_that_is_over_may_go_to_another_backend() {
-    let mut world = World::enter();
-    let mut web = world.serve(Wanted::tcp().node_port(V4.any).backends(&[V4.here]));
-    [">S", "<SA", ">A"].iter().for_each(|packet| pass(&world, packet));
+    let mut fixture = enter();
+    let mut web = fixture.serve(ServicePort::tcp().node_port(V4.any).backends(&[V4.here]));
+    [">S", "<SA", ">A"].iter().for_each(|packet| pass(&fixture, packet));
     // One that is open stays, whatever it sends.
-    web.change(world.maps(), &[V4.here, V4.beside]);
-    web.drain(world.maps(), V4.here);
-    pass(&world, ">A");
-    pass(&world, ">R");
+    web.change(fixture.maps(), &[V4.here, V4.beside]);
+    web.drain(fixture.maps(), V4.here);
+    pass(&fixture, ">A");
+    pass(&fixture, ">R");
     let syn = Packet::syn(V4.client, V4.node_port);
-    world.comes_in("uplink", &syn).goes_on_as(&syn.becomes(V4.client, V4.beside));
+    fixture.comes_in("uplink", &syn).goes_on_as(&syn.becomes(V4.client, V4.beside));
     let answer = Packet::tcp(V4.beside, V4.client).flags("SA");
-    world.goes_out("uplink", &answer).goes_on_as(&answer.becomes(V4.node_port, V4.client));
+    fixture.goes_out("uplink", &answer).goes_on_as(&answer.becomes(V4.node_port, V4.client));
     // What the first backend sends late is still translated.
-    pass(&world, "<RA");
+    pass(&fixture, "<RA");
 }
 
 #[test]
 fn a_flow_by_the_node_goes_through_the_same_states() {
     for of in [V4, V6] {
-        let mut world = World::enter();
-        world.serve(Wanted::tcp().node_port(of.any).backends(&[of.there]));
+        let mut fixture = enter();
+        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
         let mut node = String::new();
         for (packet, want) in [
             (">S", "SYN_SENT"),
@@ -112,7 +114,7 @@ fn a_flow_by_the_node_goes_through_the_same_states() {
             };
             if packet.starts_with('>') {
                 let packet = Packet::tcp(of.client, of.node_port).flags(flags);
-                let sent = world.comes_in("uplink", &packet);
+                let sent = fixture.comes_in("uplink", &packet);
                 let end = sent.ends().0;
                 assert!(node.is_empty() || node == end);
                 sent.is_sent_as(&packet.becomes(&end, of.there).one_hop_on());
@@ -120,9 +122,9 @@ fn a_flow_by_the_node_goes_through_the_same_states() {
             } else {
                 let packet = Packet::tcp(of.there, &node).flags(flags);
                 let back = packet.becomes(of.node_port, of.client).one_hop_on();
-                world.comes_in("uplink", &packet).is_sent_as(&back);
+                fixture.comes_in("uplink", &packet).is_sent_as(&back);
             }
-            let flows = world.flows();
+            let flows = fixture.flows();
             assert!(flows.len() == 2 && flows.iter().all(|flow| flow.ends_with(want)), "{packet}: {flows:?}");
         }
     }
@@ -130,8 +132,8 @@ fn a_flow_by_the_node_goes_through_the_same_states() {
 
 #[test]
 fn an_association_opens_and_shuts_down() {
-    let mut world = World::enter();
-    world.serve(Wanted::sctp().node_port(V4.any).backends(&[V4.here]));
+    let mut fixture = enter();
+    fixture.serve(ServicePort::sctp().node_port(V4.any).backends(&[V4.here]));
     // INIT, INIT ACK, DATA, SHUTDOWN, SHUTDOWN ACK, SHUTDOWN COMPLETE (RFC 9260, 3.2).
     for (from_client, chunk, want) in [
         (true, 1, "SYN_SENT"),
@@ -144,51 +146,51 @@ fn an_association_opens_and_shuts_down() {
     ] {
         if from_client {
             let packet = Packet::sctp_init(V4.client, V4.node_port).chunk(chunk);
-            world.comes_in("uplink", &packet).goes_on_as(&packet.becomes(V4.client, V4.here));
+            fixture.comes_in("uplink", &packet).goes_on_as(&packet.becomes(V4.client, V4.here));
         } else {
             let packet = Packet::sctp_init(V4.here, V4.client).chunk(chunk);
-            world.goes_out("uplink", &packet).goes_on_as(&packet.becomes(V4.node_port, V4.client));
+            fixture.goes_out("uplink", &packet).goes_on_as(&packet.becomes(V4.node_port, V4.client));
         }
-        let flows = world.flows();
+        let flows = fixture.flows();
         assert!(flows.len() == 2 && flows.iter().all(|flow| flow.ends_with(want)), "chunk {chunk}: {flows:?}");
     }
 }
 
 #[test]
 fn datagrams_are_assured_by_the_first_answer() {
-    let mut world = World::enter();
-    world.serve(Wanted::udp().node_port(V6.any).backends(&[V6.here]));
+    let mut fixture = enter();
+    fixture.serve(ServicePort::udp().node_port(V6.any).backends(&[V6.here]));
     let packet = Packet::udp(V6.client, V6.node_port);
-    let is = |world: &mut World, want| assert!(world.flows().iter().all(|flow| flow.ends_with(want)));
-    world.comes_in("uplink", &packet).goes_on_as(&packet.becomes(V6.client, V6.here));
-    is(&mut world, "UNREPLIED");
+    let is = |fixture: &mut Fixture, want| assert!(fixture.flows().iter().all(|flow| flow.ends_with(want)));
+    fixture.comes_in("uplink", &packet).goes_on_as(&packet.becomes(V6.client, V6.here));
+    is(&mut fixture, "UNREPLIED");
     let answer = Packet::udp(V6.here, V6.client);
-    world.goes_out("uplink", &answer).goes_on_as(&answer.becomes(V6.node_port, V6.client));
-    is(&mut world, "ASSURED");
+    fixture.goes_out("uplink", &answer).goes_on_as(&answer.becomes(V6.node_port, V6.client));
+    is(&mut fixture, "ASSURED");
 }
 
 #[test]
 fn a_question_by_a_port_used_again_leaves_a_backend_that_drains_and_a_conversation_stays() {
-    let ask = |world: &World, backend| {
+    let ask = |fixture: &Fixture, backend| {
         let question = Packet::udp(V4.client, V4.node_port);
-        world.comes_in("uplink", &question).goes_on_as(&question.becomes(V4.client, backend));
+        fixture.comes_in("uplink", &question).goes_on_as(&question.becomes(V4.client, backend));
     };
-    let answer = |world: &World, backend| {
+    let answer = |fixture: &Fixture, backend| {
         let answer = Packet::udp(backend, V4.client);
-        world.goes_out("uplink", &answer).goes_on_as(&answer.becomes(V4.node_port, V4.client));
+        fixture.goes_out("uplink", &answer).goes_on_as(&answer.becomes(V4.node_port, V4.client));
     };
     for is_conversation in [false, true] {
-        let mut world = World::enter();
-        let mut dns = world.serve(Wanted::udp().node_port(V4.any).backends(&[V4.here]));
-        ask(&world, V4.here);
-        answer(&world, V4.here);
+        let mut fixture = enter();
+        let mut dns = fixture.serve(ServicePort::udp().node_port(V4.any).backends(&[V4.here]));
+        ask(&fixture, V4.here);
+        answer(&fixture, V4.here);
         if is_conversation {
-            ask(&world, V4.here);
+            ask(&fixture, V4.here);
         }
-        dns.change(world.maps(), &[V4.here, V4.beside]);
-        dns.drain(world.maps(), V4.here);
-        ask(&world, if is_conversation { V4.here } else { V4.beside });
+        dns.change(fixture.maps(), &[V4.here, V4.beside]);
+        dns.drain(fixture.maps(), V4.here);
+        ask(&fixture, if is_conversation { V4.here } else { V4.beside });
         // What the first backend still says is translated.
-        answer(&world, V4.here);
+        answer(&fixture, V4.here);
     }
 }

@@ -1,10 +1,11 @@
 //! What is of no Service passes octet by octet.
 
 use etherparse::{IpNumber, PacketBuilder};
+use lb_lab::packets::{Packet, Part, ServicePort};
 
 use crate::{
+    enter,
     family::{BOTH, V4},
-    support::{Packet, Part, Wanted, World},
 };
 
 /// Packets of which no Service knows.
@@ -41,22 +42,22 @@ fn strangers() -> Vec<Vec<u8>> {
 
 #[test]
 fn other_packets_pass_as_they_are() {
-    let mut world = World::enter();
-    world.serve(Wanted::tcp().node_port(V4.any).cluster_ip(V4.cluster_ip).backends(&[V4.here]));
+    let mut fixture = enter();
+    fixture.serve(ServicePort::tcp().node_port(V4.any).cluster_ip(V4.cluster_ip).backends(&[V4.here]));
     for packet in strangers() {
         for device in ["uplink", "pod1", "thin"] {
-            world.comes_in(device, &packet).is_untouched();
-            world.goes_out(device, &packet).is_untouched();
+            fixture.comes_in(device, &packet).is_untouched();
+            fixture.goes_out(device, &packet).is_untouched();
         }
     }
-    assert_eq!(world.flows().len(), 0);
+    assert_eq!(fixture.flows().len(), 0);
 }
 
 #[test]
 fn connections_of_no_service_pass_as_they_are() {
     for of in BOTH {
-        let mut world = World::enter();
-        world.serve(Wanted::tcp().node_port(of.any).cluster_ip(of.cluster_ip).backends(&[of.here]));
+        let mut fixture = enter();
+        fixture.serve(ServicePort::tcp().node_port(of.any).cluster_ip(of.cluster_ip).backends(&[of.here]));
         let elsewhere = if of.header == 20 { "203.0.113.50:443" } else { "[2001:db8:5::5]:443" };
         for (from, to) in [(of.client, of.here), (of.pod, elsewhere), (elsewhere, of.pod), (of.here, of.client)] {
             for packet in [
@@ -72,19 +73,19 @@ fn connections_of_no_service_pass_as_they_are() {
                 Packet::tcp(from, to).ttl(1),
             ] {
                 for device in ["uplink", "pod1"] {
-                    world.comes_in(device, &packet).is_untouched();
-                    world.goes_out(device, &packet).is_untouched();
+                    fixture.comes_in(device, &packet).is_untouched();
+                    fixture.goes_out(device, &packet).is_untouched();
                 }
             }
         }
-        assert_eq!(world.flows().len(), 0);
+        assert_eq!(fixture.flows().len(), 0);
     }
 }
 
 #[test]
 fn a_device_that_is_not_served_passes_everything() {
-    let mut world = World::enter();
-    world.serve(Wanted::tcp().node_port(V4.any).backends(&[V4.here]));
-    world.comes_in("uplink-end", &Packet::syn(V4.client, V4.node_port)).is_untouched();
-    world.goes_out("uplink-end", &Packet::syn(V4.client, V4.cluster_ip)).is_untouched();
+    let mut fixture = enter();
+    fixture.serve(ServicePort::tcp().node_port(V4.any).backends(&[V4.here]));
+    fixture.comes_in("uplink-end", &Packet::syn(V4.client, V4.node_port)).is_untouched();
+    fixture.goes_out("uplink-end", &Packet::syn(V4.client, V4.cluster_ip)).is_untouched();
 }

@@ -18,10 +18,8 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use lb_common::{Device, DeviceFlags, Hook};
 use lb_dataplane::attach::tc;
 use lb_kernel::{bpf as sys, bpf::typed::TypedMap};
-use rustix::{
-    process::Signal,
-    thread::{UnshareFlags, unshare_unsafe},
-};
+use lb_lab::Namespace;
+use rustix::process::Signal;
 
 use crate::{
     Story,
@@ -395,13 +393,8 @@ fn cleanup_from_elsewhere(node: &mut Node) {
     let mut agent = node.agent(&[]);
     wait_until_attached("up0");
     agent.kill();
-    let elsewhere = || {
-        #[expect(unsafe_code, reason = "unshare can take the file descriptors from under other threads")]
-        // SAFETY: the descriptor table is not unshared.
-        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("a new namespace");
-        beeline().arg("--pins").arg(&node.pins).arg("cleanup").output().expect("the beeline binary")
-    };
-    let output = thread::scope(|scope| scope.spawn(elsewhere).join()).expect("it does not panic");
+    let cleanup = || beeline().arg("--pins").arg(&node.pins).arg("cleanup").output();
+    let output = Namespace::new().enter(cleanup).expect("the beeline binary");
     assert!(output.status.success(), "{output:?}");
     assert!(programs("up0").is_empty() && !has_clsact("up0") && !node.pins.exists());
 }

@@ -12,9 +12,9 @@ use lb_common::{
 };
 use lb_dataplane::kube_proxy::remove::remove;
 use lb_kernel::{
-    bpf as sys,
     bpf::typed::TypedMap,
-    netfilter::own::{self, KEEPER, UNTRACKER},
+    clock,
+    netfilter::temporary_tables::{self, KEEP_ALIVE_TABLE, NOTRACK_TABLE},
 };
 
 use crate::{
@@ -65,7 +65,7 @@ fn only_what_is_over(node: &mut Node) {
     let mut agent = node.agent(&[]);
     agent.kill();
     let map = open(node);
-    let now = sys::now();
+    let now = clock::monotonic_ns();
     let ago = |seconds: u64| now.saturating_sub(seconds * SECOND);
     let reset = Seen::ANY | Seen::RST;
     let over = [
@@ -130,7 +130,7 @@ fn full_map(node: &mut Node) {
     agent.kill();
     let map = open(node);
     // Those that live are as many as there are clients, and do so however long this takes; all others are over.
-    let now = sys::now();
+    let now = clock::monotonic_ns();
     let live = now + 3600 * SECOND;
     let at = |n: u32| if n.is_multiple_of(64) { live } else { now.saturating_sub(40 * SECOND) };
     let count = u32::try_from(capacity::FLOWS / 2).expect("a number");
@@ -190,14 +190,20 @@ fn untracked(_: &mut Node) {
     };
     let tuples =
         HOSTS.map(|host| (Tuple { src: host.into(), dst: host.into(), src_port: PORTS[0], dst_port: PORTS[1] }, 17));
-    own::untrack(&tuples).expect("rules");
+    temporary_tables::add_notrack(&tuples).expect("rules");
     let before = known();
     HOSTS.into_iter().for_each(|host| exchange(host, PORTS));
     assert_eq!(known(), before, "neither direction was seen");
     HOSTS.into_iter().for_each(|host| exchange(host, [4002, 5001]));
     assert_eq!(known(), before + 2, "others are seen");
-    assert!(own::release(UNTRACKER).expect("rules") && !own::release(UNTRACKER).expect("rules"));
+    assert!(
+        temporary_tables::remove(NOTRACK_TABLE).expect("rules")
+            && !temporary_tables::remove(NOTRACK_TABLE).expect("rules")
+    );
     HOSTS.into_iter().for_each(|host| exchange(host, PORTS));
     assert_eq!(known(), before + 4, "and it sees them again");
-    assert!(own::is_kept().expect("rules") && own::release(KEEPER).expect("rules"));
+    assert!(
+        temporary_tables::has_keep_alive().expect("rules")
+            && temporary_tables::remove(KEEP_ALIVE_TABLE).expect("rules")
+    );
 }

@@ -4,7 +4,6 @@ use std::{
     ffi::CStr,
     fs::File,
     net::{SocketAddr, TcpListener, UdpSocket},
-    os::fd::{AsFd as _, AsRawFd as _},
     process::{Child, Command},
     thread,
     time::Duration,
@@ -13,12 +12,12 @@ use std::{
 use lb_common::AddrPort;
 use lb_common::{FrontendKey, Proto};
 use lb_dataplane::sockets::{Dead, Report, end, end_all};
-use lb_kernel::sock_diag::bound;
+use lb_kernel::sock_diag::bound_sockets;
+use lb_lab::Namespace;
 use rustix::{
     io::{Errno, Result},
     mount::mount_bind,
     net::{RecvFlags, recv},
-    thread::{UnshareFlags, unshare_unsafe},
 };
 
 use crate::{
@@ -240,28 +239,14 @@ fn bound_to_an_interface(node: &mut Node) {
 }
 
 fn bind_to_device(client: &Client, name: &CStr) {
-    let length = libc::socklen_t::try_from(name.count_bytes()).expect("a short name");
-    let fd = client.fd().as_fd().as_raw_fd();
-    #[expect(unsafe_code, reason = "a socket option that nobody wraps")]
-    // SAFETY: the kernel reads so many octets of the name.
-    let result = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, name.as_ptr().cast(), length) };
-    assert_eq!(result, 0, "SO_BINDTODEVICE");
+    lb_lab::sys::bind_to_device(client.fd(), name).expect("SO_BINDTODEVICE");
 }
 
-/// Does something in a network namespace that has the node's backends on `lo`.
+/// Runs `work` in a network namespace that has the node's backends on `lo`.
 pub fn in_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            #[expect(unsafe_code, reason = "unshare can take the file descriptors from under other threads")]
-            // SAFETY: the descriptor table is not unshared.
-            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("a network namespace");
-            ip(&["link", "set", "lo", "up"]);
-            ip(&["addr", "add", "10.0.0.1/32", "dev", "lo"]);
-            ip(&["addr", "add", "fd00::1/128", "dev", "lo", "nodad"]);
-            work()
-        });
-        thread.join().expect("no panic")
-    })
+    let net = Namespace::new();
+    net.setup().up("lo").address("lo", "10.0.0.1/32").address("lo", "fd00::1/128").apply();
+    net.enter(work)
 }
 
 fn connect_without_server(to: SocketAddr) -> Client {
@@ -350,8 +335,9 @@ fn bound_sockets_are_told(_node: &mut Node) {
     let _other_proto = TcpListener::bind("10.0.0.1:30053").expect("a free port");
     in_namespace(|| UdpSocket::bind("10.0.0.1:30053").expect("a free port"));
 
-    let found = bound(&|proto, port| (proto == Proto::Tcp && port == 30080) || (proto == Proto::Udp && port == 30053))
-        .expect("a list");
+    let found =
+        bound_sockets(&|proto, port| (proto == Proto::Tcp && port == 30080) || (proto == Proto::Udp && port == 30053))
+            .expect("a list");
     println!("{found:?}");
     let places: Vec<_> = found.iter().map(|bound| (bound.proto, bound.address)).collect();
     let wanted =
@@ -362,5 +348,5 @@ fn bound_sockets_are_told(_node: &mut Node) {
         assert_eq!(owner.pid, std::process::id());
         assert_eq!(owner.comm, std::fs::read_to_string("/proc/self/comm").expect("a name").trim_end());
     }
-    assert_eq!(bound(&|_, port| port == 1).expect("a list"), []);
+    assert_eq!(bound_sockets(&|_, port| port == 1).expect("a list"), []);
 }

@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
+use lb_lab::network::{Lan, Options};
 use rustix::net::{AddressFamily, SocketType, bind, connect, ipproto, listen, socket};
 
 use crate::{
     Story,
     agent::until,
-    lan::{Lan, Options},
     node::Node,
     packets::{NODE_PORT, TARGET, addresses, agent, pod, serve, service},
     sockets::{Client, tcp_ask},

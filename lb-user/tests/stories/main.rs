@@ -16,8 +16,6 @@ mod flows;
 mod health;
 mod held;
 mod kill;
-#[path = "../support/lan.rs"]
-mod lan;
 mod life;
 mod links;
 mod load;
@@ -27,7 +25,6 @@ mod node_ports;
 mod outside;
 mod packets;
 mod paths;
-mod place;
 mod policy;
 mod rot;
 mod routes;
@@ -40,6 +37,7 @@ mod verifier;
 
 use std::{process::ExitCode, thread, time::Duration};
 
+use lb_lab::sandbox::Sandbox;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// A story: its name, and what happens.
@@ -110,10 +108,10 @@ fn main() -> ExitCode {
 
 /// Runs one story in a process of its own.
 fn run(name: &str) -> Result<(), Failed> {
-    let place = place::Place::make(name)?;
+    let sandbox = Sandbox::make(name)?;
     let mut command = std::process::Command::new(std::env::current_exe()?);
-    command.args(["--story", name]).env(node::CGROUP, place.cgroup()).env(node::DIRECTORY, place.directory());
-    let log = place.directory().join("output");
+    sandbox.run_in(command.args(["--story", name]));
+    let log = sandbox.directory().join("output");
     let output = std::fs::File::create(&log)?;
     let mut child = command.stdout(output.try_clone()?).stderr(output).spawn()?;
     // An emulated machine verifies the programs for half a minute, and some stories start the agent twenty times.

@@ -9,16 +9,9 @@ use std::{
 };
 
 use lb_dataplane::upgrade::pins::Pins;
+use lb_lab::sandbox::Inside;
 
-use crate::{
-    agent::{Agent, until},
-    place,
-};
-
-/// Environment of a story: its cgroup.
-pub const CGROUP: &str = "BEELINE_STORY_CGROUP";
-/// Environment of a story: its directory.
-pub const DIRECTORY: &str = "BEELINE_STORY_DIRECTORY";
+use crate::agent::{Agent, until};
 
 /// Whether the machine is emulated, and needs ten times as long for everything.
 pub fn is_slow() -> bool {
@@ -64,14 +57,12 @@ pub const ADDRESSES: [&str; 12] = [
 impl Node {
     /// Moves this process into the node. Only the start of a story may, while it has one thread.
     pub fn enter() -> Self {
-        let variable = |name| PathBuf::from(std::env::var_os(name).expect("the runner sets it"));
-        let (cgroup, directory) = (variable(CGROUP), variable(DIRECTORY));
-        fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("joining the cgroup");
-        place::enter_namespaces();
-        let bpffs = place::mount_bpffs(&directory);
+        let inside = Inside::find().expect("the runner sets it");
+        inside.join_cgroup();
+        let bpffs = inside.enter();
+        let Inside { cgroup, directory } = inside;
         let yaml = directory.join("yaml");
         fs::create_dir(&yaml).expect("a directory");
-        ip(&["link", "set", "lo", "up"]);
         for address in ADDRESSES {
             ip(&["addr", "add", address, "dev", "lo"]);
         }

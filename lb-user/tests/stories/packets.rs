@@ -11,6 +11,7 @@ use std::{
 
 use lb_common::Hook;
 use lb_kernel::bpf as sys;
+use lb_lab::network::{Host, Lan, Options};
 use rustix::io::Errno;
 
 use crate::{
@@ -18,7 +19,6 @@ use crate::{
     agent::{Agent, until},
     devices::index,
     doctor::returning,
-    lan::{Host, Lan, Options},
     node::Node,
     sockets::{Client, tcp_ask, tcp_server, udp_server},
 };
@@ -102,7 +102,7 @@ pub fn has_filters(lan: &Lan) -> bool {
     lan.node1.host.net.run(&["tc", "filter", "show", "dev", "eth0", "ingress"]).contains("tc_ingress")
 }
 
-pub fn pod(node: &crate::lan::Node) -> &Host {
+pub fn pod(node: &lb_lab::network::Node) -> &Host {
     node.pods.first().expect("a pod")
 }
 

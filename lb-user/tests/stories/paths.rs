@@ -12,11 +12,11 @@ use std::{
 use lb_common::{FlowFlags, FlowKey, PodModeEntry};
 use lb_dataplane::flows::Flows;
 use lb_kernel::bpf::typed::TypedMap;
+use lb_lab::network::{Host, Lan, Options};
 
 use crate::{
     Story,
     agent::{Agent, run, until},
-    lan::{Host, Lan, Options},
     node::{Node, service},
     sockets::{Client, kernel_tells_netns, tcp_ask, tcp_server, udp_server},
 };
@@ -217,7 +217,7 @@ fn changes(node: &mut Node) {
     wait_for_none(node);
     assert_eq!(begun(node, || reaches(client, far)), 0, "its sockets are served again");
     assert_eq!(udp.ask(dns).0, far[0]);
-    agent.wait_for_log("label beeline.io/path \"Socket\": unknown, and passed over; write socket, packet or off");
+    agent.wait_for_log("label beeline.io/path \"Socket\": unknown and ignored; write socket, packet or off");
     drop(process);
 }
 

@@ -1,6 +1,7 @@
 //! NetworkPolicy as a CNI would enforce it, here by nftables where each node forwards: it sees client and backend, whoever
 //! balances (CVE-2026-33726, CVE-2025-30162).
 
+use lb_lab::network::{Host, Lan, Options};
 use std::{
     net::{IpAddr, SocketAddr, TcpStream},
     time::Duration,
@@ -9,7 +10,6 @@ use std::{
 use crate::{
     Story,
     agent::until,
-    lan::{Host, Lan, Options},
     node::Node,
     packets::{addresses, agent, pod, serve, service},
     sockets::tcp_ask,
@@ -20,7 +20,7 @@ pub const STORIES: &[Story] = &[("policy_of_others_sees_client_and_backend_here_
 const TARGET: u16 = 8080;
 
 /// On this node nothing is forwarded but between this client and this server, at its port.
-fn let_only(node: &crate::lan::Node, client: IpAddr, server: IpAddr) {
+fn let_only(node: &lb_lab::network::Node, client: IpAddr, server: IpAddr) {
     let ip = if server.is_ipv4() { "ip" } else { "ip6" };
     let rules = format!(
         "table inet cni\ndelete table inet cni\ntable inet cni {{\nchain forward {{\n\

@@ -7,12 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_lab::network::{Host, Lan, Options, RpFilter};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
     Story,
     agent::until,
-    lan::{Host, Lan, Options, RpFilter},
     node::{Node, is_slow},
     sockets::{Client, tcp_ask, tcp_digest, tcp_send, tcp_server, udp_server},
 };

@@ -201,7 +201,7 @@ pub fn is_refusal(result: Result<()>, wanted: Errno) {
 /// Whether the kernel tells which network namespace is the node's own (SO_NETNS_COOKIE). Elsewhere the programs take the
 /// first one, which a story's is not.
 pub fn kernel_tells_netns() -> bool {
-    let tells = lb_kernel::bpf::netns_cookie().is_ok();
+    let tells = lb_kernel::netns::cookie().is_ok();
     if !tells {
         println!("LACKS SO_NETNS_COOKIE: what concerns the node's own network namespace is not looked at");
     }

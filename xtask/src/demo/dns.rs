@@ -1,12 +1,12 @@
-//! As much of DNS (RFC 1035) as a question and an answer in words take: one question, one TXT record.
+//! The part of DNS (RFC 1035) that the demo needs: a query with one question, a response with one TXT record.
 
 const HEADER: usize = 12;
 const TXT: u16 = 16;
 const IN: u16 = 1;
 
-/// A question for the TXT record of `name`.
-pub(super) fn question(id: u16, name: &str) -> Vec<u8> {
-    // Recursion is desired, as every stub resolver says; one question.
+/// A query for the TXT record of `name`.
+pub(super) fn query(id: u16, name: &str) -> Vec<u8> {
+    // Recursion desired, as stub resolvers ask; one question.
     let mut message: Vec<u8> = [id, 0x0100, 1, 0, 0, 0].iter().flat_map(|word| word.to_be_bytes()).collect();
     for label in name.split('.') {
         push_text(&mut message, label);
@@ -16,23 +16,23 @@ pub(super) fn question(id: u16, name: &str) -> Vec<u8> {
     message
 }
 
-/// The answer to a question: the question again, and `text`. Nothing if it is no question.
-pub(super) fn answer(question: &[u8], text: &str) -> Option<Vec<u8>> {
-    let end = question_end(question)?;
-    let is_question = question.get(2)? & 0x80 == 0;
-    let mut message = question.get(..end)?.to_vec();
-    // A response, recursion available; one question, one answer, and nothing of what a resolver may have added.
+/// The response to a query: its question, and `text`. None if it is not a query.
+pub(super) fn answer(query: &[u8], text: &str) -> Option<Vec<u8>> {
+    let end = question_end(query)?;
+    let is_query = query.get(2)? & 0x80 == 0;
+    let mut message = query.get(..end)?.to_vec();
+    // A response, recursion available; one question, one answer, no additional records.
     let words = [0x8180, 1, 1, 0, 0].iter().flat_map(|word: &u16| word.to_be_bytes());
     message.splice(2..HEADER, words);
     let mut data = Vec::new();
     push_text(&mut data, text);
-    // The name is that of the question, at offset 12; the record may not be kept.
+    // The name of the question, at offset 12; TTL 0.
     message.extend([0xc00c, TXT, IN, 0, 0, u16::try_from(data.len()).ok()?].iter().flat_map(|word| word.to_be_bytes()));
     message.extend(data);
-    is_question.then_some(message)
+    is_query.then_some(message)
 }
 
-/// The text in the answer to the question `id`.
+/// The text in the response to the query `id`.
 pub(super) fn text(answer: &[u8], id: u16) -> Option<String> {
     let word = |at: usize| Some(u16::from_be_bytes([*answer.get(at)?, *answer.get(at + 1)?]));
     let end = question_end(answer)?;
@@ -50,7 +50,7 @@ fn question_end(message: &[u8]) -> Option<usize> {
     (end <= message.len()).then_some(end)
 }
 
-/// A length and that many octets; what is too long for one is cut.
+/// Appends a length and that many octets, at most 255.
 fn push_text(message: &mut Vec<u8>, text: &str) {
     let len = u8::try_from(text.len()).unwrap_or(u8::MAX);
     message.push(len);
@@ -62,17 +62,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_question_is_answered_and_the_answer_read() {
-        let question = question(7, "who.are.you");
-        let reply = answer(&question, "a").unwrap();
+    fn a_query_is_answered_and_the_answer_read() {
+        let query = query(7, "who.are.you");
+        let reply = answer(&query, "a").unwrap();
         assert_eq!(text(&reply, 7).as_deref(), Some("a"));
         assert_eq!(text(&reply, 8), None);
-        assert_eq!(answer(&reply, "b"), None, "an answer is not answered");
+        assert_eq!(answer(&reply, "b"), None, "a response is not answered");
     }
 
     #[test]
-    fn what_a_resolver_adds_is_left_out_of_the_answer() {
-        let plain = question(7, "a");
+    fn additional_records_of_a_query_are_not_in_the_answer() {
+        let plain = query(7, "a");
         let mut more = plain.clone();
         more[11] = 1;
         more.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
@@ -80,8 +80,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_no_message() {
-        let reply = answer(&question(7, "a"), "x").unwrap();
+    fn a_truncated_message_is_ignored() {
+        let reply = answer(&query(7, "a"), "x").unwrap();
         for len in 0..reply.len() {
             assert_eq!(text(&reply[..len], 7), None);
         }

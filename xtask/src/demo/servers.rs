@@ -1,4 +1,4 @@
-//! The backends of the demo: each address answers over HTTP or DNS with its name and with the client that it sees.
+//! The backends of the demo: each answers over HTTP or DNS with its name and the address of its client.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -10,10 +10,10 @@ use anyhow::{Context, Result};
 use super::dns;
 use crate::run;
 
-/// How long a connection stays open that asks for it, so that somebody can look at it.
+/// Delay of the response to `GET /held`, while the demo lists the open connection.
 const HELD: Duration = Duration::from_millis(500);
 
-/// Serves until stdin ends. Says so once every address listens.
+/// Serves until stdin ends. Prints `serving` once every address listens.
 pub(super) fn main(http: &[String], dns: &[String]) -> Result<ExitCode> {
     for backend in http {
         let (name, address) = parse(backend)?;
@@ -21,7 +21,7 @@ pub(super) fn main(http: &[String], dns: &[String]) -> Result<ExitCode> {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let name = name.clone();
-                // A client that hangs up is its own loss.
+                // A client that hangs up needs no response.
                 std::thread::spawn(move || drop(serve_http(&name, stream)));
             }
         });
@@ -60,10 +60,10 @@ fn serve_http(name: &str, mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 fn serve_dns(name: &str, socket: &UdpSocket) {
-    let mut question = [0; 512];
-    while let Ok((len, peer)) = socket.recv_from(&mut question) {
+    let mut query = [0; 512];
+    while let Ok((len, peer)) = socket.recv_from(&mut query) {
         let own = socket.local_addr().map(|own| own.to_string()).unwrap_or_default();
-        let answer = dns::answer(&question[..len], &format!("{name} at {own}, asked by {peer}"));
+        let answer = dns::answer(&query[..len], &format!("{name} at {own}, asked by {peer}"));
         if let Some(answer) = answer {
             drop(socket.send_to(&answer, peer));
         }

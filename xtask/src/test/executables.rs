@@ -29,8 +29,7 @@ pub(crate) fn compile() -> Result<Vec<Executable>> {
     cargo.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
     let mut executables = find(&build::messages(&mut cargo)?)?;
     executables.sort_by_key(|executable| {
-        let is_it = |name: &&str| executable.name.ends_with(&format!(" {name}"));
-        LONG.iter().position(|name| is_it(&name)).unwrap_or(LONG.len())
+        LONG.iter().position(|name| executable.name.ends_with(&format!(" {name}"))).unwrap_or(LONG.len())
     });
     Ok(executables)
 }

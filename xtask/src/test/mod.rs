@@ -1,7 +1,7 @@
 //! Verb `test`: every check that must pass, with a count as the last line. The checks themselves are in other files.
 //!
 //! First comes what all else is built on, with both cores for the compiler: the programs, the agents, the tests. Then
-//! tests run beside each other and beside the lints: the long ones mostly wait. Each has namespaces, cgroups, pins and
+//! tests run beside each other, the long ones first, and the lints behind them. Each has namespaces, cgroups, pins and
 //! ports of its own.
 
 mod executables;
@@ -23,9 +23,6 @@ use crate::{apt, build, build_ebpf, deny, helm, kubernetes, prometheus, run, sys
 use executables::Executable;
 use lanes::Job;
 use report::{Report, Row};
-
-/// Jobs at once.
-const LANES: usize = 3;
 
 /// Arguments of `test`.
 #[derive(clap::Args)]
@@ -70,17 +67,27 @@ fn run_all(args: &Args, report: &mut Report) -> Result<()> {
         Job::new(|| Row::of("systemd unit", systemd_unit::check)),
         Job::new(|| Row::of("alert rules", prometheus::check_alerts)),
         Job::new(|| Row::of("bpftool loads the object", load_with_bpftool)),
-        Job::new(|| Row::of("clippy of lb-ebpf", || run::run(ebpf_cargo("clippy").args(["--", "-D", "warnings"])))),
+        Job::new(|| {
+            Row::of("clippy of lb-ebpf", || {
+                run::run(&mut run::gently(ebpf_cargo("clippy").args(["--", "-D", "warnings"])))
+            })
+        }),
         Job::new(|| Row::of("clippy of the workspace", clippy)),
         Job::new(|| Row::of("documentation", documentation)),
         Job::new(|| {
             let mut cargo = build::cargo();
             cargo.args(["test", "--workspace", "--no-fail-fast", "--doc"]).args(filter);
-            counted("examples in the documentation", &mut cargo)
+            counted("examples in the documentation", &mut run::gently(&cargo))
         }),
     ]);
-    lanes::run_all(jobs, LANES).into_iter().for_each(|row| report.add(row));
+    lanes::run_all(jobs, lanes()).into_iter().for_each(|row| report.add(row));
     Ok(())
+}
+
+/// Jobs at once: as many as there are cores, within bounds. Long tests wait for half of their time, and some of them
+/// measure how long connections take: more of them at once would only disturb each other.
+fn lanes() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4)
 }
 
 /// Runs one test program.
@@ -99,11 +106,14 @@ fn counted(name: &str, command: &mut Command) -> Row {
 }
 
 fn clippy() -> Result<()> {
-    run::run(build::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    let args = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    run::run(&mut run::gently(build::cargo().args(args)))
 }
 
 fn documentation() -> Result<()> {
-    run::run(build::cargo().args(["doc", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-Dwarnings"))
+    let mut cargo = build::cargo();
+    cargo.args(["doc", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-Dwarnings");
+    run::run(&mut run::gently(&cargo))
 }
 
 /// The object is for other loaders too: bpftool (libbpf) takes all programs and maps. Its pins are on a bpffs of their

@@ -193,9 +193,11 @@ fn prose(document: &str) -> Vec<Paragraph> {
         }
         if is_row && !is_head && !is_rule(text) {
             let cells = text.trim_matches('|').split(" | ");
-            texts.extend(cells.flat_map(|cell| paragraphs(&[(line.number, cell.to_owned())])));
+            // A cell without a full stop is a title.
+            let sentences = cells.map(str::trim).filter(|cell| cell.ends_with(['.', '!']));
+            texts.extend(sentences.flat_map(|cell| paragraphs(&[(line.number, without_quotes(cell))])));
         } else if !line.is_code && !text.starts_with('#') && !is_row {
-            part.push((line.number, text.trim_start_matches("> ").to_owned()));
+            part.push((line.number, without_quotes(text.trim_start_matches("> "))));
         }
     }
     texts.extend(paragraphs(&part));
@@ -226,6 +228,16 @@ fn paragraphs(lines: &[(usize, String)]) -> Vec<Paragraph> {
         }
     }
     texts
+}
+
+/// A line of Markdown with quotations blanked: examples may be bad ones.
+fn without_quotes(line: &str) -> String {
+    let parts: Vec<&str> = line.split('"').collect();
+    let blank = |(at, part): (usize, &&str)| {
+        let is_quoted = at % 2 == 1 && at + 1 < parts.len();
+        if is_quoted { "x".repeat(part.chars().count()) } else { (*part).to_owned() }
+    };
+    parts.iter().enumerate().map(blank).collect::<Vec<_>>().join("\"")
 }
 
 /// A text with its fenced blocks of code emptied; lines stay.
@@ -288,8 +300,9 @@ mod tests {
     #[test]
     fn documents_may_ask() {
         let text = "# What it is\nHow does it work? It does. What it does.\n\n| What | How |\n|---|---|\n\
-                    | a | Whether so |\n\
+                    | What a | Whether so. |\n\
                     ```\n# What\n```\n- [How it works](a.md)\n- Who\n  goes\n";
         check("docs/a.md", text, &[(2, "What"), (6, "Whether"), (11, "Who")]);
+        check("docs/a.md", "Not \"one that drains\", and not 5\" of late\n", &[(1, "of late")]);
     }
 }

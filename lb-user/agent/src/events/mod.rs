@@ -23,7 +23,7 @@ use self::{
     sender::Sender,
 };
 use lb_core::objects::Key;
-pub use lb_core::warning::{Problem, reason};
+use lb_core::warning::Warning;
 use lb_sources::kubernetes;
 
 /// Services on the board. A cluster where more have problems has one problem, and the log has all of them.
@@ -44,7 +44,7 @@ struct Shared {
 }
 
 /// All that is wrong, by Service and by who found it.
-type Standing = BTreeMap<Key, BTreeMap<Origin, Vec<Problem>>>;
+type Standing = BTreeMap<Key, BTreeMap<Origin, Vec<Warning>>>;
 
 impl EventQueue {
     /// One that somebody reads. The default is one that takes nothing.
@@ -60,7 +60,7 @@ impl EventQueue {
     }
 
     /// These are now all problems of this origin about a Service.
-    pub fn tell(&self, origin: Origin, service: &Key, mut problems: Vec<Problem>) {
+    pub fn tell(&self, origin: Origin, service: &Key, mut problems: Vec<Warning>) {
         let Some(shared) = &self.0 else { return };
         let mut standing = shared.lock();
         problems.truncate(MOST_PROBLEMS);
@@ -126,14 +126,14 @@ pub async fn run(board: EventQueue, options: kubernetes::Options) -> anyhow::Res
 }
 
 fn announcements(standing: &Standing) -> Vec<ServiceEvent> {
-    let of_service = |(service, origins): (&Key, &BTreeMap<Origin, Vec<Problem>>)| {
-        let of_origin = |(origin, problems): (&Origin, &Vec<Problem>)| {
-            let one = |problem: &Problem| ServiceEvent {
+    let of_service = |(service, origins): (&Key, &BTreeMap<Origin, Vec<Warning>>)| {
+        let of_origin = |(origin, problems): (&Origin, &Vec<Warning>)| {
+            let event = |warning: &Warning| ServiceEvent {
                 service: service.clone(),
                 origin: *origin,
-                problem: problem.clone(),
+                warning: warning.clone(),
             };
-            problems.iter().map(one).collect::<Vec<_>>()
+            problems.iter().map(event).collect::<Vec<_>>()
         };
         origins.iter().flat_map(of_origin).collect::<Vec<_>>()
     };
@@ -144,8 +144,8 @@ fn announcements(standing: &Standing) -> Vec<ServiceEvent> {
 mod tests {
     use super::*;
 
-    fn problems(count: usize) -> Vec<Problem> {
-        (0..count).map(|number| Problem { reason: reason::VALUE, text: number.to_string() }).collect()
+    fn problems(count: usize) -> Vec<Warning> {
+        (0..count).map(|number| Warning::InvalidValue { object: None, problem: number.to_string() }).collect()
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_core::{objects::Key, warning::Problem};
+use lb_core::{objects::Key, warning::Warning};
 
 /// Octets that the text of an Event may have (k8s.io/kubernetes, pkg/apis/core/validation/events.go).
 const NOTE: usize = 1024;
@@ -41,15 +41,15 @@ pub struct ServiceEvent {
     pub service: Key,
     /// Who found it.
     pub origin: Origin,
-    /// What it is.
-    pub problem: Problem,
+    /// The problem.
+    pub warning: Warning,
 }
 
 impl ServiceEvent {
     /// The text of the Event.
     #[must_use]
     pub fn note(&self, node: &str) -> String {
-        let mut note = self.problem.text.clone();
+        let mut note = self.warning.to_string();
         if self.origin.is_of_node() {
             note = format!("on node {node}: {note}");
         }
@@ -63,7 +63,7 @@ impl ServiceEvent {
     /// Equal for equal problems, whoever has them; those of a node are its own.
     #[must_use]
     pub fn id(&self, node: &str) -> u64 {
-        let parts = [self.service.namespace(), self.service.name(), self.problem.reason, &self.note(node)];
+        let parts = [self.service.namespace(), self.service.name(), self.warning.reason().name(), &self.note(node)];
         parts.into_iter().fold(START, digest)
     }
 
@@ -86,13 +86,11 @@ pub(super) fn digest(so_far: u64, text: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use lb_core::warning::reason;
-
     use super::*;
 
     fn about(name: &str, origin: Origin, text: &str) -> ServiceEvent {
-        let problem = Problem { reason: reason::CONFLICT, text: text.to_owned() };
-        ServiceEvent { service: Key::new("default", name), origin, problem }
+        let warning = Warning::InvalidValue { object: None, problem: text.to_owned() };
+        ServiceEvent { service: Key::new("default", name), origin, warning }
     }
 
     #[test]

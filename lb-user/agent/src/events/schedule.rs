@@ -147,11 +147,11 @@ fn part(node: &str, id: u64, whole: Duration) -> Duration {
 mod tests {
     use super::*;
     use crate::events::problem::Origin;
-    use lb_core::warning::{Problem, reason};
+    use lb_core::warning::Warning;
 
     fn about(name: &str, text: &str) -> ServiceEvent {
-        let problem = Problem { reason: reason::CONFLICT, text: text.to_owned() };
-        ServiceEvent { service: Key::new("default", name), origin: Origin::Objects, problem }
+        let warning = Warning::InvalidValue { object: None, problem: text.to_owned() };
+        ServiceEvent { service: Key::new("default", name), origin: Origin::Objects, warning }
     }
 
     /// Tells all that is due until `end`, each time with what `answer` says; returns when.

@@ -59,7 +59,7 @@ impl Sender {
                 Said::Failed
             }
         };
-        tracing::debug!(service = %announcement.service, reason = announcement.problem.reason, ?said, "told by an Event");
+        tracing::debug!(service = %announcement.service, reason = announcement.warning.reason().name(), ?said, "told by an Event");
         if self.is_refused && matches!(said, Said::New | Said::Known) {
             self.is_refused = false;
             tracing::info!("Events may be made now");
@@ -103,7 +103,7 @@ fn is_going(status: &kube::core::Status) -> bool {
 }
 
 async fn create(client: Client, announcement: &ServiceEvent, node: &str) -> Result<Said, kube::Error> {
-    let ServiceEvent { service, problem, .. } = announcement;
+    let ServiceEvent { service, warning, .. } = announcement;
     let services = Api::<Service>::namespaced(client.clone(), service.namespace());
     // By list, which the agent may, and from the server's cache.
     let only = ListParams::default().fields(&format!("metadata.name={}", service.name())).match_any();
@@ -119,7 +119,7 @@ async fn create(client: Client, announcement: &ServiceEvent, node: &str) -> Resu
         reporting_controller: Some("beeline".to_owned()),
         reporting_instance: Some(node.to_owned()),
         action: Some("Serve".to_owned()),
-        reason: Some(problem.reason.to_owned()),
+        reason: Some(warning.reason().name().to_owned()),
         type_: Some("Warning".to_owned()),
         note: Some(announcement.note(node)),
         regarding: Some(ObjectReference {

@@ -11,22 +11,22 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use foldhash::HashSet;
+use foldhash::{HashMap, HashSet};
 use lb_common::{Addr, Backend, FrontendKey, NEVER, Proto};
 
 use crate::events::{EventQueue, Origin};
-use lb_common::{AddrPort, Family};
+use lb_common::AddrPort;
 use lb_core::{
     event::{Event, Kind},
     ids::Ids,
     model::{
-        NodeContext, Settings, about,
+        ClusterContext, NodeContext, Settings,
         claims::Claims,
         compile,
         cross_namespace::CrossNamespaceIndex,
-        evaluate::ClusterContext,
         explain::{Explanation, explain},
-        frontends::{self, unspecified},
+        fan_out,
+        frontends::{FrontendRequest, request},
     },
     objects::{Drain, Key},
     op::Op,
@@ -34,8 +34,8 @@ use lb_core::{
     shadow::Shadow,
     spec::{Health, ServiceSpec},
     store::{Partial, Store, StoreError},
-    warning::{Problem, reason},
-    world::World,
+    warning::Warning,
+    world::{View, World},
 };
 pub use run::{Maps, run};
 pub use status::Status;
@@ -48,7 +48,7 @@ pub struct Reconciler<S> {
     world: World,
     settings: Settings,
     claims: Claims,
-    strangers: CrossNamespaceIndex,
+    cross_namespace: CrossNamespaceIndex,
     store: S,
     /// None: to be read from the store.
     shadow: Option<Shadow>,
@@ -60,7 +60,7 @@ pub struct Reconciler<S> {
     scope: Scope,
     /// Services to be planned again: a write failed, or there was no room.
     pending: BTreeSet<Key>,
-    warnings: BTreeMap<Key, Vec<String>>,
+    warnings: BTreeMap<Key, Vec<Warning>>,
     /// Where owners of Services are told.
     board: EventQueue,
     /// What is told at the `healthCheckNodePort` of each Service that has one.
@@ -142,7 +142,7 @@ impl<S: Store> Reconciler<S> {
             world: World::new(node_name),
             settings,
             claims: Claims::default(),
-            strangers: CrossNamespaceIndex::default(),
+            cross_namespace: CrossNamespaceIndex::default(),
             store,
             shadow: None,
             ids: None,
@@ -228,21 +228,33 @@ impl<S: Store> Reconciler<S> {
     /// What the maps shall say about a Service, as things stand.
     #[must_use]
     pub fn spec(&self, key: &Key) -> ServiceSpec {
-        compile(key, self.world.view(key).as_ref(), self.here(), &self.settings, self.others())
+        self.compile(key, None)
+    }
+
+    /// Compiles a Service; `request` is its request for frontends, if it is known already.
+    fn compile(&self, key: &Key, request: Option<FrontendRequest>) -> ServiceSpec {
+        let Some(view) = self.world.view(key) else { return ServiceSpec::gone(key.clone()) };
+        let request = request.unwrap_or_else(|| self.request(&view));
+        compile(&view, request, self.node(), &self.settings, self.cluster())
+    }
+
+    fn request(&self, view: &View<'_>) -> FrontendRequest {
+        request(view.service, &self.settings.external_ips, &self.cross_namespace)
     }
 
     /// Why the maps shall say so; none when there is no such Service.
     #[must_use]
     pub fn explain(&self, key: &Key) -> Option<Explanation> {
-        Some(explain(&self.world.view(key)?, self.here(), &self.settings, self.others()))
+        let view = self.world.view(key)?;
+        Some(explain(&view, self.request(&view), self.node(), &self.settings, self.cluster()))
     }
 
-    fn others(&self) -> ClusterContext<'_> {
-        ClusterContext { claims: &self.claims, strangers: &self.strangers }
+    fn cluster(&self) -> ClusterContext<'_> {
+        ClusterContext { claims: &self.claims, cross_namespace: &self.cross_namespace }
     }
 
-    fn here(&self) -> NodeContext<'_> {
-        NodeContext { node: self.world.node_name(), zone: self.world.zone(), node_ports: &self.node_ports }
+    fn node(&self) -> NodeContext<'_> {
+        NodeContext { name: self.world.node_name(), zone: self.world.zone(), node_ports: &self.node_ports }
     }
 
     /// The objects.
@@ -253,7 +265,7 @@ impl<S: Store> Reconciler<S> {
 
     /// The warnings of the last pass that looked at each Service.
     #[must_use]
-    pub fn warnings(&self) -> &BTreeMap<Key, Vec<String>> {
+    pub fn warnings(&self) -> &BTreeMap<Key, Vec<Warning>> {
         &self.warnings
     }
 
@@ -284,7 +296,6 @@ impl<S: Store> Reconciler<S> {
     fn prepare(&mut self) -> Result<Vec<ServiceSpec>> {
         if self.shadow.is_none() {
             let dump = self.store.dump().context("reading the maps")?;
-            self.store.index(&dump)?;
             let (mut shadow, oddities) = Shadow::from_dump(&dump);
             match self.ids {
                 Some(ids) => shadow.continue_ids(ids),
@@ -308,19 +319,19 @@ impl<S: Store> Reconciler<S> {
         }
         keys.sort_unstable();
         keys.dedup();
-        let concerned = self.strangers.update(&self.world, &keys);
-        if !concerned.is_empty() {
-            keys.extend(concerned);
+        let affected = self.cross_namespace.update(&self.world, &keys);
+        if !affected.is_empty() {
+            keys.extend(affected);
             keys.sort_unstable();
             keys.dedup();
         }
-        let concerned = self.claim(&keys);
-        if !concerned.is_empty() {
-            keys.extend(concerned);
+        let (mut requests, affected) = self.claim(&keys);
+        if !affected.is_empty() {
+            keys.extend(affected);
             keys.sort_unstable();
             keys.dedup();
         }
-        let specs: Vec<ServiceSpec> = keys.iter().map(|key| self.spec(key)).collect();
+        let specs: Vec<ServiceSpec> = keys.iter().map(|key| self.compile(key, requests.remove(key))).collect();
         specs.iter().for_each(|spec| self.warn(spec));
         specs.iter().for_each(|spec| self.tell_health(spec));
         Ok(specs)
@@ -338,54 +349,23 @@ impl<S: Store> Reconciler<S> {
         if self.scope == Scope::World { Vec::new() } else { self.world.services_with_endpoints_at(&changed) }
     }
 
-    /// Sets what the Services ask for; returns the others whom that concerns.
-    fn claim(&mut self, keys: &[Key]) -> Vec<Key> {
-        let mut moved: Vec<FrontendKey> = Vec::new();
-        let mut changed: Vec<FrontendKey> = Vec::new();
-        let mut wanted = Vec::new();
-        self.claims.reserve(keys.len());
-        for key in keys {
-            let view = self.world.view(key);
-            wanted.clear();
-            if let Some(view) = view {
-                // What it asks for in vain is told when it is compiled.
-                let (external, strangers) = (&self.settings.external_ips, &self.strangers);
-                let all = frontends::asked(view.service, external, strangers, &mut Vec::new());
-                wanted.extend(all.iter().map(|wanted| (wanted.key, wanted.kind)));
-            }
-            let created = view.and_then(|view| view.service.created);
-            let consequences = self.claims.set(key, created, &wanted);
-            moved.extend(consequences.moved);
-            changed.extend(consequences.frontends);
-        }
+    /// Records the claims of the Services `keys`. Returns their requests for frontends, and the other Services that the
+    /// changes affect.
+    fn claim(&mut self, keys: &[Key]) -> (HashMap<Key, FrontendRequest>, Vec<Key>) {
+        let external_ips = &self.settings.external_ips;
+        let (requests, changes) =
+            fan_out::record(&mut self.claims, &self.world, keys, external_ips, &self.cross_namespace);
         if self.scope == Scope::World {
-            return Vec::new();
+            return (requests, Vec::new());
         }
-        moved.sort_unstable();
-        moved.dedup();
-        let mut concerned: Vec<Key> = moved.iter().flat_map(|key| self.claims.claimants(key)).cloned().collect();
-        // Whoever has an endpoint there names the owner in a warning.
-        changed.append(&mut moved);
-        if changed.is_empty() {
-            return concerned;
-        }
-        // An endpoint that is a frontend is refused, so that a frontend that comes or goes concerns its endpoints' Services.
-        let mut addrs: HashSet<Addr> = changed.iter().map(|key| key.addr).collect();
-        for family in [Family::V4, Family::V6] {
-            // A NodePort is one at each of the node's addresses.
-            if addrs.remove(&unspecified(family)) {
-                addrs.extend(self.node_ports.iter().filter(|addr| Family::of(addr) == family));
-            }
-        }
-        concerned.extend(self.world.services_with_endpoints_at(&addrs));
-        // Who still holds one that nobody asks for any more has to drop it: its owner-to-be never had room.
-        let unclaimed = changed.iter().filter(|key| self.claims.owner(key).is_none());
+        let fan_out::Affected { mut services, unclaimed } =
+            fan_out::affected(changes, &self.claims, &self.world, &self.node_ports);
         let holder = |key: &FrontendKey| {
             let shadow = self.shadow.as_ref()?;
             Some(shadow.port(shadow.frontend(key)?.service)?.key.as_ref()?.service.clone())
         };
-        concerned.extend(unclaimed.filter_map(holder));
-        concerned
+        services.extend(unclaimed.iter().filter_map(holder));
+        (requests, services)
     }
 
     /// Plans and performs, as often as that makes room for what did not fit before.
@@ -459,9 +439,7 @@ impl<S: Store> Reconciler<S> {
             tracing::warn!(service = %spec.key, "{warning}");
         }
         if self.board.is_read() {
-            let view = self.world.view(&spec.key);
-            let problems = view.map(|view| about(&view, self.here(), &self.settings, self.others()));
-            self.board.tell(Origin::Objects, &spec.key, problems.unwrap_or_default());
+            self.board.tell(Origin::Objects, &spec.key, spec.warnings.clone());
         }
         if spec.warnings.is_empty() {
             self.warnings.remove(&spec.key);
@@ -474,8 +452,7 @@ impl<S: Store> Reconciler<S> {
     pub fn tell_refused(&mut self, refused: &[Refused]) {
         for new in refused.iter().filter(|new| !self.refused.contains(new)) {
             tracing::error!(service = %new.service, "{new}");
-            let problem = Problem { reason: reason::ROOM, text: new.to_string() };
-            self.board.tell(Origin::Room, &new.service, vec![problem]);
+            self.board.tell(Origin::Room, &new.service, vec![new.warning()]);
         }
         for old in self.refused.iter().filter(|old| !refused.iter().any(|new| new.service == old.service)) {
             self.board.tell(Origin::Room, &old.service, Vec::new());

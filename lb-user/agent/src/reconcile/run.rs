@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{Aftermath, PassReport, Reconciler, Status};
-use lb_core::{event::Event, model::pod_modes::paths, op::Table, store::Store};
+use lb_core::{event::Event, model::pod_modes::pod_modes, op::Table, store::Store};
 use lb_kernel::allocator;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -102,7 +102,7 @@ pub async fn run<M: Maps>(
         }
         backoff = if retry.is_some() { (backoff * 2).min(LAST_RETRY) } else { FIRST_RETRY };
         let error = report.failure.as_ref().map(|error| format!("{error:#}"));
-        let paths = reconciler.world.pods().map(paths);
+        let paths = reconciler.world.pods().map(pod_modes);
         let triggers = if error.is_none() { reconciler.world.take_triggers() } else { Vec::new() };
         status.send_modify(|status| {
             status.pass(start.elapsed(), error, &triggers);

@@ -13,7 +13,7 @@ use tokio::time::{Duration, Instant};
 use crate::metrics::Histogram;
 use lb_core::{
     event::Kind,
-    model::pod_modes::Paths,
+    model::pod_modes::PodModes,
     objects::Key,
     spec::Health,
     world::{Changes, World},
@@ -45,7 +45,7 @@ pub struct Status {
     /// The addresses by which the cluster knows the node.
     pub node_addresses: Vec<IpAddr>,
     /// What pods of the node have chosen, once it is known.
-    pub paths: Option<Arc<Paths>>,
+    pub paths: Option<Arc<PodModes>>,
     /// The kinds of objects that the source may not read.
     pub forbidden: BTreeSet<Kind>,
     /// Since when something waits for a pass that succeeds, if anything does.

@@ -93,11 +93,11 @@ async fn maps_grow_until_every_service_fits_or_they_cannot() {
 }
 
 fn slice(name: &str, n: u8) -> Object {
-    use lb_core::objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Manager};
+    use lb_core::objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, SliceManager};
     Object::EndpointSlice(EndpointSlice {
         key: Key::new("default", name),
         service: Some(Key::new("default", name)),
-        manager: Manager::Other,
+        manager: SliceManager::Other,
         group: EndpointGroup {
             ports: [EndpointPort {
                 name: "".into(),
@@ -341,7 +341,7 @@ fn owners_are_told_what_is_wrong_for_as_long_as_it_is() {
         let report = reconciler.pass();
         reconciler.tell_refused(&report.refused);
         let told = board.all().into_iter();
-        told.map(|told| format!("{} {}", told.service, told.problem.reason)).collect::<Vec<_>>()
+        told.map(|told| format!("{} {}", told.service, told.warning.reason().name())).collect::<Vec<_>>()
     };
     let both = nothing().chain([asking("a", 1), asking("b", 2)]);
     assert_eq!(pass(both.collect()), ["default/b FrontendConflict"]);

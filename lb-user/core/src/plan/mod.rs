@@ -1,11 +1,12 @@
-//! The only diff: from what the maps hold and what they shall hold to the writes between. Restart, resync, retry, dry run
-//! and steady state are this one call.
+//! The planner, the only diff: from the shadow of the maps and the desired specs to the writes between them. Start,
+//! resync, retry, dry run and steady state are this one call.
 //!
-//! The writes of all Services go out in phases (`Phase`), so that a reader at any instant finds, for a frontend that
-//! stays, a backend of the old or of the new set, and never none while both have one (invariant I1). The frontends that
-//! move from one service port to another find the new one complete, and the old one not yet emptied; in between they may
-//! lead to a backend of either.
+//! Writes of all Services are ordered by [`Phase`]. A reader at any instant finds, for a frontend that stays, a backend
+//! of the old or the new set, and never misses while both sets have one (invariant I1). A frontend that moves between
+//! service ports finds the new service port complete and the old one not yet emptied, and may lead to a backend of
+//! either.
 
+mod frontend_bits;
 mod maglev;
 mod port;
 
@@ -21,109 +22,121 @@ use crate::{
     shadow::{Port, Shadow},
     spec::{PortSpec, ServiceSpec},
     store::Limits,
+    warning::Warning,
 };
 
-/// What the desired list is.
+/// The extent of the desired list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scope {
-    /// Some Services; the others stay as they are.
+    /// Some Services; all others stay as they are.
     Some,
-    /// All Services; whatever else stands in the maps goes.
+    /// All Services; anything else in the maps is deleted.
     World,
 }
 
-/// What becomes of a frontend whose new owner has no room yet, when the old owner has gone.
+/// The fate of a frontend whose old owner is gone and whose new owner does not fit yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OnOrphan {
-    /// The old owner serves on.
+    /// The old owner keeps serving.
     Keep,
-    /// It goes.
+    /// The frontend is deleted.
     Remove,
 }
 
-/// The writes, in order, and what they mean.
+/// The writes in order, with a summary for each Service.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
-    /// To be performed in this order.
+    /// Writes, to be performed in this order.
     pub ops: Vec<Op>,
-    /// The Services that they change.
+    /// Services that the writes change.
     pub changed: Vec<Change>,
-    /// The Services that do not fit, and stay as they are (invariant I15).
+    /// Services that do not fit and stay as they are (invariant I15).
     pub refused: Vec<Refused>,
-    /// The Services that serve on until another one, which is refused, can take over.
+    /// Services kept alive because their successor does not fit.
     pub held: Vec<Key>,
 }
 
-/// What a plan does to one Service.
+/// The effect of a plan on one Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Change {
     /// The Service.
     pub service: Key,
-    /// How many frontends it has afterwards that can be dialled.
+    /// Number of frontends afterwards that clients can dial.
     pub frontends: usize,
-    /// Backends that come.
+    /// Number of backends added.
     pub added: usize,
-    /// Backends that go.
+    /// Number of backends removed.
     pub removed: usize,
-    /// Writes in all.
+    /// Number of writes.
     pub writes: usize,
 }
 
-/// A Service for which a map has no room.
+/// A Service that does not fit into a map.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refused {
     /// The Service.
     pub service: Key,
     /// The map.
     pub table: Table,
-    /// How many entries the map may have.
+    /// Capacity of the map.
     pub size: usize,
+}
+
+impl Refused {
+    /// The warning for the owner of the Service.
+    #[must_use]
+    pub fn warning(&self) -> Warning {
+        let Self { service, table, size } = self;
+        Warning::MapFull {
+            service: service.clone(),
+            map: table.map_name(),
+            flag: table.flag_name().unwrap_or(table.map_name()),
+            size: *size,
+        }
+    }
 }
 
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { service, table, size } = self;
-        let (map, flag, more) = (table.map_name(), table.flag_name(), size.saturating_mul(2).max(1));
-        write!(
-            f,
-            "the map {map} has {size} entries and no room for {service}, which stays as it was; \
-             raise it with --map-size {flag}={more}"
-        )
+        self.warning().fmt(f)
     }
 }
 
-/// When an op takes place. The order is what invariant I1 rests on.
+/// The phase of an op. Invariant I1 rests on this order.
 #[derive(Clone, Copy)]
 enum Phase {
-    /// Nobody reads these yet.
+    /// Unreachable for readers until a slot or a frontend leads here.
     PutName,
     PutBackend,
-    /// Who sticks to a backend may do so in one more list.
+    /// Set the list bit first: affinity may now pick this backend from that list.
     JoinList,
     /// Slots at or beyond the length that readers know.
     PutNewSlot,
-    /// Slots that readers may meet: the place of a departed backend is taken by a new one, or by the tail.
+    /// Slots that readers may meet: a new backend, or the tail, overwrites a departed backend.
     PutOldSlot,
-    /// Who is let in, before anything says that only those are.
+    /// Ranges before the flag that enforces them.
     PutRange,
-    /// It names backends that are there, in their lists; the slots are right without it too.
+    /// After its backends and slots, which are valid without the table too.
     PutMaglev,
-    /// The length, once all slots below it are right.
+    /// The length, once all slots below it are written.
     PutService,
-    /// A frontend appears, or moves, when its service port is complete.
+    /// Before the keys whose bits they are.
+    SetFrontendBits,
+    /// A frontend appears or moves once its service port is complete.
     PutFrontend,
     DeleteFrontend,
-    /// A list that becomes empty does so when the frontends that leave it have left; and who was bound to source ranges is
-    /// free of them then.
+    /// After the last key of each bit.
+    ClearFrontendBits,
+    /// Empty a list, or drop the enforcement of source ranges, only after the frontends that use them are gone.
     LateService,
-    /// Who sticks to a backend may do so in one list less.
+    /// Clear the list bit: affinity may no longer pick this backend from that list.
     LeaveList,
-    /// The node's addresses, which concern no service port.
+    /// Addresses of the node, which belong to no service port.
     PutNodeAddr,
     DeleteNodeAddr,
-    /// Others are let in by now, or nothing says any more that only those are.
+    /// After the new ranges are written, or the flag that enforced the old ones is cleared.
     DeleteRange,
-    /// From here on only what no reader can reach.
+    /// From here on: entries that no reader can reach.
     DeleteService,
     DeleteMaglev,
     DeleteSlot,
@@ -133,16 +146,16 @@ enum Phase {
 
 const PHASES: usize = Phase::DeleteName as usize + 1;
 
-/// Plans the writes that make `desired`, sorted by key, true. `shadow` is what the maps hold. Entries that a plan deletes
-/// do not count as room for its own: plan once more when it is done. `addresses` are those at which NodePorts answer;
-/// none leaves them as they are.
+/// Plans the writes that turn the maps, as `shadow` has them, into `desired`, which is sorted by key. Entries that a
+/// plan deletes do not count as free room for the same plan: plan again after it. `addresses` are the node's addresses
+/// that serve NodePorts; None leaves them as they are.
 #[must_use]
 pub fn plan(
     shadow: &Shadow,
     desired: &[ServiceSpec],
     addresses: Option<&BTreeSet<Addr>>,
     scope: Scope,
-    heirless: OnOrphan,
+    on_orphan: OnOrphan,
     limits: &Limits,
 ) -> Plan {
     let mut planner = Planner::new(shadow, limits);
@@ -150,7 +163,8 @@ pub fn plan(
     if scope == Scope::World {
         planner.orphans(desired);
     }
-    planner.departures(desired, heirless);
+    planner.departures(desired, on_orphan);
+    planner.frontend_bits(scope);
     if let Some(addresses) = addresses {
         planner.addresses(addresses);
     }
@@ -160,24 +174,24 @@ pub fn plan(
 struct Planner<'a> {
     shadow: &'a Shadow,
     limits: [usize; Table::ALL.len()],
-    /// Entries of each map, with those that this plan adds.
+    /// Entries of each map, including the additions of this plan.
     used: [usize; Table::ALL.len()],
     port_ids: Ids,
     backend_ids: Ids,
-    /// Loose backends by their service port, sorted.
+    /// Loose backends of each service port, sorted.
     loose: HashMap<u32, Vec<u32>>,
     phases: [Vec<Op>; PHASES],
-    /// Frontends that come from another service port.
+    /// Frontends that move here from another service port.
     moved: Vec<FrontendKey>,
-    /// Frontends that their service port no longer wants.
+    /// Frontends that their service port no longer has, with its tally.
     lost: Vec<(FrontendKey, usize)>,
-    /// Service ports that nobody wants.
+    /// Service ports without a desired counterpart, with their tally.
     gone: Vec<(u32, usize)>,
-    /// What each Service gets; the first ones are those desired, then come orphans.
+    /// Counts of each desired Service, then of each orphan.
     tallies: Vec<Tally>,
     orphans: Vec<Option<Key>>,
     refused: Vec<Refused>,
-    /// What refused Services would take over.
+    /// Frontends of refused Services.
     awaited: HashSet<FrontendKey>,
     held: Vec<Key>,
     scratch: port::Scratch,
@@ -190,7 +204,7 @@ struct Tally {
     writes: usize,
 }
 
-/// Where a Service began, to forget it again.
+/// The planner's state before a Service, to undo that Service.
 struct Mark {
     used: [usize; Table::ALL.len()],
     ids: (Ids, Ids),
@@ -238,7 +252,7 @@ impl<'a> Planner<'a> {
         for port in &spec.ports {
             let same = existing.iter().filter_map(|&id| Some((id, self.shadow.port(id)?)));
             let same = same.filter(|(_, have)| have.key.as_ref() == Some(&port.key));
-            // Of two with one name the one that is in use; the other goes.
+            // Two ids with one name: keep the id in use.
             let keeper = same.max_by_key(|(id, have)| (have.frontends.len(), std::cmp::Reverse(*id)));
             let id = match keeper {
                 Some((id, _)) => id,
@@ -267,7 +281,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Everything that no desired Service bears the name of.
+    /// Marks everything whose Service is not desired.
     fn orphans(&mut self, desired: &[ServiceSpec]) {
         let wanted: HashSet<&Key> = desired.iter().map(|spec| &spec.key).collect();
         let owner = |port: &Port| port.key.as_ref().map(|key| key.service.clone());
@@ -285,10 +299,10 @@ impl<'a> Planner<'a> {
             }
             self.gone.push((id, self.tallies.len() - 1));
         }
-        let nobodys = self.shadow.loose_backends().filter(|(_, backend)| !self.shadow.port_in_use(backend.service));
-        let mut nobodys: Vec<u32> = nobodys.map(|(id, _)| id).collect();
-        nobodys.sort_unstable();
-        nobodys.into_iter().for_each(|id| self.emit(Phase::DeleteBackend, Op::DeleteBackend(id)));
+        let ownerless = self.shadow.loose_backends().filter(|(_, backend)| !self.shadow.port_in_use(backend.service));
+        let mut ownerless: Vec<u32> = ownerless.map(|(id, _)| id).collect();
+        ownerless.sort_unstable();
+        ownerless.into_iter().for_each(|id| self.emit(Phase::DeleteBackend, Op::DeleteBackend(id)));
 
         let mut strays: Vec<SlotKey> = self.shadow.stray_slots().collect();
         if !strays.is_empty() {
@@ -302,11 +316,11 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Takes away what nobody wants any more, now that it is known what was refused.
-    fn departures(&mut self, desired: &[ServiceSpec], heirless: OnOrphan) {
+    /// Deletes what is not desired, now that the refused Services are known.
+    fn departures(&mut self, desired: &[ServiceSpec], on_orphan: OnOrphan) {
         let moved: HashSet<FrontendKey> = self.moved.iter().copied().collect();
         for (key, tally) in std::mem::take(&mut self.lost) {
-            // A frontend whose next owner has no room stays where it is.
+            // A frontend stays with its owner while the next owner does not fit.
             if !moved.contains(&key) && !self.awaited.contains(&key) {
                 self.emit(Phase::DeleteFrontend, Op::DeleteFrontend(key));
                 self.tallies[tally].writes += 1;
@@ -320,7 +334,7 @@ impl<'a> Planner<'a> {
                 port.frontends.iter().copied().filter(|key| !moved.contains(key)).collect();
             frontends.sort_unstable();
             for key in frontends {
-                if heirless == OnOrphan::Keep && self.awaited.contains(&key) {
+                if on_orphan == OnOrphan::Keep && self.awaited.contains(&key) {
                     held = true;
                 } else {
                     self.emit(Phase::DeleteFrontend, Op::DeleteFrontend(key));
@@ -360,11 +374,11 @@ impl<'a> Planner<'a> {
         backends.dedup();
         backends.retain(|&backend| self.shadow.backend(backend).is_some_and(|backend| backend.service == id));
         backends.into_iter().for_each(|backend| self.emit(Phase::DeleteBackend, Op::DeleteBackend(backend)));
-        // Also without a name: one that could not be read is not in the shadow.
+        // Even if the shadow has no name: an unreadable name is not in the shadow.
         self.emit(Phase::DeleteName, Op::DeleteName(id));
     }
 
-    /// The node's addresses, as far as the map has room for them.
+    /// Plans the addresses of the node, as many as the map holds.
     fn addresses(&mut self, wanted: &BTreeSet<Addr>) {
         let wanted = || wanted.iter().take(self.limits[Table::NodeAddrs as usize]);
         let value =
@@ -421,7 +435,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The service ports that bear the name of `port` beside the one that keeps it.
+/// Returns the other service ports with the name of `port`, which `keeper` keeps.
 fn same_name<'a>(
     shadow: &'a Shadow,
     existing: &'a [u32],

@@ -1,8 +1,8 @@
-//! The writes for one service port: its lists are edited in place, so that k changes in a list cost O(k) writes whatever
-//! its length (invariant I14).
+//! The writes for one service port. Lists are edited in place, so k changes in a list cost O(k) writes whatever its
+//! length (invariant I14).
 //!
-//! The slots of departed backends are overwritten, with new backends or with those of the tail; then the length moves;
-//! then what lies beyond it is deleted.
+//! New backends, or backends of the tail, overwrite the slots of departed backends; then the length moves; then the
+//! slots beyond it are deleted.
 
 use std::{collections::BTreeSet, num::NonZeroU32};
 
@@ -16,33 +16,33 @@ use crate::{
     objects::Drain,
     op::{Op, Table},
     ranges,
-    shadow::{Place, Port},
+    shadow::{FilledSlot, Port},
     spec::{Member, PortSpec},
 };
 use lb_common::AddrPort;
 
-/// Memory that is used again for each service port.
+/// Buffers reused for each service port.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// For each wanted backend the id that it has, if any.
+    /// The id of each desired backend, if it has one.
     ids: Vec<Option<NonZeroU32>>,
     lists: [ListScratch; 2],
-    /// Sound backends of this service port in slots that do not keep them, and loose ones.
+    /// Valid backends of this service port that no slot keeps, and loose backends, by address.
     spare: Vec<(AddrPort, u32)>,
-    /// Backends that may have to go.
+    /// Candidates for deletion.
     doomed: Vec<u32>,
 }
 
 #[derive(Default)]
 struct ListScratch {
-    /// For each wanted backend how many slots it still lacks.
+    /// Number of slots that each desired backend still lacks.
     lacking: Vec<u16>,
-    /// For each index below the new length whether what stands there stays.
+    /// True for each index below the new length whose slot stays.
     filled: Vec<bool>,
 }
 
 impl Scratch {
-    /// The first spare backend of `target`.
+    /// Returns the first spare backend at `target`.
     fn spare(&self, target: &AddrPort) -> Option<NonZeroU32> {
         let at = self.spare.partition_point(|(other, _)| other < target);
         self.spare.get(at).filter(|(other, _)| other == target).and_then(|(_, id)| NonZeroU32::new(*id))
@@ -50,7 +50,7 @@ impl Scratch {
 }
 
 impl Planner<'_> {
-    /// Makes the service port `id` what `want` says; `have` is what stands there.
+    /// Plans the service port `id`: from `have`, in the maps, to `want`.
     pub(super) fn port(&mut self, id: u32, have: Option<&Port>, want: &PortSpec, tally: usize) {
         if have.is_none() {
             self.emit(Phase::PutName, Op::PutName(id, Box::new(want.key.clone())));
@@ -76,7 +76,7 @@ impl Planner<'_> {
         for list in List::ALL {
             self.fill(id, have, list, old.len(list), want, &mut scratch);
         }
-        self.bury(&mut scratch);
+        self.delete_backends(&mut scratch);
         self.tables(id, have, want, &scratch);
         self.scratch = scratch;
         self.ranges(id, have, want);
@@ -84,7 +84,7 @@ impl Planner<'_> {
         self.frontends(id, have, want, tally);
     }
 
-    /// Finds which slots of a list can stay as they are.
+    /// Finds the slots of a list that can stay.
     fn keep(&self, id: u32, have: Option<&Port>, list: List, old_len: u32, want: &PortSpec, scratch: &mut Scratch) {
         let this = &mut scratch.lists[list as usize];
         this.lacking.clear();
@@ -101,10 +101,10 @@ impl Planner<'_> {
                 }
                 continue;
             }
-            // What a reader does not see yet is no place to stay: it is written again, or found to be right already.
+            // A slot beyond the length that readers know is not kept; `fill` writes it unless its value is right.
             let wanted = if index < old_len as usize { want.find(&target) } else { None };
             match wanted.and_then(|at| Some((at, want.backends.get(at).filter(|member| member.is_in(list))?))) {
-                // One backend for both lists.
+                // The same backend in both lists.
                 Some((at, member)) if scratch.ids[at].is_none_or(|other| other == place.backend) => {
                     scratch.ids[at] = Some(place.backend);
                     let this = &mut scratch.lists[list as usize];
@@ -124,7 +124,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Gives each wanted backend an id: that which it has, or a new one; and says in which lists it stands.
+    /// Gives each desired backend its id, or a new one, and writes its list bits.
     fn identify(&mut self, id: u32, want: &PortSpec, scratch: &mut Scratch) {
         for (at, member) in want.backends.iter().enumerate() {
             let Member { target, flags, .. } = *member;
@@ -132,7 +132,7 @@ impl Planner<'_> {
             if let Some(backend) = scratch.ids[at].or_else(|| scratch.spare(&target)) {
                 scratch.ids[at] = Some(backend);
                 let old = self.shadow.backend(backend.get()).map_or(0, |known| known.flags);
-                // In a list before its slots name it, and out of it when they do no more.
+                // Set a list bit before slots name the backend; clear it after.
                 let both = old | flags;
                 if both != old {
                     self.emit(Phase::JoinList, Op::PutBackend(backend.get(), value(both)));
@@ -150,7 +150,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Writes the slots of a list that are not right, and deletes those beyond its end.
+    /// Writes the wrong slots of a list and deletes the slots beyond its end.
     fn fill(&mut self, id: u32, have: Option<&Port>, list: List, old_len: u32, want: &PortSpec, scratch: &mut Scratch) {
         let places = have.map_or(&[][..], |port| port.list(list));
         let ListScratch { lacking, filled } = &mut scratch.lists[list as usize];
@@ -158,7 +158,7 @@ impl Planner<'_> {
         for ((member, backend), lacking) in want.backends.iter().zip(&scratch.ids).zip(lacking) {
             let Some(backend) = *backend else { continue };
             let Member { target: AddrPort { addr, port }, weight, .. } = *member;
-            let place = Place { addr, port, weight, backend };
+            let place = FilledSlot { addr, port, weight, backend };
             for _ in 0..*lacking {
                 while filled[hole as usize] {
                     hole += 1;
@@ -179,8 +179,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Deletes the backends that are not wanted any more.
-    fn bury(&mut self, scratch: &mut Scratch) {
+    /// Deletes backends that are no longer desired.
+    fn delete_backends(&mut self, scratch: &mut Scratch) {
         let mut doomed = std::mem::take(&mut scratch.doomed);
         doomed.sort_unstable();
         doomed.dedup();
@@ -236,7 +236,7 @@ impl Planner<'_> {
         have.difference(&want).for_each(|key| self.emit(Phase::DeleteRange, Op::DeleteRange(*key)));
     }
 
-    /// The tables of the scheduler `mh`.
+    /// Plans the Maglev tables of the scheduler `mh`.
     fn tables(&mut self, id: u32, have: Option<&Port>, want: &PortSpec, scratch: &Scratch) {
         let mut stale: Vec<u32> = have.iter().flat_map(|port| port.tables()).map(|(list, _)| list).collect();
         if want.scheduler == Scheduler::Mh {
@@ -287,22 +287,22 @@ impl Planner<'_> {
 }
 
 impl PortSpec {
-    /// The number of slots of a list.
+    /// Returns the number of slots of a list.
     #[must_use]
     pub fn len(&self, list: List) -> u32 {
         self.backends.iter().filter(|member| member.is_in(list)).map(|member| u32::from(member.weight)).sum()
     }
 
-    /// Where a target stands among the backends.
+    /// Returns the index of the backend at `target`.
     fn find(&self, target: &AddrPort) -> Option<usize> {
         self.backends.binary_search_by(|member| member.target.cmp(target)).ok()
     }
 }
 
-/// What holds while frontends come and go: those of `old` that are yet to go and those of `new` that are there already
-/// meet a list that is not empty if theirs was, or will be. A frontend of either is bound to source ranges.
+/// Returns the value between `old` and `new` that holds while frontends come and go. Frontends of either find a
+/// non-empty list if their own value has one; source ranges of either are enforced.
 fn between(old: &Service, new: &Service) -> Service {
-    // What becomes empty does so later: a list, and a policy by the list that it says.
+    // A list that becomes empty, or a policy whose list becomes empty, changes later.
     let later = |len: &dyn Fn(&Service) -> u32| if len(new) == 0 && len(old) > 0 { *old } else { *new };
     let cluster = later(&|service| service.cluster_len);
     let local = later(&|service| service.local_len);
@@ -321,8 +321,8 @@ fn between(old: &Service, new: &Service) -> Service {
     }
 }
 
-/// How far a turn goes on in a list of `len` slots: prime to the length, so that it comes by every slot, and near the
-/// golden section of it, so that the slots of one backend, which mostly lie together, are not used in a row.
+/// Returns the stride of round-robin turns in a list of `len` slots: coprime to the length, so that turns visit every
+/// slot, and near its golden section, so that adjacent slots, mostly of one backend, are not used in a row.
 fn stride(len: u32) -> u32 {
     let prime_to = |stride: &u32| {
         let (mut a, mut b) = (*stride, len);
@@ -340,7 +340,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_turn_comes_by_every_slot_and_not_by_neighbours() {
+    fn turns_visit_every_slot_and_not_neighbours_in_a_row() {
         for len in (1..200).chain([1_000, 4_096, 10_007]) {
             let stride = stride(len);
             let mut seen = vec![false; len as usize];

@@ -58,8 +58,8 @@ impl Maps {
         self.plan_with(desired, Scope::Some, OnOrphan::Keep)
     }
 
-    fn plan_with(&mut self, desired: &[ServiceSpec], scope: Scope, heirless: OnOrphan) -> Plan {
-        let plan = plan(&self.shadow, desired, None, scope, heirless, &self.store.limits);
+    fn plan_with(&mut self, desired: &[ServiceSpec], scope: Scope, on_orphan: OnOrphan) -> Plan {
+        let plan = plan(&self.shadow, desired, None, scope, on_orphan, &self.store.limits);
         self.store.apply(&plan.ops).expect("no faults here");
         plan.ops.iter().for_each(|op| self.shadow.apply(op));
         assert_eq!(self.shadow.to_dump(), self.store.dump);
@@ -139,7 +139,7 @@ fn i15_a_frontend_stays_with_its_owner_until_the_next_one_has_room() {
 }
 
 #[test]
-fn what_nobody_claims_goes_with_a_plan_of_the_world_only() {
+fn a_service_port_without_a_service_is_deleted_by_a_plan_of_the_world_only() {
     let mut maps = Maps::new(Limits::DEFAULT);
     maps.plan(&[spec("a", &[1], 0..2), spec("b", &[2], 0..2)]);
     maps.plan(&[spec("a", &[1], 0..2)]);
@@ -150,6 +150,38 @@ fn what_nobody_claims_goes_with_a_plan_of_the_world_only() {
     assert_eq!(maps.store.dump.services.len(), 1);
     maps.plan_with(&[], Scope::World, OnOrphan::Keep);
     assert_eq!(maps.store.dump, Dump::default());
+}
+
+#[test]
+fn a_frontend_bit_is_set_before_its_first_key_and_cleared_after_its_last() {
+    let mut maps = Maps::new(Limits::DEFAULT);
+    let order = |plan: &Plan| {
+        let frontends = plan.ops.iter().filter(|op| matches!(op.table(), Table::Frontends | Table::FrontendBits));
+        frontends.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    // Both VIPs have port 80, and so one bit: bit 16 of word 1.
+    let plan = maps.plan(&[spec("a", &[1, 2], 0..1)]);
+    assert_eq!(order(&plan)[0], "put FRONTEND_BITS 1 = 0x10000");
+    assert_eq!(order(&plan).len(), 3);
+    let plan = maps.plan(&[spec("a", &[2], 0..1)]);
+    assert_eq!(order(&plan), ["delete FRONTENDS 10.96.0.1:80/TCP"]);
+    let plan = maps.plan(&[gone("a")]);
+    assert_eq!(order(&plan), ["delete FRONTENDS 10.96.0.2:80/TCP", "put FRONTEND_BITS 1 = 0x0"]);
+}
+
+#[test]
+fn wrong_frontend_bits_are_corrected_by_a_plan_of_the_world() {
+    let mut maps = Maps::new(Limits::DEFAULT);
+    let specs = [spec("a", &[1], 0..1)];
+    maps.plan(&specs);
+    for wrong in [0, 0x10000 | 1 << 9] {
+        let damage = Op::PutFrontendBits(1, wrong);
+        maps.store.apply(std::slice::from_ref(&damage)).expect("no faults here");
+        maps.shadow.apply(&damage);
+        assert_eq!(maps.plan_with(&specs, Scope::Some, OnOrphan::Keep).ops, [], "some Services say nothing of others");
+        let plan = maps.plan_with(&specs, Scope::World, OnOrphan::Keep);
+        assert_eq!(plan.ops, [Op::PutFrontendBits(1, 0x10000)]);
+    }
 }
 
 #[test]
@@ -209,7 +241,7 @@ fn the_order_of_all_writes_is_the_order_of_the_phases() {
 }
 
 #[test]
-fn i7_ids_wrap_around_past_the_living() {
+fn i7_ids_wrap_around_past_ids_in_use() {
     let mut maps = Maps::new(Limits::DEFAULT);
     maps.plan(&[spec("a", &[1], 0..1)]);
     let mut dump = maps.store.dump.clone();

@@ -1,10 +1,10 @@
-//! Our copy of the maps, indexed for the planner: what a dump says, moved on op by op. It holds half-done states too; to
-//! mend them is the planner's work.
+//! The shadow: the agent's copy of the maps, indexed for the planner and updated op by op. It represents half-done
+//! states too; the planner mends them.
 
 mod adopt;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, hash_map::Entry},
     num::NonZeroU32,
 };
 
@@ -22,19 +22,23 @@ use crate::{
 };
 use lb_common::AddrPort;
 
-/// The copy.
+/// The agent's copy of the maps.
 #[derive(Default)]
 pub struct Shadow {
-    /// Every id of a service port that any map mentions.
+    /// Every service port id that any map mentions.
     ports: HashMap<u32, Port>,
     by_service: HashMap<Key, Few<u32>>,
     frontends: HashMap<FrontendKey, Frontend>,
+    /// The words of `FRONTEND_BITS` that are not 0.
+    frontend_bits: HashMap<u32, u64>,
+    /// Number of frontends that need each bit; bits without one are absent.
+    bit_uses: HashMap<(u32, u64), usize>,
     backends: HashMap<u32, Known>,
     /// Backends that no slot of their service port names.
     loose: HashSet<u32>,
-    /// Slots that fit into no list: of an unknown list, far beyond its end, or naming backend 0.
+    /// Slots outside every list: of an unknown list, far beyond the end, or with backend 0.
     strays: HashMap<SlotKey, Slot>,
-    /// Backend ids that some slot names although there is no such backend. They stay reserved.
+    /// Backend ids named by a slot but absent from `BACKENDS`. They stay reserved.
     dangling: HashSet<u32>,
     node_addrs: BTreeMap<Addr, NodeAddr>,
     slots: usize,
@@ -49,32 +53,32 @@ pub struct Shadow {
 /// A service port.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Port {
-    /// Its entry of `NAMES`.
+    /// Entry of `NAMES`.
     pub key: Option<PortKey>,
-    /// Its entry of `SERVICES`.
+    /// Entry of `SERVICES`.
     pub service: Option<Service>,
-    /// The frontends that point at it, in no order.
+    /// Frontends that point here, unordered.
     pub frontends: Few<FrontendKey>,
-    lists: [Places; 2],
-    /// What most have not.
-    more: Option<Box<More>>,
+    lists: [Slots; 2],
+    /// Rarely used parts.
+    extras: Option<Box<Extras>>,
 }
 
-/// What few service ports have.
+/// The parts that few service ports have.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
-struct More {
-    /// Its entries of `SOURCE_RANGES`.
+struct Extras {
+    /// Entries of `SOURCE_RANGES`.
     ranges: BTreeSet<RangeKey>,
-    /// Its entries of `MAGLEV`, by the number of their list.
+    /// Entries of `MAGLEV`, by list number.
     tables: BTreeMap<u32, Box<Maglev>>,
 }
 
-/// A list, by index; a gap is a slot that does not exist. The last one exists.
-type Places = Vec<Option<Place>>;
+/// A backend list by index; None is a missing slot. The last slot exists.
+type Slots = Vec<Option<FilledSlot>>;
 
-/// What stands in a slot.
+/// A slot that names a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Place {
+pub struct FilledSlot {
     /// Address.
     pub addr: Addr,
     /// Host order.
@@ -85,21 +89,21 @@ pub struct Place {
     pub backend: NonZeroU32,
 }
 
-impl Place {
-    /// The slot that says this.
+impl FilledSlot {
+    /// Returns the map value.
     #[must_use]
     pub const fn slot(&self) -> Slot {
         Slot { addr: self.addr, port: self.port, weight: self.weight, backend: self.backend.get() }
     }
 
-    /// Address and port.
+    /// Returns address and port.
     #[must_use]
     pub const fn target(&self) -> AddrPort {
         AddrPort { addr: self.addr, port: self.port }
     }
 }
 
-/// A backend, and how many slots of its service port name it.
+/// A backend, and the number of slots of its service port that name it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Known {
     backend: Backend,
@@ -107,88 +111,112 @@ struct Known {
 }
 
 impl Port {
-    /// The slots of a list.
+    /// Returns the slots of a list.
     #[must_use]
-    pub fn list(&self, list: List) -> &[Option<Place>] {
+    pub fn list(&self, list: List) -> &[Option<FilledSlot>] {
         &self.lists[list as usize]
     }
 
-    /// Its source ranges.
+    /// Returns the source ranges.
     pub fn ranges(&self) -> impl Iterator<Item = &RangeKey> {
-        self.more.iter().flat_map(|more| &more.ranges)
+        self.extras.iter().flat_map(|extras| &extras.ranges)
     }
 
-    /// Its tables of backends by the hash of a flow, by the number of their list; there may be odd ones.
+    /// Returns the Maglev tables by list number; unknown list numbers are possible.
     pub fn tables(&self) -> impl Iterator<Item = (u32, &Maglev)> {
-        self.more.iter().flat_map(|more| &more.tables).map(|(list, table)| (*list, &**table))
+        self.extras.iter().flat_map(|extras| &extras.tables).map(|(list, table)| (*list, &**table))
     }
 
-    /// Whether nothing is left of it.
+    /// True if no map mentions this service port.
     fn is_gone(&self) -> bool {
         self.key.is_none()
             && self.service.is_none()
             && self.frontends.is_empty()
             && self.lists.iter().all(Vec::is_empty)
-            && self.more.is_none()
+            && self.extras.is_none()
     }
 }
 
 impl Shadow {
-    /// A service port by its id.
+    /// Returns a service port by id.
     #[must_use]
     pub fn port(&self, id: u32) -> Option<&Port> {
         self.ports.get(&id)
     }
 
-    /// The ids of all service ports, in no order.
+    /// Returns all service ports with their ids, unordered.
     pub fn ports(&self) -> impl Iterator<Item = (u32, &Port)> {
         self.ports.iter().map(|(&id, port)| (id, port))
     }
 
-    /// The ids that bear the name of a Service; two may bear the same port's.
+    /// Returns the service port ids of a Service; two ids may have one name.
     #[must_use]
     pub fn ports_of(&self, service: &Key) -> &[u32] {
         self.by_service.get(service).map_or(&[], |ids| ids)
     }
 
-    /// The Services that any service port names, in no order.
+    /// Returns all Services that have a service port, unordered.
     pub fn services(&self) -> impl Iterator<Item = &Key> {
         self.by_service.keys()
     }
 
-    /// A frontend.
+    /// Returns a frontend.
     #[must_use]
     pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends.get(key).copied()
     }
 
-    /// A backend.
+    /// Returns a word of `FRONTEND_BITS`.
+    #[must_use]
+    pub fn frontend_bits(&self, word: u32) -> u64 {
+        self.frontend_bits.get(&word).copied().unwrap_or(0)
+    }
+
+    /// Returns the bits that are set, unordered.
+    pub fn set_bits(&self) -> impl Iterator<Item = (u32, u64)> {
+        let bits = |(&word, &bits): (&u32, &u64)| (0..u64::BITS).map(move |at| (word, bits & 1 << at));
+        self.frontend_bits.iter().flat_map(bits).filter(|(_, bit)| *bit != 0)
+    }
+
+    /// Returns the bits that frontends need, each with the number of these frontends, unordered.
+    pub fn used_bits(&self) -> impl Iterator<Item = ((u32, u64), usize)> {
+        self.bit_uses.iter().map(|(bit, uses)| (*bit, *uses))
+    }
+
+    /// Returns the number of frontends that need a bit.
+    #[must_use]
+    pub fn uses_of(&self, bit: (u32, u64)) -> usize {
+        self.bit_uses.get(&bit).copied().unwrap_or(0)
+    }
+
+    /// Returns a backend.
     #[must_use]
     pub fn backend(&self, id: u32) -> Option<Backend> {
         self.backends.get(&id).map(|known| known.backend)
     }
 
-    /// The backends that no slot of their service port names, in no order.
+    /// Returns the backends that no slot of their service port names, unordered.
     pub fn loose_backends(&self) -> impl Iterator<Item = (u32, Backend)> {
         self.loose.iter().filter_map(|&id| Some((id, self.backend(id)?)))
     }
 
-    /// The addresses at which NodePorts answer.
+    /// Returns the node addresses that serve NodePorts.
     #[must_use]
     pub fn node_addrs(&self) -> &BTreeMap<Addr, NodeAddr> {
         &self.node_addrs
     }
 
-    /// The slots that fit into no list, in no order.
+    /// Returns the slots outside every list, unordered.
     pub fn stray_slots(&self) -> impl Iterator<Item = SlotKey> {
         self.strays.keys().copied()
     }
 
-    /// How many entries a map has.
+    /// Returns the number of entries of a map.
     #[must_use]
     pub fn count(&self, table: Table) -> usize {
         match table {
             Table::Frontends => self.frontends.len(),
+            Table::FrontendBits => self.frontend_bits.len(),
             Table::Services => self.services,
             Table::Slots => self.slots,
             Table::Backends => self.backends.len(),
@@ -199,37 +227,37 @@ impl Shadow {
         }
     }
 
-    /// Where ids of service ports and of backends go on.
+    /// Returns the allocators of service port ids and backend ids.
     #[must_use]
     pub const fn ids(&self) -> (Ids, Ids) {
         (self.port_ids, self.backend_ids)
     }
 
-    /// Goes on with ids where another shadow of the same maps was, so that what it freed does not come back at once.
+    /// Continues the allocators of another shadow of the same maps, so that freed ids do not return at once.
     pub const fn continue_ids(&mut self, (port_ids, backend_ids): (Ids, Ids)) {
         self.port_ids = port_ids;
         self.backend_ids = backend_ids;
     }
 
-    /// Lets new service ports and backends begin beyond these ids, which sockets may still name.
+    /// Starts new ids beyond these, which sockets may still name.
     pub fn begin_beyond(&mut self, (port, backend): (u32, u32)) {
         self.port_ids.beyond(port);
         self.backend_ids.beyond(backend);
     }
 
-    /// Whether an id of a service port is in use anywhere.
+    /// True if any map mentions this service port id.
     #[must_use]
     pub fn port_in_use(&self, id: u32) -> bool {
         self.ports.contains_key(&id)
     }
 
-    /// Whether an id of a backend is in use anywhere.
+    /// True if any map mentions this backend id.
     #[must_use]
     pub fn backend_in_use(&self, id: u32) -> bool {
         self.backends.contains_key(&id) || self.dangling.contains(&id)
     }
 
-    /// Takes over what ops did to the maps.
+    /// Applies ops that succeeded on the maps.
     pub fn apply_all(&mut self, ops: &[Op]) {
         let count = |is: fn(&Op) -> bool| ops.iter().filter(|op| is(op)).count();
         let names = count(|op| matches!(op, Op::PutName(..)));
@@ -243,7 +271,7 @@ impl Shadow {
         }
     }
 
-    /// Takes over what an op did to the maps.
+    /// Applies an op that succeeded on the maps.
     pub fn apply(&mut self, op: &Op) {
         match op {
             Op::PutName(id, key) => self.put_name(*id, key),
@@ -255,22 +283,24 @@ impl Shadow {
                 }
             }
             Op::PutFrontend(key, frontend) => self.put_frontend(key, *frontend),
+            Op::PutFrontendBits(word, bits) => self.put_frontend_bits(*word, *bits),
             Op::PutNodeAddr(addr, value) => drop(self.node_addrs.insert(*addr, *value)),
             Op::DeleteNodeAddr(addr) => drop(self.node_addrs.remove(addr)),
-            Op::PutRange(key) => self.ranges += usize::from(self.more(key.range.service).ranges.insert(*key)),
+            Op::PutRange(key) => self.ranges += usize::from(self.extras(key.range.service).ranges.insert(*key)),
             Op::PutMaglev(MaglevKey { service, list }, table) => {
-                self.tables += usize::from(self.more(*service).tables.insert(*list, table.clone()).is_none());
+                self.tables += usize::from(self.extras(*service).tables.insert(*list, table.clone()).is_none());
             }
             Op::DeleteRange(key) => {
-                let removed = self.without(key.range.service, |more| more.ranges.remove(key));
+                let removed = self.without(key.range.service, |extras| extras.ranges.remove(key));
                 self.ranges -= usize::from(removed);
             }
             Op::DeleteMaglev(MaglevKey { service, list }) => {
-                let removed = self.without(*service, |more| more.tables.remove(list).is_some());
+                let removed = self.without(*service, |extras| extras.tables.remove(list).is_some());
                 self.tables -= usize::from(removed);
             }
             Op::DeleteFrontend(key) => {
                 if let Some(old) = self.frontends.remove(key) {
+                    self.release_bit(key.bit());
                     self.forget_frontend(old.service, key);
                 }
             }
@@ -302,17 +332,17 @@ impl Shadow {
         })
     }
 
-    fn more(&mut self, id: u32) -> &mut More {
-        self.port_mut(id).more.get_or_insert_default()
+    fn extras(&mut self, id: u32) -> &mut Extras {
+        self.port_mut(id).extras.get_or_insert_default()
     }
 
-    /// Takes something away from what few service ports have; whether it was there.
-    fn without(&mut self, id: u32, take: impl FnOnce(&mut More) -> bool) -> bool {
+    /// Removes a rarely used part; true if it was present.
+    fn without(&mut self, id: u32, take: impl FnOnce(&mut Extras) -> bool) -> bool {
         let Some(port) = self.ports.get_mut(&id) else { return false };
-        let Some(more) = &mut port.more else { return false };
-        let was_there = take(more);
-        if **more == More::default() {
-            port.more = None;
+        let Some(extras) = &mut port.extras else { return false };
+        let was_there = take(extras);
+        if **extras == Extras::default() {
+            port.extras = None;
         }
         self.drop_if_gone(id);
         was_there
@@ -347,13 +377,13 @@ impl Shadow {
 
     fn put_backend(&mut self, id: u32, backend: Backend) {
         if let Some(known) = self.backends.get_mut(&id) {
-            // The planner changes nothing but its lists.
+            // The planner changes the list bits only.
             known.backend = backend;
             return;
         }
         self.backends.insert(id, Known { backend, slots: 0 });
         self.backend_ids.seen(id);
-        // No slot names a new one yet.
+        // No slot names the new backend yet.
         self.loose.insert(id);
     }
 
@@ -362,8 +392,9 @@ impl Shadow {
         if old.is_some_and(|old| old.service == frontend.service) {
             return;
         }
-        if let Some(old) = old {
-            self.forget_frontend(old.service, key);
+        match old {
+            Some(old) => self.forget_frontend(old.service, key),
+            None => *self.bit_uses.entry(key.bit()).or_default() += 1,
         }
         self.port_mut(frontend.service).frontends.push(*key);
     }
@@ -375,11 +406,28 @@ impl Shadow {
         self.drop_if_gone(id);
     }
 
+    fn put_frontend_bits(&mut self, word: u32, bits: u64) {
+        if bits == 0 {
+            self.frontend_bits.remove(&word);
+        } else {
+            self.frontend_bits.insert(word, bits);
+        }
+    }
+
+    fn release_bit(&mut self, bit: (u32, u64)) {
+        if let Entry::Occupied(mut uses) = self.bit_uses.entry(bit) {
+            *uses.get_mut() -= 1;
+            if *uses.get() == 0 {
+                uses.remove();
+            }
+        }
+    }
+
     fn put_slot(&mut self, key: &SlotKey, slot: &Slot) {
         if self.strays.remove(key).is_none() {
             self.slots += 1;
         }
-        let place = NonZeroU32::new(slot.backend).map(|backend| Place {
+        let place = NonZeroU32::new(slot.backend).map(|backend| FilledSlot {
             addr: slot.addr,
             port: slot.port,
             weight: slot.weight,
@@ -392,7 +440,7 @@ impl Shadow {
         let index = key.index as usize;
         let places = &mut self.port_mut(key.service).lists[list as usize];
         if places.len() <= index {
-            // Most lists are short, and grow only once.
+            // Most lists are short and grow once.
             let more = index + 1 - places.len();
             if places.capacity() <= index {
                 places.reserve_exact(more.max(places.len() / 4));
@@ -426,7 +474,7 @@ impl Shadow {
         self.release(key.service, old.backend.get());
     }
 
-    /// A slot of the service port `id` now names `backend`.
+    /// Counts a slot of the service port `id` that names `backend`.
     fn hold(&mut self, id: u32, backend: u32) {
         if let Some(known) = self.backends.get_mut(&backend).filter(|known| known.backend.service == id) {
             known.slots += 1;
@@ -436,7 +484,7 @@ impl Shadow {
         }
     }
 
-    /// A slot of the service port `id` no longer names `backend`.
+    /// Uncounts a slot of the service port `id` that named `backend`.
     fn release(&mut self, id: u32, backend: u32) {
         if let Some(known) = self.backends.get_mut(&backend).filter(|known| known.backend.service == id) {
             known.slots -= 1;
@@ -447,7 +495,7 @@ impl Shadow {
     }
 }
 
-/// The list that a slot is of, if there is such a list.
+/// Returns the list of a slot, if the list number is known.
 fn list_of(key: &SlotKey) -> Option<List> {
     List::ALL.into_iter().find(|&list| list as u32 == key.list)
 }

@@ -1,4 +1,4 @@
-//! A store in memory, with faults on demand: for the tests, and for dry runs over a dump.
+//! A store in memory, with faults on demand: for tests, and for dry runs over a dump.
 
 use std::io;
 
@@ -10,32 +10,32 @@ use lb_common::{
 use super::{Dump, Limits, Partial, Store, StoreError};
 use crate::op::{Op, Table};
 
-/// The store.
+/// A store in memory.
 #[derive(Clone, Debug)]
 pub struct MemoryStore {
-    /// What it holds.
+    /// The content.
     pub dump: Dump,
-    /// The sizes of its maps.
+    /// The capacities.
     pub limits: Limits,
-    /// Which writes fail.
+    /// The writes that fail.
     pub faults: Faults,
-    /// How many writes were asked for so far, failed ones included.
+    /// Number of attempted writes, failed ones included.
     pub asked: u64,
 }
 
-/// Which writes fail.
+/// The writes that fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Faults {
-    /// None.
+    /// No write.
     #[default]
     None,
-    /// The one with this number, counted from 0.
+    /// The write with this number, counted from 0.
     Nth(u64),
-    /// Each with a chance of this many in a hundred, by a sequence that starts from the seed.
+    /// Each write with this probability, by a sequence of pseudo-random numbers.
     Percent {
-        /// The chance.
+        /// Probability in percent.
         percent: u64,
-        /// Where the sequence starts.
+        /// Seed of the sequence.
         seed: u64,
     },
 }
@@ -45,13 +45,13 @@ impl Faults {
         match self {
             Self::None => false,
             Self::Nth(n) => n == number,
-            Self::Percent { percent, seed } => mix(seed.wrapping_add(number)) % 100 < percent,
+            Self::Percent { percent, seed } => splitmix64(seed.wrapping_add(number)) % 100 < percent,
         }
     }
 }
 
 /// The last step of the splitmix64 generator.
-const fn mix(number: u64) -> u64 {
+const fn splitmix64(number: u64) -> u64 {
     let z = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -65,13 +65,13 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty store of that size.
+    /// Returns an empty store of that capacity.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self::holding(Dump::default(), limits)
     }
 
-    /// A store of that size with something in it.
+    /// Returns a store of that capacity with content.
     #[must_use]
     pub const fn holding(dump: Dump, limits: Limits) -> Self {
         Self { dump, limits, faults: Faults::None, asked: 0 }
@@ -110,7 +110,7 @@ impl Store for MemoryStore {
 }
 
 impl Dump {
-    /// Does what an op says.
+    /// Performs an op.
     pub fn apply(&mut self, op: &Op) {
         match op {
             Op::PutName(id, key) => drop(self.names.insert(*id, (**key).clone())),
@@ -118,6 +118,8 @@ impl Dump {
             Op::PutSlot(key, slot) => drop(self.slots.insert(*key, *slot)),
             Op::PutService(id, service) => drop(self.services.insert(*id, *service)),
             Op::PutFrontend(key, frontend) => drop(self.frontends.insert(*key, *frontend)),
+            Op::PutFrontendBits(word, 0) => drop(self.frontend_bits.remove(word)),
+            Op::PutFrontendBits(word, bits) => drop(self.frontend_bits.insert(*word, *bits)),
             Op::PutNodeAddr(addr, value) => drop(self.node_addrs.insert(*addr, *value)),
             Op::DeleteNodeAddr(addr) => drop(self.node_addrs.remove(addr)),
             Op::PutRange(key) => drop(self.source_ranges.insert(*key)),
@@ -132,7 +134,7 @@ impl Dump {
         }
     }
 
-    /// Whether an op adds an entry.
+    /// True if an op adds an entry.
     fn grows_by(&self, op: &Op) -> bool {
         match op {
             Op::PutName(id, _) => !self.names.contains_key(id),
@@ -143,7 +145,9 @@ impl Dump {
             Op::PutNodeAddr(addr, _) => !self.node_addrs.contains_key(addr),
             Op::PutRange(key) => !self.source_ranges.contains(key),
             Op::PutMaglev(key, _) => !self.maglev.contains_key(key),
-            Op::DeleteFrontend(_)
+            // An array has all its entries from the start.
+            Op::PutFrontendBits(..)
+            | Op::DeleteFrontend(_)
             | Op::DeleteService(_)
             | Op::DeleteSlot(_)
             | Op::DeleteBackend(_)
@@ -154,11 +158,12 @@ impl Dump {
         }
     }
 
-    /// How many entries a map has.
+    /// Returns the number of entries of a map.
     #[must_use]
     pub fn count(&self, table: Table) -> usize {
         match table {
             Table::Frontends => self.frontends.len(),
+            Table::FrontendBits => self.frontend_bits.len(),
             Table::Services => self.services.len(),
             Table::Slots => self.slots.len(),
             Table::Backends => self.backends.len(),
@@ -170,7 +175,7 @@ impl Dump {
     }
 }
 
-/// A dump holds no state: all is as before the first socket, and turns go by chance.
+/// A dump holds no state: no open sockets, no affinity, no turns.
 impl State for Dump {
     fn open_sockets(&self, _: u32) -> u64 {
         0
@@ -187,7 +192,23 @@ impl State for Dump {
     fn set_affinity(&self, _: &AffinityKey, _: u32, _: u64) {}
 }
 
+impl Dump {
+    /// Sets the frontend bits, for dumps written by hand.
+    #[must_use]
+    pub fn with_bits(mut self) -> Self {
+        for (word, bit) in self.frontends.keys().map(FrontendKey::bit) {
+            *self.frontend_bits.entry(word).or_default() |= bit;
+        }
+        self
+    }
+}
+
 impl Tables for Dump {
+    fn may_have(&self, key: &FrontendKey) -> bool {
+        let (word, bit) = key.bit();
+        self.frontend_bits.get(&word).is_some_and(|bits| bits & bit != 0)
+    }
+
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends.get(key).copied()
     }

@@ -1,4 +1,4 @@
-//! Where ops are performed: the BPF maps, or memory.
+//! Stores, which perform ops: the trait, the in-memory store, and the text form of a dump.
 
 mod memory;
 mod text;
@@ -16,11 +16,13 @@ use crate::{
     spec::PortKey,
 };
 
-/// Everything that the maps hold, typed. Its text form is what `get` and the goldens show.
+/// The content of all maps, typed. `get` and the golden tests show its text form.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Dump {
     /// `FRONTENDS`
     pub frontends: BTreeMap<FrontendKey, Frontend>,
+    /// `FRONTEND_BITS`: the words that are not 0.
+    pub frontend_bits: BTreeMap<u32, u64>,
     /// `SERVICES`
     pub services: BTreeMap<u32, Service>,
     /// `SLOTS`
@@ -37,7 +39,7 @@ pub struct Dump {
     pub maglev: BTreeMap<MaglevKey, Box<Maglev>>,
 }
 
-/// How many entries each map may have.
+/// Capacity of each map, in entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// `FRONTENDS`
@@ -57,7 +59,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The sizes that the maps have unless a flag says otherwise.
+    /// The default sizes.
     pub const DEFAULT: Self = Self {
         frontends: capacity::FRONTENDS,
         services: capacity::SERVICES,
@@ -68,11 +70,12 @@ impl Limits {
         maglev: capacity::MAGLEV,
     };
 
-    /// How many entries a map may have.
+    /// Returns the capacity of a map.
     #[must_use]
     pub const fn of(&self, table: Table) -> usize {
         match table {
             Table::Frontends => self.frontends,
+            Table::FrontendBits => capacity::FRONTEND_BITS,
             Table::Services | Table::Names => self.services,
             Table::Slots => self.slots,
             Table::Backends => self.backends,
@@ -83,54 +86,46 @@ impl Limits {
     }
 }
 
-/// Why a write failed.
+/// The cause of a failed write.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The map has no room.
+    /// The map is full.
     #[error("map {} is full", .0.map_name())]
     Full(Table),
-    /// Anything else the kernel said.
+    /// Any other error of the kernel.
     #[error("writing map {}: {error}", .table.map_name())]
     Io {
         /// The map.
         table: Table,
-        /// What the kernel said.
+        /// The error.
         error: std::io::Error,
     },
 }
 
-/// An op list that was performed only in part: exactly its first `done` ops took effect (invariant I3).
+/// A partly performed op list: exactly its first `done` ops took effect (invariant I3).
 #[derive(Debug, thiserror::Error)]
 #[error("{error} (after {done} writes)")]
 pub struct Partial {
-    /// How many ops took effect.
+    /// Number of ops that took effect.
     pub done: usize,
-    /// Why the next one did not.
+    /// The error of the next op.
     pub error: StoreError,
 }
 
-/// The maps: BPF maps in the agent, ordered maps in the tests and in a dry run.
+/// The maps: BPF maps in the agent, ordered maps in tests and dry runs.
 pub trait Store {
-    /// Performs the ops in order; deleting what is not there succeeds.
+    /// Performs the ops in order; deleting an absent entry succeeds.
     ///
     /// # Errors
-    /// The first op that failed ends the list.
+    /// [`Partial`] at the first op that fails; later ops are not performed.
     fn apply(&mut self, ops: &[Op]) -> Result<(), Partial>;
 
-    /// Reads everything back.
+    /// Reads all maps.
     ///
     /// # Errors
     /// When a map cannot be read.
     fn dump(&self) -> anyhow::Result<Dump>;
 
-    /// Makes right what readers find entries by, if they find them by anything else. `dump` is what was just read.
-    ///
-    /// # Errors
-    /// When a map cannot be written.
-    fn index(&mut self, _dump: &Dump) -> anyhow::Result<()> {
-        Ok(())
-    }
-
-    /// The sizes of the maps.
+    /// Returns the capacities of the maps.
     fn limits(&self) -> Limits;
 }

@@ -1,12 +1,15 @@
-//! The text form of a dump: stable, sorted by name. It is what `get` prints, what the goldens hold and what a bug report
-//! contains. `{}` shows no ids, since two agents that agree may number differently; `{:#}` does.
+//! The text form of a dump, stable and sorted by name: `get`, golden tests and bug reports show it. `{}` shows no ids,
+//! since two agents that agree may number differently; `{:#}` shows them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
 
-use lb_common::{Backend, BackendFlags, Kind, List, MaglevKey, NEVER, Scheduler, ServiceFlags, Slot, SlotKey};
+use lb_common::{
+    Backend, BackendFlags, FrontendKey, Kind, List, MaglevKey, NEVER, Scheduler, ServiceFlags, Slot, SlotKey,
+    Tables as _,
+};
 
 use super::Dump;
 use crate::ranges;
@@ -24,7 +27,7 @@ impl fmt::Display for Dump {
         let mentioned = mentioned.chain(self.source_ranges.iter().map(|key| key.range.service));
         let mentioned: BTreeSet<u32> = mentioned.chain(self.maglev.keys().map(|key| key.service)).collect();
         named.extend(mentioned.into_iter().filter(|id| !self.names.contains_key(id)).map(|id| (None, id)));
-        // Those without a name come last.
+        // Service ports without a name come last.
         named.sort_by(|a, b| a.0.is_none().cmp(&b.0.is_none()).then(a.cmp(b)));
         for (key, id) in named {
             match key {
@@ -62,7 +65,7 @@ impl fmt::Display for Dump {
             if service.affinity_seconds != 0 {
                 writeln!(f, "  affinity {} s", service.affinity_seconds)?;
             }
-            // An entry that is not there is all zeros.
+            // An absent entry reads as zeros.
             if service.drain_seconds != NEVER && self.services.contains_key(&id) {
                 writeln!(f, "  drain after {} s", service.drain_seconds)?;
             }
@@ -102,7 +105,7 @@ impl Dump {
         Ok(())
     }
 
-    /// Backends in no list, which stay for the sockets that have them.
+    /// Writes the backends in no list, which are kept for their sockets.
     fn kept(&self, f: &mut fmt::Formatter<'_>, id: u32) -> fmt::Result {
         let kept = self.backends.values().filter(|backend| backend.service == id && !is_listed(backend));
         let kept: BTreeSet<_> = kept.map(|backend| AddrPort { addr: backend.addr, port: backend.port }).collect();
@@ -114,7 +117,7 @@ impl Dump {
         writeln!(f)
     }
 
-    /// Who may come to the load balancer addresses.
+    /// Writes the source ranges of the load balancer addresses.
     fn ranges(&self, f: &mut fmt::Formatter<'_>, id: u32, is_bound: bool) -> fmt::Result {
         let ranges = || self.source_ranges.iter().filter(|key| key.range.service == id);
         if !is_bound && ranges().next().is_none() {
@@ -125,7 +128,7 @@ impl Dump {
         if ranges().next().is_none() { writeln!(f, " nowhere") } else { writeln!(f) }
     }
 
-    /// How many places each backend has in the tables of the scheduler `mh`.
+    /// Writes the number of places of each backend in the Maglev tables.
     fn tables(&self, f: &mut fmt::Formatter<'_>, id: u32) -> fmt::Result {
         let keys = MaglevKey { service: id, list: 0 }..=MaglevKey { service: id, list: u32::MAX };
         for (key, table) in self.maglev.range(keys) {
@@ -152,11 +155,16 @@ impl Dump {
         Ok(())
     }
 
-    /// What nobody refers to: there only while a change is half done.
+    /// Writes entries without a counterpart, which exist only while a change is half done.
     fn leftovers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let named: BTreeSet<u32> = self.slots.values().map(|slot| slot.backend).collect();
         let unnamed = self.backends.iter().filter(|(id, backend)| is_listed(backend) && !named.contains(id)).count();
         let missing = named.iter().filter(|id| !self.backends.contains_key(id)).count();
+        let bits = |key: &&FrontendKey| !self.may_have(key);
+        let hidden: Vec<String> = self.frontends.keys().filter(bits).map(ToString::to_string).collect();
+        if !hidden.is_empty() {
+            writeln!(f, "(FRONTEND_BITS has no bit for {})", hidden.join(", "))?;
+        }
         if unnamed > 0 {
             writeln!(f, "({unnamed} backends that no slot names)")?;
         }
@@ -213,6 +221,7 @@ mod tests {
         dump.names.insert(7, key);
         let vip = FrontendKey::new(Ipv4Addr::new(10, 96, 0, 1).into(), 80, Proto::Tcp);
         dump.frontends.insert(vip, Frontend::new(7, Kind::ClusterIp));
+        let mut dump = dump.with_bits();
         dump.services.insert(
             7,
             Service { cluster_len: 2, flags: ServiceFlags::INTERNAL_LOCAL, drain_seconds: NEVER, ..Service::default() },

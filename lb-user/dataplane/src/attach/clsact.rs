@@ -16,8 +16,8 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::Hook;
 
 use lb_kernel::netlink::{
-    Channel,
-    wire::{attribute, attributes, text, u32_at},
+    NetlinkSocket,
+    codec::{attributes, put_attribute, text, u32_at},
 };
 
 // include/uapi/linux/pkt_sched.h and pkt_cls.h
@@ -53,7 +53,7 @@ const HOOKS: [(Hook, u32); 2] = [(Hook::Ingress, PARENT_INGRESS), (Hook::Egress,
 
 /// The filters of this thread's network namespace.
 pub struct Clsact {
-    channel: Channel,
+    channel: NetlinkSocket,
     marks: PathBuf,
 }
 
@@ -63,7 +63,7 @@ impl Clsact {
     /// # Errors
     /// When there is no netlink, or no /proc.
     pub fn open(root: &Path) -> Result<Self> {
-        let channel = Channel::open().context("opening a netlink socket")?;
+        let channel = NetlinkSocket::open().context("opening a netlink socket")?;
         Ok(Self { channel, marks: root.join(format!("{MARK}{}", namespace()?)) })
     }
 
@@ -77,7 +77,7 @@ impl Clsact {
             return Ok(BTreeMap::new());
         }
         let with_qdisc =
-            self.channel.list(libc::RTM_GETQDISC, &header(0, 0, 0, 0), clsact_of).context("listing qdiscs")?;
+            self.channel.dump(libc::RTM_GETQDISC, &header(0, 0, 0, 0), clsact_of).context("listing qdiscs")?;
         let mut attached = BTreeMap::new();
         for device in with_qdisc {
             let programs = self.programs(device)?;
@@ -97,7 +97,7 @@ impl Clsact {
     }
 
     fn filters(&mut self, device: u32, parent: u32) -> Result<Vec<Filter>> {
-        let listed = self.channel.list(libc::RTM_GETTFILTER, &header(device, 0, parent, 0), Filter::parse);
+        let listed = self.channel.dump(libc::RTM_GETTFILTER, &header(device, 0, parent, 0), Filter::parse);
         listed.with_context(|| format!("listing the filters of device {device}"))
     }
 
@@ -108,8 +108,8 @@ impl Clsact {
     pub fn attach(&mut self, device: u32, hook: Hook, name: &str, program: impl AsFd) -> Result<()> {
         fs::create_dir_all(&self.marks).with_context(|| format!("making {}", self.marks.display()))?;
         let mut qdisc = header(device, HANDLE, TC_H_CLSACT, 0);
-        attribute(&mut qdisc, libc::TCA_KIND, b"clsact\0");
-        match self.channel.order(libc::RTM_NEWQDISC, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &qdisc) {
+        put_attribute(&mut qdisc, libc::TCA_KIND, b"clsact\0");
+        match self.channel.execute(libc::RTM_NEWQDISC, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &qdisc) {
             Ok(()) => fs::create_dir_all(self.mark(device)).context("marking a qdisc as ours")?,
             // Ours of before, or of another.
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
@@ -122,13 +122,13 @@ impl Clsact {
             "another filter has priority {PRIORITY}, handle {FILTER:#x}"
         );
         let mut options = Vec::new();
-        attribute(&mut options, TCA_BPF_FD, &program.as_fd().as_raw_fd().to_ne_bytes());
-        attribute(&mut options, TCA_BPF_NAME, format!("{NAME}{name}\0").as_bytes());
-        attribute(&mut options, TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
+        put_attribute(&mut options, TCA_BPF_FD, &program.as_fd().as_raw_fd().to_ne_bytes());
+        put_attribute(&mut options, TCA_BPF_NAME, format!("{NAME}{name}\0").as_bytes());
+        put_attribute(&mut options, TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
         let mut filter = header(device, FILTER, parent, info());
-        attribute(&mut filter, libc::TCA_KIND, b"bpf\0");
-        attribute(&mut filter, libc::TCA_OPTIONS, &options);
-        let added = self.channel.order(libc::RTM_NEWTFILTER, libc::NLM_F_CREATE, &filter);
+        put_attribute(&mut filter, libc::TCA_KIND, b"bpf\0");
+        put_attribute(&mut filter, libc::TCA_OPTIONS, &options);
+        let added = self.channel.execute(libc::RTM_NEWTFILTER, libc::NLM_F_CREATE, &filter);
         added.context("adding a filter (the kernel needs CONFIG_NET_CLS_BPF)")
     }
 
@@ -142,8 +142,8 @@ impl Clsact {
             for filter in self.filters(device, parent)? {
                 if filter.is_ours() {
                     let mut ours = header(device, FILTER, parent, info());
-                    attribute(&mut ours, libc::TCA_KIND, b"bpf\0");
-                    gone(self.channel.order(libc::RTM_DELTFILTER, 0, &ours)).context("removing a filter")?;
+                    put_attribute(&mut ours, libc::TCA_KIND, b"bpf\0");
+                    gone(self.channel.execute(libc::RTM_DELTFILTER, 0, &ours)).context("removing a filter")?;
                 } else {
                     others += 1;
                 }
@@ -155,8 +155,8 @@ impl Clsact {
         }
         if others == 0 {
             let mut qdisc = header(device, HANDLE, TC_H_CLSACT, 0);
-            attribute(&mut qdisc, libc::TCA_KIND, b"clsact\0");
-            gone(self.channel.order(libc::RTM_DELQDISC, 0, &qdisc)).context("removing a clsact qdisc")?;
+            put_attribute(&mut qdisc, libc::TCA_KIND, b"clsact\0");
+            gone(self.channel.execute(libc::RTM_DELQDISC, 0, &qdisc)).context("removing a clsact qdisc")?;
         }
         fs::remove_dir(&mark).with_context(|| format!("removing {}", mark.display()))
     }
@@ -302,11 +302,11 @@ mod tests {
     /// A filter as the kernel tells it.
     fn told(handle: u32, name: &str) -> Vec<u8> {
         let mut options = Vec::new();
-        attribute(&mut options, TCA_BPF_NAME, format!("{name}\0").as_bytes());
-        attribute(&mut options, TCA_BPF_ID, &4711_u32.to_ne_bytes());
+        put_attribute(&mut options, TCA_BPF_NAME, format!("{name}\0").as_bytes());
+        put_attribute(&mut options, TCA_BPF_ID, &4711_u32.to_ne_bytes());
         let mut body = header(3, handle, PARENT_INGRESS, info());
-        attribute(&mut body, libc::TCA_KIND, b"bpf\0");
-        attribute(&mut body, libc::TCA_OPTIONS, &options);
+        put_attribute(&mut body, libc::TCA_KIND, b"bpf\0");
+        put_attribute(&mut body, libc::TCA_OPTIONS, &options);
         body
     }
 
@@ -319,17 +319,17 @@ mod tests {
         assert!(!is_ours(&told(1, "beeline:tc_ingress")));
         // What announces a priority has no options.
         let mut head = header(3, 0, PARENT_INGRESS, info());
-        attribute(&mut head, libc::TCA_KIND, b"bpf\0");
+        put_attribute(&mut head, libc::TCA_KIND, b"bpf\0");
         assert_eq!(Filter::parse(&head), None);
     }
 
     #[test]
     fn a_clsact_qdisc_is_told_from_others() {
         let mut body = header(3, HANDLE, TC_H_CLSACT, 0);
-        attribute(&mut body, libc::TCA_KIND, b"clsact\0");
+        put_attribute(&mut body, libc::TCA_KIND, b"clsact\0");
         assert_eq!(clsact_of(&body), Some(3));
         let mut body = header(3, HANDLE, TC_H_CLSACT, 0);
-        attribute(&mut body, libc::TCA_KIND, b"ingress\0");
+        put_attribute(&mut body, libc::TCA_KIND, b"ingress\0");
         assert_eq!(clsact_of(&body), None);
     }
 }

@@ -29,10 +29,10 @@ use crate::{
 };
 use choice::{Choice, Patterns};
 use decide::{Setting, Wish, decide, entrances, pod_links, uplinks};
-use lb_core::model::pod_modes::Paths;
+use lb_core::model::pod_modes::PodModes;
 use lb_kernel::{
     bpf::typed::TypedMap,
-    netlink::{Channel, News, facts::Facts, group},
+    netlink::{Monitor, NetlinkSocket, group, network_state::NetworkState},
 };
 
 /// How often all is looked at though nobody told of a change: somebody else may have taken a program away.
@@ -73,7 +73,7 @@ pub struct NodeState {
     /// The addresses by which the cluster knows it.
     pub addresses: Vec<IpAddr>,
     /// The modes of its pods; None until they are known.
-    pub paths: Option<Arc<Paths>>,
+    pub paths: Option<Arc<PodModes>>,
 }
 
 impl NodeState {
@@ -107,7 +107,7 @@ pub async fn run(options: Options, tc: Arc<Tc>, pins: PathBuf, mut node: watch::
         let is_idle = are_off && !known.has_pods();
         // First, so that no change is missed.
         if news.is_none() && !is_idle {
-            news = News::of(group::LINK | group::ADDRESS | group::ROUTE)
+            news = Monitor::subscribe(group::LINK | group::ADDRESS | group::ROUTE)
                 .inspect_err(|error| warn!("no news of network devices: {error}"))
                 .ok();
         }
@@ -197,8 +197,8 @@ impl Keeper {
     /// Reads everything, and does what is to be done.
     fn pass(&mut self, known: &NodeState) -> Result<()> {
         let began = Instant::now();
-        let mut channel = Channel::open().context("opening a netlink socket")?;
-        let facts = Facts::read(&mut channel).context("reading links, addresses and routes")?;
+        let mut channel = NetlinkSocket::open().context("opening a netlink socket")?;
+        let facts = NetworkState::read(&mut channel).context("reading links, addresses and routes")?;
         let paths = known.paths.as_deref();
         let placed = paths.map(|paths| self.paths.look(paths, &facts, &mut channel)).transpose()?;
         let attached = self.tc.attached()?;

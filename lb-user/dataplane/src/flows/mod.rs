@@ -21,8 +21,8 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use lb_kernel::{
-    bpf,
     bpf::typed::{TypedMap, Walk},
+    clock,
 };
 
 /// Most entries of a step.
@@ -106,7 +106,7 @@ impl Collector {
         loop {
             let step_began = Instant::now();
             let Some(entries) = flows.map.step(&mut walk)? else { break };
-            let (kept, removed) = flows.collect(&entries, bpf::now)?;
+            let (kept, removed) = flows.collect(&entries, clock::monotonic_ns)?;
             left += kept;
             let took = step_began.elapsed();
             self.told.send_modify(|told| {

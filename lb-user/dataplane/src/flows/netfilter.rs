@@ -16,11 +16,11 @@ use lb_common::{
 
 use super::Flows;
 use lb_kernel::{
-    bpf,
     bpf::typed::TypedMap,
+    clock,
     netfilter::{
         conntrack::{Connection, Conntrack},
-        own::{self, UNTRACKER},
+        temporary_tables::{self, NOTRACK_TABLE},
     },
 };
 
@@ -36,13 +36,13 @@ const ON_ITS_WAY: Duration = Duration::from_millis(20);
 /// When netfilter does not answer, or the map is full.
 pub fn leave_to_netfilter(directory: &Path) -> Result<usize> {
     let Some(mut conntrack) = Conntrack::open().context("asking netfilter")? else { return Ok(0) };
-    let connections = conntrack.translated().context("listing the connections that netfilter translates")?;
+    let connections = conntrack.list_dnat().context("listing the connections that netfilter translates")?;
     let flows = Flows::open(directory)?;
-    let now = bpf::now();
+    let now = clock::monotonic_ns();
     let mut left = 0;
     for connection in connections {
-        if connection.is_over {
-            conntrack.forget(&connection.dialled, connection.proto).context("having netfilter forget what is over")?;
+        if connection.is_closed {
+            conntrack.delete(&connection.original, connection.proto).context("having netfilter forget what is over")?;
             continue;
         }
         if !is_wanted(&connection) {
@@ -62,18 +62,18 @@ pub fn leave_to_netfilter(directory: &Path) -> Result<usize> {
 pub fn translates() -> bool {
     // What cannot be asked may be so.
     Conntrack::open().map_or(true, |conntrack| {
-        conntrack.is_some_and(|mut conntrack| conntrack.translated().map_or(true, |all| all.iter().any(is_wanted)))
+        conntrack.is_some_and(|mut conntrack| conntrack.list_dnat().map_or(true, |all| all.iter().any(is_wanted)))
     })
 }
 
 fn is_wanted(connection: &Connection) -> bool {
-    !connection.is_over && Proto::from_number(connection.proto.into()).is_some()
+    !connection.is_closed && Proto::from_number(connection.proto.into()).is_some()
 }
 
 /// Both of its entries.
 fn entries(connection: &Connection, now: u64) -> [(FlowKey, Flow); 2] {
-    let Connection { proto, dialled, reply, is_answered, .. } = *connection;
-    let reverse = if is_answered { Seen::ANY } else { 0 };
+    let Connection { proto, original: dialled, reply, seen_reply, .. } = *connection;
+    let reverse = if seen_reply { Seen::ANY } else { 0 };
     // As an answer to a flow of ours would come.
     let (hook, partner) =
         if reply.dst == dialled.src { (Hook::Egress, FlowFlags::PARTNER_EGRESS) } else { (Hook::Ingress, 0) };
@@ -146,9 +146,10 @@ fn tell(conntrack: &mut Conntrack, flows: &Flows, told: &mut Told) -> Result<usi
     let mut new = 0;
     for (key, flow) in flows.read()?.into_iter().filter(is_unseen) {
         let (dialled, proto) = (flow.to, key.proto);
-        let untranslated = Connection { proto, dialled, reply: dialled.reversed(), is_answered: true, is_over: false };
+        let untranslated =
+            Connection { proto, original: dialled, reply: dialled.reversed(), seen_reply: true, is_closed: false };
         // One that it does not take, it knows.
-        if !told.contains(&(dialled, proto)) && conntrack.put(&untranslated).is_ok() {
+        if !told.contains(&(dialled, proto)) && conntrack.insert(&untranslated).is_ok() {
             told.insert((dialled, proto));
             new += 1;
         }
@@ -162,7 +163,7 @@ fn tell(conntrack: &mut Conntrack, flows: &Flows, told: &mut Told) -> Result<usi
 /// When it does not answer.
 pub fn forget(told: &Told) -> Result<()> {
     let Some(mut conntrack) = Conntrack::open().context("asking netfilter")? else { return Ok(()) };
-    told.iter().try_for_each(|(tuple, proto)| conntrack.forget(tuple, *proto)).context("having netfilter forget flows")
+    told.iter().try_for_each(|(tuple, proto)| conntrack.delete(tuple, *proto)).context("having netfilter forget flows")
 }
 
 /// Waits until no flow is open any more, or until that time is over. How many are.
@@ -184,7 +185,7 @@ pub fn drain(flows: &Flows, patience: Duration) -> Result<usize> {
 /// The flows that are open, by the client's entries; those that are over are removed. A connection of netfilter's that looks like
 /// one of them to its backend would be taken for it, or would get a port that ends with the programs.
 fn open_alone(flows: &Flows) -> Result<Vec<(FlowKey, Flow)>> {
-    let (entries, now) = (flows.read()?, bpf::now());
+    let (entries, now) = (flows.read()?, clock::monotonic_ns());
     let by_key: foldhash::HashMap<FlowKey, Flow> = entries.iter().copied().collect();
     let (mut kept, over): (Vec<_>, Vec<_>) =
         entries.into_iter().partition(|(key, flow)| goes_on(key, flow, by_key.get(&partner_key(key, flow)), now));
@@ -220,7 +221,7 @@ pub fn hand_over(flows: &Flows) -> Result<Left> {
     };
     let is_seen = |flow: &Flow| flow.flags & FlowFlags::REDIRECT == 0;
     let seen: Vec<_> = open.iter().filter(|(_, flow)| is_seen(flow)).map(|(key, flow)| (flow.to, key.proto)).collect();
-    if let Err(error) = own::untrack(&seen) {
+    if let Err(error) = temporary_tables::add_notrack(&seen) {
         return Ok(Left { ended: open.len(), why: Some(format!("keeping conntrack away: {error}")), ..left });
     }
     sleep(ON_ITS_WAY);
@@ -249,7 +250,8 @@ pub fn hand_over(flows: &Flows) -> Result<Left> {
     }
     flows.map.put(&keys, &values).context("writing FLOWS")?;
     sleep(ON_ITS_WAY);
-    own::release(UNTRACKER).with_context(|| format!("removing the table {UNTRACKER} from netfilter"))?;
+    temporary_tables::remove(NOTRACK_TABLE)
+        .with_context(|| format!("removing the table {NOTRACK_TABLE} from netfilter"))?;
     sleep(ON_ITS_WAY);
     Ok(left)
 }
@@ -258,9 +260,9 @@ fn put(conntrack: &mut Conntrack, key: &FlowKey, flow: &Flow) -> io::Result<()> 
     let (proto, dialled, reply) = (key.proto, key.tuple, flow.to.reversed());
     // What looks the same to either end: the flow without its translation, or one of kube-proxy's from before that is over.
     for tuple in [dialled, reply] {
-        conntrack.forget(&tuple, proto)?;
+        conntrack.delete(&tuple, proto)?;
     }
-    conntrack.put(&Connection { proto, dialled, reply, is_answered: true, is_over: false })
+    conntrack.insert(&Connection { proto, original: dialled, reply, seen_reply: true, is_closed: false })
 }
 
 #[cfg(test)]
@@ -278,7 +280,7 @@ mod tests {
         let dialled = tuple("192.0.2.9", 4000, "192.0.2.1", 30080);
         for (answers_to, hook) in [("192.0.2.1", Hook::Ingress), ("192.0.2.9", Hook::Egress)] {
             let reply = tuple("10.0.0.1", 8080, answers_to, 4000);
-            let connection = Connection { proto: 6, dialled, reply, is_answered: true, is_over: false };
+            let connection = Connection { proto: 6, original: dialled, reply, seen_reply: true, is_closed: false };
             let [(key, flow), (back_key, back)] = entries(&connection, 7);
             assert_eq!((partner_key(&key, &flow), partner_key(&back_key, &back)), (back_key, key));
             assert_eq!((flow.to, back_key.hook), (tuple(answers_to, 4000, "10.0.0.1", 8080), hook as u8));

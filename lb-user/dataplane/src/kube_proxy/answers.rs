@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::{Addr, FrontendKey, Proto};
 
 use lb_common::{AddrPort, Family};
-use lb_kernel::netfilter::rule::{Goes, Rule, address};
-use lb_kernel::netlink::wire::be16;
+use lb_kernel::netfilter::rule::{Rule, RuleAction, address};
+use lb_kernel::netlink::codec::be16;
 
 /// What is answered at a frontend.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -30,14 +30,14 @@ pub type Answers = BTreeMap<FrontendKey, Answer>;
 #[derive(Debug, Default)]
 pub(super) struct Graph {
     pub(super) chains: BTreeMap<String, Vec<Rule>>,
-    pub(super) maps: BTreeMap<String, Vec<(Vec<u8>, Goes)>>,
+    pub(super) maps: BTreeMap<String, Vec<(Vec<u8>, RuleAction)>>,
 }
 
 impl Graph {
     /// The maps to which its rules lead.
     pub(super) fn named_maps(&self) -> BTreeSet<String> {
-        let goes = self.chains.values().flatten().flat_map(|rule| &rule.goes);
-        goes.filter_map(|goes| if let Goes::Map(name) = goes { Some(name.clone()) } else { None }).collect()
+        let goes = self.chains.values().flatten().flat_map(|rule| &rule.actions);
+        goes.filter_map(|goes| if let RuleAction::MapLookup(name) = goes { Some(name.clone()) } else { None }).collect()
     }
 
     /// The answer of a chain.
@@ -63,16 +63,18 @@ impl Graph {
             if !reached.chains.insert(chain.clone()) {
                 continue;
             }
-            for goes in self.chains.get(&chain).into_iter().flatten().flat_map(|rule| &rule.goes) {
-                let through: Vec<&Goes> = match goes {
-                    Goes::Map(map) => self.maps.get(map).into_iter().flatten().map(|(_, goes)| goes).collect(),
+            for goes in self.chains.get(&chain).into_iter().flatten().flat_map(|rule| &rule.actions) {
+                let through: Vec<&RuleAction> = match goes {
+                    RuleAction::MapLookup(map) => {
+                        self.maps.get(map).into_iter().flatten().map(|(_, goes)| goes).collect()
+                    }
                     other => vec![other],
                 };
                 for goes in through {
                     match goes {
-                        Goes::Chain(next) => left.push(next.clone()),
-                        Goes::Endpoint(target) => _ = reached.endpoints.insert(*target),
-                        Goes::Map(_) | Goes::Nowhere => {}
+                        RuleAction::Jump(next) => left.push(next.clone()),
+                        RuleAction::Dnat(target) => _ = reached.endpoints.insert(*target),
+                        RuleAction::MapLookup(_) | RuleAction::Drop => {}
                     }
                 }
             }
@@ -92,7 +94,7 @@ pub(super) fn of_nftables(family: Family, graph: &Graph) -> Answers {
     let mut answers = Answers::new();
     for map in ["service-ips", "service-nodeports"] {
         for (key, goes) in graph.maps.get(map).into_iter().flatten() {
-            if let (Some(frontend), Goes::Chain(chain)) = (frontend(family, key), goes) {
+            if let (Some(frontend), RuleAction::Jump(chain)) = (frontend(family, key), goes) {
                 answers.insert(frontend, graph.answer(chain));
             }
         }
@@ -131,7 +133,7 @@ fn any(family: Family) -> Addr {
 pub(super) fn of_iptables(family: Family, nat: &Graph, filter: &Graph) -> Answers {
     let mut answers = Answers::new();
     for rule in ["KUBE-SERVICES", "KUBE-NODEPORTS"].iter().filter_map(|chain| nat.chains.get(*chain)).flatten() {
-        if let (Some(frontend), [Goes::Chain(chain)]) = (frontend_of(family, rule), rule.goes.as_slice())
+        if let (Some(frontend), [RuleAction::Jump(chain)]) = (frontend_of(family, rule), rule.actions.as_slice())
             && chain != "KUBE-MARK-MASQ"
         {
             let comment = rule.comment.as_deref().and_then(|comment| comment.split(' ').next());
@@ -141,7 +143,7 @@ pub(super) fn of_iptables(family: Family, nat: &Graph, filter: &Graph) -> Answer
     }
     let refusing = ["KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS"];
     for rule in refusing.iter().filter_map(|chain| filter.chains.get(*chain)).flatten() {
-        if let (Some(frontend), [Goes::Nowhere]) = (frontend_of(family, rule), rule.goes.as_slice()) {
+        if let (Some(frontend), [RuleAction::Drop]) = (frontend_of(family, rule), rule.actions.as_slice()) {
             answers.entry(frontend).or_default().outside.clear();
         }
     }
@@ -150,7 +152,7 @@ pub(super) fn of_iptables(family: Family, nat: &Graph, filter: &Graph) -> Answer
 
 fn frontend_of(family: Family, rule: &Rule) -> Option<FrontendKey> {
     let proto = Proto::from_number(u32::from(rule.proto?))?;
-    Some(FrontendKey::new(rule.to.unwrap_or_else(|| any(family)), rule.port?, proto))
+    Some(FrontendKey::new(rule.destination.unwrap_or_else(|| any(family)), rule.port?, proto))
 }
 
 /// Of a chain's name in nftables mode, as in `service-ULMVA6XW-default/web/tcp/http`.
@@ -172,15 +174,15 @@ mod tests {
         AddrPort::from(text.parse::<std::net::SocketAddr>().expect("an endpoint"))
     }
 
-    fn chain(name: &str) -> Goes {
-        Goes::Chain(name.to_owned())
+    fn chain(name: &str) -> RuleAction {
+        RuleAction::Jump(name.to_owned())
     }
 
-    fn leads(goes: &[Goes]) -> Vec<Rule> {
-        goes.iter().map(|goes| Rule { goes: vec![goes.clone()], ..Rule::default() }).collect()
+    fn leads(goes: &[RuleAction]) -> Vec<Rule> {
+        goes.iter().map(|goes| Rule { actions: vec![goes.clone()], ..Rule::default() }).collect()
     }
 
-    fn graph(chains: &[(&str, &[Goes])]) -> Graph {
+    fn graph(chains: &[(&str, &[RuleAction])]) -> Graph {
         let chains = chains.iter().map(|(name, goes)| ((*name).to_owned(), leads(goes))).collect();
         Graph { chains, maps: BTreeMap::new() }
     }
@@ -195,9 +197,9 @@ mod tests {
 
     #[test]
     fn nftables_mode_is_read_from_its_maps() {
-        let (a, b) = (Goes::Endpoint(target("10.0.0.1:8080")), Goes::Endpoint(target("10.0.0.2:8080")));
+        let (a, b) = (RuleAction::Dnat(target("10.0.0.1:8080")), RuleAction::Dnat(target("10.0.0.2:8080")));
         let mut graph = graph(&[
-            ("service-AAAA-default/web/tcp/http", &[Goes::Map("__map0".to_owned())]),
+            ("service-AAAA-default/web/tcp/http", &[RuleAction::MapLookup("__map0".to_owned())]),
             ("local-AAAA-default/web/tcp/http", &[chain("endpoint-A")]),
             (
                 "external-AAAA-default/web/tcp/http",
@@ -234,18 +236,18 @@ mod tests {
 
     #[test]
     fn iptables_mode_is_read_from_its_rules() {
-        let rule = |to: Option<[u8; 4]>, port: u16, goes: Goes, comment: &str| Rule {
-            to: to.and_then(|octets| address(&octets)),
+        let rule = |to: Option<[u8; 4]>, port: u16, goes: RuleAction, comment: &str| Rule {
+            destination: to.and_then(|octets| address(&octets)),
             proto: Some(6),
             port: Some(port),
             comment: Some(comment.to_owned()),
-            goes: vec![goes],
+            actions: vec![goes],
         };
         let mut nat = graph(&[
             ("KUBE-SVC-A", &[chain("KUBE-SEP-A"), chain("KUBE-SEP-B")]),
             ("KUBE-EXT-A", &[chain("KUBE-MARK-MASQ"), chain("KUBE-SVC-A")]),
-            ("KUBE-SEP-A", &[chain("KUBE-MARK-MASQ"), Goes::Endpoint(target("10.0.0.1:8080"))]),
-            ("KUBE-SEP-B", &[Goes::Endpoint(target("10.0.0.2:8080"))]),
+            ("KUBE-SEP-A", &[chain("KUBE-MARK-MASQ"), RuleAction::Dnat(target("10.0.0.1:8080"))]),
+            ("KUBE-SEP-B", &[RuleAction::Dnat(target("10.0.0.2:8080"))]),
         ]);
         let vip = Some([10, 96, 0, 1]);
         nat.chains.insert(
@@ -255,7 +257,7 @@ mod tests {
         nat.chains
             .insert("KUBE-NODEPORTS".to_owned(), vec![rule(None, 30080, chain("KUBE-EXT-A"), "default/web:http")]);
         let mut filter = Graph::default();
-        let refused = rule(Some([10, 96, 0, 9]), 80, Goes::Nowhere, "default/none has no endpoints");
+        let refused = rule(Some([10, 96, 0, 9]), 80, RuleAction::Drop, "default/none has no endpoints");
         filter.chains.insert("KUBE-SERVICES".to_owned(), vec![refused]);
         assert_eq!(
             told(&of_iptables(Family::V4, &nat, &filter)),

@@ -7,7 +7,7 @@ use lb_common::Family;
 use lb_kernel::netfilter::{
     Chain, Table,
     nftables::{Batch, Nftables},
-    own,
+    temporary_tables,
 };
 
 /// What was taken away, and what could not be.
@@ -31,7 +31,7 @@ pub fn remove() -> io::Result<Removed> {
     let (mut batch, mut removed) = (Batch::default(), Removed::default());
     let Some(mut nftables) = Nftables::open()? else { return Ok(removed) };
     for family in [Family::V4, Family::V6] {
-        own::add_keeper(&mut batch, family);
+        temporary_tables::add_keep_alive(&mut batch, family);
         for table in nftables.tables(family)? {
             if table.name == owner::TABLE {
                 batch.delete_table(&table);
@@ -74,6 +74,6 @@ pub fn remove() -> io::Result<Removed> {
             removed.held.extend(stay);
         }
     }
-    nftables.perform(&batch)?;
+    nftables.commit(&batch)?;
     Ok(removed)
 }

@@ -8,8 +8,8 @@ use std::{
     sync::Arc,
 };
 
-use lb_core::model::pod_modes::Netns;
-use lb_kernel::netns::Namespace;
+use lb_core::model::pod_modes::PodNetns;
+use lb_kernel::netns::NetNamespace;
 
 /// A network namespace of a pod.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,8 +31,8 @@ impl Found {
 
     /// Opens it, if it is still there.
     #[must_use]
-    pub fn open(&self) -> Option<Namespace> {
-        Namespace::open(&self.path).ok().filter(|namespace| namespace.inode() == Some(self.inode))
+    pub fn open(&self) -> Option<NetNamespace> {
+        NetNamespace::open(&self.path).ok().filter(|namespace| namespace.inode() == Some(self.inode))
     }
 }
 
@@ -53,18 +53,20 @@ pub enum Sought {
 ///
 /// # Errors
 /// When /proc cannot be read.
-pub fn find<'a>(pods: impl Iterator<Item = &'a Netns> + Clone) -> io::Result<Vec<Sought>> {
-    let uids: BTreeSet<&str> =
-        pods.clone().filter_map(|netns| if let Netns::OfCgroup(uid) = netns { Some(&**uid) } else { None }).collect();
+pub fn find<'a>(pods: impl Iterator<Item = &'a PodNetns> + Clone) -> io::Result<Vec<Sought>> {
+    let uids: BTreeSet<&str> = pods
+        .clone()
+        .filter_map(|netns| if let PodNetns::OfCgroup(uid) = netns { Some(&**uid) } else { None })
+        .collect();
     let by_uid = if uids.is_empty() { BTreeMap::new() } else { by_processes(&uids)? };
     let own = inode(Path::new("/proc/thread-self/ns/net"))?;
-    let sought = |netns: &Netns| match netns {
-        Netns::OfCgroup(uid) => match by_uid.get(uid) {
+    let sought = |netns: &PodNetns| match netns {
+        PodNetns::OfCgroup(uid) => match by_uid.get(uid) {
             None => Sought::Nothing,
             // A process of a pod may have gone to the node's, as `nsenter` does.
             Some(files) => identified(files.iter().filter(|(inode, _)| **inode != own)),
         },
-        Netns::At(path) => match inode(path) {
+        PodNetns::At(path) => match inode(path) {
             Ok(inode) if inode == own => Sought::Node,
             Ok(inode) => identified([(&inode, path)].into_iter()),
             Err(error) => Sought::Failed(format!("its network namespace {}: {error}", path.display())),
@@ -80,7 +82,7 @@ fn identified<'a>(files: impl Iterator<Item = (&'a u64, &'a PathBuf)>) -> Sought
     for (&inode, path) in files {
         is_there = true;
         // The process may have ended meanwhile.
-        let Some(namespace) = Namespace::open(path).ok().filter(|namespace| namespace.inode() == Some(inode)) else {
+        let Some(namespace) = NetNamespace::open(path).ok().filter(|namespace| namespace.inode() == Some(inode)) else {
             continue;
         };
         match namespace.cookie() {
@@ -158,8 +160,11 @@ mod tests {
     #[test]
     fn this_process_has_the_nodes_own_namespace() {
         let own = fs::read_to_string("/proc/self/cgroup").expect("/proc");
-        let pods =
-            [Netns::At("/proc/self/ns/net".into()), Netns::At("/nowhere".into()), Netns::OfCgroup("none".into())];
+        let pods = [
+            PodNetns::At("/proc/self/ns/net".into()),
+            PodNetns::At("/nowhere".into()),
+            PodNetns::OfCgroup("none".into()),
+        ];
         let [first, second, third] = find(pods.iter()).expect("/proc").try_into().expect("as many");
         assert_eq!((first, third), (Sought::Node, Sought::Nothing), "{own}");
         assert!(matches!(second, Sought::Failed(why) if why.contains("/nowhere")));

@@ -15,14 +15,14 @@ use tracing::{info, warn};
 
 use find::{Sought, find};
 use lb_core::{
-    model::pod_modes::{By, Chosen, HOST_NETWORK, Paths, refusal},
+    model::pod_modes::{HOST_NETWORK, ModeSource, PodModes, PodWithMode, refusal},
     objects::Key,
 };
 use lb_kernel::{
     bpf::typed::TypedMap,
     netlink::{
-        Channel,
-        facts::{self, Facts},
+        NetlinkSocket,
+        network_state::{self, NetworkState},
     },
 };
 
@@ -38,7 +38,7 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Placed<'a> {
     /// What it has chosen.
-    pub chosen: &'a Chosen,
+    pub chosen: &'a PodWithMode,
     /// Cookies of its network namespaces; or why it keeps the path of sockets, as far as there is anything to say.
     pub cookies: Result<BTreeSet<u64>, Option<String>>,
     /// The links of this node of which the other end is there.
@@ -49,7 +49,7 @@ pub struct Placed<'a> {
 #[derive(Default)]
 pub struct Keeper {
     /// Of which choices the next is what was found.
-    asked: Paths,
+    asked: PodModes,
     sought: Vec<Sought>,
     looked: Option<Instant>,
     /// Pods of which nothing is found, and since when.
@@ -66,7 +66,12 @@ impl Keeper {
     ///
     /// # Errors
     /// When the kernel does not tell.
-    pub fn look<'a>(&mut self, paths: &'a Paths, facts: &Facts, channel: &mut Channel) -> Result<Vec<Placed<'a>>> {
+    pub fn look<'a>(
+        &mut self,
+        paths: &'a PodModes,
+        facts: &NetworkState,
+        channel: &mut NetlinkSocket,
+    ) -> Result<Vec<Placed<'a>>> {
         let now = Instant::now();
         if self.asked != *paths {
             self.asked = paths.clone();
@@ -85,8 +90,9 @@ impl Keeper {
             let cookies = match sought {
                 Sought::Found(found) => {
                     for namespace in found.iter().filter_map(find::Found::open) {
-                        let number = facts::number_of(channel, &namespace).context("asking for a network namespace")?;
-                        let leads = facts.links.iter().filter(|(_, link)| number.is_some() && link.peer == number);
+                        let number =
+                            network_state::nsid(channel, &namespace).context("asking for a network namespace")?;
+                        let leads = facts.links.iter().filter(|(_, link)| number.is_some() && link.peer_nsid == number);
                         links.extend(leads.map(|(index, _)| *index));
                     }
                     Ok(found.iter().map(|found| found.cookie).collect())
@@ -125,7 +131,7 @@ impl Keeper {
     pub fn tell(
         &mut self,
         directory: &Path,
-        paths: &Paths,
+        paths: &PodModes,
         placed: &[Placed<'_>],
         serving: &BTreeSet<u32>,
     ) -> Result<()> {
@@ -197,7 +203,7 @@ pub fn settle(placed: &[Placed<'_>], serving: &BTreeSet<u32>) -> (BTreeMap<u64, 
 const NO_LINK: &str = "no link of this node leads to it (veth or netkit), where its packets could be translated; give it \
                        the label beeline.io/path: socket";
 
-fn entry(chosen: &Chosen, device: Option<&u32>) -> PodModeEntry {
+fn entry(chosen: &PodWithMode, device: Option<&u32>) -> PodModeEntry {
     let [v4, v6] = [true, false].map(|is_v4| chosen.ips.iter().find(|ip| ip.is_ipv4() == is_v4).copied());
     PodModeEntry {
         v4: v4.map_or(Addr::from_v4_word(0), Addr::from),
@@ -206,7 +212,7 @@ fn entry(chosen: &Chosen, device: Option<&u32>) -> PodModeEntry {
         name: cut(chosen.key.name()),
         device: device.copied().unwrap_or(0),
         path: chosen.path as u8,
-        by_namespace: u8::from(chosen.by == By::Namespace),
+        by_namespace: u8::from(chosen.by == ModeSource::Namespace),
         _pad: 0,
     }
 }
@@ -230,15 +236,15 @@ pub fn choices(placed: &[Placed<'_>]) -> BTreeMap<u32, PodMode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_core::model::pod_modes::Netns;
+    use lb_core::model::pod_modes::PodNetns;
 
-    fn chosen(name: &str, path: PodMode) -> Chosen {
+    fn chosen(name: &str, path: PodMode) -> PodWithMode {
         let ips = vec!["fd00::1".parse().expect("an address"), "10.0.0.1".parse().expect("an address")];
-        let netns = Netns::OfCgroup(name.into());
-        Chosen { key: Key::new("n", name), path, by: By::Namespace, netns, ips, started: true }
+        let netns = PodNetns::OfCgroup(name.into());
+        PodWithMode { key: Key::new("n", name), path, by: ModeSource::Namespace, netns, ips, started: true }
     }
 
-    fn placed<'a>(chosen: &'a Chosen, cookie: u64, links: &[u32]) -> Placed<'a> {
+    fn placed<'a>(chosen: &'a PodWithMode, cookie: u64, links: &[u32]) -> Placed<'a> {
         Placed { chosen, cookies: Ok([cookie].into()), links: links.iter().copied().collect() }
     }
 

@@ -10,7 +10,7 @@ use lb_common::{Addr, MAX_TRANSLATIONS, Proto, TcpSock, Translation, Translation
 
 use lb_common::AddrPort;
 use lb_kernel::bpf;
-use lb_kernel::sock_diag::{Probe, Socket};
+use lb_kernel::sock_diag::{Socket, UdpStorageReader};
 
 /// Decides of a translation that leads to where the socket is connected whether its backend is lost.
 pub type IsLost<'a> = dyn Fn(&Translation) -> bool + Sync + 'a;
@@ -18,7 +18,7 @@ pub type IsLost<'a> = dyn Fn(&Translation) -> bool + Sync + 'a;
 /// Where it stands, for one protocol.
 pub enum Given {
     /// In UDP sockets themselves.
-    Udp(Probe),
+    Udp(UdpStorageReader),
     /// Beside TCP sockets, by cookie.
     Tcp {
         /// `TCP_SOCKS`
@@ -39,7 +39,7 @@ impl Given {
             bpf::open_pin(&path).with_context(|| format!("opening the pinned map {}", path.display()))
         };
         Ok(match proto {
-            Proto::Udp => Some(Self::Udp(Probe::load(open("SOCKS")?.as_fd())?)),
+            Proto::Udp => Some(Self::Udp(UdpStorageReader::load(open("SOCKS")?.as_fd(), size_of::<Translations>())?)),
             Proto::Tcp => Some(Self::Tcp { socks: open("TCP_SOCKS")?, more: open("TCP_MORE")? }),
             Proto::Sctp => None,
         })
@@ -62,7 +62,7 @@ impl Given {
     pub fn lost(&self, socket: &Socket, is_lost: &IsLost<'_>) -> Result<Option<u32>> {
         match self {
             Self::Udp(probe) => {
-                Ok(probe.stored(socket)?.and_then(|bytes| lost(&translations(&bytes)?, &socket.remote, is_lost)))
+                Ok(probe.read(socket)?.and_then(|bytes| lost(&translations(&bytes)?, &socket.remote, is_lost)))
             }
             Self::Tcp { socks, more } => {
                 let given = tcp(socks, more, socket.cookie)?;

@@ -23,7 +23,7 @@ use given::{Given, IsLost};
 use lb_common::{AddrPort, Family};
 use lb_kernel::{
     netns,
-    sock_diag::{Channel, Ended, Filter, Query, state},
+    sock_diag::{DestroyOutcome, PeerFilter, SockDiag, SocketQuery, state},
 };
 
 /// A name that another socket hides is found once that one has ended: so many tries.
@@ -105,30 +105,30 @@ impl<'a> Sweep<'a> {
     }
 
     /// Ends the sockets of one namespace.
-    fn run(&self, channel: &mut Channel, ended: &mut BTreeMap<u32, u64>) -> Result<()> {
+    fn run(&self, channel: &mut SockDiag, ended: &mut BTreeMap<u32, u64>) -> Result<()> {
         let families = [Family::V4, Family::V6].into_iter();
         for family in families.filter(|family| netns::has_sockets(self.proto, *family)) {
-            let filter = self.peers.as_ref().map_or(Filter::Everything, |peers| Filter::new(family, peers));
+            let filter = self.peers.as_ref().map_or(PeerFilter::Everything, |peers| PeerFilter::new(family, peers));
             let filter = match &filter {
-                Filter::Nothing => continue,
-                Filter::Everything => None,
-                Filter::Peers(program) => Some(program.as_slice()),
+                PeerFilter::Nothing => continue,
+                PeerFilter::Everything => None,
+                PeerFilter::Peers(program) => Some(program.as_slice()),
             };
             let states = if self.proto == Proto::Udp { state::ESTABLISHED } else { state::WITH_PEER };
-            let query = Query { family, proto: self.proto, states, filter };
+            let query = SocketQuery { family, proto: self.proto, states, filter };
             for _ in 0..TRIES {
                 let victims = channel.list(query, |socket| {
                     if self.peers.as_ref().is_some_and(|peers| !peers.contains(&socket.remote)) {
                         return Ok(None);
                     }
                     let backend = self.given.lost(socket, &*self.is_lost)?;
-                    Ok(backend.map(|backend| (socket.name, backend)))
+                    Ok(backend.map(|backend| (socket.id, backend)))
                 })?;
                 let mut missed = false;
                 for (name, backend) in victims {
-                    match channel.end(self.proto, name)?.with_context(|| cannot_end(self.proto))? {
-                        Ended::Yes => *ended.entry(backend).or_default() += 1,
-                        Ended::Gone => missed = true,
+                    match channel.destroy(self.proto, name)?.with_context(|| cannot_end(self.proto))? {
+                        DestroyOutcome::Destroyed => *ended.entry(backend).or_default() += 1,
+                        DestroyOutcome::NotFound => missed = true,
                     }
                 }
                 if !missed {
@@ -152,7 +152,7 @@ fn run(sweeps: &[Sweep<'_>]) -> Result<Report> {
     let visit = |report: &mut Report| {
         for namespace in &namespaces {
             let opened = namespace.enter().context("entering a network namespace (needs CAP_SYS_ADMIN)");
-            let mut channel = match opened.and_then(|()| Channel::open()) {
+            let mut channel = match opened.and_then(|()| SockDiag::open()) {
                 Ok(channel) => channel,
                 Err(error) => {
                     report.failures.insert(format!("{error:#}"));

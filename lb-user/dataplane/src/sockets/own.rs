@@ -4,7 +4,7 @@ use std::{net::SocketAddr, os::fd::AsFd, path::Path};
 
 use anyhow::{Context as _, Result};
 use lb_common::{AddrPort, Family, Proto};
-use lb_kernel::sock_diag::{Channel, find_own};
+use lb_kernel::sock_diag::{SockDiag, find_udp_socket};
 use rustix::net::sockopt;
 
 use super::given::Given;
@@ -22,6 +22,6 @@ pub fn led_to(directory: &Path, socket: impl AsFd, vip: SocketAddr, proto: Proto
         return Ok(given.to_tcp(sockopt::socket_cookie(&socket)?)?.map_or(vip, address));
     }
     let family = if vip.is_ipv4() { Family::V4 } else { Family::V6 };
-    let found = find_own(&mut Channel::open()?, socket, family)?;
+    let found = find_udp_socket(&mut SockDiag::open()?, socket, family)?;
     Ok(address(found.context("the socket is not in the kernel's list")?.remote))
 }

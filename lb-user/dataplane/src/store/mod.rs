@@ -1,7 +1,5 @@
 //! The store over BPF maps: runs of writes to one map become one system call.
 
-pub mod frontends;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -11,10 +9,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{Pod, maps::MapData};
 use lb_common::{
-    Addr, Backend, Frontend, FrontendKey, List, Maglev, MaglevKey, Name, Names, NodeAddr, Proto, Service, Slot, SlotKey,
+    Addr, Backend, Frontend, FrontendKey, List, Maglev, MaglevKey, Name, Names, NodeAddr, Proto, RangeKey, Service,
+    Slot, SlotKey,
 };
 
-use crate::store::frontends::{BITS, Frontends};
 use lb_common::Family;
 use lb_core::{
     objects::Key,
@@ -23,24 +21,25 @@ use lb_core::{
     store::{Dump, Limits, Partial, Store, StoreError},
 };
 use lb_kernel::bpf::{
-    Stopped,
-    typed::{Trie, TypedMap},
+    BatchError,
+    typed::{PrefixTrie, TypedMap},
 };
 
 /// Writes of one system call: many enough to make its cost small, few enough to stay in the cache.
 const BATCH: usize = 4096;
-/// The same of tables, which are large.
+/// Writes of one system call for Maglev tables, which are large.
 const TABLES: usize = 16;
 
-/// The maps that the agent writes.
+/// The pinned BPF maps that the agent writes.
 pub struct BpfStore {
-    frontends: Frontends,
+    frontends: TypedMap<FrontendKey, Frontend>,
+    frontend_bits: TypedMap<u32, u64>,
     services: TypedMap<u32, Service>,
     slots: TypedMap<SlotKey, Slot>,
     backends: TypedMap<u32, Backend>,
     names: TypedMap<u32, Names>,
     node_addrs: TypedMap<Addr, NodeAddr>,
-    source_ranges: Trie,
+    source_ranges: PrefixTrie<RangeKey>,
     maglev: TypedMap<MaglevKey, Maglev>,
     limits: Limits,
 }
@@ -57,18 +56,19 @@ impl BpfStore {
         })
     }
 
-    /// Takes the maps from wherever `map` finds those of a name.
+    /// Builds the store from the maps that `map` returns by name.
     ///
     /// # Errors
-    /// What `map` says, or when a map does not tell its size.
+    /// Errors of `map`, and maps whose size the kernel does not report.
     pub fn from_maps(mut map: impl FnMut(&str) -> Result<MapData>) -> Result<Self> {
-        let frontends = Frontends::new(map(Table::Frontends.map_name())?, map(BITS)?);
+        let frontends = typed(Table::Frontends, &mut map)?;
+        let frontend_bits = typed(Table::FrontendBits, &mut map)?;
         let services = typed(Table::Services, &mut map)?;
         let slots = typed(Table::Slots, &mut map)?;
         let backends = typed(Table::Backends, &mut map)?;
         let names = typed(Table::Names, &mut map)?;
         let node_addrs = typed(Table::NodeAddrs, &mut map)?;
-        let source_ranges = Trie::new(map(Table::SourceRanges.map_name())?);
+        let source_ranges = PrefixTrie::new(map(Table::SourceRanges.map_name())?);
         let maglev = typed(Table::Maglev, &mut map)?;
         let limits = Limits {
             frontends: frontends.size()?,
@@ -79,16 +79,27 @@ impl BpfStore {
             source_ranges: source_ranges.size()?,
             maglev: maglev.size()?,
         };
-        Ok(Self { frontends, services, slots, backends, names, node_addrs, source_ranges, maglev, limits })
+        Ok(Self {
+            frontends,
+            frontend_bits,
+            services,
+            slots,
+            backends,
+            names,
+            node_addrs,
+            source_ranges,
+            maglev,
+            limits,
+        })
     }
 
-    /// Whose service port an id is.
+    /// Returns the name of a service port id.
     #[must_use]
     pub fn name(&self, id: u32) -> Option<PortKey> {
         self.names.get(&id).ok().flatten().as_ref().and_then(port_key)
     }
 
-    /// An entry of `SERVICES`.
+    /// Returns an entry of `SERVICES`.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -96,19 +107,19 @@ impl BpfStore {
         self.services.get(&id)
     }
 
-    /// An entry of `BACKENDS`.
+    /// Returns an entry of `BACKENDS`.
     #[must_use]
     pub fn backend(&self, id: u32) -> Option<Backend> {
         self.backends.get(&id).ok().flatten()
     }
 
-    /// An entry of `FRONTENDS`.
+    /// Returns an entry of `FRONTENDS`.
     #[must_use]
     pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends.get(key).ok().flatten()
     }
 
-    /// Reads some of the maps; of the others the dump has nothing.
+    /// Reads some tables; the others stay empty in the dump.
     ///
     /// # Errors
     /// When a map cannot be read.
@@ -121,6 +132,7 @@ impl BpfStore {
         let names = read!(self.names, Names);
         Ok(Dump {
             frontends: read!(self.frontends, Frontends).into_iter().collect(),
+            frontend_bits: read!(self.frontend_bits, FrontendBits).into_iter().filter(|(_, bits)| *bits != 0).collect(),
             services: read!(self.services, Services).into_iter().collect(),
             slots: read!(self.slots, Slots).into_iter().collect(),
             backends: read!(self.backends, Backends).into_iter().collect(),
@@ -135,7 +147,7 @@ impl BpfStore {
         })
     }
 
-    /// The slots of one service port.
+    /// Returns the slots of one service port.
     ///
     /// # Errors
     /// When a map cannot be read.
@@ -147,7 +159,7 @@ impl BpfStore {
         keys.filter_map(|key| Some(self.slots.get(&key).transpose()?.map(|slot| (key, slot)))).collect()
     }
 
-    /// Writes the first ops that are of one kind; how many were done, and what ended them early.
+    /// Writes the leading ops of one kind; returns the number done and the error that ended them early.
     fn apply_run(&self, ops: &[Op]) -> (usize, Option<StoreError>) {
         macro_rules! run {
             (put $map:expr, $variant:ident, |$value:ident| $stored:expr) => {
@@ -179,6 +191,7 @@ impl BpfStore {
             Op::PutSlot(..) => run!(put self.slots, PutSlot, |value| *value),
             Op::PutService(..) => run!(put self.services, PutService, |value| *value),
             Op::PutFrontend(..) => run!(put self.frontends, PutFrontend, |value| *value),
+            Op::PutFrontendBits(..) => run!(put self.frontend_bits, PutFrontendBits, |value| *value),
             Op::PutNodeAddr(..) => run!(put self.node_addrs, PutNodeAddr, |value| *value),
             Op::PutRange(_) => run!(keys self.source_ranges, PutRange, put),
             Op::PutMaglev(..) => run!(put self.maglev, PutMaglev, |value| **value, TABLES),
@@ -195,21 +208,22 @@ impl BpfStore {
     }
 }
 
-/// Copies all entries of a table's map to another one.
+/// Copies all entries of a table to another map.
 ///
 /// # Errors
-/// When one cannot be read or the other not be written.
+/// When `from` cannot be read or `to` cannot be written.
 pub fn copy(table: Table, from: MapData, to: MapData) -> Result<()> {
     match table {
         Table::Frontends => copy_as::<FrontendKey, Frontend>(table, from, to),
+        Table::FrontendBits => copy_as::<u32, u64>(table, from, to),
         Table::Services => copy_as::<u32, Service>(table, from, to),
         Table::Slots => copy_as::<SlotKey, Slot>(table, from, to),
         Table::Backends => copy_as::<u32, Backend>(table, from, to),
         Table::Names => copy_as::<u32, Names>(table, from, to),
         Table::NodeAddrs => copy_as::<Addr, NodeAddr>(table, from, to),
         Table::SourceRanges => {
-            let ranges: Vec<_> = Trie::new(from).read()?.into_iter().collect();
-            Trie::new(to).put(&ranges).with_context(|| copying(table))
+            let ranges: Vec<_> = PrefixTrie::<RangeKey>::new(from).read()?.into_iter().collect();
+            PrefixTrie::new(to).put(&ranges).with_context(|| copying(table))
         }
         Table::Maglev => copy_as::<MaglevKey, Maglev>(table, from, to),
     }
@@ -246,16 +260,12 @@ impl Store for BpfStore {
         self.dump_of(&Table::ALL)
     }
 
-    fn index(&mut self, dump: &Dump) -> Result<()> {
-        self.frontends.index(dump.frontends.keys())
-    }
-
     fn limits(&self) -> Limits {
         self.limits
     }
 }
 
-/// The name as it stands in the map. The compiler lets no longer one through.
+/// Converts a name to its map value. `compile` refuses names that do not fit.
 fn names(key: &PortKey) -> Names {
     let name = |text: &str| Name::new(text).expect("compile refuses names that do not fit");
     Names {
@@ -268,7 +278,7 @@ fn names(key: &PortKey) -> Names {
     }
 }
 
-/// The other way round; none for what no version of the agent wrote.
+/// Converts a map value to a name; None for a value that no version of the agent writes.
 fn port_key(names: &Names) -> Option<PortKey> {
     Some(PortKey {
         service: Key::new(&names.namespace.to_string(), &names.name.to_string()),
@@ -278,14 +288,14 @@ fn port_key(names: &Names) -> Option<PortKey> {
     })
 }
 
-/// What one call did to a table's map, and what ended it early.
-fn outcome(table: Table, all: usize, result: Result<(), Stopped>) -> (usize, Option<StoreError>) {
+/// Converts the result of one call: the number of writes done, and the error that ended it early.
+fn outcome(table: Table, all: usize, result: Result<(), BatchError>) -> (usize, Option<StoreError>) {
     match result {
         Ok(()) => (all, None),
-        // The one is said of a hash, the other of a trie.
-        Err(Stopped { done, error }) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => {
+        // Hash maps report E2BIG, tries ENOSPC.
+        Err(BatchError { done, error }) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => {
             (done, Some(StoreError::Full(table)))
         }
-        Err(Stopped { done, error }) => (done, Some(StoreError::Io { table, error })),
+        Err(BatchError { done, error }) => (done, Some(StoreError::Io { table, error })),
     }
 }

@@ -9,7 +9,6 @@
 //! - of those that the agent writes nothing, but for `NAMES` and `BACKENDS`: without the first, service ports get new ids, and
 //!   without the second backends do, beyond all that were seen. Counts and affinity begin anew then, and connected UDP sockets
 //!   are ended, so that they open new ones.
-//! - `FRONTEND_BITS`: nothing, since the agent makes it of `FRONTENDS` before they serve.
 //! - `SOCKS`: unconnected UDP sockets are given a backend anew, and see the answers to what they had asked come from the backend.
 //! - `TCP_SOCKS` or `TCP_MORE`: getpeername shows the backend for connections that were open, and they count as open for as long
 //!   as their backend is there.

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::attach::tc::{self, Classifier};
 use lb_core::op::Table;
-use lb_kernel::bpf;
+use lb_kernel::{bpf, netns};
 
 /// The eBPF object that the agent embeds, an ELF file.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/beeline.bpf.o"));
@@ -130,7 +130,7 @@ fn try_load(
     fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
     let (set_retval, generation) = (u8::from(features.set_retval), generation());
     // Before 5.14 the programs take the first namespace for the node's.
-    let host_netns = bpf::netns_cookie().unwrap_or(0);
+    let host_netns = netns::cookie().unwrap_or(0);
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SET_RETVAL", &set_retval, true)

@@ -11,7 +11,7 @@ use super::Row;
 use crate::inspect::{self, FlowFilter, FlowRow};
 use lb_core::op::Table;
 use lb_dataplane::{flows::Flows, store::BpfStore};
-use lb_kernel::bpf;
+use lb_kernel::clock;
 
 /// Filters of flows.
 #[derive(Args, Clone, Default)]
@@ -74,7 +74,7 @@ impl FlowArgs {
 /// Reads the flows of the pinned map that pass the filter.
 pub(super) fn read(pins: &Path, filter: &FlowArgs) -> Result<Vec<FlowRow>> {
     let names = BpfStore::open(pins)?.dump_of(&[Table::Names])?;
-    Ok(inspect::flows(&Flows::open(pins)?.read()?, &filter.flow_filter(), &names, bpf::now()))
+    Ok(inspect::flows(&Flows::open(pins)?.read()?, &filter.flow_filter(), &names, clock::monotonic_ns()))
 }
 
 impl Row for FlowRow {

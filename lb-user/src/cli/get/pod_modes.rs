@@ -9,13 +9,15 @@ use super::Row;
 use crate::inspect::{self, PodModeRow};
 use lb_kernel::{
     bpf::typed::TypedMap,
-    netlink::{Channel, facts},
+    netlink::{NetlinkSocket, network_state},
 };
 
 /// Reads the pods of the pinned map, with the names of their links in this network namespace.
 pub(super) fn read(pins: &Path) -> Result<Vec<PodModeRow>> {
     let entries = TypedMap::<u64, PodModeEntry>::open(pins, "POD_MODES")?.read()?;
-    let links = Channel::open().and_then(|mut channel| facts::links(&mut channel)).context("listing the links")?;
+    let links = NetlinkSocket::open()
+        .and_then(|mut channel| network_state::links(&mut channel))
+        .context("listing the links")?;
     Ok(inspect::pod_modes(&entries, |index| links.get(&index).map(|link| link.name.clone())))
 }
 

@@ -1,12 +1,14 @@
 //! Beeline and kube-proxy: beside each other, one after the other, and one in the other's place.
 
 use super::{Story, life::Load};
+use lb_lab::{Process, kube_proxy::Mode};
+
 use crate::{
     cluster::Cluster,
     install, kube_proxy,
     network::node_address,
     pods::assert_none_failed,
-    process::{Running, asset, try_run, until},
+    process::{asset, try_run, until},
 };
 
 pub const STORIES: &[Story] = &[
@@ -49,8 +51,8 @@ fn it_takes_over_from_kube_proxy_and_gives_back(cluster: &Cluster) {
 }
 
 /// On both nodes; its rules are there when this returns.
-fn start_kube_proxy(cluster: &Cluster) -> Vec<Running> {
-    let running = cluster.nodes.iter().map(|node| kube_proxy::start(cluster, node, "nftables")).collect();
+fn start_kube_proxy(cluster: &Cluster) -> Vec<Process> {
+    let running = cluster.nodes.iter().map(|node| kube_proxy::start(cluster, node, Mode::Nftables)).collect();
     for node in &cluster.nodes {
         until("kube-proxy is well", 60, || {
             try_run(
@@ -65,7 +67,7 @@ fn who_looks_for_kube_proxy_finds_it(cluster: &Cluster) {
     install::install(cluster, install::DROP_IN);
     let pods = cluster.kubectl(&["get", "pods", "-n", "kube-system", "-l", "k8s-app=kube-proxy", "--no-headers"]);
     println!("   $ kubectl get pods -n kube-system -l k8s-app=kube-proxy\n{}", pods.trim_end());
-    assert_eq!(pods.lines().filter(|line| line.contains("Running")).count(), 2, "{pods}");
+    assert_eq!(pods.lines().filter(|line| line.contains("Process")).count(), 2, "{pods}");
     for node in ["node1", "node2"] {
         let ask = |path: &str| {
             let url = format!("http://127.0.0.1:10249{path}");

@@ -3,11 +3,13 @@
 use std::{fs, process::Command};
 
 use super::{Story, nodes::ask_on};
+use lb_lab::Process;
+
 use crate::{
     cluster::Cluster,
     install,
     network::OUTSIDE,
-    process::{Running, asset, try_run, until, within},
+    process::{asset, try_run, until, within},
 };
 
 pub const STORIES: &[Story] = &[("a_container_serves_a_plain_host", a_container_serves_a_plain_host)];
@@ -18,7 +20,7 @@ fn a_container_serves_a_plain_host(cluster: &Cluster) {
     install::remove(cluster);
     let own = std::env::current_exe().expect("this program");
     let log = cluster.directory.join("log/plain-server.log");
-    let server = Running::start(within("outside", own).args(["serve", "9377", "9378"]), &log);
+    let server = Process::start_appending(within("outside", own).args(["serve", "9377", "9378"]), &log);
     let services = cluster.directory.join("services");
     fs::create_dir(&services).expect("a directory");
     let write = |port: u16| {

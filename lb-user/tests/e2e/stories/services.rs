@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::Story;
+use lb_lab::Process;
+
 use crate::{
     cluster::Cluster,
     network::{OUTSIDE, node_address, route_outside},
     pods::{Web, ask, ask_from_outside, client},
-    process::{Running, until, within},
+    process::{until, within},
 };
 
 pub const STORIES: &[Story] = &[
@@ -118,7 +120,7 @@ fn node_ports_and_load_balancers_answer_outside(cluster: &Cluster) {
 fn a_service_without_selector_leads_outside(cluster: &Cluster) {
     let own = std::env::current_exe().expect("this program");
     let log = cluster.directory.join("log/outside-server.log");
-    let server = Running::start(within("outside", own).args(["serve", "9376"]), &log);
+    let server = Process::start_appending(within("outside", own).args(["serve", "9376"]), &log);
     cluster.apply(&format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: my-service}}\nspec: {{ports: [{{port: 80, targetPort: 9376}}]}}\n---\n\
          apiVersion: v1\nkind: Endpoints\nmetadata: {{name: my-service}}\nsubsets:\n\

@@ -3,10 +3,11 @@
 use std::{fs, net::SocketAddr, thread, time::Duration};
 
 use super::Version;
+use lb_lab::network::{Host, Lan, Options};
+
 use crate::{
     agent::{Agent, until},
     kill::hold_connections,
-    lan::{Host, Lan, Options},
     load::Load,
     node::Node,
     packets::{NODE_PORT, TARGET, addresses, has_filters, pod, serve, service},

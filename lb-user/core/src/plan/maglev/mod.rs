@@ -1,9 +1,9 @@
-//! The table of a list with the scheduler `mh`: which backend each hash of a flow gets, by the backends' addresses, ports
-//! and weights alone, so that all nodes that know the same backends have the same table.
+//! The Maglev table of a list for the scheduler `mh`: the backend of each flow hash. It depends on addresses, ports and
+//! weights of the backends alone, so that all nodes with the same backends have the same table.
 //!
 //! Eisenbud and others, "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016, 3.4: each backend goes
-//! through the places in an order of its own, and takes in turn the next one that is free. One of half the weight has half
-//! as many turns.
+//! through the places in an order of its own and takes the next free place in its turn. A backend of half the weight
+//! has half as many turns.
 
 use lb_common::{MAGLEV_LEN, Maglev};
 
@@ -18,24 +18,24 @@ pub(super) struct Entry {
     pub target: AddrPort,
     /// At least 1.
     pub weight: u16,
-    /// Which the table shall say.
+    /// Its id, as written to the table.
     pub id: u32,
 }
 
-/// A backend that takes places.
+/// A backend that takes places in turn.
 struct Taker {
     id: u32,
-    /// The place that it tries next.
+    /// The next place to try.
     place: usize,
-    /// How far it goes on from there; the number of places is a prime, so that it comes by all of them.
+    /// Step to the place after it; the number of places is prime, so that all are visited.
     skip: usize,
     weight: u32,
-    /// A turn costs as much as the heaviest weighs.
+    /// Credit towards the next turn, which costs the largest weight.
     credit: u32,
 }
 
-/// The table of the backends, which come in the order of their targets. None without any, and where there are more of them
-/// than places: some would get no flow at all.
+/// Returns the table of backends that come sorted by address and port. None without backends, and with more backends
+/// than places: some would get no flow.
 pub(super) fn table(entries: impl Iterator<Item = Entry> + Clone) -> Option<Box<Maglev>> {
     let heaviest = entries.clone().map(|entry| u32::from(entry.weight)).max()?;
     let mut takers: Vec<Taker> = entries.map(|entry| Taker::new(entry, heaviest)).collect();
@@ -65,7 +65,7 @@ pub(super) fn table(entries: impl Iterator<Item = Entry> + Clone) -> Option<Box<
 }
 
 impl Taker {
-    /// Each has a turn in the first round, whatever it weighs.
+    /// Gives each backend a turn in the first round, whatever its weight.
     fn new(Entry { target, weight, id }: Entry, heaviest: u32) -> Self {
         let first = hash(&target, 1);
         let weight = u32::from(weight);
@@ -83,15 +83,15 @@ fn below(hash: u64, limit: u64) -> usize {
     usize::try_from(hash % limit).expect("below the number of places")
 }
 
-/// 64 bits that depend on all of a target. They are the same in each version and on each processor.
+/// Hashes address and port to 64 bits, equal in every version and on every processor.
 fn hash(target: &AddrPort, seed: u64) -> u64 {
     let addr = u128::from_be_bytes(target.addr.octets);
     let [low, high] = [addr, addr >> 64].map(|half| u64::try_from(half & u128::from(u64::MAX)).expect("64 bits"));
-    [high, low, u64::from(target.port)].into_iter().fold(seed, |so_far, word| mix(so_far ^ word))
+    [high, low, u64::from(target.port)].into_iter().fold(seed, |so_far, word| splitmix64(so_far ^ word))
 }
 
-/// A step of splitmix64.
-const fn mix(number: u64) -> u64 {
+/// One step of splitmix64.
+const fn splitmix64(number: u64) -> u64 {
     let z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

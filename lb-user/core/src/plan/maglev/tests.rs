@@ -1,4 +1,4 @@
-//! What the paper promises of a table, and what is ours: weights, and one table for all nodes.
+//! Promises of the paper about a table, and ours: weights, and one table for all nodes.
 
 use std::net::Ipv4Addr;
 
@@ -16,7 +16,7 @@ fn build(entries: &[Entry]) -> Box<Maglev> {
     table(entries.iter().copied()).expect("a table")
 }
 
-/// How many places each backend has, by the order of its id.
+/// Returns the number of places of each backend, by id.
 fn places(table: &Maglev, backends: usize) -> Vec<usize> {
     let mut places = vec![0; backends];
     table.backends.iter().for_each(|&id| places[id as usize - 1] += 1);
@@ -54,13 +54,13 @@ fn a_table_says_who_gets_a_flow_by_targets_and_weights_alone() {
 fn it_never_changes_from_one_version_to_the_next() {
     // Nodes of two versions are in one cluster during each upgrade.
     let table = build(&equal(5));
-    let sum = table.backends.iter().fold(0_u64, |sum, &id| mix(sum ^ u64::from(id)));
+    let sum = table.backends.iter().fold(0_u64, |sum, &id| splitmix64(sum ^ u64::from(id)));
     assert_eq!((&table.backends[..8], sum), (&[1_u32, 2, 1, 5, 4, 2, 3, 5][..], 11_197_285_347_603_399_769));
 }
 
 #[test]
 fn equal_backends_differ_by_one_place_at_most() {
-    // 3.4 of the paper: within 1 % as long as there are a hundred places for each; here it is one place whatever they are.
+    // Section 3.4 of the paper: within 1 % with a hundred places for each backend. Here: one place, always.
     for backends in [1, 2, 3, 10, 40, 100, 1_000, 4_000] {
         let places = places(&build(&equal(backends)), backends as usize);
         let (least, most) = (places.iter().min().expect("some"), places.iter().max().expect("some"));
@@ -91,7 +91,7 @@ fn there_is_none_for_none_and_none_for_too_many() {
     assert!(table(equal(most + 1).into_iter()).is_none());
 }
 
-/// Of all places those whose backend stays and that get another one when the backend `gone` leaves.
+/// Returns the share of places that change although their backend stays, when the backend `gone` leaves.
 fn moved(before: &Maglev, entries: &[Entry], gone: usize) -> f64 {
     let id = entries[gone].id;
     let after = build(&entries.iter().copied().filter(|entry| entry.id != id).collect::<Vec<_>>());
@@ -100,10 +100,10 @@ fn moved(before: &Maglev, entries: &[Entry], gone: usize) -> f64 {
 }
 
 #[test]
-fn when_one_of_n_leaves_few_flows_move_that_need_not() {
-    // The least that can move is the share of the one that leaves. A perfect hash moves no other; by a plain hash modulo n
-    // all move but about one in n - 1 of the rest. The paper finds (5.3) a few percent more than the least with a hundred
-    // places for each backend.
+fn few_flows_of_remaining_backends_move_when_one_backend_leaves() {
+    // The minimum is the share of the leaving backend. A perfect hash moves nothing else; a hash modulo n moves nearly
+    // everything. Section 5.3 of the paper finds a few percent above the minimum with a hundred places for each
+    // backend.
     for (backends, most) in [(3, 0.01), (10, 0.02), (100, 0.04)] {
         let entries = equal(backends);
         let before = build(&entries);

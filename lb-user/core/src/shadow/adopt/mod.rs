@@ -1,4 +1,4 @@
-//! The shadow of maps that somebody else left behind, perhaps in the middle of a change.
+//! The shadow of maps that another agent left, perhaps in the middle of a change.
 
 use foldhash::HashMap;
 use lb_common::{Backend, BackendFlags, List, MaglevKey, SlotKey};
@@ -7,12 +7,12 @@ use super::{Shadow, list_of};
 use crate::{op::Op, spec::PortKey, store::Dump};
 use lb_common::AddrPort;
 
-/// A list of an orderly agent has no gaps but for the few writes of one change; a slot further out than this is a stray,
-/// so that no number in a map makes the agent allocate memory.
+/// Largest gap in a list. An agent leaves gaps only within the writes of one change; a slot further out is a stray, so
+/// that no number in a map makes the agent allocate much memory.
 const LONGEST_GAP: usize = 65_536;
 
 impl Shadow {
-    /// The shadow of `dump`, and what is odd about it, for the log. The planner mends all of it.
+    /// Returns the shadow of `dump`, and its oddities for the log. The planner mends all of them.
     #[must_use]
     pub fn from_dump(dump: &Dump) -> (Self, Vec<String>) {
         let mut shadow = Self::default();
@@ -39,6 +39,7 @@ impl Shadow {
         for (key, frontend) in &dump.frontends {
             shadow.put_frontend(key, *frontend);
         }
+        dump.frontend_bits.iter().for_each(|(word, bits)| shadow.put_frontend_bits(*word, *bits));
         dump.source_ranges.iter().for_each(|key| shadow.apply(&Op::PutRange(*key)));
         dump.maglev.iter().for_each(|(key, table)| shadow.apply(&Op::PutMaglev(*key, table.clone())));
         shadow.node_addrs.clone_from(&dump.node_addrs);
@@ -50,11 +51,12 @@ impl Shadow {
         (shadow, oddities)
     }
 
-    /// What the maps hold, if the shadow is right.
+    /// Returns the content of the maps, as the shadow has it.
     #[must_use]
     pub fn to_dump(&self) -> Dump {
         let mut dump = Dump {
             frontends: self.frontends.iter().map(|(key, frontend)| (*key, *frontend)).collect(),
+            frontend_bits: self.frontend_bits.iter().map(|(word, bits)| (*word, *bits)).collect(),
             slots: self.strays.iter().map(|(key, slot)| (*key, *slot)).collect(),
             backends: self.backends.iter().map(|(id, known)| (*id, known.backend)).collect(),
             node_addrs: self.node_addrs.clone(),
@@ -107,12 +109,17 @@ impl Shadow {
                 }
             }
         }
-        // One that says so itself is kept for the sockets that have it.
+        // A backend in no list is kept on purpose, for its sockets.
         let in_a_list =
             |(_, backend): &(u32, Backend)| backend.flags & (BackendFlags::CLUSTER | BackendFlags::LOCAL) != 0;
         let unnamed = self.loose_backends().filter(in_a_list).count();
         if unnamed > 0 {
             odd.push(format!("{unnamed} backends are named by no slot"));
+        }
+        let unset = self.used_bits().filter(|((word, bit), _)| self.frontend_bits(*word) & bit == 0);
+        let hidden: usize = unset.map(|(_, uses)| uses).sum();
+        if hidden > 0 {
+            odd.push(format!("{hidden} frontends do not answer: FRONTEND_BITS has no bit for them"));
         }
         if !self.strays.is_empty() {
             odd.push(format!("{} slots belong to no list", self.strays.len()));
@@ -120,7 +127,7 @@ impl Shadow {
         odd
     }
 
-    /// Whether `backend` is what a slot of the service port `id` with `target` has to name.
+    /// True if `backend` is a backend of the service port `id` at `target`.
     #[must_use]
     pub fn is_sound(&self, id: u32, target: &AddrPort, backend: u32) -> bool {
         self.backends.get(&backend).is_some_and(|known| {

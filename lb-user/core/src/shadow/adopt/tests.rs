@@ -1,4 +1,4 @@
-//! Adoption: ids go on, and what is odd is told.
+//! Adoption of maps: ids continue, and oddities are reported.
 
 use std::net::Ipv4Addr;
 
@@ -22,7 +22,7 @@ fn whole() -> Dump {
     dump.backends.insert(8, Backend { addr, port, flags: 1, service: 3 });
     let key = FrontendKey::new(Ipv4Addr::new(10, 96, 0, 1).into(), 80, Proto::Tcp);
     dump.frontends.insert(key, Frontend::new(3, Kind::ClusterIp));
-    dump
+    dump.with_bits()
 }
 
 fn check(change: impl FnOnce(&mut Dump), oddities: &[&str]) -> Shadow {
@@ -38,7 +38,7 @@ fn check(change: impl FnOnce(&mut Dump), oddities: &[&str]) -> Shadow {
 }
 
 #[test]
-fn i7_ids_go_on_after_the_highest_that_anything_names() {
+fn i7_ids_continue_after_the_highest_id_in_any_map() {
     let take = |shadow: &Shadow| {
         let (mut ports, mut backends) = shadow.ids();
         (ports.take(|id| shadow.port_in_use(id)), backends.take(|id| shadow.backend_in_use(id)))
@@ -58,7 +58,12 @@ fn i7_ids_go_on_after_the_highest_that_anything_names() {
 }
 
 #[test]
-fn a_gap_a_twin_and_a_stray_are_told() {
+fn a_frontend_without_its_bit_is_reported() {
+    check(|dump| dump.frontend_bits.clear(), &["1 frontends do not answer: FRONTEND_BITS has no bit for them"]);
+}
+
+#[test]
+fn a_gap_a_duplicate_name_and_a_stray_slot_are_reported() {
     check(
         |dump| {
             let services = dump.services[&3];

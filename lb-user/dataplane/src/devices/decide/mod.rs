@@ -9,7 +9,7 @@ use lb_common::{Addr, Device, DeviceFlags, PodMode};
 
 use super::choice::{Choice, Patterns};
 use lb_kernel::netlink::address::Address;
-use lb_kernel::netlink::facts::{Facts, Link, Route};
+use lb_kernel::netlink::network_state::{Link, NetworkState, Route};
 
 /// Why a link has the programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,15 +45,16 @@ pub struct Setting<'a> {
 }
 
 /// The links whose names fit.
-fn named(facts: &Facts, patterns: &Patterns) -> BTreeSet<u32> {
+fn named(facts: &NetworkState, patterns: &Patterns) -> BTreeSet<u32> {
     facts.links.iter().filter(|(_, link)| patterns.has(&link.name)).map(|(index, _)| *index).collect()
 }
 
 /// The links to pods into which packets can be put at once: ends of pairs whose other ends are in another network namespace. A
 /// port of a bridge is none, since the routes lead to the bridge; and an uplink leads to no pod.
 #[must_use]
-pub fn entrances(facts: &Facts, uplinks: &BTreeSet<u32>) -> BTreeSet<u32> {
-    let leads_to_a_pod = |link: &Link| link.peer.is_some() && link.controller.is_none() && link.has_ethernet_header();
+pub fn entrances(facts: &NetworkState, uplinks: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let leads_to_a_pod =
+        |link: &Link| link.peer_nsid.is_some() && link.controller.is_none() && link.has_ethernet_header();
     let links = facts.links.iter().filter(|(index, link)| leads_to_a_pod(link) && !uplinks.contains(index));
     links.map(|(index, _)| *index).collect()
 }
@@ -63,7 +64,7 @@ pub fn entrances(facts: &Facts, uplinks: &BTreeSet<u32>) -> BTreeSet<u32> {
 /// stays. A link that once had the programs by choice keeps them, since flows may stand that need them.
 #[must_use]
 pub fn pod_links(
-    facts: &Facts,
+    facts: &NetworkState,
     patterns: &Patterns,
     host_routing: &BTreeSet<u32>,
     choices: Option<&BTreeMap<u32, PodMode>>,
@@ -90,7 +91,7 @@ pub fn pod_links(
 
 /// What is wanted, by index of the link.
 #[must_use]
-pub fn decide(facts: &Facts, setting: Setting<'_>) -> BTreeMap<u32, Wish> {
+pub fn decide(facts: &NetworkState, setting: Setting<'_>) -> BTreeMap<u32, Wish> {
     let primary = [Family::V4, Family::V6].map(|family| primary(facts, setting.node, family));
     let wish = |(index, link): (&u32, &Link)| {
         let role = if link.is_loopback() {
@@ -128,7 +129,7 @@ pub fn decide(facts: &Facts, setting: Setting<'_>) -> BTreeMap<u32, Wish> {
 /// The links that packets from outside may come by: as they are chosen, where `node` are the addresses by which the cluster
 /// knows this node, and `attached` the links that have the programs now.
 #[must_use]
-pub fn uplinks(facts: &Facts, choice: &Choice, node: &[IpAddr], attached: &BTreeSet<u32>) -> BTreeSet<u32> {
+pub fn uplinks(facts: &NetworkState, choice: &Choice, node: &[IpAddr], attached: &BTreeSet<u32>) -> BTreeSet<u32> {
     let chosen: BTreeSet<u32> = match choice {
         Choice::Named(patterns) => named(facts, patterns),
         Choice::ByRoute => {
@@ -166,7 +167,7 @@ impl Family {
 }
 
 /// The source of packets that go out by a link on behalf of others: as its routes say, else the best of its own addresses.
-fn source(facts: &Facts, node: &[IpAddr], link: u32, family: Family) -> Option<IpAddr> {
+fn source(facts: &NetworkState, node: &[IpAddr], link: u32, family: Family) -> Option<IpAddr> {
     let said = |route: &Route| {
         let source = route.source.filter(|ip| family.has(ip) && facts.addresses.iter().any(|own| own.ip == *ip))?;
         (route.device == link).then_some((route.prefix_len, route.metric, source))
@@ -181,7 +182,7 @@ fn best<'a>(addresses: impl Iterator<Item = &'a Address>, node: &[IpAddr], famil
         let is_single = address.prefix_len == if family == Family::V4 { 32 } else { 128 };
         // IPv4 addresses stand in the order in which they came, and the kernel takes the first.
         let order = if family == Family::V4 { (0, *at) } else { (address.created, 0) };
-        (!node.contains(&address.ip), address.is_second_choice(), is_single, order, address.ip)
+        (!node.contains(&address.ip), address.is_deprecated_or_secondary(), is_single, order, address.ip)
     };
     let global = addresses.filter(|address| family.has(&address.ip) && is_global(address));
     global.enumerate().min_by_key(rank).map(|(_, address)| address.ip)
@@ -198,7 +199,7 @@ const fn is_global(address: &Address) -> bool {
 }
 
 /// The node's own address, for links that have none.
-fn primary(facts: &Facts, node: &[IpAddr], family: Family) -> Option<IpAddr> {
+fn primary(facts: &NetworkState, node: &[IpAddr], family: Family) -> Option<IpAddr> {
     let is_own = |ip: &IpAddr| facts.addresses.iter().any(|address| address.ip == *ip);
     let known = node.iter().copied().find(|ip| family.has(ip) && is_own(ip));
     let by_default = || {

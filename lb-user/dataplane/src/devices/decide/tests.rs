@@ -2,10 +2,10 @@
 
 use super::*;
 
-/// Facts from lines such as `2 eth0 up mtu 1500 kind veth layer 65534 port-of 3 peer 0`, `addr 2 10.0.0.1/24 secondary`, and
+/// NetworkState from lines such as `2 eth0 up mtu 1500 kind veth layer 65534 port-of 3 peer 0`, `addr 2 10.0.0.1/24 secondary`, and
 /// `route 2 default src 10.0.0.1 metric 100`.
-fn facts(text: &str) -> Facts {
-    let mut facts = Facts::default();
+fn facts(text: &str) -> NetworkState {
+    let mut facts = NetworkState::default();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let words: Vec<&str> = line.split_whitespace().collect();
         let after = |word: &str| words.iter().position(|at| *at == word).and_then(|at| words.get(at + 1)).copied();
@@ -35,11 +35,11 @@ fn facts(text: &str) -> Facts {
                 let link = Link {
                     name: (*name).to_owned(),
                     kind: after("kind").unwrap_or_default().to_owned(),
-                    layer: number("layer").map_or(libc::ARPHRD_ETHER, |layer| layer.try_into().expect("a layer")),
+                    link_type: number("layer").map_or(libc::ARPHRD_ETHER, |layer| layer.try_into().expect("a layer")),
                     flags: flag("up", libc::IFF_UP) | flag("loopback", libc::IFF_LOOPBACK),
                     mtu: number("mtu").unwrap_or(1500),
                     controller: number("port-of"),
-                    peer: number("peer").map(u32::cast_signed),
+                    peer_nsid: number("peer").map(u32::cast_signed),
                 };
                 facts.links.insert(index.parse().expect("an index"), link);
             }
@@ -52,7 +52,12 @@ fn facts(text: &str) -> Facts {
 const NONE: &BTreeSet<u32> = &BTreeSet::new();
 const NO_PODS: &BTreeMap<u32, u32> = &BTreeMap::new();
 
-fn decided(facts: &Facts, choice: &Choice, pod_links: &BTreeMap<u32, u32>, node: &[IpAddr]) -> BTreeMap<u32, Wish> {
+fn decided(
+    facts: &NetworkState,
+    choice: &Choice,
+    pod_links: &BTreeMap<u32, u32>,
+    node: &[IpAddr],
+) -> BTreeMap<u32, Wish> {
     let uplinks = &uplinks(facts, choice, node, NONE);
     decide(facts, Setting { uplinks, pod_links, host_routing: false, node })
 }

@@ -1,0 +1,127 @@
+//! What a network is composed of: links, addresses and routes of one namespace, collected and then made as one batch of
+//! ip(8).
+//!
+//! A node is a [`Namespace`] with links; a link is one end of a veth pair, a bridge, or a port of one. Another kind of
+//! link (VLAN, VXLAN, tun, bond) is a variant of `Kind` and a constructor of [`Link`].
+
+use std::fmt::Write as _;
+
+use crate::netns::Namespace;
+
+/// A link to be made. It comes up at once.
+#[derive(Clone, Debug)]
+pub struct Link {
+    kind: Kind,
+    mtu: Option<u32>,
+    mac: Option<&'static str>,
+    master: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Bridge,
+    /// Name of the peer, and the path of its namespace if it is another.
+    Veth(String, Option<String>),
+}
+
+impl Link {
+    /// A bridge without multicast snooping.
+    pub fn bridge() -> Self {
+        Self::new(Kind::Bridge)
+    }
+
+    /// A veth pair. The peer, which stays down, is in the same namespace.
+    pub fn veth(peer: &str) -> Self {
+        Self::new(Kind::Veth(peer.to_owned(), None))
+    }
+
+    /// A veth pair. The peer, which stays down, is in another namespace.
+    pub fn veth_to(namespace: &Namespace, peer: &str) -> Self {
+        Self::new(Kind::Veth(peer.to_owned(), Some(namespace.path())))
+    }
+
+    fn new(kind: Kind) -> Self {
+        Self { kind, mtu: None, mac: None, master: None }
+    }
+
+    /// The MTU, of the peer too.
+    pub fn mtu(self, mtu: u32) -> Self {
+        Self { mtu: Some(mtu), ..self }
+    }
+
+    /// The link address, as in `02:00:00:00:00:01`.
+    pub fn mac(self, mac: &'static str) -> Self {
+        Self { mac: Some(mac), ..self }
+    }
+
+    /// Makes it a port of a bridge of the same namespace.
+    pub fn port_of(self, bridge: &str) -> Self {
+        Self { master: Some(bridge.to_owned()), ..self }
+    }
+}
+
+/// Changes of a namespace's network that [`Setup::apply`] makes.
+#[must_use]
+pub struct Setup<'a> {
+    namespace: &'a Namespace,
+    lines: String,
+}
+
+impl Namespace {
+    /// Begins a set of changes.
+    pub fn setup(&self) -> Setup<'_> {
+        Setup { namespace: self, lines: String::new() }
+    }
+}
+
+impl Setup<'_> {
+    /// Adds a command of ip(8), for what has no method of its own.
+    pub fn ip(mut self, command: &str) -> Self {
+        self.lines += command;
+        self.lines.push('\n');
+        self
+    }
+
+    /// Brings a link up.
+    pub fn up(self, link: &str) -> Self {
+        self.ip(&format!("link set {link} up"))
+    }
+
+    /// Makes a link and brings it up.
+    pub fn link(self, name: &str, link: &Link) -> Self {
+        let Link { kind, mtu, mac, master } = link;
+        let mtu = mtu.map_or_else(String::new, |mtu| format!(" mtu {mtu}"));
+        let mut command = format!("link add {name}{mtu}");
+        if let Some(mac) = mac {
+            _ = write!(command, " address {mac}");
+        }
+        match kind {
+            Kind::Bridge => command += " type bridge mcast_snooping 0",
+            Kind::Veth(peer, None) => _ = write!(command, " type veth peer name {peer}{mtu}"),
+            Kind::Veth(peer, Some(path)) => _ = write!(command, " type veth peer name {peer}{mtu} netns {path}"),
+        }
+        let setup = self.ip(&command);
+        let setup = match master {
+            Some(bridge) => setup.ip(&format!("link set {name} master {bridge}")),
+            None => setup,
+        };
+        setup.up(name)
+    }
+
+    /// Gives a link an address with its prefix, as in `10.0.0.1/24`; IPv6 ones without duplicate address detection, so
+    /// that they can be used at once.
+    pub fn address(self, link: &str, address: &str) -> Self {
+        let nodad = if address.contains(':') { " nodad" } else { "" };
+        self.ip(&format!("address add {address} dev {link}{nodad}"))
+    }
+
+    /// Adds a route, as in `default via 10.0.0.1`.
+    pub fn route(self, route: &str) -> Self {
+        self.ip(&format!("route add {route}"))
+    }
+
+    /// Makes all of it.
+    pub fn apply(self) {
+        self.namespace.ip(&self.lines);
+    }
+}

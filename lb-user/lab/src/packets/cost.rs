@@ -1,0 +1,271 @@
+//! The cost of a packet, by program and verdict: the median of means over many runs on one packet, each run on the
+//! result of the run before.
+
+use lb_common::{Backend, BackendFlags, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple};
+
+use super::{
+    fixture::{Fixture, Outcome},
+    packet::{Error, Frame, Packet, Reason},
+    services::ServicePort,
+};
+
+/// A row of the table.
+#[derive(Clone, Debug)]
+pub struct Cost {
+    /// The program.
+    pub program: &'static str,
+    /// The case.
+    pub what: &'static str,
+    /// The verdict.
+    pub verdict: &'static str,
+    /// Time of a run, in ns.
+    pub ns: u32,
+}
+
+/// Makes a packet from one end to another.
+type Make = fn(&str, &str) -> Packet;
+/// Checks an outcome.
+type Is = fn(&Outcome) -> bool;
+
+const IN: &str = "tc_ingress";
+const OUT: &str = "tc_egress";
+
+const CLIENT: &str = "198.51.100.9:4000";
+const NODE_PORT: &str = "192.0.2.1:30080";
+const NODE: &str = "192.0.2.1:1024";
+const HERE: &str = "10.0.1.1:8080";
+const BESIDE: &str = "10.0.1.2:8080";
+const THERE: &str = "10.0.2.1:8080";
+const CLIENT6: &str = "[2001:db8:9::9]:4000";
+const NODE_PORT6: &str = "[2001:db8::1]:30080";
+const NODE6: &str = "[2001:db8::1]:1024";
+const HERE6: &str = "[fd00:0:0:1::1]:8080";
+const BESIDE6: &str = "[fd00:0:0:1::2]:8080";
+const THERE6: &str = "[fd00:0:0:2::1]:8080";
+
+/// Measures all rows, each in `runs` runs of a program. Where each run needs a packet of its own, a few hundred single
+/// runs, less the time of the clock itself. Moves this thread to a node of its own. `elf` is the eBPF object, aligned
+/// to 8 octets.
+pub fn table(elf: &[u8], runs: u32) -> Vec<Cost> {
+    let mut rows = Vec::new();
+    rows.extend(passing(elf, runs));
+    rows.extend(dropped(elf, runs));
+    rows.extend(flows(elf, runs));
+    rows.extend(begun(elf));
+    rows.extend(refused(elf));
+    rows.push(error(elf));
+    rows
+}
+
+fn median(mut of: Vec<u32>) -> u32 {
+    of.sort_unstable();
+    of[of.len() / 2]
+}
+
+/// Runs on one packet that does not change, or changes back.
+fn repeated(
+    fixture: &Fixture,
+    case: (&'static str, &str),
+    packet: &impl Frame,
+    batch: u32,
+    runs: u32,
+) -> (Outcome, u32) {
+    let batches = runs.div_ceil(batch).max(5);
+    let (program, device) = case;
+    let mut results: Vec<_> = (0..batches).map(|_| fixture.run_often(program, device, packet, 0, batch)).collect();
+    let times = results.iter().map(|(_, time)| *time).collect();
+    (results.pop().expect("a few").0, median(times))
+}
+
+/// Single runs, each on a packet of its own.
+fn single(fixture: &Fixture, case: (&'static str, &str), packet: impl Fn(u16) -> Vec<u8>) -> (Outcome, u32) {
+    const RUNS: u16 = 501;
+    let (program, device) = case;
+    let median_of = |device: &str| {
+        let mut results: Vec<_> = (0..RUNS).map(|n| fixture.run_often(program, device, &packet(n), 0, 1)).collect();
+        let times = results.iter().map(|(_, time)| *time).collect();
+        (results.pop().expect("many").0, median(times))
+    };
+    // A device that is not served costs little but the clock.
+    let (_, clock) = median_of("uplink-end");
+    let (ran, time) = median_of(device);
+    (ran, time.saturating_sub(clock))
+}
+
+fn row(program: &'static str, what: &'static str, verdict: &'static str, ns: u32) -> Cost {
+    Cost { program, what, verdict, ns }
+}
+
+/// Packets of no Service.
+fn passing(elf: &[u8], runs: u32) -> Vec<Cost> {
+    let mut fixture = Fixture::enter(elf);
+    fixture.serve(ServicePort::tcp().node_port("0.0.0.0:30080").cluster_ip("10.96.0.1:80").backends(&[HERE]));
+    let arp = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 9, 8, 6], &[0; 46]].concat();
+    let (tcp, syn) = (Packet::tcp(CLIENT, BESIDE).octets(), Packet::syn(CLIENT, BESIDE).octets());
+    let tcp6 = Packet::tcp(CLIENT6, BESIDE6).octets();
+    let alike = Packet::tcp(CLIENT, "10.0.1.2:80").octets();
+    let cases = [
+        (IN, "uplink-end", "at a device that is not served", &tcp),
+        (IN, "uplink", "no IP", &arp),
+        (IN, "uplink", "of no Service, TCP", &tcp),
+        (IN, "uplink", "of no Service, TCP over IPv6", &tcp6),
+        (IN, "uplink", "of no Service, TCP, to the port of one", &alike),
+        (IN, "uplink", "of no Service, SYN", &syn),
+        (OUT, "uplink", "of no Service, TCP", &tcp),
+        (OUT, "uplink", "of no Service, TCP over IPv6", &tcp6),
+        (OUT, "uplink", "of no Service, SYN", &syn),
+    ];
+    let measure = |(program, device, what, packet): (_, _, _, &Vec<u8>)| {
+        let (ran, ns) = repeated(&fixture, (program, device), packet, runs.div_ceil(11), runs);
+        ran.is_untouched();
+        row(program, what, "on", ns)
+    };
+    cases.map(measure).into()
+}
+
+/// Packets that a policy drops.
+fn dropped(elf: &[u8], runs: u32) -> Vec<Cost> {
+    let mut fixture = Fixture::enter(elf);
+    fixture.serve(ServicePort::tcp().node_port("0.0.0.0:30080").external_local().backends(&[THERE]));
+    fixture.serve(ServicePort::tcp().load_balancer("203.0.113.7:443").source_ranges(&["10.0.0.0/8"]).backends(&[HERE]));
+    let cases = [
+        ("no endpoint on this node", Packet::syn(CLIENT, NODE_PORT)),
+        ("in none of the source ranges", Packet::syn(CLIENT, "203.0.113.7:443")),
+    ];
+    let measure = |(what, packet): (_, Packet)| {
+        let (ran, ns) = repeated(&fixture, (IN, "uplink"), &packet, runs.div_ceil(11), runs);
+        ran.is_dropped();
+        row(IN, what, "dropped", ns)
+    };
+    cases.map(measure).into()
+}
+
+/// Packets of known flows. Two flows lead to each other, so that each run has a packet to rewrite.
+fn flows(elf: &[u8], runs: u32) -> Vec<Cost> {
+    let mut fixture = Fixture::enter(elf);
+    let mut rows = Vec::new();
+    let kept: [(_, _, Make, _, _, _); 6] = [
+        (IN, "known flow, to a pod, TCP", Packet::tcp, CLIENT, NODE_PORT, HERE),
+        (IN, "known flow, to a pod, UDP", Packet::udp, CLIENT, NODE_PORT, HERE),
+        (IN, "known flow, to a pod, SCTP", Packet::sctp_init, CLIENT, NODE_PORT, HERE),
+        (IN, "known flow, to a pod, TCP over IPv6", Packet::tcp, CLIENT6, NODE_PORT6, HERE6),
+        (OUT, "known flow, from a pod, TCP", Packet::tcp, HERE, CLIENT, NODE_PORT),
+        (OUT, "known flow, from a pod, TCP over IPv6", Packet::tcp, HERE6, CLIENT6, NODE_PORT6),
+    ];
+    for (program, what, make, from, to, other) in kept {
+        let packet = make(from, to).chunk(0);
+        let becomes = if program == IN { packet.becomes(from, other) } else { packet.becomes(other, to) };
+        circle(&mut fixture, program, &packet, &becomes, 0);
+        fixture.run_often(program, "uplink", &packet, 0, 1).0.goes_on_as(&becomes);
+        let (_, ns) = repeated(&fixture, (program, "uplink"), &packet, runs.div_ceil(11), runs);
+        rows.push(row(program, what, "on, rewritten", ns));
+    }
+    let sent: [(_, Make, _, _, _, _); 3] = [
+        ("known flow, by the node, TCP", Packet::tcp, NODE, THERE, NODE_PORT, CLIENT),
+        ("known flow, by the node, UDP", Packet::udp, NODE, THERE, NODE_PORT, CLIENT),
+        ("known flow, by the node, TCP over IPv6", Packet::tcp, NODE6, THERE6, NODE_PORT6, CLIENT6),
+    ];
+    for (what, make, from, to, new_from, new_to) in sent {
+        let packet = make(from, to).ttl(255);
+        let becomes = packet.becomes(new_from, new_to);
+        circle(&mut fixture, IN, &packet, &becomes, FlowFlags::REDIRECT);
+        fixture.run_often(IN, "uplink", &packet, 0, 1).0.is_sent_as(&becomes.one_hop_on());
+        // Each run takes one from the TTL.
+        let (_, ns) = repeated(&fixture, (IN, "uplink"), &packet, 250, runs);
+        rows.push(row(IN, what, "sent at once", ns));
+    }
+    // With --host-routing.
+    for (device, flags) in [("uplink", 0), ("pod1", DeviceFlags::POD), ("pod2", DeviceFlags::POD)] {
+        fixture.set_flags(device, flags | DeviceFlags::HOST_ROUTING);
+    }
+    let entered: [(_, Make, _, _, _); 2] = [
+        ("known flow, straight to a pod, TCP", Packet::tcp, CLIENT, HERE, BESIDE),
+        ("known flow, straight to a pod, TCP over IPv6", Packet::tcp, CLIENT6, HERE6, BESIDE6),
+    ];
+    for (what, make, from, to, other) in entered {
+        let packet = make(from, to).ttl(255);
+        let becomes = packet.becomes(from, other);
+        circle(&mut fixture, IN, &packet, &becomes, FlowFlags::REDIRECT);
+        fixture.run_often(IN, "uplink", &packet, 0, 1).0.is_sent_as(&becomes.one_hop_on().out_to(0x12));
+        let (_, ns) = repeated(&fixture, (IN, "uplink"), &packet, 250, runs);
+        rows.push(row(IN, what, "sent at once", ns));
+    }
+    rows
+}
+
+/// Adds flows that translate one packet to the other, and back.
+fn circle(fixture: &mut Fixture, program: &str, one: &Packet, other: &Packet, flags: u16) {
+    let hook = if program == IN { Hook::Ingress } else { Hook::Egress };
+    let tuple = |packet: &Packet| Tuple {
+        src: packet.from.ip().into(),
+        dst: packet.to.ip().into(),
+        src_port: packet.from.port(),
+        dst_port: packet.to.port(),
+    };
+    // Only datagrams need their backend.
+    let reverse = if one.proto == Proto::Udp { 0 } else { FlowFlags::REVERSE };
+    for (from, to, backend) in [(one, other, 1), (other, one, 2)] {
+        let to = tuple(to);
+        let there = Backend { addr: to.dst, port: to.dst_port, flags: BackendFlags::CLUSTER, service: 1 };
+        fixture.maps().map("BACKENDS").insert(backend, there, 0).expect("room");
+        let flow = Flow {
+            to,
+            service: 1,
+            backend,
+            flags: flags | reverse,
+            forward: 1,
+            reverse: 1,
+            used: 0,
+            hop: Hop::UNKNOWN,
+        };
+        let key = FlowKey::new(tuple(from), one.proto as u8, hook);
+        fixture.maps().map("FLOWS").insert(key, flow, 0).expect("room");
+    }
+}
+
+fn client(n: u16) -> String {
+    format!("198.51.100.9:{}", 2000 + n)
+}
+
+/// First packets of a flow.
+fn begun(elf: &[u8]) -> Vec<Cost> {
+    let cases: [(_, _, Is, _); 2] = [
+        ("first packet of a flow to a pod", HERE, Outcome::goes_on, "on, rewritten"),
+        ("first packet of a flow by the node", THERE, Outcome::is_sent, "sent at once"),
+    ];
+    let measure = |(what, backend, is, verdict): (_, _, Is, _)| {
+        let mut fixture = Fixture::enter(elf);
+        fixture.serve(ServicePort::tcp().node_port("0.0.0.0:30080").backends(&[backend]));
+        let (ran, ns) = single(&fixture, (IN, "uplink"), |n| Packet::syn(&client(n), NODE_PORT).octets());
+        assert!(is(&ran), "{ran:?}");
+        row(IN, what, verdict, ns)
+    };
+    cases.map(measure).into()
+}
+
+/// Packets that are refused.
+fn refused(elf: &[u8]) -> Vec<Cost> {
+    let mut fixture = Fixture::enter(elf);
+    fixture.serve(ServicePort::tcp().node_port("0.0.0.0:30080"));
+    fixture.serve(ServicePort::udp().node_port("0.0.0.0:30080"));
+    let syn = Packet::syn(CLIENT, NODE_PORT);
+    let (reset, tcp) = single(&fixture, (IN, "uplink"), |_| syn.octets());
+    reset.is_sent_as(&syn.reset());
+    let datagram = Packet::udp(CLIENT, NODE_PORT);
+    let (error, udp) = single(&fixture, (IN, "uplink"), |_| datagram.octets());
+    error.is_sent_as(&Error::answer(Reason::PortUnreachable, &datagram));
+    vec![row(IN, "no endpoints, TCP", "reset", tcp), row(IN, "no endpoints, UDP", "ICMP error", udp)]
+}
+
+/// An ICMP error about a flow.
+fn error(elf: &[u8]) -> Cost {
+    let mut fixture = Fixture::enter(elf);
+    fixture.serve(ServicePort::tcp().node_port("0.0.0.0:30080").backends(&[HERE]));
+    let packet = Packet::syn(CLIENT, NODE_PORT);
+    let seen = packet.becomes(CLIENT, HERE);
+    fixture.comes_in("uplink", &packet).goes_on_as(&seen);
+    let error = Error::new("10.0.1.1", Reason::PortUnreachable, &seen, 1000);
+    let (ran, ns) = single(&fixture, (OUT, "uplink"), |_| error.octets());
+    ran.goes_on_as(&error.becomes("192.0.2.1", "198.51.100.9", &packet));
+    row(OUT, "ICMP error about a known flow", "on, rewritten", ns)
+}

@@ -1,0 +1,286 @@
+//! A fixture: the programs on a node of one thread, and what they do with a packet.
+
+use std::net::SocketAddr;
+
+use aya::programs::{TcAttachType, TestRunOptions, tc};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use lb_common::{Counter, Device, Flow, FlowKey, Hook, Hop, NodeAddr, NodeAddrFlags};
+
+use super::{
+    flows, node,
+    object::{Loaded, Object, Sizes},
+    packet::Frame,
+    services::{Programmed, ServicePort, addr},
+};
+
+/// `TC_ACT_UNSPEC`: the next program decides, or the kernel.
+const PASS: u32 = u32::MAX;
+const DROP: u32 = 2;
+const REDIRECT: u32 = 7;
+
+/// Link address of all devices of the node.
+const NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+/// Words of `struct __sk_buff` that the caller may set.
+const IFINDEX: usize = 10;
+const GSO_SEGS: usize = 41;
+const GSO_SIZE: usize = 44;
+
+/// The programs over maps of their own, on the node of this thread.
+pub struct Fixture {
+    held: Loaded,
+    devices: Vec<(&'static str, u32, Device)>,
+    services: u32,
+}
+
+impl Fixture {
+    /// Moves this thread to a new node. `elf` is the eBPF object, aligned to 8 octets. Other threads wait for the
+    /// programs until this value is dropped, and so would this thread for a second one.
+    pub fn enter(elf: &[u8]) -> Self {
+        Self::enter_with(elf, Sizes::default())
+    }
+
+    /// As [`Fixture::enter`], with smaller maps or fewer ports.
+    pub fn enter_with(elf: &[u8], sizes: Sizes) -> Self {
+        node::enter();
+        let mut held = Loaded::take(elf, sizes);
+        let devices = node::devices();
+        for (_, index, device) in &devices {
+            held.map::<u32, Device>("DEVICES").insert(index, device, 0).expect("room");
+        }
+        for own in node::OWN {
+            held.map("NODE_ADDRS").insert(addr(own), NodeAddr::default(), 0).expect("room");
+        }
+        Self { held, devices, services: 0 }
+    }
+
+    /// The maps.
+    pub fn maps(&mut self) -> &mut Object {
+        &mut self.held
+    }
+
+    /// Makes NodePorts answer at this loopback address for processes of the host, as the agent does.
+    pub fn own_loopback(&mut self, own: &str) {
+        let value = NodeAddr { flags: NodeAddrFlags::HOST_ONLY };
+        self.held.map("NODE_ADDRS").insert(addr(own), value, 0).expect("room");
+    }
+
+    /// Serves a service port.
+    pub fn serve(&mut self, port: ServicePort) -> Programmed {
+        self.services += 1;
+        Programmed::new(&mut self.held, port, self.services)
+    }
+
+    /// Sets the flags of a device in `DEVICES`.
+    pub fn set_flags(&mut self, device: &str, flags: u32) {
+        let known = self.devices.iter().find(|(name, ..)| *name == device).expect("one of the node's");
+        let (_, index, device) = *known;
+        self.held.map::<u32, Device>("DEVICES").insert(index, Device { flags, ..device }, 0).expect("room");
+    }
+
+    /// Attaches the programs to all devices, for packets that arrive there.
+    pub fn attach(&mut self) {
+        for (device, ..) in self.devices.clone() {
+            // Before Linux 6.6 programs need the queueing discipline clsact; TCX needs none.
+            let _there = tc::qdisc_add_clsact(device);
+            self.held.attach("tc_ingress", device, TcAttachType::Ingress);
+            self.held.attach("tc_egress", device, TcAttachType::Egress);
+        }
+    }
+
+    /// Runs the ingress program of a device on a packet.
+    pub fn comes_in(&self, device: &str, packet: &impl Frame) -> Outcome {
+        self.run("tc_ingress", device, packet, 0)
+    }
+
+    /// Runs the egress program of a device on a packet.
+    pub fn goes_out(&self, device: &str, packet: &impl Frame) -> Outcome {
+        self.run("tc_egress", device, packet, 0)
+    }
+
+    /// As [`Fixture::comes_in`], for a packet that devices will cut into segments of `segment` octets.
+    pub fn comes_in_large(&self, device: &str, packet: &impl Frame, segment: u32) -> Outcome {
+        self.run("tc_ingress", device, packet, segment)
+    }
+
+    fn run(&self, program: &str, device: &str, packet: &impl Frame, segment: u32) -> Outcome {
+        self.run_often(program, device, packet, segment, 1).0
+    }
+
+    /// Runs a program on a packet `times` times, each run on the result of the run before. Returns the last outcome,
+    /// and the mean time of a run in ns.
+    pub fn run_often(
+        &self,
+        program: &str,
+        device: &str,
+        packet: &impl Frame,
+        segment: u32,
+        times: u32,
+    ) -> (Outcome, u32) {
+        let mut context = [0_u32; 48];
+        context[IFINDEX] = self
+            .devices
+            .iter()
+            .find(|(name, ..)| *name == device)
+            .map_or_else(|| node::index(device), |(_, index, _)| *index);
+        (context[GSO_SIZE], context[GSO_SEGS]) = (segment, u32::from(segment != 0) * 2);
+        let context: Vec<u8> = context.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let before = packet.octets();
+        let mut after = vec![0; before.len() + 256];
+        let result = self.held.run(
+            program,
+            TestRunOptions {
+                data_in: Some(&before),
+                data_out: Some(&mut after),
+                ctx_in: Some(&context),
+                repeat: times,
+                ..TestRunOptions::default()
+            },
+        );
+        let result = result.expect("BPF_PROG_TEST_RUN");
+        after.truncate(result.data_size_out as usize);
+        let time = u32::try_from(result.duration.as_nanos()).expect("short");
+        (Outcome { verdict: result.return_value, before, after }, time)
+    }
+
+    /// The entries of `FLOWS`, one line each.
+    pub fn flows(&mut self) -> Vec<String> {
+        flows::text(&self.held.entries::<FlowKey, Flow>("FLOWS"))
+    }
+
+    /// The entry for packets from one end to another.
+    pub fn flow(&mut self, hook: Hook, from: &str, to: &str) -> Option<Flow> {
+        let end = |text: &str| text.parse::<SocketAddr>().expect("an address and port");
+        let (from, to) = (end(from), end(to));
+        let entries = self.held.entries::<FlowKey, Flow>("FLOWS");
+        let is_it = |key: &FlowKey| {
+            key.hook == hook as u8
+                && (key.tuple.src.to_ip(), key.tuple.src_port) == (from.ip(), from.port())
+                && (key.tuple.dst.to_ip(), key.tuple.dst_port) == (to.ip(), to.port())
+        };
+        entries.into_iter().find(|(key, _)| is_it(key)).map(|(_, flow)| flow)
+    }
+
+    /// Keeps the next hops of all flows for ever.
+    pub fn keep_hops(&mut self) {
+        self.set_hops(|hop| Hop { until: u64::MAX, ..hop });
+    }
+
+    /// Forgets the next hops of all flows: the routes are looked up again.
+    pub fn forget_hops(&mut self) {
+        self.set_hops(|_| Hop::UNKNOWN);
+    }
+
+    fn set_hops(&mut self, of: fn(Hop) -> Hop) {
+        let entries = self.held.entries::<FlowKey, Flow>("FLOWS");
+        let mut flows = self.held.map::<FlowKey, Flow>("FLOWS");
+        for (key, flow) in entries.into_iter().filter(|(_, flow)| flow.hop.is_known()) {
+            flows.insert(key, Flow { hop: of(flow.hop), ..flow }, 0).expect("room");
+        }
+    }
+
+    /// The value of a counter.
+    pub fn count(&mut self, counter: Counter) -> u64 {
+        self.held.count(counter)
+    }
+}
+
+/// The outcome of a run: the verdict, and the packet before and after.
+#[derive(Debug)]
+pub struct Outcome {
+    verdict: u32,
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+impl Outcome {
+    /// Asserts that the packet is dropped.
+    #[track_caller]
+    pub fn is_dropped(&self) {
+        assert_eq!(self.verdict, DROP, "{self:?}");
+    }
+
+    /// True if the packet goes on through the kernel.
+    pub fn goes_on(&self) -> bool {
+        self.verdict == PASS
+    }
+
+    /// True if the program redirects the packet: on, or back.
+    pub fn is_sent(&self) -> bool {
+        self.verdict == REDIRECT
+    }
+
+    /// Asserts that the packet goes on unchanged.
+    #[track_caller]
+    pub fn is_untouched(&self) {
+        assert_eq!((self.verdict, describe(&self.after)), (PASS, describe(&self.before)));
+        assert_eq!(self.after, self.before);
+    }
+
+    /// Asserts that the packet goes on through the kernel as `packet`, octet by octet.
+    #[track_caller]
+    pub fn goes_on_as(&self, packet: &impl Frame) {
+        self.is(PASS, packet);
+    }
+
+    /// Asserts that the program redirects the packet as `packet`. The kernel may have written the link addresses
+    /// already.
+    #[track_caller]
+    pub fn is_sent_as(&self, packet: &impl Frame) {
+        let want = packet.octets();
+        let (link, node) = (..12, 6..12);
+        let is_left = want.get(link) == self.before.get(link);
+        if is_left && self.after.get(node) == Some(&NODE) && self.after.len() == want.len() {
+            let after = [&self.before[link], &self.after[12..]].concat();
+            Self { verdict: self.verdict, before: self.before.clone(), after }.is(REDIRECT, packet);
+        } else {
+            self.is(REDIRECT, packet);
+        }
+    }
+
+    /// Asserts that the program redirects the packet to a neighbour whose link address the kernel looks up.
+    #[track_caller]
+    pub fn is_sent_to_neighbour_as(&self, packet: &impl Frame) {
+        self.is(REDIRECT, packet);
+    }
+
+    #[track_caller]
+    fn is(&self, verdict: u32, packet: &impl Frame) {
+        let want = packet.octets();
+        assert_eq!(
+            (self.verdict, describe(&self.after)),
+            (verdict, describe(&want)),
+            "from {}",
+            describe(&self.before)
+        );
+        assert_eq!(self.after, want);
+    }
+
+    /// Source and destination after the run.
+    pub fn ends(&self) -> (String, String) {
+        let packet = SlicedPacket::from_ethernet(&self.after).expect("a good packet");
+        let (from, to) = match &packet.net {
+            Some(NetSlice::Ipv4(ip)) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+            Some(NetSlice::Ipv6(ip)) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+            other => panic!("{other:?}"),
+        };
+        let port = |at: usize| {
+            let l4 = packet.ip_payload().expect("of IP").payload;
+            u16::from_be_bytes([l4[at], l4[at + 1]])
+        };
+        let (from_port, to_port) = match &packet.transport {
+            Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
+            Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
+            _ => (port(0), port(2)),
+        };
+        (SocketAddr::new(from, from_port).to_string(), SocketAddr::new(to, to_port).to_string())
+    }
+}
+
+/// Describes a frame for a message.
+pub fn describe(octets: &[u8]) -> String {
+    match SlicedPacket::from_ethernet(octets) {
+        Ok(packet) => format!("{:?} {:?}", packet.net, packet.transport),
+        Err(error) => format!("{error}: {octets:?}"),
+    }
+}

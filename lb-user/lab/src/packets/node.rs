@@ -1,0 +1,121 @@
+//! The network namespace of a fixture: a node with an uplink, pods, and a route of a smaller MTU.
+//!
+//! ```text
+//! fixture 198.51.100.9 ── gateway 192.0.2.254 ─┐
+//! node2 192.0.2.2 ── its pods 10.0.2.0/24 ───┴─ uplink 192.0.2.1 ┌──────┐ pod1 ── 10.0.1.1
+//!                                                                │ node │ pod2 ── 10.0.1.2
+//! a tunnel ── pods 10.0.3.0/24 ─────────── thin 172.16.0.1 ──────└──────┘ bare: no Ethernet, 8.0.0.0/8
+//! ```
+//!
+//! IPv6 is the same by 2001:db8:9::9, 2001:db8::fe, ::2 and ::1, fd00:0:0:1::1, fd00:0:0:2::/64, fd00:0:0:3::/64,
+//! fd16::1 and fd08::/16.
+
+use lb_common::{Addr, Device, DeviceFlags};
+use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
+
+use crate::{link::Link, netns::Namespace, sys};
+
+/// MTU of `thin`.
+pub const THIN: u32 = 1300;
+/// MTU of the other devices.
+pub const MTU: u32 = 1500;
+
+/// Addresses of the node at which NodePorts answer.
+pub const OWN: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+
+/// Each device: its flags, the addresses of the node on it, and its MTU.
+const DEVICES: [(&str, u32, &str, &str, u32); 5] = [
+    ("uplink", 0, "192.0.2.1", "2001:db8::1", MTU),
+    ("pod1", DeviceFlags::POD, "10.0.1.254", "fd00:0:0:1::fe", MTU),
+    ("pod2", DeviceFlags::POD, "10.0.1.254", "fd00:0:0:1::fe", MTU),
+    ("thin", 0, "172.16.0.1", "fd16::1", THIN),
+    ("bare", DeviceFlags::NO_ETHERNET, "8.255.0.1", "fd08::1", MTU),
+];
+
+/// Commands of ip(8). Every neighbour is permanent.
+const COMMANDS: &str = "\
+address add 192.0.2.1/24 dev uplink
+address add 2001:db8::1/64 dev uplink nodad
+neighbour add 192.0.2.2 lladdr 02:00:00:00:00:02 dev uplink
+neighbour add 192.0.2.254 lladdr 02:00:00:00:00:fe dev uplink
+neighbour add 2001:db8::2 lladdr 02:00:00:00:00:02 dev uplink
+neighbour add 2001:db8::fe lladdr 02:00:00:00:00:fe dev uplink
+route add default via 192.0.2.254
+route add default via 2001:db8::fe
+route add 10.0.2.0/24 via 192.0.2.2
+route add fd00:0:0:2::/64 via 2001:db8::2
+address add 10.0.1.254/32 dev pod1
+address add 10.0.1.254/32 dev pod2
+address add fd00:0:0:1::fe/128 dev pod1 nodad
+address add fd00:0:0:1::fe/128 dev pod2 nodad
+route add 10.0.1.1/32 dev pod1
+route add 10.0.1.2/32 dev pod2
+route add fd00:0:0:1::1/128 dev pod1
+route add fd00:0:0:1::2/128 dev pod2
+neighbour add 10.0.1.1 lladdr 02:00:00:00:00:11 dev pod1
+neighbour add 10.0.1.2 lladdr 02:00:00:00:00:12 dev pod2
+neighbour add fd00:0:0:1::1 lladdr 02:00:00:00:00:11 dev pod1
+neighbour add fd00:0:0:1::2 lladdr 02:00:00:00:00:12 dev pod2
+address add 172.16.0.1/24 dev thin
+address add fd16::1/64 dev thin nodad
+neighbour add 172.16.0.2 lladdr 02:00:00:00:00:03 dev thin
+neighbour add fd16::2 lladdr 02:00:00:00:00:03 dev thin
+route add 10.0.3.0/24 via 172.16.0.2
+route add fd00:0:0:3::/64 via fd16::2
+address add 8.255.0.1/8 dev bare
+address add fd08::1/16 dev bare nodad
+route add unreachable 10.0.4.0/24
+route add unreachable fd00:0:0:4::/64
+";
+
+/// Moves this thread into a new namespace, which ends with it.
+pub fn enter() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "packets run through programs of the kernel: only root may load them"
+    );
+    let net = Namespace::new();
+    net.join();
+    // Before there is any device: each takes its own from `default`.
+    for name in ["all", "default"] {
+        net.set(&format!("ipv4/conf/{name}/forwarding"), "1");
+        net.set(&format!("ipv6/conf/{name}/forwarding"), "1");
+        net.set(&format!("ipv6/conf/{name}/accept_dad"), "0");
+    }
+    let mut setup = net.setup().up("lo");
+    for (name, .., mtu) in DEVICES {
+        let peer = format!("{name}-end");
+        setup = setup.link(name, &Link::veth(&peer).mac("02:00:00:00:00:01").mtu(mtu)).up(&peer);
+    }
+    setup.ip(COMMANDS.trim_end()).apply();
+}
+
+/// The devices: name, index, and entry of `DEVICES`.
+pub fn devices() -> Vec<(&'static str, u32, Device)> {
+    let addr = |text: &str| Addr::from(text.parse::<std::net::IpAddr>().expect("an address"));
+    let device = |(name, flags, v4, v6, mtu): (_, _, &str, &str, _)| {
+        (name, index(name), Device { snat_v4: addr(v4), snat_v6: addr(v6), flags, mtu })
+    };
+    DEVICES.map(device).into()
+}
+
+/// The index of a device.
+pub fn index(name: &str) -> u32 {
+    let any = socket(AddressFamily::INET, SocketType::DGRAM, None).expect("a socket");
+    name_to_index(&any, name).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Runs commands of ip(8), one a line, in the namespace of this thread.
+pub fn ip(lines: &str) {
+    Namespace::current().ip(lines);
+}
+
+/// As [`ip`], with flags of ip(8).
+pub fn ip_with(flags: &[&str], lines: &str) {
+    Namespace::current().ip_with(flags, lines);
+}
+
+/// Turns off the transmit checksums of a device: the kernel finishes them before it sends.
+pub fn disable_offloads(device: &str) {
+    sys::disable_tx_checksums(device).expect("a device of this node");
+}

@@ -1,0 +1,150 @@
+//! A sandbox for one process that leaves nothing behind: a cgroup, a directory, namespaces, a bpffs.
+//!
+//! A runner makes the [`Sandbox`] and starts a program in it by [`Sandbox::run_in`]; that program finds its [`Inside`]
+//! in the environment. The runner removes cgroup and directory whatever happens; namespaces, pins and links end with
+//! the processes.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+
+use crate::{netns::Namespace, sys};
+
+/// Environment of the process inside: its cgroup and its directory.
+const ENVIRONMENT: [&str; 2] = ["BEELINE_LAB_CGROUP", "BEELINE_LAB_DIRECTORY"];
+
+/// The runner's side.
+pub struct Sandbox {
+    cgroup: PathBuf,
+    directory: tempfile::TempDir,
+}
+
+impl Sandbox {
+    /// Makes an empty cgroup, whose name contains `name`, and an empty directory.
+    ///
+    /// # Errors
+    /// There is no cgroup2, or no right to change it.
+    pub fn make(name: &str) -> io::Result<Self> {
+        let cgroup = cgroup2()?.join(format!("beeline-lab-{}-{name}", std::process::id()));
+        fs::create_dir(&cgroup)?;
+        Ok(Self { cgroup, directory: tempfile::tempdir()? })
+    }
+
+    /// The cgroup.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Tells a command where the sandbox is. The process enters it by [`Inside::enter`].
+    pub fn run_in<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.env(ENVIRONMENT[0], &self.cgroup).env(ENVIRONMENT[1], self.directory.path())
+    }
+}
+
+impl Drop for Sandbox {
+    /// Kills the processes that are left in the cgroup, and removes it.
+    fn drop(&mut self) {
+        if !end_cgroup(&self.cgroup, Duration::from_secs(5)) {
+            eprintln!("cannot remove {}", self.cgroup.display());
+        }
+    }
+}
+
+/// Runs this program again, with the same arguments, in a sandbox, and returns its exit code: 0 or 1.
+pub fn run_again(name: &str) -> i32 {
+    let sandbox = Sandbox::make(name).expect("a cgroup and a directory");
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    let status = sandbox.run_in(command.args(std::env::args_os().skip(1))).status();
+    drop(sandbox);
+    i32::from(!status.is_ok_and(|status| status.success()))
+}
+
+/// The side of the process in the sandbox.
+#[derive(Clone, Debug)]
+pub struct Inside {
+    /// The cgroup.
+    pub cgroup: PathBuf,
+    /// The directory.
+    pub directory: PathBuf,
+}
+
+impl Inside {
+    /// The sandbox of this process, if a runner started it in one.
+    pub fn find() -> Option<Self> {
+        let [cgroup, directory] = ENVIRONMENT.map(|name| std::env::var_os(name).map(PathBuf::from));
+        Some(Self { cgroup: cgroup?, directory: directory? })
+    }
+
+    /// Moves this process into its cgroup.
+    pub fn join_cgroup(&self) {
+        fs::write(self.cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("joining the cgroup");
+    }
+
+    /// Moves this process, while it has one thread, into a network namespace with loopback up and a mount namespace
+    /// with a bpffs of its own, and returns the bpffs.
+    pub fn enter(&self) -> PathBuf {
+        enter_namespaces();
+        Namespace::current().setup().up("lo").apply();
+        let bpffs = self.directory.join("bpffs");
+        fs::create_dir(&bpffs).expect("a directory");
+        mount("bpf", &bpffs, "bpf", MountFlags::empty(), None).expect("a bpffs");
+        bpffs
+    }
+}
+
+/// Moves this process, while it has one thread, into a network namespace and a mount namespace of its own.
+pub fn enter_namespaces() {
+    sys::unshare_network_and_mounts().expect("new namespaces, which need root");
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).expect("private mounts");
+}
+
+/// The mount point of the cgroup2 hierarchy.
+///
+/// # Errors
+/// None is mounted.
+pub fn cgroup2() -> io::Result<PathBuf> {
+    const USUAL: &str = "/sys/fs/cgroup";
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mount_point = |line: &str| {
+        let (left, right) = line.split_once(" - ")?;
+        right.starts_with("cgroup2 ").then(|| left.split(' ').nth(4).map(PathBuf::from))?
+    };
+    let found: Vec<PathBuf> = mounts.lines().filter_map(mount_point).collect();
+    let usual = found.iter().find(|path| path.as_os_str() == USUAL).or(found.first());
+    let lacking = "no cgroup2 is mounted: mount -t cgroup2 cgroup2 /sys/fs/cgroup, or another directory";
+    usual.cloned().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, lacking))
+}
+
+/// Kills the processes of a cgroup and of those below, and removes it; false if it is still there after `limit`.
+pub fn end_cgroup(cgroup: &Path, limit: Duration) -> bool {
+    let start = std::time::Instant::now();
+    while cgroup.exists() && remove(cgroup).is_err() {
+        if start.elapsed() > limit {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+/// Fails while a process of the cgroup is still ending.
+fn remove(cgroup: &Path) -> io::Result<()> {
+    for child in fs::read_dir(cgroup)?.flatten().filter(|entry| entry.path().is_dir()) {
+        remove(&child.path())?;
+    }
+    let left = fs::read_to_string(cgroup.join("cgroup.procs"))?;
+    for pid in left.lines().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)) {
+        let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    fs::remove_dir(cgroup)
+}

@@ -1,0 +1,436 @@
+//! The Kubernetes source against a real API server: what travels, what does not, and what happens when the server goes;
+//! and what `deploy/` asks of it.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod agent;
+mod bootstrap;
+mod deploy;
+mod events;
+mod gate;
+mod node;
+
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use gate::Gate;
+use lb_core::{
+    event::{Event, Kind, Object},
+    objects::Key,
+};
+use lb_lab::api_server::{ApiServer, Assets, free_port};
+use lb_sources::kubernetes::{Options, run};
+use libtest_mimic::{Arguments, Trial};
+use tokio::{runtime::Runtime, sync::mpsc};
+use tracing_subscriber::EnvFilter;
+
+/// How long an event may take. Generous: it is reached only on failure.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+type Story = fn(&mut ApiServer);
+
+const STORIES: [(&str, Story); 21] = [
+    ("objects_arrive_change_and_go", objects_arrive_change_and_go),
+    ("service_that_gains_a_foreign_label_goes", service_that_gains_a_foreign_label_goes),
+    ("only_services_of_the_proxy_name_travel", only_services_of_the_proxy_name_travel),
+    ("only_endpoints_that_count_travel", only_endpoints_that_count_travel),
+    ("own_node_travels_alone", own_node_travels_alone),
+    ("pods_travel_by_their_label_or_that_of_their_namespace", pods_travel_by_label),
+    ("explain_asks_the_api_server", explain_asks_the_api_server),
+    ("doctor_asks_each_api_server", doctor_asks_each_api_server),
+    ("first_server_that_answers_is_used", first_server_that_answers_is_used),
+    ("next_server_takes_over", next_server_takes_over),
+    ("moved_server_is_found_by_the_pins", bootstrap::moved_server_is_found_by_the_pins),
+    ("certificate_for_another_name_is_told", bootstrap::certificate_for_another_name_is_told),
+    ("deploy_variants_are_accepted_whole", deploy::variants_are_accepted_whole),
+    ("deploys_chart_makes_what_the_kustomizations_make", deploy::chart_makes_what_the_kustomizations_make),
+    ("deploys_drop_in_is_found_where_kube_proxy_was", deploy::drop_in_is_found_where_kube_proxy_was),
+    (
+        "deploys_account_may_read_what_the_agent_reads_and_nothing_else",
+        deploy::account_may_read_what_the_agent_reads_and_nothing_else,
+    ),
+    ("deploys_account_needs_each_verb", deploy::each_verb_is_needed),
+    ("problem_is_told_once_by_all_nodes", events::problem_is_told_once_by_all_nodes),
+    ("events_that_are_refused_stop_nothing", events::events_that_are_refused_stop_nothing),
+    ("restart_of_the_server_is_outlasted", restart_of_the_server_is_outlasted),
+    ("lost_history_leads_to_a_new_list", lost_history_leads_to_a_new_list),
+];
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env()).with_writer(std::io::stderr).init();
+    let mut args = Arguments::from_args();
+    // They share one server, and some stop it.
+    args.test_threads = Some(1);
+    if let Err(missing) = Assets::find() {
+        println!("skipped: {missing}; set KUBEBUILDER_ASSETS to a directory with kube-apiserver, kubectl and etcd");
+        return match std::env::var_os("BEELINE_REQUIRE_KERNEL") {
+            Some(_) => ExitCode::FAILURE,
+            None => ExitCode::SUCCESS,
+        };
+    }
+    let server: Arc<Mutex<Option<ApiServer>>> = Arc::default();
+    let trials = STORIES.into_iter().map(|(name, story)| {
+        let server = Arc::clone(&server);
+        Trial::test(name, move || {
+            let mut server = server.lock().unwrap_or_else(PoisonError::into_inner);
+            let start = || ApiServer::start(Assets::find().expect("found before"));
+            story(server.get_or_insert_with(start));
+            Ok(())
+        })
+    });
+    let conclusion = libtest_mimic::run(&args, trials.collect());
+    // Before the process ends, which would leave its children behind.
+    drop(server);
+    conclusion.exit_code()
+}
+
+/// The source under test and what it has said so far.
+struct Source {
+    runtime: Runtime,
+    events: mpsc::Receiver<Event>,
+    /// What a receiver knows now.
+    known: BTreeMap<(Kind, Key), Object>,
+    /// How often each kind was listed.
+    lists: BTreeMap<Kind, usize>,
+    /// All that was ever applied, listed or deleted.
+    seen: Vec<(Kind, Key)>,
+}
+
+impl Source {
+    fn new(options: Options) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let (tx, events) = mpsc::channel(16);
+        runtime.spawn(async { run(options, tx).await.unwrap() });
+        let (known, lists, seen) = Default::default();
+        let mut source = Self { runtime, events, known, lists, seen };
+        source.until("all kinds are listed", |source| source.lists.len() == Kind::ALL.len());
+        source
+    }
+
+    fn of(server: &ApiServer) -> Self {
+        Self::new(options(server))
+    }
+
+    /// Receives until `done`.
+    #[track_caller]
+    fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        let deadline = std::time::Instant::now() + DEADLINE;
+        while !done(self) {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            let event = self.runtime.block_on(async { tokio::time::timeout(left, self.events.recv()).await });
+            let Ok(Some(event)) = event else {
+                panic!("not in time: {what}; known: {:?}, lists: {:?}", self.known.keys(), self.lists)
+            };
+            self.take(event);
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Apply(object) => self.add(object),
+            Event::Delete(kind, key) => {
+                self.known.remove(&(kind, key.clone()));
+                self.seen.push((kind, key));
+            }
+            Event::Replace(kind, objects) => {
+                self.known.retain(|(of, _), _| *of != kind);
+                *self.lists.entry(kind).or_default() += 1;
+                objects.into_iter().for_each(|object| self.add(object));
+            }
+            Event::Forbidden(kind) => panic!("{kind:?} may not be read"),
+            Event::NodeAddresses(_) => panic!("the API server knows no interfaces"),
+        }
+    }
+
+    fn add(&mut self, object: Object) {
+        let id = match &object {
+            Object::Service(service) => (Kind::Service, service.key.clone()),
+            Object::EndpointSlice(slice) => (Kind::EndpointSlice, slice.key.clone()),
+            Object::Endpoints(endpoints) => (Kind::Endpoints, endpoints.key.clone()),
+            Object::Node(node) => (Kind::Node, Key::new("", &node.name)),
+            Object::Pod(pod) => (Kind::Pod, pod.key.clone()),
+            Object::Namespace(namespace) => (Kind::Namespace, Key::new("", &namespace.name)),
+        };
+        self.seen.push(id.clone());
+        self.known.insert(id, object);
+    }
+
+    fn has(&self, kind: Kind, name: &str) -> bool {
+        self.known.contains_key(&(kind, Key::new("default", name)))
+    }
+
+    fn saw(&self, kind: Kind, name: &str) -> bool {
+        self.seen.contains(&(kind, Key::new("default", name)))
+    }
+
+    fn zone(&self, node: &str) -> Option<&str> {
+        match self.known.get(&(Kind::Node, Key::new("", node))) {
+            Some(Object::Node(node)) => node.zone.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+fn options(server: &ApiServer) -> Options {
+    Options { kubeconfig: Some(server.kubeconfig()), node_name: "n1".to_owned(), ..Options::default() }
+}
+
+fn service(name: &str, labels: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, labels: {{{labels}}}}}\nspec: {{ports: [{{port: 80}}]}}\n"
+    )
+}
+
+fn endpoints(name: &str, labels: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Endpoints\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n\
+         subsets: [{{addresses: [{{ip: 10.0.0.1}}], ports: [{{port: 80}}]}}]\n"
+    )
+}
+
+fn objects_arrive_change_and_go(server: &mut ApiServer) {
+    server.apply(&service("early", ""));
+    let mut source = Source::of(server);
+    assert!(source.has(Kind::Service, "early"), "listed");
+
+    server.apply(&service("late", ""));
+    source.until("the Service", |source| source.has(Kind::Service, "late"));
+    let Some(Object::Service(late)) = source.known.get(&(Kind::Service, Key::new("default", "late"))) else {
+        panic!("no Service")
+    };
+    assert_eq!((late.exempt, late.cluster_ips.len(), late.ports.len()), (None, 1, 1));
+    assert!(late.created.is_some() && late.problems.is_empty(), "{late:?}");
+
+    // The port has no name: the API server makes it the empty one.
+    let slice = |addr: &str| {
+        format!(
+            "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: late-1, \
+             labels: {{kubernetes.io/service-name: late}}}}, addressType: IPv4, ports: [{{port: 8080}}], \
+             endpoints: [{{addresses: [{addr}], nodeName: n1}}]}}"
+        )
+    };
+    let reads =
+        |source: &Source, addr: &str| match source.known.get(&(Kind::EndpointSlice, Key::new("default", "late-1"))) {
+            Some(Object::EndpointSlice(slice)) => {
+                assert_eq!((slice.group.ports.len(), &*slice.problems), (1, &[][..]));
+                slice.group.endpoints[0].addr.to_string() == addr
+            }
+            _ => false,
+        };
+    server.apply(&slice("10.0.0.1"));
+    source.until("the slice", |source| reads(source, "10.0.0.1"));
+    server.apply(&slice("10.0.0.2"));
+    source.until("its change", |source| reads(source, "10.0.0.2"));
+
+    server.kubectl(&["delete", "service/early", "service/late", "endpointslice/late-1"]);
+    source.until("the end of them", |source| {
+        ![(Kind::Service, "early"), (Kind::Service, "late"), (Kind::EndpointSlice, "late-1")]
+            .into_iter()
+            .any(|(kind, name)| source.has(kind, name))
+    });
+    assert!(source.lists.values().all(|lists| *lists == 1), "{:?}", source.lists);
+}
+
+fn service_that_gains_a_foreign_label_goes(server: &mut ApiServer) {
+    let mut source = Source::of(server);
+    server.apply(&(service("a", "") + &service("b", "")));
+    source.until("the Services", |source| source.has(Kind::Service, "a") && source.has(Kind::Service, "b"));
+    server.kubectl(&["label", "service/a", "service.kubernetes.io/service-proxy-name=other"]);
+    server.kubectl(&["label", "service/b", "service.kubernetes.io/headless="]);
+    source.until("their end", |source| !source.has(Kind::Service, "a") && !source.has(Kind::Service, "b"));
+    server.kubectl(&["label", "service/a", "service.kubernetes.io/service-proxy-name-"]);
+    source.until("the return of one", |source| source.has(Kind::Service, "a"));
+    server.kubectl(&["delete", "service/a", "service/b"]);
+}
+
+fn only_services_of_the_proxy_name_travel(server: &mut ApiServer) {
+    let named = "service.kubernetes.io/service-proxy-name: x";
+    let headless = "---\napiVersion: v1\nkind: Service\nmetadata: {name: none}\nspec: {clusterIP: None}\n";
+    server.apply(&(service("plain", "") + &service("named", named) + headless));
+    let plain = Source::of(server);
+    let named = Source::new(Options { proxy_name: Some("x".to_owned()), ..options(server) });
+    let has = |source: &Source| ["plain", "named", "none"].map(|name| source.has(Kind::Service, name));
+    assert_eq!((has(&plain), has(&named)), ([true, false, false], [false, true, false]));
+    server.kubectl(&["delete", "service/plain", "service/named", "service/none"]);
+}
+
+fn only_endpoints_that_count_travel(server: &mut ApiServer) {
+    let mut source = Source::of(server);
+    server.apply(&endpoints("managed", "endpoints.kubernetes.io/managed-by: endpoint-controller"));
+    server.apply(&endpoints("hand", ""));
+    source.until("the hand-written Endpoints", |source| source.has(Kind::Endpoints, "hand"));
+    assert!(!source.saw(Kind::Endpoints, "managed"));
+    server.kubectl(&["label", "endpoints/hand", "endpointslice.kubernetes.io/skip-mirror=true"]);
+    source.until("its end", |source| !source.has(Kind::Endpoints, "hand"));
+    server.kubectl(&["delete", "endpoints/hand", "endpoints/managed"]);
+}
+
+fn own_node_travels_alone(server: &mut ApiServer) {
+    let node = |name: &str| format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n");
+    server.apply(&(node("n1") + &node("n2")));
+    let mut source = Source::of(server);
+    assert_eq!(source.zone("n1"), None);
+    server.kubectl(&["label", "node/n2", "topology.kubernetes.io/zone=z2"]);
+    server.kubectl(&["label", "node/n1", "topology.kubernetes.io/zone=z1"]);
+    source.until("the zone", |source| source.zone("n1") == Some("z1"));
+    server.kubectl(&["label", "--overwrite", "node/n1", "topology.kubernetes.io/zone=z3"]);
+    source.until("the other zone", |source| source.zone("n1") == Some("z3"));
+    assert!(!source.seen.contains(&(Kind::Node, Key::new("", "n2"))));
+    server.kubectl(&["delete", "node/n1", "node/n2"]);
+}
+
+/// Only pods of this node that have chosen a path travel; all of them while a Namespace has chosen, and none that has
+/// ended.
+fn pods_travel_by_label(server: &mut ApiServer) {
+    let pod = |name: &str, node: &str, labels: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n\
+             spec: {{nodeName: {node}, containers: [{{name: c, image: i}}]}}\n"
+        )
+    };
+    let packet = "beeline.io/path: packet";
+    server.apply(&(pod("chosen", "n1", packet) + &pod("plain", "n1", "") + &pod("elsewhere", "n2", packet)));
+    let mut source = Source::of(server);
+    source.until("the pod", |source| source.has(Kind::Pod, "chosen"));
+    let Some(Object::Pod(chosen)) = source.known.get(&(Kind::Pod, Key::new("default", "chosen"))) else {
+        panic!("no Pod")
+    };
+    assert_eq!((chosen.path, chosen.node.as_deref()), (Some(lb_common::PodMode::Packet), Some("n1")));
+    assert!(chosen.uid.as_ref().is_some_and(|uid| uid.len() == 36) && chosen.netns.is_none(), "{chosen:?}");
+    server.kubectl(&["label", "pod/plain", "beeline.io/path=off"]);
+    source.until("another one that chooses", |source| source.has(Kind::Pod, "plain"));
+    server.kubectl(&["label", "pod/plain", "beeline.io/path-"]);
+    source.until("its end", |source| !source.has(Kind::Pod, "plain"));
+    assert!(!source.known.keys().any(|(kind, _)| *kind == Kind::Namespace), "without the label none travels");
+
+    server.kubectl(&["label", "namespace/default", "beeline.io/path=off"]);
+    source.until("all pods of the node", |source| {
+        source.known.contains_key(&(Kind::Namespace, Key::new("", "default"))) && source.has(Kind::Pod, "plain")
+    });
+    server.kubectl(&["label", "namespace/default", "beeline.io/path-"]);
+    source.until("only who chooses", |source| !source.has(Kind::Pod, "plain") && source.has(Kind::Pod, "chosen"));
+    assert!(!source.saw(Kind::Pod, "elsewhere"));
+    let ended = r#"--patch={"status":{"phase":"Succeeded"}}"#;
+    server.kubectl(&["patch", "pod/chosen", "--subresource=status", "--type=merge", ended]);
+    source.until("the end of one that has ended", |source| !source.has(Kind::Pod, "chosen"));
+    for name in ["pod/chosen", "pod/plain", "pod/elsewhere"] {
+        server.kubectl(&["delete", name, "--grace-period=0", "--force"]);
+    }
+}
+
+/// What the API server defaults and fills in is understood: every field as it travels, and not as a file has it.
+fn explain_asks_the_api_server(server: &mut ApiServer) {
+    server.apply(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {name: told, annotations: {beeline.io/scheduler: wrr}}\n\
+         spec: {type: NodePort, selector: {app: told}, sessionAffinity: ClientIP, externalTrafficPolicy: Local, \
+         ports: [{name: http, port: 80}]}\n\
+         ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+         metadata: {name: told-1, labels: {kubernetes.io/service-name: told}}\n\
+         ports: [{name: http, port: 8080}]\nendpoints:\n- {addresses: [10.0.0.1], nodeName: n1}\n\
+         - {addresses: [10.0.0.2], nodeName: n2, conditions: {ready: false}}\n",
+    );
+    let kubeconfig = server.kubeconfig();
+    let explain = |service: &str| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_beeline"))
+            .args(["--pins", "/nowhere/beeline", "explain", service, "--node-name", "n1", "--kubeconfig"])
+            .arg(&kubeconfig)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        println!("{text}");
+        (output.status.code(), text)
+    };
+    let (code, text) = explain("default/told");
+    assert_eq!(code, Some(0));
+    for part in ["ClusterIP, NodePort", "wrr, by annotation", "10800", "10.0.0.1:8080  n1  used", "it is not ready"] {
+        assert!(text.contains(part), "{part:?}");
+    }
+    assert!(text.lines().any(|line| line.contains("/TCP") && line.contains("NodePort") && line.contains("owned")));
+    let (code, text) = explain("other/told");
+    assert!(code == Some(1) && text.contains("default/told"), "the Service of that name is hinted at");
+}
+
+fn doctor_asks_each_api_server(server: &mut ApiServer) {
+    let (alive, dead) = (server.url(), format!("https://127.0.0.1:{}", free_port()));
+    let kubeconfig = server.kubeconfig();
+    let doctor = |servers: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_beeline"));
+        command.args(["--pins", "/nowhere/beeline", "doctor", "-o", "json", "--node-name", "n1", "--kubeconfig"]);
+        command.arg(&kubeconfig).args(servers.iter().flat_map(|url| ["--api-server", url]));
+        let told: serde_json::Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        let finding = |check: &str| {
+            let mut findings = told["findings"].as_array().unwrap().iter();
+            let finding = findings.find(|finding| finding["check"] == check).unwrap();
+            println!("{finding}");
+            [&finding["severity"], &finding["what"]].map(|text| text.as_str().unwrap().to_owned())
+        };
+        (finding("source"), finding("clock"))
+    };
+    let ([severity, what], [_, clock]) = doctor(&[]);
+    assert!(severity == "ok" && what.contains("and is Kubernetes v1."), "{what}");
+    assert!(clock.starts_with("the clock is within ") && clock.contains(" s of that of "), "{clock}");
+    let ([severity, what], _) = doctor(&[&alive, &dead]);
+    assert!(severity == "warning" && what.contains("1 of 2") && what.contains(&dead), "{what}");
+    let ([severity, what], _) = doctor(&[&dead]);
+    assert!(severity == "error" && what.starts_with("no API server answers"), "{what}");
+}
+
+fn first_server_that_answers_is_used(server: &mut ApiServer) {
+    let dead = format!("https://127.0.0.1:{}", free_port());
+    // Answers, but not as the one whose certificate the kubeconfig holds.
+    let plain = format!("http://127.0.0.1:{}", server.port());
+    let api_server = vec![dead, plain, server.url()];
+    let mut source = Source::new(Options { api_server, ..options(server) });
+    server.apply(&service("a", ""));
+    source.until("the Service", |source| source.has(Kind::Service, "a"));
+    server.kubectl(&["delete", "service/a"]);
+}
+
+fn next_server_takes_over(server: &mut ApiServer) {
+    let gate = Gate::open(0, server.port());
+    let api_server = vec![gate.url(), server.url()];
+    let mut source = Source::new(Options { api_server, ..options(server) });
+    drop(gate);
+    server.apply(&service("a", ""));
+    source.until("the Service", |source| source.has(Kind::Service, "a"));
+    server.kubectl(&["delete", "service/a"]);
+}
+
+fn restart_of_the_server_is_outlasted(server: &mut ApiServer) {
+    let mut source = Source::of(server);
+    server.apply(&service("a", ""));
+    source.until("the Service", |source| source.has(Kind::Service, "a"));
+    server.stop_api();
+    server.start_api();
+    server.apply(&service("b", ""));
+    server.kubectl(&["delete", "service/a"]);
+    source.until("what happened since", |source| source.has(Kind::Service, "b") && !source.has(Kind::Service, "a"));
+    server.kubectl(&["delete", "service/b"]);
+}
+
+fn lost_history_leads_to_a_new_list(server: &mut ApiServer) {
+    server.apply(&(service("a", "") + &service("b", "")));
+    // Reached by a way that is closed while others change things.
+    let gate = Gate::open(0, server.port());
+    let api_server = vec![gate.url()];
+    let mut source = Source::new(Options { api_server, ..options(server) });
+    assert!(source.has(Kind::Service, "a") && source.has(Kind::Service, "b"));
+    let port = gate.port();
+    drop(gate);
+
+    server.kubectl(&["delete", "service/a"]);
+    server.apply(&service("c", ""));
+    server.stop_api();
+    server.compact();
+    server.start_api();
+    let _gate = Gate::open(port, server.port());
+    source.until("a new list", |source| source.lists.get(&Kind::Service) == Some(&2));
+    let has = ["a", "b", "c"].map(|name| source.has(Kind::Service, name));
+    assert_eq!(has, [false, true, true]);
+    server.apply(&service("d", ""));
+    source.until("changes after it", |source| source.has(Kind::Service, "d"));
+    server.kubectl(&["delete", "service/b", "service/c", "service/d"]);
+}

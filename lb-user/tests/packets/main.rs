@@ -1,0 +1,34 @@
+//! Packets through the programs at tc, one at a time: the result, octet by octet, and the entries of `FLOWS`.
+//! Only root may run them.
+
+mod choice;
+mod cost;
+mod errors;
+mod family;
+mod fragments;
+mod full;
+mod hops;
+mod host_routing;
+mod live;
+mod neighbours;
+mod netfilter;
+mod outside;
+mod pods;
+mod ports;
+mod refusals;
+mod sizes;
+mod states;
+mod untouched;
+
+use lb_dataplane::upgrade::programs::OBJECT;
+use lb_lab::packets::{Fixture, Sizes};
+
+/// Moves this thread to a node with the programs.
+fn enter() -> Fixture {
+    Fixture::enter(OBJECT)
+}
+
+/// As [`enter`], with smaller maps or fewer ports.
+fn enter_with(sizes: Sizes) -> Fixture {
+    Fixture::enter_with(OBJECT, sizes)
+}

@@ -1,0 +1,298 @@
+//! Small worlds: random ones, and pairs of them that a change leads between.
+
+use std::{net::IpAddr, ops::Range};
+
+use ipnet::IpNet;
+use lb_common::{Proto, Scheduler};
+use lb_core::{
+    event::{Event, Kind, Object},
+    objects::{
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Policy, Selector, Service, ServicePort,
+        SliceManager, Tuning,
+    },
+};
+use proptest::{collection::vec, prelude::*};
+
+/// The node from which everything is seen.
+pub const NODE: &str = "node-1";
+
+/// All objects of a moment.
+pub type State = Vec<Object>;
+
+/// The whole state as events.
+pub fn events(state: &State) -> Vec<Event> {
+    let of = |kind| state.iter().filter(|object| object.kind() == kind).cloned().collect();
+    Kind::ALL.into_iter().map(|kind| Event::Replace(kind, of(kind))).collect()
+}
+
+/// Histories of a few Services that share addresses, backends and names.
+pub fn states(length: Range<usize>) -> impl Strategy<Value = Vec<State>> {
+    vec(vec(service(), 0..4), length).prop_map(|states| {
+        states
+            .into_iter()
+            .map(|services| {
+                services.into_iter().enumerate().flat_map(|(index, service)| service.objects(index)).collect()
+            })
+            .collect()
+    })
+}
+
+#[derive(Clone, Debug)]
+struct Drawn {
+    absent: bool,
+    created: Option<i64>,
+    vips: Vec<u8>,
+    v6: bool,
+    externals: Vec<u8>,
+    ports: usize,
+    policy: Policy,
+    outside: Outside,
+    maglev: bool,
+    by_hand: bool,
+    endpoints: Vec<(u8, u8, bool)>,
+    more: Vec<(u8, u8, bool)>,
+}
+
+/// What is for clients outside.
+#[derive(Clone, Debug)]
+struct Outside {
+    policy: Policy,
+    ingress: Option<u8>,
+    node_port: bool,
+    /// Lengths of prefixes.
+    ranges: Vec<u8>,
+}
+
+fn outside() -> impl Strategy<Value = Outside> {
+    let policy = prop_oneof![2 => Just(Policy::Cluster), 1 => Just(Policy::Local)];
+    (policy, prop::option::of(1_u8..3), any::<bool>(), vec(prop_oneof![0_u8..4, 20_u8..24], 0..4))
+        .prop_map(|(policy, ingress, node_port, ranges)| Outside { policy, ingress, node_port, ranges })
+}
+
+fn service() -> impl Strategy<Value = Drawn> {
+    let endpoint = || (1_u8..9, 0_u8..5, any::<bool>());
+    (
+        (prop::bool::weighted(0.1), prop::option::of(1_i64..4), vec(1_u8..5, 1..2), prop::bool::weighted(0.2)),
+        (vec(1_u8..3, 0..2), 1_usize..3, prop_oneof![3 => Just(Policy::Cluster), 1 => Just(Policy::Local)]),
+        (prop::bool::weighted(0.2), vec(endpoint(), 0..7), vec(endpoint(), 0..3)),
+        (outside(), prop::bool::weighted(0.2)),
+    )
+        .prop_map(
+            |(
+                (absent, created, vips, v6),
+                (externals, ports, policy),
+                (by_hand, endpoints, more),
+                (outside, maglev),
+            )| Drawn {
+                absent,
+                created,
+                vips,
+                v6,
+                externals,
+                ports,
+                policy,
+                outside,
+                maglev,
+                by_hand,
+                endpoints,
+                more,
+            },
+        )
+}
+
+impl Drawn {
+    fn objects(&self, index: usize) -> Vec<Object> {
+        let key = Key::new("default", &format!("s{index}"));
+        let mut cluster_ips: Vec<IpAddr> = self.vips.iter().map(|&vip| [10, 96, 0, vip].into()).collect();
+        if self.v6 {
+            cluster_ips.push(format!("fd96::{}", index + 1).parse().expect("an address"));
+        }
+        let Outside { policy, ingress, node_port, ranges } = &self.outside;
+        let mut ports = ports(self.ports);
+        if *node_port {
+            let number = 30_080 + u16::from(self.vips[0]);
+            ports.iter_mut().for_each(|port| port.node_port = number.try_into().ok());
+        }
+        let range = |&len: &u8| format!("10.{len}.0.0/{len}").parse::<IpNet>().expect("a network").trunc();
+        let tuning = Tuning { scheduler: Some(Scheduler::Mh), ..Tuning::default() };
+        let service = Service {
+            created: self.created,
+            selector: if self.by_hand { Selector::None } else { Selector::Some },
+            cluster_ips,
+            external_ips: self.externals.iter().map(|&last| [192, 0, 2, last].into()).collect(),
+            ingress_ips: ingress.iter().map(|&last| [192, 0, 2, last].into()).collect(),
+            ports: ports.into(),
+            internal_policy: self.policy,
+            external_policy: *policy,
+            source_ranges: ranges.iter().map(range).collect(),
+            tuning: self.maglev.then(|| Box::new(tuning)),
+            ..plain_service(key.clone())
+        };
+        let group = |drawn: &[(u8, u8, bool)], port| group(self.ports, port, drawn);
+        let mut objects = Vec::new();
+        if !self.absent {
+            objects.push(Object::Service(service));
+        }
+        if self.by_hand {
+            let groups = vec![group(&self.endpoints, 8080), group(&self.more, 8081)];
+            objects.push(Object::Endpoints(Endpoints {
+                key,
+                mirrorable: true,
+                groups,
+                triggered: None,
+                problems: Vec::new(),
+            }));
+        } else {
+            objects.push(slice(&key, "x", group(&self.endpoints, 8080)));
+            objects.push(slice(&key, "y", group(&self.more, 8080 + u16::from(self.v6))));
+        }
+        objects
+    }
+}
+
+fn plain_service(key: Key) -> Service {
+    Service { ports: ports(1).into(), ..Service::new(key) }
+}
+
+fn ports(count: usize) -> Vec<ServicePort> {
+    let all = [("a", Proto::Tcp, 80), ("b", Proto::Udp, 53)];
+    let port =
+        |&(name, proto, port): &(&str, Proto, u16)| ServicePort::new(name, proto, port.try_into().expect("not 0"));
+    all.iter().take(count).map(port).collect()
+}
+
+fn slice(service: &Key, suffix: &str, group: EndpointGroup) -> Object {
+    Object::EndpointSlice(EndpointSlice {
+        key: Key::new(service.namespace(), &format!("{}-{suffix}", service.name())),
+        service: Some(service.clone()),
+        manager: SliceManager::Selecting,
+        group,
+        triggered: None,
+        problems: Vec::new(),
+    })
+}
+
+/// Endpoints of (last octet, condition, whether on this node); every third one is IPv6 as well.
+fn group(ports: usize, port: u16, drawn: &[(u8, u8, bool)]) -> EndpointGroup {
+    let endpoint = |&(last, condition, here): &(u8, u8, bool)| {
+        let addr = match last % 3 {
+            0 => format!("fd00::{last}").parse().expect("an address"),
+            _ => [10, 0, 0, last].into(),
+        };
+        Endpoint {
+            node: Some(if here { NODE } else { "node-2" }.into()),
+            ready: condition < 3,
+            serving: condition < 4,
+            terminating: condition >= 3,
+            ..Endpoint::new(addr)
+        }
+    };
+    EndpointGroup {
+        ports: self::ports(ports)
+            .into_iter()
+            .map(|own| EndpointPort { name: own.name, proto: own.proto, port: port.try_into().expect("not 0") })
+            .collect(),
+        endpoints: drawn.iter().map(endpoint).collect(),
+    }
+}
+
+/// A Service `name` on a VIP with IPv4 backends, those in `local` on this node.
+fn simple(name: &str, created: i64, vips: &[u8], policy: Policy, remote: &[u8], local: &[u8]) -> State {
+    let key = Key::new("default", name);
+    let cluster_ips = vips.iter().map(|&vip| [10, 96, 0, vip].into()).collect();
+    let service =
+        Service { created: Some(created), cluster_ips, internal_policy: policy, ..plain_service(key.clone()) };
+    let drawn: Vec<_> = remote.iter().map(|&n| (n, 0, false)).chain(local.iter().map(|&n| (n, 0, true))).collect();
+    let mut group = group(1, 8080, &drawn);
+    for (endpoint, &(last, ..)) in group.endpoints.iter_mut().zip(&drawn) {
+        endpoint.addr = [10, 0, 0, last].into();
+    }
+    vec![Object::Service(service), slice(&key, "x", group)]
+}
+
+/// `a` with an address of a load balancer, and what is for clients outside.
+fn balanced(policy: Policy, remote: &[u8], local: &[u8], ranges: &[&str], scheduler: Option<Scheduler>) -> State {
+    let mut state = simple("a", 5, &[1], Policy::Cluster, remote, local);
+    for object in &mut state {
+        if let Object::Service(service) = object {
+            service.ingress_ips = vec![[192, 0, 2, 1].into()];
+            service.external_policy = policy;
+            service.source_ranges = ranges.iter().map(|range| range.parse().expect("a network")).collect();
+            service.tuning =
+                scheduler.map(|scheduler| Box::new(Tuning { scheduler: Some(scheduler), ..Tuning::default() }));
+        }
+    }
+    state
+}
+
+/// Changes small enough to try every interleaving.
+pub fn small_changes() -> Vec<(&'static str, State, State)> {
+    use Policy::{Cluster, Local};
+    let a = |policy, remote: &[u8], local: &[u8]| simple("a", 5, &[1], policy, remote, local);
+    let with = |first: &State, second: State| first.iter().cloned().chain(second).collect::<State>();
+    let b = |created, vips: &[u8], remote: &[u8]| simple("b", created, vips, Cluster, remote, &[]);
+    let lb = |policy, remote: &[u8], local: &[u8]| balanced(policy, remote, local, &[], None);
+    let only = |ranges: &[&str], remote: &[u8]| balanced(Cluster, remote, &[], ranges, None);
+    let mh = |remote: &[u8]| balanced(Cluster, remote, &[], &[], Some(Scheduler::Mh));
+    let (near, far) = ("10.21.0.0/21", "198.51.100.0/24");
+    let local_inside = {
+        let mut state = lb(Cluster, &[1], &[]);
+        for object in &mut state {
+            if let Object::Service(service) = object {
+                service.internal_policy = Local;
+                service.cluster_ips = vec![[10, 96, 0, 2].into()];
+            }
+        }
+        state
+    };
+    vec![
+        ("the external policy becomes Local", lb(Cluster, &[1], &[2]), lb(Local, &[1], &[2])),
+        ("it becomes Local without local ones", lb(Cluster, &[1], &[]), lb(Local, &[1], &[])),
+        ("it becomes Cluster", lb(Local, &[1], &[2]), lb(Cluster, &[1], &[2])),
+        ("the local list changes for clients outside", lb(Local, &[1], &[2]), lb(Local, &[2], &[1])),
+        ("it becomes Local, the internal one Cluster, and a VIP comes", with(&local_inside, b(9, &[1], &[3])), {
+            lb(Local, &[2], &[])
+        }),
+        ("ranges come", only(&[], &[1]), only(&[near], &[1])),
+        ("ranges go", only(&[near], &[1]), only(&[], &[1])),
+        ("ranges widen", only(&[near], &[1]), only(&["10.0.0.0/8"], &[1])),
+        ("ranges change", only(&[near], &[1]), only(&[far], &[1])),
+        ("ranges come with the address", a(Cluster, &[1], &[]), only(&[near], &[1])),
+        ("ranges go with the address", only(&[near], &[1]), a(Cluster, &[1], &[])),
+        ("ranges come with the address and the backends go", a(Cluster, &[1], &[]), only(&[near], &[])),
+        ("ranges go with the address and the backends come", only(&[near], &[]), a(Cluster, &[1], &[])),
+        ("hashing begins", lb(Cluster, &[1, 2], &[]), mh(&[1, 2])),
+        ("hashing ends", mh(&[1, 2]), lb(Cluster, &[1, 2], &[])),
+        ("one hashed to comes", mh(&[1]), mh(&[1, 2])),
+        ("one hashed to goes", mh(&[1, 2]), mh(&[1])),
+        ("all hashed to go for others", mh(&[1, 2]), mh(&[3])),
+        ("one comes", a(Cluster, &[1, 2], &[]), a(Cluster, &[1, 2, 3], &[])),
+        ("the first goes", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[2, 3], &[])),
+        ("the last goes", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[1, 2], &[])),
+        ("all but the last go", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[3], &[])),
+        ("one for one", a(Cluster, &[1, 2], &[]), a(Cluster, &[2, 4], &[])),
+        ("all for others", a(Cluster, &[1, 2], &[]), a(Cluster, &[3, 4], &[])),
+        ("fewer others", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[4], &[])),
+        ("more others", a(Cluster, &[1], &[]), a(Cluster, &[4, 5], &[])),
+        ("policy becomes Local", a(Cluster, &[1], &[2]), a(Local, &[1], &[2])),
+        ("policy becomes Cluster", a(Local, &[1], &[2]), a(Cluster, &[1], &[2])),
+        ("the local list changes", a(Local, &[1], &[2]), a(Local, &[2], &[1])),
+        ("an older one takes the VIP", a(Cluster, &[1], &[]), with(&a(Cluster, &[1], &[]), b(1, &[1], &[2]))),
+        ("the VIP goes to another", a(Cluster, &[1, 2], &[]), b(9, &[1], &[3])),
+        (
+            "one loses its backends and its VIP at once",
+            with(&a(Cluster, &[1], &[]), b(9, &[1], &[2])),
+            with(&simple("a", 12, &[1], Cluster, &[], &[]), b(9, &[1], &[2])),
+        ),
+        (
+            "two exchange their VIPs",
+            with(&simple("a", 5, &[1], Cluster, &[1], &[]), b(5, &[2], &[2])),
+            with(&simple("a", 5, &[2], Cluster, &[3], &[]), b(5, &[1], &[2, 4])),
+        ),
+        (
+            "two exchange their VIPs, one emptied, one filled",
+            with(&simple("a", 5, &[1], Cluster, &[1], &[]), b(5, &[2], &[])),
+            with(&simple("a", 5, &[2], Cluster, &[], &[]), b(5, &[1], &[2])),
+        ),
+    ]
+}

@@ -1,4 +1,4 @@
-//! Network devices in the words of people.
+//! Rows of network devices.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,33 +10,34 @@ use serde::Serialize;
 
 use lb_dataplane::attach::tc::{self, Attachment};
 
-/// A network device that packets of Services come in by or go out by.
+/// A network device that receives or sends packets of Services.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceRow {
-    /// Its name in the network namespace that asks; none where it is not there.
+    /// Name in the network namespace of this process. `None` if the device is not there.
     pub device: Option<String>,
-    /// By which the kernel knows it.
+    /// Interface index.
     pub index: u32,
-    /// How the programs are attached to it; none where they are not.
+    /// Kind of the attachment, `tcx` or `clsact`. `None` without programs.
     pub attached: Option<&'static str>,
-    /// Which of them are not, where only some are.
+    /// Programs that are not attached, although the other one is.
     pub missing: Vec<&'static str>,
-    /// `uplink`; `pod`; `off` of a pod that has chosen so, where only flows that stand go on; none for one without programs, by which packets may leave all the same.
+    /// `uplink`, `pod`, or `off` for the link of a pod in mode `off`, where only existing flows are translated. `None`
+    /// without programs: packets may leave by the device nevertheless.
     pub role: Option<&'static str>,
-    /// The source of IPv4 packets that go out here on behalf of others.
+    /// Source address of masqueraded IPv4 packets that leave by the device.
     pub snat_v4: Option<IpAddr>,
-    /// The same for IPv6.
+    /// Source address of masqueraded IPv6 packets that leave by the device.
     pub snat_v6: Option<IpAddr>,
-    /// The largest packet.
+    /// MTU (bytes).
     pub mtu: u32,
-    /// Whether flows between this one and another such device go past the kernel's own routing.
+    /// True if flows between this device and another one with host routing bypass the node's routing.
     pub host_routing: bool,
-    /// Whether packets begin with an Ethernet header.
+    /// True if packets begin with an Ethernet header.
     pub ethernet: bool,
 }
 
-/// All devices, by index.
+/// Lists all devices, by index. `entries` are those of `DEVICES`, `attached` the devices with programs.
 #[must_use]
 pub fn devices(
     entries: &BTreeMap<u32, Device>,
@@ -77,7 +78,7 @@ mod tests {
     use lb_dataplane::attach::tc::AttachMethod;
 
     #[test]
-    fn devices_with_and_without_programs_are_told() {
+    fn devices_with_and_without_programs_have_rows() {
         let addr = |text: &str| text.parse::<IpAddr>().expect("an address").into();
         let device = |flags| Device { snat_v4: addr("192.0.2.5"), snat_v6: Addr::default(), flags, mtu: 1500 };
         let entries = [
@@ -92,10 +93,10 @@ mod tests {
         ]
         .into();
         let rows = devices(&entries, &attached, |index| (index != 4).then(|| format!("dev{index}")));
-        let told: Vec<_> = rows.iter().map(|row| (row.index, row.attached, row.role, row.ethernet)).collect();
+        let found: Vec<_> = rows.iter().map(|row| (row.index, row.attached, row.role, row.ethernet)).collect();
         let wanted =
             [(2, Some("tcx"), Some("uplink"), true), (3, Some("clsact"), Some("pod"), false), (4, None, None, true)];
-        assert_eq!(told, wanted);
+        assert_eq!(found, wanted);
         assert_eq!(rows.iter().map(|row| row.host_routing).collect::<Vec<_>>(), [false, false, true]);
         let [first, second, third] = rows.as_slice() else { panic!("{rows:?}") };
         assert_eq!((first.snat_v4, first.snat_v6), (Some(IpAddr::from([192, 0, 2, 5])), None));

@@ -164,14 +164,16 @@ impl<'a> Network<'a> {
             load::TARGET,
             self.lan.node2.pods[0].v4
         ));
-        let expected =
-            format!("Beeline refuses who is on this node, whom kube-proxy leads to {}:", self.lan.node2.pods[0].v4);
+        let expected = format!(
+            "Beeline refuses clients on this node, and kube-proxy sends them to {}:",
+            self.lan.node2.pods[0].v4
+        );
         self.until("the difference is told", || {
             let (code, told) = self.beeline(&["handover", "--dry-run"]);
             code == 1
                 && told.contains("differs  default/none at ")
                 && told.contains(&expected)
-                && told.contains("clients would lose something")
+                && told.contains("clients would lose endpoints")
         });
         rustix::process::kill_process(agent, Signal::CONT).unwrap();
         self.until("both answer alike again", || self.beeline(&["handover", "--dry-run"]).0 == 0);

@@ -244,7 +244,7 @@ fn doctor_checks_devices(node: &mut StoryNode) {
     let findings = findings_about_devices(node);
     let [lacks, before] = findings.as_slice() else { panic!("{findings:?}") };
     assert!(lacks.starts_with("error: up0 lacks tc_egress"), "{lacks}");
-    assert!(before.starts_with("warning: theirs (program ") && before.contains("runs at up0 before tc_ingress"));
+    assert!(before.starts_with("warning: theirs (id ") && before.contains("runs at up0 before tc_ingress"));
     assert!(before.contains(&format!("pid {})", std::process::id())), "{before}");
 }
 

@@ -80,14 +80,9 @@ fn good_node(node: &mut StoryNode) {
     run.assert_finding("warning", "pins", "not mounted on the host", "mount -t bpf");
     run.assert_finding("note", "cgroup", "only processes in", "--cgroup");
     run.assert_finding("ok", "foreign", "no program of others", "");
-    run.assert_finding(
-        "ok",
-        "probe",
-        "a real UDP socket that dialled 10.96.0.53:53 was given the backend 10.0.0.2:53",
-        "",
-    );
-    run.assert_finding("ok", "source", "read whole: the directory", "");
-    run.assert_finding("ok", "maps", "what the objects of 2 Services say", "");
+    run.assert_finding("ok", "probe", "a UDP socket connected to 10.96.0.53:53 has the backend 10.0.0.2:53", "");
+    run.assert_finding("ok", "source", "has no errors", "");
+    run.assert_finding("ok", "maps", "agree with the objects of 2 Services", "");
     run.assert_finding("ok", "room", "every map has room", "");
     run.assert_finding("ok", "kube-proxy", "nothing", "");
     // The probe uses TCP where there is no UDP Service.
@@ -95,16 +90,16 @@ fn good_node(node: &mut StoryNode) {
     agent.wait_for("one Service", |dump| dump.services.len() == 1);
     let run = DoctorRun::new(node, &[]);
     assert_eq!(run.problems(), ALWAYS);
-    run.assert_finding("ok", "probe", "a real TCP socket that dialled 10.96.0.1:80 was given the backend 10.0.0.", "");
+    run.assert_finding("ok", "probe", "a TCP socket connected to 10.96.0.1:80 has the backend 10.0.0.", "");
     // The probe uses IPv6 where there is no IPv4 frontend.
     node.write("web.yaml", &service("six", &["fd96::1"], "UDP", 53, &["[fd00::1]:53"]));
     agent.wait_for("another Service", |dump| dump.frontends.keys().any(|key| !key.addr.is_v4()));
     let run = DoctorRun::new(node, &[]);
-    run.assert_finding("ok", "probe", "dialled [fd96::1]:53 was given the backend [fd00::1]:53", "");
+    run.assert_finding("ok", "probe", "connected to [fd96::1]:53 has the backend [fd00::1]:53", "");
     // Without a Service the probe has nothing to dial.
     fs::remove_file(node.yaml.join("web.yaml")).expect("the file");
     agent.wait_for("no Service", |dump| dump.frontends.is_empty());
-    DoctorRun::new(node, &[]).assert_finding("note", "probe", "nothing could be tried", "");
+    DoctorRun::new(node, &[]).assert_finding("note", "probe", "no socket was tried", "");
     agent.kill();
 
     // In another pid namespace doctor cannot see the host's mounts, accepts the bpffs, and exits as on a good node.
@@ -125,7 +120,10 @@ fn good_node(node: &mut StoryNode) {
     println!("{text}{}", String::from_utf8_lossy(&output.stderr));
     let last = text.lines().last().unwrap_or_default();
     assert!(output.status.code() == Some(0) && last.starts_with("0 errors, 0 warnings, "), "{last}");
-    assert!(text.contains("cannot be seen from this pid namespace") && text.contains("of 2 Services say"));
+    assert!(
+        text.contains("cannot be seen from this pid namespace")
+            && text.contains("agree with the objects of 2 Services")
+    );
 }
 
 fn wrong_entries_and_missing_pins(node: &mut StoryNode) {
@@ -152,10 +150,10 @@ fn wrong_entries_and_missing_pins(node: &mut StoryNode) {
     sys::detach_link(sys::open_pin(&pin).expect("the link")).expect("the link is detached");
     let run = DoctorRun::new(node, &[]);
     run.assert_finding("error", "cgroup", "several cgroups", "start the agent again");
-    run.assert_finding("error", "probe", "was given no backend", "start the agent again");
+    run.assert_finding("error", "probe", "has no backend", "start the agent again");
     fs::remove_file(&pin).expect("the pin");
     let run = DoctorRun::new(node, &[]);
-    run.assert_finding("error", "cgroup", "no program of ours is at connect4", "start the agent again");
+    run.assert_finding("error", "cgroup", "no program at connect4", "start the agent again");
     assert_eq!(run.code, Some(2));
     agent.kill();
     let mut agent = node.agent(&[]);
@@ -205,14 +203,14 @@ fn wrong_cgroup(node: &mut StoryNode) {
     let mut agent = node.agent(&["--cgroup", child.to_str().expect("a path")]);
     let run = DoctorRun::new(node, &[]);
     run.assert_finding("note", "cgroup", "only processes in", "without --cgroup");
-    run.assert_finding("note", "probe", "this process is in", "run it in a process of that cgroup");
+    run.assert_finding("note", "probe", "this process is in", "in a process of that cgroup");
     agent.kill();
     // Without a running agent no flag explains the cgroup, so the note becomes an error.
     let run = DoctorRun::new(node, &["-f", node.yaml.to_str().expect("a path"), "--node-name", "here"]);
-    let words = format!("our programs are at {}, which is not the root", child.display());
+    let words = format!("Beeline's programs are at {}, which is not the root", child.display());
     run.assert_finding("error", "cgroup", &words, "--cgroupns=host");
     run.assert_finding("warning", "pins", "no agent runs", "beeline run");
-    run.assert_finding("ok", "maps", "what the objects of 2 Services say", "");
+    run.assert_finding("ok", "maps", "agree with the objects of 2 Services", "");
     assert_eq!(run.code, Some(2));
 }
 
@@ -248,9 +246,9 @@ fn foreign_programs(node: &mut StoryNode) {
     let run = DoctorRun::new(node, &[]);
     let holder = format!("pid {}) runs at connect4 of {}", std::process::id(), pod.display());
     run.assert_finding("warning", "foreign", &holder, "bpftool cgroup detach");
-    run.assert_finding("warning", "foreign", "rewriter (program ", "socketLB");
+    run.assert_finding("warning", "foreign", "rewriter (id ", "socketLB");
     // Programs at a child cgroup do not keep ours from running.
-    assert_eq!(run.find("foreign", "ours does not run"), None);
+    assert_eq!(run.find("foreign", "Beeline's program does not run"), None);
     assert_eq!((run.code, run.problems()), (Some(1), [ALWAYS[0], "foreign"].to_vec()));
 }
 

@@ -8,6 +8,7 @@
 
 mod batch;
 mod elements;
+pub mod errors;
 mod links;
 mod pins;
 mod pod;

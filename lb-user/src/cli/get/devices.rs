@@ -13,10 +13,10 @@ use lb_kernel::{
     netlink::{NetlinkSocket, network_state},
 };
 
-/// Those of the pinned map and of the pinned links; with their names here.
+/// Reads the devices of the pinned map and of the pinned links, with their names in this network namespace.
 pub(super) fn read(pins: &Path) -> Result<Vec<DeviceRow>> {
     let entries = TypedMap::<u32, Device>::open(pins, "DEVICES")?.read()?.into_iter().collect();
-    let attached = tc::attached(pins, pins.parent().context("the pins are in no directory")?)?;
+    let attached = tc::attached(pins, pins.parent().context("the directory of the pins has no parent")?)?;
     let links = NetlinkSocket::open()
         .and_then(|mut channel| network_state::links(&mut channel))
         .context("listing the links")?;

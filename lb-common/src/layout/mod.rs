@@ -22,7 +22,7 @@ pub use pod_modes::{PodMode, PodModeEntry};
 /// Version of the map layouts; part of the name of the pin directory, so that two layouts never share a map.
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { RELEASED + 1 } else { RELEASED };
 
-const RELEASED: u32 = 5;
+const RELEASED: u32 = 6;
 
 /// Initial capacities of the maps; the agent enlarges the maps that it writes when they are full. All but `TCP_SOCKS`
 /// (4 MiB) and `FRONTEND_BITS` (16 KiB) allocate memory per entry (`BPF_F_NO_PREALLOC`), besides 16 bytes per possible

@@ -11,7 +11,6 @@
 //! | `api_client` (feature `api-client`) | objects on that API server, by the thousand |
 //! | `packets` (feature `packets`) | the tc programs, one packet at a time |
 //! | [`table`], [`traffic`] | the tables of the benches, and their connections |
-//! | [`sys`] | the only `unsafe` of this crate |
 //!
 //! Functions panic when the machine does not do as told: a test has no other way to go on. Nothing here depends on a
 //! crate that embeds the eBPF object, so `xtask` can use it before that object exists.
@@ -29,7 +28,6 @@ pub mod packets;
 pub mod process;
 pub mod relay;
 pub mod sandbox;
-pub mod sys;
 pub mod table;
 pub mod traffic;
 

@@ -9,9 +9,8 @@ use std::{
     thread,
 };
 
+use lb_kernel::unshare;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-use crate::sys;
 
 /// A network namespace. It lives as long as this value, or as a process in it.
 pub struct Namespace(File);
@@ -21,7 +20,7 @@ impl Namespace {
     #[expect(clippy::new_without_default, reason = "it changes the machine")]
     pub fn new() -> Self {
         let make = || {
-            sys::unshare_network().expect("a network namespace, which needs root");
+            unshare::network().expect("a network namespace, which needs root");
             Self::current()
         };
         thread::scope(|scope| joined(scope.spawn(make)))

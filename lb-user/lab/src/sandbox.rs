@@ -11,9 +11,10 @@ use std::{
     time::Duration,
 };
 
+use lb_kernel::unshare;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
-use crate::{netns::Namespace, sys};
+use crate::netns::Namespace;
 
 /// Environment of the process inside: its cgroup and its directory.
 const ENVIRONMENT: [&str; 2] = ["BEELINE_LAB_CGROUP", "BEELINE_LAB_DIRECTORY"];
@@ -104,7 +105,7 @@ impl Inside {
 
 /// Moves this process, while it has one thread, into a network namespace and a mount namespace of its own.
 pub fn enter_namespaces() {
-    sys::unshare_network_and_mounts().expect("new namespaces, which need root");
+    unshare::network_and_mounts().expect("new namespaces, which need root");
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).expect("private mounts");
 }
 

@@ -239,7 +239,7 @@ fn bound_to_an_interface(node: &mut Node) {
 }
 
 fn bind_to_device(client: &Client, name: &CStr) {
-    lb_lab::sys::bind_to_device(client.fd(), name).expect("SO_BINDTODEVICE");
+    lb_kernel::device_options::bind_to_device(client.fd(), name).expect("SO_BINDTODEVICE");
 }
 
 /// Runs `work` in a network namespace that has the node's backends on `lo`.

@@ -46,7 +46,7 @@ impl Sandbox {
         self.directory.path()
     }
 
-    /// Tells a command where the sandbox is. The process enters it by [`Inside::enter`].
+    /// Passes the sandbox to a command, in its environment. The process enters it by [`Inside::enter`].
     pub fn run_in<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env(ENVIRONMENT[0], &self.cgroup).env(ENVIRONMENT[1], self.directory.path())
     }
@@ -70,7 +70,7 @@ pub fn run_again(name: &str) -> i32 {
     i32::from(!status.is_ok_and(|status| status.success()))
 }
 
-/// The side of the process in the sandbox.
+/// The side of the process that runs in the sandbox.
 #[derive(Clone, Debug)]
 pub struct Inside {
     /// The cgroup.

@@ -1,10 +1,10 @@
-//! Puts the eBPF object where the agent embeds it.
+//! Copies the eBPF object to the place from which the crate embeds it.
 
 use std::{env, fs, path::PathBuf};
 
 fn main() {
     println!("cargo::rerun-if-env-changed=BEELINE_EBPF_OBJECT");
-    // Asked at run time: a target directory may be another checkout's copy, with the script already compiled in it.
+    // Read at run time: a target directory may be a copy of another checkout's, with this script compiled there.
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let default = || here.join("../../target/ebpf/beeline.bpf.o");
     let object = env::var_os("BEELINE_EBPF_OBJECT").map_or_else(default, PathBuf::from);

@@ -1,4 +1,4 @@
-//! What the agent is given of the host, and what it does with it, as far as files say it (CVE-2023-27593).
+//! The host paths that the manifests give to the agent, and what its code does with the host (CVE-2023-27593).
 
 use std::{
     collections::BTreeSet,
@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Returns the files below a directory with this extension, and their text.
 fn files(directory: &str, extension: &str) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(directory)];
@@ -13,7 +14,7 @@ fn files(directory: &str, extension: &str) -> Vec<(PathBuf, String)> {
         for path in fs::read_dir(&directory).expect("a directory").map(|entry| entry.expect("an entry").path()) {
             if path.is_dir() {
                 open.push(path);
-            } else if path.extension().is_some_and(|of| of == extension) {
+            } else if path.extension().is_some_and(|found| found == extension) {
                 let text = fs::read_to_string(&path).expect("text");
                 found.push((path, text));
             }
@@ -25,13 +26,13 @@ fn files(directory: &str, extension: &str) -> Vec<(PathBuf, String)> {
 
 #[test]
 fn the_agents_pod_has_the_hosts_bpffs_and_cgroups_and_no_other_path() {
-    let mut said_by = BTreeSet::new();
+    let mut files_with_paths = BTreeSet::new();
     for (file, text) in files("../deploy", "yaml") {
         let paths: BTreeSet<&str> = text
             .lines()
             .filter(|line| !line.trim_start().starts_with('#'))
             .filter_map(|line| line.split_once("hostPath:"))
-            .map(|(_, said)| said.split_once("path: ").expect("on one line").1.split(',').next().expect("a path"))
+            .map(|(_, value)| value.split_once("path: ").expect("on one line").1.split(',').next().expect("a path"))
             .collect();
         if paths.is_empty() {
             continue;
@@ -40,18 +41,23 @@ fn the_agents_pod_has_the_hosts_bpffs_and_cgroups_and_no_other_path() {
         let mounts: Vec<_> = text.split("- name: ").filter(|part| part.contains("mountPath:")).collect();
         let cgroup: Vec<_> = mounts.iter().filter(|part| part.starts_with("cgroup\n")).collect();
         assert!(!cgroup.is_empty() && cgroup.iter().all(|part| part.contains("readOnly: true")), "{}", file.display());
-        said_by.insert(file.file_name().expect("a file").to_owned());
+        files_with_paths.insert(file.file_name().expect("a file").to_owned());
     }
-    assert_eq!(said_by, BTreeSet::from(["daemonset.yaml".into()]), "the DaemonSet's, and the chart's");
+    assert_eq!(
+        files_with_paths,
+        BTreeSet::from(["daemonset.yaml".into()]),
+        "only the DaemonSets of the base and of the chart have host paths"
+    );
 }
 
-/// The code of the agent without its tests.
+/// Returns the source files of the agent without their tests.
 fn sources() -> Vec<(PathBuf, String)> {
     let is_test =
-        |path: &Path| path.components().any(|part| ["tests", "tests.rs"].iter().any(|of| part.as_os_str() == *of));
+        |path: &Path| path.components().any(|part| ["tests", "tests.rs"].iter().any(|name| part.as_os_str() == *name));
     let directory = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let own =
-        files("src", "rs").into_iter().filter(|(path, _)| !is_test(path.strip_prefix(directory).expect("below it")));
+    let own = files("src", "rs")
+        .into_iter()
+        .filter(|(path, _)| !is_test(path.strip_prefix(directory).expect("a path below the crate")));
     own.map(|(path, text)| (path, text.split("#[cfg(test)]").next().unwrap_or_default().to_owned())).collect()
 }
 

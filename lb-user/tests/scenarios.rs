@@ -1,6 +1,6 @@
-//! Scenarios: directories of plain Kubernetes YAML, a file for each step that holds all objects of that moment, beside it
-//! what the maps hold then. Each runs three ways, which must agree: straight; with failing writes, tried again until
-//! they are done; and with a restart of the agent between steps. A file `flags` in the directory sets flags of the agent.
+//! Scenarios: directories of Kubernetes YAML. Each step is a file with all objects of that moment, and beside it the
+//! expected maps. Each scenario runs in three ways, which must agree: straight, with failing writes that are retried,
+//! and with a restart of the agent between steps. A file `flags` in the directory sets flags of the agent.
 //!
 //! `UPDATE_EXPECT=1 cargo test -p lb-user --test scenarios` writes the expectations.
 
@@ -40,12 +40,12 @@ fn check(directory: &Path) -> Result<(), Failed> {
         expect_file![file].assert_eq(text);
     }
     for seed in 0..20 {
-        scenario.agrees(Way::Faults(seed), &straight)?;
+        scenario.check_agrees(Way::Faults(seed), &straight)?;
     }
-    scenario.agrees(Way::Restarts, &straight)
+    scenario.check_agrees(Way::Restarts, &straight)
 }
 
-/// How a scenario is run.
+/// The way in which a scenario runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Way {
     Straight,
@@ -93,7 +93,7 @@ impl Scenario {
         Some(())
     }
 
-    /// The text after each step, and the file that it belongs in.
+    /// Runs all steps and returns, for each, the file of its expectation and the actual text.
     fn run(&mut self, way: Way) -> Result<Vec<(PathBuf, String)>, Failed> {
         let mut store = MemoryStore::new(self.limits);
         if let Way::Faults(seed) = way {
@@ -108,16 +108,18 @@ impl Scenario {
             reconciler.handle(load_step(step)?);
             let report = settle(&mut reconciler)?;
             texts.push((step.with_extension("txt"), describe(&reconciler, &report)));
-            // Every way ends in peace.
+            // A further pass writes nothing.
             let again = settle(&mut reconciler)?;
             if again.writes > 0 || again.refused != report.refused {
-                return Err(format!("{way:?}: a pass without change did something at {}", step.display()).into());
+                return Err(
+                    format!("{way:?}: a pass without change wrote or refused something at {}", step.display()).into()
+                );
             }
         }
         Ok(texts)
     }
 
-    fn agrees(&mut self, way: Way, straight: &[(PathBuf, String)]) -> Result<(), Failed> {
+    fn check_agrees(&mut self, way: Way, straight: &[(PathBuf, String)]) -> Result<(), Failed> {
         for ((file, expected), (_, actual)) in straight.iter().zip(self.run(way)?) {
             if *expected != actual {
                 return Err(format!("{way:?} differs at {}:\n{actual}\nfrom\n{expected}", file.display()).into());
@@ -127,7 +129,7 @@ impl Scenario {
     }
 }
 
-/// Passes until nothing fails.
+/// Runs passes until one succeeds.
 fn settle(reconciler: &mut Reconciler<MemoryStore>) -> Result<PassReport, Failed> {
     for _ in 0..10_000 {
         let report = reconciler.pass();
@@ -138,7 +140,7 @@ fn settle(reconciler: &mut Reconciler<MemoryStore>) -> Result<PassReport, Failed
             return Ok(report);
         }
     }
-    Err("it never succeeds".into())
+    Err("no pass succeeds".into())
 }
 
 fn describe(reconciler: &Reconciler<MemoryStore>, report: &PassReport) -> String {
@@ -157,11 +159,11 @@ fn describe(reconciler: &Reconciler<MemoryStore>, report: &PassReport) -> String
     text
 }
 
-/// All objects of a file as events.
+/// Reads all objects of a file as events.
 fn load_step(path: &Path) -> Result<Vec<Event>, Failed> {
     let objects = yaml::parse(&fs::read_to_string(path)?, None)?;
-    let of = |kind| objects.iter().filter(|object| object.kind() == kind).cloned().collect();
-    Ok(Kind::ALL.into_iter().map(|kind| Event::Replace(kind, of(kind))).collect())
+    let objects_of = |kind| objects.iter().filter(|object| object.kind() == kind).cloned().collect();
+    Ok(Kind::ALL.into_iter().map(|kind| Event::Replace(kind, objects_of(kind))).collect())
 }
 
 fn sorted(directory: &Path) -> Vec<PathBuf> {

@@ -1,5 +1,5 @@
-//! Whether the node is served, in the words of kube-proxy (pkg/proxy/healthcheck/proxy_health.go): `/livez` asks about the
-//! agent, `/healthz` about the agent and its node. The decision is a pure function of status and time.
+//! `/healthz` and `/livez`, as kube-proxy defines them (pkg/proxy/healthcheck/proxy_health.go): `/livez` is about the
+//! agent, `/healthz` about the agent and its node. Answers are pure functions of status and time.
 
 use std::{
     sync::{
@@ -16,30 +16,27 @@ use serde::Serialize;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    http::{self, Port, Reply},
+    http::{self, BindAddress, Reply},
     reconcile::Status,
 };
 use lb_core::event::Kind;
 
-/// For so long a change may wait for a pass that succeeds: twice kube-proxy's default sync period.
-const PENDING: Duration = Duration::from_secs(60);
+/// Maximum age of a change that no successful pass has handled: twice kube-proxy's default sync period.
+const MAX_PENDING: Duration = Duration::from_secs(60);
 
-/// What is asked.
+/// A health endpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Question {
-    /// `/healthz`: shall load balancers outside send clients to this node? Not while it is being removed.
+pub(crate) enum UdpStorageReader {
+    /// `/healthz`: may load balancers send clients to this node? Not while the node is being removed.
     Healthz,
-    /// `/livez`: does the agent do its work?
+    /// `/livez`: does the agent work?
     Livez,
 }
 
-impl Question {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Healthz, Self::Livez];
+impl UdpStorageReader {
+    pub(crate) const ALL: [Self; 2] = [Self::Healthz, Self::Livez];
 
-    /// What a path asks.
-    #[must_use]
-    pub fn of(path: &str) -> Option<Self> {
+    fn from_path(path: &str) -> Option<Self> {
         match path {
             "/healthz" => Some(Self::Healthz),
             "/livez" => Some(Self::Livez),
@@ -48,36 +45,31 @@ impl Question {
     }
 }
 
-/// A moment, on both clocks.
+/// The current time on both clocks.
 #[derive(Clone, Copy, Debug)]
-pub struct Now {
-    /// Which only goes on.
-    pub monotonic: Instant,
-    /// Which others know.
-    pub wall: SystemTime,
+pub(crate) struct Now {
+    /// Clock for ages.
+    pub(crate) monotonic: Instant,
+    /// Clock for answers.
+    pub(crate) wall: SystemTime,
 }
 
 impl Now {
-    /// This one.
-    #[must_use]
-    pub fn read() -> Self {
+    pub(crate) fn read() -> Self {
         Self { monotonic: Instant::now(), wall: SystemTime::now() }
     }
 }
 
-/// Whether changes reach the agent, and from it the maps. Unlike kube-proxy the agent is not well before the first of them did: what serves then
-/// is what an earlier one left, if anything.
-#[must_use]
-pub fn is_live(status: &Status, now: Now) -> bool {
-    let is_late = |since: Instant| now.monotonic.saturating_duration_since(since) >= PENDING;
-    // Without the others Services are served all the same.
-    let is_needed = |kind| Kind::OF_SERVICES.contains(kind);
-    status.ready && !status.forbidden.iter().any(is_needed) && !status.pending_since.is_some_and(is_late)
+/// True if changes of objects reach the maps in time. Unlike kube-proxy, the agent is not live before its first pass:
+/// until then the maps are those of an earlier agent, or empty.
+pub(crate) fn is_live(status: &Status, now: Now) -> bool {
+    let is_late = |since: Instant| now.monotonic.saturating_duration_since(since) >= MAX_PENDING;
+    // Services are served without the other kinds.
+    let is_required = |kind| Kind::OF_SERVICES.contains(kind);
+    status.ready && !status.forbidden.iter().any(is_required) && !status.pending_since.is_some_and(is_late)
 }
 
-/// The answer to a question.
-#[must_use]
-pub fn answer(question: Question, status: &Status, now: Now) -> Reply {
+fn answer(probe: UdpStorageReader, status: &Status, now: Now) -> Reply {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Body {
@@ -86,65 +78,61 @@ pub fn answer(question: Question, status: &Status, now: Now) -> Reply {
         #[serde(skip_serializing_if = "Option::is_none")]
         node_eligible: Option<bool>,
     }
-    let node_eligible = (question == Question::Healthz).then_some(!status.node_is_leaving);
-    let is_well = is_live(status, now) && node_eligible != Some(false);
-    // Those who compare the two times see no age while all is well, as with kube-proxy.
-    let last_updated = if is_well { Some(now.wall) } else { status.updated };
-    let body = Body { last_updated: last_updated.and_then(text), current_time: text(now.wall), node_eligible };
+    let node_eligible = (probe == UdpStorageReader::Healthz).then_some(!status.node_is_leaving);
+    let is_healthy = is_live(status, now) && node_eligible != Some(false);
+    // As in kube-proxy, both times are equal while the answer is 200.
+    let last_updated = if is_healthy { Some(now.wall) } else { status.updated };
+    let body = Body { last_updated: last_updated.and_then(rfc3339), current_time: rfc3339(now.wall), node_eligible };
     Reply {
-        status: if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE },
+        status: if is_healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE },
         content_type: "application/json",
         header: None,
         body: serde_json::to_string(&body).expect("strings and a bool"),
     }
 }
 
-/// RFC 3339.
-fn text(time: SystemTime) -> Option<String> {
+fn rfc3339(time: SystemTime) -> Option<String> {
     Timestamp::try_from(time).ok().map(|time| time.to_string())
 }
 
-/// How often each question was answered in each way.
+/// Counts of answers by probe and status code.
 #[derive(Debug, Default)]
-pub struct Told([[AtomicU64; 2]; 2]);
+pub(crate) struct ProbeCounts([[AtomicU64; 2]; 2]);
 
-impl Told {
-    /// Question, code, and how often.
-    pub fn counts(&self) -> impl Iterator<Item = (Question, u16, u64)> {
-        Question::ALL.into_iter().zip(&self.0).flat_map(|(question, counts)| {
-            [200, 503].into_iter().zip(counts).map(move |(code, count)| (question, code, count.load(Ordering::Relaxed)))
+impl ProbeCounts {
+    /// Lists each probe and status code with its count.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (UdpStorageReader, u16, u64)> {
+        UdpStorageReader::ALL.into_iter().zip(&self.0).flat_map(|(probe, counts)| {
+            [200, 503].into_iter().zip(counts).map(move |(code, count)| (probe, code, count.load(Ordering::Relaxed)))
         })
     }
 
-    fn count(&self, question: Question, status: StatusCode) {
+    fn count(&self, probe: UdpStorageReader, status: StatusCode) {
         let [healthz, livez] = &self.0;
-        let [well, ill] = if question == Question::Healthz { healthz } else { livez };
-        let count = if status == StatusCode::OK { well } else { ill };
+        let [ok, unavailable] = if probe == UdpStorageReader::Healthz { healthz } else { livez };
+        let count = if status == StatusCode::OK { ok } else { unavailable };
         count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Answers on the health port until it is dropped.
-///
-/// # Errors
-/// Never.
-pub async fn run(port: Port, status: watch::Receiver<Status>, told: Arc<Told>) -> Result<()> {
+/// Answers on the health port until the future is dropped.
+pub(crate) async fn run(address: BindAddress, status: watch::Receiver<Status>, counts: Arc<ProbeCounts>) -> Result<()> {
     let reply = move |path: String| {
-        let reply = Question::of(&path).map(|question| {
-            let reply = answer(question, &status.borrow(), Now::read());
-            told.count(question, reply.status);
+        let reply = UdpStorageReader::from_path(&path).map(|probe| {
+            let reply = answer(probe, &status.borrow(), Now::read());
+            counts.count(probe, reply.status);
             reply
         });
         async { reply.unwrap_or_else(Reply::not_found) }
     };
-    http::serve(port, http::LIMITS, reply).await
+    http::serve(address, http::LIMITS, reply).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The status of an agent that was updated 5 s ago and waits since so many seconds.
+    /// Returns the status of an agent whose last pass was 5 s ago, with a change that is `pending` for these seconds.
     fn status(ready: bool, pending: Option<u64>, node_is_leaving: bool, now: Now) -> Status {
         Status {
             ready,
@@ -156,10 +144,10 @@ mod tests {
     }
 
     #[test]
-    fn rule_9_who_is_well() {
+    fn rule_9_health_follows_readiness_pending_changes_and_the_node() {
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let now = Now { monotonic: Instant::now() + Duration::from_secs(3600), wall };
-        // Whether it is ready, for how long something waits, whether the node leaves: /healthz, /livez.
+        // Ready, age of the oldest change, node is leaving; codes of /healthz and /livez.
         let cases = [
             (false, None, false, [503, 503]),
             (false, Some(1), false, [503, 503]),
@@ -175,57 +163,57 @@ mod tests {
         ];
         for (ready, pending, leaving, expected) in cases {
             let status = status(ready, pending, leaving, now);
-            let codes = Question::ALL.map(|question| answer(question, &status, now).status.as_u16());
+            let codes = UdpStorageReader::ALL.map(|probe| answer(probe, &status, now).status.as_u16());
             assert_eq!(codes, expected, "ready {ready}, pending {pending:?}, leaving {leaving}");
         }
     }
 
     #[test]
-    fn who_may_not_read_what_it_serves_is_not_well() {
+    fn an_agent_that_may_not_read_endpoints_is_unhealthy() {
         let now = Now { monotonic: Instant::now(), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1000) };
         let mut status = status(true, None, false, now);
         status.forbidden.insert(Kind::Endpoints);
-        let codes = Question::ALL.map(|question| answer(question, &status, now).status.as_u16());
+        let codes = UdpStorageReader::ALL.map(|probe| answer(probe, &status, now).status.as_u16());
         assert_eq!(codes, [503, 503]);
     }
 
     #[test]
-    fn bodies_are_those_of_kube_proxy_with_times_that_can_be_read() {
+    fn bodies_equal_those_of_kube_proxy_with_times_in_rfc_3339() {
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let now = Now { monotonic: Instant::now() + Duration::from_secs(3600), wall };
-        let check = |question, status: &Status, expected: &str| {
-            let reply = answer(question, status, now);
+        let check = |probe, status: &Status, expected: &str| {
+            let reply = answer(probe, status, now);
             assert_eq!((reply.content_type, reply.body.as_str()), ("application/json", expected));
         };
         check(
-            Question::Healthz,
+            UdpStorageReader::Healthz,
             &status(true, None, false, now),
             r#"{"lastUpdated":"1970-01-01T00:16:40Z","currentTime":"1970-01-01T00:16:40Z","nodeEligible":true}"#,
         );
         check(
-            Question::Healthz,
+            UdpStorageReader::Healthz,
             &status(true, None, true, now),
             r#"{"lastUpdated":"1970-01-01T00:16:35Z","currentTime":"1970-01-01T00:16:40Z","nodeEligible":false}"#,
         );
         check(
-            Question::Livez,
+            UdpStorageReader::Livez,
             &status(true, Some(99), true, now),
             r#"{"lastUpdated":"1970-01-01T00:16:35Z","currentTime":"1970-01-01T00:16:40Z"}"#,
         );
         check(
-            Question::Livez,
+            UdpStorageReader::Livez,
             &status(false, None, false, now),
             r#"{"lastUpdated":null,"currentTime":"1970-01-01T00:16:40Z"}"#,
         );
     }
 
     #[test]
-    fn answers_are_counted_by_question_and_code() {
-        let told = Told::default();
-        told.count(Question::Livez, StatusCode::OK);
-        told.count(Question::Livez, StatusCode::OK);
-        told.count(Question::Healthz, StatusCode::SERVICE_UNAVAILABLE);
-        let counts: Vec<_> = told.counts().map(|(_, code, count)| (code, count)).collect();
-        assert_eq!(counts, [(200, 0), (503, 1), (200, 2), (503, 0)]);
+    fn answers_are_counted_by_probe_and_code() {
+        let counts = ProbeCounts::default();
+        counts.count(UdpStorageReader::Livez, StatusCode::OK);
+        counts.count(UdpStorageReader::Livez, StatusCode::OK);
+        counts.count(UdpStorageReader::Healthz, StatusCode::SERVICE_UNAVAILABLE);
+        let listed: Vec<_> = counts.counts().map(|(_, code, count)| (code, count)).collect();
+        assert_eq!(listed, [(200, 0), (503, 1), (200, 2), (503, 0)]);
     }
 }

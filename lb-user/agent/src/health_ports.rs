@@ -1,6 +1,6 @@
-//! The `healthCheckNodePort` of each Service that has one: load balancers outside ask there whether to send clients of this
-//! Service to this node, in the words of kube-proxy (pkg/proxy/healthcheck/service_health.go). What there is to say comes
-//! with the status of the passes.
+//! The `healthCheckNodePort` of each Service that has one: load balancers outside ask there before they send clients of
+//! the Service to this node. Answers equal kube-proxy's (pkg/proxy/healthcheck/service_health.go); their content comes
+//! from the last pass.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,22 +33,22 @@ use lb_core::{
     model::NodePortAddresses,
     objects::Key,
     spec::Health,
-    warning::{Problem, reason},
+    warning::{BindError, Warning},
 };
 
-/// By which a load balancer may weigh the nodes.
+/// Number of local endpoints, by which a load balancer may weigh the nodes.
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 128;
 
-/// Where a Service's health is asked for.
+/// Address of a Service's `healthCheckNodePort`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Place {
+struct HealthPort {
     service: Key,
     address: SocketAddr,
 }
 
-impl Place {
+impl HealthPort {
     fn family(&self) -> Family {
         if self.address.is_ipv4() { Family::V4 } else { Family::V6 }
     }
@@ -58,19 +58,20 @@ impl Place {
     }
 }
 
-/// Answers wherever there is something to say, until it is dropped. `addresses` says where NodePorts answer; owners of Services
-/// are told on `board`.
-///
-/// # Errors
-/// Never.
-pub async fn run(mut status: watch::Receiver<Status>, addresses: NodePortAddresses, board: EventQueue) -> Result<()> {
-    let mut servers = Servers { running: BTreeMap::new(), board };
+/// Serves the health ports of all Services at the NodePort `addresses`, until the future is dropped. Ports that cannot
+/// be bound are reported to `events`.
+pub(crate) async fn run(
+    mut status: watch::Receiver<Status>,
+    addresses: NodePortAddresses,
+    events: EventQueue,
+) -> Result<()> {
+    let mut servers = Servers { running: BTreeMap::new(), events };
     loop {
-        let wanted = {
+        let desired = {
             let status = status.borrow_and_update();
-            wanted(&status.health, &addresses, &status.node_ports)
+            desired_ports(&status.health, &addresses, &status.node_ports)
         };
-        servers.become_those(wanted, &status).await;
+        servers.update(desired, &status).await;
         if status.changed().await.is_err() {
             // The agent is ending.
             std::future::pending::<()>().await;
@@ -78,18 +79,19 @@ pub async fn run(mut status: watch::Receiver<Status>, addresses: NodePortAddress
     }
 }
 
-/// All places. One address for each family stands for all of the node's.
-fn wanted(
+/// Lists the health ports to serve. If NodePorts answer at all addresses, one wildcard address for each family
+/// suffices.
+fn desired_ports(
     health: &BTreeMap<Key, Health>,
     addresses: &NodePortAddresses,
     node_ports: &BTreeSet<Addr>,
-) -> BTreeSet<Place> {
-    let mut places = BTreeSet::new();
+) -> BTreeSet<HealthPort> {
+    let mut ports = BTreeSet::new();
     for (service, health) in health {
         let mut add = |ip| {
-            places.insert(Place { service: service.clone(), address: SocketAddr::new(ip, health.port.get()) });
+            ports.insert(HealthPort { service: service.clone(), address: SocketAddr::new(ip, health.port.get()) });
         };
-        for family in [Family::V4, Family::V6].into_iter().filter(|family| health.ready[*family as usize].is_some()) {
+        for family in [Family::V4, Family::V6].into_iter().filter(|family| health.ready[*family].is_some()) {
             if addresses.is_all() {
                 add(match family {
                     Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
@@ -100,27 +102,27 @@ fn wanted(
             }
         }
     }
-    places
+    ports
 }
 
-/// Those who answer now. They end with it.
+/// Tasks that serve health ports. Dropping this ends them.
 struct Servers {
-    running: BTreeMap<Place, JoinHandle<()>>,
-    board: EventQueue,
+    running: BTreeMap<HealthPort, JoinHandle<()>>,
+    events: EventQueue,
 }
 
 impl Servers {
-    async fn become_those(&mut self, wanted: BTreeSet<Place>, status: &watch::Receiver<Status>) {
-        let gone: Vec<Place> = self.running.keys().filter(|place| !wanted.contains(place)).cloned().collect();
-        let gone: Vec<_> = gone.into_iter().filter_map(|place| self.running.remove(&place)).collect();
-        gone.iter().for_each(JoinHandle::abort);
-        for server in gone {
-            // Its port may be another's now.
+    /// Ends servers that are not desired, then starts missing ones.
+    async fn update(&mut self, desired: BTreeSet<HealthPort>, status: &watch::Receiver<Status>) {
+        let ended: Vec<_> = self.running.extract_if(.., |port, _| !desired.contains(port)).collect();
+        ended.iter().for_each(|(_, server)| server.abort());
+        for (_, server) in ended {
+            // Wait until the port is closed: another Service may have it now.
             let _cancelled = server.await;
         }
-        for place in wanted {
-            let serve = || tokio::spawn(serve(place.clone(), status.clone(), self.board.clone()));
-            self.running.entry(place.clone()).or_insert_with(serve);
+        for port in desired {
+            let start = || tokio::spawn(serve(port.clone(), status.clone(), self.events.clone()));
+            self.running.entry(port.clone()).or_insert_with(start);
         }
     }
 }
@@ -131,23 +133,23 @@ impl Drop for Servers {
     }
 }
 
-async fn serve(place: Place, status: watch::Receiver<Status>, board: EventQueue) {
-    let listener = listen(&place, &board).await;
+async fn serve(port: HealthPort, status: watch::Receiver<Status>, events: EventQueue) {
+    let listener = listen(&port, &events).await;
     let answer = move |_path: String| {
-        let reply = answer(&place, &status.borrow(), Now::read());
+        let reply = answer(&port, &status.borrow(), Now::read());
         async { reply }
     };
-    // It serves until it is dropped.
+    // Returns only when it is dropped.
     let _never = http::serve_on(listener, http::LIMITS, answer).await;
 }
 
-/// The answer to whoever asks there, whatever the path.
-fn answer(place: &Place, status: &Status, now: Now) -> Reply {
-    let health = status.health.get(&place.service);
-    let ready = health.and_then(|health| health.ready[place.family() as usize]).unwrap_or(0);
+/// Returns the answer at a health port, which is the same for every path.
+fn answer(port: &HealthPort, status: &Status, now: Now) -> Reply {
+    let health = status.health.get(&port.service);
+    let ready = health.and_then(|health| health.ready[port.family()]).unwrap_or(0);
     let is_healthy = is_live(status, now);
     let quoted = |text: &str| serde_json::to_string(text).expect("a string");
-    let (namespace, name) = (quoted(place.service.namespace()), quoted(place.service.name()));
+    let (namespace, name) = (quoted(port.service.namespace()), quoted(port.service.name()));
     Reply {
         status: if ready > 0 && is_healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE },
         content_type: "application/json",
@@ -159,39 +161,38 @@ fn answer(place: &Place, status: &Status, now: Now) -> Reply {
     }
 }
 
-/// What is told of a place that does not answer, for as long as that is so.
-struct Told<'a> {
-    place: &'a Place,
-    board: &'a EventQueue,
+/// Ends the reported problem of a port when it is dropped: once the port is bound, and when it is no longer desired.
+struct ProblemGuard<'a> {
+    port: &'a HealthPort,
+    events: &'a EventQueue,
 }
 
-impl Drop for Told<'_> {
+impl Drop for ProblemGuard<'_> {
     fn drop(&mut self) {
-        self.board.tell(self.place.origin(), &self.place.service, Vec::new());
+        self.events.report(self.port.origin(), &self.port.service, Vec::new());
     }
 }
 
-/// Waits for the port if need be; says so once.
-async fn listen(place: &Place, board: &EventQueue) -> TcpListener {
-    let Place { service, address } = place;
-    let mut waits = false;
-    // Also when the place is wanted no more.
-    let _told = Told { place, board };
+/// Binds the port, and tries again until that works. The first failure is reported.
+async fn listen(port: &HealthPort, events: &EventQueue) -> TcpListener {
+    let HealthPort { service, address } = port;
+    let mut has_failed = false;
+    let _guard = ProblemGuard { port, events };
     loop {
         match bind(*address) {
             Ok(listener) => {
-                if waits {
+                if has_failed {
                     info!(%service, %address, "its health check port is free now, and answers");
                 }
                 return listener;
             }
-            Err(error) if !waits => {
-                waits = true;
-                let text = what_is_wrong(place, &error).await;
-                warn!(%service, "{text}");
-                board.tell(place.origin(), service, vec![Problem { reason: reason::HEALTH_PORT, text }]);
+            Err(error) if !has_failed => {
+                has_failed = true;
+                let warning = bind_warning(*address, &error).await;
+                warn!(%service, "{warning}");
+                events.report(port.origin(), service, vec![warning]);
             }
-            Err(error) => debug!(%service, %address, %error, "its health check port is still not to be had"),
+            Err(error) => debug!(%service, %address, %error, "its health check port is still unavailable"),
         }
         sleep(http::RETRY).await;
     }
@@ -200,29 +201,22 @@ async fn listen(place: &Place, board: &EventQueue) -> TcpListener {
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if address.is_ipv6() {
-        // The IPv4 ports have a listener of their own.
+        // IPv4 has a listener of its own.
         rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
     }
-    // Connections of a listener that has gone may linger.
+    // Connections of an earlier listener may be in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-async fn what_is_wrong(Place { address, .. }: &Place, error: &io::Error) -> String {
-    const SO: &str = "load balancers take that for a node without endpoints";
-    if error.kind() == ErrorKind::AddrInUse {
-        let holder = http::holder(address.port()).await;
-        format!(
-            "its health check port {address} does not answer, since {holder} holds it, and {SO}; end that, or \
-            give the Service another healthCheckNodePort. It is tried again quietly"
-        )
+async fn bind_warning(address: SocketAddr, error: &io::Error) -> Warning {
+    let obstacle = if error.kind() == ErrorKind::AddrInUse {
+        BindError::HeldBy(http::port_holder(address.port()).await)
     } else {
-        format!(
-            "its health check port {address} does not answer ({error}), and {SO}; give the Service another \
-            healthCheckNodePort, or this node another --nodeport-addresses. It is tried again quietly"
-        )
-    }
+        BindError::Other(error.to_string())
+    };
+    Warning::HealthPort { address, obstacle }
 }
 
 #[cfg(test)]
@@ -237,8 +231,8 @@ mod tests {
         Key::new("default", "a")
     }
 
-    fn health(ready: [Option<usize>; 2]) -> Health {
-        Health { port: 30_100.try_into().expect("not 0"), ready }
+    fn health([v4, v6]: [Option<usize>; 2]) -> Health {
+        Health { port: 30_100.try_into().expect("not 0"), ready: lb_core::per_family::PerFamily { v4, v6 } }
     }
 
     fn now() -> Now {
@@ -246,13 +240,13 @@ mod tests {
     }
 
     #[test]
-    fn rule_6_it_listens_where_node_ports_answer_in_the_families_of_the_service() {
+    fn rule_6_health_ports_listen_at_node_port_addresses_in_the_families_of_the_service() {
         let own = ["10.0.0.1", "192.0.2.1", "fd00::1"].map(|ip| ip.parse::<IpAddr>().expect("an address").into());
         let check = |ready, addresses: &str, expected: &[&str]| {
             let health = BTreeMap::from([(key(), health(ready))]);
-            let places = wanted(&health, &addresses.parse().expect("addresses"), &BTreeSet::from(own));
-            let places: Vec<_> = places.iter().map(|place| place.address.to_string()).collect();
-            assert_eq!(places, expected, "{ready:?} {addresses}");
+            let ports = desired_ports(&health, &addresses.parse().expect("addresses"), &BTreeSet::from(own));
+            let ports: Vec<_> = ports.iter().map(|port| port.address.to_string()).collect();
+            assert_eq!(ports, expected, "{ready:?} {addresses}");
         };
         check([Some(0), None], "all", &["0.0.0.0:30100"]);
         check([Some(1), Some(1)], "all", &["0.0.0.0:30100", "[::]:30100"]);
@@ -261,14 +255,14 @@ mod tests {
     }
 
     #[test]
-    fn rule_6_it_answers_as_kube_proxy_does() {
+    fn rule_6_health_ports_answer_as_kube_proxy_does() {
         let check = |address: &str, ready, is_live: bool, code: u16, count: &str| {
             let now = now();
             let pending_since = (!is_live).then(|| now.monotonic - Duration::from_secs(61));
             let health = Arc::new(BTreeMap::from([(key(), health(ready))]));
             let status = Status { ready: true, pending_since, health, ..Status::default() };
-            let place = Place { service: key(), address: address.parse().expect("an address") };
-            let reply = answer(&place, &status, now);
+            let port = HealthPort { service: key(), address: address.parse().expect("an address") };
+            let reply = answer(&port, &status, now);
             let header = reply.header.expect("a header");
             assert_eq!((reply.status.as_u16(), header.0.as_str()), (code, "x-load-balancing-endpoint-weight"));
             assert_eq!((header.1.to_str().expect("a number"), reply.content_type), (count, "application/json"));

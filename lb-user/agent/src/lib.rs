@@ -1,10 +1,15 @@
-//! The agent: passes over the objects, health, metrics, Events, the end of sockets, and the wiring of all parts.
+//! The agent: reconciles objects into the maps, answers probes and scrapes, sends Events, ends stale sockets. [`run`]
+//! wires these parts to the sources and the dataplane.
 
-pub mod agent;
-pub mod events;
-pub mod health;
-pub mod health_ports;
-pub mod http;
+mod events;
+mod health;
+mod health_ports;
+mod histogram;
+mod http;
 pub mod metrics;
 pub mod reconcile;
-pub mod termination;
+mod termination;
+mod wiring;
+
+pub use http::BindAddress;
+pub use wiring::{Config, Source, run};

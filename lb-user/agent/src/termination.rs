@@ -1,5 +1,5 @@
-//! Sockets that outlive their backend: connected UDP sockets are ended at once, TCP sockets as their Service's drain says;
-//! and counts that outlive what they count are removed. A thread of its own, so that no pass waits for it.
+//! Termination of sockets whose backend was removed: connected UDP sockets at once, TCP sockets after their Service's
+//! drain time. Also removes counts of deleted objects. A thread of its own, so that no pass waits for it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,78 +11,82 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::{Counter, FrontendKey, NEVER, Proto, Service};
-use lb_kernel::sock_diag::bound;
+use lb_kernel::sock_diag::bound_sockets;
 use tracing::{info, warn};
 
 use crate::{
     events::{EventQueue, Origin},
-    reconcile::{Aftermath, Departed},
+    reconcile::{MapChanges, RemovedBackend},
 };
 use lb_core::{
     objects::{Drain, Key},
-    warning::{Problem, reason},
+    warning::Warning,
 };
 use lb_dataplane::{
-    sockets::{self, Dead},
-    stats::{self, Living, StatMaps, Stats},
+    sockets::{self, DeadBackend},
+    stats::{self, LiveIds, StatMaps, Stats},
     store::BpfStore,
 };
-use lb_kernel::bpf;
+use lb_kernel::clock;
 
-/// How often counts and affinity are swept.
+/// Interval of sweeps over counts and affinity.
 const SWEEP: Duration = Duration::from_secs(30);
 
-/// When sockets are looked for a second time: those whose connect was under way when the backend went.
-const AGAIN: Duration = Duration::from_secs(1);
+/// Delay of the second search for the sockets of a backend: a connect may have been under way in the first.
+const SECOND_SEARCH: Duration = Duration::from_secs(1);
 
-/// Starts the thread, which tells owners of Services on `board`. It ends when the sender is dropped.
+/// Starts the thread. It ends when the sender is dropped.
 ///
 /// # Errors
-/// When there can be no more threads.
-pub fn start(directory: PathBuf, board: EventQueue) -> Result<Sender<Aftermath>> {
+/// If the thread cannot be started.
+pub(crate) fn start(directory: PathBuf, events: EventQueue) -> Result<Sender<MapChanges>> {
     let (sender, receiver) = channel();
-    let now = Instant::now();
-    let run = move || Reaper { directory, board, waiting: Waiting::default(), start: now, scan: None }.run(&receiver);
-    thread::Builder::new().name("reaper".to_owned()).spawn(run).context("starting a thread")?;
+    let start = Instant::now();
+    let worker = Worker { directory, events, queue: TerminationQueue::default(), start, scan: None };
+    let thread = thread::Builder::new().name("termination".to_owned());
+    thread.spawn(move || worker.run(&receiver)).context("starting a thread")?;
     Ok(sender)
 }
 
-struct Reaper {
+struct Worker {
+    /// Directory of the pins.
     directory: PathBuf,
-    board: EventQueue,
-    waiting: Waiting,
+    events: EventQueue,
+    queue: TerminationQueue,
     start: Instant,
-    /// When what went while no agent ran is looked at again, at the latest; none when nothing of it is left to do.
+    /// Time of the next scan for sockets of backends that were removed while no agent ran; none when all are handled.
     scan: Option<Instant>,
 }
 
-impl Reaper {
-    fn run(mut self, passes: &Receiver<Aftermath>) {
+impl Worker {
+    fn run(mut self, passes: &Receiver<MapChanges>) {
         let mut sweep = Instant::now() + SWEEP;
-        let mut first = true;
+        let mut is_first_pass = true;
         loop {
-            let wake = [self.waiting.next(), self.scan].into_iter().flatten().fold(sweep, Instant::min);
-            let passed = match passes.recv_timeout(wake.saturating_duration_since(Instant::now())) {
-                Ok(mut aftermath) => {
-                    passes.try_iter().for_each(|later| aftermath.append(later));
-                    self.waiting.add(&aftermath.departed, Instant::now());
-                    self.attempt("looking for listeners on NodePorts", |reaper| reaper.bound(&aftermath.node_ports));
+            let wake = [self.queue.next(), self.scan].into_iter().flatten().fold(sweep, Instant::min);
+            let has_passed = match passes.recv_timeout(wake.saturating_duration_since(Instant::now())) {
+                Ok(mut changes) => {
+                    passes.try_iter().for_each(|later| changes.append(later));
+                    self.queue.add(&changes.removed_backends, Instant::now());
+                    self.attempt("looking for listeners on NodePorts", |worker| {
+                        worker.report_listeners(&changes.new_node_ports)
+                    });
                     true
                 }
                 Err(RecvTimeoutError::Timeout) => false,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            // From the first pass on the maps are right.
-            if passed && first {
-                self.attempt("removing counts of what has gone", Self::sweep);
+            // The maps are not up to date before the first pass.
+            if has_passed && is_first_pass {
+                self.attempt("removing counts of deleted objects", Self::sweep);
             }
-            if (passed && first) || self.scan.is_some_and(|scan| passed || scan <= Instant::now()) {
+            if (has_passed && is_first_pass) || self.scan.is_some_and(|scan| has_passed || scan <= Instant::now()) {
                 self.attempt("looking for sockets to end", Self::scan);
             }
-            first &= !passed;
+            is_first_pass &= !has_passed;
             self.attempt("ending sockets", Self::end_due);
             if Instant::now() >= sweep {
-                self.attempt("removing counts of what has gone", Self::sweep);
+                self.attempt("removing counts of deleted objects", Self::sweep);
                 sweep = Instant::now() + SWEEP;
             }
         }
@@ -94,133 +98,130 @@ impl Reaper {
         }
     }
 
-    /// Ends the sockets whose time has come. Backends that no socket has are nobody's concern.
+    /// Ends the sockets that are due. Backends without sockets cost no search.
     fn end_due(&mut self) -> Result<()> {
         let now = Instant::now();
-        if self.waiting.next().is_none_or(|next| next > now) && self.waiting.udp.is_empty() {
+        if self.queue.next().is_none_or(|next| next > now) && self.queue.udp.is_empty() {
             return Ok(());
         }
         let store = BpfStore::open(&self.directory)?;
         let state = |id| {
             match store.service(id) {
-                Ok(None) => Servers::Gone,
-                Ok(Some(service)) if service.cluster_len + service.local_len > 0 => Servers::Some,
-                // What cannot be read is looked at again.
-                Ok(Some(_)) | Err(_) => Servers::None,
+                Ok(None) => PortState::Removed,
+                Ok(Some(service)) if service.cluster_len + service.local_len > 0 => PortState::HasBackends,
+                // After an error, the next round reads it again.
+                Ok(Some(_)) | Err(_) => PortState::WithoutBackends,
             }
         };
         let maps = StatMaps::open(&self.directory)?;
-        // Where counts had no room, nobody knows who has it.
-        let uncounted = !stats::counters(&self.directory)?.contains(&(Counter::StatsFull, 0));
-        let is_held = |departed: &Departed| match maps.backend(departed.backend) {
+        // Sockets may be uncounted if the map of counts was full.
+        let may_be_uncounted = !stats::counters(&self.directory)?.contains(&(Counter::StatsFull, 0));
+        let may_have_sockets = |removed: &RemovedBackend| match maps.backend(removed.backend) {
             Ok(Some(stats)) => stats.open > 0,
-            Ok(None) => uncounted,
+            Ok(None) => may_be_uncounted,
             Err(_) => true,
         };
-        let mut due = self.waiting.take_due(now, state);
-        due.retain(is_held);
+        let mut due = self.queue.take_due(now, state);
+        due.retain(may_have_sockets);
         if due.is_empty() {
             return Ok(());
         }
-        let dead: Vec<Dead> = due
+        let dead: Vec<DeadBackend> = due
             .iter()
-            .map(|departed| Dead { backend: departed.backend, target: departed.target, proto: departed.proto })
+            .map(|removed| DeadBackend { backend: removed.backend, target: removed.address, proto: removed.proto })
             .collect();
         let report = sockets::end(&self.directory, &dead)?;
-        let service: BTreeMap<u32, u32> = due.iter().map(|departed| (departed.backend, departed.service)).collect();
-        tell(&self.directory, &report, |backend| service.get(&backend).copied())
+        let service: BTreeMap<u32, u32> = due.iter().map(|removed| (removed.backend, removed.service)).collect();
+        record(&self.directory, &report, |backend| service.get(&backend).copied())
     }
 
-    /// Who listened on a NodePort before it was one keeps its socket, but nobody on the node reaches it there.
-    fn bound(&self, node_ports: &[FrontendKey]) -> Result<()> {
+    /// Reports processes that listened on a NodePort before it was added: callers on this node reach the Service
+    /// instead.
+    fn report_listeners(&self, node_ports: &[FrontendKey]) -> Result<()> {
         if node_ports.is_empty() {
             return Ok(());
         }
         let ports: BTreeSet<(u8, u16)> = node_ports.iter().map(|key| (key.proto, key.port)).collect();
         let store = BpfStore::open(&self.directory)?;
-        let mut told = BTreeMap::<Key, Vec<Problem>>::new();
-        for socket in bound(&|proto, port| ports.contains(&(proto as u8, port)))? {
-            let of = |key: &&FrontendKey| (key.proto, key.port) == (socket.proto as u8, socket.address.port());
-            let service = node_ports.iter().find(of).and_then(|key| store.name(store.frontend(key)?.service));
-            let name = service.as_ref().map_or_else(|| "a Service".to_owned(), ToString::to_string);
-            let owner = socket.owner.as_ref().map_or_else(
-                || "a process that is not in sight".to_owned(),
-                |owner| format!("{} (pid {})", owner.comm, owner.pid),
-            );
-            let text = format!(
-                "port {}/{} is a NodePort of {name}, and {owner} is bound to {} there: callers on this node reach the \
-                 Service; give one of the two another port",
-                socket.address.port(),
-                socket.proto.name(),
-                socket.address,
-            );
-            warn!("{text}");
+        let mut problems = BTreeMap::<Key, Vec<Warning>>::new();
+        for socket in bound_sockets(&|proto, port| ports.contains(&(proto as u8, port)))? {
+            let is_same = |key: &&FrontendKey| (key.proto, key.port) == (socket.proto as u8, socket.address.port());
+            let service = node_ports.iter().find(is_same).and_then(|key| store.name(store.frontend(key)?.service));
+            let warning = Warning::NodePortInUse {
+                service: service.as_ref().map(ToString::to_string),
+                proto: socket.proto,
+                address: socket.address,
+                process: socket.owner.as_ref().map(|owner| (owner.comm.clone(), owner.pid)),
+            };
+            warn!("{warning}");
             if let Some(port) = service {
-                told.entry(port.service).or_default().push(Problem { reason: reason::NODE_PORT, text });
+                problems.entry(port.service).or_default().push(warning);
             }
         }
-        told.into_iter().for_each(|(service, problems)| self.board.tell(Origin::NodePort, &service, problems));
+        problems.into_iter().for_each(|(service, problems)| self.events.report(Origin::NodePort, &service, problems));
         Ok(())
     }
 
-    /// Counts of what has gone, and affinity that is over.
+    /// Removes counts of deleted objects, and expired affinity.
     fn sweep(&mut self) -> Result<()> {
         let maps = StatMaps::open(&self.directory)?;
-        maps.sweep(&Living::open(&self.directory)?, bpf::now())
+        maps.sweep(&LiveIds::open(&self.directory)?, clock::monotonic_ns())
     }
 
-    /// What went while no agent ran. Nobody knows when, so that the time of a drain begins with the agent.
+    /// Ends sockets of backends that were removed while no agent ran. The time of the removal is unknown, so drain
+    /// times count from the start of the agent.
     fn scan(&mut self) -> Result<()> {
         self.scan = None;
-        let living = Living::open(&self.directory)?;
+        let living = LiveIds::open(&self.directory)?;
         let stats = StatMaps::open(&self.directory)?.read()?;
         let store = BpfStore::open(&self.directory)?;
         let running = self.start.elapsed();
-        let fate = |id: u32, proto: Proto| match stats.backends.get(&id) {
-            // Of a service port that has gone too, nobody knows the protocol: both are looked for.
-            Some(stats) if store.name(stats.service).is_some_and(|name| name.proto != proto) => Fate::Lives,
+        let verdict = |id: u32, proto: Proto| match stats.backends.get(&id) {
+            // The protocol of a removed service port is unknown: its sockets are searched in both.
+            Some(stats) if store.name(stats.service).is_some_and(|name| name.proto != proto) => Verdict::Keep,
             Some(stats) if !living.has_backend(id) => match store.service(stats.service) {
-                Ok(service) => fate(proto, service, running),
-                Err(_) => Fate::Lives,
+                Ok(service) => verdict(proto, service, running),
+                Err(_) => Verdict::Keep,
             },
-            _ => Fate::Lives,
+            _ => Verdict::Keep,
         };
-        let held = || stats.backends.iter().filter(|(_, stats)| stats.open > 0).map(|(id, _)| *id);
+        let with_sockets = || stats.backends.iter().filter(|(_, stats)| stats.open > 0).map(|(id, _)| *id);
         for proto in [Proto::Udp, Proto::Tcp] {
-            if held().any(|id| fate(id, proto) == Fate::Ends) {
-                let report = sockets::end_all(&self.directory, proto, &|id| fate(id, proto) != Fate::Ends)?;
-                tell(&self.directory, &report, |backend| service_of(&stats, backend))?;
+            if with_sockets().any(|id| verdict(id, proto) == Verdict::End) {
+                let report = sockets::end_all(&self.directory, proto, &|id| verdict(id, proto) != Verdict::End)?;
+                record(&self.directory, &report, |backend| service_of(&stats, backend))?;
             }
-            let later = held().filter_map(|id| if let Fate::Later(at) = fate(id, proto) { Some(at) } else { None });
-            self.scan = later.map(|at| self.start + at).chain(self.scan).min();
+            let rechecks = with_sockets().filter_map(|id| match verdict(id, proto) {
+                Verdict::Recheck(after) => Some(self.start + after),
+                Verdict::Keep | Verdict::End => None,
+            });
+            self.scan = rechecks.chain(self.scan).min();
         }
         Ok(())
     }
 }
 
-/// What becomes of a socket whose backend went while no agent ran.
+/// Decision about the sockets of a backend that was removed while no agent ran.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fate {
-    /// It stays as it is.
-    Lives,
-    /// It ends now.
-    Ends,
-    /// It is looked at again when the agent has run for so long, or after a pass.
-    Later(Duration),
+enum Verdict {
+    Keep,
+    End,
+    /// Decide again when the agent has run for so long, or after a pass.
+    Recheck(Duration),
 }
 
-/// The fate of a socket of a service port, none if that has gone too; the agent has run for `running`.
-fn fate(proto: Proto, service: Option<Service>, running: Duration) -> Fate {
+/// Decides about sockets of a service port (none if it was removed too), when the agent has run for `running`.
+fn verdict(proto: Proto, service: Option<Service>, running: Duration) -> Verdict {
     match (proto, service) {
-        // Nobody knows any more how its TCP sockets were to drain.
-        (Proto::Tcp, None) => Fate::Lives,
-        (Proto::Tcp, Some(Service { drain_seconds: NEVER, .. })) => Fate::Lives,
+        // The drain time was removed with the service port.
+        (Proto::Tcp, None) => Verdict::Keep,
+        (Proto::Tcp, Some(Service { drain_seconds: NEVER, .. })) => Verdict::Keep,
         (Proto::Tcp, Some(Service { drain_seconds, .. })) => match Duration::from_secs(drain_seconds.into()) {
-            drain if drain <= running => Fate::Ends,
-            drain => Fate::Later(drain),
+            drain if drain <= running => Verdict::End,
+            drain => Verdict::Recheck(drain),
         },
-        (_, Some(service)) if service.cluster_len + service.local_len == 0 => Fate::Later(running + SWEEP),
-        _ => Fate::Ends,
+        (_, Some(service)) if service.cluster_len + service.local_len == 0 => Verdict::Recheck(running + SWEEP),
+        _ => Verdict::End,
     }
 }
 
@@ -228,8 +229,8 @@ fn service_of(stats: &Stats, backend: u32) -> Option<u32> {
     stats.backends.get(&backend).map(|stats| stats.service)
 }
 
-/// Counts and logs what was done.
-fn tell(directory: &Path, report: &sockets::Report, service_of: impl Fn(u32) -> Option<u32>) -> Result<()> {
+/// Counts and logs the sockets that were ended.
+fn record(directory: &Path, report: &sockets::EndReport, service_of: impl Fn(u32) -> Option<u32>) -> Result<()> {
     for failure in &report.failures {
         warn!("{failure}");
     }
@@ -248,52 +249,51 @@ fn tell(directory: &Path, report: &sockets::Report, service_of: impl Fn(u32) -> 
     Ok(())
 }
 
-/// What a service port has now.
+/// State of a service port in the maps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Servers {
-    /// It is not there any more.
-    Gone,
-    /// No backend.
-    None,
-    /// Some backend.
-    Some,
+enum PortState {
+    Removed,
+    WithoutBackends,
+    HasBackends,
 }
 
-/// Backends whose sockets are to be ended, and when.
+/// Removed backends whose sockets must end.
 #[derive(Default)]
-struct Waiting {
-    /// As soon as there is another backend to go to: with none, the old one may well come back (kube-proxy,
-    /// pkg/proxy/conntrack/cleanup.go).
-    udp: Vec<Departed>,
-    timed: Vec<(Instant, Departed)>,
+struct TerminationQueue {
+    /// UDP backends, due once the service port has another backend. Until then the removed one may come back, and its
+    /// clients keep their sockets (kube-proxy, pkg/proxy/conntrack/cleanup.go).
+    udp: Vec<RemovedBackend>,
+    /// Backends with the time at which their sockets end.
+    timed: Vec<(Instant, RemovedBackend)>,
 }
 
-impl Waiting {
-    fn add(&mut self, departed: &[Departed], now: Instant) {
-        for departed in departed {
-            match (departed.proto, departed.drain) {
-                (Proto::Udp, _) => self.udp.push(*departed),
+impl TerminationQueue {
+    fn add(&mut self, removed: &[RemovedBackend], now: Instant) {
+        for removed in removed {
+            match (removed.proto, removed.drain) {
+                (Proto::Udp, _) => self.udp.push(*removed),
                 (Proto::Tcp, Drain::After(seconds)) => {
                     let at = now + Duration::from_secs(seconds.into());
-                    self.timed.extend([(at, *departed), (at + AGAIN, *departed)]);
+                    self.timed.extend([(at, *removed), (at + SECOND_SEARCH, *removed)]);
                 }
                 _ => {}
             }
         }
     }
 
-    /// When something is due next.
+    /// Returns the earliest time in the queue.
     fn next(&self) -> Option<Instant> {
         self.timed.iter().map(|(at, _)| *at).min()
     }
 
-    /// Takes what is due.
-    fn take_due(&mut self, now: Instant, servers: impl Fn(u32) -> Servers) -> Vec<Departed> {
-        let mut due: Vec<Departed> =
-            self.timed.extract_if(.., |(at, _)| *at <= now).map(|(_, departed)| departed).collect();
-        let ready: Vec<_> = self.udp.extract_if(.., |departed| servers(departed.service) != Servers::None).collect();
-        self.timed.extend(ready.iter().map(|departed| (now + AGAIN, *departed)));
-        due.extend(ready);
+    /// Takes the backends that are due; `state` tells the state of a service port by its id.
+    fn take_due(&mut self, now: Instant, state: impl Fn(u32) -> PortState) -> Vec<RemovedBackend> {
+        let mut due: Vec<RemovedBackend> =
+            self.timed.extract_if(.., |(at, _)| *at <= now).map(|(_, removed)| removed).collect();
+        let udp: Vec<_> =
+            self.udp.extract_if(.., |removed| state(removed.service) != PortState::WithoutBackends).collect();
+        self.timed.extend(udp.iter().map(|removed| (now + SECOND_SEARCH, *removed)));
+        due.extend(udp);
         due
     }
 }
@@ -302,63 +302,62 @@ impl Waiting {
 mod tests {
     use super::*;
 
-    fn departed(backend: u32, service: u32, proto: Proto, drain: Drain) -> Departed {
-        let target = "10.0.0.1:53".parse::<std::net::SocketAddr>().expect("an address").into();
-        Departed { backend, service, proto, target, drain }
+    fn removed(backend: u32, service: u32, proto: Proto, drain: Drain) -> RemovedBackend {
+        let address = "10.0.0.1:53".parse::<std::net::SocketAddr>().expect("an address").into();
+        RemovedBackend { backend, service, proto, address, drain }
     }
 
     #[test]
-    fn rule_8_what_went_while_no_agent_ran_ends_no_sooner_than_its_service_says() {
+    fn rule_8_sockets_of_backends_removed_without_an_agent_end_no_sooner_than_the_service_allows() {
         let service = |len, drain_seconds| Some(Service { cluster_len: len, drain_seconds, ..Service::default() });
         let at = Duration::from_secs;
         let cases = [
-            (Proto::Udp, service(1, NEVER), Fate::Ends),
-            (Proto::Udp, service(0, NEVER), Fate::Later(at(10) + SWEEP)),
-            (Proto::Udp, None, Fate::Ends),
-            (Proto::Tcp, service(1, NEVER), Fate::Lives),
-            (Proto::Tcp, service(1, 0), Fate::Ends),
-            (Proto::Tcp, service(0, 10), Fate::Ends),
-            (Proto::Tcp, service(1, 11), Fate::Later(at(11))),
-            (Proto::Tcp, None, Fate::Lives),
+            (Proto::Udp, service(1, NEVER), Verdict::End),
+            (Proto::Udp, service(0, NEVER), Verdict::Recheck(at(10) + SWEEP)),
+            (Proto::Udp, None, Verdict::End),
+            (Proto::Tcp, service(1, NEVER), Verdict::Keep),
+            (Proto::Tcp, service(1, 0), Verdict::End),
+            (Proto::Tcp, service(0, 10), Verdict::End),
+            (Proto::Tcp, service(1, 11), Verdict::Recheck(at(11))),
+            (Proto::Tcp, None, Verdict::Keep),
         ];
         for (proto, service, expected) in cases {
-            assert_eq!(fate(proto, service, at(10)), expected, "{proto:?} {service:?}");
+            assert_eq!(verdict(proto, service, at(10)), expected, "{proto:?} {service:?}");
         }
     }
 
     #[test]
-    fn rule_8_udp_goes_at_once_and_waits_while_there_is_no_server_at_all() {
-        let mut waiting = Waiting::default();
+    fn rule_8_udp_sockets_end_at_once_if_the_service_port_has_another_backend() {
+        let mut queue = TerminationQueue::default();
         let start = Instant::now();
-        let both = [departed(1, 1, Proto::Udp, Drain::Never), departed(2, 2, Proto::Udp, Drain::Never)];
-        waiting.add(&both, start);
-        let mut take = |at: u64, two: Servers| {
-            let servers = |id| if id == 1 { Servers::Some } else { two };
-            let due = waiting.take_due(start + Duration::from_millis(at), servers);
-            due.into_iter().map(|departed| departed.backend).collect::<Vec<_>>()
+        queue.add(&[removed(1, 1, Proto::Udp, Drain::Never), removed(2, 2, Proto::Udp, Drain::Never)], start);
+        let mut take = |at: u64, two: PortState| {
+            let state = |id| if id == 1 { PortState::HasBackends } else { two };
+            let due = queue.take_due(start + Duration::from_millis(at), state);
+            due.into_iter().map(|removed| removed.backend).collect::<Vec<_>>()
         };
-        assert_eq!(take(0, Servers::None), [1]);
-        assert_eq!(take(500, Servers::None), [0; 0]);
-        assert_eq!(take(1000, Servers::None), [1], "once more, for a connect that was under way");
-        assert_eq!(take(60_000, Servers::Gone), [2]);
-        assert_eq!(take(61_000, Servers::Gone), [2]);
-        assert_eq!(take(99_000, Servers::Gone), [0; 0]);
+        assert_eq!(take(0, PortState::WithoutBackends), [1]);
+        assert_eq!(take(500, PortState::WithoutBackends), [0; 0]);
+        assert_eq!(take(1000, PortState::WithoutBackends), [1], "again, for a connect that was under way");
+        assert_eq!(take(60_000, PortState::Removed), [2]);
+        assert_eq!(take(61_000, PortState::Removed), [2]);
+        assert_eq!(take(99_000, PortState::Removed), [0; 0]);
     }
 
     #[test]
-    fn tcp_goes_when_the_drain_says() {
-        let mut waiting = Waiting::default();
+    fn tcp_sockets_end_after_the_drain_time() {
+        let mut queue = TerminationQueue::default();
         let start = Instant::now();
         let all = [
-            departed(1, 1, Proto::Tcp, Drain::Never),
-            departed(2, 1, Proto::Tcp, Drain::After(0)),
-            departed(3, 1, Proto::Tcp, Drain::After(30)),
+            removed(1, 1, Proto::Tcp, Drain::Never),
+            removed(2, 1, Proto::Tcp, Drain::After(0)),
+            removed(3, 1, Proto::Tcp, Drain::After(30)),
         ];
-        waiting.add(&all, start);
-        assert_eq!(waiting.next(), Some(start));
+        queue.add(&all, start);
+        assert_eq!(queue.next(), Some(start));
         let mut take = |at: u64| {
-            let due = waiting.take_due(start + Duration::from_secs(at), |_| Servers::None);
-            due.into_iter().map(|departed| departed.backend).collect::<Vec<_>>()
+            let due = queue.take_due(start + Duration::from_secs(at), |_| PortState::WithoutBackends);
+            due.into_iter().map(|removed| removed.backend).collect::<Vec<_>>()
         };
         assert_eq!(take(0), [2]);
         assert_eq!(take(29), [2]);

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use lb_common::Proto;
 use lb_core::{
     event::{Event, Kind, Object},
-    objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Key, Manager, Service, ServicePort},
+    objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Key, Service, ServicePort, SliceManager},
 };
 
 /// Nodes of the endpoints.
@@ -35,7 +35,7 @@ pub fn slice(service: u32, numbers: impl Iterator<Item = u32>) -> Object {
     Object::EndpointSlice(EndpointSlice {
         key: Key::new("bench", &format!("service-{service:05}-x7k2p")),
         service: Some(Key::new("bench", &format!("service-{service:05}"))),
-        manager: Manager::Selecting,
+        manager: SliceManager::Selecting,
         group: EndpointGroup { ports: [port].into(), endpoints: numbers.map(endpoint).collect() },
         triggered: None,
         problems: Vec::new(),

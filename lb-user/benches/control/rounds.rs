@@ -6,13 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_agent::reconcile::{PassReport, Reconciler, Took};
+use lb_agent::reconcile::{PassReport, Reconciler, StepDurations};
 use lb_core::{event::Event, model::Settings, op::Table};
-use lb_dataplane::{
-    load::Loader,
-    store::BpfStore,
-    upgrade::{pins::Pins, programs::Sizes},
-};
+use lb_dataplane::{load::Loader, pins::Pins, store::BpfStore, upgrade::programs::MapSizes};
 
 use crate::objects;
 
@@ -89,7 +85,7 @@ struct Bench {
 impl Bench {
     fn new(bpffs: &Path) -> Self {
         let pins = Pins::at(bpffs.join("beeline"));
-        let datapath = Loader::load(pins.clone(), Sizes::new()).expect("the programs load");
+        let datapath = Loader::load(pins.clone(), MapSizes::new()).expect("the programs load");
         let reconciler = reconciler(datapath.store().expect("the maps"));
         Self { _datapath: datapath, pins, reconciler }
     }
@@ -109,7 +105,7 @@ impl Bench {
         let memory = Memory::now(&self.pins);
         let events = objects::cluster(services, endpoints);
         let (took, report) = self.step(events);
-        let Took { compile, plan, write } = report.took;
+        let StepDurations { compile, plan, write } = report.durations;
         // The agent does this after a burst.
         drop(report.changed);
         lb_kernel::allocator::release();

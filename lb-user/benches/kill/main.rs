@@ -10,8 +10,9 @@ use lb_common::{Backend, Frontend, FrontendKey, Kind, List, Proto, Service, Slot
 use lb_core::{op::Op, store::Store as _};
 use lb_dataplane::{
     load::Loader,
-    sockets::{Dead, Report, end, end_all},
-    upgrade::{pins::Pins, programs::Sizes},
+    pins::Pins,
+    sockets::{DeadBackend, EndReport, end, end_all},
+    upgrade::programs::MapSizes,
 };
 use lb_lab::{
     sandbox::{Inside, enter_namespaces, run_again},
@@ -59,13 +60,13 @@ fn main() {
 fn measure(inside: &Inside) {
     inside.join_cgroup();
     let pins = Pins::at(inside.enter().join("beeline"));
-    let mut datapath = Loader::load(pins.clone(), Sizes::new()).expect("the programs load");
+    let mut datapath = Loader::load(pins.clone(), MapSizes::new()).expect("the programs load");
     datapath.store().expect("the maps").apply(&[ops(LIVING), ops(DYING)].concat()).expect("room in the maps");
     datapath.attach(&inside.cgroup).expect("the programs attach");
     let pins = pins.current();
 
     let _others = Holders::start((0..HOLDERS).map(|number| vec!["--hold".to_owned(), number.to_string()]));
-    let dying = Dead { backend: DYING, target: backend(DYING).into(), proto: Proto::Udp };
+    let dying = DeadBackend { backend: DYING, target: backend(DYING).into(), proto: Proto::Udp };
     header();
     for count in [1, 100] {
         let what = format!("end {count} of {} UDP sockets", OTHERS + count);
@@ -73,7 +74,7 @@ fn measure(inside: &Inside) {
     }
     let what = format!("the same with 64 backends dead, 100 of {} UDP sockets", OTHERS + 100);
     let many: Vec<_> = (0..63)
-        .map(|n| Dead { target: SocketAddr::from(([10, 9, 9, n], 53)).into(), ..dying })
+        .map(|n| DeadBackend { target: SocketAddr::from(([10, 9, 9, n], 53)).into(), ..dying })
         .chain([dying])
         .collect();
     row(&what, "100 ms", "ms", &rounds(100, || end(&pins, &many).expect("the maps and /proc")));
@@ -91,7 +92,7 @@ fn measure(inside: &Inside) {
 }
 
 /// Milliseconds to end `count` sockets, by round.
-fn rounds(count: usize, end: impl Fn() -> Report) -> Spread {
+fn rounds(count: usize, end: impl Fn() -> EndReport) -> Spread {
     let times = (0..ROUNDS).map(|_| {
         let _victims = open(Ipv4Addr::new(127, 1, 2, 1), vip(DYING), count);
         let report = end();

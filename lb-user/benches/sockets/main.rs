@@ -13,10 +13,7 @@ use std::{fs, path::Path};
 use lb_common::Family;
 use lb_common::{Backend, Frontend, FrontendKey, Kind, List, NEVER, Proto, Service, Slot, SlotKey};
 use lb_core::{objects::Key, op::Op, spec::PortKey, store::Store as _};
-use lb_dataplane::{
-    load::Loader,
-    upgrade::{pins::Pins, programs::Sizes},
-};
+use lb_dataplane::{load::Loader, pins::Pins, upgrade::programs::MapSizes};
 use lb_lab::{
     sandbox::{Inside, run_again},
     traffic::stay_on,
@@ -55,7 +52,7 @@ fn measure(sandbox: &Inside) {
     let bpffs = sandbox.enter();
     traffic::addresses();
     let pins = Pins::at(bpffs.join("beeline"));
-    let mut datapath = Loader::load(pins.clone(), Sizes::new()).expect("the programs load");
+    let mut datapath = Loader::load(pins.clone(), MapSizes::new()).expect("the programs load");
     let mut store = datapath.store().expect("the maps");
     datapath.attach(&inside).expect("the programs attach");
     let servers = traffic::SocketServers::start();

@@ -6,7 +6,7 @@ use aya::{
     programs::loaded_programs,
     sys::{Stats, enable_stats},
 };
-use lb_dataplane::upgrade::pins::link_name;
+use lb_dataplane::pins::link_name;
 use lb_kernel::bpf as sys;
 use rustix::net::{RecvFlags, SendFlags, connect, getpeername, recvfrom, sendto};
 

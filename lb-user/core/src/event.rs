@@ -1,10 +1,10 @@
-//! What a source says: one object came, changed or went, or this is now the whole list of a kind.
+//! Changes that a source reports: an object came, changed or has gone, or the whole list of a kind is new.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::objects::{EndpointSlice, Endpoints, Key, Namespace, Node, Pod, Service};
 
-/// A kind of object. Nothing is written before each of those that Services need was listed once (invariant I5).
+/// A kind of object. No map is written before every kind in [`Kind::OF_SERVICES`] was listed once (invariant I5).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Kind {
     /// v1 Service.
@@ -22,11 +22,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 6] =
         [Self::Service, Self::EndpointSlice, Self::Endpoints, Self::Node, Self::Pod, Self::Namespace];
 
-    /// Those without which Services cannot be served. The others say which pods take another path.
+    /// The kinds without which Services cannot be served. The others set the modes of pods.
     pub const OF_SERVICES: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Endpoints, Self::Node];
 }
 
@@ -47,16 +47,49 @@ pub enum Object {
     Namespace(Namespace),
 }
 
-/// A change of the objects that a source knows.
+impl Object {
+    /// The kind of this object.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Endpoints(_) => Kind::Endpoints,
+            Self::Node(_) => Kind::Node,
+            Self::Pod(_) => Kind::Pod,
+            Self::Namespace(_) => Kind::Namespace,
+        }
+    }
+
+    pub(crate) fn service_key(&self) -> Option<&Key> {
+        if let Self::Service(object) = self { Some(&object.key) } else { None }
+    }
+
+    pub(crate) fn slice_key(&self) -> Option<&Key> {
+        if let Self::EndpointSlice(object) = self { Some(&object.key) } else { None }
+    }
+
+    pub(crate) fn endpoints_key(&self) -> Option<&Key> {
+        if let Self::Endpoints(object) = self { Some(&object.key) } else { None }
+    }
+
+    /// The key of a Namespace; none for other kinds.
+    #[must_use]
+    pub fn namespace_key(&self) -> Option<Key> {
+        if let Self::Namespace(object) = self { Some(Key::new("", &object.name)) } else { None }
+    }
+}
+
+/// A change of the objects of a source.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
     /// The object is new or has changed.
     Apply(Object),
     /// The object has gone.
     Delete(Kind, Key),
-    /// These are all objects of the kind; what is not among them has gone. One atomic swap.
+    /// These are all objects of the kind, in one swap: objects that are not among them have gone.
     Replace(Kind, Vec<Object>),
-    /// The kind may not be read any more: what is known of it grows old until its next `Replace`.
+    /// The source may not read the kind any more: known objects of it are out of date until its next `Replace`.
     Forbidden(Kind),
     /// These are the addresses of the node's interfaces.
     NodeAddresses(BTreeSet<IpAddr>),

@@ -5,12 +5,14 @@
 //! [`store::Store`] performs them. No clock, file, socket, thread or randomness: time and ids are passed in.
 #![forbid(unsafe_code)]
 
+mod bloom;
 pub mod event;
 pub mod few;
 pub mod ids;
 pub mod model;
 pub mod objects;
 pub mod op;
+pub mod per_family;
 pub mod plan;
 pub mod ranges;
 pub mod shadow;

@@ -1,7 +1,7 @@
-//! The Kubernetes objects as Beeline knows them: parsed once at the edge, holding only what decides something here.
+//! Kubernetes objects, parsed once at the edge, with only the fields that Beeline uses.
 //!
-//! A value that could not be parsed is absent from its object and stands as text in the object's `problems`, so that one
-//! bad string costs neither the object nor the pass.
+//! A value that cannot be parsed is left out of its object and described in the object's `problems`, so that one bad
+//! string costs neither the object nor the pass.
 
 use std::{
     fmt,
@@ -15,26 +15,26 @@ use std::{
 use ipnet::IpNet;
 use lb_common::{PodMode, Proto, Scheduler};
 
-/// Namespace and name of an object, in one piece of text, since every index holds keys and nothing takes them apart but
-/// output. Ordered by namespace, then by name.
+/// Namespace and name of an object, in one text, since every index holds keys and only output needs the parts. Ordered
+/// by namespace, then by name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(Arc<str>);
 
-/// Between namespace and name: below every character of either, so that the order is that of the pair.
-const BETWEEN: char = '\0';
+/// Separator of namespace and name. It sorts before every character of either, so that keys sort as pairs.
+const SEPARATOR: char = '\0';
 
 impl Key {
-    /// The key of `namespace`/`name`.
+    /// Makes the key of `namespace`/`name`.
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
-        let mut text = String::with_capacity(namespace.len() + BETWEEN.len_utf8() + name.len());
+        let mut text = String::with_capacity(namespace.len() + SEPARATOR.len_utf8() + name.len());
         text.push_str(namespace);
-        text.push(BETWEEN);
+        text.push(SEPARATOR);
         text.push_str(name);
         Self(text.into())
     }
 
-    /// Empty for objects that have none (Node).
+    /// The object's namespace; empty for kinds without one (Node).
     #[must_use]
     pub fn namespace(&self) -> &str {
         self.parts().0
@@ -47,13 +47,13 @@ impl Key {
     }
 
     fn parts(&self) -> (&str, &str) {
-        self.0.split_once(BETWEEN).unwrap_or_default()
+        self.0.split_once(SEPARATOR).unwrap_or_default()
     }
 }
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Files may hold names that would end a line of the log, or colour it.
+        // Files may contain names that would end a line of the log, or colour it.
         let (namespace, name) = self.parts();
         write!(f, "{}/{}", namespace.escape_debug(), name.escape_debug())
     }
@@ -73,9 +73,9 @@ pub struct Service {
     /// `metadata.creationTimestamp` in seconds since 1970; on a conflict the older Service wins. None (a file without
     /// one) counts as younger than any time.
     pub created: Option<i64>,
-    /// What keeps Beeline from serving it, if anything.
+    /// The reason why Beeline does not serve it, if there is one.
     pub exempt: Option<Exempt>,
-    /// Whether `spec.selector` has an entry. `selector: {}` counts as none.
+    /// Presence of entries in `spec.selector`. `selector: {}` counts as none.
     pub selector: Selector,
     /// `spec.clusterIPs`, or `spec.clusterIP` where the list is absent.
     pub cluster_ips: Vec<IpAddr>,
@@ -83,7 +83,7 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` with ipMode VIP or none.
     pub ingress_ips: Vec<IpAddr>,
-    /// `spec.ports`. Most Services of a cluster share a few lists.
+    /// `spec.ports`. Shared, since most Services of a cluster have one of a few lists.
     pub ports: Arc<[ServicePort]>,
     /// `spec.internalTrafficPolicy`.
     pub internal_policy: Policy,
@@ -91,18 +91,20 @@ pub struct Service {
     pub external_policy: Policy,
     /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds`, where `spec.sessionAffinity` is ClientIP.
     pub affinity_seconds: Option<NonZeroU32>,
-    /// What annotations say.
+    /// Settings by annotation.
     pub tuning: Option<Box<Tuning>>,
     /// `spec.loadBalancerSourceRanges`.
     pub source_ranges: Vec<IpNet>,
-    /// `spec.healthCheckNodePort`, where it has a meaning: of type LoadBalancer with externalTrafficPolicy Local.
+    /// True if `spec.loadBalancerSourceRanges` has ranges, and none is readable.
+    pub source_ranges_unreadable: bool,
+    /// `spec.healthCheckNodePort`, for type LoadBalancer with externalTrafficPolicy Local.
     pub health_port: Option<NonZeroU16>,
-    /// What was wrong with the object, each with its cure.
+    /// Problems of the object, each with its cure.
     pub problems: Vec<String>,
 }
 
 impl Service {
-    /// A Service with a selector and nothing else: what an object says that is all but empty.
+    /// Makes a Service with a selector and nothing else, as a nearly empty object has it.
     #[must_use]
     pub fn new(key: Key) -> Self {
         Self {
@@ -119,35 +121,36 @@ impl Service {
             affinity_seconds: None,
             tuning: None,
             source_ranges: Vec::new(),
+            source_ranges_unreadable: false,
             health_port: None,
             problems: Vec::new(),
         }
     }
 }
 
-/// What the annotations of a Service say; most have none.
+/// Settings of a Service by annotation. Most Services have none.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tuning {
-    /// `beeline.io/scheduler`, or what other proxies call it.
+    /// `beeline.io/scheduler`, or the annotation of another proxy.
     pub scheduler: Option<Scheduler>,
-    /// `beeline.io/weights`: of single endpoints, by address, sorted, each once. They go before those of a slice.
+    /// `beeline.io/weights`: weights by address, sorted, each once. They go before the weights of a slice.
     pub weights: Vec<(IpAddr, u16)>,
     /// `beeline.io/tcp-drain`.
     pub drain: Drain,
 }
 
-/// What becomes of TCP sockets whose backend has gone.
+/// Treatment of TCP sockets whose backend has gone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Drain {
-    /// They stay as they are; the servers themselves end them, or time does.
+    /// They are left alone: the server ends them, or they time out.
     #[default]
     Never,
-    /// They are ended so many seconds later; 0 is at once.
+    /// They are ended this many seconds later; 0 is at once.
     After(u32),
 }
 
-/// Why a Service is not Beeline's to serve (kube-proxy, pkg/proxy/util/utils.go `ShouldSkipService`, and the label
-/// selectors of its watches).
+/// The reason why Beeline does not serve a Service (kube-proxy, pkg/proxy/util/utils.go `ShouldSkipService`, and the
+/// label selectors of its watches).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exempt {
     /// `clusterIP: None`, or the label `service.kubernetes.io/headless`: its DNS name leads to the endpoints.
@@ -160,12 +163,12 @@ pub enum Exempt {
     OtherProxy,
 }
 
-/// Whether endpoints are chosen by a selector.
+/// Presence of a selector.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Selector {
     /// A controller writes the EndpointSlices.
     Some,
-    /// Endpoints are written by hand: an Endpoints object counts.
+    /// Endpoints are hand-written: an Endpoints object counts.
     None,
 }
 
@@ -181,9 +184,9 @@ pub enum Policy {
 /// An entry of `spec.ports`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ServicePort {
-    /// Empty for a single unnamed port.
+    /// Its name; empty for a single unnamed port.
     pub name: Arc<str>,
-    /// TCP by default.
+    /// Its protocol; TCP by default.
     pub proto: Proto,
     /// The port that clients dial.
     pub port: NonZeroU16,
@@ -192,7 +195,7 @@ pub struct ServicePort {
 }
 
 impl ServicePort {
-    /// A port without a node port.
+    /// Makes a port without a node port.
     #[must_use]
     pub fn new(name: &str, proto: Proto, port: NonZeroU16) -> Self {
         Self { name: name.into(), proto, port, node_port: None }
@@ -206,49 +209,49 @@ pub struct EndpointSlice {
     pub key: Key,
     /// The Service of its label `kubernetes.io/service-name`, in the slice's namespace.
     pub service: Option<Key>,
-    /// Whom `endpointslice.kubernetes.io/managed-by` names.
-    pub manager: Manager,
-    /// Ports and endpoints. `addressType: FQDN` leaves it empty.
+    /// The controller in its label `endpointslice.kubernetes.io/managed-by`.
+    pub manager: SliceManager,
+    /// Ports and endpoints; empty with `addressType: FQDN`.
     pub group: EndpointGroup,
-    /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: when that happened for which it was written. Says
-    /// when, not what, so that the world takes it out before it compares and keeps.
+    /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: the time of the event that caused this version.
+    /// The world takes it out before it compares and keeps the slice.
     pub triggered: Option<SystemTime>,
-    /// What was wrong with the object, each with its cure.
+    /// Problems of the object, each with its cure.
     pub problems: Vec<String>,
 }
 
-/// Who keeps a slice, by its own label.
+/// The controller that writes a slice, by the slice's label.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Manager {
+pub enum SliceManager {
     /// Kubernetes' controller for Services with a selector.
     Selecting,
-    /// Kubernetes' controller that makes slices of Endpoints objects.
+    /// Kubernetes' controller that mirrors Endpoints objects.
     Mirroring,
-    /// Somebody else, or nobody.
+    /// Another controller, or none.
     Other,
 }
 
 /// A v1 Endpoints.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Endpoints {
-    /// Namespace and name: those of the Service.
+    /// Namespace and name, which are the Service's.
     pub key: Key,
-    /// Whether the mirroring controller would take it, as far as the object itself says: no label
+    /// True if the object itself does not keep the mirroring controller off: no label
     /// `endpointslice.kubernetes.io/skip-mirror: "true"`, no annotation `control-plane.alpha.kubernetes.io/leader`, not
     /// written by the endpoints controller.
     pub mirrorable: bool,
-    /// One for each subset.
+    /// A group for each subset.
     pub groups: Vec<EndpointGroup>,
-    /// As of a slice.
+    /// See [`EndpointSlice::triggered`].
     pub triggered: Option<SystemTime>,
-    /// What was wrong with the object, each with its cure.
+    /// Problems of the object, each with its cure.
     pub problems: Vec<String>,
 }
 
-/// Endpoints × ports: what one slice, or one subset of an Endpoints object, says.
+/// Endpoints × ports: the content of a slice, or of a subset of an Endpoints object.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct EndpointGroup {
-    /// Ports of each endpoint. Most groups of a cluster share a few lists.
+    /// Ports of each endpoint. Shared, since most groups of a cluster have one of a few lists.
     pub ports: Arc<[EndpointPort]>,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,
@@ -257,11 +260,11 @@ pub struct EndpointGroup {
 /// A port of a group.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct EndpointPort {
-    /// Matches the Service port of that name.
+    /// Name of the Service port that it matches.
     pub name: Arc<str>,
-    /// Matches the Service port's protocol.
+    /// Protocol of the Service port that it matches.
     pub proto: Proto,
-    /// Where the endpoint listens.
+    /// Number at which the endpoint listens.
     pub port: NonZeroU16,
 }
 
@@ -272,19 +275,19 @@ pub struct Endpoint {
     pub addr: IpAddr,
     /// `nodeName`.
     pub node: Option<Arc<str>>,
-    /// Absent counts as true.
+    /// `conditions.ready`; true by default.
     pub ready: bool,
-    /// Absent counts as true.
+    /// `conditions.serving`; true by default.
     pub serving: bool,
-    /// Absent counts as false.
+    /// `conditions.terminating`; false by default.
     pub terminating: bool,
-    /// By annotation on its slice or Endpoints object; 1 without one, and 0 takes no new connections.
+    /// Weight by annotation on its slice or Endpoints object; 1 by default. 0 takes no new connections.
     pub weight: u16,
-    /// `hints`; none when they name neither zone nor node.
+    /// `hints`; none if they name neither zone nor node.
     pub hints: Option<Box<Hints>>,
 }
 
-/// Whom an endpoint should serve.
+/// Topology hints: the clients that an endpoint should serve.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Hints {
     /// `forZones`.
@@ -294,13 +297,13 @@ pub struct Hints {
 }
 
 impl Endpoint {
-    /// An endpoint of which only the address is said: it is ready.
+    /// Makes a ready endpoint with an address and no other field.
     #[must_use]
     pub const fn new(addr: IpAddr) -> Self {
         Self { addr, node: None, ready: true, serving: true, terminating: false, weight: 1, hints: None }
     }
 
-    /// The zones and the nodes that the hints name.
+    /// Returns the zones and the nodes that the hints name.
     #[must_use]
     pub fn hints(&self) -> (&[Arc<str>], &[Arc<str>]) {
         self.hints.as_ref().map_or((&[], &[]), |hints| (&hints.zones, &hints.nodes))
@@ -316,31 +319,31 @@ pub struct Node {
     pub zone: Option<Arc<str>>,
     /// `status.addresses` of type InternalIP.
     pub internal_ips: Vec<IpAddr>,
-    /// Whether it is being deleted, or the cluster autoscaler has marked it for that: load balancers outside shall take
-    /// it out of use.
+    /// True if it is being deleted, or marked for deletion by the cluster autoscaler: load balancers outside shall stop
+    /// using it.
     pub leaving: bool,
 }
 
-/// A v1 Pod, as far as its way to Services is concerned. One that has ended is none.
+/// A v1 Pod, with the fields that decide its mode. Pods that have ended are left out.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pod {
     /// Namespace and name.
     pub key: Key,
-    /// By which the cgroup of its processes is named; none where a file does not say.
+    /// `metadata.uid`, which is in the name of its cgroup; none where a file leaves it out.
     pub uid: Option<Arc<str>>,
     /// `spec.nodeName`.
     pub node: Option<Arc<str>>,
-    /// `spec.hostNetwork`: it has the node's own network namespace.
+    /// `spec.hostNetwork`: it shares the node's network namespace.
     pub host_network: bool,
-    /// Whether its containers have been started, as far as anybody has told.
+    /// True if its status shows started containers.
     pub started: bool,
     /// `status.podIPs`.
     pub ips: Vec<IpAddr>,
     /// Label `beeline.io/path`.
     pub path: Option<PodMode>,
-    /// Where its network namespace is mounted, which only files may say.
+    /// Path at which its network namespace is mounted. Only files may set it.
     pub netns: Option<PathBuf>,
-    /// What was wrong with the object, each with its cure.
+    /// Problems of the object, each with its cure.
     pub problems: Vec<String>,
 }
 
@@ -349,8 +352,8 @@ pub struct Pod {
 pub struct Namespace {
     /// Its name.
     pub name: Arc<str>,
-    /// Label `beeline.io/path`, for those of its pods that have none.
+    /// Label `beeline.io/path`, for pods in it without the label.
     pub path: Option<PodMode>,
-    /// What was wrong with the object, each with its cure.
+    /// Problems of the object, each with its cure.
     pub problems: Vec<String>,
 }

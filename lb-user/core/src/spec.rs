@@ -5,7 +5,11 @@ use std::{fmt, num::NonZeroU16, sync::Arc};
 use ipnet::IpNet;
 use lb_common::{AddrPort, BackendFlags, Family, FrontendKey, Kind, List, Proto, Scheduler};
 
-use crate::objects::{Drain, Key};
+use crate::{
+    objects::{Drain, Key},
+    per_family::PerFamily,
+    warning::Warning,
+};
 
 /// A service port: the unit that owns an id, frontends and backend lists.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,8 +89,8 @@ pub struct PortSpec {
 pub struct Health {
     /// The `healthCheckNodePort`.
     pub port: NonZeroU16,
-    /// Number of ready endpoints on this node for IPv4 and IPv6; None for a family without service.
-    pub ready: [Option<usize>; 2],
+    /// Ready endpoints on this node, by address; none of a family in which the Service is not served.
+    pub ready: PerFamily<Option<usize>>,
 }
 
 /// The desired state of one Service: all its service ports. A Service that is not served has none.
@@ -98,8 +102,8 @@ pub struct ServiceSpec {
     pub ports: Vec<PortSpec>,
     /// The answer at its `healthCheckNodePort`, if it has one.
     pub health: Option<Health>,
-    /// Warnings for the log, Events and `explain`.
-    pub warnings: Vec<String>,
+    /// Warnings for its owner, each once.
+    pub warnings: Vec<Warning>,
 }
 
 impl ServiceSpec {

@@ -1,4 +1,5 @@
-//! API servers that the pinned maps remember: the endpoints of `default/kubernetes` as last written.
+//! Endpoints of API servers from the pinned maps: the slots of `default/kubernetes`, for a start while its VIP has no
+//! answer.
 
 use std::{collections::BTreeSet, net::SocketAddr, path::Path};
 
@@ -7,7 +8,7 @@ use lb_core::{op::Table, spec::PortKey};
 
 use crate::store::BpfStore;
 
-/// Where the maps pinned in `pins` have endpoints of `default/kubernetes`, sorted; nowhere when there are no pins.
+/// Returns the endpoints of `default/kubernetes` in the maps pinned in `pins`; none without pins.
 pub fn endpoints(pins: &Path) -> BTreeSet<SocketAddr> {
     let read = || -> anyhow::Result<BTreeSet<SocketAddr>> {
         let store = BpfStore::open(pins)?;
@@ -19,9 +20,9 @@ pub fn endpoints(pins: &Path) -> BTreeSet<SocketAddr> {
         }
         Ok(found)
     };
-    // A first start has no pins, and a start in another layout none that it can read.
+    // A first start has no pins, and a start with another layout cannot read them.
     read().unwrap_or_else(|error| {
-        tracing::debug!("no API servers are remembered: {error:#}");
+        tracing::debug!("the pinned maps have no API servers: {error:#}");
         BTreeSet::new()
     })
 }

@@ -1,64 +1,64 @@
-//! Whose a bpffs is: pins on one that is mounted in a container alone end with that container, and with them programs, maps
-//! and every Service of the node (cilium/cilium#28755).
+//! Owner of a bpffs. If it is mounted only in a container, its pins end with the container, and with them programs,
+//! maps and every Service of the node (cilium/cilium#28755).
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 
-use super::upgrade::pins::BPF_FS_MAGIC;
+use super::pins::BPF_FS_MAGIC;
 
-/// Inode number of the first pid namespace, in which pid 1 is the host's (PROC_PID_INIT_INO, include/linux/proc_ns.h).
+/// Inode number of the host's pid namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h).
 const FIRST_PID_NAMESPACE: u64 = 0xefff_fffc;
 
-/// Whose a file system is.
+/// Owner of a file system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Whose {
-    /// Mounted in the mount namespace of the host.
-    Hosts,
-    /// Mounted elsewhere only, and gone with that mount namespace.
-    Private,
-    /// The host's mounts cannot be seen from here.
-    Unseen,
-    /// It is no bpffs.
-    None,
+pub enum BpffsOwner {
+    /// The host: it is mounted in the host's mount namespace.
+    Host,
+    /// A container: it is mounted in another mount namespace only, and ends with that.
+    Container,
+    /// Not known: the host's mounts cannot be seen from here.
+    Unknown,
+    /// The directory is on no bpffs.
+    NoBpffs,
 }
 
-/// Whose the file system of a directory is.
+/// Returns the owner of a directory's bpffs.
 ///
-/// Each bpffs that is mounted anew has a device number of its own, so that one that is not among the mounts of the host's
-/// first process is not the host's. They can be seen from the host's pid namespace only (`hostPID`). Otherwise a mount
-/// that hears from another one (`master:`, `shared:`), as the runtime makes it for a hostPath with mountPropagation, is the
-/// host's too; without one it may be either.
+/// Each bpffs has a device number of its own. So a bpffs is the host's if its number is among the mounts of the host's
+/// pid 1, which are visible in the host's pid namespace (`hostPID`). Elsewhere, a mount that receives propagation
+/// (`master:`, `shared:`), as a container runtime creates it for a hostPath with mountPropagation, is the host's.
+/// Without propagation the owner is unknown.
 #[must_use]
-pub fn whose(directory: &Path) -> Whose {
+pub fn owner(directory: &Path) -> BpffsOwner {
     let is_first = fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_PID_NAMESPACE);
     let mounts = |of: &str| fs::read_to_string(format!("/proc/{of}/mountinfo")).ok();
     let hosts = mounts("1").filter(|_| is_first);
     match (rustix::fs::statfs(directory), fs::metadata(directory)) {
-        (Ok(kind), _) if kind.f_type != BPF_FS_MAGIC => Whose::None,
+        (Ok(kind), _) if kind.f_type != BPF_FS_MAGIC => BpffsOwner::NoBpffs,
         (Ok(_), Ok(found)) => {
             let device = format!("{}:{}", libc::major(found.dev()), libc::minor(found.dev()));
-            decide(&device, hosts.as_deref(), &mounts("self").unwrap_or_default())
+            owner_by_mounts(&device, hosts.as_deref(), &mounts("self").unwrap_or_default())
         }
-        _ => Whose::Unseen,
+        _ => BpffsOwner::Unknown,
     }
 }
 
-/// The same, of mounts as proc_pid_mountinfo(5) tells them: the host's, where they are seen, and our own.
-fn decide(device: &str, hosts: Option<&str>, own: &str) -> Whose {
+/// Decides from mounts (proc_pid_mountinfo(5)): the host's, if visible, and this process's.
+fn owner_by_mounts(device: &str, hosts: Option<&str>, own: &str) -> BpffsOwner {
     match hosts {
-        Some(hosts) if of_device(hosts, device).next().is_some() => Whose::Hosts,
-        Some(_) => Whose::Private,
-        None if of_device(own, device).any(hears) => Whose::Hosts,
-        None => Whose::Unseen,
+        Some(hosts) if of_device(hosts, device).next().is_some() => BpffsOwner::Host,
+        Some(_) => BpffsOwner::Container,
+        None if of_device(own, device).any(is_propagated) => BpffsOwner::Host,
+        None => BpffsOwner::Unknown,
     }
 }
 
-/// The mounts of a device.
+/// Lists the mounts of a device.
 fn of_device<'a>(mounts: &'a str, device: &str) -> impl Iterator<Item = &'a str> {
     mounts.lines().filter(move |line| line.split(' ').nth(2) == Some(device))
 }
 
-/// Whether a mount hears of what is mounted elsewhere: an optional field says so, between the options and a dash.
-fn hears(mount: &str) -> bool {
+/// True if a mount receives propagation, by an optional field between the options and a dash.
+fn is_propagated(mount: &str) -> bool {
     let optional = mount.split(' ').skip(6).take_while(|field| *field != "-");
     optional.into_iter().any(|field| field.starts_with("master:") || field.starts_with("shared:"))
 }
@@ -68,38 +68,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bpffs_of_the_container_alone_is_told_from_the_hosts() {
+    fn a_bpffs_of_a_container_is_not_the_hosts() {
         let at = |device: &str, optional: &str| {
             format!(
-                "25 1 8:1 / / rw shared:1 - ext4 /dev/a rw\n40 25 {device} / /sys/fs/bpf rw,nosuid{optional} - bpf bpf rw\n"
+                "25 1 8:1 / / rw shared:1 - ext4 /dev/a rw\n\
+                 40 25 {device} / /sys/fs/bpf rw,nosuid{optional} - bpf bpf rw\n"
             )
         };
         let (host, plain, slave) = (at("0:40", " shared:9"), at("0:40", ""), at("0:40", " master:9"));
         let cases = [
-            ("the host's, bound", Some(&host), &plain, Whose::Hosts),
-            ("mounted in the container", Some(&host), &at("0:41", ""), Whose::Private),
-            ("mounted in the container, in a tree that hears", Some(&host), &at("0:41", " master:9"), Whose::Private),
-            ("no device is the beginning of another", Some(&at("0:4", "")), &plain, Whose::Private),
-            ("HostToContainer", None, &slave, Whose::Hosts),
-            ("Bidirectional", None, &at("0:40", " shared:9"), Whose::Hosts),
-            ("both", None, &at("0:40", " shared:9 master:3"), Whose::Hosts),
-            ("bound without propagation, or mounted in the container", None, &plain, Whose::Unseen),
+            ("the host's, bound", Some(&host), &plain, BpffsOwner::Host),
+            ("mounted in the container", Some(&host), &at("0:41", ""), BpffsOwner::Container),
+            (
+                "mounted in the container, in a shared tree",
+                Some(&host),
+                &at("0:41", " master:9"),
+                BpffsOwner::Container,
+            ),
+            ("no device is the beginning of another", Some(&at("0:4", "")), &plain, BpffsOwner::Container),
+            ("HostToContainer", None, &slave, BpffsOwner::Host),
+            ("Bidirectional", None, &at("0:40", " shared:9"), BpffsOwner::Host),
+            ("both", None, &at("0:40", " shared:9 master:3"), BpffsOwner::Host),
+            ("bound without propagation, or mounted in the container", None, &plain, BpffsOwner::Unknown),
         ];
         for (what, hosts, own, expected) in cases {
             let device = of_bpf(own);
-            assert_eq!(decide(&device, hosts.map(String::as_str), own), expected, "{what}");
+            assert_eq!(owner_by_mounts(&device, hosts.map(String::as_str), own), expected, "{what}");
         }
     }
 
-    /// The device of the bpffs.
+    /// Returns the device of the bpffs.
     fn of_bpf(mounts: &str) -> String {
         let line = mounts.lines().find(|line| line.contains(" bpf ")).expect("a bpffs");
         line.split(' ').nth(2).expect("a device").to_owned()
     }
 
     #[test]
-    fn what_is_no_bpffs_is_nobodys() {
-        assert_eq!(whose(Path::new("/proc")), Whose::None);
-        assert_eq!(whose(Path::new("/nowhere/at/all")), Whose::Unseen);
+    fn a_directory_on_another_file_system_has_no_owner() {
+        assert_eq!(owner(Path::new("/proc")), BpffsOwner::NoBpffs);
+        assert_eq!(owner(Path::new("/nowhere/at/all")), BpffsOwner::Unknown);
     }
 }

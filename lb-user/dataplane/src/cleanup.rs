@@ -1,55 +1,58 @@
-//! Nothing of Beeline is left on the node, and what is open goes on by kube-proxy's rules where those are there again.
+//! Removal of Beeline from the node. Open flows are handed to netfilter where kube-proxy's rules exist again.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use crate::{
+    attach::clsact,
     flows::{
         Flows,
-        netfilter::{Left, drain, forget, hand_over, leave},
+        netfilter::{HandOverReport, drain, hand_over, stop_new_flows, unregister},
     },
     kube_proxy,
-    upgrade::pins::Pins,
+    pins::Pins,
 };
 use lb_core::text::number;
-use lb_kernel::netfilter::own::{self, KEEPER, UNTRACKER};
+use lb_kernel::netfilter::temporary_tables::{self, KEEP_ALIVE_TABLE, NOTRACK_TABLE};
 
-/// What begins a use of a Service, in the order of its removal: what only shows VIPs stays until the end.
-const BEGINNERS: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
+/// Programs that translate, in the order of removal. Programs that only restore VIPs stay until the end.
+const TRANSLATING: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
 
-/// Removes all of it, and says what it does. Flows of clients outside may end by themselves for as long as `patience` lasts;
-/// those that are open then are handed to netfilter.
+/// Removes programs, maps and netfilter tables of Beeline, and reports each step to `say`. Waits up to `patience` for
+/// flows of clients outside to end, then hands the open ones to netfilter.
 ///
 /// # Errors
-/// When an agent runs, or a pin cannot be removed.
+/// If an agent runs, or a pin cannot be removed.
 pub fn cleanup(pins: &Pins, patience: Duration, mut say: impl FnMut(String)) -> Result<()> {
     if !pins.root().exists() {
         say("nothing was pinned".to_owned());
         return release(say);
     }
     let lock = pins.lock()?;
-    // Before sockets dial VIPs again: packets of a pod would get flows that may look to the backend like a connection that one
-    // of its sockets has.
-    let left = if pins.current().join("FLOWS").exists() {
+    // Stop new flows before sockets dial VIPs again: a flow of a pod's packets may have the same tuple at the backend
+    // as a connection of one of its sockets.
+    let stopped = if pins.current().join("FLOWS").exists() {
         let flows = Flows::open(&pins.current())?;
-        let told = leave(&pins.current(), &flows)?;
-        Some((flows, told))
+        let registered = stop_new_flows(&pins.current(), &flows)?;
+        Some((flows, registered))
     } else {
         None
     };
-    pins.remove_links(&BEGINNERS, &lock)?;
-    if let Some((flows, told)) = left {
+    pins.remove_links(&TRANSLATING, &lock)?;
+    if let Some((flows, registered)) = stopped {
         let open = drain(&flows, patience)?;
         if open > 0 {
-            say(ended(&flows, open));
+            say(end_open_flows(&flows, open));
         }
-        if let Err(error) = forget(&told) {
-            // It forgets by itself, in a day.
-            say(format!("netfilter keeps what it was told of flows that are over: {error:#}"));
+        if let Err(error) = unregister(&registered) {
+            // The entries time out after a day.
+            say(format!("netfilter keeps entries of flows that are over: {error:#}"));
         }
     }
-    let removed = pins.remove(&lock)?;
+    // Filters before maps, so that no program runs on maps that are going.
+    let mut removed = clsact::remove(pins.root())?;
+    removed.extend(pins.remove(&lock)?);
     for path in &removed {
         say(format!("removed {path}"));
     }
@@ -57,26 +60,26 @@ pub fn cleanup(pins: &Pins, patience: Duration, mut say: impl FnMut(String)) -> 
     release(say)
 }
 
-/// Where kube-proxy has its rules again, these keep its connections alive.
+/// Removes our netfilter tables. Kube-proxy's rules, where they exist again, keep its connections alive.
 fn release(mut say: impl FnMut(String)) -> Result<()> {
-    // The other one is left where an earlier cleanup was killed.
-    for table in [KEEPER, UNTRACKER] {
-        if own::release(table).with_context(|| format!("removing the table {table} from netfilter"))? {
+    // NOTRACK_TABLE remains only if an earlier cleanup was killed.
+    for table in [KEEP_ALIVE_TABLE, NOTRACK_TABLE] {
+        if temporary_tables::remove(table).with_context(|| format!("removing the table {table} from netfilter"))? {
             say(format!("removed the table {table} from netfilter"));
         }
     }
     Ok(())
 }
 
-/// What becomes of the flows that are open, in words.
-fn ended(flows: &Flows, open: usize) -> String {
+/// Hands the open flows to netfilter if kube-proxy has rules for them, and returns the outcome as a line of text.
+fn end_open_flows(flows: &Flows, open: usize) -> String {
     let open = number(open, "open flow");
     if kube_proxy::leftovers().is_ok_and(|leftovers| leftovers.is_empty()) {
         return format!("{open} of clients outside end: kube-proxy has no rules here that would go on with them");
     }
-    let Left { handed_over, ended, why } = match hand_over(flows) {
-        Ok(left) => left,
-        // The node is to be left all the same.
+    let HandOverReport { handed_over, ended, why } = match hand_over(flows) {
+        Ok(report) => report,
+        // Go on with the removal.
         Err(error) => return format!("{open} of clients outside end, or some of them: {error:#}"),
     };
     let handed = format!("{} of clients outside handed to netfilter", number(handed_over, "open flow"));

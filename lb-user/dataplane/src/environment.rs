@@ -1,4 +1,5 @@
-//! What the node must offer: privilege, a kernel, the host's cgroup2 hierarchy and a bpffs. Found, or mounted.
+//! Requirements on the node: privileges, a kernel, the host's cgroup2 hierarchy and a bpffs, which are found or
+//! mounted.
 
 use std::{
     fs,
@@ -12,32 +13,32 @@ use rustix::{
     thread::CapabilitySet,
 };
 
-use super::bpffs::{self, Whose};
+use super::bpffs::{self, BpffsOwner};
 
 /// Oldest kernel on which the programs load.
 pub const KERNEL_FLOOR: (u32, u32) = (5, 10);
 
-/// Where an unmounted bpffs goes: where every tool looks for it.
+/// Mount point for a bpffs, which all tools use.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
-/// Where an unmounted cgroup2 goes.
+/// Mount point for cgroup2, if it is not mounted.
 const CGROUP2: &str = "/run/beeline/cgroup2";
 
-/// Checks what no mount can mend.
+/// Checks privileges and the kernel's version.
 ///
 /// # Errors
-/// With the cure: not root, or an old kernel.
+/// With the cure: not root, a missing capability, or an old kernel.
 pub fn check() -> Result<()> {
     ensure!(
         rustix::process::geteuid().is_root(),
         "not root: eBPF programs need CAP_BPF and CAP_NET_ADMIN; run as root, or as a privileged container"
     );
-    let capabilities = rustix::thread::capabilities(None).context("asking for the capabilities of this process")?;
+    let capabilities = rustix::thread::capabilities(None).context("reading the capabilities of this process")?;
     let lacking = lacking(capabilities.effective);
     ensure!(
         lacking.is_empty(),
-        "this process lacks {}: run it as root with all capabilities, in a privileged container, or with those that \
-         deploy/components/least-capabilities or fewest-capabilities names",
+        "this process lacks {}: run it as root with all capabilities, in a privileged container, or with the \
+         capabilities of deploy/components/least-capabilities or fewest-capabilities",
         lacking.join(", ")
     );
     let uname = rustix::system::uname();
@@ -49,7 +50,7 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// The capabilities without which nothing works. CAP_SYS_ADMIN stands for all that came out of it in Linux 5.8.
+/// Lists the missing capabilities. CAP_SYS_ADMIN includes the ones split from it in Linux 5.8.
 fn lacking(has: CapabilitySet) -> Vec<&'static str> {
     let needs = [
         ("CAP_BPF", CapabilitySet::BPF | CapabilitySet::SYS_ADMIN),
@@ -59,14 +60,14 @@ fn lacking(has: CapabilitySet) -> Vec<&'static str> {
     needs.into_iter().filter(|(_, any)| !has.intersects(*any)).map(|(name, _)| name).collect()
 }
 
-/// The first two numbers of a kernel's release; none for an odd one.
+/// Parses the first two numbers of a kernel's release.
 #[must_use]
 pub fn parse_release(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// A mount of a file system type, as /proc/self/mountinfo tells it: that at its `usual` place, or else the first.
+/// Returns the mount point of a file system type from /proc/self/mountinfo: the `usual` one, or else the first.
 fn mounted(fs_type: &str, usual: &str) -> Result<Option<PathBuf>> {
     let mounts =
         fs::read_to_string("/proc/self/mountinfo").context("reading /proc/self/mountinfo (is /proc mounted?)")?;
@@ -82,19 +83,19 @@ fn find_mount<'a>(mounts: &'a str, fs_type: &str, usual: &str) -> Option<&'a str
     all().find(|place| *place == usual).or_else(|| all().next())
 }
 
-/// The bpffs, if one is mounted. Others may have mounted more of them, each for itself: the one that every tool looks at counts,
-/// so that a command finds the pins of an agent that sees fewer.
+/// Returns the mounted bpffs, if there is one. Of several the one at [`BPFFS`] counts, so that a command finds the pins
+/// of an agent that sees fewer mounts.
 ///
 /// # Errors
-/// When /proc cannot be read.
+/// If /proc cannot be read.
 pub fn find_bpffs() -> Result<Option<PathBuf>> {
     mounted("bpf", BPFFS)
 }
 
-/// The bpffs of the host, mounted if it is not.
+/// Returns the host's bpffs, and mounts it if it is not mounted.
 ///
 /// # Errors
-/// When it can be neither found nor mounted, or is seen not to be the host's.
+/// If it cannot be mounted, or is not the host's.
 pub fn bpffs() -> Result<PathBuf> {
     let path = if let Some(path) = find_bpffs()? {
         path
@@ -106,75 +107,80 @@ pub fn bpffs() -> Result<PathBuf> {
         BPFFS.into()
     };
     let cure = format!(
-        "`mount -t bpf bpf {BPFFS}` on the host, and give the container that directory: a hostPath with mountPropagation \
-         HostToContainer, as in deploy/"
+        "`mount -t bpf bpf {BPFFS}` on the host, and give the container that directory: a hostPath with \
+         mountPropagation HostToContainer, as in deploy/"
     );
-    let path_shown = path.display();
+    let shown = path.display();
+    let owner = bpffs::owner(&path);
     ensure!(
-        bpffs::whose(&path) != Whose::Private,
-        "the bpffs at {path_shown} is not the host's but of this container alone, and would take programs and maps with it \
+        owner != BpffsOwner::Container,
+        "the bpffs at {shown} is not the host's but of this container alone, and would take programs and maps with it \
          when the container ends: {cure}; or name another directory with --pins"
     );
-    if bpffs::whose(&path) == Whose::Unseen {
+    if owner == BpffsOwner::Unknown {
         tracing::warn!(
-            "whether the bpffs at {path_shown} is the host's cannot be seen from here: if it is of this container alone, \
-             Services end with it; {cure}"
+            "the bpffs at {shown} may not be the host's, which cannot be seen from here: if it is of this container \
+             alone, Services end with it; {cure}"
         );
     }
     Ok(path)
 }
 
-/// Where cgroup2 is mounted, if it is: the whole hierarchy, or as much of it as this mount namespace sees.
+/// Returns the mount point of cgroup2, if it is mounted: the whole hierarchy, or the part that this mount namespace
+/// sees.
 ///
 /// # Errors
-/// When /proc cannot be read.
+/// If /proc cannot be read.
 pub fn find_cgroup2() -> Result<Option<PathBuf>> {
     mounted("cgroup2", "/sys/fs/cgroup")
 }
 
-/// The root of the host's cgroup2 hierarchy, mounted if it is not.
+/// Returns the root of the host's cgroup2 hierarchy, and mounts it if it is not mounted.
 ///
 /// # Errors
-/// When it can be neither found nor mounted, or when what is mounted is only a part of the hierarchy.
+/// If it cannot be mounted, or the mount is only a part of the hierarchy.
 pub fn cgroup2() -> Result<PathBuf> {
     let path = if let Some(path) = find_cgroup2()? {
         path
     } else {
         tracing::info!(path = CGROUP2, "mounting cgroup2");
         fs::create_dir_all(CGROUP2).with_context(|| format!("creating {CGROUP2}"))?;
-        mount("cgroup2", CGROUP2, "cgroup2", MountFlags::empty(), None)
-            .context("no cgroup2 hierarchy is mounted, and it cannot be mounted: Beeline attaches to it; use a kernel with CONFIG_CGROUPS and CONFIG_CGROUP_BPF")?;
+        mount("cgroup2", CGROUP2, "cgroup2", MountFlags::empty(), None).context(
+            "no cgroup2 hierarchy is mounted, and it cannot be mounted: Beeline attaches to it; use a kernel with \
+                 CONFIG_CGROUPS and CONFIG_CGROUP_BPF",
+        )?;
         CGROUP2.into()
     };
     ensure!(
         is_root(&path)?,
-        "{} is only a part of the cgroup2 hierarchy (a private cgroup namespace): programs attached there would miss the \
-         other pods; run with the host's cgroup namespace and mount, or name the cgroup to serve with --cgroup",
+        "{} is only a part of the cgroup2 hierarchy (a private cgroup namespace): programs attached there would miss \
+         the other pods; run with the host's cgroup namespace and mount, or name the cgroup to serve with --cgroup",
         path.display()
     );
     Ok(path)
 }
 
-/// A cgroup that was named.
+/// Checks the cgroup of the flag `--cgroup`.
 ///
 /// # Errors
-/// When there is none, or it is not of version 2.
+/// If it does not exist, or is not of version 2.
 pub fn named_cgroup(path: PathBuf) -> Result<PathBuf> {
     // include/uapi/linux/magic.h
     const CGROUP2_MAGIC: i64 = 0x6367_7270;
     let found = rustix::fs::statfs(&path).with_context(|| format!("looking at the cgroup {}", path.display()))?;
     ensure!(
         found.f_type == CGROUP2_MAGIC,
-        "{} is no cgroup of version 2: name a directory of the cgroup2 mount (`grep cgroup2 /proc/mounts`), or leave --cgroup out",
+        "{} is no cgroup of version 2: name a directory of the cgroup2 mount (`grep cgroup2 /proc/mounts`), or leave \
+         --cgroup out",
         path.display()
     );
     Ok(path)
 }
 
-/// The id of the root of the whole hierarchy (kernfs), which is the inode number of its directory.
+/// Id of the root of the whole hierarchy (kernfs): the inode number of its directory.
 pub const ROOT_CGROUP: u64 = 1;
 
-/// Whether a cgroup is the root of the whole hierarchy.
+/// True if a cgroup is the root of the whole hierarchy.
 fn is_root(path: &Path) -> Result<bool> {
     Ok(fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?.ino() == ROOT_CGROUP)
 }
@@ -191,7 +197,7 @@ mod tests {
 ";
 
     #[test]
-    fn mounts_are_found_by_type_wherever_they_are() {
+    fn a_mount_is_found_by_its_type() {
         let find = |fs_type| find_mount(HYBRID, fs_type, "/sys/fs/bpf");
         assert_eq!(find("cgroup2"), Some("/sys/fs/cgroup/unified"));
         assert_eq!(find("bpf"), Some("/sys/fs/bpf"));
@@ -199,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_mounts_the_usual_one_counts() {
+    fn of_several_mounts_the_usual_one_counts() {
         let many = format!("20 1 0:9 / /run/other/bpffs rw - bpf bpf rw\n{HYBRID}");
         assert_eq!(find_mount(&many, "bpf", "/sys/fs/bpf"), Some("/sys/fs/bpf"));
         assert_eq!(find_mount(&many, "bpf", "/elsewhere"), Some("/run/other/bpffs"));

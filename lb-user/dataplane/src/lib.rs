@@ -1,4 +1,5 @@
-//! The eBPF dataplane: environment, loading and upgrade, attachment to cgroup and devices, flows, and the maps as a store.
+//! The eBPF dataplane: environment, loading and upgrade, attachment to cgroup and devices, flows, and the maps as a
+//! store.
 
 pub mod api_servers;
 pub mod attach;
@@ -10,7 +11,8 @@ pub mod flows;
 pub mod kube_proxy;
 pub mod load;
 pub mod log;
-pub mod pod_modes;
+pub mod pins;
+mod pod_modes;
 pub mod sockets;
 pub mod stats;
 pub mod store;

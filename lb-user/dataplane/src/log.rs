@@ -1,4 +1,4 @@
-//! The programs' log: read while the agent lives, with the names of Services in the place of their ids.
+//! The programs' log, with names of Services in place of ids. The programs only record while an agent reads.
 
 use std::{
     os::fd::AsFd as _,
@@ -17,16 +17,16 @@ use lb_common::LogGate;
 use lb_kernel::async_fd;
 use tracing::warn;
 
-/// How long the programs go on recording after the last sign of life.
+/// Time that the programs record after the last heartbeat.
 const LISTENING: Duration = Duration::from_secs(15);
 
-/// How often a sign of life is given.
+/// Interval of heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// Turns the id of a service port into its name.
+/// Returns the name of a service port by id.
 pub type NameOf = Arc<dyn Fn(u32) -> Option<String> + Send + Sync>;
 
-/// Reads the records of the programs, and lets the programs know that somebody does.
+/// Reads the programs' records, and sends heartbeats so that they record.
 pub struct DatapathLog {
     logger: EbpfLogger<Named>,
     gate: PerCpuArray<MapData, LogGate>,
@@ -42,10 +42,10 @@ impl DatapathLog {
         Ok(Self { logger, gate, names })
     }
 
-    /// Lets the programs know that somebody reads.
+    /// Sends a heartbeat.
     ///
     /// # Errors
-    /// When the gate cannot be written.
+    /// If the map `LOG_GATE` cannot be written.
     pub fn listen(&mut self) -> Result<()> {
         listen(&mut self.gate)
     }
@@ -53,12 +53,12 @@ impl DatapathLog {
     /// Reads until the future is dropped.
     ///
     /// # Errors
-    /// When the ring buffer cannot be waited for.
+    /// If the ring buffer cannot be polled.
     pub async fn run(mut self, name_of: NameOf) -> Result<()> {
         if let Ok(mut names) = self.names.lock() {
             *names = Some(name_of);
         }
-        // A second descriptor of the ring buffer, for epoll alone.
+        // A second descriptor of the ring buffer, only for epoll.
         let descriptor =
             self.logger.as_fd().try_clone_to_owned().context("duplicating the descriptor of the programs' log")?;
         let ready = async_fd::register(descriptor).context("waiting for the programs' log")?;
@@ -85,7 +85,7 @@ fn listen(gate: &mut PerCpuArray<MapData, LogGate>) -> Result<()> {
     gate.set(0, PerCpuValues::try_from(vec![value; cpus])?, 0).context("opening the programs' log")
 }
 
-/// Hands a record to `tracing`, with names.
+/// Passes records to `tracing`, with names.
 struct Named {
     names: Arc<Mutex<Option<NameOf>>>,
 }
@@ -105,13 +105,13 @@ impl log::Log for Named {
     fn flush(&self) {}
 }
 
-/// A process of the node as people know it, if it is still there and in sight.
+/// Returns name and pid of a process, if it still runs and is visible.
 fn process(pid: u32) -> Option<String> {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     Some(format!("{} (pid {pid})", name.trim_end()))
 }
 
-/// Puts names in the place of each number that comes after `mark`.
+/// Replaces each `mark` and the number after it by a name, if there is one.
 fn with_names(text: &str, mark: &str, name_of: impl Fn(u32) -> Option<String>) -> String {
     let mut parts = text.split(mark);
     let mut out = parts.next().unwrap_or_default().to_owned();
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_become_names_where_there_is_one() {
+    fn ids_are_replaced_by_names_if_there_are_any() {
         let name_of = |id| (id == 7).then(|| "default/web:http/TCP".to_owned());
         assert_eq!(
             with_names("refused: service#7 port 80", "service#", name_of),

@@ -8,7 +8,7 @@ use tokio::io::unix::AsyncFd;
 /// Registers a descriptor with the runtime.
 ///
 /// # Errors
-/// When the runtime's epoll refuses it.
+/// When the runtime's epoll refuses the descriptor.
 pub fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor is owned by the AsyncFd, which never changes it and closes it only after deregistering.
     Ok(unsafe { AsyncFd::register(fd) }?)

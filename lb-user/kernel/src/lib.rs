@@ -1,5 +1,5 @@
-//! Calls of the kernel: bpf(2), netlink, sock_diag, netfilter, network namespaces. The only crate of user space with `unsafe`;
-//! it knows nothing of Services.
+//! Calls of the kernel: bpf(2), netlink, sock_diag, netfilter, network namespaces. The only user-space crate with
+//! `unsafe`; it knows nothing of Services.
 
 pub mod allocator;
 pub mod async_fd;
@@ -11,4 +11,5 @@ pub mod netlink;
 pub mod netns;
 pub mod packet_socket;
 pub mod sock_diag;
+pub mod socket_options;
 pub mod unshare;

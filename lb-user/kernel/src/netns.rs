@@ -1,7 +1,7 @@
-//! The network namespaces of this node: those of its processes, and those that a bind mount keeps, each once; and which of
-//! them have sockets at all.
+//! The network namespaces of this node, found by its processes and by bind mounts, each once; and which of them have
+//! sockets at all.
 //!
-//! One that only an open descriptor keeps, or a single thread of a process, is not found.
+//! A namespace that only an open descriptor or a single thread of a process keeps alive is not found.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -21,41 +21,43 @@ use anyhow::{Context as _, Result, anyhow};
 use lb_common::Proto;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::bpf;
+use crate::socket_options;
 use lb_common::Family;
 
 /// A network namespace, held open.
-pub struct Namespace(File);
+pub struct NetNamespace(File);
 
-impl Namespace {
-    /// By which the kernel numbers it.
+impl NetNamespace {
+    /// Returns the inode number, by which the kernel identifies the namespace; None if it cannot be read.
+    #[must_use]
     pub fn inode(&self) -> Option<u64> {
         Some(self.0.metadata().ok()?.ino())
     }
 
-    /// The one that a file stands for.
+    /// Opens the namespace that a file stands for, such as `/proc/PID/ns/net`.
     ///
     /// # Errors
-    /// When it cannot be opened.
+    /// When the file cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
         File::open(path).map(Self)
     }
 
-    /// Its cookie, by which programs know it. Asked on a thread of its own, which ends with the question.
+    /// Returns the cookie, by which BPF programs identify the namespace. Asks on a thread of its own, so that the
+    /// caller's thread stays where it is.
     ///
     /// # Errors
-    /// Without CAP_SYS_ADMIN; or before Linux 5.14.
+    /// Without CAP_SYS_ADMIN, or before Linux 5.14.
     pub fn cookie(&self) -> Result<u64> {
         let ask = || {
             self.enter().context("entering a network namespace, which needs CAP_SYS_ADMIN")?;
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("opening a socket there")?;
-            bpf::netns_cookie_of(&socket)
+            socket_options::netns_cookie(&socket)
                 .context("asking for the cookie of a network namespace, which is of Linux 5.14")
         };
         thread::scope(|scope| scope.spawn(ask).join()).map_err(|_| anyhow!("the question for a cookie failed"))?
     }
 
-    /// Moves this thread into it.
+    /// Moves this thread into the namespace.
     ///
     /// # Errors
     /// Without CAP_SYS_ADMIN.
@@ -64,15 +66,25 @@ impl Namespace {
     }
 }
 
-impl AsFd for Namespace {
+impl AsFd for NetNamespace {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-/// Whether this thread's network namespace has sockets of a kind; true where nobody tells.
+/// Returns the cookie of this thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
 ///
-/// A list of them goes through the sockets of all namespaces, which stand in one table. Most pods have no UDP socket.
+/// # Errors
+/// `ENOPROTOOPT` before Linux 5.14.
+pub fn cookie() -> io::Result<u64> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket_options::netns_cookie(&socket)
+}
+
+/// True if this thread's network namespace has sockets of a protocol and family, or if the kernel does not count them.
+///
+/// A cheap check before a dump, which walks one table of the sockets of all namespaces. Most pods have no UDP socket.
+#[must_use]
 pub fn has_sockets(proto: Proto, family: Family) -> bool {
     let file = match family {
         Family::V4 => "/proc/thread-self/net/sockstat",
@@ -82,7 +94,7 @@ pub fn has_sockets(proto: Proto, family: Family) -> bool {
     in_use(&counts, proto, family) != Some(0)
 }
 
-/// The count in a line such as `UDP6: inuse 2`.
+/// Reads the count in a line such as `UDP6: inuse 2`.
 fn in_use(counts: &str, proto: Proto, family: Family) -> Option<u64> {
     let six = if family == Family::V6 { "6" } else { "" };
     let name = format!("{}{six}:", proto.name());
@@ -92,11 +104,11 @@ fn in_use(counts: &str, proto: Proto, family: Family) -> Option<u64> {
     })
 }
 
-/// Opens them all.
+/// Opens all network namespaces. Namespaces that end meanwhile are left out.
 ///
 /// # Errors
-/// When /proc cannot be read. What ends meanwhile is left out.
-pub fn all() -> Result<Vec<Namespace>> {
+/// When /proc cannot be read.
+pub fn all() -> Result<Vec<NetNamespace>> {
     let mut found = BTreeMap::new();
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
     for (inode, path) in mounted(&mounts) {
@@ -110,7 +122,7 @@ pub fn all() -> Result<Vec<Namespace>> {
             }
         }
     }
-    Ok(found.into_values().map(Namespace).collect())
+    Ok(found.into_values().map(NetNamespace).collect())
 }
 
 fn add(found: &mut BTreeMap<u64, File>, inode: u64, path: &Path) {
@@ -123,7 +135,7 @@ fn add(found: &mut BTreeMap<u64, File>, inode: u64, path: &Path) {
     }
 }
 
-/// The bind mounts of network namespaces, as /proc/self/mountinfo tells them: inode and path.
+/// Lists the bind mounts of network namespaces in the text of /proc/self/mountinfo: inode and path.
 fn mounted(mounts: &str) -> impl Iterator<Item = (u64, PathBuf)> + '_ {
     mounts.lines().filter_map(|line| {
         let (left, right) = line.split_once(" - ")?;
@@ -134,7 +146,7 @@ fn mounted(mounts: &str) -> impl Iterator<Item = (u64, PathBuf)> + '_ {
     })
 }
 
-/// White space and backslashes stand there as three octal digits (proc_pid_mountinfo(5)).
+/// Decodes white space and backslashes, which mountinfo writes as three octal digits (proc_pid_mountinfo(5)).
 fn unescape(path: &str) -> PathBuf {
     let (mut bytes, mut rest) = (Vec::new(), path.as_bytes());
     while let Some((&first, after)) = rest.split_first() {
@@ -150,11 +162,10 @@ fn unescape(path: &str) -> PathBuf {
     OsString::from_vec(bytes).into()
 }
 
-/// Runs something in the network namespace of this inode number, on a thread that ends with it. None when nobody has that
-/// namespace any more.
+/// Calls `run` in the network namespace of this inode number, on a thread of its own. None if that namespace is gone.
 ///
 /// # Errors
-/// When namespaces cannot be found or entered.
+/// When /proc cannot be read, or without CAP_SYS_ADMIN.
 pub fn in_namespace<T: Send>(inode: u64, run: impl FnOnce() -> T + Send) -> Result<Option<T>> {
     let Some(namespace) = all()?.into_iter().find(|namespace| namespace.inode() == Some(inode)) else {
         return Ok(None);

@@ -1,10 +1,10 @@
 //! Packet sockets (packet(7)): whole frames of one device. rustix cannot bind one, nor set its options.
-#![expect(unsafe_code, reason = "bind(2) to a sockaddr_ll")]
+#![expect(unsafe_code, reason = "bind(2) to a sockaddr_ll, setsockopt(2)")]
 
 use std::{
     io,
     mem::size_of,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
     time::Duration,
 };
 
@@ -12,8 +12,6 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, eth, recv, send, socket_with,
     sockopt::{Timeout, set_socket_timeout},
 };
-
-use crate::device_options::set_option;
 
 /// A packet socket on one device. It receives the frames that arrive there, not those that this host sends.
 pub struct PacketSocket(OwnedFd);
@@ -32,11 +30,9 @@ impl PacketSocket {
         address.sll_ifindex = index.cast_signed();
         let size = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
         // SAFETY: the kernel reads `size` octets of the address.
-        if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) })?;
         // Linux 4.20.
-        set_option(&socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1_i32.to_ne_bytes())?;
+        enable(&socket, libc::PACKET_IGNORE_OUTGOING)?;
         Ok(Self(socket))
     }
 
@@ -45,7 +41,7 @@ impl PacketSocket {
     /// # Errors
     /// Those of setsockopt(2).
     pub fn with_virtio_header(self) -> io::Result<Self> {
-        set_option(&self.0, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1_i32.to_ne_bytes())?;
+        enable(&self.0, libc::PACKET_VNET_HDR)?;
         Ok(self)
     }
 
@@ -66,4 +62,17 @@ impl PacketSocket {
         set_socket_timeout(&self.0, Timeout::Recv, Some(timeout))?;
         Ok(recv(&self.0, frame, RecvFlags::empty())?.0)
     }
+}
+
+/// Sets an option of packet sockets to 1.
+fn enable(socket: impl AsFd, option: libc::c_int) -> io::Result<()> {
+    let value: libc::c_int = 1;
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads `size` octets of the value.
+    check(unsafe { libc::setsockopt(fd, libc::SOL_PACKET, option, (&raw const value).cast(), size) })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -1,6 +1,5 @@
-//! The addresses of all interfaces of the agent's own network namespace, by the kernel's events. An event says only that
-//! something has changed: what there is now is then read as a whole, so that a lost event loses nothing. At which of the
-//! addresses NodePorts answer is for `model` to say.
+//! The addresses of all interfaces of the agent's network namespace. Each notification of the kernel leads to a new
+//! reading of all addresses, so that a lost notification loses nothing. `lb_core::model` chooses those for NodePorts.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -9,61 +8,62 @@ use tokio::{sync::mpsc, time::sleep};
 
 use lb_core::event::Event;
 use lb_kernel::netlink::{
-    Channel, News,
+    Monitor, NetlinkSocket,
     address::{self, Address},
     group,
 };
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(30);
+const MAX_RETRY: Duration = Duration::from_secs(30);
 
-/// What the interfaces have, and who is to know.
-pub struct Addresses {
+/// A source of `Event::NodeAddresses`.
+pub struct AddressSource {
     tx: mpsc::Sender<Event>,
-    /// None: the kernel refused, and is asked again.
-    news: Option<News>,
-    /// What was sent last.
+    /// Subscription to changes; None after a failure, until the next try.
+    monitor: Option<Monitor>,
+    /// Addresses sent last.
     sent: Option<BTreeSet<IpAddr>>,
 }
 
-impl Addresses {
-    /// Sends the addresses that there are now. Where the kernel refuses, that is left to [`Addresses::follow`].
-    pub async fn tell(tx: mpsc::Sender<Event>) -> Self {
-        let mut addresses = Self { tx, news: None, sent: None };
-        if let Err(error) = addresses.refresh().await {
+impl AddressSource {
+    /// Sends the present addresses. If they cannot be read, [`AddressSource::follow`] tries again.
+    pub async fn start(tx: mpsc::Sender<Event>) -> Self {
+        let mut source = Self { tx, monitor: None, sent: None };
+        if let Err(error) = source.refresh().await {
             tracing::warn!("the addresses of the node cannot be read, next try in {FIRST_RETRY:?}: {error:#}");
         }
-        addresses
+        source
     }
 
-    /// Sends them again whenever they change. Failures are logged and outlasted.
+    /// Sends the addresses again whenever they change. Failures are logged and retried. Returns when the receiver is
+    /// dropped.
     ///
     /// # Errors
-    /// None: it returns once nobody receives any more.
+    /// None.
     pub async fn follow(mut self) -> anyhow::Result<()> {
         let tx = self.tx.clone();
         let mut backoff = FIRST_RETRY;
         loop {
             let is_due = async {
-                match &mut self.news {
-                    Some(news) => news.changed().await,
+                match &mut self.monitor {
+                    Some(monitor) => monitor.changed().await,
                     None => {
                         sleep(backoff).await;
                         Ok(())
                     }
                 }
             };
-            let heard = tokio::select! {
-                heard = is_due => heard,
+            let changed = tokio::select! {
+                changed = is_due => changed,
                 () = tx.closed() => return Ok(()),
             };
-            if self.news.is_none() {
-                backoff = (backoff * 2).min(LAST_RETRY);
+            if self.monitor.is_none() {
+                backoff = (backoff * 2).min(MAX_RETRY);
             }
-            let refreshed = match heard {
+            let refreshed = match changed {
                 Ok(()) => self.refresh().await,
                 Err(error) => {
-                    self.news = None;
+                    self.monitor = None;
                     Err(error.into())
                 }
             };
@@ -76,32 +76,32 @@ impl Addresses {
         }
     }
 
-    /// Reads the addresses, and sends them if they are others than before.
+    /// Reads the addresses, and sends them if they have changed.
     async fn refresh(&mut self) -> anyhow::Result<()> {
-        let news = match self.news.take() {
-            Some(news) => news,
-            None => News::of(group::ADDRESS).context("opening a netlink socket")?,
+        let monitor = match self.monitor.take() {
+            Some(monitor) => monitor,
+            None => Monitor::subscribe(group::ADDRESS).context("opening a netlink socket")?,
         };
-        // The kernel may be busy with its links for a while.
-        let addresses = tokio::task::spawn_blocking(now).await?.context("listing them")?;
-        self.news = Some(news);
+        // The kernel holds a lock while links change, so this may block for a while.
+        let addresses = tokio::task::spawn_blocking(current).await?.context("listing addresses")?;
+        self.monitor = Some(monitor);
         if self.sent.as_ref() != Some(&addresses) {
             let (now, before) = (&addresses, self.sent.get_or_insert_default());
             let (added, removed) = (now.difference(before).count(), before.difference(now).count());
             tracing::info!(added, removed, total = now.len(), "addresses of the node");
             before.clone_from(now);
-            // Whether anybody receives is for `follow` to see.
+            // `follow` notices a dropped receiver.
             let _ = self.tx.send(Event::NodeAddresses(addresses)).await;
         }
         Ok(())
     }
 }
 
-/// All addresses that can be used, as they are now.
+/// Returns all usable addresses of this thread's network namespace.
 ///
 /// # Errors
-/// When the kernel refuses.
-pub fn now() -> std::io::Result<BTreeSet<IpAddr>> {
-    let addresses = Channel::open()?.list(address::GET, &address::ALL, Address::parse)?;
+/// The kernel's errno.
+pub fn current() -> std::io::Result<BTreeSet<IpAddr>> {
+    let addresses = NetlinkSocket::open()?.dump(address::GET, &address::ALL, Address::parse)?;
     Ok(addresses.iter().filter(|address| address.is_usable()).map(|address| address.ip).collect())
 }

@@ -1,5 +1,6 @@
-//! The part of each Kubernetes object that Beeline reads, in the shape in which it travels. The rest (managedFields, most
-//! of metadata and spec) is skipped while decoding, so that a list of 10,000 Services never holds it in memory.
+//! Slim API types: the fields of each Kubernetes object that Beeline reads, in the API's shape. Other fields
+//! (managedFields, most of metadata and spec) are skipped while decoding, so that a list of 10,000 Services never holds
+//! them in memory.
 
 use std::collections::BTreeMap;
 
@@ -7,33 +8,10 @@ use k8s_openapi::{
     ClusterResourceScope, NamespaceResourceScope,
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
-use serde::{Deserialize, Deserializer, de::DeserializeOwned};
-
-use super::convert;
-use lb_core::{
-    event::{Kind, Object},
-    objects::Key,
-};
-
-/// A kind of object that a source reads.
-pub trait Wire:
-    k8s_openapi::Metadata<Ty = ObjectMeta> + DeserializeOwned + Clone + std::fmt::Debug + Send + Sync + 'static
-{
-    /// Our name of the kind.
-    const WHICH: Kind;
-
-    /// The object as Beeline knows it. `proxy_name` is the value of `--service-proxy-name`. None if the object decides
-    /// nothing here, whatever else there is.
-    fn convert(&self, proxy_name: Option<&str>) -> Option<Object>;
-
-    /// Namespace and name.
-    fn key(&self) -> Key {
-        convert::key(self.metadata())
-    }
-}
+use serde::{Deserialize, Deserializer};
 
 macro_rules! kind {
-    ($kind:ident, $group:literal, $version:literal, $api_version:literal, $path:literal, $scope:ty, $convert:expr) => {
+    ($kind:ident, $group:literal, $version:literal, $api_version:literal, $path:literal, $scope:ty) => {
         impl k8s_openapi::Resource for $kind {
             const API_VERSION: &'static str = $api_version;
             const GROUP: &'static str = $group;
@@ -54,40 +32,15 @@ macro_rules! kind {
                 &mut self.metadata
             }
         }
-
-        impl Wire for $kind {
-            const WHICH: Kind = Kind::$kind;
-
-            fn convert(&self, proxy_name: Option<&str>) -> Option<Object> {
-                let convert: fn(&Self, Option<&str>) -> Option<Object> = $convert;
-                convert(self, proxy_name)
-            }
-        }
     };
 }
 
-kind!(Service, "", "v1", "v1", "services", NamespaceResourceScope, |wire, proxy_name| {
-    Some(Object::Service(convert::service(wire, proxy_name)))
-});
-kind!(
-    EndpointSlice,
-    "discovery.k8s.io",
-    "v1",
-    "discovery.k8s.io/v1",
-    "endpointslices",
-    NamespaceResourceScope,
-    |wire, _| Some(Object::EndpointSlice(convert::endpoint_slice(wire)))
-);
-kind!(Endpoints, "", "v1", "v1", "endpoints", NamespaceResourceScope, |wire, _| {
-    // Nothing reads an Endpoints object that the mirroring controller would pass over.
-    let endpoints = convert::endpoints(wire);
-    endpoints.mirrorable.then_some(Object::Endpoints(endpoints))
-});
-kind!(Node, "", "v1", "v1", "nodes", ClusterResourceScope, |wire, _| Some(Object::Node(convert::node(wire))));
-kind!(Pod, "", "v1", "v1", "pods", NamespaceResourceScope, |wire, _| convert::pod(wire).map(Object::Pod));
-kind!(Namespace, "", "v1", "v1", "namespaces", ClusterResourceScope, |wire, _| {
-    Some(Object::Namespace(convert::namespace(wire)))
-});
+kind!(Service, "", "v1", "v1", "services", NamespaceResourceScope);
+kind!(EndpointSlice, "discovery.k8s.io", "v1", "discovery.k8s.io/v1", "endpointslices", NamespaceResourceScope);
+kind!(Endpoints, "", "v1", "v1", "endpoints", NamespaceResourceScope);
+kind!(Node, "", "v1", "v1", "nodes", ClusterResourceScope);
+kind!(Pod, "", "v1", "v1", "pods", NamespaceResourceScope);
+kind!(Namespace, "", "v1", "v1", "namespaces", ClusterResourceScope);
 
 /// v1 Service.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -96,9 +49,9 @@ pub struct Service {
     /// Name, labels, annotations, creationTimestamp.
     #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
-    /// What is wanted.
+    /// The desired state.
     pub spec: Option<ServiceSpec>,
-    /// What the load balancer's controller wrote.
+    /// The state that the load balancer's controller reports.
     pub status: Option<ServiceStatus>,
 }
 
@@ -114,10 +67,10 @@ pub struct ServiceSpec {
     /// The first of `clusterIPs`.
     #[serde(rename = "clusterIP")]
     pub cluster_ip: Option<String>,
-    /// One for each family.
+    /// One address for each family.
     #[serde(rename = "clusterIPs")]
     pub cluster_ips: Option<Vec<String>>,
-    /// Addresses that a user claims.
+    /// Addresses that the Service's author claims.
     #[serde(rename = "externalIPs")]
     pub external_ips: Option<Vec<String>>,
     /// `Cluster` or `Local`.
@@ -126,11 +79,11 @@ pub struct ServiceSpec {
     pub external_traffic_policy: Option<String>,
     /// `None` or `ClientIP`.
     pub session_affinity: Option<String>,
-    /// What there is to say about it.
+    /// Parameters of the session affinity.
     pub session_affinity_config: Option<SessionAffinityConfig>,
-    /// Who may use the load balancer's addresses.
+    /// CIDRs of the clients that may use the load balancer's addresses.
     pub load_balancer_source_ranges: Option<Vec<String>>,
-    /// Where a load balancer asks whether to send clients to a node; wider than a port, as of [`Port`].
+    /// Port at which a load balancer checks the health of a node; in 64 bits, as in [`Port`].
     pub health_check_node_port: Option<i64>,
     /// The ports.
     pub ports: Option<Vec<Port>>,
@@ -140,16 +93,16 @@ pub struct ServiceSpec {
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct SessionAffinityConfig {
-    /// For `ClientIP`.
+    /// Parameters of `ClientIP`.
     #[serde(rename = "clientIP")]
     pub client_ip: Option<ClientIpConfig>,
 }
 
-/// `clientIP` of it.
+/// `sessionAffinityConfig.clientIP` of a Service.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ClientIpConfig {
-    /// How long a client keeps its endpoint; wider than it may be, so that a wrong one is named.
+    /// Timeout in seconds, in 64 bits, so that a wrong number becomes a warning.
     pub timeout_seconds: Option<i64>,
 }
 
@@ -157,7 +110,7 @@ pub struct ClientIpConfig {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ServiceStatus {
-    /// What the load balancer's controller wrote.
+    /// Addresses of the load balancer.
     pub load_balancer: Option<LoadBalancer>,
 }
 
@@ -165,7 +118,7 @@ pub struct ServiceStatus {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LoadBalancer {
-    /// Its addresses.
+    /// One entry for each address or hostname.
     pub ingress: Option<Vec<Ingress>>,
 }
 
@@ -173,7 +126,7 @@ pub struct LoadBalancer {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Ingress {
-    /// Absent where it has a hostname.
+    /// Absent if the entry has a hostname.
     pub ip: Option<String>,
     /// `VIP` or `Proxy`.
     pub ip_mode: Option<String>,
@@ -187,9 +140,9 @@ pub struct Port {
     pub name: Option<String>,
     /// TCP by default.
     pub protocol: Option<String>,
-    /// Its number; wider than a port, so that a wrong one is named instead of costing the object.
+    /// Port number, in 64 bits, so that a wrong number becomes a warning instead of costing the object.
     pub port: Option<i64>,
-    /// A Service's port at the addresses of the nodes; 0 and absent are the same.
+    /// NodePort of a Service's port; 0 counts as absent.
     pub node_port: Option<i64>,
 }
 
@@ -204,7 +157,7 @@ pub struct EndpointSlice {
     pub address_type: Option<String>,
     /// The endpoints.
     pub endpoints: Option<Vec<Endpoint>>,
-    /// Ports of each of them.
+    /// Ports of every endpoint.
     pub ports: Option<Vec<Port>>,
 }
 
@@ -212,13 +165,13 @@ pub struct EndpointSlice {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Endpoint {
-    /// Only the first counts.
+    /// Only the first address is used.
     pub addresses: Option<Vec<String>>,
-    /// How it fares.
+    /// Conditions: ready, serving, terminating.
     pub conditions: Option<Conditions>,
-    /// Whom it should serve.
+    /// Topology hints.
     pub hints: Option<Hints>,
-    /// Where it runs.
+    /// Node that it runs on.
     pub node_name: Option<String>,
 }
 
@@ -238,13 +191,13 @@ pub struct Conditions {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Hints {
-    /// Zones that it should serve.
+    /// Zones whose clients it should serve.
     pub for_zones: Option<Vec<Hint>>,
-    /// Nodes that it should serve.
+    /// Nodes whose clients it should serve.
     pub for_nodes: Option<Vec<Hint>>,
 }
 
-/// A zone or a node.
+/// A zone or a node in a hint.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Hint {
@@ -267,11 +220,11 @@ pub struct Endpoints {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Subset {
-    /// Those that are ready.
+    /// Ready addresses.
     pub addresses: Option<Vec<Address>>,
-    /// Those that are not.
+    /// Addresses that are not ready.
     pub not_ready_addresses: Option<Vec<Address>>,
-    /// Ports of each of them.
+    /// Ports of every endpoint.
     pub ports: Option<Vec<Port>>,
 }
 
@@ -281,7 +234,7 @@ pub struct Subset {
 pub struct Address {
     /// The address.
     pub ip: String,
-    /// Where it is.
+    /// Node of the address.
     pub node_name: Option<String>,
 }
 
@@ -292,9 +245,9 @@ pub struct Node {
     /// Name, labels, deletionTimestamp.
     #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
-    /// What is wanted of it.
+    /// The desired state.
     pub spec: Option<NodeSpec>,
-    /// What kubelet wrote.
+    /// The state that kubelet reports.
     pub status: Option<NodeStatus>,
 }
 
@@ -302,7 +255,7 @@ pub struct Node {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeSpec {
-    /// What keeps pods away.
+    /// Taints.
     pub taints: Option<Vec<Taint>>,
 }
 
@@ -310,7 +263,7 @@ pub struct NodeSpec {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Taint {
-    /// Its name.
+    /// Key of the taint.
     pub key: String,
 }
 
@@ -318,7 +271,7 @@ pub struct Taint {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeStatus {
-    /// What the node is called.
+    /// Addresses and names of the node.
     pub addresses: Option<Vec<NodeAddress>>,
 }
 
@@ -326,7 +279,7 @@ pub struct NodeStatus {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeAddress {
-    /// `InternalIP`, or any other.
+    /// `InternalIP`, `ExternalIP`, `Hostname` and others.
     #[serde(rename = "type")]
     pub type_: String,
     /// An IP address or a name.
@@ -340,12 +293,12 @@ pub struct Pod {
     /// Name, uid, labels, annotations.
     #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
-    /// What is wanted of it.
+    /// The desired state.
     pub spec: Option<PodSpec>,
-    /// What kubelet wrote.
+    /// The state that kubelet reports.
     pub status: Option<PodStatus>,
-    /// Where its network namespace is mounted. No object that travels says so: with a pod's own words for it, whoever may
-    /// write a pod could choose for another one.
+    /// Path of its network namespace. Never decoded: with a path from the API, an author of pods could set the mode of
+    /// another pod. Only the directory source fills it in.
     #[serde(skip)]
     pub netns: Option<String>,
 }
@@ -354,9 +307,9 @@ pub struct Pod {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PodSpec {
-    /// Where it runs.
+    /// Node that it runs on.
     pub node_name: Option<String>,
-    /// Whether it has the node's own network namespace.
+    /// True if the pod has the node's network namespace.
     pub host_network: Option<bool>,
 }
 
@@ -366,7 +319,7 @@ pub struct PodSpec {
 pub struct PodStatus {
     /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
     pub phase: Option<String>,
-    /// Its addresses, one for each family.
+    /// Addresses, one for each family.
     #[serde(rename = "podIPs")]
     pub pod_ips: Option<Vec<PodIp>>,
 }
@@ -388,7 +341,7 @@ pub struct Namespace {
     pub metadata: ObjectMeta,
 }
 
-/// The metadata that decides something here, or that kube's watcher needs (resourceVersion).
+/// Decodes the metadata that Beeline reads, or that kube's watcher needs (resourceVersion).
 fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     #[derive(Default, Deserialize)]
     #[serde(default, rename_all = "camelCase")]

@@ -1,9 +1,8 @@
-//! Where objects come from, and the addresses of the node. Sources parse and never interpret.
+//! Sources of objects and of the node's addresses. They parse, and leave all decisions to `lb_core::model`.
 
 pub mod addresses;
 pub mod api;
 pub mod convert;
 pub mod directory;
 pub mod kubernetes;
-
 pub mod yaml;

@@ -1,33 +1,36 @@
-//! From the text of one file to objects: YAML or JSON, many documents, the kinds that Beeline reads and lists of them.
-//! A file is read whole or not at all; an error names document and line.
+//! Parsing of a file into objects: YAML or JSON, several documents, the kinds that Beeline reads and lists of them. A
+//! file is read as a whole or not at all; an error names document and line.
 
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use super::{
-    api::{EndpointSlice, Endpoints, Namespace, Node, Pod, Service, Wire},
-    convert::NETNS,
+    api::{EndpointSlice, Endpoints, Namespace, Node, Pod, Service},
+    convert::{ApiObject, NETNS},
 };
 use lb_core::event::{Kind, Object};
 
-/// Why a file could not be read.
+/// Error of a file, with its position.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("document {document}, line {line}: {reason}")]
-pub struct Error {
-    /// From 1.
+pub struct ParseError {
+    /// Number of the document, from 1.
     pub document: usize,
-    /// From 1, in the file.
+    /// Line in the file, from 1.
     pub line: usize,
-    /// What is wrong, with its cure.
+    /// Reason, with its cure.
     pub reason: String,
 }
 
-/// All objects that `text` describes, in order. `proxy_name` is the value of `--service-proxy-name`.
-pub fn parse(text: &str, proxy_name: Option<&str>) -> Result<Vec<Object>, Error> {
+/// Parses all objects of a file, in order. `proxy_name` is the value of `--service-proxy-name`.
+///
+/// # Errors
+/// The first error of the file.
+pub fn parse(text: &str, proxy_name: Option<&str>) -> Result<Vec<Object>, ParseError> {
     let mut objects = Vec::new();
     for (i, document) in documents(text).into_iter().enumerate() {
-        // JSON is YAML too, but its own parser is many times faster; what it rejects YAML may explain or accept.
+        // JSON is YAML too, but its own parser is many times faster; the YAML parser explains or accepts the rest.
         let json = document.text.starts_with('{').then(|| serde_json::from_str(document.text));
         let value = json.and_then(Result::ok).map_or_else(|| read::<Value>(document.text), Ok);
         let failed = match value {
@@ -36,7 +39,7 @@ pub fn parse(text: &str, proxy_name: Option<&str>) -> Result<Vec<Object>, Error>
         };
         if let Some(failure) = failed {
             let (line, reason) = locate(&document, failure);
-            return Err(Error { document: i + 1, line, reason });
+            return Err(ParseError { document: i + 1, line, reason });
         }
     }
     Ok(objects)
@@ -44,7 +47,7 @@ pub fn parse(text: &str, proxy_name: Option<&str>) -> Result<Vec<Object>, Error>
 
 /// A document of a file.
 struct Document<'a> {
-    /// Where it begins, from 1.
+    /// Line of its beginning in the file, from 1.
     first_line: usize,
     text: &'a str,
 }
@@ -73,19 +76,19 @@ fn documents(text: &str) -> Vec<Document<'_>> {
     documents
 }
 
-/// How deep a document may be nested. Kubernetes objects, schemas of custom ones included, stay far below.
+/// Deepest nesting of a document. Kubernetes objects, schemas of custom resources included, stay far below.
 const MAX_DEPTH: usize = 64;
-/// Values that the aliases of a document may repeat.
+/// Most values that the aliases of a document may repeat.
 const MAX_REPEATED: usize = 20_000;
-/// Octets of text in them.
+/// Most octets of text in repeated values.
 const MAX_REPEATED_BYTES: usize = 1 << 20;
 
 /// Line and reason.
 type Fault = (usize, String);
 
 fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Fault> {
-    // The files belong to whoever runs the agent: no limit of size. But a short text must not cost much more than it is
-    // long: nesting is limited, since reading it takes stack, and so is what aliases repeat. A name may be `n`.
+    // The files belong to the agent's administrator: no limit of size. But a short text must not cost much more than
+    // its length: nesting is limited, since parsing it takes stack, and so are repetitions by aliases. `n` is a string.
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_depth: MAX_DEPTH,
@@ -106,18 +109,18 @@ fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Fault> {
     })
 }
 
-/// What a parser says, with what there is to do.
+/// Formats a parser's error with its cure.
 fn cured(error: &impl std::fmt::Display) -> String {
     format!("{error}; fix or remove it")
 }
 
-/// What is wrong with a document.
+/// Error in a document, before its line is known.
 struct Failure {
-    /// Which item of the list.
+    /// Index of the item, in a list.
     item: Option<usize>,
-    /// None if reading again tells it best.
+    /// Reason; None if `reread` returns a better one.
     reason: Option<String>,
-    /// Reads the document again as what it claims to be, to learn the line.
+    /// Parses the document again as its kind, to find the line.
     reread: fn(&str) -> Result<(), Fault>,
 }
 
@@ -141,7 +144,7 @@ fn add(value: Value, objects: &mut Vec<Object>, proxy_name: Option<&str>) -> Res
                 reread: |_| Ok(()),
             })?;
             for (i, mut item) in list.items.unwrap_or_default().into_iter().enumerate() {
-                // The items of a typed list may leave out what the list says.
+                // The items of a typed list may omit apiVersion and kind.
                 let element = kind.strip_suffix("List").filter(|element| !element.is_empty());
                 if let (Some(item), Some(element)) = (item.as_object_mut(), element) {
                     item.entry("apiVersion").or_insert_with(|| api_version.as_str().into());
@@ -158,7 +161,7 @@ fn add(value: Value, objects: &mut Vec<Object>, proxy_name: Option<&str>) -> Res
         ("v1", "Pod") => add_one(value, objects, proxy_name, name_netns),
         ("v1", "Namespace") => add_one::<Namespace>(value, objects, proxy_name, |_| {}),
         _ => {
-            tracing::debug!(api_version, kind, "not a kind that is read here");
+            tracing::debug!(api_version, kind, "ignored kind");
             Ok(())
         }
     }
@@ -168,27 +171,27 @@ fn string(value: &Value, field: &str) -> String {
     value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-/// Adds one object, with what the API server would have filled in: the namespace, and `default`.
-fn add_one<T: Wire>(
+/// Adds one object, with the defaults of the API server: the namespace, and those of `default`.
+fn add_one<T: ApiObject>(
     value: Value,
     objects: &mut Vec<Object>,
     proxy_name: Option<&str>,
     default: fn(&mut T),
 ) -> Result<(), Failure> {
     let fail = |reason: String, reread| Failure { item: None, reason: Some(reason), reread };
-    let mut wire: T =
+    let mut object: T =
         serde_json::from_value(value).map_err(|error| fail(cured(&error), |text| read::<T>(text).map(drop)))?;
-    let meta = wire.metadata_mut();
+    let meta = object.metadata_mut();
     if meta.name.as_deref().is_none_or(str::is_empty) {
         return Err(fail("metadata.name: missing; add it".to_owned(), |_| Ok(())));
     }
-    if matches!(T::WHICH, Kind::Node | Kind::Namespace) {
+    if matches!(T::EVENT_KIND, Kind::Node | Kind::Namespace) {
         meta.namespace = None;
     } else if meta.namespace.as_deref().is_none_or(str::is_empty) {
         meta.namespace = Some("default".to_owned());
     }
-    default(&mut wire);
-    objects.extend(wire.convert(proxy_name));
+    default(&mut object);
+    objects.extend(object.convert(proxy_name));
     Ok(())
 }
 
@@ -199,19 +202,19 @@ fn default_slice(slice: &mut EndpointSlice) {
     }
 }
 
-/// Whoever writes the files is the node's administrator, and may say where a network namespace is mounted.
+/// Fills in the path of the network namespace: files come from the node's administrator, who may choose it.
 fn name_netns(pod: &mut Pod) {
     pod.netns = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(NETNS)).cloned();
 }
 
-/// The line of a failure, in the file: that of the field, if reading the document as its kind stumbles there again, else
-/// that of the item, else the first with content.
+/// Finds the line of a failure in the file: the field's line if parsing the document as its kind fails there again,
+/// else the item's line, else the first line with content.
 fn locate(document: &Document<'_>, failure: Failure) -> Fault {
     #[derive(Deserialize)]
     struct Items {
         items: Vec<Spanned<IgnoredAny>>,
     }
-    // With the lines before it empty, its lines count as those of the file.
+    // Empty lines in front make its line numbers those of the file.
     let text = "\n".repeat(document.first_line - 1) + document.text;
     let Some(item) = failure.item else {
         let first = text.lines().position(is_content).unwrap_or_default() + 1;
@@ -223,7 +226,7 @@ fn locate(document: &Document<'_>, failure: Failure) -> Fault {
     (line, format!("items[{item}]: {}", failure.reason.unwrap_or_default()))
 }
 
-/// Whether a line of a file holds more than a marker, a directive or a comment.
+/// True if a line holds more than a marker, a directive or a comment.
 fn is_content(line: &str) -> bool {
     let line = line.trim_start_matches('\u{feff}').trim();
     let line = line.strip_prefix("---").map_or(line, str::trim_start);
@@ -345,7 +348,7 @@ items: null
     }
 
     #[test]
-    fn absent_port_name_of_a_slice_is_the_unnamed_port() {
+    fn an_absent_port_name_of_a_slice_is_the_unnamed_port() {
         let text = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a, \
                     labels: {kubernetes.io/service-name: a}}, addressType: IPv4, ports: [{port: 80}]}";
         let objects = parse(text, None).unwrap();
@@ -354,7 +357,7 @@ items: null
     }
 
     #[test]
-    fn error_names_document_and_line() {
+    fn an_error_names_document_and_line() {
         let check = |text: &str, document: usize, line: usize, reason: &str| {
             let error = parse(text, None).unwrap_err();
             assert_eq!((error.document, error.line), (document, line), "{text}\n{error}");
@@ -384,7 +387,7 @@ items: null
     }
 
     #[test]
-    fn short_text_costs_little() {
+    fn a_short_text_costs_little_memory_and_stack() {
         let check = |rest: &str, expected: Result<usize, &str>| {
             let text = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: n}}\n{rest}");
             let result = parse(&text, None).map(|objects| objects.len()).map_err(|error| error.to_string());

@@ -2,24 +2,24 @@
 
 use lb_core::{
     event::{Event, Kind},
-    model::pod_modes::{Chosen, Netns, Paths, paths},
+    model::pod_modes::{PodModes, PodNetns, PodWithMode, pod_modes},
     world::World,
 };
 use lb_sources::yaml;
 
-/// The choices of a node `here` by the objects of a text.
-fn told(text: &str) -> String {
+/// Returns the modes and problems of the node `here` by the objects of a text.
+fn modes(text: &str) -> String {
     let objects = yaml::parse(text, None).expect("right objects");
     let mut world = World::new("here");
     for kind in Kind::ALL {
-        let of = objects.iter().filter(|object| object.kind() == kind).cloned().collect();
-        world.apply(Event::Replace(kind, of));
+        let of_kind = objects.iter().filter(|object| object.kind() == kind).cloned().collect();
+        world.apply(Event::Replace(kind, of_kind));
     }
-    let Paths { pods, problems } = paths(world.pods().expect("all kinds were listed"));
-    let line = |pod: &Chosen| {
+    let PodModes { pods, problems } = pod_modes(world.pods().expect("all kinds were listed"));
+    let line = |pod: &PodWithMode| {
         let netns = match &pod.netns {
-            Netns::OfCgroup(uid) => format!("uid {uid}"),
-            Netns::At(path) => path.display().to_string(),
+            PodNetns::OfCgroup(uid) => format!("uid {uid}"),
+            PodNetns::At(path) => path.display().to_string(),
         };
         format!("{} {} by {} at {netns}", pod.key, pod.path.name(), pod.by.name())
     };
@@ -28,7 +28,8 @@ fn told(text: &str) -> String {
 
 fn pod(name: &str, labels: &str, more: &str) -> String {
     format!(
-        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: n, uid: u-{name}, labels: {{{labels}}}}}\n{more}\n"
+        "---\napiVersion: v1\nkind: Pod\n\
+         metadata: {{name: {name}, namespace: n, uid: u-{name}, labels: {{{labels}}}}}\n{more}\n"
     )
 }
 
@@ -38,7 +39,7 @@ fn namespace(path: &str) -> String {
 
 #[track_caller]
 fn check(text: &str, expected: &[&str]) {
-    assert_eq!(told(text), expected.join("\n"));
+    assert_eq!(modes(text), expected.join("\n"));
 }
 
 #[test]
@@ -50,9 +51,9 @@ fn a_pods_own_label_goes_before_that_of_its_namespace() {
 }
 
 #[test]
-fn an_unknown_word_is_named_and_as_good_as_none() {
+fn an_unknown_mode_is_reported_and_counts_as_no_label() {
     let wrong =
-        |of: &str| format!("{of}: label beeline.io/path \"on\": unknown, and passed over; write socket, packet or off");
+        |of: &str| format!("{of}: label beeline.io/path \"on\": unknown and ignored; write socket, packet or off");
     let pods = pod("a", "beeline.io/path: 'on'", "");
     check(&pods, &[&wrong("Pod n/a")]);
     check(&(namespace("off") + &pods), &["n/a off by namespace at uid u-a", &wrong("Pod n/a")]);
@@ -63,20 +64,20 @@ fn an_unknown_word_is_named_and_as_good_as_none() {
 }
 
 #[test]
-fn pods_of_other_nodes_are_not_looked_at() {
+fn pods_of_other_nodes_have_no_mode_here() {
     let label = "beeline.io/path: packet";
     let pods = pod("a", label, "spec: {nodeName: there}") + &pod("b", label, "spec: {nodeName: here}");
     check(&pods, &["n/b packet by pod at uid u-b"]);
 }
 
 #[test]
-fn who_has_the_nodes_network_or_is_nowhere_is_refused_with_the_cure() {
+fn a_pod_in_the_nodes_network_or_without_a_netns_is_refused_with_the_cure() {
     let text = pod("a", "beeline.io/path: packet", "spec: {hostNetwork: true}")
         + "---\n{apiVersion: v1, kind: Pod, metadata: {name: b, labels: {beeline.io/path: 'off'}}}\n"
         + "---\n{apiVersion: v1, kind: Pod, metadata: {name: c, labels: {beeline.io/path: 'off'}, \
            annotations: {beeline.io/netns: /run/netns/c}}}\n";
-    let told = told(&text);
-    let [third, first, second] = told.lines().collect::<Vec<_>>()[..] else { panic!("{told}") };
+    let modes = modes(&text);
+    let [third, first, second] = modes.lines().collect::<Vec<_>>()[..] else { panic!("{modes}") };
     assert_eq!(third, "default/c off by pod at /run/netns/c");
     assert!(first.starts_with("Pod default/b: the path off") && first.contains("metadata.uid"), "{first}");
     assert!(second.starts_with("Pod n/a: the path packet") && second.contains("beeline.io/path: socket"), "{second}");

@@ -1,4 +1,4 @@
-//! `beeline doctor`: what stands in the way of Services on this node, and its cure, for people and for scripts.
+//! `beeline doctor`: asks the source of the objects, runs the checks, and prints the findings.
 
 use std::process::ExitCode;
 
@@ -7,73 +7,73 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    log,
-    objects::{self, Flags, Named, Origin, Output},
-    say,
+    log::{self, LogFormat},
+    objects::{self, FlagSource, ObjectSource, ReportFormat, SourceArgs},
+    print_text,
 };
-use crate::doctor::{self, Agent, Finding, Objects, Severity, Subject};
-use lb_agent::agent::Source;
+use crate::doctor::{self, Agent, Finding, Objects, Severity, SourceAnswer, Subject};
+use lb_agent::Source;
 use lb_core::text::number;
-use lb_dataplane::upgrade::pins::Pins;
+use lb_dataplane::pins::Pins;
 use lb_sources::{
-    directory::{self, LastGood},
+    directory::{self, DirectoryState},
     kubernetes,
 };
 
-/// Where the objects are that the maps are compared with.
+/// DoctorArgs of `beeline doctor`: form of the output, and source of the objects.
 #[derive(Args)]
 #[command(after_help = "Examples:
   beeline doctor                  beside the agent of this node, or before its first start
-  beeline doctor -f ./services    the maps beside the objects of a directory
+  beeline doctor -f ./services    compares the maps with the objects of a directory
   beeline doctor -o json
 
-Without -f, --kubeconfig and --api-server the objects come from where the running agent has them, and its flags count.
-Nothing is changed. One socket dials a Service, and is counted with it.
+Without -f, --kubeconfig and --api-server the objects come from the running agent's source, with the agent's flags.
+doctor changes nothing. It connects one socket to a Service, which counts as a connection of that Service.
 
-Exit codes: 0 all is well, or there are notes; 1 there are warnings; 2 there are errors.")]
-pub(super) struct Arguments {
+Exit codes: 0 no problems, or notes only; 1 there are warnings; 2 there are errors.")]
+pub(super) struct DoctorArgs {
     /// Form of the output.
     #[arg(short, long, default_value = "text", value_name = "FORM")]
-    output: Output,
+    output: ReportFormat,
 
     #[command(flatten)]
-    named: Named,
+    source: SourceArgs,
 }
 
-/// Everything that is said.
+/// Output of `-o json`.
 #[derive(Serialize)]
-struct Told<'a> {
-    /// How bad the worst is.
+struct DoctorReport<'a> {
+    /// Highest severity.
     severity: Severity,
     findings: &'a [Finding],
 }
 
-pub(super) fn run(pins: Pins, flags: Flags, arguments: Arguments) -> Result<ExitCode> {
-    // What the source and the pass would say is said as findings.
-    log::start(log::Format::Text, "off")?;
+pub(super) fn run(pins: Pins, flags: FlagSource, arguments: DoctorArgs) -> Result<ExitCode> {
+    // Findings report the errors of the source and of the pass.
+    log::start(LogFormat::Text, "off")?;
     let output = arguments.output;
     let running = objects::agent(&pins);
     let agent = running.as_ref().ok().and_then(Option::as_ref).map(|agent| Agent {
         pid: agent.pid,
         cgroup: agent.arguments.cgroup.clone(),
-        fixed: agent.arguments.map_size.iter().map(|(table, _)| *table).collect(),
+        fixed_sizes: agent.arguments.map_size.iter().map(|(table, _)| *table).collect(),
         devices: agent.arguments.devices.clone().unwrap_or_default(),
     });
-    let origin = match flags {
-        Flags::Given => arguments.named.origin(),
-        Flags::Agents => running.and_then(|agent| Ok(agent.context("no agent runs on this node")?.origin)),
+    let objects = match flags {
+        FlagSource::CommandLine => arguments.source.object_source(),
+        FlagSource::Agent => running.and_then(|agent| Ok(agent.context("no agent runs on this node")?.objects)),
     };
-    let findings = doctor::examine(&Subject { pins, agent, objects: origin.map(ask) });
+    let findings = doctor::examine(&Subject { pins, agent, objects: objects.map(ask) });
     let severity = doctor::worst(&findings);
     let text = match output {
-        Output::Json => serde_json::to_string_pretty(&Told { severity, findings: &findings })? + "\n",
-        Output::Text => render(&findings),
+        ReportFormat::Json => serde_json::to_string_pretty(&DoctorReport { severity, findings: &findings })? + "\n",
+        ReportFormat::Text => render(&findings),
     };
-    say(&text)?;
+    print_text(&text)?;
     Ok(ExitCode::from(exit_code(severity)))
 }
 
-/// For scripts.
+/// Returns the exit code for the highest severity.
 const fn exit_code(severity: Severity) -> u8 {
     match severity {
         Severity::Ok | Severity::Note => 0,
@@ -82,13 +82,13 @@ const fn exit_code(severity: Severity) -> u8 {
     }
 }
 
-/// Asks the source whether it answers, and for nothing else yet.
-fn ask(Origin { text, source, settings, node_name }: Origin) -> Objects {
-    let answered = match &source {
+/// Asks the source once, without loading the objects yet.
+fn ask(ObjectSource { text, source, settings, node_name }: ObjectSource) -> Objects {
+    let answer = match &source {
         Source::Directory(options) => {
-            let mut good = LastGood::new(options.proxy_name.clone());
+            let mut good = DirectoryState::new(options.proxy_name.clone());
             let loaded = directory::load(&options.path, &mut good);
-            doctor::Source::Directory(match loaded {
+            SourceAnswer::Directory(match loaded {
                 Ok(_) => Ok(good.problems().map(str::to_owned).collect()),
                 Err(error) => Err(format!("{error:#}")),
             })
@@ -97,14 +97,14 @@ fn ask(Origin { text, source, settings, node_name }: Origin) -> Objects {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let answers =
                 runtime.map_err(Error::from).and_then(|runtime| runtime.block_on(kubernetes::ask_each(options)));
-            doctor::Source::Servers(answers.map_err(|error| format!("{error:#}")))
+            SourceAnswer::Servers(answers.map_err(|error| format!("{error:#}")))
         }
     };
     let load = Box::new(move || objects::load(source.clone()));
-    Objects { text, source: answered, settings, node_name, load }
+    Objects { text, source: answer, settings, node_name, load }
 }
 
-/// A line for each finding, its cure below it, and how many there are.
+/// Formats a line for each finding, its cure below it, and a last line with their number.
 fn render(findings: &[Finding]) -> String {
     let width = |text: fn(&Finding) -> &str| findings.iter().map(|finding| text(finding).len()).max().unwrap_or(0);
     let (severities, checks) = (width(|finding| finding.severity.name()), width(|finding| finding.check));
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn each_finding_stands_above_its_cure() {
+    fn each_finding_is_above_its_cure() {
         let findings = [
             finding("kernel", Severity::Ok, None),
             finding("a", Severity::Warning, Some("do b")),
@@ -144,8 +144,8 @@ mod tests {
             0 errors, 1 warning, 1 note
         "]]
         .assert_eq(&render(&findings));
-        let told = Told { severity: doctor::worst(&findings), findings: &findings[1..2] };
-        let json = serde_json::to_string(&told).expect("JSON");
+        let report = DoctorReport { severity: doctor::worst(&findings), findings: &findings[1..2] };
+        let json = serde_json::to_string(&report).expect("JSON");
         assert_eq!(
             json,
             r#"{"severity":"warning","findings":[{"check":"a","severity":"warning","what":"what a saw","cure":"do b"}]}"#
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn scripts_are_told_by_the_worst() {
+    fn the_highest_severity_sets_the_exit_code() {
         let codes = [Severity::Ok, Severity::Note, Severity::Warning, Severity::Error].map(exit_code);
         assert_eq!(codes, [0, 0, 1, 2]);
         assert_eq!(doctor::worst(&[]), Severity::Ok);

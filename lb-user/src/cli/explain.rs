@@ -1,5 +1,5 @@
-//! `beeline explain`: why each endpoint of a Service is used on this node or is not, by the code that decides it, and
-//! whether the maps hold what was decided.
+//! `beeline explain`: prints the agent's own decisions about each frontend and endpoint of a Service, and compares them
+//! with the pinned maps.
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
@@ -8,8 +8,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    log,
-    objects::{self, Flags, Named, Origin, Output},
+    log::{self, LogFormat},
+    objects::{self, FlagSource, ObjectSource, ReportFormat, SourceArgs},
 };
 use lb_agent::reconcile::Reconciler;
 use lb_core::{
@@ -22,29 +22,29 @@ use lb_core::{
     store::{Dump, Limits, MemoryStore, Store as _},
     text::number,
 };
-use lb_dataplane::{store::BpfStore, upgrade::pins::Pins};
+use lb_dataplane::{pins::Pins, store::BpfStore};
 
-/// A Service, and where its objects are.
+/// ExplainArgs of `beeline explain`: a Service, and the source of the objects.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  beeline explain default/web                  as the agent on this node sees it
-  beeline explain default/web -f ./services    as the objects of a directory would have it
+  beeline explain default/web                  with the objects of the agent on this node
+  beeline explain default/web -f ./services    with the objects of a directory
   beeline explain default/web -o json
 
-Without -f, --kubeconfig and --api-server the objects come from where the running agent has them, and its flags count.
+Without -f, --kubeconfig and --api-server the objects come from the running agent's source, with the agent's flags.
 
 Exit codes: 0 explained; 1 there is no such Service.")]
-pub(super) struct Arguments {
-    /// The Service.
+pub(super) struct ExplainArgs {
+    /// Service.
     #[arg(value_name = "NAMESPACE/NAME", value_parser = parse_key)]
     service: Key,
 
     /// Form of the output.
     #[arg(short, long, default_value = "text", value_name = "FORM")]
-    output: Output,
+    output: ReportFormat,
 
     #[command(flatten)]
-    named: Named,
+    source: SourceArgs,
 }
 
 fn parse_key(text: &str) -> Result<Key, String> {
@@ -52,22 +52,21 @@ fn parse_key(text: &str) -> Result<Key, String> {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
             Ok(Key::new(namespace, name))
         }
-        _ => Err("want NAMESPACE/NAME, as in default/web".to_owned()),
+        _ => Err("want NAMESPACE/NAME, such as default/web".to_owned()),
     }
 }
 
-pub(super) fn render(pins: &Pins, flags: Flags, arguments: Arguments) -> Result<String> {
-    // What the pass says of every Service would drown what is asked for.
-    log::start(log::Format::Text, "warn,lb_user::reconcile=off")?;
+pub(super) fn render(pins: &Pins, flags: FlagSource, arguments: ExplainArgs) -> Result<String> {
+    // The pass would log warnings about every Service.
+    log::start(LogFormat::Text, "warn,lb_agent::reconcile=off")?;
     let (service, output) = (arguments.service.clone(), arguments.output);
-    let Origin { text, source, settings, node_name } = match flags {
-        Flags::Given => arguments.named.origin()?,
-        Flags::Agents => objects::agent(pins)?
+    let ObjectSource { text, source, settings, node_name } = match flags {
+        FlagSource::CommandLine => arguments.source.object_source()?,
+        FlagSource::Agent => objects::agent(pins)?
             .context(
-                "no agent runs on this node, whose objects could be read: name a directory with -f, or a cluster with \
-                 --kubeconfig or --api-server",
+                "no agent runs on this node: name a directory with -f, or a cluster with --kubeconfig or --api-server",
             )?
-            .origin,
+            .objects,
     };
     let pinned = if pins.current().exists() {
         let store = BpfStore::open(&pins.current())?;
@@ -78,7 +77,7 @@ pub(super) fn render(pins: &Pins, flags: Flags, arguments: Arguments) -> Result<
     let mut reconciler = Reconciler::new(MemoryStore::default(), &node_name, settings);
     reconciler.handle(objects::load(source)?);
     if let Some((dump, _)) = &pinned {
-        // Where the agent lets NodePorts answer.
+        // The addresses at which the agent serves NodePorts.
         let addresses = dump.node_addrs.keys().map(|addr| addr.to_ip()).collect();
         reconciler.handle([Event::NodeAddresses(addresses)]);
     }
@@ -87,44 +86,45 @@ pub(super) fn render(pins: &Pins, flags: Flags, arguments: Arguments) -> Result<
         bail!("{}", unknown(&service, reconciler.world().services(), &text));
     };
     let zone = reconciler.world().zone().map(str::to_owned);
-    let maps = pinned.map(|(dump, limits)| Maps::compare(&dump, &limits, reconciler.spec(&service)));
-    let told = Told { objects: text, node: node_name, zone, explanation, maps };
+    let maps = pinned.map(|(dump, limits)| MapComparison::compare(&dump, &limits, reconciler.spec(&service)));
+    let report = ExplainReport { objects: text, node: node_name, zone, explanation, maps };
     Ok(match output {
-        Output::Json => serde_json::to_string_pretty(&told)? + "\n",
-        Output::Text => told.text(),
+        ReportFormat::Json => serde_json::to_string_pretty(&report)? + "\n",
+        ReportFormat::Text => report.text(),
     })
 }
 
-/// That there is no such Service, and what may have been meant.
+/// Formats the error for an unknown Service, with similar names.
 fn unknown<'a>(service: &Key, known: impl Iterator<Item = &'a Key>, objects: &str) -> String {
-    let alike = |other: &&Key| {
-        let (own, other) = ((service.namespace(), service.name()), (other.namespace(), other.name()));
-        own.1 == other.1 || own.0 == other.0 && (own.1.contains(other.1) || other.1.contains(own.1))
+    let is_similar = |other: &&Key| {
+        let (name, other_name) = (service.name(), other.name());
+        let contains = name.contains(other_name) || other_name.contains(name);
+        name == other_name || service.namespace() == other.namespace() && contains
     };
-    let alike: BTreeSet<_> = known.filter(alike).map(ToString::to_string).collect();
+    let similar: BTreeSet<_> = known.filter(is_similar).map(ToString::to_string).collect();
     let mut text = format!("no Service {service} in {objects}");
-    if !alike.is_empty() {
-        let alike: Vec<_> = alike.into_iter().take(5).collect();
-        write!(text, "; there is {}", alike.join(", ")).expect("a String takes everything");
+    if !similar.is_empty() {
+        let similar: Vec<_> = similar.into_iter().take(5).collect();
+        write!(text, "; there is {}", similar.join(", ")).expect("a String takes everything");
     }
     text
 }
 
-/// Everything that is said.
+/// Output of the command.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Told {
-    /// Where the objects are.
+struct ExplainReport {
+    /// Description of the source of the objects.
     objects: String,
     node: String,
     zone: Option<String>,
     #[serde(flatten)]
     explanation: Explanation,
-    /// None when there are none.
-    maps: Option<Maps>,
+    /// `None` if nothing is pinned.
+    maps: Option<MapComparison>,
 }
 
-impl Told {
+impl ExplainReport {
     fn text(&self) -> String {
         let zone = self.zone.as_ref().map(|zone| format!(" in zone {zone}")).unwrap_or_default();
         let maps = match &self.maps {
@@ -135,19 +135,19 @@ impl Told {
     }
 }
 
-/// Whether the maps hold what was decided.
+/// Comparison of the pinned maps with the decisions.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-struct Maps {
-    /// They do.
+struct MapComparison {
+    /// True if the maps hold exactly the decisions.
     agree: bool,
-    /// The map that has no room.
+    /// The map without room.
     full: Option<String>,
-    /// The writes that would make them so.
+    /// The writes that are missing.
     missing: Vec<String>,
 }
 
-impl Maps {
-    /// By the planner that the agent uses.
+impl MapComparison {
+    /// Plans the missing writes, with the agent's own planner.
     fn compare(dump: &Dump, limits: &Limits, spec: ServiceSpec) -> Self {
         let (shadow, _) = Shadow::from_dump(dump);
         let Plan { ops, refused, .. } = plan(&shadow, &[spec], None, Scope::Some, OnOrphan::Keep, limits);
@@ -159,7 +159,7 @@ impl Maps {
     }
 
     fn text(&self) -> String {
-        const LINES: usize = 10;
+        const MAX_LISTED: usize = 10;
         if self.agree {
             return "  agree: the pinned maps of this node hold exactly this\n".to_owned();
         }
@@ -170,9 +170,9 @@ impl Maps {
         if !self.missing.is_empty() {
             text += &format!("  differ by {}:\n", number(self.missing.len(), "write"));
         }
-        self.missing.iter().take(LINES).for_each(|op| text += &format!("    {op}\n"));
-        if self.missing.len() > LINES {
-            text += &format!("    and {} more\n", self.missing.len() - LINES);
+        self.missing.iter().take(MAX_LISTED).for_each(|op| text += &format!("    {op}\n"));
+        if self.missing.len() > MAX_LISTED {
+            text += &format!("    and {} more\n", self.missing.len() - MAX_LISTED);
         }
         text
     }
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
     use clap::CommandFactory as _;
     use expect_test::{Expect, expect};
-    use lb_agent::agent::Source;
+    use lb_agent::Source;
     use lb_sources::directory;
 
     #[test]
@@ -195,31 +195,31 @@ mod tests {
     }
 
     #[test]
-    fn without_flags_those_of_the_agent_count() {
+    fn without_flags_the_agents_flags_count() {
         let flags = |more: &[&str]| {
             let line = ["beeline", "--pins", "/x", "explain", "default/web"].iter().chain(more);
             let matches = super::super::Cli::command().try_get_matches_from(line).expect("it is right");
-            Flags::of(matches.subcommand_matches("explain").expect("explain"))
+            FlagSource::of(matches.subcommand_matches("explain").expect("explain"))
         };
-        assert_eq!(flags(&[]), Flags::Agents);
-        assert_eq!(flags(&["-o", "json"]), Flags::Agents);
-        assert_eq!(flags(&["-f", "y"]), Flags::Given);
-        assert_eq!(flags(&["--external-ips", "any"]), Flags::Given);
+        assert_eq!(flags(&[]), FlagSource::Agent);
+        assert_eq!(flags(&["-o", "json"]), FlagSource::Agent);
+        assert_eq!(flags(&["-f", "y"]), FlagSource::CommandLine);
+        assert_eq!(flags(&["--external-ips", "any"]), FlagSource::CommandLine);
     }
 
     #[test]
-    fn an_unknown_service_is_told_with_what_is_alike() {
+    fn an_unknown_service_is_reported_with_similar_names() {
         let known = [("other", "web"), ("default", "web-2"), ("default", "db"), ("other", "db")];
         let known: Vec<_> = known.iter().map(|(namespace, name)| Key::new(namespace, name)).collect();
-        let told = |namespace, name| unknown(&Key::new(namespace, name), known.iter(), "the API server");
+        let error = |namespace, name| unknown(&Key::new(namespace, name), known.iter(), "the API server");
         assert_eq!(
-            told("default", "web"),
+            error("default", "web"),
             "no Service default/web in the API server; there is default/web-2, other/web"
         );
-        assert_eq!(told("other", "x"), "no Service other/x in the API server");
+        assert_eq!(error("other", "x"), "no Service other/x in the API server");
     }
 
-    /// A directory, and what is told of `default/web` in it beside maps that hold another one.
+    /// Checks the text about a Service of the directory `yaml` beside maps that hold the directory `before`.
     fn check(yaml: &str, service: &str, before: &str, limits: Limits, expected: &Expect) {
         let directory = tempfile::tempdir().expect("a directory");
         let node = "here";
@@ -233,15 +233,15 @@ mod tests {
         });
         let [before, after] = &mut reconcilers;
         let key = parse_key(service).expect("a name");
-        let told = Told {
+        let report = ExplainReport {
             objects: "the directory services".to_owned(),
             node: node.to_owned(),
             zone: None,
             explanation: after.explain(&key).expect("it is there"),
-            maps: Some(Maps::compare(&before.store().dump, &limits, after.spec(&key))),
+            maps: Some(MapComparison::compare(&before.store().dump, &limits, after.spec(&key))),
         };
-        expected.assert_eq(&told.text());
-        assert!(serde_json::to_string(&told).is_ok_and(|json| json.contains("\"maps\":{\"agree\":")));
+        expected.assert_eq(&report.text());
+        assert!(serde_json::to_string(&report).is_ok_and(|json| json.contains("\"maps\":{\"agree\":")));
     }
 
     const WEB: &str = "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: default}, \
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_maps_agree_or_it_is_told_what_is_missing() {
+    fn the_maps_agree_or_the_missing_writes_are_listed() {
         let (one, two) = ("{ip: 10.0.0.1, nodeName: here}", "{ip: 10.0.0.2}, {ip: 10.0.0.3}");
         check(
             &with(one),

@@ -1,4 +1,5 @@
-//! `beeline handover`: kube-proxy's rules beside the maps, and then their end, without that of the connections they have begun.
+//! `beeline handover`: compares kube-proxy's rules with the maps, then removes the rules. Connections that the rules
+//! translate stay open.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +18,7 @@ use clap::Args;
 use lb_common::{FrontendKey, Proto};
 use serde::Serialize;
 
-use super::{dump, existing, objects::Output, say};
+use super::{dump, objects::ReportFormat, pinned_maps, print_text};
 use crate::{
     doctor::process,
     handover::{Comparison, compare},
@@ -30,74 +31,74 @@ use lb_dataplane::{
         Leftovers,
         remove::{self, Removed},
     },
-    upgrade::pins::Pins,
+    pins::Pins,
 };
 use lb_kernel::netfilter::{
     conntrack::Conntrack,
-    own::{self, KEEPER},
+    temporary_tables::{self, KEEP_ALIVE_TABLE},
 };
 
-/// Both follow the cluster, each in its own time: differences that last so long are differences.
-const SETTLES: Duration = Duration::from_secs(3);
-const LOOK: Duration = Duration::from_millis(300);
+/// Time for differences to disappear: kube-proxy and Beeline follow the cluster at their own pace.
+const SETTLING_TIME: Duration = Duration::from_secs(3);
+const COMPARISON_INTERVAL: Duration = Duration::from_millis(300);
 
-/// Where kube-proxy tells its mode (`--metrics-bind-address`).
-const METRICS: u16 = 10249;
+/// kube-proxy's port for /proxyMode (`--metrics-bind-address`).
+const METRICS_PORT: u16 = 10249;
 
-/// How it is done.
+/// HandoverArgs of `beeline handover`.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  beeline handover --dry-run   compare only; beside a kube-proxy that runs
-  beeline handover             compare, then remove kube-proxy's rules; once kube-proxy has ended
+  beeline handover --dry-run   compare only; kube-proxy may run
+  beeline handover             compare, then remove kube-proxy's rules; kube-proxy must have stopped
 
-Nothing is removed while the agent is not in service, while kube-proxy runs, or while clients would lose something. A table
-`beeline-handover` in netfilter keeps the connections alive that kube-proxy's rules have begun; run the command again later, and it
-goes when they are over.
+Nothing is removed while the agent is not in service, while kube-proxy runs, or while clients would lose endpoints.
+The netfilter table `beeline-handover` keeps connections of kube-proxy's rules alive. Run the command again later: it
+removes the table when these connections have ended.
 
-Exit codes: 0 done, or (dry run) nobody would lose anything; 1 not done, or somebody would.")]
-pub(super) struct Arguments {
-    /// Compare, and change nothing.
+Exit codes: 0 done, or (dry run) no client would lose endpoints; 1 not done, or clients would lose endpoints.")]
+pub(super) struct HandoverArgs {
+    /// Compare only; change nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Remove the rules whatever speaks against it.
+    /// Remove the rules in spite of obstacles.
     #[arg(long)]
     force: bool,
     /// Form of the output.
     #[arg(short, long, default_value = "text", value_name = "FORM")]
-    output: Output,
+    output: ReportFormat,
 }
 
-/// Everything that is said.
+/// Output of the command.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Told {
-    /// Where kube-proxy's rules were found: nftables, iptables-nft, iptables-legacy.
+struct HandoverReport {
+    /// Subsystems with rules of kube-proxy: nftables, iptables-nft, iptables-legacy, ipvs.
     found: Vec<&'static str>,
     #[serde(flatten)]
     comparison: Comparison,
-    /// What speaks against removing the rules now.
+    /// Reasons not to remove the rules now, each with its cure.
     obstacles: Vec<String>,
-    /// Whether they were removed.
+    /// True if the rules were removed.
     removed: bool,
-    /// What was removed.
+    /// Removed objects.
     objects: Vec<String>,
-    /// What is left of them, with its cure.
+    /// Objects that remain, each with its cure.
     left: Vec<String>,
-    /// What else one may want to know.
+    /// Further advice.
     notes: Vec<String>,
-    /// Connections that kube-proxy's rules have begun, and that go on.
+    /// Number of open connections that netfilter translates.
     connections: usize,
-    /// Whether the table that keeps them is there.
+    /// True if the table that keeps these connections exists.
     kept: bool,
 }
 
-pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<ExitCode> {
-    let dump = dump(&existing(pins)?)?;
+pub(super) fn run(pins: &Pins, arguments: &HandoverArgs) -> Result<ExitCode> {
+    let dump = dump(&pinned_maps(pins)?)?;
     let leftovers = kube_proxy::leftovers()?;
-    let (comparison, dump) = settled(pins, &leftovers, dump)?;
+    let (comparison, dump) = settled_comparison(pins, &leftovers, dump)?;
     let is_safe = comparison.is_safe();
-    let mut told = Told {
-        found: found(&leftovers),
+    let mut report = HandoverReport {
+        found: subsystems(&leftovers),
         comparison,
         obstacles: obstacles(pins, &dump, is_safe)?,
         removed: false,
@@ -105,42 +106,44 @@ pub(super) fn run(pins: &Pins, arguments: &Arguments) -> Result<ExitCode> {
         left: Vec::new(),
         notes: Vec::new(),
         connections: 0,
-        kept: own::is_kept().context("asking nf_tables")?,
+        kept: temporary_tables::has_keep_alive().context("asking nf_tables")?,
     };
-    let is_nothing = leftovers.is_empty();
-    let may = arguments.force || told.obstacles.is_empty();
-    if !arguments.dry_run && !is_nothing && may {
-        end(&leftovers, &mut told)?;
+    let has_no_rules = leftovers.is_empty();
+    let is_allowed = arguments.force || report.obstacles.is_empty();
+    if !arguments.dry_run && !has_no_rules && is_allowed {
+        remove_rules(&leftovers, &mut report)?;
     }
-    told.connections = connections(&dump)?;
-    if is_nothing && told.kept && told.connections == 0 && !arguments.dry_run {
-        own::release(KEEPER).context("removing the table that kept kube-proxy's connections")?;
-        told.kept = false;
+    report.connections = connections(&dump)?;
+    if has_no_rules && report.kept && report.connections == 0 && !arguments.dry_run {
+        temporary_tables::remove(KEEP_ALIVE_TABLE).context("removing the table that kept kube-proxy's connections")?;
+        report.kept = false;
     }
     let text = match arguments.output {
-        Output::Json => serde_json::to_string_pretty(&told)? + "\n",
-        Output::Text => render(&told, arguments),
+        ReportFormat::Json => serde_json::to_string_pretty(&report)? + "\n",
+        ReportFormat::Text => render(&report, arguments),
     };
-    say(&text)?;
-    let is_good = if arguments.dry_run || is_nothing { is_safe } else { told.removed && told.left.is_empty() };
+    print_text(&text)?;
+    let is_good = if arguments.dry_run || has_no_rules { is_safe } else { report.removed && report.left.is_empty() };
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Compares until nobody would lose anything, or for a while: and the maps of that moment.
-fn settled(pins: &Pins, leftovers: &Leftovers, mut own: Dump) -> Result<(Comparison, Dump)> {
-    let deadline = Instant::now() + SETTLES;
+/// Compares until no client would lose endpoints, at most for [`SETTLING_TIME`]. Returns the maps of that comparison
+/// too.
+fn settled_comparison(pins: &Pins, leftovers: &Leftovers, mut own: Dump) -> Result<(Comparison, Dump)> {
+    let deadline = Instant::now() + SETTLING_TIME;
     loop {
-        let theirs = kube_proxy::answers(leftovers).context("reading kube-proxy's rules")?;
+        let theirs = kube_proxy::frontends(leftovers).context("reading kube-proxy's rules")?;
         let comparison = compare(&theirs, &own);
         if comparison.is_safe() || Instant::now() > deadline {
             return Ok((comparison, own));
         }
-        thread::sleep(LOOK);
-        own = dump(&existing(pins)?)?;
+        thread::sleep(COMPARISON_INTERVAL);
+        own = dump(&pinned_maps(pins)?)?;
     }
 }
 
-fn found(leftovers: &Leftovers) -> Vec<&'static str> {
+/// Names the subsystems with rules of kube-proxy.
+fn subsystems(leftovers: &Leftovers) -> Vec<&'static str> {
     let all = [
         ("nftables", !leftovers.tables.is_empty()),
         ("iptables-nft", !leftovers.chains.is_empty()),
@@ -150,7 +153,7 @@ fn found(leftovers: &Leftovers) -> Vec<&'static str> {
     all.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name).collect()
 }
 
-/// What speaks against removing the rules, each with its cure.
+/// Lists the reasons not to remove the rules now, each with its cure.
 fn obstacles(pins: &Pins, dump: &Dump, is_safe: bool) -> Result<Vec<String>> {
     let mut obstacles = Vec::new();
     let mut add = |text: &str| obstacles.push(text.to_owned());
@@ -158,38 +161,40 @@ fn obstacles(pins: &Pins, dump: &Dump, is_safe: bool) -> Result<Vec<String>> {
         add("no agent of Beeline runs on this node: start it first");
     }
     if !pins.current().join("link_connect4").exists() || dump.frontends.is_empty() {
-        add("Beeline is not in service on this node: `beeline doctor` says why");
+        add("Beeline is not in service on this node: `beeline doctor` finds the reason");
     }
     if tc::attached(&pins.current(), pins.root())?.is_empty() {
-        add("Beeline has its programs on no network device, so that nobody would serve clients outside: see --devices");
+        add("Beeline has no programs at network devices, and would not serve clients outside: see --devices");
     }
-    if let Some(who) = kube_proxy() {
+    if let Some(process) = kube_proxy() {
         obstacles.push(format!(
-            "kube-proxy runs ({who}), and would write its rules again: end it first, on a cluster by `kubectl -n kube-system patch \
-             daemonset kube-proxy -p '{{\"spec\":{{\"template\":{{\"spec\":{{\"nodeSelector\":{{\"beeline.io/none\":\"true\"}}}}}}}}}}'`"
+            "kube-proxy runs ({process}), and would write its rules again: stop it first, in a cluster with \
+             `kubectl -n kube-system patch daemonset kube-proxy -p \
+             '{{\"spec\":{{\"template\":{{\"spec\":{{\"nodeSelector\":{{\"beeline.io/none\":\"true\"}}}}}}}}}}'`"
         ));
     }
     if !is_safe {
-        obstacles.push("clients would lose something: see the differences".to_owned());
+        obstacles.push("clients would lose endpoints: see the differences".to_owned());
     }
     Ok(obstacles)
 }
 
-/// A kube-proxy of this network namespace, as far as it can be seen from here.
+/// Describes a kube-proxy that runs in this network namespace.
 fn kube_proxy() -> Option<String> {
     let own = process::network_namespace("self");
     let is_here = |pid: &u32| process::network_namespace(&pid.to_string()) == own;
     if let Some(pid) = process::named(Path::new("/proc"), "kube-proxy").into_iter().find(is_here) {
         return Some(format!("pid {pid}"));
     }
-    // Its process may be hidden from here; its port is not.
-    mode().map(|mode| format!("127.0.0.1:{METRICS} answers as kube-proxy in {mode} mode"))
+    // The process may be in another pid namespace; its port is visible.
+    mode().map(|mode| format!("127.0.0.1:{METRICS_PORT} answers as kube-proxy in {mode} mode"))
 }
 
+/// Asks the kube-proxy of this network namespace for its mode.
 fn mode() -> Option<String> {
-    let patience = Duration::from_secs(1);
-    let mut stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, METRICS).into(), patience).ok()?;
-    stream.set_read_timeout(Some(patience)).ok()?;
+    let deadline = Duration::from_secs(1);
+    let mut stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, METRICS_PORT).into(), deadline).ok()?;
+    stream.set_read_timeout(Some(deadline)).ok()?;
     stream.write_all(b"GET /proxyMode HTTP/1.0\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.take(4096).read_to_string(&mut answer).ok()?;
@@ -197,55 +202,59 @@ fn mode() -> Option<String> {
     matches!(mode, "iptables" | "nftables" | "ipvs").then(|| mode.to_owned())
 }
 
-/// Ends the rules.
-fn end(leftovers: &Leftovers, told: &mut Told) -> Result<()> {
+/// Removes the rules, and reports the removed objects and the rest.
+fn remove_rules(leftovers: &Leftovers, report: &mut HandoverReport) -> Result<()> {
     let Removed { tables, chains, rules, held } =
-        remove::remove().context("removing kube-proxy's rules, of which all are left")?;
-    told.kept = true;
-    told.removed = true;
-    told.objects.extend(tables.iter().map(|table| format!("the table {table}")));
-    let of: BTreeSet<_> = chains.iter().map(|chain| &chain.table).collect();
-    for table in of {
+        remove::remove().context("removing kube-proxy's rules, none of which was removed")?;
+    report.kept = true;
+    report.removed = true;
+    report.objects.extend(tables.iter().map(|table| format!("the table {table}")));
+    let chain_tables: BTreeSet<_> = chains.iter().map(|chain| &chain.table).collect();
+    for table in chain_tables {
         let count = chains.iter().filter(|chain| chain.table == *table).count();
-        told.objects.push(format!("{} of the table {table}", number(count, "chain")));
+        report.objects.push(format!("{} of the table {table}", number(count, "chain")));
     }
     if rules > 0 {
-        told.objects.push(format!("{} that led there", number(rules, "rule")));
+        report.objects.push(format!("{} that jumped there", number(rules, "rule")));
     }
-    told.left.extend(
-        held.iter().map(|chain| {
-            format!("{} in the table {} stays, since chains of others lead there", chain.name, chain.table)
-        }),
+    report.left.extend(
+        held.iter()
+            .map(|chain| format!("{} in the table {}, since chains of others jump there", chain.name, chain.table)),
     );
     if !leftovers.legacy.is_empty() {
-        // Netfilter's older interface replaces whole tables, and others write to them.
-        told.left.push(format!(
-            "{} of iptables-legacy, which only its own tools take away: run {LEGACY}",
+        // The interface of iptables-legacy replaces whole tables, which other programs write too.
+        report.left.push(format!(
+            "{} of iptables-legacy, which only its own tools remove: run {REMOVE_LEGACY}",
             number(leftovers.legacy.len(), "chain")
         ));
     }
     if leftovers.has_ipvs_device {
-        told.left.push("ipvs is not taken away: run `ipvsadm --clear; ip link delete kube-ipvs0`".to_owned());
+        report
+            .left
+            .push("ipvs, which only its own tools remove: run `ipvsadm --clear; ip link delete kube-ipvs0`".to_owned());
     }
-    let guard = "/proc/sys/net/ipv4/conf/all/route_localnet";
-    if !chains.is_empty() && fs::read_to_string(guard).is_ok_and(|set| set.trim() == "1") {
-        told.notes.push(
-            "net.ipv4.conf.all.route_localnet is 1, which kube-proxy sets: it lets neighbours reach 127.0.0.1 of this node where no \
-             rule forbids it. Unless something else needs it: `sysctl -w net.ipv4.conf.all.route_localnet=0`"
+    let route_localnet = "/proc/sys/net/ipv4/conf/all/route_localnet";
+    if !chains.is_empty() && fs::read_to_string(route_localnet).is_ok_and(|set| set.trim() == "1") {
+        report.notes.push(
+            "net.ipv4.conf.all.route_localnet is 1, set by kube-proxy: neighbours can reach 127.0.0.1 of this node \
+             unless a rule drops their packets. If no other program needs it: `sysctl -w \
+             net.ipv4.conf.all.route_localnet=0`"
                 .to_owned(),
         );
     }
     Ok(())
 }
 
-/// Everything of kube-proxy's, and nothing of others.
-const LEGACY: &str = "`iptables-legacy-save | grep -vE 'KUBE-(SERVICES|EXTERNAL-SERVICES|NODEPORTS|POSTROUTING|MARK-MASQ|FORWARD|\
-PROXY-FIREWALL|PROXY-CANARY|LOAD-BALANCER|NODE-PORT|SOURCE-RANGES-FIREWALL|IPVS-|SVC-|SVL-|XLB-|EXT-|FW-|SEP-)' | iptables-legacy-restore`, and the same of ip6tables-legacy";
+/// Command that removes kube-proxy's chains of iptables-legacy, and no others.
+const REMOVE_LEGACY: &str = "`iptables-legacy-save | grep -vE \
+    'KUBE-(SERVICES|EXTERNAL-SERVICES|NODEPORTS|POSTROUTING|MARK-MASQ|FORWARD|PROXY-FIREWALL|PROXY-CANARY|LOAD-BALANCER|\
+NODE-PORT|SOURCE-RANGES-FIREWALL|IPVS-|SVC-|SVL-|XLB-|EXT-|FW-|SEP-)' | iptables-legacy-restore`, and the same with \
+    ip6tables-legacy";
 
-/// How many connections to Services netfilter translates.
+/// Counts the open connections to frontends that netfilter translates.
 fn connections(dump: &Dump) -> Result<usize> {
     let Some(mut conntrack) = Conntrack::open().context("asking netfilter")? else { return Ok(0) };
-    let connections = conntrack.translated().context("listing the connections that netfilter translates")?;
+    let connections = conntrack.list_dnat().context("listing the connections that netfilter translates")?;
     let is_service = |key: FrontendKey| {
         dump.frontends.contains_key(&key)
             || (dump.node_addrs.contains_key(&key.addr) && dump.frontends.contains_key(&key.node_port()))
@@ -253,44 +262,44 @@ fn connections(dump: &Dump) -> Result<usize> {
     let is_open = |proto: u8, dst, port| {
         Proto::from_number(proto.into()).is_some_and(|proto| is_service(FrontendKey::new(dst, port, proto)))
     };
-    let open = connections.iter().filter(|connection| !connection.is_over);
-    Ok(open.filter(|open| is_open(open.proto, open.dialled.dst, open.dialled.dst_port)).count())
+    let open = connections.iter().filter(|connection| !connection.is_closed);
+    Ok(open.filter(|open| is_open(open.proto, open.original.dst, open.original.dst_port)).count())
 }
 
-fn render(told: &Told, arguments: &Arguments) -> String {
+fn render(report: &HandoverReport, arguments: &HandoverArgs) -> String {
     let mut text = String::new();
     let mut line = |words: String| _ = writeln!(text, "{words}");
-    if told.found.is_empty() {
+    if report.found.is_empty() {
         line("kube-proxy has no rules on this node".to_owned());
     } else {
-        let Comparison { compared, differences } = &told.comparison;
+        let Comparison { compared, differences } = &report.comparison;
         line(format!(
-            "kube-proxy's rules are here ({}): {} compared",
-            told.found.join(", "),
+            "kube-proxy has rules on this node ({}): {} compared",
+            report.found.join(", "),
             number(*compared, "frontend")
         ));
         for difference in differences {
             line(format!("{} {difference}", if difference.loses { "differs " } else { "note    " }));
         }
         if differences.is_empty() {
-            line("both answer alike, everywhere".to_owned());
-        } else if told.comparison.is_safe() {
-            line("whatever kube-proxy answers Beeline answers alike".to_owned());
+            line("no differences: kube-proxy and Beeline have the same endpoints".to_owned());
+        } else if report.comparison.is_safe() {
+            line("no client loses endpoints".to_owned());
         }
         let mark = if arguments.force { "forced  " } else { "obstacle" };
-        told.obstacles.iter().for_each(|obstacle| line(format!("{mark} {obstacle}")));
-        told.objects.iter().for_each(|object| line(format!("removed  {object}")));
-        told.left.iter().for_each(|left| line(format!("left     {left}")));
-        told.notes.iter().for_each(|note| line(format!("note     {note}")));
-        if !told.removed {
+        report.obstacles.iter().for_each(|obstacle| line(format!("{mark} {obstacle}")));
+        report.objects.iter().for_each(|object| line(format!("removed  {object}")));
+        report.left.iter().for_each(|left| line(format!("left     {left}")));
+        report.notes.iter().for_each(|note| line(format!("note     {note}")));
+        if !report.removed {
             line("nothing was changed".to_owned());
         }
     }
-    if told.kept {
-        let open = number(told.connections, "open connection");
+    if report.kept {
+        let open = number(report.connections, "open connection");
         line(format!(
-            "the table {KEEPER} keeps {open} alive that kube-proxy's rules have begun: run `beeline handover` again, later, and it goes \
-             when they are over"
+            "the table {KEEP_ALIVE_TABLE} keeps {open} of kube-proxy's rules alive: run `beeline handover` again later, which \
+             removes it when they have ended"
         ));
     }
     text

@@ -1,4 +1,4 @@
-//! The command line: what can be said to `beeline`, and which module answers.
+//! The command line of `beeline`: commands, and dispatch to the module of each.
 
 mod cleanup;
 mod config;
@@ -10,7 +10,7 @@ mod log;
 mod objects;
 mod plan;
 mod run;
-pub mod service_flags;
+mod service_flags;
 mod table;
 mod top;
 mod trace;
@@ -24,21 +24,21 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use lb_common::LAYOUT_VERSION;
 
-use self::objects::Flags;
+use self::objects::FlagSource;
 use lb_core::store::{Dump, Store as _};
-use lb_dataplane::{environment, store::BpfStore, upgrade::pins::Pins};
+use lb_dataplane::{environment, pins::Pins, store::BpfStore};
 
-/// A load balancer for Kubernetes Services that works where an application opens a socket.
+/// A load balancer for Kubernetes Services that translates addresses when an application opens a socket.
 ///
-/// `run` is the agent. All other commands read the pinned maps of this node and need no agent; `explain` and `plan` need
-/// objects too.
+/// `run` is the agent. All other commands read the pinned maps of this node and need no agent; `explain` and `plan`
+/// also read objects.
 ///
-/// Exit codes: 0 done; 1 failed, or (trace) the connect would be refused, or (explain) there is no such Service, or (doctor)
-/// there are warnings, or (handover) it was not done; 2 wrong usage, or (doctor) there are errors.
+/// Exit codes: 0 done; 1 failed, or (trace) the call would be refused, or (explain) there is no such Service, or
+/// (doctor) there are warnings, or (handover) not done; 2 wrong usage, or (doctor) there are errors.
 #[derive(Parser)]
 #[command(name = "beeline", version, after_help = EXAMPLES)]
 struct Cli {
-    /// Directory of the pins, on a bpffs [default: beeline/ below the mounted bpffs]
+    /// Directory of the pins, on a bpffs [default: beeline below the mounted bpffs]
     #[arg(long, global = true, value_name = "DIR")]
     pins: Option<PathBuf>,
 
@@ -47,47 +47,48 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "Examples:
-  beeline run --directory ./services      serve the Services of a directory of YAML
-  beeline run                             serve those of the cluster that this node is in
-  beeline get services                    what this node serves
-  beeline top                             what sockets do with it, live
-  beeline trace tcp 10.96.0.1:443         what a connect would do, and why
-  beeline explain default/web             why each of its endpoints is used, or is not
-  beeline plan -f ./services              the map writes that a directory would cause
-  beeline doctor                          what stands in the way of Services on this node, and its cure
-  beeline handover --dry-run              what Beeline would answer otherwise than kube-proxy does";
+  beeline run --directory ./services      serve the Services of a directory of YAML files
+  beeline run                             serve the Services of this node's cluster
+  beeline get services                    list the Services that this node serves
+  beeline top                             watch connections and refusals, live
+  beeline trace tcp 10.96.0.1:443         show the backend that a connect would get, and why
+  beeline explain default/web             show why each of its endpoints is used or not
+  beeline plan -f ./services              show the map writes that a directory would cause
+  beeline doctor                          find obstacles to Services on this node, and their cures
+  beeline handover --dry-run              compare Beeline's endpoints with kube-proxy's";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the agent: keep the maps equal to what the Services say.
-    Run(Box<run::Arguments>),
-    /// Show what stands in the maps.
-    Get(get::Arguments),
-    /// Watch what sockets do with the Services: connections and refusals a second, open sockets, by service port.
-    Top(top::Arguments),
-    /// Tell what a connect or a datagram to an address would do, and why.
-    Trace(trace::Arguments),
-    /// Tell why each endpoint of a Service is used on this node, or is not.
-    Explain(Box<explain::Arguments>),
-    /// Show the map writes that a directory of YAML would cause, and do nothing.
-    Plan(plan::Arguments),
-    /// Find what stands in the way of Services on this node, with the cure of each.
-    Doctor(Box<doctor::Arguments>),
-    /// Take this node over from kube-proxy: compare what both answer, then remove its rules. Connections that are open stay open.
-    Handover(handover::Arguments),
-    /// Remove every trace: programs, maps, pins. Connections of sockets stay open; so do those of clients outside where
+    /// Run the agent: keep the maps equal to the Services.
+    Run(Box<run::RunArgs>),
+    /// Show the entries of the maps.
+    Get(get::GetArgs),
+    /// Watch connections and refusals per second, and open sockets, by service port.
+    Top(top::TopArgs),
+    /// Show the backend of a connect or a datagram to an address, and why.
+    Trace(trace::TraceArgs),
+    /// Show why each frontend and endpoint of a Service is used on this node or not.
+    Explain(Box<explain::ExplainArgs>),
+    /// Show the map writes that a directory of YAML files would cause; write nothing.
+    Plan(plan::PlanArgs),
+    /// Find obstacles to Services on this node, each with its cure.
+    Doctor(Box<doctor::DoctorArgs>),
+    /// Take this node over from kube-proxy: compare its rules with the maps, then remove them. Open connections stay
+    /// open.
+    Handover(handover::HandoverArgs),
+    /// Remove programs, maps and pins. Connections of sockets stay open; connections of clients outside only if
     /// kube-proxy has its rules.
-    Cleanup(cleanup::Arguments),
-    /// Show the versions of the program and of the map layout.
+    Cleanup(cleanup::CleanupArgs),
+    /// Print the versions of the program and of the map layout.
     Version,
-    /// Print completions for a shell, to be sourced by it.
+    /// Print shell completions, to be sourced.
     Completions {
-        /// Which shell.
+        /// Shell.
         shell: clap_complete::Shell,
     },
 }
 
-/// Parses the arguments and does what they say.
+/// Parses the command line and runs the command.
 #[must_use]
 pub fn main() -> ExitCode {
     let line: Vec<_> = std::env::args_os().collect();
@@ -111,35 +112,34 @@ pub fn main() -> ExitCode {
 
 fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<ExitCode> {
     let named = cli.pins.map(Pins::at);
-    // Only the agent mounts what is not there; who looks leaves the node as it is.
-    let pins =
-        || match named.clone() {
-            Some(pins) => Ok::<_, anyhow::Error>(pins),
-            None => Ok(Pins::below(&environment::find_bpffs()?.context(
-                "no bpffs is mounted: Beeline was never started on this node, or not in this mount namespace",
-            )?)),
-        };
+    // Only the agent mounts a bpffs: other commands leave the node as it is.
+    let pins = || match named.clone() {
+        Some(pins) => Ok::<_, anyhow::Error>(pins),
+        None => Ok(Pins::below(&environment::find_bpffs()?.context(
+            "no bpffs is mounted: Beeline was never started on this node, or runs in another mount namespace",
+        )?)),
+    };
     match cli.command {
         Command::Run(arguments) => {
             return run::run(*arguments, || named.map_or_else(|| Ok(Pins::below(&environment::bpffs()?)), Ok));
         }
         Command::Get(arguments) => {
-            say(&get::render(&existing(&pins()?)?, &arguments)?)?;
+            print_text(&get::render(&pinned_maps(&pins()?)?, &arguments)?)?;
         }
         Command::Top(arguments) => {
             let pins = pins()?;
-            existing(&pins)?;
+            pinned_maps(&pins)?;
             top::run(pins, &arguments)?;
         }
-        Command::Trace(arguments) => return trace::run(&existing(&pins()?)?, &arguments),
+        Command::Trace(arguments) => return trace::run(&pinned_maps(&pins()?)?, &arguments),
         Command::Explain(arguments) => {
-            let flags = matches.subcommand_matches("explain").map_or(Flags::Given, Flags::of);
+            let flags = matches.subcommand_matches("explain").map_or(FlagSource::CommandLine, FlagSource::of);
             print!("{}", explain::render(&pins()?, flags, *arguments)?);
         }
         Command::Plan(arguments) => print!("{}", plan::render(&pins()?, &arguments)?),
         Command::Doctor(arguments) => {
-            let flags = matches.subcommand_matches("doctor").map_or(Flags::Given, Flags::of);
-            // Without a bpffs nothing is pinned, which is a finding and no failure.
+            let flags = matches.subcommand_matches("doctor").map_or(FlagSource::CommandLine, FlagSource::of);
+            // Without a bpffs nothing is pinned: a finding, not a failure.
             let pins = pins().unwrap_or_else(|_| Pins::below(Path::new(environment::BPFFS)));
             return doctor::run(pins, flags, *arguments);
         }
@@ -153,8 +153,8 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints. False when nobody reads any more, as behind `| head`, which is no failure.
-fn say(text: &str) -> Result<bool> {
+/// Prints to stdout. Returns false if the reader has closed the pipe, as `head` does, which is not an error.
+fn print_text(text: &str) -> Result<bool> {
     use std::io::{ErrorKind, Write as _};
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -164,12 +164,16 @@ fn say(text: &str) -> Result<bool> {
     }
 }
 
-/// The directory of the pinned maps, if there are any.
-fn existing(pins: &Pins) -> Result<PathBuf> {
+/// Returns the directory of the pinned maps.
+///
+/// # Errors
+/// If there are no pins.
+fn pinned_maps(pins: &Pins) -> Result<PathBuf> {
     let directory = pins.current();
     ensure!(
         directory.exists(),
-        "no pins at {}: Beeline was never started on this node, or was cleaned up (--pins names another directory)",
+        "no pins at {}: Beeline was never started on this node, or was removed by `beeline cleanup`; set --pins if \
+         they are in another directory",
         directory.display()
     );
     Ok(directory)
@@ -184,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn the_command_line_passes_claps_own_checks() {
         Cli::command().debug_assert();
     }
 }

@@ -1,48 +1,44 @@
-//! `beeline plan`: the map writes that a directory of YAML would cause, by the planner that the agent uses.
+//! `beeline plan`: prints the map writes that a directory of YAML files would cause, from the agent's own planner.
 
 use std::{fmt::Write as _, path::PathBuf};
 
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::service_flags::Meaning;
+use super::service_flags::ServiceArgs;
 use lb_agent::reconcile::Reconciler;
 use lb_core::{
     store::{MemoryStore, Store as _},
     text::number,
 };
-use lb_dataplane::{store::BpfStore, upgrade::pins::Pins};
-use lb_sources::directory::{self, LastGood};
+use lb_dataplane::{pins::Pins, store::BpfStore};
+use lb_sources::directory::{self, DirectoryState};
 
-/// What is to be compared with the maps.
+/// PlanArgs of `beeline plan`.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  beeline plan -f ./services                 what a change of the directory would do on this node
-  beeline --pins /nowhere plan -f ./services what a first start would do")]
-pub(super) struct Arguments {
-    /// Directory of YAML, or one file.
+  beeline plan -f ./services                   writes that a change of the directory would cause on this node
+  beeline --pins /nowhere plan -f ./services   writes of a first start")]
+pub(super) struct PlanArgs {
+    /// Directory of YAML files, or one file.
     #[arg(short = 'f', long = "filename", value_name = "DIR")]
     directory: PathBuf,
     #[command(flatten)]
-    meaning: Meaning,
+    service_args: ServiceArgs,
 }
 
-pub(super) fn render(pins: &Pins, arguments: &Arguments) -> Result<String> {
-    let mut good = LastGood::new(arguments.meaning.service_proxy_name.clone());
+pub(super) fn render(pins: &Pins, arguments: &PlanArgs) -> Result<String> {
+    let mut good = DirectoryState::new(arguments.service_args.service_proxy_name.clone());
     let events = directory::load(&arguments.directory, &mut good)?;
     let problems: Vec<_> = good.problems().collect();
-    ensure!(
-        problems.is_empty(),
-        "nothing is planned from a directory that cannot be read whole:\n{}",
-        problems.join("\n")
-    );
+    ensure!(problems.is_empty(), "the directory has errors; nothing is planned:\n{}", problems.join("\n"));
     let (store, basis) = if pins.current().exists() {
         let pinned = BpfStore::open(&pins.current())?;
         (MemoryStore::holding(pinned.dump()?, pinned.limits()), "the pinned maps")
     } else {
         (MemoryStore::default(), "empty maps, since nothing is pinned")
     };
-    let mut reconciler = Reconciler::new(store, &arguments.meaning.node_name(), arguments.meaning.settings());
+    let mut reconciler = Reconciler::new(store, &arguments.service_args.node_name(), arguments.service_args.settings());
     reconciler.handle(events);
     let plan = reconciler.preview()?;
     let mut text = String::new();

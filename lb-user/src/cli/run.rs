@@ -1,45 +1,43 @@
-//! `beeline run`: the flags of the agent.
+//! `beeline run`: flags of the agent, and its start.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use super::{log, service_flags::Meaning};
-use lb_agent::{
-    agent::{self, Source},
-    http::Port,
+use super::{
+    log::{self, LogFormat},
+    service_flags::ServiceArgs,
 };
+use lb_agent::{BindAddress, Config, Source};
 use lb_core::op::Table;
 use lb_dataplane::{
-    devices::{
-        self,
-        choice::{Choice, Patterns},
-    },
-    upgrade::{pins::Pins, programs::Sizes},
+    devices::options::{DeviceOptions, LinkPatterns, UplinkChoice},
+    pins::Pins,
+    upgrade::programs::MapSizes,
 };
 use lb_sources::{
     directory,
-    kubernetes::{self, Remembered},
+    kubernetes::{self, RememberedServers},
 };
 
 /// Flags of the agent.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  beeline run                          in a pod, with the pod's own account
+  beeline run                          in a pod, with the pod's service account
   beeline run --kubeconfig admin.conf  on a host
   beeline run --directory ./services   without any cluster
   beeline run --config beeline.yaml    with the flags of a file
 
-SIGTERM and SIGINT end the agent and leave the datapath in place: the kernel goes on translating from the maps as they \
-are, and the next start takes them over. `beeline cleanup` removes it.")]
-pub(super) struct Arguments {
-    /// Read flags from a YAML file, whose keys are their names, as in `scheduler: wrr`. Those of the command line go before
-    /// it, and it goes before the environment.
+SIGTERM and SIGINT end the agent and leave the datapath in place: the kernel translates from the maps as they are, and \
+the next start takes them over. `beeline cleanup` removes the datapath.")]
+pub(super) struct RunArgs {
+    /// YAML file with flags by name, such as `scheduler: wrr`. Flags of the command line take precedence over the file,
+    /// and the file over the environment.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Read Services from the YAML files of this directory, and follow their changes, instead of from a cluster.
+    /// Directory of YAML files to read Services from, instead of from a cluster; changes are followed.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "api_server"])]
     directory: Option<PathBuf>,
 
@@ -47,80 +45,80 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
-    /// URL of an API server, in the place of that of the credentials; may be given more than once, and the first that
-    /// answers is used, and after them those that the pins remember.
+    /// URL of an API server, instead of the one in the credentials; may be repeated. The first server that answers is
+    /// used, and after these the servers stored in the pins.
     #[arg(long, value_name = "URL")]
     api_server: Vec<String>,
 
-    /// Tell owners of Services what is wrong with them by Events of the cluster, which the account must be allowed to create.
+    /// Report errors in Services as Kubernetes Events, which the account must be allowed to create.
     #[arg(long, conflicts_with = "directory")]
     events: bool,
 
     #[command(flatten)]
-    pub(super) meaning: Meaning,
+    pub(super) service_args: ServiceArgs,
 
-    /// The cgroup (v2) whose processes are served [default: the root of the hierarchy, which is every process]
+    /// Cgroup (v2) whose processes are served [default: the root of the hierarchy, which is every process]
     #[arg(long, value_name = "DIR")]
     pub(super) cgroup: Option<PathBuf>,
 
-    /// Network devices by which packets from outside come, as in `eth0,wg*`: Services answer them there. `none` switches
-    /// that off [default: those of default routes, of routes with a gateway, and of the node's own addresses]
+    /// Network devices that receive packets of clients outside, such as `eth0,wg*`. `none`: clients outside are not
+    /// served [default: the devices of default routes, of routes with a gateway, and of the node's own addresses]
     #[arg(long, value_name = "NAMES")]
-    pub(super) devices: Option<Choice>,
+    pub(super) devices: Option<UplinkChoice>,
 
-    /// Host sides of the links to pods whose packets are translated too, as in `lxc*`: for pods whose sockets are not the
-    /// node's kernel's.
+    /// The node's ends of pod links whose packets are translated too, such as `lxc*`: for pods that do not use the
+    /// sockets of the node's kernel.
     #[arg(long, value_name = "NAMES", default_value = "")]
-    pod_devices: Patterns,
+    pod_devices: LinkPatterns,
 
-    /// Hand packets of clients outside straight to pods of this node, and answers straight back, past the node's own routing.
-    /// For nodes where nothing else must see them: netfilter (the network policies of some CNIs), conntrack, and shapers on
-    /// the links of pods do not. Pods behind a bridge are served as without it.
+    /// Redirect packets of clients outside to pods of this node, and replies back, bypassing the node's routing.
+    /// netfilter (the network policies of some CNIs), conntrack, and traffic shapers of pod links do not see these
+    /// packets. No effect for pods behind a bridge.
     #[arg(long)]
     host_routing: bool,
 
-    /// Fix the entries of a map: frontends, services, slots, backends, node_addrs, source_ranges or maglev, as in
-    /// slots=2000000. Without it a map grows by itself when it is full.
+    /// Fixed number of entries of a map, such as slots=2000000: frontends, services, slots, backends, node_addrs,
+    /// source_ranges or maglev. Without the flag a full map grows by itself.
     #[arg(long, value_name = "MAP=ENTRIES", value_parser = parse_size)]
     pub(super) map_size: Vec<(Table, u32)>,
 
-    /// Remove the datapath when the agent is told to end; otherwise it stays and goes on translating.
+    /// Remove the datapath when the agent ends; without the flag it stays and translates.
     #[arg(long)]
     cleanup_on_exit: bool,
 
-    /// Where /healthz and /livez answer; empty for nowhere.
+    /// Address and port of /healthz and /livez; empty: none.
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256", value_parser = parse_address)]
-    healthz_bind_address: Address,
+    healthz_bind_address: ListenAddress,
 
-    /// Where /metrics and /proxyMode answer; empty for nowhere.
+    /// Address and port of /metrics and /proxyMode; empty: none.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249", value_parser = parse_address)]
-    metrics_bind_address: Address,
+    metrics_bind_address: ListenAddress,
 
-    /// Tell metrics of single backends too, of at most so many: of those with the most connections.
+    /// Export metrics of single backends too: at most this number, those with the most connections.
     #[arg(long, value_name = "MOST", num_args = 0..=1, require_equals = true, default_missing_value = "1000")]
     metrics_backends: Option<usize>,
 
-    /// Form of the log, which goes to stderr.
+    /// Format of the log on stderr.
     #[arg(long, value_name = "FORM", default_value = "text")]
-    log_format: log::Format,
+    log_format: LogFormat,
 
-    /// Least severe level to log: error, warn, info, debug or trace; or a filter such as `info,kube=debug`.
+    /// Lowest level to log: error, warn, info, debug or trace; or a filter such as `info,kube=debug`.
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "RUST_LOG")]
     log_level: String,
 }
 
-impl Arguments {
-    /// Where the objects come from.
+impl RunArgs {
+    /// Returns the source of the objects.
     pub(super) fn source(&self) -> Source {
-        let proxy_name = self.meaning.service_proxy_name.clone();
+        let proxy_name = self.service_args.service_proxy_name.clone();
         match &self.directory {
             Some(path) => Source::Directory(directory::Options { path: path.clone(), proxy_name }),
             None => Source::Kubernetes(kubernetes::Options {
                 api_server: self.api_server.clone(),
                 kubeconfig: self.kubeconfig.clone(),
-                node_name: self.meaning.node_name(),
+                node_name: self.service_args.node_name(),
                 proxy_name,
-                remembered: Remembered::default(),
+                remembered: RememberedServers::default(),
             }),
         }
     }
@@ -139,46 +137,46 @@ fn parse_size(text: &str) -> Result<(Table, u32), String> {
     if entries == 0 { Err("a map has at least one entry".to_owned()) } else { Ok((table, entries)) }
 }
 
-/// Where to listen, if anywhere.
+/// Address to listen at; `None`: do not listen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Address(Option<SocketAddr>);
+struct ListenAddress(Option<SocketAddr>);
 
-impl Address {
-    fn port(self, flag: &'static str) -> Option<Port> {
-        Some(Port { address: self.0?, flag })
+impl ListenAddress {
+    fn port(self, flag: &'static str) -> Option<BindAddress> {
+        Some(BindAddress { address: self.0?, flag })
     }
 }
 
-/// kube-proxy takes an empty one for "do not listen" too.
-fn parse_address(text: &str) -> Result<Address, String> {
+/// Parses an address and a port. Empty means "do not listen", as in kube-proxy.
+fn parse_address(text: &str) -> Result<ListenAddress, String> {
     if text.is_empty() {
-        return Ok(Address(None));
+        return Ok(ListenAddress(None));
     }
-    let cure = |_| "want an IP address and a port, as in 127.0.0.1:10249 or [::1]:10249, or nothing".to_owned();
-    text.parse().map(|address| Address(Some(address))).map_err(cure)
+    let cure = |_| "want an IP address and a port, such as 127.0.0.1:10249 or [::1]:10249, or nothing".to_owned();
+    text.parse().map(|address| ListenAddress(Some(address))).map_err(cure)
 }
 
-/// Runs the agent until it is told to end.
-pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> Result<ExitCode> {
+/// Runs the agent until a signal ends it.
+pub(super) fn run(arguments: RunArgs, pins: impl FnOnce() -> Result<Pins>) -> Result<ExitCode> {
     log::start(arguments.log_format, &arguments.log_level)?;
     if let Some(file) = &arguments.config {
         tracing::info!(file = %file.display(), "flags were read from a file");
     }
-    let node_name = arguments.meaning.node_name();
-    let settings = arguments.meaning.settings();
+    let node_name = arguments.service_args.node_name();
+    let settings = arguments.service_args.settings();
     let source = arguments.source();
-    let mut sizes: Sizes = arguments.map_size.into_iter().collect::<BTreeMap<_, _>>();
-    // Every service port has one name.
+    let mut sizes: MapSizes = arguments.map_size.into_iter().collect::<BTreeMap<_, _>>();
+    // NAMES has one entry per service port.
     if let Some(&services) = sizes.get(&Table::Services) {
         sizes.insert(Table::Names, services);
     }
-    let config = agent::Config {
+    let config = Config {
         source,
         events: arguments.events,
         node_name,
         settings,
         cgroup: arguments.cgroup,
-        devices: devices::Options {
+        devices: DeviceOptions {
             uplinks: arguments.devices.unwrap_or_default(),
             pods: arguments.pod_devices,
             host_routing: arguments.host_routing,
@@ -190,7 +188,7 @@ pub(super) fn run(arguments: Arguments, pins: impl FnOnce() -> Result<Pins>) -> 
         metrics_backends: arguments.metrics_backends,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("starting the runtime")?.block_on(agent::run(config, pins))?;
+    runtime.context("starting the runtime")?.block_on(lb_agent::run(config, pins))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -199,10 +197,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_has_a_port_or_is_empty() {
-        assert_eq!(parse_address(""), Ok(Address(None)));
+    fn a_listen_address_has_a_port_or_is_empty() {
+        assert_eq!(parse_address(""), Ok(ListenAddress(None)));
         for good in ["0.0.0.0:10256", "[::]:1"] {
-            assert_eq!(parse_address(good), Ok(Address(Some(good.parse().unwrap()))));
+            assert_eq!(parse_address(good), Ok(ListenAddress(Some(good.parse().unwrap()))));
         }
         for bad in ["0.0.0.0", ":10256", "localhost:1", "::1", "127.0.0.1:65536", " "] {
             assert!(parse_address(bad).is_err(), "{bad}");

@@ -1,4 +1,4 @@
-//! Rows of text in columns, as kubectl shows them. Nothing is cut or wrapped: what is too wide is the terminal's affair.
+//! Tables of text, in the form of kubectl's. Wide rows are neither cut nor wrapped.
 
 use std::fmt::Write as _;
 
@@ -6,39 +6,38 @@ use std::fmt::Write as _;
 #[derive(Clone, Copy)]
 pub(super) struct Column {
     head: &'static str,
-    side: Side,
+    align: Align,
 }
 
 #[derive(Clone, Copy)]
-enum Side {
+enum Align {
     Left,
     Right,
 }
 
 impl Column {
-    /// For words.
+    /// Returns a column of words.
     pub(super) const fn left(head: &'static str) -> Self {
-        Self { head, side: Side::Left }
+        Self { head, align: Align::Left }
     }
 
-    /// For numbers that are compared.
+    /// Returns a column of numbers.
     pub(super) const fn right(head: &'static str) -> Self {
-        Self { head, side: Side::Right }
+        Self { head, align: Align::Right }
     }
 
-    /// What stands above it.
     pub(super) const fn head(&self) -> &'static str {
         self.head
     }
 
-    /// Whether its cells stand at the right.
+    /// True if the cells are aligned right.
     pub(super) const fn is_right(&self) -> bool {
-        matches!(self.side, Side::Right)
+        matches!(self.align, Align::Right)
     }
 }
 
-/// The head and a line for each row, with two spaces between the columns. Everything that Beeline shows is ASCII, so that
-/// octets are places.
+/// Formats a head and a line for each row, with two spaces between the columns. All text must be ASCII: widths are
+/// counted in bytes.
 pub(super) fn text(columns: &[Column], rows: &[Vec<String>]) -> String {
     let width = |(at, column): (usize, &Column)| {
         let cells = rows.iter().filter_map(|row| row.get(at)).map(String::len);
@@ -50,9 +49,9 @@ pub(super) fn text(columns: &[Column], rows: &[Vec<String>]) -> String {
         let start = text.len();
         for ((cell, width), column) in cells.zip(&widths).zip(columns) {
             let between = if text.len() == start { "" } else { "  " };
-            let _to_a_string = match column.side {
-                Side::Left => write!(text, "{between}{cell:<width$}"),
-                Side::Right => write!(text, "{between}{cell:>width$}"),
+            let _infallible = match column.align {
+                Align::Left => write!(text, "{between}{cell:<width$}"),
+                Align::Right => write!(text, "{between}{cell:>width$}"),
             };
         }
         text.truncate(text.trim_end_matches(' ').len());
@@ -70,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_stand_left_and_numbers_right() {
+    fn words_are_aligned_left_and_numbers_right() {
         let columns = [Column::left("NAME"), Column::right("OPEN"), Column::left("X")];
         let rows =
             [vec!["a".to_owned(), "12345".to_owned(), String::new()], vec!["long-name".into(), "1".into(), "y".into()]];

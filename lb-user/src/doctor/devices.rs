@@ -1,5 +1,5 @@
-//! The programs at network devices: whether the uplinks have them, whether somebody else's come first, and whether the pods that
-//! have chosen the packet path have it.
+//! Programs at network devices: at the uplinks, at the links of pods in mode `packet`, and programs of others before
+//! them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,79 +10,75 @@ use anyhow::{Context as _, Result};
 use lb_common::{Device, DeviceFlags, PodMode, PodModeEntry};
 
 use super::{Finding, foreign::Programs};
-use crate::inspect::pod_modes::{PathRow, paths};
+use crate::inspect::pod_modes::{PodModeRow, pod_modes};
 use lb_core::text::number;
 use lb_dataplane::{
-    attach::tc::{self, Attached},
-    devices::{choice::Choice, decide},
+    attach::tc::{self, Attachment},
+    devices::{desired, options::UplinkChoice},
 };
 use lb_kernel::{
     bpf,
     bpf::typed::TypedMap,
-    netlink::{Channel, facts},
+    netlink::{NetlinkSocket, network_state},
 };
 
 const CHECK: &str = "devices";
 
-/// What is there, by index of the device.
+/// State of the network devices, by interface index.
 #[derive(Default)]
-pub(super) struct Facts {
-    /// Whether the agent was told to serve none.
+pub(super) struct DeviceFacts {
+    /// True if the agent runs with `--devices none`.
     is_off: bool,
-    /// Those that shall have the programs, as far as routes tell; with no agent, nobody says which.
+    /// Devices that should have the programs, by name; empty without an agent, whose flags select them.
     uplinks: BTreeMap<u32, String>,
-    attached: BTreeMap<u32, Attached>,
+    attached: BTreeMap<u32, Attachment>,
     names: BTreeMap<u32, String>,
-    /// Programs of others that run before ours: a device, a program of ours, and theirs.
-    before: Vec<(u32, &'static str, u32)>,
+    /// Programs of others that run before Beeline's: interface index, Beeline's program, id of theirs.
+    foreign_first: Vec<(u32, &'static str, u32)>,
     programs: Programs,
-    /// Pods that have chosen a path.
-    pods: Vec<PathRow>,
-    /// Into how many pods packets go past the node's routing, where they shall.
-    entered: Option<usize>,
+    /// Pods with a mode other than `socket`.
+    pods: Vec<PodModeRow>,
+    /// Number of pod links with host routing. `None` without `--host-routing`.
+    host_routed_links: Option<usize>,
 }
 
-/// Reads them, in the network namespace of this thread.
-///
-/// # Errors
-/// When the kernel does not tell.
-pub(super) fn read(directory: &Path, root: &Path, devices: Option<&Choice>) -> Result<Facts> {
+/// Reads the devices of this thread's network namespace, and the pinned maps.
+pub(super) fn read(directory: &Path, root: &Path, devices: Option<&UplinkChoice>) -> Result<DeviceFacts> {
     let attached = tc::attached(directory, root)?;
-    let mut channel = Channel::open().context("opening a netlink socket")?;
-    let facts = facts::Facts::read(&mut channel).context("reading links, addresses and routes")?;
+    let mut channel = NetlinkSocket::open().context("opening a netlink socket")?;
+    let facts = network_state::NetworkState::read(&mut channel).context("reading links, addresses and routes")?;
     let names: BTreeMap<u32, String> = facts.links.iter().map(|(index, link)| (*index, link.name.clone())).collect();
     let uplinks = devices.map_or_else(BTreeMap::new, |uplinks| {
         let has_now: BTreeSet<u32> = attached.keys().copied().collect();
-        let uplinks = decide::uplinks(&facts, uplinks, &[], &has_now);
+        let uplinks = desired::uplinks(&facts, uplinks, &[], &has_now);
         names.iter().filter(|(index, _)| uplinks.contains(index)).map(|(index, name)| (*index, name.clone())).collect()
     });
-    let mut before = Vec::new();
+    let mut foreign_first = Vec::new();
     for (index, own) in &attached {
         for ((hook, name), program) in tc::PROGRAMS.into_iter().zip(own.programs) {
-            // Where the kernel has no TCX, `tc filter show` tells the order.
+            // Without tcx the kernel lists no programs here: `tc filter show` has the order.
             let running = bpf::programs_at_device(*index, hook).unwrap_or_default();
             let others = running.into_iter().take_while(|running| Some(*running) != program);
-            before.extend(others.filter(|_| program.is_some()).map(|other| (*index, name, other)));
+            foreign_first.extend(others.filter(|_| program.is_some()).map(|other| (*index, name, other)));
         }
     }
-    let programs = Programs::read(&before.iter().map(|(.., program)| *program).collect::<Vec<_>>());
+    let programs = Programs::read(&foreign_first.iter().map(|(.., program)| *program).collect::<Vec<_>>());
     let entries = TypedMap::<u64, PodModeEntry>::open(directory, "POD_MODES")?.read()?;
-    let pods = paths(&entries, |index| names.get(&index).cloned());
+    let pods = pod_modes(&entries, |index| names.get(&index).cloned());
     let known = TypedMap::<u32, Device>::open(directory, "DEVICES")?.read()?;
     let has_host_routing = known.iter().any(|(_, device)| device.flags & DeviceFlags::HOST_ROUTING != 0);
-    let entered = || known.iter().filter(|(_, device)| DeviceFlags::lead_into_a_pod(device.flags)).count();
-    let entered = has_host_routing.then(entered);
-    let is_off = devices.is_some_and(Choice::is_none);
-    Ok(Facts { is_off, uplinks, attached, names, before, programs, pods, entered })
+    let host_routed_links = || known.iter().filter(|(_, device)| DeviceFlags::lead_into_a_pod(device.flags)).count();
+    let host_routed_links = has_host_routing.then(host_routed_links);
+    let is_off = devices.is_some_and(UplinkChoice::is_none);
+    Ok(DeviceFacts { is_off, uplinks, attached, names, foreign_first, programs, pods, host_routed_links })
 }
 
-/// What it means.
-pub(super) fn evaluate(facts: &Result<Facts>) -> Vec<Finding> {
+pub(super) fn evaluate(facts: &Result<DeviceFacts>) -> Vec<Finding> {
     let facts = match facts {
         Ok(facts) => facts,
         Err(error) => {
-            let what = format!("the programs at network devices cannot be looked at: {error:#}");
-            return vec![Finding::error(CHECK, what, "see what the check pins says")];
+            let what = format!("the programs at network devices cannot be read: {error:#}");
+            return vec![Finding::error(CHECK, what, "see the findings of the check pins")];
         }
     };
     let name = |index: &u32| facts.names.get(index).cloned().unwrap_or_else(|| format!("#{index}"));
@@ -90,43 +86,46 @@ pub(super) fn evaluate(facts: &Result<Facts>) -> Vec<Finding> {
     for (index, name) in facts.uplinks.iter().filter(|(index, _)| !facts.attached.contains_key(index)) {
         findings.push(Finding::error(
             CHECK,
-            format!("{name} (#{index}) has no program: clients outside that come by it are served by nobody"),
-            "the agent's log names what the kernel said; where the device shall have none, name the others by --devices",
+            format!("{name} (#{index}) has no program: clients outside that use this device are not served"),
+            "see the kernel's error in the agent's log; to leave this device out, list the others with --devices",
         ));
     }
     for (index, attached) in &facts.attached {
         for ((_, program), _) in tc::PROGRAMS.iter().zip(attached.programs).filter(|(_, program)| program.is_none()) {
-            let what = format!("{} lacks {program}: of what goes by it, one direction is not translated", name(index));
+            let what = format!("{} lacks {program}: its packets are translated in one direction only", name(index));
             findings.push(Finding::error(
                 CHECK,
                 what,
-                "the agent mends it within 30 s; if it does not, its log says why",
+                "the agent attaches it within 30 s; if not, its log has the reason",
             ));
         }
     }
-    for (index, ours, program) in &facts.before {
-        let (device, who) = (name(index), facts.programs.who(*program));
+    for (index, ours, program) in &facts.foreign_first {
+        let (device, program) = (name(index), facts.programs.describe(*program));
         findings.push(Finding::warning(
             CHECK,
-            format!("{who} runs at {device} before {ours}: what it redirects or drops never comes to ours"),
-            format!("`bpftool net show dev {device}`; if it balances load too, turn that off where it belongs"),
+            format!("{program} runs at {device} before {ours}: packets that it redirects or drops never reach {ours}"),
+            format!(
+                "`bpftool net show dev {device}`; if the program balances load too, disable that in its own \
+                configuration"
+            ),
         ));
     }
-    let is_served = |pod: &&PathRow| pod.device_index.is_some_and(|index| facts.attached.contains_key(&index));
+    let is_served = |pod: &&PodModeRow| pod.device_index.is_some_and(|index| facts.attached.contains_key(&index));
     let packet = PodMode::Packet.name();
-    for pod in facts.pods.iter().filter(|pod| pod.path == packet && !is_served(pod)) {
-        let PathRow { namespace, pod, by, .. } = pod;
+    for pod in facts.pods.iter().filter(|pod| pod.mode == packet && !is_served(pod)) {
+        let PodModeRow { namespace, pod, by, .. } = pod;
         findings.push(Finding::error(
             CHECK,
             format!(
-                "pod {namespace}/{pod} has the path packet (by the label of the {by}), and its link has no program"
+                "pod {namespace}/{pod} has the mode packet (by the label of the {by}), but its link has no program"
             ),
-            "the agent's log names what the kernel said; without the label its sockets are served",
+            "see the kernel's error in the agent's log; without the label its sockets are served",
         ));
     }
-    if facts.entered == Some(0) {
-        let what = "--host-routing has no effect: no link of a pod is one to which a route leads";
-        let cure = "none before the first pod comes; where the CNI has pods behind a bridge, leave the flag out";
+    if facts.host_routed_links == Some(0) {
+        let what = "--host-routing has no effect: no route leads to the link of a pod";
+        let cure = "none before the first pod starts; if the CNI connects pods to a bridge, remove the flag";
         findings.push(Finding::note(CHECK, what, cure));
     }
     if facts.is_off {
@@ -134,16 +133,16 @@ pub(super) fn evaluate(facts: &Result<Facts>) -> Vec<Finding> {
         findings.push(Finding::note(
             CHECK,
             what,
-            "none if another one serves them; else run the agent without that flag",
+            "none if another component serves them; otherwise run the agent without this flag",
         ));
     } else if facts.attached.is_empty() && facts.uplinks.is_empty() {
         let what = "no device has the programs: clients outside of the node are not served";
-        let cure = "none where nobody comes from outside; else start the agent, or name the device by --devices";
+        let cure = "none if there are no clients outside; otherwise start the agent, or name the device with --devices";
         findings.push(Finding::note(CHECK, what, cure));
     }
     if findings.is_empty() {
         let devices: Vec<_> =
-            facts.attached.iter().map(|(index, has)| format!("{} ({})", name(index), has.how.name())).collect();
+            facts.attached.iter().map(|(index, has)| format!("{} ({})", name(index), has.method.name())).collect();
         let what = match devices.as_slice() {
             few if few.len() <= 4 => format!("both programs are at {}", few.join(", ")),
             many => format!("both programs are at {}", number(many.len(), "device")),
@@ -156,70 +155,72 @@ pub(super) fn evaluate(facts: &Result<Facts>) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::finding::assert_told;
-    use lb_dataplane::attach::tc::How;
+    use crate::doctor::finding::assert_findings;
+    use lb_dataplane::attach::tc::AttachMethod;
 
-    fn facts() -> Facts {
-        let attached = Attached { how: How::Tcx, programs: [Some(1), Some(2)] };
-        Facts {
+    fn facts() -> DeviceFacts {
+        let attached = Attachment { method: AttachMethod::Tcx, programs: [Some(1), Some(2)] };
+        DeviceFacts {
             uplinks: [(2, "eth0".to_owned())].into(),
             attached: [(2, attached)].into(),
             names: [(2, "eth0".to_owned())].into(),
-            ..Facts::default()
+            ..DeviceFacts::default()
         }
     }
 
-    fn check(facts: Facts, expected: &[&str]) {
-        assert_told(&evaluate(&Ok(facts)), expected);
+    fn check(facts: DeviceFacts, expected: &[&str]) {
+        assert_findings(&evaluate(&Ok(facts)), expected);
     }
 
     #[test]
-    fn uplinks_have_both_programs_or_somebody_is_not_served() {
+    fn uplinks_have_both_programs_or_clients_are_not_served() {
         check(facts(), &["ok: both programs are at eth0 (tcx)"]);
-        check(Facts { attached: BTreeMap::new(), ..facts() }, &["error: eth0 (#2) has no program"]);
-        let half = Attached { how: How::Clsact, programs: [Some(1), None] };
-        check(Facts { attached: [(2, half)].into(), ..facts() }, &["error: eth0 lacks tc_egress"]);
-        check(Facts::default(), &["note: no device has the programs"]);
-        check(Facts { is_off: true, ..Facts::default() }, &["note: --devices none"]);
-        let many = (2..8).map(|index| (index, Attached { how: How::Tcx, programs: [Some(1), Some(2)] })).collect();
-        check(Facts { attached: many, ..facts() }, &["ok: both programs are at 6 devices"]);
-        assert_told(
+        check(DeviceFacts { attached: BTreeMap::new(), ..facts() }, &["error: eth0 (#2) has no program"]);
+        let half = Attachment { method: AttachMethod::Clsact, programs: [Some(1), None] };
+        check(DeviceFacts { attached: [(2, half)].into(), ..facts() }, &["error: eth0 lacks tc_egress"]);
+        check(DeviceFacts::default(), &["note: no device has the programs"]);
+        check(DeviceFacts { is_off: true, ..DeviceFacts::default() }, &["note: --devices none"]);
+        let many = (2..8)
+            .map(|index| (index, Attachment { method: AttachMethod::Tcx, programs: [Some(1), Some(2)] }))
+            .collect();
+        check(DeviceFacts { attached: many, ..facts() }, &["ok: both programs are at 6 devices"]);
+        assert_findings(
             &evaluate(&Err(anyhow::anyhow!("EPERM"))),
-            &["error: the programs at network devices cannot be looked at"],
+            &["error: the programs at network devices cannot be read"],
         );
     }
 
     #[test]
-    fn host_routing_without_a_pod_that_has_it_is_told() {
-        check(Facts { entered: Some(0), ..facts() }, &["note: --host-routing has no effect"]);
-        check(Facts { entered: Some(1), ..facts() }, &["ok"]);
+    fn host_routing_without_a_routed_pod_link_is_a_note() {
+        check(DeviceFacts { host_routed_links: Some(0), ..facts() }, &["note: --host-routing has no effect"]);
+        check(DeviceFacts { host_routed_links: Some(1), ..facts() }, &["ok"]);
     }
 
     #[test]
-    fn who_comes_first_is_named() {
+    fn a_foreign_program_that_runs_first_is_named() {
         check(
-            Facts { before: vec![(2, "tc_ingress", 9)], ..facts() },
-            &["warning: without a name (program 9, held by no process) runs at eth0 before tc_ingress"],
+            DeviceFacts { foreign_first: vec![(2, "tc_ingress", 9)], ..facts() },
+            &["warning: an unnamed program (id 9, held by no process) runs at eth0 before tc_ingress"],
         );
     }
 
     #[test]
-    fn a_pod_whose_choice_comes_to_nothing_is_named() {
-        let pod = |path, index| PathRow {
+    fn a_packet_mode_pod_without_programs_is_named() {
+        let pod = |mode, index| PodModeRow {
             namespace: "shop".to_owned(),
             pod: "cart".to_owned(),
-            path,
+            mode,
             by: "pod",
             device: None,
             device_index: index,
             netns: 7,
             addresses: Vec::new(),
         };
-        let with = |pod| Facts { pods: vec![pod], ..facts() };
+        let with = |pod| DeviceFacts { pods: vec![pod], ..facts() };
         check(with(pod("packet", Some(2))), &["ok"]);
         check(with(pod("off", None)), &["ok"]);
         for index in [None, Some(3)] {
-            check(with(pod("packet", index)), &["error: pod shop/cart has the path packet"]);
+            check(with(pod("packet", index)), &["error: pod shop/cart has the mode packet"]);
         }
     }
 }

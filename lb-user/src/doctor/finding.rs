@@ -1,25 +1,24 @@
-//! What a check found, as data.
+//! Finding of a check, as data.
 
 use serde::Serialize;
 
-/// How bad it is.
+/// Severity of a finding, in ascending order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Severity {
-    /// As it should be.
+    /// No problem.
     Ok,
-    /// Worth knowing; nothing has to be done.
+    /// Information: no action is needed.
     Note,
-    /// Something does not work for somebody, or soon will not.
+    /// Some clients are not served, or soon will not be.
     Warning,
-    /// Services do not work as they should.
+    /// Services do not work.
     Error,
 }
 
 impl Severity {
-    /// The word for it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
+    /// Returns the name, as in the output.
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Note => "note",
@@ -29,16 +28,15 @@ impl Severity {
     }
 }
 
-/// One thing that a check found.
+/// Observation of a check.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Finding {
-    /// The check.
+    /// Name of the check.
     pub check: &'static str,
-    /// How bad it is.
     pub severity: Severity,
-    /// What was seen, and what it costs.
+    /// Observation and its effect.
     pub what: String,
-    /// What to do about it, where something can be done.
+    /// Remedy. `None` for [`Severity::Ok`].
     pub cure: Option<String>,
 }
 
@@ -60,24 +58,23 @@ impl Finding {
     }
 }
 
-/// How bad the worst of them is.
-#[must_use]
+/// Returns the highest severity; [`Severity::Ok`] without findings.
 pub fn worst(findings: &[Finding]) -> Severity {
     findings.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Ok)
 }
 
-/// Their severities and first words, for tables of tests.
+/// Formats findings as `severity: observation`, for tables of tests.
 #[cfg(test)]
 pub(super) fn brief(findings: &[Finding]) -> Vec<String> {
     findings.iter().map(|finding| format!("{}: {}", finding.severity.name(), finding.what)).collect()
 }
 
-/// Each of them begins as expected, and there are no others.
+/// Asserts that there is one finding for each expected beginning, in order.
 #[cfg(test)]
-pub(super) fn assert_told(findings: &[Finding], expected: &[&str]) {
-    let told = brief(findings);
-    assert_eq!(told.len(), expected.len(), "{told:?}");
-    for (told, expected) in told.iter().zip(expected) {
-        assert!(told.starts_with(expected), "{told}\n{expected}");
+pub(super) fn assert_findings(findings: &[Finding], expected: &[&str]) {
+    let found = brief(findings);
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}\n{expected}");
     }
 }

@@ -1,7 +1,6 @@
-//! Programs of others at our hooks, from the cgroup that is served downwards. The kernel runs those of a cgroup before those of
-//! the cgroups above it, so what another one rewrites or refuses there comes before ours. A program that is attached below ours
-//! does not keep ours from running whatever its flags, since a link counts as one that lets others run; that it does run is
-//! looked at all the same.
+//! Programs of others at Beeline's hooks, in the served cgroup and all below it. The kernel runs the programs of a
+//! cgroup before those of its ancestors: a program below rewrites or refuses an address before Beeline sees it. It
+//! cannot override Beeline's program, which is attached by a link (BPF_F_ALLOW_MULTI); the check looks nevertheless.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,30 +11,31 @@ use std::{
 use aya::programs::loaded_programs;
 
 use super::{Finding, hooks, process};
-use lb_dataplane::upgrade::programs::HOOKS;
-use lb_kernel::{bpf, sock_diag::Owner};
+use lb_dataplane::attach::cgroup::HOOKS;
+use lb_kernel::{bpf, sock_diag::Process};
 
 const CHECK: &str = "foreign";
 
-/// So many are told one by one.
-const MOST: usize = 10;
+/// Findings that are listed one by one.
+const MAX_LISTED: usize = 10;
 
-/// What runs beside our programs.
+/// Programs beside Beeline's at the cgroup hooks.
 #[derive(Clone, Default, Debug)]
-pub(super) struct Facts {
+pub(super) struct ForeignFacts {
+    /// Number of cgroups read.
     cgroups: usize,
-    /// Programs of others.
+    /// Programs of others, beside Beeline's.
     found: Vec<Foreign>,
-    /// Cgroups and hooks at which ours do not run, and who is there instead.
+    /// Cgroup and hook where Beeline's program does not run, and the ids of the programs that do.
     overridden: Vec<(PathBuf, &'static str, Vec<u32>)>,
     programs: Programs,
 }
 
-/// Programs of others: what they are called, and who holds them.
+/// Names of programs and processes that hold them, by program id.
 #[derive(Clone, Default, Debug)]
 pub(super) struct Programs {
     names: BTreeMap<u32, String>,
-    holders: BTreeMap<u32, Owner>,
+    holders: BTreeMap<u32, Process>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,9 +46,9 @@ struct Foreign {
     program: u32,
 }
 
-/// Asks at each cgroup what runs there.
-pub(super) fn read(hooks: &hooks::Facts) -> Facts {
-    let mut facts = Facts::default();
+/// Reads the effective programs of each cgroup.
+pub(super) fn read(hooks: &hooks::HookFacts) -> ForeignFacts {
+    let mut facts = ForeignFacts::default();
     let Some((_, Some(top))) = &hooks.served else { return facts };
     let mut above = BTreeMap::<PathBuf, BTreeSet<(&'static str, u32)>>::new();
     for cgroup in hooks::walk(top) {
@@ -78,7 +78,7 @@ pub(super) fn read(hooks: &hooks::Facts) -> Facts {
 }
 
 impl Programs {
-    /// What the kernel and /proc tell of these.
+    /// Reads names from the kernel, and holders from /proc.
     pub(super) fn read(programs: &[u32]) -> Self {
         if programs.is_empty() {
             return Self::default();
@@ -89,134 +89,138 @@ impl Programs {
         Self { names, holders: process::holders(Path::new("/proc"), programs) }
     }
 
-    /// A program in words.
-    pub(super) fn who(&self, program: u32) -> String {
-        let name = self.names.get(&program).filter(|name| !name.is_empty()).map_or("without a name", String::as_str);
+    /// Describes a program: name, id and holder.
+    pub(super) fn describe(&self, program: u32) -> String {
+        let name =
+            self.names.get(&program).filter(|name| !name.is_empty()).map_or("an unnamed program", String::as_str);
         let holder = self.holders.get(&program).map_or_else(
             || "held by no process".to_owned(),
-            |Owner { pid, comm }| format!("held by {comm}, pid {pid}"),
+            |Process { pid, comm }| format!("held by {}, pid {pid}", comm.escape_debug()),
         );
-        format!("{name} (program {program}, {holder})")
+        format!("{name} (id {program}, {holder})")
     }
 }
 
-/// What it means.
-pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
+pub(super) fn evaluate(facts: &ForeignFacts) -> Vec<Finding> {
     let mut findings = Vec::new();
     if facts.cgroups == 0 {
-        let what = "what others run at our hooks cannot be seen: the cgroup that is served is not found from here";
-        let cure = "run it in the host's cgroup namespace, with the host's cgroup2 mount";
+        let what = "programs of others cannot be listed: the served cgroup is not visible from here";
+        let cure = "run `beeline doctor` in the host's cgroup namespace, with the host's cgroup2 mount";
         findings.push(Finding::note(CHECK, what, cure));
     }
-    for (cgroup, hook, others) in facts.overridden.iter().take(MOST) {
-        let others: Vec<_> = others.iter().map(|program| facts.programs.who(*program)).collect();
-        let others = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
+    for (cgroup, hook, others) in facts.overridden.iter().take(MAX_LISTED) {
+        let others: Vec<_> = others.iter().map(|program| facts.programs.describe(*program)).collect();
+        let others = if others.is_empty() { "no program".to_owned() } else { others.join(", ") };
         findings.push(Finding::error(
             CHECK,
             format!(
-                "at {hook} of {} ours does not run, but {others}: processes there reach no Service",
+                "at {hook} of {} Beeline's program does not run, but {others}: processes there reach no Service",
                 cgroup.display()
             ),
             detach(cgroup, hook),
         ));
     }
-    for foreign in facts.found.iter().take(MOST) {
+    for foreign in facts.found.iter().take(MAX_LISTED) {
         let Foreign { cgroup, hook, program } = foreign;
-        let who = format!("{} runs at {hook} of {}", facts.programs.who(*program), cgroup.display());
-        // These two decide about ports and count; addresses stay.
+        let program = format!("{} runs at {hook} of {}", facts.programs.describe(*program), cgroup.display());
+        // Programs at bind and sock_release change no destination.
         findings.push(if hook.starts_with("bind") || *hook == "sock_release" {
-            Finding::note(CHECK, format!("{who}, beside ours, which it does not touch"), "none is needed")
+            Finding::note(CHECK, format!("{program}, beside Beeline's, which it does not affect"), "none is needed")
         } else {
             Finding::warning(
                 CHECK,
-                format!("{who}: what it rewrites or refuses comes before ours"),
+                format!("{program}: it rewrites or refuses addresses before Beeline sees them"),
                 format!(
-                    "if it balances load too, turn that off where it belongs (Cilium: socketLB, Calico: \
-                     bpfConnectTimeLoadBalancing); else {}",
+                    "if it balances load too, disable that in its own configuration (Cilium: socketLB, Calico: \
+                     bpfConnectTimeLoadBalancing); otherwise {}",
                     detach(cgroup, hook)
                 ),
             )
         });
     }
-    let left = (facts.overridden.len().max(MOST) - MOST) + (facts.found.len().max(MOST) - MOST);
+    let left = facts.overridden.len().saturating_sub(MAX_LISTED) + facts.found.len().saturating_sub(MAX_LISTED);
     if left > 0 {
-        let what = format!("there are {left} more programs of others like these");
-        findings.push(Finding::note(CHECK, what, "`bpftool cgroup tree` lists all of them"));
+        let what = format!("there are {left} more programs of others");
+        findings.push(Finding::note(CHECK, what, "`bpftool cgroup tree` lists them all"));
     }
-    if facts.cgroups >= hooks::MOST_CGROUPS {
-        let what = format!("only the first {} cgroups were looked at", facts.cgroups);
-        findings.push(Finding::note(CHECK, what, "`bpftool cgroup tree` looks at all of them"));
+    if facts.cgroups >= hooks::MAX_CGROUPS {
+        let what = format!("only the first {} cgroups were read", facts.cgroups);
+        findings.push(Finding::note(CHECK, what, "`bpftool cgroup tree` reads them all"));
     }
     if findings.is_empty() {
         let cgroups = lb_core::text::number(facts.cgroups, "cgroup");
-        findings.push(Finding::ok(CHECK, format!("no program of others is at our hooks, in {cgroups}")));
+        findings.push(Finding::ok(CHECK, format!("no program of others is at Beeline's hooks, in {cgroups}")));
     }
     findings
 }
 
 fn detach(cgroup: &Path, hook: &str) -> String {
-    // As bpftool calls the hooks.
-    format!(
-        "`bpftool cgroup show {0}`, and take it away with `bpftool cgroup detach {0} {hook} id ID`",
-        cgroup.display()
-    )
+    // HOOKS has bpftool's names of the hooks.
+    format!("`bpftool cgroup show {0}`, and detach it with `bpftool cgroup detach {0} {hook} id ID`", cgroup.display())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::finding::assert_told;
+    use crate::doctor::finding::assert_findings;
 
     fn foreign(hook: &'static str, program: u32) -> Foreign {
         Foreign { cgroup: "/cg/a".into(), hook, program }
     }
 
-    fn facts(found: Vec<Foreign>) -> Facts {
-        Facts {
+    fn facts(found: Vec<Foreign>) -> ForeignFacts {
+        ForeignFacts {
             cgroups: 2,
             found,
             overridden: Vec::new(),
             programs: Programs {
                 names: BTreeMap::from([(7, "cil_sock4".to_owned()), (8, String::new())]),
-                holders: BTreeMap::from([(7, Owner { pid: 9, comm: "cilium-agent".to_owned() })]),
+                holders: BTreeMap::from([(7, Process { pid: 9, comm: "cilium-agent".to_owned() })]),
             },
         }
     }
 
-    fn check(facts: &Facts, expected: &[&str]) {
-        assert_told(&evaluate(facts), expected);
+    fn check(facts: &ForeignFacts, expected: &[&str]) {
+        assert_findings(&evaluate(facts), expected);
     }
 
     #[test]
-    fn programs_of_others_are_named_with_who_holds_them() {
-        check(&facts(Vec::new()), &["ok: no program of others is at our hooks, in 2 cgroups"]);
+    fn programs_of_others_are_named_with_their_holders() {
+        check(&facts(Vec::new()), &["ok: no program of others is at Beeline's hooks, in 2 cgroups"]);
         check(
             &facts(vec![foreign("connect4", 7), foreign("bind4", 8)]),
             &[
-                "warning: cil_sock4 (program 7, held by cilium-agent, pid 9) runs at connect4 of /cg/a: what it rewrites",
-                "note: without a name (program 8, held by no process) runs at bind4 of /cg/a, beside ours",
+                "warning: cil_sock4 (id 7, held by cilium-agent, pid 9) runs at connect4 of /cg/a: it rewrites",
+                "note: an unnamed program (id 8, held by no process) runs at bind4 of /cg/a, beside Beeline's",
             ],
         );
-        check(&Facts::default(), &["note: what others run at our hooks cannot be seen"]);
+        check(&ForeignFacts::default(), &["note: programs of others cannot be listed"]);
     }
 
     #[test]
-    fn one_in_our_place_is_an_error() {
+    fn a_holder_with_control_characters_is_escaped() {
+        let mut facts = facts(vec![foreign("connect4", 7)]);
+        facts.programs.holders.insert(7, Process { pid: 9, comm: "a\n\u{1b}[2Jb".to_owned() });
+        check(&facts, &[r"warning: cil_sock4 (id 7, held by a\n\u{1b}[2Jb, pid 9)"]);
+    }
+
+    #[test]
+    fn a_program_that_overrides_ours_is_an_error() {
         let overridden = vec![("/cg/a".into(), "connect4", vec![7])];
-        let told = evaluate(&Facts { overridden, ..facts(Vec::new()) });
+        let findings = evaluate(&ForeignFacts { overridden, ..facts(Vec::new()) });
         check(
-            &Facts { overridden: vec![("/cg/a".into(), "connect4", vec![7])], ..facts(Vec::new()) },
-            &["error: at connect4 of /cg/a ours does not run, but cil_sock4 (program 7"],
+            &ForeignFacts { overridden: vec![("/cg/a".into(), "connect4", vec![7])], ..facts(Vec::new()) },
+            &["error: at connect4 of /cg/a Beeline's program does not run, but cil_sock4 (id 7"],
         );
-        let cure = told.first().and_then(|finding| finding.cure.clone()).expect("a cure");
+        let cure = findings.first().and_then(|finding| finding.cure.clone()).expect("a cure");
         assert!(cure.contains("bpftool cgroup detach /cg/a connect4"), "{cure}");
     }
 
     #[test]
-    fn many_are_not_all_told() {
+    fn only_the_first_ten_programs_are_listed() {
         let many = (0..13).map(|program| foreign("connect4", program)).collect();
-        let told = evaluate(&facts(many));
-        assert_eq!(told.len(), 11);
-        assert!(told.last().is_some_and(|last| last.what.starts_with("there are 3 more")));
+        let findings = evaluate(&facts(many));
+        assert_eq!(findings.len(), 11);
+        assert!(findings.last().is_some_and(|last| last.what.starts_with("there are 3 more")));
     }
 }

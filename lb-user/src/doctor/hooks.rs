@@ -1,4 +1,4 @@
-//! Our programs at the hooks of a cgroup: all of them, at the cgroup that is meant, over the maps that are pinned.
+//! Beeline's programs at the cgroup hooks: all attached, at the right cgroup, over the pinned maps.
 
 use std::{
     collections::BTreeMap,
@@ -12,33 +12,34 @@ use aya_obj::generated::bpf_attach_type;
 
 use super::{Agent, Finding};
 use lb_dataplane::{
+    attach::cgroup::HOOKS,
     environment::{self, ROOT_CGROUP},
-    upgrade::{pins::link_name, programs::HOOKS},
+    pins::link_name,
 };
 use lb_kernel::{bpf, bpf::CgroupLink};
 
 const CHECK: &str = "cgroup";
 
-/// More cgroups than a node has.
-pub(super) const MOST_CGROUPS: usize = 20_000;
+/// Limit of a walk over cgroups: more than a node has.
+pub(super) const MAX_CGROUPS: usize = 20_000;
 
-/// The links, and what they hold together.
+/// Pinned links of the cgroup programs.
 #[derive(Clone, Debug)]
-pub(super) struct Facts {
-    /// By hook, or why there is none.
+pub(super) struct HookFacts {
+    /// Links by hook; or why the link cannot be read.
     pub(super) links: BTreeMap<&'static str, Result<CgroupLink, String>>,
-    /// The one cgroup of all of them, if it is one, and its directory if that is found.
+    /// Id of the cgroup that all links share, and its directory if that is visible. `None` if they differ.
     pub(super) served: Option<(u64, Option<PathBuf>)>,
-    /// Where the hierarchy, or as much of it as is seen from here, is mounted.
+    /// Mount point of cgroup2, with the part of the hierarchy that is visible from here.
     pub(super) mount: Option<PathBuf>,
-    /// The cgroup that the agent was told to serve, and its id if it is there.
+    /// Directory of the agent's `--cgroup`, and its id if it exists.
     wanted: Option<(PathBuf, Option<u64>)>,
-    /// Programs over other maps than the pinned ones: hook and map.
+    /// Hooks whose program uses a map other than the pinned one, and the name of that map.
     stale: Vec<(&'static str, String)>,
 }
 
-/// Asks the pinned links of `directory`.
-pub(super) fn read(directory: &Path, agent: Option<&Agent>) -> Facts {
+/// Reads the pinned links of `directory`.
+pub(super) fn read(directory: &Path, agent: Option<&Agent>) -> HookFacts {
     let link = |hook| bpf::open_pin(&directory.join(link_name(hook))).and_then(bpf::cgroup_link);
     let links: BTreeMap<_, _> =
         HOOKS.into_iter().map(|hook| (hook, link(hook).map_err(|error| error.to_string()))).collect();
@@ -55,10 +56,10 @@ pub(super) fn read(directory: &Path, agent: Option<&Agent>) -> Facts {
         (path, id)
     });
     let stale = stale(directory, &links);
-    Facts { links, served, mount, wanted, stale }
+    HookFacts { links, served, mount, wanted, stale }
 }
 
-/// Where the kernel knows a hook.
+/// Returns the kernel's attach type of a hook; `None` for an unknown name.
 pub(super) fn attach_type(hook: &str) -> Option<bpf_attach_type> {
     Some(match hook {
         "sock_release" => bpf_attach_type::BPF_CGROUP_INET_SOCK_RELEASE,
@@ -76,12 +77,12 @@ pub(super) fn attach_type(hook: &str) -> Option<bpf_attach_type> {
     })
 }
 
-/// The directory of a cgroup, by its id.
+/// Finds the directory of a cgroup by its id, which is the inode.
 fn find(mount: &Path, id: u64) -> Option<PathBuf> {
     walk(mount).find(|path| fs::metadata(path).is_ok_and(|directory| directory.ino() == id))
 }
 
-/// A cgroup and those below it, each before those below it.
+/// Walks a cgroup and its descendants, parents first.
 pub(super) fn walk(top: &Path) -> impl Iterator<Item = PathBuf> {
     let mut ahead = vec![top.to_owned()];
     let next = move || {
@@ -92,10 +93,10 @@ pub(super) fn walk(top: &Path) -> impl Iterator<Item = PathBuf> {
         );
         Some(path)
     };
-    std::iter::from_fn(next).take(MOST_CGROUPS)
+    std::iter::from_fn(next).take(MAX_CGROUPS)
 }
 
-/// Maps that are pinned by the name of one that a program uses, and are another one.
+/// Lists the maps that a program uses although another map is pinned under their name.
 fn stale(directory: &Path, links: &BTreeMap<&'static str, Result<CgroupLink, String>>) -> Vec<(&'static str, String)> {
     let programs: BTreeMap<u32, &'static str> =
         links.iter().filter_map(|(hook, link)| Some((link.as_ref().ok()?.program, *hook))).collect();
@@ -114,28 +115,31 @@ fn stale(directory: &Path, links: &BTreeMap<&'static str, Result<CgroupLink, Str
     stale
 }
 
-/// What it means.
-pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
-    const AGAIN: &str = "start the agent again: it attaches what is missing";
+pub(super) fn evaluate(facts: &HookFacts) -> Vec<Finding> {
+    const RESTART: &str = "start the agent again: it attaches missing programs";
     let mut findings = Vec::new();
     let missing: Vec<_> = facts.links.iter().filter_map(|(hook, link)| Some((hook, link.as_ref().err()?))).collect();
     if let Some((_, error)) = missing.first() {
         let hooks: Vec<_> = missing.iter().map(|(hook, _)| **hook).collect();
-        let what = format!("no program of ours is at {} ({error}): sockets are not translated there", hooks.join(", "));
-        findings.push(Finding::error(CHECK, what, AGAIN));
+        let what =
+            format!("Beeline has no program at {} ({error}): sockets are not translated there", hooks.join(", "));
+        findings.push(Finding::error(CHECK, what, RESTART));
     }
     if let Some((hook, map)) = facts.stale.first() {
         let more = facts.stale.len() - 1;
-        let more = if more > 0 { format!(", and {more} more like it") } else { String::new() };
+        let more = if more > 0 { format!(", and {more} more") } else { String::new() };
         findings.push(Finding::error(
             CHECK,
-            format!("the program at {hook} reads another map {map} than the pinned one{more}: what the agent writes has no effect"),
+            format!(
+                "the program at {hook} reads another map {map} than the pinned one{more}: it does not see the agent's \
+                 writes"
+            ),
             "start the agent again: it loads its programs over the pinned maps",
         ));
     }
     match (&facts.served, &facts.wanted) {
         (None, _) if missing.len() == facts.links.len() => {}
-        (None, _) => findings.push(Finding::error(CHECK, "our programs are at several cgroups", AGAIN)),
+        (None, _) => findings.push(Finding::error(CHECK, "Beeline's programs are at several cgroups", RESTART)),
         (Some((ROOT_CGROUP, _)), None) if findings.is_empty() => {
             let what =
                 format!("{} programs at the root of the cgroup hierarchy: every process is served", facts.links.len());
@@ -143,20 +147,28 @@ pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
         }
         (Some((ROOT_CGROUP, _)), _) => {}
         (Some((0, _)), _) => {
-            findings.push(Finding::error(CHECK, "the cgroup of our programs has gone, and they with it", AGAIN));
+            findings.push(Finding::error(
+                CHECK,
+                "the cgroup of Beeline's programs was removed, and the programs with it",
+                RESTART,
+            ));
         }
         (Some((id, _)), Some((path, Some(wanted)))) if id == wanted => findings.push(Finding::note(
             CHECK,
-            format!("only processes in {} are served, as --cgroup says", path.display()),
+            format!("only processes in {} are served (--cgroup)", path.display()),
             "without --cgroup every process of the node is served",
         )),
         (Some((id, path)), _) => {
             let place = path.as_ref().map_or_else(|| format!("a cgroup (id {id})"), |path| path.display().to_string());
             findings.push(Finding::error(
                 CHECK,
-                format!("our programs are at {place}, which is not the root of the hierarchy: processes outside reach no Service"),
-                "start the agent again in the host's cgroup namespace, with the host's cgroup2 mount; in kind and minikube give \
-                 the node's container the host's one (--cgroupns=host), or name the cgroup of all pods with --cgroup",
+                format!(
+                    "Beeline's programs are at {place}, which is not the root of the hierarchy: processes outside of \
+                     it reach no Service"
+                ),
+                "start the agent again in the host's cgroup namespace, with the host's cgroup2 mount; in kind and \
+                 minikube give the node's container the host's cgroup namespace (--cgroupns=host), or set --cgroup to \
+                 the cgroup of all pods",
             ));
         }
     }
@@ -166,11 +178,11 @@ pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::finding::assert_told;
+    use crate::doctor::finding::assert_findings;
 
-    fn at(cgroup: u64) -> Facts {
+    fn at(cgroup: u64) -> HookFacts {
         let link = || Ok(CgroupLink { program: 5, cgroup });
-        Facts {
+        HookFacts {
             links: HOOKS.into_iter().map(|hook| (hook, link())).collect(),
             served: Some((cgroup, Some("/cg/a".into()))),
             mount: Some("/cg".into()),
@@ -179,33 +191,33 @@ mod tests {
         }
     }
 
-    fn check(facts: &Facts, expected: &[&str]) {
-        assert_told(&evaluate(facts), expected);
+    fn check(facts: &HookFacts, expected: &[&str]) {
+        assert_findings(&evaluate(facts), expected);
     }
 
     #[test]
-    fn programs_are_at_the_cgroup_that_is_meant() {
+    fn programs_are_at_the_configured_cgroup() {
         check(&at(1), &["ok: 11 programs at the root"]);
-        check(&at(9), &["error: our programs are at /cg/a, which is not the root"]);
+        check(&at(9), &["error: Beeline's programs are at /cg/a, which is not the root"]);
         let wanted = |id| Some(("/cg/a".into(), id));
-        check(&Facts { wanted: wanted(Some(9)), ..at(9) }, &["note: only processes in /cg/a are served"]);
-        check(&Facts { wanted: wanted(Some(8)), ..at(9) }, &["error: our programs are at /cg/a"]);
+        check(&HookFacts { wanted: wanted(Some(9)), ..at(9) }, &["note: only processes in /cg/a are served"]);
+        check(&HookFacts { wanted: wanted(Some(8)), ..at(9) }, &["error: Beeline's programs are at /cg/a"]);
         check(
-            &Facts { wanted: wanted(None), served: Some((0, None)), ..at(0) },
-            &["error: the cgroup of our programs has gone"],
+            &HookFacts { wanted: wanted(None), served: Some((0, None)), ..at(0) },
+            &["error: the cgroup of Beeline's programs was removed"],
         );
-        check(&Facts { served: None, ..at(9) }, &["error: our programs are at several cgroups"]);
+        check(&HookFacts { served: None, ..at(9) }, &["error: Beeline's programs are at several cgroups"]);
     }
 
     #[test]
-    fn programs_are_all_there_over_our_maps() {
+    fn every_hook_has_a_program_over_the_pinned_maps() {
         let mut facts = at(1);
         facts.links.insert("connect4", Err("gone".to_owned()));
-        check(&facts, &["error: no program of ours is at connect4 (gone)"]);
+        check(&facts, &["error: Beeline has no program at connect4 (gone)"]);
         let stale = vec![("connect4", "SLOTS".to_owned()), ("connect6", "SLOTS".to_owned())];
-        check(&Facts { stale, ..at(1) }, &["error: the program at connect4 reads another map SLOTS"]);
+        check(&HookFacts { stale, ..at(1) }, &["error: the program at connect4 reads another map SLOTS"]);
         let none = HOOKS.into_iter().map(|hook| (hook, Err("gone".to_owned()))).collect();
-        check(&Facts { links: none, served: None, ..at(1) }, &["error: no program of ours is at bind4, bind6"]);
+        check(&HookFacts { links: none, served: None, ..at(1) }, &["error: Beeline has no program at bind4, bind6"]);
     }
 
     #[test]

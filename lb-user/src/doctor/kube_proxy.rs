@@ -1,4 +1,4 @@
-//! What kube-proxy has left on the node, or what it does there.
+//! Leftovers of kube-proxy on the node, or a running kube-proxy.
 
 use std::path::Path;
 
@@ -11,50 +11,49 @@ use lb_kernel::netfilter::{Chain, Table};
 
 const CHECK: &str = "kube-proxy";
 
-/// What there is.
+/// Rules and processes of kube-proxy.
 #[derive(Clone, Debug)]
-pub(super) struct Facts {
+pub(super) struct KubeProxyFacts {
     leftovers: Result<Leftovers, String>,
-    /// Processes of it in this network namespace, to which alone its rules belong.
+    /// Its processes in this network namespace: rules belong to a network namespace.
     running: Vec<u32>,
 }
 
-/// Looks into netfilter and /proc.
-pub(super) fn read() -> Facts {
+/// Reads netfilter and /proc.
+pub(super) fn read() -> KubeProxyFacts {
     let own = process::network_namespace("self");
     let is_here = |pid: &u32| process::network_namespace(&pid.to_string()) == own;
-    Facts {
+    KubeProxyFacts {
         leftovers: kube_proxy::leftovers().map_err(|error| format!("{error:#}")),
         running: process::named(Path::new("/proc"), "kube-proxy").into_iter().filter(is_here).collect(),
     }
 }
 
-/// What it means.
-pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
+pub(super) fn evaluate(facts: &KubeProxyFacts) -> Vec<Finding> {
     let leftovers = match &facts.leftovers {
         Ok(leftovers) => leftovers,
         Err(error) => {
-            let what = format!("whether kube-proxy has left rules cannot be seen: {error}");
-            return vec![Finding::note(CHECK, what, "run it as root, in the host's network namespace")];
+            let what = format!("kube-proxy's rules cannot be read: {error}");
+            return vec![Finding::note(CHECK, what, "run `beeline doctor` as root, in the host's network namespace")];
         }
     };
     if let Some(pid) = facts.running.first() {
         return vec![Finding::note(
             CHECK,
             format!(
-                "kube-proxy runs (pid {pid}) beside Beeline, which is asked first: sockets, and packets where its programs \
-                 run, are served by Beeline, and its rules serve the rest"
+                "kube-proxy runs (pid {pid}) beside Beeline, which translates first: Beeline serves sockets, and \
+                 packets at devices with its programs; kube-proxy's rules serve the rest"
             ),
-            "none is needed; to be without it, `beeline handover --dry-run`, then end kube-proxy, then `beeline handover`",
+            "none is needed; to remove kube-proxy: `beeline handover --dry-run`, then stop kube-proxy, then `beeline \
+             handover`",
         )];
     }
     if leftovers.is_empty() {
         return vec![Finding::ok(CHECK, "nothing of kube-proxy is left in netfilter")];
     }
     let mut findings = Vec::new();
-    // Stale rules go on sending packets to backends that have gone.
     let costs =
-        "packets that no socket of this node sends still go to backends of that time, and each packet pays for them";
+        "stale rules translate packets that Beeline does not, to backends of that time, and cost time for each packet";
     for table in &leftovers.tables {
         let what = format!("kube-proxy does not run, and left the table {table} in nf_tables: {costs}");
         findings.push(Finding::warning(CHECK, what, "`beeline handover`"));
@@ -63,20 +62,22 @@ pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
         let tables: std::collections::BTreeSet<&Table> = chains.iter().map(|chain| &chain.table).collect();
         for table in tables {
             let names: Vec<_> = chains.iter().filter(|chain| chain.table == *table).collect();
-            let what =
-                format!("kube-proxy does not run, and left {} in the table {table} ({tool}): {costs}", several(&names));
+            let what = format!(
+                "kube-proxy does not run, and left {} in the table {table} ({tool}): {costs}",
+                list_chains(&names)
+            );
             let cure = if tool == "iptables-nft" {
                 "`beeline handover`"
             } else {
-                "run `kube-proxy --cleanup` once, from its image, privileged and on the host's network; or restart the node \
-                 without kube-proxy"
+                "run `kube-proxy --cleanup` once, from its image, privileged and in the host's network namespace; or \
+                 restart the node without kube-proxy"
             };
             findings.push(Finding::warning(CHECK, what, cure));
         }
     }
     if leftovers.has_ipvs_device {
         let what = format!(
-            "kube-proxy does not run, and left {IPVS_DEVICE}: packets to its addresses end on this node, in ipvs"
+            "kube-proxy does not run, and left {IPVS_DEVICE}: ipvs on this node receives packets to its addresses"
         );
         let cure = format!("`ip link delete {IPVS_DEVICE}` and `ipvsadm --clear`, or run `kube-proxy --cleanup` once");
         findings.push(Finding::warning(CHECK, what, cure));
@@ -84,7 +85,7 @@ pub(super) fn evaluate(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-fn several(chains: &[&Chain]) -> String {
+fn list_chains(chains: &[&Chain]) -> String {
     let names: Vec<_> = chains.iter().take(3).map(|chain| chain.name.as_str()).collect();
     let more = if chains.len() > 3 { format!(" and {} more", chains.len() - 3) } else { String::new() };
     format!("{}: {}{more}", lb_core::text::number(chains.len(), "chain"), names.join(", "))
@@ -93,16 +94,16 @@ fn several(chains: &[&Chain]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::finding::assert_told;
+    use crate::doctor::finding::assert_findings;
     use lb_common::Family;
 
-    fn check(facts: &Facts, expected: &[&str]) {
-        assert_told(&evaluate(facts), expected);
+    fn check(facts: &KubeProxyFacts, expected: &[&str]) {
+        assert_findings(&evaluate(facts), expected);
     }
 
     #[test]
-    fn leftovers_are_told_by_table() {
-        let facts = |leftovers| Facts { leftovers: Ok(leftovers), running: Vec::new() };
+    fn leftovers_are_reported_by_table() {
+        let facts = |leftovers| KubeProxyFacts { leftovers: Ok(leftovers), running: Vec::new() };
         check(&facts(Leftovers::default()), &["ok: nothing of kube-proxy"]);
         let table = |name: &str| Table { family: Family::V4, name: name.to_owned() };
         let chain = |table_name: &str, name: &str| Chain { table: table(table_name), name: name.to_owned() };
@@ -121,13 +122,14 @@ mod tests {
             &[
                 "warning: kube-proxy does not run, and left the table ip kube-proxy in nf_tables",
                 "warning: kube-proxy does not run, and left 1 chain: E in the table ip filter (iptables-nft)",
-                "warning: kube-proxy does not run, and left 4 chains: A, B, C and 1 more in the table ip nat (iptables-nft)",
+                "warning: kube-proxy does not run, and left 4 chains: A, B, C and 1 more in the table ip nat \
+                 (iptables-nft)",
                 "warning: kube-proxy does not run, and left 1 chain: F in the table ip nat (iptables-legacy)",
                 "warning: kube-proxy does not run, and left kube-ipvs0",
             ],
         );
-        check(&Facts { running: vec![7], ..facts(leftovers) }, &["note: kube-proxy runs (pid 7)"]);
-        let unseen = Facts { leftovers: Err("x".to_owned()), running: Vec::new() };
-        check(&unseen, &["note: whether kube-proxy has left rules cannot be seen: x"]);
+        check(&KubeProxyFacts { running: vec![7], ..facts(leftovers) }, &["note: kube-proxy runs (pid 7)"]);
+        let unreadable = KubeProxyFacts { leftovers: Err("x".to_owned()), running: Vec::new() };
+        check(&unreadable, &["note: kube-proxy's rules cannot be read: x"]);
     }
 }

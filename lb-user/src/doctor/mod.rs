@@ -1,5 +1,5 @@
-//! What stands in the way of Services on this node, and its cure. Each check reads facts and judges them apart, so that what is
-//! said of which facts is shown by tables; nothing is changed, and no agent is needed.
+//! Checks of a node. Each file is a check: `read` gathers facts, and `evaluate` turns them into findings, purely, so
+//! that tables can test it. No check changes anything, and none needs an agent.
 
 mod clock;
 mod devices;
@@ -21,62 +21,61 @@ use std::{collections::BTreeSet, path::PathBuf, thread, time::Duration};
 use anyhow::Result;
 
 pub use finding::{Finding, Severity, worst};
-pub use source::Source;
+pub use source::SourceAnswer;
 
 use lb_core::{event::Event, model::Settings, op::Table, store::Store as _};
-use lb_dataplane::{devices::choice::Choice, store::BpfStore, upgrade::pins::Pins};
+use lb_dataplane::{devices::options::UplinkChoice, pins::Pins, store::BpfStore};
 
-/// How often, and how far apart, maps are compared that a running agent may be about to mend.
-const LOOKS: usize = 4;
-const BETWEEN: Duration = Duration::from_millis(500);
+/// Comparisons of maps that differ beside a running agent, and the time between two: the agent may be writing.
+const COMPARISONS: usize = 4;
+const BETWEEN_COMPARISONS: Duration = Duration::from_millis(500);
 
-/// What is looked at.
+/// Node to examine.
 pub struct Subject {
     /// The pins.
     pub pins: Pins,
-    /// The agent that holds them, if one runs.
+    /// Running agent that holds the pins.
     pub agent: Option<Agent>,
-    /// The objects that the maps are compared with; or why there are none.
+    /// Objects to compare the maps with; or why there are none.
     pub objects: Result<Objects>,
 }
 
-/// A running agent, by its command line.
+/// Running agent, with the flags that the checks need.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Agent {
-    /// Its process.
+    /// Process id.
     pub pid: u32,
-    /// The cgroup that it was told to serve.
+    /// Value of `--cgroup`.
     pub cgroup: Option<PathBuf>,
-    /// The maps whose sizes were fixed.
-    pub fixed: BTreeSet<Table>,
-    /// Which network devices it was told to serve.
-    pub devices: Choice,
+    /// Maps with a size fixed by `--map-size`.
+    pub fixed_sizes: BTreeSet<Table>,
+    /// Value of `--devices`.
+    pub devices: UplinkChoice,
 }
 
-/// Where the objects are, and as whom to see them.
+/// Source of the objects, and the settings that interpret them.
 pub struct Objects {
-    /// Said in words.
+    /// Description of the source, for findings.
     pub text: String,
-    /// As it answers.
-    pub source: Source,
-    /// What flags say about the meaning of Services.
+    /// RuleEndpoints of the source.
+    pub source: SourceAnswer,
+    /// Settings from the flags.
     pub settings: Settings,
     /// Name of this node.
     pub node_name: String,
-    /// Reads the kinds that Services need.
+    /// Reads the objects that Services need.
     pub load: Box<dyn Fn() -> Result<Vec<Event>>>,
 }
 
-/// Everything that was found, in the order of the checks.
-#[must_use]
+/// Runs all checks, and returns their findings in the order of the checks.
 pub fn examine(subject: &Subject) -> Vec<Finding> {
     if !rustix::process::geteuid().is_root() {
-        return vec![Finding::error("doctor", "not root: nothing can be looked at", "run as root")];
+        return vec![Finding::error("doctor", "not root: no check can run", "run as root")];
     }
     let Subject { pins, agent, objects } = subject;
     let current = pins.current();
     let dump = current.exists().then(|| BpfStore::open(&current).and_then(|store| store.dump()));
-    let is_cluster = objects.as_ref().is_ok_and(|objects| matches!(objects.source, Source::Servers(_)));
+    let is_cluster = objects.as_ref().is_ok_and(|objects| matches!(objects.source, SourceAnswer::Servers(_)));
 
     let mut findings = kernel::evaluate(&kernel::read());
     findings.extend(sysctls::evaluate(&sysctls::read(), is_cluster));
@@ -96,12 +95,12 @@ pub fn examine(subject: &Subject) -> Vec<Finding> {
         Err(error) => findings.push(source::missing(error)),
     }
     match (&dump, objects) {
-        (Some(Ok(_)), Ok(objects)) if objects.source.answers() => findings.extend(compared(subject, objects)),
+        (Some(Ok(_)), Ok(objects)) if objects.source.answers() => findings.extend(compare(subject, objects)),
         (Some(Err(error)), _) => findings.push(maps::unreadable(error)),
         _ => {}
     }
     if current.exists() {
-        let fixed = agent.as_ref().map(|agent| agent.fixed.clone()).unwrap_or_default();
+        let fixed = agent.as_ref().map(|agent| agent.fixed_sizes.clone()).unwrap_or_default();
         findings.extend(room::evaluate(&room::read(&current), &fixed));
     }
     findings.extend(kube_proxy::evaluate(&kube_proxy::read()));
@@ -110,24 +109,24 @@ pub fn examine(subject: &Subject) -> Vec<Finding> {
     findings
 }
 
-/// The maps beside the objects. What differs beside an agent is looked at again, since the agent needs a moment too.
-fn compared(subject: &Subject, objects: &Objects) -> Vec<Finding> {
+/// Compares the maps with the objects; again if they differ beside an agent, which may be writing.
+fn compare(subject: &Subject, objects: &Objects) -> Vec<Finding> {
     let agent = subject.agent.as_ref().map(|agent| agent.pid);
-    let look = || -> Result<maps::Difference> {
-        // First the objects: what the agent does meanwhile, it does with these or newer ones.
+    let compare_once = || -> Result<maps::MapDifference> {
+        // Objects first: what the agent writes meanwhile is from these objects or newer ones.
         let events = (objects.load)()?;
         let store = BpfStore::open(&subject.pins.current())?;
         let pinned = (store.dump()?, store.limits());
         let addresses = maps::addresses(&pinned.0, agent);
         maps::compare(&pinned, events, &objects.node_name, objects.settings.clone(), addresses)
     };
-    let mut difference = look();
-    for _ in 1..LOOKS {
-        if agent.is_none() || difference.as_ref().map_or(true, maps::Difference::is_none) {
+    let mut difference = compare_once();
+    for _ in 1..COMPARISONS {
+        if agent.is_none() || difference.as_ref().map_or(true, maps::MapDifference::is_none) {
             break;
         }
-        thread::sleep(BETWEEN);
-        difference = look();
+        thread::sleep(BETWEEN_COMPARISONS);
+        difference = compare_once();
     }
     difference.map_or_else(|error| vec![maps::unreadable(&error)], |difference| maps::evaluate(&difference, agent))
 }

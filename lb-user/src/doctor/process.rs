@@ -1,4 +1,4 @@
-//! Which processes hold programs or have a name, and where they are, as /proc tells it.
+//! Processes in /proc: holders of BPF programs, processes by name, and their network namespaces.
 
 use std::{
     collections::BTreeMap,
@@ -7,31 +7,32 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lb_kernel::sock_diag::Owner;
+use lb_kernel::sock_diag::Process;
 
-/// The first process that holds each of these programs, or a link of it, by a descriptor. What is held by a pin alone has none.
-pub(super) fn holders(proc: &Path, programs: &[u32]) -> BTreeMap<u32, Owner> {
+/// Finds, for each program, the first process with a descriptor of the program or of a link to it. Programs held by a
+/// pin alone have none.
+pub(super) fn holders(proc: &Path, programs: &[u32]) -> BTreeMap<u32, Process> {
     let mut holders = BTreeMap::new();
     for (pid, process) in processes(proc) {
         for descriptor in entries(&process.join("fd")) {
             let link = fs::read_link(&descriptor).unwrap_or_default();
             let is_held = ["anon_inode:bpf-prog", "anon_inode:bpf_link"].map(Path::new).contains(&link.as_path());
             let info = descriptor.file_name().map(|number| process.join("fdinfo").join(number)).filter(|_| is_held);
-            let Some(program) = info.and_then(|info| program(&fs::read_to_string(info).ok()?)) else { continue };
+            let Some(program) = info.and_then(|info| program_id(&fs::read_to_string(info).ok()?)) else { continue };
             if programs.contains(&program) {
-                holders.entry(program).or_insert_with(|| Owner { pid, comm: comm(&process) });
+                holders.entry(program).or_insert_with(|| Process { pid, comm: comm(&process) });
             }
         }
     }
     holders
 }
 
-/// The processes of a name, in order.
+/// Lists the processes with this name, by pid.
 pub(crate) fn named(proc: &Path, name: &str) -> Vec<u32> {
     processes(proc).into_iter().filter(|(_, process)| comm(process) == name).map(|(pid, _)| pid).collect()
 }
 
-/// The network namespace of a process, by its inode; none for one that has ended.
+/// Returns the inode of a process's network namespace. `process` is a pid or `self`; `None` if it has ended.
 pub(crate) fn network_namespace(process: &str) -> Option<u64> {
     Some(fs::metadata(format!("/proc/{process}/ns/net")).ok()?.ino())
 }
@@ -44,12 +45,12 @@ fn comm(process: &Path) -> String {
     fs::read_to_string(process.join("comm")).unwrap_or_default().trim_end().to_owned()
 }
 
-/// The program that a file below fdinfo tells of.
-fn program(info: &str) -> Option<u32> {
+/// Returns the program id in the text of /proc/PID/fdinfo/FD.
+fn program_id(info: &str) -> Option<u32> {
     info.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok())
 }
 
-/// What is in a directory; nothing when it has gone.
+/// Lists a directory; empty if it does not exist.
 fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
 }
@@ -77,7 +78,7 @@ mod tests {
             fs::write(process.join("fdinfo/5"), info).expect("a file");
             symlink(kind, process.join("fd/5")).expect("a link");
         }
-        let owner = |pid, comm: &str| Owner { pid, comm: comm.to_owned() };
+        let owner = |pid, comm: &str| Process { pid, comm: comm.to_owned() };
         let wanted = BTreeMap::from([(77, owner(20, "b")), (78, owner(3, "a"))]);
         assert_eq!(holders(proc.path(), &[77, 78, 79]), wanted);
         assert!(holders(proc.path(), &[79]).is_empty());

@@ -1,4 +1,4 @@
-//! Settings of the kernel that Services depend on, or that should not be as they are.
+//! Sysctls that Services depend on, or that cost security or time.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -6,18 +6,19 @@ use super::Finding;
 
 const CHECK: &str = "sysctls";
 
-/// The settings of this network namespace and of the kernel; none where one does not exist.
+/// Sysctls of this network namespace and of the kernel. `None` if the kernel does not have it.
 #[derive(Clone, Default, Debug)]
-pub(super) struct Facts {
+pub(super) struct SysctlFacts {
     /// net.ipv4.ip_forward
     forwards_v4: Option<u32>,
     /// net.ipv6.conf.all.forwarding
     forwards_v6: Option<u32>,
-    /// Whether there is a default route of IPv6.
+    /// True if there is an IPv6 default route.
     has_v6: bool,
-    /// Interfaces with a default route of IPv4, and their rp_filter, which is the higher of theirs and of `all`.
+    /// Interfaces with an IPv4 default route, and the rp_filter in effect: the maximum of the interface's and `all`'s
+    /// (Documentation/networking/ip-sysctl.rst).
     uplinks: Vec<(String, u32)>,
-    /// Interfaces, or `all`, with route_localnet.
+    /// Interfaces, or `all`, with route_localnet = 1.
     localnet: Vec<String>,
     /// kernel.unprivileged_bpf_disabled
     unprivileged_bpf_disabled: Option<u32>,
@@ -29,8 +30,8 @@ pub(super) struct Facts {
     stats: Option<u32>,
 }
 
-/// Reads them.
-pub(super) fn read() -> Facts {
+/// Reads the sysctls and the default routes.
+pub(super) fn read() -> SysctlFacts {
     let all = number("net/ipv4/conf/all/rp_filter").unwrap_or(0);
     let routes = fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default();
     let filter = |name: String| {
@@ -40,12 +41,12 @@ pub(super) fn read() -> Facts {
     let interfaces = fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten().flatten();
     let names: BTreeSet<_> = interfaces.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     let is_localnet = |name: &String| number(&format!("net/ipv4/conf/{name}/route_localnet")) == Some(1);
-    Facts {
+    SysctlFacts {
         forwards_v4: number("net/ipv4/ip_forward"),
         forwards_v6: number("net/ipv6/conf/all/forwarding"),
         has_v6: has_default_v6(&fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap_or_default()),
         uplinks: default_interfaces(&routes).into_iter().map(filter).collect(),
-        // `default` is for interfaces to come.
+        // `default` counts too: it applies to new interfaces.
         localnet: names.into_iter().filter(is_localnet).collect(),
         unprivileged_bpf_disabled: number("kernel/unprivileged_bpf_disabled"),
         jit: number("net/core/bpf_jit_enable"),
@@ -58,7 +59,7 @@ fn number(name: &str) -> Option<u32> {
     fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?.trim().parse().ok()
 }
 
-/// The interfaces of default routes, as /proc/net/route tells them.
+/// Lists the interfaces of default routes in the text of /proc/net/route.
 fn default_interfaces(routes: &str) -> BTreeSet<String> {
     let default = |line: &str| {
         let words: Vec<_> = line.split_whitespace().collect();
@@ -70,7 +71,7 @@ fn default_interfaces(routes: &str) -> BTreeSet<String> {
     routes.lines().filter_map(default).collect()
 }
 
-/// Whether /proc/net/ipv6_route has a default route that leads somewhere.
+/// True if the text of /proc/net/ipv6_route has a default route other than the unreachable one by `lo`.
 fn has_default_v6(routes: &str) -> bool {
     routes.lines().any(|line| {
         let words: Vec<_> = line.split_whitespace().collect();
@@ -78,14 +79,14 @@ fn has_default_v6(routes: &str) -> bool {
     })
 }
 
-/// What they mean on a node of a cluster, or on a host of its own.
-pub(super) fn evaluate(facts: &Facts, is_cluster: bool) -> Vec<Finding> {
-    let forwarding = |what: &str, name: &str| {
+/// Reports settings. `is_cluster`: the node belongs to a cluster, and must forward packets.
+pub(super) fn evaluate(facts: &SysctlFacts, is_cluster: bool) -> Vec<Finding> {
+    let forwarding = |family: &str, name: &str| {
         let what = format!(
-            "{name} is 0: the node does not pass on packets of {what}, neither of pods nor, on the packet path, to backends \
-             of other nodes"
+            "{name} is 0: the node does not forward {family} packets, neither of pods nor, on the packet path, to \
+             backends on other nodes"
         );
-        let cure = format!("`sysctl -w {name}=1`, and a line {name} = 1 in /etc/sysctl.d");
+        let cure = format!("`sysctl -w {name}=1`, and the line {name} = 1 in a file of /etc/sysctl.d");
         if is_cluster { Finding::warning(CHECK, what, cure) } else { Finding::note(CHECK, what, cure) }
     };
     let mut findings = Vec::new();
@@ -95,27 +96,30 @@ pub(super) fn evaluate(facts: &Facts, is_cluster: bool) -> Vec<Finding> {
     if facts.forwards_v6 == Some(0) && facts.has_v6 {
         findings.push(forwarding("IPv6", "net.ipv6.conf.all.forwarding"));
     }
-    // With one uplink every reply comes in where it is expected.
+    // With a single uplink all replies arrive by it, and a strict filter passes them.
     let strict: Vec<_> =
         facts.uplinks.iter().filter(|(_, filter)| *filter == 1).map(|(name, _)| name.as_str()).collect();
     if facts.uplinks.len() > 1 && !strict.is_empty() {
         findings.push(Finding::warning(
             CHECK,
             format!(
-                "rp_filter is strict on {}, and there are {} uplinks: what comes in by another one than the route back is \
-                 dropped, replies of backends among it",
+                "rp_filter is strict on {}, and there are {} uplinks: packets that arrive by another uplink than the \
+                 route back are dropped, replies of backends included",
                 strict.join(", "),
                 facts.uplinks.len()
             ),
-            format!("`sysctl -w net.ipv4.conf.{}.rp_filter=2`, and the same of `all` where that is 1", strict.join(".rp_filter=2 net.ipv4.conf.")),
+            format!(
+                "`sysctl -w net.ipv4.conf.{}.rp_filter=2`, and the same for `all` if that is 1",
+                strict.join(".rp_filter=2 net.ipv4.conf.")
+            ),
         ));
     }
     if !facts.localnet.is_empty() {
         findings.push(Finding::warning(
             CHECK,
             format!(
-                "route_localnet is 1 for {}: neighbours on the network may reach what listens on 127.0.0.1 here \
-                 (CVE-2020-8558). kube-proxy sets it; Beeline never needs it",
+                "route_localnet is 1 for {}: neighbours on the network may reach services that listen on 127.0.0.1 \
+                 (CVE-2020-8558). kube-proxy sets it; Beeline does not need it",
                 facts.localnet.join(", ")
             ),
             format!(
@@ -127,33 +131,34 @@ pub(super) fn evaluate(facts: &Facts, is_cluster: bool) -> Vec<Finding> {
     if facts.jit == Some(0) {
         findings.push(Finding::warning(
             CHECK,
-            "net.core.bpf_jit_enable is 0: programs are interpreted, and each connect takes several times as long",
+            "net.core.bpf_jit_enable is 0: BPF programs are interpreted, and a connect takes several times as long",
             "`sysctl -w net.core.bpf_jit_enable=1`",
         ));
     }
     if facts.harden == Some(2) {
         findings.push(Finding::note(
             CHECK,
-            "net.core.bpf_jit_harden is 2: programs of root are hardened too, which makes each run a little longer",
-            "1 hardens those of other users only",
+            "net.core.bpf_jit_harden is 2: programs of root are hardened too, which makes them slower",
+            "`sysctl -w net.core.bpf_jit_harden=1` hardens programs of other users only",
         ));
     }
     if facts.stats == Some(1) {
         findings.push(Finding::note(
             CHECK,
-            "kernel.bpf_stats_enabled is 1: every run of every program is timed, which takes longer than many a run",
-            "`sysctl -w kernel.bpf_stats_enabled=0` once the figures are not needed any more",
+            "kernel.bpf_stats_enabled is 1: the kernel times each run of each program, which may take longer than the \
+             run",
+            "`sysctl -w kernel.bpf_stats_enabled=0` when the figures are no longer needed",
         ));
     }
     if facts.unprivileged_bpf_disabled == Some(0) {
         findings.push(Finding::note(
             CHECK,
-            "kernel.unprivileged_bpf_disabled is 0: every user may load programs, and so try the verifier",
-            "`sysctl -w kernel.unprivileged_bpf_disabled=2`; Beeline runs as root and does not need it",
+            "kernel.unprivileged_bpf_disabled is 0: every user may load BPF programs, and attack the verifier",
+            "`sysctl -w kernel.unprivileged_bpf_disabled=2`; Beeline runs as root and is not affected",
         ));
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(CHECK, "nothing is set in the way of Services"));
+        findings.push(Finding::ok(CHECK, "no sysctl impairs Services"));
     }
     findings
 }
@@ -161,36 +166,46 @@ pub(super) fn evaluate(facts: &Facts, is_cluster: bool) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::finding::assert_told;
+    use crate::doctor::finding::assert_findings;
 
-    fn good() -> Facts {
-        Facts { forwards_v4: Some(1), forwards_v6: Some(0), jit: Some(1), harden: Some(1), ..Facts::default() }
+    fn good() -> SysctlFacts {
+        SysctlFacts {
+            forwards_v4: Some(1),
+            forwards_v6: Some(0),
+            jit: Some(1),
+            harden: Some(1),
+            ..SysctlFacts::default()
+        }
     }
 
-    fn check(facts: &Facts, is_cluster: bool, expected: &[&str]) {
-        assert_told(&evaluate(facts, is_cluster), expected);
+    fn check(facts: &SysctlFacts, is_cluster: bool, expected: &[&str]) {
+        assert_findings(&evaluate(facts, is_cluster), expected);
     }
 
     #[test]
-    fn what_is_set_is_judged() {
+    fn each_setting_is_reported() {
         check(&good(), true, &["ok"]);
-        let off = Facts { forwards_v4: Some(0), ..good() };
+        let off = SysctlFacts { forwards_v4: Some(0), ..good() };
         check(&off, true, &["warning: net.ipv4.ip_forward is 0"]);
         check(&off, false, &["note: net.ipv4.ip_forward is 0"]);
-        check(&Facts { has_v6: true, ..good() }, true, &["warning: net.ipv6.conf.all.forwarding is 0"]);
-        check(&Facts { localnet: vec!["all".to_owned()], ..good() }, true, &["warning: route_localnet is 1 for all"]);
-        check(&Facts { jit: Some(0), ..good() }, true, &["warning: net.core.bpf_jit_enable"]);
-        check(&Facts { harden: Some(2), ..good() }, true, &["note: net.core.bpf_jit_harden"]);
-        check(&Facts { stats: Some(1), ..good() }, true, &["note: kernel.bpf_stats_enabled"]);
-        check(&Facts { unprivileged_bpf_disabled: Some(0), ..good() }, true, &["note: kernel.unprivileged_bpf"]);
+        check(&SysctlFacts { has_v6: true, ..good() }, true, &["warning: net.ipv6.conf.all.forwarding is 0"]);
+        check(
+            &SysctlFacts { localnet: vec!["all".to_owned()], ..good() },
+            true,
+            &["warning: route_localnet is 1 for all"],
+        );
+        check(&SysctlFacts { jit: Some(0), ..good() }, true, &["warning: net.core.bpf_jit_enable"]);
+        check(&SysctlFacts { harden: Some(2), ..good() }, true, &["note: net.core.bpf_jit_harden"]);
+        check(&SysctlFacts { stats: Some(1), ..good() }, true, &["note: kernel.bpf_stats_enabled"]);
+        check(&SysctlFacts { unprivileged_bpf_disabled: Some(0), ..good() }, true, &["note: kernel.unprivileged_bpf"]);
     }
 
     #[test]
-    fn strict_filters_matter_with_more_uplinks_than_one() {
+    fn strict_filters_matter_with_several_uplinks() {
         let uplinks = |list: &[(&str, u32)]| list.iter().map(|(name, filter)| ((*name).to_owned(), *filter)).collect();
-        check(&Facts { uplinks: uplinks(&[("a", 1)]), ..good() }, true, &["ok"]);
-        check(&Facts { uplinks: uplinks(&[("a", 2), ("b", 0)]), ..good() }, true, &["ok"]);
-        let facts = Facts { uplinks: uplinks(&[("a", 1), ("b", 1)]), ..good() };
+        check(&SysctlFacts { uplinks: uplinks(&[("a", 1)]), ..good() }, true, &["ok"]);
+        check(&SysctlFacts { uplinks: uplinks(&[("a", 2), ("b", 0)]), ..good() }, true, &["ok"]);
+        let facts = SysctlFacts { uplinks: uplinks(&[("a", 1), ("b", 1)]), ..good() };
         check(&facts, true, &["warning: rp_filter is strict on a, b"]);
         let cure = evaluate(&facts, true).pop().and_then(|finding| finding.cure).expect("a cure");
         assert!(cure.contains("net.ipv4.conf.a.rp_filter=2 net.ipv4.conf.b.rp_filter=2"), "{cure}");

@@ -1,4 +1,4 @@
-//! What kube-proxy's rules answer beside what the maps do, frontend by frontend, before the rules go. Pure.
+//! kube-proxy's rules compared with the maps, frontend by frontend. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,104 +11,107 @@ use serde::Serialize;
 use crate::inspect::address;
 use lb_common::AddrPort;
 use lb_core::store::Dump;
-use lb_dataplane::kube_proxy::answers::{Answer, Answers};
+use lb_dataplane::kube_proxy::frontends::{RuleEndpoints, RuleFrontends};
 
 #[cfg(test)]
 mod tests;
 
-/// A frontend that is not answered alike.
+/// A frontend with different endpoints in kube-proxy's rules and in the maps.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Difference {
-    /// Address and port, as people write them; the unspecified address for a NodePort.
+pub struct FrontendDifference {
+    /// Address and port; the unspecified address for a NodePort.
     pub frontend: String,
     /// TCP, UDP or SCTP.
     pub protocol: &'static str,
-    /// The service port, as Beeline names it, or else kube-proxy; empty where neither does.
+    /// Name of the service port in Beeline, or else in kube-proxy; empty if neither has one.
     pub service: String,
-    /// How.
-    pub what: What,
-    /// Whether clients lose something when kube-proxy's rules go.
+    /// Kind of the difference.
+    #[serde(rename = "what")]
+    pub kind: DifferenceKind,
+    /// True if clients lose endpoints when kube-proxy's rules are removed.
     pub loses: bool,
-    /// Whether Beeline has no endpoint for them.
+    /// True if Beeline has no endpoint for the clients.
     pub refuses: bool,
-    /// Endpoints that kube-proxy's rules lead to, and Beeline does not.
+    /// Endpoints in kube-proxy's rules only.
     pub only_kube_proxy: Vec<String>,
-    /// The other way round.
+    /// Endpoints in Beeline's maps only.
     pub only_beeline: Vec<String>,
 }
 
-/// How a frontend is answered.
+/// Kind of a difference.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub enum What {
-    /// Beeline does not know it.
+pub enum DifferenceKind {
+    /// The maps have no such frontend.
     OnlyKubeProxy,
-    /// kube-proxy's rules do not know it.
+    /// kube-proxy's rules have no such frontend.
     OnlyBeeline,
-    /// Who is on this node gets other endpoints.
+    /// Clients on this node get different endpoints.
     EndpointsHere,
-    /// Who is outside gets other endpoints.
+    /// Clients outside get different endpoints.
     EndpointsOutside,
 }
 
-/// The whole comparison.
+/// Result of a comparison.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Comparison {
-    /// How many frontends both know.
+    /// Number of frontends that both have.
     pub compared: usize,
-    /// Those that differ, in order.
-    pub differences: Vec<Difference>,
+    /// Frontends that differ, by frontend.
+    pub differences: Vec<FrontendDifference>,
 }
 
 impl Comparison {
-    /// Whether nobody loses anything when kube-proxy's rules go.
+    /// True if no client loses endpoints when kube-proxy's rules are removed.
     #[must_use]
     pub fn is_safe(&self) -> bool {
         !self.differences.iter().any(|difference| difference.loses)
     }
 }
 
-impl fmt::Display for Difference {
+impl fmt::Display for FrontendDifference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let service = if self.service.is_empty() { "an unnamed Service" } else { &self.service };
         write!(f, "{service} at {}/{}: ", self.frontend, self.protocol)?;
         let list = |endpoints: &[String]| endpoints.join(", ");
-        let caller = match self.what {
-            What::OnlyKubeProxy => {
+        let clients = match self.kind {
+            DifferenceKind::OnlyKubeProxy => {
                 return match self.only_kube_proxy.as_slice() {
-                    [] => f.write_str("only kube-proxy knows it, and refuses who dials it"),
-                    endpoints => write!(f, "only kube-proxy answers, with {}", list(endpoints)),
+                    [] => f.write_str("only kube-proxy has it, and refuses clients"),
+                    endpoints => write!(f, "only kube-proxy has it, with {}", list(endpoints)),
                 };
             }
-            What::OnlyBeeline => {
+            DifferenceKind::OnlyBeeline => {
                 return match self.only_beeline.as_slice() {
-                    [] => f.write_str("only Beeline knows it, and refuses who dials it"),
-                    endpoints => write!(f, "only Beeline answers, with {}", list(endpoints)),
+                    [] => f.write_str("only Beeline has it, and refuses clients"),
+                    endpoints => write!(f, "only Beeline has it, with {}", list(endpoints)),
                 };
             }
-            What::EndpointsHere => "who is on this node",
-            What::EndpointsOutside => "who is outside",
+            DifferenceKind::EndpointsHere => "clients on this node",
+            DifferenceKind::EndpointsOutside => "clients outside",
         };
         match (self.only_kube_proxy.as_slice(), self.only_beeline.as_slice()) {
-            ([], own) if !self.loses => write!(f, "kube-proxy refuses {caller}, whom Beeline leads to {}", list(own)),
-            ([], own) => write!(f, "Beeline leads {caller} to {} too", list(own)),
-            (theirs, []) if self.refuses => {
-                write!(f, "Beeline refuses {caller}, whom kube-proxy leads to {}", list(theirs))
+            ([], own) if !self.loses => {
+                write!(f, "kube-proxy refuses {clients}, and Beeline sends them to {}", list(own))
             }
-            (theirs, []) => write!(f, "kube-proxy alone leads {caller} to {}", list(theirs)),
+            ([], own) => write!(f, "Beeline also sends {clients} to {}", list(own)),
+            (theirs, []) if self.refuses => {
+                write!(f, "Beeline refuses {clients}, and kube-proxy sends them to {}", list(theirs))
+            }
+            (theirs, []) => write!(f, "only kube-proxy sends {clients} to {}", list(theirs)),
             (theirs, own) => {
-                write!(f, "kube-proxy alone leads {caller} to {}, and Beeline alone to {}", list(theirs), list(own))
+                write!(f, "only kube-proxy sends {clients} to {}, and only Beeline to {}", list(theirs), list(own))
             }
         }
     }
 }
 
-/// Compares.
+/// Compares kube-proxy's rules with the maps.
 #[must_use]
-pub fn compare(theirs: &Answers, dump: &Dump) -> Comparison {
-    let own = own(dump);
+pub fn compare(theirs: &RuleFrontends, dump: &Dump) -> Comparison {
+    let own = answers(dump);
     let mut differences = Vec::new();
     let mut compared = 0;
     let frontends: BTreeSet<&FrontendKey> = theirs.keys().chain(own.keys()).collect();
@@ -116,15 +119,15 @@ pub fn compare(theirs: &Answers, dump: &Dump) -> Comparison {
         let none = (BTreeSet::new(), BTreeSet::new());
         let mut names = [own.get(frontend), theirs.get(frontend)].into_iter().flatten().map(|answer| &answer.name);
         let service = names.find(|name| !name.is_empty()).cloned().unwrap_or_default();
-        let mut add = |what, loses: bool, (theirs, own): (&BTreeSet<AddrPort>, &BTreeSet<AddrPort>)| {
-            let text = |targets: std::collections::btree_set::Difference<'_, AddrPort>| {
-                targets.map(AddrPort::to_string).collect()
+        let mut add = |kind, loses: bool, (theirs, own): (&BTreeSet<AddrPort>, &BTreeSet<AddrPort>)| {
+            let text = |endpoints: std::collections::btree_set::Difference<'_, AddrPort>| {
+                endpoints.map(AddrPort::to_string).collect()
             };
-            differences.push(Difference {
+            differences.push(FrontendDifference {
                 frontend: address(frontend),
                 protocol: lb_common::Proto::from_number(frontend.proto.into()).map_or("?", lb_common::Proto::name),
                 service: service.clone(),
-                what,
+                kind,
                 loses,
                 refuses: own.is_empty(),
                 only_kube_proxy: text(theirs.difference(own)),
@@ -132,23 +135,32 @@ pub fn compare(theirs: &Answers, dump: &Dump) -> Comparison {
             });
         };
         match (theirs.get(frontend), own.get(frontend)) {
-            // One that is refused by both ways is not missed.
-            (Some(Answer { here, outside, .. }), None) => {
+            // Without endpoints in kube-proxy's rules, clients lose nothing.
+            (Some(RuleEndpoints { from_node: here, from_outside: outside, .. }), None) => {
                 let all: BTreeSet<AddrPort> = here.union(outside).copied().collect();
-                add(What::OnlyKubeProxy, !all.is_empty(), (&all, &none.1));
+                add(DifferenceKind::OnlyKubeProxy, !all.is_empty(), (&all, &none.1));
             }
-            (None, Some(Answer { here, outside, .. })) => {
+            (None, Some(RuleEndpoints { from_node: here, from_outside: outside, .. })) => {
                 let all: BTreeSet<AddrPort> = here.union(outside).copied().collect();
-                add(What::OnlyBeeline, false, (&none.0, &all));
+                add(DifferenceKind::OnlyBeeline, false, (&none.0, &all));
             }
             (Some(theirs), Some(own)) => {
                 compared += 1;
-                // Where kube-proxy refuses, an answer is more than there was: of hand-written Endpoints, which it does not read.
-                if theirs.here != own.here {
-                    add(What::EndpointsHere, !theirs.here.is_empty(), (&theirs.here, &own.here));
+                // If kube-proxy refuses, clients lose nothing: Beeline also serves Endpoints written by hand, which
+                // kube-proxy does not read.
+                if theirs.from_node != own.from_node {
+                    add(
+                        DifferenceKind::EndpointsHere,
+                        !theirs.from_node.is_empty(),
+                        (&theirs.from_node, &own.from_node),
+                    );
                 }
-                if theirs.outside != own.outside {
-                    add(What::EndpointsOutside, !theirs.outside.is_empty(), (&theirs.outside, &own.outside));
+                if theirs.from_outside != own.from_outside {
+                    add(
+                        DifferenceKind::EndpointsOutside,
+                        !theirs.from_outside.is_empty(),
+                        (&theirs.from_outside, &own.from_outside),
+                    );
                 }
             }
             (None, None) => {}
@@ -157,8 +169,8 @@ pub fn compare(theirs: &Answers, dump: &Dump) -> Comparison {
     Comparison { compared, differences }
 }
 
-/// What the maps answer.
-fn own(dump: &Dump) -> Answers {
+/// Returns the endpoints of each frontend, from the maps.
+fn answers(dump: &Dump) -> RuleFrontends {
     let mut lists: BTreeMap<(u32, u32), BTreeSet<AddrPort>> = BTreeMap::new();
     for (SlotKey { service, list, .. }, slot) in &dump.slots {
         lists.entry((*service, *list)).or_default().insert(AddrPort { addr: slot.addr, port: slot.port });
@@ -173,7 +185,7 @@ fn own(dump: &Dump) -> Answers {
             "" => port.service.to_string(),
             name => format!("{}:{name}", port.service),
         });
-        Some(Answer { name, here: of(Origin::Node), outside: of(Origin::Outside) })
+        Some(RuleEndpoints { name, from_node: of(Origin::Node), from_outside: of(Origin::Outside) })
     };
     let frontends = dump.frontends.iter().filter(|(_, frontend)| frontend.kind != Kind::Address as u8);
     frontends.filter_map(|(key, frontend)| Some((*key, answer(frontend)?))).collect()

@@ -1,11 +1,11 @@
-//! Comparisons of answers with maps.
+//! Comparisons of kube-proxy's endpoints with the maps.
 
 use super::*;
 use lb_common::Family;
 use lb_common::{Addr, List, Proto, Service, ServiceFlags, Slot};
 use lb_core::{objects::Key, spec::PortKey};
 
-fn target(text: &str) -> AddrPort {
+fn endpoint(text: &str) -> AddrPort {
     AddrPort::from(text.parse::<std::net::SocketAddr>().expect("an endpoint"))
 }
 
@@ -13,12 +13,12 @@ fn key(addr: &str, port: u16) -> FrontendKey {
     FrontendKey::new(Addr::from(addr.parse::<std::net::IpAddr>().expect("an address")), port, Proto::Tcp)
 }
 
-fn answer(here: &[&str], outside: &[&str]) -> Answer {
-    let set = |targets: &[&str]| targets.iter().map(|text| target(text)).collect();
-    Answer { name: "default/web".to_owned(), here: set(here), outside: set(outside) }
+fn answer(here: &[&str], outside: &[&str]) -> RuleEndpoints {
+    let set = |endpoints: &[&str]| endpoints.iter().map(|text| endpoint(text)).collect();
+    RuleEndpoints { name: "default/web".to_owned(), from_node: set(here), from_outside: set(outside) }
 }
 
-/// One service port of two backends, of which the first is here, with a cluster IP and a NodePort.
+/// A service port with a cluster IP, a NodePort and two backends, the first on this node.
 fn dump(flags: u32) -> Dump {
     let mut dump = Dump::default();
     dump.frontends.insert(key("10.96.0.1", 80), Frontend::new(1, Kind::ClusterIp));
@@ -30,17 +30,17 @@ fn dump(flags: u32) -> Dump {
     for (list, index, text) in
         [(List::Cluster, 0, "10.0.0.1:80"), (List::Cluster, 1, "10.0.0.2:80"), (List::Local, 0, "10.0.0.1:80")]
     {
-        let AddrPort { addr, port } = target(text);
+        let AddrPort { addr, port } = endpoint(text);
         dump.slots.insert(SlotKey::new(1, list, index), Slot { addr, port, weight: 1, backend: index + 1 });
     }
     dump
 }
 
 #[track_caller]
-fn check(theirs: &[(FrontendKey, Answer)], dump: &Dump, safe: bool, expected: &[&str]) {
+fn check(theirs: &[(FrontendKey, RuleEndpoints)], dump: &Dump, safe: bool, expected: &[&str]) {
     let comparison = compare(&theirs.iter().cloned().collect(), dump);
-    let told: Vec<String> = comparison.differences.iter().map(Difference::to_string).collect();
-    assert_eq!(told.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    let differences: Vec<String> = comparison.differences.iter().map(FrontendDifference::to_string).collect();
+    assert_eq!(differences.iter().map(String::as_str).collect::<Vec<_>>(), expected);
     assert_eq!(comparison.is_safe(), safe);
 }
 
@@ -48,7 +48,7 @@ const BOTH: &[&str] = &["10.0.0.1:80", "10.0.0.2:80"];
 const FIRST: &[&str] = &["10.0.0.1:80"];
 
 #[test]
-fn what_is_answered_alike_is_no_difference() {
+fn equal_endpoints_are_no_difference() {
     let alike = [(key("10.96.0.1", 80), answer(BOTH, BOTH)), (key("0.0.0.0", 30080), answer(BOTH, BOTH))];
     check(&alike, &dump(0), true, &[]);
     let local = [(key("10.96.0.1", 80), answer(BOTH, BOTH)), (key("0.0.0.0", 30080), answer(BOTH, FIRST))];
@@ -57,12 +57,12 @@ fn what_is_answered_alike_is_no_difference() {
         &local,
         &dump(0),
         false,
-        &["default/web at 0.0.0.0:30080/TCP: Beeline leads who is outside to 10.0.0.2:80 too"],
+        &["default/web at 0.0.0.0:30080/TCP: Beeline also sends clients outside to 10.0.0.2:80"],
     );
 }
 
 #[test]
-fn what_is_lost_is_told_from_what_is_more() {
+fn lost_endpoints_are_unsafe_and_additional_ones_are_safe() {
     check(
         &[
             (key("10.96.0.1", 80), answer(&["10.0.0.1:80", "10.0.0.3:80"], BOTH)),
@@ -71,9 +71,10 @@ fn what_is_lost_is_told_from_what_is_more() {
         &dump(0),
         false,
         &[
-            "default/web at 0.0.0.0:30080/TCP: only Beeline answers, with 10.0.0.1:80, 10.0.0.2:80",
-            "default/web at 10.96.0.1:80/TCP: kube-proxy alone leads who is on this node to 10.0.0.3:80, and Beeline alone to 10.0.0.2:80",
-            "default/web at 10.96.0.7:80/TCP: only kube-proxy answers, with 10.0.0.1:80",
+            "default/web at 0.0.0.0:30080/TCP: only Beeline has it, with 10.0.0.1:80, 10.0.0.2:80",
+            "default/web at 10.96.0.1:80/TCP: only kube-proxy sends clients on this node to 10.0.0.3:80, and only \
+             Beeline to 10.0.0.2:80",
+            "default/web at 10.96.0.7:80/TCP: only kube-proxy has it, with 10.0.0.1:80",
         ],
     );
     check(
@@ -85,9 +86,11 @@ fn what_is_lost_is_told_from_what_is_more() {
         &dump(0),
         true,
         &[
-            "default/web at 10.96.0.1:80/TCP: kube-proxy refuses who is on this node, whom Beeline leads to 10.0.0.1:80, 10.0.0.2:80",
-            "default/web at 10.96.0.1:80/TCP: kube-proxy refuses who is outside, whom Beeline leads to 10.0.0.1:80, 10.0.0.2:80",
-            "default/web at 10.96.0.8:80/TCP: only kube-proxy knows it, and refuses who dials it",
+            "default/web at 10.96.0.1:80/TCP: kube-proxy refuses clients on this node, and Beeline sends them to \
+             10.0.0.1:80, 10.0.0.2:80",
+            "default/web at 10.96.0.1:80/TCP: kube-proxy refuses clients outside, and Beeline sends them to \
+             10.0.0.1:80, 10.0.0.2:80",
+            "default/web at 10.96.0.8:80/TCP: only kube-proxy has it, and refuses clients",
         ],
     );
 }

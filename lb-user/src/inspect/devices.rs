@@ -1,4 +1,4 @@
-//! Network devices in the words of people.
+//! Rows of network devices.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,45 +8,46 @@ use std::{
 use lb_common::{Addr, Device, DeviceFlags};
 use serde::Serialize;
 
-use lb_dataplane::attach::tc::{self, Attached};
+use lb_dataplane::attach::tc::{self, Attachment};
 
-/// A network device that packets of Services come in by or go out by.
+/// A network device that receives or sends packets of Services.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceRow {
-    /// Its name in the network namespace that asks; none where it is not there.
+    /// Name in the network namespace of this process. `None` if the device is not there.
     pub device: Option<String>,
-    /// By which the kernel knows it.
+    /// Interface index.
     pub index: u32,
-    /// How the programs are attached to it; none where they are not.
+    /// Kind of the attachment, `tcx` or `clsact`. `None` without programs.
     pub attached: Option<&'static str>,
-    /// Which of them are not, where only some are.
+    /// Programs that are not attached, although the other one is.
     pub missing: Vec<&'static str>,
-    /// `uplink`; `pod`; `off` of a pod that has chosen so, where only flows that stand go on; none for one without programs, by which packets may leave all the same.
+    /// `uplink`, `pod`, or `off` for the link of a pod in mode `off`, where only existing flows are translated. `None`
+    /// without programs: packets may leave by the device nevertheless.
     pub role: Option<&'static str>,
-    /// The source of IPv4 packets that go out here on behalf of others.
+    /// Source address of masqueraded IPv4 packets that leave by the device.
     pub snat_v4: Option<IpAddr>,
-    /// The same for IPv6.
+    /// Source address of masqueraded IPv6 packets that leave by the device.
     pub snat_v6: Option<IpAddr>,
-    /// The largest packet.
+    /// MTU (bytes).
     pub mtu: u32,
-    /// Whether flows between this one and another such device go past the kernel's own routing.
+    /// True if flows between this device and another one with host routing bypass the node's routing.
     pub host_routing: bool,
-    /// Whether packets begin with an Ethernet header.
+    /// True if packets begin with an Ethernet header.
     pub ethernet: bool,
 }
 
-/// All devices, by index.
+/// Lists all devices, by index. `entries` are those of `DEVICES`, `attached` the devices with programs.
 #[must_use]
 pub fn devices(
     entries: &BTreeMap<u32, Device>,
-    attached: &BTreeMap<u32, Attached>,
+    attached: &BTreeMap<u32, Attachment>,
     name_of: impl Fn(u32) -> Option<String>,
 ) -> Vec<DeviceRow> {
     let known = |addr: Addr| (!addr.is_unspecified()).then(|| addr.to_ip());
     let row = |index: &u32| {
         let (device, has) = (entries.get(index).copied().unwrap_or_default(), attached.get(index));
-        let missing = |has: &Attached| {
+        let missing = |has: &Attachment| {
             let both = tc::PROGRAMS.iter().zip(has.programs);
             both.filter(|(_, program)| program.is_none()).map(|((_, name), _)| *name).collect()
         };
@@ -58,7 +59,7 @@ pub fn devices(
         DeviceRow {
             device: name_of(*index),
             index: *index,
-            attached: has.map(|has| has.how.name()),
+            attached: has.map(|has| has.method.name()),
             missing: has.map(missing).unwrap_or_default(),
             role: has.map(|_| role),
             snat_v4: known(device.snat_v4),
@@ -74,10 +75,10 @@ pub fn devices(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_dataplane::attach::tc::How;
+    use lb_dataplane::attach::tc::AttachMethod;
 
     #[test]
-    fn devices_with_and_without_programs_are_told() {
+    fn devices_with_and_without_programs_have_rows() {
         let addr = |text: &str| text.parse::<IpAddr>().expect("an address").into();
         let device = |flags| Device { snat_v4: addr("192.0.2.5"), snat_v6: Addr::default(), flags, mtu: 1500 };
         let entries = [
@@ -87,15 +88,15 @@ mod tests {
         ]
         .into();
         let attached = [
-            (2, Attached { how: How::Tcx, programs: [Some(1), Some(2)] }),
-            (3, Attached { how: How::Clsact, programs: [Some(1), None] }),
+            (2, Attachment { method: AttachMethod::Tcx, programs: [Some(1), Some(2)] }),
+            (3, Attachment { method: AttachMethod::Clsact, programs: [Some(1), None] }),
         ]
         .into();
         let rows = devices(&entries, &attached, |index| (index != 4).then(|| format!("dev{index}")));
-        let told: Vec<_> = rows.iter().map(|row| (row.index, row.attached, row.role, row.ethernet)).collect();
+        let found: Vec<_> = rows.iter().map(|row| (row.index, row.attached, row.role, row.ethernet)).collect();
         let wanted =
             [(2, Some("tcx"), Some("uplink"), true), (3, Some("clsact"), Some("pod"), false), (4, None, None, true)];
-        assert_eq!(told, wanted);
+        assert_eq!(found, wanted);
         assert_eq!(rows.iter().map(|row| row.host_routing).collect::<Vec<_>>(), [false, false, true]);
         let [first, second, third] = rows.as_slice() else { panic!("{rows:?}") };
         assert_eq!((first.snat_v4, first.snat_v6), (Some(IpAddr::from([192, 0, 2, 5])), None));

@@ -1,4 +1,4 @@
-//! Flows of packets in the words of people, who know those of conntrack.
+//! Rows of flows, with the states of conntrack.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::name_of;
 use lb_core::store::Dump;
 
+/// Nanoseconds.
 const SECOND: u64 = 1_000_000_000;
 
 /// A flow.
@@ -21,43 +22,43 @@ const SECOND: u64 = 1_000_000_000;
 pub struct FlowRow {
     /// TCP, UDP or SCTP.
     pub protocol: &'static str,
-    /// Address and port that it comes from.
+    /// Address and port of the client.
     pub client: SocketAddr,
-    /// What the client dialled.
+    /// Address and port that the client dials.
     pub vip: SocketAddr,
-    /// Who answers.
+    /// Address and port of the backend.
     pub backend: SocketAddr,
-    /// Whom the backend sees, where that is not the client.
+    /// Masquerade source that the backend sees. `None` if it sees the client.
     pub source: Option<SocketAddr>,
-    /// As conntrack calls it: SYN_SENT, ESTABLISHED, UNREPLIED, ASSURED and so on.
+    /// State as conntrack names it: SYN_SENT, ESTABLISHED, UNREPLIED, ASSURED and so on.
     pub state: &'static str,
     /// Seconds since the last packet of either direction.
     pub idle_seconds: u64,
-    /// Seconds until it ends, unless a packet comes.
+    /// Seconds until the flow expires without a further packet.
     pub expires_seconds: u64,
-    /// The service port.
+    /// Name of the service port.
     pub service: String,
-    /// Its id in the maps.
+    /// Id of the service port.
     pub service_id: u32,
     /// Id of the backend.
     pub backend_id: u32,
 }
 
-/// Which flows are asked for: those for which all holds that is given.
+/// Conditions on flows, all of which must hold. `None` is no condition.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct FlowFilter {
     /// Namespace and name of a Service.
     pub service: Option<(String, String)>,
-    /// A protocol.
+    /// Protocol.
     pub proto: Option<Proto>,
-    /// Where clients are.
+    /// Network of the client.
     pub client: Option<IpNet>,
-    /// A backend's address.
+    /// Address of the backend.
     pub backend: Option<IpAddr>,
 }
 
 impl FlowFilter {
-    fn has(&self, key: &FlowKey, flow: &Flow, dump: &Dump) -> bool {
+    fn matches(&self, key: &FlowKey, flow: &Flow, dump: &Dump) -> bool {
         let is_of = |(namespace, name): &(String, String)| {
             let service = dump.names.get(&flow.service).map(|port| &port.service);
             service.is_some_and(|service| service.namespace() == namespace && service.name() == name)
@@ -69,8 +70,8 @@ impl FlowFilter {
     }
 }
 
-/// The flows at `now` (CLOCK_MONOTONIC, ns), one row for both entries of each, by protocol and client. The dump has the
-/// names of service ports.
+/// Lists the flows at `now` (CLOCK_MONOTONIC, ns), a row for both entries of a flow, by protocol and client. `dump` has
+/// the names of service ports.
 #[must_use]
 pub fn flows(entries: &[(FlowKey, Flow)], filter: &FlowFilter, dump: &Dump, now: u64) -> Vec<FlowRow> {
     let by_key: HashMap<FlowKey, Flow> = entries.iter().copied().collect();
@@ -98,7 +99,7 @@ pub fn flows(entries: &[(FlowKey, Flow)], filter: &FlowFilter, dump: &Dump, now:
             backend_id: flow.backend,
         }
     };
-    let mut rows: Vec<FlowRow> = of_clients.filter(|(key, flow)| filter.has(key, flow, dump)).map(row).collect();
+    let mut rows: Vec<FlowRow> = of_clients.filter(|(key, flow)| filter.matches(key, flow, dump)).map(row).collect();
     rows.sort_unstable();
     rows
 }
@@ -119,7 +120,7 @@ mod tests {
         Tuple { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() }
     }
 
-    /// Both entries of a flow.
+    /// Returns both entries of a flow.
     fn pair(proto: u8, dialled: Tuple, to: Tuple, seen: (u8, u8), used: (u64, u64)) -> [(FlowKey, Flow); 2] {
         let flow = |to, flags, used| Flow {
             to,
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_one_row_of_both_its_entries() {
+    fn both_entries_of_a_flow_are_one_row() {
         let (entries, dump) = entries();
         let rows = flows(&entries, &FlowFilter::default(), &dump, 100 * SECOND);
         let [web, dns] = rows.as_slice() else { panic!("{rows:?}") };
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_hold_together() {
+    fn all_conditions_of_a_filter_must_hold() {
         let (entries, dump) = entries();
         let check = |filter: FlowFilter, expected: &[&str]| {
             let rows = flows(&entries, &filter, &dump, 0);

@@ -1,8 +1,8 @@
-//! What stands in the maps, in the words of people: rows for `get`, made from a dump and the counts alone.
+//! Rows of `get`, from a dump of the maps and the counts alone.
 
 mod devices;
 mod flows;
-pub mod pod_modes;
+pub(crate) mod pod_modes;
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub use devices::{DeviceRow, devices};
 pub use flows::{FlowFilter, FlowRow, flows};
-pub use pod_modes::{PathRow, paths};
+pub use pod_modes::{PodModeRow, pod_modes};
 
 use lb_core::{spec::PortKey, store::Dump};
 use lb_dataplane::stats::{
@@ -29,31 +29,31 @@ use lb_dataplane::stats::{
 pub struct ServiceRow {
     /// Namespace of the Service.
     pub namespace: String,
-    /// Its name.
+    /// Name of the Service.
     pub name: String,
-    /// Name of the port; empty for a single unnamed one.
+    /// Name of the port; empty if it has none.
     pub port: String,
     /// TCP, UDP or SCTP.
     pub protocol: &'static str,
-    /// What clients dial.
+    /// Addresses and ports that clients dial.
     pub frontends: Vec<String>,
     /// Backends in the cluster list.
     pub backends: u32,
-    /// Backends in the local list, where a policy uses it.
+    /// Backends in the local list, if a traffic policy uses it.
     pub local_backends: u32,
     /// Cluster or Local.
     pub internal_traffic_policy: &'static str,
     /// Cluster or Local.
     pub external_traffic_policy: &'static str,
-    /// Whether only some sources may come to its load balancer addresses.
+    /// True if `loadBalancerSourceRanges` restricts its load balancer addresses.
     pub source_ranges: bool,
-    /// How a backend is chosen.
+    /// Name of the scheduler.
     pub scheduler: &'static str,
-    /// For how long a client keeps its backend, in seconds; 0 without affinity.
+    /// Time-out of the affinity (s); 0 without affinity.
     pub affinity_seconds: u32,
-    /// When TCP sockets of a backend that has gone are ended, in seconds from then; none when they stay.
+    /// Time after which TCP sockets of a removed backend are ended (s). `None` if they stay.
     pub drain_seconds: Option<u32>,
-    /// What sockets did with it.
+    /// Counts of sockets.
     #[serde(flatten)]
     pub counts: PortCounts,
     /// Id in the maps.
@@ -64,17 +64,17 @@ pub struct ServiceRow {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FrontendRow {
-    /// The address dialled.
+    /// Address that clients dial.
     pub address: String,
-    /// The port dialled; none of an address at which every other port is rejected.
+    /// Port that clients dial. `None`: the entry of a cluster IP, whose other ports are rejected.
     pub port: Option<u16>,
     /// TCP, UDP or SCTP; `any` without a port.
     pub protocol: &'static str,
-    /// What created it.
+    /// Kind: ClusterIP, NodePort, ExternalIP, LoadBalancer or Address.
     pub kind: &'static str,
-    /// The service port that answers.
+    /// Name of the service port.
     pub service: String,
-    /// Its id in the maps.
+    /// Id of the service port.
     pub service_id: u32,
 }
 
@@ -82,22 +82,22 @@ pub struct FrontendRow {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendRow {
-    /// The service port.
+    /// Name of the service port.
     pub service: String,
-    /// Where it listens; [`GONE`] when only sockets know it any more.
+    /// Address; [`GONE`] if the backend was removed and sockets still hold it.
     pub address: String,
-    /// Its port, as long as it is there.
+    /// Port. `None` if the backend was removed.
     pub port: Option<u16>,
-    /// `here` on this node, else `elsewhere`; as long as it is there.
+    /// `here` on this node, otherwise `elsewhere`. `None` if the backend was removed.
     #[serde(rename = "where")]
     pub place: Option<&'static str>,
-    /// How many places it has in each of its lists; 0 when no socket is given it any more.
+    /// Slots in each of its lists; 0 if new sockets do not get it.
     pub weight: u16,
-    /// The lists that it stands in.
+    /// Lists with the backend: `cluster`, `local`.
     pub lists: Vec<&'static str>,
-    /// Sockets that have it now.
+    /// Sockets that hold it now.
     pub open: u64,
-    /// Times that it was given to a socket.
+    /// Number of times that a socket got it.
     pub connections: u64,
     /// Id in the maps.
     pub id: u32,
@@ -107,19 +107,20 @@ pub struct BackendRow {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CounterRow {
-    /// Its name.
+    /// Name of the counter.
     pub counter: &'static str,
-    /// How often it happened since the maps were made, on all CPUs.
+    /// Events since the maps were created, on all CPUs.
     pub count: u64,
 }
 
-/// The name of a service port, or its id where the map has none.
+/// Returns the name of a service port, or its id if `NAMES` has no entry.
 #[must_use]
 pub fn name_of(dump: &Dump, id: u32) -> String {
     dump.names.get(&id).map_or_else(|| format!("service#{id}"), PortKey::to_string)
 }
 
-/// How many backends the cluster and the local list of each service port have. A list is as long as their weights.
+/// Counts the backends in the cluster list and the local list, by service port. The slots of a list are the sum of
+/// their weights instead.
 #[must_use]
 pub fn list_sizes(dump: &Dump) -> HashMap<u32, [u32; 2]> {
     let mut sizes: HashMap<u32, [u32; 2]> = HashMap::with_capacity(dump.services.len());
@@ -131,7 +132,7 @@ pub fn list_sizes(dump: &Dump) -> HashMap<u32, [u32; 2]> {
     sizes
 }
 
-/// All service ports, by name.
+/// Lists all service ports, by name.
 #[must_use]
 pub fn services(dump: &Dump, stats: &Stats) -> Vec<ServiceRow> {
     let mut rows: Vec<_> = dump.services.iter().collect();
@@ -169,7 +170,7 @@ const fn policy(flag: u32) -> &'static str {
     if flag == 0 { "Cluster" } else { "Local" }
 }
 
-/// All frontends, by address.
+/// Lists all frontends, by address.
 #[must_use]
 pub fn frontends(dump: &Dump) -> Vec<FrontendRow> {
     let protocol = |key: &FrontendKey| match Proto::from_number(key.proto.into()) {
@@ -187,13 +188,13 @@ pub fn frontends(dump: &Dump) -> Vec<FrontendRow> {
     dump.frontends.iter().map(row).collect()
 }
 
-/// All backends, by service port and address; then those of each that are gone, and that sockets still have.
+/// Lists all backends, by service port and address; after those of a service port, removed ones that sockets hold.
 #[must_use]
 pub fn backends(dump: &Dump, stats: &Stats) -> Vec<BackendRow> {
     backend_rows(dump, stats, dump.slots.values(), |_| true)
 }
 
-/// Those of one service port, which has these slots.
+/// Lists the backends of one service port. `slots` must have its entries; `dump` needs none.
 #[must_use]
 pub fn backends_of(dump: &Dump, slots: &BTreeMap<SlotKey, Slot>, stats: &Stats, service: u32) -> Vec<BackendRow> {
     let range = SlotKey::new(service, List::Cluster, 0)..=SlotKey::new(service, List::Local, u32::MAX);
@@ -208,15 +209,15 @@ fn backend_rows<'a>(
 ) -> Vec<BackendRow> {
     let weights: HashMap<u32, u16> = slots.map(|slot| (slot.backend, slot.weight)).collect();
     let known = dump.backends.iter().map(|(id, backend)| (backend.service, *id, Some(backend)));
-    let gone = stats.backends.iter().filter(|(id, held)| held.open > 0 && !dump.backends.contains_key(id));
-    let gone = gone.map(|(id, held)| (held.service, *id, None));
+    let gone = stats.backends.iter().filter(|(id, counts)| counts.open > 0 && !dump.backends.contains_key(id));
+    let gone = gone.map(|(id, counts)| (counts.service, *id, None));
     let mut rows: Vec<(u32, u32, Option<&Backend>)> =
         known.chain(gone).filter(|(service, ..)| is_wanted(*service)).collect();
     rows.sort_by_key(|(service, id, backend)| {
         (dump.names.get(service), backend.is_none(), backend.map(|backend| (backend.addr, backend.port)), *id)
     });
     let row = |(service, id, backend): (u32, u32, Option<&Backend>)| {
-        let held = stats.backends.get(&id).copied().unwrap_or_default();
+        let counts = stats.backends.get(&id).copied().unwrap_or_default();
         BackendRow {
             service: name_of(dump, service),
             address: backend.map_or_else(|| GONE.to_owned(), |backend| backend.addr.to_string()),
@@ -224,8 +225,8 @@ fn backend_rows<'a>(
             place: backend.map(place),
             weight: weights.get(&id).copied().unwrap_or(0),
             lists: backend.map(lists).unwrap_or_default(),
-            open: held.open,
-            connections: held.connections,
+            open: counts.open,
+            connections: counts.connections,
             id,
         }
     };
@@ -241,13 +242,13 @@ fn lists(backend: &Backend) -> Vec<&'static str> {
     all.into_iter().filter(|(flag, _)| backend.flags & flag != 0).map(|(_, name)| name).collect()
 }
 
-/// Events that the programs count.
+/// Lists the counters of the programs.
 #[must_use]
 pub fn counters(counts: &[(Counter, u64)]) -> Vec<CounterRow> {
     counts.iter().map(|(counter, count)| CounterRow { counter: counter.name(), count: *count }).collect()
 }
 
-/// `address:port`, with brackets for IPv6.
+/// Formats `address:port`, with brackets around IPv6.
 #[must_use]
 pub fn address(key: &FrontendKey) -> String {
     std::net::SocketAddr::new(key.addr.to_ip(), key.port).to_string()

@@ -1,60 +1,61 @@
-//! Pods that have chosen another path than `socket`, in the words of people.
+//! Rows of pods with a mode other than `socket`.
 
 use std::net::IpAddr;
 
 use lb_common::{PodMode, PodModeEntry};
 use serde::Serialize;
 
-use lb_core::model::pod_modes::By;
+use lb_core::model::pod_modes::ModeSource;
 
-/// A network namespace of a pod.
+/// A pod with a mode other than `socket`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PathRow {
+pub struct PodModeRow {
     /// Namespace of the pod.
     pub namespace: String,
-    /// Its name.
+    /// Name of the pod.
     pub pod: String,
-    /// `packet` or `off`.
-    pub path: &'static str,
-    /// Whose label says so: `pod` or `namespace`.
+    /// Mode: `packet` or `off`. The key in JSON and YAML is older than the word.
+    #[serde(rename = "path")]
+    pub mode: &'static str,
+    /// Object with the label: `pod` or `namespace`.
     pub by: &'static str,
-    /// Name of the device that leads to it, on this node; none where there is none.
+    /// Name of the node's end of the pod's link. `None` if it is unknown.
     pub device: Option<String>,
-    /// Its index.
+    /// Interface index of the node's end of the pod's link.
     pub device_index: Option<u32>,
     /// Cookie of its network namespace.
     pub netns: u64,
-    /// Its addresses, as far as they are known.
+    /// Known addresses of the pod.
     pub addresses: Vec<IpAddr>,
 }
 
-/// Who said what a pod has chosen.
+/// Returns the object whose label sets the mode.
 #[must_use]
-pub const fn by(path: &PodModeEntry) -> By {
-    if path.by_namespace == 0 { By::Pod } else { By::Namespace }
+pub const fn labelled(entry: &PodModeEntry) -> ModeSource {
+    if entry.by_namespace == 0 { ModeSource::Pod } else { ModeSource::Namespace }
 }
 
-/// The name of what a pod has chosen.
+/// Returns the name of the mode.
 #[must_use]
-pub fn choice(path: &PodModeEntry) -> &'static str {
-    PodMode::from_number(path.path).map_or("?", PodMode::name)
+pub fn mode_name(entry: &PodModeEntry) -> &'static str {
+    PodMode::from_number(entry.path).map_or("?", PodMode::name)
 }
 
-/// All of them, by namespace and name.
+/// Lists the pods, by namespace and name. `name_of` returns the name of an interface by its index.
 #[must_use]
-pub fn paths(entries: &[(u64, PodModeEntry)], name_of: impl Fn(u32) -> Option<String>) -> Vec<PathRow> {
-    let row = |(netns, path): &(u64, PodModeEntry)| PathRow {
-        namespace: path.namespace.to_string(),
-        pod: path.name.to_string(),
-        path: choice(path),
-        by: by(path).name(),
-        device: name_of(path.device),
-        device_index: (path.device != 0).then_some(path.device),
+pub fn pod_modes(entries: &[(u64, PodModeEntry)], name_of: impl Fn(u32) -> Option<String>) -> Vec<PodModeRow> {
+    let row = |(netns, entry): &(u64, PodModeEntry)| PodModeRow {
+        namespace: entry.namespace.to_string(),
+        pod: entry.name.to_string(),
+        mode: mode_name(entry),
+        by: labelled(entry).name(),
+        device: name_of(entry.device),
+        device_index: (entry.device != 0).then_some(entry.device),
         netns: *netns,
-        addresses: [path.v4, path.v6].iter().filter(|addr| !addr.is_unspecified()).map(|addr| addr.to_ip()).collect(),
+        addresses: [entry.v4, entry.v6].iter().filter(|addr| !addr.is_unspecified()).map(|addr| addr.to_ip()).collect(),
     };
-    let mut rows: Vec<PathRow> = entries.iter().map(row).collect();
+    let mut rows: Vec<PodModeRow> = entries.iter().map(row).collect();
     rows.sort_unstable();
     rows
 }
@@ -66,26 +67,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_says_who_chose_what_and_where_it_is() {
+    fn a_row_has_mode_label_and_device_of_a_pod() {
         let name = |text| Name::new(text).expect("short");
-        let path = |of, path: PodMode, device, by_namespace| PodModeEntry {
+        let entry = |of, mode: PodMode, device, by_namespace| PodModeEntry {
             v4: "10.0.0.1".parse::<IpAddr>().expect("an address").into(),
             v6: lb_common::Addr::default(),
             namespace: name("n"),
             name: name(of),
             device,
-            path: path as u8,
+            path: mode as u8,
             by_namespace,
             _pad: 0,
         };
-        let entries = [(9, path("b", PodMode::Off, 0, 1)), (7, path("a", PodMode::Packet, 3, 0))];
-        let rows = paths(&entries, |index| (index == 3).then(|| "veth3".to_owned()));
+        let entries = [(9, entry("b", PodMode::Off, 0, 1)), (7, entry("a", PodMode::Packet, 3, 0))];
+        let rows = pod_modes(&entries, |index| (index == 3).then(|| "veth3".to_owned()));
         let [a, b] = rows.as_slice() else { panic!("{rows:?}") };
         assert_eq!(
-            (a.pod.as_str(), a.path, a.by, a.device.as_deref(), a.netns),
+            (a.pod.as_str(), a.mode, a.by, a.device.as_deref(), a.netns),
             ("a", "packet", "pod", Some("veth3"), 7)
         );
-        assert_eq!((b.pod.as_str(), b.path, b.by, b.device_index, b.netns), ("b", "off", "namespace", None, 9));
+        assert_eq!((b.pod.as_str(), b.mode, b.by, b.device_index, b.netns), ("b", "off", "namespace", None, 9));
         assert_eq!(b.addresses, [IpAddr::from([10, 0, 0, 1])]);
     }
 }

@@ -6,7 +6,8 @@ use super::*;
 use lb_common::Family;
 use lb_core::objects::Key;
 
-/// Service port 1, `a/b`, with backends: 1 on this node in both lists with weight 2, 2 in the cluster list, 3 kept.
+/// Service port 1, `a/b`, with backends: 1 on this node in both lists with weight 2, 2 in the cluster list, 3 in no
+/// list.
 fn maps() -> (Dump, Stats) {
     let mut dump = Dump::default();
     let key = PortKey { service: Key::new("a", "b"), name: "".into(), proto: Proto::Tcp, family: Family::V4 };
@@ -37,11 +38,11 @@ fn maps() -> (Dump, Stats) {
 }
 
 #[test]
-fn a_service_port_has_the_sums_of_its_backends_and_of_those_that_are_gone() {
+fn a_service_port_has_the_sums_of_its_backends_removed_ones_included() {
     let (dump, stats) = maps();
     let rows = services(&dump, &stats);
     let [row] = rows.as_slice() else { panic!("one service port: {rows:?}") };
-    // Weights make lists longer, not more backends.
+    // A weight of 2 is two slots, and one backend.
     assert_eq!((row.backends, row.local_backends), (2, 1));
     assert_eq!(
         row.counts,
@@ -60,13 +61,13 @@ fn a_service_port_has_the_sums_of_its_backends_and_of_those_that_are_gone() {
 }
 
 #[test]
-fn backends_that_are_gone_are_shown_as_long_as_sockets_have_them() {
+fn removed_backends_are_listed_while_sockets_hold_them() {
     let (mut dump, stats) = maps();
-    let shown = |rows: Vec<BackendRow>| -> Vec<_> {
+    let cells = |rows: Vec<BackendRow>| -> Vec<_> {
         let row = |row: BackendRow| (row.id, row.address, row.place, row.weight, row.lists.join(","), row.open);
         rows.into_iter().map(row).collect()
     };
-    let rows = shown(backends(&dump, &stats));
+    let rows = cells(backends(&dump, &stats));
     assert_eq!(
         rows,
         [
@@ -76,9 +77,9 @@ fn backends_that_are_gone_are_shown_as_long_as_sockets_have_them() {
             (4, GONE.to_owned(), None, 0, String::new(), 6),
         ]
     );
-    assert_eq!(shown(backends_of(&dump, &dump.slots, &stats, 1)), rows);
-    assert_eq!(shown(backends_of(&dump, &dump.slots, &stats, 2)), []);
-    // Its service port may be gone too.
+    assert_eq!(cells(backends_of(&dump, &dump.slots, &stats, 1)), rows);
+    assert_eq!(cells(backends_of(&dump, &dump.slots, &stats, 2)), []);
+    // The service port may have been removed too.
     dump = Dump::default();
     assert_eq!(backends(&dump, &stats).iter().map(|row| row.service.as_str()).collect::<Vec<_>>(), ["service#1"; 3]);
 }

@@ -170,14 +170,16 @@ impl<'a> Network<'a> {
             load::TARGET,
             self.lan.node2.pods[0].v4
         ));
-        let expected =
-            format!("Beeline refuses who is on this node, whom kube-proxy leads to {}:", self.lan.node2.pods[0].v4);
+        let expected = format!(
+            "Beeline refuses clients on this node, and kube-proxy sends them to {}:",
+            self.lan.node2.pods[0].v4
+        );
         self.until("the difference is reported", || {
             let (code, output) = self.beeline(&["handover", "--dry-run"]);
             code == 1
                 && output.contains("differs  default/none at ")
                 && output.contains(&expected)
-                && output.contains("clients would lose something")
+                && output.contains("clients would lose endpoints")
         });
         rustix::process::kill_process(agent, Signal::CONT).unwrap();
         self.until("rules and maps agree again", || self.beeline(&["handover", "--dry-run"]).0 == 0);

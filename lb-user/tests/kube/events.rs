@@ -57,7 +57,7 @@ pub(crate) fn a_problem_of_an_object_is_one_event_of_all_nodes(server: &mut ApiS
         agent
     });
     until("both have an answer about all problems", || {
-        let is_done = |line: &&str| line.contains("said=New") || line.contains("said=Known");
+        let is_done = |line: &&str| line.contains("outcome=Created") || line.contains("outcome=Exists");
         agents.iter().all(|agent| agent.log().lines().filter(is_done).count() >= OF_OBJECTS.len() + OF_NODES.len())
     });
     let (of_nodes, of_objects): (Vec<_>, Vec<_>) =
@@ -146,7 +146,7 @@ pub(crate) fn the_agent_serves_without_the_right_to_create_events(server: &mut A
     let log = agent.log();
     assert_eq!(log.matches(refused).count(), 1, "{log}");
     assert!(log.contains("deploy/components/events") && log.contains("without --events"), "{log}");
-    assert_eq!(log.matches("said=Refused").count(), 1, "after a refusal the agent retries rarely: {log}");
+    assert_eq!(log.matches("outcome=Forbidden").count(), 1, "the agent tries one of two, and then rarely: {log}");
     let made = events(server);
     assert!(made.is_empty(), "{made:#?}");
     server.kubectl(&["delete", "service/noted-a", "service/noted-b", "service/noted-after"]);

@@ -48,7 +48,7 @@ fn netfilters_flows_pass_unchanged_until_a_new_connection_begins() {
                 _ => Packet::tcp(from, to),
             };
             // A time in the future, as another CPU's clock may write.
-            let ahead = lb_kernel::bpf::now() + 60_000_000_000;
+            let ahead = lb_kernel::clock::monotonic_ns() + 60_000_000_000;
             let source = add_netfilter_flow(&mut fixture, net, proto, Seen::ANY, ahead);
             for _ in 0..2 {
                 fixture.ingress("uplink", &packet(net.client, net.node_port)).passes_unchanged();
@@ -68,7 +68,7 @@ fn netfilters_flows_pass_unchanged_until_a_new_connection_begins() {
         }
         let mut fixture = enter();
         fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
-        add_netfilter_flow(&mut fixture, net, Proto::Tcp, 0, lb_kernel::bpf::now());
+        add_netfilter_flow(&mut fixture, net, Proto::Tcp, 0, lb_kernel::clock::monotonic_ns());
         let syn = Packet::syn(net.client, net.node_port);
         fixture.ingress("uplink", &syn).passes_unchanged();
         fixture.ingress("uplink", &Packet::tcp(net.client, net.node_port)).passes_unchanged();

@@ -11,12 +11,13 @@ use lb_agent::reconcile::{PassReport, Reconciler};
 use lb_common::{FrontendKey, Name};
 use lb_core::{
     event::{Event, Kind, Object},
-    model::{Settings, claims::Right},
+    model::{Settings, claims::Precedence},
     objects::{Key, Service},
     spec::PortKey,
     store::{Limits, MemoryStore},
+    warning::{ObjectRef, Warning},
 };
-use lb_sources::{api, api::Wire, yaml};
+use lb_sources::{api, convert::ApiObject, yaml};
 use proptest::{collection::vec, prelude::*, test_runner::TestCaseResult};
 use serde_json::Value;
 
@@ -62,8 +63,8 @@ impl Form {
     }
 
     /// Reads the objects in a text; none if the API's client would refuse it.
-    fn read(self, text: &str) -> Option<Result<Vec<Object>, yaml::Error>> {
-        fn convert<T: Wire>(value: Value) -> Option<Result<Vec<Object>, yaml::Error>> {
+    fn read(self, text: &str) -> Option<Result<Vec<Object>, yaml::ParseError>> {
+        fn convert<T: ApiObject>(value: Value) -> Option<Result<Vec<Object>, yaml::ParseError>> {
             let object: T = serde_json::from_value(value).ok()?;
             Some(Ok(object.convert(None).into_iter().collect()))
         }
@@ -162,14 +163,14 @@ fn check_names(content: &Content) -> TestCaseResult {
 }
 
 /// Returns the precedence of a Service for a frontend that several ask for: the least owns it.
-fn rank(service: &Service, frontend: &FrontendKey) -> (Right, i64, Key) {
+fn rank(service: &Service, frontend: &FrontendKey) -> (Precedence, i64, Key) {
     let has = |ips: &[std::net::IpAddr]| ips.iter().any(|&ip| lb_common::Addr::from(ip) == frontend.addr);
     let right = if has(&service.cluster_ips) || frontend.addr.is_unspecified() {
-        Right::Allotted
+        Precedence::Allotted
     } else if has(&service.ingress_ips) {
-        Right::Assigned
+        Precedence::Assigned
     } else {
-        Right::Claimed
+        Precedence::Claimed
     };
     (right, service.created.unwrap_or(i64::MAX), service.key.clone())
 }
@@ -238,7 +239,7 @@ fn check_warnings(state: &Sample, reconciler: &Reconciler<MemoryStore>) -> TestC
         let distinct: BTreeSet<_> = warnings.iter().collect();
         prop_assert_eq!(distinct.len(), warnings.len(), "{}: {:#?}", key, warnings);
         prop_assert!(warnings.len() < 60, "{} warnings for {}", warnings.len(), key);
-        for warning in warnings {
+        for warning in warnings.iter().map(ToString::to_string) {
             prop_assert!(warning.contains("; "), "no cure: {}", warning);
             prop_assert!(!warning.contains(|c: char| c.is_control()), "{:?}", warning);
             prop_assert!(warning.len() < 1000, "{}", warning);
@@ -248,7 +249,8 @@ fn check_warnings(state: &Sample, reconciler: &Reconciler<MemoryStore>) -> TestC
     for (key, service) in &services {
         let warnings = reconciler.warnings().get(*key).unwrap_or(&none);
         for problem in &service.problems {
-            prop_assert!(warnings.contains(problem), "{}: {} is not in {:#?}", key, problem, warnings);
+            let warning = Warning::InvalidValue { object: None, problem: problem.clone() };
+            prop_assert!(warnings.contains(&warning), "{}: {} is not in {:#?}", key, problem, warnings);
         }
         if service.exempt.is_some() {
             continue;
@@ -268,7 +270,8 @@ fn check_warnings(state: &Sample, reconciler: &Reconciler<MemoryStore>) -> TestC
         let Some(service) = slice.service.as_ref().filter(|key| services.contains_key(key)) else { continue };
         let known = reconciler.world().view(service).is_some_and(|view| view.slices.iter().any(|own| **own == *slice));
         let warnings = reconciler.warnings().get(service).unwrap_or(&none);
-        let is_warned = warnings.iter().any(|warning| warning.contains(&slice.key.to_string()));
+        let object = ObjectRef::EndpointSlice(slice.key.clone());
+        let is_warned = warnings.iter().any(|warning| warning.object() == Some(&object));
         prop_assert!(!known || slice.problems.is_empty() || is_warned, "{:?} not in {:#?}", slice.problems, warnings);
     }
     Ok(())
@@ -375,8 +378,9 @@ fn the_oldest_of_thousands_of_services_owns_an_address() {
             let owner = reconciler.store().dump.names.values().map(|port| port.service.clone()).collect::<Vec<_>>();
             assert_eq!(owner, std::slice::from_ref(&oldest.key));
             let others = state.services();
-            let names =
-                |key: &Key| reconciler.warnings()[key].iter().any(|text| text.contains(&oldest.key.to_string()));
+            let names = |key: &Key| {
+                reconciler.warnings()[key].iter().any(|warning| warning.to_string().contains(&oldest.key.to_string()))
+            };
             assert!(others.into_keys().all(names));
         }
     }

@@ -178,7 +178,7 @@ proptest! {
         let start = Instant::now();
         match yaml::parse(&text, None) {
             Ok(objects) => check_served(&objects)?,
-            Err(yaml::Error { document, line, reason }) => {
+            Err(yaml::ParseError { document, line, reason }) => {
                 // YAML ends a line at a lone carriage return too.
                 let lines = text.split(['\n', '\r']).count() + 1;
                 let is_there = document >= 1 && line >= 1 && line <= lines;
@@ -199,7 +199,7 @@ proptest! {
         let (good, bad) = (directory.path().join("good.yaml"), directory.path().join("bad.yaml"));
         fs::write(&good, "{apiVersion: v1, kind: Node, metadata: {name: node-1}}").expect("a file");
         fs::write(&bad, &octets).expect("a file");
-        let mut read = yaml_directory::LastGood::new(None);
+        let mut read = yaml_directory::DirectoryState::new(None);
         let events = yaml_directory::load(directory.path(), &mut read).expect("the directory is there");
         let nodes = events.iter().find_map(|event| match event {
             Event::Replace(Kind::Node, objects) => Some(objects.len()),

@@ -7,8 +7,8 @@ use lb_common::{Proto, Scheduler};
 use lb_core::{
     event::{Event, Kind, Object},
     objects::{
-        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Manager, Policy, Selector, Service,
-        ServicePort, Tuning,
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Policy, Selector, Service, ServicePort,
+        SliceManager, Tuning,
     },
 };
 use proptest::{collection::vec, prelude::*};
@@ -166,7 +166,7 @@ fn slice(service: &Key, suffix: &str, group: EndpointGroup) -> Object {
     Object::EndpointSlice(EndpointSlice {
         key: Key::new(service.namespace(), &format!("{}-{suffix}", service.name())),
         service: Some(service.clone()),
-        manager: Manager::Selecting,
+        manager: SliceManager::Selecting,
         group,
         triggered: None,
         problems: Vec::new(),

@@ -1,4 +1,5 @@
-//! What the agent does with few capabilities: those of `deploy/components`, and what each of them is for.
+//! The agent with few capabilities: the sets of `deploy/components` suffice, and none in the smaller set is
+//! superfluous.
 
 use std::{
     os::unix::process::CommandExt as _,
@@ -12,23 +13,23 @@ use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use crate::{
     Story,
     agent::{Agent, run, until},
-    kill::in_namespace,
-    node::{Node, service},
+    node::{StoryNode, service},
+    socket_termination::in_namespace,
     sockets::{Client, at, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("least_capabilities_do_everything", least_capabilities),
-    ("fewest_capabilities_do_all_but_end_sockets", fewest_capabilities),
-    ("without_one_of_the_fewest_capabilities_the_agent_names_it_and_ends", one_less),
+    ("the_least_capabilities_suffice_for_everything", least_capabilities),
+    ("the_fewest_capabilities_suffice_for_all_but_ending_sockets_of_pods", fewest_capabilities),
+    ("without_one_of_the_fewest_capabilities_the_agent_exits_and_names_it", each_is_needed),
 ];
 
 const LEAST: &str = include_str!("../../../deploy/components/least-capabilities/kustomization.yaml");
 const FEWEST: &str = include_str!("../../../deploy/components/fewest-capabilities/kustomization.yaml");
 const UNIT: &str = include_str!("../../../deploy/systemd/beeline.service");
 
-/// What a component adds.
-fn named(component: &str) -> CapabilitySet {
+/// Returns the capabilities that a component adds.
+fn listed(component: &str) -> CapabilitySet {
     let (_, added) = component.split_once("add:\n").expect("a list");
     let lines = added.lines().map(str::trim).take_while(|line| line.starts_with(['-', '#']));
     lines
@@ -37,13 +38,13 @@ fn named(component: &str) -> CapabilitySet {
         .collect()
 }
 
-/// What a component adds, with what this kernel needs beside it.
-fn of(component: &str) -> CapabilitySet {
-    let mut set = named(component);
+/// Returns the capabilities that a component adds, and further ones for an old kernel.
+fn needed(component: &str) -> CapabilitySet {
+    let mut set = listed(component);
     assert!(set.contains(CapabilitySet::BPF), "{set:?}");
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     if ["5.10", "5.9", "5.8"].iter().any(|old| release.starts_with(&format!("{old}."))) {
-        // Programs and maps count as locked memory, whose limit this one may raise.
+        // Programs and maps count as locked memory; SYS_RESOURCE allows to raise its limit.
         println!(
             "LACKS accounting of maps by cgroup (5.11): without an unlimited RLIMIT_MEMLOCK, SYS_RESOURCE is needed too"
         );
@@ -52,12 +53,12 @@ fn of(component: &str) -> CapabilitySet {
     set
 }
 
-/// What is started in `work` has these capabilities and can get no others.
-fn with<T: Send>(set: CapabilitySet, work: impl FnOnce() -> T + Send) -> T {
+/// Runs `work` on a thread whose child processes have these capabilities and can get no others.
+fn with_only<T: Send>(set: CapabilitySet, work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             for other in CapabilitySet::all().difference(set).iter() {
-                // Fails for those that this kernel does not know.
+                // Fails for capabilities that this kernel does not know.
                 let _unknown = remove_capability_from_bounding_set(other);
             }
             work()
@@ -73,7 +74,7 @@ fn dns(backends: &[&str]) -> String {
     service("dns", &["10.96.0.53"], "UDP", 53, backends)
 }
 
-/// A process of another user, which keeps a network namespace; it ends with the value.
+/// A process of another user that holds a network namespace, killed when dropped.
 struct Pod(Child);
 
 impl Drop for Pod {
@@ -83,9 +84,9 @@ impl Drop for Pod {
     }
 }
 
-/// Start, changes, a restart over the pins, and a socket in the network namespace of another user's process whose backend goes.
-/// True when that was ended.
-fn life(node: &Node) -> bool {
+/// Runs an agent through start, changes, restart over the pins, and the removal of the backend of a socket in the
+/// network namespace of another user's process. True if that socket was ended.
+fn run_lifecycle(node: &StoryNode) -> bool {
     BOTH.into_iter().for_each(udp_server);
     node.write("dns.yaml", &dns(&BOTH[1..]));
     let mut agent = node.agent(&[]);
@@ -93,7 +94,7 @@ fn life(node: &Node) -> bool {
     assert_eq!(client.ask(at(VIP)).0, BOTH[1]);
     node.write("dns.yaml", &dns(&BOTH[..1]));
     agent.wait_for_log("removed=1");
-    let (elsewhere, _pod) = in_namespace(|| {
+    let (pod_client, _pod) = in_namespace(|| {
         let client = Client::udp(at(VIP));
         client.connect(at(VIP)).expect("connected");
         let pod = Command::new("sleep").arg("600").uid(65534).stdin(Stdio::null()).spawn().expect("sleep");
@@ -108,40 +109,47 @@ fn life(node: &Node) -> bool {
     let deadline = std::time::Instant::now() + Duration::from_secs(2);
     let mut has_ended = false;
     while !has_ended && std::time::Instant::now() < deadline {
-        has_ended = elsewhere.peer().is_none();
+        has_ended = pod_client.peer().is_none();
         thread::sleep(Duration::from_millis(10));
     }
     assert!(run(node, &["get", "services"]).status.success());
     agent.kill();
     assert!(run(node, &["cleanup"]).status.success());
-    until("nothing is left", || !node.maps().exists());
+    until("cleanup removes the maps", || !node.maps().exists());
     has_ended
 }
 
-fn least_capabilities(node: &mut Node) {
+fn least_capabilities(node: &mut StoryNode) {
     let node = &*node;
     let bounds = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("a bounding set");
     let bounds = bounds.split(' ').map(|name| name.strip_prefix("CAP_").and_then(CapabilitySet::from_name));
-    assert_eq!(bounds.collect::<Option<CapabilitySet>>(), Some(named(LEAST)), "the unit has the same");
-    assert!(with(of(LEAST), || life(node)), "the socket of the pod was not ended");
+    assert_eq!(
+        bounds.collect::<Option<CapabilitySet>>(),
+        Some(listed(LEAST)),
+        "the systemd unit and the component list the same capabilities"
+    );
+    assert!(with_only(needed(LEAST), || run_lifecycle(node)), "the socket of the pod was not ended");
 }
 
-fn fewest_capabilities(node: &mut Node) {
+fn fewest_capabilities(node: &mut StoryNode) {
     let node = &*node;
-    assert!(!with(of(FEWEST), || life(node)), "it was ended: then the larger set is not needed");
+    assert!(
+        !with_only(needed(FEWEST), || run_lifecycle(node)),
+        "the socket of the pod was ended: the larger set is not needed"
+    );
 }
 
-fn one_less(node: &mut Node) {
+fn each_is_needed(node: &mut StoryNode) {
     let node = &*node;
     node.write("dns.yaml", &dns(&BOTH));
-    for missing in of(FEWEST).iter().filter(|one| *one != CapabilitySet::SYS_RESOURCE) {
-        let (status, said) = with(of(FEWEST).difference(missing), || {
+    for missing in needed(FEWEST).iter().filter(|one| *one != CapabilitySet::SYS_RESOURCE) {
+        let (status, log) = with_only(needed(FEWEST).difference(missing), || {
             let mut agent = Agent::start(node, &[]);
             (agent.wait(), agent.log())
         });
-        println!("without {missing:?}: {status}: {}", said.lines().last().unwrap_or_default());
-        assert!(!status.success() && !said.contains("in service"), "without {missing:?}: {said}");
+        println!("without {missing:?}: {status}: {}", log.lines().last().unwrap_or_default());
+        assert!(!status.success() && !log.contains("in service"), "without {missing:?}: {log}");
         let name = format!("this process lacks CAP_{}", missing.iter_names().map(|(name, _)| name).collect::<String>());
-        assert!(said.contains(&name), "{name}: {said}");
+        assert!(log.contains(&name), "{name}: {log}");
     }
 }

@@ -1,5 +1,5 @@
-//! The programs of the packet path at network devices: there when a device appears, the same links over restarts and
-//! upgrades, gone when nobody wants them, and nobody else's filters touched. By TCX or clsact, as the kernel has it.
+//! The programs of the packet path at network devices, by TCX or clsact: attached when a device appears, kept across
+//! restarts and upgrades, detached when no longer wanted, and without an effect on foreign filters.
 
 use std::{
     collections::BTreeMap,
@@ -24,26 +24,26 @@ use rustix::process::Signal;
 use crate::{
     Story,
     agent::{Agent, beeline, run, until},
+    agent_lifecycle::write_wide,
     doctor::returning,
-    life::write_wide,
-    node::{Node, ip},
+    node::{StoryNode, ip},
 };
 
 pub const STORIES: &[Story] = &[
-    ("devices_have_programs_as_routes_say", follows_routes),
-    ("devices_are_chosen_by_flags", flags_choose),
-    ("devices_are_looked_at_by_doctor", doctor_looks),
-    ("devices_keep_their_programs_over_kills_restarts_and_upgrades", programs_stay),
-    ("devices_are_given_the_programs_of_larger_maps", larger_maps),
-    ("devices_are_left_clean", cleanup),
-    ("devices_are_left_clean_from_another_namespace", cleanup_from_elsewhere),
-    ("devices_keep_the_filters_of_others", filters_of_others),
-    ("devices_get_back_what_another_takes_away", taken_away),
-    ("devices_by_the_hundred_cost_no_storm", burst),
+    ("devices_with_routes_get_the_programs", devices_follow_routes),
+    ("devices_are_chosen_by_flags", devices_follow_flags),
+    ("devices_are_checked_by_doctor", doctor_checks_devices),
+    ("devices_keep_their_programs_across_kills_restarts_and_upgrades", programs_are_kept),
+    ("devices_get_new_programs_when_maps_grow", larger_maps_get_new_programs),
+    ("devices_are_clean_after_cleanup", cleanup_detaches),
+    ("devices_are_clean_after_cleanup_from_another_namespace", cleanup_from_another_namespace),
+    ("devices_keep_foreign_tc_filters", foreign_filters_are_kept),
+    ("devices_get_detached_programs_back", detached_programs_come_back),
+    ("devices_added_by_the_hundred_cost_little_cpu_time", hundreds_of_devices_cost_little),
 ];
 
-/// A pair of links, both switched on. False when the kernel has none.
-fn veth(name: &str) -> bool {
+/// Adds a veth pair and sets both ends up. False if the kernel has no veth.
+fn add_veth(name: &str) -> bool {
     let far = format!("{name}-far");
     let made = Command::new("ip").args(["link", "add", name, "type", "veth", "peer", "name", &far]).status();
     if !made.is_ok_and(|status| status.success()) {
@@ -55,9 +55,9 @@ fn veth(name: &str) -> bool {
     true
 }
 
-/// A link by which packets from outside would come.
-fn uplink(name: &str, number: u8) -> bool {
-    if !veth(name) {
+/// Adds a device with an address and a route, as an uplink has. False if the kernel has no veth.
+fn add_uplink(name: &str, number: u8) -> bool {
+    if !add_veth(name) {
         return false;
     }
     ip(&["addr", "add", &format!("198.18.{number}.5/24"), "dev", name]);
@@ -67,7 +67,7 @@ fn uplink(name: &str, number: u8) -> bool {
 
 pub fn index(name: &str) -> u32 {
     let path = format!("/sys/class/net/{name}/ifindex");
-    // Of this thread's namespace, which the mount of sysfs may not be.
+    // sysfs may be mounted from another network namespace than this thread's; `ip` is not affected.
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.trim().parse().unwrap_or_else(|_| {
         let output = Command::new("ip").args(["-o", "link", "show", "dev", name]).output().expect("the command ip");
@@ -76,7 +76,7 @@ pub fn index(name: &str) -> u32 {
     })
 }
 
-/// The programs that run at a device, as TCX or `tc` tells them.
+/// Returns the names of the programs that run at a device, by TCX or clsact.
 fn programs(device: &str) -> Vec<String> {
     let hooks = [(TcAttachType::Ingress, "ingress"), (TcAttachType::Egress, "egress")];
     hooks.into_iter().flat_map(|(hook, name)| [tcx(device, hook), filters(device, name)].concat()).collect()
@@ -87,9 +87,9 @@ fn tcx(device: &str, hook: TcAttachType) -> Vec<String> {
     found.iter().filter_map(|program| program.name_as_str().map(str::to_owned)).collect()
 }
 
-/// Names of the filters of a clsact qdisc.
+/// Returns the names of the filters of a clsact qdisc.
 fn filters(device: &str, hook: &str) -> Vec<String> {
-    let text = tc_says(&["filter", "show", "dev", device, hook]);
+    let text = tc_output(&["filter", "show", "dev", device, hook]);
     let names = text.lines().filter(|line| line.contains(" handle 0x")).map(|line| {
         let mut words = line.split_whitespace().skip_while(|word| *word != "handle").skip(2);
         words.next().unwrap_or_default().trim_start_matches("beeline:").to_owned()
@@ -97,12 +97,12 @@ fn filters(device: &str, hook: &str) -> Vec<String> {
     names.collect()
 }
 
-fn tc_says(arguments: &[&str]) -> String {
+fn tc_output(arguments: &[&str]) -> String {
     let output = Command::new("tc").args(arguments).output().expect("the command tc");
     String::from_utf8(output.stdout).expect("text")
 }
 
-fn tc_does(arguments: &[&str]) {
+fn tc(arguments: &[&str]) {
     let output = Command::new("tc").args(arguments).output().expect("the command tc");
     assert!(output.status.success(), "tc {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -121,8 +121,8 @@ fn wait_until_free(device: &str) {
     until(&format!("{device} has no programs"), || programs(device).is_empty());
 }
 
-/// What stands in `DEVICES`.
-fn devices(node: &Node) -> BTreeMap<u32, Device> {
+/// Returns the entries of `DEVICES`.
+fn devices(node: &StoryNode) -> BTreeMap<u32, Device> {
     let map = TypedMap::<u32, Device>::open(&node.maps(), "DEVICES").expect("the pinned map");
     map.read().expect("its entries").into_iter().collect()
 }
@@ -132,44 +132,44 @@ fn pins(directory: &Path) -> Vec<PathBuf> {
     entries.filter(|path| path.to_string_lossy().contains("link_tc_")).collect()
 }
 
-/// Whether the kernel has TCX: the devices are attached to by links.
-fn has_tcx(node: &Node) -> bool {
+/// True if the agent attached with TCX links.
+fn has_tcx(node: &StoryNode) -> bool {
     !pins(&node.maps()).is_empty()
 }
 
-fn follows_routes(node: &mut Node) {
+fn devices_follow_routes(node: &mut StoryNode) {
     let agent = node.agent(&[]);
-    if !veth("up0") {
+    if !add_veth("up0") {
         return;
     }
     let up0 = index("up0");
     ip(&["addr", "add", "198.18.0.5/24", "dev", "up0"]);
-    until("its address is a way out", || devices(node).contains_key(&up0));
-    assert_eq!(programs("up0"), [""; 0], "nobody comes by it from elsewhere");
+    until("a device with an address has an entry", || devices(node).contains_key(&up0));
+    assert_eq!(programs("up0"), [""; 0], "no packet comes from other networks by this device");
     let start = Instant::now();
     ip(&["route", "add", "203.0.0.0/24", "via", "198.18.0.1", "dev", "up0"]);
     wait_until_attached("up0");
     println!("attached {:?} after the route", start.elapsed());
     let device = devices(node).get(&up0).copied().expect("an entry");
     assert_eq!((device.snat_v4.to_string(), device.flags, device.mtu), ("198.18.0.5".to_owned(), 0, 1500));
-    // The fd00:: addresses of lo are those of the node.
+    // The node's IPv6 addresses are the fd00:: addresses of lo.
     assert!(device.snat_v6.to_string().starts_with("fd00::"), "{device:?}");
     ip(&["link", "set", "up0", "mtu", "1400"]);
     until("the entry follows", || devices(node).get(&up0).is_some_and(|device| device.mtu == 1400));
-    // Programs stay while it is switched off for a moment, though its routes have gone.
+    // The programs stay while the device is down, although its routes are gone.
     ip(&["link", "set", "up0", "down"]);
     ip(&["link", "set", "up0", "mtu", "1300"]);
-    until("all was read again", || devices(node).get(&up0).is_some_and(|device| device.mtu == 1300));
+    until("the agent has read the devices again", || devices(node).get(&up0).is_some_and(|device| device.mtu == 1300));
     assert!(is_attached("up0"));
     ip(&["link", "set", "up0", "up"]);
     wait_until_free("up0");
     ip(&["route", "add", "203.0.0.0/24", "via", "198.18.0.1", "dev", "up0"]);
     wait_until_attached("up0");
-    // One more, and the first one goes.
-    assert!(uplink("up1", 1));
+    // Add a second device and remove the first.
+    assert!(add_uplink("up1", 1));
     wait_until_attached("up1");
     ip(&["link", "del", "up0"]);
-    until("nothing is left of it", || {
+    until("no entry and no link of the device is left", || {
         !devices(node).contains_key(&up0)
             && !tc::attached(&node.maps(), &node.pins).expect("the pins").contains_key(&up0)
     });
@@ -179,8 +179,8 @@ fn follows_routes(node: &mut Node) {
     assert!(!agent.log().contains("WARN"), "{}", agent.log());
 }
 
-fn flags_choose(node: &mut Node) {
-    if !uplink("up0", 0) || !veth("wg0") || !veth("lxc0") || !veth("lxc1") {
+fn devices_follow_flags(node: &mut StoryNode) {
+    if !add_uplink("up0", 0) || !add_veth("wg0") || !add_veth("lxc0") || !add_veth("lxc1") {
         return;
     }
     let mut agent = node.agent(&["--devices", "wg*", "--pod-devices", "lxc0,xyz"]);
@@ -192,15 +192,15 @@ fn flags_choose(node: &mut Node) {
     assert_eq!((flags("wg0"), flags("up0"), flags("lxc1")), (Some(0), Some(0), None));
     let shown = run(node, &["get", "devices"]);
     let shown = String::from_utf8(shown.stdout).expect("text");
-    let how = if has_tcx(node) { "tcx" } else { "clsact" };
+    let mechanism = if has_tcx(node) { "tcx" } else { "clsact" };
     let row = |name: &str| -> Vec<&str> {
         let row = shown.lines().find(|line| line.split_whitespace().next() == Some(name));
         row.map(|row| row.split_whitespace().skip(2).take(3).collect()).unwrap_or_default()
     };
-    assert_eq!(row("wg0").get(..2), Some([how, "uplink"].as_slice()));
-    assert_eq!(row("lxc0").get(..2), Some([how, "pod"].as_slice()));
+    assert_eq!(row("wg0").get(..2), Some([mechanism, "uplink"].as_slice()));
+    assert_eq!(row("lxc0").get(..2), Some([mechanism, "pod"].as_slice()));
     assert_eq!(row("up0"), ["-", "-", "198.18.0.5"]);
-    // Another agent wants others.
+    // An agent with other flags attaches to other devices.
     agent.kill();
     let mut agent = node.agent(&["--devices", "up0"]);
     wait_until_attached("up0");
@@ -214,81 +214,81 @@ fn flags_choose(node: &mut Node) {
     until("no entry is left", || devices(node).is_empty());
 }
 
-fn doctor_looks(node: &mut Node) {
-    if !uplink("up0", 0) {
+fn doctor_checks_devices(node: &mut StoryNode) {
+    if !add_uplink("up0", 0) {
         return;
     }
-    let says = |node: &Node| {
-        let told: serde_json::Value =
+    let findings_about_devices = |node: &StoryNode| {
+        let report: serde_json::Value =
             serde_json::from_slice(&run(node, &["doctor", "-o", "json"]).stdout).expect("JSON");
-        let findings = told["findings"].as_array().expect("a list").iter();
+        let findings = report["findings"].as_array().expect("a list").iter();
         let of_devices = findings.filter(|finding| finding["check"] == "devices");
         let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
         of_devices.map(|finding| text(&finding["severity"]) + ": " + &text(&finding["what"])).collect::<Vec<_>>()
     };
     let mut agent = node.agent(&[]);
     wait_until_attached("up0");
-    let how = if has_tcx(node) { "tcx" } else { "clsact" };
-    assert_eq!(says(node), [format!("ok: both programs are at up0 ({how})")]);
+    let mechanism = if has_tcx(node) { "tcx" } else { "clsact" };
+    assert_eq!(findings_about_devices(node), [format!("ok: both programs are at up0 ({mechanism})")]);
     agent.kill();
     let pins = pins(&node.maps());
     if pins.is_empty() {
         return;
     }
-    // Somebody comes before ours, and one of ours is taken away while no agent mends it.
+    // A foreign program is attached before ours, and one of our links is detached while no agent runs.
     const TC_ACT_UNSPEC: i32 = -1;
     let theirs = sys::load_classifier(c"theirs", &returning(TC_ACT_UNSPEC)).expect("a program");
     let _link = sys::attach_tcx(&theirs, index("up0"), Hook::Ingress).expect("TCX");
     let egress = pins.iter().find(|pin| pin.to_string_lossy().contains("egress")).expect("a link");
     sys::open_pin(egress).and_then(sys::detach_link).expect("a link");
-    let said = says(node);
-    let [lacks, before] = said.as_slice() else { panic!("{said:?}") };
+    let findings = findings_about_devices(node);
+    let [lacks, before] = findings.as_slice() else { panic!("{findings:?}") };
     assert!(lacks.starts_with("error: up0 lacks tc_egress"), "{lacks}");
-    assert!(before.starts_with("warning: theirs (program ") && before.contains("runs at up0 before tc_ingress"));
+    assert!(before.starts_with("warning: theirs (id ") && before.contains("runs at up0 before tc_ingress"));
     assert!(before.contains(&format!("pid {})", std::process::id())), "{before}");
 }
 
-/// What holds a program at a device: the ids of links, or the handles of filters.
-fn holders(node: &Node) -> Vec<String> {
-    let mut holders = Vec::new();
+/// Returns what attaches the programs to up0: the ids of links, or the handles of filters.
+fn attachments(node: &StoryNode) -> Vec<String> {
+    let mut attachments = Vec::new();
     for pin in pins(&node.maps()) {
         let link = sys::open_pin(&pin).expect("a link");
         let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd())).expect("its info");
         let id = info.lines().find(|line| line.starts_with("link_id:")).expect("an id").to_owned();
-        holders.push(format!("{} {id}", pin.file_name().expect("a name").to_string_lossy()));
+        attachments.push(format!("{} {id}", pin.file_name().expect("a name").to_string_lossy()));
     }
     for hook in ["ingress", "egress"] {
-        let text = tc_says(&["filter", "show", "dev", "up0", hook]);
+        let text = tc_output(&["filter", "show", "dev", "up0", hook]);
         let handle =
             |line: &str| line.split_whitespace().skip_while(|word| *word != "handle").nth(1).map(str::to_owned);
-        holders.extend(text.lines().filter_map(handle));
+        attachments.extend(text.lines().filter_map(handle));
     }
-    holders.sort();
-    holders
+    attachments.sort();
+    attachments
 }
 
-/// Looks at a device again and again: how often, and how often a program was missing.
-struct Guard {
+/// A thread that polls the programs at a device, and counts the polls and the polls with a missing program.
+struct AttachmentPoller {
     stop: Arc<AtomicBool>,
     thread: thread::JoinHandle<(u32, u32)>,
 }
 
-impl Guard {
-    fn of(node: &Node, device: &str) -> Self {
+impl AttachmentPoller {
+    fn start(node: &StoryNode, device: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (ended, device, root) = (Arc::clone(&stop), device.to_owned(), node.pins.clone());
+        let (is_stopped, device, root) = (Arc::clone(&stop), device.to_owned(), node.pins.clone());
         let thread = thread::spawn(move || {
             let (mut looks, mut missing) = (0, 0);
-            while !ended.load(Ordering::Relaxed) {
+            while !is_stopped.load(Ordering::Relaxed) {
                 let of = |hook| tcx(&device, hook).len();
-                let mut here = of(TcAttachType::Ingress) + of(TcAttachType::Egress);
-                if here == 0 {
+                let mut found = of(TcAttachType::Ingress) + of(TcAttachType::Egress);
+                if found == 0 {
                     let clsact = lb_dataplane::attach::clsact::Clsact::open(&root);
                     let attached = clsact.and_then(|mut clsact| clsact.attached()).expect("the filters");
-                    here = attached.values().flatten().flatten().count();
+                    found = attached.values().flatten().flatten().count();
                 }
                 looks += 1;
-                missing += u32::from(here < 2);
+                missing += u32::from(found < 2);
                 thread::sleep(Duration::from_micros(200));
             }
             (looks, missing)
@@ -298,78 +298,76 @@ impl Guard {
 
     fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
-        let (looks, missing) = self.thread.join().expect("it does not panic");
-        println!("{looks} looks, {missing} of them without the programs");
+        let (looks, missing) = self.thread.join().expect("no panic");
+        println!("{looks} polls, {missing} of them with a missing program");
         assert!(missing == 0 && looks > 50);
     }
 }
 
-fn ids(node: &Node) -> Vec<Option<u32>> {
+fn ids(node: &StoryNode) -> Vec<Option<u32>> {
     tc::attached(&node.maps(), &node.pins).expect("the pins").into_values().flat_map(|own| own.programs).collect()
 }
 
-fn programs_stay(node: &mut Node) {
-    if !uplink("up0", 0) {
+fn programs_are_kept(node: &mut StoryNode) {
+    if !add_uplink("up0", 0) {
         return;
     }
     let mut agent = node.agent(&[]);
     wait_until_attached("up0");
-    let (held, first) = (holders(node), ids(node));
-    assert_eq!(held.len(), 2, "{held:?}");
-    let guard = Guard::of(node, "up0");
+    let (attached, first) = (attachments(node), ids(node));
+    assert_eq!(attached.len(), 2, "{attached:?}");
+    let poller = AttachmentPoller::start(node, "up0");
     agent.kill();
-    assert!(is_attached("up0") && ids(node) == first, "nothing changes");
+    assert!(is_attached("up0") && ids(node) == first, "the kill changes nothing");
     let mut agent = node.agent(&[]);
     let second = ids(node);
-    assert_ne!(second, first, "the new agent's own programs");
-    assert_eq!(holders(node), held, "in the place of the old ones");
+    assert_ne!(second, first, "the new agent attaches its own programs");
+    assert_eq!(attachments(node), attached, "the links or filters are the same");
     assert_eq!(agent.terminate().code(), Some(0));
     assert!(is_attached("up0") && ids(node) == second);
-    // As if another version of the maps' layout had made it.
+    // Renamed, as if a version with another map layout had made the directory.
     std::fs::rename(node.maps(), node.pins.join("v1")).expect("bpffs renames directories");
     let mut agent = node.agent(&["--map-size", "slots=16"]);
     agent.wait_for_log("another version's programs and maps are out of service");
-    assert_eq!(holders(node), held);
+    assert_eq!(attachments(node), attached);
     assert_ne!(ids(node), second);
-    // Killed while it starts.
+    // Kill agents during their start.
     for fuse in 0..6 {
         agent.kill();
         agent = Agent::start(node, &[]);
         thread::sleep(Duration::from_millis(fuse * 30));
     }
     agent.wait_until_in_service();
-    assert_eq!(holders(node), held);
-    guard.end();
+    assert_eq!(attachments(node), attached);
+    poller.end();
 }
 
-fn larger_maps(node: &mut Node) {
-    if !uplink("up0", 0) {
+fn larger_maps_get_new_programs(node: &mut StoryNode) {
+    if !add_uplink("up0", 0) {
         return;
     }
     let agent = node.agent(&[]);
     wait_until_attached("up0");
-    let (held, before) = (holders(node), ids(node));
-    let guard = Guard::of(node, "up0");
+    let (attached, before) = (attachments(node), ids(node));
+    let poller = AttachmentPoller::start(node, "up0");
     write_wide(node);
     agent.wait_for_log("a larger one takes its place");
-    until("the programs that know the larger maps run", || {
-        ids(node).iter().zip(&before).all(|(now, then)| now != then)
-    });
-    assert_eq!(holders(node), held);
-    // And devices that come later get the same ones.
-    assert!(uplink("up1", 1));
+    until("programs that use the larger maps run", || ids(node).iter().zip(&before).all(|(now, then)| now != then));
+    assert_eq!(attachments(node), attached);
+    // A device that appears later gets the same programs.
+    assert!(add_uplink("up1", 1));
     wait_until_attached("up1");
     let all = ids(node);
     assert_eq!(all.get(..2), all.get(2..), "{all:?}");
-    guard.end();
+    poller.end();
 }
 
 fn has_clsact(device: &str) -> bool {
-    tc_says(&["qdisc", "show", "dev", device]).contains("clsact")
+    tc_output(&["qdisc", "show", "dev", device]).contains("clsact")
 }
 
-fn cleanup(node: &mut Node) {
-    if !uplink("up0", 0) || !uplink("up1", 1) {
+fn cleanup_detaches(node: &mut StoryNode) {
+    if !add_uplink("up0", 0) || !add_uplink("up1", 1) {
         return;
     }
     let mut agent = node.agent(&[]);
@@ -378,7 +376,7 @@ fn cleanup(node: &mut Node) {
     agent.kill();
     assert!(run(node, &["cleanup"]).status.success());
     assert!(programs("up0").is_empty() && programs("up1").is_empty() && !node.pins.exists());
-    assert!(!has_clsact("up0"), "it was ours");
+    assert!(!has_clsact("up0"), "the agent had added the qdisc");
     let mut agent = node.agent(&["--cleanup-on-exit"]);
     wait_until_attached("up1");
     assert_eq!(agent.terminate().code(), Some(0));
@@ -386,8 +384,8 @@ fn cleanup(node: &mut Node) {
     assert!(!has_clsact("up1"));
 }
 
-fn cleanup_from_elsewhere(node: &mut Node) {
-    if !uplink("up0", 0) {
+fn cleanup_from_another_namespace(node: &mut StoryNode) {
+    if !add_uplink("up0", 0) {
         return;
     }
     let mut agent = node.agent(&[]);
@@ -399,9 +397,9 @@ fn cleanup_from_elsewhere(node: &mut Node) {
     assert!(programs("up0").is_empty() && !has_clsact("up0") && !node.pins.exists());
 }
 
-/// A filter of somebody else, which lets everything on.
-fn foreign_filter(device: &str) {
-    tc_does(&[
+/// Adds a foreign filter that accepts every packet.
+fn add_foreign_filter(device: &str) {
+    tc(&[
         "filter",
         "add",
         "dev",
@@ -420,30 +418,29 @@ fn foreign_filter(device: &str) {
     ]);
 }
 
-fn filters_of_others(node: &mut Node) {
-    if !uplink("up0", 0) || !uplink("up1", 1) || !uplink("up2", 2) {
+fn foreign_filters_are_kept(node: &mut StoryNode) {
+    if !add_uplink("up0", 0) || !add_uplink("up1", 1) || !add_uplink("up2", 2) {
         return;
     }
-    // On the first it was there before us, on the second it comes later, on the third there is none.
-    tc_does(&["qdisc", "add", "dev", "up0", "clsact"]);
-    foreign_filter("up0");
-    let foreign = |device: &str| tc_says(&["filter", "show", "dev", device, "ingress"]).contains("bytecode");
+    // up0 has a foreign filter before the agent starts, up1 gets one later, up2 has none.
+    tc(&["qdisc", "add", "dev", "up0", "clsact"]);
+    add_foreign_filter("up0");
+    let foreign = |device: &str| tc_output(&["filter", "show", "dev", device, "ingress"]).contains("bytecode");
     let mut agent = node.agent(&[]);
     let has_both = |device: &str| BOTH.iter().all(|name| programs(device).contains(&(*name).to_owned()));
     for device in ["up0", "up1", "up2"] {
         until(&format!("{device} has the programs"), || has_both(device));
     }
-    let by_filter = !has_tcx(node);
-    if !by_filter {
-        tc_does(&["qdisc", "add", "dev", "up1", "clsact"]);
+    if has_tcx(node) {
+        tc(&["qdisc", "add", "dev", "up1", "clsact"]);
     }
-    foreign_filter("up1");
+    add_foreign_filter("up1");
     agent.kill();
     let mut agent = node.agent(&[]);
-    assert!(foreign("up0") && foreign("up1"), "a restart leaves them");
+    assert!(foreign("up0") && foreign("up1"), "a restart keeps foreign filters");
     agent.kill();
     let mut agent = node.agent(&["--devices", "none"]);
-    until("ours have gone", || !["up0", "up1", "up2"].iter().any(|device| has_both(device)));
+    until("our programs are detached", || !["up0", "up1", "up2"].iter().any(|device| has_both(device)));
     assert!(foreign("up0") && foreign("up1"));
     assert!(has_clsact("up0") && has_clsact("up1") && !has_clsact("up2"));
     agent.kill();
@@ -451,8 +448,8 @@ fn filters_of_others(node: &mut Node) {
     assert!(foreign("up0") && foreign("up1"));
 }
 
-fn taken_away(node: &mut Node) {
-    if !uplink("up0", 0) {
+fn detached_programs_come_back(node: &mut StoryNode) {
+    if !add_uplink("up0", 0) {
         return;
     }
     let _agent = node.agent(&[]);
@@ -462,14 +459,14 @@ fn taken_away(node: &mut Node) {
             sys::detach_link(sys::open_pin(&pin).expect("a link").as_fd()).expect("detached");
         }
     } else {
-        tc_does(&["qdisc", "del", "dev", "up0", "clsact"]);
+        tc(&["qdisc", "del", "dev", "up0", "clsact"]);
     }
-    // It may have seen it already. It looks again at any news, and every half minute.
+    // The agent checks at every netlink event and every half minute; make an event, in case it has not noticed yet.
     ip(&["addr", "add", "10.0.0.77/32", "dev", "lo"]);
     wait_until_attached("up0");
 }
 
-/// Time of the processors that a process has used.
+/// Returns the CPU time that the agent has used.
 fn cpu(agent: &Agent) -> Duration {
     let text = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid())).expect("a running agent");
     let words = text.rsplit_once(')').map_or("", |(_, words)| words).split_whitespace();
@@ -477,9 +474,9 @@ fn cpu(agent: &Agent) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-fn burst(node: &mut Node) {
+fn hundreds_of_devices_cost_little(node: &mut StoryNode) {
     const COUNT: usize = 500;
-    if !uplink("up0", 0) {
+    if !add_uplink("up0", 0) {
         return;
     }
     let agent = node.agent(&[]);
@@ -488,23 +485,25 @@ fn burst(node: &mut Node) {
     let lines = |line: fn(usize) -> String| (0..COUNT).map(line).collect::<String>();
     let change = |text: String| {
         std::fs::write(&batch, text).expect("a file");
-        ip(&["-batch", batch.to_str().expect("its name is text")]);
+        ip(&["-batch", batch.to_str().expect("a UTF-8 path")]);
     };
     let (start, before) = (Instant::now(), cpu(&agent));
     change(lines(|n| format!("link add p{n} type veth peer name q{n}\nlink set p{n} up\n")));
-    // The last one is seen.
+    // Wait until the agent has handled the last device.
     let last = format!("p{}", COUNT - 1);
     ip(&["addr", "add", "198.18.9.5/24", "dev", &last]);
     ip(&["link", "set", &format!("q{}", COUNT - 1), "up"]);
     ip(&["route", "add", "203.0.9.0/24", "via", "198.18.9.1", "dev", &last]);
     wait_until_attached(&last);
     let (took, used) = (start.elapsed(), cpu(&agent) - before);
-    println!("{COUNT} pairs of links in {took:?}, for which the agent used {used:?} of the processors");
+    println!("{COUNT} pairs of links in {took:?}, for which the agent used {used:?} of CPU time");
     assert!(used < took / 2 + Duration::from_millis(300), "{used:?} of {took:?}");
-    // More news than its socket holds, while it does not look.
+    // More netlink events than the socket buffer holds while the agent is stopped.
     agent.signal(Signal::STOP);
     change(lines(|n| format!("link del p{n}\n")));
     agent.signal(Signal::CONT);
-    until("nothing is left of them", || devices(node).len() == 1 && ids(node).len() == 2);
+    until("no entry and no program of the removed devices is left", || {
+        devices(node).len() == 1 && ids(node).len() == 2
+    });
     assert!(is_attached("up0"));
 }

@@ -1,4 +1,4 @@
-//! Load: workers that do one thing over and over, each turn of which succeeds or tells why not.
+//! Load: threads that repeat an action and record its failures.
 
 use std::{
     sync::{
@@ -11,7 +11,7 @@ use std::{
 
 use crate::{agent::until, node::is_slow};
 
-/// Before each turn, and ten times that where all is slow.
+/// Pause before each turn; ten times as long on an emulated machine.
 const PAUSE: Duration = Duration::from_millis(2);
 
 struct Worker {
@@ -20,7 +20,7 @@ struct Worker {
     thread: thread::JoinHandle<()>,
 }
 
-/// The workers. They go on until [`Load::end`].
+/// Workers that run until [`Load::end`].
 #[derive(Default)]
 pub struct Load {
     is_over: Arc<AtomicBool>,
@@ -29,14 +29,14 @@ pub struct Load {
 }
 
 impl Load {
-    /// Adds a worker.
+    /// Starts a worker that repeats `turn`.
     pub fn add(&mut self, what: &'static str, mut turn: impl FnMut() -> Result<(), String> + Send + 'static) {
         let turns = Arc::<AtomicU32>::default();
         let (is_over, failures, done) = (Arc::clone(&self.is_over), Arc::clone(&self.failures), Arc::clone(&turns));
         let pause = if is_slow() { PAUSE * 10 } else { PAUSE };
         let work = move || {
             while !is_over.load(Ordering::Relaxed) {
-                // The agent needs the processor too.
+                // Leave CPU time to the agent.
                 thread::sleep(pause);
                 if let Err(error) = turn() {
                     println!("{what}: {error}");
@@ -48,16 +48,16 @@ impl Load {
         self.workers.push(Worker { what, turns, thread: thread::spawn(work) });
     }
 
-    /// Waits until each has done so many more turns.
+    /// Waits until each worker has done `turns` more turns.
     pub fn more(&self, turns: u32) {
         let now = |worker: &Worker| worker.turns.load(Ordering::Relaxed);
         let before: Vec<_> = self.workers.iter().map(now).collect();
-        until("the workers go on", || {
+        until("every worker makes its turns", || {
             self.workers.iter().zip(&before).all(|(worker, before)| now(worker) >= before + turns)
         });
     }
 
-    /// Ends it: nothing failed.
+    /// Ends the workers and asserts that no turn failed.
     pub fn end(self) {
         self.is_over.store(true, Ordering::Relaxed);
         for Worker { what, turns, thread } in self.workers {

@@ -1,34 +1,34 @@
-//! Stories: real sockets on a real kernel through the real agent, each in a process, network namespace, cgroup and bpffs
-//! of its own, which the runner removes whatever happens.
+//! Stories: tests of the real agent with real sockets on a real kernel. Each runs in its own process, network
+//! namespace, cgroup and bpffs, which the runner removes also after a failure.
 //!
-//! `stories [FILTER]` runs them; `stories --story NAME` is one of them, as the runner starts it.
+//! `stories [FILTER]` runs them; the runner starts each one with `stories --story NAME`.
 
-mod addresses;
 mod agent;
+mod agent_lifecycle;
+mod backend_choice;
 mod bad_input;
 mod capabilities;
-mod choice;
-mod counts;
 mod devices;
 mod doctor;
 mod explain;
-mod flows;
-mod health;
-mod held;
-mod kill;
-mod life;
-mod links;
+mod external_traffic;
+mod flow_expiry;
+mod get_and_top;
+mod health_and_metrics;
+mod lab_network;
 mod load;
 mod monitoring;
+mod network_policy;
 mod node;
+mod node_addresses;
 mod node_ports;
-mod outside;
 mod packets;
-mod paths;
-mod policy;
-mod rot;
-mod routes;
+mod pod_modes;
+mod sctp_and_vlan;
+mod socket_counts;
+mod socket_termination;
 mod sockets;
+mod stale_sockets;
 mod systemd;
 mod tcp;
 mod udp;
@@ -40,36 +40,36 @@ use std::{process::ExitCode, thread, time::Duration};
 use lb_lab::sandbox::Sandbox;
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// A story: its name, and what happens.
-type Story = (&'static str, fn(&mut node::Node));
+/// A story: its name and its function.
+type Story = (&'static str, fn(&mut node::StoryNode));
 
 fn stories() -> Vec<Story> {
     [
         tcp::STORIES,
         udp::STORIES,
-        life::STORIES,
-        kill::STORIES,
-        choice::STORIES,
-        held::STORIES,
-        rot::STORIES,
+        agent_lifecycle::STORIES,
+        socket_termination::STORIES,
+        backend_choice::STORIES,
+        socket_counts::STORIES,
+        stale_sockets::STORIES,
         node_ports::STORIES,
-        addresses::STORIES,
+        node_addresses::STORIES,
         explain::STORIES,
-        counts::STORIES,
+        get_and_top::STORIES,
         bad_input::STORIES,
-        health::STORIES,
+        health_and_metrics::STORIES,
         devices::STORIES,
-        outside::STORIES,
-        links::STORIES,
+        external_traffic::STORIES,
+        sctp_and_vlan::STORIES,
         packets::STORIES,
-        paths::STORIES,
-        policy::STORIES,
+        pod_modes::STORIES,
+        network_policy::STORIES,
         doctor::STORIES,
         monitoring::STORIES,
         capabilities::STORIES,
         systemd::STORIES,
-        routes::STORIES,
-        flows::STORIES,
+        lab_network::STORIES,
+        flow_expiry::STORIES,
         upgrade::STORIES,
         verifier::STORIES,
     ]
@@ -81,32 +81,32 @@ fn main() -> ExitCode {
     if let [_, flag, name] = arguments.as_slice()
         && flag == "--story"
     {
-        let (_, story) = stories().into_iter().find(|(known, _)| known == name).expect("a story of that name");
-        story(&mut node::Node::enter());
+        let (_, story) = stories().into_iter().find(|(known, _)| known == name).expect("a story with this name exists");
+        story(&mut node::StoryNode::enter());
         return ExitCode::SUCCESS;
     }
     let mut arguments = Arguments::from_args();
-    // Each story opens connections by the hundred and waits for little: more than two at once only disturb each other.
+    // Each story opens hundreds of connections and hardly waits: more than two at once only slow each other down.
     arguments.test_threads = arguments.test_threads.or(Some(2));
-    if let Some(reason) = node::lacking() {
+    if let Some(reason) = node::missing_requirement() {
         println!("stories: skipped, {reason}");
         let required = std::env::var_os("BEELINE_REQUIRE_KERNEL").is_some();
         return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
     let trial = |(name, _)| {
-        // Other kernels are booted without a Prometheus and a systemd: not run there, rather than passed. So is what needs a next
-        // version where nobody has built one.
-        let is_of = |stories: &[Story]| stories.iter().any(|(of, _)| *of == name);
-        let cannot_run = is_of(monitoring::STORIES) && !monitoring::has_prometheus()
-            || is_of(systemd::STORIES) && !systemd::is_there()
-            || is_of(upgrade::STORIES) && agent::next_beeline().is_none();
+        // Mark stories as ignored, not as passed, where their tools are missing: the machines of other kernels have
+        // neither Prometheus nor systemd, and not every run builds a next version.
+        let is_one_of = |stories: &[Story]| stories.iter().any(|(story, _)| *story == name);
+        let cannot_run = is_one_of(monitoring::STORIES) && !monitoring::has_prometheus()
+            || is_one_of(systemd::STORIES) && !systemd::is_installed()
+            || is_one_of(upgrade::STORIES) && agent::next_beeline().is_none();
         Trial::test(name, move || run(name)).with_ignored_flag(cannot_run)
     };
     let trials = stories().into_iter().map(trial).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Runs one story in a process of its own.
+/// Runs one story in its own process.
 fn run(name: &str) -> Result<(), Failed> {
     let sandbox = Sandbox::make(name)?;
     let mut command = std::process::Command::new(std::env::current_exe()?);
@@ -114,7 +114,8 @@ fn run(name: &str) -> Result<(), Failed> {
     let log = sandbox.directory().join("output");
     let output = std::fs::File::create(&log)?;
     let mut child = command.stdout(output.try_clone()?).stderr(output).spawn()?;
-    // An emulated machine verifies the programs for half a minute, and some stories start the agent twenty times.
+    // On an emulated machine each agent start takes half a minute in the verifier, and some stories start it twenty
+    // times.
     let limit = Duration::from_secs(if node::is_slow() { 900 } else { 120 });
     let deadline = std::time::Instant::now() + limit;
     let status = loop {
@@ -128,18 +129,18 @@ fn run(name: &str) -> Result<(), Failed> {
         }
         thread::sleep(Duration::from_millis(5));
     };
-    let said = std::fs::read_to_string(&log)?;
-    for line in said.lines().filter(|line| line.starts_with("LACKS ") || line.starts_with(verifier::ROW)) {
-        // On a line of its own, whatever the runner has begun.
+    let output_text = std::fs::read_to_string(&log)?;
+    for line in output_text.lines().filter(|line| line.starts_with("LACKS ") || line.starts_with(verifier::ROW)) {
+        // Start a new line: the runner may have printed part of one.
         print!("\n{line}\n");
     }
     let failure = match status {
         Some(status) if status.success() => return Ok(()),
-        Some(_) => said,
-        None => format!("not finished after {limit:?}\n{said}"),
+        Some(_) => output_text,
+        None => format!("not finished after {limit:?}\n{output_text}"),
     };
     if node::is_slow() {
-        // Its time may be over before the runner comes to tell the failures.
+        // The machine may reach its time limit before the runner prints the list of failures.
         print!("\n{failure}\n");
     }
     Err(failure.into())

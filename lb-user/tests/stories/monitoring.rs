@@ -1,4 +1,4 @@
-//! The dashboard and the alerts of `deploy/monitoring`, asked of a real Prometheus that scrapes the real agent.
+//! The dashboard and the alerts of `deploy/monitoring` in a real Prometheus that scrapes the real agent.
 
 use std::{
     collections::BTreeSet,
@@ -15,28 +15,28 @@ use serde_json::Value;
 use crate::{
     Story,
     agent::until,
-    node::{Node, service},
+    node::{StoryNode, service},
     sockets::{Client, at, tcp_server},
 };
 
-pub const STORIES: &[Story] = &[("a_real_prometheus_answers_the_dashboard_and_the_alerts", prometheus_answers)];
+pub const STORIES: &[Story] = &[("the_dashboard_and_the_alerts_work_in_a_real_prometheus", dashboard_and_alerts_work)];
 
 const DASHBOARD: &str = include_str!("../../../deploy/monitoring/dashboard.json");
 const ALERTS: &str = include_str!("../../../deploy/monitoring/alerts.yaml");
-/// Environment: the directory of the programs.
+/// Environment variable: directory of the Prometheus binaries.
 const PROGRAMS: &str = "BEELINE_PROMETHEUS";
 const PROMETHEUS: &str = "127.0.0.1:9090";
 const CONFIG: &str = "global: {scrape_interval: 1s, evaluation_interval: 1s}\nrule_files: [alerts.yaml]\n\
     scrape_configs: [{job_name: beeline, static_configs: [{targets: ['127.0.0.1:10249']}]}]\n";
-/// How long all questions have until they have numbers for answers; it takes some scrapes.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// Time until every query must return numbers; some need several scrapes.
+const QUERY_LIMIT: Duration = Duration::from_secs(40);
 
-/// Whether `xtask test`, or somebody else, has said where a Prometheus is.
+/// True if the environment names the directory of a Prometheus, as `xtask test` does.
 pub fn has_prometheus() -> bool {
     std::env::var_os(PROGRAMS).is_some()
 }
 
-/// A running Prometheus; it ends with the value.
+/// A running Prometheus, killed when dropped.
 struct Prometheus(Child);
 
 impl Drop for Prometheus {
@@ -46,9 +46,9 @@ impl Drop for Prometheus {
     }
 }
 
-fn prometheus_answers(node: &mut Node) {
-    let programs = std::env::var_os(PROGRAMS).map(PathBuf::from).expect("asked before");
-    count_runs(node);
+fn dashboard_and_alerts_work(node: &mut StoryNode) {
+    let programs = std::env::var_os(PROGRAMS).map(PathBuf::from).expect("the runner has checked it");
+    enable_run_counts(node);
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
     node.write("empty.yaml", &service("empty", &["10.96.0.2"], "TCP", 80, &[]));
     ["10.0.0.1:8080", "10.0.0.2:8080"].into_iter().for_each(tcp_server);
@@ -65,19 +65,19 @@ fn prometheus_answers(node: &mut Node) {
     until("Prometheus is ready", || get("/-/ready").is_some_and(|(code, _)| code == 200));
 
     let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
-    let mut questions: Vec<String> = ["up == 1", "scrape_samples_scraped > 100"].map(str::to_owned).into();
+    let mut queries: Vec<String> = ["up == 1", "scrape_samples_scraped > 100"].map(str::to_owned).into();
     for target in dashboard["panels"].as_array().expect("panels").iter().flat_map(|panel| panel["targets"].as_array()) {
-        questions.extend(target.iter().map(|target| as_grafana_asks(target["expr"].as_str().expect("a question"))));
+        queries.extend(target.iter().map(|target| grafana_query(target["expr"].as_str().expect("a query"))));
     }
-    assert!(questions.len() >= 15, "{questions:?}");
-    let deadline = Instant::now() + PATIENCE;
+    assert!(queries.len() >= 15, "{queries:?}");
+    let deadline = Instant::now() + QUERY_LIMIT;
     for round in 0.. {
-        live(node, round);
-        questions.retain(|question| !has_numbers(question));
-        if questions.is_empty() {
+        make_traffic(node, round);
+        queries.retain(|query| !has_numbers(query));
+        if queries.is_empty() {
             break;
         }
-        assert!(Instant::now() < deadline, "without numbers: {questions:#?}");
+        assert!(Instant::now() < deadline, "without numbers: {queries:#?}");
     }
 
     let (_, names) = get("/api/v1/label/__name__/values").expect("an answer");
@@ -88,34 +88,35 @@ fn prometheus_answers(node: &mut Node) {
         let used: BTreeSet<_> =
             words.filter(|word| ["beeline_", "kubeproxy_"].iter().any(|start| word.starts_with(start))).collect();
         let unknown: Vec<_> = used.difference(&known).collect();
-        assert!(used.len() > 5 && unknown.is_empty(), "{file} asks for what the agent does not tell: {unknown:?}");
+        assert!(used.len() > 5 && unknown.is_empty(), "{file} uses metrics that the agent does not have: {unknown:?}");
     }
 
     let rules = || -> Vec<Value> {
-        let (_, said) = get("/api/v1/rules").expect("an answer");
-        let said: Value = serde_json::from_str(&said).expect("JSON");
-        said["data"]["groups"][0]["rules"].as_array().expect("rules").clone()
+        let (_, answer) = get("/api/v1/rules").expect("an answer");
+        let answer: Value = serde_json::from_str(&answer).expect("JSON");
+        answer["data"]["groups"][0]["rules"].as_array().expect("rules").clone()
     };
     let is_pending = |rule: &Value| rule["state"] == "pending";
-    until("what was done to the empty Service is noticed", || rules().iter().any(is_pending));
+    until("the alert for the Service without endpoints is pending", || rules().iter().any(is_pending));
     for rule in rules() {
         assert_eq!(rule["health"], "ok", "{rule}");
-        assert_eq!(is_pending(&rule), rule["name"] == "BeelineNoEndpoints", "nothing else is wrong: {rule}");
+        assert_eq!(is_pending(&rule), rule["name"] == "BeelineNoEndpoints", "no other alert is pending: {rule}");
     }
 }
 
-/// Makes the kernel count the runs of programs, and the node look as if its sysctl said so: that one is of the whole machine.
-fn count_runs(node: &Node) {
-    let counting = aya::sys::enable_stats(aya::sys::Stats::RunTime).expect("5.8 or newer");
-    // Until this process ends.
+/// Makes the kernel count the runs of programs. The sysctl would act on the whole machine, so only its file is
+/// replaced.
+fn enable_run_counts(node: &StoryNode) {
+    let counting = aya::sys::enable_stats(aya::sys::Stats::RunTime).expect("BPF_ENABLE_STATS, Linux 5.8");
+    // Keep the counting enabled until this process ends.
     std::mem::forget(counting);
-    let says = node.directory.join("bpf_stats_enabled");
-    std::fs::write(&says, "1\n").expect("a file");
-    mount_bind(&says, "/proc/sys/kernel/bpf_stats_enabled").expect("a mount of this namespace");
+    let sysctl = node.directory.join("bpf_stats_enabled");
+    std::fs::write(&sysctl, "1\n").expect("a file");
+    mount_bind(&sysctl, "/proc/sys/kernel/bpf_stats_enabled").expect("a mount of this namespace");
 }
 
-/// Connections, refusals, and a change of an endpoint whose time is told.
-fn live(node: &Node, round: usize) {
+/// Makes connections and refused calls, and changes an endpoint with a change time.
+fn make_traffic(node: &StoryNode, round: usize) {
     for (vip, is_served) in [("10.96.0.1:80", true), ("10.96.0.2:80", false)] {
         assert_eq!(Client::tcp(at(vip)).connect(at(vip)).is_ok(), is_served, "{vip}");
     }
@@ -132,25 +133,25 @@ fn live(node: &Node, round: usize) {
     std::thread::sleep(Duration::from_millis(200));
 }
 
-/// With the values that Grafana would put there.
-fn as_grafana_asks(question: &str) -> String {
-    let asked = question.replace("$__rate_interval", "10s").replace("$instance", ".*");
-    assert!(!asked.contains('$'), "{asked}");
-    asked
+/// Replaces the variables in a query as Grafana does.
+fn grafana_query(expression: &str) -> String {
+    let query = expression.replace("$__rate_interval", "10s").replace("$instance", ".*");
+    assert!(!query.contains('$'), "{query}");
+    query
 }
 
-/// Whether there is an answer with a number in it.
-fn has_numbers(question: &str) -> bool {
-    let encoded: String = question.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    let (code, said) = get(&format!("/api/v1/query?query={encoded}")).expect("an answer");
-    assert_eq!(code, 200, "{question}: {said}");
-    let said: Value = serde_json::from_str(&said).expect("JSON");
-    let answers = said["data"]["result"].as_array().expect("a vector");
-    let is_number = |answer: &Value| answer["value"][1].as_str().is_some_and(|value| value != "NaN");
-    !answers.is_empty() && answers.iter().any(is_number)
+/// True if a query returns a sample that is a number.
+fn has_numbers(query: &str) -> bool {
+    let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let (code, answer) = get(&format!("/api/v1/query?query={encoded}")).expect("an answer");
+    assert_eq!(code, 200, "{query}: {answer}");
+    let answer: Value = serde_json::from_str(&answer).expect("JSON");
+    let samples = answer["data"]["result"].as_array().expect("a vector");
+    let is_number = |sample: &Value| sample["value"][1].as_str().is_some_and(|value| value != "NaN");
+    !samples.is_empty() && samples.iter().any(is_number)
 }
 
-/// Code and body of Prometheus' answer; HTTP 1.0, so that it comes in one piece.
+/// Returns code and body of an answer of Prometheus. HTTP 1.0 avoids a chunked body.
 fn get(path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(PROMETHEUS).ok()?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: node\r\n\r\n").ok()?;

@@ -1,4 +1,4 @@
-//! NodePorts at the socket, and the bind guard that keeps processes of the host off them.
+//! NodePorts on the socket path, and the bind guard that keeps processes of the host from binding to them.
 
 use std::net::{TcpListener, UdpSocket};
 
@@ -8,18 +8,18 @@ use rustix::{io::Errno, net::bind};
 use crate::{
     Story,
     agent::until,
-    kill::in_namespace,
-    node::{Node, ip, service, with_spec},
-    sockets::{Client, at, is_refusal, kernel_tells_netns, mapped, tcp_ask, tcp_server, udp_server},
+    node::{StoryNode, ip, service, with_spec},
+    socket_termination::in_namespace,
+    sockets::{Client, assert_refused, at, has_netns_cookie, mapped, tcp_ask, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("rule_6_node_ports_answer_at_every_own_address", every_own_address),
-    ("rule_6_a_pod_reaches_node_ports_but_not_by_its_own_loopback", from_a_pod),
-    ("rule_6_node_ports_answer_at_new_addresses_at_once", new_addresses),
-    ("rule_6_an_older_service_keeps_its_node_port", conflicts),
-    ("rule_6_a_process_of_the_host_cannot_take_a_node_port", the_bind_guard),
-    ("rule_6_who_was_bound_before_is_told_and_not_broken", bound_before),
+    ("node_ports_answer_at_every_address_of_the_node", every_node_address),
+    ("a_pod_reaches_node_ports_but_not_at_its_own_loopback", from_a_pod),
+    ("node_ports_answer_at_new_addresses_at_once", new_addresses),
+    ("an_older_service_keeps_its_node_port", older_service_wins),
+    ("a_process_of_the_host_cannot_bind_to_a_node_port", bind_guard_refuses),
+    ("a_socket_bound_before_the_node_port_is_logged_and_keeps_working", earlier_socket_is_logged),
 ];
 
 const BACKEND: &str = "10.0.0.1:8080";
@@ -34,7 +34,7 @@ fn web() -> String {
     node_port("web", &["10.96.0.1", "fd96::1"], "TCP", 30080, &[BACKEND, BACKEND6])
 }
 
-fn every_own_address(node: &mut Node) {
+fn every_node_address(node: &mut StoryNode) {
     tcp_server(BACKEND);
     tcp_server(BACKEND6);
     udp_server(BACKEND);
@@ -50,7 +50,7 @@ fn every_own_address(node: &mut Node) {
     let client = Client::tcp(at("10.0.0.3:30080"));
     client.connect(at("10.0.0.3:30080")).expect("a connection");
     assert_eq!(client.peer(), Some(at("10.0.0.3:30080")));
-    if kernel_tells_netns() {
+    if has_netns_cookie() {
         for address in ["127.0.0.1:30080", "0.0.0.0:30080"] {
             assert_eq!(tcp_ask(at(address)).expect("an answer").0, BACKEND, "{address}");
         }
@@ -58,34 +58,34 @@ fn every_own_address(node: &mut Node) {
             assert_eq!(tcp_ask(at(address)).expect("an answer").0, BACKEND6, "{address}");
         }
     }
-    // Neither another port, nor an address of nobody here.
+    // No answer at another port, nor at an address that the node does not have.
     assert_eq!(tcp_ask(at("10.0.0.3:30081")).err(), Some(Errno::CONNREFUSED));
     assert!(tcp_ask(at("198.51.100.9:30080")).is_err());
-    // Without endpoints the answer is as for a VIP.
+    // Without endpoints a NodePort refuses as a VIP does.
     node.write("web.yaml", &node_port("web", &["10.96.0.1"], "TCP", 30080, &[]));
     until("no endpoint is left", || tcp_ask(at("10.0.0.3:30080")).is_err());
-    is_refusal(Client::tcp(at("10.0.0.3:30080")).connect(at("10.0.0.3:30080")), Errno::CONNREFUSED);
+    assert_refused(Client::tcp(at("10.0.0.3:30080")).connect(at("10.0.0.3:30080")), Errno::CONNREFUSED);
 }
 
-fn from_a_pod(node: &mut Node) {
+fn from_a_pod(node: &mut StoryNode) {
     node.write("dns.yaml", &node_port("dns", &["10.96.0.53"], "UDP", 30053, &["10.0.0.1:5353"]));
     let agent = node.agent(&[]);
     agent.wait_for("the node's addresses", |dump| dump.node_addrs.len() > 5);
     in_namespace(|| {
-        // A pod on this node: its servers are where its sockets find them.
+        // A pod on this node. The backend runs in its namespace, where the translated socket finds it.
         udp_server("10.0.0.1:5353");
         let own = at("10.0.0.3:30053");
         let client = Client::udp(own);
         assert_eq!(client.ask(own), ("10.0.0.1:5353".to_owned(), Some(own)));
-        if kernel_tells_netns() {
+        if has_netns_cookie() {
             udp_server("127.0.0.1:30053");
             let loopback = at("127.0.0.1:30053");
-            assert_eq!(Client::udp(loopback).ask(loopback).0, "127.0.0.1:30053", "its own loopback is its own");
+            assert_eq!(Client::udp(loopback).ask(loopback).0, "127.0.0.1:30053", "a pod's loopback is not translated");
         }
     });
 }
 
-fn new_addresses(node: &mut Node) {
+fn new_addresses(node: &mut StoryNode) {
     tcp_server(BACKEND);
     node.write("web.yaml", &web());
     let _agent = node.agent(&[]);
@@ -95,10 +95,10 @@ fn new_addresses(node: &mut Node) {
     until("the new address answers", || tcp_ask(to).is_ok_and(|(server, _)| server == BACKEND));
     ip(&["addr", "del", "203.0.113.5/32", "dev", "lo"]);
     ip(&["route", "add", "local", "203.0.113.5/32", "dev", "lo"]);
-    until("it answers no more", || tcp_ask(to).err() == Some(Errno::CONNREFUSED));
+    until("the removed address refuses", || tcp_ask(to).err() == Some(Errno::CONNREFUSED));
 }
 
-fn conflicts(node: &mut Node) {
+fn older_service_wins(node: &mut StoryNode) {
     tcp_server(BACKEND);
     tcp_server("10.0.0.2:8080");
     let old =
@@ -108,42 +108,42 @@ fn conflicts(node: &mut Node) {
     let agent = node.agent(&[]);
     assert_eq!(tcp_ask(at("10.0.0.3:30080")).expect("an answer").0, "10.0.0.2:8080");
     agent.wait_for_log("belongs to the Service default/b, which is older");
-    assert_eq!(tcp_ask(at("10.96.0.1:80")).expect("its own VIP").0, BACKEND);
+    assert_eq!(tcp_ask(at("10.96.0.1:80")).expect("its VIP answers").0, BACKEND);
 }
 
-/// The error of a bind to an address, if any.
+/// Returns the error of a bind to an address, if any.
 fn bind_error(address: &str, udp: bool) -> Option<Errno> {
     let to = at(address);
     let client = if udp { Client::udp(to) } else { Client::tcp(to) };
     bind(client.fd(), &to).err()
 }
 
-fn the_bind_guard(node: &mut Node) {
+fn bind_guard_refuses(node: &mut StoryNode) {
     node.write("web.yaml", &web());
     let agent = node.agent(&[]);
-    if !kernel_tells_netns() {
+    if !has_netns_cookie() {
         return;
     }
     for address in ["0.0.0.0:30080", "10.0.0.3:30080", "127.0.0.1:30080", "[::]:30080", "[fd00::2]:30080"] {
-        is_refusal(bind_error(address, false).map_or(Ok(()), Err), Errno::ADDRINUSE);
+        assert_refused(bind_error(address, false).map_or(Ok(()), Err), Errno::ADDRINUSE);
     }
-    // Another port, another protocol, an address of nobody, a port of the kernel's choice.
+    // The guard allows another port, another protocol, and port 0.
     for (address, udp) in [("0.0.0.0:30081", false), ("0.0.0.0:30080", true), ("0.0.0.0:0", false)] {
         assert_eq!(bind_error(address, udp), None, "{address}");
     }
-    // A pod has ports of its own.
+    // A pod has its own ports.
     in_namespace(|| assert_eq!(bind_error("0.0.0.0:30080", false), None));
     agent.wait_for_log("port 30080 is a NodePort of default/web/TCP, and ");
     agent.wait_for_log(&format!("(pid {}) asked for it", std::process::id()));
     let counters = lb_dataplane::stats::counters(&node.maps()).expect("the counters");
     assert!(counters.contains(&(Counter::BindRefused, 5)), "{counters:?}");
-    // The Service goes, and the port is free.
-    std::fs::remove_file(node.yaml.join("web.yaml")).expect("it is there");
+    // When the Service is removed, the port is free.
+    std::fs::remove_file(node.yaml.join("web.yaml")).expect("the file");
     agent.wait_for("no Service", |dump| dump.frontends.is_empty());
     assert_eq!(bind_error("0.0.0.0:30080", false), None);
 }
 
-fn bound_before(node: &mut Node) {
+fn earlier_socket_is_logged(node: &mut StoryNode) {
     let listener = TcpListener::bind("10.0.0.3:30080").expect("a free port");
     let _udp = UdpSocket::bind("0.0.0.0:30081").expect("a free port");
     tcp_server(BACKEND);
@@ -152,8 +152,8 @@ fn bound_before(node: &mut Node) {
     let pid = std::process::id();
     agent.wait_for_log("port 30080/TCP is a NodePort of default/web/TCP, and ");
     agent.wait_for_log(&format!("(pid {pid}) is bound to 10.0.0.3:30080 there"));
-    // Its socket lives: who is not on this node's hooks still reaches it.
-    assert_eq!(listener.local_addr().expect("it is there"), at("10.0.0.3:30080"));
+    // The earlier socket stays open for clients that the socket path does not translate.
+    assert_eq!(listener.local_addr().expect("an open socket"), at("10.0.0.3:30080"));
     assert_eq!(tcp_ask(at("10.0.0.3:30080")).expect("the Service").0, BACKEND);
     assert!(!agent.log().contains("30081"));
     node.write("dns.yaml", &node_port("dns", &["10.96.0.53"], "UDP", 30081, &[BACKEND]));

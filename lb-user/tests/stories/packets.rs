@@ -1,4 +1,5 @@
-//! The packet path as clients outside see it: real sockets, two nodes, strict reverse path filters, no netfilter.
+//! The packet path as external clients see it: real sockets, two nodes, strict reverse path filters, no netfilter
+//! rules.
 
 use std::{
     fs,
@@ -19,18 +20,18 @@ use crate::{
     agent::{Agent, until},
     devices::index,
     doctor::returning,
-    node::Node,
+    node::StoryNode,
     sockets::{Client, tcp_ask, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
-    ("packets_for_a_node_port_find_a_pod_here_or_elsewhere", node_ports),
-    ("packets_to_nobody_are_answered_or_dropped_as_the_policy_says", nobody),
-    ("packets_of_ten_thousand_connections_over_a_rollout_are_all_answered", rollout),
-    ("packets_of_a_gigabyte_arrive_over_restarts_and_kills", gigabyte),
-    ("packets_past_the_nodes_own_routing_reach_a_pod_and_come_back", host_routing),
-    ("packets_reach_a_pod_whose_link_has_no_room_for_the_programs", no_room),
-    ("packets_of_a_pod_link_reach_a_cluster_ip_and_its_own_pod", pod_link),
+    ("packets_for_a_node_port_reach_a_local_or_remote_pod", node_ports_reach_pods),
+    ("packets_without_an_endpoint_are_rejected_or_dropped_as_the_policy_says", no_endpoint),
+    ("packets_of_ten_thousand_connections_during_a_rollout_are_all_answered", rollout_fails_no_connection),
+    ("packets_of_a_gigabyte_stream_arrive_across_restarts_and_kills", gigabyte_arrives),
+    ("packets_under_host_routing_bypass_the_stack_of_the_node", host_routing_bypasses_the_stack),
+    ("packets_reach_a_pod_whose_link_has_no_room_for_the_programs", full_hook_keeps_pods_reachable),
+    ("packets_from_a_pod_device_reach_a_cluster_ip_and_the_pod_itself", pod_devices_translate),
 ];
 
 pub const TARGET: u16 = 8080;
@@ -49,19 +50,22 @@ pub fn serve(host: &Host) {
     });
 }
 
-/// A Service of both families and both protocols with these endpoints: each an address, and the node it is on.
+/// Returns a dual-stack Service with a TCP and a UDP port and these endpoints (address, node).
 pub fn service(policy: &str, endpoints: &[(IpAddr, &str)]) -> String {
     let mut yaml = format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  type: LoadBalancer\n  clusterIPs: [10.96.0.1, \
-         \"fd96::1\"]\n  clusterIP: 10.96.0.1\n  ipFamilies: [IPv4, IPv6]\n  externalTrafficPolicy: {policy}\n  ports:\n  - \
-         {{name: t, port: 80, protocol: TCP, nodePort: {NODE_PORT}}}\n  - {{name: u, port: 80, protocol: UDP, nodePort: \
-         {NODE_PORT}}}\nstatus: {{loadBalancer: {{ingress: [{{ip: 198.51.100.7}}]}}}}\n---\n"
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  type: LoadBalancer\n  \
+         clusterIPs: [10.96.0.1, \"fd96::1\"]\n  clusterIP: 10.96.0.1\n  ipFamilies: [IPv4, IPv6]\n  \
+         externalTrafficPolicy: {policy}\n  ports:\n  \
+         - {{name: t, port: 80, protocol: TCP, nodePort: {NODE_PORT}}}\n  \
+         - {{name: u, port: 80, protocol: UDP, nodePort: {NODE_PORT}}}\n\
+         status: {{loadBalancer: {{ingress: [{{ip: 198.51.100.7}}]}}}}\n---\n"
     );
     for (family, is_v4) in [("IPv4", true), ("IPv6", false)] {
         yaml += &format!(
-            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-{family}, labels: \
-             {{kubernetes.io/service-name: web}}}}\naddressType: {family}\nports: [{{name: t, port: {TARGET}, protocol: \
-             TCP}}, {{name: u, port: {TARGET}, protocol: UDP}}]\nendpoints:\n"
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: web-{family}, labels: {{kubernetes.io/service-name: web}}}}\naddressType: {family}\n\
+             ports: [{{name: t, port: {TARGET}, protocol: TCP}}, {{name: u, port: {TARGET}, protocol: UDP}}]\n\
+             endpoints:\n"
         )
         .to_lowercase()
         .replace("endpointslice\n", "EndpointSlice\n")
@@ -77,27 +81,26 @@ pub fn service(policy: &str, endpoints: &[(IpAddr, &str)]) -> String {
     yaml
 }
 
-/// The agent of node1, whose name is "here". Its cgroup is empty: all clients are outside of it, and none is served by
-/// the socket path.
-pub fn agent(node: &Node, lan: &Lan, more: &[&str]) -> Agent {
+/// Starts the agent of node1, which is called "here". Its cgroup is empty, so that the socket path serves no client.
+pub fn agent(node: &StoryNode, lan: &Lan, more: &[&str]) -> Agent {
     let cgroup = node.cgroup.join("node1");
     fs::create_dir_all(&cgroup).expect("a cgroup");
-    // What may be above eth0 too.
+    // eth0 and the VLAN devices on it.
     let flags = [&["--devices", "eth0*", "--cgroup", cgroup.to_str().expect("text")], more].concat();
     let agent = lan.node1.host.net.enter(|| node.agent(&flags));
     agent.wait_until_in_service();
-    // It finds its devices at once, and a restarted one has nothing to say about them.
+    // Poll the device: a restarted agent logs nothing about devices that are attached already.
     until("the programs are at the device", || has_link(node) || has_filters(lan));
     agent
 }
 
-/// Whether a TCX link is pinned.
-pub fn has_link(node: &Node) -> bool {
+/// True if a TCX link at ingress is pinned.
+pub fn has_link(node: &StoryNode) -> bool {
     let pins = fs::read_dir(node.maps()).expect("the pins");
     pins.flatten().any(|pin| pin.file_name().to_string_lossy().starts_with("link_tc_ingress_"))
 }
 
-/// Whether filters run at the uplink, where the kernel has no TCX.
+/// True if a filter runs at the uplink of node1, as on a kernel without TCX.
 pub fn has_filters(lan: &Lan) -> bool {
     lan.node1.host.net.run(&["tc", "filter", "show", "dev", "eth0", "ingress"]).contains("tc_ingress")
 }
@@ -106,12 +109,12 @@ pub fn pod(node: &lb_lab::network::Node) -> &Host {
     node.pods.first().expect("a pod")
 }
 
-fn backends(agent: &Agent, count: usize) {
+fn wait_for_backends(agent: &Agent, count: usize) {
     agent.wait_for("the backends are there", |dump| dump.backends.len() == count);
 }
 
-/// A backend here sees the client itself, one elsewhere sees node1; the client sees nothing but the NodePort.
-fn node_ports(node: &mut Node) {
+/// A local backend sees the client address, a remote one the address of node1, and the client sees the NodePort.
+fn node_ports_reach_pods(node: &mut StoryNode) {
     let lan = Lan::make(Options::default());
     let (here, there) = (pod(&lan.node1), pod(&lan.node2));
     [here, there].into_iter().for_each(serve);
@@ -136,7 +139,7 @@ fn node_ports(node: &mut Node) {
     }
 }
 
-fn nobody(node: &mut Node) {
+fn no_endpoint(node: &mut StoryNode) {
     let lan = Lan::make(Options::default());
     let there = pod(&lan.node2);
     serve(there);
@@ -146,21 +149,21 @@ fn nobody(node: &mut Node) {
     for own in addresses(&lan.node1.host) {
         let to = SocketAddr::from((own, NODE_PORT));
         lan.client.net.enter(|| {
-            is_reset(to);
+            assert_reset(to);
             let udp = Client::udp(to);
             udp.connect(to).expect("UDP");
             udp.send().expect("sent");
-            // The ICMP error comes back to the socket.
+            // The ICMP error reaches the socket.
             until("the datagram is refused", || udp.send() == Err(Errno::CONNREFUSED));
         });
     }
-    // A cluster IP that is routed here, and a port that nobody has there.
+    // A port of no Service at a cluster IP that the client routes to this node.
     lan.client.net.run(&["ip", "route", "add", "10.96.0.0/16", "via", &own.to_string()]);
     let unknown = SocketAddr::from(([10, 96, 0, 1], 81));
-    lan.client.net.enter(|| is_reset(unknown));
-    // Policy Local, and the only endpoint is elsewhere: silence.
+    lan.client.net.enter(|| assert_reset(unknown));
+    // Policy Local with a remote endpoint only: packets are dropped.
     node.write("web.yaml", &service("Local", &addresses(there).map(|ip| (ip, "there"))));
-    backends(&agent, 4);
+    wait_for_backends(&agent, 4);
     let to = SocketAddr::from((own, NODE_PORT));
     let trace = |from: &str| {
         let output = crate::agent::run(node, &["trace", "tcp", &to.to_string(), "--from", from]);
@@ -169,18 +172,18 @@ fn nobody(node: &mut Node) {
     assert!(trace(&lan.client.v4.to_string()).contains("dropped"), "{}", trace("172.30.0.20"));
     let silent = lan.client.net.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)));
     assert_eq!(silent.expect_err("dropped").kind(), std::io::ErrorKind::TimedOut);
-    // A cluster IP knows no such policy: from outside it goes by an address of the node.
+    // The external policy does not affect a cluster IP: an external client reaches it, masqueraded as the node.
     let vip = SocketAddr::from(([10, 96, 0, 1], 80));
     let (_, seen) = lan.client.net.enter(|| tcp_ask(vip).expect("an answer"));
     assert_eq!(seen, own.to_string());
 }
 
-fn is_reset(to: SocketAddr) {
-    let error = TcpStream::connect_timeout(&to, Duration::from_secs(2)).expect_err("nobody serves");
+fn assert_reset(to: SocketAddr) {
+    let error = TcpStream::connect_timeout(&to, Duration::from_secs(2)).expect_err("no server answers");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{to}");
 }
 
-fn rollout(node: &mut Node) {
+fn rollout_fails_no_connection(node: &mut StoryNode) {
     const CONNECTIONS: usize = 10_000;
     let lan = Lan::make(Options { pods: 2, ..Options::default() });
     let hosts: Vec<(&Host, &str)> = [(&lan.node1, "here"), (&lan.node2, "there")]
@@ -194,7 +197,7 @@ fn rollout(node: &mut Node) {
     };
     node.write("web.yaml", &service("Cluster", &subset(0b1111)));
     let agent = agent(node, &lan, &[]);
-    backends(&agent, 16);
+    wait_for_backends(&agent, 16);
     let (done, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -221,8 +224,8 @@ fn rollout(node: &mut Node) {
     assert_eq!(done.load(Ordering::Relaxed), CONNECTIONS);
 }
 
-/// A stream goes on while the agent is killed, started again (and without host routing), and the Service goes.
-fn gigabyte(node: &mut Node) {
+/// A stream arrives while the agent is killed and restarted (without host routing) and the endpoints are removed.
+fn gigabyte_arrives(node: &mut StoryNode) {
     const BYTES: usize = 1 << 30;
     let lan = Lan::make(Options::default());
     let (here, there) = (pod(&lan.node1), pod(&lan.node2));
@@ -237,7 +240,7 @@ fn gigabyte(node: &mut Node) {
         first.wait_for("its backends are there", |dump| {
             dump.backends.values().filter(|backend| addresses(host).contains(&backend.addr.to_ip())).count() == 4
         });
-        let received = host.net.enter(|| sink(SocketAddr::from((host.v4, TARGET)), BYTES));
+        let received = host.net.enter(|| receive_pattern(SocketAddr::from((host.v4, TARGET)), BYTES));
         let to = SocketAddr::from((lan.node1.host.v4, NODE_PORT));
         thread::scope(|scope| {
             let sent = scope.spawn(|| lan.client.net.enter(|| send(to, BYTES)));
@@ -245,14 +248,14 @@ fn gigabyte(node: &mut Node) {
             first.kill();
             let second = agent(node, &lan, &[]);
             node.write("web.yaml", &service("Cluster", &[]));
-            backends(&second, 0);
-            sent.join().expect("all of it is sent");
+            wait_for_backends(&second, 0);
+            sent.join().expect("the stream is sent");
             assert_eq!(received.join().expect("the server"), BYTES, "a backend {name} {flags:?}");
         });
     }
 }
 
-/// What a stream repeats: no two of its parts are alike, and its length is no power of two.
+/// Returns the pattern that a stream repeats. Its length is not a power of two, so that a shifted stream differs.
 fn pattern() -> Vec<u8> {
     (0..1_000_003_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
@@ -268,8 +271,8 @@ fn send(to: SocketAddr, mut left: usize) {
     }
 }
 
-/// A server of one client: how many octets came before one was wrong.
-fn sink(address: SocketAddr, most: usize) -> thread::JoinHandle<usize> {
+/// Starts a server for one client that returns the number of octets received before the first wrong one.
+fn receive_pattern(address: SocketAddr, most: usize) -> thread::JoinHandle<usize> {
     let listener = TcpListener::bind(address).expect("a free port");
     thread::spawn(move || {
         let pattern = [pattern(), pattern()].concat();
@@ -277,7 +280,7 @@ fn sink(address: SocketAddr, most: usize) -> thread::JoinHandle<usize> {
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a time-out");
         let (mut count, mut buffer) = (0, vec![0; 1 << 18]);
         while count < most {
-            let len = stream.read(&mut buffer).expect("the stream goes on or ends");
+            let len = stream.read(&mut buffer).expect("data or the end of the stream");
             let start = count % (pattern.len() / 2);
             if len == 0 || buffer.get(..len) != pattern.get(start..start + len) {
                 break;
@@ -288,21 +291,22 @@ fn sink(address: SocketAddr, most: usize) -> thread::JoinHandle<usize> {
     })
 }
 
-/// Whether packets go straight to the pod behind a link of node1.
-fn is_host_routed(node: &Node, lan: &Lan, link: &str) -> bool {
+/// True if host routing applies to the pod behind a link of node1.
+fn is_host_routed(node: &StoryNode, lan: &Lan, link: &str) -> bool {
     let devices = lan.node1.host.net.enter(|| crate::agent::run(node, &["get", "devices"]));
     let devices = String::from_utf8_lossy(&devices.stdout).into_owned();
     devices.lines().any(|line| line.starts_with(link) && line.contains("pod, host routing"))
 }
 
-/// The node's own routing sees all packets of a client outside to a pod of this node, and none with `--host-routing`.
-fn host_routing(node: &mut Node) {
+/// The stack of the node forwards all packets between an external client and a local pod, and none with
+/// `--host-routing`.
+fn host_routing_bypasses_the_stack(node: &mut StoryNode) {
     let lan = Lan::make(Options::default());
     let here = pod(&lan.node1);
     serve(here);
     node.write("web.yaml", &service("Cluster", &addresses(here).map(|ip| (ip, "here"))));
-    // Packets that the node has routed on (ForwDatagrams of IPv4, and of IPv6).
-    let routed = || {
+    // Packets that the stack of the node has forwarded (ForwDatagrams of IPv4 and IPv6).
+    let forwarded = || {
         let read = |path| lan.node1.host.net.enter(|| fs::read_to_string(path)).expect("the node's counters");
         let (v4, v6) = (read("/proc/thread-self/net/snmp"), read("/proc/thread-self/net/snmp6"));
         let v4 = v4.lines().filter_map(|line| line.strip_prefix("Ip: ")).nth(1).expect("the numbers");
@@ -311,7 +315,7 @@ fn host_routing(node: &mut Node) {
         number(v4.split(' ').nth(5)) + number(Some(v6))
     };
     let ask = || {
-        let before = routed();
+        let before = forwarded();
         for (client, (own, backend)) in
             addresses(&lan.client).into_iter().zip(addresses(&lan.node1.host).into_iter().zip(addresses(here)))
         {
@@ -321,27 +325,28 @@ fn host_routing(node: &mut Node) {
             assert_eq!(tcp, (server.clone(), client.to_string()), "TCP to {to}");
             assert_eq!(udp, (server, Some(to)), "UDP to {to}");
         }
-        routed() - before
+        forwarded() - before
     };
     let mut first = agent(node, &lan, &[]);
-    backends(&first, 4);
-    assert!(ask() >= 20, "the node routes each packet");
+    wait_for_backends(&first, 4);
+    assert!(ask() >= 20, "the stack forwards each packet");
     first.terminate();
     let second = agent(node, &lan, &["--host-routing"]);
     until("the pod's link has the programs", || is_host_routed(node, &lan, "pod2"));
-    backends(&second, 4);
-    assert_eq!(ask(), 0, "the node routes none");
+    wait_for_backends(&second, 4);
+    assert_eq!(ask(), 0, "the stack forwards no packet");
 }
 
-/// Nothing goes into a pod past the node's routing where the programs cannot be for what comes out of it.
-fn no_room(node: &mut Node) {
+/// Without room for the programs at a pod device, host routing is off for that pod: its replies would not be
+/// translated.
+fn full_hook_keeps_pods_reachable(node: &mut StoryNode) {
     let lan = Lan::make(Options::default());
     let here = pod(&lan.node1);
     serve(here);
     node.write("web.yaml", &service("Cluster", &addresses(here).map(|ip| (ip, "here"))));
     const TC_ACT_UNSPEC: i32 = -1;
-    // Until the kernel has no room left (BPF_MPROG_MAX, include/linux/bpf_mprog.h).
-    let theirs: Vec<_> = lan.node1.host.net.enter(|| {
+    // Attach programs until the kernel refuses (BPF_MPROG_MAX, include/linux/bpf_mprog.h).
+    let foreign: Vec<_> = lan.node1.host.net.enter(|| {
         let link = index("pod2");
         let attach = || {
             let program = sys::load_classifier(c"theirs", &returning(TC_ACT_UNSPEC)).expect("a program");
@@ -349,21 +354,21 @@ fn no_room(node: &mut Node) {
         };
         std::iter::from_fn(attach).take(1000).collect()
     });
-    if theirs.is_empty() {
+    if foreign.is_empty() {
         println!("LACKS TCX: there is always room at a link");
         return;
     }
     let agent = agent(node, &lan, &["--host-routing"]);
     agent.wait_for_log("the devices of the packet path are not as they should be");
-    backends(&agent, 4);
+    wait_for_backends(&agent, 4);
     for own in addresses(&lan.node1.host) {
         let to = SocketAddr::from((own, NODE_PORT));
         lan.client.net.enter(|| tcp_ask(to)).expect("an answer");
     }
 }
 
-/// A pod whose sockets the node does not see: its packets are translated at its link.
-fn pod_link(node: &mut Node) {
+/// The agent does not serve the sockets of the pod; the programs at the pod device translate its packets.
+fn pod_devices_translate(node: &mut StoryNode) {
     let lan = Lan::make(Options { pods: 2, ..Options::default() });
     let (client, neighbour, far) = (pod(&lan.node1), &lan.node1.pods[1], pod(&lan.node2));
     [client, neighbour, far].into_iter().for_each(serve);
@@ -386,7 +391,7 @@ fn pod_link(node: &mut Node) {
             let (tcp, udp) = client.net.enter(|| (tcp_ask(to).expect("an answer"), Client::udp(to).ask(to)));
             let server = SocketAddr::from((backend, TARGET)).to_string();
             assert_eq!(tcp.0, server, "TCP to {to} at {backend}");
-            // Only who is its own backend meets itself as somebody else.
+            // A pod that is its own backend sees an address of the node as the client (hairpin masquerade).
             if backend == own {
                 assert_ne!(tcp.1, own.to_string());
                 let _any_of_the_nodes_addresses = gateway;

@@ -1,4 +1,4 @@
-//! Clients and servers on plain sockets, one call of the kernel for one word here.
+//! Clients and servers on plain sockets. Each method of a client makes one system call.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
@@ -22,7 +22,7 @@ pub fn at(text: &str) -> SocketAddr {
     text.parse().expect("an address and port")
 }
 
-/// The same destination as an IPv6 socket names it.
+/// Returns the IPv4-mapped IPv6 form of an address.
 pub fn mapped(address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(ip) => SocketAddr::V6(SocketAddrV6::new(ip.to_ipv6_mapped(), address.port(), 0, 0)),
@@ -30,7 +30,7 @@ pub fn mapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// A TCP server that tells each client which address it reached and from where it came.
+/// Starts a TCP server that sends each client the address of the server and the IP of the client.
 pub fn tcp_server(address: &str) {
     let listener = TcpListener::bind(address).expect("a free port");
     let name = address.to_owned();
@@ -39,13 +39,13 @@ pub fn tcp_server(address: &str) {
             use std::io::Write as _;
             let mut stream = stream;
             let peer = stream.peer_addr().map(|peer| peer.ip().to_string()).unwrap_or_default();
-            // The client may be gone already.
+            // The client may have closed already.
             let _gone = stream.write_all(format!("{name} {peer}").as_bytes());
         }
     });
 }
 
-/// A UDP server that answers each datagram with the address that it listens on.
+/// Starts a UDP server that answers each datagram with its own address.
 pub fn udp_server(address: &str) {
     let socket = UdpSocket::bind(address).expect("a free port");
     let name = address.to_owned();
@@ -57,7 +57,7 @@ pub fn udp_server(address: &str) {
     });
 }
 
-/// A TCP server of one client: what it was sent, as [`tcp_send`] sums it up.
+/// Starts a TCP server for one client that returns the digest of the received stream, as [`tcp_send`] does.
 pub fn tcp_digest(address: SocketAddr) -> thread::JoinHandle<(u64, u64)> {
     let listener = TcpListener::bind(address).expect("a free port");
     thread::spawn(move || {
@@ -66,16 +66,16 @@ pub fn tcp_digest(address: SocketAddr) -> thread::JoinHandle<(u64, u64)> {
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a time-out");
         let (mut digest, mut buffer) = ((0, 0), vec![0; 1 << 18]);
         loop {
-            let len = stream.read(&mut buffer).expect("the stream goes on or ends");
+            let len = stream.read(&mut buffer).expect("data or the end of the stream");
             if len == 0 {
                 return digest;
             }
-            sum_up(&mut digest, buffer.get(..len).unwrap_or_default());
+            update_digest(&mut digest, buffer.get(..len).unwrap_or_default());
         }
     })
 }
 
-/// Sends a stream of bytes that do not repeat soon, and sums it up: how many, and a number that depends on their order.
+/// Sends a pseudo-random stream and returns its digest: length, and a hash of its bytes.
 pub fn tcp_send(to: SocketAddr, bytes: usize) -> (u64, u64) {
     use std::io::Write as _;
     let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5)).expect("a connection");
@@ -83,26 +83,26 @@ pub fn tcp_send(to: SocketAddr, bytes: usize) -> (u64, u64) {
     let (mut digest, mut left, mut state) = ((0, 0), bytes, 1_u64);
     while left > 0 {
         let words = (0..1 << 13).flat_map(|_| {
-            // Knuth's generator, of which the high half is good.
+            // Knuth's generator; the high half is the most random.
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             u32::to_ne_bytes((state >> 32) as u32)
         });
         let part: Vec<u8> = words.take(left).collect();
-        sum_up(&mut digest, &part);
+        update_digest(&mut digest, &part);
         stream.write_all(&part).expect("sent");
         left -= part.len();
     }
     digest
 }
 
-fn sum_up((count, sum): &mut (u64, u64), bytes: &[u8]) {
+fn update_digest((count, sum): &mut (u64, u64), bytes: &[u8]) {
     for byte in bytes {
         *count += 1;
         *sum = sum.wrapping_mul(1_099_511_628_211).wrapping_add(u64::from(*byte));
     }
 }
 
-/// A client's socket.
+/// The socket of a client.
 pub struct Client {
     fd: OwnedFd,
 }
@@ -117,18 +117,18 @@ impl Client {
         Self { fd }
     }
 
-    /// A TCP socket of the destination's family.
+    /// Opens a TCP socket of the destination's family.
     pub fn tcp(destination: SocketAddr) -> Self {
         Self::new(destination.is_ipv6(), SocketType::STREAM)
     }
 
-    /// A UDP socket of the destination's family.
+    /// Opens a UDP socket of the destination's family.
     pub fn udp(destination: SocketAddr) -> Self {
         Self::new(destination.is_ipv6(), SocketType::DGRAM)
     }
 
     pub fn bind(&self, address: &str) {
-        bind(&self.fd, &at(address)).expect("one of our addresses");
+        bind(&self.fd, &at(address)).expect("an address of this node");
     }
 
     pub fn connect(&self, to: SocketAddr) -> Result<()> {
@@ -151,12 +151,12 @@ impl Client {
         rustix::net::send(&self.fd, b"hello", SendFlags::NOSIGNAL).map(drop)
     }
 
-    /// What came, and from whom as the kernel tells it.
+    /// Receives a message. Returns its text and the source address from recvfrom.
     pub fn receive(&self) -> (String, Option<SocketAddr>) {
         self.try_receive().expect("an answer in time")
     }
 
-    /// The same of a socket that may be ended.
+    /// Receives as [`Self::receive`], from a socket that may have been ended.
     pub fn try_receive(&self) -> Result<(String, Option<SocketAddr>)> {
         let mut buffer = [0; 128];
         let (len, _, from) = recvfrom(&self.fd, &mut buffer[..], RecvFlags::empty())?;
@@ -164,7 +164,7 @@ impl Client {
         Ok((text, from.and_then(|from| address(Some(from)))))
     }
 
-    /// One question and its answer.
+    /// Sends a datagram and receives the answer.
     pub fn ask(&self, to: SocketAddr) -> (String, Option<SocketAddr>) {
         self.send_to(to).expect("a datagram sent");
         self.receive()
@@ -179,7 +179,7 @@ fn address(any: Option<rustix::net::SocketAddrAny>) -> Option<SocketAddr> {
     SocketAddr::try_from(any?).ok()
 }
 
-/// Connects a new TCP socket; which server answered and where it saw the client.
+/// Connects a new TCP socket. Returns the address of the server and the client IP that it saw.
 pub fn tcp_ask(to: SocketAddr) -> Result<(String, String)> {
     let client = Client::tcp(to);
     client.connect(to)?;
@@ -188,8 +188,8 @@ pub fn tcp_ask(to: SocketAddr) -> Result<(String, String)> {
     Ok((server.to_owned(), seen.to_owned()))
 }
 
-/// The error of a refused call: what was decided, or EPERM where the kernel cannot say more.
-pub fn is_refusal(result: Result<()>, wanted: Errno) {
+/// Asserts that a call was refused with this error, or with EPERM where the kernel lacks bpf_set_retval.
+pub fn assert_refused(result: Result<()>, wanted: Errno) {
     let error = result.expect_err("the call is refused");
     if error == Errno::PERM && !kernel_has_set_retval() {
         println!("LACKS bpf_set_retval: a refused call fails with EPERM");
@@ -198,14 +198,14 @@ pub fn is_refusal(result: Result<()>, wanted: Errno) {
     assert_eq!(error, wanted);
 }
 
-/// Whether the kernel tells which network namespace is the node's own (SO_NETNS_COOKIE). Elsewhere the programs take the
-/// first one, which a story's is not.
-pub fn kernel_tells_netns() -> bool {
-    let tells = lb_kernel::bpf::netns_cookie().is_ok();
-    if !tells {
-        println!("LACKS SO_NETNS_COOKIE: what concerns the node's own network namespace is not looked at");
+/// True if the kernel has SO_NETNS_COOKIE. Without it the programs take the initial network namespace for the node's,
+/// which a story does not run in.
+pub fn has_netns_cookie() -> bool {
+    let has_cookie = lb_kernel::netns::cookie().is_ok();
+    if !has_cookie {
+        println!("LACKS SO_NETNS_COOKIE: checks of the node's own network namespace are skipped");
     }
-    tells
+    has_cookie
 }
 
 fn kernel_has_set_retval() -> bool {
@@ -215,7 +215,7 @@ fn kernel_has_set_retval() -> bool {
     (numbers.next(), numbers.next()) >= (Some(5), Some(18))
 }
 
-/// The unspecified address of a destination's family.
+/// Returns the unspecified address of a destination's family.
 pub fn any(destination: SocketAddr) -> SocketAddr {
     let ip = if destination.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
     SocketAddr::new(ip, 0)

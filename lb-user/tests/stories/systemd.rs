@@ -1,4 +1,4 @@
-//! The unit of `deploy/systemd` under a real systemd: the first process of a machine in namespaces of its own.
+//! The unit of `deploy/systemd` under a real systemd, which is the first process in its own namespaces.
 
 use std::{
     path::Path,
@@ -9,7 +9,7 @@ use crate::{
     Story,
     agent::{beeline, run, until},
     load::Load,
-    node::{Node, service},
+    node::{StoryNode, service},
     sockets::{at, tcp_ask, tcp_server},
 };
 
@@ -18,13 +18,14 @@ pub const STORIES: &[Story] = &[("systemd_runs_the_unit_and_no_connect_fails", r
 const SYSTEMD: &str = "/lib/systemd/systemd";
 const VIP: &str = "10.96.0.1:80";
 
-/// Whether there is one to run.
-pub fn is_there() -> bool {
+/// True if this machine has systemd.
+pub fn is_installed() -> bool {
     Path::new(SYSTEMD).exists()
 }
 
-/// Makes the machine: a root in memory with the host's programs, which nobody writes to, and what README.md has a person install.
-/// Arguments: the node's directory, the agent, and the directories of the repository's unit and of the YAML.
+/// Script that builds the machine: a root in memory with the host's programs, read-only, and the files of an
+/// installation as documented. Arguments: directory of the node, agent binary, directory of the unit, directory of the
+/// YAML.
 const INIT: &str = r#"
 set -eu
 dir=$1 agent=$2 unit=$3 yaml=$4 root=$1/machine
@@ -39,7 +40,7 @@ for place in bin sbin lib lib64; do
   if [ -L /$place ]; then cp -P /$place .; elif [ -d /$place ]; then mkdir $place; mount --bind -o ro /$place $place; fi
 done
 for file in passwd group nsswitch.conf ld.so.cache ld.so.conf ld.so.conf.d; do cp -r /etc/$file etc; done
-# Else it is a first boot, which asks questions.
+# Without a machine id systemd runs the interactive first boot.
 echo 0123456789abcdef0123456789abcdef > etc/machine-id
 mount -t proc proc proc
 mount --bind proc/sys proc/sys
@@ -54,7 +55,7 @@ touch usr/local/bin/beeline
 mount --bind "$agent" usr/local/bin/beeline
 mount --bind "$yaml" etc/beeline/services
 cp "$unit/beeline.service" etc/systemd/system
-# Here the root of the hierarchy is the story's.
+# Attach to the root of the hierarchy, which is the cgroup of the story.
 sed 's,^#cgroup: ,cgroup: ,' "$unit/beeline.yaml" > etc/beeline/beeline.yaml
 printf '[Unit]\nRequires=systemd-journald.service\n' > etc/systemd/system/story.target
 hostname here
@@ -65,11 +66,11 @@ exec env -i container=other PATH=/usr/local/bin:/usr/bin:/usr/sbin \
   /lib/systemd/systemd --system --unit=story.target --log-target=console --show-status=no
 "#;
 
-/// The machine. With `unshare`, its first process ends, and with that all others.
+/// A running machine. Killing `unshare` kills its first process, and with that all others.
 struct Machine(Child);
 
 impl Machine {
-    fn boot(node: &Node) -> Self {
+    fn boot(node: &StoryNode) -> Self {
         let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd");
         let child = Command::new("unshare")
             .args(["--mount", "--uts", "--ipc", "--cgroup", "--pid", "--fork", "--kill-child", "sh", "-c", INIT, "sh"])
@@ -84,7 +85,7 @@ impl Machine {
         machine
     }
 
-    /// A program in the machine.
+    /// Runs a program in the machine.
     fn run(&self, program: &str, arguments: &[&str]) -> Output {
         let unshare = self.0.id();
         Command::new("nsenter")
@@ -96,7 +97,7 @@ impl Machine {
             .expect("the command nsenter")
     }
 
-    /// A command of systemctl, which succeeds; what it says.
+    /// Runs systemctl, asserts success, and returns its output.
     fn systemctl(&self, arguments: &[&str]) -> String {
         let output = self.run("systemctl", arguments);
         assert!(output.status.success(), "systemctl {arguments:?}: {output:?}\n{}", self.journal());
@@ -120,24 +121,27 @@ fn served_by(backend: &str) -> bool {
     tcp_ask(at(VIP)).is_ok_and(|(server, _)| server == backend)
 }
 
-fn runs_the_unit(node: &mut Node) {
+fn runs_the_unit(node: &mut StoryNode) {
     let backends = ["10.0.0.1:8080", "10.0.0.2:8080"];
-    let web = |node: &Node, backend| node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &[backend]));
+    let web =
+        |node: &StoryNode, backend| node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &[backend]));
     backends.into_iter().for_each(tcp_server);
     web(node, backends[0]);
     let machine = Machine::boot(node);
 
     machine.systemctl(&["start", "beeline"]);
-    assert!(served_by(backends[0]), "started is what is in service");
+    assert!(served_by(backends[0]), "the start command returns when the agent is in service");
     let mut load = Load::default();
-    load.add("a connection", || tcp_ask(at(VIP)).map(drop).map_err(|error| error.to_string()));
+    load.add("new TCP", || tcp_ask(at(VIP)).map(drop).map_err(|error| error.to_string()));
 
     web(node, backends[1]);
     until("an edited file is followed", || served_by(backends[1]));
 
     machine.systemctl(&["kill", "--signal=KILL", "beeline"]);
-    until("it is started again", || machine.systemctl(&["show", "--property=NRestarts", "--value", "beeline"]) == "1");
-    until("it is in service again", || {
+    until("systemd starts the agent again", || {
+        machine.systemctl(&["show", "--property=NRestarts", "--value", "beeline"]) == "1"
+    });
+    until("the agent is in service again", || {
         machine.systemctl(&["show", "--property=ActiveState", "--value", "beeline"]) == "active"
     });
     machine.systemctl(&["restart", "beeline"]);
@@ -145,19 +149,19 @@ fn runs_the_unit(node: &mut Node) {
     machine.systemctl(&["stop", "beeline"]);
     load.more(20);
     load.end();
-    assert!(served_by(backends[1]), "stopped is not removed");
+    assert!(served_by(backends[1]), "the datapath serves after the stop");
     let journal = machine.journal();
     assert!(
         journal.contains(" INFO in service") && !journal.contains("Z  INFO"),
-        "the journal has the time: {journal}"
+        "log lines have no time of their own in the journal: {journal}"
     );
 
-    // What is wrong is told to who starts it.
+    // A start with a bad configuration fails, and the journal has the reason.
     machine.run("sh", &["-c", "echo no-such-flag: 1 > /etc/beeline/beeline.yaml"]);
-    assert!(!machine.run("systemctl", &["start", "beeline"]).status.success(), "a flag that is none");
+    assert!(!machine.run("systemctl", &["start", "beeline"]).status.success(), "an unknown flag");
     assert!(machine.journal().contains("no-such-flag"));
     machine.systemctl(&["stop", "beeline"]);
 
     assert!(run(node, &["cleanup"]).status.success());
-    assert!(tcp_ask(at(VIP)).is_err(), "cleaned up");
+    assert!(tcp_ask(at(VIP)).is_err(), "cleanup removes the datapath");
 }

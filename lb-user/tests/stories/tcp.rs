@@ -1,4 +1,4 @@
-//! TCP through a VIP: rules 11 and 12 of the semantics, as an application sees them.
+//! TCP through a VIP as an application sees it: peer name, retries, errors, source address, external addresses, MPTCP.
 
 use std::thread;
 
@@ -7,34 +7,34 @@ use rustix::io::Errno;
 use crate::{
     Story,
     agent::until,
-    node::{Node, service},
-    sockets::{Client, at, is_refusal, mapped, tcp_ask, tcp_server},
+    node::{StoryNode, service},
+    sockets::{Client, assert_refused, at, mapped, tcp_ask, tcp_server},
 };
 
 pub const STORIES: &[Story] = &[
     ("tcp_reaches_both_backends_and_shows_the_vip", reaches_both_backends_and_shows_the_vip),
     ("i10_tcp_shows_the_vip_in_the_form_dialled", v6_and_mapped_sockets_are_served),
-    ("i10_tcp_that_hits_no_service_is_untouched", what_hits_no_service_is_untouched),
-    ("rule_11_tcp_retry_on_the_same_socket_picks_another_backend", retry_picks_another_backend),
-    ("rule_11_tcp_choice_is_cleared_by_a_connect_elsewhere", choice_is_cleared_by_a_connect_elsewhere),
-    ("rule_5_tcp_refusals_carry_their_errno", refusals_carry_their_errno),
+    ("i10_tcp_to_an_address_of_no_service_is_untouched", other_addresses_are_untouched),
+    ("a_tcp_retry_on_the_same_socket_picks_another_backend", retry_picks_another_backend),
+    ("a_tcp_translation_is_cleared_by_a_connect_elsewhere", translation_ends_with_a_connect_elsewhere),
+    ("tcp_refusals_return_the_documented_errno", refusals_return_their_errno),
     ("tcp_refusals_are_all_counted_and_few_are_logged", refusals_are_counted),
-    ("rule_11_tcp_bound_source_is_kept", bound_source_is_kept),
-    ("rule_11_tcp_after_af_unspec_starts_afresh", after_af_unspec_starts_afresh),
-    ("tcp_state_ends_with_the_socket", state_ends_with_the_socket),
+    ("a_bound_tcp_source_address_is_kept", bound_source_is_kept),
+    ("a_tcp_socket_can_connect_elsewhere_after_af_unspec", af_unspec_allows_another_connect),
+    ("the_tcp_rev_nat_entry_ends_with_the_socket", rev_nat_entry_ends_with_the_socket),
     ("tcp_external_and_load_balancer_addresses_are_served", external_addresses_are_served),
-    ("rule_12_tcp_mptcp_is_served_or_left_alone", mptcp_is_served_or_left_alone),
+    ("mptcp_is_served_or_left_alone", mptcp_is_served_or_left_alone),
 ];
 
 const VIP: &str = "10.96.0.1:80";
 
-fn two_backends(node: &Node) {
+fn two_backends(node: &StoryNode) {
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]));
     tcp_server("10.0.0.1:8080");
     tcp_server("10.0.0.2:8080");
 }
 
-fn reaches_both_backends_and_shows_the_vip(node: &mut Node) {
+fn reaches_both_backends_and_shows_the_vip(node: &mut StoryNode) {
     two_backends(node);
     let _agent = node.agent(&[]);
     let mut seen = std::collections::BTreeMap::new();
@@ -51,7 +51,7 @@ fn reaches_both_backends_and_shows_the_vip(node: &mut Node) {
     assert!(seen.values().all(|&count| count > 140), "{seen:?}");
 }
 
-fn v6_and_mapped_sockets_are_served(node: &mut Node) {
+fn v6_and_mapped_sockets_are_served(node: &mut StoryNode) {
     two_backends(node);
     node.write("six.yaml", &service("six", &["fd96::1", "10.96.0.6"], "TCP", 80, &["[fd00::1]:8080", "10.0.0.1:8080"]));
     tcp_server("[fd00::1]:8080");
@@ -72,7 +72,7 @@ fn v6_and_mapped_sockets_are_served(node: &mut Node) {
     assert!(client.receive().0.starts_with("10.0.0."));
 }
 
-fn what_hits_no_service_is_untouched(node: &mut Node) {
+fn other_addresses_are_untouched(node: &mut StoryNode) {
     two_backends(node);
     tcp_server("[fd00::1]:8080");
     let _agent = node.agent(&[]);
@@ -81,12 +81,12 @@ fn what_hits_no_service_is_untouched(node: &mut Node) {
         client.connect(direct).expect("a connection");
         assert_eq!(client.peer(), Some(direct));
     }
-    // The VIP's other ports are nobody's.
+    // Other ports of the VIP are not translated.
     let other = Client::tcp(at("10.96.0.1:81")).connect(at("10.96.0.1:81"));
     assert_eq!(other, Err(Errno::NETUNREACH), "no route leads to a VIP");
 }
 
-fn retry_picks_another_backend(node: &mut Node) {
+fn retry_picks_another_backend(node: &mut StoryNode) {
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]));
     tcp_server("10.0.0.2:8080");
     let _agent = node.agent(&[]);
@@ -100,10 +100,10 @@ fn retry_picks_another_backend(node: &mut Node) {
         }
         assert_eq!(client.peer(), Some(at(VIP)));
     }
-    assert!((10..50).contains(&retried), "about half the first attempts meet the dead backend: {retried}");
+    assert!((10..50).contains(&retried), "about half of the first attempts get the dead backend: {retried}");
 }
 
-fn choice_is_cleared_by_a_connect_elsewhere(node: &mut Node) {
+fn translation_ends_with_a_connect_elsewhere(node: &mut StoryNode) {
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
     tcp_server("10.0.0.2:8080");
     let _agent = node.agent(&[]);
@@ -113,7 +113,7 @@ fn choice_is_cleared_by_a_connect_elsewhere(node: &mut Node) {
     client.connect(at("10.0.0.2:8080")).expect("a plain connection");
     assert_eq!(client.peer(), Some(at("10.0.0.2:8080")));
 
-    // Even when it is the very backend: the application did not dial the VIP.
+    // Even a direct connection to the same backend does not show the VIP, which the application did not dial.
     let client = Client::tcp(at(VIP));
     assert_eq!(client.connect(at(VIP)), Err(Errno::CONNREFUSED));
     tcp_server("10.0.0.1:8080");
@@ -121,17 +121,17 @@ fn choice_is_cleared_by_a_connect_elsewhere(node: &mut Node) {
     assert_eq!(client.peer(), Some(at("10.0.0.1:8080")));
 }
 
-fn refusals_carry_their_errno(node: &mut Node) {
+fn refusals_return_their_errno(node: &mut StoryNode) {
     node.write("empty.yaml", &service("empty", &["10.96.0.2", "fd96::2"], "TCP", 80, &[]));
     let local = service("local", &["10.96.0.3"], "TCP", 80, &["10.0.0.1:8080"])
         .replace("spec:\n", "spec:\n  internalTrafficPolicy: Local\n");
     node.write("local.yaml", &local);
     let agent = node.agent(&[]);
     for vip in [at("10.96.0.2:80"), at("[fd96::2]:80"), mapped(at("10.96.0.2:80"))] {
-        is_refusal(Client::tcp(vip).connect(vip), Errno::CONNREFUSED);
+        assert_refused(Client::tcp(vip).connect(vip), Errno::CONNREFUSED);
     }
-    is_refusal(Client::tcp(at("10.96.0.3:80")).connect(at("10.96.0.3:80")), Errno::HOSTUNREACH);
-    // The programs say so, by the Service's name, while the agent listens.
+    assert_refused(Client::tcp(at("10.96.0.3:80")).connect(at("10.96.0.3:80")), Errno::HOSTUNREACH);
+    // The agent logs the refusals with the name of the Service.
     agent.wait_for_log("refused: default/empty");
     agent.wait_for_log("refused: default/local");
     let counters = lb_dataplane::stats::counters(&node.maps()).expect("the counters");
@@ -141,7 +141,7 @@ fn refusals_carry_their_errno(node: &mut Node) {
     assert_eq!(count(lb_common::Counter::NoLocalEndpoints), Some(1));
 }
 
-fn refusals_are_counted(node: &mut Node) {
+fn refusals_are_counted(node: &mut StoryNode) {
     node.write("empty.yaml", &service("empty", &["10.96.0.2"], "TCP", 80, &[]));
     let agent = node.agent(&[]);
     let started = std::time::Instant::now();
@@ -158,7 +158,7 @@ fn refusals_are_counted(node: &mut Node) {
     assert!(logged <= 10 * cpus * usize::try_from(seconds).expect("few"), "ten a second on each CPU: {logged}");
 }
 
-fn bound_source_is_kept(node: &mut Node) {
+fn bound_source_is_kept(node: &mut StoryNode) {
     two_backends(node);
     let _agent = node.agent(&[]);
     let client = Client::tcp(at(VIP));
@@ -167,7 +167,7 @@ fn bound_source_is_kept(node: &mut Node) {
     assert!(client.receive().0.ends_with(" 10.0.0.9"));
 }
 
-fn after_af_unspec_starts_afresh(node: &mut Node) {
+fn af_unspec_allows_another_connect(node: &mut StoryNode) {
     two_backends(node);
     tcp_server("10.0.0.3:8080");
     let _agent = node.agent(&[]);
@@ -179,13 +179,13 @@ fn after_af_unspec_starts_afresh(node: &mut Node) {
     assert_eq!(client.peer(), Some(at("10.0.0.3:8080")));
 }
 
-fn state_ends_with_the_socket(node: &mut Node) {
+fn rev_nat_entry_ends_with_the_socket(node: &mut StoryNode) {
     two_backends(node);
     let _agent = node.agent(&[]);
     let entries = || {
         let map = aya::maps::MapData::from_pin(node.maps().join("TCP_SOCKS")).expect("the pinned map");
         let map: aya::maps::Array<_, lb_common::TcpSock> = aya::maps::Map::Array(map).try_into().expect("its types");
-        map.iter().flatten().filter(|place| place.cookie != 0).count()
+        map.iter().flatten().filter(|slot| slot.cookie != 0).count()
     };
     let open: Vec<_> = (0..100)
         .map(|_| {
@@ -196,13 +196,14 @@ fn state_ends_with_the_socket(node: &mut Node) {
         .collect();
     assert_eq!(entries(), 100);
     drop(open);
-    until("nothing is left", || entries() == 0);
+    until("the entries of closed sockets are removed", || entries() == 0);
 }
 
-fn external_addresses_are_served(node: &mut Node) {
+fn external_addresses_are_served(node: &mut StoryNode) {
     let yaml = service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]).replace(
         "spec:\n",
-        "status: {loadBalancer: {ingress: [{ip: 203.0.113.2}, {ip: 203.0.113.3, ipMode: Proxy}]}}\nspec:\n  externalIPs: [203.0.113.1]\n",
+        "status: {loadBalancer: {ingress: [{ip: 203.0.113.2}, {ip: 203.0.113.3, ipMode: Proxy}]}}\n\
+         spec:\n  externalIPs: [203.0.113.1]\n",
     );
     node.write("web.yaml", &yaml);
     tcp_server("10.0.0.1:8080");
@@ -210,10 +211,10 @@ fn external_addresses_are_served(node: &mut Node) {
     for vip in ["203.0.113.1:80", "203.0.113.2:80"] {
         assert_eq!(tcp_ask(at(vip)).map(|(server, _)| server), Ok("10.0.0.1:8080".to_owned()));
     }
-    assert_eq!(tcp_ask(at("203.0.113.3:80")), Err(Errno::NETUNREACH), "ipMode Proxy leads to the load balancer itself");
+    assert_eq!(tcp_ask(at("203.0.113.3:80")), Err(Errno::NETUNREACH), "an address with ipMode Proxy is not translated");
 }
 
-fn mptcp_is_served_or_left_alone(node: &mut Node) {
+fn mptcp_is_served_or_left_alone(node: &mut StoryNode) {
     two_backends(node);
     let _agent = node.agent(&[]);
     let protocol = rustix::net::Protocol::from_raw(262.try_into().expect("not zero"));

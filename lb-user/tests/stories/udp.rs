@@ -1,32 +1,33 @@
-//! UDP through a VIP: connected and unconnected sockets, many VIPs on one socket, replies as the application expects them.
+//! UDP through a VIP as an application sees it: connected and unconnected sockets, many VIPs on one socket, reply
+//! sources.
 
 use rustix::io::Errno;
 
 use crate::{
     Story,
-    node::{Node, service},
-    sockets::{Client, any, at, is_refusal, mapped, udp_server},
+    node::{StoryNode, service},
+    sockets::{Client, any, assert_refused, at, mapped, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
     ("i10_udp_peers_are_the_vip_in_the_form_dialled", connected_sockets_see_the_vip),
     ("i10_udp_replies_come_from_the_vip_in_the_form_dialled", unconnected_sockets_see_the_vip),
-    ("rule_11_udp_one_socket_talks_to_many_vips_and_plain_addresses", one_socket_many_destinations),
-    ("rule_11_udp_plain_send_to_the_backend_shows_the_backend", plain_send_shows_the_backend),
-    ("rule_12_udp_socket_keeps_its_backend_and_moves_when_it_goes", keeps_its_backend_and_moves),
-    ("rule_11_udp_reconnect_elsewhere_shows_the_new_peer", reconnect_elsewhere),
-    ("rule_11_udp_af_unspec_leaves_an_unconnected_socket", af_unspec),
-    ("rule_5_udp_refusals_carry_their_errno", refusals_carry_their_errno),
-    ("rule_11_udp_more_vips_than_places_are_counted", more_vips_than_places),
-    ("rule_11_udp_bound_source_is_kept", bound_source_is_kept),
-    ("i10_udp_servers_and_strangers_are_untouched", servers_are_untouched),
-    ("udp_hand_written_endpoints_as_documented", documented_example),
+    ("one_udp_socket_talks_to_many_vips_and_plain_addresses", one_socket_many_destinations),
+    ("a_plain_udp_send_to_the_backend_shows_the_backend", plain_send_shows_the_backend),
+    ("an_unconnected_udp_socket_keeps_its_backend_until_it_is_removed", keeps_its_backend_until_removed),
+    ("a_udp_reconnect_elsewhere_shows_the_new_peer", reconnect_elsewhere),
+    ("a_udp_connect_to_af_unspec_leaves_an_unconnected_socket", af_unspec),
+    ("udp_refusals_return_the_documented_errno", refusals_return_their_errno),
+    ("udp_translations_beyond_the_limit_of_a_socket_are_counted", translations_beyond_the_limit),
+    ("a_bound_udp_source_address_is_kept", bound_source_is_kept),
+    ("i10_udp_servers_and_traffic_to_no_service_are_untouched", servers_are_untouched),
+    ("the_documented_udp_example_with_hand_written_endpoints_works", documented_example),
 ];
 
 const VIP: &str = "10.96.0.53:53";
 const VIP6: &str = "[fd96::53]:53";
 
-fn dns(node: &Node) {
+fn serve_dns(node: &StoryNode) {
     let backends = ["10.0.0.1:5353", "10.0.0.2:5353", "[fd00::1]:5353"];
     node.write("dns.yaml", &service("dns", &["10.96.0.53", "fd96::53"], "UDP", 53, &backends));
     for backend in backends {
@@ -34,8 +35,8 @@ fn dns(node: &Node) {
     }
 }
 
-fn connected_sockets_see_the_vip(node: &mut Node) {
-    dns(node);
+fn connected_sockets_see_the_vip(node: &mut StoryNode) {
+    serve_dns(node);
     let _agent = node.agent(&[]);
     for vip in [at(VIP), at(VIP6), mapped(at(VIP))] {
         let client = Client::udp(vip);
@@ -47,8 +48,8 @@ fn connected_sockets_see_the_vip(node: &mut Node) {
     }
 }
 
-fn unconnected_sockets_see_the_vip(node: &mut Node) {
-    dns(node);
+fn unconnected_sockets_see_the_vip(node: &mut StoryNode) {
+    serve_dns(node);
     let _agent = node.agent(&[]);
     for vip in [at(VIP), at(VIP6), mapped(at(VIP))] {
         let client = Client::udp(vip);
@@ -59,8 +60,8 @@ fn unconnected_sockets_see_the_vip(node: &mut Node) {
     }
 }
 
-fn one_socket_many_destinations(node: &mut Node) {
-    dns(node);
+fn one_socket_many_destinations(node: &mut StoryNode) {
+    serve_dns(node);
     node.write("b.yaml", &service("b", &["10.96.0.2"], "UDP", 53, &["10.0.0.3:5353"]));
     udp_server("10.0.0.3:5353");
     udp_server("10.0.0.4:7");
@@ -73,7 +74,7 @@ fn one_socket_many_destinations(node: &mut Node) {
             assert_eq!(from, Some(to), "{answer}");
         }
     }
-    // All asked before the first answer is read.
+    // Send every datagram before the first answer is read.
     for to in destinations {
         client.send_to(to).expect("sent");
     }
@@ -84,7 +85,7 @@ fn one_socket_many_destinations(node: &mut Node) {
     assert_eq!(from, wanted);
 }
 
-fn plain_send_shows_the_backend(node: &mut Node) {
+fn plain_send_shows_the_backend(node: &mut StoryNode) {
     node.write("b.yaml", &service("b", &["10.96.0.2"], "UDP", 53, &["10.0.0.3:5353"]));
     udp_server("10.0.0.3:5353");
     let _agent = node.agent(&[]);
@@ -95,7 +96,7 @@ fn plain_send_shows_the_backend(node: &mut Node) {
     assert_eq!(client.ask(vip).1, Some(vip));
 }
 
-fn keeps_its_backend_and_moves(node: &mut Node) {
+fn keeps_its_backend_until_removed(node: &mut StoryNode) {
     let both = ["10.0.0.1:5353", "10.0.0.2:5353"];
     node.write("dns.yaml", &service("dns", &["10.96.0.53"], "UDP", 53, &both));
     both.into_iter().for_each(udp_server);
@@ -105,13 +106,13 @@ fn keeps_its_backend_and_moves(node: &mut Node) {
     for _ in 0..20 {
         assert_eq!(client.ask(at(VIP)).0, first);
     }
-    // More endpoints change nothing for it.
+    // An additional endpoint does not affect the socket.
     let three = ["10.0.0.1:5353", "10.0.0.2:5353", "10.0.0.3:5353"];
     node.write("dns.yaml", &service("dns", &["10.96.0.53"], "UDP", 53, &three));
     agent.wait_for("three backends", |dump| dump.backends.len() == 3);
     udp_server("10.0.0.3:5353");
     assert_eq!(client.ask(at(VIP)).0, first);
-    // Its own going moves it, and the answer still comes from the VIP.
+    // When its backend is removed, the socket moves, and the answer still comes from the VIP.
     let rest: Vec<_> = both.into_iter().filter(|backend| *backend != first).collect();
     node.write("dns.yaml", &service("dns", &["10.96.0.53"], "UDP", 53, &rest));
     agent.wait_for("one backend", |dump| dump.backends.len() == 1);
@@ -121,8 +122,8 @@ fn keeps_its_backend_and_moves(node: &mut Node) {
     assert!(counters.contains(&(lb_common::Counter::UdpMoved, 1)), "{counters:?}");
 }
 
-fn reconnect_elsewhere(node: &mut Node) {
-    dns(node);
+fn reconnect_elsewhere(node: &mut StoryNode) {
+    serve_dns(node);
     udp_server("10.0.0.4:7");
     let _agent = node.agent(&[]);
     let client = Client::udp(at(VIP));
@@ -131,7 +132,7 @@ fn reconnect_elsewhere(node: &mut Node) {
     assert_eq!(client.peer(), Some(at("10.0.0.4:7")));
     client.send().expect("sent");
     assert_eq!(client.receive().1, Some(at("10.0.0.4:7")));
-    // To the very backend that it was given, by its own address.
+    // Connect to the address of the same backend directly.
     client.connect(at(VIP)).expect("connected");
     client.send().expect("sent");
     let backend = at(&client.receive().0);
@@ -139,8 +140,8 @@ fn reconnect_elsewhere(node: &mut Node) {
     assert_eq!(client.peer(), Some(backend));
 }
 
-fn af_unspec(node: &mut Node) {
-    dns(node);
+fn af_unspec(node: &mut StoryNode) {
+    serve_dns(node);
     udp_server("10.0.0.4:7");
     let _agent = node.agent(&[]);
     let client = Client::udp(at(VIP));
@@ -151,22 +152,22 @@ fn af_unspec(node: &mut Node) {
     assert_eq!(client.ask(at(VIP)).1, Some(at(VIP)));
 }
 
-fn refusals_carry_their_errno(node: &mut Node) {
+fn refusals_return_their_errno(node: &mut StoryNode) {
     node.write("empty.yaml", &service("empty", &["10.96.0.2", "fd96::2"], "UDP", 53, &[]));
     let local = service("local", &["10.96.0.3"], "UDP", 53, &["10.0.0.1:5353"])
         .replace("spec:\n", "spec:\n  internalTrafficPolicy: Local\n");
     node.write("local.yaml", &local);
     let _agent = node.agent(&[]);
     for vip in [at("10.96.0.2:53"), at("[fd96::2]:53"), mapped(at("10.96.0.2:53"))] {
-        is_refusal(Client::udp(vip).connect(vip), Errno::CONNREFUSED);
-        is_refusal(Client::udp(vip).send_to(vip), Errno::CONNREFUSED);
+        assert_refused(Client::udp(vip).connect(vip), Errno::CONNREFUSED);
+        assert_refused(Client::udp(vip).send_to(vip), Errno::CONNREFUSED);
     }
     let vip = at("10.96.0.3:53");
-    is_refusal(Client::udp(vip).connect(vip), Errno::HOSTUNREACH);
-    is_refusal(Client::udp(vip).send_to(vip), Errno::HOSTUNREACH);
+    assert_refused(Client::udp(vip).connect(vip), Errno::HOSTUNREACH);
+    assert_refused(Client::udp(vip).send_to(vip), Errno::HOSTUNREACH);
 }
 
-fn more_vips_than_places(node: &mut Node) {
+fn translations_beyond_the_limit(node: &mut StoryNode) {
     let count = lb_common::MAX_TRANSLATIONS + 2;
     for n in 1..=count {
         let name = format!("s{n}");
@@ -184,8 +185,8 @@ fn more_vips_than_places(node: &mut Node) {
     assert!(counters.contains(&(lb_common::Counter::UdpOverflow, 2)), "{counters:?}");
 }
 
-fn bound_source_is_kept(node: &mut Node) {
-    dns(node);
+fn bound_source_is_kept(node: &mut StoryNode) {
+    serve_dns(node);
     let server = std::net::UdpSocket::bind("10.0.0.4:5353").expect("a free port");
     node.write("b.yaml", &service("b", &["10.96.0.2"], "UDP", 53, &["10.0.0.4:5353"]));
     let _agent = node.agent(&[]);
@@ -196,10 +197,10 @@ fn bound_source_is_kept(node: &mut Node) {
     assert_eq!(from, at("10.0.0.9:4000"));
 }
 
-fn servers_are_untouched(node: &mut Node) {
-    dns(node);
+fn servers_are_untouched(node: &mut StoryNode) {
+    serve_dns(node);
     let _agent = node.agent(&[]);
-    // A server of this node that nobody balances: it sees its clients as they are, one of them a backend's address.
+    // A server of no Service sees the source addresses of its clients, also that of a backend.
     let server = Client::udp(at("10.0.0.4:99"));
     server.bind("10.0.0.4:99");
     for client_address in ["10.0.0.1:4001", "10.0.0.9:4002"] {
@@ -219,7 +220,7 @@ fn servers_are_untouched(node: &mut Node) {
     );
 }
 
-fn documented_example(node: &mut Node) {
+fn documented_example(node: &mut StoryNode) {
     node.write("my-service.yaml", &service("my-service", &["10.96.0.80"], "UDP", 80, &["192.0.2.42:9376"]));
     udp_server("192.0.2.42:9376");
     let _agent = node.agent(&[]);

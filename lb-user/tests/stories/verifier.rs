@@ -1,5 +1,5 @@
-//! How many instructions the kernel's verifier walks for each program, against a table that is kept in the tree: a change that
-//! makes it walk much further must say so there, long before some kernel refuses the program.
+//! The number of instructions that the kernel's verifier processes for each program, compared with a table in the tree:
+//! a change that raises it much must update the table, long before a kernel refuses the program.
 
 use lb_dataplane::upgrade::programs::OBJECT;
 use std::{
@@ -17,18 +17,18 @@ use aya_obj::{
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::{Story, node::Node};
+use crate::{Story, node::StoryNode};
 
-pub const STORIES: &[Story] = &[("verifier_walks_as_far_as_the_table_says", as_far_as_the_table_says)];
+pub const STORIES: &[Story] = &[("verifier_instruction_counts_match_the_table", counts_match_the_table)];
 
-/// Rows of series of kernels, program, and instructions; `UPDATE_EXPECT=1` renews those of the series that runs.
+/// Rows of kernel series, program, and instructions. `UPDATE_EXPECT=1` rewrites the rows of the running series.
 const TABLE: &str = include_str!("../verifier.txt");
 
-/// What the runner passes on of a story's output: a row of the table, as this kernel has it.
+/// Prefix of output lines that the runner prints: rows of the table for this kernel.
 pub const ROW: &str = "VERIFIED ";
 
-/// No program may come nearer to the kernel's limit, which is twice as much (BPF_COMPLEXITY_LIMIT_INSNS, Linux 5.2).
-const MOST: u32 = 500_000;
+/// Largest count allowed: half of the kernel's limit (BPF_COMPLEXITY_LIMIT_INSNS, Linux 5.2).
+const MAX_COUNT: u32 = 500_000;
 
 /// Major and minor number of a kernel.
 type Series = (u32, u32);
@@ -38,7 +38,7 @@ fn parse_series(text: &str) -> Option<Series> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// By series and program.
+/// Parses the table, by series and program.
 fn parse_table(text: &str) -> BTreeMap<Series, BTreeMap<&str, u32>> {
     let mut table = BTreeMap::<_, BTreeMap<_, _>>::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -50,16 +50,16 @@ fn parse_table(text: &str) -> BTreeMap<Series, BTreeMap<&str, u32>> {
     table
 }
 
-/// Of the series in the table that which is nearest.
+/// Returns the series nearest to `to`.
 fn nearest(series: impl Iterator<Item = Series>, to: Series) -> Option<Series> {
-    let far = |(major, minor): Series| (major.abs_diff(to.0), minor.abs_diff(to.1));
-    series.min_by_key(|series| far(*series))
+    let distance = |(major, minor): Series| (major.abs_diff(to.0), minor.abs_diff(to.1));
+    series.min_by_key(|series| distance(*series))
 }
 
-/// What is wrong with these counts.
-fn judge(walked: &BTreeMap<String, u32>, table: &BTreeMap<&str, u32>) -> Vec<String> {
+/// Returns a message for each count that breaks the limits.
+fn breaches(processed: &BTreeMap<String, u32>, table: &BTreeMap<&str, u32>) -> Vec<String> {
     let mut wrong = Vec::new();
-    for (program, count) in walked {
+    for (program, count) in processed {
         match table.get(program.as_str()) {
             None => wrong.push(format!("{program} is not in the table: {count}")),
             Some(known) if *count > known + known / 4 => {
@@ -69,28 +69,28 @@ fn judge(walked: &BTreeMap<String, u32>, table: &BTreeMap<&str, u32>) -> Vec<Str
             }
             Some(_) => {}
         }
-        if *count > MOST {
+        if *count > MAX_COUNT {
             wrong.push(format!("{program}: {count} instructions, over half of what kernels allow"));
         }
     }
     wrong
 }
 
-fn as_far_as_the_table_says(node: &mut Node) {
-    judges();
-    // Before 5.11 programs count as locked memory; later it does not matter whether this process may.
+fn counts_match_the_table(node: &mut StoryNode) {
+    check_limits();
+    // Before Linux 5.11 programs count as locked memory; later a failure does not matter.
     let _refused = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
-    let walked = walk(&node.pins);
+    let processed = instruction_counts(&node.pins);
     let uname = rustix::system::uname();
     let series = parse_series(&uname.release().to_string_lossy()).expect("a release begins with two numbers");
     let mut rows = String::new();
-    for (program, count) in &walked {
-        writeln!(rows, "{}.{} {program} {count}", series.0, series.1).expect("memory");
+    for (program, count) in &processed {
+        writeln!(rows, "{}.{} {program} {count}", series.0, series.1).expect("a String takes everything");
     }
     rows.lines().for_each(|row| println!("{ROW}{row}"));
     if std::env::var_os("UPDATE_EXPECT").is_some() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/verifier.txt");
-        // On another kernel's machine the tree is not there: whoever booted it reads the rows.
+        // A machine of another kernel does not have the tree: `cargo xtask kernels` reads the printed rows.
         if path.exists() {
             let own = format!("{}.{} ", series.0, series.1);
             let mut lines: Vec<&str> =
@@ -102,43 +102,47 @@ fn as_far_as_the_table_says(node: &mut Node) {
     }
     let table = parse_table(TABLE);
     let nearest = nearest(table.keys().copied(), series).expect("a table with rows");
-    let wrong = judge(&walked, &table[&nearest]);
+    let wrong = breaches(&processed, &table[&nearest]);
     assert!(
         wrong.is_empty(),
-        "{}\nIf it must be: UPDATE_EXPECT=1 renews lb-user/tests/verifier.txt, with `cargo xtask kernels verifier` for other kernels",
+        "{}\nIf the rise is needed, set UPDATE_EXPECT=1 to rewrite lb-user/tests/verifier.txt, with \
+         `cargo xtask kernels verifier` for other kernels",
         wrong.join("\n")
     );
 }
 
-/// The rules themselves, where nothing is near a limit.
-fn judges() {
+/// Tests the limits themselves.
+fn check_limits() {
     let wrong = |count: u32, known: u32| {
-        let wrong = judge(&BTreeMap::from([("a".to_owned(), count)]), &BTreeMap::from([("a", known)]));
+        let wrong = breaches(&BTreeMap::from([("a".to_owned(), count)]), &BTreeMap::from([("a", known)]));
         wrong.len()
     };
-    assert_eq!([wrong(125, 100), wrong(126, 100), wrong(MOST, MOST), wrong(MOST + 1, MOST)], [0, 1, 0, 1]);
-    assert_eq!(judge(&BTreeMap::from([("a".to_owned(), 1)]), &BTreeMap::new()).len(), 1);
+    assert_eq!(
+        [wrong(125, 100), wrong(126, 100), wrong(MAX_COUNT, MAX_COUNT), wrong(MAX_COUNT + 1, MAX_COUNT)],
+        [0, 1, 0, 1]
+    );
+    assert_eq!(breaches(&BTreeMap::from([("a".to_owned(), 1)]), &BTreeMap::new()).len(), 1);
     let series = [(5, 10), (6, 1), (6, 12), (6, 18)];
     for (of, is_like) in [((5, 15), (5, 10)), ((6, 2), (6, 1)), ((6, 17), (6, 18)), ((7, 1), (6, 1))] {
         assert_eq!(nearest(series.into_iter(), of), Some(is_like), "{of:?}");
     }
 }
 
-/// Loads each program as the agent does; how many instructions the verifier walked.
-fn walk(directory: &Path) -> BTreeMap<String, u32> {
+/// Loads each program as the agent does, and returns the number of instructions that the verifier processed.
+fn instruction_counts(directory: &Path) -> BTreeMap<String, u32> {
     fs::create_dir_all(directory).expect("a directory in bpffs");
-    let refused = match try_walk(&directory.join("with"), 1) {
-        Ok(walked) => return walked,
+    let refused = match try_count(&directory.join("with"), 1) {
+        Ok(processed) => return processed,
         Err(refused) => refused,
     };
-    // As the agent where the kernel has no bpf_set_retval.
-    try_walk(&directory.join("without"), 0).unwrap_or_else(|error| panic!("{refused}\n{error}"))
+    // Without bpf_set_retval, as the agent on a kernel that lacks it.
+    try_count(&directory.join("without"), 0).unwrap_or_else(|error| panic!("{refused}\n{error}"))
 }
 
-fn try_walk(directory: &Path, set_retval: u8) -> Result<BTreeMap<String, u32>, String> {
+fn try_count(directory: &Path, set_retval: u8) -> Result<BTreeMap<String, u32>, String> {
     let mut object = Object::parse(OBJECT).expect("the object");
     let maps = std::mem::take(&mut object.maps);
-    // The maps as the agent's loader makes them; a pin says which is which.
+    // Make the maps as the agent's loader does; pins find them again by name.
     let pin = |name: &str| -> PathBuf { directory.join(name.trim_start_matches('.')) };
     fs::create_dir_all(directory).expect("a directory in bpffs");
     let mut loader = EbpfLoader::new();
@@ -156,7 +160,7 @@ fn try_walk(directory: &Path, set_retval: u8) -> Result<BTreeMap<String, u32>, S
     });
     object.relocate_maps(fds, &sections).expect("maps of this object");
     object.relocate_calls(&sections).expect("calls within this object");
-    let mut walked = BTreeMap::new();
+    let mut processed = BTreeMap::new();
     for (name, program) in &object.programs {
         let function = object.functions.get(&program.function_key()).expect("a program has code");
         let (kind, hook) = match program.section {
@@ -167,21 +171,21 @@ fn try_walk(directory: &Path, set_retval: u8) -> Result<BTreeMap<String, u32>, S
                 (bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK, bpf_attach_type::from(attach_type) as u32)
             }
             ProgramSection::SchedClassifier => (bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0),
-            ref other => panic!("{name} is of a kind that is not known here: {other:?}"),
+            ref other => panic!("{name} has an unknown section: {other:?}"),
         };
-        walked.insert(name.clone(), verify(kind, hook, function).map_err(|error| format!("{name}: {error}"))?);
+        processed.insert(name.clone(), verify(kind, hook, function).map_err(|error| format!("{name}: {error}"))?);
     }
-    Ok(walked)
+    Ok(processed)
 }
 
-/// Has a program verified; how many instructions that took, as the verifier's log says it. (bpf_prog_info says so too, but
-/// since Linux 5.16 only.)
+/// Loads a program and returns the number of processed instructions from the verifier's log (bpf_prog_info has it only
+/// since Linux 5.16).
 fn verify(kind: bpf_prog_type, hook: u32, function: &Function) -> Result<u32, String> {
     const STATISTICS: u32 = 4;
     let mut log = vec![0_u8; 1 << 16];
-    #[expect(unsafe_code, reason = "a raw system call, as aya keeps the log of a program that is loaded to itself")]
-    // SAFETY: bpf_attr is a union of integers, of which this command reads the part that is written here; what it points to
-    // lives as long as the call, and the descriptor is a new one of ours.
+    #[expect(unsafe_code, reason = "a raw system call: aya does not return the log of a loaded program")]
+    // SAFETY: bpf_attr is a union of integers, and this command reads the part that is written here. The buffers
+    // outlive the call, and the new descriptor has no other owner.
     let loaded = unsafe {
         let mut attr = std::mem::zeroed::<bpf_attr>();
         let load = &mut attr.__bindgen_anon_3;
@@ -204,5 +208,5 @@ fn verify(kind: bpf_prog_type, hook: u32, function: &Function) -> Result<u32, St
         return Err(format!("{error}\n{log}"));
     }
     let count = log.split_once("processed ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
-    count.ok_or_else(|| format!("its log does not say it: {log}"))
+    count.ok_or_else(|| format!("no count in the log: {log}"))
 }

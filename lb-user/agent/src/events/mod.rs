@@ -1,6 +1,5 @@
-//! Tells owners of Services what is wrong with them, as Events of the cluster. Whoever finds a problem puts it on the [`EventQueue`],
-//! which costs a moment and never waits; one task reads the board and asks the API server at its own pace. What it does not
-//! get to stands in the log as ever.
+//! Problems of Services as Events of the cluster. Parts of the agent put problems on the [`EventQueue`] without
+//! waiting; one task sends them to the API server at its own pace. The log has every problem, with or without an Event.
 
 mod problem;
 mod schedule;
@@ -17,160 +16,158 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-pub use self::problem::{Origin, ServiceEvent};
+pub(crate) use self::problem::{Origin, ServiceEvent};
 use self::{
-    schedule::{Due, Schedule},
+    schedule::{Next, Schedule},
     sender::Sender,
 };
-use lb_core::objects::Key;
-pub use lb_core::warning::{Problem, reason};
+use lb_core::{objects::Key, warning::Warning};
 use lb_sources::kubernetes;
 
-/// Services on the board. A cluster where more have problems has one problem, and the log has all of them.
-const MOST_SERVICES: usize = 1000;
-/// Problems of one origin about one Service.
-const MOST_PROBLEMS: usize = 10;
-/// At least so long from one look at the board to the next, and so from one Event to the next.
+/// Maximum number of Services in the queue. More Services with problems share a cause, and the log has all of them.
+const MAX_SERVICES: usize = 1000;
+/// Maximum number of problems of one origin for one Service.
+const MAX_PROBLEMS: usize = 10;
+/// Minimum time between two Events.
 const PACE: Duration = Duration::from_millis(200);
 
-/// What is wrong now. Its clones are one board.
+/// Queue of current problems. Clones share one queue.
 #[derive(Clone, Default)]
-pub struct EventQueue(Option<Arc<Shared>>);
+pub(crate) struct EventQueue(Option<Arc<Shared>>);
 
 #[derive(Default)]
 struct Shared {
-    standing: Mutex<Standing>,
+    open: Mutex<OpenProblems>,
     changed: Notify,
 }
 
-/// All that is wrong, by Service and by who found it.
-type Standing = BTreeMap<Key, BTreeMap<Origin, Vec<Problem>>>;
+/// Current problems by Service and origin.
+type OpenProblems = BTreeMap<Key, BTreeMap<Origin, Vec<Warning>>>;
 
 impl EventQueue {
-    /// One that somebody reads. The default is one that takes nothing.
-    #[must_use]
-    pub fn read() -> Self {
+    /// Creates an event queue with a reader. `default()` discards.
+    pub(crate) fn with_reader() -> Self {
         Self(Some(Arc::default()))
     }
 
-    /// Whether somebody reads it.
-    #[must_use]
-    pub fn is_read(&self) -> bool {
+    pub(crate) fn has_reader(&self) -> bool {
         self.0.is_some()
     }
 
-    /// These are now all problems of this origin about a Service.
-    pub fn tell(&self, origin: Origin, service: &Key, mut problems: Vec<Problem>) {
+    /// Replaces all problems of this origin for a Service; an empty list ends them.
+    pub(crate) fn report(&self, origin: Origin, service: &Key, mut problems: Vec<Warning>) {
         let Some(shared) = &self.0 else { return };
-        let mut standing = shared.lock();
-        problems.truncate(MOST_PROBLEMS);
+        let mut open = shared.lock();
+        problems.truncate(MAX_PROBLEMS);
         if problems.is_empty() {
-            forget(&mut standing, origin, service);
-        } else if standing.len() < MOST_SERVICES || standing.contains_key(service) {
-            standing.entry(service.clone()).or_default().insert(origin, problems);
+            remove(&mut open, origin, service);
+        } else if open.len() < MAX_SERVICES || open.contains_key(service) {
+            open.entry(service.clone()).or_default().insert(origin, problems);
         } else {
-            tracing::debug!(%service, "the board is full: no Event");
+            tracing::debug!(%service, "no Event: the event queue is full");
         }
-        drop(standing);
+        drop(open);
         shared.changed.notify_one();
     }
 
-    /// All that stands on it.
     #[cfg(test)]
-    pub(crate) fn all(&self) -> Vec<ServiceEvent> {
-        self.0.as_ref().map(|shared| announcements(&shared.lock())).unwrap_or_default()
+    pub(crate) fn open_problems(&self) -> Vec<ServiceEvent> {
+        self.0.as_ref().map(|shared| service_events(&shared.lock())).unwrap_or_default()
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, OpenProblems> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn forget(standing: &mut Standing, origin: Origin, service: &Key) {
-    if let Some(of_service) = standing.get_mut(service) {
-        of_service.remove(&origin);
-        if of_service.is_empty() {
-            standing.remove(service);
+fn remove(open: &mut OpenProblems, origin: Origin, service: &Key) {
+    if let Some(origins) = open.get_mut(service) {
+        origins.remove(&origin);
+        if origins.is_empty() {
+            open.remove(service);
         }
     }
 }
 
-/// Makes Events of what stands on the board, for as long as it runs.
+/// Sends the problems of the queue as Events. Never returns without an error.
 ///
 /// # Errors
-/// When the configuration cannot be read.
-pub async fn run(board: EventQueue, options: kubernetes::Options) -> anyhow::Result<()> {
-    let Some(shared) = board.0 else { return std::future::pending().await };
+/// If the client configuration cannot be read.
+pub(crate) async fn run(queue: EventQueue, options: kubernetes::Options) -> anyhow::Result<()> {
+    let Some(shared) = queue.0 else { return std::future::pending().await };
     let node = options.node_name.clone();
     let (mut schedule, mut sender) = (Schedule::new(&node), Sender::new(options));
     loop {
-        let due = schedule.due(&announcements(&shared.lock()), Instant::now());
-        match due {
-            Due::Now(announcement) => {
-                let said = sender.send(&announcement, &node).await?;
-                schedule.said(&announcement, said, Instant::now());
-                if announcement.origin.is_moment() && said.is_over() {
-                    forget(&mut shared.lock(), announcement.origin, &announcement.service);
+        let next = schedule.next(&service_events(&shared.lock()), Instant::now());
+        match next {
+            Next::Send(event) => {
+                let outcome = sender.send(&event, &node).await?;
+                schedule.record(&event, outcome, Instant::now());
+                if event.origin.is_one_shot() && outcome.is_final() {
+                    remove(&mut shared.lock(), event.origin, &event.service);
                 }
             }
-            Due::At(time) => tokio::select! {
+            Next::WaitUntil(time) => tokio::select! {
                 () = sleep_until(time) => {}
                 () = shared.changed.notified() => {}
             },
-            Due::Nothing => shared.changed.notified().await,
+            Next::WaitForProblem => shared.changed.notified().await,
         }
         sleep(PACE).await;
     }
 }
 
-fn announcements(standing: &Standing) -> Vec<ServiceEvent> {
-    let of_service = |(service, origins): (&Key, &BTreeMap<Origin, Vec<Problem>>)| {
-        let of_origin = |(origin, problems): (&Origin, &Vec<Problem>)| {
-            let one = |problem: &Problem| ServiceEvent {
+fn service_events(open: &OpenProblems) -> Vec<ServiceEvent> {
+    let mut events = Vec::new();
+    for (service, origins) in open {
+        for (origin, problems) in origins {
+            events.extend(problems.iter().map(|warning| ServiceEvent {
                 service: service.clone(),
                 origin: *origin,
-                problem: problem.clone(),
-            };
-            problems.iter().map(one).collect::<Vec<_>>()
-        };
-        origins.iter().flat_map(of_origin).collect::<Vec<_>>()
-    };
-    standing.iter().flat_map(of_service).collect()
+                warning: warning.clone(),
+            }));
+        }
+    }
+    events
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn problems(count: usize) -> Vec<Problem> {
-        (0..count).map(|number| Problem { reason: reason::VALUE, text: number.to_string() }).collect()
+    fn problems(count: usize) -> Vec<Warning> {
+        (0..count).map(|number| Warning::InvalidValue { object: None, problem: number.to_string() }).collect()
     }
 
     #[test]
-    fn the_board_holds_what_stands_and_no_more_than_has_room() {
-        let board = EventQueue::read();
+    fn the_queue_holds_current_problems_up_to_its_limits() {
+        let queue = EventQueue::with_reader();
         let key = |number: usize| Key::new("default", &number.to_string());
-        board.tell(Origin::Objects, &key(0), problems(2));
-        board.tell(Origin::Room, &key(0), problems(1));
-        assert_eq!(board.all().len(), 3);
-        board.tell(Origin::Objects, &key(0), problems(1));
-        assert_eq!(board.all().len(), 2, "these are all now");
-        board.tell(Origin::Objects, &key(0), Vec::new());
-        board.tell(Origin::Room, &key(0), Vec::new());
-        board.tell(Origin::Room, &key(0), Vec::new());
-        assert!(board.all().is_empty());
-        (0..MOST_SERVICES + 5).for_each(|number| board.tell(Origin::Objects, &key(number), problems(1)));
-        assert_eq!(board.all().len(), MOST_SERVICES);
-        board.tell(Origin::Objects, &key(0), problems(1000));
-        assert_eq!(board.all().len(), MOST_SERVICES + MOST_PROBLEMS - 1, "who is there may change");
+        queue.report(Origin::Objects, &key(0), problems(2));
+        queue.report(Origin::MapSize, &key(0), problems(1));
+        assert_eq!(queue.open_problems().len(), 3);
+        queue.report(Origin::Objects, &key(0), problems(1));
+        assert_eq!(queue.open_problems().len(), 2, "a report replaces the one before");
+        queue.report(Origin::Objects, &key(0), Vec::new());
+        queue.report(Origin::MapSize, &key(0), Vec::new());
+        queue.report(Origin::MapSize, &key(0), Vec::new());
+        assert!(queue.open_problems().is_empty());
+        (0..MAX_SERVICES + 5).for_each(|number| queue.report(Origin::Objects, &key(number), problems(1)));
+        assert_eq!(queue.open_problems().len(), MAX_SERVICES);
+        queue.report(Origin::Objects, &key(0), problems(1000));
+        assert_eq!(
+            queue.open_problems().len(),
+            MAX_SERVICES + MAX_PROBLEMS - 1,
+            "a Service in a full queue may still change"
+        );
     }
 
     #[test]
-    fn a_board_that_nobody_reads_takes_nothing() {
-        let board = EventQueue::default();
-        board.tell(Origin::Objects, &Key::new("default", "a"), problems(1));
-        assert!(!board.is_read() && board.all().is_empty());
+    fn a_queue_without_a_reader_discards() {
+        let queue = EventQueue::default();
+        queue.report(Origin::Objects, &Key::new("default", "a"), problems(1));
+        assert!(!queue.has_reader() && queue.open_problems().is_empty());
     }
 }

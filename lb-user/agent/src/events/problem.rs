@@ -1,123 +1,115 @@
-//! What an Event says, and its name: the same on every node that says the same, so that the API server keeps one of them.
+//! Text and name of an Event. The name depends on the text alone, so that the API server keeps one Event of all nodes
+//! with the same problem.
 
 use std::net::SocketAddr;
 
-use lb_core::{objects::Key, warning::Problem};
+use lb_core::{objects::Key, warning::Warning};
 
-/// Octets that the text of an Event may have (k8s.io/kubernetes, pkg/apis/core/validation/events.go).
-const NOTE: usize = 1024;
+/// Maximum length of an Event's note in bytes (k8s.io/kubernetes, pkg/apis/core/validation/events.go).
+const MAX_NOTE: usize = 1024;
 
-/// Who found a problem, and so whose it is.
+/// Part of the agent that found a problem.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Origin {
-    /// The model, in the objects: every node finds the same.
+pub(crate) enum Origin {
+    /// The model: every node finds the same problems in the objects.
     Objects,
-    /// The maps of this node.
-    Room,
-    /// Processes of this node, at the moment when a NodePort came.
+    /// Maps of this node that are full.
+    MapSize,
+    /// Processes of this node that listened on a NodePort when it was added.
     NodePort,
-    /// Where this node tells the health of Services.
+    /// A `healthCheckNodePort` at this address of the node.
     HealthPort(SocketAddr),
 }
 
 impl Origin {
-    /// Whether it is this node's own: others may be well.
-    #[must_use]
-    pub const fn is_of_node(self) -> bool {
+    /// True if other nodes may not have the problem.
+    pub(crate) const fn is_of_node(self) -> bool {
         !matches!(self, Self::Objects)
     }
 
-    /// Whether nobody says when it is over.
-    #[must_use]
-    pub const fn is_moment(self) -> bool {
+    /// True if no report ends the problem: its Event is sent once.
+    pub(crate) const fn is_one_shot(self) -> bool {
         matches!(self, Self::NodePort)
     }
 }
 
-/// A problem of a Service.
+/// A problem of a Service, for an Event.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ServiceEvent {
-    /// The Service.
-    pub service: Key,
-    /// Who found it.
-    pub origin: Origin,
-    /// What it is.
-    pub problem: Problem,
+pub(crate) struct ServiceEvent {
+    pub(crate) service: Key,
+    pub(crate) origin: Origin,
+    pub(crate) warning: Warning,
 }
 
 impl ServiceEvent {
-    /// The text of the Event.
-    #[must_use]
-    pub fn note(&self, node: &str) -> String {
-        let mut note = self.problem.text.clone();
+    /// Returns the text of the Event.
+    pub(crate) fn note(&self, node: &str) -> String {
+        let mut note = self.warning.to_string();
         if self.origin.is_of_node() {
             note = format!("on node {node}: {note}");
         }
-        if note.len() > NOTE {
-            note.truncate(note.floor_char_boundary(NOTE - '…'.len_utf8()));
+        if note.len() > MAX_NOTE {
+            note.truncate(note.floor_char_boundary(MAX_NOTE - '…'.len_utf8()));
             note.push('…');
         }
         note
     }
 
-    /// Equal for equal problems, whoever has them; those of a node are its own.
-    #[must_use]
-    pub fn id(&self, node: &str) -> u64 {
-        let parts = [self.service.namespace(), self.service.name(), self.problem.reason, &self.note(node)];
-        parts.into_iter().fold(START, digest)
+    /// Returns an id of the problem: equal on all nodes, except for problems of a node.
+    pub(crate) fn id(&self, node: &str) -> u64 {
+        let parts = [self.service.namespace(), self.service.name(), self.warning.reason().name(), &self.note(node)];
+        parts.into_iter().fold(HASH_START, hash)
     }
 
-    /// Name of the Event about the Service that has this uid: one that was made anew has Events of its own.
-    #[must_use]
-    pub fn name(&self, node: &str, uid: &str) -> String {
-        format!("{}.{:016x}", self.service.name(), digest(self.id(node), uid))
+    /// Returns the name of the Event about the Service with this uid. A recreated Service has another uid, and new
+    /// Events.
+    pub(crate) fn name(&self, node: &str, uid: &str) -> String {
+        format!("{}.{:016x}", self.service.name(), hash(self.id(node), uid))
     }
 }
 
-/// Where a digest starts (FNV-1a, 64 bits).
-const START: u64 = 0xcbf2_9ce4_8422_2325;
+/// Initial value of [`hash`] (FNV-1a, 64 bits).
+const HASH_START: u64 = 0xcbf2_9ce4_8422_2325;
 
-/// Adds a text and its end to a digest. It is the same in each version and on each processor.
-pub(super) fn digest(so_far: u64, text: &str) -> u64 {
-    let step = |digest: u64, octet: u8| (digest ^ u64::from(octet)).wrapping_mul(0x0100_0000_01b3);
-    // No text has this octet.
+/// Adds a text and an end mark to a hash. The result is equal in all versions of Beeline and on all processors.
+pub(super) fn hash(so_far: u64, text: &str) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    // UTF-8 never has the byte 0xff.
     text.bytes().chain([0xff]).fold(so_far, step)
 }
 
 #[cfg(test)]
 mod tests {
-    use lb_core::warning::reason;
-
     use super::*;
 
-    fn about(name: &str, origin: Origin, text: &str) -> ServiceEvent {
-        let problem = Problem { reason: reason::CONFLICT, text: text.to_owned() };
-        ServiceEvent { service: Key::new("default", name), origin, problem }
+    fn event(name: &str, origin: Origin, text: &str) -> ServiceEvent {
+        let warning = Warning::InvalidValue { object: None, problem: text.to_owned() };
+        ServiceEvent { service: Key::new("default", name), origin, warning }
     }
 
     #[test]
-    fn all_nodes_name_a_problem_of_the_objects_alike_and_each_its_own_ones() {
-        let objects = about("a", Origin::Objects, "x");
+    fn nodes_share_the_name_of_a_problem_of_the_objects_and_not_of_their_own_problems() {
+        let objects = event("a", Origin::Objects, "x");
         assert_eq!(objects.name("n1", "u"), objects.name("n2", "u"));
         assert_eq!((objects.note("n1"), objects.name("n1", "u").len()), ("x".to_owned(), "a.".len() + 16));
-        let room = about("a", Origin::Room, "x");
-        assert_ne!(room.name("n1", "u"), room.name("n2", "u"));
-        assert_eq!(room.note("n1"), "on node n1: x");
+        let map_size = event("a", Origin::MapSize, "x");
+        assert_ne!(map_size.name("n1", "u"), map_size.name("n2", "u"));
+        assert_eq!(map_size.note("n1"), "on node n1: x");
     }
 
     #[test]
-    fn each_problem_of_each_service_has_a_name_of_its_own() {
-        let name = |service, text, uid| about(service, Origin::Objects, text).name("n", uid);
+    fn each_problem_of_each_service_has_its_own_name() {
+        let name = |service, text, uid| event(service, Origin::Objects, text).name("n", uid);
         let names = [name("a", "x", "u"), name("b", "x", "u"), name("a", "y", "u"), name("a", "x", "v")];
         let distinct: std::collections::BTreeSet<_> = names.iter().collect();
         assert_eq!(distinct.len(), names.len(), "{names:?}");
-        // As every version has it, so that two of them in one cluster say it once: computed by another program.
-        assert_eq!(digest(START, "a"), 0x089b_c907_b544_c769);
+        // Another program computed this value: two versions of Beeline in one cluster must share their Events.
+        assert_eq!(hash(HASH_START, "a"), 0x089b_c907_b544_c769);
     }
 
     #[test]
-    fn a_long_text_is_cut_between_letters() {
-        let note = about("a", Origin::Objects, &"é".repeat(600)).note("n");
-        assert!(note.len() <= NOTE && note.ends_with("é…"), "{}", note.len());
+    fn a_long_note_is_cut_between_characters() {
+        let note = event("a", Origin::Objects, &"é".repeat(600)).note("n");
+        assert!(note.len() <= MAX_NOTE && note.ends_with("é…"), "{}", note.len());
     }
 }

@@ -1,145 +1,143 @@
-//! When which problem is told. Time is passed in.
+//! Schedule of Events. Time is passed in.
 //!
-//! All nodes find what is wrong with an object, and one Event is enough: each asks at a moment of its own, and who hears that
-//! the Event is there already asks ever more rarely. Who made it makes it again when the API server has let it go, while
-//! the problem stands: so a few nodes keep Events alive, and a thousand others are nearly silent.
+//! All nodes find the same problems in the objects, and one Event is enough. Each node sends at its own time; a node
+//! whose Event exists already sends ever more rarely. The node that created an Event creates it again after the API
+//! server has deleted it, while the problem is open. So a few nodes keep Events alive, and a thousand others send next
+//! to nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::{Duration, Instant};
 
-use super::problem::{ServiceEvent, digest};
+use super::problem::{ServiceEvent, hash};
 use lb_core::objects::Key;
 
-/// A problem that is over sooner is told nobody.
+/// Minimum age of a problem before its first Event.
 const SETTLE: Duration = Duration::from_secs(1);
-/// Over which the first questions of all nodes are spread.
+/// Window over which all nodes spread their first Event of a problem.
 const SPREAD: Duration = Duration::from_secs(10);
-/// For so long an API server keeps an Event (`--event-ttl` of kube-apiserver).
-const KEPT: Duration = Duration::from_secs(3600);
-/// The longest time until a problem that stands is told again.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
-/// After a failure.
-const AGAIN: Duration = Duration::from_secs(60);
-/// Until a Service is asked for again that was not there.
-const NO_SERVICE: Duration = Duration::from_secs(600);
-/// While the API server refuses.
-const REFUSED: Duration = Duration::from_secs(600);
-/// Of each Service, no more than [`FEW`] are told in so long: its problems may change all the time.
-const WINDOW: Duration = Duration::from_secs(600);
-const FEW: u32 = 10;
+/// Lifetime of an Event in the API server (`--event-ttl` of kube-apiserver).
+const EVENT_TTL: Duration = Duration::from_secs(3600);
+/// Maximum interval between two Events of an open problem.
+const MAX_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// Delay after a failure.
+const RETRY: Duration = Duration::from_secs(60);
+/// Delay before the next Event for a Service that was not found.
+const SERVICE_MISSING: Duration = Duration::from_secs(600);
+/// Delay while the API server forbids Events.
+const FORBIDDEN: Duration = Duration::from_secs(600);
+/// Window of the rate limit: at most [`MAX_EVENTS`] for one Service, whose problems may change all the time.
+const RATE_WINDOW: Duration = Duration::from_secs(600);
+const MAX_EVENTS: u32 = 10;
 
-/// What came of telling a problem.
+/// Outcome of sending an Event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Said {
-    /// The Event is new.
-    New,
-    /// It was there already.
-    Known,
-    /// There is no such Service any more, or its namespace is going.
+pub(super) enum Outcome {
+    Created,
+    Exists,
+    /// The Service, or its namespace, was deleted.
     NoService,
-    /// The API server does not let the agent make Events.
-    Refused,
-    /// The server takes no such Event.
+    /// The account may not create Events.
+    Forbidden,
+    /// The API server rejects the content.
     Invalid,
-    /// It did not work this time.
+    /// A failure that may pass.
     Failed,
 }
 
-impl Said {
-    /// Whether it needs not be tried again.
-    pub(super) fn is_over(self) -> bool {
-        matches!(self, Self::New | Self::Known | Self::NoService | Self::Invalid)
+impl Outcome {
+    /// True if the Event needs no retry.
+    pub(super) fn is_final(self) -> bool {
+        matches!(self, Self::Created | Self::Exists | Self::NoService | Self::Invalid)
     }
 }
 
-/// What is to be done.
+/// Next action of the sending task.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Due {
-    /// This is to be told.
-    Now(ServiceEvent),
-    /// Something is, then.
-    At(Instant),
-    /// Nothing is wrong.
-    Nothing,
+pub(super) enum Next {
+    Send(ServiceEvent),
+    /// Wait until then, or until a problem changes.
+    WaitUntil(Instant),
+    /// Wait until there is a problem.
+    WaitForProblem,
 }
 
-/// What was told when.
+/// Times of past and future Events.
 pub(super) struct Schedule {
     node: String,
-    known: BTreeMap<u64, Turn>,
-    /// How many were told of a Service since when.
-    told: BTreeMap<Key, (Instant, u32)>,
-    /// Nothing is told before.
-    from: Option<Instant>,
+    /// Entries by id of the problem.
+    entries: BTreeMap<u64, Entry>,
+    /// Start of each Service's rate window, and its Events since.
+    sent: BTreeMap<Key, (Instant, u32)>,
+    /// End of a pause of all Events, after a failure.
+    paused_until: Option<Instant>,
 }
 
-struct Turn {
+struct Entry {
     next: Instant,
-    /// From the last one to it.
-    wait: Duration,
-    /// Whether it was ever told.
-    is_told: bool,
+    /// Delay that led to `next`, without jitter.
+    interval: Duration,
+    was_sent: bool,
 }
 
 impl Schedule {
     pub(super) fn new(node: &str) -> Self {
-        Self { node: node.to_owned(), known: BTreeMap::new(), told: BTreeMap::new(), from: None }
+        Self { node: node.to_owned(), entries: BTreeMap::new(), sent: BTreeMap::new(), paused_until: None }
     }
 
-    /// What is due of all that stands.
-    pub(super) fn due(&mut self, standing: &[ServiceEvent], now: Instant) -> Due {
-        let ids: Vec<u64> = standing.iter().map(|announcement| announcement.id(&self.node)).collect();
+    /// Returns the next action for the `open` problems.
+    pub(super) fn next(&mut self, open: &[ServiceEvent], now: Instant) -> Next {
+        let ids: Vec<u64> = open.iter().map(|event| event.id(&self.node)).collect();
         let present: BTreeSet<u64> = ids.iter().copied().collect();
-        // What has gone and comes back is told no sooner than if it had stayed.
-        self.known.retain(|id, turn| present.contains(id) || (turn.is_told && turn.next > now));
-        self.told.retain(|_, (since, _)| now.duration_since(*since) < WINDOW);
+        // A problem that goes and comes back keeps its next time.
+        self.entries.retain(|id, entry| present.contains(id) || (entry.was_sent && entry.next > now));
+        self.sent.retain(|_, (since, _)| now.duration_since(*since) < RATE_WINDOW);
         let mut first: Option<(Instant, &ServiceEvent)> = None;
-        for (id, announcement) in ids.into_iter().zip(standing) {
-            let begins = || Turn { next: now + SETTLE + part(&self.node, id, SPREAD), wait: KEPT, is_told: false };
-            let mut at = self.known.entry(id).or_insert_with(begins).next;
-            if let Some((since, FEW..)) = self.told.get(&announcement.service) {
-                at = at.max(*since + WINDOW);
+        for (id, event) in ids.into_iter().zip(open) {
+            let new =
+                || Entry { next: now + SETTLE + jitter(&self.node, id, SPREAD), interval: EVENT_TTL, was_sent: false };
+            let mut at = self.entries.entry(id).or_insert_with(new).next;
+            if let Some((since, MAX_EVENTS..)) = self.sent.get(&event.service) {
+                at = at.max(*since + RATE_WINDOW);
             }
-            at = at.max(self.from.unwrap_or(at));
+            at = at.max(self.paused_until.unwrap_or(at));
             if first.is_none_or(|(earliest, _)| at < earliest) {
-                first = Some((at, announcement));
+                first = Some((at, event));
             }
         }
         match first {
-            None => Due::Nothing,
-            Some((at, announcement)) if at <= now => Due::Now(announcement.clone()),
-            Some((at, _)) => Due::At(at),
+            None => Next::WaitForProblem,
+            Some((at, event)) if at <= now => Next::Send(event.clone()),
+            Some((at, _)) => Next::WaitUntil(at),
         }
     }
 
-    /// It was told, and this came of it.
-    pub(super) fn said(&mut self, announcement: &ServiceEvent, said: Said, now: Instant) {
-        let id = announcement.id(&self.node);
-        let old = self.known.get(&id).map_or(KEPT, |turn| turn.wait);
-        let (wait, pause) = match said {
-            Said::New => (KEPT, KEPT),
-            Said::Known => ((old * 2).min(LONGEST), old),
-            Said::NoService => (KEPT, NO_SERVICE),
-            Said::Invalid => (LONGEST, LONGEST),
-            Said::Refused => (old, REFUSED),
-            Said::Failed => (old, AGAIN),
+    /// Records the outcome of sending `event`.
+    pub(super) fn record(&mut self, event: &ServiceEvent, outcome: Outcome, now: Instant) {
+        let id = event.id(&self.node);
+        let old = self.entries.get(&id).map_or(EVENT_TTL, |entry| entry.interval);
+        let (interval, delay) = match outcome {
+            Outcome::Created => (EVENT_TTL, EVENT_TTL),
+            Outcome::Exists => ((old * 2).min(MAX_INTERVAL), old),
+            Outcome::NoService => (EVENT_TTL, SERVICE_MISSING),
+            Outcome::Invalid => (MAX_INTERVAL, MAX_INTERVAL),
+            Outcome::Forbidden => (old, FORBIDDEN),
+            Outcome::Failed => (old, RETRY),
         };
-        if matches!(said, Said::Refused | Said::Failed) {
-            // Of the others none would fare better.
-            self.from = Some(now + pause);
+        if matches!(outcome, Outcome::Forbidden | Outcome::Failed) {
+            // Any other Event would fail as well.
+            self.paused_until = Some(now + delay);
         } else {
-            self.told.entry(announcement.service.clone()).or_insert((now, 0)).1 += 1;
+            self.sent.entry(event.service.clone()).or_insert((now, 0)).1 += 1;
         }
-        // A little later each time, and on each node.
-        let next = now + pause + part(&self.node, id, pause / 4);
-        self.known.insert(id, Turn { next, wait, is_told: true });
+        let next = now + delay + jitter(&self.node, id, delay / 4);
+        self.entries.insert(id, Entry { next, interval, was_sent: true });
     }
 }
 
-/// A part of a time, which this node has of this problem.
-fn part(node: &str, id: u64, whole: Duration) -> Duration {
-    let share = digest(id, node) >> 32;
+/// Returns a fraction of `whole` that is fixed for this node and problem.
+fn jitter(node: &str, id: u64, whole: Duration) -> Duration {
+    let share = hash(id, node) >> 32;
     whole.mul_f64(share as f64 / f64::from(u32::MAX))
 }
 
@@ -147,78 +145,81 @@ fn part(node: &str, id: u64, whole: Duration) -> Duration {
 mod tests {
     use super::*;
     use crate::events::problem::Origin;
-    use lb_core::warning::{Problem, reason};
+    use lb_core::warning::Warning;
 
-    fn about(name: &str, text: &str) -> ServiceEvent {
-        let problem = Problem { reason: reason::CONFLICT, text: text.to_owned() };
-        ServiceEvent { service: Key::new("default", name), origin: Origin::Objects, problem }
+    fn event(name: &str, text: &str) -> ServiceEvent {
+        let warning = Warning::InvalidValue { object: None, problem: text.to_owned() };
+        ServiceEvent { service: Key::new("default", name), origin: Origin::Objects, warning }
     }
 
-    /// Tells all that is due until `end`, each time with what `answer` says; returns when.
-    fn told(
+    /// Sends all Events that are due from `from` until `end`, each with the next outcome; returns their times.
+    fn send_all(
         schedule: &mut Schedule,
-        standing: &[ServiceEvent],
+        open: &[ServiceEvent],
         from: Instant,
         end: Instant,
-        mut answer: impl FnMut() -> Said,
+        mut outcome: impl FnMut() -> Outcome,
     ) -> Vec<Instant> {
         let (mut now, mut times) = (from, Vec::new());
         loop {
-            match schedule.due(standing, now) {
-                Due::Now(announcement) => {
-                    schedule.said(&announcement, answer(), now);
+            match schedule.next(open, now) {
+                Next::Send(event) => {
+                    schedule.record(&event, outcome(), now);
                     times.push(now);
                 }
-                Due::At(at) if at <= end => now = at,
-                Due::At(_) | Due::Nothing => return times,
+                Next::WaitUntil(at) if at <= end => now = at,
+                Next::WaitUntil(_) | Next::WaitForProblem => return times,
             }
         }
     }
 
     #[test]
-    fn what_stands_is_told_once_while_its_event_is_kept() {
+    fn an_open_problem_is_sent_once_per_lifetime_of_its_event() {
         let (mut schedule, start) = (Schedule::new("n1"), Instant::now());
-        let times = told(&mut schedule, &[about("a", "x")], start, start + KEPT, || Said::New);
+        let times = send_all(&mut schedule, &[event("a", "x")], start, start + EVENT_TTL, || Outcome::Created);
         assert_eq!(times.len(), 1);
-        assert!(times[0] >= start + SETTLE && times[0] <= start + SETTLE + SPREAD, "at a moment of its own");
-        let later = told(&mut schedule, &[about("a", "x")], start + KEPT, start + 4 * KEPT, || Said::New);
-        assert!((2..=3).contains(&later.len()), "again when it has gone: {}", later.len());
+        assert!(times[0] >= start + SETTLE && times[0] <= start + SETTLE + SPREAD, "at this node's own time");
+        let (from, end) = (start + EVENT_TTL, start + 4 * EVENT_TTL);
+        let later = send_all(&mut schedule, &[event("a", "x")], from, end, || Outcome::Created);
+        assert!((2..=3).contains(&later.len()), "again after the Event has expired: {}", later.len());
     }
 
     #[test]
-    fn who_hears_that_it_is_known_asks_ever_more_rarely() {
+    fn a_node_whose_event_exists_sends_ever_more_rarely() {
         let (mut schedule, start) = (Schedule::new("n1"), Instant::now());
-        let times = told(&mut schedule, &[about("a", "x")], start, start + 10 * LONGEST, || Said::Known);
+        let times = send_all(&mut schedule, &[event("a", "x")], start, start + 10 * MAX_INTERVAL, || Outcome::Exists);
         let waits: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
         assert!(waits.windows(2).all(|pair| pair[1] >= pair[0]), "{waits:?}");
-        assert!(waits.last().is_some_and(|last| *last >= LONGEST) && times.len() < 16, "{waits:?}");
+        assert!(waits.last().is_some_and(|last| *last >= MAX_INTERVAL) && times.len() < 16, "{waits:?}");
     }
 
     #[test]
-    fn a_thousand_nodes_do_not_ask_at_once() {
+    fn a_thousand_nodes_do_not_send_at_once() {
         let start = Instant::now();
         let mut seconds = BTreeMap::<u64, u32>::new();
         for node in 0..1000 {
             let mut schedule = Schedule::new(&format!("node-{node}"));
-            let at = told(&mut schedule, &[about("a", "x")], start, start + KEPT / 2, || Said::Known)[0];
+            let end = start + EVENT_TTL / 2;
+            let at = send_all(&mut schedule, &[event("a", "x")], start, end, || Outcome::Exists)[0];
             *seconds.entry((at - start).as_secs()).or_default() += 1;
         }
         assert!(seconds.values().all(|nodes| *nodes < 200), "{seconds:?}");
     }
 
     #[test]
-    fn what_is_over_in_a_moment_is_told_nobody_and_what_comes_back_is_not_told_twice() {
+    fn a_short_problem_is_not_sent_and_a_recurring_one_is_sent_once() {
         let (mut schedule, start) = (Schedule::new("n1"), Instant::now());
-        let all = [about("a", "x")];
-        assert!(matches!(schedule.due(&all, start), Due::At(_)));
-        assert_eq!(schedule.due(&[], start + SETTLE), Due::Nothing);
-        assert!(schedule.known.is_empty(), "nothing is kept of it");
+        let open = [event("a", "x")];
+        assert!(matches!(schedule.next(&open, start), Next::WaitUntil(_)));
+        assert_eq!(schedule.next(&[], start + SETTLE), Next::WaitForProblem);
+        assert!(schedule.entries.is_empty(), "no entry stays");
         let mut now = start;
         let mut count = 0;
-        while now < start + KEPT {
-            count += told(&mut schedule, &all, now, now + Duration::from_secs(30), || Said::New).len();
+        while now < start + EVENT_TTL {
+            let end = now + Duration::from_secs(30);
+            count += send_all(&mut schedule, &open, now, end, || Outcome::Created).len();
             now += Duration::from_secs(30);
-            assert_eq!(schedule.due(&[], now), Due::Nothing);
+            assert_eq!(schedule.next(&[], now), Next::WaitForProblem);
             now += Duration::from_secs(30);
         }
         assert_eq!(count, 1);
@@ -230,18 +231,18 @@ mod tests {
         let mut count = 0;
         for minute in 0..60 {
             let now = start + Duration::from_secs(minute * 60);
-            let all: Vec<_> = (0..10).map(|i| about("a", &format!("{minute} {i}"))).collect();
-            count += told(&mut schedule, &all, now, now + Duration::from_secs(59), || Said::New).len();
+            let open: Vec<_> = (0..10).map(|i| event("a", &format!("{minute} {i}"))).collect();
+            count += send_all(&mut schedule, &open, now, now + Duration::from_secs(59), || Outcome::Created).len();
         }
         assert!(count <= 60 + 10, "{count} in an hour");
-        assert!(schedule.known.len() <= 80 && schedule.told.len() == 1, "{}", schedule.known.len());
+        assert!(schedule.entries.len() <= 80 && schedule.sent.len() == 1, "{}", schedule.entries.len());
     }
 
     #[test]
-    fn a_refusal_is_met_with_patience_for_all() {
+    fn a_forbidden_event_pauses_all_events() {
         let (mut schedule, start) = (Schedule::new("n1"), Instant::now());
-        let all: Vec<_> = (0..100).map(|number| about(&number.to_string(), "x")).collect();
-        let times = told(&mut schedule, &all, start, start + KEPT, || Said::Refused);
+        let open: Vec<_> = (0..100).map(|number| event(&number.to_string(), "x")).collect();
+        let times = send_all(&mut schedule, &open, start, start + EVENT_TTL, || Outcome::Forbidden);
         assert!(times.len() <= 6, "{}", times.len());
     }
 }

@@ -1,4 +1,4 @@
-//! Asks the API server to make Events, and says once what stands in the way.
+//! Creation of Events in the API server. A refusal is logged once.
 
 use std::time::Duration;
 
@@ -16,102 +16,102 @@ use kube::{
     api::{ListParams, PostParams},
 };
 
-use super::{problem::ServiceEvent, schedule::Said};
+use super::{problem::ServiceEvent, schedule::Outcome};
 use lb_sources::kubernetes;
 
-/// How long one question may take.
-const ANSWER: Duration = Duration::from_secs(10);
+/// Timeout of one Event.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct Sender {
     options: kubernetes::Options,
-    /// None before the first problem, and after one that the server did not answer.
+    /// None before the first Event, and after a server did not answer: the next client may choose another.
     client: Option<Client>,
-    /// Whether the log has that it is refused.
-    is_refused: bool,
+    /// True if the refusal is in the log.
+    is_forbidden: bool,
 }
 
 impl Sender {
     pub(super) fn new(options: kubernetes::Options) -> Self {
-        Self { options, client: None, is_refused: false }
+        Self { options, client: None, is_forbidden: false }
     }
 
-    /// Makes the Event, if it is not there.
+    /// Creates the Event, unless it exists.
     ///
     /// # Errors
-    /// When the configuration cannot be read.
-    pub(super) async fn send(&mut self, announcement: &ServiceEvent, node: &str) -> Result<Said> {
+    /// If the client configuration cannot be read.
+    pub(super) async fn send(&mut self, event: &ServiceEvent, node: &str) -> Result<Outcome> {
         let client = match &self.client {
             Some(client) => client.clone(),
             None => self.client.insert(kubernetes::client(&self.options).await?).clone(),
         };
-        let answer = tokio::time::timeout(ANSWER, create(client, announcement, node)).await;
-        let said = match answer {
-            Ok(Ok(said)) => said,
-            Ok(Err(kube::Error::Api(status))) => self.meaning(&status, announcement),
+        let outcome = match tokio::time::timeout(TIMEOUT, create(client, event, node)).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(kube::Error::Api(status))) => self.refusal(&status, event),
             Ok(Err(error)) => {
-                tracing::debug!(%error, "no Event could be made");
-                // The server may have gone.
+                tracing::debug!(%error, "an Event could not be created");
                 self.client = None;
-                Said::Failed
+                Outcome::Failed
             }
             Err(_) => {
                 self.client = None;
-                Said::Failed
+                Outcome::Failed
             }
         };
-        tracing::debug!(service = %announcement.service, reason = announcement.problem.reason, ?said, "told by an Event");
-        if self.is_refused && matches!(said, Said::New | Said::Known) {
-            self.is_refused = false;
-            tracing::info!("Events may be made now");
+        tracing::debug!(service = %event.service, reason = event.warning.reason().name(), ?outcome, "sent an Event");
+        if self.is_forbidden && matches!(outcome, Outcome::Created | Outcome::Exists) {
+            self.is_forbidden = false;
+            tracing::info!("the API server lets this agent create Events now");
         }
-        Ok(said)
+        Ok(outcome)
     }
 
-    fn meaning(&mut self, status: &kube::core::Status, announcement: &ServiceEvent) -> Said {
+    /// Classifies an error of the API server, and logs the errors that an operator can mend.
+    fn refusal(&mut self, status: &kube::core::Status, event: &ServiceEvent) -> Outcome {
         match status.code {
-            409 => Said::Known,
-            404 => Said::NoService,
-            403 if is_going(status) => Said::NoService,
+            409 => Outcome::Exists,
+            404 => Outcome::NoService,
+            403 if namespace_is_terminating(status) => Outcome::NoService,
             401 | 403 => {
-                if !self.is_refused {
-                    self.is_refused = true;
+                if !self.is_forbidden {
+                    self.is_forbidden = true;
                     tracing::warn!(
-                        said = status.message,
-                        "the API server does not let this agent create events.events.k8s.io, so that problems of Services stand \
-                         in the log only: bind its account to a role that grants it, as deploy/components/events does, or run \
-                         without --events; it asks again by itself"
+                        error = status.message,
+                        "the API server does not let this agent create events.events.k8s.io, so problems of Services \
+                         are in the log only: bind its account to a role that grants it, as deploy/components/events \
+                         does, or run without --events; the agent tries again by itself"
                     );
                 }
-                Said::Refused
+                Outcome::Forbidden
             }
             400 | 422 => {
-                tracing::warn!(service = %announcement.service, said = status.message, "the API server takes no such Event");
-                Said::Invalid
+                let service = &event.service;
+                tracing::warn!(%service, error = status.message, "the API server rejects an Event");
+                Outcome::Invalid
             }
             _ => {
-                tracing::debug!(said = status.message, "no Event could be made");
-                Said::Failed
+                tracing::debug!(error = status.message, "an Event could not be created");
+                Outcome::Failed
             }
         }
     }
 }
 
-/// Whether a refusal is about the namespace, which takes nothing new while it is being deleted.
-fn is_going(status: &kube::core::Status) -> bool {
+/// True if a refusal is about a namespace that is being deleted: it accepts no new objects.
+fn namespace_is_terminating(status: &kube::core::Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
-async fn create(client: Client, announcement: &ServiceEvent, node: &str) -> Result<Said, kube::Error> {
-    let ServiceEvent { service, problem, .. } = announcement;
+async fn create(client: Client, event: &ServiceEvent, node: &str) -> Result<Outcome, kube::Error> {
+    let ServiceEvent { service, warning, .. } = event;
     let services = Api::<Service>::namespaced(client.clone(), service.namespace());
-    // By list, which the agent may, and from the server's cache.
+    // A list with a field selector needs only the verb that the agent has, and comes from the server's cache.
     let only = ListParams::default().fields(&format!("metadata.name={}", service.name())).match_any();
     let found = services.list_metadata(&only).await?.items.into_iter().next();
-    let Some(uid) = found.and_then(|service| service.metadata.uid) else { return Ok(Said::NoService) };
-    let event = Event {
+    let Some(uid) = found.and_then(|service| service.metadata.uid) else { return Ok(Outcome::NoService) };
+    let object = Event {
         metadata: ObjectMeta {
-            name: Some(announcement.name(node, &uid)),
+            name: Some(event.name(node, &uid)),
             namespace: Some(service.namespace().to_owned()),
             ..ObjectMeta::default()
         },
@@ -119,9 +119,9 @@ async fn create(client: Client, announcement: &ServiceEvent, node: &str) -> Resu
         reporting_controller: Some("beeline".to_owned()),
         reporting_instance: Some(node.to_owned()),
         action: Some("Serve".to_owned()),
-        reason: Some(problem.reason.to_owned()),
+        reason: Some(warning.reason().name().to_owned()),
         type_: Some("Warning".to_owned()),
-        note: Some(announcement.note(node)),
+        note: Some(event.note(node)),
         regarding: Some(ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Service".to_owned()),
@@ -133,5 +133,5 @@ async fn create(client: Client, announcement: &ServiceEvent, node: &str) -> Resu
         ..Event::default()
     };
     let events = Api::<Event>::namespaced(client, service.namespace());
-    events.create(&PostParams::default(), &event).await.map(|_| Said::New)
+    events.create(&PostParams::default(), &object).await.map(|_| Outcome::Created)
 }

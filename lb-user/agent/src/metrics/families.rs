@@ -1,4 +1,4 @@
-//! The families of metrics: name, help and samples of each, one after the other.
+//! The metric families: name, help and samples of each.
 
 use std::{
     fmt,
@@ -12,26 +12,29 @@ use prometheus_client::{
     metrics::MetricType,
 };
 
-use super::{Histogram, Kernel, Scrape, kernel::Backends};
-use crate::{health::Question, reconcile::Status};
+use super::{
+    Scrape,
+    kernel::{KernelMetrics, TopBackends},
+};
+use crate::{health::UdpStorageReader, histogram::Histogram, reconcile::Status};
 use lb_common::Family;
 use lb_core::spec::PortKey;
-use lb_dataplane::{flows::Collected, stats::counts::PortCounts};
+use lb_dataplane::{flows::FlowGcStatus, stats::counts::PortCounts};
 
-/// The labels of a family with one sample.
-const NONE: [(&str, &str); 0] = [];
+/// Labels of a family with a single sample.
+const NO_LABELS: [(&str, &str); 0] = [];
 
 impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut to = To(encoder);
+        let mut to = Families(encoder);
         kube_proxy(&mut to, &self.status)?;
-        health(&mut to, &self.told)?;
+        health(&mut to, &self.probes)?;
         agent(&mut to, &self.status)?;
         flows(&mut to, &self.flows)?;
         to.gauge(
             "beeline_maps_readable",
-            "Whether this scrape could read the maps; without them it has none of what follows",
-            [(NONE, u64::from(self.kernel.is_some()))],
+            "1 if this scrape could read the maps; if 0, metrics of maps, programs and service ports are missing",
+            [(NO_LABELS, u64::from(self.kernel.is_some()))],
         )?;
         match &self.kernel {
             Some(kernel) => datapath(&mut to, kernel),
@@ -40,43 +43,43 @@ impl Collector for Scrape {
     }
 }
 
-/// Those that kube-proxy has too, without its label `ip_family`: a pass is of both.
-fn kube_proxy(to: &mut To<'_>, status: &Status) -> fmt::Result {
-    to.histogram("kubeproxy_sync_proxy_rules_duration_seconds", "How long passes took", &status.took)?;
+/// Metrics of kube-proxy, without its label `ip_family`: a pass covers both families.
+fn kube_proxy(to: &mut Families<'_>, status: &Status) -> fmt::Result {
+    to.histogram("kubeproxy_sync_proxy_rules_duration_seconds", "Duration of passes, in seconds", &status.durations)?;
     to.gauge(
         "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-        "When a pass last succeeded, 0 before the first",
-        [(NONE, seconds(status.updated))],
+        "Time of the last successful pass, in seconds since 1970; 0 before the first",
+        [(NO_LABELS, seconds(status.updated))],
     )?;
     to.gauge(
         "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
-        "When something last came to wait for a pass",
-        [(NONE, seconds(status.queued))],
+        "Time at which a change was last queued for a pass, in seconds since 1970",
+        [(NO_LABELS, seconds(status.queued))],
     )?;
     let pending = status.seen.since(status.done);
     to.gauge(
         "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
-        "Changes of EndpointSlices and Endpoints that no successful pass has looked at",
-        [(NONE, pending.endpoints)],
+        "Changes of EndpointSlices and Endpoints that no successful pass has processed",
+        [(NO_LABELS, pending.endpoints)],
     )?;
     to.counter(
         "kubeproxy_sync_proxy_rules_endpoint_changes_total",
         "Changes of EndpointSlices and Endpoints",
-        [(NONE, status.seen.endpoints)],
+        [(NO_LABELS, status.seen.endpoints)],
     )?;
     to.gauge(
         "kubeproxy_sync_proxy_rules_service_changes_pending",
-        "Changes of Services that no successful pass has looked at",
-        [(NONE, pending.services)],
+        "Changes of Services that no successful pass has processed",
+        [(NO_LABELS, pending.services)],
     )?;
     to.counter(
         "kubeproxy_sync_proxy_rules_service_changes_total",
         "Changes of Services",
-        [(NONE, status.seen.services)],
+        [(NO_LABELS, status.seen.services)],
     )?;
     to.histogram(
         "kubeproxy_network_programming_duration_seconds",
-        "How long it took from the change of a pod to the maps",
+        "Duration from the change of a pod to the maps, in seconds",
         &status.programming,
     )
 }
@@ -85,79 +88,87 @@ fn seconds(time: Option<SystemTime>) -> f64 {
     time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default().as_secs_f64()
 }
 
-fn health(to: &mut To<'_>, told: &[(Question, u16, u64)]) -> fmt::Result {
-    let of = |question| {
-        let own = told.iter().filter(move |(asked, ..)| *asked == question);
+fn health(to: &mut Families<'_>, answers: &[(UdpStorageReader, u16, u64)]) -> fmt::Result {
+    let of = |probe| {
+        let own = answers.iter().filter(move |(answered, ..)| *answered == probe);
         own.map(|(_, code, count)| ([("code", code.to_string())], *count))
     };
-    to.counter("kubeproxy_proxy_healthz_total", "Answers of /healthz", of(Question::Healthz))?;
-    to.counter("kubeproxy_proxy_livez_total", "Answers of /livez", of(Question::Livez))
+    to.counter("kubeproxy_proxy_healthz_total", "Answers of /healthz by status code", of(UdpStorageReader::Healthz))?;
+    to.counter("kubeproxy_proxy_livez_total", "Answers of /livez by status code", of(UdpStorageReader::Livez))
 }
 
-fn agent(to: &mut To<'_>, status: &Status) -> fmt::Result {
+fn agent(to: &mut Families<'_>, status: &Status) -> fmt::Result {
     to.gauge(
         "beeline_build_info",
-        "The version that runs; always 1",
+        "Version of the agent, as a label; always 1",
         [([("version", env!("CARGO_PKG_VERSION"))], 1_u64)],
     )?;
-    to.counter("beeline_passes_total", "Passes", [(NONE, status.passes)])?;
-    to.counter("beeline_pass_failures_total", "Passes that failed", [(NONE, status.failures)])?;
-    to.counter("beeline_writes_total", "Map writes of passes", [(NONE, status.writes)])?;
+    to.counter("beeline_passes_total", "Passes of the agent over changed Services", [(NO_LABELS, status.passes)])?;
+    to.counter(
+        "beeline_pass_failures_total",
+        "Failed passes; their changes are tried again",
+        [(NO_LABELS, status.failures)],
+    )?;
+    to.counter("beeline_writes_total", "Map writes of all passes", [(NO_LABELS, status.writes)])?;
     to.gauge(
         "beeline_services_refused",
-        "Services that have no room in the maps: they stay as they were",
-        [(NONE, status.refused as u64)],
+        "Services that do not fit into the maps; their old version keeps serving",
+        [(NO_LABELS, status.refused as u64)],
     )?;
-    to.gauge("beeline_warnings", "What stands in objects and cannot be used", [(NONE, status.warnings as u64)])?;
+    to.gauge("beeline_warnings", "Current warnings about Services", [(NO_LABELS, status.warnings as u64)])?;
     to.gauge(
         "beeline_kinds_forbidden",
         "Kinds of objects that the API server does not let the agent read",
-        [(NONE, status.forbidden.len() as u64)],
+        [(NO_LABELS, status.forbidden.len() as u64)],
     )
 }
 
-fn flows(to: &mut To<'_>, flows: &Collected) -> fmt::Result {
+fn flows(to: &mut Families<'_>, flows: &FlowGcStatus) -> fmt::Result {
     to.counter(
         "beeline_flow_entries_expired_total",
-        "Entries of FLOWS that were removed, since their flow is over",
-        [(NONE, flows.expired)],
+        "Entries of FLOWS that the agent removed because the flow was over",
+        [(NO_LABELS, flows.expired)],
     )?;
     to.gauge(
         "beeline_flow_round_seconds",
-        "How long it took to look for flows that are over in all of FLOWS, 0 before the first time",
-        [(NONE, flows.round.as_secs_f64())],
+        "Duration of the last walk over all of FLOWS with its pauses, in seconds; 0 before the first",
+        [(NO_LABELS, flows.round.as_secs_f64())],
     )?;
     to.gauge(
         "beeline_flow_longest_step_seconds",
-        "How long the longest step of that took, without the rests between",
-        [(NONE, flows.longest_step.as_secs_f64())],
+        "Duration of the longest step of that walk, in seconds",
+        [(NO_LABELS, flows.longest_step.as_secs_f64())],
     )
 }
 
-fn datapath(to: &mut To<'_>, kernel: &Kernel) -> fmt::Result {
+fn datapath(to: &mut Families<'_>, kernel: &KernelMetrics) -> fmt::Result {
     to.gauge(
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
-        "Service ports with a policy Local and no endpoint on this node, but some elsewhere",
+        "Service ports with traffic policy Local and endpoints, none of them on this node",
         ["internal", "external"].map(|policy| [("traffic_policy", policy)]).into_iter().zip(kernel.without_local),
     )?;
     let counted = kernel.maps.iter().filter_map(|map| Some(([("map", map.name.as_str())], map.entries?)));
     to.gauge("beeline_map_entries", "Entries of a hash map", counted)?;
     let sizes = kernel.maps.iter().map(|map| ([("map", map.name.as_str())], u64::from(map.size)));
-    to.gauge("beeline_map_max_entries", "How many entries a map may have", sizes)?;
+    to.gauge("beeline_map_max_entries", "Maximum number of entries of a map", sizes)?;
     let programs = || {
         let labels = |name, id: u32| [("program", String::from(name)), ("id", id.to_string())];
         kernel.programs.iter().map(move |program| (labels(program.name.as_str(), program.id), program.runs))
     };
-    to.gauge("beeline_program_info", "A program in service; always 1", programs().map(|(labels, _)| (labels, 1_u64)))?;
+    to.gauge(
+        "beeline_program_info",
+        "Program in service, as labels; always 1",
+        programs().map(|(labels, _)| (labels, 1_u64)),
+    )?;
     let runs = || programs().filter_map(|(labels, runs)| Some((labels, runs?)));
     to.counter(
         "beeline_program_runs_total",
-        "Times that a program ran; only while kernel.bpf_stats_enabled is 1",
+        "Runs of a program, while the sysctl kernel.bpf_stats_enabled is 1",
         runs().map(|(labels, (count, _))| (labels, count)),
     )?;
     to.counter(
         "beeline_program_run_seconds_total",
-        "Time that a program ran; only while kernel.bpf_stats_enabled is 1",
+        "Duration of all runs of a program in seconds, while the sysctl kernel.bpf_stats_enabled is 1",
         runs().map(|(labels, (_, time)): (_, (u64, Duration))| (labels, time.as_secs_f64())),
     )?;
     let counters = kernel.counters.iter().map(|(counter, count)| ([("event", counter.name())], *count));
@@ -168,7 +179,7 @@ fn datapath(to: &mut To<'_>, kernel: &Kernel) -> fmt::Result {
 
 type Label = (&'static str, String);
 
-/// Prometheus sets `namespace`, `service` and the like itself, of who is scraped.
+/// Labels of a service port. Prometheus itself sets `namespace` and `service`, to those of the scraped agent.
 fn labels(port: &PortKey) -> [Label; 5] {
     [
         ("service_namespace", port.service.namespace().to_owned()),
@@ -179,10 +190,10 @@ fn labels(port: &PortKey) -> [Label; 5] {
     ]
 }
 
-fn ports(to: &mut To<'_>, ports: &[(PortKey, PortCounts)]) -> fmt::Result {
+fn ports(to: &mut Families<'_>, ports: &[(PortKey, PortCounts)]) -> fmt::Result {
     let of = |value: fn(&PortCounts) -> u64| ports.iter().map(move |(port, counts)| (labels(port), value(counts)));
-    to.counter("beeline_connections_total", "Times that a backend was given to a socket", of(|of| of.connections))?;
-    to.gauge("beeline_open_sockets", "Sockets that have a backend now", of(|of| of.open))?;
+    to.counter("beeline_connections_total", "Backends chosen for sockets", of(|counts| counts.connections))?;
+    to.gauge("beeline_open_sockets", "Sockets that hold a backend now", of(|counts| counts.open))?;
     let refused = ports.iter().flat_map(|(port, counts)| {
         let causes = [("no_endpoints", counts.no_endpoints), ("no_local_endpoints", counts.no_local_endpoints)];
         causes.map(|(cause, count)| {
@@ -190,16 +201,20 @@ fn ports(to: &mut To<'_>, ports: &[(PortKey, PortCounts)]) -> fmt::Result {
             ([namespace, name, port, proto, family, ("cause", cause.to_owned())], count)
         })
     });
-    to.counter("beeline_refused_total", "Times that a socket was refused", refused)?;
+    to.counter("beeline_refused_total", "Calls of sockets that failed, by cause", refused)?;
     to.counter(
         "beeline_moved_total",
-        "UDP sockets that moved to another backend, as their own had gone",
-        of(|of| of.moved),
+        "UDP sockets that moved to another backend because theirs was removed",
+        of(|counts| counts.moved),
     )?;
-    to.counter("beeline_killed_total", "Sockets that the agent ended, as their backend had gone", of(|of| of.killed))
+    to.counter(
+        "beeline_killed_total",
+        "Sockets that the agent ended because their backend was removed",
+        of(|counts| counts.killed),
+    )
 }
 
-fn backends(to: &mut To<'_>, Backends { shown, left_out }: &Backends) -> fmt::Result {
+fn backends(to: &mut Families<'_>, TopBackends { shown, left_out }: &TopBackends) -> fmt::Result {
     let of = |value: fn(&lb_common::BackendStats) -> u64| {
         shown.iter().map(move |backend| {
             let [namespace, name, port, proto, family] = labels(&backend.port);
@@ -209,29 +224,29 @@ fn backends(to: &mut To<'_>, Backends { shown, left_out }: &Backends) -> fmt::Re
     };
     to.counter(
         "beeline_backend_connections_total",
-        "Times that this backend was given to a socket",
+        "Sockets for which this backend was chosen",
         of(|stats| stats.connections),
     )?;
-    to.gauge("beeline_backend_open_sockets", "Sockets that have this backend now", of(|stats| stats.open))?;
+    to.gauge("beeline_backend_open_sockets", "Sockets that hold this backend now", of(|stats| stats.open))?;
     to.gauge(
         "beeline_backends_left_out",
-        "Backends without series of their own: those with the fewest connections",
-        [(NONE, *left_out as u64)],
+        "Backends without series of their own, which are those with the fewest connections",
+        [(NO_LABELS, *left_out as u64)],
     )
 }
 
-/// Where families go.
-struct To<'a>(DescriptorEncoder<'a>);
+/// Encoder of families.
+struct Families<'a>(DescriptorEncoder<'a>);
 
-impl To<'_> {
-    /// A family of counters; its name ends with `_total`.
+impl Families<'_> {
+    /// Encodes a family of counters, whose name ends in `_total`.
     fn counter<L: EncodeLabelSet, V: EncodeCounterValue>(
         &mut self,
         name: &'static str,
         help: &str,
         samples: impl IntoIterator<Item = (L, V)>,
     ) -> fmt::Result {
-        // The encoder puts it there.
+        // The encoder adds the suffix.
         let name = name.strip_suffix("_total").unwrap_or(name);
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in samples {

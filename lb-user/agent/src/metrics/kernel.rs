@@ -1,6 +1,6 @@
-//! What a scrape reads from the kernel: the pinned maps, which programs and agent share, and the programs' own statistics.
+//! Metrics that a scrape reads from the kernel: pinned maps, and the statistics of programs.
 
-use std::{fs, os::fd::AsFd as _, path::Path, time::Duration};
+use std::{cmp::Reverse, fs, net::SocketAddr, os::fd::AsFd as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -13,130 +13,131 @@ use lb_core::{op::Table, spec::PortKey};
 use lb_dataplane::{
     attach::tc,
     stats::{
-        self, StatMaps, Unsorted,
+        self, StatMaps, UnsortedStats,
         counts::{GONE, PortCounts},
     },
     store::BpfStore,
 };
 use lb_kernel::bpf;
 
-/// What the kernel says at a moment.
+/// Metrics of maps and programs at one moment.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub struct Kernel {
-    /// The maps, by name.
-    pub maps: Vec<Map>,
-    /// The programs, by name.
-    pub programs: Vec<Program>,
-    /// What sockets did with each service port that one has dialled, by name.
+pub struct KernelMetrics {
+    /// Maps by name.
+    pub maps: Vec<MapUsage>,
+    /// Programs by name.
+    pub programs: Vec<ProgramUsage>,
+    /// Counts of each service port that a socket has dialled, by name.
     pub ports: Vec<(PortKey, PortCounts)>,
-    /// The same of backends, where it was asked for.
-    pub backends: Option<Backends>,
+    /// Counts of single backends; none unless requested.
+    pub backends: Option<TopBackends>,
     /// Events that the programs count.
     pub counters: Vec<(Counter, u64)>,
-    /// Service ports with an internal, and with an external policy Local and endpoints, none of which is on this node.
+    /// Number of service ports with endpoints, none of them on this node, for the internal and the external policy
+    /// `Local`.
     pub without_local: [u64; 2],
 }
 
-/// A map.
+/// Usage of a map.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Map {
-    /// Its name.
+pub struct MapUsage {
+    /// Name of the map.
     pub name: String,
-    /// How many entries it has; none for one that always has all, or of which the kernel does not tell.
+    /// Number of entries; none for arrays, which are always full, and where the kernel does not tell.
     pub entries: Option<u64>,
-    /// How many it may have; 0 where it does not have entries of its own.
+    /// Maximum number of entries; 0 for a map without entries, such as a ring buffer.
     pub size: u32,
 }
 
-/// A program in service.
+/// Usage of a program in service.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Program {
-    /// Its name.
+pub struct ProgramUsage {
+    /// Name of the program.
     pub name: String,
-    /// By which the kernel knows it.
+    /// Id of the program in the kernel.
     pub id: u32,
-    /// How often it ran and for how long, where the kernel counts that (`kernel.bpf_stats_enabled`).
+    /// Number and total duration of its runs, while `kernel.bpf_stats_enabled` is 1.
     pub runs: Option<(u64, Duration)>,
 }
 
-/// Backends, those with the most connections.
+/// The backends with the most connections.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Backends {
-    /// Those that are shown.
-    pub shown: Vec<Backend>,
-    /// How many are not.
+pub struct TopBackends {
+    /// Backends with series of their own, sorted by service port and address.
+    pub shown: Vec<BackendUsage>,
+    /// Number of other backends.
     pub left_out: usize,
 }
 
-/// A backend.
+/// Usage of a backend.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Backend {
-    /// Its service port.
+pub struct BackendUsage {
+    /// Service port of the backend.
     pub port: PortKey,
-    /// Its address and port, or [`GONE`].
+    /// Address and port, or [`GONE`] with the id for a removed backend.
     pub address: String,
-    /// What sockets did with it.
+    /// Counts of the backend.
     pub stats: BackendStats,
 }
 
-/// Reads the pins of `directory`, and of backends so many at most. Where it is known how many entries `FLOWS` had of late they
-/// are not counted: it is too large for each scrape.
+/// Reads the pins in `directory`, with at most `backends` single backends. A known number of entries of `FLOWS` is
+/// passed as `flows`: the map is too large to count in each scrape.
 ///
 /// # Errors
-/// When a map cannot be read; before the first pass there are none.
-pub fn read(directory: &Path, backends: Option<usize>, flows: Option<u64>) -> Result<Kernel> {
+/// If a map cannot be read. Before the first pass there are none.
+pub fn read(directory: &Path, backends: Option<usize>, flows: Option<u64>) -> Result<KernelMetrics> {
     let store = BpfStore::open(directory)?;
     let counts = StatMaps::open(directory)?.read_unsorted()?;
-    let (maps, programs) = pins(directory, flows)?;
+    let (maps, programs) = read_pins(directory, flows)?;
     let dump = store.dump_of(&[Table::Services])?;
     let without_local = [ServiceFlags::INTERNAL_LOCAL, ServiceFlags::EXTERNAL_LOCAL].map(|flag| {
-        let lacks = |service: &&lb_common::Service| {
+        let lacks_local = |service: &&lb_common::Service| {
             service.flags & flag != 0 && service.local_len == 0 && service.cluster_len > 0
         };
-        dump.services.values().filter(lacks).count() as u64
+        dump.services.values().filter(lacks_local).count() as u64
     });
-    Ok(Kernel {
+    Ok(KernelMetrics {
         maps,
         programs,
-        ports: ports(&store, &counts),
-        backends: backends.map(|most| choose(&store, counts.backends, most)),
+        ports: port_counts(&store, &counts),
+        backends: backends.map(|max| top_backends(&store, counts.backends, max)),
         counters: stats::counters(directory)?,
         without_local,
     })
 }
 
-/// The counts of a service port that has gone are swept soon; nobody can say whose they are.
-fn ports(store: &BpfStore, counts: &Unsorted) -> Vec<(PortKey, PortCounts)> {
+/// Sums the counts of each service port. Counts of removed service ports are left out: they have no name.
+fn port_counts(store: &BpfStore, counts: &UnsortedStats) -> Vec<(PortKey, PortCounts)> {
     let ports = counts.ports.iter().map(|(id, stats)| (*id, stats));
     let backends = counts.backends.iter().map(|(_, stats)| stats);
     let sums = stats::counts::sum(ports, backends, counts.killed.iter().copied());
     let mut named: Vec<_> = sums.into_iter().filter_map(|(id, counts)| Some((store.name(id)?, counts))).collect();
     named.sort_by(|(a, _), (b, _)| a.cmp(b));
-    // Two ids have one name for a moment, while one takes the place of the other: a series may stand there once only.
+    // Two ids share a name for a moment while one replaces the other, and a scrape must not repeat a series.
     named.dedup_by(|(a, _), (b, _)| a == b);
     named
 }
 
-fn choose(store: &BpfStore, mut all: Vec<(u32, BackendStats)>, most: usize) -> Backends {
-    // By what only grows, so that the edge seldom moves.
-    all.sort_unstable_by_key(|(id, stats)| (std::cmp::Reverse(stats.connections), *id));
-    let left_out = all.len().saturating_sub(most);
-    all.truncate(most);
-    let row = |(id, stats): (u32, BackendStats)| {
+fn top_backends(store: &BpfStore, mut all: Vec<(u32, BackendStats)>, max: usize) -> TopBackends {
+    // Connections only grow, so few backends enter and leave the list.
+    all.sort_unstable_by_key(|(id, stats)| (Reverse(stats.connections), *id));
+    let left_out = all.len().saturating_sub(max);
+    all.truncate(max);
+    let usage = |(id, stats): (u32, BackendStats)| {
         let address = store.backend(id).map_or_else(
-            // Of several that are gone from one service port each has a series.
+            // The id tells the removed backends of one service port apart.
             || format!("{GONE}#{id}"),
-            |backend| std::net::SocketAddr::new(backend.addr.to_ip(), backend.port).to_string(),
+            |backend| SocketAddr::new(backend.addr.to_ip(), backend.port).to_string(),
         );
-        Some(Backend { port: store.name(stats.service)?, address, stats })
+        Some(BackendUsage { port: store.name(stats.service)?, address, stats })
     };
-    let mut shown: Vec<Backend> = all.into_iter().filter_map(row).collect();
+    let mut shown: Vec<BackendUsage> = all.into_iter().filter_map(usage).collect();
     shown.sort_by(|a, b| (&a.port, &a.address).cmp(&(&b.port, &b.address)));
     shown.dedup_by(|a, b| (&a.port, &a.address) == (&b.port, &b.address));
-    Backends { shown, left_out }
+    TopBackends { shown, left_out }
 }
 
-fn pins(directory: &Path, flows: Option<u64>) -> Result<(Vec<Map>, Vec<Program>)> {
+fn read_pins(directory: &Path, flows: Option<u64>) -> Result<(Vec<MapUsage>, Vec<ProgramUsage>)> {
     let (mut maps, mut links) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))? {
         let entry = entry?;
@@ -145,12 +146,13 @@ fn pins(directory: &Path, flows: Option<u64>) -> Result<(Vec<Map>, Vec<Program>)
             Some(program) => {
                 let id = bpf::open_pin(&entry.path()).and_then(bpf::link_program);
                 let program = tc::program_of(&name).unwrap_or(program).to_owned();
-                links.push((program, id.with_context(|| format!("asking about the link {name}"))?));
+                links.push((program, id.with_context(|| format!("reading the link {name}"))?));
             }
-            // Of maps that are to come.
+            // A staging directory of maps that are not in service yet.
             None if entry.file_type()?.is_dir() => {}
             None => {
-                maps.push(map(&entry.path(), name.clone(), flows).with_context(|| format!("reading the map {name}"))?);
+                let usage = map_usage(&entry.path(), name.clone(), flows);
+                maps.push(usage.with_context(|| format!("reading the map {name}"))?);
             }
         }
     }
@@ -159,15 +161,15 @@ fn pins(directory: &Path, flows: Option<u64>) -> Result<(Vec<Map>, Vec<Program>)
     // A program of the packet path has a link for each device.
     links.dedup();
     let is_counting = fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|text| text.trim() == "1");
-    let running: Vec<_> = if is_counting { loaded_programs().filter_map(Result::ok).collect() } else { Vec::new() };
-    let program = |(name, id)| {
-        let info = running.iter().find(|info| info.id() == id);
-        Program { name, id, runs: info.map(|info| (info.run_count(), info.run_time())) }
+    let loaded: Vec<_> = if is_counting { loaded_programs().filter_map(Result::ok).collect() } else { Vec::new() };
+    let usage = |(name, id)| {
+        let info = loaded.iter().find(|info| info.id() == id);
+        ProgramUsage { name, id, runs: info.map(|info| (info.run_count(), info.run_time())) }
     };
-    Ok((maps.into_iter().filter(|map| map.size > 0).collect(), links.into_iter().map(program).collect()))
+    Ok((maps.into_iter().filter(|map| map.size > 0).collect(), links.into_iter().map(usage).collect()))
 }
 
-fn map(path: &Path, name: String, flows: Option<u64>) -> Result<Map> {
+fn map_usage(path: &Path, name: String, flows: Option<u64>) -> Result<MapUsage> {
     let map = MapData::from_pin(path)?;
     let info = map.info()?;
     let (entries, size) = match info.map_type() {
@@ -176,13 +178,13 @@ fn map(path: &Path, name: String, flows: Option<u64>) -> Result<Map> {
             (Some(bpf::count(map.fd().as_fd(), info.key_size(), info.value_size())?), info.max_entries())
         }
         Ok(MapType::LpmTrie) => {
-            let (mut entries, most) = (0, 4 * info.max_entries() as usize);
-            bpf::each_key(map.fd().as_fd(), info.key_size(), most, |_| entries += 1)?;
+            let (mut entries, max_steps) = (0, 4 * info.max_entries() as usize);
+            bpf::each_key(map.fd().as_fd(), info.key_size(), max_steps, |_| entries += 1)?;
             (Some(entries), info.max_entries())
         }
-        // The size of a ring is in bytes.
+        // The size of a ring buffer is in bytes.
         Ok(MapType::RingBuf) => (None, 0),
         _ => (None, info.max_entries()),
     };
-    Ok(Map { name, entries, size })
+    Ok(MapUsage { name, entries, size })
 }

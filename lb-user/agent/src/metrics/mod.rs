@@ -1,8 +1,7 @@
-//! What a scrape finds, in the text form of Prometheus: how passes fare under kube-proxy's names where these mean the same
-//! (pkg/proxy/metrics/metrics.go), and what only Beeline can tell. Maps are read when they are asked about.
+//! Metrics in the text form of Prometheus: passes under kube-proxy's names where the meaning is the same
+//! (pkg/proxy/metrics/metrics.go), and Beeline's own. A scrape reads the maps; nothing is kept for it.
 
 mod families;
-mod histogram;
 pub mod kernel;
 
 use std::{path::PathBuf, sync::Arc};
@@ -12,35 +11,31 @@ use hyper::StatusCode;
 use prometheus_client::{encoding::prometheus_text, registry::Registry};
 use tokio::sync::{Mutex, watch};
 
-pub use histogram::Histogram;
-pub use kernel::Kernel;
-
 use crate::{
-    health::{Question, Told},
-    http::{self, Port, Reply},
+    health::{ProbeCounts, UdpStorageReader},
+    http::{self, BindAddress, Reply},
     reconcile::Status,
 };
-use lb_dataplane::flows::Collected;
+use kernel::KernelMetrics;
+use lb_dataplane::flows::FlowGcStatus;
 
-/// All that one scrape tells.
+/// Values of one scrape.
 #[derive(Debug)]
-pub struct Scrape {
-    /// How passes fare.
-    pub status: Status,
-    /// How often the health port gave which answer.
-    pub told: Vec<(Question, u16, u64)>,
-    /// How it goes with flows that are over.
-    pub flows: Collected,
-    /// What the kernel says; none while its maps cannot be read.
-    pub kernel: Option<Kernel>,
+struct Scrape {
+    status: Status,
+    /// Answers of the health port by probe and status code.
+    probes: Vec<(UdpStorageReader, u16, u64)>,
+    flows: FlowGcStatus,
+    /// None if the maps could not be read.
+    kernel: Option<KernelMetrics>,
 }
 
 impl Scrape {
-    /// The text that Prometheus reads.
+    /// Encodes the values as the text that Prometheus reads.
     ///
     /// # Errors
-    /// When there is no memory for it.
-    pub fn into_text(self) -> Result<String> {
+    /// If the encoder fails, which it does not for these types.
+    fn into_text(self) -> Result<String> {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self));
         let mut text = String::new();
@@ -49,23 +44,20 @@ impl Scrape {
     }
 }
 
-/// From where a scrape takes what it tells.
+/// Sources of a scrape.
 #[derive(Clone)]
-pub struct Sources {
-    /// How passes fare.
-    pub status: watch::Receiver<Status>,
-    /// What the health port answered.
-    pub told: Arc<Told>,
-    /// How it goes with flows that are over.
-    pub flows: watch::Receiver<Collected>,
-    /// The pins.
-    pub pins: PathBuf,
-    /// Of how many single backends there are series, if of any.
-    pub backends: Option<usize>,
+pub(crate) struct Sources {
+    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) probes: Arc<ProbeCounts>,
+    pub(crate) flows: watch::Receiver<FlowGcStatus>,
+    /// Directory of the pins.
+    pub(crate) pins: PathBuf,
+    /// Maximum number of backends with series of their own; none: no backend has any.
+    pub(crate) backends: Option<usize>,
 }
 
 impl Sources {
-    /// Scrapes now. Takes as long as it takes to read the maps.
+    /// Reads all values. Blocks while it reads the maps.
     fn scrape(&self) -> Scrape {
         let flows = *self.flows.borrow();
         let kernel = kernel::read(&self.pins, self.backends, (flows.rounds > 0).then_some(flows.entries));
@@ -73,34 +65,32 @@ impl Sources {
             tracing::debug!("metrics without the maps: {error:#}");
         }
         let status = self.status.borrow().clone();
-        Scrape { status, told: self.told.counts().collect(), flows, kernel: kernel.ok() }
+        Scrape { status, probes: self.probes.counts().collect(), flows, kernel: kernel.ok() }
     }
 }
 
-/// Answers on the metrics port until it is dropped.
-///
-/// # Errors
-/// Never.
-pub async fn run(port: Port, sources: Sources) -> Result<()> {
-    // One at a time, however many ask.
+/// Answers on the metrics port until the future is dropped.
+pub(crate) async fn run(address: BindAddress, sources: Sources) -> Result<()> {
+    // One scrape at a time, for any number of clients.
     let turn = Arc::new(Mutex::new(()));
     let reply = move |path: String| {
         let (sources, turn) = (sources.clone(), Arc::clone(&turn));
         async move {
             match path.as_str() {
                 "/metrics" => scrape(sources, turn).await,
-                // kube-proxy tells here whether it is of iptables, ipvs or nftables.
+                // kube-proxy answers iptables, ipvs or nftables here.
                 "/proxyMode" => Reply::text(StatusCode::OK, "beeline"),
                 _ => Reply::not_found(),
             }
         }
     };
-    http::serve(port, http::LIMITS, reply).await
+    http::serve(address, http::LIMITS, reply).await
 }
 
 async fn scrape(sources: Sources, turn: Arc<Mutex<()>>) -> Reply {
     let turn = turn.lock_owned().await;
-    // Not among the tasks, where a pass may be waiting; and the turn lasts as long as the work, also when who asked has gone.
+    // A blocking thread keeps the tasks free for a pass. The turn lasts as long as the work, even if the client has
+    // gone.
     let work = tokio::task::spawn_blocking(move || {
         let text = sources.scrape().into_text();
         drop(turn);

@@ -1,4 +1,4 @@
-//! The text of a scrape, whole; and that it keeps to the form.
+//! Tests of the text of a scrape: its content, and its form.
 
 use std::{
     collections::BTreeSet,
@@ -8,9 +8,10 @@ use std::{
 use lb_common::{BackendStats, Counter, Proto};
 
 use super::{
-    kernel::{Backend, Backends, Map, Program},
+    kernel::{BackendUsage, MapUsage, ProgramUsage, TopBackends},
     *,
 };
+use crate::histogram::Histogram;
 use lb_common::Family;
 use lb_core::{objects::Key, spec::PortKey, world::Changes};
 use lb_dataplane::stats::counts::PortCounts;
@@ -33,12 +34,12 @@ fn scrape() -> Scrape {
         updated: at(2_000),
         seen: Changes { services: 5, endpoints: 9 },
         done: Changes { services: 4, endpoints: 7 },
-        took: Histogram::new(vec![1, 2]),
+        durations: Histogram::new(vec![1, 2]),
         programming: Histogram::new(vec![0, 250]),
         ..Status::default()
     };
     for micros in [500, 1_500, 9_000] {
-        status.took.observe(Duration::from_micros(micros));
+        status.durations.observe(Duration::from_micros(micros));
     }
     let counts = PortCounts {
         connections: 20,
@@ -49,31 +50,35 @@ fn scrape() -> Scrape {
         moved: 6,
         killed: 7,
     };
-    let backend = |address: &str| Backend {
+    let backend = |address: &str| BackendUsage {
         port: port("a", Family::V4),
         address: address.to_owned(),
         stats: BackendStats { open: 3, connections: 20, ..BackendStats::default() },
     };
     Scrape {
         status,
-        told: vec![(Question::Healthz, 200, 1), (Question::Healthz, 503, 2), (Question::Livez, 200, 3)],
-        flows: Collected {
+        probes: vec![
+            (UdpStorageReader::Healthz, 200, 1),
+            (UdpStorageReader::Healthz, 503, 2),
+            (UdpStorageReader::Livez, 200, 3),
+        ],
+        flows: FlowGcStatus {
             expired: 40,
             round: Duration::from_millis(2500),
             longest_step: Duration::from_micros(1500),
-            ..Collected::default()
+            ..FlowGcStatus::default()
         },
-        kernel: Some(Kernel {
+        kernel: Some(KernelMetrics {
             maps: vec![
-                Map { name: "COUNTERS".to_owned(), entries: None, size: 8 },
-                Map { name: "SLOTS".to_owned(), entries: Some(4), size: 16 },
+                MapUsage { name: "COUNTERS".to_owned(), entries: None, size: 8 },
+                MapUsage { name: "SLOTS".to_owned(), entries: Some(4), size: 16 },
             ],
             programs: vec![
-                Program { name: "connect4".to_owned(), id: 7, runs: Some((8, Duration::from_millis(1))) },
-                Program { name: "connect6".to_owned(), id: 9, runs: None },
+                ProgramUsage { name: "connect4".to_owned(), id: 7, runs: Some((8, Duration::from_millis(1))) },
+                ProgramUsage { name: "connect6".to_owned(), id: 9, runs: None },
             ],
             ports: vec![(port("a", Family::V4), counts), (port("\"\\\n", Family::V6), PortCounts::default())],
-            backends: Some(Backends { shown: vec![backend("10.0.0.1:80"), backend("gone#4")], left_out: 2 }),
+            backends: Some(TopBackends { shown: vec![backend("10.0.0.1:80"), backend("gone#4")], left_out: 2 }),
             counters: vec![(Counter::UdpMoved, 6)],
             without_local: [1, 2],
         }),
@@ -81,20 +86,20 @@ fn scrape() -> Scrape {
 }
 
 #[test]
-fn a_scrape_has_this_text() {
+fn a_scrape_has_the_expected_text() {
     expect_test::expect_file!["tests/scrape.txt"].assert_eq(&scrape().into_text().expect("memory"));
 }
 
 #[test]
-fn without_maps_the_rest_is_told() {
+fn without_maps_a_scrape_has_the_other_metrics() {
     let full = families(&scrape().into_text().expect("memory"));
     let without = families(&Scrape { kernel: None, ..scrape() }.into_text().expect("memory"));
     assert!(without.is_subset(&full) && without.contains("beeline_maps_readable"), "{without:?}");
     assert!(!without.contains("beeline_map_entries"));
 }
 
-/// The names of the families of a text. Panics unless it keeps to the form: every family has one HELP and one TYPE, then its
-/// samples, each once.
+/// Returns the names of the families in a scrape. Panics if the form is wrong: every family has one HELP and one TYPE,
+/// then its samples, each once.
 fn families(text: &str) -> BTreeSet<String> {
     let mut known = BTreeSet::new();
     let mut series = BTreeSet::new();
@@ -104,8 +109,9 @@ fn families(text: &str) -> BTreeSet<String> {
         if let Some(help) = line.strip_prefix("# HELP ") {
             let (name, help) = help.split_once(' ').expect("a help");
             assert!(!help.is_empty() && known.insert(name.to_owned()), "{line}");
-            let of = lines.next().and_then(|line| line.strip_prefix("# TYPE ")).expect("its type comes next");
-            (family, kind) = of.split_once(' ').map(|(name, kind)| (name.to_owned(), kind.to_owned())).expect("a type");
+            let next = lines.next().and_then(|line| line.strip_prefix("# TYPE ")).expect("its type comes next");
+            (family, kind) =
+                next.split_once(' ').map(|(name, kind)| (name.to_owned(), kind.to_owned())).expect("a type");
             assert_eq!(family, name);
             assert!(["counter", "gauge", "histogram"].contains(&kind.as_str()), "{line}");
             continue;

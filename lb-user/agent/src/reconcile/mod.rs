@@ -1,444 +1,375 @@
-//! The pass: what has changed is compiled, planned and written, and what failed is kept for the next pass. When passes
-//! happen is for [`run`] to say; what they mean is the model's and the planner's.
+//! The pass: changed Services are compiled, planned and written; failed work is kept for the next pass. [`run`] decides
+//! when a pass runs, `lb_core::model` what Services mean, `lb_core::plan` which writes follow.
 
+mod maps;
+mod report;
 mod run;
 mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use anyhow::{Context as _, Result};
-use foldhash::HashSet;
-use lb_common::{Addr, Backend, FrontendKey, NEVER, Proto};
+use anyhow::Result;
+use foldhash::{HashMap, HashSet};
+use lb_common::{Addr, FrontendKey};
 
 use crate::events::{EventQueue, Origin};
-use lb_common::{AddrPort, Family};
+use lb_core::ids::HighestIds;
 use lb_core::{
-    event::{Event, Kind},
-    ids::Ids,
+    event::Event,
     model::{
-        NodeContext, Settings, about,
+        ClusterContext, NodeContext, Settings,
         claims::Claims,
         compile,
         cross_namespace::CrossNamespaceIndex,
-        evaluate::ClusterContext,
         explain::{Explanation, explain},
-        frontends::{self, unspecified},
+        fan_out,
+        frontends::{FrontendRequest, request},
     },
-    objects::{Drain, Key},
-    op::Op,
+    objects::Key,
     plan::{Change, OnOrphan, Plan, Refused, Scope, plan},
     shadow::Shadow,
     spec::{Health, ServiceSpec},
     store::{Partial, Store, StoreError},
-    warning::{Problem, reason},
-    world::World,
+    warning::Warning,
+    world::{View, World},
 };
-pub use run::{Maps, run};
-pub use status::Status;
+use maps::Maps;
+pub(crate) use report::{MapChanges, RemovedBackend};
+pub use report::{PassReport, StepDurations};
+pub(crate) use run::{Dataplane, run};
+pub(crate) use status::Status;
 
-/// Oddities of the maps that are logged one by one.
-const MOST_ODDITIES: usize = 10;
-
-/// Keeps a store equal to what the objects say.
+/// Keeps a store equal to the Services.
 pub struct Reconciler<S> {
+    // Objects and their meaning.
     world: World,
     settings: Settings,
     claims: Claims,
-    strangers: CrossNamespaceIndex,
-    store: S,
-    /// None: to be read from the store.
-    shadow: Option<Shadow>,
-    /// Where the last shadow's ids went on.
-    ids: Option<(Ids, Ids)>,
-    /// The highest ids of a service port and a backend that sockets may still name, from before this agent.
-    held: (u32, u32),
-    /// What the next pass has to look at: everything, after a start and a resync.
-    scope: Scope,
-    /// Services to be planned again: a write failed, or there was no room.
-    pending: BTreeSet<Key>,
-    warnings: BTreeMap<Key, Vec<String>>,
-    /// Where owners of Services are told.
-    board: EventQueue,
-    /// What is told at the `healthCheckNodePort` of each Service that has one.
-    health: Arc<BTreeMap<Key, Health>>,
-    refused: Vec<Refused>,
-    /// The node's addresses at which NodePorts answer, as of the last pass.
+    cross_namespace: CrossNamespaceIndex,
+    /// Addresses of the node at which NodePorts answer, as of the last pass.
     node_ports: BTreeSet<Addr>,
+
+    maps: Maps<S>,
+    work: Work,
+
+    // Results of the last pass over each Service.
+    warnings: BTreeMap<Key, Vec<Warning>>,
+    reports: Reports,
 }
 
-/// What a pass did.
-#[derive(Debug, Default)]
-pub struct PassReport {
-    /// Kinds that no source has listed yet; nothing is done before (invariant I5).
-    pub waiting: Vec<Kind>,
-    /// How many Services were looked at.
-    pub planned: usize,
-    /// The Services that changed. One may stand here twice, when it took two plans.
-    pub changed: Vec<Change>,
-    /// Writes that took effect.
-    pub writes: usize,
-    /// Services that do not fit.
-    pub refused: Vec<Refused>,
-    /// What it means for sockets.
-    pub aftermath: Aftermath,
-    /// Why the pass ended early. What it had to do is kept.
-    pub failure: Option<anyhow::Error>,
-    /// Where the time went.
-    pub took: Took,
+/// Work of the next pass, beside the Services that the world calls dirty.
+struct Work {
+    /// The whole world after a start and after a resync.
+    scope: Scope,
+    /// Services to plan again, because a write failed or a map was full.
+    pending: BTreeSet<Key>,
 }
 
-/// What passes mean for the sockets of the node.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Aftermath {
-    /// Backends that are gone from the maps.
-    pub departed: Vec<Departed>,
-    /// NodePorts that are new in the maps.
-    pub node_ports: Vec<FrontendKey>,
-}
-
-impl Aftermath {
-    /// Adds another one, which came later.
-    pub fn append(&mut self, mut other: Self) {
-        self.departed.append(&mut other.departed);
-        self.node_ports.append(&mut other.node_ports);
-    }
-}
-
-/// A backend that is gone from the maps: the sockets that have it lead nowhere.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Departed {
-    /// Its id.
-    pub backend: u32,
-    /// Id of its service port.
-    pub service: u32,
-    /// Protocol of its service port.
-    pub proto: Proto,
-    /// Its address and port.
-    pub target: AddrPort,
-    /// What becomes of TCP sockets that have it.
-    pub drain: Drain,
-}
-
-/// Where the time of a pass went.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Took {
-    /// From the objects to what the maps shall say; reading the maps, if need be, included.
-    pub compile: Duration,
-    /// From there to the writes, and keeping our copy of the maps.
-    pub plan: Duration,
-    /// The writes themselves.
-    pub write: Duration,
+/// Results that other parts of the agent read.
+#[derive(Default)]
+struct Reports {
+    /// Problems for the owners of Services.
+    events: EventQueue,
+    /// Content of each Service's `healthCheckNodePort`.
+    health: Arc<BTreeMap<Key, Health>>,
+    /// Services that do not fit into the maps.
+    refused: Vec<Refused>,
 }
 
 impl<S: Store> Reconciler<S> {
-    /// One for the node `node_name` that knows no object yet and has not looked into the store.
+    /// Creates a reconciler for the node `node_name`, without objects. It reads the store in its first pass.
     #[must_use]
     pub fn new(store: S, node_name: &str, settings: Settings) -> Self {
         Self {
             world: World::new(node_name),
             settings,
             claims: Claims::default(),
-            strangers: CrossNamespaceIndex::default(),
-            store,
-            shadow: None,
-            ids: None,
-            held: (0, 0),
-            scope: Scope::World,
-            pending: BTreeSet::new(),
-            warnings: BTreeMap::new(),
-            board: EventQueue::default(),
-            health: Arc::default(),
-            refused: Vec::new(),
+            cross_namespace: CrossNamespaceIndex::default(),
             node_ports: BTreeSet::new(),
+            maps: Maps::new(store),
+            work: Work { scope: Scope::World, pending: BTreeSet::new() },
+            warnings: BTreeMap::new(),
+            reports: Reports::default(),
         }
     }
 
-    /// Gives no id of a service port or a backend up to these, which sockets may still name (invariant I7).
+    /// Allocates no id of a service port or a backend up to `highest`: sockets may still name them (invariant I7).
     #[must_use]
-    pub fn beyond(self, held: (u32, u32)) -> Self {
-        Self { held, ..self }
+    pub(crate) fn with_used_ids(mut self, highest: HighestIds) -> Self {
+        self.maps.used_ids = highest;
+        self
     }
 
-    /// Tells owners of Services what is wrong with them.
+    /// Reports problems of Services to `events`.
     #[must_use]
-    pub fn telling(self, board: EventQueue) -> Self {
-        Self { board, ..self }
+    pub(crate) fn with_events(mut self, events: EventQueue) -> Self {
+        self.reports.events = events;
+        self
     }
 
-    /// Takes events in. Writes nothing.
+    /// Takes events. Writes nothing.
     pub fn handle(&mut self, events: impl IntoIterator<Item = Event>) {
         events.into_iter().for_each(|event| self.world.apply(event));
     }
 
-    /// Writes what the events since the last pass ask for.
+    /// Compiles, plans and writes the changes since the last pass. Does nothing before every kind was listed (invariant
+    /// I5).
     pub fn pass(&mut self) -> PassReport {
         let mut report = PassReport { waiting: self.world.missing(), ..PassReport::default() };
-        if report.waiting.is_empty() {
-            let start = Instant::now();
-            let specs = self.prepare();
-            report.took.compile = start.elapsed();
-            match specs {
-                Ok(specs) => {
-                    report.planned = specs.len();
-                    self.write(specs, &mut report);
-                }
-                Err(error) => report.failure = Some(error),
+        if !report.waiting.is_empty() {
+            return report;
+        }
+        let start = Instant::now();
+        let specs = self.compile();
+        report.durations.compile = start.elapsed();
+        match specs {
+            Ok(specs) => {
+                report.planned = specs.len();
+                self.plan_and_write(specs, &mut report);
             }
+            Err(error) => report.failure = Some(error),
         }
         report
     }
 
-    /// The first plan of the next pass, without performing it.
+    /// Returns the first plan of the next pass, without performing it.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// If the store cannot be read.
     pub fn preview(&mut self) -> Result<Plan> {
         if !self.world.ready() {
             return Ok(Plan::default());
         }
-        let specs = self.prepare()?;
-        self.pending.extend(specs.iter().map(|spec| spec.key.clone()));
+        let specs = self.compile()?;
+        self.work.pending.extend(specs.iter().map(|spec| spec.key.clone()));
         let addresses = self.node_port_addresses();
-        let (shadow, limits) = (self.shadow.get_or_insert_default(), self.store.limits());
-        Ok(plan(shadow, &specs, addresses.as_ref(), self.scope, OnOrphan::Keep, &limits))
+        let limits = self.maps.store.limits();
+        let shadow = self.maps.shadow.get_or_insert_default();
+        Ok(plan(shadow, &specs, addresses.as_ref(), self.work.scope, OnOrphan::Keep, &limits))
     }
 
-    /// Where NodePorts shall answer, once it is known.
-    fn node_port_addresses(&self) -> Option<BTreeSet<Addr>> {
-        let own = self.world.addresses()?;
-        Some(self.settings.nodeport_addresses.choose(own, self.world.internal_ips()))
-    }
-
-    /// Lets the next pass read the store again and compare everything.
+    /// Makes the next pass read the store again and compare everything.
     pub fn resync(&mut self) {
-        self.ids = self.shadow.take().map(|shadow| shadow.ids()).or(self.ids);
-        self.scope = Scope::World;
+        self.maps.forget();
+        self.work.scope = Scope::World;
     }
 
-    /// Goes on with another store, whatever is in it.
-    pub fn move_to(&mut self, store: S) {
-        self.store = store;
+    /// Continues with another store; its content does not matter.
+    pub(crate) fn move_to(&mut self, store: S) {
+        self.maps.store = store;
         self.resync();
     }
 
-    /// What the maps shall say about a Service, as things stand.
+    /// Returns the desired content of the maps for a Service, from the current objects.
     #[must_use]
     pub fn spec(&self, key: &Key) -> ServiceSpec {
-        compile(key, self.world.view(key).as_ref(), self.here(), &self.settings, self.others())
+        self.compile_service(key, None)
     }
 
-    /// Why the maps shall say so; none when there is no such Service.
+    /// Compiles a Service; `request` is its request for frontends, if it is known already.
+    fn compile_service(&self, key: &Key, request: Option<FrontendRequest>) -> ServiceSpec {
+        let Some(view) = self.world.view(key) else { return ServiceSpec::gone(key.clone()) };
+        let request = request.unwrap_or_else(|| self.request(&view));
+        compile(&view, request, self.node_context(), &self.settings, self.cluster_context())
+    }
+
+    fn request(&self, view: &View<'_>) -> FrontendRequest {
+        request(view.service, &self.settings.external_ips, &self.cross_namespace)
+    }
+
+    /// Returns the reasons behind [`Reconciler::spec`]; none if the Service does not exist.
     #[must_use]
     pub fn explain(&self, key: &Key) -> Option<Explanation> {
-        Some(explain(&self.world.view(key)?, self.here(), &self.settings, self.others()))
+        let view = self.world.view(key)?;
+        Some(explain(&view, self.request(&view), self.node_context(), &self.settings, self.cluster_context()))
     }
 
-    fn others(&self) -> ClusterContext<'_> {
-        ClusterContext { claims: &self.claims, strangers: &self.strangers }
+    fn cluster_context(&self) -> ClusterContext<'_> {
+        ClusterContext { claims: &self.claims, cross_namespace: &self.cross_namespace }
     }
 
-    fn here(&self) -> NodeContext<'_> {
-        NodeContext { node: self.world.node_name(), zone: self.world.zone(), node_ports: &self.node_ports }
+    fn node_context(&self) -> NodeContext<'_> {
+        NodeContext { name: self.world.node_name(), zone: self.world.zone(), node_ports: &self.node_ports }
     }
 
-    /// The objects.
+    /// Returns the objects.
     #[must_use]
     pub fn world(&self) -> &World {
         &self.world
     }
 
-    /// The warnings of the last pass that looked at each Service.
+    /// Returns the warnings of the last pass over each Service.
     #[must_use]
-    pub fn warnings(&self) -> &BTreeMap<Key, Vec<String>> {
+    pub fn warnings(&self) -> &BTreeMap<Key, Vec<Warning>> {
         &self.warnings
     }
 
-    /// The store.
+    /// Returns the store.
     #[must_use]
     pub fn store(&self) -> &S {
-        &self.store
+        &self.maps.store
     }
 
-    /// The store, to change it behind the reconciler's back.
+    /// Returns the store for changes that the reconciler does not see.
     pub fn store_mut(&mut self) -> &mut S {
-        &mut self.store
+        &mut self.maps.store
     }
 
-    /// The store again: its content outlives the reconciler.
+    /// Returns the store, whose content outlives the reconciler.
     #[must_use]
     pub fn into_store(self) -> S {
-        self.store
+        self.maps.store
     }
 
-    /// What the planner believes the maps to hold, once it has looked.
+    /// Returns the copy of the maps; none before the first pass, and after a resync.
     #[must_use]
     pub fn shadow(&self) -> Option<&Shadow> {
-        self.shadow.as_ref()
+        self.maps.shadow.as_ref()
     }
 
-    /// Reads the store if need be, and compiles the Services to be planned, sorted by key.
-    fn prepare(&mut self) -> Result<Vec<ServiceSpec>> {
-        if self.shadow.is_none() {
-            let dump = self.store.dump().context("reading the maps")?;
-            let (mut shadow, oddities) = Shadow::from_dump(&dump);
-            match self.ids {
-                Some(ids) => shadow.continue_ids(ids),
-                None => shadow.begin_beyond(self.held),
-            }
-            for oddity in oddities.iter().take(MOST_ODDITIES) {
-                tracing::info!(oddity, "found in the maps, will be mended");
-            }
-            if oddities.len() > MOST_ODDITIES {
-                tracing::info!(more = oddities.len() - MOST_ODDITIES, "found in the maps, will be mended");
-            }
-            self.shadow = Some(shadow);
-        }
+    /// Compiles the Services that the next plan covers, sorted by key. Reads the store if there is no copy of it.
+    fn compile(&mut self) -> Result<Vec<ServiceSpec>> {
+        self.maps.read()?;
+        let (keys, mut requests) = self.take_keys();
+        let specs: Vec<ServiceSpec> = keys.iter().map(|key| self.compile_service(key, requests.remove(key))).collect();
+        specs.iter().for_each(|spec| self.warn(spec));
+        specs.iter().for_each(|spec| self.reports.update_health(spec));
+        Ok(specs)
+    }
+
+    /// Takes the keys of all Services whose spec may have changed, and updates the indexes over all Services. Returns
+    /// the keys, and the requests for frontends that are known already.
+    fn take_keys(&mut self) -> (Vec<Key>, HashMap<Key, FrontendRequest>) {
         let mut keys = self.world.take_dirty();
-        keys.extend(std::mem::take(&mut self.pending));
-        keys.extend(self.move_node_ports());
-        if self.scope == Scope::World {
-            // Of those that are there each once; sorting them is dear.
+        keys.extend(std::mem::take(&mut self.work.pending));
+        keys.extend(self.update_node_ports());
+        if self.work.scope == Scope::World {
+            // Keep only deleted Services: the world lists each of the others once, and sorting duplicates is expensive.
             keys.retain(|key| self.world.view(key).is_none());
             keys.extend(self.world.services().cloned());
         }
         keys.sort_unstable();
         keys.dedup();
-        let concerned = self.strangers.update(&self.world, &keys);
-        if !concerned.is_empty() {
-            keys.extend(concerned);
-            keys.sort_unstable();
-            keys.dedup();
-        }
-        let concerned = self.claim(&keys);
-        if !concerned.is_empty() {
-            keys.extend(concerned);
-            keys.sort_unstable();
-            keys.dedup();
-        }
-        let specs: Vec<ServiceSpec> = keys.iter().map(|key| self.spec(key)).collect();
-        specs.iter().for_each(|spec| self.warn(spec));
-        specs.iter().for_each(|spec| self.tell_health(spec));
-        Ok(specs)
+        let affected = self.cross_namespace.update(&self.world, &keys);
+        add_keys(&mut keys, affected);
+        let (requests, affected) = self.claim(&keys);
+        add_keys(&mut keys, affected);
+        (keys, requests)
     }
 
-    /// Takes over where NodePorts shall answer; returns the Services with endpoints at an address where that has changed,
-    /// since an endpoint that is a NodePort is refused.
-    fn move_node_ports(&mut self) -> Vec<Key> {
-        let now = self.node_port_addresses().unwrap_or_default();
-        if now == self.node_ports {
-            return Vec::new();
-        }
-        let changed: HashSet<Addr> = now.symmetric_difference(&self.node_ports).copied().collect();
-        self.node_ports = now;
-        if self.scope == Scope::World { Vec::new() } else { self.world.services_with_endpoints_at(&changed) }
+    /// Returns the addresses at which NodePorts must answer; none before the node's addresses are known.
+    fn node_port_addresses(&self) -> Option<BTreeSet<Addr>> {
+        let own = self.world.addresses()?;
+        Some(self.settings.nodeport_addresses.choose(own, self.world.internal_ips()))
     }
 
-    /// Sets what the Services ask for; returns the others whom that concerns.
-    fn claim(&mut self, keys: &[Key]) -> Vec<Key> {
-        let mut moved: Vec<FrontendKey> = Vec::new();
-        let mut changed: Vec<FrontendKey> = Vec::new();
-        let mut wanted = Vec::new();
-        self.claims.reserve(keys.len());
-        for key in keys {
-            let view = self.world.view(key);
-            wanted.clear();
-            if let Some(view) = view {
-                // What it asks for in vain is told when it is compiled.
-                let (external, strangers) = (&self.settings.external_ips, &self.strangers);
-                let all = frontends::asked(view.service, external, strangers, &mut Vec::new());
-                wanted.extend(all.iter().map(|wanted| (wanted.key, wanted.kind)));
-            }
-            let created = view.and_then(|view| view.service.created);
-            let consequences = self.claims.set(key, created, &wanted);
-            moved.extend(consequences.moved);
-            changed.extend(consequences.frontends);
-        }
-        if self.scope == Scope::World {
+    /// Updates the addresses of NodePorts; returns the Services with endpoints at an address that came or went, because
+    /// an endpoint at a NodePort is refused.
+    fn update_node_ports(&mut self) -> Vec<Key> {
+        let new = self.node_port_addresses().unwrap_or_default();
+        if new == self.node_ports {
             return Vec::new();
         }
-        moved.sort_unstable();
-        moved.dedup();
-        let mut concerned: Vec<Key> = moved.iter().flat_map(|key| self.claims.claimants(key)).cloned().collect();
-        // Whoever has an endpoint there names the owner in a warning.
-        changed.append(&mut moved);
-        if changed.is_empty() {
-            return concerned;
+        let changed: HashSet<Addr> = new.symmetric_difference(&self.node_ports).copied().collect();
+        self.node_ports = new;
+        if self.work.scope == Scope::World { Vec::new() } else { self.world.services_with_endpoints_at(&changed) }
+    }
+
+    /// Records the claims of the Services `keys`. Returns their requests for frontends, and the other Services that the
+    /// changes affect.
+    fn claim(&mut self, keys: &[Key]) -> (HashMap<Key, FrontendRequest>, Vec<Key>) {
+        let external_ips = &self.settings.external_ips;
+        let (requests, changes) =
+            fan_out::record(&mut self.claims, &self.world, keys, external_ips, &self.cross_namespace);
+        if self.work.scope == Scope::World {
+            return (requests, Vec::new());
         }
-        // An endpoint that is a frontend is refused, so that a frontend that comes or goes concerns its endpoints' Services.
-        let mut addrs: HashSet<Addr> = changed.iter().map(|key| key.addr).collect();
-        for family in [Family::V4, Family::V6] {
-            // A NodePort is one at each of the node's addresses.
-            if addrs.remove(&unspecified(family)) {
-                addrs.extend(self.node_ports.iter().filter(|addr| Family::of(addr) == family));
-            }
-        }
-        concerned.extend(self.world.services_with_endpoints_at(&addrs));
-        // Who still holds one that nobody asks for any more has to drop it: its owner-to-be never had room.
-        let unclaimed = changed.iter().filter(|key| self.claims.owner(key).is_none());
+        let fan_out::Affected { mut services, unclaimed } =
+            fan_out::affected(changes, &self.claims, &self.world, &self.node_ports);
         let holder = |key: &FrontendKey| {
-            let shadow = self.shadow.as_ref()?;
+            let shadow = self.maps.shadow.as_ref()?;
             Some(shadow.port(shadow.frontend(key)?.service)?.key.as_ref()?.service.clone())
         };
-        concerned.extend(unclaimed.filter_map(holder));
-        concerned
+        services.extend(unclaimed.iter().filter_map(holder));
+        (requests, services)
     }
 
-    /// Plans and performs, as often as that makes room for what did not fit before.
-    fn write(&mut self, mut specs: Vec<ServiceSpec>, report: &mut PassReport) {
-        let limits = self.store.limits();
+    /// Plans and writes; repeats this while the writes make room for Services that did not fit before.
+    fn plan_and_write(&mut self, mut specs: Vec<ServiceSpec>, report: &mut PassReport) {
+        let limits = self.maps.store.limits();
         let addresses = self.node_port_addresses();
-        let mut heirless = OnOrphan::Keep;
+        let mut on_orphan = OnOrphan::Keep;
         loop {
-            let shadow = self.shadow.get_or_insert_default();
             let start = Instant::now();
+            let shadow = self.maps.shadow.get_or_insert_default();
             let Plan { ops, changed, refused, held } =
-                plan(shadow, &specs, addresses.as_ref(), self.scope, heirless, &limits);
-            let planned = Instant::now();
-            let result = self.store.apply(&ops);
-            let written = Instant::now();
-            let done = result.as_ref().map_or_else(|partial| partial.done, |()| ops.len());
-            let performed = ops.get(..done).unwrap_or(&ops);
-            report.aftermath.append(aftermath(shadow, performed));
-            shadow.apply_all(performed);
-            report.took.plan += (planned - start) + written.elapsed();
-            report.took.write += written - planned;
-            report.writes += done;
-            if let Err(Partial { error, .. }) = result {
-                self.pending.extend(specs.into_iter().map(|spec| spec.key));
+                plan(shadow, &specs, addresses.as_ref(), self.work.scope, on_orphan, &limits);
+            report.durations.plan += start.elapsed();
+            if let Err(Partial { done, error }) = self.maps.write(&ops, report) {
+                self.work.pending.extend(specs.into_iter().map(|spec| spec.key));
                 if matches!(error, StoreError::Full(_)) {
-                    // There was room by our own count, so that count is wrong.
+                    // The copy has room, so it differs from the map.
                     self.resync();
                 }
-                report.failure =
-                    Some(anyhow::Error::new(error).context(format!("after {done} of {} writes", ops.len())));
+                let context = format!("after {done} of {} writes", ops.len());
+                report.failure = Some(anyhow::Error::new(error).context(context));
                 return;
             }
-            self.scope = Scope::Some;
+            self.work.scope = Scope::Some;
             changed.iter().for_each(log_change);
             report.changed.extend(changed);
             let stuck = ops.is_empty();
-            if stuck && heirless == OnOrphan::Keep && !held.is_empty() {
-                heirless = OnOrphan::Remove;
+            if stuck && on_orphan == OnOrphan::Keep && !held.is_empty() {
+                on_orphan = OnOrphan::Remove;
             } else if stuck || (refused.is_empty() && held.is_empty()) {
-                self.pending.extend(refused.iter().map(|refused| refused.service.clone()).chain(held));
+                self.work.pending.extend(refused.iter().map(|refused| refused.service.clone()).chain(held));
                 report.refused = refused;
                 return;
             }
-            let left: BTreeSet<&Key> = refused.iter().map(|refused| &refused.service).chain(&held).collect();
-            specs.retain(|spec| left.contains(&spec.key));
-            // One that holds on may have been found in the maps only.
-            let known: BTreeSet<Key> = specs.iter().map(|spec| spec.key.clone()).collect();
-            let strangers = left.into_iter().filter(|key| !known.contains(key));
-            specs.extend(strangers.map(|key| ServiceSpec::gone(key.clone())));
-            specs.sort_by(|a, b| a.key.cmp(&b.key));
+            let unfinished = refused.iter().map(|refused| &refused.service).chain(&held).collect();
+            keep_unfinished(&mut specs, &unfinished);
         }
     }
 
-    fn tell_health(&mut self, spec: &ServiceSpec) {
+    /// Logs new warnings about a Service, and passes all of them to the Event queue.
+    fn warn(&mut self, spec: &ServiceSpec) {
+        let old = self.warnings.get(&spec.key).map_or(&[][..], |old| old);
+        if *old == *spec.warnings {
+            return;
+        }
+        for warning in spec.warnings.iter().filter(|warning| !old.contains(warning)) {
+            tracing::warn!(service = %spec.key, "{warning}");
+        }
+        if self.reports.events.has_reader() {
+            self.reports.events.report(Origin::Objects, &spec.key, spec.warnings.clone());
+        }
+        if spec.warnings.is_empty() {
+            self.warnings.remove(&spec.key);
+        } else {
+            self.warnings.insert(spec.key.clone(), spec.warnings.clone());
+        }
+    }
+
+    /// Logs the Services that do not fit into the maps, once each, and passes them to the Event queue.
+    fn report_refused(&mut self, refused: &[Refused]) {
+        let Reports { events, refused: known, .. } = &mut self.reports;
+        for new in refused.iter().filter(|new| !known.contains(new)) {
+            tracing::error!(service = %new.service, "{new}");
+            events.report(Origin::MapSize, &new.service, vec![new.warning()]);
+        }
+        for old in known.iter().filter(|old| !refused.iter().any(|new| new.service == old.service)) {
+            events.report(Origin::MapSize, &old.service, Vec::new());
+        }
+        *known = refused.to_vec();
+    }
+}
+
+impl Reports {
+    fn update_health(&mut self, spec: &ServiceSpec) {
         if self.health.get(&spec.key) == spec.health.as_ref() {
             return;
         }
@@ -448,66 +379,24 @@ impl<S: Store> Reconciler<S> {
             None => drop(health.remove(&spec.key)),
         }
     }
+}
 
-    fn warn(&mut self, spec: &ServiceSpec) {
-        let old = self.warnings.get(&spec.key).map_or(&[][..], |old| old);
-        if *old == *spec.warnings {
-            return;
-        }
-        for warning in spec.warnings.iter().filter(|warning| !old.contains(warning)) {
-            tracing::warn!(service = %spec.key, "{warning}");
-        }
-        if self.board.is_read() {
-            let view = self.world.view(&spec.key);
-            let problems = view.map(|view| about(&view, self.here(), &self.settings, self.others()));
-            self.board.tell(Origin::Objects, &spec.key, problems.unwrap_or_default());
-        }
-        if spec.warnings.is_empty() {
-            self.warnings.remove(&spec.key);
-        } else {
-            self.warnings.insert(spec.key.clone(), spec.warnings.clone());
-        }
-    }
-
-    /// Logs the Services that do not fit, each once.
-    pub fn tell_refused(&mut self, refused: &[Refused]) {
-        for new in refused.iter().filter(|new| !self.refused.contains(new)) {
-            tracing::error!(service = %new.service, "{new}");
-            let problem = Problem { reason: reason::ROOM, text: new.to_string() };
-            self.board.tell(Origin::Room, &new.service, vec![problem]);
-        }
-        for old in self.refused.iter().filter(|old| !refused.iter().any(|new| new.service == old.service)) {
-            self.board.tell(Origin::Room, &old.service, Vec::new());
-        }
-        self.refused = refused.to_vec();
+/// Adds `new` to sorted keys, which stay sorted and without duplicates.
+fn add_keys(keys: &mut Vec<Key>, new: Vec<Key>) {
+    if !new.is_empty() {
+        keys.extend(new);
+        keys.sort_unstable();
+        keys.dedup();
     }
 }
 
-/// What `ops` mean for sockets; `shadow` is what the maps held before.
-fn aftermath(shadow: &Shadow, ops: &[Op]) -> Aftermath {
-    let node_port = |op: &Op| match op {
-        Op::PutFrontend(key, frontend) if frontend.kind == lb_common::Kind::NodePort as u8 => Some(*key),
-        _ => None,
-    };
-    let new = |key: &FrontendKey| shadow.frontend(key).is_none();
-    Aftermath { departed: departed(shadow, ops), node_ports: ops.iter().filter_map(node_port).filter(new).collect() }
-}
-
-/// The backends that `ops` delete. One without a service port's name was left by a crash, and its sockets are found by the
-/// scan of a start.
-fn departed(shadow: &Shadow, ops: &[Op]) -> Vec<Departed> {
-    let departed = |op: &Op| {
-        let Op::DeleteBackend(id) = op else { return None };
-        let Backend { addr, port, service, .. } = shadow.backend(*id)?;
-        let of = shadow.port(service)?;
-        let drain = match of.service?.drain_seconds {
-            NEVER => Drain::Never,
-            seconds => Drain::After(seconds),
-        };
-        let target = AddrPort { addr, port };
-        Some(Departed { backend: *id, service, proto: of.key.as_ref()?.proto, target, drain })
-    };
-    ops.iter().filter_map(departed).collect()
+/// Keeps the specs of `unfinished` Services. A Service that is known from the maps only gets a spec that removes it.
+fn keep_unfinished(specs: &mut Vec<ServiceSpec>, unfinished: &BTreeSet<&Key>) {
+    specs.retain(|spec| unfinished.contains(&spec.key));
+    let known: BTreeSet<Key> = specs.iter().map(|spec| spec.key.clone()).collect();
+    let only_in_maps = unfinished.iter().filter(|key| !known.contains(**key));
+    specs.extend(only_in_maps.map(|key| ServiceSpec::gone((*key).clone())));
+    specs.sort_by(|a, b| a.key.cmp(&b.key));
 }
 
 fn log_change(change: &Change) {

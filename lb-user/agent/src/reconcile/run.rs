@@ -1,5 +1,5 @@
-//! When passes happen: after events, all that are queued at once and without a timer; again after a failure; and every
-//! few minutes over everything.
+//! The reconcile loop: wait, take events, run a pass, report. A pass follows at once after events, takes all that are
+//! queued and needs no timer; it is repeated after a failure, and over everything every few minutes.
 
 use std::{
     collections::BTreeSet,
@@ -14,52 +14,50 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Aftermath, PassReport, Reconciler, Status};
-use lb_core::{event::Event, model::pod_modes::paths, op::Table, store::Store};
+use super::{MapChanges, PassReport, Reconciler, Status};
+use lb_core::{event::Event, model::pod_modes::pod_modes, op::Table, store::Store};
 use lb_kernel::allocator;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 const RESYNC: Duration = Duration::from_secs(300);
-/// Services looked at in one pass from which on it leaves memory behind that is worth giving back.
+/// Number of Services in one pass above which the freed memory is worth returning to the kernel.
 const BURST: usize = 1_000;
 
-/// The maps as a whole, of which the reconciler only writes the entries.
-pub trait Maps {
-    /// What the reconciler writes to.
+/// The maps and programs as a whole; the reconciler itself writes map entries only.
+pub(crate) trait Dataplane {
+    /// Store that the reconciler writes to.
     type Store: Store;
 
-    /// Makes a store with more room in these maps, and the same entries; what is in service stays so until
-    /// [`Maps::enter_service`]. None when they may not grow.
+    /// Copies the maps into larger ones, with more room in the `full` tables, and returns their store. The current maps
+    /// serve until [`Dataplane::enter_service`]. None if these tables may not grow.
     ///
     /// # Errors
-    /// When there is no memory for them.
+    /// If the kernel refuses the memory for them.
     fn grow(&mut self, full: &BTreeSet<Table>) -> anyhow::Result<Option<Self::Store>>;
 
-    /// The store holds what it shall, after so many writes: it goes into service, if it is not.
+    /// Puts the store into service, unless it is. `writes` is the number of writes since the start.
     ///
     /// # Errors
-    /// When it cannot.
+    /// If the programs cannot be attached.
     fn enter_service(&mut self, writes: u64) -> anyhow::Result<()>;
 
-    /// A pass is over, and what is in service knows of it.
-    fn passed(&mut self, aftermath: Aftermath);
+    /// Receives the map changes of a pass, once they are in service.
+    fn after_pass(&mut self, changes: MapChanges);
 }
 
-/// Runs as long as there is a source. It may be dropped between two passes, which is whenever it waits.
+/// Runs passes until the last source ends. The future may be dropped whenever it waits, which is between two passes.
 ///
 /// # Errors
-/// When the last source has ended.
-pub async fn run<M: Maps>(
-    mut reconciler: Reconciler<M::Store>,
-    mut maps: M,
+/// If all sources have ended.
+pub(crate) async fn run<D: Dataplane>(
+    mut reconciler: Reconciler<D::Store>,
+    mut dataplane: D,
     mut events: mpsc::Receiver<Event>,
     status: watch::Sender<Status>,
 ) -> anyhow::Result<()> {
     reconciler.world.keep_triggers(SystemTime::now());
-    let mut backoff = FIRST_RETRY;
-    let mut retry: Option<Instant> = None;
-    let mut resync = Instant::now() + RESYNC;
+    let mut timer = Timer::new();
     loop {
         select! {
             biased;
@@ -68,82 +66,132 @@ pub async fn run<M: Maps>(
                 while let Ok(event) = events.try_recv() {
                     reconciler.handle([event]);
                 }
-                let world = reconciler.world();
                 status.send_if_modified(|status| {
-                    status.queue(world);
-                    status.forbidden.clone_from(world.forbidden());
-                    // Who waits for a pass waits on.
+                    status.record_events(reconciler.world());
+                    // Do not wake watchers: no pass has run.
                     false
                 });
-                // After a failure they wait for the next try.
-                if retry.is_some() {
+                if timer.is_retrying() {
+                    // After a failure, events wait for the next try.
                     continue;
                 }
             }
-            () = sleep_until(retry.unwrap_or(resync)) => {}
+            () = sleep_until(timer.next()) => {}
         }
-        if Instant::now() >= resync {
+        if timer.take_resync() {
             reconciler.resync();
-            resync = Instant::now() + RESYNC;
         }
         let start = Instant::now();
-        let mut report = pass(&mut reconciler, &mut maps);
+        let mut report = pass(&mut reconciler, &mut dataplane);
         if !report.waiting.is_empty() {
             continue;
         }
         let writes = status.borrow().writes + report.writes as u64;
         if report.failure.is_none() {
-            report.failure = maps.enter_service(writes).err();
+            report.failure = dataplane.enter_service(writes).err();
         }
-        maps.passed(std::mem::take(&mut report.aftermath));
-        retry = report.failure.as_ref().map(|_| Instant::now() + backoff);
-        if let Some(error) = &report.failure {
-            tracing::error!("the maps could not be brought up to date, next try in {backoff:?}: {error:#}");
-        }
-        backoff = if retry.is_some() { (backoff * 2).min(LAST_RETRY) } else { FIRST_RETRY };
-        let error = report.failure.as_ref().map(|error| format!("{error:#}"));
-        let paths = reconciler.world.pods().map(paths);
-        let triggers = if error.is_none() { reconciler.world.take_triggers() } else { Vec::new() };
-        status.send_modify(|status| {
-            status.pass(start.elapsed(), error, &triggers);
-            status.writes = writes;
-            status.health = Arc::clone(&reconciler.health);
-            if *status.node_ports != reconciler.node_ports {
-                status.node_ports = Arc::new(reconciler.node_ports.clone());
-            }
-            if status.paths.as_deref() != paths.as_ref() {
-                status.paths = paths.map(Arc::new);
-            }
-            status.refused = report.refused.len();
-            status.warnings = reconciler.warnings.values().map(Vec::len).sum();
-        });
-        // Once it is in service, since it takes a moment.
+        dataplane.after_pass(std::mem::take(&mut report.changes));
+        timer.record(report.failure.as_ref());
+        publish(&status, &mut reconciler, &report, writes, start.elapsed());
         if report.planned >= BURST {
+            // Only now, since it takes time and the writes are in service.
             allocator::release();
         }
     }
 }
 
-/// A pass, repeated in larger maps as long as some Service does not fit and they may grow.
-fn pass<M: Maps>(reconciler: &mut Reconciler<M::Store>, maps: &mut M) -> PassReport {
+/// Times of the next retry and the next resync.
+struct Timer {
+    /// None unless the last pass failed.
+    retry: Option<Instant>,
+    /// Delay before the next retry.
+    backoff: Duration,
+    resync: Instant,
+}
+
+impl Timer {
+    fn new() -> Self {
+        Self { retry: None, backoff: FIRST_RETRY, resync: Instant::now() + RESYNC }
+    }
+
+    fn is_retrying(&self) -> bool {
+        self.retry.is_some()
+    }
+
+    fn next(&self) -> Instant {
+        self.retry.unwrap_or(self.resync)
+    }
+
+    /// True if a resync is due; sets the time of the next one.
+    fn take_resync(&mut self) -> bool {
+        let now = Instant::now();
+        let is_due = now >= self.resync;
+        if is_due {
+            self.resync = now + RESYNC;
+        }
+        is_due
+    }
+
+    /// Records the end of a pass: a failure is retried with exponential backoff.
+    fn record(&mut self, failure: Option<&anyhow::Error>) {
+        self.retry = failure.map(|_| Instant::now() + self.backoff);
+        self.backoff = match failure {
+            Some(error) => {
+                let delay = self.backoff;
+                tracing::error!("the maps could not be brought up to date, next try in {delay:?}: {error:#}");
+                (delay * 2).min(LAST_RETRY)
+            }
+            None => FIRST_RETRY,
+        };
+    }
+}
+
+/// Runs a pass, and repeats it in larger maps while Services do not fit and the maps may grow.
+fn pass<D: Dataplane>(reconciler: &mut Reconciler<D::Store>, dataplane: &mut D) -> PassReport {
     let mut report = reconciler.pass();
     while report.failure.is_none() && !report.refused.is_empty() {
-        match maps.grow(&report.refused.iter().map(|refused| refused.table).collect()) {
+        match dataplane.grow(&report.refused.iter().map(|refused| refused.table).collect()) {
             Ok(Some(store)) => {
-                let (writes, mut aftermath) = (report.writes, std::mem::take(&mut report.aftermath));
+                let (writes, mut changes) = (report.writes, std::mem::take(&mut report.changes));
                 reconciler.move_to(store);
                 report = reconciler.pass();
                 report.writes += writes;
-                aftermath.append(report.aftermath);
-                report.aftermath = aftermath;
+                changes.append(report.changes);
+                report.changes = changes;
             }
             Ok(None) => break,
             Err(error) => {
-                tracing::error!("no larger maps can be made: {error:#}");
+                tracing::error!("the maps could not be made larger: {error:#}");
                 break;
             }
         }
     }
-    reconciler.tell_refused(&report.refused);
+    reconciler.report_refused(&report.refused);
     report
+}
+
+/// Publishes the state after a pass to health, metrics and the devices' task.
+fn publish<S: Store>(
+    status: &watch::Sender<Status>,
+    reconciler: &mut Reconciler<S>,
+    report: &PassReport,
+    writes: u64,
+    duration: Duration,
+) {
+    let error = report.failure.as_ref().map(|error| format!("{error:#}"));
+    let pod_modes = reconciler.world.pods().map(pod_modes);
+    let triggers = if error.is_none() { reconciler.world.take_triggers() } else { Vec::new() };
+    status.send_modify(|status| {
+        status.record_pass(duration, error, &triggers);
+        status.writes = writes;
+        status.health = Arc::clone(&reconciler.reports.health);
+        if *status.node_ports != reconciler.node_ports {
+            status.node_ports = Arc::new(reconciler.node_ports.clone());
+        }
+        if status.pod_modes.as_deref() != pod_modes.as_ref() {
+            status.pod_modes = pod_modes.map(Arc::new);
+        }
+        status.refused = report.refused.len();
+        status.warnings = reconciler.warnings.values().map(Vec::len).sum();
+    });
 }

@@ -1,4 +1,4 @@
-//! How the loop of passes is doing: what health and metrics are told from. Time is passed in.
+//! State of the reconcile loop, read by health, metrics and the devices' task.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,58 +10,58 @@ use std::{
 use lb_common::Addr;
 use tokio::time::{Duration, Instant};
 
-use crate::metrics::Histogram;
+use crate::histogram::Histogram;
 use lb_core::{
     event::Kind,
-    model::pod_modes::Paths,
+    model::pod_modes::PodModes,
     objects::Key,
     spec::Health,
     world::{Changes, World},
 };
 
-/// How the loop is doing.
+/// State of the reconcile loop.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Status {
-    /// Whether a pass over all objects has succeeded, and what it wrote is in service.
-    pub ready: bool,
-    /// Passes so far, those that only waited for sources left out.
-    pub passes: u64,
-    /// Of these: those that failed.
-    pub failures: u64,
-    /// Writes so far.
-    pub writes: u64,
-    /// Why the last one failed.
-    pub error: Option<String>,
-    /// Services for which there is no room.
-    pub refused: usize,
-    /// Warnings that stand about Services.
-    pub warnings: usize,
-    /// What is told at the `healthCheckNodePort` of each Service that has one, as of the last pass.
-    pub health: Arc<BTreeMap<Key, Health>>,
-    /// The node's addresses at which NodePorts answer, as of the last pass.
-    pub node_ports: Arc<BTreeSet<Addr>>,
-    /// Whether the node is being deleted, or marked for it.
-    pub node_is_leaving: bool,
-    /// The addresses by which the cluster knows the node.
-    pub node_addresses: Vec<IpAddr>,
-    /// What pods of the node have chosen, once it is known.
-    pub paths: Option<Arc<Paths>>,
-    /// The kinds of objects that the source may not read.
-    pub forbidden: BTreeSet<Kind>,
-    /// Since when something waits for a pass that succeeds, if anything does.
-    pub pending_since: Option<Instant>,
-    /// When something last came to wait.
-    pub queued: Option<SystemTime>,
-    /// When a pass last succeeded.
-    pub updated: Option<SystemTime>,
-    /// Changes of objects so far.
-    pub seen: Changes,
-    /// Of these: those that a successful pass has looked at.
-    pub done: Changes,
-    /// How long passes took.
-    pub took: Histogram,
-    /// How long it took from the change of a pod to the maps.
-    pub programming: Histogram,
+pub(crate) struct Status {
+    /// True once a pass over all objects has succeeded and its writes are in service.
+    pub(crate) ready: bool,
+    /// Number of passes; a pass that waits for sources is not counted.
+    pub(crate) passes: u64,
+    /// Number of failed passes among `passes`.
+    pub(crate) failures: u64,
+    /// Number of map writes.
+    pub(crate) writes: u64,
+    /// Error of the last pass, if it failed.
+    pub(crate) error: Option<String>,
+    /// Number of Services that do not fit into the maps.
+    pub(crate) refused: usize,
+    /// Number of current warnings about Services.
+    pub(crate) warnings: usize,
+    /// Content of each Service's `healthCheckNodePort`, as of the last pass.
+    pub(crate) health: Arc<BTreeMap<Key, Health>>,
+    /// Addresses of the node at which NodePorts answer, as of the last pass.
+    pub(crate) node_ports: Arc<BTreeSet<Addr>>,
+    /// True if the Node is being deleted, or has a taint that announces its deletion.
+    pub(crate) node_is_leaving: bool,
+    /// `InternalIP` addresses of the Node.
+    pub(crate) node_addresses: Vec<IpAddr>,
+    /// Modes of the node's pods; none before the pods were listed.
+    pub(crate) pod_modes: Option<Arc<PodModes>>,
+    /// Kinds of objects that the API server forbids the source to read.
+    pub(crate) forbidden: BTreeSet<Kind>,
+    /// Arrival of the oldest change that no successful pass has handled.
+    pub(crate) pending_since: Option<Instant>,
+    /// Time at which a change was last queued.
+    pub(crate) queued: Option<SystemTime>,
+    /// Time of the last successful pass.
+    pub(crate) updated: Option<SystemTime>,
+    /// Number of changes of objects.
+    pub(crate) seen: Changes,
+    /// Number of changes that a successful pass has handled.
+    pub(crate) done: Changes,
+    /// Durations of passes.
+    pub(crate) durations: Histogram,
+    /// Durations from the change of a pod to the maps.
+    pub(crate) programming: Histogram,
 }
 
 impl Default for Status {
@@ -78,22 +78,22 @@ impl Default for Status {
             node_ports: Arc::default(),
             node_is_leaving: false,
             node_addresses: Vec::new(),
-            paths: None,
+            pod_modes: None,
             forbidden: BTreeSet::new(),
             pending_since: None,
             queued: None,
             updated: None,
             seen: Changes::default(),
             done: Changes::default(),
-            took: Histogram::of_passes(),
-            programming: Histogram::of_programming(),
+            durations: Histogram::for_passes(),
+            programming: Histogram::for_programming(),
         }
     }
 }
 
 impl Status {
-    /// Events have come; a pass shall look at them.
-    pub(super) fn queue(&mut self, world: &World) {
+    /// Records events that wait for a pass.
+    pub(super) fn record_events(&mut self, world: &World) {
         self.pending_since = self.pending_since.or_else(|| Some(Instant::now()));
         self.queued = Some(SystemTime::now());
         self.seen = world.changes();
@@ -101,13 +101,13 @@ impl Status {
         if self.node_addresses != world.internal_ips() {
             self.node_addresses = world.internal_ips().to_vec();
         }
+        self.forbidden.clone_from(world.forbidden());
     }
 
-    /// A pass that took so long is over, and what it wrote is in service unless it failed. `triggers` say when that
-    /// happened which it was about.
-    pub(super) fn pass(&mut self, took: Duration, error: Option<String>, triggers: &[SystemTime]) {
+    /// Records a finished pass. `triggers` are the times at which the changes of pods behind this pass happened.
+    pub(super) fn record_pass(&mut self, duration: Duration, error: Option<String>, triggers: &[SystemTime]) {
         self.passes += 1;
-        self.took.observe(took);
+        self.durations.observe(duration);
         self.error = error;
         if self.error.is_some() {
             self.failures += 1;

@@ -1,5 +1,5 @@
-//! Which Service owns a frontend that several ask for (invariant I6): the one with more of a right to it, then the older
-//! one, then the first by name.
+//! Decides which Service owns a frontend that several request (invariant I6): the claim with precedence, then the older
+//! Service, then the first by name.
 
 use std::collections::BTreeSet;
 
@@ -8,21 +8,21 @@ use lb_common::{Addr, FrontendKey, Kind};
 
 use crate::objects::Key;
 
-/// By what right a Service asks for a frontend; the smaller one wins, whatever the ages. Otherwise whoever has an old
-/// Service could write the cluster IP of a younger one into `spec.externalIPs`, and get its clients (CVE-2020-8554).
+/// Precedence of a claim; the smaller one wins, whatever the ages. Otherwise the author of an old Service could write
+/// the cluster IP of a younger one into `spec.externalIPs`, and get its clients (CVE-2020-8554).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
-pub enum Right {
-    /// The API server allotted it: cluster IPs, NodePorts.
+pub enum Precedence {
+    /// The API server allotted the address: cluster IPs, NodePorts.
     Allotted,
-    /// A controller wrote it into the status: addresses of load balancers.
+    /// A controller wrote the address into the status: load balancers.
     Assigned,
-    /// Whoever may write the Service wrote it: external IPs.
+    /// The author of the Service wrote the address: external IPs.
     Claimed,
 }
 
-impl Right {
-    /// That of a kind of frontend.
+impl Precedence {
+    /// The precedence of a kind of frontend.
     #[must_use]
     pub const fn of(kind: Kind) -> Self {
         match kind {
@@ -33,47 +33,47 @@ impl Right {
     }
 }
 
-/// A right and an age in one number, since there is one of these for each frontend: the smaller one wins.
+/// Precedence and age in one number, since each frontend has one of these; the smaller one wins.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Rank(i64);
 
 impl Rank {
-    /// Ages are seconds since 1970, which is in the middle, and have this many bits.
+    /// Bits of an age: seconds since 1970, which is in the middle.
     const AGE_BITS: u32 = 60;
 
-    fn new(right: Right, created: i64) -> Self {
+    fn new(precedence: Precedence, created: i64) -> Self {
         let middle = 1 << (Self::AGE_BITS - 1);
-        Self((right as i64) << Self::AGE_BITS | (created.clamp(-middle, middle - 1) + middle))
+        Self((precedence as i64) << Self::AGE_BITS | (created.clamp(-middle, middle - 1) + middle))
     }
 
-    const fn right(self) -> Right {
+    const fn precedence(self) -> Precedence {
         match self.0 >> Self::AGE_BITS {
-            0 => Right::Allotted,
-            1 => Right::Assigned,
-            _ => Right::Claimed,
+            0 => Precedence::Allotted,
+            1 => Precedence::Assigned,
+            _ => Precedence::Claimed,
         }
     }
 }
 
-/// A Service that asks for a frontend; the smaller one wins.
+/// A Service that claims a frontend; the smaller one wins.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Claimant {
     rank: Rank,
     service: Key,
 }
 
-/// A frontend that a Service asks for: a [`FrontendKey`], which as it is has no place for the right.
+/// A frontend that a Service claims: a [`FrontendKey`] whose padding holds the precedence.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Ask {
+struct Claim {
     addr: Addr,
     port: u16,
     proto: u8,
-    right: Right,
+    precedence: Precedence,
 }
 
-impl Ask {
+impl Claim {
     const fn new((key, kind): (FrontendKey, Kind)) -> Self {
-        Self { addr: key.addr, port: key.port, proto: key.proto, right: Right::of(kind) }
+        Self { addr: key.addr, port: key.port, proto: key.proto, precedence: Precedence::of(kind) }
     }
 
     const fn key(&self) -> FrontendKey {
@@ -81,44 +81,53 @@ impl Ask {
     }
 }
 
-/// What each Service asks for.
+/// The frontends that each Service claims.
 #[derive(Default)]
 pub struct Claims {
     owners: HashMap<FrontendKey, Claimant>,
-    /// Those who ask for the same and lost; mostly empty.
+    /// Claimants of a frontend besides its owner; mostly empty.
     losers: HashMap<FrontendKey, BTreeSet<Claimant>>,
-    of: HashMap<Key, Asked>,
+    by_service: HashMap<Key, ServiceClaims>,
 }
 
-struct Asked {
+struct ServiceClaims {
     created: i64,
-    asks: Box<[Ask]>,
+    claims: Box<[Claim]>,
 }
 
-/// What a change of claims means for others.
+/// Frontends with another owner than before.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Consequences {
-    /// Frontends that have another owner now: all who ask for them are concerned, since they own more or less, or name
-    /// the owner in a warning. Where many ask for one, naming those here at each step would cost their number squared.
+pub struct ClaimChanges {
+    /// Frontends that moved from one Service to another. All their claimants are affected, since they own more or less,
+    /// or name the owner in a warning. Where many claim one frontend, listing them here at each step would cost the
+    /// square of their number.
     pub moved: Vec<FrontendKey>,
-    /// Frontends that nobody asked for before, or nobody asks for now.
-    pub frontends: Vec<FrontendKey>,
+    /// Frontends that got their first claimant, or lost their last.
+    pub appeared_or_gone: Vec<FrontendKey>,
+}
+
+impl ClaimChanges {
+    /// Adds later changes.
+    pub fn append(&mut self, mut later: Self) {
+        self.moved.append(&mut later.moved);
+        self.appeared_or_gone.append(&mut later.appeared_or_gone);
+    }
 }
 
 impl Claims {
-    /// The Service that owns a frontend.
+    /// Returns the Service that owns a frontend.
     #[must_use]
     pub fn owner(&self, key: &FrontendKey) -> Option<&Key> {
         self.owners.get(key).map(|claimant| &claimant.service)
     }
 
-    /// By what right the owner of a frontend has it.
+    /// Returns the precedence of the owner's claim to a frontend.
     #[must_use]
-    pub fn right(&self, key: &FrontendKey) -> Option<Right> {
-        self.owners.get(key).map(|claimant| claimant.rank.right())
+    pub fn precedence(&self, key: &FrontendKey) -> Option<Precedence> {
+        self.owners.get(key).map(|claimant| claimant.rank.precedence())
     }
 
-    /// The Services that ask for a frontend, the owner first.
+    /// Lists the Services that claim a frontend, the owner first.
     pub fn claimants(&self, key: &FrontendKey) -> impl Iterator<Item = &Key> {
         let losers = self.losers.get(key).into_iter().flatten();
         self.owners.get(key).into_iter().chain(losers).map(|claimant| &claimant.service)
@@ -126,42 +135,42 @@ impl Claims {
 
     /// Makes room for this many Services in all.
     pub fn reserve(&mut self, services: usize) {
-        self.of.reserve(services.saturating_sub(self.of.len()));
+        self.by_service.reserve(services.saturating_sub(self.by_service.len()));
         self.owners.reserve(services.saturating_sub(self.owners.len()));
     }
 
-    /// Sets what a Service asks for: `keys`, sorted and each once. `created` is its age; none is the youngest.
-    pub fn set(&mut self, service: &Key, created: Option<i64>, keys: &[(FrontendKey, Kind)]) -> Consequences {
-        let mut consequences = Consequences::default();
+    /// Sets the frontends that a Service claims: `keys`, sorted and each once. Without `created` it is the youngest.
+    pub fn set(&mut self, service: &Key, created: Option<i64>, keys: &[(FrontendKey, Kind)]) -> ClaimChanges {
+        let mut changes = ClaimChanges::default();
         let created = created.unwrap_or(i64::MAX);
-        let old = self.of.get(service);
-        let is_same =
-            |old: &Asked| old.created == created && old.asks.iter().copied().eq(keys.iter().copied().map(Ask::new));
-        if old.map_or(keys.is_empty(), is_same) {
-            return consequences;
+        let is_same = |old: &ServiceClaims| {
+            old.created == created && old.claims.iter().copied().eq(keys.iter().copied().map(Claim::new))
+        };
+        if self.by_service.get(service).map_or(keys.is_empty(), is_same) {
+            return changes;
         }
-        let asks: Box<[Ask]> = keys.iter().copied().map(Ask::new).collect();
-        if let Some(old) = self.of.remove(service) {
+        let claims: Box<[Claim]> = keys.iter().copied().map(Claim::new).collect();
+        if let Some(old) = self.by_service.remove(service) {
             let same_age = old.created == created;
-            for ask in old.asks.iter().filter(|ask| !same_age || asks.binary_search(ask).is_err()) {
-                let claimant = Claimant { rank: Rank::new(ask.right, old.created), service: service.clone() };
-                self.remove(&ask.key(), &claimant, &mut consequences);
+            for claim in old.claims.iter().filter(|claim| !same_age || claims.binary_search(claim).is_err()) {
+                let claimant = Claimant { rank: Rank::new(claim.precedence, old.created), service: service.clone() };
+                self.remove(&claim.key(), &claimant, &mut changes);
             }
         }
-        if !asks.is_empty() {
-            for ask in &asks {
-                let claimant = Claimant { rank: Rank::new(ask.right, created), service: service.clone() };
-                self.add(&ask.key(), &claimant, &mut consequences);
+        if !claims.is_empty() {
+            for claim in &claims {
+                let claimant = Claimant { rank: Rank::new(claim.precedence, created), service: service.clone() };
+                self.add(&claim.key(), &claimant, &mut changes);
             }
-            self.of.insert(service.clone(), Asked { created, asks });
+            self.by_service.insert(service.clone(), ServiceClaims { created, claims });
         }
-        consequences
+        changes
     }
 
-    fn add(&mut self, key: &FrontendKey, claimant: &Claimant, consequences: &mut Consequences) {
+    fn add(&mut self, key: &FrontendKey, claimant: &Claimant, changes: &mut ClaimChanges) {
         let Some(owner) = self.owners.get_mut(key) else {
             self.owners.insert(*key, claimant.clone());
-            consequences.frontends.push(*key);
+            changes.appeared_or_gone.push(*key);
             return;
         };
         if owner == claimant {
@@ -170,23 +179,23 @@ impl Claims {
         let losers = self.losers.entry(*key).or_default();
         if claimant < owner {
             losers.insert(std::mem::replace(owner, claimant.clone()));
-            consequences.moved.push(*key);
+            changes.moved.push(*key);
         } else {
             losers.insert(claimant.clone());
         }
     }
 
-    fn remove(&mut self, key: &FrontendKey, claimant: &Claimant, consequences: &mut Consequences) {
+    fn remove(&mut self, key: &FrontendKey, claimant: &Claimant, changes: &mut ClaimChanges) {
         let losers = self.losers.get_mut(key);
         if self.owners.get(key) == Some(claimant) {
             match losers.and_then(BTreeSet::pop_first) {
                 Some(next) => {
                     self.owners.insert(*key, next);
-                    consequences.moved.push(*key);
+                    changes.moved.push(*key);
                 }
                 None => {
                     self.owners.remove(key);
-                    consequences.frontends.push(*key);
+                    changes.appeared_or_gone.push(*key);
                 }
             }
         } else if let Some(losers) = losers {
@@ -221,17 +230,17 @@ mod tests {
             (vec![("a", None), ("b", Some(253_402_300_799))], "b"),
             (vec![("c", None), ("b", None), ("a", None)], "a"),
         ];
-        for (asked, owner) in cases {
+        for (claimants, owner) in cases {
             let mut claims = Claims::default();
-            for &(name, created) in &asked {
+            for &(name, created) in &claimants {
                 claims.set(&service(name), created, &[(key(80), Kind::ExternalIp)]);
             }
-            assert_eq!(claims.owner(&key(80)), Some(&service(owner)), "{asked:?}");
+            assert_eq!(claims.owner(&key(80)), Some(&service(owner)), "{claimants:?}");
         }
     }
 
     #[test]
-    fn i6_what_was_allotted_goes_before_what_is_claimed_whatever_the_ages() {
+    fn i6_an_allotted_address_goes_before_a_claimed_one_whatever_the_ages() {
         use Kind::{Address, ClusterIp, ExternalIp, LoadBalancer, NodePort};
         let young = Some(1_700_000_000);
         for (kind, before) in [
@@ -245,53 +254,58 @@ mod tests {
                 claims.set(&service("old"), Some(1), &[(key(80), claimed)]);
                 claims.set(&service("young"), young, &[(key(80), kind)]);
                 assert_eq!(claims.owner(&key(80)), Some(&service("young")), "{kind:?} before {claimed:?}");
-                assert_eq!(claims.right(&key(80)), Some(Right::of(kind)));
-                // The same frontend by a lesser right.
-                let consequences = claims.set(&service("young"), young, &[(key(80), claimed)]);
+                assert_eq!(claims.precedence(&key(80)), Some(Precedence::of(kind)));
+                // The same frontend with less precedence.
+                let changes = claims.set(&service("young"), young, &[(key(80), claimed)]);
                 assert_eq!(claims.owner(&key(80)), Some(&service("old")));
-                assert_eq!(consequences.moved, [key(80)]);
+                assert_eq!(changes.moved, [key(80)]);
                 claims.set(&service("old"), Some(1), &[]);
                 claims.set(&service("young"), young, &[]);
-                assert!(claims.owners.is_empty() && claims.losers.is_empty() && claims.of.is_empty());
+                assert!(claims.owners.is_empty() && claims.losers.is_empty() && claims.by_service.is_empty());
             }
         }
     }
 
     #[test]
-    fn a_rank_tells_ages_of_any_size_apart_from_rights() {
+    fn a_rank_orders_by_precedence_then_by_age_whatever_the_age() {
         let ages = [i64::MIN, 0, 1_700_000_000, i64::MAX - 1, i64::MAX];
-        for (right, next) in [(Right::Allotted, Right::Assigned), (Right::Assigned, Right::Claimed)] {
+        for (precedence, next) in
+            [(Precedence::Allotted, Precedence::Assigned), (Precedence::Assigned, Precedence::Claimed)]
+        {
             for age in ages {
-                assert_eq!(Rank::new(right, age).right(), right);
-                assert!(ages.iter().all(|&other| Rank::new(right, age) < Rank::new(next, other)));
+                assert_eq!(Rank::new(precedence, age).precedence(), precedence);
+                assert!(ages.iter().all(|&other| Rank::new(precedence, age) < Rank::new(next, other)));
             }
         }
-        for right in [Right::Allotted, Right::Claimed] {
-            assert!(ages.map(|age| Rank::new(right, age)).is_sorted());
-            assert!(Rank::new(right, -1) < Rank::new(right, 0) && Rank::new(right, 1) < Rank::new(right, 2));
+        for precedence in [Precedence::Allotted, Precedence::Claimed] {
+            assert!(ages.map(|age| Rank::new(precedence, age)).is_sorted());
+            assert!(
+                Rank::new(precedence, -1) < Rank::new(precedence, 0)
+                    && Rank::new(precedence, 1) < Rank::new(precedence, 2)
+            );
         }
     }
 
     #[test]
-    fn i6_who_must_be_compiled_again_is_told() {
+    fn i6_a_change_of_owner_is_reported() {
         let mut claims = Claims::default();
         let mut set = |name: &str, created, keys: &[FrontendKey]| {
             let keys: Vec<_> = keys.iter().map(|&key| (key, Kind::ExternalIp)).collect();
-            let Consequences { moved, frontends } = claims.set(&service(name), Some(created), &keys);
-            let concerned = moved.iter().flat_map(|key| claims.claimants(key)).map(Key::name);
-            let names: Vec<_> = concerned.filter(|other| *other != name).map(str::to_owned).collect();
-            let ports: Vec<_> = frontends.iter().map(|key| key.port).collect();
+            let ClaimChanges { moved, appeared_or_gone } = claims.set(&service(name), Some(created), &keys);
+            let affected = moved.iter().flat_map(|key| claims.claimants(key)).map(Key::name);
+            let names: Vec<_> = affected.filter(|other| *other != name).map(str::to_owned).collect();
+            let ports: Vec<_> = appeared_or_gone.iter().map(|key| key.port).collect();
             (names.join(" "), ports)
         };
         let expected = |services: &str, ports: &[u16]| (services.to_owned(), ports.to_vec());
         assert_eq!(set("b", 2, &[key(80), key(81)]), expected("", &[80, 81]));
         assert_eq!(set("b", 2, &[key(80), key(81)]), expected("", &[]), "nothing has changed");
-        assert_eq!(set("c", 3, &[key(80)]), expected("", &[]), "a younger one loses and nobody else cares");
+        assert_eq!(set("c", 3, &[key(80)]), expected("", &[]), "a younger one loses and no other is affected");
         assert_eq!(set("a", 1, &[key(80)]), expected("b c", &[]), "an older one wins");
         assert_eq!(set("a", 1, &[]), expected("b c", &[]), "the next one gets it back");
         assert_eq!(set("b", 4, &[key(80)]), expected("c", &[81]), "recreated: the youngest now");
         assert_eq!(set("c", 3, &[]), expected("b", &[]));
         assert_eq!(set("b", 4, &[]), expected("", &[80]));
-        assert!(claims.owners.is_empty() && claims.losers.is_empty() && claims.of.is_empty());
+        assert!(claims.owners.is_empty() && claims.losers.is_empty() && claims.by_service.is_empty());
     }
 }

@@ -1,7 +1,8 @@
-//! Which endpoints a Service has, and which of them no backend can be made of. Choosing among them is topology's work.
+//! The endpoints that a Service has, and addresses that cannot be backends. The choice among endpoints is made in
+//! `topology`.
 //!
-//! EndpointSlices count, all of them. An Endpoints object counts exactly when Kubernetes' mirroring controller would make
-//! slices of it and has not: then the result equals that of kube-proxy beside that controller, and it is right where the
+//! EndpointSlices count, all of them. An Endpoints object counts exactly when Kubernetes' mirroring controller would
+//! make slices of it and has not: the result equals that of kube-proxy beside that controller, and is right where the
 //! controller does not run (pkg/controller/endpointslicemirroring).
 
 use std::{
@@ -10,20 +11,20 @@ use std::{
 };
 
 use crate::{
-    objects::{EndpointGroup, Key, Manager, Selector},
+    objects::{EndpointGroup, Key, Selector, SliceManager},
     world::View,
 };
 
-/// The object that an endpoint stands in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Origin<'a> {
-    /// This EndpointSlice.
+/// The object of an endpoint.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum EndpointOrigin<'a> {
+    /// An EndpointSlice.
     Slice(&'a Key),
-    /// This Endpoints object.
+    /// An Endpoints object.
     Endpoints(&'a Key),
 }
 
-impl fmt::Display for Origin<'_> {
+impl fmt::Display for EndpointOrigin<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Slice(key) => write!(f, "EndpointSlice {key}"),
@@ -32,10 +33,10 @@ impl fmt::Display for Origin<'_> {
     }
 }
 
-/// Whether an Endpoints object counts beside the slices.
+/// The effect of an Endpoints object beside the slices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Effect {
-    /// It does.
+pub(super) enum Effect {
+    /// Its endpoints count.
     Counts,
     /// Its own label or annotation keeps the mirroring controller off.
     NotMirrored,
@@ -46,9 +47,8 @@ pub enum Effect {
 }
 
 impl Effect {
-    /// Why it does not count.
-    #[must_use]
-    pub const fn reason(self) -> Option<&'static str> {
+    /// Returns the reason why the object does not count; none if it does.
+    pub(super) const fn reason(self) -> Option<&'static str> {
         match self {
             Self::Counts => None,
             Self::NotMirrored => Some("a label or annotation of it says that no slices shall be made of it"),
@@ -58,49 +58,50 @@ impl Effect {
     }
 }
 
-/// What the Endpoints object of a Service is good for, if there is one.
-#[must_use]
-pub fn effect(view: &View<'_>) -> Option<Effect> {
+/// Returns the effect of the Service's Endpoints object, if there is one.
+pub(super) fn effect(view: &View<'_>) -> Option<Effect> {
     let object = view.endpoints?;
     Some(if !object.mirrorable {
         Effect::NotMirrored
     } else if view.service.selector != Selector::None {
         Effect::HasSelector
-    } else if view.slices.iter().any(|slice| slice.manager == Manager::Mirroring) {
+    } else if view.slices.iter().any(|slice| slice.manager == SliceManager::Mirroring) {
         Effect::Mirrored
     } else {
         Effect::Counts
     })
 }
 
-/// Who has found out what endpoints there are.
+/// The author of endpoints.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Written {
+pub(super) enum Author {
     /// Kubernetes' controller, by the Service's selector: they are pods of the Service's namespace.
-    BySelector,
-    /// Whoever may write such objects.
-    ByHand,
+    Selector,
+    /// A user or another controller with the right to write such objects.
+    Hand,
 }
 
-/// The groups of endpoints that count, in a stable order.
-pub fn effective<'a>(view: &View<'a>) -> impl Iterator<Item = (Written, Origin<'a>, &'a EndpointGroup)> + use<'a> {
+/// Lists the groups of endpoints that count, in a stable order.
+pub(super) fn effective<'a>(
+    view: &View<'a>,
+) -> impl Iterator<Item = (Author, EndpointOrigin<'a>, &'a EndpointGroup)> + use<'a> {
     let has_selector = view.service.selector == Selector::Some;
-    // The controller mends slices that have its label, but not those of a Service without selector.
-    let written = move |manager| match manager {
-        Manager::Selecting if has_selector => Written::BySelector,
-        _ => Written::ByHand,
+    // The controller corrects slices with its label, but not those of a Service without selector.
+    let author = move |manager| match manager {
+        SliceManager::Selecting if has_selector => Author::Selector,
+        _ => Author::Hand,
     };
-    let own = view.endpoints.filter(|_| effect(view) == Some(Effect::Counts));
-    let own = own
-        .into_iter()
-        .flat_map(|object| object.groups.iter().map(|group| (Written::ByHand, Origin::Endpoints(&object.key), group)));
+    let object = view.endpoints.filter(|_| effect(view) == Some(Effect::Counts));
+    let groups = object.into_iter().flat_map(|object| {
+        object.groups.iter().map(|group| (Author::Hand, EndpointOrigin::Endpoints(&object.key), group))
+    });
     let slices = view.slices.iter();
-    slices.map(move |slice| (written(slice.manager), Origin::Slice(&slice.key), &slice.group)).chain(own)
+    slices.map(move |slice| (author(slice.manager), EndpointOrigin::Slice(&slice.key), &slice.group)).chain(groups)
 }
 
-/// Why no traffic may be sent to, or dialled at, an address: what address it is, with an article. The API refuses these; files were checked by nobody.
-#[must_use]
-pub fn unusable(addr: &IpAddr) -> Option<&'static str> {
+/// Returns the kind of an address that can be neither backend nor frontend, with its article; none for other addresses.
+/// The API refuses such endpoints; files are not validated.
+pub(super) fn unusable(addr: &IpAddr) -> Option<&'static str> {
     let (loopback, unspecified, multicast) = (addr.is_loopback(), addr.is_unspecified(), addr.is_multicast());
     let (link_local, broadcast) = match addr.to_canonical() {
         IpAddr::V4(addr) => (addr.is_link_local(), addr == Ipv4Addr::BROADCAST),

@@ -1,189 +1,130 @@
-//! The decisions about one Service: which frontends it gets, and what becomes of every endpoint of each of its ports.
-//! Total: what is bad becomes a warning and less to serve, never an error.
+//! Decides which frontends a Service gets, and whether each endpoint of each of its ports is used. Total: bad input
+//! becomes a warning and less to serve, never an error.
 
-use lb_common::{Addr, FrontendKey, Kind, Scheduler, ServiceFlags};
+use lb_common::{Addr, AddrPort, Family, FrontendKey, Kind, Scheduler, ServiceFlags};
 
 use super::{
-    NodeContext, Settings,
-    claims::{Claims, Right},
-    cross_namespace::{CrossNamespace, CrossNamespaceIndex},
-    endpoints::{Origin, Written, effective, unusable},
-    frontends::{Denial, Denied, Place, Wanted, asked, families, unspecified},
+    ClusterContext, NodeContext, Settings,
+    claims::Precedence,
+    cross_namespace::CrossNamespace,
+    endpoints::{Author, EndpointOrigin, effective, unusable},
+    evaluation::{EvaluatedPort, Evaluation, LOCAL},
+    frontends::{FrontendRequest, RequestedFrontend, families, unspecified},
     names,
-    ranges::{self, Ranges},
+    ranges::{self, SourceRanges},
     reason::{EvaluatedEndpoint, Placement, Reason},
-    topology::{Hints, categorize},
-    warnings,
+    topology::categorize,
+    warnings::{self, push_once},
 };
 use crate::{
-    objects::{Endpoint, EndpointGroup, Exempt, Key, Policy, Service, ServicePort},
+    objects::{Endpoint, Exempt, Key, Policy, Service, ServicePort},
+    per_family::PerFamily,
+    warning::{Denial, DeniedFrontend, FrontendPlace, Named, Warning},
     world::View,
 };
-use lb_common::{AddrPort, Family};
 
-/// What was decided about a Service.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Evaluation<'a> {
-    /// The frontends that it gets, sorted by key.
-    pub frontends: Vec<Wanted>,
-    /// Those that it asks for in vain.
-    pub denied: Vec<Denied<'a>>,
-    /// Its ports that are served, in the order of `spec.ports`.
-    pub ports: Vec<EvaluatedPort<'a>>,
-    /// Who may come to its load balancer addresses, for IPv4 and IPv6.
-    pub ranges: [Ranges; 2],
-    /// What is wrong, each with its cure.
-    pub warnings: Vec<String>,
-}
-
-/// What was decided about an entry of `spec.ports`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct EvaluatedPort<'a> {
-    /// The entry.
-    pub port: &'a ServicePort,
-    /// Its index.
-    pub index: usize,
-    /// How backends are chosen.
-    pub scheduler: Scheduler,
-    /// Every endpoint whose object has the port, sorted by family and target; of two with one target that which counts
-    /// comes first.
-    pub endpoints: Vec<EvaluatedEndpoint<'a>>,
-    /// Which hints are followed, for IPv4 and IPv6.
-    pub hints: [Hints; 2],
-    /// Its [`ServiceFlags`], for IPv4 and IPv6.
-    pub flags: [u32; 2],
-    /// Endpoints whose object has no such port.
-    pub unmatched: Vec<(Origin<'a>, &'a EndpointGroup)>,
-}
-
-impl<'a> EvaluatedPort<'a> {
-    /// The endpoints of a family.
-    #[must_use]
-    pub fn of(&self, family: Family) -> &[EvaluatedEndpoint<'a>] {
-        let (v4, v6) = self.endpoints.split_at(self.endpoints.partition_point(is_v4));
-        if family == Family::V4 { v4 } else { v6 }
-    }
-
-    /// The hints of a family.
-    #[must_use]
-    pub const fn hints_of(&self, family: Family) -> Hints {
-        self.hints[family as usize]
-    }
-
-    /// The [`ServiceFlags`] of a family.
-    #[must_use]
-    pub const fn flags_of(&self, family: Family) -> u32 {
-        self.flags[family as usize]
-    }
-}
-
-/// What of other Services decides something about one.
-#[derive(Clone, Copy)]
-pub struct ClusterContext<'a> {
-    /// Whose the frontends are.
-    pub claims: &'a Claims,
-    /// Which addresses are pods of other namespaces.
-    pub strangers: &'a CrossNamespaceIndex,
-}
-
-/// Decides.
+/// Decides about the Service of `view`, which has made this request for frontends.
 #[must_use]
-pub fn evaluate<'a>(
+pub(super) fn evaluate<'a>(
     view: &View<'a>,
-    here: NodeContext<'_>,
+    request: FrontendRequest,
+    node: NodeContext<'_>,
     settings: &Settings,
-    others: ClusterContext<'a>,
+    cluster: ClusterContext<'a>,
 ) -> Evaluation<'a> {
     let mut evaluation = Evaluation::default();
     let (service, warnings) = (view.service, &mut evaluation.warnings);
-    warnings::objects(view, warnings);
+    warnings::invalid_values(view, warnings);
     if let Some(exempt) = service.exempt {
         if exempt == Exempt::NoClusterIp {
-            warnings.push("it has no cluster IP yet; the API server allots one".to_owned());
+            warnings.push(Warning::NoClusterIp);
         }
         return evaluation;
     }
-    if let Some((name, flaw)) = names::flaw_of(service) {
-        warnings.push(warnings::bad_name("it", name, flaw));
+    if let Some((name, flaw)) = names::service_flaw(service) {
+        warnings.push(Warning::BadName { of: Named::Service, name: name.to_owned(), flaw });
         return evaluation;
     }
-    evaluation.frontends = owned(service, settings, others, &mut evaluation.denied);
-    warnings.extend(evaluation.denied.iter().map(ToString::to_string));
+    let FrontendRequest { mut frontends, denied } = request;
+    warnings.extend(denied.into_iter().map(Warning::Frontend));
+    keep_owned(&mut frontends, service, cluster, warnings);
+    evaluation.frontends = frontends;
     if service.cluster_ips.is_empty() || service.ports.is_empty() {
-        warnings.push("it has no frontend: spec.clusterIPs or spec.ports is empty; name one of each".to_owned());
+        warnings.push(Warning::NoFrontend);
     }
     let families = families(service);
-    evaluation.ranges = [Family::V4, Family::V6].map(|family| ranges::of(service, family));
-    warnings::ranges(&evaluation.ranges, &evaluation.frontends, service, warnings);
-    let evaluator = Evaluator { view, here, settings, others, families };
+    evaluation.ranges = PerFamily::from_fn(|family| ranges::of(service, family));
+    warnings::source_ranges(&evaluation.ranges, &evaluation.frontends, service, warnings);
+    let evaluator = Evaluator { view, node, settings, cluster, families };
     evaluation.ports.reserve_exact(service.ports.len());
     for (index, port) in service.ports.iter().enumerate() {
         if let Some(flaw) = names::flaw(&port.name) {
-            warnings::once(warnings, warnings::bad_name("a port", &port.name, flaw));
+            push_once(warnings, Warning::BadName { of: Named::Port, name: port.name.to_string(), flaw });
         } else if names::is_repeated(&service.ports, index) {
-            warnings::once(warnings, warnings::twice(port));
+            push_once(warnings, Warning::RepeatedPort { name: port.name.clone(), proto: port.proto });
         } else {
-            let flags = [Family::V4, Family::V6]
-                .map(|family| flags(service, &evaluation.frontends, &evaluation.ranges, index, family));
-            let judged = evaluator.port(index, port, flags);
-            warnings::port(service, &judged, evaluator.families, warnings);
-            evaluation.ports.push(judged);
+            let flags =
+                PerFamily::from_fn(|family| flags(service, &evaluation.frontends, &evaluation.ranges, index, family));
+            let port = evaluator.port(index, port, flags);
+            warnings::port(service, &port, evaluator.families, warnings);
+            evaluation.ports.push(port);
         }
     }
     evaluation
 }
 
-/// The frontends that the Service asks for and owns (invariant I6).
-fn owned<'a>(
-    service: &'a Service,
-    settings: &Settings,
-    ClusterContext { claims, strangers }: ClusterContext<'a>,
-    denied: &mut Vec<Denied<'a>>,
-) -> Vec<Wanted> {
-    let mut frontends = asked(service, &settings.external_ips, strangers, denied);
-    frontends.retain(|wanted| match claims.owner(&wanted.key) {
-        // It still answers at its own ports.
-        Some(owner) if *owner != service.key && wanted.kind == Kind::Address => false,
+/// Removes the frontends that other Services own (invariant I6), with a warning.
+fn keep_owned(
+    frontends: &mut Vec<RequestedFrontend>,
+    service: &Service,
+    ClusterContext { claims, .. }: ClusterContext<'_>,
+    warnings: &mut Vec<Warning>,
+) {
+    frontends.retain(|&RequestedFrontend { key, kind, .. }| match claims.owner(&key) {
+        // The Service still answers at its own ports.
+        Some(owner) if *owner != service.key && kind == Kind::Address => false,
         Some(owner) if *owner != service.key => {
-            let is_outranked = claims.right(&wanted.key) < Some(Right::of(wanted.kind));
-            let why = if is_outranked { Denial::Outranked(owner) } else { Denial::Lost(owner) };
-            denied.push(Denied { kind: wanted.kind, what: Place::Key(wanted.key), why });
+            let is_outranked = claims.precedence(&key) < Some(Precedence::of(kind));
+            let denial = if is_outranked { Denial::Outranked(owner.clone()) } else { Denial::Younger(owner.clone()) };
+            warnings.push(Warning::Frontend(DeniedFrontend { kind, place: FrontendPlace::Key(key), denial }));
             false
         }
         _ => true,
     });
-    frontends
 }
 
-/// What holds for the frontends that a port has got in a family.
-fn flags(service: &Service, frontends: &[Wanted], ranges: &[Ranges; 2], port: usize, family: Family) -> u32 {
-    let own = |wanted: &&Wanted| wanted.port == port && Family::of(&wanted.key.addr) == family;
-    let own = || frontends.iter().filter(own).map(|wanted| wanted.kind);
-    let is_outside = |kind| !matches!(kind, Kind::ClusterIp | Kind::Address);
+/// [`ServiceFlags`] of a service port, by the frontends that it has got.
+fn flags(
+    service: &Service,
+    frontends: &[RequestedFrontend],
+    ranges: &PerFamily<SourceRanges>,
+    port: usize,
+    family: Family,
+) -> u32 {
+    let own = |frontend: &&RequestedFrontend| frontend.port == port && Family::of(&frontend.key.addr) == family;
+    let own_kinds = || frontends.iter().filter(own).map(|frontend| frontend.kind);
+    let is_external = |kind| !matches!(kind, Kind::ClusterIp | Kind::Address);
     let bit = |is: bool, bit| if is { bit } else { 0 };
-    let is_bound = !ranges[family as usize].nets.is_empty();
+    let is_restricted = ranges[family].is_restricted();
     bit(service.internal_policy == Policy::Local, ServiceFlags::INTERNAL_LOCAL)
-        | bit(service.external_policy == Policy::Local && own().any(is_outside), ServiceFlags::EXTERNAL_LOCAL)
-        | bit(is_bound && own().any(|kind| kind == Kind::LoadBalancer), ServiceFlags::SOURCE_RANGES)
+        | bit(service.external_policy == Policy::Local && own_kinds().any(is_external), ServiceFlags::EXTERNAL_LOCAL)
+        | bit(is_restricted && own_kinds().any(|kind| kind == Kind::LoadBalancer), ServiceFlags::SOURCE_RANGES)
 }
-
-/// The flags with which a service port has a local list.
-pub const LOCAL: u32 = ServiceFlags::INTERNAL_LOCAL | ServiceFlags::EXTERNAL_LOCAL;
 
 struct Evaluator<'a, 'b> {
     view: &'b View<'a>,
-    here: NodeContext<'b>,
+    node: NodeContext<'b>,
     settings: &'b Settings,
-    others: ClusterContext<'a>,
+    cluster: ClusterContext<'a>,
     families: [Option<Family>; 2],
 }
 
 impl<'a> Evaluator<'a, '_> {
-    fn port(&self, index: usize, port: &'a ServicePort, flags: [u32; 2]) -> EvaluatedPort<'a> {
+    fn port(&self, index: usize, port: &'a ServicePort, flags: PerFamily<u32>) -> EvaluatedPort<'a> {
         let tuning = self.view.service.tuning.as_deref();
         let scheduler = tuning.and_then(|tuning| tuning.scheduler).unwrap_or(self.settings.scheduler);
         let (mut endpoints, mut unmatched) = (Vec::new(), Vec::new());
-        for (written, origin, group) in effective(self.view).filter(|(.., group)| !group.endpoints.is_empty()) {
+        for (author, origin, group) in effective(self.view).filter(|(.., group)| !group.endpoints.is_empty()) {
             let same = group.ports.iter().filter(|other| other.name == port.name && other.proto == port.proto);
             let mut matches = false;
             for number in same.map(|other| other.port.get()) {
@@ -192,11 +133,11 @@ impl<'a> Evaluator<'a, '_> {
                 endpoints.extend(group.endpoints.iter().map(|endpoint| {
                     let target = AddrPort { addr: Addr::from(endpoint.addr), port: number };
                     let weight = self.weight(endpoint, scheduler);
-                    let stranger = self.stranger(written, target);
-                    let why = self
-                        .refusal(port, target, stranger)
-                        .unwrap_or_else(|| self.stands(endpoint, weight, flags[Family::of(&target.addr) as usize]));
-                    EvaluatedEndpoint { target, endpoint, origin, weight, stranger, why }
+                    let other_namespace = self.other_namespace(author, target);
+                    let reason = self
+                        .refusal(port, target, other_namespace)
+                        .unwrap_or_else(|| self.serving(endpoint, weight, flags[Family::of(&target.addr)]));
+                    EvaluatedEndpoint { target, endpoint, origin, weight, other_namespace, reason }
                 }));
             }
             if !matches {
@@ -204,9 +145,9 @@ impl<'a> Evaluator<'a, '_> {
             }
         }
         self.sort(&mut endpoints);
-        let middle = endpoints.partition_point(is_v4);
+        let middle = endpoints.partition_point(EvaluatedEndpoint::is_v4);
         let (v4, v6) = endpoints.split_at_mut(middle);
-        let hints = [categorize(v4, self.here), categorize(v6, self.here)];
+        let hints = PerFamily { v4: categorize(v4, self.node), v6: categorize(v6, self.node) };
         EvaluatedPort { port, index, scheduler, endpoints, hints, flags, unmatched }
     }
 
@@ -217,84 +158,95 @@ impl<'a> Evaluator<'a, '_> {
         if scheduler.weighs() { weight } else { weight.min(1) }
     }
 
-    /// The Service of another namespace whose pod an endpoint is that was written by hand.
-    fn stranger(&self, written: Written, target: AddrPort) -> Option<&'a Key> {
-        match written {
-            Written::ByHand => self.others.strangers.at(&target.addr, self.view.service.key.namespace()),
-            Written::BySelector => None,
+    /// The Service of another namespace that selects a hand-written endpoint.
+    fn other_namespace(&self, author: Author, target: AddrPort) -> Option<&'a Key> {
+        match author {
+            Author::Hand => self.cluster.cross_namespace.owner(&target.addr, self.view.service.key.namespace()),
+            Author::Selector => None,
         }
     }
 
-    /// Why no backend can be made of an endpoint, whatever its conditions.
-    fn refusal(&self, port: &ServicePort, target: AddrPort, stranger: Option<&'a Key>) -> Option<Reason<'a>> {
-        if let Some(what) = unusable(&target.addr.to_ip()) {
-            return Some(Reason::Unusable(what));
+    /// The reason why an endpoint cannot be a backend, whatever its conditions.
+    fn refusal(&self, port: &ServicePort, target: AddrPort, other_namespace: Option<&'a Key>) -> Option<Reason<'a>> {
+        if let Some(kind) = unusable(&target.addr.to_ip()) {
+            return Some(Reason::Unusable(kind));
         }
         if self.settings.cross_namespace == CrossNamespace::Refuse
-            && let Some(owner) = stranger
+            && let Some(owner) = other_namespace
         {
             return Some(Reason::OtherNamespace(owner));
         }
-        let owner = |addr| self.owner(&FrontendKey::new(addr, target.port, port.proto));
+        let owner = |addr| self.frontend_owner(&FrontendKey::new(addr, target.port, port.proto));
         if let Some(owner) = owner(target.addr) {
             return Some(Reason::Frontend(owner));
         }
         let family = Family::of(&target.addr);
-        if self.here.node_ports.contains(&target.addr)
+        if self.node.node_ports.contains(&target.addr)
             && let Some(owner) = owner(unspecified(family))
         {
             return Some(Reason::NodePort(owner));
         }
         match self.families {
-            [Some(served), None] | [None, Some(served)] if served != family => Some(Reason::OnlyServes(served)),
+            [Some(served), None] | [None, Some(served)] if served != family => Some(Reason::OtherFamily(served)),
             _ => None,
         }
     }
 
-    /// The Service to whose frontend an endpoint would lead. An external IP of another namespace is not asked about: whoever
-    /// may write a Service could name it after somebody's endpoint, and take that out of service.
-    fn owner(&self, key: &FrontendKey) -> Option<&'a Key> {
-        let owner = self.others.claims.owner(key)?;
-        let is_claimed = || self.others.claims.right(key) == Some(Right::Claimed);
-        let is_stranger = owner.namespace() != self.view.service.key.namespace();
-        (!is_stranger || !is_claimed()).then_some(owner)
+    /// The Service to whose frontend an endpoint would lead back: a cluster IP, a NodePort, or an address of the same
+    /// Service. Load balancer addresses and external IPs of other Services do not count: API servers stand behind a
+    /// virtual address that a Service also carries (calico#8151), and a user who may write a Service or its status
+    /// could otherwise take endpoints of others out of service. Translation happens once, so that there is no loop.
+    fn frontend_owner(&self, key: &FrontendKey) -> Option<&'a Key> {
+        let owner = self.cluster.claims.owner(key)?;
+        let is_allotted = self.cluster.claims.precedence(key) == Some(Precedence::Allotted);
+        (is_allotted || *owner == self.view.service.key).then_some(owner)
     }
 
-    /// Where it would stand if nobody else were there.
-    fn stands(&self, endpoint: &Endpoint, weight: u16, flags: u32) -> Reason<'a> {
-        let stand = match endpoint {
-            Endpoint { ready: false, serving: true, terminating: true, .. } if weight > 0 => Placement::Draining,
-            Endpoint { ready: false, serving: true, terminating: true, .. } => Placement::NoWeight,
-            Endpoint { ready: false, terminating: true, .. } => return Reason::Gone,
+    /// The decision by an endpoint's own conditions, before other endpoints are considered.
+    fn serving(&self, endpoint: &Endpoint, weight: u16, flags: u32) -> Reason<'a> {
+        let cluster = match endpoint {
+            Endpoint { ready: false, serving: true, terminating: true, .. } if weight > 0 => Placement::Terminating,
+            Endpoint { ready: false, serving: true, terminating: true, .. } => Placement::ZeroWeight,
+            Endpoint { ready: false, terminating: true, .. } => return Reason::Terminated,
             Endpoint { ready: false, .. } => return Reason::NotReady,
-            _ if weight == 0 => Placement::NoWeight,
-            _ => Placement::In,
+            _ if weight == 0 => Placement::ZeroWeight,
+            _ => Placement::Ready,
         };
         let local = (flags & LOCAL != 0).then(|| match &endpoint.node {
-            None => Placement::Nodeless,
-            Some(node) if **node != *self.here.node => Placement::NotLocal,
-            Some(_) => stand,
+            None => Placement::NoNodeName,
+            Some(node) if **node != *self.node.name => Placement::OtherNode,
+            Some(_) => cluster,
         });
-        Reason::Serves { cluster: stand, local }
+        Reason::Serves { cluster, local }
     }
 
-    /// By family and target. Of two copies the local one counts, else the first; the sort is stable.
+    /// Sorts by family and target. Of copies of one target the best counts: by its conditions, then the local one, then
+    /// the first by slice name; the sort is stable. So a live pod serves, whatever is left of a dead pod that had its
+    /// address (kube-proxy's `addEndpoints` in pkg/proxy/endpointslicecache.go, k8s#135593, which leaves some orders
+    /// undefined).
     fn sort(&self, endpoints: &mut [EvaluatedEndpoint<'a>]) {
         endpoints.sort_by(|a, b| {
-            let families = (!is_v4(a)).cmp(&!is_v4(b));
+            let families = b.is_v4().cmp(&a.is_v4());
             let targets = families.then_with(|| a.target.cmp(&b.target));
-            targets.then_with(|| b.is_local(self.here).cmp(&a.is_local(self.here)))
+            let conditions = targets.then_with(|| condition_rank(a.endpoint).cmp(&condition_rank(b.endpoint)));
+            conditions.then_with(|| b.is_local(self.node).cmp(&a.is_local(self.node)))
         });
-        let mut first: Option<(AddrPort, Origin<'a>)> = None;
-        for judged in endpoints {
+        let mut first: Option<(AddrPort, EndpointOrigin<'a>)> = None;
+        for endpoint in endpoints {
             match first {
-                Some((target, origin)) if target == judged.target => judged.why = Reason::Duplicate(origin),
-                _ => first = Some((judged.target, judged.origin)),
+                Some((target, origin)) if target == endpoint.target => endpoint.reason = Reason::Duplicate(origin),
+                _ => first = Some((endpoint.target, endpoint.origin)),
             }
         }
     }
 }
 
-fn is_v4(judged: &EvaluatedEndpoint<'_>) -> bool {
-    judged.target.addr.is_v4()
+/// Ranks an endpoint among copies of one target by its conditions; the smallest counts.
+const fn condition_rank(endpoint: &Endpoint) -> u8 {
+    match endpoint {
+        Endpoint { ready: true, .. } => 0,
+        Endpoint { serving: true, terminating: false, .. } => 1,
+        Endpoint { serving: true, .. } => 2,
+        _ => 3,
+    }
 }

@@ -1,17 +1,18 @@
-//! What clients may dial to reach a Service. Whether another Service owns it is for `claims` to say.
+//! The frontends that a Service requests. Which of several Services owns one is decided in `claims`.
 
 use std::{
-    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
 };
 
 use ipnet::IpNet;
-use lb_common::{Addr, FrontendKey, Kind};
+use lb_common::{Addr, Family, FrontendKey, Kind};
 
 use super::{cross_namespace::CrossNamespaceIndex, endpoints::unusable, names};
-use crate::objects::{Key, Service, ServicePort};
-use lb_common::Family;
+use crate::{
+    objects::{Service, ServicePort},
+    warning::{Denial, DeniedFrontend, FrontendPlace},
+};
 
 /// The flag `--external-ips`: which of `spec.externalIPs` are honoured.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -54,129 +55,35 @@ impl FromStr for ExternalIps {
     }
 }
 
-/// A frontend that a Service asks for.
+/// A frontend that a Service requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Wanted {
-    /// What is dialled.
+pub struct RequestedFrontend {
+    /// Address, port and protocol.
     pub key: FrontendKey,
-    /// What in the Service made it.
+    /// The field of the Service that requests it.
     pub kind: Kind,
     /// Index of the port in `spec.ports`.
     pub port: usize,
 }
 
-/// The families in which a Service is served: those of its cluster IPs, as kube-proxy has it (pkg/proxy/serviceport.go).
+/// The frontends that a Service requests. Other Services may own them.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FrontendRequest {
+    /// The frontends, sorted by key, each once.
+    pub frontends: Vec<RequestedFrontend>,
+    /// Frontends that the Service cannot have, whatever other Services request.
+    pub denied: Vec<DeniedFrontend>,
+}
+
+/// Returns the families in which a Service is served: those of its cluster IPs, as kube-proxy has it
+/// (pkg/proxy/serviceport.go).
 #[must_use]
-pub fn families(service: &Service) -> [Option<Family>; 2] {
+pub(super) fn families(service: &Service) -> [Option<Family>; 2] {
     let has = |family| service.cluster_ips.iter().any(|&addr| Family::of(&addr.into()) == family).then_some(family);
     [has(Family::V4), has(Family::V6)]
 }
 
-/// A frontend that a Service asks for and does not get.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Denied<'a> {
-    /// What in the Service asks for it.
-    pub kind: Kind,
-    /// What would be dialled.
-    pub what: Place,
-    /// Why it does not get it.
-    pub why: Denial<'a>,
-}
-
-/// What would be dialled.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Place {
-    /// An address, at any port.
-    Addr(IpAddr),
-    /// An address and port.
-    Key(FrontendKey),
-}
-
-/// Why a Service does not get a frontend.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Denial<'a> {
-    /// The address is of a kind that nothing may be dialled at.
-    Unusable(&'static str),
-    /// The flag `--external-ips` does not allow it.
-    NotAllowed,
-    /// The Service has no cluster IP of this family.
-    NotServed(Family),
-    /// An earlier port of the Service has it: that port's name, and the later one's.
-    Twice(&'a str, &'a str),
-    /// It belongs to this Service, which is older.
-    Lost(&'a Key),
-    /// It belongs to this Service, by a greater right.
-    Outranked(&'a Key),
-    /// Pods of another namespace listen there, those of this Service.
-    Listens(&'a Key),
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Addr(addr) => addr.fmt(f),
-            Self::Key(key) => key.fmt(f),
-        }
-    }
-}
-
-/// The reason, as what is said of the place.
-impl fmt::Display for Denial<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unusable(what) => write!(f, "is {what} address, which cannot be a frontend; remove it"),
-            Self::NotAllowed => write!(f, "is not served; the flag --external-ips does not allow it"),
-            Self::NotServed(family) => {
-                let family = family.name();
-                write!(
-                    f,
-                    "is not served, since the Service has no {family} cluster IP; add {family} to spec.ipFamilies"
-                )
-            }
-            Self::Twice(winner, loser) => {
-                write!(
-                    f,
-                    "is asked for by the ports \"{loser}\" and \"{winner}\", and \"{winner}\" gets it; remove one"
-                )
-            }
-            Self::Lost(owner) => write!(
-                f,
-                "belongs to the Service {owner}, which is older or, at equal age, first by name; use another address or port"
-            ),
-            Self::Outranked(owner) => write!(
-                f,
-                "belongs to the Service {owner}: what is allotted goes before what a Service claims, whatever the ages; use \
-                 another address or port"
-            ),
-            Self::Listens(owner) => write!(
-                f,
-                "is not served: a pod of another namespace listens there, that of the Service {owner}; use another address \
-                 or port"
-            ),
-        }
-    }
-}
-
-/// The warning.
-impl fmt::Display for Denied<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.what {
-            Place::Addr(addr) => write!(f, "{}: {addr} {}", field(self.kind), self.why),
-            Place::Key(key) => write!(f, "{key} ({}) {}", self.kind.name(), self.why),
-        }
-    }
-}
-
-const fn field(kind: Kind) -> &'static str {
-    match kind {
-        Kind::ClusterIp | Kind::Address => "spec.clusterIPs",
-        Kind::ExternalIp => "spec.externalIPs",
-        Kind::LoadBalancer => "status.loadBalancer.ingress",
-        Kind::NodePort => "spec.ports[].nodePort",
-    }
-}
-
-/// The address under which the NodePorts of a family stand in the maps: they answer at the node's own addresses.
+/// Returns the address under which the maps hold the NodePorts of a family: they answer at the node's own addresses.
 #[must_use]
 pub fn unspecified(family: Family) -> Addr {
     match family {
@@ -185,97 +92,98 @@ pub fn unspecified(family: Family) -> Addr {
     }
 }
 
-/// The frontends that a Service asks for, each key once, sorted by key. What is refused goes to `denied`.
+/// Returns the frontends that a Service requests. An external IP and port at which a pod of another namespace listens
+/// is denied: it would take the pod's traffic (CVE-2020-8554).
 #[must_use]
-pub fn wanted<'a>(service: &'a Service, external: &ExternalIps, denied: &mut Vec<Denied<'a>>) -> Vec<Wanted> {
-    // What cannot be served must not keep others from it.
-    if service.exempt.is_some() || names::flaw_of(service).is_some() {
-        return Vec::new();
+pub fn request(
+    service: &Service,
+    external_ips: &ExternalIps,
+    cross_namespace: &CrossNamespaceIndex,
+) -> FrontendRequest {
+    let mut request = request_alone(service, external_ips);
+    let namespace = service.key.namespace();
+    let FrontendRequest { frontends, denied } = &mut request;
+    frontends.retain(|&RequestedFrontend { key, kind, .. }| {
+        let owner = (kind == Kind::ExternalIp).then(|| cross_namespace.listener(&key, namespace)).flatten();
+        denied.extend(owner.map(|owner| DeniedFrontend {
+            kind,
+            place: FrontendPlace::Key(key),
+            denial: Denial::PodListens(owner.clone()),
+        }));
+        owner.is_none()
+    });
+    request
+}
+
+/// Returns the frontends that a Service requests, whatever pods there are.
+fn request_alone(service: &Service, external_ips: &ExternalIps) -> FrontendRequest {
+    // A port that cannot be served must not keep its frontends from others.
+    if service.exempt.is_some() || names::service_flaw(service).is_some() {
+        return FrontendRequest::default();
     }
     let is_served = |(index, port): &(usize, &ServicePort)| {
         names::flaw(&port.name).is_none() && !names::is_repeated(&service.ports, *index)
     };
-    // Once, since there may be hundreds of addresses and ports.
+    // Computed once, since there may be hundreds of addresses and ports.
     let ports: Vec<_> = service.ports.iter().enumerate().filter(is_served).collect();
     let families = families(service);
     let addrs = service.cluster_ips.len() + service.external_ips.len() + service.ingress_ips.len();
     let any_port = service.cluster_ips.len();
     let node_ports = 2 * service.ports.iter().filter(|port| port.node_port.is_some()).count();
     let mut frontends = Vec::with_capacity(addrs * service.ports.len() + any_port + node_ports);
-    let origins = [
+    let mut denied = Vec::new();
+    let fields = [
         (Kind::ClusterIp, &service.cluster_ips),
-        // An address that is both is bound by the source ranges, as with kube-proxy.
+        // An address of both kinds below is restricted by the source ranges, as with kube-proxy.
         (Kind::LoadBalancer, &service.ingress_ips),
         (Kind::ExternalIp, &service.external_ips),
     ];
-    for (kind, addrs) in origins {
+    for (kind, addrs) in fields {
         for (index, ip) in addrs.iter().enumerate() {
             if addrs.iter().take(index).any(|other| other == ip) {
                 continue;
             }
             let addr = Addr::from(*ip);
             let family = Family::of(&addr);
-            let before = frontends.len();
-            let refused = if let Some(what) = unusable(ip) {
-                Denial::Unusable(what)
-            } else if kind == Kind::ExternalIp && !external.allow(ip) {
+            let denial = if let Some(kind) = unusable(ip) {
+                Denial::Unusable(kind)
+            } else if kind == Kind::ExternalIp && !external_ips.allow(ip) {
                 Denial::NotAllowed
             } else if !families.contains(&Some(family)) {
-                Denial::NotServed(family)
+                Denial::FamilyNotServed(family)
             } else {
+                let before = frontends.len();
                 frontends.extend(ports.iter().map(|&(index, port)| {
                     let key = FrontendKey::new(addr, port.port.get(), port.proto);
-                    Wanted { key, kind, port: index }
+                    RequestedFrontend { key, kind, port: index }
                 }));
                 if let (Kind::ClusterIp, Some(first)) = (kind, frontends.get(before).copied()) {
-                    frontends.push(Wanted { key: first.key.address(), kind: Kind::Address, ..first });
+                    frontends.push(RequestedFrontend { key: first.key.address(), kind: Kind::Address, ..first });
                 }
                 continue;
             };
-            denied.push(Denied { kind, what: Place::Addr(*ip), why: refused });
+            denied.push(DeniedFrontend { kind, place: FrontendPlace::Addr(*ip), denial });
         }
     }
     for (index, port) in ports {
         let Some(number) = port.node_port else { continue };
         frontends.extend(families.into_iter().flatten().map(|family| {
             let key = FrontendKey::new(unspecified(family), number.get(), port.proto);
-            Wanted { key, kind: Kind::NodePort, port: index }
+            RequestedFrontend { key, kind: Kind::NodePort, port: index }
         }));
     }
     // Of two with one key the first kind wins, then the first port; the sort is stable.
-    frontends.sort_by_key(|wanted| wanted.key);
+    frontends.sort_by_key(|frontend| frontend.key);
     frontends.dedup_by(|second, first| {
-        let same = second.key == first.key;
-        if same && second.port != first.port {
-            let name = |index: usize| service.ports.get(index).map_or("", |port| &port.name);
-            let why = Denial::Twice(name(first.port), name(second.port));
-            denied.push(Denied { kind: second.kind, what: Place::Key(second.key), why });
+        let is_same = second.key == first.key;
+        if is_same && second.port != first.port {
+            let name = |index: usize| service.ports.get(index).map(|port| port.name.clone()).unwrap_or_default();
+            let denial = Denial::OtherPort { owner: name(first.port), loser: name(second.port) };
+            denied.push(DeniedFrontend { kind: second.kind, place: FrontendPlace::Key(second.key), denial });
         }
-        same
+        is_same
     });
-    frontends
-}
-
-/// Those of them that it may ask others for: no external IP takes what is sent to a pod of another namespace.
-#[must_use]
-pub fn asked<'a>(
-    service: &'a Service,
-    external: &ExternalIps,
-    strangers: &'a CrossNamespaceIndex,
-    denied: &mut Vec<Denied<'a>>,
-) -> Vec<Wanted> {
-    let mut frontends = wanted(service, external, denied);
-    frontends.retain(|wanted| {
-        let own = service.key.namespace();
-        let owner = (wanted.kind == Kind::ExternalIp).then(|| strangers.listening(&wanted.key, own)).flatten();
-        denied.extend(owner.map(|owner| Denied {
-            kind: wanted.kind,
-            what: Place::Key(wanted.key),
-            why: Denial::Listens(owner),
-        }));
-        owner.is_none()
-    });
-    frontends
+    FrontendRequest { frontends, denied }
 }
 
 #[cfg(test)]
@@ -283,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn external_ips_takes_any_none_or_prefixes() {
+    fn external_ips_takes_any_none_or_a_list_of_prefixes() {
         let allows = |text: &str, addr: &str| {
             text.parse::<ExternalIps>().map(|external| external.allow(&addr.parse().expect("an address")))
         };

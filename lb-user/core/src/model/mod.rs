@@ -1,27 +1,27 @@
-//! What a Kubernetes Service means: pure functions from the objects of one Service to its [`crate::spec::ServiceSpec`].
-//! What is decided about a frontend or an endpoint is data ([`evaluate`]), of which the spec, the warnings and `explain` are
-//! made.
+//! The meaning of a Kubernetes Service: pure functions from the objects of one Service to its
+//! [`crate::spec::ServiceSpec`]. Decisions about frontends and endpoints are data ([`evaluation`]), from which the
+//! spec, the warnings and `explain` are made.
 //!
-//! The reference is kube-proxy; where its source decided something, the file is named.
+//! The reference is kube-proxy; where its source decides a question, the comment names the file.
 
-mod about;
 pub mod claims;
 mod compile;
 pub mod cross_namespace;
-pub mod endpoints;
-pub mod evaluate;
+mod endpoints;
+mod evaluate;
+pub mod evaluation;
 pub mod explain;
+pub mod fan_out;
 pub mod frontends;
-pub mod names;
+mod names;
 mod nodeport_addresses;
 pub mod pod_modes;
-pub mod ranges;
+mod ranges;
 pub mod reason;
-pub mod topology;
+mod topology;
 mod warnings;
-pub mod weights;
+mod weights;
 
-pub use about::about;
 pub use compile::compile;
 pub use cross_namespace::CrossNamespace;
 pub use frontends::ExternalIps;
@@ -31,7 +31,10 @@ use std::collections::BTreeSet;
 
 use lb_common::{Addr, Scheduler};
 
-/// What the node's flags say about the meaning of Services.
+use claims::Claims;
+use cross_namespace::CrossNamespaceIndex;
+
+/// Flags of the agent that change the meaning of Services.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Settings {
     /// `--external-ips`
@@ -40,19 +43,28 @@ pub struct Settings {
     pub cross_namespace: CrossNamespace,
     /// `--nodeport-addresses`
     pub nodeport_addresses: NodePortAddresses,
-    /// `--scheduler`: that of Services that name none.
+    /// `--scheduler`, for Services that name none.
     pub scheduler: Scheduler,
 }
 
-/// The node that this agent serves.
+/// The node of this agent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NodeContext<'a> {
-    /// Its name.
-    pub node: &'a str,
-    /// Its zone, if the Node has the label.
+    /// Name of the Node.
+    pub name: &'a str,
+    /// Its label `topology.kubernetes.io/zone`.
     pub zone: Option<&'a str>,
     /// Its addresses at which NodePorts answer, as far as they are known.
     pub node_ports: &'a BTreeSet<Addr>,
+}
+
+/// The facts about other Services on which the decisions about one depend.
+#[derive(Clone, Copy)]
+pub struct ClusterContext<'a> {
+    /// Owners of frontends.
+    pub claims: &'a Claims,
+    /// Addresses of pods of other namespaces.
+    pub cross_namespace: &'a CrossNamespaceIndex,
 }
 
 #[cfg(test)]

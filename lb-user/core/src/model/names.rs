@@ -1,33 +1,33 @@
-//! Which names can be served: those that the maps hold as they are, and that a line of output holds without doubt. The API
-//! refuses all others; files were checked by nobody.
+//! Checks that names can be served: that they fit into the maps, and into a line of output without ambiguity. The API
+//! refuses all others; files are not validated.
 
 use lb_common::NAME_LEN;
 
-use crate::objects::{Service, ServicePort};
+use crate::{
+    objects::{Service, ServicePort},
+    warning::NameFlaw,
+};
 
-/// What is wrong with the name of a Service, a namespace or a port, with its cure.
-#[must_use]
-pub fn flaw(name: &str) -> Option<&'static str> {
-    let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_');
+/// Returns the flaw of the name of a Service, a namespace or a port, if it has one.
+pub(super) fn flaw(name: &str) -> Option<NameFlaw> {
+    let is_plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_');
     if name.len() >= NAME_LEN {
-        Some("has more than 63 octets; choose a shorter one")
-    } else if !name.bytes().all(plain) {
-        Some("has more than letters, digits and -; choose another one")
+        Some(NameFlaw::TooLong)
+    } else if !name.bytes().all(is_plain) {
+        Some(NameFlaw::BadCharacter)
     } else {
         None
     }
 }
 
-/// What of a Service's own names cannot be served, and why.
-#[must_use]
-pub fn flaw_of(service: &Service) -> Option<(&str, &'static str)> {
+/// Returns the first of a Service's own names that cannot be served, with its flaw.
+pub(super) fn service_flaw(service: &Service) -> Option<(&str, NameFlaw)> {
     let names = [service.key.namespace(), service.key.name()];
     names.into_iter().find_map(|name| Some((name, flaw(name)?)))
 }
 
-/// Whether an earlier port has the name and protocol of that with this index, and so is the one that is served.
-#[must_use]
-pub fn is_repeated(ports: &[ServicePort], index: usize) -> bool {
+/// True if an earlier port has the name and protocol of the port with this index. The earlier port is served.
+pub(super) fn is_repeated(ports: &[ServicePort], index: usize) -> bool {
     let same = |other: &ServicePort| ports.get(index).is_some_and(|p| p.name == other.name && p.proto == other.proto);
     ports.iter().take(index).any(same)
 }
@@ -37,17 +37,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_as_in_the_api_or_served_under_no_other() {
+    fn names_that_the_api_allows_can_be_served_and_no_others() {
         for good in ["", "a", "a-1", "a.b", "A_b", &"n".repeat(63)] {
             assert_eq!(flaw(good), None, "{good}");
         }
         for bad in ["a/b", "a:b", "a b", "a\n", "\0", "a\0b", "\u{e9}", "\u{1b}[0m"] {
-            assert_eq!(flaw(bad), Some("has more than letters, digits and -; choose another one"), "{bad:?}");
+            assert_eq!(flaw(bad), Some(NameFlaw::BadCharacter), "{bad:?}");
         }
         for long in [64, 253] {
-            assert_eq!(flaw(&"n".repeat(long)), Some("has more than 63 octets; choose a shorter one"), "{long}");
+            assert_eq!(flaw(&"n".repeat(long)), Some(NameFlaw::TooLong), "{long}");
         }
         // 32 letters, 64 octets.
-        assert_eq!(flaw(&"\u{e9}".repeat(32)), Some("has more than 63 octets; choose a shorter one"));
+        assert_eq!(flaw(&"\u{e9}".repeat(32)), Some(NameFlaw::TooLong));
     }
 }

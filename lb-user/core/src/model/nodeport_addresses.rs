@@ -1,11 +1,12 @@
-//! The flag `--nodeport-addresses`: at which of the node's own addresses NodePorts answer.
+//! The flag `--nodeport-addresses`: the addresses of the node at which NodePorts answer.
 
 use std::{collections::BTreeSet, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 use lb_common::Addr;
 
-/// What the flag says: the union of what it names (kube-proxy's flag of that name, and the keywords of k8s#138427).
+/// Value of the flag: the union of keywords and prefixes (kube-proxy's flag of that name, and the keywords of
+/// k8s#138427).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodePortAddresses {
     /// `all`: every address of the node.
@@ -14,7 +15,7 @@ pub struct NodePortAddresses {
     primary: bool,
     /// `localhost`: loopback addresses.
     localhost: bool,
-    /// Those in these prefixes.
+    /// Addresses in these prefixes.
     prefixes: Vec<IpNet>,
 }
 
@@ -25,13 +26,13 @@ impl Default for NodePortAddresses {
 }
 
 impl NodePortAddresses {
-    /// Whether every address of the node is meant, those to come included.
+    /// True if NodePorts answer at every address of the node, future ones included.
     #[must_use]
     pub const fn is_all(&self) -> bool {
         self.all
     }
 
-    /// Chooses from the addresses that the node's interfaces have; `primary` are those that the Node object names.
+    /// Chooses from `own`, the addresses of the node's interfaces. `primary` are the InternalIPs of the Node object.
     #[must_use]
     pub fn choose(&self, own: &BTreeSet<IpAddr>, primary: &[IpAddr]) -> BTreeSet<Addr> {
         let chosen = |ip: &IpAddr| {
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_and_prefixes_add_up() {
+    fn keywords_and_prefixes_add_up() {
         let own = ["10.0.0.1", "127.0.0.1", "192.0.2.1", "::1", "fd00::1"].map(|ip| ip.parse().expect("an address"));
         let own = BTreeSet::from(own);
         let primary: [IpAddr; 2] = ["192.0.2.1", "fd00::1"].map(|ip| ip.parse().expect("an address"));

@@ -1,4 +1,4 @@
-//! Which path each pod of this node has chosen, by its own label or that of its Namespace, and what is wrong with that. Pure.
+//! The mode of each pod of this node, by its own label or its Namespace's, and the problems with such labels.
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
@@ -6,43 +6,43 @@ use lb_common::PodMode;
 
 use crate::{objects::Key, world::Pods};
 
-/// What pods have chosen.
+/// Modes of the pods of this node.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Paths {
-    /// The pods with another path than `socket`, by key.
-    pub pods: Vec<Chosen>,
-    /// What is wrong with objects, each with the object and the cure.
+pub struct PodModes {
+    /// Pods in another mode than `socket`, by key.
+    pub pods: Vec<PodWithMode>,
+    /// Problems, each with its object and its cure.
     pub problems: Vec<String>,
 }
 
-/// A pod that has chosen another path than `socket`.
+/// A pod in another mode than `socket`.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Chosen {
+pub struct PodWithMode {
     /// Namespace and name.
     pub key: Key,
-    /// What it has chosen.
+    /// Its mode.
     pub path: PodMode,
-    /// Who said so.
-    pub by: By,
-    /// By which its network namespace is found.
-    pub netns: Netns,
+    /// Object that sets the mode.
+    pub by: ModeSource,
+    /// Location of its network namespace.
+    pub netns: PodNetns,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
-    /// Whether its containers have been started.
+    /// True if its containers have been started.
     pub started: bool,
 }
 
-/// Whose label it is.
+/// The object whose label sets the mode of a pod.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum By {
-    /// The pod's own.
+pub enum ModeSource {
+    /// The pod itself.
     Pod,
-    /// That of its Namespace.
+    /// Its Namespace.
     Namespace,
 }
 
-impl By {
-    /// The kind of the object that has the label.
+impl ModeSource {
+    /// Returns the kind of the object.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -52,54 +52,55 @@ impl By {
     }
 }
 
-/// How a pod's network namespace is found.
+/// Location of a pod's network namespace.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Netns {
-    /// By its processes, whose cgroup is named after this uid.
+pub enum PodNetns {
+    /// The namespace of its processes, whose cgroup is named after this uid.
     OfCgroup(Arc<str>),
-    /// It is mounted here.
+    /// A mount at this path.
     At(PathBuf),
 }
 
-/// The choices of all pods of this node. A pod's own label goes before that of its Namespace, and one with an unknown word is
-/// as good as none.
+/// Decides the mode of each pod of this node. A pod's own label goes before its Namespace's; an unknown value counts as
+/// no label.
 #[must_use]
-pub fn paths(objects: &Pods) -> Paths {
-    let mut paths = Paths::default();
+pub fn pod_modes(objects: &Pods) -> PodModes {
+    let mut modes = PodModes::default();
     for namespace in objects.namespaces() {
-        let told = namespace.problems.iter().map(|problem| format!("Namespace {}: {problem}", namespace.name));
-        paths.problems.extend(told);
+        let problems = namespace.problems.iter().map(|problem| format!("Namespace {}: {problem}", namespace.name));
+        modes.problems.extend(problems);
     }
     for (pod, namespace) in objects.pods() {
-        paths.problems.extend(pod.problems.iter().map(|problem| format!("Pod {}: {problem}", pod.key)));
+        modes.problems.extend(pod.problems.iter().map(|problem| format!("Pod {}: {problem}", pod.key)));
         let of_namespace = namespace.and_then(|namespace| namespace.path);
-        let own = pod.path.map(|path| (path, By::Pod));
-        let Some((path, by)) = own.or(of_namespace.map(|path| (path, By::Namespace))) else { continue };
+        let own = pod.path.map(|path| (path, ModeSource::Pod));
+        let Some((path, by)) = own.or(of_namespace.map(|path| (path, ModeSource::Namespace))) else { continue };
         if path == PodMode::Socket {
             continue;
         }
         let netns = match (&pod.netns, &pod.uid) {
             _ if pod.host_network => Err(HOST_NETWORK),
-            (Some(at), _) => Ok(Netns::At(at.clone())),
-            (None, Some(uid)) => Ok(Netns::OfCgroup(Arc::clone(uid))),
-            (None, None) => Err(NOWHERE),
+            (Some(at), _) => Ok(PodNetns::At(at.clone())),
+            (None, Some(uid)) => Ok(PodNetns::OfCgroup(Arc::clone(uid))),
+            (None, None) => Err(NO_NETNS),
         };
         let (key, ips) = (pod.key.clone(), pod.ips.clone());
         match netns {
-            Ok(netns) => paths.pods.push(Chosen { key, path, by, netns, ips, started: pod.started }),
-            Err(why) => paths.problems.push(refusal(&key, path, why)),
+            Ok(netns) => modes.pods.push(PodWithMode { key, path, by, netns, ips, started: pod.started }),
+            Err(why) => modes.problems.push(refusal(&key, path, why)),
         }
     }
-    paths
+    modes
 }
 
-/// Why nothing is done for a pod of the node's own network.
-pub const HOST_NETWORK: &str = "it has the node's own network namespace, and all processes of the node with it; give the pod \
-                                the label beeline.io/path: socket";
-const NOWHERE: &str = "nothing says where it is; give it metadata.uid, by which its cgroup is named, or the annotation \
-                       beeline.io/netns with the path of its network namespace";
+/// The reason, with its cure, why a pod in the node's network has no mode of its own.
+pub const HOST_NETWORK: &str = "it has the node's own network namespace, and all processes of the node with it; give \
+                                the pod the label beeline.io/path: socket";
+/// The reason, with its cure, why a pod whose network namespace cannot be found has no mode of its own.
+const NO_NETNS: &str = "nothing says where it is; give it metadata.uid, by which its cgroup is named, or the \
+                        annotation beeline.io/netns with the path of its network namespace";
 
-/// That a pod keeps its path, with the reason and the cure.
+/// Describes that a pod stays in mode `socket`, with the reason and the cure.
 #[must_use]
 pub fn refusal(pod: &Key, path: PodMode, why: &str) -> String {
     format!("Pod {pod}: the path {} is not for it, and it keeps socket: {why}", path.name())

@@ -1,30 +1,40 @@
-//! Which sources `loadBalancerSourceRanges` lets come to a Service's load balancer addresses, in one family.
+//! The sources that `loadBalancerSourceRanges` lets in at a Service's load balancer addresses, in one family.
 //!
-//! After kube-proxy (pkg/proxy/serviceport.go): each family counts for itself; no range, or one that is everything, binds
-//! nobody. Where a range has the node, kube-proxy lets in whoever comes with the VIP itself as source, which is the node
-//! (pkg/proxy/nftables/proxier.go); here its sockets are served before they send anything, whatever the ranges say.
+//! After kube-proxy (pkg/proxy/serviceport.go): each family counts for itself; no range, or a range of all addresses,
+//! restricts no client. Where a range contains the node, kube-proxy also lets in packets whose source is the VIP
+//! itself, which come from the node (pkg/proxy/nftables/proxier.go); here the node's sockets are translated before they
+//! send a packet, whatever the ranges are.
 
 use ipnet::IpNet;
-
-use crate::objects::Service;
 use lb_common::Family;
 
-/// Most ranges of a Service in a family. Each is an entry of the trie for each of its ports, and a trie cannot be as large
-/// as one likes (see `datapath`).
-pub const MOST: usize = 1_024;
+use crate::objects::Service;
+
+/// Most ranges of a Service in a family. Each is an entry of a trie for each of the Service's ports, and the size of
+/// the trie is limited.
+pub(super) const MAX_RANGES: usize = 1_024;
 
 /// The ranges of a family.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Ranges {
-    /// Who is let in, sorted, each once; none is everybody.
+pub struct SourceRanges {
+    /// Networks that are let in, sorted, each once; none lets all clients in.
     pub nets: Vec<IpNet>,
-    /// How many there was no room for. Who is in these is not let in.
+    /// True if no client is let in, since no range of the Service is readable.
+    pub none_readable: bool,
+    /// Ranges beyond [`MAX_RANGES`]. Clients in these are not let in.
     pub left_out: usize,
 }
 
-/// The ranges of a Service that count in a family.
-#[must_use]
-pub fn of(service: &Service, family: Family) -> Ranges {
+impl SourceRanges {
+    /// True if the ranges keep some clients out.
+    #[must_use]
+    pub fn is_restricted(&self) -> bool {
+        self.none_readable || !self.nets.is_empty()
+    }
+}
+
+/// Returns the ranges of a Service that count in a family.
+pub(super) fn of(service: &Service, family: Family) -> SourceRanges {
     let own = |net: &&IpNet| matches!(net, IpNet::V4(_)) == (family == Family::V4);
     let mut nets: Vec<IpNet> = service.source_ranges.iter().filter(own).copied().collect();
     if nets.iter().any(|net| net.prefix_len() == 0) {
@@ -32,14 +42,14 @@ pub fn of(service: &Service, family: Family) -> Ranges {
     }
     nets.sort_unstable();
     nets.dedup();
-    if nets.len() > MOST {
-        // The same addresses in as few ranges as there can be.
+    if nets.len() > MAX_RANGES {
+        // The same addresses in as few ranges as possible.
         nets = IpNet::aggregate(&nets);
         nets.sort_unstable();
     }
-    let left_out = nets.len().saturating_sub(MOST);
-    nets.truncate(MOST);
-    Ranges { nets, left_out }
+    let left_out = nets.len().saturating_sub(MAX_RANGES);
+    nets.truncate(MAX_RANGES);
+    SourceRanges { nets, none_readable: service.source_ranges_unreadable, left_out }
 }
 
 #[cfg(test)]
@@ -59,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn rule_6_each_family_counts_for_itself_and_everything_binds_nobody() {
+    fn rule_6_each_family_counts_for_itself_and_a_range_of_all_addresses_restricts_no_client() {
         let ranges = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
         check(ranges(&[]), Family::V4, &[], 0);
         let mixed = ["198.51.100.0/24", "fd00::/8", "192.0.2.0/24", "198.51.100.0/24"];
@@ -71,11 +81,21 @@ mod tests {
     }
 
     #[test]
-    fn rule_6_too_many_are_joined_and_then_left_out() {
-        // All addresses of 10.0.0.0/20, one by one.
+    fn rule_6_without_a_readable_range_no_client_is_let_in() {
+        let service = Service { source_ranges_unreadable: true, ..Service::new(Key::new("default", "a")) };
+        for family in Family::ALL {
+            let ranges = of(&service, family);
+            assert!(ranges.is_restricted() && ranges.nets.is_empty());
+            assert!(!of(&Service::new(Key::new("default", "a")), family).is_restricted());
+        }
+    }
+
+    #[test]
+    fn rule_6_too_many_ranges_are_joined_and_then_left_out() {
+        // All addresses of 10.0.0.0/20, each as a range.
         check((0..4096).map(|i| format!("10.0.{}.{}/32", i / 256, i % 256)), Family::V4, &["10.0.0.0/20"], 0);
-        let apart = (0..MOST + 3).map(|i| format!("10.{}.{}.0/24", i / 128, i % 128 * 2));
-        let kept: Vec<_> = apart.clone().take(MOST).collect();
+        let apart = (0..MAX_RANGES + 3).map(|i| format!("10.{}.{}.0/24", i / 128, i % 128 * 2));
+        let kept: Vec<_> = apart.clone().take(MAX_RANGES).collect();
         check(apart, Family::V4, &kept.iter().map(String::as_str).collect::<Vec<_>>(), 3);
     }
 }

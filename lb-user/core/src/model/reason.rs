@@ -1,96 +1,94 @@
-//! Why an endpoint is used here, or is not: each reason is a value, and a line of plain English.
+//! The reason why an endpoint is used on this node, or is not: a value, and a line of plain English.
 
 use std::fmt::{self, Write as _};
 
-use lb_common::{BackendFlags, ServiceFlags};
+use lb_common::{AddrPort, BackendFlags, Family, ServiceFlags};
 
-use super::{NodeContext, endpoints::Origin};
+use super::{NodeContext, endpoints::EndpointOrigin};
 use crate::objects::{Endpoint, Key};
-use lb_common::{AddrPort, Family};
 
-/// Said of a last resort.
-const DRAINS: &str = "; it drains, but no ready one is left";
-/// Said of what serves and is in no list.
+/// Addition for an endpoint that is used although it terminates.
+const FALLBACK: &str = "; it drains, but no ready one is left";
+/// Addition for an endpoint that serves and is in no list.
 const KEPT: &str = "; sockets that have it keep it";
 
-/// An endpoint of one service port, and what becomes of it.
+/// An endpoint of one service port, with the decision about it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EvaluatedEndpoint<'a> {
     /// Address and port.
     pub target: AddrPort,
-    /// What its object says.
+    /// The endpoint in its object.
     pub endpoint: &'a Endpoint,
-    /// The object that it stands in.
-    pub origin: Origin<'a>,
-    /// Its weight as the objects have it; 1 with a scheduler that does not weigh, unless it is 0.
+    /// Its object.
+    pub origin: EndpointOrigin<'a>,
+    /// Its weight in the objects; at most 1 with a scheduler that does not weigh.
     pub weight: u16,
-    /// The Service of another namespace whose pod it is, where it was written by hand.
-    pub stranger: Option<&'a Key>,
+    /// The Service of another namespace that selects it, where the endpoint is hand-written.
+    pub other_namespace: Option<&'a Key>,
     /// The decision.
-    pub why: Reason<'a>,
+    pub reason: Reason<'a>,
 }
 
-/// What becomes of an endpoint, and why.
+/// The decision about an endpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reason<'a> {
-    /// It is ready, or drains and still answers: where it stands in the cluster list, and in the local list where the
-    /// Service's policy uses one. In no list it is left to the sockets that have it.
+    /// It is ready or serving-terminating. In no list it is kept for the sockets that have it.
     Serves {
-        /// In the cluster list.
+        /// Its placement in the cluster list.
         cluster: Placement,
-        /// In the local list.
+        /// Its placement in the local list, where the Service's policy uses one.
         local: Option<Placement>,
     },
-    /// Its conditions say so.
+    /// It is neither ready nor terminating.
     NotReady,
-    /// It terminates and answers no more.
-    Gone,
-    /// The Service has no cluster IP of its family, but of this other one.
-    OnlyServes(Family),
+    /// It terminates and serves no more.
+    Terminated,
+    /// The Service has cluster IPs of the other family, this one, only.
+    OtherFamily(Family),
     /// The same address and port stand in this object, whose copy counts.
-    Duplicate(Origin<'a>),
-    /// Its address is of a kind that no traffic may be sent to.
+    Duplicate(EndpointOrigin<'a>),
+    /// No traffic may be sent to this kind of address, which is named with its article.
     Unusable(&'static str),
-    /// It was written by hand and is a pod of another namespace, of this Service, which a flag refuses.
+    /// It is hand-written and a pod of another namespace, which this Service selects and a flag refuses.
     OtherNamespace(&'a Key),
-    /// It is itself a frontend of this Service.
+    /// It is a frontend of this Service.
     Frontend(&'a Key),
-    /// It is itself a NodePort of this Service, at an address of this node.
+    /// It is a NodePort of this Service, at an address of this node.
     NodePort(&'a Key),
 }
 
-/// Where an endpoint that serves stands in a list.
+/// The placement of an endpoint that serves, in one backend list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Placement {
-    /// In it: it is ready.
-    In,
-    /// In it, though it drains: no ready one is left.
-    LastResort,
-    /// Not in it: it drains, and others are ready.
-    Draining,
-    /// Not in it: hints are followed, and its own are for other zones.
-    OtherZone,
-    /// Not in it: hints are followed, and its own are for other nodes.
+    /// In the list: it is ready.
+    Ready,
+    /// In the list: it is serving-terminating, and no ready one is left.
+    Fallback,
+    /// Not in the list: it is serving-terminating, and others are ready.
+    Terminating,
+    /// Not in the list: hints are followed, and its own are for other zones.
+    HintOtherZone,
+    /// Not in the list: hints are followed, and its own are for other nodes.
+    HintOtherNode,
+    /// Not in the list: it runs on another node.
     OtherNode,
-    /// Not in it: it runs on another node.
-    NotLocal,
-    /// Not in it: it has no nodeName, and so is local nowhere.
-    Nodeless,
-    /// Not in it: weight 0 takes no new connections.
-    NoWeight,
+    /// Not in the list: it has no nodeName, and so is local nowhere.
+    NoNodeName,
+    /// Not in the list: weight 0 takes no new connections.
+    ZeroWeight,
 }
 
 impl Placement {
-    /// Whether that is in the list.
+    /// True if the endpoint is in the list.
     #[must_use]
-    pub const fn is_in(self) -> bool {
-        matches!(self, Self::In | Self::LastResort)
+    pub const fn is_listed(self) -> bool {
+        matches!(self, Self::Ready | Self::Fallback)
     }
 }
 
-/// Who uses the cluster list, and who the local one, where there is one.
+/// Names the clients of the cluster list and of the local list, for a service port with these [`ServiceFlags`].
 #[must_use]
-pub const fn users(flags: u32) -> (&'static str, &'static str) {
+pub(super) const fn list_users(flags: u32) -> (&'static str, &'static str) {
     match (flags & ServiceFlags::INTERNAL_LOCAL != 0, flags & ServiceFlags::EXTERNAL_LOCAL != 0) {
         (true, true) => ("callers on this node at external frontends", "cluster IPs and clients outside"),
         (true, false) => ("external frontends", "cluster IPs"),
@@ -99,30 +97,40 @@ pub const fn users(flags: u32) -> (&'static str, &'static str) {
 }
 
 impl EvaluatedEndpoint<'_> {
-    /// Whether its nodeName is this node's.
-    #[must_use]
-    pub fn is_local(&self, here: NodeContext<'_>) -> bool {
-        self.endpoint.node.as_deref() == Some(here.node)
+    pub(super) fn is_v4(&self) -> bool {
+        self.target.addr.is_v4()
     }
 
-    /// Its [`BackendFlags`] as a member of its service port; none when it is not one.
+    /// True if its nodeName is this node's.
     #[must_use]
-    pub fn flags(&self, here: NodeContext<'_>) -> Option<u16> {
-        let Reason::Serves { cluster, local } = self.why else { return None };
+    pub fn is_local(&self, node: NodeContext<'_>) -> bool {
+        self.endpoint.node.as_deref() == Some(node.name)
+    }
+
+    /// True if it is a backend: in a list, or kept for the sockets that have it.
+    #[must_use]
+    pub const fn serves(&self) -> bool {
+        matches!(self.reason, Reason::Serves { .. })
+    }
+
+    /// Returns its [`BackendFlags`]; none if it is no backend.
+    #[must_use]
+    pub fn flags(&self, node: NodeContext<'_>) -> Option<u16> {
+        let Reason::Serves { cluster, local } = self.reason else { return None };
         let bit = |is: bool, bit| if is { bit } else { 0 };
         Some(
-            bit(cluster.is_in(), BackendFlags::CLUSTER)
-                | bit(local.is_some_and(Placement::is_in), BackendFlags::LOCAL)
-                | bit(self.is_local(here), BackendFlags::ON_NODE),
+            bit(cluster.is_listed(), BackendFlags::CLUSTER)
+                | bit(local.is_some_and(Placement::is_listed), BackendFlags::LOCAL)
+                | bit(self.is_local(node), BackendFlags::ON_NODE),
         )
     }
 
-    /// The reason as a line of text, for a service port with these [`ServiceFlags`].
+    /// Returns the reason as a line of text, for a service port with these [`ServiceFlags`].
     #[must_use]
-    pub fn reason(&self, flags: u32) -> String {
+    pub fn reason_text(&self, flags: u32) -> String {
         let mut text = String::new();
         self.write_reason(&mut text, flags).expect("a String takes everything");
-        if let Some(owner) = self.stranger.filter(|_| !matches!(self.why, Reason::OtherNamespace(_))) {
+        if let Some(owner) = self.other_namespace.filter(|_| !matches!(self.reason, Reason::OtherNamespace(_))) {
             write!(text, "; a pod of another namespace, that of the Service {owner}")
                 .expect("a String takes everything");
         }
@@ -130,30 +138,30 @@ impl EvaluatedEndpoint<'_> {
     }
 
     fn write_reason(&self, text: &mut String, flags: u32) -> fmt::Result {
-        match self.why {
-            Reason::Serves { cluster, local: None } => self.write_of_one(text, cluster),
-            Reason::Serves { cluster, local: Some(local) } if local == cluster => self.write_of_one(text, cluster),
+        match self.reason {
+            Reason::Serves { cluster, local: None } => self.write_placement(text, cluster),
+            Reason::Serves { cluster, local: Some(local) } if local == cluster => self.write_placement(text, cluster),
             Reason::Serves { cluster, local: Some(local) } => {
-                let (of_cluster, of_local) = users(flags);
-                match (self.stand(cluster), self.stand(local)) {
+                let (of_cluster, of_local) = list_users(flags);
+                match (self.listed(cluster), self.listed(local)) {
                     (Ok(""), Err(why)) => write!(text, "used by {of_cluster}, not by {of_local}: {why}"),
                     (Err(why), Ok("")) => write!(text, "used by {of_local}, not by {of_cluster}: {why}"),
-                    (Ok(drains), Err(why)) => write!(text, "used by {of_cluster}{drains}; not by {of_local}: {why}"),
-                    (Err(why), Ok(drains)) => write!(text, "used by {of_local}{drains}; not by {of_cluster}: {why}"),
-                    // One of them is a last resort, and the other is not.
-                    (Ok(_), Ok(_)) => write!(text, "used{DRAINS}"),
+                    (Ok(more), Err(why)) => write!(text, "used by {of_cluster}{more}; not by {of_local}: {why}"),
+                    (Err(why), Ok(more)) => write!(text, "used by {of_local}{more}; not by {of_cluster}: {why}"),
+                    // A fallback in one of the two lists.
+                    (Ok(_), Ok(_)) => write!(text, "used{FALLBACK}"),
                     (Err(cluster), Err(local)) => {
                         write!(text, "not used by {of_local}: {local}; nor by {of_cluster}: {cluster}{KEPT}")
                     }
                 }
             }
             Reason::NotReady => write!(text, "not used: it is not ready"),
-            Reason::Gone => write!(text, "not used: it terminates and answers no more"),
-            Reason::OnlyServes(family) => {
-                write!(text, "not used: the Service has {} cluster IPs only", family.name())
+            Reason::Terminated => write!(text, "not used: it terminates and answers no more"),
+            Reason::OtherFamily(served) => {
+                write!(text, "not used: the Service has {} cluster IPs only", served.name())
             }
             Reason::Duplicate(origin) => write!(text, "not used: it stands in {origin} as well, and that copy counts"),
-            Reason::Unusable(what) => write!(text, "not used: that is {what} address"),
+            Reason::Unusable(kind) => write!(text, "not used: that is {kind} address"),
             Reason::OtherNamespace(owner) => {
                 write!(text, "not used: that is a pod of another namespace, that of the Service {owner}")
             }
@@ -164,26 +172,26 @@ impl EvaluatedEndpoint<'_> {
         }
     }
 
-    /// Of an endpoint for which one list decides, or both alike.
-    fn write_of_one(&self, text: &mut String, stand: Placement) -> fmt::Result {
-        match self.stand(stand) {
-            Ok(drains) => write!(text, "used{drains}"),
+    /// Writes the reason where one list decides, or both lists decide alike.
+    fn write_placement(&self, text: &mut String, placement: Placement) -> fmt::Result {
+        match self.listed(placement) {
+            Ok(more) => write!(text, "used{more}"),
             Err(why) => write!(text, "not used: {why}{KEPT}"),
         }
     }
 
-    /// What there is to add when it is in a list, or why it is not.
-    fn stand(&self, stand: Placement) -> Result<&'static str, String> {
+    /// Returns an addition where the endpoint is in the list, and otherwise the reason why it is not, as the error.
+    fn listed(&self, placement: Placement) -> Result<&'static str, String> {
         let (zones, nodes) = self.endpoint.hints();
-        Err(match stand {
-            Placement::In => return Ok(""),
-            Placement::LastResort => return Ok(DRAINS),
-            Placement::Draining => "it drains, and others are ready".to_owned(),
-            Placement::OtherZone => format!("its hint is for zone {}", zones.join(", ")),
-            Placement::OtherNode => format!("its hint is for node {}", nodes.join(", ")),
-            Placement::NotLocal => "it is on another node".to_owned(),
-            Placement::Nodeless => "it has no nodeName and so is local nowhere".to_owned(),
-            Placement::NoWeight => "its weight is 0, which takes no new connections".to_owned(),
+        Err(match placement {
+            Placement::Ready => return Ok(""),
+            Placement::Fallback => return Ok(FALLBACK),
+            Placement::Terminating => "it drains, and others are ready".to_owned(),
+            Placement::HintOtherZone => format!("its hint is for zone {}", zones.join(", ")),
+            Placement::HintOtherNode => format!("its hint is for node {}", nodes.join(", ")),
+            Placement::OtherNode => "it is on another node".to_owned(),
+            Placement::NoNodeName => "it has no nodeName and so is local nowhere".to_owned(),
+            Placement::ZeroWeight => "its weight is 0, which takes no new connections".to_owned(),
         })
     }
 }

@@ -1,81 +1,83 @@
-//! Where the endpoints of a service port that serve stand in its cluster list and its local list.
+//! Places the endpoints of a service port that serve in its cluster list and its local list.
 //!
 //! After kube-proxy's `CategorizeEndpoints` (pkg/proxy/topology.go).
+
+use lb_common::AddrPort;
 
 use super::{
     NodeContext,
     reason::{EvaluatedEndpoint, Placement, Reason},
 };
 use crate::objects::Endpoint;
-use lb_common::AddrPort;
 
-/// Which hints are followed.
+/// The topology hints that are followed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Hints {
-    /// No endpoint that counts has one.
+pub enum HintUse {
+    /// No ready endpoint has a hint.
     #[default]
     None,
-    /// Those of nodes.
+    /// Hints for nodes.
     Node,
-    /// Those of zones.
+    /// Hints for zones.
     Zone,
-    /// There are some, and they are not followed.
-    Ignored(Ignored),
+    /// Hints exist and are not followed.
+    Ignored(HintsIgnored),
 }
 
-/// Why hints are not followed.
+/// The reason why hints are not followed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Ignored {
+pub enum HintsIgnored {
     /// This endpoint has none.
     Lacks(AddrPort),
-    /// They are of zones, and this node has none.
+    /// They are for zones, and this node has no zone.
     NoZone,
-    /// None names this node or its zone.
+    /// None is for this node or its zone.
     NotForUs,
 }
 
-/// Settles the lists of one family. An endpoint that serves comes in as [`Placement::In`] where it is ready and as
-/// [`Placement::Draining`] where it drains.
-pub fn categorize(judged: &mut [EvaluatedEndpoint<'_>], here: NodeContext<'_>) -> Hints {
-    let hints = Hints::of(judged, here);
-    let mut ready = [false; 2];
-    for EvaluatedEndpoint { endpoint, why, .. } in judged.iter_mut() {
-        let Reason::Serves { cluster, local } = why else { continue };
-        if *cluster == Placement::In {
-            *cluster = hints.stand(endpoint, here);
+/// Settles the lists of one family, and returns the hints that were followed. An endpoint that serves comes in as
+/// [`Placement::Ready`] or [`Placement::Terminating`].
+pub(super) fn categorize(endpoints: &mut [EvaluatedEndpoint<'_>], node: NodeContext<'_>) -> HintUse {
+    let hints = HintUse::of(endpoints, node);
+    let (mut cluster_ready, mut local_ready) = (false, false);
+    for EvaluatedEndpoint { endpoint, reason, .. } in endpoints.iter_mut() {
+        let Reason::Serves { cluster, local } = reason else { continue };
+        if *cluster == Placement::Ready {
+            *cluster = hints.place(endpoint, node);
         }
-        // Hints mean nothing in the local list.
-        ready[0] |= *cluster == Placement::In;
-        ready[1] |= *local == Some(Placement::In);
+        // Hints do not apply to the local list.
+        cluster_ready |= *cluster == Placement::Ready;
+        local_ready |= *local == Some(Placement::Ready);
     }
-    // The two fall back independently of each other.
-    let last_resort = |stand: &mut Placement| {
-        if *stand == Placement::Draining {
-            *stand = Placement::LastResort;
+    if cluster_ready && local_ready {
+        return hints;
+    }
+    // The two lists fall back independently of each other.
+    let fall_back = |placement: &mut Placement| {
+        if *placement == Placement::Terminating {
+            *placement = Placement::Fallback;
         }
     };
-    if ready != [true; 2] {
-        for EvaluatedEndpoint { why, .. } in judged {
-            let Reason::Serves { cluster, local } = why else { continue };
-            if !ready[0] {
-                last_resort(cluster);
-            }
-            if !ready[1] {
-                local.iter_mut().for_each(last_resort);
-            }
+    for EvaluatedEndpoint { reason, .. } in endpoints {
+        let Reason::Serves { cluster, local } = reason else { continue };
+        if !cluster_ready {
+            fall_back(cluster);
+        }
+        if !local_ready {
+            local.iter_mut().for_each(fall_back);
         }
     }
     hints
 }
 
-impl Hints {
-    /// Hints count when every ready endpoint has one and one of them names us; those of nodes before those of zones. What
-    /// takes no new connections has no say.
-    fn of(judged: &[EvaluatedEndpoint<'_>], here: NodeContext<'_>) -> Self {
+impl HintUse {
+    /// Decides which hints are followed: every ready endpoint must have one, and one must name this node, or else its
+    /// zone. Endpoints that take no new connections are left out of account.
+    fn of(endpoints: &[EvaluatedEndpoint<'_>], node: NodeContext<'_>) -> Self {
         let (mut some_node, mut our_node, mut no_node) = (false, false, None);
         let (mut some_zone, mut our_zone, mut no_zone) = (false, false, None);
-        for &EvaluatedEndpoint { target, endpoint, why, .. } in judged {
-            if !matches!(why, Reason::Serves { cluster: Placement::In, .. }) {
+        for &EvaluatedEndpoint { target, endpoint, reason, .. } in endpoints {
+            if !matches!(reason, Reason::Serves { cluster: Placement::Ready, .. }) {
                 continue;
             }
             let (zones, nodes) = endpoint.hints();
@@ -83,59 +85,57 @@ impl Hints {
                 no_node.get_or_insert(target);
             } else {
                 some_node = true;
-                our_node |= endpoint.names_node(here);
+                our_node |= names_node(endpoint, node);
             }
             if zones.is_empty() {
                 no_zone.get_or_insert(target);
             } else {
                 some_zone = true;
-                our_zone |= endpoint.names_zone(here);
+                our_zone |= names_zone(endpoint, node);
             }
         }
         match (no_node, no_zone) {
             (None, _) if our_node => Self::Node,
             (_, None) if our_zone => Self::Zone,
             _ if !some_node && !some_zone => Self::None,
-            (_, None) if here.zone.is_none() => Self::Ignored(Ignored::NoZone),
-            (None, _) | (_, None) => Self::Ignored(Ignored::NotForUs),
-            (Some(node), Some(zone)) => Self::Ignored(Ignored::Lacks(if some_zone { zone } else { node })),
+            (_, None) if node.zone.is_none() => Self::Ignored(HintsIgnored::NoZone),
+            (None, _) | (_, None) => Self::Ignored(HintsIgnored::NotForUs),
+            (Some(node), Some(zone)) => Self::Ignored(HintsIgnored::Lacks(if some_zone { zone } else { node })),
         }
     }
 
-    fn stand(self, endpoint: &Endpoint, here: NodeContext<'_>) -> Placement {
+    fn place(self, endpoint: &Endpoint, node: NodeContext<'_>) -> Placement {
         match self {
-            Self::Node if !endpoint.names_node(here) => Placement::OtherNode,
-            Self::Zone if !endpoint.names_zone(here) => Placement::OtherZone,
-            _ => Placement::In,
+            Self::Node if !names_node(endpoint, node) => Placement::HintOtherNode,
+            Self::Zone if !names_zone(endpoint, node) => Placement::HintOtherZone,
+            _ => Placement::Ready,
         }
     }
 
-    /// What there is to say of them in a line, if anything.
+    /// Returns a line of text; none where no endpoint has a hint.
     #[must_use]
-    pub fn text(self, here: NodeContext<'_>) -> Option<String> {
-        let zone = here.zone.unwrap_or_default();
+    pub(super) fn text(self, node: NodeContext<'_>) -> Option<String> {
+        let (name, zone) = (node.name, node.zone.unwrap_or_default());
         match self {
             Self::None => None,
-            Self::Node => Some(format!("followed: those for node {}", here.node)),
+            Self::Node => Some(format!("followed: those for node {name}")),
             Self::Zone => Some(format!("followed: those for zone {zone}")),
-            Self::Ignored(Ignored::Lacks(target)) => Some(format!("ignored: {target} has none")),
-            Self::Ignored(Ignored::NoZone) => {
-                Some(format!("ignored: node {} has no label topology.kubernetes.io/zone", here.node))
+            Self::Ignored(HintsIgnored::Lacks(target)) => Some(format!("ignored: {target} has none")),
+            Self::Ignored(HintsIgnored::NoZone) => {
+                Some(format!("ignored: node {name} has no label topology.kubernetes.io/zone"))
             }
-            Self::Ignored(Ignored::NotForUs) => Some(match here.zone {
-                Some(zone) => format!("ignored: none is for zone {zone} or node {}", here.node),
-                None => format!("ignored: none is for node {}", here.node),
+            Self::Ignored(HintsIgnored::NotForUs) => Some(match node.zone {
+                Some(zone) => format!("ignored: none is for zone {zone} or node {name}"),
+                None => format!("ignored: none is for node {name}"),
             }),
         }
     }
 }
 
-impl Endpoint {
-    fn names_node(&self, here: NodeContext<'_>) -> bool {
-        self.hints().1.iter().any(|node| **node == *here.node)
-    }
+fn names_node(endpoint: &Endpoint, node: NodeContext<'_>) -> bool {
+    endpoint.hints().1.iter().any(|hint| **hint == *node.name)
+}
 
-    fn names_zone(&self, here: NodeContext<'_>) -> bool {
-        here.zone.is_some_and(|own| self.hints().0.iter().any(|zone| **zone == *own))
-    }
+fn names_zone(endpoint: &Endpoint, node: NodeContext<'_>) -> bool {
+    node.zone.is_some_and(|own| endpoint.hints().0.iter().any(|zone| **zone == *own))
 }

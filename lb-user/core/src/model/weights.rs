@@ -1,4 +1,4 @@
-//! How many slots each backend of a service port gets: its weight, in the smallest numbers that keep the proportions.
+//! Slots of each backend of a service port: its weight, in the smallest numbers that keep the proportions.
 
 use lb_common::List;
 
@@ -9,9 +9,9 @@ const SLOTS: u32 = 16_384;
 /// Slots that one backend may fill.
 const HEAVIEST: u16 = 256;
 
-/// Divides the weights by what they have in common. Where a list would have too many slots, or a backend, they are scaled
-/// down and rounded, to at least 1. What stands in no list weighs 1.
-pub fn normalise(members: &mut [Member]) {
+/// Divides the weights by their greatest common divisor. Where a list or a backend would have too many slots, weights
+/// are scaled down and rounded, to at least 1. A member of no list weighs 1.
+pub(super) fn normalise(members: &mut [Member]) {
     let in_any = |member: &Member| List::ALL.into_iter().any(|list| member.is_in(list));
     let (mut common, mut heaviest) = (0, 0);
     for member in members.iter_mut() {
@@ -27,15 +27,14 @@ pub fn normalise(members: &mut [Member]) {
     }
     members.iter_mut().filter(|member| in_any(member)).for_each(|member| member.weight /= common);
     let heaviest = heaviest / common;
-    // The heaviest gets as many slots as there is room for, and the others in proportion. With 1 they all get one, which
-    // always fits.
-    let (mut fits, mut too_much) = (1, heaviest.min(HEAVIEST) + 1);
-    if fit(members, heaviest, too_much - 1) {
-        fits = too_much - 1;
+    // The heaviest gets as many slots as fit, and the others in proportion. One slot for each always fits.
+    let (mut fits, mut too_many) = (1, heaviest.min(HEAVIEST) + 1);
+    if all_fit(members, heaviest, too_many - 1) {
+        fits = too_many - 1;
     }
-    while too_much - fits > 1 {
-        let middle = fits.midpoint(too_much);
-        if fit(members, heaviest, middle) { fits = middle } else { too_much = middle }
+    while too_many - fits > 1 {
+        let middle = fits.midpoint(too_many);
+        if all_fit(members, heaviest, middle) { fits = middle } else { too_many = middle }
     }
     members
         .iter_mut()
@@ -43,8 +42,8 @@ pub fn normalise(members: &mut [Member]) {
         .for_each(|member| member.weight = scaled(member.weight, heaviest, fits));
 }
 
-/// Whether the lists are short enough when the heaviest gets `slots`.
-fn fit(members: &[Member], heaviest: u16, slots: u16) -> bool {
+/// True if the lists are short enough when the heaviest gets `slots`.
+fn all_fit(members: &[Member], heaviest: u16, slots: u16) -> bool {
     List::ALL.into_iter().all(|list| {
         let (mut count, mut total) = (0_u32, 0_u64);
         for member in members.iter().filter(|member| member.is_in(list)) {
@@ -55,7 +54,7 @@ fn fit(members: &[Member], heaviest: u16, slots: u16) -> bool {
     })
 }
 
-/// A weight, when that of the heaviest becomes `slots`.
+/// Scales a weight so that the weight of the heaviest becomes `slots`.
 fn scaled(weight: u16, heaviest: u16, slots: u16) -> u16 {
     let (weight, heaviest, slots) = (u32::from(weight), u32::from(heaviest), u32::from(slots));
     let rounded = (weight * slots + heaviest / 2) / heaviest;
@@ -72,8 +71,7 @@ const fn gcd(mut a: u16, mut b: u16) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_common::AddrPort;
-    use lb_common::BackendFlags;
+    use lb_common::{AddrPort, BackendFlags};
     use proptest::{collection::vec, prelude::*};
     use std::net::Ipv4Addr;
 
@@ -109,13 +107,13 @@ mod tests {
         let mut many = vec![200; 16_384];
         check(&many, &[1; 16_384]);
         many[0] = 100;
-        // 2 slots for each would be too many.
+        // Two slots for each would be too many.
         check(&many, &[1; 16_384]);
         check(&[[100, 300].as_slice(), &[200; 8_000]].concat(), &[[1, 3].as_slice(), &[2; 8_000]].concat());
     }
 
     #[test]
-    fn what_stands_in_no_list_has_no_say() {
+    fn members_of_no_list_do_not_count() {
         let (cluster, local) = (BackendFlags::CLUSTER, BackendFlags::LOCAL);
         assert_eq!(normalised(&[(4, cluster), (7, 0), (6, local)]), [2, 1, 3]);
         assert_eq!(normalised(&[(7, 0)]), [1]);
@@ -126,13 +124,15 @@ mod tests {
 
         #[test]
         fn proportions_stay_within_rounding(
-            weights in vec((prop_oneof![3 => 1_u16..300, 1 => 1_u16..], 0_u16..4), 1..100), copies in prop_oneof![Just(1), 1_usize..200],
+            weights in vec((prop_oneof![3 => 1_u16..300, 1 => 1_u16..], 0_u16..4), 1..100),
+            copies in prop_oneof![Just(1), 1_usize..200],
         ) {
             let weights = weights.repeat(copies);
             let after = normalised(&weights);
             let listed = || weights.iter().zip(&after).filter(|((_, flags), _)| *flags != 0);
             for list in [BackendFlags::CLUSTER, BackendFlags::LOCAL] {
-                let slots: Vec<_> = listed().filter(|((_, flags), _)| flags & list != 0).map(|(_, slots)| *slots).collect();
+                let in_list = listed().filter(|((_, flags), _)| flags & list != 0);
+                let slots: Vec<_> = in_list.map(|(_, slots)| *slots).collect();
                 let total: u64 = slots.iter().map(|&slots| u64::from(slots)).sum();
                 prop_assert!(total <= (slots.len() as u64).max(16_384), "{total} slots for {}", slots.len());
             }

@@ -22,6 +22,7 @@ use crate::{
     shadow::{Port, Shadow},
     spec::{PortSpec, ServiceSpec},
     store::Limits,
+    warning::Warning,
 };
 
 /// The extent of the desired list.
@@ -81,12 +82,23 @@ pub struct Refused {
     pub size: usize,
 }
 
+impl Refused {
+    /// The warning for the owner of the Service.
+    #[must_use]
+    pub fn warning(&self) -> Warning {
+        let Self { service, table, size } = self;
+        Warning::MapFull {
+            service: service.clone(),
+            map: table.map_name(),
+            flag: table.flag_name().unwrap_or(table.map_name()),
+            size: *size,
+        }
+    }
+}
+
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { service, table, size } = self;
-        write!(f, "the map {} has {size} entries and no room for {service}, which stays as it was", table.map_name())?;
-        let more = size.saturating_mul(2).max(1);
-        table.flag_name().map_or(Ok(()), |flag| write!(f, "; raise it with --map-size {flag}={more}"))
+        self.warning().fmt(f)
     }
 }
 

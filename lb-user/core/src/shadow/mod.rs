@@ -15,7 +15,7 @@ use lb_common::{
 
 use crate::{
     few::Few,
-    ids::Ids,
+    ids::{HighestIds, Ids},
     objects::Key,
     op::{Op, Table},
     spec::PortKey,
@@ -240,8 +240,8 @@ impl Shadow {
     }
 
     /// Starts new ids beyond these, which sockets may still name.
-    pub fn begin_beyond(&mut self, (port, backend): (u32, u32)) {
-        self.port_ids.beyond(port);
+    pub fn begin_beyond(&mut self, HighestIds { service, backend }: HighestIds) {
+        self.port_ids.beyond(service);
         self.backend_ids.beyond(backend);
     }
 

@@ -1,8 +1,8 @@
-//! All objects that the sources told of, indexed by Service, and which Services a change concerns. Nothing is interpreted
-//! here: that is the model's work.
+//! All objects of the sources, indexed by Service, and the Services that changed. Nothing is interpreted here: that is
+//! the model's work.
 
+mod changes;
 mod intern;
-mod news;
 mod pods;
 
 use std::{
@@ -18,38 +18,40 @@ use foldhash::{HashMap, HashSet};
 use lb_common::Addr;
 
 use crate::{
+    bloom::{BloomFilter, network_hash},
     event::{Event, Kind, Object},
     few::Few,
     objects::{EndpointGroup, EndpointSlice, Endpoints, Key, Node, Service},
 };
-use intern::Names;
-pub use news::Changes;
-use news::Triggers;
+pub use changes::Changes;
+use changes::Triggers;
+use intern::Interner;
 pub use pods::Pods;
 
-/// The objects.
+/// All objects, seen from one node.
 pub struct World {
     node_name: Arc<str>,
     node: Option<Node>,
     pods: Pods,
-    services: HashMap<Key, Known>,
-    /// Slices without a Service are not kept.
+    services: HashMap<Key, Entry>,
+    /// Slices that belong to a Service; others are not kept.
     slices: HashSet<ByKey>,
     listed: [bool; Kind::ALL.len()],
-    /// Each once: those that are marked.
+    /// Services that are marked dirty, each once.
     dirty: Vec<Key>,
-    names: Names,
-    prefixes: Prefixes,
-    /// None: nobody has told yet.
+    interner: Interner,
+    /// Networks of endpoints.
+    networks: BloomFilter,
+    /// None: not reported yet.
     addresses: Option<BTreeSet<IpAddr>>,
     forbidden: BTreeSet<Kind>,
     changes: Changes,
     triggers: Triggers,
 }
 
-/// The objects of one Service's name. Boxed, as a table has room for twice what it holds.
+/// The objects of one Service's name. Boxed, since a hash table has room for twice its entries.
 #[derive(Default)]
-struct Known {
+struct Entry {
     service: Option<Box<Service>>,
     /// Sorted by the slice's key.
     slices: Few<Arc<EndpointSlice>>,
@@ -57,7 +59,7 @@ struct Known {
     mark: Mark,
 }
 
-/// Whether a Service is among the dirty ones.
+/// The state of a Service since [`World::take_dirty`].
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 enum Mark {
     #[default]
@@ -65,7 +67,7 @@ enum Mark {
     Dirty,
 }
 
-/// A slice that is found by its key.
+/// A slice in a table that is indexed by its key.
 struct ByKey(Arc<EndpointSlice>);
 
 impl Borrow<Key> for ByKey {
@@ -88,7 +90,7 @@ impl PartialEq for ByKey {
 
 impl Eq for ByKey {}
 
-/// What the world knows about one Service.
+/// A Service with its endpoint objects.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     /// The Service itself.
@@ -100,7 +102,7 @@ pub struct View<'a> {
 }
 
 impl View<'_> {
-    /// Every group of endpoints of any of its objects, in a stable order.
+    /// Lists every group of endpoints of all its objects, in a stable order.
     pub fn all_groups(&self) -> impl Iterator<Item = &EndpointGroup> {
         self.slices.iter().map(|slice| &slice.group).chain(self.endpoints.iter().flat_map(|object| &object.groups))
     }
@@ -118,8 +120,8 @@ impl World {
             slices: HashSet::default(),
             listed: [false; Kind::ALL.len()],
             dirty: Vec::new(),
-            names: Names::default(),
-            prefixes: Prefixes::default(),
+            interner: Interner::default(),
+            networks: BloomFilter::default(),
             addresses: None,
             forbidden: BTreeSet::new(),
             changes: Changes::default(),
@@ -127,7 +129,7 @@ impl World {
         }
     }
 
-    /// Takes a change in, and notes the Services that it concerns.
+    /// Takes a change in, and marks the Services that it affects as dirty.
     pub fn apply(&mut self, event: Event) {
         match event {
             Event::Apply(object) => self.put(object),
@@ -141,7 +143,7 @@ impl World {
         }
     }
 
-    /// Whether each kind that Services need was listed once (invariant I5).
+    /// True if each kind that Services need was listed once (invariant I5).
     #[must_use]
     pub fn ready(&self) -> bool {
         self.missing().is_empty()
@@ -163,42 +165,42 @@ impl World {
         (self.is_listed(Kind::Pod) && self.is_listed(Kind::Namespace)).then_some(&self.pods)
     }
 
-    /// The Services that have changed since this was last asked, in no order.
+    /// Returns the Services that have changed since the last call, in no order.
     pub fn take_dirty(&mut self) -> Vec<Key> {
         let dirty = std::mem::take(&mut self.dirty);
         for key in &dirty {
-            let Some(known) = self.services.get_mut(key) else { continue };
-            known.mark = Mark::Clean;
-            if known.is_empty() {
+            let Some(entry) = self.services.get_mut(key) else { continue };
+            entry.mark = Mark::Clean;
+            if entry.is_empty() {
                 self.services.remove(key);
             }
         }
         dirty
     }
 
-    /// What is known about a Service.
+    /// Returns a Service with its endpoint objects.
     #[must_use]
     pub fn view(&self, key: &Key) -> Option<View<'_>> {
         self.services.get(key)?.view()
     }
 
-    /// What is known about each Service, in no order.
+    /// Lists each Service with its endpoint objects, in no order.
     pub fn views(&self) -> impl Iterator<Item = View<'_>> {
-        self.services.values().filter_map(Known::view)
+        self.services.values().filter_map(Entry::view)
     }
 
-    /// The keys of all Services, in no order.
+    /// Lists the keys of all Services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Key> {
-        self.services.iter().filter(|(_, known)| known.service.is_some()).map(|(key, _)| key)
+        self.services.iter().filter(|(_, entry)| entry.service.is_some()).map(|(key, _)| key)
     }
 
-    /// The name of the node that this is seen from.
+    /// The name of this node.
     #[must_use]
     pub fn node_name(&self) -> &str {
         &self.node_name
     }
 
-    /// The zone of that node.
+    /// The zone of this node.
     #[must_use]
     pub fn zone(&self) -> Option<&str> {
         self.node.as_ref()?.zone.as_deref()
@@ -210,74 +212,74 @@ impl World {
         self.addresses.as_ref()
     }
 
-    /// The addresses by which the cluster knows that node.
+    /// The InternalIPs of this node's Node object.
     #[must_use]
     pub fn internal_ips(&self) -> &[IpAddr] {
         self.node.as_ref().map_or(&[], |node| &node.internal_ips)
     }
 
-    /// Whether that node is being deleted, or marked for it. One that nobody has told of is not.
+    /// True if this node's Node object is being deleted, or marked for deletion. An unknown Node is not.
     #[must_use]
     pub fn node_is_leaving(&self) -> bool {
         self.node.as_ref().is_some_and(|node| node.leaving)
     }
 
-    /// The kinds that may not be read, of which news does not come.
+    /// The kinds that the source may not read, so that they are out of date.
     #[must_use]
     pub fn forbidden(&self) -> &BTreeSet<Kind> {
         &self.forbidden
     }
 
-    /// How many objects have come, changed or gone so far.
+    /// Counts of the objects that came, changed or went so far.
     #[must_use]
     pub const fn changes(&self) -> Changes {
         self.changes
     }
 
-    /// From now on the triggers of changes are kept that are younger than `start`.
+    /// Keeps from now on the triggers of changes that are younger than `start`.
     pub fn keep_triggers(&mut self, start: SystemTime) {
         self.triggers.since = Some(start);
     }
 
-    /// When that happened for which endpoints have changed since this was last asked.
+    /// Returns the times of the events that caused changes of endpoints since the last call.
     pub fn take_triggers(&mut self) -> Vec<SystemTime> {
         self.triggers.take()
     }
 
-    /// The Services with an endpoint on one of these addresses, in no order.
+    /// Finds the Services with an endpoint at one of these addresses, in no order.
     #[must_use]
     pub fn services_with_endpoints_at(&self, addrs: &HashSet<Addr>) -> Vec<Key> {
-        // Cluster IPs and pods live in different networks, so that this mostly ends here.
-        if !addrs.iter().any(|addr| self.prefixes.may_hold(addr)) {
+        // Cluster IPs and pods are in different networks, so that the search mostly ends here.
+        if !addrs.iter().any(|addr| self.networks.may_contain(network_hash(addr))) {
             return Vec::new();
         }
-        let hit =
+        let is_hit =
             |group: &EndpointGroup| group.endpoints.iter().any(|endpoint| addrs.contains(&Addr::from(endpoint.addr)));
-        let hit = self.services.iter().filter(|(_, known)| known.groups().any(hit));
-        hit.map(|(key, _)| key.clone()).collect()
+        let hits = self.services.iter().filter(|(_, entry)| entry.groups().any(is_hit));
+        hits.map(|(key, _)| key.clone()).collect()
     }
 
     fn put(&mut self, object: Object) {
         match object {
             Object::Service(mut service) => {
-                let known = known(&mut self.services, &mut service.key);
-                if known.service.as_deref() != Some(&service) {
-                    self.names.service(&mut service);
-                    known.mark(&service.key, &mut self.dirty);
+                let entry = entry(&mut self.services, &mut service.key);
+                if entry.service.as_deref() != Some(&service) {
+                    self.interner.share_service(&mut service);
+                    entry.mark(&service.key, &mut self.dirty);
                     self.changes.services += 1;
-                    known.service = Some(Box::new(service));
+                    entry.service = Some(Box::new(service));
                 }
             }
             Object::EndpointSlice(slice) => self.put_slice(slice),
             Object::Endpoints(mut endpoints) => {
                 let triggered = endpoints.triggered.take();
-                let known = known(&mut self.services, &mut endpoints.key);
-                if known.endpoints.as_deref() != Some(&endpoints) {
-                    endpoints.groups.iter_mut().for_each(|group| keep(group, &mut self.names, &mut self.prefixes));
-                    known.mark(&endpoints.key, &mut self.dirty);
+                let entry = entry(&mut self.services, &mut endpoints.key);
+                if entry.endpoints.as_deref() != Some(&endpoints) {
+                    endpoints.groups.iter_mut().for_each(|group| keep(group, &mut self.interner, &mut self.networks));
+                    entry.mark(&endpoints.key, &mut self.dirty);
                     self.changes.endpoints += 1;
                     self.triggers.note(&endpoints.key, triggered);
-                    known.endpoints = Some(Box::new(endpoints));
+                    entry.endpoints = Some(Box::new(endpoints));
                 }
             }
             Object::Node(node) => {
@@ -300,13 +302,13 @@ impl World {
             self.delete(Kind::EndpointSlice, &slice.key.clone());
         }
         let Some(service) = &mut slice.service else { return };
-        let known = known(&mut self.services, service);
-        known.mark(service, &mut self.dirty);
+        let entry = entry(&mut self.services, service);
+        entry.mark(service, &mut self.dirty);
         self.changes.endpoints += 1;
         self.triggers.note(service, triggered);
-        keep(&mut slice.group, &mut self.names, &mut self.prefixes);
+        keep(&mut slice.group, &mut self.interner, &mut self.networks);
         let slice = Arc::new(slice);
-        let list = &mut known.slices;
+        let list = &mut entry.slices;
         match list.binary_search_by(|other| other.key.cmp(&slice.key)) {
             Ok(at) => list.set(at, Arc::clone(&slice)),
             Err(at) => list.insert(at, Arc::clone(&slice)),
@@ -315,28 +317,28 @@ impl World {
     }
 
     fn delete(&mut self, kind: Kind, key: &Key) {
-        // What is empty then goes when somebody has asked for the dirty ones.
+        // `take_dirty` removes an entry that is empty then.
         match kind {
             Kind::Service => {
-                let Some(known) = self.services.get_mut(key) else { return };
-                if known.service.take().is_some() {
-                    known.mark(key, &mut self.dirty);
+                let Some(entry) = self.services.get_mut(key) else { return };
+                if entry.service.take().is_some() {
+                    entry.mark(key, &mut self.dirty);
                     self.changes.services += 1;
                 }
             }
             Kind::EndpointSlice => {
                 let Some(ByKey(slice)) = self.slices.take(key) else { return };
                 let Some(service) = &slice.service else { return };
-                let Some(known) = self.services.get_mut(service) else { return };
-                known.slices.retain(|other| other.key != *key);
-                known.mark(service, &mut self.dirty);
+                let Some(entry) = self.services.get_mut(service) else { return };
+                entry.slices.retain(|other| other.key != *key);
+                entry.mark(service, &mut self.dirty);
                 self.changes.endpoints += 1;
                 self.triggers.forget(service);
             }
             Kind::Endpoints => {
-                let Some(known) = self.services.get_mut(key) else { return };
-                if known.endpoints.take().is_some() {
-                    known.mark(key, &mut self.dirty);
+                let Some(entry) = self.services.get_mut(key) else { return };
+                if entry.endpoints.take().is_some() {
+                    entry.mark(key, &mut self.dirty);
                     self.changes.endpoints += 1;
                     self.triggers.forget(key);
                 }
@@ -365,11 +367,11 @@ impl World {
                 self.slices.reserve(objects.len().saturating_sub(self.slices.len()));
             }
             Kind::Endpoints => {
-                let have = self.services.iter().filter(|(_, known)| known.endpoints.is_some()).map(|(key, _)| key);
+                let have = self.services.iter().filter(|(_, entry)| entry.endpoints.is_some()).map(|(key, _)| key);
                 gone(have, &objects, Object::endpoints_key).iter().for_each(|key| self.delete(kind, key));
             }
             Kind::Node => {
-                // At once, so that a zone that stays is not lost for a moment.
+                // In one step, so that an unchanged zone is not lost for a moment.
                 let own = objects.into_iter().rev().find_map(|object| match object {
                     Object::Node(node) if node.name == self.node_name => Some(node),
                     _ => None,
@@ -381,7 +383,7 @@ impl World {
                 return objects.into_iter().filter(|object| object.kind() == kind).for_each(|object| self.put(object));
             }
         }
-        self.names.forget_unused();
+        self.interner.remove_unused();
         for object in objects {
             if object.kind() == kind {
                 self.put(object);
@@ -396,16 +398,16 @@ impl World {
         let changed = zone(&self.node) != zone(&node);
         self.node = node;
         if changed {
-            for (key, known) in &mut self.services {
-                if known.view().is_some_and(|view| has_hints(&view)) {
-                    known.mark(key, &mut self.dirty);
+            for (key, entry) in &mut self.services {
+                if entry.view().is_some_and(|view| has_hints(&view)) {
+                    entry.mark(key, &mut self.dirty);
                 }
             }
         }
     }
 }
 
-impl Known {
+impl Entry {
     fn view(&self) -> Option<View<'_>> {
         let service = self.service.as_deref()?;
         Some(View { service, slices: &self.slices, endpoints: self.endpoints.as_deref() })
@@ -428,24 +430,24 @@ impl Known {
     }
 }
 
-/// What is known of `key`, which from now on shares its text with the table.
-fn known<'a>(services: &'a mut HashMap<Key, Known>, key: &mut Key) -> &'a mut Known {
+/// Returns the entry of `key`, which from now on shares its text with the table.
+fn entry<'a>(services: &'a mut HashMap<Key, Entry>, key: &mut Key) -> &'a mut Entry {
     let entry = services.entry(key.clone());
     *key = entry.key().clone();
     entry.or_default()
 }
 
-/// Makes a group small, and notes where its endpoints are.
-fn keep(group: &mut EndpointGroup, names: &mut Names, prefixes: &mut Prefixes) {
-    names.group(group);
-    group.endpoints.iter().for_each(|endpoint| prefixes.note(&endpoint.addr.into()));
+/// Shares the text of a group with others, and adds the networks of its endpoints.
+fn keep(group: &mut EndpointGroup, interner: &mut Interner, networks: &mut BloomFilter) {
+    interner.share_group(group);
+    group.endpoints.iter().for_each(|endpoint| networks.insert(network_hash(&endpoint.addr.into())));
 }
 
 fn has_hints(view: &View<'_>) -> bool {
     view.all_groups().flat_map(|group| &group.endpoints).any(|endpoint| !endpoint.hints().0.is_empty())
 }
 
-/// Those of `have` that are not among `objects`.
+/// Returns the keys of `have` that are not among `objects`.
 fn gone<'a>(
     have: impl Iterator<Item = &'a Key>,
     objects: &'a [Object],
@@ -457,72 +459,6 @@ fn gone<'a>(
     }
     let keep: HashSet<&Key> = objects.iter().filter_map(key).collect();
     have.filter(|key| !keep.contains(key)).cloned().collect()
-}
-
-/// Which networks (/16 of IPv4, /64 of IPv6) may hold an endpoint: a Bloom filter of one hash, 8 KiB. It forgets nothing,
-/// since a stale bit costs only a search.
-struct Prefixes {
-    bits: Box<[u64; 1024]>,
-}
-
-impl Default for Prefixes {
-    fn default() -> Self {
-        Self { bits: Box::new([0; 1024]) }
-    }
-}
-
-impl Prefixes {
-    fn note(&mut self, addr: &Addr) {
-        let (word, bit) = Self::place(addr);
-        self.bits[word] |= bit;
-    }
-
-    fn may_hold(&self, addr: &Addr) -> bool {
-        let (word, bit) = Self::place(addr);
-        self.bits[word] & bit != 0
-    }
-
-    fn place(addr: &Addr) -> (usize, u64) {
-        let words = addr.octets.as_chunks::<2>().0;
-        let hash = if addr.is_v4() {
-            u16::from_be_bytes(words[6])
-        } else {
-            words[..4].iter().fold(0, |hash: u16, word| hash.rotate_left(5) ^ u16::from_be_bytes(*word))
-        };
-        (usize::from(hash >> 6), 1 << (hash & 63))
-    }
-}
-
-impl Object {
-    /// The kind of this object.
-    #[must_use]
-    pub const fn kind(&self) -> Kind {
-        match self {
-            Self::Service(_) => Kind::Service,
-            Self::EndpointSlice(_) => Kind::EndpointSlice,
-            Self::Endpoints(_) => Kind::Endpoints,
-            Self::Node(_) => Kind::Node,
-            Self::Pod(_) => Kind::Pod,
-            Self::Namespace(_) => Kind::Namespace,
-        }
-    }
-
-    fn service_key(&self) -> Option<&Key> {
-        if let Self::Service(object) = self { Some(&object.key) } else { None }
-    }
-
-    fn slice_key(&self) -> Option<&Key> {
-        if let Self::EndpointSlice(object) = self { Some(&object.key) } else { None }
-    }
-
-    /// The key of a Namespace.
-    pub fn namespace_key(&self) -> Option<Key> {
-        if let Self::Namespace(object) = self { Some(Key::new("", &object.name)) } else { None }
-    }
-
-    fn endpoints_key(&self) -> Option<&Key> {
-        if let Self::Endpoints(object) = self { Some(&object.key) } else { None }
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The pods of this node and the namespaces that have chosen a path, as far as sources tell of them.
+//! The pods of this node, and the Namespaces, which set the modes of pods.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,17 +15,17 @@ pub struct Pods {
 }
 
 impl Pods {
-    /// The pods, by key, each with its Namespace if that is known.
+    /// Lists the pods by key, each with its Namespace if that is known.
     pub fn pods(&self) -> impl Iterator<Item = (&Pod, Option<&Namespace>)> {
         self.pods.values().map(|pod| (pod, self.namespaces.get(pod.key.namespace())))
     }
 
-    /// The Namespaces, by name.
+    /// Lists the Namespaces by name.
     pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
         self.namespaces.values()
     }
 
-    /// A pod that says no node is one of this node: a file need not say it.
+    /// Takes a pod of this node. A pod without a node is one of this node: a file may leave the node out.
     pub(super) fn put(&mut self, pod: Pod, node: &str) {
         if pod.node.as_deref().is_none_or(|of| of == node) {
             self.pods.insert(pod.key.clone(), pod);
@@ -46,7 +46,7 @@ impl Pods {
         self.namespaces.remove(name);
     }
 
-    /// Forgets all of a kind.
+    /// Removes all objects of a kind.
     pub(super) fn clear(&mut self, kind: Kind) {
         match kind {
             Kind::Pod => self.pods.clear(),

@@ -1,7 +1,7 @@
-//! The world: which Services a change concerns.
+//! The Services that a change marks as dirty.
 
 use super::*;
-use crate::objects::{Endpoint, EndpointPort, Hints, Manager};
+use crate::objects::{Endpoint, EndpointPort, Hints, SliceManager};
 
 fn key(name: &str) -> Key {
     Key::new("default", name)
@@ -30,7 +30,7 @@ fn hinted(name: &str, service: &str, last: u8, zone: Option<&str>) -> Object {
     Object::EndpointSlice(EndpointSlice {
         key: key(name),
         service,
-        manager: Manager::Other,
+        manager: SliceManager::Other,
         group,
         triggered: None,
         problems: Vec::new(),
@@ -54,7 +54,7 @@ fn dirty(world: &mut World, event: Event) -> String {
 }
 
 #[test]
-fn a_change_concerns_the_services_whose_objects_differ() {
+fn a_change_marks_the_services_whose_objects_differ() {
     let world = &mut World::new("node-1");
     let steps = [
         (Event::Apply(service("a")), "a"),
@@ -83,7 +83,7 @@ fn a_change_concerns_the_services_whose_objects_differ() {
 }
 
 #[test]
-fn a_zone_concerns_the_services_with_hints_and_only_that_of_the_own_node() {
+fn a_new_zone_of_this_node_marks_the_services_with_hints() {
     let world = &mut World::new("node-1");
     for object in [service("a"), slice("x", "a", 1), service("b"), hinted("y", "b", 2, Some("z1"))] {
         world.apply(Event::Apply(object));
@@ -107,7 +107,7 @@ fn i5_it_is_ready_when_every_kind_was_listed() {
         world.apply(Event::Replace(kind, Vec::new()));
     }
     assert!(world.ready());
-    assert!(world.pods().is_none(), "which is a question of its own");
+    assert!(world.pods().is_none(), "pods are listed independently");
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn endpoints_are_found_by_their_address() {
 }
 
 #[test]
-fn what_has_changed_is_counted_and_repeats_are_not() {
+fn changes_are_counted_and_repeats_are_not() {
     let world = &mut World::new("node-1");
     let changes = |world: &World| (world.changes().services, world.changes().endpoints);
     for object in [service("a"), service("a"), slice("x", "a", 1), slice("x", "a", 1), endpoints("b", 1)] {
@@ -139,7 +139,7 @@ fn what_has_changed_is_counted_and_repeats_are_not() {
     assert_eq!(changes(world), (1, 2));
     world.apply(Event::Replace(Kind::Service, vec![service("a"), service("b")]));
     world.apply(Event::Replace(Kind::EndpointSlice, vec![slice("y", "a", 1)]));
-    assert_eq!(changes(world), (2, 4), "one came, and one for another");
+    assert_eq!(changes(world), (2, 4), "one Service came, and one slice replaced another");
     world.apply(Event::Delete(Kind::Endpoints, key("b")));
     world.apply(Event::Delete(Kind::Endpoints, key("b")));
     world.apply(Event::Apply(node("node-1", "z1")));
@@ -156,11 +156,11 @@ fn triggers_are_those_of_changes_after_the_start() {
     };
     let world = &mut World::new("node-1");
     world.apply(triggered("x", 1, at(101)));
-    assert_eq!(world.take_triggers(), [], "nobody measures");
+    assert_eq!(world.take_triggers(), [], "triggers are not kept yet");
     world.keep_triggers(start);
     world.apply(triggered("x", 2, at(100)));
     world.apply(triggered("x", 3, at(102)));
-    // The time is no change of its own.
+    // A new time alone is no change.
     world.apply(triggered("x", 3, at(103)));
     world.apply(triggered("x", 4, None));
     assert_eq!(world.take_triggers(), [at(102).expect("a time")]);

@@ -1,6 +1,6 @@
-//! The programs at network devices where the kernel has no TCX (before 6.6): filters of a clsact qdisc, by rtnetlink.
-//! Filters and qdiscs outlive the agent by themselves. Which qdiscs are ours stands in the pin directory, as empty
-//! directories: a bpffs keeps nothing else.
+//! Programs at network devices as filters of a clsact qdisc, by rtnetlink: for kernels without TCX (before 6.6).
+//! Filters and qdiscs outlive the agent. Qdiscs that Beeline created are marked in the pin directory, as empty
+//! directories: a bpffs holds no plain files.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,8 +16,8 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::Hook;
 
 use lb_kernel::netlink::{
-    Channel,
-    wire::{attribute, attributes, text, u32_at},
+    NetlinkSocket,
+    codec::{attributes, put_attribute, text, u32_at},
 };
 
 // include/uapi/linux/pkt_sched.h and pkt_cls.h
@@ -34,50 +34,50 @@ const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 /// Length of a `struct tcmsg`.
 const TC_HEADER: usize = 20;
 
-/// Where our filters stand in the order of a hook: others that were given no number come after them.
+/// Priority of our filters. Filters without an explicit priority come after it.
 const PRIORITY: u16 = 7;
 
-/// By which our filter is known beside others of the same priority.
+/// Handle of our filter.
 const FILTER: u32 = 0xbee;
 
-/// What the names of our filters begin with; the name of the program follows.
+/// Prefix of our filters' names; the name of the program follows.
 const NAME: &str = "beeline:";
 
-/// Marks of one network namespace in the pin directory.
+/// Prefix of the directory with the marks of one network namespace, which is named by its inode.
 const MARK: &str = "clsact_";
 
-/// The programs of a device that are ours, by hook.
-pub type Programs = [Option<u32>; 2];
+/// Ids of our programs at a device, in the order of [`super::tc::PROGRAMS`].
+pub type ProgramIds = [Option<u32>; 2];
 
 const HOOKS: [(Hook, u32); 2] = [(Hook::Ingress, PARENT_INGRESS), (Hook::Egress, PARENT_EGRESS)];
 
-/// The filters of this thread's network namespace.
+/// Our filters in this thread's network namespace.
 pub struct Clsact {
-    channel: Channel,
+    channel: NetlinkSocket,
     marks: PathBuf,
 }
 
 impl Clsact {
-    /// With marks below `root`, the pin directory.
+    /// Opens a netlink socket. Marks are below `root`, the pin directory.
     ///
     /// # Errors
-    /// When there is no netlink, or no /proc.
+    /// If netlink or /proc is not available.
     pub fn open(root: &Path) -> Result<Self> {
-        let channel = Channel::open().context("opening a netlink socket")?;
+        let channel = NetlinkSocket::open().context("opening a netlink socket")?;
         Ok(Self { channel, marks: root.join(format!("{MARK}{}", namespace()?)) })
     }
 
-    /// The devices that have filters of ours.
+    /// Lists the devices with filters of ours.
     ///
     /// # Errors
-    /// When they cannot be listed.
-    pub fn attached(&mut self) -> Result<BTreeMap<u32, Programs>> {
-        // Without a mark there never was one.
+    /// If qdiscs or filters cannot be listed.
+    pub fn attached(&mut self) -> Result<BTreeMap<u32, ProgramIds>> {
+        // No marks: no filter was ever added here.
         if !self.marks.exists() {
             return Ok(BTreeMap::new());
         }
         let with_qdisc =
-            self.channel.list(libc::RTM_GETQDISC, &header(0, 0, 0, 0), clsact_of).context("listing qdiscs")?;
+            self.channel.dump(libc::RTM_GETQDISC, &header(0, 0, 0, 0), clsact_of).context("listing qdiscs")?;
         let mut attached = BTreeMap::new();
         for device in with_qdisc {
             let programs = self.programs(device)?;
@@ -88,7 +88,7 @@ impl Clsact {
         Ok(attached)
     }
 
-    fn programs(&mut self, device: u32) -> Result<Programs> {
+    fn programs(&mut self, device: u32) -> Result<ProgramIds> {
         let mut programs = [None; 2];
         for (own, (_, parent)) in programs.iter_mut().zip(HOOKS) {
             *own = self.filters(device, parent)?.iter().find(|filter| filter.is_ours()).map(|filter| filter.program);
@@ -97,53 +97,48 @@ impl Clsact {
     }
 
     fn filters(&mut self, device: u32, parent: u32) -> Result<Vec<Filter>> {
-        let listed = self.channel.list(libc::RTM_GETTFILTER, &header(device, 0, parent, 0), Filter::parse);
+        let listed = self.channel.dump(libc::RTM_GETTFILTER, &header(device, 0, parent, 0), Filter::parse);
         listed.with_context(|| format!("listing the filters of device {device}"))
     }
 
-    /// Puts a program in the place of ours at a hook of a device, without a moment between, or beside those of others.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn attach(&mut self, device: u32, hook: Hook, name: &str, program: impl AsFd) -> Result<()> {
+    /// Adds our filter at a hook of a device, or replaces its program atomically. Foreign filters stay.
+    pub(super) fn attach(&mut self, device: u32, hook: Hook, name: &str, program: impl AsFd) -> Result<()> {
         fs::create_dir_all(&self.marks).with_context(|| format!("making {}", self.marks.display()))?;
         let mut qdisc = header(device, HANDLE, TC_H_CLSACT, 0);
-        attribute(&mut qdisc, libc::TCA_KIND, b"clsact\0");
-        match self.channel.order(libc::RTM_NEWQDISC, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &qdisc) {
+        put_attribute(&mut qdisc, libc::TCA_KIND, b"clsact\0");
+        match self.channel.execute(libc::RTM_NEWQDISC, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &qdisc) {
             Ok(()) => fs::create_dir_all(self.mark(device)).context("marking a qdisc as ours")?,
-            // Ours of before, or of another.
+            // A clsact qdisc exists: ours, or a foreign one.
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => return Err(error).context("adding a clsact qdisc (the kernel needs CONFIG_NET_SCH_INGRESS)"),
         }
         let parent = parent(hook);
-        let in_place = self.filters(device, parent)?.into_iter().find(Filter::has_our_place);
+        let in_place = self.filters(device, parent)?.into_iter().find(Filter::is_at_our_place);
         ensure!(
             in_place.is_none_or(|filter| filter.is_ours()),
             "another filter has priority {PRIORITY}, handle {FILTER:#x}"
         );
         let mut options = Vec::new();
-        attribute(&mut options, TCA_BPF_FD, &program.as_fd().as_raw_fd().to_ne_bytes());
-        attribute(&mut options, TCA_BPF_NAME, format!("{NAME}{name}\0").as_bytes());
-        attribute(&mut options, TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
+        put_attribute(&mut options, TCA_BPF_FD, &program.as_fd().as_raw_fd().to_ne_bytes());
+        put_attribute(&mut options, TCA_BPF_NAME, format!("{NAME}{name}\0").as_bytes());
+        put_attribute(&mut options, TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
         let mut filter = header(device, FILTER, parent, info());
-        attribute(&mut filter, libc::TCA_KIND, b"bpf\0");
-        attribute(&mut filter, libc::TCA_OPTIONS, &options);
-        let added = self.channel.order(libc::RTM_NEWTFILTER, libc::NLM_F_CREATE, &filter);
+        put_attribute(&mut filter, libc::TCA_KIND, b"bpf\0");
+        put_attribute(&mut filter, libc::TCA_OPTIONS, &options);
+        let added = self.channel.execute(libc::RTM_NEWTFILTER, libc::NLM_F_CREATE, &filter);
         added.context("adding a filter (the kernel needs CONFIG_NET_CLS_BPF)")
     }
 
-    /// Removes our filters of a device, and its qdisc when we made it and nobody else uses it.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn detach(&mut self, device: u32) -> Result<()> {
+    /// Removes our filters of a device, and the qdisc if it is marked as ours and has no foreign filter.
+    pub(super) fn detach(&mut self, device: u32) -> Result<()> {
         let mut others = 0;
         for (_, parent) in HOOKS {
             for filter in self.filters(device, parent)? {
                 if filter.is_ours() {
                     let mut ours = header(device, FILTER, parent, info());
-                    attribute(&mut ours, libc::TCA_KIND, b"bpf\0");
-                    gone(self.channel.order(libc::RTM_DELTFILTER, 0, &ours)).context("removing a filter")?;
+                    put_attribute(&mut ours, libc::TCA_KIND, b"bpf\0");
+                    accept_missing(self.channel.execute(libc::RTM_DELTFILTER, 0, &ours))
+                        .context("removing a filter")?;
                 } else {
                     others += 1;
                 }
@@ -155,18 +150,15 @@ impl Clsact {
         }
         if others == 0 {
             let mut qdisc = header(device, HANDLE, TC_H_CLSACT, 0);
-            attribute(&mut qdisc, libc::TCA_KIND, b"clsact\0");
-            gone(self.channel.order(libc::RTM_DELQDISC, 0, &qdisc)).context("removing a clsact qdisc")?;
+            put_attribute(&mut qdisc, libc::TCA_KIND, b"clsact\0");
+            accept_missing(self.channel.execute(libc::RTM_DELQDISC, 0, &qdisc)).context("removing a clsact qdisc")?;
         }
         fs::remove_dir(&mark).with_context(|| format!("removing {}", mark.display()))
     }
 
-    /// Forgets qdiscs of devices that are not among these.
-    ///
-    /// # Errors
-    /// When a mark cannot be removed.
-    pub fn forget_others(&self, is_there: impl Fn(u32) -> bool) -> Result<()> {
-        for device in marked(&self.marks)?.into_iter().filter(|device| !is_there(*device)) {
+    /// Removes the marks of deleted devices.
+    pub(super) fn forget_deleted(&self, exists: impl Fn(u32) -> bool) -> Result<()> {
+        for device in marked(&self.marks)?.into_iter().filter(|device| !exists(*device)) {
             fs::remove_dir(self.mark(device)).context("removing a mark")?;
         }
         Ok(())
@@ -177,11 +169,8 @@ impl Clsact {
     }
 }
 
-/// Removes all filters that are marked below `root`, in whichever network namespace they are. Says what.
-///
-/// # Errors
-/// What the kernel says.
-pub fn remove(root: &Path) -> Result<Vec<String>> {
+/// Removes our filters in every network namespace with marks below `root`. Returns a line of text for each device.
+pub(crate) fn remove(root: &Path) -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for entry in fs::read_dir(root).with_context(|| format!("reading {}", root.display()))? {
         let path = entry?.path();
@@ -189,7 +178,7 @@ pub fn remove(root: &Path) -> Result<Vec<String>> {
         let Some(inode) = name.strip_prefix(MARK).and_then(|inode| inode.parse::<u64>().ok()) else {
             continue;
         };
-        // A namespace that nobody has any more took its devices along.
+        // A deleted namespace took its devices along.
         removed.extend(lb_kernel::netns::in_namespace(inode, || remove_here(root))?.unwrap_or_else(|| Ok(Vec::new()))?);
         fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
     }
@@ -207,7 +196,7 @@ fn remove_here(root: &Path) -> Result<Vec<String>> {
     Ok(removed)
 }
 
-/// The inode number of this thread's network namespace.
+/// Returns the inode number of this thread's network namespace.
 fn namespace() -> Result<u64> {
     Ok(fs::metadata("/proc/thread-self/ns/net").context("looking at /proc/thread-self/ns/net")?.ino())
 }
@@ -220,8 +209,8 @@ fn marked(marks: &Path) -> Result<Vec<u32>> {
     }
 }
 
-/// What is not there need not be removed.
-fn gone(result: io::Result<()>) -> io::Result<()> {
+/// Accepts errors that say that the object to remove does not exist.
+fn accept_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
         other => other,
@@ -235,13 +224,13 @@ const fn parent(hook: Hook) -> u32 {
     }
 }
 
-/// Priority and protocol of our filters: packets of every kind.
+/// Returns priority and protocol (`ETH_P_ALL`) of our filters.
 fn info() -> u32 {
     let all = u16::try_from(libc::ETH_P_ALL).unwrap_or_default();
     (u32::from(PRIORITY) << 16) | u32::from(all.to_be())
 }
 
-/// A `struct tcmsg`.
+/// Encodes a `struct tcmsg`.
 fn header(device: u32, handle: u32, parent: u32, info: u32) -> Vec<u8> {
     let mut body = vec![0; 4];
     for word in [device, handle, parent, info] {
@@ -250,13 +239,13 @@ fn header(device: u32, handle: u32, parent: u32, info: u32) -> Vec<u8> {
     body
 }
 
-/// The device of a clsact qdisc.
+/// Returns the device of a qdisc, if it is a clsact.
 fn clsact_of(body: &[u8]) -> Option<u32> {
     let mut all = attributes(body.get(TC_HEADER..)?);
     all.any(|(kind, value)| kind == libc::TCA_KIND && text(value) == "clsact").then(|| u32_at(body, 4))?
 }
 
-/// A filter, as the kernel tells it.
+/// A filter as the kernel lists it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Filter {
     handle: u32,
@@ -266,7 +255,7 @@ struct Filter {
 }
 
 impl Filter {
-    /// None for what only announces the filters of one priority.
+    /// Parses a filter. None for the entry without a handle that heads the filters of a priority.
     fn parse(body: &[u8]) -> Option<Self> {
         let (handle, info) = (u32_at(body, 8)?, u32_at(body, 16)?);
         let mut filter = Self { handle, priority: info >> 16, name: String::new(), program: 0 };
@@ -286,12 +275,12 @@ impl Filter {
         is_one.then_some(filter)
     }
 
-    const fn has_our_place(&self) -> bool {
+    const fn is_at_our_place(&self) -> bool {
         self.handle == FILTER && self.priority == PRIORITY as u32
     }
 
     fn is_ours(&self) -> bool {
-        self.has_our_place() && self.name.starts_with(NAME)
+        self.is_at_our_place() && self.name.starts_with(NAME)
     }
 }
 
@@ -299,14 +288,14 @@ impl Filter {
 mod tests {
     use super::*;
 
-    /// A filter as the kernel tells it.
-    fn told(handle: u32, name: &str) -> Vec<u8> {
+    /// Encodes a filter as the kernel lists it.
+    fn listed(handle: u32, name: &str) -> Vec<u8> {
         let mut options = Vec::new();
-        attribute(&mut options, TCA_BPF_NAME, format!("{name}\0").as_bytes());
-        attribute(&mut options, TCA_BPF_ID, &4711_u32.to_ne_bytes());
+        put_attribute(&mut options, TCA_BPF_NAME, format!("{name}\0").as_bytes());
+        put_attribute(&mut options, TCA_BPF_ID, &4711_u32.to_ne_bytes());
         let mut body = header(3, handle, PARENT_INGRESS, info());
-        attribute(&mut body, libc::TCA_KIND, b"bpf\0");
-        attribute(&mut body, libc::TCA_OPTIONS, &options);
+        put_attribute(&mut body, libc::TCA_KIND, b"bpf\0");
+        put_attribute(&mut body, libc::TCA_OPTIONS, &options);
         body
     }
 
@@ -314,22 +303,22 @@ mod tests {
     fn a_filter_is_ours_by_place_and_name() {
         let is_ours =
             |body: &[u8]| Filter::parse(body).is_some_and(|filter| filter.is_ours() && filter.program == 4711);
-        assert!(is_ours(&told(FILTER, "beeline:tc_ingress")));
-        assert!(!is_ours(&told(FILTER, "cil_from_netdev")));
-        assert!(!is_ours(&told(1, "beeline:tc_ingress")));
-        // What announces a priority has no options.
+        assert!(is_ours(&listed(FILTER, "beeline:tc_ingress")));
+        assert!(!is_ours(&listed(FILTER, "cil_from_netdev")));
+        assert!(!is_ours(&listed(1, "beeline:tc_ingress")));
+        // The head of a priority has no options.
         let mut head = header(3, 0, PARENT_INGRESS, info());
-        attribute(&mut head, libc::TCA_KIND, b"bpf\0");
+        put_attribute(&mut head, libc::TCA_KIND, b"bpf\0");
         assert_eq!(Filter::parse(&head), None);
     }
 
     #[test]
-    fn a_clsact_qdisc_is_told_from_others() {
+    fn only_a_clsact_qdisc_counts() {
         let mut body = header(3, HANDLE, TC_H_CLSACT, 0);
-        attribute(&mut body, libc::TCA_KIND, b"clsact\0");
+        put_attribute(&mut body, libc::TCA_KIND, b"clsact\0");
         assert_eq!(clsact_of(&body), Some(3));
         let mut body = header(3, HANDLE, TC_H_CLSACT, 0);
-        attribute(&mut body, libc::TCA_KIND, b"ingress\0");
+        put_attribute(&mut body, libc::TCA_KIND, b"ingress\0");
         assert_eq!(clsact_of(&body), None);
     }
 }

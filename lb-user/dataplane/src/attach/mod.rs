@@ -1,4 +1,6 @@
-//! Programs at network devices: by TCX links, or by clsact filters on kernels before 6.6.
+//! Attachment of programs: links at the cgroup for the socket path, TCX links or clsact filters (kernels before 6.6) at
+//! network devices for the packet path.
 
+pub mod cgroup;
 pub mod clsact;
 pub mod tc;

@@ -1,5 +1,5 @@
-//! The programs of the packet path at network devices: put there, replaced without a moment between, taken away. By pinned
-//! TCX links where the kernel has them, by `clsact` otherwise. Which devices is not decided here.
+//! The programs of the packet path at network devices: attach, replace atomically, detach. Uses pinned TCX links, and
+//! `clsact` filters on kernels before 6.6. The choice of devices is in [`crate::devices`].
 
 use std::{
     collections::BTreeMap,
@@ -15,37 +15,37 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::clsact::Clsact;
-use crate::upgrade::pins::{self, Pins, link_name};
+use crate::pins::{self, Pins, link_name};
 use lb_kernel::bpf;
 
-/// The programs, and where they are attached.
+/// The programs of a device and their hooks.
 pub const PROGRAMS: [(Hook, &str); 2] = [(Hook::Ingress, "tc_ingress"), (Hook::Egress, "tc_egress")];
 
-/// Programs, each with its entry of [`PROGRAMS`], in the order in which they come to a device: what translates answers is there
-/// before what begins flows. They leave in the other order.
-fn as_they_come<T>(programs: &[T; 2]) -> impl Iterator<Item = ((Hook, &'static str), &T)> {
+/// Pairs programs with their entries of [`PROGRAMS`], in the order of attachment: egress (reverse NAT) before ingress,
+/// which begins flows. Detaching is in reverse.
+fn attach_order<T>(programs: &[T; 2]) -> impl Iterator<Item = ((Hook, &'static str), &T)> {
     PROGRAMS.into_iter().zip(programs).rev()
 }
 
 /// A loaded program.
-pub struct Classifier {
-    /// It stays loaded as long as this is open.
-    pub fd: OwnedFd,
-    /// By which the kernel knows it.
-    pub id: u32,
+pub(crate) struct Classifier {
+    /// Keeps the program loaded while open.
+    pub(crate) fd: OwnedFd,
+    /// Program id of the kernel.
+    pub(crate) id: u32,
 }
 
-/// How a device has the programs.
+/// Method by which programs are attached to a device.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum How {
-    /// By TCX links.
+pub enum AttachMethod {
+    /// TCX links.
     Tcx,
-    /// By filters of a clsact qdisc.
+    /// Filters of a clsact qdisc.
     Clsact,
 }
 
-impl How {
-    /// A name for output.
+impl AttachMethod {
+    /// Returns the name in output and logs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -55,52 +55,50 @@ impl How {
     }
 }
 
-/// What a device has.
+/// The programs attached to a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Attached {
-    /// How.
-    pub how: How,
-    /// Ids of its programs, in the order of [`PROGRAMS`].
+pub struct Attachment {
+    /// Method of both programs.
+    pub method: AttachMethod,
+    /// Program ids, in the order of [`PROGRAMS`]; none where a program is missing.
     pub programs: [Option<u32>; 2],
 }
 
-/// Keeps the programs at the devices. What it has put there outlives it.
+/// Attaches the loaded programs to devices. Attachments outlive the agent.
 pub struct Tc {
     pins: Pins,
-    /// Those in service, in the order of [`PROGRAMS`]; none before the first, and after the last.
+    /// Programs in service, in the order of [`PROGRAMS`]; none before the first load and after [`Tc::close`].
     programs: Mutex<Option<[Classifier; 2]>>,
-    /// How often others came into service.
+    /// Number of loads that came into service.
     generation: watch::Sender<u64>,
 }
 
 impl Tc {
-    /// One that has no programs yet.
+    /// Begins without programs: [`Tc::replace`] brings the first.
     #[must_use]
-    pub fn new(pins: Pins) -> Self {
+    pub(crate) fn new(pins: Pins) -> Self {
         Self { pins, programs: Mutex::new(None), generation: watch::Sender::new(0) }
     }
 
-    /// How often other programs, and perhaps other maps, came into service.
+    /// Returns the number of loads in service so far, as a channel: each may have brought other maps.
     #[must_use]
-    pub fn generation(&self) -> watch::Receiver<u64> {
+    pub(crate) fn generation(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
     }
 
-    /// Puts programs in the place of those that run, an earlier agent's included, and those of another version of the maps.
-    /// A device that refuses is told of, and left to who looks after devices. Returns how many were replaced.
-    ///
-    /// # Errors
-    /// When it cannot be found out what runs.
-    pub fn replace(&self, programs: [Classifier; 2]) -> Result<usize> {
+    /// Replaces the running programs at all devices, those of an earlier agent and of other versions of the layout
+    /// included. A device that refuses is logged and left to the next pass of [`crate::devices`]. Returns the number of
+    /// programs replaced; fails if the attached programs cannot be listed.
+    pub(crate) fn replace(&self, programs: [Classifier; 2]) -> Result<usize> {
         let mut held = self.lock();
         let mut replaced = 0;
         let mut note = |device: u32, result: Result<()>| match result {
             Ok(()) => replaced += 1,
-            Err(error) => warn!(device, "the programs of a device are not replaced yet: {error:#}"),
+            Err(error) => warn!(device, "the programs of the device are not replaced yet: {error:#}"),
         };
         for directory in self.pins.layouts()? {
             for Pin { path, at, device } in pins_of(&directory)? {
-                note(device, self.take_over(&path, at, device, &programs));
+                note(device, self.adopt_link(&path, at, device, &programs));
             }
         }
         let mut clsact = Clsact::open(self.pins.root())?;
@@ -113,12 +111,13 @@ impl Tc {
         Ok(replaced)
     }
 
-    /// A link of any version of the layout runs this version's program, and is found where this version's are.
-    fn take_over(&self, path: &Path, at: usize, device: u32, programs: &[Classifier; 2]) -> Result<()> {
+    /// Updates a link of any version of the layout to this version's program, and moves its pin to this version's
+    /// directory.
+    fn adopt_link(&self, path: &Path, at: usize, device: u32, programs: &[Classifier; 2]) -> Result<()> {
         let link = bpf::open_pin(path).with_context(|| format!("opening {}", path.display()))?;
         let (program, (_, name)) = programs.get(at).zip(PROGRAMS.get(at)).context("one of the two programs")?;
         if bpf::tcx_link(&link)?.interface == 0 {
-            // Its device has gone.
+            // The device is gone.
             return Ok(fs::remove_file(path)?);
         }
         bpf::update_link(&link, &program.fd).with_context(|| format!("replacing the program of {}", path.display()))?;
@@ -129,55 +128,49 @@ impl Tc {
         fs::rename(path, &own).with_context(|| format!("moving {} to {}", path.display(), own.display()))
     }
 
-    /// The maps of the programs are in place: whoever looks after devices may go on.
-    pub fn publish(&self) {
+    /// Starts the next pass over devices: programs and maps are in service.
+    pub(crate) fn publish(&self) {
         self.generation.send_modify(|generation| *generation += 1);
     }
 
-    /// Nothing is attached any more from here on. Waits for what is being attached.
+    /// Ends attaching. Waits for an attachment in progress.
     pub fn close(&self) {
         *self.lock() = None;
     }
 
-    /// What the devices of this network namespace have.
-    ///
-    /// # Errors
-    /// When it cannot be found out.
-    pub fn attached(&self) -> Result<BTreeMap<u32, Attached>> {
+    /// Lists the attachments of this network namespace, by device index.
+    pub(crate) fn attached(&self) -> Result<BTreeMap<u32, Attachment>> {
         attached(&self.pins.current(), self.pins.root())
     }
 
-    /// Whether a device has what it shall have.
+    /// True if the attached programs are the loaded ones, at both hooks.
     #[must_use]
-    pub fn is_whole(&self, attached: &Attached) -> bool {
+    pub(crate) fn is_complete(&self, attached: &Attachment) -> bool {
         self.lock().as_ref().is_some_and(|programs| programs.each_ref().map(|own| Some(own.id)) == attached.programs)
     }
 
-    /// Attaches the programs to a device, or what is missing of them.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn attach(&self, device: u32) -> Result<How> {
+    /// Attaches the programs to a device, or the program that is missing.
+    pub(crate) fn attach(&self, device: u32) -> Result<AttachMethod> {
         let held = self.lock();
         let programs = held.as_ref().context("the programs for devices are not in service")?;
-        for ((hook, name), program) in as_they_come(programs) {
+        for ((hook, name), program) in attach_order(programs) {
             match self.attach_link(device, hook, name, program) {
                 Ok(()) => {}
-                // Only the attempt tells: distributions carry features back to older versions.
+                // Try instead of comparing kernel versions: distributions backport TCX.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                     return Self::attach_filters(&mut Clsact::open(self.pins.root())?, device, programs);
                 }
                 Err(error) => return Err(error).with_context(|| format!("attaching {name}")),
             }
         }
-        Ok(How::Tcx)
+        Ok(AttachMethod::Tcx)
     }
 
     fn attach_link(&self, device: u32, hook: Hook, name: &str, program: &Classifier) -> io::Result<()> {
         let pin = self.pin(name, device);
         match bpf::open_pin(&pin) {
             Ok(link) if bpf::tcx_link(&link)?.interface == device => return bpf::update_link(&link, &program.fd),
-            // The number of a device that has gone.
+            // The pin of a deleted device that had the same index.
             Ok(_) => fs::remove_file(&pin)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -185,40 +178,34 @@ impl Tc {
         bpf::pin(bpf::attach_tcx(&program.fd, device, hook)?, &pin)
     }
 
-    fn attach_filters(clsact: &mut Clsact, device: u32, programs: &[Classifier; 2]) -> Result<How> {
-        for ((hook, name), program) in as_they_come(programs) {
+    fn attach_filters(clsact: &mut Clsact, device: u32, programs: &[Classifier; 2]) -> Result<AttachMethod> {
+        for ((hook, name), program) in attach_order(programs) {
             clsact.attach(device, hook, name, program.fd.as_fd()).with_context(|| format!("attaching {name}"))?;
         }
-        Ok(How::Clsact)
+        Ok(AttachMethod::Clsact)
     }
 
-    /// Takes the programs from a device.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn detach(&self, device: u32, how: How) -> Result<()> {
+    /// Detaches the programs from a device.
+    pub(crate) fn detach(&self, device: u32, method: AttachMethod) -> Result<()> {
         let _held = self.lock();
-        match how {
-            How::Tcx => {
+        match method {
+            AttachMethod::Tcx => {
                 let mut pins = PROGRAMS.iter().map(|(_, name)| self.pin(name, device)).filter(|pin| pin.exists());
                 pins.try_for_each(|pin| pins::remove_pin(&pin))
             }
-            How::Clsact => Clsact::open(self.pins.root())?.detach(device),
+            AttachMethod::Clsact => Clsact::open(self.pins.root())?.detach(device),
         }
     }
 
-    /// Removes what is left of devices that have gone.
-    ///
-    /// # Errors
-    /// When a pin cannot be removed.
-    pub fn forget(&self, is_there: impl Fn(u32) -> bool) -> Result<()> {
+    /// Removes the pins and marks of deleted devices.
+    pub(crate) fn forget_deleted(&self, exists: impl Fn(u32) -> bool) -> Result<()> {
         let _held = self.lock();
         for Pin { path, device, .. } in pins_of(&self.pins.current())? {
-            if !is_there(device) {
+            if !exists(device) {
                 pins::remove_pin(&path)?;
             }
         }
-        Clsact::open(self.pins.root())?.forget_others(is_there)
+        Clsact::open(self.pins.root())?.forget_deleted(exists)
     }
 
     fn pin(&self, program: &str, device: u32) -> PathBuf {
@@ -230,47 +217,49 @@ impl Tc {
     }
 }
 
-/// What the devices of this network namespace have, by the pins of `directory` and the marks below `root`.
+/// Lists the attachments of this network namespace by device index, from the links pinned in `directory` and the marks
+/// below `root`, the pin directory.
 ///
 /// # Errors
-/// When it cannot be found out.
-pub fn attached(directory: &Path, root: &Path) -> Result<BTreeMap<u32, Attached>> {
+/// If a link cannot be opened, or qdiscs and filters cannot be listed.
+pub fn attached(directory: &Path, root: &Path) -> Result<BTreeMap<u32, Attachment>> {
     let mut attached = BTreeMap::new();
     for Pin { path, at, device } in pins_of(directory)? {
         let link = bpf::open_pin(&path).and_then(bpf::tcx_link);
         let link = link.with_context(|| format!("asking about the link {}", path.display()))?;
-        let own = attached.entry(device).or_insert(Attached { how: How::Tcx, programs: [None; 2] });
+        let own = attached.entry(device).or_insert(Attachment { method: AttachMethod::Tcx, programs: [None; 2] });
         if let Some(program) = own.programs.get_mut(at) {
             *program = (link.interface == device).then_some(link.program);
         }
     }
     for (device, programs) in Clsact::open(root)?.attached()? {
-        attached.entry(device).or_insert(Attached { how: How::Clsact, programs });
+        attached.entry(device).or_insert(Attachment { method: AttachMethod::Clsact, programs });
     }
     Ok(attached)
 }
 
-/// Name of the pin of a device's link. A bpffs takes no dots, which names of devices may well have.
+/// Returns the file name of a device's link. It has the index of the device, since bpffs rejects dots, which names of
+/// devices may have.
 fn device_link_name(program: &str, device: u32) -> String {
     format!("{}_{device}", link_name(program))
 }
 
-/// The place in [`PROGRAMS`] and the device of a pin, if it is a device's link.
+/// Parses the file name of a device's link into the position in [`PROGRAMS`] and the device.
 fn parse_link_name(name: &str) -> Option<(usize, u32)> {
     PROGRAMS.iter().enumerate().find_map(|(at, (_, program))| {
         Some((at, name.strip_prefix(&link_name(program))?.strip_prefix('_')?.parse().ok()?))
     })
 }
 
-/// The pin of a device's link.
+/// The pinned link of a device.
 struct Pin {
     path: PathBuf,
-    /// The place of its program in [`PROGRAMS`].
+    /// Position of the program in [`PROGRAMS`].
     at: usize,
     device: u32,
 }
 
-/// The links of devices in a directory.
+/// Lists the pinned links of devices in a directory.
 fn pins_of(directory: &Path) -> Result<Vec<Pin>> {
     let entries = fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?;
     let pin = |entry: fs::DirEntry| {
@@ -280,7 +269,7 @@ fn pins_of(directory: &Path) -> Result<Vec<Pin>> {
     Ok(entries.flatten().filter_map(pin).collect())
 }
 
-/// The program of a link's name without its device.
+/// Returns the program of a device's link by its file name.
 #[must_use]
 pub fn program_of(link: &str) -> Option<&'static str> {
     let (at, _) = parse_link_name(link)?;
@@ -292,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_of_devices_are_told_by_their_names() {
+    fn a_devices_link_is_known_by_its_name() {
         assert_eq!(parse_link_name(&device_link_name("tc_egress", 12)), Some((1, 12)));
         for other in ["link_connect4", "link_tc_ingress", "link_tc_ingress_", "link_tc_ingress_x", "tc_ingress_1"] {
             assert_eq!(parse_link_name(other), None, "{other}");

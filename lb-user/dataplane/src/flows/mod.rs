@@ -1,10 +1,11 @@
-//! Takes flows that are over out of `FLOWS`, a few at a time. When a flow is over is for `lb_common::flow` to say.
+//! Garbage collection of `FLOWS`: removes flows that are over, a few at a time. `lb_common::flow` decides when a flow
+//! is over.
 //!
-//! The bound: a step reads at most 1,024 entries, and asks the kernel at most four times about each. Steps begin 50 ms apart,
-//! so that a round through a full map takes 26 s; the first round after a start, and every one of a map that is nearly full,
-//! rests for 5 ms after each step. A round begins 10 s after the one before, which is as long as the shortest time of a flow.
+//! Bounds: a step reads at most 1,024 entries, and makes at most four lookups for each. Steps begin 50 ms apart, so a
+//! round through a full map takes 26 s. The first round after a start, and every round of a nearly full map, pauses for
+//! only 5 ms after each step. Rounds begin 10 s apart, which is the shortest timeout of a flow.
 
-pub mod netfilter;
+pub(crate) mod netfilter;
 
 use std::{
     path::{Path, PathBuf},
@@ -21,119 +22,118 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use lb_kernel::{
-    bpf,
     bpf::typed::{TypedMap, Walk},
+    clock,
 };
 
-/// Most entries of a step.
+/// Most entries a step reads.
 const STEP: usize = 1024;
-/// From the beginning of a step to that of the next.
+/// Time between the beginnings of two steps.
 const PACE: Duration = Duration::from_millis(50);
-/// Least rest after a step.
+/// Shortest pause after a step.
 const REST: Duration = Duration::from_millis(5);
-/// From the beginning of a round to that of the next.
+/// Time between the beginnings of two rounds.
 const ROUND: Duration = Duration::from_secs(10);
-/// No flow ends sooner after its last packet, whatever it has seen (ns).
+/// Shortest timeout of a flow (ns).
 const SHORTEST: u64 = TCP_CLOSED;
 
-/// How it goes.
+/// Progress of garbage collection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Collected {
+pub struct FlowGcStatus {
     /// Rounds through the whole map so far.
     pub rounds: u64,
-    /// Entries that the last of them left: mostly two for each flow.
+    /// Entries after the last round: mostly two for each flow.
     pub entries: u64,
-    /// Entries that were removed so far.
+    /// Entries removed so far.
     pub expired: u64,
-    /// How long the last step took.
+    /// Duration of the last step.
     pub step: Duration,
-    /// How long the longest took.
+    /// Duration of the longest step.
     pub longest_step: Duration,
-    /// How long the last round took, its rests included.
+    /// Duration of the last round, pauses included.
     pub round: Duration,
 }
 
-/// Starts the thread that does it and tells how it goes. It ends when nobody wants to know any more.
+/// Starts the thread that collects, on the maps pinned in `directory`. It ends when the last receiver of the status is
+/// dropped.
 ///
 /// # Errors
-/// When there can be no more threads.
-pub fn start(directory: PathBuf, told: watch::Sender<Collected>) -> Result<()> {
-    let run = move || Collector { directory, told, size: 0 }.run();
+/// If the thread cannot be started.
+pub fn start(directory: PathBuf, status: watch::Sender<FlowGcStatus>) -> Result<()> {
+    let run = move || Collector { directory, status, size: 0 }.run();
     thread::Builder::new().name("flows".to_owned()).spawn(run).context("starting a thread")?;
     Ok(())
 }
 
 struct Collector {
-    /// Of the pinned maps.
     directory: PathBuf,
-    told: watch::Sender<Collected>,
-    /// How many entries the map may have.
+    status: watch::Sender<FlowGcStatus>,
+    /// Most entries of the map.
     size: u64,
 }
 
 impl Collector {
     fn run(mut self) {
         let mut failed = None;
-        while !self.told.is_closed() {
+        while !self.status.is_closed() {
             let began = Instant::now();
             match self.round(began) {
                 Ok(()) => failed = None,
-                // Before the first start is through there is no map.
+                // The first start has not created the map yet.
                 Err(_) if !self.directory.join("FLOWS").exists() => {}
                 Err(error) => {
                     let text = format!("{error:#}");
                     if failed.as_ref() != Some(&text) {
-                        warn!("flows that are over stay for now: {text}");
+                        warn!("flows that are over cannot be removed: {text}");
                     }
                     failed = Some(text);
                 }
             }
-            let rest = if self.told.borrow().rounds == 0 { REST * 20 } else { ROUND.saturating_sub(began.elapsed()) };
+            let rest = if self.status.borrow().rounds == 0 { REST * 20 } else { ROUND.saturating_sub(began.elapsed()) };
             self.rest(rest);
         }
     }
 
-    /// One round.
     fn round(&mut self, began: Instant) -> Result<()> {
         let flows = Flows::open(&self.directory)?;
         self.size = flows.map.size()? as u64;
         let mut walk = Walk::new(STEP);
         let mut left = 0;
         let is_urgent = {
-            let told = self.told.borrow();
-            told.rounds == 0 || is_nearly_full(told.entries, self.size)
+            let status = self.status.borrow();
+            status.rounds == 0 || is_nearly_full(status.entries, self.size)
         };
         loop {
             let step_began = Instant::now();
             let Some(entries) = flows.map.step(&mut walk)? else { break };
-            let (kept, removed) = flows.collect(&entries, bpf::now)?;
+            let (kept, removed) = flows.collect(&entries, clock::monotonic_ns)?;
             left += kept;
             let took = step_began.elapsed();
-            self.told.send_modify(|told| {
-                told.expired += removed;
-                told.step = took;
-                told.longest_step = told.longest_step.max(took);
+            self.status.send_modify(|status| {
+                status.expired += removed;
+                status.step = took;
+                status.longest_step = status.longest_step.max(took);
             });
             let pause = if is_urgent { REST } else { PACE.saturating_sub(took).max(REST) };
             self.rest(pause);
-            if self.told.is_closed() {
+            if self.status.is_closed() {
                 return Ok(());
             }
         }
-        self.told.send_modify(|told| {
-            told.rounds += 1;
-            told.entries = left;
-            told.round = began.elapsed();
+        self.status.send_modify(|status| {
+            status.rounds += 1;
+            status.entries = left;
+            status.round = began.elapsed();
         });
         Ok(())
     }
 
-    /// Sleeps, unless nobody is there any more.
+    /// Sleeps, but wakes within 200 ms when the last receiver is dropped.
     fn rest(&self, pause: Duration) {
         let end = Instant::now() + pause;
         while let left = end.saturating_duration_since(Instant::now())
             && !left.is_zero()
-            && !self.told.is_closed()
+            && !self.status.is_closed()
         {
             thread::sleep(left.min(Duration::from_millis(200)));
         }
@@ -144,30 +144,30 @@ const fn is_nearly_full(entries: u64, size: u64) -> bool {
     entries >= size / 8 * 7
 }
 
-/// The map.
+/// The pinned map `FLOWS`.
 pub struct Flows {
     map: TypedMap<FlowKey, Flow>,
 }
 
 impl Flows {
-    /// Opens the pin of `directory`.
+    /// Opens the map pinned in `directory`.
     ///
     /// # Errors
-    /// When it is missing or cannot be opened.
+    /// If the pin is missing or cannot be opened.
     pub fn open(directory: &Path) -> Result<Self> {
         Ok(Self { map: TypedMap::open(directory, "FLOWS")? })
     }
 
-    /// All entries as they are now, in no order.
+    /// Reads all entries, in no order.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// If the map cannot be read.
     pub fn read(&self) -> Result<Vec<(FlowKey, Flow)>> {
         self.map.read()
     }
 
-    /// Removes those of these entries that are over, each with its partner, which may be none of these. How many of these
-    /// stay, and how many were removed.
+    /// Removes the entries that are over, each with its partner, which may be outside of `entries`. Returns how many of
+    /// `entries` stay, and how many were removed.
     fn collect(&self, entries: &[(FlowKey, Flow)], now: impl Fn() -> u64) -> Result<(u64, u64)> {
         let began = now();
         let (mut kept, mut removed) = (0, 0);
@@ -178,11 +178,11 @@ impl Flows {
                 kept += 1;
                 continue;
             }
-            // A packet may have come since this step began; the partner of one that was here may have taken it along.
+            // Look again: a packet may have arrived, or the removal of a partner may have removed the entry.
             let Some(flow) = self.map.get(key)? else { continue };
             let partner = self.partner(key, &flow)?;
             if is_over(&flow, partner.as_ref(), key.proto, now()) {
-                let keys = doomed(key, &flow, partner.is_some());
+                let keys = keys_to_delete(key, &flow, partner.is_some());
                 self.map.delete(&keys)?;
                 removed += keys.len() as u64;
             } else {
@@ -192,7 +192,7 @@ impl Flows {
         Ok((kept, removed))
     }
 
-    /// The entry of the other direction, unless that one has another partner by now.
+    /// Returns the entry of the other direction, unless it has another partner by now.
     fn partner(&self, key: &FlowKey, flow: &Flow) -> Result<Option<Flow>> {
         let other = partner_key(key, flow);
         let partner = self.map.get(&other)?;
@@ -204,9 +204,9 @@ fn is_over(flow: &Flow, partner: Option<&Flow>, proto: u8, now: u64) -> bool {
     expires_at(flow, partner, proto) <= now
 }
 
-/// The keys to delete, the client's direction last: once that has gone its next packet begins a flow with two new entries,
-/// of which none may be deleted for an old one.
-fn doomed(key: &FlowKey, flow: &Flow, has_partner: bool) -> Vec<FlowKey> {
+/// Returns the keys to delete, the client's direction last: once it is deleted, the client's next packet begins a flow
+/// with two new entries, and neither may be deleted in place of an old one.
+fn keys_to_delete(key: &FlowKey, flow: &Flow, has_partner: bool) -> Vec<FlowKey> {
     let mut keys = vec![*key];
     if has_partner {
         keys.push(partner_key(key, flow));
@@ -223,7 +223,7 @@ mod tests {
     use lb_common::{Addr, Hook, Hop, Tuple, flow::FlowState};
 
     #[test]
-    fn no_flow_ends_sooner_than_the_shortest_time() {
+    fn no_flow_times_out_before_the_shortest_timeout() {
         use FlowState::{Closed, Established, HalfClosed, Opening, TimeWait};
         for proto in 0..=255 {
             for state in [Opening, Established, HalfClosed, Closed, TimeWait] {
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clients_direction_goes_last() {
+    fn the_clients_direction_is_deleted_last() {
         let ip = |text: &str| Addr::from(text.parse::<std::net::IpAddr>().expect("an address"));
         let dialled = Tuple { src: ip("192.0.2.9"), dst: ip("10.96.0.1"), src_port: 4000, dst_port: 80 };
         let to = Tuple { src: ip("192.0.2.9"), dst: ip("10.0.0.1"), src_port: 4000, dst_port: 8080 };
@@ -244,9 +244,9 @@ mod tests {
         let forward = flow(to, FlowFlags::PARTNER_EGRESS);
         let reverse = flow(dialled.reversed(), FlowFlags::REVERSE);
         let both = [reverse_key, forward_key];
-        assert_eq!(doomed(&forward_key, &forward, true), both);
-        assert_eq!(doomed(&reverse_key, &reverse, true), both);
-        assert_eq!(doomed(&forward_key, &forward, false), [forward_key]);
+        assert_eq!(keys_to_delete(&forward_key, &forward, true), both);
+        assert_eq!(keys_to_delete(&reverse_key, &reverse, true), both);
+        assert_eq!(keys_to_delete(&forward_key, &forward, false), [forward_key]);
     }
 
     #[test]

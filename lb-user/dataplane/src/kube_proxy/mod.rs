@@ -1,46 +1,46 @@
-//! What kube-proxy has in this thread's network namespace: tables and chains of nf_tables, chains of the older iptables, and the
-//! device of ipvs; what its rules answer; their end; and the connections that they have begun. All of it by the kernel's own
-//! interfaces, since the image has no tool of netfilter. Only `remove`, `own` and `conntrack` change anything.
+//! kube-proxy's rules in this thread's network namespace, for the migration: leftovers of its modes (nftables, iptables
+//! by nft or legacy, ipvs), their frontends, and their removal. Uses the kernel's interfaces, since the image has no
+//! netfilter tools. Only [`remove`] changes anything.
 
-pub mod answers;
-mod owner;
+pub mod frontends;
+mod names;
 pub mod remove;
 
 use anyhow::{Context as _, Result};
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
 
-use self::answers::{Answers, Graph, of_iptables, of_nftables};
+use self::frontends::{Graph, RuleFrontends, of_iptables, of_nftables};
 use lb_common::Family;
 use lb_kernel::netfilter::{Chain, Table, legacy, nftables::Nftables};
 
-/// The device that kube-proxy's ipvs mode gives its addresses.
+/// Device of kube-proxy's ipvs mode, which holds the VIPs.
 pub const IPVS_DEVICE: &str = "kube-ipvs0";
 
-/// Everything of kube-proxy's. What is of kubelet, or of a network plugin, is not among it.
+/// Tables, chains and devices of kube-proxy. Those of kubelet and of network plugins are not included.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Leftovers {
-    /// Whole tables, of its nftables mode.
+    /// Tables of nftables mode.
     pub tables: Vec<Table>,
-    /// Chains of its iptables and ipvs modes in nf_tables, as `iptables-nft` puts them there.
+    /// Chains of iptables and ipvs mode in nf_tables, created by `iptables-nft`.
     pub chains: Vec<Chain>,
-    /// The same where `iptables-legacy` puts them.
+    /// Chains of iptables and ipvs mode created by `iptables-legacy`.
     pub legacy: Vec<Chain>,
-    /// Whether its ipvs device is there.
+    /// True if the device of ipvs mode exists.
     pub has_ipvs_device: bool,
 }
 
 impl Leftovers {
-    /// Whether there is nothing.
+    /// True if nothing of kube-proxy is left.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.tables.is_empty() && self.chains.is_empty() && self.legacy.is_empty() && !self.has_ipvs_device
     }
 }
 
-/// Looks for it. Asking may load the kernel's module nf_tables where that is not loaded yet.
+/// Lists the leftovers. This may load the kernel module nf_tables.
 ///
 /// # Errors
-/// Without CAP_NET_ADMIN, or when the kernel does not answer.
+/// Without CAP_NET_ADMIN, or if the kernel does not answer.
 pub fn leftovers() -> Result<Leftovers> {
     let mut nftables = Nftables::open().context("asking nf_tables")?;
     let (mut tables, mut chains, mut legacy) = (Vec::new(), Vec::new(), Vec::new());
@@ -52,19 +52,19 @@ pub fn leftovers() -> Result<Leftovers> {
         }
         legacy.extend(legacy::chains(family).context("listing the chains of iptables")?);
     }
-    tables.retain(|table| table.name == owner::TABLE);
-    // Those of its own table go with it.
-    chains.retain(|chain| chain.table.name != owner::TABLE && owner::is_kube_proxys(&chain.name));
-    legacy.retain(|chain| owner::is_kube_proxys(&chain.name));
+    tables.retain(|table| table.name == names::TABLE);
+    // Chains of kube-proxy's own table are removed with it.
+    chains.retain(|chain| chain.table.name != names::TABLE && names::is_kube_proxys(&chain.name));
+    legacy.retain(|chain| names::is_kube_proxys(&chain.name));
     Ok(Leftovers { tables, chains, legacy, has_ipvs_device: has_device(IPVS_DEVICE)? })
 }
 
-/// What kube-proxy's rules answer, in whichever of its modes they were written.
+/// Reads the frontends of kube-proxy's rules, of all modes that left some.
 ///
 /// # Errors
-/// As of [`leftovers`].
-pub fn answers(leftovers: &Leftovers) -> Result<Answers> {
-    let mut answers = Answers::new();
+/// As for [`leftovers`].
+pub fn frontends(leftovers: &Leftovers) -> Result<RuleFrontends> {
+    let mut frontends = RuleFrontends::new();
     let mut nftables = Nftables::open().context("asking nf_tables")?;
     for family in [Family::V4, Family::V6] {
         let has = |chains: &[Chain]| chains.iter().any(|chain| chain.table.family == family);
@@ -72,19 +72,19 @@ pub fn answers(leftovers: &Leftovers) -> Result<Answers> {
         if has(&leftovers.legacy) {
             let [nat, filter] = [named("nat"), named("filter")];
             let read = |table: &Table| legacy_graph(table).with_context(|| format!("reading the table {table}"));
-            answers.extend(of_iptables(family, &read(&nat)?, &read(&filter)?));
+            frontends.extend(of_iptables(family, &read(&nat)?, &read(&filter)?));
         }
         let Some(nftables) = &mut nftables else { continue };
         if has(&leftovers.chains) {
             let mut read = |name| graph(nftables, &named(name)).with_context(|| format!("reading the table {name}"));
-            answers.extend(of_iptables(family, &read("nat")?, &read("filter")?));
+            frontends.extend(of_iptables(family, &read("nat")?, &read("filter")?));
         }
         if leftovers.tables.iter().any(|table| table.family == family) {
-            let graph = graph(nftables, &named(owner::TABLE)).context("reading kube-proxy's table")?;
-            answers.extend(of_nftables(family, &graph));
+            let graph = graph(nftables, &named(names::TABLE)).context("reading kube-proxy's table")?;
+            frontends.extend(of_nftables(family, &graph));
         }
     }
-    Ok(answers)
+    Ok(frontends)
 }
 
 fn graph(nftables: &mut Nftables, table: &Table) -> std::io::Result<Graph> {
@@ -92,8 +92,8 @@ fn graph(nftables: &mut Nftables, table: &Table) -> std::io::Result<Graph> {
     for placed in nftables.rules(table)? {
         graph.chains.entry(placed.chain).or_default().push(placed.rule);
     }
-    // Those of the other table are iptables', which knows no maps.
-    if table.name == owner::TABLE {
+    // Tables of iptables have no maps.
+    if table.name == names::TABLE {
         let more = ["no-endpoint-services", "no-endpoint-nodeports", "service-ips", "service-nodeports"];
         for map in graph.named_maps().into_iter().chain(more.map(str::to_owned)) {
             let elements = nftables.elements(table, &map)?;

@@ -1,39 +1,39 @@
-//! kube-proxy's rules are taken away, and what keeps its open connections alive is put in their place.
+//! Removal of kube-proxy's rules. A table that keeps NAT at work replaces them, so that open connections live on.
 
 use std::{collections::BTreeSet, io};
 
-use super::owner;
+use super::names;
 use lb_common::Family;
 use lb_kernel::netfilter::{
     Chain, Table,
     nftables::{Batch, Nftables},
-    own,
+    temporary_tables,
 };
 
-/// What was taken away, and what could not be.
+/// Removed objects, and chains that could not be removed.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Removed {
-    /// Tables of its nftables mode.
+    /// Tables of nftables mode.
     pub tables: Vec<Table>,
-    /// Chains of its iptables mode.
+    /// Chains of iptables mode.
     pub chains: Vec<Chain>,
-    /// Rules in chains of others that led there.
+    /// Number of rules in base chains that jumped to the removed chains.
     pub rules: usize,
-    /// Chains to which chains of others lead that are not the kernel's own entrances.
+    /// Chains that stay, since foreign chains other than base chains jump to them.
     pub held: Vec<Chain>,
 }
 
-/// Takes kube-proxy's rules out of nf_tables, all at once with the making of the table that keeps NAT at work.
+/// Removes kube-proxy's rules from nf_tables and adds the table that keeps NAT at work, in one transaction.
 ///
 /// # Errors
-/// What the kernel says; then nothing was done.
+/// If the kernel rejects the transaction, which then changes nothing.
 pub fn remove() -> io::Result<Removed> {
     let (mut batch, mut removed) = (Batch::default(), Removed::default());
     let Some(mut nftables) = Nftables::open()? else { return Ok(removed) };
     for family in [Family::V4, Family::V6] {
-        own::add_keeper(&mut batch, family);
+        temporary_tables::add_keep_alive(&mut batch, family);
         for table in nftables.tables(family)? {
-            if table.name == owner::TABLE {
+            if table.name == names::TABLE {
                 batch.delete_table(&table);
                 removed.tables.push(table);
             }
@@ -41,39 +41,39 @@ pub fn remove() -> io::Result<Removed> {
         let chains = nftables.chains(family)?;
         let tables: BTreeSet<&Table> = chains
             .iter()
-            .filter(|listed| listed.chain.table.name != owner::TABLE && owner::is_kube_proxys(&listed.chain.name))
+            .filter(|listed| listed.chain.table.name != names::TABLE && names::is_kube_proxys(&listed.chain.name))
             .map(|listed| &listed.chain.table)
             .collect();
         for table in tables {
             let here = || chains.iter().filter(|listed| listed.chain.table == *table);
             let is_base = |name: &str| here().any(|listed| listed.chain.name == name && listed.is_base);
-            let (mut entrances, mut held) = (Vec::new(), BTreeSet::new());
+            let (mut jumps, mut held) = (Vec::new(), BTreeSet::new());
             for placed in nftables.rules(table)? {
-                let leads_to: Vec<&str> = placed.rule.chains().filter(|name| owner::is_kube_proxys(name)).collect();
-                if leads_to.is_empty() || owner::is_kube_proxys(&placed.chain) {
+                let leads_to: Vec<&str> = placed.rule.chains().filter(|name| names::is_kube_proxys(name)).collect();
+                if leads_to.is_empty() || names::is_kube_proxys(&placed.chain) {
                     continue;
                 }
                 if is_base(&placed.chain) {
-                    entrances.push(placed);
+                    jumps.push(placed);
                 } else {
                     held.extend(leads_to.into_iter().map(str::to_owned));
                 }
             }
-            for rule in &entrances {
+            for rule in &jumps {
                 batch.delete_rule(table, rule);
             }
-            removed.rules += entrances.len();
+            removed.rules += jumps.len();
             let (stay, go): (Vec<_>, Vec<_>) = here()
                 .map(|listed| listed.chain.clone())
-                .filter(|chain| owner::is_kube_proxys(&chain.name))
+                .filter(|chain| names::is_kube_proxys(&chain.name))
                 .partition(|chain| held.contains(&chain.name));
-            // First all rules: a chain goes when nothing leads to it any more.
+            // Rules first: the kernel deletes only chains without references.
             go.iter().for_each(|chain| batch.flush(chain));
             go.iter().for_each(|chain| batch.delete_chain(chain));
             removed.chains.extend(go);
             removed.held.extend(stay);
         }
     }
-    nftables.perform(&batch)?;
+    nftables.commit(&batch)?;
     Ok(removed)
 }

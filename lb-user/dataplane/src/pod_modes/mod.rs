@@ -1,7 +1,8 @@
-//! The pods of this node that have chosen another path than `socket`: looked for among the processes and links, and told to
-//! the programs by the map `POD_MODES`. Which links get programs for them is for `devices` to do, before the map says so.
+//! Pods of this node in another mode than `socket`: located by their processes and links, and written to the map
+//! `POD_MODES`, which tells the programs. [`crate::devices`] attaches programs to the links of pods before the map is
+//! written.
 
-pub mod find;
+mod netns;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,131 +14,132 @@ use anyhow::{Context as _, Result};
 use lb_common::{Addr, Name, PodMode, PodModeEntry};
 use tracing::{info, warn};
 
-use find::{Sought, find};
 use lb_core::{
-    model::pod_modes::{By, Chosen, HOST_NETWORK, Paths, refusal},
+    model::pod_modes::{HOST_NETWORK, ModeSource, PodModes, PodWithMode, refusal},
     objects::Key,
 };
 use lb_kernel::{
     bpf::typed::TypedMap,
     netlink::{
-        Channel,
-        facts::{self, Facts},
+        NetlinkSocket,
+        network_state::{self, NetworkState},
     },
 };
+use netns::{NetnsSearch, PodNamespace, find};
 
-/// How often all processes are looked at again though nothing has changed: a pod may have more network namespaces than one.
+/// Interval of searches through all processes without a change: a pod may get further network namespaces.
 const CHECK: Duration = Duration::from_secs(30);
-/// For so long a pod that has been started may be without a process before anybody is told.
+/// Time after which a started pod without a process is logged.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
-/// A pod, and where it is.
+/// A pod with its network namespaces and links.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Placed<'a> {
-    /// What it has chosen.
-    pub chosen: &'a Chosen,
-    /// Cookies of its network namespaces; or why it keeps the path of sockets, as far as there is anything to say.
-    pub cookies: Result<BTreeSet<u64>, Option<String>>,
-    /// The links of this node of which the other end is there.
-    pub links: BTreeSet<u32>,
+pub(crate) struct LocatedPod<'a> {
+    /// The pod and its mode.
+    pod: &'a PodWithMode,
+    /// Cookies of the pod's network namespaces; or the reason why it stays in mode `socket`, if there is one to log.
+    cookies: Result<BTreeSet<u64>, Option<String>>,
+    /// Links of this node whose other end is in the pod.
+    links: BTreeSet<u32>,
 }
 
-/// Looks for the pods, and keeps the map.
+/// Locates pods, and writes `POD_MODES`.
 #[derive(Default)]
-pub struct Keeper {
-    /// Of which choices the next is what was found.
-    asked: Paths,
-    sought: Vec<Sought>,
-    looked: Option<Instant>,
-    /// Pods of which nothing is found, and since when.
+pub(crate) struct PodModeManager {
+    /// Pods of the last search.
+    searched: PodModes,
+    /// Results of the last search, in the order of the pods.
+    results: Vec<NetnsSearch>,
+    last_search: Option<Instant>,
+    /// Pods that were not found, and since when.
     missing: BTreeMap<Key, Instant>,
-    /// None: nothing is waited for.
+    /// Time until the next pass; none if all pods are located.
     retry: Option<Duration>,
-    /// None: to be read from the map.
+    /// Entries of `POD_MODES`; none until they are read.
     written: Option<BTreeMap<u64, PodModeEntry>>,
-    told: BTreeSet<String>,
+    /// Problems that were logged.
+    logged: BTreeSet<String>,
 }
 
-impl Keeper {
-    /// Where the pods are now. The facts were read by the channel just before.
-    ///
-    /// # Errors
-    /// When the kernel does not tell.
-    pub fn look<'a>(&mut self, paths: &'a Paths, facts: &Facts, channel: &mut Channel) -> Result<Vec<Placed<'a>>> {
+impl PodModeManager {
+    /// Locates the pods. `facts` were read from `channel` just before.
+    pub(crate) fn locate<'a>(
+        &mut self,
+        modes: &'a PodModes,
+        facts: &NetworkState,
+        channel: &mut NetlinkSocket,
+    ) -> Result<Vec<LocatedPod<'a>>> {
         let now = Instant::now();
-        if self.asked != *paths {
-            self.asked = paths.clone();
-            (self.looked, self.retry) = (None, None);
+        if self.searched != *modes {
+            self.searched = modes.clone();
+            (self.last_search, self.retry) = (None, None);
         }
-        let is_due = self.looked.is_none_or(|at| now.duration_since(at) >= CHECK);
-        let stands = |sought: &Sought| matches!(sought, Sought::Found(found) if found.iter().all(find::Found::stands));
-        if !paths.pods.is_empty() && (is_due || !self.sought.iter().all(stands)) {
-            self.sought = find(paths.pods.iter().map(|pod| &pod.netns)).context("looking for the processes of pods")?;
-            self.looked = Some(now);
+        let is_due = self.last_search.is_none_or(|at| now.duration_since(at) >= CHECK);
+        if !modes.pods.is_empty() && (is_due || !self.results.iter().all(NetnsSearch::is_current)) {
+            self.results =
+                find(modes.pods.iter().map(|pod| &pod.netns)).context("looking for the processes of pods")?;
+            self.last_search = Some(now);
         }
-        self.missing.retain(|key, _| paths.pods.iter().any(|pod| pod.key == *key));
-        let mut placed = Vec::new();
-        for (chosen, sought) in paths.pods.iter().zip(&self.sought) {
+        self.missing.retain(|key, _| modes.pods.iter().any(|pod| pod.key == *key));
+        let mut located = Vec::new();
+        for (pod, result) in modes.pods.iter().zip(&self.results) {
             let mut links = BTreeSet::new();
-            let cookies = match sought {
-                Sought::Found(found) => {
-                    for namespace in found.iter().filter_map(find::Found::open) {
-                        let number = facts::number_of(channel, &namespace).context("asking for a network namespace")?;
-                        let leads = facts.links.iter().filter(|(_, link)| number.is_some() && link.peer == number);
+            let cookies = match result {
+                NetnsSearch::Found(namespaces) => {
+                    for namespace in namespaces.iter().filter_map(PodNamespace::open) {
+                        let number =
+                            network_state::nsid(channel, &namespace).context("asking for a network namespace")?;
+                        let leads = facts.links.iter().filter(|(_, link)| number.is_some() && link.peer_nsid == number);
                         links.extend(leads.map(|(index, _)| *index));
                     }
-                    Ok(found.iter().map(|found| found.cookie).collect())
+                    Ok(namespaces.iter().map(|namespace| namespace.cookie).collect())
                 }
-                Sought::Node => Err(Some(HOST_NETWORK.to_owned())),
-                Sought::Failed(why) => Err(Some(why.clone())),
-                Sought::Nothing => {
-                    let since = *self.missing.entry(chosen.key.clone()).or_insert(now);
-                    let is_late = chosen.started && now.duration_since(since) >= PATIENCE;
+                NetnsSearch::HostNetwork => Err(Some(HOST_NETWORK.to_owned())),
+                NetnsSearch::Failed(reason) => Err(Some(reason.clone())),
+                NetnsSearch::NoProcess => {
+                    let since = *self.missing.entry(pod.key.clone()).or_insert(now);
+                    let is_late = pod.started && now.duration_since(since) >= PATIENCE;
                     Err(is_late.then(|| NO_PROCESS.to_owned()))
                 }
             };
-            if !matches!(sought, Sought::Nothing) {
-                self.missing.remove(&chosen.key);
+            if !matches!(result, NetnsSearch::NoProcess) {
+                self.missing.remove(&pod.key);
             }
-            placed.push(Placed { chosen, cookies, links });
+            located.push(LocatedPod { pod, cookies, links });
         }
-        Ok(placed)
+        Ok(located)
     }
 
-    /// When to look again, if something is waited for.
-    #[must_use]
-    pub const fn retry(&self) -> Option<Duration> {
+    /// Returns the time until the next pass, if a pod is not located yet.
+    pub(crate) const fn retry(&self) -> Option<Duration> {
         self.retry
     }
 
-    /// The map may be another one.
-    pub fn forget(&mut self) {
+    /// Reads the map again before the next write, since it may be another one.
+    pub(crate) fn reread(&mut self) {
         self.written = None;
     }
 
-    /// Tells the programs, once the links are `serving` that shall. The map is one of the pins of `directory`.
-    ///
-    /// # Errors
-    /// When the map cannot be read or written.
-    pub fn tell(
+    /// Writes the map, pinned in `directory`, and logs problems that are new. `serving` are the links with programs.
+    pub(crate) fn write(
         &mut self,
         directory: &Path,
-        paths: &Paths,
-        placed: &[Placed<'_>],
+        modes: &PodModes,
+        pods: &[LocatedPod<'_>],
         serving: &BTreeSet<u32>,
     ) -> Result<()> {
-        let (wanted, refused) = settle(placed, serving);
-        let is_complete = placed.iter().all(|placed| placed.cookies.is_ok()) && refused.is_empty();
+        let (wanted, refused) = entries(pods, serving);
+        let is_complete = pods.iter().all(|pod| pod.cookies.is_ok()) && refused.is_empty();
         let later = self.retry.map_or(FIRST_RETRY, |retry| (retry * 2).min(LAST_RETRY));
         self.retry = (!is_complete).then_some(later);
-        let problems: BTreeSet<String> = paths.problems.iter().cloned().chain(refused).collect();
-        for problem in problems.difference(&self.told) {
+        let problems: BTreeSet<String> = modes.problems.iter().cloned().chain(refused).collect();
+        for problem in problems.difference(&self.logged) {
             warn!("{problem}");
         }
-        self.told = problems;
+        self.logged = problems;
         if self.written.as_ref() == Some(&wanted) {
             return Ok(());
         }
@@ -159,115 +161,114 @@ impl Keeper {
     }
 }
 
-/// What changes for whom.
+/// Logs the pods whose mode changes.
 fn log(wanted: &BTreeMap<u64, PodModeEntry>, before: &BTreeMap<u64, PodModeEntry>) {
     let name = |path: &PodModeEntry| (format!("{}/{}", path.namespace, path.name), path.path);
-    let [now, then] = [wanted, before].map(|paths| paths.values().map(name).collect::<BTreeSet<_>>());
+    let [now, then] = [wanted, before].map(|modes| modes.values().map(name).collect::<BTreeSet<_>>());
     for (pod, path) in now.difference(&then) {
-        info!(pod, path = PodMode::from_number(*path).map_or("?", PodMode::name), "another path to Services");
+        info!(pod, mode = PodMode::from_number(*path).map_or("?", PodMode::name), "the pod has another mode");
     }
     for (pod, _) in then.iter().filter(|(pod, _)| !now.iter().any(|(other, _)| other == pod)) {
-        info!(pod, "the path of sockets again, or gone");
+        info!(pod, "the pod is back in mode socket, or is gone");
     }
 }
 
 const NO_PROCESS: &str = "no process of it is found in /proc; let the agent see those of pods (hostPID: true)";
 
-/// What shall stand in `POD_MODES` when these links have the programs, and why pods are left out. A pod whose packets nobody would
-/// translate is better served by its sockets.
-#[must_use]
-pub fn settle(placed: &[Placed<'_>], serving: &BTreeSet<u32>) -> (BTreeMap<u64, PodModeEntry>, Vec<String>) {
+/// Returns the entries of `POD_MODES` if the links `serving` have programs, and the pods left out with the reason. A
+/// pod in mode `packet` without a serving link stays in mode `socket`, since its packets would not be translated.
+fn entries(pods: &[LocatedPod<'_>], serving: &BTreeSet<u32>) -> (BTreeMap<u64, PodModeEntry>, Vec<String>) {
     let (mut entries, mut refused) = (BTreeMap::new(), Vec::new());
-    for Placed { chosen, cookies, links } in placed {
-        let why = match cookies {
-            Err(why) => why.as_deref(),
-            Ok(_) if chosen.path != PodMode::Packet || links.iter().any(|link| serving.contains(link)) => None,
+    for LocatedPod { pod, cookies, links } in pods {
+        let reason = match cookies {
+            Err(reason) => reason.as_deref(),
+            Ok(_) if pod.path != PodMode::Packet || links.iter().any(|link| serving.contains(link)) => None,
             Ok(_) if links.is_empty() => Some(NO_LINK),
             Ok(_) => Some("the programs could not be attached to its link; the log says why"),
         };
-        refused.extend(why.map(|why| refusal(&chosen.key, chosen.path, why)));
-        if let (None, Ok(cookies)) = (why, cookies) {
-            let entry = entry(chosen, links.iter().find(|link| serving.contains(link)).or_else(|| links.first()));
+        refused.extend(reason.map(|reason| refusal(&pod.key, pod.path, reason)));
+        if let (None, Ok(cookies)) = (reason, cookies) {
+            let entry = entry(pod, links.iter().find(|link| serving.contains(link)).or_else(|| links.first()));
             cookies.iter().for_each(|cookie| _ = entries.entry(*cookie).or_insert(entry));
         }
     }
     (entries, refused)
 }
 
-const NO_LINK: &str = "no link of this node leads to it (veth or netkit), where its packets could be translated; give it \
-                       the label beeline.io/path: socket";
+const NO_LINK: &str = "no link of this node leads to it (veth or netkit), where its packets could be translated; give \
+                       it the label beeline.io/path: socket";
 
-fn entry(chosen: &Chosen, device: Option<&u32>) -> PodModeEntry {
-    let [v4, v6] = [true, false].map(|is_v4| chosen.ips.iter().find(|ip| ip.is_ipv4() == is_v4).copied());
+fn entry(pod: &PodWithMode, device: Option<&u32>) -> PodModeEntry {
+    let [v4, v6] = [true, false].map(|is_v4| pod.ips.iter().find(|ip| ip.is_ipv4() == is_v4).copied());
     PodModeEntry {
         v4: v4.map_or(Addr::from_v4_word(0), Addr::from),
         v6: v6.map_or(Addr::default(), Addr::from),
-        namespace: cut(chosen.key.namespace()),
-        name: cut(chosen.key.name()),
+        namespace: cut(pod.key.namespace()),
+        name: cut(pod.key.name()),
         device: device.copied().unwrap_or(0),
-        path: chosen.path as u8,
-        by_namespace: u8::from(chosen.by == By::Namespace),
+        path: pod.path as u8,
+        by_namespace: u8::from(pod.by == ModeSource::Namespace),
         _pad: 0,
     }
 }
 
-/// Names of pods may be longer than the 63 octets that a map has for one.
+/// Shortens a name to the 63 octets of a map's field: names of pods may be longer.
 fn cut(name: &str) -> Name {
     let end = (0..name.len().min(lb_common::NAME_LEN - 1) + 1).rev().find(|end| name.is_char_boundary(*end));
     Name::new(name.get(..end.unwrap_or(0)).unwrap_or_default()).expect("it has room")
 }
 
-/// The links of pods, and what these have chosen. A link of several follows the first.
-#[must_use]
-pub fn choices(placed: &[Placed<'_>]) -> BTreeMap<u32, PodMode> {
-    let mut choices = BTreeMap::new();
-    for placed in placed.iter().filter(|placed| placed.cookies.is_ok()) {
-        placed.links.iter().for_each(|link| _ = choices.entry(*link).or_insert(placed.chosen.path));
+/// Returns the modes of pods by their links. A link of several pods has the mode of the first.
+pub(crate) fn modes_by_link(pods: &[LocatedPod<'_>]) -> BTreeMap<u32, PodMode> {
+    let mut modes = BTreeMap::new();
+    for LocatedPod { pod, links, .. } in pods.iter().filter(|pod| pod.cookies.is_ok()) {
+        links.iter().for_each(|link| _ = modes.entry(*link).or_insert(pod.path));
     }
-    choices
+    modes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_core::model::pod_modes::Netns;
+    use lb_core::model::pod_modes::PodNetns;
 
-    fn chosen(name: &str, path: PodMode) -> Chosen {
+    fn pod(name: &str, path: PodMode) -> PodWithMode {
         let ips = vec!["fd00::1".parse().expect("an address"), "10.0.0.1".parse().expect("an address")];
-        let netns = Netns::OfCgroup(name.into());
-        Chosen { key: Key::new("n", name), path, by: By::Namespace, netns, ips, started: true }
+        let netns = PodNetns::OfCgroup(name.into());
+        PodWithMode { key: Key::new("n", name), path, by: ModeSource::Namespace, netns, ips, started: true }
     }
 
-    fn placed<'a>(chosen: &'a Chosen, cookie: u64, links: &[u32]) -> Placed<'a> {
-        Placed { chosen, cookies: Ok([cookie].into()), links: links.iter().copied().collect() }
+    fn located<'a>(pod: &'a PodWithMode, cookie: u64, links: &[u32]) -> LocatedPod<'a> {
+        LocatedPod { pod, cookies: Ok([cookie].into()), links: links.iter().copied().collect() }
     }
 
     #[test]
-    fn packets_need_a_link_with_programs_and_off_needs_none() {
-        let (packet, off) = (chosen("a", PodMode::Packet), chosen("b", PodMode::Off));
-        let check = |placed: &Placed<'_>, serving: &[u32], device: Option<u32>, why: &str| {
-            let (entries, refused) = settle(std::slice::from_ref(placed), &serving.iter().copied().collect());
-            assert_eq!(entries.get(&7).map(|entry| entry.device), device, "{placed:?}");
+    fn mode_packet_needs_a_link_with_programs_and_off_needs_none() {
+        let (packet, off) = (pod("a", PodMode::Packet), pod("b", PodMode::Off));
+        let check = |pod: &LocatedPod<'_>, serving: &[u32], device: Option<u32>, reason: &str| {
+            let (entries, refused) = entries(std::slice::from_ref(pod), &serving.iter().copied().collect());
+            assert_eq!(entries.get(&7).map(|entry| entry.device), device, "{pod:?}");
             assert_eq!(
-                (refused.len(), refused.iter().all(|told| told.contains(why))),
-                (usize::from(!why.is_empty()), true)
+                (refused.len(), refused.iter().all(|text| text.contains(reason))),
+                (usize::from(!reason.is_empty()), true)
             );
         };
-        check(&placed(&packet, 7, &[3, 4]), &[4, 5], Some(4), "");
-        check(&placed(&packet, 7, &[]), &[4], None, "no link of this node leads to it");
-        check(&placed(&packet, 7, &[3]), &[4], None, "could not be attached");
-        check(&placed(&off, 7, &[]), &[], Some(0), "");
-        check(&placed(&off, 7, &[3]), &[], Some(3), "");
-        let nowhere = |why: Option<&str>| Placed { cookies: Err(why.map(str::to_owned)), ..placed(&off, 7, &[]) };
-        check(&nowhere(None), &[], None, "");
-        check(&nowhere(Some("because")), &[], None, "because");
+        check(&located(&packet, 7, &[3, 4]), &[4, 5], Some(4), "");
+        check(&located(&packet, 7, &[]), &[4], None, "no link of this node leads to it");
+        check(&located(&packet, 7, &[3]), &[4], None, "could not be attached");
+        check(&located(&off, 7, &[]), &[], Some(0), "");
+        check(&located(&off, 7, &[3]), &[], Some(3), "");
+        let not_found =
+            |reason: Option<&str>| LocatedPod { cookies: Err(reason.map(str::to_owned)), ..located(&off, 7, &[]) };
+        check(&not_found(None), &[], None, "");
+        check(&not_found(Some("because")), &[], None, "because");
     }
 
     #[test]
-    fn an_entry_says_whose_it_is() {
+    fn an_entry_has_the_pods_addresses_and_its_shortened_name() {
         let long = "é".repeat(40);
-        let chosen = chosen(&long, PodMode::Off);
-        let (entries, _) = settle(&[placed(&chosen, 7, &[])], &BTreeSet::new());
+        let pod = pod(&long, PodMode::Off);
+        let (entries, _) = entries(&[located(&pod, 7, &[])], &BTreeSet::new());
         let entry = entries.get(&7).expect("an entry");
         assert_eq!((entry.v4.to_string().as_str(), entry.v6.to_string().as_str()), ("10.0.0.1", "fd00::1"));
         assert_eq!((entry.namespace.to_string().as_str(), entry.name.bytes().count()), ("n", 62));

@@ -1,11 +1,11 @@
-//! Finds and ends the sockets of this node whose backend has gone; they would speak to nobody until their application
-//! opens new ones. When to do so is not decided here.
+//! Finds and ends sockets of this node whose backend is gone: their applications would wait until they open new ones.
+//! The agent decides when.
 //!
-//! The kernel lists sockets and ends them by sock_diag(7), one network namespace at a time; what each was given stands in
-//! the maps of the programs.
+//! The kernel lists and ends sockets by sock_diag(7), one network namespace at a time. The programs' maps have the
+//! translation of each socket.
 
-mod given;
-mod own;
+mod real_peer;
+mod translations;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,56 +17,57 @@ use std::{
 use anyhow::{Context as _, Result};
 use lb_common::{Proto, Translation};
 
-pub use own::led_to;
+pub use real_peer::real_peer;
 
-use given::{Given, IsLost};
 use lb_common::{AddrPort, Family};
 use lb_kernel::{
     netns,
-    sock_diag::{Channel, Ended, Filter, Query, state},
+    sock_diag::{DestroyOutcome, PeerFilter, SockDiag, SocketQuery, state},
 };
+use translations::{IsLost, SocketTranslations};
 
-/// A name that another socket hides is found once that one has ended: so many tries.
+/// Tries of a sweep: a socket may hide another of the same name, which is found once the first has ended.
 const TRIES: usize = 3;
 
-/// A backend that is gone, or that its sockets shall leave.
+/// A backend that is gone, or whose sockets must move to another.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Dead {
-    /// Its id.
+pub struct DeadBackend {
+    /// Id of the backend.
     pub backend: u32,
-    /// Where it listened.
+    /// Address and port of the backend.
     pub target: AddrPort,
-    /// TCP or UDP; of SCTP there are no sockets that were given a backend.
+    /// TCP or UDP; sockets of SCTP are not translated.
     pub proto: Proto,
 }
 
-/// What was done.
+/// Result of [`end`] and [`end_all`].
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Report {
-    /// How many sockets of which backend were ended, by its id.
+pub struct EndReport {
+    /// Number of sockets ended, by id of the backend.
     pub ended: BTreeMap<u32, u64>,
-    /// How many network namespaces were looked through.
+    /// Number of network namespaces searched.
     pub namespaces: usize,
-    /// What could not be done, each once, with its cure.
+    /// Errors with their cures.
     pub failures: BTreeSet<String>,
-    /// How long it took.
+    /// Duration.
     pub took: Duration,
 }
 
-/// Ends the sockets that were given one of these backends for a VIP and are connected to it. A socket that dialled the
-/// backend's address itself, an unconnected one, and one that has turned elsewhere are not touched.
+/// Ends sockets that were translated from a VIP to one of these backends and are connected to it. Sockets that dialled
+/// the backend's own address, unconnected sockets, and sockets with another peer by now stay. The maps are pinned in
+/// `pins`.
 ///
 /// # Errors
-/// When the pinned maps in `pins` cannot be opened or /proc not be read.
-pub fn end(pins: &Path, dead: &[Dead]) -> Result<Report> {
+/// If the maps cannot be opened, or /proc cannot be read.
+pub fn end(pins: &Path, dead: &[DeadBackend]) -> Result<EndReport> {
     let dead = &dead.iter().copied().collect::<BTreeSet<_>>();
     let mut sweeps = Vec::new();
     for proto in [Proto::Udp, Proto::Tcp] {
         let peers: BTreeSet<_> = dead.iter().filter(|dead| dead.proto == proto).map(|dead| dead.target).collect();
         if !peers.is_empty() {
-            let is_lost = move |given: &Translation| {
-                let target = AddrPort { addr: given.backend_addr, port: given.backend_port };
-                dead.contains(&Dead { backend: given.backend, target, proto })
+            let is_lost = move |found: &Translation| {
+                let target = AddrPort { addr: found.backend_addr, port: found.backend_port };
+                dead.contains(&DeadBackend { backend: found.backend, target, proto })
             };
             sweeps.extend(Sweep::new(pins, proto, Some(peers), Box::new(is_lost))?);
         }
@@ -74,22 +75,22 @@ pub fn end(pins: &Path, dead: &[Dead]) -> Result<Report> {
     run(&sweeps)
 }
 
-/// The same for all backends that `is_alive` denies, by their ids: when an agent starts, for those that went away while
-/// none ran.
+/// Ends sockets of all backends that are not alive, as [`end`] does: for a start, when backends went away while no
+/// agent ran.
 ///
 /// # Errors
-/// As [`end`].
-pub fn end_all(pins: &Path, proto: Proto, is_alive: &(dyn Fn(u32) -> bool + Sync)) -> Result<Report> {
-    let is_lost = |given: &Translation| !is_alive(given.backend);
+/// As for [`end`].
+pub fn end_all(pins: &Path, proto: Proto, is_alive: &(dyn Fn(u32) -> bool + Sync)) -> Result<EndReport> {
+    let is_lost = |found: &Translation| !is_alive(found.backend);
     let sweep = Sweep::new(pins, proto, None, Box::new(is_lost))?;
     run(sweep.as_slice())
 }
 
-/// What is looked for in every namespace.
+/// Search for lost sockets of one protocol, run in every namespace.
 struct Sweep<'a> {
     proto: Proto,
-    given: Given,
-    /// Whose sockets may be lost; none for anybody's.
+    translations: SocketTranslations,
+    /// Peers of the sockets to look at; none for all sockets.
     peers: Option<BTreeSet<AddrPort>>,
     is_lost: Box<IsLost<'a>>,
 }
@@ -101,34 +102,34 @@ impl<'a> Sweep<'a> {
         peers: Option<BTreeSet<AddrPort>>,
         is_lost: Box<IsLost<'a>>,
     ) -> Result<Option<Self>> {
-        Ok(Given::open(pins, proto)?.map(|given| Self { proto, given, peers, is_lost }))
+        Ok(SocketTranslations::open(pins, proto)?.map(|translations| Self { proto, translations, peers, is_lost }))
     }
 
     /// Ends the sockets of one namespace.
-    fn run(&self, channel: &mut Channel, ended: &mut BTreeMap<u32, u64>) -> Result<()> {
+    fn run(&self, channel: &mut SockDiag, ended: &mut BTreeMap<u32, u64>) -> Result<()> {
         let families = [Family::V4, Family::V6].into_iter();
         for family in families.filter(|family| netns::has_sockets(self.proto, *family)) {
-            let filter = self.peers.as_ref().map_or(Filter::Everything, |peers| Filter::new(family, peers));
+            let filter = self.peers.as_ref().map_or(PeerFilter::Everything, |peers| PeerFilter::new(family, peers));
             let filter = match &filter {
-                Filter::Nothing => continue,
-                Filter::Everything => None,
-                Filter::Peers(program) => Some(program.as_slice()),
+                PeerFilter::Nothing => continue,
+                PeerFilter::Everything => None,
+                PeerFilter::Peers(program) => Some(program.as_slice()),
             };
             let states = if self.proto == Proto::Udp { state::ESTABLISHED } else { state::WITH_PEER };
-            let query = Query { family, proto: self.proto, states, filter };
+            let query = SocketQuery { family, proto: self.proto, states, filter };
             for _ in 0..TRIES {
                 let victims = channel.list(query, |socket| {
                     if self.peers.as_ref().is_some_and(|peers| !peers.contains(&socket.remote)) {
                         return Ok(None);
                     }
-                    let backend = self.given.lost(socket, &*self.is_lost)?;
-                    Ok(backend.map(|backend| (socket.name, backend)))
+                    let backend = self.translations.lost(socket, &*self.is_lost)?;
+                    Ok(backend.map(|backend| (socket.id, backend)))
                 })?;
                 let mut missed = false;
-                for (name, backend) in victims {
-                    match channel.end(self.proto, name)?.with_context(|| cannot_end(self.proto))? {
-                        Ended::Yes => *ended.entry(backend).or_default() += 1,
-                        Ended::Gone => missed = true,
+                for (id, backend) in victims {
+                    match channel.destroy(self.proto, id)?.with_context(|| cannot_end(self.proto))? {
+                        DestroyOutcome::Destroyed => *ended.entry(backend).or_default() += 1,
+                        DestroyOutcome::NotFound => missed = true,
                     }
                 }
                 if !missed {
@@ -140,19 +141,18 @@ impl<'a> Sweep<'a> {
     }
 }
 
-/// Runs sweeps in all namespaces, on a thread that ends with it: a thread that has changed its namespace is of no use to
-/// anybody else.
-fn run(sweeps: &[Sweep<'_>]) -> Result<Report> {
+/// Runs sweeps in all namespaces, on a thread of its own, since the thread leaves the agent's network namespace.
+fn run(sweeps: &[Sweep<'_>]) -> Result<EndReport> {
     let start = Instant::now();
     if sweeps.is_empty() {
-        return Ok(Report::default());
+        return Ok(EndReport::default());
     }
     let namespaces = netns::all()?;
-    let mut report = Report { namespaces: namespaces.len(), ..Report::default() };
-    let visit = |report: &mut Report| {
+    let mut report = EndReport { namespaces: namespaces.len(), ..EndReport::default() };
+    let visit = |report: &mut EndReport| {
         for namespace in &namespaces {
             let opened = namespace.enter().context("entering a network namespace (needs CAP_SYS_ADMIN)");
-            let mut channel = match opened.and_then(|()| Channel::open()) {
+            let mut channel = match opened.and_then(|()| SockDiag::open()) {
                 Ok(channel) => channel,
                 Err(error) => {
                     report.failures.insert(format!("{error:#}"));
@@ -176,8 +176,8 @@ fn run(sweeps: &[Sweep<'_>]) -> Result<Report> {
 
 fn cannot_end(proto: Proto) -> String {
     format!(
-        "this kernel cannot end sockets: {} sockets stay with a backend that has gone until their application opens new \
-         ones; use a kernel with CONFIG_INET_DIAG_DESTROY",
+        "this kernel cannot end sockets: {} sockets stay with a backend that has gone until their application opens \
+         new ones; use a kernel with CONFIG_INET_DIAG_DESTROY",
         proto.name()
     )
 }

@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result};
 use aya::maps::{MapData, PerCpuArray};
 use lb_common::Counter;
 
-/// Counts of the programs' events since the maps were made, summed over the CPUs.
+/// Reads the counters since the maps were created, summed over the CPUs.
 ///
 /// # Errors
-/// When the pinned map cannot be read.
+/// If the pinned map cannot be read.
 pub fn counters(directory: &Path) -> Result<Vec<(Counter, u64)>> {
     let path: PathBuf = directory.join("COUNTERS");
     let map = MapData::from_pin(&path).with_context(|| format!("opening the pinned map {}", path.display()))?;

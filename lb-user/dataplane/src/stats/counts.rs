@@ -1,4 +1,4 @@
-//! What this node's sockets did with each service port: the counts of a moment, summed once for all of them.
+//! Counts by service port, summed from the counts of service ports and backends.
 
 use foldhash::{HashMap, HashMapExt as _};
 use lb_common::{BackendStats, PortStats};
@@ -6,22 +6,22 @@ use serde::Serialize;
 
 use crate::stats::Stats;
 
-/// The address of a backend that is not in the maps any more, while sockets still have it.
+/// Text for the address of a backend that is gone from the maps while sockets still have it.
 pub const GONE: &str = "gone";
 
-/// The counts of a service port, since its maps were made.
+/// Counts of a service port, since its maps were created.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortCounts {
-    /// Times that a backend was given to a socket.
+    /// Translations to a backend.
     pub connections: u64,
-    /// Sockets that have one of its backends now, one that is gone included.
+    /// Sockets that have one of its backends now, backends that are gone included.
     pub open: u64,
-    /// Times that a socket was refused, for any cause.
+    /// Refused calls, for any cause.
     pub refused: u64,
-    /// Of these: there was no endpoint anywhere.
+    /// Refused calls: no endpoint in the cluster.
     pub no_endpoints: u64,
-    /// Of these: there was none on this node, and the policy is Local.
+    /// Refused calls: no endpoint on this node, with policy Local.
     pub no_local_endpoints: u64,
     /// UDP sockets that moved to another backend.
     pub moved: u64,
@@ -29,14 +29,14 @@ pub struct PortCounts {
     pub killed: u64,
 }
 
-/// The counts by the id of the service port. One that no socket has dialled is not in it.
+/// Returns the counts by id of the service port. Service ports that no socket has dialled are left out.
 #[must_use]
 pub fn by_port(stats: &Stats) -> HashMap<u32, PortCounts> {
     let (ports, killed) = (stats.ports.iter(), stats.killed.iter());
     sum(ports.map(|(id, port)| (*id, port)), stats.backends.values(), killed.map(|(id, count)| (*id, *count)))
 }
 
-/// The same, from counts in whatever order.
+/// Sums counts, given in any order, by id of the service port.
 pub fn sum<'a>(
     ports: impl ExactSizeIterator<Item = (u32, &'a PortStats)>,
     backends: impl Iterator<Item = &'a BackendStats>,

@@ -1,5 +1,5 @@
-//! What the programs count for each service port and backend, and who sticks to what: read from the pins, and swept of
-//! what has gone.
+//! The programs' counts by service port and backend, and affinity: read from the pinned maps, and removed for service
+//! ports and backends that are gone.
 
 mod counters;
 pub mod counts;
@@ -11,9 +11,10 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::Result;
 use lb_common::{Affinity, AffinityKey, Backend, BackendStats, PortStats, Service};
 
+use lb_core::ids::HighestIds;
 use lb_kernel::bpf::typed::TypedMap;
 
-/// The counts of a moment, by id.
+/// All counts, by id.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Stats {
     /// Of service ports.
@@ -25,15 +26,15 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// How many sockets of this node have a backend of a service port, one that is gone included.
+    /// Returns the number of sockets with a backend of a service port, backends that are gone included.
     #[must_use]
     pub fn open(&self, service: u32) -> u64 {
         self.backends.values().filter(|stats| stats.service == service).map(|stats| stats.open).sum()
     }
 }
 
-/// The counts of a moment in no order, as the kernel hands them over: for who reads many of them often.
-pub struct Unsorted {
+/// All counts, in the kernel's order: cheaper for frequent reads.
+pub struct UnsortedStats {
     /// Of service ports.
     pub ports: Vec<(u32, PortStats)>,
     /// Of backends.
@@ -51,10 +52,10 @@ pub struct StatMaps {
 }
 
 impl StatMaps {
-    /// Opens the pins of `directory`.
+    /// Opens the maps pinned in `directory`.
     ///
     /// # Errors
-    /// When one is missing or cannot be opened.
+    /// If a pin is missing or cannot be opened.
     pub fn open(directory: &Path) -> Result<Self> {
         Ok(Self {
             ports: TypedMap::open(directory, "PORT_STATS")?,
@@ -64,12 +65,12 @@ impl StatMaps {
         })
     }
 
-    /// The counts as they are now.
+    /// Reads all counts.
     ///
     /// # Errors
-    /// When a map cannot be read.
+    /// If a map cannot be read.
     pub fn read(&self) -> Result<Stats> {
-        let Unsorted { ports, backends, killed } = self.read_unsorted()?;
+        let UnsortedStats { ports, backends, killed } = self.read_unsorted()?;
         Ok(Stats {
             ports: ports.into_iter().collect(),
             backends: backends.into_iter().collect(),
@@ -77,66 +78,66 @@ impl StatMaps {
         })
     }
 
-    /// The same, without an order.
+    /// Reads all counts, in the kernel's order.
     ///
     /// # Errors
-    /// When a map cannot be read.
-    pub fn read_unsorted(&self) -> Result<Unsorted> {
-        Ok(Unsorted { ports: self.ports.read()?, backends: self.backends.read()?, killed: self.killed.read()? })
+    /// If a map cannot be read.
+    pub fn read_unsorted(&self) -> Result<UnsortedStats> {
+        Ok(UnsortedStats { ports: self.ports.read()?, backends: self.backends.read()?, killed: self.killed.read()? })
     }
 
-    /// The highest ids of a service port and of a backend that sockets of this node may still name.
+    /// Returns the highest ids with counts, which sockets of this node may still name.
     ///
     /// # Errors
-    /// When a map cannot be read.
-    pub fn highest_ids(&self) -> Result<(u32, u32)> {
-        let Unsorted { ports, backends, .. } = self.read_unsorted()?;
+    /// If a map cannot be read.
+    pub fn highest_ids(&self) -> Result<HighestIds> {
+        let UnsortedStats { ports, backends, .. } = self.read_unsorted()?;
         let of_backends = backends.iter().map(|(_, stats)| stats.service);
-        let port = ports.iter().map(|(id, _)| *id).chain(of_backends).max();
-        Ok((port.unwrap_or(0), backends.iter().map(|(id, _)| *id).max().unwrap_or(0)))
+        let service = ports.iter().map(|(id, _)| *id).chain(of_backends).max().unwrap_or(0);
+        let backend = backends.iter().map(|(id, _)| *id).max().unwrap_or(0);
+        Ok(HighestIds { service, backend })
     }
 
-    /// Who sticks to what, over or not.
+    /// Reads all affinity entries, expired ones included.
     ///
     /// # Errors
-    /// When the map cannot be read.
+    /// If the map cannot be read.
     pub fn affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>> {
         Ok(self.affinity.read()?.into_iter().collect())
     }
 
-    /// Adds to the sockets that were ended for a service port. The agent alone writes these.
+    /// Adds to the number of sockets ended for a service port. Only the agent writes this map.
     ///
     /// # Errors
-    /// When the map cannot be written.
+    /// If the map cannot be written.
     pub fn add_killed(&self, service: u32, count: u64) -> Result<()> {
         let before = self.killed.get(&service)?.unwrap_or(0);
         Ok(self.killed.put(&[service], &[before + count])?)
     }
 
-    /// The counts of one backend.
+    /// Reads the counts of one backend.
     ///
     /// # Errors
-    /// When the map cannot be read.
+    /// If the map cannot be read.
     pub fn backend(&self, id: u32) -> Result<Option<BackendStats>> {
         self.backends.get(&id)
     }
 
-    /// Removes what belongs to service ports and backends that are not there any more, and affinity that is over at `now`
-    /// (CLOCK_MONOTONIC, ns). A backend that sockets still have keeps its count. Costs as much as this node's sockets have
-    /// used, and not what the cluster has.
+    /// Removes entries of service ports and backends that are gone, and affinity that is expired at `now`
+    /// (CLOCK_MONOTONIC, ns). A backend with open sockets keeps its counts. The cost grows with the service ports that
+    /// this node's sockets have used, not with the cluster.
     ///
     /// # Errors
-    /// When a map cannot be read or written.
-    pub fn sweep(&self, living: &Living, now: u64) -> Result<()> {
+    /// If a map cannot be read or written.
+    pub fn sweep(&self, live: &LiveIds, now: u64) -> Result<()> {
         let counts = self.read()?;
         let idle = counts.backends.iter().filter(|(_, stats)| stats.open == 0).map(|(id, _)| *id);
-        let backends: Vec<u32> = idle.filter(|id| !living.has_backend(*id)).collect();
-        let gone =
-            |ids: &mut dyn Iterator<Item = u32>| ids.filter(|id| living.affinity_seconds(*id).is_none()).collect();
+        let backends: Vec<u32> = idle.filter(|id| !live.has_backend(*id)).collect();
+        let gone = |ids: &mut dyn Iterator<Item = u32>| ids.filter(|id| live.affinity_seconds(*id).is_none()).collect();
         let ports: Vec<u32> = gone(&mut counts.ports.keys().copied());
         let killed: Vec<u32> = gone(&mut counts.killed.keys().copied());
         let over = self.affinity()?.into_iter().filter(|(key, value)| {
-            !value.lasts(living.affinity_seconds(key.service).unwrap_or(0), now) || !living.has_backend(value.backend)
+            !value.lasts(live.affinity_seconds(key.service).unwrap_or(0), now) || !live.has_backend(value.backend)
         });
         let over: Vec<AffinityKey> = over.map(|(key, _)| key).collect();
         self.backends.delete(&backends)?;
@@ -146,28 +147,28 @@ impl StatMaps {
     }
 }
 
-/// Whether something is in the maps that the agent writes. What cannot be read counts as there.
-pub struct Living {
+/// Lookup of ids in the maps that the agent writes. An id that cannot be looked up counts as present.
+pub struct LiveIds {
     services: TypedMap<u32, Service>,
     backends: TypedMap<u32, Backend>,
 }
 
-impl Living {
-    /// Opens the pins of `directory`.
+impl LiveIds {
+    /// Opens the maps pinned in `directory`.
     ///
     /// # Errors
-    /// When one is missing or cannot be opened.
+    /// If a pin is missing or cannot be opened.
     pub fn open(directory: &Path) -> Result<Self> {
         Ok(Self { services: TypedMap::open(directory, "SERVICES")?, backends: TypedMap::open(directory, "BACKENDS")? })
     }
 
-    /// Whether there is a backend of this id.
+    /// True if a backend has this id.
     #[must_use]
     pub fn has_backend(&self, id: u32) -> bool {
         !matches!(self.backends.get(&id), Ok(None))
     }
 
-    /// The seconds of affinity of a service port, if it is there.
+    /// Returns the affinity timeout (s) of a service port, if it exists.
     fn affinity_seconds(&self, id: u32) -> Option<u32> {
         self.services
             .get(&id)

@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{Pod, maps::MapData};
 use lb_common::{
-    Addr, Backend, Frontend, FrontendKey, List, Maglev, MaglevKey, Name, Names, NodeAddr, Proto, Service, Slot, SlotKey,
+    Addr, Backend, Frontend, FrontendKey, List, Maglev, MaglevKey, Name, Names, NodeAddr, Proto, RangeKey, Service,
+    Slot, SlotKey,
 };
 
 use lb_common::Family;
@@ -20,8 +21,8 @@ use lb_core::{
     store::{Dump, Limits, Partial, Store, StoreError},
 };
 use lb_kernel::bpf::{
-    Stopped,
-    typed::{Trie, TypedMap},
+    BatchError,
+    typed::{PrefixTrie, TypedMap},
 };
 
 /// Writes of one system call: many enough to make its cost small, few enough to stay in the cache.
@@ -38,7 +39,7 @@ pub struct BpfStore {
     backends: TypedMap<u32, Backend>,
     names: TypedMap<u32, Names>,
     node_addrs: TypedMap<Addr, NodeAddr>,
-    source_ranges: Trie,
+    source_ranges: PrefixTrie<RangeKey>,
     maglev: TypedMap<MaglevKey, Maglev>,
     limits: Limits,
 }
@@ -67,7 +68,7 @@ impl BpfStore {
         let backends = typed(Table::Backends, &mut map)?;
         let names = typed(Table::Names, &mut map)?;
         let node_addrs = typed(Table::NodeAddrs, &mut map)?;
-        let source_ranges = Trie::new(map(Table::SourceRanges.map_name())?);
+        let source_ranges = PrefixTrie::new(map(Table::SourceRanges.map_name())?);
         let maglev = typed(Table::Maglev, &mut map)?;
         let limits = Limits {
             frontends: frontends.size()?,
@@ -221,8 +222,8 @@ pub fn copy(table: Table, from: MapData, to: MapData) -> Result<()> {
         Table::Names => copy_as::<u32, Names>(table, from, to),
         Table::NodeAddrs => copy_as::<Addr, NodeAddr>(table, from, to),
         Table::SourceRanges => {
-            let ranges: Vec<_> = Trie::new(from).read()?.into_iter().collect();
-            Trie::new(to).put(&ranges).with_context(|| copying(table))
+            let ranges: Vec<_> = PrefixTrie::<RangeKey>::new(from).read()?.into_iter().collect();
+            PrefixTrie::new(to).put(&ranges).with_context(|| copying(table))
         }
         Table::Maglev => copy_as::<MaglevKey, Maglev>(table, from, to),
     }
@@ -288,13 +289,13 @@ fn port_key(names: &Names) -> Option<PortKey> {
 }
 
 /// Converts the result of one call: the number of writes done, and the error that ended it early.
-fn outcome(table: Table, all: usize, result: Result<(), Stopped>) -> (usize, Option<StoreError>) {
+fn outcome(table: Table, all: usize, result: Result<(), BatchError>) -> (usize, Option<StoreError>) {
     match result {
         Ok(()) => (all, None),
         // Hash maps report E2BIG, tries ENOSPC.
-        Err(Stopped { done, error }) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => {
+        Err(BatchError { done, error }) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => {
             (done, Some(StoreError::Full(table)))
         }
-        Err(Stopped { done, error }) => (done, Some(StoreError::Io { table, error })),
+        Err(BatchError { done, error }) => (done, Some(StoreError::Io { table, error })),
     }
 }

@@ -1,20 +1,20 @@
-//! What an agent takes over from the pins of another version of the layout, older or newer, map by map. Neither version knows
-//! the other's layout: each marks its directory with the [`likeness`](super::likeness) of its maps, as the names of empty
-//! directories (a bpffs keeps nothing else), and a map goes over where both have the same.
+//! Adoption of maps from another version of the layout, older or newer, map by map. Neither version knows the other's
+//! layout: each marks its directory with the [fingerprints](super::btf_fingerprint) of its maps, as names of empty
+//! directories (a bpffs holds no plain files). A map goes over if both versions have the same fingerprint.
 //!
-//! What only programs write is shared: both versions have one map while the links change over, so that nothing is lost of what
-//! happens meanwhile. What the agent writes is copied: the version in service keeps its own as it is until its last link has
-//! gone. A map that is not the same begins empty, which means:
+//! Maps that only programs write are shared: both versions use one map while the links change over, so no event is
+//! lost. Maps that the agent writes are copied: the serving version keeps its own unchanged until its last link is
+//! gone. A map with another fingerprint begins empty, with these effects:
 //!
-//! - of those that the agent writes nothing, but for `NAMES` and `BACKENDS`: without the first, service ports get new ids, and
-//!   without the second backends do, beyond all that were seen. Counts and affinity begin anew then, and connected UDP sockets
-//!   are ended, so that they open new ones.
-//! - `SOCKS`: unconnected UDP sockets are given a backend anew, and see the answers to what they had asked come from the backend.
-//! - `TCP_SOCKS` or `TCP_MORE`: getpeername shows the backend for connections that were open, and they count as open for as long
-//!   as their backend is there.
-//! - `FLOWS`: connections from outside are given a backend anew, which breaks those of TCP.
-//! - `DEVICES`: flows from outside that begin before the devices have been looked at are dropped.
-//! - `AFFINITY`, counts, `FRAGMENTS`: they begin anew.
+//! - Maps that the agent writes: none, except for `NAMES` and `BACKENDS`. Without `NAMES` service ports get new ids,
+//!   without `BACKENDS` backends do, beyond all earlier ids. Counts and affinity begin anew, and connected UDP sockets
+//!   are ended, so that their applications open new ones.
+//! - `SOCKS`: unconnected UDP sockets get a backend anew, and see answers to earlier requests come from the backend.
+//! - `TCP_SOCKS` or `TCP_MORE`: getpeername shows the backend for open connections, which count as open for as long as
+//!   their backend exists.
+//! - `FLOWS`: connections from outside get a backend anew, which breaks TCP connections.
+//! - `DEVICES`: new flows from outside are dropped until the first pass over devices.
+//! - `AFFINITY`, counts, `FRAGMENTS`: begin anew.
 
 use std::{
     collections::BTreeMap,
@@ -27,20 +27,22 @@ use anyhow::{Context as _, Result};
 use aya::maps::{MapData, MapInfo};
 use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_PERCPU_ARRAY};
 
-use super::pins::{Found, Layout, Pins, Size, compare};
+use super::pinned_maps::{MapLayout, MapOrigin, SizeRule, compare};
+use crate::pins::Pins;
+use lb_core::ids::HighestIds;
 use lb_core::op::Table;
 use lb_kernel::bpf;
 
-/// How the entries of a map go over to another version.
+/// Transfer of a map's entries to another version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
-    /// The map is that of both.
+pub(super) enum Transfer {
+    /// Both versions use one map.
     Share,
-    /// A new one gets them.
+    /// A new map gets a copy.
     Copy,
 }
 
-/// What goes over by way of sharing. `DEVICES` is the agent's, but its programs need it before the agent has looked at devices.
+/// Maps that are shared. The agent writes `DEVICES`, but the programs need it before the first pass over devices.
 const SHARED: [&str; 11] = [
     "SOCKS",
     "TCP_SOCKS",
@@ -55,27 +57,25 @@ const SHARED: [&str; 11] = [
     "DEVICES",
 ];
 
-/// Each is of no use without the other.
+/// Maps that are adopted both or not at all.
 const TOGETHER: [&str; 2] = ["TCP_SOCKS", "TCP_MORE"];
 
-/// Maps whose keys are ids of service ports, and of backends.
+/// Maps whose keys are ids: of service ports, and of backends.
 const IDS: [&[&str]; 2] = [&["SERVICES", "NAMES", "PORT_STATS", "PORT_KILLED"], &["BACKENDS", "BACKEND_STATS"]];
 
-/// Where the marks are, below the directory of a version.
+/// Directory of the marks, below the directory of a version.
 const MARKS: &str = "like";
 
-/// How the entries of a map go over; none: they do not.
-#[must_use]
-pub fn way(map: &str) -> Option<Way> {
+/// Returns how the entries of a map go over; none if the map always begins empty.
+pub(super) fn transfer(map: &str) -> Option<Transfer> {
     if Table::ALL.into_iter().any(|table| table.map_name() == map) {
-        return Some(Way::Copy);
+        return Some(Transfer::Copy);
     }
-    SHARED.contains(&map).then_some(Way::Share)
+    SHARED.contains(&map).then_some(Transfer::Share)
 }
 
-/// Whether entries of such a map are places from 0 on.
-#[must_use]
-pub const fn is_array(map_type: u32) -> bool {
+/// True if the map's keys are indexes from 0 on.
+pub(super) const fn is_array(map_type: u32) -> bool {
     map_type == BPF_MAP_TYPE_ARRAY as u32 || map_type == BPF_MAP_TYPE_PERCPU_ARRAY as u32
 }
 
@@ -83,11 +83,8 @@ fn mark(directory: &Path, map: &str, fingerprint: u64) -> PathBuf {
     directory.join(MARKS).join(format!("{map}_{fingerprint:016x}"))
 }
 
-/// Says in the directory of a version what its maps are like.
-///
-/// # Errors
-/// When the bpffs refuses a directory.
-pub fn mark_all(directory: &Path, layouts: &BTreeMap<String, Layout>) -> Result<()> {
+/// Marks the directory of a version with the fingerprints of its maps.
+pub(super) fn mark_all(directory: &Path, layouts: &BTreeMap<String, MapLayout>) -> Result<()> {
     let marked = layouts.iter().filter_map(|(name, layout)| Some(mark(directory, name, layout.fingerprint?)));
     for path in marked {
         fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
@@ -95,54 +92,54 @@ pub fn mark_all(directory: &Path, layouts: &BTreeMap<String, Layout>) -> Result<
     Ok(())
 }
 
-/// Says of the maps that were found absent whether they are taken over from `other`, the directory of another version; of those
-/// that are copied the size may be another then.
-///
-/// # Errors
-/// When what stands there is not what its mark says.
-pub fn find(other: &Path, layouts: &mut BTreeMap<String, Layout>, found: &mut BTreeMap<String, Found>) -> Result<()> {
+/// Finds the maps to adopt from `other`, the directory of another version, for maps that are not pinned here. The size
+/// of a copied map may grow to that of the other. Fails if a map is not like its mark.
+pub(super) fn find(
+    other: &Path,
+    layouts: &mut BTreeMap<String, MapLayout>,
+    origins: &mut BTreeMap<String, MapOrigin>,
+) -> Result<()> {
     for (name, layout) in layouts {
-        let (Some(found), Some(way), Some(fingerprint)) = (found.get_mut(name), way(name), layout.fingerprint) else {
+        let (Some(origin), Some(transfer), Some(fingerprint)) =
+            (origins.get_mut(name), transfer(name), layout.fingerprint)
+        else {
             continue;
         };
         let path = other.join(name);
-        if *found != Found::Absent || !mark(other, name, fingerprint).exists() || !path.exists() {
+        if *origin != MapOrigin::New || !mark(other, name, fingerprint).exists() || !path.exists() {
             continue;
         }
         compare(&path, layout)?;
         let size = MapInfo::from_pin(&path)?.max_entries();
-        *found = match way {
-            Way::Share if is_array(layout.map_type) && size != layout.max_entries => Found::Absent,
-            Way::Share => Found::Shared,
-            Way::Copy => Found::Copied,
+        *origin = match transfer {
+            Transfer::Share if is_array(layout.map_type) && size != layout.max_entries => MapOrigin::New,
+            Transfer::Share => MapOrigin::Shared,
+            Transfer::Copy => MapOrigin::Copied,
         };
-        if *found == Found::Copied && layout.size == Size::AtLeast {
-            // It may have grown.
+        if *origin == MapOrigin::Copied && layout.size == SizeRule::AtLeast {
+            // The other version's map may have grown.
             layout.max_entries = layout.max_entries.max(size);
         }
     }
-    keep_together(found);
+    keep_together(origins);
     Ok(())
 }
 
-/// Takes nothing over of what is of no use without its other half.
-fn keep_together(found: &mut BTreeMap<String, Found>) {
-    if TOGETHER.iter().any(|name| found.get(*name) == Some(&Found::Absent)) {
+/// Adopts neither map of [`TOGETHER`] if one is new.
+fn keep_together(origins: &mut BTreeMap<String, MapOrigin>) {
+    if TOGETHER.iter().any(|name| origins.get(*name) == Some(&MapOrigin::New)) {
         for name in TOGETHER {
-            if let Some(found) = found.get_mut(name).filter(|found| **found == Found::Shared) {
-                *found = Found::Absent;
+            if let Some(origin) = origins.get_mut(name).filter(|origin| **origin == MapOrigin::Shared) {
+                *origin = MapOrigin::New;
             }
         }
     }
 }
 
-/// Pins the maps that are shared with `other` where the programs are about to be loaded over them.
-///
-/// # Errors
-/// When one cannot be opened or pinned.
-pub fn share(other: &Path, staging: &Path, found: &BTreeMap<String, Found>) -> Result<()> {
+/// Pins the maps shared with `other` in the staging directory, where the load finds them.
+pub(super) fn share(other: &Path, staging: &Path, origins: &BTreeMap<String, MapOrigin>) -> Result<()> {
     fs::create_dir_all(staging).with_context(|| format!("making {}", staging.display()))?;
-    for (name, _) in found.iter().filter(|(_, found)| **found == Found::Shared) {
+    for (name, _) in origins.iter().filter(|(_, origin)| **origin == MapOrigin::Shared) {
         let map = bpf::open_pin(&other.join(name));
         let pinned = map.and_then(|map| bpf::pin(map, &staging.join(name)));
         pinned.with_context(|| format!("sharing the map {name} of {}", other.display()))?;
@@ -150,12 +147,8 @@ pub fn share(other: &Path, staging: &Path, found: &BTreeMap<String, Found>) -> R
     Ok(())
 }
 
-/// The highest ids of a service port and of a backend that any map of other versions has, whatever else stands in it: what goes
-/// over may name them.
-///
-/// # Errors
-/// When a map cannot be read.
-pub fn highest_ids(pins: &Pins) -> Result<(u32, u32)> {
+/// Returns the highest ids among the keys of other versions' maps, adopted or not: adopted entries may name them.
+pub(crate) fn highest_ids(pins: &Pins) -> Result<HighestIds> {
     let mut highest = [0, 0];
     for directory in pins.others()? {
         for (highest, maps) in highest.iter_mut().zip(IDS) {
@@ -164,11 +157,11 @@ pub fn highest_ids(pins: &Pins) -> Result<(u32, u32)> {
             }
         }
     }
-    let [port, backend] = highest;
-    Ok((port, backend))
+    let [service, backend] = highest;
+    Ok(HighestIds { service, backend })
 }
 
-/// The highest key of a map of numbers; 0 of any other map.
+/// Returns the highest key of a map with 4-byte keys, and 0 for other maps.
 fn highest_key(path: &Path) -> Result<u32> {
     let (map, info) = (MapData::from_pin(path)?, MapInfo::from_pin(path)?);
     let mut highest = 0;
@@ -184,18 +177,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tcp_sockets_go_over_as_a_whole_or_not_at_all() {
-        let check = |maps: [Found; 2], expected: [Found; 2]| {
-            let name =
-                |found: [Found; 2]| TOGETHER.into_iter().map(str::to_owned).zip(found).collect::<BTreeMap<_, _>>();
-            let mut found = name(maps);
-            keep_together(&mut found);
-            assert_eq!(found, name(expected), "{maps:?}");
+    fn both_maps_of_tcp_sockets_are_adopted_or_neither() {
+        let check = |maps: [MapOrigin; 2], expected: [MapOrigin; 2]| {
+            let name = |origins: [MapOrigin; 2]| {
+                TOGETHER.into_iter().map(str::to_owned).zip(origins).collect::<BTreeMap<_, _>>()
+            };
+            let mut origins = name(maps);
+            keep_together(&mut origins);
+            assert_eq!(origins, name(expected), "{maps:?}");
         };
-        check([Found::Shared, Found::Absent], [Found::Absent, Found::Absent]);
-        check([Found::Absent, Found::Shared], [Found::Absent, Found::Absent]);
-        check([Found::Shared, Found::Shared], [Found::Shared, Found::Shared]);
-        // A start that ended halfway had them both.
-        check([Found::Adopt, Found::Shared], [Found::Adopt, Found::Shared]);
+        check([MapOrigin::Shared, MapOrigin::New], [MapOrigin::New, MapOrigin::New]);
+        check([MapOrigin::New, MapOrigin::Shared], [MapOrigin::New, MapOrigin::New]);
+        check([MapOrigin::Shared, MapOrigin::Shared], [MapOrigin::Shared, MapOrigin::Shared]);
+        // After a start that ended halfway.
+        check([MapOrigin::Adopted, MapOrigin::Shared], [MapOrigin::Adopted, MapOrigin::Shared]);
     }
 }

@@ -1,7 +1,7 @@
-//! What stands in each map of the object, field by field, as the object's BTF tells it: by this two versions of the layout
-//! know which maps they have in common. No kernel and no pins here.
+//! Fingerprints of the object's maps: key and value, field by field, from the object's BTF. Equal fingerprints in two
+//! versions of the layout mean that a map may go over. Pure.
 //!
-//! Names of fields count, names of types do not. So whoever changes the meaning of a field renames it.
+//! Names of fields count, names of types do not: rename a field when its meaning changes.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -17,20 +17,18 @@ const UNION: u32 = 5;
 const VAR: u32 = 14;
 const DATASEC: u32 = 15;
 
-/// Types within types; no map of ours has as many.
+/// Greatest depth of nested types; our maps have less.
 const DEEPEST: u32 = 16;
 
-/// By the name of each map that is wanted what stands in it, as text: the number of the map's type, then `key -> value`.
-///
-/// # Errors
-/// When it is no BTF, or such a map holds what cannot be compared.
-pub fn texts(btf: &[u8], is_wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>> {
+/// Describes each wanted map as text, by name: the number of the map's type, then `key -> value`. Fails if the BTF is
+/// broken, or a map has a type that cannot be compared.
+pub(super) fn texts(btf: &[u8], is_wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>> {
     let btf = Btf::parse(btf)?;
     let mut texts = BTreeMap::new();
     for section in btf.types.iter().filter(|ty| ty.kind == DATASEC && btf.name(ty.name) == ".maps") {
         for variable in &section.parts {
             let variable = btf.get(variable.id)?;
-            ensure!(variable.kind == VAR, "a map that is no variable");
+            ensure!(variable.kind == VAR, "a map is no variable");
             let name = btf.name(variable.name);
             if is_wanted(&name) {
                 let text = btf.map(variable.id_or_size).with_context(|| format!("map {name}"))?;
@@ -41,9 +39,8 @@ pub fn texts(btf: &[u8], is_wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<St
     Ok(texts)
 }
 
-/// A short form of such a text (FNV-1a).
-#[must_use]
-pub fn fingerprint(text: &str) -> u64 {
+/// Hashes a description of [`texts`] (FNV-1a).
+pub(super) fn fingerprint(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
@@ -51,7 +48,7 @@ pub fn fingerprint(text: &str) -> u64 {
 struct Part {
     name: u32,
     id: u32,
-    /// In bits; of an array the number of its elements.
+    /// Offset in bits; for an array the number of elements.
     offset: u32,
 }
 
@@ -107,7 +104,7 @@ impl<'a> Btf<'a> {
         Ok(Self { strings, types })
     }
 
-    /// Types are numbered from 1.
+    /// Returns a type by id. Ids begin with 1; 0 is void.
     fn get(&self, id: u32) -> Result<&Type> {
         let at = (id as usize).checked_sub(1).context("void, where a type is expected")?;
         self.types.get(at).with_context(|| format!("BTF type {id} is missing"))
@@ -118,7 +115,8 @@ impl<'a> Btf<'a> {
         String::from_utf8_lossy(rest.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
     }
 
-    /// A map is declared as a struct of pointers: to its key, to its value, and for each number to an array of that length.
+    /// Describes a map. Its declaration is a struct of pointers: to key and value, and, for each number, to an array of
+    /// that length.
     fn map(&self, id: u32) -> Result<String> {
         let declaration = self.get(id)?;
         let member = |wanted: &str| -> Result<u32> {
@@ -205,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_is_told_by_type_fields_and_places() {
+    fn type_fields_and_offsets_make_the_fingerprint() {
         assert_eq!(text(&btf("b", 32)), "9: u32 -> {a@0: u32, b@4: u32}");
         let all = [btf("b", 32), btf("c", 32), btf("b", 64)].map(|btf| fingerprint(&text(&btf)));
         assert!(all[0] != all[1] && all[0] != all[2] && all[1] != all[2], "{all:x?}");
@@ -213,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_an_error() {
+    fn truncated_btf_is_an_error() {
         let whole = btf("b", 32);
         assert!((0..whole.len() - 40).all(|len| texts(&whole[..len], |_| true).is_err()));
     }

@@ -1,67 +1,44 @@
-//! The eBPF object: loaded with the maps that are there, and put in place of what ran before.
+//! The embedded eBPF object: its maps, and the load of its programs over adopted and new maps.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io,
-    os::{
-        fd::{AsFd as _, BorrowedFd},
-        unix::fs::MetadataExt as _,
-    },
-    panic::resume_unwind,
-    path::Path,
-    thread,
-};
+use std::{collections::BTreeMap, fs, os::fd::AsFd as _, panic::resume_unwind, thread};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use aya::{
-    Ebpf, EbpfLoader,
-    programs::{CgroupAttachMode, Program, links::FdLink},
-};
-use tracing::{info, warn};
+use aya::{Ebpf, EbpfLoader, programs::Program};
+use tracing::warn;
 
 use super::{
     adopt,
-    adopt::Way,
+    adopt::Transfer,
     btf_fingerprint,
-    pins::{Found, Layout, Pins, Size, link_name},
+    pinned_maps::{MapLayout, MapOrigin, SizeRule},
 };
-use crate::attach::tc::{self, Classifier};
+use crate::{
+    attach::{
+        cgroup,
+        tc::{self, Classifier},
+    },
+    pins::Pins,
+};
 use lb_core::op::Table;
-use lb_kernel::bpf;
+use lb_kernel::netns;
 
-/// The eBPF object that the agent embeds, an ELF file.
+/// The embedded eBPF object, an ELF file.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/beeline.bpf.o"));
 
-/// The hooks of cgroups, in the order of attaching: who shows a VIP stands ready before the first socket is given a backend.
-pub const HOOKS: [&str; 11] = [
-    "sock_release",
-    "getpeername4",
-    "getpeername6",
-    "recvmsg4",
-    "recvmsg6",
-    "connect4",
-    "connect6",
-    "sendmsg4",
-    "sendmsg6",
-    "bind4",
-    "bind6",
-];
-
 /// Sizes of maps, in entries.
-pub type Sizes = BTreeMap<Table, u32>;
+pub type MapSizes = BTreeMap<Table, u32>;
 
-/// The maps that are pinned, as the object declares them, with the sizes that the user `fixed`, or at least those to
-/// which they have `grown`.
+/// Lists the maps to pin, as the object declares them, with the sizes that the user `fixed`, or the sizes to which they
+/// have `grown`.
 ///
 /// # Errors
-/// When the object cannot be read, which is a defect of the build.
-pub fn layouts(fixed: &Sizes, grown: &Sizes) -> Result<BTreeMap<String, Layout>> {
+/// If the object cannot be read, which is a defect of the build.
+pub fn layouts(fixed: &MapSizes, grown: &MapSizes) -> Result<BTreeMap<String, MapLayout>> {
     let object = aya_obj::Object::parse(OBJECT).context("reading the embedded eBPF object")?;
     let texts = texts(&object)?;
     let mut layouts = BTreeMap::new();
     for (name, map) in &object.maps {
-        // The constants of one load.
+        // Sections of constants, which each load has for itself.
         if name.starts_with('.') {
             continue;
         }
@@ -70,15 +47,15 @@ pub fn layouts(fixed: &Sizes, grown: &Sizes) -> Result<BTreeMap<String, Layout>>
         let grown = table.and_then(|table| grown.get(&table));
         layouts.insert(
             name.clone(),
-            Layout {
+            MapLayout {
                 map_type: map.map_type(),
                 key_size: map.key_size(),
                 value_size: map.value_size(),
                 max_entries: *fixed.or(grown).unwrap_or(&map.max_entries()),
-                size: match (fixed, adopt::way(name)) {
-                    (Some(_), _) => Size::Exact,
-                    (None, Some(Way::Share)) if !adopt::is_array(map.map_type()) => Size::Any,
-                    _ => Size::AtLeast,
+                size: match (fixed, adopt::transfer(name)) {
+                    (Some(_), _) => SizeRule::Exact,
+                    (None, Some(Transfer::Share)) if !adopt::is_array(map.map_type()) => SizeRule::Any,
+                    _ => SizeRule::AtLeast,
                 },
                 fingerprint: texts.get(name).map(|text| btf_fingerprint::fingerprint(text)),
             },
@@ -87,32 +64,30 @@ pub fn layouts(fixed: &Sizes, grown: &Sizes) -> Result<BTreeMap<String, Layout>>
     Ok(layouts)
 }
 
-/// What stands in the maps that go over to another version of the layout.
+/// Describes keys and values of the maps whose entries go over to another version of the layout.
 fn texts(object: &aya_obj::Object) -> Result<BTreeMap<String, String>> {
     let btf = object.btf.as_ref().context("the embedded eBPF object has no BTF")?.to_bytes();
-    btf_fingerprint::texts(&btf, |name| adopt::way(name).is_some()).context("reading the object's BTF")
+    btf_fingerprint::texts(&btf, |name| adopt::transfer(name).is_some()).context("reading the object's BTF")
 }
 
-/// What the kernel can do for the programs.
+/// Features of the kernel that the programs use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Features {
-    /// `bpf_set_retval` (5.18): a refused call fails with the error that fits; otherwise with EPERM.
+    /// `bpf_set_retval` (5.18): a refused call fails with the fitting errno instead of EPERM.
     pub set_retval: bool,
 }
 
-/// Loads all programs over pinned and new maps. The new ones stand in the staging directory until [`publish`].
-///
-/// # Errors
-/// When the kernel refuses the object; its verifier's words are in the message.
-pub fn load(
+/// Loads all programs over adopted and new maps. New maps are pinned in the staging directory until [`publish`]. An
+/// error has the verifier's log.
+pub(crate) fn load(
     pins: &Pins,
-    layouts: &BTreeMap<String, Layout>,
-    found: &BTreeMap<String, Found>,
+    layouts: &BTreeMap<String, MapLayout>,
+    origins: &BTreeMap<String, MapOrigin>,
 ) -> Result<(Ebpf, Features)> {
-    let attempt = |features| try_load(pins, layouts, found, features);
+    let attempt = |features| try_load(pins, layouts, origins, features);
     match attempt(Features { set_retval: true }) {
         Ok(ebpf) => Ok((ebpf, Features { set_retval: true })),
-        // Only the attempt tells: distributions carry features back to older versions.
+        // Try instead of comparing kernel versions: distributions backport features.
         Err(first) => match attempt(Features { set_retval: false }) {
             Ok(ebpf) => Ok((ebpf, Features { set_retval: false })),
             Err(_) => Err(first),
@@ -122,15 +97,15 @@ pub fn load(
 
 fn try_load(
     pins: &Pins,
-    layouts: &BTreeMap<String, Layout>,
-    found: &BTreeMap<String, Found>,
+    layouts: &BTreeMap<String, MapLayout>,
+    origins: &BTreeMap<String, MapOrigin>,
     features: Features,
 ) -> Result<Ebpf> {
     let (current, staging) = (pins.current(), pins.staging());
     fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
     let (set_retval, generation) = (u8::from(features.set_retval), generation());
-    // Before 5.14 the programs take the first namespace for the node's.
-    let host_netns = bpf::netns_cookie().unwrap_or(0);
+    // 0, before 5.14: the programs take the first network namespace for the node's.
+    let host_netns = netns::cookie().unwrap_or(0);
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SET_RETVAL", &set_retval, true)
@@ -138,18 +113,18 @@ fn try_load(
         .override_global("HOST_NETNS", &host_netns, true)
         .override_global(aya_log::LEVEL, &(aya_log::Level::Warn as u8), true);
     for (name, layout) in layouts {
-        let directory = if found.get(name) == Some(&Found::Adopt) { &current } else { &staging };
+        let directory = if origins.get(name) == Some(&MapOrigin::Adopted) { &current } else { &staging };
         loader.map_pin_path(name, directory.join(name));
         if layout.max_entries > 0 {
             loader.map_max_entries(name, layout.max_entries);
         }
     }
     let mut ebpf = loader.load(OBJECT).context("loading the eBPF object")?;
-    let names: Vec<&str> = HOOKS.into_iter().chain(tc::PROGRAMS.map(|(_, name)| name)).collect();
+    let names: Vec<&str> = cgroup::HOOKS.into_iter().chain(tc::PROGRAMS.map(|(_, name)| name)).collect();
     if let Some(name) = names.iter().find(|name| ebpf.program(name).is_none()) {
         bail!("the object lacks the program {name}");
     }
-    // The verifier's walk is most of a start, and takes one CPU for each program.
+    // Verification is most of a start's time, and runs on one CPU per program.
     thread::scope(|scope| {
         let programs = ebpf.programs_mut().filter(|(name, _)| names.contains(name));
         let loads: Vec<_> = programs.map(|(name, program)| scope.spawn(move || load_one(name, program))).collect();
@@ -163,12 +138,12 @@ fn load_one(name: &str, program: &mut Program) -> Result<()> {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::SchedClassifier(program) => {
-            // Sockets are served without them.
+            // Non-fatal: the socket path works without the packet path.
             if let Err(error) = program.load() {
                 let error = anyhow::Error::from(error);
                 warn!(
                     program = name,
-                    "the kernel refuses it, so clients outside of the node are not served: {error:#}"
+                    "the kernel refuses the program, so clients outside of the node are not served: {error:#}"
                 );
             }
             Ok(())
@@ -178,63 +153,16 @@ fn load_one(name: &str, program: &mut Program) -> Result<()> {
     loaded.with_context(|| format!("loading the program {name}"))
 }
 
-/// Tells one load of the programs from the next.
+/// Returns a number that differs from load to load, and is not 0.
 fn generation() -> u32 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    // Any two loads differ, which is all that counts.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the low bits are what differs")]
     let mixed = (now.tv_sec as u32).wrapping_mul(1_000_003) ^ now.tv_nsec as u32;
     mixed.max(1)
 }
 
-/// Puts the programs into service at `cgroup`: in the place of the pinned links' programs, without a moment between, or
-/// by new links where there are none or they are attached elsewhere. Returns how many links were taken over.
-///
-/// # Errors
-/// When a hook cannot be attached.
-pub fn attach(ebpf: &mut Ebpf, cgroup_path: &Path, pins: &Pins) -> Result<usize> {
-    let cgroup = File::open(cgroup_path).with_context(|| format!("opening the cgroup {}", cgroup_path.display()))?;
-    let id = cgroup.metadata()?.ino();
-    let others = pins.others()?;
-    let mut taken_over = 0;
-    for name in HOOKS {
-        let program = ebpf.program_mut(name).with_context(|| format!("the object lacks the program {name}"))?;
-        let pin = pins.current().join(link_name(name));
-        let context = || format!("attaching {name} to {}", cgroup_path.display());
-        // A link of another version is first found where this version's are; until its program is another it serves on.
-        if let Some(theirs) = others.iter().map(|other| other.join(link_name(name))).find(|theirs| theirs.exists())
-            && !pin.exists()
-        {
-            fs::rename(&theirs, &pin).with_context(context)?;
-        }
-        match bpf::open_pin(&pin) {
-            Ok(link) if bpf::cgroup_link(&link).with_context(context)?.cgroup == id => {
-                bpf::update_link(&link, program_fd(program)?).with_context(context)?;
-                taken_over += 1;
-            }
-            Ok(elsewhere) => {
-                let staged = pins.staging().join(link_name(name));
-                new_link(program, &cgroup).with_context(context)?.pin(&staged).with_context(context)?;
-                fs::rename(&staged, &pin).with_context(context)?;
-                info!(program = name, "moved from another cgroup");
-                drop(elsewhere);
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                new_link(program, &cgroup).with_context(context)?.pin(&pin).with_context(context)?;
-            }
-            Err(error) => return Err(error).with_context(context),
-        }
-    }
-    Ok(taken_over)
-}
-
-/// The programs for network devices, which stay loaded without the object.
-///
-/// None where the kernel has refused them.
-///
-/// # Errors
-/// When one is missing, which is a defect of the build.
-pub fn classifiers(ebpf: &Ebpf) -> Result<Option<[Classifier; 2]>> {
+/// Returns the programs for network devices, which stay loaded without the object. None if the kernel refused one.
+pub(crate) fn classifiers(ebpf: &Ebpf) -> Result<Option<[Classifier; 2]>> {
     let [ingress, egress] = tc::PROGRAMS.map(|(_, name)| {
         let program = ebpf.program(name).with_context(|| format!("the object lacks the program {name}"))?;
         let Program::SchedClassifier(program) = program else {
@@ -248,35 +176,8 @@ pub fn classifiers(ebpf: &Ebpf) -> Result<Option<[Classifier; 2]>> {
     Ok(ingress?.zip(egress?).map(|(ingress, egress)| [ingress, egress]))
 }
 
-fn program_fd(program: &Program) -> Result<BorrowedFd<'_>> {
-    Ok(match program {
-        Program::CgroupSockAddr(program) => program.fd()?.as_fd(),
-        Program::CgroupSock(program) => program.fd()?.as_fd(),
-        other => return Err(anyhow!("unexpected program type {:?}", other.prog_type())),
-    })
-}
-
-fn new_link(program: &mut Program, cgroup: &File) -> Result<FdLink> {
-    // No flag: a link always runs beside others (BPF_F_ALLOW_MULTI), and the kernel refuses to be told so.
-    let mode = CgroupAttachMode::Single;
-    Ok(match program {
-        Program::CgroupSockAddr(program) => {
-            let id = program.attach(cgroup, mode)?;
-            program.take_link(id)?.try_into()?
-        }
-        Program::CgroupSock(program) => {
-            let id = program.attach(cgroup, mode)?;
-            program.take_link(id)?.try_into()?
-        }
-        other => return Err(anyhow!("unexpected program type {:?}", other.prog_type())),
-    })
-}
-
-/// Moves the pins of new maps to where the next start finds them.
-///
-/// # Errors
-/// When bpffs refuses a rename.
-pub fn publish(pins: &Pins) -> Result<()> {
+/// Moves the pins of new maps from the staging directory to this version's directory.
+pub(crate) fn publish(pins: &Pins) -> Result<()> {
     let (current, staging) = (pins.current(), pins.staging());
     for entry in fs::read_dir(&staging).with_context(|| format!("reading {}", staging.display()))? {
         let name = entry?.file_name();
@@ -292,7 +193,7 @@ mod tests {
 
     use super::*;
 
-    /// Who sees this change with the version as it is raises `LAYOUT_VERSION`, and renews it with `UPDATE_EXPECT=1`.
+    /// After a failure, raise `LAYOUT_VERSION` if it is still the released one, then run with `UPDATE_EXPECT=1`.
     #[test]
     fn a_change_of_a_map_is_a_new_layout_version() {
         let object = aya_obj::Object::parse(OBJECT).expect("the object");

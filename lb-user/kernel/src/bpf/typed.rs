@@ -1,15 +1,17 @@
-//! The maps of the kernel with the types of their entries: hash maps, and tries of prefixes.
+//! Maps with the types of their keys and values: hash maps, and tries of prefixes.
 
 use std::{collections::BTreeSet, io, marker::PhantomData, os::fd::AsFd as _, path::Path};
 
 use anyhow::{Context as _, Result};
 use aya::{Pod, maps::MapData};
-use lb_common::RangeKey;
 
-use super::{Place, Stopped};
-use crate::bpf;
+use super::{
+    batch::{BatchCursor, BatchError, delete_batch, read_all, read_some, update_batch},
+    elements::{delete, each_key, insert, lookup, update},
+    pod::{any, from_bytes},
+};
 
-/// The map.
+/// A hash map of keys `K` and values `V`.
 pub struct TypedMap<K, V> {
     name: &'static str,
     map: MapData,
@@ -17,7 +19,7 @@ pub struct TypedMap<K, V> {
 }
 
 impl<K: Pod, V: Pod> TypedMap<K, V> {
-    /// The map `map`, which is called `name`.
+    /// Wraps the map `map`; errors call it `name`.
     #[must_use]
     pub const fn new(name: &'static str, map: MapData) -> Self {
         Self { name, map, types: PhantomData }
@@ -26,42 +28,42 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
     /// Opens the pin `name` of `directory`.
     ///
     /// # Errors
-    /// When it is missing or cannot be opened; its path is in the message.
+    /// When the pin is missing or cannot be opened; its path is in the message.
     pub fn open(directory: &Path, name: &'static str) -> Result<Self> {
         let path = directory.join(name);
         let map = MapData::from_pin(&path).with_context(|| format!("opening the pinned map {}", path.display()))?;
         Ok(Self::new(name, map))
     }
 
-    /// How many entries it may have.
+    /// Returns the most entries that the map can hold (`max_entries`).
     ///
     /// # Errors
-    /// When the kernel does not tell.
+    /// The kernel's errno of `BPF_OBJ_GET_INFO_BY_FD`.
     pub fn size(&self) -> Result<usize> {
         let info = self.map.info().with_context(|| format!("asking for the size of {}", self.name))?;
         Ok(usize::try_from(info.max_entries())?)
     }
 
-    /// All entries, in no order.
+    /// Reads all entries, in no order.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// The kernel's errno.
     pub fn read(&self) -> Result<Vec<(K, V)>> {
-        bpf::read_all(self.map.fd().as_fd()).with_context(|| format!("reading the map {}", self.name))
+        read_all(self.map.fd().as_fd()).with_context(|| format!("reading the map {}", self.name))
     }
 
-    /// The next entries of a walk; none at its end.
+    /// Reads the next entries of a walk; None at its end.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// The kernel's errno.
     pub fn step(&self, walk: &mut Walk<K, V>) -> Result<Option<Vec<(K, V)>>> {
-        while walk.place != Place::End {
-            match bpf::read_some(self.map.fd().as_fd(), &mut walk.place, &mut walk.keys, &mut walk.values) {
+        while walk.cursor != BatchCursor::End {
+            match read_some(self.map.fd().as_fd(), &mut walk.cursor, &mut walk.keys, &mut walk.values) {
                 Ok(count) => {
                     let entries = walk.keys.iter().copied().zip(walk.values.iter().copied()).take(count);
                     return Ok(Some(entries.collect()));
                 }
-                // One bucket has more entries than there is room for.
+                // One bucket has more entries than the buffers.
                 Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => walk.widen(),
                 Err(error) => return Err(error).with_context(|| format!("reading the map {}", self.name)),
             }
@@ -69,28 +71,28 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         Ok(None)
     }
 
-    /// One entry; none when there is none.
+    /// Reads one entry; None if the map has no such key.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// The kernel's errno, except `ENOENT`.
     pub fn get(&self, key: &K) -> Result<Option<V>> {
-        bpf::lookup(self.map.fd().as_fd(), key).with_context(|| format!("reading the map {}", self.name))
+        lookup(self.map.fd().as_fd(), key).with_context(|| format!("reading the map {}", self.name))
     }
 
     /// Writes entries in order.
     ///
     /// # Errors
-    /// The first entry that failed ends it.
-    pub fn put(&self, keys: &[K], values: &[V]) -> Result<(), Stopped> {
-        bpf::update_batch(self.map.fd().as_fd(), keys, values)
+    /// The first entry that failed ends the batch.
+    pub fn put(&self, keys: &[K], values: &[V]) -> Result<(), BatchError> {
+        update_batch(self.map.fd().as_fd(), keys, values)
     }
 
-    /// Adds an entry; one that is there stays as it is.
+    /// Adds an entry; an existing entry keeps its value.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's errno, except `EEXIST`.
     pub fn add(&self, key: &K, value: &V) -> Result<()> {
-        match bpf::insert(self.map.fd().as_fd(), key, value) {
+        match insert(self.map.fd().as_fd(), key, value) {
             Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
                 Err(error).with_context(|| format!("writing the map {}", self.name))
             }
@@ -98,16 +100,16 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         }
     }
 
-    /// Deletes entries in order; what is not there is deleted.
+    /// Deletes entries in order; missing entries count as deleted.
     ///
     /// # Errors
-    /// The first entry that failed ends it.
-    pub fn delete(&self, keys: &[K]) -> Result<(), Stopped> {
+    /// The first entry that failed ends the batch.
+    pub fn delete(&self, keys: &[K]) -> Result<(), BatchError> {
         let mut left = keys;
-        while let Err(Stopped { done, error }) = bpf::delete_batch(self.map.fd().as_fd(), left) {
+        while let Err(BatchError { done, error }) = delete_batch(self.map.fd().as_fd(), left) {
             left = left.get(done..).unwrap_or_default();
             if error.raw_os_error() != Some(libc::ENOENT) {
-                return Err(Stopped { done: keys.len() - left.len(), error });
+                return Err(BatchError { done: keys.len() - left.len(), error });
             }
             left = left.get(1..).unwrap_or_default();
         }
@@ -115,82 +117,85 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
     }
 }
 
-/// What a range is worth: it is there.
-const THERE: u32 = 1;
+/// Value of every entry of a [`PrefixTrie`], which is a set.
+const PRESENT: u32 = 1;
 
-/// The trie of source ranges. Its entries are written one by one: kernels before 5.13 know no batches of a trie.
-pub struct Trie {
+/// A set of prefixes `K` in a trie map (`BPF_MAP_TYPE_LPM_TRIE`) with values of 4 octets. Entries are written one by
+/// one: kernels before 5.13 have no batches for tries.
+pub struct PrefixTrie<K> {
     map: MapData,
+    key: PhantomData<K>,
 }
 
-impl Trie {
-    /// The trie in this map.
+impl<K: Pod + Ord> PrefixTrie<K> {
+    /// Wraps the trie `map`.
     #[must_use]
     pub const fn new(map: MapData) -> Self {
-        Self { map }
+        Self { map, key: PhantomData }
     }
 
-    /// How many entries it may have.
+    /// Returns the most entries that the trie can hold (`max_entries`).
     ///
     /// # Errors
-    /// When the kernel does not tell.
+    /// The kernel's errno of `BPF_OBJ_GET_INFO_BY_FD`.
     pub fn size(&self) -> Result<usize> {
         let info = self.map.info().context("asking for the size of a trie")?;
         Ok(usize::try_from(info.max_entries())?)
     }
 
-    /// All ranges.
+    /// Reads all prefixes.
     ///
     /// # Errors
-    /// When it cannot be read.
-    pub fn read(&self) -> Result<BTreeSet<RangeKey>> {
-        let size = u32::try_from(size_of::<RangeKey>())?;
+    /// The kernel's errno, or an error if deletions restart the walk too often.
+    pub fn read(&self) -> Result<BTreeSet<K>> {
+        let size = u32::try_from(size_of::<K>())?;
         let mut found = BTreeSet::new();
         let most = 4 * self.size()?;
-        bpf::each_key(self.map.fd().as_fd(), size, most, |key| found.extend(bpf::from_bytes::<RangeKey>(key)))
+        each_key(self.map.fd().as_fd(), size, most, |key| found.extend(from_bytes::<K>(key)))
             .context("reading a trie")?;
         Ok(found)
     }
 
-    /// Writes ranges in order.
+    /// Writes prefixes in order.
     ///
     /// # Errors
-    /// The first that failed ends it.
-    pub fn put(&self, keys: &[RangeKey]) -> Result<(), Stopped> {
-        one_by_one(keys, |key| bpf::update(self.map.fd().as_fd(), key, &THERE))
+    /// The first prefix that failed ends the batch.
+    pub fn put(&self, keys: &[K]) -> Result<(), BatchError> {
+        one_by_one(keys, |key| update(self.map.fd().as_fd(), key, &PRESENT))
     }
 
-    /// Deletes ranges in order; what is not there is deleted.
+    /// Deletes prefixes in order; missing prefixes count as deleted.
     ///
     /// # Errors
-    /// The first that failed ends it.
-    pub fn delete(&self, keys: &[RangeKey]) -> Result<(), Stopped> {
-        one_by_one(keys, |key| match bpf::delete(self.map.fd().as_fd(), key) {
+    /// The first prefix that failed ends the batch.
+    pub fn delete(&self, keys: &[K]) -> Result<(), BatchError> {
+        one_by_one(keys, |key| match delete(self.map.fd().as_fd(), key) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
         })
     }
 }
 
-fn one_by_one(keys: &[RangeKey], write: impl Fn(&RangeKey) -> io::Result<()>) -> Result<(), Stopped> {
+fn one_by_one<K>(keys: &[K], write: impl Fn(&K) -> io::Result<()>) -> Result<(), BatchError> {
     for (done, key) in keys.iter().enumerate() {
-        write(key).map_err(|error| Stopped { done, error })?;
+        write(key).map_err(|error| BatchError { done, error })?;
     }
     Ok(())
 }
 
-/// A way through all entries of a map, in steps. What comes or goes meanwhile may be met or not; all else is met once.
+/// A walk through all entries of a map, in steps. Entries added or deleted meanwhile may be missed; all others are met
+/// once.
 pub struct Walk<K, V> {
-    place: Place,
+    cursor: BatchCursor,
     keys: Vec<K>,
     values: Vec<V>,
 }
 
 impl<K: Pod, V: Pod> Walk<K, V> {
-    /// One of at most so many entries in each step.
+    /// Begins a walk that reads at most `step` entries at a time.
     #[must_use]
     pub fn new(step: usize) -> Self {
-        let mut walk = Self { place: Place::Start, keys: Vec::new(), values: Vec::new() };
+        let mut walk = Self { cursor: BatchCursor::Start, keys: Vec::new(), values: Vec::new() };
         walk.resize(step.max(1));
         walk
     }
@@ -200,7 +205,7 @@ impl<K: Pod, V: Pod> Walk<K, V> {
     }
 
     fn resize(&mut self, step: usize) {
-        self.keys.resize(step, bpf::any());
-        self.values.resize(step, bpf::any());
+        self.keys.resize(step, any());
+        self.values.resize(step, any());
     }
 }

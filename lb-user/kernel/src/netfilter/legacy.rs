@@ -1,6 +1,5 @@
-//! The chains and rules of the older iptables, by getsockopt(2) as `iptables-legacy` reads them
-//! (include/uapi/linux/netfilter_ipv4/ip_tables.h). Only tables that are there are asked for: asking for another one would
-//! make it.
+//! Chains and rules of legacy iptables, by getsockopt(2) as `iptables-legacy` reads them
+//! (include/uapi/linux/netfilter_ipv4/ip_tables.h). Only existing tables are read: reading another one would create it.
 #![expect(unsafe_code, reason = "a socket option of variable length")]
 
 use std::{
@@ -13,10 +12,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::{
     Chain, Table,
-    rule::{Goes, Rule, address},
+    rule::{Rule, RuleAction, address},
     xt,
 };
-use crate::netlink::wire::{text, u16_at, u32_at};
+use crate::netlink::codec::{text, u16_at, u32_at};
 use lb_common::Family;
 
 /// IPT_SO_GET_INFO, IP6T_SO_GET_INFO
@@ -27,10 +26,10 @@ const GET_ENTRIES: libc::c_int = 65;
 /// Length of a table's name (XT_TABLE_MAXNAMELEN).
 const NAME: usize = 32;
 
-/// A table that changes under every reading is given up after so many.
+/// Number of readings after which a table that changes during each of them is given up.
 const READINGS: usize = 5;
 
-/// Where the offsets of the target and of the next entry stand in a `struct ipt_entry` and a `struct ip6t_entry`.
+/// Returns where a `struct ipt_entry` or `struct ip6t_entry` has the offsets of its target and of the next entry.
 const fn offsets(family: Family) -> usize {
     match family {
         Family::V4 => 88,
@@ -38,7 +37,10 @@ const fn offsets(family: Family) -> usize {
     }
 }
 
-/// Those of all tables.
+/// Lists the user-defined chains of all tables.
+///
+/// # Errors
+/// The kernel's errno, or an error if a table changes during every reading.
 pub fn chains(family: Family) -> Result<Vec<Chain>> {
     let mut chains = Vec::new();
     for table in tables(family) {
@@ -47,7 +49,11 @@ pub fn chains(family: Family) -> Result<Vec<Chain>> {
     Ok(chains)
 }
 
-/// The rules in the chains of a table that somebody made, in order within each chain; nothing when there is no such table.
+/// Lists the rules in the user-defined chains of a table, with the chain's name, in order; none if the table does not
+/// exist.
+///
+/// # Errors
+/// The kernel's errno, or an error if the table changes during every reading.
 pub fn rules(table: &Table) -> Result<Vec<(String, Rule)>> {
     if !tables(table.family).contains(table) {
         return Ok(Vec::new());
@@ -60,13 +66,13 @@ fn tables(family: Family) -> Vec<Table> {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
-    // Without the file the kernel has no such tables, or their module is not loaded.
+    // Without the file the kernel has no legacy tables, or their module is not loaded.
     let names = fs::read_to_string(list).unwrap_or_default();
     names.lines().map(|name| Table { family, name: name.to_owned() }).collect()
 }
 
 fn parse_rules(family: Family, entries: &[u8]) -> Vec<(String, Rule)> {
-    // A jump names the first rule of a chain by where it stands.
+    // A jump names a chain by the offset of its first rule.
     let heads = heads(entries, offsets(family));
     let chain_of = |at: usize| heads.iter().find(|(start, _)| *start == at).map(|(_, name)| name.clone());
     let mut rules = Vec::new();
@@ -82,7 +88,7 @@ fn parse_rules(family: Family, entries: &[u8]) -> Vec<(String, Rule)> {
     rules
 }
 
-/// The chains that somebody made: where the first rule of each stands, and its name.
+/// Lists the user-defined chains: offset of the first rule, and name.
 fn heads(entries: &[u8], offsets: usize) -> Vec<(usize, String)> {
     let (mut at, mut heads) = (0, Vec::new());
     while let Some(entry) = entry(entries.get(at..).unwrap_or_default(), offsets) {
@@ -92,13 +98,13 @@ fn heads(entries: &[u8], offsets: usize) -> Vec<(usize, String)> {
     heads
 }
 
-/// A rule, taken apart.
+/// A rule in its parts.
 struct Entry<'a> {
-    /// Whom it is for.
+    /// Matched addresses and protocol (`struct ipt_ip`).
     ip: &'a [u8],
-    /// What else must hold, one behind the other (`struct xt_entry_match`).
+    /// Further matches, one behind the other (`struct xt_entry_match`).
     matches: &'a [u8],
-    /// `struct xt_entry_target`: its length, 29 octets of a name, a revision; and what follows.
+    /// Name in a `struct xt_entry_target`: its length, 29 octets of a name, a revision, then data.
     kind: String,
     revision: u8,
     target: &'a [u8],
@@ -106,7 +112,7 @@ struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// The name of the chain that begins here; `ERROR` at the end of the table.
+    /// Returns the name of the chain that begins at this entry; `ERROR` at the end of the table.
     fn head(&self) -> Option<String> {
         (self.kind == "ERROR").then(|| text(self.target))
     }
@@ -116,7 +122,7 @@ fn entry(bytes: &[u8], offsets: usize) -> Option<Entry<'_>> {
     let number = |at| u16_at(bytes, at).map(usize::from);
     let (target, length) = (number(offsets)?, number(offsets + mem::size_of::<u16>())?);
     let (kind, data) = bytes.get(target..length)?.split_at_checked(32)?;
-    // Behind the offsets: where it was come from, and two counts, aligned.
+    // Behind the offsets: `comefrom`, and two counters, aligned.
     let rules = (offsets + 2 * mem::size_of::<u16>() + 4).next_multiple_of(8) + 16;
     Some(Entry {
         ip: bytes.get(..offsets)?,
@@ -137,7 +143,7 @@ fn rule(family: Family, entry: &Entry<'_>, chain_of: impl Fn(usize) -> Option<St
     let field = |nth: usize| entry.ip.get(nth * size..(nth + 1) * size).unwrap_or_default();
     let is_one_address = field(3).iter().all(|octet| *octet == u8::MAX);
     let mut rule = Rule {
-        to: address(field(1)).filter(|_| is_one_address),
+        destination: address(field(1)).filter(|_| is_one_address),
         proto: u16_at(entry.ip, proto).and_then(|proto| u8::try_from(proto).ok()).filter(|proto| *proto != 0),
         ..Rule::default()
     };
@@ -146,22 +152,22 @@ fn rule(family: Family, entry: &Entry<'_>, chain_of: impl Fn(usize) -> Option<St
         && let Some(length) = u16_at(head, 0).map(usize::from).filter(|length| *length >= 32)
         && let Some(info) = matches.get(32..length)
     {
-        xt::matches(&text(head.get(2..31).unwrap_or_default()), info, &mut rule);
+        xt::apply_match(&text(head.get(2..31).unwrap_or_default()), info, &mut rule);
         matches = matches.get(length..).unwrap_or_default();
     }
-    rule.goes.extend(match entry.kind.as_str() {
-        // The standard target: a place of the table, or a verdict, less than zero (-NF_DROP - 1).
+    rule.actions.extend(match entry.kind.as_str() {
+        // The standard target: an offset in the table, or a negative verdict (-NF_DROP - 1).
         "" => match u32_at(entry.target, 0).map(u32::cast_signed) {
-            Some(-1) => Some(Goes::Nowhere),
-            Some(to) => usize::try_from(to).ok().and_then(chain_of).map(Goes::Chain),
+            Some(-1) => Some(RuleAction::Drop),
+            Some(offset) => usize::try_from(offset).ok().and_then(chain_of).map(RuleAction::Jump),
             None => None,
         },
-        kind => xt::target(kind, entry.revision, entry.target),
+        kind => xt::parse_target(kind, entry.revision, entry.target),
     });
     rule
 }
 
-/// The entries of a table, one behind the other.
+/// Reads the entries of a table, one behind the other.
 fn entries(table: &Table) -> Result<Vec<u8>> {
     let (domain, level) = match table.family {
         Family::V4 => (AddressFamily::INET, libc::IPPROTO_IP),
@@ -169,33 +175,33 @@ fn entries(table: &Table) -> Result<Vec<u8>> {
     };
     let socket = socket_with(domain, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     for _ in 0..READINGS {
-        // struct ipt_getinfo: the name, eleven numbers, how many entries, and how many octets they are.
-        let mut info = question(table, NAME + 13 * 4);
-        ask(&socket, level, GET_INFO, &mut info)?;
+        // struct ipt_getinfo: the name, eleven numbers, the number of entries, and their size in octets.
+        let mut info = request(table, NAME + 13 * 4);
+        get_option(&socket, level, GET_INFO, &mut info)?;
         let size = info.get(NAME + 12 * 4..).and_then(<[u8]>::first_chunk).map_or(0, |size| u32::from_ne_bytes(*size));
-        // struct ipt_get_entries: the name, the octets of the entries, and these, aligned.
+        // struct ipt_get_entries: the name, the size of the entries, and the entries, aligned.
         let start = NAME + 8;
-        let mut answer = question(table, start + size as usize);
+        let mut answer = request(table, start + size as usize);
         if let Some(place) = answer.get_mut(NAME..NAME + 4) {
             place.copy_from_slice(&size.to_ne_bytes());
         }
-        match ask(&socket, level, GET_ENTRIES, &mut answer) {
+        match get_option(&socket, level, GET_ENTRIES, &mut answer) {
             Ok(()) => return Ok(answer.split_off(start)),
-            // It has another size by now.
+            // The size has changed meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    bail!("the table {table} changed under each of {READINGS} readings")
+    bail!("the table {table} changed during each of {READINGS} readings")
 }
 
-fn question(table: &Table, length: usize) -> Vec<u8> {
+fn request(table: &Table, length: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> = table.name.bytes().take(NAME - 1).collect();
     bytes.resize(length, 0);
     bytes
 }
 
-fn ask(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, bytes: &mut [u8]) -> io::Result<()> {
+fn get_option(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, bytes: &mut [u8]) -> io::Result<()> {
     let mut length = libc::socklen_t::try_from(bytes.len()).map_err(io::Error::other)?;
     // SAFETY: the kernel reads and writes at most `length` octets of `bytes`.
     let result =
@@ -203,8 +209,8 @@ fn ask(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, bytes: &mut [u
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The names of the chains that somebody made: each begins with an entry whose target is `ERROR` and has the name. So does the
-/// end of the table, whose name is `ERROR`.
+/// Lists the names of user-defined chains: each begins with an entry whose target is `ERROR` and has the name. So does
+/// the end of the table, whose name is `ERROR`.
 fn user_chains(entries: &[u8], offsets: usize) -> impl Iterator<Item = String> {
     heads(entries, offsets).into_iter().map(|(_, name)| name)
 }
@@ -213,7 +219,7 @@ fn user_chains(entries: &[u8], offsets: usize) -> impl Iterator<Item = String> {
 mod tests {
     use super::*;
 
-    /// An entry without matches, with a target and what stands behind that.
+    /// Encodes an entry without matches, with a target and its data.
     fn entry(family: Family, target: &str, data: &[u8]) -> Vec<u8> {
         let head = match family {
             Family::V4 => 112,
@@ -238,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn the_chains_are_found_among_the_rules() {
+    fn user_defined_chains_are_found_among_the_rules() {
         for family in [Family::V4, Family::V6] {
             let rule = || entry(family, "", &[0; 8]);
             let table = [
@@ -254,12 +260,8 @@ mod tests {
             assert_eq!(found, ["KUBE-SERVICES", "KUBE-MARK-MASQ"], "{family:?}");
             let cut = table.get(..table.len() - 1).expect("shorter");
             assert_eq!(user_chains(cut, offsets(family)).count(), 2);
-            assert_eq!(parse_rules(family, &table).len(), 2, "those of chains that somebody made");
-            assert_eq!(
-                user_chains(&vec![0; 400], offsets(family)).count(),
-                0,
-                "no entry is empty, or it would not end"
-            );
+            assert_eq!(parse_rules(family, &table).len(), 2, "rules of user-defined chains");
+            assert_eq!(user_chains(&vec![0; 400], offsets(family)).count(), 0, "an empty entry ends the walk");
         }
     }
 }

@@ -1,27 +1,28 @@
-//! Netfilter of this thread's network namespace, by the kernel's own interfaces: nf_tables and conntrack by netlink, the older
-//! iptables by socket options. Only batches of `nftables`, `own` and `conntrack` change anything.
+//! Netfilter of this thread's network namespace, by the kernel's own interfaces: nf_tables and conntrack by netlink,
+//! legacy iptables by socket options. Only `nftables::Batch`, `temporary_tables` and `conntrack` write; all else reads.
 
 pub mod conntrack;
+mod expressions;
 pub mod legacy;
 pub mod nftables;
-pub mod own;
 pub mod rule;
+pub mod temporary_tables;
 mod xt;
 
 use std::fmt;
 
 use lb_common::Family;
 
-/// A table of nf_tables.
+/// A table of nf_tables or of legacy iptables.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Table {
-    /// Of `ip` or of `ip6`.
+    /// Family of the table: `ip` or `ip6`.
     pub family: Family,
     /// Its name.
     pub name: String,
 }
 
-/// A chain, in a table of nf_tables or of the older iptables.
+/// A chain of a table.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Chain {
     /// The table.
@@ -31,7 +32,7 @@ pub struct Chain {
 }
 
 impl fmt::Display for Table {
-    /// As `nft` names it.
+    /// Writes the name as `nft` does.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let family = match self.family {
             Family::V4 => "ip",

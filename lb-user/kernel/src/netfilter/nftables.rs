@@ -1,22 +1,23 @@
-//! What is asked of nf_tables, and ordered: lists of tables, chains, rules and elements of maps, and batches
-//! (include/uapi/linux/netfilter/nf_tables.h). It belongs to the network namespace of the thread that opened it.
+//! nf_tables of the network namespace of the opening thread: lists of tables, chains, rules and elements of maps, and
+//! batches of changes (include/uapi/linux/netfilter/nf_tables.h).
 
 use std::io;
 
 use super::{
     Chain, Table,
-    rule::{Goes, Rule, element, find},
+    expressions::{parse_element, parse_rule},
+    rule::{Rule, RuleAction},
 };
 use crate::netlink::{
-    Channel,
-    wire::{attribute, attributes, nest, text},
+    NetlinkSocket,
+    codec::{attributes, find, put_attribute, put_nested, text},
 };
 use lb_common::Family;
 
 /// NFNL_SUBSYS_NFTABLES, as the high octet of a type.
 const SUBSYSTEM: u16 = 10 << 8;
-/// Length of what stands before the attributes (`struct nfgenmsg`).
-const GENERIC: usize = 4;
+/// Length of the header before the attributes (`struct nfgenmsg`).
+const NFGENMSG: usize = 4;
 
 // NFT_MSG_
 const NEWTABLE: u16 = SUBSYSTEM;
@@ -34,45 +35,48 @@ const GETSETELEM: u16 = SUBSYSTEM | 13;
 /// NFNL_MSG_BATCH_BEGIN, _END
 const BATCH: [u16; 2] = [0x10, 0x11];
 
-/// Keys of a set that one message carries: an attribute has at most 64 KiB.
-const KEYS: usize = 500;
+/// Number of keys of a set in one message: an attribute has at most 64 KiB.
+const KEYS_PER_MESSAGE: usize = 500;
 
-/// A place in the kernel where a chain gets packets.
+/// Hook, priority and type of a base chain.
 #[derive(Clone, Copy)]
-pub struct Entrance {
+pub(super) struct BaseChain {
     /// NF_INET_
-    pub hook: u32,
+    pub(super) hook: u32,
     /// NF_IP_PRI_
-    pub priority: i32,
+    pub(super) priority: i32,
     /// `filter`, `nat` or `route`.
-    pub kind: &'static str,
+    pub(super) kind: &'static str,
 }
 
-/// A chain as it is listed.
-pub struct Listed {
-    /// Its table and name.
+/// A chain in a list.
+pub struct ListedChain {
+    /// Table and name.
     pub chain: Chain,
-    /// Whether packets come to it by themselves.
+    /// True for a base chain, to which a hook of the kernel passes packets.
     pub is_base: bool,
 }
 
-/// A rule as it is listed.
-pub struct Placed {
+/// A rule in a list.
+pub struct ListedRule {
     /// Name of its chain.
     pub chain: String,
-    /// By which the kernel knows it; network order, as it came.
+    /// The kernel's handle of the rule, in network order.
     pub handle: Vec<u8>,
-    /// Its matches and verdict.
+    /// Matches and actions.
     pub rule: Rule,
 }
 
-/// A conversation.
-pub struct Nftables(Channel);
+/// A netlink socket of nf_tables.
+pub struct Nftables(NetlinkSocket);
 
 impl Nftables {
-    /// None where the kernel has no netfilter of this kind.
+    /// Opens the socket; None if the kernel has no nfnetlink.
+    ///
+    /// # Errors
+    /// The kernel's errno of socket(2).
     pub fn open() -> io::Result<Option<Self>> {
-        Ok(Channel::netfilter()?.map(Self))
+        Ok(NetlinkSocket::netfilter()?.map(Self))
     }
 
     /// Lists the tables of a family.
@@ -80,49 +84,58 @@ impl Nftables {
     /// # Errors
     /// The kernel's errno.
     pub fn tables(&mut self, family: Family) -> io::Result<Vec<Table>> {
-        self.list(GETTABLE, &generic(family), |body| Some(Table { family, name: text(find(body, 1)?) }))
+        self.list(GETTABLE, &nfgenmsg(family), |body| Some(Table { family, name: text(find(body, 1)?) }))
     }
 
     /// Lists the chains of all tables of a family.
     ///
     /// # Errors
     /// The kernel's errno.
-    pub fn chains(&mut self, family: Family) -> io::Result<Vec<Listed>> {
+    pub fn chains(&mut self, family: Family) -> io::Result<Vec<ListedChain>> {
         // NFTA_CHAIN_TABLE, _NAME, _HOOK
-        self.list(GETCHAIN, &generic(family), |body| {
+        self.list(GETCHAIN, &nfgenmsg(family), |body| {
             let table = Table { family, name: text(find(body, 1)?) };
-            Some(Listed { chain: Chain { table, name: text(find(body, 3)?) }, is_base: find(body, 4).is_some() })
+            Some(ListedChain { chain: Chain { table, name: text(find(body, 3)?) }, is_base: find(body, 4).is_some() })
         })
     }
 
-    /// The rules of a table, in order within each chain.
-    pub fn rules(&mut self, table: &Table) -> io::Result<Vec<Placed>> {
-        let mut body = generic(table.family);
-        attribute(&mut body, 1, &named(&table.name));
+    /// Lists the rules of a table, in order within each chain.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn rules(&mut self, table: &Table) -> io::Result<Vec<ListedRule>> {
+        let mut body = nfgenmsg(table.family);
+        put_attribute(&mut body, 1, &c_string(&table.name));
         // NFTA_RULE_TABLE, _CHAIN, _HANDLE, _EXPRESSIONS
         let rules = self.list(GETRULE, &body, |body| {
-            let rule = Rule::of_expressions(table.family, find(body, 4).unwrap_or_default());
+            let rule = parse_rule(table.family, find(body, 4).unwrap_or_default());
             let is_here = text(find(body, 1)?) == table.name;
-            is_here.then_some(Placed { chain: text(find(body, 2)?), handle: find(body, 3)?.to_vec(), rule })
+            is_here.then_some(ListedRule { chain: text(find(body, 2)?), handle: find(body, 3)?.to_vec(), rule })
         })?;
         Ok(rules)
     }
 
-    /// The elements of a verdict map; nothing when it is not there.
-    pub fn elements(&mut self, table: &Table, map: &str) -> io::Result<Vec<(Vec<u8>, Goes)>> {
-        let mut body = generic(table.family);
+    /// Lists the elements of a verdict map: key and action. None if the map does not exist.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn elements(&mut self, table: &Table, map: &str) -> io::Result<Vec<(Vec<u8>, RuleAction)>> {
+        let mut body = nfgenmsg(table.family);
         // NFTA_SET_ELEM_LIST_TABLE, _SET, _ELEMENTS
-        attribute(&mut body, 1, &named(&table.name));
-        attribute(&mut body, 2, &named(map));
+        put_attribute(&mut body, 1, &c_string(&table.name));
+        put_attribute(&mut body, 2, &c_string(map));
         let lists = self.list(GETSETELEM, &body, |body| {
             let list = find(body, 3)?;
-            Some(attributes(list).filter_map(|(_, nest)| element(nest)).collect::<Vec<_>>())
+            Some(attributes(list).filter_map(|(_, nest)| parse_element(nest)).collect::<Vec<_>>())
         })?;
         Ok(lists.concat())
     }
 
-    /// Does all of it at once, or nothing.
-    pub fn perform(&mut self, batch: &Batch) -> io::Result<()> {
+    /// Commits a batch: all of its commands, or none.
+    ///
+    /// # Errors
+    /// The kernel's errno of the first refused command.
+    pub fn commit(&mut self, batch: &Batch) -> io::Result<()> {
         if batch.0.is_empty() {
             return Ok(());
         }
@@ -134,133 +147,133 @@ impl Nftables {
     }
 
     fn list<T>(&mut self, kind: u16, body: &[u8], mut parse: impl FnMut(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
-        match self.0.list(kind, body, |body| parse(body.get(GENERIC..)?)) {
-            // nfnetlink says the former where the kernel has no nf_tables.
+        match self.0.dump(kind, body, |body| parse(body.get(NFGENMSG..)?)) {
+            // EINVAL is nfnetlink's answer if the kernel has no nf_tables.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => Ok(Vec::new()),
             other => other,
         }
     }
 }
 
-/// Orders that are carried out together.
+/// Commands that are committed together: message type, `NLM_F_` flags, body.
 #[derive(Default)]
 pub struct Batch(Vec<(u16, i32, Vec<u8>)>);
 
 impl Batch {
-    /// How many orders it has.
-    pub const fn len(&self) -> usize {
+    /// Returns the number of commands.
+    pub(super) const fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Makes a table, if it is not there.
-    pub fn add_table(&mut self, table: &Table) {
+    /// Creates a table, if it does not exist.
+    pub(super) fn add_table(&mut self, table: &Table) {
         self.push(NEWTABLE, libc::NLM_F_CREATE, table, |_| {});
     }
 
-    /// Deletes a table with all that is in it.
+    /// Deletes a table with all its content.
     pub fn delete_table(&mut self, table: &Table) {
         self.push(DELTABLE, 0, table, |_| {});
     }
 
-    /// Makes a chain, to which packets come by themselves, of one rule.
-    pub fn add_chain(&mut self, table: &Table, name: &str, entrance: Entrance, expressions: &Expressions) {
+    /// Creates a base chain with one rule.
+    pub(super) fn add_base_chain(&mut self, table: &Table, name: &str, base: BaseChain, expressions: &Expressions) {
         self.push(NEWCHAIN, libc::NLM_F_CREATE, table, |body| {
             let mut hook = Vec::new();
             // NFTA_HOOK_HOOKNUM, _PRIORITY
-            attribute(&mut hook, 1, &entrance.hook.to_be_bytes());
-            attribute(&mut hook, 2, &entrance.priority.to_be_bytes());
-            attribute(body, 3, &named(name));
-            nest(body, 4, &hook);
-            attribute(body, 7, &named(entrance.kind));
+            put_attribute(&mut hook, 1, &base.hook.to_be_bytes());
+            put_attribute(&mut hook, 2, &base.priority.to_be_bytes());
+            put_attribute(body, 3, &c_string(name));
+            put_nested(body, 4, &hook);
+            put_attribute(body, 7, &c_string(base.kind));
         });
         self.push(NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, table, |body| {
-            attribute(body, 2, &named(name));
-            nest(body, 4, &expressions.0);
+            put_attribute(body, 2, &c_string(name));
+            put_nested(body, 4, &expressions.0);
         });
     }
 
-    /// Makes a set of keys, which have one length.
-    pub fn add_set(&mut self, table: &Table, name: &str, keys: &[Vec<u8>]) {
+    /// Creates a set of keys of one length.
+    pub(super) fn add_set(&mut self, table: &Table, name: &str, keys: &[Vec<u8>]) {
         let length = keys.first().map_or(4, Vec::len);
         self.push(NEWSET, libc::NLM_F_CREATE, table, |body| {
-            attribute(body, 2, &named(name));
-            // NFTA_SET_KEY_TYPE, which only `nft` would read; _KEY_LEN, _ID
-            attribute(body, 4, &0_u32.to_be_bytes());
-            attribute(body, 5, &u32::try_from(length).expect("a key is short").to_be_bytes());
-            attribute(body, 10, &1_u32.to_be_bytes());
+            put_attribute(body, 2, &c_string(name));
+            // NFTA_SET_KEY_TYPE, which only `nft` reads; _KEY_LEN, _ID
+            put_attribute(body, 4, &0_u32.to_be_bytes());
+            put_attribute(body, 5, &u32::try_from(length).expect("a key is short").to_be_bytes());
+            put_attribute(body, 10, &1_u32.to_be_bytes());
         });
-        for keys in keys.chunks(KEYS) {
+        for keys in keys.chunks(KEYS_PER_MESSAGE) {
             self.push(NEWSETELEM, libc::NLM_F_CREATE, table, |body| {
                 let mut elements = Vec::new();
                 for octets in keys {
                     let (mut key, mut element) = (Vec::new(), Vec::new());
                     // NFTA_DATA_VALUE, NFTA_SET_ELEM_KEY
-                    attribute(&mut key, 1, octets);
-                    nest(&mut element, 1, &key);
-                    nest(&mut elements, 1, &element);
+                    put_attribute(&mut key, 1, octets);
+                    put_nested(&mut element, 1, &key);
+                    put_nested(&mut elements, 1, &element);
                 }
-                attribute(body, 2, &named(name));
-                nest(body, 3, &elements);
+                put_attribute(body, 2, &c_string(name));
+                put_nested(body, 3, &elements);
             });
         }
     }
 
     /// Deletes one rule.
-    pub fn delete_rule(&mut self, table: &Table, rule: &Placed) {
+    pub fn delete_rule(&mut self, table: &Table, rule: &ListedRule) {
         self.push(DELRULE, 0, table, |body| {
-            attribute(body, 2, &named(&rule.chain));
-            attribute(body, 3, &rule.handle);
+            put_attribute(body, 2, &c_string(&rule.chain));
+            put_attribute(body, 3, &rule.handle);
         });
     }
 
     /// Deletes all rules of a chain.
     pub fn flush(&mut self, chain: &Chain) {
-        self.push(DELRULE, 0, &chain.table, |body| attribute(body, 2, &named(&chain.name)));
+        self.push(DELRULE, 0, &chain.table, |body| put_attribute(body, 2, &c_string(&chain.name)));
     }
 
-    /// Deletes a chain, to which no rule leads any more.
+    /// Deletes a chain; no rule may jump to it any more.
     pub fn delete_chain(&mut self, chain: &Chain) {
-        self.push(DELCHAIN, 0, &chain.table, |body| attribute(body, 3, &named(&chain.name)));
+        self.push(DELCHAIN, 0, &chain.table, |body| put_attribute(body, 3, &c_string(&chain.name)));
     }
 
     /// Every message names its table in the first attribute.
     fn push(&mut self, kind: u16, flags: i32, table: &Table, more: impl FnOnce(&mut Vec<u8>)) {
-        let mut body = generic(table.family);
-        attribute(&mut body, 1, &named(&table.name));
+        let mut body = nfgenmsg(table.family);
+        put_attribute(&mut body, 1, &c_string(&table.name));
         more(&mut body);
         self.0.push((kind, flags, body));
     }
 }
 
-/// The expressions of a rule, which a packet goes through in order.
+/// Encoded expressions of a rule, in order.
 #[derive(Default)]
-pub struct Expressions(pub Vec<u8>);
+pub(super) struct Expressions(pub(super) Vec<u8>);
 
 impl Expressions {
-    /// One more: its name, and its attributes, which are numbers or names.
-    pub fn then(mut self, name: &str, attributes: &[(u16, Vec<u8>)]) -> Self {
+    /// Appends an expression: its name, and its attributes, which are numbers or names.
+    pub(super) fn with(mut self, name: &str, attributes: &[(u16, Vec<u8>)]) -> Self {
         let (mut data, mut expression) = (Vec::new(), Vec::new());
         for (kind, value) in attributes {
-            attribute(&mut data, *kind, value);
+            put_attribute(&mut data, *kind, value);
         }
-        attribute(&mut expression, 1, &named(name));
-        nest(&mut expression, 2, &data);
-        nest(&mut self.0, 1, &expression);
+        put_attribute(&mut expression, 1, &c_string(name));
+        put_nested(&mut expression, 2, &data);
+        put_nested(&mut self.0, 1, &expression);
         self
     }
 }
 
-/// As an attribute of an expression.
-pub fn number(value: u32) -> Vec<u8> {
+/// Encodes a number for an attribute of an expression.
+pub(super) fn number(value: u32) -> Vec<u8> {
     value.to_be_bytes().to_vec()
 }
 
-/// NFPROTO_IPV4, NFPROTO_IPV6; version 0, no resource.
-fn generic(family: Family) -> Vec<u8> {
+/// Encodes a `struct nfgenmsg`: NFPROTO_IPV4 or NFPROTO_IPV6, version 0, no resource.
+fn nfgenmsg(family: Family) -> Vec<u8> {
     vec![if family == Family::V4 { 2 } else { 10 }, 0, 0, 0]
 }
 
-/// As an attribute: a string, which a zero closes.
-pub fn named(name: &str) -> Vec<u8> {
+/// Encodes a string with its terminating zero.
+pub(super) fn c_string(name: &str) -> Vec<u8> {
     [name.as_bytes(), &[0]].concat()
 }

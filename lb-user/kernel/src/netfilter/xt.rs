@@ -1,13 +1,13 @@
-//! Matches and targets of xtables as bytes (include/uapi/linux/netfilter/), of which kube-proxy's rules are made in its
-//! iptables mode, in nf_tables and in the older tables alike. Pure.
+//! Matches and targets of xtables as bytes (include/uapi/linux/netfilter/): kube-proxy's iptables mode uses them, by
+//! `iptables-nft` and `iptables-legacy` alike. Pure.
 
-use super::rule::{Goes, Rule, address};
-use crate::netlink::wire::{be16, text, u16_at};
+use super::rule::{Rule, RuleAction, address};
+use crate::netlink::codec::{be16, text, u16_at};
 use lb_common::AddrPort;
 
-/// What a match says of a rule. `xt_tcp`, `xt_udp`: ranges of source ports, then of destination ports; `xt_sctp_info` has
-/// them the other way round.
-pub fn matches(name: &str, info: &[u8], rule: &mut Rule) {
+/// Adds a match to a rule. `xt_tcp` and `xt_udp` hold a range of source ports, then of destination ports;
+/// `xt_sctp_info` holds the destination ports first.
+pub fn apply_match(name: &str, info: &[u8], rule: &mut Rule) {
     let range = match name {
         "tcp" | "udp" => 4,
         "sctp" => 0,
@@ -24,21 +24,20 @@ pub fn matches(name: &str, info: &[u8], rule: &mut Rule) {
     }
 }
 
-/// Where a target leads: `nf_nat_range`, whose first fields all its lengths share, and the one that only IPv4 had
-/// (`nf_nat_ipv4_multi_range_compat`).
-pub fn target(name: &str, revision: u8, info: &[u8]) -> Option<Goes> {
+/// Parses a target: `nf_nat_range` of either length, or `nf_nat_ipv4_multi_range_compat` of revision 0.
+pub fn parse_target(name: &str, revision: u8, info: &[u8]) -> Option<RuleAction> {
     let (addr, port) = match (name, revision) {
-        ("REJECT" | "DROP", _) => return Some(Goes::Nowhere),
+        ("REJECT" | "DROP", _) => return Some(RuleAction::Drop),
         ("DNAT", 0) => (info.get(8..12)?, be16(info, 16)?),
         ("DNAT", _) => {
             let addr: &[u8; 16] = info.get(4..)?.first_chunk()?;
-            // An IPv4 address stands in the first word, and the others are zero.
+            // An IPv4 address is in the first word, and the others are zero.
             let is_v4 = addr.iter().skip(4).all(|octet| *octet == 0);
             (addr.get(..if is_v4 { 4 } else { 16 })?, be16(info, 36)?)
         }
         _ => return None,
     };
-    Some(Goes::Endpoint(AddrPort { addr: address(addr)?, port }))
+    Some(RuleAction::Dnat(AddrPort { addr: address(addr)?, port }))
 }
 
 #[cfg(test)]
@@ -56,30 +55,30 @@ mod tests {
             ("addrtype", ports([1, 1, 1, 1]), None),
         ] {
             let mut rule = Rule::default();
-            matches(name, &info, &mut rule);
+            apply_match(name, &info, &mut rule);
             assert_eq!(rule.port, port, "{name}");
         }
         let mut rule = Rule::default();
-        matches("comment", b"default/web:http\0\0\0", &mut rule);
+        apply_match("comment", b"default/web:http\0\0\0", &mut rule);
         assert_eq!(rule.comment.as_deref(), Some("default/web:http"));
     }
 
     #[test]
     fn endpoints_are_read_in_each_of_their_forms() {
         let endpoint = |text: &str| {
-            Some(Goes::Endpoint(AddrPort::from(text.parse::<std::net::SocketAddr>().expect("an endpoint"))))
+            Some(RuleAction::Dnat(AddrPort::from(text.parse::<std::net::SocketAddr>().expect("an endpoint"))))
         };
         let port = 8080_u16.to_be_bytes();
         let old = [&[1, 0, 0, 0, 3, 0, 0, 0][..], &[10, 0, 0, 1], &[10, 0, 0, 1], &port, &port].concat();
-        assert_eq!(target("DNAT", 0, &old), endpoint("10.0.0.1:8080"));
+        assert_eq!(parse_target("DNAT", 0, &old), endpoint("10.0.0.1:8080"));
         let mut v4 = [10, 0, 0, 1].to_vec();
         v4.resize(16, 0);
         let new = [&[3, 0, 0, 0][..], &v4, &v4, &port, &port].concat();
-        assert_eq!(target("DNAT", 2, &new), endpoint("10.0.0.1:8080"));
+        assert_eq!(parse_target("DNAT", 2, &new), endpoint("10.0.0.1:8080"));
         let v6 = "fd00::5".parse::<std::net::Ipv6Addr>().expect("an address").octets();
         let new = [&[3, 0, 0, 0][..], &v6, &v6, &port, &port].concat();
-        assert_eq!(target("DNAT", 1, &new), endpoint("[fd00::5]:8080"));
-        assert_eq!((target("REJECT", 0, &[]), target("MARK", 2, &[])), (Some(Goes::Nowhere), None));
-        assert_eq!(target("DNAT", 2, &[0; 20]), None);
+        assert_eq!(parse_target("DNAT", 1, &new), endpoint("[fd00::5]:8080"));
+        assert_eq!((parse_target("REJECT", 0, &[]), parse_target("MARK", 2, &[])), (Some(RuleAction::Drop), None));
+        assert_eq!(parse_target("DNAT", 2, &[0; 20]), None);
     }
 }

@@ -1,34 +1,34 @@
-//! An address of an interface, as rtnetlink tells it (include/uapi/linux/if_addr.h). Pure.
+//! Addresses of interfaces in rtnetlink's form (include/uapi/linux/if_addr.h). Pure.
 
 use std::net::IpAddr;
 
-use super::wire::{attributes, u32_at};
+use super::codec::{attributes, u32_at};
 
-/// The request for all of them.
+/// Message type of the request for a list.
 pub const GET: u16 = libc::RTM_GETADDR;
 
-/// The body of that request: of both families.
+/// Body of that request, for both families.
 pub const ALL: [u8; 8] = [0; 8];
 
-/// An address.
+/// An address of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Address {
-    /// Index of its interface.
+    /// Index of the interface.
     pub interface: u32,
     /// The address.
     pub ip: IpAddr,
-    /// How many bits of it are those of its network.
+    /// Prefix length of its network.
     pub prefix_len: u8,
-    /// `RT_SCOPE_`: 0 is the whole world.
+    /// Scope (`RT_SCOPE_`): 0 is global.
     pub scope: u8,
     /// `IFA_F_` bits.
     pub flags: u32,
-    /// When it came (hundredths of a second since the node started).
+    /// Time of creation, in hundredths of a second since the node started.
     pub created: u32,
 }
 
 impl Address {
-    /// Takes a message apart; none when it has no address.
+    /// Parses the body of a message; None if it has no address.
     #[must_use]
     pub fn parse(body: &[u8]) -> Option<Self> {
         let &[_, prefix_len, flags, scope] = body.first_chunk()?;
@@ -43,22 +43,23 @@ impl Address {
                 _ => {}
             }
         }
-        // On a link to one peer the first is the peer's.
+        // On a point-to-point link IFA_ADDRESS is the peer's address.
         Some(Self { interface: u32_at(body, 4)?, ip: local.or(address)?, prefix_len, scope, flags, created })
     }
 
-    /// Whether a socket may be bound to it and clients elsewhere can name it.
+    /// True if a socket can be bound to the address and clients elsewhere can use it: not link-local, and past
+    /// duplicate address detection.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        // Not known yet to be unique on its link. An optimistic one is used meanwhile (RFC 4429).
+        // Duplicate address detection is under way. An optimistic address is used meanwhile (RFC 4429).
         let tentative = self.has(libc::IFA_F_TENTATIVE) && !self.has(libc::IFA_F_OPTIMISTIC);
         let link_local = matches!(self.ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
         !tentative && !self.has(libc::IFA_F_DADFAILED) && !link_local
     }
 
-    /// Whether it is to be avoided while there is another: it is soon to go, or it came after another of its network.
+    /// True if other addresses go first as a source: this one is deprecated, or secondary in its network.
     #[must_use]
-    pub fn is_second_choice(&self) -> bool {
+    pub fn is_deprecated_or_secondary(&self) -> bool {
         self.has(libc::IFA_F_DEPRECATED) || self.has(libc::IFA_F_SECONDARY)
     }
 
@@ -67,7 +68,7 @@ impl Address {
     }
 }
 
-/// An address in an attribute.
+/// Parses the value of an address attribute.
 pub fn ip(value: &[u8]) -> Option<IpAddr> {
     <[u8; 4]>::try_from(value).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
 }
@@ -75,14 +76,14 @@ pub fn ip(value: &[u8]) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::wire::attribute;
+    use crate::netlink::codec::put_attribute;
 
     fn message(flags: u32, address: Option<&str>, local: Option<&str>) -> Vec<u8> {
         let mut body = vec![2, 24, 0, 0];
         body.extend(7_u32.to_ne_bytes());
         let mut add = |kind: u16, text: &str| match text.parse().expect("an address") {
-            IpAddr::V4(ip) => attribute(&mut body, kind, &ip.octets()),
-            IpAddr::V6(ip) => attribute(&mut body, kind, &ip.octets()),
+            IpAddr::V4(ip) => put_attribute(&mut body, kind, &ip.octets()),
+            IpAddr::V6(ip) => put_attribute(&mut body, kind, &ip.octets()),
         };
         if let Some(text) = address {
             add(libc::IFA_ADDRESS, text);
@@ -90,13 +91,13 @@ mod tests {
         if let Some(text) = local {
             add(libc::IFA_LOCAL, text);
         }
-        attribute(&mut body, libc::IFA_LABEL, b"lo\0");
-        attribute(&mut body, libc::IFA_FLAGS, &flags.to_ne_bytes());
+        put_attribute(&mut body, libc::IFA_LABEL, b"lo\0");
+        put_attribute(&mut body, libc::IFA_FLAGS, &flags.to_ne_bytes());
         body
     }
 
     #[test]
-    fn address_counts_once_it_can_be_used() {
+    fn an_address_is_usable_after_duplicate_address_detection_unless_link_local() {
         let check = |flags: u32, address: Option<&str>, local: Option<&str>, expected: Option<&str>| {
             let read = Address::parse(&message(flags, address, local));
             assert!(read.is_none_or(|read| (read.interface, read.prefix_len) == (7, 24)));

@@ -1,9 +1,9 @@
-//! Netlink in the network namespace of the calling thread, rtnetlink(7) and netfilter's: lists, orders, batches, and the news
-//! that something has changed. Only what is asked for is taken out of a message, so that an attribute nobody here knows hides nothing.
+//! Netlink in the network namespace of the calling thread, rtnetlink(7) and netfilter's: dumps, commands, batches, and
+//! notifications of changes. Parsers take only the attributes that they need, so unknown attributes do no harm.
 
 pub mod address;
-pub mod facts;
-pub mod wire;
+pub mod codec;
+pub mod network_state;
 
 use std::{
     io,
@@ -21,16 +21,16 @@ use rustix::{
 };
 use tokio::io::unix::AsyncFd;
 
-/// Room for a datagram: the kernel fills those of a dump as far as the reader's buffer allows, to 32 KiB.
-pub const BUFFER: usize = 1 << 15;
+/// Room for a datagram: the kernel fills datagrams of a dump as far as the reader's buffer allows, to 32 KiB.
+pub(crate) const BUFFER: usize = 1 << 15;
 
-/// The kernel answers from memory; one that takes longer has lost the question.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout of an answer. The kernel answers from memory; a later answer means that the request was lost.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A list that changes under every reading is given up after so many.
+/// Number of readings after which a list that changes during each of them is given up.
 const READINGS: usize = 10;
 
-/// Kinds of news (`RTMGRP_` in include/uapi/linux/rtnetlink.h).
+/// Multicast groups of notifications (`RTMGRP_` in include/uapi/linux/rtnetlink.h).
 pub mod group {
     /// Links.
     pub const LINK: u32 = 1;
@@ -40,12 +40,9 @@ pub mod group {
     pub const ROUTE: u32 = 0x40 | 0x400;
 }
 
-/// Reads the next datagram of an answer: how many octets of `buffer` it is. None when it, or one before it, is lost; the end
+/// Reads the next datagram of an answer and returns its length. None if this datagram or one before it is lost; the end
 /// of the answer is yet to come.
-///
-/// # Errors
-/// What the kernel says.
-pub fn receive(fd: &impl AsFd, buffer: &mut Vec<u8>) -> Result<Option<usize>, Errno> {
+pub(crate) fn receive(fd: &impl AsFd, buffer: &mut Vec<u8>) -> Result<Option<usize>, Errno> {
     let length = loop {
         match recv(fd, buffer.as_mut_slice(), RecvFlags::TRUNC) {
             Ok((_, length)) => break length,
@@ -57,41 +54,43 @@ pub fn receive(fd: &impl AsFd, buffer: &mut Vec<u8>) -> Result<Option<usize>, Er
     if length <= buffer.len() {
         return Ok(Some(length));
     }
-    // Larger than any kernel of today makes them.
+    // Larger than datagrams of any kernel so far.
     buffer.resize(length.next_power_of_two(), 0);
     Ok(None)
 }
 
-/// Of rtnetlink where no other protocol is named: NETLINK_ROUTE is 0.
+/// Opens a socket of a protocol, or of rtnetlink (NETLINK_ROUTE is 0).
 fn socket(flags: SocketFlags, protocol: Option<Protocol>) -> Result<OwnedFd, Errno> {
     socket_with(AddressFamily::NETLINK, SocketType::RAW, flags | SocketFlags::CLOEXEC, protocol)
 }
 
-/// Hears that something has changed; what there is now is then read as a whole, so that a lost event loses nothing.
-pub struct News(AsyncFd<OwnedFd>);
+/// A subscription to rtnetlink's notifications. It reports only that something has changed: the reader then reads the
+/// whole state, so that a lost notification loses nothing.
+pub struct Monitor(AsyncFd<OwnedFd>);
 
-impl News {
-    /// Of these [`group`]s.
+impl Monitor {
+    /// Subscribes to these [`group`]s, in the network namespace of this thread.
     ///
     /// # Errors
-    /// What the kernel says.
-    pub fn of(groups: u32) -> io::Result<Self> {
+    /// When the socket cannot be opened or bound.
+    pub fn subscribe(groups: u32) -> io::Result<Self> {
         let fd = socket(SocketFlags::NONBLOCK, None)?;
         bind(&fd, &SocketAddrNetlink::new(0, groups))?;
         Ok(Self(crate::async_fd::register(fd)?))
     }
 
-    /// Returns when something may have changed. All that is queued is one change, and so is the loss of some.
+    /// Returns when something may have changed. All queued notifications count as one change, and so does a loss of
+    /// some.
     ///
     /// # Errors
-    /// When the socket has died.
+    /// When the socket has failed.
     pub async fn changed(&mut self) -> io::Result<()> {
         let mut guard = self.0.readable().await?;
         let mut buffer = [0_u8; 4096];
         loop {
             match recv(guard.get_inner(), buffer.as_mut_slice(), RecvFlags::empty()) {
                 Err(Errno::AGAIN) => break,
-                // Of what is cut short, nothing is read.
+                // Truncated or not: the content is not read.
                 Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -101,57 +100,54 @@ impl News {
     }
 }
 
-/// A conversation.
-pub struct Channel {
+/// A blocking netlink socket, for one request at a time.
+pub struct NetlinkSocket {
     fd: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
 }
 
-impl Channel {
-    /// With rtnetlink, in the network namespace of this thread.
+impl NetlinkSocket {
+    /// Opens a socket of rtnetlink, in the network namespace of this thread.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's errno of socket(2).
     pub fn open() -> io::Result<Self> {
-        Self::of(socket(SocketFlags::empty(), None)?)
+        Self::new(socket(SocketFlags::empty(), None)?)
     }
 
-    /// With netfilter, in the network namespace of this thread; none where the kernel has no netfilter of this kind.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn netfilter() -> io::Result<Option<Self>> {
+    /// Opens a socket of netfilter, in the network namespace of this thread; None if the kernel has no nfnetlink.
+    pub(crate) fn netfilter() -> io::Result<Option<Self>> {
         match socket(SocketFlags::empty(), Some(netlink::NETFILTER)) {
-            Ok(fd) => Self::of(fd).map(Some),
+            Ok(fd) => Self::new(fd).map(Some),
             Err(Errno::PROTONOSUPPORT) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn of(fd: OwnedFd) -> io::Result<Self> {
-        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE))?;
+    fn new(fd: OwnedFd) -> io::Result<Self> {
+        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(TIMEOUT))?;
         Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
-    /// Asks for a list, and keeps of each of its messages what `parse` makes of the body.
+    /// Requests a list (NLM_F_DUMP), and collects the results of `parse` over the bodies of its messages.
     ///
     /// # Errors
-    /// What the kernel says, or that the list changed under every reading.
-    pub fn list<T>(&mut self, kind: u16, body: &[u8], mut parse: impl FnMut(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
+    /// The kernel's errno, or an error if the list changes during every reading.
+    pub fn dump<T>(&mut self, kind: u16, body: &[u8], mut parse: impl FnMut(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
         for _ in 0..READINGS {
-            let mut kept = Vec::new();
-            if self.ask(kind, libc::NLM_F_DUMP, body, |body| kept.extend(parse(body)))? {
-                return Ok(kept);
+            let mut parsed = Vec::new();
+            if self.request(kind, libc::NLM_F_DUMP, body, |body| parsed.extend(parse(body)))? {
+                return Ok(parsed);
             }
         }
-        Err(io::Error::other(format!("it changed during each of {READINGS} readings")))
+        Err(io::Error::other(format!("the list changed during each of {READINGS} readings")))
     }
 
-    /// Asks for one thing; what `parse` makes of the body of the answer.
+    /// Requests one object, and returns the result of `parse` over the body of the answer.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's errno.
     pub fn get<T>(
         &mut self,
         kind: u16,
@@ -159,24 +155,22 @@ impl Channel {
         mut parse: impl FnMut(&[u8]) -> Option<T>,
     ) -> io::Result<Option<T>> {
         let mut found = None;
-        self.ask(kind, libc::NLM_F_ACK, body, |body| found = parse(body))?;
+        self.request(kind, libc::NLM_F_ACK, body, |body| found = parse(body))?;
         Ok(found)
     }
 
-    /// Orders something, with further `NLM_F_` flags.
+    /// Sends a command, with further `NLM_F_` flags, and waits for its acknowledgement.
     ///
     /// # Errors
-    /// What the kernel says.
-    pub fn order(&mut self, kind: u16, flags: i32, body: &[u8]) -> io::Result<()> {
-        self.ask(kind, libc::NLM_F_ACK | flags, body, |_| {}).map(drop)
+    /// The kernel's errno.
+    pub fn execute(&mut self, kind: u16, flags: i32, body: &[u8]) -> io::Result<()> {
+        self.request(kind, libc::NLM_F_ACK | flags, body, |_| {}).map(drop)
     }
 
-    /// Orders all of these messages (a kind, `NLM_F_` flags, a body) in one datagram, as netfilter takes them: all are done, or
-    /// none. The last but one is asked for an acknowledgement, since the last one ends the batch and has none.
-    ///
-    /// # Errors
-    /// What the kernel says, of the first that it refuses.
-    pub fn batch(&mut self, messages: &[(u16, i32, Vec<u8>)]) -> io::Result<()> {
+    /// Sends these commands (message type, `NLM_F_` flags, body) in one datagram, as netfilter takes them: all are
+    /// done, or none. The last but one asks for the acknowledgement, since the last one ends the batch and has none.
+    /// Fails with the errno of the first refused command.
+    pub(crate) fn batch(&mut self, messages: &[(u16, i32, Vec<u8>)]) -> io::Result<()> {
         let mut bytes = Vec::new();
         let mut last = self.sequence;
         for (nth, (kind, flags, body)) in messages.iter().enumerate() {
@@ -186,10 +180,10 @@ impl Channel {
                 last = self.sequence;
             }
             let flags = if is_last { *flags | libc::NLM_F_ACK } else { *flags };
-            bytes.extend(wire::request(*kind, flags, self.sequence, body));
+            bytes.extend(codec::request(*kind, flags, self.sequence, body));
             bytes.resize(bytes.len().next_multiple_of(4), 0);
         }
-        // Of a large cluster it has megabytes.
+        // The batch of a large cluster has megabytes.
         let room = bytes.len().saturating_mul(2).max(1 << 18);
         sockopt::set_socket_send_buffer_size_force(&self.fd, room)?;
         send(&self.fd, &bytes, SendFlags::empty())?;
@@ -200,8 +194,8 @@ impl Channel {
                 Err(Errno::AGAIN) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel does not answer")),
                 Err(error) => return Err(error.into()),
             };
-            for frame in wire::frames(self.buffer.get(..length).unwrap_or_default()) {
-                match frame.end() {
+            for frame in codec::frames(self.buffer.get(..length).unwrap_or_default()) {
+                match frame.end_code() {
                     Some(0) if frame.sequence == last => return Ok(()),
                     Some(code) if code != 0 => return Err(io::Error::from_raw_os_error(code)),
                     _ => {}
@@ -210,10 +204,11 @@ impl Channel {
         }
     }
 
-    /// Sends a request and reads its answer to the end. False when something is missing from it.
-    fn ask(&mut self, kind: u16, flags: i32, body: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<bool> {
+    /// Sends a request and reads its answer to the end. False if the answer is incomplete: the list changed meanwhile,
+    /// or a datagram is lost.
+    fn request(&mut self, kind: u16, flags: i32, body: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<bool> {
         self.sequence = self.sequence.wrapping_add(1);
-        send(&self.fd, &wire::request(kind, flags, self.sequence, body), SendFlags::empty())?;
+        send(&self.fd, &codec::request(kind, flags, self.sequence, body), SendFlags::empty())?;
         let mut is_complete = true;
         loop {
             let length = match receive(&self.fd, &mut self.buffer) {
@@ -225,12 +220,12 @@ impl Channel {
                 Err(Errno::AGAIN) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel does not answer")),
                 Err(error) => return Err(error.into()),
             };
-            for frame in wire::frames(self.buffer.get(..length).unwrap_or_default()) {
+            for frame in codec::frames(self.buffer.get(..length).unwrap_or_default()) {
                 if frame.sequence != self.sequence {
                     continue;
                 }
                 is_complete &= i32::from(frame.flags) & libc::NLM_F_DUMP_INTR == 0;
-                match frame.end() {
+                match frame.end_code() {
                     None => each(frame.body),
                     Some(0) => return Ok(is_complete),
                     Some(code) => return Err(io::Error::from_raw_os_error(code)),

@@ -1,4 +1,5 @@
-//! A conversation with sock_diag in one network namespace: lists of its sockets, and the end of one.
+//! A netlink socket of sock_diag in one network namespace: lists the sockets of the namespace, and destroys single
+//! ones.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -11,47 +12,58 @@ use rustix::{
 
 use crate::netlink::{BUFFER, receive};
 
-use super::message::{Message, Name, Query, Reply, Socket, messages};
+use super::message::{Message, Reply, Socket, SocketId, SocketQuery, messages};
 
-/// What the kernel may hold ready for us.
+/// Size of the socket's receive buffer, in octets.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// A list that changes under every reading is given up after so many.
+/// Number of readings after which a list that changes during each of them is given up.
 const READINGS: usize = 5;
 
-/// What became of a socket that was to be ended.
+/// Result of a request to destroy a socket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Ended {
-    /// It has ended.
-    Yes,
-    /// No socket has this name: it was closed, it turned elsewhere, or another one with the same addresses hides it.
-    Gone,
+pub enum DestroyOutcome {
+    /// The socket is destroyed.
+    Destroyed,
+    /// No socket has this id: it was closed or connected elsewhere, or another socket with the same addresses hides it.
+    NotFound,
 }
 
-/// A netlink socket. It belongs to the network namespace that its thread was in when it was opened.
-pub struct Channel {
+/// A netlink socket of sock_diag, in the network namespace of the thread that opened it.
+pub struct SockDiag {
     fd: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
 }
 
-impl Channel {
-    /// Opens one in the namespace of this thread.
+impl SockDiag {
+    /// Opens a socket in the network namespace of this thread.
+    ///
+    /// # Errors
+    /// When the kernel has no sock_diag.
     pub fn open() -> Result<Self> {
         let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))
             .context("opening a sock_diag socket (the kernel needs CONFIG_INET_DIAG)")?;
-        // Beyond what others may have; a smaller one costs time only.
+        // Beyond net.core.rmem_max, which needs CAP_NET_ADMIN; a smaller buffer costs time only.
         let _best_effort = sockopt::set_socket_recv_buffer_size_force(&fd, RECEIVE_BUFFER);
         Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
-    /// Asks for sockets, and keeps of each what `keep` makes of it.
-    pub fn list<T>(&mut self, query: Query<'_>, mut keep: impl FnMut(&Socket) -> Result<Option<T>>) -> Result<Vec<T>> {
+    /// Lists sockets, and collects the results of `keep` over them.
+    ///
+    /// # Errors
+    /// When the kernel does not list sockets of the protocol, when the list changes during every reading, or an error
+    /// of `keep`.
+    pub fn list<T>(
+        &mut self,
+        query: SocketQuery<'_>,
+        mut keep: impl FnMut(&Socket) -> Result<Option<T>>,
+    ) -> Result<Vec<T>> {
         for _ in 0..READINGS {
             let mut kept = Vec::new();
-            let ask = query.to_bytes(self.next());
+            let request = query.to_bytes(self.next());
             let mut failed = None;
-            let answer = self.ask(&ask, |socket| match keep(socket) {
+            let answer = self.request(&request, |socket| match keep(socket) {
                 Ok(one) => kept.extend(one),
                 Err(error) => failed = Some(error),
             })?;
@@ -61,23 +73,26 @@ impl Channel {
             match answer {
                 Answer { is_complete: true, error: None } => return Ok(kept),
                 Answer { is_complete: false, .. } => {}
-                Answer { error: Some(Errno::NOENT), .. } => bail!(missing(query.proto)),
+                Answer { error: Some(Errno::NOENT), .. } => bail!(no_diag_module(query.proto)),
                 Answer { error: Some(error), .. } => {
                     return Err(error).with_context(|| format!("listing {} sockets", query.proto.name()));
                 }
             }
         }
-        bail!("the list of {} sockets changed under each of {READINGS} readings", query.proto.name())
+        bail!("the list of {} sockets changed during each of {READINGS} readings", query.proto.name())
     }
 
-    /// Ends a socket: its application sees ECONNABORTED. None when this kernel cannot.
-    pub fn end(&mut self, proto: Proto, name: Name) -> Result<Option<Ended>> {
-        let ask = name.to_end(proto, self.next());
-        match self.ask(&ask, |_| {})?.error {
-            None => Ok(Some(Ended::Yes)),
-            Some(Errno::NOENT) => Ok(Some(Ended::Gone)),
+    /// Destroys a socket: its application sees ECONNABORTED. None if this kernel cannot.
+    ///
+    /// # Errors
+    /// The kernel's errno, such as `EPERM` without CAP_NET_ADMIN.
+    pub fn destroy(&mut self, proto: Proto, id: SocketId) -> Result<Option<DestroyOutcome>> {
+        let request = id.destroy_request(proto, self.next());
+        match self.request(&request, |_| {})?.error {
+            None => Ok(Some(DestroyOutcome::Destroyed)),
+            Some(Errno::NOENT) => Ok(Some(DestroyOutcome::NotFound)),
             Some(Errno::OPNOTSUPP) => Ok(None),
-            Some(error) => Err(error).with_context(|| format!("ending a {} socket", proto.name())),
+            Some(error) => Err(error).with_context(|| format!("destroying a {} socket", proto.name())),
         }
     }
 
@@ -87,7 +102,7 @@ impl Channel {
     }
 
     /// Sends a request and reads its answer to the end.
-    fn ask(&mut self, request: &[u8], mut each: impl FnMut(&Socket)) -> io::Result<Answer> {
+    fn request(&mut self, request: &[u8], mut each: impl FnMut(&Socket)) -> io::Result<Answer> {
         send(&self.fd, request, SendFlags::empty())?;
         let mut is_complete = true;
         loop {
@@ -114,18 +129,18 @@ impl Channel {
 }
 
 struct Answer {
-    /// False when it must be asked again.
+    /// False if the list changed meanwhile, so that it must be read again.
     is_complete: bool,
     error: Option<Errno>,
 }
 
-fn missing(proto: Proto) -> String {
+fn no_diag_module(proto: Proto) -> String {
     let (proto, module) = match proto {
         Proto::Udp => ("UDP", "udp_diag"),
         _ => ("TCP", "tcp_diag"),
     };
     format!(
-        "this kernel does not list {proto} sockets, so those of backends that have gone stay open: load the module {module} \
+        "this kernel does not list {proto} sockets, so sockets of removed backends stay open: load the module {module} \
          on the node (`modprobe {module}`), or use a kernel with CONFIG_INET_{}",
         module.to_uppercase()
     )

@@ -1,15 +1,15 @@
-//! Sockets of a network namespace, listed and ended by sock_diag(7).
+//! Sockets of a network namespace, listed and destroyed by sock_diag(7).
 
-mod bound;
+mod bound_sockets;
 mod channel;
-mod filter;
 mod message;
-mod own;
-mod probe;
+mod own_socket;
+mod peer_filter;
+mod storage_reader;
 
-pub use bound::{Bound, Owner, bound};
-pub use channel::{Channel, Ended};
-pub use filter::Filter;
-pub use message::{Name, Query, Socket, state};
-pub use own::{can_end, find_own};
-pub use probe::Probe;
+pub use bound_sockets::{BoundSocket, Process, bound_sockets};
+pub use channel::{DestroyOutcome, SockDiag};
+pub use message::{Socket, SocketId, SocketQuery, state};
+pub use own_socket::{can_destroy, find_udp_socket};
+pub use peer_filter::PeerFilter;
+pub use storage_reader::UdpStorageReader;

@@ -1,4 +1,4 @@
-//! What annotations say: those whose names begin with `beeline.io/`, and three by which other proxies know the same.
+//! Annotations: Beeline's own (`beeline.io/…`), and those of kube-router and Cilium with the same meaning.
 
 use std::net::IpAddr;
 
@@ -8,22 +8,22 @@ use lb_common::{NEVER, Scheduler};
 use super::addr;
 use lb_core::objects::{Drain, Tuning};
 
-/// All of ours begin so.
-const OURS: &str = "beeline.io/";
+/// Prefix of Beeline's annotations.
+const PREFIX: &str = "beeline.io/";
 const SCHEDULER: &str = "beeline.io/scheduler";
-/// For those who come from kube-router.
-const SCHEDULER_THERE: &str = "kube-router.io/service.scheduler";
-/// For those who come from Cilium.
-const ALGORITHM_THERE: &str = "service.cilium.io/lb-algorithm";
+/// kube-router's annotation.
+const KUBE_ROUTER_SCHEDULER: &str = "kube-router.io/service.scheduler";
+/// Cilium's annotation.
+const CILIUM_ALGORITHM: &str = "service.cilium.io/lb-algorithm";
 const WEIGHTS: &str = "beeline.io/weights";
 const WEIGHT: &str = "beeline.io/weight";
-/// For those who come from Cilium.
-const WEIGHT_THERE: &str = "service.cilium.io/weight";
+/// Cilium's annotation.
+const CILIUM_WEIGHT: &str = "service.cilium.io/weight";
 const TCP_DRAIN: &str = "beeline.io/tcp-drain";
 
-/// What the annotations of a Service say, if it is anything.
+/// Reads the tuning annotations of a Service; None if it has none.
 pub(super) fn tuning(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Box<Tuning>> {
-    // Most Services end here.
+    // Most Services have no annotations.
     meta.annotations.as_ref()?;
     let tuning = Tuning {
         scheduler: scheduler(meta, problems),
@@ -34,41 +34,41 @@ pub(super) fn tuning(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Bo
     (tuning != Tuning::default()).then(|| Box::new(tuning))
 }
 
-/// The weights that an EndpointSlice or Endpoints object gives to its endpoints. Both have the same annotations, since
-/// the mirroring controller copies them from one to the other.
+/// Weights of the endpoints of an EndpointSlice or Endpoints object. Both kinds have the same annotations, since the
+/// mirroring controller copies annotations from one to the other.
 pub(super) struct Weights {
-    /// Of those that are not named.
-    others: u16,
-    /// By address, sorted.
-    named: Vec<(IpAddr, u16)>,
+    /// Weight of addresses that are not listed.
+    default: u16,
+    /// Weights by address, sorted.
+    by_address: Vec<(IpAddr, u16)>,
 }
 
 impl Weights {
-    /// Those of an object; `what` says its kind.
-    pub(super) fn read(meta: &ObjectMeta, what: &str, problems: &mut Vec<String>) -> Self {
-        unknown(meta, what, &[WEIGHT, WEIGHTS], problems);
-        Self { others: weight(meta, problems).unwrap_or(1), named: weights(meta, problems) }
+    /// Reads the weights of an object; `kind` is its kind with an article, for warnings.
+    pub(super) fn read(meta: &ObjectMeta, kind: &str, problems: &mut Vec<String>) -> Self {
+        unknown(meta, kind, &[WEIGHT, WEIGHTS], problems);
+        Self { default: weight(meta, problems).unwrap_or(1), by_address: weights(meta, problems) }
     }
 
-    /// That of the endpoint with this address.
+    /// Returns the weight of the endpoint with this address.
     pub(super) fn of(&self, addr: IpAddr) -> u16 {
-        let at = self.named.binary_search_by_key(&addr, |(addr, _)| *addr).ok();
-        at.and_then(|at| self.named.get(at)).map_or(self.others, |(_, weight)| *weight)
+        let at = self.by_address.binary_search_by_key(&addr, |(addr, _)| *addr).ok();
+        at.and_then(|at| self.by_address.get(at)).map_or(self.default, |(_, weight)| *weight)
     }
 }
 
-/// The text of an annotation. YAML easily adds a line's end.
+/// Returns the text of an annotation, trimmed: YAML easily adds a newline.
 pub(super) fn get<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     meta.annotations.as_ref()?.get(name).map(|text| text.trim())
 }
 
-/// Name and text of the first of these annotations that is there.
+/// Returns name and text of the first of these annotations that the object has.
 fn first<'a, const N: usize>(meta: &'a ObjectMeta, names: [&'static str; N]) -> Option<(&'static str, &'a str)> {
     names.into_iter().find_map(|name| Some((name, get(meta, name)?)))
 }
 
 fn scheduler(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Scheduler> {
-    let (name, text) = first(meta, [SCHEDULER, SCHEDULER_THERE, ALGORITHM_THERE])?;
+    let (name, text) = first(meta, [SCHEDULER, KUBE_ROUTER_SCHEDULER, CILIUM_ALGORITHM])?;
     let scheduler = Scheduler::from_name(text);
     if scheduler.is_none() {
         let known = Scheduler::ALL.map(Scheduler::name).join(", ");
@@ -78,7 +78,7 @@ fn scheduler(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Scheduler>
 }
 
 fn weight(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<u16> {
-    let (name, text) = first(meta, [WEIGHT, WEIGHT_THERE])?;
+    let (name, text) = first(meta, [WEIGHT, CILIUM_WEIGHT])?;
     let weight = text.parse().ok();
     if weight.is_none() {
         problems.push(format!("annotation {name} {text:?}: not a weight, 1 is used; write a number from 0 to 65535"));
@@ -86,7 +86,7 @@ fn weight(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<u16> {
     weight
 }
 
-/// Weights of single endpoints, sorted by address, each once.
+/// Reads the weights of single endpoints, sorted by address, each once.
 fn weights(meta: &ObjectMeta, problems: &mut Vec<String>) -> Vec<(IpAddr, u16)> {
     let parts = get(meta, WEIGHTS).unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty());
     let mut weights: Vec<(IpAddr, u16)> = Vec::new();
@@ -102,7 +102,7 @@ fn weights(meta: &ObjectMeta, problems: &mut Vec<String>) -> Vec<(IpAddr, u16)> 
         let Some(addr) = addr(problems, format_args!("annotation {WEIGHTS}"), ip) else { continue };
         match weights.binary_search_by_key(&addr, |(addr, _)| *addr) {
             Ok(_) => {
-                problems.push(format!("annotation {WEIGHTS}: {addr} stands there twice; the first counts, remove one"));
+                problems.push(format!("annotation {WEIGHTS}: {addr} listed twice; the first counts, remove one"));
             }
             Err(at) => weights.insert(at, (addr, weight)),
         }
@@ -127,7 +127,7 @@ fn drain(text: &str, problems: &mut Vec<String>) -> Drain {
     })
 }
 
-/// A duration as Go writes it, in whole seconds.
+/// Parses a duration as Go writes it, in whole seconds.
 fn seconds(text: &str) -> Option<u32> {
     let mut sum = 0_u32;
     let mut rest = text;
@@ -148,12 +148,13 @@ fn seconds(text: &str) -> Option<u32> {
     }
 }
 
-/// Names what looks like ours and is not: a slip in a name would otherwise go unnoticed.
-pub(super) fn unknown(meta: &ObjectMeta, what: &str, known: &[&str], problems: &mut Vec<String>) {
+/// Adds a problem for each unknown annotation with Beeline's prefix: a typing error in a name would go unnoticed
+/// otherwise.
+pub(super) fn unknown(meta: &ObjectMeta, kind: &str, known: &[&str], problems: &mut Vec<String>) {
     let names = meta.annotations.iter().flat_map(|annotations| annotations.keys());
-    for name in names.filter(|name| name.starts_with(OURS) && !known.contains(&name.as_str())) {
+    for name in names.filter(|name| name.starts_with(PREFIX) && !known.contains(&name.as_str())) {
         problems.push(format!(
-            "annotation {}: unknown on {what}, where there are {}; fix its name or remove it",
+            "annotation {}: unknown on {kind}, which has {}; fix its name or remove it",
             name.escape_debug(),
             known.join(", ")
         ));
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_said_is_kept() {
+    fn tuning_holds_only_what_differs_from_the_default() {
         let check = |meta: &ObjectMeta, expected: Option<Tuning>| {
             let mut problems = Vec::new();
             assert_eq!(tuning(meta, &mut problems).map(|tuning| *tuning), expected, "{meta:?}");
@@ -179,7 +180,7 @@ mod tests {
         check(&ObjectMeta::default(), None);
         check(&meta(&[]), None);
         check(&meta(&[("kubectl.kubernetes.io/last-applied-configuration", "{}"), (TCP_DRAIN, "none")]), None);
-        // To take chance where the node's default is another.
+        // Random must be kept: the node's default may be another.
         check(
             &meta(&[(SCHEDULER, "random")]),
             Some(Tuning { scheduler: Some(Scheduler::Random), ..Tuning::default() }),
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn scheduler_has_a_known_name_and_ours_goes_first() {
+    fn scheduler_has_a_known_name_and_beelines_annotation_goes_first() {
         let check = |annotations: &[(&str, &str)], expected: Result<Scheduler, &str>| {
             let mut problems = Vec::new();
             let scheduler = scheduler(&meta(annotations), &mut problems).ok_or(problems);
@@ -203,25 +204,25 @@ mod tests {
         };
         for scheduler in Scheduler::ALL {
             check(&[(SCHEDULER, scheduler.name())], Ok(scheduler));
-            check(&[(SCHEDULER_THERE, scheduler.name())], Ok(scheduler));
+            check(&[(KUBE_ROUTER_SCHEDULER, scheduler.name())], Ok(scheduler));
         }
-        check(&[(SCHEDULER, "sed"), (SCHEDULER_THERE, "lc")], Ok(Scheduler::Sed));
+        check(&[(SCHEDULER, "sed"), (KUBE_ROUTER_SCHEDULER, "lc")], Ok(Scheduler::Sed));
         check(
-            &[(SCHEDULER, "fastest"), (SCHEDULER_THERE, "lc")],
+            &[(SCHEDULER, "fastest"), (KUBE_ROUTER_SCHEDULER, "lc")],
             Err("annotation beeline.io/scheduler \"fastest\": unknown, the node's default is used; write one of \
                  random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh"),
         );
         check(
-            &[(SCHEDULER_THERE, "lblc")],
+            &[(KUBE_ROUTER_SCHEDULER, "lblc")],
             Err(
                 "annotation kube-router.io/service.scheduler \"lblc\": unknown, the node's default is used; write one \
                  of random, rr, wrr, lc, wlc, sed, nq, sh, dh, mh",
             ),
         );
-        // As Cilium calls the two that it has.
-        check(&[(ALGORITHM_THERE, "maglev")], Ok(Scheduler::Mh));
-        check(&[(ALGORITHM_THERE, "random")], Ok(Scheduler::Random));
-        check(&[(SCHEDULER, "maglev"), (ALGORITHM_THERE, "random")], Ok(Scheduler::Mh));
+        // Cilium's names of its two algorithms.
+        check(&[(CILIUM_ALGORITHM, "maglev")], Ok(Scheduler::Mh));
+        check(&[(CILIUM_ALGORITHM, "random")], Ok(Scheduler::Random));
+        check(&[(SCHEDULER, "maglev"), (CILIUM_ALGORITHM, "random")], Ok(Scheduler::Mh));
     }
 
     #[test]
@@ -235,28 +236,29 @@ mod tests {
         };
         check(&[], [1, 1, 1], &[]);
         check(&[(WEIGHT, "0")], [0, 0, 0], &[]);
-        check(&[(WEIGHT, "65535"), (WEIGHT_THERE, "2")], [65535, 65535, 65535], &[]);
-        check(&[(WEIGHT_THERE, "2"), (WEIGHTS, " fd00::1 = 5,\n10.0.0.1=0,")], [0, 2, 5], &[]);
+        check(&[(WEIGHT, "65535"), (CILIUM_WEIGHT, "2")], [65535, 65535, 65535], &[]);
+        check(&[(CILIUM_WEIGHT, "2"), (WEIGHTS, " fd00::1 = 5,\n10.0.0.1=0,")], [0, 2, 5], &[]);
         check(&[(WEIGHTS, "")], [1, 1, 1], &[]);
         check(
-            &[(WEIGHT, "65536"), (WEIGHT_THERE, "2")],
+            &[(WEIGHT, "65536"), (CILIUM_WEIGHT, "2")],
             [1, 1, 1],
             &["annotation beeline.io/weight \"65536\": not a weight, 1 is used; write a number from 0 to 65535"],
         );
         check(
-            &[(WEIGHT_THERE, "many")],
+            &[(CILIUM_WEIGHT, "many")],
             [1, 1, 1],
             &["annotation service.cilium.io/weight \"many\": not a weight, 1 is used; write a number from 0 to 65535"],
         );
         check(
             &[(WEIGHTS, "10.0.0.1=3, 10.0.0.1=4, 10.0.0.2, 10.0.0=1, ::ffff:10.0.0.2=2, fd00::1=65536, fd00::1=-1")],
-            [3, 1, 1],
+            [3, 2, 1],
             &[
-                "annotation beeline.io/weights: 10.0.0.1 stands there twice; the first counts, remove one",
+                "annotation beeline.io/weights: 10.0.0.1 listed twice; the first counts, remove one",
                 "annotation beeline.io/weights \"10.0.0.2\": not an address, = and a number from 0 to 65535; \
                  write it as in 10.0.0.1=3",
                 "annotation beeline.io/weights \"10.0.0\": not an IP address; fix or remove it",
-                "annotation beeline.io/weights \"::ffff:10.0.0.2\": an IPv4 address in IPv6 form; write it as 10.0.0.2",
+                "annotation beeline.io/weights \"::ffff:10.0.0.2\": not in standard form, read as 10.0.0.2; \
+                 write it as 10.0.0.2",
                 "annotation beeline.io/weights \"fd00::1=65536\": not an address, = and a number from 0 to 65535; \
                  write it as in 10.0.0.1=3",
                 "annotation beeline.io/weights \"fd00::1=-1\": not an address, = and a number from 0 to 65535; \
@@ -305,15 +307,13 @@ mod tests {
         drain("soon", &mut problems);
         assert_eq!(
             problems,
-            [
-                "annotation beeline.io/tcp-drain \"soon\": unknown, none is used; write none, on-removal, or after with a \
-              time such as 30s, 5m or 1h30m"
-            ]
+            ["annotation beeline.io/tcp-drain \"soon\": unknown, none is used; write none, on-removal, or after with \
+                 a time such as 30s, 5m or 1h30m"]
         );
     }
 
     #[test]
-    fn name_that_looks_like_ours_is_known_or_named() {
+    fn unknown_annotations_with_beelines_prefix_are_problems() {
         let meta = meta(&[("beeline.io/shceduler", "rr"), (WEIGHT, "2"), ("example.com/weights", "x")]);
         let mut problems = Vec::new();
         assert_eq!(tuning(&meta, &mut problems), None);
@@ -321,11 +321,11 @@ mod tests {
         assert_eq!(
             problems,
             [
-                "annotation beeline.io/shceduler: unknown on a Service, where there are beeline.io/scheduler, \
+                "annotation beeline.io/shceduler: unknown on a Service, which has beeline.io/scheduler, \
                  beeline.io/weights, beeline.io/tcp-drain; fix its name or remove it",
-                "annotation beeline.io/weight: unknown on a Service, where there are beeline.io/scheduler, \
+                "annotation beeline.io/weight: unknown on a Service, which has beeline.io/scheduler, \
                  beeline.io/weights, beeline.io/tcp-drain; fix its name or remove it",
-                "annotation beeline.io/shceduler: unknown on an EndpointSlice, where there are beeline.io/weight, \
+                "annotation beeline.io/shceduler: unknown on an EndpointSlice, which has beeline.io/weight, \
                  beeline.io/weights; fix its name or remove it",
             ]
         );

@@ -1,4 +1,5 @@
-//! From a v1 Endpoints object, as Kubernetes' mirroring controller would read it (pkg/controller/endpointslicemirroring).
+//! Conversion of a v1 Endpoints object, as Kubernetes' mirroring controller reads it
+//! (pkg/controller/endpointslicemirroring).
 
 use std::sync::Arc;
 
@@ -9,10 +10,9 @@ use lb_core::objects::{Endpoint, EndpointGroup, Endpoints};
 /// The controller's `--mirroring-max-endpoints-per-subset`.
 const MAX_PER_SUBSET: usize = 1000;
 
-/// From a v1 Endpoints.
-#[must_use]
-pub fn endpoints(wire: &api::Endpoints) -> Endpoints {
-    let meta = &wire.metadata;
+/// Converts a v1 Endpoints object.
+pub(super) fn endpoints(object: &api::Endpoints) -> Endpoints {
+    let meta = &object.metadata;
     let annotated = |name: &str| meta.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(name));
     let mirrorable = label(meta, "endpointslice.kubernetes.io/skip-mirror") != Some("true")
         && label(meta, "endpoints.kubernetes.io/managed-by") != Some("endpoint-controller")
@@ -20,7 +20,7 @@ pub fn endpoints(wire: &api::Endpoints) -> Endpoints {
 
     let mut problems = Vec::new();
     let weights = Weights::read(meta, "an Endpoints object", &mut problems);
-    let groups = list(&wire.subsets).iter().enumerate();
+    let groups = list(&object.subsets).iter().enumerate();
     let groups = groups.map(|(i, subset)| group(subset, i, &weights, &mut problems)).collect();
     Endpoints { key: key(meta), mirrorable, groups, triggered: triggered(meta), problems }
 }
@@ -34,7 +34,7 @@ fn group(subset: &api::Subset, i: usize, weights: &Weights, problems: &mut Vec<S
     let mut beyond = 0;
     for (name, addresses, ready) in [("addresses", ready, true), ("notReadyAddresses", not_ready, false)] {
         for (j, address) in addresses.iter().enumerate() {
-            // Like the controller, count only the valid ones.
+            // Like the controller, count only valid addresses.
             if endpoints.len() == MAX_PER_SUBSET {
                 beyond += addresses.len() - j;
                 break;
@@ -44,7 +44,7 @@ fn group(subset: &api::Subset, i: usize, weights: &Weights, problems: &mut Vec<S
                 addr,
                 node: address.node_name.as_deref().filter(|node| !node.is_empty()).map(Arc::from),
                 ready,
-                // The controller writes ready alone, and absent counts as true.
+                // The controller writes only `ready`; an absent `serving` counts as true.
                 serving: true,
                 terminating: false,
                 weight: weights.of(addr),
@@ -147,7 +147,7 @@ subsets:
     }
 
     #[test]
-    fn rule_2_object_says_whether_it_would_be_mirrored() {
+    fn rule_2_mirrorable_follows_the_mirroring_controller() {
         let check = |metadata: &str, expected: bool| {
             assert_eq!(read(&format!("metadata: {{{metadata}}}")).mirrorable, expected, "{metadata}");
         };
@@ -161,16 +161,17 @@ subsets:
     }
 
     #[test]
-    fn bad_part_is_dropped_and_named() {
+    fn a_wrong_part_is_dropped_with_a_problem() {
         let endpoints = read(
-            "subsets: [{addresses: [{ip: x}, {ip: 10.0.0.1}], notReadyAddresses: [{ip: y}], ports: [{port: 0}, {name: a, \
-             port: 1}]}]",
+            "subsets: [{addresses: [{ip: x}, {ip: 10.0.0.01}], notReadyAddresses: [{ip: y}], \
+             ports: [{port: 0}, {name: a, port: 1}]}]",
         );
         assert_eq!(
             endpoints.problems,
             [
                 "subsets[0].ports[0].port 0: not a port; use 1 to 65535",
                 "subsets[0].addresses[0].ip \"x\": not an IP address; fix or remove it",
+                "subsets[0].addresses[1].ip \"10.0.0.01\": not in standard form, read as 10.0.0.1; write it as 10.0.0.1",
                 "subsets[0].notReadyAddresses[0].ip \"y\": not an IP address; fix or remove it",
             ]
         );
@@ -180,20 +181,21 @@ subsets:
     #[test]
     fn annotations_weigh_the_endpoints_of_all_subsets() {
         let endpoints = read(
-            "{metadata: {annotations: {beeline.io/weight: '2', beeline.io/weights: '10.0.0.2=0', beeline.io/drain: ''}}, \
-             subsets: [{addresses: [{ip: 10.0.0.1}]}, {addresses: [{ip: 10.0.0.2}], notReadyAddresses: [{ip: 10.0.0.3}]}]}",
+            "{metadata: {annotations: {beeline.io/weight: '2', beeline.io/weights: '10.0.0.2=0', \
+             beeline.io/drain: ''}}, subsets: [{addresses: [{ip: 10.0.0.1}]}, {addresses: [{ip: 10.0.0.2}], \
+             notReadyAddresses: [{ip: 10.0.0.3}]}]}",
         );
         let all = endpoints.groups.iter().flat_map(|group| &group.endpoints);
         assert_eq!(all.map(|endpoint| endpoint.weight).collect::<Vec<_>>(), [2, 0, 2]);
         assert_eq!(
             endpoints.problems,
-            ["annotation beeline.io/drain: unknown on an Endpoints object, where there are beeline.io/weight, \
+            ["annotation beeline.io/drain: unknown on an Endpoints object, which has beeline.io/weight, \
               beeline.io/weights; fix its name or remove it"]
         );
     }
 
     #[test]
-    fn subset_ends_at_a_thousand_valid_addresses() {
+    fn a_subset_is_cut_after_a_thousand_valid_addresses() {
         let address = |i: usize| api::Address { ip: format!("10.0.{}.{}", i / 250, i % 250 + 1), node_name: None };
         let bad = api::Address { ip: "x".to_owned(), node_name: None };
         let subset = api::Subset {

@@ -1,33 +1,37 @@
-//! From the objects that travel to the objects that Beeline knows. Total: what is wrong is dropped and named, with its
-//! cure, in the object's `problems`; nothing is decided here that needs a second object.
+//! Conversion of API objects to `lb_core::objects`. It never fails: a wrong value is dropped and becomes a text, with
+//! its cure, in the object's `problems`. Decisions that need a second object are left to `lb_core::model`.
 
+mod address;
 mod annotations;
 mod endpoints;
-pub mod pod_modes;
+mod kinds;
+mod pod_modes;
 mod service;
 mod slice;
 
 use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime};
 
-pub use endpoints::endpoints;
+use address::{addr, parse_ip};
+use endpoints::endpoints;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+pub use kinds::ApiObject;
 use lb_common::Proto;
-pub use pod_modes::{LABEL as PATH, NETNS, namespace, pod};
-pub use service::service;
-pub use slice::endpoint_slice;
+pub(crate) use pod_modes::{LABEL as POD_MODE_LABEL, NETNS};
+use pod_modes::{namespace, pod};
+use service::service;
+use slice::endpoint_slice;
 
 use super::api;
 use lb_core::objects::{EndpointPort, Key, Node};
 
-/// From a v1 Node.
-#[must_use]
-pub fn node(wire: &api::Node) -> Node {
-    let meta = &wire.metadata;
+/// Converts a v1 Node.
+fn node(object: &api::Node) -> Node {
+    let meta = &object.metadata;
     Node {
         name: text(meta.name.as_deref()),
         zone: label(meta, "topology.kubernetes.io/zone").filter(|zone| !zone.is_empty()).map(Arc::from),
-        internal_ips: internal_ips(wire),
-        leaving: is_leaving(wire),
+        internal_ips: internal_ips(object),
+        leaving: is_leaving(object),
     }
 }
 
@@ -35,24 +39,25 @@ pub fn node(wire: &api::Node) -> Node {
 /// pkg/proxy/healthcheck/proxy_health.go).
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
-fn is_leaving(wire: &api::Node) -> bool {
-    let taints = wire.spec.as_ref().map_or(&[][..], |spec| list(&spec.taints));
-    wire.metadata.deletion_timestamp.is_some() || taints.iter().any(|taint| taint.key == TO_BE_DELETED)
+fn is_leaving(object: &api::Node) -> bool {
+    let taints = object.spec.as_ref().map_or(&[][..], |spec| list(&spec.taints));
+    object.metadata.deletion_timestamp.is_some() || taints.iter().any(|taint| taint.key == TO_BE_DELETED)
 }
 
-/// When that happened for which endpoints were written. A time that cannot be read is none: it is only measured.
+/// Returns the time of the change for which endpoints were written. An unreadable time counts as none: it only feeds a
+/// metric.
 fn triggered(meta: &ObjectMeta) -> Option<SystemTime> {
     let text = meta.annotations.as_ref()?.get("endpoints.kubernetes.io/last-change-trigger-time")?;
     text.parse::<k8s_openapi::jiff::Timestamp>().ok().map(Into::into)
 }
 
-/// kubelet writes them; what is no address is passed over, as is everything else that a node may be called.
-fn internal_ips(wire: &api::Node) -> Vec<IpAddr> {
-    let addresses = wire.status.as_ref().map_or(&[][..], |status| list(&status.addresses));
-    addresses.iter().filter(|address| address.type_ == "InternalIP").filter_map(|a| a.address.parse().ok()).collect()
+/// Lists the addresses of type InternalIP, which kubelet writes; texts that are no address are ignored.
+fn internal_ips(object: &api::Node) -> Vec<IpAddr> {
+    let addresses = object.status.as_ref().map_or(&[][..], |status| list(&status.addresses));
+    addresses.iter().filter(|address| address.type_ == "InternalIP").filter_map(|a| parse_ip(&a.address)).collect()
 }
 
-/// Namespace and name of an object.
+/// Returns namespace and name of an object.
 pub(super) fn key(meta: &ObjectMeta) -> Key {
     Key::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
@@ -65,27 +70,12 @@ fn label<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     meta.labels.as_ref()?.get(name).map(String::as_str)
 }
 
-/// The list, or none if it is absent or null.
+/// Returns the list, or an empty one if it is absent or null.
 fn list<T>(list: &Option<Vec<T>>) -> &[T] {
     list.as_deref().unwrap_or_default()
 }
 
-/// The address that stands at `place`, or a problem.
-fn addr(problems: &mut Vec<String>, place: fmt::Arguments<'_>, text: &str) -> Option<IpAddr> {
-    match text.parse() {
-        Ok(IpAddr::V6(addr)) if let Some(v4) = addr.to_ipv4_mapped() => {
-            problems.push(format!("{place} {text:?}: an IPv4 address in IPv6 form; write it as {v4}"));
-            None
-        }
-        Ok(addr) => Some(addr),
-        Err(_) => {
-            problems.push(format!("{place} {text:?}: not an IP address; fix or remove it"));
-            None
-        }
-    }
-}
-
-/// Protocol and number of the port that stands at `place`, or a problem.
+/// Parses protocol and number of the port in the field `place`, or adds a problem.
 fn port(problems: &mut Vec<String>, place: fmt::Arguments<'_>, port: &api::Port) -> Option<(Proto, NonZeroU16)> {
     let proto = match port.protocol.as_deref() {
         None | Some("" | "TCP") => Proto::Tcp,
@@ -107,16 +97,16 @@ fn port(problems: &mut Vec<String>, place: fmt::Arguments<'_>, port: &api::Port)
     Some((proto, number))
 }
 
-/// What to do with a port of an endpoint that has no name.
+/// Treatment of a port without a name.
 #[derive(Clone, Copy)]
 enum Nameless {
-    /// In a subset it is the unnamed port.
+    /// In a subset of Endpoints it is the unnamed port.
     Unnamed,
-    /// In a slice it is ignored, as kube-proxy does. The API server itself turns an absent name into an empty one.
+    /// In an EndpointSlice it is ignored, as kube-proxy does. The API server turns an absent name into an empty one.
     Ignored,
 }
 
-/// The ports of an endpoint group; the list stands at `place`.
+/// Converts the ports of an endpoint group; `place` is the field of the list.
 fn endpoint_ports(
     problems: &mut Vec<String>,
     place: fmt::Arguments<'_>,
@@ -124,8 +114,8 @@ fn endpoint_ports(
     nameless: Nameless,
 ) -> Vec<EndpointPort> {
     let mut converted = Vec::with_capacity(ports.len());
-    for (i, wire) in ports.iter().enumerate() {
-        let name = match (wire.name.as_deref(), nameless) {
+    for (i, object) in ports.iter().enumerate() {
+        let name = match (object.name.as_deref(), nameless) {
             (Some(name), _) => name,
             (None, Nameless::Unnamed) => "",
             (None, Nameless::Ignored) => {
@@ -134,7 +124,7 @@ fn endpoint_ports(
                 continue;
             }
         };
-        if let Some((proto, port)) = port(problems, format_args!("{place}[{i}]"), wire) {
+        if let Some((proto, port)) = port(problems, format_args!("{place}[{i}]"), object) {
             converted.push(EndpointPort { name: name.into(), proto, port });
         }
     }
@@ -145,13 +135,13 @@ fn endpoint_ports(
 mod tests {
     use super::*;
 
-    /// The object that a piece of YAML describes.
+    /// Decodes an API object from YAML.
     pub(super) fn yaml<T: serde::de::DeserializeOwned>(text: &str) -> T {
         serde_saphyr::from_str(text).unwrap()
     }
 
     #[test]
-    fn node_knows_its_zone() {
+    fn zone_of_a_node_is_its_topology_label() {
         let check = |text: &str, zone: Option<&str>| {
             let node = node(&yaml(text));
             assert_eq!((&*node.name, node.zone.as_deref()), ("n", zone));
@@ -163,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn node_knows_its_internal_addresses() {
+    fn internal_addresses_of_a_node_are_read() {
         let check = |status: &str, expected: &[&str]| {
             let node = node(&yaml(&format!("metadata: {{name: n}}\nstatus: {status}")));
             let internal_ips: Vec<String> = node.internal_ips.iter().map(ToString::to_string).collect();
@@ -174,13 +164,14 @@ mod tests {
         check("{addresses: null}", &[]);
         check(
             "{addresses: [{type: Hostname, address: n}, {type: ExternalIP, address: 192.0.2.1}, \
-             {type: InternalIP, address: 'fd00::1'}, {type: InternalIP, address: 10.0.0.1}, {type: InternalIP, address: n}]}",
+             {type: InternalIP, address: 'fd00::1'}, {type: InternalIP, address: 10.0.0.01}, \
+             {type: InternalIP, address: n}]}",
             &["fd00::1", "10.0.0.1"],
         );
     }
 
     #[test]
-    fn node_is_leaving_when_it_is_deleted_or_marked_by_the_autoscaler() {
+    fn a_node_is_leaving_if_it_is_deleted_or_tainted_by_the_autoscaler() {
         let check = |text: &str, leaving: bool| assert_eq!(node(&yaml(text)).leaving, leaving, "{text}");
         check("metadata: {name: n}", false);
         check("{metadata: {name: n}, spec: null}", false);
@@ -195,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trigger_time_is_read_to_the_nanosecond_or_is_none() {
+    fn a_trigger_time_is_read_to_the_nanosecond_or_ignored() {
         let check = |text: &str, expected: Option<std::time::Duration>| {
             let name = "endpoints.kubernetes.io/last-change-trigger-time".to_owned();
             let meta = ObjectMeta { annotations: Some([(name, text.to_owned())].into()), ..ObjectMeta::default() };
@@ -207,24 +198,6 @@ mod tests {
         check("yesterday", None);
         check("", None);
         assert_eq!(triggered(&ObjectMeta::default()), None);
-    }
-
-    #[test]
-    fn only_plain_addresses_are_addresses() {
-        let check = |text: &str, problem: &str| {
-            let mut problems = Vec::new();
-            assert_eq!(addr(&mut problems, format_args!("ip"), text), None);
-            assert_eq!(problems, [problem]);
-        };
-        for bad in ["", "10.0.0", "10.0.0.01", " 10.0.0.1", "10.0.0.1/32", "fe80::1%eth0", "localhost"] {
-            check(bad, &format!("ip {bad:?}: not an IP address; fix or remove it"));
-        }
-        check("::ffff:10.0.0.1", "ip \"::ffff:10.0.0.1\": an IPv4 address in IPv6 form; write it as 10.0.0.1");
-        for good in ["10.0.0.1", "fd00::1"] {
-            let mut problems = Vec::new();
-            assert_eq!(addr(&mut problems, format_args!("ip"), good), good.parse().ok());
-            assert!(problems.is_empty());
-        }
     }
 
     #[test]

@@ -1,15 +1,14 @@
-//! From a discovery.k8s.io/v1 EndpointSlice.
+//! Conversion of a discovery.k8s.io/v1 EndpointSlice.
 
 use std::{net::IpAddr, sync::Arc};
 
 use super::{Nameless, addr, annotations::Weights, endpoint_ports, key, label, list, triggered};
 use crate::api;
-use lb_core::objects::{Endpoint, EndpointGroup, EndpointSlice, Hints, Key, Manager};
+use lb_core::objects::{Endpoint, EndpointGroup, EndpointSlice, Hints, Key, SliceManager};
 
-/// From a discovery.k8s.io/v1 EndpointSlice.
-#[must_use]
-pub fn endpoint_slice(wire: &api::EndpointSlice) -> EndpointSlice {
-    let meta = &wire.metadata;
+/// Converts a discovery.k8s.io/v1 EndpointSlice.
+pub(super) fn endpoint_slice(object: &api::EndpointSlice) -> EndpointSlice {
+    let meta = &object.metadata;
     let key = key(meta);
     let mut problems = Vec::new();
 
@@ -20,14 +19,14 @@ pub fn endpoint_slice(wire: &api::EndpointSlice) -> EndpointSlice {
         problems.push("label kubernetes.io/service-name: missing; set it to the name of the Service".to_owned());
     }
     let manager = match label(meta, "endpointslice.kubernetes.io/managed-by") {
-        Some("endpointslice-controller.k8s.io") => Manager::Selecting,
-        Some("endpointslicemirroring-controller.k8s.io") => Manager::Mirroring,
-        _ => Manager::Other,
+        Some("endpointslice-controller.k8s.io") => SliceManager::Selecting,
+        Some("endpointslicemirroring-controller.k8s.io") => SliceManager::Mirroring,
+        _ => SliceManager::Other,
     };
-    let group = match wire.address_type.as_deref() {
-        Some("IPv4") => group(wire, "IPv4", IpAddr::is_ipv4, &mut problems),
-        Some("IPv6") => group(wire, "IPv6", IpAddr::is_ipv6, &mut problems),
-        // Names instead of addresses: no proxy reads them (API documentation of the type).
+    let group = match object.address_type.as_deref() {
+        Some("IPv4") => group(object, "IPv4", IpAddr::is_ipv4, &mut problems),
+        Some("IPv6") => group(object, "IPv6", IpAddr::is_ipv6, &mut problems),
+        // Names instead of addresses: proxies ignore them (API documentation of the type).
         Some("FQDN") => EndpointGroup::default(),
         other => {
             let other = other.unwrap_or_default();
@@ -39,16 +38,16 @@ pub fn endpoint_slice(wire: &api::EndpointSlice) -> EndpointSlice {
 }
 
 fn group(
-    wire: &api::EndpointSlice,
+    object: &api::EndpointSlice,
     family: &str,
     is_family: fn(&IpAddr) -> bool,
     problems: &mut Vec<String>,
 ) -> EndpointGroup {
-    let ports = endpoint_ports(problems, format_args!("ports"), list(&wire.ports), Nameless::Ignored);
-    let weights = Weights::read(&wire.metadata, "an EndpointSlice", problems);
-    let mut endpoints = Vec::with_capacity(list(&wire.endpoints).len());
-    for (i, wire) in list(&wire.endpoints).iter().enumerate() {
-        let Some(text) = list(&wire.addresses).first() else {
+    let ports = endpoint_ports(problems, format_args!("ports"), list(&object.ports), Nameless::Ignored);
+    let weights = Weights::read(&object.metadata, "an EndpointSlice", problems);
+    let mut endpoints = Vec::with_capacity(list(&object.endpoints).len());
+    for (i, endpoint_object) in list(&object.endpoints).iter().enumerate() {
+        let Some(text) = list(&endpoint_object.addresses).first() else {
             problems.push(format!("endpoints[{i}].addresses: empty; give it an address or remove it"));
             continue;
         };
@@ -59,19 +58,19 @@ fn group(
             ));
             continue;
         }
-        endpoints.push(endpoint(wire, addr, &weights));
+        endpoints.push(endpoint(endpoint_object, addr, &weights));
     }
     EndpointGroup { ports: ports.into(), endpoints }
 }
 
-fn endpoint(wire: &api::Endpoint, addr: IpAddr, weights: &Weights) -> Endpoint {
-    let conditions = wire.conditions.unwrap_or_default();
+fn endpoint(object: &api::Endpoint, addr: IpAddr, weights: &Weights) -> Endpoint {
+    let conditions = object.conditions.unwrap_or_default();
     let names = |hints: &Option<Vec<api::Hint>>| list(hints).iter().map(|hint| Arc::from(&*hint.name)).collect();
     let hints =
-        wire.hints.as_ref().map(|hints| Hints { zones: names(&hints.for_zones), nodes: names(&hints.for_nodes) });
+        object.hints.as_ref().map(|hints| Hints { zones: names(&hints.for_zones), nodes: names(&hints.for_nodes) });
     Endpoint {
         addr,
-        node: wire.node_name.as_deref().filter(|node| !node.is_empty()).map(Arc::from),
+        node: object.node_name.as_deref().filter(|node| !node.is_empty()).map(Arc::from),
         ready: conditions.ready.unwrap_or(true),
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
@@ -172,7 +171,7 @@ endpoints:
     }
 
     #[test]
-    fn bad_part_is_dropped_and_named() {
+    fn a_wrong_part_is_dropped_with_a_problem() {
         let check = |rest: &str, kept: (usize, usize), expected: &[&str]| {
             let slice = read(rest);
             assert_eq!((slice.group.ports.len(), slice.group.endpoints.len()), kept, "{rest}");
@@ -204,13 +203,13 @@ endpoints:
         check(
             "addressType: IPv4\nendpoints: [{addresses: []}, {}, {addresses: [x]}, {addresses: ['fd00::1']}, \
              {addresses: ['::ffff:10.0.0.1']}, {addresses: [10.0.0.1]}]",
-            (0, 1),
+            (0, 2),
             &[
                 "endpoints[0].addresses: empty; give it an address or remove it",
                 "endpoints[1].addresses: empty; give it an address or remove it",
                 "endpoints[2].addresses[0] \"x\": not an IP address; fix or remove it",
                 "endpoints[3].addresses[0] \"fd00::1\": not of addressType IPv4; move it to a slice of its own",
-                "endpoints[4].addresses[0] \"::ffff:10.0.0.1\": an IPv4 address in IPv6 form; write it as 10.0.0.1",
+                "endpoints[4].addresses[0] \"::ffff:10.0.0.1\": not in standard form, read as 10.0.0.1; write it as 10.0.0.1",
             ],
         );
         check(
@@ -231,14 +230,14 @@ endpoints:
         assert_eq!(weights, [0, 7]);
         assert_eq!(
             slice.problems,
-            ["annotation beeline.io/wieght: unknown on an EndpointSlice, where there are beeline.io/weight, \
+            ["annotation beeline.io/wieght: unknown on an EndpointSlice, which has beeline.io/weight, \
               beeline.io/weights; fix its name or remove it"]
         );
     }
 
     #[test]
     fn labels_name_the_service_and_the_manager() {
-        let check = |labels: &str, service: Option<&str>, manager: Manager| {
+        let check = |labels: &str, service: Option<&str>, manager: SliceManager| {
             let slice = endpoint_slice(&yaml(&format!(
                 "metadata: {{namespace: ns, name: s, labels: {{{labels}}}}}\naddressType: IPv4"
             )));
@@ -246,19 +245,19 @@ endpoints:
             assert_eq!(slice.manager, manager, "{labels}");
             assert_eq!(slice.problems.is_empty(), service.is_some(), "{labels}");
         };
-        check("kubernetes.io/service-name: a", Some("a"), Manager::Other);
-        check("kubernetes.io/service-name: ''", None, Manager::Other);
-        check("", None, Manager::Other);
+        check("kubernetes.io/service-name: a", Some("a"), SliceManager::Other);
+        check("kubernetes.io/service-name: ''", None, SliceManager::Other);
+        check("", None, SliceManager::Other);
         check(
             "kubernetes.io/service-name: a, endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io",
             Some("a"),
-            Manager::Selecting,
+            SliceManager::Selecting,
         );
         check(
             "kubernetes.io/service-name: a, \
              endpointslice.kubernetes.io/managed-by: endpointslicemirroring-controller.k8s.io",
             Some("a"),
-            Manager::Mirroring,
+            SliceManager::Mirroring,
         );
     }
 }

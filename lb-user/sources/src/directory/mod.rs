@@ -1,6 +1,6 @@
-//! Objects from a directory of Kubernetes YAML, read again when it changes. What cannot be read keeps its last good
-//! state: a bad file that file's, a directory that has vanished all of it. What the text means is in `yaml`, how changes
-//! are noticed in `watch`.
+//! Objects from a directory of Kubernetes YAML, read again when it changes. After a failure the last good state is
+//! kept: that of a file for a bad file, all of it for a missing directory. `crate::yaml` parses the files, `watch`
+//! notices changes.
 
 mod watch;
 
@@ -22,7 +22,7 @@ use lb_core::{
     objects::Key,
 };
 
-/// What to read.
+/// Directory to read.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The directory, or a single file.
@@ -31,13 +31,16 @@ pub struct Options {
     pub proxy_name: Option<String>,
 }
 
-/// Reads the directory, sends all kinds, then follows it: whenever its objects change, all kinds are sent
-/// again. Returns if the directory is absent at the start, or once nobody receives any more.
+/// Reads the directory and sends a `Replace` of each kind, and again whenever its objects change. Returns when the
+/// receiver is dropped.
+///
+/// # Errors
+/// When the directory cannot be read at the start.
 pub async fn run(options: Options, tx: mpsc::Sender<Event>) -> anyhow::Result<()> {
     let path = std::path::absolute(&options.path).with_context(|| cure(&options.path))?;
-    // Watching begins before reading, so that no change falls between.
+    // Watch before reading, so that no change is missed in between.
     let mut watch = watch::Watch::new(&path);
-    let mut good = LastGood::new(options.proxy_name);
+    let mut good = DirectoryState::new(options.proxy_name);
     let mut reachable = true;
     loop {
         let directory = path.clone();
@@ -71,14 +74,14 @@ pub async fn run(options: Options, tx: mpsc::Sender<Event>) -> anyhow::Result<()
     }
 }
 
-/// What was last read from each file.
+/// The objects last read from each file.
 #[derive(Debug)]
-pub struct LastGood {
+pub struct DirectoryState {
     proxy_name: Option<String>,
-    /// Whether all kinds were returned once.
+    /// True after all kinds were returned once.
     listed: bool,
     files: BTreeMap<PathBuf, File>,
-    /// Directories that held them; what a watch must cover.
+    /// Directories of the files, for the watch.
     directories: BTreeSet<PathBuf>,
     problems: BTreeSet<String>,
 }
@@ -90,7 +93,7 @@ struct File {
     problem: Option<String>,
 }
 
-/// What changes when a file does.
+/// Metadata that changes whenever a file does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Stamp {
     inode: (u64, u64),
@@ -99,7 +102,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    /// None for a file so fresh that a further write might leave the same time.
+    /// Returns the stamp; None for a file so new that another write might leave the same time.
     fn of(meta: &fs::Metadata) -> Option<Self> {
         let settled = meta.modified().ok()?.elapsed().is_ok_and(|age| age > Duration::from_millis(100));
         settled.then(|| Self {
@@ -110,24 +113,27 @@ impl Stamp {
     }
 }
 
-impl LastGood {
-    /// Nothing read yet. `proxy_name` is the value of `--service-proxy-name`.
+impl DirectoryState {
+    /// Creates the state before the first reading. `proxy_name` is the value of `--service-proxy-name`.
     #[must_use]
     pub fn new(proxy_name: Option<String>) -> Self {
         let (files, directories, problems) = Default::default();
         Self { proxy_name, listed: false, files, directories, problems }
     }
 
-    /// What is wrong with the files at present, each with its cure. Problems of single objects stand in the objects.
+    /// Lists the present problems of the files, each with its cure. Problems of single objects are in the objects.
     pub fn problems(&self) -> impl Iterator<Item = &str> {
         self.problems.iter().map(String::as_str)
     }
 }
 
-/// Reads the files under `path` and returns what has changed: nothing, or all kinds. The first call returns all
-/// of them. Fails, changing nothing, if `path` itself cannot be read.
-pub fn load(path: &Path, good: &mut LastGood) -> anyhow::Result<Vec<Event>> {
-    let mut found = Found::default();
+/// Reads the files under `path`. Returns a `Replace` of each kind if any object has changed, and at the first call;
+/// else nothing.
+///
+/// # Errors
+/// When `path` itself cannot be read; the state stays unchanged.
+pub fn load(path: &Path, good: &mut DirectoryState) -> anyhow::Result<Vec<Event>> {
+    let mut found = FileList::default();
     if fs::metadata(path).with_context(|| cure(path))?.is_dir() {
         found.walk(path).with_context(|| cure(path))?;
     } else {
@@ -141,14 +147,14 @@ pub fn load(path: &Path, good: &mut LastGood) -> anyhow::Result<Vec<Event>> {
     for path in found.files {
         let before = good.files.remove(&path);
         match read(&path, before, proxy_name) {
-            Read::Same(file) => {
+            FileChange::Same(file) => {
                 files.insert(path, file);
             }
-            Read::Changed(file) => {
+            FileChange::Changed(file) => {
                 changed = true;
                 files.insert(path, file);
             }
-            Read::Gone => changed = true,
+            FileChange::Gone => changed = true,
         }
     }
     changed |= !good.files.is_empty();
@@ -175,45 +181,47 @@ fn cure(path: &Path) -> String {
     format!("{}: not readable; create the directory, or name another one", path.display())
 }
 
-/// What became of a file.
-enum Read {
-    /// Its objects are those of before.
+/// Change of a file since the last reading.
+enum FileChange {
+    /// The objects are the same.
     Same(File),
-    /// Its objects are new.
+    /// The objects differ.
     Changed(File),
-    /// It does not exist.
+    /// The file is gone.
     Gone,
 }
 
-fn read(path: &Path, before: Option<File>, proxy_name: Option<&str>) -> Read {
+fn read(path: &Path, before: Option<File>, proxy_name: Option<&str>) -> FileChange {
     let meta = fs::metadata(path);
     let stamp = meta.as_ref().ok().and_then(Stamp::of);
     let before = match before {
-        Some(file) if stamp.is_some() && stamp == file.stamp => return Read::Same(file),
+        Some(file) if stamp.is_some() && stamp == file.stamp => return FileChange::Same(file),
         before => before.unwrap_or_default(),
     };
     let kept = |problem: String, before: File| {
         let kept = if before.objects.is_empty() { "" } else { "; the objects last read from it are kept" };
-        Read::Same(File { stamp, problem: Some(format!("{}: {problem}{kept}", path.display())), ..before })
+        FileChange::Same(File { stamp, problem: Some(format!("{}: {problem}{kept}", path.display())), ..before })
     };
     let text = match meta.and_then(|_| fs::read_to_string(path)) {
-        // A link whose end is missing for the moment is not a removed file.
-        Err(error) if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => return Read::Gone,
+        // A symbolic link whose target is missing for the moment is not a removed file.
+        Err(error) if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => {
+            return FileChange::Gone;
+        }
         Err(error) => return kept(format!("{error}; make it a readable UTF-8 file or remove it"), before),
         Ok(text) => text,
     };
     if text.is_empty() && !before.objects.is_empty() {
-        // Most likely truncated by a writer that is about to fill it.
+        // Most likely truncated by a writer that is about to write it.
         return kept("empty; remove the file to remove its objects".to_owned(), before);
     }
     match yaml::parse(&text, proxy_name) {
-        Ok(objects) if objects == before.objects => Read::Same(File { stamp, objects, problem: None }),
-        Ok(objects) => Read::Changed(File { stamp, objects, problem: None }),
+        Ok(objects) if objects == before.objects => FileChange::Same(File { stamp, objects, problem: None }),
+        Ok(objects) => FileChange::Changed(File { stamp, objects, problem: None }),
         Err(error) => kept(error.to_string(), before),
     }
 }
 
-/// The objects of all files by kind, in order. Of an object that stands more than once, the first counts.
+/// Merges the objects of all files by kind, in order. Of several objects of one name, the first counts.
 fn merge(files: &BTreeMap<PathBuf, File>) -> (BTreeMap<Kind, Vec<Object>>, Vec<String>) {
     let mut objects: BTreeMap<Kind, Vec<Object>> = Kind::ALL.into_iter().map(|kind| (kind, Vec::new())).collect();
     let mut owners: HashMap<(Kind, Key), &Path> = HashMap::new();
@@ -223,8 +231,7 @@ fn merge(files: &BTreeMap<PathBuf, File>) -> (BTreeMap<Kind, Vec<Object>>, Vec<S
             let (kind, key) = id(object);
             if let Some(owner) = owners.get(&(kind, key.clone())) {
                 let (owner, path) = (owner.display(), path.display());
-                duplicates
-                    .push(format!("{kind:?} {key} stands in {owner} and in {path}: the first counts; remove one"));
+                duplicates.push(format!("{kind:?} {key} is in {owner} and in {path}: the first counts; remove one"));
                 continue;
             }
             owners.insert((kind, key), path);
@@ -234,7 +241,8 @@ fn merge(files: &BTreeMap<PathBuf, File>) -> (BTreeMap<Kind, Vec<Object>>, Vec<S
     (objects, duplicates)
 }
 
-/// The endpoints that belong to no Service. In a cluster others may use them; in a directory a name is wrong.
+/// Lists the problems of endpoints without a Service. In a cluster they may be for another use; in a directory a name
+/// is wrong.
 fn strays(objects: &BTreeMap<Kind, Vec<Object>>) -> Vec<String> {
     let all = || objects.values().flatten();
     let services: HashSet<&Key> = all()
@@ -242,11 +250,12 @@ fn strays(objects: &BTreeMap<Kind, Vec<Object>>) -> Vec<String> {
         .collect();
     let stray = |object: &Object| match object {
         Object::EndpointSlice(slice) => match &slice.service {
-            // That the label is missing is its own first problem, which no Service tells.
+            // The missing label is the slice's first problem, which no Service reports.
             None => Some(format!("EndpointSlice {}: {}", slice.key, slice.problems.first().map_or("", |text| text))),
             Some(service) if services.contains(service) => None,
             Some(service) => Some(format!(
-                "EndpointSlice {}: there is no Service {service}; write it, or fix the label kubernetes.io/service-name",
+                "EndpointSlice {}: there is no Service {service}; write it, or fix the label \
+                 kubernetes.io/service-name",
                 slice.key
             )),
         },
@@ -269,19 +278,19 @@ fn id(object: &Object) -> (Kind, Key) {
     }
 }
 
-/// The files to read.
+/// Files and directories found under the path.
 #[derive(Default)]
-struct Found {
+struct FileList {
     files: BTreeSet<PathBuf>,
     directories: BTreeSet<PathBuf>,
-    /// Real paths, against links that lead back.
+    /// Real paths, against cycles of symbolic links.
     visited: BTreeSet<PathBuf>,
     problems: Vec<String>,
 }
 
-impl Found {
-    /// Adds `*.yaml`, `*.yml` and `*.json` under `directory`. Links are followed; hidden names are not: in a mounted
-    /// ConfigMap they hold the versions of the files, to which the visible links lead.
+impl FileList {
+    /// Adds `*.yaml`, `*.yml` and `*.json` under `directory`. Symbolic links are followed; hidden names are not: in a
+    /// mounted ConfigMap they hold the versions of the files, to which the visible links point.
     fn walk(&mut self, directory: &Path) -> std::io::Result<()> {
         if !self.visited.insert(fs::canonicalize(directory)?) {
             return Ok(());

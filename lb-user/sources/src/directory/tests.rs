@@ -1,17 +1,18 @@
-//! Directories that change, on a real file system.
+//! Tests with changing directories on a real file system.
 
 use std::{os::unix::fs::symlink, time::Instant};
 
 use super::*;
 
-/// A Service as YAML.
+/// Formats a Service as YAML.
 fn service(name: &str, addr: &str) -> String {
     format!(
-        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: {addr}, ports: [{{port: 80}}]}}\n"
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+         spec: {{clusterIP: {addr}, ports: [{{port: 80}}]}}\n"
     )
 }
 
-/// Names and addresses of the Services in a round of events, which must hold all kinds; None for no events.
+/// Returns names and addresses of the Services in a round of events, which must hold all kinds; None for no events.
 fn services(events: Vec<Event>) -> Option<Vec<String>> {
     let kinds: Vec<Kind> = events
         .iter()
@@ -32,15 +33,15 @@ fn services(events: Vec<Event>) -> Option<Vec<String>> {
     Some(objects.into_iter().map(named).collect())
 }
 
-/// One reading after another, without a watch.
+/// Repeated readings of a directory, without a watch.
 struct Reading {
     dir: tempfile::TempDir,
-    good: LastGood,
+    good: DirectoryState,
 }
 
 impl Reading {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), good: LastGood::new(None) }
+        Self { dir: tempfile::tempdir().unwrap(), good: DirectoryState::new(None) }
     }
 
     fn write(&self, name: &str, text: &str) {
@@ -61,7 +62,7 @@ impl Reading {
 }
 
 #[test]
-fn first_reading_gives_all_kinds_and_later_ones_only_changes() {
+fn the_first_reading_returns_all_kinds_and_later_ones_only_changes() {
     let mut reading = Reading::new();
     reading.expect(Some(&[]), &[]);
     reading.expect(None, &[]);
@@ -85,11 +86,11 @@ fn first_reading_gives_all_kinds_and_later_ones_only_changes() {
 }
 
 #[test]
-fn endpoints_of_no_service_are_named() {
+fn endpoints_without_a_service_are_problems() {
     let slice = |name: &str, labels: &str| {
         format!(
-            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n\
-             addressType: IPv4\n"
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: {name}, labels: {{{labels}}}}}\naddressType: IPv4\n"
         )
     };
     let endpoints = |name: &str| format!("---\napiVersion: v1\nkind: Endpoints\nmetadata: {{name: {name}}}\n");
@@ -114,7 +115,7 @@ fn endpoints_of_no_service_are_named() {
 }
 
 #[test]
-fn bad_file_keeps_its_last_good_objects_and_others_proceed() {
+fn a_bad_file_keeps_its_last_good_objects_and_others_are_read() {
     let mut reading = Reading::new();
     reading.write("a.yaml", &service("a", "10.96.0.1"));
     reading.write("b.yaml", &service("b", "10.96.0.2"));
@@ -143,13 +144,13 @@ fn bad_file_keeps_its_last_good_objects_and_others_proceed() {
 }
 
 #[test]
-fn object_in_two_files_counts_once() {
+fn an_object_in_two_files_counts_once() {
     let mut reading = Reading::new();
     reading.write("b.yaml", &service("a", "10.96.0.2"));
     reading.write("a.yaml", &service("a", "10.96.0.1"));
     let dir = reading.dir.path().to_owned();
     let problem =
-        format!("Service default/a stands in {}/a.yaml and in b.yaml: the first counts; remove one", dir.display());
+        format!("Service default/a is in {}/a.yaml and in b.yaml: the first counts; remove one", dir.display());
     let problem = problem.replace(&format!("{}/", dir.display()), "");
     reading.expect(Some(&["a 10.96.0.1"]), &[&problem]);
     fs::remove_file(dir.join("a.yaml")).unwrap();
@@ -157,7 +158,7 @@ fn object_in_two_files_counts_once() {
 }
 
 #[test]
-fn link_that_leads_back_is_read_once_and_dangling_one_keeps_its_objects() {
+fn a_cycle_of_links_is_read_once_and_a_dangling_link_keeps_its_objects() {
     let mut reading = Reading::new();
     let dir = reading.dir.path().to_owned();
     reading.write("sub/a.yaml", &service("a", "10.96.0.1"));
@@ -171,13 +172,13 @@ fn link_that_leads_back_is_read_once_and_dangling_one_keeps_its_objects() {
 }
 
 #[test]
-fn absent_directory_is_an_error_with_its_cure() {
+fn a_missing_directory_is_an_error_with_its_cure() {
     let dir = tempfile::tempdir().unwrap();
-    let error = load(&dir.path().join("absent"), &mut LastGood::new(None)).unwrap_err();
+    let error = load(&dir.path().join("absent"), &mut DirectoryState::new(None)).unwrap_err();
     assert!(format!("{error:#}").contains("absent: not readable; create the directory"), "{error:#}");
 }
 
-/// A directory that is followed.
+/// A directory with a running source.
 struct Following {
     dir: PathBuf,
     rx: mpsc::Receiver<Event>,
@@ -234,13 +235,13 @@ async fn changes_arrive_soon() {
     following.expect(&["b 10.96.0.3"]).await;
 }
 
-/// What must be sooner than the poll to prove that inotify saw it.
+/// Upper bound that proves that inotify saw a change before the poll did.
 fn watch_poll() -> Duration {
     Duration::from_millis(1900)
 }
 
 #[tokio::test]
-async fn configmap_swap_is_one_change() {
+async fn a_configmap_swap_is_one_change() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     for (version, addr) in [("..1", "10.96.0.1"), ("..2", "10.96.0.2")] {
@@ -261,7 +262,7 @@ async fn configmap_swap_is_one_change() {
 }
 
 #[tokio::test]
-async fn half_written_file_never_removes_objects() {
+async fn a_half_written_file_never_removes_objects() {
     let dir = tempfile::tempdir().unwrap();
     let mut following = Following::new(dir.path());
     following.expect(&[]).await;
@@ -278,7 +279,7 @@ async fn half_written_file_never_removes_objects() {
 }
 
 #[tokio::test]
-async fn directory_may_vanish_and_return() {
+async fn a_directory_may_vanish_and_return() {
     let outer = tempfile::tempdir().unwrap();
     let dir = outer.path().join("services");
     fs::create_dir(&dir).unwrap();
@@ -299,7 +300,7 @@ async fn directory_may_vanish_and_return() {
 }
 
 #[tokio::test]
-async fn linked_directory_may_be_swapped() {
+async fn a_linked_directory_may_be_swapped() {
     let outer = tempfile::tempdir().unwrap();
     let at = |name: &str| outer.path().join(name);
     for (version, addr) in [("v1", "10.96.0.1"), ("v2", "10.96.0.2")] {
@@ -318,7 +319,7 @@ async fn linked_directory_may_be_swapped() {
 }
 
 #[tokio::test]
-async fn following_ends_with_its_receiver_and_fails_without_a_directory() {
+async fn the_source_ends_with_its_receiver_and_fails_without_a_directory() {
     let dir = tempfile::tempdir().unwrap();
     let mut following = Following::new(dir.path());
     following.expect(&[]).await;

@@ -1,5 +1,5 @@
-//! Says when a directory may have changed: by inotify, and now and then anyway, for what inotify does not see (links that
-//! lead elsewhere, network file systems, no watches left).
+//! Notices that a directory may have changed: by inotify, and by a poll for changes that inotify does not see (symbolic
+//! links to elsewhere, network file systems, no watches left).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,20 +18,20 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// Read anyway after this time.
-const ANYWAY: Duration = Duration::from_secs(2);
-/// A writer is done if nothing happens for this time …
+/// Interval of the poll.
+const POLL: Duration = Duration::from_secs(2);
+/// Time without a change after which a writer counts as done.
 const QUIET: Duration = Duration::from_millis(50);
-/// … but read at last after this.
-const AT_LAST: Duration = Duration::from_millis(500);
+/// Longest wait for a writer.
+const MAX_WAIT: Duration = Duration::from_millis(500);
 
-/// Watches a directory, what is under it, and its parent, in which it may be replaced.
+/// A watch of a directory, its subdirectories, and its parent, in which it may be replaced.
 pub(super) struct Watch {
     watcher: Option<RecommendedWatcher>,
     woken: mpsc::Receiver<()>,
     parent: Option<PathBuf>,
     root: PathBuf,
-    /// What is watched, and as which inode: a directory made anew under its old name needs a new watch.
+    /// Watched paths and their device and inode: a directory recreated under its old name needs a new watch.
     armed: BTreeMap<PathBuf, (u64, u64)>,
 }
 
@@ -47,12 +47,12 @@ impl Watch {
                 !read && (event.need_rescan() || event.paths.iter().any(|path| path.starts_with(&under)))
             });
             if relevant {
-                // Full means that a wake-up waits already.
+                // A full channel holds a wake-up already.
                 let _ = wake.try_send(());
             }
         };
         let watcher = notify::recommended_watcher(handler)
-            .inspect_err(|error| tracing::warn!(%error, every = ?ANYWAY, "inotify refused, the directory is polled"))
+            .inspect_err(|error| tracing::warn!(%error, every = ?POLL, "inotify refused, the directory is polled"))
             .ok();
         let parent = root.parent().map(Path::to_owned);
         let mut watch = Self { watcher, woken, parent, root: root.to_owned(), armed: BTreeMap::new() };
@@ -60,22 +60,22 @@ impl Watch {
         watch
     }
 
-    /// Returns when `directories`, which were found under the root, may have changed since they were read.
+    /// Returns when `directories`, which are those under the root, may have changed since they were read.
     pub(super) async fn changed(&mut self, directories: &BTreeSet<PathBuf>) {
         if self.arm(directories) {
-            // What happened between reading and watching went unseen.
+            // Changes between reading and watching went unnoticed.
             return;
         }
-        match timeout(ANYWAY, self.woken.recv()).await {
+        match timeout(POLL, self.woken.recv()).await {
             Ok(Some(())) => {}
-            Ok(None) => return tokio::time::sleep(ANYWAY).await,
+            Ok(None) => return tokio::time::sleep(POLL).await,
             Err(_) => return,
         }
-        let at_last = Instant::now() + AT_LAST;
-        while Instant::now() < at_last && timeout(QUIET, self.woken.recv()).await.is_ok() {}
+        let deadline = Instant::now() + MAX_WAIT;
+        while Instant::now() < deadline && timeout(QUIET, self.woken.recv()).await.is_ok() {}
     }
 
-    /// Makes the watches what they should be. Whether one is new.
+    /// Updates the inotify watches. True if one is new.
     fn arm(&mut self, directories: &BTreeSet<PathBuf>) -> bool {
         let Some(watcher) = &mut self.watcher else { return false };
         let wanted: BTreeSet<&PathBuf> = directories.iter().chain(&self.parent).chain([&self.root]).collect();
@@ -86,7 +86,7 @@ impl Watch {
         self.armed.retain(|path, inode| {
             let keep = wanted.get(path) == Some(inode);
             if !keep {
-                // Fails if the kernel dropped it with the directory.
+                // Fails if the kernel removed the watch with the directory.
                 let _ = watcher.unwatch(path);
             }
             keep
@@ -101,7 +101,7 @@ impl Watch {
                     self.armed.insert(path.clone(), inode);
                     new = true;
                 }
-                // Gone again, or no watches left: it is read now and then anyway.
+                // Gone again, or no watches left: the poll notices changes.
                 Err(error) => tracing::debug!(%error, path = %path.display(), "not watched"),
             }
         }

@@ -1,21 +1,21 @@
-//! Objects from a Kubernetes API server: lists and watches all kinds, for as long as anybody receives. Which server,
-//! and with which credentials, is in `server`; what the objects mean is in `convert`.
+//! Objects from a Kubernetes API server: lists and watches all kinds, until the receiver is dropped. `server` chooses
+//! the server and the credentials; `crate::convert` converts the objects.
 
 mod access;
-mod answer;
-mod remembered;
+mod remembered_servers;
 mod server;
+mod server_report;
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
-pub use answer::{Answer, Said};
 use futures::{StreamExt as _, stream::BoxStream};
 use kube::{
     Api, Client,
     runtime::{WatchStreamExt as _, watcher},
 };
-pub use remembered::Remembered;
-use server::{Outcome, Server, Servers};
+pub use remembered_servers::RememberedServers;
+use server::{Recovery, Server, Servers};
+pub use server_report::{ServerInfo, ServerReport};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -23,39 +23,39 @@ use tokio::{
 };
 
 use super::{
-    api::{EndpointSlice, Endpoints, Namespace, Node, Pod, Service, Wire},
-    convert::PATH,
+    api::{EndpointSlice, Endpoints, Namespace, Node, Pod, Service},
+    convert::{ApiObject, POD_MODE_LABEL},
 };
 use lb_core::{
     event::{Event, Kind, Object},
     objects::Key,
 };
 
-/// Where to find the API server, and what to ask for.
+/// API servers to use, and selection of objects.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// `--api-server`: URLs to use instead of the configured one; the first that answers counts. The way to a server
-    /// that does not need Services to work.
+    /// `--api-server`: URLs to use instead of the configured one; the first server that answers is used. They must work
+    /// without Services.
     pub api_server: Vec<String>,
-    /// `--kubeconfig`; without it the pod's service account, else the default kubeconfig.
+    /// `--kubeconfig`; without it, the pod's service account, else the default kubeconfig.
     pub kubeconfig: Option<PathBuf>,
     /// This node's name.
     pub node_name: String,
     /// `--service-proxy-name`.
     pub proxy_name: Option<String>,
     /// Servers known from an earlier run; asked after all others.
-    pub remembered: Remembered,
+    pub remembered: RememberedServers,
 }
 
-/// Asks each of the API servers once, for its version and the time.
+/// Asks each of the API servers once for its version and its clock.
 ///
 /// # Errors
 /// When the configuration cannot be read.
-pub async fn ask_each(options: &Options) -> anyhow::Result<Vec<Answer>> {
+pub async fn ask_each(options: &Options) -> anyhow::Result<Vec<ServerReport>> {
     server::ask_each(options).await
 }
 
-/// A client of the first API server that answers. Goes on asking until one does.
+/// Returns a client of the first API server that answers. Retries until one does.
 ///
 /// # Errors
 /// When the configuration cannot be read.
@@ -63,42 +63,47 @@ pub async fn client(options: &Options) -> anyhow::Result<Client> {
     Ok(Arc::new(Servers::new(options).await?).choose().await.client)
 }
 
-/// The server ends a watch after these seconds; one that is silent for longer has died unseen (kube sets no keepalive).
+/// Seconds after which the server ends a watch; a watch that is silent for longer has a dead connection (kube sets no
+/// keepalive).
 const WATCH_SECONDS: u32 = 90;
 
-/// Sends a `Replace` of each kind, then each change as it comes. Outages are logged and outlasted. Fails only if the
-/// configuration cannot be read; returns once nobody receives any more.
+/// Sends a `Replace` of each kind, then each change as it comes. Outages are logged and retried. Returns when the
+/// receiver is dropped.
+///
+/// # Errors
+/// When the configuration cannot be read.
 pub async fn run(options: Options, tx: mpsc::Sender<Event>) -> anyhow::Result<()> {
     let servers = Arc::new(Servers::new(&options).await?);
     loop {
         let ended = tokio::select! {
             ended = follow_all(&servers, &options, &tx) => ended,
-            () = tx.closed() => Ended::NobodyListens,
+            () = tx.closed() => WatchEnd::ReceiverGone,
         };
         match ended {
-            Ended::NobodyListens => return Ok(()),
-            Ended::ServerLost => tracing::info!("choosing an API server anew"),
+            WatchEnd::ReceiverGone => return Ok(()),
+            WatchEnd::ServerLost => tracing::info!("choosing an API server again"),
         }
     }
 }
 
-/// Why a watch came to an end.
+/// Reason for the end of a watch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Ended {
-    NobodyListens,
-    /// And another one answers.
+enum WatchEnd {
+    /// The receiver of events was dropped.
+    ReceiverGone,
+    /// The server does not answer, and another one does.
     ServerLost,
 }
 
-async fn follow_all(servers: &Arc<Servers>, options: &Options, tx: &mpsc::Sender<Event>) -> Ended {
+async fn follow_all(servers: &Arc<Servers>, options: &Options, tx: &mpsc::Sender<Event>) -> WatchEnd {
     let server = Arc::new(servers.choose().await);
     let config = |labels: Option<&str>, fields: Option<&str>| watcher::Config {
         label_selector: labels.map(str::to_owned),
         field_selector: fields.map(str::to_owned),
         timeout: Some(WATCH_SECONDS),
-        // From the server's cache, in pages. For 10,000 Services and their slices (kube-apiserver 1.37, both on two
-        // cores) that takes 0.4 s and 28 MB; in one piece it takes no less time and four times the memory, and streamed
-        // (sendInitialEvents) 0.7 s and 21 MB, and fails with old etcd.
+        // From the server's cache, in pages: 0.4 s and 28 MB for 10,000 Services and their slices (kube-apiserver 1.37,
+        // both on two cores). One unpaged list is no faster and takes four times the memory; streaming
+        // (sendInitialEvents) takes 0.7 s and 21 MB, and fails with old etcd.
         list_semantic: watcher::ListSemantic::Any,
         ..watcher::Config::default()
     };
@@ -106,58 +111,58 @@ async fn follow_all(servers: &Arc<Servers>, options: &Options, tx: &mpsc::Sender
         None => "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name".to_owned(),
         Some(name) => format!("!service.kubernetes.io/headless,service.kubernetes.io/service-proxy-name={name}"),
     };
-    // The selectors of kube-proxy 1.37 (cmd/kube-proxy/app/server.go), and for Endpoints those that a person wrote.
+    // The selectors of kube-proxy 1.37 (cmd/kube-proxy/app/server.go); of Endpoints, only hand-written ones.
     let services = config(Some(&services), Some("spec.clusterIP!=None"));
     let slices = config(Some("!service.kubernetes.io/headless"), None);
     let endpoints = config(Some("endpoints.kubernetes.io/managed-by!=endpoint-controller"), None);
     let node = config(None, Some(&format!("metadata.name={}", options.node_name)));
-    let namespaces = config(Some(PATH), None);
-    // All that can open a socket here. What has no label need not travel, unless its Namespace has it.
+    let namespaces = config(Some(POD_MODE_LABEL), None);
+    // All pods that can open a socket here. Pods without the label are not needed, unless their Namespace has it.
     let fields = format!("spec.nodeName={},status.phase!=Succeeded,status.phase!=Failed", options.node_name);
-    let [chosen, all] = [Some(PATH), None].map(|labels| config(labels, Some(&fields)));
+    let [chosen, all] = [Some(POD_MODE_LABEL), None].map(|labels| config(labels, Some(&fields)));
 
     let labelled = Arc::new(watch::Sender::new(None));
-    let feed = || Feed {
+    let reflector = || Reflector {
         server: Arc::clone(&server),
         proxy_name: options.proxy_name.clone(),
         labelled: Arc::clone(&labelled),
         tx: tx.clone(),
     };
-    // Tasks of their own, so that they decode in parallel; dropping the set ends them.
-    let mut feeds = JoinSet::new();
-    feeds.spawn(feed().follow::<Service>(services));
-    feeds.spawn(feed().follow::<EndpointSlice>(slices));
-    feeds.spawn(feed().follow::<Endpoints>(endpoints));
-    feeds.spawn(feed().follow::<Node>(node));
-    feeds.spawn(feed().follow::<Namespace>(namespaces));
-    feeds.spawn(feed().follow_pods(chosen, all));
-    match feeds.join_next().await {
+    // One task for each kind, so that they decode in parallel; dropping the set ends them.
+    let mut reflectors = JoinSet::new();
+    reflectors.spawn(reflector().follow::<Service>(services));
+    reflectors.spawn(reflector().follow::<EndpointSlice>(slices));
+    reflectors.spawn(reflector().follow::<Endpoints>(endpoints));
+    reflectors.spawn(reflector().follow::<Node>(node));
+    reflectors.spawn(reflector().follow::<Namespace>(namespaces));
+    reflectors.spawn(reflector().follow_pods(chosen, all));
+    match reflectors.join_next().await {
         Some(Ok(ended)) => ended,
         failed => {
             tracing::error!(?failed, "a watch failed");
-            Ended::ServerLost
+            WatchEnd::ServerLost
         }
     }
 }
 
-/// From the watch of one kind to events.
+/// Turns the watch of one kind into events.
 #[derive(Clone)]
-struct Feed {
+struct Reflector {
     server: Arc<Server>,
     proxy_name: Option<String>,
-    /// The Namespaces that have the label for paths, once they were listed.
+    /// Namespaces with the label for modes; None until they were listed.
     labelled: Arc<watch::Sender<Option<BTreeSet<Key>>>>,
     tx: mpsc::Sender<Event>,
 }
 
-impl Feed {
-    /// Follows the pods that have a label for paths themselves; as long as any Namespace has it, all. Not before it is known
-    /// whether one has: a list of those alone that have it themselves would be taken for all that have chosen.
-    async fn follow_pods(self, chosen: watcher::Config, all: watcher::Config) -> Ended {
+impl Reflector {
+    /// Follows the pods with the label for modes; while any Namespace has the label, all pods. Waits for the list of
+    /// Namespaces first: a list of the labelled pods alone would look like the list of all pods with a mode.
+    async fn follow_pods(self, chosen: watcher::Config, all: watcher::Config) -> WatchEnd {
         let mut labelled = self.labelled.subscribe();
         loop {
             let known = labelled.wait_for(Option::is_some).await;
-            // The sender is ours, and so it lives.
+            // `self` holds the sender, so waiting cannot fail.
             let any = known.is_ok_and(|labelled| has_any(&labelled));
             let config = if any { &all } else { &chosen };
             tokio::select! {
@@ -167,8 +172,8 @@ impl Feed {
         }
     }
 
-    /// Keeps which Namespaces have the label: only those travel.
-    fn note(&self, event: &Event) {
+    /// Records which Namespaces have the label: the watch selects by it.
+    fn record_namespaces(&self, event: &Event) {
         let change = |keys: &mut dyn FnMut(&mut BTreeSet<Key>)| {
             self.labelled.send_modify(|labelled| keys(labelled.get_or_insert_default()));
         };
@@ -187,9 +192,9 @@ impl Feed {
         }
     }
 
-    async fn follow<K: Wire>(self, mut config: watcher::Config) -> Ended {
+    async fn follow<K: ApiObject>(self, mut config: watcher::Config) -> WatchEnd {
         let mut stream = self.watch::<K>(&config);
-        // Collected between Init and InitDone: already converted, as the objects that travel are many times larger.
+        // Collected between Init and InitDone, converted at once: API objects are many times larger.
         let mut listed = Vec::new();
         let mut phase = Phase::Listing;
         let mut rejected = false;
@@ -199,27 +204,31 @@ impl Feed {
                 Ok(event) => event,
                 Err(error) => {
                     if let Some(simpler) = simpler(&config, phase, &error) {
-                        tracing::debug!(kind = ?K::WHICH, error = %Chain(&error), "asking in a simpler way");
+                        let error = ErrorChain(&error);
+                        tracing::debug!(kind = ?K::EVENT_KIND, %error, "listing without field selector");
                         config = simpler;
                         stream = self.watch::<K>(&config);
                         continue;
                     }
                     match status(&error) {
-                        // The server forgot the place from which to go on: the watcher lists anew.
-                        Some(410) => tracing::debug!(kind = ?K::WHICH, "listing anew"),
+                        // The resource version is too old: the watcher lists again.
+                        Some(410) => tracing::debug!(kind = ?K::EVENT_KIND, "listing again"),
                         refused if access::is_refusal(refused) => {
-                            if let Err(ended) = access::regain::<K>(&self, &config, &error, listed_at).await {
-                                return ended;
+                            if let Err(end) = access::wait_for_access::<K>(&self, &config, &error, listed_at).await {
+                                return end;
                             }
-                            // From a new list, so that nothing is missed.
+                            // Begin with a new list, so that no change is missed.
                             stream = self.watch::<K>(&config);
                         }
                         Some(_) if rejected => {}
                         Some(_) => {
-                            tracing::warn!(kind = ?K::WHICH, error = %Chain(&error), "watch rejected, retrying");
+                            let error = ErrorChain(&error);
+                            tracing::warn!(kind = ?K::EVENT_KIND, %error, "watch rejected, retrying");
                             rejected = true;
                         }
-                        None if self.server.outlast(&Chain(&error)).await == Outcome::Lost => return Ended::ServerLost,
+                        None if self.server.outlast(&ErrorChain(&error)).await == Recovery::OtherServer => {
+                            return WatchEnd::ServerLost;
+                        }
                         None => {}
                     }
                     continue;
@@ -231,35 +240,35 @@ impl Feed {
                     phase = Phase::Listing;
                     continue;
                 }
-                watcher::Event::InitApply(wire) => {
-                    listed.extend(wire.convert(self.proxy_name.as_deref()));
+                watcher::Event::InitApply(object) => {
+                    listed.extend(object.convert(self.proxy_name.as_deref()));
                     continue;
                 }
                 watcher::Event::InitDone => {
                     phase = Phase::Watching;
                     listed_at = Some(Instant::now());
-                    Event::Replace(K::WHICH, std::mem::take(&mut listed))
+                    Event::Replace(K::EVENT_KIND, std::mem::take(&mut listed))
                 }
-                watcher::Event::Apply(wire) => match wire.convert(self.proxy_name.as_deref()) {
-                    Some(object) => Event::Apply(object),
-                    // It may have decided something before.
-                    None => Event::Delete(K::WHICH, wire.key()),
+                watcher::Event::Apply(object) => match object.convert(self.proxy_name.as_deref()) {
+                    Some(converted) => Event::Apply(converted),
+                    // The object may have had an effect before.
+                    None => Event::Delete(K::EVENT_KIND, object.key()),
                 },
-                watcher::Event::Delete(wire) => Event::Delete(K::WHICH, wire.key()),
+                watcher::Event::Delete(object) => Event::Delete(K::EVENT_KIND, object.key()),
             };
             if rejected {
-                tracing::info!(kind = ?K::WHICH, "watch works");
+                tracing::info!(kind = ?K::EVENT_KIND, "watch works");
                 rejected = false;
             }
-            self.note(&event);
+            self.record_namespaces(&event);
             if self.tx.send(event).await.is_err() {
-                return Ended::NobodyListens;
+                return WatchEnd::ReceiverGone;
             }
         }
-        Ended::ServerLost
+        WatchEnd::ServerLost
     }
 
-    fn watch<K: Wire>(&self, config: &watcher::Config) -> BoxStream<'static, watcher::Result<watcher::Event<K>>> {
+    fn watch<K: ApiObject>(&self, config: &watcher::Config) -> BoxStream<'static, watcher::Result<watcher::Event<K>>> {
         watcher::watcher(Api::<K>::all(self.server.client.clone()), config.clone()).default_backoff().boxed()
     }
 }
@@ -268,28 +277,28 @@ fn has_any(labelled: &Option<BTreeSet<Key>>) -> bool {
     labelled.as_ref().is_some_and(|labelled| !labelled.is_empty())
 }
 
-/// Whether a list is under way.
+/// Phase of a watch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
     Listing,
     Watching,
 }
 
-/// A way to ask that the server understands, if it rejected this one while listing.
+/// Returns selectors that the server understands, if it rejected these while listing.
 fn simpler(config: &watcher::Config, phase: Phase, error: &watcher::Error) -> Option<watcher::Config> {
     let rejected = phase == Phase::Listing && status(error) == Some(400);
     let selects_services = config.field_selector.as_deref().is_some_and(|fields| fields.starts_with("spec."));
-    // Field selectors for Services came with 1.31; without one the headless Services travel too.
+    // Field selectors for Services came with 1.31; without one the server sends headless Services too.
     (rejected && selects_services).then(|| watcher::Config { field_selector: None, ..config.clone() })
 }
 
-/// The HTTP status of an error that the server itself returned.
+/// Returns the HTTP status of an error that the server itself returned.
 fn status(error: &watcher::Error) -> Option<u16> {
-    answer(error).map(|status| status.code)
+    api_status(error).map(|status| status.code)
 }
 
-/// What the server said, if the error is its own.
-fn answer(error: &watcher::Error) -> Option<&kube::core::Status> {
+/// Returns the server's status, if it returned the error itself.
+fn api_status(error: &watcher::Error) -> Option<&kube::core::Status> {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
@@ -300,9 +309,9 @@ fn answer(error: &watcher::Error) -> Option<&kube::core::Status> {
 }
 
 /// An error and its causes in one line.
-struct Chain<'a>(&'a (dyn std::error::Error + Send + Sync));
+struct ErrorChain<'a>(&'a (dyn std::error::Error + Send + Sync));
 
-impl std::fmt::Display for Chain<'_> {
+impl std::fmt::Display for ErrorChain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.0)?;
         let mut shown = self.0.to_string();
@@ -330,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn rejected_question_is_asked_in_a_simpler_way() {
+    fn a_rejected_field_selector_is_left_out() {
         let check = |fields: Option<&str>, code: u16, expected: Option<Option<&str>>| {
             let config = watcher::Config { field_selector: fields.map(str::to_owned), ..Default::default() };
             let simpler = simpler(&config, Phase::Listing, &rejected(code)).map(|config| config.field_selector);

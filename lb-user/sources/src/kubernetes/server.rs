@@ -1,4 +1,4 @@
-//! Which API server to ask, and with which credentials.
+//! Choice of the API server, and its credentials.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -11,22 +11,22 @@ use kube::{
 };
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{Answer, Chain, Options, Remembered, Said, remembered};
+use super::{ErrorChain, Options, RememberedServers, ServerInfo, ServerReport, remembered_servers};
 
-/// How long one server has for an answer.
-const ANSWER: Duration = Duration::from_secs(3);
-/// How often at least a lost server is asked.
-const ASK_AGAIN: Duration = Duration::from_secs(3);
-/// In an outage of this length the others are asked too.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout of a request for the version.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest delay between two requests to a lost server.
+const MAX_DELAY: Duration = Duration::from_secs(3);
+/// Length of an outage after which other servers are asked too.
+const FAILOVER_AFTER: Duration = Duration::from_secs(5);
 
 /// The servers to choose from, in order of preference.
 pub(super) struct Servers {
-    /// One configuration for each that was named; they differ in their URL alone.
+    /// One configuration for each `--api-server`, or the configured one; they differ in their URL only.
     named: Vec<Config>,
-    /// As they were given, with their own URL.
+    /// The configuration that was found, with its own URL.
     credentials: Config,
-    remembered: Remembered,
+    remembered: RememberedServers,
 }
 
 /// The server in use.
@@ -34,50 +34,50 @@ pub(super) struct Server {
     pub(super) client: Client,
     url: Uri,
     servers: Arc<Servers>,
-    /// When it answered last, as far as somebody asked.
+    /// Time of its last answer to [`Server::outlast`] or [`Servers::choose`].
     answered: Mutex<Instant>,
 }
 
-/// What became of a server that failed.
+/// End of an outage.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Outcome {
-    /// It answers again.
-    Answers,
-    /// It does not, and another one does.
-    Lost,
+pub(super) enum Recovery {
+    /// The server answers again.
+    SameServer,
+    /// The server does not answer, and another one does.
+    OtherServer,
 }
 
 impl Server {
-    /// Waits until the server answers again, or another one does. All watches of an outage wait here together: one of them
-    /// asks, and there is one warning.
-    pub(super) async fn outlast(&self, error: &Chain<'_>) -> Outcome {
+    /// Waits until the server answers again, or another one does. All watches of an outage wait here together: one of
+    /// them sends requests, and there is one warning.
+    pub(super) async fn outlast(&self, error: &ErrorChain<'_>) -> Recovery {
         let failed = Instant::now();
         let mut answered = self.answered.lock().await;
         if *answered > failed {
-            return Outcome::Answers;
+            return Recovery::SameServer;
         }
         let mut delay = Duration::from_millis(100);
-        while let Err(silence) = version(&self.client).await {
+        while let Err(failure) = version(&self.client).await {
             if delay == Duration::from_millis(100) {
-                tracing::warn!(url = %self.url, %error, "API server lost, asking until it answers: {silence:#}");
+                tracing::warn!(url = %self.url, %error, "API server lost, asking until it answers: {failure:#}");
             }
-            // A change of servers costs new lists, which one that is only starting again is spared.
-            if failed.elapsed() > PATIENCE && self.servers.first(Some(&self.url)).await.0.is_some() {
-                return Outcome::Lost;
+            // Another server means new lists, which are not needed if this one only restarts.
+            if failed.elapsed() > FAILOVER_AFTER && self.servers.first(Some(&self.url)).await.0.is_some() {
+                return Recovery::OtherServer;
             }
             tokio::time::sleep(delay).await;
-            delay = (delay * 2).min(ASK_AGAIN);
+            delay = (delay * 2).min(MAX_DELAY);
         }
         if delay > Duration::from_millis(100) {
             tracing::info!(url = %self.url, after = ?failed.elapsed(), "API server answers again");
         }
         *answered = Instant::now();
-        Outcome::Answers
+        Recovery::SameServer
     }
 }
 
-/// A server that answers.
-struct Found {
+/// A server that has answered.
+struct Reachable {
     client: Client,
     url: Uri,
     version: String,
@@ -103,74 +103,74 @@ impl Servers {
         Ok(Self { named, credentials, remembered })
     }
 
-    /// The first that answers. Goes on asking until one does.
+    /// Returns the first server that answers. Retries until one does.
     pub(super) async fn choose(self: &Arc<Self>) -> Server {
         let mut delay = Duration::from_millis(100);
-        let mut told = None;
+        let mut logged = None;
         loop {
             let (found, silent) = self.first(None).await;
             let silent = silent.join("; ");
-            if let Some(Found { client, url, version }) = found {
+            if let Some(Reachable { client, url, version }) = found {
                 if !silent.is_empty() {
                     tracing::warn!("API servers that do not answer: {silent}; {CURE}");
                 }
                 tracing::info!(%url, version, "API server answers");
                 return Server { client, url, servers: Arc::clone(self), answered: Mutex::new(Instant::now()) };
             }
-            if told.as_ref() == Some(&silent) {
+            if logged.as_ref() == Some(&silent) {
                 tracing::debug!("no API server answers: {silent}");
             } else {
                 tracing::warn!("no API server answers, and they are asked until one does: {silent}; {CURE}");
-                told = Some(silent);
+                logged = Some(silent);
             }
             tokio::time::sleep(delay).await;
-            delay = (delay * 2).min(ASK_AGAIN);
+            delay = (delay * 2).min(MAX_DELAY);
         }
     }
 
-    /// The first that answers, `but` for one: those that were named, then those that the maps remember. And what came of
-    /// those before it.
-    async fn first(&self, but: Option<&Uri>) -> (Option<Found>, Vec<String>) {
+    /// Returns the first server that answers, except `except`: configured servers first, then remembered ones. Also
+    /// returns the failures of the servers before it.
+    async fn first(&self, except: Option<&Uri>) -> (Option<Reachable>, Vec<String>) {
         let mut silent = Vec::new();
-        for config in self.named.iter().filter(|config| Some(&config.cluster_url) != but) {
+        for config in self.named.iter().filter(|config| Some(&config.cluster_url) != except) {
             match ask(config).await {
                 Ok(found) => return (Some(found), silent),
-                Err(silence) => silent.push(format!("{}: {silence:#}", config.cluster_url)),
+                Err(failure) => silent.push(format!("{}: {failure:#}", config.cluster_url)),
             }
         }
-        // Read anew each time, since they change as the cluster does; and only now, since most starts need none.
-        for address in self.remembered.servers() {
-            let ways = remembered::ways(&self.credentials, address);
-            let mut silence = ways.as_ref().err().map(|error| format!("{error:#}"));
-            for config in ways.iter().flatten().filter(|config| Some(&config.cluster_url) != but) {
+        // Read each time, since the endpoints change; and only now, since most starts do not need them.
+        for address in self.remembered.addresses() {
+            let configs = remembered_servers::configs_for(&self.credentials, address);
+            let mut failure = configs.as_ref().err().map(|error| format!("{error:#}"));
+            for config in configs.iter().flatten().filter(|config| Some(&config.cluster_url) != except) {
                 match ask(config).await {
                     Ok(found) => return (Some(found), silent),
                     Err(error) => {
-                        let is_silent = error.downcast_ref::<NoAnswer>().is_some();
-                        silence = Some(format!("{error:#}"));
-                        // By another name it would be no less so.
-                        if is_silent {
+                        let timed_out = error.downcast_ref::<AnswerTimeout>().is_some();
+                        failure = Some(format!("{error:#}"));
+                        // Another name cannot make it answer.
+                        if timed_out {
                             break;
                         }
                     }
                 }
             }
-            silent.extend(silence.map(|silence| format!("https://{address}, which the maps remember: {silence}")));
+            silent.extend(failure.map(|failure| format!("https://{address}, which the maps remember: {failure}")));
         }
         (None, silent)
     }
 }
 
-/// What helps against servers that do not answer.
+/// Cure for servers that do not answer.
 const CURE: &str = "check --api-server, and that each certificate is for the name in its URL";
 
-/// It took too long.
+/// No answer within the timeout.
 #[derive(Debug, thiserror::Error)]
-#[error("no answer within {ANSWER:?}")]
-struct NoAnswer;
+#[error("no answer within {TIMEOUT:?}")]
+struct AnswerTimeout;
 
-/// The configuration that is at hand: the given kubeconfig, or the pod's service account, or the default kubeconfig.
-async fn config(kubeconfig: Option<&Path>, url_is_given: bool) -> anyhow::Result<Config> {
+/// Reads the configuration: the kubeconfig of `--kubeconfig`, or the pod's service account, or the default kubeconfig.
+async fn config(kubeconfig: Option<&Path>, has_api_server: bool) -> anyhow::Result<Config> {
     if let Some(path) = kubeconfig {
         let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("--kubeconfig {}", path.display()))?;
         return Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
@@ -178,8 +178,8 @@ async fn config(kubeconfig: Option<&Path>, url_is_given: bool) -> anyhow::Result
             .with_context(|| format!("--kubeconfig {}", path.display()));
     }
     let in_cluster = match Config::incluster() {
-        // Only the URL comes from the environment.
-        Err(_) if url_is_given => Config::incluster_dns(),
+        // The environment holds only the URL.
+        Err(_) if has_api_server => Config::incluster_dns(),
         other => other,
     };
     let no_account = match in_cluster {
@@ -191,46 +191,46 @@ async fn config(kubeconfig: Option<&Path>, url_is_given: bool) -> anyhow::Result
     })
 }
 
-async fn ask(config: &Config) -> anyhow::Result<Found> {
+async fn ask(config: &Config) -> anyhow::Result<Reachable> {
     let client = Client::try_from(config.clone())?;
     let version = version(&client).await?.git_version;
-    Ok(Found { client, url: config.cluster_url.clone(), version })
+    Ok(Reachable { client, url: config.cluster_url.clone(), version })
 }
 
-/// What the server is; every client may ask for it.
+/// Asks for the server's version, which every client may read.
 async fn version(client: &Client) -> anyhow::Result<Info> {
-    tokio::time::timeout(ANSWER, client.apiserver_version())
+    tokio::time::timeout(TIMEOUT, client.apiserver_version())
         .await
-        .map_err(|_| NoAnswer)?
-        .map_err(|error| anyhow::anyhow!("{}", Chain(&error)))
+        .map_err(|_| AnswerTimeout)?
+        .map_err(|error| anyhow::anyhow!("{}", ErrorChain(&error)))
 }
 
-/// Asks each server once for its version and the time.
+/// Asks each server once for its version and its clock.
 ///
 /// # Errors
 /// When the configuration cannot be read.
-pub(super) async fn ask_each(options: &Options) -> anyhow::Result<Vec<Answer>> {
-    let mut answers = Vec::new();
+pub(super) async fn ask_each(options: &Options) -> anyhow::Result<Vec<ServerReport>> {
+    let mut reports = Vec::new();
     for config in Servers::new(options).await?.named {
         let url = config.cluster_url.to_string();
-        let said = tokio::time::timeout(ANSWER, said(config)).await;
-        let said = said.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {ANSWER:?}")));
-        answers.push(Answer { url, said: said.map_err(|error| format!("{error:#}")) });
+        let info = tokio::time::timeout(TIMEOUT, server_info(config)).await;
+        let info = info.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {TIMEOUT:?}")));
+        reports.push(ServerReport { url, result: info.map_err(|error| format!("{error:#}")) });
     }
-    Ok(answers)
+    Ok(reports)
 }
 
-async fn said(config: Config) -> anyhow::Result<Said> {
+async fn server_info(config: Config) -> anyhow::Result<ServerInfo> {
     let client = Client::try_from(config)?;
     let start = Instant::now();
     let version = version(&client).await?.git_version;
-    let took = start.elapsed();
-    let question = hyper::Request::get("/version").body(kube::client::Body::empty())?;
-    let answer = client.send(question).await.map_err(|error| anyhow::anyhow!("{}", Chain(&error)))?;
+    let latency = start.elapsed();
+    let request = hyper::Request::get("/version").body(kube::client::Body::empty())?;
+    let answer = client.send(request).await.map_err(|error| anyhow::anyhow!("{}", ErrorChain(&error)))?;
     let date = answer.headers().get(hyper::header::DATE).and_then(|date| date.to_str().ok());
     let theirs = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
-    let ahead = theirs.map(|theirs| jiff::Timestamp::now().as_second() - theirs.timestamp().as_second());
-    Ok(Said { version, took, ahead })
+    let clock_ahead = theirs.map(|theirs| jiff::Timestamp::now().as_second() - theirs.timestamp().as_second());
+    Ok(ServerInfo { version, latency, clock_ahead })
 }
 
 #[cfg(test)]
@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn unusable_configuration_is_an_error_with_its_cure() {
+    async fn an_unusable_configuration_is_an_error_with_its_cure() {
         let options = Options { kubeconfig: Some("/nonexistent".into()), ..Options::default() };
         let error = Servers::new(&options).await.err().unwrap();
         assert!(format!("{error:#}").starts_with("--kubeconfig /nonexistent: "), "{error:#}");

@@ -1,5 +1,5 @@
-//! `--config FILE`: flags of `beeline run` in a YAML file, turned into arguments. Which flags there are and what they take
-//! stands with the flags alone; this file knows none of them by name.
+//! `--config FILE`: flags of `beeline run` in a YAML file, turned into arguments. The names and types of the flags come
+//! from clap: this file names no flag but `--config`.
 
 use std::{
     collections::BTreeMap,
@@ -14,67 +14,65 @@ use serde_saphyr::Spanned;
 
 use super::Cli;
 
-/// The flag that names the file, which no file can name.
+/// The flag that names the file: not a key of the file.
 const CONFIG: &str = "config";
 
-/// A command line that was parsed, with what its file says, if it names one.
-///
-/// `at` tells where a path that the command line names is found.
+/// Appends the flags of the file in `--config`, if any, to a parsed command line. `resolve` maps a path of the command
+/// line to the path to open.
 ///
 /// # Errors
-/// When the file cannot be read, or says what no flag could.
+/// If the file cannot be read, or has an unknown key or a wrong value.
 pub(super) fn complete(
     line: Vec<OsString>,
     matches: ArgMatches,
-    at: impl Fn(&Path) -> PathBuf,
+    resolve: impl Fn(&Path) -> PathBuf,
 ) -> Result<(Vec<OsString>, ArgMatches)> {
-    let given = matches.subcommand_matches("run");
-    let file = given.and_then(|given| Some((given, given.get_one::<PathBuf>(CONFIG)?)));
-    let Some((given, file)) = file else { return Ok((line, matches)) };
+    let typed = matches.subcommand_matches("run");
+    let file = typed.and_then(|typed| Some((typed, typed.get_one::<PathBuf>(CONFIG)?)));
+    let Some((typed, file)) = file else { return Ok((line, matches)) };
     let named = || format!("--config {}", file.display());
-    let text = std::fs::read_to_string(at(file)).with_context(named)?;
-    let flags = arguments(&text, &run(), given).with_context(named)?;
+    let text = std::fs::read_to_string(resolve(file)).with_context(named)?;
+    let flags = arguments(&text, &run_command(), typed).with_context(named)?;
     let line: Vec<_> = line.into_iter().chain(flags.into_iter().map(OsString::from)).collect();
-    // The command line alone was right, so what is wrong now is wrong in the file.
-    let matches = Cli::command().try_get_matches_from(&line).map_err(|error| anyhow::anyhow!(short(&error)));
+    // The command line alone was valid: any error now is an error of the file.
+    let matches = Cli::command().try_get_matches_from(&line).map_err(|error| anyhow::anyhow!(one_line(&error)));
     Ok((line, matches.with_context(named)?))
 }
 
-/// The command that has the flags.
-fn run() -> Command {
+/// Returns the command `beeline run`, with its flags.
+fn run_command() -> Command {
     let mut command = Cli::command();
-    // The flags of every command become its own.
+    // Adds the global flags to the subcommands.
     command.build();
     command.find_subcommand("run").expect("a command of that name").clone()
 }
 
-/// What a file says, as arguments, without what the command line has said otherwise.
-fn arguments(text: &str, run: &Command, given: &ArgMatches) -> Result<Vec<String>> {
+/// Turns the keys of a file into arguments, without keys that the command line overrides or excludes.
+fn arguments(text: &str, run: &Command, typed: &ArgMatches) -> Result<Vec<String>> {
     let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
     let keys: Option<BTreeMap<String, Spanned<Value>>> = serde_saphyr::from_str_with_options(text, options)?;
-    // In the order of the file.
+    // Errors are reported in the order of the file.
     let mut keys: Vec<_> = keys.unwrap_or_default().into_iter().collect();
     keys.sort_by_key(|(_, value)| value.referenced.line());
-    let is_given = |arg: &Arg| given.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+    let is_typed = |arg: &Arg| typed.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
     let mut arguments = Vec::new();
     for (key, value) in keys {
-        let told = || format!("line {}: {key}", value.referenced.line());
-        let arg = find(run, &key).with_context(told)?;
-        let own = of(arg, &key, &value.value).with_context(told)?;
+        let place = || format!("line {}: {key}", value.referenced.line());
+        let arg = find(run, &key).with_context(place)?;
+        let flags = flags_of(arg, &key, &value.value).with_context(place)?;
         let excludes = |one: &Arg, other: &Arg| run.get_arg_conflicts_with(one).contains(&other);
-        let loses = |other: &Arg| is_given(other) && (other == arg || excludes(arg, other) || excludes(other, arg));
-        if !run.get_arguments().any(loses) {
-            arguments.extend(own);
+        let overrides = |other: &Arg| is_typed(other) && (other == arg || excludes(arg, other) || excludes(other, arg));
+        if !run.get_arguments().any(overrides) {
+            arguments.extend(flags);
         }
     }
     Ok(arguments)
 }
 
-/// Those that a file may name.
+/// Lists the flags that may be keys of a file.
 fn known(run: &Command) -> impl Iterator<Item = &Arg> {
-    let is_for_people =
-        |arg: &Arg| matches!(arg.get_action(), ArgAction::Help | ArgAction::HelpShort | ArgAction::HelpLong);
-    run.get_arguments().filter(move |arg| !is_for_people(arg) && arg.get_id() != CONFIG)
+    let is_help = |arg: &Arg| matches!(arg.get_action(), ArgAction::Help | ArgAction::HelpShort | ArgAction::HelpLong);
+    run.get_arguments().filter(move |arg| !is_help(arg) && arg.get_id() != CONFIG)
 }
 
 fn find<'a>(run: &'a Command, key: &str) -> Result<&'a Arg> {
@@ -82,17 +80,17 @@ fn find<'a>(run: &'a Command, key: &str) -> Result<&'a Arg> {
         |arg: &&Arg| arg.get_long() == Some(key) || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&key));
     known(run).find(is_it).with_context(|| {
         let names: Vec<_> = known(run).filter_map(Arg::get_long).collect();
-        format!("unknown key: want the name of a flag of `beeline run`, which are {}", names.join(", "))
+        format!("unknown key: want the name of a flag of `beeline run`: {}", names.join(", "))
     })
 }
 
-/// A key and its value as arguments.
-fn of(arg: &Arg, key: &str, value: &Value) -> Result<Vec<String>> {
+/// Turns a key and its value into arguments.
+fn flags_of(arg: &Arg, key: &str, value: &Value) -> Result<Vec<String>> {
     let values = arg.get_num_args().unwrap_or_else(|| 1.into());
     let one = |value: &Value| match value {
         Value::String(text) => Ok(format!("--{key}={text}")),
         Value::Number(number) if number.is_i64() || number.is_u64() => Ok(format!("--{key}={number}")),
-        // 1.10 would be 1.1 by now.
+        // YAML reads 1.10 as 1.1.
         Value::Number(_) => bail!("put a number with a point into quotes"),
         Value::Null => bail!("has no value: write \"\" for an empty one, or leave the key out"),
         Value::Bool(_) | Value::Array(_) | Value::Object(_) => bail!("want a text or a number"),
@@ -109,8 +107,8 @@ fn of(arg: &Arg, key: &str, value: &Value) -> Result<Vec<String>> {
     }
 }
 
-/// What clap says, in one line and without the usage.
-fn short(error: &clap::Error) -> String {
+/// Returns clap's message in one line, without the usage.
+fn one_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let lines = text.trim_start_matches("error: ").lines().take_while(|line| !line.is_empty()).map(str::trim);
     lines.collect::<Vec<_>>().join(" ")

@@ -1,22 +1,22 @@
-//! What files of flags become, and that those in `deploy/` are whole and right.
+//! Files of flags, the files in `deploy/` among them, and the arguments that they become.
 
 use super::*;
 
-/// What a file becomes beside a command line.
-fn beside(line: &[&str], text: &str) -> Result<Vec<String>> {
+/// Returns the arguments that a file adds to a command line.
+fn file_arguments(line: &[&str], text: &str) -> Result<Vec<String>> {
     let line = ["beeline", "run"].iter().chain(line);
     let matches = Cli::command().try_get_matches_from(line).expect("a right command line");
-    arguments(text, &run(), matches.subcommand_matches("run").expect("run"))
+    arguments(text, &run_command(), matches.subcommand_matches("run").expect("run"))
 }
 
 #[track_caller]
 fn check(line: &[&str], text: &str, expected: &[&str]) {
-    assert_eq!(beside(line, text).expect("a right file"), expected, "{text}");
+    assert_eq!(file_arguments(line, text).expect("a right file"), expected, "{text}");
 }
 
 #[track_caller]
 fn is_refused(text: &str, expected: &str) {
-    let error = format!("{:#}", beside(&[], text).expect_err(text));
+    let error = format!("{:#}", file_arguments(&[], text).expect_err(text));
     assert!(error.contains(expected), "{error}");
 }
 
@@ -39,7 +39,7 @@ fn a_key_is_a_flag() {
 }
 
 #[test]
-fn what_is_wrong_is_told_with_its_key_and_line() {
+fn errors_name_key_and_line() {
     is_refused("# a\nschedular: wrr", "line 2: schedular: unknown key: want the name of a flag");
     is_refused("config: x", "line 1: config: unknown key");
     is_refused("help: true", "line 1: help: unknown key");
@@ -60,12 +60,12 @@ fn the_command_line_wins() {
     let own = ["--scheduler=sh", "--api-server=c", "--cleanup-on-exit"];
     check(&own, file, &["--log-format=json"]);
     check(&["--cleanup-on-exit", "--pins=/a"], "pins: /b\ncleanup-on-exit: false", &[]);
-    // What the command line has excludes the file's, whichever of the two says so.
+    // A flag of the command line excludes a key of the file, whichever of the two declares the conflict.
     check(&["--kubeconfig=k"], "directory: d\nlog-format: json", &["--log-format=json"]);
     check(&["--directory=d"], "kubeconfig: k\napi-server: a\nlog-format: json", &["--log-format=json"]);
 }
 
-/// What a command line and its file come to.
+/// Parses a command line with a file.
 fn completed(line: &[&str], text: &str) -> Result<ArgMatches> {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), text).expect("a file");
@@ -104,14 +104,14 @@ fn a_command_line_without_a_file_stays_as_it_is() {
     }
 }
 
-/// Files in which every flag stands, set or not. One that is not set stands behind a `#` without a space.
+/// Files that list every flag, set or not. A flag that is not set follows a `#` without a space.
 const FILES: [(&str, &str); 2] = [
     ("deploy/base/beeline.yaml", include_str!("../../../../deploy/base/beeline.yaml")),
     ("deploy/systemd/beeline.yaml", include_str!("../../../../deploy/systemd/beeline.yaml")),
 ];
 
-/// The options among the values of the chart, as a file would have them.
-fn of_chart() -> String {
+/// Returns the options in the chart's values, in the form of a file.
+fn chart_options() -> String {
     let values = include_str!("../../../../deploy/chart/values.yaml");
     let (_, options) = values.split_once("\nconfig:\n").expect("options");
     let options = options.lines().take_while(|line| line.is_empty() || line.starts_with(' '));
@@ -120,13 +120,13 @@ fn of_chart() -> String {
 
 #[test]
 fn files_of_deploy_have_every_flag_and_are_right_with_each() {
-    let run = run();
+    let run = run_command();
     let matches = |arguments: &[String]| {
         let line = ["beeline", "run"].into_iter().chain(arguments.iter().map(String::as_str));
         Cli::command().try_get_matches_from(line)
     };
-    let of_chart = of_chart();
-    for (file, text) in FILES.into_iter().chain([("deploy/chart/values.yaml", of_chart.as_str())]) {
+    let chart = chart_options();
+    for (file, text) in FILES.into_iter().chain([("deploy/chart/values.yaml", chart.as_str())]) {
         let uncommented = |line: &str| match line.strip_prefix('#') {
             Some(option) if !option.is_empty() && !option.starts_with(' ') => option.to_owned(),
             _ => line.to_owned(),
@@ -134,13 +134,13 @@ fn files_of_deploy_have_every_flag_and_are_right_with_each() {
         let all: String = text.lines().map(|line| uncommented(line) + "\n").collect();
         let keys: BTreeMap<String, Value> = serde_saphyr::from_str(&all).expect(file);
         for arg in known(&run).filter_map(Arg::get_long) {
-            assert!(keys.contains_key(arg), "{file}: --{arg} stands in no line");
+            assert!(keys.contains_key(arg), "{file}: no line has --{arg}");
         }
-        // One at a time, since some exclude each other.
+        // One flag at a time, since some exclude each other.
         for (key, value) in keys {
-            let arguments = of(find(&run, &key).expect(file), &key, &value).expect(file);
+            let arguments = flags_of(find(&run, &key).expect(file), &key, &value).expect(file);
             matches(&arguments).unwrap_or_else(|error| panic!("{file}: {key}: {error}"));
         }
-        matches(&beside(&[], text).expect(file)).expect(file);
+        matches(&file_arguments(&[], text).expect(file)).expect(file);
     }
 }

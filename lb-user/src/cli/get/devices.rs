@@ -10,14 +10,16 @@ use crate::inspect::{self, DeviceRow};
 use lb_dataplane::attach::tc;
 use lb_kernel::{
     bpf::typed::TypedMap,
-    netlink::{Channel, facts},
+    netlink::{NetlinkSocket, network_state},
 };
 
-/// Those of the pinned map and of the pinned links; with their names here.
+/// Reads the devices of the pinned map and of the pinned links, with their names in this network namespace.
 pub(super) fn read(pins: &Path) -> Result<Vec<DeviceRow>> {
     let entries = TypedMap::<u32, Device>::open(pins, "DEVICES")?.read()?.into_iter().collect();
-    let attached = tc::attached(pins, pins.parent().context("the pins are in no directory")?)?;
-    let links = Channel::open().and_then(|mut channel| facts::links(&mut channel)).context("listing the links")?;
+    let attached = tc::attached(pins, pins.parent().context("the directory of the pins has no parent")?)?;
+    let links = NetlinkSocket::open()
+        .and_then(|mut channel| network_state::links(&mut channel))
+        .context("listing the links")?;
     Ok(inspect::devices(&entries, &attached, |index| links.get(&index).map(|link| link.name.clone())))
 }
 

@@ -1,4 +1,4 @@
-//! `beeline get flows`: which are asked for, and their cells.
+//! `beeline get flows`: filters, and cells of a flow.
 
 use std::{net::IpAddr, path::Path};
 
@@ -11,22 +11,22 @@ use super::Row;
 use crate::inspect::{self, FlowFilter, FlowRow};
 use lb_core::op::Table;
 use lb_dataplane::{flows::Flows, store::BpfStore};
-use lb_kernel::bpf;
+use lb_kernel::clock;
 
-/// Which flows are shown.
+/// Filters of flows.
 #[derive(Args, Clone, Default)]
-#[command(next_help_heading = "Of flows")]
-pub(super) struct Filter {
-    /// Those of a Service.
+#[command(next_help_heading = "Filters of flows")]
+pub(super) struct FlowArgs {
+    /// Service.
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_service)]
     service: Option<(String, String)>,
-    /// Those of a protocol.
+    /// Protocol.
     #[arg(long, ignore_case = true)]
     proto: Option<ProtoName>,
-    /// Those of a client, or of the clients of a network.
+    /// Address or network of the client.
     #[arg(long, value_name = "ADDR[/LEN]", value_parser = parse_network)]
     client: Option<IpNet>,
-    /// Those to a backend.
+    /// Address of the backend.
     #[arg(long, value_name = "ADDR")]
     backend: Option<IpAddr>,
 }
@@ -43,25 +43,25 @@ fn parse_service(text: &str) -> Result<(String, String), String> {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
             Ok((namespace.to_owned(), name.to_owned()))
         }
-        _ => Err("want NAMESPACE/NAME, as in default/web".to_owned()),
+        _ => Err("want NAMESPACE/NAME, such as default/web".to_owned()),
     }
 }
 
 fn parse_network(text: &str) -> Result<IpNet, String> {
     let network = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse());
-    network.map_err(|_| "want an address or a prefix, as in 192.0.2.9 or 192.0.2.0/24".to_owned())
+    network.map_err(|_| "want an address or a prefix, such as 192.0.2.9 or 192.0.2.0/24".to_owned())
 }
 
-impl Filter {
-    /// Fails when one is given, as what is shown are no flows.
-    pub(super) fn refuse(&self) -> Result<()> {
+impl FlowArgs {
+    /// Fails if a filter is set, for a table other than flows.
+    pub(super) fn ensure_unset(&self) -> Result<()> {
         let is_given =
             self.service.is_some() || self.proto.is_some() || self.client.is_some() || self.backend.is_some();
-        ensure!(!is_given, "--service, --proto, --client and --backend choose among flows: use them with `get flows`");
+        ensure!(!is_given, "--service, --proto, --client and --backend filter flows: use them with `get flows`");
         Ok(())
     }
 
-    fn wanted(&self) -> FlowFilter {
+    fn flow_filter(&self) -> FlowFilter {
         let proto = self.proto.map(|name| match name {
             ProtoName::Tcp => Proto::Tcp,
             ProtoName::Udp => Proto::Udp,
@@ -71,10 +71,10 @@ impl Filter {
     }
 }
 
-/// Those of the pinned map.
-pub(super) fn read(pins: &Path, filter: &Filter) -> Result<Vec<FlowRow>> {
+/// Reads the flows of the pinned map that pass the filter.
+pub(super) fn read(pins: &Path, filter: &FlowArgs) -> Result<Vec<FlowRow>> {
     let names = BpfStore::open(pins)?.dump_of(&[Table::Names])?;
-    Ok(inspect::flows(&Flows::open(pins)?.read()?, &filter.wanted(), &names, bpf::now()))
+    Ok(inspect::flows(&Flows::open(pins)?.read()?, &filter.flow_filter(), &names, clock::monotonic_ns()))
 }
 
 impl Row for FlowRow {
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filters_are_parsed_or_say_what_they_want() {
+    fn filters_are_names_addresses_and_prefixes() {
         assert_eq!(parse_service("default/web"), Ok(("default".to_owned(), "web".to_owned())));
         for bad in ["web", "/web", "default/", "a/b/c", ""] {
             assert!(parse_service(bad).is_err(), "{bad}");

@@ -2,7 +2,7 @@
 
 mod devices;
 mod flows;
-pub mod pod_modes;
+mod pod_modes;
 
 use std::path::Path;
 
@@ -14,52 +14,51 @@ use super::table;
 use crate::inspect::{self, BackendRow, CounterRow, FrontendRow, ServiceRow};
 use lb_dataplane::stats::{self, StatMaps};
 
-/// What to show, and how.
+/// GetArgs of `beeline get`.
 #[derive(Args)]
-#[command(
-    after_help = "Examples:\n  beeline get services\n  beeline get backends -o json\n  beeline get frontends -o wide\n  \
-                  beeline get flows --service default/web --client 192.0.2.0/24"
-)]
-pub(super) struct Arguments {
-    /// What to show.
-    what: What,
+#[command(after_help = "Examples:\n  beeline get services\n  beeline get backends -o json\n  \
+                  beeline get frontends -o wide\n  beeline get flows --service default/web --client 192.0.2.0/24")]
+pub(super) struct GetArgs {
+    /// Rows to show.
+    #[arg(value_name = "ROWS")]
+    resource: Resource,
     /// Form of the output.
     #[arg(short, long, default_value = "table", value_name = "FORM")]
-    output: Output,
+    output: TableFormat,
     #[command(flatten)]
-    filter: flows::Filter,
+    filter: flows::FlowArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum What {
-    /// Service ports: frontends, number of backends, what sockets did with them.
+enum Resource {
+    /// Service ports: frontends, number of backends, counts of sockets.
     #[value(alias = "service", alias = "svc")]
     Services,
     /// Addresses and ports that clients dial.
     #[value(alias = "frontend")]
     Frontends,
-    /// Addresses and ports that answer, and the sockets that have them.
+    /// Endpoints in the backend lists, and the sockets that hold them.
     #[value(alias = "backend")]
     Backends,
-    /// Events that the programs count: refusals by cause, overflows, moved UDP sockets.
+    /// Counters of the programs: refusals by cause, full maps, moved UDP sockets.
     #[value(alias = "counter")]
     Counters,
-    /// Flows of packets: client, VIP, backend, state, and when they end.
+    /// Flows of the packet path: client, VIP, backend, state, expiry.
     #[value(alias = "flow")]
     Flows,
-    /// Network devices by which packets come and go, and how the programs are attached to them.
+    /// Network devices with programs, and the kind of attachment.
     #[value(alias = "device")]
     Devices,
-    /// Pods that have chosen another path to Services than that of their sockets, and who said so.
-    #[value(alias = "path")]
-    Paths,
+    /// Pods with a mode other than `socket`, and the object with the label.
+    #[value(alias = "pod-mode", alias = "paths", alias = "path")]
+    PodModes,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// Columns for people.
+enum TableFormat {
+    /// Columns of text.
     Table,
-    /// More columns.
+    /// Columns of text, with more columns.
     Wide,
     /// A JSON array.
     Json,
@@ -67,37 +66,38 @@ enum Output {
     Yaml,
 }
 
-pub(super) fn render(pins: &Path, arguments: &Arguments) -> Result<String> {
+pub(super) fn render(pins: &Path, arguments: &GetArgs) -> Result<String> {
     let output = arguments.output;
     let stats = || StatMaps::open(pins)?.read();
-    if arguments.what != What::Flows {
-        arguments.filter.refuse()?;
+    if arguments.resource != Resource::Flows {
+        arguments.filter.ensure_unset()?;
     }
-    match arguments.what {
-        What::Services => rows(&inspect::services(&super::dump(pins)?, &stats()?), output),
-        What::Frontends => rows(&inspect::frontends(&super::dump(pins)?), output),
-        What::Backends => rows(&inspect::backends(&super::dump(pins)?, &stats()?), output),
-        What::Counters => rows(&inspect::counters(&stats::counters(pins)?), output),
-        What::Flows => rows(&flows::read(pins, &arguments.filter)?, output),
-        What::Devices => rows(&devices::read(pins)?, output),
-        What::Paths => rows(&pod_modes::read(pins)?, output),
+    match arguments.resource {
+        Resource::Services => rows(&inspect::services(&super::dump(pins)?, &stats()?), output),
+        Resource::Frontends => rows(&inspect::frontends(&super::dump(pins)?), output),
+        Resource::Backends => rows(&inspect::backends(&super::dump(pins)?, &stats()?), output),
+        Resource::Counters => rows(&inspect::counters(&stats::counters(pins)?), output),
+        Resource::Flows => rows(&flows::read(pins, &arguments.filter)?, output),
+        Resource::Devices => rows(&devices::read(pins)?, output),
+        Resource::PodModes => rows(&pod_modes::read(pins)?, output),
     }
 }
 
-/// A row as cells: those of every table, and those of a wide one.
+/// Row of a table: cells, and further cells of a wide table.
 trait Row: Serialize {
     const HEAD: &'static [&'static str];
+    /// Heads of the further cells.
     const WIDE: &'static [&'static str];
     fn cells(&self) -> Vec<String>;
     fn wide(&self) -> Vec<String>;
 }
 
-fn rows<R: Row>(rows: &[R], output: Output) -> Result<String> {
+fn rows<R: Row>(rows: &[R], output: TableFormat) -> Result<String> {
     match output {
-        Output::Json => Ok(serde_json::to_string_pretty(rows)? + "\n"),
-        Output::Yaml => Ok(serde_saphyr::to_string(&rows)?),
-        Output::Table | Output::Wide => {
-            let wide = output == Output::Wide;
+        TableFormat::Json => Ok(serde_json::to_string_pretty(rows)? + "\n"),
+        TableFormat::Yaml => Ok(serde_saphyr::to_string(&rows)?),
+        TableFormat::Table | TableFormat::Wide => {
+            let wide = output == TableFormat::Wide;
             let head = R::HEAD.iter().chain(if wide { R::WIDE } else { &[] });
             let cells = rows.iter().map(|row| {
                 let more = if wide { row.wide() } else { Vec::new() };
@@ -198,7 +198,7 @@ impl Row for BackendRow {
 
     fn wide(&self) -> Vec<String> {
         let lists = match self.lists.as_slice() {
-            // In no list: sockets keep it, and no other gets it.
+            // In no list: sockets hold it, and new sockets do not get it.
             [] if self.port.is_some() => "kept".to_owned(),
             [] => "-".to_owned(),
             lists => lists.join(","),

@@ -1,4 +1,4 @@
-//! `beeline get paths`: pods with another path than `socket`, and their cells.
+//! `beeline get pod-modes`: pods with a mode other than `socket`, and their cells.
 
 use std::path::Path;
 
@@ -6,27 +6,29 @@ use anyhow::{Context as _, Result};
 use lb_common::PodModeEntry;
 
 use super::Row;
-use crate::inspect::{self, PathRow};
+use crate::inspect::{self, PodModeRow};
 use lb_kernel::{
     bpf::typed::TypedMap,
-    netlink::{Channel, facts},
+    netlink::{NetlinkSocket, network_state},
 };
 
-/// Those of the pinned map.
-pub(super) fn read(pins: &Path) -> Result<Vec<PathRow>> {
+/// Reads the pods of the pinned map, with the names of their links in this network namespace.
+pub(super) fn read(pins: &Path) -> Result<Vec<PodModeRow>> {
     let entries = TypedMap::<u64, PodModeEntry>::open(pins, "POD_MODES")?.read()?;
-    let links = Channel::open().and_then(|mut channel| facts::links(&mut channel)).context("listing the links")?;
-    Ok(inspect::paths(&entries, |index| links.get(&index).map(|link| link.name.clone())))
+    let links = NetlinkSocket::open()
+        .and_then(|mut channel| network_state::links(&mut channel))
+        .context("listing the links")?;
+    Ok(inspect::pod_modes(&entries, |index| links.get(&index).map(|link| link.name.clone())))
 }
 
-impl Row for PathRow {
-    const HEAD: &'static [&'static str] = &["NAMESPACE", "POD", "PATH", "BY", "DEVICE", "NETNS"];
+impl Row for PodModeRow {
+    const HEAD: &'static [&'static str] = &["NAMESPACE", "POD", "MODE", "BY", "DEVICE", "NETNS"];
     const WIDE: &'static [&'static str] = &["INDEX", "ADDRESSES"];
 
     fn cells(&self) -> Vec<String> {
         let device = self.device.clone().unwrap_or_else(|| "-".to_owned());
         let [namespace, pod] = [&self.namespace, &self.pod].map(Clone::clone);
-        vec![namespace, pod, self.path.to_owned(), self.by.to_owned(), device, self.netns.to_string()]
+        vec![namespace, pod, self.mode.to_owned(), self.by.to_owned(), device, self.netns.to_string()]
     }
 
     fn wide(&self) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! From a report and a view to the cells of a terminal.
+//! Screen of `beeline top`: a report and a view become cells of a terminal.
 
 use ratatui::{
     Frame,
@@ -10,7 +10,7 @@ use ratatui::{
 
 use super::{
     Column, PORTS,
-    report::{RatedBackend, Report, shown},
+    report::{RatedBackend, Report, format_rate},
     view::{Page, View},
 };
 use lb_core::text::number;
@@ -33,24 +33,24 @@ const BACKENDS: [Column; 6] = [
     Column::right("OPEN"),
 ];
 
-const KEYS: &str = "  up, down, k, j     choose a row; PgUp, PgDn, End; Home goes back to whatever is first
-  Enter, b           the backends of the service port
+const KEYS: &str = "  up, down, k, j     select a row; PgUp, PgDn, End; Home returns to the first row
+  Enter, b           backends of the service port
   r                  refusals by cause, of all service ports
-  o                  the order: rate, open, refused, name
-  /                  show only what has a text in its name; Enter keeps it, Esc drops it
+  o                  next order: rate, open, refused, name
+  /                  show only names that contain a text; Enter keeps the filter, Esc drops it
   Esc                back
   h                  this help
   q                  quit
 
-  CONN/s, CONNECTIONS   backends that were given to sockets
-  OPEN                  sockets that have one now
+  CONN/s, CONNECTIONS   backends given to sockets
+  OPEN                  sockets that hold a backend now
   REFUSED               connects and datagrams without a backend
-  MOVED                 UDP sockets that went on to another backend
+  MOVED                 UDP sockets that moved to another backend
   KILLED                sockets that the agent ended
 
-All counts are of this node. Connections are counted in the kernel, whether an agent runs or not.";
+All counts are of this node. The kernel counts connections, with or without a running agent.";
 
-/// Draws all of it. `backends` are those of the page, if it shows any.
+/// Draws a frame. `backends` are the backends of the page, if it lists backends.
 pub(super) fn draw(frame: &mut Frame<'_>, report: &Report, backends: &[RatedBackend], view: &mut View) {
     let [head, title, body, foot] =
         Layout::vertical([Constraint::Length(2), Constraint::Length(1), Constraint::Fill(1), Constraint::Length(1)])
@@ -63,24 +63,24 @@ pub(super) fn draw(frame: &mut Frame<'_>, report: &Report, backends: &[RatedBack
         Page::Help => frame.render_widget(Paragraph::new(KEYS), body),
         Page::Ports => {
             let rows = view.ports(&report.ports);
-            view.settle(&rows.iter().map(|row| row.id).collect::<Vec<_>>(), lines(body));
-            rows_of(frame, body, &PORTS, view, rows.len(), |at| rows[at].cells());
+            view.follow_selection(&rows.iter().map(|row| row.id).collect::<Vec<_>>(), lines(body));
+            draw_rows(frame, body, &PORTS, view, rows.len(), |at| rows[at].cells());
         }
         Page::Refusals => {
             let rows = view.ports(&report.ports);
-            view.settle(&rows.iter().map(|row| row.id).collect::<Vec<_>>(), lines(body));
-            rows_of(frame, body, &REFUSALS, view, rows.len(), |at| rows[at].refusal_cells());
+            view.follow_selection(&rows.iter().map(|row| row.id).collect::<Vec<_>>(), lines(body));
+            draw_rows(frame, body, &REFUSALS, view, rows.len(), |at| rows[at].refusal_cells());
         }
         Page::Backends(_) => {
             let rows = view.backends(backends);
-            view.settle(&rows.iter().map(|backend| backend.row.id).collect::<Vec<_>>(), lines(body));
-            rows_of(frame, body, &BACKENDS, view, rows.len(), |at| rows[at].cells());
+            view.follow_selection(&rows.iter().map(|backend| backend.row.id).collect::<Vec<_>>(), lines(body));
+            draw_rows(frame, body, &BACKENDS, view, rows.len(), |at| rows[at].cells());
         }
     }
     frame.render_widget(footer(view), foot);
 }
 
-/// The rows that the page shows, by their ids.
+/// Lists the ids of the page's rows, in order.
 pub(super) fn ids(report: &Report, backends: &[RatedBackend], view: &View) -> Vec<u32> {
     match view.page {
         Page::Help => Vec::new(),
@@ -89,13 +89,13 @@ pub(super) fn ids(report: &Report, backends: &[RatedBackend], view: &View) -> Ve
     }
 }
 
-/// Lines for rows, below the head of the table.
+/// Returns the number of lines for rows, below the head of the table.
 fn lines(body: Rect) -> usize {
     usize::from(body.height.saturating_sub(1))
 }
 
-/// Only the rows that are on the screen become cells, however many there are.
-fn rows_of<const N: usize>(
+/// Draws the rows on the screen; rows outside of it cost nothing.
+fn draw_rows<const N: usize>(
     frame: &mut Frame<'_>,
     body: Rect,
     columns: &[Column; N],
@@ -104,7 +104,7 @@ fn rows_of<const N: usize>(
     cells: impl Fn(usize) -> [String; N],
 ) {
     if count == 0 {
-        let why = if view.filter.is_empty() { "none" } else { "none that has the filter in its name; Esc drops it" };
+        let why = if view.filter.is_empty() { "none" } else { "no name contains the filter; Esc drops it" };
         return frame.render_widget(Paragraph::new(why).dim(), body);
     }
     let on_screen: Vec<(usize, [String; N])> =
@@ -128,15 +128,15 @@ fn rows_of<const N: usize>(
     frame.render_widget(Table::new(rows, widths).header(head).column_spacing(2), body);
 }
 
-/// Whether an agent runs.
+/// Returns the line about the agent.
 pub(super) fn agent(report: &Report) -> String {
     match report.agent {
         Some(pid) => format!("beeline: the agent runs, pid {pid}"),
-        None => "beeline: no agent runs; the kernel goes on with the maps as they are".to_owned(),
+        None => "beeline: no agent runs; the kernel translates from the maps as they are".to_owned(),
     }
 }
 
-/// The totals of the node in a line.
+/// Returns the line with the totals of the node.
 pub(super) fn totals(report: &Report) -> String {
     let rates = report.rates;
     format!(
@@ -145,8 +145,8 @@ pub(super) fn totals(report: &Report) -> String {
         number(report.ports.len(), "service port"),
         number(report.backends as usize, "backend"),
         number(usize::try_from(report.open).unwrap_or(usize::MAX), "open socket"),
-        shown(rates.map(|rates| rates.connections_per_second)),
-        shown(rates.map(|rates| rates.refused_per_second)),
+        format_rate(rates.map(|rates| rates.connections_per_second)),
+        format_rate(rates.map(|rates| rates.refused_per_second)),
     )
 }
 
@@ -157,17 +157,15 @@ fn heading(report: &Report, view: &View) -> String {
         Page::Refusals => "Refusals by cause".to_owned(),
         Page::Backends(id) => {
             let row = report.ports.iter().find(|row| row.id == id);
-            let of = row.map_or_else(
-                || "a service port that is gone".to_owned(),
-                |row| format!("{} {}", row.service, row.port),
-            );
-            format!("Backends of {of} by {}", view.sort.name())
+            let port =
+                row.map_or_else(|| "a removed service port".to_owned(), |row| format!("{} {}", row.service, row.port));
+            format!("Backends of {port} by {}", view.sort.name())
         }
     }
 }
 
 fn footer(view: &View) -> Line<'static> {
-    if view.typing {
+    if view.edits_filter {
         return Line::from(format!("/{}_", view.filter));
     }
     let keys = match view.page {

@@ -1,36 +1,36 @@
-//! From two samples to rows with rates. Pure: nothing here reads a map or a clock.
+//! Report of `beeline top`: two samples become rows with rates. Pure.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use lb_common::{Slot, SlotKey};
 use serde::Serialize;
 
-use super::sample::{Port, Sample};
+use super::sample::{Sample, ServicePort};
 use crate::inspect::{self, BackendRow};
 use lb_dataplane::stats::{Stats, counts::PortCounts};
 
-/// What `top` shows of a moment.
+/// Totals and service ports at the time of a sample.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Report {
-    /// Pid of the agent, when one runs.
+    /// Pid of the running agent.
     pub(super) agent: Option<u32>,
-    /// Over how many seconds the rates were measured; none for the first look.
+    /// Time over which the rates were measured (s). `None` for the first sample.
     pub(super) seconds: Option<f64>,
-    /// Services.
+    /// Number of Services.
     pub(super) services: usize,
-    /// Backends that new sockets may be given.
+    /// Number of backends that new sockets may get.
     pub(super) backends: u32,
-    /// Sockets that have a backend, those whose service port is gone included.
+    /// Number of sockets that hold a backend, including those of removed service ports.
     pub(super) open: u64,
-    /// Of all service ports together.
+    /// Rates of all service ports together.
     #[serde(flatten)]
     pub(super) rates: Option<Rates>,
-    /// All service ports, by name.
+    /// Service ports, by name.
     pub(super) ports: Vec<PortRow>,
 }
 
-/// Events a second.
+/// Events per second.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Rates {
@@ -38,9 +38,9 @@ pub(super) struct Rates {
     pub(super) connections_per_second: f64,
     /// Refusals for any cause.
     pub(super) refused_per_second: f64,
-    /// Of these: no endpoint anywhere.
+    /// Refusals because no endpoint exists on any node.
     pub(super) no_endpoints_per_second: f64,
-    /// Of these: none on this node.
+    /// Refusals because no endpoint exists on this node.
     pub(super) no_local_endpoints_per_second: f64,
 }
 
@@ -50,7 +50,7 @@ pub(super) struct Rates {
 pub(super) struct PortRow {
     /// Namespace and name of the Service.
     pub(super) service: String,
-    /// Name, if it has one, and protocol of the port.
+    /// Name, if any, and protocol of the port.
     pub(super) port: String,
     /// Id in the maps.
     pub(super) id: u32,
@@ -65,20 +65,20 @@ pub(super) struct PortRow {
 /// A backend with its rate.
 pub(super) struct RatedBackend {
     pub(super) row: BackendRow,
-    /// Times a second that a socket was given it.
+    /// Connections per second. `None` for the first sample.
     pub(super) rate: Option<f64>,
 }
 
-/// What happened between two moments, or only what is when there was none before.
+/// Makes a report of two samples; of the first sample, without rates.
 pub(super) fn report(before: Option<&Sample>, now: &Sample) -> Report {
     let earlier = before.map(|before| (before, seconds(before, now)));
-    let row = |port: &Port| {
+    let row = |port: &ServicePort| {
         let counts = now.counts.get(&port.id).copied().unwrap_or_default();
         let rates = earlier.map(|(before, seconds)| {
-            // A number may name another service port since.
-            let same = Arc::ptr_eq(&before.served, &now.served)
+            // Ids are reused: the id may have been that of another service port.
+            let is_same = Arc::ptr_eq(&before.served, &now.served)
                 || before.served.dump.names.get(&port.id) == now.served.dump.names.get(&port.id);
-            let earlier = before.counts.get(&port.id).filter(|_| same).copied().unwrap_or_default();
+            let earlier = before.counts.get(&port.id).filter(|_| is_same).copied().unwrap_or_default();
             Rates::of(&earlier, &counts, seconds)
         });
         let (service, name) = (port.service.clone(), port.port.clone());
@@ -90,24 +90,24 @@ pub(super) fn report(before: Option<&Sample>, now: &Sample) -> Report {
         seconds: earlier.map(|(_, seconds)| rounded(seconds)),
         services: now.served.services,
         backends: now.served.backends,
-        open: now.given.iter().map(|(_, backend)| backend.open).sum(),
+        open: now.backend_stats.iter().map(|(_, backend)| backend.open).sum(),
         rates: earlier.map(|_| ports.iter().filter_map(|row| row.rates).fold(Rates::default(), Rates::plus)),
         ports,
     }
 }
 
-/// The backends of a service port.
+/// Lists the backends of a service port, with rates.
 pub(super) fn backends(
     before: Option<&Sample>,
     now: &Sample,
     slots: &BTreeMap<SlotKey, Slot>,
     service: u32,
 ) -> Vec<RatedBackend> {
-    let of_it = |sample: &Sample| -> Stats {
-        let backends = sample.given.iter().filter(|(_, stats)| stats.service == service).copied().collect();
+    let stats_of = |sample: &Sample| -> Stats {
+        let backends = sample.backend_stats.iter().filter(|(_, stats)| stats.service == service).copied().collect();
         Stats { backends, ..Stats::default() }
     };
-    let (earlier, stats) = (before.map(|before| (of_it(before), seconds(before, now))), of_it(now));
+    let (earlier, stats) = (before.map(|before| (stats_of(before), seconds(before, now))), stats_of(now));
     let rated = |row: BackendRow| {
         let rate = earlier.as_ref().map(|(earlier, seconds)| {
             let earlier = earlier.backends.get(&row.id).map_or(0, |stats| stats.connections);
@@ -122,11 +122,11 @@ fn seconds(before: &Sample, now: &Sample) -> f64 {
     now.at.saturating_duration_since(before.at).as_secs_f64()
 }
 
-/// A count that went backwards is of a map that was made anew, and counts from 0.
+/// Returns events per second. A lower count is that of a new map, which counts from 0.
 #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
 fn rate(before: u64, now: u64, seconds: f64) -> f64 {
-    let more = now.checked_sub(before).unwrap_or(now);
-    if seconds > 0.0 { rounded(more as f64 / seconds) } else { 0.0 }
+    let events = now.checked_sub(before).unwrap_or(now);
+    if seconds > 0.0 { rounded(events as f64 / seconds) } else { 0.0 }
 }
 
 fn rounded(number: f64) -> f64 {
@@ -155,25 +155,25 @@ impl Rates {
     }
 }
 
-/// A rate as it is shown.
-pub(super) fn shown(rate: Option<f64>) -> String {
+/// Formats a rate.
+pub(super) fn format_rate(rate: Option<f64>) -> String {
     rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"))
 }
 
 impl PortRow {
-    /// Connections a second; 0 as long as they are not known.
+    /// Returns connections per second; 0 in the first report.
     pub(super) fn rate(&self) -> f64 {
         self.rates.map_or(0.0, |rates| rates.connections_per_second)
     }
 
-    /// Refusals a second; 0 as long as they are not known.
+    /// Returns refusals per second; 0 in the first report.
     pub(super) fn refused_rate(&self) -> f64 {
         self.rates.map_or(0.0, |rates| rates.refused_per_second)
     }
 
-    /// In the order of the columns.
+    /// Returns the cells, in the order of the columns.
     pub(super) fn cells(&self) -> [String; 10] {
-        let rate = |of: fn(&Rates) -> f64| shown(self.rates.as_ref().map(of));
+        let rate = |of: fn(&Rates) -> f64| format_rate(self.rates.as_ref().map(of));
         [
             self.service.clone(),
             self.port.clone(),
@@ -188,9 +188,9 @@ impl PortRow {
         ]
     }
 
-    /// By cause.
+    /// Returns the cells of the page of refusals by cause.
     pub(super) fn refusal_cells(&self) -> [String; 6] {
-        let rate = |of: fn(&Rates) -> f64| shown(self.rates.as_ref().map(of));
+        let rate = |of: fn(&Rates) -> f64| format_rate(self.rates.as_ref().map(of));
         [
             self.service.clone(),
             self.port.clone(),
@@ -203,20 +203,20 @@ impl PortRow {
 }
 
 impl RatedBackend {
-    /// In the order of the columns.
+    /// Returns the cells, in the order of the columns.
     pub(super) fn cells(&self) -> [String; 6] {
         [
-            self.target(),
+            self.address(),
             self.row.place.unwrap_or("-").to_owned(),
             self.row.weight.to_string(),
-            shown(self.rate),
+            format_rate(self.rate),
             self.row.connections.to_string(),
             self.row.open.to_string(),
         ]
     }
 
-    /// Address and port.
-    pub(super) fn target(&self) -> String {
+    /// Formats address and port.
+    pub(super) fn address(&self) -> String {
         match self.row.port {
             None => self.row.address.clone(),
             Some(port) if self.row.address.contains(':') => format!("[{}]:{port}", self.row.address),

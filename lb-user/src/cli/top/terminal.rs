@@ -1,4 +1,4 @@
-//! The loop: samples, keys and signals in, frames out. The terminal is given back however it ends.
+//! The loop of `beeline top`: samples, keys and signals in, frames out.
 
 use std::{io, thread, time::Duration};
 
@@ -17,26 +17,26 @@ use super::{
     draw,
     report::{self, RatedBackend, Report},
     sample::{Reader, Sample},
-    view::{Page, Then, View},
+    view::{Control, Page, View},
 };
 
-/// Gives the terminal back when it goes, after an error too. For a panic ratatui's hook does so before the message.
-struct Ours;
+/// Restores the terminal on drop, after errors too. After a panic, ratatui's hook restores it before the message.
+struct RestoreTerminal;
 
-impl Drop for Ours {
+impl Drop for RestoreTerminal {
     fn drop(&mut self) {
         ratatui::restore();
     }
 }
 
 pub(super) fn run(mut reader: Reader, delay: Duration) -> Result<()> {
-    // What cannot be read is told before the screen changes.
+    // Report errors before the screen changes.
     let first = reader.read()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let ours = Ours;
+    let restore = RestoreTerminal;
     let mut terminal = ratatui::try_init().context("taking the terminal")?;
     let result = runtime.block_on(watch(&mut terminal, delay, Screen::new(reader, first)));
-    drop(ours);
+    drop(restore);
     result
 }
 
@@ -51,10 +51,10 @@ async fn watch(terminal: &mut DefaultTerminal, delay: Duration, mut screen: Scre
     loop {
         terminal.draw(|frame| draw::draw(frame, &screen.report, &screen.backends, &mut screen.view))?;
         tokio::select! {
-            _ = ticks.tick() => screen.look()?,
+            _ = ticks.tick() => screen.sample()?,
             event = events.recv() => {
-                let event = event.context("the terminal says no more")?.context("reading keys")?;
-                if screen.event(&event)? == Then::Quit {
+                let event = event.context("the terminal was closed")?.context("reading keys")?;
+                if screen.event(&event)? == Control::Quit {
                     return Ok(());
                 }
             }
@@ -65,7 +65,7 @@ async fn watch(terminal: &mut DefaultTerminal, delay: Duration, mut screen: Scre
     }
 }
 
-/// Keys and changes of the size, from a thread that waits for them until the process ends.
+/// Starts a thread that reads keys and changes of the size until the process ends.
 fn events() -> mpsc::Receiver<io::Result<Event>> {
     let (sender, events) = mpsc::channel(16);
     thread::spawn(move || {
@@ -80,7 +80,7 @@ fn events() -> mpsc::Receiver<io::Result<Event>> {
     events
 }
 
-/// What is on the screen, and from what it was made.
+/// State of the screen, and its samples.
 struct Screen {
     reader: Reader,
     before: Option<Sample>,
@@ -96,30 +96,30 @@ impl Screen {
         Self { reader, before: None, now, report, backends: Vec::new(), view: View::new() }
     }
 
-    /// Looks again at everything.
-    fn look(&mut self) -> Result<()> {
+    /// Reads the next sample.
+    fn sample(&mut self) -> Result<()> {
         self.before = Some(std::mem::replace(&mut self.now, self.reader.read()?));
         self.report = report::report(self.before.as_ref(), &self.now);
-        self.look_at_backends()
+        self.update_backends()
     }
 
-    fn event(&mut self, event: &Event) -> Result<Then> {
+    fn event(&mut self, event: &Event) -> Result<Control> {
         let Event::Key(key) = event else {
-            // Whatever it is, the next frame has it.
-            return Ok(Then::Stay);
+            // The next frame has the new size.
+            return Ok(Control::Continue);
         };
         if key.kind == KeyEventKind::Release {
-            return Ok(Then::Stay);
+            return Ok(Control::Continue);
         }
         let (page, shown) = (self.view.page, draw::ids(&self.report, &self.backends, &self.view));
-        let then = self.view.key(*key, &shown);
+        let control = self.view.key(*key, &shown);
         if self.view.page != page {
-            self.look_at_backends()?;
+            self.update_backends()?;
         }
-        Ok(then)
+        Ok(control)
     }
 
-    fn look_at_backends(&mut self) -> Result<()> {
+    fn update_backends(&mut self) -> Result<()> {
         if let Page::Backends(id) = self.view.page {
             let slots = self.reader.slots(id)?;
             self.backends = report::backends(self.before.as_ref(), &self.now, &slots, id);

@@ -1,4 +1,4 @@
-//! From counts to rates, rows, keys and cells, without a kernel or a terminal.
+//! Rates, rows, keys and cells from counts, without a kernel or a terminal.
 
 use std::time::{Duration, Instant};
 
@@ -14,17 +14,17 @@ use super::{
     draw, plain,
     report::{self, Report},
     sample::{Sample, Served},
-    view::{Page, Sort, Then, View},
+    view::{Control, Page, Sort, View},
 };
 use lb_common::Family;
 use lb_core::{objects::Key, spec::PortKey, store::Dump};
-use lb_dataplane::stats::{Stats, Unsorted};
+use lb_dataplane::stats::{Stats, UnsortedStats};
 
-/// So many service ports `s0`, `s1`… with so many backends each, of which sockets had every one `connections` times, the
-/// last service port most often. `s0` has no backend, and refuses.
+/// A sample of service ports `s0`, `s1`… with `backends` each. Every backend of `sN` has `connections` × N connections.
+/// `s0` has no backends, and refuses.
 fn sample(at: Instant, services: u32, backends: u32, connections: u64) -> Sample {
     let (dump, stats) = maps(services, backends, connections);
-    of(at, dump, stats)
+    sample_of(at, dump, stats)
 }
 
 fn maps(services: u32, backends: u32, connections: u64) -> (Dump, Stats) {
@@ -50,8 +50,8 @@ fn maps(services: u32, backends: u32, connections: u64) -> (Dump, Stats) {
             let slot = Slot { addr, port: 8080, weight: 1, backend };
             dump.slots.insert(SlotKey::new(id, List::Cluster, index), slot);
             let times = connections * u64::from(service);
-            let given = BackendStats { open: u64::from(index), connections: times, service: id, _pad: 0 };
-            stats.backends.insert(backend, given);
+            let counts = BackendStats { open: u64::from(index), connections: times, service: id, _pad: 0 };
+            stats.backends.insert(backend, counts);
             port.connections += times;
         }
         if service == 0 {
@@ -62,9 +62,9 @@ fn maps(services: u32, backends: u32, connections: u64) -> (Dump, Stats) {
     (dump, stats)
 }
 
-fn of(at: Instant, dump: Dump, stats: Stats) -> Sample {
+fn sample_of(at: Instant, dump: Dump, stats: Stats) -> Sample {
     let Stats { ports, backends, killed } = stats;
-    let counts = Unsorted {
+    let counts = UnsortedStats {
         ports: ports.into_iter().collect(),
         backends: backends.into_iter().collect(),
         killed: killed.into_iter().collect(),
@@ -72,8 +72,8 @@ fn of(at: Instant, dump: Dump, stats: Stats) -> Sample {
     Sample::new(at, Some(4711), Served::new(dump).into(), counts)
 }
 
-/// The report of a second look, two seconds after the first.
-fn second(before: &Sample, mut now: Sample) -> Report {
+/// The report of a second sample, two seconds after the first.
+fn second_report(before: &Sample, mut now: Sample) -> Report {
     now.at = before.at + Duration::from_secs(2);
     report::report(Some(before), &now)
 }
@@ -85,29 +85,29 @@ fn screen(report: &Report, backends: &[report::RatedBackend], view: &mut View, e
     let mut text = String::new();
     for y in 0..buffer.area.height {
         let line: String = (0..buffer.area.width).map(|x| buffer[(x, y)].symbol()).collect();
-        // The chosen line is shown the other way round.
-        let chosen = buffer[(0, y)].modifier.contains(ratatui::style::Modifier::REVERSED);
-        text += format!("{}{line}", if chosen { ">" } else { "|" }).trim_end();
+        // The selected line has reversed colours.
+        let selected = buffer[(0, y)].modifier.contains(ratatui::style::Modifier::REVERSED);
+        text += format!("{}{line}", if selected { ">" } else { "|" }).trim_end();
         text.push('\n');
     }
     expected.assert_eq(&text);
 }
 
-fn press(view: &mut View, report: &Report, keys: &[KeyCode]) -> Then {
-    let mut then = Then::Stay;
+fn press(view: &mut View, report: &Report, keys: &[KeyCode]) -> Control {
+    let mut control = Control::Continue;
     for key in keys {
         let shown = draw::ids(report, &[], view);
-        then = view.key(KeyEvent::new(*key, KeyModifiers::NONE), &shown);
-        view.settle(&draw::ids(report, &[], view), 5);
+        control = view.key(KeyEvent::new(*key, KeyModifiers::NONE), &shown);
+        view.follow_selection(&draw::ids(report, &[], view), 5);
     }
-    then
+    control
 }
 
 #[test]
-fn rates_are_of_the_time_between() {
+fn rates_are_measured_between_two_samples() {
     let now = Instant::now();
     let before = sample(now, 3, 2, 10);
-    let report = second(&before, sample(now, 3, 2, 25));
+    let report = second_report(&before, sample(now, 3, 2, 25));
     let rates = |name: &str| {
         let row = report.ports.iter().find(|row| row.service == name).expect("a row");
         let rates = row.rates.expect("rates");
@@ -122,44 +122,44 @@ fn rates_are_of_the_time_between() {
 }
 
 #[test]
-fn the_first_look_has_no_rates() {
+fn the_first_report_has_no_rates() {
     let report = report::report(None, &sample(Instant::now(), 2, 2, 10));
     assert!(report.rates.is_none() && report.ports.iter().all(|row| row.rates.is_none()));
     assert_eq!(report.ports[1].cells()[2..5], ["-", "20", "1"]);
 }
 
 #[test]
-fn maps_that_were_made_anew_count_from_zero() {
+fn new_maps_count_from_zero() {
     let now = Instant::now();
-    let report = second(&sample(now, 2, 1, 1000), sample(now, 2, 1, 6));
+    let report = second_report(&sample(now, 2, 1, 1000), sample(now, 2, 1, 6));
     assert_eq!(report.ports[1].rate(), 3.0);
-    // The number of a service port that is another's now.
+    // The id was that of another service port.
     let (mut dump, stats) = maps(2, 1, 4);
     dump.names.insert(2, PortKey { service: Key::new("a", "b"), ..dump.names[&2].clone() });
-    let before = of(now, dump, stats);
-    assert_eq!(second(&before, sample(now, 2, 1, 6)).ports[1].rate(), 3.0);
-    assert_eq!(second(&sample(now, 2, 1, 4), sample(now, 2, 1, 6)).ports[1].rate(), 1.0);
-    // One that is new.
-    assert_eq!(second(&sample(now, 1, 1, 4), sample(now, 2, 1, 6)).ports[1].rate(), 3.0);
+    let before = sample_of(now, dump, stats);
+    assert_eq!(second_report(&before, sample(now, 2, 1, 6)).ports[1].rate(), 3.0);
+    assert_eq!(second_report(&sample(now, 2, 1, 4), sample(now, 2, 1, 6)).ports[1].rate(), 1.0);
+    // A new service port.
+    assert_eq!(second_report(&sample(now, 1, 1, 4), sample(now, 2, 1, 6)).ports[1].rate(), 3.0);
 }
 
 #[test]
-fn sockets_of_what_is_gone_count_as_open() {
+fn sockets_of_removed_backends_count_as_open() {
     let now = Instant::now();
     let (mut dump, mut stats) = maps(2, 2, 10);
     dump.backends.remove(&4);
     stats.backends.insert(99, BackendStats { open: 5, service: 77, ..BackendStats::default() });
-    let (before, after) = (sample(now, 2, 2, 10), of(now + Duration::from_secs(1), dump, stats));
+    let (before, after) = (sample(now, 2, 2, 10), sample_of(now + Duration::from_secs(1), dump, stats));
     let report = report::report(Some(&before), &after);
     assert_eq!((report.open, report.ports[1].counts.open, report.ports[1].backends), (6, 1, 1));
     let backends = report::backends(Some(&before), &after, &after.served.dump.slots, 2);
-    assert_eq!(backends.iter().map(report::RatedBackend::target).collect::<Vec<_>>(), ["10.0.0.3:8080", "gone"]);
+    assert_eq!(backends.iter().map(report::RatedBackend::address).collect::<Vec<_>>(), ["10.0.0.3:8080", "gone"]);
 }
 
 #[test]
 fn a_batch_is_a_table_or_an_object() {
     let now = Instant::now();
-    let report = second(&sample(now, 3, 2, 10), sample(now, 3, 2, 25));
+    let report = second_report(&sample(now, 3, 2, 10), sample(now, 3, 2, 25));
     expect![[r#"
         beeline: the agent runs, pid 4711
         3 Services, 3 service ports, 4 backends, 2 open sockets; 45.0 conn/s, 7.5 refused/s
@@ -300,7 +300,7 @@ fn pages_on_the_screen() {
             |beeline: the agent runs, pid 4711
             |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
             |Service ports by rate
-            |none that has the filter in its name; Esc drops it
+            |no name contains the filter; Esc drops it
             |
             |
             |
@@ -315,14 +315,14 @@ fn pages_on_the_screen() {
         &[],
         &mut view,
         &expect![[r#"
-            |beeline: no agent runs; the kernel goes on with the maps as they are
+            |beeline: no agent runs; the kernel translates from the maps as they are
             |9 Services, 9 service ports, 16 backends, 8 open sockets; - conn/s, - refused/s
             |Keys and columns
-            |  up, down, k, j     choose a row; PgUp, PgDn, End; Home goes back to whatever is first
-            |  Enter, b           the backends of the service port
+            |  up, down, k, j     select a row; PgUp, PgDn, End; Home returns to the first row
+            |  Enter, b           backends of the service port
             |  r                  refusals by cause, of all service ports
-            |  o                  the order: rate, open, refused, name
-            |  /                  show only what has a text in its name; Enter keeps it, Esc drops it
+            |  o                  next order: rate, open, refused, name
+            |  /                  show only names that contain a text; Enter keeps the filter, Esc drops it
             |  Esc                back
             |Esc back  q quit
         "#]],
@@ -330,50 +330,50 @@ fn pages_on_the_screen() {
 }
 
 #[test]
-fn keys_choose_and_the_choice_follows_its_row() {
+fn keys_select_and_the_selection_follows_its_row() {
     let now = Instant::now();
     let before = sample(now, 9, 1, 10);
-    let report = second(&before, sample(now, 9, 1, 20));
+    let report = second_report(&before, sample(now, 9, 1, 20));
     let mut view = View::new();
-    let chosen = |view: &View, report: &Report| view.ports(&report.ports)[view.at].service.clone();
+    let selected = |view: &View, report: &Report| view.ports(&report.ports)[view.at].service.clone();
     press(&mut view, &report, &[]);
-    assert_eq!(chosen(&view, &report), "default/s8");
+    assert_eq!(selected(&view, &report), "default/s8");
     press(&mut view, &report, &[KeyCode::Down, KeyCode::Down]);
-    assert_eq!(chosen(&view, &report), "default/s6");
+    assert_eq!(selected(&view, &report), "default/s6");
     press(&mut view, &report, &[KeyCode::PageDown]);
-    assert_eq!((chosen(&view, &report).as_str(), view.at, view.first), ("default/s1", 7, 3));
+    assert_eq!((selected(&view, &report).as_str(), view.at, view.first), ("default/s1", 7, 3));
     press(&mut view, &report, &[KeyCode::Char('o'), KeyCode::Char('o'), KeyCode::Char('o')]);
-    assert_eq!((view.sort, chosen(&view, &report).as_str(), view.at), (Sort::Name, "default/s1", 1));
+    assert_eq!((view.sort, selected(&view, &report).as_str(), view.at), (Sort::Name, "default/s1", 1));
     press(&mut view, &report, &[KeyCode::Up, KeyCode::Up]);
-    assert_eq!(chosen(&view, &report), "default/s0");
-    assert_eq!(press(&mut view, &report, &[KeyCode::Esc, KeyCode::Tab]), Then::Stay);
-    // Letters are letters while a filter is written, and it is kept from page to page.
-    assert_eq!(press(&mut view, &report, &[KeyCode::Char('/'), KeyCode::Char('q')]), Then::Stay);
+    assert_eq!(selected(&view, &report), "default/s0");
+    assert_eq!(press(&mut view, &report, &[KeyCode::Esc, KeyCode::Tab]), Control::Continue);
+    // While the filter is edited, letters are text. The filter of a page returns with it.
+    assert_eq!(press(&mut view, &report, &[KeyCode::Char('/'), KeyCode::Char('q')]), Control::Continue);
     press(&mut view, &report, &[KeyCode::Backspace, KeyCode::Char('s'), KeyCode::Char('3'), KeyCode::Enter]);
     press(&mut view, &report, &[KeyCode::Char('b')]);
     assert_eq!((view.page, view.filter.as_str()), (Page::Backends(4), ""));
     press(&mut view, &report, &[KeyCode::Esc]);
     assert_eq!((view.page, view.filter.as_str()), (Page::Ports, "s3"));
-    assert_eq!(press(&mut view, &report, &[KeyCode::Char('q')]), Then::Quit);
-    assert_eq!(view.key(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL), &[]), Then::Quit);
+    assert_eq!(press(&mut view, &report, &[KeyCode::Char('q')]), Control::Quit);
+    assert_eq!(view.key(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL), &[]), Control::Quit);
 }
 
 #[test]
-fn a_chosen_row_that_goes_leaves_the_choice_at_its_place() {
+fn a_removed_row_leaves_the_selection_at_its_index() {
     let mut view = View::new();
     let down = KeyEvent::new(KeyCode::Down, KeyModifiers::NONE);
-    view.settle(&[7, 8, 9], 2);
+    view.follow_selection(&[7, 8, 9], 2);
     view.key(down, &[7, 8, 9]);
-    view.settle(&[8, 7, 9], 2);
+    view.follow_selection(&[8, 7, 9], 2);
     assert_eq!(view.at, 0);
-    view.settle(&[7, 9], 2);
+    view.follow_selection(&[7, 9], 2);
     assert_eq!(view.at, 0);
-    view.settle(&[9, 7], 2);
-    assert_eq!(view.at, 1, "the row that took the place is followed");
-    view.settle(&[], 2);
+    view.follow_selection(&[9, 7], 2);
+    assert_eq!(view.at, 1, "the row that took the index is selected");
+    view.follow_selection(&[], 2);
     assert_eq!((view.at, view.first), (0, 0));
     view.key(down, &[]);
-    view.settle(&[1, 2], 2);
+    view.follow_selection(&[1, 2], 2);
     assert_eq!(view.at, 0);
 }
 
@@ -397,7 +397,7 @@ fn ten_thousand_services_cost_little() {
     let listed = cpu();
     println!("report {:?}, frame {:?}, backends {:?}", reported - start, drawn - reported, listed - drawn);
     assert_eq!((report.ports.len(), backends.len()), (10_000, 10));
-    // Ten times what it takes, without the compiler's optimisations and on a machine that does other things too.
+    // Ten times the usual time of a debug build on a busy machine.
     assert!(drawn - start < Duration::from_secs(2), "{:?}", drawn - start);
 }
 

@@ -1,4 +1,4 @@
-//! What is looked at: page, order, filter and the chosen row, and what keys change of it. Pure.
+//! View of `beeline top`: page, order, filter and selected row, and the keys that change them. Pure.
 
 use std::cmp::Ordering;
 
@@ -9,11 +9,11 @@ use super::report::{PortRow, RatedBackend};
 /// The order of rows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Sort {
-    /// Most connections a second first, then most connections.
+    /// By connections per second, then connections, descending.
     Rate,
-    /// Most open sockets first.
+    /// By open sockets, descending.
     Open,
-    /// Most refusals a second first, then most refusals.
+    /// By refusals per second, then refusals, descending.
     Refused,
     /// By name.
     Name,
@@ -24,7 +24,7 @@ pub(super) enum Sort {
 pub(super) enum Page {
     /// All service ports.
     Ports,
-    /// The backends of one, by its id.
+    /// The backends of the service port with this id.
     Backends(u32),
     /// Service ports that refused, by cause.
     Refusals,
@@ -32,33 +32,33 @@ pub(super) enum Page {
     Help,
 }
 
-/// Whether to go on.
+/// Effect of a key on the loop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Then {
-    Stay,
+pub(super) enum Control {
+    Continue,
     Quit,
 }
 
-/// A row that can be chosen: its id, as long as rows keep their ids.
-type Id = u32;
+/// Id of a row: of a service port or of a backend.
+type RowId = u32;
 
 /// The state of the screen.
 pub(super) struct View {
     pub(super) page: Page,
     pub(super) sort: Sort,
-    /// Shown are rows that have this in their name, in whatever case.
+    /// Text that names must contain, in any case.
     pub(super) filter: String,
-    /// Whether keys go to the filter.
-    pub(super) typing: bool,
-    /// Where Esc leads from the page, and what was chosen and filtered there.
-    back: Vec<(Page, Option<Id>, String)>,
-    /// The row that is followed; none: whatever is first.
-    chosen: Option<Id>,
-    /// Where it is among the rows that are shown.
+    /// True if keys edit the filter.
+    pub(super) edits_filter: bool,
+    /// Pages to return to, each with its selected row and filter.
+    back: Vec<(Page, Option<RowId>, String)>,
+    /// Selected row. `None`: the first row, whichever it is.
+    selected: Option<RowId>,
+    /// Index of the selected row among the rows of the page.
     pub(super) at: usize,
-    /// The first row on the screen.
+    /// Index of the first row on the screen.
     pub(super) first: usize,
-    /// How many fit on it.
+    /// Number of rows on the screen.
     height: usize,
 }
 
@@ -68,86 +68,85 @@ impl View {
             page: Page::Ports,
             sort: Sort::Rate,
             filter: String::new(),
-            typing: false,
+            edits_filter: false,
             back: Vec::new(),
-            chosen: None,
+            selected: None,
             at: 0,
             first: 0,
             height: 1,
         }
     }
 
-    /// The service ports of the page, in order.
+    /// Lists the service ports of the page, in order.
     pub(super) fn ports<'a>(&self, all: &'a [PortRow]) -> Vec<&'a PortRow> {
         let refusals = self.page == Page::Refusals;
         let is_shown = |row: &&PortRow| {
-            (!refusals || row.counts.refused > 0) && self.passes(&[row.service.as_str(), row.port.as_str()])
+            (!refusals || row.counts.refused > 0) && self.passes_filter(&[row.service.as_str(), row.port.as_str()])
         };
         let mut rows: Vec<_> = all.iter().filter(is_shown).collect();
         let sort = if refusals { Sort::Refused } else { self.sort };
-        // They come by name, and those that are equal stay so.
+        // Stable: rows that compare equal stay in the order of names.
         rows.sort_by(|a, b| sort.compare_ports(a, b));
         rows
     }
 
-    /// The backends of the page, in order.
+    /// Lists the backends of the page, in order.
     pub(super) fn backends<'a>(&self, all: &'a [RatedBackend]) -> Vec<&'a RatedBackend> {
-        let mut rows: Vec<_> = all.iter().filter(|backend| self.passes(&[backend.target().as_str()])).collect();
+        let mut rows: Vec<_> = all.iter().filter(|backend| self.passes_filter(&[backend.address().as_str()])).collect();
         rows.sort_by(|a, b| self.sort.compare_backends(a, b));
         rows
     }
 
-    fn passes(&self, names: &[&str]) -> bool {
+    fn passes_filter(&self, names: &[&str]) -> bool {
         let wanted = self.filter.to_ascii_lowercase();
         wanted.is_empty() || names.join(":").to_ascii_lowercase().contains(&wanted)
     }
 
-    /// Finds the chosen row among those that are shown now, and moves the screen so that it is on it.
-    pub(super) fn settle(&mut self, shown: &[Id], height: usize) {
+    /// Finds the selected row among the rows of the page, and scrolls so that it is on the screen.
+    pub(super) fn follow_selection(&mut self, shown: &[RowId], height: usize) {
         let last = shown.len().saturating_sub(1);
-        self.at = match self.chosen {
-            // Who has chosen nothing looks at the top.
+        self.at = match self.selected {
             None => 0,
-            // A row that has gone leaves the choice at its place.
+            // A removed row leaves the selection at its index.
             Some(id) => shown.iter().position(|other| *other == id).unwrap_or(self.at).min(last),
         };
-        if self.chosen.is_some() {
-            self.chosen = shown.get(self.at).copied();
+        if self.selected.is_some() {
+            self.selected = shown.get(self.at).copied();
         }
         self.height = height.max(1);
         self.first = self.first.clamp((self.at + 1).saturating_sub(self.height), self.at);
-        // No empty lines below the last row while there are rows above the first.
+        // No empty lines below the last row while rows are above the first line.
         self.first = self.first.min(shown.len().saturating_sub(self.height));
     }
 
-    /// Does what a key says. `shown` are the rows of the page.
-    pub(super) fn key(&mut self, key: KeyEvent, shown: &[Id]) -> Then {
+    /// Handles a key. `shown` are the rows of the page.
+    pub(super) fn key(&mut self, key: KeyEvent, shown: &[RowId]) -> Control {
         if key.modifiers.contains(KeyModifiers::CONTROL) {
-            // The terminal makes no signal of it while it is ours.
-            return if key.code == KeyCode::Char('c') { Then::Quit } else { Then::Stay };
+            // In raw mode the terminal sends no SIGINT for Ctrl-C.
+            return if key.code == KeyCode::Char('c') { Control::Quit } else { Control::Continue };
         }
-        if self.typing {
+        if self.edits_filter {
             match key.code {
-                KeyCode::Enter => self.typing = false,
-                KeyCode::Esc => (self.typing, self.filter) = (false, String::new()),
+                KeyCode::Enter => self.edits_filter = false,
+                KeyCode::Esc => (self.edits_filter, self.filter) = (false, String::new()),
                 KeyCode::Backspace => drop(self.filter.pop()),
                 KeyCode::Char(c) => self.filter.push(c),
                 _ => {}
             }
-            return Then::Stay;
+            return Control::Continue;
         }
         match key.code {
-            KeyCode::Char('q') => return Then::Quit,
+            KeyCode::Char('q') => return Control::Quit,
             KeyCode::Char('h' | '?') if self.page != Page::Help => self.open(Page::Help),
             KeyCode::Esc if !self.filter.is_empty() => self.filter.clear(),
             KeyCode::Esc | KeyCode::Char('h' | '?') => self.go_back(),
             _ if self.page == Page::Help => {}
-            KeyCode::Up | KeyCode::Char('k') => self.choose(shown, self.at.saturating_sub(1)),
-            KeyCode::Down | KeyCode::Char('j') => self.choose(shown, self.at + 1),
-            KeyCode::PageUp => self.choose(shown, self.at.saturating_sub(self.height)),
-            KeyCode::PageDown => self.choose(shown, self.at + self.height),
-            KeyCode::End => self.choose(shown, usize::MAX),
-            KeyCode::Home => (self.chosen, self.at, self.first) = (None, 0, 0),
+            KeyCode::Up | KeyCode::Char('k') => self.select(shown, self.at.saturating_sub(1)),
+            KeyCode::Down | KeyCode::Char('j') => self.select(shown, self.at + 1),
+            KeyCode::PageUp => self.select(shown, self.at.saturating_sub(self.height)),
+            KeyCode::PageDown => self.select(shown, self.at + self.height),
+            KeyCode::End => self.select(shown, usize::MAX),
+            KeyCode::Home => (self.selected, self.at, self.first) = (None, 0, 0),
             KeyCode::Enter | KeyCode::Char('b') => {
                 if let (Page::Ports | Page::Refusals, Some(id)) = (self.page, shown.get(self.at)) {
                     self.open(Page::Backends(*id));
@@ -156,26 +155,26 @@ impl View {
             KeyCode::Char('r') if self.page == Page::Refusals => self.go_back(),
             KeyCode::Char('r') => self.open(Page::Refusals),
             KeyCode::Char('o') => self.sort = self.sort.next(),
-            KeyCode::Char('/') => self.typing = true,
+            KeyCode::Char('/') => self.edits_filter = true,
             _ => {}
         }
-        Then::Stay
+        Control::Continue
     }
 
-    fn choose(&mut self, shown: &[Id], at: usize) {
+    fn select(&mut self, shown: &[RowId], at: usize) {
         self.at = at.min(shown.len().saturating_sub(1));
-        self.chosen = shown.get(self.at).copied();
+        self.selected = shown.get(self.at).copied();
     }
 
-    /// A filter is for one page.
+    /// Opens a page, without a filter.
     fn open(&mut self, page: Page) {
-        self.back.push((self.page, self.chosen, std::mem::take(&mut self.filter)));
-        (self.page, self.chosen, self.at, self.first) = (page, None, 0, 0);
+        self.back.push((self.page, self.selected, std::mem::take(&mut self.filter)));
+        (self.page, self.selected, self.at, self.first) = (page, None, 0, 0);
     }
 
     fn go_back(&mut self) {
         if let Some(before) = self.back.pop() {
-            (self.page, self.chosen, self.filter) = before;
+            (self.page, self.selected, self.filter) = before;
         }
     }
 }
@@ -211,7 +210,7 @@ impl Sort {
         first.then(b.counts.connections.cmp(&a.counts.connections))
     }
 
-    /// Backends refuse nothing.
+    /// Compares backends; they have no refusals.
     fn compare_backends(self, a: &RatedBackend, b: &RatedBackend) -> Ordering {
         let rate = |backend: &RatedBackend| backend.rate.unwrap_or(0.0);
         let first = match self {

@@ -1,4 +1,4 @@
-//! The packet path over a change of the layout.
+//! The packet path across a change of the map layout.
 
 use std::{fs, net::SocketAddr, thread, time::Duration};
 
@@ -7,58 +7,60 @@ use lb_lab::network::{Host, Lan, Options};
 
 use crate::{
     agent::{Agent, until},
-    kill::hold_connections,
     load::Load,
-    node::Node,
+    node::StoryNode,
     packets::{NODE_PORT, TARGET, addresses, has_filters, pod, serve, service},
+    socket_termination::hold_connections,
     sockets::{Client, tcp_ask},
 };
 
-/// Where a server listens that keeps its connections.
+/// Port of a server that echoes and keeps its connections.
 const ECHO: u16 = 7;
-/// NodePorts of such a server on this node, and on the other.
-const NEAR: u16 = 30_007;
-const FAR: u16 = 30_008;
+/// NodePorts of the echo servers on node1 and on node2.
+const LOCAL: u16 = 30_007;
+const REMOTE: u16 = 30_008;
 
 fn echo(name: &str, vip: &str, node_port: u16, host: &Host, node: &str) -> String {
     format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{type: NodePort, clusterIP: {vip}, clusterIPs: \
-         [{vip}], ports: [{{port: {ECHO}, nodePort: {node_port}}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: \
-         EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\n\
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+         spec: {{type: NodePort, clusterIP: {vip}, clusterIPs: [{vip}], \
+         ports: [{{port: {ECHO}, nodePort: {node_port}}}]}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\n\
          ports: [{{name: \"\", port: {ECHO}}}]\nendpoints: [{{addresses: [\"{}\"], nodeName: {node}}}]\n",
         host.v4
     )
 }
 
-/// Two nodes and a client outside, with a server of every kind on either node.
-fn lan(node: &Node) -> &'static Lan {
-    // Until the end of this process: the workers are in its namespaces, which nothing else keeps.
+/// Makes two nodes and an external client, with one of each kind of server on each node.
+fn lan(node: &StoryNode) -> &'static Lan {
+    // Leaked: the workers use its namespaces until the process ends.
     let lan: &Lan = Box::leak(Box::new(Lan::make(Options::default())));
     let mut endpoints = Vec::new();
-    for (host, place, port) in [(pod(&lan.node1), "here", NEAR), (pod(&lan.node2), "there", FAR)] {
+    for (host, node_name, port) in [(pod(&lan.node1), "here", LOCAL), (pod(&lan.node2), "there", REMOTE)] {
         serve(host);
         host.net.enter(|| hold_connections(&SocketAddr::from((host.v4, ECHO)).to_string()));
-        endpoints.extend(addresses(host).map(|ip| (ip, place)));
-        let vip = if port == NEAR { "10.96.0.7" } else { "10.96.0.8" };
-        node.write(&format!("{place}.yaml"), &echo(place, vip, port, host, place));
+        endpoints.extend(addresses(host).map(|ip| (ip, node_name)));
+        let vip = if port == LOCAL { "10.96.0.7" } else { "10.96.0.8" };
+        node.write(&format!("{node_name}.yaml"), &echo(node_name, vip, port, host, node_name));
     }
     node.write("web.yaml", &service("Cluster", &endpoints));
     lan
 }
 
-/// As [`Agent::start`], on node1, at an empty cgroup: no client is served by the socket path.
-fn start(version: Version, node: &Node, lan: &Lan) -> Agent {
+/// Starts a version on node1 at an empty cgroup, so that the socket path serves no client.
+fn start(version: Version, node: &StoryNode, lan: &Lan) -> Agent {
     let cgroup = node.cgroup.join("node1");
     fs::create_dir_all(&cgroup).expect("a cgroup");
     let flags = ["--devices", "eth0", "--cgroup", cgroup.to_str().expect("text")];
     lan.node1.host.net.enter(|| version.start(node, &flags))
 }
 
-/// Between two new flows: an address of the node has 28,976 ports for flows to one backend, which stay for minutes.
+/// Pause between two new flows. A masqueraded flow holds one of 28,976 ports per backend for minutes.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// New connections and open ones from outside, with traffic.
-fn load(lan: &'static Lan) -> Load {
+/// Starts workers of an external client that open new connections and use open ones.
+fn start_load(lan: &'static Lan) -> Load {
     let mut load = Load::default();
     for own in addresses(&lan.node1.host) {
         let to = SocketAddr::from((own, NODE_PORT));
@@ -74,7 +76,7 @@ fn load(lan: &'static Lan) -> Load {
         let (_, from) = client.ask(to);
         if from == Some(to) { Ok(()) } else { Err(format!("an answer of {from:?}")) }
     });
-    for (port, what) in [(NEAR, "open TCP to a pod here"), (FAR, "open TCP to a pod elsewhere")] {
+    for (port, what) in [(LOCAL, "open TCP to a pod here"), (REMOTE, "open TCP to a pod elsewhere")] {
         let to = SocketAddr::from((lan.node1.host.v4, port));
         let open = lan.client.net.enter(|| {
             let client = Client::tcp(to);
@@ -87,7 +89,7 @@ fn load(lan: &'static Lan) -> Load {
             Ok(())
         });
     }
-    // One of each backend.
+    // One open UDP flow per backend.
     for host in [pod(&lan.node1), pod(&lan.node2)] {
         let server = SocketAddr::from((host.v4, TARGET)).to_string();
         let (socket, first) = (0..64)
@@ -103,7 +105,7 @@ fn load(lan: &'static Lan) -> Load {
             {
                 move || {
                     let answer = socket.ask(to);
-                    if answer == first { Ok(()) } else { Err(format!("{answer:?} in the place of {first:?}")) }
+                    if answer == first { Ok(()) } else { Err(format!("{answer:?} instead of {first:?}")) }
                 }
             },
         );
@@ -111,7 +113,7 @@ fn load(lan: &'static Lan) -> Load {
     load
 }
 
-fn in_service(version: Version, node: &Node, lan: &Lan) {
+fn wait_until_attached(version: Version, node: &StoryNode, lan: &Lan) {
     let has_link = || {
         let pins = fs::read_dir(version.maps(node)).expect("the pins").flatten();
         pins.map(|pin| pin.file_name().to_string_lossy().into_owned()).any(|name| name.starts_with("link_tc_ingress_"))
@@ -119,13 +121,13 @@ fn in_service(version: Version, node: &Node, lan: &Lan) {
     until("the programs are at the device", || has_link() || has_filters(lan));
 }
 
-pub(super) fn there_and_back(node: &mut Node) {
+pub(super) fn upgrade_and_rollback(node: &mut StoryNode) {
     let lan = lan(node);
     let mut version = Version::Own;
     let mut agent = start(version, node, lan);
     agent.wait_until_in_service();
-    in_service(version, node, lan);
-    let load = load(lan);
+    wait_until_attached(version, node, lan);
+    let load = start_load(lan);
     load.more(20);
     for round in 0..4 {
         if round < 2 {
@@ -137,28 +139,28 @@ pub(super) fn there_and_back(node: &mut Node) {
         version = version.other();
         agent = start(version, node, lan);
         agent.wait_for_log("out of service");
-        version.is_alone(node);
-        in_service(version, node, lan);
+        version.assert_alone(node);
+        wait_until_attached(version, node, lan);
         load.more(20);
     }
     load.end();
 }
 
-pub(super) fn cut_short(node: &mut Node) {
+pub(super) fn interrupted(node: &mut StoryNode) {
     let lan = lan(node);
     let mut first = start(Version::Own, node, lan);
     first.wait_until_in_service();
-    in_service(Version::Own, node, lan);
-    let load = load(lan);
+    wait_until_attached(Version::Own, node, lan);
+    let load = start_load(lan);
     load.more(20);
     first.kill();
-    let last = super::cut_short(|version| start(version, node, lan), node, || load.more(4));
-    for version in [last, last.other()] {
+    let next = super::interrupt(|version| start(version, node, lan), node, || load.more(4));
+    for version in [next, next.other()] {
         let mut agent = start(version, node, lan);
         agent.wait_until_in_service();
-        until("it is alone", || !version.other().maps(node).exists());
-        version.is_alone(node);
-        in_service(version, node, lan);
+        until("the other version is removed", || !version.other().maps(node).exists());
+        version.assert_alone(node);
+        wait_until_attached(version, node, lan);
         load.more(10);
         agent.kill();
     }

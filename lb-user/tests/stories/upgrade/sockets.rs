@@ -1,4 +1,4 @@
-//! The socket path over a change of the layout.
+//! The socket path across a change of the map layout.
 
 use std::net::SocketAddr;
 
@@ -9,9 +9,9 @@ use lb_kernel::{bpf as sys, bpf::typed::TypedMap};
 use super::Version;
 use crate::{
     agent::until,
-    kill::hold_connections,
     load::Load,
-    node::{Node, annotated, service, with_spec},
+    node::{StoryNode, annotated, service, with_spec},
+    socket_termination::hold_connections,
     sockets::{Client, at, tcp_ask, tcp_server, udp_server},
 };
 
@@ -21,7 +21,7 @@ const DNS: &str = "10.96.0.53:53";
 const STICKY: &str = "10.96.0.3:80";
 const NODE_PORT: &str = "10.0.0.9:30080";
 
-fn objects(node: &Node) {
+fn objects(node: &StoryNode) {
     let web = service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]);
     node.write("web.yaml", &annotated(&web, "beeline.io/scheduler: wlc"));
     node.write("echo.yaml", &service("echo", &["10.96.0.2"], "TCP", 80, &["10.0.0.1:7", "10.0.0.2:7"]));
@@ -41,8 +41,8 @@ fn objects(node: &Node) {
     }
 }
 
-/// New connections without pause, and old ones with traffic.
-fn load() -> Load {
+/// Starts workers that open new connections and use open ones.
+fn start_load() -> Load {
     let mut load = Load::default();
     for to in [WEB, NODE_PORT] {
         let what = if to == WEB { "new TCP to a cluster IP" } else { "new TCP to a NodePort" };
@@ -63,7 +63,7 @@ fn load() -> Load {
     let sticky = tcp_ask(at(STICKY)).expect("an answer").0;
     load.add("affinity", move || {
         let server = tcp_ask(at(STICKY)).map_err(|error| error.to_string())?.0;
-        if server == sticky { Ok(()) } else { Err(format!("{server} in the place of {sticky}")) }
+        if server == sticky { Ok(()) } else { Err(format!("{server} instead of {sticky}")) }
     });
     let open = Client::tcp(at(ECHO));
     open.connect(at(ECHO)).expect("a connection");
@@ -83,7 +83,7 @@ fn load() -> Load {
     let first = unconnected.ask(at(DNS));
     load.add("unconnected UDP", move || {
         let answer = unconnected.ask(at(DNS));
-        if answer == first { Ok(()) } else { Err(format!("{answer:?} in the place of {first:?}")) }
+        if answer == first { Ok(()) } else { Err(format!("{answer:?} instead of {first:?}")) }
     });
     load
 }
@@ -93,14 +93,14 @@ fn shows(client: &Client, vip: SocketAddr) -> Result<(), String> {
     if peer == Some(vip) { Ok(()) } else { Err(format!("its peer is {peer:?}")) }
 }
 
-fn stats(version: Version, node: &Node) -> Stats {
+fn stats(version: Version, node: &StoryNode) -> Stats {
     StatMaps::open(&version.maps(node)).and_then(|maps| maps.read()).expect("the pinned maps")
 }
 
-/// The ids of service ports and of backends, each with whose it is.
+/// The ids of service ports and of backends, each with its owner.
 type Ids = (Vec<(u32, String)>, Vec<(u32, Backend)>);
 
-fn ids(version: Version, node: &Node) -> Ids {
+fn ids(version: Version, node: &StoryNode) -> Ids {
     let names: TypedMap<u32, Names> = TypedMap::open(&version.maps(node), "NAMES").expect("the pinned map");
     let backends = TypedMap::open(&version.maps(node), "BACKENDS").expect("the pinned map");
     let mut names: Vec<_> = names
@@ -119,25 +119,25 @@ fn connections(stats: &Stats) -> u64 {
     stats.ports.values().map(|port| port.connections).sum()
 }
 
-/// One program for each hook, and each of this version's.
-fn one_program_runs(node: &Node) {
+/// Asserts that one program runs at the connect4 hook of the node's cgroup, beside those of its parent.
+fn assert_one_program_runs(node: &StoryNode) {
     use aya_obj::generated::bpf_attach_type::BPF_CGROUP_INET4_CONNECT;
     let cgroup = std::fs::File::open(&node.cgroup).expect("the cgroup");
     let above = std::fs::File::open(node.cgroup.parent().expect("a parent")).expect("the cgroup above");
-    let count = |cgroup| sys::programs_at(cgroup, BPF_CGROUP_INET4_CONNECT).expect("asked").len();
+    let count = |cgroup| sys::programs_at(cgroup, BPF_CGROUP_INET4_CONNECT).expect("a query").len();
     assert_eq!(count(&cgroup), count(&above) + 1);
 }
 
-pub(super) fn there_and_back(node: &mut Node) {
+pub(super) fn upgrade_and_rollback(node: &mut StoryNode) {
     objects(node);
     let mut version = Version::Own;
     let mut agent = version.start(node, &[]);
     agent.wait_until_in_service();
-    let load = load();
+    let load = start_load();
     load.more(50);
     for round in 0..4 {
         let (before, known) = (stats(version, node), ids(version, node));
-        // As a rollout does it, and as a crash does.
+        // First end the agent as a rollout does, later kill it.
         if round < 2 {
             assert!(agent.terminate().success());
         } else {
@@ -147,8 +147,8 @@ pub(super) fn there_and_back(node: &mut Node) {
         version = version.other();
         agent = version.start(node, &[]);
         agent.wait_for_log("out of service");
-        version.is_alone(node);
-        one_program_runs(node);
+        version.assert_alone(node);
+        assert_one_program_runs(node);
         let log = agent.log();
         assert!(log.contains("anew=[\"FRONTENDS\"]"), "{log}");
         assert_eq!(ids(version, node), known);
@@ -156,32 +156,32 @@ pub(super) fn there_and_back(node: &mut Node) {
         load.more(50);
     }
     load.end();
-    // All that any version gave has been given back.
+    // No version leaves a socket counted as open.
     until("no socket is counted as open", || stats(version, node).backends.values().all(|backend| backend.open == 0));
 }
 
-pub(super) fn cut_short(node: &mut Node) {
+pub(super) fn interrupted(node: &mut StoryNode) {
     objects(node);
     let mut first = Version::Own.start(node, &[]);
     first.wait_until_in_service();
-    let load = load();
+    let load = start_load();
     load.more(50);
     let known = ids(Version::Own, node);
     first.kill();
-    let last = super::cut_short(|version| version.start(node, &[]), node, || load.more(10));
-    // Either version finishes it.
-    for version in [last, last.other()] {
+    let next = super::interrupt(|version| version.start(node, &[]), node, || load.more(10));
+    // Each version can finish the take-over.
+    for version in [next, next.other()] {
         let mut agent = version.start(node, &[]);
         agent.wait_until_in_service();
-        until("it is alone", || !version.other().maps(node).exists());
-        version.is_alone(node);
-        one_program_runs(node);
+        until("the other version is removed", || !version.other().maps(node).exists());
+        version.assert_alone(node);
+        assert_one_program_runs(node);
         assert_eq!(ids(version, node), known);
         load.more(20);
         agent.kill();
     }
     load.end();
     until("no socket is counted as open", || {
-        stats(last.other(), node).backends.values().all(|backend| backend.open == 0)
+        stats(next.other(), node).backends.values().all(|backend| backend.open == 0)
     });
 }

@@ -1,101 +1,99 @@
-//! From the decisions about one Service to what the maps shall say about it.
+//! Makes the wanted content of the maps from the decisions about one Service.
 
 use std::{collections::BTreeSet, num::NonZeroU32};
 
-use lb_common::{FrontendKey, Kind, ServiceFlags};
+use lb_common::{Family, FrontendKey, Kind, ServiceFlags};
 
 use super::{
-    NodeContext, Settings,
-    evaluate::{ClusterContext, EvaluatedPort, Evaluation, evaluate},
-    frontends::{Wanted, families},
-    reason::{EvaluatedEndpoint, Reason},
+    ClusterContext, NodeContext, Settings,
+    evaluate::evaluate,
+    evaluation::{EvaluatedPort, Evaluation},
+    frontends::{FrontendRequest, RequestedFrontend, families},
+    reason::EvaluatedEndpoint,
     weights::normalise,
 };
 use crate::{
-    objects::{Key, Service},
+    objects::Service,
+    per_family::PerFamily,
     spec::{Health, Member, PortKey, PortSpec, ServiceSpec},
     world::View,
 };
-use lb_common::Family;
 
-/// Compiles the Service `key`; `view` is what is known about it, none when it does not exist.
+/// Compiles the Service of `view`, which has made this request for frontends.
 #[must_use]
 pub fn compile(
-    key: &Key,
-    view: Option<&View<'_>>,
-    here: NodeContext<'_>,
+    view: &View<'_>,
+    request: FrontendRequest,
+    node: NodeContext<'_>,
     settings: &Settings,
-    others: ClusterContext<'_>,
+    cluster: ClusterContext<'_>,
 ) -> ServiceSpec {
-    match view {
-        Some(view) => assemble(view.service, here, evaluate(view, here, settings, others)),
-        None => ServiceSpec::gone(key.clone()),
-    }
+    assemble(view.service, node, evaluate(view, request, node, settings, cluster))
 }
 
-/// What the maps shall say, by what was decided.
-#[must_use]
-pub(super) fn assemble(service: &Service, here: NodeContext<'_>, evaluation: Evaluation<'_>) -> ServiceSpec {
+/// Makes the spec of a Service from the decisions about it.
+pub(super) fn assemble(service: &Service, node: NodeContext<'_>, evaluation: Evaluation<'_>) -> ServiceSpec {
     let families = families(service);
     let tuning = service.tuning.as_deref();
     let mut ports = Vec::with_capacity(evaluation.ports.len() * families.iter().flatten().count());
-    for judged in &evaluation.ports {
+    for port in &evaluation.ports {
         for family in families.into_iter().flatten() {
-            let frontends = frontends_of(&evaluation.frontends, judged.index, family);
+            let frontends = frontends_of(&evaluation.frontends, port.index, family);
             if frontends.is_empty() {
                 continue;
             }
-            let (name, proto) = (judged.port.name.clone(), judged.port.proto);
+            let (name, proto, flags) = (port.port.name.clone(), port.port.proto, port.flags[family]);
             ports.push(PortSpec {
                 key: PortKey { service: service.key.clone(), name, proto, family },
                 frontends,
-                backends: members(judged, family, here),
-                flags: judged.flags_of(family),
-                ranges: match judged.flags_of(family) & ServiceFlags::SOURCE_RANGES {
+                backends: members(port, family, node),
+                flags,
+                ranges: match flags & ServiceFlags::SOURCE_RANGES {
                     0 => Vec::new(),
-                    _ => evaluation.ranges[family as usize].nets.clone(),
+                    _ => evaluation.ranges[family].nets.clone(),
                 },
-                scheduler: judged.scheduler,
+                scheduler: port.scheduler,
                 affinity_seconds: service.affinity_seconds.map_or(0, NonZeroU32::get),
                 drain: tuning.map(|tuning| tuning.drain).unwrap_or_default(),
             });
         }
     }
     ports.sort_by(|a, b| a.key.cmp(&b.key));
-    let health = health(service, here, &evaluation.ports);
+    let health = health(service, node, &evaluation.ports);
     ServiceSpec { key: service.key.clone(), ports, health, warnings: evaluation.warnings }
 }
 
-/// What its `healthCheckNodePort` says. An endpoint that drains still serves and counts no more: so clients leave the node
-/// before it ends (kube-proxy, pkg/proxy/endpointschangetracker.go). One that listens at several ports counts once.
-fn health(service: &Service, here: NodeContext<'_>, ports: &[EvaluatedPort<'_>]) -> Option<Health> {
+/// Returns the answer at the `healthCheckNodePort`. A serving-terminating endpoint does not count, so that clients
+/// leave the node before the endpoint ends (kube-proxy, pkg/proxy/endpointschangetracker.go). An endpoint that listens
+/// at several ports counts once.
+fn health(service: &Service, node: NodeContext<'_>, ports: &[EvaluatedPort<'_>]) -> Option<Health> {
     let port = service.health_port.filter(|_| service.exempt.is_none())?;
-    let mut ready = [None; 2];
+    let mut ready = PerFamily::default();
     for family in families(service).into_iter().flatten() {
-        let counts = |judged: &&EvaluatedEndpoint<'_>| {
-            let takes_more = judged.endpoint.ready && judged.weight > 0;
-            takes_more && judged.is_local(here) && matches!(judged.why, Reason::Serves { .. })
+        let counts = |endpoint: &&EvaluatedEndpoint<'_>| {
+            let takes_connections = endpoint.endpoint.ready && endpoint.weight > 0;
+            takes_connections && endpoint.is_local(node) && endpoint.serves()
         };
-        let local = ports.iter().flat_map(|port| port.of(family)).filter(counts);
-        ready[family as usize] = Some(local.map(|judged| judged.target.addr).collect::<BTreeSet<_>>().len());
+        let local = ports.iter().flat_map(|port| port.endpoints_of(family)).filter(counts);
+        ready[family] = Some(local.map(|endpoint| endpoint.target.addr).collect::<BTreeSet<_>>().len());
     }
     Some(Health { port, ready })
 }
 
-fn frontends_of(frontends: &[Wanted], port: usize, family: Family) -> Vec<(FrontendKey, Kind)> {
-    let own = |wanted: &&Wanted| wanted.port == port && Family::of(&wanted.key.addr) == family;
+fn frontends_of(frontends: &[RequestedFrontend], port: usize, family: Family) -> Vec<(FrontendKey, Kind)> {
+    let own = |frontend: &&RequestedFrontend| frontend.port == port && Family::of(&frontend.key.addr) == family;
     let mut chosen = Vec::with_capacity(frontends.iter().filter(own).count());
-    chosen.extend(frontends.iter().filter(own).map(|wanted| (wanted.key, wanted.kind)));
+    chosen.extend(frontends.iter().filter(own).map(|frontend| (frontend.key, frontend.kind)));
     chosen
 }
 
-/// Every endpoint that serves: those in a list, and those that sockets may go on with.
-fn members(judged: &EvaluatedPort<'_>, family: Family, here: NodeContext<'_>) -> Vec<Member> {
-    let endpoints = judged.of(family);
+/// Lists every endpoint that serves: the backends in a list, and backends kept for sockets that have them.
+fn members(port: &EvaluatedPort<'_>, family: Family, node: NodeContext<'_>) -> Vec<Member> {
+    let endpoints = port.endpoints_of(family);
     let mut members = Vec::with_capacity(endpoints.len());
-    members.extend(endpoints.iter().filter_map(|judged| {
-        let EvaluatedEndpoint { target, weight, .. } = *judged;
-        Some(Member { target, flags: judged.flags(here)?, weight })
+    members.extend(endpoints.iter().filter_map(|endpoint| {
+        let EvaluatedEndpoint { target, weight, .. } = *endpoint;
+        Some(Member { target, flags: endpoint.flags(node)?, weight })
     }));
     normalise(&mut members);
     members

@@ -1,4 +1,4 @@
-//! The compiler: matching, and a warning for everything that is bad.
+//! The compiler: matching of ports, and a warning for each bad value.
 
 use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr, sync::Arc};
 
@@ -10,15 +10,15 @@ use crate::{
     model::{
         claims::Claims,
         cross_namespace::CrossNamespaceIndex,
-        frontends::{ExternalIps, wanted},
+        frontends::{ExternalIps, request},
     },
     objects::{
-        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Manager, Policy, Selector, Service,
-        ServicePort,
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Policy, Selector, Service, ServicePort,
+        SliceManager,
     },
 };
 
-const HERE: NodeContext<'static> = NodeContext { node: "node-1", zone: None, node_ports: &BTreeSet::new() };
+const NODE: NodeContext<'static> = NodeContext { name: "node-1", zone: None, node_ports: &BTreeSet::new() };
 
 fn addr(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -37,7 +37,7 @@ fn service() -> Service {
 }
 
 fn group(ports: &[(&str, u16)], addrs: &[&str]) -> EndpointGroup {
-    let endpoint = |text: &&str| Endpoint { ..Endpoint::new(addr(text)) };
+    let endpoint = |text: &&str| Endpoint::new(addr(text));
     let port = |&(name, port): &(&str, u16)| EndpointPort {
         name: name.into(),
         proto: Proto::Tcp,
@@ -51,7 +51,7 @@ fn slice(group: EndpointGroup) -> EndpointSlice {
     EndpointSlice {
         key: Key::new("default", "a-1"),
         service,
-        manager: Manager::Other,
+        manager: SliceManager::Other,
         group,
         triggered: None,
         problems: Vec::new(),
@@ -62,18 +62,12 @@ fn check(service: &Service, slices: Vec<EndpointSlice>, endpoints: Option<&Endpo
     let slices: Vec<_> = slices.into_iter().map(Arc::new).collect();
     let view = View { service, slices: &slices, endpoints };
     let mut claims = Claims::default();
-    let keys: Vec<_> = wanted(service, &ExternalIps::Any, &mut Vec::new())
-        .into_iter()
-        .map(|wanted| (wanted.key, wanted.kind))
-        .collect();
+    let cross_namespace = CrossNamespaceIndex::default();
+    let request = request(service, &ExternalIps::Any, &cross_namespace);
+    let keys: Vec<_> = request.frontends.iter().map(|frontend| (frontend.key, frontend.kind)).collect();
     claims.set(&service.key, service.created, &keys);
-    let spec = compile(
-        &service.key,
-        Some(&view),
-        HERE,
-        &Settings::default(),
-        ClusterContext { claims: &claims, strangers: &CrossNamespaceIndex::default() },
-    );
+    let cluster = ClusterContext { claims: &claims, cross_namespace: &cross_namespace };
+    let spec = compile(&view, request, NODE, &Settings::default(), cluster);
     let mut text = String::new();
     for port in &spec.ports {
         let list = |list| {
@@ -88,19 +82,6 @@ fn check(service: &Service, slices: Vec<EndpointSlice>, endpoints: Option<&Endpo
     }
     spec.warnings.iter().for_each(|warning| writeln!(text, "! {warning}").expect("a String"));
     expected.assert_eq(&text);
-}
-
-#[test]
-fn a_missing_service_has_an_empty_spec() {
-    let key = Key::new("default", "a");
-    let spec = compile(
-        &key,
-        None,
-        HERE,
-        &Settings::default(),
-        ClusterContext { claims: &Claims::default(), strangers: &CrossNamespaceIndex::default() },
-    );
-    assert_eq!(spec, ServiceSpec::gone(key));
 }
 
 #[test]
@@ -126,7 +107,7 @@ fn ports_match_by_name_and_bad_ones_cost_only_themselves() {
 }
 
 #[test]
-fn a_name_that_fits_no_map_is_not_served() {
+fn a_service_whose_name_is_too_long_for_the_maps_is_not_served() {
     let key = Key::new("default", &"x".repeat(64));
     let service = Service { key, ..service() };
     check(
@@ -140,7 +121,7 @@ fn a_name_that_fits_no_map_is_not_served() {
 }
 
 #[test]
-fn rule_2_endpoints_count_as_the_mirroring_controller_would_have_it() {
+fn rule_2_an_endpoints_object_counts_where_the_mirroring_controller_would_mirror_it() {
     let by_hand = Service { selector: Selector::None, ..service() };
     let own = Endpoints {
         key: Key::new("default", "a"),
@@ -161,13 +142,13 @@ fn rule_2_endpoints_count_as_the_mirroring_controller_would_have_it() {
     "]];
     check(&by_hand, Vec::new(), Some(&own), &own_only);
     check(&by_hand, vec![foreign()], Some(&own), &both);
-    check(&by_hand, vec![EndpointSlice { manager: Manager::Mirroring, ..foreign() }], Some(&own), &foreign_only);
+    check(&by_hand, vec![EndpointSlice { manager: SliceManager::Mirroring, ..foreign() }], Some(&own), &foreign_only);
     check(&by_hand, vec![foreign()], Some(&Endpoints { mirrorable: false, ..own.clone() }), &foreign_only);
     check(&service(), vec![foreign()], Some(&own), &foreign_only);
 }
 
 #[test]
-fn many_endpoints_make_one_warning() {
+fn many_endpoints_of_one_problem_are_one_warning() {
     let addrs: Vec<_> = (1..9).map(|n| format!("10.0.0.{n}")).collect();
     let addrs: Vec<_> = addrs.iter().map(String::as_str).collect();
     check(

@@ -1,33 +1,33 @@
-//! Addresses by hand and addresses of pods, coming and going in any order.
+//! Hand-written addresses and addresses of pods that come and go in any order.
 
 use super::*;
 use crate::{
     event::{Event, Kind, Object},
-    objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Manager, Service},
+    objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Service, SliceManager},
 };
 use lb_common::Proto;
 
 #[derive(Default)]
-struct Seen {
+struct Cluster {
     world: Option<World>,
-    strangers: CrossNamespaceIndex,
+    index: CrossNamespaceIndex,
 }
 
-impl Seen {
-    /// Takes events in; who is to be judged again.
+impl Cluster {
+    /// Takes events in; returns the Services to evaluate again.
     fn apply(&mut self, events: impl IntoIterator<Item = Event>) -> String {
         let world = self.world.get_or_insert_with(|| World::new("here"));
         events.into_iter().for_each(|event| world.apply(event));
         let mut changed = world.take_dirty();
         changed.sort_unstable();
-        let mut concerned = self.strangers.update(world, &changed);
-        concerned.sort_unstable();
-        concerned.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        let mut affected = self.index.update(world, &changed);
+        affected.sort_unstable();
+        affected.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     }
 
-    /// To whom 10.0.0.N leads, seen from a namespace.
-    fn at(&self, last: u8, own: &str) -> Option<String> {
-        self.strangers.at(&addr(last), own).map(ToString::to_string)
+    /// Returns the owner of the pod at 10.0.0.N, seen from a namespace.
+    fn owner(&self, last: u8, namespace: &str) -> Option<String> {
+        self.index.owner(&addr(last), namespace).map(ToString::to_string)
     }
 }
 
@@ -54,7 +54,7 @@ fn group(last: &[u8]) -> EndpointGroup {
     EndpointGroup { ports: [port].into(), endpoints }
 }
 
-fn slice(service: &str, manager: Manager, last: &[u8]) -> Event {
+fn slice(service: &str, manager: SliceManager, last: &[u8]) -> Event {
     let key = key(service);
     Event::Apply(Object::EndpointSlice(EndpointSlice {
         key: Key::new(key.namespace(), &format!("{}-1", key.name())),
@@ -77,97 +77,106 @@ fn endpoints(service: &str, last: &[u8]) -> Event {
 }
 
 #[test]
-fn it_does_not_matter_who_comes_first() {
-    let by_hand = || [put(service("a/hand", Selector::None)), slice("a/hand", Manager::Other, &[1, 2])];
-    let pods = || [put(service("b/pods", Selector::Some)), slice("b/pods", Manager::Selecting, &[1, 3])];
-    let mut seen = Seen::default();
-    assert_eq!(seen.apply(by_hand()), "");
-    assert_eq!(seen.apply(pods()), "a/hand");
-    assert_eq!((seen.at(1, "a"), seen.at(2, "a"), seen.at(3, "a")), (Some("b/pods".to_owned()), None, None));
-    let mut seen = Seen::default();
-    assert_eq!(seen.apply(pods()), "");
-    assert_eq!(seen.apply(by_hand()), "a/hand");
-    assert_eq!(seen.at(1, "a").as_deref(), Some("b/pods"));
-    assert_eq!(seen.apply([slice("b/pods", Manager::Selecting, &[3])]), "a/hand", "the pod goes");
-    assert_eq!(seen.at(1, "a"), None);
-    assert_eq!(seen.apply([slice("b/pods", Manager::Selecting, &[2])]), "a/hand", "another takes the other address");
-    assert_eq!(seen.apply([Event::Delete(Kind::Service, key("b/pods"))]), "a/hand");
-    assert_eq!(seen.apply(pods()), "a/hand");
-    assert_eq!(seen.apply([Event::Delete(Kind::Service, key("a/hand"))]), "a/hand");
-    assert!(seen.strangers.found.is_empty());
+fn the_order_in_which_services_appear_does_not_matter() {
+    let by_hand = || [put(service("a/hand", Selector::None)), slice("a/hand", SliceManager::Other, &[1, 2])];
+    let pods = || [put(service("b/pods", Selector::Some)), slice("b/pods", SliceManager::Selecting, &[1, 3])];
+    let mut cluster = Cluster::default();
+    assert_eq!(cluster.apply(by_hand()), "");
+    assert_eq!(cluster.apply(pods()), "a/hand");
+    assert_eq!(
+        (cluster.owner(1, "a"), cluster.owner(2, "a"), cluster.owner(3, "a")),
+        (Some("b/pods".to_owned()), None, None)
+    );
+    let mut cluster = Cluster::default();
+    assert_eq!(cluster.apply(pods()), "");
+    assert_eq!(cluster.apply(by_hand()), "a/hand");
+    assert_eq!(cluster.owner(1, "a").as_deref(), Some("b/pods"));
+    assert_eq!(cluster.apply([slice("b/pods", SliceManager::Selecting, &[3])]), "a/hand", "the pod goes");
+    assert_eq!(cluster.owner(1, "a"), None);
+    assert_eq!(
+        cluster.apply([slice("b/pods", SliceManager::Selecting, &[2])]),
+        "a/hand",
+        "another takes the other address"
+    );
+    assert_eq!(cluster.apply([Event::Delete(Kind::Service, key("b/pods"))]), "a/hand");
+    assert_eq!(cluster.apply(pods()), "a/hand");
+    assert_eq!(cluster.apply([Event::Delete(Kind::Service, key("a/hand"))]), "a/hand");
+    assert!(cluster.index.shared.is_empty());
 }
 
 #[test]
-fn whoever_says_so_is_not_the_controller() {
+fn only_slices_of_the_controller_for_a_selector_prove_a_pod() {
     let external_name = Service { exempt: Some(Exempt::ExternalName), ..service("b/x", Selector::Some) };
     let cases = [
-        ("a selector's", service("b/x", Selector::Some), Manager::Selecting, Some("b/x")),
-        ("no selector", service("b/x", Selector::None), Manager::Selecting, None),
-        ("no label", service("b/x", Selector::Some), Manager::Other, None),
-        ("mirrored", service("b/x", Selector::Some), Manager::Mirroring, None),
-        ("the controller leaves it alone", external_name, Manager::Selecting, None),
+        ("a selector's", service("b/x", Selector::Some), SliceManager::Selecting, Some("b/x")),
+        ("no selector", service("b/x", Selector::None), SliceManager::Selecting, None),
+        ("no label", service("b/x", Selector::Some), SliceManager::Other, None),
+        ("mirrored", service("b/x", Selector::Some), SliceManager::Mirroring, None),
+        ("the controller leaves it alone", external_name, SliceManager::Selecting, None),
         (
             "headless",
             Service { exempt: Some(Exempt::Headless), ..service("b/x", Selector::Some) },
-            Manager::Selecting,
+            SliceManager::Selecting,
             Some("b/x"),
         ),
     ];
-    for (what, other, manager, expected) in cases {
-        let mut seen = Seen::default();
-        seen.apply([put(service("a/hand", Selector::None)), endpoints("a/hand", &[1])]);
-        seen.apply([put(other), slice("b/x", manager, &[1])]);
-        assert_eq!(seen.at(1, "a").as_deref(), expected, "{what}");
+    for (case, other, manager, expected) in cases {
+        let mut cluster = Cluster::default();
+        cluster.apply([put(service("a/hand", Selector::None)), endpoints("a/hand", &[1])]);
+        cluster.apply([put(other), slice("b/x", manager, &[1])]);
+        assert_eq!(cluster.owner(1, "a").as_deref(), expected, "{case}");
     }
 }
 
 #[test]
-fn what_counts_as_written_by_hand() {
-    let pods = || [put(service("b/pods", Selector::Some)), slice("b/pods", Manager::Selecting, &[1])];
-    let concerned = |events: Vec<Event>| {
-        let mut seen = Seen::default();
-        seen.apply(pods());
-        seen.apply(events)
+fn endpoints_outside_the_controllers_slices_and_external_ips_are_hand_written() {
+    let pods = || [put(service("b/pods", Selector::Some)), slice("b/pods", SliceManager::Selecting, &[1])];
+    let affected = |events: Vec<Event>| {
+        let mut cluster = Cluster::default();
+        cluster.apply(pods());
+        cluster.apply(events)
     };
     let by_hand = |name: &str| put(service(name, Selector::None));
     let selecting = || put(service("a/x", Selector::Some));
-    assert_eq!(concerned(vec![by_hand("a/x"), endpoints("a/x", &[1])]), "a/x");
-    assert_eq!(concerned(vec![by_hand("a/x"), slice("a/x", Manager::Mirroring, &[1])]), "a/x");
-    assert_eq!(concerned(vec![by_hand("a/x"), slice("a/x", Manager::Selecting, &[1])]), "a/x", "its label is a lie");
-    assert_eq!(concerned(vec![selecting(), slice("a/x", Manager::Other, &[1])]), "a/x", "beside the controller's");
-    assert_eq!(concerned(vec![selecting(), slice("a/x", Manager::Selecting, &[1])]), "");
-    assert_eq!(concerned(vec![selecting(), endpoints("a/x", &[1])]), "", "it has no effect");
-    assert_eq!(concerned(vec![by_hand("default/kubernetes"), slice("default/kubernetes", Manager::Other, &[1])]), "");
-    assert_eq!(concerned(vec![by_hand("b/x"), endpoints("b/x", &[1])]), "", "its own namespace");
+    assert_eq!(affected(vec![by_hand("a/x"), endpoints("a/x", &[1])]), "a/x");
+    assert_eq!(affected(vec![by_hand("a/x"), slice("a/x", SliceManager::Mirroring, &[1])]), "a/x");
+    assert_eq!(
+        affected(vec![by_hand("a/x"), slice("a/x", SliceManager::Selecting, &[1])]),
+        "a/x",
+        "the controller does not write it, whatever its label says"
+    );
+    assert_eq!(affected(vec![selecting(), slice("a/x", SliceManager::Other, &[1])]), "a/x", "beside the controller's");
+    assert_eq!(affected(vec![selecting(), slice("a/x", SliceManager::Selecting, &[1])]), "");
+    assert_eq!(affected(vec![selecting(), endpoints("a/x", &[1])]), "", "it has no effect");
+    assert_eq!(
+        affected(vec![by_hand("default/kubernetes"), slice("default/kubernetes", SliceManager::Other, &[1])]),
+        ""
+    );
+    assert_eq!(affected(vec![by_hand("b/x"), endpoints("b/x", &[1])]), "", "its own namespace");
     let external = Service { external_ips: vec![[10, 0, 0, 1].into()], ..service("a/x", Selector::Some) };
-    assert_eq!(concerned(vec![put(external)]), "a/x");
+    assert_eq!(affected(vec![put(external)]), "a/x");
 }
 
 #[test]
-fn an_address_of_two_namespaces_is_no_stranger_to_either() {
-    let mut seen = Seen::default();
+fn an_address_with_pods_of_two_namespaces_belongs_to_both() {
+    let mut cluster = Cluster::default();
     for pods in ["a/pods", "b/pods"] {
-        seen.apply([put(service(pods, Selector::Some)), slice(pods, Manager::Selecting, &[1])]);
+        cluster.apply([put(service(pods, Selector::Some)), slice(pods, SliceManager::Selecting, &[1])]);
     }
-    seen.apply([put(service("a/hand", Selector::None)), endpoints("a/hand", &[1])]);
-    assert_eq!(seen.at(1, "a"), None);
-    assert_eq!(seen.at(1, "c").as_deref(), Some("a/pods"));
+    cluster.apply([put(service("a/hand", Selector::None)), endpoints("a/hand", &[1])]);
+    assert_eq!(cluster.owner(1, "a"), None);
+    assert_eq!(cluster.owner(1, "c").as_deref(), Some("a/pods"));
 }
 
 #[test]
-fn only_the_port_counts_at_which_a_pod_listens() {
+fn an_external_ip_is_denied_only_at_the_port_of_the_pod() {
     let external = Service { external_ips: vec![[10, 0, 0, 1].into()], ..service("a/x", Selector::Some) };
-    let mut seen = Seen::default();
-    seen.apply([put(external), put(service("b/pods", Selector::Some)), slice("b/pods", Manager::Selecting, &[1])]);
-    let at = |port, proto| seen.strangers.listening(&FrontendKey::new(addr(1), port, proto), "a").map(Key::name);
+    let mut cluster = Cluster::default();
+    cluster.apply([
+        put(external),
+        put(service("b/pods", Selector::Some)),
+        slice("b/pods", SliceManager::Selecting, &[1]),
+    ]);
+    let at = |port, proto| cluster.index.listener(&FrontendKey::new(addr(1), port, proto), "a").map(Key::name);
     assert_eq!((at(8080, Proto::Tcp), at(8080, Proto::Udp), at(80, Proto::Tcp)), (Some("pods"), None, None));
-}
-
-#[test]
-fn a_filter_forgets_nobody() {
-    let mut filter = Filter::default();
-    assert!(filter.is_empty() && !filter.may_hold(&addr(1)));
-    (0..200).for_each(|last| filter.note(&addr(last)));
-    assert!((0..200).all(|last| filter.may_hold(&addr(last))));
-    assert!((200..=255).all(|last| !filter.may_hold(&addr(last))));
 }

@@ -1,52 +1,52 @@
-//! The decisions about one Service in words, of the same data that the maps are written from. Whether the maps hold it is
-//! for the command line to say.
+//! The decisions about one Service in words, from the same data as the maps. The command line adds what the maps hold.
 
 use std::{fmt, num::NonZeroU32};
 
-use lb_common::{Addr, Kind, List};
+use lb_common::{Addr, Family, Kind, List};
 use serde::Serialize;
 
 use super::{
-    NodeContext, Settings,
+    ClusterContext, NodeContext, Settings,
     compile::assemble,
     endpoints::{Effect, effect},
-    evaluate::{ClusterContext, EvaluatedPort, Evaluation, LOCAL, evaluate},
-    frontends::{Denied, Wanted, families},
-    ranges::Ranges,
-    reason::{EvaluatedEndpoint, users},
+    evaluate::evaluate,
+    evaluation::{EvaluatedPort, Evaluation, LOCAL},
+    frontends::{FrontendRequest, RequestedFrontend, families},
+    ranges::SourceRanges,
+    reason::{EvaluatedEndpoint, list_users},
 };
 use crate::{
     objects::{Drain, Exempt, Policy, Selector, Service},
     spec::{Health, PortSpec, ServiceSpec},
+    warning::{DeniedFrontend, Warning},
     world::View,
 };
-use lb_common::Family;
 
 /// Addresses that are listed before they are only counted.
 const LISTED: usize = 5;
 
-/// A Service, explained. Its text form is what people read.
+/// The explanation of a Service. Its `Display` is the text for users.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// NAMESPACE/NAME.
     pub service: String,
-    /// What holds for all of it.
+    /// Facts about the whole Service.
     pub facts: Vec<Fact>,
-    /// What clients may dial, and what they may not although it is asked for.
+    /// Frontends that it owns, then frontends that it requests in vain.
     pub frontends: Vec<FrontendLine>,
-    /// Its ports, one for each family.
+    /// Its ports, one entry for each family.
     pub ports: Vec<PortLines>,
-    /// What else is wrong, each with its cure.
-    pub warnings: Vec<String>,
+    /// Warnings, denied frontends left out.
+    pub warnings: Vec<Warning>,
 }
 
-/// Something that holds for all of a Service.
+/// A fact about the whole of a Service.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Fact {
-    /// What it is about.
+    /// The topic.
     pub about: &'static str,
-    /// What holds.
+    /// The fact.
     pub text: String,
 }
 
@@ -56,11 +56,11 @@ pub struct Fact {
 pub struct FrontendLine {
     /// Address, port and protocol, or the address alone.
     pub frontend: String,
-    /// What in the Service asks for it.
+    /// The field of the Service that requests it.
     pub kind: &'static str,
-    /// Whether the Service has it.
+    /// True if the Service owns it.
     pub owned: bool,
-    /// What becomes of it.
+    /// Its state, or the reason of the denial.
     pub state: String,
 }
 
@@ -80,9 +80,9 @@ pub struct PortLines {
     pub cluster: usize,
     /// Backends in the local list, where the policy uses one.
     pub local: Option<usize>,
-    /// Who uses the local list, if there is one.
+    /// Clients of the local list, where there is one.
     pub local_for: Option<&'static str>,
-    /// Which topology hints are followed, if there are any.
+    /// Topology hints that are followed or ignored, if there are any.
     pub hints: Option<String>,
     /// The endpoints.
     pub endpoints: Vec<EndpointLine>,
@@ -96,61 +96,70 @@ pub struct EndpointLine {
     pub endpoint: String,
     /// Its node.
     pub node: Option<String>,
-    /// The object that it stands in.
+    /// Its object.
     pub object: String,
     /// Its slots in each of its lists; none when it is in no list.
     pub weight: Option<u16>,
-    /// Whether it is used here, and why.
+    /// The reason why it is used here or is not.
     pub why: String,
 }
 
-/// Explains the Service of `view`.
+/// Explains the Service of `view`, which has made this request for frontends.
 #[must_use]
-pub fn explain(view: &View<'_>, here: NodeContext<'_>, settings: &Settings, others: ClusterContext<'_>) -> Explanation {
+pub fn explain(
+    view: &View<'_>,
+    request: FrontendRequest,
+    node: NodeContext<'_>,
+    settings: &Settings,
+    cluster: ClusterContext<'_>,
+) -> Explanation {
     let service = view.service;
-    let evaluation = evaluate(view, here, settings, others);
-    let spec = assemble(service, here, evaluation.clone());
+    let evaluation = evaluate(view, request, node, settings, cluster);
+    let spec = assemble(service, node, evaluation.clone());
     let mut ports = Vec::new();
-    for judged in &evaluation.ports {
-        ports.extend(
-            families(service).into_iter().flatten().map(|family| port_lines(view, judged, family, here, &spec)),
-        );
+    for port in &evaluation.ports {
+        let families = families(service).into_iter().flatten();
+        ports.extend(families.map(|family| port_lines(view, port, family, node, &spec)));
     }
     let facts = facts(view, settings, &evaluation, spec.health);
-    let Evaluation { frontends, denied, mut warnings, .. } = evaluation;
-    // Those stand among the frontends.
-    let told: Vec<_> = denied.iter().map(ToString::to_string).collect();
-    warnings.retain(|warning| !told.contains(warning));
-    // That one is for no client.
-    let dialled = frontends.iter().filter(|wanted| wanted.kind != Kind::Address);
-    let owned = dialled.map(|wanted| FrontendLine {
-        frontend: wanted.key.to_string(),
-        kind: wanted.kind.name(),
-        owned: true,
-        state: state(wanted, here),
-    });
-    let lost = denied.iter().map(|Denied { kind, what, why }| FrontendLine {
-        frontend: what.to_string(),
-        kind: kind.name(),
-        owned: false,
-        state: why.to_string(),
-    });
-    Explanation { service: service.key.to_string(), facts, frontends: owned.chain(lost).collect(), ports, warnings }
+    // `Address` entries cannot be dialled.
+    let dialled = evaluation.frontends.iter().filter(|frontend| frontend.kind != Kind::Address);
+    let mut frontends: Vec<_> = dialled
+        .map(|frontend| FrontendLine {
+            frontend: frontend.key.to_string(),
+            kind: frontend.kind.name(),
+            owned: true,
+            state: state(frontend, node),
+        })
+        .collect();
+    let mut warnings = Vec::new();
+    for warning in evaluation.warnings {
+        match warning {
+            Warning::Frontend(DeniedFrontend { kind, place, denial }) => frontends.push(FrontendLine {
+                frontend: place.to_string(),
+                kind: kind.name(),
+                owned: false,
+                state: denial.to_string(),
+            }),
+            warning => warnings.push(warning),
+        }
+    }
+    Explanation { service: service.key.to_string(), facts, frontends, ports, warnings }
 }
 
 fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, health: Option<Health>) -> Vec<Fact> {
     let service = view.service;
     let mut facts = Vec::new();
-    let mut say = |about, text: String| facts.push(Fact { about, text });
+    let mut add = |about, text: String| facts.push(Fact { about, text });
     if let Some(exempt) = service.exempt {
-        say("not served", of_exempt(exempt).to_owned());
+        add("not served", exempt_text(exempt).to_owned());
         return facts;
     }
-    say("type", kinds(service));
+    add("type", kinds(service));
     if service.selector == Selector::None {
-        say("selector", "none: endpoints are written by hand".to_owned());
+        add("selector", "none: endpoints are written by hand".to_owned());
     }
-    say(
+    add(
         "internal",
         match service.internal_policy {
             Policy::Cluster => "Cluster: cluster IPs lead to endpoints on any node",
@@ -158,43 +167,42 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
         }
         .to_owned(),
     );
-    if let Some(text) = external(service, evaluation) {
-        say("external", text.to_owned());
+    if let Some(text) = external_policy(service, evaluation) {
+        add("external", text.to_owned());
     }
-    if !service.source_ranges.is_empty() {
-        say("ranges", let_in(evaluation));
+    if !service.source_ranges.is_empty() || service.source_ranges_unreadable {
+        add("ranges", source_ranges(evaluation));
     }
     if let Some(Health { port, ready }) = health {
-        let families = [Family::V4, Family::V6].into_iter().zip(ready);
-        let counts: Vec<_> =
-            families.filter_map(|(family, ready)| Some(format!("{} of {}", ready?, family.name()))).collect();
-        say(
+        let count = |family: Family| Some(format!("{} of {}", ready[family]?, family.name()));
+        let counts: Vec<_> = Family::ALL.into_iter().filter_map(count).collect();
+        add(
             "health",
             format!("port {port} answers 200 while an endpoint on this node is ready; now {}", counts.join(", ")),
         );
     }
     if let Some(seconds) = service.affinity_seconds.map(NonZeroU32::get) {
-        say("affinity", format!("a client keeps its backend for {seconds} s after its last connect"));
+        add("affinity", format!("a client keeps its backend for {seconds} s after its last connect"));
     }
     let tuning = service.tuning.as_deref();
     let (scheduler, by) = match tuning.and_then(|tuning| tuning.scheduler) {
         Some(scheduler) => (scheduler, "by annotation"),
         None => (settings.scheduler, "the default of this node"),
     };
-    say("scheduler", format!("{}, {by}", scheduler.name()));
+    add("scheduler", format!("{}, {by}", scheduler.name()));
     if let Some(Drain::After(seconds)) = tuning.map(|tuning| tuning.drain) {
-        say("drain", format!("TCP sockets end {seconds} s after their backend has gone"));
+        add("drain", format!("TCP sockets end {seconds} s after their backend has gone"));
     }
     if let (Some(object), Some(reason)) = (view.endpoints, effect(view).and_then(Effect::reason)) {
-        say("no effect", format!("Endpoints {} does not count: {reason}", object.key));
+        add("no effect", format!("Endpoints {} does not count: {reason}", object.key));
     }
     facts
 }
 
-/// What becomes of clients outside of this node.
-fn external(service: &Service, evaluation: &Evaluation<'_>) -> Option<&'static str> {
-    let is_outside = |wanted: &Wanted| !matches!(wanted.kind, Kind::ClusterIp | Kind::Address);
-    match (service.external_policy, evaluation.frontends.iter().any(is_outside)) {
+/// Describes the external traffic policy, where it has an effect or seems to.
+fn external_policy(service: &Service, evaluation: &Evaluation<'_>) -> Option<&'static str> {
+    let is_external = |frontend: &RequestedFrontend| !matches!(frontend.kind, Kind::ClusterIp | Kind::Address);
+    match (service.external_policy, evaluation.frontends.iter().any(is_external)) {
         (Policy::Cluster, true) => Some(
             "Cluster: clients outside are led to endpoints on any node; one on this node sees their own address, one \
              elsewhere sees this node's",
@@ -208,16 +216,20 @@ fn external(service: &Service, evaluation: &Evaluation<'_>) -> Option<&'static s
     }
 }
 
-/// Whom the source ranges let in, at the frontends that they bind.
-fn let_in(evaluation: &Evaluation<'_>) -> String {
-    let mut said = Vec::new();
-    for family in [Family::V4, Family::V6] {
-        let is_bound = |wanted: &&Wanted| wanted.kind == Kind::LoadBalancer && Family::of(&wanted.key.addr) == family;
-        if !evaluation.frontends.iter().any(|wanted| is_bound(&wanted)) {
+/// Describes the clients that the source ranges let in, at the frontends that they restrict.
+fn source_ranges(evaluation: &Evaluation<'_>) -> String {
+    let mut clients = Vec::new();
+    for family in Family::ALL {
+        let is_restricted = |frontend: &RequestedFrontend| {
+            frontend.kind == Kind::LoadBalancer && Family::of(&frontend.key.addr) == family
+        };
+        if !evaluation.frontends.iter().any(is_restricted) {
             continue;
         }
-        let Ranges { nets, .. } = &evaluation.ranges[family as usize];
-        said.push(if nets.is_empty() {
+        let SourceRanges { nets, none_readable, .. } = &evaluation.ranges[family];
+        clients.push(if *none_readable {
+            format!("no {} clients", family.name())
+        } else if nets.is_empty() {
             format!("all {} clients", family.name())
         } else {
             let more = nets.len().saturating_sub(LISTED);
@@ -225,20 +237,20 @@ fn let_in(evaluation: &Evaluation<'_>) -> String {
             if more > 0 { format!("{} and {more} more", listed.join(", ")) } else { listed.join(", ") }
         });
     }
-    if said.is_empty() {
+    if clients.is_empty() {
         return "decide nothing, since it has no load balancer address".to_owned();
     }
-    if evaluation.ranges.iter().all(|ranges| ranges.nets.is_empty()) {
-        return format!("keep nobody out: {} are let in at load balancer addresses", said.join(", "));
+    if !evaluation.ranges.values().any(SourceRanges::is_restricted) {
+        return format!("keep nobody out: {} are let in at load balancer addresses", clients.join(", "));
     }
     format!(
         "{}: of clients outside only these are served at load balancer addresses; other frontends and callers on this \
          node are not bound",
-        said.join(", ")
+        clients.join(", ")
     )
 }
 
-const fn of_exempt(exempt: Exempt) -> &'static str {
+const fn exempt_text(exempt: Exempt) -> &'static str {
     match exempt {
         Exempt::Headless => "it is headless: its DNS name leads to the endpoints themselves",
         Exempt::ExternalName => "type ExternalName: its DNS name leads to another name",
@@ -247,7 +259,7 @@ const fn of_exempt(exempt: Exempt) -> &'static str {
     }
 }
 
-/// The kinds of frontends that it asks for.
+/// Lists the kinds of frontends that a Service requests.
 fn kinds(service: &Service) -> String {
     let has = [
         (Kind::ClusterIp, !service.cluster_ips.is_empty()),
@@ -259,12 +271,12 @@ fn kinds(service: &Service) -> String {
     names.join(", ")
 }
 
-fn state(wanted: &Wanted, here: NodeContext<'_>) -> String {
-    if wanted.kind != Kind::NodePort {
+fn state(frontend: &RequestedFrontend, node: NodeContext<'_>) -> String {
+    if frontend.kind != Kind::NodePort {
         return "owned".to_owned();
     }
-    let family = Family::of(&wanted.key.addr);
-    let own: Vec<_> = here.node_ports.iter().filter(|addr| Family::of(addr) == family).map(Addr::to_string).collect();
+    let family = Family::of(&frontend.key.addr);
+    let own: Vec<_> = node.node_ports.iter().filter(|addr| Family::of(addr) == family).map(Addr::to_string).collect();
     match own.len() {
         0 => format!("owned, but no {} address of this node is known at which NodePorts answer", family.name()),
         1..=LISTED => format!("owned, answers at {}", own.join(", ")),
@@ -272,45 +284,46 @@ fn state(wanted: &Wanted, here: NodeContext<'_>) -> String {
     }
 }
 
-/// What is said of one port in one family.
+/// Describes a port in one family.
 fn port_lines(
     view: &View<'_>,
-    judged: &EvaluatedPort<'_>,
+    port: &EvaluatedPort<'_>,
     family: Family,
-    here: NodeContext<'_>,
+    node: NodeContext<'_>,
     spec: &ServiceSpec,
 ) -> PortLines {
-    let (service, flags) = (view.service, judged.flags_of(family));
-    let own = |port: &&PortSpec| {
-        let key = &port.key;
-        key.name == judged.port.name && key.proto == judged.port.proto && key.family == family
+    let (service, flags) = (view.service, port.flags[family]);
+    let own = |spec: &&PortSpec| {
+        let key = &spec.key;
+        key.name == port.port.name && key.proto == port.port.proto && key.family == family
     };
-    let members = spec.ports.iter().find(own).map_or(&[][..], |port| &port.backends);
+    let members = spec.ports.iter().find(own).map_or(&[][..], |spec| &spec.backends);
     let count = |list| members.iter().filter(|member| member.is_in(list)).count();
-    let line = |judged: &EvaluatedEndpoint<'_>| {
-        let same = members.binary_search_by(|member| member.target.cmp(&judged.target));
-        let member = same.ok().and_then(|at| members.get(at)).filter(|_| judged.flags(here).is_some());
+    let line = |endpoint: &EvaluatedEndpoint<'_>| {
+        let position = members.binary_search_by(|member| member.target.cmp(&endpoint.target));
+        let member = position.ok().and_then(|at| members.get(at)).filter(|_| endpoint.serves());
         let listed = member.filter(|member| List::ALL.into_iter().any(|list| member.is_in(list)));
         EndpointLine {
-            endpoint: judged.target.to_string(),
-            node: judged.endpoint.node.as_deref().map(str::to_owned),
-            object: judged.origin.to_string(),
+            endpoint: endpoint.target.to_string(),
+            node: endpoint.endpoint.node.as_deref().map(str::to_owned),
+            object: endpoint.origin.to_string(),
             weight: listed.map(|member| member.weight),
-            why: judged.reason(flags),
+            why: endpoint.reason_text(flags),
         }
     };
-    // Where only one family is served, its lines tell of the other's endpoints too.
+    // Where only one family is served, its lines include the endpoints of the other.
     let is_only = families(service).into_iter().flatten().count() == 1;
-    let shown = |addr: &Addr| is_only || Family::of(addr) == family;
-    let mut endpoints: Vec<_> = judged.endpoints.iter().filter(|judged| shown(&judged.target.addr)).map(line).collect();
-    let (name, protocol) = (judged.port.name.to_string(), judged.port.proto.name());
-    for (origin, group) in &judged.unmatched {
+    let is_shown = |addr: &Addr| is_only || Family::of(addr) == family;
+    let mut endpoints: Vec<_> =
+        port.endpoints.iter().filter(|endpoint| is_shown(&endpoint.target.addr)).map(line).collect();
+    let (name, protocol) = (port.port.name.to_string(), port.port.proto.name());
+    for (origin, group) in &port.unmatched {
         let why = if name.is_empty() {
             format!("not used: {origin} has no unnamed port of {protocol}")
         } else {
             format!("not used: {origin} has no port \"{name}\" of {protocol}")
         };
-        let others = group.endpoints.iter().filter(|endpoint| shown(&endpoint.addr.into()));
+        let others = group.endpoints.iter().filter(|endpoint| is_shown(&endpoint.addr.into()));
         endpoints.extend(others.map(|endpoint| EndpointLine {
             endpoint: endpoint.addr.to_string(),
             node: endpoint.node.as_deref().map(str::to_owned),
@@ -321,13 +334,13 @@ fn port_lines(
     }
     PortLines {
         name,
-        port: judged.port.port.get(),
+        port: port.port.port.get(),
         protocol,
         family: family.name(),
         cluster: count(List::Cluster),
         local: (flags & LOCAL != 0).then(|| count(List::Local)),
-        local_for: (flags & LOCAL != 0).then(|| users(flags).1),
-        hints: judged.hints_of(family).text(here),
+        local_for: (flags & LOCAL != 0).then(|| list_users(flags).1),
+        hints: port.hints[family].text(node),
         endpoints,
     }
 }
@@ -379,7 +392,7 @@ impl fmt::Display for PortLines {
     }
 }
 
-/// Rows whose cells stand below each other.
+/// Writes rows with aligned cells.
 fn columns<const N: usize>(f: &mut fmt::Formatter<'_>, rows: impl Iterator<Item = [String; N]> + Clone) -> fmt::Result {
     let mut widths = [0; N];
     for row in rows.clone() {

@@ -1,4 +1,4 @@
-//! Explanations as people read them.
+//! Explanations as text.
 
 use std::{collections::BTreeSet, num::NonZeroU32, sync::Arc};
 
@@ -8,8 +8,10 @@ use lb_common::{Proto, Scheduler};
 use super::*;
 use crate::{
     event::{Event, Object},
-    model::{claims::Claims, cross_namespace::CrossNamespaceIndex, frontends::wanted},
-    objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Manager, ServicePort, Tuning},
+    model::{claims::Claims, cross_namespace::CrossNamespaceIndex, frontends::request},
+    objects::{
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, ServicePort, SliceManager, Tuning,
+    },
     world::World,
 };
 
@@ -17,20 +19,26 @@ fn addr(text: &str) -> std::net::IpAddr {
     text.parse().expect("an address")
 }
 
-fn told(view: &View<'_>, others: &[&Service], own: &[&str]) -> Explanation {
-    told_among(view, others, own, &CrossNamespaceIndex::default())
+fn explained(view: &View<'_>, others: &[&Service], node_ports: &[&str]) -> Explanation {
+    explained_with(view, others, node_ports, &CrossNamespaceIndex::default())
 }
 
-fn told_among(view: &View<'_>, others: &[&Service], own: &[&str], strangers: &CrossNamespaceIndex) -> Explanation {
+fn explained_with(
+    view: &View<'_>,
+    others: &[&Service],
+    node_ports: &[&str],
+    cross_namespace: &CrossNamespaceIndex,
+) -> Explanation {
     let mut claims = Claims::default();
+    let request = |service| request(service, &Settings::default().external_ips, cross_namespace);
     for service in others.iter().chain([&view.service]) {
-        let asked = wanted(service, &Settings::default().external_ips, &mut Vec::new());
-        let keys: Vec<_> = asked.iter().map(|wanted| (wanted.key, wanted.kind)).collect();
+        let keys: Vec<_> = request(service).frontends.iter().map(|frontend| (frontend.key, frontend.kind)).collect();
         claims.set(&service.key, service.created, &keys);
     }
-    let own: BTreeSet<Addr> = own.iter().map(|own| addr(own).into()).collect();
-    let here = NodeContext { node: "here", zone: Some("z"), node_ports: &own };
-    explain(view, here, &Settings::default(), ClusterContext { claims: &claims, strangers })
+    let node_ports: BTreeSet<Addr> = node_ports.iter().map(|own| addr(own).into()).collect();
+    let node = NodeContext { name: "here", zone: Some("z"), node_ports: &node_ports };
+    let cluster = ClusterContext { claims: &claims, cross_namespace };
+    explain(view, request(view.service), node, &Settings::default(), cluster)
 }
 
 fn web(name: &str, created: i64, vip: &str) -> Service {
@@ -53,7 +61,7 @@ fn slice(port: &str, endpoints: Vec<Endpoint>) -> Arc<EndpointSlice> {
     Arc::new(EndpointSlice {
         key: Key::new("default", "web-1"),
         service: Some(Key::new("default", "web")),
-        manager: Manager::Other,
+        manager: SliceManager::Other,
         group: EndpointGroup { ports: [port].into(), endpoints },
         triggered: None,
         problems: Vec::new(),
@@ -65,7 +73,7 @@ fn on(node: &str, at: &str) -> Endpoint {
 }
 
 #[test]
-fn a_service_with_everything() {
+fn every_field_of_a_service_is_explained() {
     let service = Service {
         ingress_ips: vec![addr("192.0.2.8")],
         external_policy: Policy::Local,
@@ -92,7 +100,7 @@ fn a_service_with_everything() {
         ],
     )];
     let view = View { service: &service, slices: &slices, endpoints: None };
-    let explanation = told(&view, &[&older], &["192.0.2.1"]);
+    let explanation = explained(&view, &[&older], &["192.0.2.1"]);
     expect![[r"
         Service default/web
           type       ClusterIP, NodePort, LoadBalancer, ExternalIP
@@ -120,7 +128,7 @@ fn a_service_with_everything() {
 }
 
 #[test]
-fn a_service_by_hand_and_an_object_without_effect() {
+fn hand_written_endpoints_and_an_object_without_effect_are_explained() {
     let group = slice("other", vec![Endpoint::new(addr("10.0.0.9"))]).group.clone();
     let object = Endpoints {
         key: Key::new("default", "web"),
@@ -146,7 +154,7 @@ fn a_service_by_hand_and_an_object_without_effect() {
         warnings
           no endpoint has a port "http" of TCP; they have "other" TCP; give them the same name
     "#]]
-    .assert_eq(&told(&view, &[], &[]).to_string());
+    .assert_eq(&explained(&view, &[], &[]).to_string());
     let selected = Service { selector: Selector::Some, ..by_hand.clone() };
     let view = View { service: &selected, ..view };
     expect![[r"
@@ -162,15 +170,15 @@ fn a_service_by_hand_and_an_object_without_effect() {
         port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list, for cluster IPs
           no object has an endpoint for it
     "]]
-    .assert_eq(&told(&view, &[], &["192.0.2.1"]).to_string());
+    .assert_eq(&explained(&view, &[], &["192.0.2.1"]).to_string());
 }
 
 #[test]
-fn what_becomes_of_clients_outside() {
-    let told_of = |service: Service, endpoints: Vec<Endpoint>| {
+fn policies_for_clients_outside_are_explained() {
+    let policy_lines = |service: Service, endpoints: Vec<Endpoint>| {
         let slices = [slice("http", endpoints)];
         let view = View { service: &service, slices: &slices, endpoints: None };
-        let text = told(&view, &[], &["192.0.2.1"]).to_string();
+        let text = explained(&view, &[], &["192.0.2.1"]).to_string();
         let shown = |line: &&str| {
             ["external ", "ranges ", "health ", "port http", "10.0.0."]
                 .iter()
@@ -193,21 +201,21 @@ fn what_becomes_of_clients_outside() {
         port http 80/TCP, IPv4: 1 in the cluster list, 1 in the local list, for clients outside
           10.0.0.1:8080  here   used by clients outside; it drains, but no ready one is left; not by cluster IPs and callers on this node: it drains, and others are ready
           10.0.0.2:8080  there  used by cluster IPs and callers on this node, not by clients outside: it is on another node
-    "]].assert_eq(&told_of(balanced(), vec![draining(), on("there", "10.0.0.2")]));
+    "]].assert_eq(&policy_lines(balanced(), vec![draining(), on("there", "10.0.0.2")]));
     expect![[r"
           external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
           ranges     198.51.0.0/24, 198.51.1.0/24, 198.51.2.0/24, 198.51.3.0/24, 198.51.4.0/24 and 4 more: of clients outside only these are served at load balancer addresses; other frontends and callers on this node are not bound
           health     port 30100 answers 200 while an endpoint on this node is ready; now 1 of IPv4
         port http 80/TCP, IPv4: 1 in the cluster list, 1 in the local list, for clients outside
           10.0.0.1:8080  here  used
-    "]].assert_eq(&told_of(Service { source_ranges: ranges(9), ..balanced() }, vec![on("here", "10.0.0.1")]));
+    "]].assert_eq(&policy_lines(Service { source_ranges: ranges(9), ..balanced() }, vec![on("here", "10.0.0.1")]));
     let open = Service { source_ranges: vec!["fd00::/8".parse().expect("a network")], ..balanced() };
     expect![[r"
           external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
           ranges     all IPv4 clients: of clients outside only these are served at load balancer addresses; other frontends and callers on this node are not bound
           health     port 30100 answers 200 while an endpoint on this node is ready; now 0 of IPv4
         port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list, for clients outside
-    "]].assert_eq(&told_of(open, vec![]));
+    "]].assert_eq(&policy_lines(open, vec![]));
     let inside = Service {
         external_policy: Policy::Local,
         source_ranges: ranges(1),
@@ -220,28 +228,28 @@ fn what_becomes_of_clients_outside() {
           ranges     decide nothing, since it has no load balancer address
         port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list, for cluster IPs
     "]]
-    .assert_eq(&told_of(inside, vec![]));
+    .assert_eq(&policy_lines(inside, vec![]));
 }
 
 #[test]
-fn a_service_that_is_not_ours() {
+fn a_service_that_is_not_served_is_explained() {
     let service = Service { exempt: Some(Exempt::Headless), ..web("web", 1, "10.96.0.1") };
     let view = View { service: &service, slices: &[], endpoints: None };
     expect![[r"
         Service default/web
           not served  it is headless: its DNS name leads to the endpoints themselves
     "]]
-    .assert_eq(&told(&view, &[], &[]).to_string());
+    .assert_eq(&explained(&view, &[], &[]).to_string());
 }
 
 #[test]
-fn an_endpoint_by_hand_that_is_a_pod_of_another_namespace_is_told_of() {
+fn a_hand_written_endpoint_that_is_a_pod_of_another_namespace_is_reported() {
     let pods = Service { selector: Selector::Some, ..Service::new(Key::new("b", "pods")) };
     let group = || slice("http", vec![on("there", "10.0.0.1"), on("there", "10.0.0.2")]).group.clone();
     let of_pods = EndpointSlice {
         key: Key::new("b", "pods-1"),
         service: Some(pods.key.clone()),
-        manager: Manager::Selecting,
+        manager: SliceManager::Selecting,
         group: EndpointGroup { endpoints: vec![Endpoint::new(addr("10.0.0.1"))], ..group() },
         triggered: None,
         problems: Vec::new(),
@@ -263,20 +271,18 @@ fn an_endpoint_by_hand_that_is_a_pod_of_another_namespace_is_told_of() {
     ] {
         world.apply(Event::Apply(object));
     }
-    let mut strangers = CrossNamespaceIndex::default();
+    let mut index = CrossNamespaceIndex::default();
     let mut changed = world.take_dirty();
     changed.sort_unstable();
-    assert_eq!(strangers.update(&world, &changed), std::slice::from_ref(&by_hand.key));
-    let told = told_among(&world.view(&by_hand.key).expect("it is there"), &[], &[], &strangers);
-    let of = |at: usize| told.ports[0].endpoints[at].why.as_str();
+    assert_eq!(index.update(&world, &changed), std::slice::from_ref(&by_hand.key));
+    let explanation = explained_with(&world.view(&by_hand.key).expect("it is there"), &[], &[], &index);
+    let of = |at: usize| explanation.ports[0].endpoints[at].why.as_str();
     assert_eq!(of(0), "used; a pod of another namespace, that of the Service b/pods");
     assert_eq!(of(1), "used");
     assert_eq!(
-        told.warnings,
-        [
-            "its endpoint 10.0.0.1:8080 is a pod of another namespace, that of the Service b/pods: who may write endpoints \
-          here lets callers reach it that trust this namespace; let them use that Service itself, or refuse such endpoints \
-          with --cross-namespace-endpoints=refuse"
-        ]
+        explanation.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["its endpoint 10.0.0.1:8080 is a pod of another namespace, that of the Service b/pods: who may write \
+             endpoints here lets callers reach it that trust this namespace; let them use that Service itself, or \
+             refuse such endpoints with --cross-namespace-endpoints=refuse"]
     );
 }

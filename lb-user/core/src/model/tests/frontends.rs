@@ -1,4 +1,4 @@
-//! Frontends and what they share: which a Service gets, its policies and its affinity (rules 1, 4, 5, 6, 7 and 8).
+//! Frontends that a Service gets, and the settings that they share: policies, ranges, affinity (rules 1, 4 to 8).
 
 use std::num::NonZeroU32;
 
@@ -24,7 +24,7 @@ fn check(case: &Case, expected: &Expect) {
 }
 
 #[test]
-fn rule_1_what_is_not_ours_is_not_served() {
+fn rule_1_exempt_services_are_not_served() {
     for exempt in [Exempt::Headless, Exempt::ExternalName, Exempt::OtherProxy, Exempt::NoClusterIp] {
         let ports = [node_port("", 80, 30_080)].into();
         let case = Case::new(Service { exempt: Some(exempt), ports, ..service() }, &["1"]);
@@ -34,7 +34,7 @@ fn rule_1_what_is_not_ours_is_not_served() {
 }
 
 #[test]
-fn rule_6_every_kind_of_frontend_in_the_families_of_the_service() {
+fn rule_6_every_kind_of_frontend_is_served_in_the_families_of_the_service() {
     let ports = [node_port("web", 80, 30_080), port("more", 81)];
     let service = Service {
         ports: ports.into(),
@@ -90,7 +90,7 @@ fn rule_6_every_kind_of_frontend_in_the_families_of_the_service() {
 }
 
 #[test]
-fn rule_6_without_a_node_port_there_is_none() {
+fn rule_6_a_load_balancer_without_node_ports_has_none() {
     // As allocateLoadBalancerNodePorts: false leaves it.
     let case = Case::new(Service { ingress_ips: vec![addr("192.0.2.8")], ..service() }, &["1"]);
     check(
@@ -148,7 +148,7 @@ fn rule_8_of_two_services_with_one_node_port_the_older_gets_it() {
 }
 
 #[test]
-fn rule_8_a_frontend_is_asked_for_once_in_a_service() {
+fn rule_8_of_two_ports_with_one_frontend_the_first_gets_it() {
     let ports = [node_port("a", 80, 30_080), node_port("b", 80, 30_080), node_port("c", 81, 30_080)];
     check(
         &Case::new(Service { ports: ports.into(), ..service() }, &[]),
@@ -163,7 +163,7 @@ fn rule_8_a_frontend_is_asked_for_once_in_a_service() {
 }
 
 #[test]
-fn rule_4_a_policy_is_a_flag_and_the_external_one_only_where_something_is_dialled_from_outside() {
+fn rule_4_a_policy_is_a_flag_and_the_external_one_needs_an_external_frontend() {
     use Policy::{Cluster, Local};
     const INTERNAL: u32 = ServiceFlags::INTERNAL_LOCAL;
     const EXTERNAL: u32 = ServiceFlags::EXTERNAL_LOCAL;
@@ -197,13 +197,12 @@ fn rule_4_each_family_and_port_has_a_local_list_of_its_own() {
 }
 
 #[test]
-fn rule_1_a_nodeless_endpoint_is_warned_of_by_the_policies_that_it_breaks() {
+fn rule_1_a_warning_about_an_endpoint_without_node_name_names_the_policies() {
     use Policy::{Cluster, Local};
     let warned = |internal_policy, external_policy| {
         let ports = [node_port("", 80, 30_080)].into();
-        let warnings = Case::new(Service { internal_policy, external_policy, ports, ..service() }, &["1 nodeless"])
-            .spec()
-            .warnings;
+        let service = Service { internal_policy, external_policy, ports, ..service() };
+        let warnings = Case::new(service, &["1 nodeless"]).warnings();
         warnings.iter().map(|warning| warning.split(',').next().unwrap_or_default().to_owned()).collect::<Vec<_>>()
     };
     assert_eq!(warned(Cluster, Cluster), [""; 0]);
@@ -239,28 +238,29 @@ fn rule_5_a_port_without_endpoints_still_answers() {
 }
 
 #[test]
-fn rule_6_source_ranges_bind_load_balancer_addresses_family_by_family() {
+fn rule_6_source_ranges_restrict_load_balancer_addresses_in_each_family() {
     let check = |service: Service, ranges: &[&str], expected: &[&str], warnings: &[&str]| {
         let source_ranges = ranges.iter().map(|range| range.parse().expect("a network")).collect();
-        let spec = Case::new(Service { source_ranges, ..service }, &["1"]).spec();
+        let case = Case::new(Service { source_ranges, ..service }, &["1"]);
+        let spec = case.spec();
         let text = |port: &crate::spec::PortSpec| {
             let nets: Vec<_> = port.ranges.iter().map(ToString::to_string).collect();
             let flag = if port.flags & ServiceFlags::SOURCE_RANGES == 0 { "all" } else { "only" };
             format!("{flag} {}", nets.join(" ")).trim().to_owned()
         };
         assert_eq!(spec.ports.iter().map(text).collect::<Vec<_>>(), expected, "{ranges:?}");
-        assert_eq!(spec.warnings, warnings, "{ranges:?}");
+        assert_eq!(case.warnings(), warnings, "{ranges:?}");
     };
     let balanced = |ips: &[&str]| Service { ingress_ips: ips.iter().map(|ip| addr(ip)).collect(), ..service() };
     check(balanced(&["192.0.2.8"]), &[], &["all"], &[]);
     check(balanced(&["192.0.2.8"]), &["198.51.100.0/24", "10.0.0.0/8"], &["only 10.0.0.0/8 198.51.100.0/24"], &[]);
     check(balanced(&["192.0.2.8"]), &["198.51.100.0/24", "0.0.0.0/0"], &["all"], &[]);
-    // Nothing else is bound.
+    // Other frontends are not restricted.
     check(balanced(&[]), &["198.51.100.0/24"], &["all"], &[]);
     let other =
         Service { external_ips: vec![addr("192.0.2.7")], ports: [node_port("", 80, 30_080)].into(), ..service() };
     check(other, &["198.51.100.0/24"], &["all"], &[]);
-    // As kube-proxy has it: none of a family is no restriction in it.
+    // As with kube-proxy, no range of a family restricts no client of it.
     let open = |family| {
         format!(
             "loadBalancerSourceRanges has no {family} range, so that all {family} clients are let in, as with \
@@ -273,17 +273,17 @@ fn rule_6_source_ranges_bind_load_balancer_addresses_family_by_family() {
     check(both, &["fd00::/8", "10.0.0.0/8"], &["only 10.0.0.0/8", "only fd00::/8"], &[]);
     let too_many: Vec<_> = (0..1_030).map(|i| format!("10.{}.{}.0/24", i / 128, i % 128 * 2)).collect();
     let source_ranges = too_many.iter().map(|range| range.parse().expect("a network")).collect();
-    let spec = Case::new(Service { source_ranges, ..balanced(&["192.0.2.8"]) }, &["1"]).spec();
-    assert_eq!(spec.ports[0].ranges.len(), 1_024);
+    let case = Case::new(Service { source_ranges, ..balanced(&["192.0.2.8"]) }, &["1"]);
+    assert_eq!(case.spec().ports[0].ranges.len(), 1_024);
     assert_eq!(
-        spec.warnings,
+        case.warnings(),
         ["loadBalancerSourceRanges has 1030 IPv4 ranges, of which 1024 count; the last 6 are not let in; write fewer \
              that are wider"]
     );
 }
 
 #[test]
-fn rule_6_an_address_of_both_kinds_is_bound_by_the_source_ranges() {
+fn rule_6_source_ranges_restrict_a_load_balancer_address_that_is_an_external_ip_too() {
     let service = Service {
         external_ips: vec![addr("192.0.2.8")],
         ingress_ips: vec![addr("192.0.2.8")],
@@ -296,31 +296,31 @@ fn rule_6_an_address_of_both_kinds_is_bound_by_the_source_ranges() {
 }
 
 #[test]
-fn rule_6_a_load_balancer_hears_of_ready_endpoints_on_this_node() {
+fn rule_6_the_health_check_port_counts_ready_endpoints_on_this_node() {
     let check = |service: Service, endpoints: &str, expected: Option<[Option<usize>; 2]>| {
         let health = Case::new(service, &[endpoints]).spec().health;
-        assert_eq!(health.map(|health| health.ready), expected, "{endpoints}");
+        assert_eq!(health.map(|health| [health.ready.v4, health.ready.v6]), expected, "{endpoints}");
     };
-    // Whether it has an address already or not.
-    let asked = || Service { health_port: 30_100.try_into().ok(), external_policy: Policy::Local, ..service() };
+    // The load balancer may have an address already or not.
+    let checked = || Service { health_port: 30_100.try_into().ok(), external_policy: Policy::Local, ..service() };
     check(service(), "1 local", None);
-    check(asked(), "", Some([Some(0), None]));
-    check(asked(), "1 local; 2 local; 3", Some([Some(2), None]));
-    // It drains: the local list still has it.
-    check(asked(), "1 local draining; 2", Some([Some(0), None]));
-    check(asked(), "1 local unready; 2 local gone; 3 local w=0; 127.0.0.1 local; 4 nodeless", Some([Some(0), None]));
-    check(Service { exempt: Some(Exempt::OtherProxy), ..asked() }, "1 local", None);
-    let both = Service { cluster_ips: dual_stack().cluster_ips, ..asked() };
+    check(checked(), "", Some([Some(0), None]));
+    check(checked(), "1 local; 2 local; 3", Some([Some(2), None]));
+    // The local list still has a serving-terminating endpoint.
+    check(checked(), "1 local draining; 2", Some([Some(0), None]));
+    check(checked(), "1 local unready; 2 local gone; 3 local w=0; 127.0.0.1 local; 4 nodeless", Some([Some(0), None]));
+    check(Service { exempt: Some(Exempt::OtherProxy), ..checked() }, "1 local", None);
+    let both = Service { cluster_ips: dual_stack().cluster_ips, ..checked() };
     check(both, "1 local; fd00::1 local; fd00::2 local", Some([Some(1), Some(2)]));
-    // At two ports it is one.
-    let service = Service { ports: [port("a", 80), port("b", 81)].into(), ..asked() };
+    // An endpoint at two ports counts once.
+    let service = Service { ports: [port("a", 80), port("b", 81)].into(), ..checked() };
     let slices = groups(vec![group(&[("a", 8080), ("b", 8081)], "1 local")]);
     let spec = Case { slices, ..Case::new(service, &[]) }.spec();
-    assert_eq!(spec.health.map(|health| health.ready), Some([Some(1), None]));
+    assert_eq!(spec.health.map(|health| health.ready.v4), Some(Some(1)));
 }
 
 #[test]
-fn rule_7_affinity_and_what_annotations_say_stand_at_each_port() {
+fn rule_7_affinity_and_annotations_apply_to_each_port() {
     let tuning = Tuning { scheduler: Some(Scheduler::Lc), drain: Drain::After(30), ..Tuning::default() };
     let ports = [port("a", 80), port("b", 81)].into();
     let affinity_seconds = NonZeroU32::new(10_800);

@@ -1,9 +1,8 @@
-//! The rules of what a Service means, each as a table: a case is a Service, its endpoints in a few words, and what comes
-//! of them.
+//! The rules for Services, each as a table: a case is a Service, its endpoints in a few words, and the outcome.
 
 mod endpoints;
 mod frontends;
-mod reasons;
+mod warnings;
 
 use std::{
     collections::BTreeSet,
@@ -14,18 +13,17 @@ use std::{
 use lb_common::{Addr, List, Proto};
 
 use super::{
-    NodeContext, Settings, about,
+    ClusterContext, NodeContext, Settings,
     claims::Claims,
     compile,
     cross_namespace::CrossNamespaceIndex,
-    evaluate::ClusterContext,
     explain::{Explanation, explain},
-    frontends::wanted,
+    frontends::{FrontendRequest, request},
 };
 use crate::{
     objects::{
-        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Manager, Policy, Service, ServicePort,
-        Tuning,
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Policy, Service, ServicePort,
+        SliceManager, Tuning,
     },
     spec::{Member, ServiceSpec},
     world::View,
@@ -67,7 +65,7 @@ fn tuned(tuning: Tuning) -> Service {
     Service { tuning: Some(Box::new(tuning)), ..service() }
 }
 
-/// An address, where a number N is 10.0.0.N; then words. It is on another node unless they say otherwise.
+/// Parses an endpoint: an address, where a number N is 10.0.0.N, then words. By default it is on another node.
 fn endpoint(text: &str) -> Endpoint {
     let mut words = text.split_whitespace();
     let at = words.next().expect("an address");
@@ -81,9 +79,10 @@ fn endpoint(text: &str) -> Endpoint {
             _ if word == "local" => endpoint.node = Some("here".into()),
             _ if word == "nodeless" => endpoint.node = None,
             _ if word == "unready" => (endpoint.ready, endpoint.serving) = (false, false),
+            _ if word == "starting" => endpoint.ready = false,
             _ if word == "draining" => (endpoint.ready, endpoint.terminating) = (false, true),
             _ if word == "gone" => (endpoint.ready, endpoint.serving, endpoint.terminating) = (false, false, true),
-            // As the controller writes them for publishNotReadyAddresses.
+            // As the controller writes a terminating pod of a Service with publishNotReadyAddresses.
             _ if word == "published" => (endpoint.serving, endpoint.terminating) = (false, true),
             _ => panic!("{word}?"),
         }
@@ -111,7 +110,7 @@ fn groups(groups: Vec<EndpointGroup>) -> Vec<Arc<EndpointSlice>> {
         Arc::new(EndpointSlice {
             key: Key::new("default", &format!("a-{number}")),
             service: Some(Key::new("default", "a")),
-            manager: Manager::Other,
+            manager: SliceManager::Other,
             group,
             triggered: None,
             problems: Vec::new(),
@@ -120,7 +119,7 @@ fn groups(groups: Vec<EndpointGroup>) -> Vec<Arc<EndpointSlice>> {
     groups.into_iter().zip(1..).map(slice).collect()
 }
 
-/// What the decision depends on.
+/// The input of a decision.
 struct Case {
     service: Service,
     slices: Vec<Arc<EndpointSlice>>,
@@ -142,28 +141,41 @@ impl Case {
         }
     }
 
-    fn with<T>(&self, run: impl FnOnce(&View<'_>, NodeContext<'_>, &Settings, ClusterContext<'_>) -> T) -> T {
+    fn request(&self, service: &Service) -> FrontendRequest {
+        request(service, &self.settings.external_ips, &CrossNamespaceIndex::default())
+    }
+
+    fn with<T>(
+        &self,
+        run: impl FnOnce(&View<'_>, FrontendRequest, NodeContext<'_>, &Settings, ClusterContext<'_>) -> T,
+    ) -> T {
         let mut claims = Claims::default();
         for service in self.others.iter().chain([&self.service]) {
-            let wanted = wanted(service, &self.settings.external_ips, &mut Vec::new());
-            let keys: Vec<_> = wanted.iter().map(|wanted| (wanted.key, wanted.kind)).collect();
+            let request = self.request(service);
+            let keys: Vec<_> = request.frontends.iter().map(|frontend| (frontend.key, frontend.kind)).collect();
             claims.set(&service.key, service.created, &keys);
         }
         let own: BTreeSet<Addr> = OWN.iter().map(|own| addr(own).into()).collect();
-        let here = NodeContext { node: "here", zone: self.zone, node_ports: &own };
+        let node = NodeContext { name: "here", zone: self.zone, node_ports: &own };
         let view = View { service: &self.service, slices: &self.slices, endpoints: self.endpoints.as_ref() };
-        run(&view, here, &self.settings, ClusterContext { claims: &claims, strangers: &CrossNamespaceIndex::default() })
+        let cluster = ClusterContext { claims: &claims, cross_namespace: &CrossNamespaceIndex::default() };
+        run(&view, self.request(&self.service), node, &self.settings, cluster)
     }
 
     fn spec(&self) -> ServiceSpec {
-        self.with(|view, here, settings, others| compile(&view.service.key, Some(view), here, settings, others))
+        self.with(compile)
+    }
+
+    /// The texts of the warnings.
+    fn warnings(&self) -> Vec<String> {
+        self.spec().warnings.iter().map(ToString::to_string).collect()
     }
 
     fn explain(&self) -> Explanation {
         self.with(explain)
     }
 
-    /// The lists of each service port: addresses by their last part, with weights.
+    /// The lists of each service port: the last part of each address, with its weight.
     fn lists(&self) -> String {
         let mut text = Vec::new();
         for port in self.spec().ports {
@@ -193,7 +205,7 @@ fn policy(internal_policy: Policy) -> Service {
     Service { internal_policy, ..service() }
 }
 
-/// Each case: endpoints, and the lists that come of them.
+/// Checks cases: endpoints, and the lists of each service port.
 fn check(service: &Service, zone: Option<&'static str>, cases: &[(&str, &str)]) {
     for &(endpoints, expected) in cases {
         let case = Case { zone, ..Case::new(service.clone(), &[endpoints]) };

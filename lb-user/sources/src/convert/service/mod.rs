@@ -1,4 +1,4 @@
-//! From a v1 Service.
+//! Conversion of a v1 Service.
 
 use std::{
     fmt,
@@ -8,25 +8,27 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{addr, annotations, key, label, list, port, text};
+use super::{
+    address::{addr, is_standard_range, parse_ip, parse_range},
+    annotations, key, label, list, port, text,
+};
 use crate::api;
 use lb_core::objects::{Exempt, Policy, Selector, Service, ServicePort};
 
-/// Where the API says nothing else.
+/// The API's default timeout.
 const AFFINITY_SECONDS: NonZeroU32 = NonZeroU32::new(10_800).expect("it is not 0");
-/// What the API accepts: up to a day.
+/// Longest timeout that the API accepts: a day.
 const MAX_AFFINITY_SECONDS: u32 = 86_400;
 
-/// From a v1 Service. `proxy_name` is the value of `--service-proxy-name`.
-#[must_use]
-pub fn service(wire: &api::Service, proxy_name: Option<&str>) -> Service {
-    let meta = &wire.metadata;
+/// Converts a v1 Service. `proxy_name` is the value of `--service-proxy-name`.
+pub(super) fn service(object: &api::Service, proxy_name: Option<&str>) -> Service {
+    let meta = &object.metadata;
     let default = api::ServiceSpec::default();
-    let spec = wire.spec.as_ref().unwrap_or(&default);
+    let spec = object.spec.as_ref().unwrap_or(&default);
     let mut problems = Vec::new();
 
     let (cluster_place, cluster_ips) = cluster_ips(spec);
-    let exempt = exempt(wire, spec, &cluster_ips, proxy_name);
+    let exempt = exempt(object, spec, &cluster_ips, proxy_name);
     let mut addrs = |place: &str, texts: &[&str]| {
         let mut converted = Vec::with_capacity(texts.len());
         for (i, text) in texts.iter().enumerate() {
@@ -40,21 +42,21 @@ pub fn service(wire: &api::Service, proxy_name: Option<&str>) -> Service {
     };
     let external_ips: Vec<&str> = list(&spec.external_ips).iter().map(String::as_str).collect();
     let external_ips = addrs("externalIPs", &external_ips);
-    let ingress_ips = ingress_ips(wire, &mut problems);
+    let ingress_ips = ingress_ips(object, &mut problems);
 
     let node_ports = node_ports(spec, &mut problems);
     let mut ports = Vec::with_capacity(list(&spec.ports).len());
-    for (i, wire) in list(&spec.ports).iter().enumerate() {
-        if let Some((proto, port)) = port(&mut problems, format_args!("ports[{i}]"), wire) {
-            let node_port = node_port(wire, format_args!("ports[{i}].nodePort"), node_ports, &mut problems);
-            ports.push(ServicePort { name: text(wire.name.as_deref()), proto, port, node_port });
+    for (i, port_object) in list(&spec.ports).iter().enumerate() {
+        if let Some((proto, port)) = port(&mut problems, format_args!("ports[{i}]"), port_object) {
+            let node_port = node_port(port_object, format_args!("ports[{i}].nodePort"), node_ports, &mut problems);
+            ports.push(ServicePort { name: text(port_object.name.as_deref()), proto, port, node_port });
         }
     }
 
     let internal_policy = policy("internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), &mut problems);
     let external_policy = policy("externalTrafficPolicy", spec.external_traffic_policy.as_deref(), &mut problems);
     let affinity_seconds = affinity_seconds(spec, &mut problems);
-    let source_ranges = source_ranges(spec, &mut problems);
+    let (source_ranges, source_ranges_unreadable) = source_ranges(spec, &mut problems);
     let health_port = health_port(spec, external_policy, &mut problems);
     let tuning = annotations::tuning(meta, &mut problems);
 
@@ -72,18 +74,19 @@ pub fn service(wire: &api::Service, proxy_name: Option<&str>) -> Service {
         affinity_seconds,
         tuning,
         source_ranges,
+        source_ranges_unreadable,
         health_port,
         problems,
     }
 }
 
-/// Whether the type of a Service gives it node ports.
+/// Effect of the Service's type on its node ports.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum NodePorts {
     Served,
-    /// The API has no such Service.
-    Odd,
-    /// Nothing of the Service is served.
+    /// Not served: the API allows no node ports for this type.
+    NotOfType,
+    /// Not served, as the whole Service is not.
     Irrelevant,
 }
 
@@ -91,29 +94,30 @@ fn node_ports(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> NodePorts 
     match spec.type_.as_deref() {
         Some("NodePort" | "LoadBalancer") => NodePorts::Served,
         Some("ExternalName") => NodePorts::Irrelevant,
-        None | Some("" | "ClusterIP") => NodePorts::Odd,
+        None | Some("" | "ClusterIP") => NodePorts::NotOfType,
         Some(other) => {
             problems.push(format!(
                 "type {other:?}: unknown, ClusterIP is used; write ClusterIP, NodePort, LoadBalancer or ExternalName"
             ));
-            NodePorts::Odd
+            NodePorts::NotOfType
         }
     }
 }
 
-/// The node port that stands at `place`. 0 is none: a load balancer with `allocateLoadBalancerNodePorts: false`.
+/// Parses the node port in the field `place`. 0 is none: a load balancer with `allocateLoadBalancerNodePorts: false`.
 fn node_port(
-    wire: &api::Port,
+    object: &api::Port,
     place: fmt::Arguments<'_>,
     node_ports: NodePorts,
     problems: &mut Vec<String>,
 ) -> Option<NonZeroU16> {
-    let number = wire.node_port.filter(|&number| number != 0)?;
+    let number = object.node_port.filter(|&number| number != 0)?;
     let port = u16::try_from(number).ok().and_then(NonZeroU16::new);
     match node_ports {
         NodePorts::Served if port.is_none() => problems.push(format!("{place} {number}: not a port; use 1 to 65535")),
-        NodePorts::Odd => problems.push(format!(
-            "{place} {number}: not served, since the type is ClusterIP; make it NodePort or LoadBalancer, or remove this"
+        NodePorts::NotOfType => problems.push(format!(
+            "{place} {number}: not served, since the type is ClusterIP; make it NodePort or LoadBalancer, or remove \
+             this"
         )),
         NodePorts::Served | NodePorts::Irrelevant => {}
     }
@@ -153,32 +157,37 @@ fn affinity_seconds(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> Opti
     seconds.or(Some(AFFINITY_SECONDS))
 }
 
-/// The networks of `loadBalancerSourceRanges`. White space around them is allowed by the API.
-fn source_ranges(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> Vec<IpNet> {
+/// Parses `loadBalancerSourceRanges`. The API allows white space around a range. An unreadable range lets in nobody, and if
+/// no range is readable, nobody is let in: kube-proxy would let in everybody then.
+fn source_ranges(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> (Vec<IpNet>, bool) {
     let texts = list(&spec.load_balancer_source_ranges);
     let mut ranges = Vec::with_capacity(texts.len());
     for (i, text) in texts.iter().map(|text| text.trim()).enumerate() {
         let mut problem = |cure: fmt::Arguments<'_>| {
             problems.push(format!("loadBalancerSourceRanges[{i}] {text:?}: {cure}"));
         };
-        match (text.parse::<IpNet>(), text.parse::<IpAddr>()) {
-            (Ok(IpNet::V6(range)), _) if range.addr().to_ipv4_mapped().is_some() => {
-                problem(format_args!("an IPv4 range in IPv6 form; write it as IPv4"));
+        match (parse_range(text), parse_ip(text)) {
+            (Some(range), _) => {
+                if !is_standard_range(text, &range) {
+                    problem(format_args!("not in standard form, read as {range}; write it as {range}"));
+                }
+                ranges.push(range);
             }
-            // Like the API, pass over the bits behind the prefix.
-            (Ok(range), _) => ranges.push(range.trunc()),
-            (_, Ok(addr)) => problem(format_args!("an address and not a range; write it as {}", IpNet::from(addr))),
-            _ => problem(format_args!("not a CIDR; fix or remove it")),
+            (None, Some(addr)) => {
+                problem(format_args!("an address and not a range; write it as {}", IpNet::from(addr)));
+            }
+            (None, None) => problem(format_args!("not a CIDR; fix or remove it")),
         }
     }
-    if ranges.is_empty() && !texts.is_empty() {
-        // As kube-proxy has it: no range left is no restriction.
-        problems.push("loadBalancerSourceRanges: none is left, so that all clients are let in; fix one".to_owned());
+    let unreadable = ranges.is_empty() && !texts.is_empty();
+    if unreadable {
+        problems
+            .push("loadBalancerSourceRanges: no range is readable, so that no client is let in; fix one".to_owned());
     }
-    ranges
+    (ranges, unreadable)
 }
 
-/// The port at which a load balancer asks for this Service alone. 0 is none.
+/// Parses `healthCheckNodePort`, at which a load balancer checks this Service's health. 0 is none.
 fn health_port(spec: &api::ServiceSpec, policy: Policy, problems: &mut Vec<String>) -> Option<NonZeroU16> {
     let number = spec.health_check_node_port.filter(|&number| number != 0)?;
     if spec.type_.as_deref() != Some("LoadBalancer") || policy != Policy::Local {
@@ -195,7 +204,8 @@ fn health_port(spec: &api::ServiceSpec, policy: Policy, problems: &mut Vec<Strin
     port
 }
 
-/// `clusterIPs`, or `clusterIP` where the list is absent, and where it was found. The empty string counts as absent.
+/// Returns the name of the field, `clusterIPs` or, without that list, `clusterIP`, and its texts. Empty texts count as
+/// absent.
 fn cluster_ips(spec: &api::ServiceSpec) -> (&'static str, Vec<&str>) {
     let many: Vec<&str> = list(&spec.cluster_ips).iter().map(String::as_str).filter(|ip| !ip.is_empty()).collect();
     if many.is_empty() {
@@ -206,16 +216,16 @@ fn cluster_ips(spec: &api::ServiceSpec) -> (&'static str, Vec<&str>) {
 }
 
 fn exempt(
-    wire: &api::Service,
+    object: &api::Service,
     spec: &api::ServiceSpec,
     cluster_ips: &[&str],
     proxy_name: Option<&str>,
 ) -> Option<Exempt> {
-    if label(&wire.metadata, "service.kubernetes.io/service-proxy-name") != proxy_name {
+    if label(&object.metadata, "service.kubernetes.io/service-proxy-name") != proxy_name {
         Some(Exempt::OtherProxy)
     } else if spec.type_.as_deref() == Some("ExternalName") {
         Some(Exempt::ExternalName)
-    } else if label(&wire.metadata, "service.kubernetes.io/headless").is_some()
+    } else if label(&object.metadata, "service.kubernetes.io/headless").is_some()
         || spec.cluster_ip.as_deref() == Some("None")
         || cluster_ips.contains(&"None")
     {
@@ -227,10 +237,10 @@ fn exempt(
     }
 }
 
-/// The load balancer's addresses that lead to the node unchanged (KEP-1860): one with a hostname alone, or with ipMode
-/// Proxy, is passed over.
-fn ingress_ips(wire: &api::Service, problems: &mut Vec<String>) -> Vec<IpAddr> {
-    let ingress = wire.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+/// Parses the load balancer's addresses that reach the node unchanged (KEP-1860). Entries with a hostname only, or with
+/// ipMode Proxy, are ignored.
+fn ingress_ips(object: &api::Service, problems: &mut Vec<String>) -> Vec<IpAddr> {
+    let ingress = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = ingress.map_or(&[][..], |balancer| list(&balancer.ingress));
     let mut converted = Vec::with_capacity(ingress.len());
     for (i, ingress) in ingress.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What is read of a Service, and what is said of the rest.
+//! Tests of the conversion of a Service, and of its problems.
 
 use super::*;
 use crate::convert::tests::yaml;
@@ -26,7 +26,10 @@ spec:
   clusterIPs: [10.96.0.1, 'fd96::1']
   externalIPs: [192.0.2.1]
   internalTrafficPolicy: Local
-  ports: [{name: http, port: 80, targetPort: web, nodePort: 30080}, {name: dns, port: 53, protocol: UDP}, {port: 9, protocol: SCTP}]
+  ports:
+  - {name: http, port: 80, targetPort: web, nodePort: 30080}
+  - {name: dns, port: 53, protocol: UDP}
+  - {port: 9, protocol: SCTP}
 status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]}}
 ",
     );
@@ -89,6 +92,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
                 203.0.113.0/24,
                 fd00::/8,
             ],
+            source_ranges_unreadable: false,
             health_port: None,
             problems: [],
         }
@@ -97,7 +101,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
 }
 
 #[test]
-fn service_that_is_not_ours_says_why() {
+fn a_service_that_is_not_served_has_its_reason() {
     let check = |text: &str, proxy_name: Option<&str>, expected: Option<Exempt>| {
         assert_eq!(service(&yaml(text), proxy_name).exempt, expected, "{text} {proxy_name:?}");
     };
@@ -125,7 +129,7 @@ fn service_that_is_not_ours_says_why() {
 }
 
 #[test]
-fn selector_counts_if_it_has_an_entry() {
+fn an_empty_selector_counts_as_none() {
     let check = |text: &str, expected| assert_eq!(read(text).selector, expected, "{text}");
     check("spec: {selector: {app: a}}", Selector::Some);
     check("spec: {selector: {}}", Selector::None);
@@ -134,7 +138,7 @@ fn selector_counts_if_it_has_an_entry() {
 }
 
 #[test]
-fn bad_part_is_dropped_and_named() {
+fn a_wrong_part_is_dropped_with_a_problem() {
     let check = |spec: &str, expected: &[&str]| {
         let service = read(&format!("spec: {{clusterIP: 10.96.0.1, ports: [{{port: 80}}], {spec}}}"));
         assert_eq!(service.problems, expected, "{spec}");
@@ -165,7 +169,7 @@ fn bad_part_is_dropped_and_named() {
 }
 
 #[test]
-fn node_port_counts_where_the_type_has_them() {
+fn node_ports_are_read_for_types_that_have_them() {
     let check = |spec: &str, expected: Option<u16>, problems: &[&str]| {
         let service = read(&format!("spec: {{{spec}}}"));
         let node_ports: Vec<_> = service.ports.iter().map(|port| port.node_port.map(NonZeroU16::get)).collect();
@@ -201,7 +205,7 @@ fn node_port_counts_where_the_type_has_them() {
 }
 
 #[test]
-fn affinity_lasts_as_long_as_it_says() {
+fn affinity_has_the_timeout_of_the_service_or_the_default() {
     let check = |spec: &str, expected: Option<u32>, problems: &[&str]| {
         let service = read(&format!("spec: {{{spec}}}"));
         assert_eq!(service.affinity_seconds.map(NonZeroU32::get), expected, "{spec}");
@@ -239,19 +243,21 @@ fn source_ranges_are_networks() {
         let got: Vec<String> = service.source_ranges.iter().map(ToString::to_string).collect();
         assert_eq!(got, expected, "{ranges}");
         assert_eq!(service.problems, problems, "{ranges}");
+        assert_eq!(service.source_ranges_unreadable, expected.is_empty() && !problems.is_empty(), "{ranges}");
     };
     check("null", &[], &[]);
     check("[]", &[], &[]);
     check("[' 10.1.2.3/8 ', '::/0', 0.0.0.0/0]", &["10.0.0.0/8", "::/0", "0.0.0.0/0"], &[]);
     check(
         "[192.0.2.1, 'fd00::1', 10.0.0.0/33, '', '::ffff:10.0.0.0/104', 10.0.0.0/8]",
-        &["10.0.0.0/8"],
+        &["10.0.0.0/8", "10.0.0.0/8"],
         &[
             "loadBalancerSourceRanges[0] \"192.0.2.1\": an address and not a range; write it as 192.0.2.1/32",
             "loadBalancerSourceRanges[1] \"fd00::1\": an address and not a range; write it as fd00::1/128",
             "loadBalancerSourceRanges[2] \"10.0.0.0/33\": not a CIDR; fix or remove it",
             "loadBalancerSourceRanges[3] \"\": not a CIDR; fix or remove it",
-            "loadBalancerSourceRanges[4] \"::ffff:10.0.0.0/104\": an IPv4 range in IPv6 form; write it as IPv4",
+            "loadBalancerSourceRanges[4] \"::ffff:10.0.0.0/104\": not in standard form, read as 10.0.0.0/8; \
+             write it as 10.0.0.0/8",
         ],
     );
     check(
@@ -259,13 +265,13 @@ fn source_ranges_are_networks() {
         &[],
         &[
             "loadBalancerSourceRanges[0] \"192.0.2.1\": an address and not a range; write it as 192.0.2.1/32",
-            "loadBalancerSourceRanges: none is left, so that all clients are let in; fix one",
+            "loadBalancerSourceRanges: no range is readable, so that no client is let in; fix one",
         ],
     );
 }
 
 #[test]
-fn health_check_node_port_is_of_load_balancers_with_a_local_policy() {
+fn health_check_node_port_needs_a_load_balancer_with_policy_local() {
     let check = |spec: &str, expected: Option<u16>, problems: &[&str]| {
         let service = read(&format!("spec: {{{spec}}}"));
         assert_eq!(service.health_port.map(std::num::NonZeroU16::get), expected, "{spec}");
@@ -291,7 +297,7 @@ fn health_check_node_port_is_of_load_balancers_with_a_local_policy() {
 }
 
 #[test]
-fn load_balancer_address_counts_in_vip_mode_only() {
+fn load_balancer_addresses_are_read_in_mode_vip_only() {
     let check = |ingress: &str, ips: &[&str], problems: &[&str]| {
         let service = read(&format!("status: {{loadBalancer: {{ingress: [{ingress}]}}}}"));
         let got: Vec<String> = service.ingress_ips.iter().map(ToString::to_string).collect();
@@ -312,5 +318,38 @@ fn load_balancer_address_counts_in_vip_mode_only() {
         "{ip: a.example}",
         &[],
         &["status.loadBalancer.ingress[0].ip \"a.example\": not an IP address; fix or remove it"],
+    );
+}
+
+#[test]
+fn addresses_and_ranges_of_older_api_servers_are_read_with_problems() {
+    let service = read(
+        "
+spec:
+  type: LoadBalancer
+  clusterIPs: [10.096.000.091]
+  ports: [{port: 80}]
+  loadBalancerSourceRanges: ['203.0.113.005/32']
+  externalIPs: ['198.051.100.092', '::ffff:198.51.100.93']
+status: {loadBalancer: {ingress: [{ip: 198.051.100.091}]}}
+",
+    );
+    let addrs = [&service.cluster_ips, &service.external_ips, &service.ingress_ips];
+    let addrs: Vec<_> = addrs.into_iter().flatten().map(ToString::to_string).collect();
+    assert_eq!(addrs, ["10.96.0.91", "198.51.100.92", "198.51.100.93", "198.51.100.91"]);
+    assert_eq!(service.source_ranges, ["203.0.113.5/32".parse::<IpNet>().unwrap()]);
+    assert!(!service.source_ranges_unreadable);
+    assert_eq!(
+        service.problems,
+        [
+            ("clusterIPs[0]", "10.096.000.091", "10.96.0.91"),
+            ("externalIPs[0]", "198.051.100.092", "198.51.100.92"),
+            ("externalIPs[1]", "::ffff:198.51.100.93", "198.51.100.93"),
+            ("status.loadBalancer.ingress[0].ip", "198.051.100.091", "198.51.100.91"),
+            ("loadBalancerSourceRanges[0]", "203.0.113.005/32", "203.0.113.5/32"),
+        ]
+        .map(|(place, text, read)| {
+            format!("{place} {text:?}: not in standard form, read as {read}; write it as {read}")
+        })
     );
 }

@@ -1,0 +1,239 @@
+//! Wiring of sources, reconciler, dataplane and servers: the only place that knows all of them. Decisions are left to
+//! the parts.
+
+use std::{
+    collections::BTreeSet,
+    future::pending,
+    path::PathBuf,
+    sync::{Arc, mpsc::Sender},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tracing::{info, warn};
+
+use crate::{
+    events::{self, EventQueue},
+    health::{self, ProbeCounts},
+    health_ports,
+    http::BindAddress,
+    metrics,
+    reconcile::{self, Dataplane, MapChanges, Reconciler, Status},
+    termination,
+};
+use lb_core::ids::HighestIds;
+use lb_core::{model::Settings, op::Table};
+use lb_dataplane::{
+    cleanup::cleanup,
+    devices::{self, NodeState},
+    environment,
+    flows::{self, FlowGcStatus},
+    load::Loader,
+    pins::Pins,
+    stats::StatMaps,
+    store::BpfStore,
+    upgrade::programs::MapSizes,
+};
+use lb_sources::{
+    addresses::AddressSource,
+    directory,
+    kubernetes::{self, RememberedServers},
+};
+
+/// Capacity of the channel from the sources to the reconciler. A full channel makes a source wait, which does no harm.
+const EVENT_CAPACITY: usize = 1024;
+
+/// Source of the objects.
+#[derive(Clone)]
+pub enum Source {
+    /// YAML files.
+    Directory(directory::Options),
+    /// The API server.
+    Kubernetes(kubernetes::Options),
+}
+
+/// Configuration of the agent, as the flags set it.
+pub struct Config {
+    /// Source of the objects.
+    pub source: Source,
+    /// Report problems of Services as Events of the cluster.
+    pub events: bool,
+    /// Name of this node.
+    pub node_name: String,
+    /// Flags that change the meaning of Services.
+    pub settings: Settings,
+    /// Cgroup to attach to; the root by default.
+    pub cgroup: Option<PathBuf>,
+    /// Network devices with the packet path.
+    pub devices: devices::options::DeviceOptions,
+    /// Fixed sizes of maps.
+    pub sizes: MapSizes,
+    /// Remove the datapath when the agent ends.
+    pub cleanup_on_exit: bool,
+    /// Address of `/healthz` and `/livez`; none: not served.
+    pub healthz: Option<BindAddress>,
+    /// Address of `/metrics`; none: not served.
+    pub metrics: Option<BindAddress>,
+    /// Maximum number of backends with metrics of their own; none: no backend has any.
+    pub metrics_backends: Option<usize>,
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If the node lacks a requirement (the error names the cure), or if a part ends before the agent.
+pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<()> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    environment::check()?;
+    let pins = pins()?;
+    let cgroup = match config.cgroup {
+        Some(path) => environment::named_cgroup(path)?,
+        None => environment::cgroup2()?,
+    };
+    let nodeport_addresses = config.settings.nodeport_addresses.clone();
+    let (events, inbox) = mpsc::channel(EVENT_CAPACITY);
+    let mut tasks = JoinSet::new();
+    let (status, observed) = watch::channel(Status::default());
+    let health_ports_status = observed.clone();
+    let probes = Arc::<ProbeCounts>::default();
+    // The health port answers (503) before the first pass, so that probes see an agent that starts.
+    if let Some(address) = config.healthz {
+        tasks.spawn(health::run(address, observed.clone(), Arc::clone(&probes)));
+    }
+    let (node_sender, node) = watch::channel(NodeState::default());
+    tasks.spawn(forward_node_state(observed.clone(), node_sender));
+    let (collecting, collected) = watch::channel(FlowGcStatus::default());
+    if let Some(address) = config.metrics {
+        let (pins, backends) = (pins.current(), config.metrics_backends);
+        let sources = metrics::Sources { status: observed, probes, flows: collected.clone(), pins, backends };
+        tasks.spawn(metrics::run(address, sources));
+    }
+    let mut source = config.source;
+    let mut event_queue = EventQueue::default();
+    if let Source::Kubernetes(options) = &mut source {
+        let directory = pins.current();
+        options.remembered = RememberedServers::new(move || lb_dataplane::api_servers::endpoints(&directory));
+        if config.events {
+            event_queue = EventQueue::with_reader();
+            tasks.spawn(events::run(event_queue.clone(), options.clone()));
+        }
+    }
+    tasks.spawn(health_ports::run(health_ports_status, nodeport_addresses, event_queue.clone()));
+    // Addresses come before any object, so that the first pass knows where NodePorts answer.
+    tasks.spawn(AddressSource::start(events.clone()).await.follow());
+    // The source lists objects while the kernel verifies the programs.
+    tasks.spawn(async move {
+        match source {
+            Source::Directory(options) => directory::run(options, events).await,
+            Source::Kubernetes(options) => kubernetes::run(options, events).await,
+        }
+    });
+    let mut loader = Loader::load(pins.clone(), config.sizes)?;
+    let features = loader.features();
+    info!(
+        set_retval = features.set_retval,
+        adopted_maps = loader.adopted(),
+        pins = %pins.current().display(),
+        node = config.node_name,
+        "programs loaded"
+    );
+    let mut log = loader.take_log()?;
+    log.listen()?;
+    let reconciler = Reconciler::new(loader.store()?, &config.node_name, config.settings);
+    // A first start has no counts yet.
+    let counts = pins.current().join("PORT_STATS").exists().then(|| StatMaps::open(&pins.current())).transpose()?;
+    let counted_ids = counts.map_or(Ok(HighestIds::default()), |counts| counts.highest_ids())?;
+    let adopted_ids = loader.highest_ids();
+    let used_ids = counted_ids.max(adopted_ids);
+    let reconciler = reconciler.with_used_ids(used_ids).with_events(event_queue.clone());
+    flows::start(pins.current(), collecting)?;
+    let tc = loader.tc();
+    tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), node));
+    let termination = termination::start(pins.current(), event_queue)?;
+    tasks.spawn(reconcile::run(reconciler, LoadedDataplane { loader, cgroup, termination }, inbox, status));
+    let directory = pins.current();
+    // The store is opened for each record: maps may have grown since, and records are rare.
+    let name_of = move |id| BpfStore::open(&directory).ok()?.name(id).map(|name| name.to_string());
+    tasks.spawn(log.run(Arc::new(name_of)));
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+        ended = tasks.join_next() => {
+            return Err(match ended {
+                Some(Ok(Err(error))) => error,
+                Some(Err(panic)) => panic.into(),
+                Some(Ok(Ok(()))) | None => anyhow!("a part of the agent ended"),
+            });
+        }
+    }
+    notify_service_manager(NotifyState::Stopping);
+    tasks.shutdown().await;
+    tc.close();
+    drop(collected);
+    if config.cleanup_on_exit {
+        cleanup(&pins, Duration::ZERO, |what| info!("{what}")).context("cleaning up")?;
+        info!("ended, and removed the datapath");
+    } else {
+        info!("ended; the datapath stays and keeps translating: `beeline cleanup` removes it");
+    }
+    Ok(())
+}
+
+/// Forwards node addresses and pod modes from the passes to the task that manages devices.
+async fn forward_node_state(mut status: watch::Receiver<Status>, node: watch::Sender<NodeState>) -> Result<()> {
+    loop {
+        let new = {
+            let status = status.borrow_and_update();
+            NodeState { addresses: status.node_addresses.clone(), pod_modes: status.pod_modes.clone() }
+        };
+        node.send_if_modified(|known| {
+            let is_new = *known != new;
+            *known = new;
+            is_new
+        });
+        if status.changed().await.is_err() {
+            return pending().await;
+        }
+    }
+}
+
+/// Reports progress to systemd, or to another manager that has set `NOTIFY_SOCKET`: sd_notify(3).
+fn notify_service_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!("the service manager could not be notified: {error}");
+    }
+}
+
+/// The loaded programs, the cgroup to attach them to, and the thread that ends sockets.
+struct LoadedDataplane {
+    loader: Loader,
+    cgroup: PathBuf,
+    termination: Sender<MapChanges>,
+}
+
+impl Dataplane for LoadedDataplane {
+    type Store = BpfStore;
+
+    fn grow(&mut self, full: &BTreeSet<Table>) -> Result<Option<BpfStore>> {
+        self.loader.grow(full)
+    }
+
+    fn enter_service(&mut self, writes: u64) -> Result<()> {
+        if let Some(links_taken_over) = self.loader.attach(&self.cgroup)? {
+            info!(cgroup = %self.cgroup.display(), links_taken_over, writes, "in service");
+            notify_service_manager(NotifyState::Ready);
+        }
+        Ok(())
+    }
+
+    fn after_pass(&mut self, changes: MapChanges) {
+        // The thread ends with the agent only.
+        let _ended = self.termination.send(changes);
+    }
+}

@@ -1,0 +1,61 @@
+//! The decisions about one Service, as data.
+
+use lb_common::{Family, Scheduler, ServiceFlags};
+
+use super::{
+    endpoints::EndpointOrigin, frontends::RequestedFrontend, ranges::SourceRanges, reason::EvaluatedEndpoint,
+    topology::HintUse,
+};
+use crate::{
+    objects::{EndpointGroup, ServicePort},
+    per_family::PerFamily,
+    warning::Warning,
+};
+
+/// The flags with which a service port has a local list.
+pub const LOCAL: u32 = ServiceFlags::INTERNAL_LOCAL | ServiceFlags::EXTERNAL_LOCAL;
+
+/// The decisions about a Service.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Evaluation<'a> {
+    /// The frontends that it gets, sorted by key.
+    pub frontends: Vec<RequestedFrontend>,
+    /// Its ports that are served, in the order of `spec.ports`.
+    pub ports: Vec<EvaluatedPort<'a>>,
+    /// Clients that are let in at its load balancer addresses.
+    pub ranges: PerFamily<SourceRanges>,
+    /// Warnings for its owner, each once. Denied frontends are among them.
+    pub warnings: Vec<Warning>,
+}
+
+/// The decisions about an entry of `spec.ports`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EvaluatedPort<'a> {
+    /// The entry.
+    pub port: &'a ServicePort,
+    /// Its index.
+    pub index: usize,
+    /// The scheduler that chooses backends.
+    pub scheduler: Scheduler,
+    /// Every endpoint whose object has the port, sorted by family and target. The copy that counts comes before its
+    /// duplicates.
+    pub endpoints: Vec<EvaluatedEndpoint<'a>>,
+    /// Topology hints that are followed.
+    pub hints: PerFamily<HintUse>,
+    /// [`ServiceFlags`] of the service port.
+    pub flags: PerFamily<u32>,
+    /// Endpoints whose object has no such port.
+    pub unmatched: Vec<(EndpointOrigin<'a>, &'a EndpointGroup)>,
+}
+
+impl<'a> EvaluatedPort<'a> {
+    /// Returns the endpoints of a family.
+    #[must_use]
+    pub fn endpoints_of(&self, family: Family) -> &[EvaluatedEndpoint<'a>] {
+        let (v4, v6) = self.endpoints.split_at(self.endpoints.partition_point(EvaluatedEndpoint::is_v4));
+        match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        }
+    }
+}

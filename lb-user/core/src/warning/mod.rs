@@ -1,0 +1,328 @@
+//! Warnings about a Service, as data. The log, Events and `explain` read the data; its text comes from `Display` alone.
+
+mod text;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use lb_common::{AddrPort, Family, FrontendKey, Kind, Proto};
+
+use crate::objects::Key;
+
+/// Endpoints, or ports, that a warning lists before it only counts them.
+const LISTED: usize = 5;
+
+/// Category of a [`Warning`], as the `reason` of an Event:
+/// `kubectl get events --field-selector reason=FrontendConflict`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum WarningReason {
+    /// Another Service, or another port of this one, owns a frontend that the Service requests.
+    FrontendConflict,
+    /// A frontend that the Service requests is not served.
+    FrontendNotServed,
+    /// An endpoint cannot be used.
+    EndpointNotUsed,
+    /// A field or an annotation has a value that cannot be used.
+    InvalidValue,
+    /// A setting has an effect that its owner may not intend.
+    CheckService,
+    /// A map is full, and the Service stays as it was.
+    NoRoom,
+    /// A process is bound to a NodePort of the Service.
+    NodePortInUse,
+    /// The node does not answer at the Service's `healthCheckNodePort`.
+    HealthCheckNodePortUnavailable,
+}
+
+impl WarningReason {
+    /// Name in an Event.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FrontendConflict => "FrontendConflict",
+            Self::FrontendNotServed => "FrontendNotServed",
+            Self::EndpointNotUsed => "EndpointNotUsed",
+            Self::InvalidValue => "InvalidValue",
+            Self::CheckService => "CheckService",
+            Self::NoRoom => "NoRoom",
+            Self::NodePortInUse => "NodePortInUse",
+            Self::HealthCheckNodePortUnavailable => "HealthCheckNodePortUnavailable",
+        }
+    }
+}
+
+/// A fact that the owner of a Service must know.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Warning {
+    /// A value that the parser could not use.
+    InvalidValue {
+        /// The object with the value; none for the Service itself.
+        object: Option<ObjectRef>,
+        /// The parser's text, which ends with the cure.
+        problem: String,
+    },
+    /// More such values of an object than are reported one by one.
+    MoreInvalidValues {
+        /// The object; none for the Service itself.
+        object: Option<ObjectRef>,
+        /// Values that are not reported.
+        count: usize,
+    },
+    /// The API server has not allotted a cluster IP yet.
+    NoClusterIp,
+    /// `spec.clusterIPs` or `spec.ports` is empty.
+    NoFrontend,
+    /// A name that cannot be served.
+    BadName {
+        /// The bearer of the name.
+        of: Named,
+        /// The name.
+        name: String,
+        /// Its flaw.
+        flaw: NameFlaw,
+    },
+    /// A later port has the name and protocol of an earlier one.
+    RepeatedPort {
+        /// The name of both.
+        name: Arc<str>,
+        /// The protocol of both.
+        proto: Proto,
+    },
+    /// A frontend that the Service requests and does not get.
+    Frontend(DeniedFrontend),
+    /// `loadBalancerSourceRanges` restricts the other family only.
+    NoRangeOfFamily(Family),
+    /// More source ranges than are enforced.
+    TooManyRanges {
+        /// The family of the ranges.
+        family: Family,
+        /// Ranges that are let in.
+        kept: usize,
+        /// Ranges that are not.
+        left_out: usize,
+    },
+    /// Endpoints with one problem.
+    Endpoints {
+        /// The endpoints.
+        endpoints: EndpointList,
+        /// Their problem.
+        problem: EndpointProblem,
+    },
+    /// Endpoints exist, and none has this port.
+    PortWithoutEndpoint {
+        /// Name of the Service port.
+        name: Arc<str>,
+        /// Protocol of the Service port.
+        proto: Proto,
+        /// Ports of the endpoints, sorted, each once.
+        offered: Vec<(Arc<str>, Proto)>,
+    },
+    /// More endpoints than a Maglev table has entries.
+    MaglevTooSmall,
+    /// The scheduler `dh`, which the Service itself names.
+    DestinationHash,
+    /// A map has no room for the Service.
+    MapFull {
+        /// The Service.
+        service: Key,
+        /// Name of the map.
+        map: &'static str,
+        /// Its name in `--map-size`.
+        flag: &'static str,
+        /// Its entries.
+        size: usize,
+    },
+    /// A process is bound to a NodePort.
+    NodePortInUse {
+        /// Service port of the NodePort, as text; none if it is not known.
+        service: Option<String>,
+        /// Protocol of the NodePort.
+        proto: Proto,
+        /// The address to which the process is bound.
+        address: SocketAddr,
+        /// Name and pid of the process; none if it is in another pid namespace.
+        process: Option<(String, u32)>,
+    },
+    /// The `healthCheckNodePort` cannot be bound.
+    HealthPort {
+        /// The address that cannot be bound.
+        address: SocketAddr,
+        /// The obstacle.
+        obstacle: BindError,
+    },
+}
+
+/// An object that belongs to a Service.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum ObjectRef {
+    /// An EndpointSlice.
+    EndpointSlice(Key),
+    /// An Endpoints object.
+    Endpoints(Key),
+}
+
+/// The bearer of a name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Named {
+    /// The Service, or its namespace.
+    Service,
+    /// A Service port.
+    Port,
+}
+
+/// The flaw of a name that cannot be served.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum NameFlaw {
+    /// It does not fit into the maps.
+    TooLong,
+    /// It has characters that the API refuses.
+    BadCharacter,
+}
+
+/// A frontend that a Service requests and does not get.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct DeniedFrontend {
+    /// The field of the Service that requests it.
+    pub kind: Kind,
+    /// The address.
+    pub place: FrontendPlace,
+    /// The reason of the denial.
+    pub denial: Denial,
+}
+
+/// The address of a denied frontend.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum FrontendPlace {
+    /// An address, at all ports.
+    Addr(IpAddr),
+    /// An address and port.
+    Key(FrontendKey),
+}
+
+/// The reason why a Service does not get a frontend.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Denial {
+    /// Nothing can be dialled at this kind of address, which is named with its article.
+    Unusable(&'static str),
+    /// The flag `--external-ips` does not allow it.
+    NotAllowed,
+    /// The Service has no cluster IP of this family.
+    FamilyNotServed(Family),
+    /// An earlier port of the Service owns it.
+    OtherPort {
+        /// Name of the earlier port.
+        owner: Arc<str>,
+        /// Name of the later port.
+        loser: Arc<str>,
+    },
+    /// This Service owns it and is older.
+    Younger(Key),
+    /// This Service owns it, and its claim has precedence.
+    Outranked(Key),
+    /// Pods of another namespace listen there, which this Service selects.
+    PodListens(Key),
+}
+
+/// The first endpoints of several, and their number.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct EndpointList {
+    first: Vec<AddrPort>,
+    count: usize,
+}
+
+impl EndpointList {
+    /// Lists `endpoints`; none if there is none.
+    pub fn new(mut endpoints: impl Iterator<Item = AddrPort>) -> Option<Self> {
+        let first: Vec<_> = endpoints.by_ref().take(LISTED).collect();
+        let count = first.len() + endpoints.count();
+        (count > 0).then_some(Self { first, count })
+    }
+}
+
+/// The problem of endpoints.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum EndpointProblem {
+    /// No traffic may be sent to this kind of address, which is named with its article.
+    Unusable(&'static str),
+    /// A pod of another namespace, which this Service selects and a flag refuses.
+    OtherNamespaceRefused(Key),
+    /// A pod of another namespace, which this Service selects. It is used.
+    OtherNamespace(Key),
+    /// A frontend of this Service.
+    IsFrontend(Key),
+    /// A NodePort of this Service at an address of this node.
+    IsNodePort(Key),
+    /// No nodeName, under a policy Local.
+    NoNodeName(LocalPolicies),
+    /// No topology hint, while others have hints.
+    NoHint,
+    /// The Service has cluster IPs of the other family, this one, only.
+    OtherFamily(Family),
+}
+
+/// The traffic policies of a Service that are Local.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum LocalPolicies {
+    /// `internalTrafficPolicy`
+    Internal,
+    /// `externalTrafficPolicy`
+    External,
+    /// Both.
+    Both,
+}
+
+/// The obstacle to binding a `healthCheckNodePort`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum BindError {
+    /// Another process, described here, holds the port.
+    HeldBy(String),
+    /// Another error, as the kernel's text.
+    Other(String),
+}
+
+impl Warning {
+    /// Category of the warning.
+    #[must_use]
+    pub const fn reason(&self) -> WarningReason {
+        match self {
+            Self::InvalidValue { .. } | Self::MoreInvalidValues { .. } => WarningReason::InvalidValue,
+            Self::Frontend(DeniedFrontend { denial: Denial::Younger(_) | Denial::OtherPort { .. }, .. }) => {
+                WarningReason::FrontendConflict
+            }
+            Self::Frontend(_) => WarningReason::FrontendNotServed,
+            Self::Endpoints { problem, .. } => match problem {
+                EndpointProblem::Unusable(_)
+                | EndpointProblem::OtherNamespaceRefused(_)
+                | EndpointProblem::IsFrontend(_)
+                | EndpointProblem::IsNodePort(_) => WarningReason::EndpointNotUsed,
+                EndpointProblem::OtherNamespace(_)
+                | EndpointProblem::NoNodeName(_)
+                | EndpointProblem::NoHint
+                | EndpointProblem::OtherFamily(_) => WarningReason::CheckService,
+            },
+            Self::NoClusterIp
+            | Self::NoFrontend
+            | Self::BadName { .. }
+            | Self::RepeatedPort { .. }
+            | Self::NoRangeOfFamily(_)
+            | Self::TooManyRanges { .. }
+            | Self::PortWithoutEndpoint { .. }
+            | Self::MaglevTooSmall
+            | Self::DestinationHash => WarningReason::CheckService,
+            Self::MapFull { .. } => WarningReason::NoRoom,
+            Self::NodePortInUse { .. } => WarningReason::NodePortInUse,
+            Self::HealthPort { .. } => WarningReason::HealthCheckNodePortUnavailable,
+        }
+    }
+
+    /// The object at fault, where it is not the Service itself.
+    #[must_use]
+    pub const fn object(&self) -> Option<&ObjectRef> {
+        match self {
+            Self::InvalidValue { object, .. } | Self::MoreInvalidValues { object, .. } => object.as_ref(),
+            _ => None,
+        }
+    }
+}

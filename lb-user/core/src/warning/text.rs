@@ -1,0 +1,309 @@
+//! The text of a warning: the problem, then the cure.
+
+use std::{
+    borrow::Cow,
+    fmt::{self, Display, Formatter},
+};
+
+use lb_common::{Family, Kind, MAGLEV_LEN};
+use serde::{Serialize, Serializer};
+
+use super::{
+    BindError, Denial, DeniedFrontend, EndpointList, EndpointProblem, FrontendPlace, LISTED, LocalPolicies, NameFlaw,
+    Named, ObjectRef, Warning,
+};
+
+/// Characters of a bad name that are shown.
+const SHOWN: usize = 70;
+
+impl Display for Warning {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.write_problem(f)?;
+        match self.cure() {
+            Some(cure) => write!(f, "; {cure}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Serialize for Warning {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Warning {
+    /// The cure, as the text ends with it; none where the problem contains it.
+    #[must_use]
+    pub fn cure(&self) -> Option<Cow<'static, str>> {
+        let cure = match self {
+            Self::InvalidValue { .. } => return None,
+            Self::MoreInvalidValues { .. } => "fix the first ones to see them",
+            Self::NoClusterIp => "the API server allots one",
+            Self::NoFrontend => "name one of each",
+            Self::BadName { flaw: NameFlaw::TooLong, .. } => "choose a shorter one",
+            Self::BadName { flaw: NameFlaw::BadCharacter, .. } => "choose another one",
+            Self::RepeatedPort { .. } => "the first counts, rename the other",
+            Self::Frontend(denied) => return Some(denied.denial.cure()),
+            Self::NoRangeOfFamily(_) => "add one",
+            Self::TooManyRanges { .. } => "write fewer that are wider",
+            Self::Endpoints { problem, .. } => return Some(problem.cure()),
+            Self::PortWithoutEndpoint { .. } => "give them the same name",
+            Self::MaglevTooSmall => "use random",
+            Self::DestinationHash => "use sh for one backend to each client, or random",
+            Self::MapFull { flag, size, .. } => {
+                return Some(format!("raise it with --map-size {flag}={}", size.saturating_mul(2).max(1)).into());
+            }
+            Self::NodePortInUse { .. } => "give one of the two another port",
+            Self::HealthPort { obstacle: BindError::HeldBy(_), .. } => {
+                "end that, or give the Service another healthCheckNodePort. It is tried again quietly"
+            }
+            Self::HealthPort { obstacle: BindError::Other(_), .. } => {
+                "give the Service another healthCheckNodePort, or this node another --nodeport-addresses. It is tried \
+                 again quietly"
+            }
+        };
+        Some(cure.into())
+    }
+
+    fn write_problem(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InvalidValue { object, problem } => {
+                write_object(f, object.as_ref())?;
+                f.write_str(problem)
+            }
+            Self::MoreInvalidValues { object, count } => {
+                write_object(f, object.as_ref())?;
+                write!(f, "{count} more such problems")
+            }
+            Self::NoClusterIp => f.write_str("it has no cluster IP yet"),
+            Self::NoFrontend => f.write_str("it has no frontend: spec.clusterIPs or spec.ports is empty"),
+            Self::BadName { of, name, flaw } => {
+                let bearer = match of {
+                    Named::Service => "it",
+                    Named::Port => "a port",
+                };
+                let flaw = match flaw {
+                    NameFlaw::TooLong => "has more than 63 octets",
+                    NameFlaw::BadCharacter => "has more than letters, digits and -",
+                };
+                // A name may be as long as a file.
+                let (shown, more) =
+                    name.char_indices().nth(SHOWN).map_or((&**name, ""), |(end, _)| (&name[..end], "…"));
+                write!(f, "{bearer} is not served: its name {shown:?}{more} {flaw}")
+            }
+            Self::RepeatedPort { name, proto } => {
+                write!(f, "spec.ports: \"{name}\" stands there twice for {}", proto.name())
+            }
+            Self::Frontend(DeniedFrontend { kind, place: FrontendPlace::Addr(addr), denial }) => {
+                write!(f, "{}: {addr} ", field(*kind))?;
+                denial.write_problem(f)
+            }
+            Self::Frontend(DeniedFrontend { kind, place: FrontendPlace::Key(key), denial }) => {
+                write!(f, "{key} ({}) ", kind.name())?;
+                denial.write_problem(f)
+            }
+            Self::NoRangeOfFamily(family) => {
+                let name = family.name();
+                write!(
+                    f,
+                    "loadBalancerSourceRanges has no {name} range, so that all {name} clients are let in, as with \
+                     kube-proxy"
+                )
+            }
+            Self::TooManyRanges { family, kept, left_out } => write!(
+                f,
+                "loadBalancerSourceRanges has {} {} ranges, of which {kept} count; the last {left_out} are not let in",
+                kept + left_out,
+                family.name()
+            ),
+            Self::Endpoints { endpoints, problem } => problem.write(f, endpoints),
+            Self::PortWithoutEndpoint { name, proto, offered } => {
+                write!(f, "no endpoint has a port \"{name}\" of {}; they have", proto.name())?;
+                for (index, (name, proto)) in offered.iter().take(LISTED).enumerate() {
+                    let comma = if index == 0 { "" } else { "," };
+                    write!(f, "{comma} {name:?} {}", proto.name())?;
+                }
+                write_more(f, offered.len(), LISTED)
+            }
+            Self::MaglevTooSmall => write!(
+                f,
+                "the scheduler mh has {MAGLEV_LEN} places, and there are more endpoints: each node hashes flows in a \
+                 way of its own"
+            ),
+            Self::DestinationHash => {
+                f.write_str("the scheduler dh sends everybody who dials one address to one backend")
+            }
+            Self::MapFull { service, map, size, .. } => {
+                write!(f, "the map {map} has {size} entries and no room for {service}, which stays as it was")
+            }
+            Self::NodePortInUse { service, proto, address, process } => {
+                let service = service.as_deref().unwrap_or("a Service");
+                write!(f, "port {}/{} is a NodePort of {service}, and ", address.port(), proto.name())?;
+                match process {
+                    Some((name, pid)) => write!(f, "{name} (pid {pid})")?,
+                    None => f.write_str("a process that is not in sight")?,
+                }
+                write!(f, " is bound to {address} there: callers on this node reach the Service")
+            }
+            Self::HealthPort { address, obstacle } => {
+                write!(f, "its health check port {address} does not answer")?;
+                match obstacle {
+                    BindError::HeldBy(holder) => write!(f, ", since {holder} holds it,")?,
+                    BindError::Other(error) => write!(f, " ({error}),")?,
+                }
+                f.write_str(" and load balancers take that for a node without endpoints")
+            }
+        }
+    }
+}
+
+impl Display for ObjectRef {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EndpointSlice(key) => write!(f, "EndpointSlice {key}"),
+            Self::Endpoints(key) => write!(f, "Endpoints {key}"),
+        }
+    }
+}
+
+impl Display for FrontendPlace {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addr(addr) => addr.fmt(f),
+            Self::Key(key) => key.fmt(f),
+        }
+    }
+}
+
+impl Denial {
+    fn cure(&self) -> Cow<'static, str> {
+        match self {
+            Self::Unusable(_) => "remove it".into(),
+            Self::NotAllowed => "the flag --external-ips does not allow it".into(),
+            Self::FamilyNotServed(family) => format!("add {} to spec.ipFamilies", family.name()).into(),
+            Self::OtherPort { .. } => "remove one".into(),
+            Self::Younger(_) | Self::Outranked(_) | Self::PodListens(_) => "use another address or port".into(),
+        }
+    }
+
+    fn write_problem(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unusable(kind) => write!(f, "is {kind} address, which cannot be a frontend"),
+            Self::NotAllowed => f.write_str("is not served"),
+            Self::FamilyNotServed(family) => {
+                write!(f, "is not served, since the Service has no {} cluster IP", family.name())
+            }
+            Self::OtherPort { owner, loser } => {
+                write!(f, "is asked for by the ports \"{loser}\" and \"{owner}\", and \"{owner}\" gets it")
+            }
+            Self::Younger(owner) => {
+                write!(f, "belongs to the Service {owner}, which is older or, at equal age, first by name")
+            }
+            Self::Outranked(owner) => write!(
+                f,
+                "belongs to the Service {owner}: what is allotted goes before what a Service claims, whatever the ages"
+            ),
+            Self::PodListens(owner) => {
+                write!(f, "is not served: a pod of another namespace listens there, that of the Service {owner}")
+            }
+        }
+    }
+}
+
+/// The denial as a predicate of the frontend.
+impl Display for Denial {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.write_problem(f)?;
+        write!(f, "; {}", self.cure())
+    }
+}
+
+impl Display for EndpointList {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for (index, endpoint) in self.first.iter().enumerate() {
+            let start = if index == 0 { "its endpoint " } else { ", " };
+            write!(f, "{start}{endpoint}")?;
+        }
+        write_more(f, self.count, self.first.len())
+    }
+}
+
+impl EndpointProblem {
+    fn cure(&self) -> Cow<'static, str> {
+        let cure = match self {
+            Self::Unusable(_) => "write the address at which the other nodes reach it",
+            Self::OtherNamespaceRefused(_) => "let clients use that Service itself",
+            Self::OtherNamespace(_) => {
+                "let them use that Service itself, or refuse such endpoints with --cross-namespace-endpoints=refuse"
+            }
+            Self::IsFrontend(_) | Self::IsNodePort(_) => "write the address of a server",
+            Self::NoNodeName(_) => "set nodeName in its EndpointSlice",
+            Self::NoHint => "give it hints in its EndpointSlice",
+            Self::OtherFamily(served) => return format!("add {} to spec.ipFamilies", other(*served).name()).into(),
+        };
+        cure.into()
+    }
+
+    fn write(&self, f: &mut Formatter<'_>, endpoints: &EndpointList) -> fmt::Result {
+        match self {
+            Self::Unusable(kind) => write!(f, "{endpoints} is not used: that is {kind} address"),
+            Self::OtherNamespaceRefused(owner) => write!(
+                f,
+                "{endpoints} is not used: that is a pod of another namespace, that of the Service {owner}, and the \
+                 flag --cross-namespace-endpoints refuses it"
+            ),
+            Self::OtherNamespace(owner) => write!(
+                f,
+                "{endpoints} is a pod of another namespace, that of the Service {owner}: who may write endpoints here \
+                 lets callers reach it that trust this namespace"
+            ),
+            Self::IsFrontend(owner) => write!(
+                f,
+                "{endpoints} is not used: that is a frontend of the Service {owner}, and would lead back here"
+            ),
+            Self::IsNodePort(owner) => write!(
+                f,
+                "{endpoints} is not used: that is a NodePort of the Service {owner} at this node, and would lead back \
+                 here"
+            ),
+            Self::NoNodeName(policies) => {
+                let policies = match policies {
+                    LocalPolicies::Internal => "internalTrafficPolicy is",
+                    LocalPolicies::External => "externalTrafficPolicy is",
+                    LocalPolicies::Both => "internalTrafficPolicy and externalTrafficPolicy are",
+                };
+                write!(f, "{policies} Local, but {endpoints} has no nodeName and so is local nowhere")
+            }
+            Self::NoHint => write!(f, "{endpoints} has no hint, and so nobody's topology hints are followed"),
+            Self::OtherFamily(served) => {
+                write!(f, "{endpoints} is not used, since the Service has {} cluster IPs only", served.name())
+            }
+        }
+    }
+}
+
+const fn other(family: Family) -> Family {
+    match family {
+        Family::V4 => Family::V6,
+        Family::V6 => Family::V4,
+    }
+}
+
+/// The field that requests frontends of a kind.
+const fn field(kind: Kind) -> &'static str {
+    match kind {
+        Kind::ClusterIp | Kind::Address => "spec.clusterIPs",
+        Kind::ExternalIp => "spec.externalIPs",
+        Kind::LoadBalancer => "status.loadBalancer.ingress",
+        Kind::NodePort => "spec.ports[].nodePort",
+    }
+}
+
+fn write_object(f: &mut Formatter<'_>, object: Option<&ObjectRef>) -> fmt::Result {
+    object.map_or(Ok(()), |object| write!(f, "{object}: "))
+}
+
+fn write_more(f: &mut Formatter<'_>, count: usize, listed: usize) -> fmt::Result {
+    if count > listed { write!(f, " and {} more", count - listed) } else { Ok(()) }
+}

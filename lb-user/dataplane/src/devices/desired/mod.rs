@@ -1,0 +1,248 @@
+//! From facts to the devices that a pass wants: links with programs of the packet path, and entries of `DEVICES`. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_common::{Addr, Device, DeviceFlags, PodMode};
+
+use super::options::{DeviceOptions, LinkPatterns, UplinkChoice};
+use crate::attach::tc::Attachment;
+use lb_kernel::netlink::address::Address;
+use lb_kernel::netlink::network_state::{Link, NetworkState, Route};
+
+/// State that a pass reads before it plans.
+#[derive(Clone, Debug)]
+pub(super) struct DeviceFacts<'a> {
+    /// Links, addresses and routes.
+    pub(super) network: &'a NetworkState,
+    /// Addresses of the Node object.
+    pub(super) node: &'a [IpAddr],
+    /// Programs that are attached now.
+    pub(super) attached: BTreeMap<u32, Attachment>,
+    /// Links at which all loaded programs are attached.
+    pub(super) complete: BTreeSet<u32>,
+    /// Entries of `DEVICES`.
+    pub(super) written: BTreeMap<u32, Device>,
+    /// Modes of pods by their links; none until the pods are known.
+    pub(super) pod_modes: Option<BTreeMap<u32, PodMode>>,
+    /// True if netfilter translates connections now.
+    pub(super) netfilter_translates: bool,
+}
+
+/// Reason for programs at a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Role {
+    /// Leads to other nodes and to clients outside.
+    Uplink,
+    /// Leads to a pod of this node.
+    Pod,
+}
+
+/// Wanted state of a link.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct DesiredDevice {
+    pub(super) name: String,
+    /// Reason for programs; none for a link without programs.
+    pub(super) role: Option<Role>,
+    /// Entry of `DEVICES`.
+    pub(super) device: Device,
+}
+
+/// Links selected for programs.
+#[derive(Clone, Copy, Debug)]
+struct Selection<'a> {
+    uplinks: &'a BTreeSet<u32>,
+    /// Links to pods, with their flags in `DEVICES`.
+    pod_links: &'a BTreeMap<u32, u32>,
+    /// True if flows to pods of this node bypass the kernel's routing.
+    host_routing: bool,
+}
+
+/// Decides which links get programs, and all entries of `DEVICES`, by index of the link.
+pub(super) fn desired(options: &DeviceOptions, facts: &DeviceFacts<'_>) -> BTreeMap<u32, DesiredDevice> {
+    let DeviceFacts { network, node, attached, written, pod_modes, .. } = facts;
+    let uplinks = uplinks(network, &options.uplinks, node, &attached.keys().copied().collect());
+    let routed = if options.host_routing { host_routing_links(network, &uplinks) } else { BTreeSet::new() };
+    let pod_links = pod_links(network, &options.pods, &routed, pod_modes.as_ref(), written);
+    if options.are_off() && pod_links.is_empty() {
+        return BTreeMap::new();
+    }
+    let selection = Selection { uplinks: &uplinks, pod_links: &pod_links, host_routing: options.host_routing };
+    desired_devices(network, node, selection)
+}
+
+/// Returns the wanted state of selected links, and of links by which translated packets may leave.
+fn desired_devices(network: &NetworkState, node: &[IpAddr], selection: Selection<'_>) -> BTreeMap<u32, DesiredDevice> {
+    let primary = [Family::V4, Family::V6].map(|family| primary(network, node, family));
+    let desired = |(index, link): (&u32, &Link)| {
+        let role = if link.is_loopback() {
+            None
+        } else if selection.pod_links.contains_key(index) {
+            Some(Role::Pod)
+        } else {
+            selection.uplinks.contains(index).then_some(Role::Uplink)
+        };
+        let own = [Family::V4, Family::V6].map(|family| source(network, node, *index, family));
+        let is_way_out = link.is_up() && !link.is_loopback() && own.iter().any(Option::is_some);
+        if role.is_none() && !is_way_out {
+            return None;
+        }
+        let [v4, v6] = [0, 1].map(|at| own.get(at).copied().flatten().or(primary.get(at).copied().flatten()));
+        let mut flags = match role {
+            Some(Role::Pod) => selection.pod_links.get(index).copied().unwrap_or(0),
+            Some(Role::Uplink) if selection.host_routing && link.has_ethernet_header() => DeviceFlags::HOST_ROUTING,
+            _ => 0,
+        };
+        if !link.has_ethernet_header() {
+            flags |= DeviceFlags::NO_ETHERNET;
+        }
+        let device = Device {
+            snat_v4: v4.map_or(Addr::from_v4_word(0), Addr::from),
+            snat_v6: v6.map_or(Addr::default(), Addr::from),
+            flags,
+            mtu: link.mtu,
+        };
+        Some((*index, DesiredDevice { name: link.name.clone(), role, device }))
+    };
+    network.links.iter().filter_map(desired).collect()
+}
+
+/// Returns the uplinks: links by which packets from outside may arrive. `node` are the addresses of the Node object,
+/// `attached` the links that have programs now.
+#[must_use]
+pub fn uplinks(
+    network: &NetworkState,
+    choice: &UplinkChoice,
+    node: &[IpAddr],
+    attached: &BTreeSet<u32>,
+) -> BTreeSet<u32> {
+    let chosen: BTreeSet<u32> = match choice {
+        UplinkChoice::Named(patterns) => named(network, patterns),
+        UplinkChoice::ByRoute => {
+            let default_sources = network.routes.iter().filter(|route| route.prefix_len == 0);
+            let of_node: BTreeSet<IpAddr> =
+                default_sources.filter_map(|route| route.source).chain(node.iter().copied()).collect();
+            let holders = network.addresses.iter().filter(|address| of_node.contains(&address.ip));
+            let by_address = holders.map(|address| address.interface);
+            // A link that is down has lost its routes, and gets them back when it is up: it keeps its programs.
+            let is_down = |index: &u32| network.links.get(index).is_some_and(|link| !link.is_up());
+            let kept = attached.iter().copied().filter(is_down);
+            network.routes.iter().map(|route| route.device).chain(by_address).chain(kept).collect()
+        }
+    };
+    // Packets of a bond's or bridge's port also pass the bond or bridge. A VRF is different: it only chooses routes.
+    let is_served_by_controller = |index: &u32| {
+        let controller = network.links.get(index).and_then(|link| link.controller);
+        controller.is_some_and(|controller| {
+            chosen.contains(&controller) && network.links.get(&controller).is_some_and(|link| link.kind != "vrf")
+        })
+    };
+    chosen.iter().copied().filter(|index| !is_served_by_controller(index)).collect()
+}
+
+/// Lists the links whose names match.
+fn named(network: &NetworkState, patterns: &LinkPatterns) -> BTreeSet<u32> {
+    network.links.iter().filter(|(_, link)| patterns.matches(&link.name)).map(|(index, _)| *index).collect()
+}
+
+/// Lists the links by which host routing may enter a pod: ends of pairs whose other end is in another network
+/// namespace. A port of a bridge is excluded, since routes lead to the bridge, and so is an uplink, which leads to no
+/// pod.
+fn host_routing_links(network: &NetworkState, uplinks: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let leads_to_a_pod =
+        |link: &Link| link.peer_nsid.is_some() && link.controller.is_none() && link.has_ethernet_header();
+    let links = network.links.iter().filter(|(index, link)| leads_to_a_pod(link) && !uplinks.contains(index));
+    links.map(|(index, _)| *index).collect()
+}
+
+/// Returns the links to pods that get programs, with their flags: links with matching names, links of `host_routing`,
+/// and links of pods in mode `packet`. Until the modes are known, those in `written` stay. A link that once had
+/// programs because of a mode keeps them, since flows may depend on them.
+fn pod_links(
+    network: &NetworkState,
+    patterns: &LinkPatterns,
+    host_routing: &BTreeSet<u32>,
+    modes: Option<&BTreeMap<u32, PodMode>>,
+    written: &BTreeMap<u32, Device>,
+) -> BTreeMap<u32, u32> {
+    const POD: u32 = DeviceFlags::POD;
+    const OFF: u32 = DeviceFlags::OFF;
+    const CHOSEN: u32 = DeviceFlags::CHOSEN;
+    const HOST_ROUTING: u32 = DeviceFlags::HOST_ROUTING;
+    let flags = |index: &u32, name: &str| {
+        let before = written.get(index).map_or(0, |device| device.flags);
+        let by_routing = if host_routing.contains(index) { HOST_ROUTING | CHOSEN } else { 0 };
+        let by_mode = match modes.map(|modes| modes.get(index).copied().unwrap_or_default()) {
+            None => before & (CHOSEN | OFF),
+            Some(PodMode::Socket) => before & CHOSEN,
+            Some(PodMode::Packet) => CHOSEN,
+            Some(PodMode::Off) => before & CHOSEN | OFF,
+        };
+        let flags = POD | by_routing | by_mode;
+        (patterns.matches(name) || flags & CHOSEN != 0).then_some(flags)
+    };
+    network.links.iter().filter_map(|(index, link)| Some((*index, flags(index, &link.name)?))).collect()
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    const fn has(self, ip: &IpAddr) -> bool {
+        matches!((self, ip), (Self::V4, IpAddr::V4(_)) | (Self::V6, IpAddr::V6(_)))
+    }
+}
+
+/// Returns the masquerade address of packets that leave by a link: the source of its routes, else the best of its own
+/// addresses.
+fn source(network: &NetworkState, node: &[IpAddr], link: u32, family: Family) -> Option<IpAddr> {
+    let of_route = |route: &Route| {
+        let source = route.source.filter(|ip| family.has(ip) && network.addresses.iter().any(|own| own.ip == *ip))?;
+        (route.device == link).then_some((route.prefix_len, route.metric, source))
+    };
+    let own = network.addresses.iter().filter(|address| address.interface == link);
+    network.routes.iter().filter_map(of_route).min().map(|(.., ip)| ip).or_else(|| best(own, node, family))
+}
+
+/// Returns the best of some addresses: an address of the Node object, else a permanent one, else the oldest.
+fn best<'a>(addresses: impl Iterator<Item = &'a Address>, node: &[IpAddr], family: Family) -> Option<IpAddr> {
+    let rank = |(at, address): &(usize, &Address)| {
+        let is_single = address.prefix_len == if family == Family::V4 { 32 } else { 128 };
+        // The kernel lists IPv4 addresses by age, and itself prefers the first.
+        let order = if family == Family::V4 { (0, *at) } else { (address.created, 0) };
+        (!node.contains(&address.ip), address.is_deprecated_or_secondary(), is_single, order, address.ip)
+    };
+    let global = addresses.filter(|address| family.has(&address.ip) && is_global(address));
+    global.enumerate().min_by_key(rank).map(|(_, address)| address.ip)
+}
+
+/// True if other hosts can reply to the address.
+const fn is_global(address: &Address) -> bool {
+    let is_world = address.scope == libc::RT_SCOPE_UNIVERSE;
+    let is_near = match address.ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_loopback(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_loopback(),
+    };
+    is_world && !is_near
+}
+
+/// Returns the masquerade address of links without an address of their own.
+fn primary(network: &NetworkState, node: &[IpAddr], family: Family) -> Option<IpAddr> {
+    let is_own = |ip: &IpAddr| network.addresses.iter().any(|address| address.ip == *ip);
+    let known = node.iter().copied().find(|ip| family.has(ip) && is_own(ip));
+    let by_default = || {
+        let of_family = network.routes.iter().filter(|route| route.is_v6 == (family == Family::V6));
+        let mut routes: Vec<&Route> = of_family.filter(|route| route.prefix_len == 0).collect();
+        routes.sort_by_key(|route| (route.metric, route.device));
+        routes.iter().find_map(|route| source(network, node, route.device, family))
+    };
+    known.or_else(by_default).or_else(|| best(network.addresses.iter(), node, family))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,270 @@
+//! Tables of wanted devices: links with programs, and entries of `DEVICES`.
+
+use super::*;
+use crate::devices::fixture::network;
+
+const NONE: &BTreeSet<u32> = &BTreeSet::new();
+const NO_PODS: &BTreeMap<u32, u32> = &BTreeMap::new();
+
+fn devices(
+    network: &NetworkState,
+    choice: &UplinkChoice,
+    pod_links: &BTreeMap<u32, u32>,
+    node: &[IpAddr],
+) -> BTreeMap<u32, DesiredDevice> {
+    let uplinks = &uplinks(network, choice, node, NONE);
+    desired_devices(network, node, Selection { uplinks, pod_links, host_routing: false })
+}
+
+fn ips(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().expect("an address")).collect()
+}
+
+/// Renders devices as lines.
+fn lines(devices: &BTreeMap<u32, DesiredDevice>) -> String {
+    let line = |desired: &DesiredDevice| {
+        let Device { snat_v4, snat_v6, flags, mtu } = desired.device;
+        let role = desired.role.map_or("-".to_owned(), |role| format!("{role:?}"));
+        format!("{} {role} {snat_v4} {snat_v6} flags {flags} mtu {mtu}\n", desired.name)
+    };
+    devices.values().map(line).collect()
+}
+
+#[track_caller]
+fn check(text: &str, node: &[&str], expected: &str) {
+    let expected: String =
+        expected.lines().map(str::trim).filter(|line| !line.is_empty()).map(|l| format!("{l}\n")).collect();
+    assert_eq!(lines(&devices(&network(text), &UplinkChoice::ByRoute, NO_PODS, &ips(node))), expected);
+}
+
+#[test]
+fn a_plain_node_with_an_overlay_has_two_uplinks() {
+    check(
+        "1 lo up loopback layer 772 mtu 65536
+         2 eth0 up
+         3 flannel.1 up kind vxlan mtu 1450
+         4 cni0 up kind bridge mtu 1450
+         5 veth1 up kind veth port-of 4
+         6 cali2 up kind veth
+         addr 1 127.0.0.1/8
+         addr 2 192.0.2.5/24
+         addr 2 2001:db8::5/64
+         addr 3 10.244.0.0/32
+         addr 4 10.244.0.1/24
+         route 2 default
+         route 2 ::/0
+         route 3 10.244.1.0/24",
+        &["192.0.2.5"],
+        "eth0 Uplink 192.0.2.5 2001:db8::5 flags 0 mtu 1500
+         flannel.1 Uplink 10.244.0.0 2001:db8::5 flags 0 mtu 1450
+         cni0 - 10.244.0.1 2001:db8::5 flags 0 mtu 1450",
+    );
+}
+
+#[test]
+fn a_bond_is_served_and_its_ports_are_not_and_vlans_by_their_own_routes() {
+    check(
+        "2 eth0 up port-of 4
+         3 eth1 up port-of 4
+         4 bond0 up kind bond
+         5 bond0.7 up kind vlan
+         6 bond0.8 up kind vlan
+         addr 4 192.0.2.5/24
+         addr 5 198.51.100.5/24
+         addr 6 203.0.113.5/24
+         route 2 default
+         route 4 default
+         route 5 10.0.0.0/8",
+        &[],
+        "bond0 Uplink 192.0.2.5 :: flags 0 mtu 1500
+         bond0.7 Uplink 198.51.100.5 :: flags 0 mtu 1500
+         bond0.8 - 203.0.113.5 :: flags 0 mtu 1500",
+    );
+    // The route is the port's alone; and a VRF only chooses routes.
+    check(
+        "2 eth0 up port-of 4
+         3 eth1 up port-of 5
+         4 br0 up kind bridge
+         5 red up kind vrf
+         route 2 default
+         route 3 default
+         route 5 default",
+        &[],
+        "eth0 Uplink 0.0.0.0 :: flags 0 mtu 1500
+         eth1 Uplink 0.0.0.0 :: flags 0 mtu 1500
+         red Uplink 0.0.0.0 :: flags 0 mtu 1500",
+    );
+}
+
+#[test]
+fn a_link_with_the_nodes_address_or_the_default_routes_source_is_an_uplink() {
+    // Two nodes in one: a cluster network without routes; and routes learned by BGP, with the node's address on a
+    // dummy.
+    check(
+        "1 lo up loopback layer 772
+         2 eth0 up
+         3 eth1 up
+         4 dum0 up kind dummy
+         5 wg0 up kind wireguard layer 65534 mtu 1420
+         addr 1 203.0.113.1/32
+         addr 2 192.0.2.5/24
+         addr 3 198.51.100.5/24
+         addr 4 203.0.113.9/32
+         addr 5 10.9.0.1/24
+         route 2 default src 203.0.113.9",
+        &["198.51.100.5", "203.0.113.1"],
+        "eth0 Uplink 203.0.113.9 :: flags 0 mtu 1500
+         eth1 Uplink 198.51.100.5 :: flags 0 mtu 1500
+         dum0 Uplink 203.0.113.9 :: flags 0 mtu 1500
+         wg0 - 10.9.0.1 :: flags 2 mtu 1420",
+    );
+}
+
+#[test]
+fn a_link_without_addresses_uses_those_of_the_node() {
+    let text = "1 lo up loopback layer 772
+         2 eth0 up
+         3 tun0 up layer 65534
+         addr 1 192.0.2.1/32
+         route 2 default
+         route 3 10.0.0.0/8";
+    let both = "eth0 Uplink 192.0.2.1 :: flags 0 mtu 1500
+         tun0 Uplink 192.0.2.1 :: flags 2 mtu 1500";
+    check(text, &["192.0.2.1"], both);
+    check(text, &[], both);
+    // An address that no link has does not count.
+    check(text, &["198.51.100.9"], both);
+}
+
+#[test]
+fn the_masquerade_address_is_the_routes_source_and_then_a_permanent_one() {
+    let check = |addresses: &str, routes: &str, node: &[&str], v4: &str, v6: &str| {
+        check(
+            &format!("2 eth0 up\n{addresses}\nroute 2 default\n{routes}"),
+            node,
+            &format!("eth0 Uplink {v4} {v6} flags 0 mtu 1500"),
+        );
+    };
+    let two = "addr 2 192.0.2.5/24\naddr 2 192.0.2.6/24 secondary\naddr 2 198.51.100.1/32";
+    check(two, "", &[], "192.0.2.5", "::");
+    check(two, "route 2 10.0.0.0/8 src 192.0.2.6", &[], "192.0.2.6", "::");
+    check(two, "route 2 10.0.0.0/8 src 192.0.2.6\nroute 2 default src 192.0.2.5 metric 9", &[], "192.0.2.5", "::");
+    // The source of a stale route does not count.
+    check(two, "route 2 10.0.0.0/8 src 192.0.2.99", &[], "192.0.2.5", "::");
+    check(two, "", &["198.51.100.1"], "198.51.100.1", "::");
+    check("addr 2 169.254.0.5/16\naddr 2 10.0.0.9/8 link\naddr 2 192.0.2.5/32", "", &[], "192.0.2.5", "::");
+    let v6 =
+        "addr 2 2001:db8::9/64 created 90 secondary\naddr 2 2001:db8::8/64 created 80\naddr 2 2001:db8::a/64 created 7";
+    check(v6, "", &[], "0.0.0.0", "2001:db8::a");
+    check(&format!("{v6}\naddr 2 2001:db8::1/128 created 1"), "", &[], "0.0.0.0", "2001:db8::a");
+}
+
+#[test]
+fn flags_take_the_place_of_routes() {
+    let network = network(
+        "1 lo up loopback layer 772
+         2 eth0 up
+         3 wg0 layer 65534
+         4 lxc1 up kind veth
+         5 bond0 up kind bond
+         6 eth1 up port-of 5
+         addr 2 192.0.2.5/24
+         route 2 default",
+    );
+    let check = |uplinks: &str, pods: &str, expected: &[(&str, Role)]| {
+        let (Ok(uplinks), Ok(pods)) = (uplinks.parse::<UplinkChoice>(), pods.parse::<LinkPatterns>());
+        let pods = pod_links(&network, &pods, NONE, Some(&BTreeMap::new()), &BTreeMap::new());
+        let devices = devices(&network, &uplinks, &pods, &[]);
+        let with_role = devices.values().filter_map(|desired| Some((desired.name.as_str(), desired.role?)));
+        assert_eq!(with_role.collect::<Vec<_>>(), expected);
+        devices
+    };
+    check("none", "", &[]);
+    check("wg*", "", &[("wg0", Role::Uplink)]);
+    // A port needs no programs if its bond is named too; a port alone may be named.
+    check("bond0,eth1", "", &[("bond0", Role::Uplink)]);
+    check("eth1", "", &[("eth1", Role::Uplink)]);
+    let devices = check(
+        "*",
+        "lxc*",
+        &[("eth0", Role::Uplink), ("wg0", Role::Uplink), ("lxc1", Role::Pod), ("bond0", Role::Uplink)],
+    );
+    let lxc = devices.get(&4).expect("it is there");
+    assert_eq!(lxc.device.flags, DeviceFlags::POD);
+    assert_eq!(lxc.device.snat_v4.to_string(), "192.0.2.5");
+    assert!(!devices.contains_key(&1), "never lo");
+}
+
+#[test]
+fn a_link_that_is_down_keeps_its_programs() {
+    let network = network("2 eth0\n3 eth1 up\n4 eth2");
+    let attached = BTreeSet::from([2, 3, 9]);
+    assert_eq!(uplinks(&network, &UplinkChoice::ByRoute, &[], &attached), BTreeSet::from([2]));
+}
+
+#[test]
+fn a_link_that_had_programs_because_of_a_pods_mode_keeps_them() {
+    const POD: u32 = DeviceFlags::POD;
+    const CHOSEN: u32 = POD | DeviceFlags::CHOSEN;
+    const OFF: u32 = DeviceFlags::OFF;
+    let network = network("2 lxc2 up kind veth\n3 veth3 up kind veth");
+    let check = |mode: Option<PodMode>, before: [u32; 2], expected: [Option<u32>; 2]| {
+        let before = [2, 3].into_iter().zip(before.map(|flags| Device { flags, ..Device::default() })).collect();
+        let modes = mode.map(|mode| BTreeMap::from([(2, mode), (3, mode)]));
+        let Ok(patterns) = "lxc*".parse::<LinkPatterns>();
+        let links = pod_links(&network, &patterns, NONE, modes.as_ref(), &before);
+        assert_eq!([links.get(&2).copied(), links.get(&3).copied()], expected, "{mode:?} after {before:?}");
+    };
+    use PodMode::{Off, Packet, Socket};
+    check(Some(Socket), [0, 0], [Some(POD), None]);
+    check(Some(Packet), [0, 0], [Some(CHOSEN), Some(CHOSEN)]);
+    check(Some(Off), [0, 0], [Some(POD | OFF), None]);
+    check(Some(Socket), [POD, CHOSEN], [Some(POD), Some(CHOSEN)]);
+    check(Some(Off), [POD, CHOSEN], [Some(POD | OFF), Some(CHOSEN | OFF)]);
+    check(Some(Packet), [POD | OFF, CHOSEN | OFF], [Some(CHOSEN), Some(CHOSEN)]);
+    // The agent has just started.
+    check(None, [0, 0], [Some(POD), None]);
+    check(None, [POD | OFF, CHOSEN | OFF], [Some(POD | OFF), Some(CHOSEN | OFF)]);
+    check(None, [CHOSEN, POD], [Some(CHOSEN), None]);
+}
+
+#[test]
+fn host_routing_is_between_uplinks_and_pod_links_outside_of_bridges() {
+    const POD: u32 = DeviceFlags::POD;
+    const ENTERED: u32 = POD | DeviceFlags::CHOSEN | DeviceFlags::HOST_ROUTING;
+    let network = network(
+        "1 lo up loopback layer 772
+         2 eth0 up
+         3 wg0 up layer 65534
+         4 cali4 up kind veth peer 0
+         5 bridged up kind veth peer 1 port-of 6
+         6 cni0 up kind bridge
+         7 here up kind veth
+         8 l3 up kind netkit layer 65534 peer 2
+         9 node up kind veth peer 3
+         addr 2 192.0.2.5/24
+         route 2 default
+         route 3 10.9.0.0/16
+         route 9 10.8.0.0/16",
+    );
+    let pods = |wanted: &BTreeSet<u32>, mode, before: u32| {
+        let before = BTreeMap::from([(4, Device { flags: before, ..Device::default() })]);
+        pod_links(&network, &LinkPatterns::default(), wanted, Some(&BTreeMap::from([(4, mode)])), &before)
+    };
+    let uplinks = uplinks(&network, &UplinkChoice::ByRoute, &[], NONE);
+    let wanted = host_routing_links(&network, &uplinks);
+    assert_eq!(wanted, BTreeSet::from([4]));
+    let links = pods(&wanted, PodMode::Socket, 0);
+    assert_eq!(links, BTreeMap::from([(4, ENTERED)]));
+    let selection = Selection { uplinks: &uplinks, pod_links: &links, host_routing: true };
+    let devices = desired_devices(&network, &[], selection);
+    let flags: Vec<_> = devices.values().map(|desired| (desired.name.as_str(), desired.device.flags)).collect();
+    const ROUTED: u32 = DeviceFlags::HOST_ROUTING;
+    assert_eq!(flags, [("eth0", ROUTED), ("wg0", DeviceFlags::NO_ETHERNET), ("cali4", ENTERED), ("node", ROUTED)]);
+    assert_eq!(pods(&wanted, PodMode::Off, 0), BTreeMap::from([(4, ENTERED | DeviceFlags::OFF)]));
+    assert_eq!(
+        pods(NONE, PodMode::Socket, ENTERED),
+        BTreeMap::from([(4, POD | DeviceFlags::CHOSEN)]),
+        "flows depend on the programs after host routing is off"
+    );
+}

@@ -1,0 +1,224 @@
+//! Expressions of nf_tables (include/uapi/linux/netfilter/nf_tables.h): a rule's matches and its action. `iptables-nft`
+//! wraps matches and targets of xtables in them; `xt` parses those. Pure.
+
+use std::collections::BTreeMap;
+
+use super::{
+    rule::{Rule, RuleAction, address},
+    xt,
+};
+use crate::netlink::codec::{attributes, be16, be32, find, text};
+use lb_common::{AddrPort, Family};
+
+// Attributes. NFTA_LIST_ELEM, NFTA_EXPR_
+const ELEMENT: u16 = 1;
+const NAME: u16 = 1;
+const DATA: u16 = 2;
+/// NFTA_DATA_VALUE, NFTA_DATA_VERDICT
+const VALUE: u16 = 1;
+const VERDICT: u16 = 2;
+
+/// Content of the registers: a field of the packet, or a constant.
+#[derive(Default)]
+struct Registers {
+    loaded: BTreeMap<u32, Field>,
+    constant: BTreeMap<u32, Vec<u8>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Destination,
+    Proto,
+    Port,
+}
+
+/// Parses the list of expressions of a rule. Unknown expressions are ignored.
+pub fn parse_rule(family: Family, list: &[u8]) -> Rule {
+    let (mut rule, mut registers) = (Rule::default(), Registers::default());
+    for (_, element) in attributes(list).filter(|(kind, _)| *kind == ELEMENT) {
+        let (name, data) = (find(element, NAME).map(text), find(element, DATA).unwrap_or_default());
+        apply_expression(&mut rule, family, name.as_deref().unwrap_or_default(), data, &mut registers);
+    }
+    rule
+}
+
+fn apply_expression(rule: &mut Rule, family: Family, name: &str, data: &[u8], registers: &mut Registers) {
+    let number = |kind| find(data, kind).and_then(|value| be32(value, 0));
+    match name {
+        // NFTA_META_DREG, NFTA_META_KEY
+        "meta" => {
+            if let (Some(register), Some(16)) = (number(1), number(2)) {
+                registers.loaded.insert(register, Field::Proto);
+            }
+        }
+        // NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN
+        "payload" => {
+            let field = match (family, number(2), number(3), number(4)) {
+                (Family::V4, Some(1), Some(16), Some(4)) | (Family::V6, Some(1), Some(24), Some(16)) => {
+                    Field::Destination
+                }
+                (_, Some(2), Some(2), Some(2)) => Field::Port,
+                _ => return,
+            };
+            registers.loaded.extend(number(1).map(|register| (register, field)));
+        }
+        // A masked field is no longer a whole address or port. NFTA_BITWISE_SREG
+        "bitwise" => {
+            registers.loaded.retain(|register, _| Some(*register) != number(1));
+        }
+        // NFTA_CMP_SREG, _OP (NFT_CMP_EQ), _DATA
+        "cmp" => {
+            let field = number(1).and_then(|register| registers.loaded.remove(&register));
+            let value = find(data, 3).and_then(|data| find(data, VALUE)).unwrap_or_default();
+            match field {
+                Some(Field::Destination) if number(2) == Some(0) => rule.destination = address(value),
+                Some(Field::Proto) if number(2) == Some(0) => rule.proto = value.first().copied(),
+                Some(Field::Port) if number(2) == Some(0) => rule.port = be16(value, 0),
+                _ => {}
+            }
+        }
+        // NFTA_IMMEDIATE_DREG, _DATA
+        "immediate" => {
+            let data = find(data, 2).unwrap_or_default();
+            rule.actions.extend(find(data, VERDICT).and_then(parse_verdict));
+            let value = find(data, VALUE).map(<[u8]>::to_vec);
+            registers.constant.extend(number(1).zip(value));
+        }
+        // NFTA_LOOKUP_SET; _DREG: a verdict, or the address and port that a `nat` expression reads
+        "lookup" if number(3).is_some() => {
+            rule.actions.extend(find(data, 1).map(|set| RuleAction::MapLookup(text(set))));
+        }
+        // NFTA_NAT_TYPE (NFT_NAT_DNAT), _REG_ADDR_MIN, _REG_PROTO_MIN
+        "nat" if number(1) == Some(1) => {
+            let constant = |kind| number(kind).and_then(|register| registers.constant.get(&register));
+            let addr = constant(3).map(Vec::as_slice).and_then(address);
+            let port = constant(5).and_then(|value| be16(value, 0));
+            rule.actions.extend(addr.zip(port).map(|(addr, port)| RuleAction::Dnat(AddrPort { addr, port })));
+        }
+        "reject" => rule.actions.push(RuleAction::Drop),
+        // NFTA_MATCH_NAME, _REV, _INFO; the same of targets
+        "match" | "target" => {
+            let extension = find(data, 1).map(text).unwrap_or_default();
+            let revision = number(2).and_then(|revision| u8::try_from(revision).ok()).unwrap_or(0);
+            let info = find(data, 3).unwrap_or_default();
+            if name == "match" {
+                xt::apply_match(&extension, info, rule);
+            } else {
+                rule.actions.extend(xt::parse_target(&extension, revision, info));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Parses a verdict: NFTA_VERDICT_CODE (NFT_JUMP, NFT_GOTO, NF_DROP), _CHAIN. None for accept, return and continue.
+fn parse_verdict(nest: &[u8]) -> Option<RuleAction> {
+    match find(nest, 1).and_then(|code| be32(code, 0))?.cast_signed() {
+        -3 | -4 => find(nest, 2).map(|chain| RuleAction::Jump(text(chain))),
+        0 => Some(RuleAction::Drop),
+        _ => None,
+    }
+}
+
+/// Parses an element of a map: its key and its action. NFTA_SET_ELEM_KEY, _DATA
+pub fn parse_element(nest: &[u8]) -> Option<(Vec<u8>, RuleAction)> {
+    let key = find(nest, 1).and_then(|key| find(key, VALUE))?;
+    let data = find(nest, 2)?;
+    let action = match find(data, VERDICT) {
+        Some(nest) => parse_verdict(nest)?,
+        // Address and port, each padded to four octets.
+        None => {
+            let (addr, port) =
+                find(data, VALUE).and_then(|value| value.split_at_checked(value.len().checked_sub(4)?))?;
+            RuleAction::Dnat(AddrPort { addr: address(addr)?, port: be16(port, 0)? })
+        }
+    };
+    Some((key.to_vec(), action))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        netfilter::nftables::{Expressions, number},
+        netlink::codec::{put_attribute, put_nested},
+    };
+    use lb_common::Addr;
+
+    fn expression(name: &str, attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
+        Expressions::default().with(name, attributes).0
+    }
+
+    fn value(octets: &[u8]) -> Vec<u8> {
+        let mut data = Vec::new();
+        put_attribute(&mut data, VALUE, octets);
+        data
+    }
+
+    fn jump(chain: &str) -> Vec<u8> {
+        let (mut verdict, mut data) = (Vec::new(), Vec::new());
+        put_attribute(&mut verdict, 1, &(-3_i32).to_be_bytes());
+        put_attribute(&mut verdict, 2, format!("{chain}\0").as_bytes());
+        put_nested(&mut data, VERDICT, &verdict);
+        data
+    }
+
+    #[test]
+    fn matches_and_jump_of_a_rule_are_parsed() {
+        let list = [
+            expression("meta", &[(1, number(1)), (2, number(16))]),
+            expression("cmp", &[(1, number(1)), (2, number(0)), (3, value(&[6]))]),
+            expression("payload", &[(1, number(1)), (2, number(1)), (3, number(16)), (4, number(4))]),
+            expression("cmp", &[(1, number(1)), (2, number(0)), (3, value(&[10, 96, 0, 10]))]),
+            expression("payload", &[(1, number(1)), (2, number(2)), (3, number(2)), (4, number(2))]),
+            expression("cmp", &[(1, number(1)), (2, number(0)), (3, value(&80_u16.to_be_bytes()))]),
+            expression("counter", &[]),
+            expression("immediate", &[(1, number(0)), (2, jump("KUBE-SVC-A"))]),
+        ];
+        let rule = parse_rule(Family::V4, &list.concat());
+        let destination = Addr::from("10.96.0.10".parse::<std::net::IpAddr>().expect("an address"));
+        let actions = vec![RuleAction::Jump("KUBE-SVC-A".to_owned())];
+        assert_eq!(
+            rule,
+            Rule { destination: Some(destination), proto: Some(6), port: Some(80), comment: None, actions }
+        );
+        for length in 0..list.concat().len() {
+            let _no_panic = parse_rule(Family::V4, list.concat().get(..length).expect("shorter"));
+        }
+    }
+
+    #[test]
+    fn dnat_takes_address_and_port_from_the_registers() {
+        let list = [
+            expression("immediate", &[(1, number(1)), (2, value(&[10, 0, 0, 1]))]),
+            expression("immediate", &[(1, number(2)), (2, value(&8080_u16.to_be_bytes()))]),
+            expression("nat", &[(1, number(1)), (2, number(2)), (3, number(1)), (5, number(2))]),
+        ];
+        let endpoint = AddrPort::from("10.0.0.1:8080".parse::<std::net::SocketAddr>().expect("an endpoint"));
+        assert_eq!(parse_rule(Family::V4, &list.concat()).actions, [RuleAction::Dnat(endpoint)]);
+        let masked = [
+            expression("payload", &[(1, number(1)), (2, number(1)), (3, number(16)), (4, number(4))]),
+            expression("bitwise", &[(1, number(1)), (2, number(1))]),
+            expression("cmp", &[(1, number(1)), (2, number(0)), (3, value(&[10, 96, 0, 0]))]),
+            expression("lookup", &[(1, b"__map3\0".to_vec()), (2, number(1)), (3, number(0))]),
+        ];
+        let rule = parse_rule(Family::V4, &masked.concat());
+        assert_eq!((rule.destination, rule.actions), (None, vec![RuleAction::MapLookup("__map3".to_owned())]));
+    }
+
+    #[test]
+    fn elements_of_a_map_jump_to_chains_or_hold_endpoints() {
+        let with = |data: &[u8]| {
+            let mut nested = Vec::new();
+            put_nested(&mut nested, 1, &value(&[1, 0, 0, 0]));
+            put_nested(&mut nested, 2, data);
+            parse_element(&nested).map(|(_, action)| action)
+        };
+        assert_eq!(with(&jump("a")), Some(RuleAction::Jump("a".to_owned())));
+        let endpoint = AddrPort::from("10.0.0.1:8080".parse::<std::net::SocketAddr>().expect("an endpoint"));
+        assert_eq!(with(&value(&[10, 0, 0, 1, 0x1f, 0x90, 0, 0])), Some(RuleAction::Dnat(endpoint)));
+        for odd in [&[10, 0, 0, 1][..], &[1], &[]] {
+            assert_eq!(with(&value(odd)), None);
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Socket options that neither std nor rustix offers.
+#![expect(unsafe_code, reason = "getsockopt(2) and setsockopt(2)")]
+
+use std::{
+    io, mem,
+    os::fd::{AsFd, AsRawFd as _},
+};
+
+/// include/uapi/asm-generic/socket.h; libc lacks the constant for some architectures.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// Returns the cookie of the network namespace of a socket (`SO_NETNS_COOKIE`, Linux 5.14).
+///
+/// # Errors
+/// `ENOPROTOOPT` before Linux 5.14.
+pub fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = libc::socklen_t::try_from(mem::size_of::<u64>()).unwrap_or_default();
+    // SAFETY: the kernel writes at most `len` bytes to `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Binds a socket to a device of its network namespace (`SO_BINDTODEVICE`).
+///
+/// # Errors
+/// `ENODEV` if the namespace has no such device.
+pub fn bind_to_device(socket: &impl AsFd, device: &str) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(device.len()).unwrap_or_default();
+    // SAFETY: the kernel reads `len` octets of the name.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTODEVICE,
+            device.as_ptr().cast(),
+            len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

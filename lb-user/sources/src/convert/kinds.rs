@@ -1,0 +1,79 @@
+//! The conversion of each kind of API object to its object.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::de::DeserializeOwned;
+
+use super::{endpoint_slice, endpoints, key, namespace, node, pod, service};
+use crate::api;
+use lb_core::{
+    event::{Kind, Object},
+    objects::Key,
+};
+
+/// An API type that a source reads.
+pub trait ApiObject:
+    k8s_openapi::Metadata<Ty = ObjectMeta> + DeserializeOwned + Clone + std::fmt::Debug + Send + Sync + 'static
+{
+    /// Kind in events.
+    const EVENT_KIND: Kind;
+
+    /// Converts the object. `proxy_name` is the value of `--service-proxy-name`. None if the object can have no effect
+    /// here, whatever other objects exist.
+    fn convert(&self, proxy_name: Option<&str>) -> Option<Object>;
+
+    /// Returns namespace and name.
+    fn key(&self) -> Key {
+        key(self.metadata())
+    }
+}
+
+impl ApiObject for api::Service {
+    const EVENT_KIND: Kind = Kind::Service;
+
+    fn convert(&self, proxy_name: Option<&str>) -> Option<Object> {
+        Some(Object::Service(service(self, proxy_name)))
+    }
+}
+
+impl ApiObject for api::EndpointSlice {
+    const EVENT_KIND: Kind = Kind::EndpointSlice;
+
+    fn convert(&self, _: Option<&str>) -> Option<Object> {
+        Some(Object::EndpointSlice(endpoint_slice(self)))
+    }
+}
+
+impl ApiObject for api::Endpoints {
+    const EVENT_KIND: Kind = Kind::Endpoints;
+
+    /// None for Endpoints that the mirroring controller ignores.
+    fn convert(&self, _: Option<&str>) -> Option<Object> {
+        let endpoints = endpoints(self);
+        endpoints.mirrorable.then_some(Object::Endpoints(endpoints))
+    }
+}
+
+impl ApiObject for api::Node {
+    const EVENT_KIND: Kind = Kind::Node;
+
+    fn convert(&self, _: Option<&str>) -> Option<Object> {
+        Some(Object::Node(node(self)))
+    }
+}
+
+impl ApiObject for api::Pod {
+    const EVENT_KIND: Kind = Kind::Pod;
+
+    /// None for pods that have ended.
+    fn convert(&self, _: Option<&str>) -> Option<Object> {
+        pod(self).map(Object::Pod)
+    }
+}
+
+impl ApiObject for api::Namespace {
+    const EVENT_KIND: Kind = Kind::Namespace;
+
+    fn convert(&self, _: Option<&str>) -> Option<Object> {
+        Some(Object::Namespace(namespace(self)))
+    }
+}

@@ -1,0 +1,76 @@
+//! Clients of a trace: a socket, or the sender of packets.
+
+use lb_common::{Addr, Caller, Client, Origin, PodModeEntry};
+
+/// A client. Its random number is always 0, so that equal traces print equal text.
+#[derive(Clone, Copy)]
+pub(crate) struct TraceClient {
+    client: Client,
+    /// Cookie of the network namespace. `None` for a sender of packets.
+    netns: Option<u64>,
+    is_host: bool,
+    is_bypassed: bool,
+    origin: Origin,
+    /// CLOCK_MONOTONIC, ns.
+    now: u64,
+}
+
+impl TraceClient {
+    /// A socket in the network namespace with this cookie; `is_host` if that is the node's own.
+    pub(crate) const fn socket(netns: u64, is_host: bool, now: u64) -> Self {
+        let client = Client::of_netns(netns);
+        Self { client, netns: Some(netns), is_host, is_bypassed: false, origin: Origin::Node, now }
+    }
+
+    /// The sender of packets from outside of this node.
+    pub(crate) const fn outside(addr: Addr, now: u64) -> Self {
+        let client = Client::of_addr(addr);
+        Self { client, netns: None, is_host: false, is_bypassed: false, origin: Origin::Outside, now }
+    }
+
+    /// The same client, as the socket path sees a socket of a pod with another mode than `socket`.
+    pub(super) const fn bypassed(self) -> Self {
+        Self { is_bypassed: true, ..self }
+    }
+
+    /// The same client, as tc at the link of its pod sees its packets to `dest`.
+    pub(super) const fn at_pod_link(self, pod: &PodModeEntry, dest: &Addr) -> Self {
+        let own = if dest.is_v4() { pod.v4 } else { pod.v6 };
+        let client = Client::of_addr(own);
+        Self { client, netns: None, is_host: false, is_bypassed: false, origin: Origin::Node, now: self.now }
+    }
+
+    pub(super) const fn netns(&self) -> Option<u64> {
+        self.netns
+    }
+
+    pub(super) const fn addr(&self) -> Option<Addr> {
+        self.client.addr()
+    }
+
+    /// True for a sender of packets, false for a socket.
+    pub(super) const fn sends_packets(&self) -> bool {
+        self.netns.is_none()
+    }
+}
+
+impl Caller for TraceClient {
+    fn random(&self) -> u32 {
+        0
+    }
+    fn client(&self) -> Client {
+        self.client
+    }
+    fn is_host(&self) -> bool {
+        self.is_host
+    }
+    fn origin(&self) -> Origin {
+        self.origin
+    }
+    fn is_bypassed(&self) -> bool {
+        self.is_bypassed
+    }
+    fn now(&self) -> u64 {
+        self.now
+    }
+}

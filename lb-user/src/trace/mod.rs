@@ -1,0 +1,271 @@
+//! Text of `beeline trace`: the events that `select` reports for a client and a destination, over a snapshot of the
+//! maps. Pure; nothing here decides.
+
+mod client;
+mod snapshot;
+
+use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr};
+
+use lb_common::{
+    AffinityOutcome, BackendFlags, Caller as _, Cause, Choice, Event, FrontendKey, Kind, List, ListReason, Origin,
+    PodMode, Proto, ScheduleReason, Scheduler, Service, Slot, SlotKey, State as _, Tables as _, Verdict, is_cluster_ip,
+    select_observed,
+};
+use lb_core::text::number;
+
+use crate::inspect::{self, pod_modes};
+
+pub(crate) use client::TraceClient;
+pub(crate) use snapshot::Snapshot;
+
+#[cfg(test)]
+mod tests;
+
+/// Backends that are listed one by one.
+const MAX_LISTED: usize = 20;
+
+/// Traces a call or a packet of `client` to `destination`: text and verdict.
+pub(crate) fn trace(
+    snapshot: &Snapshot,
+    client: &TraceClient,
+    destination: SocketAddr,
+    proto: Proto,
+) -> (String, Verdict) {
+    let dest = FrontendKey::new(destination.ip().into(), destination.port(), proto);
+    let choose = |client: TraceClient| Choosing { snapshot, client, destination, dest }.trace();
+    let Some(pod) = snapshot.pod_of(client) else { return choose(*client) };
+    let (mode, label) = (PodMode::from_number(pod.path), pod_modes::labelled(pod).name());
+    let head = format!(
+        "  mode       {}, by the label of the {label}: pod {}/{}\n",
+        pod_modes::mode_name(pod),
+        pod.namespace,
+        pod.name
+    );
+    let (text, verdict) = match mode {
+        // The socket path leaves the socket alone; the packets meet tc at the pod's link.
+        Some(PodMode::Packet) => choose(client.at_pod_link(pod, &dest.addr)),
+        _ if client.sends_packets() => (LEFT_ALONE.to_owned(), Verdict::NotService),
+        _ => choose(client.bypassed()),
+    };
+    (head + &text, verdict)
+}
+
+const LEFT_ALONE: &str = "  verdict    left alone: sockets and packets of this pod go on unchanged\n";
+
+/// A client and its destination.
+struct Choosing<'a> {
+    snapshot: &'a Snapshot,
+    client: TraceClient,
+    /// As typed.
+    destination: SocketAddr,
+    dest: FrontendKey,
+}
+
+impl Choosing<'_> {
+    fn trace(&self) -> (String, Verdict) {
+        let events = RefCell::new(Vec::new());
+        let verdict = select_observed(self.snapshot, &self.client, &self.dest, 0, &|event| {
+            let mut events = events.borrow_mut();
+            if event == Event::SecondLook {
+                // A second look starts again from the frontend.
+                events.clear();
+            }
+            events.push(event);
+        });
+        (self.describe(&events.into_inner()), verdict)
+    }
+
+    /// Formats events, one or more lines each.
+    fn describe(&self, events: &[Event]) -> String {
+        let mut text = String::new();
+        let (mut service_port, mut list_in_use, mut reason) = (0, List::Cluster, "");
+        for event in events {
+            match *event {
+                Event::Frontend { frontend, .. } => {
+                    service_port = frontend.service;
+                    let kind = Kind::from_number(frontend.kind).map_or("unknown kind", Kind::name);
+                    let name = inspect::name_of(&self.snapshot.dump, frontend.service);
+                    text += &format!("  frontend   {kind} of {name}\n");
+                }
+                Event::List { len: 0, .. } => {}
+                Event::List { list, reason, .. } => {
+                    list_in_use = list;
+                    text += &self.list(service_port, list, reason);
+                }
+                Event::Affinity { entry, outcome, .. } => {
+                    if outcome == AffinityOutcome::Kept {
+                        reason = ", by affinity";
+                    }
+                    text += &self.affinity(service_port, entry, outcome);
+                }
+                Event::Scheduled { reason: schedule, .. } => reason = scheduled(schedule),
+                Event::Compared(_) | Event::Avoided(_) => reason = "",
+                Event::NoService(_) | Event::SlotMissing => {
+                    text += "  note       an entry is missing: the agent is changing the list\n";
+                }
+                Event::SourceRange { .. } | Event::SecondLook => {}
+                Event::Bypassed => text += LEFT_ALONE,
+                Event::NoFrontend => text += &self.no_service(),
+                Event::NotNodePort { frontend, node_addr } => {
+                    text += &self.no_service();
+                    let name = inspect::name_of(&self.snapshot.dump, frontend.service);
+                    let why = match node_addr {
+                        Some(_) => "a pod's loopback address is its own",
+                        None => "not at this address (--nodeport-addresses)",
+                    };
+                    text += &format!("  hint       the port is a NodePort of {name}, but {why}\n");
+                }
+                Event::Refused(_, cause) => text += &self.refused(cause),
+                Event::Chosen(choice) => text += &self.chosen(&choice, list_in_use, reason),
+            }
+        }
+        text
+    }
+
+    fn service(&self, id: u32) -> Service {
+        self.snapshot.service(id).unwrap_or_default()
+    }
+
+    /// Returns the slots of a list, by index.
+    fn slots(&self, service: u32, list: List) -> Vec<Slot> {
+        let range = SlotKey::new(service, list, 0)..=SlotKey::new(service, list, u32::MAX);
+        self.snapshot.dump.slots.range(range).map(|(_, slot)| *slot).collect()
+    }
+
+    fn list(&self, service: u32, list: List, reason: ListReason) -> String {
+        let name = if list == List::Local { "local" } else { "cluster" };
+        let why = match reason {
+            ListReason::InternalLocal => ", by internalTrafficPolicy Local",
+            ListReason::ExternalLocal => ", by externalTrafficPolicy Local",
+            ListReason::OnNode => ", as always for callers on this node",
+            ListReason::InternalCluster | ListReason::ExternalCluster => "",
+        };
+        let backends: BTreeSet<u32> = self.slots(service, list).iter().map(|slot| slot.backend).collect();
+        let scheduler = Scheduler::from_number(self.service(service).scheduler).unwrap_or_default();
+        format!(
+            "  list       {name}{why}: {}\n  scheduler  {}: {}\n",
+            number(backends.len(), "backend"),
+            scheduler.name(),
+            rule(scheduler)
+        )
+    }
+
+    fn affinity(&self, service: u32, entry: Option<lb_common::Affinity>, outcome: AffinityOutcome) -> String {
+        let seconds = self.service(service).affinity_seconds;
+        let outcome = match outcome {
+            AffinityOutcome::Kept => "keeps it",
+            AffinityOutcome::New => "has no backend yet",
+            AffinityOutcome::Expired => "time-out is over",
+            AffinityOutcome::NotInList => "it has left the list",
+        };
+        let state = entry.map_or_else(
+            || format!("this client {outcome}"),
+            |entry| {
+                let idle = self.client.now().saturating_sub(entry.used) / 1_000_000_000;
+                format!("this client got backend {} {idle} s ago: {outcome}", entry.backend)
+            },
+        );
+        format!("  affinity   ClientIP, {seconds} s after the last connect; {state}\n")
+    }
+
+    fn chosen(&self, choice: &Choice, list: List, reason: &str) -> String {
+        let mut text = self.backends(choice.service, list);
+        if !reason.is_empty() {
+            text += &format!("  choice     {}{reason}\n", SocketAddr::new(choice.addr.to_ip(), choice.port));
+        }
+        let is_on_node = self.snapshot.backend(choice.backend).is_some_and(|b| b.flags & BackendFlags::ON_NODE != 0);
+        let seen = match (self.client.origin(), is_on_node) {
+            (Origin::Node, _) => format!("the application sees {} as its peer", self.destination),
+            (Origin::Outside, true) => "with the client's own address".to_owned(),
+            (Origin::Outside, false) => "from an address of this node".to_owned(),
+        };
+        text + &format!("  verdict    goes there; {seen}\n")
+    }
+
+    fn backends(&self, service: u32, list: List) -> String {
+        let mut seen = BTreeSet::new();
+        let mut slots = self.slots(service, list);
+        slots.retain(|slot| seen.insert(slot.backend));
+        let len = self.service(service).len(list);
+        let is_weighted = slots.iter().any(|slot| slot.weight > 1);
+        let mut text = String::new();
+        for slot in slots.iter().take(MAX_LISTED) {
+            let addr = SocketAddr::new(slot.addr.to_ip(), slot.port);
+            let share = f64::from(slot.weight) * 100.0 / f64::from(len.max(1));
+            let weight = if is_weighted { format!("  weight {}", slot.weight) } else { String::new() };
+            let open = usize::try_from(self.snapshot.open_sockets(slot.backend)).unwrap_or(usize::MAX);
+            text += &format!("  backend    {addr}  {share:.1} %{weight}  {}\n", number(open, "open socket"));
+        }
+        if slots.len() > MAX_LISTED {
+            text += &format!("             and {} more\n", slots.len() - MAX_LISTED);
+        }
+        text
+    }
+
+    fn refused(&self, cause: Cause) -> String {
+        let reason = match cause {
+            Cause::NoEndpoints => "the service port has no endpoint that is ready, on any node",
+            Cause::NoLocalEndpoints => "the traffic policy is Local, and no endpoint is on this node",
+            Cause::SourceRange => "the client is in none of spec.loadBalancerSourceRanges",
+        };
+        let verdict = match (self.client.sends_packets(), cause) {
+            (false, _) => {
+                let text = match cause {
+                    Cause::NoEndpoints => "Connection refused",
+                    Cause::NoLocalEndpoints | Cause::SourceRange => "No route to host",
+                };
+                let errno = cause.errno_name();
+                format!("refused: the application sees {errno} (\"{text}\"; EPERM on kernels before 5.18)")
+            }
+            (true, Cause::NoEndpoints) => "rejected: the client gets a TCP reset, or ICMP port unreachable".to_owned(),
+            (true, _) => "dropped: the client gets no answer".to_owned(),
+        };
+        format!("  reason     {reason}\n  verdict    {verdict}\n")
+    }
+
+    fn no_service(&self) -> String {
+        let verdict = match (self.client.sends_packets(), is_cluster_ip(self.snapshot, &self.dest)) {
+            (false, _) => "the call goes on unchanged",
+            (true, false) => "packets go on unchanged",
+            (true, true) => {
+                "packets are rejected, since the address is a cluster IP (TCP reset, or ICMP port unreachable)"
+            }
+        };
+        let mut text = format!("  verdict    no Service answers here: {verdict}\n");
+        let frontends = self.snapshot.dump.frontends.keys();
+        let other_ports: Vec<_> = frontends
+            .filter(|other| other.addr == self.dest.addr && **other != self.dest.address())
+            .take(5)
+            .map(ToString::to_string)
+            .collect();
+        if !other_ports.is_empty() {
+            text += &format!("  hint       the address is a VIP, with other ports: {}\n", other_ports.join(", "));
+        }
+        text
+    }
+}
+
+/// Describes the choice of a scheduler that names a backend; empty for a random choice.
+const fn scheduled(reason: ScheduleReason) -> &'static str {
+    match reason {
+        ScheduleReason::Turn => ", whose turn it is",
+        ScheduleReason::ClientHash => ", always for this client",
+        ScheduleReason::DestinationHash => ", always at this address",
+        ScheduleReason::MaglevTable | ScheduleReason::FlowHash | ScheduleReason::Random => "",
+    }
+}
+
+const fn rule(scheduler: Scheduler) -> &'static str {
+    match scheduler {
+        Scheduler::Random => "any of them, by chance",
+        Scheduler::Rr => "each in turn",
+        Scheduler::Wrr => "each in turn, as often as its weight says",
+        Scheduler::Lc => "of two by chance the one with fewer open sockets on this node",
+        Scheduler::Wlc => "of two by chance the one with fewer open sockets for its weight",
+        Scheduler::Sed => "of two by chance the one with fewer sockets for its weight, the new one counted in",
+        Scheduler::Nq => "of two by chance an idle one, else as sed",
+        Scheduler::Sh => "by the client: always the same for its network namespace",
+        Scheduler::Dh => "by the address dialled: always the same for one frontend",
+        Scheduler::Mh => "packets by the hash of their flow, the same on all nodes; sockets by chance",
+    }
+}

@@ -1,0 +1,257 @@
+//! Text of traces over hand-made maps, and of events that a snapshot cannot show.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use expect_test::{Expect, expect};
+use lb_common::{
+    Addr, Affinity, Backend, BackendStats, Family, Frontend, Name, NodeAddr, Pair, PodModeEntry, ServiceFlags,
+};
+use lb_core::{objects::Key, spec::PortKey, store::Dump};
+use lb_dataplane::stats::Stats;
+
+use super::*;
+
+const SECOND: u64 = 1_000_000_000;
+const NOW: u64 = 100 * SECOND;
+const POD: u64 = 7;
+
+fn addr(text: &str) -> Addr {
+    text.parse::<IpAddr>().expect("an address").into()
+}
+
+/// `default/web`, service port 1: a cluster IP, a NodePort at 192.0.2.1, a backend on this node and another elsewhere.
+/// The pod of network namespace 7 has a mode.
+fn snapshot(service: Service, mode: Option<PodMode>) -> Snapshot {
+    let mut dump = Dump::default();
+    let key = |text, port| FrontendKey::new(addr(text), port, Proto::Tcp);
+    dump.frontends.insert(key("10.96.0.1", 80), Frontend::new(1, Kind::ClusterIp));
+    dump.frontends.insert(key("10.96.0.1", 80).address(), Frontend::new(1, Kind::Address));
+    dump.frontends.insert(key("0.0.0.0", 30080), Frontend::new(1, Kind::NodePort));
+    dump.node_addrs.insert(addr("192.0.2.1"), NodeAddr { flags: 0 });
+    let name = PortKey { service: Key::new("default", "web"), name: "".into(), proto: Proto::Tcp, family: Family::V4 };
+    dump.names.insert(1, name);
+    dump.services.insert(1, service);
+    let both = BackendFlags::CLUSTER | BackendFlags::LOCAL | BackendFlags::ON_NODE;
+    for (id, text, flags) in [(1, "10.0.0.1", both), (2, "10.0.0.2", BackendFlags::CLUSTER)] {
+        dump.backends.insert(id, Backend { addr: addr(text), port: 8080, flags, service: 1 });
+    }
+    let slots = [(List::Cluster, 0, 1), (List::Cluster, 1, 2), (List::Local, 0, 1)];
+    for (list, index, backend) in slots.into_iter().filter(|(list, index, _)| *index < service.len(*list)) {
+        let slot = Slot { addr: dump.backends[&backend].addr, port: 8080, weight: 1, backend };
+        dump.slots.insert(SlotKey::new(1, list, index), slot);
+    }
+    let mut stats = Stats::default();
+    stats.backends.insert(2, BackendStats { open: 3, ..BackendStats::default() });
+    let pod = |mode| PodModeEntry {
+        v4: addr("10.0.0.9"),
+        v6: Addr::default(),
+        namespace: Name::new("apps").expect("short"),
+        name: Name::new("a").expect("short"),
+        device: 3,
+        path: mode as u8,
+        by_namespace: 0,
+        _pad: 0,
+    };
+    let pod_modes = mode.map(|mode| (POD, pod(mode))).into_iter().collect();
+    Snapshot { dump, stats, affinity: BTreeMap::new(), pod_modes }
+}
+
+fn service() -> Service {
+    let random = Scheduler::Random as u32;
+    Service {
+        cluster_len: 2,
+        cluster_stride: 1,
+        local_len: 1,
+        local_stride: 1,
+        scheduler: random,
+        ..Service::default()
+    }
+}
+
+const HOST: TraceClient = TraceClient::socket(1, true, NOW);
+const IN_POD: TraceClient = TraceClient::socket(POD, false, NOW);
+
+fn outside(text: &str) -> TraceClient {
+    TraceClient::outside(addr(text), NOW)
+}
+
+fn check(snapshot: &Snapshot, client: &TraceClient, destination: &str, expected: &Expect) {
+    let (text, _) = trace(snapshot, client, destination.parse().expect("an address and port"), Proto::Tcp);
+    expected.assert_eq(&format!("{destination}\n{text}"));
+}
+
+#[test]
+fn a_socket_gets_a_backend_of_the_cluster_list() {
+    check(
+        &snapshot(service(), None),
+        &HOST,
+        "10.96.0.1:80",
+        &expect![[r"
+            10.96.0.1:80
+              frontend   ClusterIP of default/web/TCP
+              list       cluster: 2 backends
+              scheduler  random: any of them, by chance
+              backend    10.0.0.1:8080  50.0 %  0 open sockets
+              backend    10.0.0.2:8080  50.0 %  3 open sockets
+              verdict    goes there; the application sees 10.96.0.1:80 as its peer
+        "]],
+    );
+}
+
+#[test]
+fn policies_and_masquerade_of_clients_outside_are_named() {
+    let flags = ServiceFlags::EXTERNAL_LOCAL;
+    let local = snapshot(Service { flags, scheduler: Scheduler::Rr as u32, ..service() }, None);
+    check(
+        &local,
+        &outside("198.51.100.7"),
+        "192.0.2.1:30080",
+        &expect![[r"
+            192.0.2.1:30080
+              frontend   NodePort of default/web/TCP
+              list       local, by externalTrafficPolicy Local: 1 backend
+              scheduler  rr: each in turn
+              backend    10.0.0.1:8080  100.0 %  0 open sockets
+              choice     10.0.0.1:8080, whose turn it is
+              verdict    goes there; with the client's own address
+        "]],
+    );
+    check(
+        &local,
+        &HOST,
+        "192.0.2.1:30080",
+        &expect![[r"
+            192.0.2.1:30080
+              frontend   NodePort of default/web/TCP
+              list       cluster, as always for callers on this node: 2 backends
+              scheduler  rr: each in turn
+              backend    10.0.0.1:8080  50.0 %  0 open sockets
+              backend    10.0.0.2:8080  50.0 %  3 open sockets
+              choice     10.0.0.1:8080, whose turn it is
+              verdict    goes there; the application sees 192.0.2.1:30080 as its peer
+        "]],
+    );
+}
+
+#[test]
+fn refusals_have_their_cause_and_are_described_once() {
+    let empty = snapshot(Service { cluster_len: 0, local_len: 0, ..service() }, None);
+    check(
+        &empty,
+        &HOST,
+        "10.96.0.1:80",
+        &expect![[r#"
+            10.96.0.1:80
+              frontend   ClusterIP of default/web/TCP
+              reason     the service port has no endpoint that is ready, on any node
+              verdict    refused: the application sees ECONNREFUSED ("Connection refused"; EPERM on kernels before 5.18)
+        "#]],
+    );
+    let flags = ServiceFlags::EXTERNAL_LOCAL;
+    check(
+        &snapshot(Service { local_len: 0, flags, ..service() }, None),
+        &outside("198.51.100.7"),
+        "192.0.2.1:30080",
+        &expect![[r"
+            192.0.2.1:30080
+              frontend   NodePort of default/web/TCP
+              reason     the traffic policy is Local, and no endpoint is on this node
+              verdict    dropped: the client gets no answer
+        "]],
+    );
+}
+
+#[test]
+fn affinity_is_shown_with_its_outcome() {
+    let mut snapshot = snapshot(Service { affinity_seconds: 30, ..service() }, None);
+    let key = HOST.client().affinity_key(1);
+    let mut outcome = |entry: Option<(u32, u64)>| {
+        let entry = entry.map(|(backend, used)| Affinity { backend, _pad: 0, used });
+        snapshot.affinity = entry.map(|entry| (key, entry)).into_iter().collect();
+        let (text, _) = trace(&snapshot, &HOST, "10.96.0.1:80".parse().expect("an address"), Proto::Tcp);
+        let line = text.lines().find(|line| line.starts_with("  affinity ")).expect("a line").to_owned();
+        (line, text.contains("choice     10.0.0.2:8080, by affinity"))
+    };
+    let line = |rest: &str| format!("  affinity   ClientIP, 30 s after the last connect; this client {rest}");
+    assert_eq!(outcome(None), (line("has no backend yet"), false));
+    assert_eq!(outcome(Some((2, NOW - 5 * SECOND))), (line("got backend 2 5 s ago: keeps it"), true));
+    assert_eq!(outcome(Some((2, NOW - 40 * SECOND))), (line("got backend 2 40 s ago: time-out is over"), false));
+    assert_eq!(outcome(Some((9, NOW - 5 * SECOND))), (line("got backend 9 5 s ago: it has left the list"), false));
+}
+
+#[test]
+fn destinations_without_a_service_have_hints() {
+    let snapshot = snapshot(service(), None);
+    check(
+        &snapshot,
+        &HOST,
+        "10.96.0.1:81",
+        &expect![[r"
+            10.96.0.1:81
+              verdict    no Service answers here: the call goes on unchanged
+              hint       the address is a VIP, with other ports: 10.96.0.1:80/TCP
+        "]],
+    );
+    let (text, _) = trace(&snapshot, &outside("198.51.100.7"), "10.96.0.1:81".parse().expect("an address"), Proto::Tcp);
+    assert!(text.starts_with("  verdict    no Service answers here: packets are rejected"), "{text}");
+    check(
+        &snapshot,
+        &HOST,
+        "203.0.113.9:30080",
+        &expect![[r"
+            203.0.113.9:30080
+              verdict    no Service answers here: the call goes on unchanged
+              hint       the port is a NodePort of default/web/TCP, but not at this address (--nodeport-addresses)
+        "]],
+    );
+}
+
+#[test]
+fn the_mode_of_a_pod_decides_where_it_is_translated() {
+    let head = "  mode       packet, by the label of the pod: pod apps/a\n  frontend   ClusterIP of default/web/TCP\n";
+    let packet = snapshot(service(), Some(PodMode::Packet));
+    let dest = "10.96.0.1:80".parse().expect("an address");
+    for client in [IN_POD, outside("10.0.0.9")] {
+        let (text, verdict) = trace(&packet, &client, dest, Proto::Tcp);
+        assert!(text.starts_with(head) && text.contains("goes there"), "{text}");
+        assert!(matches!(verdict, Verdict::Backend(_)));
+    }
+    let off = snapshot(service(), Some(PodMode::Off));
+    let head = "  mode       off, by the label of the pod: pod apps/a\n";
+    // `select` reports the frontend, then that it is bypassed.
+    for (client, frontend) in [(IN_POD, "  frontend   ClusterIP of default/web/TCP\n"), (outside("10.0.0.9"), "")] {
+        let expected = format!("{head}{frontend}{LEFT_ALONE}");
+        assert_eq!(trace(&off, &client, dest, Proto::Tcp), (expected, Verdict::NotService));
+    }
+    let (text, _) = trace(&off, &HOST, dest, Proto::Tcp);
+    assert!(text.starts_with("  frontend "), "another client has no mode: {text}");
+}
+
+#[test]
+fn events_of_a_changing_list_are_described() {
+    let snapshot = snapshot(service(), None);
+    let destination = "10.96.0.1:80".parse().expect("an address");
+    let dest = FrontendKey::new(addr("10.96.0.1"), 80, Proto::Tcp);
+    let choosing = Choosing { snapshot: &snapshot, client: HOST, destination, dest };
+    let frontend = Frontend::new(1, Kind::ClusterIp);
+    let choice = Choice { service: 1, backend: 1, addr: addr("10.0.0.1"), port: 8080 };
+    let text = choosing.describe(&[
+        Event::SecondLook,
+        Event::Frontend { frontend, matched: lb_common::Match::Exact },
+        Event::List { list: List::Local, reason: ListReason::InternalLocal, len: 1 },
+        Event::SlotMissing,
+        Event::Scheduled { backend: 1, reason: ScheduleReason::Turn },
+        Event::Compared(Pair { scheduled: 1, other: 2, taken: 1 }),
+        Event::Chosen(choice),
+    ]);
+    expect![[r"
+        events
+          frontend   ClusterIP of default/web/TCP
+          list       local, by internalTrafficPolicy Local: 1 backend
+          scheduler  random: any of them, by chance
+          note       an entry is missing: the agent is changing the list
+          backend    10.0.0.1:8080  100.0 %  0 open sockets
+          verdict    goes there; the application sees 10.96.0.1:80 as its peer
+    "]]
+    .assert_eq(&format!("events\n{text}"));
+}

@@ -13,7 +13,7 @@ use lb_lab::{
     table::{Spread, header, row},
 };
 
-use rounds::{Figure, SCENARIOS};
+use rounds::{ControlFigure, SCENARIOS};
 
 /// Rounds of a figure; odd, so that there is a median.
 const ROUNDS: usize = 7;
@@ -32,7 +32,7 @@ fn main() {
         eprintln!("the bench of the control plane needs root");
         std::process::exit(1);
     }
-    let mut measured: Vec<Vec<Vec<Figure>>> = SCENARIOS.iter().map(|_| Vec::new()).collect();
+    let mut measured: Vec<Vec<Vec<ControlFigure>>> = SCENARIOS.iter().map(|_| Vec::new()).collect();
     for number in 1..=ROUNDS {
         eprintln!("round {number} of {ROUNDS}");
         for (scenario, rounds) in SCENARIOS.iter().zip(&mut measured) {
@@ -49,12 +49,12 @@ fn main() {
 }
 
 /// Runs a round in a process of its own.
-fn round(name: &str) -> Vec<Figure> {
+fn round(name: &str) -> Vec<ControlFigure> {
     let sandbox = Sandbox::make("bench").expect("a cgroup and a directory");
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command.args(["--round", name]).stderr(std::process::Stdio::inherit());
     let output = sandbox.run_in(&mut command).output().expect("this program starts");
     assert!(output.status.success(), "the round {name} ended with {}", output.status);
     let text = String::from_utf8(output.stdout).expect("figures are text");
-    text.lines().map(Figure::from_line).collect()
+    text.lines().map(ControlFigure::from_line).collect()
 }

@@ -24,7 +24,7 @@ pub struct Scenario {
     /// Its name in the table.
     pub title: &'static str,
     /// Runs it, with pins in this directory of a bpffs.
-    pub run: fn(&Path) -> Vec<Figure>,
+    pub run: fn(&Path) -> Vec<ControlFigure>,
 }
 
 /// All scenarios.
@@ -35,7 +35,7 @@ pub const SCENARIOS: [Scenario; 3] = [
 ];
 
 /// A figure of one round.
-pub struct Figure {
+pub struct ControlFigure {
     /// Its name.
     pub what: String,
     /// Its aim.
@@ -46,7 +46,7 @@ pub struct Figure {
     pub value: f64,
 }
 
-impl Figure {
+impl ControlFigure {
     fn new(what: &str, aim: &str, unit: &str, value: f64) -> Self {
         Self { what: what.to_owned(), aim: aim.to_owned(), unit: unit.to_owned(), value }
     }
@@ -61,7 +61,7 @@ impl Figure {
         format!("{what}\t{aim}\t{unit}\t{value}")
     }
 
-    /// Reads a line of [`Figure::to_line`].
+    /// Reads a line of [`ControlFigure::to_line`].
     pub fn from_line(line: &str) -> Self {
         let mut parts = line.split('\t');
         let mut part = || parts.next().expect("four parts").to_owned();
@@ -101,12 +101,12 @@ impl Bench {
     }
 
     /// The first fill, with its time and memory.
-    fn fill(&mut self, services: u32, endpoints: u32, aims: &Aims) -> Vec<Figure> {
+    fn fill(&mut self, services: u32, endpoints: u32, aims: &Aims) -> Vec<ControlFigure> {
         let memory = Memory::now(&self.pins);
         let events = objects::cluster(services, endpoints);
         let (took, report) = self.step(events);
         let StepDurations { compile, plan, write } = report.durations;
-        // As the agent does after a burst.
+        // The agent does this after a burst.
         drop(report.changed);
         lb_kernel::allocator::release();
         let more = Memory::now(&self.pins);
@@ -115,15 +115,15 @@ impl Bench {
         let kernel = each(more.maps, memory.maps);
         assert_eq!(report.writes as u32, services * (4 + 2 * endpoints), "every Service was written");
         vec![
-            Figure::time("first fill", aims.fill, took),
-            Figure::new("first fill", aims.rate, "Services/s", f64::from(services) / took.as_secs_f64()),
-            Figure::time("of it taking the objects in", "", took.saturating_sub(compile + plan + write)),
-            Figure::time("of it compile", "", compile),
-            Figure::time("of it plan", "", plan),
-            Figure::time("of it map writes", "", write),
-            Figure::new("memory", aims.memory, "B/Service", user + kernel),
-            Figure::new("of it the process (objects included)", "", "B/Service", user),
-            Figure::new("of it the maps", "", "B/Service", kernel),
+            ControlFigure::time("first fill", aims.fill, took),
+            ControlFigure::new("first fill", aims.rate, "Services/s", f64::from(services) / took.as_secs_f64()),
+            ControlFigure::time("of it handling the events", "", took.saturating_sub(compile + plan + write)),
+            ControlFigure::time("of it compile", "", compile),
+            ControlFigure::time("of it plan", "", plan),
+            ControlFigure::time("of it map writes", "", write),
+            ControlFigure::new("memory", aims.memory, "B/Service", user + kernel),
+            ControlFigure::new("of it the process (objects included)", "", "B/Service", user),
+            ControlFigure::new("of it the maps", "", "B/Service", kernel),
         ]
     }
 }
@@ -138,7 +138,7 @@ struct Aims {
     memory: &'static str,
 }
 
-fn deep(bpffs: &Path) -> Vec<Figure> {
+fn deep(bpffs: &Path) -> Vec<ControlFigure> {
     let (services, endpoints) = (10_000, 10);
     let mut bench = Bench::new(bpffs);
     let mut figures = bench.fill(services, endpoints, &Aims { fill: "< 1000 ms", rate: "", memory: "" });
@@ -146,7 +146,7 @@ fn deep(bpffs: &Path) -> Vec<Figure> {
     let mut times: Vec<Duration> = (0..CHANGES)
         .map(|change| {
             let service = change * (services / CHANGES);
-            // A new endpoint replaces one.
+            // A new endpoint replaces another.
             let numbers = objects::addresses(service, endpoints).skip(1).chain([services * endpoints + change]);
             let (took, report) = bench.step(vec![Event::Apply(objects::slice(service, numbers))]);
             assert!((1..=4).contains(&report.writes), "{report:?}");
@@ -155,36 +155,49 @@ fn deep(bpffs: &Path) -> Vec<Figure> {
         .collect();
     times.sort_unstable();
     let at = |index: usize| times.get(index).copied().unwrap_or_default();
-    figures.push(Figure::time("one endpoint changed, event to map, median of 200", "< 10 ms", at(times.len() / 2)));
-    figures.push(Figure::time("one endpoint changed, event to map, worst of 200", "< 10 ms", at(times.len() - 1)));
+    figures.push(ControlFigure::time(
+        "one endpoint changed, event to map, median of 200",
+        "< 10 ms",
+        at(times.len() / 2),
+    ));
+    figures.push(ControlFigure::time(
+        "one endpoint changed, event to map, worst of 200",
+        "< 10 ms",
+        at(times.len() - 1),
+    ));
 
     bench.step(objects::cluster(services, endpoints));
-    // As after a restart: only the maps stay.
+    // A restart keeps only the maps.
     bench.reconciler = reconciler(bench._datapath.store().expect("the maps"));
     let (took, report) = bench.step(objects::cluster(services, endpoints));
     assert_eq!(report.writes, 0, "the maps were right");
-    figures.push(Figure::time("restart, until nothing is left to write", "", took));
+    figures.push(ControlFigure::time("restart, until nothing is left to write", "", took));
     bench.reconciler.resync();
     let (took, report) = bench.step(Vec::new());
     assert_eq!(report.writes, 0, "the maps were right");
-    figures.push(Figure::time("resync", "", took));
+    figures.push(ControlFigure::time("resync", "", took));
     figures
 }
 
-fn wide(bpffs: &Path) -> Vec<Figure> {
+fn wide(bpffs: &Path) -> Vec<ControlFigure> {
     let aims = Aims { fill: "", rate: "> 120,000", memory: "< 1500" };
     Bench::new(bpffs).fill(50_000, 1, &aims)
 }
 
 /// Invariant I14: writes are proportional to the change, not to the list.
-fn list(bpffs: &Path) -> Vec<Figure> {
+fn list(bpffs: &Path) -> Vec<ControlFigure> {
     let mut bench = Bench::new(bpffs);
     bench.step(objects::cluster(1, LONG_LIST));
     let mut first = 0;
     let changed = [1, 10, 100].map(|changes| {
         first += changes;
         let (_, report) = bench.step(vec![Event::Apply(objects::slice(0, first..first + LONG_LIST))]);
-        Figure::new(&format!("{changes} replaced"), &format!("≤ {}", 3 * changes), "writes", report.writes as f64)
+        ControlFigure::new(
+            &format!("{changes} replaced"),
+            &format!("≤ {}", 3 * changes),
+            "writes",
+            report.writes as f64,
+        )
     });
     changed.into()
 }

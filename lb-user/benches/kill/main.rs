@@ -1,4 +1,4 @@
-//! Time to end the sockets of a dead backend among many others: `cargo xtask bench kill`.
+//! Time to end the sockets of a dead backend among many other sockets: `cargo xtask bench kill`.
 
 use std::{
     io::{Read as _, Write as _},
@@ -26,13 +26,13 @@ const ROUNDS: usize = 11;
 /// Other open sockets.
 const OTHERS: usize = 100_000;
 
-/// Processes that hold them: the limit of descriptors is per process.
+/// Processes that hold these sockets, since the limit of descriptors is per process.
 const HOLDERS: u8 = 10;
 
 /// Other network namespaces.
 const PODS: usize = 100;
 
-/// The two service ports, each with one backend of the same id.
+/// Ids of the two service ports, and of the one backend of each.
 const LIVING: u32 = 1;
 const DYING: u32 = 2;
 
@@ -124,7 +124,12 @@ impl Holders {
         };
         let mut children: Vec<_> = commands.map(start).collect();
         for child in &mut children {
-            child.stdout.as_mut().expect("a pipe").read_exact(&mut [0]).expect("it says that all is open");
+            child
+                .stdout
+                .as_mut()
+                .expect("a pipe")
+                .read_exact(&mut [0])
+                .expect("the process reports that everything is open");
         }
         Self(children)
     }
@@ -148,7 +153,7 @@ fn hold(number: u8) {
     wait();
 }
 
-/// Reports that all is open, and waits until stdin closes.
+/// Reports that everything is open, and waits until stdin closes.
 fn wait() {
     print!("r");
     std::io::stdout().flush().expect("a pipe");

@@ -52,7 +52,7 @@ impl Control {
         self.api.kubeconfig()
     }
 
-    /// Runs the API server without the proxies. They see the changes later, all at once.
+    /// Runs the API server without the proxies, which see the changes later, all at once.
     pub fn fill(&self) {
         freeze(&self.proxies, "1");
         freeze(&self.servers, "0");
@@ -65,7 +65,7 @@ impl Control {
     }
 
     /// Freezes everything.
-    pub fn stand_still(&self) {
+    pub fn freeze_all(&self) {
         freeze(&self.proxies, "1");
         freeze(&self.servers, "1");
     }

@@ -5,13 +5,13 @@ use std::{collections::BTreeMap, time::Duration};
 use lb_lab::table::Spread;
 
 use crate::{
-    testbed::{Contender, Route, Testbed},
-    worker::Cost,
+    testbed::{BenchRoute, Contender, Testbed},
+    worker::TrafficCost,
 };
 
 /// A measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-pub enum Kind {
+pub enum Measurement {
     /// TCP connections, closed at once.
     Connects,
     /// A TCP stream.
@@ -22,7 +22,7 @@ pub enum Kind {
 
 /// A result. CPU time is that of the client's CPU, on which packets take their whole route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Figure {
+pub enum PacketFigure {
     /// Microseconds of a connection.
     Connect,
     /// Microseconds of CPU time of a connection.
@@ -40,42 +40,42 @@ pub enum Figure {
 }
 
 /// Values of the rounds, by figure, route and proxy.
-pub type Figures = BTreeMap<(Figure, Route, Contender), Vec<f64>>;
+pub type PacketFigures = BTreeMap<(PacketFigure, BenchRoute, Contender), Vec<f64>>;
 
 /// Connections of one round.
 const CONNECTS: u32 = 1_000;
 const STREAM: Duration = Duration::from_millis(250);
 const FLOOD: Duration = Duration::from_millis(250);
 
-impl Kind {
-    fn routes(self) -> &'static [Route] {
+impl Measurement {
+    fn routes(self) -> &'static [BenchRoute] {
         match self {
-            Self::Connects => &[Route::Here, Route::There, Route::Pods],
-            Self::Stream => &[Route::Here, Route::There],
-            Self::Packets => &[Route::There, Route::Ends],
+            Self::Connects => &[BenchRoute::Local, BenchRoute::Remote, BenchRoute::Pods],
+            Self::Stream => &[BenchRoute::Local, BenchRoute::Remote],
+            Self::Packets => &[BenchRoute::Remote, BenchRoute::Ends],
         }
     }
 
-    fn measure(self, testbed: &mut Testbed, route: Route) -> Vec<(Figure, f64)> {
+    fn measure(self, testbed: &mut Testbed, route: BenchRoute) -> Vec<(PacketFigure, f64)> {
         let (client, to, server) = testbed.ends(route);
         match self {
             Self::Connects => {
-                let Cost { amount, seconds, cpu } = client.connects(to, CONNECTS);
-                vec![(Figure::Connect, seconds / amount * 1e6), (Figure::ConnectCpu, cpu / amount * 1e6)]
+                let TrafficCost { amount, seconds, cpu } = client.connects(to, CONNECTS);
+                vec![(PacketFigure::Connect, seconds / amount * 1e6), (PacketFigure::ConnectCpu, cpu / amount * 1e6)]
             }
             Self::Stream => {
-                let Cost { amount, seconds, .. } = client.stream(to, STREAM);
-                vec![(Figure::Stream, amount * 8.0 / seconds / 1e9)]
+                let TrafficCost { amount, seconds, .. } = client.stream(to, STREAM);
+                vec![(PacketFigure::Stream, amount * 8.0 / seconds / 1e9)]
             }
             Self::Packets => {
                 // Datagrams that came since the last flood do not count.
                 server.arrived();
-                let Cost { amount, seconds, cpu } = client.flood(to, FLOOD);
+                let TrafficCost { amount, seconds, cpu } = client.flood(to, FLOOD);
                 let arrived = server.arrived();
                 vec![
-                    (Figure::Packets, arrived / seconds / 1e3),
-                    (Figure::PacketCpu, cpu / arrived * 1e9),
-                    (Figure::Lost, (amount - arrived) / amount * 100.0),
+                    (PacketFigure::Packets, arrived / seconds / 1e3),
+                    (PacketFigure::PacketCpu, cpu / arrived * 1e9),
+                    (PacketFigure::Lost, (amount - arrived) / amount * 100.0),
                 ]
             }
         }
@@ -83,8 +83,8 @@ impl Kind {
 }
 
 /// Measures everything once in each round, on all testbeds in turn.
-pub fn rounds(testbeds: &mut [Testbed], kinds: &[Kind], count: usize) -> Figures {
-    let mut figures = Figures::new();
+pub fn rounds(testbeds: &mut [Testbed], kinds: &[Measurement], count: usize) -> PacketFigures {
+    let mut figures = PacketFigures::new();
     // The first round warms up. The order rotates, so that no testbed always follows the same one.
     for round in 0..=count {
         for kind in kinds {
@@ -92,7 +92,7 @@ pub fn rounds(testbeds: &mut [Testbed], kinds: &[Kind], count: usize) -> Figures
                 for step in 0..testbeds.len() {
                     let index = (round + step) % testbeds.len();
                     let Some(testbed) = testbeds.get_mut(index) else { continue };
-                    if *route == Route::Ends && testbed.proxy != Contender::Floor {
+                    if *route == BenchRoute::Ends && testbed.proxy != Contender::Floor {
                         continue;
                     }
                     let measured = kind.measure(testbed, *route);
@@ -108,13 +108,13 @@ pub fn rounds(testbeds: &mut [Testbed], kinds: &[Kind], count: usize) -> Figures
 }
 
 /// Subtracts the cost of the ends, which is the same for all proxies.
-fn forwarding(figures: &mut Figures) {
-    let Some(ends) = figures.get(&(Figure::PacketCpu, Route::Ends, Contender::Floor)) else { return };
+fn forwarding(figures: &mut PacketFigures) {
+    let Some(ends) = figures.get(&(PacketFigure::PacketCpu, BenchRoute::Ends, Contender::Floor)) else { return };
     let ends = Spread::of(ends.iter().copied()).median;
     let whole: Vec<_> = figures
         .iter()
-        .filter(|((figure, route, _), _)| (*figure, *route) == (Figure::PacketCpu, Route::There))
+        .filter(|((figure, route, _), _)| (*figure, *route) == (PacketFigure::PacketCpu, BenchRoute::Remote))
         .map(|((.., by), values)| (*by, values.iter().map(|whole| whole - ends).collect()))
         .collect();
-    figures.extend(whole.into_iter().map(|(by, values)| ((Figure::ForwardCpu, Route::There, by), values)));
+    figures.extend(whole.into_iter().map(|(by, values)| ((PacketFigure::ForwardCpu, BenchRoute::Remote, by), values)));
 }

@@ -1,5 +1,4 @@
-//! The cost of a packet through a node, beside kube-proxy and beside no proxy at all:
-//! `cargo xtask bench packets`.
+//! The cost of a packet through a node, compared with kube-proxy and with no proxy: `cargo xtask bench packets`.
 //!
 //! Each proxy has a network of its own (client, two nodes, pods), all alike and all present at once. Every round
 //! measures all of them in turn; a ratio is the median over the rounds of the ratios within a round. The floor
@@ -30,7 +29,7 @@ use lb_lab::{
 };
 
 use control::Control;
-use figures::Kind;
+use figures::Measurement;
 use testbed::{Contender, Testbed};
 
 /// Runs of a program for each row of the table of costs.
@@ -47,7 +46,7 @@ struct Arguments {
     rounds: usize,
     /// Measure only this [default: everything]
     #[arg(long, value_enum, value_delimiter = ',')]
-    only: Vec<Kind>,
+    only: Vec<Measurement>,
     /// The argument that cargo passes to every bench.
     #[arg(long, hide = true)]
     bench: bool,
@@ -92,7 +91,7 @@ fn measure(arguments: &Arguments, inside: &Inside) {
         }
         Some(reason) => println!("{} is not measured: {reason}.", Contender::Beeline),
     }
-    let kinds = if arguments.only.is_empty() { Kind::value_variants() } else { &arguments.only };
+    let kinds = if arguments.only.is_empty() { Measurement::value_variants() } else { &arguments.only };
     println!("Median (least to most) of {} rounds; in bold the ratio to the floor.\n", arguments.rounds);
     report::header();
     let mut made = 0;
@@ -104,10 +103,10 @@ fn measure(arguments: &Arguments, inside: &Inside) {
         let filled = start.elapsed();
         control.run();
         for testbed in &mut testbeds {
-            testbed.tell(services);
+            testbed.write_services(services);
             testbed.wait_for(services);
         }
-        control.stand_still();
+        control.freeze_all();
         let (filled, served) = (filled.as_secs_f64(), start.elapsed().as_secs_f64());
         eprintln!("{services} Services: made in {filled:.1} s, all proxies have them after {served:.1} s");
         let start = Instant::now();
@@ -116,7 +115,7 @@ fn measure(arguments: &Arguments, inside: &Inside) {
         report::rows(services, &figures);
     }
     let floor = testbeds.first().expect("one");
-    assert!(!floor.has_conntrack(), "netfilter looked on at the floor");
+    assert!(!floor.has_conntrack(), "netfilter tracks connections of the floor");
     // On a thread of its own, since it moves that thread to a new node.
     let costs = std::thread::spawn(|| cost::table(OBJECT, RUNS)).join().expect("a table");
     report::costs(&costs);

@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 /// Port of the backends, for TCP and UDP.
 pub const TARGET: u16 = 8080;
 /// NodePort, for TCP and UDP, of the Service whose backend is the pod on node1.
-pub const HERE: u16 = 30080;
+pub const LOCAL: u16 = 30080;
 /// The same for the pod on node2.
-pub const THERE: u16 = 30081;
+pub const REMOTE: u16 = 30081;
 /// The last of this many Services has a TCP NodePort; the others are cluster IPs without traffic.
 pub const NODE_PORT_EACH: u32 = 10;
 
@@ -63,8 +63,8 @@ fn service(number: u32) -> Value {
         port
     };
     let ports = match number {
-        0 => vec![port("TCP", Some(HERE)), port("UDP", Some(HERE))],
-        1 => vec![port("TCP", Some(THERE)), port("UDP", Some(THERE))],
+        0 => vec![port("TCP", Some(LOCAL)), port("UDP", Some(LOCAL))],
+        1 => vec![port("TCP", Some(REMOTE)), port("UDP", Some(REMOTE))],
         _ if is_last_of_each(number) => vec![port("TCP", Some(node_port(number)))],
         _ => vec![port("TCP", None)],
     };

@@ -2,13 +2,13 @@
 
 use lb_lab::{
     kube_proxy::Mode,
-    packets::cost::Cost,
+    packets::cost::ProgramCost,
     table::{Short, Spread},
 };
 
 use crate::{
-    figures::{Figure, Figures},
-    testbed::{Contender, Route},
+    figures::{PacketFigure, PacketFigures},
+    testbed::{BenchRoute, Contender},
 };
 
 const KUBE_PROXIES: [Contender; 2] = [Contender::KubeProxy(Mode::Iptables), Contender::KubeProxy(Mode::Nftables)];
@@ -18,15 +18,17 @@ const OURS: [Contender; 2] = [Contender::Beeline, Contender::HostRouting];
 pub fn header() {
     let ([iptables, nftables], [plain, routing]) = (KUBE_PROXIES, OURS);
     println!(
-        "| Services | what | {} | {iptables} | {nftables} | {plain} | {routing} | both of the better kube-proxy | aim |",
+        "| Services | what | {} | {iptables} | {nftables} | {plain} | {routing} \
+         | both of the better kube-proxy | aim |",
         Contender::Floor,
     );
     println!("|---|---|---|---|---|---|---|---|---|");
 }
 
 /// Prints the rows for a number of Services, with a dash for a proxy that is missing.
-pub fn rows(services: u32, figures: &Figures) {
-    let mut whats: Vec<(Figure, Route)> = figures.keys().map(|&(figure, route, _)| (figure, route)).collect();
+pub fn rows(services: u32, figures: &PacketFigures) {
+    let mut whats: Vec<(PacketFigure, BenchRoute)> =
+        figures.keys().map(|&(figure, route, _)| (figure, route)).collect();
     whats.dedup();
     for (figure, route) in whats {
         let values = |by| figures.get(&(figure, route, by)).map(Vec::as_slice);
@@ -55,19 +57,19 @@ pub fn rows(services: u32, figures: &Figures) {
 }
 
 /// Prints the cost of the programs alone.
-pub fn costs(costs: &[Cost]) {
-    println!("\nThe programs alone, by BPF_PROG_TEST_RUN, where all that they read is in the caches:\n");
-    println!("| program | packet | what becomes of it | ns |\n|---|---|---|---|");
-    for Cost { program, what, verdict, ns } in costs {
+pub fn costs(costs: &[ProgramCost]) {
+    println!("\nThe programs alone, by BPF_PROG_TEST_RUN, with warm caches:\n");
+    println!("| program | packet | verdict | ns |\n|---|---|---|---|");
+    for ProgramCost { program, what, verdict, ns } in costs {
         println!("| {program} | {what} | {verdict} | {ns} |");
     }
 }
 
 /// The mode of kube-proxy with the better median.
-fn better(figure: Figure, modes: [Option<&[f64]>; 2]) -> Option<&[f64]> {
+fn better(figure: PacketFigure, modes: [Option<&[f64]>; 2]) -> Option<&[f64]> {
     let median = |values: &&[f64]| {
         let median = Spread::of(values.iter().copied()).median;
-        if matches!(figure, Figure::Stream | Figure::Packets) { -median } else { median }
+        if matches!(figure, PacketFigure::Stream | PacketFigure::Packets) { -median } else { median }
     };
     modes.into_iter().flatten().min_by(|a, b| median(a).total_cmp(&median(b)))
 }
@@ -78,32 +80,32 @@ fn ratio(own: &[f64], other: Option<&[f64]>) -> Option<f64> {
     Some(Spread::of(ratios).median).filter(|ratio| ratio.is_finite())
 }
 
-fn name(figure: Figure, route: Route) -> String {
+fn name(figure: PacketFigure, route: BenchRoute) -> String {
     let (what, unit) = match figure {
-        Figure::Connect => ("TCP connect and close", "µs"),
-        Figure::ConnectCpu => ("TCP connect and close, CPU", "µs"),
-        Figure::Stream => ("TCP stream", "Gbit/s"),
-        Figure::Packets => ("UDP datagrams that arrive", "thousand/s"),
-        Figure::PacketCpu => ("UDP datagram, CPU", "ns"),
-        Figure::ForwardCpu => ("UDP datagram, CPU without the ends", "ns"),
-        Figure::Lost => ("UDP datagrams that are lost", "%"),
+        PacketFigure::Connect => ("TCP connect and close", "µs"),
+        PacketFigure::ConnectCpu => ("TCP connect and close, CPU", "µs"),
+        PacketFigure::Stream => ("TCP stream", "Gbit/s"),
+        PacketFigure::Packets => ("UDP datagrams that arrive", "thousand/s"),
+        PacketFigure::PacketCpu => ("UDP datagram, CPU", "ns"),
+        PacketFigure::ForwardCpu => ("UDP datagram, CPU without the ends", "ns"),
+        PacketFigure::Lost => ("UDP datagrams that are lost", "%"),
     };
     let route = match route {
-        Route::Here => "backend on the node",
-        Route::There => "backend on the other node",
-        Route::Pods => "pod to pod, no Service",
-        Route::Ends => "to the node, nothing forwarded",
+        BenchRoute::Local => "backend on the node",
+        BenchRoute::Remote => "backend on the other node",
+        BenchRoute::Pods => "pod to pod, no Service",
+        BenchRoute::Ends => "to the node, nothing forwarded",
     };
     format!("{what}, {route}, {unit}")
 }
 
 /// The aims of issue 6. Packets that a CPU forwards in a second are the inverse of the cost of one.
-fn aim(figure: Figure, route: Route) -> &'static str {
+fn aim(figure: PacketFigure, route: BenchRoute) -> &'static str {
     match (figure, route) {
-        (Figure::Connect | Figure::ConnectCpu, Route::Here) => "≤ 1.05 of the floor",
-        (Figure::Connect | Figure::ConnectCpu, Route::There) => "≤ 0.62 of kube-proxy",
-        (Figure::Stream, _) => "≥ 1.00 of the floor",
-        (Figure::ForwardCpu, _) => "≤ 0.59 of kube-proxy",
+        (PacketFigure::Connect | PacketFigure::ConnectCpu, BenchRoute::Local) => "≤ 1.05 of the floor",
+        (PacketFigure::Connect | PacketFigure::ConnectCpu, BenchRoute::Remote) => "≤ 0.62 of kube-proxy",
+        (PacketFigure::Stream, _) => "≥ 1.00 of the floor",
+        (PacketFigure::ForwardCpu, _) => "≤ 0.59 of kube-proxy",
         _ => "",
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use lb_lab::{
     Namespace, Process,
-    kube_proxy::{KubeProxy, Mode, Served},
+    kube_proxy::{KubeProxy, Mode, ServedNode},
     network::{Lan, Node, Options},
     relay,
 };
@@ -19,7 +19,7 @@ use lb_lab::{
 use crate::{
     control::Control,
     objects,
-    worker::{Client, Server},
+    worker::{ClientWorker, ServerWorker},
 };
 
 /// The cluster CIDR.
@@ -53,11 +53,11 @@ impl fmt::Display for Contender {
 
 /// The route of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Route {
+pub enum BenchRoute {
     /// From the client to a backend on node1, by node1.
-    Here,
+    Local,
     /// From the client to a backend on node2 and back, by node1.
-    There,
+    Remote,
     /// From a pod of node1 to the address of a pod of node2.
     Pods,
     /// From the client to node1 itself, without forwarding: the cost of both ends.
@@ -69,11 +69,11 @@ pub struct Testbed {
     /// The proxy on its nodes.
     pub proxy: Contender,
     pub lan: Lan,
-    client: Client,
-    pod: Client,
-    here: Server,
-    there: Server,
-    node: Server,
+    client: ClientWorker,
+    pod: ClientWorker,
+    local: ServerWorker,
+    remote: ServerWorker,
+    node: ServerWorker,
     beeline: Option<Agents>,
     kube_proxies: Vec<Process>,
 }
@@ -96,7 +96,7 @@ fn beeline() -> &'static str {
 }
 
 impl Testbed {
-    /// Makes one without proxies.
+    /// Makes a testbed without proxies.
     pub fn floor() -> Self {
         let testbed = Self::make(Contender::Floor);
         // Packets to the backend on node2, and their answers, take the route by node1 here too.
@@ -107,7 +107,7 @@ impl Testbed {
         testbed
     }
 
-    /// Makes one whose nodes run kube-proxy, in the cgroup of `control`.
+    /// Makes a testbed whose nodes run kube-proxy, in the cgroup of `control`.
     pub fn kube_proxy(mode: Mode, control: &Control, directory: &Path) -> Result<Self, String> {
         let program = KubeProxy::find(mode)?;
         let directory = directory.join(mode.to_string());
@@ -116,13 +116,13 @@ impl Testbed {
         for (node, host) in [("node1", &testbed.lan.node1.host), ("node2", &testbed.lan.node2.host)] {
             relay::relay(&host.net, control.api_port());
             let kubeconfig = control.kubeconfig();
-            let served = Served { node, pods: PODS, kubeconfig: &kubeconfig, directory: &directory };
+            let served = ServedNode { node, pods: PODS, kubeconfig: &kubeconfig, directory: &directory };
             testbed.kube_proxies.push(control.start_proxy(|| host.net.enter(|| program.start(&served))));
         }
         Ok(testbed)
     }
 
-    /// Makes one whose nodes run the agent, with additional flags.
+    /// Makes a testbed whose nodes run the agent, with additional flags.
     pub fn beeline(proxy: Contender, flags: &[&str], cgroup: &Path, bpffs: &Path, directory: &Path) -> Self {
         let mut testbed = Self::make(proxy);
         let [cgroup, bpffs, directory] = [cgroup, bpffs, directory].map(|place| {
@@ -145,26 +145,26 @@ impl Testbed {
         let agents = [start("node1", &testbed.lan.node1.host.net), start("node2", &testbed.lan.node2.host.net)];
         // Pods are processes of their node: the socket path serves them.
         testbed.pod.join(&cgroup.join("node1"));
-        testbed.here.join(&cgroup.join("node1"));
-        testbed.there.join(&cgroup.join("node2"));
+        testbed.local.join(&cgroup.join("node1"));
+        testbed.remote.join(&cgroup.join("node2"));
         testbed.beeline = Some(Agents { directory: yaml, _processes: agents });
         testbed
     }
 
     fn make(proxy: Contender) -> Self {
         let lan = Lan::make(Options::default());
-        // The default range is too small for the connections that netfilter still remembers.
+        // The default range is too small: netfilter keeps entries of closed connections for a while.
         lan.client.net.set("ipv4/ip_local_port_range", "2048 65000");
-        let pod = |node: &Node| Server::start(&node.pods.first().expect("a pod").net, objects::pod(node));
-        let (here, there) = (pod(&lan.node1), pod(&lan.node2));
-        let node = Server::start(&lan.node1.host.net, (lan.node1.host.v4, objects::TARGET).into());
-        let clients = [&lan.client, lan.node1.pods.first().expect("a pod")].map(|host| Client::start(&host.net));
+        let pod = |node: &Node| ServerWorker::start(&node.pods.first().expect("a pod").net, objects::pod(node));
+        let (local, remote) = (pod(&lan.node1), pod(&lan.node2));
+        let node = ServerWorker::start(&lan.node1.host.net, (lan.node1.host.v4, objects::TARGET).into());
+        let clients = [&lan.client, lan.node1.pods.first().expect("a pod")].map(|host| ClientWorker::start(&host.net));
         let [client, pod] = clients;
-        Self { proxy, lan, client, pod, here, there, node, beeline: None, kube_proxies: Vec::new() }
+        Self { proxy, lan, client, pod, local, remote, node, beeline: None, kube_proxies: Vec::new() }
     }
 
     /// Writes the Services for the agents, which have no API server.
-    pub fn tell(&self, services: u32) {
+    pub fn write_services(&self, services: u32) {
         if let Some(agents) = &self.beeline {
             objects::write(&agents.directory, &self.lan, services);
         }
@@ -178,27 +178,27 @@ impl Testbed {
             Contender::KubeProxy(_) | Contender::Beeline | Contender::HostRouting => objects::node_port(services - 1),
         };
         for node in [self.lan.node1.host.v4, self.lan.node2.host.v4] {
-            while !self.client.reaches((node, port).into(), self.here.address) {
+            while !self.client.reaches((node, port).into(), self.local.address) {
                 assert!(Instant::now() < deadline, "{}: NodePort {port} of {node} does not answer", self.proxy);
                 thread::sleep(Duration::from_millis(100));
             }
         }
-        for route in [Route::Here, Route::There, Route::Pods, Route::Ends] {
+        for route in [BenchRoute::Local, BenchRoute::Remote, BenchRoute::Pods, BenchRoute::Ends] {
             let (client, to, server) = self.ends(route);
             assert!(client.reaches(to, server.address), "{to} does not lead to {}", server.address);
         }
     }
 
     /// The client of a route, the address that it dials, and the server.
-    pub fn ends(&mut self, route: Route) -> (&mut Client, SocketAddr, &mut Server) {
+    pub fn ends(&mut self, route: BenchRoute) -> (&mut ClientWorker, SocketAddr, &mut ServerWorker) {
         let node_port = |port| SocketAddr::from((self.lan.node1.host.v4, port));
         match (route, self.proxy) {
-            (Route::Here, Contender::Floor) => (&mut self.client, self.here.address, &mut self.here),
-            (Route::There, Contender::Floor) => (&mut self.client, self.there.address, &mut self.there),
-            (Route::Here, _) => (&mut self.client, node_port(objects::HERE), &mut self.here),
-            (Route::There, _) => (&mut self.client, node_port(objects::THERE), &mut self.there),
-            (Route::Pods, _) => (&mut self.pod, self.there.address, &mut self.there),
-            (Route::Ends, _) => (&mut self.client, self.node.address, &mut self.node),
+            (BenchRoute::Local, Contender::Floor) => (&mut self.client, self.local.address, &mut self.local),
+            (BenchRoute::Remote, Contender::Floor) => (&mut self.client, self.remote.address, &mut self.remote),
+            (BenchRoute::Local, _) => (&mut self.client, node_port(objects::LOCAL), &mut self.local),
+            (BenchRoute::Remote, _) => (&mut self.client, node_port(objects::REMOTE), &mut self.remote),
+            (BenchRoute::Pods, _) => (&mut self.pod, self.remote.address, &mut self.remote),
+            (BenchRoute::Ends, _) => (&mut self.client, self.node.address, &mut self.node),
         }
     }
 
@@ -206,7 +206,7 @@ impl Testbed {
     pub fn has_conntrack(&self) -> bool {
         [&self.lan.node1.host.net, &self.lan.node2.host.net].into_iter().any(|net| {
             let count = net.enter(|| fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count"));
-            // The file exists only with the module.
+            // The file exists only with the module nf_conntrack.
             count.is_ok_and(|count| count.trim() != "0")
         })
     }

@@ -1,6 +1,6 @@
 //! The processes that make the traffic, each in a namespace: clients on one CPU, servers on the other.
 //!
-//! They read a command a line, and answer each by a line of numbers.
+//! A worker reads one command a line, and answers each with a line of numbers.
 
 use std::{
     fs,
@@ -32,30 +32,30 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const BATCH: usize = 64;
 /// Payload of a datagram, the size of a DNS query.
 const PAYLOAD: [u8; 64] = [b'q'; 64];
-/// Pause of the server between two looks at its sockets.
-const NAP: Duration = Duration::from_millis(1);
+/// Pause of the server between two polls of its sockets.
+const POLL_PAUSE: Duration = Duration::from_millis(1);
 /// Flows of a flood.
 const FLOWS: usize = 16;
 
 /// A worker process; killed when dropped.
 struct Worker {
     child: Child,
-    tell: ChildStdin,
-    hear: BufReader<ChildStdout>,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
 }
 
 impl Worker {
     fn start(net: &Namespace, arguments: &[&str]) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         let mut child = net.spawn(command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()));
-        let (tell, hear) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
-        let mut worker = Self { child, tell, hear: BufReader::new(hear) };
+        let (stdin, stdout) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
+        let mut worker = Self { child, stdin, stdout: BufReader::new(stdout) };
         worker.answer();
         worker
     }
 
     fn ask<const N: usize>(&mut self, question: &str) -> [f64; N] {
-        writeln!(self.tell, "{question}").expect("the worker lives");
+        writeln!(self.stdin, "{question}").expect("the worker lives");
         let answer = self.answer();
         let numbers: Vec<f64> = answer.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         numbers.try_into().unwrap_or_else(|_| panic!("{question}: {answer:?} is no answer"))
@@ -77,7 +77,7 @@ impl Worker {
                 }
             });
             let mut line = String::new();
-            let read = self.hear.read_line(&mut line);
+            let read = self.stdout.read_line(&mut line);
             drop(in_time);
             assert!(read.is_ok_and(|len| len > 0), "a worker has failed, or was not done within {PATIENCE:?}");
             line
@@ -93,11 +93,11 @@ impl Drop for Worker {
 }
 
 /// A client.
-pub struct Client(Worker);
+pub struct ClientWorker(Worker);
 
 /// The cost of some traffic.
 #[derive(Clone, Copy)]
-pub struct Cost {
+pub struct TrafficCost {
     /// Connections, bytes or datagrams.
     pub amount: f64,
     /// Elapsed time.
@@ -106,13 +106,13 @@ pub struct Cost {
     pub cpu: f64,
 }
 
-impl Client {
+impl ClientWorker {
     /// Starts it in a namespace.
     pub fn start(net: &Namespace) -> Self {
         Self(Worker::start(net, &["--client"]))
     }
 
-    /// Makes it a process of a node.
+    /// Moves the worker into the cgroup of a node's processes.
     pub fn join(&self, cgroup: &Path) {
         self.0.join(cgroup);
     }
@@ -123,40 +123,40 @@ impl Client {
     }
 
     /// Opens connections and closes them at once.
-    pub fn connects(&mut self, to: SocketAddr, count: u32) -> Cost {
+    pub fn connects(&mut self, to: SocketAddr, count: u32) -> TrafficCost {
         self.cost(&format!("connects {to} {count}"))
     }
 
     /// Sends a stream until the server acknowledges all of it.
-    pub fn stream(&mut self, to: SocketAddr, time: Duration) -> Cost {
+    pub fn stream(&mut self, to: SocketAddr, time: Duration) -> TrafficCost {
         self.cost(&format!("stream {to} {}", time.as_millis()))
     }
 
     /// Sends datagrams as fast as it can.
-    pub fn flood(&mut self, to: SocketAddr, time: Duration) -> Cost {
+    pub fn flood(&mut self, to: SocketAddr, time: Duration) -> TrafficCost {
         self.cost(&format!("flood {to} {}", time.as_millis()))
     }
 
-    fn cost(&mut self, question: &str) -> Cost {
+    fn cost(&mut self, question: &str) -> TrafficCost {
         let [amount, seconds, cpu] = self.0.ask(question);
-        Cost { amount, seconds, cpu }
+        TrafficCost { amount, seconds, cpu }
     }
 }
 
 /// A server of TCP and UDP at one address.
-pub struct Server {
+pub struct ServerWorker {
     worker: Worker,
     /// Its address, which is its name too.
     pub address: SocketAddr,
 }
 
-impl Server {
+impl ServerWorker {
     /// Starts it in a namespace.
     pub fn start(net: &Namespace, address: SocketAddr) -> Self {
         Self { worker: Worker::start(net, &["--server", &address.to_string()]), address }
     }
 
-    /// Makes it a process of a node.
+    /// Moves the worker into the cgroup of a node's processes.
     pub fn join(&self, cgroup: &Path) {
         self.worker.join(cgroup);
     }
@@ -177,7 +177,7 @@ pub fn main(arguments: &[String]) {
     }
 }
 
-fn say(line: &str) {
+fn reply(line: &str) {
     println!("{line}");
     // The reader may have ended.
     let _gone = std::io::stdout().flush();
@@ -189,7 +189,7 @@ fn lines() -> impl Iterator<Item = String> {
 
 fn client() -> ! {
     stay_on(0);
-    say("ready");
+    reply("ready");
     for line in lines() {
         let words: Vec<&str> = line.split(' ').collect();
         let [what, to, argument] = words.as_slice() else { panic!("{line:?}") };
@@ -198,7 +198,7 @@ fn client() -> ! {
         let time = || Duration::from_millis(number().into());
         let cost = match *what {
             "reaches" => {
-                say(&i32::from(name_of(to).is_ok_and(|name| name == *argument)).to_string());
+                reply(&i32::from(name_of(to).is_ok_and(|name| name == *argument)).to_string());
                 continue;
             }
             "connects" => connects(to, number()),
@@ -206,7 +206,7 @@ fn client() -> ! {
             "flood" => flood(to, time()),
             _ => panic!("{line:?}"),
         };
-        say(&format!("{} {} {}", cost.amount, cost.seconds, cost.cpu));
+        reply(&format!("{} {} {}", cost.amount, cost.seconds, cost.cpu));
     }
     std::process::exit(0);
 }
@@ -220,7 +220,7 @@ fn name_of(to: SocketAddr) -> std::io::Result<String> {
     Ok(name)
 }
 
-fn connects(to: SocketAddr, count: u32) -> Cost {
+fn connects(to: SocketAddr, count: u32) -> TrafficCost {
     let meter = Meter::start();
     for _ in 0..count {
         drop(tcp_open(to));
@@ -228,7 +228,7 @@ fn connects(to: SocketAddr, count: u32) -> Cost {
     meter.read(count.into())
 }
 
-fn stream(to: SocketAddr, time: Duration) -> Cost {
+fn stream(to: SocketAddr, time: Duration) -> TrafficCost {
     let mut stream = TcpStream::connect(to).expect("a connection");
     let buffer = vec![b's'; 1 << 18];
     let (meter, mut sent) = (Meter::start(), 0);
@@ -242,7 +242,7 @@ fn stream(to: SocketAddr, time: Duration) -> Cost {
     meter.read(sent as f64)
 }
 
-fn flood(to: SocketAddr, time: Duration) -> Cost {
+fn flood(to: SocketAddr, time: Duration) -> TrafficCost {
     let sockets: Vec<UdpSocket> = (0..FLOWS)
         .map(|_| {
             let socket = UdpSocket::bind("0.0.0.0:0").expect("a port");
@@ -264,38 +264,40 @@ fn flood(to: SocketAddr, time: Duration) -> Cost {
 
 /// Elapsed time and CPU time since a start.
 struct Meter {
-    helper: Helper,
+    ksoftirqd: Ksoftirqd,
     cpu: f64,
     start: Instant,
 }
 
 impl Meter {
     fn start() -> Self {
-        let helper = Helper::find();
-        Self { cpu: thread_seconds() + helper.seconds(), helper, start: Instant::now() }
+        let ksoftirqd = Ksoftirqd::find();
+        Self { cpu: thread_seconds() + ksoftirqd.seconds(), ksoftirqd, start: Instant::now() }
     }
 
-    fn read(&self, amount: f64) -> Cost {
+    fn read(&self, amount: f64) -> TrafficCost {
         let seconds = self.start.elapsed().as_secs_f64();
-        Cost { amount, seconds, cpu: thread_seconds() + self.helper.seconds() - self.cpu }
+        TrafficCost { amount, seconds, cpu: thread_seconds() + self.ksoftirqd.seconds() - self.cpu }
     }
 }
 
-/// CPU time of this thread. It includes the kernel's work on packets sent over veth, which runs in the context of the
-/// thread, unless the kernel accounts for interrupts (CONFIG_IRQ_TIME_ACCOUNTING).
+/// Returns the CPU time of this thread. It includes the kernel's work on packets sent over veth, which runs in the
+/// context of the thread, unless the kernel accounts for interrupts (CONFIG_IRQ_TIME_ACCOUNTING).
 fn thread_seconds() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// ksoftirqd of the clients' CPU, which takes over under load.
-struct Helper(String);
+/// The thread ksoftirqd of the clients' CPU, which processes packets under load.
+struct Ksoftirqd(String);
 
-impl Helper {
+impl Ksoftirqd {
     fn find() -> Self {
         let processes = fs::read_dir("/proc").expect("/proc").flatten();
-        let is_it = |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "ksoftirqd/0");
-        let path = processes.map(|process| process.path()).find(|path| is_it(path)).expect("the kernel's own thread");
+        let is_ksoftirqd =
+            |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "ksoftirqd/0");
+        let path =
+            processes.map(|process| process.path()).find(|path| is_ksoftirqd(path)).expect("the kernel's own thread");
         Self(path.join("schedstat").to_string_lossy().into_owned())
     }
 
@@ -325,7 +327,7 @@ fn server(address: SocketAddr) -> ! {
             while socket.recv(&mut buffer).is_ok() {
                 counter.fetch_add(1, Ordering::Relaxed);
             }
-            thread::sleep(NAP);
+            thread::sleep(POLL_PAUSE);
         }
     });
     thread::spawn(move || {
@@ -333,11 +335,11 @@ fn server(address: SocketAddr) -> ! {
             while let Ok((stream, _)) = listener.accept() {
                 serve(stream, &address.to_string());
             }
-            thread::sleep(NAP);
+            thread::sleep(POLL_PAUSE);
         }
     });
-    say("ready");
-    let mut told = 0;
+    reply("ready");
+    let mut reported = 0;
     for _ in lines() {
         let mut arrived = count.load(Ordering::Relaxed);
         loop {
@@ -348,13 +350,13 @@ fn server(address: SocketAddr) -> ! {
             }
             arrived = now;
         }
-        say(&(arrived - told).to_string());
-        told = arrived;
+        reply(&(arrived - reported).to_string());
+        reported = arrived;
     }
     std::process::exit(0);
 }
 
-/// Serves a connection by its first byte: none closes it, others ask for the name or begin a stream to discard.
+/// Serves a connection. Its first byte selects: none closes it, others ask for the name or begin a stream to discard.
 fn serve(mut stream: TcpStream, name: &str) {
     let mut first = [0; 1];
     if !matches!(stream.read(&mut first), Ok(1)) {

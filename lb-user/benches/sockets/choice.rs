@@ -112,7 +112,7 @@ pub fn costs(store: &mut impl Store, rounds: usize, join: impl Fn(bool)) {
         column.extend((1..=names.len()).map(|at| crate::percent(ratio(at))));
         column
     });
-    let names = std::iter::once("straight to the backend (the floor)".to_owned()).chain(names);
+    let names = std::iter::once("directly to the backend (the floor)".to_owned()).chain(names);
     for (name, (few, many)) in names.zip(columns[0].iter().zip(&columns[1])) {
         println!("| {name} | {few} | {many} |");
     }

@@ -19,7 +19,7 @@ use lb_lab::{
     traffic::stay_on,
 };
 
-use traffic::{Path as Way, Variant};
+use traffic::{SocketVariant, Topology};
 
 /// Rounds of a figure; odd, so that there is a median. Many and short ones, since the machine's speed drifts.
 const ROUNDS: usize = 101;
@@ -55,23 +55,32 @@ fn measure(sandbox: &Inside) {
     let mut datapath = Loader::load(pins.clone(), MapSizes::new()).expect("the programs load");
     let mut store = datapath.store().expect("the maps");
     datapath.attach(&inside).expect("the programs attach");
-    let servers = traffic::Servers::start();
+    let servers = traffic::SocketServers::start();
 
-    println!("| Services loaded | what | against straight to the backend |\n|---|---|---|");
+    println!("| Services loaded | what | compared with the floor |\n|---|---|---|");
     let mut loaded = 0;
     for services in [10, 1_000, 30_000] {
         store.apply(&service_ops(loaded + 1, services)).expect("room in the maps");
         loaded = services;
-        for way in [Way::Loopback, Way::Veth] {
-            let figures = traffic::tcp_connects(way, ROUNDS, |served| join(if served { &inside } else { &outside }));
-            row(services, &format!("TCP connect+close, {way}, floor"), &format!("{:.2} µs", figures.floor / 1e3));
-            row(services, &format!("TCP connect+close, {way}, no Service"), &percent(figures.ratio(Variant::Miss)));
-            row(services, &format!("TCP connect+close, {way}, through a VIP"), &percent(figures.ratio(Variant::Vip)));
+        for topology in [Topology::Loopback, Topology::Veth] {
+            let figures =
+                traffic::tcp_connects(topology, ROUNDS, |served| join(if served { &inside } else { &outside }));
+            row(services, &format!("TCP connect+close, {topology}, floor"), &format!("{:.2} µs", figures.floor / 1e3));
+            row(
+                services,
+                &format!("TCP connect+close, {topology}, no Service"),
+                &percent(figures.ratio(SocketVariant::Miss)),
+            );
+            row(
+                services,
+                &format!("TCP connect+close, {topology}, through a VIP"),
+                &percent(figures.ratio(SocketVariant::Vip)),
+            );
         }
         let figures = traffic::udp_connects(ROUNDS, |served| join(if served { &inside } else { &outside }));
         row(services, "UDP connect(), floor", &format!("{:.0} ns", figures.floor));
-        row(services, "UDP connect(), no Service", &format!("{:+.0} ns", figures.added(Variant::Miss)));
-        row(services, "UDP connect(), through a VIP", &format!("{:+.0} ns", figures.added(Variant::Vip)));
+        row(services, "UDP connect(), no Service", &format!("{:+.0} ns", figures.added(SocketVariant::Miss)));
+        row(services, "UDP connect(), through a VIP", &format!("{:+.0} ns", figures.added(SocketVariant::Vip)));
         join(&inside);
         for (what, nanoseconds) in programs::nanoseconds(&pins.current()) {
             row(services, &format!("{what}, by the kernel's run-time statistics"), &format!("{nanoseconds:.0} ns"));

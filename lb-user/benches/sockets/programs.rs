@@ -53,8 +53,8 @@ pub fn nanoseconds(pins: &Path) -> Vec<(&'static str, f64)> {
     };
     let close = || (0..RUNS).for_each(|_| drop(traffic::udp()));
     vec![
-        // Reads only the protocol of the socket: the cost of the statistics themselves.
-        ("next to nothing (sock_release, UDP)", mean(pins, "sock_release", close)),
+        // The program only reads the socket's protocol here: the cost of the statistics themselves.
+        ("hardly any work (sock_release, UDP)", mean(pins, "sock_release", close)),
         ("connect4, TCP, VIP", mean(pins, "connect4", tcp(vip))),
         ("connect4, TCP, no Service", mean(pins, "connect4", tcp(direct))),
         ("connect4, UDP, VIP", mean(pins, "connect4", udp(vip))),

@@ -31,14 +31,14 @@ const UDP_CONNECTS: u32 = 5_000;
 
 /// The place of the backend.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Path {
+pub enum Topology {
     /// On this node.
     Loopback,
     /// In another network namespace, behind a veth pair: another node.
     Veth,
 }
 
-impl fmt::Display for Path {
+impl fmt::Display for Topology {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Loopback => "loopback",
@@ -49,7 +49,7 @@ impl fmt::Display for Path {
 
 /// The variants that the bench compares with the floor.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Variant {
+pub enum SocketVariant {
     /// A served process that dials the backend itself.
     Miss,
     /// A served process that dials the VIP.
@@ -57,32 +57,32 @@ pub enum Variant {
 }
 
 /// Medians over the rounds.
-pub struct Figures {
+pub struct SocketFigures {
     /// Nanoseconds of the floor.
     pub floor: f64,
     rounds: Vec<[f64; 3]>,
 }
 
-impl Figures {
+impl SocketFigures {
     fn new(rounds: Vec<[f64; 3]>) -> Self {
         Self { floor: median(rounds.iter().map(|[floor, ..]| *floor)), rounds }
     }
 
     /// Time of a variant as a ratio to the floor.
-    pub fn ratio(&self, variant: Variant) -> f64 {
+    pub fn ratio(&self, variant: SocketVariant) -> f64 {
         median(
             self.rounds
                 .iter()
-                .map(|[floor, miss, vip]| if variant == Variant::Vip { vip / floor } else { miss / floor }),
+                .map(|[floor, miss, vip]| if variant == SocketVariant::Vip { vip / floor } else { miss / floor }),
         )
     }
 
     /// Nanoseconds of a variant above the floor.
-    pub fn added(&self, variant: Variant) -> f64 {
+    pub fn added(&self, variant: SocketVariant) -> f64 {
         median(
             self.rounds
                 .iter()
-                .map(|[floor, miss, vip]| if variant == Variant::Vip { vip - floor } else { miss - floor }),
+                .map(|[floor, miss, vip]| if variant == SocketVariant::Vip { vip - floor } else { miss - floor }),
         )
     }
 }
@@ -106,17 +106,23 @@ pub fn addresses() {
     run("ip", &["route", "add", "local", "10.2.0.0/16", "dev", "lo"]);
 }
 
-/// The server processes; killed when dropped.
-pub struct Servers(Vec<Child>);
+/// Waits for its end of the veth pair, and serves there. `$0` is this program.
+const SERVER_BEHIND_VETH: &str = "ip link set lo up
+while ! ip addr add 10.1.0.2/24 dev there 2>/dev/null; do sleep 0.05; done
+ip link set there up
+exec \"$0\" --server 10.1.0.2:8080";
 
-impl Servers {
+/// The server processes; killed when dropped.
+pub struct SocketServers(Vec<Child>);
+
+impl SocketServers {
     /// Starts one on this node, and one on another behind a veth pair.
     pub fn start() -> Self {
         let exe = std::env::current_exe().expect("this program");
         let here =
             Command::new(&exe).args(["--server", &format!("{LOOPBACK}:{TARGET}")]).stdout(Stdio::piped()).spawn();
         let there = Command::new("unshare")
-            .args(["--net", "sh", "-c", "ip link set lo up; while ! ip addr add 10.1.0.2/24 dev there 2>/dev/null; do sleep 0.05; done; ip link set there up; exec \"$0\" --server 10.1.0.2:8080"])
+            .args(["--net", "sh", "-c", SERVER_BEHIND_VETH])
             .arg(&exe)
             .stdout(Stdio::piped())
             .spawn();
@@ -139,7 +145,7 @@ impl Servers {
     }
 }
 
-impl Drop for Servers {
+impl Drop for SocketServers {
     fn drop(&mut self) {
         for child in &mut self.0 {
             let _ended = child.kill();
@@ -148,8 +154,7 @@ impl Drop for Servers {
     }
 }
 
-/// The server. The first byte of a connection says what to do: none closes it, others ask for an echo or begin a
-/// stream.
+/// Runs a server. The first byte of a connection selects: none closes it, others ask for an echo or begin a stream.
 pub fn serve(address: &str) -> ! {
     stay_on(1);
     let listener = TcpListener::bind(address).expect("a free port");
@@ -174,18 +179,18 @@ pub fn serve(address: &str) -> ! {
     }
 }
 
-fn target(variant: Option<Variant>, way: Path) -> SocketAddr {
-    match (variant, way) {
-        (Some(Variant::Vip), Path::Loopback) => (VIP, PORT).into(),
-        (Some(Variant::Vip), Path::Veth) => (VETH_VIP, PORT).into(),
-        (_, Path::Loopback) => (LOOPBACK, TARGET).into(),
-        (_, Path::Veth) => (VETH, TARGET).into(),
+fn target(variant: Option<SocketVariant>, topology: Topology) -> SocketAddr {
+    match (variant, topology) {
+        (Some(SocketVariant::Vip), Topology::Loopback) => (VIP, PORT).into(),
+        (Some(SocketVariant::Vip), Topology::Veth) => (VETH_VIP, PORT).into(),
+        (_, Topology::Loopback) => (LOOPBACK, TARGET).into(),
+        (_, Topology::Veth) => (VETH, TARGET).into(),
     }
 }
 
-const VARIANTS: [Option<Variant>; 3] = [None, Some(Variant::Miss), Some(Variant::Vip)];
+const VARIANTS: [Option<SocketVariant>; 3] = [None, Some(SocketVariant::Miss), Some(SocketVariant::Vip)];
 
-fn rounds(count: usize, join: impl Fn(bool), measure: impl Fn(Option<Variant>) -> f64) -> Figures {
+fn rounds(count: usize, join: impl Fn(bool), measure: impl Fn(Option<SocketVariant>) -> f64) -> SocketFigures {
     let mut all = Vec::new();
     // The first round warms up. The order rotates, so that no testbed always follows the same one.
     for round in 0..=count {
@@ -200,13 +205,13 @@ fn rounds(count: usize, join: impl Fn(bool), measure: impl Fn(Option<Variant>) -
             all.push(times);
         }
     }
-    Figures::new(all)
+    SocketFigures::new(all)
 }
 
 /// Nanoseconds of a connect and close.
-pub fn tcp_connects(way: Path, count: usize, join: impl Fn(bool)) -> Figures {
+pub fn tcp_connects(topology: Topology, count: usize, join: impl Fn(bool)) -> SocketFigures {
     rounds(count, join, |variant| {
-        let to = target(variant, way);
+        let to = target(variant, topology);
         let start = Instant::now();
         for _ in 0..CONNECTS {
             tcp_connect(to);
@@ -221,9 +226,9 @@ pub fn tcp_connect(to: SocketAddr) {
 }
 
 /// Nanoseconds of a connect() of one UDP socket.
-pub fn udp_connects(count: usize, join: impl Fn(bool)) -> Figures {
+pub fn udp_connects(count: usize, join: impl Fn(bool)) -> SocketFigures {
     rounds(count, join, |variant| {
-        let to = target(variant, Path::Loopback);
+        let to = target(variant, Topology::Loopback);
         let socket = udp();
         let start = Instant::now();
         for _ in 0..UDP_CONNECTS {
@@ -271,7 +276,7 @@ pub fn stream(count: usize) -> f64 {
 }
 
 fn pairs(count: usize, measure: impl Fn(SocketAddr) -> f64) -> f64 {
-    let (direct, vip) = (target(None, Path::Loopback), target(Some(Variant::Vip), Path::Loopback));
+    let (direct, vip) = (target(None, Topology::Loopback), target(Some(SocketVariant::Vip), Topology::Loopback));
     let ratios = (0..=count).map(|round| {
         if round % 2 == 0 {
             let (a, b) = (measure(direct), measure(vip));

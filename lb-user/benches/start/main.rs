@@ -1,5 +1,5 @@
 //! Time from the start of the agent to the first VIP that answers, with 10,000 Services on a real API server, and the
-//! agent needs of memory then: `cargo xtask bench start`.
+//! agent's memory at that time: `cargo xtask bench start`.
 //!
 //! API server, agent, client and backends share one network namespace of their own. Where kube-proxy and nft are
 //! installed, kube-proxy (mode nftables) starts in the same rounds, so that its figures compare.
@@ -25,7 +25,7 @@ use lb_lab::{
     table::{Spread, header, row},
 };
 
-use proxies::Node;
+use proxies::BenchNode;
 
 /// Rounds of a figure; odd, so that there is a median.
 const ROUNDS: usize = 5;
@@ -68,11 +68,15 @@ fn measure(inside: Inside) {
     let start = Instant::now();
     objects::fill(&cluster, SERVICES);
     eprintln!("{SERVICES} Services and their slices made in {:.1} s", start.elapsed().as_secs_f64());
-    // From here on the agent serves this process and its children.
+    // The agent serves new sockets of this process and its children from here on.
     fs::write(served.join("cgroup.procs"), std::process::id().to_string()).expect("joining the cgroup");
 
-    let node =
-        Node { pins: bpffs.join("beeline"), cgroup: served, directory: inside.directory, kubeconfig: api.kubeconfig() };
+    let node = BenchNode {
+        pins: bpffs.join("beeline"),
+        cgroup: served,
+        directory: inside.directory,
+        kubeconfig: api.kubeconfig(),
+    };
     let kube_proxy =
         KubeProxy::find(Mode::Nftables).map_err(|reason| eprintln!("kube-proxy is left out: {reason}")).ok();
     let (mut cold, mut warm, mut others, mut changes): (Rounds, Rounds, Rounds, Rounds) = Default::default();
@@ -85,7 +89,7 @@ fn measure(inside: Inside) {
             (0..CHANGES).map(|change| objects::change(&cluster, &node, change)).unzip();
         changes.push(vec![middle(&patch), middle(&sent), sent.iter().copied().fold(0.0, f64::max)]);
         drop(agent);
-        // As after kill -9: the pins stay and the VIPs answer all the time.
+        // The agent was killed by SIGKILL: the pins stay, and the VIPs answer all the time.
         warm.push(start_agent(&node, "warm"));
         node.clean_up();
         if let Some(kube_proxy) = &kube_proxy {
@@ -126,7 +130,7 @@ fn report(cold: &Rounds, warm: &Rounds, others: &Rounds, changes: &Rounds) {
 }
 
 /// One start of the agent: times and memory.
-fn start_agent(node: &Node, kind: &str) -> Vec<f64> {
+fn start_agent(node: &BenchNode, kind: &str) -> Vec<f64> {
     let start = Instant::now();
     let agent = node.start();
     let answers = first_answer(start, &agent);
@@ -138,7 +142,7 @@ fn start_agent(node: &Node, kind: &str) -> Vec<f64> {
     vec![milliseconds(answers), milliseconds(in_service), peak, resident, agent.memory("VmRSS:")]
 }
 
-fn start_kube_proxy(kube_proxy: &KubeProxy, node: &Node) -> Vec<f64> {
+fn start_kube_proxy(kube_proxy: &KubeProxy, node: &BenchNode) -> Vec<f64> {
     // Translation needs a route to the VIP.
     ip(&["route", "add", "10.96.0.0/16", "dev", "other"]);
     let start = Instant::now();
@@ -148,7 +152,7 @@ fn start_kube_proxy(kube_proxy: &KubeProxy, node: &Node) -> Vec<f64> {
     eprintln!("  kube-proxy: {answers:?}");
     let figures = vec![milliseconds(answers), process.memory("VmRSS:")];
     drop(process);
-    Node::flush_rules();
+    BenchNode::flush_rules();
     ip(&["route", "del", "10.96.0.0/16"]);
     figures
 }

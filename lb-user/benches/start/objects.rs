@@ -14,7 +14,7 @@ use lb_kernel::bpf as sys;
 use lb_lab::api_client::{ApiClient, NAMESPACE};
 use serde_json::{Value, json};
 
-use crate::proxies::{NODE, Node};
+use crate::proxies::{BenchNode, NODE};
 
 /// Port of the VIPs.
 pub const PORT: u16 = 80;
@@ -36,7 +36,7 @@ pub fn fill(cluster: &ApiClient, services: u32) {
 
 /// Changes the first endpoint of a Service. Returns the milliseconds until the API server answers, and until the map
 /// has it.
-pub fn change(cluster: &ApiClient, node: &Node, change: u32) -> (f64, f64) {
+pub fn change(cluster: &ApiClient, node: &BenchNode, change: u32) -> (f64, f64) {
     let number = change * 7;
     let (map, key) = place(node, number);
     // Each round sets another address.
@@ -67,7 +67,7 @@ pub fn change(cluster: &ApiClient, node: &Node, change: u32) -> (f64, f64) {
 }
 
 /// The first slot of a Service, and the map of the slots.
-fn place(node: &Node, service: u32) -> (std::os::fd::OwnedFd, SlotKey) {
+fn place(node: &BenchNode, service: u32) -> (std::os::fd::OwnedFd, SlotKey) {
     let pins = node.pins.join(format!("v{LAYOUT_VERSION}"));
     let dump = BpfStore::open(&pins).and_then(|store| store.dump()).expect("the pinned maps");
     let name = service_name(service);

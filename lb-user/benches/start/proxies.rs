@@ -4,14 +4,14 @@ use std::{path::PathBuf, process::Command};
 
 use lb_lab::{
     Process,
-    kube_proxy::{KubeProxy, Served},
+    kube_proxy::{KubeProxy, ServedNode},
 };
 
 /// The name of the node on the API server.
 pub const NODE: &str = "here";
 
 /// The environment of the agent.
-pub struct Node {
+pub struct BenchNode {
     /// The directory of pins.
     pub pins: PathBuf,
     /// The cgroup that the agent serves.
@@ -22,7 +22,7 @@ pub struct Node {
     pub kubeconfig: PathBuf,
 }
 
-impl Node {
+impl BenchNode {
     /// Starts the agent.
     pub fn start(&self) -> Process {
         let mut command = self.beeline();
@@ -34,7 +34,7 @@ impl Node {
     /// Starts kube-proxy.
     pub fn start_kube_proxy(&self, kube_proxy: &KubeProxy) -> Process {
         let Self { kubeconfig, directory, .. } = self;
-        kube_proxy.start(&Served { node: NODE, pods: "10.0.0.0/16", kubeconfig, directory })
+        kube_proxy.start(&ServedNode { node: NODE, pods: "10.0.0.0/16", kubeconfig, directory })
     }
 
     /// Removes the datapath.

@@ -27,7 +27,7 @@ impl Assets {
     /// Finds them in the directory `$KUBEBUILDER_ASSETS`, else in `$PATH`.
     ///
     /// # Errors
-    /// A program is missing: which one.
+    /// The name of the missing program.
     pub fn find() -> Result<Self, String> {
         Ok(Self { kube_apiserver: program("kube-apiserver")?, kubectl: program("kubectl")?, etcd: program("etcd")? })
     }
@@ -177,7 +177,7 @@ current-context: x
     /// Runs kubectl with `input` and returns its standard output.
     ///
     /// # Errors
-    /// It fails: its standard error.
+    /// Its standard error, if it fails.
     pub fn try_kubectl(&self, args: &[&str], input: &str) -> Result<String, String> {
         let mut kubectl = Command::new(&self.assets.kubectl)
             .arg("--kubeconfig")

@@ -8,12 +8,12 @@ use std::{
 
 use crate::process::Process;
 
-/// The mode: what kube-proxy makes its rules with.
+/// The mode of kube-proxy: the netfilter interface of its rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// The older mode, and the default.
+    /// iptables, the default.
     Iptables,
-    /// The newer mode.
+    /// nf_tables.
     Nftables,
 }
 
@@ -32,8 +32,8 @@ pub struct KubeProxy {
     mode: Mode,
 }
 
-/// The node to serve.
-pub struct Served<'a> {
+/// The node that kube-proxy serves.
+pub struct ServedNode<'a> {
     /// Its name on the API server.
     pub node: &'a str,
     /// The cluster CIDR: packets of other sources are masqueraded.
@@ -48,7 +48,7 @@ impl KubeProxy {
     /// Finds it in `$KUBEBUILDER_ASSETS`.
     ///
     /// # Errors
-    /// The program is missing, or the netfilter tool of the mode does not work in this network namespace: the reason.
+    /// Why it cannot run: the program is missing, or the mode's netfilter tool fails in this network namespace.
     pub fn find(mode: Mode) -> Result<Self, String> {
         let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from).unwrap_or_default();
         let program = assets.join("kube-proxy");
@@ -68,8 +68,8 @@ impl KubeProxy {
     }
 
     /// Starts it in the network namespace of this thread.
-    pub fn start(&self, served: &Served<'_>) -> Process {
-        let Served { node, pods, kubeconfig, directory } = served;
+    pub fn start(&self, served: &ServedNode<'_>) -> Process {
+        let ServedNode { node, pods, kubeconfig, directory } = served;
         let config = directory.join(format!("kube-proxy-{node}.yaml"));
         let text = configuration(self.mode, node, pods, kubeconfig) + "bindAddress: 0.0.0.0\n";
         fs::write(&config, text).expect("a file");

@@ -5,16 +5,15 @@
 //! |---|---|
 //! | [`netns`], [`link`] | a network namespace; links, addresses and routes in it |
 //! | [`network`] | two nodes with pods, and a client outside, built from these |
-//! | [`sandbox`], [`machine`] | cgroup, directory, bpffs and namespaces for a process, or for a node of several |
+//! | [`sandbox`], [`machine`] | cgroup, directory, bpffs and namespaces for a process, or for a node with several |
 //! | [`process`] | a program with a log, killed when dropped |
 //! | [`api_server`], [`kube_proxy`], [`relay`] | the real control plane and the real kube-proxy |
 //! | `api_client` (feature `api-client`) | objects on that API server, by the thousand |
 //! | `packets` (feature `packets`) | the tc programs, one packet at a time |
 //! | [`table`], [`traffic`] | the tables of the benches, and their connections |
-//! | [`sys`] | the only `unsafe` of this crate |
 //!
-//! Functions panic when the machine does not do as told: a test has no other way to go on. Nothing here depends on a
-//! crate that embeds the eBPF object, so `xtask` can use it before that object exists.
+//! Functions panic on errors, since a test cannot continue without its environment. No dependency embeds the eBPF
+//! object, so `xtask` can use this crate before that object exists.
 
 #[cfg(feature = "api-client")]
 pub mod api_client;
@@ -29,7 +28,6 @@ pub mod packets;
 pub mod process;
 pub mod relay;
 pub mod sandbox;
-pub mod sys;
 pub mod table;
 pub mod traffic;
 

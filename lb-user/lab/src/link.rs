@@ -1,5 +1,4 @@
-//! What a network is composed of: links, addresses and routes of one namespace, collected and then made as one batch of
-//! ip(8).
+//! Links, addresses and routes of one namespace, collected and then made as one batch of ip(8).
 //!
 //! A node is a [`Namespace`] with links; a link is one end of a veth pair, a bridge, or a port of one. Another kind of
 //! link (VLAN, VXLAN, tun, bond) is a variant of `Kind` and a constructor of [`Link`].
@@ -8,7 +7,7 @@ use std::fmt::Write as _;
 
 use crate::netns::Namespace;
 
-/// A link to be made. It comes up at once.
+/// A link to make. It comes up at once.
 #[derive(Clone, Debug)]
 pub struct Link {
     kind: Kind,
@@ -54,7 +53,7 @@ impl Link {
         Self { mac: Some(mac), ..self }
     }
 
-    /// Makes it a port of a bridge of the same namespace.
+    /// Makes the link a port of a bridge in the same namespace.
     pub fn port_of(self, bridge: &str) -> Self {
         Self { master: Some(bridge.to_owned()), ..self }
     }
@@ -75,7 +74,7 @@ impl Namespace {
 }
 
 impl Setup<'_> {
-    /// Adds a command of ip(8), for what has no method of its own.
+    /// Adds another command of ip(8).
     pub fn ip(mut self, command: &str) -> Self {
         self.lines += command;
         self.lines.push('\n');
@@ -120,7 +119,7 @@ impl Setup<'_> {
         self.ip(&format!("route add {route}"))
     }
 
-    /// Makes all of it.
+    /// Runs all commands.
     pub fn apply(self) {
         self.namespace.ip(&self.lines);
     }

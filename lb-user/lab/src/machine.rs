@@ -9,7 +9,7 @@ use std::{
 
 use crate::netns::Namespace;
 
-/// A node. A process that does nothing holds its mount namespace; it ends with this value, or with this process.
+/// A node. An idle process holds its mount namespace, and ends with this value or with this process.
 pub struct Machine {
     /// Its network namespace.
     pub net: Namespace,
@@ -19,7 +19,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Makes one of a network namespace and an existing cgroup, with its bpffs at `bpffs` below an existing directory.
+    /// Makes a node from a network namespace and an existing cgroup, with a bpffs at `bpffs` below `directory`.
     pub fn start(net: Namespace, cgroup: &Path, directory: &Path) -> Self {
         std::fs::create_dir_all(directory.join("bpffs")).expect("a directory");
         let script = "echo $$ > \"$0/cgroup.procs\" && mount -t bpf bpf \"$1\" && echo ready && exec cat";

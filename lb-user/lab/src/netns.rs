@@ -9,19 +9,18 @@ use std::{
     thread,
 };
 
+use lb_kernel::unshare;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-use crate::sys;
 
 /// A network namespace. It lives as long as this value, or as a process in it.
 pub struct Namespace(File);
 
 impl Namespace {
-    /// Makes one, with nothing but loopback, which is down.
+    /// Makes a namespace with a loopback device only, which is down.
     #[expect(clippy::new_without_default, reason = "it changes the machine")]
     pub fn new() -> Self {
         let make = || {
-            sys::unshare_network().expect("a network namespace, which needs root");
+            unshare::network().expect("a network namespace, which needs root");
             Self::current()
         };
         thread::scope(|scope| joined(scope.spawn(make)))
@@ -32,7 +31,7 @@ impl Namespace {
         Self(File::open("/proc/thread-self/ns/net").expect("/proc"))
     }
 
-    /// A file that `nsenter --net=` and `ip ... netns` take while this process lives.
+    /// A path for `nsenter --net=` and `ip ... netns`, valid while this process lives.
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
@@ -42,8 +41,8 @@ impl Namespace {
         move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).expect("our own namespace");
     }
 
-    /// Runs `work` in the namespace, on a thread that the caller waits for. Sockets, threads and processes that it
-    /// makes belong to the namespace, and so does what it reads below /proc/sys/net.
+    /// Runs `work` in the namespace, on a thread that the caller waits for. Its sockets, threads and processes belong
+    /// to the namespace, and it reads the namespace's /proc/sys/net.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let there = || {
             self.join();

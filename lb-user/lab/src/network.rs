@@ -8,7 +8,7 @@
 //! ```
 //!
 //! IPv6 is the same by fd30::11, ::12, ::20 and fd44:0:0:1::2. Nodes forward. Their default route is the client, which
-//! stands for the world. Pods have links as the CNI plugin ptp makes them.
+//! stands for the outside. Pods have links as the CNI plugin ptp makes them.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ pub enum RpFilter {
     Loose = 2,
 }
 
-/// What differs between one network and another.
+/// Options of a network.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// MTU of all links.
@@ -43,7 +43,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// The hard case, with one pod on each node.
+    /// Strict reverse path filtering, the hardest case, and one pod on each node.
     fn default() -> Self {
         Self { mtu: 1500, rp_filter: RpFilter::Strict, pods: 1 }
     }
@@ -96,7 +96,7 @@ pub struct Lan {
 }
 
 impl Lan {
-    /// Makes it. Every address can be used at once.
+    /// Makes the network. Every address can be used at once.
     pub fn make(options: Options) -> Self {
         let client = Host::new([172, 30, 0, 20], [0xfd30, 0, 0, 0, 0, 0, 0, 0x20]);
         let (node1, node2) = (Node::make(1, options), Node::make(2, options));
@@ -104,7 +104,7 @@ impl Lan {
         disable_autoconfiguration(&bridge);
         // The bridge stands for a wire, which no netfilter sees.
         for family in ["arp", "ip", "ip6"] {
-            // There is no such file without br_netfilter.
+            // The file exists only with the module br_netfilter.
             bridge.enter(|| fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables"), "0").ok());
         }
         let mut setup = bridge.setup().link("wire", &Link::bridge());
@@ -129,7 +129,7 @@ impl Lan {
 impl Node {
     fn make(number: u8, options: Options) -> Self {
         let host = Host::new([172, 30, 0, 10 + number], [0xfd30, 0, 0, 0, 0, 0, 0, 0x10 + u16::from(number)]);
-        // Before there is any link: each takes its own from `default`.
+        // Before there is any link, since links copy `default`.
         for of in ["all", "default"] {
             host.net.set(&format!("ipv4/conf/{of}/rp_filter"), &(options.rp_filter as u8).to_string());
             // A packet that leaves by the link on which it came must not redirect the client.

@@ -14,7 +14,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it in the network namespace of this thread. Its output replaces what `log` holds.
+    /// Starts it in the network namespace of this thread. Its output replaces the content of `log`.
     pub fn start(command: &mut Command, log: &Path) -> Self {
         Self::start_with(command, log, File::create(log).expect("a log file"))
     }

@@ -11,9 +11,10 @@ use std::{
     time::Duration,
 };
 
+use lb_kernel::unshare;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
-use crate::{netns::Namespace, sys};
+use crate::netns::Namespace;
 
 /// Environment of the process inside: its cgroup and its directory.
 const ENVIRONMENT: [&str; 2] = ["BEELINE_LAB_CGROUP", "BEELINE_LAB_DIRECTORY"];
@@ -45,7 +46,7 @@ impl Sandbox {
         self.directory.path()
     }
 
-    /// Tells a command where the sandbox is. The process enters it by [`Inside::enter`].
+    /// Passes the sandbox to a command, in its environment. The process enters it by [`Inside::enter`].
     pub fn run_in<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env(ENVIRONMENT[0], &self.cgroup).env(ENVIRONMENT[1], self.directory.path())
     }
@@ -69,7 +70,7 @@ pub fn run_again(name: &str) -> i32 {
     i32::from(!status.is_ok_and(|status| status.success()))
 }
 
-/// The side of the process in the sandbox.
+/// The side of the process that runs in the sandbox.
 #[derive(Clone, Debug)]
 pub struct Inside {
     /// The cgroup.
@@ -104,7 +105,7 @@ impl Inside {
 
 /// Moves this process, while it has one thread, into a network namespace and a mount namespace of its own.
 pub fn enter_namespaces() {
-    sys::unshare_network_and_mounts().expect("new namespaces, which need root");
+    unshare::network_and_mounts().expect("new namespaces, which need root");
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).expect("private mounts");
 }
 

@@ -1,4 +1,4 @@
-//! The cluster as a story sees it: kubectl, the nodes, and what is asked of pods.
+//! The cluster as the stories use it: kubectl and the nodes.
 
 use std::{
     fs,
@@ -12,33 +12,33 @@ use serde_json::Value;
 use crate::{
     control_plane::ControlPlane,
     network::{self, NODES},
-    node::Node,
-    place,
+    node::E2eNode,
     process::{asset, try_run, until},
+    sandbox,
 };
 
-/// A cluster that runs.
+/// A running cluster.
 pub struct Cluster {
     /// Its control plane.
     pub control: ControlPlane,
-    /// Its nodes, the first of which is node1.
-    pub nodes: Vec<Node>,
+    /// Its nodes, node1 first.
+    pub nodes: Vec<E2eNode>,
     /// Files of this run.
     pub directory: PathBuf,
 }
 
 impl Cluster {
-    /// Brings it up; the nodes are ready when this returns.
+    /// Starts the cluster and waits until the nodes are ready.
     pub fn start() -> Self {
-        let directory = PathBuf::from(std::env::var_os(place::DIRECTORY).expect("the runner sets it"));
-        let cgroup = std::env::var(place::CGROUP).expect("the runner sets it");
+        let directory = PathBuf::from(std::env::var_os(sandbox::DIRECTORY).expect("the runner sets it"));
+        let cgroup = std::env::var(sandbox::CGROUP).expect("the runner sets it");
         network::make();
         fs::create_dir(directory.join("images")).expect("a directory");
         for image in ["beeline.tar", "e2e.tar"] {
             fs::copy(asset(image), directory.join("images").join(image)).expect("an image");
         }
         let control = ControlPlane::start(directory.clone());
-        let nodes = NODES.map(|number| Node::start(number, &directory, &cgroup)).into();
+        let nodes = NODES.map(|number| E2eNode::start(number, &directory, &cgroup)).into();
         let cluster = Self { control, nodes, directory };
         cluster.apply(DNS);
         cluster.until_nodes_are_ready();
@@ -54,18 +54,18 @@ impl Cluster {
         });
     }
 
-    /// What kubectl says to this, which may fail.
+    /// Runs kubectl.
     pub fn try_kubectl(&self, arguments: &[&str]) -> Result<String, String> {
         try_run(Command::new(asset("kubectl")).arg("--kubeconfig").arg(self.control.kubeconfig()).args(arguments))
     }
 
-    /// What kubectl says to this, which must succeed.
+    /// Runs kubectl; panics if it fails.
     #[track_caller]
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         self.try_kubectl(arguments).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// An object, or a list of them.
+    /// Reads an object, or a list of objects.
     #[track_caller]
     pub fn get(&self, words: &str) -> Value {
         let arguments: Vec<&str> = words.split(' ').collect();
@@ -73,7 +73,7 @@ impl Cluster {
         serde_json::from_str(&text).expect("JSON of kubectl")
     }
 
-    /// Makes objects equal to this YAML.
+    /// Applies YAML.
     #[track_caller]
     pub fn apply(&self, yaml: &str) {
         let mut command = Command::new(asset("kubectl"));
@@ -83,24 +83,24 @@ impl Cluster {
         assert!(child.wait().expect("kubectl").success(), "kubectl apply of:\n{yaml}");
     }
 
-    /// Waits until a rollout is over.
+    /// Waits until the rollout of an object, as in `deployment/NAME`, is complete.
     #[track_caller]
-    pub fn until_rolled_out(&self, what: &str, namespace: &str) {
-        let said = self.try_kubectl(&["rollout", "status", what, "--namespace", namespace, "--timeout=180s"]);
-        if let Err(error) = said {
+    pub fn until_rolled_out(&self, object: &str, namespace: &str) {
+        let result = self.try_kubectl(&["rollout", "status", object, "--namespace", namespace, "--timeout=180s"]);
+        if let Err(error) = result {
             let pods = self.try_kubectl(&["get", "pods", "--all-namespaces", "--output=wide"]);
             let events = self.try_kubectl(&["get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"]);
             panic!("{error}\n{}\n{}", pods.unwrap_or_default(), events.unwrap_or_default());
         }
     }
 
-    /// A node by its name.
-    pub fn node(&self, name: &str) -> &Node {
+    /// Finds a node by its name.
+    pub fn node(&self, name: &str) -> &E2eNode {
         self.nodes.iter().find(|node| node.name() == name).expect("a node of that name")
     }
 }
 
-/// The cluster's DNS runs in no pod: a Service without a selector, with endpoints by hand.
+/// CoreDNS runs outside of the cluster: the Service of DNS has no selector, and Endpoints written by hand.
 const DNS: &str = "\
 apiVersion: v1
 kind: Service

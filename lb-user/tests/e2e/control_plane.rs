@@ -9,7 +9,7 @@ use crate::{
     process::{asset, run, try_run, until, within},
 };
 
-/// It runs until it is dropped.
+/// The programs of the control plane, killed when dropped.
 pub struct ControlPlane {
     directory: PathBuf,
     api_server: RefCell<Option<Process>>,
@@ -17,7 +17,7 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts all of it; ready when this returns.
+    /// Starts all programs and waits until the API server is ready.
     pub fn start(directory: PathBuf) -> Self {
         let pki = directory.join("pki");
         fs::create_dir(&pki).expect("a directory");
@@ -40,17 +40,17 @@ impl ControlPlane {
         control
     }
 
-    /// What reaches the API server as its administrator.
+    /// A kubeconfig with all rights.
     pub fn kubeconfig(&self) -> PathBuf {
         self.directory.join("admin.conf")
     }
 
-    /// Ends the API server; etcd and all that is stored there stay.
+    /// Kills the API server; etcd runs on.
     pub fn stop_api_server(&self) {
         *self.api_server.borrow_mut() = None;
     }
 
-    /// Starts it, and waits until it is ready.
+    /// Starts the API server, and waits until it is ready.
     pub fn start_api_server(&self) {
         let pki = |file: &str| self.directory.join("pki").join(file).display().to_string();
         let mut command = within("control", asset("kube-apiserver"));
@@ -89,7 +89,7 @@ impl ControlPlane {
             "--node-cidr-mask-size-ipv4=24",
             "--node-cidr-mask-size-ipv6=64",
             "--service-cluster-ip-range=10.96.0.0/16,fd96::/108",
-            // A node that is started again shall be missed and found again within a story.
+            // A restarted node must become NotReady and Ready again within a story.
             "--node-monitor-period=2s",
             "--node-monitor-grace-period=15s",
         ]);
@@ -136,7 +136,8 @@ fn make_keys(dir: &str) {
 fn kubeconfig_of(token: &str, authority: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Config\n\
-         clusters: [{{name: e2e, cluster: {{server: 'https://{CONTROL}:6443', certificate-authority: '{authority}'}}}}]\n\
+         clusters: [{{name: e2e, cluster: \
+         {{server: 'https://{CONTROL}:6443', certificate-authority: '{authority}'}}}}]\n\
          users: [{{name: admin, user: {{token: {token}}}}}]\n\
          contexts: [{{name: admin, context: {{cluster: e2e, user: admin}}}}]\ncurrent-context: admin\n"
     )

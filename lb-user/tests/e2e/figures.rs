@@ -1,4 +1,4 @@
-//! What a proxy costs a node of this cluster: Beeline and kube-proxy one after the other on node1, with the same objects.
+//! The cost of a proxy on a node of the cluster: Beeline and kube-proxy in turn on node1, with the same objects.
 //! `cargo xtask bench cluster` runs it.
 
 use std::{
@@ -19,20 +19,20 @@ use crate::{
     cluster::Cluster,
     kube_proxy,
     network::node_address,
-    place::hierarchies,
     process::{asset, try_run},
+    sandbox::hierarchies,
 };
 
-/// How many Services there are in each round.
+/// Numbers of Services.
 const SERVICES: [u32; 3] = [0, 1000, 10_000];
-/// Endpoints of each.
+/// Endpoints of each Service.
 const ENDPOINTS: u32 = 2;
-/// How long CPU time is watched.
-const WATCHED: Duration = Duration::from_secs(20);
-/// Endpoint changes in a second.
+/// Duration of each measurement of CPU time.
+const MEASURED: Duration = Duration::from_secs(20);
+/// Endpoint changes per second.
 const RATE: u32 = 100;
 
-/// What serves the node.
+/// The proxy on the node.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Proxy {
     Beeline,
@@ -41,15 +41,16 @@ enum Proxy {
 
 const PROXIES: [Proxy; 3] = [Proxy::Beeline, Proxy::KubeProxy(Mode::Nftables), Proxy::KubeProxy(Mode::Iptables)];
 
-/// What one of them took.
-struct Figures {
+/// The figures of a proxy: time until it is ready, MB of memory, percent of a CPU when idle, and percent of a CPU with
+/// the rate of changes.
+struct ClusterFigures {
     ready: Duration,
     resident: f64,
     idle: f64,
     busy: Option<(f64, f64)>,
 }
 
-/// Takes the figures and prints them.
+/// Measures and prints the table.
 pub fn main() -> ExitCode {
     let cluster = Cluster::start();
     let objects = ApiClient::new(&cluster.control.kubeconfig());
@@ -60,8 +61,8 @@ pub fn main() -> ExitCode {
         objects.add_services((made..services).map(|number| (service(number), slice(number, 0))));
         made = services;
         for proxy in PROXIES {
-            let figures = take(&cluster, &objects, proxy, services, &mut round);
-            let Figures { ready, resident, idle, busy } = figures;
+            let figures = measure(&cluster, &objects, proxy, services, &mut round);
+            let ClusterFigures { ready, resident, idle, busy } = figures;
             let busy =
                 busy.map_or_else(|| "-".to_owned(), |(cpu, rate)| format!("{cpu:.1} % ({rate:.0} changes/s arrived)"));
             let name = match proxy {
@@ -77,26 +78,27 @@ pub fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn take(cluster: &Cluster, objects: &ApiClient, proxy: Proxy, services: u32, round: &mut u32) -> Figures {
+/// Starts a proxy, measures it, and removes it.
+fn measure(cluster: &Cluster, objects: &ApiClient, proxy: Proxy, services: u32, round: &mut u32) -> ClusterFigures {
     let begun = Instant::now();
     let process = start(cluster, proxy);
     while !is_healthy() {
-        assert!(begun.elapsed() < Duration::from_secs(300), "it is not ready after 300 s");
+        assert!(begun.elapsed() < Duration::from_secs(300), "the proxy is not ready after 300 s");
         thread::sleep(Duration::from_millis(10));
     }
     let ready = begun.elapsed();
-    // What it does after its start is no idling.
+    // Let the work after the start end before the idle figure.
     thread::sleep(Duration::from_secs(15));
-    let idle = watched(process.pid(), || thread::sleep(WATCHED)).0;
-    let resident = resident(process.pid());
+    let idle = cpu_percent(process.pid(), || thread::sleep(MEASURED)).0;
+    let resident = process.memory("VmRSS:");
     let busy = (services > 0).then(|| {
         let mut changed = 0;
-        let (cpu, took) = watched(process.pid(), || changed = change(objects, services, round));
+        let (cpu, took) = cpu_percent(process.pid(), || changed = change(objects, services, round));
         (cpu, f64::from(changed) / took)
     });
     drop(process);
     clean(cluster, proxy);
-    Figures { ready, resident, idle, busy }
+    ClusterFigures { ready, resident, idle, busy }
 }
 
 fn start(cluster: &Cluster, proxy: Proxy) -> Process {
@@ -138,7 +140,7 @@ fn pins(cluster: &Cluster) -> std::path::PathBuf {
     cluster.directory.join("node1/bpf/beeline")
 }
 
-/// Whether :10256 says so.
+/// True if the health port 10256 answers 200.
 fn is_healthy() -> bool {
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect((node_address(1), 10256))?;
@@ -150,11 +152,12 @@ fn is_healthy() -> bool {
     ask().is_ok_and(|answer| answer.split(' ').nth(1) == Some("200"))
 }
 
-/// Changes the endpoints of one Service after the other, to those of the rounds after `round`; how often.
+/// Changes the endpoints of one Service after the other, to those of the rounds after `round`. Returns the number of
+/// changes.
 fn change(objects: &ApiClient, services: u32, round: &mut u32) -> u32 {
     let slices = objects.slices();
     let begun = Instant::now();
-    let total = u32::try_from(WATCHED.as_secs()).expect("few seconds") * RATE;
+    let total = u32::try_from(MEASURED.as_secs()).expect("few seconds") * RATE;
     let first = *round + 1;
     *round += total.div_ceil(services);
     let change = |number: u32| {
@@ -171,27 +174,20 @@ fn change(objects: &ApiClient, services: u32, round: &mut u32) -> u32 {
     total
 }
 
-/// The share of one CPU that a process took meanwhile, in percent, and the seconds.
-fn watched(pid: u32, work: impl FnOnce()) -> (f64, f64) {
+/// Measures the CPU time of a process during `work`, in percent of one CPU, and the elapsed seconds.
+fn cpu_percent(pid: u32, work: impl FnOnce()) -> (f64, f64) {
     let (ticks, begun) = (cpu_ticks(pid), Instant::now());
     work();
     let took = begun.elapsed().as_secs_f64();
-    // USER_HZ is 100 on every machine that Linux has been ported to of those we build for.
+    // USER_HZ is 100 on all supported architectures.
     (f64::from(cpu_ticks(pid) - ticks) / 100.0 / took * 100.0, took)
 }
 
-/// User and system time.
+/// Reads user and system time, in ticks.
 fn cpu_ticks(pid: u32) -> u32 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
     let (_, after_name) = stat.rsplit_once(')').expect("a name");
     after_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u32>().expect("a number")).sum()
-}
-
-/// Megabytes in memory.
-fn resident(pid: u32) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
-    line.split_whitespace().next().and_then(|word| word.parse::<f64>().ok()).expect("a number") * 1024.0 / 1e6
 }
 
 fn name(number: u32) -> String {
@@ -202,7 +198,7 @@ fn service(number: u32) -> Value {
     json!({"metadata": {"name": name(number)}, "spec": {"ports": [{"name": "http", "port": 80, "targetPort": 8080}]}})
 }
 
-/// Endpoints that nobody dials; each of so many rounds after each other has others.
+/// Rounds in a row with different endpoints, which are never dialled.
 const ROUNDS: u32 = 16;
 
 fn slice(number: u32, round: u32) -> Value {

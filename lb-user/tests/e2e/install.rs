@@ -1,4 +1,4 @@
-//! Installs Beeline from `deploy/`, as its README says, and takes it away again.
+//! Installs Beeline from `deploy/`, as the documentation says, and removes it.
 
 use std::{
     fs,
@@ -11,27 +11,27 @@ use crate::{
     process::{try_run, until},
 };
 
-/// Where the agent's pods are.
+/// The namespace of the agent's pods.
 const NAMESPACE: &str = "kube-system";
 
-/// What is installed: a directory of `deploy/`, and components for it.
+/// An installation: a directory of `deploy/`, with components.
 #[derive(Clone, Copy)]
-pub struct Variant {
+pub struct Installation {
     base: &'static str,
     components: &'static str,
 }
 
-/// As `deploy/` has it.
-pub const PLAIN: Variant = Variant { base: "deploy", components: "" };
-/// With ports of its own, for nodes that have kube-proxy.
-pub const BESIDE_KUBE_PROXY: Variant = Variant { base: "deploy/overlays/beside-kube-proxy", components: "" };
-/// In kube-proxy's place, to all who look for it.
-pub const DROP_IN: Variant = Variant { base: "deploy", components: "deploy/components/kube-proxy-labels" };
+/// The default of `deploy/`.
+pub const PLAIN: Installation = Installation { base: "deploy", components: "" };
+/// With other health and metrics ports, for nodes with kube-proxy.
+pub const BESIDE_KUBE_PROXY: Installation = Installation { base: "deploy/overlays/beside-kube-proxy", components: "" };
+/// With kube-proxy's label.
+pub const DROP_IN: Installation = Installation { base: "deploy", components: "deploy/components/kube-proxy-labels" };
 
-/// An overlay that names the API server and, as nodes in containers need it, the cgroup.
-fn overlay(cluster: &Cluster, variant: Variant) -> PathBuf {
-    let Variant { base, components } = variant;
-    // Kustomize takes only what is below the directory it is given.
+/// Writes an overlay with the API server and, since nodes have a cgroup2 of their own, the cgroup.
+fn overlay(cluster: &Cluster, installation: Installation) -> PathBuf {
+    let Installation { base, components } = installation;
+    // Kustomize reads only files below its directory.
     let dir = cluster.directory.join("overlay");
     if !dir.exists() {
         fs::create_dir(&dir).expect("a directory");
@@ -39,7 +39,8 @@ fn overlay(cluster: &Cluster, variant: Variant) -> PathBuf {
         copy(Path::new(&deploy), &dir.join("deploy"));
     }
     let text = format!(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [{base}]\ncomponents: [{components}]\n\
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\
+         resources: [{base}]\ncomponents: [{components}]\n\
          patches:\n- target: {{kind: DaemonSet, name: beeline}}\n  patch: |\n\
          {0}--api-server=https://{CONTROL}:6443\"}}\n{0}--cgroup=/sys/fs/cgroup/unified\"}}\n",
         "    - {op: add, path: /spec/template/spec/containers/0/args/-, value: \""
@@ -48,14 +49,14 @@ fn overlay(cluster: &Cluster, variant: Variant) -> PathBuf {
     dir
 }
 
-/// `kubectl apply -k`, and waits until an agent is ready on each node.
-pub fn install(cluster: &Cluster, variant: Variant) {
-    let dir = overlay(cluster, variant);
+/// Runs `kubectl apply -k`, and waits until an agent is ready on each node.
+pub fn install(cluster: &Cluster, installation: Installation) {
+    let dir = overlay(cluster, installation);
     cluster.kubectl(&["apply", "--kustomize", &dir.display().to_string()]);
     cluster.until_rolled_out("daemonset/beeline", NAMESPACE);
 }
 
-/// Takes the DaemonSet away, and from each node what it leaves there.
+/// Deletes the DaemonSet, and cleans up each node.
 pub fn remove(cluster: &Cluster) {
     delete(cluster);
     for node in &cluster.nodes {
@@ -63,7 +64,7 @@ pub fn remove(cluster: &Cluster) {
     }
 }
 
-/// `kubectl delete -k`, and waits until no agent is left.
+/// Runs `kubectl delete -k`, and waits until no agent is left.
 pub fn delete(cluster: &Cluster) {
     let dir = overlay(cluster, PLAIN);
     cluster.kubectl(&["delete", "--ignore-not-found", "--kustomize", &dir.display().to_string()]);
@@ -73,7 +74,7 @@ pub fn delete(cluster: &Cluster) {
     });
 }
 
-/// The name of the agent's pod on a node.
+/// Finds the name of the agent's pod on a node.
 pub fn agent_on(cluster: &Cluster, node: &str) -> String {
     let pods = cluster.get("pods --namespace kube-system --selector app.kubernetes.io/name=beeline");
     let pods = pods["items"].as_array().expect("a list");
@@ -83,14 +84,14 @@ pub fn agent_on(cluster: &Cluster, node: &str) -> String {
     pod["metadata"]["name"].as_str().expect("a name").to_owned()
 }
 
-/// What the command line says in the agent's pod on a node.
+/// Runs `beeline` in the agent's pod on a node.
 pub fn beeline(cluster: &Cluster, node: &str, words: &str) -> Result<String, String> {
     let pod = agent_on(cluster, node);
     let words: Vec<&str> = words.split(' ').collect();
     cluster.try_kubectl(&[&["exec", "--namespace", NAMESPACE, &pod, "--", "beeline"], &words[..]].concat())
 }
 
-/// The same without any pod: the program itself on the node, as an operator runs it there.
+/// Runs `beeline` on the node itself, as an operator does.
 pub fn beeline_on_host(cluster: &Cluster, node: &str, words: &str) -> Result<String, String> {
     let program = std::env::var("BEELINE_BIN").expect("`cargo xtask e2e` sets it");
     try_run(cluster.node(node).inside(&program).args(words.split(' ')))

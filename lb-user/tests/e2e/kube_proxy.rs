@@ -1,4 +1,4 @@
-//! The real kube-proxy on a node of the cluster, as a process of its host.
+//! The real kube-proxy on a node of the cluster, as a process of the host.
 
 use std::fs;
 
@@ -7,10 +7,10 @@ use lb_lab::{
     kube_proxy::{Mode, configuration},
 };
 
-use crate::{cluster::Cluster, node::Node, process::asset};
+use crate::{cluster::Cluster, node::E2eNode, process::asset};
 
-/// Starts it. When dropped it ends, and its rules stay.
-pub fn start(cluster: &Cluster, node: &Node, mode: Mode) -> Process {
+/// Starts kube-proxy. Its rules outlive the process, which is killed when dropped.
+pub fn start(cluster: &Cluster, node: &E2eNode, mode: Mode) -> Process {
     let config = cluster.directory.join(format!("kube-proxy-{}.yaml", node.name()));
     let text = configuration(mode, &node.name(), "10.244.0.0/16,fd44::/48", &cluster.control.kubeconfig());
     fs::write(&config, text).expect("a file");

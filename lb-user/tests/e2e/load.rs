@@ -1,4 +1,4 @@
-//! Load without pause, which counts what fails: new connections, long ones, and questions over UDP.
+//! Continuous load that counts failures: new connections, long connections, and UDP queries.
 
 use std::{
     fmt,
@@ -13,21 +13,21 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// A failure is one only after so long: machines that build beside this are slow.
+/// Limit for an answer, generous for busy machines.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Between two connections of one target.
+/// Pause between two connections to one target.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// What one target has seen.
+/// The counts of one target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// As it was named.
+    /// The target as on the command line.
     pub target: String,
-    /// Connections, exchanges or answers that came about.
+    /// Connections, exchanges or answers that succeeded.
     pub done: u64,
-    /// Those that did not.
+    /// Connections, exchanges or answers that failed.
     pub failed: u64,
-    /// The first failures.
+    /// The first errors.
     pub errors: Vec<String>,
 }
 
@@ -43,14 +43,14 @@ impl fmt::Display for Count {
 }
 
 #[derive(Default)]
-struct Seen {
+struct Counters {
     done: AtomicU64,
     failed: AtomicU64,
     errors: Mutex<Vec<String>>,
 }
 
-impl Seen {
-    /// What fails before anything has worked is not counted: the Service may be new, and nobody has told of its endpoints yet.
+impl Counters {
+    /// Counts a result. Failures before the first success do not count: the Service may be too new.
     fn add(&self, result: Result<(), String>) {
         match result {
             Ok(()) => _ = self.done.fetch_add(1, Relaxed),
@@ -67,8 +67,8 @@ impl Seen {
     }
 }
 
-/// Loads targets such as `tcp=10.96.0.1:80`, `long=…` (one connection, a line now and then) and `udp=…` (one socket a
-/// question), and says all counts once a second, a line of JSON each, on its output or `--into=FILE`.
+/// Loads targets such as `tcp=10.96.0.1:80`, `long=…` (one connection, a line every 100 ms) and `udp=…` (a socket for
+/// each query). Prints all counts once a second, as a line of JSON, to stdout or `--into=FILE`.
 pub fn main(arguments: &[&str]) -> ExitCode {
     let mut all = Vec::new();
     let mut output: Box<dyn Write> = Box::new(std::io::stdout());
@@ -79,29 +79,30 @@ pub fn main(arguments: &[&str]) -> ExitCode {
         }
         let (kind, address) = target.split_once('=').expect("kind=address:port");
         let (kind, address): (String, SocketAddr) = (kind.to_owned(), address.parse().expect("address:port"));
-        let seen = Arc::new(Seen::default());
-        all.push(((*target).to_owned(), Arc::clone(&seen)));
+        let counters = Arc::new(Counters::default());
+        all.push(((*target).to_owned(), Arc::clone(&counters)));
         thread::spawn(move || match kind.as_str() {
-            "tcp" => repeat(&seen, || ask_tcp(address).map(drop)),
-            "udp" => repeat(&seen, || ask_udp(address).map(drop)),
-            "long" => long(&seen, address),
+            "tcp" => repeat(&counters, || ask_tcp(address).map(drop)),
+            "udp" => repeat(&counters, || ask_udp(address).map(drop)),
+            "long" => long(&counters, address),
             _ => panic!("{kind}: tcp, udp or long"),
         });
     }
     loop {
         thread::sleep(Duration::from_secs(1));
-        let count = |(target, seen): &(String, Arc<Seen>)| {
-            let errors = seen.errors.lock().expect("no panic").clone();
-            serde_json::json!({"target": target, "done": seen.done.load(Relaxed), "failed": seen.failed.load(Relaxed), "errors": errors})
+        let count = |(target, counters): &(String, Arc<Counters>)| {
+            let errors = counters.errors.lock().expect("no panic").clone();
+            let [done, failed] = [&counters.done, &counters.failed].map(|count| count.load(Relaxed));
+            serde_json::json!({"target": target, "done": done, "failed": failed, "errors": errors})
         };
         let counts = serde_json::Value::from(all.iter().map(count).collect::<Vec<_>>());
         output.write_all(format!("{counts}\n").as_bytes()).expect("a reader");
     }
 }
 
-/// Reads the last line of what [`main`] has printed.
-pub fn parse(said: &str) -> Option<Vec<Count>> {
-    let line = said.lines().rfind(|line| line.starts_with('['))?;
+/// Reads the last line in the output of [`main`].
+pub fn parse(output: &str) -> Option<Vec<Count>> {
+    let line = output.lines().rfind(|line| line.starts_with('['))?;
     let counts: Vec<serde_json::Value> = serde_json::from_str(line).ok()?;
     let count = |value: &serde_json::Value| {
         let errors = value["errors"].as_array()?.iter().filter_map(|error| error.as_str().map(str::to_owned)).collect();
@@ -111,7 +112,7 @@ pub fn parse(said: &str) -> Option<Vec<Count>> {
     counts.iter().map(count).collect()
 }
 
-/// Asks `tcp=NAME:PORT` or `udp=NAME:PORT` once and prints the answer; the name may be one of DNS.
+/// Sends one query to `tcp=NAME:PORT` or `udp=NAME:PORT` and prints the answer. Resolves names.
 pub fn ask_once(target: &str) -> ExitCode {
     let (kind, name) = target.split_once('=').expect("kind=name:port");
     let answer = name.to_socket_addrs().map_err(|error| format!("{name}: {error}")).and_then(|mut addresses| {
@@ -128,27 +129,27 @@ pub fn ask_once(target: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn repeat(seen: &Seen, mut ask: impl FnMut() -> Result<(), String>) {
+fn repeat(counters: &Counters, mut ask: impl FnMut() -> Result<(), String>) {
     loop {
-        seen.add(ask());
+        counters.add(ask());
         thread::sleep(PAUSE);
     }
 }
 
-/// One connection as long as it holds, then the next.
-fn long(seen: &Seen, address: SocketAddr) {
+/// Uses one connection until it breaks, then the next.
+fn long(counters: &Counters, address: SocketAddr) {
     let connection = |stream: TcpStream| -> Result<(), String> {
         let mut writer = stream.try_clone().map_err(|error| error.to_string())?;
         let mut reader = BufReader::new(stream);
         loop {
             let start = Instant::now();
-            writer.write_all(b"still\n").map_err(|error| format!("write: {error}"))?;
+            writer.write_all(b"ping\n").map_err(|error| format!("write: {error}"))?;
             read(&mut reader).map_err(|error| format!("{error} after {:?}", start.elapsed()))?;
-            seen.add(Ok(()));
+            counters.add(Ok(()));
             thread::sleep(Duration::from_millis(100));
         }
     };
-    repeat(seen, || connection(open(address)?));
+    repeat(counters, || connection(open(address)?));
 }
 
 fn open(address: SocketAddr) -> Result<TcpStream, String> {
@@ -177,7 +178,7 @@ fn ask_tcp(address: SocketAddr) -> Result<String, String> {
     read(&mut BufReader::new(stream))
 }
 
-/// One question. Datagrams are lost on no wire here, so an answer that does not come is a failure.
+/// Sends one query. No link of this network loses datagrams, so a missing answer is a failure.
 fn ask_udp(address: SocketAddr) -> Result<String, String> {
     let any: SocketAddr = if address.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
     let ask = || -> std::io::Result<String> {

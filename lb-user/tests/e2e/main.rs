@@ -1,7 +1,8 @@
-//! A real cluster on one machine: kube-apiserver and its controllers, two nodes with kubelet, containerd and runc, pods from
-//! images, and Beeline as `deploy/` installs it, without kube-proxy. `cargo xtask e2e` brings what it needs and runs it.
+//! A real cluster on one machine: kube-apiserver and its controllers, two nodes with kubelet, containerd and runc, pods
+//! from images, and Beeline as `deploy/` installs it, without kube-proxy. `cargo xtask e2e` fetches the programs and
+//! runs it.
 //!
-//! `e2e [FILTER]` tells the stories; the program is also what runs in the pods: `e2e serve`, `e2e load`, `e2e pause`.
+//! `e2e [FILTER]` runs the stories; pods run the same program as `e2e serve`, `e2e load`, `e2e pause`.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod cluster;
@@ -12,9 +13,9 @@ mod kube_proxy;
 mod load;
 mod network;
 mod node;
-mod place;
 mod pods;
 mod process;
+mod sandbox;
 mod serve;
 mod stories;
 
@@ -28,10 +29,10 @@ fn main() -> ExitCode {
         ["serve", ports @ ..] => serve::main(ports),
         ["load", targets @ ..] => load::main(targets),
         ["ask", target] => load::ask_once(target),
-        [place::INSIDE, "--figures"] => figures::main(),
-        [place::INSIDE, ..] => stories::main(),
-        // The runner of all tests of the package asks what there is.
+        [sandbox::INSIDE, "--figures"] => figures::main(),
+        [sandbox::INSIDE, ..] => stories::main(),
+        // `cargo test` lists the tests of every target.
         ["--list", ..] => ExitCode::SUCCESS,
-        _ => place::main(&arguments),
+        _ => sandbox::main(&arguments),
     }
 }

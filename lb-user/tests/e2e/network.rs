@@ -1,10 +1,12 @@
-//! The network: one bridge, and on it the control plane, the nodes and the outside, each in a network namespace.
+//! The network: a bridge with control plane, nodes and outside, each in a network namespace. lb-lab's network does not
+//! fit: nsenter, kubelet and story need namespaces with names, and the CNI plugin makes the pods.
 //!
-//! | Namespace | Address | What runs there |
+//! | Namespace | Address | Programs |
 //! |---|---|---|
 //! | `control` | 172.30.0.10, fd30::10 | etcd, API server, controllers, CoreDNS |
-//! | `node1`, `node2` | 172.30.0.11 and .12, fd30::11 and ::12 | kubelet, containerd, pods of 10.244.1.0/24 and 10.244.2.0/24 |
-//! | `outside` | 172.30.0.20, fd30::20 | clients and servers that are no part of the cluster; the nodes' default route |
+//! | `node1` | 172.30.0.11, fd30::11 | kubelet, containerd, pods in 10.244.1.0/24 |
+//! | `node2` | 172.30.0.12, fd30::12 | kubelet, containerd, pods in 10.244.2.0/24 |
+//! | `outside` | 172.30.0.20, fd30::20 | clients and servers outside the cluster; default route of the nodes |
 
 use std::fs;
 
@@ -12,11 +14,11 @@ use rustix::mount::{MountFlags, mount};
 
 use crate::process::run;
 
-/// Where the API server and CoreDNS are.
+/// Address of the API server and CoreDNS.
 pub const CONTROL: &str = "172.30.0.10";
-/// Where what is no part of the cluster is.
+/// Address of the outside.
 pub const OUTSIDE: &str = "172.30.0.20";
-/// The nodes.
+/// Numbers of the nodes.
 pub const NODES: [usize; 2] = [1, 2];
 
 /// The IPv4 address of a node.
@@ -24,9 +26,9 @@ pub fn node_address(number: usize) -> String {
     format!("172.30.0.1{number}")
 }
 
-/// Makes all of it. The names of the namespaces are seen by this process and its children alone.
+/// Makes the network. Only this process and its children see the names of the namespaces.
 pub fn make() {
-    // Names of namespaces, and all that programs leave below /run.
+    // For the names of namespaces, and for files that programs leave in /run.
     mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None).expect("a tmpfs");
     fs::create_dir("/run/netns").expect("a directory");
     ip("link set lo up");
@@ -50,7 +52,7 @@ pub fn make() {
     ip(&format!("-n control route add default via {OUTSIDE}"));
 }
 
-/// Leads a load balancer's address from outside to a node, as a cloud would.
+/// Routes a load balancer's address from outside to a node, as a cloud would.
 pub fn route_outside(address: &str, node: usize) {
     ip(&format!("-n outside route replace {address} via {}", node_address(node)));
 }
@@ -64,14 +66,14 @@ fn add(name: &str, octet: &str) {
     ip(&format!("-n {name} addr add 172.30.0.{octet}/24 dev eth0"));
     ip(&format!("-n {name} -6 addr add fd30::{octet}/64 dev eth0 nodad"));
     let sysctls = ["ip_forward=1", "conf.all.rp_filter=0", "conf.default.rp_filter=0", "conf.eth0.rp_filter=0"];
-    for sysctl in sysctls.map(|of_ipv4| format!("net.ipv4.{of_ipv4}")).iter().map(String::as_str).chain([
+    for sysctl in sysctls.map(|name| format!("net.ipv4.{name}")).iter().map(String::as_str).chain([
         "net.ipv6.conf.all.forwarding=1",
-        // The outside sends on what nodes send to each other by way of it, and tells nobody a shorter way.
+        // The outside forwards packets between nodes, and must not redirect the nodes to a shorter route.
         "net.ipv4.conf.all.send_redirects=0",
         "net.ipv4.conf.eth0.send_redirects=0",
     ]) {
-        let (name_of, value) = sysctl.split_once('=').expect("a value");
-        let path = format!("/proc/sys/{}", name_of.replace('.', "/"));
+        let (key, value) = sysctl.split_once('=').expect("a value");
+        let path = format!("/proc/sys/{}", key.replace('.', "/"));
         run("nsenter", &[&format!("--net=/run/netns/{name}"), "sh", "-c", &format!("echo {value} > {path}")]);
     }
 }

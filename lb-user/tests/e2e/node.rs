@@ -1,4 +1,4 @@
-//! A node: kubelet and containerd in namespaces of their own, which see themselves as a machine. It can lose its power.
+//! A node: kubelet and containerd in namespaces that look like a machine. It can lose power, and its pins.
 
 use std::{
     cell::RefCell,
@@ -12,12 +12,12 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::{
     network::node_address,
-    place::{Hierarchy, copy_cpuset, hierarchies},
     process::{asset, until},
+    sandbox::{Hierarchy, copy_cpuset, hierarchies},
 };
 
-/// The init of a node: it makes the node's own view of kernel and cgroups, starts containerd and kubelet, and buries orphans.
-/// Arguments: directory, name, addresses, and what becomes of each hierarchy as `kind:directory:options`.
+/// The init of a node: it mounts the node's own view of kernel and cgroups, starts containerd and kubelet, and reaps
+/// orphans. Arguments: directory, name, addresses, and each hierarchy as `kind:directory:options`.
 const INIT: &str = r#"
 set -eu
 dir=$1 name=$2 addresses=$3; shift 3
@@ -31,18 +31,18 @@ for hierarchy; do
   mkdir -p "$place"
   mount -t "$kind" ${options:+-o "$options"} none "$place"
 done
-# Where cgroup2 has controllers, processes may only be in leaves.
+# With controllers in cgroup2, only leaves may have processes.
 if [ -s /sys/fs/cgroup/cgroup.controllers ]; then
   mkdir -p /sys/fs/cgroup/init
   echo $$ > /sys/fs/cgroup/init/cgroup.procs
   for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do echo "+$controller" > /sys/fs/cgroup/cgroup.subtree_control; done
 fi
 mount --bind "$dir/bpf" /sys/fs/bpf
-# What the node has of the others' would keep their pins alive.
+# Mounts of the other nodes' bpffs would keep their pins alive.
 for other in "$dir"/../node*/bpf; do if mountpoint -q "$other"; then umount "$other"; fi; done
 mount -t tmpfs tmpfs /run
 mkdir -p /run/netns
-# Kubelet sets these of the whole machine where they are not as it wants: here it finds them so.
+# Kubelet would set these sysctls of the whole machine. Bind mounts show it the values that it wants.
 mkdir -p "$dir/sysctl"
 for wanted in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
   kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
@@ -59,15 +59,15 @@ while :; do wait; sleep 0.2; done
 "#;
 
 /// A node of the cluster.
-pub struct Node {
+pub struct E2eNode {
     number: usize,
     directory: PathBuf,
     cgroup: String,
     init: RefCell<Option<Process>>,
 }
 
-impl Node {
-    /// Makes its configuration and starts it. It comes up on its own time.
+impl E2eNode {
+    /// Writes the configuration and starts the node, without waiting until it is ready.
     pub fn start(number: usize, cluster: &Path, cgroup: &str) -> Self {
         let directory = cluster.join(format!("node{number}"));
         for part in ["bpf", "cni", "containerd", "kubelet", "pod-logs"] {
@@ -100,12 +100,12 @@ impl Node {
         node_address(self.number)
     }
 
-    /// Its cgroup in a hierarchy that is mounted here.
+    /// Its cgroup in a mounted hierarchy.
     pub fn cgroup_in(&self, hierarchy: &Path) -> PathBuf {
         hierarchy.join(&self.cgroup)
     }
 
-    /// A program in its network namespace and its cgroup: a process of the host.
+    /// A command for a process of the host: in the node's network namespace and cgroup.
     pub fn host_process(&self, program: impl AsRef<Path>) -> Command {
         let joins = hierarchies().into_iter().filter(|hierarchy| hierarchy.kind == "cgroup2");
         let joins: String = joins
@@ -117,9 +117,9 @@ impl Node {
         command
     }
 
-    /// A program in all its namespaces but that of cgroups.
+    /// A command in all namespaces of the node but the cgroup namespace.
     pub fn inside(&self, program: &str) -> Command {
-        let init = self.init.borrow().as_ref().expect("the node is on").pid();
+        let init = self.init.borrow().as_ref().expect("the node has power").pid();
         // `unshare` is the parent of the init.
         let children = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).expect("/proc");
         let mut command = Command::new("nsenter");
@@ -127,17 +127,17 @@ impl Node {
         command
     }
 
-    /// Ends all that runs on it, at once.
+    /// Kills all processes of the node at once.
     pub fn power_off(&self) {
         *self.init.borrow_mut() = None;
-        // Links of pods go with their namespaces, a moment after the last process.
-        until("nothing is left of the node", 30, || {
+        // The kernel removes the links of pods, with their namespaces, a moment after the last process.
+        until("the node has no process", 30, || {
             let left = hierarchies().into_iter().any(|hierarchy| !is_empty(&hierarchy.mount.join(&self.cgroup)));
-            if left { Err("processes".to_owned()) } else { Ok(()) }
+            if left { Err("a cgroup has processes".to_owned()) } else { Ok(()) }
         });
     }
 
-    /// Forgets all that the kernel holds for its bpffs: programs, links, maps. Only while it is off.
+    /// Drops the bpffs with its programs, links and maps, while the node has no power.
     pub fn lose_pins(&self) {
         unmount(self.directory.join("bpf"), UnmountFlags::DETACH).expect("the bpffs");
         self.mount_bpffs();
@@ -157,8 +157,8 @@ impl Node {
         }
         let name = self.name();
         let enter = format!(
-            "{join}exec nsenter --net=/run/netns/{name} unshare --mount --propagation private --uts --pid --cgroup --fork \
-             --kill-child --mount-proc sh -c \"$0\" init \"$@\""
+            "{join}exec nsenter --net=/run/netns/{name} unshare --mount --propagation private --uts --pid --cgroup \
+             --fork --kill-child --mount-proc sh -c \"$0\" init \"$@\""
         );
         let addresses = format!("{},fd30::1{}", self.address(), self.number);
         let assets = asset("");
@@ -179,13 +179,13 @@ impl Node {
     }
 }
 
-/// Whether a cgroup and those below have no process; those below are removed then.
+/// True if a cgroup and its children have no process. Removes empty children.
 fn is_empty(cgroup: &Path) -> bool {
     let children = fs::read_dir(cgroup).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
-    // All of them, not only up to the first that has one.
-    let below: Vec<bool> =
+    // Visit all children, without stopping at the first that has a process.
+    let are_empty: Vec<bool> =
         children.map(|child| is_empty(&child.path()) && fs::remove_dir(child.path()).is_ok()).collect();
-    below.into_iter().all(|is_empty| is_empty)
+    are_empty.into_iter().all(|is_empty| is_empty)
         && fs::read_to_string(cgroup.join("cgroup.procs")).is_ok_and(|procs| procs.trim().is_empty())
 }
 
@@ -223,10 +223,11 @@ SystemdCgroup = false
 }
 
 fn kubelet(directory: &Path) -> String {
-    // It finds no user namespace, and is told so all the same: what it cannot set of the machine's kernel is no failure then.
+    // KubeletInUserNamespace, although there is none: with it, kubelet tolerates sysctls that it cannot set.
     format!(
         "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
-         containerRuntimeEndpoint: unix:///run/containerd/containerd.sock\nfailCgroupV1: false\ncgroupDriver: cgroupfs\n\
+         containerRuntimeEndpoint: unix:///run/containerd/containerd.sock\n\
+         failCgroupV1: false\ncgroupDriver: cgroupfs\n\
          enforceNodeAllocatable: []\nauthentication: {{anonymous: {{enabled: true}}, webhook: {{enabled: false}}}}\n\
          authorization: {{mode: AlwaysAllow}}\nclusterDNS: [10.96.0.10]\nclusterDomain: cluster.local\nresolvConf: ''\n\
          imageGCHighThresholdPercent: 100\n\

@@ -1,4 +1,4 @@
-//! Pods for the stories, all from one image, whose program is this one.
+//! Pods for the stories, all from one image with this program.
 
 use std::{fs, path::PathBuf};
 
@@ -10,28 +10,28 @@ use crate::{
     process::{until, within},
 };
 
-/// The image, which `cargo xtask e2e` makes.
+/// The image, made by `cargo xtask e2e`.
 pub const IMAGE: &str = concat!("docker.io/library/beeline-e2e:", env!("CARGO_PKG_VERSION"));
 
-/// Without a request a pod gets next to nothing of a CPU that others want too.
+/// Requests of each pod: without them a busy CPU would starve it.
 const REQUESTS: &str = "resources: {requests: {cpu: 50m}}";
 
-/// A Deployment of servers on port 8080 and its Service.
+/// A Deployment of servers on port 8080, and its Service.
 pub struct Web<'a> {
-    /// The name of both.
+    /// Name of both.
     pub name: &'a str,
-    /// How many pods.
+    /// Number of pods.
     pub replicas: usize,
-    /// The node they are kept on; spread otherwise.
+    /// The node of all pods; without it they spread over both.
     pub node: Option<&'a str>,
-    /// Further lines of the Service's spec, as in `type: NodePort`.
+    /// Additional lines of the Service's spec, as in `type: NodePort`.
     pub service: &'a str,
-    /// Further lines of each port of the Service, as in `nodePort: 30080`.
+    /// Additional fields of each port of the Service, as in `nodePort: 30080`.
     pub port: &'a str,
 }
 
 impl Web<'_> {
-    /// Makes them and waits until all pods are ready.
+    /// Makes both and waits until all pods are ready.
     pub fn make(&self, cluster: &Cluster) {
         let Self { name, replicas, node, service, port } = self;
         let place = node.map_or_else(
@@ -45,14 +45,17 @@ impl Web<'_> {
         );
         cluster.apply(&format!(
             "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  replicas: {replicas}\n  \
-             selector: {{matchLabels: {{app: {name}}}}}\n  strategy: {{rollingUpdate: {{maxUnavailable: 0, maxSurge: 1}}}}\n  \
+             selector: {{matchLabels: {{app: {name}}}}}\n  \
+             strategy: {{rollingUpdate: {{maxUnavailable: 0, maxSurge: 1}}}}\n  \
              template:\n    metadata: {{labels: {{app: {name}}}}}\n    spec:\n      {place}\n      \
-             tolerations: [{{key: node.kubernetes.io/unreachable, operator: Exists}}, {{key: node.kubernetes.io/not-ready, operator: Exists}}]\n      \
+             tolerations: [{{key: node.kubernetes.io/unreachable, operator: Exists}}, \
+             {{key: node.kubernetes.io/not-ready, operator: Exists}}]\n      \
              terminationGracePeriodSeconds: 10\n      containers:\n      - name: web\n        image: {IMAGE}\n        \
              args: [serve, '8080']\n        readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1}}\n        \
              lifecycle: {{preStop: {{sleep: {{seconds: 5}}}}}}\n        {REQUESTS}\n---\n\
              apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n  \
-             ipFamilyPolicy: PreferDualStack\n  {service}\n  ports:\n  - {{name: tcp, port: 80, targetPort: 8080, protocol: TCP, {port}}}\n  \
+             ipFamilyPolicy: PreferDualStack\n  {service}\n  ports:\n  \
+             - {{name: tcp, port: 80, targetPort: 8080, protocol: TCP, {port}}}\n  \
              - {{name: udp, port: 80, targetPort: 8080, protocol: UDP, {port}}}\n"
         ));
         cluster.until_rolled_out(&format!("deployment/{name}"), "default");
@@ -65,13 +68,13 @@ impl Web<'_> {
         ips.iter().filter_map(|ip| ip.as_str().map(str::to_owned)).collect()
     }
 
-    /// Takes them away.
+    /// Deletes both.
     pub fn remove(&self, cluster: &Cluster) {
         cluster.kubectl(&["delete", "deployment,service", self.name, "--wait=false"]);
     }
 }
 
-/// A pod that stays, from which the stories ask.
+/// Makes a pod that stays, for queries of the stories.
 pub fn client(cluster: &Cluster, name: &str, node: &str, is_on_host_network: bool) {
     cluster.apply(&format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  hostNetwork: {is_on_host_network}\n  \
@@ -81,18 +84,18 @@ pub fn client(cluster: &Cluster, name: &str, node: &str, is_on_host_network: boo
     cluster.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=120s"]);
 }
 
-/// What one question from a pod is answered.
+/// Sends one query from a pod, and returns the answer.
 pub fn ask(cluster: &Cluster, pod: &str, target: &str) -> Result<String, String> {
     cluster.try_kubectl(&["exec", pod, "--", "/e2e", "ask", target]).map(|answer| answer.trim_end().to_owned())
 }
 
-/// What one question from outside is answered.
+/// Sends one query from outside, and returns the answer.
 pub fn ask_from_outside(target: &str) -> Result<String, String> {
     let own = std::env::current_exe().expect("this program");
     crate::process::try_run(within("outside", own).args(["ask", target])).map(|answer| answer.trim_end().to_owned())
 }
 
-/// Load from a pod, which goes on whatever becomes of the API server.
+/// Load from a pod. Its counts are read from a file, without the API server.
 pub struct PodLoad<'a> {
     cluster: &'a Cluster,
     name: String,
@@ -100,14 +103,15 @@ pub struct PodLoad<'a> {
 }
 
 impl<'a> PodLoad<'a> {
-    /// Starts it on a node.
+    /// Starts the pod on a node.
     pub fn start(cluster: &'a Cluster, name: &str, node: &str, targets: &[&str]) -> Self {
         let log = cluster.directory.join(node).join(format!("{name}.load"));
         let dir = cluster.directory.join(node);
         let targets = targets.iter().map(|target| format!(", '{target}'")).collect::<String>();
         cluster.apply(&format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  nodeName: {node}\n  restartPolicy: Never\n  \
-             tolerations: [{{operator: Exists}}]\n  terminationGracePeriodSeconds: 0\n  containers:\n  - name: load\n    \
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  \
+             nodeName: {node}\n  restartPolicy: Never\n  tolerations: [{{operator: Exists}}]\n  \
+             terminationGracePeriodSeconds: 0\n  containers:\n  - name: load\n    \
              image: {IMAGE}\n    {REQUESTS}\n    args: [load, '--into=/logs/{name}.load'{targets}]\n    \
              volumeMounts: [{{name: logs, mountPath: /logs}}]\n  \
              volumes: [{{name: logs, hostPath: {{path: '{}'}}}}]\n",
@@ -115,12 +119,12 @@ impl<'a> PodLoad<'a> {
         ));
         cluster.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=120s"]);
         let load = Self { cluster, name: name.to_owned(), log };
-        load.until_it_runs();
+        load.until_every_target_answered();
         load
     }
 
-    fn until_it_runs(&self) {
-        until("the load runs", 60, || {
+    fn until_every_target_answered(&self) {
+        until("every target has answered", 60, || {
             let counts = self.counts();
             if !counts.is_empty() && counts.iter().all(|count| count.done > 0) {
                 Ok(())
@@ -130,7 +134,7 @@ impl<'a> PodLoad<'a> {
         });
     }
 
-    /// What it has seen so far.
+    /// Its counts so far.
     pub fn counts(&self) -> Vec<Count> {
         load::parse(&fs::read_to_string(&self.log).unwrap_or_default()).unwrap_or_default()
     }
@@ -150,13 +154,13 @@ pub struct OutsideLoad {
 }
 
 impl OutsideLoad {
-    /// Starts it.
+    /// Starts the load, and waits until every target has answered.
     pub fn start(cluster: &Cluster, name: &str, targets: &[&str]) -> Self {
         let log = cluster.directory.join("log").join(format!("{name}.load"));
         let own = std::env::current_exe().expect("this program");
         let running = Process::start_appending(within("outside", own).arg("load").args(targets), &log);
         let load = Self { log, _running: running };
-        until("the load runs", 60, || {
+        until("every target has answered", 60, || {
             let counts = load.counts();
             if !counts.is_empty() && counts.iter().all(|count| count.done > 0) {
                 Ok(())
@@ -167,13 +171,13 @@ impl OutsideLoad {
         load
     }
 
-    /// What it has seen so far.
+    /// Its counts so far.
     pub fn counts(&self) -> Vec<Count> {
         load::parse(&fs::read_to_string(&self.log).unwrap_or_default()).unwrap_or_default()
     }
 }
 
-/// Prints counts, which must have no failure in them.
+/// Prints counts, and asserts that every target was reached and never failed.
 #[track_caller]
 pub fn assert_none_failed(counts: &[Count]) {
     for count in counts {

@@ -1,4 +1,4 @@
-//! Programs of the cluster that run to their end, and where they are.
+//! Programs that run to their end, and the paths of the cluster's programs.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,7 +23,7 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
     try_run(Command::new(program).args(arguments)).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// A program in a network namespace of the cluster.
+/// A command in a network namespace of the cluster.
 pub fn within(namespace: &str, program: impl AsRef<Path>) -> Command {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net=/run/netns/{namespace}")).arg(program.as_ref());
@@ -43,7 +43,7 @@ pub fn until<T>(what: &str, seconds: u64, mut is_so: impl FnMut() -> Result<T, S
     }
 }
 
-/// A program of the cluster's assets, which `cargo xtask e2e` names.
+/// The path of a program in the assets, whose directory `cargo xtask e2e` sets.
 pub fn asset(name: &str) -> PathBuf {
     let dir = std::env::var_os("BEELINE_CLUSTER_ASSETS").expect("BEELINE_CLUSTER_ASSETS: run `cargo xtask e2e`");
     PathBuf::from(dir).join(name)

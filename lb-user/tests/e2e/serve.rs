@@ -1,4 +1,4 @@
-//! What runs in the pods that serve: it answers each line with its own name, the client's address and the line.
+//! The server in pods: it answers each line with the name of its pod, the client's address and the line.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -7,13 +7,13 @@ use std::{
     thread,
 };
 
-/// Waits for the end, as the first process of a pod.
+/// Waits for SIGTERM, as the first process of a pod.
 pub fn pause() -> ExitCode {
     until_terminated();
     ExitCode::SUCCESS
 }
 
-/// Serves ports by TCP and UDP, over both families, until it is told to end.
+/// Serves TCP and UDP ports in both families until SIGTERM.
 pub fn main(ports: &[&str]) -> ExitCode {
     for port in ports {
         let port: u16 = port.parse().expect("a port");
@@ -51,7 +51,7 @@ fn answer(client: &str, question: &str) -> String {
     format!("{} {client} {}\n", name.nodename().to_string_lossy(), question.trim_end())
 }
 
-/// The first process of a container has no default for signals.
+/// Waits for SIGTERM, which the first process of a container would ignore by default.
 fn until_terminated() {
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -1,5 +1,5 @@
-//! The traffic: servers that tell who they are, and clients that count what fails. Each is a process of its own, so
-//! that pods can be in the agent's cgroup and clients outside are not.
+//! The traffic: backends that answer with the number of their node, and clients that count failures. Each is a process
+//! of its own, so that pods are in the agent's cgroup and clients outside are not.
 
 use std::{
     fmt,
@@ -22,31 +22,32 @@ use crate::network::Network;
 /// Port of the backends.
 pub const TARGET: u16 = 8080;
 
-/// Long connections of each kind to each destination, and the pause between two of their messages.
+/// Long connections, and UDP sockets, to each destination.
 const LONG: usize = 3;
+/// Pause between two messages of a long connection or a UDP socket.
 const PACE: Duration = Duration::from_millis(10);
-/// The pause between two short connections to a destination.
+/// Pause between two short connections to a destination.
 const SHORT_PACE: Duration = Duration::from_millis(3);
-/// More than a lost packet takes that is sent again, and than a machine with other work may add.
+/// Limit for an answer: longer than the retransmissions of a lost packet, and than delays of a busy machine.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Does what the arguments say, if they are those of a server or a client, and ends.
+/// Runs as a backend or a client if the arguments say so, and ends the process.
 pub fn main(words: &[String]) {
     match words {
         [_, flag, ips @ ..] if flag == "--serve" => serve(ips.iter().map(|ip| ip.parse().unwrap())),
         [_, flag, destinations @ ..] if flag == "--load" => {
             let destinations = destinations.iter().map(|text| text.parse().unwrap()).collect();
-            println!("{}", serde_json::to_string(&count(destinations)).unwrap());
+            println!("{}", serde_json::to_string(&run_client(destinations)).unwrap());
         }
         _ => return,
     }
     std::process::exit(0);
 }
 
-/// A backend; it ends with the value.
-pub struct Server(Child);
+/// A backend; killed when dropped.
+pub struct BackendProcess(Child);
 
-impl Server {
+impl BackendProcess {
     pub fn start(net: &Namespace, ips: [IpAddr; 2]) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.arg("--serve").args(ips.map(|ip| ip.to_string())).stdin(Stdio::null()).stdout(Stdio::piped());
@@ -58,14 +59,14 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for BackendProcess {
     fn drop(&mut self) {
         let _ended = self.0.kill();
         let _ended = self.0.wait();
     }
 }
 
-/// Answers each byte, and each datagram, by the number of its node.
+/// Answers each byte and each datagram with the number of its node.
 fn serve(ips: impl Iterator<Item = IpAddr>) {
     let listen = |ip: IpAddr| {
         let name = match ip {
@@ -99,7 +100,7 @@ fn serve(ips: impl Iterator<Item = IpAddr>) {
 
 /// The counts of a client.
 #[derive(Serialize, Deserialize, Default)]
-pub struct Counted {
+pub struct LoadCounts {
     short: usize,
     slowest_ms: u128,
     slow_at: String,
@@ -113,19 +114,19 @@ pub struct Counted {
     moved: usize,
 }
 
-/// Clients outside and in a pod, from now on.
-pub struct Load {
+/// Clients outside and in a pod; killed when dropped.
+pub struct HandoverLoad {
     name: &'static str,
     clients: Vec<(&'static str, Child)>,
 }
 
 /// The counts of all clients.
-pub struct Sum {
+pub struct LoadResult {
     name: &'static str,
-    counts: Vec<(&'static str, Counted)>,
+    counts: Vec<(&'static str, LoadCounts)>,
 }
 
-impl Load {
+impl HandoverLoad {
     pub fn start(network: &Network<'_>, name: &'static str) -> Self {
         let [outside, inside] = network.destinations();
         let start = |net: &Namespace, destinations: &[SocketAddr]| {
@@ -137,13 +138,13 @@ impl Load {
         std::fs::write(network.pods().join("cgroup.procs"), pod.id().to_string()).unwrap();
         let mut clients = vec![("pod", pod), ("outside", start(&network.lan.client.net, &outside))];
         for (_, client) in &mut clients {
-            // It waits until it is where it belongs.
+            // The client waits for this line, so that its sockets are made in its cgroup.
             client.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
         }
         Self { name, clients }
     }
 
-    pub fn end(mut self) -> Sum {
+    pub fn end(mut self) -> LoadResult {
         let count = |(name, mut client): (&'static str, Child)| {
             drop(client.stdin.take());
             let mut text = String::new();
@@ -151,11 +152,11 @@ impl Load {
             client.wait().unwrap();
             (name, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text:?}")))
         };
-        Sum { name: self.name, counts: std::mem::take(&mut self.clients).into_iter().map(count).collect() }
+        LoadResult { name: self.name, counts: std::mem::take(&mut self.clients).into_iter().map(count).collect() }
     }
 }
 
-impl Drop for Load {
+impl Drop for HandoverLoad {
     fn drop(&mut self) {
         for (_, client) in &mut self.clients {
             let _ended = client.kill();
@@ -164,24 +165,24 @@ impl Drop for Load {
     }
 }
 
-impl Sum {
+impl LoadResult {
     pub fn has_failed(&self) -> bool {
-        self.counts.iter().any(|(_, counted)| {
-            !counted.failed.is_empty()
-                || !counted.broken.is_empty()
-                || counted.lost + counted.moved > 0
-                || counted.short == 0
-                || counted.exchanges == 0
-                || counted.datagrams == 0
+        self.counts.iter().any(|(_, counts)| {
+            !counts.failed.is_empty()
+                || !counts.broken.is_empty()
+                || counts.lost + counts.moved > 0
+                || counts.short == 0
+                || counts.exchanges == 0
+                || counts.datagrams == 0
         })
     }
 }
 
-impl fmt::Display for Sum {
+impl fmt::Display for LoadResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.name)?;
-        for (name, counted) in &self.counts {
-            let Counted {
+        for (name, counts) in &self.counts {
+            let LoadCounts {
                 short,
                 slowest_ms,
                 slow_at,
@@ -193,11 +194,12 @@ impl fmt::Display for Sum {
                 datagrams,
                 lost,
                 moved,
-            } = counted;
+            } = counts;
             write!(
                 f,
-                " {name}: {short} connections (the slowest {slowest_ms} ms, {slow_at}), {} failed {failed:?}; {long} long ones with {exchanges} exchanges, {} broken \
-                 {broken:?}; {sockets} UDP sockets with {datagrams} questions, {lost} unanswered, {moved} times another backend.",
+                " {name}: {short} connections (the slowest {slowest_ms} ms, {slow_at}), {} failed {failed:?}; \
+                 {long} long connections with {exchanges} exchanges, {} broken {broken:?}; {sockets} UDP sockets \
+                 with {datagrams} queries, {lost} unanswered, {moved} times another backend.",
                 failed.len(),
                 broken.len()
             )?;
@@ -206,14 +208,14 @@ impl fmt::Display for Sum {
     }
 }
 
-/// The time, by which what failed is found among what was done then: the same clock for all processes.
+/// Returns the wall-clock time, with which failures are matched with the steps of the story.
 pub fn clock() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{:.3} s", now.as_secs_f64() % 1000.0)
 }
 
-/// Makes a short connection. Returns the name of the server.
-pub fn ask(to: SocketAddr, patience: Duration) -> io::Result<u8> {
+/// Makes a short connection. Returns the number of the backend's node.
+pub fn connect_once(to: SocketAddr, patience: Duration) -> io::Result<u8> {
     let mut stream = TcpStream::connect_timeout(&to, patience)?;
     exchange(&mut stream)
 }
@@ -226,18 +228,18 @@ fn exchange(stream: &mut TcpStream) -> io::Result<u8> {
     Ok(byte[0])
 }
 
-/// The counts of a thread.
-type Thread = JoinHandle<Counted>;
+/// A thread of a client.
+type Thread = JoinHandle<LoadCounts>;
 
-/// Is a client of all of these until its input ends.
-fn count(destinations: Vec<SocketAddr>) -> Counted {
+/// Runs the threads of a client until its standard input ends.
+fn run_client(destinations: Vec<SocketAddr>) -> LoadCounts {
     let mut input = io::stdin().lines();
     input.next().unwrap().unwrap();
-    let goes_on = Arc::new(AtomicBool::new(true));
+    let running = Arc::new(AtomicBool::new(true));
     let mut threads: Vec<Thread> = Vec::new();
-    let mut add = |work: fn(SocketAddr, &AtomicBool) -> Counted, to| {
-        let goes_on = Arc::clone(&goes_on);
-        threads.push(thread::spawn(move || work(to, &goes_on)));
+    let mut add = |work: fn(SocketAddr, &AtomicBool) -> LoadCounts, to| {
+        let running = Arc::clone(&running);
+        threads.push(thread::spawn(move || work(to, &running)));
     };
     for to in destinations {
         add(short, to);
@@ -247,8 +249,8 @@ fn count(destinations: Vec<SocketAddr>) -> Counted {
         }
     }
     while input.next().is_some() {}
-    goes_on.store(false, Ordering::Relaxed);
-    let mut sum = Counted::default();
+    running.store(false, Ordering::Relaxed);
+    let mut sum = LoadCounts::default();
     for thread in threads {
         let one = thread.join().unwrap();
         sum.short += one.short;
@@ -267,62 +269,62 @@ fn count(destinations: Vec<SocketAddr>) -> Counted {
     sum
 }
 
-fn short(to: SocketAddr, goes_on: &AtomicBool) -> Counted {
-    let mut counted = Counted::default();
-    while goes_on.load(Ordering::Relaxed) {
-        counted.short += 1;
+fn short(to: SocketAddr, running: &AtomicBool) -> LoadCounts {
+    let mut counts = LoadCounts::default();
+    while running.load(Ordering::Relaxed) {
+        counts.short += 1;
         let start = Instant::now();
-        if let Err(error) = ask(to, PATIENCE) {
-            counted.failed.push(format!("{to} at {}: {error}", clock()));
+        if let Err(error) = connect_once(to, PATIENCE) {
+            counts.failed.push(format!("{to} at {}: {error}", clock()));
         }
         let took = start.elapsed().as_millis();
-        if took > counted.slowest_ms {
-            (counted.slowest_ms, counted.slow_at) = (took, format!("{to} at {}", clock()));
+        if took > counts.slowest_ms {
+            (counts.slowest_ms, counts.slow_at) = (took, format!("{to} at {}", clock()));
         }
         thread::sleep(SHORT_PACE);
     }
-    counted
+    counts
 }
 
-fn long(to: SocketAddr, goes_on: &AtomicBool) -> Counted {
-    let mut counted = Counted { long: 1, ..Counted::default() };
+fn long(to: SocketAddr, running: &AtomicBool) -> LoadCounts {
+    let mut counts = LoadCounts { long: 1, ..LoadCounts::default() };
     let mut stream = match TcpStream::connect_timeout(&to, PATIENCE) {
         Ok(stream) => stream,
         Err(error) => {
-            counted.failed.push(format!("{to} at {}: {error}", clock()));
-            return counted;
+            counts.failed.push(format!("{to} at {}: {error}", clock()));
+            return counts;
         }
     };
-    while goes_on.load(Ordering::Relaxed) {
+    while running.load(Ordering::Relaxed) {
         if let Err(error) = exchange(&mut stream) {
             let port = stream.local_addr().map_or(0, |own| own.port());
-            counted.broken.push(format!("{to} from {port} at {}, {} exchanges: {error}", clock(), counted.exchanges));
+            counts.broken.push(format!("{to} from {port} at {}, {} exchanges: {error}", clock(), counts.exchanges));
             break;
         }
-        counted.exchanges += 1;
+        counts.exchanges += 1;
         thread::sleep(PACE);
     }
-    counted
+    counts
 }
 
-fn datagrams(to: SocketAddr, goes_on: &AtomicBool) -> Counted {
-    let mut counted = Counted { sockets: 1, ..Counted::default() };
+fn datagrams(to: SocketAddr, running: &AtomicBool) -> LoadCounts {
+    let mut counts = LoadCounts { sockets: 1, ..LoadCounts::default() };
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).unwrap();
     socket.connect(to).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     let mut backend = None;
-    while goes_on.load(Ordering::Relaxed) {
+    while running.load(Ordering::Relaxed) {
         let mut byte = [0];
-        counted.datagrams += 1;
+        counts.datagrams += 1;
         match socket.send(b"?").and_then(|_| socket.recv(&mut byte)) {
             Ok(_) => {
-                counted.moved += usize::from(backend.is_some_and(|backend| backend != byte[0]));
+                counts.moved += usize::from(backend.is_some_and(|backend| backend != byte[0]));
                 backend = Some(byte[0]);
             }
-            Err(_) => counted.lost += 1,
+            Err(_) => counts.lost += 1,
         }
         thread::sleep(PACE);
     }
-    counted
+    counts
 }

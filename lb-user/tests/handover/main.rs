@@ -1,8 +1,8 @@
 //! A node goes from kube-proxy to Beeline and back, under load: a real API server, a real kube-proxy in each of its
-//! modes, the real agent, clients outside and in a pod. What is counted is what fails: nothing may.
+//! modes, the real agent, clients outside and in a pod. No connection and no datagram may fail.
 //!
-//! `handover [FILTER]` runs them; `handover --story NAME` is one of them, as the runner starts it, and `handover
-//! --serve`, `--load` are its servers and clients.
+//! `handover [FILTER]` runs the stories. It starts itself as `handover --story NAME` for one story, and as `handover
+//! --serve` and `--load` for servers and clients.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod load;
@@ -21,19 +21,19 @@ use lb_lab::{
     sandbox::{Inside, Sandbox},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
-use load::Load;
+use load::HandoverLoad;
 use network::Network;
 
-/// Duration of the load in each state.
-const WHILE: Duration = Duration::from_millis(1500);
+/// Duration of the load after each step.
+const LOAD_TIME: Duration = Duration::from_millis(1500);
 
-/// A name, the mode of kube-proxy, and flags of the agent.
+/// Name, mode of kube-proxy, flags of the agent.
 type Story = (&'static str, Mode, &'static [&'static str]);
 
 const STORIES: [Story; 3] = [
     ("there_and_back_beside_nftables", Mode::Nftables, &[]),
     ("there_and_back_beside_iptables", Mode::Iptables, &[]),
-    // Flows that conntrack has never seen go back to it.
+    // conntrack never saw these flows, and must take them over.
     ("there_and_back_with_host_routing", Mode::Nftables, &["--host-routing"]),
 ];
 
@@ -49,8 +49,8 @@ fn main() -> ExitCode {
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    if let Some(lacks) = lacking() {
-        println!("handover: skipped, {lacks}");
+    if let Some(obstacle) = obstacle() {
+        println!("handover: skipped, {obstacle}");
         let required = std::env::var_os("BEELINE_REQUIRE_KERNEL").is_some();
         return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
@@ -58,11 +58,12 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials.into()).exit_code()
 }
 
-fn lacking() -> Option<String> {
+/// The reason why the stories cannot run on this machine, if there is one.
+fn obstacle() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("it needs root".to_owned());
     }
-    // Only their version: the rules of the machine's own network do not matter.
+    // Their versions only: listing rules might fail in this namespace.
     for tool in ["iptables", "nft"] {
         if let Err(error) = Command::new(tool).arg("--version").output() {
             return Some(format!("there is no {tool}: {error}"));
@@ -79,12 +80,12 @@ fn lacking() -> Option<String> {
 fn run(name: &str) -> Result<(), Failed> {
     let sandbox = Sandbox::make(name)?;
     let output = sandbox.run_in(Command::new(std::env::current_exe()?).args(["--story", name])).output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
-        said.lines().filter(|line| line.starts_with("COUNTED ")).for_each(|line| println!("\n{name}: {line}"));
+        text.lines().filter(|line| line.starts_with("COUNTED ")).for_each(|line| println!("\n{name}: {line}"));
         Ok(())
     } else {
-        Err(said.into())
+        Err(text.into())
     }
 }
 
@@ -93,7 +94,7 @@ fn note(what: &str) {
     println!("{what} at {}", load::clock());
 }
 
-/// kube-proxy; Beeline beside it; Beeline alone; both again; kube-proxy alone.
+/// Steps: kube-proxy alone; Beeline beside it; Beeline alone; both again; kube-proxy alone.
 fn story(mode: Mode, flags: &[&str]) {
     let inside = Inside::find().expect("set by the runner");
     let bpffs = inside.enter();
@@ -102,57 +103,61 @@ fn story(mode: Mode, flags: &[&str]) {
 
     let kube_proxy = network.start_kube_proxy(mode);
     network.until_served();
-    let mut loads = vec![Load::start(&network, "since kube-proxy")];
-    thread::sleep(WHILE);
+    let mut loads = vec![HandoverLoad::start(&network, "since kube-proxy")];
+    thread::sleep(LOAD_TIME);
 
-    // Beside it: nothing is harmed, and both answer alike.
+    // Both: rules and maps agree.
     note("agent starts");
     let agent = network.start_agent(flags);
-    thread::sleep(WHILE);
-    let (code, told) = network.beeline(&["handover", "--dry-run", "-o", "json"]);
-    let comparison: serde_json::Value = serde_json::from_str(&told).unwrap_or_else(|error| panic!("{error}: {told}"));
-    assert_eq!((code, &comparison["differences"]), (0, &serde_json::json!([])), "{told}");
-    assert!(comparison["compared"].as_u64() >= Some(8), "{told}");
-    let (code, told) = network.beeline(&["handover"]);
-    assert!(code == 1 && told.contains("kube-proxy runs (pid ") && told.contains("nothing was changed"), "{told}");
-    network.difference_is_told();
+    thread::sleep(LOAD_TIME);
+    let (code, output) = network.beeline(&["handover", "--dry-run", "-o", "json"]);
+    let comparison: serde_json::Value =
+        serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error}: {output}"));
+    assert_eq!((code, &comparison["differences"]), (0, &serde_json::json!([])), "{output}");
+    assert!(comparison["compared"].as_u64() >= Some(8), "{output}");
+    let (code, output) = network.beeline(&["handover"]);
+    assert!(
+        code == 1 && output.contains("kube-proxy runs (pid ") && output.contains("nothing was changed"),
+        "{output}"
+    );
+    network.assert_difference_is_reported();
 
-    // Alone.
+    // Beeline alone.
     note("kube-proxy ends");
     drop(kube_proxy);
-    let (code, told) = network.beeline(&["handover"]);
-    assert_eq!(code, 0, "{told}");
-    assert!(told.contains("removed  ") && told.contains("beeline-handover keeps "), "{told}");
-    println!("{told}");
+    let (code, output) = network.beeline(&["handover"]);
+    assert_eq!(code, 0, "{output}");
+    assert!(output.contains("removed  ") && output.contains("beeline-handover keeps "), "{output}");
+    println!("{output}");
     note("handed over");
-    assert_eq!(network.kube_proxys_rules(), "", "of kube-proxy's rules nothing is left");
-    thread::sleep(WHILE);
-    let (code, told) = network.beeline(&["handover"]);
-    assert!(code == 0 && told.contains("kube-proxy has no rules") && told.contains("open connection"), "{told}");
-    loads.push(Load::start(&network, "since Beeline"));
-    thread::sleep(WHILE);
+    assert_eq!(network.kube_proxys_rules(), "", "no rule of kube-proxy is left");
+    thread::sleep(LOAD_TIME);
+    let (code, output) = network.beeline(&["handover"]);
+    assert!(code == 0 && output.contains("kube-proxy has no rules") && output.contains("open connection"), "{output}");
+    loads.push(HandoverLoad::start(&network, "since Beeline"));
+    thread::sleep(LOAD_TIME);
 
-    // And back.
+    // Back to kube-proxy.
     note("kube-proxy starts");
     let kube_proxy = network.start_kube_proxy(mode);
     network.until_rules_are_written();
-    thread::sleep(WHILE);
+    thread::sleep(LOAD_TIME);
     note("agent ends");
     drop(agent);
     note("cleanup");
-    let (code, told) = network.beeline(&["cleanup"]);
-    println!("{told}");
+    let (code, output) = network.beeline(&["cleanup"]);
+    println!("{output}");
     note("cleaned up");
-    let is_whole = code == 0 && told.contains("handed to netfilter") && !told.contains("more end");
-    loads.push(Load::start(&network, "since kube-proxy again"));
-    thread::sleep(WHILE);
+    let is_whole = code == 0 && output.contains("handed to netfilter") && !output.contains("more end");
+    loads.push(HandoverLoad::start(&network, "since kube-proxy again"));
+    thread::sleep(LOAD_TIME);
 
     let mut failed = false;
     for load in loads {
-        let counted = load.end();
-        println!("COUNTED {counted}");
-        failed |= counted.has_failed();
+        let result = load.end();
+        println!("COUNTED {result}");
+        failed |= result.has_failed();
     }
-    assert!(is_whole && !failed, "something failed");
+    assert!(is_whole && !failed, "the hand-over was not whole, or a client failed");
     drop(kube_proxy);
 }

@@ -1,4 +1,4 @@
-//! The network of a hand-over: node1, which is handed over, with its pod; node2, where other backends are; the client.
+//! The network of a hand-over: node1, which is handed over, with a pod; node2 with remote backends; a client outside.
 
 use std::{
     fs,
@@ -12,44 +12,47 @@ use std::{
 use lb_lab::{
     Process,
     api_server::ApiServer,
-    kube_proxy::{KubeProxy, Mode, Served},
+    kube_proxy::{KubeProxy, Mode, ServedNode},
     network::{Lan, Options},
     relay,
 };
 use rustix::process::{Pid, Signal};
 
-use crate::load::{self, Server};
+use crate::load::{self, BackendProcess};
 
-/// Limit for a state to come about.
+/// Limit for a condition to become true.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 10);
+/// Port of the Services.
 pub const PORT: u16 = 80;
-/// NodePorts of the Service for any caller, and of the one that uses endpoints of this node only.
-pub const ANY: u16 = 30080;
+/// NodePort of the Service with external policy Cluster.
+pub const CLUSTER: u16 = 30080;
+/// NodePort of the Service with external policy Local.
 pub const LOCAL: u16 = 30081;
 
+/// The network, with the API server of its Services.
 pub struct Network<'a> {
     pub lan: Lan,
     api: &'a ApiServer,
     cgroup: &'a Path,
     directory: &'a Path,
     pins: PathBuf,
-    _servers: Vec<Server>,
+    _servers: Vec<BackendProcess>,
 }
 
 impl<'a> Network<'a> {
     pub fn make(api: &'a ApiServer, cgroup: &'a Path, directory: &'a Path, pins: &Path) -> Self {
         let lan = Lan::make(Options::default());
         relay::relay(&lan.node1.host.net, api.port());
-        // Cluster IPs lead to the node for clients outside too, as they do where routers say so.
+        // The client routes cluster IPs to the node, as some networks do.
         let [v4, v6] = [lan.node1.host.v4.to_string(), lan.node1.host.v6.to_string()];
         lan.client.net.run(&["ip", "route", "add", "10.96.0.0/16", "via", &v4]);
         lan.client.net.run(&["ip", "route", "add", "fd96::/108", "via", &v6]);
         let pods = [&lan.node1.pods[0], &lan.node2.pods[0]];
         let addresses = pods.map(|pod| (pod.v4, pod.v6));
-        let servers = pods.map(|pod| Server::start(&pod.net, [pod.v4.into(), pod.v6.into()])).into();
+        let servers = pods.map(|pod| BackendProcess::start(&pod.net, [pod.v4.into(), pod.v6.into()])).into();
         for name in ["pods", "agent"] {
             fs::create_dir(cgroup.join(name)).unwrap();
         }
@@ -78,13 +81,16 @@ impl<'a> Network<'a> {
         let to = |ports: fn(IpAddr, IpAddr) -> Vec<(IpAddr, u16)>| {
             families.into_iter().flat_map(|(node, vip)| ports(node, vip)).map(SocketAddr::from).collect()
         };
-        [to(|node, vip| vec![(node, ANY), (node, LOCAL), (vip, PORT)]), to(|node, vip| vec![(vip, PORT), (node, ANY)])]
+        [
+            to(|node, vip| vec![(node, CLUSTER), (node, LOCAL), (vip, PORT)]),
+            to(|node, vip| vec![(vip, PORT), (node, CLUSTER)]),
+        ]
     }
 
     pub fn start_kube_proxy(&self, mode: Mode) -> Process {
         let program = KubeProxy::find(mode).unwrap();
         let kubeconfig = self.api.kubeconfig();
-        let served = Served {
+        let served = ServedNode {
             node: "node1",
             pods: "10.244.0.0/16,fd44::/48",
             kubeconfig: &kubeconfig,
@@ -113,7 +119,7 @@ impl<'a> Network<'a> {
         agent
     }
 
-    /// Runs the command on the node. Returns its exit code and its output.
+    /// Runs `beeline` on the node. Returns its exit code and its output.
     pub fn beeline(&self, arguments: &[&str]) -> (i32, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_beeline"));
         command.arg("--pins").arg(&self.pins).args(arguments);
@@ -122,17 +128,17 @@ impl<'a> Network<'a> {
         (output.status.code().unwrap_or(-1), text(&output.stdout) + &text(&output.stderr))
     }
 
-    /// Waits until clients outside are served.
+    /// Waits until all destinations of the client outside answer.
     pub fn until_served(&self) {
         let [outside, _] = self.destinations();
         for to in outside {
             self.until(&format!("{to} answers"), || {
-                self.lan.client.net.enter(|| load::ask(to, Duration::from_secs(1))).is_ok()
+                self.lan.client.net.enter(|| load::connect_once(to, Duration::from_secs(1))).is_ok()
             });
         }
     }
 
-    /// The rules of kube-proxy in netfilter.
+    /// Returns the rules of kube-proxy in netfilter.
     pub fn kube_proxys_rules(&self) -> String {
         let rules = self.lan.node1.host.net.run(&["nft", "list", "ruleset"]);
         let own = |line: &&str| {
@@ -142,19 +148,19 @@ impl<'a> Network<'a> {
         rules.lines().filter(own).collect::<Vec<_>>().join("\n")
     }
 
-    /// Waits until kube-proxy has written what it writes last.
+    /// Waits until kube-proxy has written all rules, which then agree with Beeline's maps.
     pub fn until_rules_are_written(&self) {
         self.until("kube-proxy has written its rules", || {
-            let (code, told) = self.beeline(&["handover", "--dry-run", "-o", "json"]);
+            let (code, output) = self.beeline(&["handover", "--dry-run", "-o", "json"]);
             code == 0
-                && told.contains("\"differences\": []")
-                && told.contains("\"compared\": ")
-                && !told.contains("\"compared\": 0")
+                && output.contains("\"differences\": []")
+                && output.contains("\"compared\": ")
+                && !output.contains("\"compared\": 0")
         });
     }
 
-    /// An endpoint that Beeline does not know yet is told of, and stands in the way.
-    pub fn difference_is_told(&self) {
+    /// Asserts that `handover` reports an endpoint that Beeline lacks, and refuses.
+    pub fn assert_difference_is_reported(&self) {
         let agent = self.agent();
         rustix::process::kill_process(agent, Signal::STOP).unwrap();
         self.api.apply(&format!(
@@ -168,18 +174,18 @@ impl<'a> Network<'a> {
             "Beeline refuses clients on this node, and kube-proxy sends them to {}:",
             self.lan.node2.pods[0].v4
         );
-        self.until("the difference is told", || {
-            let (code, told) = self.beeline(&["handover", "--dry-run"]);
+        self.until("the difference is reported", || {
+            let (code, output) = self.beeline(&["handover", "--dry-run"]);
             code == 1
-                && told.contains("differs  default/none at ")
-                && told.contains(&expected)
-                && told.contains("clients would lose endpoints")
+                && output.contains("differs  default/none at ")
+                && output.contains(&expected)
+                && output.contains("clients would lose endpoints")
         });
         rustix::process::kill_process(agent, Signal::CONT).unwrap();
-        self.until("both answer alike again", || self.beeline(&["handover", "--dry-run"]).0 == 0);
+        self.until("rules and maps agree again", || self.beeline(&["handover", "--dry-run"]).0 == 0);
     }
 
-    /// The process of the agent.
+    /// Finds the process of the agent.
     fn agent(&self) -> Pid {
         let pins = self.pins.display().to_string();
         let words = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -195,29 +201,31 @@ impl<'a> Network<'a> {
         while !is_so() {
             let logs = ["kube-proxy-node1.log", "agent.log"]
                 .map(|name| fs::read_to_string(self.directory.join(name)).unwrap_or_default());
-            assert!(Instant::now() < deadline, "not so: {what}\n{}", logs.join("\n---\n"));
+            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}\n{}", logs.join("\n---\n"));
             thread::sleep(Duration::from_millis(50));
         }
     }
 }
 
-/// A Service with a backend on each node, one with policy Local, both of both families; one without endpoints.
-fn objects([here, there]: [(Ipv4Addr, Ipv6Addr); 2]) -> String {
+/// Returns a Service with a backend on each node, another with external policy Local, both dual-stack, and a Service
+/// without endpoints.
+fn objects([local, remote]: [(Ipv4Addr, Ipv6Addr); 2]) -> String {
     let target = load::TARGET;
     let service = |name: &str, spec: &str| {
         format!("---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
     };
-    let slice = |name: &str, family: &str, here: IpAddr, there: IpAddr| {
+    let slice = |name: &str, family: &str, local: IpAddr, remote: IpAddr| {
         format!(
             "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: {family}\n\
              metadata: {{name: {name}-{}, labels: {{kubernetes.io/service-name: {name}}}}}\n\
              ports: [{{name: tcp, port: {target}}}, {{name: udp, port: {target}, protocol: UDP}}]\n\
-             endpoints: [{{addresses: [\"{here}\"], nodeName: node1}}, {{addresses: [\"{there}\"], nodeName: node2}}]\n",
+             endpoints: [{{addresses: [\"{local}\"], nodeName: node1}}, \
+             {{addresses: [\"{remote}\"], nodeName: node2}}]\n",
             family.to_lowercase()
         )
     };
     let slices = |name: &str| {
-        slice(name, "IPv4", here.0.into(), there.0.into()) + &slice(name, "IPv6", here.1.into(), there.1.into())
+        slice(name, "IPv4", local.0.into(), remote.0.into()) + &slice(name, "IPv6", local.1.into(), remote.1.into())
     };
     let ports = |node_port: u16| {
         format!(
@@ -228,7 +236,7 @@ fn objects([here, there]: [(Ipv4Addr, Ipv6Addr); 2]) -> String {
     };
     [
         "---\napiVersion: v1\nkind: Node\nmetadata: {name: node1}\n".to_owned(),
-        service("any", &format!("clusterIP: {VIP}, clusterIPs: [{VIP}, \"{VIP6}\"], {}", ports(ANY))),
+        service("any", &format!("clusterIP: {VIP}, clusterIPs: [{VIP}, \"{VIP6}\"], {}", ports(CLUSTER))),
         slices("any"),
         service("local", &format!("externalTrafficPolicy: Local, {}", ports(LOCAL))),
         slices("local"),

@@ -12,49 +12,50 @@ use std::{
 use lb_lab::api_server::free_port;
 use tempfile::TempDir;
 
-use crate::{DEADLINE, node::Node};
+use crate::{DEADLINE, node::KubeTestNode};
 
-/// Waits until something is so.
+/// Waits until `is_so` returns true; panics after the deadline.
 #[track_caller]
 pub(crate) fn until(what: &str, is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !is_so() {
-        assert!(Instant::now() < deadline, "not so within {DEADLINE:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// A running agent; it ends with the value, and leaves nothing.
-pub(crate) struct Agent {
+/// A running agent, killed when dropped, with its cgroup.
+pub(crate) struct KubeTestAgent {
     child: Child,
     health: u16,
     metrics: u16,
-    /// Its own one, which it removes.
+    /// The cgroup to remove, if it belongs to the agent alone.
     cgroup: Option<PathBuf>,
     directory: TempDir,
 }
 
-impl Agent {
-    /// Why none can run here.
-    pub(crate) fn lacking() -> Option<String> {
+impl KubeTestAgent {
+    /// The reason why no agent can run on this machine, if there is one.
+    pub(crate) fn obstacle() -> Option<String> {
         if !rustix::process::geteuid().is_root() {
             return Some("an agent needs root".to_owned());
         }
         lb_dataplane::environment::cgroup2().err().map(|error| format!("{error:#}"))
     }
 
-    /// Starts it with these credentials, and does not wait.
+    /// Starts the agent of node n1, and does not wait.
     pub(crate) fn start(kubeconfig: &Path) -> Self {
         Self::start_with("n1", kubeconfig, "")
     }
 
-    /// The same as the agent of a node of this name, with more flags as a file has them.
+    /// Starts the agent of a node, with additional options as in its configuration file.
     pub(crate) fn start_with(node_name: &str, kubeconfig: &Path, flags: &str) -> Self {
-        let root = lb_dataplane::environment::cgroup2().expect("asked before");
+        let root = lb_dataplane::environment::cgroup2().expect("checked by `obstacle`");
         let cgroup = root.join(format!("beeline-kube-{}-{node_name}", std::process::id()));
         fs::create_dir(&cgroup).expect("a cgroup");
-        // The bpffs, and with it the pins and links, ends with the mount namespace.
-        let script = "mkdir bpffs && mount -t bpf bpf bpffs && exec \"$0\" --pins \"$PWD/bpffs/beeline\" run --config beeline.yaml";
+        // The bpffs, with pins and links, ends with the mount namespace.
+        let script = "mkdir bpffs && mount -t bpf bpf bpffs && \
+                      exec \"$0\" --pins \"$PWD/bpffs/beeline\" run --config beeline.yaml";
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-ec", script, env!("CARGO_BIN_EXE_beeline")]);
         let mut agent = Self::launch(command, node_name, &cgroup, kubeconfig, flags);
@@ -62,8 +63,8 @@ impl Agent {
         agent
     }
 
-    /// Starts it over what others have left on this node. From here its ports are out of reach.
-    pub(crate) fn start_on(node: &Node, kubeconfig: &Path, flags: &str) -> Self {
+    /// Starts the agent on a node with the pins of earlier agents. Its ports cannot be reached from this namespace.
+    pub(crate) fn start_on(node: &KubeTestNode, kubeconfig: &Path, flags: &str) -> Self {
         let mut command = node.command("sh");
         let script = "exec \"$0\" --pins \"$1\" run --config \"$BEELINE_TEST_DIRECTORY/beeline.yaml\"";
         command.args(["-ec", script, env!("CARGO_BIN_EXE_beeline")]).arg(node.pins());
@@ -92,24 +93,24 @@ impl Agent {
         Self { child, health, metrics, cgroup: None, directory }
     }
 
-    /// What it has said.
+    /// Its log so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).expect("the log")
     }
 
-    /// The code of an answer of the health port; None before there is one.
+    /// The status code of the health port; none before it listens.
     pub(crate) fn health(&self, path: &str) -> Option<u16> {
-        ask(self.health, path).map(|(code, _)| code)
+        http_get(self.health, path).map(|(code, _)| code)
     }
 
-    /// A metric without labels.
+    /// The value of a metric without labels.
     pub(crate) fn metric(&self, name: &str) -> Option<f64> {
-        let (_, text) = ask(self.metrics, "/metrics")?;
+        let (_, text) = http_get(self.metrics, "/metrics")?;
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
     }
 }
 
-fn ask(port: u16, path: &str) -> Option<(u16, String)> {
+fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").ok()?;
     let mut answer = String::new();
@@ -118,9 +119,9 @@ fn ask(port: u16, path: &str) -> Option<(u16, String)> {
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
 
-impl Drop for Agent {
+impl Drop for KubeTestAgent {
     fn drop(&mut self) {
-        // Fails only if it has ended by itself.
+        // Fails only if the agent has ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = self.cgroup.as_ref().map(fs::remove_dir);

@@ -1,5 +1,5 @@
-//! What `deploy/` says, against a real API server: it is accepted, and its account may do what the agent needs and no
-//! more.
+//! The manifests in `deploy/` against a real API server: they are accepted, and grant the rights that the agent needs
+//! and no more.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,16 +13,16 @@ use serde_json::Value;
 
 use crate::{
     Options, Source,
-    agent::{Agent, until},
+    agent::{KubeTestAgent, until},
     bootstrap::is_skipped,
     options, service,
 };
 use lb_lab::api_server::ApiServer;
 
-/// The account, as the API server names it.
+/// The ServiceAccount, as the API server names it.
 const ACCOUNT: &str = "system:serviceaccount:kube-system:beeline";
 
-/// All that the role may grant.
+/// Resources that the role may grant, by API group.
 const READ: [(&str, &str); 6] = [
     ("", "services"),
     ("", "endpoints"),
@@ -32,24 +32,25 @@ const READ: [(&str, &str); 6] = [
     ("", "namespaces"),
 ];
 
-/// Of these: those without which Services are served all the same.
-const OF_PATHS: [&str; 2] = ["pods", "namespaces"];
+/// Resources that only pod modes need: Services are served without them.
+const OF_POD_MODES: [&str; 2] = ["pods", "namespaces"];
 
-/// All that it may do with each.
+/// Verbs that the role may grant for each.
 const VERBS: [&str; 2] = ["list", "watch"];
 
+/// The directory `deploy/`.
 pub(crate) fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
 }
 
-/// A way to install it.
+/// A variant of the installation.
 struct Variant {
-    /// Below `deploy/`.
+    /// Directory below `deploy/`.
     dir: &'static str,
-    /// What it is about, as the API server would keep it in the DaemonSet.
+    /// Pointer to the field of the DaemonSet, as stored by the API server, that the variant sets to `expected`.
     field: &'static str,
     expected: &'static str,
-    /// What makes the same of the chart.
+    /// Values that make the chart render the same objects.
     values: &'static str,
 }
 
@@ -99,19 +100,19 @@ const VARIANTS: [Variant; 7] = [
 ];
 
 const KINDS: [&str; 5] = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ConfigMap", "DaemonSet"];
-/// What the API server must be content with.
+/// Arguments of kubectl that make every unknown field and every warning an error.
 const STRICTLY: [&str; 4] = ["--dry-run=server", "--validate=strict", "--warnings-as-errors", "--output=json"];
 
-/// The API server takes all of each variant, and takes it for what it is: no field is unknown, nothing is warned of.
-pub(crate) fn variants_are_accepted_whole(server: &mut ApiServer) {
+/// The API server accepts every field of each variant without a warning.
+pub(crate) fn variants_are_accepted_without_a_warning(server: &mut ApiServer) {
     let overlays = std::fs::read_dir(deploy().join("overlays")).expect("overlays");
-    assert_eq!(overlays.count() + 1, VARIANTS.len(), "each overlay has its row");
+    assert_eq!(overlays.count() + 1, VARIANTS.len(), "each overlay has its variant");
     for Variant { dir, field, expected, .. } in VARIANTS {
         let dir = deploy().join(dir);
-        let said = server.kubectl(&[&["apply", "-k", dir.to_str().expect("a path")], STRICTLY.as_slice()].concat());
-        let objects = kinds(&said);
+        let output = server.kubectl(&[&["apply", "-k", dir.to_str().expect("a path")], STRICTLY.as_slice()].concat());
+        let objects = kinds(&output);
         let (config, daemonset) = (&objects["ConfigMap"], &objects["DaemonSet"]);
-        // A change of options is a rollout: the name that the DaemonSet mounts has their hash.
+        // The hash of the options in the name of the ConfigMap makes a change of options a rollout.
         let name = config["metadata"]["name"].as_str().expect("a name");
         assert!(name.strip_prefix("beeline-").is_some_and(|hash| hash.len() == 10), "{name}");
         let mounted = |volume: &Value| volume["configMap"]["name"] == name;
@@ -120,13 +121,13 @@ pub(crate) fn variants_are_accepted_whole(server: &mut ApiServer) {
         let value = daemonset.pointer(field).unwrap_or_else(|| panic!("{}: no {field}: {daemonset}", dir.display()));
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         assert_eq!(value, expected, "{}", dir.display());
-        // It cannot be changed, so variants that differed in it could not take each other's place.
+        // The selector is immutable: with different selectors one variant could not replace another.
         let selector = serde_json::json!({"matchLabels": {"app.kubernetes.io/name": "beeline"}});
         assert_eq!(daemonset["spec"]["selector"], selector, "{}", dir.display());
     }
 }
 
-/// Objects by kind, from a List or one after the other; each of the kinds once.
+/// Reads objects from a List or a sequence, by kind; each kind must be there once.
 fn kinds(text: &str) -> BTreeMap<String, Value> {
     let values: Vec<Value> =
         serde_json::Deserializer::from_str(text).into_iter().collect::<Result<_, _>>().expect("JSON");
@@ -141,8 +142,8 @@ fn kinds(text: &str) -> BTreeMap<String, Value> {
     objects
 }
 
-/// What Helm makes of the chart is what kustomize makes, and the API server takes it just as well.
-pub(crate) fn chart_makes_what_the_kustomizations_make(server: &mut ApiServer) {
+/// Helm renders the same objects as kustomize, and the API server accepts them too.
+pub(crate) fn chart_and_kustomizations_render_the_same(server: &mut ApiServer) {
     let helm = std::env::var_os("BEELINE_HELM").unwrap_or_else(|| "helm".into());
     if let Err(error) = Command::new(&helm).arg("version").output() {
         println!("skipped: no helm ({error}); set BEELINE_HELM to one");
@@ -158,8 +159,8 @@ pub(crate) fn chart_makes_what_the_kustomizations_make(server: &mut ApiServer) {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("asked before");
-        helm.stdin.take().expect("piped").write_all(values.as_bytes()).expect("it reads");
+            .expect("helm runs, as tried before");
+        helm.stdin.take().expect("piped").write_all(values.as_bytes()).expect("helm reads");
         let output = helm.wait_with_output().expect("helm");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
@@ -174,7 +175,7 @@ pub(crate) fn chart_makes_what_the_kustomizations_make(server: &mut ApiServer) {
         let of_kustomize = server.try_kubectl(&client, &kustomized).unwrap_or_else(|error| panic!("{dir}: {error}"));
         assert_eq!(normalised(&of_chart), normalised(&of_kustomize), "deploy/{dir} and the chart with {values}");
     }
-    // The ports follow the addresses, and what nobody knows is refused.
+    // Ports follow the addresses, and unknown or wrong values are refused.
     let moved = render("config: {healthz-bind-address: '[::]:10266', metrics-bind-address: ''}").expect("right values");
     assert!(moved.contains("containerPort: 10266") && !moved.contains("name: metrics"), "{moved}");
     for wrong in ["capabilites: least", "config: {healthz-bind-address: ''}"] {
@@ -184,8 +185,8 @@ pub(crate) fn chart_makes_what_the_kustomizations_make(server: &mut ApiServer) {
     assert!(std::fs::read_to_string(chart.join("Chart.yaml")).expect("Chart.yaml").contains(version), "{version}");
 }
 
-/// The objects, with the ways of the two to roll out changed options taken away, and the options themselves without
-/// comments.
+/// Returns the objects without hash and checksum, by which kustomize and Helm roll out changed options, and with the
+/// options parsed, so that comments do not count.
 fn normalised(list: &str) -> BTreeMap<String, Value> {
     let mut objects = kinds(list);
     let config = objects.get_mut("ConfigMap").expect("one");
@@ -204,9 +205,8 @@ fn normalised(list: &str) -> BTreeMap<String, Value> {
     objects
 }
 
-/// Who looks for kube-proxy by its label, in its namespace and on its ports finds a pod of Beeline's, and only with the
-/// overlay.
-pub(crate) fn drop_in_is_found_where_kube_proxy_was(server: &mut ApiServer) {
+/// With the overlay, and only with it, kube-proxy's label, namespace and ports lead to a pod of Beeline.
+pub(crate) fn drop_in_has_kube_proxys_label_and_ports(server: &mut ApiServer) {
     for (dir, expected) in [("", ""), ("overlays/kube-proxy-labels", "pod/beeline")] {
         let kustomized = server.kubectl(&["kustomize", deploy().join(dir).to_str().expect("a path")]);
         let client = ["create", "-f", "-", "--dry-run=client", "--output=json"];
@@ -226,8 +226,7 @@ pub(crate) fn drop_in_is_found_where_kube_proxy_was(server: &mut ApiServer) {
     }
 }
 
-/// An agent with the account's own token sees the kinds that it reads and their changes; the account may do nothing
-/// else.
+/// With the token of the account the source receives all kinds and their changes; the account may do nothing else.
 pub(crate) fn account_may_read_what_the_agent_reads_and_nothing_else(server: &mut ApiServer) {
     server.kubectl(&["apply", "-k", deploy().to_str().expect("a path")]);
     let kubeconfig = account(server);
@@ -264,19 +263,20 @@ pub(crate) fn account(server: &ApiServer) -> PathBuf {
     server.kubeconfig_with(token.trim())
 }
 
+/// True if the account has the right.
 pub(crate) fn may(server: &ApiServer, verb: &str, resource: &str) -> bool {
     match server.try_kubectl(&["auth", "can-i", verb, resource, "--all-namespaces", "--as", ACCOUNT], "") {
-        Ok(said) => said.trim() == "yes",
-        // It says "no" to stdout, and ends with 1.
-        Err(said) => {
-            assert!(said.lines().all(|line| line.is_empty() || line.starts_with("Warning: ")), "{said}");
+        Ok(output) => output.trim() == "yes",
+        // kubectl prints "no" to stdout and exits with 1.
+        Err(output) => {
+            assert!(output.lines().all(|line| line.is_empty() || line.starts_with("Warning: ")), "{output}");
             false
         }
     }
 }
 
-/// An agent that lacks one verb on one resource says so, with the cure, and is not healthy until it has it; of those
-/// that only say which pods take another path, it says so.
+/// An agent that lacks one verb on one resource logs this with the cure, and is unhealthy until it has the verb. For
+/// resources of pod modes it only logs.
 pub(crate) fn each_verb_is_needed(server: &mut ApiServer) {
     if is_skipped() {
         return;
@@ -299,25 +299,25 @@ pub(crate) fn each_verb_is_needed(server: &mut ApiServer) {
         let what = what.trim_end_matches('.');
         for verb in VERBS {
             role(Some((verb, resource)));
-            until("it is taken away", || !may(server, verb, what));
-            let agent = Agent::start(&kubeconfig);
-            until("the agent says so", || agent.log().contains("does not let this agent"));
-            let said = agent.log();
+            until("the verb is removed", || !may(server, verb, what));
+            let agent = KubeTestAgent::start(&kubeconfig);
+            until("the agent logs the missing verb", || agent.log().contains("does not let this agent"));
+            let output = agent.log();
             let expected = format!("does not let this agent {verb} {what}, so it does not learn of changes");
-            assert!(said.contains(&expected) && said.contains("deploy/base/rbac.yaml"), "{verb} {what}: {said}");
-            until("it knows that it is not healthy", || agent.metric("beeline_kinds_forbidden") == Some(1.0));
-            if OF_PATHS.contains(&resource) {
-                until("it is well", || agent.health("/livez") == Some(200));
+            assert!(output.contains(&expected) && output.contains("deploy/base/rbac.yaml"), "{verb} {what}: {output}");
+            until("the metric counts the missing kind", || agent.metric("beeline_kinds_forbidden") == Some(1.0));
+            if OF_POD_MODES.contains(&resource) {
+                until("the agent is healthy", || agent.health("/livez") == Some(200));
             } else {
                 assert_eq!([agent.health("/livez"), agent.health("/healthz")], [Some(503), Some(503)], "{verb} {what}");
             }
             role(None);
-            until("it has all it needs", || agent.log().contains("may be read now"));
-            until("it is well", || agent.health("/livez") == Some(200));
-            until("it knows", || agent.metric("beeline_kinds_forbidden") == Some(0.0));
+            until("the agent logs that it may read the kind", || agent.log().contains("may be read now"));
+            until("the agent is healthy", || agent.health("/livez") == Some(200));
+            until("the metric is 0 again", || agent.metric("beeline_kinds_forbidden") == Some(0.0));
             if resource == "services" {
                 server.apply(&service("after", ""));
-                until("it learns of changes", || agent.log().contains("default/after"));
+                until("a change arrives", || agent.log().contains("default/after"));
                 server.kubectl(&["delete", "service/after"]);
             }
         }
@@ -326,7 +326,7 @@ pub(crate) fn each_verb_is_needed(server: &mut ApiServer) {
     server.kubectl(&["delete", "-k", deploy().to_str().expect("a path")]);
 }
 
-/// The verbs of the role, by group and resource.
+/// Returns the verbs of the role, by group and resource.
 pub(crate) fn granted(server: &ApiServer) -> BTreeMap<(String, String), Vec<String>> {
     let role = server.kubectl(&["get", "clusterrole", "beeline", "--output=json"]);
     let role: serde_json::Value = serde_json::from_str(&role).expect("JSON");

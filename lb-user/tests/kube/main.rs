@@ -1,13 +1,13 @@
-//! The Kubernetes source against a real API server: what travels, what does not, and what happens when the server goes;
-//! and what `deploy/` asks of it.
+//! The Kubernetes source, the agent and `deploy/` against a real API server: the objects that the source sends, and
+//! outages of the server.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod agent;
 mod bootstrap;
 mod deploy;
 mod events;
-mod gate;
 mod node;
+mod relay;
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,6 @@ use std::{
     time::Duration,
 };
 
-use gate::Gate;
 use lb_core::{
     event::{Event, Kind, Object},
     objects::Key,
@@ -24,45 +23,55 @@ use lb_core::{
 use lb_lab::api_server::{ApiServer, Assets, free_port};
 use lb_sources::kubernetes::{Options, run};
 use libtest_mimic::{Arguments, Trial};
+use relay::Relay;
 use tokio::{runtime::Runtime, sync::mpsc};
 use tracing_subscriber::EnvFilter;
 
-/// How long an event may take. Generous: it is reached only on failure.
+/// Limit for an event to arrive. Generous, since only failures reach it.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 type Story = fn(&mut ApiServer);
 
 const STORIES: [(&str, Story); 21] = [
-    ("objects_arrive_change_and_go", objects_arrive_change_and_go),
-    ("service_that_gains_a_foreign_label_goes", service_that_gains_a_foreign_label_goes),
-    ("only_services_of_the_proxy_name_travel", only_services_of_the_proxy_name_travel),
-    ("only_endpoints_that_count_travel", only_endpoints_that_count_travel),
-    ("own_node_travels_alone", own_node_travels_alone),
-    ("pods_travel_by_their_label_or_that_of_their_namespace", pods_travel_by_label),
-    ("explain_asks_the_api_server", explain_asks_the_api_server),
-    ("doctor_asks_each_api_server", doctor_asks_each_api_server),
-    ("first_server_that_answers_is_used", first_server_that_answers_is_used),
-    ("next_server_takes_over", next_server_takes_over),
-    ("moved_server_is_found_by_the_pins", bootstrap::moved_server_is_found_by_the_pins),
-    ("certificate_for_another_name_is_told", bootstrap::certificate_for_another_name_is_told),
-    ("deploy_variants_are_accepted_whole", deploy::variants_are_accepted_whole),
-    ("deploys_chart_makes_what_the_kustomizations_make", deploy::chart_makes_what_the_kustomizations_make),
-    ("deploys_drop_in_is_found_where_kube_proxy_was", deploy::drop_in_is_found_where_kube_proxy_was),
+    ("objects_are_added_changed_and_deleted", objects_are_added_changed_and_deleted),
+    (
+        "a_service_that_gets_the_label_of_another_proxy_is_deleted",
+        a_service_that_gets_the_label_of_another_proxy_is_deleted,
+    ),
+    ("only_services_of_the_proxy_name_are_sent", only_services_of_the_proxy_name_are_sent),
+    ("only_endpoints_without_a_mirror_are_sent", only_endpoints_without_a_mirror_are_sent),
+    ("only_the_own_node_is_sent", only_the_own_node_is_sent),
+    ("pods_are_sent_by_their_label_or_that_of_their_namespace", pods_are_sent_by_label),
+    ("explain_reads_from_the_api_server", explain_reads_from_the_api_server),
+    ("doctor_checks_each_api_server", doctor_checks_each_api_server),
+    ("the_first_server_that_answers_is_used", the_first_server_that_answers_is_used),
+    ("the_next_server_takes_over", the_next_server_takes_over),
+    ("a_server_that_has_moved_is_found_by_the_pins", bootstrap::a_server_that_has_moved_is_found_by_the_pins),
+    (
+        "a_certificate_for_another_name_is_refused_and_logged",
+        bootstrap::a_certificate_for_another_name_is_refused_and_logged,
+    ),
+    ("deploy_variants_are_accepted_without_a_warning", deploy::variants_are_accepted_without_a_warning),
+    ("deploys_chart_and_kustomizations_render_the_same", deploy::chart_and_kustomizations_render_the_same),
+    ("deploys_drop_in_has_kube_proxys_label_and_ports", deploy::drop_in_has_kube_proxys_label_and_ports),
     (
         "deploys_account_may_read_what_the_agent_reads_and_nothing_else",
         deploy::account_may_read_what_the_agent_reads_and_nothing_else,
     ),
     ("deploys_account_needs_each_verb", deploy::each_verb_is_needed),
-    ("problem_is_told_once_by_all_nodes", events::problem_is_told_once_by_all_nodes),
-    ("events_that_are_refused_stop_nothing", events::events_that_are_refused_stop_nothing),
-    ("restart_of_the_server_is_outlasted", restart_of_the_server_is_outlasted),
-    ("lost_history_leads_to_a_new_list", lost_history_leads_to_a_new_list),
+    ("a_problem_of_an_object_is_one_event_of_all_nodes", events::a_problem_of_an_object_is_one_event_of_all_nodes),
+    (
+        "the_agent_serves_without_the_right_to_create_events",
+        events::the_agent_serves_without_the_right_to_create_events,
+    ),
+    ("the_source_survives_a_restart_of_the_server", the_source_survives_a_restart_of_the_server),
+    ("a_compacted_history_leads_to_a_new_list", a_compacted_history_leads_to_a_new_list),
 ];
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env()).with_writer(std::io::stderr).init();
     let mut args = Arguments::from_args();
-    // They share one server, and some stop it.
+    // The stories share one server, and some stop it.
     args.test_threads = Some(1);
     if let Err(missing) = Assets::find() {
         println!("skipped: {missing}; set KUBEBUILDER_ASSETS to a directory with kube-apiserver, kubectl and etcd");
@@ -82,20 +91,20 @@ fn main() -> ExitCode {
         })
     });
     let conclusion = libtest_mimic::run(&args, trials.collect());
-    // Before the process ends, which would leave its children behind.
+    // Without this the children would outlive the process.
     drop(server);
     conclusion.exit_code()
 }
 
-/// The source under test and what it has said so far.
+/// The source under test, and the events that it has sent.
 struct Source {
     runtime: Runtime,
     events: mpsc::Receiver<Event>,
-    /// What a receiver knows now.
+    /// The objects that the events have left.
     known: BTreeMap<(Kind, Key), Object>,
-    /// How often each kind was listed.
+    /// The number of lists of each kind.
     lists: BTreeMap<Kind, usize>,
-    /// All that was ever applied, listed or deleted.
+    /// Every object that was ever applied, listed or deleted.
     seen: Vec<(Kind, Key)>,
 }
 
@@ -114,7 +123,7 @@ impl Source {
         Self::new(options(server))
     }
 
-    /// Receives until `done`.
+    /// Receives events until `done` returns true.
     #[track_caller]
     fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
         let deadline = std::time::Instant::now() + DEADLINE;
@@ -122,7 +131,7 @@ impl Source {
             let left = deadline.saturating_duration_since(std::time::Instant::now());
             let event = self.runtime.block_on(async { tokio::time::timeout(left, self.events.recv()).await });
             let Ok(Some(event)) = event else {
-                panic!("not in time: {what}; known: {:?}, lists: {:?}", self.known.keys(), self.lists)
+                panic!("not within {DEADLINE:?}: {what}; known: {:?}, lists: {:?}", self.known.keys(), self.lists)
             };
             self.take(event);
         }
@@ -180,7 +189,8 @@ fn options(server: &ApiServer) -> Options {
 
 fn service(name: &str, labels: &str) -> String {
     format!(
-        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, labels: {{{labels}}}}}\nspec: {{ports: [{{port: 80}}]}}\n"
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n\
+         spec: {{ports: [{{port: 80}}]}}\n"
     )
 }
 
@@ -191,7 +201,7 @@ fn endpoints(name: &str, labels: &str) -> String {
     )
 }
 
-fn objects_arrive_change_and_go(server: &mut ApiServer) {
+fn objects_are_added_changed_and_deleted(server: &mut ApiServer) {
     server.apply(&service("early", ""));
     let mut source = Source::of(server);
     assert!(source.has(Kind::Service, "early"), "listed");
@@ -204,7 +214,7 @@ fn objects_arrive_change_and_go(server: &mut ApiServer) {
     assert_eq!((late.exempt, late.cluster_ips.len(), late.ports.len()), (None, 1, 1));
     assert!(late.created.is_some() && late.problems.is_empty(), "{late:?}");
 
-    // The port has no name: the API server makes it the empty one.
+    // The API server gives a port without a name the empty name.
     let slice = |addr: &str| {
         format!(
             "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: late-1, \
@@ -226,7 +236,7 @@ fn objects_arrive_change_and_go(server: &mut ApiServer) {
     source.until("its change", |source| reads(source, "10.0.0.2"));
 
     server.kubectl(&["delete", "service/early", "service/late", "endpointslice/late-1"]);
-    source.until("the end of them", |source| {
+    source.until("their deletion", |source| {
         ![(Kind::Service, "early"), (Kind::Service, "late"), (Kind::EndpointSlice, "late-1")]
             .into_iter()
             .any(|(kind, name)| source.has(kind, name))
@@ -234,19 +244,19 @@ fn objects_arrive_change_and_go(server: &mut ApiServer) {
     assert!(source.lists.values().all(|lists| *lists == 1), "{:?}", source.lists);
 }
 
-fn service_that_gains_a_foreign_label_goes(server: &mut ApiServer) {
+fn a_service_that_gets_the_label_of_another_proxy_is_deleted(server: &mut ApiServer) {
     let mut source = Source::of(server);
     server.apply(&(service("a", "") + &service("b", "")));
     source.until("the Services", |source| source.has(Kind::Service, "a") && source.has(Kind::Service, "b"));
     server.kubectl(&["label", "service/a", "service.kubernetes.io/service-proxy-name=other"]);
     server.kubectl(&["label", "service/b", "service.kubernetes.io/headless="]);
-    source.until("their end", |source| !source.has(Kind::Service, "a") && !source.has(Kind::Service, "b"));
+    source.until("their deletion", |source| !source.has(Kind::Service, "a") && !source.has(Kind::Service, "b"));
     server.kubectl(&["label", "service/a", "service.kubernetes.io/service-proxy-name-"]);
     source.until("the return of one", |source| source.has(Kind::Service, "a"));
     server.kubectl(&["delete", "service/a", "service/b"]);
 }
 
-fn only_services_of_the_proxy_name_travel(server: &mut ApiServer) {
+fn only_services_of_the_proxy_name_are_sent(server: &mut ApiServer) {
     let named = "service.kubernetes.io/service-proxy-name: x";
     let headless = "---\napiVersion: v1\nkind: Service\nmetadata: {name: none}\nspec: {clusterIP: None}\n";
     server.apply(&(service("plain", "") + &service("named", named) + headless));
@@ -257,18 +267,18 @@ fn only_services_of_the_proxy_name_travel(server: &mut ApiServer) {
     server.kubectl(&["delete", "service/plain", "service/named", "service/none"]);
 }
 
-fn only_endpoints_that_count_travel(server: &mut ApiServer) {
+fn only_endpoints_without_a_mirror_are_sent(server: &mut ApiServer) {
     let mut source = Source::of(server);
     server.apply(&endpoints("managed", "endpoints.kubernetes.io/managed-by: endpoint-controller"));
     server.apply(&endpoints("hand", ""));
     source.until("the hand-written Endpoints", |source| source.has(Kind::Endpoints, "hand"));
     assert!(!source.saw(Kind::Endpoints, "managed"));
     server.kubectl(&["label", "endpoints/hand", "endpointslice.kubernetes.io/skip-mirror=true"]);
-    source.until("its end", |source| !source.has(Kind::Endpoints, "hand"));
+    source.until("its deletion", |source| !source.has(Kind::Endpoints, "hand"));
     server.kubectl(&["delete", "endpoints/hand", "endpoints/managed"]);
 }
 
-fn own_node_travels_alone(server: &mut ApiServer) {
+fn only_the_own_node_is_sent(server: &mut ApiServer) {
     let node = |name: &str| format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n");
     server.apply(&(node("n1") + &node("n2")));
     let mut source = Source::of(server);
@@ -282,9 +292,9 @@ fn own_node_travels_alone(server: &mut ApiServer) {
     server.kubectl(&["delete", "node/n1", "node/n2"]);
 }
 
-/// Only pods of this node that have chosen a path travel; all of them while a Namespace has chosen, and none that has
+/// Only pods of this node with a mode are sent; all pods of the node while a Namespace has a mode; no pod that has
 /// ended.
-fn pods_travel_by_label(server: &mut ApiServer) {
+fn pods_are_sent_by_label(server: &mut ApiServer) {
     let pod = |name: &str, node: &str, labels: &str| {
         format!(
             "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n\
@@ -301,28 +311,28 @@ fn pods_travel_by_label(server: &mut ApiServer) {
     assert_eq!((chosen.path, chosen.node.as_deref()), (Some(lb_common::PodMode::Packet), Some("n1")));
     assert!(chosen.uid.as_ref().is_some_and(|uid| uid.len() == 36) && chosen.netns.is_none(), "{chosen:?}");
     server.kubectl(&["label", "pod/plain", "beeline.io/path=off"]);
-    source.until("another one that chooses", |source| source.has(Kind::Pod, "plain"));
+    source.until("a second pod with a mode", |source| source.has(Kind::Pod, "plain"));
     server.kubectl(&["label", "pod/plain", "beeline.io/path-"]);
-    source.until("its end", |source| !source.has(Kind::Pod, "plain"));
-    assert!(!source.known.keys().any(|(kind, _)| *kind == Kind::Namespace), "without the label none travels");
+    source.until("its deletion", |source| !source.has(Kind::Pod, "plain"));
+    assert!(!source.known.keys().any(|(kind, _)| *kind == Kind::Namespace), "no Namespace without the label is sent");
 
     server.kubectl(&["label", "namespace/default", "beeline.io/path=off"]);
     source.until("all pods of the node", |source| {
         source.known.contains_key(&(Kind::Namespace, Key::new("", "default"))) && source.has(Kind::Pod, "plain")
     });
     server.kubectl(&["label", "namespace/default", "beeline.io/path-"]);
-    source.until("only who chooses", |source| !source.has(Kind::Pod, "plain") && source.has(Kind::Pod, "chosen"));
+    source.until("only pods with a mode", |source| !source.has(Kind::Pod, "plain") && source.has(Kind::Pod, "chosen"));
     assert!(!source.saw(Kind::Pod, "elsewhere"));
     let ended = r#"--patch={"status":{"phase":"Succeeded"}}"#;
     server.kubectl(&["patch", "pod/chosen", "--subresource=status", "--type=merge", ended]);
-    source.until("the end of one that has ended", |source| !source.has(Kind::Pod, "chosen"));
+    source.until("the deletion of a pod that has ended", |source| !source.has(Kind::Pod, "chosen"));
     for name in ["pod/chosen", "pod/plain", "pod/elsewhere"] {
         server.kubectl(&["delete", name, "--grace-period=0", "--force"]);
     }
 }
 
-/// What the API server defaults and fills in is understood: every field as it travels, and not as a file has it.
-fn explain_asks_the_api_server(server: &mut ApiServer) {
+/// `explain` reads objects as the API server stores them, with defaults and allocated addresses filled in.
+fn explain_reads_from_the_api_server(server: &mut ApiServer) {
     server.apply(
         "---\napiVersion: v1\nkind: Service\nmetadata: {name: told, annotations: {beeline.io/scheduler: wrr}}\n\
          spec: {type: NodePort, selector: {app: told}, sessionAffinity: ClientIP, externalTrafficPolicy: Local, \
@@ -350,19 +360,19 @@ fn explain_asks_the_api_server(server: &mut ApiServer) {
     }
     assert!(text.lines().any(|line| line.contains("/TCP") && line.contains("NodePort") && line.contains("owned")));
     let (code, text) = explain("other/told");
-    assert!(code == Some(1) && text.contains("default/told"), "the Service of that name is hinted at");
+    assert!(code == Some(1) && text.contains("default/told"), "the error names the Service in another namespace");
 }
 
-fn doctor_asks_each_api_server(server: &mut ApiServer) {
+fn doctor_checks_each_api_server(server: &mut ApiServer) {
     let (alive, dead) = (server.url(), format!("https://127.0.0.1:{}", free_port()));
     let kubeconfig = server.kubeconfig();
     let doctor = |servers: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_beeline"));
         command.args(["--pins", "/nowhere/beeline", "doctor", "-o", "json", "--node-name", "n1", "--kubeconfig"]);
         command.arg(&kubeconfig).args(servers.iter().flat_map(|url| ["--api-server", url]));
-        let told: serde_json::Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
         let finding = |check: &str| {
-            let mut findings = told["findings"].as_array().unwrap().iter();
+            let mut findings = report["findings"].as_array().unwrap().iter();
             let finding = findings.find(|finding| finding["check"] == check).unwrap();
             println!("{finding}");
             [&finding["severity"], &finding["what"]].map(|text| text.as_str().unwrap().to_owned())
@@ -378,9 +388,9 @@ fn doctor_asks_each_api_server(server: &mut ApiServer) {
     assert!(severity == "error" && what.starts_with("no API server answers"), "{what}");
 }
 
-fn first_server_that_answers_is_used(server: &mut ApiServer) {
+fn the_first_server_that_answers_is_used(server: &mut ApiServer) {
     let dead = format!("https://127.0.0.1:{}", free_port());
-    // Answers, but not as the one whose certificate the kubeconfig holds.
+    // This URL answers, but without TLS.
     let plain = format!("http://127.0.0.1:{}", server.port());
     let api_server = vec![dead, plain, server.url()];
     let mut source = Source::new(Options { api_server, ..options(server) });
@@ -389,17 +399,17 @@ fn first_server_that_answers_is_used(server: &mut ApiServer) {
     server.kubectl(&["delete", "service/a"]);
 }
 
-fn next_server_takes_over(server: &mut ApiServer) {
-    let gate = Gate::open(0, server.port());
-    let api_server = vec![gate.url(), server.url()];
+fn the_next_server_takes_over(server: &mut ApiServer) {
+    let relay = Relay::open(0, server.port());
+    let api_server = vec![relay.url(), server.url()];
     let mut source = Source::new(Options { api_server, ..options(server) });
-    drop(gate);
+    drop(relay);
     server.apply(&service("a", ""));
     source.until("the Service", |source| source.has(Kind::Service, "a"));
     server.kubectl(&["delete", "service/a"]);
 }
 
-fn restart_of_the_server_is_outlasted(server: &mut ApiServer) {
+fn the_source_survives_a_restart_of_the_server(server: &mut ApiServer) {
     let mut source = Source::of(server);
     server.apply(&service("a", ""));
     source.until("the Service", |source| source.has(Kind::Service, "a"));
@@ -407,26 +417,28 @@ fn restart_of_the_server_is_outlasted(server: &mut ApiServer) {
     server.start_api();
     server.apply(&service("b", ""));
     server.kubectl(&["delete", "service/a"]);
-    source.until("what happened since", |source| source.has(Kind::Service, "b") && !source.has(Kind::Service, "a"));
+    source.until("the changes during the restart", |source| {
+        source.has(Kind::Service, "b") && !source.has(Kind::Service, "a")
+    });
     server.kubectl(&["delete", "service/b"]);
 }
 
-fn lost_history_leads_to_a_new_list(server: &mut ApiServer) {
+fn a_compacted_history_leads_to_a_new_list(server: &mut ApiServer) {
     server.apply(&(service("a", "") + &service("b", "")));
-    // Reached by a way that is closed while others change things.
-    let gate = Gate::open(0, server.port());
-    let api_server = vec![gate.url()];
+    // The relay is closed while objects change.
+    let relay = Relay::open(0, server.port());
+    let api_server = vec![relay.url()];
     let mut source = Source::new(Options { api_server, ..options(server) });
     assert!(source.has(Kind::Service, "a") && source.has(Kind::Service, "b"));
-    let port = gate.port();
-    drop(gate);
+    let port = relay.port();
+    drop(relay);
 
     server.kubectl(&["delete", "service/a"]);
     server.apply(&service("c", ""));
     server.stop_api();
     server.compact();
     server.start_api();
-    let _gate = Gate::open(port, server.port());
+    let _relay = Relay::open(port, server.port());
     source.until("a new list", |source| source.lists.get(&Kind::Service) == Some(&2));
     let has = ["a", "b", "c"].map(|name| source.has(Kind::Service, name));
     assert_eq!(has, [false, true, true]);

@@ -8,16 +8,16 @@ use std::{
 
 use lb_lab::{Namespace, machine::Machine, sandbox::Sandbox};
 
-/// The node; it ends with the value, and leaves nothing.
-pub(crate) struct Node {
+/// A node, removed when dropped.
+pub(crate) struct KubeTestNode {
     machine: Machine,
-    // Removed after the process in it.
+    // Dropped after the process in it.
     _sandbox: Sandbox,
 }
 
-impl Node {
-    /// A node with `address` beside those of loopback.
-    pub(crate) fn with(address: &str) -> Self {
+impl KubeTestNode {
+    /// Makes a node with `address` on its loopback device.
+    pub(crate) fn with_address(address: &str) -> Self {
         let sandbox = Sandbox::make("kube-node").expect("a cgroup and a directory");
         let net = Namespace::new();
         net.setup().up("lo").address("lo", address).apply();
@@ -30,7 +30,7 @@ impl Node {
         self.machine.cgroup()
     }
 
-    /// A command in its namespaces.
+    /// A command that runs in the namespaces of the node.
     pub(crate) fn command(&self, program: &str) -> Command {
         self.machine.command(program)
     }
@@ -40,7 +40,7 @@ impl Node {
         self.machine.pins()
     }
 
-    /// A listener in its network namespace.
+    /// Listens in the network namespace of the node.
     pub(crate) fn listen(&self, address: SocketAddr) -> TcpListener {
         self.machine.net.enter(|| TcpListener::bind(address)).expect("a listener")
     }

@@ -1,130 +1,134 @@
-//! ICMP errors about packets of a flow, back to who sent those.
+//! ICMP errors about packets of a flow: translated, and routed to the sender of the packet.
 
-use lb_lab::packets::{Packet, Reason, ServicePort, packet::Error};
+use lb_lab::packets::{FixtureService, IcmpReason, Packet, packet::IcmpError};
 
 use crate::{
+    addresses::{BOTH, Net, ip},
     enter,
-    family::{BOTH, Family, ip},
 };
 
-const TROUBLES: [Reason; 4] = [Reason::PortUnreachable, Reason::NoRoute, Reason::TimeExceeded, Reason::TooBig(1280)];
+const REASONS: [IcmpReason; 4] =
+    [IcmpReason::PortUnreachable, IcmpReason::NoRoute, IcmpReason::TimeExceeded, IcmpReason::TooBig(1280)];
 
-/// Each kind of error, about each protocol, with eight octets of the packet and with all.
-fn each(of: Family) -> impl Iterator<Item = (Reason, Packet, ServicePort, usize)> {
-    TROUBLES.into_iter().flat_map(move |reason| {
-        let (client, dialled) = (of.client, of.node_port);
+/// Lists each kind of error about each protocol, with eight octets of the transport header and with the whole packet.
+fn each(net: Net) -> impl Iterator<Item = (IcmpReason, Packet, FixtureService, usize)> {
+    REASONS.into_iter().flat_map(move |reason| {
+        let (client, dialled) = (net.client, net.node_port);
         [
-            (Packet::tcp(client, dialled), ServicePort::tcp()),
-            (Packet::udp(client, dialled), ServicePort::udp()),
-            (Packet::udp(client, dialled).without_sum(), ServicePort::udp()),
+            (Packet::tcp(client, dialled), FixtureService::tcp()),
+            (Packet::udp(client, dialled), FixtureService::udp()),
+            (Packet::udp(client, dialled).without_sum(), FixtureService::udp()),
         ]
         .into_iter()
-        .flat_map(move |(packet, wanted)| {
-            [of.header + 8, 1000].map(|keep| (reason, packet.clone(), wanted.clone(), keep))
+        .flat_map(move |(packet, service)| {
+            [net.header + 8, 1000].map(|keep| (reason, packet.clone(), service.clone(), keep))
         })
     })
 }
 
 #[test]
-fn errors_about_a_flow_whose_source_is_kept() {
-    for of in BOTH {
-        for (reason, packet, wanted, keep) in each(of) {
+fn errors_about_a_local_flow_reach_client_and_backend() {
+    for net in BOTH {
+        for (reason, packet, service, keep) in each(net) {
             let mut fixture = enter();
-            fixture.serve(wanted.node_port(of.any).backends(&[of.here]));
-            let seen = packet.becomes(of.client, of.here);
-            fixture.comes_in("uplink", &packet).goes_on_as(&seen);
-            // The backend itself is the Service, for the client; a router is itself.
-            for (from, shown) in [(ip(of.here), of.node.to_owned()), (of.router.to_owned(), of.router.to_owned())] {
-                let error = Error::new(&from, reason, &seen, keep);
-                let want = error.becomes(&shown, &ip(of.client), &packet);
-                fixture.goes_out("uplink", &error).goes_on_as(&want);
+            fixture.serve(service.node_port(net.any).backends(&[net.local]));
+            let seen = packet.becomes(net.client, net.local);
+            fixture.ingress("uplink", &packet).passes_as(&seen);
+            // The client sees the Service's address in place of the backend's, and a router's own address.
+            for (from, shown) in [(ip(net.local), net.node.to_owned()), (net.router.to_owned(), net.router.to_owned())]
+            {
+                let error = IcmpError::new(&from, reason, &seen, keep);
+                let want = error.becomes(&shown, &ip(net.client), &packet);
+                fixture.egress("uplink", &error).passes_as(&want);
             }
-            // About an answer, to the backend.
-            let (answer, seen) = (packet.becomes(of.here, of.client), packet.becomes(of.node_port, of.client));
-            for from in [ip(of.client), of.router.to_owned()] {
-                let error = Error::new(&from, reason, &seen, keep);
-                fixture.comes_in("uplink", &error).goes_on_as(&error.becomes(&from, &ip(of.here), &answer));
+            // Errors about an answer go to the backend.
+            let (answer, seen) = (packet.becomes(net.local, net.client), packet.becomes(net.node_port, net.client));
+            for from in [ip(net.client), net.router.to_owned()] {
+                let error = IcmpError::new(&from, reason, &seen, keep);
+                fixture.ingress("uplink", &error).passes_as(&error.becomes(&from, &ip(net.local), &answer));
             }
         }
     }
 }
 
 #[test]
-fn errors_about_a_flow_by_the_node() {
-    for of in BOTH {
-        for (reason, packet, wanted, keep) in each(of) {
+fn errors_about_a_masqueraded_flow_reach_client_and_backend() {
+    for net in BOTH {
+        for (reason, packet, service, keep) in each(net) {
             let mut fixture = enter();
-            fixture.serve(wanted.node_port(of.any).backends(&[of.there]));
-            let node = fixture.comes_in("uplink", &packet).ends().0;
-            let seen = packet.becomes(&node, of.there);
-            for (from, shown) in [(ip(of.there), of.node.to_owned()), (of.router.to_owned(), of.router.to_owned())] {
-                let error = Error::new(&from, reason, &seen, keep);
-                let want = error.becomes(&shown, &ip(of.client), &packet).one_hop_on();
-                fixture.comes_in("uplink", &error).is_sent_as(&want);
+            fixture.serve(service.node_port(net.any).backends(&[net.remote]));
+            let node = fixture.ingress("uplink", &packet).ends().0;
+            let seen = packet.becomes(&node, net.remote);
+            for (from, shown) in [(ip(net.remote), net.node.to_owned()), (net.router.to_owned(), net.router.to_owned())]
+            {
+                let error = IcmpError::new(&from, reason, &seen, keep);
+                let want = error.becomes(&shown, &ip(net.client), &packet).routed();
+                fixture.ingress("uplink", &error).is_redirected_as(&want);
             }
-            let (answer, seen) = (packet.becomes(of.there, &node), packet.becomes(of.node_port, of.client));
-            for (from, shown) in [(ip(of.client), of.node.to_owned()), (of.router.to_owned(), of.router.to_owned())] {
-                let error = Error::new(&from, reason, &seen, keep);
-                let want = error.becomes(&shown, &ip(of.there), &answer).one_hop_on();
-                fixture.comes_in("uplink", &error).is_sent_as(&want);
+            let (answer, seen) = (packet.becomes(net.remote, &node), packet.becomes(net.node_port, net.client));
+            for (from, shown) in [(ip(net.client), net.node.to_owned()), (net.router.to_owned(), net.router.to_owned())]
+            {
+                let error = IcmpError::new(&from, reason, &seen, keep);
+                let want = error.becomes(&shown, &ip(net.remote), &answer).routed();
+                fixture.ingress("uplink", &error).is_redirected_as(&want);
             }
         }
     }
 }
 
 #[test]
-fn errors_about_a_pods_flow() {
-    for of in BOTH {
+fn errors_about_a_pods_flow_show_the_cluster_ip() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::udp().cluster_ip(of.cluster_ip).backends(&[of.there]));
-        let packet = Packet::udp(of.pod, of.cluster_ip);
-        let seen = packet.becomes(of.pod, of.there);
-        fixture.comes_in("pod1", &packet).goes_on_as(&seen);
-        let error = Error::new(&ip(of.there), Reason::PortUnreachable, &seen, 1000);
-        let want = error.becomes(&ip(of.cluster_ip), &ip(of.pod), &packet);
-        fixture.goes_out("pod1", &error).goes_on_as(&want);
+        fixture.serve(FixtureService::udp().cluster_ip(net.cluster_ip).backends(&[net.remote]));
+        let packet = Packet::udp(net.pod, net.cluster_ip);
+        let seen = packet.becomes(net.pod, net.remote);
+        fixture.ingress("pod1", &packet).passes_as(&seen);
+        let error = IcmpError::new(&ip(net.remote), IcmpReason::PortUnreachable, &seen, 1000);
+        let want = error.becomes(&ip(net.cluster_ip), &ip(net.pod), &packet);
+        fixture.egress("pod1", &error).passes_as(&want);
     }
 }
 
 #[test]
-fn an_error_about_sctp_keeps_its_checksum() {
-    // It is about octets that the error has not, and is checked by nobody.
-    for of in BOTH {
+fn an_error_about_sctp_keeps_the_quoted_checksum() {
+    // It covers octets that the error does not quote, and no receiver checks it.
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::sctp().node_port(of.any).backends(&[of.here]));
-        let packet = Packet::sctp_init(of.client, of.node_port);
-        let seen = packet.becomes(of.client, of.here);
-        fixture.comes_in("uplink", &packet).goes_on_as(&seen);
-        let error = Error::new(&ip(of.here), Reason::PortUnreachable, &seen, of.header + 8);
-        let want = error.becomes(of.node, &ip(of.client), &packet);
-        fixture.goes_out("uplink", &error).goes_on_as(&want);
+        fixture.serve(FixtureService::sctp().node_port(net.any).backends(&[net.local]));
+        let packet = Packet::sctp_init(net.client, net.node_port);
+        let seen = packet.becomes(net.client, net.local);
+        fixture.ingress("uplink", &packet).passes_as(&seen);
+        let error = IcmpError::new(&ip(net.local), IcmpReason::PortUnreachable, &seen, net.header + 8);
+        let want = error.becomes(net.node, &ip(net.client), &packet);
+        fixture.egress("uplink", &error).passes_as(&want);
     }
 }
 
 #[test]
-fn an_error_that_has_made_too_many_hops_is_answered_by_nobody() {
-    for of in BOTH {
+fn an_error_whose_ttl_ends_is_dropped() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.there]));
-        let packet = Packet::udp(of.client, of.node_port);
-        let node = fixture.comes_in("uplink", &packet).ends().0;
-        let mut error = Error::new(of.router, Reason::TimeExceeded, &packet.becomes(&node, of.there), 1000);
+        fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
+        let packet = Packet::udp(net.client, net.node_port);
+        let node = fixture.ingress("uplink", &packet).ends().0;
+        let mut error = IcmpError::new(net.router, IcmpReason::TimeExceeded, &packet.becomes(&node, net.remote), 1000);
         error.ttl = 1;
-        fixture.comes_in("uplink", &error).is_dropped();
+        fixture.ingress("uplink", &error).is_dropped();
     }
 }
 
 #[test]
-fn errors_about_anything_else_are_left_alone() {
-    for of in BOTH {
+fn errors_about_other_packets_pass_unchanged() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.here]));
-        let packet = Packet::udp(of.client, of.node_port);
-        fixture.comes_in("uplink", &packet).goes_on_as(&packet.becomes(of.client, of.here));
-        let other = Packet::udp(&of.client.replace(":4000", ":4001"), of.here);
-        for reason in TROUBLES {
-            fixture.goes_out("uplink", &Error::new(of.router, reason, &other, 1000)).is_untouched();
-            fixture.comes_in("uplink", &Error::new(of.router, reason, &other, 1000)).is_untouched();
+        fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.local]));
+        let packet = Packet::udp(net.client, net.node_port);
+        fixture.ingress("uplink", &packet).passes_as(&packet.becomes(net.client, net.local));
+        let other = Packet::udp(&net.client.replace(":4000", ":4001"), net.local);
+        for reason in REASONS {
+            fixture.egress("uplink", &IcmpError::new(net.router, reason, &other, 1000)).passes_unchanged();
+            fixture.ingress("uplink", &IcmpError::new(net.router, reason, &other, 1000)).passes_unchanged();
         }
     }
 }

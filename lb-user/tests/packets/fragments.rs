@@ -1,77 +1,76 @@
-//! Datagrams in fragments: the first has the ports, and the others none.
+//! Fragments: only the first of a datagram has the ports.
 
-use lb_lab::packets::{Outcome, Packet, Part, ServicePort};
+use lb_lab::packets::{FixtureService, Outcome, Packet, Part};
 
 use crate::{
+    addresses::{BOTH, V4},
     enter,
-    family::{BOTH, V4},
 };
 
 #[test]
-fn later_fragments_go_where_the_first_went() {
-    for of in BOTH {
-        for backends in [&[of.here][..], &[of.there]] {
+fn later_fragments_follow_the_first() {
+    for net in BOTH {
+        for backends in [&[net.local][..], &[net.remote]] {
             let mut fixture = enter();
-            fixture.serve(ServicePort::udp().node_port(of.any).backends(backends));
-            let first = Packet::udp(of.client, of.node_port).part(Part::First, 77);
+            fixture.serve(FixtureService::udp().node_port(net.any).backends(backends));
+            let first = Packet::udp(net.client, net.node_port).part(Part::First, 77);
             let later = first.clone().part(Part::Later, 77);
-            // Ahead of the first: its datagram is lost.
-            fixture.comes_in("uplink", &later).is_untouched();
-            let sent = fixture.comes_in("uplink", &first);
+            // Ahead of the first fragment the flow is unknown: this datagram is lost.
+            fixture.ingress("uplink", &later).passes_unchanged();
+            let sent = fixture.ingress("uplink", &first);
             let node = sent.ends().0;
-            let on =
-                |packet: &Packet| if backends[0] == of.here { packet.clone() } else { packet.clone().one_hop_on() };
+            let on = |packet: &Packet| if backends[0] == net.local { packet.clone() } else { packet.clone().routed() };
             let is = |outcome: Outcome, packet: &Packet| {
-                if backends[0] == of.here { outcome.goes_on_as(packet) } else { outcome.is_sent_as(packet) }
+                if backends[0] == net.local { outcome.passes_as(packet) } else { outcome.is_redirected_as(packet) }
             };
             is(sent, &on(&first.becomes(&node, backends[0])));
-            is(fixture.comes_in("uplink", &later), &on(&later.becomes(&node, backends[0])));
-            is(fixture.comes_in("uplink", &later), &on(&later.becomes(&node, backends[0])));
-            // Another datagram's, and one of another protocol with the same number.
-            fixture.comes_in("uplink", &later.clone().part(Part::Later, 78)).is_untouched();
-            fixture.comes_in("uplink", &Packet::tcp(of.client, of.node_port).part(Part::Later, 77)).is_untouched();
-            // The answers, in fragments too.
+            is(fixture.ingress("uplink", &later), &on(&later.becomes(&node, backends[0])));
+            is(fixture.ingress("uplink", &later), &on(&later.becomes(&node, backends[0])));
+            // A fragment of another datagram, and of another protocol with the same identification.
+            fixture.ingress("uplink", &later.clone().part(Part::Later, 78)).passes_unchanged();
+            fixture.ingress("uplink", &Packet::tcp(net.client, net.node_port).part(Part::Later, 77)).passes_unchanged();
+            // Answers in fragments.
             let first = Packet::udp(backends[0], &node).part(Part::First, 79);
             let later = first.clone().part(Part::Later, 79);
             let (back, rest) =
-                (on(&first.becomes(of.node_port, of.client)), on(&later.becomes(of.node_port, of.client)));
-            if backends[0] == of.here {
-                fixture.goes_out("uplink", &first).goes_on_as(&back);
-                fixture.goes_out("uplink", &later).goes_on_as(&rest);
+                (on(&first.becomes(net.node_port, net.client)), on(&later.becomes(net.node_port, net.client)));
+            if backends[0] == net.local {
+                fixture.egress("uplink", &first).passes_as(&back);
+                fixture.egress("uplink", &later).passes_as(&rest);
             } else {
-                fixture.comes_in("uplink", &first).is_sent_as(&back);
-                fixture.comes_in("uplink", &later).is_sent_as(&rest);
+                fixture.ingress("uplink", &first).is_redirected_as(&back);
+                fixture.ingress("uplink", &later).is_redirected_as(&rest);
             }
         }
     }
 }
 
 #[test]
-fn fragments_behind_what_routers_read() {
-    for of in BOTH {
+fn fragments_with_options_or_extension_headers_are_served() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.here]));
-        let first = Packet::udp(of.client, of.node_port).part(Part::First, 77).with_extras();
-        fixture.comes_in("uplink", &first).goes_on_as(&first.becomes(of.client, of.here));
+        fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.local]));
+        let first = Packet::udp(net.client, net.node_port).part(Part::First, 77).with_extras();
+        fixture.ingress("uplink", &first).passes_as(&first.becomes(net.client, net.local));
         let later = first.part(Part::Later, 77);
-        fixture.comes_in("uplink", &later).goes_on_as(&later.becomes(of.client, of.here));
+        fixture.ingress("uplink", &later).passes_as(&later.becomes(net.client, net.local));
     }
 }
 
 #[test]
-fn a_fragmented_connection_passes_too() {
+fn fragments_of_tcp_are_served() {
     let mut fixture = enter();
-    fixture.serve(ServicePort::tcp().node_port(V4.any).backends(&[V4.here]));
+    fixture.serve(FixtureService::tcp().node_port(V4.any).backends(&[V4.local]));
     let first = Packet::tcp(V4.client, V4.node_port).part(Part::First, 77);
-    fixture.comes_in("uplink", &first).goes_on_as(&first.becomes(V4.client, V4.here));
+    fixture.ingress("uplink", &first).passes_as(&first.becomes(V4.client, V4.local));
     let later = first.part(Part::Later, 77);
-    fixture.comes_in("uplink", &later).goes_on_as(&later.becomes(V4.client, V4.here));
+    fixture.ingress("uplink", &later).passes_as(&later.becomes(V4.client, V4.local));
 }
 
 #[test]
-fn the_checksum_of_sctp_in_fragments_cannot_be_told() {
+fn a_first_fragment_of_sctp_is_dropped_as_its_checksum_covers_the_rest() {
     let mut fixture = enter();
-    fixture.serve(ServicePort::sctp().node_port(V4.any).backends(&[V4.here]));
+    fixture.serve(FixtureService::sctp().node_port(V4.any).backends(&[V4.local]));
     let first = Packet::sctp_init(V4.client, V4.node_port).part(Part::First, 77);
-    fixture.comes_in("uplink", &first).is_dropped();
+    fixture.ingress("uplink", &first).is_dropped();
 }

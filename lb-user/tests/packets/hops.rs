@@ -1,64 +1,61 @@
-//! Where packets that are sent on go next: asked of the routes once in a while, and known in between.
+//! Next hops of redirected packets: looked up in the routes, and cached in the flow for a while.
 
 use lb_common::{DeviceFlags, Hook};
-use lb_lab::packets::{Packet, Reason, ServicePort, node, packet::Error};
+use lb_lab::packets::{FixtureService, IcmpReason, Packet, node, packet::IcmpError};
 
 use crate::{
+    addresses::{BOTH, V4, V6, each},
     enter,
-    family::{BOTH, V4, V6, each},
 };
 
-/// How the link address of the node's neighbour ends that leads to backends elsewhere, and that of its gateway.
+/// Last octets of the link addresses of the next hop to remote backends, and of the gateway.
 const NODE2: u8 = 2;
 const GATEWAY: u8 = 0xfe;
 
 #[test]
-fn the_routes_are_asked_once_in_each_direction_and_again_when_the_answer_is_old() {
-    for of in BOTH {
-        for (packet, wanted) in each(of) {
+fn each_direction_looks_up_its_next_hop_once_and_again_after_it_expires() {
+    for net in BOTH {
+        for (packet, service) in each(net) {
             let mut fixture = enter();
-            fixture.serve(wanted.node_port(of.any).backends(&[of.there]));
-            let first = fixture.comes_in("uplink", &packet);
+            fixture.serve(service.node_port(net.any).backends(&[net.remote]));
+            let first = fixture.ingress("uplink", &packet);
             let (node, _) = first.ends();
-            let seen = packet.becomes(&node, of.there).one_hop_on();
-            let answer = packet.becomes(of.there, &node);
-            let answered = answer.becomes(of.node_port, of.client).one_hop_on();
-            first.is_sent_to_neighbour_as(&seen);
-            fixture.comes_in("uplink", &answer).is_sent_to_neighbour_as(&answered);
-            let hop = fixture.flow(Hook::Ingress, of.client, of.node_port).expect("its flow").hop;
+            let seen = packet.becomes(&node, net.remote).routed();
+            let answer = packet.becomes(net.remote, &node);
+            let answered = answer.becomes(net.node_port, net.client).routed();
+            first.is_redirected_to_neighbour_as(&seen);
+            fixture.ingress("uplink", &answer).is_redirected_to_neighbour_as(&answered);
+            let hop = fixture.flow(Hook::Ingress, net.client, net.node_port).expect("its flow").hop;
             assert_eq!((hop.ifindex, hop.ends), (node::index("uplink"), [2, 0, 0, 0, 0, NODE2, 2, 0, 0, 0, 0, 1]));
             fixture.keep_hops();
             for _ in 0..2 {
-                fixture.comes_in("uplink", &packet).is_sent_as(&seen.clone().out_to(NODE2));
-                fixture.comes_in("uplink", &answer).is_sent_as(&answered.clone().out_to(GATEWAY));
+                fixture.ingress("uplink", &packet).is_redirected_as(&seen.clone().out_to(NODE2));
+                fixture.ingress("uplink", &answer).is_redirected_as(&answered.clone().out_to(GATEWAY));
             }
             fixture.forget_hops();
-            fixture.comes_in("uplink", &packet).is_sent_to_neighbour_as(&seen);
-            fixture.comes_in("uplink", &answer).is_sent_to_neighbour_as(&answered);
-            let hop = fixture.flow(Hook::Ingress, of.client, of.node_port).expect("its flow").hop;
+            fixture.ingress("uplink", &packet).is_redirected_to_neighbour_as(&seen);
+            fixture.ingress("uplink", &answer).is_redirected_to_neighbour_as(&answered);
+            let hop = fixture.flow(Hook::Ingress, net.client, net.node_port).expect("its flow").hop;
             assert!(hop.is_known() && hop.until != u64::MAX, "{hop:?}");
         }
     }
 }
 
-/// As netfilter would: by its own rules a node may send what this client sends by another way than the rest.
+/// A policy rule for this client selects the route, as it would with netfilter.
 #[test]
-fn the_routes_are_asked_about_the_client_whose_packet_it_is() {
-    for of in BOTH {
+fn routes_are_looked_up_with_the_clients_source_address() {
+    for net in BOTH {
         let mut fixture = enter();
-        let (flag, client, gateway) = if of.header == 20 {
-            ("-4", "198.51.100.9", "192.0.2.254")
-        } else {
-            ("-6", "2001:db8:9::9", "2001:db8::fe")
-        };
+        let (flag, client, gateway) =
+            if net.is_v4() { ("-4", "198.51.100.9", "192.0.2.254") } else { ("-6", "2001:db8:9::9", "2001:db8::fe") };
         let rule = format!("rule add from {client} table 77");
         let route = format!("route add default via {gateway} dev uplink table 77");
         node::ip_with(&[flag], &format!("{rule}\n{route}\n"));
-        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.there]));
-        let packet = Packet::udp(of.client, of.node_port);
+        fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
+        let packet = Packet::udp(net.client, net.node_port);
         for _ in 0..2 {
-            assert!(fixture.comes_in("uplink", &packet).is_sent());
-            let hop = fixture.flow(Hook::Ingress, of.client, of.node_port).expect("its flow").hop;
+            assert!(fixture.ingress("uplink", &packet).is_redirected());
+            let hop = fixture.flow(Hook::Ingress, net.client, net.node_port).expect("its flow").hop;
             assert_eq!((hop.ifindex, hop.ends[5]), (node::index("uplink"), GATEWAY));
             fixture.forget_hops();
         }
@@ -66,84 +63,86 @@ fn the_routes_are_asked_about_the_client_whose_packet_it_is() {
 }
 
 #[test]
-fn a_neighbour_that_moves_is_found_when_the_answer_is_old() {
-    for of in BOTH {
+fn a_new_link_address_of_a_neighbour_counts_after_the_hop_expires() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.there]));
-        let packet = Packet::udp(of.client, of.node_port);
-        let (node, _) = fixture.comes_in("uplink", &packet).ends();
-        let seen = packet.becomes(&node, of.there).one_hop_on();
-        let node2 = if of.header == 20 { "192.0.2.2" } else { "2001:db8::2" };
+        fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
+        let packet = Packet::udp(net.client, net.node_port);
+        let (node, _) = fixture.ingress("uplink", &packet).ends();
+        let seen = packet.becomes(&node, net.remote).routed();
+        let node2 = if net.is_v4() { "192.0.2.2" } else { "2001:db8::2" };
         node::ip(&format!("neighbour replace {node2} lladdr 02:00:00:00:00:22 dev uplink\n"));
         fixture.keep_hops();
-        fixture.comes_in("uplink", &packet).is_sent_as(&seen.clone().out_to(NODE2));
+        fixture.ingress("uplink", &packet).is_redirected_as(&seen.clone().out_to(NODE2));
         fixture.forget_hops();
-        fixture.comes_in("uplink", &packet).is_sent_to_neighbour_as(&seen);
+        fixture.ingress("uplink", &packet).is_redirected_to_neighbour_as(&seen);
         fixture.keep_hops();
-        fixture.comes_in("uplink", &packet).is_sent_as(&seen.out_to(0x22));
+        fixture.ingress("uplink", &packet).is_redirected_as(&seen.out_to(0x22));
     }
 }
 
 #[test]
-fn a_neighbour_that_is_not_known_is_the_kernels_to_find() {
-    for of in BOTH {
+fn the_kernel_resolves_an_unknown_neighbour() {
+    for net in BOTH {
         let mut fixture = enter();
-        let node2 = if of.header == 20 { "192.0.2.2" } else { "2001:db8::2" };
+        let node2 = if net.is_v4() { "192.0.2.2" } else { "2001:db8::2" };
         node::ip(&format!("neighbour del {node2} dev uplink\n"));
-        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
-        let syn = Packet::syn(of.client, of.node_port);
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
+        let syn = Packet::syn(net.client, net.node_port);
         for _ in 0..2 {
-            let sent = fixture.comes_in("uplink", &syn);
-            sent.is_sent_to_neighbour_as(&syn.becomes(&sent.ends().0, of.there).one_hop_on());
-            assert_eq!(fixture.flow(Hook::Ingress, of.client, of.node_port).expect("its flow").hop.until, 0);
+            let sent = fixture.ingress("uplink", &syn);
+            sent.is_redirected_to_neighbour_as(&syn.becomes(&sent.ends().0, net.remote).routed());
+            assert_eq!(fixture.flow(Hook::Ingress, net.client, net.node_port).expect("its flow").hop.until, 0);
         }
     }
 }
 
-/// As in `outside`: these clients look like packets of IP to the kernel's test of programs.
+/// For the addresses of the clients see `outside::a_device_without_ethernet_is_served`.
 #[test]
-fn what_has_no_ethernet_header_has_no_place_for_link_addresses() {
-    for (of, client) in [(V4, "8.0.3.4:4000"), (V6, "[fd08:0:86dd::9]:4000")] {
+fn a_packet_without_ethernet_header_gets_its_link_addresses_from_the_kernel() {
+    for (net, client) in [(V4, "8.0.3.4:4000"), (V6, "[fd08:0:86dd::9]:4000")] {
         let mut fixture = enter();
-        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
-        let syn = Packet::syn(client, of.node_port);
-        let (node, _) = fixture.comes_in("uplink", &syn).ends();
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
+        let syn = Packet::syn(client, net.node_port);
+        let (node, _) = fixture.ingress("uplink", &syn).ends();
         fixture.keep_hops();
-        // The same flow by another way in.
-        let ack = Packet::tcp(client, of.node_port).bare();
-        fixture.comes_in("bare", &ack).is_sent_to_neighbour_as(&ack.becomes(&node, of.there).one_hop_on());
+        // The same flow arrives at the device without Ethernet.
+        let ack = Packet::tcp(client, net.node_port).bare();
+        fixture.ingress("bare", &ack).is_redirected_to_neighbour_as(&ack.becomes(&node, net.remote).routed());
     }
 }
 
 #[test]
-fn hops_and_sizes_are_looked_at_on_a_known_way_as_well() {
-    for of in BOTH {
+fn ttl_and_mtu_are_checked_with_a_cached_hop() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.beyond]));
-        let packet = Packet::udp(of.client, of.node_port);
-        assert!(fixture.comes_in("uplink", &packet).is_sent());
+        fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote_thin]));
+        let packet = Packet::udp(net.client, net.node_port);
+        assert!(fixture.ingress("uplink", &packet).is_redirected());
         fixture.keep_hops();
         let last = packet.clone().ttl(1);
-        fixture.comes_in("uplink", &last).is_sent_as(&Error::answer(Reason::TimeExceeded, &last));
+        fixture.ingress("uplink", &last).is_redirected_as(&IcmpError::answer(IcmpReason::TimeExceeded, &last));
         let large = packet.clone().sized(node::THIN as usize + 1);
-        fixture.comes_in("uplink", &large).is_sent_as(&Error::answer(Reason::TooBig(node::THIN as u16), &large));
+        fixture
+            .ingress("uplink", &large)
+            .is_redirected_as(&IcmpError::answer(IcmpReason::TooBig(node::THIN as u16), &large));
     }
 }
 
 #[test]
-fn a_way_into_a_pod_leads_to_its_link_when_host_routing_is_switched_off() {
-    for of in BOTH {
+fn a_cached_hop_into_a_pod_serves_until_it_expires_after_host_routing_is_switched_off() {
+    for net in BOTH {
         let mut fixture = enter();
         fixture.set_flags("uplink", DeviceFlags::HOST_ROUTING);
         fixture.set_flags("pod1", DeviceFlags::POD | DeviceFlags::HOST_ROUTING);
-        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.here]));
-        let syn = Packet::syn(of.client, of.node_port);
-        let seen = syn.becomes(of.client, of.here).one_hop_on().out_to(0x11);
-        fixture.comes_in("uplink", &syn).is_sent_as(&seen);
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
+        let syn = Packet::syn(net.client, net.node_port);
+        let seen = syn.becomes(net.client, net.local).routed().out_to(0x11);
+        fixture.ingress("uplink", &syn).is_redirected_as(&seen);
         fixture.set_flags("pod1", DeviceFlags::POD);
         fixture.keep_hops();
-        fixture.comes_in("uplink", &syn).is_sent_as(&seen);
+        fixture.ingress("uplink", &syn).is_redirected_as(&seen);
         fixture.forget_hops();
-        fixture.comes_in("uplink", &syn).is_sent_to_neighbour_as(&syn.becomes(of.client, of.here).one_hop_on());
+        fixture.ingress("uplink", &syn).is_redirected_to_neighbour_as(&syn.becomes(net.client, net.local).routed());
     }
 }

@@ -1,188 +1,192 @@
-//! Between an uplink and a pod of this node, past the kernel's own routing (`--host-routing`).
+//! Host routing (`--host-routing`): packets between an uplink and a local pod bypass the kernel's routing.
 
 use lb_common::{Counter, DeviceFlags, FlowFlags, Hook};
-use lb_lab::packets::{Fixture, Packet, Reason, ServicePort, node, packet::Error};
+use lb_lab::packets::{Fixture, FixtureService, IcmpReason, Packet, node, packet::IcmpError};
 
 use crate::{
+    addresses::{BOTH, V4, V6, each, ip},
     enter,
-    family::{BOTH, V4, V6, each, ip},
 };
 
-const ENTERED: u32 = DeviceFlags::POD | DeviceFlags::HOST_ROUTING;
-/// How the link address of `pod1` ends, and that of `pod2`.
+const POD_WITH_HOST_ROUTING: u32 = DeviceFlags::POD | DeviceFlags::HOST_ROUTING;
+/// Last octets of the link addresses of `pod1` and `pod2`.
 const POD1: u8 = 0x11;
 const POD2: u8 = 0x12;
 
 fn enter_host_routing() -> Fixture {
     let mut fixture = enter();
-    for (device, flags) in [("uplink", DeviceFlags::HOST_ROUTING), ("pod1", ENTERED), ("pod2", ENTERED)] {
+    for (device, flags) in
+        [("uplink", DeviceFlags::HOST_ROUTING), ("pod1", POD_WITH_HOST_ROUTING), ("pod2", POD_WITH_HOST_ROUTING)]
+    {
         fixture.set_flags(device, flags);
     }
     fixture
 }
 
 #[test]
-fn a_pod_is_entered_and_its_answers_leave_at_once() {
-    for of in BOTH {
-        for (packet, wanted) in each(of) {
+fn packets_are_redirected_into_a_pod_and_answers_out_of_it() {
+    for net in BOTH {
+        for (packet, service) in each(net) {
             let mut fixture = enter_host_routing();
-            fixture.serve(wanted.node_port(of.any).backends(&[of.here]));
+            fixture.serve(service.node_port(net.any).backends(&[net.local]));
             for _ in 0..2 {
-                let sent = fixture.comes_in("uplink", &packet);
-                sent.is_sent_as(&packet.becomes(of.client, of.here).one_hop_on().out_to(POD1));
-                let answer = packet.becomes(of.here, of.client);
-                fixture.comes_in("pod1", &answer).is_sent_as(&answer.becomes(of.node_port, of.client).one_hop_on());
+                let sent = fixture.ingress("uplink", &packet);
+                sent.is_redirected_as(&packet.becomes(net.client, net.local).routed().out_to(POD1));
+                let answer = packet.becomes(net.local, net.client);
+                fixture.ingress("pod1", &answer).is_redirected_as(&answer.becomes(net.node_port, net.client).routed());
             }
-            let flow = fixture.flow(Hook::Ingress, of.client, of.node_port).expect("its flow");
+            let flow = fixture.flow(Hook::Ingress, net.client, net.node_port).expect("its flow");
             assert_eq!((flow.flags, fixture.flows().len()), (FlowFlags::REDIRECT, 2));
         }
     }
 }
 
 #[test]
-fn one_pod_enters_another() {
-    for of in BOTH {
+fn packets_between_two_local_pods_are_redirected() {
+    for net in BOTH {
         let mut fixture = enter_host_routing();
-        fixture.serve(ServicePort::tcp().cluster_ip(of.cluster_ip).backends(&[of.beside]));
-        let syn = Packet::syn(of.pod, of.cluster_ip);
-        fixture.comes_in("pod1", &syn).is_sent_as(&syn.becomes(of.pod, of.beside).one_hop_on().out_to(POD2));
-        let answer = Packet::tcp(of.beside, of.pod).flags("SA");
-        let seen = answer.becomes(of.cluster_ip, of.pod).one_hop_on().out_to(POD1);
-        fixture.comes_in("pod2", &answer).is_sent_as(&seen);
+        fixture.serve(FixtureService::tcp().cluster_ip(net.cluster_ip).backends(&[net.local2]));
+        let syn = Packet::syn(net.pod, net.cluster_ip);
+        fixture.ingress("pod1", &syn).is_redirected_as(&syn.becomes(net.pod, net.local2).routed().out_to(POD2));
+        let answer = Packet::tcp(net.local2, net.pod).flags("SA");
+        let seen = answer.becomes(net.cluster_ip, net.pod).routed().out_to(POD1);
+        fixture.ingress("pod2", &answer).is_redirected_as(&seen);
     }
 }
 
 #[test]
-fn both_ends_must_be_of_host_routing() {
-    for of in BOTH {
+fn host_routing_needs_the_flag_on_both_devices() {
+    for net in BOTH {
         for (uplink, pod) in
-            [(0, ENTERED), (DeviceFlags::HOST_ROUTING, DeviceFlags::POD), (DeviceFlags::HOST_ROUTING, 0)]
+            [(0, POD_WITH_HOST_ROUTING), (DeviceFlags::HOST_ROUTING, DeviceFlags::POD), (DeviceFlags::HOST_ROUTING, 0)]
         {
             let mut fixture = enter_host_routing();
             fixture.set_flags("uplink", uplink);
             fixture.set_flags("pod1", pod);
-            fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.here]));
-            let syn = Packet::syn(of.client, of.node_port);
-            fixture.comes_in("uplink", &syn).goes_on_as(&syn.becomes(of.client, of.here));
-            let answer = syn.becomes(of.here, of.client);
-            fixture.goes_out("uplink", &answer).goes_on_as(&answer.becomes(of.node_port, of.client));
+            fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
+            let syn = Packet::syn(net.client, net.node_port);
+            fixture.ingress("uplink", &syn).passes_as(&syn.becomes(net.client, net.local));
+            let answer = syn.becomes(net.local, net.client);
+            fixture.egress("uplink", &answer).passes_as(&answer.becomes(net.node_port, net.client));
         }
     }
 }
 
 #[test]
-fn a_pod_elsewhere_is_reached_from_a_pod_as_without_it() {
-    // What the network plugin does with packets between nodes is its own business.
-    for of in BOTH {
+fn packets_of_a_pod_to_a_remote_backend_take_the_kernels_routes() {
+    // Packets between nodes are the network plugin's: it may encapsulate them.
+    for net in BOTH {
         let mut fixture = enter_host_routing();
-        fixture.serve(ServicePort::tcp().cluster_ip(of.cluster_ip).backends(&[of.there]));
-        let syn = Packet::syn(of.pod, of.cluster_ip);
-        fixture.comes_in("pod1", &syn).goes_on_as(&syn.becomes(of.pod, of.there));
+        fixture.serve(FixtureService::tcp().cluster_ip(net.cluster_ip).backends(&[net.remote]));
+        let syn = Packet::syn(net.pod, net.cluster_ip);
+        fixture.ingress("pod1", &syn).passes_as(&syn.becomes(net.pod, net.remote));
     }
 }
 
 #[test]
-fn a_pod_whose_link_address_is_not_known_is_asked_by_the_kernel() {
-    for of in BOTH {
+fn the_kernel_resolves_the_unknown_link_address_of_a_pod() {
+    for net in BOTH {
         let mut fixture = enter_host_routing();
-        node::ip(&format!("neighbour del {} dev pod1\n", ip(of.here)));
-        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.here]));
-        let syn = Packet::syn(of.client, of.node_port);
-        fixture.comes_in("uplink", &syn).is_sent_as(&syn.becomes(of.client, of.here).one_hop_on());
+        node::ip(&format!("neighbour del {} dev pod1\n", ip(net.local)));
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
+        let syn = Packet::syn(net.client, net.node_port);
+        fixture.ingress("uplink", &syn).is_redirected_as(&syn.becomes(net.client, net.local).routed());
     }
 }
 
-/// As in `outside`: these clients look like packets of IP to the kernel's test of programs.
+/// For the addresses of the clients see `outside::a_device_without_ethernet_is_served`.
 #[test]
-fn what_has_no_ethernet_header_gets_one_on_its_way() {
-    for (of, client) in [(V4, "8.0.3.4:4000"), (V6, "[fd08:0:86dd::9]:4000")] {
+fn a_packet_without_ethernet_header_gets_one() {
+    for (net, client) in [(V4, "8.0.3.4:4000"), (V6, "[fd08:0:86dd::9]:4000")] {
         let mut fixture = enter_host_routing();
-        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.here]));
-        let syn = Packet::syn(client, of.node_port);
-        fixture.comes_in("uplink", &syn).is_sent();
-        // The same flow by another way in.
-        let ack = Packet::tcp(client, of.node_port).bare();
-        fixture.comes_in("bare", &ack).is_sent_as(&ack.becomes(client, of.here).one_hop_on());
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
+        let syn = Packet::syn(client, net.node_port);
+        fixture.ingress("uplink", &syn).is_redirected();
+        // The same flow arrives at the device without Ethernet.
+        let ack = Packet::tcp(client, net.node_port).bare();
+        fixture.ingress("bare", &ack).is_redirected_as(&ack.becomes(client, net.local).routed());
     }
 }
 
 #[test]
-fn a_flow_whose_answers_look_like_those_of_another_stays_with_the_kernel() {
-    for of in BOTH {
+fn a_flow_that_needs_another_client_port_is_not_redirected() {
+    for net in BOTH {
         let mut fixture = enter_host_routing();
         fixture.set_flags("uplink", 0);
-        fixture.serve(ServicePort::tcp().node_port(of.any).cluster_ip(of.cluster_ip).backends(&[of.here]));
-        let first = Packet::syn(of.client, of.node_port);
-        fixture.comes_in("uplink", &first).goes_on_as(&first.becomes(of.client, of.here));
+        fixture.serve(FixtureService::tcp().node_port(net.any).cluster_ip(net.cluster_ip).backends(&[net.local]));
+        let first = Packet::syn(net.client, net.node_port);
+        fixture.ingress("uplink", &first).passes_as(&first.becomes(net.client, net.local));
         fixture.set_flags("uplink", DeviceFlags::HOST_ROUTING);
-        // From the same port: to the backend it would be the same connection.
-        let second = Packet::syn(of.client, of.cluster_ip);
-        let sent = fixture.comes_in("uplink", &second);
-        assert!(sent.goes_on() && sent.ends().0 != of.client, "{sent:?}");
+        // From the same port, which makes it the same connection to the backend.
+        let second = Packet::syn(net.client, net.cluster_ip);
+        let sent = fixture.ingress("uplink", &second);
+        assert!(sent.passes() && sent.ends().0 != net.client, "{sent:?}");
     }
 }
 
 #[test]
-fn hops_and_sizes_are_looked_at_as_a_router_does() {
-    for of in BOTH {
+fn ttl_and_mtu_are_checked_as_a_router_does() {
+    for net in BOTH {
         let mut fixture = enter_host_routing();
-        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.here]));
-        let last = Packet::udp(of.client, of.node_port).ttl(1);
-        fixture.comes_in("uplink", &last).is_sent_as(&Error::answer(Reason::TimeExceeded, &last));
-        let answer = Packet::udp(of.here, of.client).ttl(1);
-        fixture.comes_in("pod1", &answer).is_sent_as(&Error::answer(Reason::TimeExceeded, &answer));
-        let large = Packet::udp(of.client, of.node_port).sized(node::MTU as usize + 1);
-        fixture.comes_in("uplink", &large).is_sent_as(&Error::answer(Reason::TooBig(node::MTU as u16), &large));
+        fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.local]));
+        let last = Packet::udp(net.client, net.node_port).ttl(1);
+        fixture.ingress("uplink", &last).is_redirected_as(&IcmpError::answer(IcmpReason::TimeExceeded, &last));
+        let answer = Packet::udp(net.local, net.client).ttl(1);
+        fixture.ingress("pod1", &answer).is_redirected_as(&IcmpError::answer(IcmpReason::TimeExceeded, &answer));
+        let large = Packet::udp(net.client, net.node_port).sized(node::MTU as usize + 1);
+        fixture
+            .ingress("uplink", &large)
+            .is_redirected_as(&IcmpError::answer(IcmpReason::TooBig(node::MTU as u16), &large));
     }
 }
 
 #[test]
-fn errors_of_the_pod_and_of_the_client_go_the_same_ways() {
-    for of in BOTH {
+fn icmp_errors_of_pod_and_router_are_redirected() {
+    for net in BOTH {
         let mut fixture = enter_host_routing();
-        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.here]));
-        let packet = Packet::udp(of.client, of.node_port);
-        let seen = packet.becomes(of.client, of.here);
-        fixture.comes_in("uplink", &packet).is_sent();
-        let error = Error::new(&ip(of.here), Reason::PortUnreachable, &seen, 1000);
-        let want = error.becomes(of.node, &ip(of.client), &packet).one_hop_on();
-        fixture.comes_in("pod1", &error).is_sent_as(&want);
-        let (answer, seen) = (packet.becomes(of.here, of.client), packet.becomes(of.node_port, of.client));
-        let error = Error::new(of.router, Reason::PortUnreachable, &seen, 1000);
-        let want = error.becomes(of.router, &ip(of.here), &answer).one_hop_on();
-        fixture.comes_in("uplink", &error).is_sent_as(&want);
+        fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.local]));
+        let packet = Packet::udp(net.client, net.node_port);
+        let seen = packet.becomes(net.client, net.local);
+        fixture.ingress("uplink", &packet).is_redirected();
+        let error = IcmpError::new(&ip(net.local), IcmpReason::PortUnreachable, &seen, 1000);
+        let want = error.becomes(net.node, &ip(net.client), &packet).routed();
+        fixture.ingress("pod1", &error).is_redirected_as(&want);
+        let (answer, seen) = (packet.becomes(net.local, net.client), packet.becomes(net.node_port, net.client));
+        let error = IcmpError::new(net.router, IcmpReason::PortUnreachable, &seen, 1000);
+        let want = error.becomes(net.router, &ip(net.local), &answer).routed();
+        fixture.ingress("uplink", &error).is_redirected_as(&want);
     }
 }
 
 #[test]
-fn flows_go_on_when_it_is_switched_off() {
-    for of in BOTH {
+fn flows_continue_when_host_routing_is_switched_off() {
+    for net in BOTH {
         let mut fixture = enter_host_routing();
-        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.here]));
-        fixture.comes_in("uplink", &Packet::syn(of.client, of.node_port)).is_sent();
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
+        fixture.ingress("uplink", &Packet::syn(net.client, net.node_port)).is_redirected();
         fixture.set_flags("uplink", 0);
         fixture.set_flags("pod1", DeviceFlags::POD | DeviceFlags::CHOSEN);
-        let ack = Packet::tcp(of.client, of.node_port);
-        fixture.comes_in("uplink", &ack).is_sent_as(&ack.becomes(of.client, of.here).one_hop_on());
-        let answer = Packet::tcp(of.here, of.client);
-        fixture.comes_in("pod1", &answer).is_sent_as(&answer.becomes(of.node_port, of.client).one_hop_on());
+        let ack = Packet::tcp(net.client, net.node_port);
+        fixture.ingress("uplink", &ack).is_redirected_as(&ack.becomes(net.client, net.local).routed());
+        let answer = Packet::tcp(net.local, net.client);
+        fixture.ingress("pod1", &answer).is_redirected_as(&answer.becomes(net.node_port, net.client).routed());
         assert_eq!(fixture.count(Counter::NoRoute), 0);
     }
 }
 
 #[test]
-fn flows_go_on_when_it_is_switched_on() {
-    for of in BOTH {
+fn flows_continue_when_host_routing_is_switched_on() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.here]));
-        let syn = Packet::syn(of.client, of.node_port);
-        fixture.comes_in("uplink", &syn).goes_on_as(&syn.becomes(of.client, of.here));
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
+        let syn = Packet::syn(net.client, net.node_port);
+        fixture.ingress("uplink", &syn).passes_as(&syn.becomes(net.client, net.local));
         fixture.set_flags("uplink", DeviceFlags::HOST_ROUTING);
-        fixture.set_flags("pod1", ENTERED);
-        let ack = Packet::tcp(of.client, of.node_port);
-        fixture.comes_in("uplink", &ack).goes_on_as(&ack.becomes(of.client, of.here));
-        let answer = Packet::tcp(of.here, of.client);
-        fixture.comes_in("pod1", &answer).is_untouched();
-        fixture.goes_out("uplink", &answer).goes_on_as(&answer.becomes(of.node_port, of.client));
+        fixture.set_flags("pod1", POD_WITH_HOST_ROUTING);
+        let ack = Packet::tcp(net.client, net.node_port);
+        fixture.ingress("uplink", &ack).passes_as(&ack.becomes(net.client, net.local));
+        let answer = Packet::tcp(net.local, net.client);
+        fixture.ingress("pod1", &answer).passes_unchanged();
+        fixture.egress("uplink", &answer).passes_as(&answer.becomes(net.node_port, net.client));
     }
 }

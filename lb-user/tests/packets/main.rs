@@ -1,10 +1,11 @@
 //! Packets through the programs at tc, one at a time: the result, octet by octet, and the entries of `FLOWS`.
 //! Only root may run them.
 
+mod addresses;
 mod choice;
 mod cost;
 mod errors;
-mod family;
+
 mod fragments;
 mod full;
 mod hops;
@@ -21,14 +22,14 @@ mod states;
 mod untouched;
 
 use lb_dataplane::upgrade::programs::OBJECT;
-use lb_lab::packets::{Fixture, Sizes};
+use lb_lab::packets::{Fixture, FixtureSizes};
 
-/// Moves this thread to a node with the programs.
+/// Moves this thread to a new node with the programs.
 fn enter() -> Fixture {
     Fixture::enter(OBJECT)
 }
 
 /// As [`enter`], with smaller maps or fewer ports.
-fn enter_with(sizes: Sizes) -> Fixture {
+fn enter_with(sizes: FixtureSizes) -> Fixture {
     Fixture::enter_with(OBJECT, sizes)
 }

@@ -1,15 +1,15 @@
-//! What a neighbour on the network gets who sends to addresses that are the node's own business (CVE-2020-8558).
+//! Packets of a neighbour to loopback addresses of the node (CVE-2020-8558).
 
-use lb_lab::packets::{Fixture, Packet, ServicePort};
+use lb_lab::packets::{Fixture, FixtureService, Packet};
 
 use crate::{
+    addresses::{BOTH, Net},
     enter,
-    family::{BOTH, Family},
 };
 
-/// Loopback addresses, and the one that means them to `connect()`.
-fn inward(of: Family) -> &'static [&'static str] {
-    if of.header == 20 {
+/// Returns loopback addresses, and the unspecified address, which connect(2) takes for loopback.
+fn loopback(net: Net) -> &'static [&'static str] {
+    if net.is_v4() {
         &["127.0.0.1", "127.0.0.2", "127.255.255.254", "0.0.0.0"]
     } else {
         &["::1", "::", "::ffff:127.0.0.1"]
@@ -28,39 +28,39 @@ fn with_loopback() -> Fixture {
 
 #[test]
 fn packets_to_loopback_from_outside_or_from_a_pod_are_not_translated() {
-    for of in BOTH {
-        for backend in [of.here, of.there] {
+    for net in BOTH {
+        for backend in [net.local, net.remote] {
             let mut fixture = with_loopback();
-            fixture.serve(ServicePort::tcp().node_port(of.any).cluster_ip(of.cluster_ip).backends(&[backend]));
-            fixture.serve(ServicePort::udp().node_port(of.any).cluster_ip(of.cluster_ip).backends(&[backend]));
-            for ip in inward(of) {
+            fixture.serve(FixtureService::tcp().node_port(net.any).cluster_ip(net.cluster_ip).backends(&[backend]));
+            fixture.serve(FixtureService::udp().node_port(net.any).cluster_ip(net.cluster_ip).backends(&[backend]));
+            for ip in loopback(net) {
                 for to in [end(ip, 30080), end(ip, 80), end(ip, 8080)] {
-                    for (device, from) in [("uplink", of.client), ("pod1", of.pod)] {
-                        fixture.comes_in(device, &Packet::syn(from, &to)).is_untouched();
-                        fixture.comes_in(device, &Packet::tcp(from, &to)).is_untouched();
-                        fixture.comes_in(device, &Packet::udp(from, &to)).is_untouched();
+                    for (device, from) in [("uplink", net.client), ("pod1", net.pod)] {
+                        fixture.ingress(device, &Packet::syn(from, &to)).passes_unchanged();
+                        fixture.ingress(device, &Packet::tcp(from, &to)).passes_unchanged();
+                        fixture.ingress(device, &Packet::udp(from, &to)).passes_unchanged();
                     }
                 }
             }
             assert_eq!(fixture.flows().len(), 0);
-            // The same ports at an address for everybody, so that the above is no accident.
-            assert!(fixture.comes_in("uplink", &Packet::syn(of.client, of.node_port)).ends().1 == backend);
+            // Control: the same ports at the node's own address are served.
+            assert!(fixture.ingress("uplink", &Packet::syn(net.client, net.node_port)).ends().1 == backend);
         }
     }
 }
 
-/// Who pretends to come from loopback hears nothing: the kernel takes no packet to loopback from a device.
+/// The kernel drops packets to loopback that arrive at a device, so a forged source gets no answer.
 #[test]
 fn answers_to_a_forged_loopback_source_stay_with_the_kernel() {
-    for (of, forged) in BOTH.into_iter().zip(["127.0.0.1:4000", "[::1]:4000"]) {
+    for (net, forged) in BOTH.into_iter().zip(["127.0.0.1:4000", "[::1]:4000"]) {
         let mut fixture = with_loopback();
-        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.there]));
-        let packet = Packet::udp(forged, of.node_port);
-        let sent = fixture.comes_in("uplink", &packet);
-        if sent.is_sent() {
+        fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
+        let packet = Packet::udp(forged, net.node_port);
+        let sent = fixture.ingress("uplink", &packet);
+        if sent.is_redirected() {
             let (node, _) = sent.ends();
-            let answer = Packet::udp(of.there, &node);
-            assert!(!fixture.comes_in("uplink", &answer).is_sent(), "to {forged}");
+            let answer = Packet::udp(net.remote, &node);
+            assert!(!fixture.ingress("uplink", &answer).is_redirected(), "to {forged}");
         }
     }
 }

@@ -1,53 +1,54 @@
-//! From outside the node to a backend, and back.
+//! Packets of clients outside to a backend, and its answers.
 
 use lb_common::{FlowFlags, Hook};
-use lb_lab::packets::{Fixture, Packet, ServicePort};
+use lb_lab::packets::{Fixture, FixtureService, Packet};
 
 use crate::{
+    addresses::{BOTH, Net, V4, V6, each, ip},
     enter,
-    family::{BOTH, Family, V4, V6, each, ip},
 };
 
-/// A backend on this node gets `packet` with its source kept, and its answers come from the NodePort.
-fn is_served_here(fixture: &Fixture, of: Family, packet: &Packet) {
-    fixture.comes_in("uplink", packet).goes_on_as(&packet.becomes(of.client, of.here));
-    let answer = packet.becomes(of.here, of.client);
-    fixture.goes_out("uplink", &answer).goes_on_as(&answer.becomes(of.node_port, of.client));
+/// Asserts that the local backend gets `packet` with its source kept, and that its answers come from the NodePort.
+fn local_backend_serves(fixture: &Fixture, net: Net, packet: &Packet) {
+    fixture.ingress("uplink", packet).passes_as(&packet.becomes(net.client, net.local));
+    let answer = packet.becomes(net.local, net.client);
+    fixture.egress("uplink", &answer).passes_as(&answer.becomes(net.node_port, net.client));
 }
 
-/// A backend elsewhere gets it from the node, to which it answers, and which answers the client. The node's end.
-fn is_served_there(fixture: &Fixture, of: Family, packet: &Packet) -> String {
-    let sent = fixture.comes_in("uplink", packet);
+/// Asserts that the remote backend gets `packet` from the node, and that its answers reach the client by the node.
+/// Returns the node's address and masquerade port.
+fn remote_backend_serves(fixture: &Fixture, net: Net, packet: &Packet) -> String {
+    let sent = fixture.ingress("uplink", packet);
     let (node, _) = sent.ends();
-    assert_eq!(ip(&node), of.node);
-    sent.is_sent_as(&packet.becomes(&node, of.there).one_hop_on());
-    let answer = packet.becomes(of.there, &node);
-    fixture.comes_in("uplink", &answer).is_sent_as(&answer.becomes(of.node_port, of.client).one_hop_on());
+    assert_eq!(ip(&node), net.node);
+    sent.is_redirected_as(&packet.becomes(&node, net.remote).routed());
+    let answer = packet.becomes(net.remote, &node);
+    fixture.ingress("uplink", &answer).is_redirected_as(&answer.becomes(net.node_port, net.client).routed());
     node
 }
 
 #[test]
 fn a_backend_on_this_node_sees_the_client() {
-    for of in BOTH {
-        for (packet, wanted) in each(of) {
+    for net in BOTH {
+        for (packet, service) in each(net) {
             let mut fixture = enter();
-            fixture.serve(wanted.node_port(of.any).backends(&[of.here]));
-            is_served_here(&fixture, of, &packet);
-            // The kernel routes it on, and counts the hop itself.
-            is_served_here(&fixture, of, &packet.ttl(1));
+            fixture.serve(service.node_port(net.any).backends(&[net.local]));
+            local_backend_serves(&fixture, net, &packet);
+            // The kernel routes the packet afterwards, and decrements its TTL itself.
+            local_backend_serves(&fixture, net, &packet.ttl(1));
         }
     }
 }
 
 #[test]
-fn a_backend_elsewhere_sees_the_node_and_answers_by_it() {
-    for of in BOTH {
-        for (packet, wanted) in each(of) {
+fn a_remote_backend_sees_the_node_and_answers_through_it() {
+    for net in BOTH {
+        for (packet, service) in each(net) {
             let mut fixture = enter();
-            fixture.serve(wanted.node_port(of.any).backends(&[of.there]));
-            let node = is_served_there(&fixture, of, &packet);
-            // Of all that follows nothing is chosen again.
-            assert_eq!(is_served_there(&fixture, of, &packet), node);
+            fixture.serve(service.node_port(net.any).backends(&[net.remote]));
+            let node = remote_backend_serves(&fixture, net, &packet);
+            // Later packets of the flow keep backend and port.
+            assert_eq!(remote_backend_serves(&fixture, net, &packet), node);
         }
     }
 }
@@ -55,8 +56,8 @@ fn a_backend_elsewhere_sees_the_node_and_answers_by_it() {
 #[test]
 fn a_flow_has_an_entry_for_each_direction() {
     let mut fixture = enter();
-    let web = fixture.serve(ServicePort::tcp().node_port(V4.any).backends(&[V4.here]));
-    is_served_here(&fixture, V4, &Packet::tcp(V4.client, V4.node_port));
+    let web = fixture.serve(FixtureService::tcp().node_port(V4.any).backends(&[V4.local]));
+    local_backend_serves(&fixture, V4, &Packet::tcp(V4.client, V4.node_port));
     assert_eq!(
         fixture.flows(),
         [
@@ -65,19 +66,19 @@ fn a_flow_has_an_entry_for_each_direction() {
         ]
     );
     let flow = fixture.flow(Hook::Ingress, V4.client, V4.node_port).expect("an entry");
-    assert_eq!((flow.service, flow.backend), (web.id, web.backend_id(V4.here)));
+    assert_eq!((flow.service, flow.backend), (web.id, web.backend_id(V4.local)));
     assert_eq!(flow.flags, FlowFlags::PARTNER_EGRESS);
-    let back = fixture.flow(Hook::Egress, V4.here, V4.client).expect("an entry");
-    assert_eq!((back.service, back.backend), (web.id, web.backend_id(V4.here)));
+    let back = fixture.flow(Hook::Egress, V4.local, V4.client).expect("an entry");
+    assert_eq!((back.service, back.backend), (web.id, web.backend_id(V4.local)));
     assert_eq!(back.flags, FlowFlags::REVERSE);
 }
 
 #[test]
-fn a_flow_by_the_node_has_both_entries_where_packets_come_in() {
+fn a_masqueraded_flow_has_both_entries_at_ingress() {
     let mut fixture = enter();
-    fixture.serve(ServicePort::udp().node_port(V6.any).backends(&[V6.there]));
-    let node = is_served_there(&fixture, V6, &Packet::udp(V6.client, V6.node_port));
-    let (client, there, node_port) = (V6.client, V6.there, V6.node_port);
+    fixture.serve(FixtureService::udp().node_port(V6.any).backends(&[V6.remote]));
+    let node = remote_backend_serves(&fixture, V6, &Packet::udp(V6.client, V6.node_port));
+    let (client, there, node_port) = (V6.client, V6.remote, V6.node_port);
     let mut want = [
         format!("in UDP {client} > {node_port} becomes {node} > {there} at once, ASSURED"),
         format!("in UDP {there} > {node} becomes {node_port} > {client} at once back, ASSURED"),
@@ -90,92 +91,93 @@ fn a_flow_by_the_node_has_both_entries_where_packets_come_in() {
 
 #[test]
 fn load_balancers_and_routed_cluster_ips_are_served_alike() {
-    for of in BOTH {
-        let vip = if of.header == 20 { "203.0.113.7:443" } else { "[2001:db8:7::7]:443" };
+    for net in BOTH {
+        let vip = if net.is_v4() { "203.0.113.7:443" } else { "[2001:db8:7::7]:443" };
         let mut fixture = enter();
-        let wanted = ServicePort::tcp().load_balancer(vip).cluster_ip(of.cluster_ip);
-        fixture.serve(wanted.backends(&[of.here]));
-        is_served_here(&fixture, Family { node_port: vip, ..of }, &Packet::syn(of.client, vip));
-        // From another port, which is what keeps the two apart.
-        let client = if of.header == 20 { "198.51.100.9:4001" } else { "[2001:db8:9::9]:4001" };
-        let of = Family { node_port: of.cluster_ip, client, ..of };
-        is_served_here(&fixture, of, &Packet::syn(client, of.cluster_ip));
+        let service = FixtureService::tcp().load_balancer(vip).cluster_ip(net.cluster_ip);
+        fixture.serve(service.backends(&[net.local]));
+        local_backend_serves(&fixture, Net { node_port: vip, ..net }, &Packet::syn(net.client, vip));
+        // From another port: the backend could not tell the two connections apart otherwise.
+        let client = if net.is_v4() { "198.51.100.9:4001" } else { "[2001:db8:9::9]:4001" };
+        let net = Net { node_port: net.cluster_ip, client, ..net };
+        local_backend_serves(&fixture, net, &Packet::syn(client, net.cluster_ip));
     }
 }
 
 #[test]
 fn a_node_port_answers_at_the_nodes_own_addresses_only() {
     let mut fixture = enter();
-    fixture.serve(ServicePort::tcp().node_port("0.0.0.0:30080").backends(&[V4.here]));
-    fixture.comes_in("uplink", &Packet::syn(V4.client, "192.0.2.2:30080")).is_untouched();
-    fixture.comes_in("uplink", &Packet::syn(V4.client, "192.0.2.1:30081")).is_untouched();
-    fixture.comes_in("uplink", &Packet::udp(V4.client, "192.0.2.1:30080")).is_untouched();
+    fixture.serve(FixtureService::tcp().node_port("0.0.0.0:30080").backends(&[V4.local]));
+    fixture.ingress("uplink", &Packet::syn(V4.client, "192.0.2.2:30080")).passes_unchanged();
+    fixture.ingress("uplink", &Packet::syn(V4.client, "192.0.2.1:30081")).passes_unchanged();
+    fixture.ingress("uplink", &Packet::udp(V4.client, "192.0.2.1:30080")).passes_unchanged();
 }
 
 #[test]
-fn options_and_extension_headers_are_no_hindrance() {
-    for of in BOTH {
-        for (packet, wanted) in each(of) {
+fn packets_with_options_or_extension_headers_are_served() {
+    for net in BOTH {
+        for (packet, service) in each(net) {
             let mut fixture = enter();
-            fixture.serve(wanted.node_port(of.any).backends(&[of.there]));
-            is_served_there(&fixture, of, &packet.with_extras());
+            fixture.serve(service.node_port(net.any).backends(&[net.remote]));
+            remote_backend_serves(&fixture, net, &packet.with_extras());
         }
     }
 }
 
 #[test]
-fn a_datagram_without_checksum_stays_so() {
-    for of in BOTH {
+fn a_datagram_without_checksum_gets_none() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.there]));
-        is_served_there(&fixture, of, &Packet::udp(of.client, of.node_port).without_sum());
+        fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
+        remote_backend_serves(&fixture, net, &Packet::udp(net.client, net.node_port).without_sum());
     }
 }
 
 #[test]
-fn the_checksum_of_sctp_is_left_to_the_device_that_writes_it() {
-    for of in BOTH {
+fn an_sctp_checksum_left_to_the_device_stays_unwritten() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::sctp().node_port(of.any).backends(&[of.there]));
-        is_served_there(&fixture, of, &Packet::sctp_init(of.client, of.node_port).without_sum());
+        fixture.serve(FixtureService::sctp().node_port(net.any).backends(&[net.remote]));
+        remote_backend_serves(&fixture, net, &Packet::sctp_init(net.client, net.node_port).without_sum());
     }
 }
 
 #[test]
-fn a_checksum_that_comes_out_as_0_has_its_other_form() {
-    for of in BOTH {
+fn a_udp_checksum_of_0_is_written_as_ffff() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.here]));
-        let mut packet = Packet::udp(of.client, of.node_port);
+        fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.local]));
+        let mut packet = Packet::udp(net.client, net.node_port);
         packet.payload[..2].fill(0);
-        // What is missing to 0.
-        let missing = packet.becomes(of.client, of.here).sum();
+        // This payload makes the sum 0.
+        let missing = packet.becomes(net.client, net.local).sum();
         packet.payload[..2].copy_from_slice(&missing.to_be_bytes());
-        assert_eq!(packet.becomes(of.client, of.here).sum(), 0xffff);
-        is_served_here(&fixture, of, &packet);
+        assert_eq!(packet.becomes(net.client, net.local).sum(), 0xffff);
+        local_backend_serves(&fixture, net, &packet);
     }
 }
 
-/// A device without Ethernet, where the kernel's test of programs reads the octets 12 and 13 as the type of the packet:
-/// those are the first two of an IPv4 source, and the fifth and sixth of an IPv6 one.
+/// BPF_PROG_TEST_RUN reads octets 12 and 13 as the EtherType. On a device without Ethernet these belong to the source:
+/// octets 1 and 2 of an IPv4 address, 5 and 6 of an IPv6 address. So the clients have addresses that spell 0x0800 and
+/// 0x86dd there.
 #[test]
-fn a_device_may_have_no_ethernet() {
+fn a_device_without_ethernet_is_served() {
     let (v4, v6) = ("8.0.3.4:4000", "[fd08:0:86dd::9]:4000");
-    for (of, client) in [(V4, v4), (V6, v6)] {
+    for (net, client) in [(V4, v4), (V6, v6)] {
         let mut fixture = enter();
-        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.here]));
-        let syn = Packet::syn(client, of.node_port).bare();
-        fixture.comes_in("bare", &syn).goes_on_as(&syn.becomes(client, of.here));
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
+        let syn = Packet::syn(client, net.node_port).bare();
+        fixture.ingress("bare", &syn).passes_as(&syn.becomes(client, net.local));
         assert_eq!(fixture.flows().len(), 2);
-        let answer = Packet::tcp(of.here, client).flags("SA");
-        fixture.goes_out("uplink", &answer).goes_on_as(&answer.becomes(of.node_port, client));
+        let answer = Packet::tcp(net.local, client).flags("SA");
+        fixture.egress("uplink", &answer).passes_as(&answer.becomes(net.node_port, client));
     }
 }
 
 #[test]
-fn tagged_packets_belong_to_the_device_of_their_vlan() {
+fn tagged_packets_are_left_to_the_device_of_their_vlan() {
     let mut fixture = enter();
-    fixture.serve(ServicePort::tcp().node_port(V4.any).backends(&[V4.here]));
-    fixture.comes_in("uplink", &Packet::syn(V4.client, V4.node_port).vlan(5)).is_untouched();
+    fixture.serve(FixtureService::tcp().node_port(V4.any).backends(&[V4.local]));
+    fixture.ingress("uplink", &Packet::syn(V4.client, V4.node_port).vlan(5)).passes_unchanged();
     assert_eq!(fixture.flows().len(), 0);
 }

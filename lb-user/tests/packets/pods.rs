@@ -1,110 +1,110 @@
-//! From a pod of this node, whose link has the programs.
+//! Packets of a pod of this node, whose link has the programs.
 
 use lb_common::{Counter, DeviceFlags};
-use lb_lab::packets::{Packet, ServicePort};
+use lb_lab::packets::{FixtureService, Packet};
 
 use crate::{
+    addresses::{BOTH, V4, ip},
     enter,
-    family::{BOTH, V4, ip},
 };
 
 #[test]
-fn a_pod_keeps_its_address_wherever_the_backend_is() {
-    for of in BOTH {
-        for backend in [of.there, of.beside] {
+fn a_pods_address_is_kept_for_local_and_remote_backends() {
+    for net in BOTH {
+        for backend in [net.remote, net.local2] {
             let mut fixture = enter();
-            fixture.serve(ServicePort::tcp().cluster_ip(of.cluster_ip).backends(&[backend]));
-            let syn = Packet::syn(of.pod, of.cluster_ip);
-            fixture.comes_in("pod1", &syn).goes_on_as(&syn.becomes(of.pod, backend));
-            let answer = Packet::tcp(backend, of.pod).flags("SA");
-            fixture.goes_out("pod1", &answer).goes_on_as(&answer.becomes(of.cluster_ip, of.pod));
+            fixture.serve(FixtureService::tcp().cluster_ip(net.cluster_ip).backends(&[backend]));
+            let syn = Packet::syn(net.pod, net.cluster_ip);
+            fixture.ingress("pod1", &syn).passes_as(&syn.becomes(net.pod, backend));
+            let answer = Packet::tcp(backend, net.pod).flags("SA");
+            fixture.egress("pod1", &answer).passes_as(&answer.becomes(net.cluster_ip, net.pod));
         }
     }
 }
 
 #[test]
-fn a_pod_that_is_its_own_backend_hears_the_node() {
-    for of in BOTH {
-        for (packet, wanted) in [
-            (Packet::syn(of.pod, of.cluster_ip), ServicePort::tcp()),
-            (Packet::udp(of.pod, of.cluster_ip), ServicePort::udp()),
+fn a_pod_that_is_its_own_backend_sees_the_nodes_address() {
+    for net in BOTH {
+        for (packet, service) in [
+            (Packet::syn(net.pod, net.cluster_ip), FixtureService::tcp()),
+            (Packet::udp(net.pod, net.cluster_ip), FixtureService::udp()),
         ] {
             let mut fixture = enter();
-            fixture.serve(wanted.cluster_ip(of.cluster_ip).backends(&[of.here]));
-            let sent = fixture.comes_in("pod1", &packet);
+            fixture.serve(service.cluster_ip(net.cluster_ip).backends(&[net.local]));
+            let sent = fixture.ingress("pod1", &packet);
             let (node, _) = sent.ends();
             // The node's address on the pod's link.
-            let want = if of.header == 20 { "10.0.1.254" } else { "fd00:0:0:1::fe" };
+            let want = if net.is_v4() { "10.0.1.254" } else { "fd00:0:0:1::fe" };
             assert_eq!(ip(&node), want);
-            sent.is_sent_as(&packet.becomes(&node, of.here).one_hop_on());
-            let answer = packet.becomes(of.here, &node);
-            fixture.comes_in("pod1", &answer).is_sent_as(&answer.becomes(of.cluster_ip, of.pod).one_hop_on());
+            sent.is_redirected_as(&packet.becomes(&node, net.local).routed());
+            let answer = packet.becomes(net.local, &node);
+            fixture.ingress("pod1", &answer).is_redirected_as(&answer.becomes(net.cluster_ip, net.pod).routed());
         }
     }
 }
 
 #[test]
-fn a_pod_is_not_outside() {
-    // Up and out to a load balancer, as it were, and back: any backend will do (rule 4).
-    for of in BOTH {
+fn the_external_policy_does_not_bind_pods() {
+    // As if the pod's packet left the cluster for the load balancer and came back: every backend counts (rule 4).
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::tcp().node_port(of.any).external_local().backends(&[of.there]));
-        let syn = Packet::syn(of.pod, of.node_port);
-        fixture.comes_in("pod1", &syn).goes_on_as(&syn.becomes(of.pod, of.there));
-        fixture.comes_in("uplink", &Packet::syn(of.client, of.node_port)).is_dropped();
+        fixture.serve(FixtureService::tcp().node_port(net.any).external_local().backends(&[net.remote]));
+        let syn = Packet::syn(net.pod, net.node_port);
+        fixture.ingress("pod1", &syn).passes_as(&syn.becomes(net.pod, net.remote));
+        fixture.ingress("uplink", &Packet::syn(net.client, net.node_port)).is_dropped();
     }
 }
 
 #[test]
-fn the_internal_policy_is_for_cluster_ips() {
-    for of in BOTH {
+fn the_internal_policy_binds_cluster_ips_only() {
+    for net in BOTH {
         let mut fixture = enter();
-        let wanted = ServicePort::tcp().cluster_ip(of.cluster_ip).node_port(of.any).internal_local();
-        let mut web = fixture.serve(wanted.backends(&[of.there]));
-        let syn = Packet::syn(of.pod, of.cluster_ip);
-        fixture.comes_in("pod1", &syn).is_dropped();
+        let service = FixtureService::tcp().cluster_ip(net.cluster_ip).node_port(net.any).internal_local();
+        let mut web = fixture.serve(service.backends(&[net.remote]));
+        let syn = Packet::syn(net.pod, net.cluster_ip);
+        fixture.ingress("pod1", &syn).is_dropped();
         assert_eq!(fixture.count(Counter::NoLocalEndpoints), 1);
-        let external = Packet::syn(of.pod, of.node_port);
-        fixture.comes_in("pod1", &external).goes_on_as(&external.becomes(of.pod, of.there));
-        web.change(fixture.maps(), &[of.there, of.beside]);
+        let external = Packet::syn(net.pod, net.node_port);
+        fixture.ingress("pod1", &external).passes_as(&external.becomes(net.pod, net.remote));
+        web.change(fixture.maps(), &[net.remote, net.local2]);
         for _ in 0..8 {
-            fixture.comes_in("pod1", &syn).goes_on_as(&syn.becomes(of.pod, of.beside));
+            fixture.ingress("pod1", &syn).passes_as(&syn.becomes(net.pod, net.local2));
         }
     }
 }
 
 #[test]
-fn what_comes_to_a_pod_from_elsewhere_is_left_alone() {
+fn packets_between_pods_without_a_service_pass_unchanged() {
     let mut fixture = enter();
-    fixture.serve(ServicePort::tcp().cluster_ip(V4.cluster_ip).backends(&[V4.here]));
-    fixture.goes_out("pod1", &Packet::syn("10.0.1.2:6000", V4.here)).is_untouched();
-    fixture.comes_in("pod1", &Packet::tcp(V4.here, "10.0.1.2:6000").flags("SA")).is_untouched();
+    fixture.serve(FixtureService::tcp().cluster_ip(V4.cluster_ip).backends(&[V4.local]));
+    fixture.egress("pod1", &Packet::syn("10.0.1.2:6000", V4.local)).passes_unchanged();
+    fixture.ingress("pod1", &Packet::tcp(V4.local, "10.0.1.2:6000").flags("SA")).passes_unchanged();
     assert_eq!(fixture.flows().len(), 0);
 }
 
 #[test]
-fn where_a_pod_has_chosen_off_flows_that_stand_go_on_and_none_begins() {
-    for of in BOTH {
+fn in_mode_off_a_pods_flows_continue_and_no_flow_begins() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::tcp().cluster_ip(of.cluster_ip).backends(&[of.there]));
-        fixture.serve(ServicePort::udp().cluster_ip(of.cluster_ip).backends(&[of.there]));
-        let syn = Packet::syn(of.pod, of.cluster_ip);
-        fixture.comes_in("pod1", &syn).goes_on_as(&syn.becomes(of.pod, of.there));
+        fixture.serve(FixtureService::tcp().cluster_ip(net.cluster_ip).backends(&[net.remote]));
+        fixture.serve(FixtureService::udp().cluster_ip(net.cluster_ip).backends(&[net.remote]));
+        let syn = Packet::syn(net.pod, net.cluster_ip);
+        fixture.ingress("pod1", &syn).passes_as(&syn.becomes(net.pod, net.remote));
         fixture.set_flags("pod1", DeviceFlags::POD | DeviceFlags::OFF);
-        let ack = Packet::tcp(of.pod, of.cluster_ip).flags("A");
-        fixture.comes_in("pod1", &ack).goes_on_as(&ack.becomes(of.pod, of.there));
-        let answer = Packet::tcp(of.there, of.pod).flags("A");
-        fixture.goes_out("pod1", &answer).goes_on_as(&answer.becomes(of.cluster_ip, of.pod));
-        // Nor is it told that nobody is there.
-        let other = of.pod.replace(":5000", ":5001");
-        let unknown = of.cluster_ip.replace(":80", ":81");
+        let ack = Packet::tcp(net.pod, net.cluster_ip).flags("A");
+        fixture.ingress("pod1", &ack).passes_as(&ack.becomes(net.pod, net.remote));
+        let answer = Packet::tcp(net.remote, net.pod).flags("A");
+        fixture.egress("pod1", &answer).passes_as(&answer.becomes(net.cluster_ip, net.pod));
+        // Nor does it get an error for an unknown port.
+        let other = net.pod.replace(":5000", ":5001");
+        let unknown = net.cluster_ip.replace(":80", ":81");
         for packet in
-            [Packet::syn(&other, of.cluster_ip), Packet::udp(&other, of.cluster_ip), Packet::syn(&other, &unknown)]
+            [Packet::syn(&other, net.cluster_ip), Packet::udp(&other, net.cluster_ip), Packet::syn(&other, &unknown)]
         {
-            fixture.comes_in("pod1", &packet).is_untouched();
+            fixture.ingress("pod1", &packet).passes_unchanged();
         }
         assert_eq!((fixture.flows().len(), fixture.count(Counter::UnknownPort)), (2, 0));
-        fixture.comes_in("uplink", &Packet::syn(of.client, of.cluster_ip));
-        assert_eq!(fixture.flows().len(), 4, "others are served");
+        fixture.ingress("uplink", &Packet::syn(net.client, net.cluster_ip));
+        assert_eq!(fixture.flows().len(), 4, "clients outside are still served");
     }
 }

@@ -1,4 +1,4 @@
-//! Source ports of the node: no two flows to one backend may look alike to it, whoever began them.
+//! Masquerade ports: no two flows to one backend may have equal tuples, nor may a flow and a connection of the node.
 
 use std::{
     collections::BTreeSet,
@@ -6,178 +6,179 @@ use std::{
 };
 
 use lb_common::{Counter, Flow, FlowKey};
-use lb_lab::packets::{Fixture, Packet, ServicePort, Sizes};
+use lb_lab::packets::{Fixture, FixtureService, FixtureSizes, Packet};
 
 use crate::{
+    addresses::{BOTH, Net, V4},
     enter_with,
-    family::{BOTH, Family, V4},
 };
 
-fn few(ports: u32) -> Fixture {
-    enter_with(Sizes { ports: Some(ports), ..Sizes::default() })
+fn enter_with_ports(ports: u32) -> Fixture {
+    enter_with(FixtureSizes { ports: Some(ports), ..FixtureSizes::default() })
 }
 
-fn client(of: Family, n: usize) -> String {
-    of.client.replace(":4000", &format!(":{}", 4000 + n))
+fn client(net: Net, n: usize) -> String {
+    net.client.replace(":4000", &format!(":{}", 4000 + n))
 }
 
-/// The node's end of a new flow.
-fn begun(fixture: &Fixture, packet: &Packet) -> String {
-    let sent = fixture.comes_in("uplink", packet);
+/// Sends a packet of a client, asserts that it is masqueraded, and returns the node's address and port.
+fn masquerade(fixture: &Fixture, packet: &Packet) -> String {
+    let sent = fixture.ingress("uplink", packet);
     let (node, backend) = sent.ends();
-    sent.is_sent_as(&packet.becomes(&node, &backend).one_hop_on());
+    sent.is_redirected_as(&packet.becomes(&node, &backend).routed());
     node
 }
 
-/// An end of the node.
-fn own(of: Family, port: usize) -> String {
-    if of.header == 20 { format!("{}:{port}", of.node) } else { format!("[{}]:{port}", of.node) }
+/// Returns the node's address with a port.
+fn node_end(net: Net, port: usize) -> String {
+    if net.is_v4() { format!("{}:{port}", net.node) } else { format!("[{}]:{port}", net.node) }
 }
 
 #[test]
-fn each_flow_has_a_port_of_its_own_until_none_is_left() {
-    for of in BOTH {
-        let mut fixture = few(16);
-        let mut web = fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
-        let ports: BTreeSet<_> = (0..16).map(|n| begun(&fixture, &Packet::syn(&client(of, n), of.node_port))).collect();
-        let want: BTreeSet<_> = (1024..1040).map(|port| own(of, port)).collect();
+fn each_flow_has_its_own_port_until_none_is_free() {
+    for net in BOTH {
+        let mut fixture = enter_with_ports(16);
+        let mut web = fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
+        let ports: BTreeSet<_> =
+            (0..16).map(|n| masquerade(&fixture, &Packet::syn(&client(net, n), net.node_port))).collect();
+        let want: BTreeSet<_> = (1024..1040).map(|port| node_end(net, port)).collect();
         assert_eq!(ports, want);
-        let one_more = Packet::syn(&client(of, 16), of.node_port);
-        fixture.comes_in("uplink", &one_more).is_dropped();
+        let one_more = Packet::syn(&client(net, 16), net.node_port);
+        fixture.ingress("uplink", &one_more).is_dropped();
         assert_eq!((fixture.count(Counter::SnatExhausted), fixture.count(Counter::FlowsFull)), (1, 0));
         assert_eq!(fixture.flows().len(), 32);
-        // Another backend has ports of its own.
-        web.change(fixture.maps(), &[of.beyond]);
-        begun(&fixture, &one_more);
+        // Flows to another backend may use the same ports.
+        web.change(fixture.maps(), &[net.remote_thin]);
+        masquerade(&fixture, &one_more);
     }
 }
 
 #[test]
-fn a_port_of_a_flow_that_is_over_is_used_again() {
-    let of = V4;
-    let mut fixture = few(1);
-    fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
-    let node = begun(&fixture, &Packet::syn(of.client, of.node_port));
-    let other = Packet::syn(&client(of, 1), of.node_port);
-    fixture.comes_in("uplink", &other).is_dropped();
-    begun(&fixture, &Packet::tcp(of.client, of.node_port).flags("R"));
-    assert_eq!(begun(&fixture, &other), node);
-    // The other's answer is its own.
-    let answer = Packet::tcp(of.there, &node).flags("SA");
-    let want = answer.becomes(of.node_port, &client(of, 1)).one_hop_on();
-    fixture.comes_in("uplink", &answer).is_sent_as(&want);
+fn the_port_of_a_closed_flow_is_used_again() {
+    let net = V4;
+    let mut fixture = enter_with_ports(1);
+    fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
+    let node = masquerade(&fixture, &Packet::syn(net.client, net.node_port));
+    let other = Packet::syn(&client(net, 1), net.node_port);
+    fixture.ingress("uplink", &other).is_dropped();
+    masquerade(&fixture, &Packet::tcp(net.client, net.node_port).flags("R"));
+    assert_eq!(masquerade(&fixture, &other), node);
+    // Answers reach the new client.
+    let answer = Packet::tcp(net.remote, &node).flags("SA");
+    let want = answer.becomes(net.node_port, &client(net, 1)).routed();
+    fixture.ingress("uplink", &answer).is_redirected_as(&want);
 }
 
 #[test]
-fn a_port_whose_backend_waits_is_not_used_again() {
-    let of = V4;
-    let mut fixture = few(1);
-    fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
-    let node = begun(&fixture, &Packet::syn(of.client, of.node_port));
+fn the_port_of_a_flow_in_time_wait_is_not_used_again() {
+    let net = V4;
+    let mut fixture = enter_with_ports(1);
+    fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
+    let node = masquerade(&fixture, &Packet::syn(net.client, net.node_port));
     for flags in ["SA", "FA"] {
-        let answer = Packet::tcp(of.there, &node).flags(flags);
-        let want = answer.becomes(of.node_port, of.client).one_hop_on();
-        fixture.comes_in("uplink", &answer).is_sent_as(&want);
+        let answer = Packet::tcp(net.remote, &node).flags(flags);
+        let want = answer.becomes(net.node_port, net.client).routed();
+        fixture.ingress("uplink", &answer).is_redirected_as(&want);
     }
-    begun(&fixture, &Packet::tcp(of.client, of.node_port).flags("FA"));
-    fixture.comes_in("uplink", &Packet::syn(&client(of, 1), of.node_port)).is_dropped();
+    masquerade(&fixture, &Packet::tcp(net.client, net.node_port).flags("FA"));
+    fixture.ingress("uplink", &Packet::syn(&client(net, 1), net.node_port)).is_dropped();
     assert_eq!(fixture.count(Counter::SnatExhausted), 1);
-    // Its own client may, which knows the numbers of the old connection.
-    assert_eq!(begun(&fixture, &Packet::syn(of.client, of.node_port)), node);
+    // The same client may use it again: it knows the sequence numbers of the old connection.
+    assert_eq!(masquerade(&fixture, &Packet::syn(net.client, net.node_port)), node);
 }
 
 #[test]
-fn ports_of_the_nodes_sockets_are_left_alone() {
-    for of in BOTH {
+fn ports_of_the_nodes_sockets_are_not_used() {
+    for net in BOTH {
         for port in [1024, 1025] {
-            let free = own(of, 2049 - port);
-            let mut fixture = few(2);
-            fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
-            let _listener = TcpListener::bind(own(of, port)).expect("a free port");
-            assert_eq!(begun(&fixture, &Packet::syn(of.client, of.node_port)), free);
-            let mut fixture = few(2);
-            fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.there]));
-            let _socket = UdpSocket::bind(own(of, port)).expect("a free port");
-            assert_eq!(begun(&fixture, &Packet::udp(of.client, of.node_port)), free);
+            let free = node_end(net, 2049 - port);
+            let mut fixture = enter_with_ports(2);
+            fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
+            let _listener = TcpListener::bind(node_end(net, port)).expect("a free port");
+            assert_eq!(masquerade(&fixture, &Packet::syn(net.client, net.node_port)), free);
+            let mut fixture = enter_with_ports(2);
+            fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
+            let _socket = UdpSocket::bind(node_end(net, port)).expect("a free port");
+            assert_eq!(masquerade(&fixture, &Packet::udp(net.client, net.node_port)), free);
         }
     }
 }
 
 #[test]
-fn sockets_on_all_ports_leave_none() {
-    let of = V4;
-    let mut fixture = few(2);
-    fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
-    let _listeners = [1024, 1025].map(|port| TcpListener::bind(own(of, port)).expect("a free port"));
-    fixture.comes_in("uplink", &Packet::syn(of.client, of.node_port)).is_dropped();
+fn a_first_packet_is_dropped_if_sockets_hold_all_ports() {
+    let net = V4;
+    let mut fixture = enter_with_ports(2);
+    fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
+    let _listeners = [1024, 1025].map(|port| TcpListener::bind(node_end(net, port)).expect("a free port"));
+    fixture.ingress("uplink", &Packet::syn(net.client, net.node_port)).is_dropped();
     assert_eq!((fixture.count(Counter::SnatExhausted), fixture.count(Counter::FlowsFull)), (1, 0));
 }
 
 #[test]
-fn the_nodes_own_connection_that_looks_like_a_flow_gets_another_port() {
-    for of in BOTH {
-        for (packet, wanted) in [
-            (Packet::syn(of.client, of.node_port), ServicePort::tcp()),
-            (Packet::udp(of.client, of.node_port), ServicePort::udp()),
+fn a_connection_of_the_node_with_the_tuple_of_a_flow_gets_another_port() {
+    for net in BOTH {
+        for (packet, service) in [
+            (Packet::syn(net.client, net.node_port), FixtureService::tcp()),
+            (Packet::udp(net.client, net.node_port), FixtureService::udp()),
         ] {
-            let mut fixture = few(4);
-            fixture.serve(wanted.node_port(of.any).backends(&[of.there]));
-            let taken = begun(&fixture, &packet);
-            // The node dials the same backend from that very port.
-            let dial = packet.becomes(&taken, of.there);
-            let sent = fixture.goes_out("uplink", &dial);
+            let mut fixture = enter_with_ports(4);
+            fixture.serve(service.node_port(net.any).backends(&[net.remote]));
+            let taken = masquerade(&fixture, &packet);
+            // The node dials the same backend from the port of the flow.
+            let dial = packet.becomes(&taken, net.remote);
+            let sent = fixture.egress("uplink", &dial);
             let (other, _) = sent.ends();
             assert_ne!(other, taken);
-            sent.goes_on_as(&dial.becomes(&other, of.there));
-            let answer = packet.becomes(of.there, &other).flags("SA");
-            fixture.comes_in("uplink", &answer).goes_on_as(&answer.becomes(of.there, &taken));
+            sent.passes_as(&dial.becomes(&other, net.remote));
+            let answer = packet.becomes(net.remote, &other).flags("SA");
+            fixture.ingress("uplink", &answer).passes_as(&answer.becomes(net.remote, &taken));
             let more = dial.clone().flags("A");
-            fixture.goes_out("uplink", &more).goes_on_as(&more.becomes(&other, of.there));
-            // The flow has its answers as before.
-            let answer = packet.becomes(of.there, &taken).flags("SA");
-            fixture.comes_in("uplink", &answer).is_sent_as(&answer.becomes(of.node_port, of.client).one_hop_on());
+            fixture.egress("uplink", &more).passes_as(&more.becomes(&other, net.remote));
+            // Answers of the flow still reach its client.
+            let answer = packet.becomes(net.remote, &taken).flags("SA");
+            fixture.ingress("uplink", &answer).is_redirected_as(&answer.becomes(net.node_port, net.client).routed());
         }
     }
 }
 
 #[test]
-fn the_nodes_own_connections_are_left_alone_otherwise() {
-    for of in BOTH {
-        let mut fixture = few(4);
-        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
-        let taken = begun(&fixture, &Packet::syn(of.client, of.node_port));
-        // To another port of that backend; from a port that flows never have; of a pod.
-        fixture.goes_out("uplink", &Packet::syn(&taken, &of.there.replace(":8080", ":8081"))).is_untouched();
-        fixture.goes_out("uplink", &Packet::syn(&own(of, 40000), of.there)).is_untouched();
-        fixture.goes_out("uplink", &Packet::syn(of.pod, of.there)).is_untouched();
-        // The middle of a connection that began before.
-        fixture.goes_out("uplink", &Packet::tcp(&taken, of.there)).is_untouched();
+fn other_connections_of_the_node_pass_unchanged() {
+    for net in BOTH {
+        let mut fixture = enter_with_ports(4);
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
+        let taken = masquerade(&fixture, &Packet::syn(net.client, net.node_port));
+        // To another port of the backend; from a port outside the masquerade range; of a pod.
+        fixture.egress("uplink", &Packet::syn(&taken, &net.remote.replace(":8080", ":8081"))).passes_unchanged();
+        fixture.egress("uplink", &Packet::syn(&node_end(net, 40000), net.remote)).passes_unchanged();
+        fixture.egress("uplink", &Packet::syn(net.pod, net.remote)).passes_unchanged();
+        // A connection that began before the flow.
+        fixture.egress("uplink", &Packet::tcp(&taken, net.remote)).passes_unchanged();
         assert_eq!(fixture.flows().len(), 2);
     }
 }
 
 #[test]
-fn a_connection_with_another_port_keeps_it_to_the_end_and_not_longer() {
-    let of = V4;
-    let mut fixture = few(4);
-    fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
-    let taken = begun(&fixture, &Packet::syn(of.client, of.node_port));
-    let dial = Packet::syn(&taken, of.there);
-    let other = fixture.goes_out("uplink", &dial).ends().0;
+fn a_connection_keeps_its_other_port_until_it_ends() {
+    let net = V4;
+    let mut fixture = enter_with_ports(4);
+    fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
+    let taken = masquerade(&fixture, &Packet::syn(net.client, net.node_port));
+    let dial = Packet::syn(&taken, net.remote);
+    let other = fixture.egress("uplink", &dial).ends().0;
     assert_ne!(other, taken);
-    let reset = Packet::tcp(&taken, of.there).flags("R");
-    fixture.goes_out("uplink", &reset).goes_on_as(&reset.becomes(&other, of.there));
-    // The flow has gone; the node dials once more from the same port.
+    let reset = Packet::tcp(&taken, net.remote).flags("R");
+    fixture.egress("uplink", &reset).passes_as(&reset.becomes(&other, net.remote));
+    // The flow expires, and the node dials once more from the same port.
     let flows: Vec<_> = fixture.maps().entries::<FlowKey, Flow>("FLOWS");
     for (key, flow) in flows {
         if flow.service != 0 {
             fixture.maps().map::<FlowKey, Flow>("FLOWS").remove(&key).expect("an entry");
         }
     }
-    let (now, _) = fixture.goes_out("uplink", &dial).ends();
-    // Whichever port it has now, all of the connection has it.
-    let ack = Packet::tcp(&taken, of.there);
-    assert_eq!(fixture.goes_out("uplink", &ack).ends().0, now);
-    let answer = Packet::tcp(of.there, &now).flags("SA");
-    assert_eq!(fixture.comes_in("uplink", &answer).ends().1, taken);
+    let (now, _) = fixture.egress("uplink", &dial).ends();
+    // All packets of the new connection have one port.
+    let ack = Packet::tcp(&taken, net.remote);
+    assert_eq!(fixture.egress("uplink", &ack).ends().0, now);
+    let answer = Packet::tcp(net.remote, &now).flags("SA");
+    assert_eq!(fixture.ingress("uplink", &answer).ends().1, taken);
 }

@@ -1,114 +1,114 @@
-//! Packets that have made too many hops, that are too large for the next link, or that have no way.
+//! Packets whose TTL ends, that exceed the MTU of the next hop, or that have no route.
 
 use lb_common::Counter;
-use lb_lab::packets::{Packet, Reason, ServicePort, node, packet::Error};
+use lb_lab::packets::{FixtureService, IcmpReason, Packet, node, packet::IcmpError};
 
 use crate::{
+    addresses::{BOTH, V4, ip},
     enter,
-    family::{BOTH, V4, ip},
 };
 
 const THIN: usize = node::THIN as usize;
 
 #[test]
-fn the_last_hop_is_told_to_the_client() {
-    for of in BOTH {
+fn a_packet_whose_ttl_ends_is_answered_by_time_exceeded() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.there]));
-        let packet = Packet::udp(of.client, of.node_port).ttl(1);
-        fixture.comes_in("uplink", &packet).is_sent_as(&Error::answer(Reason::TimeExceeded, &packet));
+        fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
+        let packet = Packet::udp(net.client, net.node_port).ttl(1);
+        fixture.ingress("uplink", &packet).is_redirected_as(&IcmpError::answer(IcmpReason::TimeExceeded, &packet));
         let packet = packet.ttl(2);
-        let sent = fixture.comes_in("uplink", &packet);
-        sent.is_sent_as(&packet.becomes(&sent.ends().0, of.there).one_hop_on());
-        // And to the backend, about its answer.
-        let answer = Packet::udp(of.there, &sent.ends().0).ttl(1);
-        fixture.comes_in("uplink", &answer).is_sent_as(&Error::answer(Reason::TimeExceeded, &answer));
+        let sent = fixture.ingress("uplink", &packet);
+        sent.is_redirected_as(&packet.becomes(&sent.ends().0, net.remote).routed());
+        // The same for an answer, to the backend.
+        let answer = Packet::udp(net.remote, &sent.ends().0).ttl(1);
+        fixture.ingress("uplink", &answer).is_redirected_as(&IcmpError::answer(IcmpReason::TimeExceeded, &answer));
     }
 }
 
 #[test]
-fn a_packet_that_is_too_large_for_the_way_to_its_backend() {
-    for of in BOTH {
-        for (packet, wanted) in [
-            (Packet::tcp(of.client, of.node_port), ServicePort::tcp()),
-            (Packet::udp(of.client, of.node_port), ServicePort::udp()),
+fn a_packet_above_the_mtu_towards_the_backend_is_answered_by_too_big() {
+    for net in BOTH {
+        for (packet, service) in [
+            (Packet::tcp(net.client, net.node_port), FixtureService::tcp()),
+            (Packet::udp(net.client, net.node_port), FixtureService::udp()),
         ] {
             let mut fixture = enter();
-            fixture.serve(wanted.node_port(of.any).backends(&[of.beyond]));
+            fixture.serve(service.node_port(net.any).backends(&[net.remote_thin]));
             let fits = packet.clone().sized(THIN);
-            let sent = fixture.comes_in("uplink", &fits);
+            let sent = fixture.ingress("uplink", &fits);
             let node = sent.ends().0;
-            assert_eq!(ip(&node), if of.header == 20 { "172.16.0.1" } else { "fd16::1" });
-            sent.is_sent_as(&fits.becomes(&node, of.beyond).one_hop_on());
+            assert_eq!(ip(&node), if net.is_v4() { "172.16.0.1" } else { "fd16::1" });
+            sent.is_redirected_as(&fits.becomes(&node, net.remote_thin).routed());
             let large = packet.sized(THIN + 1);
-            let error = Error::answer(Reason::TooBig(THIN as u16), &large);
-            fixture.comes_in("uplink", &large).is_sent_as(&error);
+            let error = IcmpError::answer(IcmpReason::TooBig(THIN as u16), &large);
+            fixture.ingress("uplink", &large).is_redirected_as(&error);
         }
     }
 }
 
 #[test]
-fn an_answer_that_is_too_large_for_the_way_to_the_client() {
-    for of in BOTH {
-        let client = if of.header == 20 { "172.16.0.2:4000" } else { "[fd16::2]:4000" };
+fn an_answer_above_the_mtu_towards_the_client_is_answered_by_too_big() {
+    for net in BOTH {
+        let client = if net.is_v4() { "172.16.0.2:4000" } else { "[fd16::2]:4000" };
         let mut fixture = enter();
-        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
-        let node = fixture.comes_in("thin", &Packet::syn(client, of.node_port)).ends().0;
-        let answer = Packet::tcp(of.there, &node).sized(THIN);
-        let want = answer.becomes(of.node_port, client).one_hop_on();
-        fixture.comes_in("uplink", &answer).is_sent_as(&want);
-        // The backend hears it from the address that it knows, about what it sent.
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
+        let node = fixture.ingress("thin", &Packet::syn(client, net.node_port)).ends().0;
+        let answer = Packet::tcp(net.remote, &node).sized(THIN);
+        let want = answer.becomes(net.node_port, client).routed();
+        fixture.ingress("uplink", &answer).is_redirected_as(&want);
+        // The error comes from the address that the backend knows, and quotes the packet that it sent.
         let large = answer.sized(THIN + 1);
-        let error = Error::answer(Reason::TooBig(THIN as u16), &large);
-        fixture.comes_in("uplink", &large).is_sent_as(&error);
+        let error = IcmpError::answer(IcmpReason::TooBig(THIN as u16), &large);
+        fixture.ingress("uplink", &large).is_redirected_as(&error);
     }
 }
 
 #[test]
-fn a_packet_that_will_be_cut_is_as_large_as_its_segments() {
-    for of in BOTH {
+fn the_mtu_binds_the_segments_of_a_gso_packet() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.beyond]));
-        let large = Packet::tcp(of.client, of.node_port).sized(3000);
-        let segment = u32::try_from(THIN - of.header - 20).expect("small");
-        let sent = fixture.comes_in_large("uplink", &large, segment);
-        sent.is_sent_as(&large.becomes(&sent.ends().0, of.beyond).one_hop_on());
-        let error = Error::answer(Reason::TooBig(THIN as u16), &large);
-        fixture.comes_in_large("uplink", &large, segment + 1).is_sent_as(&error);
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote_thin]));
+        let large = Packet::tcp(net.client, net.node_port).sized(3000);
+        let segment = u32::try_from(THIN - net.header - 20).expect("small");
+        let sent = fixture.ingress_large("uplink", &large, segment);
+        sent.is_redirected_as(&large.becomes(&sent.ends().0, net.remote_thin).routed());
+        let error = IcmpError::answer(IcmpReason::TooBig(THIN as u16), &large);
+        fixture.ingress_large("uplink", &large, segment + 1).is_redirected_as(&error);
     }
 }
 
 #[test]
-fn a_packet_that_is_a_list_of_packets_is_as_large_as_those() {
-    // SCTP's: the kernel writes the largest number for the size of a segment (GSO_BY_FRAGS).
+fn an_sctp_gso_packet_of_small_chunks_is_forwarded() {
+    // The kernel marks GSO of SCTP by the segment size 0xffff (GSO_BY_FRAGS).
     let mut fixture = enter();
-    fixture.serve(ServicePort::sctp().node_port(V4.any).backends(&[V4.there]));
+    fixture.serve(FixtureService::sctp().node_port(V4.any).backends(&[V4.remote]));
     let packet = Packet::sctp_init(V4.client, V4.node_port);
-    let sent = fixture.comes_in_large("uplink", &packet, 0xffff);
-    sent.is_sent_as(&packet.becomes(&sent.ends().0, V4.there).one_hop_on());
+    let sent = fixture.ingress_large("uplink", &packet, 0xffff);
+    sent.is_redirected_as(&packet.becomes(&sent.ends().0, V4.remote).routed());
 }
 
 #[test]
-fn a_backend_without_a_way_to_it() {
-    for of in BOTH {
-        let nowhere = if of.header == 20 { "10.0.4.1:8080" } else { "[fd00:0:0:4::1]:8080" };
+fn packets_to_a_backend_without_route_are_dropped_and_counted() {
+    for net in BOTH {
+        let nowhere = if net.is_v4() { "10.0.4.1:8080" } else { "[fd00:0:0:4::1]:8080" };
         let mut fixture = enter();
-        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[nowhere]));
-        fixture.comes_in("uplink", &Packet::udp(of.client, of.node_port)).is_dropped();
+        fixture.serve(FixtureService::udp().node_port(net.any).backends(&[nowhere]));
+        fixture.ingress("uplink", &Packet::udp(net.client, net.node_port)).is_dropped();
         assert_eq!((fixture.count(Counter::NoRoute), fixture.flows().len()), (1, 0));
     }
 }
 
 #[test]
-fn a_way_that_has_gone_is_told_to_the_client() {
-    for of in BOTH {
+fn a_flow_that_loses_its_route_is_answered_by_no_route() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::udp().node_port(of.any).backends(&[of.there]));
-        let packet = Packet::udp(of.client, of.node_port);
-        let sent = fixture.comes_in("uplink", &packet);
-        sent.is_sent_as(&packet.becomes(&sent.ends().0, of.there).one_hop_on());
+        fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
+        let packet = Packet::udp(net.client, net.node_port);
+        let sent = fixture.ingress("uplink", &packet);
+        sent.is_redirected_as(&packet.becomes(&sent.ends().0, net.remote).routed());
         node::ip("route replace unreachable 10.0.2.1/32\nroute replace unreachable fd00:0:0:2::1/128\n");
         fixture.forget_hops();
-        fixture.comes_in("uplink", &packet).is_sent_as(&Error::answer(Reason::NoRoute, &packet));
+        fixture.ingress("uplink", &packet).is_redirected_as(&IcmpError::answer(IcmpReason::NoRoute, &packet));
     }
 }

@@ -1,17 +1,17 @@
-//! What a flow has seen.
+//! States of a flow, by the packets that it has seen.
 
-use lb_lab::packets::{Fixture, Packet, ServicePort};
+use lb_lab::packets::{Fixture, FixtureService, Packet};
 
 use crate::{
+    addresses::{V4, V6},
     enter,
-    family::{V4, V6},
 };
 
-/// Lets packets of a connection pass, `>` from the client and `<` from the backend, each with its flags; the states
-/// after each of them, of which both entries must be sure.
+/// Sends packets of a connection, `>` from the client and `<` from the backend, each with its TCP flags. Returns the
+/// state after each packet, in which both entries of the flow must agree.
 fn states(packets: &[&str]) -> Vec<String> {
     let mut fixture = enter();
-    fixture.serve(ServicePort::tcp().node_port(V4.any).backends(&[V4.here]));
+    fixture.serve(FixtureService::tcp().node_port(V4.any).backends(&[V4.local]));
     let mut states = Vec::new();
     for packet in packets {
         pass(&fixture, packet);
@@ -35,15 +35,15 @@ fn pass(fixture: &Fixture, packet: &str) {
     };
     if packet.starts_with('>') {
         let packet = Packet::tcp(V4.client, V4.node_port).flags(flags);
-        fixture.comes_in("uplink", &packet).goes_on_as(&packet.becomes(V4.client, V4.here));
+        fixture.ingress("uplink", &packet).passes_as(&packet.becomes(V4.client, V4.local));
     } else {
-        let packet = Packet::tcp(V4.here, V4.client).flags(flags);
-        fixture.goes_out("uplink", &packet).goes_on_as(&packet.becomes(V4.node_port, V4.client));
+        let packet = Packet::tcp(V4.local, V4.client).flags(flags);
+        fixture.egress("uplink", &packet).passes_as(&packet.becomes(V4.node_port, V4.client));
     }
 }
 
 #[test]
-fn a_connection_that_the_client_closes() {
+fn a_connection_that_the_client_closes_first_ends_in_close() {
     assert_eq!(
         states(&[">S", "<SA", ">A", "<A", ">FA", "<A", "<FA", ">A"]),
         ["SYN_SENT", "ESTABLISHED", "ESTABLISHED", "ESTABLISHED", "CLOSE_WAIT", "CLOSE_WAIT", "CLOSE", "CLOSE"]
@@ -51,7 +51,7 @@ fn a_connection_that_the_client_closes() {
 }
 
 #[test]
-fn a_connection_that_the_backend_closes_waits() {
+fn a_connection_that_the_backend_closes_first_ends_in_time_wait() {
     assert_eq!(
         states(&[">S", "<SA", ">A", "<FA", ">A", ">FA", "<A"]),
         ["SYN_SENT", "ESTABLISHED", "ESTABLISHED", "CLOSE_WAIT", "CLOSE_WAIT", "TIME_WAIT", "TIME_WAIT"]
@@ -67,7 +67,7 @@ fn a_reset_ends_a_connection_from_either_side() {
 }
 
 #[test]
-fn a_port_that_is_used_again_begins_anew() {
+fn a_syn_over_a_closed_connection_starts_its_states_anew() {
     for end in [&[">FA", "<FA"][..], &["<FA", ">FA"], &["<R"], &[">RA"]] {
         let packets = [&[">S", "<SA", ">A"][..], end, &[">S", "<SA", ">FA"]].concat();
         assert_eq!(states(&packets)[3 + end.len()..], ["SYN_SENT", "ESTABLISHED", "CLOSE_WAIT"], "{end:?}");
@@ -75,35 +75,36 @@ fn a_port_that_is_used_again_begins_anew() {
 }
 
 #[test]
-fn a_connection_that_is_over_may_go_to_another_backend() {
+fn a_syn_over_a_closed_connection_may_choose_another_backend() {
     let mut fixture = enter();
-    let mut web = fixture.serve(ServicePort::tcp().node_port(V4.any).backends(&[V4.here]));
+    let mut web = fixture.serve(FixtureService::tcp().node_port(V4.any).backends(&[V4.local]));
     [">S", "<SA", ">A"].iter().for_each(|packet| pass(&fixture, packet));
-    // One that is open stays, whatever it sends.
-    web.change(fixture.maps(), &[V4.here, V4.beside]);
-    web.drain(fixture.maps(), V4.here);
+    // An open connection keeps its backend.
+    web.change(fixture.maps(), &[V4.local, V4.local2]);
+    web.drain(fixture.maps(), V4.local);
     pass(&fixture, ">A");
     pass(&fixture, ">R");
     let syn = Packet::syn(V4.client, V4.node_port);
-    fixture.comes_in("uplink", &syn).goes_on_as(&syn.becomes(V4.client, V4.beside));
-    let answer = Packet::tcp(V4.beside, V4.client).flags("SA");
-    fixture.goes_out("uplink", &answer).goes_on_as(&answer.becomes(V4.node_port, V4.client));
-    // What the first backend sends late is still translated.
+    fixture.ingress("uplink", &syn).passes_as(&syn.becomes(V4.client, V4.local2));
+    let answer = Packet::tcp(V4.local2, V4.client).flags("SA");
+    fixture.egress("uplink", &answer).passes_as(&answer.becomes(V4.node_port, V4.client));
+    // A late packet of the first backend is still translated.
     pass(&fixture, "<RA");
 }
 
 #[test]
-fn a_flow_by_the_node_goes_through_the_same_states() {
-    for of in [V4, V6] {
+fn a_masqueraded_flow_goes_through_the_same_states() {
+    for net in [V4, V6] {
         let mut fixture = enter();
-        fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.there]));
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
         let mut node = String::new();
         for (packet, want) in [
             (">S", "SYN_SENT"),
             ("<SA", "ESTABLISHED"),
             ("<FA", "CLOSE_WAIT"),
             (">FA", "TIME_WAIT"),
-            // The client's port once more, and with it the node's: its backend knows the connection by its numbers.
+            // A new connection from the same port keeps the masquerade port: the backend, in TIME_WAIT, accepts the
+            // client's sequence numbers.
             (">S", "SYN_SENT"),
             ("<SA", "ESTABLISHED"),
         ] {
@@ -113,16 +114,16 @@ fn a_flow_by_the_node_goes_through_the_same_states() {
                 _ => "FA",
             };
             if packet.starts_with('>') {
-                let packet = Packet::tcp(of.client, of.node_port).flags(flags);
-                let sent = fixture.comes_in("uplink", &packet);
+                let packet = Packet::tcp(net.client, net.node_port).flags(flags);
+                let sent = fixture.ingress("uplink", &packet);
                 let end = sent.ends().0;
                 assert!(node.is_empty() || node == end);
-                sent.is_sent_as(&packet.becomes(&end, of.there).one_hop_on());
+                sent.is_redirected_as(&packet.becomes(&end, net.remote).routed());
                 node = end;
             } else {
-                let packet = Packet::tcp(of.there, &node).flags(flags);
-                let back = packet.becomes(of.node_port, of.client).one_hop_on();
-                fixture.comes_in("uplink", &packet).is_sent_as(&back);
+                let packet = Packet::tcp(net.remote, &node).flags(flags);
+                let back = packet.becomes(net.node_port, net.client).routed();
+                fixture.ingress("uplink", &packet).is_redirected_as(&back);
             }
             let flows = fixture.flows();
             assert!(flows.len() == 2 && flows.iter().all(|flow| flow.ends_with(want)), "{packet}: {flows:?}");
@@ -131,9 +132,9 @@ fn a_flow_by_the_node_goes_through_the_same_states() {
 }
 
 #[test]
-fn an_association_opens_and_shuts_down() {
+fn an_sctp_association_opens_and_shuts_down() {
     let mut fixture = enter();
-    fixture.serve(ServicePort::sctp().node_port(V4.any).backends(&[V4.here]));
+    fixture.serve(FixtureService::sctp().node_port(V4.any).backends(&[V4.local]));
     // INIT, INIT ACK, DATA, SHUTDOWN, SHUTDOWN ACK, SHUTDOWN COMPLETE (RFC 9260, 3.2).
     for (from_client, chunk, want) in [
         (true, 1, "SYN_SENT"),
@@ -146,10 +147,10 @@ fn an_association_opens_and_shuts_down() {
     ] {
         if from_client {
             let packet = Packet::sctp_init(V4.client, V4.node_port).chunk(chunk);
-            fixture.comes_in("uplink", &packet).goes_on_as(&packet.becomes(V4.client, V4.here));
+            fixture.ingress("uplink", &packet).passes_as(&packet.becomes(V4.client, V4.local));
         } else {
-            let packet = Packet::sctp_init(V4.here, V4.client).chunk(chunk);
-            fixture.goes_out("uplink", &packet).goes_on_as(&packet.becomes(V4.node_port, V4.client));
+            let packet = Packet::sctp_init(V4.local, V4.client).chunk(chunk);
+            fixture.egress("uplink", &packet).passes_as(&packet.becomes(V4.node_port, V4.client));
         }
         let flows = fixture.flows();
         assert!(flows.len() == 2 && flows.iter().all(|flow| flow.ends_with(want)), "chunk {chunk}: {flows:?}");
@@ -157,40 +158,40 @@ fn an_association_opens_and_shuts_down() {
 }
 
 #[test]
-fn datagrams_are_assured_by_the_first_answer() {
+fn a_udp_flow_is_assured_by_the_first_answer() {
     let mut fixture = enter();
-    fixture.serve(ServicePort::udp().node_port(V6.any).backends(&[V6.here]));
+    fixture.serve(FixtureService::udp().node_port(V6.any).backends(&[V6.local]));
     let packet = Packet::udp(V6.client, V6.node_port);
     let is = |fixture: &mut Fixture, want| assert!(fixture.flows().iter().all(|flow| flow.ends_with(want)));
-    fixture.comes_in("uplink", &packet).goes_on_as(&packet.becomes(V6.client, V6.here));
+    fixture.ingress("uplink", &packet).passes_as(&packet.becomes(V6.client, V6.local));
     is(&mut fixture, "UNREPLIED");
-    let answer = Packet::udp(V6.here, V6.client);
-    fixture.goes_out("uplink", &answer).goes_on_as(&answer.becomes(V6.node_port, V6.client));
+    let answer = Packet::udp(V6.local, V6.client);
+    fixture.egress("uplink", &answer).passes_as(&answer.becomes(V6.node_port, V6.client));
     is(&mut fixture, "ASSURED");
 }
 
 #[test]
-fn a_question_by_a_port_used_again_leaves_a_backend_that_drains_and_a_conversation_stays() {
+fn a_query_from_a_reused_port_leaves_a_serving_terminating_backend_and_a_conversation_stays() {
     let ask = |fixture: &Fixture, backend| {
         let question = Packet::udp(V4.client, V4.node_port);
-        fixture.comes_in("uplink", &question).goes_on_as(&question.becomes(V4.client, backend));
+        fixture.ingress("uplink", &question).passes_as(&question.becomes(V4.client, backend));
     };
     let answer = |fixture: &Fixture, backend| {
         let answer = Packet::udp(backend, V4.client);
-        fixture.goes_out("uplink", &answer).goes_on_as(&answer.becomes(V4.node_port, V4.client));
+        fixture.egress("uplink", &answer).passes_as(&answer.becomes(V4.node_port, V4.client));
     };
     for is_conversation in [false, true] {
         let mut fixture = enter();
-        let mut dns = fixture.serve(ServicePort::udp().node_port(V4.any).backends(&[V4.here]));
-        ask(&fixture, V4.here);
-        answer(&fixture, V4.here);
+        let mut dns = fixture.serve(FixtureService::udp().node_port(V4.any).backends(&[V4.local]));
+        ask(&fixture, V4.local);
+        answer(&fixture, V4.local);
         if is_conversation {
-            ask(&fixture, V4.here);
+            ask(&fixture, V4.local);
         }
-        dns.change(fixture.maps(), &[V4.here, V4.beside]);
-        dns.drain(fixture.maps(), V4.here);
-        ask(&fixture, if is_conversation { V4.here } else { V4.beside });
-        // What the first backend still says is translated.
-        answer(&fixture, V4.here);
+        dns.change(fixture.maps(), &[V4.local, V4.local2]);
+        dns.drain(fixture.maps(), V4.local);
+        ask(&fixture, if is_conversation { V4.local } else { V4.local2 });
+        // Answers of the first backend are still translated.
+        answer(&fixture, V4.local);
     }
 }

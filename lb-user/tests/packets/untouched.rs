@@ -1,15 +1,15 @@
-//! What is of no Service passes octet by octet.
+//! Packets of no Service pass without a changed octet.
 
 use etherparse::{IpNumber, PacketBuilder};
-use lb_lab::packets::{Packet, Part, ServicePort};
+use lb_lab::packets::{FixtureService, Packet, Part};
 
 use crate::{
+    addresses::{BOTH, V4},
     enter,
-    family::{BOTH, V4},
 };
 
-/// Packets of which no Service knows.
-fn strangers() -> Vec<Vec<u8>> {
+/// Returns packets of other protocols, and garbage.
+fn other_packets() -> Vec<Vec<u8>> {
     let ethernet = || PacketBuilder::ethernet2([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1]);
     let v4 = || ethernet().ipv4([198, 51, 100, 9], [192, 0, 2, 1], 64);
     let v6 = || ethernet().ipv6([0xfd; 16], [0xfe; 16], 64);
@@ -20,17 +20,17 @@ fn strangers() -> Vec<Vec<u8>> {
             bytes
         })
     };
-    // GRE, ESP, AH, OSPF, IP in IP, IPv6 in IP, and numbers that nobody has.
+    // GRE, ESP, AH, OSPF, IP in IP, IPv6 in IP, and protocols without a name.
     let mut packets: Vec<Vec<u8>> = [47, 50, 51, 89, 4, 41, 253, 255].into_iter().flat_map(write).collect();
     let mut bytes = Vec::new();
     v4().icmpv4_echo_request(1, 2).write(&mut bytes, b"ping").expect("a packet");
     packets.push(std::mem::take(&mut bytes));
     v6().icmpv6_echo_request(1, 2).write(&mut bytes, b"ping").expect("a packet");
     packets.push(std::mem::take(&mut bytes));
-    // A neighbour is sought.
+    // A neighbour solicitation.
     v6().icmpv6_raw(135, 0, [0; 4]).write(&mut bytes, &[0; 16]).expect("a packet");
     packets.push(bytes);
-    // ARP, LLDP, and what is no packet at all.
+    // ARP, LLDP, and garbage.
     packets.push([&[0xff; 6][..], &[2, 0, 0, 0, 0, 9, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &[0; 30]].concat());
     packets.push([&[2; 12][..], &[0x88, 0xcc], &[7; 60]].concat());
     for kind in [[8, 0], [0x86, 0xdd]] {
@@ -41,25 +41,26 @@ fn strangers() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn other_packets_pass_as_they_are() {
+fn packets_of_other_protocols_pass_unchanged() {
     let mut fixture = enter();
-    fixture.serve(ServicePort::tcp().node_port(V4.any).cluster_ip(V4.cluster_ip).backends(&[V4.here]));
-    for packet in strangers() {
+    fixture.serve(FixtureService::tcp().node_port(V4.any).cluster_ip(V4.cluster_ip).backends(&[V4.local]));
+    for packet in other_packets() {
         for device in ["uplink", "pod1", "thin"] {
-            fixture.comes_in(device, &packet).is_untouched();
-            fixture.goes_out(device, &packet).is_untouched();
+            fixture.ingress(device, &packet).passes_unchanged();
+            fixture.egress(device, &packet).passes_unchanged();
         }
     }
     assert_eq!(fixture.flows().len(), 0);
 }
 
 #[test]
-fn connections_of_no_service_pass_as_they_are() {
-    for of in BOTH {
+fn connections_of_no_service_pass_unchanged() {
+    for net in BOTH {
         let mut fixture = enter();
-        fixture.serve(ServicePort::tcp().node_port(of.any).cluster_ip(of.cluster_ip).backends(&[of.here]));
-        let elsewhere = if of.header == 20 { "203.0.113.50:443" } else { "[2001:db8:5::5]:443" };
-        for (from, to) in [(of.client, of.here), (of.pod, elsewhere), (elsewhere, of.pod), (of.here, of.client)] {
+        fixture.serve(FixtureService::tcp().node_port(net.any).cluster_ip(net.cluster_ip).backends(&[net.local]));
+        let elsewhere = if net.is_v4() { "203.0.113.50:443" } else { "[2001:db8:5::5]:443" };
+        for (from, to) in [(net.client, net.local), (net.pod, elsewhere), (elsewhere, net.pod), (net.local, net.client)]
+        {
             for packet in [
                 Packet::syn(from, to),
                 Packet::tcp(from, to).flags("SA"),
@@ -73,8 +74,8 @@ fn connections_of_no_service_pass_as_they_are() {
                 Packet::tcp(from, to).ttl(1),
             ] {
                 for device in ["uplink", "pod1"] {
-                    fixture.comes_in(device, &packet).is_untouched();
-                    fixture.goes_out(device, &packet).is_untouched();
+                    fixture.ingress(device, &packet).passes_unchanged();
+                    fixture.egress(device, &packet).passes_unchanged();
                 }
             }
         }
@@ -85,7 +86,7 @@ fn connections_of_no_service_pass_as_they_are() {
 #[test]
 fn a_device_that_is_not_served_passes_everything() {
     let mut fixture = enter();
-    fixture.serve(ServicePort::tcp().node_port(V4.any).backends(&[V4.here]));
-    fixture.comes_in("uplink-end", &Packet::syn(V4.client, V4.node_port)).is_untouched();
-    fixture.goes_out("uplink-end", &Packet::syn(V4.client, V4.cluster_ip)).is_untouched();
+    fixture.serve(FixtureService::tcp().node_port(V4.any).backends(&[V4.local]));
+    fixture.ingress("uplink-end", &Packet::syn(V4.client, V4.node_port)).passes_unchanged();
+    fixture.egress("uplink-end", &Packet::syn(V4.client, V4.cluster_ip)).passes_unchanged();
 }

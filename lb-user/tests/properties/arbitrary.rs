@@ -1,5 +1,5 @@
-//! Whatever stands in the objects, nothing panics, the promises hold, those that are well-formed are served as if the
-//! others were not there, and what was dropped is named. `PROPTEST_CASES` sets how many worlds are tried.
+//! Malformed objects beside well-formed ones: nothing panics, the promises hold, the well-formed Services are served
+//! as if alone, and each dropped part has a warning. `PROPTEST_CASES` sets the number of cases.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,36 +21,36 @@ use lb_sources::{api, convert::ApiObject, yaml};
 use proptest::{collection::vec, prelude::*, test_runner::TestCaseResult};
 use serde_json::Value;
 
-use crate::text::{Meaning, check_sound, meaning};
-use crate::wild::{self, GOOD, NODE};
+use crate::content::{Content, check_consistent, content};
+use crate::malformed::{self, GOOD, NODE};
 
-/// The objects of a moment, the addresses of the node, and whether the agent starts anew.
+/// The objects at one time, the addresses of the node, and true if the agent restarts before.
 #[derive(Clone)]
-struct State {
+struct Sample {
     objects: Vec<Object>,
-    /// What the wild ones among them were read from.
+    /// Texts of the malformed objects.
     texts: Vec<String>,
-    /// Texts that could not be read.
+    /// Texts that were refused, after the error.
     errors: Vec<String>,
     addresses: Vec<IpAddr>,
     restart: bool,
 }
 
-impl fmt::Debug for State {
+impl fmt::Debug for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "addresses: {:?}, restart: {}", self.addresses, self.restart)?;
         self.texts.iter().try_for_each(|text| writeln!(f, "---\n{text}"))
     }
 }
 
-/// How an object comes.
+/// The source of an object.
 #[derive(Clone, Copy, Debug)]
 enum Form {
     /// In a file, as JSON.
     Json,
     /// In a file, as YAML.
     Yaml,
-    /// From the API, where nobody fills anything in.
+    /// From an API server that fills in no defaults.
     Api,
 }
 
@@ -62,7 +62,7 @@ impl Form {
         }
     }
 
-    /// None for what the API's client refuses.
+    /// Reads the objects in a text; none if the API's client would refuse it.
     fn read(self, text: &str) -> Option<Result<Vec<Object>, yaml::ParseError>> {
         fn convert<T: ApiObject>(value: Value) -> Option<Result<Vec<Object>, yaml::ParseError>> {
             let object: T = serde_json::from_value(value).ok()?;
@@ -71,7 +71,7 @@ impl Form {
         if !matches!(self, Self::Api) {
             return Some(yaml::parse(text, None));
         }
-        let value: Value = serde_json::from_str(text).expect("it was written so");
+        let value: Value = serde_json::from_str(text).expect("JSON, as written");
         match value["kind"].as_str()? {
             "Service" => convert::<api::Service>(value),
             "EndpointSlice" => convert::<api::EndpointSlice>(value),
@@ -81,12 +81,12 @@ impl Form {
     }
 }
 
-fn state() -> impl Strategy<Value = State> {
+fn sample() -> impl Strategy<Value = Sample> {
     let addresses = prop::sample::subsequence(vec!["192.0.2.9", "127.0.0.1", "10.0.0.3", "::1", "fd00::1"], 0..4);
     let form = prop_oneof![Just(Form::Json), Just(Form::Yaml), Just(Form::Api)];
-    (vec((wild::object(), form), 0..9), addresses, any::<bool>()).prop_map(|(wild, addresses, restart)| {
-        let (mut objects, mut texts, mut errors) = (read(&wild::good()), Vec::new(), Vec::new());
-        for (value, form) in wild {
+    (vec((malformed::object(), form), 0..9), addresses, any::<bool>()).prop_map(|(malformed, addresses, restart)| {
+        let (mut objects, mut texts, mut errors) = (read(&malformed::well_formed()), Vec::new(), Vec::new());
+        for (value, form) in malformed {
             let text = form.write(&value);
             match form.read(&text) {
                 Some(Ok(read)) => {
@@ -98,22 +98,27 @@ fn state() -> impl Strategy<Value = State> {
             }
         }
         let addresses = addresses.into_iter().map(|text| text.parse().expect("an address")).collect();
-        State { objects, texts, errors, addresses, restart }
+        Sample { objects, texts, errors, addresses, restart }
     })
 }
 
 fn read(values: &[Value]) -> Vec<Object> {
-    values.iter().flat_map(|value| yaml::parse(&value.to_string(), None).expect("they are well-formed")).collect()
+    values.iter().flat_map(|value| yaml::parse(&value.to_string(), None).expect("well-formed objects")).collect()
 }
 
-impl State {
+impl Sample {
+    /// Objects without addresses of the node.
+    fn of(objects: Vec<Object>) -> Self {
+        Self { objects, texts: Vec::new(), errors: Vec::new(), addresses: Vec::new(), restart: false }
+    }
+
     fn events(&self) -> Vec<Event> {
         let of = |kind| self.objects.iter().filter(|object| object.kind() == kind).cloned().collect();
         let addresses = Event::NodeAddresses(self.addresses.iter().copied().collect());
         Kind::ALL.into_iter().map(|kind| Event::Replace(kind, of(kind))).chain([addresses]).collect()
     }
 
-    /// Its Services by key; of two the last counts.
+    /// Returns the Services by key; of two with one key the last counts.
     fn services(&self) -> BTreeMap<&Key, &Service> {
         let all = self.objects.iter().filter_map(|object| match object {
             Object::Service(service) => Some((&service.key, service)),
@@ -127,37 +132,37 @@ fn reconciler(store: MemoryStore) -> Reconciler<MemoryStore> {
     Reconciler::new(store, NODE, Settings::default())
 }
 
-fn settle(reconciler: &mut Reconciler<MemoryStore>, state: &State) -> PassReport {
+fn settle(reconciler: &mut Reconciler<MemoryStore>, state: &Sample) -> PassReport {
     reconciler.handle(state.events());
     let report = reconciler.pass();
     assert!(report.failure.is_none() && report.waiting.is_empty(), "{report:?}");
-    check_sound(&reconciler.store().dump);
+    check_consistent(&reconciler.store().dump);
     report
 }
 
-/// A reconciler that has seen nothing but `state`.
-fn fresh(state: &State) -> Reconciler<MemoryStore> {
+/// Returns a reconciler that has seen nothing but `state`.
+fn fresh(state: &Sample) -> Reconciler<MemoryStore> {
     let mut reconciler = reconciler(MemoryStore::default());
     settle(&mut reconciler, state);
     reconciler
 }
 
-fn is_good(key: &Key) -> bool {
+fn is_well_formed(key: &Key) -> bool {
     key.namespace() == "default" && key.name().starts_with(GOOD)
 }
 
-/// The maps hold names as text of a fixed length, and everything has to be found again by it.
-fn check_names(meaning: &Meaning) -> TestCaseResult {
-    for PortKey { service, name, .. } in meaning.keys() {
+/// The maps hold names as text of a fixed length, by which each must be found again.
+fn check_names(content: &Content) -> TestCaseResult {
+    for PortKey { service, name, .. } in content.keys() {
         for text in [service.namespace(), service.name(), name] {
             let stored = Name::new(text).map(|name| name.to_string());
-            prop_assert_eq!(stored.as_deref(), Some(text), "this name is not the same in the maps");
+            prop_assert_eq!(stored.as_deref(), Some(text), "the maps hold another name");
         }
     }
     Ok(())
 }
 
-/// The smaller one has a frontend that several ask for.
+/// Returns the precedence of a Service for a frontend that several ask for: the least owns it.
 fn rank(service: &Service, frontend: &FrontendKey) -> (Precedence, i64, Key) {
     let has = |ips: &[std::net::IpAddr]| ips.iter().any(|&ip| lb_common::Addr::from(ip) == frontend.addr);
     let right = if has(&service.cluster_ips) || frontend.addr.is_unspecified() {
@@ -170,8 +175,8 @@ fn rank(service: &Service, frontend: &FrontendKey) -> (Precedence, i64, Key) {
     (right, service.created.unwrap_or(i64::MAX), service.key.clone())
 }
 
-/// Those that are well-formed are served as if they were alone, but for frontends that an older one has.
-fn check_good(state: &State, now: &Meaning, alone: &Meaning) -> TestCaseResult {
+/// Checks that well-formed Services are served as if alone, but for frontends that an older Service owns.
+fn check_well_formed(state: &Sample, now: &Content, alone: &Content) -> TestCaseResult {
     let services = state.services();
     let rank = |key: &Key, frontend: &FrontendKey| rank(services[key], frontend);
     let owners: BTreeMap<FrontendKey, &Key> = now
@@ -190,15 +195,15 @@ fn check_good(state: &State, now: &Meaning, alone: &Meaning) -> TestCaseResult {
             prop_assert_eq!((&have.lists, have.flags), (&wanted.lists, wanted.flags), "{}", key);
         }
     }
-    for (key, have) in now.iter().filter(|(key, _)| is_good(&key.service)) {
+    for (key, have) in now.iter().filter(|(key, _)| is_well_formed(&key.service)) {
         let wanted = alone.get(key).map(|port| &port.frontends);
         prop_assert!(wanted.is_some_and(|wanted| have.frontends.keys().all(|key| wanted.contains_key(key))), "{}", key);
     }
     Ok(())
 }
 
-/// Invariant I6, from the objects: nobody who is served on a port lacks a cluster IP that a younger one has.
-fn check_owners(state: &State, now: &Meaning) -> TestCaseResult {
+/// Checks invariant I6 from the objects: no younger Service owns a cluster IP of a Service that is served.
+fn check_owners(state: &Sample, now: &Content) -> TestCaseResult {
     let services = state.services();
     let rank = |key: &Key, frontend: &FrontendKey| rank(services[key], frontend);
     for (key, port) in now {
@@ -225,12 +230,12 @@ fn check_owners(state: &State, now: &Meaning) -> TestCaseResult {
     Ok(())
 }
 
-/// What is wrong is told, with its cure, and once.
-fn check_warnings(state: &State, reconciler: &Reconciler<MemoryStore>) -> TestCaseResult {
+/// Checks that each problem has one warning, with its cure.
+fn check_warnings(state: &Sample, reconciler: &Reconciler<MemoryStore>) -> TestCaseResult {
     let services = state.services();
     let dump = &reconciler.store().dump;
     for (key, warnings) in reconciler.warnings() {
-        prop_assert!(services.contains_key(key), "{} is not there and is warned", key);
+        prop_assert!(services.contains_key(key), "a warning for {}, which does not exist", key);
         let distinct: BTreeSet<_> = warnings.iter().collect();
         prop_assert_eq!(distinct.len(), warnings.len(), "{}: {:#?}", key, warnings);
         prop_assert!(warnings.len() < 60, "{} warnings for {}", warnings.len(), key);
@@ -245,7 +250,7 @@ fn check_warnings(state: &State, reconciler: &Reconciler<MemoryStore>) -> TestCa
         let warnings = reconciler.warnings().get(*key).unwrap_or(&none);
         for problem in &service.problems {
             let warning = Warning::InvalidValue { object: None, problem: problem.clone() };
-            prop_assert!(warnings.contains(&warning), "{}: {} is not told in {:#?}", key, problem, warnings);
+            prop_assert!(warnings.contains(&warning), "{}: {} is not in {:#?}", key, problem, warnings);
         }
         if service.exempt.is_some() {
             continue;
@@ -266,14 +271,14 @@ fn check_warnings(state: &State, reconciler: &Reconciler<MemoryStore>) -> TestCa
         let known = reconciler.world().view(service).is_some_and(|view| view.slices.iter().any(|own| **own == *slice));
         let warnings = reconciler.warnings().get(service).unwrap_or(&none);
         let object = ObjectRef::EndpointSlice(slice.key.clone());
-        let told = warnings.iter().any(|warning| warning.object() == Some(&object));
-        prop_assert!(!known || slice.problems.is_empty() || told, "{:?} not in {:#?}", slice.problems, warnings);
+        let is_warned = warnings.iter().any(|warning| warning.object() == Some(&object));
+        prop_assert!(!known || slice.problems.is_empty() || is_warned, "{:?} not in {:#?}", slice.problems, warnings);
     }
     Ok(())
 }
 
-/// It can be explained, whatever it is.
-fn check_explained(state: &State, reconciler: &Reconciler<MemoryStore>) -> TestCaseResult {
+/// Checks that each Service has an explanation.
+fn check_explained(state: &Sample, reconciler: &Reconciler<MemoryStore>) -> TestCaseResult {
     for key in state.services().keys() {
         let explanation = reconciler.explain(key);
         prop_assert!(explanation.is_some(), "{}", key);
@@ -284,7 +289,7 @@ fn check_explained(state: &State, reconciler: &Reconciler<MemoryStore>) -> TestC
     Ok(())
 }
 
-fn check_errors(state: &State) -> TestCaseResult {
+fn check_errors(state: &Sample) -> TestCaseResult {
     for error in &state.errors {
         prop_assert!(error.starts_with("document 1, line "), "{}", error);
         let line = error.trim_start_matches("document 1, line ").split(':').next().and_then(|line| line.parse().ok());
@@ -302,9 +307,9 @@ proptest! {
     #![proptest_config(config(192))]
 
     #[test]
-    fn whatever_stands_in_the_objects_the_promises_hold(states in vec(state(), 1..4)) {
-        let alone = State { objects: read(&wild::good()), texts: Vec::new(), errors: Vec::new(), addresses: Vec::new(), restart: false };
-        let alone = meaning(&fresh(&alone).store().dump);
+    fn the_promises_hold_beside_malformed_objects(states in vec(sample(), 1..4)) {
+        let alone = Sample::of(read(&malformed::well_formed()));
+        let alone = content(&fresh(&alone).store().dump);
         let mut reconciler = reconciler(MemoryStore::default());
         for state in &states {
             check_errors(state)?;
@@ -312,16 +317,16 @@ proptest! {
                 reconciler = self::reconciler(reconciler.into_store());
             }
             settle(&mut reconciler, state);
-            let now = meaning(&reconciler.store().dump);
+            let now = content(&reconciler.store().dump);
             let fresh = fresh(state);
-            prop_assert_eq!(&now, &meaning(&fresh.store().dump));
+            prop_assert_eq!(&now, &content(&fresh.store().dump));
             prop_assert_eq!(reconciler.warnings(), fresh.warnings());
             check_names(&now)?;
-            check_good(state, &now, &alone)?;
+            check_well_formed(state, &now, &alone)?;
             check_owners(state, &now)?;
             check_warnings(state, &reconciler)?;
             check_explained(state, &reconciler)?;
-            // I2, and I4.
+            // Invariants I2 and I4.
             prop_assert_eq!(reconciler.pass().writes, 0);
             reconciler.resync();
             prop_assert_eq!(reconciler.preview().expect("a dump").ops, vec![]);
@@ -331,18 +336,18 @@ proptest! {
     }
 
     #[test]
-    fn whatever_stands_in_the_objects_a_service_with_no_room_stays_as_it_was(
-        states in vec(state(), 1..4), frontends in 1_usize..24, services in 1_usize..12, slots in 1_usize..30,
+    fn a_service_without_room_keeps_its_old_version_beside_malformed_objects(
+        states in vec(sample(), 1..4), frontends in 1_usize..24, services in 1_usize..12, slots in 1_usize..30,
     ) {
         let limits = Limits { frontends, services, slots, backends: slots, ..Limits::DEFAULT };
         let mut reconciler = reconciler(MemoryStore::new(limits));
-        let mut old = Meaning::new();
+        let mut old = Content::new();
         for state in &states {
             let report = settle(&mut reconciler, state);
-            let (now, wanted) = (meaning(&reconciler.store().dump), meaning(&fresh(state).store().dump));
+            let (now, wanted) = (content(&reconciler.store().dump), content(&fresh(state).store().dump));
             for key in wanted.keys().chain(now.keys()) {
                 let refused = report.refused.iter().any(|refused| refused.service == key.service);
-                let of = |meaning: &Meaning| meaning.get(key).map(|port| port.lists.clone());
+                let of = |content: &Content| content.get(key).map(|port| port.lists.clone());
                 prop_assert_eq!(of(&now), of(if refused { &old } else { &wanted }), "{} (refused: {})", key, refused);
             }
             prop_assert_eq!(reconciler.pass().writes, 0);
@@ -351,9 +356,9 @@ proptest! {
     }
 }
 
-/// Claims are the one place where Services meet; whoever wants what everybody wants must not make it slow.
+/// Claims are where Services meet: thousands of claims to one address must not take long.
 #[test]
-fn thousands_that_want_the_same_address_leave_it_to_the_oldest() {
+fn the_oldest_of_thousands_of_services_owns_an_address() {
     let service = |index: i64, created: i64| {
         let key = Key::new("default", &format!("s{index:04}"));
         let ports = [lb_core::objects::ServicePort::new("", lb_common::Proto::Tcp, 80.try_into().expect("not 0"))];
@@ -365,7 +370,7 @@ fn thousands_that_want_the_same_address_leave_it_to_the_oldest() {
         let created = |index| if oldest_last { COUNT - index } else { index };
         let mut reconciler = reconciler(MemoryStore::default());
         let objects = (0..COUNT).map(|index| service(index, created(index))).collect();
-        let mut state = State { objects, texts: Vec::new(), errors: Vec::new(), addresses: Vec::new(), restart: false };
+        let mut state = Sample::of(objects);
         for _ in 0..3 {
             settle(&mut reconciler, &state);
             let oldest = if oldest_last { state.objects.pop() } else { Some(state.objects.remove(0)) };

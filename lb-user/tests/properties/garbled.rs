@@ -1,6 +1,6 @@
-//! Files that hold anything: random octets, and the scenarios' YAML with lines and letters lost, doubled and mixed.
-//! Reading them never panics, takes neither time nor memory without end, and an error names file and line; what is read
-//! is served as far as it goes. `PROPTEST_CASES` sets how many are tried.
+//! Garbled files: random octets, and the scenarios' YAML with lines and characters lost, doubled and mixed. Reading
+//! them never panics and ends in time, errors name file and line, and objects that were read are served.
+//! `PROPTEST_CASES` sets the number of cases.
 
 use std::{
     fs,
@@ -15,12 +15,12 @@ use lb_core::{
     model::Settings,
     store::MemoryStore,
 };
-use lb_sources::{directory, yaml};
+use lb_sources::{directory as yaml_directory, yaml};
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::TestCaseResult};
 
-use crate::text;
+use crate::content;
 
-/// Every file of the scenarios.
+/// The files of all scenarios.
 static SEEDS: LazyLock<Vec<String>> = LazyLock::new(|| {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
     let entries = |path: &Path| fs::read_dir(path).expect("a directory").flatten().map(|entry| entry.path());
@@ -30,7 +30,7 @@ static SEEDS: LazyLock<Vec<String>> = LazyLock::new(|| {
     files.iter().map(|path| fs::read_to_string(path).expect("a file")).collect()
 });
 
-/// What means something to a YAML parser, or to ours.
+/// Pieces with a meaning in YAML, or in Kubernetes objects.
 const PIECES: [&str; 34] = [
     "&a ",
     "*a",
@@ -71,19 +71,19 @@ const PIECES: [&str; 34] = [
 /// One change of a text.
 #[derive(Clone, Debug)]
 enum Change {
-    /// Takes a line away.
+    /// Removes a line.
     Delete(Index),
-    /// Puts a line at another place as well.
+    /// Copies a line to another place.
     Copy(Index, Index),
-    /// Puts a line of another file there.
+    /// Inserts a line of another file.
     Splice(Index, Index, Index),
-    /// Moves a line in or out.
+    /// Changes the indentation of a line.
     Indent(Index, usize),
-    /// Puts a piece between two letters.
+    /// Inserts a piece between two octets.
     Insert(Index, &'static str),
-    /// Turns a bit of an octet around.
+    /// Flips a bit of an octet.
     Flip(Index, u8),
-    /// Ends the text there.
+    /// Cuts the text.
     Cut(Index),
 }
 
@@ -149,8 +149,8 @@ fn garbled() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// Under emulation, and beside others, everything takes longer.
-const LONGEST: Duration = Duration::from_secs(5);
+/// Limit for reading a file and serving its objects, generous for emulators and busy machines.
+const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 fn check_served(objects: &[Object]) -> TestCaseResult {
     let of = |kind| objects.iter().filter(|object| object.kind() == kind).cloned().collect();
@@ -158,8 +158,8 @@ fn check_served(objects: &[Object]) -> TestCaseResult {
     reconciler.handle(Kind::ALL.map(|kind| Event::Replace(kind, of(kind))));
     let report = reconciler.pass();
     prop_assert!(report.failure.is_none(), "{:?}", report.failure);
-    text::check_sound(&reconciler.store().dump);
-    prop_assert_eq!(text::meaning(&reconciler.store().dump).len(), reconciler.store().dump.names.len());
+    content::check_consistent(&reconciler.store().dump);
+    prop_assert_eq!(content::content(&reconciler.store().dump).len(), reconciler.store().dump.names.len());
     prop_assert_eq!(reconciler.pass().writes, 0);
     Ok(())
 }
@@ -173,19 +173,20 @@ proptest! {
     #![proptest_config(config(512))]
 
     #[test]
-    fn whatever_a_text_holds_it_is_read_or_refused_by_its_line(octets in garbled()) {
+    fn any_text_is_read_or_refused_with_its_line(octets in garbled()) {
         let text = String::from_utf8_lossy(&octets);
         let start = Instant::now();
         match yaml::parse(&text, None) {
             Ok(objects) => check_served(&objects)?,
             Err(yaml::ParseError { document, line, reason }) => {
-                // A carriage return alone ends a line too.
+                // YAML ends a line at a lone carriage return too.
                 let lines = text.split(['\n', '\r']).count() + 1;
-                prop_assert!(document >= 1 && line >= 1 && line <= lines, "{}:{} of {} in\n{}", document, line, lines, text);
+                let is_there = document >= 1 && line >= 1 && line <= lines;
+                prop_assert!(is_there, "{}:{} of {} in\n{}", document, line, lines, text);
                 prop_assert!(!reason.is_empty(), "{}", text);
             }
         }
-        prop_assert!(start.elapsed() < LONGEST, "{:?} for\n{}", start.elapsed(), text);
+        prop_assert!(start.elapsed() < TIME_LIMIT, "{:?} for\n{}", start.elapsed(), text);
     }
 }
 
@@ -193,20 +194,21 @@ proptest! {
     #![proptest_config(config(64))]
 
     #[test]
-    fn whatever_a_file_holds_the_others_are_read(octets in garbled()) {
-        let place = tempfile::tempdir().expect("a directory");
-        let (good, bad) = (place.path().join("good.yaml"), place.path().join("bad.yaml"));
+    fn files_beside_a_garbled_file_are_read(octets in garbled()) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (good, bad) = (directory.path().join("good.yaml"), directory.path().join("bad.yaml"));
         fs::write(&good, "{apiVersion: v1, kind: Node, metadata: {name: node-1}}").expect("a file");
         fs::write(&bad, &octets).expect("a file");
-        let mut read = directory::DirectoryState::new(None);
-        let events = directory::load(place.path(), &mut read).expect("the directory is there");
+        let mut read = yaml_directory::DirectoryState::new(None);
+        let events = yaml_directory::load(directory.path(), &mut read).expect("the directory is there");
         let nodes = events.iter().find_map(|event| match event {
             Event::Replace(Kind::Node, objects) => Some(objects.len()),
             _ => None,
         });
         prop_assert!(nodes >= Some(1), "{:?}", events);
         let parsed = str::from_utf8(&octets).map(|text| yaml::parse(text, None));
-        let named = |part: &str| read.problems().any(|problem| problem.contains("bad.yaml: ") && problem.contains(part));
+        let is_of_file = |problem: &str| problem.contains("bad.yaml: ");
+        let named = |part: &str| read.problems().any(|problem| is_of_file(problem) && problem.contains(part));
         match parsed {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => prop_assert!(named(&format!("line {}: ", error.line)), "{}", error),

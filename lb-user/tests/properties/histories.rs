@@ -1,4 +1,4 @@
-//! The promises that hold for every history: random worlds and edits, readers between any two writes, faults, restarts.
+//! Promises that hold for every history of objects: with readers between any two writes, with faults, with restarts.
 
 use std::{cell::Cell, net::Ipv4Addr};
 
@@ -15,9 +15,9 @@ use lb_core::{
 use proptest::{prelude::*, test_runner::TestCaseResult};
 
 use crate::{
-    tape::Tape,
-    text::{Meaning, check_sound, meaning},
-    worlds::{NODE, State, events, states},
+    content::{Content, check_consistent, content},
+    recording_store::RecordingStore,
+    worlds::{NODE, Objects, events, states},
 };
 
 /// Random numbers that reach the first, the last and inner slots of short lists.
@@ -27,81 +27,84 @@ fn reconciler<S: Store>(store: S) -> Reconciler<S> {
     Reconciler::new(store, NODE, Settings::default())
 }
 
-/// Brings a reconciler to a state; the writes it took.
-fn settle<S: Store>(reconciler: &mut Reconciler<S>, state: &State) -> usize {
+/// Hands all objects to a reconciler, runs a pass, and returns the number of writes.
+fn settle<S: Store>(reconciler: &mut Reconciler<S>, state: &Objects) -> usize {
     reconciler.handle(events(state));
     let report = reconciler.pass();
     assert!(report.failure.is_none(), "{:?}", report.failure);
     report.writes
 }
 
-/// What an empty store holds after one pass over `state`.
-fn fresh(state: &State) -> Meaning {
+/// Returns the content of an empty store after one pass over `state`.
+fn fresh(state: &Objects) -> Content {
     let mut reconciler = reconciler(MemoryStore::default());
     settle(&mut reconciler, state);
-    meaning(&reconciler.store().dump)
+    content(&reconciler.store().dump)
 }
 
-/// What a reader may find for a frontend while the maps go from `old` to `new`.
+/// The verdicts that a reader may get for a frontend while the writer takes the maps from `old` to `new`.
 struct Allowed {
     backends: Vec<(lb_common::Addr, u16)>,
-    never_missing: bool,
-    never_let_in: bool,
+    /// Each verdict must be a backend.
+    never_misses: bool,
+    /// No verdict may be a backend: source ranges keep the client out.
+    never_admitted: bool,
 }
 
 impl Allowed {
-    /// For one who asks from `place`. A frontend that moves may meet either owner before or after the change; one that
-    /// comes or goes may be met or not.
-    fn of(key: &FrontendKey, old: &Dump, new: &Dump, place: Place) -> Self {
-        let verdicts = [old, new].map(|dump| select(dump, &Fixed(0, place), key, 0));
+    /// Returns the verdicts for a client at `place`. A frontend that changes its owner may lead to either owner, and a
+    /// frontend that comes or goes may be there or not.
+    fn of(key: &FrontendKey, old: &Dump, new: &Dump, place: ClientPlace) -> Self {
+        let verdicts = [old, new].map(|dump| select(dump, &FixedCaller(0, place), key, 0));
         let owners = [old, new].map(|dump| dump.frontends.get(key).map(|frontend| frontend.service));
-        let is_let_in_at = |dump: &Dump, owner: &Option<u32>| {
-            let client = Fixed(0, place).client().addr();
+        let is_admitted_by = |dump: &Dump, owner: &Option<u32>| {
+            let client = FixedCaller(0, place).client().addr();
             owner.zip(client).is_some_and(|(owner, client)| dump.in_source_ranges(owner, &client))
         };
-        // One that changes its kind or its owner may be bound for a moment by ranges of before or of after.
-        let balanced =
+        // While a frontend changes its kind or owner, source ranges of before or after may bind it.
+        let is_load_balancer =
             |dump: &Dump| dump.frontends.get(key).is_some_and(|frontend| frontend.kind == Kind::LoadBalancer as u8);
-        let keeps_out = |dump: &Dump, owner: &Option<u32>| {
+        let excludes = |dump: &Dump, owner: &Option<u32>| {
             let service = owner.and_then(|owner| dump.service(owner)).unwrap_or_default();
             service.flags & ServiceFlags::SOURCE_RANGES != 0
-                && place != Place::NodeContext
-                && !is_let_in_at(dump, owner)
+                && place != ClientPlace::Node
+                && !is_admitted_by(dump, owner)
         };
-        let is_ever_bound = [old, new].into_iter().any(balanced)
-            && [old, new].into_iter().any(|dump| owners.iter().any(|owner| keeps_out(dump, owner)));
+        let is_ever_bound = [old, new].into_iter().any(is_load_balancer)
+            && [old, new].into_iter().any(|dump| owners.iter().any(|owner| excludes(dump, owner)));
         let slots = old.slots.iter().chain(&new.slots).filter(|(slot, _)| owners.contains(&Some(slot.service)));
-        let is_let_in = |verdict: &Verdict| matches!(verdict, Verdict::Backend(_));
-        // Ranges that come are there before those that go have gone, and one that moves may meet those of either owner.
-        let is_kept_out = |(dump, verdict): (&Dump, &Verdict)| match verdict {
+        let is_backend = |verdict: &Verdict| matches!(verdict, Verdict::Backend(_));
+        // New ranges are written before old ones are removed, and a frontend that moves may meet those of either owner.
+        let is_excluded_by_all = |(dump, verdict): (&Dump, &Verdict)| match verdict {
             Verdict::Refused(_, Cause::SourceRange) | Verdict::NotService => {
-                !owners.iter().any(|owner| is_let_in_at(dump, owner))
+                !owners.iter().any(|owner| is_admitted_by(dump, owner))
             }
             _ => false,
         };
-        let bounds = |verdict: &Verdict| matches!(verdict, Verdict::Refused(_, Cause::SourceRange));
+        let is_excluded = |verdict: &Verdict| matches!(verdict, Verdict::Refused(_, Cause::SourceRange));
         Self {
             backends: slots.map(|(_, slot)| (slot.addr, slot.port)).collect(),
-            never_missing: verdicts.iter().all(is_let_in) && !is_ever_bound,
-            never_let_in: verdicts.iter().any(bounds) && [old, new].into_iter().zip(&verdicts).all(is_kept_out),
+            never_misses: verdicts.iter().all(is_backend) && !is_ever_bound,
+            never_admitted: verdicts.iter().any(is_excluded)
+                && [old, new].into_iter().zip(&verdicts).all(is_excluded_by_all),
         }
     }
 
     fn check(&self, key: &FrontendKey, verdict: Verdict, when: impl Fn() -> String) -> TestCaseResult {
         match verdict {
             Verdict::Backend(Choice { addr, port, .. }) => {
-                prop_assert!(!self.never_let_in, "{key} let in whom nothing lets in {}", when());
+                prop_assert!(!self.never_admitted, "{key} admits a client that no source range admits, {}", when());
                 prop_assert!(self.backends.contains(&(addr, port)), "{key} led to {addr}:{port} {}", when());
             }
-            missed => prop_assert!(!self.never_missing, "{key} missed: {missed:?} {}", when()),
+            missed => prop_assert!(!self.never_misses, "{key} missed: {missed:?} {}", when()),
         }
         Ok(())
     }
 }
 
-/// Walks a reconciler through `states`; what its store held after each write, change by change.
-fn histories(states: &[State]) -> Vec<Vec<Dump>> {
-    let mut reconciler = reconciler(Tape::default());
+/// Takes a reconciler through `states`. Returns, for each state, the snapshots of its store after each write.
+fn histories(states: &[Objects]) -> Vec<Vec<Dump>> {
+    let mut reconciler = reconciler(RecordingStore::default());
     let mut histories = Vec::new();
     for state in states {
         reconciler.store_mut().rewind();
@@ -118,14 +121,14 @@ proptest! {
     fn i1_between_any_two_writes_a_frontend_that_stays_leads_to_an_old_or_a_new_backend(states in states(2..5)) {
         for snapshots in histories(&states) {
             let (Some(old), Some(new)) = (snapshots.first(), snapshots.last()) else { continue };
-            for (key, place) in asked(old, new) {
+            for (key, place) in queries(old, new) {
                 let allowed = Allowed::of(key, old, new, place);
                 for (at, snapshot) in snapshots.iter().enumerate() {
                     for random in RANDOMS {
                         let when = || {
                             format!("from {place:?} after {at} writes\nfrom\n{old:#}\nnow\n{snapshot:#}\nto\n{new:#}")
                         };
-                        allowed.check(key, select(snapshot, &Fixed(random, place), key, 0), when)?;
+                        allowed.check(key, select(snapshot, &FixedCaller(random, place), key, 0), when)?;
                     }
                 }
             }
@@ -143,8 +146,8 @@ proptest! {
             settle(&mut one, state);
             settle(&mut other, state);
             prop_assert_eq!(&one.store().dump, &other.store().dump);
-            check_sound(&one.store().dump);
-            prop_assert_eq!(meaning(&one.store().dump), fresh(state));
+            check_consistent(&one.store().dump);
+            prop_assert_eq!(content(&one.store().dump), fresh(state));
             one.resync();
             prop_assert_eq!(one.preview().expect("a dump").ops, vec![]);
         }
@@ -161,16 +164,16 @@ proptest! {
             let mut tries = 0;
             loop {
                 let report = reconciler.pass();
-                let shadow = reconciler.shadow().expect("it was read").to_dump();
+                let shadow = reconciler.shadow().expect("the maps were read").to_dump();
                 prop_assert_eq!(&shadow, &reconciler.store().dump);
                 if report.failure.is_none() {
                     break;
                 }
                 tries += 1;
-                prop_assert!(tries < 10_000, "no end of it");
+                prop_assert!(tries < 10_000, "passes do not converge");
             }
-            check_sound(&reconciler.store().dump);
-            prop_assert_eq!(meaning(&reconciler.store().dump), fresh(state));
+            check_consistent(&reconciler.store().dump);
+            prop_assert_eq!(content(&reconciler.store().dump), fresh(state));
         }
     }
 
@@ -179,12 +182,12 @@ proptest! {
         for (snapshots, state) in histories(&states).into_iter().zip(&states) {
             let step = snapshots.len() / 12 + 1;
             for snapshot in snapshots.into_iter().rev().step_by(step) {
-                let mut reconciler = reconciler(Tape::starting_with(snapshot));
+                let mut reconciler = reconciler(RecordingStore::starting_with(snapshot));
                 settle(&mut reconciler, state);
                 let dump = reconciler.store().dump().expect("a dump");
-                check_sound(&dump);
-                prop_assert_eq!(meaning(&dump), fresh(state));
-                let mut again = self::reconciler(Tape::starting_with(dump));
+                check_consistent(&dump);
+                prop_assert_eq!(content(&dump), fresh(state));
+                let mut again = self::reconciler(RecordingStore::starting_with(dump));
                 prop_assert_eq!(settle(&mut again, state), 0);
             }
         }
@@ -192,20 +195,20 @@ proptest! {
 
     #[test]
     fn i7_ids_are_never_zero_shared_or_reused_while_named(states in states(2..6)) {
-        // The tape refuses every write that breaks this; here also for maps that were left in disorder.
+        // The recording store panics at every write that breaks I7; here also over corrupt maps.
         for mut snapshots in histories(&states) {
             let Some(mut dump) = snapshots.pop() else { continue };
-            crate::tape::disturb(&mut dump);
+            crate::recording_store::corrupt(&mut dump);
             let Some(state) = states.last() else { continue };
             let (shadow, oddities) = Shadow::from_dump(&dump);
             prop_assert_eq!(&shadow.to_dump(), &dump);
-            let disturbed = !oddities.is_empty();
-            let mut reconciler = reconciler(Tape::starting_with(dump.clone()));
+            let is_corrupt = !oddities.is_empty();
+            let mut reconciler = reconciler(RecordingStore::starting_with(dump.clone()));
             let writes = settle(&mut reconciler, state);
-            prop_assert!(!disturbed || writes > 0);
+            prop_assert!(!is_corrupt || writes > 0);
             let after = reconciler.store().dump().expect("a dump");
-            check_sound(&after);
-            prop_assert_eq!(meaning(&after), fresh(state));
+            check_consistent(&after);
+            prop_assert_eq!(content(&after), fresh(state));
         }
     }
 
@@ -215,22 +218,22 @@ proptest! {
     ) {
         let limits = Limits { frontends, services, slots, backends: slots, ..Limits::DEFAULT };
         let mut reconciler = reconciler(MemoryStore::new(limits));
-        let mut old = Meaning::new();
+        let mut old = Content::new();
         for state in &states {
             reconciler.handle(events(state));
             let report = reconciler.pass();
             prop_assert!(report.failure.is_none(), "{:?}", report.failure);
-            let (now, wanted) = (meaning(&reconciler.store().dump), fresh(state));
-            check_sound(&reconciler.store().dump);
+            let (now, wanted) = (content(&reconciler.store().dump), fresh(state));
+            check_consistent(&reconciler.store().dump);
             for key in wanted.keys().chain(now.keys()) {
                 let refused = report.refused.iter().any(|refused| refused.service == key.service);
-                let of = |meaning: &Meaning| meaning.get(key).map(|port| port.lists.clone());
+                let of = |content: &Content| content.get(key).map(|port| port.lists.clone());
                 if refused {
-                    prop_assert_eq!(of(&now), of(&old), "{} was refused and is not as it was", key);
+                    prop_assert_eq!(of(&now), of(&old), "{} was refused, and its old version does not serve on", key);
                 } else if report.refused.is_empty() {
                     prop_assert_eq!(now.get(key), wanted.get(key), "{}", key);
                 } else {
-                    // It may hold a frontend for one that was refused, but its backends are right.
+                    // Its frontends may differ, since a refused Service keeps its own; its backends are right.
                     prop_assert_eq!(of(&now), of(&wanted), "{}", key);
                 }
             }
@@ -241,22 +244,22 @@ proptest! {
     }
 }
 
-/// A reader beside a writer: before each look at a map the writer takes some steps.
-struct Beside<'a> {
+/// A reader beside the writer, which makes some of its writes before each lookup.
+struct InterleavedReader<'a> {
     snapshots: &'a [Dump],
-    /// The snapshot that each look meets.
-    meets: &'a [usize],
-    looks: Cell<usize>,
+    /// The snapshot that each lookup reads.
+    schedule: &'a [usize],
+    lookups: Cell<usize>,
 }
 
-impl Beside<'_> {
+impl InterleavedReader<'_> {
     fn now(&self) -> &Dump {
-        let look = self.looks.replace(self.looks.get() + 1);
-        &self.snapshots[self.meets[look]]
+        let lookup = self.lookups.replace(self.lookups.get() + 1);
+        &self.snapshots[self.schedule[lookup]]
     }
 }
 
-impl Tables for Beside<'_> {
+impl Tables for InterleavedReader<'_> {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.now().frontend(key)
     }
@@ -280,7 +283,7 @@ impl Tables for Beside<'_> {
     }
 }
 
-impl lb_common::State for Beside<'_> {
+impl lb_common::State for InterleavedReader<'_> {
     fn open_sockets(&self, _: u32) -> u64 {
         0
     }
@@ -293,61 +296,61 @@ impl lb_common::State for Beside<'_> {
     fn set_affinity(&self, _: &AffinityKey, _: u32, _: u64) {}
 }
 
-/// Where a client is.
+/// The place of a client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Place {
+enum ClientPlace {
     /// In the node's own network namespace.
-    NodeContext,
-    /// Outside, with an address that is in all ranges that there are, but for two.
+    Node,
+    /// Outside, with an address in all source ranges of the histories but two.
     Near,
-    /// Outside, with an address that is in one range only.
+    /// Outside, with an address in one source range only.
     Far,
 }
 
-/// Every frontend of two moments, from every place.
-fn asked<'a>(old: &'a Dump, new: &'a Dump) -> impl Iterator<Item = (&'a FrontendKey, Place)> {
+/// Lists every frontend of two dumps, with every place of a client.
+fn queries<'a>(old: &'a Dump, new: &'a Dump) -> impl Iterator<Item = (&'a FrontendKey, ClientPlace)> {
     let fresh = new.frontends.keys().filter(|key| !old.frontends.contains_key(key));
-    // Nobody asks for a cluster IP itself: it answers nothing.
-    let asked = old.frontends.keys().chain(fresh).filter(|key| **key != key.address());
-    asked.flat_map(|key| [Place::NodeContext, Place::Near, Place::Far].map(|place| (key, place)))
+    // Without the entries of cluster IPs themselves, which stand for their other ports.
+    let frontends = old.frontends.keys().chain(fresh).filter(|key| **key != key.address());
+    frontends.flat_map(|key| [ClientPlace::Node, ClientPlace::Near, ClientPlace::Far].map(|place| (key, place)))
 }
 
-/// A client whose random number is always the same.
-struct Fixed(u32, Place);
+/// A client at a place, with a fixed random number.
+struct FixedCaller(u32, ClientPlace);
 
-impl Caller for Fixed {
+impl Caller for FixedCaller {
     fn random(&self) -> u32 {
         self.0
     }
     fn client(&self) -> lb_common::Client {
         match self.1 {
-            Place::NodeContext => lb_common::Client::of_netns(1),
-            Place::Near => lb_common::Client::of_addr(Ipv4Addr::new(10, 21, 0, 9).into()),
-            Place::Far => lb_common::Client::of_addr(Ipv4Addr::new(198, 51, 100, 9).into()),
+            ClientPlace::Node => lb_common::Client::of_netns(1),
+            ClientPlace::Near => lb_common::Client::of_addr(Ipv4Addr::new(10, 21, 0, 9).into()),
+            ClientPlace::Far => lb_common::Client::of_addr(Ipv4Addr::new(198, 51, 100, 9).into()),
         }
     }
     fn is_host(&self) -> bool {
-        self.1 == Place::NodeContext
+        self.1 == ClientPlace::Node
     }
     fn origin(&self) -> lb_common::Origin {
-        if self.1 == Place::NodeContext { lb_common::Origin::Node } else { lb_common::Origin::Outside }
+        if self.1 == ClientPlace::Node { lb_common::Origin::Node } else { lb_common::Origin::Outside }
     }
     fn now(&self) -> u64 {
         0
     }
 }
 
-/// The next way to let `meets` rise up to `last`, in lexical order by what the first `used` looks meet.
-fn next_schedule(meets: &mut [usize], used: usize, last: usize) -> bool {
-    let Some(at) = meets.iter().take(used).rposition(|&meets| meets < last) else { return false };
-    let to = meets[at] + 1;
-    meets.iter_mut().skip(at).for_each(|meets| *meets = to);
+/// Advances to the next non-decreasing schedule of snapshots up to `last`, in lexical order of its first `used`
+/// lookups. False after the last schedule.
+fn next_schedule(schedule: &mut [usize], used: usize, last: usize) -> bool {
+    let Some(at) = schedule.iter().take(used).rposition(|&snapshot| snapshot < last) else { return false };
+    let to = schedule[at] + 1;
+    schedule.iter_mut().skip(at).for_each(|snapshot| *snapshot = to);
     true
 }
 
-/// Two attempts of seven looks: at the frontend, the NodePort, the service, its ranges, the table, its backend, the
-/// slot.
-const LOOKS: usize = 14;
+/// Lookups of two attempts, seven each: frontend, NodePort, service, source ranges, Maglev table, backend, slot.
+const LOOKUPS: usize = 14;
 
 #[test]
 fn i1_no_interleaving_of_a_reader_with_the_writer_misses() {
@@ -357,20 +360,21 @@ fn i1_no_interleaving_of_a_reader_with_the_writer_misses() {
         let snapshots = histories(&[old, new]).pop().expect("two histories");
         let (first, last) = (snapshots.first().expect("one"), snapshots.len() - 1);
         let mut schedules = 0;
-        for (key, place) in asked(first, &snapshots[last]) {
+        for (key, place) in queries(first, &snapshots[last]) {
             let mut allowed = Allowed::of(key, first, &snapshots[last], place);
-            // Between its first look and its second a reader may miss that a frontend goes, and with it its ranges.
-            allowed.never_let_in &= snapshots[last].frontends.contains_key(key);
+            // A frontend may go, and its source ranges with it, between a reader's first lookup and its second.
+            allowed.never_admitted &= snapshots[last].frontends.contains_key(key);
             for random in RANDOMS {
-                let mut meets = [0; LOOKS];
+                let mut schedule = [0; LOOKUPS];
                 loop {
-                    let beside = Beside { snapshots: &snapshots, meets: &meets, looks: Cell::new(0) };
-                    let verdict = select(&beside, &Fixed(random, place), key, 0);
+                    let reader =
+                        InterleavedReader { snapshots: &snapshots, schedule: &schedule, lookups: Cell::new(0) };
+                    let verdict = select(&reader, &FixedCaller(random, place), key, 0);
                     schedules += 1;
-                    let when = || format!("from {place:?} in {name:?} with the writer at {meets:?}");
+                    let when = || format!("from {place:?} in {name:?} with the schedule {schedule:?}");
                     allowed.check(key, verdict, when).expect("an old or a new backend");
-                    let used = beside.looks.get();
-                    if !next_schedule(&mut meets, used, last) {
+                    let used = reader.lookups.get();
+                    if !next_schedule(&mut schedule, used, last) {
                         break;
                     }
                 }

@@ -1,10 +1,10 @@
-//! Property tests of the path from objects to map writes: random histories, arbitrary objects, garbled files.
-//! `PROPTEST_CASES` sets how many cases each of them tries.
+//! Property tests of the path from objects to map writes: random histories, malformed objects, garbled files.
+//! `PROPTEST_CASES` sets the number of cases of each.
 
 mod arbitrary;
+mod content;
 mod garbled;
 mod histories;
-mod tape;
-mod text;
-mod wild;
+mod malformed;
+mod recording_store;
 mod worlds;

@@ -1,4 +1,4 @@
-//! Small worlds: random ones, and pairs of them that a change leads between.
+//! Small sets of objects: random ones, and pairs before and after a change.
 
 use std::{net::IpAddr, ops::Range};
 
@@ -13,20 +13,20 @@ use lb_core::{
 };
 use proptest::{collection::vec, prelude::*};
 
-/// The node from which everything is seen.
+/// The agent's node.
 pub const NODE: &str = "node-1";
 
-/// All objects of a moment.
-pub type State = Vec<Object>;
+/// All objects at one time.
+pub type Objects = Vec<Object>;
 
-/// The whole state as events.
-pub fn events(state: &State) -> Vec<Event> {
-    let of = |kind| state.iter().filter(|object| object.kind() == kind).cloned().collect();
+/// Returns the lists of all kinds as events.
+pub fn events(objects: &Objects) -> Vec<Event> {
+    let of = |kind| objects.iter().filter(|object| object.kind() == kind).cloned().collect();
     Kind::ALL.into_iter().map(|kind| Event::Replace(kind, of(kind))).collect()
 }
 
-/// Histories of a few Services that share addresses, backends and names.
-pub fn states(length: Range<usize>) -> impl Strategy<Value = Vec<State>> {
+/// Generates histories of a few Services that share addresses, backends and names.
+pub fn states(length: Range<usize>) -> impl Strategy<Value = Vec<Objects>> {
     vec(vec(service(), 0..4), length).prop_map(|states| {
         states
             .into_iter()
@@ -37,8 +37,9 @@ pub fn states(length: Range<usize>) -> impl Strategy<Value = Vec<State>> {
     })
 }
 
+/// A random Service and its endpoints.
 #[derive(Clone, Debug)]
-struct Drawn {
+struct RandomService {
     absent: bool,
     created: Option<i64>,
     vips: Vec<u8>,
@@ -46,30 +47,30 @@ struct Drawn {
     externals: Vec<u8>,
     ports: usize,
     policy: Policy,
-    outside: Outside,
+    outside: ExternalOptions,
     maglev: bool,
     by_hand: bool,
     endpoints: Vec<(u8, u8, bool)>,
     more: Vec<(u8, u8, bool)>,
 }
 
-/// What is for clients outside.
+/// Options for clients outside.
 #[derive(Clone, Debug)]
-struct Outside {
+struct ExternalOptions {
     policy: Policy,
     ingress: Option<u8>,
     node_port: bool,
-    /// Lengths of prefixes.
+    /// Prefix lengths of the source ranges.
     ranges: Vec<u8>,
 }
 
-fn outside() -> impl Strategy<Value = Outside> {
+fn outside() -> impl Strategy<Value = ExternalOptions> {
     let policy = prop_oneof![2 => Just(Policy::Cluster), 1 => Just(Policy::Local)];
     (policy, prop::option::of(1_u8..3), any::<bool>(), vec(prop_oneof![0_u8..4, 20_u8..24], 0..4))
-        .prop_map(|(policy, ingress, node_port, ranges)| Outside { policy, ingress, node_port, ranges })
+        .prop_map(|(policy, ingress, node_port, ranges)| ExternalOptions { policy, ingress, node_port, ranges })
 }
 
-fn service() -> impl Strategy<Value = Drawn> {
+fn service() -> impl Strategy<Value = RandomService> {
     let endpoint = || (1_u8..9, 0_u8..5, any::<bool>());
     (
         (prop::bool::weighted(0.1), prop::option::of(1_i64..4), vec(1_u8..5, 1..2), prop::bool::weighted(0.2)),
@@ -83,7 +84,7 @@ fn service() -> impl Strategy<Value = Drawn> {
                 (externals, ports, policy),
                 (by_hand, endpoints, more),
                 (outside, maglev),
-            )| Drawn {
+            )| RandomService {
                 absent,
                 created,
                 vips,
@@ -100,14 +101,14 @@ fn service() -> impl Strategy<Value = Drawn> {
         )
 }
 
-impl Drawn {
+impl RandomService {
     fn objects(&self, index: usize) -> Vec<Object> {
         let key = Key::new("default", &format!("s{index}"));
         let mut cluster_ips: Vec<IpAddr> = self.vips.iter().map(|&vip| [10, 96, 0, vip].into()).collect();
         if self.v6 {
             cluster_ips.push(format!("fd96::{}", index + 1).parse().expect("an address"));
         }
-        let Outside { policy, ingress, node_port, ranges } = &self.outside;
+        let ExternalOptions { policy, ingress, node_port, ranges } = &self.outside;
         let mut ports = ports(self.ports);
         if *node_port {
             let number = 30_080 + u16::from(self.vips[0]);
@@ -172,7 +173,7 @@ fn slice(service: &Key, suffix: &str, group: EndpointGroup) -> Object {
     })
 }
 
-/// Endpoints of (last octet, condition, whether on this node); every third one is IPv6 as well.
+/// Returns endpoints from (last octet, condition, is local). Every third is IPv6.
 fn group(ports: usize, port: u16, drawn: &[(u8, u8, bool)]) -> EndpointGroup {
     let endpoint = |&(last, condition, here): &(u8, u8, bool)| {
         let addr = match last % 3 {
@@ -196,8 +197,8 @@ fn group(ports: usize, port: u16, drawn: &[(u8, u8, bool)]) -> EndpointGroup {
     }
 }
 
-/// A Service `name` on a VIP with IPv4 backends, those in `local` on this node.
-fn simple(name: &str, created: i64, vips: &[u8], policy: Policy, remote: &[u8], local: &[u8]) -> State {
+/// Returns a Service with IPv4 backends by last octet, on other nodes and on this one.
+fn simple(name: &str, created: i64, vips: &[u8], policy: Policy, remote: &[u8], local: &[u8]) -> Objects {
     let key = Key::new("default", name);
     let cluster_ips = vips.iter().map(|&vip| [10, 96, 0, vip].into()).collect();
     let service =
@@ -210,8 +211,14 @@ fn simple(name: &str, created: i64, vips: &[u8], policy: Policy, remote: &[u8], 
     vec![Object::Service(service), slice(&key, "x", group)]
 }
 
-/// `a` with an address of a load balancer, and what is for clients outside.
-fn balanced(policy: Policy, remote: &[u8], local: &[u8], ranges: &[&str], scheduler: Option<Scheduler>) -> State {
+/// Returns the Service `a` with a load balancer's address and options for clients outside.
+fn load_balancer(
+    policy: Policy,
+    remote: &[u8],
+    local: &[u8],
+    ranges: &[&str],
+    scheduler: Option<Scheduler>,
+) -> Objects {
     let mut state = simple("a", 5, &[1], Policy::Cluster, remote, local);
     for object in &mut state {
         if let Object::Service(service) = object {
@@ -225,15 +232,15 @@ fn balanced(policy: Policy, remote: &[u8], local: &[u8], ranges: &[&str], schedu
     state
 }
 
-/// Changes small enough to try every interleaving.
-pub fn small_changes() -> Vec<(&'static str, State, State)> {
+/// Lists changes small enough to try every interleaving of a reader and the writer.
+pub fn small_changes() -> Vec<(&'static str, Objects, Objects)> {
     use Policy::{Cluster, Local};
     let a = |policy, remote: &[u8], local: &[u8]| simple("a", 5, &[1], policy, remote, local);
-    let with = |first: &State, second: State| first.iter().cloned().chain(second).collect::<State>();
+    let with = |first: &Objects, second: Objects| first.iter().cloned().chain(second).collect::<Objects>();
     let b = |created, vips: &[u8], remote: &[u8]| simple("b", created, vips, Cluster, remote, &[]);
-    let lb = |policy, remote: &[u8], local: &[u8]| balanced(policy, remote, local, &[], None);
-    let only = |ranges: &[&str], remote: &[u8]| balanced(Cluster, remote, &[], ranges, None);
-    let mh = |remote: &[u8]| balanced(Cluster, remote, &[], &[], Some(Scheduler::Mh));
+    let lb = |policy, remote: &[u8], local: &[u8]| load_balancer(policy, remote, local, &[], None);
+    let ranged = |ranges: &[&str], remote: &[u8]| load_balancer(Cluster, remote, &[], ranges, None);
+    let mh = |remote: &[u8]| load_balancer(Cluster, remote, &[], &[], Some(Scheduler::Mh));
     let (near, far) = ("10.21.0.0/21", "198.51.100.0/24");
     let local_inside = {
         let mut state = lb(Cluster, &[1], &[]);
@@ -247,50 +254,52 @@ pub fn small_changes() -> Vec<(&'static str, State, State)> {
     };
     vec![
         ("the external policy becomes Local", lb(Cluster, &[1], &[2]), lb(Local, &[1], &[2])),
-        ("it becomes Local without local ones", lb(Cluster, &[1], &[]), lb(Local, &[1], &[])),
-        ("it becomes Cluster", lb(Local, &[1], &[2]), lb(Cluster, &[1], &[2])),
+        ("the external policy becomes Local without local endpoints", lb(Cluster, &[1], &[]), lb(Local, &[1], &[])),
+        ("the external policy becomes Cluster", lb(Local, &[1], &[2]), lb(Cluster, &[1], &[2])),
         ("the local list changes for clients outside", lb(Local, &[1], &[2]), lb(Local, &[2], &[1])),
-        ("it becomes Local, the internal one Cluster, and a VIP comes", with(&local_inside, b(9, &[1], &[3])), {
-            lb(Local, &[2], &[])
-        }),
-        ("ranges come", only(&[], &[1]), only(&[near], &[1])),
-        ("ranges go", only(&[near], &[1]), only(&[], &[1])),
-        ("ranges widen", only(&[near], &[1]), only(&["10.0.0.0/8"], &[1])),
-        ("ranges change", only(&[near], &[1]), only(&[far], &[1])),
-        ("ranges come with the address", a(Cluster, &[1], &[]), only(&[near], &[1])),
-        ("ranges go with the address", only(&[near], &[1]), a(Cluster, &[1], &[])),
-        ("ranges come with the address and the backends go", a(Cluster, &[1], &[]), only(&[near], &[])),
-        ("ranges go with the address and the backends come", only(&[near], &[]), a(Cluster, &[1], &[])),
-        ("hashing begins", lb(Cluster, &[1, 2], &[]), mh(&[1, 2])),
-        ("hashing ends", mh(&[1, 2]), lb(Cluster, &[1, 2], &[])),
-        ("one hashed to comes", mh(&[1]), mh(&[1, 2])),
-        ("one hashed to goes", mh(&[1, 2]), mh(&[1])),
-        ("all hashed to go for others", mh(&[1, 2]), mh(&[3])),
-        ("one comes", a(Cluster, &[1, 2], &[]), a(Cluster, &[1, 2, 3], &[])),
-        ("the first goes", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[2, 3], &[])),
-        ("the last goes", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[1, 2], &[])),
-        ("all but the last go", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[3], &[])),
-        ("one for one", a(Cluster, &[1, 2], &[]), a(Cluster, &[2, 4], &[])),
-        ("all for others", a(Cluster, &[1, 2], &[]), a(Cluster, &[3, 4], &[])),
-        ("fewer others", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[4], &[])),
-        ("more others", a(Cluster, &[1], &[]), a(Cluster, &[4, 5], &[])),
-        ("policy becomes Local", a(Cluster, &[1], &[2]), a(Local, &[1], &[2])),
-        ("policy becomes Cluster", a(Local, &[1], &[2]), a(Cluster, &[1], &[2])),
-        ("the local list changes", a(Local, &[1], &[2]), a(Local, &[2], &[1])),
-        ("an older one takes the VIP", a(Cluster, &[1], &[]), with(&a(Cluster, &[1], &[]), b(1, &[1], &[2]))),
-        ("the VIP goes to another", a(Cluster, &[1, 2], &[]), b(9, &[1], &[3])),
         (
-            "one loses its backends and its VIP at once",
+            "the external policy becomes Local, the internal one Cluster, and a VIP comes",
+            with(&local_inside, b(9, &[1], &[3])),
+            { lb(Local, &[2], &[]) },
+        ),
+        ("source ranges come", ranged(&[], &[1]), ranged(&[near], &[1])),
+        ("source ranges go", ranged(&[near], &[1]), ranged(&[], &[1])),
+        ("a source range widens", ranged(&[near], &[1]), ranged(&["10.0.0.0/8"], &[1])),
+        ("a source range changes", ranged(&[near], &[1]), ranged(&[far], &[1])),
+        ("source ranges come with the address", a(Cluster, &[1], &[]), ranged(&[near], &[1])),
+        ("source ranges go with the address", ranged(&[near], &[1]), a(Cluster, &[1], &[])),
+        ("source ranges come with the address, and the backends go", a(Cluster, &[1], &[]), ranged(&[near], &[])),
+        ("source ranges go with the address, and the backends come", ranged(&[near], &[]), a(Cluster, &[1], &[])),
+        ("the scheduler becomes mh", lb(Cluster, &[1, 2], &[]), mh(&[1, 2])),
+        ("the scheduler becomes random", mh(&[1, 2]), lb(Cluster, &[1, 2], &[])),
+        ("a backend of a Maglev table comes", mh(&[1]), mh(&[1, 2])),
+        ("a backend of a Maglev table goes", mh(&[1, 2]), mh(&[1])),
+        ("all backends of a Maglev table are replaced", mh(&[1, 2]), mh(&[3])),
+        ("a backend comes", a(Cluster, &[1, 2], &[]), a(Cluster, &[1, 2, 3], &[])),
+        ("the first backend goes", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[2, 3], &[])),
+        ("the last backend goes", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[1, 2], &[])),
+        ("all backends but the last go", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[3], &[])),
+        ("a backend replaces another", a(Cluster, &[1, 2], &[]), a(Cluster, &[2, 4], &[])),
+        ("all backends are replaced", a(Cluster, &[1, 2], &[]), a(Cluster, &[3, 4], &[])),
+        ("fewer backends replace all", a(Cluster, &[1, 2, 3], &[]), a(Cluster, &[4], &[])),
+        ("more backends replace all", a(Cluster, &[1], &[]), a(Cluster, &[4, 5], &[])),
+        ("the internal policy becomes Local", a(Cluster, &[1], &[2]), a(Local, &[1], &[2])),
+        ("the internal policy becomes Cluster", a(Local, &[1], &[2]), a(Cluster, &[1], &[2])),
+        ("the local list changes", a(Local, &[1], &[2]), a(Local, &[2], &[1])),
+        ("an older Service takes the VIP", a(Cluster, &[1], &[]), with(&a(Cluster, &[1], &[]), b(1, &[1], &[2]))),
+        ("the VIP goes to another Service", a(Cluster, &[1, 2], &[]), b(9, &[1], &[3])),
+        (
+            "a Service loses its backends and its VIP at once",
             with(&a(Cluster, &[1], &[]), b(9, &[1], &[2])),
             with(&simple("a", 12, &[1], Cluster, &[], &[]), b(9, &[1], &[2])),
         ),
         (
-            "two exchange their VIPs",
+            "two Services exchange their VIPs",
             with(&simple("a", 5, &[1], Cluster, &[1], &[]), b(5, &[2], &[2])),
             with(&simple("a", 5, &[2], Cluster, &[3], &[]), b(5, &[1], &[2, 4])),
         ),
         (
-            "two exchange their VIPs, one emptied, one filled",
+            "two Services exchange their VIPs, and the backends move",
             with(&simple("a", 5, &[1], Cluster, &[1], &[]), b(5, &[2], &[])),
             with(&simple("a", 5, &[2], Cluster, &[], &[]), b(5, &[1], &[2])),
         ),

@@ -1,7 +1,6 @@
 //! Ending of sockets whose backend was removed: which sockets are ended, and what their application sees.
 
 use std::{
-    ffi::CStr,
     fs::File,
     net::{SocketAddr, TcpListener, UdpSocket},
     process::{Child, Command},
@@ -237,14 +236,14 @@ fn bound_to_an_interface(node: &mut StoryNode) {
     ip(&["addr", "add", "192.0.2.1/24", "dev", "there"]);
     ip(&["link", "set", "there", "up"]);
     let client = Client::udp(at(VIP));
-    bind_to_device(&client, c"there");
+    bind_to_device(&client, "there");
     client.connect(at(VIP)).expect("connected");
     assert_eq!(end_sockets(node, &dead_backends(&agent, at(VIP), Proto::Udp)), 1);
     assert_ended(&client);
 }
 
-fn bind_to_device(client: &Client, name: &CStr) {
-    lb_lab::sys::bind_to_device(client.fd(), name).expect("SO_BINDTODEVICE");
+fn bind_to_device(client: &Client, name: &str) {
+    lb_kernel::socket_options::bind_to_device(&client.fd(), name).expect("SO_BINDTODEVICE");
 }
 
 /// Runs `work` in a new network namespace with the first backend of each family on `lo`.

@@ -38,7 +38,7 @@ impl Resources {
         vec![format!("--cgroup={}", self.cgroup.display()), format!("--directory={}", self.directory.display())]
     }
 
-    /// Those that exist.
+    /// Returns the resources that exist.
     pub(super) fn left(&self) -> Vec<&Path> {
         [&self.cgroup, &self.directory].into_iter().map(PathBuf::as_path).filter(|path| path.exists()).collect()
     }

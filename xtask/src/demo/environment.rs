@@ -52,14 +52,14 @@ pub(super) struct Environment {
     resources: Resources,
     cleanup: Child,
     node: Machine,
-    /// Held for their stdin: they end with it.
+    /// Kept for their stdin: they end when it closes.
     backends: Child,
     agent: Option<Child>,
     beeline: PathBuf,
 }
 
 impl Environment {
-    /// Makes it.
+    /// Makes the environment.
     pub(super) fn make(beeline: PathBuf) -> Result<Self> {
         let name = format!("beeline-demo-{}", std::process::id());
         let resources = Resources {
@@ -98,8 +98,8 @@ impl Environment {
         self.node.pins()
     }
 
-    /// A command that runs as a process of the node. `beeline`, `xtask` and `bpftool` are found; `$PINS`, `$DIR` and
-    /// `$CGROUP` are replaced.
+    /// A command that runs as a process of the node. Replaces the programs `beeline`, `xtask` and `bpftool` by their
+    /// paths, and `$PINS`, `$DIR` and `$CGROUP` by theirs.
     pub(super) fn command(&self, words: &[&str]) -> Result<Command> {
         let mut command = self.node.process();
         let (program, arguments) = words.split_first().context("no command")?;

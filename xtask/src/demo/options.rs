@@ -39,8 +39,8 @@ impl Demo {
         self.until_maps_agree(false)
     }
 
-    /// Waits until the maps hold web as the objects say, with or without its NodePort: the names of the backends, for
-    /// which an edit waits, do not tell.
+    /// Waits until the maps agree with the objects, with or without web's NodePort. `edit` waits for backends only,
+    /// which stay the same.
     fn until_maps_agree(&self, has_node_port: bool) -> Result<()> {
         environment::until("the maps agree with the objects", || {
             let explained = self.quiet(&["beeline", "--pins", "$PINS", "explain", "default/web"]);
@@ -50,8 +50,8 @@ impl Demo {
         })
     }
 
-    /// True if programs can tell the network namespace of a socket (Linux 5.14): older kernels take that of the demo
-    /// for a pod's.
+    /// True if programs can read the network namespace of a socket (Linux 5.14). On older kernels they take the demo's
+    /// namespace for a pod's.
     fn kernel_has_netns_cookies(&self) -> Result<bool> {
         let release = self.quiet(&["uname", "-r"])?;
         let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse::<u32>().ok());

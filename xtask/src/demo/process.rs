@@ -1,4 +1,4 @@
-//! The hidden verb `demo-process`: what a process of the demo does. Each role has a file of its own.
+//! The hidden verb `demo-process`: the processes of the demo. Each role has a file of its own.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

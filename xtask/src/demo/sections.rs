@@ -28,7 +28,7 @@ pub(super) const AGENT: [&str; 9] =
     ["beeline", "--pins", "$PINS", "run", "--node-name=demo", "--directory", "$DIR/services", "--cgroup", "$CGROUP"];
 
 impl Demo {
-    /// Prints where everything is, and shows that nothing reaches a cluster IP yet.
+    /// Prints addresses and paths, and shows that no connection reaches a cluster IP yet.
     pub(super) fn environment(&mut self) -> Result<()> {
         self.out.heading("The environment");
         let list = |addresses: &[&str]| {
@@ -228,13 +228,13 @@ pub(super) fn count_by(text: &str, word: usize) -> BTreeMap<String, usize> {
     counts
 }
 
-/// The number that follows `label`.
+/// Returns the number after `label`.
 pub(super) fn number_after(text: &str, label: &str) -> Option<u64> {
     let (_, after) = text.split_once(label)?;
     after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Kind and name of each document. In the files of the demo both stand at the start of a line.
+/// Lists kind and name of each document. In the files of the demo both are at the start of a line.
 fn objects_of(text: &str) -> Vec<String> {
     let after =
         |document: &str, label: &str| document.lines().find_map(|line| line.strip_prefix(label).map(str::to_owned));

@@ -5,13 +5,13 @@ use lb_common::{Backend, BackendFlags, DeviceFlags, Flow, FlowFlags, FlowKey, Ho
 
 use super::{
     fixture::{Fixture, Outcome},
-    packet::{Error, Frame, Packet, Reason},
-    services::ServicePort,
+    packet::{Frame, IcmpError, IcmpReason, Packet},
+    services::FixtureService,
 };
 
 /// A row of the table.
 #[derive(Clone, Debug)]
-pub struct Cost {
+pub struct ProgramCost {
     /// The program.
     pub program: &'static str,
     /// The case.
@@ -22,9 +22,9 @@ pub struct Cost {
     pub ns: u32,
 }
 
-/// Makes a packet from one end to another.
+/// A constructor of packets from one end to another.
 type Make = fn(&str, &str) -> Packet;
-/// Checks an outcome.
+/// A check of an outcome.
 type Is = fn(&Outcome) -> bool;
 
 const IN: &str = "tc_ingress";
@@ -46,7 +46,7 @@ const THERE6: &str = "[fd00:0:0:2::1]:8080";
 /// Measures all rows, each in `runs` runs of a program. Where each run needs a packet of its own, a few hundred single
 /// runs, less the time of the clock itself. Moves this thread to a node of its own. `elf` is the eBPF object, aligned
 /// to 8 octets.
-pub fn table(elf: &[u8], runs: u32) -> Vec<Cost> {
+pub fn table(elf: &[u8], runs: u32) -> Vec<ProgramCost> {
     let mut rows = Vec::new();
     rows.extend(passing(elf, runs));
     rows.extend(dropped(elf, runs));
@@ -62,7 +62,7 @@ fn median(mut of: Vec<u32>) -> u32 {
     of[of.len() / 2]
 }
 
-/// Runs on one packet that does not change, or changes back.
+/// Measures repeated runs on one packet, which the program leaves unchanged or translates back and forth.
 fn repeated(
     fixture: &Fixture,
     case: (&'static str, &str),
@@ -77,7 +77,7 @@ fn repeated(
     (results.pop().expect("a few").0, median(times))
 }
 
-/// Single runs, each on a packet of its own.
+/// Measures single runs, each on a packet of its own.
 fn single(fixture: &Fixture, case: (&'static str, &str), packet: impl Fn(u16) -> Vec<u8>) -> (Outcome, u32) {
     const RUNS: u16 = 501;
     let (program, device) = case;
@@ -86,20 +86,20 @@ fn single(fixture: &Fixture, case: (&'static str, &str), packet: impl Fn(u16) ->
         let times = results.iter().map(|(_, time)| *time).collect();
         (results.pop().expect("many").0, median(times))
     };
-    // A device that is not served costs little but the clock.
+    // On a device that is not served a run costs little more than reading the clock.
     let (_, clock) = median_of("uplink-end");
     let (ran, time) = median_of(device);
     (ran, time.saturating_sub(clock))
 }
 
-fn row(program: &'static str, what: &'static str, verdict: &'static str, ns: u32) -> Cost {
-    Cost { program, what, verdict, ns }
+fn row(program: &'static str, what: &'static str, verdict: &'static str, ns: u32) -> ProgramCost {
+    ProgramCost { program, what, verdict, ns }
 }
 
 /// Packets of no Service.
-fn passing(elf: &[u8], runs: u32) -> Vec<Cost> {
+fn passing(elf: &[u8], runs: u32) -> Vec<ProgramCost> {
     let mut fixture = Fixture::enter(elf);
-    fixture.serve(ServicePort::tcp().node_port("0.0.0.0:30080").cluster_ip("10.96.0.1:80").backends(&[HERE]));
+    fixture.serve(FixtureService::tcp().node_port("0.0.0.0:30080").cluster_ip("10.96.0.1:80").backends(&[HERE]));
     let arp = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 9, 8, 6], &[0; 46]].concat();
     let (tcp, syn) = (Packet::tcp(CLIENT, BESIDE).octets(), Packet::syn(CLIENT, BESIDE).octets());
     let tcp6 = Packet::tcp(CLIENT6, BESIDE6).octets();
@@ -117,17 +117,18 @@ fn passing(elf: &[u8], runs: u32) -> Vec<Cost> {
     ];
     let measure = |(program, device, what, packet): (_, _, _, &Vec<u8>)| {
         let (ran, ns) = repeated(&fixture, (program, device), packet, runs.div_ceil(11), runs);
-        ran.is_untouched();
+        ran.passes_unchanged();
         row(program, what, "on", ns)
     };
     cases.map(measure).into()
 }
 
 /// Packets that a policy drops.
-fn dropped(elf: &[u8], runs: u32) -> Vec<Cost> {
+fn dropped(elf: &[u8], runs: u32) -> Vec<ProgramCost> {
     let mut fixture = Fixture::enter(elf);
-    fixture.serve(ServicePort::tcp().node_port("0.0.0.0:30080").external_local().backends(&[THERE]));
-    fixture.serve(ServicePort::tcp().load_balancer("203.0.113.7:443").source_ranges(&["10.0.0.0/8"]).backends(&[HERE]));
+    fixture.serve(FixtureService::tcp().node_port("0.0.0.0:30080").external_local().backends(&[THERE]));
+    fixture
+        .serve(FixtureService::tcp().load_balancer("203.0.113.7:443").source_ranges(&["10.0.0.0/8"]).backends(&[HERE]));
     let cases = [
         ("no endpoint on this node", Packet::syn(CLIENT, NODE_PORT)),
         ("in none of the source ranges", Packet::syn(CLIENT, "203.0.113.7:443")),
@@ -141,7 +142,7 @@ fn dropped(elf: &[u8], runs: u32) -> Vec<Cost> {
 }
 
 /// Packets of known flows. Two flows lead to each other, so that each run has a packet to rewrite.
-fn flows(elf: &[u8], runs: u32) -> Vec<Cost> {
+fn flows(elf: &[u8], runs: u32) -> Vec<ProgramCost> {
     let mut fixture = Fixture::enter(elf);
     let mut rows = Vec::new();
     let kept: [(_, _, Make, _, _, _); 6] = [
@@ -156,7 +157,7 @@ fn flows(elf: &[u8], runs: u32) -> Vec<Cost> {
         let packet = make(from, to).chunk(0);
         let becomes = if program == IN { packet.becomes(from, other) } else { packet.becomes(other, to) };
         circle(&mut fixture, program, &packet, &becomes, 0);
-        fixture.run_often(program, "uplink", &packet, 0, 1).0.goes_on_as(&becomes);
+        fixture.run_often(program, "uplink", &packet, 0, 1).0.passes_as(&becomes);
         let (_, ns) = repeated(&fixture, (program, "uplink"), &packet, runs.div_ceil(11), runs);
         rows.push(row(program, what, "on, rewritten", ns));
     }
@@ -169,7 +170,7 @@ fn flows(elf: &[u8], runs: u32) -> Vec<Cost> {
         let packet = make(from, to).ttl(255);
         let becomes = packet.becomes(new_from, new_to);
         circle(&mut fixture, IN, &packet, &becomes, FlowFlags::REDIRECT);
-        fixture.run_often(IN, "uplink", &packet, 0, 1).0.is_sent_as(&becomes.one_hop_on());
+        fixture.run_often(IN, "uplink", &packet, 0, 1).0.is_redirected_as(&becomes.routed());
         // Each run takes one from the TTL.
         let (_, ns) = repeated(&fixture, (IN, "uplink"), &packet, 250, runs);
         rows.push(row(IN, what, "sent at once", ns));
@@ -186,7 +187,7 @@ fn flows(elf: &[u8], runs: u32) -> Vec<Cost> {
         let packet = make(from, to).ttl(255);
         let becomes = packet.becomes(from, other);
         circle(&mut fixture, IN, &packet, &becomes, FlowFlags::REDIRECT);
-        fixture.run_often(IN, "uplink", &packet, 0, 1).0.is_sent_as(&becomes.one_hop_on().out_to(0x12));
+        fixture.run_often(IN, "uplink", &packet, 0, 1).0.is_redirected_as(&becomes.routed().out_to(0x12));
         let (_, ns) = repeated(&fixture, (IN, "uplink"), &packet, 250, runs);
         rows.push(row(IN, what, "sent at once", ns));
     }
@@ -228,14 +229,14 @@ fn client(n: u16) -> String {
 }
 
 /// First packets of a flow.
-fn begun(elf: &[u8]) -> Vec<Cost> {
+fn begun(elf: &[u8]) -> Vec<ProgramCost> {
     let cases: [(_, _, Is, _); 2] = [
-        ("first packet of a flow to a pod", HERE, Outcome::goes_on, "on, rewritten"),
-        ("first packet of a flow by the node", THERE, Outcome::is_sent, "sent at once"),
+        ("first packet of a flow to a pod", HERE, Outcome::passes, "on, rewritten"),
+        ("first packet of a flow by the node", THERE, Outcome::is_redirected, "sent at once"),
     ];
     let measure = |(what, backend, is, verdict): (_, _, Is, _)| {
         let mut fixture = Fixture::enter(elf);
-        fixture.serve(ServicePort::tcp().node_port("0.0.0.0:30080").backends(&[backend]));
+        fixture.serve(FixtureService::tcp().node_port("0.0.0.0:30080").backends(&[backend]));
         let (ran, ns) = single(&fixture, (IN, "uplink"), |n| Packet::syn(&client(n), NODE_PORT).octets());
         assert!(is(&ran), "{ran:?}");
         row(IN, what, verdict, ns)
@@ -244,28 +245,28 @@ fn begun(elf: &[u8]) -> Vec<Cost> {
 }
 
 /// Packets that are refused.
-fn refused(elf: &[u8]) -> Vec<Cost> {
+fn refused(elf: &[u8]) -> Vec<ProgramCost> {
     let mut fixture = Fixture::enter(elf);
-    fixture.serve(ServicePort::tcp().node_port("0.0.0.0:30080"));
-    fixture.serve(ServicePort::udp().node_port("0.0.0.0:30080"));
+    fixture.serve(FixtureService::tcp().node_port("0.0.0.0:30080"));
+    fixture.serve(FixtureService::udp().node_port("0.0.0.0:30080"));
     let syn = Packet::syn(CLIENT, NODE_PORT);
     let (reset, tcp) = single(&fixture, (IN, "uplink"), |_| syn.octets());
-    reset.is_sent_as(&syn.reset());
+    reset.is_redirected_as(&syn.reset());
     let datagram = Packet::udp(CLIENT, NODE_PORT);
     let (error, udp) = single(&fixture, (IN, "uplink"), |_| datagram.octets());
-    error.is_sent_as(&Error::answer(Reason::PortUnreachable, &datagram));
+    error.is_redirected_as(&IcmpError::answer(IcmpReason::PortUnreachable, &datagram));
     vec![row(IN, "no endpoints, TCP", "reset", tcp), row(IN, "no endpoints, UDP", "ICMP error", udp)]
 }
 
 /// An ICMP error about a flow.
-fn error(elf: &[u8]) -> Cost {
+fn error(elf: &[u8]) -> ProgramCost {
     let mut fixture = Fixture::enter(elf);
-    fixture.serve(ServicePort::tcp().node_port("0.0.0.0:30080").backends(&[HERE]));
+    fixture.serve(FixtureService::tcp().node_port("0.0.0.0:30080").backends(&[HERE]));
     let packet = Packet::syn(CLIENT, NODE_PORT);
     let seen = packet.becomes(CLIENT, HERE);
-    fixture.comes_in("uplink", &packet).goes_on_as(&seen);
-    let error = Error::new("10.0.1.1", Reason::PortUnreachable, &seen, 1000);
+    fixture.ingress("uplink", &packet).passes_as(&seen);
+    let error = IcmpError::new("10.0.1.1", IcmpReason::PortUnreachable, &seen, 1000);
     let (ran, ns) = single(&fixture, (OUT, "uplink"), |_| error.octets());
-    ran.goes_on_as(&error.becomes("192.0.2.1", "198.51.100.9", &packet));
+    ran.passes_as(&error.becomes("192.0.2.1", "198.51.100.9", &packet));
     row(OUT, "ICMP error about a known flow", "on, rewritten", ns)
 }

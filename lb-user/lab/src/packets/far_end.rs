@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use lb_common::Proto;
+use lb_kernel::packet_socket::PacketSocket;
 
 use super::{
     fixture::describe,
     node,
     packet::{Frame, Packet},
 };
-use crate::sys::PacketSocket;
 
 /// Limit for a frame to arrive.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! A fixture: the programs on a node of one thread, and what they do with a packet.
+//! A fixture: the tc programs on a node of one thread, run on single packets.
 
 use std::net::SocketAddr;
 
@@ -8,12 +8,12 @@ use lb_common::{Counter, Device, Flow, FlowKey, Hook, Hop, NodeAddr, NodeAddrFla
 
 use super::{
     flows, node,
-    object::{Loaded, Object, Sizes},
+    object::{FixtureSizes, Loaded, TcPrograms},
     packet::Frame,
-    services::{Programmed, ServicePort, addr},
+    services::{FixtureService, ProgrammedService, addr},
 };
 
-/// `TC_ACT_UNSPEC`: the next program decides, or the kernel.
+/// TC_ACT_UNSPEC: the next program decides, or the kernel.
 const PASS: u32 = u32::MAX;
 const DROP: u32 = 2;
 const REDIRECT: u32 = 7;
@@ -28,54 +28,54 @@ const GSO_SIZE: usize = 44;
 
 /// The programs over maps of their own, on the node of this thread.
 pub struct Fixture {
-    held: Loaded,
+    loaded: Loaded,
     devices: Vec<(&'static str, u32, Device)>,
     services: u32,
 }
 
 impl Fixture {
-    /// Moves this thread to a new node. `elf` is the eBPF object, aligned to 8 octets. Other threads wait for the
-    /// programs until this value is dropped, and so would this thread for a second one.
+    /// Moves this thread to a new node. `elf` is the eBPF object, aligned to 8 octets. Threads share the programs: a
+    /// second fixture, of this thread too, waits until this value is dropped.
     pub fn enter(elf: &[u8]) -> Self {
-        Self::enter_with(elf, Sizes::default())
+        Self::enter_with(elf, FixtureSizes::default())
     }
 
     /// As [`Fixture::enter`], with smaller maps or fewer ports.
-    pub fn enter_with(elf: &[u8], sizes: Sizes) -> Self {
+    pub fn enter_with(elf: &[u8], sizes: FixtureSizes) -> Self {
         node::enter();
-        let mut held = Loaded::take(elf, sizes);
+        let mut loaded = Loaded::take(elf, sizes);
         let devices = node::devices();
         for (_, index, device) in &devices {
-            held.map::<u32, Device>("DEVICES").insert(index, device, 0).expect("room");
+            loaded.map::<u32, Device>("DEVICES").insert(index, device, 0).expect("room");
         }
         for own in node::OWN {
-            held.map("NODE_ADDRS").insert(addr(own), NodeAddr::default(), 0).expect("room");
+            loaded.map("NODE_ADDRS").insert(addr(own), NodeAddr::default(), 0).expect("room");
         }
-        Self { held, devices, services: 0 }
+        Self { loaded, devices, services: 0 }
     }
 
-    /// The maps.
-    pub fn maps(&mut self) -> &mut Object {
-        &mut self.held
+    /// Returns the programs with their maps.
+    pub fn maps(&mut self) -> &mut TcPrograms {
+        &mut self.loaded
     }
 
     /// Makes NodePorts answer at this loopback address for processes of the host, as the agent does.
     pub fn own_loopback(&mut self, own: &str) {
         let value = NodeAddr { flags: NodeAddrFlags::HOST_ONLY };
-        self.held.map("NODE_ADDRS").insert(addr(own), value, 0).expect("room");
+        self.loaded.map("NODE_ADDRS").insert(addr(own), value, 0).expect("room");
     }
 
-    /// Serves a service port.
-    pub fn serve(&mut self, port: ServicePort) -> Programmed {
+    /// Writes a service port into the maps, under a new id.
+    pub fn serve(&mut self, port: FixtureService) -> ProgrammedService {
         self.services += 1;
-        Programmed::new(&mut self.held, port, self.services)
+        ProgrammedService::new(&mut self.loaded, port, self.services)
     }
 
     /// Sets the flags of a device in `DEVICES`.
     pub fn set_flags(&mut self, device: &str, flags: u32) {
         let known = self.devices.iter().find(|(name, ..)| *name == device).expect("one of the node's");
         let (_, index, device) = *known;
-        self.held.map::<u32, Device>("DEVICES").insert(index, Device { flags, ..device }, 0).expect("room");
+        self.loaded.map::<u32, Device>("DEVICES").insert(index, Device { flags, ..device }, 0).expect("room");
     }
 
     /// Attaches the programs to all devices, for packets that arrive there.
@@ -83,23 +83,23 @@ impl Fixture {
         for (device, ..) in self.devices.clone() {
             // Before Linux 6.6 programs need the queueing discipline clsact; TCX needs none.
             let _there = tc::qdisc_add_clsact(device);
-            self.held.attach("tc_ingress", device, TcAttachType::Ingress);
-            self.held.attach("tc_egress", device, TcAttachType::Egress);
+            self.loaded.attach("tc_ingress", device, TcAttachType::Ingress);
+            self.loaded.attach("tc_egress", device, TcAttachType::Egress);
         }
     }
 
     /// Runs the ingress program of a device on a packet.
-    pub fn comes_in(&self, device: &str, packet: &impl Frame) -> Outcome {
+    pub fn ingress(&self, device: &str, packet: &impl Frame) -> Outcome {
         self.run("tc_ingress", device, packet, 0)
     }
 
     /// Runs the egress program of a device on a packet.
-    pub fn goes_out(&self, device: &str, packet: &impl Frame) -> Outcome {
+    pub fn egress(&self, device: &str, packet: &impl Frame) -> Outcome {
         self.run("tc_egress", device, packet, 0)
     }
 
-    /// As [`Fixture::comes_in`], for a packet that devices will cut into segments of `segment` octets.
-    pub fn comes_in_large(&self, device: &str, packet: &impl Frame, segment: u32) -> Outcome {
+    /// As [`Fixture::comes_in`], for a GSO packet with segments of `segment` octets.
+    pub fn ingress_large(&self, device: &str, packet: &impl Frame, segment: u32) -> Outcome {
         self.run("tc_ingress", device, packet, segment)
     }
 
@@ -127,7 +127,7 @@ impl Fixture {
         let context: Vec<u8> = context.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let before = packet.octets();
         let mut after = vec![0; before.len() + 256];
-        let result = self.held.run(
+        let result = self.loaded.run(
             program,
             TestRunOptions {
                 data_in: Some(&before),
@@ -143,16 +143,16 @@ impl Fixture {
         (Outcome { verdict: result.return_value, before, after }, time)
     }
 
-    /// The entries of `FLOWS`, one line each.
+    /// Returns the entries of `FLOWS`, one line each.
     pub fn flows(&mut self) -> Vec<String> {
-        flows::text(&self.held.entries::<FlowKey, Flow>("FLOWS"))
+        flows::text(&self.loaded.entries::<FlowKey, Flow>("FLOWS"))
     }
 
-    /// The entry for packets from one end to another.
+    /// Returns the entry for packets from one end to another.
     pub fn flow(&mut self, hook: Hook, from: &str, to: &str) -> Option<Flow> {
         let end = |text: &str| text.parse::<SocketAddr>().expect("an address and port");
         let (from, to) = (end(from), end(to));
-        let entries = self.held.entries::<FlowKey, Flow>("FLOWS");
+        let entries = self.loaded.entries::<FlowKey, Flow>("FLOWS");
         let is_it = |key: &FlowKey| {
             key.hook == hook as u8
                 && (key.tuple.src.to_ip(), key.tuple.src_port) == (from.ip(), from.port())
@@ -161,27 +161,27 @@ impl Fixture {
         entries.into_iter().find(|(key, _)| is_it(key)).map(|(_, flow)| flow)
     }
 
-    /// Keeps the next hops of all flows for ever.
+    /// Makes the cached next hops of all flows valid for ever.
     pub fn keep_hops(&mut self) {
         self.set_hops(|hop| Hop { until: u64::MAX, ..hop });
     }
 
-    /// Forgets the next hops of all flows: the routes are looked up again.
+    /// Makes the cached next hops of all flows expire, so that routes are looked up again.
     pub fn forget_hops(&mut self) {
         self.set_hops(|_| Hop::UNKNOWN);
     }
 
     fn set_hops(&mut self, of: fn(Hop) -> Hop) {
-        let entries = self.held.entries::<FlowKey, Flow>("FLOWS");
-        let mut flows = self.held.map::<FlowKey, Flow>("FLOWS");
+        let entries = self.loaded.entries::<FlowKey, Flow>("FLOWS");
+        let mut flows = self.loaded.map::<FlowKey, Flow>("FLOWS");
         for (key, flow) in entries.into_iter().filter(|(_, flow)| flow.hop.is_known()) {
             flows.insert(key, Flow { hop: of(flow.hop), ..flow }, 0).expect("room");
         }
     }
 
-    /// The value of a counter.
+    /// Returns the value of a counter.
     pub fn count(&mut self, counter: Counter) -> u64 {
-        self.held.count(counter)
+        self.loaded.count(counter)
     }
 }
 
@@ -200,33 +200,33 @@ impl Outcome {
         assert_eq!(self.verdict, DROP, "{self:?}");
     }
 
-    /// True if the packet goes on through the kernel.
-    pub fn goes_on(&self) -> bool {
+    /// True if the packet passes on to the kernel.
+    pub fn passes(&self) -> bool {
         self.verdict == PASS
     }
 
-    /// True if the program redirects the packet: on, or back.
-    pub fn is_sent(&self) -> bool {
+    /// True if the program redirects the packet, to the next hop or back to the sender.
+    pub fn is_redirected(&self) -> bool {
         self.verdict == REDIRECT
     }
 
-    /// Asserts that the packet goes on unchanged.
+    /// Asserts that the packet passes on to the kernel without a change.
     #[track_caller]
-    pub fn is_untouched(&self) {
+    pub fn passes_unchanged(&self) {
         assert_eq!((self.verdict, describe(&self.after)), (PASS, describe(&self.before)));
         assert_eq!(self.after, self.before);
     }
 
-    /// Asserts that the packet goes on through the kernel as `packet`, octet by octet.
+    /// Asserts that the packet passes on to the kernel as `packet`, octet by octet.
     #[track_caller]
-    pub fn goes_on_as(&self, packet: &impl Frame) {
+    pub fn passes_as(&self, packet: &impl Frame) {
         self.is(PASS, packet);
     }
 
     /// Asserts that the program redirects the packet as `packet`. The kernel may have written the link addresses
     /// already.
     #[track_caller]
-    pub fn is_sent_as(&self, packet: &impl Frame) {
+    pub fn is_redirected_as(&self, packet: &impl Frame) {
         let want = packet.octets();
         let (link, node) = (..12, 6..12);
         let is_left = want.get(link) == self.before.get(link);
@@ -240,7 +240,7 @@ impl Outcome {
 
     /// Asserts that the program redirects the packet to a neighbour whose link address the kernel looks up.
     #[track_caller]
-    pub fn is_sent_to_neighbour_as(&self, packet: &impl Frame) {
+    pub fn is_redirected_to_neighbour_as(&self, packet: &impl Frame) {
         self.is(REDIRECT, packet);
     }
 
@@ -256,7 +256,7 @@ impl Outcome {
         assert_eq!(self.after, want);
     }
 
-    /// Source and destination after the run.
+    /// Returns source and destination after the run, as `ADDRESS:PORT`.
     pub fn ends(&self) -> (String, String) {
         let packet = SlicedPacket::from_ethernet(&self.after).expect("a good packet");
         let (from, to) = match &packet.net {

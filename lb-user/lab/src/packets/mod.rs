@@ -13,6 +13,6 @@ mod services;
 
 pub use far_end::FarEnd;
 pub use fixture::{Fixture, Outcome};
-pub use object::{Object, Sizes};
-pub use packet::{Packet, Part, Reason};
-pub use services::{Programmed, ServicePort};
+pub use object::{FixtureSizes, TcPrograms};
+pub use packet::{IcmpReason, Packet, Part};
+pub use services::{FixtureService, ProgrammedService};

@@ -11,9 +11,10 @@
 //! fd16::1 and fd08::/16.
 
 use lb_common::{Addr, Device, DeviceFlags};
+use lb_kernel::device_options;
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
 
-use crate::{link::Link, netns::Namespace, sys};
+use crate::{link::Link, netns::Namespace};
 
 /// MTU of `thin`.
 pub const THIN: u32 = 1300;
@@ -117,5 +118,5 @@ pub fn ip_with(flags: &[&str], lines: &str) {
 
 /// Turns off the transmit checksums of a device: the kernel finishes them before it sends.
 pub fn disable_offloads(device: &str) {
-    sys::disable_tx_checksums(device).expect("a device of this node");
+    device_options::disable_tx_checksums(device).expect("a device of this node");
 }

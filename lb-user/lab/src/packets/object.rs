@@ -1,4 +1,4 @@
-//! The programs and their maps.
+//! The tc programs and their maps.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -15,44 +15,44 @@ use lb_common::{
     Frontend, FrontendKey, Maglev, MaglevKey, NodeAddr, PortStats, Range, Service, Slot, SlotKey,
 };
 
-/// Sizes that a test may reduce.
+/// Map sizes that a test may reduce.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Sizes {
+pub struct FixtureSizes {
     /// Entries of `FLOWS`.
     pub flows: Option<u32>,
     /// Number of source ports for masquerade, from 1024 on.
     pub ports: Option<u32>,
 }
 
-/// The programs and their maps, loaded.
-pub struct Object(Ebpf);
+/// The loaded tc programs with their maps.
+pub struct TcPrograms(Ebpf);
 
-/// An object of one test alone, or the object that all tests share in turn: loading takes longer than most tests.
+/// Programs of one test alone, or programs that all tests share in turn: loading takes longer than most tests.
 pub enum Loaded {
     /// Of this test alone.
-    Own(Box<Object>),
+    Own(Box<TcPrograms>),
     /// Shared, while this test has its turn.
-    Shared(MutexGuard<'static, Option<Object>>),
+    Shared(MutexGuard<'static, Option<TcPrograms>>),
 }
 
 impl Loaded {
-    /// Takes one with empty maps. `elf` is the eBPF object, aligned to 8 octets.
-    pub fn take(elf: &[u8], sizes: Sizes) -> Self {
-        static SHARED: Mutex<Option<Object>> = Mutex::new(None);
-        if sizes != Sizes::default() {
-            return Self::Own(Box::new(Object::load(elf, sizes)));
+    /// Takes programs with empty maps. `elf` is the eBPF object, aligned to 8 octets.
+    pub fn take(elf: &[u8], sizes: FixtureSizes) -> Self {
+        static SHARED: Mutex<Option<TcPrograms>> = Mutex::new(None);
+        if sizes != FixtureSizes::default() {
+            return Self::Own(Box::new(TcPrograms::load(elf, sizes)));
         }
-        // A failed test leaves it as any other does.
+        // The maps are emptied below, so a failed test may leave them in any state.
         let mut held = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        held.get_or_insert_with(|| Object::load(elf, sizes)).empty();
+        held.get_or_insert_with(|| TcPrograms::load(elf, sizes)).empty();
         Self::Shared(held)
     }
 }
 
 impl std::ops::Deref for Loaded {
-    type Target = Object;
+    type Target = TcPrograms;
 
-    fn deref(&self) -> &Object {
+    fn deref(&self) -> &TcPrograms {
         match self {
             Self::Own(object) => object,
             Self::Shared(object) => object.as_ref().expect("loaded"),
@@ -61,7 +61,7 @@ impl std::ops::Deref for Loaded {
 }
 
 impl std::ops::DerefMut for Loaded {
-    fn deref_mut(&mut self) -> &mut Object {
+    fn deref_mut(&mut self) -> &mut TcPrograms {
         match self {
             Self::Own(object) => object,
             Self::Shared(object) => object.as_mut().expect("loaded"),
@@ -69,8 +69,8 @@ impl std::ops::DerefMut for Loaded {
     }
 }
 
-impl Object {
-    fn load(elf: &[u8], sizes: Sizes) -> Self {
+impl TcPrograms {
+    fn load(elf: &[u8], sizes: FixtureSizes) -> Self {
         let (first, mut loader) = (1024_u16, EbpfLoader::new());
         loader.override_global("SNAT_FIRST", &first, true);
         if let Some(ports) = &sizes.ports {
@@ -100,7 +100,7 @@ impl Object {
         let program = self.0.program_mut(program).expect("a program of that name");
         let program: &mut SchedClassifier = program.try_into().expect("a program for tc");
         let link = program.attach(device, to).unwrap_or_else(|error| panic!("attaching to {device}: {error}"));
-        // A dropped link would end with the programs, which serve other tests after this one.
+        // Dropping the link would detach the program.
         std::mem::forget(program.take_link(link).expect("attached just now"));
     }
 

@@ -23,7 +23,7 @@ impl Frame for Vec<u8> {
 
 /// The header in front of the IP header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Link {
+enum LinkHeader {
     /// Last octets of the link addresses of both ends.
     Ethernet {
         from: u8,
@@ -34,7 +34,7 @@ enum Link {
 }
 
 /// From the gateway to the node.
-const IN: Link = Link::Ethernet { from: 0xfe, to: 1, vlan: None };
+const IN: LinkHeader = LinkHeader::Ethernet { from: 0xfe, to: 1, vlan: None };
 
 /// The part of a datagram that a packet carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,7 +64,7 @@ pub struct Packet {
     pub ack: u32,
     /// Octets behind the transport header.
     pub payload: Vec<u8>,
-    link: Link,
+    link: LinkHeader,
     /// Letters of TCP's flags, as in `SA`.
     flags: &'static str,
     window: u16,
@@ -136,8 +136,8 @@ impl Packet {
         Self { ttl, ..self }
     }
 
-    /// Decrements TTL or hop limit, as a router does.
-    pub fn one_hop_on(self) -> Self {
+    /// Returns the packet behind a router: with TTL or hop limit less by one.
+    pub fn routed(self) -> Self {
         let ttl = self.ttl - 1;
         self.ttl(ttl)
     }
@@ -168,12 +168,12 @@ impl Packet {
 
     /// Adds a VLAN tag.
     pub fn vlan(self, vlan: u16) -> Self {
-        Self { link: Link::Ethernet { from: 0xfe, to: 1, vlan: Some(vlan) }, ..self }
+        Self { link: LinkHeader::Ethernet { from: 0xfe, to: 1, vlan: Some(vlan) }, ..self }
     }
 
     /// Removes the Ethernet header, as on an L3 device.
     pub fn bare(self) -> Self {
-        Self { link: Link::None, ..self }
+        Self { link: LinkHeader::None, ..self }
     }
 
     /// The packet after translation of its addresses and ports.
@@ -211,7 +211,7 @@ impl Packet {
 
     /// From the node to the neighbour with this last octet of the link address.
     pub fn out_to(self, neighbour: u8) -> Self {
-        Self { link: Link::Ethernet { from: 1, to: neighbour, vlan: None }, ..self }
+        Self { link: LinkHeader::Ethernet { from: 1, to: neighbour, vlan: None }, ..self }
     }
 
     /// Leaves the checksum of TCP or UDP to a device: only the sum of the pseudo header is there.
@@ -302,7 +302,7 @@ impl Frame for Packet {
 
 /// The reason of an ICMP error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reason {
+pub enum IcmpReason {
     /// No socket at the port.
     PortUnreachable,
     /// No route to the host.
@@ -315,29 +315,29 @@ pub enum Reason {
 
 /// An ICMP error.
 #[derive(Clone, Debug)]
-pub struct Error {
+pub struct IcmpError {
     /// Source.
     pub from: IpAddr,
     /// Destination.
     pub to: IpAddr,
     /// TTL or hop limit.
     pub ttl: u8,
-    reason: Reason,
+    reason: IcmpReason,
     about: Packet,
     keep: usize,
-    link: Link,
+    link: LinkHeader,
 }
 
-impl Error {
+impl IcmpError {
     /// An error from a router or the destination to the sender of `about`, with `keep` octets of it.
-    pub fn new(from: &str, reason: Reason, about: &Packet, keep: usize) -> Self {
+    pub fn new(from: &str, reason: IcmpReason, about: &Packet, keep: usize) -> Self {
         let from = from.parse().expect("an address");
         let link = IN;
         Self { from, to: about.from.ip(), ttl: 60, reason, about: about.clone(), keep, link }
     }
 
     /// The error of a node, in the name of the address that `about` was sent to.
-    pub fn answer(reason: Reason, about: &Packet) -> Self {
+    pub fn answer(reason: IcmpReason, about: &Packet) -> Self {
         let keep = if about.to.is_ipv4() { 28 } else { 48 };
         let link = about.link.turned();
         Self { link, ttl: 64, ..Self::new(&about.to.ip().to_string(), reason, about, keep) }
@@ -349,19 +349,19 @@ impl Error {
         Self { from: addr(from), to: addr(to), about: about.clone(), ..self.clone() }
     }
 
-    /// Decrements TTL or hop limit, as a router does.
-    pub fn one_hop_on(self) -> Self {
+    /// Returns the packet behind a router: with TTL or hop limit less by one.
+    pub fn routed(self) -> Self {
         Self { ttl: self.ttl - 1, ..self }
     }
 }
 
-impl Frame for Error {
+impl Frame for IcmpError {
     fn octets(&self) -> Vec<u8> {
         let (v4, v6, mtu) = match self.reason {
-            Reason::PortUnreachable => ((3, 3), (1, 4), 0),
-            Reason::NoRoute => ((3, 0), (1, 0), 0),
-            Reason::TimeExceeded => ((11, 0), (3, 0), 0),
-            Reason::TooBig(mtu) => ((3, 4), (2, 0), mtu),
+            IcmpReason::PortUnreachable => ((3, 3), (1, 4), 0),
+            IcmpReason::NoRoute => ((3, 0), (1, 0), 0),
+            IcmpReason::TimeExceeded => ((11, 0), (3, 0), 0),
+            IcmpReason::TooBig(mtu) => ((3, 4), (2, 0), mtu),
         };
         let [high, low] = mtu.to_be_bytes();
         let mut about = self.about.ip();
@@ -379,7 +379,7 @@ impl Frame for Error {
     }
 }
 
-impl Link {
+impl LinkHeader {
     fn turned(self) -> Self {
         match self {
             Self::Ethernet { from, to, vlan } => Self::Ethernet { from: to, to: from, vlan },
@@ -388,8 +388,8 @@ impl Link {
     }
 }
 
-fn framed(link: Link, ip: Vec<u8>) -> Vec<u8> {
-    let Link::Ethernet { from, to, vlan } = link else {
+fn framed(link: LinkHeader, ip: Vec<u8>) -> Vec<u8> {
+    let LinkHeader::Ethernet { from, to, vlan } = link else {
         return ip;
     };
     let ends = [[2, 0, 0, 0, 0, from], [2, 0, 0, 0, 0, to]];

@@ -8,11 +8,11 @@ use lb_common::{
     Service, ServiceFlags, Slot, SlotKey,
 };
 
-use super::object::Object;
+use super::object::TcPrograms;
 
 /// A service port to be served.
 #[derive(Clone, Debug)]
-pub struct ServicePort {
+pub struct FixtureService {
     proto: Proto,
     frontends: Vec<(Kind, SocketAddr)>,
     backends: Vec<SocketAddr>,
@@ -22,13 +22,13 @@ pub struct ServicePort {
 
 /// A service port in the maps.
 #[derive(Clone, Debug)]
-pub struct Programmed {
-    port: ServicePort,
+pub struct ProgrammedService {
+    port: FixtureService,
     /// Its id.
     pub id: u32,
 }
 
-impl ServicePort {
+impl FixtureService {
     fn new(proto: Proto) -> Self {
         let service = Service { scheduler: Scheduler::Random as u32, ..Service::default() };
         Self { proto, frontends: Vec::new(), backends: Vec::new(), ranges: Vec::new(), service }
@@ -130,9 +130,9 @@ fn is_here(addr: SocketAddr) -> bool {
     }
 }
 
-impl Programmed {
+impl ProgrammedService {
     /// Writes a service port under an id.
-    pub fn new(object: &mut Object, port: ServicePort, id: u32) -> Self {
+    pub fn new(object: &mut TcPrograms, port: FixtureService, id: u32) -> Self {
         let served = Self { port, id };
         served.write_backends(object);
         let proto = served.port.proto;
@@ -152,14 +152,14 @@ impl Programmed {
     }
 
     /// Replaces the backends.
-    pub fn change(&mut self, object: &mut Object, backends: &[&str]) {
+    pub fn change(&mut self, object: &mut TcPrograms, backends: &[&str]) {
         self.clear_backends(object);
         self.port = self.port.clone().backends(backends);
         self.write_backends(object);
     }
 
     /// Makes a backend serving-terminating: it keeps its flows and gets no new ones.
-    pub fn drain(&mut self, object: &mut Object, backend: &str) {
+    pub fn drain(&mut self, object: &mut TcPrograms, backend: &str) {
         let (addr, id) = (socket(backend), id_of(self.id, socket(backend)));
         let left: Vec<String> =
             self.port.backends.iter().filter(|&&other| other != addr).map(ToString::to_string).collect();
@@ -174,7 +174,7 @@ impl Programmed {
     }
 
     /// Writes a Maglev table: `choose` names the backend of each place.
-    pub fn maglev(&self, object: &mut Object, choose: impl Fn(usize) -> &'static str) {
+    pub fn maglev(&self, object: &mut TcPrograms, choose: impl Fn(usize) -> &'static str) {
         let backends = std::array::from_fn(|place| self.backend_id(choose(place)));
         let key = MaglevKey { service: self.id, list: List::Cluster as u32 };
         object.map("MAGLEV").insert(key, Maglev { backends }, 0).expect("room");
@@ -191,7 +191,7 @@ impl Programmed {
         [(List::Cluster, all.clone()), (List::Local, local)]
     }
 
-    fn write_backends(&self, object: &mut Object) {
+    fn write_backends(&self, object: &mut TcPrograms) {
         let lists = self.lists();
         for &addr in &self.port.backends {
             let mut flags = if is_here(addr) { BackendFlags::ON_NODE } else { 0 };
@@ -212,7 +212,7 @@ impl Programmed {
         object.map("SERVICES").insert(self.id, service, 0).expect("room");
     }
 
-    fn clear_backends(&self, object: &mut Object) {
+    fn clear_backends(&self, object: &mut TcPrograms) {
         for &addr in &self.port.backends {
             object.map::<u32, Backend>("BACKENDS").remove(&id_of(self.id, addr)).expect("written before");
         }

@@ -1,6 +1,6 @@
-//! Beeline and kube-proxy: beside each other, one after the other, and one in the other's place.
+//! Beeline and kube-proxy: beside each other, hand-over and back, and Beeline with kube-proxy's label.
 
-use super::{Story, life::Load};
+use super::{Story, life::ServiceLoad};
 use lb_lab::{Process, kube_proxy::Mode};
 
 use crate::{
@@ -12,19 +12,22 @@ use crate::{
 };
 
 pub const STORIES: &[Story] = &[
-    ("it_takes_over_from_kube_proxy_and_gives_back", it_takes_over_from_kube_proxy_and_gives_back),
-    ("who_looks_for_kube_proxy_finds_it", who_looks_for_kube_proxy_finds_it),
+    (
+        "a_hand_over_from_kube_proxy_and_back_fails_no_connection",
+        a_hand_over_from_kube_proxy_and_back_fails_no_connection,
+    ),
+    ("the_drop_in_has_kube_proxys_label_and_endpoints", the_drop_in_has_kube_proxys_label_and_endpoints),
 ];
 
-fn it_takes_over_from_kube_proxy_and_gives_back(cluster: &Cluster) {
+fn a_hand_over_from_kube_proxy_and_back_fails_no_connection(cluster: &Cluster) {
     install::remove(cluster);
     let proxies = start_kube_proxy(cluster);
-    // Before the load: its connections are kube-proxy's.
-    let load = Load::start(cluster, "handover", &["tcp", "udp", "long"]);
+    // kube-proxy translates the connections of this load.
+    let load = ServiceLoad::start(cluster, "handover", &["tcp", "udp", "long"]);
     println!("   kube-proxy (nftables) serves the load");
     install::install(cluster, install::BESIDE_KUBE_PROXY);
     for node in ["node1", "node2"] {
-        let said = until("both answer alike", 60, || install::beeline(cluster, node, "handover --dry-run"));
+        let said = until("rules and maps agree", 60, || install::beeline(cluster, node, "handover --dry-run"));
         println!("   $ beeline handover --dry-run   # on {node}\n{}", said.trim_end());
         let refused = install::beeline(cluster, node, "handover").expect_err("kube-proxy still runs");
         assert!(refused.contains("kube-proxy"), "{refused}");
@@ -36,7 +39,7 @@ fn it_takes_over_from_kube_proxy_and_gives_back(cluster: &Cluster) {
     }
     println!("   the load, from kube-proxy to Beeline:");
     assert_none_failed(&load.counts());
-    // And back.
+    // Back to kube-proxy.
     let proxies = start_kube_proxy(cluster);
     install::remove(cluster);
     println!("   and back again:");
@@ -50,11 +53,11 @@ fn it_takes_over_from_kube_proxy_and_gives_back(cluster: &Cluster) {
     install::install(cluster, install::PLAIN);
 }
 
-/// On both nodes; its rules are there when this returns.
+/// Starts kube-proxy on both nodes, and waits until its rules are written.
 fn start_kube_proxy(cluster: &Cluster) -> Vec<Process> {
     let running = cluster.nodes.iter().map(|node| kube_proxy::start(cluster, node, Mode::Nftables)).collect();
     for node in &cluster.nodes {
-        until("kube-proxy is well", 60, || {
+        until("kube-proxy is healthy", 60, || {
             try_run(
                 std::process::Command::new("curl").args(["-sf", &format!("http://{}:10256/healthz", node.address())]),
             )
@@ -63,7 +66,7 @@ fn start_kube_proxy(cluster: &Cluster) -> Vec<Process> {
     running
 }
 
-fn who_looks_for_kube_proxy_finds_it(cluster: &Cluster) {
+fn the_drop_in_has_kube_proxys_label_and_endpoints(cluster: &Cluster) {
     install::install(cluster, install::DROP_IN);
     let pods = cluster.kubectl(&["get", "pods", "-n", "kube-system", "-l", "k8s-app=kube-proxy", "--no-headers"]);
     println!("   $ kubectl get pods -n kube-system -l k8s-app=kube-proxy\n{}", pods.trim_end());
@@ -81,7 +84,7 @@ fn who_looks_for_kube_proxy_finds_it(cluster: &Cluster) {
         println!("   {node}: /proxyMode says {mode}, /metrics has kube-proxy's names");
     }
     let health = format!("http://{}:10256/healthz", node_address(1));
-    let said = try_run(std::process::Command::new("curl").args(["-sf", &health])).expect("it is well");
+    let said = try_run(std::process::Command::new("curl").args(["-sf", &health])).expect("a healthy agent");
     println!("   :10256/healthz says {said}");
     assert!(said.contains("nodeEligible"), "{said}");
     install::install(cluster, install::PLAIN);

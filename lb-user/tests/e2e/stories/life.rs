@@ -16,22 +16,22 @@ use crate::{
 };
 
 pub const STORIES: &[Story] = &[
-    ("a_rolling_update_of_backends_fails_nobody", a_rolling_update_of_backends_fails_nobody),
-    ("a_rolling_update_of_beeline_fails_nobody", a_rolling_update_of_beeline_fails_nobody),
-    ("a_minute_without_api_server_changes_nothing", a_minute_without_api_server_changes_nothing),
+    ("a_rolling_update_of_backends_fails_no_connection", a_rolling_update_of_backends_fails_no_connection),
+    ("a_rolling_update_of_beeline_fails_no_connection", a_rolling_update_of_beeline_fails_no_connection),
+    ("a_minute_without_api_server_fails_no_connection", a_minute_without_api_server_fails_no_connection),
 ];
 
 const WEB: Web<'_> =
     Web { name: "loaded", replicas: 4, node: None, service: "type: NodePort", port: "nodePort: 30090" };
 
-/// Pods on both nodes and clients outside, at work on one Service.
-pub struct Load<'a> {
+/// Load on one Service by pods on both nodes and clients outside.
+pub struct ServiceLoad<'a> {
     pods: Vec<PodLoad<'a>>,
     outside: OutsideLoad,
 }
 
-impl<'a> Load<'a> {
-    /// `kinds` are those of [`crate::load`].
+impl<'a> ServiceLoad<'a> {
+    /// Starts the load with the kinds of targets of [`crate::load`], as in `tcp`.
     pub fn start(cluster: &'a Cluster, name: &str, kinds: &[&str]) -> Self {
         WEB.make(cluster);
         let vip = WEB.vips(cluster).remove(0);
@@ -46,61 +46,62 @@ impl<'a> Load<'a> {
         Self { pods, outside }
     }
 
-    /// After a moment in which the last failures would show.
+    /// Returns the counts, after the time that pending failures need to show.
     pub fn counts(&self) -> Vec<Count> {
         thread::sleep(Duration::from_secs(7));
         self.pods.iter().flat_map(PodLoad::counts).chain(self.outside.counts()).collect()
     }
 }
 
-fn a_rolling_update_of_backends_fails_nobody(cluster: &Cluster) {
-    // A long connection ends with its server, by design.
-    let load = Load::start(cluster, "rollout", &["tcp", "udp"]);
-    let begun = Instant::now();
+fn a_rolling_update_of_backends_fails_no_connection(cluster: &Cluster) {
+    // Without long connections, which end with their server.
+    let load = ServiceLoad::start(cluster, "rollout", &["tcp", "udp"]);
+    let start = Instant::now();
     cluster.kubectl(&["rollout", "restart", "deployment/loaded"]);
     cluster.until_rolled_out("deployment/loaded", "default");
-    // The last of the old pods serves for as long as it takes to end.
+    // The last old pod serves until it has ended.
     until("the old pods are gone", 60, || {
         let pods = cluster.get("pods --selector app=loaded");
         let pods = pods["items"].as_array().map_or(0, Vec::len);
         if pods == WEB.replicas { Ok(()) } else { Err(format!("{pods} pods")) }
     });
-    println!("   4 backends were replaced within {:.0} s", begun.elapsed().as_secs_f64());
+    println!("   4 backends were replaced within {:.0} s", start.elapsed().as_secs_f64());
     assert_none_failed(&load.counts());
 }
 
-fn a_rolling_update_of_beeline_fails_nobody(cluster: &Cluster) {
-    let load = Load::start(cluster, "upgrade", &["tcp", "udp", "long"]);
+fn a_rolling_update_of_beeline_fails_no_connection(cluster: &Cluster) {
+    let load = ServiceLoad::start(cluster, "upgrade", &["tcp", "udp", "long"]);
     let before = ["node1", "node2"].map(|node| install::agent_on(cluster, node));
-    let begun = Instant::now();
+    let start = Instant::now();
     cluster.kubectl(&["rollout", "restart", "daemonset/beeline", "--namespace=kube-system"]);
     cluster.until_rolled_out("daemonset/beeline", "kube-system");
-    println!("   both agents were replaced within {:.0} s", begun.elapsed().as_secs_f64());
+    println!("   both agents were replaced within {:.0} s", start.elapsed().as_secs_f64());
     let after = ["node1", "node2"].map(|node| install::agent_on(cluster, node));
     assert!(before.iter().all(|pod| !after.contains(pod)), "{before:?} {after:?}");
     assert_none_failed(&load.counts());
 }
 
-fn a_minute_without_api_server_changes_nothing(cluster: &Cluster) {
+fn a_minute_without_api_server_fails_no_connection(cluster: &Cluster) {
     client(cluster, "client-node1", "node1", false);
-    let load = Load::start(cluster, "outage", &["tcp", "udp", "long"]);
+    let load = ServiceLoad::start(cluster, "outage", &["tcp", "udp", "long"]);
     cluster.control.stop_api_server();
     thread::sleep(Duration::from_secs(60));
     println!("   a minute without an API server:");
     assert_none_failed(&load.counts());
     cluster.control.start_api_server();
-    // What changes now arrives. No controller has a part in it: they have a time of their own to come back.
+    // New changes arrive. The slice is written by hand, since controllers take a while to reconnect.
     let pods = cluster.get("pods --selector app=loaded");
     let backend = pods["items"][0]["status"]["podIP"].as_str().expect("an address").to_owned();
-    let begun = Instant::now();
+    let start = Instant::now();
     cluster.apply(&format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: late}}\nspec: {{clusterIP: 10.96.77.77, ports: [{{port: 80}}]}}\n---\n\
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: late}}\n\
+         spec: {{clusterIP: 10.96.77.77, ports: [{{port: 80}}]}}\n---\n\
          apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
          metadata: {{name: late-1, labels: {{kubernetes.io/service-name: late}}}}\naddressType: IPv4\n\
          endpoints: [{{addresses: ['{backend}']}}]\nports: [{{port: 8080}}]\n"
     ));
     until("a new Service answers", 60, || ask(cluster, "client-node1", "tcp=10.96.77.77:80"));
-    println!("   a Service made when it is back answers after {:.1} s", begun.elapsed().as_secs_f64());
+    println!("   a Service made after its return answers after {:.1} s", start.elapsed().as_secs_f64());
     cluster.kubectl(&["delete", "service/late"]);
     cluster.kubectl(&["delete", "endpointslice/late-1", "--ignore-not-found"]);
 }

@@ -1,4 +1,4 @@
-//! What happens in the cluster, one story after the other.
+//! The stories, which run one after the other in one cluster.
 
 mod beside;
 mod life;
@@ -14,20 +14,20 @@ use std::{
 
 use libtest_mimic::{Arguments, Trial};
 
-use crate::{cluster::Cluster, install, place};
+use crate::{cluster::Cluster, install, sandbox};
 
-/// A story: its name, and what happens.
+/// A story: its name and its steps.
 type Story = (&'static str, fn(&Cluster));
 
 fn stories() -> Vec<Story> {
     [services::STORIES, life::STORIES, nodes::STORIES, plain::STORIES, beside::STORIES].concat()
 }
 
-/// Brings the cluster up with Beeline in it, and tells the stories.
+/// Runs the stories. The first starts the cluster and installs Beeline.
 pub fn main() -> ExitCode {
-    let given = std::env::args().filter(|argument| argument != place::INSIDE);
-    let mut arguments = Arguments::from_iter(given);
-    // They share one cluster.
+    let own_arguments = std::env::args().filter(|argument| argument != sandbox::INSIDE);
+    let mut arguments = Arguments::from_iter(own_arguments);
+    // The stories share one cluster.
     arguments.test_threads = Some(1);
     let cluster: Arc<Mutex<Option<Cluster>>> = Arc::default();
     let trials = stories().into_iter().map(|(name, story)| {

@@ -1,4 +1,4 @@
-//! Nodes that lose their power, and nodes that are given back.
+//! Nodes that lose power, and nodes after the removal of Beeline.
 
 use std::time::Instant;
 
@@ -12,23 +12,26 @@ use crate::{
 };
 
 pub const STORIES: &[Story] = &[
-    ("a_node_comes_back_without_its_pins", a_node_comes_back_without_its_pins),
-    ("a_node_comes_back_with_its_pins", a_node_comes_back_with_its_pins),
-    ("what_is_deleted_serves_on_until_cleanup", what_is_deleted_serves_on_until_cleanup),
+    ("a_node_without_pins_serves_again_after_power_on", a_node_without_pins_serves_again_after_power_on),
+    ("a_node_with_pins_serves_again_after_power_on", a_node_with_pins_serves_again_after_power_on),
+    (
+        "services_are_served_without_the_daemonset_until_cleanup",
+        services_are_served_without_the_daemonset_until_cleanup,
+    ),
 ];
 
 const WEB: Web<'_> =
     Web { name: "steady", replicas: 2, node: Some("node2"), service: "type: NodePort", port: "nodePort: 30091" };
 
-fn a_node_comes_back_without_its_pins(cluster: &Cluster) {
+fn a_node_without_pins_serves_again_after_power_on(cluster: &Cluster) {
     restart(cluster, false);
 }
 
-fn a_node_comes_back_with_its_pins(cluster: &Cluster) {
+fn a_node_with_pins_serves_again_after_power_on(cluster: &Cluster) {
     restart(cluster, true);
 }
 
-/// node1 goes down and comes up; who uses node2 does not notice.
+/// Powers node1 off and on. Clients of node2 must see no failure.
 fn restart(cluster: &Cluster, keeps_pins: bool) {
     WEB.make(cluster);
     let target = format!("tcp={}:80", WEB.vips(cluster).remove(0));
@@ -38,31 +41,31 @@ fn restart(cluster: &Cluster, keeps_pins: bool) {
     let node = cluster.node("node1");
     node.power_off();
     if keeps_pins {
-        // The kernel goes on for whoever is still there.
+        // The pinned programs still translate for processes in the node's cgroup.
         let answer = ask_on(cluster, "node1", &target).expect("an answer");
         println!("   nothing runs on node1, and a process there gets {answer}");
     } else {
         node.lose_pins();
-        // The kernel takes a moment to let go of what no pin holds any more.
+        // The kernel detaches unpinned programs after a moment.
         let refused = until("nothing translates", 20, || match ask_on(cluster, "node1", &target) {
             Err(error) => Ok(error),
             Ok(answer) => Err(answer),
         });
         println!("   node1 has lost its pins: {}", refused.trim_end().rsplit("failed: ").next().unwrap_or_default());
     }
-    let begun = Instant::now();
+    let start = Instant::now();
     node.power_on();
     let answer = until("node1 serves Services", 180, || ask_on(cluster, "node1", &target));
-    println!("   {:.1} s after power came back a process of node1 gets {answer}", begun.elapsed().as_secs_f64());
+    println!("   {:.1} s after power came back a process of node1 gets {answer}", start.elapsed().as_secs_f64());
     cluster.until_nodes_are_ready();
     cluster.until_rolled_out("daemonset/beeline", "kube-system");
-    until("the agent on node1 says that it is well", 60, || install::beeline(cluster, "node1", "get services"));
+    until("the agent on node1 answers", 60, || install::beeline(cluster, "node1", "get services"));
     until("node1 answers outside", 60, || ask_from_outside(&format!("tcp={}:30091", node_address(1))));
-    println!("   after {:.1} s its agent runs and its NodePorts answer", begun.elapsed().as_secs_f64());
+    println!("   after {:.1} s its agent runs and its NodePorts answer", start.elapsed().as_secs_f64());
     assert_none_failed(&bystander.counts().into_iter().chain(outside.counts()).collect::<Vec<_>>());
 }
 
-fn what_is_deleted_serves_on_until_cleanup(cluster: &Cluster) {
+fn services_are_served_without_the_daemonset_until_cleanup(cluster: &Cluster) {
     WEB.make(cluster);
     let target = format!("tcp={}:80", WEB.vips(cluster).remove(0));
     let node_port = format!("tcp={}:30091", node_address(1));
@@ -72,20 +75,20 @@ fn what_is_deleted_serves_on_until_cleanup(cluster: &Cluster) {
     let answer = ask_from_outside(&node_port).expect("an answer");
     println!("   and the outside gets {answer}");
     for node in ["node1", "node2"] {
-        let said = install::beeline_on_host(cluster, node, "cleanup").expect("cleanup ends well");
-        println!("   $ beeline cleanup   # on {node}\n{}", said.trim_end());
+        let output = install::beeline_on_host(cluster, node, "cleanup").expect("cleanup ends well");
+        println!("   $ beeline cleanup   # on {node}\n{}", output.trim_end());
         let left = try_run(cluster.node(node).inside("ls").arg("/sys/fs/bpf")).expect("ls");
         assert!(!left.contains("beeline"), "left in the bpffs of {node}: {left}");
         assert!(ask_on(cluster, node, &target).is_err(), "{node} still translates");
     }
     assert!(ask_from_outside(&node_port).is_err(), "node1 still answers outside");
     install::install(cluster, install::PLAIN);
-    until("it serves again", 60, || ask_on(cluster, "node1", &target));
-    until("and answers outside", 60, || ask_from_outside(&node_port));
-    println!("   installed again, it serves again");
+    until("node1 serves again", 60, || ask_on(cluster, "node1", &target));
+    until("node1 answers outside", 60, || ask_from_outside(&node_port));
+    println!("   installed again, Beeline serves again");
 }
 
-/// What a process of a node is answered.
+/// Sends one query from a process of a node, and returns the answer.
 pub fn ask_on(cluster: &Cluster, node: &str, target: &str) -> Result<String, String> {
     let own = std::env::current_exe().expect("this program");
     try_run(cluster.node(node).host_process(own).args(["ask", target])).map(|answer| answer.trim_end().to_owned())

@@ -1,4 +1,4 @@
-//! A plain host that has containers and no cluster: Beeline in one of them, with its Services in a directory.
+//! A host with containers and without a cluster: Beeline in a container, with Services in a directory.
 
 use std::{fs, process::Command};
 
@@ -25,7 +25,8 @@ fn a_container_serves_a_plain_host(cluster: &Cluster) {
     fs::create_dir(&services).expect("a directory");
     let write = |port: u16| {
         let text = format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: plain}}\nspec: {{clusterIP: 10.200.0.10, ports: [{{port: 80}}]}}\n\
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: plain}}\n\
+             spec: {{clusterIP: 10.200.0.10, ports: [{{port: 80}}]}}\n\
              ---\napiVersion: v1\nkind: Endpoints\nmetadata: {{name: plain}}\nsubsets:\n\
              - addresses: [{{ip: {OUTSIDE}}}]\n  ports: [{{port: {port}}}]\n"
         );
@@ -38,7 +39,7 @@ fn a_container_serves_a_plain_host(cluster: &Cluster) {
         command.args(["--namespace", "k8s.io"]).args(words.split(' '));
         command
     };
-    // What README.md says for podman, in the words of containerd's own command.
+    // The documentation's command for podman, as arguments of ctr.
     let mut run = ctr("run --detach --privileged --net-host");
     for mount in [
         "type=bind,src=/sys/fs/bpf,dst=/sys/fs/bpf,options=rbind:rshared:rw",
@@ -52,15 +53,15 @@ fn a_container_serves_a_plain_host(cluster: &Cluster) {
     try_run(&mut run).unwrap_or_else(|error| panic!("{error}"));
     let answer = until("a process of the host is served", 30, || ask_on(cluster, "node1", VIP));
     println!("   in a container of node1, from a directory: {VIP} -> {answer}");
-    // The other port is told by who is asked: the server of each says the same, so its end tells.
+    // No server listens at this port: a refusal shows that the edit counts.
     write(9379);
     until("an edit of the file counts at once", 10, || match ask_on(cluster, "node1", VIP) {
         Err(error) if error.contains("refused") => Ok(()),
         other => Err(format!("{other:?}")),
     });
     write(9378);
-    let answer = until("and so does the next", 10, || ask_on(cluster, "node1", VIP));
-    println!("   edited twice: a port that nobody serves is refused, the next one says {answer}");
+    let answer = until("the next edit counts too", 10, || ask_on(cluster, "node1", VIP));
+    println!("   edited twice: a port without a server is refused, the next one answers {answer}");
     try_run(&mut ctr("task kill --signal SIGKILL plain")).unwrap_or_else(|error| panic!("{error}"));
     until("the container has ended", 20, || try_run(&mut ctr("container rm plain")));
     let answer = ask_on(cluster, "node1", VIP).expect("an answer");

@@ -1,4 +1,4 @@
-//! What Services lead to: from pods, from the host, from outside.
+//! Connections to Services from pods, from the host and from outside.
 
 use std::collections::BTreeSet;
 
@@ -16,12 +16,15 @@ pub const STORIES: &[Story] = &[
     ("cluster_ips_lead_to_every_backend", cluster_ips_lead_to_every_backend),
     ("dns_answers_through_its_vip", dns_answers_through_its_vip),
     ("host_network_pods_and_host_processes_are_served", host_network_pods_and_host_processes_are_served),
-    ("node_ports_and_load_balancers_answer_outside", node_ports_and_load_balancers_answer_outside),
-    ("a_service_without_selector_leads_outside", a_service_without_selector_leads_outside),
-    ("what_has_no_endpoint_is_refused_at_once", what_has_no_endpoint_is_refused_at_once),
+    ("node_ports_and_load_balancers_answer_clients_outside", node_ports_and_load_balancers_answer_clients_outside),
+    ("a_service_without_selector_leads_to_a_server_outside", a_service_without_selector_leads_to_a_server_outside),
+    (
+        "connections_to_a_service_without_endpoints_are_refused_at_once",
+        connections_to_a_service_without_endpoints_are_refused_at_once,
+    ),
 ];
 
-/// Who answered, and what the client's address was to it.
+/// Splits an answer: the name of the server, and the client's address as the server saw it.
 fn parts(answer: &str) -> (&str, &str) {
     let mut words = answer.split_whitespace();
     (words.next().unwrap_or_default(), words.next().unwrap_or_default())
@@ -74,21 +77,21 @@ fn host_network_pods_and_host_processes_are_served(cluster: &Cluster) {
     assert!(answer.starts_with("web-"), "{answer}");
 }
 
-fn node_ports_and_load_balancers_answer_outside(cluster: &Cluster) {
+fn node_ports_and_load_balancers_answer_clients_outside(cluster: &Cluster) {
     let (one, two) = (node_address(1), node_address(2));
     let web =
         Web { name: "open", replicas: 2, node: Some("node1"), service: "type: LoadBalancer", port: "nodePort: 30080" };
     web.make(cluster);
     set_ingress(cluster, "open", "172.31.0.10");
     route_outside("172.31.0.10", 2);
-    // Every node answers, by whichever node its backends are on.
+    // Every node answers, wherever the backends are.
     for target in [format!("{one}:30080"), format!("{two}:30080"), "172.31.0.10:80".to_owned()] {
         for kind in ["tcp", "udp"] {
             let answer = answered_outside(&format!("{kind}={target}"), |answer| answer.starts_with("open-"));
             println!("   outside -> {kind} {target} -> {answer}");
         }
     }
-    // The node that has the backend hands over the client's address; the other one answers nobody.
+    // Policy Local: the node with the backend keeps the client's address; the other node drops.
     let local = Web {
         name: "local",
         replicas: 2,
@@ -108,34 +111,35 @@ fn node_ports_and_load_balancers_answer_outside(cluster: &Cluster) {
     println!("   outside -> tcp {two}:30081, which has no backend of a Local Service: nothing answers");
     for (node, address, code) in [(1, &one, "200"), (2, &two, "503")] {
         let probe = ["-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", "5", &format!("http://{address}:30999/")];
-        let said =
+        let output =
             until("the health check answers", 20, || crate::process::try_run(within("outside", "curl").args(probe)));
-        println!("   outside -> healthCheckNodePort of node{node}: {said}");
-        assert_eq!(said, code);
+        println!("   outside -> healthCheckNodePort of node{node}: {output}");
+        assert_eq!(output, code);
     }
     web.remove(cluster);
     local.remove(cluster);
 }
 
-fn a_service_without_selector_leads_outside(cluster: &Cluster) {
+fn a_service_without_selector_leads_to_a_server_outside(cluster: &Cluster) {
     let own = std::env::current_exe().expect("this program");
     let log = cluster.directory.join("log/outside-server.log");
     let server = Process::start_appending(within("outside", own).args(["serve", "9376"]), &log);
     cluster.apply(&format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: my-service}}\nspec: {{ports: [{{port: 80, targetPort: 9376}}]}}\n---\n\
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: my-service}}\n\
+         spec: {{ports: [{{port: 80, targetPort: 9376}}]}}\n---\n\
          apiVersion: v1\nkind: Endpoints\nmetadata: {{name: my-service}}\nsubsets:\n\
          - addresses: [{{ip: {OUTSIDE}}}]\n  ports: [{{port: 9376}}]\n"
     ));
     client(cluster, "client-node1", "node1", false);
     let target = "tcp=my-service.default.svc.cluster.local:80";
-    let answer = until("it answers", 30, || ask(cluster, "client-node1", target));
+    let answer = until("the Service answers", 30, || ask(cluster, "client-node1", target));
     println!("   a pod on node1 -> {target} -> the server at {OUTSIDE}:9376, which says {answer}");
     assert!(parts(&answer).1.starts_with("10.244.1."), "{answer}");
     cluster.kubectl(&["delete", "service,endpoints", "my-service", "--ignore-not-found"]);
     drop(server);
 }
 
-fn what_has_no_endpoint_is_refused_at_once(cluster: &Cluster) {
+fn connections_to_a_service_without_endpoints_are_refused_at_once(cluster: &Cluster) {
     let web = Web { name: "empty", replicas: 0, node: None, service: "type: NodePort", port: "nodePort: 30082" };
     web.make(cluster);
     client(cluster, "client-node1", "node1", false);
@@ -158,7 +162,7 @@ fn last_line(text: &str) -> &str {
     text.lines().find(|line| line.contains("refused")).unwrap_or_default().rsplit("failed: ").next().unwrap_or_default()
 }
 
-/// Stands for a cloud's controller.
+/// Sets the address of the load balancer, in place of a cloud's controller.
 fn set_ingress(cluster: &Cluster, service: &str, address: &str) {
     let status = format!(r#"{{"status":{{"loadBalancer":{{"ingress":[{{"ip":"{address}"}}]}}}}}}"#);
     cluster.kubectl(&["patch", "service", service, "--subresource=status", "--type=merge", "--patch", &status]);

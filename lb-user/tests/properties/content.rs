@@ -1,4 +1,4 @@
-//! What a dump says, whatever its ids and the order of its slots; and whether it is whole.
+//! The content of a dump, independent of ids and of the order of slots, and the check of its consistency.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,33 +6,34 @@ use lb_common::AddrPort;
 use lb_common::{Addr, BackendFlags, Frontend, FrontendKey, List, MaglevKey, Scheduler, ServiceFlags};
 use lb_core::{spec::PortKey, store::Dump};
 
-/// A service port.
+/// The content of a service port.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Port {
-    /// Key and kind.
+pub struct PortContent {
+    /// Kind of each frontend.
     pub frontends: BTreeMap<FrontendKey, u8>,
-    /// Sorted.
+    /// Backends of each list, sorted.
     pub lists: [Vec<AddrPort>; 2],
     pub flags: u32,
-    /// Sorted.
+    /// Source ranges as prefix length and address, sorted.
     pub ranges: Vec<(u32, Addr)>,
-    /// Whom the places of each table lead to.
+    /// Backends of each Maglev table, by position.
     pub tables: [Option<Vec<AddrPort>>; 2],
 }
 
-/// All of them.
-pub type Meaning = BTreeMap<PortKey, Port>;
+/// The content of all service ports.
+pub type Content = BTreeMap<PortKey, PortContent>;
 
-pub fn meaning(dump: &Dump) -> Meaning {
+/// Returns the content of a dump.
+pub fn content(dump: &Dump) -> Content {
     let port = |id: u32| {
         let service = dump.services.get(&id).copied().unwrap_or_default();
         let own = dump.frontends.iter().filter(|(_, frontend)| frontend.service == id);
         let frontends = own.map(|(key, Frontend { kind, .. })| (*key, *kind)).collect();
         let lists = List::ALL.map(|list| {
             let slots = dump.slots.iter().filter(|(key, _)| key.service == id && key.list == list as u32);
-            let mut targets: Vec<_> = slots.map(|(_, slot)| AddrPort { addr: slot.addr, port: slot.port }).collect();
-            targets.sort_unstable();
-            targets
+            let mut backends: Vec<_> = slots.map(|(_, slot)| AddrPort { addr: slot.addr, port: slot.port }).collect();
+            backends.sort_unstable();
+            backends
         });
         let own = dump.source_ranges.iter().filter(|key| key.range.service == id);
         let ranges = own.map(|key| (key.prefix_len, key.range.addr)).collect();
@@ -41,21 +42,25 @@ pub fn meaning(dump: &Dump) -> Meaning {
             let target = |id| dump.backends.get(id).map(|backend| AddrPort { addr: backend.addr, port: backend.port });
             table.backends.iter().map(target).collect()
         });
-        Port { frontends, lists, flags: service.flags, ranges, tables }
+        PortContent { frontends, lists, flags: service.flags, ranges, tables }
     };
     dump.names.iter().map(|(&id, key)| (key.clone(), port(id))).collect()
 }
 
-/// Panics unless everything refers to something, and nothing is left over.
-pub fn check_sound(dump: &Dump) {
+/// Panics if an entry names an unknown id, or if no entry refers to it.
+pub fn check_consistent(dump: &Dump) {
     let names: BTreeSet<&PortKey> = dump.names.values().collect();
     assert_eq!(names.len(), dump.names.len(), "one id for each name\n{dump:#}");
-    assert!(dump.names.keys().eq(dump.services.keys()), "names and services\n{dump:#}");
+    assert!(dump.names.keys().eq(dump.services.keys()), "each name has a service entry\n{dump:#}");
     for frontend in dump.frontends.values() {
-        assert!(dump.services.contains_key(&frontend.service), "a frontend leads nowhere\n{dump:#}");
+        assert!(dump.services.contains_key(&frontend.service), "a frontend names an unknown service port\n{dump:#}");
     }
     let lens = dump.services.values().map(|service| service.cluster_len as usize + service.local_len as usize);
-    assert_eq!(lens.sum::<usize>(), dump.slots.len(), "as many slots as the lengths say\n{dump:#}");
+    assert_eq!(
+        lens.sum::<usize>(),
+        dump.slots.len(),
+        "the lengths of the lists differ from the number of slots\n{dump:#}"
+    );
     for (key, slot) in &dump.slots {
         let list = List::ALL[key.list as usize];
         assert!(dump.services[&key.service].len(list) > key.index, "a slot beyond its list\n{dump:#}");
@@ -65,8 +70,8 @@ pub fn check_sound(dump: &Dump) {
     for (id, service) in &dump.services {
         let is_bound = service.flags & ServiceFlags::SOURCE_RANGES != 0;
         let has_ranges = dump.source_ranges.iter().any(|key| key.range.service == *id);
-        // Without any range no client is let in: no range of the Service is readable.
-        assert!(is_bound || !has_ranges, "service port {id} and its ranges\n{dump:#}");
+        // A Service may have the flag and no range: then no client is admitted, since none of its ranges could be parsed.
+        assert!(is_bound || !has_ranges, "service port {id} has source ranges and not their flag\n{dump:#}");
         for list in List::ALL {
             let table = dump.maglev.get(&MaglevKey { service: *id, list: list as u32 });
             let expected = service.scheduler == Scheduler::Mh as u32 && service.len(list) > 0;
@@ -83,9 +88,9 @@ pub fn check_sound(dump: &Dump) {
     for (id, backend) in &dump.backends {
         let in_list = |list: List| dump.slots.iter().any(|(key, slot)| slot.backend == *id && key.list == list as u32);
         for list in List::ALL {
-            let says = backend.flags & BackendFlags::of(list) != 0;
-            assert_eq!(says, in_list(list), "backend {id} and the {list:?} list\n{dump:#}");
+            let has_bit = backend.flags & BackendFlags::of(list) != 0;
+            assert_eq!(has_bit, in_list(list), "backend {id}: its bit and the {list:?} list differ\n{dump:#}");
         }
     }
-    assert!(named.iter().all(|id| dump.backends.contains_key(id)), "a backend that is not there\n{dump:#}");
+    assert!(named.iter().all(|id| dump.backends.contains_key(id)), "a slot names an unknown backend\n{dump:#}");
 }

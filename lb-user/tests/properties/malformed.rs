@@ -1,18 +1,18 @@
-//! Kubernetes objects as nobody should write them: each field right, absent, or wrong in a way that a hand or a hostile
-//! writer could think of. As JSON values, before any of our code has seen them.
+//! Malformed Kubernetes objects, as JSON: each field right, absent, or wrong in a way that users or attackers might
+//! write it.
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::{Map, Value, json};
 
-/// The node from which everything is seen.
+/// The agent's node.
 pub const NODE: &str = "node-1";
-/// Services of that name begin so, and are right; the wild ones never do.
+/// Prefix of the names of well-formed Services, which no malformed one has.
 pub const GOOD: &str = "good";
 
 type Field = BoxedStrategy<Option<(&'static str, Value)>>;
 
-/// Objects that are well-formed. They and the wild ones share frontends and nothing else.
-pub fn good() -> Vec<Value> {
+/// Returns well-formed objects. They share frontends with the malformed ones and nothing else.
+pub fn well_formed() -> Vec<Value> {
     let mut objects = Vec::new();
     for (index, created) in [(1, json!("2020-01-02T00:00:00Z")), (2, json!("2022-01-01T00:00:00Z")), (3, Value::Null)] {
         let name = format!("{GOOD}-{index}");
@@ -29,7 +29,10 @@ pub fn good() -> Vec<Value> {
                 ],
             },
         }));
-        let endpoint = |last: i32| json!({"addresses": [format!("10.0.1.{last}")], "nodeName": NODE, "conditions": {"ready": last % 3 > 0}});
+        let endpoint = |last: i32| {
+            let conditions = json!({"ready": last % 3 > 0});
+            json!({"addresses": [format!("10.0.1.{last}")], "nodeName": NODE, "conditions": conditions})
+        };
         objects.push(json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": {
@@ -43,12 +46,12 @@ pub fn good() -> Vec<Value> {
     objects
 }
 
-/// An object of any kind.
+/// Generates an object of any kind.
 pub fn object() -> BoxedStrategy<Value> {
     prop_oneof![4 => service(), 3 => slice(), 3 => endpoints(), 1 => node()].boxed()
 }
 
-/// Names of Services. Several objects have to mean the same one.
+/// Generates the name of a Service, from few names, so that several objects have the same.
 fn service_name() -> BoxedStrategy<Value> {
     prop_oneof![12 => select(vec!["b0", "b1", "b2"]).prop_map(Value::from), 1 => odd_name()].boxed()
 }
@@ -61,7 +64,7 @@ fn odd_name() -> BoxedStrategy<Value> {
     select(odd).prop_map(Value::from).boxed()
 }
 
-/// A value that is of no use anywhere it is not expected.
+/// Generates a value of a wrong type or range.
 fn garbage() -> BoxedStrategy<Value> {
     let odd = [
         json!(null),
@@ -83,19 +86,19 @@ fn garbage() -> BoxedStrategy<Value> {
     select(odd.to_vec()).boxed()
 }
 
-/// A field that is mostly right.
+/// Generates a field that is mostly right.
 fn field(name: &'static str, right: impl Strategy<Value = Value> + 'static) -> Field {
     prop_oneof![
         90 => right.prop_map(move |value| Some((name, value))),
         5 => Just(None),
         2 => Just(Some((name, Value::Null))),
-        // It costs the whole object, so that it has to be rare.
+        // Rare, since a value of a wrong type makes the API's client refuse the whole object.
         1 => garbage().prop_map(move |value| Some((name, value))),
     ]
     .boxed()
 }
 
-/// A field that is mostly absent.
+/// Generates a field that is mostly absent.
 fn rare(name: &'static str, right: impl Strategy<Value = Value> + 'static) -> Field {
     prop_oneof![3 => Just(None), 1 => field(name, right)].boxed()
 }
@@ -134,11 +137,12 @@ fn port_name() -> BoxedStrategy<Value> {
     prop_oneof![9 => one_of(&[json!("http"), json!("dns"), json!("")]), 1 => odd_name()].boxed()
 }
 
-/// Among them VIPs of the good ones and addresses of the node.
+/// Generates an address, VIPs of the well-formed Services and addresses of the node among them.
 fn addr() -> BoxedStrategy<Value> {
     let usual =
         ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "fd00::2", "10.96.0.1", "10.96.0.2", "fd96::1", "192.0.2.7"];
-    let ours = ["10.96.1.1", "10.96.1.2", "10.96.1.3", "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.9", "127.0.0.1"];
+    let shared =
+        ["10.96.1.1", "10.96.1.2", "10.96.1.3", "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.9", "127.0.0.1"];
     let odd = [
         "",
         "None",
@@ -167,7 +171,7 @@ fn addr() -> BoxedStrategy<Value> {
         "\u{0}",
     ];
     let of = |texts: &[&str]| one_of(&texts.iter().map(|&text| json!(text)).collect::<Vec<_>>());
-    prop_oneof![8 => of(&usual), 2 => of(&ours), 2 => of(&odd)].boxed()
+    prop_oneof![8 => of(&usual), 2 => of(&shared), 2 => of(&odd)].boxed()
 }
 
 fn metadata(name: BoxedStrategy<Value>, labels: BoxedStrategy<Value>, annotations: BoxedStrategy<Value>) -> Field {
@@ -180,8 +184,7 @@ fn metadata(name: BoxedStrategy<Value>, labels: BoxedStrategy<Value>, annotation
     ];
     let metadata = fields(vec![
         name.prop_map(|name| Some(("name", name))).boxed(),
-        prop_oneof![20 => Just(Some(("namespace", json!("default")))), 1 => odd_name().prop_map(|name| Some(("namespace", name)))]
-            .boxed(),
+        prop_oneof![20 => Just(json!("default")), 1 => odd_name()].prop_map(|name| Some(("namespace", name))).boxed(),
         rare("creationTimestamp", one_of(&times)),
         rare("labels", labels),
         rare("annotations", annotations),
@@ -313,7 +316,7 @@ fn slice() -> BoxedStrategy<Value> {
         field("kubernetes.io/service-name", service_name()),
         rare("endpointslice.kubernetes.io/managed-by", one_of(&managers)),
     ]);
-    // Without labels it concerns nobody.
+    // Without labels it belongs to no Service.
     let labels = labels.prop_map(|value| Some(("labels", value))).boxed();
     let name = one_of(&["s0", "s1", "s2", "s3"].map(Value::from));
     let metadata = (metadata(name, garbage(), annotations()), labels).prop_map(|(metadata, labels)| {

@@ -1,4 +1,5 @@
-//! A place for a cluster that leaves nothing behind: a directory, cgroups, and namespaces that end with the process inside.
+//! The sandbox of a cluster, removed whatever happens. lb-lab's has one cgroup2; this one has a cgroup in each
+//! hierarchy, v1 too, for kubelets, and a process namespace, which ends every program with the process inside.
 
 use std::{
     fs, io,
@@ -8,39 +9,41 @@ use std::{
     time::Duration,
 };
 
-/// The first argument of the process inside.
+use lb_lab::sandbox::end_cgroup;
+
+/// The first argument of the process in the sandbox.
 pub const INSIDE: &str = "--inside";
-/// Environment of the process inside: the directory that is its own.
+/// Environment variable of the process in the sandbox: its directory.
 pub const DIRECTORY: &str = "BEELINE_E2E_DIRECTORY";
-/// Environment of the process inside: what its cgroups are called in each hierarchy.
+/// Environment variable of the process in the sandbox: the name of its cgroup in each hierarchy.
 pub const CGROUP: &str = "BEELINE_E2E_CGROUP";
 
-/// Makes the place, and runs this program again inside of it with the same arguments. Whatever becomes of that process, all
-/// that it started ends with it, since it is the first of a process namespace.
+/// Makes the sandbox, and runs this program again in it with the same arguments. That process is the first of a process
+/// namespace, so its end is the end of every process that it started.
 pub fn main(arguments: &[String]) -> ExitCode {
     if !rustix::process::geteuid().is_root() {
         eprintln!("e2e: not root: a cluster needs namespaces and cgroups of its own");
         return ExitCode::FAILURE;
     }
-    let place = Place::make().expect("a directory and cgroups");
+    let sandbox = E2eSandbox::make().expect("a directory and cgroups");
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "--propagation=private", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"])
         .arg(std::env::current_exe().expect("this program"))
         .arg(INSIDE)
         .args(arguments)
-        .env(DIRECTORY, &place.directory)
-        .env(CGROUP, &place.cgroup)
-        // A signal of the terminal reaches this process alone, which ends the others in order.
+        .env(DIRECTORY, &sandbox.directory)
+        .env(CGROUP, &sandbox.cgroup)
+        // Signals of the terminal reach this process alone, which ends the others in order.
         .process_group(0);
     let mut child = command.spawn().expect("the command unshare (package util-linux)");
     let status = Signals::new().watch(&mut child);
     let succeeded = status.is_some_and(|status| status.success());
-    place.remove(succeeded);
+    sandbox.remove(succeeded);
     if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// SIGINT and SIGTERM, which would otherwise leave cgroups behind.
+/// Handlers of SIGINT and SIGTERM, whose default action would leave cgroups behind.
 struct Signals(tokio::runtime::Runtime);
 
 impl Signals {
@@ -48,7 +51,7 @@ impl Signals {
         Self(tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime"))
     }
 
-    /// The status of a child; none if it was ended because this process shall end.
+    /// Waits for a child and returns its status; none if a signal made this process kill it.
     fn watch(&self, child: &mut std::process::Child) -> Option<std::process::ExitStatus> {
         use tokio::signal::unix::{SignalKind, signal};
         self.0.block_on(async {
@@ -65,7 +68,7 @@ impl Signals {
                     }
                 }
             }
-            // `unshare --kill-child` takes the process inside with it.
+            // `unshare --kill-child` kills the process in the sandbox too.
             child.kill().expect("our own child");
             child.wait().expect("our own child");
             None
@@ -73,12 +76,13 @@ impl Signals {
     }
 }
 
-struct Place {
+/// Directory and cgroups of the sandbox.
+struct E2eSandbox {
     directory: PathBuf,
     cgroup: String,
 }
 
-impl Place {
+impl E2eSandbox {
     fn make() -> io::Result<Self> {
         let cgroup = format!("beeline-e2e-{}", std::process::id());
         let directory = std::env::temp_dir().join(&cgroup);
@@ -86,8 +90,7 @@ impl Place {
         for Hierarchy { mount, .. } in hierarchies() {
             fs::create_dir(mount.join(&cgroup))?;
             copy_cpuset(&mount, &cgroup)?;
-            // The stories are about Beeline, and not about what else the machine does meanwhile: all that the cluster runs
-            // together weighs as much as eight programs elsewhere.
+            // Other work of the machine must not starve the cluster: it gets the CPU shares of eight processes.
             let shares = mount.join(&cgroup).join("cpu.shares");
             if shares.is_file() {
                 fs::write(shares, "8192")?;
@@ -96,18 +99,11 @@ impl Place {
         Ok(Self { directory, cgroup })
     }
 
-    /// Logs of a run that failed are kept.
+    /// Removes cgroups and directory, but keeps the logs of a run that failed.
     fn remove(&self, succeeded: bool) {
         for Hierarchy { mount, .. } in hierarchies() {
             let path = mount.join(&self.cgroup);
-            let gone = (0..100).any(|_| {
-                let gone = remove_cgroup(&path).is_ok();
-                if !gone {
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                gone
-            });
-            if !gone {
+            if !end_cgroup(&path, Duration::from_secs(5)) {
                 eprintln!("e2e: cannot remove the cgroup {}", path.display());
             }
         }
@@ -127,29 +123,28 @@ impl Place {
 
 /// A mounted cgroup hierarchy.
 pub struct Hierarchy {
-    /// Where.
+    /// The mount point.
     pub mount: PathBuf,
     /// `cgroup` or `cgroup2`.
     pub kind: String,
-    /// Its controllers, for version 1.
+    /// Mount options without flags: the controllers of a v1 hierarchy.
     pub options: String,
 }
 
-/// All that this machine has mounted.
+/// Lists the mounted cgroup hierarchies.
 pub fn hierarchies() -> Vec<Hierarchy> {
     let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc");
     let hierarchy = |line: &str| {
         let words: Vec<&str> = line.split(' ').collect();
         let [_, mount, kind @ ("cgroup" | "cgroup2"), options, ..] = words.as_slice() else { return None };
-        // Flags of the mount come first, and are none of the hierarchy's.
-        let is_its_own = |option: &&str| !matches!(*option, "rw" | "ro" | "relatime" | "nosuid" | "nodev" | "noexec");
-        let options = options.split(',').filter(is_its_own).collect::<Vec<_>>().join(",");
+        let is_no_flag = |option: &&str| !matches!(*option, "rw" | "ro" | "relatime" | "nosuid" | "nodev" | "noexec");
+        let options = options.split(',').filter(is_no_flag).collect::<Vec<_>>().join(",");
         Some(Hierarchy { mount: PathBuf::from(mount), kind: (*kind).to_owned(), options })
     };
     mounts.lines().filter_map(hierarchy).collect()
 }
 
-/// A child of the cpuset hierarchy takes no process before it has CPUs and memory.
+/// Copies CPUs and memory nodes to a child of the cpuset hierarchy, which takes no process before it has them.
 pub fn copy_cpuset(parent: &Path, child: &str) -> io::Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let (from, to) = (parent.join(file), parent.join(child).join(file));
@@ -158,14 +153,4 @@ pub fn copy_cpuset(parent: &Path, child: &str) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn remove_cgroup(cgroup: &Path) -> io::Result<()> {
-    if !cgroup.exists() {
-        return Ok(());
-    }
-    for child in fs::read_dir(cgroup)?.flatten().filter(|entry| entry.path().is_dir()) {
-        remove_cgroup(&child.path())?;
-    }
-    fs::remove_dir(cgroup)
 }

@@ -26,8 +26,8 @@ pub use layout::{
 };
 pub use scheduler::Scheduler;
 pub use select::{
-    Access, AffinityOutcome, Caller, Cause, Choice, Client, Event, ListReason, Match, Observer, Origin, Pair,
-    ScheduleReason, State, Tables, Unobserved, Verdict, is_cluster_ip, select, select_observed, serves_node_ports,
+    Access, AffinityOutcome, Caller, Cause, Choice, Client, ListReason, Match, Observer, Origin, Pair, ScheduleReason,
+    SelectEvent, State, Tables, Unobserved, Verdict, is_cluster_ip, select, select_observed, serves_node_ports,
     take_turn,
 };
 pub use translation::{MAX_TRANSLATIONS, Put, TcpSock, Translation, Translations};

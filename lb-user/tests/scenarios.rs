@@ -14,7 +14,7 @@ use std::{
 use expect_test::expect_file;
 use lb_agent::reconcile::{PassReport, Reconciler};
 use lb_core::{
-    event::{Event, Kind},
+    event::{Event, ObjectKind},
     model::Settings,
     op::Table,
     store::{Faults, Limits, MemoryStore},
@@ -163,7 +163,7 @@ fn describe(reconciler: &Reconciler<MemoryStore>, report: &PassReport) -> String
 fn load_step(path: &Path) -> Result<Vec<Event>, Failed> {
     let objects = yaml::parse(&fs::read_to_string(path)?, None)?;
     let objects_of = |kind| objects.iter().filter(|object| object.kind() == kind).cloned().collect();
-    Ok(Kind::ALL.into_iter().map(|kind| Event::Replace(kind, objects_of(kind))).collect())
+    Ok(ObjectKind::ALL.into_iter().map(|kind| Event::Replace(kind, objects_of(kind))).collect())
 }
 
 fn sorted(directory: &Path) -> Vec<PathBuf> {

@@ -6,7 +6,9 @@ mod schedule;
 mod verdict;
 
 pub use input::{Caller, Client, Origin, State, Tables};
-pub use observe::{Access, AffinityOutcome, Event, ListReason, Match, Observer, Pair, ScheduleReason, Unobserved};
+pub use observe::{
+    Access, AffinityOutcome, ListReason, Match, Observer, Pair, ScheduleReason, SelectEvent, Unobserved,
+};
 pub use schedule::take_turn;
 pub use verdict::{Cause, Choice, Verdict};
 
@@ -35,7 +37,7 @@ pub fn select_observed(
     observer: &impl Observer,
 ) -> Verdict {
     if !tables.may_have(dest) {
-        observer.note(|| Event::NoFrontend);
+        observer.note(|| SelectEvent::NoFrontend);
         return Verdict::NotService;
     }
     let look = Look { tables, caller, dest, observer };
@@ -43,12 +45,12 @@ pub fn select_observed(
     // A refusal is looked at twice too: the frontend may just have moved to another service port. This is rare, and any
     // backend is right then.
     if !matches!(outcome.step, Step::NotService | Step::Chosen) {
-        observer.note(|| Event::SecondLook);
+        observer.note(|| SelectEvent::SecondLook);
         outcome = look.attempt(|service, list, choice| {
             let index = scale(caller.random(), service.len(list));
             match tables.slot(&SlotKey::new(choice.service, list, index)) {
                 Some(slot) => {
-                    observer.note(|| Event::Scheduled { backend: slot.backend, reason: ScheduleReason::Random });
+                    observer.note(|| SelectEvent::Scheduled { backend: slot.backend, reason: ScheduleReason::Random });
                     Outcome::of(Step::Chosen, &slot, choice)
                 }
                 None => look.fallback(list, choice),
@@ -68,8 +70,8 @@ pub fn select_observed(
     match verdict {
         // `attempt` has told why.
         Verdict::NotService => {}
-        Verdict::Backend(choice) => observer.note(|| Event::Chosen(choice)),
-        Verdict::Refused(service, cause) => observer.note(|| Event::Refused(service, cause)),
+        Verdict::Backend(choice) => observer.note(|| SelectEvent::Chosen(choice)),
+        Verdict::Refused(service, cause) => observer.note(|| SelectEvent::Refused(service, cause)),
     }
     verdict
 }
@@ -142,12 +144,12 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
         };
         // Before anything is chosen, since a choice takes turns and stores affinity.
         if caller.is_bypassed() {
-            observer.note(|| Event::Bypassed);
+            observer.note(|| SelectEvent::Bypassed);
             return Outcome { step: Step::NotService, choice };
         }
         choice.service = frontend.service;
         let Some(service) = tables.service(frontend.service) else {
-            observer.note(|| Event::NoService(frontend.service));
+            observer.note(|| SelectEvent::NoService(frontend.service));
             return Outcome { step: Step::Again, choice };
         };
         if frontend.kind == Kind::LoadBalancer as u8
@@ -155,14 +157,14 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
             && let Some(client) = caller.client().addr()
         {
             if !tables.in_source_ranges(frontend.service, &client) {
-                observer.note(|| Event::SourceRange { client, access: Access::Denied });
+                observer.note(|| SelectEvent::SourceRange { client, access: Access::Denied });
                 return Outcome { step: Step::SourceRange, choice };
             }
-            observer.note(|| Event::SourceRange { client, access: Access::Allowed });
+            observer.note(|| SelectEvent::SourceRange { client, access: Access::Allowed });
         }
         let reason = ListReason::of(frontend.kind, &service, caller.origin());
         let list = reason.list();
-        observer.note(|| Event::List { list, reason, len: service.len(list) });
+        observer.note(|| SelectEvent::List { list, reason, len: service.len(list) });
         if service.len(list) == 0 {
             let step = if service.cluster_len == 0 { Step::NoEndpoints } else { Step::NoLocalEndpoints };
             return Outcome { step, choice };
@@ -181,16 +183,19 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
             other => other,
         };
         let Some(frontend) = found else {
-            observer.note(|| Event::NoFrontend);
+            observer.note(|| SelectEvent::NoFrontend);
             return None;
         };
         if frontend.kind == Kind::NodePort as u8 && !serves_node_ports(*tables, *caller, &dest.addr) {
-            observer.note(|| Event::NotNodePort { frontend, node_addr: tables.node_addr(&node_addr_key(&dest.addr)) });
+            observer.note(|| SelectEvent::NotNodePort {
+                frontend,
+                node_addr: tables.node_addr(&node_addr_key(&dest.addr)),
+            });
             return None;
         }
         observer.note(|| {
             let matched = if frontend.kind == Kind::NodePort as u8 { Match::NodePort } else { Match::Exact };
-            Event::Frontend { frontend, matched }
+            SelectEvent::Frontend { frontend, matched }
         });
         Some(frontend)
     }

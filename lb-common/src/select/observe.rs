@@ -4,11 +4,11 @@ use crate::{Addr, Affinity, AffinityKey, Frontend, Kind, List, NodeAddr, Service
 
 use super::{Cause, Choice, Origin};
 
-/// Receives the [`Event`]s of [`super::select_observed`].
+/// Receives the [`SelectEvent`]s of [`super::select_observed`].
 pub trait Observer {
     /// Called for each event, in order. The event is built only if an observer asks for it: [`Unobserved`] never does,
     /// so that the programs pay nothing.
-    fn note(&self, event: impl FnOnce() -> Event);
+    fn note(&self, event: impl FnOnce() -> SelectEvent);
 }
 
 /// Ignores all events.
@@ -16,19 +16,19 @@ pub struct Unobserved;
 
 impl Observer for Unobserved {
     #[inline(always)]
-    fn note(&self, _event: impl FnOnce() -> Event) {}
+    fn note(&self, _event: impl FnOnce() -> SelectEvent) {}
 }
 
-impl<F: Fn(Event)> Observer for F {
-    fn note(&self, event: impl FnOnce() -> Event) {
+impl<F: Fn(SelectEvent)> Observer for F {
+    fn note(&self, event: impl FnOnce() -> SelectEvent) {
         self(event());
     }
 }
 
-/// A step of a choice. The last event is the verdict: [`Event::NoFrontend`], [`Event::NotNodePort`],
-/// [`Event::Bypassed`], [`Event::Refused`] or [`Event::Chosen`].
+/// A step of a choice. The last event is the verdict: [`SelectEvent::NoFrontend`], [`SelectEvent::NotNodePort`],
+/// [`SelectEvent::Bypassed`], [`SelectEvent::Refused`] or [`SelectEvent::Chosen`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Event {
+pub enum SelectEvent {
     /// Verdict: no frontend has this address, port and protocol.
     NoFrontend,
     /// Verdict: a NodePort has the port and protocol, but not at this address.

@@ -1,7 +1,7 @@
 //! Choice from a backend list: affinity first, then the scheduler. Never walks the list.
 
 use super::{
-    AffinityOutcome, Caller, Choice, Event, Look, Observer, Outcome, Pair, ScheduleReason, State, Step, Tables,
+    AffinityOutcome, Caller, Choice, Look, Observer, Outcome, Pair, ScheduleReason, SelectEvent, State, Step, Tables,
 };
 use crate::{
     Affinity, AffinityKey, Backend, BackendFlags, List, MAGLEV_LEN, MaglevKey, Scheduler, Service, Slot, SlotKey,
@@ -38,7 +38,7 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
                 Some(_) => AffinityOutcome::Kept,
                 None => AffinityOutcome::of_unkept(entry.as_ref(), service.affinity_seconds, now),
             };
-            Event::Affinity { key: *key, entry, outcome }
+            SelectEvent::Affinity { key: *key, entry, outcome }
         });
         choice
     }
@@ -71,7 +71,7 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
                 ScheduleReason::FlowHash if caller.client().addr().is_none() => ScheduleReason::Random,
                 reason => reason,
             };
-            Event::Scheduled { backend: slot.backend, reason }
+            SelectEvent::Scheduled { backend: slot.backend, reason }
         });
         let compares = Scheduler::compares_open_sockets(scheduler);
         if len > 1 && (compares || (avoid != 0 && slot.backend == avoid)) {
@@ -85,7 +85,7 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
                 observer.note(|| {
                     let pair = Pair { scheduled, other: other.backend, taken: slot.backend };
                     let avoided = [pair.scheduled, pair.other].contains(&avoid);
-                    if avoided { Event::Avoided(pair) } else { Event::Compared(pair) }
+                    if avoided { SelectEvent::Avoided(pair) } else { SelectEvent::Compared(pair) }
                 });
             }
         }
@@ -108,7 +108,7 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
     /// Slot 0, if the list has any, in place of a missing slot.
     #[inline(always)]
     pub(super) fn fallback(&self, list: List, choice: Choice) -> Outcome {
-        self.observer.note(|| Event::SlotMissing);
+        self.observer.note(|| SelectEvent::SlotMissing);
         match self.tables.slot(&SlotKey::new(choice.service, list, 0)) {
             Some(slot) => Outcome::of(Step::Again, &slot, choice),
             None => Outcome { step: Step::Again, choice },

@@ -19,21 +19,21 @@ use crate::{
     http::{self, BindAddress, Reply},
     reconcile::Status,
 };
-use lb_core::event::Kind;
+use lb_core::event::ObjectKind;
 
 /// Maximum age of a change that no successful pass has handled: twice kube-proxy's default sync period.
 const MAX_PENDING: Duration = Duration::from_secs(60);
 
 /// A health endpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum UdpStorageReader {
+pub(crate) enum Probe {
     /// `/healthz`: may load balancers send clients to this node? Not while the node is being removed.
     Healthz,
     /// `/livez`: does the agent work?
     Livez,
 }
 
-impl UdpStorageReader {
+impl Probe {
     pub(crate) const ALL: [Self; 2] = [Self::Healthz, Self::Livez];
 
     fn from_path(path: &str) -> Option<Self> {
@@ -65,11 +65,11 @@ impl Now {
 pub(crate) fn is_live(status: &Status, now: Now) -> bool {
     let is_late = |since: Instant| now.monotonic.saturating_duration_since(since) >= MAX_PENDING;
     // Services are served without the other kinds.
-    let is_required = |kind| Kind::OF_SERVICES.contains(kind);
+    let is_required = |kind| ObjectKind::OF_SERVICES.contains(kind);
     status.ready && !status.forbidden.iter().any(is_required) && !status.pending_since.is_some_and(is_late)
 }
 
-fn answer(probe: UdpStorageReader, status: &Status, now: Now) -> Reply {
+fn answer(probe: Probe, status: &Status, now: Now) -> Reply {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Body {
@@ -78,7 +78,7 @@ fn answer(probe: UdpStorageReader, status: &Status, now: Now) -> Reply {
         #[serde(skip_serializing_if = "Option::is_none")]
         node_eligible: Option<bool>,
     }
-    let node_eligible = (probe == UdpStorageReader::Healthz).then_some(!status.node_is_leaving);
+    let node_eligible = (probe == Probe::Healthz).then_some(!status.node_is_leaving);
     let is_healthy = is_live(status, now) && node_eligible != Some(false);
     // As in kube-proxy, both times are equal while the answer is 200.
     let last_updated = if is_healthy { Some(now.wall) } else { status.updated };
@@ -101,15 +101,15 @@ pub(crate) struct ProbeCounts([[AtomicU64; 2]; 2]);
 
 impl ProbeCounts {
     /// Lists each probe and status code with its count.
-    pub(crate) fn counts(&self) -> impl Iterator<Item = (UdpStorageReader, u16, u64)> {
-        UdpStorageReader::ALL.into_iter().zip(&self.0).flat_map(|(probe, counts)| {
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (Probe, u16, u64)> {
+        Probe::ALL.into_iter().zip(&self.0).flat_map(|(probe, counts)| {
             [200, 503].into_iter().zip(counts).map(move |(code, count)| (probe, code, count.load(Ordering::Relaxed)))
         })
     }
 
-    fn count(&self, probe: UdpStorageReader, status: StatusCode) {
+    fn count(&self, probe: Probe, status: StatusCode) {
         let [healthz, livez] = &self.0;
-        let [ok, unavailable] = if probe == UdpStorageReader::Healthz { healthz } else { livez };
+        let [ok, unavailable] = if probe == Probe::Healthz { healthz } else { livez };
         let count = if status == StatusCode::OK { ok } else { unavailable };
         count.fetch_add(1, Ordering::Relaxed);
     }
@@ -118,7 +118,7 @@ impl ProbeCounts {
 /// Answers on the health port until the future is dropped.
 pub(crate) async fn run(address: BindAddress, status: watch::Receiver<Status>, counts: Arc<ProbeCounts>) -> Result<()> {
     let reply = move |path: String| {
-        let reply = UdpStorageReader::from_path(&path).map(|probe| {
+        let reply = Probe::from_path(&path).map(|probe| {
             let reply = answer(probe, &status.borrow(), Now::read());
             counts.count(probe, reply.status);
             reply
@@ -163,7 +163,7 @@ mod tests {
         ];
         for (ready, pending, leaving, expected) in cases {
             let status = status(ready, pending, leaving, now);
-            let codes = UdpStorageReader::ALL.map(|probe| answer(probe, &status, now).status.as_u16());
+            let codes = Probe::ALL.map(|probe| answer(probe, &status, now).status.as_u16());
             assert_eq!(codes, expected, "ready {ready}, pending {pending:?}, leaving {leaving}");
         }
     }
@@ -172,8 +172,8 @@ mod tests {
     fn an_agent_that_may_not_read_endpoints_is_unhealthy() {
         let now = Now { monotonic: Instant::now(), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1000) };
         let mut status = status(true, None, false, now);
-        status.forbidden.insert(Kind::Endpoints);
-        let codes = UdpStorageReader::ALL.map(|probe| answer(probe, &status, now).status.as_u16());
+        status.forbidden.insert(ObjectKind::Endpoints);
+        let codes = Probe::ALL.map(|probe| answer(probe, &status, now).status.as_u16());
         assert_eq!(codes, [503, 503]);
     }
 
@@ -186,22 +186,22 @@ mod tests {
             assert_eq!((reply.content_type, reply.body.as_str()), ("application/json", expected));
         };
         check(
-            UdpStorageReader::Healthz,
+            Probe::Healthz,
             &status(true, None, false, now),
             r#"{"lastUpdated":"1970-01-01T00:16:40Z","currentTime":"1970-01-01T00:16:40Z","nodeEligible":true}"#,
         );
         check(
-            UdpStorageReader::Healthz,
+            Probe::Healthz,
             &status(true, None, true, now),
             r#"{"lastUpdated":"1970-01-01T00:16:35Z","currentTime":"1970-01-01T00:16:40Z","nodeEligible":false}"#,
         );
         check(
-            UdpStorageReader::Livez,
+            Probe::Livez,
             &status(true, Some(99), true, now),
             r#"{"lastUpdated":"1970-01-01T00:16:35Z","currentTime":"1970-01-01T00:16:40Z"}"#,
         );
         check(
-            UdpStorageReader::Livez,
+            Probe::Livez,
             &status(false, None, false, now),
             r#"{"lastUpdated":null,"currentTime":"1970-01-01T00:16:40Z"}"#,
         );
@@ -210,9 +210,9 @@ mod tests {
     #[test]
     fn answers_are_counted_by_probe_and_code() {
         let counts = ProbeCounts::default();
-        counts.count(UdpStorageReader::Livez, StatusCode::OK);
-        counts.count(UdpStorageReader::Livez, StatusCode::OK);
-        counts.count(UdpStorageReader::Healthz, StatusCode::SERVICE_UNAVAILABLE);
+        counts.count(Probe::Livez, StatusCode::OK);
+        counts.count(Probe::Livez, StatusCode::OK);
+        counts.count(Probe::Healthz, StatusCode::SERVICE_UNAVAILABLE);
         let listed: Vec<_> = counts.counts().map(|(_, code, count)| (code, count)).collect();
         assert_eq!(listed, [(200, 0), (503, 1), (200, 2), (503, 0)]);
     }

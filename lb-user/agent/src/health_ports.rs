@@ -23,7 +23,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    events::{EventQueue, Origin},
+    events::{EventQueue, ProblemOrigin},
     health::{Now, is_live},
     http::{self, Reply},
     reconcile::Status,
@@ -53,8 +53,8 @@ impl HealthPort {
         if self.address.is_ipv4() { Family::V4 } else { Family::V6 }
     }
 
-    fn origin(&self) -> Origin {
-        Origin::HealthPort(self.address)
+    fn origin(&self) -> ProblemOrigin {
+        ProblemOrigin::HealthPort(self.address)
     }
 }
 

@@ -15,7 +15,7 @@ use lb_kernel::sock_diag::bound_sockets;
 use tracing::{info, warn};
 
 use crate::{
-    events::{EventQueue, Origin},
+    events::{EventQueue, ProblemOrigin},
     reconcile::{MapChanges, RemovedBackend},
 };
 use lb_core::{
@@ -158,7 +158,9 @@ impl Worker {
                 problems.entry(port.service).or_default().push(warning);
             }
         }
-        problems.into_iter().for_each(|(service, problems)| self.events.report(Origin::NodePort, &service, problems));
+        problems
+            .into_iter()
+            .for_each(|(service, problems)| self.events.report(ProblemOrigin::NodePort, &service, problems));
         Ok(())
     }
 

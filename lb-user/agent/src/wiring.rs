@@ -53,9 +53,9 @@ const EVENT_CAPACITY: usize = 1024;
 #[derive(Clone)]
 pub enum Source {
     /// YAML files.
-    Directory(directory::Options),
+    Directory(directory::DirectoryOptions),
     /// The API server.
-    Kubernetes(kubernetes::Options),
+    Kubernetes(kubernetes::KubernetesOptions),
 }
 
 /// Configuration of the agent, as the flags set it.

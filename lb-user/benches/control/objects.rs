@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use lb_common::Proto;
 use lb_core::{
-    event::{Event, Kind, Object},
+    event::{Event, Object, ObjectKind},
     objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Key, Service, ServicePort, SliceManager},
 };
 
@@ -14,13 +14,13 @@ const NODES: u32 = 200;
 /// The lists of all kinds.
 pub fn cluster(services: u32, endpoints: u32) -> Vec<Event> {
     vec![
-        Event::Replace(Kind::Service, (0..services).map(|number| Object::Service(service(number))).collect()),
+        Event::Replace(ObjectKind::Service, (0..services).map(|number| Object::Service(service(number))).collect()),
         Event::Replace(
-            Kind::EndpointSlice,
+            ObjectKind::EndpointSlice,
             (0..services).map(|number| slice(number, addresses(number, endpoints))).collect(),
         ),
-        Event::Replace(Kind::Endpoints, Vec::new()),
-        Event::Replace(Kind::Node, Vec::new()),
+        Event::Replace(ObjectKind::Endpoints, Vec::new()),
+        Event::Replace(ObjectKind::Node, Vec::new()),
     ]
 }
 

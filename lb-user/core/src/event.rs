@@ -4,9 +4,9 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::objects::{EndpointSlice, Endpoints, Key, Namespace, Node, Pod, Service};
 
-/// A kind of object. No map is written before every kind in [`Kind::OF_SERVICES`] was listed once (invariant I5).
+/// A kind of object. No map is written before every kind in [`ObjectKind::OF_SERVICES`] was listed once (invariant I5).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Kind {
+pub enum ObjectKind {
     /// v1 Service.
     Service,
     /// discovery.k8s.io/v1 EndpointSlice.
@@ -21,7 +21,7 @@ pub enum Kind {
     Namespace,
 }
 
-impl Kind {
+impl ObjectKind {
     /// All kinds.
     pub const ALL: [Self; 6] =
         [Self::Service, Self::EndpointSlice, Self::Endpoints, Self::Node, Self::Pod, Self::Namespace];
@@ -50,14 +50,14 @@ pub enum Object {
 impl Object {
     /// The kind of this object.
     #[must_use]
-    pub const fn kind(&self) -> Kind {
+    pub const fn kind(&self) -> ObjectKind {
         match self {
-            Self::Service(_) => Kind::Service,
-            Self::EndpointSlice(_) => Kind::EndpointSlice,
-            Self::Endpoints(_) => Kind::Endpoints,
-            Self::Node(_) => Kind::Node,
-            Self::Pod(_) => Kind::Pod,
-            Self::Namespace(_) => Kind::Namespace,
+            Self::Service(_) => ObjectKind::Service,
+            Self::EndpointSlice(_) => ObjectKind::EndpointSlice,
+            Self::Endpoints(_) => ObjectKind::Endpoints,
+            Self::Node(_) => ObjectKind::Node,
+            Self::Pod(_) => ObjectKind::Pod,
+            Self::Namespace(_) => ObjectKind::Namespace,
         }
     }
 
@@ -86,11 +86,11 @@ pub enum Event {
     /// The object is new or has changed.
     Apply(Object),
     /// The object has gone.
-    Delete(Kind, Key),
+    Delete(ObjectKind, Key),
     /// These are all objects of the kind, in one swap: objects that are not among them have gone.
-    Replace(Kind, Vec<Object>),
+    Replace(ObjectKind, Vec<Object>),
     /// The source may not read the kind any more: known objects of it are out of date until its next `Replace`.
-    Forbidden(Kind),
+    Forbidden(ObjectKind),
     /// These are the addresses of the node's interfaces.
     NodeAddresses(BTreeSet<IpAddr>),
 }

@@ -7,7 +7,6 @@
 
 mod bloom;
 pub mod event;
-pub mod few;
 pub mod ids;
 pub mod model;
 pub mod objects;

@@ -9,7 +9,7 @@ use super::{
     api::{EndpointSlice, Endpoints, Namespace, Node, Pod, Service},
     convert::{ApiObject, NETNS},
 };
-use lb_core::event::{Kind, Object};
+use lb_core::event::{Object, ObjectKind};
 
 /// Error of a file, with its position.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -185,7 +185,7 @@ fn add_one<T: ApiObject>(
     if meta.name.as_deref().is_none_or(str::is_empty) {
         return Err(fail("metadata.name: missing; add it".to_owned(), |_| Ok(())));
     }
-    if matches!(T::EVENT_KIND, Kind::Node | Kind::Namespace) {
+    if matches!(T::EVENT_KIND, ObjectKind::Node | ObjectKind::Namespace) {
         meta.namespace = None;
     } else if meta.namespace.as_deref().is_none_or(str::is_empty) {
         meta.namespace = Some("default".to_owned());

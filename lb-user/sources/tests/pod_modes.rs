@@ -1,7 +1,7 @@
 //! Pods and Namespaces as YAML, and the mode that each pod of the node gets.
 
 use lb_core::{
-    event::{Event, Kind},
+    event::{Event, ObjectKind},
     model::pod_modes::{PodModes, PodNetns, PodWithMode, pod_modes},
     world::World,
 };
@@ -11,7 +11,7 @@ use lb_sources::yaml;
 fn modes(text: &str) -> String {
     let objects = yaml::parse(text, None).expect("right objects");
     let mut world = World::new("here");
-    for kind in Kind::ALL {
+    for kind in ObjectKind::ALL {
         let of_kind = objects.iter().filter(|object| object.kind() == kind).cloned().collect();
         world.apply(Event::Replace(kind, of_kind));
     }

@@ -225,7 +225,7 @@ mod tests {
         let node = "here";
         let mut reconcilers = [before, yaml].map(|text| {
             std::fs::write(directory.path().join("a.yaml"), text).expect("a file");
-            let options = directory::Options { path: directory.path().to_owned(), proxy_name: None };
+            let options = directory::DirectoryOptions { path: directory.path().to_owned(), proxy_name: None };
             let mut reconciler = Reconciler::new(MemoryStore::new(limits), node, lb_core::model::Settings::default());
             reconciler.handle(objects::load(Source::Directory(options)).expect("it is read"));
             reconciler.pass();

@@ -17,7 +17,7 @@ use tokio::{sync::mpsc, time::timeout};
 use super::{Cli, Command, config, run, service_flags, service_flags::ServiceArgs};
 use lb_agent::Source;
 use lb_core::{
-    event::{Event, Kind},
+    event::{Event, ObjectKind},
     model::Settings,
 };
 use lb_dataplane::pins::Pins;
@@ -93,7 +93,7 @@ impl SourceArgs {
         let (text, source) = match self.filename {
             Some(path) => {
                 let text = format!("the directory {}", path.display());
-                (text, Source::Directory(directory::Options { path, proxy_name }))
+                (text, Source::Directory(directory::DirectoryOptions { path, proxy_name }))
             }
             None if self.kubeconfig.is_none() && self.api_server.is_empty() => bail!(
                 "settings of Services need a source of objects: name a directory with -f, or a cluster with \
@@ -103,7 +103,7 @@ impl SourceArgs {
             None => {
                 let (api_server, kubeconfig) = (self.api_server, self.kubeconfig);
                 let node_name = node_name.clone();
-                let options = kubernetes::Options {
+                let options = kubernetes::KubernetesOptions {
                     api_server,
                     kubeconfig,
                     node_name,
@@ -215,9 +215,9 @@ pub(super) fn load(source: Source) -> Result<Vec<Event>> {
 }
 
 /// Runs the agent's own source until it has listed each kind.
-async fn list(options: kubernetes::Options) -> Result<Vec<Event>> {
+async fn list(options: kubernetes::KubernetesOptions) -> Result<Vec<Event>> {
     let (tx, mut rx) = mpsc::channel(16);
-    let mut missing = BTreeSet::from(Kind::OF_SERVICES);
+    let mut missing = BTreeSet::from(ObjectKind::OF_SERVICES);
     let mut events = Vec::new();
     let collect = async {
         while !missing.is_empty() {

@@ -112,8 +112,8 @@ impl RunArgs {
     pub(super) fn source(&self) -> Source {
         let proxy_name = self.service_args.service_proxy_name.clone();
         match &self.directory {
-            Some(path) => Source::Directory(directory::Options { path: path.clone(), proxy_name }),
-            None => Source::Kubernetes(kubernetes::Options {
+            Some(path) => Source::Directory(directory::DirectoryOptions { path: path.clone(), proxy_name }),
+            None => Source::Kubernetes(kubernetes::KubernetesOptions {
                 api_server: self.api_server.clone(),
                 kubeconfig: self.kubeconfig.clone(),
                 node_name: self.service_args.node_name(),

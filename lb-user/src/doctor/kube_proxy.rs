@@ -7,7 +7,7 @@ use lb_dataplane::{
     kube_proxy,
     kube_proxy::{IPVS_DEVICE, Leftovers},
 };
-use lb_kernel::netfilter::{Chain, Table};
+use lb_kernel::netfilter::{Chain, NftTable};
 
 const CHECK: &str = "kube-proxy";
 
@@ -59,7 +59,7 @@ pub(super) fn evaluate(facts: &KubeProxyFacts) -> Vec<Finding> {
         findings.push(Finding::warning(CHECK, what, "`beeline handover`"));
     }
     for (chains, tool) in [(&leftovers.chains, "iptables-nft"), (&leftovers.legacy, "iptables-legacy")] {
-        let tables: std::collections::BTreeSet<&Table> = chains.iter().map(|chain| &chain.table).collect();
+        let tables: std::collections::BTreeSet<&NftTable> = chains.iter().map(|chain| &chain.table).collect();
         for table in tables {
             let names: Vec<_> = chains.iter().filter(|chain| chain.table == *table).collect();
             let what = format!(
@@ -105,7 +105,7 @@ mod tests {
     fn leftovers_are_reported_by_table() {
         let facts = |leftovers| KubeProxyFacts { leftovers: Ok(leftovers), running: Vec::new() };
         check(&facts(Leftovers::default()), &["ok: nothing of kube-proxy"]);
-        let table = |name: &str| Table { family: Family::V4, name: name.to_owned() };
+        let table = |name: &str| NftTable { family: Family::V4, name: name.to_owned() };
         let chain = |table_name: &str, name: &str| Chain { table: table(table_name), name: name.to_owned() };
         let leftovers = Leftovers {
             tables: vec![table("kube-proxy")],

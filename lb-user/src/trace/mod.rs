@@ -7,9 +7,9 @@ mod snapshot;
 use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr};
 
 use lb_common::{
-    AffinityOutcome, BackendFlags, Caller as _, Cause, Choice, Event, FrontendKey, Kind, List, ListReason, Origin,
-    PodMode, Proto, ScheduleReason, Scheduler, Service, Slot, SlotKey, State as _, Tables as _, Verdict, is_cluster_ip,
-    select_observed,
+    AffinityOutcome, BackendFlags, Caller as _, Cause, Choice, FrontendKey, Kind, List, ListReason, Origin, PodMode,
+    Proto, ScheduleReason, Scheduler, SelectEvent, Service, Slot, SlotKey, State as _, Tables as _, Verdict,
+    is_cluster_ip, select_observed,
 };
 use lb_core::text::number;
 
@@ -66,7 +66,7 @@ impl Choosing<'_> {
         let events = RefCell::new(Vec::new());
         let verdict = select_observed(self.snapshot, &self.client, &self.dest, 0, &|event| {
             let mut events = events.borrow_mut();
-            if event == Event::SecondLook {
+            if event == SelectEvent::SecondLook {
                 // A second look starts again from the frontend.
                 events.clear();
             }
@@ -76,37 +76,37 @@ impl Choosing<'_> {
     }
 
     /// Formats events, one or more lines each.
-    fn describe(&self, events: &[Event]) -> String {
+    fn describe(&self, events: &[SelectEvent]) -> String {
         let mut text = String::new();
         let (mut service_port, mut list_in_use, mut reason) = (0, List::Cluster, "");
         for event in events {
             match *event {
-                Event::Frontend { frontend, .. } => {
+                SelectEvent::Frontend { frontend, .. } => {
                     service_port = frontend.service;
                     let kind = Kind::from_number(frontend.kind).map_or("unknown kind", Kind::name);
                     let name = inspect::name_of(&self.snapshot.dump, frontend.service);
                     text += &format!("  frontend   {kind} of {name}\n");
                 }
-                Event::List { len: 0, .. } => {}
-                Event::List { list, reason, .. } => {
+                SelectEvent::List { len: 0, .. } => {}
+                SelectEvent::List { list, reason, .. } => {
                     list_in_use = list;
                     text += &self.list(service_port, list, reason);
                 }
-                Event::Affinity { entry, outcome, .. } => {
+                SelectEvent::Affinity { entry, outcome, .. } => {
                     if outcome == AffinityOutcome::Kept {
                         reason = ", by affinity";
                     }
                     text += &self.affinity(service_port, entry, outcome);
                 }
-                Event::Scheduled { reason: schedule, .. } => reason = scheduled(schedule),
-                Event::Compared(_) | Event::Avoided(_) => reason = "",
-                Event::NoService(_) | Event::SlotMissing => {
+                SelectEvent::Scheduled { reason: schedule, .. } => reason = scheduled(schedule),
+                SelectEvent::Compared(_) | SelectEvent::Avoided(_) => reason = "",
+                SelectEvent::NoService(_) | SelectEvent::SlotMissing => {
                     text += "  note       an entry is missing: the agent is changing the list\n";
                 }
-                Event::SourceRange { .. } | Event::SecondLook => {}
-                Event::Bypassed => text += LEFT_ALONE,
-                Event::NoFrontend => text += &self.no_service(),
-                Event::NotNodePort { frontend, node_addr } => {
+                SelectEvent::SourceRange { .. } | SelectEvent::SecondLook => {}
+                SelectEvent::Bypassed => text += LEFT_ALONE,
+                SelectEvent::NoFrontend => text += &self.no_service(),
+                SelectEvent::NotNodePort { frontend, node_addr } => {
                     text += &self.no_service();
                     let name = inspect::name_of(&self.snapshot.dump, frontend.service);
                     let why = match node_addr {
@@ -115,8 +115,8 @@ impl Choosing<'_> {
                     };
                     text += &format!("  hint       the port is a NodePort of {name}, but {why}\n");
                 }
-                Event::Refused(_, cause) => text += &self.refused(cause),
-                Event::Chosen(choice) => text += &self.chosen(&choice, list_in_use, reason),
+                SelectEvent::Refused(_, cause) => text += &self.refused(cause),
+                SelectEvent::Chosen(choice) => text += &self.chosen(&choice, list_in_use, reason),
             }
         }
         text

@@ -236,13 +236,13 @@ fn events_of_a_changing_list_are_described() {
     let frontend = Frontend::new(1, Kind::ClusterIp);
     let choice = Choice { service: 1, backend: 1, addr: addr("10.0.0.1"), port: 8080 };
     let text = choosing.describe(&[
-        Event::SecondLook,
-        Event::Frontend { frontend, matched: lb_common::Match::Exact },
-        Event::List { list: List::Local, reason: ListReason::InternalLocal, len: 1 },
-        Event::SlotMissing,
-        Event::Scheduled { backend: 1, reason: ScheduleReason::Turn },
-        Event::Compared(Pair { scheduled: 1, other: 2, taken: 1 }),
-        Event::Chosen(choice),
+        SelectEvent::SecondLook,
+        SelectEvent::Frontend { frontend, matched: lb_common::Match::Exact },
+        SelectEvent::List { list: List::Local, reason: ListReason::InternalLocal, len: 1 },
+        SelectEvent::SlotMissing,
+        SelectEvent::Scheduled { backend: 1, reason: ScheduleReason::Turn },
+        SelectEvent::Compared(Pair { scheduled: 1, other: 2, taken: 1 }),
+        SelectEvent::Chosen(choice),
     ]);
     expect![[r"
         events

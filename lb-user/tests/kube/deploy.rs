@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use lb_core::event::Kind;
+use lb_core::event::ObjectKind;
 use serde_json::Value;
 
 use crate::{
@@ -232,7 +232,7 @@ pub(crate) fn account_may_read_what_the_agent_reads_and_nothing_else(server: &mu
     let kubeconfig = account(server);
     let mut source = Source::new(Options { kubeconfig: Some(kubeconfig), ..options(server) });
     server.apply(&service("seen", ""));
-    source.until("the Service", |source| source.has(Kind::Service, "seen"));
+    source.until("the Service", |source| source.has(ObjectKind::Service, "seen"));
 
     for (group, resource) in READ {
         let what = format!("{resource}.{group}");

@@ -17,7 +17,7 @@ use std::{
 };
 
 use lb_core::{
-    event::{Event, Kind, Object},
+    event::{Event, Object, ObjectKind},
     objects::Key,
 };
 use lb_lab::api_server::{ApiServer, Assets, free_port};
@@ -101,11 +101,11 @@ struct Source {
     runtime: Runtime,
     events: mpsc::Receiver<Event>,
     /// The objects that the events have left.
-    known: BTreeMap<(Kind, Key), Object>,
+    known: BTreeMap<(ObjectKind, Key), Object>,
     /// The number of lists of each kind.
-    lists: BTreeMap<Kind, usize>,
+    lists: BTreeMap<ObjectKind, usize>,
     /// Every object that was ever applied, listed or deleted.
-    seen: Vec<(Kind, Key)>,
+    seen: Vec<(ObjectKind, Key)>,
 }
 
 impl Source {
@@ -115,7 +115,7 @@ impl Source {
         runtime.spawn(async { run(options, tx).await.unwrap() });
         let (known, lists, seen) = Default::default();
         let mut source = Self { runtime, events, known, lists, seen };
-        source.until("all kinds are listed", |source| source.lists.len() == Kind::ALL.len());
+        source.until("all kinds are listed", |source| source.lists.len() == ObjectKind::ALL.len());
         source
     }
 
@@ -156,27 +156,27 @@ impl Source {
 
     fn add(&mut self, object: Object) {
         let id = match &object {
-            Object::Service(service) => (Kind::Service, service.key.clone()),
-            Object::EndpointSlice(slice) => (Kind::EndpointSlice, slice.key.clone()),
-            Object::Endpoints(endpoints) => (Kind::Endpoints, endpoints.key.clone()),
-            Object::Node(node) => (Kind::Node, Key::new("", &node.name)),
-            Object::Pod(pod) => (Kind::Pod, pod.key.clone()),
-            Object::Namespace(namespace) => (Kind::Namespace, Key::new("", &namespace.name)),
+            Object::Service(service) => (ObjectKind::Service, service.key.clone()),
+            Object::EndpointSlice(slice) => (ObjectKind::EndpointSlice, slice.key.clone()),
+            Object::Endpoints(endpoints) => (ObjectKind::Endpoints, endpoints.key.clone()),
+            Object::Node(node) => (ObjectKind::Node, Key::new("", &node.name)),
+            Object::Pod(pod) => (ObjectKind::Pod, pod.key.clone()),
+            Object::Namespace(namespace) => (ObjectKind::Namespace, Key::new("", &namespace.name)),
         };
         self.seen.push(id.clone());
         self.known.insert(id, object);
     }
 
-    fn has(&self, kind: Kind, name: &str) -> bool {
+    fn has(&self, kind: ObjectKind, name: &str) -> bool {
         self.known.contains_key(&(kind, Key::new("default", name)))
     }
 
-    fn saw(&self, kind: Kind, name: &str) -> bool {
+    fn saw(&self, kind: ObjectKind, name: &str) -> bool {
         self.seen.contains(&(kind, Key::new("default", name)))
     }
 
     fn zone(&self, node: &str) -> Option<&str> {
-        match self.known.get(&(Kind::Node, Key::new("", node))) {
+        match self.known.get(&(ObjectKind::Node, Key::new("", node))) {
             Some(Object::Node(node)) => node.zone.as_deref(),
             _ => None,
         }
@@ -204,11 +204,11 @@ fn endpoints(name: &str, labels: &str) -> String {
 fn objects_are_added_changed_and_deleted(server: &mut ApiServer) {
     server.apply(&service("early", ""));
     let mut source = Source::of(server);
-    assert!(source.has(Kind::Service, "early"), "listed");
+    assert!(source.has(ObjectKind::Service, "early"), "listed");
 
     server.apply(&service("late", ""));
-    source.until("the Service", |source| source.has(Kind::Service, "late"));
-    let Some(Object::Service(late)) = source.known.get(&(Kind::Service, Key::new("default", "late"))) else {
+    source.until("the Service", |source| source.has(ObjectKind::Service, "late"));
+    let Some(Object::Service(late)) = source.known.get(&(ObjectKind::Service, Key::new("default", "late"))) else {
         panic!("no Service")
     };
     assert_eq!((late.exempt, late.cluster_ips.len(), late.ports.len()), (None, 1, 1));
@@ -222,14 +222,16 @@ fn objects_are_added_changed_and_deleted(server: &mut ApiServer) {
              endpoints: [{{addresses: [{addr}], nodeName: n1}}]}}"
         )
     };
-    let reads =
-        |source: &Source, addr: &str| match source.known.get(&(Kind::EndpointSlice, Key::new("default", "late-1"))) {
-            Some(Object::EndpointSlice(slice)) => {
-                assert_eq!((slice.group.ports.len(), &*slice.problems), (1, &[][..]));
-                slice.group.endpoints[0].addr.to_string() == addr
-            }
-            _ => false,
-        };
+    let reads = |source: &Source, addr: &str| match source
+        .known
+        .get(&(ObjectKind::EndpointSlice, Key::new("default", "late-1")))
+    {
+        Some(Object::EndpointSlice(slice)) => {
+            assert_eq!((slice.group.ports.len(), &*slice.problems), (1, &[][..]));
+            slice.group.endpoints[0].addr.to_string() == addr
+        }
+        _ => false,
+    };
     server.apply(&slice("10.0.0.1"));
     source.until("the slice", |source| reads(source, "10.0.0.1"));
     server.apply(&slice("10.0.0.2"));
@@ -237,7 +239,7 @@ fn objects_are_added_changed_and_deleted(server: &mut ApiServer) {
 
     server.kubectl(&["delete", "service/early", "service/late", "endpointslice/late-1"]);
     source.until("their deletion", |source| {
-        ![(Kind::Service, "early"), (Kind::Service, "late"), (Kind::EndpointSlice, "late-1")]
+        ![(ObjectKind::Service, "early"), (ObjectKind::Service, "late"), (ObjectKind::EndpointSlice, "late-1")]
             .into_iter()
             .any(|(kind, name)| source.has(kind, name))
     });
@@ -247,12 +249,14 @@ fn objects_are_added_changed_and_deleted(server: &mut ApiServer) {
 fn a_service_that_gets_the_label_of_another_proxy_is_deleted(server: &mut ApiServer) {
     let mut source = Source::of(server);
     server.apply(&(service("a", "") + &service("b", "")));
-    source.until("the Services", |source| source.has(Kind::Service, "a") && source.has(Kind::Service, "b"));
+    source.until("the Services", |source| source.has(ObjectKind::Service, "a") && source.has(ObjectKind::Service, "b"));
     server.kubectl(&["label", "service/a", "service.kubernetes.io/service-proxy-name=other"]);
     server.kubectl(&["label", "service/b", "service.kubernetes.io/headless="]);
-    source.until("their deletion", |source| !source.has(Kind::Service, "a") && !source.has(Kind::Service, "b"));
+    source.until("their deletion", |source| {
+        !source.has(ObjectKind::Service, "a") && !source.has(ObjectKind::Service, "b")
+    });
     server.kubectl(&["label", "service/a", "service.kubernetes.io/service-proxy-name-"]);
-    source.until("the return of one", |source| source.has(Kind::Service, "a"));
+    source.until("the return of one", |source| source.has(ObjectKind::Service, "a"));
     server.kubectl(&["delete", "service/a", "service/b"]);
 }
 
@@ -262,7 +266,7 @@ fn only_services_of_the_proxy_name_are_sent(server: &mut ApiServer) {
     server.apply(&(service("plain", "") + &service("named", named) + headless));
     let plain = Source::of(server);
     let named = Source::new(Options { proxy_name: Some("x".to_owned()), ..options(server) });
-    let has = |source: &Source| ["plain", "named", "none"].map(|name| source.has(Kind::Service, name));
+    let has = |source: &Source| ["plain", "named", "none"].map(|name| source.has(ObjectKind::Service, name));
     assert_eq!((has(&plain), has(&named)), ([true, false, false], [false, true, false]));
     server.kubectl(&["delete", "service/plain", "service/named", "service/none"]);
 }
@@ -271,10 +275,10 @@ fn only_endpoints_without_a_mirror_are_sent(server: &mut ApiServer) {
     let mut source = Source::of(server);
     server.apply(&endpoints("managed", "endpoints.kubernetes.io/managed-by: endpoint-controller"));
     server.apply(&endpoints("hand", ""));
-    source.until("the hand-written Endpoints", |source| source.has(Kind::Endpoints, "hand"));
-    assert!(!source.saw(Kind::Endpoints, "managed"));
+    source.until("the hand-written Endpoints", |source| source.has(ObjectKind::Endpoints, "hand"));
+    assert!(!source.saw(ObjectKind::Endpoints, "managed"));
     server.kubectl(&["label", "endpoints/hand", "endpointslice.kubernetes.io/skip-mirror=true"]);
-    source.until("its deletion", |source| !source.has(Kind::Endpoints, "hand"));
+    source.until("its deletion", |source| !source.has(ObjectKind::Endpoints, "hand"));
     server.kubectl(&["delete", "endpoints/hand", "endpoints/managed"]);
 }
 
@@ -288,7 +292,7 @@ fn only_the_own_node_is_sent(server: &mut ApiServer) {
     source.until("the zone", |source| source.zone("n1") == Some("z1"));
     server.kubectl(&["label", "--overwrite", "node/n1", "topology.kubernetes.io/zone=z3"]);
     source.until("the other zone", |source| source.zone("n1") == Some("z3"));
-    assert!(!source.seen.contains(&(Kind::Node, Key::new("", "n2"))));
+    assert!(!source.seen.contains(&(ObjectKind::Node, Key::new("", "n2"))));
     server.kubectl(&["delete", "node/n1", "node/n2"]);
 }
 
@@ -304,28 +308,34 @@ fn pods_are_sent_by_label(server: &mut ApiServer) {
     let packet = "beeline.io/path: packet";
     server.apply(&(pod("chosen", "n1", packet) + &pod("plain", "n1", "") + &pod("elsewhere", "n2", packet)));
     let mut source = Source::of(server);
-    source.until("the pod", |source| source.has(Kind::Pod, "chosen"));
-    let Some(Object::Pod(chosen)) = source.known.get(&(Kind::Pod, Key::new("default", "chosen"))) else {
+    source.until("the pod", |source| source.has(ObjectKind::Pod, "chosen"));
+    let Some(Object::Pod(chosen)) = source.known.get(&(ObjectKind::Pod, Key::new("default", "chosen"))) else {
         panic!("no Pod")
     };
     assert_eq!((chosen.path, chosen.node.as_deref()), (Some(lb_common::PodMode::Packet), Some("n1")));
     assert!(chosen.uid.as_ref().is_some_and(|uid| uid.len() == 36) && chosen.netns.is_none(), "{chosen:?}");
     server.kubectl(&["label", "pod/plain", "beeline.io/path=off"]);
-    source.until("a second pod with a mode", |source| source.has(Kind::Pod, "plain"));
+    source.until("a second pod with a mode", |source| source.has(ObjectKind::Pod, "plain"));
     server.kubectl(&["label", "pod/plain", "beeline.io/path-"]);
-    source.until("its deletion", |source| !source.has(Kind::Pod, "plain"));
-    assert!(!source.known.keys().any(|(kind, _)| *kind == Kind::Namespace), "no Namespace without the label is sent");
+    source.until("its deletion", |source| !source.has(ObjectKind::Pod, "plain"));
+    assert!(
+        !source.known.keys().any(|(kind, _)| *kind == ObjectKind::Namespace),
+        "no Namespace without the label is sent"
+    );
 
     server.kubectl(&["label", "namespace/default", "beeline.io/path=off"]);
     source.until("all pods of the node", |source| {
-        source.known.contains_key(&(Kind::Namespace, Key::new("", "default"))) && source.has(Kind::Pod, "plain")
+        source.known.contains_key(&(ObjectKind::Namespace, Key::new("", "default")))
+            && source.has(ObjectKind::Pod, "plain")
     });
     server.kubectl(&["label", "namespace/default", "beeline.io/path-"]);
-    source.until("only pods with a mode", |source| !source.has(Kind::Pod, "plain") && source.has(Kind::Pod, "chosen"));
-    assert!(!source.saw(Kind::Pod, "elsewhere"));
+    source.until("only pods with a mode", |source| {
+        !source.has(ObjectKind::Pod, "plain") && source.has(ObjectKind::Pod, "chosen")
+    });
+    assert!(!source.saw(ObjectKind::Pod, "elsewhere"));
     let ended = r#"--patch={"status":{"phase":"Succeeded"}}"#;
     server.kubectl(&["patch", "pod/chosen", "--subresource=status", "--type=merge", ended]);
-    source.until("the deletion of a pod that has ended", |source| !source.has(Kind::Pod, "chosen"));
+    source.until("the deletion of a pod that has ended", |source| !source.has(ObjectKind::Pod, "chosen"));
     for name in ["pod/chosen", "pod/plain", "pod/elsewhere"] {
         server.kubectl(&["delete", name, "--grace-period=0", "--force"]);
     }
@@ -395,7 +405,7 @@ fn the_first_server_that_answers_is_used(server: &mut ApiServer) {
     let api_server = vec![dead, plain, server.url()];
     let mut source = Source::new(Options { api_server, ..options(server) });
     server.apply(&service("a", ""));
-    source.until("the Service", |source| source.has(Kind::Service, "a"));
+    source.until("the Service", |source| source.has(ObjectKind::Service, "a"));
     server.kubectl(&["delete", "service/a"]);
 }
 
@@ -405,20 +415,20 @@ fn the_next_server_takes_over(server: &mut ApiServer) {
     let mut source = Source::new(Options { api_server, ..options(server) });
     drop(relay);
     server.apply(&service("a", ""));
-    source.until("the Service", |source| source.has(Kind::Service, "a"));
+    source.until("the Service", |source| source.has(ObjectKind::Service, "a"));
     server.kubectl(&["delete", "service/a"]);
 }
 
 fn the_source_survives_a_restart_of_the_server(server: &mut ApiServer) {
     let mut source = Source::of(server);
     server.apply(&service("a", ""));
-    source.until("the Service", |source| source.has(Kind::Service, "a"));
+    source.until("the Service", |source| source.has(ObjectKind::Service, "a"));
     server.stop_api();
     server.start_api();
     server.apply(&service("b", ""));
     server.kubectl(&["delete", "service/a"]);
     source.until("the changes during the restart", |source| {
-        source.has(Kind::Service, "b") && !source.has(Kind::Service, "a")
+        source.has(ObjectKind::Service, "b") && !source.has(ObjectKind::Service, "a")
     });
     server.kubectl(&["delete", "service/b"]);
 }
@@ -429,7 +439,7 @@ fn a_compacted_history_leads_to_a_new_list(server: &mut ApiServer) {
     let relay = Relay::open(0, server.port());
     let api_server = vec![relay.url()];
     let mut source = Source::new(Options { api_server, ..options(server) });
-    assert!(source.has(Kind::Service, "a") && source.has(Kind::Service, "b"));
+    assert!(source.has(ObjectKind::Service, "a") && source.has(ObjectKind::Service, "b"));
     let port = relay.port();
     drop(relay);
 
@@ -439,10 +449,10 @@ fn a_compacted_history_leads_to_a_new_list(server: &mut ApiServer) {
     server.compact();
     server.start_api();
     let _relay = Relay::open(port, server.port());
-    source.until("a new list", |source| source.lists.get(&Kind::Service) == Some(&2));
-    let has = ["a", "b", "c"].map(|name| source.has(Kind::Service, name));
+    source.until("a new list", |source| source.lists.get(&ObjectKind::Service) == Some(&2));
+    let has = ["a", "b", "c"].map(|name| source.has(ObjectKind::Service, name));
     assert_eq!(has, [false, true, true]);
     server.apply(&service("d", ""));
-    source.until("changes after it", |source| source.has(Kind::Service, "d"));
+    source.until("changes after it", |source| source.has(ObjectKind::Service, "d"));
     server.kubectl(&["delete", "service/b", "service/c", "service/d"]);
 }

@@ -10,7 +10,7 @@ use std::{
 use lb_agent::reconcile::{PassReport, Reconciler};
 use lb_common::{FrontendKey, Name};
 use lb_core::{
-    event::{Event, Kind, Object},
+    event::{Event, Object, ObjectKind},
     model::{Settings, claims::Precedence},
     objects::{Key, Service},
     spec::PortKey,
@@ -115,7 +115,7 @@ impl Sample {
     fn events(&self) -> Vec<Event> {
         let of = |kind| self.objects.iter().filter(|object| object.kind() == kind).cloned().collect();
         let addresses = Event::NodeAddresses(self.addresses.iter().copied().collect());
-        Kind::ALL.into_iter().map(|kind| Event::Replace(kind, of(kind))).chain([addresses]).collect()
+        ObjectKind::ALL.into_iter().map(|kind| Event::Replace(kind, of(kind))).chain([addresses]).collect()
     }
 
     /// Returns the Services by key; of two with one key the last counts.

@@ -11,7 +11,7 @@ use std::{
 
 use lb_agent::reconcile::Reconciler;
 use lb_core::{
-    event::{Event, Kind, Object},
+    event::{Event, Object, ObjectKind},
     model::Settings,
     store::MemoryStore,
 };
@@ -155,7 +155,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(5);
 fn check_served(objects: &[Object]) -> TestCaseResult {
     let of = |kind| objects.iter().filter(|object| object.kind() == kind).cloned().collect();
     let mut reconciler = Reconciler::new(MemoryStore::default(), "node-1", Settings::default());
-    reconciler.handle(Kind::ALL.map(|kind| Event::Replace(kind, of(kind))));
+    reconciler.handle(ObjectKind::ALL.map(|kind| Event::Replace(kind, of(kind))));
     let report = reconciler.pass();
     prop_assert!(report.failure.is_none(), "{:?}", report.failure);
     content::check_consistent(&reconciler.store().dump);
@@ -202,7 +202,7 @@ proptest! {
         let mut read = yaml_directory::DirectoryState::new(None);
         let events = yaml_directory::load(directory.path(), &mut read).expect("the directory is there");
         let nodes = events.iter().find_map(|event| match event {
-            Event::Replace(Kind::Node, objects) => Some(objects.len()),
+            Event::Replace(ObjectKind::Node, objects) => Some(objects.len()),
             _ => None,
         });
         prop_assert!(nodes >= Some(1), "{:?}", events);

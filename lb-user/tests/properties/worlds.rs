@@ -5,7 +5,7 @@ use std::{net::IpAddr, ops::Range};
 use ipnet::IpNet;
 use lb_common::{Proto, Scheduler};
 use lb_core::{
-    event::{Event, Kind, Object},
+    event::{Event, Object, ObjectKind},
     objects::{
         Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Policy, Selector, Service, ServicePort,
         SliceManager, Tuning,
@@ -22,7 +22,7 @@ pub type Objects = Vec<Object>;
 /// Returns the lists of all kinds as events.
 pub fn events(objects: &Objects) -> Vec<Event> {
     let of = |kind| objects.iter().filter(|object| object.kind() == kind).cloned().collect();
-    Kind::ALL.into_iter().map(|kind| Event::Replace(kind, of(kind))).collect()
+    ObjectKind::ALL.into_iter().map(|kind| Event::Replace(kind, of(kind))).collect()
 }
 
 /// Generates histories of a few Services that share addresses, backends and names.

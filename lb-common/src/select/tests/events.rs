@@ -1,7 +1,7 @@
 //! Tests of the events that an observer gets: one table by situation.
 
 use super::*;
-use crate::{AffinityOutcome::*, Event as E, MAGLEV_LEN, ScheduleReason as By, hash::fold};
+use crate::{AffinityOutcome::*, MAGLEV_LEN, ScheduleReason as By, SelectEvent as E, hash::fold};
 
 /// A client on this node or outside, with an address if it sends packets. Its random number is 0.
 struct Asker {

@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-pub(crate) use self::problem::{Origin, ServiceEvent};
+pub(crate) use self::problem::{ProblemOrigin, ServiceEvent};
 use self::{
     schedule::{Next, Schedule},
     sender::Sender,
@@ -42,7 +42,7 @@ struct Shared {
 }
 
 /// Current problems by Service and origin.
-type OpenProblems = BTreeMap<Key, BTreeMap<Origin, Vec<Warning>>>;
+type OpenProblems = BTreeMap<Key, BTreeMap<ProblemOrigin, Vec<Warning>>>;
 
 impl EventQueue {
     /// Creates an event queue with a reader. `default()` discards.
@@ -55,7 +55,7 @@ impl EventQueue {
     }
 
     /// Replaces all problems of this origin for a Service; an empty list ends them.
-    pub(crate) fn report(&self, origin: Origin, service: &Key, mut problems: Vec<Warning>) {
+    pub(crate) fn report(&self, origin: ProblemOrigin, service: &Key, mut problems: Vec<Warning>) {
         let Some(shared) = &self.0 else { return };
         let mut open = shared.lock();
         problems.truncate(MAX_PROBLEMS);
@@ -82,7 +82,7 @@ impl Shared {
     }
 }
 
-fn remove(open: &mut OpenProblems, origin: Origin, service: &Key) {
+fn remove(open: &mut OpenProblems, origin: ProblemOrigin, service: &Key) {
     if let Some(origins) = open.get_mut(service) {
         origins.remove(&origin);
         if origins.is_empty() {
@@ -95,7 +95,7 @@ fn remove(open: &mut OpenProblems, origin: Origin, service: &Key) {
 ///
 /// # Errors
 /// If the client configuration cannot be read.
-pub(crate) async fn run(queue: EventQueue, options: kubernetes::Options) -> anyhow::Result<()> {
+pub(crate) async fn run(queue: EventQueue, options: kubernetes::KubernetesOptions) -> anyhow::Result<()> {
     let Some(shared) = queue.0 else { return std::future::pending().await };
     let node = options.node_name.clone();
     let (mut schedule, mut sender) = (Schedule::new(&node), Sender::new(options));
@@ -145,18 +145,18 @@ mod tests {
     fn the_queue_holds_current_problems_up_to_its_limits() {
         let queue = EventQueue::with_reader();
         let key = |number: usize| Key::new("default", &number.to_string());
-        queue.report(Origin::Objects, &key(0), problems(2));
-        queue.report(Origin::MapSize, &key(0), problems(1));
+        queue.report(ProblemOrigin::Objects, &key(0), problems(2));
+        queue.report(ProblemOrigin::MapSize, &key(0), problems(1));
         assert_eq!(queue.open_problems().len(), 3);
-        queue.report(Origin::Objects, &key(0), problems(1));
+        queue.report(ProblemOrigin::Objects, &key(0), problems(1));
         assert_eq!(queue.open_problems().len(), 2, "a report replaces the one before");
-        queue.report(Origin::Objects, &key(0), Vec::new());
-        queue.report(Origin::MapSize, &key(0), Vec::new());
-        queue.report(Origin::MapSize, &key(0), Vec::new());
+        queue.report(ProblemOrigin::Objects, &key(0), Vec::new());
+        queue.report(ProblemOrigin::MapSize, &key(0), Vec::new());
+        queue.report(ProblemOrigin::MapSize, &key(0), Vec::new());
         assert!(queue.open_problems().is_empty());
-        (0..MAX_SERVICES + 5).for_each(|number| queue.report(Origin::Objects, &key(number), problems(1)));
+        (0..MAX_SERVICES + 5).for_each(|number| queue.report(ProblemOrigin::Objects, &key(number), problems(1)));
         assert_eq!(queue.open_problems().len(), MAX_SERVICES);
-        queue.report(Origin::Objects, &key(0), problems(1000));
+        queue.report(ProblemOrigin::Objects, &key(0), problems(1000));
         assert_eq!(
             queue.open_problems().len(),
             MAX_SERVICES + MAX_PROBLEMS - 1,
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn a_queue_without_a_reader_discards() {
         let queue = EventQueue::default();
-        queue.report(Origin::Objects, &Key::new("default", "a"), problems(1));
+        queue.report(ProblemOrigin::Objects, &Key::new("default", "a"), problems(1));
         assert!(!queue.has_reader() && queue.open_problems().is_empty());
     }
 }

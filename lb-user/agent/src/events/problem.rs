@@ -10,7 +10,7 @@ const MAX_NOTE: usize = 1024;
 
 /// Part of the agent that found a problem.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Origin {
+pub(crate) enum ProblemOrigin {
     /// The model: every node finds the same problems in the objects.
     Objects,
     /// Maps of this node that are full.
@@ -21,7 +21,7 @@ pub(crate) enum Origin {
     HealthPort(SocketAddr),
 }
 
-impl Origin {
+impl ProblemOrigin {
     /// True if other nodes may not have the problem.
     pub(crate) const fn is_of_node(self) -> bool {
         !matches!(self, Self::Objects)
@@ -37,7 +37,7 @@ impl Origin {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ServiceEvent {
     pub(crate) service: Key,
-    pub(crate) origin: Origin,
+    pub(crate) origin: ProblemOrigin,
     pub(crate) warning: Warning,
 }
 
@@ -82,24 +82,24 @@ pub(super) fn hash(so_far: u64, text: &str) -> u64 {
 mod tests {
     use super::*;
 
-    fn event(name: &str, origin: Origin, text: &str) -> ServiceEvent {
+    fn event(name: &str, origin: ProblemOrigin, text: &str) -> ServiceEvent {
         let warning = Warning::InvalidValue { object: None, problem: text.to_owned() };
         ServiceEvent { service: Key::new("default", name), origin, warning }
     }
 
     #[test]
     fn nodes_share_the_name_of_a_problem_of_the_objects_and_not_of_their_own_problems() {
-        let objects = event("a", Origin::Objects, "x");
+        let objects = event("a", ProblemOrigin::Objects, "x");
         assert_eq!(objects.name("n1", "u"), objects.name("n2", "u"));
         assert_eq!((objects.note("n1"), objects.name("n1", "u").len()), ("x".to_owned(), "a.".len() + 16));
-        let map_size = event("a", Origin::MapSize, "x");
+        let map_size = event("a", ProblemOrigin::MapSize, "x");
         assert_ne!(map_size.name("n1", "u"), map_size.name("n2", "u"));
         assert_eq!(map_size.note("n1"), "on node n1: x");
     }
 
     #[test]
     fn each_problem_of_each_service_has_its_own_name() {
-        let name = |service, text, uid| event(service, Origin::Objects, text).name("n", uid);
+        let name = |service, text, uid| event(service, ProblemOrigin::Objects, text).name("n", uid);
         let names = [name("a", "x", "u"), name("b", "x", "u"), name("a", "y", "u"), name("a", "x", "v")];
         let distinct: std::collections::BTreeSet<_> = names.iter().collect();
         assert_eq!(distinct.len(), names.len(), "{names:?}");
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_long_note_is_cut_between_characters() {
-        let note = event("a", Origin::Objects, &"é".repeat(600)).note("n");
+        let note = event("a", ProblemOrigin::Objects, &"é".repeat(600)).note("n");
         assert!(note.len() <= MAX_NOTE && note.ends_with("é…"), "{}", note.len());
     }
 }

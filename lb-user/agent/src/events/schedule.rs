@@ -144,12 +144,12 @@ fn jitter(node: &str, id: u64, whole: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::events::problem::Origin;
+    use crate::events::problem::ProblemOrigin;
     use lb_core::warning::Warning;
 
     fn event(name: &str, text: &str) -> ServiceEvent {
         let warning = Warning::InvalidValue { object: None, problem: text.to_owned() };
-        ServiceEvent { service: Key::new("default", name), origin: Origin::Objects, warning }
+        ServiceEvent { service: Key::new("default", name), origin: ProblemOrigin::Objects, warning }
     }
 
     /// Sends all Events that are due from `from` until `end`, each with the next outcome; returns their times.

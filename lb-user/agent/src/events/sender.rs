@@ -23,7 +23,7 @@ use lb_sources::kubernetes;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct Sender {
-    options: kubernetes::Options,
+    options: kubernetes::KubernetesOptions,
     /// None before the first Event, and after a server did not answer: the next client may choose another.
     client: Option<Client>,
     /// True if the refusal is in the log.
@@ -31,7 +31,7 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(options: kubernetes::Options) -> Self {
+    pub(super) fn new(options: kubernetes::KubernetesOptions) -> Self {
         Self { options, client: None, is_forbidden: false }
     }
 

@@ -16,7 +16,7 @@ use super::{
     Scrape,
     kernel::{KernelMetrics, TopBackends},
 };
-use crate::{health::UdpStorageReader, histogram::Histogram, reconcile::Status};
+use crate::{health::Probe, histogram::Histogram, reconcile::Status};
 use lb_common::Family;
 use lb_core::spec::PortKey;
 use lb_dataplane::{flows::FlowGcStatus, stats::counts::PortCounts};
@@ -88,13 +88,13 @@ fn seconds(time: Option<SystemTime>) -> f64 {
     time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default().as_secs_f64()
 }
 
-fn health(to: &mut Families<'_>, answers: &[(UdpStorageReader, u16, u64)]) -> fmt::Result {
+fn health(to: &mut Families<'_>, answers: &[(Probe, u16, u64)]) -> fmt::Result {
     let of = |probe| {
         let own = answers.iter().filter(move |(answered, ..)| *answered == probe);
         own.map(|(_, code, count)| ([("code", code.to_string())], *count))
     };
-    to.counter("kubeproxy_proxy_healthz_total", "Answers of /healthz by status code", of(UdpStorageReader::Healthz))?;
-    to.counter("kubeproxy_proxy_livez_total", "Answers of /livez by status code", of(UdpStorageReader::Livez))
+    to.counter("kubeproxy_proxy_healthz_total", "Answers of /healthz by status code", of(Probe::Healthz))?;
+    to.counter("kubeproxy_proxy_livez_total", "Answers of /livez by status code", of(Probe::Livez))
 }
 
 fn agent(to: &mut Families<'_>, status: &Status) -> fmt::Result {

@@ -12,7 +12,7 @@ use prometheus_client::{encoding::prometheus_text, registry::Registry};
 use tokio::sync::{Mutex, watch};
 
 use crate::{
-    health::{ProbeCounts, UdpStorageReader},
+    health::{Probe, ProbeCounts},
     http::{self, BindAddress, Reply},
     reconcile::Status,
 };
@@ -24,7 +24,7 @@ use lb_dataplane::flows::FlowGcStatus;
 struct Scrape {
     status: Status,
     /// Answers of the health port by probe and status code.
-    probes: Vec<(UdpStorageReader, u16, u64)>,
+    probes: Vec<(Probe, u16, u64)>,
     flows: FlowGcStatus,
     /// None if the maps could not be read.
     kernel: Option<KernelMetrics>,

@@ -29,7 +29,7 @@ fn scrape() -> Scrape {
         writes: 12,
         refused: 1,
         warnings: 2,
-        forbidden: [lb_core::event::Kind::Node].into(),
+        forbidden: [lb_core::event::ObjectKind::Node].into(),
         queued: at(2_500),
         updated: at(2_000),
         seen: Changes { services: 5, endpoints: 9 },
@@ -57,11 +57,7 @@ fn scrape() -> Scrape {
     };
     Scrape {
         status,
-        probes: vec![
-            (UdpStorageReader::Healthz, 200, 1),
-            (UdpStorageReader::Healthz, 503, 2),
-            (UdpStorageReader::Livez, 200, 3),
-        ],
+        probes: vec![(Probe::Healthz, 200, 1), (Probe::Healthz, 503, 2), (Probe::Livez, 200, 3)],
         flows: FlowGcStatus {
             expired: 40,
             round: Duration::from_millis(2500),

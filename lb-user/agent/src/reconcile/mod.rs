@@ -16,7 +16,7 @@ use anyhow::Result;
 use foldhash::{HashMap, HashSet};
 use lb_common::{Addr, FrontendKey};
 
-use crate::events::{EventQueue, Origin};
+use crate::events::{EventQueue, ProblemOrigin};
 use lb_core::ids::HighestIds;
 use lb_core::{
     event::Event,
@@ -345,7 +345,7 @@ impl<S: Store> Reconciler<S> {
             tracing::warn!(service = %spec.key, "{warning}");
         }
         if self.reports.events.has_reader() {
-            self.reports.events.report(Origin::Objects, &spec.key, spec.warnings.clone());
+            self.reports.events.report(ProblemOrigin::Objects, &spec.key, spec.warnings.clone());
         }
         if spec.warnings.is_empty() {
             self.warnings.remove(&spec.key);
@@ -359,10 +359,10 @@ impl<S: Store> Reconciler<S> {
         let Reports { events, refused: known, .. } = &mut self.reports;
         for new in refused.iter().filter(|new| !known.contains(new)) {
             tracing::error!(service = %new.service, "{new}");
-            events.report(Origin::MapSize, &new.service, vec![new.warning()]);
+            events.report(ProblemOrigin::MapSize, &new.service, vec![new.warning()]);
         }
         for old in known.iter().filter(|old| !refused.iter().any(|new| new.service == old.service)) {
-            events.report(Origin::MapSize, &old.service, Vec::new());
+            events.report(ProblemOrigin::MapSize, &old.service, Vec::new());
         }
         *known = refused.to_vec();
     }

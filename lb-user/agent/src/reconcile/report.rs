@@ -5,7 +5,7 @@ use std::time::Duration;
 use lb_common::{AddrPort, Backend, FrontendKey, NEVER, Proto};
 
 use lb_core::{
-    event::Kind,
+    event::ObjectKind,
     objects::Drain,
     op::Op,
     plan::{Change, Refused},
@@ -16,7 +16,7 @@ use lb_core::{
 #[derive(Debug, Default)]
 pub struct PassReport {
     /// Kinds that no source has listed yet. The pass does nothing until it is empty (invariant I5).
-    pub waiting: Vec<Kind>,
+    pub waiting: Vec<ObjectKind>,
     /// Number of Services that were compiled and planned.
     pub planned: usize,
     /// Services that changed; twice in the list if two plans changed one.

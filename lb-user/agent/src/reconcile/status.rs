@@ -12,7 +12,7 @@ use tokio::time::{Duration, Instant};
 
 use crate::histogram::Histogram;
 use lb_core::{
-    event::Kind,
+    event::ObjectKind,
     model::pod_modes::PodModes,
     objects::Key,
     spec::Health,
@@ -47,7 +47,7 @@ pub(crate) struct Status {
     /// Modes of the node's pods; none before the pods were listed.
     pub(crate) pod_modes: Option<Arc<PodModes>>,
     /// Kinds of objects that the API server forbids the source to read.
-    pub(crate) forbidden: BTreeSet<Kind>,
+    pub(crate) forbidden: BTreeSet<ObjectKind>,
     /// Arrival of the oldest change that no successful pass has handled.
     pub(crate) pending_since: Option<Instant>,
     /// Time at which a change was last queued.

@@ -12,7 +12,7 @@ use tokio::{
 
 use super::*;
 use lb_core::{
-    event::{Kind, Object},
+    event::{Object, ObjectKind},
     objects::{Service, ServicePort},
     op::{Op, Table},
     store::{Dump, Faults, Limits, MemoryStore},
@@ -110,7 +110,7 @@ fn slice(name: &str, n: u8) -> Object {
 
 /// Lists every kind, without objects.
 fn empty_lists() -> impl Iterator<Item = Event> {
-    Kind::ALL.into_iter().map(|kind| Event::Replace(kind, Vec::new()))
+    ObjectKind::ALL.into_iter().map(|kind| Event::Replace(kind, Vec::new()))
 }
 
 /// A store that the test reads while the loop writes to it.
@@ -155,11 +155,11 @@ fn i5_nothing_is_written_or_pruned_before_every_kind_was_listed() {
     let before = maps_of_earlier_agent();
     let mut reconciler = Reconciler::new(before.clone(), "node-1", Settings::default());
     reconciler.handle([Event::Apply(service("new", 2))]);
-    for kind in Kind::OF_SERVICES {
+    for kind in ObjectKind::OF_SERVICES {
         let report = reconciler.pass();
         assert!(report.waiting.contains(&kind));
         assert_eq!(reconciler.store().dump, before.dump, "before {kind:?}");
-        let services = if kind == Kind::Service { vec![service("new", 2)] } else { Vec::new() };
+        let services = if kind == ObjectKind::Service { vec![service("new", 2)] } else { Vec::new() };
         reconciler.handle([Event::Replace(kind, services)]);
     }
     assert!(reconciler.pass().writes > 0);
@@ -175,7 +175,7 @@ async fn i5_time_alone_prunes_nothing() {
     let (status, observed) = watch::channel(Status::default());
     let reconciler = Reconciler::new(store.clone(), "node-1", Settings::default());
     let running = tokio::spawn(run(reconciler, Fixed, rx, status));
-    for kind in Kind::OF_SERVICES {
+    for kind in ObjectKind::OF_SERVICES {
         sleep(Duration::from_secs(3600)).await;
         assert_eq!(store.with(|store| store.dump.clone()), before);
         assert!(!observed.borrow().ready);
@@ -315,7 +315,7 @@ fn an_endpoint_is_refused_while_it_is_a_node_port_of_this_node() {
         (Event::Apply(Object::Service(exposed.clone())), true),
         (addresses(&[2]), false),
         (addresses(&[2, 1]), true),
-        (Event::Delete(Kind::Service, exposed.key.clone()), false),
+        (Event::Delete(ObjectKind::Service, exposed.key.clone()), false),
     ];
     for (number, (event, refused)) in steps.into_iter().enumerate() {
         reconciler.handle([event]);
@@ -348,5 +348,5 @@ fn a_problem_stays_in_the_event_queue_until_it_is_solved() {
     assert_eq!(pass(both.collect()), ["default/b FrontendConflict"]);
     // The conflict is over, and the map is full.
     assert_eq!(pass(vec![Event::Apply(service("b", 2))]), ["default/b NoRoom"]);
-    assert_eq!(pass(vec![Event::Delete(Kind::Service, Key::new("default", "a"))]), [""; 0]);
+    assert_eq!(pass(vec![Event::Delete(ObjectKind::Service, Key::new("default", "a"))]), [""; 0]);
 }

@@ -82,7 +82,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        event::{Event, Kind, Object},
+        event::{Event, Object, ObjectKind},
         objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Service, ServicePort, SliceManager},
     };
 
@@ -148,10 +148,10 @@ mod tests {
             ("the owner claims less", put(service("a", 1, "10.96.0.1", &[])), (1, "b c", 0)),
             ("an endpoint at a future frontend", slice("b", "10.0.0.8"), (1, "", 0)),
             ("the frontend appears", put(service("a", 1, "10.0.0.8", &[])), (1, "b", 2)),
-            ("the frontend is gone", Event::Delete(Kind::Service, key("a")), (0, "b", 2)),
+            ("the frontend is gone", Event::Delete(ObjectKind::Service, key("a")), (0, "b", 2)),
             ("an endpoint at the node's address", slice("c", "192.0.2.1"), (1, "", 0)),
             ("a NodePort appears", put(node_port()), (1, "c", 0)),
-            ("the NodePort is gone", Event::Delete(Kind::Service, key("n")), (0, "c", 3)),
+            ("the NodePort is gone", Event::Delete(ObjectKind::Service, key("n")), (0, "c", 3)),
             ("a Service without frontends", put(Service::new(key("d"))), (1, "", 0)),
         ];
         for (case, event, (requests, services, unclaimed)) in cases {

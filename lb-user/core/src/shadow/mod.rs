@@ -13,8 +13,9 @@ use lb_common::{
     Addr, Backend, Frontend, FrontendKey, List, Maglev, MaglevKey, NodeAddr, RangeKey, Service, Slot, SlotKey,
 };
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::{
-    few::Few,
     ids::{HighestIds, Ids},
     objects::Key,
     op::{Op, Table},
@@ -27,7 +28,7 @@ use lb_common::AddrPort;
 pub struct Shadow {
     /// Every service port id that any map mentions.
     ports: HashMap<u32, Port>,
-    by_service: HashMap<Key, Few<u32>>,
+    by_service: HashMap<Key, SmallVec<[u32; 1]>>,
     frontends: HashMap<FrontendKey, Frontend>,
     /// The words of `FRONTEND_BITS` that are not 0.
     frontend_bits: HashMap<u32, u64>,
@@ -58,7 +59,7 @@ pub struct Port {
     /// Entry of `SERVICES`.
     pub service: Option<Service>,
     /// Frontends that point here, unordered.
-    pub frontends: Few<FrontendKey>,
+    pub frontends: SmallVec<[FrontendKey; 1]>,
     lists: [Slots; 2],
     /// Rarely used parts.
     extras: Option<Box<Extras>>,
@@ -360,7 +361,7 @@ impl Shadow {
         self.names += 1;
         match self.by_service.get_mut(&key.service) {
             Some(ids) => ids.push(id),
-            None => drop(self.by_service.insert(key.service.clone(), Few::One(id))),
+            None => drop(self.by_service.insert(key.service.clone(), smallvec![id])),
         }
     }
 
@@ -368,7 +369,7 @@ impl Shadow {
         let Some(key) = self.ports.get_mut(&id).and_then(|port| port.key.take()) else { return };
         self.names -= 1;
         if let Some(ids) = self.by_service.get_mut(&key.service) {
-            ids.retain(|&other| other != id);
+            ids.retain(|other| *other != id);
             if ids.is_empty() {
                 self.by_service.remove(&key.service);
             }

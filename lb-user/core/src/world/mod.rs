@@ -17,10 +17,11 @@ use std::{
 use foldhash::{HashMap, HashSet};
 use lb_common::Addr;
 
+use smallvec::SmallVec;
+
 use crate::{
     bloom::{BloomFilter, network_hash},
-    event::{Event, Kind, Object},
-    few::Few,
+    event::{Event, Object, ObjectKind},
     objects::{EndpointGroup, EndpointSlice, Endpoints, Key, Node, Service},
 };
 pub use changes::Changes;
@@ -36,7 +37,7 @@ pub struct World {
     services: HashMap<Key, Entry>,
     /// Slices that belong to a Service; others are not kept.
     slices: HashSet<ByKey>,
-    listed: [bool; Kind::ALL.len()],
+    listed: [bool; ObjectKind::ALL.len()],
     /// Services that are marked dirty, each once.
     dirty: Vec<Key>,
     interner: Interner,
@@ -44,7 +45,7 @@ pub struct World {
     networks: BloomFilter,
     /// None: not reported yet.
     addresses: Option<BTreeSet<IpAddr>>,
-    forbidden: BTreeSet<Kind>,
+    forbidden: BTreeSet<ObjectKind>,
     changes: Changes,
     triggers: Triggers,
 }
@@ -54,7 +55,7 @@ pub struct World {
 struct Entry {
     service: Option<Box<Service>>,
     /// Sorted by the slice's key.
-    slices: Few<Arc<EndpointSlice>>,
+    slices: SmallVec<[Arc<EndpointSlice>; 1]>,
     endpoints: Option<Box<Endpoints>>,
     mark: Mark,
 }
@@ -118,7 +119,7 @@ impl World {
             pods: Pods::default(),
             services: HashMap::default(),
             slices: HashSet::default(),
-            listed: [false; Kind::ALL.len()],
+            listed: [false; ObjectKind::ALL.len()],
             dirty: Vec::new(),
             interner: Interner::default(),
             networks: BloomFilter::default(),
@@ -151,18 +152,18 @@ impl World {
 
     /// The kinds that Services need and that were not listed yet.
     #[must_use]
-    pub fn missing(&self) -> Vec<Kind> {
-        Kind::OF_SERVICES.into_iter().filter(|&kind| !self.is_listed(kind)).collect()
+    pub fn missing(&self) -> Vec<ObjectKind> {
+        ObjectKind::OF_SERVICES.into_iter().filter(|&kind| !self.is_listed(kind)).collect()
     }
 
-    const fn is_listed(&self, kind: Kind) -> bool {
+    const fn is_listed(&self, kind: ObjectKind) -> bool {
         self.listed[kind as usize]
     }
 
     /// The Pods and Namespaces, once both were listed.
     #[must_use]
     pub fn pods(&self) -> Option<&Pods> {
-        (self.is_listed(Kind::Pod) && self.is_listed(Kind::Namespace)).then_some(&self.pods)
+        (self.is_listed(ObjectKind::Pod) && self.is_listed(ObjectKind::Namespace)).then_some(&self.pods)
     }
 
     /// Returns the Services that have changed since the last call, in no order.
@@ -226,7 +227,7 @@ impl World {
 
     /// The kinds that the source may not read, so that they are out of date.
     #[must_use]
-    pub fn forbidden(&self) -> &BTreeSet<Kind> {
+    pub fn forbidden(&self) -> &BTreeSet<ObjectKind> {
         &self.forbidden
     }
 
@@ -299,7 +300,7 @@ impl World {
             return;
         }
         if old.is_some_and(|old| old.service != slice.service) {
-            self.delete(Kind::EndpointSlice, &slice.key.clone());
+            self.delete(ObjectKind::EndpointSlice, &slice.key.clone());
         }
         let Some(service) = &mut slice.service else { return };
         let entry = entry(&mut self.services, service);
@@ -310,23 +311,23 @@ impl World {
         let slice = Arc::new(slice);
         let list = &mut entry.slices;
         match list.binary_search_by(|other| other.key.cmp(&slice.key)) {
-            Ok(at) => list.set(at, Arc::clone(&slice)),
+            Ok(at) => list[at] = Arc::clone(&slice),
             Err(at) => list.insert(at, Arc::clone(&slice)),
         }
         self.slices.replace(ByKey(slice));
     }
 
-    fn delete(&mut self, kind: Kind, key: &Key) {
+    fn delete(&mut self, kind: ObjectKind, key: &Key) {
         // `take_dirty` removes an entry that is empty then.
         match kind {
-            Kind::Service => {
+            ObjectKind::Service => {
                 let Some(entry) = self.services.get_mut(key) else { return };
                 if entry.service.take().is_some() {
                     entry.mark(key, &mut self.dirty);
                     self.changes.services += 1;
                 }
             }
-            Kind::EndpointSlice => {
+            ObjectKind::EndpointSlice => {
                 let Some(ByKey(slice)) = self.slices.take(key) else { return };
                 let Some(service) = &slice.service else { return };
                 let Some(entry) = self.services.get_mut(service) else { return };
@@ -335,7 +336,7 @@ impl World {
                 self.changes.endpoints += 1;
                 self.triggers.forget(service);
             }
-            Kind::Endpoints => {
+            ObjectKind::Endpoints => {
                 let Some(entry) = self.services.get_mut(key) else { return };
                 if entry.endpoints.take().is_some() {
                     entry.mark(key, &mut self.dirty);
@@ -343,34 +344,34 @@ impl World {
                     self.triggers.forget(key);
                 }
             }
-            Kind::Node => {
+            ObjectKind::Node => {
                 if key.name() == &*self.node_name {
                     self.set_node(None);
                 }
             }
-            Kind::Pod => self.pods.delete(key),
-            Kind::Namespace => self.pods.delete_namespace(key.name()),
+            ObjectKind::Pod => self.pods.delete(key),
+            ObjectKind::Namespace => self.pods.delete_namespace(key.name()),
         }
     }
 
-    fn replace(&mut self, kind: Kind, objects: Vec<Object>) {
+    fn replace(&mut self, kind: ObjectKind, objects: Vec<Object>) {
         self.listed[kind as usize] = true;
         match kind {
-            Kind::Service => {
+            ObjectKind::Service => {
                 let gone = gone(self.services(), &objects, Object::service_key);
                 gone.iter().for_each(|key| self.delete(kind, key));
                 self.services.reserve(objects.len().saturating_sub(self.services.len()));
             }
-            Kind::EndpointSlice => {
+            ObjectKind::EndpointSlice => {
                 let have = self.slices.iter().map(|ByKey(slice)| &slice.key);
                 gone(have, &objects, Object::slice_key).iter().for_each(|key| self.delete(kind, key));
                 self.slices.reserve(objects.len().saturating_sub(self.slices.len()));
             }
-            Kind::Endpoints => {
+            ObjectKind::Endpoints => {
                 let have = self.services.iter().filter(|(_, entry)| entry.endpoints.is_some()).map(|(key, _)| key);
                 gone(have, &objects, Object::endpoints_key).iter().for_each(|key| self.delete(kind, key));
             }
-            Kind::Node => {
+            ObjectKind::Node => {
                 // In one step, so that an unchanged zone is not lost for a moment.
                 let own = objects.into_iter().rev().find_map(|object| match object {
                     Object::Node(node) if node.name == self.node_name => Some(node),
@@ -378,7 +379,7 @@ impl World {
                 });
                 return self.set_node(own);
             }
-            Kind::Pod | Kind::Namespace => {
+            ObjectKind::Pod | ObjectKind::Namespace => {
                 self.pods.clear(kind);
                 return objects.into_iter().filter(|object| object.kind() == kind).for_each(|object| self.put(object));
             }

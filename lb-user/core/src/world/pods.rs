@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    event::Kind,
+    event::ObjectKind,
     objects::{Key, Namespace, Pod},
 };
 
@@ -47,10 +47,10 @@ impl Pods {
     }
 
     /// Removes all objects of a kind.
-    pub(super) fn clear(&mut self, kind: Kind) {
+    pub(super) fn clear(&mut self, kind: ObjectKind) {
         match kind {
-            Kind::Pod => self.pods.clear(),
-            Kind::Namespace => self.namespaces.clear(),
+            ObjectKind::Pod => self.pods.clear(),
+            ObjectKind::Namespace => self.namespaces.clear(),
             _ => {}
         }
     }

@@ -65,17 +65,17 @@ fn a_change_marks_the_services_whose_objects_differ() {
         (Event::Apply(slice("x", "b", 2)), "a b"),
         (Event::Apply(slice("x", "", 2)), "b"),
         (Event::Apply(slice("x", "", 3)), ""),
-        (Event::Delete(Kind::EndpointSlice, key("x")), ""),
+        (Event::Delete(ObjectKind::EndpointSlice, key("x")), ""),
         (Event::Apply(endpoints("a", 1)), "a"),
         (Event::Apply(endpoints("a", 1)), ""),
-        (Event::Delete(Kind::Endpoints, key("a")), "a"),
-        (Event::Delete(Kind::Endpoints, key("a")), ""),
-        (Event::Replace(Kind::Service, vec![service("a"), service("b")]), "b"),
-        (Event::Replace(Kind::EndpointSlice, vec![slice("x", "a", 1), slice("y", "b", 2)]), "a b"),
-        (Event::Replace(Kind::EndpointSlice, vec![slice("y", "b", 2), slice("z", "b", 3)]), "a b"),
-        (Event::Replace(Kind::EndpointSlice, vec![slice("z", "b", 3), slice("y", "b", 2)]), ""),
-        (Event::Replace(Kind::Service, vec![service("b")]), "a"),
-        (Event::Delete(Kind::Service, key("b")), "b"),
+        (Event::Delete(ObjectKind::Endpoints, key("a")), "a"),
+        (Event::Delete(ObjectKind::Endpoints, key("a")), ""),
+        (Event::Replace(ObjectKind::Service, vec![service("a"), service("b")]), "b"),
+        (Event::Replace(ObjectKind::EndpointSlice, vec![slice("x", "a", 1), slice("y", "b", 2)]), "a b"),
+        (Event::Replace(ObjectKind::EndpointSlice, vec![slice("y", "b", 2), slice("z", "b", 3)]), "a b"),
+        (Event::Replace(ObjectKind::EndpointSlice, vec![slice("z", "b", 3), slice("y", "b", 2)]), ""),
+        (Event::Replace(ObjectKind::Service, vec![service("b")]), "a"),
+        (Event::Delete(ObjectKind::Service, key("b")), "b"),
     ];
     for (number, (event, expected)) in steps.into_iter().enumerate() {
         assert_eq!(dirty(world, event), expected, "step {number}");
@@ -91,17 +91,17 @@ fn a_new_zone_of_this_node_marks_the_services_with_hints() {
     world.take_dirty();
     assert_eq!(dirty(world, Event::Apply(node("node-2", "z1"))), "");
     assert_eq!(dirty(world, Event::Apply(node("node-1", "z1"))), "b");
-    assert_eq!(dirty(world, Event::Replace(Kind::Node, vec![node("node-2", "z2"), node("node-1", "z1")])), "");
+    assert_eq!(dirty(world, Event::Replace(ObjectKind::Node, vec![node("node-2", "z2"), node("node-1", "z1")])), "");
     assert_eq!(world.zone(), Some("z1"));
-    assert_eq!(dirty(world, Event::Delete(Kind::Node, Key::new("", "node-2"))), "");
-    assert_eq!(dirty(world, Event::Replace(Kind::Node, Vec::new())), "b");
+    assert_eq!(dirty(world, Event::Delete(ObjectKind::Node, Key::new("", "node-2"))), "");
+    assert_eq!(dirty(world, Event::Replace(ObjectKind::Node, Vec::new())), "b");
 }
 
 #[test]
 fn i5_it_is_ready_when_every_kind_was_listed() {
     let mut world = World::new("node-1");
     world.apply(Event::Apply(service("a")));
-    for kind in Kind::OF_SERVICES {
+    for kind in ObjectKind::OF_SERVICES {
         assert!(!world.ready(), "before {kind:?}");
         assert!(world.missing().contains(&kind));
         world.apply(Event::Replace(kind, Vec::new()));
@@ -137,11 +137,11 @@ fn changes_are_counted_and_repeats_are_not() {
         world.apply(Event::Apply(object));
     }
     assert_eq!(changes(world), (1, 2));
-    world.apply(Event::Replace(Kind::Service, vec![service("a"), service("b")]));
-    world.apply(Event::Replace(Kind::EndpointSlice, vec![slice("y", "a", 1)]));
+    world.apply(Event::Replace(ObjectKind::Service, vec![service("a"), service("b")]));
+    world.apply(Event::Replace(ObjectKind::EndpointSlice, vec![slice("y", "a", 1)]));
     assert_eq!(changes(world), (2, 4), "one Service came, and one slice replaced another");
-    world.apply(Event::Delete(Kind::Endpoints, key("b")));
-    world.apply(Event::Delete(Kind::Endpoints, key("b")));
+    world.apply(Event::Delete(ObjectKind::Endpoints, key("b")));
+    world.apply(Event::Delete(ObjectKind::Endpoints, key("b")));
     world.apply(Event::Apply(node("node-1", "z1")));
     assert_eq!(changes(world), (2, 5));
 }
@@ -166,6 +166,6 @@ fn triggers_are_those_of_changes_after_the_start() {
     assert_eq!(world.take_triggers(), [at(102).expect("a time")]);
     assert_eq!(world.take_triggers(), []);
     world.apply(triggered("x", 5, at(104)));
-    world.apply(Event::Delete(Kind::EndpointSlice, key("x")));
+    world.apply(Event::Delete(ObjectKind::EndpointSlice, key("x")));
     assert_eq!(world.take_triggers(), []);
 }

@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
 
 use self::frontends::{Graph, RuleFrontends, of_iptables, of_nftables};
 use lb_common::Family;
-use lb_kernel::netfilter::{Chain, Table, legacy, nftables::Nftables};
+use lb_kernel::netfilter::{Chain, NftTable, legacy, nftables::Nftables};
 
 /// Device of kube-proxy's ipvs mode, which holds the VIPs.
 pub const IPVS_DEVICE: &str = "kube-ipvs0";
@@ -20,7 +20,7 @@ pub const IPVS_DEVICE: &str = "kube-ipvs0";
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Leftovers {
     /// Tables of nftables mode.
-    pub tables: Vec<Table>,
+    pub tables: Vec<NftTable>,
     /// Chains of iptables and ipvs mode in nf_tables, created by `iptables-nft`.
     pub chains: Vec<Chain>,
     /// Chains of iptables and ipvs mode created by `iptables-legacy`.
@@ -68,10 +68,10 @@ pub fn frontends(leftovers: &Leftovers) -> Result<RuleFrontends> {
     let mut nftables = Nftables::open().context("asking nf_tables")?;
     for family in [Family::V4, Family::V6] {
         let has = |chains: &[Chain]| chains.iter().any(|chain| chain.table.family == family);
-        let named = |name: &str| Table { family, name: name.to_owned() };
+        let named = |name: &str| NftTable { family, name: name.to_owned() };
         if has(&leftovers.legacy) {
             let [nat, filter] = [named("nat"), named("filter")];
-            let read = |table: &Table| legacy_graph(table).with_context(|| format!("reading the table {table}"));
+            let read = |table: &NftTable| legacy_graph(table).with_context(|| format!("reading the table {table}"));
             frontends.extend(of_iptables(family, &read(&nat)?, &read(&filter)?));
         }
         let Some(nftables) = &mut nftables else { continue };
@@ -87,7 +87,7 @@ pub fn frontends(leftovers: &Leftovers) -> Result<RuleFrontends> {
     Ok(frontends)
 }
 
-fn graph(nftables: &mut Nftables, table: &Table) -> std::io::Result<Graph> {
+fn graph(nftables: &mut Nftables, table: &NftTable) -> std::io::Result<Graph> {
     let mut graph = Graph::default();
     for placed in nftables.rules(table)? {
         graph.chains.entry(placed.chain).or_default().push(placed.rule);
@@ -103,7 +103,7 @@ fn graph(nftables: &mut Nftables, table: &Table) -> std::io::Result<Graph> {
     Ok(graph)
 }
 
-fn legacy_graph(table: &Table) -> Result<Graph> {
+fn legacy_graph(table: &NftTable) -> Result<Graph> {
     let mut graph = Graph::default();
     for (chain, rule) in legacy::rules(table)? {
         graph.chains.entry(chain).or_default().push(rule);

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, io};
 use super::names;
 use lb_common::Family;
 use lb_kernel::netfilter::{
-    Chain, Table,
+    Chain, NftTable,
     nftables::{Batch, Nftables},
     temporary_tables,
 };
@@ -14,7 +14,7 @@ use lb_kernel::netfilter::{
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Removed {
     /// Tables of nftables mode.
-    pub tables: Vec<Table>,
+    pub tables: Vec<NftTable>,
     /// Chains of iptables mode.
     pub chains: Vec<Chain>,
     /// Number of rules in base chains that jumped to the removed chains.
@@ -39,7 +39,7 @@ pub fn remove() -> io::Result<Removed> {
             }
         }
         let chains = nftables.chains(family)?;
-        let tables: BTreeSet<&Table> = chains
+        let tables: BTreeSet<&NftTable> = chains
             .iter()
             .filter(|listed| listed.chain.table.name != names::TABLE && names::is_kube_proxys(&listed.chain.name))
             .map(|listed| &listed.chain.table)

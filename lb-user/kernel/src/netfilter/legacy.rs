@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::{
-    Chain, Table,
+    Chain, NftTable,
     rule::{Rule, RuleAction, address},
     xt,
 };
@@ -54,21 +54,21 @@ pub fn chains(family: Family) -> Result<Vec<Chain>> {
 ///
 /// # Errors
 /// The kernel's errno, or an error if the table changes during every reading.
-pub fn rules(table: &Table) -> Result<Vec<(String, Rule)>> {
+pub fn rules(table: &NftTable) -> Result<Vec<(String, Rule)>> {
     if !tables(table.family).contains(table) {
         return Ok(Vec::new());
     }
     Ok(parse_rules(table.family, &entries(table)?))
 }
 
-fn tables(family: Family) -> Vec<Table> {
+fn tables(family: Family) -> Vec<NftTable> {
     let list = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
     // Without the file the kernel has no legacy tables, or their module is not loaded.
     let names = fs::read_to_string(list).unwrap_or_default();
-    names.lines().map(|name| Table { family, name: name.to_owned() }).collect()
+    names.lines().map(|name| NftTable { family, name: name.to_owned() }).collect()
 }
 
 fn parse_rules(family: Family, entries: &[u8]) -> Vec<(String, Rule)> {
@@ -168,7 +168,7 @@ fn rule(family: Family, entry: &Entry<'_>, chain_of: impl Fn(usize) -> Option<St
 }
 
 /// Reads the entries of a table, one behind the other.
-fn entries(table: &Table) -> Result<Vec<u8>> {
+fn entries(table: &NftTable) -> Result<Vec<u8>> {
     let (domain, level) = match table.family {
         Family::V4 => (AddressFamily::INET, libc::IPPROTO_IP),
         Family::V6 => (AddressFamily::INET6, libc::IPPROTO_IPV6),
@@ -195,7 +195,7 @@ fn entries(table: &Table) -> Result<Vec<u8>> {
     bail!("the table {table} changed during each of {READINGS} readings")
 }
 
-fn request(table: &Table, length: usize) -> Vec<u8> {
+fn request(table: &NftTable, length: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> = table.name.bytes().take(NAME - 1).collect();
     bytes.resize(length, 0);
     bytes

@@ -15,7 +15,7 @@ use lb_common::Family;
 
 /// A table of nf_tables or of legacy iptables.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Table {
+pub struct NftTable {
     /// Family of the table: `ip` or `ip6`.
     pub family: Family,
     /// Its name.
@@ -26,12 +26,12 @@ pub struct Table {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Chain {
     /// The table.
-    pub table: Table,
+    pub table: NftTable,
     /// Its name.
     pub name: String,
 }
 
-impl fmt::Display for Table {
+impl fmt::Display for NftTable {
     /// Writes the name as `nft` does.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let family = match self.family {

@@ -4,7 +4,7 @@
 use std::io;
 
 use super::{
-    Chain, Table,
+    Chain, NftTable,
     expressions::{parse_element, parse_rule},
     rule::{Rule, RuleAction},
 };
@@ -83,8 +83,8 @@ impl Nftables {
     ///
     /// # Errors
     /// The kernel's errno.
-    pub fn tables(&mut self, family: Family) -> io::Result<Vec<Table>> {
-        self.list(GETTABLE, &nfgenmsg(family), |body| Some(Table { family, name: text(find(body, 1)?) }))
+    pub fn tables(&mut self, family: Family) -> io::Result<Vec<NftTable>> {
+        self.list(GETTABLE, &nfgenmsg(family), |body| Some(NftTable { family, name: text(find(body, 1)?) }))
     }
 
     /// Lists the chains of all tables of a family.
@@ -94,7 +94,7 @@ impl Nftables {
     pub fn chains(&mut self, family: Family) -> io::Result<Vec<ListedChain>> {
         // NFTA_CHAIN_TABLE, _NAME, _HOOK
         self.list(GETCHAIN, &nfgenmsg(family), |body| {
-            let table = Table { family, name: text(find(body, 1)?) };
+            let table = NftTable { family, name: text(find(body, 1)?) };
             Some(ListedChain { chain: Chain { table, name: text(find(body, 3)?) }, is_base: find(body, 4).is_some() })
         })
     }
@@ -103,7 +103,7 @@ impl Nftables {
     ///
     /// # Errors
     /// The kernel's errno.
-    pub fn rules(&mut self, table: &Table) -> io::Result<Vec<ListedRule>> {
+    pub fn rules(&mut self, table: &NftTable) -> io::Result<Vec<ListedRule>> {
         let mut body = nfgenmsg(table.family);
         put_attribute(&mut body, 1, &c_string(&table.name));
         // NFTA_RULE_TABLE, _CHAIN, _HANDLE, _EXPRESSIONS
@@ -119,7 +119,7 @@ impl Nftables {
     ///
     /// # Errors
     /// The kernel's errno.
-    pub fn elements(&mut self, table: &Table, map: &str) -> io::Result<Vec<(Vec<u8>, RuleAction)>> {
+    pub fn elements(&mut self, table: &NftTable, map: &str) -> io::Result<Vec<(Vec<u8>, RuleAction)>> {
         let mut body = nfgenmsg(table.family);
         // NFTA_SET_ELEM_LIST_TABLE, _SET, _ELEMENTS
         put_attribute(&mut body, 1, &c_string(&table.name));
@@ -166,17 +166,17 @@ impl Batch {
     }
 
     /// Creates a table, if it does not exist.
-    pub(super) fn add_table(&mut self, table: &Table) {
+    pub(super) fn add_table(&mut self, table: &NftTable) {
         self.push(NEWTABLE, libc::NLM_F_CREATE, table, |_| {});
     }
 
     /// Deletes a table with all its content.
-    pub fn delete_table(&mut self, table: &Table) {
+    pub fn delete_table(&mut self, table: &NftTable) {
         self.push(DELTABLE, 0, table, |_| {});
     }
 
     /// Creates a base chain with one rule.
-    pub(super) fn add_base_chain(&mut self, table: &Table, name: &str, base: BaseChain, expressions: &Expressions) {
+    pub(super) fn add_base_chain(&mut self, table: &NftTable, name: &str, base: BaseChain, expressions: &Expressions) {
         self.push(NEWCHAIN, libc::NLM_F_CREATE, table, |body| {
             let mut hook = Vec::new();
             // NFTA_HOOK_HOOKNUM, _PRIORITY
@@ -193,7 +193,7 @@ impl Batch {
     }
 
     /// Creates a set of keys of one length.
-    pub(super) fn add_set(&mut self, table: &Table, name: &str, keys: &[Vec<u8>]) {
+    pub(super) fn add_set(&mut self, table: &NftTable, name: &str, keys: &[Vec<u8>]) {
         let length = keys.first().map_or(4, Vec::len);
         self.push(NEWSET, libc::NLM_F_CREATE, table, |body| {
             put_attribute(body, 2, &c_string(name));
@@ -219,7 +219,7 @@ impl Batch {
     }
 
     /// Deletes one rule.
-    pub fn delete_rule(&mut self, table: &Table, rule: &ListedRule) {
+    pub fn delete_rule(&mut self, table: &NftTable, rule: &ListedRule) {
         self.push(DELRULE, 0, table, |body| {
             put_attribute(body, 2, &c_string(&rule.chain));
             put_attribute(body, 3, &rule.handle);
@@ -237,7 +237,7 @@ impl Batch {
     }
 
     /// Every message names its table in the first attribute.
-    fn push(&mut self, kind: u16, flags: i32, table: &Table, more: impl FnOnce(&mut Vec<u8>)) {
+    fn push(&mut self, kind: u16, flags: i32, table: &NftTable, more: impl FnOnce(&mut Vec<u8>)) {
         let mut body = nfgenmsg(table.family);
         put_attribute(&mut body, 1, &c_string(&table.name));
         more(&mut body);

@@ -13,7 +13,7 @@ use std::io;
 use lb_common::Tuple;
 
 use super::{
-    Table,
+    NftTable,
     conntrack::octets,
     nftables::{BaseChain, Batch, Expressions, Nftables, c_string, number},
 };
@@ -77,7 +77,7 @@ pub fn add_notrack(packets: &[(Tuple, u8)]) -> io::Result<()> {
     nftables.commit(&batch)
 }
 
-fn tables_named(nftables: &mut Nftables, name: &str) -> io::Result<Vec<Table>> {
+fn tables_named(nftables: &mut Nftables, name: &str) -> io::Result<Vec<NftTable>> {
     let mut tables = nftables.tables(Family::V4)?;
     tables.extend(nftables.tables(Family::V6)?);
     tables.retain(|table| table.name == name);
@@ -127,8 +127,8 @@ fn key(tuple: &Tuple, proto: u8) -> Vec<u8> {
 }
 
 /// Deletes and creates the table in one batch, whether it exists or not.
-fn recreate(batch: &mut Batch, family: Family, name: &str) -> Table {
-    let table = Table { family, name: name.to_owned() };
+fn recreate(batch: &mut Batch, family: Family, name: &str) -> NftTable {
+    let table = NftTable { family, name: name.to_owned() };
     batch.add_table(&table);
     batch.delete_table(&table);
     batch.add_table(&table);

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use super::{endpoint_slice, endpoints, key, namespace, node, pod, service};
 use crate::api;
 use lb_core::{
-    event::{Kind, Object},
+    event::{Object, ObjectKind},
     objects::Key,
 };
 
@@ -15,7 +15,7 @@ pub trait ApiObject:
     k8s_openapi::Metadata<Ty = ObjectMeta> + DeserializeOwned + Clone + std::fmt::Debug + Send + Sync + 'static
 {
     /// Kind in events.
-    const EVENT_KIND: Kind;
+    const EVENT_KIND: ObjectKind;
 
     /// Converts the object. `proxy_name` is the value of `--service-proxy-name`. None if the object can have no effect
     /// here, whatever other objects exist.
@@ -28,7 +28,7 @@ pub trait ApiObject:
 }
 
 impl ApiObject for api::Service {
-    const EVENT_KIND: Kind = Kind::Service;
+    const EVENT_KIND: ObjectKind = ObjectKind::Service;
 
     fn convert(&self, proxy_name: Option<&str>) -> Option<Object> {
         Some(Object::Service(service(self, proxy_name)))
@@ -36,7 +36,7 @@ impl ApiObject for api::Service {
 }
 
 impl ApiObject for api::EndpointSlice {
-    const EVENT_KIND: Kind = Kind::EndpointSlice;
+    const EVENT_KIND: ObjectKind = ObjectKind::EndpointSlice;
 
     fn convert(&self, _: Option<&str>) -> Option<Object> {
         Some(Object::EndpointSlice(endpoint_slice(self)))
@@ -44,7 +44,7 @@ impl ApiObject for api::EndpointSlice {
 }
 
 impl ApiObject for api::Endpoints {
-    const EVENT_KIND: Kind = Kind::Endpoints;
+    const EVENT_KIND: ObjectKind = ObjectKind::Endpoints;
 
     /// None for Endpoints that the mirroring controller ignores.
     fn convert(&self, _: Option<&str>) -> Option<Object> {
@@ -54,7 +54,7 @@ impl ApiObject for api::Endpoints {
 }
 
 impl ApiObject for api::Node {
-    const EVENT_KIND: Kind = Kind::Node;
+    const EVENT_KIND: ObjectKind = ObjectKind::Node;
 
     fn convert(&self, _: Option<&str>) -> Option<Object> {
         Some(Object::Node(node(self)))
@@ -62,7 +62,7 @@ impl ApiObject for api::Node {
 }
 
 impl ApiObject for api::Pod {
-    const EVENT_KIND: Kind = Kind::Pod;
+    const EVENT_KIND: ObjectKind = ObjectKind::Pod;
 
     /// None for pods that have ended.
     fn convert(&self, _: Option<&str>) -> Option<Object> {
@@ -71,7 +71,7 @@ impl ApiObject for api::Pod {
 }
 
 impl ApiObject for api::Namespace {
-    const EVENT_KIND: Kind = Kind::Namespace;
+    const EVENT_KIND: ObjectKind = ObjectKind::Namespace;
 
     fn convert(&self, _: Option<&str>) -> Option<Object> {
         Some(Object::Namespace(namespace(self)))

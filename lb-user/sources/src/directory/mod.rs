@@ -18,13 +18,13 @@ use tokio::sync::mpsc;
 
 use super::yaml;
 use lb_core::{
-    event::{Event, Kind, Object},
+    event::{Event, Object, ObjectKind},
     objects::Key,
 };
 
 /// Directory to read.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct DirectoryOptions {
     /// The directory, or a single file.
     pub path: PathBuf,
     /// `--service-proxy-name`.
@@ -36,7 +36,7 @@ pub struct Options {
 ///
 /// # Errors
 /// When the directory cannot be read at the start.
-pub async fn run(options: Options, tx: mpsc::Sender<Event>) -> anyhow::Result<()> {
+pub async fn run(options: DirectoryOptions, tx: mpsc::Sender<Event>) -> anyhow::Result<()> {
     let path = std::path::absolute(&options.path).with_context(|| cure(&options.path))?;
     // Watch before reading, so that no change is missed in between.
     let mut watch = watch::Watch::new(&path);
@@ -222,9 +222,10 @@ fn read(path: &Path, before: Option<File>, proxy_name: Option<&str>) -> FileChan
 }
 
 /// Merges the objects of all files by kind, in order. Of several objects of one name, the first counts.
-fn merge(files: &BTreeMap<PathBuf, File>) -> (BTreeMap<Kind, Vec<Object>>, Vec<String>) {
-    let mut objects: BTreeMap<Kind, Vec<Object>> = Kind::ALL.into_iter().map(|kind| (kind, Vec::new())).collect();
-    let mut owners: HashMap<(Kind, Key), &Path> = HashMap::new();
+fn merge(files: &BTreeMap<PathBuf, File>) -> (BTreeMap<ObjectKind, Vec<Object>>, Vec<String>) {
+    let mut objects: BTreeMap<ObjectKind, Vec<Object>> =
+        ObjectKind::ALL.into_iter().map(|kind| (kind, Vec::new())).collect();
+    let mut owners: HashMap<(ObjectKind, Key), &Path> = HashMap::new();
     let mut duplicates = Vec::new();
     for (path, file) in files {
         for object in &file.objects {
@@ -243,7 +244,7 @@ fn merge(files: &BTreeMap<PathBuf, File>) -> (BTreeMap<Kind, Vec<Object>>, Vec<S
 
 /// Lists the problems of endpoints without a Service. In a cluster they may be for another use; in a directory a name
 /// is wrong.
-fn strays(objects: &BTreeMap<Kind, Vec<Object>>) -> Vec<String> {
+fn strays(objects: &BTreeMap<ObjectKind, Vec<Object>>) -> Vec<String> {
     let all = || objects.values().flatten();
     let services: HashSet<&Key> = all()
         .filter_map(|object| if let Object::Service(service) = object { Some(&service.key) } else { None })
@@ -267,14 +268,14 @@ fn strays(objects: &BTreeMap<Kind, Vec<Object>>) -> Vec<String> {
     all().filter_map(stray).collect()
 }
 
-fn id(object: &Object) -> (Kind, Key) {
+fn id(object: &Object) -> (ObjectKind, Key) {
     match object {
-        Object::Service(service) => (Kind::Service, service.key.clone()),
-        Object::EndpointSlice(slice) => (Kind::EndpointSlice, slice.key.clone()),
-        Object::Endpoints(endpoints) => (Kind::Endpoints, endpoints.key.clone()),
-        Object::Node(node) => (Kind::Node, Key::new("", &node.name)),
-        Object::Pod(pod) => (Kind::Pod, pod.key.clone()),
-        Object::Namespace(namespace) => (Kind::Namespace, Key::new("", &namespace.name)),
+        Object::Service(service) => (ObjectKind::Service, service.key.clone()),
+        Object::EndpointSlice(slice) => (ObjectKind::EndpointSlice, slice.key.clone()),
+        Object::Endpoints(endpoints) => (ObjectKind::Endpoints, endpoints.key.clone()),
+        Object::Node(node) => (ObjectKind::Node, Key::new("", &node.name)),
+        Object::Pod(pod) => (ObjectKind::Pod, pod.key.clone()),
+        Object::Namespace(namespace) => (ObjectKind::Namespace, Key::new("", &namespace.name)),
     }
 }
 

@@ -188,7 +188,7 @@ struct Following {
 impl Following {
     fn new(dir: &Path) -> Self {
         let (tx, rx) = mpsc::channel(4);
-        let task = tokio::spawn(run(Options { path: dir.to_owned(), proxy_name: None }, tx));
+        let task = tokio::spawn(run(DirectoryOptions { path: dir.to_owned(), proxy_name: None }, tx));
         Self { dir: dir.to_owned(), rx, task }
     }
 

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{ErrorChain, Recovery, Reflector, WatchEnd};
 use crate::convert::ApiObject;
-use lb_core::event::{Event, Kind};
+use lb_core::event::{Event, ObjectKind};
 
 /// A watch that lived for this long counts as granted.
 const GRANTED_AFTER: Duration = Duration::from_secs(5);
@@ -93,8 +93,8 @@ async fn refused_verbs<K: ApiObject>(api: &Api<K>, config: &watcher::Config) -> 
 }
 
 /// Formats the log line: verbs, resource and cure.
-fn text(verbs: &[&str], resource: &str, kind: Kind) -> String {
-    let is_needed = Kind::OF_SERVICES.contains(&kind);
+fn text(verbs: &[&str], resource: &str, kind: ObjectKind) -> String {
+    let is_needed = ObjectKind::OF_SERVICES.contains(&kind);
     let effect = if is_needed { "is not healthy" } else { "keeps the modes of pods as they are" };
     format!(
         "the API server does not let this agent {} {resource}, so it does not learn of changes and {effect}: bind its \

@@ -27,13 +27,13 @@ use super::{
     convert::{ApiObject, POD_MODE_LABEL},
 };
 use lb_core::{
-    event::{Event, Kind, Object},
+    event::{Event, Object, ObjectKind},
     objects::Key,
 };
 
 /// API servers to use, and selection of objects.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct KubernetesOptions {
     /// `--api-server`: URLs to use instead of the configured one; the first server that answers is used. They must work
     /// without Services.
     pub api_server: Vec<String>,
@@ -51,7 +51,7 @@ pub struct Options {
 ///
 /// # Errors
 /// When the configuration cannot be read.
-pub async fn ask_each(options: &Options) -> anyhow::Result<Vec<ServerReport>> {
+pub async fn ask_each(options: &KubernetesOptions) -> anyhow::Result<Vec<ServerReport>> {
     server::ask_each(options).await
 }
 
@@ -59,7 +59,7 @@ pub async fn ask_each(options: &Options) -> anyhow::Result<Vec<ServerReport>> {
 ///
 /// # Errors
 /// When the configuration cannot be read.
-pub async fn client(options: &Options) -> anyhow::Result<Client> {
+pub async fn client(options: &KubernetesOptions) -> anyhow::Result<Client> {
     Ok(Arc::new(Servers::new(options).await?).choose().await.client)
 }
 
@@ -72,7 +72,7 @@ const WATCH_SECONDS: u32 = 90;
 ///
 /// # Errors
 /// When the configuration cannot be read.
-pub async fn run(options: Options, tx: mpsc::Sender<Event>) -> anyhow::Result<()> {
+pub async fn run(options: KubernetesOptions, tx: mpsc::Sender<Event>) -> anyhow::Result<()> {
     let servers = Arc::new(Servers::new(&options).await?);
     loop {
         let ended = tokio::select! {
@@ -95,7 +95,7 @@ enum WatchEnd {
     ServerLost,
 }
 
-async fn follow_all(servers: &Arc<Servers>, options: &Options, tx: &mpsc::Sender<Event>) -> WatchEnd {
+async fn follow_all(servers: &Arc<Servers>, options: &KubernetesOptions, tx: &mpsc::Sender<Event>) -> WatchEnd {
     let server = Arc::new(servers.choose().await);
     let config = |labels: Option<&str>, fields: Option<&str>| watcher::Config {
         label_selector: labels.map(str::to_owned),
@@ -183,8 +183,8 @@ impl Reflector {
                     change(&mut |keys| _ = keys.insert(key.clone()));
                 }
             }
-            Event::Delete(Kind::Namespace, key) => change(&mut |keys| _ = keys.remove(key)),
-            Event::Replace(Kind::Namespace, objects) => {
+            Event::Delete(ObjectKind::Namespace, key) => change(&mut |keys| _ = keys.remove(key)),
+            Event::Replace(ObjectKind::Namespace, objects) => {
                 let listed: BTreeSet<Key> = objects.iter().filter_map(Object::namespace_key).collect();
                 change(&mut |keys| keys.clone_from(&listed));
             }

@@ -11,7 +11,7 @@ use kube::{
 };
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{ErrorChain, Options, RememberedServers, ServerInfo, ServerReport, remembered_servers};
+use super::{ErrorChain, KubernetesOptions, RememberedServers, ServerInfo, ServerReport, remembered_servers};
 
 /// Timeout of a request for the version.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -85,7 +85,7 @@ struct Reachable {
 
 impl Servers {
     /// Reads the configuration.
-    pub(super) async fn new(options: &Options) -> anyhow::Result<Self> {
+    pub(super) async fn new(options: &KubernetesOptions) -> anyhow::Result<Self> {
         let credentials = config(options.kubeconfig.as_deref(), !options.api_server.is_empty()).await?;
         let remembered = options.remembered.clone();
         if options.api_server.is_empty() {
@@ -209,7 +209,7 @@ async fn version(client: &Client) -> anyhow::Result<Info> {
 ///
 /// # Errors
 /// When the configuration cannot be read.
-pub(super) async fn ask_each(options: &Options) -> anyhow::Result<Vec<ServerReport>> {
+pub(super) async fn ask_each(options: &KubernetesOptions) -> anyhow::Result<Vec<ServerReport>> {
     let mut reports = Vec::new();
     for config in Servers::new(options).await?.named {
         let url = config.cluster_url.to_string();
@@ -239,7 +239,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_unusable_configuration_is_an_error_with_its_cure() {
-        let options = Options { kubeconfig: Some("/nonexistent".into()), ..Options::default() };
+        let options = KubernetesOptions { kubeconfig: Some("/nonexistent".into()), ..KubernetesOptions::default() };
         let error = Servers::new(&options).await.err().unwrap();
         assert!(format!("{error:#}").starts_with("--kubeconfig /nonexistent: "), "{error:#}");
         let dir = tempfile::tempdir().unwrap();
@@ -248,7 +248,7 @@ mod tests {
                     users: [{name: u, user: {token: t}}], contexts: [{name: x, context: {cluster: c, user: u}}], \
                     current-context: x}";
         std::fs::write(&kubeconfig, text).unwrap();
-        let mut options = Options { kubeconfig: Some(kubeconfig), ..Options::default() };
+        let mut options = KubernetesOptions { kubeconfig: Some(kubeconfig), ..KubernetesOptions::default() };
         let url = |servers: &Servers| servers.named.iter().map(|c| c.cluster_url.to_string()).collect::<Vec<_>>();
         assert_eq!(url(&Servers::new(&options).await.unwrap()), ["https://192.0.2.1/"]);
         options.api_server = vec!["192.0.2.2:6443".to_owned(), "http://[fd00::1]:80".to_owned()];

@@ -12,9 +12,10 @@ use foldhash::{HashMap, HashSet};
 use lb_common::{Addr, FrontendKey};
 
 use super::endpoints::{Author, effective};
+use smallvec::SmallVec;
+
 use crate::{
     bloom::{BloomFilter, addr_hash},
-    few::Few,
     objects::{Exempt, Key, Selector},
     world::{View, World},
 };
@@ -53,7 +54,7 @@ pub struct CrossNamespaceIndex {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct SharedAddr {
     /// The Services in which it is hand-written.
-    authors: Few<Key>,
+    authors: SmallVec<[Key; 1]>,
     /// The pods, by the Services that select them.
     pods: BTreeSet<PodPort>,
 }

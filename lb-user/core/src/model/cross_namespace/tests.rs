@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    event::{Event, Kind, Object},
+    event::{Event, Object, ObjectKind},
     objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Service, SliceManager},
 };
 use lb_common::Proto;
@@ -98,9 +98,9 @@ fn the_order_in_which_services_appear_does_not_matter() {
         "a/hand",
         "another takes the other address"
     );
-    assert_eq!(cluster.apply([Event::Delete(Kind::Service, key("b/pods"))]), "a/hand");
+    assert_eq!(cluster.apply([Event::Delete(ObjectKind::Service, key("b/pods"))]), "a/hand");
     assert_eq!(cluster.apply(pods()), "a/hand");
-    assert_eq!(cluster.apply([Event::Delete(Kind::Service, key("a/hand"))]), "a/hand");
+    assert_eq!(cluster.apply([Event::Delete(ObjectKind::Service, key("a/hand"))]), "a/hand");
     assert!(cluster.index.shared.is_empty());
 }
 

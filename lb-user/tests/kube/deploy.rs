@@ -12,7 +12,7 @@ use lb_core::event::ObjectKind;
 use serde_json::Value;
 
 use crate::{
-    Options, Source,
+    KubernetesOptions, Source,
     agent::{KubeTestAgent, until},
     bootstrap::is_skipped,
     options, service,
@@ -230,7 +230,7 @@ pub(crate) fn drop_in_has_kube_proxys_label_and_ports(server: &mut ApiServer) {
 pub(crate) fn account_may_read_what_the_agent_reads_and_nothing_else(server: &mut ApiServer) {
     server.kubectl(&["apply", "-k", deploy().to_str().expect("a path")]);
     let kubeconfig = account(server);
-    let mut source = Source::new(Options { kubeconfig: Some(kubeconfig), ..options(server) });
+    let mut source = Source::new(KubernetesOptions { kubeconfig: Some(kubeconfig), ..options(server) });
     server.apply(&service("seen", ""));
     source.until("the Service", |source| source.has(ObjectKind::Service, "seen"));
 

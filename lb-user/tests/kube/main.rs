@@ -21,7 +21,7 @@ use lb_core::{
     objects::Key,
 };
 use lb_lab::api_server::{ApiServer, Assets, free_port};
-use lb_sources::kubernetes::{Options, run};
+use lb_sources::kubernetes::{KubernetesOptions, run};
 use libtest_mimic::{Arguments, Trial};
 use relay::Relay;
 use tokio::{runtime::Runtime, sync::mpsc};
@@ -109,7 +109,7 @@ struct Source {
 }
 
 impl Source {
-    fn new(options: Options) -> Self {
+    fn new(options: KubernetesOptions) -> Self {
         let runtime = Runtime::new().unwrap();
         let (tx, events) = mpsc::channel(16);
         runtime.spawn(async { run(options, tx).await.unwrap() });
@@ -183,8 +183,12 @@ impl Source {
     }
 }
 
-fn options(server: &ApiServer) -> Options {
-    Options { kubeconfig: Some(server.kubeconfig()), node_name: "n1".to_owned(), ..Options::default() }
+fn options(server: &ApiServer) -> KubernetesOptions {
+    KubernetesOptions {
+        kubeconfig: Some(server.kubeconfig()),
+        node_name: "n1".to_owned(),
+        ..KubernetesOptions::default()
+    }
 }
 
 fn service(name: &str, labels: &str) -> String {
@@ -265,7 +269,7 @@ fn only_services_of_the_proxy_name_are_sent(server: &mut ApiServer) {
     let headless = "---\napiVersion: v1\nkind: Service\nmetadata: {name: none}\nspec: {clusterIP: None}\n";
     server.apply(&(service("plain", "") + &service("named", named) + headless));
     let plain = Source::of(server);
-    let named = Source::new(Options { proxy_name: Some("x".to_owned()), ..options(server) });
+    let named = Source::new(KubernetesOptions { proxy_name: Some("x".to_owned()), ..options(server) });
     let has = |source: &Source| ["plain", "named", "none"].map(|name| source.has(ObjectKind::Service, name));
     assert_eq!((has(&plain), has(&named)), ([true, false, false], [false, true, false]));
     server.kubectl(&["delete", "service/plain", "service/named", "service/none"]);
@@ -403,7 +407,7 @@ fn the_first_server_that_answers_is_used(server: &mut ApiServer) {
     // This URL answers, but without TLS.
     let plain = format!("http://127.0.0.1:{}", server.port());
     let api_server = vec![dead, plain, server.url()];
-    let mut source = Source::new(Options { api_server, ..options(server) });
+    let mut source = Source::new(KubernetesOptions { api_server, ..options(server) });
     server.apply(&service("a", ""));
     source.until("the Service", |source| source.has(ObjectKind::Service, "a"));
     server.kubectl(&["delete", "service/a"]);
@@ -412,7 +416,7 @@ fn the_first_server_that_answers_is_used(server: &mut ApiServer) {
 fn the_next_server_takes_over(server: &mut ApiServer) {
     let relay = Relay::open(0, server.port());
     let api_server = vec![relay.url(), server.url()];
-    let mut source = Source::new(Options { api_server, ..options(server) });
+    let mut source = Source::new(KubernetesOptions { api_server, ..options(server) });
     drop(relay);
     server.apply(&service("a", ""));
     source.until("the Service", |source| source.has(ObjectKind::Service, "a"));
@@ -438,7 +442,7 @@ fn a_compacted_history_leads_to_a_new_list(server: &mut ApiServer) {
     // The relay is closed while objects change.
     let relay = Relay::open(0, server.port());
     let api_server = vec![relay.url()];
-    let mut source = Source::new(Options { api_server, ..options(server) });
+    let mut source = Source::new(KubernetesOptions { api_server, ..options(server) });
     assert!(source.has(ObjectKind::Service, "a") && source.has(ObjectKind::Service, "b"));
     let port = relay.port();
     drop(relay);

@@ -14,7 +14,7 @@ fn service(name: &str, addr: &str) -> String {
 
 /// Returns names and addresses of the Services in a round of events, which must hold all kinds; None for no events.
 fn services(events: Vec<Event>) -> Option<Vec<String>> {
-    let kinds: Vec<Kind> = events
+    let kinds: Vec<ObjectKind> = events
         .iter()
         .map(|event| match event {
             Event::Replace(kind, _) => *kind,
@@ -24,7 +24,7 @@ fn services(events: Vec<Event>) -> Option<Vec<String>> {
     if kinds.is_empty() {
         return None;
     }
-    assert_eq!(kinds, Kind::ALL);
+    assert_eq!(kinds, ObjectKind::ALL);
     let Some(Event::Replace(_, objects)) = events.into_iter().next() else { panic!("checked above") };
     let named = |object| match object {
         Object::Service(service) => format!("{} {}", service.key.name(), service.cluster_ips[0]),
@@ -200,7 +200,7 @@ impl Following {
         tokio::pin!(deadline);
         loop {
             let mut round = Vec::new();
-            while round.len() < Kind::ALL.len() {
+            while round.len() < ObjectKind::ALL.len() {
                 tokio::select! {
                     event = self.rx.recv() => round.push(event.unwrap()),
                     () = &mut deadline => panic!("no round with {expected:?}"),

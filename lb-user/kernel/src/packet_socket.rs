@@ -13,7 +13,7 @@ use rustix::net::{
     sockopt::{Timeout, set_socket_timeout},
 };
 
-/// A packet socket on one device. It receives the frames that arrive there, not those that this host sends.
+/// A packet socket on one device. It receives the frames that arrive there, and none that this host sends.
 pub struct PacketSocket(OwnedFd);
 
 impl PacketSocket {

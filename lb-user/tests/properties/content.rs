@@ -70,7 +70,7 @@ pub fn check_consistent(dump: &Dump) {
     for (id, service) in &dump.services {
         let is_bound = service.flags & ServiceFlags::SOURCE_RANGES != 0;
         let has_ranges = dump.source_ranges.iter().any(|key| key.range.service == *id);
-        // A Service may have the flag and no range: then no client is admitted, since none of its ranges could be parsed.
+        // The flag without a range admits no client: none of the ranges could be parsed.
         assert!(is_bound || !has_ranges, "service port {id} has source ranges and not their flag\n{dump:#}");
         for list in List::ALL {
             let table = dump.maglev.get(&MaglevKey { service: *id, list: list as u32 });

@@ -14,9 +14,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::import_paths::{Named, paths};
 use super::rust_source::{Source, is_word, line_of, tokens};
 
-/// Sources that are not held to the rule yet. Empty it as they are put in order.
-const NOT_YET: &[&str] = &["lb-user/src/", "lb-ebpf/src/"];
-
 /// A module by the names that lead to it; the crate's root has none.
 type Path = Vec<String>;
 
@@ -36,16 +33,8 @@ struct File {
     uses: Vec<Named>,
 }
 
-/// Every cycle of a crate whose sources begin with `folder`, such as `lb-user/core/src/`; with `is_held`, unless that
-/// folder is not held to the rule yet.
-pub(crate) fn breaches<'a>(
-    folder: &str,
-    files: impl Iterator<Item = (&'a str, &'a str)>,
-    is_held: bool,
-) -> Vec<String> {
-    if is_held && NOT_YET.iter().any(|prefix| folder.starts_with(prefix)) {
-        return Vec::new();
-    }
+/// Every cycle of a crate whose sources begin with `folder`, such as `lb-user/core/src/`.
+pub(crate) fn breaches<'a>(folder: &str, files: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> {
     Modules::read(folder, files).cycles().into_iter().map(|cycle| format!("{folder}: {cycle}")).collect()
 }
 

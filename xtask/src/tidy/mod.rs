@@ -28,8 +28,7 @@ use tree::Tree;
 /// Arguments of `tidy`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Check words and widths alone, and of these files and folders alone, also where they are not held to the rules
-    /// yet
+    /// Check words and widths alone, and of these files and folders alone
     #[arg(long, value_name = "PATH", num_args = 1..)]
     words: Vec<String>,
     /// Print which module uses which in the crates of this folder, level by level, with a place for each; and their
@@ -57,8 +56,8 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 pub(crate) fn check() -> Result<()> {
     let tree = Tree::read(&workspace::root())?;
     let mut breaches: Vec<String> = tree.files().flat_map(|(path, text)| source_files::breaches(path, text)).collect();
-    breaches.extend(words(&tree, words::is_held));
-    breaches.extend(crates(&tree).iter().flat_map(|sources| cycles::breaches(sources, tree.texts(), true)));
+    breaches.extend(words(&tree, |_| true));
+    breaches.extend(crates(&tree).iter().flat_map(|sources| cycles::breaches(sources, tree.texts())));
     breaches.extend(layers::breaches(&tree)?);
     breaches.extend(module_files::breaches(&tree));
     breaches.extend(promises::breaches(&tree));
@@ -97,7 +96,7 @@ fn print_imports(tree: &Tree, folder: &str) -> ExitCode {
                 run::print(&format!("    {from} -> {to} ({place})"));
             }
         }
-        cycles.extend(cycles::breaches(sources, tree.texts(), false));
+        cycles.extend(cycles::breaches(sources, tree.texts()));
     }
     print(&cycles)
 }

@@ -8,22 +8,6 @@
 use super::markdown;
 use super::rust_source::Source;
 
-/// Files and folders that are not held to these rules and to those of `width` yet. Empty it as rooms are done.
-const NOT_YET: &[&str] = &[
-    "ARCHITECTURE.md",
-    "CHANGELOG.md",
-    "Cargo.toml",
-    "README.md",
-    "SECURITY.md",
-    "deny.toml",
-    "deploy/",
-    "lb-common/",
-    "lb-ebpf/",
-    "lb-user/",
-    "xtask/src/demo.rs",
-    "xtask/src/demo/",
-];
-
 /// No sentence of a comment begins with one of these.
 const BEGINNINGS: [&str; 7] = ["Who", "Whoever", "Whom", "Whose", "Whether", "What", "How"];
 
@@ -42,11 +26,6 @@ const BANNED: [(&str, &str); 7] = [
 #[derive(Default)]
 struct Paragraph {
     words: Vec<(usize, String)>,
-}
-
-/// True if a file is held to the rules of words.
-pub(crate) fn is_held(path: &str) -> bool {
-    !NOT_YET.iter().any(|prefix| path.starts_with(prefix))
 }
 
 /// Every banned turn in a file, with its line.

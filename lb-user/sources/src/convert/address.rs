@@ -1,5 +1,6 @@
-//! IP addresses and ranges as kube-proxy reads them (`ParseIPSloppy`, `ParseCIDRSloppy` of k8s.io/utils/net, which are Go's
-//! parsers before 1.17): leading zeros are decimal, and `::ffff:a.b.c.d` is IPv4. Older API servers stored such texts.
+//! IP addresses and ranges as kube-proxy reads them (`ParseIPSloppy`, `ParseCIDRSloppy` of k8s.io/utils/net, which are
+//! Go's parsers before 1.17): leading zeros are decimal, and `::ffff:a.b.c.d` is IPv4. Older API servers stored such
+//! texts.
 
 use std::{fmt, net::IpAddr};
 

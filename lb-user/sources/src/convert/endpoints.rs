@@ -171,7 +171,8 @@ subsets:
             [
                 "subsets[0].ports[0].port 0: not a port; use 1 to 65535",
                 "subsets[0].addresses[0].ip \"x\": not an IP address; fix or remove it",
-                "subsets[0].addresses[1].ip \"10.0.0.01\": not in standard form, read as 10.0.0.1; write it as 10.0.0.1",
+                "subsets[0].addresses[1].ip \"10.0.0.01\": not in standard form, read as 10.0.0.1; write it \
+                 as 10.0.0.1",
                 "subsets[0].notReadyAddresses[0].ip \"y\": not an IP address; fix or remove it",
             ]
         );

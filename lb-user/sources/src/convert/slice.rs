@@ -209,7 +209,8 @@ endpoints:
                 "endpoints[1].addresses: empty; give it an address or remove it",
                 "endpoints[2].addresses[0] \"x\": not an IP address; fix or remove it",
                 "endpoints[3].addresses[0] \"fd00::1\": not of addressType IPv4; move it to a slice of its own",
-                "endpoints[4].addresses[0] \"::ffff:10.0.0.1\": not in standard form, read as 10.0.0.1; write it as 10.0.0.1",
+                "endpoints[4].addresses[0] \"::ffff:10.0.0.1\": not in standard form, read as 10.0.0.1; write it \
+                 as 10.0.0.1",
             ],
         );
         check(

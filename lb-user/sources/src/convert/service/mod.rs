@@ -157,8 +157,8 @@ fn affinity_seconds(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> Opti
     seconds.or(Some(AFFINITY_SECONDS))
 }
 
-/// Parses `loadBalancerSourceRanges`. The API allows white space around a range. An unreadable range lets in nobody, and if
-/// no range is readable, nobody is let in: kube-proxy would let in everybody then.
+/// Parses `loadBalancerSourceRanges`. The API allows white space around a range. An unreadable range lets in no client.
+/// If no range is readable, no client is let in at all; kube-proxy would let in every client then.
 fn source_ranges(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> (Vec<IpNet>, bool) {
     let texts = list(&spec.load_balancer_source_ranges);
     let mut ranges = Vec::with_capacity(texts.len());

@@ -83,7 +83,7 @@ fn scrape() -> Scrape {
 
 #[test]
 fn a_scrape_has_the_expected_text() {
-    expect_test::expect_file!["tests/scrape.txt"].assert_eq(&scrape().into_text().expect("memory"));
+    expect_test::expect_file!["scrape.txt"].assert_eq(&scrape().into_text().expect("memory"));
 }
 
 #[test]

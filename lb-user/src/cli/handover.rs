@@ -298,8 +298,8 @@ fn render(report: &HandoverReport, arguments: &HandoverArgs) -> String {
     if report.kept {
         let open = number(report.connections, "open connection");
         line(format!(
-            "the table {KEEP_ALIVE_TABLE} keeps {open} of kube-proxy's rules alive: run `beeline handover` again later, \
-             which removes it when they have ended"
+            "the table {KEEP_ALIVE_TABLE} keeps {open} of kube-proxy's rules alive: run `beeline handover` again \
+             later, which removes it when they have ended"
         ));
     }
     text

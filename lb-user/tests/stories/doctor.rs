@@ -142,7 +142,7 @@ fn wrong_entries_and_missing_pins(node: &mut StoryNode) {
 
     // The directory has a bad file; the agent keeps the last good version.
     node.write("bad.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [");
-    DoctorRun::new(node, &[]).assert_finding("warning", "source", "bad.yaml", "correct it");
+    DoctorRun::new(node, &[]).assert_finding("warning", "source", "bad.yaml", "correct the file");
     fs::remove_file(node.yaml.join("bad.yaml")).expect("the file");
 
     // A link is detached, then its pin is removed.

@@ -133,8 +133,7 @@ fn bind_guard_refuses(node: &mut StoryNode) {
     }
     // A pod has its own ports.
     in_namespace(|| assert_eq!(bind_error("0.0.0.0:30080", false), None));
-    agent.wait_for_log("port 30080 is a NodePort of default/web/TCP, and ");
-    agent.wait_for_log(&format!("(pid {}) asked for it", std::process::id()));
+    agent.wait_for_log(&format!("(pid {}) asked for port 30080, a NodePort of default/web/TCP", std::process::id()));
     let counters = lb_dataplane::stats::counters(&node.maps()).expect("the counters");
     assert!(counters.contains(&(Counter::BindRefused, 5)), "{counters:?}");
     // When the Service is removed, the port is free.

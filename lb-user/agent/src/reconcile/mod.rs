@@ -1,4 +1,4 @@
-//! The pass: changed Services are compiled, planned and written; failed work is kept for the next pass. [`run`] decides
+//! The pass: changed Services are compiled, planned and written; failed work is kept for the next pass. `run` decides
 //! when a pass runs, `lb_core::model` what Services mean, `lb_core::plan` which writes follow.
 
 mod maps;

@@ -85,7 +85,7 @@ fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> Pa
         if !verdict.is_flow() {
             return verdict;
         }
-    } else if scratch.flow.flags & FlowFlags::NETFILTER != 0 {
+    } else if scratch.flow.flags & FlowFlags::PASSED != 0 {
         return PacketVerdict::PASS;
     }
     if scratch.packet.fragment as u8 == Fragment::First as u8 {

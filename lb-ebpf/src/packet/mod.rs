@@ -11,6 +11,7 @@ mod flow;
 mod fragment;
 mod icmp;
 mod new_flow;
+mod own;
 mod parse;
 mod ports;
 mod reject;

@@ -106,18 +106,19 @@ fn a_datagram_whose_backend_has_gone_moves() {
 #[test]
 fn a_backend_that_drains_keeps_its_flows_and_gets_no_more() {
     for of in BOTH {
-        for (packet, wanted) in [
-            (Packet::udp(of.client, of.node_port), ServicePort::udp()),
-            (Packet::tcp(of.client, of.node_port), ServicePort::tcp()),
+        let udp = Packet::udp(of.client, of.node_port);
+        for (first, packet, wanted) in [
+            (udp.clone(), udp, ServicePort::udp()),
+            (Packet::syn(of.client, of.node_port), Packet::tcp(of.client, of.node_port), ServicePort::tcp()),
         ] {
             let mut fixture = enter();
             let mut web = fixture.serve(wanted.node_port(of.any).backends(&[of.here]));
-            fixture.comes_in("uplink", &packet).goes_on_as(&packet.becomes(of.client, of.here));
+            fixture.comes_in("uplink", &first).goes_on_as(&first.becomes(of.client, of.here));
             web.change(fixture.maps(), &[of.here, of.beside]);
             web.drain(fixture.maps(), of.here);
             fixture.comes_in("uplink", &packet).goes_on_as(&packet.becomes(of.client, of.here));
             let client = from(of.client, 1);
-            let new = packet.becomes(&client, of.node_port);
+            let new = first.becomes(&client, of.node_port);
             fixture.comes_in("uplink", &new).goes_on_as(&new.becomes(&client, of.beside));
         }
     }

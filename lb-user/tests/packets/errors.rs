@@ -14,7 +14,7 @@ fn each(of: Family) -> impl Iterator<Item = (Reason, Packet, ServicePort, usize)
     TROUBLES.into_iter().flat_map(move |reason| {
         let (client, dialled) = (of.client, of.node_port);
         [
-            (Packet::tcp(client, dialled), ServicePort::tcp()),
+            (Packet::syn(client, dialled), ServicePort::tcp()),
             (Packet::udp(client, dialled), ServicePort::udp()),
             (Packet::udp(client, dialled).without_sum(), ServicePort::udp()),
         ]

@@ -62,6 +62,8 @@ fn fragments_behind_what_routers_read() {
 fn a_fragmented_connection_passes_too() {
     let mut fixture = enter();
     fixture.serve(ServicePort::tcp().node_port(V4.any).backends(&[V4.here]));
+    let syn = Packet::syn(V4.client, V4.node_port);
+    fixture.comes_in("uplink", &syn).goes_on_as(&syn.becomes(V4.client, V4.here));
     let first = Packet::tcp(V4.client, V4.node_port).part(Part::First, 77);
     fixture.comes_in("uplink", &first).goes_on_as(&first.becomes(V4.client, V4.here));
     let later = first.part(Part::Later, 77);

@@ -142,7 +142,7 @@ fn a_checksum_that_a_device_was_to_finish_is_not_finished_in_the_answer() {
         fixture.attach();
         node::disable_offloads("uplink");
         let uplink = FarEnd::of("uplink");
-        for syn in [Packet::syn(of.client, of.node_port), Packet::tcp(of.client, of.node_port).sized(1500)] {
+        for syn in [Packet::syn(of.client, of.node_port), Packet::tcp(of.client, of.node_port).flags("S").sized(1500)] {
             FarEnd::send_unfinished("uplink", &syn, 0);
             uplink.receives(&syn.reset());
         }

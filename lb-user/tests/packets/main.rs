@@ -13,6 +13,7 @@ mod live;
 mod neighbours;
 mod netfilter;
 mod outside;
+mod own;
 mod pods;
 mod ports;
 mod refusals;

@@ -56,7 +56,7 @@ fn a_backend_elsewhere_sees_the_node_and_answers_by_it() {
 fn a_flow_has_an_entry_for_each_direction() {
     let mut fixture = enter();
     let web = fixture.serve(ServicePort::tcp().node_port(V4.any).backends(&[V4.here]));
-    is_served_here(&fixture, V4, &Packet::tcp(V4.client, V4.node_port));
+    is_served_here(&fixture, V4, &Packet::syn(V4.client, V4.node_port));
     assert_eq!(
         fixture.flows(),
         [

@@ -1,6 +1,6 @@
 //! Packets that have made too many hops, that are too large for the next link, or that have no way.
 
-use lb_common::Counter;
+use lb_common::{Counter, Proto};
 use lb_lab::packets::{Packet, Reason, ServicePort, node, packet::Error};
 
 use crate::{
@@ -35,6 +35,8 @@ fn a_packet_that_is_too_large_for_the_way_to_its_backend() {
         ] {
             let mut fixture = enter();
             fixture.serve(wanted.node_port(of.any).backends(&[of.beyond]));
+            let syn = Packet::syn(of.client, of.node_port);
+            assert!(packet.proto == Proto::Udp || fixture.comes_in("uplink", &syn).is_sent());
             let fits = packet.clone().sized(THIN);
             let sent = fixture.comes_in("uplink", &fits);
             let node = sent.ends().0;
@@ -69,6 +71,7 @@ fn a_packet_that_will_be_cut_is_as_large_as_its_segments() {
     for of in BOTH {
         let mut fixture = enter();
         fixture.serve(ServicePort::tcp().node_port(of.any).backends(&[of.beyond]));
+        assert!(fixture.comes_in("uplink", &Packet::syn(of.client, of.node_port)).is_sent());
         let large = Packet::tcp(of.client, of.node_port).sized(3000);
         let segment = u32::try_from(THIN - of.header - 20).expect("small");
         let sent = fixture.comes_in_large("uplink", &large, segment);

@@ -64,7 +64,11 @@ fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> Pa
     let Some(device) = (unsafe { DEVICES.get(frame.ifindex()) }) else {
         return PacketVerdict::PASS;
     };
-    let l3 = if device.flags & DeviceFlags::NO_ETHERNET == 0 { ETHERNET } else { 0 };
+    let has_ethernet = device.flags & DeviceFlags::NO_ETHERNET == 0;
+    if has_ethernet && hook as u8 == Hook::Ingress as u8 && frame.is_for_another_host() {
+        return PacketVerdict::PASS;
+    }
+    let l3 = if has_ethernet { ETHERNET } else { 0 };
     if !parse_ip(frame, l3, family, &mut scratch.packet) || !parse_ports(frame, &mut scratch.packet) {
         return PacketVerdict::PASS;
     }

@@ -12,6 +12,7 @@ mod host_routing;
 mod live;
 mod neighbours;
 mod netfilter;
+mod other_hosts;
 mod outside;
 mod own;
 mod pods;

@@ -2,8 +2,9 @@
 
 use core::ptr;
 
+use aya_ebpf::bindings::BPF_ANY;
 use lb_common::{
-    Counter, DeviceFlags, FlowFlags, Hook, Tuple,
+    Counter, DeviceFlags, FlowFlags, FlowKey, Hook, Tuple,
     packet::{Packet, rewrite},
 };
 
@@ -64,7 +65,7 @@ fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
     let mut flags = 0;
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
     if let Some(device) = unsafe { DEVICES.get(flow.hop.ifindex) } {
-        let mtu = device.mtu;
+        let mtu = route.mtu(device.mtu);
         flags = device.flags;
         // As the kernel measures a packet that will be segmented (skb_gso_network_seglen): the headers, and one
         // segment. A list of packets (SCTP) has no length to compare: it was built for the MTU of its route.
@@ -74,7 +75,11 @@ fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
             segment => packet.headers + segment,
         };
         if mtu != 0 && len > mtu {
-            return PacketVerdict::too_big(mtu);
+            return if packet.may_fragment && frame.segment() == 0 {
+                fragment(frame, scratch)
+            } else {
+                PacketVerdict::too_big(mtu)
+            };
         }
     }
     if translate(frame, packet, &flow.to, 1).code() != PacketVerdict::PASS.code() {
@@ -87,6 +92,39 @@ fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
     } else {
         route::redirect_to_link(&mut frame, &flow.hop)
     }
+}
+
+/// Leaves a packet to the kernel, which fragments what it forwards. The kernel would refuse a source address of the
+/// node: the packet keeps its source, and an entry for egress replaces that in each fragment.
+///
+/// Rules of netfilter may masquerade the packet before: then netfilter translates the replies back, and a second entry
+/// puts the address that the client dialled into those.
+#[inline(never)]
+fn fragment(frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
+    let Scratch { packet, flow, key, partner, partner_key, clock, .. } = scratch;
+    *key = FlowKey::new(packet.tuple, packet.proto, Hook::Egress);
+    (key.tuple.dst, key.tuple.dst_port) = (flow.to.dst, flow.to.dst_port);
+    if key.tuple != flow.to {
+        // Of no Service, as those of `ports::reserve_snat_port`: the entries of the flow itself count and expire.
+        (flow.service, flow.backend) = (0, 0);
+        (flow.forward, flow.reverse) = (packet.seen, 0);
+        flow.flags &= FlowFlags::REVERSE;
+        flow.used = clock.now();
+        flow.hop.forget();
+        if FLOWS.insert(&*key, &*flow, u64::from(BPF_ANY)).is_err() {
+            count(Counter::FlowsFull);
+            return PacketVerdict::DROP;
+        }
+        if flow.flags == 0 {
+            *partner_key = FlowKey::new(key.tuple.reversed(), packet.proto, Hook::Egress);
+            *partner = *flow;
+            partner.to = packet.tuple.reversed();
+            partner.flags = FlowFlags::REVERSE;
+            // Without room, replies to netfilter's masquerade show the backend.
+            let _inserted = FLOWS.insert(&*partner_key, &*partner, u64::from(BPF_ANY));
+        }
+    }
+    translate(frame, packet, &key.tuple, 0)
 }
 
 /// Finds the next hop: that of earlier packets while it is valid and the packet has an Ethernet header, else by a FIB

@@ -5,6 +5,7 @@ mod choice;
 mod cost;
 mod errors;
 mod family;
+mod fragmentation;
 mod fragments;
 mod full;
 mod hops;

@@ -10,6 +10,7 @@ mod entry;
 mod flow;
 mod fragment;
 mod icmp;
+mod limit;
 mod new_flow;
 mod own;
 mod parse;

@@ -10,6 +10,7 @@ mod fragments;
 mod full;
 mod hops;
 mod host_routing;
+mod limit;
 mod live;
 mod neighbours;
 mod netfilter;

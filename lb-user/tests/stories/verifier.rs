@@ -139,7 +139,7 @@ fn try_walk(directory: &Path, set_retval: u8) -> Result<BTreeMap<String, u32>, S
     let mut object = Object::parse(OBJECT).expect("the object");
     let maps = std::mem::take(&mut object.maps);
     // The maps as the agent's loader makes them; a pin says which is which.
-    let pin = |name: &str| -> PathBuf { directory.join(name.trim_start_matches('.')) };
+    let pin = |name: &str| -> PathBuf { directory.join(name.replace('.', "")) };
     fs::create_dir_all(directory).expect("a directory in bpffs");
     let mut loader = EbpfLoader::new();
     loader.override_global("SET_RETVAL", &set_retval, true);

@@ -5,7 +5,7 @@ use core::ptr;
 use aya_ebpf::bindings::BPF_ANY;
 use lb_common::{
     Counter, DeviceFlags, FlowFlags, FlowKey, Hook, Tuple,
-    packet::{Packet, rewrite},
+    packet::{Fragment, Packet, rewrite},
 };
 
 use super::{
@@ -82,6 +82,10 @@ fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
             };
         }
     }
+    if packet.fragment as u8 == Fragment::Later as u8 && packet.may_fragment && follows_to_the_kernel(scratch) {
+        return fragment(frame, scratch);
+    }
+    let Scratch { packet, flow, route, .. } = scratch;
     if translate(frame, packet, &flow.to, 1).code() != PacketVerdict::PASS.code() {
         return PacketVerdict::DROP;
     }
@@ -94,6 +98,21 @@ fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
     }
 }
 
+/// Sets the key to that of the packet at egress, if it is left to the kernel: see [`fragment`].
+#[inline(always)]
+fn set_egress_key(scratch: &mut Scratch) {
+    let Scratch { packet, flow, key, .. } = scratch;
+    *key = FlowKey::new(packet.tuple, packet.proto, Hook::Egress);
+    (key.tuple.dst, key.tuple.dst_port) = (flow.to.dst, flow.to.dst_port);
+}
+
+/// True if the first fragment of a later one, which fits, was left to the kernel: conntrack there waits for the rest.
+#[inline(never)]
+fn follows_to_the_kernel(scratch: &mut Scratch) -> bool {
+    set_egress_key(scratch);
+    FLOWS.get_ptr(&scratch.key).is_some()
+}
+
 /// Leaves a packet to the kernel, which fragments what it forwards. The kernel would refuse a source address of the
 /// node: the packet keeps its source, and an entry for egress replaces that in each fragment.
 ///
@@ -101,9 +120,8 @@ fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
 /// puts the address that the client dialled into those.
 #[inline(never)]
 fn fragment(frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
+    set_egress_key(scratch);
     let Scratch { packet, flow, key, partner, partner_key, clock, .. } = scratch;
-    *key = FlowKey::new(packet.tuple, packet.proto, Hook::Egress);
-    (key.tuple.dst, key.tuple.dst_port) = (flow.to.dst, flow.to.dst_port);
     if key.tuple != flow.to {
         // Of no Service, as those of `ports::reserve_snat_port`: the entries of the flow itself count and expire.
         (flow.service, flow.backend) = (0, 0);

@@ -1,5 +1,11 @@
 //! Connections that the node began: their packets are of no Service, whatever port they have.
 
+use std::{
+    net::{SocketAddr, UdpSocket},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
 use lb_common::{Hook, flow::expires_at};
 use lb_lab::packets::{Fixture, Packet, Reason, ServicePort, Sizes, packet::Error};
 
@@ -20,6 +26,17 @@ fn other_address(of: Family) -> &'static str {
     if of.header == 20 { "172.16.0.1:443" } else { "[fd16::1]:443" }
 }
 
+/// Waits until the kernel has the local route of an address, which for IPv6 comes a moment after the address.
+fn wait_for_route(to: &str) {
+    let addr = to.parse::<SocketAddr>().expect("an address and port").ip();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while UdpSocket::bind((addr, 0)).is_err() {
+        assert!(Instant::now() < deadline, "{addr} is not usable");
+        sleep(Duration::from_millis(10));
+    }
+    sleep(Duration::from_millis(10));
+}
+
 /// Serves each protocol at the NodePort, at a VIP, and at an external IP that is an address of the node.
 fn serve(fixture: &mut Fixture, of: Family, backends: &[&str]) {
     for port in [ServicePort::tcp(), ServicePort::udp(), ServicePort::sctp()] {
@@ -34,6 +51,7 @@ fn a_packet_in_the_middle_of_a_connection_to_the_node_is_of_no_service() {
         for backends in [&[of.here][..], &[of.there], &[]] {
             let mut fixture = enter();
             serve(&mut fixture, of, backends);
+            wait_for_route(other_address(of));
             for (device, from) in [("uplink", of.client), ("thin", of.client), ("pod1", of.pod)] {
                 for to in [of.node_port, other_address(of)] {
                     for flags in ["SA", "A", "FA", "R", "RA"] {

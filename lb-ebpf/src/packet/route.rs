@@ -59,8 +59,8 @@ impl Route {
         self.neighbour.nh_family != 0
     }
 
-    /// Looks up the next hop of an incoming packet from `src` to the destination of `to`. Without a check of the length,
-    /// since the packet may be segmented or fragmented later.
+    /// Looks up the next hop of an incoming packet from `src` to the destination of `to`. Without a check of the
+    /// length, since the packet may be segmented or fragmented later.
     #[inline(always)]
     pub fn lookup(&mut self, frame: Frame, packet: &Packet, src: &Addr, to: &Tuple) -> Fib {
         let params = &mut self.params;
@@ -111,8 +111,8 @@ impl Route {
     }
 
     /// Stores the next hop for later packets of the flow, valid for [`Hop::LASTS`] from `now`. Packets without an
-    /// Ethernet header (`l3` is 0) have no link addresses, and need a lookup each; so do those of a route with an MTU of
-    /// its own, which a next hop does not have.
+    /// Ethernet header (`l3` is 0) have no link addresses, and need a lookup each; so do packets by a route with an MTU
+    /// of its own, which a next hop does not have.
     #[inline(always)]
     pub fn store(&self, hop: &mut Hop, l3: u32, now: u64) {
         hop.ifindex = self.params.ifindex;

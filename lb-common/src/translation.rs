@@ -2,6 +2,9 @@
 
 use crate::{Addr, Choice, bpf_spin_lock};
 
+/// [`Translation::backend`] of a client, which is no backend. Ids are allotted from 1 upwards.
+const CLIENT: u32 = u32::MAX;
+
 /// A translation of a socket: the application dials the VIP, the socket talks to the backend.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -36,6 +39,21 @@ impl Translation {
             backend: choice.backend,
             generation,
         }
+    }
+
+    /// The entry of a client, which is `addr`:`port` for the application and the socket alike: see
+    /// [`Translation::is_client`].
+    #[inline(always)]
+    const fn of_client(addr: Addr, port: u16, generation: u32) -> Self {
+        let choice = Choice { service: 0, backend: CLIENT, addr, port };
+        Self::new(addr, port, &choice, generation)
+    }
+
+    /// True if `vip` is a client of this socket, whose address and port are a frontend's too: replies go to the client.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_client(&self) -> bool {
+        self.backend == CLIENT
     }
 
     /// True if the backend is `addr`:`port`.
@@ -171,6 +189,30 @@ impl Translations {
         put
     }
 
+    /// Stores a client of this socket, unless the socket itself dials that address: in an empty place, or over the
+    /// oldest entry. Returns the backend of the overwritten entry; 0 for none.
+    #[inline(always)]
+    pub fn put_client(&mut self, addr: Addr, port: u16, generation: u32) -> u32 {
+        let mut place = MAX_TRANSLATIONS as u32;
+        for (index, entry) in (0u32..).zip(&self.entries) {
+            if entry.backend == 0 {
+                place = index;
+            } else if entry.vip_port == port && entry.vip == addr {
+                return 0;
+            }
+        }
+        if place == MAX_TRANSLATIONS as u32 {
+            place = self.next % MAX_TRANSLATIONS as u32;
+            self.next = place + 1;
+        }
+        let Some(entry) = self.entries.get_mut(place as usize) else {
+            return 0;
+        };
+        let replaced = entry.backend;
+        *entry = Translation::of_client(addr, port, generation);
+        replaced
+    }
+
     /// Calls `visit` with the backend of each entry.
     #[inline(always)]
     pub fn each(&self, mut visit: impl FnMut(u32)) {
@@ -227,6 +269,27 @@ mod tests {
     fn to(vip_last: u8, backend_last: u8) -> Translation {
         let choice = Choice { service: 1, backend: u32::from(backend_last), addr: server(backend_last), port: 53 };
         Translation::new(vip(vip_last), 53, &choice, GENERATION)
+    }
+
+    #[test]
+    fn a_client_is_kept_beside_what_the_socket_dials() {
+        let mut list = Translations::EMPTY;
+        list.put(&to(1, 1));
+        assert_eq!(list.put_client(vip(1), 53, GENERATION), 0);
+        assert_eq!(list.of_vip(&vip(1), 53), Some(to(1, 1)), "the socket dials it");
+        assert_eq!(list.put_client(vip(2), 53, GENERATION), 0);
+        let client = list.of_vip(&vip(2), 53).expect("an entry");
+        assert!(client.is_client() && client.leads_to(&vip(2), 53));
+        assert!(!to(1, 1).is_client());
+        // A full list loses its oldest entry.
+        (3..=8).for_each(|n| assert_eq!(list.put_client(vip(n), 53, GENERATION), 0));
+        assert_eq!(list.put_client(vip(8), 53, GENERATION), 0);
+        assert!((2..=8).all(|n| list.of_vip(&vip(n), 53).is_some()));
+        assert_eq!(list.put_client(vip(9), 53, GENERATION), 1);
+        assert!(list.of_vip(&vip(1), 53).is_none() && list.of_vip(&vip(9), 53).is_some());
+        // A socket that dials the address of a client does so from then on.
+        list.put(&to(9, 3));
+        assert_eq!(list.of_vip(&vip(9), 53), Some(to(9, 3)));
     }
 
     #[test]

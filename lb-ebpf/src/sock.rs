@@ -1,7 +1,9 @@
 //! The socket path: translation at the socket hooks, for both families.
 
 use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_sk_storage_get, programs::SockContext};
-use lb_common::{Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Translation, Translations, Verdict, select};
+use lb_common::{
+    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Translations, Verdict, select,
+};
 
 use crate::{
     context::{PROCEED, SockAddr},
@@ -86,6 +88,9 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     let mut list = translations(ctx);
     let mut moved = false;
     if let Some(kept) = list.as_mut().and_then(|list| list.of_vip(&dest.addr, dest.port)) {
+        if kept.is_client() {
+            return PROCEED;
+        }
         // The mode of a pod may change while its sockets are open.
         if is_valid(&kept) && !ctx.is_bypassed() {
             ctx.set(&kept.backend_addr, kept.backend_port);
@@ -113,11 +118,11 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     }
 }
 
-/// A received datagram: replaces the address of a backend by the VIP.
+/// A received datagram: replaces the address of a backend by the VIP, and remembers a client that looks like a VIP.
 #[inline(always)]
 pub fn recvmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
-    if ctx.proto() == Some(Proto::Udp) {
-        show_vip(ctx);
+    if ctx.proto() == Some(Proto::Udp) && !show_vip(ctx) {
+        remember_client(ctx);
     }
     PROCEED
 }
@@ -133,7 +138,9 @@ pub fn getpeername<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
                 ctx.set(&translation.vip, translation.vip_port);
             }
         }
-        Some(Proto::Udp) => show_vip(ctx),
+        Some(Proto::Udp) => {
+            show_vip(ctx);
+        }
         _ => {}
     }
     PROCEED
@@ -212,10 +219,34 @@ fn forget(list: Option<&mut Translations>, dest: &FrontendKey) {
     }
 }
 
+/// Replaces the address of a backend by the VIP; false if the address is of no backend.
 #[inline(always)]
-fn show_vip<const V6: bool>(ctx: &SockAddr<V6>) {
-    if let Some(translation) = translations(ctx).and_then(|list| list.of_backend(&ctx.addr(), ctx.port())) {
-        ctx.set(&translation.vip, translation.vip_port);
+fn show_vip<const V6: bool>(ctx: &SockAddr<V6>) -> bool {
+    let Some(translation) = translations(ctx).and_then(|list| list.of_backend(&ctx.addr(), ctx.port())) else {
+        return false;
+    };
+    ctx.set(&translation.vip, translation.vip_port);
+    true
+}
+
+/// Remembers the sender of a datagram if its address and port, those of this node, are a frontend's too: the reply goes
+/// to the sender, and is no request to the Service.
+#[inline(always)]
+fn remember_client<const V6: bool>(ctx: &SockAddr<V6>) {
+    let client = ctx.key(Proto::Udp);
+    if !Kernel.may_have(&client)
+        || Kernel.node_addr(&client.addr).is_none()
+        || (Kernel.frontend(&client).is_none() && Kernel.frontend(&client.node_port()).is_none())
+    {
+        return;
+    }
+    // New storage is zero, an empty list.
+    // SAFETY: as in `translations`.
+    if let Some(list) = unsafe { SOCKS.get_or_insert_ptr_mut(ctx.raw(), None).as_mut() } {
+        let replaced = list.put_client(client.addr, client.port, GENERATION.load());
+        if replaced != 0 {
+            stats::closed(replaced);
+        }
     }
 }
 

@@ -32,11 +32,13 @@ pub enum Counter {
     NoRoute = 12,
     /// A UDP flow moved to another backend: its own was removed.
     FlowMoved = 13,
+    /// A packet was dropped without the reset or the ICMP error that it deserved: too many were sent just before.
+    ErrorsLimited = 14,
 }
 
 impl Counter {
     /// All counters, ordered by number.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NoEndpoints,
         Self::NoLocalEndpoints,
         Self::TcpSocksFull,
@@ -51,6 +53,7 @@ impl Counter {
         Self::SnatExhausted,
         Self::NoRoute,
         Self::FlowMoved,
+        Self::ErrorsLimited,
     ];
 
     /// The name in output.
@@ -71,6 +74,7 @@ impl Counter {
             Self::SnatExhausted => "snat_exhausted",
             Self::NoRoute => "no_route",
             Self::FlowMoved => "flow_moved",
+            Self::ErrorsLimited => "errors_limited",
         }
     }
 }

@@ -127,6 +127,11 @@ impl FlowFlags {
     /// Netfilter translates the flow, which began before Beeline started or continues without it. Packets pass
     /// unchanged.
     pub const NETFILTER: u16 = 8;
+    /// The node began the flow, or netfilter's masquerade for a pod, from a port that is a frontend too. Packets pass
+    /// unchanged: without the entry, replies would begin flows of the Service.
+    pub const OWN: u16 = 16;
+    /// Flows whose packets pass unchanged.
+    pub const PASSED: u16 = Self::NETFILTER | Self::OWN;
 }
 
 /// Key of `FRAGMENTS`: a fragmented datagram.

@@ -44,6 +44,8 @@ pub struct Packet {
     pub begins: bool,
     /// True for IPv6.
     pub v6: bool,
+    /// True if routers may fragment the packet: IPv4 without DF.
+    pub may_fragment: bool,
 }
 
 impl Packet {
@@ -88,6 +90,7 @@ fn parse_v4(skb: &impl Skb, l3: u32, packet: &mut Packet) -> Option<()> {
         seen: Seen::ANY,
         begins: false,
         v6: false,
+        may_fragment: part_high & 0x40 == 0,
     };
     Some(())
 }
@@ -133,6 +136,7 @@ fn parse_v6(skb: &impl Skb, l3: u32, packet: &mut Packet) -> Option<()> {
         seen: Seen::ANY,
         begins: false,
         v6: true,
+        may_fragment: false,
     };
     let (mut next, mut at) = (first_next, l3 + 40);
     for _ in 0..MAX_EXTENSIONS {

@@ -64,7 +64,11 @@ fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> Pa
     let Some(device) = (unsafe { DEVICES.get(frame.ifindex()) }) else {
         return PacketVerdict::PASS;
     };
-    let l3 = if device.flags & DeviceFlags::NO_ETHERNET == 0 { ETHERNET } else { 0 };
+    let has_ethernet = device.flags & DeviceFlags::NO_ETHERNET == 0;
+    if has_ethernet && hook as u8 == Hook::Ingress as u8 && frame.is_for_another_host() {
+        return PacketVerdict::PASS;
+    }
+    let l3 = if has_ethernet { ETHERNET } else { 0 };
     if !parse_ip(frame, l3, family, &mut scratch.packet) || !parse_ports(frame, &mut scratch.packet) {
         return PacketVerdict::PASS;
     }
@@ -85,7 +89,7 @@ fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> Pa
         if !verdict.is_flow() {
             return verdict;
         }
-    } else if scratch.flow.flags & FlowFlags::NETFILTER != 0 {
+    } else if scratch.flow.flags & FlowFlags::PASSED != 0 {
         return PacketVerdict::PASS;
     }
     if scratch.packet.fragment as u8 == Fragment::First as u8 {

@@ -51,7 +51,7 @@ fn parse(frame: Frame, packet: &Packet, quoted: &mut Packet) -> bool {
 fn find(packet: &Packet, key: &FlowKey, quoted: &mut QuotedPacket) -> Option<u16> {
     // SAFETY: read at once; an element that is removed meanwhile stays until the RCU grace period ends.
     let flow = unsafe { FLOWS.get(key) }?;
-    if flow.flags & FlowFlags::NETFILTER != 0 {
+    if flow.flags & FlowFlags::PASSED != 0 {
         return None;
     }
     quoted.inner = flow.to.reversed();

@@ -6,6 +6,7 @@ use lb_common::{
 };
 
 use super::{
+    own,
     ports::{self, SourcePort},
     reject::is_cluster_ip,
     route::Fib,
@@ -27,6 +28,9 @@ pub fn new_flow(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketV
     if device.flags & (DeviceFlags::LEAVING | DeviceFlags::OFF) != 0
         || (device.flags & DeviceFlags::SETTLING != 0 && !scratch.packet.begins)
     {
+        return PacketVerdict::PASS;
+    }
+    if own::is_mid_connection(frame, &scratch.packet, &mut scratch.route) {
         return PacketVerdict::PASS;
     }
     let origin = if device.flags & DeviceFlags::POD != 0 { Origin::Node } else { Origin::Outside };
@@ -52,6 +56,9 @@ pub fn egress_unknown(frame: Frame, scratch: &mut Scratch, device: &Device) -> P
     }
     if device.flags & DeviceFlags::LEAVING == 0 && is_cluster_ip(packet) {
         return PacketVerdict::reject(Counter::UnknownPort);
+    }
+    if own::may_be_answered_at_a_frontend(packet) && own::keep_replies(scratch, device) {
+        return PacketVerdict::PASS;
     }
     ports::reserve_snat_port(frame, scratch, device)
 }

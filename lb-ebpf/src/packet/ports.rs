@@ -103,8 +103,8 @@ fn insert_partner(key: &FlowKey, partner: &Flow) -> Inserted {
     };
     // SAFETY: our map value; it stays until the RCU grace period ends.
     let there = unsafe { &*there };
-    // Netfilter would translate this flow to another port, unknown to us.
-    if there.flags & FlowFlags::NETFILTER != 0 {
+    // Netfilter would translate this flow to another port, unknown to us; replies to the node's own are the node's.
+    if there.flags & FlowFlags::PASSED != 0 {
         return Inserted::Taken;
     }
     // The same client dials the same address again from a reused port; or the other flow is over, and its backend is
@@ -173,8 +173,8 @@ pub fn reserve_snat_port(frame: Frame, scratch: &mut Scratch, device: &Device) -
     scratch.partner_key = FlowKey::new(packet.tuple.reversed(), packet.proto, Hook::Ingress);
     match FLOWS.get_ptr(&scratch.partner_key) {
         // SAFETY: our map value; it stays until the RCU grace period ends.
-        Some(flow) if unsafe { (*flow).flags } & FlowFlags::NETFILTER == 0 => {}
-        // Replies of netfilter's own flow belong to netfilter.
+        Some(flow) if unsafe { (*flow).flags } & FlowFlags::PASSED == 0 => {}
+        // Replies of netfilter's own flow belong to netfilter, those of the node's own to the node.
         _ => return PacketVerdict::PASS,
     }
     let used = scratch.clock.now();

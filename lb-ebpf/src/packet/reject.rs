@@ -1,7 +1,7 @@
 //! Rejection: packets to unknown ports of cluster IPs, and the reset or ICMP error that the sender gets.
 
 use lb_common::{
-    FrontendKey, Hook, Proto,
+    Counter, FrontendKey, Hook, Proto,
     packet::{
         ICMP_V4, ICMP_V6, Packet, RESET_V4, RESET_V6, Reply, Skb as _, SkbSum, icmp_v4, icmp_v6, is_silent, reset_v4,
         reset_v6,
@@ -9,7 +9,10 @@ use lb_common::{
 };
 
 use super::{scratch::Scratch, skb::Frame, verdict::PacketVerdict};
-use crate::{counters::count_number, tables::Kernel};
+use crate::{
+    counters::{count, count_number},
+    tables::Kernel,
+};
 
 /// True if the destination is a cluster IP, for any port.
 #[inline(never)]
@@ -31,6 +34,11 @@ pub fn reply(frame: Frame, scratch: &mut Scratch, hook: Hook, verdict: PacketVer
         reset = packet.proto == Proto::Tcp as u8;
     }
     if is_silent(packet) {
+        return PacketVerdict::DROP.code();
+    }
+    // The discovery of a path's MTU is not limited (net/ipv4/icmp.c, `icmpv4_global_allow`).
+    if !verdict.is_too_big() && !scratch.limit.allows(scratch.clock.now()) {
+        count(Counter::ErrorsLimited);
         return PacketVerdict::DROP.code();
     }
     match (reset, packet.v6) {

@@ -4,8 +4,9 @@ use core::mem;
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup, bpf_redir_neigh,
+        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
+        bpf_fib_lookup, bpf_redir_neigh,
     },
     helpers::generated,
 };
@@ -15,6 +16,10 @@ use lb_common::{
 };
 
 use super::{skb::Frame, verdict::PacketVerdict};
+use crate::maps::DEVICES;
+
+/// A length that fits each route: it has the kernel write the route's MTU in its place (5.12).
+const ANY_LENGTH: u16 = 1;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -54,8 +59,8 @@ impl Route {
         self.neighbour.nh_family != 0
     }
 
-    /// Looks up the next hop of an incoming packet from `src` to the destination of `to`. Without a check of the MTU,
-    /// since the packet may be segmented later.
+    /// Looks up the next hop of an incoming packet from `src` to the destination of `to`. Without a check of the
+    /// length, since the packet may be segmented or fragmented later.
     #[inline(always)]
     pub fn lookup(&mut self, frame: Frame, packet: &Packet, src: &Addr, to: &Tuple) -> Fib {
         let params = &mut self.params;
@@ -63,7 +68,7 @@ impl Route {
         params.l4_protocol = packet.proto;
         params.sport = to.src_port.to_be();
         params.dport = to.dst_port.to_be();
-        params.__bindgen_anon_1.tot_len = 0;
+        params.__bindgen_anon_1.tot_len = ANY_LENGTH;
         params.ifindex = frame.ifindex();
         params.__bindgen_anon_2.flowinfo = 0;
         let (src, dst) = (src.words(), to.dst.words());
@@ -83,7 +88,8 @@ impl Route {
         // SAFETY: integers, written here or by the kernel.
         unsafe { self.neighbour.__bindgen_anon_1.ipv6_nh = self.params.__bindgen_anon_4.ipv6_dst };
         match code {
-            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => Fib::Device,
+            // Before 5.12 the kernel compares with the device's MTU, after all else.
+            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => Fib::Device,
             BPF_FIB_LKUP_RET_NOT_FWDED => Fib::Local,
             BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => Fib::Unreachable,
             _ => Fib::Unsupported,
@@ -96,18 +102,33 @@ impl Route {
         self.params.ifindex
     }
 
+    /// The MTU of the next hop on a device with an MTU of `device`: the route may have a smaller one.
+    #[inline(always)]
+    pub fn mtu(&self, device: u32) -> u32 {
+        // SAFETY: an integer, written by the lookup.
+        let route = u32::from(unsafe { self.params.__bindgen_anon_1.mtu_result });
+        if self.is_known() && route > u32::from(ANY_LENGTH) && (device == 0 || route < device) { route } else { device }
+    }
+
     /// Stores the next hop for later packets of the flow, valid for [`Hop::LASTS`] from `now`. Packets without an
-    /// Ethernet header (`l3` is 0) have no link addresses, and need a lookup each.
+    /// Ethernet header (`l3` is 0) have no link addresses, and need a lookup each; so do packets by a route with an MTU
+    /// of its own, which a next hop does not have.
     #[inline(always)]
     pub fn store(&self, hop: &mut Hop, l3: u32, now: u64) {
         hop.ifindex = self.params.ifindex;
-        if !self.has_neighbour || l3 == 0 {
+        if !self.has_neighbour || l3 == 0 || self.has_own_mtu() {
             return hop.forget();
         }
         hop.until = now + Hop::LASTS;
         let (to, from) = hop.ends.split_at_mut(6);
         to.copy_from_slice(&self.params.dmac);
         from.copy_from_slice(&self.params.smac);
+    }
+
+    #[inline(always)]
+    fn has_own_mtu(&self) -> bool {
+        // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
+        unsafe { DEVICES.get(self.ifindex()) }.is_some_and(|device| self.mtu(device.mtu) != device.mtu)
     }
 
     /// Redirects the packet to the neighbour; the kernel resolves and confirms the link address. Egress programs let

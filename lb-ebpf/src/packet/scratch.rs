@@ -6,7 +6,7 @@ use lb_common::{
     packet::{Packet, Reply},
 };
 
-use super::{clock::Clock, route::Route};
+use super::{clock::Clock, limit::Limit, route::Route};
 
 /// The packet at hand, on each CPU.
 #[btf_map]
@@ -33,6 +33,8 @@ pub struct Scratch {
     pub choice: Choice,
     pub route: Route,
     pub clock: Clock,
+    /// Of resets and ICMP errors.
+    pub limit: Limit,
     pub icmp: QuotedPacket,
     /// Buffer for a reset or an ICMP error.
     pub reply: Reply,

@@ -2,9 +2,10 @@
 
 use core::ptr;
 
+use aya_ebpf::bindings::BPF_ANY;
 use lb_common::{
-    Counter, DeviceFlags, FlowFlags, Hook, Tuple,
-    packet::{Packet, rewrite},
+    Counter, DeviceFlags, FlowFlags, FlowKey, Hook, Tuple,
+    packet::{Fragment, Packet, rewrite},
 };
 
 use super::{
@@ -64,7 +65,7 @@ fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
     let mut flags = 0;
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
     if let Some(device) = unsafe { DEVICES.get(flow.hop.ifindex) } {
-        let mtu = device.mtu;
+        let mtu = route.mtu(device.mtu);
         flags = device.flags;
         // As the kernel measures a packet that will be segmented (skb_gso_network_seglen): the headers, and one
         // segment. A list of packets (SCTP) has no length to compare: it was built for the MTU of its route.
@@ -74,9 +75,17 @@ fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
             segment => packet.headers + segment,
         };
         if mtu != 0 && len > mtu {
-            return PacketVerdict::too_big(mtu);
+            return if packet.may_fragment && frame.segment() == 0 {
+                fragment(frame, scratch)
+            } else {
+                PacketVerdict::too_big(mtu)
+            };
         }
     }
+    if packet.fragment as u8 == Fragment::Later as u8 && packet.may_fragment && follows_to_the_kernel(scratch) {
+        return fragment(frame, scratch);
+    }
+    let Scratch { packet, flow, route, .. } = scratch;
     if translate(frame, packet, &flow.to, 1).code() != PacketVerdict::PASS.code() {
         return PacketVerdict::DROP;
     }
@@ -87,6 +96,53 @@ fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
     } else {
         route::redirect_to_link(&mut frame, &flow.hop)
     }
+}
+
+/// Sets the key to that of the packet at egress, if it is left to the kernel: see [`fragment`].
+#[inline(always)]
+fn set_egress_key(scratch: &mut Scratch) {
+    let Scratch { packet, flow, key, .. } = scratch;
+    *key = FlowKey::new(packet.tuple, packet.proto, Hook::Egress);
+    (key.tuple.dst, key.tuple.dst_port) = (flow.to.dst, flow.to.dst_port);
+}
+
+/// True if the first fragment of a later one, which fits, was left to the kernel: conntrack there waits for the rest.
+#[inline(never)]
+fn follows_to_the_kernel(scratch: &mut Scratch) -> bool {
+    set_egress_key(scratch);
+    FLOWS.get_ptr(&scratch.key).is_some()
+}
+
+/// Leaves a packet to the kernel, which fragments what it forwards. The kernel would refuse a source address of the
+/// node: the packet keeps its source, and an entry for egress replaces that in each fragment.
+///
+/// Rules of netfilter may masquerade the packet before: then netfilter translates the replies back, and a second entry
+/// puts the address that the client dialled into those.
+#[inline(never)]
+fn fragment(frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
+    set_egress_key(scratch);
+    let Scratch { packet, flow, key, partner, partner_key, clock, .. } = scratch;
+    if key.tuple != flow.to {
+        // Of no Service, as those of `ports::reserve_snat_port`: the entries of the flow itself count and expire.
+        (flow.service, flow.backend) = (0, 0);
+        (flow.forward, flow.reverse) = (packet.seen, 0);
+        flow.flags &= FlowFlags::REVERSE;
+        flow.used = clock.now();
+        flow.hop.forget();
+        if FLOWS.insert(&*key, &*flow, u64::from(BPF_ANY)).is_err() {
+            count(Counter::FlowsFull);
+            return PacketVerdict::DROP;
+        }
+        if flow.flags == 0 {
+            *partner_key = FlowKey::new(key.tuple.reversed(), packet.proto, Hook::Egress);
+            *partner = *flow;
+            partner.to = packet.tuple.reversed();
+            partner.flags = FlowFlags::REVERSE;
+            // Without room, replies to netfilter's masquerade show the backend.
+            let _inserted = FLOWS.insert(&*partner_key, &*partner, u64::from(BPF_ANY));
+        }
+    }
+    translate(frame, packet, &key.tuple, 0)
 }
 
 /// Finds the next hop: that of earlier packets while it is valid and the packet has an Ethernet header, else by a FIB

@@ -64,6 +64,15 @@ impl Frame {
         }
     }
 
+    /// True if the frame has the link address of another host: the device is promiscuous, or a port of a bridge.
+    #[inline(always)]
+    pub fn is_for_another_host(&self) -> bool {
+        /// `PACKET_OTHERHOST` (include/uapi/linux/if_packet.h).
+        const OTHER_HOST: u32 = 3;
+        // SAFETY: as above.
+        unsafe { (*self.skb).pkt_type == OTHER_HOST }
+    }
+
     /// Segment size (GSO), without headers; 0 for a packet that is not segmented.
     #[inline(always)]
     pub fn segment(&self) -> u32 {

@@ -55,6 +55,12 @@ impl PacketVerdict {
         self.0 != u32::MAX && self.0 & 0xff00 >= REJECT
     }
 
+    /// True if the packet is too big for the next link.
+    #[inline(always)]
+    pub fn is_too_big(self) -> bool {
+        self.0 & 0xff00 == TOO_BIG
+    }
+
     /// Number of the counter of a reject.
     #[inline(always)]
     pub fn reject_counter(self) -> Option<u32> {

@@ -92,6 +92,8 @@ pub fn flows(entries: &[(FlowKey, Flow)], filter: &FlowFilter, dump: &Dump, now:
             expires_seconds: expires_at(flow, partner, key.proto).saturating_sub(now).div_ceil(SECOND),
             service: if flow.flags & FlowFlags::NETFILTER != 0 {
                 "(netfilter)".to_owned()
+            } else if flow.service == 0 {
+                "(node)".to_owned()
             } else {
                 name_of(dump, flow.service)
             },

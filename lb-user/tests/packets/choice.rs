@@ -113,18 +113,19 @@ fn a_udp_flow_whose_backend_is_gone_moves() {
 #[test]
 fn a_serving_terminating_backend_keeps_its_flows_and_gets_no_new_ones() {
     for net in BOTH {
-        for (packet, service) in [
-            (Packet::udp(net.client, net.node_port), FixtureService::udp()),
-            (Packet::tcp(net.client, net.node_port), FixtureService::tcp()),
+        let udp = Packet::udp(net.client, net.node_port);
+        for (first, packet, service) in [
+            (udp.clone(), udp, FixtureService::udp()),
+            (Packet::syn(net.client, net.node_port), Packet::tcp(net.client, net.node_port), FixtureService::tcp()),
         ] {
             let mut fixture = enter();
             let mut web = fixture.serve(service.node_port(net.any).backends(&[net.local]));
-            fixture.ingress("uplink", &packet).passes_as(&packet.becomes(net.client, net.local));
+            fixture.ingress("uplink", &first).passes_as(&first.becomes(net.client, net.local));
             web.change(fixture.maps(), &[net.local, net.local2]);
             web.drain(fixture.maps(), net.local);
             fixture.ingress("uplink", &packet).passes_as(&packet.becomes(net.client, net.local));
             let client = client_port(net.client, 1);
-            let new = packet.becomes(&client, net.node_port);
+            let new = first.becomes(&client, net.node_port);
             fixture.ingress("uplink", &new).passes_as(&new.becomes(&client, net.local2));
         }
     }

@@ -15,7 +15,7 @@ fn each(net: Net) -> impl Iterator<Item = (IcmpReason, Packet, FixtureService, u
     REASONS.into_iter().flat_map(move |reason| {
         let (client, dialled) = (net.client, net.node_port);
         [
-            (Packet::tcp(client, dialled), FixtureService::tcp()),
+            (Packet::syn(client, dialled), FixtureService::tcp()),
             (Packet::udp(client, dialled), FixtureService::udp()),
             (Packet::udp(client, dialled).without_sum(), FixtureService::udp()),
         ]

@@ -61,6 +61,8 @@ fn fragments_with_options_or_extension_headers_are_served() {
 fn fragments_of_tcp_are_served() {
     let mut fixture = enter();
     fixture.serve(FixtureService::tcp().node_port(V4.any).backends(&[V4.local]));
+    let syn = Packet::syn(V4.client, V4.node_port);
+    fixture.ingress("uplink", &syn).passes_as(&syn.becomes(V4.client, V4.local));
     let first = Packet::tcp(V4.client, V4.node_port).part(Part::First, 77);
     fixture.ingress("uplink", &first).passes_as(&first.becomes(V4.client, V4.local));
     let later = first.part(Part::Later, 77);

@@ -142,7 +142,9 @@ fn an_answer_to_a_packet_with_offloaded_checksum_has_its_own_checksum() {
         fixture.attach();
         node::disable_offloads("uplink");
         let uplink = FarEnd::of("uplink");
-        for syn in [Packet::syn(net.client, net.node_port), Packet::tcp(net.client, net.node_port).sized(1500)] {
+        for syn in
+            [Packet::syn(net.client, net.node_port), Packet::tcp(net.client, net.node_port).flags("S").sized(1500)]
+        {
             FarEnd::send_unfinished("uplink", &syn, 0);
             uplink.receives(&syn.reset());
         }

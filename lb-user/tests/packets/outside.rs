@@ -57,7 +57,7 @@ fn a_remote_backend_sees_the_node_and_answers_through_it() {
 fn a_flow_has_an_entry_for_each_direction() {
     let mut fixture = enter();
     let web = fixture.serve(FixtureService::tcp().node_port(V4.any).backends(&[V4.local]));
-    local_backend_serves(&fixture, V4, &Packet::tcp(V4.client, V4.node_port));
+    local_backend_serves(&fixture, V4, &Packet::syn(V4.client, V4.node_port));
     assert_eq!(
         fixture.flows(),
         [

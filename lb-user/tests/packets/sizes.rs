@@ -1,6 +1,6 @@
 //! Packets whose TTL ends, that exceed the MTU of the next hop, or that have no route.
 
-use lb_common::Counter;
+use lb_common::{Counter, Proto};
 use lb_lab::packets::{FixtureService, IcmpReason, Packet, node, packet::IcmpError};
 
 use crate::{
@@ -35,6 +35,8 @@ fn a_packet_above_the_mtu_towards_the_backend_is_answered_by_too_big() {
         ] {
             let mut fixture = enter();
             fixture.serve(service.node_port(net.any).backends(&[net.remote_thin]));
+            let syn = Packet::syn(net.client, net.node_port);
+            assert!(packet.proto == Proto::Udp || fixture.ingress("uplink", &syn).is_redirected());
             let fits = packet.clone().sized(THIN);
             let sent = fixture.ingress("uplink", &fits);
             let node = sent.ends().0;
@@ -69,6 +71,7 @@ fn the_mtu_binds_the_segments_of_a_gso_packet() {
     for net in BOTH {
         let mut fixture = enter();
         fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote_thin]));
+        assert!(fixture.ingress("uplink", &Packet::syn(net.client, net.node_port)).is_redirected());
         let large = Packet::tcp(net.client, net.node_port).sized(3000);
         let segment = u32::try_from(THIN - net.header - 20).expect("small");
         let sent = fixture.ingress_large("uplink", &large, segment);

@@ -1,6 +1,9 @@
 //! NodePorts on the socket path, and the bind guard that keeps processes of the host from binding to them.
 
-use std::net::{TcpListener, UdpSocket};
+use std::{
+    net::{TcpListener, UdpSocket},
+    time::Duration,
+};
 
 use lb_common::Counter;
 use rustix::{io::Errno, net::bind};
@@ -20,6 +23,7 @@ pub const STORIES: &[Story] = &[
     ("an_older_service_keeps_its_node_port", older_service_wins),
     ("a_process_of_the_host_cannot_bind_to_a_node_port", bind_guard_refuses),
     ("a_socket_bound_before_the_node_port_is_logged_and_keeps_working", earlier_socket_is_logged),
+    ("a_server_answers_a_client_whose_port_is_a_node_port", answers_to_a_node_port),
 ];
 
 const BACKEND: &str = "10.0.0.1:8080";
@@ -109,6 +113,36 @@ fn older_service_wins(node: &mut StoryNode) {
     assert_eq!(tcp_ask(at("10.0.0.3:30080")).expect("an answer").0, "10.0.0.2:8080");
     agent.wait_for_log("belongs to the Service default/b, which is older");
     assert_eq!(tcp_ask(at("10.96.0.1:80")).expect("its VIP answers").0, BACKEND);
+}
+
+fn answers_to_a_node_port(node: &mut StoryNode) {
+    udp_server("10.0.0.1:5353");
+    udp_server("[fd00::1]:5353");
+    let agent = node.agent(&[]);
+    agent.wait_for("the node's addresses", |dump| dump.node_addrs.len() > 5);
+    // Bind before the Service exists: the kernel may choose a port that becomes a NodePort later.
+    let clients = ["10.0.0.3:30053", "[fd00::3]:30053"].map(|own| UdpSocket::bind(own).expect("a free port"));
+    let backends = ["10.0.0.1:5353", "[fd00::1]:5353"];
+    node.write("dns.yaml", &node_port("dns", &["10.96.0.53", "fd96::53"], "UDP", 30053, &backends));
+    agent.wait_for("a Service", |dump| dump.backends.len() == 2);
+    for (client, (server, other)) in
+        clients.iter().zip([("10.0.0.4:7000", "10.0.0.9:0"), ("[fd00::4]:7000", "[fd00::9]:0")])
+    {
+        udp_server(server);
+        client.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        for _ in 0..2 {
+            client.send_to(b"?", server).expect("sent");
+            let mut buffer = [0; 64];
+            let (len, from) = client.recv_from(&mut buffer).expect("an answer");
+            assert_eq!((&buffer[..len], from), (server.as_bytes(), at(server)));
+        }
+        // A socket without a datagram from that client reaches the Service.
+        let asking = UdpSocket::bind(other).expect("a free port");
+        asking.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        asking.send_to(b"?", client.local_addr().expect("bound")).expect("sent");
+        let (_, from) = asking.recv_from(&mut [0; 64]).expect("an answer");
+        assert_eq!(from, client.local_addr().expect("bound"));
+    }
 }
 
 /// Returns the error of a bind to an address, if any.

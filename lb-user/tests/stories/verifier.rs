@@ -143,7 +143,7 @@ fn try_count(directory: &Path, set_retval: u8) -> Result<BTreeMap<String, u32>, 
     let mut object = Object::parse(OBJECT).expect("the object");
     let maps = std::mem::take(&mut object.maps);
     // Make the maps as the agent's loader does; pins find them again by name.
-    let pin = |name: &str| -> PathBuf { directory.join(name.trim_start_matches('.')) };
+    let pin = |name: &str| -> PathBuf { directory.join(name.replace('.', "")) };
     fs::create_dir_all(directory).expect("a directory in bpffs");
     let mut loader = EbpfLoader::new();
     loader.override_global("SET_RETVAL", &set_retval, true);

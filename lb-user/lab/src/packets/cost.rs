@@ -1,6 +1,8 @@
 //! The cost of a packet, by program and verdict: the median of means over many runs on one packet, each run on the
 //! result of the run before.
 
+use std::{thread, time::Duration};
+
 use lb_common::{Backend, BackendFlags, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple};
 
 use super::{
@@ -77,12 +79,16 @@ fn repeated(
     (results.pop().expect("a few").0, median(times))
 }
 
+/// Runs of [`single`] on packets of their own.
+const SINGLE: u16 = 501;
+/// Runs of [`single`] that the limit of resets and ICMP errors allows at once.
+const LIMITED: u16 = 41;
+
 /// Measures single runs, each on a packet of its own.
-fn single(fixture: &Fixture, case: (&'static str, &str), packet: impl Fn(u16) -> Vec<u8>) -> (Outcome, u32) {
-    const RUNS: u16 = 501;
+fn single(fixture: &Fixture, case: (&'static str, &str), runs: u16, packet: impl Fn(u16) -> Vec<u8>) -> (Outcome, u32) {
     let (program, device) = case;
     let median_of = |device: &str| {
-        let mut results: Vec<_> = (0..RUNS).map(|n| fixture.run_often(program, device, &packet(n), 0, 1)).collect();
+        let mut results: Vec<_> = (0..runs).map(|n| fixture.run_often(program, device, &packet(n), 0, 1)).collect();
         let times = results.iter().map(|(_, time)| *time).collect();
         (results.pop().expect("many").0, median(times))
     };
@@ -237,7 +243,7 @@ fn begun(elf: &[u8]) -> Vec<ProgramCost> {
     let measure = |(what, backend, is, verdict): (_, _, Is, _)| {
         let mut fixture = Fixture::enter(elf);
         fixture.serve(FixtureService::tcp().node_port("0.0.0.0:30080").backends(&[backend]));
-        let (ran, ns) = single(&fixture, (IN, "uplink"), |n| Packet::syn(&client(n), NODE_PORT).octets());
+        let (ran, ns) = single(&fixture, (IN, "uplink"), SINGLE, |n| Packet::syn(&client(n), NODE_PORT).octets());
         assert!(is(&ran), "{ran:?}");
         row(IN, what, verdict, ns)
     };
@@ -250,10 +256,13 @@ fn refused(elf: &[u8]) -> Vec<ProgramCost> {
     fixture.serve(FixtureService::tcp().node_port("0.0.0.0:30080"));
     fixture.serve(FixtureService::udp().node_port("0.0.0.0:30080"));
     let syn = Packet::syn(CLIENT, NODE_PORT);
-    let (reset, tcp) = single(&fixture, (IN, "uplink"), |_| syn.octets());
+    let pause = || thread::sleep(Duration::from_millis(100));
+    pause();
+    let (reset, tcp) = single(&fixture, (IN, "uplink"), LIMITED, |_| syn.octets());
     reset.is_redirected_as(&syn.reset());
     let datagram = Packet::udp(CLIENT, NODE_PORT);
-    let (error, udp) = single(&fixture, (IN, "uplink"), |_| datagram.octets());
+    pause();
+    let (error, udp) = single(&fixture, (IN, "uplink"), LIMITED, |_| datagram.octets());
     error.is_redirected_as(&IcmpError::answer(IcmpReason::PortUnreachable, &datagram));
     vec![row(IN, "no endpoints, TCP", "reset", tcp), row(IN, "no endpoints, UDP", "ICMP error", udp)]
 }
@@ -266,7 +275,7 @@ fn error(elf: &[u8]) -> ProgramCost {
     let seen = packet.becomes(CLIENT, HERE);
     fixture.ingress("uplink", &packet).passes_as(&seen);
     let error = IcmpError::new("10.0.1.1", IcmpReason::PortUnreachable, &seen, 1000);
-    let (ran, ns) = single(&fixture, (OUT, "uplink"), |_| error.octets());
+    let (ran, ns) = single(&fixture, (OUT, "uplink"), SINGLE, |_| error.octets());
     ran.passes_as(&error.becomes("192.0.2.1", "198.51.100.9", &packet));
     row(OUT, "ICMP error about a known flow", "on, rewritten", ns)
 }

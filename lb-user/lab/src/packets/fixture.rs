@@ -98,7 +98,7 @@ impl Fixture {
         self.run("tc_egress", device, packet, 0)
     }
 
-    /// As [`Fixture::comes_in`], for a GSO packet with segments of `segment` octets.
+    /// As [`Fixture::ingress`], for a GSO packet with segments of `segment` octets.
     pub fn ingress_large(&self, device: &str, packet: &impl Frame, segment: u32) -> Outcome {
         self.run("tc_ingress", device, packet, segment)
     }

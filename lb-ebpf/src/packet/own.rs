@@ -1,0 +1,71 @@
+//! Connections that the node began, or netfilter's masquerade for a pod: their packets are never a Service's, whatever
+//! port they have.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use lb_common::{Device, Flow, FlowFlags, FrontendKey, Hop, Proto, Tables as _, flow::partner_key, packet::Packet};
+
+use super::{
+    route::{Fib, Route},
+    scratch::Scratch,
+    skb::Frame,
+};
+use crate::{maps::FLOWS, tables::Kernel};
+
+/// True if an incoming packet of no known flow, in the middle of a connection, is of no Service: its destination is no
+/// frontend, or an address of this node. There it belongs to a connection that the node began, as a SYN-ACK to a
+/// masqueraded port does; only a packet that can begin a connection begins a flow.
+#[inline(never)]
+pub fn is_mid_connection(frame: Frame, packet: &Packet, route: &mut Route) -> bool {
+    let Some(proto) = Proto::from_number(packet.proto.into()) else {
+        return true;
+    };
+    if packet.begins || packet.proto == Proto::Udp as u8 {
+        return false;
+    }
+    let (src, dst) = (&packet.tuple.src, packet.tuple.dst);
+    let dest = FrontendKey::new(dst, packet.tuple.dst_port, proto);
+    // Without an exact frontend only a NodePort remains, which is served at addresses of the node.
+    !Kernel.may_have(&dest)
+        || Kernel.frontend(&dest).is_none()
+        || Kernel.node_addr(&dst).is_some()
+        || matches!(route.lookup(frame, packet, src, &packet.tuple), Fib::Local)
+}
+
+/// True if a datagram with this source would get replies that are requests to a frontend, by the first look: see
+/// [`FrontendKey::bit`].
+#[inline(always)]
+pub fn may_be_answered_at_a_frontend(packet: &Packet) -> bool {
+    packet.proto == Proto::Udp as u8 && Kernel.may_have(&source(packet))
+}
+
+#[inline(always)]
+fn source(packet: &Packet) -> FrontendKey {
+    FrontendKey::new(packet.tuple.src, packet.tuple.src_port, Proto::Udp)
+}
+
+/// Creates the entries of a datagram's flow that let replies pass to the node; false if its source is no frontend at an
+/// address of the node, or if there is a flow for the replies. Without room the datagram passes all the same.
+#[inline(never)]
+pub fn keep_replies(scratch: &mut Scratch, device: &Device) -> bool {
+    let Scratch { packet, key, flow, partner, partner_key: replies, clock, .. } = scratch;
+    let source = source(packet);
+    let masquerade = if packet.v6 { &device.snat_v6 } else { &device.snat_v4 };
+    if (source.addr != *masquerade && Kernel.node_addr(&source.addr).is_none())
+        || (Kernel.frontend(&source).is_none() && Kernel.frontend(&source.node_port()).is_none())
+    {
+        return false;
+    }
+    let (to, used, hop) = (packet.tuple, clock.now(), Hop::UNKNOWN);
+    *flow = Flow { to, service: 0, backend: 0, flags: FlowFlags::OWN, forward: packet.seen, reverse: 0, used, hop };
+    *partner = *flow;
+    partner.to = packet.tuple.reversed();
+    partner.flags = FlowFlags::OWN | FlowFlags::REVERSE | FlowFlags::PARTNER_EGRESS;
+    *replies = partner_key(key, flow);
+    if FLOWS.insert(&*replies, &*partner, u64::from(BPF_NOEXIST)).is_err() {
+        return false;
+    }
+    if FLOWS.insert(&*key, &*flow, u64::from(BPF_ANY)).is_err() {
+        let _existed = FLOWS.remove(&*replies);
+    }
+    true
+}

@@ -3,6 +3,7 @@
 //! its own, so that no pass waits for it.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -11,13 +12,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use foldhash::HashMap;
 use lb_common::{AddrPort, Counter, FrontendKey, NEVER, Proto, Service, Translation};
 use lb_kernel::sock_diag::bound_sockets;
 use tracing::{info, warn};
 
 use crate::{
     events::{EventQueue, ProblemOrigin},
-    reconcile::{MapChanges, RemovedBackend},
+    reconcile::{Departed, Departure, MapChanges},
 };
 use lb_core::{
     objects::{Drain, Key},
@@ -34,7 +36,11 @@ use lb_kernel::clock;
 /// Interval of sweeps over counts and affinity.
 const SWEEP: Duration = Duration::from_secs(30);
 
-/// Delay of the second search for the sockets of a backend: a connect may have been under way in the first.
+/// Delay of the first search while the service port has no backend: another object, such as the slice of a renamed
+/// port, may complete the change in a moment. No other backend could serve the clients meanwhile.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// Delay of the second search for the same sockets: a connect may have been under way in the first.
 const SECOND_SEARCH: Duration = Duration::from_secs(1);
 
 /// Share of the time that searches of `FLOWS` may take: one part of these.
@@ -79,7 +85,7 @@ impl Worker {
             let has_passed = match passes.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(mut changes) => {
                     passes.try_iter().for_each(|later| changes.append(later));
-                    self.queue.add(&changes.removed_backends, Instant::now());
+                    self.attempt("looking for endpoints", |worker| worker.add(&changes.departures));
                     self.attempt("looking for listeners on NodePorts", |worker| {
                         worker.report_listeners(&changes.new_node_ports)
                     });
@@ -111,36 +117,64 @@ impl Worker {
         }
     }
 
+    /// Queues departures.
+    fn add(&mut self, departures: &[Departure]) -> Result<()> {
+        if departures.is_empty() {
+            return Ok(());
+        }
+        let store = BpfStore::open(&self.directory)?;
+        let has_backends = |id| {
+            let service = store.service(id).ok().flatten();
+            service.is_some_and(|service| service.cluster_len + service.local_len > 0)
+        };
+        self.queue.add(departures, Instant::now(), has_backends);
+        Ok(())
+    }
+
     /// Ends the sockets that are due. Backends without sockets cost no search.
     fn end_due(&mut self) -> Result<()> {
-        let mut due = self.queue.take_due(Instant::now());
+        let due = self.queue.take_due(Instant::now());
         if due.is_empty() {
             return Ok(());
         }
-        self.flows.is_due |= due.iter().any(|removed| removed.proto == Proto::Udp);
+        self.flows.is_due |= due.iter().any(|departure| departure.proto == Proto::Udp);
         let maps = StatMaps::open(&self.directory)?;
         // Sockets may be uncounted if the map of counts was full.
         let may_be_uncounted = !stats::counters(&self.directory)?.contains(&(Counter::StatsFull, 0));
-        let may_have_sockets = |removed: &RemovedBackend| match maps.backend(removed.backend) {
+        let may_have_sockets = |backend: u32| match maps.backend(backend) {
+            _ if self.has_moved => true,
             Ok(Some(stats)) => stats.open > 0,
             Ok(None) => may_be_uncounted,
             Err(_) => true,
         };
-        due.retain(|removed| self.has_moved || may_have_sockets(removed));
         let serving = Serving::open(&self.directory)?;
-        let searches = [Proto::Udp, Proto::Tcp].into_iter().filter_map(|proto| {
-            let due: Vec<RemovedBackend> = due.iter().filter(|removed| removed.proto == proto).copied().collect();
-            let peers: BTreeSet<AddrPort> = due.iter().map(|removed| removed.address).collect();
+        let mut searches = Vec::new();
+        for proto in [Proto::Udp, Proto::Tcp] {
+            let due: Vec<Departure> = due.iter().filter(|departure| departure.proto == proto).copied().collect();
+            // Sockets of a frontend that has moved lead to backends of the service port that had it.
+            let left: BTreeSet<u32> =
+                due.iter().filter(|departure| departure.is_frontend()).map(|of| of.service).collect();
+            let left = serving.backends_of(&left)?;
+            let removed = due.iter().filter_map(|departure| match departure.departed {
+                Departed::Backend { id, address } => Some((id, address)),
+                Departed::Frontend(_) => None,
+            });
+            let mut backends: Vec<(u32, AddrPort)> = removed.chain(left).collect();
+            backends.retain(|(id, _)| may_have_sockets(*id));
+            if backends.is_empty() {
+                continue;
+            }
+            let peers: BTreeSet<AddrPort> = backends.into_iter().map(|(_, address)| address).collect();
             let serving = &serving;
             let is_lost = move |translation: &Translation| {
                 let owner = || serving.owner(proto, translation).ok().flatten();
                 // A TCP socket keeps to the drain time of its own Service.
-                let is_due = proto == Proto::Udp || due.iter().any(|removed| removed.concerns(translation, owner));
+                let is_due = proto == Proto::Udp || due.iter().any(|of| of.concerns(translation, owner));
                 is_due && !serving.serves(proto, translation)
             };
-            (!peers.is_empty()).then(|| Search { proto, peers: Some(peers), is_lost: Box::new(is_lost) })
-        });
-        self.end(searches.collect(), &serving)
+            searches.push(Search { proto, peers: Some(peers), is_lost: Box::new(is_lost) });
+        }
+        self.end(searches, &serving)
     }
 
     /// Performs searches, and counts and logs the sockets that were ended.
@@ -169,8 +203,16 @@ impl Worker {
             return Ok(());
         }
         let serving = Serving::open(&self.directory)?;
-        let removed = Flows::open(&self.directory)?
-            .remove_lost(Proto::Udp, |translation| !serving.serves(Proto::Udp, translation));
+        // Many flows have the same frontend and endpoint.
+        let known = RefCell::new(HashMap::<(AddrPort, AddrPort, u32), bool>::default());
+        let is_lost = |translation: &Translation| {
+            let Translation { vip, vip_port, backend_addr, backend_port, backend, .. } = *translation;
+            let dialled = AddrPort { addr: vip, port: vip_port };
+            let endpoint = AddrPort { addr: backend_addr, port: backend_port };
+            let decide = || !serving.serves(Proto::Udp, translation);
+            *known.borrow_mut().entry((dialled, endpoint, backend)).or_insert_with(decide)
+        };
+        let removed = Flows::open(&self.directory)?.remove_lost(Proto::Udp, is_lost);
         self.flows.searched(start, Instant::now());
         let removed = removed?;
         if removed > 0 {
@@ -274,12 +316,24 @@ fn verdict(proto: Proto, service: Option<Service>, running: Duration) -> Verdict
     }
 }
 
-impl RemovedBackend {
-    /// True if a translation belongs to the service port that lost the backend: by its id, or since `owner`, the
-    /// service port that has its frontend now, is that service port.
+impl Departure {
+    /// True if a translation belongs to what departed: it has the frontend, or the id of the backend, or its address
+    /// while `owner`, the service port that has the frontend of the translation now, is the service port.
     fn concerns(&self, translation: &Translation, owner: impl FnOnce() -> Option<u32>) -> bool {
-        translation.backend == self.backend
-            || translation.leads_to(&self.address.addr, self.address.port) && owner() == Some(self.service)
+        match self.departed {
+            Departed::Backend { id, address } => {
+                translation.backend == id
+                    || translation.leads_to(&address.addr, address.port) && owner() == Some(self.service)
+            }
+            Departed::Frontend(key) => {
+                let dialled = FrontendKey::new(translation.vip, translation.vip_port, self.proto);
+                key == dialled || key == dialled.node_port()
+            }
+        }
+    }
+
+    const fn is_frontend(&self) -> bool {
+        matches!(self.departed, Departed::Frontend(_))
     }
 }
 
@@ -302,21 +356,23 @@ impl FlowSearch {
     }
 }
 
-/// Removed backends, each with the time at which its sockets end.
+/// Departures, each with the time at which its sockets end.
 #[derive(Default)]
-struct TerminationQueue(Vec<(Instant, RemovedBackend)>);
+struct TerminationQueue(Vec<(Instant, Departure)>);
 
 impl TerminationQueue {
-    fn add(&mut self, removed: &[RemovedBackend], now: Instant) {
-        for removed in removed {
-            let delay = match (removed.proto, removed.drain) {
-                // At once, whether the Service has other endpoints or not (kube-proxy 1.37, pkg/proxy/conntrack/
-                // cleanup.go; kubernetes#139628): a client that only sends would never notice.
+    /// Adds departures; `has_backends` tells if a service port has a backend.
+    fn add(&mut self, departures: &[Departure], now: Instant, has_backends: impl Fn(u32) -> bool) {
+        for departure in departures {
+            let drain = match (departure.proto, departure.drain) {
+                // Also if the Service has no other endpoint (kube-proxy 1.37, pkg/proxy/conntrack/cleanup.go;
+                // kubernetes#139628): a client that only sends would never notice.
                 (Proto::Udp, _) => Duration::ZERO,
                 (Proto::Tcp, Drain::After(seconds)) => Duration::from_secs(seconds.into()),
                 _ => continue,
             };
-            self.0.extend([(now + delay, *removed), (now + delay + SECOND_SEARCH, *removed)]);
+            let delay = if has_backends(departure.service) { drain } else { drain.max(SETTLE) };
+            self.0.extend([(now + delay, *departure), (now + delay + SECOND_SEARCH, *departure)]);
         }
     }
 
@@ -325,9 +381,9 @@ impl TerminationQueue {
         self.0.iter().map(|(at, _)| *at).min()
     }
 
-    /// Takes the backends that are due.
-    fn take_due(&mut self, now: Instant) -> Vec<RemovedBackend> {
-        self.0.extract_if(.., |(at, _)| *at <= now).map(|(_, removed)| removed).collect()
+    /// Takes the departures that are due.
+    fn take_due(&mut self, now: Instant) -> Vec<Departure> {
+        self.0.extract_if(.., |(at, _)| *at <= now).map(|(_, departure)| departure).collect()
     }
 }
 
@@ -335,9 +391,16 @@ impl TerminationQueue {
 mod tests {
     use super::*;
 
-    fn removed(backend: u32, service: u32, proto: Proto, drain: Drain) -> RemovedBackend {
-        let address = "10.0.0.1:53".parse::<std::net::SocketAddr>().expect("an address").into();
-        RemovedBackend { backend, service, proto, address, drain }
+    fn address(text: &str) -> AddrPort {
+        text.parse::<std::net::SocketAddr>().expect("an address").into()
+    }
+
+    fn removed(id: u32, service: u32, proto: Proto, drain: Drain) -> Departure {
+        Departure { service, proto, drain, departed: Departed::Backend { id, address: address("10.0.0.1:53") } }
+    }
+
+    fn take(queue: &mut TerminationQueue, at: Instant) -> Vec<u32> {
+        queue.take_due(at).into_iter().map(|departure| departure.service).collect()
     }
 
     #[test]
@@ -360,19 +423,47 @@ mod tests {
     }
 
     #[test]
-    fn rule_8_udp_sockets_end_at_once_whether_the_service_port_has_other_backends_or_not() {
+    fn rule_8_udp_sockets_end_within_100_ms_whether_the_service_port_has_other_backends_or_not() {
         let mut queue = TerminationQueue::default();
         let start = Instant::now();
-        queue.add(&[removed(1, 1, Proto::Udp, Drain::Never), removed(2, 2, Proto::Udp, Drain::Never)], start);
+        let both = [removed(1, 1, Proto::Udp, Drain::Never), removed(2, 2, Proto::Udp, Drain::Never)];
+        queue.add(&both, start, |service| service == 1);
         assert_eq!(queue.next(), Some(start));
-        let mut take = |at: u64| {
-            let due = queue.take_due(start + Duration::from_millis(at));
-            due.into_iter().map(|removed| removed.backend).collect::<Vec<_>>()
-        };
-        assert_eq!(take(0), [1, 2]);
+        let mut take = |at: u64| take(&mut queue, start + Duration::from_millis(at));
+        assert_eq!(take(0), [1]);
+        assert_eq!(take(50), [2]);
         assert_eq!(take(500), [0; 0]);
-        assert_eq!(take(1000), [1, 2], "again, for a connect that was under way");
+        assert_eq!(take(1050), [1, 2], "again, for a connect that was under way");
         assert_eq!(take(99_000), [0; 0]);
+    }
+
+    #[test]
+    fn a_departure_concerns_the_sockets_of_its_service_port_only() {
+        let choice =
+            |backend, addr: AddrPort| lb_common::Choice { service: 9, backend, addr: addr.addr, port: addr.port };
+        let led = |to: &str, backend, at: &str| {
+            let AddrPort { addr, port } = address(to);
+            Translation::new(addr, port, &choice(backend, address(at)), 1)
+        };
+        let frontend = |text: &str| {
+            let AddrPort { addr, port } = address(text);
+            Departed::Frontend(FrontendKey::new(addr, port, Proto::Tcp))
+        };
+        let backend = Departed::Backend { id: 5, address: address("10.0.0.1:80") };
+        // (departed from service port 1, translation, owner of its frontend now, concerned)
+        let cases = [
+            (backend, led("10.96.0.1:80", 5, "10.0.0.1:80"), None, true),
+            (backend, led("10.96.0.1:80", 4, "10.0.0.1:80"), Some(1), true),
+            (backend, led("10.96.0.1:80", 4, "10.0.0.1:80"), Some(2), false),
+            (backend, led("10.96.0.1:80", 4, "10.0.0.2:80"), Some(1), false),
+            (frontend("10.96.0.1:80"), led("10.96.0.1:80", 4, "10.0.0.2:80"), Some(2), true),
+            (frontend("10.96.0.1:80"), led("10.96.0.1:81", 4, "10.0.0.2:80"), Some(2), false),
+            (frontend("0.0.0.0:30080"), led("192.0.2.1:30080", 4, "10.0.0.2:80"), None, true),
+        ];
+        for (departed, translation, owner, expected) in cases {
+            let departure = Departure { service: 1, proto: Proto::Tcp, drain: Drain::After(0), departed };
+            assert_eq!(departure.concerns(&translation, || owner), expected, "{departure:?} {translation:?}");
+        }
     }
 
     #[test]
@@ -392,15 +483,12 @@ mod tests {
         let start = Instant::now();
         let all = [
             removed(1, 1, Proto::Tcp, Drain::Never),
-            removed(2, 1, Proto::Tcp, Drain::After(0)),
-            removed(3, 1, Proto::Tcp, Drain::After(30)),
+            removed(2, 2, Proto::Tcp, Drain::After(0)),
+            removed(3, 3, Proto::Tcp, Drain::After(30)),
         ];
-        queue.add(&all, start);
+        queue.add(&all, start, |_| true);
         assert_eq!(queue.next(), Some(start));
-        let mut take = |at: u64| {
-            let due = queue.take_due(start + Duration::from_secs(at));
-            due.into_iter().map(|removed| removed.backend).collect::<Vec<_>>()
-        };
+        let mut take = |at: u64| take(&mut queue, start + Duration::from_secs(at));
         assert_eq!(take(0), [2]);
         assert_eq!(take(29), [2]);
         assert_eq!(take(30), [3]);

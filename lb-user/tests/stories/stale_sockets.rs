@@ -36,7 +36,7 @@ fn dns(backends: &[&str]) -> String {
 }
 
 /// Returns the number of sockets that the agent has ended.
-fn ended_count(node: &StoryNode) -> u64 {
+pub fn ended_count(node: &StoryNode) -> u64 {
     let stats = StatMaps::open(&node.maps()).and_then(|maps| maps.read()).expect("the pinned maps");
     stats.killed.values().sum()
 }
@@ -55,7 +55,7 @@ fn other(server: &str) -> &'static str {
 }
 
 /// True if the socket was ended: the next call, and only that one, fails.
-fn has_ended(client: &Client) -> bool {
+pub fn has_ended(client: &Client) -> bool {
     matches!(client.send(), Err(Errno::CONNABORTED | Errno::DESTADDRREQ | Errno::NOTCONN))
 }
 

@@ -2,6 +2,7 @@
 //! frontend that they dialled, whatever the ids of service port and backend are by now.
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{
         OnceLock,
@@ -61,6 +62,18 @@ impl Serving {
             self.has_moved.fetch_or(serves, Ordering::Relaxed);
             serves
         })
+    }
+
+    /// Returns ids and addresses of the backends of these service ports.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn backends_of(&self, services: &BTreeSet<u32>) -> Result<Vec<(u32, AddrPort)>> {
+        if services.is_empty() {
+            return Ok(Vec::new());
+        }
+        let all = self.backends.read()?.into_iter();
+        Ok(all.filter(|(_, of)| services.contains(&of.service)).map(|(id, of)| (id, address(&of))).collect())
     }
 
     /// True if [`Serving::serves`] has found a translation whose endpoint serves on under another id.

@@ -1,7 +1,11 @@
 //! Sockets and flows while Services change around them: they stay while their endpoint serves at the frontend that they
 //! dialled, and go when it does not.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::{
     Story,
@@ -188,6 +192,9 @@ fn flows_end_with_the_last_endpoint(node: &mut StoryNode) {
     let tcp = flows(node, TCP).len();
     node.write("web.yaml", &packets::service("Cluster", &[]));
     agent.wait_for("no backend", |dump| dump.backends.is_empty());
+    let removed = Instant::now();
     until("the UDP flows are removed", || flows(node, UDP).is_empty());
+    // Garbage collection would remove them after 30 s.
+    assert!(removed.elapsed() < Duration::from_secs(10), "{:?}", removed.elapsed());
     assert_eq!(flows(node, TCP).len(), tcp);
 }

@@ -1,30 +1,34 @@
-//! Termination of sockets whose backend was removed: connected UDP sockets at once, TCP sockets after their Service's
-//! drain time. Also removes counts of deleted objects. A thread of its own, so that no pass waits for it.
+//! Termination of sockets whose endpoint no longer serves at the frontend that they dialled: connected UDP sockets and
+//! UDP flows at once, TCP sockets after their Service's drain time. Also removes counts of deleted objects. A thread of
+//! its own, so that no pass waits for it.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::{Counter, FrontendKey, NEVER, Proto, Service};
+use foldhash::HashMap;
+use lb_common::{AddrPort, Counter, FrontendKey, NEVER, Proto, Service, Translation};
 use lb_kernel::sock_diag::bound_sockets;
 use tracing::{info, warn};
 
 use crate::{
     events::{EventQueue, ProblemOrigin},
-    reconcile::{MapChanges, RemovedBackend},
+    reconcile::{Departed, Departure, MapChanges},
 };
 use lb_core::{
     objects::{Drain, Key},
     warning::Warning,
 };
 use lb_dataplane::{
-    sockets::{self, DeadBackend},
-    stats::{self, LiveIds, StatMaps, Stats},
+    flows::Flows,
+    sockets::{self, Search, Serving},
+    stats::{self, LiveIds, StatMaps},
     store::BpfStore,
 };
 use lb_kernel::clock;
@@ -32,8 +36,15 @@ use lb_kernel::clock;
 /// Interval of sweeps over counts and affinity.
 const SWEEP: Duration = Duration::from_secs(30);
 
-/// Delay of the second search for the sockets of a backend: a connect may have been under way in the first.
+/// Delay of the first search while the service port has no backend: another object, such as the slice of a renamed
+/// port, may complete the change in a moment. No other backend could serve the clients meanwhile.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// Delay of the second search for the same sockets: a connect may have been under way in the first.
 const SECOND_SEARCH: Duration = Duration::from_secs(1);
+
+/// Share of the time that searches of `FLOWS` may take: one part of these.
+const FLOW_SEARCH_SHARE: u32 = 10;
 
 /// Starts the thread. It ends when the sender is dropped.
 ///
@@ -42,7 +53,9 @@ const SECOND_SEARCH: Duration = Duration::from_secs(1);
 pub(crate) fn start(directory: PathBuf, events: EventQueue) -> Result<Sender<MapChanges>> {
     let (sender, receiver) = channel();
     let start = Instant::now();
-    let worker = Worker { directory, events, queue: TerminationQueue::default(), start, scan: None };
+    let queue = TerminationQueue::default();
+    let flows = FlowSearch { is_due: false, earliest: start };
+    let worker = Worker { directory, events, queue, flows, start, scan: None, has_moved: false };
     let thread = thread::Builder::new().name("termination".to_owned());
     thread.spawn(move || worker.run(&receiver)).context("starting a thread")?;
     Ok(sender)
@@ -53,9 +66,13 @@ struct Worker {
     directory: PathBuf,
     events: EventQueue,
     queue: TerminationQueue,
+    flows: FlowSearch,
     start: Instant,
-    /// Time of the next scan for sockets of backends that were removed while no agent ran; none when all are handled.
+    /// Time of the next scan for sockets that lost their backend while no agent ran; none when all are handled.
     scan: Option<Instant>,
+    /// True if sockets may be open whose endpoint serves them under another id than theirs: counts do not tell the
+    /// number of sockets of a backend then.
+    has_moved: bool,
 }
 
 impl Worker {
@@ -63,11 +80,12 @@ impl Worker {
         let mut sweep = Instant::now() + SWEEP;
         let mut is_first_pass = true;
         loop {
-            let wake = [self.queue.next(), self.scan].into_iter().flatten().fold(sweep, Instant::min);
+            let wake =
+                [self.queue.next(), self.flows.next(), self.scan].into_iter().flatten().fold(sweep, Instant::min);
             let has_passed = match passes.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(mut changes) => {
                     passes.try_iter().for_each(|later| changes.append(later));
-                    self.queue.add(&changes.removed_backends, Instant::now());
+                    self.attempt("looking for endpoints", |worker| worker.add(&changes.departures));
                     self.attempt("looking for listeners on NodePorts", |worker| {
                         worker.report_listeners(&changes.new_node_ports)
                     });
@@ -80,11 +98,12 @@ impl Worker {
             if has_passed && is_first_pass {
                 self.attempt("removing counts of deleted objects", Self::sweep);
             }
-            if (has_passed && is_first_pass) || self.scan.is_some_and(|scan| has_passed || scan <= Instant::now()) {
+            if (has_passed && is_first_pass) || self.scan.is_some_and(|scan| scan <= Instant::now()) {
                 self.attempt("looking for sockets to end", Self::scan);
             }
             is_first_pass &= !has_passed;
             self.attempt("ending sockets", Self::end_due);
+            self.attempt("ending flows", Self::end_flows);
             if Instant::now() >= sweep {
                 self.attempt("removing counts of deleted objects", Self::sweep);
                 sweep = Instant::now() + SWEEP;
@@ -98,41 +117,108 @@ impl Worker {
         }
     }
 
-    /// Ends the sockets that are due. Backends without sockets cost no search.
-    fn end_due(&mut self) -> Result<()> {
-        let now = Instant::now();
-        if self.queue.next().is_none_or(|next| next > now) && self.queue.udp.is_empty() {
+    /// Queues departures.
+    fn add(&mut self, departures: &[Departure]) -> Result<()> {
+        if departures.is_empty() {
             return Ok(());
         }
         let store = BpfStore::open(&self.directory)?;
-        let state = |id| {
-            match store.service(id) {
-                Ok(None) => PortState::Removed,
-                Ok(Some(service)) if service.cluster_len + service.local_len > 0 => PortState::HasBackends,
-                // After an error, the next round reads it again.
-                Ok(Some(_)) | Err(_) => PortState::WithoutBackends,
-            }
+        let has_backends = |id| {
+            let service = store.service(id).ok().flatten();
+            service.is_some_and(|service| service.cluster_len + service.local_len > 0)
         };
+        self.queue.add(departures, Instant::now(), has_backends);
+        Ok(())
+    }
+
+    /// Ends the sockets that are due. Backends without sockets cost no search.
+    fn end_due(&mut self) -> Result<()> {
+        let due = self.queue.take_due(Instant::now());
+        if due.is_empty() {
+            return Ok(());
+        }
+        self.flows.is_due |= due.iter().any(|departure| departure.proto == Proto::Udp);
         let maps = StatMaps::open(&self.directory)?;
         // Sockets may be uncounted if the map of counts was full.
         let may_be_uncounted = !stats::counters(&self.directory)?.contains(&(Counter::StatsFull, 0));
-        let may_have_sockets = |removed: &RemovedBackend| match maps.backend(removed.backend) {
+        let may_have_sockets = |backend: u32| match maps.backend(backend) {
+            _ if self.has_moved => true,
             Ok(Some(stats)) => stats.open > 0,
             Ok(None) => may_be_uncounted,
             Err(_) => true,
         };
-        let mut due = self.queue.take_due(now, state);
-        due.retain(may_have_sockets);
-        if due.is_empty() {
+        let serving = Serving::open(&self.directory)?;
+        let mut searches = Vec::new();
+        for proto in [Proto::Udp, Proto::Tcp] {
+            let due: Vec<Departure> = due.iter().filter(|departure| departure.proto == proto).copied().collect();
+            // Sockets of a frontend that has moved lead to backends of the service port that had it.
+            let left: BTreeSet<u32> =
+                due.iter().filter(|departure| departure.is_frontend()).map(|of| of.service).collect();
+            let left = serving.backends_of(&left)?;
+            let removed = due.iter().filter_map(|departure| match departure.departed {
+                Departed::Backend { id, address } => Some((id, address)),
+                Departed::Frontend(_) => None,
+            });
+            let mut backends: Vec<(u32, AddrPort)> = removed.chain(left).collect();
+            backends.retain(|(id, _)| may_have_sockets(*id));
+            if backends.is_empty() {
+                continue;
+            }
+            let peers: BTreeSet<AddrPort> = backends.into_iter().map(|(_, address)| address).collect();
+            let serving = &serving;
+            let is_lost = move |translation: &Translation| {
+                let owner = || serving.owner(proto, translation).ok().flatten();
+                // A TCP socket keeps to the drain time of its own Service.
+                let is_due = proto == Proto::Udp || due.iter().any(|of| of.concerns(translation, owner));
+                is_due && !serving.serves(proto, translation)
+            };
+            searches.push(Search { proto, peers: Some(peers), is_lost: Box::new(is_lost) });
+        }
+        self.end(searches, &serving)
+    }
+
+    /// Performs searches, and counts and logs the sockets that were ended.
+    fn end(&mut self, searches: Vec<Search<'_>>, serving: &Serving) -> Result<()> {
+        if searches.is_empty() {
             return Ok(());
         }
-        let dead: Vec<DeadBackend> = due
-            .iter()
-            .map(|removed| DeadBackend { backend: removed.backend, target: removed.address, proto: removed.proto })
-            .collect();
-        let report = sockets::end(&self.directory, &dead)?;
-        let service: BTreeMap<u32, u32> = due.iter().map(|removed| (removed.backend, removed.service)).collect();
-        record(&self.directory, &report, |backend| service.get(&backend).copied())
+        let report = sockets::end(&self.directory, searches)?;
+        self.has_moved |= serving.has_moved();
+        for failure in &report.failures {
+            warn!("{failure}");
+        }
+        let (maps, store) = (StatMaps::open(&self.directory)?, BpfStore::open(&self.directory)?);
+        for (service, sockets) in report.ended {
+            let name = store.name(service).map_or_else(|| format!("service#{service}"), |name| name.to_string());
+            info!(service = name, sockets, took = ?report.took, "ended sockets whose backend has gone");
+            maps.add_killed(service, sockets)?;
+        }
+        Ok(())
+    }
+
+    /// Removes UDP flows of clients outside whose endpoint no longer serves them: their next packet begins anew.
+    fn end_flows(&mut self) -> Result<()> {
+        let start = Instant::now();
+        if self.flows.next().is_none_or(|next| next > start) {
+            return Ok(());
+        }
+        let serving = Serving::open(&self.directory)?;
+        // Many flows have the same frontend and endpoint.
+        let known = RefCell::new(HashMap::<(AddrPort, AddrPort, u32), bool>::default());
+        let is_lost = |translation: &Translation| {
+            let Translation { vip, vip_port, backend_addr, backend_port, backend, .. } = *translation;
+            let dialled = AddrPort { addr: vip, port: vip_port };
+            let endpoint = AddrPort { addr: backend_addr, port: backend_port };
+            let decide = || !serving.serves(Proto::Udp, translation);
+            *known.borrow_mut().entry((dialled, endpoint, backend)).or_insert_with(decide)
+        };
+        let removed = Flows::open(&self.directory)?.remove_lost(Proto::Udp, is_lost);
+        self.flows.searched(start, Instant::now());
+        let removed = removed?;
+        if removed > 0 {
+            info!(entries = removed, took = ?start.elapsed(), "removed flows whose backend has gone");
+        }
+        Ok(())
     }
 
     /// Reports processes that listened on a NodePort before it was added: callers on this node reach the Service
@@ -170,45 +256,49 @@ impl Worker {
         maps.sweep(&LiveIds::open(&self.directory)?, clock::monotonic_ns())
     }
 
-    /// Ends sockets of backends that were removed while no agent ran. The time of the removal is unknown, so drain
-    /// times count from the start of the agent.
+    /// Ends sockets that lost their backend while no agent ran. The time of the loss is unknown, so drain times count
+    /// from the start of the agent.
     fn scan(&mut self) -> Result<()> {
-        self.scan = None;
-        let living = LiveIds::open(&self.directory)?;
+        let is_first = self.scan.take().is_none();
         let stats = StatMaps::open(&self.directory)?.read()?;
         let store = BpfStore::open(&self.directory)?;
+        let serving = Serving::open(&self.directory)?;
         let running = self.start.elapsed();
-        let verdict = |id: u32, proto: Proto| match stats.backends.get(&id) {
+        let verdict = |service: u32, proto: Proto| match store.service(service) {
             // The protocol of a removed service port is unknown: its sockets are searched in both.
-            Some(stats) if store.name(stats.service).is_some_and(|name| name.proto != proto) => Verdict::Keep,
-            Some(stats) if !living.has_backend(id) => match store.service(stats.service) {
-                Ok(service) => verdict(proto, service, running),
-                Err(_) => Verdict::Keep,
-            },
-            _ => Verdict::Keep,
+            Ok(_) if store.name(service).is_some_and(|name| name.proto != proto) => Verdict::Keep,
+            Ok(service) => verdict(proto, service, running),
+            Err(_) => Verdict::Keep,
         };
-        let with_sockets = || stats.backends.iter().filter(|(_, stats)| stats.open > 0).map(|(id, _)| *id);
+        let services: BTreeSet<u32> =
+            stats.backends.values().filter(|stats| stats.open > 0).map(|stats| stats.service).collect();
+        let mut searches = Vec::new();
         for proto in [Proto::Udp, Proto::Tcp] {
-            if with_sockets().any(|id| verdict(id, proto) == Verdict::End) {
-                let report = sockets::end_all(&self.directory, proto, &|id| verdict(id, proto) != Verdict::End)?;
-                record(&self.directory, &report, |backend| service_of(&stats, backend))?;
-            }
-            let rechecks = with_sockets().filter_map(|id| match verdict(id, proto) {
-                Verdict::Recheck(after) => Some(self.start + after),
+            let verdicts: BTreeMap<u32, Verdict> = services.iter().map(|id| (*id, verdict(*id, proto))).collect();
+            let rechecks = verdicts.values().filter_map(|verdict| match verdict {
+                Verdict::Recheck(after) => Some(self.start + *after),
                 Verdict::Keep | Verdict::End => None,
             });
             self.scan = rechecks.chain(self.scan).min();
+            if (proto == Proto::Tcp || is_first) && verdicts.values().any(|verdict| *verdict == Verdict::End) {
+                let serving = &serving;
+                let is_lost = move |translation: &Translation| {
+                    verdicts.get(&translation.service) == Some(&Verdict::End) && !serving.serves(proto, translation)
+                };
+                searches.push(Search { proto, peers: None, is_lost: Box::new(is_lost) });
+            }
         }
-        Ok(())
+        self.flows.is_due |= is_first;
+        self.end(searches, &serving)
     }
 }
 
-/// Decision about the sockets of a backend that was removed while no agent ran.
+/// Decision about the sockets of a service port that lost their backend while no agent ran.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Verdict {
     Keep,
     End,
-    /// Decide again when the agent has run for so long, or after a pass.
+    /// Decide again when the agent has run for so long.
     Recheck(Duration),
 }
 
@@ -222,81 +312,78 @@ fn verdict(proto: Proto, service: Option<Service>, running: Duration) -> Verdict
             drain if drain <= running => Verdict::End,
             drain => Verdict::Recheck(drain),
         },
-        (_, Some(service)) if service.cluster_len + service.local_len == 0 => Verdict::Recheck(running + SWEEP),
         _ => Verdict::End,
     }
 }
 
-fn service_of(stats: &Stats, backend: u32) -> Option<u32> {
-    stats.backends.get(&backend).map(|stats| stats.service)
-}
-
-/// Counts and logs the sockets that were ended.
-fn record(directory: &Path, report: &sockets::EndReport, service_of: impl Fn(u32) -> Option<u32>) -> Result<()> {
-    for failure in &report.failures {
-        warn!("{failure}");
-    }
-    let mut ended = BTreeMap::<u32, u64>::new();
-    for (&backend, count) in &report.ended {
-        if let Some(service) = service_of(backend) {
-            *ended.entry(service).or_default() += count;
+impl Departure {
+    /// True if a translation belongs to what departed: it has the frontend, or the id of the backend, or its address
+    /// while `owner`, the service port that has the frontend of the translation now, is the service port.
+    fn concerns(&self, translation: &Translation, owner: impl FnOnce() -> Option<u32>) -> bool {
+        match self.departed {
+            Departed::Backend { id, address } => {
+                translation.backend == id
+                    || translation.leads_to(&address.addr, address.port) && owner() == Some(self.service)
+            }
+            Departed::Frontend(key) => {
+                let dialled = FrontendKey::new(translation.vip, translation.vip_port, self.proto);
+                key == dialled || key == dialled.node_port()
+            }
         }
     }
-    let (maps, store) = (StatMaps::open(directory)?, BpfStore::open(directory)?);
-    for (service, sockets) in ended {
-        let name = store.name(service).map_or_else(|| format!("service#{service}"), |name| name.to_string());
-        info!(service = name, sockets, took = ?report.took, "ended sockets whose backend has gone");
-        maps.add_killed(service, sockets)?;
+
+    const fn is_frontend(&self) -> bool {
+        matches!(self.departed, Departed::Frontend(_))
     }
-    Ok(())
 }
 
-/// State of a service port in the maps.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum PortState {
-    Removed,
-    WithoutBackends,
-    HasBackends,
+/// Searches of `FLOWS`, which take long if the map is full.
+struct FlowSearch {
+    is_due: bool,
+    /// Earliest time of the next search.
+    earliest: Instant,
 }
 
-/// Removed backends whose sockets must end.
+impl FlowSearch {
+    /// Returns the time of the next search, if one is due.
+    fn next(&self) -> Option<Instant> {
+        self.is_due.then_some(self.earliest)
+    }
+
+    /// Records a search.
+    fn searched(&mut self, start: Instant, end: Instant) {
+        *self = Self { is_due: false, earliest: end + (end - start) * (FLOW_SEARCH_SHARE - 1) };
+    }
+}
+
+/// Departures, each with the time at which its sockets end.
 #[derive(Default)]
-struct TerminationQueue {
-    /// UDP backends, due once the service port has another backend. Until then the removed one may come back, and its
-    /// clients keep their sockets (kube-proxy, pkg/proxy/conntrack/cleanup.go).
-    udp: Vec<RemovedBackend>,
-    /// Backends with the time at which their sockets end.
-    timed: Vec<(Instant, RemovedBackend)>,
-}
+struct TerminationQueue(Vec<(Instant, Departure)>);
 
 impl TerminationQueue {
-    fn add(&mut self, removed: &[RemovedBackend], now: Instant) {
-        for removed in removed {
-            match (removed.proto, removed.drain) {
-                (Proto::Udp, _) => self.udp.push(*removed),
-                (Proto::Tcp, Drain::After(seconds)) => {
-                    let at = now + Duration::from_secs(seconds.into());
-                    self.timed.extend([(at, *removed), (at + SECOND_SEARCH, *removed)]);
-                }
-                _ => {}
-            }
+    /// Adds departures; `has_backends` tells if a service port has a backend.
+    fn add(&mut self, departures: &[Departure], now: Instant, has_backends: impl Fn(u32) -> bool) {
+        for departure in departures {
+            let drain = match (departure.proto, departure.drain) {
+                // Also if the Service has no other endpoint (kube-proxy 1.37, pkg/proxy/conntrack/cleanup.go;
+                // kubernetes#139628): a client that only sends would never notice.
+                (Proto::Udp, _) => Duration::ZERO,
+                (Proto::Tcp, Drain::After(seconds)) => Duration::from_secs(seconds.into()),
+                _ => continue,
+            };
+            let delay = if has_backends(departure.service) { drain } else { drain.max(SETTLE) };
+            self.0.extend([(now + delay, *departure), (now + delay + SECOND_SEARCH, *departure)]);
         }
     }
 
     /// Returns the earliest time in the queue.
     fn next(&self) -> Option<Instant> {
-        self.timed.iter().map(|(at, _)| *at).min()
+        self.0.iter().map(|(at, _)| *at).min()
     }
 
-    /// Takes the backends that are due; `state` tells the state of a service port by its id.
-    fn take_due(&mut self, now: Instant, state: impl Fn(u32) -> PortState) -> Vec<RemovedBackend> {
-        let mut due: Vec<RemovedBackend> =
-            self.timed.extract_if(.., |(at, _)| *at <= now).map(|(_, removed)| removed).collect();
-        let udp: Vec<_> =
-            self.udp.extract_if(.., |removed| state(removed.service) != PortState::WithoutBackends).collect();
-        self.timed.extend(udp.iter().map(|removed| (now + SECOND_SEARCH, *removed)));
-        due.extend(udp);
-        due
+    /// Takes the departures that are due.
+    fn take_due(&mut self, now: Instant) -> Vec<Departure> {
+        self.0.extract_if(.., |(at, _)| *at <= now).map(|(_, departure)| departure).collect()
     }
 }
 
@@ -304,9 +391,16 @@ impl TerminationQueue {
 mod tests {
     use super::*;
 
-    fn removed(backend: u32, service: u32, proto: Proto, drain: Drain) -> RemovedBackend {
-        let address = "10.0.0.1:53".parse::<std::net::SocketAddr>().expect("an address").into();
-        RemovedBackend { backend, service, proto, address, drain }
+    fn address(text: &str) -> AddrPort {
+        text.parse::<std::net::SocketAddr>().expect("an address").into()
+    }
+
+    fn removed(id: u32, service: u32, proto: Proto, drain: Drain) -> Departure {
+        Departure { service, proto, drain, departed: Departed::Backend { id, address: address("10.0.0.1:53") } }
+    }
+
+    fn take(queue: &mut TerminationQueue, at: Instant) -> Vec<u32> {
+        queue.take_due(at).into_iter().map(|departure| departure.service).collect()
     }
 
     #[test]
@@ -315,7 +409,7 @@ mod tests {
         let at = Duration::from_secs;
         let cases = [
             (Proto::Udp, service(1, NEVER), Verdict::End),
-            (Proto::Udp, service(0, NEVER), Verdict::Recheck(at(10) + SWEEP)),
+            (Proto::Udp, service(0, NEVER), Verdict::End),
             (Proto::Udp, None, Verdict::End),
             (Proto::Tcp, service(1, NEVER), Verdict::Keep),
             (Proto::Tcp, service(1, 0), Verdict::End),
@@ -329,21 +423,58 @@ mod tests {
     }
 
     #[test]
-    fn rule_8_udp_sockets_end_at_once_if_the_service_port_has_another_backend() {
+    fn rule_8_udp_sockets_end_within_100_ms_whether_the_service_port_has_other_backends_or_not() {
         let mut queue = TerminationQueue::default();
         let start = Instant::now();
-        queue.add(&[removed(1, 1, Proto::Udp, Drain::Never), removed(2, 2, Proto::Udp, Drain::Never)], start);
-        let mut take = |at: u64, two: PortState| {
-            let state = |id| if id == 1 { PortState::HasBackends } else { two };
-            let due = queue.take_due(start + Duration::from_millis(at), state);
-            due.into_iter().map(|removed| removed.backend).collect::<Vec<_>>()
+        let both = [removed(1, 1, Proto::Udp, Drain::Never), removed(2, 2, Proto::Udp, Drain::Never)];
+        queue.add(&both, start, |service| service == 1);
+        assert_eq!(queue.next(), Some(start));
+        let mut take = |at: u64| take(&mut queue, start + Duration::from_millis(at));
+        assert_eq!(take(0), [1]);
+        assert_eq!(take(50), [2]);
+        assert_eq!(take(500), [0; 0]);
+        assert_eq!(take(1050), [1, 2], "again, for a connect that was under way");
+        assert_eq!(take(99_000), [0; 0]);
+    }
+
+    #[test]
+    fn a_departure_concerns_the_sockets_of_its_service_port_only() {
+        let choice =
+            |backend, addr: AddrPort| lb_common::Choice { service: 9, backend, addr: addr.addr, port: addr.port };
+        let led = |to: &str, backend, at: &str| {
+            let AddrPort { addr, port } = address(to);
+            Translation::new(addr, port, &choice(backend, address(at)), 1)
         };
-        assert_eq!(take(0, PortState::WithoutBackends), [1]);
-        assert_eq!(take(500, PortState::WithoutBackends), [0; 0]);
-        assert_eq!(take(1000, PortState::WithoutBackends), [1], "again, for a connect that was under way");
-        assert_eq!(take(60_000, PortState::Removed), [2]);
-        assert_eq!(take(61_000, PortState::Removed), [2]);
-        assert_eq!(take(99_000, PortState::Removed), [0; 0]);
+        let frontend = |text: &str| {
+            let AddrPort { addr, port } = address(text);
+            Departed::Frontend(FrontendKey::new(addr, port, Proto::Tcp))
+        };
+        let backend = Departed::Backend { id: 5, address: address("10.0.0.1:80") };
+        // (departed from service port 1, translation, owner of its frontend now, concerned)
+        let cases = [
+            (backend, led("10.96.0.1:80", 5, "10.0.0.1:80"), None, true),
+            (backend, led("10.96.0.1:80", 4, "10.0.0.1:80"), Some(1), true),
+            (backend, led("10.96.0.1:80", 4, "10.0.0.1:80"), Some(2), false),
+            (backend, led("10.96.0.1:80", 4, "10.0.0.2:80"), Some(1), false),
+            (frontend("10.96.0.1:80"), led("10.96.0.1:80", 4, "10.0.0.2:80"), Some(2), true),
+            (frontend("10.96.0.1:80"), led("10.96.0.1:81", 4, "10.0.0.2:80"), Some(2), false),
+            (frontend("0.0.0.0:30080"), led("192.0.2.1:30080", 4, "10.0.0.2:80"), None, true),
+        ];
+        for (departed, translation, owner, expected) in cases {
+            let departure = Departure { service: 1, proto: Proto::Tcp, drain: Drain::After(0), departed };
+            assert_eq!(departure.concerns(&translation, || owner), expected, "{departure:?} {translation:?}");
+        }
+    }
+
+    #[test]
+    fn searches_of_the_flows_take_a_tenth_of_the_time_at_most() {
+        let start = Instant::now();
+        let mut search = FlowSearch { is_due: true, earliest: start };
+        assert_eq!(search.next(), Some(start));
+        search.searched(start, start + Duration::from_millis(5));
+        assert_eq!(search.next(), None);
+        search.is_due = true;
+        assert_eq!(search.next(), Some(start + Duration::from_millis(50)));
     }
 
     #[test]
@@ -352,15 +483,12 @@ mod tests {
         let start = Instant::now();
         let all = [
             removed(1, 1, Proto::Tcp, Drain::Never),
-            removed(2, 1, Proto::Tcp, Drain::After(0)),
-            removed(3, 1, Proto::Tcp, Drain::After(30)),
+            removed(2, 2, Proto::Tcp, Drain::After(0)),
+            removed(3, 3, Proto::Tcp, Drain::After(30)),
         ];
-        queue.add(&all, start);
+        queue.add(&all, start, |_| true);
         assert_eq!(queue.next(), Some(start));
-        let mut take = |at: u64| {
-            let due = queue.take_due(start + Duration::from_secs(at), |_| PortState::WithoutBackends);
-            due.into_iter().map(|removed| removed.backend).collect::<Vec<_>>()
-        };
+        let mut take = |at: u64| take(&mut queue, start + Duration::from_secs(at));
         assert_eq!(take(0), [2]);
         assert_eq!(take(29), [2]);
         assert_eq!(take(30), [3]);

@@ -3,15 +3,16 @@
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, UdpSocket},
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
-use lb_common::{Backend, Frontend, FrontendKey, Kind, List, Proto, Service, Slot, SlotKey};
+use lb_common::{AddrPort, Backend, Frontend, FrontendKey, Kind, List, Proto, Service, Slot, SlotKey, Translation};
 use lb_core::{op::Op, store::Store as _};
 use lb_dataplane::{
     load::Loader,
     pins::Pins,
-    sockets::{DeadBackend, EndReport, end, end_all},
+    sockets::{self, EndReport, Search},
     upgrade::programs::MapSizes,
 };
 use lb_lab::{
@@ -66,29 +67,29 @@ fn measure(inside: &Inside) {
     let pins = pins.current();
 
     let _others = Holders::start((0..HOLDERS).map(|number| vec!["--hold".to_owned(), number.to_string()]));
-    let dying = DeadBackend { backend: DYING, target: backend(DYING).into(), proto: Proto::Udp };
+    let dying = AddrPort::from(backend(DYING));
     header();
     for count in [1, 100] {
         let what = format!("end {count} of {} UDP sockets", OTHERS + count);
-        row(&what, "100 ms", "ms", &rounds(count, || end(&pins, &[dying]).expect("the maps and /proc")));
+        row(&what, "100 ms", "ms", &rounds(count, || end(&pins, Some(&[dying]))));
     }
     let what = format!("the same with 64 backends dead, 100 of {} UDP sockets", OTHERS + 100);
-    let many: Vec<_> = (0..63)
-        .map(|n| DeadBackend { target: SocketAddr::from(([10, 9, 9, n], 53)).into(), ..dying })
-        .chain([dying])
-        .collect();
-    row(&what, "100 ms", "ms", &rounds(100, || end(&pins, &many).expect("the maps and /proc")));
+    let many: Vec<_> = (0..63).map(|n| SocketAddr::from(([10, 9, 9, n], 53)).into()).chain([dying]).collect();
+    row(&what, "100 ms", "ms", &rounds(100, || end(&pins, Some(&many))));
     let pods = Holders::start((0..PODS).map(|_| vec!["--pod".to_owned()]));
     let what = format!("end 100 of {} UDP sockets, and {PODS} pods without any", OTHERS + 100);
-    row(&what, "100 ms", "ms", &rounds(100, || end(&pins, &[dying]).expect("the maps and /proc")));
+    row(&what, "100 ms", "ms", &rounds(100, || end(&pins, Some(&[dying]))));
     drop(pods);
     let what = format!("after a start: look at all {} UDP sockets, end 100", OTHERS + 100);
-    row(
-        &what,
-        "1000 ms",
-        "ms",
-        &rounds(100, || end_all(&pins, Proto::Udp, &|id| id == LIVING).expect("the maps and /proc")),
-    );
+    row(&what, "1000 ms", "ms", &rounds(100, || end(&pins, None)));
+}
+
+/// Ends the UDP sockets that lead to the dying backend, among those with these peers.
+fn end(pins: &Path, peers: Option<&[AddrPort]>) -> EndReport {
+    let is_lost = |translation: &Translation| translation.backend == DYING;
+    let peers = peers.map(|peers| peers.iter().copied().collect());
+    let search = Search { proto: Proto::Udp, peers, is_lost: Box::new(is_lost) };
+    sockets::end(pins, vec![search]).expect("the maps and /proc")
 }
 
 /// Milliseconds to end `count` sockets, by round.

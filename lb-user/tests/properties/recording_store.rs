@@ -6,6 +6,7 @@ use lb_common::{
 };
 use lb_core::{
     op::Op,
+    spec::PortKey,
     store::{Dump, Limits, Partial, Store},
 };
 
@@ -60,11 +61,19 @@ impl Store for RecordingStore {
 fn check_ids(dump: &Dump, op: &Op) {
     match op {
         Op::PutName(id, key) => {
-            let named = dump.names.get(id).is_some_and(|other| *other != **key)
-                || dump.services.contains_key(id)
-                || dump.frontends.values().any(|frontend| frontend.service == *id)
-                || dump.slots.keys().any(|slot| slot.service == *id)
-                || dump.backends.values().any(|backend| backend.service == *id);
+            let other = dump.names.get(id).filter(|other| *other != &**key);
+            // A successor takes over an id in use.
+            let succeeds = other.is_some_and(|other| {
+                let names_same = dump.names.iter().any(|(of, name)| of != id && name == &**key);
+                let kin = |key: &PortKey| (key.service.namespace().to_owned(), key.proto, key.family);
+                kin(other) == kin(key) && !names_same
+            });
+            let named = !succeeds
+                && (other.is_some()
+                    || dump.services.contains_key(id)
+                    || dump.frontends.values().any(|frontend| frontend.service == *id)
+                    || dump.slots.keys().any(|slot| slot.service == *id)
+                    || dump.backends.values().any(|backend| backend.service == *id));
             assert!(*id != 0 && !named, "{op}: the id is in use\n{dump:#}");
         }
         Op::PutBackend(id, backend) => {

@@ -41,6 +41,7 @@ pub fn states(length: Range<usize>) -> impl Strategy<Value = Vec<Objects>> {
 #[derive(Clone, Debug)]
 struct RandomService {
     absent: bool,
+    renamed: bool,
     created: Option<i64>,
     vips: Vec<u8>,
     v6: bool,
@@ -76,16 +77,17 @@ fn service() -> impl Strategy<Value = RandomService> {
         (prop::bool::weighted(0.1), prop::option::of(1_i64..4), vec(1_u8..5, 1..2), prop::bool::weighted(0.2)),
         (vec(1_u8..3, 0..2), 1_usize..3, prop_oneof![3 => Just(Policy::Cluster), 1 => Just(Policy::Local)]),
         (prop::bool::weighted(0.2), vec(endpoint(), 0..7), vec(endpoint(), 0..3)),
-        (outside(), prop::bool::weighted(0.2)),
+        (outside(), prop::bool::weighted(0.2), prop::bool::weighted(0.3)),
     )
         .prop_map(
             |(
                 (absent, created, vips, v6),
                 (externals, ports, policy),
                 (by_hand, endpoints, more),
-                (outside, maglev),
+                (outside, maglev, renamed),
             )| RandomService {
                 absent,
+                renamed,
                 created,
                 vips,
                 v6,
@@ -147,8 +149,37 @@ impl RandomService {
             objects.push(slice(&key, "x", group(&self.endpoints, 8080)));
             objects.push(slice(&key, "y", group(&self.more, 8080 + u16::from(self.v6))));
         }
+        if self.renamed {
+            objects.iter_mut().for_each(rename_ports);
+        }
         objects
     }
+}
+
+/// Gives all ports of an object other names.
+fn rename_ports(object: &mut Object) {
+    let renamed = |name: &str| format!("{name}-renamed").into();
+    let rename_group = |group: &mut EndpointGroup| {
+        let ports: Vec<_> =
+            group.ports.iter().map(|port| EndpointPort { name: renamed(&port.name), ..port.clone() }).collect();
+        group.ports = ports.into();
+    };
+    match object {
+        Object::Service(service) => {
+            let ports: Vec<_> =
+                service.ports.iter().map(|port| ServicePort { name: renamed(&port.name), ..port.clone() }).collect();
+            service.ports = ports.into();
+        }
+        Object::EndpointSlice(slice) => rename_group(&mut slice.group),
+        Object::Endpoints(endpoints) => endpoints.groups.iter_mut().for_each(rename_group),
+        _ => {}
+    }
+}
+
+/// The same objects with other names of all ports.
+fn with_ports_renamed(mut objects: Objects) -> Objects {
+    objects.iter_mut().for_each(rename_ports);
+    objects
 }
 
 fn plain_service(key: Key) -> Service {
@@ -287,6 +318,15 @@ pub fn small_changes() -> Vec<(&'static str, Objects, Objects)> {
         ("the internal policy becomes Cluster", a(Local, &[1], &[2]), a(Cluster, &[1], &[2])),
         ("the local list changes", a(Local, &[1], &[2]), a(Local, &[2], &[1])),
         ("an older Service takes the VIP", a(Cluster, &[1], &[]), with(&a(Cluster, &[1], &[]), b(1, &[1], &[2]))),
+        ("a port is renamed", a(Cluster, &[1, 2], &[]), with_ports_renamed(a(Cluster, &[1, 2], &[]))),
+        (
+            "a port is renamed, its backends change and source ranges come",
+            ranged(&[], &[1, 2]),
+            with_ports_renamed(ranged(&[near], &[2, 3])),
+        ),
+        ("a Service is renamed", a(Cluster, &[1, 2], &[]), b(9, &[1], &[1, 2])),
+        ("a Service is renamed and loses its backends", a(Cluster, &[1, 2], &[]), b(9, &[1], &[])),
+        ("a Service is renamed and gets backends", a(Cluster, &[], &[]), b(9, &[1], &[1])),
         ("the VIP goes to another Service", a(Cluster, &[1, 2], &[]), b(9, &[1], &[3])),
         (
             "a Service loses its backends and its VIP at once",

@@ -20,7 +20,7 @@ use lb_kernel::{
 use crate::{
     Story,
     agent::{run, until},
-    node::{StoryNode, is_slow},
+    node::{StoryNode, is_slow, service},
 };
 
 pub const STORIES: &[Story] = &[
@@ -63,6 +63,8 @@ pub fn pair(client: (&str, u16), proto: u8, forward: (u8, u64), reverse: (u8, u6
 fn only_expired_flows_are_removed(node: &mut StoryNode) {
     const TCP: u8 = 6;
     const UDP: u8 = 17;
+    // UDP flows stay only while their endpoint serves.
+    node.write("web.yaml", &service("web", &["10.96.0.1"], "UDP", 80, &["10.0.0.1:8080"]));
     let mut agent = node.agent(&[]);
     agent.kill();
     let map = open(node);
@@ -127,6 +129,7 @@ fn metric(name: &str) -> f64 {
 }
 
 fn full_map_is_freed(node: &mut StoryNode) {
+    node.write("web.yaml", &service("web", &["10.96.0.1"], "UDP", 80, &["10.0.0.1:8080"]));
     let mut agent = node.agent(&[]);
     agent.kill();
     let map = open(node);

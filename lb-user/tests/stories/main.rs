@@ -25,6 +25,7 @@ mod node_ports;
 mod packets;
 mod pod_modes;
 mod sctp_and_vlan;
+mod service_changes;
 mod socket_counts;
 mod socket_termination;
 mod sockets;
@@ -52,6 +53,7 @@ fn stories() -> Vec<Story> {
         backend_choice::STORIES,
         socket_counts::STORIES,
         stale_sockets::STORIES,
+        service_changes::STORIES,
         node_ports::STORIES,
         node_addresses::STORIES,
         explain::STORIES,

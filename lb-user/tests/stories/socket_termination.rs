@@ -8,9 +8,8 @@ use std::{
     time::Duration,
 };
 
-use lb_common::AddrPort;
-use lb_common::{FrontendKey, Proto};
-use lb_dataplane::sockets::{DeadBackend, EndReport, end, end_all};
+use lb_common::{AddrPort, FrontendKey, Proto, Translation};
+use lb_dataplane::sockets::{self, EndReport, Search};
 use lb_kernel::sock_diag::bound_sockets;
 use lb_lab::Namespace;
 use rustix::{
@@ -51,6 +50,34 @@ fn serve_dns(node: &StoryNode) -> Agent {
     node.agent(&[])
 }
 
+/// A backend that the story treats as removed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct DeadBackend {
+    backend: u32,
+    target: AddrPort,
+    proto: Proto,
+}
+
+/// Ends sockets that were led to one of these backends.
+fn end(node: &StoryNode, dead: &[DeadBackend]) -> EndReport {
+    let search = |proto: Proto| {
+        let peers = dead.iter().filter(|dead| dead.proto == proto).map(|dead| dead.target).collect();
+        let is_lost = move |found: &Translation| {
+            let target = AddrPort { addr: found.backend_addr, port: found.backend_port };
+            dead.contains(&DeadBackend { backend: found.backend, target, proto })
+        };
+        Search { proto, peers: Some(peers), is_lost: Box::new(is_lost) }
+    };
+    sockets::end(&node.maps(), [Proto::Udp, Proto::Tcp].map(search).into()).expect("the maps and /proc")
+}
+
+/// Ends sockets that were led to any backend but these.
+fn end_all(node: &StoryNode, proto: Proto, alive: &[u32]) -> EndReport {
+    let is_lost = |found: &Translation| !alive.contains(&found.backend);
+    let search = Search { proto, peers: None, is_lost: Box::new(is_lost) };
+    sockets::end(&node.maps(), vec![search]).expect("the maps and /proc")
+}
+
 /// Returns the backends of a VIP, as if they had been removed.
 fn dead_backends(agent: &Agent, vip: SocketAddr, proto: Proto) -> Vec<DeadBackend> {
     let dump = agent.dump();
@@ -68,7 +95,7 @@ fn dead_backends(agent: &Agent, vip: SocketAddr, proto: Proto) -> Vec<DeadBacken
 
 /// Ends the sockets of the dead backends and returns their number.
 fn end_sockets(node: &StoryNode, dead: &[DeadBackend]) -> u64 {
-    count_ended(&end(&node.maps(), dead).expect("the maps and /proc"))
+    count_ended(&end(node, dead))
 }
 
 fn count_ended(report: &EndReport) -> u64 {
@@ -199,8 +226,7 @@ fn all_except_live_backends(node: &mut StoryNode) {
     let unconnected = Client::udp(at(VIP));
     unconnected.ask(at(VIP));
     let alive: Vec<_> = dead_backends(&agent, at("10.96.0.2:53"), Proto::Udp).iter().map(|dead| dead.backend).collect();
-    let report = end_all(&node.maps(), Proto::Udp, &|backend| alive.contains(&backend));
-    assert_eq!(count_ended(&report.expect("the maps and /proc")), 3);
+    assert_eq!(count_ended(&end_all(node, Proto::Udp, &alive)), 3);
     dying.iter().for_each(assert_ended);
     assert_open(&living);
     unconnected.ask(at(VIP));
@@ -301,10 +327,9 @@ fn tcp_sockets_end(node: &mut StoryNode) {
     for client in alive.iter().skip(1).copied().chain(&direct) {
         assert_open(client);
     }
-    // `end_all` distinguishes translated and direct connections by socket cookie.
+    // A search without peers distinguishes translated and direct connections by socket cookie.
     let left = alive.len() as u64;
-    let report = end_all(&node.maps(), Proto::Tcp, &|_| false).expect("the maps and /proc");
-    assert_eq!(count_ended(&report), left);
+    assert_eq!(count_ended(&end_all(node, Proto::Tcp, &[])), left);
     direct.iter().for_each(assert_open);
 }
 

@@ -38,7 +38,7 @@ use lb_core::{
     world::{View, World},
 };
 use maps::Maps;
-pub(crate) use report::{MapChanges, RemovedBackend};
+pub(crate) use report::{Departed, Departure, MapChanges};
 pub use report::{PassReport, StepDurations};
 pub(crate) use run::{Dataplane, run};
 pub(crate) use status::Status;

@@ -47,21 +47,28 @@ pub struct StepDurations {
 /// Map changes that concern sockets of the node.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct MapChanges {
-    pub(crate) removed_backends: Vec<RemovedBackend>,
+    pub(crate) departures: Vec<Departure>,
     pub(crate) new_node_ports: Vec<FrontendKey>,
 }
 
-/// A backend that was removed from the maps. Sockets that hold it lead nowhere.
+/// A backend or a frontend that a service port lost. Its sockets may lead to an endpoint that does not serve them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct RemovedBackend {
-    /// Id of the backend.
-    pub(crate) backend: u32,
-    /// Id of its service port.
+pub(crate) struct Departure {
+    /// Id of the service port.
     pub(crate) service: u32,
     pub(crate) proto: Proto,
-    pub(crate) address: AddrPort,
-    /// Treatment of TCP sockets that hold the backend.
+    /// Treatment of its TCP sockets.
     pub(crate) drain: Drain,
+    pub(crate) departed: Departed,
+}
+
+/// A part that a service port lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Departed {
+    /// A backend, which was removed from the maps.
+    Backend { id: u32, address: AddrPort },
+    /// A frontend, which was removed, or belongs to another service port now.
+    Frontend(FrontendKey),
 }
 
 impl MapChanges {
@@ -73,30 +80,40 @@ impl MapChanges {
         };
         let is_new = |key: &FrontendKey| before.frontend(key).is_none();
         Self {
-            removed_backends: ops.iter().filter_map(|op| RemovedBackend::of(op, before)).collect(),
+            departures: ops.iter().filter_map(|op| Departure::of(op, before)).collect(),
             new_node_ports: ops.iter().filter_map(node_port).filter(is_new).collect(),
         }
     }
 
     /// Adds later changes.
     pub(crate) fn append(&mut self, mut later: Self) {
-        self.removed_backends.append(&mut later.removed_backends);
+        self.departures.append(&mut later.departures);
         self.new_node_ports.append(&mut later.new_node_ports);
     }
 }
 
-impl RemovedBackend {
-    /// Returns none for a backend whose service port has no name: a crash left it, and the scan at the start of
-    /// `termination` finds its sockets.
+impl Departure {
+    /// Returns the loss by an op, if any. Returns none if the service port has no name: a crash left it, and the scan
+    /// at the start of `termination` finds its sockets.
     fn of(op: &Op, before: &Shadow) -> Option<Self> {
-        let Op::DeleteBackend(id) = op else { return None };
-        let Backend { addr, port, service, .. } = before.backend(*id)?;
+        let lost_frontend = |key: &FrontendKey| Some((before.frontend(key)?.service, Departed::Frontend(*key)));
+        let (service, departed) = match op {
+            Op::DeleteBackend(id) => {
+                let Backend { addr, port, service, .. } = before.backend(*id)?;
+                (service, Departed::Backend { id: *id, address: AddrPort { addr, port } })
+            }
+            Op::DeleteFrontend(key) if *key != key.address() => lost_frontend(key)?,
+            Op::PutFrontend(key, frontend) if *key != key.address() => {
+                lost_frontend(key).filter(|(service, _)| *service != frontend.service)?
+            }
+            _ => return None,
+        };
         let service_port = before.port(service)?;
         let drain = match service_port.service?.drain_seconds {
             NEVER => Drain::Never,
             seconds => Drain::After(seconds),
         };
         let proto = service_port.key.as_ref()?.proto;
-        Some(Self { backend: *id, service, proto, address: AddrPort { addr, port }, drain })
+        Some(Self { service, proto, drain, departed })
     }
 }

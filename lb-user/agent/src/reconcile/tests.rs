@@ -227,6 +227,38 @@ async fn i3_a_failed_write_is_tried_again_ever_more_slowly_and_events_are_kept()
     assert_eq!(store.with(|store| store.dump.names.len()), 2);
 }
 
+/// Returns the departures of a pass over `events`, as (service port, frontend).
+fn lost_frontends(reconciler: &mut Reconciler<MemoryStore>, events: Vec<Event>) -> Vec<(u32, String)> {
+    reconciler.handle(events);
+    let report = reconciler.pass();
+    assert!(report.failure.is_none(), "{:?}", report.failure);
+    let lost = report.changes.departures.iter().filter_map(|departure| match departure.departed {
+        Departed::Frontend(key) => Some((departure.service, key.to_string())),
+        Departed::Backend { .. } => None,
+    });
+    lost.collect()
+}
+
+#[test]
+fn rule_8_frontends_that_move_or_are_removed_are_reported_and_renamed_services_are_not() {
+    let mut reconciler = Reconciler::new(MemoryStore::default(), "node-1", Settings::default());
+    let apply = |name, vip| Event::Apply(service(name, vip));
+    let delete = |name| Event::Delete(ObjectKind::Service, Key::new("default", name));
+    let start = empty_lists()
+        .chain([apply("a", 1), apply("b", 2)])
+        .chain([("a", 1), ("b", 2)].map(|(name, n)| Event::Apply(slice(name, n))));
+    assert_eq!(lost_frontends(&mut reconciler, start.collect()), []);
+    let lost = |at: u32, vip: u8| (at, format!("10.96.0.{vip}:80/TCP"));
+    // The VIP of `a` moves to `b`, which leaves its own.
+    let moved = lost_frontends(&mut reconciler, vec![apply("a", 3), apply("b", 1)]);
+    assert_eq!(moved, [lost(1, 1), lost(2, 2)]);
+    let renamed = vec![delete("a"), apply("c", 3), Event::Apply(slice("c", 1))];
+    assert_eq!(lost_frontends(&mut reconciler, renamed), []);
+    let name = reconciler.store().dump.names.get(&1).map(ToString::to_string);
+    assert_eq!(name.as_deref(), Some("default/c/TCP"), "with the id of the Service that it succeeds");
+    assert_eq!(lost_frontends(&mut reconciler, vec![delete("c")]), [lost(1, 3)]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn entries_that_another_process_deletes_come_back_within_five_minutes() {
     let store = Shared::new(MemoryStore::default());

@@ -4,11 +4,12 @@
 //! Writes of all Services are ordered by [`Phase`]. A reader at any instant finds, for a frontend that stays, a backend
 //! of the old or the new set, and never misses while both sets have one (invariant I1). A frontend that moves between
 //! service ports finds the new service port complete and the old one not yet emptied, and may lead to a backend of
-//! either.
+//! either. A service port that succeeds another one takes over its id: see [`takeover`].
 
 mod frontend_bits;
 mod maglev;
 mod port;
+mod takeover;
 
 use std::collections::BTreeSet;
 
@@ -24,6 +25,7 @@ use crate::{
     store::Limits,
     warning::Warning,
 };
+use takeover::Successions;
 
 /// The extent of the desired list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -158,7 +160,7 @@ pub fn plan(
     on_orphan: OnOrphan,
     limits: &Limits,
 ) -> Plan {
-    let mut planner = Planner::new(shadow, limits);
+    let mut planner = Planner::new(shadow, limits, Successions { desired, scope });
     desired.iter().for_each(|spec| planner.service(spec));
     if scope == Scope::World {
         planner.orphans(desired);
@@ -173,6 +175,7 @@ pub fn plan(
 
 struct Planner<'a> {
     shadow: &'a Shadow,
+    successions: Successions<'a>,
     limits: [usize; Table::ALL.len()],
     /// Entries of each map, including the additions of this plan.
     used: [usize; Table::ALL.len()],
@@ -187,6 +190,8 @@ struct Planner<'a> {
     lost: Vec<(FrontendKey, usize)>,
     /// Service ports without a desired counterpart, with their tally.
     gone: Vec<(u32, usize)>,
+    /// Service ports of `gone` whose id another service port takes over.
+    taken: Vec<u32>,
     /// Counts of each desired Service, then of each orphan.
     tallies: Vec<Tally>,
     orphans: Vec<Option<Key>>,
@@ -209,11 +214,11 @@ struct Mark {
     used: [usize; Table::ALL.len()],
     ids: (Ids, Ids),
     phases: [usize; PHASES],
-    lists: [usize; 3],
+    lists: [usize; 4],
 }
 
 impl<'a> Planner<'a> {
-    fn new(shadow: &'a Shadow, limits: &Limits) -> Self {
+    fn new(shadow: &'a Shadow, limits: &Limits, successions: Successions<'a>) -> Self {
         let mut loose: HashMap<u32, Vec<u32>> = HashMap::default();
         for (id, backend) in shadow.loose_backends() {
             loose.entry(backend.service).or_default().push(id);
@@ -222,6 +227,7 @@ impl<'a> Planner<'a> {
         let (port_ids, backend_ids) = shadow.ids();
         Self {
             shadow,
+            successions,
             limits: Table::ALL.map(|table| limits.of(table)),
             used: Table::ALL.map(|table| shadow.count(table)),
             port_ids,
@@ -231,6 +237,7 @@ impl<'a> Planner<'a> {
             moved: Vec::new(),
             lost: Vec::new(),
             gone: Vec::new(),
+            taken: Vec::new(),
             tallies: Vec::new(),
             orphans: Vec::new(),
             refused: Vec::new(),
@@ -254,6 +261,7 @@ impl<'a> Planner<'a> {
             let same = same.filter(|(_, have)| have.key.as_ref() == Some(&port.key));
             // Two ids with one name: keep the id in use.
             let keeper = same.max_by_key(|(id, have)| (have.frontends.len(), std::cmp::Reverse(*id)));
+            let keeper = keeper.or_else(|| self.predecessor(spec, port));
             let id = match keeper {
                 Some((id, _)) => id,
                 None => self.port_ids.take(|id| self.shadow.port_in_use(id)),
@@ -326,8 +334,9 @@ impl<'a> Planner<'a> {
                 self.tallies[tally].writes += 1;
             }
         }
+        let taken: HashSet<u32> = self.taken.iter().copied().collect();
         for (id, tally) in std::mem::take(&mut self.gone) {
-            let Some(port) = self.shadow.port(id) else { continue };
+            let Some(port) = self.shadow.port(id).filter(|_| !taken.contains(&id)) else { continue };
             let mark = self.mark();
             let mut held = false;
             let mut frontends: Vec<FrontendKey> =
@@ -398,7 +407,7 @@ impl<'a> Planner<'a> {
             used: self.used,
             ids: (self.port_ids, self.backend_ids),
             phases: std::array::from_fn(|phase| self.phases[phase].len()),
-            lists: [self.moved.len(), self.lost.len(), self.gone.len()],
+            lists: [self.moved.len(), self.lost.len(), self.gone.len(), self.taken.len()],
         }
     }
 
@@ -406,10 +415,11 @@ impl<'a> Planner<'a> {
         self.used = mark.used;
         (self.port_ids, self.backend_ids) = mark.ids;
         self.phases.iter_mut().zip(mark.phases).for_each(|(ops, len)| ops.truncate(len));
-        let [moved, lost, gone] = mark.lists;
+        let [moved, lost, gone, taken] = mark.lists;
         self.moved.truncate(moved);
         self.lost.truncate(lost);
         self.gone.truncate(gone);
+        self.taken.truncate(taken);
     }
 
     fn tally_since(&self, mark: &Mark) -> Tally {

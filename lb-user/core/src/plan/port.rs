@@ -52,9 +52,10 @@ impl Scratch {
 impl Planner<'_> {
     /// Plans the service port `id`: from `have`, in the maps, to `want`.
     pub(super) fn port(&mut self, id: u32, have: Option<&Port>, want: &PortSpec, tally: usize) {
-        if have.is_none() {
+        let name = have.and_then(|port| port.key.as_ref());
+        if name != Some(&want.key) {
             self.emit(Phase::PutName, Op::PutName(id, Box::new(want.key.clone())));
-            self.used[Table::Names as usize] += 1;
+            self.used[Table::Names as usize] += usize::from(name.is_none());
         }
         let old = have.and_then(|port| port.service).unwrap_or_default();
         let mut scratch = std::mem::take(&mut self.scratch);

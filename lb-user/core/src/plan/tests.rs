@@ -40,6 +40,13 @@ fn spec(name: &str, vips: &[u8], backends: impl IntoIterator<Item = usize>) -> S
     ServiceSpec { ports: vec![port], ..ServiceSpec::gone(key) }
 }
 
+/// As `spec`, in another namespace.
+fn in_namespace(namespace: &str, mut spec: ServiceSpec) -> ServiceSpec {
+    spec.key = Key::new(namespace, spec.key.name());
+    spec.ports[0].key.service = spec.key.clone();
+    spec
+}
+
 fn gone(name: &str) -> ServiceSpec {
     ServiceSpec::gone(Key::new("default", name))
 }
@@ -124,17 +131,19 @@ fn i15_a_frontend_stays_with_its_owner_until_the_next_one_has_room() {
     maps.plan(&[spec("b", &[1], 0..1)]);
     let of = |maps: &Maps| maps.shadow.frontend(&frontend(1).0).map(|frontend| frontend.service);
     let owner = of(&maps);
+    // Of another namespace, so that it takes over no id.
+    let a = || in_namespace("other", spec("a", &[1], 1..2));
     // The loser lives on.
-    let plan = maps.plan(&[spec("a", &[1], 1..2), spec("b", &[2], 0..1)]);
+    let plan = maps.plan(&[spec("b", &[2], 0..1), a()]);
     assert_eq!((plan.refused.len(), plan.held.len()), (1, 0));
     assert_eq!(of(&maps), owner);
     // The loser has gone: it serves on, until nothing else helps.
-    let plan = maps.plan(&[spec("a", &[1], 1..2), gone("b")]);
+    let plan = maps.plan(&[gone("b"), a()]);
     assert_eq!((plan.refused.len(), plan.held), (1, vec![Key::new("default", "b")]));
     assert_eq!(of(&maps), owner);
-    let plan = maps.plan_with(&[spec("a", &[1], 1..2), gone("b")], Scope::Some, OnOrphan::Remove);
+    let plan = maps.plan_with(&[gone("b"), a()], Scope::Some, OnOrphan::Remove);
     assert_eq!((plan.refused.len(), of(&maps)), (1, None));
-    assert_eq!(maps.plan(&[spec("a", &[1], 1..2)]).refused, []);
+    assert_eq!(maps.plan(&[a()]).refused, []);
     assert!(of(&maps).is_some_and(|id| Some(id) != owner));
 }
 
@@ -213,7 +222,7 @@ fn both_lists_share_a_backend() {
 #[test]
 fn the_order_of_all_writes_is_the_order_of_the_phases() {
     let mut maps = Maps::new(Limits::DEFAULT);
-    maps.plan(&[spec("a", &[1], 0..3), spec("b", &[2], 0..1), spec("c", &[3], 0..1)]);
+    maps.plan(&[spec("a", &[1], 0..3), spec("b", &[2, 9], 0..1), spec("c", &[3], 0..1)]);
     let plan = maps.plan(&[spec("a", &[1], 3..4), gone("b"), spec("c", &[3], []), spec("d", &[2], 5..6)]);
     let text: Vec<_> = plan.ops.iter().map(ToString::to_string).collect();
     expect_test::expect![[r#"
@@ -225,6 +234,7 @@ fn the_order_of_all_writes_is_the_order_of_the_phases() {
         put SERVICES 1 = cluster 1 local 0 flags 0x0
         put SERVICES 4 = cluster 1 local 0 flags 0x0
         put FRONTENDS 10.96.0.2:80/TCP = service port 4, ClusterIP
+        delete FRONTENDS 10.96.0.9:80/TCP
         put SERVICES 3 = cluster 0 local 0 flags 0x0
         delete SERVICES 2
         delete SLOTS 1 0 1
@@ -238,6 +248,70 @@ fn the_order_of_all_writes_is_the_order_of_the_phases() {
         delete BACKENDS 4
         delete NAMES 2"#]]
     .assert_eq(&text.join("\n"));
+}
+
+/// As `spec`, with another name of the port.
+fn named(port: &str, mut spec: ServiceSpec) -> ServiceSpec {
+    spec.ports[0].key.name = port.into();
+    spec
+}
+
+#[test]
+fn a_port_or_a_service_is_renamed_with_one_write_and_all_ids_stay() {
+    let rename = |wanted: &[ServiceSpec], scope| {
+        let mut maps = Maps::new(Limits::DEFAULT);
+        maps.plan(&[spec("b", &[1, 2], 0..3)]);
+        texts(&maps.plan_with(wanted, scope, OnOrphan::Keep))
+    };
+    let port = rename(&[named("dns", spec("b", &[1, 2], 0..3))], Scope::Some);
+    assert_eq!(port, "put NAMES 1 = default/b:dns/TCP\n");
+    for name in ["a", "c"] {
+        let mut both = vec![gone("b"), spec(name, &[1, 2], 0..3)];
+        both.sort_by(|a, b| a.key.cmp(&b.key));
+        let expected = format!("put NAMES 1 = default/{name}/TCP\n");
+        assert_eq!(rename(&both, Scope::Some), expected);
+        assert_eq!(rename(&[spec(name, &[1, 2], 0..3)], Scope::World), expected, "after a restart");
+    }
+    // One endpoint more and one VIP more: as for a Service that keeps its name.
+    let more = rename(&[named("dns", spec("b", &[1, 2, 3], 0..4))], Scope::Some);
+    assert_eq!(more.lines().count(), 5, "{more}");
+}
+
+#[test]
+fn an_id_is_taken_over_only_from_a_service_port_that_goes_away_with_all_its_frontends() {
+    let over_udp = |mut spec: ServiceSpec| {
+        spec.ports[0].key.proto = Proto::Udp;
+        spec
+    };
+    let b = || spec("b", &[1, 2], 0..3);
+    let cases = [
+        ("the old one lives", vec![spec("b", &[], 0..3), spec("c", &[1, 2], 0..3)]),
+        ("the old one lives and is not in this plan", vec![spec("c", &[1, 2], 0..3)]),
+        ("another port of the Service lives", vec![spec("b", &[3], 0..3), spec("c", &[1, 2], 0..3)]),
+        ("a frontend goes away", vec![gone("b"), spec("c", &[1], 0..3)]),
+        ("another namespace", vec![gone("b"), in_namespace("other", spec("c", &[1, 2], 0..3))]),
+        ("another protocol", vec![named("udp", over_udp(b()))]),
+        ("two successors", vec![gone("b"), spec("c", &[1], 0..3), spec("d", &[2], 0..3)]),
+    ];
+    for (what, wanted) in cases {
+        let mut maps = Maps::new(Limits::DEFAULT);
+        maps.plan(&[b()]);
+        let text = texts(&maps.plan(&wanted));
+        assert!(text.contains("put NAMES 2 = "), "{what}: {text}");
+        assert!(!text.contains("put NAMES 1 = "), "{what}: {text}");
+    }
+}
+
+#[test]
+fn i15_an_id_is_not_taken_over_by_a_service_that_does_not_fit() {
+    let mut maps = Maps::new(Limits { slots: 2, ..Limits::DEFAULT });
+    maps.plan(&[spec("b", &[1], 0..2)]);
+    let before = maps.store.dump.clone();
+    for wanted in [[gone("b"), spec("c", &[1], 0..3)].as_slice(), &[named("dns", spec("b", &[1], 0..3))]] {
+        assert_eq!(maps.plan(wanted).refused.len(), 1);
+        assert_eq!(maps.store.dump, before);
+    }
+    assert_eq!(texts(&maps.plan(&[gone("b"), spec("c", &[1], 0..2)])), "put NAMES 1 = default/c/TCP\n");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Garbage collection of `FLOWS`: removes flows that are over, a few at a time. `lb_common::flow` decides when a flow
-//! is over.
+//! is over. Also removes flows whose backend no longer serves them, for which the agent decides.
 //!
 //! Bounds: a step reads at most 1,024 entries, and makes at most four lookups for each. Steps begin 50 ms apart, so a
 //! round through a full map takes 26 s. The first round after a start, and every round of a nearly full map, pauses for
@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::{
-    Flow, FlowFlags, FlowKey,
+    Choice, Flow, FlowFlags, FlowKey, Proto, Translation,
     flow::{TCP_CLOSED, expires_at, partner_key},
 };
 use tokio::sync::watch;
@@ -192,12 +192,49 @@ impl Flows {
         Ok((kept, removed))
     }
 
+    /// Removes the flows of a protocol whose translation is lost. Returns the number of entries removed.
+    ///
+    /// # Errors
+    /// If the map cannot be read or written.
+    pub fn remove_lost(&self, proto: Proto, is_lost: impl Fn(&Translation) -> bool) -> Result<u64> {
+        let (mut walk, mut removed) = (Walk::new(STEP), 0);
+        while let Some(entries) = self.map.step(&mut walk)? {
+            for (key, flow) in entries {
+                let is_lost = |flow: &Flow| translation(&key, flow).is_some_and(|translation| is_lost(&translation));
+                if key.proto != proto as u8 || !is_lost(&flow) {
+                    continue;
+                }
+                // Look again: the client may have begun a flow to another backend, with the same key.
+                let Some(flow) = self.map.get(&key)?.filter(is_lost) else { continue };
+                let keys = keys_to_delete(&key, &flow, self.partner(&key, &flow)?.is_some());
+                self.map.delete(&keys)?;
+                removed += keys.len() as u64;
+            }
+        }
+        Ok(removed)
+    }
+
     /// Returns the entry of the other direction, unless it has another partner by now.
     fn partner(&self, key: &FlowKey, flow: &Flow) -> Result<Option<Flow>> {
         let other = partner_key(key, flow);
         let partner = self.map.get(&other)?;
         Ok(partner.filter(|partner| partner_key(&other, partner) == *key))
     }
+}
+
+/// Returns the translation that a flow follows, as a socket would store it; none for a flow that Beeline does not lead
+/// to a backend.
+fn translation(key: &FlowKey, flow: &Flow) -> Option<Translation> {
+    if flow.backend == 0 || flow.flags & FlowFlags::NETFILTER != 0 {
+        return None;
+    }
+    let (dialled, to) = if flow.flags & FlowFlags::REVERSE == 0 {
+        (key.tuple, flow.to)
+    } else {
+        (flow.to.reversed(), key.tuple.reversed())
+    };
+    let choice = Choice { service: flow.service, backend: flow.backend, addr: to.dst, port: to.dst_port };
+    Some(Translation::new(dialled.dst, dialled.dst_port, &choice, 0))
 }
 
 fn is_over(flow: &Flow, partner: Option<&Flow>, proto: u8, now: u64) -> bool {
@@ -232,21 +269,40 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_clients_direction_is_deleted_last() {
+    /// Returns both entries of a flow of 192.0.2.9:4000 to 10.96.0.1:80, which leads to 10.0.0.1:8080: the client's
+    /// first.
+    fn pair() -> [(FlowKey, Flow); 2] {
         let ip = |text: &str| Addr::from(text.parse::<std::net::IpAddr>().expect("an address"));
         let dialled = Tuple { src: ip("192.0.2.9"), dst: ip("10.96.0.1"), src_port: 4000, dst_port: 80 };
         let to = Tuple { src: ip("192.0.2.9"), dst: ip("10.0.0.1"), src_port: 4000, dst_port: 8080 };
-        let forward_key = FlowKey::new(dialled, 6, Hook::Ingress);
-        let reverse_key = FlowKey::new(to.reversed(), 6, Hook::Egress);
         let flow =
-            |to, flags| Flow { to, service: 1, backend: 1, flags, forward: 0, reverse: 0, used: 0, hop: Hop::UNKNOWN };
-        let forward = flow(to, FlowFlags::PARTNER_EGRESS);
-        let reverse = flow(dialled.reversed(), FlowFlags::REVERSE);
+            |to, flags| Flow { to, service: 1, backend: 2, flags, forward: 0, reverse: 0, used: 0, hop: Hop::UNKNOWN };
+        [
+            (FlowKey::new(dialled, 6, Hook::Ingress), flow(to, FlowFlags::PARTNER_EGRESS)),
+            (FlowKey::new(to.reversed(), 6, Hook::Egress), flow(dialled.reversed(), FlowFlags::REVERSE)),
+        ]
+    }
+
+    #[test]
+    fn the_clients_direction_is_deleted_last() {
+        let [(forward_key, forward), (reverse_key, reverse)] = pair();
         let both = [reverse_key, forward_key];
         assert_eq!(keys_to_delete(&forward_key, &forward, true), both);
         assert_eq!(keys_to_delete(&reverse_key, &reverse, true), both);
         assert_eq!(keys_to_delete(&forward_key, &forward, false), [forward_key]);
+    }
+
+    #[test]
+    fn both_directions_of_a_flow_follow_one_translation() {
+        let ip = |text: &str| Addr::from(text.parse::<std::net::IpAddr>().expect("an address"));
+        let choice = Choice { service: 1, backend: 2, addr: ip("10.0.0.1"), port: 8080 };
+        let expected = Translation::new(ip("10.96.0.1"), 80, &choice, 0);
+        for (key, flow) in pair() {
+            assert_eq!(translation(&key, &flow), Some(expected));
+            let elsewhere = Flow { flags: flow.flags | FlowFlags::NETFILTER, ..flow };
+            assert_eq!(translation(&key, &elsewhere), None);
+            assert_eq!(translation(&key, &Flow { backend: 0, ..flow }), None);
+        }
     }
 
     #[test]

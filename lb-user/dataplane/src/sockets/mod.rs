@@ -1,10 +1,11 @@
-//! Finds and ends sockets of this node whose backend is gone: their applications would wait until they open new ones.
-//! The agent decides when.
+//! Finds and ends sockets of this node whose backend no longer serves them: their applications would wait until they
+//! open new ones. The agent decides when.
 //!
 //! The kernel lists and ends sockets by sock_diag(7), one network namespace at a time. The programs' maps have the
 //! translation of each socket.
 
 mod real_peer;
+mod serving;
 mod translations;
 
 use std::{
@@ -15,35 +16,36 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::{Proto, Translation};
+use lb_common::Proto;
 
 pub use real_peer::real_peer;
+pub use serving::Serving;
+pub use translations::IsLost;
 
 use lb_common::{AddrPort, Family};
 use lb_kernel::{
     netns,
     sock_diag::{DestroyOutcome, PeerFilter, SockDiag, SocketQuery, state},
 };
-use translations::{IsLost, SocketTranslations};
+use translations::SocketTranslations;
 
 /// Tries of a sweep: a socket may hide another of the same name, which is found once the first has ended.
 const TRIES: usize = 3;
 
-/// A backend that is gone, or whose sockets must move to another.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct DeadBackend {
-    /// Id of the backend.
-    pub backend: u32,
-    /// Address and port of the backend.
-    pub target: AddrPort,
+/// A search for lost sockets of one protocol.
+pub struct Search<'a> {
     /// TCP or UDP; sockets of SCTP are not translated.
     pub proto: Proto,
+    /// Peers of the sockets to look at; none for all sockets.
+    pub peers: Option<BTreeSet<AddrPort>>,
+    /// Decides about a translation that leads to the peer of its socket.
+    pub is_lost: Box<IsLost<'a>>,
 }
 
-/// Result of [`end`] and [`end_all`].
+/// Result of [`end`].
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct EndReport {
-    /// Number of sockets ended, by id of the backend.
+    /// Number of sockets ended, by id of the service port that led them to their backend.
     pub ended: BTreeMap<u32, u64>,
     /// Number of network namespaces searched.
     pub namespaces: usize,
@@ -53,82 +55,55 @@ pub struct EndReport {
     pub took: Duration,
 }
 
-/// Ends sockets that were translated from a VIP to one of these backends and are connected to it. Sockets that dialled
-/// the backend's own address, unconnected sockets, and sockets with another peer by now stay. The maps are pinned in
-/// `pins`.
+/// Ends sockets that were translated from a VIP to the backend to which they are connected, if the translation is lost.
+/// Sockets that dialled the backend's own address, unconnected sockets, and sockets with another peer by now stay. The
+/// maps are pinned in `pins`.
 ///
 /// # Errors
 /// If the maps cannot be opened, or /proc cannot be read.
-pub fn end(pins: &Path, dead: &[DeadBackend]) -> Result<EndReport> {
-    let dead = &dead.iter().copied().collect::<BTreeSet<_>>();
+pub fn end(pins: &Path, searches: Vec<Search<'_>>) -> Result<EndReport> {
     let mut sweeps = Vec::new();
-    for proto in [Proto::Udp, Proto::Tcp] {
-        let peers: BTreeSet<_> = dead.iter().filter(|dead| dead.proto == proto).map(|dead| dead.target).collect();
-        if !peers.is_empty() {
-            let is_lost = move |found: &Translation| {
-                let target = AddrPort { addr: found.backend_addr, port: found.backend_port };
-                dead.contains(&DeadBackend { backend: found.backend, target, proto })
-            };
-            sweeps.extend(Sweep::new(pins, proto, Some(peers), Box::new(is_lost))?);
+    for search in searches {
+        if let Some(translations) = SocketTranslations::open(pins, search.proto)? {
+            sweeps.push(Sweep { search, translations });
         }
     }
     run(&sweeps)
 }
 
-/// Ends sockets of all backends that are not alive, as [`end`] does: for a start, when backends went away while no
-/// agent ran.
-///
-/// # Errors
-/// As for [`end`].
-pub fn end_all(pins: &Path, proto: Proto, is_alive: &(dyn Fn(u32) -> bool + Sync)) -> Result<EndReport> {
-    let is_lost = |found: &Translation| !is_alive(found.backend);
-    let sweep = Sweep::new(pins, proto, None, Box::new(is_lost))?;
-    run(sweep.as_slice())
-}
-
-/// Search for lost sockets of one protocol, run in every namespace.
+/// A search with the maps it needs, run in every namespace.
 struct Sweep<'a> {
-    proto: Proto,
+    search: Search<'a>,
     translations: SocketTranslations,
-    /// Peers of the sockets to look at; none for all sockets.
-    peers: Option<BTreeSet<AddrPort>>,
-    is_lost: Box<IsLost<'a>>,
 }
 
-impl<'a> Sweep<'a> {
-    fn new(
-        pins: &Path,
-        proto: Proto,
-        peers: Option<BTreeSet<AddrPort>>,
-        is_lost: Box<IsLost<'a>>,
-    ) -> Result<Option<Self>> {
-        Ok(SocketTranslations::open(pins, proto)?.map(|translations| Self { proto, translations, peers, is_lost }))
-    }
-
+impl Sweep<'_> {
     /// Ends the sockets of one namespace.
     fn run(&self, channel: &mut SockDiag, ended: &mut BTreeMap<u32, u64>) -> Result<()> {
+        let Search { proto, peers, is_lost } = &self.search;
+        let proto = *proto;
         let families = [Family::V4, Family::V6].into_iter();
-        for family in families.filter(|family| netns::has_sockets(self.proto, *family)) {
-            let filter = self.peers.as_ref().map_or(PeerFilter::Everything, |peers| PeerFilter::new(family, peers));
+        for family in families.filter(|family| netns::has_sockets(proto, *family)) {
+            let filter = peers.as_ref().map_or(PeerFilter::Everything, |peers| PeerFilter::new(family, peers));
             let filter = match &filter {
                 PeerFilter::Nothing => continue,
                 PeerFilter::Everything => None,
                 PeerFilter::Peers(program) => Some(program.as_slice()),
             };
-            let states = if self.proto == Proto::Udp { state::ESTABLISHED } else { state::WITH_PEER };
-            let query = SocketQuery { family, proto: self.proto, states, filter };
+            let states = if proto == Proto::Udp { state::ESTABLISHED } else { state::WITH_PEER };
+            let query = SocketQuery { family, proto, states, filter };
             for _ in 0..TRIES {
                 let victims = channel.list(query, |socket| {
-                    if self.peers.as_ref().is_some_and(|peers| !peers.contains(&socket.remote)) {
+                    if peers.as_ref().is_some_and(|peers| !peers.contains(&socket.remote)) {
                         return Ok(None);
                     }
-                    let backend = self.translations.lost(socket, &*self.is_lost)?;
-                    Ok(backend.map(|backend| (socket.id, backend)))
+                    let lost = self.translations.lost(socket, is_lost)?;
+                    Ok(lost.map(|translation| (socket.id, translation.service)))
                 })?;
                 let mut missed = false;
-                for (id, backend) in victims {
-                    match channel.destroy(self.proto, id)?.with_context(|| cannot_end(self.proto))? {
-                        DestroyOutcome::Destroyed => *ended.entry(backend).or_default() += 1,
+                for (id, service) in victims {
+                    match channel.destroy(proto, id)?.with_context(|| cannot_end(proto))? {
+                        DestroyOutcome::Destroyed => *ended.entry(service).or_default() += 1,
                         DestroyOutcome::NotFound => missed = true,
                     }
                 }

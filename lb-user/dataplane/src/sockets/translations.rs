@@ -49,9 +49,8 @@ impl SocketTranslations {
         Ok(translation.map(|found| AddrPort { addr: found.backend_addr, port: found.backend_port }))
     }
 
-    /// Returns the id of the lost backend to which a socket of this thread's network namespace is translated and
-    /// connected.
-    pub(super) fn lost(&self, socket: &Socket, is_lost: &IsLost<'_>) -> Result<Option<u32>> {
+    /// Returns the lost translation to the peer of a socket of this thread's network namespace.
+    pub(super) fn lost(&self, socket: &Socket, is_lost: &IsLost<'_>) -> Result<Option<Translation>> {
         match self {
             Self::Udp(storage) => {
                 Ok(storage.read(socket)?.and_then(|bytes| lost(&translations(&bytes)?, &socket.remote, is_lost)))
@@ -59,7 +58,7 @@ impl SocketTranslations {
             Self::Tcp { socks, more } => {
                 let translation = tcp(socks, more, socket.cookie)?;
                 let leads = |found: &Translation| found.leads_to(&socket.remote.addr, socket.remote.port);
-                Ok(translation.filter(|found| leads(found) && is_lost(found)).map(|found| found.backend))
+                Ok(translation.filter(|found| leads(found) && is_lost(found)))
             }
         }
     }
@@ -78,18 +77,18 @@ fn tcp(socks: &OwnedFd, more: &OwnedFd, cookie: u64) -> Result<Option<Translatio
     })
 }
 
-/// Returns the id of the lost backend to which a UDP socket with this list is connected.
+/// Returns the lost translation of a UDP socket with this list that is connected to `to`.
 ///
 /// A list may have several backends with one address, of several service ports. Then the translation used last decides.
 /// If that has another peer, the connection's backend is unknown, and is lost only if all of them are.
-fn lost(list: &Translations, to: &AddrPort, is_lost: &IsLost<'_>) -> Option<u32> {
+fn lost(list: &Translations, to: &AddrPort, is_lost: &IsLost<'_>) -> Option<Translation> {
     let leads = |entry: &&Translation| entry.leads_to(&to.addr, to.port);
     let all = list.entries.iter().filter(leads);
     let decisive: Vec<_> = match list.entries.get(list.last as usize).filter(leads) {
         Some(last) => vec![last],
         None => all.collect(),
     };
-    decisive.iter().all(|entry| is_lost(entry)).then(|| decisive.first().map(|entry| entry.backend))?
+    decisive.iter().all(|entry| is_lost(entry)).then(|| decisive.first().copied().copied())?
 }
 
 /// Parses a value of `SOCKS`.
@@ -144,7 +143,8 @@ mod tests {
     /// Checks which backend a socket loses. Its list has these (VIP, backend, address), it is connected to address
     /// `to`, and backends below 10 are lost.
     fn check(entries: &[(u8, u32, u8)], to: u8, wanted: Option<u32>) {
-        assert_eq!(lost(&list(entries), &server(to), &|found| found.backend < 10), wanted, "{entries:?}");
+        let found = lost(&list(entries), &server(to), &|found| found.backend < 10);
+        assert_eq!(found.map(|translation| translation.backend), wanted, "{entries:?}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod live;
 mod neighbours;
 mod netfilter;
 mod outside;
+mod places;
 mod pods;
 mod ports;
 mod refusals;

@@ -99,8 +99,10 @@ fn open(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketVerdict {
     fill(scratch);
     let port = match find_source(frame, scratch, origin) {
         Source::Keep => {
-            let redirect = device.flags & DeviceFlags::HOST_ROUTING != 0 && enters_pod(frame, scratch);
-            scratch.flow.flags = if redirect { FlowFlags::REDIRECT } else { FlowFlags::PARTNER_EGRESS };
+            scratch.flow.flags = FlowFlags::PARTNER_EGRESS;
+            if device.flags & DeviceFlags::HOST_ROUTING != 0 && enters_pod(frame, scratch) {
+                scratch.flow.flags = FlowFlags::REDIRECT;
+            }
             SourcePort::Keep
         }
         Source::Masquerade => SourcePort::Any,

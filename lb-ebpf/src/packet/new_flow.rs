@@ -1,8 +1,8 @@
 //! Packets of no known flow: a new flow of a Service, a rejection, or nothing.
 
 use lb_common::{
-    BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, Flow, FlowFlags, FrontendKey, Hook, Origin, Proto, Tables,
-    Verdict, flow::partner_key, packet::Packet, select,
+    BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, Flow, FlowFlags, FrontendKey, Hook, Origin, Proto,
+    Tables, Verdict, flow::partner_key, packet::Packet, select,
 };
 
 use super::{
@@ -140,8 +140,8 @@ fn fill(scratch: &mut Scratch) {
 /// Keeps the client's address if replies return through this node in any case:
 /// - the client is a pod of this node;
 /// - the backend is this node itself, or a pod behind a link of its own: the routes say so, with or without `nodeName`;
-/// - the endpoint's `nodeName` names this node: a pod behind a bridge, whose gateway is the node. Replies to a client on
-///   the same bridge would not pass the node.
+/// - the endpoint's `nodeName` names this node: a pod behind a bridge, whose gateway is the node. Replies to a client
+///   on the same bridge would not pass the node.
 ///
 /// Otherwise masquerades with the address of the device to the backend, where replies enter by the device's programs.
 /// This includes containers behind a bridge such as docker0, without `nodeName`: no route tells them from hosts on a
@@ -163,7 +163,7 @@ fn find_source(frame: Frame, scratch: &mut Scratch, origin: Origin) -> Source {
     let otherwise = if on_node { Source::Keep } else { Source::Unknown };
     match route.lookup(frame, packet, &packet.tuple.src, &flow.to) {
         Fib::Device => {}
-        Fib::Local if is_own(frame, packet, flow) => return Source::Keep,
+        Fib::Local | Fib::Unsupported if is_own(frame, packet, flow) => return Source::Keep,
         _ => return otherwise,
     }
     // SAFETY: as above.
@@ -181,7 +181,8 @@ fn find_source(frame: Frame, scratch: &mut Scratch, origin: Origin) -> Source {
 }
 
 /// True if the backend's address belongs to this node. The FIB lookup has the same result for an own address and for
-/// one without a route: an own address serves NodePorts, or a socket listens there.
+/// one without a route, and no result where the device does not forward: an own address serves NodePorts, or a socket
+/// listens there.
 #[inline(never)]
 fn is_own(frame: Frame, packet: &Packet, flow: &Flow) -> bool {
     Kernel.node_addr(&flow.to.dst).is_some() || ports::has_local_socket(frame, packet, &flow.to.reversed())

@@ -46,6 +46,17 @@ fn an_endpoint_that_is_the_nodes_own_address_is_delivered_to_the_node() {
 }
 
 #[test]
+fn the_nodes_own_address_needs_no_forwarding() {
+    for (net, own) in BOTH.into_iter().zip(["192.0.2.1:9376", "[2001:db8::1]:9376"]) {
+        let mut fixture = serve(net, FixtureService::tcp(), own);
+        for family in ["ipv4", "ipv6"] {
+            lb_lab::Namespace::current().set(&format!("{family}/conf/all/forwarding"), "0");
+        }
+        backend_sees_the_client(&mut fixture, net, &Packet::syn(net.client, net.node_port), own);
+    }
+}
+
+#[test]
 fn an_own_address_that_serves_no_node_ports_is_known_by_the_socket_that_listens() {
     for (net, own) in BOTH.into_iter().zip(["172.16.0.1:9376", "[fd16::1]:9376"]) {
         for (packet, service) in each(net).into_iter().take(2) {

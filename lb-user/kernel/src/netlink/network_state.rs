@@ -115,8 +115,8 @@ pub struct Route {
     pub source: Option<IpAddr>,
 }
 
-/// Parses a route, which may have several next hops: those that lead beyond a link, and the links of the others. None
-/// for a route that is not unicast.
+/// Parses a route, which may have several next hops. Returns the next hops beyond a link, and the links of the other
+/// next hops; None for a route that is not unicast.
 fn routes(body: &[u8]) -> Option<(Vec<Route>, Vec<u32>)> {
     // Cached routes for one destination.
     const RTM_F_CLONED: u32 = 0x200;

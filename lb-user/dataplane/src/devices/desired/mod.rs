@@ -114,8 +114,8 @@ fn desired_devices(network: &NetworkState, node: &[IpAddr], selection: Selection
     network.links.iter().filter_map(desired).collect()
 }
 
-/// Returns the uplinks: links by which packets of clients outside or of backends may arrive. `node` are the addresses of
-/// the Node object, `attached` the links that have programs now.
+/// Returns the uplinks: links by which packets of clients outside or of backends may arrive. `node` are the addresses
+/// of the Node object, `attached` the links that have programs now.
 #[must_use]
 pub fn uplinks(
     network: &NetworkState,

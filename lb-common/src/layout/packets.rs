@@ -197,6 +197,9 @@ impl DeviceFlags {
     /// Flows between two such devices bypass the kernel's own routing and netfilter in both directions: into a pod by
     /// bpf_redirect_peer, out of it to the neighbour of the FIB lookup.
     pub const HOST_ROUTING: u32 = 64;
+    /// The device has no programs: packets that enter by it are not translated. Flows that leave by it keep the
+    /// client's address, since a reply to an address of this node would end here.
+    pub const NO_PROGRAMS: u32 = 128;
 
     /// True if packets of flows are redirected into the pod behind the device (bpf_redirect_peer).
     #[inline(always)]

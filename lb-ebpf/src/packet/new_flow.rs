@@ -1,8 +1,8 @@
 //! Packets of no known flow: a new flow of a Service, a rejection, or nothing.
 
 use lb_common::{
-    BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, FlowFlags, FrontendKey, Hook, Origin, Proto, Verdict,
-    flow::partner_key, packet::Packet, select,
+    BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, Flow, FlowFlags, FrontendKey, Hook, Origin, Proto,
+    Tables, Verdict, flow::partner_key, packet::Packet, select,
 };
 
 use super::{
@@ -95,27 +95,28 @@ enum Source {
     Keep,
     /// An address of this node.
     Masquerade,
+    /// None: there is no route to the backend, or no address to masquerade with.
+    Unknown,
 }
 
 /// Creates the entries of a flow to the chosen backend.
-///
-/// Keeps the source if replies return through this node in any case: the backend or the client is on it. Otherwise
-/// masquerades, as for a client that is its own backend, and would reply to itself (hairpin).
 #[inline(always)]
 fn open(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketVerdict {
     let origin = if device.flags & DeviceFlags::POD != 0 { Origin::Node } else { Origin::Outside };
-    let source = fill(scratch, origin);
-    if matches!(source, Source::Keep) {
-        if device.flags & DeviceFlags::HOST_ROUTING != 0 && enters_pod(frame, scratch) {
-            scratch.flow.flags = FlowFlags::REDIRECT;
+    fill(scratch);
+    let port = match find_source(frame, scratch, origin) {
+        Source::Keep => {
+            scratch.flow.flags = FlowFlags::PARTNER_EGRESS;
+            if device.flags & DeviceFlags::HOST_ROUTING != 0 && enters_pod(frame, scratch) {
+                scratch.flow.flags = FlowFlags::REDIRECT;
+            }
+            SourcePort::Keep
         }
-    } else if !find_source(frame, scratch) {
-        count(Counter::NoRoute);
-        return PacketVerdict::DROP;
-    }
-    let port = match source {
-        Source::Keep => SourcePort::Keep,
         Source::Masquerade => SourcePort::Any,
+        Source::Unknown => {
+            count(Counter::NoRoute);
+            return PacketVerdict::DROP;
+        }
     };
     let verdict = ports::insert_flow(frame, scratch, Hook::Ingress, port);
     if verdict.is_flow() {
@@ -124,44 +125,74 @@ fn open(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketVerdict {
     verdict
 }
 
-/// Fills in the flow, but for its source.
+/// Fills in the flow, but for a masquerade address.
 #[inline(never)]
-fn fill(scratch: &mut Scratch, origin: Origin) -> Source {
+fn fill(scratch: &mut Scratch) {
     let Scratch { packet, flow, choice, clock, route, .. } = scratch;
     route.reset();
-    // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
-    let on_node =
-        unsafe { BACKENDS.get(choice.backend) }.is_some_and(|backend| backend.flags & BackendFlags::ON_NODE != 0);
-    let hairpin = choice.addr == packet.tuple.src;
-    let keep = (on_node || matches!(origin, Origin::Node)) && !hairpin;
     flow.to = packet.tuple;
     flow.to.dst = choice.addr;
     flow.to.dst_port = choice.port;
     flow.service = choice.service;
     flow.backend = choice.backend;
-    flow.flags = if keep { FlowFlags::PARTNER_EGRESS } else { FlowFlags::REDIRECT };
+    flow.flags = FlowFlags::REDIRECT;
     flow.forward = packet.seen;
     flow.reverse = 0;
     flow.used = clock.now();
     flow.hop.forget();
-    if keep { Source::Keep } else { Source::Masquerade }
 }
 
-/// Sets the source to the masquerade address of the device to the backend, and the next hop; false without a route. As
-/// in netfilter, the FIB lookup is for the client's address, and the source is replaced afterwards.
+/// Decides about the source, and sets the masquerade address and the next hop.
+///
+/// Keeps the client's address if replies return through this node in any case:
+/// - the client is a pod of this node;
+/// - the backend is this node itself, or a pod behind a link of its own: the routes say so, with or without `nodeName`;
+/// - the endpoint's `nodeName` names this node: a pod behind a bridge, whose gateway is the node. Replies to a client
+///   on the same bridge would not pass the node.
+///
+/// Otherwise masquerades with the address of the device to the backend, where replies enter by the device's programs.
+/// This includes containers behind a bridge such as docker0, without `nodeName`: no route tells them from hosts on a
+/// directly connected network, whose gateway is another router. Also masquerades for a client that is its own backend,
+/// and would reply to itself (hairpin).
+///
+/// As in netfilter, the FIB lookup is for the client's address, and the source is replaced afterwards.
 #[inline(never)]
-fn find_source(frame: Frame, scratch: &mut Scratch) -> bool {
-    let Scratch { packet, flow, clock, route, .. } = scratch;
-    if !matches!(route.lookup(frame, packet, &packet.tuple.src, &flow.to), Fib::Device) {
-        return false;
+fn find_source(frame: Frame, scratch: &mut Scratch, origin: Origin) -> Source {
+    let Scratch { packet, flow, choice, clock, route, .. } = scratch;
+    let is_hairpin = choice.addr == packet.tuple.src;
+    if matches!(origin, Origin::Node) && !is_hairpin {
+        return Source::Keep;
+    }
+    // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
+    let on_node = !is_hairpin
+        && unsafe { BACKENDS.get(choice.backend) }.is_some_and(|backend| backend.flags & BackendFlags::ON_NODE != 0);
+    // The kernel's own routing may know more than the FIB lookup.
+    let otherwise = if on_node { Source::Keep } else { Source::Unknown };
+    match route.lookup(frame, packet, &packet.tuple.src, &flow.to) {
+        Fib::Device => {}
+        Fib::Local | Fib::Unsupported if is_own(frame, packet, flow) => return Source::Keep,
+        _ => return otherwise,
     }
     // SAFETY: as above.
     let Some(device) = (unsafe { DEVICES.get(route.ifindex()) }) else {
-        return false;
+        return otherwise;
     };
+    const PASSES_REPLIES: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
+    let is_behind_node = on_node && route.ifindex() != frame.ifindex();
+    if !is_hairpin && (device.flags & PASSES_REPLIES != 0 || is_behind_node) {
+        return Source::Keep;
+    }
     route.store(&mut flow.hop, packet.l3, clock.now());
     flow.to.src = if packet.v6 { device.snat_v6 } else { device.snat_v4 };
-    !flow.to.src.is_unspecified()
+    if flow.to.src.is_unspecified() { Source::Unknown } else { Source::Masquerade }
+}
+
+/// True if the backend's address belongs to this node. The FIB lookup has the same result for an own address and for
+/// one without a route, and no result where the device does not forward: an own address serves NodePorts, or a socket
+/// listens there.
+#[inline(never)]
+fn is_own(frame: Frame, packet: &Packet, flow: &Flow) -> bool {
+    Kernel.node_addr(&flow.to.dst).is_some() || ports::has_local_socket(frame, packet, &flow.to.reversed())
 }
 
 /// True if packets are redirected into the pod of the backend, which replies by its own link; sets the next hop then.
@@ -173,7 +204,7 @@ fn enters_pod(frame: Frame, scratch: &mut Scratch) -> bool {
     if FLOWS.get_ptr(&*partner).is_some() {
         return false;
     }
-    if !matches!(route.lookup(frame, packet, &packet.tuple.src, &flow.to), Fib::Device) {
+    if !route.is_known() && !matches!(route.lookup(frame, packet, &packet.tuple.src, &flow.to), Fib::Device) {
         return false;
     }
     route.store(&mut flow.hop, packet.l3, clock.now());

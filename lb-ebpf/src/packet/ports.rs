@@ -121,7 +121,7 @@ fn insert_partner(key: &FlowKey, partner: &Flow) -> Inserted {
 
 /// True if a socket of this node would receive the replies to such a packet.
 #[inline(never)]
-fn has_local_socket(frame: Frame, packet: &Packet, to: &Tuple) -> bool {
+pub fn has_local_socket(frame: Frame, packet: &Packet, to: &Tuple) -> bool {
     // SAFETY: integers, for which zero is a value.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
     let (src, dst) = (to.dst.words(), to.src.words());

@@ -4,7 +4,7 @@
 //! | Module | Provides |
 //! |---|---|
 //! | [`netns`], [`link`] | a network namespace; links, addresses and routes in it |
-//! | [`network`] | two nodes with pods, and a client outside, built from these |
+//! | [`network`], [`places`] | two nodes with pods, and a client outside, built from these; hosts by other devices |
 //! | [`sandbox`], [`machine`] | cgroup, directory, bpffs and namespaces for a process, or for a node with several |
 //! | [`process`] | a program with a log, killed when dropped |
 //! | [`api_server`], [`kube_proxy`], [`relay`] | the real control plane and the real kube-proxy |
@@ -25,6 +25,7 @@ pub mod netns;
 pub mod network;
 #[cfg(feature = "packets")]
 pub mod packets;
+pub mod places;
 pub mod process;
 pub mod relay;
 pub mod sandbox;

@@ -60,14 +60,14 @@ pub struct Host {
 }
 
 impl Host {
-    fn new(v4: [u8; 4], v6: [u16; 8]) -> Self {
+    pub(crate) fn new(v4: [u8; 4], v6: [u16; 8]) -> Self {
         let net = Namespace::new();
         disable_autoconfiguration(&net);
         Self { net, v4: v4.into(), v6: v6.into() }
     }
 
     /// Brings its links up and gives `eth0` its addresses, with prefixes of these lengths.
-    fn setup(&self, bits: [u8; 2]) -> Setup<'_> {
+    pub(crate) fn setup(&self, bits: [u8; 2]) -> Setup<'_> {
         let Self { net, v4, v6 } = self;
         let [v4, v6] = [format!("{v4}/{}", bits[0]), format!("{v6}/{}", bits[1])];
         net.setup().up("lo").up("eth0").address("eth0", &v4).address("eth0", &v6)

@@ -17,6 +17,7 @@ mod netfilter;
 mod other_hosts;
 mod outside;
 mod own;
+mod places;
 mod pods;
 mod ports;
 mod refusals;

@@ -30,7 +30,7 @@ use crate::{
 };
 
 pub const STORIES: &[Story] = &[
-    ("devices_with_routes_get_the_programs", devices_follow_routes),
+    ("devices_with_addresses_or_routes_get_the_programs", devices_follow_routes),
     ("devices_are_chosen_by_flags", devices_follow_flags),
     ("devices_are_checked_by_doctor", doctor_checks_devices),
     ("devices_keep_their_programs_across_kills_restarts_and_upgrades", programs_are_kept),
@@ -143,19 +143,21 @@ fn devices_follow_routes(node: &mut StoryNode) {
         return;
     }
     let up0 = index("up0");
-    ip(&["addr", "add", "198.18.0.5/24", "dev", "up0"]);
-    until("a device with an address has an entry", || devices(node).contains_key(&up0));
-    assert_eq!(programs("up0"), [""; 0], "no packet comes from other networks by this device");
+    // Neighbours on a directly connected network are clients too.
     let start = Instant::now();
-    ip(&["route", "add", "203.0.0.0/24", "via", "198.18.0.1", "dev", "up0"]);
+    ip(&["addr", "add", "198.18.0.5/24", "dev", "up0"]);
     wait_until_attached("up0");
-    println!("attached {:?} after the route", start.elapsed());
+    println!("attached {:?} after the address", start.elapsed());
     let device = devices(node).get(&up0).copied().expect("an entry");
     assert_eq!((device.snat_v4.to_string(), device.flags, device.mtu), ("198.18.0.5".to_owned(), 0, 1500));
     // The node's IPv6 addresses are the fd00:: addresses of lo.
     assert!(device.snat_v6.to_string().starts_with("fd00::"), "{device:?}");
     ip(&["link", "set", "up0", "mtu", "1400"]);
     until("the entry follows", || devices(node).get(&up0).is_some_and(|device| device.mtu == 1400));
+    ip(&["addr", "del", "198.18.0.5/24", "dev", "up0"]);
+    wait_until_free("up0");
+    ip(&["route", "add", "203.0.0.0/24", "dev", "up0"]);
+    wait_until_attached("up0");
     // The programs stay while the device is down, although its routes are gone.
     ip(&["link", "set", "up0", "down"]);
     ip(&["link", "set", "up0", "mtu", "1300"]);
@@ -163,7 +165,7 @@ fn devices_follow_routes(node: &mut StoryNode) {
     assert!(is_attached("up0"));
     ip(&["link", "set", "up0", "up"]);
     wait_until_free("up0");
-    ip(&["route", "add", "203.0.0.0/24", "via", "198.18.0.1", "dev", "up0"]);
+    ip(&["addr", "add", "198.18.0.5/24", "dev", "up0"]);
     wait_until_attached("up0");
     // Add a second device and remove the first.
     assert!(add_uplink("up1", 1));
@@ -174,7 +176,7 @@ fn devices_follow_routes(node: &mut StoryNode) {
             && !tc::attached(&node.maps(), &node.pins).expect("the pins").contains_key(&up0)
     });
     assert!(pins(&node.maps()).iter().all(|pin| !pin.to_string_lossy().ends_with(&format!("_{up0}"))));
-    ip(&["route", "del", "203.0.1.0/24"]);
+    ip(&["addr", "del", "198.18.1.5/24", "dev", "up1"]);
     wait_until_free("up1");
     assert!(!agent.log().contains("WARN"), "{}", agent.log());
 }
@@ -189,7 +191,7 @@ fn devices_follow_flags(node: &mut StoryNode) {
     assert!(programs("up0").is_empty() && programs("lxc1").is_empty() && programs("wg0-far") == BOTH);
     let flags = |name| devices(node).get(&index(name)).map(|device| device.flags);
     assert_eq!(flags("lxc0"), Some(DeviceFlags::POD));
-    assert_eq!((flags("wg0"), flags("up0"), flags("lxc1")), (Some(0), Some(0), None));
+    assert_eq!((flags("wg0"), flags("up0"), flags("lxc1")), (Some(0), Some(DeviceFlags::NO_PROGRAMS), None));
     let shown = run(node, &["get", "devices"]);
     let shown = String::from_utf8(shown.stdout).expect("text");
     let mechanism = if has_tcx(node) { "tcx" } else { "clsact" };

@@ -23,6 +23,7 @@ mod node;
 mod node_addresses;
 mod node_ports;
 mod packets;
+mod places;
 mod pod_modes;
 mod sctp_and_vlan;
 mod service_changes;
@@ -64,6 +65,7 @@ fn stories() -> Vec<Story> {
         external_traffic::STORIES,
         sctp_and_vlan::STORIES,
         packets::STORIES,
+        places::STORIES,
         pod_modes::STORIES,
         network_policy::STORIES,
         doctor::STORIES,

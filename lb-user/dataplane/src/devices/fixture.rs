@@ -6,7 +6,7 @@ use lb_kernel::netlink::{
 };
 
 /// Parses lines such as `2 eth0 up mtu 1500 kind veth layer 65534 port-of 3 peer 0`, `addr 2 10.0.0.1/24 secondary`,
-/// and `route 2 default src 10.0.0.1 metric 100`.
+/// `route 2 default src 10.0.0.1 metric 100`, and `on-link 2` for a route to neighbours.
 pub(super) fn network(text: &str) -> NetworkState {
     let mut facts = NetworkState::default();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -26,6 +26,7 @@ pub(super) fn network(text: &str) -> NetworkState {
                     created: number("created").unwrap_or(0),
                 });
             }
+            ["on-link", index] => drop(facts.on_link.insert(index.parse().expect("an index"))),
             ["route", index, to, ..] => facts.routes.push(Route {
                 device: index.parse().expect("an index"),
                 is_v6: has("v6") || to.contains(':'),

@@ -51,7 +51,7 @@ impl FromStr for LinkPatterns {
 /// Choice of the uplinks.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum UplinkChoice {
-    /// Links with routes to other nodes or with an address of the node.
+    /// Links with an address of this node or a route, but for links of pods and ports of a bridge or bond.
     #[default]
     ByRoute,
     /// Links with matching names. Without a pattern the packet path is off.

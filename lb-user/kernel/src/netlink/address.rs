@@ -57,6 +57,12 @@ impl Address {
         !tentative && !self.has(libc::IFA_F_DADFAILED) && !link_local
     }
 
+    /// True if no other address is in the prefix: the address makes no neighbours known.
+    #[must_use]
+    pub const fn is_alone_in_its_prefix(&self) -> bool {
+        self.prefix_len == if self.ip.is_ipv4() { 32 } else { 128 }
+    }
+
     /// True if other addresses go first as a source: this one is deprecated, or secondary in its network.
     #[must_use]
     pub fn is_deprecated_or_secondary(&self) -> bool {

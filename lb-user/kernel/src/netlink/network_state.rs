@@ -1,7 +1,7 @@
 //! Links, addresses and routes of a network namespace, read by rtnetlink as far as devices are chosen by them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
     os::fd::{AsFd, AsRawFd as _},
@@ -22,6 +22,8 @@ pub struct NetworkState {
     pub addresses: Vec<Address>,
     /// Routes that lead beyond a link's own neighbours.
     pub routes: Vec<Route>,
+    /// Links of unicast routes to neighbours, but for the routes that come with an address.
+    pub on_link: BTreeSet<u32>,
 }
 
 /// A network device.
@@ -113,11 +115,12 @@ pub struct Route {
     pub source: Option<IpAddr>,
 }
 
-/// Parses a route, which may have several next hops; None for routes that do not lead beyond a link.
-fn routes(body: &[u8]) -> Option<Vec<Route>> {
+/// Parses a route, which may have several next hops. Returns the next hops beyond a link, and the links of the other
+/// next hops; None for a route that is not unicast.
+fn routes(body: &[u8]) -> Option<(Vec<Route>, Vec<u32>)> {
     // Cached routes for one destination.
     const RTM_F_CLONED: u32 = 0x200;
-    let &[family, prefix_len, _, _, _, _, _, kind] = body.first_chunk()?;
+    let &[family, prefix_len, _, _, _, origin, _, kind] = body.first_chunk()?;
     let is_v6 = match i32::from(family) {
         libc::AF_INET => false,
         libc::AF_INET6 => true,
@@ -136,8 +139,10 @@ fn routes(body: &[u8]) -> Option<Vec<Route>> {
             _ => {}
         }
     }
-    let leads = hops.into_iter().filter(|hop| hop.has_gateway || prefix_len == 0);
-    Some(leads.filter_map(|hop| Some(Route { device: hop.device?, is_v6, prefix_len, metric, source })).collect())
+    let (beyond, on_link): (Vec<Hop>, Vec<Hop>) = hops.into_iter().partition(|hop| hop.has_gateway || prefix_len == 0);
+    let route = |hop: Hop| Some(Route { device: hop.device?, is_v6, prefix_len, metric, source });
+    let added = on_link.into_iter().filter(|_| origin != libc::RTPROT_KERNEL).filter_map(|hop| hop.device);
+    Some((beyond.into_iter().filter_map(route).collect(), added.collect()))
 }
 
 struct Hop {
@@ -182,7 +187,9 @@ impl NetworkState {
         let mut addresses = netlink.dump(address::GET, &address::ALL, Address::parse)?;
         addresses.retain(Address::is_usable);
         let routes = netlink.dump(libc::RTM_GETROUTE, &[0; ROUTE_HEADER], routes)?;
-        Ok(Self { links, addresses, routes: routes.into_iter().flatten().collect() })
+        let (routes, on_link): (Vec<_>, Vec<_>) = routes.into_iter().unzip();
+        let on_link = on_link.into_iter().flatten().collect();
+        Ok(Self { links, addresses, routes: routes.into_iter().flatten().collect(), on_link })
     }
 }
 
@@ -226,7 +233,7 @@ mod tests {
     fn route(family: i32, prefix_len: u8, kind: u8, build: impl FnOnce(&mut Vec<u8>)) -> Option<Vec<Route>> {
         let mut body = vec![u8::try_from(family).expect("a family"), prefix_len, 0, 0, 254, 3, 0, kind, 0, 0, 0, 0];
         build(&mut body);
-        routes(&body)
+        routes(&body).map(|(routes, _)| routes)
     }
 
     fn hop(device: u32, gateway: Option<[u8; 4]>) -> Vec<u8> {
@@ -266,6 +273,16 @@ mod tests {
         };
         let wanted = vec![plain(24), Route { device: 9, ..plain(24) }];
         assert_eq!(route(libc::AF_INET, 24, libc::RTN_UNICAST, several), Some(wanted));
+    }
+
+    #[test]
+    fn links_of_routes_to_neighbours_are_kept_unless_an_address_made_the_route() {
+        for (origin, wanted) in [(libc::RTPROT_BOOT, vec![7]), (libc::RTPROT_KERNEL, vec![])] {
+            let family = u8::try_from(libc::AF_INET).expect("small");
+            let mut body = vec![family, 24, 0, 0, 0, origin, 0, libc::RTN_UNICAST, 0, 0, 0, 0];
+            put_attribute(&mut body, libc::RTA_OIF, &7_u32.to_ne_bytes());
+            assert_eq!(routes(&body), Some((vec![], wanted)));
+        }
     }
 
     #[test]

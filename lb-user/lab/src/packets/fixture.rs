@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use aya::programs::{TcAttachType, TestRunOptions, tc};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use lb_common::{Counter, Device, Flow, FlowKey, Hook, Hop, NodeAddr, NodeAddrFlags};
+use lb_common::{Counter, Device, DeviceFlags, Flow, FlowKey, Hook, Hop, NodeAddr, NodeAddrFlags};
 
 use super::{
     flows, node,
@@ -80,7 +80,8 @@ impl Fixture {
 
     /// Attaches the programs to all devices, for packets that arrive there.
     pub fn attach(&mut self) {
-        for (device, ..) in self.devices.clone() {
+        let has_programs = |(_, _, device): &&(_, _, Device)| device.flags & DeviceFlags::NO_PROGRAMS == 0;
+        for (device, ..) in self.devices.clone().iter().filter(has_programs) {
             // Before Linux 6.6 programs need the queueing discipline clsact; TCX needs none.
             let _there = tc::qdisc_add_clsact(device);
             self.loaded.attach("tc_ingress", device, TcAttachType::Ingress);

@@ -4,7 +4,8 @@
 //! fixture 198.51.100.9 ── gateway 192.0.2.254 ─┐
 //! node2 192.0.2.2 ── its pods 10.0.2.0/24 ───┴─ uplink 192.0.2.1 ┌──────┐ pod1 ── 10.0.1.1
 //!                                                                │ node │ pod2 ── 10.0.1.2
-//! a tunnel ── pods 10.0.3.0/24 ─────────── thin 172.16.0.1 ──────└──────┘ bare: no Ethernet, 8.0.0.0/8
+//! a tunnel ── pods 10.0.3.0/24 ─────────── thin 172.16.0.1 ──────│      │ bare: no Ethernet, 8.0.0.0/8
+//!               pods 10.0.6.1 and 10.0.6.2 ─ bridge 10.0.6.254 ──└──────┘ plain: no programs ── pod 10.0.5.1
 //! ```
 //!
 //! IPv6 is the same by 2001:db8:9::9, 2001:db8::fe, ::2 and ::1, fd00:0:0:1::1, fd00:0:0:2::/64, fd00:0:0:3::/64,
@@ -25,12 +26,14 @@ pub const MTU: u32 = 1500;
 pub const OWN: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 
 /// Each device: its flags, the addresses of the node on it, and its MTU.
-const DEVICES: [(&str, u32, &str, &str, u32); 5] = [
+const DEVICES: [(&str, u32, &str, &str, u32); 7] = [
     ("uplink", 0, "192.0.2.1", "2001:db8::1", MTU),
     ("pod1", DeviceFlags::POD, "10.0.1.254", "fd00:0:0:1::fe", MTU),
     ("pod2", DeviceFlags::POD, "10.0.1.254", "fd00:0:0:1::fe", MTU),
     ("thin", 0, "172.16.0.1", "fd16::1", THIN),
     ("bare", DeviceFlags::NO_ETHERNET, "8.255.0.1", "fd08::1", MTU),
+    ("plain", DeviceFlags::POD | DeviceFlags::NO_PROGRAMS, "192.0.2.1", "2001:db8::1", MTU),
+    ("bridge", 0, "10.0.6.254", "fd00:0:0:6::fe", MTU),
 ];
 
 /// Commands of ip(8). Every neighbour is permanent.
@@ -65,6 +68,16 @@ route add 10.0.3.0/24 via 172.16.0.2
 route add fd00:0:0:3::/64 via fd16::2
 address add 8.255.0.1/8 dev bare
 address add fd08::1/16 dev bare nodad
+route add 10.0.5.1/32 dev plain
+route add fd00:0:0:5::1/128 dev plain
+neighbour add 10.0.5.1 lladdr 02:00:00:00:00:51 dev plain
+neighbour add fd00:0:0:5::1 lladdr 02:00:00:00:00:51 dev plain
+address add 10.0.6.254/24 dev bridge
+address add fd00:0:0:6::fe/64 dev bridge nodad
+neighbour add 10.0.6.1 lladdr 02:00:00:00:00:61 dev bridge
+neighbour add 10.0.6.2 lladdr 02:00:00:00:00:62 dev bridge
+neighbour add fd00:0:0:6::1 lladdr 02:00:00:00:00:61 dev bridge
+neighbour add fd00:0:0:6::2 lladdr 02:00:00:00:00:62 dev bridge
 route add unreachable 10.0.4.0/24
 route add unreachable fd00:0:0:4::/64
 ";

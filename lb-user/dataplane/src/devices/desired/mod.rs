@@ -73,9 +73,11 @@ pub(super) fn desired(options: &DeviceOptions, facts: &DeviceFacts<'_>) -> BTree
     desired_devices(network, node, selection)
 }
 
-/// Returns the wanted state of selected links, and of links by which translated packets may leave.
+/// Returns the wanted state of selected links, and of links without programs by which translated packets may leave:
+/// links with an own address, and links of pods.
 fn desired_devices(network: &NetworkState, node: &[IpAddr], selection: Selection<'_>) -> BTreeMap<u32, DesiredDevice> {
     let primary = [Family::V4, Family::V6].map(|family| primary(network, node, family));
+    let of_pods = links_of_pods(network);
     let desired = |(index, link): (&u32, &Link)| {
         let role = if link.is_loopback() {
             None
@@ -85,7 +87,8 @@ fn desired_devices(network: &NetworkState, node: &[IpAddr], selection: Selection
             selection.uplinks.contains(index).then_some(Role::Uplink)
         };
         let own = [Family::V4, Family::V6].map(|family| source(network, node, *index, family));
-        let is_way_out = link.is_up() && !link.is_loopback() && own.iter().any(Option::is_some);
+        let is_pod_link = of_pods.contains(index);
+        let is_way_out = link.is_up() && !link.is_loopback() && (is_pod_link || own.iter().any(Option::is_some));
         if role.is_none() && !is_way_out {
             return None;
         }
@@ -93,7 +96,9 @@ fn desired_devices(network: &NetworkState, node: &[IpAddr], selection: Selection
         let mut flags = match role {
             Some(Role::Pod) => selection.pod_links.get(index).copied().unwrap_or(0),
             Some(Role::Uplink) if selection.host_routing && link.has_ethernet_header() => DeviceFlags::HOST_ROUTING,
-            _ => 0,
+            Some(Role::Uplink) => 0,
+            None if is_pod_link => DeviceFlags::NO_PROGRAMS | DeviceFlags::POD,
+            None => DeviceFlags::NO_PROGRAMS,
         };
         if !link.has_ethernet_header() {
             flags |= DeviceFlags::NO_ETHERNET;
@@ -109,8 +114,8 @@ fn desired_devices(network: &NetworkState, node: &[IpAddr], selection: Selection
     network.links.iter().filter_map(desired).collect()
 }
 
-/// Returns the uplinks: links by which packets from outside may arrive. `node` are the addresses of the Node object,
-/// `attached` the links that have programs now.
+/// Returns the uplinks: links by which packets of clients outside or of backends may arrive. `node` are the addresses
+/// of the Node object, `attached` the links that have programs now.
 #[must_use]
 pub fn uplinks(
     network: &NetworkState,
@@ -129,7 +134,12 @@ pub fn uplinks(
             // A link that is down has lost its routes, and gets them back when it is up: it keeps its programs.
             let is_down = |index: &u32| network.links.get(index).is_some_and(|link| !link.is_up());
             let kept = attached.iter().copied().filter(is_down);
-            network.routes.iter().map(|route| route.device).chain(by_address).chain(kept).collect()
+            // Neighbours on a directly connected network are clients and backends too.
+            let own = network.addresses.iter().filter(|address| !address.ip.is_loopback());
+            let neighbours = own.map(|address| address.interface).chain(network.on_link.iter().copied());
+            let of_pods = links_of_pods(network);
+            let by_neighbours = neighbours.filter(|index| !of_pods.contains(index));
+            network.routes.iter().map(|route| route.device).chain(by_address).chain(kept).chain(by_neighbours).collect()
         }
     };
     // Packets of a bond's or bridge's port also pass the bond or bridge. A VRF is different: it only chooses routes.
@@ -139,7 +149,21 @@ pub fn uplinks(
             chosen.contains(&controller) && network.links.get(&controller).is_some_and(|link| link.kind != "vrf")
         })
     };
-    chosen.iter().copied().filter(|index| !is_served_by_controller(index)).collect()
+    let is_loopback = |index: &u32| network.links.get(index).is_some_and(Link::is_loopback);
+    chosen.iter().copied().filter(|index| !is_served_by_controller(index) && !is_loopback(index)).collect()
+}
+
+/// Lists the links that lead to one pod of this node each: ends of pairs whose other end is in another network
+/// namespace, without a controller, and without neighbours or a gateway behind them. The plugins ptp and kindnet give
+/// such links an address alone in its prefix, Calico and others give none. The second network of a node that is itself
+/// a container has a prefix.
+fn links_of_pods(network: &NetworkState) -> BTreeSet<u32> {
+    let wide = network.addresses.iter().filter(|address| !address.is_alone_in_its_prefix());
+    let others: BTreeSet<u32> =
+        wide.map(|address| address.interface).chain(network.routes.iter().map(|route| route.device)).collect();
+    let is_pair = |link: &Link| link.peer_nsid.is_some() && link.controller.is_none();
+    let links = network.links.iter().filter(|(index, link)| is_pair(link) && !others.contains(index));
+    links.map(|(index, _)| *index).collect()
 }
 
 /// Lists the links whose names match.
@@ -212,10 +236,15 @@ fn source(network: &NetworkState, node: &[IpAddr], link: u32, family: Family) ->
 /// Returns the best of some addresses: an address of the Node object, else a permanent one, else the oldest.
 fn best<'a>(addresses: impl Iterator<Item = &'a Address>, node: &[IpAddr], family: Family) -> Option<IpAddr> {
     let rank = |(at, address): &(usize, &Address)| {
-        let is_single = address.prefix_len == if family == Family::V4 { 32 } else { 128 };
         // The kernel lists IPv4 addresses by age, and itself prefers the first.
         let order = if family == Family::V4 { (0, *at) } else { (address.created, 0) };
-        (!node.contains(&address.ip), address.is_deprecated_or_secondary(), is_single, order, address.ip)
+        (
+            !node.contains(&address.ip),
+            address.is_deprecated_or_secondary(),
+            address.is_alone_in_its_prefix(),
+            order,
+            address.ip,
+        )
     };
     let global = addresses.filter(|address| family.has(&address.ip) && is_global(address));
     global.enumerate().min_by_key(rank).map(|(_, address)| address.ip)

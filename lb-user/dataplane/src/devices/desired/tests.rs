@@ -38,7 +38,7 @@ fn check(text: &str, node: &[&str], expected: &str) {
 }
 
 #[test]
-fn a_plain_node_with_an_overlay_has_two_uplinks() {
+fn a_plain_node_with_an_overlay_has_programs_at_uplink_overlay_and_bridge() {
     check(
         "1 lo up loopback layer 772 mtu 65536
          2 eth0 up
@@ -57,12 +57,12 @@ fn a_plain_node_with_an_overlay_has_two_uplinks() {
         &["192.0.2.5"],
         "eth0 Uplink 192.0.2.5 2001:db8::5 flags 0 mtu 1500
          flannel.1 Uplink 10.244.0.0 2001:db8::5 flags 0 mtu 1450
-         cni0 - 10.244.0.1 2001:db8::5 flags 0 mtu 1450",
+         cni0 Uplink 10.244.0.1 2001:db8::5 flags 0 mtu 1450",
     );
 }
 
 #[test]
-fn a_bond_is_served_and_its_ports_are_not_and_vlans_by_their_own_routes() {
+fn a_bond_is_served_and_its_ports_are_not_and_vlans_by_their_own_addresses() {
     check(
         "2 eth0 up port-of 4
          3 eth1 up port-of 4
@@ -78,7 +78,7 @@ fn a_bond_is_served_and_its_ports_are_not_and_vlans_by_their_own_routes() {
         &[],
         "bond0 Uplink 192.0.2.5 :: flags 0 mtu 1500
          bond0.7 Uplink 198.51.100.5 :: flags 0 mtu 1500
-         bond0.8 - 203.0.113.5 :: flags 0 mtu 1500",
+         bond0.8 Uplink 203.0.113.5 :: flags 0 mtu 1500",
     );
     // The route is the port's alone; and a VRF only chooses routes.
     check(
@@ -116,7 +116,7 @@ fn a_link_with_the_nodes_address_or_the_default_routes_source_is_an_uplink() {
         "eth0 Uplink 203.0.113.9 :: flags 0 mtu 1500
          eth1 Uplink 198.51.100.5 :: flags 0 mtu 1500
          dum0 Uplink 203.0.113.9 :: flags 0 mtu 1500
-         wg0 - 10.9.0.1 :: flags 2 mtu 1420",
+         wg0 Uplink 10.9.0.1 :: flags 2 mtu 1420",
     );
 }
 
@@ -157,6 +157,84 @@ fn the_masquerade_address_is_the_routes_source_and_then_a_permanent_one() {
         "addr 2 2001:db8::9/64 created 90 secondary\naddr 2 2001:db8::8/64 created 80\naddr 2 2001:db8::a/64 created 7";
     check(v6, "", &[], "0.0.0.0", "2001:db8::a");
     check(&format!("{v6}\naddr 2 2001:db8::1/128 created 1"), "", &[], "0.0.0.0", "2001:db8::a");
+}
+
+#[test]
+fn every_link_with_an_address_or_a_route_is_an_uplink_but_for_links_of_pods_and_ports() {
+    const POD: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
+    check(
+        "1 lo up loopback layer 772
+         2 eth0 up
+         3 eth1 up kind veth peer 9
+         4 docker0 up kind bridge
+         5 veth5 up kind veth peer 0 port-of 4
+         6 cali6 up kind veth peer 1
+         7 ptp7 up kind veth peer 2
+         8 nk8 up kind netkit peer 3
+         9 tap9 up kind tun
+         10 eth2 up
+         11 here0 up kind veth
+         12 wg0 up kind wireguard layer 65534
+         addr 1 127.0.0.1/8
+         addr 2 192.0.2.5/24
+         addr 3 10.9.0.1/24
+         addr 4 172.17.0.1/16
+         addr 7 10.244.0.1/32
+         addr 7 fd44::1/128
+         addr 11 10.5.0.1/32
+         route 2 default
+         on-link 6
+         on-link 7
+         on-link 8
+         on-link 9
+         on-link 12",
+        &[],
+        &format!(
+            "eth0 Uplink 192.0.2.5 :: flags 0 mtu 1500
+             eth1 Uplink 10.9.0.1 :: flags 0 mtu 1500
+             docker0 Uplink 172.17.0.1 :: flags 0 mtu 1500
+             cali6 - 192.0.2.5 fd44::1 flags {POD} mtu 1500
+             ptp7 - 10.244.0.1 fd44::1 flags {POD} mtu 1500
+             nk8 - 192.0.2.5 fd44::1 flags {POD} mtu 1500
+             tap9 Uplink 192.0.2.5 fd44::1 flags 0 mtu 1500
+             here0 Uplink 10.5.0.1 fd44::1 flags 0 mtu 1500
+             wg0 Uplink 192.0.2.5 fd44::1 flags 2 mtu 1500"
+        )
+        .replace(" ::", " fd44::1"),
+    );
+}
+
+#[test]
+fn a_pods_link_of_a_node_in_a_container_is_told_from_its_uplink_by_neighbours_and_gateways() {
+    const POD: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
+    // The uplink has no prefix and a gateway, or it has the node's address.
+    let text = "2 eth0 up kind veth peer 0
+         3 eth1 up kind veth peer 1
+         4 cali4 up kind veth peer 2
+         addr 2 192.0.2.5/32
+         addr 3 198.51.100.5/32
+         route 2 default";
+    let expected = format!(
+        "eth0 Uplink 192.0.2.5 :: flags 0 mtu 1500
+         eth1 Uplink 198.51.100.5 :: flags 0 mtu 1500
+         cali4 - 198.51.100.5 :: flags {POD} mtu 1500"
+    );
+    check(text, &["198.51.100.5"], &expected);
+}
+
+#[test]
+fn links_without_programs_are_marked_where_flags_choose_the_devices() {
+    let network = network(
+        "2 eth0 up
+         3 eth1 up
+         addr 2 192.0.2.5/24
+         addr 3 10.9.0.1/24
+         route 2 default",
+    );
+    let Ok(choice) = "eth0".parse::<UplinkChoice>();
+    let devices = devices(&network, &choice, NO_PODS, &[]);
+    let flags: Vec<_> = devices.values().map(|desired| (desired.role, desired.device.flags)).collect();
+    assert_eq!(flags, [(Some(Role::Uplink), 0), (None, DeviceFlags::NO_PROGRAMS)]);
 }
 
 #[test]
@@ -260,7 +338,9 @@ fn host_routing_is_between_uplinks_and_pod_links_outside_of_bridges() {
     let devices = desired_devices(&network, &[], selection);
     let flags: Vec<_> = devices.values().map(|desired| (desired.name.as_str(), desired.device.flags)).collect();
     const ROUTED: u32 = DeviceFlags::HOST_ROUTING;
-    assert_eq!(flags, [("eth0", ROUTED), ("wg0", DeviceFlags::NO_ETHERNET), ("cali4", ENTERED), ("node", ROUTED)]);
+    const BARE: u32 = DeviceFlags::NO_ETHERNET;
+    let l3 = ("l3", POD | BARE | DeviceFlags::NO_PROGRAMS);
+    assert_eq!(flags, [("eth0", ROUTED), ("wg0", BARE), ("cali4", ENTERED), l3, ("node", ROUTED)]);
     assert_eq!(pods(&wanted, PodMode::Off, 0), BTreeMap::from([(4, ENTERED | DeviceFlags::OFF)]));
     assert_eq!(
         pods(NONE, PodMode::Socket, ENTERED),

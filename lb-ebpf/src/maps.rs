@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, LogGate, Maglev, MaglevKey, Names, NodeAddr, PodModeEntry, PortStats, Range, Service, Slot,
-    SlotKey, TcpSock, Translation, Translations, capacity,
+    Frontend, FrontendKey, LogGate, Maglev, MaglevKey, Names, NodeAddr, PodModeEntry, PortStats, Range, ServiceEntry,
+    Slot, SlotKey, TcpSock, Translation, Translations, capacity,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -23,7 +23,7 @@ pub static FRONTEND_BITS: Array<u64, { capacity::FRONTEND_BITS }> = Array::new()
 
 /// Service ports by id.
 #[btf_map]
-pub static SERVICES: HashMap<u32, Service, { capacity::SERVICES }, NO_PREALLOC> = HashMap::new();
+pub static SERVICES: HashMap<u32, ServiceEntry, { capacity::SERVICES }, NO_PREALLOC> = HashMap::new();
 
 /// Slots of the backend lists.
 #[btf_map]

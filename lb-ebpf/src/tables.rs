@@ -2,8 +2,8 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::{
-    Addr, Backend, Frontend, FrontendKey, MAGLEV_LEN, MaglevKey, NodeAddr, Range, RangeKey, Service, Slot, SlotKey,
-    Tables,
+    Addr, Backend, Frontend, FrontendKey, MAGLEV_LEN, MaglevKey, NodeAddr, Range, RangeKey, ServiceEntry, Slot,
+    SlotKey, Tables,
 };
 
 use crate::maps::{BACKENDS, FRONTEND_BITS, FRONTENDS, MAGLEV, NODE_ADDRS, SERVICES, SLOTS, SOURCE_RANGES};
@@ -25,7 +25,7 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn service(&self, id: u32) -> Option<Service> {
+    fn service(&self, id: u32) -> Option<ServiceEntry> {
         // SAFETY: as above.
         unsafe { SERVICES.get(id) }.copied()
     }

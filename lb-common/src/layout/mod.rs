@@ -69,7 +69,7 @@ pub mod capacity {
 /// Value of `SERVICES`: a service port, shared by all of its frontends. Key: the id.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Service {
+pub struct ServiceEntry {
     /// Number of slots of the cluster list.
     pub cluster_len: u32,
     /// Number of slots of the local list.
@@ -88,10 +88,10 @@ pub struct Service {
     pub drain_seconds: u32,
 }
 
-/// Value of [`Service::drain_seconds`]: TCP sockets outlive their backend.
+/// Value of [`ServiceEntry::drain_seconds`]: TCP sockets outlive their backend.
 pub const NEVER: u32 = u32::MAX;
 
-impl Service {
+impl ServiceEntry {
     /// Number of slots of `list`.
     #[inline(always)]
     #[must_use]
@@ -113,7 +113,7 @@ impl Service {
     }
 }
 
-/// Bits of [`Service::flags`].
+/// Bits of [`ServiceEntry::flags`].
 pub struct ServiceFlags;
 
 impl ServiceFlags {
@@ -401,7 +401,7 @@ macro_rules! layouts {
 }
 
 layouts! {
-    Addr: 16, FrontendKey: 20, Frontend: 5 + frontends::FRONTEND_PAD, Service: 32, SlotKey: 12, Slot: 24,
+    Addr: 16, FrontendKey: 20, Frontend: 5 + frontends::FRONTEND_PAD, ServiceEntry: 32, SlotKey: 12, Slot: 24,
     Backend: 24, Names: 196, LogGate: 24, NodeAddr: 4, AffinityKey: 24, Affinity: 16, PortStats: 56, BackendStats: 24,
     Tuple: 36, FlowKey: 40, Hop: 24, Flow: 80, FragmentKey: 40, FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24,
     MaglevKey: 8, Maglev: 16292, PodModeEntry: 168,

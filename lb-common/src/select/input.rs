@@ -1,7 +1,7 @@
 //! Input of a choice: the maps, their state, and the caller.
 
 use crate::{
-    Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, List, MaglevKey, NodeAddr, Service, Slot, SlotKey,
+    Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, List, MaglevKey, NodeAddr, ServiceEntry, Slot, SlotKey,
 };
 
 /// The maps that a choice reads: BPF maps in the kernel, pinned maps in `trace`, ordered maps in the tests.
@@ -14,7 +14,7 @@ pub trait Tables {
     /// An entry of `FRONTENDS`.
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
     /// An entry of `SERVICES`.
-    fn service(&self, id: u32) -> Option<Service>;
+    fn service(&self, id: u32) -> Option<ServiceEntry>;
     /// An entry of `SLOTS`.
     fn slot(&self, key: &SlotKey) -> Option<Slot>;
     /// An entry of `BACKENDS`.

@@ -13,7 +13,7 @@ pub use schedule::take_turn;
 pub use verdict::{Cause, Choice, Verdict};
 
 use crate::{
-    Addr, Frontend, FrontendKey, Kind, List, NodeAddrFlags, Service, ServiceFlags, Slot, SlotKey, hash::scale,
+    Addr, Frontend, FrontendKey, Kind, List, NodeAddrFlags, ServiceEntry, ServiceFlags, Slot, SlotKey, hash::scale,
 };
 
 /// Chooses a backend for `dest`. `avoid` is the backend that failed the caller just before (0 for none): another
@@ -136,7 +136,7 @@ struct Look<'a, T, C, O> {
 impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
     /// Finds frontend, service port and list, and lets `pick` choose from a list with at least one slot.
     #[inline(always)]
-    fn attempt(&self, pick: impl FnOnce(&Service, List, Choice) -> Outcome) -> Outcome {
+    fn attempt(&self, pick: impl FnOnce(&ServiceEntry, List, Choice) -> Outcome) -> Outcome {
         let Self { tables, caller, observer, .. } = self;
         let mut choice = Choice { service: 0, backend: 0, addr: Addr::from_words([0; 4]), port: 0 };
         let Some(frontend) = self.frontend() else {

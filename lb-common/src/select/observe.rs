@@ -1,6 +1,6 @@
 //! Events of a choice, by which `beeline trace` explains it.
 
-use crate::{Addr, Affinity, AffinityKey, Frontend, Kind, List, NodeAddr, Service, ServiceFlags};
+use crate::{Addr, Affinity, AffinityKey, Frontend, Kind, List, NodeAddr, ServiceEntry, ServiceFlags};
 
 use super::{Cause, Choice, Origin};
 
@@ -135,7 +135,7 @@ impl ListReason {
     /// The reason for the list of a frontend of `kind`.
     #[inline(always)]
     #[must_use]
-    pub const fn of(kind: u8, service: &Service, origin: Origin) -> Self {
+    pub const fn of(kind: u8, service: &ServiceEntry, origin: Origin) -> Self {
         if kind == Kind::ClusterIp as u8 {
             if service.flags & ServiceFlags::INTERNAL_LOCAL != 0 { Self::InternalLocal } else { Self::InternalCluster }
         } else if matches!(origin, Origin::Node) {

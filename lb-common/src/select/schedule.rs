@@ -4,14 +4,14 @@ use super::{
     AffinityOutcome, Caller, Choice, Look, Observer, Outcome, Pair, ScheduleReason, SelectEvent, State, Step, Tables,
 };
 use crate::{
-    Affinity, AffinityKey, Backend, BackendFlags, List, MAGLEV_LEN, MaglevKey, Scheduler, Service, Slot, SlotKey,
+    Affinity, AffinityKey, Backend, BackendFlags, List, MAGLEV_LEN, MaglevKey, Scheduler, ServiceEntry, Slot, SlotKey,
     hash::{fold, scale, splitmix},
 };
 
 impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
     /// Chooses from a list with at least one slot: the backend of the client's affinity, or a backend by the scheduler.
     #[inline(always)]
-    pub(super) fn schedule(&self, service: &Service, list: List, avoid: u32, choice: Choice) -> Outcome {
+    pub(super) fn schedule(&self, service: &ServiceEntry, list: List, avoid: u32, choice: Choice) -> Outcome {
         if service.affinity_seconds == 0 {
             return self.pick(service, list, avoid, choice);
         }
@@ -30,7 +30,7 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
 
     /// The backend of the client's affinity, with its event.
     #[inline(always)]
-    fn kept(&self, key: &AffinityKey, service: &Service, list: List, now: u64) -> Option<Choice> {
+    fn kept(&self, key: &AffinityKey, service: &ServiceEntry, list: List, now: u64) -> Option<Choice> {
         let entry = self.tables.affinity(key);
         let choice = affine_backend(self.tables, key, entry.as_ref(), service, list, now);
         self.observer.note(|| {
@@ -45,7 +45,7 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
 
     /// Chooses a backend by the scheduler.
     #[inline(always)]
-    fn pick(&self, service: &Service, list: List, avoid: u32, choice: Choice) -> Outcome {
+    fn pick(&self, service: &ServiceEntry, list: List, avoid: u32, choice: Choice) -> Outcome {
         let Self { tables, caller, observer, dest } = self;
         let (len, stride, scheduler) = (service.len(list), service.stride(list), service.scheduler);
         let (index, reason) = if scheduler == Scheduler::Rr as u32 || scheduler == Scheduler::Wrr as u32 {
@@ -122,7 +122,7 @@ fn affine_backend(
     tables: &impl Tables,
     key: &AffinityKey,
     entry: Option<&Affinity>,
-    service: &Service,
+    service: &ServiceEntry,
     list: List,
     now: u64,
 ) -> Option<Choice> {

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use foldhash::HashMap;
-use lb_common::{AddrPort, Counter, FrontendKey, NEVER, Proto, Service, Translation};
+use lb_common::{AddrPort, Counter, FrontendKey, NEVER, Proto, ServiceEntry, Translation};
 use lb_kernel::sock_diag::bound_sockets;
 use tracing::{info, warn};
 
@@ -303,12 +303,12 @@ enum Verdict {
 }
 
 /// Decides about sockets of a service port (none if it was removed too), when the agent has run for `running`.
-fn verdict(proto: Proto, service: Option<Service>, running: Duration) -> Verdict {
+fn verdict(proto: Proto, service: Option<ServiceEntry>, running: Duration) -> Verdict {
     match (proto, service) {
         // The drain time was removed with the service port.
         (Proto::Tcp, None) => Verdict::Keep,
-        (Proto::Tcp, Some(Service { drain_seconds: NEVER, .. })) => Verdict::Keep,
-        (Proto::Tcp, Some(Service { drain_seconds, .. })) => match Duration::from_secs(drain_seconds.into()) {
+        (Proto::Tcp, Some(ServiceEntry { drain_seconds: NEVER, .. })) => Verdict::Keep,
+        (Proto::Tcp, Some(ServiceEntry { drain_seconds, .. })) => match Duration::from_secs(drain_seconds.into()) {
             drain if drain <= running => Verdict::End,
             drain => Verdict::Recheck(drain),
         },
@@ -405,7 +405,8 @@ mod tests {
 
     #[test]
     fn rule_8_sockets_of_backends_removed_without_an_agent_end_no_sooner_than_the_service_allows() {
-        let service = |len, drain_seconds| Some(Service { cluster_len: len, drain_seconds, ..Service::default() });
+        let service =
+            |len, drain_seconds| Some(ServiceEntry { cluster_len: len, drain_seconds, ..ServiceEntry::default() });
         let at = Duration::from_secs;
         let cases = [
             (Proto::Udp, service(1, NEVER), Verdict::End),

@@ -7,7 +7,9 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use lb_common::{AddrPort, Backend, Frontend, FrontendKey, Kind, List, Proto, Service, Slot, SlotKey, Translation};
+use lb_common::{
+    AddrPort, Backend, Frontend, FrontendKey, Kind, List, Proto, ServiceEntry, Slot, SlotKey, Translation,
+};
 use lb_core::{op::Op, store::Store as _};
 use lb_dataplane::{
     load::Loader,
@@ -183,7 +185,7 @@ fn ops(id: u32) -> Vec<Op> {
             Backend { addr: slot.addr, port: slot.port, flags: lb_common::BackendFlags::CLUSTER, service: id },
         ),
         Op::PutSlot(SlotKey::new(id, List::Cluster, 0), slot),
-        Op::PutService(id, Service { cluster_len: 1, ..Service::default() }),
+        Op::PutService(id, ServiceEntry { cluster_len: 1, ..ServiceEntry::default() }),
         Op::PutFrontend(
             FrontendKey::new(frontend.ip().into(), frontend.port(), Proto::Udp),
             Frontend::new(id, Kind::ClusterIp),

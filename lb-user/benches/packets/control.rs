@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_lab::{
-    Process,
+    ChildProcess,
     api_client::ApiClient,
     api_server::{ApiServer, Assets},
 };
@@ -33,7 +33,7 @@ impl Control {
     }
 
     /// Starts a proxy in the cgroup of the proxies.
-    pub fn start_proxy(&self, start: impl FnOnce() -> Process) -> Process {
+    pub fn start_proxy(&self, start: impl FnOnce() -> ChildProcess) -> ChildProcess {
         in_cgroup(&self.proxies, &self.own, start)
     }
 

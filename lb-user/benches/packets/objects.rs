@@ -8,7 +8,7 @@ use std::{
 
 use lb_lab::{
     api_client::{ApiClient, NAMESPACE},
-    network::{Lan, Node},
+    network::{LabNode, Lan},
 };
 use serde_json::{Value, json};
 
@@ -78,7 +78,7 @@ fn service(number: u32) -> Value {
 }
 
 fn slice(lan: &Lan, number: u32) -> Value {
-    let pod = |node: &Node| node.pods.first().expect("a pod").v4;
+    let pod = |node: &LabNode| node.pods.first().expect("a pod").v4;
     let endpoints = match number {
         1 => vec![("node2", pod(&lan.node2))],
         _ if number == 0 || is_last_of_each(number) => vec![("node1", pod(&lan.node1))],
@@ -112,6 +112,6 @@ fn is_last_of_each(number: u32) -> bool {
 }
 
 /// The address of a node's backend.
-pub fn pod(node: &Node) -> SocketAddr {
+pub fn pod(node: &LabNode) -> SocketAddr {
     (node.pods.first().expect("a pod").v4, TARGET).into()
 }

@@ -10,9 +10,9 @@ use std::{
 };
 
 use lb_lab::{
-    Namespace, Process,
+    ChildProcess, LabNamespace,
     kube_proxy::{KubeProxy, Mode, ServedNode},
-    network::{Lan, Node, Options},
+    network::{LabNode, Lan, LanOptions},
     relay,
 };
 
@@ -75,13 +75,13 @@ pub struct Testbed {
     remote: ServerWorker,
     node: ServerWorker,
     beeline: Option<Agents>,
-    kube_proxies: Vec<Process>,
+    kube_proxies: Vec<ChildProcess>,
 }
 
 /// The agents of both nodes, and the directory that they read.
 struct Agents {
     directory: PathBuf,
-    _processes: [Process; 2],
+    _processes: [ChildProcess; 2],
 }
 
 /// The reason why the agent cannot be measured, if there is one.
@@ -132,13 +132,13 @@ impl Testbed {
         });
         let yaml = directory.join("yaml");
         fs::create_dir(&yaml).expect("a directory");
-        let start = |name: &str, net: &Namespace| {
+        let start = |name: &str, net: &LabNamespace| {
             let cgroup = cgroup.join(name);
             fs::create_dir(&cgroup).expect("a cgroup");
             let mut command = Command::new(beeline());
             command.arg("--pins").arg(bpffs.join(name)).args(["run", "--node-name", name, DEVICES, "eth0"]).args(flags);
             command.arg("--directory").arg(&yaml).arg("--cgroup").arg(cgroup);
-            let agent = net.enter(|| Process::start(&mut command, &directory.join(format!("{name}.log"))));
+            let agent = net.enter(|| ChildProcess::start(&mut command, &directory.join(format!("{name}.log"))));
             agent.wait_until_in_service();
             agent
         };
@@ -152,10 +152,10 @@ impl Testbed {
     }
 
     fn make(proxy: Contender) -> Self {
-        let lan = Lan::make(Options::default());
+        let lan = Lan::make(LanOptions::default());
         // The default range is too small: netfilter keeps entries of closed connections for a while.
         lan.client.net.set("ipv4/ip_local_port_range", "2048 65000");
-        let pod = |node: &Node| ServerWorker::start(&node.pods.first().expect("a pod").net, objects::pod(node));
+        let pod = |node: &LabNode| ServerWorker::start(&node.pods.first().expect("a pod").net, objects::pod(node));
         let (local, remote) = (pod(&lan.node1), pod(&lan.node2));
         let node = ServerWorker::start(&lan.node1.host.net, (lan.node1.host.v4, objects::TARGET).into());
         let clients = [&lan.client, lan.node1.pods.first().expect("a pod")].map(|host| ClientWorker::start(&host.net));

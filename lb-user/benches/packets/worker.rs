@@ -18,7 +18,7 @@ use std::{
 };
 
 use lb_lab::{
-    Namespace,
+    LabNamespace,
     traffic::{stay_on, tcp_open},
 };
 use rustix::{
@@ -45,7 +45,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(net: &Namespace, arguments: &[&str]) -> Self {
+    fn start(net: &LabNamespace, arguments: &[&str]) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         let mut child = net.spawn(command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()));
         let (stdin, stdout) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
@@ -108,7 +108,7 @@ pub struct TrafficCost {
 
 impl ClientWorker {
     /// Starts it in a namespace.
-    pub fn start(net: &Namespace) -> Self {
+    pub fn start(net: &LabNamespace) -> Self {
         Self(Worker::start(net, &["--client"]))
     }
 
@@ -152,7 +152,7 @@ pub struct ServerWorker {
 
 impl ServerWorker {
     /// Starts it in a namespace.
-    pub fn start(net: &Namespace, address: SocketAddr) -> Self {
+    pub fn start(net: &LabNamespace, address: SocketAddr) -> Self {
         Self { worker: Worker::start(net, &["--server", &address.to_string()]), address }
     }
 

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Instant};
 
 use lb_common::{
-    Backend, BackendFlags, Frontend, FrontendKey, Kind, List, NEVER, Proto, Scheduler, Service, Slot, SlotKey,
+    Backend, BackendFlags, Frontend, FrontendKey, Kind, List, NEVER, Proto, Scheduler, ServiceEntry, Slot, SlotKey,
 };
 use lb_core::{op::Op, store::Store};
 use lb_dataplane::stats::StatMaps;
@@ -60,14 +60,14 @@ fn service_ops(first: u32, weights: &[u16]) -> Vec<Op> {
                 cluster_len += 1;
             }
         }
-        let value = Service {
+        let value = ServiceEntry {
             cluster_len,
             // Coprime to every length here, and less.
             cluster_stride: if cluster_len > 7 { 7 } else { 1 },
             scheduler: scheduler as u32,
             affinity_seconds,
             drain_seconds: NEVER,
-            ..Service::default()
+            ..ServiceEntry::default()
         };
         ops.push(Op::PutService(id, value));
         let key = FrontendKey::new(vip(index).into(), traffic::PORT, Proto::Tcp);

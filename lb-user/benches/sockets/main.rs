@@ -11,7 +11,7 @@ mod traffic;
 use std::{fs, path::Path};
 
 use lb_common::Family;
-use lb_common::{Backend, Frontend, FrontendKey, Kind, List, NEVER, Proto, Service, Slot, SlotKey};
+use lb_common::{Backend, Frontend, FrontendKey, Kind, List, NEVER, Proto, ServiceEntry, Slot, SlotKey};
 use lb_core::{objects::Key, op::Op, spec::PortKey, store::Store as _};
 use lb_dataplane::{load::Loader, pins::Pins, upgrade::programs::MapSizes};
 use lb_lab::{
@@ -132,7 +132,7 @@ fn service_ops(from: u32, to: u32) -> Vec<Op> {
             Backend { addr: slot.addr, port: target, flags: lb_common::BackendFlags::CLUSTER, service: id },
         ));
         ops.push(Op::PutSlot(SlotKey::new(id, List::Cluster, 0), slot));
-        ops.push(Op::PutService(id, Service { cluster_len: 1, drain_seconds: NEVER, ..Service::default() }));
+        ops.push(Op::PutService(id, ServiceEntry { cluster_len: 1, drain_seconds: NEVER, ..ServiceEntry::default() }));
         later.push(Op::PutFrontend(FrontendKey::new(vip.into(), port, proto), Frontend::new(id, Kind::ClusterIp)));
     }
     ops.extend(later);

@@ -17,7 +17,7 @@ use std::{
 };
 
 use lb_lab::{
-    Process,
+    ChildProcess,
     api_client::ApiClient,
     api_server::{ApiServer, Assets},
     kube_proxy::{KubeProxy, Mode},
@@ -158,7 +158,7 @@ fn start_kube_proxy(kube_proxy: &KubeProxy, node: &BenchNode) -> Vec<f64> {
 }
 
 /// Dials a VIP until it answers.
-fn first_answer(start: Instant, of: &Process) -> Duration {
+fn first_answer(start: Instant, of: &ChildProcess) -> Duration {
     let vip = SocketAddr::from((objects::vip(SERVICES / 2), objects::PORT));
     while TcpStream::connect_timeout(&vip, Duration::from_millis(20)).is_err() {
         assert!(start.elapsed() < Duration::from_secs(120), "no VIP answers: {}", of.log());

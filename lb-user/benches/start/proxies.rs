@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::Command};
 
 use lb_lab::{
-    Process,
+    ChildProcess,
     kube_proxy::{KubeProxy, ServedNode},
 };
 
@@ -24,15 +24,15 @@ pub struct BenchNode {
 
 impl BenchNode {
     /// Starts the agent.
-    pub fn start(&self) -> Process {
+    pub fn start(&self) -> ChildProcess {
         let mut command = self.beeline();
         command.args(["run", "--node-name", NODE, "--kubeconfig"]).arg(&self.kubeconfig);
         command.arg("--cgroup").arg(&self.cgroup);
-        Process::start(&mut command, &self.directory.join("agent.log"))
+        ChildProcess::start(&mut command, &self.directory.join("agent.log"))
     }
 
     /// Starts kube-proxy.
-    pub fn start_kube_proxy(&self, kube_proxy: &KubeProxy) -> Process {
+    pub fn start_kube_proxy(&self, kube_proxy: &KubeProxy) -> ChildProcess {
         let Self { kubeconfig, directory, .. } = self;
         kube_proxy.start(&ServedNode { node: NODE, pods: "10.0.0.0/16", kubeconfig, directory })
     }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, fmt, net::SocketAddr};
 
 use lb_common::{
-    Addr, Backend, Frontend, FrontendKey, Kind, Maglev, MaglevKey, NEVER, NodeAddr, RangeKey, Scheduler, Service, Slot,
-    SlotKey,
+    Addr, Backend, Frontend, FrontendKey, Kind, Maglev, MaglevKey, NEVER, NodeAddr, RangeKey, Scheduler, ServiceEntry,
+    Slot, SlotKey,
 };
 
 use crate::{ranges, spec::PortKey};
@@ -90,7 +90,7 @@ pub enum Op {
     /// Write a slot.
     PutSlot(SlotKey, Slot),
     /// Write a service port: its list lengths, policies and scheduler.
-    PutService(u32, Service),
+    PutService(u32, ServiceEntry),
     /// Point a frontend at a service port.
     PutFrontend(FrontendKey, Frontend),
     /// Write a word of frontend bits: see [`FrontendKey::bit`].
@@ -153,7 +153,7 @@ impl fmt::Display for Op {
             }
             Self::PutService(
                 id,
-                Service { cluster_len, local_len, flags, scheduler, affinity_seconds, drain_seconds, .. },
+                ServiceEntry { cluster_len, local_len, flags, scheduler, affinity_seconds, drain_seconds, .. },
             ) => {
                 write!(f, "put {map} {id} = cluster {cluster_len} local {local_len} flags {flags:#x}")?;
                 if *scheduler != Scheduler::Random as u32 {

@@ -11,7 +11,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::process::Process;
+use crate::process::ChildProcess;
 
 /// Time for the server to become ready.
 const START: Duration = Duration::from_secs(180);
@@ -47,8 +47,8 @@ fn program(name: &str) -> Result<PathBuf, String> {
 /// A running API server.
 pub struct ApiServer {
     assets: Assets,
-    api: Option<Process>,
-    _etcd: Process,
+    api: Option<ChildProcess>,
+    _etcd: ChildProcess,
     api_port: u16,
     etcd_port: u16,
     // Dropped after the processes that use it.
@@ -65,7 +65,7 @@ impl ApiServer {
         fs::write(dir.path().join("tokens.csv"), "admintoken,admin,admin,system:masters\n").expect("a file");
         let peer = format!("http://127.0.0.1:{peer_port}");
         let client = format!("http://127.0.0.1:{etcd_port}");
-        let etcd = Process::start_appending(
+        let etcd = ChildProcess::start_appending(
             Command::new(&assets.etcd)
                 .arg("--data-dir")
                 .arg(dir.path().join("etcd"))
@@ -134,7 +134,7 @@ current-context: x
     pub fn start_api(&mut self) {
         let dir = self.dir.path();
         let at = |name: &str| dir.join(name).display().to_string();
-        let api = Process::start_appending(
+        let api = ChildProcess::start_appending(
             Command::new(&self.assets.kube_apiserver)
                 .arg(format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port))
                 .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
@@ -154,7 +154,7 @@ current-context: x
         for request in [&["get", "--raw", "/readyz"][..], &["get", "namespace", "default"]] {
             while let Err(error) = self.try_kubectl(request, "") {
                 let log = fs::read_to_string(dir.join("kube-apiserver.log")).unwrap_or_default();
-                let running = self.api.as_mut().is_some_and(Process::is_running);
+                let running = self.api.as_mut().is_some_and(ChildProcess::is_running);
                 let tail = &log[log.len().saturating_sub(3000)..];
                 assert!(running && Instant::now() < deadline, "the API server does not start: {error}\n{tail}");
                 std::thread::sleep(Duration::from_millis(100));

@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use crate::process::Process;
+use crate::process::ChildProcess;
 
 /// The mode of kube-proxy: the netfilter interface of its rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,13 +68,13 @@ impl KubeProxy {
     }
 
     /// Starts it in the network namespace of this thread.
-    pub fn start(&self, served: &ServedNode<'_>) -> Process {
+    pub fn start(&self, served: &ServedNode<'_>) -> ChildProcess {
         let ServedNode { node, pods, kubeconfig, directory } = served;
         let config = directory.join(format!("kube-proxy-{node}.yaml"));
         let text = configuration(self.mode, node, pods, kubeconfig) + "bindAddress: 0.0.0.0\n";
         fs::write(&config, text).expect("a file");
         let log = directory.join(format!("kube-proxy-{node}.log"));
-        Process::start(Command::new(&self.program).arg("--config").arg(config), &log)
+        ChildProcess::start(Command::new(&self.program).arg("--config").arg(config), &log)
     }
 }
 

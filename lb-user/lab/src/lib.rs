@@ -32,5 +32,5 @@ pub mod sandbox;
 pub mod table;
 pub mod traffic;
 
-pub use netns::Namespace;
-pub use process::Process;
+pub use netns::LabNamespace;
+pub use process::ChildProcess;

@@ -1,15 +1,15 @@
 //! Links, addresses and routes of one namespace, collected and then made as one batch of ip(8).
 //!
-//! A node is a [`Namespace`] with links; a link is one end of a veth pair, a bridge, or a port of one. Another kind of
-//! link (VLAN, VXLAN, tun, bond) is a variant of `Kind` and a constructor of [`Link`].
+//! A node is a [`LabNamespace`] with links; a link is one end of a veth pair, a bridge, or a port of one. Another kind
+//! of link (VLAN, VXLAN, tun, bond) is a variant of `Kind` and a constructor of [`LinkSpec`].
 
 use std::fmt::Write as _;
 
-use crate::netns::Namespace;
+use crate::netns::LabNamespace;
 
 /// A link to make. It comes up at once.
 #[derive(Clone, Debug)]
-pub struct Link {
+pub struct LinkSpec {
     kind: Kind,
     mtu: Option<u32>,
     mac: Option<&'static str>,
@@ -23,7 +23,7 @@ enum Kind {
     Veth(String, Option<String>),
 }
 
-impl Link {
+impl LinkSpec {
     /// A bridge without multicast snooping.
     pub fn bridge() -> Self {
         Self::new(Kind::Bridge)
@@ -35,7 +35,7 @@ impl Link {
     }
 
     /// A veth pair. The peer, which stays down, is in another namespace.
-    pub fn veth_to(namespace: &Namespace, peer: &str) -> Self {
+    pub fn veth_to(namespace: &LabNamespace, peer: &str) -> Self {
         Self::new(Kind::Veth(peer.to_owned(), Some(namespace.path())))
     }
 
@@ -62,11 +62,11 @@ impl Link {
 /// Changes of a namespace's network that [`Setup::apply`] makes.
 #[must_use]
 pub struct Setup<'a> {
-    namespace: &'a Namespace,
+    namespace: &'a LabNamespace,
     lines: String,
 }
 
-impl Namespace {
+impl LabNamespace {
     /// Begins a set of changes.
     pub fn setup(&self) -> Setup<'_> {
         Setup { namespace: self, lines: String::new() }
@@ -87,8 +87,8 @@ impl Setup<'_> {
     }
 
     /// Makes a link and brings it up.
-    pub fn link(self, name: &str, link: &Link) -> Self {
-        let Link { kind, mtu, mac, master } = link;
+    pub fn link(self, name: &str, link: &LinkSpec) -> Self {
+        let LinkSpec { kind, mtu, mac, master } = link;
         let mtu = mtu.map_or_else(String::new, |mtu| format!(" mtu {mtu}"));
         let mut command = format!("link add {name}{mtu}");
         if let Some(mac) = mac {

@@ -7,12 +7,12 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use crate::netns::Namespace;
+use crate::netns::LabNamespace;
 
 /// A node. An idle process holds its mount namespace, and ends with this value or with this process.
 pub struct Machine {
     /// Its network namespace.
-    pub net: Namespace,
+    pub net: LabNamespace,
     holder: Child,
     cgroup: PathBuf,
     directory: PathBuf,
@@ -20,7 +20,7 @@ pub struct Machine {
 
 impl Machine {
     /// Makes a node from a network namespace and an existing cgroup, with a bpffs at `bpffs` below `directory`.
-    pub fn start(net: Namespace, cgroup: &Path, directory: &Path) -> Self {
+    pub fn start(net: LabNamespace, cgroup: &Path, directory: &Path) -> Self {
         std::fs::create_dir_all(directory.join("bpffs")).expect("a directory");
         let script = "echo $$ > \"$0/cgroup.procs\" && mount -t bpf bpf \"$1\" && echo ready && exec cat";
         let mut command = Command::new("unshare");

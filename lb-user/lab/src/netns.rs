@@ -13,9 +13,9 @@ use lb_kernel::unshare;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace. It lives as long as this value, or as a process in it.
-pub struct Namespace(File);
+pub struct LabNamespace(File);
 
-impl Namespace {
+impl LabNamespace {
     /// Makes a namespace with a loopback device only, which is down.
     #[expect(clippy::new_without_default, reason = "it changes the machine")]
     pub fn new() -> Self {
@@ -77,7 +77,7 @@ impl Namespace {
         self.ip_with(&[], lines);
     }
 
-    /// As [`Namespace::ip`], with flags of ip(8), as in `-6`.
+    /// As [`LabNamespace::ip`], with flags of ip(8), as in `-6`.
     pub fn ip_with(&self, flags: &[&str], lines: &str) {
         let mut command = Command::new("ip");
         command.args(flags).args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -16,8 +16,8 @@ use std::{
 };
 
 use crate::{
-    link::{Link, Setup},
-    netns::Namespace,
+    link::{LinkSpec, Setup},
+    netns::LabNamespace,
 };
 
 /// Reverse path filtering of the nodes (net.ipv4.conf.all.rp_filter).
@@ -33,7 +33,7 @@ pub enum RpFilter {
 
 /// Options of a network.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct LanOptions {
     /// MTU of all links.
     pub mtu: u16,
     /// Reverse path filtering of both nodes.
@@ -42,7 +42,7 @@ pub struct Options {
     pub pods: u8,
 }
 
-impl Default for Options {
+impl Default for LanOptions {
     /// Strict reverse path filtering, the hardest case, and one pod on each node.
     fn default() -> Self {
         Self { mtu: 1500, rp_filter: RpFilter::Strict, pods: 1 }
@@ -52,7 +52,7 @@ impl Default for Options {
 /// A host of the network. Its link is `eth0`.
 pub struct Host {
     /// Its network namespace.
-    pub net: Namespace,
+    pub net: LabNamespace,
     /// Its IPv4 address.
     pub v4: Ipv4Addr,
     /// Its IPv6 address.
@@ -61,7 +61,7 @@ pub struct Host {
 
 impl Host {
     pub(crate) fn new(v4: [u8; 4], v6: [u16; 8]) -> Self {
-        let net = Namespace::new();
+        let net = LabNamespace::new();
         disable_autoconfiguration(&net);
         Self { net, v4: v4.into(), v6: v6.into() }
     }
@@ -76,7 +76,7 @@ impl Host {
 
 /// A node and its pods. The node's end of a pod's link has the name `pod` and the last octet of the pod's address:
 /// `pod2`.
-pub struct Node {
+pub struct LabNode {
     /// The node itself.
     pub host: Host,
     /// Its pods, whose addresses end in 2, 3 and so on.
@@ -88,28 +88,28 @@ pub struct Lan {
     /// The client, outside of all nodes.
     pub client: Host,
     /// The first node.
-    pub node1: Node,
+    pub node1: LabNode,
     /// The second node.
-    pub node2: Node,
+    pub node2: LabNode,
     /// Holds the bridge.
-    _bridge: Namespace,
+    _bridge: LabNamespace,
 }
 
 impl Lan {
     /// Makes the network. Every address can be used at once.
-    pub fn make(options: Options) -> Self {
+    pub fn make(options: LanOptions) -> Self {
         let client = Host::new([172, 30, 0, 20], [0xfd30, 0, 0, 0, 0, 0, 0, 0x20]);
-        let (node1, node2) = (Node::make(1, options), Node::make(2, options));
-        let bridge = Namespace::new();
+        let (node1, node2) = (LabNode::make(1, options), LabNode::make(2, options));
+        let bridge = LabNamespace::new();
         disable_autoconfiguration(&bridge);
         // The bridge stands for a wire, which no netfilter sees.
         for family in ["arp", "ip", "ip6"] {
             // The file exists only with the module br_netfilter.
             bridge.enter(|| fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables"), "0").ok());
         }
-        let mut setup = bridge.setup().link("wire", &Link::bridge());
+        let mut setup = bridge.setup().link("wire", &LinkSpec::bridge());
         for (name, host) in [("client", &client), ("node1", &node1.host), ("node2", &node2.host)] {
-            let port = Link::veth_to(&host.net, "eth0").mtu(options.mtu.into()).port_of("wire");
+            let port = LinkSpec::veth_to(&host.net, "eth0").mtu(options.mtu.into()).port_of("wire");
             setup = setup.link(name, &port);
         }
         setup.apply();
@@ -126,8 +126,8 @@ impl Lan {
     }
 }
 
-impl Node {
-    fn make(number: u8, options: Options) -> Self {
+impl LabNode {
+    fn make(number: u8, options: LanOptions) -> Self {
         let host = Host::new([172, 30, 0, 10 + number], [0xfd30, 0, 0, 0, 0, 0, 0, 0x10 + u16::from(number)]);
         // Before there is any link, since links copy `default`.
         for of in ["all", "default"] {
@@ -144,7 +144,7 @@ impl Node {
     }
 
     /// Adds addresses, routes and pods, once the node is a port of the bridge.
-    fn connect(&self, number: u8, other: u8, options: Options) {
+    fn connect(&self, number: u8, other: u8, options: LanOptions) {
         let mut setup = self
             .host
             .setup([24, 64])
@@ -158,7 +158,7 @@ impl Node {
             let link = format!("pod{}", v4.octets()[3]);
             // As ptp does: the gateway's address, alone in its prefix, on each of the links.
             setup = setup
-                .link(&link, &Link::veth_to(net, "eth0").mtu(options.mtu.into()))
+                .link(&link, &LinkSpec::veth_to(net, "eth0").mtu(options.mtu.into()))
                 .address(&link, &format!("{gateway}/32"))
                 .address(&link, &format!("{gateway6}/128"))
                 .route(&format!("{v4}/32 dev {link}"))
@@ -177,7 +177,7 @@ impl Node {
 }
 
 /// Turns off duplicate address detection and router solicitations, before there is any link.
-fn disable_autoconfiguration(net: &Namespace) {
+fn disable_autoconfiguration(net: &LabNamespace) {
     for (name, value) in [("accept_dad", "0"), ("dad_transmits", "0"), ("router_solicitations", "0")] {
         net.set(&format!("ipv6/conf/default/{name}"), value);
     }

@@ -8,18 +8,18 @@
 //! ```
 
 use crate::{
-    link::Link,
-    network::{Host, Node},
+    link::LinkSpec,
+    network::{Host, LabNode},
 };
 
 /// Link address of the node's end of a link without addresses, as Calico sets it, and the IPv6 address made from it.
 const CALICO: (&str, &str) = ("ee:ee:ee:ee:ee:ee", "fe80::ecee:eeff:feee:eeee");
 
-impl Node {
+impl LabNode {
     /// Adds a second device, `eth1`, and a host on its network.
     pub fn add_network(&self) -> Host {
         let host = Host::new([10, 9, 0, 42], [0xfd09, 0, 0, 0, 0, 0, 0, 0x42]);
-        let setup = self.host.net.setup().link("eth1", &Link::veth_to(&host.net, "eth0"));
+        let setup = self.host.net.setup().link("eth1", &LinkSpec::veth_to(&host.net, "eth0"));
         setup.address("eth1", "10.9.0.1/24").address("eth1", "fd09::1/64").apply();
         host.setup([24, 64]).apply();
         host
@@ -28,11 +28,11 @@ impl Node {
     /// Adds a bridge, `docker0`, and a container behind it.
     pub fn add_container(&self) -> Host {
         let container = Host::new([172, 17, 0, 2], [0xfd17, 0, 0, 0, 0, 0, 0, 2]);
-        let setup = self.host.net.setup().link("docker0", &Link::bridge());
+        let setup = self.host.net.setup().link("docker0", &LinkSpec::bridge());
         setup
             .address("docker0", "172.17.0.1/16")
             .address("docker0", "fd17::1/64")
-            .link("docker-veth", &Link::veth_to(&container.net, "eth0").port_of("docker0"))
+            .link("docker-veth", &LinkSpec::veth_to(&container.net, "eth0").port_of("docker0"))
             .apply();
         container.setup([16, 64]).route("default via 172.17.0.1").route("default via fd17::1").apply();
         container
@@ -42,7 +42,7 @@ impl Node {
     pub fn add_unnumbered_pod(&self) -> Host {
         let pod = Host::new([10, 66, 0, 2], [0xfd66, 0, 0, 0, 0, 0, 0, 2]);
         let (mac, gateway6) = CALICO;
-        let setup = self.host.net.setup().link("cali1", &Link::veth_to(&pod.net, "eth0").mac(mac));
+        let setup = self.host.net.setup().link("cali1", &LinkSpec::veth_to(&pod.net, "eth0").mac(mac));
         setup.route("10.66.0.2/32 dev cali1 scope link").route("fd66::2/128 dev cali1").apply();
         self.host.net.set("ipv4/conf/cali1/proxy_arp", "1");
         pod.setup([32, 128])

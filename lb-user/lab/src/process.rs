@@ -8,18 +8,18 @@ use std::{
 };
 
 /// A process; killed when dropped, also by a panic.
-pub struct Process {
+pub struct ChildProcess {
     child: Child,
     log: PathBuf,
 }
 
-impl Process {
+impl ChildProcess {
     /// Starts it in the network namespace of this thread. Its output replaces the content of `log`.
     pub fn start(command: &mut Command, log: &Path) -> Self {
         Self::start_with(command, log, File::create(log).expect("a log file"))
     }
 
-    /// As [`Process::start`], but its output is appended to `log`.
+    /// As [`ChildProcess::start`], but its output is appended to `log`.
     pub fn start_appending(command: &mut Command, log: &Path) -> Self {
         Self::start_with(command, log, File::options().create(true).append(true).open(log).expect("a log file"))
     }
@@ -73,7 +73,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         // Fails only if it has ended by itself.
         let _ended = self.child.kill();

@@ -5,10 +5,10 @@ use std::{
     thread,
 };
 
-use crate::netns::Namespace;
+use crate::netns::LabNamespace;
 
 /// Relays the API server's port of 127.0.0.1, for which its certificate is good, to the same port in a namespace.
-pub fn relay(net: &Namespace, port: u16) {
+pub fn relay(net: &LabNamespace, port: u16) {
     let listener = net.enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, port))).expect("a free port");
     thread::spawn(move || {
         for near in listener.incoming().flatten() {

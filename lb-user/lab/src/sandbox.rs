@@ -14,7 +14,7 @@ use std::{
 use lb_kernel::unshare;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
-use crate::netns::Namespace;
+use crate::netns::LabNamespace;
 
 /// Environment of the process inside: its cgroup and its directory.
 const ENVIRONMENT: [&str; 2] = ["BEELINE_LAB_CGROUP", "BEELINE_LAB_DIRECTORY"];
@@ -95,7 +95,7 @@ impl Inside {
     /// with a bpffs of its own, and returns the bpffs.
     pub fn enter(&self) -> PathBuf {
         enter_namespaces();
-        Namespace::current().setup().up("lo").apply();
+        LabNamespace::current().setup().up("lo").apply();
         let bpffs = self.directory.join("bpffs");
         fs::create_dir(&bpffs).expect("a directory");
         mount("bpf", &bpffs, "bpf", MountFlags::empty(), None).expect("a bpffs");

@@ -146,7 +146,7 @@ pub(super) fn evaluate(facts: &ProbeResult) -> Finding {
 mod tests {
     use super::*;
     use crate::doctor::finding::brief;
-    use lb_common::{Addr, Frontend, FrontendKey, Service};
+    use lb_common::{Addr, Frontend, FrontendKey, ServiceEntry};
 
     fn check(outcome: ProbeOutcome, expected: &str) {
         let vip = "10.96.0.1:53".parse().expect("an address");
@@ -177,7 +177,7 @@ mod tests {
         for (id, (addr, port, proto, kind, len, affinity)) in (1..).zip(frontends) {
             let addr: std::net::IpAddr = addr.parse().expect("an address");
             dump.frontends.insert(FrontendKey::new(Addr::from(addr), *port, *proto), Frontend::new(id, *kind));
-            let service = Service { cluster_len: *len, affinity_seconds: *affinity, ..Service::default() };
+            let service = ServiceEntry { cluster_len: *len, affinity_seconds: *affinity, ..ServiceEntry::default() };
             dump.services.insert(id, service);
         }
         let expected = expected.map(|(vip, proto)| (vip.parse().expect("an address"), proto));

@@ -2,7 +2,7 @@
 
 use super::*;
 use lb_common::Family;
-use lb_common::{Addr, List, Proto, Service, ServiceFlags, Slot};
+use lb_common::{Addr, List, Proto, ServiceEntry, ServiceFlags, Slot};
 use lb_core::{objects::Key, spec::PortKey};
 
 fn endpoint(text: &str) -> AddrPort {
@@ -26,7 +26,7 @@ fn dump(flags: u32) -> Dump {
     dump.frontends.insert(key("10.96.0.1", 80).address(), Frontend::new(1, Kind::Address));
     let name = PortKey { service: Key::new("default", "web"), name: "".into(), proto: Proto::Tcp, family: Family::V4 };
     dump.names.insert(1, name);
-    dump.services.insert(1, Service { cluster_len: 2, local_len: 1, flags, ..Service::default() });
+    dump.services.insert(1, ServiceEntry { cluster_len: 2, local_len: 1, flags, ..ServiceEntry::default() });
     for (list, index, text) in
         [(List::Cluster, 0, "10.0.0.1:80"), (List::Cluster, 1, "10.0.0.2:80"), (List::Local, 0, "10.0.0.1:80")]
     {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use foldhash::{HashMap, HashMapExt as _};
 use lb_common::{
-    Backend, BackendFlags, Counter, FrontendKey, Kind, List, NEVER, Proto, Scheduler, Service, ServiceFlags, Slot,
+    Backend, BackendFlags, Counter, FrontendKey, Kind, List, NEVER, Proto, Scheduler, ServiceEntry, ServiceFlags, Slot,
     SlotKey,
 };
 use serde::Serialize;
@@ -142,7 +142,7 @@ pub fn services(dump: &Dump, stats: &Stats) -> Vec<ServiceRow> {
         frontends.entry(frontend.service).or_default().push(address(key));
     }
     let (sizes, counts) = (list_sizes(dump), by_port(stats));
-    let row = |(id, service): (&u32, &Service)| {
+    let row = |(id, service): (&u32, &ServiceEntry)| {
         let key = dump.names.get(id);
         let [backends, local_backends] = sizes.get(id).copied().unwrap_or_default();
         ServiceRow {

@@ -13,8 +13,14 @@ fn maps() -> (Dump, Stats) {
     let key = PortKey { service: Key::new("a", "b"), name: "".into(), proto: Proto::Tcp, family: Family::V4 };
     dump.names.insert(1, key);
     let (scheduler, affinity_seconds, drain_seconds) = (Scheduler::Wrr as u32, 10800, NEVER);
-    let service =
-        Service { cluster_len: 3, local_len: 2, scheduler, affinity_seconds, drain_seconds, ..Service::default() };
+    let service = ServiceEntry {
+        cluster_len: 3,
+        local_len: 2,
+        scheduler,
+        affinity_seconds,
+        drain_seconds,
+        ..ServiceEntry::default()
+    };
     dump.services.insert(1, service);
     let addr = |last| std::net::IpAddr::from([10, 0, 0, last]).into();
     let all =

@@ -8,7 +8,7 @@ use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr};
 
 use lb_common::{
     AffinityOutcome, BackendFlags, Caller as _, Cause, Choice, FrontendKey, Kind, List, ListReason, Origin, PodMode,
-    Proto, ScheduleReason, Scheduler, SelectEvent, Service, Slot, SlotKey, State as _, Tables as _, Verdict,
+    Proto, ScheduleReason, Scheduler, SelectEvent, ServiceEntry, Slot, SlotKey, State as _, Tables as _, Verdict,
     is_cluster_ip, select_observed,
 };
 use lb_core::text::number;
@@ -122,7 +122,7 @@ impl Choosing<'_> {
         text
     }
 
-    fn service(&self, id: u32) -> Service {
+    fn service(&self, id: u32) -> ServiceEntry {
         self.snapshot.service(id).unwrap_or_default()
     }
 

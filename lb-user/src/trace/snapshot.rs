@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, List, MaglevKey, NodeAddr, PodModeEntry, Service,
+    Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, List, MaglevKey, NodeAddr, PodModeEntry, ServiceEntry,
     Slot, SlotKey, State, Tables, take_turn,
 };
 use lb_core::store::Dump;
@@ -40,7 +40,7 @@ impl Tables for Snapshot {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.dump.frontend(key)
     }
-    fn service(&self, id: u32) -> Option<Service> {
+    fn service(&self, id: u32) -> Option<ServiceEntry> {
         self.dump.service(id)
     }
     fn slot(&self, key: &SlotKey) -> Option<Slot> {

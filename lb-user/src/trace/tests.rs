@@ -21,7 +21,7 @@ fn addr(text: &str) -> Addr {
 
 /// `default/web`, service port 1: a cluster IP, a NodePort at 192.0.2.1, a backend on this node and another elsewhere.
 /// The pod of network namespace 7 has a mode.
-fn snapshot(service: Service, mode: Option<PodMode>) -> Snapshot {
+fn snapshot(service: ServiceEntry, mode: Option<PodMode>) -> Snapshot {
     let mut dump = Dump::default();
     let key = |text, port| FrontendKey::new(addr(text), port, Proto::Tcp);
     dump.frontends.insert(key("10.96.0.1", 80), Frontend::new(1, Kind::ClusterIp));
@@ -56,15 +56,15 @@ fn snapshot(service: Service, mode: Option<PodMode>) -> Snapshot {
     Snapshot { dump, stats, affinity: BTreeMap::new(), pod_modes }
 }
 
-fn service() -> Service {
+fn service() -> ServiceEntry {
     let random = Scheduler::Random as u32;
-    Service {
+    ServiceEntry {
         cluster_len: 2,
         cluster_stride: 1,
         local_len: 1,
         local_stride: 1,
         scheduler: random,
-        ..Service::default()
+        ..ServiceEntry::default()
     }
 }
 
@@ -101,7 +101,7 @@ fn a_socket_gets_a_backend_of_the_cluster_list() {
 #[test]
 fn policies_and_masquerade_of_clients_outside_are_named() {
     let flags = ServiceFlags::EXTERNAL_LOCAL;
-    let local = snapshot(Service { flags, scheduler: Scheduler::Rr as u32, ..service() }, None);
+    let local = snapshot(ServiceEntry { flags, scheduler: Scheduler::Rr as u32, ..service() }, None);
     check(
         &local,
         &outside("198.51.100.7"),
@@ -135,7 +135,7 @@ fn policies_and_masquerade_of_clients_outside_are_named() {
 
 #[test]
 fn refusals_have_their_cause_and_are_described_once() {
-    let empty = snapshot(Service { cluster_len: 0, local_len: 0, ..service() }, None);
+    let empty = snapshot(ServiceEntry { cluster_len: 0, local_len: 0, ..service() }, None);
     check(
         &empty,
         &HOST,
@@ -149,7 +149,7 @@ fn refusals_have_their_cause_and_are_described_once() {
     );
     let flags = ServiceFlags::EXTERNAL_LOCAL;
     check(
-        &snapshot(Service { local_len: 0, flags, ..service() }, None),
+        &snapshot(ServiceEntry { local_len: 0, flags, ..service() }, None),
         &outside("198.51.100.7"),
         "192.0.2.1:30080",
         &expect![[r"
@@ -163,7 +163,7 @@ fn refusals_have_their_cause_and_are_described_once() {
 
 #[test]
 fn affinity_is_shown_with_its_outcome() {
-    let mut snapshot = snapshot(Service { affinity_seconds: 30, ..service() }, None);
+    let mut snapshot = snapshot(ServiceEntry { affinity_seconds: 30, ..service() }, None);
     let key = HOST.client().affinity_key(1);
     let mut outcome = |entry: Option<(u32, u64)>| {
         let entry = entry.map(|(backend, used)| Affinity { backend, _pad: 0, used });
@@ -188,7 +188,7 @@ fn destinations_without_a_service_have_hints() {
         "10.96.0.1:81",
         &expect![[r"
             10.96.0.1:81
-              verdict    no Service answers here: the call goes on unchanged
+              verdict    no ServiceEntry answers here: the call goes on unchanged
               hint       the address is a VIP, with other ports: 10.96.0.1:80/TCP
         "]],
     );
@@ -200,7 +200,7 @@ fn destinations_without_a_service_have_hints() {
         "203.0.113.9:30080",
         &expect![[r"
             203.0.113.9:30080
-              verdict    no Service answers here: the call goes on unchanged
+              verdict    no ServiceEntry answers here: the call goes on unchanged
               hint       the port is a NodePort of default/web/TCP, but not at this address (--nodeport-addresses)
         "]],
     );

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, fs, path::PathBuf, process::Command};
 
-use lb_lab::Process;
+use lb_lab::ChildProcess;
 
 use crate::{
     network::CONTROL,

@@ -12,7 +12,7 @@ use std::{
 
 use futures::{StreamExt as _, stream};
 use kube::api::{Patch, PatchParams};
-use lb_lab::{Process, api_client::ApiClient, kube_proxy::Mode};
+use lb_lab::{ChildProcess, api_client::ApiClient, kube_proxy::Mode};
 use serde_json::{Value, json};
 
 use crate::{
@@ -101,7 +101,7 @@ fn measure(cluster: &Cluster, objects: &ApiClient, proxy: Proxy, services: u32, 
     ClusterFigures { ready, resident, idle, busy }
 }
 
-fn start(cluster: &Cluster, proxy: Proxy) -> Process {
+fn start(cluster: &Cluster, proxy: Proxy) -> ChildProcess {
     let node = cluster.node("node1");
     let kubeconfig = cluster.control.kubeconfig();
     match proxy {
@@ -110,7 +110,7 @@ fn start(cluster: &Cluster, proxy: Proxy) -> Process {
             let mut command = node.host_process(beeline());
             command.arg("--pins").arg(pins(cluster)).args(["run", "--node-name=node1", "--kubeconfig"]).arg(kubeconfig);
             command.arg("--cgroup").arg(node.cgroup_in(&cgroup2.mount));
-            Process::start_appending(&mut command, &cluster.directory.join("log/beeline.log"))
+            ChildProcess::start_appending(&mut command, &cluster.directory.join("log/beeline.log"))
         }
         Proxy::KubeProxy(mode) => kube_proxy::start(cluster, node, mode),
     }

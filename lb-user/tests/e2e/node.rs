@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use lb_lab::Process;
+use lb_lab::ChildProcess;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use lb_lab::Process;
+use lb_lab::ChildProcess;
 
 use crate::{
     cluster::Cluster,

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use lb_lab::Namespace;
+use lb_lab::LabNamespace;
 use serde::{Deserialize, Serialize};
 
 use crate::network::Network;
@@ -48,7 +48,7 @@ pub fn main(words: &[String]) {
 pub struct BackendProcess(Child);
 
 impl BackendProcess {
-    pub fn start(net: &Namespace, ips: [IpAddr; 2]) -> Self {
+    pub fn start(net: &LabNamespace, ips: [IpAddr; 2]) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.arg("--serve").args(ips.map(|ip| ip.to_string())).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = net.spawn(&mut command);
@@ -129,7 +129,7 @@ pub struct LoadResult {
 impl HandoverLoad {
     pub fn start(network: &Network<'_>, name: &'static str) -> Self {
         let [outside, inside] = network.destinations();
-        let start = |net: &Namespace, destinations: &[SocketAddr]| {
+        let start = |net: &LabNamespace, destinations: &[SocketAddr]| {
             let mut command = Command::new(std::env::current_exe().unwrap());
             command.arg("--load").args(destinations.iter().map(SocketAddr::to_string));
             net.spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()))

@@ -10,10 +10,10 @@ use std::{
 };
 
 use lb_lab::{
-    Process,
+    ChildProcess,
     api_server::ApiServer,
     kube_proxy::{KubeProxy, Mode, ServedNode},
-    network::{Lan, Options},
+    network::{Lan, LanOptions},
     relay,
 };
 use rustix::process::{Pid, Signal};
@@ -44,7 +44,7 @@ pub struct Network<'a> {
 
 impl<'a> Network<'a> {
     pub fn make(api: &'a ApiServer, cgroup: &'a Path, directory: &'a Path, pins: &Path) -> Self {
-        let lan = Lan::make(Options::default());
+        let lan = Lan::make(LanOptions::default());
         relay::relay(&lan.node1.host.net, api.port());
         // The client routes cluster IPs to the node, as some networks do.
         let [v4, v6] = [lan.node1.host.v4.to_string(), lan.node1.host.v6.to_string()];
@@ -87,7 +87,7 @@ impl<'a> Network<'a> {
         ]
     }
 
-    pub fn start_kube_proxy(&self, mode: Mode) -> Process {
+    pub fn start_kube_proxy(&self, mode: Mode) -> ChildProcess {
         let program = KubeProxy::find(mode).unwrap();
         let kubeconfig = self.api.kubeconfig();
         let served = ServedNode {
@@ -99,7 +99,7 @@ impl<'a> Network<'a> {
         self.lan.node1.host.net.enter(|| program.start(&served))
     }
 
-    pub fn start_agent(&self, flags: &[&str]) -> Process {
+    pub fn start_agent(&self, flags: &[&str]) -> ChildProcess {
         let mut command = Command::new(env!("CARGO_BIN_EXE_beeline"));
         command
             .arg("--pins")
@@ -109,7 +109,7 @@ impl<'a> Network<'a> {
         command.arg("--cgroup").arg(self.pods()).args(["--healthz-bind-address=", "--metrics-bind-address="]);
         command.args(flags);
         let log = self.directory.join("agent.log");
-        let agent = self.lan.node1.host.net.enter(|| Process::start(&mut command, &log));
+        let agent = self.lan.node1.host.net.enter(|| ChildProcess::start(&mut command, &log));
         agent.wait_until_in_service();
         let deadline = Instant::now() + PATIENCE;
         while !agent.log().contains("devices of the packet path") {

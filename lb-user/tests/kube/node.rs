@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use lb_lab::{Namespace, machine::Machine, sandbox::Sandbox};
+use lb_lab::{LabNamespace, machine::Machine, sandbox::Sandbox};
 
 /// A node, removed when dropped.
 pub(crate) struct KubeTestNode {
@@ -19,7 +19,7 @@ impl KubeTestNode {
     /// Makes a node with `address` on its loopback device.
     pub(crate) fn with_address(address: &str) -> Self {
         let sandbox = Sandbox::make("kube-node").expect("a cgroup and a directory");
-        let net = Namespace::new();
+        let net = LabNamespace::new();
         net.setup().up("lo").address("lo", address).apply();
         let machine = Machine::start(net, sandbox.cgroup(), sandbox.directory());
         Self { machine, _sandbox: sandbox }

@@ -1,6 +1,6 @@
 //! The addresses of the test network, in both families.
 
-use lb_lab::packets::{FixtureService, Packet};
+use lb_lab::packets::{FixtureService, PacketSpec};
 
 /// Addresses and ports of one family, as `ADDRESS:PORT` unless noted.
 #[derive(Clone, Copy, Debug)]
@@ -76,10 +76,10 @@ pub fn ip(end: &str) -> String {
 }
 
 /// Returns the first packet of a flow of each protocol, and a service port without frontends for it.
-pub fn each(net: Net) -> [(Packet, FixtureService); 3] {
+pub fn each(net: Net) -> [(PacketSpec, FixtureService); 3] {
     [
-        (Packet::syn(net.client, net.node_port), FixtureService::tcp()),
-        (Packet::udp(net.client, net.node_port), FixtureService::udp()),
-        (Packet::sctp_init(net.client, net.node_port), FixtureService::sctp()),
+        (PacketSpec::syn(net.client, net.node_port), FixtureService::tcp()),
+        (PacketSpec::udp(net.client, net.node_port), FixtureService::udp()),
+        (PacketSpec::sctp_init(net.client, net.node_port), FixtureService::sctp()),
     ]
 }

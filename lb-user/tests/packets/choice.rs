@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lb_common::{Addr, Counter, MAGLEV_LEN, Proto, Scheduler, Tuple, hash, packet::flow_hash};
-use lb_lab::packets::{Fixture, FixtureService, Packet};
+use lb_lab::packets::{Fixture, FixtureService, PacketSpec};
 
 use crate::{
     addresses::{BOTH, V4, V6},
@@ -16,7 +16,7 @@ fn client_port(client: &str, n: u16) -> String {
 }
 
 /// Sends a packet, and returns the backend that it goes to.
-fn backend(fixture: &Fixture, packet: &Packet) -> String {
+fn backend(fixture: &Fixture, packet: &PacketSpec) -> String {
     fixture.ingress("uplink", packet).ends().1
 }
 
@@ -31,7 +31,7 @@ fn flows_spread_over_all_backends() {
             net.remote_thin,
         ]));
         let chosen: BTreeSet<_> =
-            (0..100).map(|n| backend(&fixture, &Packet::syn(&client_port(net.client, n), net.node_port))).collect();
+            (0..100).map(|n| backend(&fixture, &PacketSpec::syn(&client_port(net.client, n), net.node_port))).collect();
         assert_eq!(chosen.len(), 4, "{chosen:?}");
     }
 }
@@ -43,7 +43,7 @@ fn affinity_keeps_a_client_at_its_backend_while_that_is_listed() {
         let service = FixtureService::tcp().node_port(net.any).affinity(60);
         let mut web = fixture.serve(service.backends(&[net.local, net.local2, net.remote]));
         let ask =
-            |fixture: &Fixture, n: u16| backend(fixture, &Packet::syn(&client_port(net.client, n), net.node_port));
+            |fixture: &Fixture, n: u16| backend(fixture, &PacketSpec::syn(&client_port(net.client, n), net.node_port));
         let first = ask(&fixture, 0);
         assert!((1..20).all(|n| ask(&fixture, n) == first));
         let others: Vec<&str> =
@@ -56,7 +56,7 @@ fn affinity_keeps_a_client_at_its_backend_while_that_is_listed() {
         let other_client =
             |n: u8| if net.is_v4() { format!("198.51.100.{n}:4000") } else { format!("[2001:db8:9::{n}]:4000") };
         let chosen: BTreeSet<_> =
-            (10..40).map(|n| backend(&fixture, &Packet::syn(&other_client(n), net.node_port))).collect();
+            (10..40).map(|n| backend(&fixture, &PacketSpec::syn(&other_client(n), net.node_port))).collect();
         assert_eq!(chosen.len(), 2);
     }
 }
@@ -81,7 +81,7 @@ fn the_maglev_table_decides_and_not_the_order_of_the_list() {
             };
             let place = hash::scale(flow_hash(&tuple, Proto::Tcp as u8), MAGLEV_LEN as u32);
             let want = if place.is_multiple_of(3) { net.local } else { net.remote };
-            assert_eq!(backend(&fixture, &Packet::syn(&client, net.node_port)), want);
+            assert_eq!(backend(&fixture, &PacketSpec::syn(&client, net.node_port)), want);
             here += u32::from(want == net.local);
         }
         assert!((30..110).contains(&here), "{here} of 200");
@@ -93,7 +93,7 @@ fn a_udp_flow_whose_backend_is_gone_moves() {
     for net in BOTH {
         let mut fixture = enter();
         let mut dns = fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.local]));
-        let packet = Packet::udp(net.client, net.node_port);
+        let packet = PacketSpec::udp(net.client, net.node_port);
         fixture.ingress("uplink", &packet).passes_as(&packet.becomes(net.client, net.local));
         dns.change(fixture.maps(), &[net.local2]);
         fixture.ingress("uplink", &packet).passes_as(&packet.becomes(net.client, net.local2));
@@ -105,7 +105,7 @@ fn a_udp_flow_whose_backend_is_gone_moves() {
         sent.is_redirected_as(&packet.becomes(&sent.ends().0, net.remote).routed());
         assert_eq!(fixture.count(Counter::FlowMoved), 2);
         // A late answer of the first backend still comes from the NodePort.
-        let late = Packet::udp(net.local, net.client);
+        let late = PacketSpec::udp(net.local, net.client);
         fixture.egress("uplink", &late).passes_as(&late.becomes(net.node_port, net.client));
     }
 }
@@ -113,10 +113,14 @@ fn a_udp_flow_whose_backend_is_gone_moves() {
 #[test]
 fn a_serving_terminating_backend_keeps_its_flows_and_gets_no_new_ones() {
     for net in BOTH {
-        let udp = Packet::udp(net.client, net.node_port);
+        let udp = PacketSpec::udp(net.client, net.node_port);
         for (first, packet, service) in [
             (udp.clone(), udp, FixtureService::udp()),
-            (Packet::syn(net.client, net.node_port), Packet::tcp(net.client, net.node_port), FixtureService::tcp()),
+            (
+                PacketSpec::syn(net.client, net.node_port),
+                PacketSpec::tcp(net.client, net.node_port),
+                FixtureService::tcp(),
+            ),
         ] {
             let mut fixture = enter();
             let mut web = fixture.serve(service.node_port(net.any).backends(&[net.local]));
@@ -136,12 +140,12 @@ fn a_connection_keeps_its_backend_when_endpoints_change() {
     for net in BOTH {
         let mut fixture = enter();
         let mut web = fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
-        let syn = Packet::syn(net.client, net.node_port);
+        let syn = PacketSpec::syn(net.client, net.node_port);
         fixture.ingress("uplink", &syn).passes_as(&syn.becomes(net.client, net.local));
         web.change(fixture.maps(), &[net.local2]);
-        let data = Packet::tcp(net.client, net.node_port);
+        let data = PacketSpec::tcp(net.client, net.node_port);
         fixture.ingress("uplink", &data).passes_as(&data.becomes(net.client, net.local));
-        let answer = Packet::tcp(net.local, net.client);
+        let answer = PacketSpec::tcp(net.local, net.client);
         fixture.egress("uplink", &answer).passes_as(&answer.becomes(net.node_port, net.client));
         web.change(fixture.maps(), &[]);
         fixture.ingress("uplink", &data).passes_as(&data.becomes(net.client, net.local));
@@ -153,7 +157,7 @@ fn a_connection_keeps_its_backend_when_endpoints_change() {
 fn a_repeated_syn_without_an_answer_chooses_again() {
     let mut fixture = enter();
     let mut web = fixture.serve(FixtureService::tcp().node_port(V6.any).backends(&[V6.local]));
-    let syn = Packet::syn(V6.client, V6.node_port);
+    let syn = PacketSpec::syn(V6.client, V6.node_port);
     fixture.ingress("uplink", &syn).passes_as(&syn.becomes(V6.client, V6.local));
     web.change(fixture.maps(), &[V6.local2]);
     fixture.ingress("uplink", &syn).passes_as(&syn.becomes(V6.client, V6.local2));
@@ -166,15 +170,15 @@ fn connections_by_two_services_to_one_backend_have_different_ports() {
     for vip in ["203.0.113.7:443", "203.0.113.8:443"] {
         fixture.serve(FixtureService::tcp().load_balancer(vip).backends(&[V4.local]));
     }
-    let syn = Packet::syn(V4.client, "203.0.113.7:443");
+    let syn = PacketSpec::syn(V4.client, "203.0.113.7:443");
     fixture.ingress("uplink", &syn).passes_as(&syn.becomes(V4.client, V4.local));
-    let syn = Packet::syn(V4.client, "203.0.113.8:443");
+    let syn = PacketSpec::syn(V4.client, "203.0.113.8:443");
     let second = fixture.ingress("uplink", &syn);
     let (client, _) = second.ends();
     assert_ne!(client, V4.client);
     second.passes_as(&syn.becomes(&client, V4.local));
     for (seen, vip) in [(V4.client, "203.0.113.7:443"), (client.as_str(), "203.0.113.8:443")] {
-        let answer = Packet::tcp(V4.local, seen).flags("SA");
+        let answer = PacketSpec::tcp(V4.local, seen).flags("SA");
         fixture.egress("uplink", &answer).passes_as(&answer.becomes(vip, V4.client));
     }
 }

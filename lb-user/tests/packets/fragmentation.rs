@@ -1,7 +1,9 @@
 //! Packets above the MTU of the next hop that routers may fragment.
 
 use lb_common::{Hook, Proto};
-use lb_lab::packets::{FarEnd, Fixture, FixtureService, IcmpReason, Packet, node, packet::Frame, packet::IcmpError};
+use lb_lab::packets::{
+    FarEnd, Fixture, FixtureService, IcmpReason, PacketSpec, node, packet::IcmpErrorSpec, packet::RawFrame,
+};
 
 use crate::{
     addresses::{BOTH, Net, V4, ip},
@@ -26,12 +28,12 @@ fn with_fragment_field(mut octets: Vec<u8>, id: u8, field: u16) -> Vec<u8> {
 }
 
 /// Returns the packet without DF.
-fn whole(packet: &Packet) -> Vec<u8> {
+fn whole(packet: &PacketSpec) -> Vec<u8> {
     with_fragment_field(packet.octets(), 7, 0)
 }
 
 /// Returns the fragments of a packet for an MTU.
-fn fragments(packet: &Packet, mtu: usize) -> Vec<Vec<u8>> {
+fn fragments(packet: &PacketSpec, mtu: usize) -> Vec<Vec<u8>> {
     const MORE: u16 = 0x2000;
     let octets = packet.octets();
     let (headers, payload) = octets.split_at(LINK + IP);
@@ -51,17 +53,17 @@ fn fragments(packet: &Packet, mtu: usize) -> Vec<Vec<u8>> {
 /// Begins a flow, and returns the node's end of it.
 fn begin(fixture: &Fixture, net: Net, proto: Proto, device: &str) -> String {
     let first = match proto {
-        Proto::Udp => Packet::udp(net.client, net.node_port),
-        _ => Packet::syn(net.client, net.node_port),
+        Proto::Udp => PacketSpec::udp(net.client, net.node_port),
+        _ => PacketSpec::syn(net.client, net.node_port),
     };
     fixture.ingress(device, &first).ends().0
 }
 
 /// Returns a packet of an open flow of each protocol, and a service port without frontends for it.
-fn each() -> [(Proto, Packet, FixtureService); 2] {
+fn each() -> [(Proto, PacketSpec, FixtureService); 2] {
     [
-        (Proto::Udp, Packet::udp(V4.client, V4.node_port), FixtureService::udp()),
-        (Proto::Tcp, Packet::tcp(V4.client, V4.node_port), FixtureService::tcp()),
+        (Proto::Udp, PacketSpec::udp(V4.client, V4.node_port), FixtureService::udp()),
+        (Proto::Tcp, PacketSpec::tcp(V4.client, V4.node_port), FixtureService::tcp()),
     ]
 }
 
@@ -90,7 +92,9 @@ fn a_large_packet_without_df_is_left_to_the_kernel_which_fragments_it() {
         let answer = large.becomes(net.remote_thin, &node).sized(100);
         fixture.ingress("thin", &answer).is_redirected_as(&answer.becomes(net.node_port, net.client).routed());
         // With DF the sender gets an error with the MTU.
-        fixture.ingress("uplink", &large).is_redirected_as(&IcmpError::answer(IcmpReason::TooBig(THIN as u16), &large));
+        fixture
+            .ingress("uplink", &large)
+            .is_redirected_as(&IcmpErrorSpec::answer(IcmpReason::TooBig(THIN as u16), &large));
         // A packet that fits is redirected.
         let fits = large.sized(THIN);
         fixture.ingress("uplink", &fits).is_redirected_as(&fits.becomes(&node, net.remote_thin).routed());
@@ -103,7 +107,7 @@ fn a_large_answer_without_df_is_left_to_the_kernel_too() {
     let mut fixture = enter();
     fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
     let node = begin(&fixture, net, Proto::Udp, "thin");
-    let answer = Packet::udp(net.remote, &node).sized(THIN + 8);
+    let answer = PacketSpec::udp(net.remote, &node).sized(THIN + 8);
     let routed = answer.becomes(net.remote, net.client);
     fixture.ingress("uplink", &whole(&answer)).passes_as(&whole(&routed));
     let sent = answer.becomes(net.node_port, net.client);
@@ -118,7 +122,7 @@ fn fragments_that_are_too_large_are_fragmented_again() {
     let mut fixture = enter();
     fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote_thin]));
     begin(&fixture, net, Proto::Udp, "uplink");
-    let large = Packet::udp(net.client, net.node_port).sized(1800);
+    let large = PacketSpec::udp(net.client, net.node_port).sized(1800);
     let routed = large.becomes(net.client, net.remote_thin);
     // The last fragment fits, but conntrack waits for it where the others are.
     for (before, after) in fragments(&large, 1500).iter().zip(fragments(&routed, 1500)) {
@@ -155,11 +159,11 @@ fn the_locked_mtu_of_a_route_counts() {
         let route = if net.is_v4() { "10.0.2.0/24 via 192.0.2.2" } else { "fd00:0:0:2::/64 via 2001:db8::2" };
         node::ip(&format!("route replace {route} mtu lock {mtu}\n"));
         fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
-        let fits = Packet::udp(net.client, net.node_port).sized(mtu.into());
+        let fits = PacketSpec::udp(net.client, net.node_port).sized(mtu.into());
         let large = fits.clone().sized(usize::from(mtu) + 1);
         // The first packet, and later ones.
         for _ in 0..2 {
-            let error = IcmpError::answer(IcmpReason::TooBig(mtu), &large);
+            let error = IcmpErrorSpec::answer(IcmpReason::TooBig(mtu), &large);
             fixture.ingress("uplink", &large).is_redirected_as(&error);
             let sent = fixture.ingress("uplink", &fits);
             sent.is_redirected_as(&fits.becomes(&sent.ends().0, net.remote).routed());
@@ -175,7 +179,9 @@ fn the_first_packet_of_a_flow_may_be_too_large() {
     for net in BOTH {
         let mut fixture = enter();
         fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote_thin]));
-        let large = Packet::udp(net.client, net.node_port).sized(1500);
-        fixture.ingress("uplink", &large).is_redirected_as(&IcmpError::answer(IcmpReason::TooBig(THIN as u16), &large));
+        let large = PacketSpec::udp(net.client, net.node_port).sized(1500);
+        fixture
+            .ingress("uplink", &large)
+            .is_redirected_as(&IcmpErrorSpec::answer(IcmpReason::TooBig(THIN as u16), &large));
     }
 }

@@ -1,6 +1,6 @@
 //! Fragments: only the first of a datagram has the ports.
 
-use lb_lab::packets::{FixtureService, Outcome, Packet, Part};
+use lb_lab::packets::{FixtureService, PacketOutcome, PacketSpec, Part};
 
 use crate::{
     addresses::{BOTH, V4},
@@ -13,14 +13,15 @@ fn later_fragments_follow_the_first() {
         for backends in [&[net.local][..], &[net.remote]] {
             let mut fixture = enter();
             fixture.serve(FixtureService::udp().node_port(net.any).backends(backends));
-            let first = Packet::udp(net.client, net.node_port).part(Part::First, 77);
+            let first = PacketSpec::udp(net.client, net.node_port).part(Part::First, 77);
             let later = first.clone().part(Part::Later, 77);
             // Ahead of the first fragment the flow is unknown: this datagram is lost.
             fixture.ingress("uplink", &later).passes_unchanged();
             let sent = fixture.ingress("uplink", &first);
             let node = sent.ends().0;
-            let on = |packet: &Packet| if backends[0] == net.local { packet.clone() } else { packet.clone().routed() };
-            let is = |outcome: Outcome, packet: &Packet| {
+            let on =
+                |packet: &PacketSpec| if backends[0] == net.local { packet.clone() } else { packet.clone().routed() };
+            let is = |outcome: PacketOutcome, packet: &PacketSpec| {
                 if backends[0] == net.local { outcome.passes_as(packet) } else { outcome.is_redirected_as(packet) }
             };
             is(sent, &on(&first.becomes(&node, backends[0])));
@@ -28,9 +29,11 @@ fn later_fragments_follow_the_first() {
             is(fixture.ingress("uplink", &later), &on(&later.becomes(&node, backends[0])));
             // A fragment of another datagram, and of another protocol with the same identification.
             fixture.ingress("uplink", &later.clone().part(Part::Later, 78)).passes_unchanged();
-            fixture.ingress("uplink", &Packet::tcp(net.client, net.node_port).part(Part::Later, 77)).passes_unchanged();
+            fixture
+                .ingress("uplink", &PacketSpec::tcp(net.client, net.node_port).part(Part::Later, 77))
+                .passes_unchanged();
             // Answers in fragments.
-            let first = Packet::udp(backends[0], &node).part(Part::First, 79);
+            let first = PacketSpec::udp(backends[0], &node).part(Part::First, 79);
             let later = first.clone().part(Part::Later, 79);
             let (back, rest) =
                 (on(&first.becomes(net.node_port, net.client)), on(&later.becomes(net.node_port, net.client)));
@@ -50,7 +53,7 @@ fn fragments_with_options_or_extension_headers_are_served() {
     for net in BOTH {
         let mut fixture = enter();
         fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.local]));
-        let first = Packet::udp(net.client, net.node_port).part(Part::First, 77).with_extras();
+        let first = PacketSpec::udp(net.client, net.node_port).part(Part::First, 77).with_extras();
         fixture.ingress("uplink", &first).passes_as(&first.becomes(net.client, net.local));
         let later = first.part(Part::Later, 77);
         fixture.ingress("uplink", &later).passes_as(&later.becomes(net.client, net.local));
@@ -61,9 +64,9 @@ fn fragments_with_options_or_extension_headers_are_served() {
 fn fragments_of_tcp_are_served() {
     let mut fixture = enter();
     fixture.serve(FixtureService::tcp().node_port(V4.any).backends(&[V4.local]));
-    let syn = Packet::syn(V4.client, V4.node_port);
+    let syn = PacketSpec::syn(V4.client, V4.node_port);
     fixture.ingress("uplink", &syn).passes_as(&syn.becomes(V4.client, V4.local));
-    let first = Packet::tcp(V4.client, V4.node_port).part(Part::First, 77);
+    let first = PacketSpec::tcp(V4.client, V4.node_port).part(Part::First, 77);
     fixture.ingress("uplink", &first).passes_as(&first.becomes(V4.client, V4.local));
     let later = first.part(Part::Later, 77);
     fixture.ingress("uplink", &later).passes_as(&later.becomes(V4.client, V4.local));
@@ -73,6 +76,6 @@ fn fragments_of_tcp_are_served() {
 fn a_first_fragment_of_sctp_is_dropped_as_its_checksum_covers_the_rest() {
     let mut fixture = enter();
     fixture.serve(FixtureService::sctp().node_port(V4.any).backends(&[V4.local]));
-    let first = Packet::sctp_init(V4.client, V4.node_port).part(Part::First, 77);
+    let first = PacketSpec::sctp_init(V4.client, V4.node_port).part(Part::First, 77);
     fixture.ingress("uplink", &first).is_dropped();
 }

@@ -1,7 +1,7 @@
 //! A full `FLOWS` map.
 
 use lb_common::{Counter, Flow, FlowKey};
-use lb_lab::packets::{FixtureService, FixtureSizes, Packet};
+use lb_lab::packets::{FixtureService, FixtureSizes, PacketSpec};
 
 use crate::{addresses::BOTH, enter_with};
 
@@ -12,7 +12,7 @@ fn a_full_map_drops_new_flows_and_keeps_old_ones() {
             let mut fixture = enter_with(FixtureSizes { flows: Some(5), ..FixtureSizes::default() });
             fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[backend]));
             let client = |n: usize| net.client.replace(":4000", &format!(":{}", 4000 + n));
-            let syns: Vec<Packet> = (0..3).map(|n| Packet::syn(&client(n), net.node_port)).collect();
+            let syns: Vec<PacketSpec> = (0..3).map(|n| PacketSpec::syn(&client(n), net.node_port)).collect();
             let ends: Vec<_> = syns[..2].iter().map(|syn| fixture.ingress("uplink", syn).ends()).collect();
             // There is room for one entry; a flow needs two.
             fixture.ingress("uplink", &syns[2]).is_dropped();
@@ -36,8 +36,8 @@ fn a_connection_over_a_closed_flow_reuses_its_entries() {
     let net = BOTH[0];
     let mut fixture = enter_with(FixtureSizes { flows: Some(2), ..FixtureSizes::default() });
     fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
-    let syn = Packet::syn(net.client, net.node_port);
-    let reset = Packet::tcp(net.client, net.node_port).flags("R");
+    let syn = PacketSpec::syn(net.client, net.node_port);
+    let reset = PacketSpec::tcp(net.client, net.node_port).flags("R");
     for packet in [&syn, &reset, &syn, &reset, &syn] {
         fixture.ingress("uplink", packet).passes_as(&packet.becomes(net.client, net.local));
     }

@@ -1,7 +1,7 @@
 //! Next hops of redirected packets: looked up in the routes, and cached in the flow for a while.
 
 use lb_common::{DeviceFlags, Hook};
-use lb_lab::packets::{FixtureService, IcmpReason, Packet, node, packet::IcmpError};
+use lb_lab::packets::{FixtureService, IcmpReason, PacketSpec, node, packet::IcmpErrorSpec};
 
 use crate::{
     addresses::{BOTH, V4, V6, each},
@@ -52,7 +52,7 @@ fn routes_are_looked_up_with_the_clients_source_address() {
         let route = format!("route add default via {gateway} dev uplink table 77");
         node::ip_with(&[flag], &format!("{rule}\n{route}\n"));
         fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
-        let packet = Packet::udp(net.client, net.node_port);
+        let packet = PacketSpec::udp(net.client, net.node_port);
         for _ in 0..2 {
             assert!(fixture.ingress("uplink", &packet).is_redirected());
             let hop = fixture.flow(Hook::Ingress, net.client, net.node_port).expect("its flow").hop;
@@ -67,7 +67,7 @@ fn a_new_link_address_of_a_neighbour_counts_after_the_hop_expires() {
     for net in BOTH {
         let mut fixture = enter();
         fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
-        let packet = Packet::udp(net.client, net.node_port);
+        let packet = PacketSpec::udp(net.client, net.node_port);
         let (node, _) = fixture.ingress("uplink", &packet).ends();
         let seen = packet.becomes(&node, net.remote).routed();
         let node2 = if net.is_v4() { "192.0.2.2" } else { "2001:db8::2" };
@@ -88,7 +88,7 @@ fn the_kernel_resolves_an_unknown_neighbour() {
         let node2 = if net.is_v4() { "192.0.2.2" } else { "2001:db8::2" };
         node::ip(&format!("neighbour del {node2} dev uplink\n"));
         fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
-        let syn = Packet::syn(net.client, net.node_port);
+        let syn = PacketSpec::syn(net.client, net.node_port);
         for _ in 0..2 {
             let sent = fixture.ingress("uplink", &syn);
             sent.is_redirected_to_neighbour_as(&syn.becomes(&sent.ends().0, net.remote).routed());
@@ -103,11 +103,11 @@ fn a_packet_without_ethernet_header_gets_its_link_addresses_from_the_kernel() {
     for (net, client) in [(V4, "8.0.3.4:4000"), (V6, "[fd08:0:86dd::9]:4000")] {
         let mut fixture = enter();
         fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
-        let syn = Packet::syn(client, net.node_port);
+        let syn = PacketSpec::syn(client, net.node_port);
         let (node, _) = fixture.ingress("uplink", &syn).ends();
         fixture.keep_hops();
         // The same flow arrives at the device without Ethernet.
-        let ack = Packet::tcp(client, net.node_port).bare();
+        let ack = PacketSpec::tcp(client, net.node_port).bare();
         fixture.ingress("bare", &ack).is_redirected_to_neighbour_as(&ack.becomes(&node, net.remote).routed());
     }
 }
@@ -117,15 +117,15 @@ fn ttl_and_mtu_are_checked_with_a_cached_hop() {
     for net in BOTH {
         let mut fixture = enter();
         fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote_thin]));
-        let packet = Packet::udp(net.client, net.node_port);
+        let packet = PacketSpec::udp(net.client, net.node_port);
         assert!(fixture.ingress("uplink", &packet).is_redirected());
         fixture.keep_hops();
         let last = packet.clone().ttl(1);
-        fixture.ingress("uplink", &last).is_redirected_as(&IcmpError::answer(IcmpReason::TimeExceeded, &last));
+        fixture.ingress("uplink", &last).is_redirected_as(&IcmpErrorSpec::answer(IcmpReason::TimeExceeded, &last));
         let large = packet.clone().sized(node::THIN as usize + 1);
         fixture
             .ingress("uplink", &large)
-            .is_redirected_as(&IcmpError::answer(IcmpReason::TooBig(node::THIN as u16), &large));
+            .is_redirected_as(&IcmpErrorSpec::answer(IcmpReason::TooBig(node::THIN as u16), &large));
     }
 }
 
@@ -136,7 +136,7 @@ fn a_cached_hop_into_a_pod_serves_until_it_expires_after_host_routing_is_switche
         fixture.set_flags("uplink", DeviceFlags::HOST_ROUTING);
         fixture.set_flags("pod1", DeviceFlags::POD | DeviceFlags::HOST_ROUTING);
         fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
-        let syn = Packet::syn(net.client, net.node_port);
+        let syn = PacketSpec::syn(net.client, net.node_port);
         let seen = syn.becomes(net.client, net.local).routed().out_to(0x11);
         fixture.ingress("uplink", &syn).is_redirected_as(&seen);
         fixture.set_flags("pod1", DeviceFlags::POD);

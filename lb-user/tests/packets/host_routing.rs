@@ -1,7 +1,7 @@
 //! Host routing (`--host-routing`): packets between an uplink and a local pod bypass the kernel's routing.
 
 use lb_common::{Counter, DeviceFlags, FlowFlags, Hook};
-use lb_lab::packets::{Fixture, FixtureService, IcmpReason, Packet, node, packet::IcmpError};
+use lb_lab::packets::{Fixture, FixtureService, IcmpReason, PacketSpec, node, packet::IcmpErrorSpec};
 
 use crate::{
     addresses::{BOTH, V4, V6, each, ip},
@@ -46,9 +46,9 @@ fn packets_between_two_local_pods_are_redirected() {
     for net in BOTH {
         let mut fixture = enter_host_routing();
         fixture.serve(FixtureService::tcp().cluster_ip(net.cluster_ip).backends(&[net.local2]));
-        let syn = Packet::syn(net.pod, net.cluster_ip);
+        let syn = PacketSpec::syn(net.pod, net.cluster_ip);
         fixture.ingress("pod1", &syn).is_redirected_as(&syn.becomes(net.pod, net.local2).routed().out_to(POD2));
-        let answer = Packet::tcp(net.local2, net.pod).flags("SA");
+        let answer = PacketSpec::tcp(net.local2, net.pod).flags("SA");
         let seen = answer.becomes(net.cluster_ip, net.pod).routed().out_to(POD1);
         fixture.ingress("pod2", &answer).is_redirected_as(&seen);
     }
@@ -64,7 +64,7 @@ fn host_routing_needs_the_flag_on_both_devices() {
             fixture.set_flags("uplink", uplink);
             fixture.set_flags("pod1", pod);
             fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
-            let syn = Packet::syn(net.client, net.node_port);
+            let syn = PacketSpec::syn(net.client, net.node_port);
             fixture.ingress("uplink", &syn).passes_as(&syn.becomes(net.client, net.local));
             let answer = syn.becomes(net.local, net.client);
             fixture.egress("uplink", &answer).passes_as(&answer.becomes(net.node_port, net.client));
@@ -78,7 +78,7 @@ fn packets_of_a_pod_to_a_remote_backend_take_the_kernels_routes() {
     for net in BOTH {
         let mut fixture = enter_host_routing();
         fixture.serve(FixtureService::tcp().cluster_ip(net.cluster_ip).backends(&[net.remote]));
-        let syn = Packet::syn(net.pod, net.cluster_ip);
+        let syn = PacketSpec::syn(net.pod, net.cluster_ip);
         fixture.ingress("pod1", &syn).passes_as(&syn.becomes(net.pod, net.remote));
     }
 }
@@ -89,7 +89,7 @@ fn the_kernel_resolves_the_unknown_link_address_of_a_pod() {
         let mut fixture = enter_host_routing();
         node::ip(&format!("neighbour del {} dev pod1\n", ip(net.local)));
         fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
-        let syn = Packet::syn(net.client, net.node_port);
+        let syn = PacketSpec::syn(net.client, net.node_port);
         fixture.ingress("uplink", &syn).is_redirected_as(&syn.becomes(net.client, net.local).routed());
     }
 }
@@ -100,10 +100,10 @@ fn a_packet_without_ethernet_header_gets_one() {
     for (net, client) in [(V4, "8.0.3.4:4000"), (V6, "[fd08:0:86dd::9]:4000")] {
         let mut fixture = enter_host_routing();
         fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
-        let syn = Packet::syn(client, net.node_port);
+        let syn = PacketSpec::syn(client, net.node_port);
         fixture.ingress("uplink", &syn).is_redirected();
         // The same flow arrives at the device without Ethernet.
-        let ack = Packet::tcp(client, net.node_port).bare();
+        let ack = PacketSpec::tcp(client, net.node_port).bare();
         fixture.ingress("bare", &ack).is_redirected_as(&ack.becomes(client, net.local).routed());
     }
 }
@@ -114,11 +114,11 @@ fn a_flow_that_needs_another_client_port_is_not_redirected() {
         let mut fixture = enter_host_routing();
         fixture.set_flags("uplink", 0);
         fixture.serve(FixtureService::tcp().node_port(net.any).cluster_ip(net.cluster_ip).backends(&[net.local]));
-        let first = Packet::syn(net.client, net.node_port);
+        let first = PacketSpec::syn(net.client, net.node_port);
         fixture.ingress("uplink", &first).passes_as(&first.becomes(net.client, net.local));
         fixture.set_flags("uplink", DeviceFlags::HOST_ROUTING);
         // From the same port, which makes it the same connection to the backend.
-        let second = Packet::syn(net.client, net.cluster_ip);
+        let second = PacketSpec::syn(net.client, net.cluster_ip);
         let sent = fixture.ingress("uplink", &second);
         assert!(sent.passes() && sent.ends().0 != net.client, "{sent:?}");
     }
@@ -129,14 +129,14 @@ fn ttl_and_mtu_are_checked_as_a_router_does() {
     for net in BOTH {
         let mut fixture = enter_host_routing();
         fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.local]));
-        let last = Packet::udp(net.client, net.node_port).ttl(1);
-        fixture.ingress("uplink", &last).is_redirected_as(&IcmpError::answer(IcmpReason::TimeExceeded, &last));
-        let answer = Packet::udp(net.local, net.client).ttl(1);
-        fixture.ingress("pod1", &answer).is_redirected_as(&IcmpError::answer(IcmpReason::TimeExceeded, &answer));
-        let large = Packet::udp(net.client, net.node_port).sized(node::MTU as usize + 1);
+        let last = PacketSpec::udp(net.client, net.node_port).ttl(1);
+        fixture.ingress("uplink", &last).is_redirected_as(&IcmpErrorSpec::answer(IcmpReason::TimeExceeded, &last));
+        let answer = PacketSpec::udp(net.local, net.client).ttl(1);
+        fixture.ingress("pod1", &answer).is_redirected_as(&IcmpErrorSpec::answer(IcmpReason::TimeExceeded, &answer));
+        let large = PacketSpec::udp(net.client, net.node_port).sized(node::MTU as usize + 1);
         fixture
             .ingress("uplink", &large)
-            .is_redirected_as(&IcmpError::answer(IcmpReason::TooBig(node::MTU as u16), &large));
+            .is_redirected_as(&IcmpErrorSpec::answer(IcmpReason::TooBig(node::MTU as u16), &large));
     }
 }
 
@@ -145,14 +145,14 @@ fn icmp_errors_of_pod_and_router_are_redirected() {
     for net in BOTH {
         let mut fixture = enter_host_routing();
         fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.local]));
-        let packet = Packet::udp(net.client, net.node_port);
+        let packet = PacketSpec::udp(net.client, net.node_port);
         let seen = packet.becomes(net.client, net.local);
         fixture.ingress("uplink", &packet).is_redirected();
-        let error = IcmpError::new(&ip(net.local), IcmpReason::PortUnreachable, &seen, 1000);
+        let error = IcmpErrorSpec::new(&ip(net.local), IcmpReason::PortUnreachable, &seen, 1000);
         let want = error.becomes(net.node, &ip(net.client), &packet).routed();
         fixture.ingress("pod1", &error).is_redirected_as(&want);
         let (answer, seen) = (packet.becomes(net.local, net.client), packet.becomes(net.node_port, net.client));
-        let error = IcmpError::new(net.router, IcmpReason::PortUnreachable, &seen, 1000);
+        let error = IcmpErrorSpec::new(net.router, IcmpReason::PortUnreachable, &seen, 1000);
         let want = error.becomes(net.router, &ip(net.local), &answer).routed();
         fixture.ingress("uplink", &error).is_redirected_as(&want);
     }
@@ -163,12 +163,12 @@ fn flows_continue_when_host_routing_is_switched_off() {
     for net in BOTH {
         let mut fixture = enter_host_routing();
         fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
-        fixture.ingress("uplink", &Packet::syn(net.client, net.node_port)).is_redirected();
+        fixture.ingress("uplink", &PacketSpec::syn(net.client, net.node_port)).is_redirected();
         fixture.set_flags("uplink", 0);
         fixture.set_flags("pod1", DeviceFlags::POD | DeviceFlags::CHOSEN);
-        let ack = Packet::tcp(net.client, net.node_port);
+        let ack = PacketSpec::tcp(net.client, net.node_port);
         fixture.ingress("uplink", &ack).is_redirected_as(&ack.becomes(net.client, net.local).routed());
-        let answer = Packet::tcp(net.local, net.client);
+        let answer = PacketSpec::tcp(net.local, net.client);
         fixture.ingress("pod1", &answer).is_redirected_as(&answer.becomes(net.node_port, net.client).routed());
         assert_eq!(fixture.count(Counter::NoRoute), 0);
     }
@@ -179,13 +179,13 @@ fn flows_continue_when_host_routing_is_switched_on() {
     for net in BOTH {
         let mut fixture = enter();
         fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
-        let syn = Packet::syn(net.client, net.node_port);
+        let syn = PacketSpec::syn(net.client, net.node_port);
         fixture.ingress("uplink", &syn).passes_as(&syn.becomes(net.client, net.local));
         fixture.set_flags("uplink", DeviceFlags::HOST_ROUTING);
         fixture.set_flags("pod1", POD_WITH_HOST_ROUTING);
-        let ack = Packet::tcp(net.client, net.node_port);
+        let ack = PacketSpec::tcp(net.client, net.node_port);
         fixture.ingress("uplink", &ack).passes_as(&ack.becomes(net.client, net.local));
-        let answer = Packet::tcp(net.local, net.client);
+        let answer = PacketSpec::tcp(net.local, net.client);
         fixture.ingress("pod1", &answer).passes_unchanged();
         fixture.egress("uplink", &answer).passes_as(&answer.becomes(net.node_port, net.client));
     }

@@ -3,7 +3,7 @@
 use std::{thread::sleep, time::Duration};
 
 use lb_common::Counter;
-use lb_lab::packets::{Fixture, FixtureService, IcmpReason, Packet, node, packet::IcmpError};
+use lb_lab::packets::{Fixture, FixtureService, IcmpReason, PacketSpec, node, packet::IcmpErrorSpec};
 
 use crate::{
     addresses::{BOTH, Net},
@@ -14,7 +14,7 @@ use crate::{
 const FLOOD: u32 = 3_000;
 
 /// Sends a flood of packets, and returns the numbers of answers and of suppressed answers.
-fn flood(fixture: &mut Fixture, packet: &Packet) -> (u32, u32) {
+fn flood(fixture: &mut Fixture, packet: &PacketSpec) -> (u32, u32) {
     let before = fixture.count(Counter::ErrorsLimited);
     let answered = (0..FLOOD).filter(|_| fixture.ingress("uplink", packet).is_redirected()).count();
     let limited = fixture.count(Counter::ErrorsLimited) - before;
@@ -22,10 +22,10 @@ fn flood(fixture: &mut Fixture, packet: &Packet) -> (u32, u32) {
 }
 
 /// Returns packets that a Service without endpoints refuses, and a service port for each.
-fn refused(net: Net) -> [(Packet, FixtureService); 2] {
+fn refused(net: Net) -> [(PacketSpec, FixtureService); 2] {
     [
-        (Packet::syn(net.client, net.node_port), FixtureService::tcp()),
-        (Packet::udp(net.client, net.node_port), FixtureService::udp()),
+        (PacketSpec::syn(net.client, net.node_port), FixtureService::tcp()),
+        (PacketSpec::udp(net.client, net.node_port), FixtureService::udp()),
     ]
 }
 
@@ -51,12 +51,12 @@ fn the_discovery_of_a_paths_mtu_is_not_limited() {
     for net in BOTH {
         let mut fixture = enter();
         fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote_thin]));
-        let packet = Packet::udp(net.client, net.node_port);
+        let packet = PacketSpec::udp(net.client, net.node_port);
         assert!(fixture.ingress("uplink", &packet).is_redirected());
         let large = packet.sized(node::THIN as usize + 1);
         assert_eq!(flood(&mut fixture, &large), (FLOOD, 0));
         fixture
             .ingress("uplink", &large)
-            .is_redirected_as(&IcmpError::answer(IcmpReason::TooBig(node::THIN as u16), &large));
+            .is_redirected_as(&IcmpErrorSpec::answer(IcmpReason::TooBig(node::THIN as u16), &large));
     }
 }

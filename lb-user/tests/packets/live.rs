@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use lb_lab::packets::{FarEnd, FixtureService, IcmpReason, Packet, node, packet::IcmpError};
+use lb_lab::packets::{FarEnd, FixtureService, IcmpReason, PacketSpec, node, packet::IcmpErrorSpec};
 
 use crate::{addresses::BOTH, enter};
 
@@ -22,12 +22,12 @@ fn a_masqueraded_flow_goes_to_the_next_hop_in_both_directions() {
         fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
         fixture.attach();
         let uplink = FarEnd::of("uplink");
-        let syn = Packet::syn(net.client, net.node_port);
+        let syn = PacketSpec::syn(net.client, net.node_port);
         // A test run makes the flow, and shows its masquerade port.
         let node = fixture.ingress("uplink", &syn).ends().0;
         uplink.send(&syn);
         uplink.receives(&syn.becomes(&node, net.remote).routed().out_to(NODE2));
-        let answer = Packet::tcp(net.remote, &node).flags("SA");
+        let answer = PacketSpec::tcp(net.remote, &node).flags("SA");
         uplink.send(&answer);
         uplink.receives(&answer.becomes(net.node_port, net.client).routed().out_to(GATEWAY));
     }
@@ -40,10 +40,10 @@ fn packets_to_a_local_backend_take_the_kernels_routes() {
         fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.local]));
         fixture.attach();
         let (uplink, pod) = (FarEnd::of("uplink"), FarEnd::of("pod1"));
-        let packet = Packet::udp(net.client, net.node_port);
+        let packet = PacketSpec::udp(net.client, net.node_port);
         uplink.send(&packet);
         pod.receives(&packet.becomes(net.client, net.local).routed().out_to(POD1));
-        let answer = Packet::udp(net.local, net.client);
+        let answer = PacketSpec::udp(net.local, net.client);
         pod.send(&answer);
         uplink.receives(&answer.becomes(net.node_port, net.client).routed().out_to(GATEWAY));
     }
@@ -56,11 +56,11 @@ fn a_pod_reaches_itself() {
         fixture.serve(FixtureService::udp().cluster_ip(net.cluster_ip).backends(&[net.local]));
         fixture.attach();
         let pod = FarEnd::of("pod1");
-        let packet = Packet::udp(net.pod, net.cluster_ip);
+        let packet = PacketSpec::udp(net.pod, net.cluster_ip);
         let node = fixture.ingress("pod1", &packet).ends().0;
         pod.send(&packet);
         pod.receives(&packet.becomes(&node, net.local).routed().out_to(POD1));
-        let answer = Packet::udp(net.local, &node);
+        let answer = PacketSpec::udp(net.local, &node);
         pod.send(&answer);
         pod.receives(&answer.becomes(net.cluster_ip, net.pod).routed().out_to(POD1));
     }
@@ -74,13 +74,13 @@ fn refusals_leave_by_the_device_of_the_packet() {
         fixture.serve(FixtureService::udp().node_port(net.any));
         fixture.attach();
         let uplink = FarEnd::of("uplink");
-        let syn = Packet::syn(net.client, net.node_port);
+        let syn = PacketSpec::syn(net.client, net.node_port);
         uplink.send(&syn);
         uplink.receives(&syn.reset());
         for len in [net.header + 8, 1500] {
-            let packet = Packet::udp(net.client, net.node_port).sized(len);
+            let packet = PacketSpec::udp(net.client, net.node_port).sized(len);
             uplink.send(&packet);
-            uplink.receives(&IcmpError::answer(IcmpReason::PortUnreachable, &packet));
+            uplink.receives(&IcmpErrorSpec::answer(IcmpReason::PortUnreachable, &packet));
         }
     }
 }
@@ -112,8 +112,8 @@ fn sockets_of_the_node_are_refused_at_unknown_ports_of_a_vip() {
 fn an_offloaded_checksum_is_right_after_translation() {
     for net in BOTH {
         for (packet, service) in [
-            (Packet::syn(net.client, net.node_port), FixtureService::tcp()),
-            (Packet::udp(net.client, net.node_port), FixtureService::udp()),
+            (PacketSpec::syn(net.client, net.node_port), FixtureService::tcp()),
+            (PacketSpec::udp(net.client, net.node_port), FixtureService::udp()),
         ] {
             let mut fixture = enter();
             let mut web = fixture.serve(service.node_port(net.any).backends(&[net.remote]));
@@ -142,16 +142,17 @@ fn an_answer_to_a_packet_with_offloaded_checksum_has_its_own_checksum() {
         fixture.attach();
         node::disable_offloads("uplink");
         let uplink = FarEnd::of("uplink");
-        for syn in
-            [Packet::syn(net.client, net.node_port), Packet::tcp(net.client, net.node_port).flags("S").sized(1500)]
-        {
+        for syn in [
+            PacketSpec::syn(net.client, net.node_port),
+            PacketSpec::tcp(net.client, net.node_port).flags("S").sized(1500),
+        ] {
             FarEnd::send_unfinished("uplink", &syn, 0);
             uplink.receives(&syn.reset());
         }
         for len in [net.header + 8, net.header + 9, 1500] {
-            let packet = Packet::udp(net.client, net.node_port).sized(len);
+            let packet = PacketSpec::udp(net.client, net.node_port).sized(len);
             FarEnd::send_unfinished("uplink", &packet, 0);
-            uplink.receives(&IcmpError::answer(IcmpReason::PortUnreachable, &packet.unfinished()));
+            uplink.receives(&IcmpErrorSpec::answer(IcmpReason::PortUnreachable, &packet.unfinished()));
         }
     }
 }
@@ -163,8 +164,8 @@ fn a_gso_packet_is_segmented_right_after_translation() {
             let mut fixture = enter();
             fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[backend]));
             fixture.attach();
-            let packet = Packet::tcp(net.client, net.node_port).sized(5000);
-            let node = fixture.ingress("uplink", &Packet::syn(net.client, net.node_port)).ends().0;
+            let packet = PacketSpec::tcp(net.client, net.node_port).sized(5000);
+            let node = fixture.ingress("uplink", &PacketSpec::syn(net.client, net.node_port)).ends().0;
             let (device, neighbour) = if backend == net.remote { ("uplink", NODE2) } else { ("pod1", POD1) };
             node::disable_offloads(device);
             let far_end = FarEnd::of(device);

@@ -1,6 +1,6 @@
 //! Packets of a neighbour to loopback addresses of the node (CVE-2020-8558).
 
-use lb_lab::packets::{Fixture, FixtureService, Packet};
+use lb_lab::packets::{Fixture, FixtureService, PacketSpec};
 
 use crate::{
     addresses::{BOTH, Net},
@@ -36,15 +36,15 @@ fn packets_to_loopback_from_outside_or_from_a_pod_are_not_translated() {
             for ip in loopback(net) {
                 for to in [end(ip, 30080), end(ip, 80), end(ip, 8080)] {
                     for (device, from) in [("uplink", net.client), ("pod1", net.pod)] {
-                        fixture.ingress(device, &Packet::syn(from, &to)).passes_unchanged();
-                        fixture.ingress(device, &Packet::tcp(from, &to)).passes_unchanged();
-                        fixture.ingress(device, &Packet::udp(from, &to)).passes_unchanged();
+                        fixture.ingress(device, &PacketSpec::syn(from, &to)).passes_unchanged();
+                        fixture.ingress(device, &PacketSpec::tcp(from, &to)).passes_unchanged();
+                        fixture.ingress(device, &PacketSpec::udp(from, &to)).passes_unchanged();
                     }
                 }
             }
             assert_eq!(fixture.flows().len(), 0);
             // Control: the same ports at the node's own address are served.
-            assert!(fixture.ingress("uplink", &Packet::syn(net.client, net.node_port)).ends().1 == backend);
+            assert!(fixture.ingress("uplink", &PacketSpec::syn(net.client, net.node_port)).ends().1 == backend);
         }
     }
 }
@@ -55,11 +55,11 @@ fn answers_to_a_forged_loopback_source_stay_with_the_kernel() {
     for (net, forged) in BOTH.into_iter().zip(["127.0.0.1:4000", "[::1]:4000"]) {
         let mut fixture = with_loopback();
         fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
-        let packet = Packet::udp(forged, net.node_port);
+        let packet = PacketSpec::udp(forged, net.node_port);
         let sent = fixture.ingress("uplink", &packet);
         if sent.is_redirected() {
             let (node, _) = sent.ends();
-            let answer = Packet::udp(net.remote, &node);
+            let answer = PacketSpec::udp(net.remote, &node);
             assert!(!fixture.ingress("uplink", &answer).is_redirected(), "to {forged}");
         }
     }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use lb_common::{Device, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple, flow::Seen};
-use lb_lab::packets::{Fixture, FixtureService, Packet};
+use lb_lab::packets::{Fixture, FixtureService, PacketSpec};
 
 use crate::{
     addresses::{BOTH, Net},
@@ -44,8 +44,8 @@ fn netfilters_flows_pass_unchanged_until_a_new_connection_begins() {
             let mut fixture = enter();
             fixture.serve(service.node_port(net.any).backends(&[net.local]));
             let packet = |from: &str, to: &str| match proto {
-                Proto::Udp => Packet::udp(from, to),
-                _ => Packet::tcp(from, to),
+                Proto::Udp => PacketSpec::udp(from, to),
+                _ => PacketSpec::tcp(from, to),
             };
             // A time in the future, as another CPU's clock may write.
             let ahead = lb_kernel::clock::monotonic_ns() + 60_000_000_000;
@@ -60,18 +60,18 @@ fn netfilters_flows_pass_unchanged_until_a_new_connection_begins() {
                 Proto::Udp => {
                     // Idle for so long that netfilter's entry may have expired.
                     add_netfilter_flow(&mut fixture, net, proto, Seen::ANY, 0);
-                    Packet::udp(net.client, net.node_port)
+                    PacketSpec::udp(net.client, net.node_port)
                 }
-                _ => Packet::syn(net.client, net.node_port),
+                _ => PacketSpec::syn(net.client, net.node_port),
             };
             fixture.ingress("uplink", &anew).passes_as(&anew.becomes(net.client, net.local));
         }
         let mut fixture = enter();
         fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
         add_netfilter_flow(&mut fixture, net, Proto::Tcp, 0, lb_kernel::clock::monotonic_ns());
-        let syn = Packet::syn(net.client, net.node_port);
+        let syn = PacketSpec::syn(net.client, net.node_port);
         fixture.ingress("uplink", &syn).passes_unchanged();
-        fixture.ingress("uplink", &Packet::tcp(net.client, net.node_port)).passes_unchanged();
+        fixture.ingress("uplink", &PacketSpec::tcp(net.client, net.node_port)).passes_unchanged();
         fixture.ingress("uplink", &syn).passes_as(&syn.becomes(net.client, net.local));
     }
 }
@@ -98,7 +98,7 @@ fn a_new_flow_does_not_share_the_tuple_of_a_flow_of_netfilter() {
         let key = FlowKey::new(becomes.reversed(), Proto::Tcp as u8, Hook::Egress);
         fixture.maps().map::<FlowKey, Flow>("FLOWS").insert(key, back, 0).expect("room in the map");
         for to in [net.cluster_ip, net.node_port] {
-            let syn = Packet::syn(net.client, to);
+            let syn = PacketSpec::syn(net.client, to);
             let sent = fixture.ingress("uplink", &syn);
             let (source, backend) = sent.ends();
             sent.passes_as(&syn.becomes(&source, net.local));
@@ -107,7 +107,7 @@ fn a_new_flow_does_not_share_the_tuple_of_a_flow_of_netfilter() {
                 from.ip() == own.ip() && from.port() != own.port() && backend == net.local,
                 "{source} to {backend}"
             );
-            let answer = Packet::tcp(net.local, &source).flags("SA");
+            let answer = PacketSpec::tcp(net.local, &source).flags("SA");
             fixture.egress("uplink", &answer).passes_as(&answer.becomes(to, net.client));
         }
     }
@@ -118,10 +118,11 @@ fn answers_are_translated_while_netfilter_has_the_clients_direction() {
     for net in BOTH {
         let mut fixture = enter();
         fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
-        let (syn, answer) = (Packet::syn(net.client, net.node_port), Packet::tcp(net.local, net.client).flags("SA"));
+        let (syn, answer) =
+            (PacketSpec::syn(net.client, net.node_port), PacketSpec::tcp(net.local, net.client).flags("SA"));
         fixture.ingress("uplink", &syn).passes_as(&syn.becomes(net.client, net.local));
         hand_over(&mut fixture);
-        fixture.ingress("uplink", &Packet::tcp(net.client, net.node_port)).passes_unchanged();
+        fixture.ingress("uplink", &PacketSpec::tcp(net.client, net.node_port)).passes_unchanged();
         fixture.egress("uplink", &answer).passes_as(&answer.becomes(net.node_port, net.client));
     }
 }
@@ -131,7 +132,7 @@ fn settling_devices_begin_no_flow_midway_and_leaving_devices_begin_none() {
     for net in BOTH {
         let mut fixture = enter();
         fixture.serve(FixtureService::tcp().node_port(net.any).cluster_ip(net.cluster_ip).backends(&[net.local]));
-        let (syn, later) = (Packet::syn(net.client, net.node_port), Packet::tcp(net.client, net.node_port));
+        let (syn, later) = (PacketSpec::syn(net.client, net.node_port), PacketSpec::tcp(net.client, net.node_port));
         set_device_flag(&mut fixture, DeviceFlags::SETTLING);
         fixture.ingress("uplink", &later).passes_unchanged();
         fixture.ingress("uplink", &syn).passes_as(&syn.becomes(net.client, net.local));
@@ -139,8 +140,8 @@ fn settling_devices_begin_no_flow_midway_and_leaving_devices_begin_none() {
         fixture.ingress("uplink", &later).passes_as(&later.becomes(net.client, net.local));
         let other = net.client.replace("4000", "4001");
         for to in [net.node_port, net.cluster_ip, &net.cluster_ip.replace(":80", ":81")] {
-            fixture.ingress("uplink", &Packet::syn(&other, to)).passes_unchanged();
-            fixture.egress("uplink", &Packet::syn(&other, to)).passes_unchanged();
+            fixture.ingress("uplink", &PacketSpec::syn(&other, to)).passes_unchanged();
+            fixture.egress("uplink", &PacketSpec::syn(&other, to)).passes_unchanged();
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Frames for other hosts, which a promiscuous device or a port of a bridge gets too.
 
-use lb_lab::packets::{FixtureService, Packet};
+use lb_lab::packets::{FixtureService, PacketSpec};
 
 use crate::{
     addresses::{BOTH, each},
@@ -34,9 +34,9 @@ fn frames_to_other_hosts_are_translated_at_egress() {
     for net in BOTH {
         let mut fixture = enter();
         fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.local]));
-        let packet = Packet::udp(net.client, net.node_port);
+        let packet = PacketSpec::udp(net.client, net.node_port);
         fixture.ingress("uplink", &packet).passes_as(&packet.becomes(net.client, net.local));
-        let answer = Packet::udp(net.local, net.client).out_to(0xfe);
+        let answer = PacketSpec::udp(net.local, net.client).out_to(0xfe);
         fixture.egress("uplink", &answer).passes_as(&answer.becomes(net.node_port, net.client));
     }
 }

@@ -1,7 +1,7 @@
 //! Packets of clients outside to a backend, and its answers.
 
 use lb_common::{FlowFlags, Hook};
-use lb_lab::packets::{Fixture, FixtureService, Packet};
+use lb_lab::packets::{Fixture, FixtureService, PacketSpec};
 
 use crate::{
     addresses::{BOTH, Net, V4, V6, each, ip},
@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Asserts that the local backend gets `packet` with its source kept, and that its answers come from the NodePort.
-fn local_backend_serves(fixture: &Fixture, net: Net, packet: &Packet) {
+fn local_backend_serves(fixture: &Fixture, net: Net, packet: &PacketSpec) {
     fixture.ingress("uplink", packet).passes_as(&packet.becomes(net.client, net.local));
     let answer = packet.becomes(net.local, net.client);
     fixture.egress("uplink", &answer).passes_as(&answer.becomes(net.node_port, net.client));
@@ -17,7 +17,7 @@ fn local_backend_serves(fixture: &Fixture, net: Net, packet: &Packet) {
 
 /// Asserts that the remote backend gets `packet` from the node, and that its answers reach the client by the node.
 /// Returns the node's address and masquerade port.
-fn remote_backend_serves(fixture: &Fixture, net: Net, packet: &Packet) -> String {
+fn remote_backend_serves(fixture: &Fixture, net: Net, packet: &PacketSpec) -> String {
     let sent = fixture.ingress("uplink", packet);
     let (node, _) = sent.ends();
     assert_eq!(ip(&node), net.node);
@@ -57,7 +57,7 @@ fn a_remote_backend_sees_the_node_and_answers_through_it() {
 fn a_flow_has_an_entry_for_each_direction() {
     let mut fixture = enter();
     let web = fixture.serve(FixtureService::tcp().node_port(V4.any).backends(&[V4.local]));
-    local_backend_serves(&fixture, V4, &Packet::syn(V4.client, V4.node_port));
+    local_backend_serves(&fixture, V4, &PacketSpec::syn(V4.client, V4.node_port));
     assert_eq!(
         fixture.flows(),
         [
@@ -77,7 +77,7 @@ fn a_flow_has_an_entry_for_each_direction() {
 fn a_masqueraded_flow_has_both_entries_at_ingress() {
     let mut fixture = enter();
     fixture.serve(FixtureService::udp().node_port(V6.any).backends(&[V6.remote]));
-    let node = remote_backend_serves(&fixture, V6, &Packet::udp(V6.client, V6.node_port));
+    let node = remote_backend_serves(&fixture, V6, &PacketSpec::udp(V6.client, V6.node_port));
     let (client, there, node_port) = (V6.client, V6.remote, V6.node_port);
     let mut want = [
         format!("in UDP {client} > {node_port} becomes {node} > {there} at once, ASSURED"),
@@ -96,11 +96,11 @@ fn load_balancers_and_routed_cluster_ips_are_served_alike() {
         let mut fixture = enter();
         let service = FixtureService::tcp().load_balancer(vip).cluster_ip(net.cluster_ip);
         fixture.serve(service.backends(&[net.local]));
-        local_backend_serves(&fixture, Net { node_port: vip, ..net }, &Packet::syn(net.client, vip));
+        local_backend_serves(&fixture, Net { node_port: vip, ..net }, &PacketSpec::syn(net.client, vip));
         // From another port: the backend could not tell the two connections apart otherwise.
         let client = if net.is_v4() { "198.51.100.9:4001" } else { "[2001:db8:9::9]:4001" };
         let net = Net { node_port: net.cluster_ip, client, ..net };
-        local_backend_serves(&fixture, net, &Packet::syn(client, net.cluster_ip));
+        local_backend_serves(&fixture, net, &PacketSpec::syn(client, net.cluster_ip));
     }
 }
 
@@ -108,9 +108,9 @@ fn load_balancers_and_routed_cluster_ips_are_served_alike() {
 fn a_node_port_answers_at_the_nodes_own_addresses_only() {
     let mut fixture = enter();
     fixture.serve(FixtureService::tcp().node_port("0.0.0.0:30080").backends(&[V4.local]));
-    fixture.ingress("uplink", &Packet::syn(V4.client, "192.0.2.2:30080")).passes_unchanged();
-    fixture.ingress("uplink", &Packet::syn(V4.client, "192.0.2.1:30081")).passes_unchanged();
-    fixture.ingress("uplink", &Packet::udp(V4.client, "192.0.2.1:30080")).passes_unchanged();
+    fixture.ingress("uplink", &PacketSpec::syn(V4.client, "192.0.2.2:30080")).passes_unchanged();
+    fixture.ingress("uplink", &PacketSpec::syn(V4.client, "192.0.2.1:30081")).passes_unchanged();
+    fixture.ingress("uplink", &PacketSpec::udp(V4.client, "192.0.2.1:30080")).passes_unchanged();
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn a_datagram_without_checksum_gets_none() {
     for net in BOTH {
         let mut fixture = enter();
         fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
-        remote_backend_serves(&fixture, net, &Packet::udp(net.client, net.node_port).without_sum());
+        remote_backend_serves(&fixture, net, &PacketSpec::udp(net.client, net.node_port).without_sum());
     }
 }
 
@@ -138,7 +138,7 @@ fn an_sctp_checksum_left_to_the_device_stays_unwritten() {
     for net in BOTH {
         let mut fixture = enter();
         fixture.serve(FixtureService::sctp().node_port(net.any).backends(&[net.remote]));
-        remote_backend_serves(&fixture, net, &Packet::sctp_init(net.client, net.node_port).without_sum());
+        remote_backend_serves(&fixture, net, &PacketSpec::sctp_init(net.client, net.node_port).without_sum());
     }
 }
 
@@ -147,7 +147,7 @@ fn a_udp_checksum_of_0_is_written_as_ffff() {
     for net in BOTH {
         let mut fixture = enter();
         fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.local]));
-        let mut packet = Packet::udp(net.client, net.node_port);
+        let mut packet = PacketSpec::udp(net.client, net.node_port);
         packet.payload[..2].fill(0);
         // This payload makes the sum 0.
         let missing = packet.becomes(net.client, net.local).sum();
@@ -166,10 +166,10 @@ fn a_device_without_ethernet_is_served() {
     for (net, client) in [(V4, v4), (V6, v6)] {
         let mut fixture = enter();
         fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
-        let syn = Packet::syn(client, net.node_port).bare();
+        let syn = PacketSpec::syn(client, net.node_port).bare();
         fixture.ingress("bare", &syn).passes_as(&syn.becomes(client, net.local));
         assert_eq!(fixture.flows().len(), 2);
-        let answer = Packet::tcp(net.local, client).flags("SA");
+        let answer = PacketSpec::tcp(net.local, client).flags("SA");
         fixture.egress("uplink", &answer).passes_as(&answer.becomes(net.node_port, client));
     }
 }
@@ -178,6 +178,6 @@ fn a_device_without_ethernet_is_served() {
 fn tagged_packets_are_left_to_the_device_of_their_vlan() {
     let mut fixture = enter();
     fixture.serve(FixtureService::tcp().node_port(V4.any).backends(&[V4.local]));
-    fixture.ingress("uplink", &Packet::syn(V4.client, V4.node_port).vlan(5)).passes_unchanged();
+    fixture.ingress("uplink", &PacketSpec::syn(V4.client, V4.node_port).vlan(5)).passes_unchanged();
     assert_eq!(fixture.flows().len(), 0);
 }

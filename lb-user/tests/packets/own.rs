@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{Hook, flow::expires_at};
-use lb_lab::packets::{Fixture, FixtureService, FixtureSizes, IcmpReason, Packet, packet::IcmpError};
+use lb_lab::packets::{Fixture, FixtureService, FixtureSizes, IcmpReason, PacketSpec, packet::IcmpErrorSpec};
 
 use crate::{
     addresses::{BOTH, Net, ip},
@@ -55,11 +55,11 @@ fn a_packet_in_the_middle_of_a_connection_to_the_node_is_of_no_service() {
             for (device, from) in [("uplink", net.client), ("thin", net.client), ("pod1", net.pod)] {
                 for to in [net.node_port, other_address(net)] {
                     for flags in ["SA", "A", "FA", "R", "RA"] {
-                        fixture.ingress(device, &Packet::tcp(from, to).flags(flags)).passes_unchanged();
+                        fixture.ingress(device, &PacketSpec::tcp(from, to).flags(flags)).passes_unchanged();
                     }
                     // INIT ACK, DATA, ABORT, SHUTDOWN, COOKIE ACK (RFC 9260, 3.2).
                     for chunk in [2, 0, 6, 7, 11] {
-                        fixture.ingress(device, &Packet::sctp_init(from, to).chunk(chunk)).passes_unchanged();
+                        fixture.ingress(device, &PacketSpec::sctp_init(from, to).chunk(chunk)).passes_unchanged();
                     }
                 }
             }
@@ -72,11 +72,15 @@ fn a_packet_in_the_middle_of_a_connection_to_the_node_is_of_no_service() {
 fn a_packet_that_begins_a_connection_to_the_node_reaches_the_service() {
     for net in BOTH {
         for to in [net.node_port, other_address(net)] {
-            for first in [Packet::syn(net.client, to), Packet::udp(net.client, to), Packet::sctp_init(net.client, to)] {
+            for first in [
+                PacketSpec::syn(net.client, to),
+                PacketSpec::udp(net.client, to),
+                PacketSpec::sctp_init(net.client, to),
+            ] {
                 let mut fixture = enter();
                 serve(&mut fixture, net, &[net.local]);
                 fixture.ingress("uplink", &first).passes_as(&first.becomes(net.client, net.local));
-                let next = Packet::tcp(net.client, to);
+                let next = PacketSpec::tcp(net.client, to);
                 if first.proto == next.proto {
                     fixture.ingress("uplink", &next).passes_as(&next.becomes(net.client, net.local));
                 }
@@ -90,7 +94,7 @@ fn a_connection_to_a_vip_continues_after_its_flow_is_lost() {
     for net in BOTH {
         let mut fixture = enter();
         serve(&mut fixture, net, &[net.local]);
-        let data = Packet::tcp(net.client, vip(net));
+        let data = PacketSpec::tcp(net.client, vip(net));
         fixture.ingress("uplink", &data).passes_as(&data.becomes(net.client, net.local));
     }
 }
@@ -101,7 +105,7 @@ fn replies_to_a_datagram_that_left_from_the_port_of_a_frontend_pass() {
         for (device, own) in [("uplink", net.node_port), ("thin", other_address(net))] {
             let mut fixture = enter();
             serve(&mut fixture, net, &[net.local]);
-            let (query, reply) = (Packet::udp(own, net.client), Packet::udp(net.client, own));
+            let (query, reply) = (PacketSpec::udp(own, net.client), PacketSpec::udp(net.client, own));
             fixture.egress(device, &query).passes_unchanged();
             for _ in 0..2 {
                 fixture.ingress(device, &reply).passes_unchanged();
@@ -110,11 +114,11 @@ fn replies_to_a_datagram_that_left_from_the_port_of_a_frontend_pass() {
             assert_eq!(fixture.flows().len(), 2);
             // An error about the datagram is for the node too.
             fixture
-                .ingress(device, &IcmpError::new(&ip(net.client), IcmpReason::PortUnreachable, &query, 1000))
+                .ingress(device, &IcmpErrorSpec::new(&ip(net.client), IcmpReason::PortUnreachable, &query, 1000))
                 .passes_unchanged();
             // Another sender is a client.
             let client = net.client.replace(":4000", ":4001");
-            let request = Packet::udp(&client, own);
+            let request = PacketSpec::udp(&client, own);
             fixture.ingress(device, &request).passes_as(&request.becomes(&client, net.local));
         }
     }
@@ -125,7 +129,7 @@ fn replies_pass_as_long_as_netfilter_would_keep_the_connection() {
     for net in BOTH {
         let mut fixture = enter();
         serve(&mut fixture, net, &[net.local]);
-        let (query, reply) = (Packet::udp(net.node_port, net.client), Packet::udp(net.client, net.node_port));
+        let (query, reply) = (PacketSpec::udp(net.node_port, net.client), PacketSpec::udp(net.client, net.node_port));
         let lasts = |fixture: &mut Fixture| {
             let sent = fixture.flow(Hook::Egress, net.node_port, net.client).expect("an entry");
             let back = fixture.flow(Hook::Ingress, net.client, net.node_port).expect("an entry");
@@ -151,11 +155,11 @@ fn datagrams_from_other_ports_and_addresses_leave_no_entry() {
         let other = net.node_port.replace(":30080", ":30081");
         let pod = net.pod.replace(":5000", ":30080");
         for from in [other.as_str(), pod.as_str(), vip(net)] {
-            fixture.egress("uplink", &Packet::udp(from, net.client)).passes_unchanged();
+            fixture.egress("uplink", &PacketSpec::udp(from, net.client)).passes_unchanged();
         }
         // Only datagrams need an entry: their replies look like requests.
-        fixture.egress("uplink", &Packet::syn(net.node_port, net.client)).passes_unchanged();
-        fixture.egress("uplink", &Packet::sctp_init(net.node_port, net.client)).passes_unchanged();
+        fixture.egress("uplink", &PacketSpec::syn(net.node_port, net.client)).passes_unchanged();
+        fixture.egress("uplink", &PacketSpec::sctp_init(net.node_port, net.client)).passes_unchanged();
         assert_eq!(fixture.flows().len(), 0);
     }
 }
@@ -168,7 +172,7 @@ fn a_full_table_lets_the_nodes_own_datagrams_pass() {
             serve(&mut fixture, net, &[net.local]);
             for n in 0..3 {
                 let to = net.client.replace(":4000", &format!(":{}", 4000 + n));
-                fixture.egress("uplink", &Packet::udp(net.node_port, &to)).passes_unchanged();
+                fixture.egress("uplink", &PacketSpec::udp(net.node_port, &to)).passes_unchanged();
             }
             assert_eq!(fixture.flows().len(), flows as usize / 2 * 2);
         }

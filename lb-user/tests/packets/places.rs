@@ -3,7 +3,7 @@
 use std::net::{TcpListener, UdpSocket};
 
 use lb_common::{Counter, DeviceFlags};
-use lb_lab::packets::{Fixture, FixtureService, Packet};
+use lb_lab::packets::{Fixture, FixtureService, PacketSpec};
 
 use crate::{
     addresses::{BOTH, Net, each, ip},
@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Asserts that the backend gets `packet` with its source kept, and that its answers are translated where they leave.
-fn backend_sees_the_client(fixture: &mut Fixture, net: Net, packet: &Packet, backend: &str) {
+fn backend_sees_the_client(fixture: &mut Fixture, net: Net, packet: &PacketSpec, backend: &str) {
     fixture.ingress("uplink", packet).passes_as(&packet.becomes(net.client, backend));
     let answer = packet.becomes(backend, net.client);
     fixture.egress("uplink", &answer).passes_as(&answer.becomes(net.node_port, net.client));
@@ -20,7 +20,7 @@ fn backend_sees_the_client(fixture: &mut Fixture, net: Net, packet: &Packet, bac
 
 /// Asserts that the backend gets `packet` from the address `own` of a device, and that its answers by that device reach
 /// the client.
-fn backend_sees_the_device(fixture: &mut Fixture, net: Net, packet: &Packet, backend: &str, device: (&str, &str)) {
+fn backend_sees_the_device(fixture: &mut Fixture, net: Net, packet: &PacketSpec, backend: &str, device: (&str, &str)) {
     let (device, own) = device;
     let sent = fixture.ingress("uplink", packet);
     let (node, _) = sent.ends();
@@ -50,9 +50,9 @@ fn the_nodes_own_address_needs_no_forwarding() {
     for (net, own) in BOTH.into_iter().zip(["192.0.2.1:9376", "[2001:db8::1]:9376"]) {
         let mut fixture = serve(net, FixtureService::tcp(), own);
         for family in ["ipv4", "ipv6"] {
-            lb_lab::Namespace::current().set(&format!("{family}/conf/all/forwarding"), "0");
+            lb_lab::LabNamespace::current().set(&format!("{family}/conf/all/forwarding"), "0");
         }
-        backend_sees_the_client(&mut fixture, net, &Packet::syn(net.client, net.node_port), own);
+        backend_sees_the_client(&mut fixture, net, &PacketSpec::syn(net.client, net.node_port), own);
     }
 }
 
@@ -73,9 +73,9 @@ fn an_own_address_that_serves_no_node_ports_is_known_by_the_socket_that_listens(
 fn an_endpoint_without_any_route_is_not_taken_for_an_own_address() {
     for (net, far) in BOTH.into_iter().zip(["203.0.113.50:8080", "[2001:db8:50::1]:8080"]) {
         let mut fixture = serve(net, FixtureService::udp(), far);
-        let packet = Packet::udp(net.client, net.node_port);
+        let packet = PacketSpec::udp(net.client, net.node_port);
         let word = if net.is_v4() { "" } else { "-6 " };
-        lb_lab::Namespace::current().run(&format!("ip {word}route del default").split(' ').collect::<Vec<_>>());
+        lb_lab::LabNamespace::current().run(&format!("ip {word}route del default").split(' ').collect::<Vec<_>>());
         fixture.ingress("uplink", &packet).is_dropped();
         assert_eq!((fixture.count(Counter::NoRoute), fixture.flows().len()), (1, 0));
     }
@@ -111,8 +111,8 @@ fn a_pod_behind_a_bridge_sees_clients_outside_but_not_its_neighbours_on_the_brid
         ["[fd00:0:0:6::1]:8080", "[fd00:0:0:6::2]:4000", "fd00:0:0:6::fe"],
     ]) {
         let mut fixture = serve(net, FixtureService::tcp(), pod);
-        backend_sees_the_client(&mut fixture, net, &Packet::syn(net.client, net.node_port), pod);
-        let packet = Packet::syn(neighbour, net.node_port);
+        backend_sees_the_client(&mut fixture, net, &PacketSpec::syn(net.client, net.node_port), pod);
+        let packet = PacketSpec::syn(neighbour, net.node_port);
         let sent = fixture.ingress("bridge", &packet);
         let (node, _) = sent.ends();
         assert_eq!(ip(&node), own, "the answer to the neighbour itself would not pass the node");
@@ -127,6 +127,6 @@ fn a_device_that_the_flags_leave_without_programs_gets_no_masqueraded_packets() 
     for (net, host) in BOTH.into_iter().zip(["172.16.0.2:8080", "[fd16::2]:8080"]) {
         let mut fixture = serve(net, FixtureService::udp(), host);
         fixture.set_flags("thin", DeviceFlags::NO_PROGRAMS);
-        backend_sees_the_client(&mut fixture, net, &Packet::udp(net.client, net.node_port), host);
+        backend_sees_the_client(&mut fixture, net, &PacketSpec::udp(net.client, net.node_port), host);
     }
 }

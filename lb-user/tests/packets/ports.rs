@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_common::{Counter, Flow, FlowKey};
-use lb_lab::packets::{Fixture, FixtureService, FixtureSizes, Packet};
+use lb_lab::packets::{Fixture, FixtureService, FixtureSizes, PacketSpec};
 
 use crate::{
     addresses::{BOTH, Net, V4},
@@ -22,7 +22,7 @@ fn client(net: Net, n: usize) -> String {
 }
 
 /// Sends a packet of a client, asserts that it is masqueraded, and returns the node's address and port.
-fn masquerade(fixture: &Fixture, packet: &Packet) -> String {
+fn masquerade(fixture: &Fixture, packet: &PacketSpec) -> String {
     let sent = fixture.ingress("uplink", packet);
     let (node, backend) = sent.ends();
     sent.is_redirected_as(&packet.becomes(&node, &backend).routed());
@@ -40,10 +40,10 @@ fn each_flow_has_its_own_port_until_none_is_free() {
         let mut fixture = enter_with_ports(16);
         let mut web = fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
         let ports: BTreeSet<_> =
-            (0..16).map(|n| masquerade(&fixture, &Packet::syn(&client(net, n), net.node_port))).collect();
+            (0..16).map(|n| masquerade(&fixture, &PacketSpec::syn(&client(net, n), net.node_port))).collect();
         let want: BTreeSet<_> = (1024..1040).map(|port| node_end(net, port)).collect();
         assert_eq!(ports, want);
-        let one_more = Packet::syn(&client(net, 16), net.node_port);
+        let one_more = PacketSpec::syn(&client(net, 16), net.node_port);
         fixture.ingress("uplink", &one_more).is_dropped();
         assert_eq!((fixture.count(Counter::SnatExhausted), fixture.count(Counter::FlowsFull)), (1, 0));
         assert_eq!(fixture.flows().len(), 32);
@@ -58,13 +58,13 @@ fn the_port_of_a_closed_flow_is_used_again() {
     let net = V4;
     let mut fixture = enter_with_ports(1);
     fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
-    let node = masquerade(&fixture, &Packet::syn(net.client, net.node_port));
-    let other = Packet::syn(&client(net, 1), net.node_port);
+    let node = masquerade(&fixture, &PacketSpec::syn(net.client, net.node_port));
+    let other = PacketSpec::syn(&client(net, 1), net.node_port);
     fixture.ingress("uplink", &other).is_dropped();
-    masquerade(&fixture, &Packet::tcp(net.client, net.node_port).flags("R"));
+    masquerade(&fixture, &PacketSpec::tcp(net.client, net.node_port).flags("R"));
     assert_eq!(masquerade(&fixture, &other), node);
     // Answers reach the new client.
-    let answer = Packet::tcp(net.remote, &node).flags("SA");
+    let answer = PacketSpec::tcp(net.remote, &node).flags("SA");
     let want = answer.becomes(net.node_port, &client(net, 1)).routed();
     fixture.ingress("uplink", &answer).is_redirected_as(&want);
 }
@@ -74,17 +74,17 @@ fn the_port_of_a_flow_in_time_wait_is_not_used_again() {
     let net = V4;
     let mut fixture = enter_with_ports(1);
     fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
-    let node = masquerade(&fixture, &Packet::syn(net.client, net.node_port));
+    let node = masquerade(&fixture, &PacketSpec::syn(net.client, net.node_port));
     for flags in ["SA", "FA"] {
-        let answer = Packet::tcp(net.remote, &node).flags(flags);
+        let answer = PacketSpec::tcp(net.remote, &node).flags(flags);
         let want = answer.becomes(net.node_port, net.client).routed();
         fixture.ingress("uplink", &answer).is_redirected_as(&want);
     }
-    masquerade(&fixture, &Packet::tcp(net.client, net.node_port).flags("FA"));
-    fixture.ingress("uplink", &Packet::syn(&client(net, 1), net.node_port)).is_dropped();
+    masquerade(&fixture, &PacketSpec::tcp(net.client, net.node_port).flags("FA"));
+    fixture.ingress("uplink", &PacketSpec::syn(&client(net, 1), net.node_port)).is_dropped();
     assert_eq!(fixture.count(Counter::SnatExhausted), 1);
     // The same client may use it again: it knows the sequence numbers of the old connection.
-    assert_eq!(masquerade(&fixture, &Packet::syn(net.client, net.node_port)), node);
+    assert_eq!(masquerade(&fixture, &PacketSpec::syn(net.client, net.node_port)), node);
 }
 
 #[test]
@@ -95,11 +95,11 @@ fn ports_of_the_nodes_sockets_are_not_used() {
             let mut fixture = enter_with_ports(2);
             fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
             let _listener = TcpListener::bind(node_end(net, port)).expect("a free port");
-            assert_eq!(masquerade(&fixture, &Packet::syn(net.client, net.node_port)), free);
+            assert_eq!(masquerade(&fixture, &PacketSpec::syn(net.client, net.node_port)), free);
             let mut fixture = enter_with_ports(2);
             fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.remote]));
             let _socket = UdpSocket::bind(node_end(net, port)).expect("a free port");
-            assert_eq!(masquerade(&fixture, &Packet::udp(net.client, net.node_port)), free);
+            assert_eq!(masquerade(&fixture, &PacketSpec::udp(net.client, net.node_port)), free);
         }
     }
 }
@@ -110,7 +110,7 @@ fn a_first_packet_is_dropped_if_sockets_hold_all_ports() {
     let mut fixture = enter_with_ports(2);
     fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
     let _listeners = [1024, 1025].map(|port| TcpListener::bind(node_end(net, port)).expect("a free port"));
-    fixture.ingress("uplink", &Packet::syn(net.client, net.node_port)).is_dropped();
+    fixture.ingress("uplink", &PacketSpec::syn(net.client, net.node_port)).is_dropped();
     assert_eq!((fixture.count(Counter::SnatExhausted), fixture.count(Counter::FlowsFull)), (1, 0));
 }
 
@@ -118,8 +118,8 @@ fn a_first_packet_is_dropped_if_sockets_hold_all_ports() {
 fn a_connection_of_the_node_with_the_tuple_of_a_flow_gets_another_port() {
     for net in BOTH {
         for (packet, service) in [
-            (Packet::syn(net.client, net.node_port), FixtureService::tcp()),
-            (Packet::udp(net.client, net.node_port), FixtureService::udp()),
+            (PacketSpec::syn(net.client, net.node_port), FixtureService::tcp()),
+            (PacketSpec::udp(net.client, net.node_port), FixtureService::udp()),
         ] {
             let mut fixture = enter_with_ports(4);
             fixture.serve(service.node_port(net.any).backends(&[net.remote]));
@@ -146,13 +146,13 @@ fn other_connections_of_the_node_pass_unchanged() {
     for net in BOTH {
         let mut fixture = enter_with_ports(4);
         fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
-        let taken = masquerade(&fixture, &Packet::syn(net.client, net.node_port));
+        let taken = masquerade(&fixture, &PacketSpec::syn(net.client, net.node_port));
         // To another port of the backend; from a port outside the masquerade range; of a pod.
-        fixture.egress("uplink", &Packet::syn(&taken, &net.remote.replace(":8080", ":8081"))).passes_unchanged();
-        fixture.egress("uplink", &Packet::syn(&node_end(net, 40000), net.remote)).passes_unchanged();
-        fixture.egress("uplink", &Packet::syn(net.pod, net.remote)).passes_unchanged();
+        fixture.egress("uplink", &PacketSpec::syn(&taken, &net.remote.replace(":8080", ":8081"))).passes_unchanged();
+        fixture.egress("uplink", &PacketSpec::syn(&node_end(net, 40000), net.remote)).passes_unchanged();
+        fixture.egress("uplink", &PacketSpec::syn(net.pod, net.remote)).passes_unchanged();
         // A connection that began before the flow.
-        fixture.egress("uplink", &Packet::tcp(&taken, net.remote)).passes_unchanged();
+        fixture.egress("uplink", &PacketSpec::tcp(&taken, net.remote)).passes_unchanged();
         assert_eq!(fixture.flows().len(), 2);
     }
 }
@@ -162,11 +162,11 @@ fn a_connection_keeps_its_other_port_until_it_ends() {
     let net = V4;
     let mut fixture = enter_with_ports(4);
     fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
-    let taken = masquerade(&fixture, &Packet::syn(net.client, net.node_port));
-    let dial = Packet::syn(&taken, net.remote);
+    let taken = masquerade(&fixture, &PacketSpec::syn(net.client, net.node_port));
+    let dial = PacketSpec::syn(&taken, net.remote);
     let other = fixture.egress("uplink", &dial).ends().0;
     assert_ne!(other, taken);
-    let reset = Packet::tcp(&taken, net.remote).flags("R");
+    let reset = PacketSpec::tcp(&taken, net.remote).flags("R");
     fixture.egress("uplink", &reset).passes_as(&reset.becomes(&other, net.remote));
     // The flow expires, and the node dials once more from the same port.
     let flows: Vec<_> = fixture.maps().entries::<FlowKey, Flow>("FLOWS");
@@ -177,8 +177,8 @@ fn a_connection_keeps_its_other_port_until_it_ends() {
     }
     let (now, _) = fixture.egress("uplink", &dial).ends();
     // All packets of the new connection have one port.
-    let ack = Packet::tcp(&taken, net.remote);
+    let ack = PacketSpec::tcp(&taken, net.remote);
     assert_eq!(fixture.egress("uplink", &ack).ends().0, now);
-    let answer = Packet::tcp(net.remote, &now).flags("SA");
+    let answer = PacketSpec::tcp(net.remote, &now).flags("SA");
     assert_eq!(fixture.ingress("uplink", &answer).ends().1, taken);
 }

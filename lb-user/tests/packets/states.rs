@@ -1,6 +1,6 @@
 //! States of a flow, by the packets that it has seen.
 
-use lb_lab::packets::{Fixture, FixtureService, Packet};
+use lb_lab::packets::{Fixture, FixtureService, PacketSpec};
 
 use crate::{
     addresses::{V4, V6},
@@ -34,10 +34,10 @@ fn pass(fixture: &Fixture, packet: &str) {
         other => panic!("{other}"),
     };
     if packet.starts_with('>') {
-        let packet = Packet::tcp(V4.client, V4.node_port).flags(flags);
+        let packet = PacketSpec::tcp(V4.client, V4.node_port).flags(flags);
         fixture.ingress("uplink", &packet).passes_as(&packet.becomes(V4.client, V4.local));
     } else {
-        let packet = Packet::tcp(V4.local, V4.client).flags(flags);
+        let packet = PacketSpec::tcp(V4.local, V4.client).flags(flags);
         fixture.egress("uplink", &packet).passes_as(&packet.becomes(V4.node_port, V4.client));
     }
 }
@@ -84,9 +84,9 @@ fn a_syn_over_a_closed_connection_may_choose_another_backend() {
     web.drain(fixture.maps(), V4.local);
     pass(&fixture, ">A");
     pass(&fixture, ">R");
-    let syn = Packet::syn(V4.client, V4.node_port);
+    let syn = PacketSpec::syn(V4.client, V4.node_port);
     fixture.ingress("uplink", &syn).passes_as(&syn.becomes(V4.client, V4.local2));
-    let answer = Packet::tcp(V4.local2, V4.client).flags("SA");
+    let answer = PacketSpec::tcp(V4.local2, V4.client).flags("SA");
     fixture.egress("uplink", &answer).passes_as(&answer.becomes(V4.node_port, V4.client));
     // A late packet of the first backend is still translated.
     pass(&fixture, "<RA");
@@ -114,14 +114,14 @@ fn a_masqueraded_flow_goes_through_the_same_states() {
                 _ => "FA",
             };
             if packet.starts_with('>') {
-                let packet = Packet::tcp(net.client, net.node_port).flags(flags);
+                let packet = PacketSpec::tcp(net.client, net.node_port).flags(flags);
                 let sent = fixture.ingress("uplink", &packet);
                 let end = sent.ends().0;
                 assert!(node.is_empty() || node == end);
                 sent.is_redirected_as(&packet.becomes(&end, net.remote).routed());
                 node = end;
             } else {
-                let packet = Packet::tcp(net.remote, &node).flags(flags);
+                let packet = PacketSpec::tcp(net.remote, &node).flags(flags);
                 let back = packet.becomes(net.node_port, net.client).routed();
                 fixture.ingress("uplink", &packet).is_redirected_as(&back);
             }
@@ -146,10 +146,10 @@ fn an_sctp_association_opens_and_shuts_down() {
         (true, 1, "SYN_SENT"),
     ] {
         if from_client {
-            let packet = Packet::sctp_init(V4.client, V4.node_port).chunk(chunk);
+            let packet = PacketSpec::sctp_init(V4.client, V4.node_port).chunk(chunk);
             fixture.ingress("uplink", &packet).passes_as(&packet.becomes(V4.client, V4.local));
         } else {
-            let packet = Packet::sctp_init(V4.local, V4.client).chunk(chunk);
+            let packet = PacketSpec::sctp_init(V4.local, V4.client).chunk(chunk);
             fixture.egress("uplink", &packet).passes_as(&packet.becomes(V4.node_port, V4.client));
         }
         let flows = fixture.flows();
@@ -161,11 +161,11 @@ fn an_sctp_association_opens_and_shuts_down() {
 fn a_udp_flow_is_assured_by_the_first_answer() {
     let mut fixture = enter();
     fixture.serve(FixtureService::udp().node_port(V6.any).backends(&[V6.local]));
-    let packet = Packet::udp(V6.client, V6.node_port);
+    let packet = PacketSpec::udp(V6.client, V6.node_port);
     let is = |fixture: &mut Fixture, want| assert!(fixture.flows().iter().all(|flow| flow.ends_with(want)));
     fixture.ingress("uplink", &packet).passes_as(&packet.becomes(V6.client, V6.local));
     is(&mut fixture, "UNREPLIED");
-    let answer = Packet::udp(V6.local, V6.client);
+    let answer = PacketSpec::udp(V6.local, V6.client);
     fixture.egress("uplink", &answer).passes_as(&answer.becomes(V6.node_port, V6.client));
     is(&mut fixture, "ASSURED");
 }
@@ -173,11 +173,11 @@ fn a_udp_flow_is_assured_by_the_first_answer() {
 #[test]
 fn a_query_from_a_reused_port_leaves_a_serving_terminating_backend_and_a_conversation_stays() {
     let ask = |fixture: &Fixture, backend| {
-        let question = Packet::udp(V4.client, V4.node_port);
+        let question = PacketSpec::udp(V4.client, V4.node_port);
         fixture.ingress("uplink", &question).passes_as(&question.becomes(V4.client, backend));
     };
     let answer = |fixture: &Fixture, backend| {
-        let answer = Packet::udp(backend, V4.client);
+        let answer = PacketSpec::udp(backend, V4.client);
         fixture.egress("uplink", &answer).passes_as(&answer.becomes(V4.node_port, V4.client));
     };
     for is_conversation in [false, true] {

@@ -1,7 +1,7 @@
 //! Packets of no Service pass without a changed octet.
 
 use etherparse::{IpNumber, PacketBuilder};
-use lb_lab::packets::{FixtureService, Packet, Part};
+use lb_lab::packets::{FixtureService, PacketSpec, Part};
 
 use crate::{
     addresses::{BOTH, V4},
@@ -62,16 +62,16 @@ fn connections_of_no_service_pass_unchanged() {
         for (from, to) in [(net.client, net.local), (net.pod, elsewhere), (elsewhere, net.pod), (net.local, net.client)]
         {
             for packet in [
-                Packet::syn(from, to),
-                Packet::tcp(from, to).flags("SA"),
-                Packet::tcp(from, to).flags("FA"),
-                Packet::udp(from, to),
-                Packet::udp(from, to).without_sum(),
-                Packet::sctp_init(from, to),
-                Packet::udp(from, to).with_extras(),
-                Packet::udp(from, to).part(Part::First, 5),
-                Packet::udp(from, to).part(Part::Later, 5),
-                Packet::tcp(from, to).ttl(1),
+                PacketSpec::syn(from, to),
+                PacketSpec::tcp(from, to).flags("SA"),
+                PacketSpec::tcp(from, to).flags("FA"),
+                PacketSpec::udp(from, to),
+                PacketSpec::udp(from, to).without_sum(),
+                PacketSpec::sctp_init(from, to),
+                PacketSpec::udp(from, to).with_extras(),
+                PacketSpec::udp(from, to).part(Part::First, 5),
+                PacketSpec::udp(from, to).part(Part::Later, 5),
+                PacketSpec::tcp(from, to).ttl(1),
             ] {
                 for device in ["uplink", "pod1"] {
                     fixture.ingress(device, &packet).passes_unchanged();
@@ -87,6 +87,6 @@ fn connections_of_no_service_pass_unchanged() {
 fn a_device_that_is_not_served_passes_everything() {
     let mut fixture = enter();
     fixture.serve(FixtureService::tcp().node_port(V4.any).backends(&[V4.local]));
-    fixture.ingress("uplink-end", &Packet::syn(V4.client, V4.node_port)).passes_unchanged();
-    fixture.egress("uplink-end", &Packet::syn(V4.client, V4.cluster_ip)).passes_unchanged();
+    fixture.ingress("uplink-end", &PacketSpec::syn(V4.client, V4.node_port)).passes_unchanged();
+    fixture.egress("uplink-end", &PacketSpec::syn(V4.client, V4.cluster_ip)).passes_unchanged();
 }

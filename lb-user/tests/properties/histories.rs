@@ -5,7 +5,7 @@ use std::{cell::Cell, net::Ipv4Addr};
 use lb_agent::reconcile::Reconciler;
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, Caller, Cause, Choice, Frontend, FrontendKey, Kind, List, MaglevKey,
-    NodeAddr, Service, ServiceFlags, Slot, SlotKey, Tables, Verdict, select,
+    NodeAddr, ServiceEntry, ServiceFlags, Slot, SlotKey, Tables, Verdict, select,
 };
 use lb_core::{
     model::Settings,
@@ -263,7 +263,7 @@ impl Tables for InterleavedReader<'_> {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.now().frontend(key)
     }
-    fn service(&self, id: u32) -> Option<Service> {
+    fn service(&self, id: u32) -> Option<ServiceEntry> {
         self.now().service(id)
     }
     fn slot(&self, key: &SlotKey) -> Option<Slot> {

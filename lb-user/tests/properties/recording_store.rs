@@ -2,7 +2,7 @@
 
 use lb_common::{
     Backend, BackendFlags, Frontend, FrontendKey, Kind, List, MAGLEV_LEN, Maglev, MaglevKey, Proto, Range, RangeKey,
-    Service, Slot, SlotKey,
+    ServiceEntry, Slot, SlotKey,
 };
 use lb_core::{
     op::Op,
@@ -104,7 +104,7 @@ pub fn corrupt(dump: &mut Dump) {
     // A second id for a name, and the entry of the first missing.
     if let Some((&id, key)) = dump.names.first_key_value() {
         dump.names.insert(top + 3, key.clone());
-        dump.services.insert(top + 3, Service { cluster_len: 2, ..Service::default() });
+        dump.services.insert(top + 3, ServiceEntry { cluster_len: 2, ..ServiceEntry::default() });
         dump.services.remove(&id);
         // Gaps between slots, a slot beyond the list, a backend of another service port, an unknown backend.
         dump.slots.remove(&SlotKey::new(id, List::Cluster, 0));

@@ -18,7 +18,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use lb_common::{Device, DeviceFlags, Hook};
 use lb_dataplane::attach::tc;
 use lb_kernel::{bpf as sys, bpf::typed::TypedMap};
-use lb_lab::Namespace;
+use lb_lab::LabNamespace;
 use rustix::process::Signal;
 
 use crate::{
@@ -394,7 +394,7 @@ fn cleanup_from_another_namespace(node: &mut StoryNode) {
     wait_until_attached("up0");
     agent.kill();
     let cleanup = || beeline().arg("--pins").arg(&node.pins).arg("cleanup").output();
-    let output = Namespace::new().enter(cleanup).expect("the beeline binary");
+    let output = LabNamespace::new().enter(cleanup).expect("the beeline binary");
     assert!(output.status.success(), "{output:?}");
     assert!(programs("up0").is_empty() && !has_clsact("up0") && !node.pins.exists());
 }

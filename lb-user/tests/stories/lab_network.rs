@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_lab::network::{Host, Lan, Options, RpFilter};
+use lb_lab::network::{Host, Lan, LanOptions, RpFilter};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
@@ -50,7 +50,7 @@ fn assert_reachable(client: &Host, server: &Host) {
 }
 
 fn hosts_reach_each_other(_: &mut StoryNode) {
-    let lan = Lan::make(Options { pods: 2, ..Options::default() });
+    let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
     let hosts: Vec<&Host> = [&lan.node1, &lan.node2].into_iter().flat_map(|node| &node.pods).collect();
     let hosts = [hosts, vec![&lan.client, &lan.node1.host, &lan.node2.host]].concat();
     hosts.iter().for_each(|host| serve(host));
@@ -67,7 +67,7 @@ fn hosts_reach_each_other(_: &mut StoryNode) {
 
 fn reverse_path_is_filtered(_: &mut StoryNode) {
     for (rp_filter, passes) in [(RpFilter::Strict, false), (RpFilter::Loose, true), (RpFilter::Off, true)] {
-        let lan = Lan::make(Options { rp_filter, ..Options::default() });
+        let lan = Lan::make(LanOptions { rp_filter, ..LanOptions::default() });
         let pod = lan.node1.pods.first().expect("a pod");
         serve(&lan.client);
         // The pod uses an address of node2 as its source, to which node1 has another route.
@@ -103,7 +103,7 @@ fn count(host: &Host, name: &str) -> u32 {
 
 fn transfers_arrive(_: &mut StoryNode) {
     for mtu in [1400, 1500, 9000] {
-        let lan = Lan::make(Options { mtu, ..Options::default() });
+        let lan = Lan::make(LanOptions { mtu, ..LanOptions::default() });
         let pod = lan.node2.pods.first().expect("a pod");
         for ip in addresses(pod) {
             let to = SocketAddr::from((ip, PORT));
@@ -117,7 +117,7 @@ fn transfers_arrive(_: &mut StoryNode) {
 fn network_is_removed(_: &mut StoryNode) {
     let before = links();
     let start = Instant::now();
-    let lan = Lan::make(Options { pods: 3, ..Options::default() });
+    let lan = Lan::make(LanOptions { pods: 3, ..LanOptions::default() });
     let took = start.elapsed();
     println!("made in {took:?}");
     assert!(took < Duration::from_secs(if is_slow() { 30 } else { 3 }));

@@ -1,7 +1,7 @@
 //! NetworkPolicy as a CNI enforces it, here by nftables rules where each node forwards packets: the rules see client
 //! and backend although Beeline translates (CVE-2026-33726, CVE-2025-30162).
 
-use lb_lab::network::{Host, Lan, Options};
+use lb_lab::network::{Host, Lan, LanOptions};
 use std::{
     net::{IpAddr, SocketAddr, TcpStream},
     time::Duration,
@@ -21,7 +21,7 @@ pub const STORIES: &[Story] =
 const TARGET: u16 = 8080;
 
 /// Makes a node forward only between this client and the port of this server.
-fn forward_only(node: &lb_lab::network::Node, client: IpAddr, server: IpAddr) {
+fn forward_only(node: &lb_lab::network::LabNode, client: IpAddr, server: IpAddr) {
     let ip = if server.is_ipv4() { "ip" } else { "ip6" };
     let rules = format!(
         "table inet cni\ndelete table inet cni\ntable inet cni {{\nchain forward {{\n\
@@ -38,7 +38,7 @@ fn is_answered(client: &Host, to: SocketAddr) -> bool {
 }
 
 fn policy_sees_both_ends(node: &mut StoryNode) {
-    let lan = Lan::make(Options { pods: 2, ..Options::default() });
+    let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
     let tool = std::process::Command::new("nft").arg("--version").output();
     if tool.is_err() {
         println!("LACKS nft: no policy can be enforced");

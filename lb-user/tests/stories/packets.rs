@@ -12,7 +12,7 @@ use std::{
 
 use lb_common::Hook;
 use lb_kernel::bpf as sys;
-use lb_lab::network::{Host, Lan, Options};
+use lb_lab::network::{Host, Lan, LanOptions};
 use rustix::io::Errno;
 
 use crate::{
@@ -105,7 +105,7 @@ pub fn has_filters(lan: &Lan) -> bool {
     lan.node1.host.net.run(&["tc", "filter", "show", "dev", "eth0", "ingress"]).contains("tc_ingress")
 }
 
-pub fn pod(node: &lb_lab::network::Node) -> &Host {
+pub fn pod(node: &lb_lab::network::LabNode) -> &Host {
     node.pods.first().expect("a pod")
 }
 
@@ -115,7 +115,7 @@ fn wait_for_backends(agent: &Agent, count: usize) {
 
 /// A local backend sees the client address, a remote one the address of node1, and the client sees the NodePort.
 fn node_ports_reach_pods(node: &mut StoryNode) {
-    let lan = Lan::make(Options::default());
+    let lan = Lan::make(LanOptions::default());
     let (here, there) = (pod(&lan.node1), pod(&lan.node2));
     [here, there].into_iter().for_each(serve);
     let mut agent = None;
@@ -140,7 +140,7 @@ fn node_ports_reach_pods(node: &mut StoryNode) {
 }
 
 fn no_endpoint(node: &mut StoryNode) {
-    let lan = Lan::make(Options::default());
+    let lan = Lan::make(LanOptions::default());
     let there = pod(&lan.node2);
     serve(there);
     node.write("web.yaml", &service("Cluster", &[]));
@@ -185,7 +185,7 @@ fn assert_reset(to: SocketAddr) {
 
 fn rollout_fails_no_connection(node: &mut StoryNode) {
     const CONNECTIONS: usize = 10_000;
-    let lan = Lan::make(Options { pods: 2, ..Options::default() });
+    let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
     let hosts: Vec<(&Host, &str)> = [(&lan.node1, "here"), (&lan.node2, "there")]
         .iter()
         .flat_map(|(node, name)| node.pods.iter().map(move |pod| (pod, *name)))
@@ -227,7 +227,7 @@ fn rollout_fails_no_connection(node: &mut StoryNode) {
 /// A stream arrives while the agent is killed and restarted (without host routing) and the endpoints are removed.
 fn gigabyte_arrives(node: &mut StoryNode) {
     const BYTES: usize = 1 << 30;
-    let lan = Lan::make(Options::default());
+    let lan = Lan::make(LanOptions::default());
     let (here, there) = (pod(&lan.node1), pod(&lan.node2));
     for (host, name, flags) in
         [(here, "here", [].as_slice()), (there, "there", &[]), (here, "here", &["--host-routing"])]
@@ -301,7 +301,7 @@ fn is_host_routed(node: &StoryNode, lan: &Lan, link: &str) -> bool {
 /// The stack of the node forwards all packets between an external client and a local pod, and none with
 /// `--host-routing`.
 fn host_routing_bypasses_the_stack(node: &mut StoryNode) {
-    let lan = Lan::make(Options::default());
+    let lan = Lan::make(LanOptions::default());
     let here = pod(&lan.node1);
     serve(here);
     node.write("web.yaml", &service("Cluster", &addresses(here).map(|ip| (ip, "here"))));
@@ -340,7 +340,7 @@ fn host_routing_bypasses_the_stack(node: &mut StoryNode) {
 /// Without room for the programs at a pod device, host routing is off for that pod: its replies would not be
 /// translated.
 fn full_hook_keeps_pods_reachable(node: &mut StoryNode) {
-    let lan = Lan::make(Options::default());
+    let lan = Lan::make(LanOptions::default());
     let here = pod(&lan.node1);
     serve(here);
     node.write("web.yaml", &service("Cluster", &addresses(here).map(|ip| (ip, "here"))));
@@ -369,7 +369,7 @@ fn full_hook_keeps_pods_reachable(node: &mut StoryNode) {
 
 /// The agent does not serve the sockets of the pod; the programs at the pod device translate its packets.
 fn pod_devices_translate(node: &mut StoryNode) {
-    let lan = Lan::make(Options { pods: 2, ..Options::default() });
+    let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
     let (client, neighbour, far) = (pod(&lan.node1), &lan.node1.pods[1], pod(&lan.node2));
     [client, neighbour, far].into_iter().for_each(serve);
     let agent = agent(node, &lan, &["--pod-devices", "pod2"]);

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_lab::network::{Host, Lan, Options};
+use lb_lab::network::{Host, Lan, LanOptions};
 
 use crate::{
     Story,
@@ -64,7 +64,7 @@ fn wait_for_devices(node: &StoryNode, lan: &Lan, served: &[&str]) {
 }
 
 fn backends_are_where_the_routes_say(node: &mut StoryNode) {
-    let lan = Lan::make(Options::default());
+    let lan = Lan::make(LanOptions::default());
     let (node1, client) = (&lan.node1, &lan.client);
     let (host, container, unnumbered) = (node1.add_network(), node1.add_container(), node1.add_unnumbered_pod());
     let by_eth1: [IpAddr; 2] = [[10, 9, 0, 1].into(), "fd09::1".parse().expect("an address")];
@@ -106,7 +106,7 @@ fn backends_are_where_the_routes_say(node: &mut StoryNode) {
 }
 
 fn node_ports_answer_everywhere(node: &mut StoryNode) {
-    let lan = Lan::make(Options::default());
+    let lan = Lan::make(LanOptions::default());
     let node1 = &lan.node1;
     let (host, container) = (node1.add_network(), node1.add_container());
     let (here, far) = (pod(node1), pod(&lan.node2));

@@ -12,7 +12,7 @@ use std::{
 use lb_common::{FlowFlags, FlowKey, PodModeEntry};
 use lb_dataplane::flows::Flows;
 use lb_kernel::bpf::typed::TypedMap;
-use lb_lab::network::{Host, Lan, Options};
+use lb_lab::network::{Host, Lan, LanOptions};
 
 use crate::{
     Story,
@@ -182,7 +182,7 @@ fn modes_follow_the_label(node: &mut StoryNode) {
     if !has_netns_cookie() {
         return;
     }
-    let lan = Lan::make(Options { pods: 2, ..Options::default() });
+    let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
     let ([client, neighbour], [far, _]) = (&lan.node1.pods[..], &lan.node2.pods[..]) else { panic!("two pods each") };
     [far, neighbour].into_iter().for_each(serve);
     serve_vips(&lan.node1.host);
@@ -247,7 +247,7 @@ fn mesh_sees_vips(node: &mut StoryNode) {
     if !has_netns_cookie() {
         return;
     }
-    let lan = Lan::make(Options { pods: 2, ..Options::default() });
+    let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
     let ([client, own], [far, _]) = (&lan.node1.pods[..], &lan.node2.pods[..]) else { panic!("two pods each") };
     serve(far);
     [client, own].into_iter().for_each(serve_vips);
@@ -278,7 +278,7 @@ fn mesh_sees_vips(node: &mut StoryNode) {
 }
 
 fn bad_modes_are_refused(node: &mut StoryNode) {
-    let lan = Lan::make(Options { pods: 2, ..Options::default() });
+    let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
     let ([client, _], [far, _]) = (&lan.node1.pods[..], &lan.node2.pods[..]) else { panic!("two pods each") };
     serve(far);
     node.write("web.yaml", &services(far));
@@ -323,7 +323,7 @@ fn modes_survive_the_agent(node: &mut StoryNode) {
     if !has_netns_cookie() {
         return;
     }
-    let lan = Lan::make(Options { pods: 2, ..Options::default() });
+    let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
     let ([client, late], [far, _]) = (&lan.node1.pods[..], &lan.node2.pods[..]) else { panic!("two pods each") };
     serve(far);
     node.write("web.yaml", &services(far));

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use lb_lab::network::{Lan, Options};
+use lb_lab::network::{Lan, LanOptions};
 use rustix::net::{AddressFamily, SocketType, bind, connect, ipproto, listen, socket};
 
 use crate::{
@@ -61,7 +61,7 @@ fn sctp_reaches_pods(node: &mut StoryNode) {
         println!("LACKS SCTP in this kernel: {error}");
         return;
     }
-    let lan = Lan::make(Options::default());
+    let lan = Lan::make(LanOptions::default());
     let (here, there) = (pod(&lan.node1), pod(&lan.node2));
     for host in [here, there] {
         host.net.enter(|| addresses(host).into_iter().for_each(|ip| sctp_server((ip, TARGET).into())));
@@ -88,7 +88,7 @@ fn sctp_reaches_pods(node: &mut StoryNode) {
 
 /// The client dials through a VLAN on the wire of node1; the route to the remote backend has no VLAN.
 fn vlan_clients_reach_pods(node: &mut StoryNode) {
-    let lan = Lan::make(Options::default());
+    let lan = Lan::make(LanOptions::default());
     let add = ["link", "add", "link", "eth0", "name", "eth0.5", "type", "vlan", "id", "5"];
     let made = lan.node1.host.net.enter(|| Command::new("ip").args(add).output()).expect("the command ip");
     if !made.status.success() {

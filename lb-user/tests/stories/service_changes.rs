@@ -17,7 +17,7 @@ use crate::{
     sockets::{Client, at, udp_server},
     stale_sockets::{ended_count, has_ended},
 };
-use lb_lab::network::{Lan, Options};
+use lb_lab::network::{Lan, LanOptions};
 
 pub const STORIES: &[Story] = &[
     ("udp_flows_end_with_the_last_endpoint_of_their_service_and_tcp_flows_stay", flows_end_with_the_last_endpoint),
@@ -145,7 +145,7 @@ fn sockets_follow_their_vip_across_a_restart(node: &mut StoryNode) {
 }
 
 fn flows_follow_a_node_port(node: &mut StoryNode) {
-    let lan = Lan::make(Options { pods: 2, ..Options::default() });
+    let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
     let [first, second] = lan.node1.pods.as_slice() else { panic!("two pods") };
     [first, second].into_iter().for_each(packets::serve);
     let of = |pod| packets::service("Cluster", &packets::addresses(pod).map(|ip| (ip, "here")));
@@ -178,7 +178,7 @@ fn flows(node: &StoryNode, proto: u8) -> Vec<Entry> {
 fn flows_end_with_the_last_endpoint(node: &mut StoryNode) {
     const TCP: u8 = 6;
     const UDP: u8 = 17;
-    let lan = Lan::make(Options::default());
+    let lan = Lan::make(LanOptions::default());
     let pod = packets::pod(&lan.node1);
     packets::serve(pod);
     node.write("web.yaml", &packets::service("Cluster", &packets::addresses(pod).map(|ip| (ip, "here"))));

@@ -11,7 +11,7 @@ use std::{
 use lb_common::{AddrPort, FrontendKey, Proto, Translation};
 use lb_dataplane::sockets::{self, EndReport, Search};
 use lb_kernel::sock_diag::bound_sockets;
-use lb_lab::Namespace;
+use lb_lab::LabNamespace;
 use rustix::{
     io::{Errno, Result},
     mount::mount_bind,
@@ -274,7 +274,7 @@ fn bind_to_device(client: &Client, name: &str) {
 
 /// Runs `work` in a new network namespace with the first backend of each family on `lo`.
 pub fn in_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    let net = Namespace::new();
+    let net = LabNamespace::new();
     net.setup().up("lo").address("lo", "10.0.0.1/32").address("lo", "fd00::1/128").apply();
     net.enter(work)
 }

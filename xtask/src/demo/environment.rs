@@ -9,8 +9,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lb_lab::Namespace;
-use lb_lab::link::Link;
+use lb_lab::LabNamespace;
+use lb_lab::link::LinkSpec;
 use lb_lab::machine::Machine;
 use lb_lab::sandbox::cgroup2;
 
@@ -206,8 +206,8 @@ fn set_up(resources: &Resources) -> Result<(Machine, Child)> {
     for cgroup in [cgroup, &cgroup.join("node"), &cgroup.join("backends")] {
         fs::create_dir(cgroup).with_context(|| format!("making the cgroup {}", cgroup.display()))?;
     }
-    let (node, backends) = (Namespace::new(), Namespace::new());
-    node.setup().up("lo").link("veth0", &Link::veth_to(&backends, "veth0")).apply();
+    let (node, backends) = (LabNamespace::new(), LabNamespace::new());
+    node.setup().up("lo").link("veth0", &LinkSpec::veth_to(&backends, "veth0")).apply();
     backends.setup().up("lo").up("veth0").apply();
     for (namespace, addresses) in [(&node, NODE.as_slice()), (&backends, BACKENDS.as_slice())] {
         addresses.iter().fold(namespace.setup(), |setup, address| setup.address("veth0", address)).apply();
@@ -218,7 +218,7 @@ fn set_up(resources: &Resources) -> Result<(Machine, Child)> {
 }
 
 /// Starts the backends, and waits until all of them listen.
-fn start_backends(cgroup: &Path, namespace: &Namespace) -> Result<Child> {
+fn start_backends(cgroup: &Path, namespace: &LabNamespace) -> Result<Child> {
     let mut command = Command::new("sh");
     command.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""]);
     command.arg(cgroup).args([&own_program(), "demo-process", "serve"]);

@@ -176,7 +176,7 @@ fn an_observer_learns_which_backend_was_avoided() {
 
 #[test]
 fn an_observer_learns_the_use_of_affinity() {
-    let service = Service { affinity_seconds: 10, ..Service::default() };
+    let service = ServiceEntry { affinity_seconds: 10, ..ServiceEntry::default() };
     let mut mem = mem(Kind::ClusterIp, 3, 0, service, &[]);
     let key = SOCKET.client.affinity_key(1);
     let scheduled = E::Scheduled { backend: 10, reason: By::Random };

@@ -14,7 +14,7 @@ use std::{
 #[derive(Default)]
 struct Mem {
     frontends: BTreeMap<FrontendKey, Frontend>,
-    services: BTreeMap<u32, Service>,
+    services: BTreeMap<u32, ServiceEntry>,
     slots: BTreeMap<SlotKey, Slot>,
     backends: BTreeMap<u32, Backend>,
     node_addrs: BTreeMap<Addr, NodeAddr>,
@@ -29,7 +29,7 @@ impl Tables for Mem {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends.get(key).copied()
     }
-    fn service(&self, id: u32) -> Option<Service> {
+    fn service(&self, id: u32) -> Option<ServiceEntry> {
         self.services.get(&id).copied()
     }
     fn slot(&self, key: &SlotKey) -> Option<Slot> {
@@ -127,7 +127,7 @@ fn vip(port: u16) -> FrontendKey {
 }
 
 /// A service port with backends 10, 11, … in the cluster list and 100, 101, … in the local list, with `weights`, or 1.
-fn mem(kind: Kind, cluster: u32, local: u32, service: Service, weights: &[u16]) -> Mem {
+fn mem(kind: Kind, cluster: u32, local: u32, service: ServiceEntry, weights: &[u16]) -> Mem {
     let mut mem = Mem::default();
     mem.frontends.insert(vip(80), Frontend::new(1, kind));
     let mut lens = [0; 2];
@@ -147,16 +147,16 @@ fn mem(kind: Kind, cluster: u32, local: u32, service: Service, weights: &[u16]) 
     let [cluster_len, local_len] = lens;
     let strides = |len: u32| if len > 2 { len - 1 } else { 1 };
     let (cluster_stride, local_stride) = (strides(cluster_len), strides(local_len));
-    mem.services.insert(1, Service { cluster_len, local_len, cluster_stride, local_stride, ..service });
+    mem.services.insert(1, ServiceEntry { cluster_len, local_len, cluster_stride, local_stride, ..service });
     mem
 }
 
 fn plain(kind: Kind, cluster: u32, local: u32, flags: u32) -> Mem {
-    mem(kind, cluster, local, Service { flags, ..Service::default() }, &[])
+    mem(kind, cluster, local, ServiceEntry { flags, ..ServiceEntry::default() }, &[])
 }
 
 fn scheduled(scheduler: Scheduler, cluster: u32, weights: &[u16]) -> Mem {
-    mem(Kind::ClusterIp, cluster, 0, Service { scheduler: scheduler as u32, ..Service::default() }, weights)
+    mem(Kind::ClusterIp, cluster, 0, ServiceEntry { scheduler: scheduler as u32, ..ServiceEntry::default() }, weights)
 }
 
 fn backend(verdict: Verdict) -> Option<u32> {
@@ -277,14 +277,14 @@ fn rule_6_a_node_port_answers_at_the_nodes_own_addresses_only() {
     }
     // CVE-2019-9946: the exact address and port of a Service come before a NodePort.
     mem.frontends.insert(key("192.0.2.1", 30080), Frontend::new(2, Kind::ExternalIp));
-    mem.services.insert(2, Service::default());
+    mem.services.insert(2, ServiceEntry::default());
     let verdict = select(&mem, &pod, &key("192.0.2.1", 30080), 0);
     assert_eq!(verdict, Verdict::Refused(2, Cause::NoEndpoints));
 }
 
 #[test]
 fn rule_7_a_client_sticks_to_a_backend_of_the_list_in_use_until_its_time_is_over() {
-    let service = Service { affinity_seconds: 10, flags: ServiceFlags::INTERNAL_LOCAL, ..Service::default() };
+    let service = ServiceEntry { affinity_seconds: 10, flags: ServiceFlags::INTERNAL_LOCAL, ..ServiceEntry::default() };
     let mut mem = mem(Kind::ExternalIp, 8, 2, service, &[]);
     mem.frontends.insert(vip(81), Frontend::new(1, Kind::ClusterIp));
     let at = |seconds: u64, netns| Client {
@@ -365,7 +365,7 @@ impl Caller for Bypassed {
 
 #[test]
 fn a_socket_of_a_pod_with_another_mode_gets_no_backend_and_takes_no_turn() {
-    let service = Service { affinity_seconds: 9, ..scheduled(Scheduler::Rr, 2, &[]).services[&1] };
+    let service = ServiceEntry { affinity_seconds: 9, ..scheduled(Scheduler::Rr, 2, &[]).services[&1] };
     let mut mem = scheduled(Scheduler::Rr, 2, &[]);
     mem.services.insert(1, service);
     assert_eq!(select(&mem, &Bypassed, &vip(80), 0), Verdict::NotService);

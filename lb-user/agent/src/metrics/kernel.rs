@@ -91,7 +91,7 @@ pub fn read(directory: &Path, backends: Option<usize>, flows: Option<u64>) -> Re
     let (maps, programs) = read_pins(directory, flows)?;
     let dump = store.dump_of(&[Table::Services])?;
     let without_local = [ServiceFlags::INTERNAL_LOCAL, ServiceFlags::EXTERNAL_LOCAL].map(|flag| {
-        let lacks_local = |service: &&lb_common::Service| {
+        let lacks_local = |service: &&lb_common::ServiceEntry| {
             service.flags & flag != 0 && service.local_len == 0 && service.cluster_len > 0
         };
         dump.services.values().filter(lacks_local).count() as u64

@@ -282,7 +282,7 @@ fn a_map_that_is_fuller_than_the_shadow_is_read_again() {
     reconciler.handle(empty_lists());
     assert_eq!(reconciler.pass().writes, 0);
     // Another process fills the map.
-    reconciler.store_mut().dump.services.insert(77, lb_common::Service::default());
+    reconciler.store_mut().dump.services.insert(77, lb_common::ServiceEntry::default());
     reconciler.handle([Event::Apply(service("a", 1))]);
     let report = reconciler.pass();
     let error = format!("{:#}", report.failure.expect("the map is full"));

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, num::NonZeroU32};
 
-use lb_common::{Backend, Frontend, List, MaglevKey, NEVER, RangeKey, Scheduler, Service, ServiceFlags, SlotKey};
+use lb_common::{Backend, Frontend, List, MaglevKey, NEVER, RangeKey, Scheduler, ServiceEntry, ServiceFlags, SlotKey};
 
 use super::{
     Phase, Planner,
@@ -195,9 +195,9 @@ impl Planner<'_> {
         scratch.doomed = doomed;
     }
 
-    fn service_value(&mut self, id: u32, have: Option<&Port>, old: Service, want: &PortSpec) {
+    fn service_value(&mut self, id: u32, have: Option<&Port>, old: ServiceEntry, want: &PortSpec) {
         let (cluster_len, local_len) = (want.len(List::Cluster), want.len(List::Local));
-        let new = Service {
+        let new = ServiceEntry {
             cluster_len,
             local_len,
             cluster_stride: stride(cluster_len),
@@ -302,17 +302,17 @@ impl PortSpec {
 
 /// Returns the value between `old` and `new` that holds while frontends come and go. Frontends of either find a
 /// non-empty list if their own value has one; source ranges of either are enforced.
-fn between(old: &Service, new: &Service) -> Service {
+fn between(old: &ServiceEntry, new: &ServiceEntry) -> ServiceEntry {
     // A list that becomes empty, or a policy whose list becomes empty, changes later.
-    let later = |len: &dyn Fn(&Service) -> u32| if len(new) == 0 && len(old) > 0 { *old } else { *new };
+    let later = |len: &dyn Fn(&ServiceEntry) -> u32| if len(new) == 0 && len(old) > 0 { *old } else { *new };
     let cluster = later(&|service| service.cluster_len);
     let local = later(&|service| service.local_len);
     let by = |flag: u32| {
-        let list = |service: &Service| if service.flags & flag == 0 { List::Cluster } else { List::Local };
+        let list = |service: &ServiceEntry| if service.flags & flag == 0 { List::Cluster } else { List::Local };
         later(&|service| service.len(list(service))).flags & flag
     };
     let bound = (old.flags | new.flags) & ServiceFlags::SOURCE_RANGES;
-    Service {
+    ServiceEntry {
         cluster_len: cluster.cluster_len,
         cluster_stride: cluster.cluster_stride,
         local_len: local.local_len,

@@ -10,7 +10,7 @@ use std::{
 
 use foldhash::{HashMap, HashSet};
 use lb_common::{
-    Addr, Backend, Frontend, FrontendKey, List, Maglev, MaglevKey, NodeAddr, RangeKey, Service, Slot, SlotKey,
+    Addr, Backend, Frontend, FrontendKey, List, Maglev, MaglevKey, NodeAddr, RangeKey, ServiceEntry, Slot, SlotKey,
 };
 
 use smallvec::{SmallVec, smallvec};
@@ -57,7 +57,7 @@ pub struct Port {
     /// Entry of `NAMES`.
     pub key: Option<PortKey>,
     /// Entry of `SERVICES`.
-    pub service: Option<Service>,
+    pub service: Option<ServiceEntry>,
     /// Frontends that point here, unordered.
     pub frontends: SmallVec<[FrontendKey; 1]>,
     lists: [Slots; 2],

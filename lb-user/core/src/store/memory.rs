@@ -3,8 +3,8 @@
 use std::io;
 
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, List, MaglevKey, NodeAddr, Service, Slot, SlotKey,
-    State, Tables,
+    Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, List, MaglevKey, NodeAddr, ServiceEntry, Slot,
+    SlotKey, State, Tables,
 };
 
 use super::{Dump, Limits, Partial, Store, StoreError};
@@ -213,7 +213,7 @@ impl Tables for Dump {
         self.frontends.get(key).copied()
     }
 
-    fn service(&self, id: u32) -> Option<Service> {
+    fn service(&self, id: u32) -> Option<ServiceEntry> {
         self.services.get(&id).copied()
     }
 
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn a_full_map_and_a_fault_end_the_list_where_they_strike() {
         let limits = Limits { services: 2, ..Limits::DEFAULT };
-        let puts: Vec<_> = (1..=3).map(|id| Op::PutService(id, Service::default())).collect();
+        let puts: Vec<_> = (1..=3).map(|id| Op::PutService(id, ServiceEntry::default())).collect();
         let mut store = MemoryStore::new(limits);
         let partial = store.apply(&puts).expect_err("the third does not fit");
         assert!(matches!(partial, Partial { done: 2, error: StoreError::Full(Table::Services) }));

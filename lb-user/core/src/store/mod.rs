@@ -8,7 +8,7 @@ pub use memory::{Faults, MemoryStore};
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
-    Addr, Backend, Frontend, FrontendKey, Maglev, MaglevKey, NodeAddr, RangeKey, Service, Slot, SlotKey, capacity,
+    Addr, Backend, Frontend, FrontendKey, Maglev, MaglevKey, NodeAddr, RangeKey, ServiceEntry, Slot, SlotKey, capacity,
 };
 
 use crate::{
@@ -24,7 +24,7 @@ pub struct Dump {
     /// `FRONTEND_BITS`: the words that are not 0.
     pub frontend_bits: BTreeMap<u32, u64>,
     /// `SERVICES`
-    pub services: BTreeMap<u32, Service>,
+    pub services: BTreeMap<u32, ServiceEntry>,
     /// `SLOTS`
     pub slots: BTreeMap<SlotKey, Slot>,
     /// `BACKENDS`

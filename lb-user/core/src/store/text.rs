@@ -201,7 +201,7 @@ mod tests {
     use crate::{objects::Key, spec::PortKey};
     use expect_test::{Expect, expect};
     use lb_common::Family;
-    use lb_common::{Frontend, FrontendKey, Proto, Service};
+    use lb_common::{Frontend, FrontendKey, Proto, ServiceEntry};
     use std::net::Ipv4Addr;
 
     fn slot(last: u8, backend: u32) -> Slot {
@@ -224,7 +224,12 @@ mod tests {
         let mut dump = dump.with_bits();
         dump.services.insert(
             7,
-            Service { cluster_len: 2, flags: ServiceFlags::INTERNAL_LOCAL, drain_seconds: NEVER, ..Service::default() },
+            ServiceEntry {
+                cluster_len: 2,
+                flags: ServiceFlags::INTERNAL_LOCAL,
+                drain_seconds: NEVER,
+                ..ServiceEntry::default()
+            },
         );
         for (index, slot) in [slot(1, 4), slot(2, 5)].into_iter().enumerate() {
             let index = u32::try_from(index).expect("small");

@@ -9,7 +9,7 @@ pub use counters::counters;
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Result;
-use lb_common::{Affinity, AffinityKey, Backend, BackendStats, PortStats, Service};
+use lb_common::{Affinity, AffinityKey, Backend, BackendStats, PortStats, ServiceEntry};
 
 use lb_core::ids::HighestIds;
 use lb_kernel::bpf::typed::TypedMap;
@@ -149,7 +149,7 @@ impl StatMaps {
 
 /// Lookup of ids in the maps that the agent writes. An id that cannot be looked up counts as present.
 pub struct LiveIds {
-    services: TypedMap<u32, Service>,
+    services: TypedMap<u32, ServiceEntry>,
     backends: TypedMap<u32, Backend>,
 }
 
@@ -172,7 +172,7 @@ impl LiveIds {
     fn affinity_seconds(&self, id: u32) -> Option<u32> {
         self.services
             .get(&id)
-            .unwrap_or(Some(Service { affinity_seconds: u32::MAX, ..Service::default() }))
+            .unwrap_or(Some(ServiceEntry { affinity_seconds: u32::MAX, ..ServiceEntry::default() }))
             .map(|service| service.affinity_seconds)
     }
 }

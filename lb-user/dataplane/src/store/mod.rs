@@ -9,8 +9,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{Pod, maps::MapData};
 use lb_common::{
-    Addr, Backend, Frontend, FrontendKey, List, Maglev, MaglevKey, Name, Names, NodeAddr, Proto, RangeKey, Service,
-    Slot, SlotKey,
+    Addr, Backend, Frontend, FrontendKey, List, Maglev, MaglevKey, Name, Names, NodeAddr, Proto, RangeKey,
+    ServiceEntry, Slot, SlotKey,
 };
 
 use lb_common::Family;
@@ -34,7 +34,7 @@ const TABLES: usize = 16;
 pub struct BpfStore {
     frontends: TypedMap<FrontendKey, Frontend>,
     frontend_bits: TypedMap<u32, u64>,
-    services: TypedMap<u32, Service>,
+    services: TypedMap<u32, ServiceEntry>,
     slots: TypedMap<SlotKey, Slot>,
     backends: TypedMap<u32, Backend>,
     names: TypedMap<u32, Names>,
@@ -103,7 +103,7 @@ impl BpfStore {
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn service(&self, id: u32) -> Result<Option<Service>> {
+    pub fn service(&self, id: u32) -> Result<Option<ServiceEntry>> {
         self.services.get(&id)
     }
 
@@ -216,7 +216,7 @@ pub fn copy(table: Table, from: MapData, to: MapData) -> Result<()> {
     match table {
         Table::Frontends => copy_as::<FrontendKey, Frontend>(table, from, to),
         Table::FrontendBits => copy_as::<u32, u64>(table, from, to),
-        Table::Services => copy_as::<u32, Service>(table, from, to),
+        Table::Services => copy_as::<u32, ServiceEntry>(table, from, to),
         Table::Slots => copy_as::<SlotKey, Slot>(table, from, to),
         Table::Backends => copy_as::<u32, Backend>(table, from, to),
         Table::Names => copy_as::<u32, Names>(table, from, to),

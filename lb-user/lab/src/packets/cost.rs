@@ -6,8 +6,8 @@ use std::{thread, time::Duration};
 use lb_common::{Backend, BackendFlags, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple};
 
 use super::{
-    fixture::{Fixture, Outcome},
-    packet::{Frame, IcmpError, IcmpReason, Packet},
+    fixture::{Fixture, PacketOutcome},
+    packet::{IcmpErrorSpec, IcmpReason, PacketSpec, RawFrame},
     services::FixtureService,
 };
 
@@ -25,9 +25,9 @@ pub struct ProgramCost {
 }
 
 /// A constructor of packets from one end to another.
-type Make = fn(&str, &str) -> Packet;
+type Make = fn(&str, &str) -> PacketSpec;
 /// A check of an outcome.
-type Is = fn(&Outcome) -> bool;
+type Is = fn(&PacketOutcome) -> bool;
 
 const IN: &str = "tc_ingress";
 const OUT: &str = "tc_egress";
@@ -68,10 +68,10 @@ fn median(mut of: Vec<u32>) -> u32 {
 fn repeated(
     fixture: &Fixture,
     case: (&'static str, &str),
-    packet: &impl Frame,
+    packet: &impl RawFrame,
     batch: u32,
     runs: u32,
-) -> (Outcome, u32) {
+) -> (PacketOutcome, u32) {
     let batches = runs.div_ceil(batch).max(5);
     let (program, device) = case;
     let mut results: Vec<_> = (0..batches).map(|_| fixture.run_often(program, device, packet, 0, batch)).collect();
@@ -85,7 +85,12 @@ const SINGLE: u16 = 501;
 const LIMITED: u16 = 41;
 
 /// Measures single runs, each on a packet of its own.
-fn single(fixture: &Fixture, case: (&'static str, &str), runs: u16, packet: impl Fn(u16) -> Vec<u8>) -> (Outcome, u32) {
+fn single(
+    fixture: &Fixture,
+    case: (&'static str, &str),
+    runs: u16,
+    packet: impl Fn(u16) -> Vec<u8>,
+) -> (PacketOutcome, u32) {
     let (program, device) = case;
     let median_of = |device: &str| {
         let mut results: Vec<_> = (0..runs).map(|n| fixture.run_often(program, device, &packet(n), 0, 1)).collect();
@@ -107,9 +112,9 @@ fn passing(elf: &[u8], runs: u32) -> Vec<ProgramCost> {
     let mut fixture = Fixture::enter(elf);
     fixture.serve(FixtureService::tcp().node_port("0.0.0.0:30080").cluster_ip("10.96.0.1:80").backends(&[HERE]));
     let arp = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 9, 8, 6], &[0; 46]].concat();
-    let (tcp, syn) = (Packet::tcp(CLIENT, BESIDE).octets(), Packet::syn(CLIENT, BESIDE).octets());
-    let tcp6 = Packet::tcp(CLIENT6, BESIDE6).octets();
-    let alike = Packet::tcp(CLIENT, "10.0.1.2:80").octets();
+    let (tcp, syn) = (PacketSpec::tcp(CLIENT, BESIDE).octets(), PacketSpec::syn(CLIENT, BESIDE).octets());
+    let tcp6 = PacketSpec::tcp(CLIENT6, BESIDE6).octets();
+    let alike = PacketSpec::tcp(CLIENT, "10.0.1.2:80").octets();
     let cases = [
         (IN, "uplink-end", "at a device that is not served", &tcp),
         (IN, "uplink", "no IP", &arp),
@@ -136,10 +141,10 @@ fn dropped(elf: &[u8], runs: u32) -> Vec<ProgramCost> {
     fixture
         .serve(FixtureService::tcp().load_balancer("203.0.113.7:443").source_ranges(&["10.0.0.0/8"]).backends(&[HERE]));
     let cases = [
-        ("no endpoint on this node", Packet::syn(CLIENT, NODE_PORT)),
-        ("in none of the source ranges", Packet::syn(CLIENT, "203.0.113.7:443")),
+        ("no endpoint on this node", PacketSpec::syn(CLIENT, NODE_PORT)),
+        ("in none of the source ranges", PacketSpec::syn(CLIENT, "203.0.113.7:443")),
     ];
-    let measure = |(what, packet): (_, Packet)| {
+    let measure = |(what, packet): (_, PacketSpec)| {
         let (ran, ns) = repeated(&fixture, (IN, "uplink"), &packet, runs.div_ceil(11), runs);
         ran.is_dropped();
         row(IN, what, "dropped", ns)
@@ -152,12 +157,12 @@ fn flows(elf: &[u8], runs: u32) -> Vec<ProgramCost> {
     let mut fixture = Fixture::enter(elf);
     let mut rows = Vec::new();
     let kept: [(_, _, Make, _, _, _); 6] = [
-        (IN, "known flow, to a pod, TCP", Packet::tcp, CLIENT, NODE_PORT, HERE),
-        (IN, "known flow, to a pod, UDP", Packet::udp, CLIENT, NODE_PORT, HERE),
-        (IN, "known flow, to a pod, SCTP", Packet::sctp_init, CLIENT, NODE_PORT, HERE),
-        (IN, "known flow, to a pod, TCP over IPv6", Packet::tcp, CLIENT6, NODE_PORT6, HERE6),
-        (OUT, "known flow, from a pod, TCP", Packet::tcp, HERE, CLIENT, NODE_PORT),
-        (OUT, "known flow, from a pod, TCP over IPv6", Packet::tcp, HERE6, CLIENT6, NODE_PORT6),
+        (IN, "known flow, to a pod, TCP", PacketSpec::tcp, CLIENT, NODE_PORT, HERE),
+        (IN, "known flow, to a pod, UDP", PacketSpec::udp, CLIENT, NODE_PORT, HERE),
+        (IN, "known flow, to a pod, SCTP", PacketSpec::sctp_init, CLIENT, NODE_PORT, HERE),
+        (IN, "known flow, to a pod, TCP over IPv6", PacketSpec::tcp, CLIENT6, NODE_PORT6, HERE6),
+        (OUT, "known flow, from a pod, TCP", PacketSpec::tcp, HERE, CLIENT, NODE_PORT),
+        (OUT, "known flow, from a pod, TCP over IPv6", PacketSpec::tcp, HERE6, CLIENT6, NODE_PORT6),
     ];
     for (program, what, make, from, to, other) in kept {
         let packet = make(from, to).chunk(0);
@@ -168,9 +173,9 @@ fn flows(elf: &[u8], runs: u32) -> Vec<ProgramCost> {
         rows.push(row(program, what, "on, rewritten", ns));
     }
     let sent: [(_, Make, _, _, _, _); 3] = [
-        ("known flow, by the node, TCP", Packet::tcp, NODE, THERE, NODE_PORT, CLIENT),
-        ("known flow, by the node, UDP", Packet::udp, NODE, THERE, NODE_PORT, CLIENT),
-        ("known flow, by the node, TCP over IPv6", Packet::tcp, NODE6, THERE6, NODE_PORT6, CLIENT6),
+        ("known flow, by the node, TCP", PacketSpec::tcp, NODE, THERE, NODE_PORT, CLIENT),
+        ("known flow, by the node, UDP", PacketSpec::udp, NODE, THERE, NODE_PORT, CLIENT),
+        ("known flow, by the node, TCP over IPv6", PacketSpec::tcp, NODE6, THERE6, NODE_PORT6, CLIENT6),
     ];
     for (what, make, from, to, new_from, new_to) in sent {
         let packet = make(from, to).ttl(255);
@@ -186,8 +191,8 @@ fn flows(elf: &[u8], runs: u32) -> Vec<ProgramCost> {
         fixture.set_flags(device, flags | DeviceFlags::HOST_ROUTING);
     }
     let entered: [(_, Make, _, _, _); 2] = [
-        ("known flow, straight to a pod, TCP", Packet::tcp, CLIENT, HERE, BESIDE),
-        ("known flow, straight to a pod, TCP over IPv6", Packet::tcp, CLIENT6, HERE6, BESIDE6),
+        ("known flow, straight to a pod, TCP", PacketSpec::tcp, CLIENT, HERE, BESIDE),
+        ("known flow, straight to a pod, TCP over IPv6", PacketSpec::tcp, CLIENT6, HERE6, BESIDE6),
     ];
     for (what, make, from, to, other) in entered {
         let packet = make(from, to).ttl(255);
@@ -201,9 +206,9 @@ fn flows(elf: &[u8], runs: u32) -> Vec<ProgramCost> {
 }
 
 /// Adds flows that translate one packet to the other, and back.
-fn circle(fixture: &mut Fixture, program: &str, one: &Packet, other: &Packet, flags: u16) {
+fn circle(fixture: &mut Fixture, program: &str, one: &PacketSpec, other: &PacketSpec, flags: u16) {
     let hook = if program == IN { Hook::Ingress } else { Hook::Egress };
-    let tuple = |packet: &Packet| Tuple {
+    let tuple = |packet: &PacketSpec| Tuple {
         src: packet.from.ip().into(),
         dst: packet.to.ip().into(),
         src_port: packet.from.port(),
@@ -237,13 +242,13 @@ fn client(n: u16) -> String {
 /// First packets of a flow.
 fn begun(elf: &[u8]) -> Vec<ProgramCost> {
     let cases: [(_, _, Is, _); 2] = [
-        ("first packet of a flow to a pod", HERE, Outcome::passes, "on, rewritten"),
-        ("first packet of a flow by the node", THERE, Outcome::is_redirected, "sent at once"),
+        ("first packet of a flow to a pod", HERE, PacketOutcome::passes, "on, rewritten"),
+        ("first packet of a flow by the node", THERE, PacketOutcome::is_redirected, "sent at once"),
     ];
     let measure = |(what, backend, is, verdict): (_, _, Is, _)| {
         let mut fixture = Fixture::enter(elf);
         fixture.serve(FixtureService::tcp().node_port("0.0.0.0:30080").backends(&[backend]));
-        let (ran, ns) = single(&fixture, (IN, "uplink"), SINGLE, |n| Packet::syn(&client(n), NODE_PORT).octets());
+        let (ran, ns) = single(&fixture, (IN, "uplink"), SINGLE, |n| PacketSpec::syn(&client(n), NODE_PORT).octets());
         assert!(is(&ran), "{ran:?}");
         row(IN, what, verdict, ns)
     };
@@ -255,15 +260,15 @@ fn refused(elf: &[u8]) -> Vec<ProgramCost> {
     let mut fixture = Fixture::enter(elf);
     fixture.serve(FixtureService::tcp().node_port("0.0.0.0:30080"));
     fixture.serve(FixtureService::udp().node_port("0.0.0.0:30080"));
-    let syn = Packet::syn(CLIENT, NODE_PORT);
+    let syn = PacketSpec::syn(CLIENT, NODE_PORT);
     let pause = || thread::sleep(Duration::from_millis(100));
     pause();
     let (reset, tcp) = single(&fixture, (IN, "uplink"), LIMITED, |_| syn.octets());
     reset.is_redirected_as(&syn.reset());
-    let datagram = Packet::udp(CLIENT, NODE_PORT);
+    let datagram = PacketSpec::udp(CLIENT, NODE_PORT);
     pause();
     let (error, udp) = single(&fixture, (IN, "uplink"), LIMITED, |_| datagram.octets());
-    error.is_redirected_as(&IcmpError::answer(IcmpReason::PortUnreachable, &datagram));
+    error.is_redirected_as(&IcmpErrorSpec::answer(IcmpReason::PortUnreachable, &datagram));
     vec![row(IN, "no endpoints, TCP", "reset", tcp), row(IN, "no endpoints, UDP", "ICMP error", udp)]
 }
 
@@ -271,10 +276,10 @@ fn refused(elf: &[u8]) -> Vec<ProgramCost> {
 fn error(elf: &[u8]) -> ProgramCost {
     let mut fixture = Fixture::enter(elf);
     fixture.serve(FixtureService::tcp().node_port("0.0.0.0:30080").backends(&[HERE]));
-    let packet = Packet::syn(CLIENT, NODE_PORT);
+    let packet = PacketSpec::syn(CLIENT, NODE_PORT);
     let seen = packet.becomes(CLIENT, HERE);
     fixture.ingress("uplink", &packet).passes_as(&seen);
-    let error = IcmpError::new("10.0.1.1", IcmpReason::PortUnreachable, &seen, 1000);
+    let error = IcmpErrorSpec::new("10.0.1.1", IcmpReason::PortUnreachable, &seen, 1000);
     let (ran, ns) = single(&fixture, (OUT, "uplink"), SINGLE, |_| error.octets());
     ran.passes_as(&error.becomes("192.0.2.1", "198.51.100.9", &packet));
     row(OUT, "ICMP error about a known flow", "on, rewritten", ns)

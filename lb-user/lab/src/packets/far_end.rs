@@ -8,7 +8,7 @@ use lb_kernel::packet_socket::PacketSocket;
 use super::{
     fixture::describe,
     node,
-    packet::{Frame, Packet},
+    packet::{PacketSpec, RawFrame},
 };
 
 /// Limit for a frame to arrive.
@@ -24,13 +24,13 @@ impl FarEnd {
     }
 
     /// Sends a packet to the node.
-    pub fn send(&self, packet: &impl Frame) {
+    pub fn send(&self, packet: &impl RawFrame) {
         self.0.send(&packet.octets()).expect("sent");
     }
 
     /// Sends a packet as a host that leaves the checksum to its device, and, where `segment` is not 0, the segmentation
     /// into payloads of that many octets too.
-    pub fn send_unfinished(device: &str, packet: &Packet, segment: u16) {
+    pub fn send_unfinished(device: &str, packet: &PacketSpec, segment: u16) {
         let ((start, offset), mut octets) = (packet.checksum_at(), packet.clone().unfinished().octets());
         // Behind Ethernet's header.
         let [start, offset] = [start + 14, offset].map(|at| u16::try_from(at).expect("short"));
@@ -51,7 +51,7 @@ impl FarEnd {
 
     /// Waits until the node sends this packet, and ignores others.
     #[track_caller]
-    pub fn receives(&self, packet: &impl Frame) {
+    pub fn receives(&self, packet: &impl RawFrame) {
         let (want, deadline) = (packet.octets(), Instant::now() + PATIENCE);
         let mut others = Vec::new();
         while Instant::now() < deadline {

@@ -9,7 +9,7 @@ use lb_common::{Counter, Device, DeviceFlags, Flow, FlowKey, Hook, Hop, NodeAddr
 use super::{
     flows, node,
     object::{FixtureSizes, Loaded, TcPrograms},
-    packet::Frame,
+    packet::RawFrame,
     services::{FixtureService, ProgrammedService, addr},
 };
 
@@ -90,21 +90,21 @@ impl Fixture {
     }
 
     /// Runs the ingress program of a device on a packet.
-    pub fn ingress(&self, device: &str, packet: &impl Frame) -> Outcome {
+    pub fn ingress(&self, device: &str, packet: &impl RawFrame) -> PacketOutcome {
         self.run("tc_ingress", device, packet, 0)
     }
 
     /// Runs the egress program of a device on a packet.
-    pub fn egress(&self, device: &str, packet: &impl Frame) -> Outcome {
+    pub fn egress(&self, device: &str, packet: &impl RawFrame) -> PacketOutcome {
         self.run("tc_egress", device, packet, 0)
     }
 
     /// As [`Fixture::ingress`], for a GSO packet with segments of `segment` octets.
-    pub fn ingress_large(&self, device: &str, packet: &impl Frame, segment: u32) -> Outcome {
+    pub fn ingress_large(&self, device: &str, packet: &impl RawFrame, segment: u32) -> PacketOutcome {
         self.run("tc_ingress", device, packet, segment)
     }
 
-    fn run(&self, program: &str, device: &str, packet: &impl Frame, segment: u32) -> Outcome {
+    fn run(&self, program: &str, device: &str, packet: &impl RawFrame, segment: u32) -> PacketOutcome {
         self.run_often(program, device, packet, segment, 1).0
     }
 
@@ -114,10 +114,10 @@ impl Fixture {
         &self,
         program: &str,
         device: &str,
-        packet: &impl Frame,
+        packet: &impl RawFrame,
         segment: u32,
         times: u32,
-    ) -> (Outcome, u32) {
+    ) -> (PacketOutcome, u32) {
         let mut context = [0_u32; 48];
         context[IFINDEX] = self
             .devices
@@ -141,7 +141,7 @@ impl Fixture {
         let result = result.expect("BPF_PROG_TEST_RUN");
         after.truncate(result.data_size_out as usize);
         let time = u32::try_from(result.duration.as_nanos()).expect("short");
-        (Outcome { verdict: result.return_value, before, after }, time)
+        (PacketOutcome { verdict: result.return_value, before, after }, time)
     }
 
     /// Returns the entries of `FLOWS`, one line each.
@@ -188,13 +188,13 @@ impl Fixture {
 
 /// The outcome of a run: the verdict, and the packet before and after.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct PacketOutcome {
     verdict: u32,
     before: Vec<u8>,
     after: Vec<u8>,
 }
 
-impl Outcome {
+impl PacketOutcome {
     /// Asserts that the packet is dropped.
     #[track_caller]
     pub fn is_dropped(&self) {
@@ -220,14 +220,14 @@ impl Outcome {
 
     /// Asserts that the packet passes on to the kernel as `packet`, octet by octet.
     #[track_caller]
-    pub fn passes_as(&self, packet: &impl Frame) {
+    pub fn passes_as(&self, packet: &impl RawFrame) {
         self.is(PASS, packet);
     }
 
     /// Asserts that the program redirects the packet as `packet`. The kernel may have written the link addresses
     /// already.
     #[track_caller]
-    pub fn is_redirected_as(&self, packet: &impl Frame) {
+    pub fn is_redirected_as(&self, packet: &impl RawFrame) {
         let want = packet.octets();
         let (link, node) = (..12, 6..12);
         let is_left = want.get(link) == self.before.get(link);
@@ -241,12 +241,12 @@ impl Outcome {
 
     /// Asserts that the program redirects the packet to a neighbour whose link address the kernel looks up.
     #[track_caller]
-    pub fn is_redirected_to_neighbour_as(&self, packet: &impl Frame) {
+    pub fn is_redirected_to_neighbour_as(&self, packet: &impl RawFrame) {
         self.is(REDIRECT, packet);
     }
 
     #[track_caller]
-    fn is(&self, verdict: u32, packet: &impl Frame) {
+    fn is(&self, verdict: u32, packet: &impl RawFrame) {
         let want = packet.octets();
         assert_eq!(
             (self.verdict, describe(&self.after)),

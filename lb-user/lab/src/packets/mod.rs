@@ -12,7 +12,7 @@ pub mod packet;
 mod services;
 
 pub use far_end::FarEnd;
-pub use fixture::{Fixture, Outcome};
+pub use fixture::{Fixture, PacketOutcome};
 pub use object::{FixtureSizes, TcPrograms};
-pub use packet::{IcmpReason, Packet, Part};
+pub use packet::{IcmpReason, PacketSpec, Part};
 pub use services::{FixtureService, ProgrammedService};

@@ -15,7 +15,7 @@ use lb_common::{Addr, Device, DeviceFlags};
 use lb_kernel::device_options;
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
 
-use crate::{link::Link, netns::Namespace};
+use crate::{link::LinkSpec, netns::LabNamespace};
 
 /// MTU of `thin`.
 pub const THIN: u32 = 1300;
@@ -88,7 +88,7 @@ pub fn enter() {
         rustix::process::geteuid().is_root(),
         "packets run through programs of the kernel: only root may load them"
     );
-    let net = Namespace::new();
+    let net = LabNamespace::new();
     net.join();
     // Before there is any device: each takes its own from `default`.
     for name in ["all", "default"] {
@@ -99,7 +99,7 @@ pub fn enter() {
     let mut setup = net.setup().up("lo");
     for (name, .., mtu) in DEVICES {
         let peer = format!("{name}-end");
-        setup = setup.link(name, &Link::veth(&peer).mac("02:00:00:00:00:01").mtu(mtu)).up(&peer);
+        setup = setup.link(name, &LinkSpec::veth(&peer).mac("02:00:00:00:00:01").mtu(mtu)).up(&peer);
     }
     setup.ip(COMMANDS.trim_end()).apply();
 }
@@ -121,12 +121,12 @@ pub fn index(name: &str) -> u32 {
 
 /// Runs commands of ip(8), one a line, in the namespace of this thread.
 pub fn ip(lines: &str) {
-    Namespace::current().ip(lines);
+    LabNamespace::current().ip(lines);
 }
 
 /// As [`ip`], with flags of ip(8).
 pub fn ip_with(flags: &[&str], lines: &str) {
-    Namespace::current().ip_with(flags, lines);
+    LabNamespace::current().ip_with(flags, lines);
 }
 
 /// Turns off the transmit checksums of a device: the kernel finishes them before it sends.

@@ -12,7 +12,7 @@ use aya::{
 };
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Maglev, MaglevKey, NodeAddr, PortStats, Range, Service, Slot, SlotKey,
+    Frontend, FrontendKey, Maglev, MaglevKey, NodeAddr, PortStats, Range, ServiceEntry, Slot, SlotKey,
 };
 
 /// Map sizes that a test may reduce.
@@ -145,7 +145,7 @@ impl TcPrograms {
         self.empty_hash::<FrontendKey, Frontend>("FRONTENDS");
         let mut bits = self.frontend_bits();
         (0..bits.len()).for_each(|word| bits.set(word, 0, 0).expect("a word"));
-        self.empty_hash::<u32, Service>("SERVICES");
+        self.empty_hash::<u32, ServiceEntry>("SERVICES");
         self.empty_hash::<SlotKey, Slot>("SLOTS");
         self.empty_hash::<u32, Backend>("BACKENDS");
         self.empty_hash::<Addr, NodeAddr>("NODE_ADDRS");

@@ -10,12 +10,12 @@ use etherparse::{
 use lb_common::Proto;
 
 /// A frame on the wire.
-pub trait Frame {
+pub trait RawFrame {
     /// Its octets.
     fn octets(&self) -> Vec<u8>;
 }
 
-impl Frame for Vec<u8> {
+impl RawFrame for Vec<u8> {
     fn octets(&self) -> Vec<u8> {
         self.clone()
     }
@@ -49,7 +49,7 @@ pub enum Part {
 
 /// A packet of TCP, UDP or SCTP.
 #[derive(Clone, Debug)]
-pub struct Packet {
+pub struct PacketSpec {
     /// Source.
     pub from: SocketAddr,
     /// Destination.
@@ -78,7 +78,7 @@ pub struct Packet {
     has_extras: bool,
 }
 
-impl Packet {
+impl PacketSpec {
     fn new(proto: Proto, from: &str, to: &str) -> Self {
         let addr = |text: &str| text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
         Self {
@@ -294,7 +294,7 @@ impl Packet {
     }
 }
 
-impl Frame for Packet {
+impl RawFrame for PacketSpec {
     fn octets(&self) -> Vec<u8> {
         framed(self.link, self.ip())
     }
@@ -315,7 +315,7 @@ pub enum IcmpReason {
 
 /// An ICMP error.
 #[derive(Clone, Debug)]
-pub struct IcmpError {
+pub struct IcmpErrorSpec {
     /// Source.
     pub from: IpAddr,
     /// Destination.
@@ -323,28 +323,28 @@ pub struct IcmpError {
     /// TTL or hop limit.
     pub ttl: u8,
     reason: IcmpReason,
-    about: Packet,
+    about: PacketSpec,
     keep: usize,
     link: LinkHeader,
 }
 
-impl IcmpError {
+impl IcmpErrorSpec {
     /// An error from a router or the destination to the sender of `about`, with `keep` octets of it.
-    pub fn new(from: &str, reason: IcmpReason, about: &Packet, keep: usize) -> Self {
+    pub fn new(from: &str, reason: IcmpReason, about: &PacketSpec, keep: usize) -> Self {
         let from = from.parse().expect("an address");
         let link = IN;
         Self { from, to: about.from.ip(), ttl: 60, reason, about: about.clone(), keep, link }
     }
 
     /// The error of a node, in the name of the address that `about` was sent to.
-    pub fn answer(reason: IcmpReason, about: &Packet) -> Self {
+    pub fn answer(reason: IcmpReason, about: &PacketSpec) -> Self {
         let keep = if about.to.is_ipv4() { 28 } else { 48 };
         let link = about.link.turned();
         Self { link, ttl: 64, ..Self::new(&about.to.ip().to_string(), reason, about, keep) }
     }
 
     /// The error after translation of its ends and of the packet in it.
-    pub fn becomes(&self, from: &str, to: &str, about: &Packet) -> Self {
+    pub fn becomes(&self, from: &str, to: &str, about: &PacketSpec) -> Self {
         let addr = |text: &str| text.parse().expect("an address");
         Self { from: addr(from), to: addr(to), about: about.clone(), ..self.clone() }
     }
@@ -355,7 +355,7 @@ impl IcmpError {
     }
 }
 
-impl Frame for IcmpError {
+impl RawFrame for IcmpErrorSpec {
     fn octets(&self) -> Vec<u8> {
         let (v4, v6, mtu) = match self.reason {
             IcmpReason::PortUnreachable => ((3, 3), (1, 4), 0),

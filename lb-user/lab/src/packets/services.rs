@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use aya::maps::lpm_trie::Key;
 use lb_common::{
     Addr, Backend, BackendFlags, Frontend, FrontendKey, Kind, List, Maglev, MaglevKey, Proto, Range, Scheduler,
-    Service, ServiceFlags, Slot, SlotKey,
+    ServiceEntry, ServiceFlags, Slot, SlotKey,
 };
 
 use super::object::TcPrograms;
@@ -17,7 +17,7 @@ pub struct FixtureService {
     frontends: Vec<(Kind, SocketAddr)>,
     backends: Vec<SocketAddr>,
     ranges: Vec<(std::net::IpAddr, u32)>,
-    service: Service,
+    service: ServiceEntry,
 }
 
 /// A service port in the maps.
@@ -30,7 +30,7 @@ pub struct ProgrammedService {
 
 impl FixtureService {
     fn new(proto: Proto) -> Self {
-        let service = Service { scheduler: Scheduler::Random as u32, ..Service::default() };
+        let service = ServiceEntry { scheduler: Scheduler::Random as u32, ..ServiceEntry::default() };
         Self { proto, frontends: Vec::new(), backends: Vec::new(), ranges: Vec::new(), service }
     }
 
@@ -210,8 +210,13 @@ impl ProgrammedService {
             }
         }
         let len = |n: usize| u32::try_from(lists[n].1.len()).expect("few");
-        let service =
-            Service { cluster_len: len(0), local_len: len(1), cluster_stride: 1, local_stride: 1, ..self.port.service };
+        let service = ServiceEntry {
+            cluster_len: len(0),
+            local_len: len(1),
+            cluster_stride: 1,
+            local_stride: 1,
+            ..self.port.service
+        };
         object.map("SERVICES").insert(self.id, service, 0).expect("room");
     }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use expect_test::{Expect, expect};
-use lb_common::{Backend, BackendFlags, BackendStats, List, NEVER, PortStats, Proto, Service, Slot, SlotKey};
+use lb_common::{Backend, BackendFlags, BackendStats, List, NEVER, PortStats, Proto, ServiceEntry, Slot, SlotKey};
 use ratatui::{
     Terminal,
     backend::TestBackend,
@@ -39,7 +39,8 @@ fn maps(services: u32, backends: u32, connections: u64) -> (Dump, Stats) {
             family: if service == 2 { Family::V6 } else { Family::V4 },
         };
         dump.names.insert(id, key);
-        let value = Service { cluster_len: count, cluster_stride: 1, drain_seconds: NEVER, ..Service::default() };
+        let value =
+            ServiceEntry { cluster_len: count, cluster_stride: 1, drain_seconds: NEVER, ..ServiceEntry::default() };
         dump.services.insert(id, value);
         let mut port = PortStats::default();
         for index in 0..count {
@@ -207,7 +208,7 @@ fn pages_on_the_screen() {
         &expect![[r#"
             |beeline: the agent runs, pid 4711
             |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
-            |Service ports by rate
+            |ServiceEntry ports by rate
             |SERVICE     PORT      CONN/s  CONNECTIONS  OPEN  REFUSED/s  REFUSED  MOVED  KILLED  BACKENDS
             >default/s8  http/TCP   120.0          400     1        0.0        0      0       0         2
             |default/s7  TCP        105.0          350     1        0.0        0      0       0         2
@@ -225,7 +226,7 @@ fn pages_on_the_screen() {
         &expect![[r#"
             |beeline: the agent runs, pid 4711
             |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
-            |Service ports by rate
+            |ServiceEntry ports by rate
             |SERVICE     PORT       CONN/s  CONNECTIONS  OPEN  REFUSED/s  REFUSED  MOVED  KILLED  BACKENDS
             |default/s4  http/TCP     60.0          200     1        0.0        0      0       0         2
             |default/s3  TCP          45.0          150     1        0.0        0      0       0         2
@@ -281,7 +282,7 @@ fn pages_on_the_screen() {
         &expect![[r#"
             |beeline: the agent runs, pid 4711
             |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
-            |Service ports by rate
+            |ServiceEntry ports by rate
             |SERVICE     PORT  CONN/s  CONNECTIONS  OPEN  REFUSED/s  REFUSED  MOVED  KILLED  BACKENDS
             >default/s1  UDP     15.0           50     1        0.0        0      0       0         2
             |
@@ -299,7 +300,7 @@ fn pages_on_the_screen() {
         &expect![[r#"
             |beeline: the agent runs, pid 4711
             |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
-            |Service ports by rate
+            |ServiceEntry ports by rate
             |no name contains the filter; Esc drops it
             |
             |

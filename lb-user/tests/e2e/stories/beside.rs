@@ -1,7 +1,7 @@
 //! Beeline and kube-proxy: beside each other, hand-over and back, and Beeline with kube-proxy's label.
 
 use super::{Story, life::ServiceLoad};
-use lb_lab::{Process, kube_proxy::Mode};
+use lb_lab::{ChildProcess, kube_proxy::Mode};
 
 use crate::{
     cluster::Cluster,
@@ -54,7 +54,7 @@ fn a_hand_over_from_kube_proxy_and_back_fails_no_connection(cluster: &Cluster) {
 }
 
 /// Starts kube-proxy on both nodes, and waits until its rules are written.
-fn start_kube_proxy(cluster: &Cluster) -> Vec<Process> {
+fn start_kube_proxy(cluster: &Cluster) -> Vec<ChildProcess> {
     let running = cluster.nodes.iter().map(|node| kube_proxy::start(cluster, node, Mode::Nftables)).collect();
     for node in &cluster.nodes {
         until("kube-proxy is healthy", 60, || {

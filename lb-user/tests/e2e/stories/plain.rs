@@ -3,7 +3,7 @@
 use std::{fs, process::Command};
 
 use super::{Story, nodes::ask_on};
-use lb_lab::Process;
+use lb_lab::ChildProcess;
 
 use crate::{
     cluster::Cluster,

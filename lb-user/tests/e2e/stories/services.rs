@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Story;
-use lb_lab::Process;
+use lb_lab::ChildProcess;
 
 use crate::{
     cluster::Cluster,

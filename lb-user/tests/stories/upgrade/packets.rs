@@ -3,7 +3,7 @@
 use std::{fs, net::SocketAddr, thread, time::Duration};
 
 use super::Version;
-use lb_lab::network::{Host, Lan, Options};
+use lb_lab::network::{Host, Lan, LanOptions};
 
 use crate::{
     agent::{Agent, until},
@@ -35,7 +35,7 @@ fn echo(name: &str, vip: &str, node_port: u16, host: &Host, node: &str) -> Strin
 /// Makes two nodes and an external client, with one of each kind of server on each node.
 fn lan(node: &StoryNode) -> &'static Lan {
     // Leaked: the workers use its namespaces until the process ends.
-    let lan: &Lan = Box::leak(Box::new(Lan::make(Options::default())));
+    let lan: &Lan = Box::leak(Box::new(Lan::make(LanOptions::default())));
     let mut endpoints = Vec::new();
     for (host, node_name, port) in [(pod(&lan.node1), "here", LOCAL), (pod(&lan.node2), "there", REMOTE)] {
         serve(host);

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use lb_common::{Backend, Frontend, FrontendKey, Kind, List, Proto, Service, Slot, SlotKey};
+use lb_common::{Backend, Frontend, FrontendKey, Kind, List, Proto, ServiceEntry, Slot, SlotKey};
 
 use super::*;
 use crate::{objects::Key, op::Table};
@@ -16,7 +16,7 @@ fn whole() -> Dump {
     let mut dump = Dump::default();
     let service = Key::new("default", "a");
     dump.names.insert(3, PortKey { service, name: "".into(), proto: Proto::Tcp, family: Family::V4 });
-    dump.services.insert(3, Service { cluster_len: 1, ..Service::default() });
+    dump.services.insert(3, ServiceEntry { cluster_len: 1, ..ServiceEntry::default() });
     dump.slots.insert(SlotKey::new(3, List::Cluster, 0), slot(8));
     let Slot { addr, port, .. } = slot(8);
     dump.backends.insert(8, Backend { addr, port, flags: 1, service: 3 });
@@ -67,7 +67,7 @@ fn a_gap_a_duplicate_name_and_a_stray_slot_are_reported() {
     check(
         |dump| {
             let services = dump.services[&3];
-            dump.services.insert(3, Service { cluster_len: 4, ..services });
+            dump.services.insert(3, ServiceEntry { cluster_len: 4, ..services });
             dump.slots.insert(SlotKey::new(3, List::Cluster, 2), slot(8));
             dump.slots.insert(SlotKey::new(3, List::Cluster, u32::MAX), slot(8));
             dump.slots.insert(SlotKey { service: 3, list: 9, index: 0 }, slot(8));

@@ -102,6 +102,25 @@ pub fn enter() {
         setup = setup.link(name, &LinkSpec::veth(&peer).mac("02:00:00:00:00:01").mtu(mtu)).up(&peer);
     }
     setup.ip(COMMANDS.trim_end()).apply();
+    wait_for_local_routes();
+}
+
+/// Waits until the kernel has the routes to the node's own IPv6 addresses, which it adds in the background.
+fn wait_for_local_routes() {
+    let own = DEVICES.map(|(.., v6, _)| {
+        let octets = v6.parse::<std::net::Ipv6Addr>().expect("an address").octets();
+        octets.iter().map(|octet| format!("{octet:02x}")).collect::<String>()
+    });
+    for _ in 0..1000 {
+        let routes = std::fs::read_to_string("/proc/thread-self/net/ipv6_route").expect("/proc");
+        // RTF_LOCAL of include/uapi/linux/ipv6_route.h, in the last column but one.
+        let is_local = |line: &str| line.split_whitespace().rev().nth(1).is_some_and(|flags| flags.starts_with('8'));
+        if own.iter().all(|own| routes.lines().any(|line| line.starts_with(own.as_str()) && is_local(line))) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    panic!("no local routes to the node's own IPv6 addresses");
 }
 
 /// The devices: name, index, and entry of `DEVICES`.

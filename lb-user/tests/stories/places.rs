@@ -130,7 +130,7 @@ fn node_ports_answer_everywhere(node: &mut StoryNode) {
         });
         // A client that is its own backend is included (hairpin).
         for (client, addresses_dialled) in clients {
-            for dialled in addresses_dialled.iter() {
+            for dialled in addresses_dialled {
                 for (own, backend) in dialled.iter().zip(addresses(backend)) {
                     let to = SocketAddr::from((*own, NODE_PORT));
                     let server = SocketAddr::from((backend, TARGET)).to_string();

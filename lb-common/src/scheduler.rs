@@ -1,6 +1,6 @@
 //! The schedulers, by their names in ipvs (Linux, net/netfilter/ipvs/ip_vs_*.c).
 
-/// A scheduler: a value of [`crate::Service::scheduler`].
+/// A scheduler: a value of [`crate::ServiceEntry::scheduler`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[repr(u32)]
 pub enum Scheduler {

@@ -163,10 +163,11 @@ fn backend(host: &Host) -> [String; 2] {
     [IpAddr::from(host.v4), host.v6.into()].map(|ip| SocketAddr::from((ip, TARGET)).to_string())
 }
 
-/// Returns the flows of the packet path, without their reverse entries. The agent removes expired ones.
+/// Returns the flows that the packet path translates, without their reverse entries. The agent removes expired ones.
 fn flows(node: &StoryNode) -> BTreeSet<FlowKey> {
     let entries = Flows::open(&node.maps()).and_then(|flows| flows.read()).expect("the pinned map");
-    let of_clients = entries.into_iter().filter(|(_, flow)| flow.flags & FlowFlags::REVERSE == 0);
+    let others = FlowFlags::REVERSE | FlowFlags::PASSED;
+    let of_clients = entries.into_iter().filter(|(_, flow)| flow.flags & others == 0);
     of_clients.map(|(key, _)| key).collect()
 }
 

@@ -1,10 +1,10 @@
 //! The planner, the only diff: from the shadow of the maps and the desired specs to the writes between them. Start,
 //! resync, retry, dry run and steady state are this one call.
 //!
-//! Writes of all Services are ordered by [`Phase`]. A reader at any instant finds, for a frontend that stays, a backend
+//! Writes of all Services are ordered by `Phase`. A reader at any instant finds, for a frontend that stays, a backend
 //! of the old or the new set, and never misses while both sets have one (invariant I1). A frontend that moves between
 //! service ports finds the new service port complete and the old one not yet emptied, and may lead to a backend of
-//! either. A service port that succeeds another one takes over its id: see [`takeover`].
+//! either. A service port that succeeds another one takes over its id: see `takeover`.
 
 mod frontend_bits;
 mod maglev;

@@ -101,6 +101,22 @@ fn i14_k_changes_in_a_list_of_n_cost_as_many_writes_whatever_n_is() {
 }
 
 #[test]
+fn i2_a_plan_does_not_depend_on_the_order_in_which_ids_got_their_names() {
+    let names = [2, 3].map(|id| {
+        let name = format!("p{id}").into();
+        let key = PortKey { service: Key::new("default", "a"), name, proto: Proto::Tcp, family: Family::V4 };
+        Op::PutName(id, Box::new(key))
+    });
+    let planned = |names: &[&Op]| {
+        let mut shadow = Shadow::default();
+        names.iter().for_each(|op| shadow.apply(op));
+        plan(&shadow, &[gone("a")], None, Scope::Some, OnOrphan::Keep, &Limits::DEFAULT).ops
+    };
+    let [two, three] = &names;
+    assert_eq!(planned(&[two, three]), planned(&[three, two]));
+}
+
+#[test]
 fn i2_equal_specs_need_no_write() {
     let mut maps = Maps::new(Limits::DEFAULT);
     let both = [spec("a", &[1, 2], 0..3), spec("b", &[3], [])];

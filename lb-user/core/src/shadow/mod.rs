@@ -150,7 +150,7 @@ impl Shadow {
         self.ports.iter().map(|(&id, port)| (id, port))
     }
 
-    /// Returns the service port ids of a Service; two ids may have one name.
+    /// Returns the service port ids of a Service in ascending order; two ids may have one name.
     #[must_use]
     pub fn ports_of(&self, service: &Key) -> &[u32] {
         self.by_service.get(service).map_or(&[], |ids| ids)
@@ -360,7 +360,8 @@ impl Shadow {
         self.port_mut(id).key = Some(key.clone());
         self.names += 1;
         match self.by_service.get_mut(&key.service) {
-            Some(ids) => ids.push(id),
+            // In order, so that plans do not depend on the order of earlier writes.
+            Some(ids) => ids.insert(ids.partition_point(|other| *other < id), id),
             None => drop(self.by_service.insert(key.service.clone(), smallvec![id])),
         }
     }

@@ -15,9 +15,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_common::Hook;
 
-use lb_kernel::netlink::{
-    NetlinkSocket,
-    codec::{attributes, put_attribute, text, u32_at},
+use lb_kernel::{
+    bpf::errors::{self, FailedCall},
+    netlink::{
+        NetlinkSocket,
+        codec::{attributes, put_attribute, text, u32_at},
+    },
 };
 
 // include/uapi/linux/pkt_sched.h and pkt_cls.h
@@ -55,6 +58,12 @@ const HOOKS: [(Hook, u32); 2] = [(Hook::Ingress, PARENT_INGRESS), (Hook::Egress,
 pub struct Clsact {
     channel: NetlinkSocket,
     marks: PathBuf,
+}
+
+/// Returns an error that names what failed, and cause and cure if known.
+fn failed(call: FailedCall, what: &str, error: io::Error) -> anyhow::Error {
+    let cause = errors::explain(call, &error).map_or_else(String::new, |cause| format!(": {cause}"));
+    anyhow::Error::from(error).context(format!("{what}{cause}"))
 }
 
 impl Clsact {
@@ -110,7 +119,7 @@ impl Clsact {
             Ok(()) => fs::create_dir_all(self.mark(device)).context("marking a qdisc as ours")?,
             // A clsact qdisc exists: ours, or a foreign one.
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
-            Err(error) => return Err(error).context("adding a clsact qdisc (the kernel needs CONFIG_NET_SCH_INGRESS)"),
+            Err(error) => return Err(failed(FailedCall::AddClsact, "adding a clsact qdisc", error)),
         }
         let parent = parent(hook);
         let in_place = self.filters(device, parent)?.into_iter().find(Filter::is_at_our_place);
@@ -126,7 +135,7 @@ impl Clsact {
         put_attribute(&mut filter, libc::TCA_KIND, b"bpf\0");
         put_attribute(&mut filter, libc::TCA_OPTIONS, &options);
         let added = self.channel.execute(libc::RTM_NEWTFILTER, libc::NLM_F_CREATE, &filter);
-        added.context("adding a filter (the kernel needs CONFIG_NET_CLS_BPF)")
+        added.map_err(|error| failed(FailedCall::AddFilter, "adding a filter", error))
     }
 
     /// Removes our filters of a device, and the qdisc if it is marked as ours and has no foreign filter.

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, fs, os::fd::AsFd as _, panic::resume_unwind, thread};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use aya::{Ebpf, EbpfLoader, programs::Program};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{Program, ProgramError},
+};
 use tracing::warn;
 
 use super::{
@@ -20,7 +23,10 @@ use crate::{
     pins::Pins,
 };
 use lb_core::op::Table;
-use lb_kernel::netns;
+use lb_kernel::{
+    bpf::errors::{self, FailedCall},
+    netns,
+};
 
 /// The embedded eBPF object, an ELF file.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/beeline.bpf.o"));
@@ -140,7 +146,7 @@ fn load_one(name: &str, program: &mut Program) -> Result<()> {
         Program::SchedClassifier(program) => {
             // Non-fatal: the socket path works without the packet path.
             if let Err(error) = program.load() {
-                let error = anyhow::Error::from(error);
+                let error = with_cause(error);
                 warn!(
                     program = name,
                     "the kernel refuses the program, so clients outside of the node are not served: {error:#}"
@@ -150,7 +156,17 @@ fn load_one(name: &str, program: &mut Program) -> Result<()> {
         }
         other => bail!("program {name} has the unexpected type {:?}", other.prog_type()),
     };
-    loaded.with_context(|| format!("loading the program {name}"))
+    loaded.map_err(with_cause).with_context(|| format!("loading the program {name}"))
+}
+
+/// Puts cause and cure, if known, before an error of a program's load.
+fn with_cause(error: ProgramError) -> anyhow::Error {
+    let cause = match &error {
+        ProgramError::LoadError { io_error, .. } => errors::explain(FailedCall::LoadProgram, io_error),
+        _ => None,
+    };
+    let error = anyhow::Error::from(error);
+    if let Some(cause) = cause { error.context(cause) } else { error }
 }
 
 /// Returns a number that differs from load to load, and is not 0.

@@ -1,6 +1,6 @@
 //! Causes and cures of errors from the kernel when programs are loaded and attached.
 
-use std::fs;
+use std::{fs, io};
 
 /// Call that failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,19 +13,24 @@ pub enum FailedCall {
     AddFilter,
 }
 
+/// Returns the cause of an error of this call and its cure, if a cause is known.
+#[must_use]
+pub fn explain(call: FailedCall, error: &io::Error) -> Option<String> {
+    cause(call, error.raw_os_error()?, &BpfSettings::read())
+}
+
 /// Settings of the kernel that are the cause of some errors.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct BpfSettings {
+#[derive(Default)]
+struct BpfSettings {
     /// net.core.bpf_jit_limit (bytes). `None` if it cannot be read.
-    pub jit_limit: Option<u64>,
+    jit_limit: Option<u64>,
     /// Lockdown mode in effect: `none`, `integrity` or `confidentiality`. `None` if it cannot be read.
-    pub lockdown: Option<String>,
+    lockdown: Option<String>,
 }
 
 impl BpfSettings {
     /// Reads the settings from /proc and securityfs.
-    #[must_use]
-    pub fn read() -> Self {
+    fn read() -> Self {
         let text = |path| fs::read_to_string(path).ok();
         Self {
             jit_limit: text("/proc/sys/net/core/bpf_jit_limit").and_then(|text| text.trim().parse().ok()),
@@ -43,9 +48,7 @@ fn lockdown_mode(text: &str) -> Option<String> {
 /// `ENOTSUPP` of the kernel, which is no errno of user space and prints as "Unknown error 524".
 const ENOTSUPP: i32 = 524;
 
-/// Returns the cause of an error and its cure, if the errno of this call has a known cause.
-#[must_use]
-pub fn explain(call: FailedCall, errno: i32, settings: &BpfSettings) -> Option<String> {
+fn cause(call: FailedCall, errno: i32, settings: &BpfSettings) -> Option<String> {
     let lockdown = settings.lockdown.as_deref().filter(|mode| *mode != "none");
     match (call, errno, lockdown) {
         // Without an interpreter (CONFIG_BPF_JIT_ALWAYS_ON) a program that the JIT does not compile is refused
@@ -112,7 +115,7 @@ mod tests {
             (AddFilter, libc::ENOENT, &unknown, Some("CONFIG_NET_CLS_BPF")),
             (AddFilter, libc::EPERM, &unknown, None),
         ] {
-            let text = explain(call, errno, settings);
+            let text = cause(call, errno, settings);
             match expected {
                 None => assert_eq!(text, None, "{call:?} {errno}"),
                 Some(expected) => assert!(text.as_ref().is_some_and(|text| text.contains(expected)), "{text:?}"),

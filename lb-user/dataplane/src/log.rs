@@ -2,6 +2,7 @@
 
 use std::{
     os::fd::AsFd as _,
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -107,8 +108,8 @@ impl log::Log for Named {
 
 /// Returns name and pid of a process, if it still runs and is visible.
 fn process(pid: u32) -> Option<String> {
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    Some(format!("{} (pid {pid})", name.trim_end()))
+    let name = lb_kernel::process::comm(Path::new(&format!("/proc/{pid}")))?;
+    Some(format!("{name} (pid {pid})"))
 }
 
 /// Replaces each `mark` and the number after it by a name, if there is one.

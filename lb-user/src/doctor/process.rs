@@ -1,13 +1,8 @@
 //! Processes in /proc: holders of BPF programs, processes by name, and their network namespaces.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt as _, path::Path};
 
-use lb_kernel::sock_diag::Process;
+use lb_kernel::process::{Process, comm, entries, processes};
 
 /// Finds, for each program, the first process with a descriptor of the program or of a link to it. Programs held by a
 /// pin alone have none.
@@ -20,7 +15,7 @@ pub(super) fn holders(proc: &Path, programs: &[u32]) -> BTreeMap<u32, Process> {
             let info = descriptor.file_name().map(|number| process.join("fdinfo").join(number)).filter(|_| is_held);
             let Some(program) = info.and_then(|info| program_id(&fs::read_to_string(info).ok()?)) else { continue };
             if programs.contains(&program) {
-                holders.entry(program).or_insert_with(|| Process { pid, comm: comm(&process) });
+                holders.entry(program).or_insert_with(|| Process { pid, comm: comm(&process).unwrap_or_default() });
             }
         }
     }
@@ -29,7 +24,11 @@ pub(super) fn holders(proc: &Path, programs: &[u32]) -> BTreeMap<u32, Process> {
 
 /// Lists the processes with this name, by pid.
 pub(crate) fn named(proc: &Path, name: &str) -> Vec<u32> {
-    processes(proc).into_iter().filter(|(_, process)| comm(process) == name).map(|(pid, _)| pid).collect()
+    processes(proc)
+        .into_iter()
+        .filter(|(_, process)| comm(process).as_deref() == Some(name))
+        .map(|(pid, _)| pid)
+        .collect()
 }
 
 /// Returns the inode of a process's network namespace. `process` is a pid or `self`; `None` if it has ended.
@@ -37,22 +36,9 @@ pub(crate) fn network_namespace(process: &str) -> Option<u64> {
     Some(fs::metadata(format!("/proc/{process}/ns/net")).ok()?.ino())
 }
 
-fn processes(proc: &Path) -> BTreeMap<u32, PathBuf> {
-    entries(proc).filter_map(|path| Some((path.file_name()?.to_str()?.parse().ok()?, path))).collect()
-}
-
-fn comm(process: &Path) -> String {
-    fs::read_to_string(process.join("comm")).unwrap_or_default().trim_end().to_owned()
-}
-
 /// Returns the program id in the text of /proc/PID/fdinfo/FD.
 fn program_id(info: &str) -> Option<u32> {
     info.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok())
-}
-
-/// Lists a directory; empty if it does not exist.
-fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
-    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
 #[cfg(test)]

@@ -1,11 +1,6 @@
 //! Sockets that are bound to a port without a peer, and the processes that hold them.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path};
 
 use anyhow::Result;
 use lb_common::Proto;
@@ -14,6 +9,7 @@ use super::{
     channel::SockDiag,
     message::{Socket, SocketQuery, state},
 };
+use crate::process::{self, Process};
 use lb_common::Family;
 
 /// A TCP listener, or a UDP socket without a peer.
@@ -27,15 +23,6 @@ pub struct BoundSocket {
     pub inode: u32,
     /// The first process that holds the socket; None if /proc shows none.
     pub owner: Option<Process>,
-}
-
-/// A process.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Process {
-    /// Process id.
-    pub pid: u32,
-    /// Name, as `ps` shows it.
-    pub comm: String,
 }
 
 /// Lists the sockets of this thread's network namespace that are bound to one of `ports`, sorted.
@@ -67,14 +54,11 @@ pub fn bound_sockets(ports: &dyn Fn(Proto, u16) -> bool) -> Result<Vec<BoundSock
 
 /// Finds the first process that holds the socket of each inode.
 fn owners(proc: &Path, inodes: &[u32]) -> BTreeMap<u32, Process> {
-    let mut pids: Vec<u32> = entries(proc).filter_map(|path| path.file_name()?.to_str()?.parse().ok()).collect();
-    pids.sort_unstable();
     let mut owners = BTreeMap::new();
-    for pid in pids {
-        let process = proc.join(pid.to_string());
-        for inode in entries(&process.join("fd")).filter_map(|path| socket_inode(&fs::read_link(path).ok()?)) {
+    for (pid, process) in process::processes(proc) {
+        for inode in process::entries(&process.join("fd")).filter_map(|path| socket_inode(&fs::read_link(path).ok()?)) {
             if inodes.contains(&inode) {
-                let comm = fs::read_to_string(process.join("comm")).unwrap_or_default().trim_end().to_owned();
+                let comm = process::comm(&process).unwrap_or_default();
                 owners.entry(inode).or_insert(Process { pid, comm });
             }
         }
@@ -83,11 +67,6 @@ fn owners(proc: &Path, inodes: &[u32]) -> BTreeMap<u32, Process> {
         }
     }
     owners
-}
-
-/// Lists the paths in a directory; none if it is gone.
-fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
-    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
 /// Parses the inode in the text of a descriptor's link (proc_pid_fd(5)).

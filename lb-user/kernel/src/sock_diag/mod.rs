@@ -7,7 +7,7 @@ mod own_socket;
 mod peer_filter;
 mod storage_reader;
 
-pub use bound_sockets::{BoundSocket, Process, bound_sockets};
+pub use bound_sockets::{BoundSocket, bound_sockets};
 pub use channel::{DestroyOutcome, SockDiag};
 pub use message::{Socket, SocketId, SocketQuery, state};
 pub use own_socket::{can_destroy, find_udp_socket};

@@ -188,7 +188,7 @@ fn destinations_without_a_service_have_hints() {
         "10.96.0.1:81",
         &expect![[r"
             10.96.0.1:81
-              verdict    no ServiceEntry answers here: the call goes on unchanged
+              verdict    no Service answers here: the call goes on unchanged
               hint       the address is a VIP, with other ports: 10.96.0.1:80/TCP
         "]],
     );
@@ -200,7 +200,7 @@ fn destinations_without_a_service_have_hints() {
         "203.0.113.9:30080",
         &expect![[r"
             203.0.113.9:30080
-              verdict    no ServiceEntry answers here: the call goes on unchanged
+              verdict    no Service answers here: the call goes on unchanged
               hint       the port is a NodePort of default/web/TCP, but not at this address (--nodeport-addresses)
         "]],
     );

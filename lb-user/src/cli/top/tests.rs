@@ -208,7 +208,7 @@ fn pages_on_the_screen() {
         &expect![[r#"
             |beeline: the agent runs, pid 4711
             |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
-            |ServiceEntry ports by rate
+            |Service ports by rate
             |SERVICE     PORT      CONN/s  CONNECTIONS  OPEN  REFUSED/s  REFUSED  MOVED  KILLED  BACKENDS
             >default/s8  http/TCP   120.0          400     1        0.0        0      0       0         2
             |default/s7  TCP        105.0          350     1        0.0        0      0       0         2
@@ -226,7 +226,7 @@ fn pages_on_the_screen() {
         &expect![[r#"
             |beeline: the agent runs, pid 4711
             |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
-            |ServiceEntry ports by rate
+            |Service ports by rate
             |SERVICE     PORT       CONN/s  CONNECTIONS  OPEN  REFUSED/s  REFUSED  MOVED  KILLED  BACKENDS
             |default/s4  http/TCP     60.0          200     1        0.0        0      0       0         2
             |default/s3  TCP          45.0          150     1        0.0        0      0       0         2
@@ -282,7 +282,7 @@ fn pages_on_the_screen() {
         &expect![[r#"
             |beeline: the agent runs, pid 4711
             |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
-            |ServiceEntry ports by rate
+            |Service ports by rate
             |SERVICE     PORT  CONN/s  CONNECTIONS  OPEN  REFUSED/s  REFUSED  MOVED  KILLED  BACKENDS
             >default/s1  UDP     15.0           50     1        0.0        0      0       0         2
             |
@@ -300,7 +300,7 @@ fn pages_on_the_screen() {
         &expect![[r#"
             |beeline: the agent runs, pid 4711
             |9 Services, 9 service ports, 16 backends, 8 open sockets; 540.0 conn/s, 7.5 refused/s
-            |ServiceEntry ports by rate
+            |Service ports by rate
             |no name contains the filter; Esc drops it
             |
             |

@@ -179,16 +179,16 @@ fn backend(id: u32) -> SocketAddr {
 fn ops(id: u32) -> Vec<Op> {
     let (frontend, target) = (vip(id), backend(id));
     let slot = Slot { addr: target.ip().into(), port: target.port(), weight: 1, backend: id };
+    let key = FrontendKey::new(frontend.ip().into(), frontend.port(), Proto::Udp);
+    let (word, bits) = key.bit();
     vec![
+        Op::PutFrontendBits(word, bits),
         Op::PutBackend(
             id,
             Backend { addr: slot.addr, port: slot.port, flags: lb_common::BackendFlags::CLUSTER, service: id },
         ),
         Op::PutSlot(SlotKey::new(id, List::Cluster, 0), slot),
         Op::PutService(id, ServiceEntry { cluster_len: 1, ..ServiceEntry::default() }),
-        Op::PutFrontend(
-            FrontendKey::new(frontend.ip().into(), frontend.port(), Proto::Udp),
-            Frontend::new(id, Kind::ClusterIp),
-        ),
+        Op::PutFrontend(key, Frontend::new(id, Kind::ClusterIp)),
     ]
 }

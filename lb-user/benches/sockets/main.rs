@@ -54,6 +54,9 @@ fn measure(sandbox: &Inside) {
     let pins = Pins::at(bpffs.join("beeline"));
     let mut datapath = Loader::load(pins.clone(), MapSizes::new()).expect("the programs load");
     let mut store = datapath.store().expect("the maps");
+    // All frontends of the bench have this port, which is all that their bit depends on.
+    let (word, bits) = FrontendKey::new(traffic::VIP.into(), traffic::PORT, Proto::Tcp).bit();
+    store.apply(&[Op::PutFrontendBits(word, bits)]).expect("room in the maps");
     datapath.attach(&inside).expect("the programs attach");
     let servers = traffic::SocketServers::start();
 

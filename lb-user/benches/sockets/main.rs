@@ -12,7 +12,12 @@ use std::{fs, path::Path};
 
 use lb_common::Family;
 use lb_common::{Backend, Frontend, FrontendKey, Kind, List, NEVER, Proto, ServiceEntry, Slot, SlotKey};
-use lb_core::{objects::Key, op::Op, spec::PortKey, store::Store as _};
+use lb_core::{
+    objects::Key,
+    op::{Op, Table},
+    spec::PortKey,
+    store::Store as _,
+};
 use lb_dataplane::{load::Loader, pins::Pins, upgrade::programs::MapSizes};
 use lb_lab::{
     sandbox::{Inside, run_again},
@@ -52,7 +57,9 @@ fn measure(sandbox: &Inside) {
     let bpffs = sandbox.enter();
     traffic::addresses();
     let pins = Pins::at(bpffs.join("beeline"));
-    let mut datapath = Loader::load(pins.clone(), MapSizes::new()).expect("the programs load");
+    // Room for all ids of the bench: only an agent lets maps grow.
+    let sizes = MapSizes::from([(Table::Backends, 1 << 18), (Table::Slots, 1 << 18)]);
+    let mut datapath = Loader::load(pins.clone(), sizes).expect("the programs load");
     let mut store = datapath.store().expect("the maps");
     // All frontends of the bench have this port, which is all that their bit depends on.
     let (word, bits) = FrontendKey::new(traffic::VIP.into(), traffic::PORT, Proto::Tcp).bit();

@@ -27,7 +27,7 @@ pub use layout::{
 pub use scheduler::Scheduler;
 pub use select::{
     Access, AffinityOutcome, Caller, Cause, Choice, Client, ListReason, Match, Observer, Origin, Pair, ScheduleReason,
-    SelectEvent, State, Tables, Unobserved, Verdict, is_cluster_ip, select, select_observed, serves_node_ports,
-    take_turn,
+    SelectEvent, State, Tables, Unobserved, Verdict, Vip, is_cluster_ip, refusal, select, select_observed,
+    serves_node_ports, take_turn, vip,
 };
 pub use translation::{MAX_TRANSLATIONS, Put, TcpSock, Translation, Translations};

@@ -15,6 +15,10 @@ pub static GENERATION: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 pub static HOST_NETNS: Global<u64> = Global::new(0);
 
+/// 0 if pings of VIPs are ignored.
+#[unsafe(no_mangle)]
+pub static ANSWER_PINGS: Global<u8> = Global::new(1);
+
 /// First source port for masqueraded packets.
 #[unsafe(no_mangle)]
 pub static SNAT_FIRST: Global<u16> = Global::new(1024);

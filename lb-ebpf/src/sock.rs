@@ -1,8 +1,13 @@
 //! The socket path: translation at the socket hooks, for both families.
 
-use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_sk_storage_get, programs::SockContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_sk_storage_get},
+    programs::SockContext,
+};
 use lb_common::{
-    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Translations, Verdict, select,
+    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Translations, Verdict, refusal,
+    select,
 };
 
 use crate::{
@@ -42,7 +47,7 @@ fn connect_tcp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
                 place.clear();
                 stats::closed(backend);
             }
-            PROCEED
+            unserved(ctx, &dest)
         }
         Verdict::Backend(choice) => {
             if avoid != 0 {
@@ -103,7 +108,7 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
             if list.is_some() && !ctx.is_peer() {
                 forget(list, &dest);
             }
-            PROCEED
+            unserved(ctx, &dest)
         }
         Verdict::Backend(choice) => {
             if moved {
@@ -271,6 +276,32 @@ fn tcp_socks_full(choice: &Choice) {
     }
 }
 
+/// A destination of no Service: refuses the call if the address is a cluster IP. A connect of UDP is none, since
+/// resolvers make it to learn their own address; its datagrams are refused as packets.
+#[inline(always)]
+fn unserved<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey) -> i32 {
+    if Kernel.may_have(&dest.address()) { refuse_unserved(ctx, dest) } else { PROCEED }
+}
+
+#[inline(never)]
+fn refuse_unserved<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey) -> i32 {
+    let Some(cause) = refusal(&Kernel, ctx, dest) else {
+        return PROCEED;
+    };
+    count(cause.counter());
+    if log::open() {
+        let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        aya_log_ebpf_macros::warn!(
+            ctx.raw(),
+            "refused: process#{} asked for port {} of the cluster IP {:i}, which no Service has",
+            pid,
+            dest.port,
+            dest.addr.octets
+        );
+    }
+    ctx.refuse(cause.errno())
+}
+
 #[inline(always)]
 fn refuse<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: u32, cause: Cause) -> i32 {
     count(cause.counter());
@@ -294,8 +325,8 @@ fn refuse<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: u32, 
                     dest.port
                 );
             }
-            // Never of a socket, which has no address yet.
-            Cause::SourceRange => {}
+            // Never of a socket, which has no address yet; never of a service port.
+            Cause::SourceRange | Cause::UnknownPort => {}
         }
     }
     ctx.refuse(cause.errno())

@@ -34,6 +34,21 @@ impl FrontendKey {
         Self { addr: self.addr, port: 0, proto: 0, _pad: 0 }
     }
 
+    /// The key of an external address itself, for all ports: see [`Kind::ExternalAddress`]. Not that of a cluster IP,
+    /// since a Service may name the cluster IP of another one as its external IP.
+    #[inline(always)]
+    #[must_use]
+    pub const fn external_address(&self) -> Self {
+        Self { addr: self.addr, port: 0, proto: u8::MAX, _pad: 0 }
+    }
+
+    /// True for the key of an address itself, for all ports. No service port has port 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_address(&self) -> bool {
+        self.port == 0
+    }
+
     /// The key of the NodePort with the same port.
     #[inline(always)]
     #[must_use]
@@ -54,7 +69,7 @@ impl FrontendKey {
 
 impl core::fmt::Display for FrontendKey {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        if *self == self.address() {
+        if self.is_address() {
             return write!(f, "{} any port", self.addr);
         }
         let proto = Proto::from_number(self.proto.into()).map_or("?", Proto::name);
@@ -104,6 +119,9 @@ pub enum Kind {
     /// An entry of `spec.clusterIPs` itself, with port 0 and protocol 0. No service port: packets to a port that no
     /// Service has there are rejected instead of leaving the node (kube-proxy, pkg/proxy/nftables/README.md).
     Address = 5,
+    /// An entry of `spec.externalIPs` or `status.loadBalancer.ingress` itself, with port 0 and protocol 255. No service
+    /// port: the node refuses packets to a port that no Service has there, unless its routes lead them elsewhere.
+    ExternalAddress = 6,
 }
 
 impl Kind {
@@ -116,6 +134,7 @@ impl Kind {
             3 => Some(Self::LoadBalancer),
             4 => Some(Self::NodePort),
             5 => Some(Self::Address),
+            6 => Some(Self::ExternalAddress),
             _ => None,
         }
     }
@@ -129,7 +148,20 @@ impl Kind {
             Self::LoadBalancer => "LoadBalancer",
             Self::NodePort => "NodePort",
             Self::Address => "Address",
+            Self::ExternalAddress => "ExternalAddress",
         }
+    }
+
+    /// True for an address itself, which clients do not dial.
+    #[must_use]
+    pub const fn is_address(self) -> bool {
+        matches!(self, Self::Address | Self::ExternalAddress)
+    }
+
+    /// True for the addresses and NodePorts by which clients outside come.
+    #[must_use]
+    pub const fn is_external(self) -> bool {
+        matches!(self, Self::ExternalIp | Self::LoadBalancer | Self::NodePort)
     }
 }
 
@@ -147,12 +179,13 @@ mod tests {
             port in any::<u16>(),
         ) {
             let key = FrontendKey::new(Addr { octets }, port, Proto::Tcp);
-            for key in [key, key.address(), key.node_port()] {
+            for key in [key, key.address(), key.external_address(), key.node_port()] {
                 let (word, bit) = key.bit();
                 prop_assert!((word as usize) < capacity::FRONTEND_BITS && bit.count_ones() == 1);
             }
             prop_assert!(port == 0 || key.bit() == key.node_port().bit());
             prop_assert_ne!(FrontendKey { port: 1, ..key }.bit(), key.address().bit());
+            prop_assert_eq!(key.external_address().bit(), key.address().bit());
         }
     }
 }

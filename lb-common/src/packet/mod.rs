@@ -2,12 +2,14 @@
 //! the programs and a vector in the tests.
 
 mod crc32c;
+mod echo;
 mod parse;
 mod reply;
 mod rewrite;
 mod sum;
 
 use crate::{Tuple, hash};
+pub use echo::{answer_echo, is_echo_request};
 pub use parse::{Fragment, Packet, icmp_error, parse_network, parse_quoted, parse_transport};
 pub use reply::{
     ICMP_V4, ICMP_V6, IcmpError, RESET_V4, RESET_V6, Reply, icmp_v4, icmp_v6, is_silent, reset_v4, reset_v6,

@@ -72,7 +72,7 @@ fn put_sctp_sum(skb: &mut impl Skb, packet: &Packet, old: u32, new: u32) -> Resu
 
 /// Writes addresses, time to live and checksum of an IP header at once. Returns the difference of the addresses.
 #[inline(always)]
-fn put_header(skb: &mut impl Skb, packet: &Packet, to: &Tuple, hops: u8) -> Result<u32, WriteError> {
+pub(super) fn put_header(skb: &mut impl Skb, packet: &Packet, to: &Tuple, hops: u8) -> Result<u32, WriteError> {
     let addrs = sum::add(sum::of_addr(&packet.tuple.src, &to.src), sum::of_addr(&packet.tuple.dst, &to.dst));
     let ttl = packet.ttl.wrapping_sub(hops);
     let (src, dst) = (to.src.words(), to.dst.words());

@@ -92,11 +92,43 @@ const fn node_addr_key(addr: &Addr) -> Addr {
     if addr.is_unspecified() { addr.loopback() } else { *addr }
 }
 
-/// True if the address of `dest` is a cluster IP, for any port: packets to it are rejected if no frontend has the port.
+/// True if the address of `dest` is a cluster IP that no interface of the node owns: if no frontend has the port, calls
+/// and packets are refused.
 #[inline(always)]
 pub fn is_cluster_ip(tables: &impl Tables, dest: &FrontendKey) -> bool {
     let address = dest.address();
     tables.may_have(&address) && tables.frontend(&address).is_some()
+}
+
+/// The cause to refuse a socket's call to `dest`, for which [`select`] has found no Service; `None` if the call goes
+/// on.
+#[inline(always)]
+pub fn refusal(tables: &impl Tables, caller: &impl Caller, dest: &FrontendKey) -> Option<Cause> {
+    // A pod with another mode reaches cluster IPs by packets.
+    if is_cluster_ip(tables, dest) && !caller.is_bypassed() { Some(Cause::UnknownPort) } else { None }
+}
+
+/// A kind of address of Services.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Vip {
+    /// A cluster IP that no interface of the node owns. The API server allots it, so that no host has it.
+    Cluster,
+    /// A load balancer's address or an external IP. It may also be the address of a host, even of another node.
+    External,
+}
+
+/// The kind of VIP that the address of `dest` is, whatever the port.
+#[inline(always)]
+pub fn vip(tables: &impl Tables, dest: &FrontendKey) -> Option<Vip> {
+    if !tables.may_have(&dest.address()) {
+        None
+    } else if tables.frontend(&dest.address()).is_some() {
+        Some(Vip::Cluster)
+    } else if tables.frontend(&dest.external_address()).is_some() {
+        Some(Vip::External)
+    } else {
+        None
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

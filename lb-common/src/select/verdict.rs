@@ -24,6 +24,8 @@ pub enum Cause {
     NoLocalEndpoints,
     /// The client is in none of the Service's source ranges.
     SourceRange,
+    /// A cluster IP for a port that no Service has there: of no service port.
+    UnknownPort,
 }
 
 impl Cause {
@@ -34,7 +36,7 @@ impl Cause {
         const ECONNREFUSED: i32 = 111;
         const EHOSTUNREACH: i32 = 113;
         match self {
-            Self::NoEndpoints => ECONNREFUSED,
+            Self::NoEndpoints | Self::UnknownPort => ECONNREFUSED,
             // Never of source ranges: a socket has no address yet.
             Self::NoLocalEndpoints | Self::SourceRange => EHOSTUNREACH,
         }
@@ -48,6 +50,7 @@ impl Cause {
             Self::NoEndpoints => Counter::NoEndpoints,
             Self::NoLocalEndpoints => Counter::NoLocalEndpoints,
             Self::SourceRange => Counter::SourceRange,
+            Self::UnknownPort => Counter::UnknownPort,
         }
     }
 
@@ -55,7 +58,7 @@ impl Cause {
     #[must_use]
     pub const fn errno_name(self) -> &'static str {
         match self {
-            Self::NoEndpoints => "ECONNREFUSED",
+            Self::NoEndpoints | Self::UnknownPort => "ECONNREFUSED",
             Self::NoLocalEndpoints | Self::SourceRange => "EHOSTUNREACH",
         }
     }
@@ -68,6 +71,6 @@ pub enum Verdict {
     NotService,
     /// Translate to this backend.
     Backend(Choice),
-    /// A service port, by its id, that cannot serve the client.
+    /// A service port, by its id, that cannot serve the client; 0 if there is none.
     Refused(u32, Cause),
 }

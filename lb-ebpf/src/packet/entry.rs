@@ -16,6 +16,7 @@ use super::{
     send,
     skb::Frame,
     verdict::PacketVerdict,
+    vip,
 };
 use crate::maps::DEVICES;
 
@@ -69,15 +70,19 @@ fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> Pa
         return PacketVerdict::PASS;
     }
     let l3 = if has_ethernet { ETHERNET } else { 0 };
-    if !parse_ip(frame, l3, family, &mut scratch.packet) || !parse_ports(frame, &mut scratch.packet) {
+    if !parse_ip(frame, l3, family, &mut scratch.packet) {
         return PacketVerdict::PASS;
     }
-    if scratch.packet.proto == number::ICMP || scratch.packet.proto == number::ICMPV6 {
-        return icmp::translate_error(frame, hook, scratch);
+    let is_known = parse_ports(frame, &mut scratch.packet);
+    if !is_known || scratch.packet.proto == number::ICMP || scratch.packet.proto == number::ICMPV6 {
+        if is_known && let Some(verdict) = icmp::translate_error(frame, hook, scratch) {
+            return verdict;
+        }
+        return vip::other_packet(frame, scratch, hook, device);
     }
     if scratch.packet.fragment as u8 == Fragment::Later as u8 && !fragment::find_ports(hook, &mut scratch.packet) {
         // Of no Service, or ahead of its first fragment: then the datagram is lost, and sent again.
-        return PacketVerdict::PASS;
+        return vip::later_fragment(frame, scratch, hook, device);
     }
     scratch.key = FlowKey::new(scratch.packet.tuple, scratch.packet.proto, hook);
     if !lookup_flow(scratch) {
@@ -89,11 +94,12 @@ fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> Pa
         if !verdict.is_flow() {
             return verdict;
         }
-    } else if scratch.flow.flags & FlowFlags::PASSED != 0 {
-        return PacketVerdict::PASS;
     }
     if scratch.packet.fragment as u8 == Fragment::First as u8 {
         fragment::store_ports(hook, &scratch.packet);
+    }
+    if scratch.flow.flags & FlowFlags::PASSED != 0 {
+        return PacketVerdict::PASS;
     }
     send::send(frame, hook, scratch)
 }

@@ -15,26 +15,27 @@ use super::{
 };
 use crate::maps::FLOWS;
 
-/// Translates an error back if the quoted packet is of a flow. The quoted packet went the other way, so that its
-/// reversed tuple is the key of the flow's entry.
+/// Translates an error back if the quoted packet is of a flow; any other packet is of no flow. The quoted packet went
+/// the other way, so that its reversed tuple is the key of the flow's entry.
 #[inline(always)]
-pub fn translate_error(frame: Frame, hook: Hook, scratch: &mut Scratch) -> PacketVerdict {
+pub fn translate_error(frame: Frame, hook: Hook, scratch: &mut Scratch) -> Option<PacketVerdict> {
     let Scratch { packet, key, icmp, route, .. } = scratch;
     if !parse(frame, packet, &mut icmp.packet) {
-        return PacketVerdict::PASS;
+        return None;
     }
     *key = FlowKey::new(icmp.packet.tuple.reversed(), icmp.packet.proto, hook);
-    let Some(flags) = find(packet, key, icmp) else {
-        return PacketVerdict::PASS;
-    };
+    let flags = find(packet, key, icmp)?;
+    if flags & FlowFlags::PASSED != 0 {
+        return Some(PacketVerdict::PASS);
+    }
     if !is_redirected(flags, hook) {
-        return if translate(frame, packet, icmp, 0) { PacketVerdict::PASS } else { PacketVerdict::DROP };
+        return Some(if translate(frame, packet, icmp, 0) { PacketVerdict::PASS } else { PacketVerdict::DROP });
     }
     if packet.ttl <= 1 {
         // An error must not cause an error (RFC 1122, 3.2.2).
-        return PacketVerdict::DROP;
+        return Some(PacketVerdict::DROP);
     }
-    redirect(frame, packet, icmp, route)
+    Some(redirect(frame, packet, icmp, route))
 }
 
 #[inline(never)]
@@ -51,9 +52,6 @@ fn parse(frame: Frame, packet: &Packet, quoted: &mut Packet) -> bool {
 fn find(packet: &Packet, key: &FlowKey, quoted: &mut QuotedPacket) -> Option<u16> {
     // SAFETY: read at once; an element that is removed meanwhile stays until the RCU grace period ends.
     let flow = unsafe { FLOWS.get(key) }?;
-    if flow.flags & FlowFlags::PASSED != 0 {
-        return None;
-    }
     quoted.inner = flow.to.reversed();
     // A router keeps its own address; the other end of the flow gets its translated one.
     let src = if packet.tuple.src == key.tuple.src { flow.to.src } else { packet.tuple.src };

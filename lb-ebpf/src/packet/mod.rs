@@ -22,5 +22,6 @@ mod send;
 mod sender;
 mod skb;
 mod verdict;
+mod vip;
 
 pub use entry::{egress, ingress};

@@ -8,12 +8,12 @@ use lb_common::{
 use super::{
     own,
     ports::{self, SourcePort},
-    reject::is_cluster_ip,
     route::Fib,
     scratch::Scratch,
     sender::Sender,
     skb::Frame,
     verdict::PacketVerdict,
+    vip,
 };
 use crate::{
     counters::count,
@@ -31,17 +31,15 @@ pub fn new_flow(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketV
         return PacketVerdict::PASS;
     }
     if own::is_mid_connection(frame, &scratch.packet, &mut scratch.route) {
-        return PacketVerdict::PASS;
+        return vip::unknown_port(frame, scratch, Hook::Ingress);
     }
     let origin = if device.flags & DeviceFlags::POD != 0 { Origin::Node } else { Origin::Outside };
     let verdict = choose(&scratch.packet, origin, &mut scratch.choice);
     if verdict.is_flow() {
         return open(frame, scratch, device);
     }
-    let packet = &scratch.packet;
-    let is_request = packet.begins || packet.proto == Proto::Udp as u8;
-    if verdict.code() == PacketVerdict::PASS.code() && is_request && is_cluster_ip(packet) {
-        return PacketVerdict::reject(Counter::UnknownPort);
+    if verdict.code() == PacketVerdict::PASS.code() {
+        return vip::unknown_port(frame, scratch, Hook::Ingress);
     }
     verdict
 }
@@ -54,9 +52,13 @@ pub fn egress_unknown(frame: Frame, scratch: &mut Scratch, device: &Device) -> P
     if !packet.begins && packet.proto != Proto::Udp as u8 {
         return PacketVerdict::PASS;
     }
-    if device.flags & DeviceFlags::LEAVING == 0 && is_cluster_ip(packet) {
-        return PacketVerdict::reject(Counter::UnknownPort);
+    if device.flags & DeviceFlags::LEAVING == 0 {
+        let verdict = vip::unknown_port(frame, scratch, Hook::Egress);
+        if verdict.is_reply() {
+            return verdict;
+        }
     }
+    let packet = &scratch.packet;
     if own::may_be_answered_at_a_frontend(packet) && own::keep_replies(scratch, device) {
         return PacketVerdict::PASS;
     }

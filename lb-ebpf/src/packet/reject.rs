@@ -1,7 +1,7 @@
-//! Rejection: packets to unknown ports of cluster IPs, and the reset or ICMP error that the sender gets.
+//! The answer to a rejected packet: the reset or ICMP error that the sender gets.
 
 use lb_common::{
-    Counter, FrontendKey, Hook, Proto,
+    Counter, Hook, Proto,
     packet::{
         ICMP_V4, ICMP_V6, Packet, RESET_V4, RESET_V6, Reply, Skb as _, SkbSum, icmp_v4, icmp_v6, is_silent, reset_v4,
         reset_v6,
@@ -9,19 +9,7 @@ use lb_common::{
 };
 
 use super::{scratch::Scratch, skb::Frame, verdict::PacketVerdict};
-use crate::{
-    counters::{count, count_number},
-    tables::Kernel,
-};
-
-/// True if the destination is a cluster IP, for any port.
-#[inline(never)]
-pub fn is_cluster_ip(packet: &Packet) -> bool {
-    let Some(proto) = Proto::from_number(packet.proto.into()) else {
-        return false;
-    };
-    lb_common::is_cluster_ip(&Kernel, &FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto))
-}
+use crate::counters::{count, count_number};
 
 /// Replies to a packet: a rejected TCP segment gets a reset, any other packet an ICMP error, so that the client knows
 /// at once.
@@ -86,9 +74,8 @@ fn error6(frame: Frame, packet: &Packet, hook: Hook, verdict: PacketVerdict, buf
 fn send_back<const N: usize>(mut frame: Frame, packet: &Packet, hook: Hook, reply: &Reply) -> i32 {
     let write = || -> Option<()> {
         frame.resize(packet.l3 + N as u32, packet.l4).ok()?;
-        if packet.l3 != 0 {
-            let [a, b, c, d, e, f, g, h, i, j, k, l] = frame.load::<12>(0)?;
-            frame.store(0, &[g, h, i, j, k, l, a, b, c, d, e, f], SkbSum::Keep).ok()?;
+        if !frame.swap_link_addresses(packet.l3) {
+            return None;
         }
         frame.store(packet.l3, reply.first_chunk::<N>()?, SkbSum::Update).ok()
     };

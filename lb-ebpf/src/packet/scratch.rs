@@ -35,6 +35,8 @@ pub struct Scratch {
     pub clock: Clock,
     /// Of resets and ICMP errors.
     pub limit: Limit,
+    /// Of echo replies, so that pings do not use up the errors.
+    pub echo_limit: Limit,
     pub icmp: QuotedPacket,
     /// Buffer for a reset or an ICMP error.
     pub reply: Reply,

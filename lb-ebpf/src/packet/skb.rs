@@ -137,6 +137,19 @@ impl Frame {
         if from + len as usize > end { None } else { Some(from as *const u8) }
     }
 
+    /// Swaps the link addresses of a packet with its IP header at `l3`; there are none if that is 0. False if a write
+    /// fails.
+    #[inline(always)]
+    pub fn swap_link_addresses(&mut self, l3: u32) -> bool {
+        if l3 == 0 {
+            return true;
+        }
+        let Some([a, b, c, d, e, f, g, h, i, j, k, l]) = self.load::<12>(0) else {
+            return false;
+        };
+        self.store(0, &[g, h, i, j, k, l, a, b, c, d, e, f], SkbSum::Keep).is_ok()
+    }
+
     /// Sends the packet back: out of its device at ingress, into it at egress.
     #[inline(always)]
     pub fn turn_around(&mut self, hook: Hook) -> i32 {

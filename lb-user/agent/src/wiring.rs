@@ -38,7 +38,7 @@ use lb_dataplane::{
     pins::Pins,
     stats::StatMaps,
     store::BpfStore,
-    upgrade::programs::MapSizes,
+    upgrade::programs::ProgramOptions,
 };
 use lb_sources::{
     addresses::AddressSource,
@@ -72,8 +72,8 @@ pub struct Config {
     pub cgroup: Option<PathBuf>,
     /// Network devices with the packet path.
     pub devices: devices::options::DeviceOptions,
-    /// Fixed sizes of maps.
-    pub sizes: MapSizes,
+    /// Options of the programs.
+    pub programs: ProgramOptions,
     /// Remove the datapath when the agent ends.
     pub cleanup_on_exit: bool,
     /// Address of `/healthz` and `/livez`; none: not served.
@@ -134,7 +134,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
             Source::Kubernetes(options) => kubernetes::run(options, events).await,
         }
     });
-    let mut loader = Loader::load(pins.clone(), config.sizes)?;
+    let mut loader = Loader::load(pins.clone(), config.programs)?;
     let features = loader.features();
     info!(
         set_retval = features.set_retval,

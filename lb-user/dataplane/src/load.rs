@@ -21,7 +21,7 @@ use crate::{
     upgrade::{
         self, StartMaps,
         pinned_maps::MapOrigin,
-        programs::{self, Features, MapSizes},
+        programs::{self, Features, MapSizes, ProgramOptions},
     },
 };
 
@@ -48,7 +48,7 @@ pub struct Loader {
     features: Features,
     adopted: usize,
     highest_ids: HighestIds,
-    fixed: MapSizes,
+    options: ProgramOptions,
     grown: MapSizes,
     /// Programs that are not in service yet. Some of their maps may be in the staging directory.
     loaded: Option<Ebpf>,
@@ -58,24 +58,25 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Takes steps 1 to 7 of a start (see [`upgrade`]): nothing new serves yet. Maps of `fixed` sizes never grow.
+    /// Takes steps 1 to 7 of a start (see [`upgrade`]): nothing new serves yet.
     ///
     /// # Errors
     /// With the cure: another agent runs, a pin is foreign, or the kernel refuses the object.
-    pub fn load(pins: Pins, fixed: MapSizes) -> Result<Self> {
+    pub fn load(pins: Pins, options: impl Into<ProgramOptions>) -> Result<Self> {
+        let options = options.into();
         let lock = pins.lock()?;
-        let mut maps = StartMaps::inspect(&pins, &fixed, &MapSizes::new())?;
+        let mut maps = StartMaps::inspect(&pins, &options.sizes, &MapSizes::new())?;
         for name in maps.of(MapOrigin::Resized) {
             info!(map = name, "another size is wanted: a new map takes the place of the pinned one");
         }
         maps.adopt_predecessor(&pins)?;
         let highest_ids = upgrade::highest_ids(&pins)?;
-        let (ebpf, features) = programs::load(&pins, &maps.layouts, &maps.origins)?;
+        let (ebpf, features) = programs::load(&pins, &maps.layouts, &maps.origins, &options)?;
         maps.copy_entries(&pins)?;
         let adopted = maps.of(MapOrigin::Adopted).count();
         let tc = Arc::new(Tc::new(pins.clone()));
         let grown = MapSizes::new();
-        Ok(Self { pins, features, adopted, highest_ids, fixed, grown, loaded: Some(ebpf), tc, _lock: lock })
+        Ok(Self { pins, features, adopted, highest_ids, options, grown, loaded: Some(ebpf), tc, _lock: lock })
     }
 
     /// Returns the features of the kernel.
@@ -124,7 +125,7 @@ impl Loader {
     /// If the kernel has no memory for the maps.
     pub fn grow(&mut self, full: &BTreeSet<Table>) -> Result<Option<BpfStore>> {
         let mut growing = Vec::new();
-        for table in full.iter().flat_map(grow_together).filter(|table| !self.fixed.contains_key(table)) {
+        for table in full.iter().flat_map(grow_together).filter(|table| !self.options.sizes.contains_key(table)) {
             let map = self.map(table.map_name())?;
             let size = map.info()?.max_entries();
             let largest = largest(*table);
@@ -144,8 +145,8 @@ impl Loader {
                 fs::remove_file(&staged).with_context(|| format!("removing {}", staged.display()))?;
             }
         }
-        let maps = StartMaps::inspect(&self.pins, &self.fixed, &self.grown)?;
-        let (ebpf, _) = programs::load(&self.pins, &maps.layouts, &maps.origins)?;
+        let maps = StartMaps::inspect(&self.pins, &self.options.sizes, &self.grown)?;
+        let (ebpf, _) = programs::load(&self.pins, &maps.layouts, &maps.origins, &self.options)?;
         self.loaded = Some(ebpf);
         // Entries keep their ids, so that the other maps, which serve already, stay valid.
         for (table, map, ..) in growing {

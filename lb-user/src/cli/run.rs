@@ -14,7 +14,7 @@ use lb_core::op::Table;
 use lb_dataplane::{
     devices::options::{DeviceOptions, LinkPatterns, UplinkChoice},
     pins::Pins,
-    upgrade::programs::MapSizes,
+    upgrade::programs::{MapSizes, ProgramOptions, VipPings},
 };
 use lb_sources::{
     directory,
@@ -76,6 +76,11 @@ pub(super) struct RunArgs {
     /// packets. No effect for pods behind a bridge.
     #[arg(long)]
     host_routing: bool,
+
+    /// Pings to VIPs, the addresses of Services that no interface has: answer them, as the node does for its own
+    /// addresses, or ignore them.
+    #[arg(long, value_name = "answer|ignore", default_value = "answer")]
+    vip_pings: VipPings,
 
     /// Fixed number of entries of a map, such as slots=2000000: frontends, services, slots, backends, node_addrs,
     /// source_ranges or maglev. Without the flag a full map grows by itself.
@@ -181,7 +186,7 @@ pub(super) fn run(arguments: RunArgs, pins: impl FnOnce() -> Result<Pins>) -> Re
             pods: arguments.pod_devices,
             host_routing: arguments.host_routing,
         },
-        sizes,
+        programs: ProgramOptions { sizes, vip_pings: arguments.vip_pings },
         cleanup_on_exit: arguments.cleanup_on_exit,
         healthz: arguments.healthz_bind_address.port("--healthz-bind-address"),
         metrics: arguments.metrics_bind_address.port("--metrics-bind-address"),

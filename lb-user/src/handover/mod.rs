@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use lb_common::{Frontend, FrontendKey, Kind, ListReason, Origin, SlotKey};
+use lb_common::{Frontend, FrontendKey, ListReason, Origin, SlotKey};
 use serde::Serialize;
 
 use crate::inspect::address;
@@ -187,6 +187,6 @@ fn answers(dump: &Dump) -> RuleFrontends {
         });
         Some(RuleEndpoints { name, from_node: of(Origin::Node), from_outside: of(Origin::Outside) })
     };
-    let frontends = dump.frontends.iter().filter(|(_, frontend)| frontend.kind != Kind::Address as u8);
+    let frontends = dump.frontends.iter().filter(|(key, _)| !key.is_address());
     frontends.filter_map(|(key, frontend)| Some((*key, answer(frontend)?))).collect()
 }

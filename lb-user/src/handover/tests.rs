@@ -2,7 +2,7 @@
 
 use super::*;
 use lb_common::Family;
-use lb_common::{Addr, List, Proto, ServiceEntry, ServiceFlags, Slot};
+use lb_common::{Addr, Kind, List, Proto, ServiceEntry, ServiceFlags, Slot};
 use lb_core::{objects::Key, spec::PortKey};
 
 fn endpoint(text: &str) -> AddrPort {

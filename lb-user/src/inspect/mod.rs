@@ -70,7 +70,7 @@ pub struct FrontendRow {
     pub port: Option<u16>,
     /// TCP, UDP or SCTP; `any` without a port.
     pub protocol: &'static str,
-    /// Kind: ClusterIP, NodePort, ExternalIP, LoadBalancer or Address.
+    /// Kind: ClusterIP, NodePort, ExternalIP, LoadBalancer, Address or ExternalAddress.
     pub kind: &'static str,
     /// Name of the service port.
     pub service: String,
@@ -138,7 +138,7 @@ pub fn services(dump: &Dump, stats: &Stats) -> Vec<ServiceRow> {
     let mut rows: Vec<_> = dump.services.iter().collect();
     rows.sort_by_key(|(id, _)| (dump.names.get(id), **id));
     let mut frontends = BTreeMap::<u32, Vec<String>>::new();
-    for (key, frontend) in dump.frontends.iter().filter(|(key, _)| **key != key.address()) {
+    for (key, frontend) in dump.frontends.iter().filter(|(key, _)| !key.is_address()) {
         frontends.entry(frontend.service).or_default().push(address(key));
     }
     let (sizes, counts) = (list_sizes(dump), by_port(stats));
@@ -174,12 +174,12 @@ const fn policy(flag: u32) -> &'static str {
 #[must_use]
 pub fn frontends(dump: &Dump) -> Vec<FrontendRow> {
     let protocol = |key: &FrontendKey| match Proto::from_number(key.proto.into()) {
-        _ if *key == key.address() => "any",
+        _ if key.is_address() => "any",
         proto => proto.map_or("?", Proto::name),
     };
     let row = |(key, frontend): (&FrontendKey, &lb_common::Frontend)| FrontendRow {
         address: key.addr.to_string(),
-        port: (*key != key.address()).then_some(key.port),
+        port: (!key.is_address()).then_some(key.port),
         protocol: protocol(key),
         kind: Kind::from_number(frontend.kind).map_or("?", Kind::name),
         service: name_of(dump, frontend.service),

@@ -8,8 +8,8 @@ use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr};
 
 use lb_common::{
     AffinityOutcome, BackendFlags, Caller as _, Cause, Choice, FrontendKey, Kind, List, ListReason, Origin, PodMode,
-    Proto, ScheduleReason, Scheduler, SelectEvent, ServiceEntry, Slot, SlotKey, State as _, Tables as _, Verdict,
-    is_cluster_ip, select_observed,
+    Proto, ScheduleReason, Scheduler, SelectEvent, ServiceEntry, Slot, SlotKey, State as _, Tables as _, Verdict, Vip,
+    refusal, select_observed, vip,
 };
 use lb_core::text::number;
 
@@ -72,7 +72,16 @@ impl Choosing<'_> {
             }
             events.push(event);
         });
+        let verdict = match (verdict, self.refusal()) {
+            (Verdict::NotService, Some(cause)) => Verdict::Refused(0, cause),
+            (verdict, _) => verdict,
+        };
         (self.describe(&events.into_inner()), verdict)
+    }
+
+    /// The cause to refuse a socket that finds no Service.
+    fn refusal(&self) -> Option<Cause> {
+        if self.client.sends_packets() { None } else { refusal(self.snapshot, &self.client, &self.dest) }
     }
 
     /// Formats events, one or more lines each.
@@ -207,34 +216,44 @@ impl Choosing<'_> {
             Cause::NoEndpoints => "the service port has no endpoint that is ready, on any node",
             Cause::NoLocalEndpoints => "the traffic policy is Local, and no endpoint is on this node",
             Cause::SourceRange => "the client is in none of spec.loadBalancerSourceRanges",
+            Cause::UnknownPort => "no Service has this port of the cluster IP",
         };
         let verdict = match (self.client.sends_packets(), cause) {
             (false, _) => {
                 let text = match cause {
-                    Cause::NoEndpoints => "Connection refused",
+                    Cause::NoEndpoints | Cause::UnknownPort => "Connection refused",
                     Cause::NoLocalEndpoints | Cause::SourceRange => "No route to host",
                 };
                 let errno = cause.errno_name();
                 format!("refused: the application sees {errno} (\"{text}\"; EPERM on kernels before 5.18)")
             }
-            (true, Cause::NoEndpoints) => "rejected: the client gets a TCP reset, or ICMP port unreachable".to_owned(),
+            (true, Cause::NoEndpoints | Cause::UnknownPort) => {
+                "rejected: the client gets a TCP reset, or ICMP port unreachable".to_owned()
+            }
             (true, _) => "dropped: the client gets no answer".to_owned(),
         };
         format!("  reason     {reason}\n  verdict    {verdict}\n")
     }
 
     fn no_service(&self) -> String {
-        let verdict = match (self.client.sends_packets(), is_cluster_ip(self.snapshot, &self.dest)) {
+        let verdict = match (self.client.sends_packets(), vip(self.snapshot, &self.dest)) {
             (false, _) => "the call goes on unchanged",
-            (true, false) => "packets go on unchanged",
-            (true, true) => {
+            (true, None) => "packets go on unchanged",
+            (true, Some(Vip::Cluster)) => {
                 "packets are rejected, since the address is a cluster IP (TCP reset, or ICMP port unreachable)"
             }
+            (true, Some(Vip::External)) => {
+                "packets go where the routes lead them, and are rejected if that is back (TCP reset, or ICMP port \
+                 unreachable)"
+            }
         };
-        let mut text = format!("  verdict    no Service answers here: {verdict}\n");
+        let mut text = match self.refusal() {
+            Some(cause) => self.refused(cause),
+            None => format!("  verdict    no Service answers here: {verdict}\n"),
+        };
         let frontends = self.snapshot.dump.frontends.keys();
         let other_ports: Vec<_> = frontends
-            .filter(|other| other.addr == self.dest.addr && **other != self.dest.address())
+            .filter(|other| other.addr == self.dest.addr && !other.is_address())
             .take(5)
             .map(ToString::to_string)
             .collect();

@@ -186,14 +186,22 @@ fn destinations_without_a_service_have_hints() {
         &snapshot,
         &HOST,
         "10.96.0.1:81",
-        &expect![[r"
+        &expect![[r#"
             10.96.0.1:81
-              verdict    no Service answers here: the call goes on unchanged
+              reason     no Service has this port of the cluster IP
+              verdict    refused: the application sees ECONNREFUSED ("Connection refused"; EPERM on kernels before 5.18)
               hint       the address is a VIP, with other ports: 10.96.0.1:80/TCP
-        "]],
+        "#]],
     );
     let (text, _) = trace(&snapshot, &outside("198.51.100.7"), "10.96.0.1:81".parse().expect("an address"), Proto::Tcp);
     assert!(text.starts_with("  verdict    no Service answers here: packets are rejected"), "{text}");
+    let mut external = self::snapshot(service(), None);
+    let address =
+        FrontendKey::new("203.0.113.9".parse::<std::net::IpAddr>().expect("an address").into(), 0, Proto::Tcp);
+    external.dump.frontends.insert(address.external_address(), Frontend::new(1, Kind::ExternalAddress));
+    let (text, _) =
+        trace(&external, &outside("198.51.100.7"), "203.0.113.9:81".parse().expect("an address"), Proto::Tcp);
+    assert!(text.contains("packets go where the routes lead them"), "{text}");
     check(
         &snapshot,
         &HOST,

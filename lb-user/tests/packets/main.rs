@@ -24,6 +24,7 @@ mod refusals;
 mod sizes;
 mod states;
 mod untouched;
+mod vips;
 
 use lb_dataplane::upgrade::programs::OBJECT;
 use lb_lab::packets::{Fixture, FixtureSizes};

@@ -87,8 +87,10 @@ fn packets_to_other_ports_of_a_cluster_ip_are_rejected() {
         fixture.egress("uplink", &syn).is_redirected_as(&syn.reset());
         fixture.egress("uplink", &udp).is_redirected_as(&IcmpErrorSpec::answer(IcmpReason::PortUnreachable, &udp));
         assert_eq!(fixture.count(Counter::UnknownPort), 4);
-        // Later packets of a connection may belong to another proxy.
-        fixture.ingress("uplink", &PacketSpec::tcp(net.client, &other)).passes_unchanged();
+        // Later packets of a connection may belong to another proxy, unless they would circle.
+        fixture.ingress("pod1", &PacketSpec::tcp(net.pod, &other)).passes_unchanged();
+        let later = PacketSpec::tcp(net.client, &other);
+        fixture.ingress("uplink", &later).is_redirected_as(&later.reset());
         fixture.egress("uplink", &PacketSpec::tcp(&own, &other)).passes_unchanged();
         assert_eq!(fixture.flows().len(), 0);
     }

@@ -258,8 +258,7 @@ fn check_warnings(state: &Sample, reconciler: &Reconciler<MemoryStore>) -> TestC
         let ips = || service.cluster_ips.iter().chain(&service.external_ips).chain(&service.ingress_ips);
         let asked: BTreeSet<_> =
             service.ports.iter().flat_map(|port| ips().map(move |ip| (*ip, port.port, port.proto))).collect();
-        let node_ports =
-            |frontend: &&FrontendKey| !frontend.addr.to_ip().is_unspecified() && **frontend != frontend.address();
+        let node_ports = |frontend: &&FrontendKey| !frontend.addr.to_ip().is_unspecified() && !frontend.is_address();
         let owner = |id: &u32| dump.names.get(id).is_some_and(|port| port.service == **key);
         let have = dump.frontends.iter().filter(|(_, frontend)| owner(&frontend.service)).map(|(key, _)| key);
         let have = have.filter(node_ports).count();

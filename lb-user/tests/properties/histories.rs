@@ -311,7 +311,7 @@ enum ClientPlace {
 fn queries<'a>(old: &'a Dump, new: &'a Dump) -> impl Iterator<Item = (&'a FrontendKey, ClientPlace)> {
     let fresh = new.frontends.keys().filter(|key| !old.frontends.contains_key(key));
     // Without the entries of cluster IPs themselves, which stand for their other ports.
-    let frontends = old.frontends.keys().chain(fresh).filter(|key| **key != key.address());
+    let frontends = old.frontends.keys().chain(fresh).filter(|key| !key.is_address());
     frontends.flat_map(|key| [ClientPlace::Node, ClientPlace::Near, ClientPlace::Far].map(|place| (key, place)))
 }
 

@@ -339,7 +339,8 @@ pub fn write_wide(node: &StoryNode) -> usize {
             join((1..=ports).map(|n| format!("{{name: p{n}, port: {n}}}")).collect()),
         ),
     );
-    ports * (addresses + 1)
+    // Each external address has an entry for all ports too.
+    ports * (addresses + 1) + addresses
 }
 
 fn growing_maps_fail_no_connect(node: &mut StoryNode) {

@@ -9,21 +9,22 @@ use std::{
 };
 
 use aya::maps::MapData;
-use lb_common::{FrontendKey, Kind, List, MAGLEV_LEN, MaglevKey, Proto, ServiceFlags};
+use lb_common::{Counter, FrontendKey, Kind, List, MAGLEV_LEN, MaglevKey, Proto, ServiceFlags};
 use lb_core::store::Dump;
+use rustix::io::Errno;
 
 use crate::{
     Story,
     agent::{Agent, run, until},
-    node::{StoryNode, annotated, service},
-    sockets::{at, tcp_ask, tcp_server},
+    node::{StoryNode, annotated, ip, service},
+    sockets::{Client, assert_refused, at, mapped, tcp_ask, tcp_server},
 };
 
 pub const STORIES: &[Story] = &[
     ("source_ranges_reach_the_kernel_and_survive_an_agent_restart", ranges_reach_the_kernel),
     ("maglev_tables_reach_the_kernel_and_survive_an_agent_restart", maglev_tables_reach_the_kernel),
     ("source_range_tries_and_maglev_tables_grow", tries_and_tables_grow),
-    ("the_address_entry_of_a_cluster_ip_does_not_affect_sockets", address_entry_leaves_sockets_alone),
+    ("a_port_that_a_cluster_ip_does_not_have_is_refused_at_the_socket", unknown_ports_are_refused),
     ("health_check_node_ports_answer_load_balancers", health_checks_are_answered),
 ];
 
@@ -144,19 +145,42 @@ fn tries_and_tables_grow(node: &mut StoryNode) {
     assert_restart_writes_nothing(node, &mut agent);
 }
 
-fn address_entry_leaves_sockets_alone(node: &mut StoryNode) {
-    node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
+fn unknown_ports_are_refused(node: &mut StoryNode) {
+    let vips = ["10.96.0.1", "fd96::1"];
+    node.write("web.yaml", &service("web", &vips, "TCP", 80, &["10.0.0.1:8080", "[fd00::1]:8080"]));
     tcp_server("10.0.0.1:8080");
+    tcp_server("[fd00::1]:8080");
     let agent = node.agent(&[]);
-    agent.wait_for("the Service", |dump| dump.frontends.len() == 2);
+    agent.wait_for("the Service", |dump| dump.frontends.len() == 4);
+    for unknown in [at("10.96.0.1:81"), at("[fd96::1]:81"), mapped(at("10.96.0.1:81"))] {
+        assert_refused(Client::tcp(unknown).connect(unknown), Errno::CONNREFUSED);
+        assert_refused(Client::udp(unknown).send_to(unknown), Errno::CONNREFUSED);
+        // Resolvers connect a UDP socket to learn their own address.
+        let _routed = Client::udp(unknown).connect(unknown);
+    }
+    assert_refused(Client::udp(at("10.96.0.1:80")).send_to(at("10.96.0.1:80")), Errno::CONNREFUSED);
+    let counters = lb_dataplane::stats::counters(&node.maps()).expect("the counters");
+    assert!(counters.contains(&(Counter::UnknownPort, 7)), "{counters:?}");
+    agent.wait_for_log("asked for port 81 of the cluster IP");
+    // An address of the node has servers of its own, such as a DNS cache at the cluster IP of its Service.
+    ip(&["addr", "add", "10.96.0.1/32", "dev", "lo"]);
+    agent.wait_for("the address is the node's", |dump| dump.frontends.len() == 3);
+    tcp_server("10.96.0.1:81");
+    assert!(tcp_ask(at("10.96.0.1:81")).is_ok() && tcp_ask(at("10.96.0.1:80")).is_ok());
+    ip(&["addr", "del", "10.96.0.1/32", "dev", "lo"]);
+    agent.wait_for("the address is a VIP again", |dump| dump.frontends.len() == 4);
+    assert_refused(Client::tcp(at("10.96.0.1:81")).connect(at("10.96.0.1:81")), Errno::CONNREFUSED);
     let key = FrontendKey::new(Ipv4Addr::new(10, 96, 0, 1).into(), 80, Proto::Tcp);
     let dump = agent.dump();
     assert_eq!(dump.frontends[&key.address()].kind, Kind::Address as u8);
     assert_eq!(dump.frontends[&key.address()].service, dump.frontends[&key].service);
     assert!(tcp_ask(at("10.96.0.1:80")).is_ok());
-    // Another port of the address is not translated.
     let shown = String::from_utf8(run(node, &["trace", "tcp", "10.96.0.1:81"]).stdout).expect("text");
-    assert!(shown.contains("no Service answers here") && shown.contains("other ports: 10.96.0.1:80/TCP\n"), "{shown}");
+    assert!(
+        shown.contains("no Service has this port of the cluster IP")
+            && shown.contains("other ports: 10.96.0.1:80/TCP\n"),
+        "{shown}"
+    );
     let shown = String::from_utf8(run(node, &["get", "frontends"]).stdout).expect("text");
     let words: Vec<Vec<_>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
     assert!(words.contains(&vec!["10.96.0.1", "any", "any", "Address", "default/web/TCP"]), "{shown}");

@@ -36,6 +36,7 @@ mod tcp;
 mod udp;
 mod upgrade;
 mod verifier;
+mod vips;
 
 use std::{process::ExitCode, thread, time::Duration};
 
@@ -76,6 +77,7 @@ fn stories() -> Vec<Story> {
         flow_expiry::STORIES,
         upgrade::STORIES,
         verifier::STORIES,
+        vips::STORIES,
     ]
     .concat()
 }

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Result;
 use foldhash::{HashMap, HashSet};
-use lb_common::{Addr, FrontendKey};
+use lb_common::{Addr, FrontendKey, Proto};
 
 use crate::events::{EventQueue, ProblemOrigin};
 use lb_core::ids::HighestIds;
@@ -52,6 +52,8 @@ pub struct Reconciler<S> {
     cross_namespace: CrossNamespaceIndex,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
     node_ports: BTreeSet<Addr>,
+    /// Addresses of all interfaces of the node, as of the last pass.
+    own: BTreeSet<Addr>,
 
     maps: Maps<S>,
     work: Work,
@@ -90,6 +92,7 @@ impl<S: Store> Reconciler<S> {
             claims: Claims::default(),
             cross_namespace: CrossNamespaceIndex::default(),
             node_ports: BTreeSet::new(),
+            own: BTreeSet::new(),
             maps: Maps::new(store),
             work: Work { scope: Scope::World, pending: BTreeSet::new() },
             warnings: BTreeMap::new(),
@@ -193,7 +196,12 @@ impl<S: Store> Reconciler<S> {
     }
 
     fn node_context(&self) -> NodeContext<'_> {
-        NodeContext { name: self.world.node_name(), zone: self.world.zone(), node_ports: &self.node_ports }
+        NodeContext {
+            name: self.world.node_name(),
+            zone: self.world.zone(),
+            node_ports: &self.node_ports,
+            own: &self.own,
+        }
     }
 
     /// Returns the objects.
@@ -247,6 +255,7 @@ impl<S: Store> Reconciler<S> {
         let mut keys = self.world.take_dirty();
         keys.extend(std::mem::take(&mut self.work.pending));
         keys.extend(self.update_node_ports());
+        keys.extend(self.update_own());
         if self.work.scope == Scope::World {
             // Keep only deleted Services: the world lists each of the others once, and sorting duplicates is expensive.
             keys.retain(|key| self.world.view(key).is_none());
@@ -277,6 +286,19 @@ impl<S: Store> Reconciler<S> {
         let changed: HashSet<Addr> = new.symmetric_difference(&self.node_ports).copied().collect();
         self.node_ports = new;
         if self.work.scope == Scope::World { Vec::new() } else { self.world.services_with_endpoints_at(&changed) }
+    }
+
+    /// Updates the addresses of the node's interfaces; returns the Services whose cluster IP came or went there, since
+    /// unknown ports of such a cluster IP are not refused.
+    fn update_own(&mut self) -> Vec<Key> {
+        let new: BTreeSet<Addr> = self.world.addresses().into_iter().flatten().map(|&ip| ip.into()).collect();
+        if new == self.own {
+            return Vec::new();
+        }
+        let changed: Vec<Addr> = new.symmetric_difference(&self.own).copied().collect();
+        self.own = new;
+        let owner = |addr: &Addr| self.claims.owner(&FrontendKey::new(*addr, 0, Proto::Tcp).address()).cloned();
+        changed.iter().filter_map(owner).collect()
     }
 
     /// Records the claims of the Services `keys`. Returns their requests for frontends, and the other Services that the

@@ -102,8 +102,8 @@ impl Departure {
                 let Backend { addr, port, service, .. } = before.backend(*id)?;
                 (service, Departed::Backend { id: *id, address: AddrPort { addr, port } })
             }
-            Op::DeleteFrontend(key) if *key != key.address() => lost_frontend(key)?,
-            Op::PutFrontend(key, frontend) if *key != key.address() => {
+            Op::DeleteFrontend(key) if !key.is_address() => lost_frontend(key)?,
+            Op::PutFrontend(key, frontend) if !key.is_address() => {
                 lost_frontend(key).filter(|(service, _)| *service != frontend.service)?
             }
             _ => return None,

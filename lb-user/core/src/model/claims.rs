@@ -28,7 +28,7 @@ impl Precedence {
         match kind {
             Kind::ClusterIp | Kind::Address | Kind::NodePort => Self::Allotted,
             Kind::LoadBalancer => Self::Assigned,
-            Kind::ExternalIp => Self::Claimed,
+            Kind::ExternalIp | Kind::ExternalAddress => Self::Claimed,
         }
     }
 }

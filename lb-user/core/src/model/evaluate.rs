@@ -48,6 +48,8 @@ pub(super) fn evaluate<'a>(
     let FrontendRequest { mut frontends, denied } = request;
     warnings.extend(denied.into_iter().map(Warning::Frontend));
     keep_owned(&mut frontends, service, cluster, warnings);
+    // Processes of the node may listen at other ports there, such as a DNS cache at the cluster IP of its Service.
+    frontends.retain(|frontend| frontend.kind != Kind::Address || !node.own.contains(&frontend.key.addr));
     evaluation.frontends = frontends;
     if service.cluster_ips.is_empty() || service.ports.is_empty() {
         warnings.push(Warning::NoFrontend);
@@ -82,7 +84,7 @@ fn keep_owned(
 ) {
     frontends.retain(|&RequestedFrontend { key, kind, .. }| match claims.owner(&key) {
         // The Service still answers at its own ports.
-        Some(owner) if *owner != service.key && kind == Kind::Address => false,
+        Some(owner) if *owner != service.key && kind.is_address() => false,
         Some(owner) if *owner != service.key => {
             let is_outranked = claims.precedence(&key) < Some(Precedence::of(kind));
             let denial = if is_outranked { Denial::Outranked(owner.clone()) } else { Denial::Younger(owner.clone()) };
@@ -103,11 +105,13 @@ fn flags(
 ) -> u32 {
     let own = |frontend: &&RequestedFrontend| frontend.port == port && Family::of(&frontend.key.addr) == family;
     let own_kinds = || frontends.iter().filter(own).map(|frontend| frontend.kind);
-    let is_external = |kind| !matches!(kind, Kind::ClusterIp | Kind::Address);
     let bit = |is: bool, bit| if is { bit } else { 0 };
     let is_restricted = ranges[family].is_restricted();
     bit(service.internal_policy == Policy::Local, ServiceFlags::INTERNAL_LOCAL)
-        | bit(service.external_policy == Policy::Local && own_kinds().any(is_external), ServiceFlags::EXTERNAL_LOCAL)
+        | bit(
+            service.external_policy == Policy::Local && own_kinds().any(Kind::is_external),
+            ServiceFlags::EXTERNAL_LOCAL,
+        )
         | bit(is_restricted && own_kinds().any(|kind| kind == Kind::LoadBalancer), ServiceFlags::SOURCE_RANGES)
 }
 

@@ -58,7 +58,10 @@ pub fn affected(changes: ClaimChanges, claims: &Claims, world: &World, node_port
     let ClaimChanges { mut moved, mut appeared_or_gone } = changes;
     moved.sort_unstable();
     moved.dedup();
-    let mut services: Vec<Key> = moved.iter().flat_map(|key| claims.claimants(key)).cloned().collect();
+    // The address itself, for all ports, has no warning that would name its owner.
+    let claimants = |key: &FrontendKey| if key.is_address() { 1 } else { usize::MAX };
+    let mut services: Vec<Key> =
+        moved.iter().flat_map(|key| claims.claimants(key).take(claimants(key))).cloned().collect();
     appeared_or_gone.append(&mut moved);
     let changed = appeared_or_gone;
     let mut addrs: HashSet<Addr> = changed.iter().map(|key| key.addr).collect();

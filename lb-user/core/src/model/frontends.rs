@@ -128,9 +128,8 @@ fn request_alone(service: &Service, external_ips: &ExternalIps) -> FrontendReque
     let ports: Vec<_> = service.ports.iter().enumerate().filter(is_served).collect();
     let families = families(service);
     let addrs = service.cluster_ips.len() + service.external_ips.len() + service.ingress_ips.len();
-    let any_port = service.cluster_ips.len();
     let node_ports = 2 * service.ports.iter().filter(|port| port.node_port.is_some()).count();
-    let mut frontends = Vec::with_capacity(addrs * service.ports.len() + any_port + node_ports);
+    let mut frontends = Vec::with_capacity(addrs * (service.ports.len() + 1) + node_ports);
     let mut denied = Vec::new();
     let fields = [
         (Kind::ClusterIp, &service.cluster_ips),
@@ -157,8 +156,12 @@ fn request_alone(service: &Service, external_ips: &ExternalIps) -> FrontendReque
                     let key = FrontendKey::new(addr, port.port.get(), port.proto);
                     RequestedFrontend { key, kind, port: index }
                 }));
-                if let (Kind::ClusterIp, Some(first)) = (kind, frontends.get(before).copied()) {
-                    frontends.push(RequestedFrontend { key: first.key.address(), kind: Kind::Address, ..first });
+                if let Some(first) = frontends.get(before).copied() {
+                    let (key, kind) = match kind {
+                        Kind::ClusterIp => (first.key.address(), Kind::Address),
+                        _ => (first.key.external_address(), Kind::ExternalAddress),
+                    };
+                    frontends.push(RequestedFrontend { key, kind, ..first });
                 }
                 continue;
             };

@@ -56,6 +56,8 @@ pub struct NodeContext<'a> {
     pub zone: Option<&'a str>,
     /// Its addresses at which NodePorts answer, as far as they are known.
     pub node_ports: &'a BTreeSet<Addr>,
+    /// The addresses of all its interfaces, as far as they are known.
+    pub own: &'a BTreeSet<Addr>,
 }
 
 /// The facts about other Services on which the decisions about one depend.

@@ -14,7 +14,7 @@ mod takeover;
 use std::collections::BTreeSet;
 
 use foldhash::{HashMap, HashSet};
-use lb_common::{Addr, FrontendKey, Kind, List, MaglevKey, NodeAddr, NodeAddrFlags, SlotKey};
+use lb_common::{Addr, FrontendKey, List, MaglevKey, NodeAddr, NodeAddrFlags, SlotKey};
 
 use crate::{
     ids::Ids,
@@ -434,7 +434,7 @@ impl<'a> Planner<'a> {
     fn finish(self, desired: &[ServiceSpec]) -> Plan {
         let mut ops = Vec::with_capacity(self.phases.iter().map(Vec::len).sum());
         self.phases.into_iter().for_each(|phase| ops.extend(phase));
-        let dialled = |port: &PortSpec| port.frontends.iter().filter(|(_, kind)| *kind != Kind::Address).count();
+        let dialled = |port: &PortSpec| port.frontends.iter().filter(|(_, kind)| !kind.is_address()).count();
         let known = desired.iter().map(|spec| (Some(&spec.key), spec.ports.iter().map(dialled).sum()));
         let all = known.chain(self.orphans.iter().map(|key| (key.as_ref(), 0))).zip(self.tallies);
         let changed = all.filter(|(_, tally)| tally.writes > 0).filter_map(|((key, frontends), tally)| {

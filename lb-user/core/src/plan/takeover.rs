@@ -5,7 +5,6 @@
 //! frontends to its successor: no other frontend ever leads to a backend of the successor.
 
 use foldhash::HashMap;
-use lb_common::Kind;
 
 use super::{Planner, Scope};
 use crate::{
@@ -40,7 +39,7 @@ impl<'a> Planner<'a> {
         let shadow = self.shadow;
         let mut owned: HashMap<u32, usize> = HashMap::default();
         for (key, kind) in &port.frontends {
-            if *kind != Kind::Address
+            if !kind.is_address()
                 && let Some(frontend) = shadow.frontend(key)
             {
                 *owned.entry(frontend.service).or_default() += 1;
@@ -49,7 +48,7 @@ impl<'a> Planner<'a> {
         let candidates = owned.iter().filter_map(|(&id, &count)| Some((id, shadow.port(id)?, count)));
         let (id, have, _) = candidates
             .filter(|(id, have, count)| {
-                let dialled = have.frontends.iter().filter(|key| **key != key.address()).count();
+                let dialled = have.frontends.iter().filter(|key| !key.is_address()).count();
                 dialled == *count && !self.taken.contains(id) && self.succeeds(spec, port, have)
             })
             .max_by_key(|(id, _, count)| (*count, std::cmp::Reverse(*id)))?;

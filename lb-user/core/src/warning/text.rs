@@ -294,7 +294,7 @@ const fn other(family: Family) -> Family {
 const fn field(kind: Kind) -> &'static str {
     match kind {
         Kind::ClusterIp | Kind::Address => "spec.clusterIPs",
-        Kind::ExternalIp => "spec.externalIPs",
+        Kind::ExternalIp | Kind::ExternalAddress => "spec.externalIPs",
         Kind::LoadBalancer => "status.loadBalancer.ingress",
         Kind::NodePort => "spec.ports[].nodePort",
     }

@@ -1,6 +1,6 @@
 //! The embedded eBPF object: its maps, and the load of its programs over adopted and new maps.
 
-use std::{collections::BTreeMap, fs, os::fd::AsFd as _, panic::resume_unwind, thread};
+use std::{collections::BTreeMap, fs, os::fd::AsFd as _, panic::resume_unwind, str::FromStr, thread};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
@@ -83,14 +83,52 @@ pub struct Features {
     pub set_retval: bool,
 }
 
+/// Options of the programs.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ProgramOptions {
+    /// Fixed sizes of maps, which never grow.
+    pub sizes: MapSizes,
+    /// Treatment of pings to VIPs.
+    pub vip_pings: VipPings,
+}
+
+impl From<MapSizes> for ProgramOptions {
+    fn from(sizes: MapSizes) -> Self {
+        Self { sizes, ..Self::default() }
+    }
+}
+
+/// The flag `--vip-pings`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum VipPings {
+    /// The programs answer.
+    #[default]
+    Answer,
+    /// No answer.
+    Ignore,
+}
+
+impl FromStr for VipPings {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "answer" => Ok(Self::Answer),
+            "ignore" => Ok(Self::Ignore),
+            _ => Err("want answer or ignore".to_owned()),
+        }
+    }
+}
+
 /// Loads all programs over adopted and new maps. New maps are pinned in the staging directory until [`publish`]. An
 /// error has the verifier's log.
 pub(crate) fn load(
     pins: &Pins,
     layouts: &BTreeMap<String, MapLayout>,
     origins: &BTreeMap<String, MapOrigin>,
+    options: &ProgramOptions,
 ) -> Result<(Ebpf, Features)> {
-    let attempt = |features| try_load(pins, layouts, origins, features);
+    let attempt = |features| try_load(pins, layouts, origins, options, features);
     match attempt(Features { set_retval: true }) {
         Ok(ebpf) => Ok((ebpf, Features { set_retval: true })),
         // Try instead of comparing kernel versions: distributions backport features.
@@ -105,6 +143,7 @@ fn try_load(
     pins: &Pins,
     layouts: &BTreeMap<String, MapLayout>,
     origins: &BTreeMap<String, MapOrigin>,
+    options: &ProgramOptions,
     features: Features,
 ) -> Result<Ebpf> {
     let (current, staging) = (pins.current(), pins.staging());
@@ -112,8 +151,10 @@ fn try_load(
     let (set_retval, generation) = (u8::from(features.set_retval), generation());
     // 0, before 5.14: the programs take the first network namespace for the node's.
     let host_netns = netns::cookie().unwrap_or(0);
+    let answer_pings = u8::from(options.vip_pings == VipPings::Answer);
     let mut loader = EbpfLoader::new();
     loader
+        .override_global("ANSWER_PINGS", &answer_pings, true)
         .override_global("SET_RETVAL", &set_retval, true)
         .override_global("GENERATION", &generation, true)
         .override_global("HOST_NETNS", &host_netns, true)

@@ -147,8 +147,12 @@ impl ProgrammedService {
         for &(kind, addr) in &served.port.frontends {
             let key = FrontendKey::new(addr.ip().into(), addr.port(), proto);
             object.put_frontend(key, Frontend::new(id, kind));
-            if kind == Kind::ClusterIp {
-                object.put_frontend(key.address(), Frontend::new(id, Kind::Address));
+            match kind {
+                Kind::ClusterIp => object.put_frontend(key.address(), Frontend::new(id, Kind::Address)),
+                Kind::LoadBalancer => {
+                    object.put_frontend(key.external_address(), Frontend::new(id, Kind::ExternalAddress));
+                }
+                _ => {}
             }
         }
         served

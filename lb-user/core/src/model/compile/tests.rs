@@ -18,7 +18,8 @@ use crate::{
     },
 };
 
-const NODE: NodeContext<'static> = NodeContext { name: "node-1", zone: None, node_ports: &BTreeSet::new() };
+const NODE: NodeContext<'static> =
+    NodeContext { name: "node-1", zone: None, node_ports: &BTreeSet::new(), own: &BTreeSet::new() };
 
 fn addr(text: &str) -> IpAddr {
     text.parse().expect("an address")

@@ -122,8 +122,8 @@ pub fn explain(
         ports.extend(families.map(|family| port_lines(view, port, family, node, &spec)));
     }
     let facts = facts(view, settings, &evaluation, spec.health);
-    // `Address` entries cannot be dialled.
-    let dialled = evaluation.frontends.iter().filter(|frontend| frontend.kind != Kind::Address);
+    // Entries of addresses cannot be dialled.
+    let dialled = evaluation.frontends.iter().filter(|frontend| !frontend.kind.is_address());
     let mut frontends: Vec<_> = dialled
         .map(|frontend| FrontendLine {
             frontend: frontend.key.to_string(),
@@ -201,7 +201,7 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
 
 /// Describes the external traffic policy, where it has an effect or seems to.
 fn external_policy(service: &Service, evaluation: &Evaluation<'_>) -> Option<&'static str> {
-    let is_external = |frontend: &RequestedFrontend| !matches!(frontend.kind, Kind::ClusterIp | Kind::Address);
+    let is_external = |frontend: &RequestedFrontend| frontend.kind.is_external();
     match (service.external_policy, evaluation.frontends.iter().any(is_external)) {
         (Policy::Cluster, true) => Some(
             "Cluster: clients outside are led to endpoints on any node; one on this node sees their own address, one \

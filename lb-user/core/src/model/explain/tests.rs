@@ -36,7 +36,7 @@ fn explained_with(
         claims.set(&service.key, service.created, &keys);
     }
     let node_ports: BTreeSet<Addr> = node_ports.iter().map(|own| addr(own).into()).collect();
-    let node = NodeContext { name: "here", zone: Some("z"), node_ports: &node_ports };
+    let node = NodeContext { name: "here", zone: Some("z"), node_ports: &node_ports, own: &node_ports };
     let cluster = ClusterContext { claims: &claims, cross_namespace };
     explain(view, request(view.service), node, &Settings::default(), cluster)
 }

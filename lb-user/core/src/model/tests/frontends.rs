@@ -51,7 +51,7 @@ fn rule_6_every_kind_of_frontend_is_served_in_the_families_of_the_service() {
         &case(service.clone()),
         &expect![[r#"
             default/a:more/TCP: 10.96.0.1:81/TCP=ClusterIP 192.0.2.7:81/TCP=ExternalIP 192.0.2.8:81/TCP=LoadBalancer
-            default/a:web/TCP: 0.0.0.0:30080/TCP=NodePort 10.96.0.1 any port=Address 10.96.0.1:80/TCP=ClusterIP 192.0.2.7:80/TCP=ExternalIP 192.0.2.8:80/TCP=LoadBalancer
+            default/a:web/TCP: 0.0.0.0:30080/TCP=NodePort 10.96.0.1 any port=Address 10.96.0.1:80/TCP=ClusterIP 192.0.2.7 any port=ExternalAddress 192.0.2.7:80/TCP=ExternalIP 192.0.2.8 any port=ExternalAddress 192.0.2.8:80/TCP=LoadBalancer
             ! spec.externalIPs: 198.51.100.7 is not served; the flag --external-ips does not allow it
             ! spec.externalIPs: fd00::7 is not served, since the Service has no IPv6 cluster IP; add IPv6 to spec.ipFamilies
             ! spec.externalIPs: 127.0.0.1 is a loopback address, which cannot be a frontend; remove it
@@ -65,8 +65,8 @@ fn rule_6_every_kind_of_frontend_is_served_in_the_families_of_the_service() {
         &expect![[r#"
             default/a:more/TCP: 10.96.0.1:81/TCP=ClusterIP 192.0.2.7:81/TCP=ExternalIP 192.0.2.8:81/TCP=LoadBalancer
             default/a:more/TCP6: [fd00::7]:81/TCP=ExternalIP [fd96::1]:81/TCP=ClusterIP
-            default/a:web/TCP: 0.0.0.0:30080/TCP=NodePort 10.96.0.1 any port=Address 10.96.0.1:80/TCP=ClusterIP 192.0.2.7:80/TCP=ExternalIP 192.0.2.8:80/TCP=LoadBalancer
-            default/a:web/TCP6: [::]:30080/TCP=NodePort [fd00::7]:80/TCP=ExternalIP fd96::1 any port=Address [fd96::1]:80/TCP=ClusterIP
+            default/a:web/TCP: 0.0.0.0:30080/TCP=NodePort 10.96.0.1 any port=Address 10.96.0.1:80/TCP=ClusterIP 192.0.2.7 any port=ExternalAddress 192.0.2.7:80/TCP=ExternalIP 192.0.2.8 any port=ExternalAddress 192.0.2.8:80/TCP=LoadBalancer
+            default/a:web/TCP6: [::]:30080/TCP=NodePort fd00::7 any port=ExternalAddress [fd00::7]:80/TCP=ExternalIP fd96::1 any port=Address [fd96::1]:80/TCP=ClusterIP
             ! spec.externalIPs: 198.51.100.7 is not served; the flag --external-ips does not allow it
             ! spec.externalIPs: 127.0.0.1 is a loopback address, which cannot be a frontend; remove it
             ! no endpoint has a port "web" of TCP; they have "" TCP; give them the same name
@@ -78,7 +78,7 @@ fn rule_6_every_kind_of_frontend_is_served_in_the_families_of_the_service() {
         &case(Service { cluster_ips, ..service }),
         &expect![[r#"
             default/a:more/TCP6: [fd00::7]:81/TCP=ExternalIP [fd96::1]:81/TCP=ClusterIP
-            default/a:web/TCP6: [::]:30080/TCP=NodePort [fd00::7]:80/TCP=ExternalIP fd96::1 any port=Address [fd96::1]:80/TCP=ClusterIP
+            default/a:web/TCP6: [::]:30080/TCP=NodePort fd00::7 any port=ExternalAddress [fd00::7]:80/TCP=ExternalIP fd96::1 any port=Address [fd96::1]:80/TCP=ClusterIP
             ! status.loadBalancer.ingress: 192.0.2.8 is not served, since the Service has no IPv4 cluster IP; add IPv4 to spec.ipFamilies
             ! spec.externalIPs: 192.0.2.7 is not served, since the Service has no IPv4 cluster IP; add IPv4 to spec.ipFamilies
             ! spec.externalIPs: 198.51.100.7 is not served; the flag --external-ips does not allow it
@@ -95,9 +95,9 @@ fn rule_6_a_load_balancer_without_node_ports_has_none() {
     let case = Case::new(Service { ingress_ips: vec![addr("192.0.2.8")], ..service() }, &["1"]);
     check(
         &case,
-        &expect![[r"
-            default/a/TCP: 10.96.0.1 any port=Address 10.96.0.1:80/TCP=ClusterIP 192.0.2.8:80/TCP=LoadBalancer
-        "]],
+        &expect![[r#"
+            default/a/TCP: 10.96.0.1 any port=Address 10.96.0.1:80/TCP=ClusterIP 192.0.2.8 any port=ExternalAddress 192.0.2.8:80/TCP=LoadBalancer
+        "#]],
     );
 }
 

@@ -156,7 +156,7 @@ impl Case {
             claims.set(&service.key, service.created, &keys);
         }
         let own: BTreeSet<Addr> = OWN.iter().map(|own| addr(own).into()).collect();
-        let node = NodeContext { name: "here", zone: self.zone, node_ports: &own };
+        let node = NodeContext { name: "here", zone: self.zone, node_ports: &own, own: &own };
         let view = View { service: &self.service, slices: &self.slices, endpoints: self.endpoints.as_ref() };
         let cluster = ClusterContext { claims: &claims, cross_namespace: &CrossNamespaceIndex::default() };
         run(&view, self.request(&self.service), node, &self.settings, cluster)

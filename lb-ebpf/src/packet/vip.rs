@@ -1,0 +1,107 @@
+//! Packets to a VIP that no frontend serves: refused or answered, so that none circles between a router and this node.
+//!
+//! No host has a cluster IP, so its packets end here. A load balancer's address or an external IP may be the address of
+//! a host, such as another node (the load balancer of k3s, for one, gives Services the nodes' addresses). Its packets
+//! end here only if the node's routes would send them back to where they come from.
+
+use lb_common::{
+    Counter, Device, DeviceFlags, FrontendKey, Hook, Proto, Tables as _, Vip,
+    packet::{answer_echo, is_echo_request},
+    vip,
+};
+
+use super::{route::Fib, scratch::Scratch, skb::Frame, verdict::PacketVerdict};
+use crate::{counters::count, globals::ANSWER_PINGS, tables::Kernel};
+
+/// Devices whose packets of no flow are left alone.
+const IGNORED: u32 = DeviceFlags::LEAVING | DeviceFlags::OFF;
+
+/// The verdict on a packet of TCP, UDP or SCTP with no flow and no frontend.
+#[inline(always)]
+pub fn unknown_port(frame: Frame, scratch: &mut Scratch, hook: Hook) -> PacketVerdict {
+    let packet = &scratch.packet;
+    // Later packets of a connection may belong to another proxy, unless they circle.
+    let is_request = packet.begins || packet.proto == Proto::Udp as u8;
+    if ends_here(frame, scratch, hook, is_request) {
+        PacketVerdict::reject(Counter::UnknownPort)
+    } else {
+        PacketVerdict::PASS
+    }
+}
+
+/// The verdict on a later fragment whose ports are unknown.
+#[inline(always)]
+pub fn later_fragment(frame: Frame, scratch: &mut Scratch, hook: Hook, device: &Device) -> PacketVerdict {
+    if device.flags & IGNORED == 0 && ends_here(frame, scratch, hook, false) {
+        PacketVerdict::DROP
+    } else {
+        PacketVerdict::PASS
+    }
+}
+
+/// The verdict on a packet of ICMP that is no error of a flow, or of a protocol that Services do not have.
+#[inline(always)]
+pub fn other_packet(mut frame: Frame, scratch: &mut Scratch, hook: Hook, device: &Device) -> PacketVerdict {
+    if device.flags & IGNORED != 0 || !ends_here(frame, scratch, hook, true) {
+        return PacketVerdict::PASS;
+    }
+    if ANSWER_PINGS.load() == 0 || !is_echo_request(&frame, &scratch.packet) {
+        // Rejected silently if it is of ICMP.
+        return PacketVerdict::reject(Counter::UnknownPort);
+    }
+    if !scratch.echo_limit.allows(scratch.clock.now()) {
+        count(Counter::ErrorsLimited);
+        return PacketVerdict::DROP;
+    }
+    if !answer(frame, scratch) {
+        return PacketVerdict::DROP;
+    }
+    PacketVerdict::of_helper(frame.turn_around(hook).into())
+}
+
+/// True if the destination is a VIP whose packets end at this node.
+#[inline(always)]
+fn ends_here(frame: Frame, scratch: &mut Scratch, hook: Hook, is_request: bool) -> bool {
+    // The first look, which spares other packets the call: see `FrontendKey::bit`.
+    Kernel.may_have(&address(scratch)) && ends_vip(frame, scratch, hook, is_request)
+}
+
+/// The key of the destination, whatever the port and the protocol.
+#[inline(always)]
+fn address(scratch: &Scratch) -> FrontendKey {
+    FrontendKey::new(scratch.packet.tuple.dst, 0, Proto::Tcp).address()
+}
+
+#[inline(never)]
+fn ends_vip(frame: Frame, scratch: &mut Scratch, hook: Hook, is_request: bool) -> bool {
+    match vip(&Kernel, &address(scratch)) {
+        None => false,
+        Some(Vip::Cluster) if is_request => true,
+        // A packet that leaves comes back if it circles.
+        Some(_) => matches!(hook, Hook::Ingress) && circles(frame, scratch),
+    }
+}
+
+/// True if the node's routes lead an incoming packet to where it comes from: out by the device by which it came, or by
+/// the device that leads to its sender. Between two hosts beyond one device no node forwards.
+#[inline(always)]
+fn circles(frame: Frame, scratch: &mut Scratch) -> bool {
+    let Scratch { packet, flow, route, .. } = scratch;
+    // An interface of the node owns the address, or no route leads to it: the kernel's own answer.
+    let Fib::Device = route.lookup(frame, packet, &packet.tuple.src, &packet.tuple) else {
+        return false;
+    };
+    let out = route.ifindex();
+    if out == frame.ifindex() {
+        return true;
+    }
+    flow.to = packet.tuple.reversed();
+    matches!(route.lookup(frame, packet, &packet.tuple.dst, &flow.to), Fib::Device) && route.ifindex() == out
+}
+
+#[inline(never)]
+fn answer(mut frame: Frame, scratch: &mut Scratch) -> bool {
+    let Scratch { packet, flow, .. } = scratch;
+    flow.to = packet.tuple.reversed();
+    answer_echo(&mut frame, packet, &flow.to).is_ok() && frame.swap_link_addresses(packet.l3)
+}

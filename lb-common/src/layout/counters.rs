@@ -34,11 +34,22 @@ pub enum Counter {
     FlowMoved = 13,
     /// A packet was dropped without the reset or the ICMP error that it deserved: too many were sent just before.
     ErrorsLimited = 14,
+    /// A packet took the slow path, the kernel's own forwarding in the place of a redirect: a device without an
+    /// Ethernet header. The numbers follow [`crate::SlowPath`].
+    SlowNoEthernet = 15,
+    /// A packet took the slow path: IPsec policies.
+    SlowIpsec = 16,
+    /// A packet took the slow path: rules choose routes by marks.
+    SlowMarks = 17,
+    /// A packet took the slow path: its route encapsulates.
+    SlowEncap = 18,
+    /// A packet took the slow path: it has no DF, and is above the MTU.
+    SlowFragmented = 19,
 }
 
 impl Counter {
     /// All counters, ordered by number.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 20] = [
         Self::NoEndpoints,
         Self::NoLocalEndpoints,
         Self::TcpSocksFull,
@@ -54,6 +65,11 @@ impl Counter {
         Self::NoRoute,
         Self::FlowMoved,
         Self::ErrorsLimited,
+        Self::SlowNoEthernet,
+        Self::SlowIpsec,
+        Self::SlowMarks,
+        Self::SlowEncap,
+        Self::SlowFragmented,
     ];
 
     /// The name in output.
@@ -75,6 +91,11 @@ impl Counter {
             Self::NoRoute => "no_route",
             Self::FlowMoved => "flow_moved",
             Self::ErrorsLimited => "errors_limited",
+            Self::SlowNoEthernet => "slow_path_no_ethernet",
+            Self::SlowIpsec => "slow_path_ipsec",
+            Self::SlowMarks => "slow_path_marks",
+            Self::SlowEncap => "slow_path_encap",
+            Self::SlowFragmented => "slow_path_fragmented",
         }
     }
 }

@@ -14,8 +14,8 @@ mod pod_modes;
 pub use counters::Counter;
 pub use frontends::{Frontend, FrontendKey, Kind};
 pub use packets::{
-    Device, DeviceFlags, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Hook, Hop, MAGLEV_LEN, Maglev,
-    MaglevKey, Range, RangeKey, Tuple,
+    Device, DeviceFlags, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Hook, Hop, MAGLEV_LEN, MASQUERADE_MARK,
+    Maglev, MaglevKey, Range, RangeKey, SlowPath, Tuple,
 };
 pub use pod_modes::{PodMode, PodModeEntry};
 

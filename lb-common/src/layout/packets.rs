@@ -132,7 +132,52 @@ impl FlowFlags {
     pub const OWN: u16 = 16;
     /// Flows whose packets pass unchanged.
     pub const PASSED: u16 = Self::NETFILTER | Self::OWN;
+    /// A [`SlowPath`] in these bits, or none.
+    pub const SLOW_PATH: u16 = 0x700;
 }
+
+/// Reason for the slow path: the kernel itself forwards the packets of a flow, since a redirect would lose them, or
+/// bypass what applies to them. Netfilter masquerades such a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
+pub enum SlowPath {
+    /// A device without an Ethernet header, such as a tunnel, on either side: a redirect to a neighbour has no link
+    /// address there.
+    NoEthernet = 1,
+    /// IPsec policies, which a redirect bypasses.
+    Ipsec = 2,
+    /// Rules that choose routes by marks, which netfilter sets: a FIB lookup does not know them.
+    Marks = 3,
+    /// A route that encapsulates, such as MPLS or SRv6.
+    Encap = 4,
+    /// An IPv4 packet without DF above the MTU, which the kernel fragments. A packet, not a flow.
+    Fragmented = 5,
+}
+
+impl SlowPath {
+    /// The bits in [`Flow::flags`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn flags(self) -> u16 {
+        (self as u16) << 8
+    }
+
+    /// The reason for flows that leave by a device with these [`DeviceFlags`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_device(flags: u32) -> Option<Self> {
+        match flags & DeviceFlags::SLOW_PATH {
+            0 => None,
+            flags if flags & DeviceFlags::NO_ETHERNET != 0 => Some(Self::NoEthernet),
+            flags if flags & DeviceFlags::IPSEC != 0 => Some(Self::Ipsec),
+            _ => Some(Self::Marks),
+        }
+    }
+}
+
+/// Mark of packets that netfilter is to masquerade, between the programs and the table `beeline` of nf_tables, which
+/// replaces it by a label of the connection before any other rule sees it.
+pub const MASQUERADE_MARK: u32 = 0x1000;
 
 /// Key of `FRAGMENTS`: a fragmented datagram.
 #[repr(C)]
@@ -200,6 +245,14 @@ impl DeviceFlags {
     /// The device has no programs: packets that enter by it are not translated. Flows that leave by it keep the
     /// client's address, since a reply to an address of this node would end here.
     pub const NO_PROGRAMS: u32 = 128;
+    /// IPsec policies may apply to packets that leave here.
+    pub const IPSEC: u32 = 256;
+    /// Rules choose routes by marks, so that a FIB lookup may not know the route of packets that leave here.
+    pub const MARKS: u32 = 512;
+    /// Packets may begin with the outer headers of a tunnel, as those of gre and sit do.
+    pub const OUTER_HEADERS: u32 = 1024;
+    /// Devices by which flows leave on the slow path: see [`SlowPath`].
+    pub const SLOW_PATH: u32 = Self::NO_ETHERNET | Self::IPSEC | Self::MARKS;
 
     /// True if packets of flows are redirected into the pod behind the device (bpf_redirect_peer).
     #[inline(always)]

@@ -14,14 +14,11 @@ use super::{
     reject,
     scratch::{SCRATCH, Scratch},
     send,
-    skb::Frame,
+    skb::{ETHERNET, Frame},
     verdict::PacketVerdict,
     vip,
 };
 use crate::maps::DEVICES;
-
-/// Octets of an Ethernet header.
-const ETHERNET: u32 = 14;
 
 /// A packet enters by a device.
 #[inline(always)]
@@ -69,7 +66,11 @@ fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> Pa
     if has_ethernet && hook as u8 == Hook::Ingress as u8 && frame.is_for_another_host() {
         return PacketVerdict::PASS;
     }
-    let l3 = if has_ethernet { ETHERNET } else { 0 };
+    let l3 = match device.flags & (DeviceFlags::NO_ETHERNET | DeviceFlags::OUTER_HEADERS) {
+        0 => ETHERNET,
+        flags if flags & DeviceFlags::OUTER_HEADERS != 0 => frame.outer_headers(family),
+        _ => 0,
+    };
     if !parse_ip(frame, l3, family, &mut scratch.packet) {
         return PacketVerdict::PASS;
     }

@@ -69,7 +69,7 @@ fn redirect(mut frame: Frame, packet: &Packet, quoted: &QuotedPacket, route: &mu
     let hops = match route.lookup(frame, packet, &quoted.outer.src, &quoted.outer) {
         Fib::Device => 1,
         Fib::Local => 0,
-        Fib::Unreachable | Fib::Unsupported => return PacketVerdict::DROP,
+        Fib::Unreachable | Fib::Encap | Fib::Unsupported => return PacketVerdict::DROP,
     };
     if !translate(frame, packet, quoted, hops) {
         return PacketVerdict::DROP;

@@ -2,7 +2,7 @@
 
 use lb_common::{
     BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, Flow, FlowFlags, FrontendKey, Hook, Origin, Proto,
-    Tables, Verdict, flow::partner_key, packet::Packet, select,
+    SlowPath, Tables, Verdict, flow::partner_key, packet::Packet, select,
 };
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     route::Fib,
     scratch::Scratch,
     sender::Sender,
-    skb::Frame,
+    skb::{ETHERNET, Frame},
     verdict::PacketVerdict,
     vip,
 };
@@ -97,6 +97,8 @@ enum Source {
     Keep,
     /// An address of this node.
     Masquerade,
+    /// An address of this node, which netfilter chooses: the kernel forwards the packets.
+    ByNetfilter(SlowPath),
     /// None: there is no route to the backend, or no address to masquerade with.
     Unknown,
 }
@@ -106,7 +108,7 @@ enum Source {
 fn open(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketVerdict {
     let origin = if device.flags & DeviceFlags::POD != 0 { Origin::Node } else { Origin::Outside };
     fill(scratch);
-    let port = match find_source(frame, scratch, origin) {
+    let port = match find_source(frame, scratch, origin, device.flags) {
         Source::Keep => {
             scratch.flow.flags = FlowFlags::PARTNER_EGRESS;
             if device.flags & DeviceFlags::HOST_ROUTING != 0 && enters_pod(frame, scratch) {
@@ -115,6 +117,10 @@ fn open(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketVerdict {
             SourcePort::Keep
         }
         Source::Masquerade => SourcePort::Any,
+        Source::ByNetfilter(reason) => {
+            scratch.flow.flags = FlowFlags::PARTNER_EGRESS | reason.flags();
+            SourcePort::Keep
+        }
         Source::Unknown => {
             count(Counter::NoRoute);
             return PacketVerdict::DROP;
@@ -157,9 +163,12 @@ fn fill(scratch: &mut Scratch) {
 /// directly connected network, whose gateway is another router. Also masquerades for a client that is its own backend,
 /// and would reply to itself (hairpin).
 ///
+/// Netfilter itself masquerades flows on the slow path (see [`SlowPath`]): the kernel forwards their packets with the
+/// client's address, and everything that applies to such packets applies.
+///
 /// As in netfilter, the FIB lookup is for the client's address, and the source is replaced afterwards.
 #[inline(never)]
-fn find_source(frame: Frame, scratch: &mut Scratch, origin: Origin) -> Source {
+fn find_source(frame: Frame, scratch: &mut Scratch, origin: Origin, entered_by: u32) -> Source {
     let Scratch { packet, flow, choice, clock, route, .. } = scratch;
     let is_hairpin = choice.addr == packet.tuple.src;
     if matches!(origin, Origin::Node) && !is_hairpin {
@@ -173,6 +182,9 @@ fn find_source(frame: Frame, scratch: &mut Scratch, origin: Origin) -> Source {
     match route.lookup(frame, packet, &packet.tuple.src, &flow.to) {
         Fib::Device => {}
         Fib::Local | Fib::Unsupported if is_own(frame, packet, flow) => return Source::Keep,
+        Fib::Encap if !on_node => return Source::ByNetfilter(SlowPath::Encap),
+        // There may be a route for packets with a mark.
+        _ if !on_node && entered_by & DeviceFlags::MARKS != 0 => return Source::ByNetfilter(SlowPath::Marks),
         _ => return otherwise,
     }
     // SAFETY: as above.
@@ -183,6 +195,12 @@ fn find_source(frame: Frame, scratch: &mut Scratch, origin: Origin) -> Source {
     let is_behind_node = on_node && route.ifindex() != frame.ifindex();
     if !is_hairpin && (device.flags & PASSES_REPLIES != 0 || is_behind_node) {
         return Source::Keep;
+    }
+    if let Some(reason) = SlowPath::of_device(device.flags) {
+        return Source::ByNetfilter(reason);
+    }
+    if packet.l3 != ETHERNET {
+        return Source::ByNetfilter(SlowPath::NoEthernet);
     }
     route.store(&mut flow.hop, packet.l3, clock.now());
     flow.to.src = if packet.v6 { device.snat_v6 } else { device.snat_v4 };

@@ -48,7 +48,7 @@ pub fn insert_flow(frame: Frame, scratch: &mut Scratch, hook: Hook, wanted: Sour
     scratch.step = 2 * scale(splitmix(hash.into(), number), number / 2) + 1;
     scratch.partner = scratch.flow;
     scratch.partner.to = scratch.packet.tuple.reversed();
-    scratch.partner.flags = FlowFlags::REVERSE | (scratch.flow.flags & FlowFlags::REDIRECT);
+    scratch.partner.flags = FlowFlags::REVERSE | (scratch.flow.flags & (FlowFlags::REDIRECT | FlowFlags::SLOW_PATH));
     scratch.partner.hop.forget();
     if hook as u8 == Hook::Egress as u8 {
         scratch.partner.flags |= FlowFlags::PARTNER_EGRESS;

@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::{
         BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
-        bpf_fib_lookup, bpf_redir_neigh,
+        BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup, bpf_redir_neigh,
     },
     helpers::generated,
 };
@@ -15,7 +15,10 @@ use lb_common::{
     packet::{Packet, Skb as _, SkbSum},
 };
 
-use super::{skb::Frame, verdict::PacketVerdict};
+use super::{
+    skb::{ETHERNET, Frame},
+    verdict::PacketVerdict,
+};
 use crate::maps::DEVICES;
 
 /// A length that fits each route: it has the kernel write the route's MTU in its place (5.12).
@@ -32,7 +35,9 @@ pub enum Fib {
     Local,
     /// No route: the sender gets an ICMP error.
     Unreachable,
-    /// A route that a redirect cannot take.
+    /// A route that encapsulates: the kernel's own forwarding alone takes it.
+    Encap,
+    /// No result: the device does not forward.
     Unsupported,
 }
 
@@ -63,10 +68,16 @@ impl Route {
     /// length, since the packet may be segmented or fragmented later.
     #[inline(always)]
     pub fn lookup(&mut self, frame: Frame, packet: &Packet, src: &Addr, to: &Tuple) -> Fib {
+        self.lookup_from(frame, packet, (src, to.src_port), to)
+    }
+
+    /// As [`Route::lookup`], with another source port.
+    #[inline(always)]
+    pub fn lookup_from(&mut self, frame: Frame, packet: &Packet, (src, src_port): (&Addr, u16), to: &Tuple) -> Fib {
         let params = &mut self.params;
         params.family = if packet.v6 { AF_INET6 } else { AF_INET };
         params.l4_protocol = packet.proto;
-        params.sport = to.src_port.to_be();
+        params.sport = src_port.to_be();
         params.dport = to.dst_port.to_be();
         params.__bindgen_anon_1.tot_len = ANY_LENGTH;
         params.ifindex = frame.ifindex();
@@ -92,6 +103,7 @@ impl Route {
             BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => Fib::Device,
             BPF_FIB_LKUP_RET_NOT_FWDED => Fib::Local,
             BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => Fib::Unreachable,
+            BPF_FIB_LKUP_RET_UNSUPP_LWT => Fib::Encap,
             _ => Fib::Unsupported,
         }
     }
@@ -111,12 +123,12 @@ impl Route {
     }
 
     /// Stores the next hop for later packets of the flow, valid for [`Hop::LASTS`] from `now`. Packets without an
-    /// Ethernet header (`l3` is 0) have no link addresses, and need a lookup each; so do packets by a route with an MTU
+    /// Ethernet header have no link addresses, and need a lookup each; so do packets by a route with an MTU
     /// of its own, which a next hop does not have.
     #[inline(always)]
     pub fn store(&self, hop: &mut Hop, l3: u32, now: u64) {
         hop.ifindex = self.params.ifindex;
-        if !self.has_neighbour || l3 == 0 || self.has_own_mtu() {
+        if !self.has_neighbour || l3 != ETHERNET || self.has_own_mtu() {
             return hop.forget();
         }
         hop.until = now + Hop::LASTS;

@@ -4,18 +4,18 @@ use core::ptr;
 
 use aya_ebpf::bindings::BPF_ANY;
 use lb_common::{
-    Counter, DeviceFlags, FlowFlags, FlowKey, Hook, Tuple,
+    Counter, DeviceFlags, FlowFlags, FlowKey, Hook, SlowPath, Tuple,
     packet::{Fragment, Packet, rewrite},
 };
 
 use super::{
     route::{self, Fib},
     scratch::Scratch,
-    skb::Frame,
+    skb::{ETHERNET, Frame},
     verdict::PacketVerdict,
 };
 use crate::{
-    counters::count,
+    counters::{count, count_number},
     maps::{DEVICES, FLOWS},
 };
 
@@ -28,8 +28,27 @@ pub fn send(frame: Frame, hook: Hook, scratch: &mut Scratch) -> PacketVerdict {
     if is_redirected(scratch.flow.flags, hook) {
         redirect(frame, scratch)
     } else {
+        if scratch.flow.flags & FlowFlags::SLOW_PATH != 0 {
+            take_slow_path(frame, scratch.flow.flags);
+        }
         translate(frame, &scratch.packet, &scratch.flow.to, 0)
     }
+}
+
+/// Counts a packet of a flow on the slow path. Netfilter masquerades those of the client.
+#[inline(never)]
+fn take_slow_path(mut frame: Frame, flags: u16) {
+    count_slow_path(flags);
+    if flags & FlowFlags::REVERSE == 0 {
+        frame.mark_for_masquerade();
+    }
+}
+
+/// Counts a packet on the slow path; the counters follow the reasons.
+#[inline(always)]
+fn count_slow_path(flags: u16) {
+    let reason = u32::from((flags & FlowFlags::SLOW_PATH) >> 8);
+    count_number(Counter::SlowNoEthernet as u32 - SlowPath::NoEthernet as u32 + reason);
 }
 
 /// True if packets of a flow with these flags are redirected. At egress the kernel has routed them already.
@@ -55,6 +74,7 @@ fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
         Fib::Device => {}
         Fib::Local => return translate(frame, &scratch.packet, &scratch.flow.to, 0),
         Fib::Unreachable => return PacketVerdict::NO_ROUTE,
+        Fib::Encap => return leave_to_kernel(frame, scratch, SlowPath::Encap),
         Fib::Unsupported => {
             count(Counter::NoRoute);
             return PacketVerdict::DROP;
@@ -67,6 +87,9 @@ fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
     if let Some(device) = unsafe { DEVICES.get(flow.hop.ifindex) } {
         let mtu = route.mtu(device.mtu);
         flags = device.flags;
+        if let Some(reason) = SlowPath::of_device(flags) {
+            return leave_to_kernel(frame, scratch, reason);
+        }
         // As the kernel measures a packet that will be segmented (skb_gso_network_seglen): the headers, and one
         // segment. A list of packets (SCTP) has no length to compare: it was built for the MTU of its route.
         let len = match frame.segment() {
@@ -76,16 +99,19 @@ fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
         };
         if mtu != 0 && len > mtu {
             return if packet.may_fragment && frame.segment() == 0 {
-                fragment(frame, scratch)
+                leave_to_kernel(frame, scratch, SlowPath::Fragmented)
             } else {
                 PacketVerdict::too_big(mtu)
             };
         }
     }
     if packet.fragment as u8 == Fragment::Later as u8 && packet.may_fragment && follows_to_the_kernel(scratch) {
-        return fragment(frame, scratch);
+        return leave_to_kernel(frame, scratch, SlowPath::Fragmented);
     }
     let Scratch { packet, flow, route, .. } = scratch;
+    if packet.l3 != ETHERNET {
+        return leave_to_kernel(frame, scratch, SlowPath::NoEthernet);
+    }
     if translate(frame, packet, &flow.to, 1).code() != PacketVerdict::PASS.code() {
         return PacketVerdict::DROP;
     }
@@ -98,7 +124,7 @@ fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
     }
 }
 
-/// Sets the key to that of the packet at egress, if it is left to the kernel: see [`fragment`].
+/// Sets the key to that of the packet at egress, if it is left to the kernel: see [`leave_to_kernel`].
 #[inline(always)]
 fn set_egress_key(scratch: &mut Scratch) {
     let Scratch { packet, flow, key, .. } = scratch;
@@ -113,13 +139,15 @@ fn follows_to_the_kernel(scratch: &mut Scratch) -> bool {
     FLOWS.get_ptr(&scratch.key).is_some()
 }
 
-/// Leaves a packet to the kernel, which fragments what it forwards. The kernel would refuse a source address of the
-/// node: the packet keeps its source, and an entry for egress replaces that in each fragment.
+/// Leaves a packet of a flow that is redirected else to the kernel, which forwards or fragments it. The kernel would
+/// refuse a source address of the node: the packet keeps its source, and an entry for egress replaces that, in each
+/// fragment.
 ///
 /// Rules of netfilter may masquerade the packet before: then netfilter translates the replies back, and a second entry
 /// puts the address that the client dialled into those.
 #[inline(never)]
-fn fragment(frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
+fn leave_to_kernel(frame: Frame, scratch: &mut Scratch, reason: SlowPath) -> PacketVerdict {
+    count_slow_path(reason.flags());
     set_egress_key(scratch);
     let Scratch { packet, flow, key, partner, partner_key, clock, .. } = scratch;
     if key.tuple != flow.to {
@@ -152,13 +180,14 @@ fn fragment(frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
 fn find_next_hop(frame: Frame, scratch: &mut Scratch) -> Fib {
     let Scratch { packet, key, flow, clock, route, .. } = scratch;
     let now = clock.now();
-    if route.is_known() || (now < flow.hop.until && packet.l3 != 0) {
+    if route.is_known() || (now < flow.hop.until && packet.l3 == ETHERNET) {
         return Fib::Device;
     }
     // Policy routing by source: the client's address, as in `new_flow::find_source`; for a reply, the address that the
-    // client dialled.
-    let src = if flow.flags & FlowFlags::REVERSE == 0 { &packet.tuple.src } else { &flow.to.src };
-    let fib = route.lookup(frame, packet, src, &flow.to);
+    // client dialled. With the port too, by which routes with several next hops may choose one: all packets of a flow
+    // take the same.
+    let from = if flow.flags & FlowFlags::REVERSE == 0 { &packet.tuple } else { &flow.to };
+    let fib = route.lookup_from(frame, packet, (&from.src, from.src_port), &flow.to);
     route.store(&mut flow.hop, packet.l3, now);
     if flow.hop.is_known()
         && let Some(entry) = FLOWS.get_ptr_mut(&*key)

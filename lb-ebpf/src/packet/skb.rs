@@ -11,17 +11,20 @@ use aya_ebpf::{
     },
     helpers::generated::{
         bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
-        bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
 use lb_common::{
-    Family, Hook,
+    Family, Hook, MASQUERADE_MARK,
     packet::{Patch, Skb, SkbSum, WriteError},
 };
 
 /// Mark in `tc_index` of a packet that was redirected at ingress: egress lets it pass.
 const REDIRECTED: u16 = 0xbee1;
+
+/// Octets of an Ethernet header.
+pub const ETHERNET: u32 = 14;
 
 /// A packet at a device.
 #[derive(Clone, Copy)]
@@ -71,6 +74,38 @@ impl Frame {
         const OTHER_HOST: u32 = 3;
         // SAFETY: as above.
         unsafe { (*self.skb).pkt_type == OTHER_HOST }
+    }
+
+    /// Asks netfilter to masquerade the packet: see [`MASQUERADE_MARK`].
+    #[inline(always)]
+    pub fn mark_for_masquerade(&mut self) {
+        // SAFETY: as above.
+        unsafe { (*self.skb).mark |= MASQUERADE_MARK };
+    }
+
+    /// Length of the outer headers with which a packet of a tunnel may begin: nothing tells it but the lengths of the
+    /// packet with and without them.
+    #[inline(always)]
+    pub fn outer_headers(&self, family: Family) -> u32 {
+        /// `BPF_HDR_START_NET` (include/uapi/linux/bpf.h).
+        const NETWORK: u32 = 1;
+        /// Outer headers: IPv4 alone, and IPv6 with a key and an option of gre.
+        const LIKELY: core::ops::RangeInclusive<u32> = 20..=64;
+        let mut start = MaybeUninit::<[u8; 6]>::uninit();
+        // SAFETY: the helper writes six octets, or fails.
+        let [_, _, v4, v4_low, v6, v6_low] = unsafe {
+            if bpf_skb_load_bytes_relative(self.skb.cast(), 0, start.as_mut_ptr().cast(), 6, NETWORK) != 0 {
+                return 0;
+            }
+            start.assume_init()
+        };
+        let length = match family {
+            Family::V4 => u16::from_be_bytes([v4, v4_low]).into(),
+            Family::V6 => u32::from(u16::from_be_bytes([v6, v6_low])) + 40,
+        };
+        // SAFETY: as above.
+        let before = unsafe { (*self.skb).len }.wrapping_sub(length);
+        if LIKELY.contains(&before) { before } else { 0 }
     }
 
     /// Segment size (GSO), without headers; 0 for a packet that is not segmented.
@@ -137,11 +172,11 @@ impl Frame {
         if from + len as usize > end { None } else { Some(from as *const u8) }
     }
 
-    /// Swaps the link addresses of a packet with its IP header at `l3`; there are none if that is 0. False if a write
+    /// Swaps the link addresses of a packet with its IP header at `l3`, if it has an Ethernet header. False if a write
     /// fails.
     #[inline(always)]
     pub fn swap_link_addresses(&mut self, l3: u32) -> bool {
-        if l3 == 0 {
+        if l3 != ETHERNET {
             return true;
         }
         let Some([a, b, c, d, e, f, g, h, i, j, k, l]) = self.load::<12>(0) else {

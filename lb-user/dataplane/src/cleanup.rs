@@ -14,7 +14,10 @@ use crate::{
     pins::Pins,
 };
 use lb_core::text::number;
-use lb_kernel::netfilter::temporary_tables::{self, KEEP_ALIVE_TABLE, NOTRACK_TABLE};
+use lb_kernel::netfilter::{
+    masquerade::MASQUERADE_TABLE,
+    temporary_tables::{self, KEEP_ALIVE_TABLE, NOTRACK_TABLE},
+};
 
 /// Programs that translate, in the order of removal. Programs that only restore VIPs stay until the end.
 const TRANSLATING: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
@@ -63,7 +66,7 @@ pub fn cleanup(pins: &Pins, patience: Duration, mut say: impl FnMut(String)) -> 
 /// Removes our netfilter tables. Kube-proxy's rules, where they exist again, keep its connections alive.
 fn release(mut say: impl FnMut(String)) -> Result<()> {
     // NOTRACK_TABLE remains only if an earlier cleanup was killed.
-    for table in [KEEP_ALIVE_TABLE, NOTRACK_TABLE] {
+    for table in [MASQUERADE_TABLE, KEEP_ALIVE_TABLE, NOTRACK_TABLE] {
         if temporary_tables::remove(table).with_context(|| format!("removing the table {table} from netfilter"))? {
             say(format!("removed the table {table} from netfilter"));
         }

@@ -13,4 +13,5 @@ pub mod packet_socket;
 pub mod process;
 pub mod sock_diag;
 pub mod socket_options;
+pub mod tun;
 pub mod unshare;

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`netns`], [`link`] | a network namespace; links, addresses and routes in it |
 //! | [`network`], [`places`] | two nodes with pods, and a client outside, built from these; hosts by other devices |
+//! | [`tunnel`] | a tunnel between two namespaces |
 //! | [`sandbox`], [`machine`] | cgroup, directory, bpffs and namespaces for a process, or for a node with several |
 //! | [`process`] | a program with a log, killed when dropped |
 //! | [`api_server`], [`kube_proxy`], [`relay`] | the real control plane and the real kube-proxy |
@@ -31,6 +32,7 @@ pub mod relay;
 pub mod sandbox;
 pub mod table;
 pub mod traffic;
+pub mod tunnel;
 
 pub use netns::LabNamespace;
 pub use process::ChildProcess;

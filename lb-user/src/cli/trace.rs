@@ -8,13 +8,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
-use lb_common::{PodModeEntry, Proto, Verdict};
+use lb_common::{BackendFlags, Choice, Device, PodModeEntry, Proto, Tables as _, Verdict};
 
-use crate::trace::{Snapshot, TraceClient, trace};
+use crate::trace::{Snapshot, TraceClient, Way, trace};
 use lb_dataplane::stats::StatMaps;
 use lb_kernel::{
     bpf::typed::TypedMap,
     clock,
+    netlink::{NetlinkSocket, network_state, route},
     netns::{self, NetNamespace},
 };
 
@@ -59,6 +60,11 @@ pub(super) fn run(directory: &Path, arguments: &TraceArgs) -> Result<ExitCode> {
     };
     let (text, verdict) = trace(&snapshot, &client, arguments.destination, proto);
     print!("{} {}\n{text}", proto.name().to_lowercase(), arguments.destination);
+    if let (Some(from), Verdict::Backend(choice)) = (arguments.from, verdict)
+        && snapshot.pod_of(&client).is_none()
+    {
+        print!("{}", way(directory, &snapshot, from, &choice)?);
+    }
     Ok(if matches!(verdict, Verdict::Refused(..)) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -66,6 +72,25 @@ fn read(directory: &Path) -> Result<Snapshot> {
     let maps = StatMaps::open(directory)?;
     let pod_modes = TypedMap::<u64, PodModeEntry>::open(directory, "POD_MODES")?.read()?.into_iter().collect();
     Ok(Snapshot { dump: super::dump(directory)?, stats: maps.read()?, affinity: maps.affinity()?, pod_modes })
+}
+
+/// Describes the way of a client's packet to its backend, by the kernel's routes.
+fn way(directory: &Path, snapshot: &Snapshot, client: IpAddr, choice: &Choice) -> Result<String> {
+    let devices = TypedMap::<u32, Device>::open(directory, "DEVICES")?.read()?.into_iter().collect();
+    let mut netlink = NetlinkSocket::open().context("opening a netlink socket")?;
+    let links = network_state::links(&mut netlink).context("reading links")?;
+    let names = links.into_iter().map(|(index, link)| (index, link.name)).collect();
+    // Packets of the client enter by the device of the route back.
+    let back = route::find(&mut netlink, client, None);
+    let entered_by = back.ok().flatten().map_or(0, |route| route.device);
+    let backend = choice.addr.to_ip();
+    let route = match route::find(&mut netlink, backend, Some((client, entered_by))) {
+        Ok(Some(route)) => Ok(route),
+        Ok(None) => Err("no route".to_owned()),
+        Err(error) => Err(format!("no route from {client} to {backend}: {error}")),
+    };
+    let on_node = snapshot.backend(choice.backend).is_some_and(|backend| backend.flags & BackendFlags::ON_NODE != 0);
+    Ok(Way { client, backend, on_node, entered_by, route, devices: &devices, names: &names }.text())
 }
 
 /// Returns a socket of the process `pid`, or of this network namespace, which counts as the node's own.

@@ -3,6 +3,7 @@
 
 mod client;
 mod snapshot;
+mod way;
 
 use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr};
 
@@ -17,6 +18,7 @@ use crate::inspect::{self, pod_modes};
 
 pub(crate) use client::TraceClient;
 pub(crate) use snapshot::Snapshot;
+pub(crate) use way::Way;
 
 #[cfg(test)]
 mod tests;

@@ -25,7 +25,7 @@ pub(crate) struct Snapshot {
 
 impl Snapshot {
     /// Finds the entry of the client's pod, if its mode is not `socket`.
-    pub(super) fn pod_of(&self, client: &TraceClient) -> Option<&PodModeEntry> {
+    pub(crate) fn pod_of(&self, client: &TraceClient) -> Option<&PodModeEntry> {
         match (client.netns(), client.addr()) {
             (Some(netns), _) => self.pod_modes.get(&netns),
             (None, Some(addr)) if !addr.is_unspecified() => {

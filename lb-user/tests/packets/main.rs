@@ -22,6 +22,7 @@ mod pods;
 mod ports;
 mod refusals;
 mod sizes;
+mod slow_path;
 mod states;
 mod untouched;
 mod vips;

@@ -27,6 +27,7 @@ mod places;
 mod pod_modes;
 mod sctp_and_vlan;
 mod service_changes;
+mod slow_path;
 mod socket_counts;
 mod socket_termination;
 mod sockets;
@@ -67,6 +68,7 @@ fn stories() -> Vec<Story> {
         sctp_and_vlan::STORIES,
         packets::STORIES,
         places::STORIES,
+        slow_path::STORIES,
         pod_modes::STORIES,
         network_policy::STORIES,
         doctor::STORIES,

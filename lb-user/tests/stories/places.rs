@@ -22,7 +22,7 @@ pub const STORIES: &[Story] = &[
 ];
 
 /// Starts the agent of node1 without a choice of devices. Its cgroup is empty: clients are seen by their packets alone.
-fn agent(node: &StoryNode, lan: &Lan) -> Agent {
+pub fn agent(node: &StoryNode, lan: &Lan) -> Agent {
     let cgroup = node.cgroup.join("node1");
     fs::create_dir_all(&cgroup).expect("a cgroup");
     lan.node1.host.net.enter(|| node.agent(&["--cgroup", cgroup.to_str().expect("text")]))
@@ -35,7 +35,7 @@ fn service_at(endpoints: &[IpAddr], node_name: Option<&str>) -> String {
 }
 
 /// Asks by TCP and UDP. Returns the servers, and the client address that the TCP server saw.
-fn ask(from: &Host, to: SocketAddr) -> [String; 3] {
+pub fn ask(from: &Host, to: SocketAddr) -> [String; 3] {
     from.net.enter(|| {
         let (tcp, seen) = tcp_ask(to).unwrap_or_else(|error| panic!("{} to {to}: {error}", from.v4));
         let (udp, replier) = Client::udp(to).ask(to);
@@ -45,7 +45,7 @@ fn ask(from: &Host, to: SocketAddr) -> [String; 3] {
 }
 
 /// Waits until the agent knows the devices: the last of them has an entry and, but for links of pods, the programs.
-fn wait_for_devices(node: &StoryNode, lan: &Lan, served: &[&str]) {
+pub fn wait_for_devices(node: &StoryNode, lan: &Lan, served: &[&str]) {
     let shown = || {
         let output = lan.node1.host.net.enter(|| run(node, &["get", "devices"]));
         String::from_utf8_lossy(&output.stdout).into_owned()

@@ -10,19 +10,22 @@ mod plan;
 #[cfg(test)]
 mod fixture;
 
-use std::{future::pending, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{future::pending, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::{attach::tc::Tc, flows::netfilter::is_translating, pod_modes};
-use desired::{DeviceFacts, desired};
+use desired::{DeviceFacts, desired, slow_path};
 use lb_core::model::pod_modes::PodModes;
-use lb_kernel::netlink::{Monitor, NetlinkSocket, group, network_state::NetworkState};
+use lb_kernel::{
+    netfilter::masquerade,
+    netlink::{Monitor, NetlinkSocket, group, network_state::NetworkState, xfrm},
+};
 use options::DeviceOptions;
 use perform::Performer;
 use plan::{has_new_link, plan};
@@ -81,7 +84,7 @@ pub async fn run(
         let is_idle = are_off && !known.has_pods();
         // Subscribe before the pass reads, so that no change is missed.
         if news.is_none() && !is_idle {
-            news = Monitor::subscribe(group::LINK | group::ADDRESS | group::ROUTE)
+            news = Notifications::subscribe()
                 .inspect_err(|error| warn!("no notifications of network devices: {error}"))
                 .ok();
         }
@@ -135,6 +138,33 @@ pub async fn run(
     }
 }
 
+/// Notifications of everything that a pass reads from the kernel.
+struct Notifications {
+    network: Monitor,
+    /// IPsec policies; none without IPsec in the kernel.
+    policies: Option<Monitor>,
+}
+
+impl Notifications {
+    fn subscribe() -> io::Result<Self> {
+        let network = Monitor::subscribe(group::LINK | group::ADDRESS | group::ROUTE | group::RULE)?;
+        Ok(Self { network, policies: Monitor::subscribe_to_policies().ok() })
+    }
+
+    async fn changed(&mut self) -> io::Result<()> {
+        let policies = async {
+            match &mut self.policies {
+                Some(policies) => policies.changed().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            changed = self.network.changed() => changed,
+            changed = policies => changed,
+        }
+    }
+}
+
 /// Returns when the state differs from the known one.
 async fn changed(node: &mut watch::Receiver<NodeState>, known: &NodeState) {
     loop {
@@ -164,6 +194,9 @@ impl DeviceManager {
         let modes = known.pod_modes.as_deref();
         let pods = modes.map(|modes| self.performer.pod_modes.locate(modes, &network, &mut channel)).transpose()?;
         let attached = self.tc.attached()?;
+        let ipsec = xfrm::has_policies().context("reading IPsec policies")?;
+        let (slow_path, needs_masquerade) = slow_path(&network, ipsec);
+        let masquerade = if needs_masquerade && !self.options.are_off() { ensure_masquerade() } else { Ok(()) };
         let is_complete = |index: &u32| attached.get(index).is_some_and(|attachment| self.tc.is_complete(attachment));
         let mut facts = DeviceFacts {
             network: &network,
@@ -173,12 +206,29 @@ impl DeviceManager {
             written: self.performer.entries()?.clone(),
             pod_modes: pods.as_deref().map(pod_modes::modes_by_link),
             netfilter_translates: false,
+            // Without masquerade, the redirect remains.
+            slow_path: if masquerade.is_ok() { slow_path } else { 0 },
         };
         let desired = desired(&self.options, &facts);
         self.reading = began.elapsed();
         // Listing netfilter's connections is slow: only for new links.
         facts.netfilter_translates = has_new_link(&desired, &facts.attached) && is_translating();
         let plan = plan(&facts, &desired);
-        self.performer.perform(plan, modes.zip(pods.as_deref()), |index| network.links.contains_key(&index))
+        self.performer.perform(plan, modes.zip(pods.as_deref()), |index| network.links.contains_key(&index))?;
+        masquerade
     }
+}
+
+/// Adds the table by which netfilter masquerades flows on the slow path, if it does not exist.
+fn ensure_masquerade() -> Result<()> {
+    if masquerade::ensure().with_context(|| {
+        format!(
+            "flows by tunnels, IPsec and marked routes lack masquerade: adding the table {} to nf_tables, which needs \
+             the kernel's modules nft_ct and nft_masq",
+            masquerade::MASQUERADE_TABLE
+        )
+    })? {
+        info!(table = masquerade::MASQUERADE_TABLE, "netfilter masquerades flows on the slow path");
+    }
+    Ok(())
 }

@@ -1,9 +1,11 @@
 //! Netfilter of this thread's network namespace, by the kernel's own interfaces: nf_tables and conntrack by netlink,
-//! legacy iptables by socket options. Only `nftables::Batch`, `temporary_tables` and `conntrack` write; all else reads.
+//! legacy iptables by socket options. Only `nftables::Batch`, `masquerade`, `temporary_tables` and `conntrack` write;
+//! all else reads.
 
 pub mod conntrack;
 mod expressions;
 pub mod legacy;
+pub mod masquerade;
 pub mod nftables;
 pub mod rule;
 pub mod temporary_tables;

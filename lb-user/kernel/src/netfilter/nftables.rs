@@ -268,6 +268,13 @@ pub(super) fn number(value: u32) -> Vec<u8> {
     value.to_be_bytes().to_vec()
 }
 
+/// Encodes a value for an attribute of an expression (NFTA_DATA_VALUE).
+pub(super) fn data(value: &[u8]) -> Vec<u8> {
+    let mut nest = Vec::new();
+    put_attribute(&mut nest, 1, value);
+    nest
+}
+
 /// Encodes a `struct nfgenmsg`: NFPROTO_IPV4 or NFPROTO_IPV6, version 0, no resource.
 fn nfgenmsg(family: Family) -> Vec<u8> {
     vec![if family == Family::V4 { 2 } else { 10 }, 0, 0, 0]

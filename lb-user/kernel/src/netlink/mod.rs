@@ -4,6 +4,8 @@
 pub mod address;
 pub mod codec;
 pub mod network_state;
+pub mod route;
+pub mod xfrm;
 
 use std::{
     io,
@@ -38,6 +40,8 @@ pub mod group {
     pub const ADDRESS: u32 = 0x10 | 0x100;
     /// Routes of both families.
     pub const ROUTE: u32 = 0x40 | 0x400;
+    /// Rules of both families; that of IPv6 has no name in the header.
+    pub const RULE: u32 = 0x80 | 1 << (19 - 1);
 }
 
 /// Reads the next datagram of an answer and returns its length. None if this datagram or one before it is lost; the end
@@ -74,7 +78,19 @@ impl Monitor {
     /// # Errors
     /// When the socket cannot be opened or bound.
     pub fn subscribe(groups: u32) -> io::Result<Self> {
-        let fd = socket(SocketFlags::NONBLOCK, None)?;
+        Self::subscribe_to(None, groups)
+    }
+
+    /// Subscribes to changes of IPsec policies, in the network namespace of this thread.
+    ///
+    /// # Errors
+    /// When the socket cannot be opened or bound; EPROTONOSUPPORT if the kernel has no IPsec.
+    pub fn subscribe_to_policies() -> io::Result<Self> {
+        Self::subscribe_to(Some(netlink::XFRM), xfrm::POLICIES)
+    }
+
+    fn subscribe_to(protocol: Option<Protocol>, groups: u32) -> io::Result<Self> {
+        let fd = socket(SocketFlags::NONBLOCK, protocol)?;
         bind(&fd, &SocketAddrNetlink::new(0, groups))?;
         Ok(Self(crate::async_fd::register(fd)?))
     }
@@ -119,6 +135,15 @@ impl NetlinkSocket {
     /// Opens a socket of netfilter, in the network namespace of this thread; None if the kernel has no nfnetlink.
     pub(crate) fn netfilter() -> io::Result<Option<Self>> {
         match socket(SocketFlags::empty(), Some(netlink::NETFILTER)) {
+            Ok(fd) => Self::new(fd).map(Some),
+            Err(Errno::PROTONOSUPPORT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens a socket of IPsec, in the network namespace of this thread; None if the kernel has no IPsec.
+    pub(crate) fn xfrm() -> io::Result<Option<Self>> {
+        match socket(SocketFlags::empty(), Some(netlink::XFRM)) {
             Ok(fd) => Self::new(fd).map(Some),
             Err(Errno::PROTONOSUPPORT) => Ok(None),
             Err(error) => Err(error.into()),

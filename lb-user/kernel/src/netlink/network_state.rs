@@ -24,6 +24,10 @@ pub struct NetworkState {
     pub routes: Vec<Route>,
     /// Links of unicast routes to neighbours, but for the routes that come with an address.
     pub on_link: BTreeSet<u32>,
+    /// True if a route encapsulates (`RTA_ENCAP`), as MPLS and SRv6 do.
+    pub encapsulates: bool,
+    /// True if a rule chooses a routing table of its own for packets with a mark.
+    pub routes_by_mark: bool,
 }
 
 /// A network device.
@@ -65,6 +69,16 @@ impl Link {
         matches!(self.link_type, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK)
     }
 
+    /// True if packets of the device may begin with the outer headers of a tunnel (include/uapi/linux/if_arp.h).
+    #[must_use]
+    pub const fn may_have_outer_headers(&self) -> bool {
+        const IP6GRE: u16 = 823;
+        matches!(
+            self.link_type,
+            libc::ARPHRD_TUNNEL | libc::ARPHRD_TUNNEL6 | libc::ARPHRD_SIT | libc::ARPHRD_IPGRE | IP6GRE
+        )
+    }
+
     const fn has(&self, flag: libc::c_int) -> bool {
         self.flags & flag.cast_unsigned() != 0
     }
@@ -98,7 +112,10 @@ const IFLA_LINK_NETNSID: u16 = 37;
 const LINK_HEADER: usize = 16;
 
 /// Length of a `struct rtmsg`.
-const ROUTE_HEADER: usize = 12;
+pub(super) const ROUTE_HEADER: usize = 12;
+
+/// Length of a `struct fib_rule_hdr`.
+const RULE_HEADER: usize = 12;
 
 /// A next hop of a unicast route that leads beyond the device's own neighbours: by a gateway, or as the default route.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,19 +162,48 @@ fn routes(body: &[u8]) -> Option<(Vec<Route>, Vec<u32>)> {
     Some((beyond.into_iter().filter_map(route).collect(), added.collect()))
 }
 
+/// True if a next hop of the route encapsulates.
+fn encapsulating(route: &[u8]) -> bool {
+    let mut attributes_of_route = attributes(route.get(ROUTE_HEADER..).unwrap_or_default());
+    attributes_of_route.any(|(kind, value)| match kind {
+        libc::RTA_ENCAP => true,
+        libc::RTA_MULTIPATH => Hop::parse_all(value).iter().any(|hop| hop.encapsulates),
+        _ => false,
+    })
+}
+
+/// True if the rule leads packets with a mark to a table of its own. Rules for packets without some mark need no mark,
+/// and rules that lead to the main table, as those of VPNs and cloud plugins do for packets of their own, do not change
+/// the routes of others. None for a truncated rule.
+fn is_rule_by_mark(body: &[u8]) -> Option<bool> {
+    // FIB_RULE_INVERT, FR_ACT_TO_TBL, FRA_FWMARK and FRA_TABLE (include/uapi/linux/fib_rules.h)
+    const INVERT: u32 = 2;
+    const TO_TABLE: u8 = 1;
+    const FWMARK: u16 = 10;
+    const TABLE: u16 = 15;
+    let (action, flags) = (*body.get(7)?, u32_at(body, 8)?);
+    let number = |of| attributes(body.get(RULE_HEADER..).unwrap_or_default()).find(|(kind, _)| *kind == of);
+    let number = |of| number(of).and_then(|(_, value)| u32_at(value, 0)).unwrap_or(0);
+    let own_tables = [libc::RT_TABLE_DEFAULT, libc::RT_TABLE_MAIN, libc::RT_TABLE_LOCAL].map(u32::from);
+    let is_common = own_tables.contains(&number(TABLE));
+    Some(action == TO_TABLE && flags & INVERT == 0 && number(FWMARK) != 0 && !is_common)
+}
+
 struct Hop {
+    encapsulates: bool,
     device: Option<u32>,
     has_gateway: bool,
 }
 
 impl Hop {
     fn parse(bytes: &[u8]) -> Self {
-        let mut hop = Self { device: None, has_gateway: false };
+        let mut hop = Self { encapsulates: false, device: None, has_gateway: false };
         for (kind, value) in attributes(bytes) {
             match kind {
                 libc::RTA_OIF => hop.device = u32_at(value, 0),
                 // RTA_ENCAP is the outer header of a tunnel, which leads beyond the link as a gateway does.
-                libc::RTA_GATEWAY | libc::RTA_VIA | libc::RTA_ENCAP => hop.has_gateway = true,
+                libc::RTA_ENCAP => (hop.has_gateway, hop.encapsulates) = (true, true),
+                libc::RTA_GATEWAY | libc::RTA_VIA => hop.has_gateway = true,
                 _ => {}
             }
         }
@@ -186,10 +232,17 @@ impl NetworkState {
         let links = links(netlink)?;
         let mut addresses = netlink.dump(address::GET, &address::ALL, Address::parse)?;
         addresses.retain(Address::is_usable);
-        let routes = netlink.dump(libc::RTM_GETROUTE, &[0; ROUTE_HEADER], routes)?;
+        let mut encapsulates = false;
+        let routes = netlink.dump(libc::RTM_GETROUTE, &[0; ROUTE_HEADER], |body| {
+            encapsulates |= encapsulating(body);
+            routes(body)
+        })?;
         let (routes, on_link): (Vec<_>, Vec<_>) = routes.into_iter().unzip();
         let on_link = on_link.into_iter().flatten().collect();
-        Ok(Self { links, addresses, routes: routes.into_iter().flatten().collect(), on_link })
+        let routes = routes.into_iter().flatten().collect();
+        let by_mark = netlink.dump(libc::RTM_GETRULE, &[0; RULE_HEADER], |body| Some(is_rule_by_mark(body)))?;
+        let routes_by_mark = by_mark.contains(&Some(true));
+        Ok(Self { links, addresses, routes, on_link, encapsulates, routes_by_mark })
     }
 }
 
@@ -283,6 +336,42 @@ mod tests {
             put_attribute(&mut body, libc::RTA_OIF, &7_u32.to_ne_bytes());
             assert_eq!(routes(&body), Some((vec![], wanted)));
         }
+    }
+
+    #[test]
+    fn rules_by_marks_count_unless_they_lead_to_a_common_table_or_are_inverted() {
+        let rule = |action: u8, flags: u32, mark: Option<u32>, table: u32| {
+            let mut body = vec![2, 0, 0, 0, 0, 0, 0, action];
+            body.extend(flags.to_ne_bytes());
+            if let Some(mark) = mark {
+                put_attribute(&mut body, 10, &mark.to_ne_bytes());
+            }
+            put_attribute(&mut body, 15, &table.to_ne_bytes());
+            is_rule_by_mark(&body)
+        };
+        assert_eq!(rule(1, 0, Some(7), 101), Some(true));
+        assert_eq!(rule(1, 2, Some(7), 101), Some(false), "not fwmark 7, as WireGuard's");
+        assert_eq!(rule(1, 0, Some(0x80), 254), Some(false), "to the main table");
+        assert_eq!(rule(1, 0, None, 101), Some(false));
+        assert_eq!(rule(7, 0, Some(7), 0), Some(false), "unreachable");
+        assert_eq!(is_rule_by_mark(&[2, 0]), None);
+    }
+
+    #[test]
+    fn a_route_encapsulates_if_one_of_its_next_hops_does() {
+        let mut body = vec![0; ROUTE_HEADER];
+        put_attribute(&mut body, libc::RTA_MULTIPATH, &[hop(7, None), hop(8, None)].concat());
+        assert!(!encapsulating(&body));
+        let mut own = Vec::new();
+        put_attribute(&mut own, libc::RTA_ENCAP, &[]);
+        let length = u16::try_from(8 + own.len()).expect("short");
+        let second = [&length.to_ne_bytes()[..], &[0, 0], &8_u32.to_ne_bytes()[..], &own].concat();
+        let mut body = vec![0; ROUTE_HEADER];
+        put_attribute(&mut body, libc::RTA_MULTIPATH, &[hop(7, None), second].concat());
+        assert!(encapsulating(&body));
+        let mut body = vec![0; ROUTE_HEADER];
+        put_attribute(&mut body, libc::RTA_ENCAP, &[]);
+        assert!(encapsulating(&body));
     }
 
     #[test]

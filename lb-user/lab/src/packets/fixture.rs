@@ -21,8 +21,9 @@ const REDIRECT: u32 = 7;
 /// Link address of all devices of the node.
 const NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-/// Words of `struct __sk_buff` that the caller may set.
+/// Words of `struct __sk_buff`.
 const IFINDEX: usize = 10;
+const MARK: usize = 2;
 const GSO_SEGS: usize = 41;
 const GSO_SIZE: usize = 44;
 
@@ -128,12 +129,14 @@ impl Fixture {
         let context: Vec<u8> = context.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let before = packet.octets();
         let mut after = vec![0; before.len() + 256];
+        let mut context_after = vec![0; context.len()];
         let result = self.loaded.run(
             program,
             TestRunOptions {
                 data_in: Some(&before),
                 data_out: Some(&mut after),
                 ctx_in: Some(&context),
+                ctx_out: Some(&mut context_after),
                 repeat: times,
                 ..TestRunOptions::default()
             },
@@ -141,7 +144,9 @@ impl Fixture {
         let result = result.expect("BPF_PROG_TEST_RUN");
         after.truncate(result.data_size_out as usize);
         let time = u32::try_from(result.duration.as_nanos()).expect("short");
-        (PacketOutcome { verdict: result.return_value, before, after }, time)
+        let mark = context_after.chunks(4).nth(MARK).and_then(|word| word.try_into().ok());
+        let mark = u32::from_ne_bytes(mark.expect("a word"));
+        (PacketOutcome { verdict: result.return_value, before, after, mark }, time)
     }
 
     /// Returns the entries of `FLOWS`, one line each.
@@ -192,6 +197,8 @@ pub struct PacketOutcome {
     verdict: u32,
     before: Vec<u8>,
     after: Vec<u8>,
+    /// The mark after the run.
+    pub mark: u32,
 }
 
 impl PacketOutcome {
@@ -233,7 +240,7 @@ impl PacketOutcome {
         let is_left = want.get(link) == self.before.get(link);
         if is_left && self.after.get(node) == Some(&NODE) && self.after.len() == want.len() {
             let after = [&self.before[link], &self.after[12..]].concat();
-            Self { verdict: self.verdict, before: self.before.clone(), after }.is(REDIRECT, packet);
+            Self { before: self.before.clone(), after, ..*self }.is(REDIRECT, packet);
         } else {
             self.is(REDIRECT, packet);
         }

@@ -143,6 +143,11 @@ pub fn ip(lines: &str) {
     LabNamespace::current().ip(lines);
 }
 
+/// Sets a sysctl below `net` in the namespace of this thread.
+pub fn set(name: &str, value: &str) {
+    LabNamespace::current().set(name, value);
+}
+
 /// As [`ip`], with flags of ip(8).
 pub fn ip_with(flags: &[&str], lines: &str) {
     LabNamespace::current().ip_with(flags, lines);

@@ -29,6 +29,8 @@ pub(super) struct DeviceFacts<'a> {
     pub(super) pod_modes: Option<BTreeMap<u32, PodMode>>,
     /// True if netfilter translates connections now.
     pub(super) netfilter_translates: bool,
+    /// Flags of devices by which flows leave on the slow path.
+    pub(super) slow_path: u32,
 }
 
 /// Reason for programs at a link.
@@ -58,6 +60,17 @@ struct Selection<'a> {
     pod_links: &'a BTreeMap<u32, u32>,
     /// True if flows to pods of this node bypass the kernel's routing.
     host_routing: bool,
+    /// Flags of uplinks by which flows leave on the slow path.
+    slow_path: u32,
+}
+
+/// Returns the reasons for the slow path at all uplinks, as flags of devices, and true if there is one at some device
+/// at least: then netfilter must masquerade. `ipsec` is true if there are IPsec policies.
+pub(super) fn slow_path(network: &NetworkState, ipsec: bool) -> (u32, bool) {
+    let reasons = [(ipsec, DeviceFlags::IPSEC), (network.routes_by_mark, DeviceFlags::MARKS)];
+    let flags = reasons.iter().filter(|(holds, _)| *holds).fold(0, |flags, (_, flag)| flags | flag);
+    let is_l3 = |link: &Link| link.is_up() && !link.is_loopback() && !link.has_ethernet_header();
+    (flags, flags != 0 || network.encapsulates || network.links.values().any(is_l3))
 }
 
 /// Decides which links get programs, and all entries of `DEVICES`, by index of the link.
@@ -69,7 +82,12 @@ pub(super) fn desired(options: &DeviceOptions, facts: &DeviceFacts<'_>) -> BTree
     if options.are_off() && pod_links.is_empty() {
         return BTreeMap::new();
     }
-    let selection = Selection { uplinks: &uplinks, pod_links: &pod_links, host_routing: options.host_routing };
+    let selection = Selection {
+        uplinks: &uplinks,
+        pod_links: &pod_links,
+        host_routing: options.host_routing,
+        slow_path: facts.slow_path,
+    };
     desired_devices(network, node, selection)
 }
 
@@ -102,6 +120,12 @@ fn desired_devices(network: &NetworkState, node: &[IpAddr], selection: Selection
         };
         if !link.has_ethernet_header() {
             flags |= DeviceFlags::NO_ETHERNET;
+        }
+        if link.may_have_outer_headers() {
+            flags |= DeviceFlags::OUTER_HEADERS;
+        }
+        if flags & DeviceFlags::POD == 0 {
+            flags |= selection.slow_path;
         }
         let device = Device {
             snat_v4: v4.map_or(Addr::from_v4_word(0), Addr::from),

@@ -13,7 +13,7 @@ fn devices(
     node: &[IpAddr],
 ) -> BTreeMap<u32, DesiredDevice> {
     let uplinks = &uplinks(network, choice, node, NONE);
-    desired_devices(network, node, Selection { uplinks, pod_links, host_routing: false })
+    desired_devices(network, node, Selection { uplinks, pod_links, host_routing: false, slow_path: 0 })
 }
 
 fn ips(texts: &[&str]) -> Vec<IpAddr> {
@@ -334,7 +334,7 @@ fn host_routing_is_between_uplinks_and_pod_links_outside_of_bridges() {
     assert_eq!(wanted, BTreeSet::from([4]));
     let links = pods(&wanted, PodMode::Socket, 0);
     assert_eq!(links, BTreeMap::from([(4, ENTERED)]));
-    let selection = Selection { uplinks: &uplinks, pod_links: &links, host_routing: true };
+    let selection = Selection { uplinks: &uplinks, pod_links: &links, host_routing: true, slow_path: 0 };
     let devices = desired_devices(&network, &[], selection);
     let flags: Vec<_> = devices.values().map(|desired| (desired.name.as_str(), desired.device.flags)).collect();
     const ROUTED: u32 = DeviceFlags::HOST_ROUTING;
@@ -347,4 +347,34 @@ fn host_routing_is_between_uplinks_and_pod_links_outside_of_bridges() {
         BTreeMap::from([(4, POD | DeviceFlags::CHOSEN)]),
         "flows depend on the programs after host routing is off"
     );
+}
+
+#[test]
+fn reasons_for_the_slow_path_are_at_all_devices_but_links_of_pods() {
+    const MARKS: u32 = DeviceFlags::MARKS;
+    let mut network = network(
+        "2 eth0 up
+         3 gre1 up layer 778
+         4 cali4 up kind veth peer 1
+         addr 2 192.0.2.5/24
+         route 2 default
+         route 3 10.9.0.0/16",
+    );
+    assert_eq!(slow_path(&network, false), (0, true), "the tunnel alone needs masquerade");
+    assert_eq!(slow_path(&network, true), (DeviceFlags::IPSEC, true));
+    network.routes_by_mark = true;
+    let (flags, needs_masquerade) = slow_path(&network, false);
+    assert!(needs_masquerade);
+    let uplinks = uplinks(&network, &UplinkChoice::ByRoute, &[], NONE);
+    let pod_links = BTreeMap::from([(4, DeviceFlags::POD)]);
+    let selection = Selection { uplinks: &uplinks, pod_links: &pod_links, host_routing: false, slow_path: flags };
+    let devices = desired_devices(&network, &[], selection);
+    let flags: Vec<_> = devices.values().map(|desired| (desired.name.as_str(), desired.device.flags)).collect();
+    const GRE: u32 = DeviceFlags::NO_ETHERNET | DeviceFlags::OUTER_HEADERS;
+    assert_eq!(flags, [("eth0", MARKS), ("gre1", GRE | MARKS), ("cali4", DeviceFlags::POD)]);
+    network.links.remove(&3);
+    network.routes_by_mark = false;
+    assert_eq!(slow_path(&network, false), (0, false));
+    network.encapsulates = true;
+    assert_eq!(slow_path(&network, false), (0, true));
 }

@@ -55,6 +55,7 @@ impl Node {
             written: self.written.clone(),
             pod_modes: self.modes.clone(),
             netfilter_translates: self.netfilter_translates,
+            slow_path: 0,
         };
         let desired = desired(&self.options, &facts);
         let DevicePlan { serving, steps } = plan(&facts, &desired);

@@ -60,13 +60,16 @@ impl Now {
     }
 }
 
-/// True if changes of objects reach the maps in time. Unlike kube-proxy, the agent is not live before its first pass:
-/// until then the maps are those of an earlier agent, or empty.
+/// True if changes of objects reach the maps in time, and all programs are attached. Unlike kube-proxy, the agent is
+/// not live before its first pass: until then the maps are those of an earlier agent, or empty.
 pub(crate) fn is_live(status: &Status, now: Now) -> bool {
     let is_late = |since: Instant| now.monotonic.saturating_duration_since(since) >= MAX_PENDING;
     // Services are served without the other kinds.
     let is_required = |kind| ObjectKind::OF_SERVICES.contains(kind);
-    status.ready && !status.forbidden.iter().any(is_required) && !status.pending_since.is_some_and(is_late)
+    status.ready
+        && !status.datapath.is_detached
+        && !status.forbidden.iter().any(is_required)
+        && !status.pending_since.is_some_and(is_late)
 }
 
 fn answer(probe: Probe, status: &Status, now: Now) -> Reply {
@@ -79,7 +82,9 @@ fn answer(probe: Probe, status: &Status, now: Now) -> Reply {
         node_eligible: Option<bool>,
     }
     let node_eligible = (probe == Probe::Healthz).then_some(!status.node_is_leaving);
-    let is_healthy = is_live(status, now) && node_eligible != Some(false);
+    // A restart of the agent would end Services that its descriptors keep alive, so lost pins do not make it dead.
+    let may_lose_services = probe == Probe::Healthz && status.datapath.is_unpinned;
+    let is_healthy = is_live(status, now) && node_eligible != Some(false) && !may_lose_services;
     // As in kube-proxy, both times are equal while the answer is 200.
     let last_updated = if is_healthy { Some(now.wall) } else { status.updated };
     let body = Body { last_updated: last_updated.and_then(rfc3339), current_time: rfc3339(now.wall), node_eligible };
@@ -116,7 +121,11 @@ impl ProbeCounts {
 }
 
 /// Answers on the health port until the future is dropped.
-pub(crate) async fn run(address: BindAddress, status: watch::Receiver<Status>, counts: Arc<ProbeCounts>) -> Result<()> {
+pub(crate) async fn run(
+    addresses: Vec<BindAddress>,
+    status: watch::Receiver<Status>,
+    counts: Arc<ProbeCounts>,
+) -> Result<()> {
     let reply = move |path: String| {
         let reply = Probe::from_path(&path).map(|probe| {
             let reply = answer(probe, &status.borrow(), Now::read());
@@ -125,12 +134,13 @@ pub(crate) async fn run(address: BindAddress, status: watch::Receiver<Status>, c
         });
         async { reply.unwrap_or_else(Reply::not_found) }
     };
-    http::serve(address, http::LIMITS, reply).await
+    http::serve(addresses, http::LIMITS, reply).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reconcile::DatapathState;
 
     /// Returns the status of an agent whose last pass was 5 s ago, with a change that is `pending` for these seconds.
     fn status(ready: bool, pending: Option<u64>, node_is_leaving: bool, now: Now) -> Status {
@@ -175,6 +185,18 @@ mod tests {
         status.forbidden.insert(ObjectKind::Endpoints);
         let codes = Probe::ALL.map(|probe| answer(probe, &status, now).status.as_u16());
         assert_eq!(codes, [503, 503]);
+    }
+
+    #[test]
+    fn an_agent_without_its_programs_is_not_live_and_one_without_its_pins_is() {
+        let now = Now { monotonic: Instant::now(), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1000) };
+        let cases = [(false, false, [200, 200]), (true, false, [503, 503]), (false, true, [503, 200])];
+        for (is_detached, is_unpinned, expected) in cases {
+            let datapath = DatapathState { is_detached, is_unpinned, repairs: 3 };
+            let status = Status { datapath, ..status(true, None, false, now) };
+            let codes = Probe::ALL.map(|probe| answer(probe, &status, now).status.as_u16());
+            assert_eq!(codes, expected, "detached {is_detached}, unpinned {is_unpinned}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{
     cmp::Reverse,
     collections::VecDeque,
     convert::Infallible,
+    future::pending,
     io::{self, ErrorKind},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
@@ -85,14 +86,37 @@ impl Reply {
     }
 }
 
-/// Binds the address, if need be after a wait, and answers GET requests by their path. Dropping the future closes all
+/// Binds the addresses, if need be after a wait, and answers GET requests by their path. Dropping the future closes all
 /// connections.
-pub(crate) async fn serve<A, F>(address: BindAddress, limits: ConnectionLimits, answer: A) -> Result<()>
+pub(crate) async fn serve<A, F>(addresses: Vec<BindAddress>, limits: ConnectionLimits, answer: A) -> Result<()>
 where
     A: Fn(String) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Reply> + Send,
+    F: Future<Output = Reply> + Send + 'static,
 {
-    serve_on(listen(address).await, limits, answer).await
+    let mut servers = JoinSet::new();
+    let is_one_of_several = addresses.len() > 1;
+    for address in addresses {
+        let answer = answer.clone();
+        servers.spawn(async move {
+            if is_one_of_several && !has_family(address.address) {
+                return pending().await;
+            }
+            serve_on(listen(address).await, limits, answer).await
+        });
+    }
+    match servers.join_next().await {
+        Some(ended) => ended.context("a task")?,
+        None => pending().await,
+    }
+}
+
+/// False if the kernel, or this network namespace, lacks the family of a loopback address.
+fn has_family(address: SocketAddr) -> bool {
+    let errors = [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].map(|error| Some(error.raw_os_error()));
+    match bind_one(SocketAddr::new(address.ip(), 0)) {
+        Err(error) => !errors.contains(&error.raw_os_error()),
+        Ok(_) => true,
+    }
 }
 
 /// Answers GET requests by their path. Dropping the future closes all connections.
@@ -298,7 +322,7 @@ mod tests {
 
     async fn start_at(address: SocketAddr, limits: ConnectionLimits) {
         let bind = BindAddress { address, flag: "--test" };
-        tokio::spawn(serve(bind, limits, async |path: String| match path.as_str() {
+        tokio::spawn(serve(vec![bind], limits, async |path: String| match path.as_str() {
             "/hello" => Reply::text(StatusCode::OK, "hello\n"),
             "/slow" => {
                 sleep(Duration::from_millis(200)).await;

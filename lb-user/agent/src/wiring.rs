@@ -31,6 +31,7 @@ use lb_core::ids::HighestIds;
 use lb_core::{model::Settings, op::Table};
 use lb_dataplane::{
     cleanup::cleanup,
+    damage::Damage,
     devices::{self, NodeState},
     environment,
     flows::{self, FlowGcStatus},
@@ -76,10 +77,10 @@ pub struct Config {
     pub programs: ProgramOptions,
     /// Remove the datapath when the agent ends.
     pub cleanup_on_exit: bool,
-    /// Address of `/healthz` and `/livez`; none: not served.
-    pub healthz: Option<BindAddress>,
-    /// Address of `/metrics`; none: not served.
-    pub metrics: Option<BindAddress>,
+    /// Addresses of `/healthz` and `/livez`; without one they are not served.
+    pub healthz: Vec<BindAddress>,
+    /// Addresses of `/metrics`; without one it is not served.
+    pub metrics: Vec<BindAddress>,
     /// Maximum number of backends with metrics of their own; none: no backend has any.
     pub metrics_backends: Option<usize>,
 }
@@ -103,17 +104,13 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let health_ports_status = observed.clone();
     let probes = Arc::<ProbeCounts>::default();
     // The health port answers (503) before the first pass, so that probes see an agent that starts.
-    if let Some(address) = config.healthz {
-        tasks.spawn(health::run(address, observed.clone(), Arc::clone(&probes)));
-    }
+    tasks.spawn(health::run(config.healthz, observed.clone(), Arc::clone(&probes)));
     let (node_sender, node) = watch::channel(NodeState::default());
     tasks.spawn(forward_node_state(observed.clone(), node_sender));
     let (collecting, collected) = watch::channel(FlowGcStatus::default());
-    if let Some(address) = config.metrics {
-        let (pins, backends) = (pins.current(), config.metrics_backends);
-        let sources = metrics::Sources { status: observed, probes, flows: collected.clone(), pins, backends };
-        tasks.spawn(metrics::run(address, sources));
-    }
+    let (directory, backends) = (pins.current(), config.metrics_backends);
+    let sources = metrics::Sources { status: observed, probes, flows: collected.clone(), pins: directory, backends };
+    tasks.spawn(metrics::run(config.metrics, sources));
     let mut source = config.source;
     let mut event_queue = EventQueue::default();
     if let Source::Kubernetes(options) = &mut source {
@@ -230,6 +227,10 @@ impl Dataplane for LoadedDataplane {
             notify_service_manager(NotifyState::Ready);
         }
         Ok(())
+    }
+
+    fn mend(&mut self) -> Vec<Damage> {
+        self.loader.mend()
     }
 
     fn after_pass(&mut self, changes: MapChanges) {

@@ -14,7 +14,9 @@ use lb_core::op::Table;
 use tracing::info;
 
 use crate::{
-    attach::{self, tc::Tc},
+    attach::{cgroup::CgroupLinks, tc::Tc},
+    damage::Damage,
+    integrity::Integrity,
     log,
     pins::Pins,
     store::{self, BpfStore},
@@ -53,8 +55,10 @@ pub struct Loader {
     /// Programs that are not in service yet. Some of their maps may be in the staging directory.
     loaded: Option<Ebpf>,
     tc: Arc<Tc>,
+    /// The datapath in service; none before [`Loader::attach`].
+    integrity: Option<Integrity>,
     /// Lock of the pin directory, held as long as the agent lives.
-    _lock: File,
+    lock: File,
 }
 
 impl Loader {
@@ -76,7 +80,7 @@ impl Loader {
         let adopted = maps.of(MapOrigin::Adopted).count();
         let tc = Arc::new(Tc::new(pins.clone()));
         let grown = MapSizes::new();
-        Ok(Self { pins, features, adopted, highest_ids, options, grown, loaded: Some(ebpf), tc, _lock: lock })
+        Ok(Self { pins, features, adopted, highest_ids, options, grown, loaded: Some(ebpf), tc, integrity: None, lock })
     }
 
     /// Returns the features of the kernel.
@@ -169,14 +173,17 @@ impl Loader {
     /// # Errors
     /// If a program cannot be attached, or a pin cannot be moved.
     pub fn attach(&mut self, cgroup: &Path) -> Result<Option<usize>> {
-        let Some(ebpf) = &mut self.loaded else {
+        let Some(ebpf) = &self.loaded else {
             return Ok(None);
         };
-        let adopted = attach::cgroup::attach(ebpf, cgroup, &self.pins)?;
+        let (links, adopted) = CgroupLinks::attach(ebpf, cgroup, &self.pins)?;
         if let Some(classifiers) = programs::classifiers(ebpf)? {
             self.tc.replace(classifiers)?;
         }
         programs::publish(&self.pins)?;
+        let maps = programs::layouts(&self.options.sizes, &self.grown)?;
+        let maps = maps.keys().map(String::as_str);
+        self.integrity = Some(Integrity::new(self.pins.clone(), maps, links, self.tc())?);
         self.tc.publish();
         self.loaded = None;
         let retired = self.pins.retire_others()?;
@@ -184,6 +191,15 @@ impl Loader {
             info!(pins = retired, "another version's programs and maps are out of service");
         }
         Ok(Some(adopted))
+    }
+
+    /// Compares the datapath in service with what was attached and pinned, and mends it: see `integrity`.
+    /// Returns what was missing. Does nothing before [`Loader::attach`], and while new programs wait for it.
+    pub fn mend(&mut self) -> Vec<Damage> {
+        match &mut self.integrity {
+            Some(integrity) if self.loaded.is_none() => integrity.mend(&mut self.lock),
+            _ => Vec::new(),
+        }
     }
 }
 

@@ -75,19 +75,13 @@ impl Pins {
         let root = self.root.display();
         let above = self.root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
         ensure!(
-            statfs(above).with_context(|| format!("looking at {}", above.display()))?.f_type == BPF_FS_MAGIC,
+            is_on_bpffs(above),
             "the pin directory {root} is not on a bpffs: mount one with `mount -t bpf bpf {}`, or name another with \
              --pins",
             above.display()
         );
         fs::create_dir_all(self.current()).with_context(|| format!("making the pin directory {root}"))?;
-        let directory = File::open(&self.root).with_context(|| format!("opening the pin directory {root}"))?;
-        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let holder = holder(&directory).map_or_else(|| "another process".to_owned(), |pid| format!("pid {pid}"));
-            bail!(
-                "another agent ({holder}) holds the pins {root}: stop it first, or use another directory with --pins"
-            );
-        }
+        let directory = self.take_lock()?;
         self.remove_retired()?;
         match fs::remove_dir_all(self.staging()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -95,6 +89,19 @@ impl Pins {
             }
             _ => Ok(directory),
         }
+    }
+
+    /// Takes the lock of the pin directory, and nothing more.
+    pub(crate) fn take_lock(&self) -> Result<File> {
+        let root = self.root.display();
+        let directory = File::open(&self.root).with_context(|| format!("opening the pin directory {root}"))?;
+        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let holder = holder(&directory).map_or_else(|| "another process".to_owned(), |pid| format!("pid {pid}"));
+            bail!(
+                "another agent ({holder}) holds the pins {root}: stop it first, or use another directory with --pins"
+            );
+        }
+        Ok(directory)
     }
 
     /// Returns the pid of the agent that holds the lock, if this process can see it. Does not take the lock.
@@ -169,6 +176,12 @@ impl Pins {
         let paths = programs.iter().map(|program| self.current().join(link_name(program)));
         paths.filter(|path| path.exists()).try_for_each(|path| remove_pin(&path))
     }
+}
+
+/// True if the path is on a bpffs.
+#[must_use]
+pub(crate) fn is_on_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.f_type == BPF_FS_MAGIC)
 }
 
 /// Returns the file name of a program's link.

@@ -6,7 +6,7 @@ use std::{
     fmt::Write as _,
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     path::Path,
     process::ExitCode,
     thread,
@@ -187,13 +187,17 @@ fn kube_proxy() -> Option<String> {
         return Some(format!("pid {pid}"));
     }
     // The process may be in another pid namespace; its port is visible.
-    mode().map(|mode| format!("127.0.0.1:{METRICS_PORT} answers as kube-proxy in {mode} mode"))
+    let loopback =
+        [SocketAddr::new(Ipv4Addr::LOCALHOST.into(), METRICS_PORT), (Ipv6Addr::LOCALHOST, METRICS_PORT).into()];
+    let answer =
+        |address: SocketAddr| mode(address).map(|mode| format!("{address} answers as kube-proxy in {mode} mode"));
+    loopback.into_iter().find_map(answer)
 }
 
 /// Asks the kube-proxy of this network namespace for its mode.
-fn mode() -> Option<String> {
+fn mode(address: SocketAddr) -> Option<String> {
     let deadline = Duration::from_secs(1);
-    let mut stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, METRICS_PORT).into(), deadline).ok()?;
+    let mut stream = TcpStream::connect_timeout(&address, deadline).ok()?;
     stream.set_read_timeout(Some(deadline)).ok()?;
     stream.write_all(b"GET /proxyMode HTTP/1.0\r\n\r\n").ok()?;
     let mut answer = String::new();

@@ -1,6 +1,11 @@
 //! `beeline run`: flags of the agent, and its start.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -96,7 +101,7 @@ pub(super) struct RunArgs {
     healthz_bind_address: ListenAddress,
 
     /// Address and port of /metrics and /proxyMode; empty: none.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249", value_parser = parse_address)]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "localhost:10249", value_parser = parse_address)]
     metrics_bind_address: ListenAddress,
 
     /// Export metrics of single backends too: at most this number, those with the most connections.
@@ -142,23 +147,30 @@ fn parse_size(text: &str) -> Result<(Table, u32), String> {
     if entries == 0 { Err("a map has at least one entry".to_owned()) } else { Ok((table, entries)) }
 }
 
-/// Address to listen at; `None`: do not listen.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct ListenAddress(Option<SocketAddr>);
+/// Addresses to listen at; without one, do not listen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct ListenAddress(Vec<SocketAddr>);
 
 impl ListenAddress {
-    fn port(self, flag: &'static str) -> Option<BindAddress> {
-        Some(BindAddress { address: self.0?, flag })
+    fn bind(self, flag: &'static str) -> Vec<BindAddress> {
+        self.0.into_iter().map(|address| BindAddress { address, flag }).collect()
     }
 }
 
-/// Parses an address and a port. Empty means "do not listen", as in kube-proxy.
+/// Parses an address and a port. Empty means "do not listen", as in kube-proxy; `localhost` is the loopback address of
+/// both families.
 fn parse_address(text: &str) -> Result<ListenAddress, String> {
-    if text.is_empty() {
-        return Ok(ListenAddress(None));
-    }
-    let cure = |_| "want an IP address and a port, such as 127.0.0.1:10249 or [::1]:10249, or nothing".to_owned();
-    text.parse().map(|address| ListenAddress(Some(address))).map_err(cure)
+    let cure =
+        || "want an IP address or localhost, and a port, such as localhost:10249 or [::1]:10249, or nothing".to_owned();
+    let addresses = match text.strip_prefix("localhost:") {
+        _ if text.is_empty() => Vec::new(),
+        Some(port) => {
+            let port: u16 = port.parse().map_err(|_| cure())?;
+            vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]
+        }
+        None => vec![text.parse().map_err(|_| cure())?],
+    };
+    Ok(ListenAddress(addresses))
 }
 
 /// Runs the agent until a signal ends it.
@@ -188,8 +200,8 @@ pub(super) fn run(arguments: RunArgs, pins: impl FnOnce() -> Result<Pins>) -> Re
         },
         programs: ProgramOptions { sizes, vip_pings: arguments.vip_pings },
         cleanup_on_exit: arguments.cleanup_on_exit,
-        healthz: arguments.healthz_bind_address.port("--healthz-bind-address"),
-        metrics: arguments.metrics_bind_address.port("--metrics-bind-address"),
+        healthz: arguments.healthz_bind_address.bind("--healthz-bind-address"),
+        metrics: arguments.metrics_bind_address.bind("--metrics-bind-address"),
         metrics_backends: arguments.metrics_backends,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -203,11 +215,15 @@ mod tests {
 
     #[test]
     fn a_listen_address_has_a_port_or_is_empty() {
-        assert_eq!(parse_address(""), Ok(ListenAddress(None)));
-        for good in ["0.0.0.0:10256", "[::]:1"] {
-            assert_eq!(parse_address(good), Ok(ListenAddress(Some(good.parse().unwrap()))));
-        }
-        for bad in ["0.0.0.0", ":10256", "localhost:1", "::1", "127.0.0.1:65536", " "] {
+        let check = |text: &str, expected: &[&str]| {
+            let expected = expected.iter().map(|address| address.parse().expect("an address")).collect();
+            assert_eq!(parse_address(text), Ok(ListenAddress(expected)), "{text}");
+        };
+        check("", &[]);
+        check("0.0.0.0:10256", &["0.0.0.0:10256"]);
+        check("[::]:1", &["[::]:1"]);
+        check("localhost:1", &["127.0.0.1:1", "[::1]:1"]);
+        for bad in ["0.0.0.0", ":10256", "localhost", "localhost:", "::1", "127.0.0.1:65536", " "] {
             assert!(parse_address(bad).is_err(), "{bad}");
         }
     }

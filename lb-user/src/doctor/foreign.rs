@@ -11,7 +11,7 @@ use std::{
 use aya::programs::loaded_programs;
 
 use super::{Finding, hooks, process};
-use lb_dataplane::attach::cgroup::HOOKS;
+use lb_dataplane::attach::cgroup::{HOOKS, attach_type};
 use lb_kernel::{bpf, process::Process};
 
 const CHECK: &str = "foreign";
@@ -58,7 +58,7 @@ pub(super) fn read(hooks: &hooks::HookFacts) -> ForeignFacts {
         let mut here = BTreeSet::new();
         for hook in HOOKS {
             let own = hooks.links.get(hook).and_then(|link| Some(link.as_ref().ok()?.program));
-            let running = hooks::attach_type(hook).and_then(|kind| bpf::programs_at(&directory, kind).ok());
+            let running = attach_type(hook).and_then(|kind| bpf::programs_at(&directory, kind).ok());
             let Some(running) = running else { continue };
             here.extend(running.iter().map(|program| (hook, *program)));
             let others: Vec<u32> = running.iter().copied().filter(|program| Some(*program) != own).collect();

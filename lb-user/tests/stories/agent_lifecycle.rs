@@ -1,6 +1,7 @@
 //! The life cycle of the agent: start, kill, restart, upgrade, refused starts, growing and full maps, cleanup.
 
 use std::{
+    net::SocketAddr,
     os::unix::fs::MetadataExt as _,
     sync::{
         Arc,
@@ -76,7 +77,7 @@ fn restart_writes_nothing(node: &mut StoryNode) {
 }
 
 /// Two threads that open connections without pause, and the counts of opened and of failed ones.
-struct ConnectionLoad {
+pub struct ConnectionLoad {
     stop: Arc<AtomicBool>,
     failed: Arc<AtomicU32>,
     /// Connections whose getpeername does not show the VIP.
@@ -87,6 +88,11 @@ struct ConnectionLoad {
 
 impl ConnectionLoad {
     fn start() -> Self {
+        Self::start_at(at(VIP))
+    }
+
+    /// Opens connections to a VIP.
+    pub fn start_at(vip: SocketAddr) -> Self {
         let (stop, failed, wrong_peer, opened) =
             <(Arc<AtomicBool>, Arc<AtomicU32>, Arc<AtomicU32>, Arc<AtomicU32>)>::default();
         let threads = (0..2)
@@ -95,11 +101,11 @@ impl ConnectionLoad {
                 let (wrong_peer, opened) = (Arc::clone(&wrong_peer), Arc::clone(&opened));
                 thread::spawn(move || {
                     while !stop.load(Ordering::Relaxed) {
-                        let client = Client::tcp(at(VIP));
-                        if let Err(error) = client.connect(at(VIP)) {
+                        let client = Client::tcp(vip);
+                        if let Err(error) = client.connect(vip) {
                             println!("failed: {error}");
                             failed.fetch_add(1, Ordering::Relaxed);
-                        } else if client.peer() != Some(at(VIP)) {
+                        } else if client.peer() != Some(vip) {
                             println!("peer: {:?}", client.peer());
                             wrong_peer.fetch_add(1, Ordering::Relaxed);
                         }
@@ -112,13 +118,13 @@ impl ConnectionLoad {
     }
 
     /// Waits for `count` more connections.
-    fn more(&self, count: u32) {
+    pub fn more(&self, count: u32) {
         let from = self.opened.load(Ordering::Relaxed);
         until("connections are opened", || self.opened.load(Ordering::Relaxed) >= from + count);
     }
 
     /// Ends the load and asserts that no connection failed and every peer was the VIP.
-    fn end(self) {
+    pub fn end(self) {
         assert_eq!(self.end_counting_wrong_peers(), 0);
     }
 

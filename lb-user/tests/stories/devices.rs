@@ -56,7 +56,7 @@ fn add_veth(name: &str) -> bool {
 }
 
 /// Adds a device with an address and a route, as an uplink has. False if the kernel has no veth.
-fn add_uplink(name: &str, number: u8) -> bool {
+pub fn add_uplink(name: &str, number: u8) -> bool {
     if !add_veth(name) {
         return false;
     }
@@ -113,7 +113,7 @@ fn is_attached(device: &str) -> bool {
     programs(device) == BOTH
 }
 
-fn wait_until_attached(device: &str) {
+pub fn wait_until_attached(device: &str) {
     until(&format!("{device} has the programs"), || is_attached(device));
 }
 

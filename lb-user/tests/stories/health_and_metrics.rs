@@ -30,12 +30,12 @@ pub const STORIES: &[Story] = &[
     ("idle_http_connections_do_not_block_probes", idle_connections_do_not_block),
 ];
 
-const HEALTH: &str = "127.0.0.1:10256";
-const METRICS: &str = "127.0.0.1:10249";
-const ON_LOOPBACK: [&str; 2] = ["--healthz-bind-address", HEALTH];
+pub const HEALTH: &str = "127.0.0.1:10256";
+pub const METRICS: &str = "127.0.0.1:10249";
+pub const ON_LOOPBACK: [&str; 2] = ["--healthz-bind-address", HEALTH];
 
 /// Returns code and body of the answer to a GET; None without an answer.
-fn get(address: &str, path: &str) -> Option<(u16, String)> {
+pub fn get(address: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
     write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").ok()?;
@@ -46,7 +46,7 @@ fn get(address: &str, path: &str) -> Option<(u16, String)> {
 }
 
 /// Returns the codes of /healthz and /livez.
-fn codes() -> [Option<u16>; 2] {
+pub fn codes() -> [Option<u16>; 2] {
     ["/healthz", "/livez"].map(|path| get(HEALTH, path).map(|(code, _)| code))
 }
 
@@ -189,6 +189,9 @@ fn metrics_are_counted(node: &mut StoryNode) {
         "metrics of backends are off by default"
     );
     assert_eq!(get(METRICS, "/proxyMode"), Some((200, "beeline".to_owned())));
+    if std::net::TcpListener::bind("[::1]:0").is_ok() {
+        assert_eq!(get("[::1]:10249", "/proxyMode"), Some((200, "beeline".to_owned())));
+    }
     assert_eq!(get(METRICS, "/healthz").map(|(code, _)| code), Some(404));
 
     // The slice names the time of its change.

@@ -15,6 +15,7 @@ mod external_traffic;
 mod flow_expiry;
 mod get_and_top;
 mod health_and_metrics;
+mod integrity;
 mod lab_network;
 mod load;
 mod monitoring;
@@ -63,6 +64,7 @@ fn stories() -> Vec<Story> {
         get_and_top::STORIES,
         bad_input::STORIES,
         health_and_metrics::STORIES,
+        integrity::STORIES,
         devices::STORIES,
         external_traffic::STORIES,
         sctp_and_vlan::STORIES,

@@ -109,6 +109,17 @@ fn agent(to: &mut Families<'_>, status: &Status) -> fmt::Result {
         "Failed passes; their changes are tried again",
         [(NO_LABELS, status.failures)],
     )?;
+    let missing = [("programs", status.datapath.is_detached), ("pins", status.datapath.is_unpinned)];
+    to.gauge(
+        "beeline_datapath_damaged",
+        "1 while programs or pins are missing that another program took away and the agent cannot put back",
+        missing.map(|(part, is_missing)| ([("part", part)], u64::from(is_missing))),
+    )?;
+    to.counter(
+        "beeline_datapath_repairs_total",
+        "Programs and pins that the agent put back",
+        [(NO_LABELS, status.datapath.repairs)],
+    )?;
     to.counter("beeline_writes_total", "Map writes of all passes", [(NO_LABELS, status.writes)])?;
     to.gauge(
         "beeline_services_refused",

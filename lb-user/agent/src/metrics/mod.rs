@@ -70,7 +70,7 @@ impl Sources {
 }
 
 /// Answers on the metrics port until the future is dropped.
-pub(crate) async fn run(address: BindAddress, sources: Sources) -> Result<()> {
+pub(crate) async fn run(addresses: Vec<BindAddress>, sources: Sources) -> Result<()> {
     // One scrape at a time, for any number of clients.
     let turn = Arc::new(Mutex::new(()));
     let reply = move |path: String| {
@@ -84,7 +84,7 @@ pub(crate) async fn run(address: BindAddress, sources: Sources) -> Result<()> {
             }
         }
     };
-    http::serve(address, http::LIMITS, reply).await
+    http::serve(addresses, http::LIMITS, reply).await
 }
 
 async fn scrape(sources: Sources, turn: Arc<Mutex<()>>) -> Reply {

@@ -2,6 +2,7 @@
 //! when a pass runs, `lb_core::model` what Services mean, `lb_core::plan` which writes follow.
 
 mod maps;
+mod mending;
 mod report;
 mod run;
 mod status;
@@ -41,7 +42,7 @@ use maps::Maps;
 pub(crate) use report::{Departed, Departure, MapChanges};
 pub use report::{PassReport, StepDurations};
 pub(crate) use run::{Dataplane, run};
-pub(crate) use status::Status;
+pub(crate) use status::{DatapathState, Status};
 
 /// Keeps a store equal to the Services.
 pub struct Reconciler<S> {

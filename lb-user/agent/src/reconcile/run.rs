@@ -14,8 +14,9 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{MapChanges, PassReport, Reconciler, Status};
+use super::{MapChanges, PassReport, Reconciler, Status, mending::Mender};
 use lb_core::{event::Event, model::pod_modes::pod_modes, op::Table, store::Store};
+use lb_dataplane::damage::Damage;
 use lb_kernel::allocator;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -42,6 +43,10 @@ pub(crate) trait Dataplane {
     /// If the programs cannot be attached.
     fn enter_service(&mut self, writes: u64) -> anyhow::Result<()>;
 
+    /// Puts back what another program took away from the datapath in service. Returns what was missing, with an error
+    /// if it still is.
+    fn mend(&mut self) -> Vec<Damage>;
+
     /// Receives the map changes of a pass, once they are in service.
     fn after_pass(&mut self, changes: MapChanges);
 }
@@ -57,7 +62,7 @@ pub(crate) async fn run<D: Dataplane>(
     status: watch::Sender<Status>,
 ) -> anyhow::Result<()> {
     reconciler.world.keep_triggers(SystemTime::now());
-    let mut timer = Timer::new();
+    let (mut timer, mut mender) = (Timer::new(), Mender::new());
     loop {
         select! {
             biased;
@@ -75,6 +80,10 @@ pub(crate) async fn run<D: Dataplane>(
                     // After a failure, events wait for the next try.
                     continue;
                 }
+            }
+            () = sleep_until(mender.next()) => {
+                mender.record(dataplane.mend(), &status);
+                continue;
             }
             () = sleep_until(timer.next()) => {}
         }

@@ -19,6 +19,17 @@ use lb_core::{
     world::{Changes, World},
 };
 
+/// State of the datapath, read by health and metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct DatapathState {
+    /// True if a program is missing, so that sockets or packets are not served.
+    pub(crate) is_detached: bool,
+    /// True if a pin is missing, so that Services end with the agent.
+    pub(crate) is_unpinned: bool,
+    /// Number of parts put back.
+    pub(crate) repairs: u64,
+}
+
 /// State of the reconcile loop.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Status {
@@ -32,6 +43,8 @@ pub(crate) struct Status {
     pub(crate) writes: u64,
     /// Error of the last pass, if it failed.
     pub(crate) error: Option<String>,
+    /// State of programs and pins.
+    pub(crate) datapath: DatapathState,
     /// Number of Services that do not fit into the maps.
     pub(crate) refused: usize,
     /// Number of current warnings about Services.
@@ -72,6 +85,7 @@ impl Default for Status {
             failures: 0,
             writes: 0,
             error: None,
+            datapath: DatapathState::default(),
             refused: 0,
             warnings: 0,
             health: Arc::default(),

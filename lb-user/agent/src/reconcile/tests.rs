@@ -17,6 +17,7 @@ use lb_core::{
     op::{Op, Table},
     store::{Dump, Faults, Limits, MemoryStore},
 };
+use lb_dataplane::damage::{Damage, Part};
 
 fn service(name: &str, vip: u8) -> Object {
     Object::Service(Service {
@@ -38,6 +39,10 @@ impl Dataplane for Fixed {
 
     fn enter_service(&mut self, _: u64) -> Result<()> {
         Ok(())
+    }
+
+    fn mend(&mut self) -> Vec<Damage> {
+        Vec::new()
     }
 
     fn after_pass(&mut self, _: MapChanges) {}
@@ -64,7 +69,60 @@ impl Dataplane for Doubling {
         Ok(())
     }
 
+    fn mend(&mut self) -> Vec<Damage> {
+        Vec::new()
+    }
+
     fn after_pass(&mut self, _: MapChanges) {}
+}
+
+/// A dataplane that is in service, with damages that a test sets.
+#[derive(Clone, Default)]
+struct Damaged(Arc<Mutex<Vec<Damage>>>);
+
+impl Dataplane for Damaged {
+    type Store = Shared;
+
+    fn grow(&mut self, _: &BTreeSet<Table>) -> Result<Option<Shared>> {
+        Ok(None)
+    }
+
+    fn enter_service(&mut self, _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn mend(&mut self) -> Vec<Damage> {
+        self.0.lock().expect("no holder panics").clone()
+    }
+
+    fn after_pass(&mut self, _: MapChanges) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn damage_is_noticed_within_two_seconds_and_repairs_are_counted() {
+    let dataplane = Damaged::default();
+    let (_events, rx) = mpsc::channel(16);
+    let (status, observed) = watch::channel(Status::default());
+    let store = Shared::new(MemoryStore::new(Limits::DEFAULT));
+    tokio::spawn(run(Reconciler::new(store, "node-1", Settings::default()), dataplane.clone(), rx, status));
+    let damage = |part, error: Option<&str>| Damage { part, error: error.map(str::to_owned) };
+    let (link, pin) = (Part::Link("connect4"), Part::Pin("SERVICES".to_owned()));
+    // Damages of each check; detached, unpinned and repairs after it.
+    let cases = [
+        (vec![], (false, false, 0)),
+        (vec![damage(link.clone(), None)], (false, false, 1)),
+        (vec![damage(link.clone(), Some("EPERM")), damage(pin.clone(), None)], (true, false, 1 + 1)),
+        (vec![damage(pin, Some("EPERM"))], (false, true, 2 + 1)),
+        (vec![], (false, false, 3 + 1)),
+    ];
+    for (damages, expected) in cases {
+        *dataplane.0.lock().expect("no holder panics") = damages.clone();
+        // Time stands still between the checks.
+        sleep(Duration::from_millis(1010)).await;
+        *dataplane.0.lock().expect("no holder panics") = damages.into_iter().filter(|d| d.error.is_some()).collect();
+        let DatapathState { is_detached, is_unpinned, repairs } = observed.borrow().datapath;
+        assert_eq!((is_detached, is_unpinned, repairs), expected);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,23 +1,26 @@
-//! Links of the socket path's programs at a cgroup: created, or updated in place if they are pinned.
+//! Links of the socket path's programs at a cgroup: created, updated in place if they are pinned, and mended if another
+//! program detached or changed them. Descriptors stay open, so that a removed pin detaches nothing.
 
 use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsFd as _, BorrowedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt as _,
     },
     path::Path,
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use aya::{
-    Ebpf,
-    programs::{CgroupAttachMode, Program, links::FdLink},
-};
+use aya::{Ebpf, programs::Program};
+use aya_obj::generated::bpf_attach_type;
 use tracing::info;
 
-use crate::pins::{Pins, link_name};
+use crate::{
+    damage::{Damage, Part},
+    pinned::Pinned,
+    pins::{Pins, link_name},
+};
 use lb_kernel::bpf;
 
 /// The programs at the cgroup, in the order of attachment: hooks that restore the VIP come before hooks that translate.
@@ -35,64 +38,149 @@ pub const HOOKS: [&str; 11] = [
     "bind6",
 ];
 
-/// Attaches the programs to the cgroup: replaces the programs of pinned links atomically, and creates a link where none
-/// is pinned or the pinned link is at another cgroup. Returns the number of links adopted.
-pub(crate) fn attach(ebpf: &mut Ebpf, cgroup_path: &Path, pins: &Pins) -> Result<usize> {
-    let cgroup = File::open(cgroup_path).with_context(|| format!("opening the cgroup {}", cgroup_path.display()))?;
-    let id = cgroup.metadata()?.ino();
-    let others = pins.others()?;
-    let mut adopted = 0;
-    for name in HOOKS {
-        let program = ebpf.program_mut(name).with_context(|| format!("the object lacks the program {name}"))?;
-        let pin = pins.current().join(link_name(name));
-        let context = || format!("attaching {name} to {}", cgroup_path.display());
-        // Move another version's link here first; its program serves until the update below.
-        if let Some(theirs) = others.iter().map(|other| other.join(link_name(name))).find(|theirs| theirs.exists())
-            && !pin.exists()
-        {
-            fs::rename(&theirs, &pin).with_context(context)?;
+/// Returns the kernel's attach type of a hook; none for an unknown name.
+#[must_use]
+pub fn attach_type(hook: &str) -> Option<bpf_attach_type> {
+    Some(match hook {
+        "sock_release" => bpf_attach_type::BPF_CGROUP_INET_SOCK_RELEASE,
+        "getpeername4" => bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME,
+        "getpeername6" => bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME,
+        "recvmsg4" => bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG,
+        "recvmsg6" => bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG,
+        "connect4" => bpf_attach_type::BPF_CGROUP_INET4_CONNECT,
+        "connect6" => bpf_attach_type::BPF_CGROUP_INET6_CONNECT,
+        "sendmsg4" => bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG,
+        "sendmsg6" => bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG,
+        "bind4" => bpf_attach_type::BPF_CGROUP_INET4_BIND,
+        "bind6" => bpf_attach_type::BPF_CGROUP_INET6_BIND,
+        _ => return None,
+    })
+}
+
+/// The links at a cgroup, in the order of [`HOOKS`].
+pub(crate) struct CgroupLinks {
+    cgroup: File,
+    /// Id of the cgroup.
+    id: u64,
+    links: Vec<HookLink>,
+}
+
+/// A program and its link.
+struct HookLink {
+    hook: &'static str,
+    program: OwnedFd,
+    /// Program id of the kernel.
+    id: u32,
+    link: Pinned,
+}
+
+impl CgroupLinks {
+    /// Attaches the programs to the cgroup: replaces the programs of pinned links atomically, and creates a link where
+    /// none is pinned or the pinned link is at another cgroup. Returns the links, and how many of them were pinned.
+    pub(crate) fn attach(ebpf: &Ebpf, cgroup_path: &Path, pins: &Pins) -> Result<(Self, usize)> {
+        let cgroup =
+            File::open(cgroup_path).with_context(|| format!("opening the cgroup {}", cgroup_path.display()))?;
+        let id = cgroup.metadata()?.ino();
+        let others = pins.others()?;
+        let (mut all, mut adopted) = (Self { cgroup, id, links: Vec::new() }, 0);
+        for hook in HOOKS {
+            let program = ebpf.program(hook).with_context(|| format!("the object lacks the program {hook}"))?;
+            let context = || format!("attaching {hook} to {}", cgroup_path.display());
+            let pin = pins.current().join(link_name(hook));
+            // Move another version's link here first; its program serves until the update below.
+            if let Some(theirs) = others.iter().map(|other| other.join(link_name(hook))).find(|theirs| theirs.exists())
+                && !pin.exists()
+            {
+                fs::rename(&theirs, &pin).with_context(context)?;
+            }
+            let (program, program_id) = descriptor(program).with_context(context)?;
+            let (link, is_adopted) = all.link(hook, program, pins).with_context(context)?;
+            adopted += usize::from(is_adopted);
+            let program = program.try_clone_to_owned().with_context(context)?;
+            all.links.push(HookLink { hook, program, id: program_id, link });
         }
-        match bpf::open_pin(&pin) {
-            Ok(link) if bpf::cgroup_link(&link).with_context(context)?.cgroup == id => {
-                bpf::update_link(&link, program_fd(program)?).with_context(context)?;
-                adopted += 1;
+        Ok((all, adopted))
+    }
+
+    /// Returns the link of a hook with this program, and true if it was pinned.
+    fn link(&self, hook: &'static str, program: BorrowedFd<'_>, pins: &Pins) -> Result<(Pinned, bool)> {
+        let pin = pins.current().join(link_name(hook));
+        match Pinned::open(pin.clone()) {
+            Ok(link) if bpf::cgroup_link(&link)?.cgroup == self.id => {
+                bpf::update_link(&link, program)?;
+                Ok((link, true))
             }
             Ok(elsewhere) => {
-                let staged = pins.staging().join(link_name(name));
-                new_link(program, &cgroup).with_context(context)?.pin(&staged).with_context(context)?;
-                fs::rename(&staged, &pin).with_context(context)?;
-                info!(program = name, "moved from another cgroup");
+                let link = Pinned::create(self.new_link(hook, program)?, pins.staging().join(link_name(hook)))?;
+                let link = link.move_to(pin)?;
+                info!(program = hook, "moved from another cgroup");
                 drop(elsewhere);
+                Ok((link, false))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                new_link(program, &cgroup).with_context(context)?.pin(&pin).with_context(context)?;
+                Ok((Pinned::create(self.new_link(hook, program)?, pin)?, false))
             }
-            Err(error) => return Err(error).with_context(context),
+            Err(error) => Err(error.into()),
         }
     }
-    Ok(adopted)
+
+    fn new_link(&self, hook: &str, program: BorrowedFd<'_>) -> Result<OwnedFd> {
+        let hook = attach_type(hook).context("a hook that the kernel does not have")?;
+        Ok(bpf::attach_cgroup(program, &self.cgroup, hook)?)
+    }
+
+    /// Returns the links, for a check of their pins.
+    pub(crate) fn pinned(&mut self) -> impl Iterator<Item = &mut Pinned> {
+        self.links.iter_mut().map(|link| &mut link.link)
+    }
+
+    /// Attaches detached links again, and gives each its own program again. Returns what was found.
+    pub(crate) fn mend(&mut self) -> Vec<Damage> {
+        let mut damages = Vec::new();
+        for at in 0..self.links.len() {
+            let Some(HookLink { hook, program, id, link }) = self.links.get(at) else { continue };
+            let (part, mended) = match bpf::cgroup_link(link) {
+                Ok(found) if found.cgroup == self.id && found.program == *id => continue,
+                Ok(found) if found.cgroup == self.id => {
+                    let part = Part::Program { hook, by: found.program };
+                    (part, bpf::update_link(link, program).map_err(anyhow::Error::from))
+                }
+                Ok(_) => (Part::Link(hook), self.attach_again(at)),
+                Err(error) => (Part::Link(hook), Err(error.into())),
+            };
+            damages.push(Damage::new(part, mended));
+        }
+        damages
+    }
+
+    fn attach_again(&mut self, at: usize) -> Result<()> {
+        let HookLink { hook, program, link, .. } = self.links.get(at).context("a link")?;
+        let new = self.new_link(hook, program.as_fd())?;
+        let mut new = Pinned::unpinned(new, link.path().to_owned());
+        // The check of the pins reports a failure: the program serves without its pin too.
+        let _reported_later = new.put_back();
+        if let Some(old) = self.links.get_mut(at) {
+            old.link = new;
+        }
+        Ok(())
+    }
 }
 
-fn program_fd(program: &Program) -> Result<BorrowedFd<'_>> {
+/// Returns descriptor and id of a program.
+fn descriptor(program: &Program) -> Result<(BorrowedFd<'_>, u32)> {
     Ok(match program {
-        Program::CgroupSockAddr(program) => program.fd()?.as_fd(),
-        Program::CgroupSock(program) => program.fd()?.as_fd(),
+        Program::CgroupSockAddr(program) => (program.fd()?.as_fd(), program.info()?.id()),
+        Program::CgroupSock(program) => (program.fd()?.as_fd(), program.info()?.id()),
         other => return Err(anyhow!("unexpected program type {:?}", other.prog_type())),
     })
 }
 
-fn new_link(program: &mut Program, cgroup: &File) -> Result<FdLink> {
-    // No flag: a link always runs beside other programs (BPF_F_ALLOW_MULTI), and the kernel rejects the flag for links.
-    let mode = CgroupAttachMode::Single;
-    Ok(match program {
-        Program::CgroupSockAddr(program) => {
-            let id = program.attach(cgroup, mode)?;
-            program.take_link(id)?.try_into()?
-        }
-        Program::CgroupSock(program) => {
-            let id = program.attach(cgroup, mode)?;
-            program.take_link(id)?.try_into()?
-        }
-        other => return Err(anyhow!("unexpected program type {:?}", other.prog_type())),
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_hook_is_one_of_the_kernels() {
+        assert!(HOOKS.into_iter().all(|hook| attach_type(hook).is_some()));
+    }
 }

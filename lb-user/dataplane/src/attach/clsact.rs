@@ -173,6 +173,12 @@ impl Clsact {
         Ok(())
     }
 
+    /// Lists the directories that mark qdiscs as ours, with the directory that holds them if it exists.
+    pub(super) fn marks(&self) -> Result<Vec<PathBuf>> {
+        let all = self.marks.exists().then(|| self.marks.clone());
+        Ok(all.into_iter().chain(marked(&self.marks)?.into_iter().map(|device| self.mark(device))).collect())
+    }
+
     fn mark(&self, device: u32) -> PathBuf {
         self.marks.join(device.to_string())
     }

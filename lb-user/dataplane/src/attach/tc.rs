@@ -15,17 +15,27 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::clsact::Clsact;
-use crate::pins::{self, Pins, link_name};
-use lb_kernel::bpf;
+use crate::{
+    damage::{Damage, Part},
+    pinned::Pinned,
+    pins::{self, Pins, link_name},
+};
+use lb_kernel::{
+    bpf::{self, TcxLink},
+    netlink,
+};
 
 /// The programs of a device and their hooks.
 pub const PROGRAMS: [(Hook, &str); 2] = [(Hook::Ingress, "tc_ingress"), (Hook::Egress, "tc_egress")];
 
-/// Pairs programs with their entries of [`PROGRAMS`], in the order of attachment: egress (reverse NAT) before ingress,
-/// which begins flows. Detaching is in reverse.
-fn attach_order<T>(programs: &[T; 2]) -> impl Iterator<Item = ((Hook, &'static str), &T)> {
-    PROGRAMS.into_iter().zip(programs).rev()
+/// Pairs programs with their positions and entries of [`PROGRAMS`], in the order of attachment: egress (reverse NAT)
+/// before ingress, which begins flows. Detaching is in reverse.
+fn attach_order<T>(programs: &[T; 2]) -> impl Iterator<Item = (usize, (Hook, &'static str), &T)> {
+    PROGRAMS.into_iter().zip(programs).enumerate().map(|(at, (entry, program))| (at, entry, program)).rev()
 }
+
+/// State of a lost program, until a pass over devices attaches it again.
+const ATTACHED_LATER: &str = "the next pass over devices attaches it again";
 
 /// A loaded program.
 pub(crate) struct Classifier {
@@ -67,17 +77,34 @@ pub struct Attachment {
 /// Attaches the loaded programs to devices. Attachments outlive the agent.
 pub struct Tc {
     pins: Pins,
-    /// Programs in service, in the order of [`PROGRAMS`]; none before the first load and after [`Tc::close`].
-    programs: Mutex<Option<[Classifier; 2]>>,
-    /// Number of loads that came into service.
+    state: Mutex<State>,
+    /// Number of loads that came into service, and of losses that a pass over devices must mend.
     generation: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Programs in service, in the order of [`PROGRAMS`]; none before the first load and after [`Tc::close`].
+    programs: Option<[Classifier; 2]>,
+    /// Links of devices, by device and position in [`PROGRAMS`]: held open, so that a removed pin detaches nothing.
+    links: BTreeMap<(u32, usize), Pinned>,
+    /// Directories that mark qdiscs as ours.
+    marks: Vec<PathBuf>,
+    /// Names of devices that lost a program, and did not get it back yet, by index.
+    lost: BTreeMap<u32, String>,
+}
+
+impl State {
+    fn programs(&self) -> Result<&[Classifier; 2]> {
+        self.programs.as_ref().context("the programs for devices are not in service")
+    }
 }
 
 impl Tc {
     /// Begins without programs: [`Tc::replace`] brings the first.
     #[must_use]
     pub(crate) fn new(pins: Pins) -> Self {
-        Self { pins, programs: Mutex::new(None), generation: watch::Sender::new(0) }
+        Self { pins, state: Mutex::default(), generation: watch::Sender::new(0) }
     }
 
     /// Returns the number of loads in service so far, as a channel: each may have brought other maps.
@@ -90,15 +117,25 @@ impl Tc {
     /// included. A device that refuses is logged and left to the next pass of [`crate::devices`]. Returns the number of
     /// programs replaced; fails if the attached programs cannot be listed.
     pub(crate) fn replace(&self, programs: [Classifier; 2]) -> Result<usize> {
-        let mut held = self.lock();
+        let mut state = self.lock();
+        for directory in self.pins.layouts()? {
+            for Pin { path, at, device } in pins_of(&directory)? {
+                if !state.links.contains_key(&(device, at))
+                    && let Some(link) = self.adopt_link(&path, at, device)?
+                {
+                    state.links.insert((device, at), link);
+                }
+            }
+        }
         let mut replaced = 0;
         let mut note = |device: u32, result: Result<()>| match result {
             Ok(()) => replaced += 1,
             Err(error) => warn!(device, "the programs of the device are not replaced yet: {error:#}"),
         };
-        for directory in self.pins.layouts()? {
-            for Pin { path, at, device } in pins_of(&directory)? {
-                note(device, self.adopt_link(&path, at, device, &programs));
+        for ((device, at), link) in &state.links {
+            if let Some(program) = programs.get(*at) {
+                let context = || format!("replacing the program of {}", link.path().display());
+                note(*device, bpf::update_link(link, &program.fd).with_context(context));
             }
         }
         let mut clsact = Clsact::open(self.pins.root())?;
@@ -107,25 +144,27 @@ impl Tc {
                 note(device, clsact.attach(device, hook, name, &program.fd));
             }
         }
-        *held = Some(programs);
+        state.marks = clsact.marks()?;
+        state.programs = Some(programs);
         Ok(replaced)
     }
 
-    /// Updates a link of any version of the layout to this version's program, and moves its pin to this version's
-    /// directory.
-    fn adopt_link(&self, path: &Path, at: usize, device: u32, programs: &[Classifier; 2]) -> Result<()> {
-        let link = bpf::open_pin(path).with_context(|| format!("opening {}", path.display()))?;
-        let (program, (_, name)) = programs.get(at).zip(PROGRAMS.get(at)).context("one of the two programs")?;
-        if bpf::tcx_link(&link)?.interface == 0 {
-            // The device is gone.
-            return Ok(fs::remove_file(path)?);
+    /// Opens a link of any version of the layout, and moves its pin to this version's directory. None if the device is
+    /// gone.
+    fn adopt_link(&self, path: &Path, at: usize, device: u32) -> Result<Option<Pinned>> {
+        let (_, name) = PROGRAMS.get(at).context("one of the two programs")?;
+        let context = || format!("opening {}", path.display());
+        let link = Pinned::open(path.to_owned()).with_context(context)?;
+        if bpf::tcx_link(&link).with_context(context)?.interface == 0 {
+            fs::remove_file(path)?;
+            return Ok(None);
         }
-        bpf::update_link(&link, &program.fd).with_context(|| format!("replacing the program of {}", path.display()))?;
         let own = self.pin(name, device);
         if own == path {
-            return Ok(());
+            return Ok(Some(link));
         }
-        fs::rename(path, &own).with_context(|| format!("moving {} to {}", path.display(), own.display()))
+        let context = || format!("moving {} to {}", path.display(), own.display());
+        link.move_to(own.clone()).map(Some).with_context(context)
     }
 
     /// Starts the next pass over devices: programs and maps are in service.
@@ -133,32 +172,47 @@ impl Tc {
         self.generation.send_modify(|generation| *generation += 1);
     }
 
-    /// Ends attaching. Waits for an attachment in progress.
+    /// Ends attaching, and leaves the links to their pins. Waits for an attachment in progress.
     pub fn close(&self) {
-        *self.lock() = None;
+        *self.lock() = State::default();
     }
 
     /// Lists the attachments of this network namespace, by device index.
     pub(crate) fn attached(&self) -> Result<BTreeMap<u32, Attachment>> {
-        attached(&self.pins.current(), self.pins.root())
+        let state = self.lock();
+        let mut attached = BTreeMap::new();
+        for ((device, at), link) in &state.links {
+            let link = bpf::tcx_link(link).with_context(|| format!("asking about a link of device {device}"))?;
+            note_link(&mut attached, *device, *at, link);
+        }
+        add_filters(&mut attached, self.pins.root())?;
+        Ok(attached)
     }
 
     /// True if the attached programs are the loaded ones, at both hooks.
     #[must_use]
     pub(crate) fn is_complete(&self, attached: &Attachment) -> bool {
-        self.lock().as_ref().is_some_and(|programs| programs.each_ref().map(|own| Some(own.id)) == attached.programs)
+        let state = self.lock();
+        state.programs.as_ref().is_some_and(|programs| programs.each_ref().map(|own| Some(own.id)) == attached.programs)
     }
 
     /// Attaches the programs to a device, or the program that is missing.
     pub(crate) fn attach(&self, device: u32) -> Result<AttachMethod> {
-        let held = self.lock();
-        let programs = held.as_ref().context("the programs for devices are not in service")?;
-        for ((hook, name), program) in attach_order(programs) {
-            match self.attach_link(device, hook, name, program) {
+        let mut state = self.lock();
+        let State { programs, links, marks, .. } = &mut *state;
+        let programs = programs.as_ref().context("the programs for devices are not in service")?;
+        for (at, (hook, name), program) in attach_order(programs) {
+            match self.attach_link(device, (at, hook, name), program, links) {
                 Ok(()) => {}
                 // Try instead of comparing kernel versions: distributions backport TCX.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                    return Self::attach_filters(&mut Clsact::open(self.pins.root())?, device, programs);
+                    let mut clsact = Clsact::open(self.pins.root())?;
+                    for (_, (hook, name), program) in attach_order(programs) {
+                        let attached = clsact.attach(device, hook, name, program.fd.as_fd());
+                        attached.with_context(|| format!("attaching {name}"))?;
+                    }
+                    *marks = clsact.marks()?;
+                    return Ok(AttachMethod::Clsact);
                 }
                 Err(error) => return Err(error).with_context(|| format!("attaching {name}")),
             }
@@ -166,54 +220,125 @@ impl Tc {
         Ok(AttachMethod::Tcx)
     }
 
-    fn attach_link(&self, device: u32, hook: Hook, name: &str, program: &Classifier) -> io::Result<()> {
+    fn attach_link(
+        &self,
+        device: u32,
+        (at, hook, name): (usize, Hook, &str),
+        program: &Classifier,
+        links: &mut BTreeMap<(u32, usize), Pinned>,
+    ) -> io::Result<()> {
         let pin = self.pin(name, device);
-        match bpf::open_pin(&pin) {
-            Ok(link) if bpf::tcx_link(&link)?.interface == device => return bpf::update_link(&link, &program.fd),
-            // The pin of a deleted device that had the same index.
-            Ok(_) => fs::remove_file(&pin)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        bpf::pin(bpf::attach_tcx(&program.fd, device, hook)?, &pin)
-    }
-
-    fn attach_filters(clsact: &mut Clsact, device: u32, programs: &[Classifier; 2]) -> Result<AttachMethod> {
-        for ((hook, name), program) in attach_order(programs) {
-            clsact.attach(device, hook, name, program.fd.as_fd()).with_context(|| format!("attaching {name}"))?;
-        }
-        Ok(AttachMethod::Clsact)
+        // The pin of a link that this agent does not hold: a device without the agent's programs had the same index.
+        let known = match links.remove(&(device, at)) {
+            None => Pinned::open(pin.clone()).map(Some).or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => Ok(None),
+                _ => Err(error),
+            })?,
+            known => known,
+        };
+        let link = match known {
+            Some(link) if bpf::tcx_link(&link)?.interface == device => {
+                bpf::update_link(&link, &program.fd)?;
+                link
+            }
+            // Of a deleted device that had the same index, or detached by another program.
+            _ => {
+                let mut link = Pinned::unpinned(bpf::attach_tcx(&program.fd, device, hook)?, pin);
+                link.put_back()?;
+                link
+            }
+        };
+        links.insert((device, at), link);
+        Ok(())
     }
 
     /// Detaches the programs from a device.
     pub(crate) fn detach(&self, device: u32, method: AttachMethod) -> Result<()> {
-        let _held = self.lock();
+        let mut state = self.lock();
+        state.lost.remove(&device);
         match method {
             AttachMethod::Tcx => {
-                let mut pins = PROGRAMS.iter().map(|(_, name)| self.pin(name, device)).filter(|pin| pin.exists());
-                pins.try_for_each(|pin| pins::remove_pin(&pin))
+                for (at, (_, name)) in PROGRAMS.iter().enumerate() {
+                    let pin = self.pin(name, device);
+                    if let Some(link) = state.links.remove(&(device, at))
+                        && !link.is_in_place()
+                    {
+                        bpf::detach_link(link)?;
+                    }
+                    if pin.exists() {
+                        pins::remove_pin(&pin)?;
+                    }
+                }
+                Ok(())
             }
-            AttachMethod::Clsact => Clsact::open(self.pins.root())?.detach(device),
+            AttachMethod::Clsact => {
+                let mut clsact = Clsact::open(self.pins.root())?;
+                clsact.detach(device)?;
+                state.marks = clsact.marks()?;
+                Ok(())
+            }
         }
     }
 
     /// Removes the pins and marks of deleted devices.
     pub(crate) fn forget_deleted(&self, exists: impl Fn(u32) -> bool) -> Result<()> {
-        let _held = self.lock();
+        let mut state = self.lock();
+        state.links.retain(|(device, _), _| exists(*device));
+        state.lost.retain(|device, _| exists(*device));
         for Pin { path, device, .. } in pins_of(&self.pins.current())? {
             if !exists(device) {
                 pins::remove_pin(&path)?;
             }
         }
-        Clsact::open(self.pins.root())?.forget_deleted(exists)
+        let clsact = Clsact::open(self.pins.root())?;
+        clsact.forget_deleted(exists)?;
+        state.marks = clsact.marks()?;
+        Ok(())
+    }
+
+    /// Notes the devices, with their names, that lost a program and did not get it back.
+    pub(crate) fn note_lost(&self, lost: BTreeMap<u32, String>) {
+        self.lock().lost = lost;
+    }
+
+    /// Finds programs that another program detached or replaced at a device, and starts a pass over devices to attach
+    /// them again. Returns the devices that lack a program.
+    pub(crate) fn mend(&self) -> Vec<Damage> {
+        let mut state = self.lock();
+        let Ok(programs) = state.programs() else { return Vec::new() };
+        let is_intact = |device: u32, at: usize, link: &Pinned| {
+            let own = programs.get(at).map(|program| program.id);
+            bpf::tcx_link(link).is_ok_and(|link| link.interface == device && Some(link.program) == own)
+        };
+        let broken = state.links.iter().filter(|((device, at), link)| !is_intact(*device, *at, link));
+        // A deleted device is no damage.
+        let broken: BTreeMap<u32, String> =
+            broken.filter_map(|((device, _), _)| Some((*device, netlink::name_of(*device)?))).collect();
+        if !broken.is_empty() {
+            state.lost.extend(broken);
+            self.publish();
+        }
+        let lacks = |name: &String| Damage { part: Part::Device(name.clone()), error: Some(ATTACHED_LATER.to_owned()) };
+        state.lost.values().map(lacks).collect()
+    }
+
+    /// Has the pins of links checked, and makes missing marks again.
+    pub(crate) fn each_pinned(&self, check: impl FnMut(&mut Pinned)) {
+        let mut state = self.lock();
+        state.links.values_mut().for_each(check);
+        for mark in state.marks.iter().filter(|mark| !mark.exists()) {
+            if let Err(error) = fs::create_dir_all(mark) {
+                warn!(mark = %mark.display(), %error, "the mark of a qdisc is lost, which stays after the agent");
+            }
+        }
     }
 
     fn pin(&self, program: &str, device: u32) -> PathBuf {
         self.pins.current().join(device_link_name(program, device))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<[Classifier; 2]>> {
-        self.programs.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -227,15 +352,24 @@ pub fn attached(directory: &Path, root: &Path) -> Result<BTreeMap<u32, Attachmen
     for Pin { path, at, device } in pins_of(directory)? {
         let link = bpf::open_pin(&path).and_then(bpf::tcx_link);
         let link = link.with_context(|| format!("asking about the link {}", path.display()))?;
-        let own = attached.entry(device).or_insert(Attachment { method: AttachMethod::Tcx, programs: [None; 2] });
-        if let Some(program) = own.programs.get_mut(at) {
-            *program = (link.interface == device).then_some(link.program);
-        }
+        note_link(&mut attached, device, at, link);
     }
+    add_filters(&mut attached, root)?;
+    Ok(attached)
+}
+
+fn note_link(attached: &mut BTreeMap<u32, Attachment>, device: u32, at: usize, link: TcxLink) {
+    let own = attached.entry(device).or_insert(Attachment { method: AttachMethod::Tcx, programs: [None; 2] });
+    if let Some(program) = own.programs.get_mut(at) {
+        *program = (link.interface == device).then_some(link.program);
+    }
+}
+
+fn add_filters(attached: &mut BTreeMap<u32, Attachment>, root: &Path) -> Result<()> {
     for (device, programs) in Clsact::open(root)?.attached()? {
         attached.entry(device).or_insert(Attachment { method: AttachMethod::Clsact, programs });
     }
-    Ok(attached)
+    Ok(())
 }
 
 /// Returns the file name of a device's link. It has the index of the device, since bpffs rejects dots, which names of

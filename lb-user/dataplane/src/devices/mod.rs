@@ -10,7 +10,15 @@ mod plan;
 #[cfg(test)]
 mod fixture;
 
-use std::{future::pending, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -20,7 +28,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{attach::tc::Tc, flows::netfilter::is_translating, pod_modes};
-use desired::{DeviceFacts, desired, slow_path};
+use desired::{DesiredDevice, DeviceFacts, desired, slow_path};
 use lb_core::model::pod_modes::PodModes;
 use lb_kernel::{
     netfilter::masquerade,
@@ -72,7 +80,7 @@ pub async fn run(
     }
     let are_off = options.are_off();
     let performer = Performer::new(Arc::clone(&tc), pins);
-    let mut manager = DeviceManager { options, tc, performer, reading: FIRST_RETRY };
+    let mut manager = DeviceManager { options, tc, performer, reading: FIRST_RETRY, served: None };
     let mut logged: Option<String> = None;
     let (mut news, mut backoff) = (None, FIRST_RETRY);
     loop {
@@ -147,7 +155,7 @@ struct Notifications {
 
 impl Notifications {
     fn subscribe() -> io::Result<Self> {
-        let network = Monitor::subscribe(group::LINK | group::ADDRESS | group::ROUTE | group::RULE)?;
+        let network = Monitor::subscribe(group::LINK | group::ADDRESS | group::ROUTE | group::RULE | group::TC)?;
         Ok(Self { network, policies: Monitor::subscribe_to_policies().ok() })
     }
 
@@ -184,6 +192,8 @@ struct DeviceManager {
     performer: Performer,
     /// Time that reading the facts took in the last pass.
     reading: Duration,
+    /// Devices that had programs after a pass and still want them; none before the first pass.
+    served: Option<BTreeSet<u32>>,
 }
 
 impl DeviceManager {
@@ -214,9 +224,28 @@ impl DeviceManager {
         // Listing netfilter's connections is slow: only for new links.
         facts.netfilter_translates = has_new_link(&desired, &facts.attached) && is_translating();
         let plan = plan(&facts, &desired);
-        self.performer.perform(plan, modes.zip(pods.as_deref()), |index| network.links.contains_key(&index))?;
+        let served = self.served.take().unwrap_or_else(|| facts.attached.keys().copied().collect());
+        let wants_programs = |index: &u32| desired.get(index).is_some_and(|device| device.role.is_some());
+        let served: BTreeSet<u32> = served.into_iter().filter(wants_programs).collect();
+        let lost = named(served.difference(&facts.complete), &desired);
+        if !lost.is_empty() {
+            warn!(devices = perform::list(lost.values()), "another program detached or replaced programs at devices");
+        }
+        let performed =
+            self.performer.perform(plan, modes.zip(pods.as_deref()), |index| network.links.contains_key(&index));
+        let attached = self.tc.attached()?;
+        let complete = attached.iter().filter(|(_, attachment)| self.tc.is_complete(attachment));
+        let complete: BTreeSet<u32> = complete.map(|(index, _)| *index).filter(wants_programs).collect();
+        self.tc.note_lost(named(served.difference(&complete), &desired));
+        self.served = Some(served.union(&complete).copied().collect());
+        performed?;
         masquerade
     }
+}
+
+/// Pairs devices with their names.
+fn named<'a>(indexes: impl Iterator<Item = &'a u32>, desired: &BTreeMap<u32, DesiredDevice>) -> BTreeMap<u32, String> {
+    indexes.filter_map(|index| Some((*index, desired.get(index)?.name.clone()))).collect()
 }
 
 /// Adds the table by which netfilter masquerades flows on the slow path, if it does not exist.

@@ -158,6 +158,8 @@ fn is_deleted(error: &anyhow::Error) -> bool {
     errors.filter_map(std::io::Error::raw_os_error).any(|number| number == libc::ENODEV)
 }
 
-fn list(names: &[String]) -> String {
+/// Lists names of devices, or counts them.
+pub(super) fn list<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
+    let names: Vec<&str> = names.into_iter().map(String::as_str).collect();
     if names.len() > MOST_NAMED { format!("{} devices", names.len()) } else { names.join(", ") }
 }

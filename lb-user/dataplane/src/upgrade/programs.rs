@@ -1,6 +1,6 @@
 //! The embedded eBPF object: its maps, and the load of its programs over adopted and new maps.
 
-use std::{collections::BTreeMap, fs, os::fd::AsFd as _, panic::resume_unwind, str::FromStr, thread};
+use std::{collections::BTreeMap, fs, io, os::fd::AsFd as _, panic::resume_unwind, str::FromStr, thread};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
@@ -233,10 +233,14 @@ pub(crate) fn classifiers(ebpf: &Ebpf) -> Result<Option<[Classifier; 2]>> {
     Ok(ingress?.zip(egress?).map(|(ingress, egress)| [ingress, egress]))
 }
 
-/// Moves the pins of new maps from the staging directory to this version's directory.
+/// Moves the pins of new maps from the staging directory to this version's directory. Does nothing a second time.
 pub(crate) fn publish(pins: &Pins) -> Result<()> {
     let (current, staging) = (pins.current(), pins.staging());
-    for entry in fs::read_dir(&staging).with_context(|| format!("reading {}", staging.display()))? {
+    let entries = match fs::read_dir(&staging) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("reading {}", staging.display()))?,
+    };
+    for entry in entries {
         let name = entry?.file_name();
         fs::rename(staging.join(&name), current.join(&name))
             .with_context(|| format!("moving the pin {} into service", name.to_string_lossy()))?;

@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use aya_obj::generated::{bpf_cmd, bpf_link_info};
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_link_info};
 use lb_common::Hook;
 
 use super::{
@@ -19,7 +19,8 @@ use super::{
 pub struct CgroupLink {
     /// Id of the program.
     pub program: u32,
-    /// Id of the cgroup, which is the inode number of the cgroup's directory; 0 after the cgroup was removed.
+    /// Id of the cgroup, which is the inode number of the cgroup's directory; 0 after the cgroup was removed or the
+    /// link detached.
     pub cgroup: u64,
 }
 
@@ -28,8 +29,21 @@ pub struct CgroupLink {
 pub struct TcxLink {
     /// Id of the program.
     pub program: u32,
-    /// Index of the device; 0 after the device was removed.
+    /// Index of the device; 0 after the device was removed or the link detached.
     pub interface: u32,
+}
+
+/// Attaches a program to a hook of a cgroup, beside the programs that are there (cgroup links, Linux 5.7). The last
+/// descriptor and pin of the link detach it.
+///
+/// # Errors
+/// `EPERM` if a program is attached to the hook that allows no other.
+pub fn attach_cgroup(program: impl AsFd, cgroup: impl AsFd, hook: bpf_attach_type) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    attr.link_create.__bindgen_anon_1.prog_fd = fd_number(program.as_fd());
+    attr.link_create.__bindgen_anon_2.target_fd = fd_number(cgroup.as_fd());
+    attr.link_create.attach_type = hook as u32;
+    bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
 }
 
 /// Attaches a program to a network device of this thread's network namespace, before all programs that are there (TCX,

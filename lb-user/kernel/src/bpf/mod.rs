@@ -19,7 +19,9 @@ pub mod typed;
 
 pub use batch::{BatchError, count};
 pub use elements::{each_key, lookup};
-pub use links::{CgroupLink, TcxLink, attach_tcx, cgroup_link, detach_link, link_program, tcx_link, update_link};
+pub use links::{
+    CgroupLink, TcxLink, attach_cgroup, attach_tcx, cgroup_link, detach_link, link_program, tcx_link, update_link,
+};
 pub use pins::{open_pin, pin};
 pub use pod::from_bytes;
 pub use programs::{load_classifier, load_connect4, run_classifier};

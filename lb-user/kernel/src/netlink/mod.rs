@@ -16,7 +16,7 @@ use std::{
 use rustix::{
     io::Errno,
     net::{
-        AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind,
+        AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, netdevice,
         netlink::{self, SocketAddrNetlink},
         recv, send, socket_with, sockopt,
     },
@@ -42,6 +42,15 @@ pub mod group {
     pub const ROUTE: u32 = 0x40 | 0x400;
     /// Rules of both families; that of IPv6 has no name in the header.
     pub const RULE: u32 = 0x80 | 1 << (19 - 1);
+    /// Qdiscs and filters.
+    pub const TC: u32 = 8;
+}
+
+/// Returns the name of a device of this thread's network namespace, if it exists.
+#[must_use]
+pub fn name_of(index: u32) -> Option<String> {
+    let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None).ok()?;
+    netdevice::index_to_name(fd, index).ok()
 }
 
 /// Reads the next datagram of an answer and returns its length. None if this datagram or one before it is lost; the end

@@ -30,4 +30,4 @@ pub use select::{
     SelectEvent, State, Tables, Unobserved, Verdict, Vip, is_cluster_ip, refusal, select, select_observed,
     serves_node_ports, take_turn, vip,
 };
-pub use translation::{MAX_TRANSLATIONS, Put, TcpSock, Translation, Translations};
+pub use translation::{MAX_TRANSLATIONS, Put, TcpSock, Translation, Translations, UdpSock};

@@ -1,6 +1,6 @@
 //! Rev-nat entries of sockets: one translation for TCP, a short list for UDP.
 
-use crate::{Addr, Choice, bpf_spin_lock};
+use crate::{Addr, Choice, bpf_spin_lock, capacity};
 
 /// [`Translation::backend`] of a client, which is no backend. Ids are allotted from 1 upwards.
 const CLIENT: u32 = u32::MAX;
@@ -44,7 +44,8 @@ impl Translation {
     /// The entry of a client, which is `addr`:`port` for the application and the socket alike: see
     /// [`Translation::is_client`].
     #[inline(always)]
-    const fn of_client(addr: Addr, port: u16, generation: u32) -> Self {
+    #[must_use]
+    pub const fn of_client(addr: Addr, port: u16, generation: u32) -> Self {
         let choice = Choice { service: 0, backend: CLIENT, addr, port };
         Self::new(addr, port, &choice, generation)
     }
@@ -54,6 +55,13 @@ impl Translation {
     #[must_use]
     pub const fn is_client(&self) -> bool {
         self.backend == CLIENT
+    }
+
+    /// True if the entry is that of the VIP `addr`:`port`.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_of(&self, addr: &Addr, port: u16) -> bool {
+        self.backend != 0 && self.vip_port == port && self.vip == *addr
     }
 
     /// True if the backend is `addr`:`port`.
@@ -91,6 +99,44 @@ pub struct TcpSock {
     pub given: Translation,
 }
 
+/// A place in `UDP_SOCKS`, an array. A socket that needs a second entry, or whose place another socket holds, has its
+/// entries in `SOCKS`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct UdpSock {
+    /// Guards the taking of the place.
+    pub lock: bpf_spin_lock,
+    /// Zero.
+    pub _pad: u32,
+    /// The socket that holds the place, as [`UdpSock::index`] takes it; 0 if free.
+    pub socket: u64,
+    /// The rev-nat entry of the socket.
+    pub given: Translation,
+}
+
+impl UdpSock {
+    /// Bits of a socket's address that its index leaves out. A socket is larger than that, and neighbours in memory,
+    /// which are used one after the other, get neighbouring places.
+    pub const SHIFT: u32 = 10;
+
+    /// Index of the place of a socket, which is given as the distance of its address from that of the first element of
+    /// `UDP_SOCKS`: programs get it without a call, and a new socket's cookie takes two.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(socket: u64) -> u32 {
+        (socket >> Self::SHIFT) as u32 % capacity::UDP_SOCKS as u32
+    }
+
+    /// The count of the sockets with entries that share some bits of their address: index of its word in `UDP_COUNTS`,
+    /// and its lowest bit there; it has 16 bits. Small enough to stay in the cache of the processor.
+    #[inline(always)]
+    #[must_use]
+    pub const fn count(socket: u64) -> (u32, u32) {
+        let place = (socket >> Self::SHIFT) as u32;
+        (place / 4 % capacity::UDP_COUNTS as u32, place % 4 * 16)
+    }
+}
+
 const NONE: Translation = Translation {
     vip: Addr { octets: [0; 16] },
     backend_addr: Addr { octets: [0; 16] },
@@ -113,7 +159,8 @@ pub struct Put {
 /// VIPs of a UDP socket at a time.
 pub const MAX_TRANSLATIONS: usize = 8;
 
-/// Value of `SOCKS` (`BPF_MAP_TYPE_SK_STORAGE`): the rev-nat entries of a UDP socket, for the life of the socket.
+/// Value of `SOCKS` (`BPF_MAP_TYPE_SK_STORAGE`): rev-nat entries of a socket that has no place in `UDP_SOCKS`, for the
+/// life of the socket.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translations {
@@ -133,7 +180,7 @@ impl Translations {
     #[inline(always)]
     pub fn of_vip(&mut self, vip: &Addr, port: u16) -> Option<Translation> {
         for (index, entry) in (0u32..).zip(&self.entries) {
-            if entry.backend != 0 && entry.vip_port == port && entry.vip == *vip {
+            if entry.is_of(vip, port) {
                 self.last = index;
                 return Some(*entry);
             }
@@ -167,7 +214,7 @@ impl Translations {
                 if place.is_none() {
                     place = Some(index);
                 }
-            } else if entry.vip_port == translation.vip_port && entry.vip == translation.vip {
+            } else if entry.is_of(&translation.vip, translation.vip_port) {
                 place = Some(index);
                 break;
             }
@@ -197,7 +244,7 @@ impl Translations {
         for (index, entry) in (0u32..).zip(&self.entries) {
             if entry.backend == 0 {
                 place = index;
-            } else if entry.vip_port == port && entry.vip == addr {
+            } else if entry.is_of(&addr, port) {
                 return 0;
             }
         }
@@ -223,6 +270,18 @@ impl Translations {
         }
     }
 
+    /// Removes the entries that a connect to `addr`:`port` ends: a connected socket receives from its peer only. Calls
+    /// `closed` with the backend of each removed entry.
+    #[inline(always)]
+    pub fn forget_all(&mut self, generation: u32, addr: &Addr, port: u16, mut closed: impl FnMut(u32)) {
+        for entry in &mut self.entries {
+            if entry.backend != 0 && entry.is_forgotten_by(generation, addr, port) {
+                closed(entry.backend);
+                entry.backend = 0;
+            }
+        }
+    }
+
     /// Removes the entries of the backend `addr`:`port`, to which the socket talks directly now: its replies show its
     /// own address. Calls `closed` with the backend of each removed entry.
     #[inline(always)]
@@ -239,6 +298,8 @@ impl Translations {
 const _: () = assert!(size_of::<Translation>() == 48);
 const _: () = assert!(size_of::<Translations>() == 392);
 const _: () = assert!(size_of::<TcpSock>() == 64);
+const _: () = assert!(size_of::<UdpSock>() == 64);
+const _: () = assert!(capacity::UDP_SOCKS.is_power_of_two() && capacity::UDP_COUNTS.is_power_of_two());
 
 #[cfg(feature = "user")]
 mod pod {
@@ -249,6 +310,8 @@ mod pod {
     unsafe impl aya::Pod for super::Translations {}
     // SAFETY: repr(C), integers and structs of them only, no padding.
     unsafe impl aya::Pod for super::TcpSock {}
+    // SAFETY: repr(C), integers and structs of them only, no padding.
+    unsafe impl aya::Pod for super::UdpSock {}
 }
 
 #[cfg(test)]
@@ -349,6 +412,20 @@ mod tests {
         assert_eq!(closed, [11]);
         assert_eq!(list.of_backend(&server(11), 53), None);
         assert!(list.of_backend(&server(12), 53).is_some());
+    }
+
+    #[test]
+    fn a_connect_elsewhere_removes_all_entries_but_not_behind_another_program() {
+        let mut list = Translations::EMPTY;
+        list.put(&to(1, 11));
+        list.put(&to(2, 12));
+        let mut closed = std::vec::Vec::new();
+        list.forget_all(GENERATION + 1, &server(12), 53, |backend| closed.push(backend));
+        assert_eq!(closed, [11]);
+        assert!(list.of_backend(&server(12), 53).is_some(), "a second program behind the first");
+        list.forget_all(GENERATION, &server(13), 53, |backend| closed.push(backend));
+        assert_eq!(closed, [11, 12]);
+        list.each(|backend| panic!("{backend} is left"));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The context of a socket address hook, as an [`Addr`] and a port in host order.
 
+use core::arch::asm;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::bpf_sock_addr,
@@ -52,7 +54,19 @@ impl<const V6: bool> SockAddr<V6> {
 
     #[inline(always)]
     fn fields(&self) -> *mut bpf_sock_addr {
-        self.ctx.as_ptr().cast()
+        let mut fields = self.ctx.as_ptr() as u64;
+        // The verifier refuses access by a pointer into the context, and the compiler would make one for a field that
+        // is read here and written there.
+        // SAFETY: a move of a register to itself.
+        unsafe { asm!("{0} = {0}", inout(reg) fields, options(nomem, nostack)) };
+        fields as *mut bpf_sock_addr
+    }
+
+    /// The socket: a socket address hook always has one (5.3).
+    #[inline(always)]
+    pub fn sock(&self) -> *mut core::ffi::c_void {
+        // SAFETY: as in `fields`; the verifier checks each access.
+        unsafe { (*self.fields()).__bindgen_anon_1.sk.cast() }
     }
 
     /// The transport protocol; `None` if Services cannot have it.

@@ -15,6 +15,7 @@ mod sock;
 mod stats;
 mod tables;
 mod tcp_socks;
+mod udp_socks;
 
 // The macros of aya-log refer to their support by this path.
 extern crate self as aya_log_ebpf;

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
     Frontend, FrontendKey, LogGate, Maglev, MaglevKey, Names, NodeAddr, PodModeEntry, PortStats, Range, ServiceEntry,
-    Slot, SlotKey, TcpSock, Translation, Translations, capacity,
+    Slot, SlotKey, TcpSock, Translation, Translations, UdpSock, capacity,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -41,7 +41,15 @@ pub static NAMES: HashMap<u32, Names, { capacity::SERVICES }, NO_PREALLOC> = Has
 #[btf_map]
 pub static NODE_ADDRS: HashMap<Addr, NodeAddr, { capacity::NODE_ADDRS }, NO_PREALLOC> = HashMap::new();
 
-/// Rev-nat entries of UDP sockets.
+/// Rev-nat entries of UDP sockets with one of them: see `udp_socks`.
+#[btf_map]
+pub static UDP_SOCKS: Array<UdpSock, { capacity::UDP_SOCKS }> = Array::new();
+
+/// Numbers of UDP sockets with rev-nat entries, in `UDP_SOCKS` or `SOCKS`: see [`UdpSock::count`].
+#[btf_map]
+pub static UDP_COUNTS: Array<u64, { capacity::UDP_COUNTS }> = Array::new();
+
+/// Rev-nat entries of other UDP sockets.
 #[btf_map]
 pub static SOCKS: SkStorage<Translations> = SkStorage::new();
 

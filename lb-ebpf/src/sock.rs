@@ -1,13 +1,8 @@
 //! The socket path: translation at the socket hooks, for both families.
 
-use aya_ebpf::{
-    EbpfContext as _,
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_sk_storage_get},
-    programs::SockContext,
-};
+use aya_ebpf::{EbpfContext as _, helpers::bpf_get_current_pid_tgid, programs::SockContext};
 use lb_common::{
-    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Translations, Verdict, refusal,
-    select,
+    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Verdict, refusal, select,
 };
 
 use crate::{
@@ -15,10 +10,11 @@ use crate::{
     counters::count,
     globals::GENERATION,
     log,
-    maps::{BACKENDS, NAMES, SOCKS},
+    maps::{BACKENDS, NAMES},
     stats,
     tables::Kernel,
     tcp_socks::TcpSocket,
+    udp_socks::UdpSocket,
 };
 
 /// A connect: translates a VIP to a backend.
@@ -50,11 +46,8 @@ fn connect_tcp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
             unserved(ctx, &dest)
         }
         Verdict::Backend(choice) => {
-            if avoid != 0 {
-                stats::closed(avoid);
-            }
             if place.put(&dest, &choice) {
-                stats::opened(&choice);
+                stats::reopened(avoid, &choice);
             } else {
                 stats::connected(&choice);
                 tcp_socks_full(&choice);
@@ -71,11 +64,13 @@ fn connect_udp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     let dest = ctx.key(Proto::Udp);
     match choose(ctx, &dest, 0) {
         Verdict::NotService => {
-            forget(translations(ctx), &dest);
+            if let Some(socket) = UdpSocket::of(ctx) {
+                socket.forget_all(&dest.addr, dest.port);
+            }
             PROCEED
         }
         Verdict::Backend(choice) => {
-            remember(ctx, &dest, &choice);
+            replace(ctx, &dest, &choice);
             ctx.set(&choice.addr, choice.port);
             PROCEED
         }
@@ -90,9 +85,9 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
         return PROCEED;
     }
     let dest = ctx.key(Proto::Udp);
-    let mut list = translations(ctx);
+    let socket = UdpSocket::of(ctx);
     let mut moved = false;
-    if let Some(kept) = list.as_mut().and_then(|list| list.of_vip(&dest.addr, dest.port)) {
+    if let Some(kept) = socket.as_ref().and_then(|socket| socket.of_vip(&dest.addr, dest.port)) {
         if kept.is_client() {
             return PROCEED;
         }
@@ -105,8 +100,10 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     }
     match choose(ctx, &dest, 0) {
         Verdict::NotService => {
-            if list.is_some() && !ctx.is_peer() {
-                forget(list, &dest);
+            if let Some(socket) = socket
+                && !ctx.is_peer()
+            {
+                socket.forget(&dest.addr, dest.port);
             }
             unserved(ctx, &dest)
         }
@@ -163,17 +160,10 @@ pub fn release(ctx: &SockContext) -> i32 {
             place.clear();
             stats::closed(backend);
         }
-    } else if proto == Proto::Udp as u32 {
-        // SAFETY: the helper accepts this context as the socket (5.9); the storage outlives this run. The call of aya
-        // takes contexts of socket addresses only.
-        let list = unsafe {
-            bpf_sk_storage_get((&raw const SOCKS).cast_mut().cast(), ctx.as_ptr(), core::ptr::null_mut(), 0)
-                .cast::<Translations>()
-                .as_ref()
-        };
-        if let Some(list) = list {
-            list.each(stats::closed);
-        }
+    } else if proto == Proto::Udp as u32
+        && let Some(socket) = UdpSocket::of_release(ctx)
+    {
+        socket.release();
     }
     PROCEED
 }
@@ -184,27 +174,14 @@ fn choose<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, avoid: u32) ->
     select(&Kernel, ctx, dest, avoid)
 }
 
-/// The rev-nat entries of this UDP socket.
-#[inline(always)]
-fn translations<'a, const V6: bool>(ctx: &SockAddr<V6>) -> Option<&'a mut Translations> {
-    // SAFETY: the storage lives as long as the socket, which outlives this run. The kernel holds the lock of the socket
-    // during each of these hooks (include/linux/bpf-cgroup.h), so that access to the list is exclusive.
-    unsafe { SOCKS.get_ptr_mut(ctx.raw()).as_mut() }
-}
-
-/// Stores the rev-nat entry of a UDP socket.
+/// Stores the rev-nat entry of a datagram.
 #[inline(never)]
 fn remember<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, choice: &Choice) {
-    // New storage is zero, an empty list.
-    // SAFETY: as in `translations`.
-    let Some(list) = (unsafe { SOCKS.get_or_insert_ptr_mut(ctx.raw(), None).as_mut() }) else {
+    let translation = Translation::new(dest.addr, dest.port, choice, GENERATION.load());
+    let Some(put) = UdpSocket::of(ctx).and_then(|socket| socket.put(&translation)) else {
         return stats::connected(choice);
     };
-    let put = list.put(&Translation::new(dest.addr, dest.port, choice, GENERATION.load()));
-    if put.replaced != 0 {
-        stats::closed(put.replaced);
-    }
-    stats::opened(choice);
+    stats::reopened(put.replaced, choice);
     if put.overflow {
         count(Counter::UdpOverflow);
         if log::open() {
@@ -217,17 +194,20 @@ fn remember<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, choice: &Cho
     }
 }
 
-#[inline(always)]
-fn forget(list: Option<&mut Translations>, dest: &FrontendKey) {
-    if let Some(list) = list {
-        list.forget(GENERATION.load(), &dest.addr, dest.port, stats::closed);
+/// Stores the rev-nat entry of a connect, which ends the socket's others.
+#[inline(never)]
+fn replace<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, choice: &Choice) {
+    let translation = Translation::new(dest.addr, dest.port, choice, GENERATION.load());
+    match UdpSocket::of(ctx).and_then(|socket| socket.replace(&translation)) {
+        Some(before) => stats::reopened(before, choice),
+        None => stats::connected(choice),
     }
 }
 
 /// Replaces the address of a backend by the VIP; false if the address is of no backend.
 #[inline(always)]
 fn show_vip<const V6: bool>(ctx: &SockAddr<V6>) -> bool {
-    let Some(translation) = translations(ctx).and_then(|list| list.of_backend(&ctx.addr(), ctx.port())) else {
+    let Some(translation) = UdpSocket::of(ctx).and_then(|socket| socket.of_backend(&ctx.addr(), ctx.port())) else {
         return false;
     };
     ctx.set(&translation.vip, translation.vip_port);
@@ -245,13 +225,9 @@ fn remember_client<const V6: bool>(ctx: &SockAddr<V6>) {
     {
         return;
     }
-    // New storage is zero, an empty list.
-    // SAFETY: as in `translations`.
-    if let Some(list) = unsafe { SOCKS.get_or_insert_ptr_mut(ctx.raw(), None).as_mut() } {
-        let replaced = list.put_client(client.addr, client.port, GENERATION.load());
-        if replaced != 0 {
-            stats::closed(replaced);
-        }
+    let replaced = UdpSocket::of(ctx).map_or(0, |socket| socket.put_client(client.addr, client.port));
+    if replaced != 0 {
+        stats::closed(replaced);
     }
 }
 

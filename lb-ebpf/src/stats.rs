@@ -23,6 +23,18 @@ pub fn opened(choice: &Choice) {
     count_connection(choice.service, choice.backend, 1);
 }
 
+/// Counts a connection of a socket that had one to the backend `before` (0 for none), which is open no more.
+#[inline(always)]
+pub fn reopened(before: u32, choice: &Choice) {
+    if before == choice.backend {
+        return connected(choice);
+    }
+    if before != 0 {
+        closed(before);
+    }
+    opened(choice);
+}
+
 /// Counts a connection without an open socket: a flow, or a socket whose close cannot be counted.
 #[inline(always)]
 pub fn connected(choice: &Choice) {
@@ -86,7 +98,7 @@ pub fn moved(service: u32) {
 /// Adds atomically; `u64::MAX` subtracts 1. In assembly, since the compiler has no atomic addition for this target, and
 /// the instruction must be the one without a result: the other needs Linux 5.12.
 #[inline(always)]
-fn add(value: *mut u64, by: u64) {
+pub fn add(value: *mut u64, by: u64) {
     // SAFETY: a field of a map value, aligned to 8.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) by, options(nostack)) };
 }

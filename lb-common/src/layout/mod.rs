@@ -22,11 +22,11 @@ pub use pod_modes::{PodMode, PodModeEntry};
 /// Version of the map layouts; part of the name of the pin directory, so that two layouts never share a map.
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { RELEASED + 1 } else { RELEASED };
 
-const RELEASED: u32 = 6;
+const RELEASED: u32 = 7;
 
 /// Initial capacities of the maps; the agent enlarges the maps that it writes when they are full. All but `TCP_SOCKS`
-/// (4 MiB) and `FRONTEND_BITS` (16 KiB) allocate memory per entry (`BPF_F_NO_PREALLOC`), besides 16 bytes per possible
-/// entry for the hash buckets.
+/// (4 MiB), `UDP_SOCKS` (1 MiB), `FRONTEND_BITS` (16 KiB) and `UDP_COUNTS` (4 KiB) allocate memory per entry
+/// (`BPF_F_NO_PREALLOC`), besides 16 bytes per possible entry for the hash buckets.
 pub mod capacity {
     /// Frontends.
     pub const FRONTENDS: usize = 131_072;
@@ -50,6 +50,10 @@ pub mod capacity {
     pub const AFFINITY: usize = 65_536;
     /// Places for TCP sockets with a translation; a power of two.
     pub const TCP_SOCKS: usize = 65_536;
+    /// Places for UDP sockets with a translation; a power of two. Most of them live for one question and its answer.
+    pub const UDP_SOCKS: usize = 16_384;
+    /// Words of 64 bits: four counts each of UDP sockets with a translation; a power of two.
+    pub const UDP_COUNTS: usize = 512;
     /// TCP sockets whose place was taken; when full, `getpeername` shows the backend.
     pub const TCP_MORE: usize = 65_536;
     /// Entries of flows, two for each. The map never grows: when full, new flows are dropped (see `FLOWS`).

@@ -87,10 +87,15 @@ fn measure(sandbox: &Inside) {
                 &percent(figures.ratio(SocketVariant::Vip)),
             );
         }
-        let figures = traffic::udp_connects(ROUNDS, |served| join(if served { &inside } else { &outside }));
-        row(services, "UDP connect(), floor", &format!("{:.0} ns", figures.floor));
-        row(services, "UDP connect(), no Service", &format!("{:+.0} ns", figures.added(SocketVariant::Miss)));
-        row(services, "UDP connect(), through a VIP", &format!("{:+.0} ns", figures.added(SocketVariant::Vip)));
+        let join_for = |served| join(if served { &inside } else { &outside });
+        for (what, figures) in [
+            ("new UDP socket, connect(), close", traffic::new_udp_sockets(ROUNDS, join_for)),
+            ("UDP connect() again on one socket", traffic::udp_connects(ROUNDS, join_for)),
+        ] {
+            row(services, &format!("{what}, floor"), &format!("{:.0} ns", figures.floor));
+            row(services, &format!("{what}, no Service"), &format!("{:+.0} ns", figures.added(SocketVariant::Miss)));
+            row(services, &format!("{what}, through a VIP"), &format!("{:+.0} ns", figures.added(SocketVariant::Vip)));
+        }
         join(&inside);
         for (what, nanoseconds) in programs::nanoseconds(&pins.current()) {
             row(services, &format!("{what}, by the kernel's run-time statistics"), &format!("{nanoseconds:.0} ns"));

@@ -28,6 +28,7 @@ pub const TARGET: u16 = 8080;
 /// Connections of one variant in one round.
 const CONNECTS: u32 = 400;
 const UDP_CONNECTS: u32 = 5_000;
+const UDP_SOCKETS: u32 = 1_000;
 
 /// The place of the backend.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -236,6 +237,23 @@ pub fn udp_connects(count: usize, join: impl Fn(bool)) -> SocketFigures {
         }
         nanoseconds(start, UDP_CONNECTS)
     })
+}
+
+/// Nanoseconds of a new UDP socket with connect() and close: a DNS look-up without its datagrams.
+pub fn new_udp_sockets(count: usize, join: impl Fn(bool)) -> SocketFigures {
+    rounds(count, join, |variant| {
+        let to = target(variant, Topology::Loopback);
+        let start = Instant::now();
+        for _ in 0..UDP_SOCKETS {
+            udp_connect(to);
+        }
+        nanoseconds(start, UDP_SOCKETS)
+    })
+}
+
+/// Opens, connects and closes a UDP socket.
+pub fn udp_connect(to: SocketAddr) {
+    connect(udp(), &to).expect("connected");
 }
 
 /// A UDP socket.

@@ -72,7 +72,8 @@ fn step(socket: &mut Socket, random: &mut Random) {
                 0 | 1 => {
                     let vip = [A, B][random.below(2)];
                     client.connect(at(vip)).expect("connected");
-                    add(vips, vip);
+                    // A connected socket receives from its peer only: its other translations end.
+                    *vips = vec![vip];
                 }
                 2 | 3 => {
                     let vip = [A, B][random.below(2)];
@@ -80,13 +81,16 @@ fn step(socket: &mut Socket, random: &mut Random) {
                     client.send_to(at(vip)).expect("sent");
                     add(vips, vip);
                 }
-                4 => client.connect(at(PLAIN)).expect("connected"),
+                4 => {
+                    client.connect(at(PLAIN)).expect("connected");
+                    vips.clear();
+                }
                 5 => client.disconnect(),
-                // A direct call to the address of its backend removes the translation.
                 6 => {
                     client.connect(at(ONLY)).expect("connected");
-                    vips.retain(|vip| *vip != A);
+                    vips.clear();
                 }
+                // A datagram straight to its backend removes the translation.
                 _ => {
                     client.send_to(at(ONLY)).expect("sent");
                     vips.retain(|vip| *vip != A);

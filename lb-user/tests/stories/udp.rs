@@ -1,10 +1,16 @@
 //! UDP through a VIP as an application sees it: connected and unconnected sockets, many VIPs on one socket, reply
 //! sources.
 
-use rustix::io::Errno;
+use lb_common::UdpSock;
+use lb_dataplane::stats::StatMaps;
+use rustix::{
+    io::Errno,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 
 use crate::{
     Story,
+    agent::until,
     node::{StoryNode, service},
     sockets::{Client, any, assert_refused, at, mapped, udp_server},
 };
@@ -19,6 +25,9 @@ pub const STORIES: &[Story] = &[
     ("a_udp_connect_to_af_unspec_leaves_an_unconnected_socket", af_unspec),
     ("udp_refusals_return_the_documented_errno", refusals_return_their_errno),
     ("udp_translations_beyond_the_limit_of_a_socket_are_counted", translations_beyond_the_limit),
+    ("udp_entries_end_with_their_sockets", entries_end_with_their_sockets),
+    ("udp_sockets_beyond_the_places_show_their_vip_and_are_counted", sockets_beyond_the_places),
+    ("udp_sockets_that_a_new_map_has_not_counted_keep_their_vip", sockets_that_are_not_counted),
     ("a_bound_udp_source_address_is_kept", bound_source_is_kept),
     ("i10_udp_servers_and_traffic_to_no_service_are_untouched", servers_are_untouched),
     ("the_documented_udp_example_with_hand_written_endpoints_works", documented_example),
@@ -183,6 +192,75 @@ fn translations_beyond_the_limit(node: &mut StoryNode) {
     }
     let counters = lb_dataplane::stats::counters(&node.maps()).expect("the counters");
     assert!(counters.contains(&(lb_common::Counter::UdpOverflow, 2)), "{counters:?}");
+}
+
+/// Returns the number of places that sockets hold, and the sum of the counts of sockets with entries.
+fn held_and_counted(node: &StoryNode) -> (usize, u64) {
+    let open = |name: &str| aya::maps::MapData::from_pin(node.maps().join(name)).expect("the pinned map");
+    let places: aya::maps::Array<_, UdpSock> = aya::maps::Map::Array(open("UDP_SOCKS")).try_into().expect("its types");
+    let counts: aya::maps::Array<_, u64> = aya::maps::Map::Array(open("UDP_COUNTS")).try_into().expect("its types");
+    let sum = counts.iter().flatten().map(|word| [0, 16, 32, 48].map(|bit| word >> bit & 0xffff).iter().sum::<u64>());
+    (places.iter().flatten().filter(|place| place.socket != 0).count(), sum.sum())
+}
+
+fn open_sockets(node: &StoryNode) -> u64 {
+    let stats = StatMaps::open(&node.maps()).and_then(|maps| maps.read()).expect("the counts");
+    stats.backends.values().map(|backend| backend.open).sum()
+}
+
+fn entries_end_with_their_sockets(node: &mut StoryNode) {
+    serve_dns(node);
+    node.write("b.yaml", &service("b", &["10.96.0.2"], "UDP", 53, &["10.0.0.3:5353"]));
+    udp_server("10.0.0.3:5353");
+    let _agent = node.agent(&[]);
+    let sockets: Vec<_> = (0..100).map(|_| Client::udp(at(VIP))).collect();
+    sockets.iter().for_each(|socket| drop(socket.ask(at(VIP))));
+    assert_eq!((held_and_counted(node), open_sockets(node)), ((100, 100), 100), "one entry, in a place");
+    sockets.iter().take(40).for_each(|socket| drop(socket.ask(at("10.96.0.2:53"))));
+    assert_eq!((held_and_counted(node), open_sockets(node)), ((60, 100), 140), "two entries, in storage");
+    assert!(sockets.iter().all(|socket| socket.ask(at(VIP)).1 == Some(at(VIP))));
+    // A connect ends the other entries, and a connect elsewhere all.
+    sockets.iter().for_each(|socket| socket.connect(at(VIP)).expect("connected"));
+    assert_eq!(open_sockets(node), 100);
+    sockets.iter().take(70).for_each(|socket| socket.connect(at("10.0.0.4:7")).expect("connected"));
+    assert_eq!((held_and_counted(node), open_sockets(node)), ((30, 70), 30));
+    drop(sockets);
+    until("no entry is left", || (held_and_counted(node), open_sockets(node)) == ((0, 0), 0));
+}
+
+fn sockets_beyond_the_places(node: &mut StoryNode) {
+    const SOCKETS: usize = lb_common::capacity::UDP_SOCKS + 1_000;
+    node.write("dns.yaml", &service("dns", &["10.96.0.53"], "UDP", 53, &["10.0.0.1:5353"]));
+    let _agent = node.agent(&[]);
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the hard limit is allowed");
+    let sockets: Vec<_> = (0..SOCKETS).map(|_| Client::udp(at(VIP))).collect();
+    sockets.iter().for_each(|socket| socket.connect(at(VIP)).expect("connected"));
+    assert!(sockets.iter().all(|socket| socket.peer() == Some(at(VIP))));
+    let (held, counted) = held_and_counted(node);
+    println!("{held} of {SOCKETS} sockets hold a place");
+    assert_eq!((counted, open_sockets(node)), (SOCKETS as u64, SOCKETS as u64));
+    drop(sockets);
+    until("no entry is left", || (held_and_counted(node), open_sockets(node)) == ((0, 0), 0));
+}
+
+fn sockets_that_are_not_counted(node: &mut StoryNode) {
+    serve_dns(node);
+    node.write("b.yaml", &service("b", &["10.96.0.2"], "UDP", 53, &["10.0.0.3:5353"]));
+    udp_server("10.0.0.3:5353");
+    let mut agent = node.agent(&[]);
+    let sockets: Vec<_> = (0..20).map(|_| Client::udp(at(VIP))).collect();
+    sockets.iter().for_each(|socket| drop(socket.ask(at(VIP))));
+    sockets.iter().take(10).for_each(|socket| drop(socket.ask(at("10.96.0.2:53"))));
+    agent.kill();
+    // Layout 6 had no such map.
+    std::fs::remove_file(node.maps().join("UDP_COUNTS")).expect("a pin");
+    let _agent = node.agent(&[]);
+    sockets.iter().for_each(|socket| socket.connect(at(VIP)).expect("connected"));
+    assert!(sockets.iter().all(|socket| socket.peer() == Some(at(VIP))));
+    assert_eq!(open_sockets(node), 20);
+    drop(sockets);
+    until("no socket is counted as open", || open_sockets(node) == 0);
 }
 
 fn bound_source_is_kept(node: &mut StoryNode) {

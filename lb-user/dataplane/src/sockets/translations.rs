@@ -10,15 +10,15 @@ use lb_common::{Addr, MAX_TRANSLATIONS, Proto, TcpSock, Translation, Translation
 
 use lb_common::AddrPort;
 use lb_kernel::bpf;
-use lb_kernel::sock_diag::{Socket, UdpStorageReader};
+use lb_kernel::sock_diag::{Socket, UdpEntries, UdpEntryReader};
 
 /// True if the backend of a translation is lost. Called for translations that lead to the socket's peer.
 pub type IsLost<'a> = dyn Fn(&Translation) -> bool + Sync + 'a;
 
 /// The maps with the translations of one protocol's sockets.
 pub(super) enum SocketTranslations {
-    /// `SOCKS`, a socket storage.
-    Udp(UdpStorageReader),
+    /// `UDP_SOCKS`, and the socket storage `SOCKS`.
+    Udp(UdpEntryReader),
     /// Maps by socket cookie.
     Tcp {
         /// `TCP_SOCKS`
@@ -36,7 +36,7 @@ impl SocketTranslations {
             bpf::open_pin(&path).with_context(|| format!("opening the pinned map {}", path.display()))
         };
         Ok(match proto {
-            Proto::Udp => Some(Self::Udp(UdpStorageReader::load(open("SOCKS")?.as_fd(), size_of::<Translations>())?)),
+            Proto::Udp => Some(Self::Udp(UdpEntryReader::load(open("UDP_SOCKS")?.as_fd(), open("SOCKS")?.as_fd())?)),
             Proto::Tcp => Some(Self::Tcp { socks: open("TCP_SOCKS")?, more: open("TCP_MORE")? }),
             Proto::Sctp => None,
         })
@@ -52,8 +52,12 @@ impl SocketTranslations {
     /// Returns the lost translation to the peer of a socket of this thread's network namespace.
     pub(super) fn lost(&self, socket: &Socket, is_lost: &IsLost<'_>) -> Result<Option<Translation>> {
         match self {
-            Self::Udp(storage) => {
-                Ok(storage.read(socket)?.and_then(|bytes| lost(&translations(&bytes)?, &socket.remote, is_lost)))
+            Self::Udp(reader) => {
+                let list = reader.read(socket)?.and_then(|entries| match entries {
+                    UdpEntries::Single(bytes) => single(&bytes),
+                    UdpEntries::List(bytes) => translations(&bytes),
+                });
+                Ok(list.and_then(|list| lost(&list, &socket.remote, is_lost)))
             }
             Self::Tcp { socks, more } => {
                 let translation = tcp(socks, more, socket.cookie)?;
@@ -89,6 +93,13 @@ fn lost(list: &Translations, to: &AddrPort, is_lost: &IsLost<'_>) -> Option<Tran
         None => all.collect(),
     };
     decisive.iter().all(|entry| is_lost(entry)).then(|| decisive.first().copied().copied())?
+}
+
+/// Parses the entry of a place in `UDP_SOCKS`, as a list with this entry only.
+fn single(bytes: &[u8]) -> Option<Translations> {
+    let mut list = Translations::EMPTY;
+    list.put(&translation(bytes)?);
+    Some(list)
 }
 
 /// Parses a value of `SOCKS`.
@@ -177,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_of_the_map_is_parsed_field_by_field() {
+    fn the_values_of_the_maps_are_parsed_field_by_field() {
         let mut wanted = list(&[(1, 7, 1), (2, 8, 2)]);
         wanted.next = 5;
         let mut bytes = Vec::new();
@@ -190,5 +201,7 @@ mod tests {
         assert_eq!(bytes.len(), size_of::<Translations>());
         assert_eq!(translations(&bytes), Some(wanted));
         assert_eq!(translations(bytes.get(1..).expect("shorter")), None);
+        assert_eq!(single(&bytes), Some(list(&[(1, 7, 1)])));
+        assert_eq!(single(bytes.get(..40).expect("shorter")), None);
     }
 }

@@ -9,7 +9,9 @@
 //! - Maps that the agent writes: none, except for `NAMES` and `BACKENDS`. Without `NAMES` service ports get new ids,
 //!   without `BACKENDS` backends do, beyond all earlier ids. Counts and affinity begin anew, and connected UDP sockets
 //!   are ended, so that their applications open new ones.
-//! - `SOCKS`: unconnected UDP sockets get a backend anew, and see answers to earlier requests come from the backend.
+//! - `SOCKS` or `UDP_SOCKS`: UDP sockets get a backend anew, see answers to earlier requests come from the backend, and
+//!   count as open for as long as their backend exists.
+//! - `UDP_COUNTS`: none, since the new map says of every socket that it may have entries ([`count_all`]).
 //! - `TCP_SOCKS` or `TCP_MORE`: getpeername shows the backend for open connections, which count as open for as long as
 //!   their backend exists.
 //! - `FLOWS`: connections from outside get a backend anew, which breaks TCP connections.
@@ -29,6 +31,7 @@ use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_PERCPU_A
 
 use super::pinned_maps::{MapLayout, MapOrigin, SizeRule, compare};
 use crate::pins::Pins;
+use lb_common::capacity;
 use lb_core::ids::HighestIds;
 use lb_core::op::Table;
 use lb_kernel::bpf;
@@ -43,8 +46,10 @@ pub(super) enum Transfer {
 }
 
 /// Maps that are shared. The agent writes `DEVICES`, but the programs need it before the first pass over devices.
-const SHARED: [&str; 11] = [
+const SHARED: [&str; 13] = [
     "SOCKS",
+    "UDP_SOCKS",
+    "UDP_COUNTS",
     "TCP_SOCKS",
     "TCP_MORE",
     "AFFINITY",
@@ -143,6 +148,22 @@ pub(super) fn share(other: &Path, staging: &Path, origins: &BTreeMap<String, Map
         let map = bpf::open_pin(&other.join(name));
         let pinned = map.and_then(|map| bpf::pin(map, &staging.join(name)));
         pinned.with_context(|| format!("sharing the map {name} of {}", other.display()))?;
+    }
+    Ok(())
+}
+
+/// Prepares a new map `UDP_COUNTS` for sockets that already have entries in an adopted `SOCKS` or `UDP_SOCKS`, and were
+/// not counted in it: every count is so high that they may all be closed, and the programs still look for entries.
+pub(super) fn count_all(staging: &Path, origins: &BTreeMap<String, MapOrigin>) -> Result<()> {
+    const HALF: u64 = 0x8000;
+    let origin = |map: &str| origins.get(map).copied().unwrap_or(MapOrigin::New);
+    if origin("UDP_COUNTS") != MapOrigin::New || ["SOCKS", "UDP_SOCKS"].map(origin) == [MapOrigin::New; 2] {
+        return Ok(());
+    }
+    let map = bpf::open_pin(&staging.join("UDP_COUNTS")).context("opening the new map UDP_COUNTS")?;
+    let word = HALF | HALF << 16 | HALF << 32 | HALF << 48;
+    for index in 0..u32::try_from(capacity::UDP_COUNTS)? {
+        bpf::update(map.as_fd(), &index, &word).context("writing the map UDP_COUNTS")?;
     }
     Ok(())
 }

@@ -75,6 +75,7 @@ impl StartMaps {
     /// Copies the entries of resized and copied maps into the new maps (step 7). A map that fails begins with fewer
     /// entries, and the first pass writes the rest.
     pub(crate) fn copy_entries(&self, pins: &Pins) -> Result<()> {
+        adopt::count_all(&pins.staging(), &self.origins)?;
         let current = pins.current();
         for table in Table::ALL {
             let name = table.map_name();

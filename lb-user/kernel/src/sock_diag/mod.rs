@@ -2,14 +2,14 @@
 
 mod bound_sockets;
 mod channel;
+mod entry_reader;
 mod message;
 mod own_socket;
 mod peer_filter;
-mod storage_reader;
 
 pub use bound_sockets::{BoundSocket, bound_sockets};
 pub use channel::{DestroyOutcome, SockDiag};
+pub use entry_reader::{UdpEntries, UdpEntryReader};
 pub use message::{Socket, SocketId, SocketQuery, state};
 pub use own_socket::{can_destroy, find_udp_socket};
 pub use peer_filter::PeerFilter;
-pub use storage_reader::UdpStorageReader;

@@ -43,11 +43,12 @@ pub mod capacity {
     /// Service ports dialled on this node.
     pub const PORT_STATS: usize = 65_536;
     /// Service ports with ended sockets.
-    pub const PORT_KILLED: usize = 16_384;
-    /// Backends chosen on this node.
-    pub const BACKEND_STATS: usize = 131_072;
+    pub const PORT_KILLED: usize = 65_536;
+    /// Backends chosen on this node, those included that are gone while a socket has them. The map never grows, since
+    /// programs add to its counts at all times.
+    pub const BACKEND_STATS: usize = 524_288;
     /// Pairs of a client (network namespace or address) and a service port with affinity.
-    pub const AFFINITY: usize = 65_536;
+    pub const AFFINITY: usize = 262_144;
     /// Places for TCP sockets with a translation; a power of two.
     pub const TCP_SOCKS: usize = 65_536;
     /// Places for UDP sockets with a translation; a power of two. Most of them live for one question and its answer.

@@ -28,13 +28,16 @@ use lb_core::{
 use lb_dataplane::{
     flows::Flows,
     sockets::{self, Search, Serving},
-    stats::{self, LiveIds, StatMaps},
+    stats::{self, CounterWatch, LiveIds, StatMaps},
     store::BpfStore,
 };
 use lb_kernel::clock;
 
 /// Interval of sweeps over counts and affinity.
 const SWEEP: Duration = Duration::from_secs(30);
+
+/// Interval of looks at the counter of a full `AFFINITY`, which needs a sweep at once.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Delay of the first search while the service port has no backend: another object, such as the slice of a renamed
 /// port, may complete the change in a moment. No other backend could serve the clients meanwhile.
@@ -77,11 +80,12 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, passes: &Receiver<MapChanges>) {
-        let mut sweep = Instant::now() + SWEEP;
+        let (mut sweep, mut look) = (Instant::now() + SWEEP, Instant::now() + LOOK);
+        let mut affinity_full = None;
         let mut is_first_pass = true;
         loop {
-            let wake =
-                [self.queue.next(), self.flows.next(), self.scan].into_iter().flatten().fold(sweep, Instant::min);
+            let wake = [self.queue.next(), self.flows.next(), self.scan].into_iter().flatten();
+            let wake = wake.fold(sweep.min(look), Instant::min);
             let has_passed = match passes.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(mut changes) => {
                     passes.try_iter().for_each(|later| changes.append(later));
@@ -107,6 +111,12 @@ impl Worker {
             if Instant::now() >= sweep {
                 self.attempt("removing counts of deleted objects", Self::sweep);
                 sweep = Instant::now() + SWEEP;
+            }
+            if !is_first_pass && Instant::now() >= look {
+                self.attempt("making room for affinity", |worker| worker.look(&mut affinity_full));
+            }
+            if Instant::now() >= look {
+                look = Instant::now() + LOOK;
             }
         }
     }
@@ -254,6 +264,19 @@ impl Worker {
     fn sweep(&mut self) -> Result<()> {
         let maps = StatMaps::open(&self.directory)?;
         maps.sweep(&LiveIds::open(&self.directory)?, clock::monotonic_ns())
+    }
+
+    /// Sweeps if a client found no room in `AFFINITY` since the last look.
+    fn look(&self, affinity_full: &mut Option<CounterWatch>) -> Result<()> {
+        let watch = match affinity_full.take() {
+            Some(watch) => watch,
+            None => CounterWatch::new(&self.directory, Counter::AffinityFull)?,
+        };
+        if affinity_full.insert(watch).has_risen()? {
+            let maps = StatMaps::open(&self.directory)?;
+            maps.sweep_affinity(&LiveIds::open(&self.directory)?, clock::monotonic_ns())?;
+        }
+        Ok(())
     }
 
     /// Ends sockets that lost their backend while no agent ran. The time of the loss is unknown, so drain times count

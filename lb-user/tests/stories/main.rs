@@ -26,6 +26,7 @@ mod node_ports;
 mod packets;
 mod places;
 mod pod_modes;
+mod room;
 mod sctp_and_vlan;
 mod service_changes;
 mod slow_path;
@@ -67,6 +68,7 @@ fn stories() -> Vec<Story> {
         integrity::STORIES,
         devices::STORIES,
         external_traffic::STORIES,
+        room::STORIES,
         sctp_and_vlan::STORIES,
         packets::STORIES,
         places::STORIES,

@@ -3,12 +3,14 @@
 
 mod counters;
 pub mod counts;
+mod fair_share;
 
-pub use counters::counters;
+pub use counters::{CounterWatch, counters};
 
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Result;
+use foldhash::HashMap;
 use lb_common::{Affinity, AffinityKey, Backend, BackendStats, PortStats, ServiceEntry};
 
 use lb_core::ids::HighestIds;
@@ -123,9 +125,10 @@ impl StatMaps {
         self.backends.get(&id)
     }
 
-    /// Removes entries of service ports and backends that are gone, and affinity that is expired at `now`
-    /// (CLOCK_MONOTONIC, ns). A backend with open sockets keeps its counts. The cost grows with the service ports that
-    /// this node's sockets have used, not with the cluster.
+    /// Removes entries of service ports and backends that are gone, affinity that is expired at `now`
+    /// (CLOCK_MONOTONIC, ns), and the surplus of affinity beyond three quarters of the map. A backend with open sockets
+    /// keeps its counts. The cost grows with the service ports that this node's sockets have used, not with the
+    /// cluster.
     ///
     /// # Errors
     /// If a map cannot be read or written.
@@ -136,13 +139,27 @@ impl StatMaps {
         let gone = |ids: &mut dyn Iterator<Item = u32>| ids.filter(|id| live.affinity_seconds(*id).is_none()).collect();
         let ports: Vec<u32> = gone(&mut counts.ports.keys().copied());
         let killed: Vec<u32> = gone(&mut counts.killed.keys().copied());
-        let over = self.affinity()?.into_iter().filter(|(key, value)| {
-            !value.lasts(live.affinity_seconds(key.service).unwrap_or(0), now) || !live.has_backend(value.backend)
-        });
-        let over: Vec<AffinityKey> = over.map(|(key, _)| key).collect();
         self.backends.delete(&backends)?;
         self.ports.delete(&ports)?;
         self.killed.delete(&killed)?;
+        self.sweep_affinity(live, now)
+    }
+
+    /// Removes expired affinity and its surplus.
+    ///
+    /// # Errors
+    /// If the map cannot be read or written.
+    pub fn sweep_affinity(&self, live: &LiveIds, now: u64) -> Result<()> {
+        // Many entries share few service ports and backends.
+        let (mut seconds, mut backends) = (HashMap::default(), HashMap::default());
+        let mut is_over = |key: &AffinityKey, value: &Affinity| {
+            let seconds = seconds.entry(key.service).or_insert_with(|| live.affinity_seconds(key.service).unwrap_or(0));
+            !value.lasts(*seconds, now)
+                || !*backends.entry(value.backend).or_insert_with(|| live.has_backend(value.backend))
+        };
+        let (over, kept): (Vec<_>, Vec<_>) = self.affinity.read()?.into_iter().partition(|(key, of)| is_over(key, of));
+        let mut over: Vec<AffinityKey> = over.into_iter().map(|(key, _)| key).collect();
+        over.extend(fair_share::surplus(&kept, self.affinity.size()? / 4 * 3));
         Ok(self.affinity.delete(&over)?)
     }
 }

@@ -18,12 +18,15 @@ impl Seen {
     pub const FIN_FIRST: u8 = 8;
     /// A datagram of the client after the first reply: the flow is a stream (netfilter's ASSURED), not a single query.
     pub const AGAIN: u8 = 16;
+    /// The client of a connection has not answered the first reply yet, so that its address may be forged. Only in
+    /// [`Flow::forward`] of both entries from the beginning; the end of the handshake is in the client's entry alone.
+    pub const HANDSHAKE: u8 = 32;
 }
 
 /// One second, in ns.
 const SECOND: u64 = 1_000_000_000;
 
-/// TCP, before the first packet of the backend.
+/// TCP, before the end of the handshake.
 pub const TCP_OPENING: u64 = 60 * SECOND;
 /// An idle established TCP connection.
 pub const TCP_ESTABLISHED: u64 = 24 * 3600 * SECOND;
@@ -42,7 +45,7 @@ pub const UDP_REPLIED: u64 = 120 * SECOND;
 /// Datagrams that netfilter translates: less than its time-out of an unreplied connection, so that it never gets a flow
 /// that it has dropped.
 pub const UDP_OF_NETFILTER: u64 = 25 * SECOND;
-/// SCTP, before the first packet of the backend.
+/// SCTP, before the end of the handshake.
 pub const SCTP_OPENING: u64 = 60 * SECOND;
 /// An established SCTP association: heartbeats come every 30 s (RFC 9260, 8.3).
 pub const SCTP_ESTABLISHED: u64 = 210 * SECOND;
@@ -52,6 +55,8 @@ pub const SCTP_ESTABLISHED: u64 = 210 * SECOND;
 pub enum FlowState {
     /// No packet of the backend yet.
     Opening,
+    /// The backend has answered the first packet of a connection, and the client has not answered that.
+    Answered,
     /// Packets in both directions.
     Established,
     /// Closed by one end.
@@ -76,7 +81,18 @@ impl FlowState {
         if (forward | reverse) & Seen::FIN != 0 {
             return Self::HalfClosed;
         }
-        if reverse & Seen::ANY == 0 { Self::Opening } else { Self::Established }
+        match (reverse & Seen::ANY, forward & Seen::HANDSHAKE) {
+            (0, _) => Self::Opening,
+            (_, 0) => Self::Established,
+            _ => Self::Answered,
+        }
+    }
+
+    /// True if the flow makes room for another one: its client may be forged.
+    #[inline(always)]
+    #[must_use]
+    pub const fn gives_way(self) -> bool {
+        matches!(self, Self::Opening | Self::Answered)
     }
 
     /// True if the client may reuse its port for a new connection.
@@ -94,9 +110,9 @@ impl FlowState {
         match (proto, self) {
             (UDP, Self::Opening) => UDP_UNREPLIED,
             (UDP, _) => UDP_REPLIED,
-            (SCTP, Self::Opening) => SCTP_OPENING,
+            (SCTP, Self::Opening | Self::Answered) => SCTP_OPENING,
             (SCTP, Self::Established | Self::HalfClosed) => SCTP_ESTABLISHED,
-            (_, Self::Opening) => TCP_OPENING,
+            (_, Self::Opening | Self::Answered) => TCP_OPENING,
             (_, Self::Established) => TCP_ESTABLISHED,
             (_, Self::HalfClosed) => TCP_HALF_CLOSED,
             (_, Self::Closed) => TCP_CLOSED,
@@ -112,6 +128,7 @@ impl FlowState {
             (UDP, Self::Opening) => "UNREPLIED",
             (UDP, _) => "ASSURED",
             (_, Self::Opening) => "SYN_SENT",
+            (_, Self::Answered) => "SYN_RECV",
             (_, Self::Established) => "ESTABLISHED",
             (_, Self::HalfClosed) => "CLOSE_WAIT",
             (_, Self::Closed) => "CLOSE",
@@ -123,8 +140,9 @@ impl FlowState {
 /// The state of a flow by its two entries, either of which may have seen more.
 #[must_use]
 pub fn state(own: &Flow, partner: Option<&Flow>) -> FlowState {
-    let (forward, reverse) = partner.map_or((0, 0), |partner| (partner.forward, partner.reverse));
-    FlowState::of(own.forward | forward, own.reverse | reverse)
+    let (forward, reverse) = partner.map_or((own.forward, 0), |partner| (partner.forward, partner.reverse));
+    let is_over = if own.forward & forward & Seen::HANDSHAKE == 0 { Seen::HANDSHAKE } else { 0 };
+    FlowState::of((own.forward | forward) & !is_over, own.reverse | reverse)
 }
 
 /// Expiry of a flow without further packets (CLOCK_MONOTONIC, ns). Both entries of a flow expire together.
@@ -161,12 +179,15 @@ mod tests {
 
     #[test]
     fn the_state_of_a_flow_follows_from_both_directions() {
-        use FlowState::{Closed, Established, HalfClosed, Opening, TimeWait};
+        use FlowState::{Answered, Closed, Established, HalfClosed, Opening, TimeWait};
         const ANY: u8 = Seen::ANY;
         const FIN: u8 = Seen::ANY | Seen::FIN;
         for (forward, reverse, want) in [
             (ANY, 0, Opening),
             (ANY, ANY, Established),
+            (ANY | Seen::HANDSHAKE, 0, Opening),
+            (ANY | Seen::HANDSHAKE, ANY, Answered),
+            (FIN | Seen::HANDSHAKE, ANY, HalfClosed),
             (FIN, ANY, HalfClosed),
             (ANY, FIN | Seen::FIN_FIRST, HalfClosed),
             (FIN, FIN | Seen::FIN_FIRST, TimeWait),
@@ -176,6 +197,16 @@ mod tests {
         ] {
             assert_eq!(FlowState::of(forward, reverse), want, "{forward} {reverse}");
         }
+    }
+
+    #[test]
+    fn the_handshake_is_over_when_the_clients_entry_says_so() {
+        const ANY: u8 = Seen::ANY;
+        const BEGUN: u8 = Seen::ANY | Seen::HANDSHAKE;
+        let state = |own: u8, partner: u8| state(&flow(own, 0, 0), Some(&flow(partner, ANY, 0)));
+        assert_eq!(state(BEGUN, BEGUN), FlowState::Answered);
+        assert_eq!([state(ANY, BEGUN), state(BEGUN, ANY)], [FlowState::Established; 2]);
+        assert_eq!(super::state(&flow(BEGUN, ANY, 0), None), FlowState::Answered);
     }
 
     #[test]

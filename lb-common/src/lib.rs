@@ -21,8 +21,9 @@ pub use family::Family;
 pub use layout::{
     Affinity, AffinityKey, Backend, BackendFlags, BackendStats, Counter, Device, DeviceFlags, Flow, FlowFlags, FlowKey,
     FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Hop, Kind, LAYOUT_VERSION, List, LogGate, MAGLEV_LEN,
-    MASQUERADE_MARK, Maglev, MaglevKey, NAME_LEN, NEVER, Name, Names, NodeAddr, NodeAddrFlags, PodMode, PodModeEntry,
-    PortStats, Range, RangeKey, ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath, Tuple, bpf_spin_lock, capacity,
+    MASQUERADE_MARK, Maglev, MaglevKey, NAME_LEN, NEVER, Name, Names, NodeAddr, NodeAddrFlags, Opening, PodMode,
+    PodModeEntry, PortStats, Range, RangeKey, ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath, Tuple,
+    bpf_spin_lock, capacity,
 };
 pub use scheduler::Scheduler;
 pub use select::{

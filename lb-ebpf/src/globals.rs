@@ -26,3 +26,7 @@ pub static SNAT_FIRST: Global<u16> = Global::new(1024);
 /// Number of source ports for masqueraded packets.
 #[unsafe(no_mangle)]
 pub static SNAT_COUNT: Global<u32> = Global::new(28_976);
+
+/// Elements of `OPENING` for each CPU.
+#[unsafe(no_mangle)]
+pub static OPENING_SLOTS: Global<u32> = Global::new(0);

@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, LogGate, Maglev, MaglevKey, Names, NodeAddr, PodModeEntry, PortStats, Range, ServiceEntry,
-    Slot, SlotKey, TcpSock, Translation, Translations, UdpSock, capacity,
+    Frontend, FrontendKey, LogGate, Maglev, MaglevKey, Names, NodeAddr, Opening, PodModeEntry, PortStats, Range,
+    ServiceEntry, Slot, SlotKey, TcpSock, Translation, Translations, UdpSock, capacity,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -80,6 +80,10 @@ pub static MAGLEV: HashMap<MaglevKey, Maglev, { capacity::MAGLEV }, NO_PREALLOC>
 /// Flows, two entries each. No LRU: a known flow never makes room for a new one.
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, { capacity::FLOWS }, NO_PREALLOC> = HashMap::new();
+
+/// Flows that begin, in order of time on each CPU: see `packet::opening`.
+#[btf_map]
+pub static OPENING: Array<Opening, { capacity::OPENING }> = Array::new();
 
 /// Ports of fragmented datagrams. An entry evicted too early costs one datagram.
 #[btf_map]

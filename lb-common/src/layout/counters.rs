@@ -45,11 +45,13 @@ pub enum Counter {
     SlowEncap = 18,
     /// A packet took the slow path: it has no DF, and is above the MTU.
     SlowFragmented = 19,
+    /// A flow whose client had not answered yet was removed, to make room for a new one.
+    FlowsEarlyDrop = 20,
 }
 
 impl Counter {
     /// All counters, ordered by number.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::NoEndpoints,
         Self::NoLocalEndpoints,
         Self::TcpSocksFull,
@@ -70,6 +72,7 @@ impl Counter {
         Self::SlowMarks,
         Self::SlowEncap,
         Self::SlowFragmented,
+        Self::FlowsEarlyDrop,
     ];
 
     /// The name in output.
@@ -96,6 +99,7 @@ impl Counter {
             Self::SlowMarks => "slow_path_marks",
             Self::SlowEncap => "slow_path_encap",
             Self::SlowFragmented => "slow_path_fragmented",
+            Self::FlowsEarlyDrop => "flows_early_drop",
         }
     }
 }

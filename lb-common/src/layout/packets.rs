@@ -80,6 +80,14 @@ pub struct Flow {
     pub hop: Hop,
 }
 
+/// Value of `OPENING`: a flow that begins.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opening {
+    /// Its key in `FLOWS`: the client's direction.
+    pub key: FlowKey,
+}
+
 /// A next hop: the result of the last FIB lookup.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

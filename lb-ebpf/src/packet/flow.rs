@@ -97,10 +97,15 @@ fn is_left_by_netfilter(packet: &Packet, flow: &Flow, now: u64) -> bool {
 #[inline(always)]
 fn track(packet: &Packet, key: &FlowKey, partner: &mut FlowKey, flow: &mut Flow) {
     let reverse = flow.flags & FlowFlags::REVERSE != 0;
-    let (own, other) = if reverse { (flow.reverse, flow.forward) } else { (flow.forward, flow.reverse) };
+    let (mut own, other) = if reverse { (flow.reverse, flow.forward) } else { (flow.forward, flow.reverse) };
     if !reverse && !packet.begins && flow.flags & FlowFlags::NETFILTER != 0 {
         // Replies may bypass all devices with programs; a client that continues has got one.
         flow.reverse |= Seen::ANY;
+    }
+    if own & Seen::HANDSHAKE != 0 && !packet.begins && is_replied(flow) {
+        // The client has got the reply, so that its address is not forged. In its own entry alone: see `flow::state`.
+        own &= !Seen::HANDSHAKE;
+        flow.forward = own;
     }
     let mut seen = own | packet.seen;
     if packet.proto == Proto::Udp as u8 && !reverse && is_replied(flow) {

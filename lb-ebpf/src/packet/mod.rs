@@ -12,6 +12,7 @@ mod fragment;
 mod icmp;
 mod limit;
 mod new_flow;
+mod opening;
 mod own;
 mod parse;
 mod ports;

@@ -2,11 +2,14 @@
 
 use lb_common::{
     BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, Flow, FlowFlags, FrontendKey, Hook, Origin, Proto,
-    SlowPath, Tables, Verdict, flow::partner_key, packet::Packet, select,
+    SlowPath, Tables, Verdict,
+    flow::{Seen, partner_key},
+    packet::Packet,
+    select,
 };
 
 use super::{
-    own,
+    opening, own,
     ports::{self, SourcePort},
     route::Fib,
     scratch::Scratch,
@@ -128,6 +131,7 @@ fn open(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketVerdict {
     };
     let verdict = ports::insert_flow(frame, scratch, Hook::Ingress, port);
     if verdict.is_flow() {
+        opening::push(scratch);
         stats::connected(&scratch.choice);
     }
     verdict
@@ -144,7 +148,9 @@ fn fill(scratch: &mut Scratch) {
     flow.service = choice.service;
     flow.backend = choice.backend;
     flow.flags = FlowFlags::REDIRECT;
-    flow.forward = packet.seen;
+    // A datagram begins no connection.
+    let handshake = if packet.proto == Proto::Udp as u8 { 0 } else { Seen::HANDSHAKE };
+    flow.forward = packet.seen | handshake;
     flow.reverse = 0;
     flow.used = clock.now();
     flow.hop.forget();

@@ -11,7 +11,7 @@ use lb_common::{
     packet::{Packet, flow_hash},
 };
 
-use super::{scratch::Scratch, skb::Frame, verdict::PacketVerdict};
+use super::{opening, scratch::Scratch, skb::Frame, verdict::PacketVerdict};
 use crate::{
     counters::count,
     globals::{SNAT_COUNT, SNAT_FIRST},
@@ -53,8 +53,12 @@ pub fn insert_flow(frame: Frame, scratch: &mut Scratch, hook: Hook, wanted: Sour
     if hook as u8 == Hook::Egress as u8 {
         scratch.partner.flags |= FlowFlags::PARTNER_EGRESS;
     }
+    // True for a second try with the same port, after a flow made room.
+    scratch.has_room = 0;
     for nth in 0..TRIES {
-        if nth != 0 || !matches!(wanted, SourcePort::Keep) {
+        if scratch.has_room != 0 {
+            scratch.has_room = 0;
+        } else if nth != 0 || !matches!(wanted, SourcePort::Keep) {
             scratch.flow.to.src_port = (first + scratch.port) as u16;
             let next = scratch.port + scratch.step;
             scratch.port = if next >= number { next - number } else { next };
@@ -72,6 +76,10 @@ pub fn insert_flow(frame: Frame, scratch: &mut Scratch, hook: Hook, wanted: Sour
             }
             Inserted::Taken => continue,
             Inserted::Full => {}
+        }
+        if opening::make_room(scratch) {
+            scratch.has_room = 1;
+            continue;
         }
         count(Counter::FlowsFull);
         return PacketVerdict::DROP;

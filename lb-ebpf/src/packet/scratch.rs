@@ -27,8 +27,12 @@ pub struct Scratch {
     pub partner: Flow,
     /// Key of the entry of the other direction.
     pub partner_key: FlowKey,
+    /// See `ports::insert_flow`.
+    pub has_room: u32,
     /// Step from one source port to the next to try.
     pub step: u32,
+    /// Flows of this CPU that begin.
+    pub opening: Queue,
     /// The backend of a new flow.
     pub choice: Choice,
     pub route: Route,
@@ -40,6 +44,15 @@ pub struct Scratch {
     pub icmp: QuotedPacket,
     /// Buffer for a reset or an ICMP error.
     pub reply: Reply,
+}
+
+/// Indexes of this CPU's queue in `OPENING`.
+#[repr(C)]
+pub struct Queue {
+    /// The oldest flow.
+    pub first: u32,
+    /// Behind the newest flow; equal to `first` if the queue is empty.
+    pub end: u32,
 }
 
 /// A packet quoted in an ICMP error.

@@ -61,8 +61,8 @@ fn a_flow_has_an_entry_for_each_direction() {
     assert_eq!(
         fixture.flows(),
         [
-            "out TCP 10.0.1.1:8080 > 198.51.100.9:4000 becomes 192.0.2.1:30080 > 198.51.100.9:4000 back, ESTABLISHED",
-            "in TCP 198.51.100.9:4000 > 192.0.2.1:30080 becomes 198.51.100.9:4000 > 10.0.1.1:8080, ESTABLISHED",
+            "out TCP 10.0.1.1:8080 > 198.51.100.9:4000 becomes 192.0.2.1:30080 > 198.51.100.9:4000 back, SYN_RECV",
+            "in TCP 198.51.100.9:4000 > 192.0.2.1:30080 becomes 198.51.100.9:4000 > 10.0.1.1:8080, SYN_RECV",
         ]
     );
     let flow = fixture.flow(Hook::Ingress, V4.client, V4.node_port).expect("an entry");

@@ -80,7 +80,7 @@ pub async fn run(
     }
     let are_off = options.are_off();
     let performer = Performer::new(Arc::clone(&tc), pins);
-    let mut manager = DeviceManager { options, tc, performer, reading: FIRST_RETRY, served: None };
+    let mut manager = DeviceManager { options, tc, performer, known: None, reading: FIRST_RETRY, served: None };
     let mut logged: Option<String> = None;
     let (mut news, mut backoff) = (None, FIRST_RETRY);
     loop {
@@ -190,6 +190,8 @@ struct DeviceManager {
     options: DeviceOptions,
     tc: Arc<Tc>,
     performer: Performer,
+    /// Links of the last pass; none before the first.
+    known: Option<BTreeSet<u32>>,
     /// Time that reading the facts took in the last pass.
     reading: Duration,
     /// Devices that had programs after a pass and still want them; none before the first pass.
@@ -207,6 +209,8 @@ impl DeviceManager {
         let ipsec = xfrm::has_policies().context("reading IPsec policies")?;
         let (slow_path, needs_masquerade) = slow_path(&network, ipsec);
         let masquerade = if needs_masquerade && !self.options.are_off() { ensure_masquerade() } else { Ok(()) };
+        let made =
+            |known: &BTreeSet<u32>| network.links.keys().copied().filter(|index| !known.contains(index)).collect();
         let is_complete = |index: &u32| attached.get(index).is_some_and(|attachment| self.tc.is_complete(attachment));
         let mut facts = DeviceFacts {
             network: &network,
@@ -215,6 +219,7 @@ impl DeviceManager {
             attached,
             written: self.performer.entries()?.clone(),
             pod_modes: pods.as_deref().map(pod_modes::modes_by_link),
+            made: self.known.as_ref().map_or_else(BTreeSet::new, made),
             netfilter_translates: false,
             // Without masquerade, the redirect remains.
             slow_path: if masquerade.is_ok() { slow_path } else { 0 },
@@ -222,8 +227,9 @@ impl DeviceManager {
         let desired = desired(&self.options, &facts);
         self.reading = began.elapsed();
         // Listing netfilter's connections is slow: only for new links.
-        facts.netfilter_translates = has_new_link(&desired, &facts.attached) && is_translating();
+        facts.netfilter_translates = has_new_link(&facts, &desired) && is_translating();
         let plan = plan(&facts, &desired);
+        self.known = Some(network.links.keys().copied().collect());
         let served = self.served.take().unwrap_or_else(|| facts.attached.keys().copied().collect());
         let wants_programs = |index: &u32| desired.get(index).is_some_and(|device| device.role.is_some());
         let served: BTreeSet<u32> = served.into_iter().filter(wants_programs).collect();

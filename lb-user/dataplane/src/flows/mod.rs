@@ -261,9 +261,9 @@ mod tests {
 
     #[test]
     fn no_flow_times_out_before_the_shortest_timeout() {
-        use FlowState::{Closed, Established, HalfClosed, Opening, TimeWait};
+        use FlowState::{Answered, Closed, Established, HalfClosed, Opening, TimeWait};
         for proto in 0..=255 {
-            for state in [Opening, Established, HalfClosed, Closed, TimeWait] {
+            for state in [Opening, Answered, Established, HalfClosed, Closed, TimeWait] {
                 assert!(state.lasts(proto) >= SHORTEST, "{state:?} of {proto}");
             }
         }

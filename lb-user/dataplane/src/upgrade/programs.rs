@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
     programs::{Program, ProgramError},
+    util::nr_cpus,
 };
+use lb_common::capacity;
 use tracing::warn;
 
 use super::{
@@ -151,10 +153,13 @@ fn try_load(
     let (set_retval, generation) = (u8::from(features.set_retval), generation());
     // 0, before 5.14: the programs take the first network namespace for the node's.
     let host_netns = netns::cookie().unwrap_or(0);
+    let flows = layouts.get("FLOWS").map_or(0, |layout| layout.max_entries);
+    let opening_slots = opening_slots(flows, nr_cpus().map_err(|(_, error)| error).context("counting CPUs")?);
     let answer_pings = u8::from(options.vip_pings == VipPings::Answer);
     let mut loader = EbpfLoader::new();
     loader
         .override_global("ANSWER_PINGS", &answer_pings, true)
+        .override_global("OPENING_SLOTS", &opening_slots, true)
         .override_global("SET_RETVAL", &set_retval, true)
         .override_global("GENERATION", &generation, true)
         .override_global("HOST_NETNS", &host_netns, true)
@@ -208,6 +213,14 @@ fn with_cause(error: ProgramError) -> anyhow::Error {
     };
     let error = anyhow::Error::from(error);
     if let Some(cause) = cause { error.context(cause) } else { error }
+}
+
+/// Returns the number of flows in `OPENING` for each of some CPUs: all of them are at most a quarter of `FLOWS`, where
+/// each has two entries.
+#[must_use]
+pub fn opening_slots(flows: u32, cpus: usize) -> u32 {
+    let all = (flows as usize / 8).min(capacity::OPENING);
+    u32::try_from(all / cpus.max(1)).unwrap_or(0)
 }
 
 /// Returns a number that differs from load to load, and is not 0.

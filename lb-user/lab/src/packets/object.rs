@@ -20,6 +20,8 @@ use lb_common::{
 pub struct FixtureSizes {
     /// Entries of `FLOWS`.
     pub flows: Option<u32>,
+    /// Flows that may begin at a time on each CPU, before they are answered; none by default.
+    pub opening: Option<u32>,
     /// Number of source ports for masquerade, from 1024 on.
     pub ports: Option<u32>,
 }
@@ -73,6 +75,9 @@ impl TcPrograms {
     fn load(elf: &[u8], sizes: FixtureSizes) -> Self {
         let (first, mut loader) = (1024_u16, EbpfLoader::new());
         loader.override_global("SNAT_FIRST", &first, true);
+        if let Some(opening) = &sizes.opening {
+            loader.override_global("OPENING_SLOTS", opening, true);
+        }
         if let Some(ports) = &sizes.ports {
             loader.override_global("SNAT_COUNT", ports, true);
         }

@@ -27,6 +27,8 @@ pub(super) struct DeviceFacts<'a> {
     pub(super) written: BTreeMap<u32, Device>,
     /// Modes of pods by their links; none until the pods are known.
     pub(super) pod_modes: Option<BTreeMap<u32, PodMode>>,
+    /// Links that did not exist in the pass before.
+    pub(super) made: BTreeSet<u32>,
     /// True if netfilter translates connections now.
     pub(super) netfilter_translates: bool,
     /// Flags of devices by which flows leave on the slow path.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::{Device, DeviceFlags};
 
 use super::desired::{DesiredDevice, DeviceFacts};
-use crate::attach::tc::{AttachMethod, Attachment};
+use crate::attach::tc::AttachMethod;
 
 /// A step of a pass.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,9 +41,14 @@ pub(super) struct DevicePlan {
     pub(super) steps: Vec<Step>,
 }
 
-/// True if a link without any program gets programs. Only then netfilter's connections matter.
-pub(super) fn has_new_link(desired: &BTreeMap<u32, DesiredDevice>, attached: &BTreeMap<u32, Attachment>) -> bool {
-    desired.iter().any(|(index, device)| device.role.is_some() && !attached.contains_key(index))
+/// True if a link without any program gets programs, which netfilter may have served before. A link that has just been
+/// made, such as that of a new pod, has no connections yet.
+pub(super) fn has_new_link(facts: &DeviceFacts<'_>, desired: &BTreeMap<u32, DesiredDevice>) -> bool {
+    desired.iter().any(|(index, device)| device.role.is_some() && may_have_connections(facts, index))
+}
+
+fn may_have_connections(facts: &DeviceFacts<'_>, index: &u32) -> bool {
+    !facts.attached.contains_key(index) && !facts.made.contains(index)
 }
 
 /// Plans the steps from the facts to the wanted devices.
@@ -57,7 +62,7 @@ pub(super) fn plan(facts: &DeviceFacts<'_>, desired: &BTreeMap<u32, DesiredDevic
     // `FLOWS`. If netfilter translates nothing, no device settles: neither side would serve datagrams of clients
     // meanwhile.
     let is_settling = |index: &u32, desired: &DesiredDevice| {
-        facts.netfilter_translates && desired.role.is_some() && !facts.attached.contains_key(index)
+        facts.netfilter_translates && desired.role.is_some() && may_have_connections(facts, index)
     };
     let first = |index: &u32, desired: &DesiredDevice| {
         let flags = desired.device.flags | if is_settling(index, desired) { DeviceFlags::SETTLING } else { 0 };
@@ -70,7 +75,7 @@ pub(super) fn plan(facts: &DeviceFacts<'_>, desired: &BTreeMap<u32, DesiredDevic
 
     let incomplete = || with_programs().filter(|(index, _)| !serving.contains(index));
     steps.extend(incomplete().map(|(index, desired)| Step::Attach { index: *index, name: desired.name.clone() }));
-    if has_new_link(desired, &facts.attached) {
+    if has_new_link(facts, desired) {
         steps.push(Step::LeaveToNetfilter);
     }
     let settled = incomplete().filter(|(index, desired)| before.get(index) != Some(&desired.device));

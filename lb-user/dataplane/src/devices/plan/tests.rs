@@ -1,6 +1,7 @@
 //! Tables of steps: a simulated node performs each plan, and a plan after a performed plan changes nothing.
 
 use super::*;
+use crate::attach::tc::Attachment;
 use crate::devices::{
     desired::desired,
     fixture::network,
@@ -22,6 +23,7 @@ struct Node {
     complete: BTreeSet<u32>,
     written: BTreeMap<u32, Device>,
     modes: Option<BTreeMap<u32, PodMode>>,
+    made: BTreeSet<u32>,
     netfilter_translates: bool,
 }
 
@@ -34,6 +36,7 @@ impl Node {
             complete: BTreeSet::new(),
             written: BTreeMap::new(),
             modes: Some(BTreeMap::new()),
+            made: BTreeSet::new(),
             netfilter_translates: false,
         }
     }
@@ -55,6 +58,7 @@ impl Node {
             written: self.written.clone(),
             pod_modes: self.modes.clone(),
             netfilter_translates: self.netfilter_translates,
+            made: self.made.clone(),
             slow_path: 0,
         };
         let desired = desired(&self.options, &facts);
@@ -139,6 +143,17 @@ fn a_new_link_settles_while_netfilter_translates() {
         "tell pod modes",
         "forget deleted",
     ]);
+}
+
+/// Listing the connections of netfilter takes long, and the link of a new pod has none.
+#[test]
+fn a_link_that_was_just_made_is_not_settled() {
+    let mut node = Node::new(ETH0);
+    node.pass();
+    node.netfilter_translates = true;
+    node.network = network(&format!("{ETH0}{WG0}"));
+    node.made.insert(3);
+    node.passes(&["put 3 no-ethernet", "attach wg0", "tell pod modes", "forget deleted"]);
 }
 
 #[test]

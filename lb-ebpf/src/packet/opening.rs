@@ -1,0 +1,95 @@
+//! Flows that begin: while the client has not answered the backend, its address may be forged, and the flow gives
+//! way to newer ones, as netfilter drops early what is not assured. So a flood does not fill `FLOWS`.
+//!
+//! `OPENING` has a queue for each CPU, oldest first. A flow in it may have been answered, or be gone.
+
+use core::ptr;
+
+use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
+use lb_common::{
+    Counter, FlowFlags, FlowKey, Opening,
+    flow::{FlowState, partner_key},
+};
+
+use super::scratch::Scratch;
+use crate::{
+    counters::count,
+    globals::OPENING_SLOTS,
+    maps::{FLOWS, OPENING},
+};
+
+/// Flows that are looked at until one gives way.
+const TRIES: u32 = 8;
+
+/// Puts the flow in `scratch` at the end of the queue. If the queue is full, its oldest flow gives way.
+#[inline(never)]
+pub fn push(scratch: &mut Scratch) {
+    let end = scratch.opening.end;
+    let next = after(end);
+    if next == scratch.opening.first {
+        remove_oldest(scratch);
+    }
+    if let Some(element) = element(end) {
+        // SAFETY: our map value, which this CPU alone writes; programs of one CPU do not interrupt each other.
+        unsafe { ptr::copy_nonoverlapping(&raw const scratch.key, &raw mut (*element).key, 1) };
+        scratch.opening.end = next;
+    }
+}
+
+/// Removes the oldest flow that gives way; false if none of the first few does. Overwrites
+/// `scratch.partner_key`.
+#[inline(never)]
+pub fn make_room(scratch: &mut Scratch) -> bool {
+    for _ in 0..TRIES {
+        if scratch.opening.first == scratch.opening.end {
+            return false;
+        }
+        if remove_oldest(scratch) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Takes the oldest flow from the queue, and removes it if it gives way.
+#[inline(never)]
+fn remove_oldest(scratch: &mut Scratch) -> bool {
+    let first = scratch.opening.first;
+    scratch.opening.first = after(first);
+    let Some(oldest) = element(first) else {
+        return false;
+    };
+    // SAFETY: as above; for reading only.
+    let key: &FlowKey = unsafe { &(*oldest).key };
+    let Some(flow) = FLOWS.get_ptr(key) else {
+        return false;
+    };
+    // SAFETY: our map value; it stays until the RCU grace period ends.
+    let flow = unsafe { &*flow };
+    let is_others = flow.flags & (FlowFlags::REVERSE | FlowFlags::PASSED) != 0;
+    if is_others || !FlowState::of(flow.forward, flow.reverse).gives_way() {
+        return false;
+    }
+    scratch.partner_key = partner_key(key, flow);
+    // The client's direction last: once it is removed, the client's next packet begins a flow with two new entries.
+    let _existed = FLOWS.remove(&scratch.partner_key);
+    let _existed = FLOWS.remove(key);
+    count(Counter::FlowsEarlyDrop);
+    true
+}
+
+#[inline(always)]
+fn after(index: u32) -> u32 {
+    if index + 1 < OPENING_SLOTS.load() { index + 1 } else { 0 }
+}
+
+/// The element of this CPU with an index; `None` without room for queues.
+#[inline(always)]
+fn element(index: u32) -> Option<*mut Opening> {
+    let slots = OPENING_SLOTS.load();
+    if index >= slots {
+        return None;
+    }
+    // SAFETY: no precondition.
+    OPENING.get_ptr_mut(unsafe { bpf_get_smp_processor_id() } * slots + index)
+}

@@ -72,8 +72,14 @@ impl<const V6: bool> SockAddr<V6> {
     /// The transport protocol; `None` if Services cannot have it.
     #[inline(always)]
     pub fn proto(&self) -> Option<Proto> {
+        Proto::from_number(self.proto_number())
+    }
+
+    /// The protocol of the socket.
+    #[inline(always)]
+    pub fn proto_number(&self) -> u32 {
         // SAFETY: the context is valid for the program's run; the verifier checks each access.
-        Proto::from_number(unsafe { (*self.fields()).protocol })
+        unsafe { (*self.fields()).protocol }
     }
 
     /// The address, IPv4 as mapped.

@@ -6,6 +6,10 @@ use aya_ebpf::Global;
 #[unsafe(no_mangle)]
 pub static SET_RETVAL: Global<u8> = Global::new(0);
 
+/// 1 if the kernel has bpf_skc_to_mptcp_sock (6.0). Without it the entry of an MPTCP socket is that of a TCP socket.
+#[unsafe(no_mangle)]
+pub static MPTCP_SOCK: Global<u8> = Global::new(0);
+
 /// Generation of this load of the programs: see `Translation::is_forgotten_by`.
 #[unsafe(no_mangle)]
 pub static GENERATION: Global<u32> = Global::new(1);

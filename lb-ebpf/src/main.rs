@@ -10,6 +10,7 @@ mod counters;
 mod globals;
 mod log;
 mod maps;
+mod mptcp;
 mod packet;
 mod sock;
 mod stats;

@@ -11,6 +11,7 @@ use crate::{
     globals::GENERATION,
     log,
     maps::{BACKENDS, NAMES},
+    mptcp::{self, MptcpSocket},
     stats,
     tables::Kernel,
     tcp_socks::TcpSocket,
@@ -46,7 +47,9 @@ fn connect_tcp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
             unserved(ctx, &dest)
         }
         Verdict::Backend(choice) => {
-            if place.put(&dest, &choice) {
+            if let Some(socket) = MptcpSocket::of(ctx) {
+                socket.put(&dest, &choice);
+            } else if place.put(&dest, &choice) {
                 stats::reopened(avoid, &choice);
             } else {
                 stats::connected(&choice);
@@ -143,7 +146,13 @@ pub fn getpeername<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
         Some(Proto::Udp) => {
             show_vip(ctx);
         }
-        _ => {}
+        _ => {
+            if ctx.proto_number() == mptcp::PROTO
+                && let Some(translation) = mptcp::of_peer(ctx)
+            {
+                ctx.set(&translation.vip, translation.vip_port);
+            }
+        }
     }
     PROCEED
 }
@@ -160,6 +169,8 @@ pub fn release(ctx: &SockContext) -> i32 {
             place.clear();
             stats::closed(backend);
         }
+    } else if proto == mptcp::PROTO {
+        mptcp::release(ctx);
     } else if proto == Proto::Udp as u32
         && let Some(socket) = UdpSocket::of_release(ctx)
     {

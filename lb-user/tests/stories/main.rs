@@ -19,6 +19,7 @@ mod integrity;
 mod lab_network;
 mod load;
 mod monitoring;
+mod mptcp;
 mod network_policy;
 mod node;
 mod node_addresses;
@@ -53,6 +54,8 @@ fn stories() -> Vec<Story> {
     [
         tcp::STORIES,
         udp::STORIES,
+        mptcp::STORIES,
+        mptcp::LONG,
         agent_lifecycle::STORIES,
         socket_termination::STORIES,
         backend_choice::STORIES,
@@ -109,26 +112,32 @@ fn main() -> ExitCode {
         // Mark stories as ignored, not as passed, where their tools are missing: the machines of other kernels have
         // neither Prometheus nor systemd, and not every run builds a next version.
         let is_one_of = |stories: &[Story]| stories.iter().any(|(story, _)| *story == name);
-        let cannot_run = is_one_of(monitoring::STORIES) && !monitoring::has_prometheus()
+        let cannot_run = is_one_of(mptcp::LONG)
+            || is_one_of(monitoring::STORIES) && !monitoring::has_prometheus()
             || is_one_of(systemd::STORIES) && !systemd::is_installed()
             || is_one_of(upgrade::STORIES) && agent::next_beeline().is_none();
-        Trial::test(name, move || run(name)).with_ignored_flag(cannot_run)
+        let limit = story_limit(is_one_of(mptcp::LONG));
+        Trial::test(name, move || run(name, limit)).with_ignored_flag(cannot_run)
     };
     let trials = stories().into_iter().map(trial).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+/// Time limit of a story.
+fn story_limit(is_long: bool) -> Duration {
+    // On an emulated machine each agent start takes half a minute in the verifier, and some stories start it twenty
+    // times.
+    Duration::from_secs(if is_long || node::is_slow() { 900 } else { 120 })
+}
+
 /// Runs one story in its own process.
-fn run(name: &str) -> Result<(), Failed> {
+fn run(name: &str, limit: Duration) -> Result<(), Failed> {
     let sandbox = Sandbox::make(name)?;
     let mut command = std::process::Command::new(std::env::current_exe()?);
     sandbox.run_in(command.args(["--story", name]));
     let log = sandbox.directory().join("output");
     let output = std::fs::File::create(&log)?;
     let mut child = command.stdout(output.try_clone()?).stderr(output).spawn()?;
-    // On an emulated machine each agent start takes half a minute in the verifier, and some stories start it twenty
-    // times.
-    let limit = Duration::from_secs(if node::is_slow() { 900 } else { 120 });
     let deadline = std::time::Instant::now() + limit;
     let status = loop {
         if let Some(status) = child.try_wait()? {

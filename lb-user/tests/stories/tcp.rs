@@ -1,4 +1,4 @@
-//! TCP through a VIP as an application sees it: peer name, retries, errors, source address, external addresses, MPTCP.
+//! TCP through a VIP as an application sees it: peer name, retries, errors, source address, external addresses.
 
 use std::thread;
 
@@ -23,7 +23,6 @@ pub const STORIES: &[Story] = &[
     ("a_tcp_socket_can_connect_elsewhere_after_af_unspec", af_unspec_allows_another_connect),
     ("the_tcp_rev_nat_entry_ends_with_the_socket", rev_nat_entry_ends_with_the_socket),
     ("tcp_external_and_load_balancer_addresses_are_served", external_addresses_are_served),
-    ("mptcp_is_served_or_left_alone", mptcp_is_served_or_left_alone),
 ];
 
 const VIP: &str = "10.96.0.1:80";
@@ -211,18 +210,4 @@ fn external_addresses_are_served(node: &mut StoryNode) {
         assert_eq!(tcp_ask(at(vip)).map(|(server, _)| server), Ok("10.0.0.1:8080".to_owned()));
     }
     assert_eq!(tcp_ask(at("203.0.113.3:80")), Err(Errno::NETUNREACH), "an address with ipMode Proxy is not translated");
-}
-
-fn mptcp_is_served_or_left_alone(node: &mut StoryNode) {
-    two_backends(node);
-    let _agent = node.agent(&[]);
-    let protocol = rustix::net::Protocol::from_raw(262.try_into().expect("not zero"));
-    let (family, stream) = (rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM);
-    match rustix::net::socket(family, stream, Some(protocol)) {
-        Err(error) => println!("LACKS MPTCP in this kernel: {error}"),
-        Ok(socket) => match rustix::net::connect(&socket, &at(VIP)) {
-            Ok(()) => println!("an MPTCP socket is served"),
-            Err(error) => println!("LACKS translation of MPTCP sockets: {error}"),
-        },
-    }
 }

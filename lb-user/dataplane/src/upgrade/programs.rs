@@ -26,7 +26,10 @@ use crate::{
 };
 use lb_core::op::Table;
 use lb_kernel::{
-    bpf::errors::{self, FailedCall},
+    bpf::{
+        errors::{self, FailedCall},
+        has_mptcp_sock,
+    },
     netns,
 };
 
@@ -155,12 +158,14 @@ fn try_load(
     let host_netns = netns::cookie().unwrap_or(0);
     let flows = layouts.get("FLOWS").map_or(0, |layout| layout.max_entries);
     let opening_slots = opening_slots(flows, nr_cpus().map_err(|(_, error)| error).context("counting CPUs")?);
+    let mptcp_sock = u8::from(has_mptcp_sock());
     let answer_pings = u8::from(options.vip_pings == VipPings::Answer);
     let mut loader = EbpfLoader::new();
     loader
         .override_global("ANSWER_PINGS", &answer_pings, true)
         .override_global("OPENING_SLOTS", &opening_slots, true)
         .override_global("SET_RETVAL", &set_retval, true)
+        .override_global("MPTCP_SOCK", &mptcp_sock, true)
         .override_global("GENERATION", &generation, true)
         .override_global("HOST_NETNS", &host_netns, true)
         .override_global(aya_log::LEVEL, &(aya_log::Level::Warn as u8), true);

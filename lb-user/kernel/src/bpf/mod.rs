@@ -9,6 +9,7 @@
 mod batch;
 mod elements;
 pub mod errors;
+mod features;
 mod links;
 mod pins;
 mod pod;
@@ -19,6 +20,7 @@ pub mod typed;
 
 pub use batch::{BatchError, count};
 pub use elements::{each_key, lookup, update};
+pub use features::has_mptcp_sock;
 pub use links::{
     CgroupLink, TcxLink, attach_cgroup, attach_tcx, cgroup_link, detach_link, link_program, tcx_link, update_link,
 };

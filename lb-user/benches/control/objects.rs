@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use lb_common::Proto;
 use lb_core::{
     event::{Event, Object, ObjectKind},
-    objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Key, Service, ServicePort, SliceManager},
+    objects::{
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Key, Selector, Service, ServicePort, SliceManager,
+    },
 };
 
 /// Nodes of the endpoints.
@@ -42,11 +44,25 @@ pub fn slice(service: u32, numbers: impl Iterator<Item = u32>) -> Object {
     })
 }
 
+/// A tenant's Service without a selector, and its slice, which names the pod of a number.
+pub fn cross_namespace(number: u32) -> [Object; 2] {
+    let service = Service {
+        cluster_ips: vec![ip([10, 97, 0, 0], 0)],
+        ports: [ServicePort::new("http", Proto::Tcp, 80.try_into().expect("not 0"))].into(),
+        ..Service::new(Key::new("tenant", "borrowed"))
+    };
+    let Object::EndpointSlice(slice) = slice(0, [number].into_iter()) else { unreachable!("a slice") };
+    let key = Key::new("tenant", "borrowed-1");
+    let slice = EndpointSlice { key, service: Some(service.key.clone()), manager: SliceManager::Other, ..slice };
+    [Object::Service(service), Object::EndpointSlice(slice)]
+}
+
 fn service(number: u32) -> Service {
     Service {
         created: Some(1_700_000_000),
         cluster_ips: vec![ip([10, 96, 0, 0], number)],
         ports: [ServicePort::new("http", Proto::Tcp, 80.try_into().expect("not 0"))].into(),
+        selector: Selector::Some,
         ..Service::new(Key::new("bench", &format!("service-{number:05}")))
     }
 }

@@ -166,6 +166,20 @@ fn deep(bpffs: &Path) -> Vec<ControlFigure> {
         at(times.len() - 1),
     ));
 
+    let mut times: Vec<Duration> = (0..CHANGES)
+        .map(|change| {
+            let objects = objects::cross_namespace(change * endpoints);
+            bench.step(objects.into_iter().map(Event::Apply).collect()).0
+        })
+        .skip(1)
+        .collect();
+    times.sort_unstable();
+    figures.push(ControlFigure::time(
+        "a tenant's slice names another pod of another namespace, event to map, median of 199",
+        "",
+        times.get(times.len() / 2).copied().unwrap_or_default(),
+    ));
+
     bench.step(objects::cluster(services, endpoints));
     // A restart keeps only the maps.
     bench.reconciler = reconciler(bench._datapath.store().expect("the maps"));

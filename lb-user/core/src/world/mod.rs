@@ -1,6 +1,7 @@
 //! All objects of the sources, indexed by Service, and the Services that changed. Nothing is interpreted here: that is
 //! the model's work.
 
+mod by_address;
 mod changes;
 mod intern;
 mod pods;
@@ -24,6 +25,7 @@ use crate::{
     event::{Event, Object, ObjectKind},
     objects::{EndpointGroup, EndpointSlice, Endpoints, Key, Node, Service},
 };
+use by_address::ByAddress;
 pub use changes::Changes;
 use changes::Triggers;
 use intern::Interner;
@@ -43,6 +45,7 @@ pub struct World {
     interner: Interner,
     /// Networks of endpoints.
     networks: BloomFilter,
+    by_address: ByAddress,
     /// None: not reported yet.
     addresses: Option<BTreeSet<IpAddr>>,
     forbidden: BTreeSet<ObjectKind>,
@@ -123,6 +126,7 @@ impl World {
             dirty: Vec::new(),
             interner: Interner::default(),
             networks: BloomFilter::default(),
+            by_address: ByAddress::default(),
             addresses: None,
             forbidden: BTreeSet::new(),
             changes: Changes::default(),
@@ -183,11 +187,6 @@ impl World {
     #[must_use]
     pub fn view(&self, key: &Key) -> Option<View<'_>> {
         self.services.get(key)?.view()
-    }
-
-    /// Lists each Service with its endpoint objects, in no order.
-    pub fn views(&self) -> impl Iterator<Item = View<'_>> {
-        self.services.values().filter_map(Entry::view)
     }
 
     /// Lists the keys of all Services, in no order.
@@ -256,8 +255,22 @@ impl World {
         }
         let is_hit =
             |group: &EndpointGroup| group.endpoints.iter().any(|endpoint| addrs.contains(&Addr::from(endpoint.addr)));
-        let hits = self.services.iter().filter(|(_, entry)| entry.groups().any(is_hit));
-        hits.map(|(key, _)| key.clone()).collect()
+        let mut found = self.services_at(addrs);
+        found.retain(|key| self.services.get(key).is_some_and(|entry| entry.groups().any(is_hit)));
+        found
+    }
+
+    /// Finds the Services with an endpoint or an external IP at one of these addresses, sorted. Costs as much as there
+    /// are addresses, after the first call.
+    #[must_use]
+    pub fn services_at(&self, addrs: &HashSet<Addr>) -> Vec<Key> {
+        let addresses = |entry: &'_ Entry| -> Vec<Addr> {
+            let external_ips = entry.service.as_deref().into_iter().flat_map(by_address::external_ips);
+            by_address::endpoints(entry.groups()).chain(external_ips).collect()
+        };
+        let all =
+            self.services.iter().flat_map(|(key, entry)| addresses(entry).into_iter().map(move |addr| (key, addr)));
+        self.by_address.find(addrs, all)
     }
 
     fn put(&mut self, object: Object) {
@@ -268,6 +281,10 @@ impl World {
                     self.interner.share_service(&mut service);
                     entry.mark(&service.key, &mut self.dirty);
                     self.changes.services += 1;
+                    if let Some(old) = &entry.service {
+                        self.by_address.remove(&old.key, by_address::external_ips(old));
+                    }
+                    self.by_address.add(&service.key, by_address::external_ips(&service));
                     entry.service = Some(Box::new(service));
                 }
             }
@@ -280,6 +297,10 @@ impl World {
                     entry.mark(&endpoints.key, &mut self.dirty);
                     self.changes.endpoints += 1;
                     self.triggers.note(&endpoints.key, triggered);
+                    if let Some(old) = &entry.endpoints {
+                        self.by_address.remove(&old.key, by_address::endpoints(&old.groups));
+                    }
+                    self.by_address.add(&endpoints.key, by_address::endpoints(&endpoints.groups));
                     entry.endpoints = Some(Box::new(endpoints));
                 }
             }
@@ -308,10 +329,16 @@ impl World {
         self.changes.endpoints += 1;
         self.triggers.note(service, triggered);
         keep(&mut slice.group, &mut self.interner, &mut self.networks);
+        self.by_address.add(service, by_address::endpoints([&slice.group]));
         let slice = Arc::new(slice);
         let list = &mut entry.slices;
         match list.binary_search_by(|other| other.key.cmp(&slice.key)) {
-            Ok(at) => list[at] = Arc::clone(&slice),
+            Ok(at) => {
+                let old = std::mem::replace(&mut list[at], Arc::clone(&slice));
+                old.service.iter().for_each(|service| {
+                    self.by_address.remove(service, by_address::endpoints([&old.group]));
+                });
+            }
             Err(at) => list.insert(at, Arc::clone(&slice)),
         }
         self.slices.replace(ByKey(slice));
@@ -322,7 +349,8 @@ impl World {
         match kind {
             ObjectKind::Service => {
                 let Some(entry) = self.services.get_mut(key) else { return };
-                if entry.service.take().is_some() {
+                if let Some(old) = entry.service.take() {
+                    self.by_address.remove(key, by_address::external_ips(&old));
                     entry.mark(key, &mut self.dirty);
                     self.changes.services += 1;
                 }
@@ -332,13 +360,15 @@ impl World {
                 let Some(service) = &slice.service else { return };
                 let Some(entry) = self.services.get_mut(service) else { return };
                 entry.slices.retain(|other| other.key != *key);
+                self.by_address.remove(service, by_address::endpoints([&slice.group]));
                 entry.mark(service, &mut self.dirty);
                 self.changes.endpoints += 1;
                 self.triggers.forget(service);
             }
             ObjectKind::Endpoints => {
                 let Some(entry) = self.services.get_mut(key) else { return };
-                if entry.endpoints.take().is_some() {
+                if let Some(old) = entry.endpoints.take() {
+                    self.by_address.remove(key, by_address::endpoints(&old.groups));
                     entry.mark(key, &mut self.dirty);
                     self.changes.endpoints += 1;
                     self.triggers.forget(key);

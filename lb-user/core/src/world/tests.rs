@@ -130,6 +130,43 @@ fn endpoints_are_found_by_their_address() {
 }
 
 #[test]
+fn the_index_by_address_follows_every_change_of_an_object() {
+    let mut world = World::new("node-1");
+    let addr = |last: u8| Addr::from(std::net::Ipv4Addr::new(10, 0, 0, last));
+    let at = |world: &World, last: u8| {
+        let found = world.services_at(&[addr(last)].into_iter().collect());
+        found.iter().map(Key::name).collect::<Vec<_>>().join(" ")
+    };
+    let external = |name: &str, last: u8| match service(name) {
+        Object::Service(service) => {
+            Object::Service(crate::objects::Service { external_ips: vec![[10, 0, 0, last].into()], ..service })
+        }
+        other => other,
+    };
+    world.apply(Event::Apply(slice("x", "a", 1)));
+    assert_eq!(at(&world, 1), "a", "the first look-up builds the index");
+    let steps: [(Event, [&str; 3]); 12] = [
+        (Event::Apply(slice("y", "a", 1)), ["a", "", ""]),
+        (Event::Apply(slice("x", "a", 2)), ["a", "a", ""]),
+        (Event::Delete(ObjectKind::EndpointSlice, key("y")), ["", "a", ""]),
+        (Event::Apply(slice("x", "b", 2)), ["", "b", ""]),
+        (Event::Apply(endpoints("c", 2)), ["", "b c", ""]),
+        (Event::Apply(endpoints("c", 1)), ["c", "b", ""]),
+        (Event::Apply(external("d", 1)), ["c d", "b", ""]),
+        (Event::Apply(external("d", 3)), ["c", "b", "d"]),
+        (Event::Replace(ObjectKind::EndpointSlice, vec![slice("z", "a", 3)]), ["c", "", "a d"]),
+        (Event::Delete(ObjectKind::Endpoints, key("c")), ["", "", "a d"]),
+        (Event::Delete(ObjectKind::Service, key("d")), ["", "", "a"]),
+        (Event::Replace(ObjectKind::EndpointSlice, Vec::new()), ["", "", ""]),
+    ];
+    for (number, (event, expected)) in steps.into_iter().enumerate() {
+        world.apply(event);
+        world.take_dirty();
+        assert_eq!([1, 2, 3].map(|last| at(&world, last)), expected, "step {number}");
+    }
+}
+
+#[test]
 fn changes_are_counted_and_repeats_are_not() {
     let world = &mut World::new("node-1");
     let changes = |world: &World| (world.changes().services, world.changes().endpoints);

@@ -4,7 +4,7 @@
 //! Beeline does not watch pods of other nodes. It knows an address as a pod's by the EndpointSlices that Kubernetes'
 //! controller makes for a Service with a selector, all of whose endpoints are pods of the Service's namespace; a pod
 //! that no such Service selects is not known. Only addresses that are both hand-written and a pod's are kept, mostly
-//! none: two filters of 8 KiB tell when a search through all objects is in vain.
+//! none: two filters of 8 KiB tell when a search is in vain. A search asks the world's index by address.
 
 use std::{collections::BTreeSet, str::FromStr};
 
@@ -133,10 +133,10 @@ impl CrossNamespaceIndex {
     }
 }
 
-/// Finds the authors and the pods of these addresses.
+/// Finds the authors and the pods of these addresses. Costs as much as the Services that name them have endpoints.
 fn search(world: &World, addrs: &HashSet<Addr>) -> HashMap<Addr, SharedAddr> {
     let mut found: HashMap<Addr, SharedAddr> = HashMap::default();
-    for view in world.views() {
+    for view in world.services_at(addrs).iter().filter_map(|key| world.view(key)) {
         let key = &view.service.key;
         for addr in hand_written(&view).filter(|addr| addrs.contains(addr)) {
             let authors = &mut found.entry(addr).or_default().authors;

@@ -180,3 +180,43 @@ fn an_external_ip_is_denied_only_at_the_port_of_the_pod() {
     let at = |port, proto| cluster.index.listener(&FrontendKey::new(addr(1), port, proto), "a").map(Key::name);
     assert_eq!((at(8080, Proto::Tcp), at(8080, Proto::Udp), at(80, Proto::Tcp)), (Some("pods"), None, None));
 }
+
+/// Returns the shortest time of a patch of a slice by which a tenant names the pods of other namespaces, one after the
+/// other, in a cluster of so many endpoints.
+fn time_of_a_patch(services: u16) -> std::time::Duration {
+    let address = |service: u16, endpoint: u16| [10, 1 + endpoint as u8, (service >> 8) as u8, service as u8];
+    let slice_at = |service: &str, manager, octets: Vec<[u8; 4]>| {
+        let port = EndpointPort { name: "".into(), proto: Proto::Tcp, port: 8080.try_into().expect("not 0") };
+        let endpoints = octets.into_iter().map(|octets| Endpoint::new(octets.into())).collect();
+        let key = key(service);
+        Event::Apply(Object::EndpointSlice(EndpointSlice {
+            key: Key::new(key.namespace(), &format!("{}-1", key.name())),
+            service: Some(key),
+            manager,
+            group: EndpointGroup { ports: [port].into(), endpoints },
+            triggered: None,
+            problems: Vec::new(),
+        }))
+    };
+    let mut cluster = Cluster::default();
+    for number in 0..services {
+        let name = format!("b/{number}");
+        let pods = (0..10).map(|endpoint| address(number, endpoint)).collect();
+        cluster.apply([put(service(&name, Selector::Some)), slice_at(&name, SliceManager::Selecting, pods)]);
+    }
+    cluster.apply([put(service("a/hand", Selector::None))]);
+    let patch = |number: u16| {
+        let start = std::time::Instant::now();
+        let affected = cluster.apply([slice_at("a/hand", SliceManager::Other, vec![address(number, number % 10)])]);
+        assert_eq!(affected, if number == 0 { "a/hand" } else { "a/hand a/hand" });
+        start.elapsed()
+    };
+    (0..100).map(patch).min().expect("a time")
+}
+
+#[test]
+fn a_patch_costs_the_same_in_a_cluster_of_any_size() {
+    let (small, large) = (time_of_a_patch(200), time_of_a_patch(10_000));
+    println!("a patch at 2,000 endpoints: {small:?}, at 100,000: {large:?}");
+    assert!(large < 5 * small, "{large:?} at 100,000 endpoints, {small:?} at 2,000");
+}

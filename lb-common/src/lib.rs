@@ -19,11 +19,11 @@ pub use addr::{Addr, Proto};
 pub use addr_port::AddrPort;
 pub use family::Family;
 pub use layout::{
-    Affinity, AffinityKey, Backend, BackendFlags, BackendStats, Counter, Device, DeviceFlags, Flow, FlowFlags, FlowKey,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Hop, Kind, LAYOUT_VERSION, List, LogGate, MAGLEV_LEN,
-    MASQUERADE_MARK, Maglev, MaglevKey, NAME_LEN, NEVER, Name, Names, NodeAddr, NodeAddrFlags, Opening, PodMode,
-    PodModeEntry, PortStats, Range, RangeKey, ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath, Tuple,
-    bpf_spin_lock, capacity,
+    Affinity, AffinityKey, Backend, BackendFlags, BackendStats, Counter, Device, DeviceFlags, EarlyFragment, EarlyKey,
+    Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Hop, Kind, LAYOUT_VERSION, List,
+    LogGate, MAGLEV_LEN, MASQUERADE_MARK, Maglev, MaglevKey, NAME_LEN, NEVER, Name, Names, NodeAddr, NodeAddrFlags,
+    Opening, PodMode, PodModeEntry, PortStats, Range, RangeKey, ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath,
+    Tuple, bpf_spin_lock, capacity,
 };
 pub use scheduler::Scheduler;
 pub use select::{

@@ -6,9 +6,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, LogGate, Maglev, MaglevKey, Names, NodeAddr, Opening, PodModeEntry, PortStats, Range,
-    ServiceEntry, Slot, SlotKey, TcpSock, Translation, Translations, UdpSock, capacity,
+    Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Device, EarlyFragment, EarlyKey, Flow, FlowKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, LogGate, Maglev, MaglevKey, Names, NodeAddr, Opening,
+    PodModeEntry, PortStats, Range, ServiceEntry, Slot, SlotKey, TcpSock, Translation, Translations, UdpSock, capacity,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -88,6 +88,10 @@ pub static OPENING: Array<Opening, { capacity::OPENING }> = Array::new();
 /// Ports of fragmented datagrams. An entry evicted too early costs one datagram.
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { capacity::FRAGMENTS }> = LruHashMap::new();
+
+/// Fragments that came before the first one of their datagram. An entry evicted too early costs one datagram.
+#[btf_map]
+pub static EARLY_FRAGMENTS: LruHashMap<EarlyKey, EarlyFragment, { capacity::EARLY_FRAGMENTS }> = LruHashMap::new();
 
 /// Network devices of the node by index.
 #[btf_map]

@@ -14,8 +14,8 @@ mod pod_modes;
 pub use counters::Counter;
 pub use frontends::{Frontend, FrontendKey, Kind};
 pub use packets::{
-    Device, DeviceFlags, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Hook, Hop, MAGLEV_LEN, MASQUERADE_MARK,
-    Maglev, MaglevKey, Opening, Range, RangeKey, SlowPath, Tuple,
+    Device, DeviceFlags, EarlyFragment, EarlyKey, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Hook, Hop,
+    MAGLEV_LEN, MASQUERADE_MARK, Maglev, MaglevKey, Opening, Range, RangeKey, SlowPath, Tuple,
 };
 pub use pod_modes::{PodMode, PodModeEntry};
 
@@ -63,6 +63,8 @@ pub mod capacity {
     pub const OPENING: usize = 65_536;
     /// Fragmented datagrams whose first fragment was seen.
     pub const FRAGMENTS: usize = 8_192;
+    /// Fragments that came before the first one of their datagram, 2 KiB each.
+    pub const EARLY_FRAGMENTS: usize = 256;
     /// Devices of the node.
     pub const DEVICES: usize = 16_384;
     /// Source ranges of all Services.

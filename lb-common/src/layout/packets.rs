@@ -215,6 +215,37 @@ pub struct FragmentPorts {
     pub dst_port: u16,
 }
 
+/// Key of `EARLY_FRAGMENTS`: a later fragment that came before the first.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EarlyKey {
+    /// The datagram.
+    pub datagram: FragmentKey,
+    /// Number of the fragment, in the order of arrival.
+    pub number: u32,
+}
+
+/// Value of `EARLY_FRAGMENTS`: the packet, without its link header.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EarlyFragment {
+    /// Time of arrival (CLOCK_MONOTONIC, ns).
+    pub at: u64,
+    /// Length in octets.
+    pub len: u32,
+    /// Zero.
+    pub _pad: u32,
+    /// The octets; behind the length undefined.
+    pub octets: [u8; Self::MOST],
+}
+
+impl EarlyFragment {
+    /// Octets of the largest fragment that is kept.
+    pub const MOST: usize = 2048;
+    /// Time within which the first fragment must come, in ns.
+    pub const LASTS: u64 = 1_000_000_000;
+}
+
 /// Value of `DEVICES`: a network device of the node. Key: the index of the device.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -7,6 +7,7 @@ use lb_common::{
 };
 
 use super::{
+    early,
     flow::lookup_flow,
     fragment, icmp,
     new_flow::{egress_unknown, new_flow},
@@ -62,8 +63,9 @@ fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> Pa
     let Some(device) = (unsafe { DEVICES.get(frame.ifindex()) }) else {
         return PacketVerdict::PASS;
     };
+    let is_ingress = hook as u8 == Hook::Ingress as u8;
     let has_ethernet = device.flags & DeviceFlags::NO_ETHERNET == 0;
-    if has_ethernet && hook as u8 == Hook::Ingress as u8 && frame.is_for_another_host() {
+    if has_ethernet && is_ingress && frame.is_for_another_host() {
         return PacketVerdict::PASS;
     }
     let l3 = match device.flags & (DeviceFlags::NO_ETHERNET | DeviceFlags::OUTER_HEADERS) {
@@ -82,8 +84,21 @@ fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> Pa
         return vip::other_packet(frame, scratch, hook, device);
     }
     if scratch.packet.fragment as u8 == Fragment::Later as u8 && !fragment::find_ports(hook, &mut scratch.packet) {
+        if is_ingress && early::may_be_for_a_service(&scratch.packet) && early::keep(frame, scratch) {
+            return PacketVerdict::DROP;
+        }
         // Of no Service, or ahead of its first fragment: then the datagram is lost, and sent again.
         return vip::later_fragment(frame, scratch, hook, device);
+    }
+    if scratch.packet.fragment as u8 == Fragment::First as u8
+        && is_ingress
+        && early::may_be_for_a_service(&scratch.packet)
+    {
+        // Of a Service or not: later fragments need not wait.
+        fragment::store_ports(hook, &scratch.packet);
+        if !early::release(frame, scratch) {
+            return PacketVerdict::DROP;
+        }
     }
     scratch.key = FlowKey::new(scratch.packet.tuple, scratch.packet.proto, hook);
     if !lookup_flow(scratch) {

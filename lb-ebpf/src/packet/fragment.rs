@@ -25,8 +25,9 @@ pub fn store_ports(hook: Hook, packet: &Packet) {
     let _stored = FRAGMENTS.insert(key(packet, hook), ports, u64::from(BPF_ANY));
 }
 
+/// The key of a fragment's datagram.
 #[inline(always)]
-fn key(packet: &Packet, hook: Hook) -> FragmentKey {
+pub fn key(packet: &Packet, hook: Hook) -> FragmentKey {
     let (src, dst) = (packet.tuple.src, packet.tuple.dst);
     FragmentKey { src, dst, id: packet.id, proto: packet.proto, hook: hook as u8, _pad: 0 }
 }

@@ -6,6 +6,7 @@
 #![expect(clippy::needless_borrows_for_generic_args, reason = "by value, keys and flows would be copied to the stack")]
 
 mod clock;
+mod early;
 mod entry;
 mod flow;
 mod fragment;

@@ -51,6 +51,13 @@ impl Frame {
         unsafe { (*self.skb).ifindex }
     }
 
+    /// Length of the packet, with its link header.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.skb).len }
+    }
+
     /// The family of the packet. `None` for other protocols, and for packets with a VLAN tag, which belong to the
     /// VLAN's device.
     #[inline(always)]
@@ -104,7 +111,7 @@ impl Frame {
             Family::V6 => u32::from(u16::from_be_bytes([v6, v6_low])) + 40,
         };
         // SAFETY: as above.
-        let before = unsafe { (*self.skb).len }.wrapping_sub(length);
+        let before = self.len().wrapping_sub(length);
         if LIKELY.contains(&before) { before } else { 0 }
     }
 

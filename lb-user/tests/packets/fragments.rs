@@ -1,9 +1,9 @@
 //! Fragments: only the first of a datagram has the ports.
 
-use lb_lab::packets::{FixtureService, PacketOutcome, PacketSpec, Part};
+use lb_lab::packets::{FarEnd, FixtureService, PacketOutcome, PacketSpec, Part};
 
 use crate::{
-    addresses::{BOTH, V4},
+    addresses::{BOTH, V4, each},
     enter,
 };
 
@@ -15,8 +15,6 @@ fn later_fragments_follow_the_first() {
             fixture.serve(FixtureService::udp().node_port(net.any).backends(backends));
             let first = PacketSpec::udp(net.client, net.node_port).part(Part::First, 77);
             let later = first.clone().part(Part::Later, 77);
-            // Ahead of the first fragment the flow is unknown: this datagram is lost.
-            fixture.ingress("uplink", &later).passes_unchanged();
             let sent = fixture.ingress("uplink", &first);
             let node = sent.ends().0;
             let on =
@@ -28,10 +26,8 @@ fn later_fragments_follow_the_first() {
             is(fixture.ingress("uplink", &later), &on(&later.becomes(&node, backends[0])));
             is(fixture.ingress("uplink", &later), &on(&later.becomes(&node, backends[0])));
             // A fragment of another datagram, and of another protocol with the same identification.
-            fixture.ingress("uplink", &later.clone().part(Part::Later, 78)).passes_unchanged();
-            fixture
-                .ingress("uplink", &PacketSpec::tcp(net.client, net.node_port).part(Part::Later, 77))
-                .passes_unchanged();
+            fixture.ingress("uplink", &later.clone().part(Part::Later, 78)).is_dropped();
+            fixture.ingress("uplink", &PacketSpec::tcp(net.client, net.node_port).part(Part::Later, 77)).is_dropped();
             // Answers in fragments.
             let first = PacketSpec::udp(backends[0], &node).part(Part::First, 79);
             let later = first.clone().part(Part::Later, 79);
@@ -78,4 +74,60 @@ fn a_first_fragment_of_sctp_is_dropped_as_its_checksum_covers_the_rest() {
     fixture.serve(FixtureService::sctp().node_port(V4.any).backends(&[V4.local]));
     let first = PacketSpec::sctp_init(V4.client, V4.node_port).part(Part::First, 77);
     fixture.ingress("uplink", &first).is_dropped();
+}
+
+#[test]
+fn later_fragments_may_come_before_the_first() {
+    for net in BOTH {
+        for backend in [net.local, net.remote] {
+            for (packet, service) in each(net).into_iter().take(2) {
+                let mut fixture = enter();
+                fixture.serve(service.node_port(net.any).backends(&[backend]));
+                fixture.attach();
+                // A test run makes the flow, and shows its masquerade port.
+                let node = fixture.ingress("uplink", &packet).ends().0;
+                let (uplink, pod) = (FarEnd::of("uplink"), FarEnd::of("pod1"));
+                for id in [77, 78] {
+                    let first = packet.clone().flags("A").part(Part::First, id);
+                    let later = first.clone().part(Part::Later, id);
+                    uplink.send(&later);
+                    uplink.send(&first);
+                    let receives = |part: &PacketSpec| {
+                        let sent = part.becomes(&node, backend).routed();
+                        if backend == net.local {
+                            pod.receives(&sent.out_to(0x11));
+                        } else {
+                            uplink.receives(&sent.out_to(2));
+                        }
+                    };
+                    receives(&first);
+                    receives(&later);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn later_fragments_of_no_service_may_come_before_the_first() {
+    let net = V4;
+    let mut fixture = enter();
+    fixture.serve(FixtureService::udp().node_port(net.any).backends(&[net.local]));
+    fixture.attach();
+    let own = net.node_port.replace(":30080", ":9999");
+    let socket = std::net::UdpSocket::bind(&own).expect("a free port");
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).expect("a time-out");
+    let uplink = FarEnd::of("uplink");
+    for (id, is_reversed) in [(5, false), (6, true)] {
+        // The length in the UDP header is that of the first fragment: the kernel cuts off the rest.
+        let first = PacketSpec::udp(net.client, &own).sized(1500).part(Part::First, id);
+        let mut parts = [first.clone(), first.part(Part::Later, id)];
+        if is_reversed {
+            parts.reverse();
+        }
+        parts.iter().for_each(|part| uplink.send(&part.clone()));
+        let mut buffer = vec![0; 2000];
+        let (len, from) = socket.recv_from(&mut buffer).expect("the datagram");
+        assert_eq!((len, from.to_string()), (1472, net.client.to_owned()), "{is_reversed}");
+    }
 }

@@ -19,16 +19,16 @@ pub use addr::{Addr, Proto};
 pub use addr_port::AddrPort;
 pub use family::Family;
 pub use layout::{
-    Affinity, AffinityKey, Backend, BackendFlags, BackendStats, Counter, Device, DeviceFlags, EarlyFragment, EarlyKey,
-    Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Hop, Kind, LAYOUT_VERSION, List,
-    LogGate, MAGLEV_LEN, MASQUERADE_MARK, Maglev, MaglevKey, NAME_LEN, NEVER, Name, Names, NodeAddr, NodeAddrFlags,
-    Opening, PodMode, PodModeEntry, PortStats, Range, RangeKey, ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath,
-    Tuple, bpf_spin_lock, capacity,
+    Affinity, AffinityKey, Backend, BackendFlags, BackendStats, ClusterRange, ClusterRanges, Counter, Device,
+    DeviceFlags, EarlyFragment, EarlyKey, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey,
+    Hook, Hop, Kind, LAYOUT_VERSION, List, LogGate, MAGLEV_LEN, MASQUERADE_MARK, MAX_CLUSTER_RANGES, Maglev, MaglevKey,
+    NAME_LEN, NEVER, Name, Names, NodeAddr, NodeAddrFlags, Opening, PodMode, PodModeEntry, PortStats, Range, RangeKey,
+    ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath, Tuple, bpf_spin_lock, capacity,
 };
 pub use scheduler::Scheduler;
 pub use select::{
     Access, AffinityOutcome, Caller, Cause, Choice, Client, ListReason, Match, Observer, Origin, Pair, ScheduleReason,
-    SelectEvent, State, Tables, Unobserved, Verdict, Vip, is_cluster_ip, refusal, select, select_observed,
+    SelectEvent, State, Tables, Unobserved, Verdict, Vip, may_be_vip, refusal, select, select_observed,
     serves_node_ports, take_turn, vip,
 };
 pub use translation::{MAX_TRANSLATIONS, Put, TcpSock, Translation, Translations, UdpSock};

@@ -6,8 +6,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Device, EarlyFragment, EarlyKey, Flow, FlowKey,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, LogGate, Maglev, MaglevKey, Names, NodeAddr, Opening,
+    Addr, Affinity, AffinityKey, Backend, BackendStats, ClusterRanges, Counter, Device, EarlyFragment, EarlyKey, Flow,
+    FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, LogGate, Maglev, MaglevKey, Names, NodeAddr, Opening,
     PodModeEntry, PortStats, Range, ServiceEntry, Slot, SlotKey, TcpSock, Translation, Translations, UdpSock, capacity,
 };
 
@@ -20,6 +20,10 @@ pub static FRONTENDS: HashMap<FrontendKey, Frontend, { capacity::FRONTENDS }, NO
 /// Bits of the ports and addresses in `FRONTENDS`: see [`FrontendKey::bit`].
 #[btf_map]
 pub static FRONTEND_BITS: Array<u64, { capacity::FRONTEND_BITS }> = Array::new();
+
+/// Ranges of cluster IPs.
+#[btf_map]
+pub static CLUSTER_RANGES: Array<ClusterRanges, 1> = Array::new();
 
 /// Service ports by id.
 #[btf_map]

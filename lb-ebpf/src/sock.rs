@@ -2,7 +2,8 @@
 
 use aya_ebpf::{EbpfContext as _, helpers::bpf_get_current_pid_tgid, programs::SockContext};
 use lb_common::{
-    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Verdict, refusal, select,
+    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Verdict, may_be_vip, refusal,
+    select,
 };
 
 use crate::{
@@ -267,7 +268,7 @@ fn tcp_socks_full(choice: &Choice) {
 /// resolvers make it to learn their own address; its datagrams are refused as packets.
 #[inline(always)]
 fn unserved<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey) -> i32 {
-    if Kernel.may_have(&dest.address()) { refuse_unserved(ctx, dest) } else { PROCEED }
+    if may_be_vip(&Kernel, dest) { refuse_unserved(ctx, dest) } else { PROCEED }
 }
 
 #[inline(never)]
@@ -278,13 +279,22 @@ fn refuse_unserved<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey) -> i3
     count(cause.counter());
     if log::open() {
         let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        aya_log_ebpf_macros::warn!(
-            ctx.raw(),
-            "refused: process#{} asked for port {} of the cluster IP {:i}, which no Service has",
-            pid,
-            dest.port,
-            dest.addr.octets
-        );
+        if cause == Cause::UnknownPort {
+            aya_log_ebpf_macros::warn!(
+                ctx.raw(),
+                "refused: process#{} asked for port {} of the cluster IP {:i}, which no Service has",
+                pid,
+                dest.port,
+                dest.addr.octets
+            );
+        } else {
+            aya_log_ebpf_macros::warn!(
+                ctx.raw(),
+                "refused: process#{} asked for the cluster IP {:i}, which no Service has",
+                pid,
+                dest.addr.octets
+            );
+        }
     }
     ctx.refuse(cause.errno())
 }
@@ -313,7 +323,7 @@ fn refuse<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: u32, 
                 );
             }
             // Never of a socket, which has no address yet; never of a service port.
-            Cause::SourceRange | Cause::UnknownPort => {}
+            Cause::SourceRange | Cause::UnknownPort | Cause::UnknownClusterIp => {}
         }
     }
     ctx.refuse(cause.errno())

@@ -79,7 +79,7 @@ pub fn refused(service: u32, cause: Cause) {
                 Cause::NoEndpoints => &raw mut (*stats).no_endpoints,
                 Cause::NoLocalEndpoints => &raw mut (*stats).no_local_endpoints,
                 Cause::SourceRange => return add(&raw mut (*stats).source_range, 1),
-                Cause::UnknownPort => return,
+                Cause::UnknownPort | Cause::UnknownClusterIp => return,
             }
         };
         add(count, 1);

@@ -6,7 +6,9 @@ use lb_common::{
     SlotKey, Tables,
 };
 
-use crate::maps::{BACKENDS, FRONTEND_BITS, FRONTENDS, MAGLEV, NODE_ADDRS, SERVICES, SLOTS, SOURCE_RANGES};
+use crate::maps::{
+    BACKENDS, CLUSTER_RANGES, FRONTEND_BITS, FRONTENDS, MAGLEV, NODE_ADDRS, SERVICES, SLOTS, SOURCE_RANGES,
+};
 
 /// The maps of the kernel.
 pub struct Kernel;
@@ -22,6 +24,12 @@ impl Tables for Kernel {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         // SAFETY: copied at once; an element that is replaced meanwhile stays until the RCU grace period ends.
         unsafe { FRONTENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn in_cluster_ranges(&self, addr: &Addr) -> bool {
+        // SAFETY: an element of an array map, which is never freed; the agent writes the length last.
+        CLUSTER_RANGES.get_ptr(0).is_some_and(|ranges| unsafe { &*ranges }.contain(addr))
     }
 
     #[inline(always)]

@@ -47,11 +47,13 @@ pub enum Counter {
     SlowFragmented = 19,
     /// A flow whose client had not answered yet was removed, to make room for a new one.
     FlowsEarlyDrop = 20,
+    /// Refused: a call or a packet to a cluster IP that no Service has.
+    UnknownClusterIp = 21,
 }
 
 impl Counter {
     /// All counters, ordered by number.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::NoEndpoints,
         Self::NoLocalEndpoints,
         Self::TcpSocksFull,
@@ -73,6 +75,7 @@ impl Counter {
         Self::SlowEncap,
         Self::SlowFragmented,
         Self::FlowsEarlyDrop,
+        Self::UnknownClusterIp,
     ];
 
     /// The name in output.
@@ -100,6 +103,7 @@ impl Counter {
             Self::SlowEncap => "slow_path_encap",
             Self::SlowFragmented => "slow_path_fragmented",
             Self::FlowsEarlyDrop => "flows_early_drop",
+            Self::UnknownClusterIp => "rejected_unknown_cluster_ip",
         }
     }
 }

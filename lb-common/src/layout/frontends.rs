@@ -122,6 +122,8 @@ pub enum Kind {
     /// An entry of `spec.externalIPs` or `status.loadBalancer.ingress` itself, with port 0 and protocol 255. No service
     /// port: the node refuses packets to a port that no Service has there, unless its routes lead them elsewhere.
     ExternalAddress = 6,
+    /// As [`Kind::Address`], of a cluster IP that an interface of the node owns: its other ports belong to processes.
+    OwnAddress = 7,
 }
 
 impl Kind {
@@ -135,6 +137,7 @@ impl Kind {
             4 => Some(Self::NodePort),
             5 => Some(Self::Address),
             6 => Some(Self::ExternalAddress),
+            7 => Some(Self::OwnAddress),
             _ => None,
         }
     }
@@ -149,13 +152,14 @@ impl Kind {
             Self::NodePort => "NodePort",
             Self::Address => "Address",
             Self::ExternalAddress => "ExternalAddress",
+            Self::OwnAddress => "OwnAddress",
         }
     }
 
     /// True for an address itself, which clients do not dial.
     #[must_use]
     pub const fn is_address(self) -> bool {
-        matches!(self, Self::Address | Self::ExternalAddress)
+        matches!(self, Self::Address | Self::ExternalAddress | Self::OwnAddress)
     }
 
     /// True for the addresses and NodePorts by which clients outside come.

@@ -6,11 +6,13 @@
 
 use crate::Addr;
 
+mod cluster_ranges;
 mod counters;
 mod frontends;
 mod packets;
 mod pod_modes;
 
+pub use cluster_ranges::{ClusterRange, ClusterRanges, MAX_CLUSTER_RANGES};
 pub use counters::Counter;
 pub use frontends::{Frontend, FrontendKey, Kind};
 pub use packets::{
@@ -413,5 +415,5 @@ layouts! {
     Addr: 16, FrontendKey: 20, Frontend: 5 + frontends::FRONTEND_PAD, ServiceEntry: 32, SlotKey: 12, Slot: 24,
     Backend: 24, Names: 196, LogGate: 24, NodeAddr: 4, AffinityKey: 24, Affinity: 16, PortStats: 56, BackendStats: 24,
     Tuple: 36, FlowKey: 40, Hop: 24, Flow: 80, FragmentKey: 40, FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24,
-    MaglevKey: 8, Maglev: 16292, PodModeEntry: 168,
+    MaglevKey: 8, Maglev: 16292, PodModeEntry: 168, ClusterRange: 32, ClusterRanges: 264,
 }

@@ -23,6 +23,8 @@ const QUOTE_V6: usize = 48;
 pub enum IcmpError {
     /// No endpoint serves the port.
     PortUnreachable,
+    /// No host has the destination.
+    HostUnreachable,
     /// No route to the destination.
     NoRoute,
     /// The time to live is over.
@@ -37,6 +39,7 @@ impl IcmpError {
     const fn v4(self) -> [u8; 6] {
         match self {
             Self::PortUnreachable => [3, 3, 0, 0, 0, 0],
+            Self::HostUnreachable => [3, 1, 0, 0, 0, 0],
             Self::NoRoute => [3, 0, 0, 0, 0, 0],
             Self::TimeExceeded => [11, 0, 0, 0, 0, 0],
             Self::TooBig(mtu) => [3, 4, 0, 0, (mtu >> 8) as u8, mtu as u8],
@@ -48,6 +51,7 @@ impl IcmpError {
     const fn v6(self) -> [u8; 6] {
         match self {
             Self::PortUnreachable => [1, 4, 0, 0, 0, 0],
+            Self::HostUnreachable => [1, 3, 0, 0, 0, 0],
             Self::NoRoute => [1, 0, 0, 0, 0, 0],
             Self::TimeExceeded => [3, 0, 0, 0, 0, 0],
             Self::TooBig(mtu) => [2, 0, 0, 0, (mtu >> 8) as u8, mtu as u8],

@@ -13,6 +13,10 @@ pub trait Tables {
     }
     /// An entry of `FRONTENDS`.
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+    /// True if the API server allots cluster IPs from a range with this address: see `CLUSTER_RANGES`.
+    fn in_cluster_ranges(&self, _addr: &Addr) -> bool {
+        false
+    }
     /// An entry of `SERVICES`.
     fn service(&self, id: u32) -> Option<ServiceEntry>;
     /// An entry of `SLOTS`.

@@ -92,20 +92,17 @@ const fn node_addr_key(addr: &Addr) -> Addr {
     if addr.is_unspecified() { addr.loopback() } else { *addr }
 }
 
-/// True if the address of `dest` is a cluster IP that no interface of the node owns: if no frontend has the port, calls
-/// and packets are refused.
-#[inline(always)]
-pub fn is_cluster_ip(tables: &impl Tables, dest: &FrontendKey) -> bool {
-    let address = dest.address();
-    tables.may_have(&address) && tables.frontend(&address).is_some()
-}
-
 /// The cause to refuse a socket's call to `dest`, for which [`select`] has found no Service; `None` if the call goes
 /// on.
 #[inline(always)]
 pub fn refusal(tables: &impl Tables, caller: &impl Caller, dest: &FrontendKey) -> Option<Cause> {
+    let cause = match vip(tables, dest) {
+        Some(Vip::Cluster) => Cause::UnknownPort,
+        Some(Vip::Unallotted) => Cause::UnknownClusterIp,
+        Some(Vip::External) | None => return None,
+    };
     // A pod with another mode reaches cluster IPs by packets.
-    if is_cluster_ip(tables, dest) && !caller.is_bypassed() { Some(Cause::UnknownPort) } else { None }
+    if caller.is_bypassed() { None } else { Some(cause) }
 }
 
 /// A kind of address of Services.
@@ -115,20 +112,28 @@ pub enum Vip {
     Cluster,
     /// A load balancer's address or an external IP. It may also be the address of a host, even of another node.
     External,
+    /// An address that the API server could allot as a cluster IP, and has not.
+    Unallotted,
+}
+
+/// False if the address of `dest` is no VIP, by the first look, which spares most sockets and packets the others.
+#[inline(always)]
+pub fn may_be_vip(tables: &impl Tables, dest: &FrontendKey) -> bool {
+    tables.may_have(&dest.address()) || tables.in_cluster_ranges(&dest.addr)
 }
 
 /// The kind of VIP that the address of `dest` is, whatever the port.
 #[inline(always)]
 pub fn vip(tables: &impl Tables, dest: &FrontendKey) -> Option<Vip> {
-    if !tables.may_have(&dest.address()) {
-        None
-    } else if tables.frontend(&dest.address()).is_some() {
-        Some(Vip::Cluster)
-    } else if tables.frontend(&dest.external_address()).is_some() {
-        Some(Vip::External)
-    } else {
-        None
+    if tables.may_have(&dest.address()) {
+        match tables.frontend(&dest.address()) {
+            Some(frontend) if frontend.kind == Kind::Address as u8 => return Some(Vip::Cluster),
+            Some(_) => return None,
+            None if tables.frontend(&dest.external_address()).is_some() => return Some(Vip::External),
+            None => {}
+        }
     }
+    if tables.in_cluster_ranges(&dest.addr) { Some(Vip::Unallotted) } else { None }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -26,6 +26,8 @@ pub enum Cause {
     SourceRange,
     /// A cluster IP for a port that no Service has there: of no service port.
     UnknownPort,
+    /// A cluster IP that no Service has: of no service port.
+    UnknownClusterIp,
 }
 
 impl Cause {
@@ -38,7 +40,7 @@ impl Cause {
         match self {
             Self::NoEndpoints | Self::UnknownPort => ECONNREFUSED,
             // Never of source ranges: a socket has no address yet.
-            Self::NoLocalEndpoints | Self::SourceRange => EHOSTUNREACH,
+            Self::NoLocalEndpoints | Self::SourceRange | Self::UnknownClusterIp => EHOSTUNREACH,
         }
     }
 
@@ -51,6 +53,7 @@ impl Cause {
             Self::NoLocalEndpoints => Counter::NoLocalEndpoints,
             Self::SourceRange => Counter::SourceRange,
             Self::UnknownPort => Counter::UnknownPort,
+            Self::UnknownClusterIp => Counter::UnknownClusterIp,
         }
     }
 
@@ -59,7 +62,7 @@ impl Cause {
     pub const fn errno_name(self) -> &'static str {
         match self {
             Self::NoEndpoints | Self::UnknownPort => "ECONNREFUSED",
-            Self::NoLocalEndpoints | Self::SourceRange => "EHOSTUNREACH",
+            Self::NoLocalEndpoints | Self::SourceRange | Self::UnknownClusterIp => "EHOSTUNREACH",
         }
     }
 }

@@ -8,6 +8,7 @@ pub struct PacketVerdict(u32);
 
 const FLOW: u32 = 0x100;
 const REJECT: u32 = 0x200;
+const HOST_UNREACHABLE: u32 = 0x300;
 const TIME_EXCEEDED: u32 = 0x400;
 const NO_ROUTE: u32 = 0x500;
 /// The MTU is in the upper half.
@@ -20,6 +21,8 @@ impl PacketVerdict {
     pub const DROP: Self = Self(2);
     /// Translate by the flow in `Scratch`.
     pub const FLOW: Self = Self(FLOW);
+    /// Reply with an ICMP error: host unreachable.
+    pub const HOST_UNREACHABLE: Self = Self(HOST_UNREACHABLE);
     /// Reply with an ICMP error: time exceeded.
     pub const TIME_EXCEEDED: Self = Self(TIME_EXCEEDED);
     /// Reply with an ICMP error: no route.
@@ -71,6 +74,7 @@ impl PacketVerdict {
     #[inline(always)]
     pub fn icmp_error(self) -> IcmpError {
         match self.0 & 0xff00 {
+            HOST_UNREACHABLE => IcmpError::HostUnreachable,
             TIME_EXCEEDED => IcmpError::TimeExceeded,
             NO_ROUTE => IcmpError::NoRoute,
             TOO_BIG => IcmpError::TooBig((self.0 >> 16) as u16),

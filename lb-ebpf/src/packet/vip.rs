@@ -5,7 +5,7 @@
 //! end here only if the node's routes would send them back to where they come from.
 
 use lb_common::{
-    Counter, Device, DeviceFlags, FrontendKey, Hook, Proto, Tables as _, Vip,
+    Counter, Device, DeviceFlags, FrontendKey, Hook, Proto, Vip, may_be_vip,
     packet::{answer_echo, is_echo_request},
     vip,
 };
@@ -22,32 +22,25 @@ pub fn unknown_port(frame: Frame, scratch: &mut Scratch, hook: Hook) -> PacketVe
     let packet = &scratch.packet;
     // Later packets of a connection may belong to another proxy, unless they circle.
     let is_request = packet.begins || packet.proto == Proto::Udp as u8;
-    if ends_here(frame, scratch, hook, is_request) {
-        PacketVerdict::reject(Counter::UnknownPort)
-    } else {
-        PacketVerdict::PASS
-    }
+    refusal(frame, scratch, hook, is_request)
 }
 
 /// The verdict on a later fragment whose ports are unknown.
 #[inline(always)]
 pub fn later_fragment(frame: Frame, scratch: &mut Scratch, hook: Hook, device: &Device) -> PacketVerdict {
-    if device.flags & IGNORED == 0 && ends_here(frame, scratch, hook, false) {
-        PacketVerdict::DROP
-    } else {
-        PacketVerdict::PASS
-    }
+    if device.flags & IGNORED == 0 { refusal(frame, scratch, hook, false) } else { PacketVerdict::PASS }
 }
 
 /// The verdict on a packet of ICMP that is no error of a flow, or of a protocol that Services do not have.
 #[inline(always)]
 pub fn other_packet(mut frame: Frame, scratch: &mut Scratch, hook: Hook, device: &Device) -> PacketVerdict {
-    if device.flags & IGNORED != 0 || !ends_here(frame, scratch, hook, true) {
+    if device.flags & IGNORED != 0 {
         return PacketVerdict::PASS;
     }
-    if ANSWER_PINGS.load() == 0 || !is_echo_request(&frame, &scratch.packet) {
-        // Rejected silently if it is of ICMP.
-        return PacketVerdict::reject(Counter::UnknownPort);
+    let verdict = refusal(frame, scratch, hook, true);
+    // Otherwise a packet of ICMP is refused silently.
+    if verdict.reject_counter().is_none() || ANSWER_PINGS.load() == 0 || !is_echo_request(&frame, &scratch.packet) {
+        return verdict;
     }
     if !scratch.echo_limit.allows(scratch.clock.now()) {
         count(Counter::ErrorsLimited);
@@ -59,11 +52,14 @@ pub fn other_packet(mut frame: Frame, scratch: &mut Scratch, hook: Hook, device:
     PacketVerdict::of_helper(frame.turn_around(hook).into())
 }
 
-/// True if the destination is a VIP whose packets end at this node.
+/// Refuses a packet to a VIP if it ends at this node; any other packet passes.
 #[inline(always)]
-fn ends_here(frame: Frame, scratch: &mut Scratch, hook: Hook, is_request: bool) -> bool {
-    // The first look, which spares other packets the call: see `FrontendKey::bit`.
-    Kernel.may_have(&address(scratch)) && ends_vip(frame, scratch, hook, is_request)
+fn refusal(frame: Frame, scratch: &mut Scratch, hook: Hook, is_request: bool) -> PacketVerdict {
+    if may_be_vip(&Kernel, &address(scratch)) {
+        refusal_at_vip(frame, scratch, hook, is_request)
+    } else {
+        PacketVerdict::PASS
+    }
 }
 
 /// The key of the destination, whatever the port and the protocol.
@@ -73,13 +69,21 @@ fn address(scratch: &Scratch) -> FrontendKey {
 }
 
 #[inline(never)]
-fn ends_vip(frame: Frame, scratch: &mut Scratch, hook: Hook, is_request: bool) -> bool {
-    match vip(&Kernel, &address(scratch)) {
-        None => false,
-        Some(Vip::Cluster) if is_request => true,
-        // A packet that leaves comes back if it circles.
-        Some(_) => matches!(hook, Hook::Ingress) && circles(frame, scratch),
+fn refusal_at_vip(frame: Frame, scratch: &mut Scratch, hook: Hook, is_request: bool) -> PacketVerdict {
+    let Some(kind) = vip(&Kernel, &address(scratch)) else {
+        return PacketVerdict::PASS;
+    };
+    // A packet that leaves comes back if it circles.
+    let ends_here =
+        (is_request && !matches!(kind, Vip::External)) || (matches!(hook, Hook::Ingress) && circles(frame, scratch));
+    if !ends_here {
+        return PacketVerdict::PASS;
     }
+    if matches!(kind, Vip::Unallotted) {
+        count(Counter::UnknownClusterIp);
+        return PacketVerdict::HOST_UNREACHABLE;
+    }
+    PacketVerdict::reject(Counter::UnknownPort)
 }
 
 /// True if the node's routes lead an incoming packet to where it comes from: out by the device by which it came, or by

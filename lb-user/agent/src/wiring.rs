@@ -28,7 +28,10 @@ use crate::{
     termination,
 };
 use lb_core::ids::HighestIds;
-use lb_core::{model::Settings, op::Table};
+use lb_core::{
+    model::{Settings, cluster_ranges},
+    op::Table,
+};
 use lb_dataplane::{
     cleanup::cleanup,
     damage::Damage,
@@ -107,6 +110,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     tasks.spawn(health::run(config.healthz, observed.clone(), Arc::clone(&probes)));
     let (node_sender, node) = watch::channel(NodeState::default());
     tasks.spawn(forward_node_state(observed.clone(), node_sender));
+    tasks.spawn(write_cluster_ranges(observed.clone(), pins.current()));
     let (collecting, collected) = watch::channel(FlowGcStatus::default());
     let (directory, backends) = (pins.current(), config.metrics_backends);
     let sources = metrics::Sources { status: observed, probes, flows: collected.clone(), pins: directory, backends };
@@ -194,6 +198,30 @@ async fn forward_node_state(mut status: watch::Receiver<Status>, node: watch::Se
             *known = new;
             is_new
         });
+        if status.changed().await.is_err() {
+            return pending().await;
+        }
+    }
+}
+
+/// Writes the ranges of cluster IPs after each pass that changes them. A failed write is tried again after a pass.
+async fn write_cluster_ranges(mut status: watch::Receiver<Status>, directory: PathBuf) -> Result<()> {
+    let mut written = None;
+    loop {
+        let ranges = {
+            let status = status.borrow_and_update();
+            status.ready.then(|| Arc::clone(&status.cluster_ranges))
+        };
+        if let Some(ranges) = ranges.filter(|ranges| written.as_ref() != Some(ranges)) {
+            match lb_dataplane::cluster_ranges::write(&directory, &cluster_ranges::value(&ranges)) {
+                Ok(()) => {
+                    let text = ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                    info!(ranges = text, "ranges of cluster IPs");
+                    written = Some(ranges);
+                }
+                Err(error) => warn!("the ranges of cluster IPs could not be written: {error:#}"),
+            }
+        }
         if status.changed().await.is_err() {
             return pending().await;
         }

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use ipnet::IpNet;
+
 use crate::objects::{EndpointSlice, Endpoints, Key, Namespace, Node, Pod, Service};
 
 /// A kind of object. No map is written before every kind in [`ObjectKind::OF_SERVICES`] was listed once (invariant I5).
@@ -93,4 +95,7 @@ pub enum Event {
     Forbidden(ObjectKind),
     /// These are the addresses of the node's interfaces.
     NodeAddresses(BTreeSet<IpAddr>),
+    /// These are the ranges from which the API server allots cluster IPs. Empty while they are not known, or while
+    /// another proxy serves some of the cluster IPs.
+    ClusterRanges(BTreeSet<IpNet>),
 }

@@ -5,6 +5,7 @@ pub mod api_servers;
 pub mod attach;
 pub mod bpffs;
 pub mod cleanup;
+pub mod cluster_ranges;
 pub mod damage;
 pub mod devices;
 pub mod environment;

@@ -41,6 +41,7 @@ kind!(Endpoints, "", "v1", "v1", "endpoints", NamespaceResourceScope);
 kind!(Node, "", "v1", "v1", "nodes", ClusterResourceScope);
 kind!(Pod, "", "v1", "v1", "pods", NamespaceResourceScope);
 kind!(Namespace, "", "v1", "v1", "namespaces", ClusterResourceScope);
+kind!(ServiceCIDR, "networking.k8s.io", "v1", "networking.k8s.io/v1", "servicecidrs", ClusterResourceScope);
 
 /// v1 Service.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -339,6 +340,25 @@ pub struct Namespace {
     /// Name, labels.
     #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
+}
+
+/// networking.k8s.io/v1 ServiceCIDR: ranges from which the API server allots cluster IPs.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ServiceCIDR {
+    /// Name.
+    #[serde(deserialize_with = "metadata")]
+    pub metadata: ObjectMeta,
+    /// The desired state.
+    pub spec: Option<ServiceCidrSpec>,
+}
+
+/// `spec` of a ServiceCIDR.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ServiceCidrSpec {
+    /// A range of each family.
+    pub cidrs: Option<Vec<String>>,
 }
 
 /// Decodes the metadata that Beeline reads, or that kube's watcher needs (resourceVersion).

@@ -227,7 +227,11 @@ async fn list(options: kubernetes::KubernetesOptions) -> Result<Vec<Event>> {
                 Event::Forbidden(kind) if missing.contains(kind) => {
                     bail!("the account may not read the {kind:?} objects")
                 }
-                Event::Forbidden(_) | Event::Apply(_) | Event::Delete(..) | Event::NodeAddresses(_) => {}
+                Event::Forbidden(_)
+                | Event::Apply(_)
+                | Event::Delete(..)
+                | Event::NodeAddresses(_)
+                | Event::ClusterRanges(_) => {}
             }
             events.push(event);
         }

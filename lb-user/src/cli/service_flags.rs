@@ -4,7 +4,7 @@ use clap::Args;
 
 use lb_common::Scheduler;
 
-use lb_core::model::{CrossNamespace, ExternalIps, NodePortAddresses, Settings};
+use lb_core::model::{CrossNamespace, ExternalIps, NodePortAddresses, ServiceCidrs, Settings};
 
 /// Flags that set the interpretation of Services.
 #[derive(Args)]
@@ -30,6 +30,11 @@ pub(super) struct ServiceArgs {
     #[arg(long, value_name = "all|primary|localhost|CIDR,…", default_value = "all")]
     nodeport_addresses: NodePortAddresses,
 
+    /// Ranges of cluster IPs, in which calls to an address of no Service fail at once: api (the ServiceCIDR objects of
+    /// the cluster), none, or a list of CIDRs.
+    #[arg(long, value_name = "api|none|CIDR,…", default_value = "api")]
+    service_cidrs: ServiceCidrs,
+
     /// Default scheduler of Services without their own: random, rr, wrr, lc, wlc, sed, nq, sh, dh, or mh (Maglev).
     #[arg(long, visible_alias = "algorithm", alias = "ipvs-scheduler", value_name = "NAME", default_value = "random",
         value_parser = scheduler)]
@@ -51,6 +56,7 @@ impl ServiceArgs {
             external_ips: self.external_ips.clone(),
             cross_namespace: self.cross_namespace_endpoints,
             nodeport_addresses: self.nodeport_addresses.clone(),
+            service_cidrs: self.service_cidrs.clone(),
             scheduler: self.scheduler,
         }
     }

@@ -71,7 +71,13 @@ pub(super) fn run(directory: &Path, arguments: &TraceArgs) -> Result<ExitCode> {
 fn read(directory: &Path) -> Result<Snapshot> {
     let maps = StatMaps::open(directory)?;
     let pod_modes = TypedMap::<u64, PodModeEntry>::open(directory, "POD_MODES")?.read()?.into_iter().collect();
-    Ok(Snapshot { dump: super::dump(directory)?, stats: maps.read()?, affinity: maps.affinity()?, pod_modes })
+    Ok(Snapshot {
+        dump: super::dump(directory)?,
+        stats: maps.read()?,
+        affinity: maps.affinity()?,
+        cluster_ranges: lb_dataplane::cluster_ranges::read(directory)?,
+        pod_modes,
+    })
 }
 
 /// Describes the way of a client's packet to its backend, by the kernel's routes.

@@ -219,12 +219,13 @@ impl Choosing<'_> {
             Cause::NoLocalEndpoints => "the traffic policy is Local, and no endpoint is on this node",
             Cause::SourceRange => "the client is in none of spec.loadBalancerSourceRanges",
             Cause::UnknownPort => "no Service has this port of the cluster IP",
+            Cause::UnknownClusterIp => "the address is in a range of cluster IPs, and no Service has it",
         };
         let verdict = match (self.client.sends_packets(), cause) {
             (false, _) => {
                 let text = match cause {
                     Cause::NoEndpoints | Cause::UnknownPort => "Connection refused",
-                    Cause::NoLocalEndpoints | Cause::SourceRange => "No route to host",
+                    Cause::NoLocalEndpoints | Cause::SourceRange | Cause::UnknownClusterIp => "No route to host",
                 };
                 let errno = cause.errno_name();
                 format!("refused: the application sees {errno} (\"{text}\"; EPERM on kernels before 5.18)")
@@ -243,6 +244,9 @@ impl Choosing<'_> {
             (true, None) => "packets go on unchanged",
             (true, Some(Vip::Cluster)) => {
                 "packets are rejected, since the address is a cluster IP (TCP reset, or ICMP port unreachable)"
+            }
+            (true, Some(Vip::Unallotted)) => {
+                "packets are rejected, since no Service has this cluster IP (ICMP host unreachable)"
             }
             (true, Some(Vip::External)) => {
                 "packets go where the routes lead them, and are rejected if that is back (TCP reset, or ICMP port \

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, List, MaglevKey, NodeAddr, PodModeEntry, ServiceEntry,
-    Slot, SlotKey, State, Tables, take_turn,
+    Addr, Affinity, AffinityKey, Backend, ClusterRanges, Frontend, FrontendKey, List, MaglevKey, NodeAddr,
+    PodModeEntry, ServiceEntry, Slot, SlotKey, State, Tables, take_turn,
 };
 use lb_core::store::Dump;
 use lb_dataplane::stats::Stats;
@@ -19,6 +19,8 @@ pub(crate) struct Snapshot {
     pub(crate) stats: Stats,
     /// Entries of `AFFINITY`.
     pub(crate) affinity: BTreeMap<AffinityKey, Affinity>,
+    /// The ranges of cluster IPs.
+    pub(crate) cluster_ranges: ClusterRanges,
     /// Entries of `POD_MODES`, by the cookie of the network namespace.
     pub(crate) pod_modes: BTreeMap<u64, PodModeEntry>,
 }
@@ -39,6 +41,9 @@ impl Snapshot {
 impl Tables for Snapshot {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.dump.frontend(key)
+    }
+    fn in_cluster_ranges(&self, addr: &Addr) -> bool {
+        self.cluster_ranges.contain(addr)
     }
     fn service(&self, id: u32) -> Option<ServiceEntry> {
         self.dump.service(id)

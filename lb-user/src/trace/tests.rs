@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use expect_test::{Expect, expect};
 use lb_common::{
-    Addr, Affinity, Backend, BackendStats, Family, Frontend, Name, NodeAddr, Pair, PodModeEntry, ServiceFlags,
+    Addr, Affinity, Backend, BackendStats, ClusterRanges, Family, Frontend, Name, NodeAddr, Pair, PodModeEntry,
+    ServiceFlags,
 };
 use lb_core::{objects::Key, spec::PortKey, store::Dump};
 use lb_dataplane::stats::Stats;
@@ -53,7 +54,7 @@ fn snapshot(service: ServiceEntry, mode: Option<PodMode>) -> Snapshot {
         _pad: 0,
     };
     let pod_modes = mode.map(|mode| (POD, pod(mode))).into_iter().collect();
-    Snapshot { dump, stats, affinity: BTreeMap::new(), pod_modes }
+    Snapshot { dump, stats, affinity: BTreeMap::new(), cluster_ranges: ClusterRanges::default(), pod_modes }
 }
 
 fn service() -> ServiceEntry {
@@ -195,6 +196,18 @@ fn destinations_without_a_service_have_hints() {
     );
     let (text, _) = trace(&snapshot, &outside("198.51.100.7"), "10.96.0.1:81".parse().expect("an address"), Proto::Tcp);
     assert!(text.starts_with("  verdict    no Service answers here: packets are rejected"), "{text}");
+    let mut ranged = self::snapshot(service(), None);
+    ranged.cluster_ranges = lb_core::model::cluster_ranges::value(&["10.96.0.0/16".parse().expect("a range")]);
+    check(
+        &ranged,
+        &HOST,
+        "10.96.0.7:80",
+        &expect![[r#"
+            10.96.0.7:80
+              reason     the address is in a range of cluster IPs, and no Service has it
+              verdict    refused: the application sees EHOSTUNREACH ("No route to host"; EPERM on kernels before 5.18)
+        "#]],
+    );
     let mut external = self::snapshot(service(), None);
     let address =
         FrontendKey::new("203.0.113.9".parse::<std::net::IpAddr>().expect("an address").into(), 0, Proto::Tcp);

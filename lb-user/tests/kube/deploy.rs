@@ -23,11 +23,12 @@ use lb_lab::api_server::ApiServer;
 const ACCOUNT: &str = "system:serviceaccount:kube-system:beeline";
 
 /// Resources that the role may grant, by API group.
-const READ: [(&str, &str); 6] = [
+const READ: [(&str, &str); 7] = [
     ("", "services"),
     ("", "endpoints"),
     ("", "nodes"),
     ("discovery.k8s.io", "endpointslices"),
+    ("networking.k8s.io", "servicecidrs"),
     ("", "pods"),
     ("", "namespaces"),
 ];

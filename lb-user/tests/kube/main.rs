@@ -10,12 +10,13 @@ mod node;
 mod relay;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use ipnet::IpNet;
 use lb_core::{
     event::{Event, Object, ObjectKind},
     objects::Key,
@@ -32,7 +33,8 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 21] = [
+const STORIES: [(&str, Story); 22] = [
+    ("the_ranges_of_cluster_ips_are_those_of_the_api", the_ranges_of_cluster_ips_are_those_of_the_api),
     ("objects_are_added_changed_and_deleted", objects_are_added_changed_and_deleted),
     (
         "a_service_that_gets_the_label_of_another_proxy_is_deleted",
@@ -106,6 +108,8 @@ struct Source {
     lists: BTreeMap<ObjectKind, usize>,
     /// Every object that was ever applied, listed or deleted.
     seen: Vec<(ObjectKind, Key)>,
+    /// The ranges of cluster IPs.
+    ranges: BTreeSet<IpNet>,
 }
 
 impl Source {
@@ -113,8 +117,8 @@ impl Source {
         let runtime = Runtime::new().unwrap();
         let (tx, events) = mpsc::channel(16);
         runtime.spawn(async { run(options, tx).await.unwrap() });
-        let (known, lists, seen) = Default::default();
-        let mut source = Self { runtime, events, known, lists, seen };
+        let (known, lists, seen, ranges) = Default::default();
+        let mut source = Self { runtime, events, known, lists, seen, ranges };
         source.until("all kinds are listed", |source| source.lists.len() == ObjectKind::ALL.len());
         source
     }
@@ -150,6 +154,7 @@ impl Source {
                 objects.into_iter().for_each(|object| self.add(object));
             }
             Event::Forbidden(kind) => panic!("{kind:?} may not be read"),
+            Event::ClusterRanges(ranges) => self.ranges = ranges,
             Event::NodeAddresses(_) => panic!("the API server knows no interfaces"),
         }
     }
@@ -248,6 +253,33 @@ fn objects_are_added_changed_and_deleted(server: &mut ApiServer) {
             .any(|(kind, name)| source.has(kind, name))
     });
     assert!(source.lists.values().all(|lists| *lists == 1), "{:?}", source.lists);
+}
+
+fn the_ranges_of_cluster_ips_are_those_of_the_api(server: &mut ApiServer) {
+    let mut source = Source::of(server);
+    let all = || BTreeSet::from(["10.96.0.0/16", "fd96::/108"].map(|range| range.parse::<IpNet>().unwrap()));
+    if server.try_kubectl(&["get", "servicecidrs"], "").is_err() {
+        println!("LACKS ServiceCIDR objects: the server is older than 1.33");
+        return;
+    }
+    source.until("the ranges of the server's flags", |source| source.ranges == all());
+    let more = |name: &str, range: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {{name: {name}}}\n\
+             spec: {{cidrs: ['{range}']}}\n"
+        )
+    };
+    server.apply(&more("more", "10.97.0.0/24"));
+    source.until("one more", |source| source.ranges.len() == 3);
+    // The cluster IPs of another proxy's Services are unknown here.
+    server.apply(
+        "apiVersion: v1\nkind: Service\n\
+         metadata: {name: foreign, labels: {service.kubernetes.io/service-proxy-name: x}}\n\
+         spec: {ports: [{port: 80}]}\n",
+    );
+    source.until("none", |source| source.ranges.is_empty());
+    server.kubectl(&["delete", "service", "foreign"]);
+    source.until("all again", |source| source.ranges.len() == 3);
 }
 
 fn a_service_that_gets_the_label_of_another_proxy_is_deleted(server: &mut ApiServer) {

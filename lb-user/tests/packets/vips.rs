@@ -50,7 +50,7 @@ fn packets_to_other_ports_of_an_external_address_are_refused_where_they_would_ci
         fixture.ingress("uplink", &later.clone().flags("R")).is_dropped();
         // By a device that leads neither to the client nor back.
         fixture.ingress("thin", &syn).is_redirected_as(&syn.reset());
-        assert_eq!((fixture.count(Counter::UnknownPort), fixture.flows().len()), (6, 0));
+        assert_eq!((fixture.count(Counter::UnknownPort), fixture.flows().len()), (7, 0));
     }
 }
 
@@ -102,6 +102,26 @@ fn packets_of_other_protocols_to_a_vip_are_refused_too() {
         }
         fixture.ingress("uplink", &gre(net, net.node_port)).passes_unchanged();
         assert_eq!(fixture.count(Counter::UnknownPort), 2);
+    }
+}
+
+#[test]
+fn packets_to_a_cluster_ip_that_no_service_has_are_refused() {
+    for net in BOTH {
+        let mut fixture = serve(net);
+        let unknown = if net.is_v4() { "10.96.9.9:80" } else { "[fd96::9]:80" };
+        let (syn, udp) = (PacketSpec::syn(net.client, unknown), PacketSpec::udp(net.client, unknown));
+        fixture.ingress("uplink", &syn).passes_unchanged();
+        fixture.set_cluster_ranges(&[("10.96.0.0", 16), ("fd96::", 108)]);
+        for packet in [syn, udp] {
+            let error = IcmpErrorSpec::answer(IcmpReason::HostUnreachable, &packet);
+            fixture.ingress("uplink", &packet).is_redirected_as(&error);
+            fixture.egress("uplink", &packet).is_redirected_as(&error);
+        }
+        fixture.ingress("uplink", &request(net.client, unknown)).is_dropped();
+        assert_eq!(fixture.count(Counter::UnknownClusterIp), 5);
+        let known = PacketSpec::syn(net.client, net.cluster_ip);
+        fixture.ingress("uplink", &known).passes_as(&known.becomes(net.client, net.local));
     }
 }
 

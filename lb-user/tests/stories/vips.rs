@@ -8,6 +8,7 @@ use std::{
 };
 
 use lb_lab::network::{Host, Lan, LanOptions};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, recvfrom, sendto, socket_with, sockopt,
 };
@@ -15,14 +16,15 @@ use rustix::net::{
 use crate::{
     Story,
     agent::until,
-    node::StoryNode,
+    node::{StoryNode, ip},
     packets::{addresses, agent, pod, serve, service},
-    sockets::tcp_server,
+    sockets::{Client, assert_refused, at, mapped, tcp_ask, tcp_server},
 };
 
 pub const STORIES: &[Story] = &[
     ("vips_refuse_unknown_ports_and_answer_pings_wherever_the_client_is", vips_behave),
     ("vips_that_are_the_address_of_a_host_are_left_to_that_host", hosts_keep_their_addresses),
+    ("cluster_ips_that_no_service_has_are_refused_at_once", unallotted_are_refused),
     ("vips_do_not_answer_pings_with_the_flag", pings_are_ignored),
 ];
 
@@ -112,6 +114,30 @@ fn hosts_keep_their_addresses(node: &mut StoryNode) {
             assert!(ping(from, ip.into()), "{ip} from {}", from.v4);
         }
     }
+}
+
+fn unallotted_are_refused(node: &mut StoryNode) {
+    let backends = ["10.0.0.1:8080", "[fd00::1]:8080"];
+    node.write("web.yaml", &crate::node::service("web", &["10.96.0.1", "fd96::1"], "TCP", 80, &backends));
+    backends.into_iter().for_each(tcp_server);
+    let agent = node.agent(&["--service-cidrs", "10.96.0.0/16,fd96::/112"]);
+    agent.wait_for("the Service", |dump| !dump.backends.is_empty());
+    agent.wait_for_log("ranges of cluster IPs");
+    for unknown in [at("10.96.9.9:80"), at("[fd96::9]:80"), mapped(at("10.96.9.9:80"))] {
+        assert_refused(Client::tcp(unknown).connect(unknown), Errno::HOSTUNREACH);
+        assert_refused(Client::udp(unknown).send_to(unknown), Errno::HOSTUNREACH);
+    }
+    agent.wait_for_log("asked for the cluster IP");
+    assert!(tcp_ask(at("10.96.0.1:80")).is_ok() && tcp_ask(at("[fd96::1]:80")).is_ok());
+    assert_refused(Client::tcp(at("10.97.0.1:80")).connect(at("10.97.0.1:80")), Errno::NETUNREACH);
+    // A Service that gets the address is served.
+    node.write("late.yaml", &crate::node::service("late", &["10.96.9.9"], "TCP", 80, &["10.0.0.1:8080"]));
+    until("the new Service is served", || tcp_ask(at("10.96.9.9:80")).is_ok());
+    // A range with an address of the node has hosts.
+    ip(&["addr", "add", "10.96.77.1/32", "dev", "lo"]);
+    agent.wait_for_log("the node's own address 10.96.77.1 is in the range");
+    let refused = || Client::tcp(at("10.96.9.8:80")).connect(at("10.96.9.8:80")) == Err(Errno::HOSTUNREACH);
+    until("the range is not used", || !refused());
 }
 
 fn pings_are_ignored(node: &mut StoryNode) {

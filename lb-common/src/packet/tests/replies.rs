@@ -89,14 +89,14 @@ proptest! {
     }
 
     #[test]
-    fn an_icmp_error_quotes_its_packet((built, _) in packets(), kind in 0_usize..4, mtu in 1280_u16..) {
+    fn an_icmp_error_quotes_its_packet((built, _) in packets(), kind in 0_usize..5, mtu in 1280_u16..) {
         prop_assume!(built.part != Fragment::Later);
         let built = if built.v6() { built } else { Built { extras: 0, ..built } };
         let skb = Bytes::new(14, &built.bytes());
         let packet = read(&skb, &built);
         let mut room: Reply = [0xee; ICMP_V6];
-        use IcmpError::{NoRoute, PortUnreachable, TimeExceeded, TooBig};
-        let reason = [PortUnreachable, NoRoute, TimeExceeded, TooBig(mtu)][kind];
+        use IcmpError::{HostUnreachable, NoRoute, PortUnreachable, TimeExceeded, TooBig};
+        let reason = [PortUnreachable, NoRoute, TimeExceeded, TooBig(mtu), HostUnreachable][kind];
         if built.v6() {
             icmp_v6(&skb, &packet, reason, &mut room).expect("written");
             let TransportSlice::Icmpv6(icmp) = transport(&room, &built) else {
@@ -109,6 +109,7 @@ proptest! {
             let want = match reason {
                 IcmpError::PortUnreachable => Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Port),
                 IcmpError::NoRoute => Icmpv6Type::DestinationUnreachable(DestUnreachableCode::NoRoute),
+                IcmpError::HostUnreachable => Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Address),
                 IcmpError::TimeExceeded => Icmpv6Type::TimeExceeded(TimeExceededCode::HopLimitExceeded),
                 IcmpError::TooBig(mtu) => Icmpv6Type::PacketTooBig { mtu: mtu.into() },
             };
@@ -125,6 +126,7 @@ proptest! {
             let want = match reason {
                 IcmpError::PortUnreachable => Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port),
                 IcmpError::NoRoute => Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Network),
+                IcmpError::HostUnreachable => Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Host),
                 IcmpError::TimeExceeded => Icmpv4Type::TimeExceeded(TimeExceededCode::TtlExceededInTransit),
                 IcmpError::TooBig(next_hop_mtu) => {
                     Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded { next_hop_mtu })

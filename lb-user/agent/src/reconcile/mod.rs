@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::Result;
 use foldhash::{HashMap, HashSet};
+use ipnet::IpNet;
 use lb_common::{Addr, FrontendKey, Proto};
 
 use crate::events::{EventQueue, ProblemOrigin};
@@ -24,6 +25,7 @@ use lb_core::{
     model::{
         ClusterContext, NodeContext, Settings,
         claims::Claims,
+        cluster_ranges::{self, DoubtfulRange},
         compile,
         cross_namespace::CrossNamespaceIndex,
         explain::{Explanation, explain},
@@ -300,6 +302,13 @@ impl<S: Store> Reconciler<S> {
         self.own = new;
         let owner = |addr: &Addr| self.claims.owner(&FrontendKey::new(*addr, 0, Proto::Tcp).address()).cloned();
         changed.iter().filter_map(owner).collect()
+    }
+
+    /// Returns the ranges of cluster IPs in use, and the doubtful ones. As of the last pass.
+    pub(crate) fn cluster_ranges(&self) -> (Vec<IpNet>, Vec<DoubtfulRange>) {
+        let is_cluster_ip =
+            |addr: &Addr| self.claims.owner(&FrontendKey::new(*addr, 0, Proto::Tcp).address()).is_some();
+        cluster_ranges::choose(&self.settings.service_cidrs, self.world.cluster_ranges(), &self.own, is_cluster_ip)
     }
 
     /// Records the claims of the Services `keys`. Returns their requests for frontends, and the other Services that the

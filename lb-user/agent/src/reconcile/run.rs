@@ -188,6 +188,7 @@ fn publish<S: Store>(
     duration: Duration,
 ) {
     let error = report.failure.as_ref().map(|error| format!("{error:#}"));
+    let (ranges, doubtful) = reconciler.cluster_ranges();
     let pod_modes = reconciler.world.pods().map(pod_modes);
     let triggers = if error.is_none() { reconciler.world.take_triggers() } else { Vec::new() };
     status.send_modify(|status| {
@@ -197,6 +198,13 @@ fn publish<S: Store>(
         if *status.node_ports != reconciler.node_ports {
             status.node_ports = Arc::new(reconciler.node_ports.clone());
         }
+        if *status.cluster_ranges != ranges {
+            status.cluster_ranges = Arc::new(ranges);
+        }
+        for doubt in doubtful.iter().filter(|doubt| !status.doubtful_ranges.contains(doubt)) {
+            tracing::warn!("{doubt}");
+        }
+        status.doubtful_ranges = doubtful;
         if status.pod_modes.as_deref() != pod_modes.as_ref() {
             status.pod_modes = pod_modes.map(Arc::new);
         }

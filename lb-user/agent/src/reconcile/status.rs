@@ -7,13 +7,14 @@ use std::{
     time::SystemTime,
 };
 
+use ipnet::IpNet;
 use lb_common::Addr;
 use tokio::time::{Duration, Instant};
 
 use crate::histogram::Histogram;
 use lb_core::{
     event::ObjectKind,
-    model::pod_modes::PodModes,
+    model::{cluster_ranges::DoubtfulRange, pod_modes::PodModes},
     objects::Key,
     spec::Health,
     world::{Changes, World},
@@ -53,6 +54,10 @@ pub(crate) struct Status {
     pub(crate) health: Arc<BTreeMap<Key, Health>>,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
     pub(crate) node_ports: Arc<BTreeSet<Addr>>,
+    /// Ranges of cluster IPs in use, as of the last pass.
+    pub(crate) cluster_ranges: Arc<Vec<IpNet>>,
+    /// Ranges of cluster IPs in doubt, as of the last pass.
+    pub(crate) doubtful_ranges: Vec<DoubtfulRange>,
     /// True if the Node is being deleted, or has a taint that announces its deletion.
     pub(crate) node_is_leaving: bool,
     /// `InternalIP` addresses of the Node.
@@ -90,6 +95,8 @@ impl Default for Status {
             warnings: 0,
             health: Arc::default(),
             node_ports: Arc::default(),
+            cluster_ranges: Arc::default(),
+            doubtful_ranges: Vec::new(),
             node_is_leaving: false,
             node_addresses: Vec::new(),
             pod_modes: None,

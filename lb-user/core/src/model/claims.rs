@@ -26,7 +26,7 @@ impl Precedence {
     #[must_use]
     pub const fn of(kind: Kind) -> Self {
         match kind {
-            Kind::ClusterIp | Kind::Address | Kind::NodePort => Self::Allotted,
+            Kind::ClusterIp | Kind::Address | Kind::OwnAddress | Kind::NodePort => Self::Allotted,
             Kind::LoadBalancer => Self::Assigned,
             Kind::ExternalIp | Kind::ExternalAddress => Self::Claimed,
         }

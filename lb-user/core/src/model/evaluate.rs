@@ -49,7 +49,9 @@ pub(super) fn evaluate<'a>(
     warnings.extend(denied.into_iter().map(Warning::Frontend));
     keep_owned(&mut frontends, service, cluster, warnings);
     // Processes of the node may listen at other ports there, such as a DNS cache at the cluster IP of its Service.
-    frontends.retain(|frontend| frontend.kind != Kind::Address || !node.own.contains(&frontend.key.addr));
+    let is_own =
+        |frontend: &&mut RequestedFrontend| frontend.kind == Kind::Address && node.own.contains(&frontend.key.addr);
+    frontends.iter_mut().filter(is_own).for_each(|frontend| frontend.kind = Kind::OwnAddress);
     evaluation.frontends = frontends;
     if service.cluster_ips.is_empty() || service.ports.is_empty() {
         warnings.push(Warning::NoFrontend);

@@ -5,6 +5,7 @@
 //! The reference is kube-proxy; where its source decides a question, the comment names the file.
 
 pub mod claims;
+pub mod cluster_ranges;
 mod compile;
 pub mod cross_namespace;
 mod endpoints;
@@ -22,6 +23,7 @@ mod topology;
 mod warnings;
 mod weights;
 
+pub use cluster_ranges::ServiceCidrs;
 pub use compile::compile;
 pub use cross_namespace::CrossNamespace;
 pub use frontends::ExternalIps;
@@ -43,6 +45,8 @@ pub struct Settings {
     pub cross_namespace: CrossNamespace,
     /// `--nodeport-addresses`
     pub nodeport_addresses: NodePortAddresses,
+    /// `--service-cidrs`
+    pub service_cidrs: ServiceCidrs,
     /// `--scheduler`, for Services that name none.
     pub scheduler: Scheduler,
 }

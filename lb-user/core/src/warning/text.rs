@@ -293,7 +293,7 @@ const fn other(family: Family) -> Family {
 /// The field that requests frontends of a kind.
 const fn field(kind: Kind) -> &'static str {
     match kind {
-        Kind::ClusterIp | Kind::Address => "spec.clusterIPs",
+        Kind::ClusterIp | Kind::Address | Kind::OwnAddress => "spec.clusterIPs",
         Kind::ExternalIp | Kind::ExternalAddress => "spec.externalIPs",
         Kind::LoadBalancer => "status.loadBalancer.ingress",
         Kind::NodePort => "spec.ports[].nodePort",

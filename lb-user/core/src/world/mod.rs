@@ -16,6 +16,7 @@ use std::{
 };
 
 use foldhash::{HashMap, HashSet};
+use ipnet::IpNet;
 use lb_common::Addr;
 
 use smallvec::SmallVec;
@@ -48,6 +49,7 @@ pub struct World {
     by_address: ByAddress,
     /// None: not reported yet.
     addresses: Option<BTreeSet<IpAddr>>,
+    cluster_ranges: BTreeSet<IpNet>,
     forbidden: BTreeSet<ObjectKind>,
     changes: Changes,
     triggers: Triggers,
@@ -128,6 +130,7 @@ impl World {
             networks: BloomFilter::default(),
             by_address: ByAddress::default(),
             addresses: None,
+            cluster_ranges: BTreeSet::new(),
             forbidden: BTreeSet::new(),
             changes: Changes::default(),
             triggers: Triggers::default(),
@@ -145,6 +148,7 @@ impl World {
             }
             Event::Forbidden(kind) => _ = self.forbidden.insert(kind),
             Event::NodeAddresses(addresses) => self.addresses = Some(addresses),
+            Event::ClusterRanges(ranges) => self.cluster_ranges = ranges,
         }
     }
 
@@ -210,6 +214,12 @@ impl World {
     #[must_use]
     pub fn addresses(&self) -> Option<&BTreeSet<IpAddr>> {
         self.addresses.as_ref()
+    }
+
+    /// The ranges from which the API server allots cluster IPs.
+    #[must_use]
+    pub const fn cluster_ranges(&self) -> &BTreeSet<IpNet> {
+        &self.cluster_ranges
     }
 
     /// The InternalIPs of this node's Node object.

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use aya::programs::{TcAttachType, TestRunOptions, tc};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use lb_common::{Counter, Device, DeviceFlags, Flow, FlowKey, Hook, Hop, NodeAddr, NodeAddrFlags};
+use lb_common::{
+    ClusterRange, ClusterRanges, Counter, Device, DeviceFlags, Flow, FlowKey, Hook, Hop, NodeAddr, NodeAddrFlags,
+};
 
 use super::{
     flows, node,
@@ -64,6 +66,21 @@ impl Fixture {
     pub fn own_loopback(&mut self, own: &str) {
         let value = NodeAddr { flags: NodeAddrFlags::HOST_ONLY };
         self.loaded.map("NODE_ADDRS").insert(addr(own), value, 0).expect("room");
+    }
+
+    /// Sets the ranges of cluster IPs: the first address, and the length of the prefix.
+    pub fn set_cluster_ranges(&mut self, ranges: &[(&str, u32)]) {
+        let mut value = ClusterRanges::default();
+        for (to, (first, bits)) in value.ranges.iter_mut().zip(ranges) {
+            let first = addr(first);
+            let bits = bits + if first.is_v4() { 96 } else { 0 };
+            *to = ClusterRange {
+                addr: first,
+                mask: lb_common::Addr { octets: (u128::MAX << (128 - bits)).to_be_bytes() },
+            };
+            value.len += 1;
+        }
+        self.loaded.set_cluster_ranges(value);
     }
 
     /// Writes a service port into the maps, under a new id.

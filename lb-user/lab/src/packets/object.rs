@@ -11,8 +11,8 @@ use aya::{
     programs::{ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, TestRunResult},
 };
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, BackendStats, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Maglev, MaglevKey, NodeAddr, PortStats, Range, ServiceEntry, Slot, SlotKey,
+    Addr, Affinity, AffinityKey, Backend, BackendStats, ClusterRanges, Counter, Device, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Maglev, MaglevKey, NodeAddr, PortStats, Range, ServiceEntry, Slot, SlotKey,
 };
 
 /// Map sizes that a test may reduce.
@@ -137,6 +137,13 @@ impl TcPrograms {
         self.0.map_mut("SOURCE_RANGES").expect("a map of that name").try_into().expect("a trie of these")
     }
 
+    /// Writes the ranges of cluster IPs.
+    pub fn set_cluster_ranges(&mut self, ranges: ClusterRanges) {
+        let map = self.0.map_mut("CLUSTER_RANGES").expect("a map of that name");
+        let mut map: Array<&mut MapData, ClusterRanges> = map.try_into().expect("an array of these");
+        map.set(0, ranges, 0).expect("an element");
+    }
+
     fn counters(&mut self) -> PerCpuArray<&mut MapData, u64> {
         self.0.map_mut("COUNTERS").expect("a map of that name").try_into().expect("an array of these")
     }
@@ -161,6 +168,7 @@ impl TcPrograms {
         self.empty_hash::<FragmentKey, FragmentPorts>("FRAGMENTS");
         self.empty_hash::<u32, Device>("DEVICES");
         self.empty_hash::<AffinityKey, Affinity>("AFFINITY");
+        self.set_cluster_ranges(ClusterRanges::default());
         let mut ranges = self.source_ranges();
         let keys: Vec<Key<Range>> = ranges.keys().flatten().collect();
         keys.iter().for_each(|key| ranges.remove(key).expect("a range"));

@@ -305,6 +305,8 @@ impl RawFrame for PacketSpec {
 pub enum IcmpReason {
     /// No socket at the port.
     PortUnreachable,
+    /// No such host.
+    HostUnreachable,
     /// No route to the host.
     NoRoute,
     /// TTL or hop limit exceeded.
@@ -359,6 +361,7 @@ impl RawFrame for IcmpErrorSpec {
     fn octets(&self) -> Vec<u8> {
         let (v4, v6, mtu) = match self.reason {
             IcmpReason::PortUnreachable => ((3, 3), (1, 4), 0),
+            IcmpReason::HostUnreachable => ((3, 1), (1, 3), 0),
             IcmpReason::NoRoute => ((3, 0), (1, 0), 0),
             IcmpReason::TimeExceeded => ((11, 0), (3, 0), 0),
             IcmpReason::TooBig(mtu) => ((3, 4), (2, 0), mtu),

@@ -13,6 +13,7 @@ use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime};
 
 use address::{addr, parse_ip};
 use endpoints::endpoints;
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 pub use kinds::ApiObject;
 use lb_common::Proto;
@@ -33,6 +34,12 @@ fn node(object: &api::Node) -> Node {
         internal_ips: internal_ips(object),
         leaving: is_leaving(object),
     }
+}
+
+/// Returns the ranges of a ServiceCIDR; texts that are no range are ignored, since the API server validates them.
+pub(crate) fn service_cidr(object: &api::ServiceCIDR) -> Vec<IpNet> {
+    let cidrs = object.spec.as_ref().map_or(&[][..], |spec| list(&spec.cidrs));
+    cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect()
 }
 
 /// The taint that the cluster autoscaler sets before it removes a node (kube-proxy,
@@ -58,7 +65,7 @@ fn internal_ips(object: &api::Node) -> Vec<IpAddr> {
 }
 
 /// Returns namespace and name of an object.
-pub(super) fn key(meta: &ObjectMeta) -> Key {
+pub(crate) fn key(meta: &ObjectMeta) -> Key {
     Key::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
 

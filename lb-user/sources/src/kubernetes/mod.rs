@@ -2,6 +2,7 @@
 //! the server and the credentials; `crate::convert` converts the objects.
 
 mod access;
+mod cluster_ranges;
 mod remembered_servers;
 mod server;
 mod server_report;
@@ -136,6 +137,8 @@ async fn follow_all(servers: &Arc<Servers>, options: &KubernetesOptions, tx: &mp
     reflectors.spawn(reflector().follow::<Node>(node));
     reflectors.spawn(reflector().follow::<Namespace>(namespaces));
     reflectors.spawn(reflector().follow_pods(chosen, all));
+    let proxy_name = options.proxy_name.clone();
+    reflectors.spawn(cluster_ranges::follow(Arc::clone(&server), config(None, None), proxy_name, tx.clone()));
     match reflectors.join_next().await {
         Some(Ok(ended)) => ended,
         failed => {

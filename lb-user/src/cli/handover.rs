@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use super::{dump, objects::ReportFormat, pinned_maps, print_text};
 use crate::{
-    doctor::process,
+    doctor::{Finding, Severity, netfilter, process},
     handover::{Comparison, compare},
 };
 use lb_core::{store::Dump, text::number};
@@ -173,6 +173,9 @@ fn obstacles(pins: &Pins, dump: &Dump, is_safe: bool) -> Result<Vec<String>> {
              '{{\"spec\":{{\"template\":{{\"spec\":{{\"nodeSelector\":{{\"beeline.io/none\":\"true\"}}}}}}}}}}'`"
         ));
     }
+    let rules = netfilter::evaluate(&netfilter::read(), dump).into_iter();
+    let in_the_way = rules.filter(|finding| finding.severity >= Severity::Warning);
+    obstacles.extend(in_the_way.map(|Finding { what, cure, .. }| format!("{what}: {}", cure.unwrap_or_default())));
     if !is_safe {
         obstacles.push("clients would lose endpoints: see the differences".to_owned());
     }
@@ -246,7 +249,37 @@ fn remove_rules(leftovers: &Leftovers, report: &mut HandoverReport) -> Result<()
                 .to_owned(),
         );
     }
+    report.notes.extend(conntrack_note(|name| fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).ok()));
     Ok(())
+}
+
+/// Sysctls that kube-proxy sets by default, with its values (`--conntrack-min` is a lower bound)
+/// (pkg/proxy/apis/config/v1alpha1/defaults.go).
+const CONNTRACK: [(&str, u64); 3] = [
+    ("nf_conntrack_max", 131_072),
+    ("nf_conntrack_tcp_timeout_established", 86_400),
+    ("nf_conntrack_tcp_timeout_close_wait", 3_600),
+];
+
+/// Advises to keep the settings of conntrack that kube-proxy made, which last until the next boot.
+fn conntrack_note(read: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let is_kube_proxys = |name: &str, value: u64, its: u64| match name {
+        "nf_conntrack_max" => value >= its,
+        _ => value == its,
+    };
+    let values = CONNTRACK.iter().filter_map(|(name, its)| {
+        let value = read(name)?.trim().parse().ok()?;
+        is_kube_proxys(name, value, *its).then(|| format!("net.netfilter.{name} = {value}"))
+    });
+    let lines: Vec<_> = values.collect();
+    // One setting alone may be the node's own.
+    (lines.len() == CONNTRACK.len()).then(|| {
+        format!(
+            "kube-proxy has set sysctls of conntrack, which last until the next boot. Beeline's packets do not pass \
+             conntrack; if pods are masqueraded to the world, keep the lines in a file of /etc/sysctl.d: {}",
+            lines.join("; ")
+        )
+    })
 }
 
 /// Command that removes kube-proxy's chains of iptables-legacy, and no others.
@@ -307,4 +340,21 @@ fn render(report: &HandoverReport, arguments: &HandoverArgs) -> String {
         ));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_conntrack_are_named_if_all_are_kube_proxys() {
+        let kube_proxys =
+            |name: &str| CONNTRACK.iter().find(|(own, _)| *own == name).map(|(_, value)| format!("{value}\n"));
+        let note = conntrack_note(kube_proxys).expect("a note");
+        assert!(note.contains("net.netfilter.nf_conntrack_tcp_timeout_close_wait = 3600"), "{note}");
+        let of_the_kernel =
+            |name: &str| if name.ends_with("close_wait") { Some("60".to_owned()) } else { kube_proxys(name) };
+        assert_eq!(conntrack_note(of_the_kernel), None);
+        assert_eq!(conntrack_note(|_| None), None);
+    }
 }

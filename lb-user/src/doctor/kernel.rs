@@ -31,6 +31,8 @@ pub(super) struct KernelFacts {
     can_end_sockets: Result<bool, String>,
     /// True if net_cls or net_prio of cgroup v1 is mounted: they mark sockets.
     has_socket_marks: bool,
+    /// True on PREEMPT_RT (/sys/kernel/realtime).
+    is_realtime: bool,
     /// Mounts of [`NETWORK_FILE_SYSTEMS`]: type and mount point.
     mounts: Vec<(String, String)>,
 }
@@ -46,6 +48,7 @@ pub(super) fn read() -> KernelFacts {
         has_mptcp: socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::MPTCP)).is_ok(),
         can_end_sockets: can_destroy().map_err(|error| format!("{error:#}")),
         has_socket_marks: marks_sockets(&mounts),
+        is_realtime: fs::read_to_string("/sys/kernel/realtime").is_ok_and(|flag| flag.trim() == "1"),
         mounts: network_mounts(&mounts),
     }
 }
@@ -143,6 +146,16 @@ pub(super) fn evaluate(facts: &KernelFacts) -> Vec<Finding> {
             "load the modules tcp_diag and udp_diag (`modprobe udp_diag`), or use a kernel with them",
         )),
     }
+    // Before Linux 6.18 disabling bottom halves took a lock on PREEMPT_RT too, so that a CPU handles a packet at a time
+    // (kernel/softirq.c, CONFIG_PREEMPT_RT_NEEDS_BH_LOCK).
+    if facts.is_realtime && !is_before((6, 18)) {
+        findings.push(Finding::warning(
+            CHECK,
+            "the kernel is PREEMPT_RT and may handle two packets on a CPU at a time: they would share the memory in \
+             which the packet path works, and be translated wrongly",
+            "use a kernel with CONFIG_PREEMPT_RT_NEEDS_BH_LOCK, or `--devices none`; sockets are not affected",
+        ));
+    }
     if facts.has_socket_marks && is_before((5, 14)) {
         findings.push(Finding::warning(
             CHECK,
@@ -186,6 +199,7 @@ mod tests {
             has_mptcp: true,
             can_end_sockets: Ok(true),
             has_socket_marks: false,
+            is_realtime: false,
             mounts: Vec::new(),
         };
         change(&mut facts);
@@ -217,6 +231,9 @@ mod tests {
         check(|facts| facts.has_socket_marks = true, &["ok"]);
         let old = |facts: &mut KernelFacts| (facts.has_socket_marks, facts.release) = (true, "5.10.0".to_owned());
         check(old, &["warning: net_cls or net_prio"]);
+        check(|facts| facts.is_realtime = true, &["ok"]);
+        let new = |facts: &mut KernelFacts| (facts.is_realtime, facts.release) = (true, "6.18.2-rt1".to_owned());
+        check(new, &["warning: the kernel is PREEMPT_RT"]);
     }
 
     #[test]

@@ -105,7 +105,7 @@ mod tests {
     fn leftovers_are_reported_by_table() {
         let facts = |leftovers| KubeProxyFacts { leftovers: Ok(leftovers), running: Vec::new() };
         check(&facts(Leftovers::default()), &["ok: nothing of kube-proxy"]);
-        let table = |name: &str| NftTable { family: Family::V4, name: name.to_owned() };
+        let table = |name: &str| NftTable { family: Family::V4.into(), name: name.to_owned() };
         let chain = |table_name: &str, name: &str| Chain { table: table(table_name), name: name.to_owned() };
         let leftovers = Leftovers {
             tables: vec![table("kube-proxy")],

@@ -9,6 +9,7 @@ mod hooks;
 mod kernel;
 mod kube_proxy;
 mod maps;
+pub(crate) mod netfilter;
 mod pins;
 mod probe;
 pub(crate) mod process;
@@ -23,7 +24,12 @@ use anyhow::Result;
 pub use finding::{Finding, Severity, worst};
 pub use source::SourceAnswer;
 
-use lb_core::{event::Event, model::Settings, op::Table, store::Store as _};
+use lb_core::{
+    event::Event,
+    model::Settings,
+    op::Table,
+    store::{Dump, Store as _},
+};
 use lb_dataplane::{devices::options::UplinkChoice, pins::Pins, store::BpfStore};
 
 /// Comparisons of maps that differ beside a running agent, and the time between two: the agent may be writing.
@@ -78,7 +84,9 @@ pub fn examine(subject: &Subject) -> Vec<Finding> {
     let is_cluster = objects.as_ref().is_ok_and(|objects| matches!(objects.source, SourceAnswer::Servers(_)));
 
     let mut findings = kernel::evaluate(&kernel::read());
-    findings.extend(sysctls::evaluate(&sysctls::read(), is_cluster));
+    let no_frontends = Dump::default();
+    let frontends = dump.as_ref().and_then(|dump| dump.as_ref().ok()).unwrap_or(&no_frontends);
+    findings.extend(sysctls::evaluate(&sysctls::read(), is_cluster, frontends));
     findings.extend(pins::evaluate(&pins::read(pins, agent.as_ref().map(|agent| agent.pid))));
     if current.exists() {
         let hooks = hooks::read(&current, agent.as_ref());
@@ -104,6 +112,9 @@ pub fn examine(subject: &Subject) -> Vec<Finding> {
         findings.extend(room::evaluate(&room::read(&current), &fixed));
     }
     findings.extend(kube_proxy::evaluate(&kube_proxy::read()));
+    if let Some(Ok(dump)) = &dump {
+        findings.extend(netfilter::evaluate(&netfilter::read(), dump));
+    }
     let servers = objects.as_ref().ok().map(|objects| &objects.source);
     findings.extend(clock::evaluate(&clock::read(servers)));
     findings

@@ -1,8 +1,9 @@
 //! Sysctls that Services depend on, or that cost security or time.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, ops::RangeInclusive, path::Path};
 
 use super::Finding;
+use lb_core::{store::Dump, text::number as count};
 
 const CHECK: &str = "sysctls";
 
@@ -28,6 +29,8 @@ pub(super) struct SysctlFacts {
     harden: Option<u32>,
     /// kernel.bpf_stats_enabled
     stats: Option<u32>,
+    /// net.ipv4.ip_local_port_range, which applies to IPv6 too
+    local_ports: Option<RangeInclusive<u16>>,
 }
 
 /// Reads the sysctls and the default routes.
@@ -52,7 +55,14 @@ pub(super) fn read() -> SysctlFacts {
         jit: number("net/core/bpf_jit_enable"),
         harden: number("net/core/bpf_jit_harden"),
         stats: number("kernel/bpf_stats_enabled"),
+        local_ports: range("net/ipv4/ip_local_port_range"),
     }
+}
+
+fn range(name: &str) -> Option<RangeInclusive<u16>> {
+    let text = fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?;
+    let (first, last) = text.trim().split_once(char::is_whitespace)?;
+    Some(first.parse().ok()?..=last.trim().parse().ok()?)
 }
 
 fn number(name: &str) -> Option<u32> {
@@ -79,8 +89,9 @@ fn has_default_v6(routes: &str) -> bool {
     })
 }
 
-/// Reports settings. `is_cluster`: the node belongs to a cluster, and must forward packets.
-pub(super) fn evaluate(facts: &SysctlFacts, is_cluster: bool) -> Vec<Finding> {
+/// Reports settings. `is_cluster`: the node belongs to a cluster, and must forward packets. `dump`: the maps, with the
+/// NodePorts.
+pub(super) fn evaluate(facts: &SysctlFacts, is_cluster: bool, dump: &Dump) -> Vec<Finding> {
     let forwarding = |family: &str, name: &str| {
         let what = format!(
             "{name} is 0: the node does not forward {family} packets, neither of pods nor, on the packet path, to \
@@ -157,6 +168,22 @@ pub(super) fn evaluate(facts: &SysctlFacts, is_cluster: bool) -> Vec<Finding> {
             "`sysctl -w kernel.unprivileged_bpf_disabled=2`; Beeline runs as root and is not affected",
         ));
     }
+    let node_ports: BTreeSet<u16> =
+        dump.frontends.keys().filter(|key| key.addr.is_unspecified()).map(|key| key.port).collect();
+    let local = facts.local_ports.iter().flat_map(|range| node_ports.range(range.clone())).count();
+    if let Some(range) = facts.local_ports.as_ref().filter(|_| local > 0) {
+        findings.push(Finding::note(
+            CHECK,
+            format!(
+                "net.ipv4.ip_local_port_range ({}-{}) contains {}: a connection of the node from such a port is not \
+                 the Service's, but while it is open its peer cannot reach the NodePort from the same port",
+                range.start(),
+                range.end(),
+                count(local, "NodePort"),
+            ),
+            "none is needed; to keep them apart, `sysctl -w net.ipv4.ip_local_reserved_ports=30000-32767`",
+        ));
+    }
     if findings.is_empty() {
         findings.push(Finding::ok(CHECK, "no sysctl impairs Services"));
     }
@@ -167,6 +194,7 @@ pub(super) fn evaluate(facts: &SysctlFacts, is_cluster: bool) -> Vec<Finding> {
 mod tests {
     use super::*;
     use crate::doctor::finding::assert_findings;
+    use lb_common::{Addr, Frontend, FrontendKey, Kind, Proto};
 
     fn good() -> SysctlFacts {
         SysctlFacts {
@@ -179,7 +207,7 @@ mod tests {
     }
 
     fn check(facts: &SysctlFacts, is_cluster: bool, expected: &[&str]) {
-        assert_findings(&evaluate(facts, is_cluster), expected);
+        assert_findings(&evaluate(facts, is_cluster, &Dump::default()), expected);
     }
 
     #[test]
@@ -201,13 +229,23 @@ mod tests {
     }
 
     #[test]
+    fn node_ports_among_the_local_ports_are_a_note() {
+        let key = FrontendKey::new(Addr::from_v4_word(0), 40000, Proto::Tcp);
+        let dump = Dump { frontends: [(key, Frontend::new(1, Kind::NodePort))].into(), ..Dump::default() };
+        let with = |range| SysctlFacts { local_ports: Some(range), ..good() };
+        let expected = "note: net.ipv4.ip_local_port_range (32768-60999) contains 1 NodePort";
+        assert_findings(&evaluate(&with(32768..=60999), true, &dump), &[expected]);
+        assert_findings(&evaluate(&with(50000..=60999), true, &dump), &["ok"]);
+    }
+
+    #[test]
     fn strict_filters_matter_with_several_uplinks() {
         let uplinks = |list: &[(&str, u32)]| list.iter().map(|(name, filter)| ((*name).to_owned(), *filter)).collect();
         check(&SysctlFacts { uplinks: uplinks(&[("a", 1)]), ..good() }, true, &["ok"]);
         check(&SysctlFacts { uplinks: uplinks(&[("a", 2), ("b", 0)]), ..good() }, true, &["ok"]);
         let facts = SysctlFacts { uplinks: uplinks(&[("a", 1), ("b", 1)]), ..good() };
         check(&facts, true, &["warning: rp_filter is strict on a, b"]);
-        let cure = evaluate(&facts, true).pop().and_then(|finding| finding.cure).expect("a cure");
+        let cure = evaluate(&facts, true, &Dump::default()).pop().and_then(|finding| finding.cure).expect("a cure");
         assert!(cure.contains("net.ipv4.conf.a.rp_filter=2 net.ipv4.conf.b.rp_filter=2"), "{cure}");
     }
 

@@ -121,6 +121,7 @@ fn story(mode: Mode, flags: &[&str]) {
         "{output}"
     );
     network.assert_difference_is_reported();
+    assert_rules_before_nat_are_obstacles(&network, mode);
 
     // Beeline alone.
     note("kube-proxy ends");
@@ -160,4 +161,41 @@ fn story(mode: Mode, flags: &[&str]) {
     }
     assert!(is_whole && !failed, "the hand-over was not whole, or a client failed");
     drop(kube_proxy);
+}
+
+/// Asserts that a firewall's rule is an obstacle that names a NodePort before destination NAT, where it would match
+/// nothing any more.
+fn assert_rules_before_nat_are_obstacles(network: &Network, mode: Mode) {
+    let named = |output: &str| output.contains("0.0.0.0:30080/TCP of default/any");
+    let (_, output) = network.beeline(&["handover", "--dry-run"]);
+    assert!(!named(&output), "{output}");
+    match mode {
+        Mode::Nftables => {
+            let chain = "add table inet firewall; add chain inet firewall early { type filter hook prerouting priority \
+                         -300; }; add chain inet firewall ports; add rule inet firewall early jump ports; \
+                         add rule inet firewall ports tcp dport { 22, 30000-30090 } counter";
+            network.run(&["nft", chain]);
+        }
+        Mode::Iptables => {
+            network.run(&[
+                "iptables",
+                "-t",
+                "raw",
+                "-A",
+                "PREROUTING",
+                "-p",
+                "tcp",
+                "-m",
+                "multiport",
+                "--dports",
+                "22,30080",
+            ]);
+        }
+    }
+    let (_, output) = network.beeline(&["handover", "--dry-run"]);
+    assert!(named(&output) && output.contains("obstacle"), "{output}");
+    match mode {
+        Mode::Nftables => network.run(&["nft", "delete", "table", "inet", "firewall"]),
+        Mode::Iptables => network.run(&["iptables", "-t", "raw", "-F"]),
+    }
 }

@@ -138,6 +138,11 @@ impl<'a> Network<'a> {
         }
     }
 
+    /// Runs a command in the node's network namespace.
+    pub fn run(&self, command: &[&str]) {
+        self.lan.node1.host.net.run(command);
+    }
+
     /// Returns the rules of kube-proxy in netfilter.
     pub fn kube_proxys_rules(&self) -> String {
         let rules = self.lan.node1.host.net.run(&["nft", "list", "ruleset"]);

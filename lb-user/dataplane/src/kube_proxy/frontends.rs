@@ -77,7 +77,7 @@ impl Graph {
                     match action {
                         RuleAction::Jump(next) => left.push(next.clone()),
                         RuleAction::Dnat(endpoint) => _ = reached.endpoints.insert(*endpoint),
-                        RuleAction::MapLookup(_) | RuleAction::Drop => {}
+                        RuleAction::MapLookup(_) | RuleAction::Drop | RuleAction::Accept => {}
                     }
                 }
             }
@@ -155,7 +155,7 @@ pub(super) fn of_iptables(family: Family, nat: &Graph, filter: &Graph) -> RuleFr
 
 fn frontend_of(family: Family, rule: &Rule) -> Option<FrontendKey> {
     let proto = Proto::from_number(u32::from(rule.proto?))?;
-    Some(FrontendKey::new(rule.destination.unwrap_or_else(|| any(family)), rule.port?, proto))
+    Some(FrontendKey::new(rule.destination.unwrap_or_else(|| any(family)), rule.port()?, proto))
 }
 
 /// Parses the service port from a chain's name in nftables mode, as in `service-ULMVA6XW-default/web/tcp/http`.
@@ -242,9 +242,10 @@ mod tests {
         let rule = |to: Option<[u8; 4]>, port: u16, action: RuleAction, comment: &str| Rule {
             destination: to.and_then(|octets| address(&octets)),
             proto: Some(6),
-            port: Some(port),
+            ports: vec![port..=port],
             comment: Some(comment.to_owned()),
             actions: vec![action],
+            ..Rule::default()
         };
         let mut nat = graph(&[
             ("KUBE-SVC-A", &[chain("KUBE-SEP-A"), chain("KUBE-SEP-B")]),

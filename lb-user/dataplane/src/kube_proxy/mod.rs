@@ -46,8 +46,8 @@ pub fn leftovers() -> Result<Leftovers> {
     let (mut tables, mut chains, mut legacy) = (Vec::new(), Vec::new(), Vec::new());
     for family in [Family::V4, Family::V6] {
         if let Some(nftables) = &mut nftables {
-            tables.extend(nftables.tables(family).context("listing the tables of nf_tables")?);
-            let listed = nftables.chains(family).context("listing the chains of nf_tables")?;
+            tables.extend(nftables.tables(family.into()).context("listing the tables of nf_tables")?);
+            let listed = nftables.chains(family.into()).context("listing the chains of nf_tables")?;
             chains.extend(listed.into_iter().map(|listed| listed.chain));
         }
         legacy.extend(legacy::chains(family).context("listing the chains of iptables")?);
@@ -67,19 +67,19 @@ pub fn frontends(leftovers: &Leftovers) -> Result<RuleFrontends> {
     let mut frontends = RuleFrontends::new();
     let mut nftables = Nftables::open().context("asking nf_tables")?;
     for family in [Family::V4, Family::V6] {
-        let has = |chains: &[Chain]| chains.iter().any(|chain| chain.table.family == family);
-        let named = |name: &str| NftTable { family, name: name.to_owned() };
+        let has = |chains: &[Chain]| chains.iter().any(|chain| chain.table.family == family.into());
+        let named = |name: &str| NftTable { family: family.into(), name: name.to_owned() };
         if has(&leftovers.legacy) {
-            let [nat, filter] = [named("nat"), named("filter")];
-            let read = |table: &NftTable| legacy_graph(table).with_context(|| format!("reading the table {table}"));
-            frontends.extend(of_iptables(family, &read(&nat)?, &read(&filter)?));
+            let read =
+                |table| legacy_graph(family, table).with_context(|| format!("reading the table {}", named(table)));
+            frontends.extend(of_iptables(family, &read("nat")?, &read("filter")?));
         }
         let Some(nftables) = &mut nftables else { continue };
         if has(&leftovers.chains) {
             let mut read = |name| graph(nftables, &named(name)).with_context(|| format!("reading the table {name}"));
             frontends.extend(of_iptables(family, &read("nat")?, &read("filter")?));
         }
-        if leftovers.tables.iter().any(|table| table.family == family) {
+        if leftovers.tables.iter().any(|table| table.family == family.into()) {
             let graph = graph(nftables, &named(names::TABLE)).context("reading kube-proxy's table")?;
             frontends.extend(of_nftables(family, &graph));
         }
@@ -103,9 +103,9 @@ fn graph(nftables: &mut Nftables, table: &NftTable) -> std::io::Result<Graph> {
     Ok(graph)
 }
 
-fn legacy_graph(table: &NftTable) -> Result<Graph> {
+fn legacy_graph(family: Family, table: &str) -> Result<Graph> {
     let mut graph = Graph::default();
-    for (chain, rule) in legacy::rules(table)? {
+    for (chain, rule) in legacy::rules(family, table)? {
         graph.chains.entry(chain).or_default().push(rule);
     }
     Ok(graph)

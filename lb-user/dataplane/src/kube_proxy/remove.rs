@@ -32,13 +32,13 @@ pub fn remove() -> io::Result<Removed> {
     let Some(mut nftables) = Nftables::open()? else { return Ok(removed) };
     for family in [Family::V4, Family::V6] {
         temporary_tables::add_keep_alive(&mut batch, family);
-        for table in nftables.tables(family)? {
+        for table in nftables.tables(family.into())? {
             if table.name == names::TABLE {
                 batch.delete_table(&table);
                 removed.tables.push(table);
             }
         }
-        let chains = nftables.chains(family)?;
+        let chains = nftables.chains(family.into())?;
         let tables: BTreeSet<&NftTable> = chains
             .iter()
             .filter(|listed| listed.chain.table.name != names::TABLE && names::is_kube_proxys(&listed.chain.name))
@@ -46,7 +46,7 @@ pub fn remove() -> io::Result<Removed> {
             .collect();
         for table in tables {
             let here = || chains.iter().filter(|listed| listed.chain.table == *table);
-            let is_base = |name: &str| here().any(|listed| listed.chain.name == name && listed.is_base);
+            let is_base = |name: &str| here().any(|listed| listed.chain.name == name && listed.hook.is_some());
             let (mut jumps, mut held) = (Vec::new(), BTreeSet::new());
             for placed in nftables.rules(table)? {
                 let leads_to: Vec<&str> = placed.rule.chains().filter(|name| names::is_kube_proxys(name)).collect();

@@ -1,9 +1,10 @@
 //! Expressions of nf_tables (include/uapi/linux/netfilter/nf_tables.h): a rule's matches and its action. `iptables-nft`
 //! wraps matches and targets of xtables in them; `xt` parses those. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use super::{
+    TableFamily,
     rule::{Rule, RuleAction, address},
     xt,
 };
@@ -33,7 +34,7 @@ enum Field {
 }
 
 /// Parses the list of expressions of a rule. Unknown expressions are ignored.
-pub fn parse_rule(family: Family, list: &[u8]) -> Rule {
+pub fn parse_rule(family: TableFamily, list: &[u8]) -> Rule {
     let (mut rule, mut registers) = (Rule::default(), Registers::default());
     for (_, element) in attributes(list).filter(|(kind, _)| *kind == ELEMENT) {
         let (name, data) = (find(element, NAME).map(text), find(element, DATA).unwrap_or_default());
@@ -42,7 +43,7 @@ pub fn parse_rule(family: Family, list: &[u8]) -> Rule {
     rule
 }
 
-fn apply_expression(rule: &mut Rule, family: Family, name: &str, data: &[u8], registers: &mut Registers) {
+fn apply_expression(rule: &mut Rule, family: TableFamily, name: &str, data: &[u8], registers: &mut Registers) {
     let number = |kind| find(data, kind).and_then(|value| be32(value, 0));
     match name {
         // NFTA_META_DREG, NFTA_META_KEY
@@ -53,11 +54,11 @@ fn apply_expression(rule: &mut Rule, family: Family, name: &str, data: &[u8], re
         }
         // NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN
         "payload" => {
-            let field = match (family, number(2), number(3), number(4)) {
-                (Family::V4, Some(1), Some(16), Some(4)) | (Family::V6, Some(1), Some(24), Some(16)) => {
-                    Field::Destination
-                }
-                (_, Some(2), Some(2), Some(2)) => Field::Port,
+            // A table `inet` compares the protocol of the network layer first, so that the length tells the families.
+            let (is_v4, is_v6) = (family != TableFamily::One(Family::V6), family != TableFamily::One(Family::V4));
+            let field = match (is_v4, is_v6, number(2), number(3), number(4)) {
+                (true, _, Some(1), Some(16), Some(4)) | (_, true, Some(1), Some(24), Some(16)) => Field::Destination,
+                (_, _, Some(2), Some(2), Some(2)) => Field::Port,
                 _ => return,
             };
             registers.loaded.extend(number(1).map(|register| (register, field)));
@@ -66,16 +67,30 @@ fn apply_expression(rule: &mut Rule, family: Family, name: &str, data: &[u8], re
         "bitwise" => {
             registers.loaded.retain(|register, _| Some(*register) != number(1));
         }
-        // NFTA_CMP_SREG, _OP (NFT_CMP_EQ), _DATA
+        // NFTA_CMP_SREG, _OP (NFT_CMP_EQ 0, _LTE 3, _GTE 5), _DATA
         "cmp" => {
-            let field = number(1).and_then(|register| registers.loaded.remove(&register));
+            let Some((register, operation)) = number(1).zip(number(2)) else { return };
+            let field = registers.loaded.get(&register).copied();
             let value = find(data, 3).and_then(|data| find(data, VALUE)).unwrap_or_default();
-            match field {
-                Some(Field::Destination) if number(2) == Some(0) => rule.destination = address(value),
-                Some(Field::Proto) if number(2) == Some(0) => rule.proto = value.first().copied(),
-                Some(Field::Port) if number(2) == Some(0) => rule.port = be16(value, 0),
+            match (field, operation) {
+                (Some(Field::Destination), 0) => rule.destination = address(value),
+                (Some(Field::Proto), 0) => rule.proto = value.first().copied(),
+                (Some(Field::Port), 0) => rule.ports.extend(be16(value, 0).map(|port| port..=port)),
+                // `nft` writes a range as two comparisons, the lower bound first.
+                (Some(Field::Port), 5) => {
+                    rule.ports.extend(be16(value, 0).map(|first| first..=u16::MAX));
+                    return;
+                }
+                (Some(Field::Port), 3) => limit(&mut rule.ports, be16(value, 0)),
                 _ => {}
             }
+            registers.loaded.remove(&register);
+        }
+        // NFTA_RANGE_SREG, _OP (NFT_RANGE_EQ), _FROM_DATA, _TO_DATA
+        "range" if number(2) == Some(0) => {
+            let is_port = number(1).and_then(|register| registers.loaded.get(&register)) == Some(&Field::Port);
+            let bound = |kind| find(data, kind).and_then(|data| be16(find(data, VALUE)?, 0)).filter(|_| is_port);
+            rule.ports.extend(bound(3).zip(bound(4)).map(|(first, last)| first..=last));
         }
         // NFTA_IMMEDIATE_DREG, _DATA
         "immediate" => {
@@ -87,6 +102,11 @@ fn apply_expression(rule: &mut Rule, family: Family, name: &str, data: &[u8], re
         // NFTA_LOOKUP_SET; _DREG: a verdict, or the address and port that a `nat` expression reads
         "lookup" if number(3).is_some() => {
             rule.actions.extend(find(data, 1).map(|set| RuleAction::MapLookup(text(set))));
+        }
+        // NFTA_LOOKUP_SREG; _FLAGS (NFT_LOOKUP_F_INV)
+        "lookup" if number(5).unwrap_or(0) == 0 => {
+            let is_port = number(2).and_then(|register| registers.loaded.get(&register)) == Some(&Field::Port);
+            rule.port_sets.extend(find(data, 1).filter(|_| is_port).map(text));
         }
         // NFTA_NAT_TYPE (NFT_NAT_DNAT), _REG_ADDR_MIN, _REG_PROTO_MIN
         "nat" if number(1) == Some(1) => {
@@ -111,13 +131,28 @@ fn apply_expression(rule: &mut Rule, family: Family, name: &str, data: &[u8], re
     }
 }
 
-/// Parses a verdict: NFTA_VERDICT_CODE (NFT_JUMP, NFT_GOTO, NF_DROP), _CHAIN. None for accept, return and continue.
+/// Ends the last range at a port.
+fn limit(ranges: &mut Vec<RangeInclusive<u16>>, last: Option<u16>) {
+    let Some(last) = last else { return };
+    let first = ranges.pop().map_or(0, |range| *range.start());
+    ranges.push(first..=last);
+}
+
+/// Parses a verdict: NFTA_VERDICT_CODE (NFT_JUMP, NFT_GOTO, NF_DROP, NF_ACCEPT), _CHAIN. None for return and continue.
 fn parse_verdict(nest: &[u8]) -> Option<RuleAction> {
     match find(nest, 1).and_then(|code| be32(code, 0))?.cast_signed() {
         -3 | -4 => find(nest, 2).map(|chain| RuleAction::Jump(text(chain))),
         0 => Some(RuleAction::Drop),
+        1 => Some(RuleAction::Accept),
         _ => None,
     }
+}
+
+/// Parses an element of a set of ports: the port, and true if it is the first one behind an interval.
+/// NFTA_SET_ELEM_KEY, _FLAGS (NFT_SET_ELEM_INTERVAL_END)
+pub fn parse_port(nest: &[u8]) -> Option<(u16, bool)> {
+    let port = find(nest, 1).and_then(|key| be16(find(key, VALUE)?, 0))?;
+    Some((port, find(nest, 3).and_then(|flags| be32(flags, 0)).is_some_and(|flags| flags & 1 != 0)))
 }
 
 /// Parses an element of a map: its key and its action. NFTA_SET_ELEM_KEY, _DATA
@@ -175,15 +210,15 @@ mod tests {
             expression("counter", &[]),
             expression("immediate", &[(1, number(0)), (2, jump("KUBE-SVC-A"))]),
         ];
-        let rule = parse_rule(Family::V4, &list.concat());
+        let rule = parse_rule(Family::V4.into(), &list.concat());
         let destination = Addr::from("10.96.0.10".parse::<std::net::IpAddr>().expect("an address"));
         let actions = vec![RuleAction::Jump("KUBE-SVC-A".to_owned())];
         assert_eq!(
             rule,
-            Rule { destination: Some(destination), proto: Some(6), port: Some(80), comment: None, actions }
+            Rule { destination: Some(destination), proto: Some(6), ports: vec![80..=80], actions, ..Rule::default() }
         );
         for length in 0..list.concat().len() {
-            let _no_panic = parse_rule(Family::V4, list.concat().get(..length).expect("shorter"));
+            let _no_panic = parse_rule(Family::V4.into(), list.concat().get(..length).expect("shorter"));
         }
     }
 
@@ -195,14 +230,14 @@ mod tests {
             expression("nat", &[(1, number(1)), (2, number(2)), (3, number(1)), (5, number(2))]),
         ];
         let endpoint = AddrPort::from("10.0.0.1:8080".parse::<std::net::SocketAddr>().expect("an endpoint"));
-        assert_eq!(parse_rule(Family::V4, &list.concat()).actions, [RuleAction::Dnat(endpoint)]);
+        assert_eq!(parse_rule(Family::V4.into(), &list.concat()).actions, [RuleAction::Dnat(endpoint)]);
         let masked = [
             expression("payload", &[(1, number(1)), (2, number(1)), (3, number(16)), (4, number(4))]),
             expression("bitwise", &[(1, number(1)), (2, number(1))]),
             expression("cmp", &[(1, number(1)), (2, number(0)), (3, value(&[10, 96, 0, 0]))]),
             expression("lookup", &[(1, b"__map3\0".to_vec()), (2, number(1)), (3, number(0))]),
         ];
-        let rule = parse_rule(Family::V4, &masked.concat());
+        let rule = parse_rule(Family::V4.into(), &masked.concat());
         assert_eq!((rule.destination, rule.actions), (None, vec![RuleAction::MapLookup("__map3".to_owned())]));
     }
 

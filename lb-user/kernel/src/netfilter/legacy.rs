@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::{
     Chain, NftTable,
+    base_chain::{ChainHook, HookedChain},
     rule::{Rule, RuleAction, address},
     xt,
 };
@@ -44,7 +45,9 @@ const fn offsets(family: Family) -> usize {
 pub fn chains(family: Family) -> Result<Vec<Chain>> {
     let mut chains = Vec::new();
     for table in tables(family) {
-        chains.extend(user_chains(&entries(&table)?, offsets(family)).map(|name| Chain { table: table.clone(), name }));
+        let entries = Entries::read(family, &table)?;
+        let table = NftTable { family: family.into(), name: table };
+        chains.extend(user_chains(&entries.bytes, offsets(family)).map(|name| Chain { table: table.clone(), name }));
     }
     Ok(chains)
 }
@@ -54,21 +57,67 @@ pub fn chains(family: Family) -> Result<Vec<Chain>> {
 ///
 /// # Errors
 /// The kernel's errno, or an error if the table changes during every reading.
-pub fn rules(table: &NftTable) -> Result<Vec<(String, Rule)>> {
-    if !tables(table.family).contains(table) {
+pub fn rules(family: Family, table: &str) -> Result<Vec<(String, Rule)>> {
+    if !tables(family).iter().any(|name| name == table) {
         return Ok(Vec::new());
     }
-    Ok(parse_rules(table.family, &entries(table)?))
+    Ok(parse_rules(family, &Entries::read(family, table)?.bytes))
 }
 
-fn tables(family: Family) -> Vec<NftTable> {
+/// Lists the base chains of all tables.
+///
+/// # Errors
+/// As for [`chains`].
+pub(super) fn hooked(family: Family) -> Result<Vec<HookedChain>> {
+    let mut hooked = Vec::new();
+    for table in tables(family) {
+        let entries = Entries::read(family, &table)?;
+        let chains = parse_rules(family, &entries.bytes);
+        for (number, name) in (0..).zip(HOOKS) {
+            let Some((first, policy)) = entries.hooks.get(number as usize).copied().flatten() else { continue };
+            let heads = heads(&entries.bytes, offsets(family));
+            let own = entries.bytes.get(first..policy).unwrap_or_default();
+            let chain_of = |at: usize| heads.iter().find(|(start, _)| *start == at).map(|(_, name)| name.clone());
+            let mut rules = Vec::new();
+            let mut at = 0;
+            while let Some(entry) = entry(own.get(at..).unwrap_or_default(), offsets(family)) {
+                at += entry.length;
+                rules.push(rule(family, &entry, chain_of));
+            }
+            let last = entry(entries.bytes.get(policy..).unwrap_or_default(), offsets(family));
+            let drops = last.is_some_and(|last| rule(family, &last, |_| None).actions == [RuleAction::Drop]);
+            let hook = ChainHook { number, priority: priority(&table, number), drops };
+            let table = NftTable { family: family.into(), name: table.clone() };
+            let chain = Chain { table, name: name.to_owned() };
+            hooked.push(HookedChain::new(chain, hook, rules, &chains));
+        }
+    }
+    Ok(hooked)
+}
+
+/// Names of the base chains, by number of the hook.
+const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+
+/// Returns the priority of a table's chain (NF_IP_PRI_).
+fn priority(table: &str, hook: u32) -> i32 {
+    match (table, hook) {
+        ("raw", _) => -300,
+        ("mangle", _) => -150,
+        ("nat", 1 | 4) => 100,
+        ("nat", _) => -100,
+        ("security", _) => 50,
+        _ => 0,
+    }
+}
+
+fn tables(family: Family) -> Vec<String> {
     let list = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
     // Without the file the kernel has no legacy tables, or their module is not loaded.
     let names = fs::read_to_string(list).unwrap_or_default();
-    names.lines().map(|name| NftTable { family, name: name.to_owned() }).collect()
+    names.lines().map(str::to_owned).collect()
 }
 
 fn parse_rules(family: Family, entries: &[u8]) -> Vec<(String, Rule)> {
@@ -156,9 +205,10 @@ fn rule(family: Family, entry: &Entry<'_>, chain_of: impl Fn(usize) -> Option<St
         matches = matches.get(length..).unwrap_or_default();
     }
     rule.actions.extend(match entry.kind.as_str() {
-        // The standard target: an offset in the table, or a negative verdict (-NF_DROP - 1).
+        // The standard target: an offset in the table, or a negative verdict (-NF_DROP - 1, -NF_ACCEPT - 1).
         "" => match u32_at(entry.target, 0).map(u32::cast_signed) {
             Some(-1) => Some(RuleAction::Drop),
+            Some(-2) => Some(RuleAction::Accept),
             Some(offset) => usize::try_from(offset).ok().and_then(chain_of).map(RuleAction::Jump),
             None => None,
         },
@@ -167,36 +217,51 @@ fn rule(family: Family, entry: &Entry<'_>, chain_of: impl Fn(usize) -> Option<St
     rule
 }
 
-/// Reads the entries of a table, one behind the other.
-fn entries(table: &NftTable) -> Result<Vec<u8>> {
-    let (domain, level) = match table.family {
-        Family::V4 => (AddressFamily::INET, libc::IPPROTO_IP),
-        Family::V6 => (AddressFamily::INET6, libc::IPPROTO_IPV6),
-    };
-    let socket = socket_with(domain, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    for _ in 0..READINGS {
-        // struct ipt_getinfo: the name, eleven numbers, the number of entries, and their size in octets.
-        let mut info = request(table, NAME + 13 * 4);
-        get_option(&socket, level, GET_INFO, &mut info)?;
-        let size = info.get(NAME + 12 * 4..).and_then(<[u8]>::first_chunk).map_or(0, |size| u32::from_ne_bytes(*size));
-        // struct ipt_get_entries: the name, the size of the entries, and the entries, aligned.
-        let start = NAME + 8;
-        let mut answer = request(table, start + size as usize);
-        if let Some(place) = answer.get_mut(NAME..NAME + 4) {
-            place.copy_from_slice(&size.to_ne_bytes());
-        }
-        match get_option(&socket, level, GET_ENTRIES, &mut answer) {
-            Ok(()) => return Ok(answer.split_off(start)),
-            // The size has changed meanwhile.
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    bail!("the table {table} changed during each of {READINGS} readings")
+/// Entries of a table.
+struct Entries {
+    /// The entries, one behind the other.
+    bytes: Vec<u8>,
+    /// For each hook of the table the offsets of its first rule and of its policy.
+    hooks: [Option<(usize, usize)>; 5],
 }
 
-fn request(table: &NftTable, length: usize) -> Vec<u8> {
-    let mut bytes: Vec<u8> = table.name.bytes().take(NAME - 1).collect();
+impl Entries {
+    fn read(family: Family, table: &str) -> Result<Self> {
+        let (domain, level) = match family {
+            Family::V4 => (AddressFamily::INET, libc::IPPROTO_IP),
+            Family::V6 => (AddressFamily::INET6, libc::IPPROTO_IPV6),
+        };
+        let socket = socket_with(domain, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        for _ in 0..READINGS {
+            // struct ipt_getinfo: the name, the mask of hooks, for each hook the first rule and the policy, the number
+            // of entries, and their size in octets.
+            let mut info = request(table, NAME + 13 * 4);
+            get_option(&socket, level, GET_INFO, &mut info)?;
+            let number = |nth: usize| u32_at(&info, NAME + nth * 4).unwrap_or(0);
+            let size = number(12);
+            let hook = |nth: usize| {
+                (number(0) & (1 << nth) != 0).then(|| (number(1 + nth) as usize, number(6 + nth) as usize))
+            };
+            let hooks = std::array::from_fn(hook);
+            // struct ipt_get_entries: the name, the size of the entries, and the entries, aligned.
+            let start = NAME + 8;
+            let mut answer = request(table, start + size as usize);
+            if let Some(place) = answer.get_mut(NAME..NAME + 4) {
+                place.copy_from_slice(&size.to_ne_bytes());
+            }
+            match get_option(&socket, level, GET_ENTRIES, &mut answer) {
+                Ok(()) => return Ok(Self { bytes: answer.split_off(start), hooks }),
+                // The size has changed meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bail!("the table {table} changed during each of {READINGS} readings")
+    }
+}
+
+fn request(table: &str, length: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = table.bytes().take(NAME - 1).collect();
     bytes.resize(length, 0);
     bytes
 }

@@ -57,7 +57,7 @@ pub fn ensure() -> io::Result<bool> {
     };
     let mut batch = Batch::default();
     for family in [Family::V4, Family::V6] {
-        if !nftables.tables(family)?.iter().any(|table| table.name == MASQUERADE_TABLE) {
+        if !nftables.tables(family.into())?.iter().any(|table| table.name == MASQUERADE_TABLE) {
             add(&mut batch, family);
         }
     }
@@ -66,7 +66,7 @@ pub fn ensure() -> io::Result<bool> {
 }
 
 fn add(batch: &mut Batch, family: Family) {
-    let table = NftTable { family, name: MASQUERADE_TABLE.to_owned() };
+    let table = NftTable { family: family.into(), name: MASQUERADE_TABLE.to_owned() };
     batch.add_table(&table);
     let mark = MASQUERADE_MARK.to_ne_bytes();
     let without = (!MASQUERADE_MARK).to_ne_bytes();

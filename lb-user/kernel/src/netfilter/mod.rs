@@ -2,8 +2,10 @@
 //! legacy iptables by socket options. Only `nftables::Batch`, `masquerade`, `temporary_tables` and `conntrack` write;
 //! all else reads.
 
+pub mod base_chain;
 pub mod conntrack;
 mod expressions;
+pub mod hooked;
 pub mod legacy;
 pub mod masquerade;
 pub mod nftables;
@@ -15,11 +17,40 @@ use std::fmt;
 
 use lb_common::Family;
 
+/// Family of a table.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum TableFamily {
+    /// Packets of one address family.
+    One(Family),
+    /// `inet`: packets of both. firewalld uses it.
+    Inet,
+}
+
+impl TableFamily {
+    /// All families whose tables see packets of Services.
+    pub const ALL: [Self; 3] = [Self::One(Family::V4), Self::One(Family::V6), Self::Inet];
+
+    /// Returns the number of the kernel: NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_INET.
+    pub(crate) const fn number(self) -> u8 {
+        match self {
+            Self::One(Family::V4) => 2,
+            Self::One(Family::V6) => 10,
+            Self::Inet => 1,
+        }
+    }
+}
+
+impl From<Family> for TableFamily {
+    fn from(family: Family) -> Self {
+        Self::One(family)
+    }
+}
+
 /// A table of nf_tables or of legacy iptables.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct NftTable {
-    /// Family of the table: `ip` or `ip6`.
-    pub family: Family,
+    /// Its family.
+    pub family: TableFamily,
     /// Its name.
     pub name: String,
 }
@@ -37,8 +68,9 @@ impl fmt::Display for NftTable {
     /// Writes the name as `nft` does.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let family = match self.family {
-            Family::V4 => "ip",
-            Family::V6 => "ip6",
+            TableFamily::One(Family::V4) => "ip",
+            TableFamily::One(Family::V6) => "ip6",
+            TableFamily::Inet => "inet",
         };
         write!(f, "{family} {}", self.name)
     }

@@ -1,18 +1,18 @@
 //! nf_tables of the network namespace of the opening thread: lists of tables, chains, rules and elements of maps, and
 //! batches of changes (include/uapi/linux/netfilter/nf_tables.h).
 
-use std::io;
+use std::{io, ops::RangeInclusive};
 
 use super::{
-    Chain, NftTable,
-    expressions::{parse_element, parse_rule},
+    Chain, NftTable, TableFamily,
+    base_chain::ChainHook,
+    expressions::{parse_element, parse_port, parse_rule},
     rule::{Rule, RuleAction},
 };
 use crate::netlink::{
     NetlinkSocket,
-    codec::{attributes, find, put_attribute, put_nested, text},
+    codec::{attributes, be32, find, put_attribute, put_nested, text},
 };
-use lb_common::Family;
 
 /// NFNL_SUBSYS_NFTABLES, as the high octet of a type.
 const SUBSYSTEM: u16 = 10 << 8;
@@ -53,8 +53,8 @@ pub(super) struct BaseChain {
 pub struct ListedChain {
     /// Table and name.
     pub chain: Chain,
-    /// True for a base chain, to which a hook of the kernel passes packets.
-    pub is_base: bool,
+    /// Hook, for a base chain: a hook of the kernel passes packets to it.
+    pub hook: Option<ChainHook>,
 }
 
 /// A rule in a list.
@@ -83,7 +83,7 @@ impl Nftables {
     ///
     /// # Errors
     /// The kernel's errno.
-    pub fn tables(&mut self, family: Family) -> io::Result<Vec<NftTable>> {
+    pub fn tables(&mut self, family: TableFamily) -> io::Result<Vec<NftTable>> {
         self.list(GETTABLE, &nfgenmsg(family), |body| Some(NftTable { family, name: text(find(body, 1)?) }))
     }
 
@@ -91,11 +91,17 @@ impl Nftables {
     ///
     /// # Errors
     /// The kernel's errno.
-    pub fn chains(&mut self, family: Family) -> io::Result<Vec<ListedChain>> {
-        // NFTA_CHAIN_TABLE, _NAME, _HOOK
+    pub fn chains(&mut self, family: TableFamily) -> io::Result<Vec<ListedChain>> {
+        // NFTA_CHAIN_TABLE, _NAME, _HOOK, _POLICY (NF_DROP 0); NFTA_HOOK_HOOKNUM, _PRIORITY
         self.list(GETCHAIN, &nfgenmsg(family), |body| {
             let table = NftTable { family, name: text(find(body, 1)?) };
-            Some(ListedChain { chain: Chain { table, name: text(find(body, 3)?) }, is_base: find(body, 4).is_some() })
+            let hook = |nest: &[u8]| {
+                let number = |kind| find(nest, kind).and_then(|value| be32(value, 0));
+                let drops = find(body, 5).and_then(|policy| be32(policy, 0)) == Some(0);
+                Some(ChainHook { number: number(1)?, priority: number(2)?.cast_signed(), drops })
+            };
+            let chain = Chain { table, name: text(find(body, 3)?) };
+            Some(ListedChain { chain, hook: find(body, 4).and_then(hook) })
         })
     }
 
@@ -120,15 +126,32 @@ impl Nftables {
     /// # Errors
     /// The kernel's errno.
     pub fn elements(&mut self, table: &NftTable, map: &str) -> io::Result<Vec<(Vec<u8>, RuleAction)>> {
+        self.set_elements(table, map, parse_element)
+    }
+
+    fn set_elements<T>(
+        &mut self,
+        table: &NftTable,
+        set: &str,
+        parse: impl Fn(&[u8]) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
         let mut body = nfgenmsg(table.family);
         // NFTA_SET_ELEM_LIST_TABLE, _SET, _ELEMENTS
         put_attribute(&mut body, 1, &c_string(&table.name));
-        put_attribute(&mut body, 2, &c_string(map));
+        put_attribute(&mut body, 2, &c_string(set));
         let lists = self.list(GETSETELEM, &body, |body| {
             let list = find(body, 3)?;
-            Some(attributes(list).filter_map(|(_, nest)| parse_element(nest)).collect::<Vec<_>>())
+            Some(attributes(list).filter_map(|(_, nest)| parse(nest)).collect::<Vec<_>>())
         })?;
-        Ok(lists.concat())
+        Ok(lists.into_iter().flatten().collect())
+    }
+
+    /// Lists the ranges of a set of ports.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn ports(&mut self, table: &NftTable, set: &str) -> io::Result<Vec<RangeInclusive<u16>>> {
+        Ok(port_ranges(self.set_elements(table, set, parse_port)?))
     }
 
     /// Commits a batch: all of its commands, or none.
@@ -275,12 +298,40 @@ pub(super) fn data(value: &[u8]) -> Vec<u8> {
     nest
 }
 
-/// Encodes a `struct nfgenmsg`: NFPROTO_IPV4 or NFPROTO_IPV6, version 0, no resource.
-fn nfgenmsg(family: Family) -> Vec<u8> {
-    vec![if family == Family::V4 { 2 } else { 10 }, 0, 0, 0]
+/// Encodes a `struct nfgenmsg`: the family, version 0, no resource.
+fn nfgenmsg(family: TableFamily) -> Vec<u8> {
+    vec![family.number(), 0, 0, 0]
+}
+
+/// Joins the elements of a set of ports to ranges: a set with intervals has the first port of each interval, and the
+/// first port behind it.
+fn port_ranges(mut elements: Vec<(u16, bool)>) -> Vec<RangeInclusive<u16>> {
+    elements.sort_unstable();
+    let has_intervals = elements.iter().any(|(_, is_end)| *is_end);
+    let mut ranges = Vec::new();
+    for (nth, (port, is_end)) in elements.iter().enumerate() {
+        let next = elements.get(nth + 1).map_or(u16::MAX, |(next, _)| next.saturating_sub(1));
+        if !is_end {
+            ranges.push(*port..=if has_intervals { next } else { *port });
+        }
+    }
+    ranges
 }
 
 /// Encodes a string with its terminating zero.
 pub(super) fn c_string(name: &str) -> Vec<u8> {
     [name.as_bytes(), &[0]].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_of_ports_have_single_ports_or_intervals() {
+        assert_eq!(port_ranges(vec![(443, false), (80, false)]), [80..=80, 443..=443]);
+        let intervals = vec![(0, true), (80, false), (81, true), (30000, false), (32768, true), (65000, false)];
+        assert_eq!(port_ranges(intervals), [80..=80, 30000..=32767, 65000..=65535]);
+        assert_eq!(port_ranges(Vec::new()), []);
+    }
 }

@@ -1,5 +1,7 @@
 //! A netfilter rule, as far as kube-proxy's rules are understood: its matches and its actions. Pure.
 
+use std::ops::RangeInclusive;
+
 use lb_common::{Addr, AddrPort};
 
 /// A rule of nf_tables or of legacy iptables.
@@ -9,8 +11,10 @@ pub struct Rule {
     pub destination: Option<Addr>,
     /// Matched IP protocol number.
     pub proto: Option<u8>,
-    /// Matched destination port.
-    pub port: Option<u16>,
+    /// Matched ranges of destination ports; empty if the rule does not match ports.
+    pub ports: Vec<RangeInclusive<u16>>,
+    /// Names of sets in which the rule looks up the destination port.
+    pub port_sets: Vec<String>,
     /// Text of a `comment` match.
     pub comment: Option<String>,
     /// Actions, in order.
@@ -28,9 +32,20 @@ pub enum RuleAction {
     Dnat(AddrPort),
     /// Drop or reject.
     Drop,
+    /// Accept: the packet leaves the base chain.
+    Accept,
 }
 
 impl Rule {
+    /// Returns the matched destination port; None if the rule does not match one single port.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        match self.ports.as_slice() {
+            [range] if range.start() == range.end() => Some(*range.start()),
+            _ => None,
+        }
+    }
+
     /// Lists the chains to which the rule jumps.
     pub fn chains(&self) -> impl Iterator<Item = &str> {
         self.actions

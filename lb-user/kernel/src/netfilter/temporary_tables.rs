@@ -78,8 +78,8 @@ pub fn add_notrack(packets: &[(Tuple, u8)]) -> io::Result<()> {
 }
 
 fn tables_named(nftables: &mut Nftables, name: &str) -> io::Result<Vec<NftTable>> {
-    let mut tables = nftables.tables(Family::V4)?;
-    tables.extend(nftables.tables(Family::V6)?);
+    let mut tables = nftables.tables(Family::V4.into())?;
+    tables.extend(nftables.tables(Family::V6.into())?);
     tables.retain(|table| table.name == name);
     Ok(tables)
 }
@@ -128,7 +128,7 @@ fn key(tuple: &Tuple, proto: u8) -> Vec<u8> {
 
 /// Deletes and creates the table in one batch, whether it exists or not.
 fn recreate(batch: &mut Batch, family: Family, name: &str) -> NftTable {
-    let table = NftTable { family, name: name.to_owned() };
+    let table = NftTable { family: family.into(), name: name.to_owned() };
     batch.add_table(&table);
     batch.delete_table(&table);
     batch.add_table(&table);

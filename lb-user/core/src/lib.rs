@@ -8,6 +8,7 @@
 mod bloom;
 pub mod event;
 pub mod ids;
+pub mod label_selector;
 pub mod model;
 pub mod objects;
 pub mod op;

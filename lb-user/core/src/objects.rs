@@ -12,6 +12,7 @@ use std::{
     time::SystemTime,
 };
 
+use crate::label_selector::{LabelSelector, Labels};
 use ipnet::IpNet;
 use lb_common::{PodMode, Proto, Scheduler};
 
@@ -95,7 +96,7 @@ pub struct Service {
     pub tuning: Option<Box<Tuning>>,
     /// `spec.loadBalancerSourceRanges`.
     pub source_ranges: Vec<IpNet>,
-    /// True if `spec.loadBalancerSourceRanges` has ranges, and none is readable.
+    /// True if `spec.loadBalancerSourceRanges` has ranges, and none is readable, or one is not that keeps clients out.
     pub source_ranges_unreadable: bool,
     /// `spec.healthCheckNodePort`, for type LoadBalancer with externalTrafficPolicy Local.
     pub health_port: Option<NonZeroU16>,
@@ -137,6 +138,33 @@ pub struct Tuning {
     pub weights: Vec<(IpAddr, u16)>,
     /// `beeline.io/tcp-drain`.
     pub drain: Drain,
+    /// `service.cilium.io/type`: the only type of frontends, besides external IPs; none: all types.
+    pub only: Option<FrontendType>,
+    /// `service.cilium.io/node` and `service.cilium.io/node-selector`: the nodes that serve it; none: all nodes.
+    pub nodes: Option<LabelSelector>,
+    /// `service.cilium.io/src-ranges-policy`.
+    pub range_policy: RangePolicy,
+}
+
+/// A type of frontends that Kubernetes' types of a Service add up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FrontendType {
+    /// Cluster IPs.
+    ClusterIp,
+    /// NodePorts.
+    NodePort,
+    /// Load balancer addresses.
+    LoadBalancer,
+}
+
+/// Meaning of `spec.loadBalancerSourceRanges`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum RangePolicy {
+    /// Clients in the ranges are let in.
+    #[default]
+    Allow,
+    /// Clients in the ranges are kept out.
+    Deny,
 }
 
 /// Treatment of TCP sockets whose backend has gone.
@@ -161,6 +189,8 @@ pub enum Exempt {
     NoClusterIp,
     /// The label `service.kubernetes.io/service-proxy-name` gives it to another proxy.
     OtherProxy,
+    /// [`Tuning::nodes`] leaves out this node.
+    OtherNodes,
 }
 
 /// Presence of a selector.
@@ -322,6 +352,8 @@ pub struct Node {
     /// True if it is being deleted, or marked for deletion by the cluster autoscaler: load balancers outside shall stop
     /// using it.
     pub leaving: bool,
+    /// Its labels.
+    pub labels: Labels,
 }
 
 /// A v1 Pod, with the fields that decide its mode. Pods that have ended are left out.

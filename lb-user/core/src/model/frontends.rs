@@ -10,7 +10,7 @@ use lb_common::{Addr, Family, FrontendKey, Kind};
 
 use super::{cross_namespace::CrossNamespaceIndex, endpoints::unusable, names};
 use crate::{
-    objects::{Service, ServicePort},
+    objects::{FrontendType, Service, ServicePort},
     warning::{Denial, DeniedFrontend, FrontendPlace},
 };
 
@@ -137,7 +137,17 @@ fn request_alone(service: &Service, external_ips: &ExternalIps) -> FrontendReque
         (Kind::LoadBalancer, &service.ingress_ips),
         (Kind::ExternalIp, &service.external_ips),
     ];
+    let only = service.tuning.as_deref().and_then(|tuning| tuning.only);
+    let has_type = |of: FrontendType| only.is_none_or(|only| only == of);
     for (kind, addrs) in fields {
+        let is_left_out = match kind {
+            Kind::ClusterIp => !has_type(FrontendType::ClusterIp),
+            Kind::LoadBalancer => !has_type(FrontendType::LoadBalancer),
+            _ => false,
+        };
+        if is_left_out {
+            continue;
+        }
         for (index, ip) in addrs.iter().enumerate() {
             if addrs.iter().take(index).any(|other| other == ip) {
                 continue;
@@ -169,7 +179,7 @@ fn request_alone(service: &Service, external_ips: &ExternalIps) -> FrontendReque
         }
     }
     for (index, port) in ports {
-        let Some(number) = port.node_port else { continue };
+        let Some(number) = port.node_port.filter(|_| has_type(FrontendType::NodePort)) else { continue };
         frontends.extend(families.into_iter().flatten().map(|family| {
             let key = FrontendKey::new(unspecified(family), number.get(), port.proto);
             RequestedFrontend { key, kind: Kind::NodePort, port: index }

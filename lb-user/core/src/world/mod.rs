@@ -24,7 +24,8 @@ use smallvec::SmallVec;
 use crate::{
     bloom::{BloomFilter, network_hash},
     event::{Event, Object, ObjectKind},
-    objects::{EndpointGroup, EndpointSlice, Endpoints, Key, Node, Service},
+    label_selector::Labels,
+    objects::{EndpointGroup, EndpointSlice, Endpoints, Exempt, Key, Node, Service},
 };
 use by_address::ByAddress;
 pub use changes::Changes;
@@ -286,6 +287,7 @@ impl World {
     fn put(&mut self, object: Object) {
         match object {
             Object::Service(mut service) => {
+                expose(&mut service, self.node.as_ref());
                 let entry = entry(&mut self.services, &mut service.key);
                 if entry.service.as_deref() != Some(&service) {
                     self.interner.share_service(&mut service);
@@ -437,7 +439,18 @@ impl World {
     fn set_node(&mut self, node: Option<Node>) {
         let zone = |node: &Option<Node>| node.as_ref().and_then(|node| node.zone.clone());
         let changed = zone(&self.node) != zone(&node);
+        let labels = |node: &Option<Node>| node.as_ref().map(|node| node.labels.clone()).unwrap_or_default();
+        let is_relabelled = labels(&self.node) != labels(&node);
         self.node = node;
+        if is_relabelled {
+            for (key, entry) in &mut self.services {
+                if let Some(service) = &mut entry.service
+                    && expose(service, self.node.as_ref())
+                {
+                    entry.mark(key, &mut self.dirty);
+                }
+            }
+        }
         if changed {
             for (key, entry) in &mut self.services {
                 if entry.view().is_some_and(|view| has_hints(&view)) {
@@ -446,6 +459,18 @@ impl World {
             }
         }
     }
+}
+
+/// Exempts a Service whose annotation leaves out this node, and others no more. True if that changes the Service.
+fn expose(service: &mut Service, node: Option<&Node>) -> bool {
+    let before = service.exempt;
+    if matches!(before, None | Some(Exempt::OtherNodes)) {
+        let nodes = service.tuning.as_deref().and_then(|tuning| tuning.nodes.as_ref());
+        let none = Labels::new();
+        let is_here = nodes.is_none_or(|nodes| nodes.matches(node.map_or(&none, |node| &node.labels)));
+        service.exempt = (!is_here).then_some(Exempt::OtherNodes);
+    }
+    service.exempt != before
 }
 
 impl Entry {

@@ -1,6 +1,7 @@
 //! The Services that a change marks as dirty.
 
 use super::*;
+use crate::label_selector::LabelSelector;
 use crate::objects::{Endpoint, EndpointPort, Hints, SliceManager};
 
 fn key(name: &str) -> Key {
@@ -43,7 +44,13 @@ fn endpoints(name: &str, last: u8) -> Object {
 }
 
 fn node(name: &str, zone: &str) -> Object {
-    Object::Node(Node { name: name.into(), zone: Some(zone.into()), internal_ips: Vec::new(), leaving: false })
+    Object::Node(Node {
+        name: name.into(),
+        zone: Some(zone.into()),
+        internal_ips: Vec::new(),
+        leaving: false,
+        labels: Labels::new(),
+    })
 }
 
 fn dirty(world: &mut World, event: Event) -> String {
@@ -95,6 +102,35 @@ fn a_new_zone_of_this_node_marks_the_services_with_hints() {
     assert_eq!(world.zone(), Some("z1"));
     assert_eq!(dirty(world, Event::Delete(ObjectKind::Node, Key::new("", "node-2"))), "");
     assert_eq!(dirty(world, Event::Replace(ObjectKind::Node, Vec::new())), "b");
+}
+
+#[test]
+fn a_service_of_other_nodes_is_exempt_until_a_label_of_this_node_fits() {
+    let world = &mut World::new("node-1");
+    let node = |value: &str| {
+        let labels = [("service.cilium.io/node".to_owned(), value.to_owned())].into();
+        Object::Node(Node { name: "node-1".into(), zone: None, internal_ips: Vec::new(), leaving: false, labels })
+    };
+    let selective = |name: &str| match service(name) {
+        Object::Service(service) => {
+            let nodes = Some(LabelSelector::equals("service.cilium.io/node", "beefy"));
+            let tuning = Some(Box::new(crate::objects::Tuning { nodes, ..Default::default() }));
+            Object::Service(crate::objects::Service { tuning, ..service })
+        }
+        other => other,
+    };
+    let exempt = |world: &World| world.view(&key("a")).and_then(|view| view.service.exempt);
+    world.apply(Event::Apply(service("b")));
+    assert_eq!(dirty(world, Event::Apply(selective("a"))), "a b");
+    assert_eq!(exempt(world), Some(Exempt::OtherNodes), "no Node is known");
+    assert_eq!(dirty(world, Event::Apply(selective("a"))), "", "the same again");
+    assert_eq!(dirty(world, Event::Apply(node("beefy"))), "a");
+    assert_eq!(exempt(world), None);
+    assert_eq!(dirty(world, Event::Apply(selective("a"))), "");
+    assert_eq!(dirty(world, Event::Apply(node("slow"))), "a");
+    assert_eq!(exempt(world), Some(Exempt::OtherNodes));
+    assert_eq!(dirty(world, Event::Apply(service("a"))), "a", "without the annotation");
+    assert_eq!(exempt(world), None);
 }
 
 #[test]

@@ -6,7 +6,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::{NEVER, Scheduler};
 
 use super::addr;
-use lb_core::objects::{Drain, Tuning};
+use lb_core::{
+    label_selector::LabelSelector,
+    objects::{Drain, FrontendType, RangePolicy, Tuning},
+};
 
 /// Prefix of Beeline's annotations.
 const PREFIX: &str = "beeline.io/";
@@ -20,6 +23,11 @@ const WEIGHT: &str = "beeline.io/weight";
 /// Cilium's annotation.
 const CILIUM_WEIGHT: &str = "service.cilium.io/weight";
 const TCP_DRAIN: &str = "beeline.io/tcp-drain";
+// Cilium's annotations (its documentation, "Kubernetes Without kube-proxy").
+const CILIUM_TYPE: &str = "service.cilium.io/type";
+const CILIUM_NODE: &str = "service.cilium.io/node";
+const CILIUM_NODE_SELECTOR: &str = "service.cilium.io/node-selector";
+const CILIUM_RANGE_POLICY: &str = "service.cilium.io/src-ranges-policy";
 
 /// Reads the tuning annotations of a Service; None if it has none.
 pub(super) fn tuning(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Box<Tuning>> {
@@ -29,6 +37,9 @@ pub(super) fn tuning(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Bo
         scheduler: scheduler(meta, problems),
         weights: weights(meta, problems),
         drain: get(meta, TCP_DRAIN).map_or(Drain::Never, |text| drain(text, problems)),
+        only: only(meta, problems),
+        nodes: nodes(meta, problems),
+        range_policy: range_policy(meta, problems),
     };
     unknown(meta, "a Service", &[SCHEDULER, WEIGHTS, TCP_DRAIN], problems);
     (tuning != Tuning::default()).then(|| Box::new(tuning))
@@ -75,6 +86,49 @@ fn scheduler(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Scheduler>
         problems.push(format!("annotation {name} {text:?}: unknown, the node's default is used; write one of {known}"));
     }
     scheduler
+}
+
+fn only(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<FrontendType> {
+    let text = get(meta, CILIUM_TYPE)?;
+    match text {
+        "ClusterIP" => Some(FrontendType::ClusterIp),
+        "NodePort" => Some(FrontendType::NodePort),
+        "LoadBalancer" => Some(FrontendType::LoadBalancer),
+        _ => {
+            problems.push(format!(
+                "annotation {CILIUM_TYPE} {text:?}: unknown, all types are served; write ClusterIP, NodePort or \
+                 LoadBalancer"
+            ));
+            None
+        }
+    }
+}
+
+fn nodes(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<LabelSelector> {
+    if let Some(text) = get(meta, CILIUM_NODE_SELECTOR) {
+        let selector = text.parse().ok();
+        if selector.is_none() {
+            problems.push(format!(
+                "annotation {CILIUM_NODE_SELECTOR} {text:?}: not a label selector, all nodes serve it; write one such \
+                 as {CILIUM_NODE} in (a, b)"
+            ));
+        }
+        return selector;
+    }
+    get(meta, CILIUM_NODE).map(|value| LabelSelector::equals(CILIUM_NODE, value))
+}
+
+fn range_policy(meta: &ObjectMeta, problems: &mut Vec<String>) -> RangePolicy {
+    match get(meta, CILIUM_RANGE_POLICY).map(str::to_ascii_lowercase).as_deref() {
+        None | Some("allow") => RangePolicy::Allow,
+        Some("deny") => RangePolicy::Deny,
+        Some(text) => {
+            problems.push(format!(
+                "annotation {CILIUM_RANGE_POLICY} {text:?}: unknown, the ranges let clients in; write allow or deny"
+            ));
+            RangePolicy::Allow
+        }
+    }
 }
 
 fn weight(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<u16> {
@@ -171,6 +225,31 @@ mod tests {
     }
 
     #[test]
+    fn ciliums_annotations_choose_types_nodes_and_the_meaning_of_ranges() {
+        let check = |annotations: &[(&str, &str)], expected: Tuning, problem: Option<&str>| {
+            let mut problems = Vec::new();
+            let tuning = tuning(&meta(annotations), &mut problems).map_or_else(Tuning::default, |tuning| *tuning);
+            assert_eq!(tuning, expected, "{annotations:?}");
+            assert_eq!(problems.len(), usize::from(problem.is_some()), "{problems:?}");
+            assert!(problem.is_none_or(|problem| problems[0].contains(problem)), "{problems:?}");
+        };
+        let only = |only| Tuning { only: Some(only), ..Tuning::default() };
+        check(&[("service.cilium.io/type", "LoadBalancer")], only(FrontendType::LoadBalancer), None);
+        check(&[("service.cilium.io/type", "ClusterIP\n")], only(FrontendType::ClusterIp), None);
+        check(&[("service.cilium.io/type", "NodePort")], only(FrontendType::NodePort), None);
+        check(&[("service.cilium.io/type", "all")], Tuning::default(), Some("all types are served"));
+        let nodes = |text: &str| Tuning { nodes: text.parse().ok(), ..Tuning::default() };
+        check(&[("service.cilium.io/node", "beefy")], nodes("service.cilium.io/node=beefy"), None);
+        let both = [("service.cilium.io/node", "beefy"), ("service.cilium.io/node-selector", "a in (x)")];
+        check(&both, nodes("a in (x)"), None);
+        check(&[("service.cilium.io/node-selector", "a in x")], Tuning::default(), Some("all nodes serve it"));
+        let deny = Tuning { range_policy: RangePolicy::Deny, ..Tuning::default() };
+        check(&[("service.cilium.io/src-ranges-policy", "Deny")], deny, None);
+        check(&[("service.cilium.io/src-ranges-policy", "allow")], Tuning::default(), None);
+        check(&[("service.cilium.io/src-ranges-policy", "no")], Tuning::default(), Some("write allow or deny"));
+    }
+
+    #[test]
     fn tuning_holds_only_what_differs_from_the_default() {
         let check = |meta: &ObjectMeta, expected: Option<Tuning>| {
             let mut problems = Vec::new();
@@ -191,6 +270,7 @@ mod tests {
                 scheduler: Some(Scheduler::Wlc),
                 weights: vec![("10.0.0.1".parse().unwrap(), 0)],
                 drain: Drain::After(30),
+                ..Tuning::default()
             }),
         );
     }

@@ -33,6 +33,7 @@ fn node(object: &api::Node) -> Node {
         zone: label(meta, "topology.kubernetes.io/zone").filter(|zone| !zone.is_empty()).map(Arc::from),
         internal_ips: internal_ips(object),
         leaving: is_leaving(object),
+        labels: meta.labels.clone().unwrap_or_default(),
     }
 }
 

@@ -255,6 +255,7 @@ const fn exempt_text(exempt: Exempt) -> &'static str {
         Exempt::Headless => "it is headless: its DNS name leads to the endpoints themselves",
         Exempt::ExternalName => "type ExternalName: its DNS name leads to another name",
         Exempt::NoClusterIp => "it has no cluster IP yet",
+        Exempt::OtherNodes => "its annotation service.cilium.io/node or node-selector leaves out this node",
         Exempt::OtherProxy => "its label service.kubernetes.io/service-proxy-name gives it to another proxy",
     }
 }

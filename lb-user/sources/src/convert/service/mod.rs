@@ -13,7 +13,7 @@ use super::{
     annotations, key, label, list, port, text,
 };
 use crate::api;
-use lb_core::objects::{Exempt, Policy, Selector, Service, ServicePort};
+use lb_core::objects::{Exempt, Policy, RangePolicy, Selector, Service, ServicePort};
 
 /// The API's default timeout.
 const AFFINITY_SECONDS: NonZeroU32 = NonZeroU32::new(10_800).expect("it is not 0");
@@ -56,9 +56,10 @@ pub(super) fn service(object: &api::Service, proxy_name: Option<&str>) -> Servic
     let internal_policy = policy("internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), &mut problems);
     let external_policy = policy("externalTrafficPolicy", spec.external_traffic_policy.as_deref(), &mut problems);
     let affinity_seconds = affinity_seconds(spec, &mut problems);
-    let (source_ranges, source_ranges_unreadable) = source_ranges(spec, &mut problems);
-    let health_port = health_port(spec, external_policy, &mut problems);
     let tuning = annotations::tuning(meta, &mut problems);
+    let range_policy = tuning.as_deref().map(|tuning| tuning.range_policy).unwrap_or_default();
+    let (source_ranges, source_ranges_unreadable) = source_ranges(spec, range_policy, &mut problems);
+    let health_port = health_port(spec, external_policy, &mut problems);
 
     Service {
         key: key(meta),
@@ -158,8 +159,9 @@ fn affinity_seconds(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> Opti
 }
 
 /// Parses `loadBalancerSourceRanges`. The API allows white space around a range. An unreadable range lets in no client.
-/// If no range is readable, no client is let in at all; kube-proxy would let in every client then.
-fn source_ranges(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> (Vec<IpNet>, bool) {
+/// If no range is readable, no client is let in at all; kube-proxy would let in every client then. Nor is one if the
+/// ranges keep clients out and one is unreadable: its clients are not known.
+fn source_ranges(spec: &api::ServiceSpec, policy: RangePolicy, problems: &mut Vec<String>) -> (Vec<IpNet>, bool) {
     let texts = list(&spec.load_balancer_source_ranges);
     let mut ranges = Vec::with_capacity(texts.len());
     for (i, text) in texts.iter().map(|text| text.trim()).enumerate() {
@@ -179,10 +181,16 @@ fn source_ranges(spec: &api::ServiceSpec, problems: &mut Vec<String>) -> (Vec<Ip
             (None, None) => problem(format_args!("not a CIDR; fix or remove it")),
         }
     }
-    let unreadable = ranges.is_empty() && !texts.is_empty();
+    let unreadable = match policy {
+        RangePolicy::Allow => ranges.is_empty() && !texts.is_empty(),
+        RangePolicy::Deny => ranges.len() < texts.len(),
+    };
     if unreadable {
-        problems
-            .push("loadBalancerSourceRanges: no range is readable, so that no client is let in; fix one".to_owned());
+        let (which, cure) = match policy {
+            RangePolicy::Allow => ("no range is readable", "fix one"),
+            RangePolicy::Deny => ("a range that keeps clients out is unreadable", "fix it"),
+        };
+        problems.push(format!("loadBalancerSourceRanges: {which}, so that no client is let in; {cure}"));
     }
     (ranges, unreadable)
 }

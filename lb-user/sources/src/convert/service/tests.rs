@@ -86,6 +86,9 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
                     ),
                     weights: [],
                     drain: Never,
+                    only: None,
+                    nodes: None,
+                    range_policy: Allow,
                 },
             ),
             source_ranges: [

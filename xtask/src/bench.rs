@@ -32,6 +32,8 @@ enum Bench {
     Kill,
     /// Cost of a packet on its way through a node, beside kube-proxy and a node without any proxy.
     Packets,
+    /// Clients of a Service while first packets from forged addresses flood another one.
+    Flood,
     /// Start, memory and CPU of the agent in a real cluster, beside kube-proxy.
     Cluster,
 }
@@ -44,6 +46,7 @@ impl Bench {
             Self::Start => "start",
             Self::Kill => "kill",
             Self::Packets => "packets",
+            Self::Flood => "flood",
             Self::Cluster => "cluster",
         }
     }

@@ -5,9 +5,9 @@
 
 use core::ptr;
 
-use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
+use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_get_smp_processor_id};
 use lb_common::{
-    Counter, FlowFlags, FlowKey, Opening,
+    Counter, Flow, FlowFlags, FlowKey, Opening,
     flow::{FlowState, partner_key},
 };
 
@@ -66,8 +66,7 @@ fn remove_oldest(scratch: &mut Scratch) -> bool {
     };
     // SAFETY: our map value; it stays until the RCU grace period ends.
     let flow = unsafe { &*flow };
-    let is_others = flow.flags & (FlowFlags::REVERSE | FlowFlags::PASSED) != 0;
-    if is_others || !FlowState::of(flow.forward, flow.reverse).gives_way() {
+    if !gives_way(flow) {
         return false;
     }
     scratch.partner_key = partner_key(key, flow);
@@ -76,6 +75,37 @@ fn remove_oldest(scratch: &mut Scratch) -> bool {
     let _existed = FLOWS.remove(key);
     count(Counter::FlowsEarlyDrop);
     true
+}
+
+/// Gives the flow in `scratch` the place of the flow that has its `partner_key`; false if that does not give way.
+#[inline(never)]
+pub fn take_over(scratch: &mut Scratch) -> bool {
+    if OPENING_SLOTS.load() == 0 {
+        return false;
+    }
+    let Scratch { key, flow, partner, partner_key: place, clients_key, .. } = scratch;
+    let Some(there) = FLOWS.get_ptr(&*place) else {
+        return false;
+    };
+    // SAFETY: our map value; it stays until the RCU grace period ends.
+    *clients_key = partner_key(place, unsafe { &*there });
+    let Some(of_client) = FLOWS.get_ptr(&*clients_key) else {
+        return false;
+    };
+    // SAFETY: as above.
+    if !gives_way(unsafe { &*of_client }) {
+        return false;
+    }
+    let _existed = FLOWS.remove(&*clients_key);
+    count(Counter::FlowsEarlyDrop);
+    FLOWS.insert(&*place, &*partner, u64::from(BPF_ANY)).is_ok()
+        && FLOWS.insert(&*key, &*flow, u64::from(BPF_ANY)).is_ok()
+}
+
+/// True if the client's entry of a flow is of a Service, and the flow gives way.
+#[inline(always)]
+fn gives_way(flow: &Flow) -> bool {
+    flow.flags & (FlowFlags::REVERSE | FlowFlags::PASSED) == 0 && FlowState::of(flow.forward, flow.reverse).gives_way()
 }
 
 #[inline(always)]

@@ -84,6 +84,10 @@ pub fn insert_flow(frame: Frame, scratch: &mut Scratch, hook: Hook, wanted: Sour
         count(Counter::FlowsFull);
         return PacketVerdict::DROP;
     }
+    // The last of these ports may be that of a flow that gives way.
+    if opening::take_over(scratch) {
+        return PacketVerdict::FLOW;
+    }
     count(Counter::SnatExhausted);
     PacketVerdict::DROP
 }

@@ -29,6 +29,8 @@ pub struct Scratch {
     pub partner_key: FlowKey,
     /// See `ports::insert_flow`.
     pub has_room: u32,
+    /// Key of the client's entry of another flow.
+    pub clients_key: FlowKey,
     /// Step from one source port to the next to try.
     pub step: u32,
     /// Flows of this CPU that begin.

@@ -123,3 +123,29 @@ fn assured_flows_never_give_way() {
     fixture.ingress("uplink", &PacketSpec::syn(net.client, net.node_port)).is_dropped();
     assert_eq!((fixture.count(Counter::FlowsFull), fixture.count(Counter::FlowsEarlyDrop)), (1, 0));
 }
+
+#[test]
+fn without_a_free_port_a_flow_whose_client_has_not_answered_gives_way() {
+    for net in BOTH {
+        let mut fixture = enter_with(FixtureSizes { ports: Some(2), opening: Some(100), flows: None });
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
+        let syn = |n: usize| PacketSpec::syn(&client(net, n), net.node_port);
+        // Both ports, and one of them again.
+        let [_, _, (node, _)] = [0, 1, 2].map(|n| fixture.ingress("uplink", &syn(n)).ends());
+        assert_eq!((fixture.flows().len(), fixture.count(Counter::FlowsEarlyDrop)), (4, 1));
+        let answer = PacketSpec::tcp(net.remote, &node).flags("SA");
+        let back = answer.becomes(net.node_port, &client(net, 2)).routed();
+        fixture.ingress("uplink", &answer).is_redirected_as(&back);
+        // The clients of both flows that are left answer.
+        for n in (0..3)
+            .filter(|n| fixture.flow(Hook::Ingress, &client(net, *n), net.node_port).is_some())
+            .collect::<Vec<_>>()
+        {
+            let (from, _) = fixture.ingress("uplink", &syn(n)).ends();
+            fixture.ingress("uplink", &PacketSpec::tcp(net.remote, &from).flags("SA"));
+            fixture.ingress("uplink", &PacketSpec::tcp(&client(net, n), net.node_port).flags("A"));
+        }
+        fixture.ingress("uplink", &syn(4)).is_dropped();
+        assert_eq!(fixture.count(Counter::SnatExhausted), 1);
+    }
+}

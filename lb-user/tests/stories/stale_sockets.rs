@@ -21,6 +21,7 @@ pub const STORIES: &[Story] = &[
     ("an_unconnected_statsd_client_moves_to_another_backend", statsd_client),
     ("a_bound_udp_server_is_never_ended", bound_server),
     ("udp_sockets_stay_while_their_endpoint_is_serving_terminating", stay_with_draining_endpoint),
+    ("udp_sockets_stay_while_the_last_endpoint_is_serving_terminating", stay_with_last_draining_endpoint),
     ("udp_sockets_end_with_the_last_endpoint_of_their_service", end_with_the_last_endpoint),
     ("udp_sockets_that_lost_their_backend_without_an_agent_end_at_its_start", end_at_the_agents_start),
     ("ids_of_a_removed_backend_are_not_reused_across_a_restart_while_a_socket_has_them", ids_across_a_restart),
@@ -171,6 +172,24 @@ fn stay_with_draining_endpoint(node: &mut StoryNode) {
     node.write("dns.yaml", &with("ready: false, serving: false, terminating: true"));
     until("the socket ends when its backend stops serving", || has_ended(&client));
     until("the ended socket is counted", || ended_count(node) == 1);
+}
+
+fn stay_with_last_draining_endpoint(node: &mut StoryNode) {
+    BOTH.into_iter().for_each(udp_server);
+    node.write("dns.yaml", &sliced(&[("10.0.0.1", "ready: true")]));
+    let agent = node.agent(&[]);
+    let (client, server) = connected();
+    node.write("dns.yaml", &sliced(&[("10.0.0.1", "ready: false, serving: true, terminating: true")]));
+    node.write("later.yaml", &service("later", &["10.96.0.9"], "TCP", 80, &["10.0.0.1:8080"]));
+    agent.wait_for("a later change", |dump| dump.services.len() == 2);
+    for _ in 0..100 {
+        client.send().expect("the backend still serves");
+        assert_eq!(client.receive().0, server);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(connected().1, server, "a new socket gets it too, since there is no other");
+    node.write("dns.yaml", &sliced(&[("10.0.0.1", "ready: false, serving: false, terminating: true")]));
+    until("the socket ends when its backend stops serving", || has_ended(&client));
 }
 
 /// A client that only sends, such as statsd, would never notice that its endpoint has gone.

@@ -22,8 +22,8 @@ pub use layout::{
     Affinity, AffinityKey, Backend, BackendFlags, BackendStats, ClusterRange, ClusterRanges, Counter, Device,
     DeviceFlags, EarlyFragment, EarlyKey, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey,
     Hook, Hop, Kind, LAYOUT_VERSION, List, LogGate, MAGLEV_LEN, MASQUERADE_MARK, MAX_CLUSTER_RANGES, Maglev, MaglevKey,
-    NAME_LEN, NEVER, Name, Names, NodeAddr, NodeAddrFlags, Opening, PodMode, PodModeEntry, PortStats, Range, RangeKey,
-    ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath, Tuple, bpf_spin_lock, capacity,
+    NAME_LEN, NEVER, Name, Names, NetnsAddrs, NodeAddr, NodeAddrFlags, Opening, PodMode, PodModeEntry, PortStats,
+    Range, RangeKey, ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath, Tuple, bpf_spin_lock, capacity,
 };
 pub use scheduler::Scheduler;
 pub use select::{

@@ -15,7 +15,7 @@ use lb_common::{Addr, Caller, Client, FrontendKey, Proto};
 
 use crate::{
     globals::{HOST_NETNS, SET_RETVAL},
-    maps::{POD_MODES, POD_MODES_USED},
+    maps::{NETNS_ADDRS, POD_MODES, POD_MODES_USED},
 };
 
 /// The call proceeds, with the address in the context.
@@ -137,6 +137,32 @@ impl<const V6: bool> SockAddr<V6> {
         }
     }
 
+    /// The address to which the socket is bound.
+    #[inline(always)]
+    fn bound(&self) -> Option<Addr> {
+        let fields = self.fields();
+        // SAFETY: as above; the kernel allows single words of the addresses only: hence the volatile reads.
+        unsafe {
+            let sk = (*fields).__bindgen_anon_1.sk;
+            if sk.is_null() {
+                return None;
+            }
+            if !V6 {
+                let word = (*sk).src_ip4;
+                return if word == 0 { None } else { Some(Addr::from_v4_word(word)) };
+            }
+            let word = core::ptr::addr_of!((*sk).src_ip6).cast::<u32>();
+            let words = [
+                word.read_volatile(),
+                word.add(1).read_volatile(),
+                word.add(2).read_volatile(),
+                word.add(3).read_volatile(),
+            ];
+            // Unspecified in either form. One comparison, since the verifier walks all later code for each.
+            if words[0] | words[1] | words[3] == 0 { None } else { Some(Addr::from_words(words)) }
+        }
+    }
+
     /// Fails the call: with `errno` on kernels with bpf_set_retval, with EPERM on others.
     #[inline(always)]
     pub fn refuse(&self, errno: i32) -> i32 {
@@ -179,6 +205,15 @@ impl<const V6: bool> Caller for SockAddr<V6> {
     #[inline(always)]
     fn client(&self) -> Client {
         Client::of_netns(self.netns())
+    }
+
+    #[inline(always)]
+    fn source(&self, dest: &Addr) -> Option<Addr> {
+        if let Some(bound) = self.bound() {
+            return Some(bound);
+        }
+        // SAFETY: copied at once; an element that is replaced meanwhile stays until the RCU grace period ends.
+        unsafe { NETNS_ADDRS.get(self.netns()) }.and_then(|addrs| addrs.towards(dest))
     }
 
     #[inline(always)]

@@ -7,8 +7,9 @@ use aya_ebpf::{
 };
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, BackendStats, ClusterRanges, Counter, Device, EarlyFragment, EarlyKey, Flow,
-    FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, LogGate, Maglev, MaglevKey, Names, NodeAddr, Opening,
-    PodModeEntry, PortStats, Range, ServiceEntry, Slot, SlotKey, TcpSock, Translation, Translations, UdpSock, capacity,
+    FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, LogGate, Maglev, MaglevKey, Names, NetnsAddrs,
+    NodeAddr, Opening, PodModeEntry, PortStats, Range, ServiceEntry, Slot, SlotKey, TcpSock, Translation, Translations,
+    UdpSock, capacity,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -104,6 +105,10 @@ pub static DEVICES: HashMap<u32, Device, { capacity::DEVICES }, NO_PREALLOC> = H
 /// Pods with mode `packet` or `off`, by the cookie of their network namespace.
 #[btf_map]
 pub static POD_MODES: HashMap<u64, PodModeEntry, { capacity::POD_MODES }, NO_PREALLOC> = HashMap::new();
+
+/// Source addresses of the sockets of each network namespace, while a Service has source ranges.
+#[btf_map]
+pub static NETNS_ADDRS: HashMap<u64, NetnsAddrs, { capacity::NETNS_ADDRS }, NO_PREALLOC> = HashMap::new();
 
 /// Number of entries in `POD_MODES`: 0 on most nodes, which saves the look-up.
 #[btf_map]

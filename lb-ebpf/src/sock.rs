@@ -322,8 +322,16 @@ fn refuse<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: u32, 
                     dest.port
                 );
             }
-            // Never of a socket, which has no address yet; never of a service port.
-            Cause::SourceRange | Cause::UnknownPort | Cause::UnknownClusterIp => {}
+            Cause::SourceRange => {
+                aya_log_ebpf_macros::warn!(
+                    ctx.raw(),
+                    "refused: service#{} port {} lets in other source ranges",
+                    service,
+                    dest.port
+                );
+            }
+            // Never of a service port.
+            Cause::UnknownPort | Cause::UnknownClusterIp => {}
         }
     }
     ctx.refuse(cause.errno())

@@ -19,7 +19,7 @@ pub use packets::{
     Device, DeviceFlags, EarlyFragment, EarlyKey, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Hook, Hop,
     MAGLEV_LEN, MASQUERADE_MARK, Maglev, MaglevKey, Opening, Range, RangeKey, SlowPath, Tuple,
 };
-pub use pod_modes::{PodMode, PodModeEntry};
+pub use pod_modes::{NetnsAddrs, PodMode, PodModeEntry};
 
 /// Version of the map layouts; part of the name of the pin directory, so that two layouts never share a map.
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { RELEASED + 1 } else { RELEASED };
@@ -75,6 +75,8 @@ pub mod capacity {
     pub const MAGLEV: usize = 1_024;
     /// Network namespaces of pods with another mode than `socket`.
     pub const POD_MODES: usize = 16_384;
+    /// Network namespaces, while a Service has source ranges.
+    pub const NETNS_ADDRS: usize = 16_384;
 }
 
 /// Value of `SERVICES`: a service port, shared by all of its frontends. Key: the id.
@@ -415,5 +417,5 @@ layouts! {
     Addr: 16, FrontendKey: 20, Frontend: 5 + frontends::FRONTEND_PAD, ServiceEntry: 32, SlotKey: 12, Slot: 24,
     Backend: 24, Names: 196, LogGate: 24, NodeAddr: 4, AffinityKey: 24, Affinity: 16, PortStats: 56, BackendStats: 24,
     Tuple: 36, FlowKey: 40, Hop: 24, Flow: 80, FragmentKey: 40, FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24,
-    MaglevKey: 8, Maglev: 16292, PodModeEntry: 168, ClusterRange: 32, ClusterRanges: 264,
+    MaglevKey: 8, Maglev: 16292, PodModeEntry: 168, NetnsAddrs: 32, ClusterRange: 32, ClusterRanges: 264,
 }

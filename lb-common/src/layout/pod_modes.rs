@@ -49,6 +49,28 @@ impl PodMode {
     }
 }
 
+/// Value of `NETNS_ADDRS`: source addresses of calls to load balancer addresses with source ranges. Key: the cookie of
+/// the caller's network namespace.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct NetnsAddrs {
+    /// Source of IPv4 calls; all zeros if unknown.
+    pub v4: Addr,
+    /// Source of IPv6 calls; all zeros if unknown.
+    pub v6: Addr,
+}
+
+impl NetnsAddrs {
+    /// The source address of calls to `dest`; `None` if unknown.
+    #[inline(always)]
+    #[must_use]
+    pub const fn towards(&self, dest: &Addr) -> Option<Addr> {
+        let addr = if dest.is_v4() { self.v4 } else { self.v6 };
+        let [a, b, c, d] = addr.words();
+        if a | b | c | d == 0 { None } else { Some(addr) }
+    }
+}
+
 /// Value of `POD_MODES`: a pod whose sockets the socket path ignores. Key: the cookie of its network namespace. The
 /// programs test for the key only; the value is for people.
 #[repr(C)]

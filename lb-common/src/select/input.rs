@@ -53,6 +53,11 @@ pub trait Caller {
     }
     /// The client, equal for each call.
     fn client(&self) -> Client;
+    /// The source address of a call or a packet to `dest`, for source ranges; `None` if it cannot be told. Called for
+    /// Services with source ranges only.
+    fn source(&self, _dest: &Addr) -> Option<Addr> {
+        self.client().addr()
+    }
     /// True for a socket in the network namespace of the node.
     fn is_host(&self) -> bool;
     /// Place of the client.

@@ -189,10 +189,11 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
             observer.note(|| SelectEvent::NoService(frontend.service));
             return Outcome { step: Step::Again, choice };
         };
-        if frontend.kind == Kind::LoadBalancer as u8
-            && service.flags & ServiceFlags::SOURCE_RANGES != 0
-            && let Some(client) = caller.client().addr()
-        {
+        if frontend.kind == Kind::LoadBalancer as u8 && service.flags & ServiceFlags::SOURCE_RANGES != 0 {
+            let Some(client) = caller.source(&self.dest.addr) else {
+                observer.note(|| SelectEvent::UnknownSource);
+                return Outcome { step: Step::NotService, choice };
+            };
             if !tables.in_source_ranges(frontend.service, &client) {
                 observer.note(|| SelectEvent::SourceRange { client, access: Access::Denied });
                 return Outcome { step: Step::SourceRange, choice };

@@ -26,7 +26,7 @@ impl<F: Fn(SelectEvent)> Observer for F {
 }
 
 /// A step of a choice. The last event is the verdict: [`SelectEvent::NoFrontend`], [`SelectEvent::NotNodePort`],
-/// [`SelectEvent::Bypassed`], [`SelectEvent::Refused`] or [`SelectEvent::Chosen`].
+/// [`SelectEvent::Bypassed`], [`SelectEvent::UnknownSource`], [`SelectEvent::Refused`] or [`SelectEvent::Chosen`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SelectEvent {
     /// Verdict: no frontend has this address, port and protocol.
@@ -50,6 +50,9 @@ pub enum SelectEvent {
     Bypassed,
     /// `SERVICES` has no entry of this id: the agent is removing the service port.
     NoService(u32),
+    /// Verdict: the Service has source ranges, and the source address of the socket is not known. Its packets are
+    /// checked instead.
+    UnknownSource,
     /// `SOURCE_RANGES` was asked for this client.
     SourceRange {
         /// Address of the client.

@@ -39,7 +39,6 @@ impl Cause {
         const EHOSTUNREACH: i32 = 113;
         match self {
             Self::NoEndpoints | Self::UnknownPort => ECONNREFUSED,
-            // Never of source ranges: a socket has no address yet.
             Self::NoLocalEndpoints | Self::SourceRange | Self::UnknownClusterIp => EHOSTUNREACH,
         }
     }

@@ -39,6 +39,7 @@ use lb_dataplane::{
     environment,
     flows::{self, FlowGcStatus},
     load::Loader,
+    netns_addrs::{self, Restricted},
     pins::Pins,
     stats::StatMaps,
     store::BpfStore,
@@ -110,6 +111,8 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     tasks.spawn(health::run(config.healthz, observed.clone(), Arc::clone(&probes)));
     let (node_sender, node) = watch::channel(NodeState::default());
     tasks.spawn(forward_node_state(observed.clone(), node_sender));
+    let (restricted_sender, restricted) = watch::channel(None);
+    tasks.spawn(forward_restricted(observed.clone(), restricted_sender));
     tasks.spawn(write_cluster_ranges(observed.clone(), pins.current()));
     let (collecting, collected) = watch::channel(FlowGcStatus::default());
     let (directory, backends) = (pins.current(), config.metrics_backends);
@@ -156,6 +159,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     flows::start(pins.current(), collecting)?;
     let tc = loader.tc();
     tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), node));
+    tasks.spawn(netns_addrs::run(pins.current(), restricted));
     let termination = termination::start(pins.current(), event_queue)?;
     tasks.spawn(reconcile::run(reconciler, LoadedDataplane { loader, cgroup, termination }, inbox, status));
     let directory = pins.current();
@@ -198,6 +202,30 @@ async fn forward_node_state(mut status: watch::Receiver<Status>, node: watch::Se
             *known = new;
             is_new
         });
+        if status.changed().await.is_err() {
+            return pending().await;
+        }
+    }
+}
+
+/// Forwards the addresses with source ranges from the passes to the task that finds source addresses.
+async fn forward_restricted(
+    mut status: watch::Receiver<Status>,
+    sender: watch::Sender<Option<Restricted>>,
+) -> Result<()> {
+    loop {
+        let new = {
+            let status = status.borrow_and_update();
+            let vips = Arc::new(status.restricted.values().flatten().copied().collect());
+            status.ready.then(|| Restricted { vips, node: status.node_addresses.clone() })
+        };
+        if new.is_some() {
+            sender.send_if_modified(|known| {
+                let is_new = *known != new;
+                *known = new;
+                is_new
+            });
+        }
         if status.changed().await.is_err() {
             return pending().await;
         }

@@ -14,6 +14,7 @@ mod integrity;
 pub mod kube_proxy;
 pub mod load;
 pub mod log;
+pub mod netns_addrs;
 mod pinned;
 pub mod pins;
 mod pod_modes;

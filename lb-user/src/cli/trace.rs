@@ -56,7 +56,7 @@ pub(super) fn run(directory: &Path, arguments: &TraceArgs) -> Result<ExitCode> {
     let snapshot = read(directory)?;
     let client = match arguments.from {
         Some(from) => TraceClient::outside(from.into(), clock::monotonic_ns()),
-        None => socket_of(arguments.pid)?,
+        None => socket_of(arguments.pid, directory)?,
     };
     let (text, verdict) = trace(&snapshot, &client, arguments.destination, proto);
     print!("{} {}\n{text}", proto.name().to_lowercase(), arguments.destination);
@@ -103,14 +103,16 @@ fn way(directory: &Path, snapshot: &Snapshot, client: IpAddr, choice: &Choice) -
 ///
 /// # Errors
 /// If there is no such process, or the kernel has no cookies of network namespaces (before 5.14).
-fn socket_of(pid: Option<u32>) -> Result<TraceClient> {
+fn socket_of(pid: Option<u32>, directory: &Path) -> Result<TraceClient> {
     let host = netns::cookie();
     let netns = match pid {
         // Without cookies, sockets of the node have no affinity yet.
         None => host.as_ref().map_or(0, |cookie| *cookie),
         Some(pid) => cookie_of(pid)?,
     };
-    Ok(TraceClient::socket(netns, netns == host.unwrap_or(0), clock::monotonic_ns()))
+    let sources = lb_dataplane::netns_addrs::read(directory)?.get(&netns).copied().unwrap_or_default();
+    let socket = TraceClient::socket(netns, netns == host.unwrap_or(0), clock::monotonic_ns());
+    Ok(socket.with_sources(sources))
 }
 
 fn cookie_of(pid: u32) -> Result<u64> {

@@ -1,6 +1,8 @@
 //! Clients of a trace: a socket, or the sender of packets.
 
-use lb_common::{Addr, Caller, Client, Origin, PodModeEntry};
+use lb_common::{Addr, Caller, Client, NetnsAddrs, Origin, PodModeEntry};
+
+const NO_SOURCES: NetnsAddrs = NetnsAddrs { v4: Addr::from_words([0; 4]), v6: Addr::from_words([0; 4]) };
 
 /// A client. Its random number is always 0, so that equal traces print equal text.
 #[derive(Clone, Copy)]
@@ -10,6 +12,8 @@ pub(crate) struct TraceClient {
     netns: Option<u64>,
     is_host: bool,
     is_bypassed: bool,
+    /// Source addresses of the calls of a socket, as far as the agent knows them.
+    sources: NetnsAddrs,
     origin: Origin,
     /// CLOCK_MONOTONIC, ns.
     now: u64,
@@ -19,13 +23,26 @@ impl TraceClient {
     /// A socket in the network namespace with this cookie; `is_host` if that is the node's own.
     pub(crate) const fn socket(netns: u64, is_host: bool, now: u64) -> Self {
         let client = Client::of_netns(netns);
-        Self { client, netns: Some(netns), is_host, is_bypassed: false, origin: Origin::Node, now }
+        Self { client, netns: Some(netns), is_host, is_bypassed: false, sources: NO_SOURCES, origin: Origin::Node, now }
+    }
+
+    /// The same socket, in a network namespace with these source addresses.
+    pub(crate) const fn with_sources(self, sources: NetnsAddrs) -> Self {
+        Self { sources, ..self }
     }
 
     /// The sender of packets from outside of this node.
     pub(crate) const fn outside(addr: Addr, now: u64) -> Self {
         let client = Client::of_addr(addr);
-        Self { client, netns: None, is_host: false, is_bypassed: false, origin: Origin::Outside, now }
+        Self {
+            client,
+            netns: None,
+            is_host: false,
+            is_bypassed: false,
+            sources: NO_SOURCES,
+            origin: Origin::Outside,
+            now,
+        }
     }
 
     /// The same client, as the socket path sees a socket of a pod with another mode than `socket`.
@@ -37,7 +54,15 @@ impl TraceClient {
     pub(super) const fn at_pod_link(self, pod: &PodModeEntry, dest: &Addr) -> Self {
         let own = if dest.is_v4() { pod.v4 } else { pod.v6 };
         let client = Client::of_addr(own);
-        Self { client, netns: None, is_host: false, is_bypassed: false, origin: Origin::Node, now: self.now }
+        Self {
+            client,
+            netns: None,
+            is_host: false,
+            is_bypassed: false,
+            sources: NO_SOURCES,
+            origin: Origin::Node,
+            now: self.now,
+        }
     }
 
     pub(super) const fn netns(&self) -> Option<u64> {
@@ -60,6 +85,9 @@ impl Caller for TraceClient {
     }
     fn client(&self) -> Client {
         self.client
+    }
+    fn source(&self, dest: &Addr) -> Option<Addr> {
+        if self.sends_packets() { self.client.addr() } else { self.sources.towards(dest) }
     }
     fn is_host(&self) -> bool {
         self.is_host

@@ -54,6 +54,10 @@ pub(crate) fn trace(
 
 const LEFT_ALONE: &str = "  verdict    left alone: sockets and packets of this pod go on unchanged\n";
 
+const UNKNOWN_SOURCE: &str = "  note       the Service has source ranges; the source address of this socket is not \
+                              known yet\n  verdict    the call goes on unchanged, and its packets are checked where \
+                              they arrive\n";
+
 /// A client and its destination.
 struct Choosing<'a> {
     snapshot: &'a Snapshot,
@@ -115,6 +119,7 @@ impl Choosing<'_> {
                     text += "  note       an entry is missing: the agent is changing the list\n";
                 }
                 SelectEvent::SourceRange { .. } | SelectEvent::SecondLook => {}
+                SelectEvent::UnknownSource => text += UNKNOWN_SOURCE,
                 SelectEvent::Bypassed => text += LEFT_ALONE,
                 SelectEvent::NoFrontend => text += &self.no_service(),
                 SelectEvent::NotNodePort { frontend, node_addr } => {

@@ -34,6 +34,7 @@ mod slow_path;
 mod socket_counts;
 mod socket_termination;
 mod sockets;
+mod source_ranges;
 mod stale_sockets;
 mod systemd;
 mod tcp;
@@ -60,6 +61,7 @@ fn stories() -> Vec<Story> {
         socket_termination::STORIES,
         backend_choice::STORIES,
         socket_counts::STORIES,
+        source_ranges::STORIES,
         stale_sockets::STORIES,
         service_changes::STORIES,
         node_ports::STORIES,

@@ -52,7 +52,7 @@ fn events(mem: &Mem, asker: &Asker, dest: &FrontendKey, avoid: u32) -> Vec<E> {
     let verdict = select_observed(mem, asker, dest, avoid, &|event| seen.borrow_mut().push(event));
     let seen = seen.into_inner();
     let last = match seen.last().expect("a verdict") {
-        E::NoFrontend | E::NotNodePort { .. } | E::Bypassed => Verdict::NotService,
+        E::NoFrontend | E::NotNodePort { .. } | E::Bypassed | E::UnknownSource => Verdict::NotService,
         E::Refused(service, cause) => Verdict::Refused(*service, *cause),
         E::Chosen(choice) => Verdict::Backend(*choice),
         other => panic!("no verdict: {other:?}"),
@@ -209,6 +209,7 @@ fn an_observer_learns_the_cause_of_a_refusal_after_a_second_look() {
     let seen = events(&ranges, &far, &vip(80), 0);
     let refused = E::Refused(1, Cause::SourceRange);
     assert_eq!(seen, [seen[0], denied, E::SecondLook, seen[0], denied, refused]);
+    assert_eq!(events(&ranges, &SOCKET, &vip(80), 0)[1..], [E::UnknownSource], "its packets are checked");
     let range = crate::Range { service: 1, addr: ip("192.0.2.0") };
     ranges.ranges.push(crate::RangeKey { prefix_len: 32 + 96 + 24, range });
     assert_eq!(middle(&ranges, &far, 0)[0], E::SourceRange { client: ip("192.0.2.9"), access: Access::Allowed });

@@ -9,6 +9,7 @@ mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::Instant,
 };
@@ -16,7 +17,7 @@ use std::{
 use anyhow::Result;
 use foldhash::{HashMap, HashSet};
 use ipnet::IpNet;
-use lb_common::{Addr, FrontendKey, Proto};
+use lb_common::{Addr, FrontendKey, Kind, Proto, ServiceFlags};
 
 use crate::events::{EventQueue, ProblemOrigin};
 use lb_core::ids::HighestIds;
@@ -81,6 +82,8 @@ struct Reports {
     events: EventQueue,
     /// Content of each Service's `healthCheckNodePort`.
     health: Arc<BTreeMap<Key, Health>>,
+    /// Load balancer addresses of each Service with source ranges.
+    restricted: Arc<BTreeMap<Key, Vec<IpAddr>>>,
     /// Services that do not fit into the maps.
     refused: Vec<Refused>,
 }
@@ -249,6 +252,7 @@ impl<S: Store> Reconciler<S> {
         let specs: Vec<ServiceSpec> = keys.iter().map(|key| self.compile_service(key, requests.remove(key))).collect();
         specs.iter().for_each(|spec| self.warn(spec));
         specs.iter().for_each(|spec| self.reports.update_health(spec));
+        specs.iter().for_each(|spec| self.reports.update_restricted(spec));
         Ok(specs)
     }
 
@@ -401,6 +405,21 @@ impl<S: Store> Reconciler<S> {
 }
 
 impl Reports {
+    fn update_restricted(&mut self, spec: &ServiceSpec) {
+        let ports = spec.ports.iter().filter(|port| port.flags & ServiceFlags::SOURCE_RANGES != 0);
+        let frontends = ports.flat_map(|port| &port.frontends).filter(|(_, kind)| *kind == Kind::LoadBalancer);
+        let new: Vec<IpAddr> = frontends.map(|(key, _)| key.addr.to_ip()).collect();
+        if self.restricted.get(&spec.key).map_or(&[][..], |old| old) == new {
+            return;
+        }
+        let restricted = Arc::make_mut(&mut self.restricted);
+        if new.is_empty() {
+            restricted.remove(&spec.key);
+        } else {
+            restricted.insert(spec.key.clone(), new);
+        }
+    }
+
     fn update_health(&mut self, spec: &ServiceSpec) {
         if self.health.get(&spec.key) == spec.health.as_ref() {
             return;

@@ -195,6 +195,7 @@ fn publish<S: Store>(
         status.record_pass(duration, error, &triggers);
         status.writes = writes;
         status.health = Arc::clone(&reconciler.reports.health);
+        status.restricted = Arc::clone(&reconciler.reports.restricted);
         if *status.node_ports != reconciler.node_ports {
             status.node_ports = Arc::new(reconciler.node_ports.clone());
         }

@@ -52,6 +52,8 @@ pub(crate) struct Status {
     pub(crate) warnings: usize,
     /// Content of each Service's `healthCheckNodePort`, as of the last pass.
     pub(crate) health: Arc<BTreeMap<Key, Health>>,
+    /// Load balancer addresses of each Service with source ranges, as of the last pass.
+    pub(crate) restricted: Arc<BTreeMap<Key, Vec<IpAddr>>>,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
     pub(crate) node_ports: Arc<BTreeSet<Addr>>,
     /// Ranges of cluster IPs in use, as of the last pass.
@@ -94,6 +96,7 @@ impl Default for Status {
             refused: 0,
             warnings: 0,
             health: Arc::default(),
+            restricted: Arc::default(),
             node_ports: Arc::default(),
             cluster_ranges: Arc::default(),
             doubtful_ranges: Vec::new(),

@@ -78,6 +78,18 @@ impl Addr {
         }
     }
 
+    /// True for a loopback address of either family.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_loopback(&self) -> bool {
+        let [a, b, c, d] = self.words();
+        if self.is_v4() {
+            d.to_ne_bytes()[0] == 127
+        } else {
+            a == 0 && b == 0 && c == 0 && d == u32::from_ne_bytes([0, 0, 0, 1])
+        }
+    }
+
     /// The address for output: IPv4 without its mapping.
     #[must_use]
     pub fn to_ip(self) -> IpAddr {
@@ -195,6 +207,7 @@ mod tests {
             assert_eq!((addr.unspecified().to_string(), addr.loopback().to_string()), (any.into(), loopback.into()));
             assert!(addr.unspecified().is_unspecified() && !addr.loopback().is_unspecified());
             assert_eq!(addr.is_unspecified(), text == any);
+            assert!(!addr.is_loopback() && addr.loopback().is_loopback());
         }
     }
 

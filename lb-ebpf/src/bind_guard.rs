@@ -7,7 +7,7 @@ use lb_common::{Addr, Caller as _, Counter, FrontendKey, Kind, Tables as _, serv
 use crate::{
     context::{PROCEED, SockAddr},
     counters::count,
-    log,
+    log, own,
     tables::Kernel,
 };
 
@@ -22,7 +22,10 @@ pub fn bind<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     if wanted.port == 0 {
         return PROCEED;
     }
-    let Some(service) = taken_by(ctx, &wanted) else { return PROCEED };
+    let Some(service) = taken_by(ctx, &wanted) else {
+        own::mark(&wanted.addr, wanted.port);
+        return PROCEED;
+    };
     count(Counter::BindRefused);
     if log::open() {
         let pid = (bpf_get_current_pid_tgid() >> 32) as u32;

@@ -11,6 +11,7 @@ mod globals;
 mod log;
 mod maps;
 mod mptcp;
+mod own;
 mod packet;
 mod sock;
 mod stats;

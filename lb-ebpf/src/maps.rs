@@ -46,6 +46,10 @@ pub static NAMES: HashMap<u32, Names, { capacity::SERVICES }, NO_PREALLOC> = Has
 #[btf_map]
 pub static NODE_ADDRS: HashMap<Addr, NodeAddr, { capacity::NODE_ADDRS }, NO_PREALLOC> = HashMap::new();
 
+/// Marks of ports to which sockets were bound at a single address: see `own`.
+#[btf_map]
+pub static BOUND_PORTS: Array<u32, { capacity::BOUND_PORTS }> = Array::new();
+
 /// Rev-nat entries of UDP sockets with one of them: see `udp_socks`.
 #[btf_map]
 pub static UDP_SOCKS: Array<UdpSock, { capacity::UDP_SOCKS }> = Array::new();

@@ -13,7 +13,7 @@ use crate::{
     log,
     maps::{BACKENDS, NAMES},
     mptcp::{self, MptcpSocket},
-    stats,
+    own, stats,
     tables::Kernel,
     tcp_socks::TcpSocket,
     udp_socks::UdpSocket,
@@ -36,7 +36,7 @@ fn connect_tcp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     let before = place.translation();
     // An entry of an earlier connect of this socket, which failed: avoid its backend.
     let avoid = before.map_or(0, |translation| translation.backend);
-    match choose(ctx, &dest, avoid) {
+    match decide(ctx, &dest, avoid) {
         Verdict::NotService => {
             if let Some(translation) = before
                 && translation.is_forgotten_by(GENERATION.load(), &dest.addr, dest.port)
@@ -66,7 +66,7 @@ fn connect_tcp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
 #[inline(always)]
 fn connect_udp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     let dest = ctx.key(Proto::Udp);
-    match choose(ctx, &dest, 0) {
+    match decide(ctx, &dest, 0) {
         Verdict::NotService => {
             if let Some(socket) = UdpSocket::of(ctx) {
                 socket.forget_all(&dest.addr, dest.port);
@@ -102,7 +102,7 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
         }
         moved = true;
     }
-    match choose(ctx, &dest, 0) {
+    match decide(ctx, &dest, 0) {
         Verdict::NotService => {
             if let Some(socket) = socket
                 && !ctx.is_peer()
@@ -178,6 +178,23 @@ pub fn release(ctx: &SockContext) -> i32 {
         socket.release();
     }
     PROCEED
+}
+
+/// Selects a backend, unless a socket of the caller's network namespace listens at the destination.
+#[inline(always)]
+fn decide<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, avoid: u32) -> Verdict {
+    match choose(ctx, dest, avoid) {
+        Verdict::NotService => Verdict::NotService,
+        // Last, since it is rare, and a frame deeper in `choose` would have no room for it.
+        verdict => {
+            // A NodePort belongs to its Service in the node's own namespace, as with kube-proxy: see `bind_guard`.
+            if own::is_own(ctx, dest) && !(ctx.is_host() && Kernel.frontend(dest).is_none()) {
+                Verdict::NotService
+            } else {
+                verdict
+            }
+        }
+    }
 }
 
 /// Selects a backend. Not inlined: the frames of callers and callees share 512 bytes of stack.
@@ -276,6 +293,10 @@ fn refuse_unserved<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey) -> i3
     let Some(cause) = refusal(&Kernel, ctx, dest) else {
         return PROCEED;
     };
+    // Such as the answer to a client whose address is that cluster IP, in the same network namespace.
+    if own::may_be_own(ctx, dest) {
+        return PROCEED;
+    }
     count(cause.counter());
     if log::open() {
         let pid = (bpf_get_current_pid_tgid() >> 32) as u32;

@@ -27,8 +27,8 @@ pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { RELEASED + 1 
 const RELEASED: u32 = 7;
 
 /// Initial capacities of the maps; the agent enlarges the maps that it writes when they are full. All but `TCP_SOCKS`
-/// (4 MiB), `UDP_SOCKS` (1 MiB), `FRONTEND_BITS` (16 KiB) and `UDP_COUNTS` (4 KiB) allocate memory per entry
-/// (`BPF_F_NO_PREALLOC`), besides 16 bytes per possible entry for the hash buckets.
+/// (4 MiB), `UDP_SOCKS` (1 MiB), `BOUND_PORTS` (64 KiB), `FRONTEND_BITS` (16 KiB) and `UDP_COUNTS` (4 KiB) allocate
+/// memory per entry (`BPF_F_NO_PREALLOC`), besides 16 bytes per possible entry for the hash buckets.
 pub mod capacity {
     /// Frontends.
     pub const FRONTENDS: usize = 131_072;
@@ -57,6 +57,8 @@ pub mod capacity {
     pub const UDP_SOCKS: usize = 16_384;
     /// Words of 64 bits: four counts each of UDP sockets with a translation; a power of two.
     pub const UDP_COUNTS: usize = 512;
+    /// Marks of ports that were bound at a single address; several ports share one.
+    pub const BOUND_PORTS: usize = 8_192;
     /// TCP sockets whose place was taken; when full, `getpeername` shows the backend.
     pub const TCP_MORE: usize = 65_536;
     /// Entries of flows, two for each. The map never grows: when full, new flows are dropped (see `FLOWS`).
@@ -77,6 +79,13 @@ pub mod capacity {
     pub const POD_MODES: usize = 16_384;
     /// Network namespaces, while a Service has source ranges.
     pub const NETNS_ADDRS: usize = 16_384;
+
+    /// Index of the mark of a port in `BOUND_PORTS`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bound_port(port: u16) -> u32 {
+        port as u32 % BOUND_PORTS as u32
+    }
 }
 
 /// Value of `SERVICES`: a service port, shared by all of its frontends. Key: the id.

@@ -105,6 +105,9 @@ impl Worker {
             if (has_passed && is_first_pass) || self.scan.is_some_and(|scan| scan <= Instant::now()) {
                 self.attempt("looking for sockets to end", Self::scan);
             }
+            if has_passed && is_first_pass {
+                self.attempt("looking for bound sockets", |worker| sockets::mark_bound_ports(&worker.directory));
+            }
             is_first_pass &= !has_passed;
             self.attempt("ending sockets", Self::end_due);
             self.attempt("ending flows", Self::end_flows);

@@ -24,6 +24,7 @@ mod network_policy;
 mod node;
 mod node_addresses;
 mod node_ports;
+mod own_addresses;
 mod packets;
 mod places;
 mod pod_modes;
@@ -56,6 +57,7 @@ fn stories() -> Vec<Story> {
         tcp::STORIES,
         udp::STORIES,
         mptcp::STORIES,
+        own_addresses::STORIES,
         mptcp::LONG,
         agent_lifecycle::STORIES,
         socket_termination::STORIES,

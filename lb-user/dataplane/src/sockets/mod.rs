@@ -4,6 +4,7 @@
 //! The kernel lists and ends sockets by sock_diag(7), one network namespace at a time. The programs' maps have the
 //! translation of each socket.
 
+mod bound_ports;
 mod real_peer;
 mod serving;
 mod translations;
@@ -18,6 +19,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use lb_common::Proto;
 
+pub use bound_ports::mark_bound_ports;
 pub use real_peer::real_peer;
 pub use serving::Serving;
 pub use translations::IsLost;

@@ -46,7 +46,8 @@ pub(super) enum Transfer {
 }
 
 /// Maps that are shared. The agent writes `DEVICES`, but the programs need it before the first pass over devices.
-const SHARED: [&str; 13] = [
+const SHARED: [&str; 14] = [
+    "BOUND_PORTS",
     "SOCKS",
     "UDP_SOCKS",
     "UDP_COUNTS",

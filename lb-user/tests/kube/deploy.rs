@@ -96,7 +96,7 @@ const VARIANTS: [Variant; 7] = [
         dir: "overlays/beside-kube-proxy",
         field: "/spec/template/spec/containers/0/ports/0/containerPort",
         expected: "10266",
-        values: "config: {healthz-bind-address: '0.0.0.0:10266', metrics-bind-address: '127.0.0.1:10267'}",
+        values: "config: {healthz-bind-address: '0.0.0.0:10266', metrics-bind-address: 'localhost:10267'}",
     },
 ];
 
@@ -277,7 +277,7 @@ pub(crate) fn may(server: &ApiServer, verb: &str, resource: &str) -> bool {
 }
 
 /// An agent that lacks one verb on one resource logs this with the cure, and is unhealthy until it has the verb. For
-/// resources of pod modes it only logs.
+/// resources of pod modes and for the ranges of cluster IPs it only logs.
 pub(crate) fn each_verb_is_needed(server: &mut ApiServer) {
     if is_skipped() {
         return;
@@ -304,6 +304,14 @@ pub(crate) fn each_verb_is_needed(server: &mut ApiServer) {
             let agent = KubeTestAgent::start(&kubeconfig);
             until("the agent logs the missing verb", || agent.log().contains("does not let this agent"));
             let output = agent.log();
+            if resource == "servicecidrs" {
+                let expected = "does not let this agent list and watch servicecidrs.networking.k8s.io, so calls";
+                assert!(output.contains(expected) && output.contains("deploy/base/rbac.yaml"), "{verb}: {output}");
+                until("the agent is healthy", || agent.health("/livez") == Some(200));
+                role(None);
+                until("the agent logs that it may read the kind", || agent.log().contains("may be read now"));
+                continue;
+            }
             let expected = format!("does not let this agent {verb} {what}, so it does not learn of changes");
             assert!(output.contains(&expected) && output.contains("deploy/base/rbac.yaml"), "{verb} {what}: {output}");
             until("the metric counts the missing kind", || agent.metric("beeline_kinds_forbidden") == Some(1.0));

@@ -278,12 +278,13 @@ struct AttachmentPoller {
 impl AttachmentPoller {
     fn start(node: &StoryNode, device: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (is_stopped, device, root) = (Arc::clone(&stop), device.to_owned(), node.pins.clone());
+        let (is_stopped, device, root) = (Arc::clone(&stop), index(device), node.pins.clone());
         let thread = thread::spawn(move || {
             let (mut looks, mut missing) = (0, 0);
             while !is_stopped.load(Ordering::Relaxed) {
-                let of = |hook| tcx(&device, hook).len();
-                let mut found = of(TcAttachType::Ingress) + of(TcAttachType::Egress);
+                // Ids only: a program that was replaced a moment ago has no name any more.
+                let of = |hook| sys::programs_at_device(device, hook).map_or(0, |programs| programs.len());
+                let mut found = of(Hook::Ingress) + of(Hook::Egress);
                 if found == 0 {
                     let clsact = lb_dataplane::attach::clsact::Clsact::open(&root);
                     let attached = clsact.and_then(|mut clsact| clsact.attached()).expect("the filters");

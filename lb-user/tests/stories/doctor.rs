@@ -11,6 +11,7 @@ use std::{
 use aya_obj::generated::bpf_insn;
 use lb_common::{Frontend, FrontendKey, LAYOUT_VERSION};
 use lb_kernel::{bpf as sys, bpf::typed::TypedMap};
+use rustix::process::Signal;
 
 use crate::{
     Story,
@@ -145,7 +146,8 @@ fn wrong_entries_and_missing_pins(node: &mut StoryNode) {
     DoctorRun::new(node, &[]).assert_finding("warning", "source", "bad.yaml", "correct the file");
     fs::remove_file(node.yaml.join("bad.yaml")).expect("the file");
 
-    // A link is detached, then its pin is removed.
+    // A link is detached, then its pin is removed, while no agent mends them.
+    agent.signal(Signal::STOP);
     let pin = node.maps().join("link_connect4");
     sys::detach_link(sys::open_pin(&pin).expect("the link")).expect("the link is detached");
     let run = DoctorRun::new(node, &[]);
@@ -165,6 +167,7 @@ fn wrong_entries_and_missing_pins(node: &mut StoryNode) {
     DoctorRun::new(node, &[]).assert_finding("warning", "pins", "another version of the maps", "start the agent");
     fs::remove_dir(&other).expect("the directory");
     let (slots, backends) = (node.maps().join("SLOTS"), node.maps().join("BACKENDS"));
+    agent.signal(Signal::STOP);
     fs::rename(&slots, node.pins.join("aside")).expect("a rename");
     let run = DoctorRun::new(node, &[]);
     run.assert_finding("error", "pins", "maps are not pinned", "start the agent again");

@@ -27,6 +27,13 @@ use crate::{
 
 /// Time until the next try on a server without the kind: it may have been replaced by a newer one.
 const RETRY: Duration = Duration::from_secs(300);
+/// Time until the next try of an account without the right.
+const RETRY_REFUSED: Duration = Duration::from_secs(10);
+
+/// Line of the log for an account without the right.
+const REFUSED: &str = "the API server does not let this agent list and watch servicecidrs.networking.k8s.io, so calls \
+                       to cluster IPs that no Service has time out: bind its account to a role that grants it, as \
+                       deploy/base/rbac.yaml does, or name the ranges with --service-cidrs; the agent retries by itself";
 
 type Events<K> = BoxStream<'static, watcher::Result<watcher::Event<K>>>;
 
@@ -50,16 +57,27 @@ pub(super) async fn follow(
     let mut services: Events<Service> = watch(&server.client, labelled);
     let (mut known_ranges, mut foreign) = (Listed::<Vec<IpNet>>::default(), Listed::<()>::default());
     let mut sent = BTreeSet::new();
+    let mut is_refused = false;
     loop {
         tokio::select! {
             () = tx.closed() => return WatchEnd::ReceiverGone,
             Some(event) = ranges.next() => match event {
-                Ok(event) => known_ranges.apply(event, |object| (key(&object.metadata), service_cidr(object))),
+                Ok(event) => {
+                    if is_refused && matches!(event, watcher::Event::InitDone) {
+                        is_refused = false;
+                        tracing::info!(kind = "ServiceCIDR", "may be read now");
+                    }
+                    known_ranges.apply(event, |object| (key(&object.metadata), service_cidr(object)));
+                }
                 Err(error) => if matches!(status(&error), Some(401 | 403 | 404)) {
-                    tracing::debug!(%error, "the ranges of cluster IPs are unknown");
+                    let refused = status(&error) != Some(404);
+                    if refused && !is_refused {
+                        tracing::warn!("{REFUSED}");
+                    }
+                    is_refused = refused;
                     known_ranges.set_empty();
                     let (client, config) = (server.client.clone(), config.clone());
-                    let later = tokio::time::sleep(RETRY).into_stream();
+                    let later = tokio::time::sleep(if refused { RETRY_REFUSED } else { RETRY }).into_stream();
                     ranges = later.flat_map(move |()| watch(&client, config.clone())).boxed();
                 }
             },

@@ -89,9 +89,8 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
         return PROCEED;
     }
     let dest = ctx.key(Proto::Udp);
-    let socket = UdpSocket::of(ctx);
     let mut moved = false;
-    if let Some(kept) = socket.as_ref().and_then(|socket| socket.of_vip(&dest.addr, dest.port)) {
+    if let Some(kept) = UdpSocket::of(ctx).and_then(|socket| socket.of_vip(&dest.addr, dest.port)) {
         if kept.is_client() {
             return PROCEED;
         }
@@ -104,8 +103,9 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     }
     match decide(ctx, &dest, 0) {
         Verdict::NotService => {
-            if let Some(socket) = socket
-                && !ctx.is_peer()
+            // Found anew: kept on the stack, it would be read where it is unset, which Linux 5.10 refuses.
+            if !ctx.is_peer()
+                && let Some(socket) = UdpSocket::of(ctx)
             {
                 socket.forget(&dest.addr, dest.port);
             }

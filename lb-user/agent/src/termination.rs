@@ -115,7 +115,8 @@ impl Worker {
                 self.attempt("removing counts of deleted objects", Self::sweep);
                 sweep = Instant::now() + SWEEP;
             }
-            if !is_first_pass && Instant::now() >= look {
+            // The first look sets what later ones compare with.
+            if (has_passed && affinity_full.is_none()) || (!is_first_pass && Instant::now() >= look) {
                 self.attempt("making room for affinity", |worker| worker.look(&mut affinity_full));
             }
             if Instant::now() >= look {

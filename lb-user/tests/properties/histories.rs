@@ -61,14 +61,13 @@ impl Allowed {
             let client = FixedCaller(0, place).client().addr();
             owner.zip(client).is_some_and(|(owner, client)| dump.in_source_ranges(owner, &client))
         };
-        // While a frontend changes its kind or owner, source ranges of before or after may bind it.
+        // While a frontend changes its kind or owner, source ranges of before or after may bind it, for callers on the
+        // node too, whose address is unknown here.
         let is_load_balancer =
             |dump: &Dump| dump.frontends.get(key).is_some_and(|frontend| frontend.kind == Kind::LoadBalancer as u8);
         let excludes = |dump: &Dump, owner: &Option<u32>| {
             let service = owner.and_then(|owner| dump.service(owner)).unwrap_or_default();
-            service.flags & ServiceFlags::SOURCE_RANGES != 0
-                && place != ClientPlace::Node
-                && !is_admitted_by(dump, owner)
+            service.flags & ServiceFlags::SOURCE_RANGES != 0 && !is_admitted_by(dump, owner)
         };
         let is_ever_bound = [old, new].into_iter().any(is_load_balancer)
             && [old, new].into_iter().any(|dump| owners.iter().any(|owner| excludes(dump, owner)));

@@ -171,13 +171,14 @@ fn unknown_ports_are_refused(node: &mut StoryNode) {
     assert!(tcp_ask(at("10.96.0.1:81")).is_ok() && tcp_ask(at("10.96.0.1:80")).is_ok());
     ip(&["addr", "del", "10.96.0.1/32", "dev", "lo"]);
     agent.wait_for("the address is a VIP again", |dump| owned(dump) == 0);
-    assert_refused(Client::tcp(at("10.96.0.1:81")).connect(at("10.96.0.1:81")), Errno::CONNREFUSED);
+    // The server of port 81 is still bound to the address that has gone.
+    assert_refused(Client::tcp(at("10.96.0.1:82")).connect(at("10.96.0.1:82")), Errno::CONNREFUSED);
     let key = FrontendKey::new(Ipv4Addr::new(10, 96, 0, 1).into(), 80, Proto::Tcp);
     let dump = agent.dump();
     assert_eq!(dump.frontends[&key.address()].kind, Kind::Address as u8);
     assert_eq!(dump.frontends[&key.address()].service, dump.frontends[&key].service);
     assert!(tcp_ask(at("10.96.0.1:80")).is_ok());
-    let shown = String::from_utf8(run(node, &["trace", "tcp", "10.96.0.1:81"]).stdout).expect("text");
+    let shown = String::from_utf8(run(node, &["trace", "tcp", "10.96.0.1:82"]).stdout).expect("text");
     assert!(
         shown.contains("no Service has this port of the cluster IP")
             && shown.contains("other ports: 10.96.0.1:80/TCP\n"),

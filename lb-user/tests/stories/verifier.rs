@@ -182,7 +182,34 @@ fn try_count(directory: &Path, set_retval: u8) -> Result<BTreeMap<String, u32>, 
 /// since Linux 5.16).
 fn verify(kind: bpf_prog_type, hook: u32, function: &Function) -> Result<u32, String> {
     const STATISTICS: u32 = 4;
-    let mut log = vec![0_u8; 1 << 16];
+    const INSTRUCTIONS: u32 = 1;
+    let with_statistics = load(kind, hook, function, STATISTICS, 1 << 16);
+    let (error, log) = match with_statistics {
+        Ok(log) => {
+            let count = log.split_once("processed ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+            return count.ok_or_else(|| format!("no count in the log: {log}"));
+        }
+        Err(refused) => refused,
+    };
+    // Again, for the way to the refused instruction.
+    let way = match load(kind, hook, function, INSTRUCTIONS, 1 << 24) {
+        Ok(_) => String::new(),
+        Err((_, way)) => way,
+    };
+    let lines: Vec<&str> = way.lines().collect();
+    let last = lines.get(lines.len().saturating_sub(60)..).unwrap_or_default().join("\n");
+    Err(format!("{error}\n{log}\n{last}"))
+}
+
+/// Loads a program; the verifier's log, with the error if it refuses.
+fn load(
+    kind: bpf_prog_type,
+    hook: u32,
+    function: &Function,
+    level: u32,
+    size: usize,
+) -> Result<String, (std::io::Error, String)> {
+    let mut log = vec![0_u8; size];
     #[expect(unsafe_code, reason = "a raw system call: aya does not return the log of a loaded program")]
     // SAFETY: bpf_attr is a union of integers, and this command reads the part that is written here. The buffers
     // outlive the call, and the new descriptor has no other owner.
@@ -194,7 +221,7 @@ fn verify(kind: bpf_prog_type, hook: u32, function: &Function) -> Result<u32, St
         load.insns = function.instructions.as_ptr() as u64;
         load.insn_cnt = u32::try_from(function.instructions.len()).expect("a program fits");
         load.license = c"GPL".as_ptr() as u64;
-        load.log_level = STATISTICS;
+        load.log_level = level;
         load.log_buf = log.as_mut_ptr() as u64;
         load.log_size = u32::try_from(log.len()).expect("small");
         let size = std::mem::size_of::<bpf_attr>();
@@ -202,11 +229,6 @@ fn verify(kind: bpf_prog_type, hook: u32, function: &Function) -> Result<u32, St
         i32::try_from(fd).ok().filter(|fd| *fd >= 0).map(|fd| OwnedFd::from_raw_fd(fd))
     };
     let error = std::io::Error::last_os_error();
-    let log = String::from_utf8_lossy(&log);
-    let log = log.trim_end_matches('\0');
-    if loaded.is_none() {
-        return Err(format!("{error}\n{log}"));
-    }
-    let count = log.split_once("processed ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
-    count.ok_or_else(|| format!("no count in the log: {log}"))
+    let log = String::from_utf8_lossy(&log).trim_end_matches('\0').to_owned();
+    if loaded.is_none() { Err((error, log)) } else { Ok(log) }
 }

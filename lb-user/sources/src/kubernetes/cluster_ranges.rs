@@ -33,7 +33,8 @@ const RETRY_REFUSED: Duration = Duration::from_secs(10);
 /// Line of the log for an account without the right.
 const REFUSED: &str = "the API server does not let this agent list and watch servicecidrs.networking.k8s.io, so calls \
                        to cluster IPs that no Service has time out: bind its account to a role that grants it, as \
-                       deploy/base/rbac.yaml does, or name the ranges with --service-cidrs; the agent retries by itself";
+                       deploy/base/rbac.yaml does, or name the ranges with --service-cidrs; the agent retries by \
+                       itself";
 
 type Events<K> = BoxStream<'static, watcher::Result<watcher::Event<K>>>;
 

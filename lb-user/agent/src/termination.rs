@@ -291,6 +291,8 @@ impl Worker {
         let store = BpfStore::open(&self.directory)?;
         let serving = Serving::open(&self.directory)?;
         let running = self.start.elapsed();
+        // Lost since the start: their time is known.
+        let queued = self.queue.backends();
         let verdict = |service: u32, proto: Proto| match store.service(service) {
             // The protocol of a removed service port is unknown: its sockets are searched in both.
             Ok(_) if store.name(service).is_some_and(|name| name.proto != proto) => Verdict::Keep,
@@ -308,9 +310,11 @@ impl Worker {
             });
             self.scan = rechecks.chain(self.scan).min();
             if (proto == Proto::Tcp || is_first) && verdicts.values().any(|verdict| *verdict == Verdict::End) {
-                let serving = &serving;
+                let (serving, queued) = (&serving, &queued);
                 let is_lost = move |translation: &Translation| {
-                    verdicts.get(&translation.service) == Some(&Verdict::End) && !serving.serves(proto, translation)
+                    verdicts.get(&translation.service) == Some(&Verdict::End)
+                        && !queued.contains(&translation.backend)
+                        && !serving.serves(proto, translation)
                 };
                 searches.push(Search { proto, peers: None, is_lost: Box::new(is_lost) });
             }
@@ -388,6 +392,15 @@ impl FlowSearch {
 struct TerminationQueue(Vec<(Instant, Departure)>);
 
 impl TerminationQueue {
+    /// Lists the ids of backends whose sockets wait here.
+    fn backends(&self) -> BTreeSet<u32> {
+        let id = |departure: &Departure| match departure.departed {
+            Departed::Backend { id, .. } => Some(id),
+            Departed::Frontend(_) => None,
+        };
+        self.0.iter().filter_map(|(_, departure)| id(departure)).collect()
+    }
+
     /// Adds departures; `has_backends` tells if a service port has a backend.
     fn add(&mut self, departures: &[Departure], now: Instant, has_backends: impl Fn(u32) -> bool) {
         for departure in departures {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::Hook;
+use lb_common::{FrontendKey, Hook, Proto};
 use lb_kernel::bpf as sys;
 use lb_lab::network::{Host, Lan, LanOptions};
 use rustix::io::Errno;
@@ -375,8 +375,13 @@ fn pod_devices_translate(node: &mut StoryNode) {
     let agent = agent(node, &lan, &["--pod-devices", "pod2"]);
     for (host, name) in [(neighbour, "here"), (far, "there"), (client, "here")] {
         node.write("web.yaml", &service("Cluster", &addresses(host).map(|ip| (ip, name))));
+        // Frontends are written last.
+        let vip = |text: &str, proto| FrontendKey::new(text.parse::<IpAddr>().expect("an address").into(), 80, proto);
+        let vips = [Proto::Tcp, Proto::Udp].map(|proto| [vip("10.96.0.1", proto), vip("fd96::1", proto)]).concat();
         agent.wait_for("its backends are there", |dump| {
-            dump.backends.len() == 4 && dump.backends.values().all(|b| addresses(host).contains(&b.addr.to_ip()))
+            dump.backends.len() == 4
+                && dump.backends.values().all(|b| addresses(host).contains(&b.addr.to_ip()))
+                && vips.iter().all(|vip| dump.frontends.contains_key(vip))
         });
         for (vip, own, backend, gateway) in [
             (

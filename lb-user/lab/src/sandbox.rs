@@ -1,13 +1,14 @@
 //! A sandbox for one process that leaves nothing behind: a cgroup, a directory, namespaces, a bpffs.
 //!
 //! A runner makes the [`Sandbox`] and starts a program in it by [`Sandbox::run_in`]; that program finds its [`Inside`]
-//! in the environment. The runner removes cgroup and directory whatever happens; namespaces, pins and links end with
-//! the processes.
+//! in the environment. The runner removes cgroup and directory, and a guard does so if the runner is killed;
+//! namespaces, pins and links end with the processes.
 
 use std::{
     fs, io,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -19,10 +20,21 @@ use crate::netns::LabNamespace;
 /// Environment of the process inside: its cgroup and its directory.
 const ENVIRONMENT: [&str; 2] = ["BEELINE_LAB_CGROUP", "BEELINE_LAB_DIRECTORY"];
 
+/// Removes cgroup ($1) and directory ($2) when the runner has ended, however it did: then its end of the pipe closes.
+const GUARD: &str = "read -r _
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+  [ -e \"$1\" ] || break
+  find \"$1\" -name cgroup.procs -exec cat {} + | xargs -r kill -9
+  sleep 0.1
+  find \"$1\" -depth -type d -exec rmdir {} +
+done 2> /dev/null
+rm -rf \"$2\"";
+
 /// The runner's side.
 pub struct Sandbox {
     cgroup: PathBuf,
     directory: tempfile::TempDir,
+    guard: Child,
 }
 
 impl Sandbox {
@@ -33,7 +45,12 @@ impl Sandbox {
     pub fn make(name: &str) -> io::Result<Self> {
         let cgroup = cgroup2()?.join(format!("beeline-lab-{}-{name}", std::process::id()));
         fs::create_dir(&cgroup)?;
-        Ok(Self { cgroup, directory: tempfile::tempdir()? })
+        let directory = tempfile::tempdir()?;
+        let mut guard = Command::new("sh");
+        guard.args(["-c", GUARD, "guard"]).arg(&cgroup).arg(directory.path()).stdin(Stdio::piped());
+        // A signal of the terminal ends the runner, and not its guard.
+        let guard = guard.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()?;
+        Ok(Self { cgroup, directory, guard })
     }
 
     /// The cgroup.
@@ -58,6 +75,8 @@ impl Drop for Sandbox {
         if !end_cgroup(&self.cgroup, Duration::from_secs(5)) {
             eprintln!("cannot remove {}", self.cgroup.display());
         }
+        drop(self.guard.stdin.take());
+        let _ended = self.guard.wait();
     }
 }
 
@@ -148,4 +167,44 @@ fn remove(cgroup: &Path) -> io::Result<()> {
         let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
     fs::remove_dir(cgroup)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead as _, BufReader};
+
+    /// Makes this test a runner, which waits to be killed.
+    const RUNNER: &str = "BEELINE_LAB_TEST_RUNNER";
+
+    #[test]
+    fn a_killed_runner_leaves_nothing_behind() {
+        if std::env::var_os(RUNNER).is_some() {
+            let sandbox = Sandbox::make("killed").expect("a sandbox");
+            let mut process = Command::new("sleep").arg("600").spawn().expect("a process");
+            fs::write(sandbox.cgroup.join("cgroup.procs"), process.id().to_string()).expect("joined");
+            println!("\nMADE {} {}", sandbox.cgroup.display(), sandbox.directory().display());
+            let _ended = process.wait();
+            return;
+        }
+        if !rustix::process::geteuid().is_root() || cgroup2().is_err() {
+            println!("skipped: needs root and a cgroup2");
+            assert!(std::env::var_os("BEELINE_REQUIRE_KERNEL").is_none(), "needs root and a cgroup2");
+            return;
+        }
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command.args(["a_killed_runner_leaves_nothing_behind", "--nocapture"]).env(RUNNER, "1").stdout(Stdio::piped());
+        let mut runner = command.spawn().expect("a runner");
+        let output = BufReader::new(runner.stdout.take().expect("piped"));
+        let made = output.lines().map_while(Result::ok).find(|line| line.starts_with("MADE ")).expect("a sandbox");
+        let paths: Vec<&Path> = made.split(' ').skip(1).map(Path::new).collect();
+        assert!(paths.len() == 2 && paths.iter().all(|path| path.exists()), "{made}");
+        runner.kill().expect("our own child");
+        runner.wait().expect("our own child");
+        let start = std::time::Instant::now();
+        while paths.iter().any(|path| path.exists()) {
+            assert!(start.elapsed() < Duration::from_secs(10), "{made}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
 }

@@ -53,16 +53,7 @@ impl TraceClient {
     /// The same client, as tc at the link of its pod sees its packets to `dest`.
     pub(super) const fn at_pod_link(self, pod: &PodModeEntry, dest: &Addr) -> Self {
         let own = if dest.is_v4() { pod.v4 } else { pod.v6 };
-        let client = Client::of_addr(own);
-        Self {
-            client,
-            netns: None,
-            is_host: false,
-            is_bypassed: false,
-            sources: NO_SOURCES,
-            origin: Origin::Node,
-            now: self.now,
-        }
+        Self { origin: Origin::Node, ..Self::outside(own, self.now) }
     }
 
     pub(super) const fn netns(&self) -> Option<u64> {

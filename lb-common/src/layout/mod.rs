@@ -145,6 +145,12 @@ impl ServiceFlags {
     pub const EXTERNAL_LOCAL: u32 = 2;
     /// `spec.loadBalancerSourceRanges`: the load balancer's addresses serve these sources only.
     pub const SOURCE_RANGES: u32 = 4;
+    /// `beeline.io/prefer-local`, while an endpoint on this node is ready: the cluster list has endpoints on this node
+    /// only. For `get` and `trace`: no program reads it.
+    pub const PREFERS_LOCAL: u32 = 8;
+
+    /// Bits that no program reads.
+    pub const NOTES: u32 = Self::PREFERS_LOCAL;
 }
 
 /// One of the two backend lists of a service port.

@@ -144,6 +144,8 @@ pub struct Tuning {
     pub nodes: Option<LabelSelector>,
     /// `service.cilium.io/src-ranges-policy`.
     pub range_policy: RangePolicy,
+    /// `beeline.io/prefer-local`.
+    pub preference: Preference,
 }
 
 /// A type of frontends that Kubernetes' types of a Service add up.
@@ -165,6 +167,16 @@ pub enum RangePolicy {
     Allow,
     /// Clients in the ranges are kept out.
     Deny,
+}
+
+/// Endpoints that go before the others of the cluster list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Preference {
+    /// None.
+    #[default]
+    None,
+    /// Ready endpoints on the node of the client.
+    Local,
 }
 
 /// Treatment of TCP sockets whose backend has gone.

@@ -41,9 +41,9 @@ pub struct ServiceRow {
     pub backends: u32,
     /// Backends in the local list, if a traffic policy uses it.
     pub local_backends: u32,
-    /// Cluster or Local.
+    /// Cluster or Local; PreferLocal while the cluster list has endpoints on this node only, which are preferred.
     pub internal_traffic_policy: &'static str,
-    /// Cluster or Local.
+    /// As `internal_traffic_policy`.
     pub external_traffic_policy: &'static str,
     /// True if `loadBalancerSourceRanges` restricts its load balancer addresses.
     pub source_ranges: bool,
@@ -153,8 +153,8 @@ pub fn services(dump: &Dump, stats: &Stats) -> Vec<ServiceRow> {
             frontends: frontends.remove(id).unwrap_or_default(),
             backends,
             local_backends,
-            internal_traffic_policy: policy(service.flags & ServiceFlags::INTERNAL_LOCAL),
-            external_traffic_policy: policy(service.flags & ServiceFlags::EXTERNAL_LOCAL),
+            internal_traffic_policy: policy(service.flags, ServiceFlags::INTERNAL_LOCAL),
+            external_traffic_policy: policy(service.flags, ServiceFlags::EXTERNAL_LOCAL),
             source_ranges: service.flags & ServiceFlags::SOURCE_RANGES != 0,
             scheduler: Scheduler::from_number(service.scheduler).map_or("?", Scheduler::name),
             affinity_seconds: service.affinity_seconds,
@@ -166,8 +166,15 @@ pub fn services(dump: &Dump, stats: &Stats) -> Vec<ServiceRow> {
     rows.into_iter().map(row).collect()
 }
 
-const fn policy(flag: u32) -> &'static str {
-    if flag == 0 { "Cluster" } else { "Local" }
+/// Names the policy whose bit of [`ServiceFlags`] is `local`.
+const fn policy(flags: u32, local: u32) -> &'static str {
+    if flags & local != 0 {
+        "Local"
+    } else if flags & ServiceFlags::PREFERS_LOCAL != 0 {
+        "PreferLocal"
+    } else {
+        "Cluster"
+    }
 }
 
 /// Lists all frontends, by address.

@@ -89,3 +89,16 @@ fn removed_backends_are_listed_while_sockets_hold_them() {
     dump = Dump::default();
     assert_eq!(backends(&dump, &stats).iter().map(|row| row.service.as_str()).collect::<Vec<_>>(), ["service#1"; 3]);
 }
+
+#[test]
+fn a_policy_is_local_preferred_or_neither() {
+    let policies = |flags| {
+        let (mut dump, stats) = maps();
+        dump.services.entry(1).or_default().flags = flags;
+        let rows = services(&dump, &stats);
+        (rows[0].internal_traffic_policy, rows[0].external_traffic_policy)
+    };
+    assert_eq!(policies(0), ("Cluster", "Cluster"));
+    assert_eq!(policies(ServiceFlags::PREFERS_LOCAL), ("PreferLocal", "PreferLocal"));
+    assert_eq!(policies(ServiceFlags::PREFERS_LOCAL | ServiceFlags::EXTERNAL_LOCAL), ("PreferLocal", "Local"));
+}

@@ -9,8 +9,8 @@ use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr};
 
 use lb_common::{
     AffinityOutcome, BackendFlags, Caller as _, Cause, Choice, FrontendKey, Kind, List, ListReason, Origin, PodMode,
-    Proto, ScheduleReason, Scheduler, SelectEvent, ServiceEntry, Slot, SlotKey, State as _, Tables as _, Verdict, Vip,
-    refusal, select_observed, vip,
+    Proto, ScheduleReason, Scheduler, SelectEvent, ServiceEntry, ServiceFlags, Slot, SlotKey, State as _, Tables as _,
+    Verdict, Vip, refusal, select_observed, vip,
 };
 use lb_core::text::number;
 
@@ -156,10 +156,12 @@ impl Choosing<'_> {
             ListReason::OnNode => ", as always for callers on this node",
             ListReason::InternalCluster | ListReason::ExternalCluster => "",
         };
+        let is_narrowed = list == List::Cluster && self.service(service).flags & ServiceFlags::PREFERS_LOCAL != 0;
+        let narrowed = if is_narrowed { ", of this node only by beeline.io/prefer-local" } else { "" };
         let backends: BTreeSet<u32> = self.slots(service, list).iter().map(|slot| slot.backend).collect();
         let scheduler = Scheduler::from_number(self.service(service).scheduler).unwrap_or_default();
         format!(
-            "  list       {name}{why}: {}\n  scheduler  {}: {}\n",
+            "  list       {name}{why}{narrowed}: {}\n  scheduler  {}: {}\n",
             number(backends.len(), "backend"),
             scheduler.name(),
             rule(scheduler)

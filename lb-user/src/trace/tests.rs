@@ -100,6 +100,24 @@ fn a_socket_gets_a_backend_of_the_cluster_list() {
 }
 
 #[test]
+fn a_preference_that_narrows_the_list_is_named() {
+    let preferring = ServiceEntry { flags: ServiceFlags::PREFERS_LOCAL, cluster_len: 1, ..service() };
+    check(
+        &snapshot(preferring, None),
+        &HOST,
+        "10.96.0.1:80",
+        &expect![[r"
+            10.96.0.1:80
+              frontend   ClusterIP of default/web/TCP
+              list       cluster, of this node only by beeline.io/prefer-local: 1 backend
+              scheduler  random: any of them, by chance
+              backend    10.0.0.1:8080  100.0 %  0 open sockets
+              verdict    goes there; the application sees 10.96.0.1:80 as its peer
+        "]],
+    );
+}
+
+#[test]
 fn policies_and_masquerade_of_clients_outside_are_named() {
     let flags = ServiceFlags::EXTERNAL_LOCAL;
     let local = snapshot(ServiceEntry { flags, scheduler: Scheduler::Rr as u32, ..service() }, None);

@@ -225,6 +225,7 @@ fn annotations() -> BoxedStrategy<Value> {
         "fd00::1=7",
         "::ffff:10.0.0.1=3",
         "x=y",
+        "true",
         "\u{0}",
     ];
     let text = || one_of(&texts.map(Value::from));
@@ -233,6 +234,7 @@ fn annotations() -> BoxedStrategy<Value> {
         rare("beeline.io/weights", text()),
         rare("beeline.io/weight", text()),
         rare("beeline.io/tcp-drain", text()),
+        rare("beeline.io/prefer-local", text()),
         rare("beeline.io/", text()),
         rare("service.cilium.io/weight", text()),
         rare("kube-router.io/service.scheduler", text()),

@@ -7,8 +7,8 @@ use lb_common::{Proto, Scheduler};
 use lb_core::{
     event::{Event, Object, ObjectKind},
     objects::{
-        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Policy, Selector, Service, ServicePort,
-        SliceManager, Tuning,
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Policy, Preference, Selector, Service,
+        ServicePort, SliceManager, Tuning,
     },
 };
 use proptest::{collection::vec, prelude::*};
@@ -50,6 +50,7 @@ struct RandomService {
     policy: Policy,
     outside: ExternalOptions,
     maglev: bool,
+    prefers_local: bool,
     by_hand: bool,
     endpoints: Vec<(u8, u8, bool)>,
     more: Vec<(u8, u8, bool)>,
@@ -77,14 +78,14 @@ fn service() -> impl Strategy<Value = RandomService> {
         (prop::bool::weighted(0.1), prop::option::of(1_i64..4), vec(1_u8..5, 1..2), prop::bool::weighted(0.2)),
         (vec(1_u8..3, 0..2), 1_usize..3, prop_oneof![3 => Just(Policy::Cluster), 1 => Just(Policy::Local)]),
         (prop::bool::weighted(0.2), vec(endpoint(), 0..7), vec(endpoint(), 0..3)),
-        (outside(), prop::bool::weighted(0.2), prop::bool::weighted(0.3)),
+        (outside(), prop::bool::weighted(0.2), prop::bool::weighted(0.3), prop::bool::weighted(0.3)),
     )
         .prop_map(
             |(
                 (absent, created, vips, v6),
                 (externals, ports, policy),
                 (by_hand, endpoints, more),
-                (outside, maglev, renamed),
+                (outside, maglev, renamed, prefers_local),
             )| RandomService {
                 absent,
                 renamed,
@@ -96,6 +97,7 @@ fn service() -> impl Strategy<Value = RandomService> {
                 policy,
                 outside,
                 maglev,
+                prefers_local,
                 by_hand,
                 endpoints,
                 more,
@@ -117,7 +119,9 @@ impl RandomService {
             ports.iter_mut().for_each(|port| port.node_port = number.try_into().ok());
         }
         let range = |&len: &u8| format!("10.{len}.0.0/{len}").parse::<IpNet>().expect("a network").trunc();
-        let tuning = Tuning { scheduler: Some(Scheduler::Mh), ..Tuning::default() };
+        let scheduler = self.maglev.then_some(Scheduler::Mh);
+        let preference = if self.prefers_local { Preference::Local } else { Preference::None };
+        let tuning = Tuning { scheduler, preference, ..Tuning::default() };
         let service = Service {
             created: self.created,
             selector: if self.by_hand { Selector::None } else { Selector::Some },
@@ -128,7 +132,7 @@ impl RandomService {
             internal_policy: self.policy,
             external_policy: *policy,
             source_ranges: ranges.iter().map(range).collect(),
-            tuning: self.maglev.then(|| Box::new(tuning)),
+            tuning: (tuning != Tuning::default()).then(|| Box::new(tuning)),
             ..plain_service(key.clone())
         };
         let group = |drawn: &[(u8, u8, bool)], port| group(self.ports, port, drawn);
@@ -263,6 +267,17 @@ fn load_balancer(
     state
 }
 
+/// Returns the Service `a`, which prefers endpoints on this node.
+fn preferring(policy: Policy, remote: &[u8], local: &[u8]) -> Objects {
+    let mut state = load_balancer(policy, remote, local, &[], None);
+    for object in &mut state {
+        if let Object::Service(service) = object {
+            service.tuning = Some(Box::new(Tuning { preference: Preference::Local, ..Tuning::default() }));
+        }
+    }
+    state
+}
+
 /// Lists changes small enough to try every interleaving of a reader and the writer.
 pub fn small_changes() -> Vec<(&'static str, Objects, Objects)> {
     use Policy::{Cluster, Local};
@@ -301,6 +316,10 @@ pub fn small_changes() -> Vec<(&'static str, Objects, Objects)> {
         ("source ranges go with the address", ranged(&[near], &[1]), a(Cluster, &[1], &[])),
         ("source ranges come with the address, and the backends go", a(Cluster, &[1], &[]), ranged(&[near], &[])),
         ("source ranges go with the address, and the backends come", ranged(&[near], &[]), a(Cluster, &[1], &[])),
+        ("a preferred endpoint gets ready", preferring(Cluster, &[1, 2], &[]), preferring(Cluster, &[1, 2], &[3])),
+        ("the preferred endpoint goes", preferring(Cluster, &[1, 2], &[3]), preferring(Cluster, &[1, 2], &[])),
+        ("a preferred endpoint goes under policy Local", preferring(Local, &[1], &[3]), preferring(Local, &[1], &[])),
+        ("endpoints on this node become preferred", lb(Cluster, &[1, 2], &[3]), preferring(Cluster, &[1, 2], &[3])),
         ("the scheduler becomes mh", lb(Cluster, &[1, 2], &[]), mh(&[1, 2])),
         ("the scheduler becomes random", mh(&[1, 2]), lb(Cluster, &[1, 2], &[])),
         ("a backend of a Maglev table comes", mh(&[1]), mh(&[1, 2])),

@@ -17,7 +17,7 @@ use super::{
     warnings::{self, push_once},
 };
 use crate::{
-    objects::{Endpoint, Exempt, Key, Policy, Service, ServicePort},
+    objects::{Endpoint, Exempt, Key, Policy, Preference, Service, ServicePort},
     per_family::PerFamily,
     warning::{Denial, DeniedFrontend, FrontendPlace, Named, Warning},
     world::View,
@@ -153,8 +153,14 @@ impl<'a> Evaluator<'a, '_> {
         self.sort(&mut endpoints);
         let middle = endpoints.partition_point(EvaluatedEndpoint::is_v4);
         let (v4, v6) = endpoints.split_at_mut(middle);
-        let hints = PerFamily { v4: categorize(v4, self.node), v6: categorize(v6, self.node) };
-        EvaluatedPort { port, index, scheduler, endpoints, hints, flags, unmatched }
+        let preference = tuning.map(|tuning| tuning.preference).unwrap_or_default();
+        let narrowing =
+            PerFamily { v4: categorize(v4, self.node, preference), v6: categorize(v6, self.node, preference) };
+        let flags = PerFamily::from_fn(|family| {
+            let is_narrowed = narrowing[family].by_preference == Preference::Local;
+            flags[family] | if is_narrowed { ServiceFlags::PREFERS_LOCAL } else { 0 }
+        });
+        EvaluatedPort { port, index, scheduler, endpoints, narrowing, flags, unmatched }
     }
 
     fn weight(&self, endpoint: &Endpoint, scheduler: Scheduler) -> u16 {

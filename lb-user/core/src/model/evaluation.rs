@@ -4,7 +4,7 @@ use lb_common::{Family, Scheduler, ServiceFlags};
 
 use super::{
     endpoints::EndpointOrigin, frontends::RequestedFrontend, ranges::SourceRanges, reason::EvaluatedEndpoint,
-    topology::HintUse,
+    topology::Narrowing,
 };
 use crate::{
     objects::{EndpointGroup, ServicePort},
@@ -40,8 +40,8 @@ pub struct EvaluatedPort<'a> {
     /// Every endpoint whose object has the port, sorted by family and target. The copy that counts comes before its
     /// duplicates.
     pub endpoints: Vec<EvaluatedEndpoint<'a>>,
-    /// Topology hints that are followed.
-    pub hints: PerFamily<HintUse>,
+    /// The rules that keep ready endpoints out of the cluster list.
+    pub narrowing: PerFamily<Narrowing>,
     /// [`ServiceFlags`] of the service port.
     pub flags: PerFamily<u32>,
     /// Endpoints whose object has no such port.

@@ -70,6 +70,8 @@ pub enum Placement {
     HintOtherZone,
     /// Not in the list: hints are followed, and its own are for other nodes.
     HintOtherNode,
+    /// Not in the list: endpoints on this node are preferred, and one is ready.
+    LocalPreferred,
     /// Not in the list: it runs on another node.
     OtherNode,
     /// Not in the list: it has no nodeName, and so is local nowhere.
@@ -189,6 +191,9 @@ impl EvaluatedEndpoint<'_> {
             Placement::Terminating => "it drains, and others are ready".to_owned(),
             Placement::HintOtherZone => format!("its hint is for zone {}", zones.join(", ")),
             Placement::HintOtherNode => format!("its hint is for node {}", nodes.join(", ")),
+            Placement::LocalPreferred => {
+                "beeline.io/prefer-local is set, and an endpoint on this node is ready".to_owned()
+            }
             Placement::OtherNode => "it is on another node".to_owned(),
             Placement::NoNodeName => "it has no nodeName and so is local nowhere".to_owned(),
             Placement::ZeroWeight => "its weight is 0, which takes no new connections".to_owned(),

@@ -1,6 +1,7 @@
 //! Places the endpoints of a service port that serve in its cluster list and its local list.
 //!
-//! After kube-proxy's `CategorizeEndpoints` (pkg/proxy/topology.go).
+//! After kube-proxy's `CategorizeEndpoints` (pkg/proxy/topology.go), and a preference for endpoints on this node, which
+//! kube-proxy has by hints alone.
 
 use lb_common::AddrPort;
 
@@ -8,7 +9,7 @@ use super::{
     NodeContext,
     reason::{EvaluatedEndpoint, Placement, Reason},
 };
-use crate::objects::Endpoint;
+use crate::objects::{Endpoint, Preference};
 
 /// The topology hints that are followed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -33,24 +34,38 @@ pub enum HintsIgnored {
     NoZone,
     /// None is for this node or its zone.
     NotForUs,
+    /// Endpoints on this node are preferred, and one is ready.
+    LocalPreferred,
 }
 
 /// Settles the lists of one family, and returns the hints that were followed. An endpoint that serves comes in as
 /// [`Placement::Ready`] or [`Placement::Terminating`].
-pub(super) fn categorize(endpoints: &mut [EvaluatedEndpoint<'_>], node: NodeContext<'_>) -> HintUse {
+pub(super) fn categorize(
+    endpoints: &mut [EvaluatedEndpoint<'_>],
+    node: NodeContext<'_>,
+    preference: Preference,
+) -> Narrowing {
+    let is_local_and_ready = |endpoint: &EvaluatedEndpoint<'_>| {
+        matches!(endpoint.reason, Reason::Serves { cluster: Placement::Ready, .. }) && endpoint.is_local(node)
+    };
     let hints = HintUse::of(endpoints, node);
+    let narrowing = match preference {
+        Preference::Local if endpoints.iter().any(is_local_and_ready) => Narrowing::local(hints),
+        Preference::Local | Preference::None => Narrowing { by_preference: Preference::None, hints },
+    };
     let (mut cluster_ready, mut local_ready) = (false, false);
-    for EvaluatedEndpoint { endpoint, reason, .. } in endpoints.iter_mut() {
-        let Reason::Serves { cluster, local } = reason else { continue };
+    for evaluated in endpoints.iter_mut() {
+        let placement = narrowing.place(evaluated, node);
+        let Reason::Serves { cluster, local } = &mut evaluated.reason else { continue };
         if *cluster == Placement::Ready {
-            *cluster = hints.place(endpoint, node);
+            *cluster = placement;
         }
         // Hints do not apply to the local list.
         cluster_ready |= *cluster == Placement::Ready;
         local_ready |= *local == Some(Placement::Ready);
     }
     if cluster_ready && local_ready {
-        return hints;
+        return narrowing;
     }
     // The two lists fall back independently of each other.
     let fall_back = |placement: &mut Placement| {
@@ -67,7 +82,34 @@ pub(super) fn categorize(endpoints: &mut [EvaluatedEndpoint<'_>], node: NodeCont
             local.iter_mut().for_each(fall_back);
         }
     }
-    hints
+    narrowing
+}
+
+/// The rules that keep ready endpoints out of the cluster list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Narrowing {
+    /// The preference that is followed.
+    pub by_preference: Preference,
+    /// Topology hints that are followed.
+    pub hints: HintUse,
+}
+
+impl Narrowing {
+    /// Endpoints on this node only, whatever the hints.
+    fn local(hints: HintUse) -> Self {
+        let hints = match hints {
+            HintUse::None => HintUse::None,
+            _ => HintUse::Ignored(HintsIgnored::LocalPreferred),
+        };
+        Self { by_preference: Preference::Local, hints }
+    }
+
+    fn place(self, endpoint: &EvaluatedEndpoint<'_>, node: NodeContext<'_>) -> Placement {
+        match self.by_preference {
+            Preference::Local if !endpoint.is_local(node) => Placement::LocalPreferred,
+            Preference::Local | Preference::None => self.hints.place(endpoint.endpoint, node),
+        }
+    }
 }
 
 impl HintUse {
@@ -128,6 +170,9 @@ impl HintUse {
                 Some(zone) => format!("ignored: none is for zone {zone} or node {name}"),
                 None => format!("ignored: none is for node {name}"),
             }),
+            Self::Ignored(HintsIgnored::LocalPreferred) => {
+                Some(format!("ignored: an endpoint on node {name} is ready, and preferred"))
+            }
         }
     }
 }

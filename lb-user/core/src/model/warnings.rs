@@ -14,7 +14,7 @@ use super::{
     topology::{HintUse, HintsIgnored},
 };
 use crate::{
-    objects::Service,
+    objects::{Policy, Preference, Service},
     per_family::PerFamily,
     warning::{EndpointList, EndpointProblem, LocalPolicies, ObjectRef, Warning},
     world::View,
@@ -87,7 +87,7 @@ pub(super) fn port(
         push_endpoints(warnings, nodeless, EndpointProblem::NoNodeName(policies));
     }
     for family in families.into_iter().flatten() {
-        if let HintUse::Ignored(HintsIgnored::Lacks(_)) = port.hints[family] {
+        if let HintUse::Ignored(HintsIgnored::Lacks(_)) = port.narrowing[family].hints {
             let is_ready = |endpoint: &&EvaluatedEndpoint<'_>| {
                 matches!(endpoint.reason, Reason::Serves { cluster: Placement::Ready, .. })
             };
@@ -108,6 +108,10 @@ pub(super) fn port(
     };
     if port.scheduler == Scheduler::Mh && endpoints().filter(in_cluster_list).count() > MAGLEV_LEN {
         push_once(warnings, Warning::MaglevTooSmall);
+    }
+    let prefers_local = service.tuning.as_deref().is_some_and(|tuning| tuning.preference == Preference::Local);
+    if prefers_local && service.internal_policy == Policy::Local {
+        push_once(warnings, Warning::PreferenceUnderLocal);
     }
     // With the flag --scheduler=dh every Service would get the warning.
     if service.tuning.as_deref().and_then(|tuning| tuning.scheduler) == Some(Scheduler::Dh) {

@@ -317,7 +317,10 @@ fn between(old: &ServiceEntry, new: &ServiceEntry) -> ServiceEntry {
         cluster_stride: cluster.cluster_stride,
         local_len: local.local_len,
         local_stride: local.local_stride,
-        flags: by(ServiceFlags::INTERNAL_LOCAL) | by(ServiceFlags::EXTERNAL_LOCAL) | bound,
+        flags: by(ServiceFlags::INTERNAL_LOCAL)
+            | by(ServiceFlags::EXTERNAL_LOCAL)
+            | bound
+            | new.flags & ServiceFlags::NOTES,
         ..*new
     }
 }

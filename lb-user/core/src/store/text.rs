@@ -69,7 +69,13 @@ impl fmt::Display for Dump {
             if service.drain_seconds != NEVER && self.services.contains_key(&id) {
                 writeln!(f, "  drain after {} s", service.drain_seconds)?;
             }
-            let known = ServiceFlags::INTERNAL_LOCAL | ServiceFlags::EXTERNAL_LOCAL | ServiceFlags::SOURCE_RANGES;
+            if has(ServiceFlags::PREFERS_LOCAL) {
+                writeln!(f, "  this node's endpoints are preferred")?;
+            }
+            let known = ServiceFlags::INTERNAL_LOCAL
+                | ServiceFlags::EXTERNAL_LOCAL
+                | ServiceFlags::SOURCE_RANGES
+                | ServiceFlags::NOTES;
             if service.flags & !known != 0 {
                 writeln!(f, "  flags {:#x}", service.flags)?;
             }

@@ -123,6 +123,8 @@ pub enum Warning {
     MaglevTooSmall,
     /// The scheduler `dh`, which the Service itself names.
     DestinationHash,
+    /// `beeline.io/prefer-local` beside `internalTrafficPolicy: Local`.
+    PreferenceUnderLocal,
     /// A map has no room for the Service.
     MapFull {
         /// The Service.
@@ -310,7 +312,8 @@ impl Warning {
             | Self::TooManyRanges { .. }
             | Self::PortWithoutEndpoint { .. }
             | Self::MaglevTooSmall
-            | Self::DestinationHash => WarningReason::CheckService,
+            | Self::DestinationHash
+            | Self::PreferenceUnderLocal => WarningReason::CheckService,
             Self::MapFull { .. } => WarningReason::NoRoom,
             Self::NodePortInUse { .. } => WarningReason::NodePortInUse,
             Self::HealthPort { .. } => WarningReason::HealthCheckNodePortUnavailable,

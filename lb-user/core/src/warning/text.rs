@@ -51,6 +51,7 @@ impl Warning {
             Self::PortWithoutEndpoint { .. } => "give them the same name",
             Self::MaglevTooSmall => "use random",
             Self::DestinationHash => "use sh for one backend to each client, or random",
+            Self::PreferenceUnderLocal => "set internalTrafficPolicy to Cluster, or remove the annotation",
             Self::MapFull { flag, size, .. } => {
                 return Some(format!("raise it with --map-size {flag}={}", size.saturating_mul(2).max(1)).into());
             }
@@ -134,6 +135,10 @@ impl Warning {
             Self::DestinationHash => {
                 f.write_str("the scheduler dh sends everybody who dials one address to one backend")
             }
+            Self::PreferenceUnderLocal => f.write_str(
+                "annotation beeline.io/prefer-local has no effect at cluster IPs, since internalTrafficPolicy is \
+                 Local: calls fail while no endpoint is on the node",
+            ),
             Self::MapFull { service, map, size, .. } => {
                 write!(f, "the map {map} has {size} entries and no room for {service}, which stays as it was")
             }

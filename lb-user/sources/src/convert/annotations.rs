@@ -8,7 +8,7 @@ use lb_common::{NEVER, Scheduler};
 use super::addr;
 use lb_core::{
     label_selector::LabelSelector,
-    objects::{Drain, FrontendType, RangePolicy, Tuning},
+    objects::{Drain, FrontendType, Preference, RangePolicy, Tuning},
 };
 
 /// Prefix of Beeline's annotations.
@@ -23,6 +23,9 @@ const WEIGHT: &str = "beeline.io/weight";
 /// Cilium's annotation.
 const CILIUM_WEIGHT: &str = "service.cilium.io/weight";
 const TCP_DRAIN: &str = "beeline.io/tcp-drain";
+const PREFER_LOCAL: &str = "beeline.io/prefer-local";
+/// Beeline's annotations of a Service.
+const OF_SERVICES: &[&str] = &[SCHEDULER, WEIGHTS, TCP_DRAIN, PREFER_LOCAL];
 // Cilium's annotations (its documentation, "Kubernetes Without kube-proxy").
 const CILIUM_TYPE: &str = "service.cilium.io/type";
 const CILIUM_NODE: &str = "service.cilium.io/node";
@@ -40,8 +43,9 @@ pub(super) fn tuning(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Bo
         only: only(meta, problems),
         nodes: nodes(meta, problems),
         range_policy: range_policy(meta, problems),
+        preference: preference(meta, problems),
     };
-    unknown(meta, "a Service", &[SCHEDULER, WEIGHTS, TCP_DRAIN], problems);
+    unknown(meta, "a Service", OF_SERVICES, problems);
     (tuning != Tuning::default()).then(|| Box::new(tuning))
 }
 
@@ -127,6 +131,19 @@ fn range_policy(meta: &ObjectMeta, problems: &mut Vec<String>) -> RangePolicy {
                 "annotation {CILIUM_RANGE_POLICY} {text:?}: unknown, the ranges let clients in; write allow or deny"
             ));
             RangePolicy::Allow
+        }
+    }
+}
+
+fn preference(meta: &ObjectMeta, problems: &mut Vec<String>) -> Preference {
+    match get(meta, PREFER_LOCAL) {
+        None | Some("false") => Preference::None,
+        Some("true") => Preference::Local,
+        Some(text) => {
+            problems.push(format!(
+                "annotation {PREFER_LOCAL} {text:?}: unknown, no endpoint is preferred; write \"true\" or \"false\""
+            ));
+            Preference::None
         }
     }
 }
@@ -247,6 +264,25 @@ mod tests {
         check(&[("service.cilium.io/src-ranges-policy", "Deny")], deny, None);
         check(&[("service.cilium.io/src-ranges-policy", "allow")], Tuning::default(), None);
         check(&[("service.cilium.io/src-ranges-policy", "no")], Tuning::default(), Some("write allow or deny"));
+    }
+
+    #[test]
+    fn a_preference_for_local_endpoints_is_true_or_false() {
+        let check = |text: &str, expected: Preference, problem: Option<&str>| {
+            let mut problems = Vec::new();
+            let tuning = tuning(&meta(&[(PREFER_LOCAL, text)]), &mut problems).unwrap_or_default();
+            assert_eq!((tuning.preference, problems.first().map(String::as_str)), (expected, problem), "{text}");
+        };
+        check("true", Preference::Local, None);
+        check("true\n", Preference::Local, None);
+        check("false", Preference::None, None);
+        for text in ["", "True", "yes", "1"] {
+            let problem = format!(
+                "annotation beeline.io/prefer-local {text:?}: unknown, no endpoint is preferred; write \"true\" or \
+                 \"false\""
+            );
+            check(text, Preference::None, Some(&problem));
+        }
     }
 
     #[test]
@@ -398,15 +434,15 @@ mod tests {
         let mut problems = Vec::new();
         assert_eq!(tuning(&meta, &mut problems), None);
         Weights::read(&meta, "an EndpointSlice", &mut problems);
+        let of_services = OF_SERVICES.join(", ");
+        let unknown =
+            |name: &str, known: &str| format!("annotation {name}: unknown on {known}; fix its name or remove it");
         assert_eq!(
             problems,
             [
-                "annotation beeline.io/shceduler: unknown on a Service, which has beeline.io/scheduler, \
-                 beeline.io/weights, beeline.io/tcp-drain; fix its name or remove it",
-                "annotation beeline.io/weight: unknown on a Service, which has beeline.io/scheduler, \
-                 beeline.io/weights, beeline.io/tcp-drain; fix its name or remove it",
-                "annotation beeline.io/shceduler: unknown on an EndpointSlice, which has beeline.io/weight, \
-                 beeline.io/weights; fix its name or remove it",
+                unknown("beeline.io/shceduler", &format!("a Service, which has {of_services}")),
+                unknown("beeline.io/weight", &format!("a Service, which has {of_services}")),
+                unknown("beeline.io/shceduler", "an EndpointSlice, which has beeline.io/weight, beeline.io/weights"),
             ]
         );
     }

@@ -16,7 +16,7 @@ use super::{
     reason::{EvaluatedEndpoint, list_users},
 };
 use crate::{
-    objects::{Drain, Exempt, Policy, Selector, Service},
+    objects::{Drain, Exempt, Policy, Preference, Selector, Service},
     spec::{Health, PortSpec, ServiceSpec},
     warning::{DeniedFrontend, Warning},
     world::View,
@@ -185,6 +185,9 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
         add("affinity", format!("a client keeps its backend for {seconds} s after its last connect"));
     }
     let tuning = service.tuning.as_deref();
+    if tuning.is_some_and(|tuning| tuning.preference == Preference::Local) {
+        add("preference", "endpoints on this node, while one is ready; otherwise the cluster list".to_owned());
+    }
     let (scheduler, by) = match tuning.and_then(|tuning| tuning.scheduler) {
         Some(scheduler) => (scheduler, "by annotation"),
         None => (settings.scheduler, "the default of this node"),
@@ -341,7 +344,7 @@ fn port_lines(
         cluster: count(List::Cluster),
         local: (flags & LOCAL != 0).then(|| count(List::Local)),
         local_for: (flags & LOCAL != 0).then(|| list_users(flags).1),
-        hints: port.hints[family].text(node),
+        hints: port.narrowing[family].hints.text(node),
         endpoints,
     }
 }

@@ -248,6 +248,39 @@ fn rule_8_backends_that_serve_are_kept_with_their_node() {
 }
 
 #[test]
+fn a_preference_leads_to_this_nodes_ready_endpoints_and_otherwise_to_the_cluster_list() {
+    let preferring = || tuned(Tuning { preference: Preference::Local, ..Tuning::default() });
+    let cases = [
+        ("1 local; 2; 3 local", "cluster 1 3 kept 2"),
+        ("1; 2", "cluster 1 2"),
+        ("1 nodeless; 2", "cluster 1 2"),
+        // Not ready, draining or weighing nothing: the others, with no gap.
+        ("1 local unready; 2", "cluster 2"),
+        ("1 local draining; 2", "cluster 2 kept 1"),
+        ("1 local w=0; 2", "cluster 2 kept 1"),
+        ("1 local draining; 2 draining", "cluster 1 2"),
+        // Before hints, which decide otherwise.
+        ("1 local z=x; 2 z=z", "cluster 1 kept 2"),
+        ("1 local n=there; 2 n=here", "cluster 1 kept 2"),
+        ("1 local unready; 2 z=z; 3 z=x", "cluster 2 kept 3"),
+    ];
+    check(&preferring(), Some("z"), &cases);
+    // The families are independent of each other.
+    let dual = Service { cluster_ips: dual_stack().cluster_ips, ..preferring() };
+    check(&dual, None, &[("1 local; 2; fd00::3; fd00::4", "cluster 1 kept 2; cluster 3 4")]);
+    // The policy Local drops where the preference falls back, and its list has no others.
+    let local = Service { internal_policy: Policy::Local, ..preferring() };
+    check(&local, None, &[("1 local; 2", "cluster 1 local 1 kept 2"), ("1; 2", "cluster 1 2")]);
+    let warnings = |service: &Service| Case::new(service.clone(), &["1 local"]).warnings();
+    assert_eq!(warnings(&preferring()), [""; 0]);
+    assert_eq!(
+        warnings(&local),
+        ["annotation beeline.io/prefer-local has no effect at cluster IPs, since internalTrafficPolicy is Local: \
+          calls fail while no endpoint is on the node; set internalTrafficPolicy to Cluster, or remove the annotation"]
+    );
+}
+
+#[test]
 fn rule_10_weights_count_with_schedulers_that_weigh() {
     let tuning = |scheduler, weights: &[(&str, u16)]| {
         let weights = weights.iter().map(|&(text, weight)| (addr(text), weight)).collect();
@@ -378,6 +411,14 @@ fn every_reason_is_explained_in_a_line() {
         hints ignored: node here has no label topology.kubernetes.io/zone
         10.0.0.1:8080: used
     "#]],
+    );
+    reasons(
+        &Case::new(tuned(Tuning { preference: Preference::Local, ..Tuning::default() }), &["1 local z=x; 2 z=z"]),
+        &expect![[r#"
+            hints ignored: an endpoint on node here is ready, and preferred
+            10.0.0.1:8080: used
+            10.0.0.2:8080: not used: beeline.io/prefer-local is set, and an endpoint on this node is ready; sockets that have it keep it
+        "#]],
     );
     reasons(
         &Case { zone: None, ..Case::new(service(), &["1 n=x"]) },

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     objects::{
-        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Policy, Service, ServicePort,
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Policy, Preference, Service, ServicePort,
         SliceManager, Tuning,
     },
     spec::{Member, ServiceSpec},

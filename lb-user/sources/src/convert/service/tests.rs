@@ -89,6 +89,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
                     only: None,
                     nodes: None,
                     range_policy: Allow,
+                    preference: None,
                 },
             ),
             source_ranges: [

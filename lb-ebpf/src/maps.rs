@@ -106,6 +106,11 @@ pub static EARLY_FRAGMENTS: LruHashMap<EarlyKey, EarlyFragment, { capacity::EARL
 #[btf_map]
 pub static DEVICES: HashMap<u32, Device, { capacity::DEVICES }, NO_PREALLOC> = HashMap::new();
 
+/// Links without programs by which a pod sent packets to frontends, by index; the time of the first such packet
+/// (CLOCK_MONOTONIC, ns).
+#[btf_map]
+pub static PACKET_LINKS: HashMap<u32, u64, { capacity::DEVICES }, NO_PREALLOC> = HashMap::new();
+
 /// Pods with mode `packet` or `off`, by the cookie of their network namespace.
 #[btf_map]
 pub static POD_MODES: HashMap<u64, PodModeEntry, { capacity::POD_MODES }, NO_PREALLOC> = HashMap::new();

@@ -49,11 +49,13 @@ pub enum Counter {
     FlowsEarlyDrop = 20,
     /// Refused: a call or a packet to a cluster IP that no Service has.
     UnknownClusterIp = 21,
+    /// A packet of a pod to a frontend was dropped: the programs were not attached to the pod's link yet.
+    AwaitsPrograms = 22,
 }
 
 impl Counter {
     /// All counters, ordered by number.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::NoEndpoints,
         Self::NoLocalEndpoints,
         Self::TcpSocksFull,
@@ -76,6 +78,7 @@ impl Counter {
         Self::SlowFragmented,
         Self::FlowsEarlyDrop,
         Self::UnknownClusterIp,
+        Self::AwaitsPrograms,
     ];
 
     /// The name in output.
@@ -104,6 +107,7 @@ impl Counter {
             Self::SlowFragmented => "slow_path_fragmented",
             Self::FlowsEarlyDrop => "flows_early_drop",
             Self::UnknownClusterIp => "rejected_unknown_cluster_ip",
+            Self::AwaitsPrograms => "dropped_awaits_programs",
         }
     }
 }

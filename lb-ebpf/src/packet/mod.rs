@@ -15,6 +15,7 @@ mod limit;
 mod new_flow;
 mod opening;
 mod own;
+mod packet_link;
 mod parse;
 mod ports;
 mod reject;

@@ -34,7 +34,7 @@ pub fn new_flow(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketV
         return PacketVerdict::PASS;
     }
     if own::is_mid_connection(frame, &scratch.packet, &mut scratch.route) {
-        return vip::unknown_port(frame, scratch, Hook::Ingress);
+        return vip::unknown_port(frame, scratch);
     }
     let origin = if device.flags & DeviceFlags::POD != 0 { Origin::Node } else { Origin::Outside };
     let verdict = choose(&scratch.packet, origin, &mut scratch.choice);
@@ -42,13 +42,13 @@ pub fn new_flow(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketV
         return open(frame, scratch, device);
     }
     if verdict.code() == PacketVerdict::PASS.code() {
-        return vip::unknown_port(frame, scratch, Hook::Ingress);
+        return vip::unknown_port(frame, scratch);
     }
     verdict
 }
 
-/// A packet of no flow leaves. A cluster IP as destination means that no Service has the port: a reject tells the
-/// client at once, and the packet does not leave for an address without an owner.
+/// A packet of no flow leaves. A cluster IP as destination means that no Service has the port, or that the packet came
+/// from a pod without a socket: it does not leave for an address without an owner.
 #[inline(always)]
 pub fn egress_unknown(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketVerdict {
     let packet = &scratch.packet;
@@ -56,8 +56,8 @@ pub fn egress_unknown(frame: Frame, scratch: &mut Scratch, device: &Device) -> P
         return PacketVerdict::PASS;
     }
     if device.flags & DeviceFlags::LEAVING == 0 {
-        let verdict = vip::unknown_port(frame, scratch, Hook::Egress);
-        if verdict.is_reply() {
+        let verdict = vip::leaves(frame, scratch);
+        if verdict.is_reply() || verdict.is_drop() {
             return verdict;
         }
     }

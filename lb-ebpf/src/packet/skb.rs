@@ -51,6 +51,13 @@ impl Frame {
         unsafe { (*self.skb).ifindex }
     }
 
+    /// Index of the device by which the packet entered the node; 0 for a packet of the node itself.
+    #[inline(always)]
+    pub fn entered_by(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.skb).ingress_ifindex }
+    }
+
     /// Length of the packet, with its link header.
     #[inline(always)]
     pub fn len(&self) -> u32 {

@@ -52,6 +52,12 @@ impl PacketVerdict {
         self.0 == FLOW
     }
 
+    /// True for [`PacketVerdict::DROP`].
+    #[inline(always)]
+    pub fn is_drop(self) -> bool {
+        self.0 == Self::DROP.0
+    }
+
     /// True if the sender gets a reset or an ICMP error.
     #[inline(always)]
     pub fn is_reply(self) -> bool {

@@ -10,19 +10,31 @@ use lb_common::{
     vip,
 };
 
-use super::{route::Fib, scratch::Scratch, skb::Frame, verdict::PacketVerdict};
+use super::{packet_link, route::Fib, scratch::Scratch, skb::Frame, verdict::PacketVerdict};
 use crate::{counters::count, globals::ANSWER_PINGS, tables::Kernel};
 
 /// Devices whose packets of no flow are left alone.
 const IGNORED: u32 = DeviceFlags::LEAVING | DeviceFlags::OFF;
 
-/// The verdict on a packet of TCP, UDP or SCTP with no flow and no frontend.
+/// The verdict on a packet of TCP, UDP or SCTP with no flow and no frontend that enters.
 #[inline(always)]
-pub fn unknown_port(frame: Frame, scratch: &mut Scratch, hook: Hook) -> PacketVerdict {
+pub fn unknown_port(frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
     let packet = &scratch.packet;
     // Later packets of a connection may belong to another proxy, unless they circle.
     let is_request = packet.begins || packet.proto == Proto::Udp as u8;
-    refusal(frame, scratch, hook, is_request)
+    refusal(frame, scratch, Hook::Ingress, is_request)
+}
+
+/// The verdict on a packet of TCP, UDP or SCTP of no flow that leaves, and may be a request.
+#[inline(always)]
+pub fn leaves(frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
+    if !may_be_vip(&Kernel, &address(scratch)) {
+        return PacketVerdict::PASS;
+    }
+    if packet_link::awaits_programs(frame, scratch) {
+        return PacketVerdict::DROP;
+    }
+    refusal_at_vip(frame, scratch, Hook::Egress, true)
 }
 
 /// The verdict on a later fragment whose ports are unknown.

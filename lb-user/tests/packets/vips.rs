@@ -125,6 +125,47 @@ fn packets_to_a_cluster_ip_that_no_service_has_are_refused() {
     }
 }
 
+/// A pod whose link has no programs sends packets without a socket: it forwards, or is a sandbox.
+#[test]
+fn packets_of_a_pod_without_sockets_wait_for_the_programs_of_its_link() {
+    for net in BOTH {
+        let mut fixture = serve(net);
+        let from = if net.is_v4() { "10.0.5.1:5000" } else { "[fd00:0:0:5::1]:5000" };
+        for to in [net.cluster_ip, load_balancer(net).0] {
+            fixture.forwarded("plain", "uplink", &PacketSpec::syn(from, to)).is_dropped();
+            fixture.forwarded("plain", "uplink", &PacketSpec::udp(from, to)).is_dropped();
+        }
+        assert_eq!(fixture.count(Counter::AwaitsPrograms), 4);
+        let links = fixture.packet_links();
+        assert_eq!(links, [fixture.index("plain")]);
+        // No agent has attached them in time.
+        fixture.forget_when_packet_links_were_found();
+        let syn = PacketSpec::syn(from, net.cluster_ip);
+        fixture.forwarded("plain", "uplink", &syn).is_redirected_as(&syn.reset());
+        fixture.forwarded("plain", "uplink", &PacketSpec::syn(from, load_balancer(net).0)).passes_unchanged();
+        assert_eq!(fixture.count(Counter::AwaitsPrograms), 4);
+    }
+}
+
+#[test]
+fn other_packets_wait_for_no_programs() {
+    for net in BOTH {
+        let mut fixture = serve(net);
+        let from = if net.is_v4() { "10.0.5.1:5000" } else { "[fd00:0:0:5::1]:5000" };
+        let elsewhere = if net.is_v4() { "198.51.100.7:80" } else { "[2001:db8:9::7]:80" };
+        fixture.forwarded("plain", "uplink", &PacketSpec::syn(from, elsewhere)).passes_unchanged();
+        fixture.forwarded("plain", "uplink", &PacketSpec::syn(from, load_balancer(net).1)).passes_unchanged();
+        let other = PacketSpec::syn(from, other_port(net));
+        fixture.forwarded("plain", "uplink", &other).is_redirected_as(&other.reset());
+        // Of the node itself, and by a link with programs.
+        let syn = PacketSpec::syn(net.node_port, net.cluster_ip);
+        fixture.egress("uplink", &syn).is_redirected_as(&syn.reset());
+        let syn = PacketSpec::syn(net.pod, net.cluster_ip);
+        fixture.forwarded("pod1", "uplink", &syn).is_redirected_as(&syn.reset());
+        assert_eq!((fixture.count(Counter::AwaitsPrograms), fixture.packet_links().len()), (0, 0));
+    }
+}
+
 /// An echo message between two addresses. `link` are the link addresses of sender and receiver.
 fn echo(from: &str, to: &str, is_reply: bool, ttl: u8, link: [[u8; 6]; 2]) -> Vec<u8> {
     let mut bytes = Vec::new();

@@ -25,6 +25,7 @@ mod node;
 mod node_addresses;
 mod node_ports;
 mod own_addresses;
+mod packet_links;
 mod packets;
 mod places;
 mod pod_modes;
@@ -77,6 +78,7 @@ fn stories() -> Vec<Story> {
         external_traffic::STORIES,
         room::STORIES,
         sctp_and_vlan::STORIES,
+        packet_links::STORIES,
         packets::STORIES,
         places::STORIES,
         slow_path::STORIES,

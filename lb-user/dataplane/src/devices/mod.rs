@@ -4,6 +4,7 @@
 
 pub mod desired;
 pub mod options;
+mod packet_links;
 mod perform;
 mod plan;
 
@@ -128,6 +129,7 @@ pub async fn run(
                 }
             } => heard.is_err(),
             () = changed(&mut node, &known) => false,
+            () = manager.performer.packet_link_found(), if !are_off => false,
             _ = generation.changed() => {
                 generation.mark_changed();
                 false
@@ -212,8 +214,10 @@ impl DeviceManager {
         let made =
             |known: &BTreeSet<u32>| network.links.keys().copied().filter(|index| !known.contains(index)).collect();
         let is_complete = |index: &u32| attached.get(index).is_some_and(|attachment| self.tc.is_complete(attachment));
+        let packet_links = self.performer.read_packet_links(|index| network.links.contains_key(&index))?;
         let mut facts = DeviceFacts {
             network: &network,
+            packet_links: &packet_links,
             node: &known.addresses,
             complete: attached.keys().copied().filter(is_complete).collect(),
             attached,
@@ -225,6 +229,16 @@ impl DeviceManager {
             slow_path: if masquerade.is_ok() { slow_path } else { 0 },
         };
         let desired = desired(&self.options, &facts);
+        let found = packet_links.iter().filter(|index| {
+            !facts.attached.contains_key(index) && desired.get(index).is_some_and(|device| device.role.is_some())
+        });
+        let found = named(found, &desired);
+        if !found.is_empty() {
+            info!(
+                devices = perform::list(found.values()),
+                "pods sent packets to Services without a socket of this node: their links get the programs"
+            );
+        }
         self.reading = began.elapsed();
         // Listing netfilter's connections is slow: only for new links.
         facts.netfilter_translates = has_new_link(&facts, &desired) && is_translating();

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, anyhow};
 use lb_common::Device;
 use tracing::{info, warn};
 
+use super::packet_links::PacketLinks;
 use super::plan::{DevicePlan, Step, enterable_if};
 use crate::{
     attach::tc::Tc,
@@ -34,6 +35,7 @@ pub(super) struct Performer {
     /// The directory of the pinned maps.
     pins: PathBuf,
     pub(super) pod_modes: PodModeManager,
+    packet_links: PacketLinks,
     /// None until it is read.
     devices: Option<DevicesMap>,
 }
@@ -48,13 +50,24 @@ struct Outcome {
 
 impl Performer {
     pub(super) fn new(tc: Arc<Tc>, pins: PathBuf) -> Self {
-        Self { tc, pins, pod_modes: PodModeManager::default(), devices: None }
+        Self { tc, pins, pod_modes: PodModeManager::default(), packet_links: PacketLinks::default(), devices: None }
     }
 
     /// Reads the maps again at the next pass, since they may be others.
     pub(super) fn reread(&mut self) {
         self.devices = None;
         self.pod_modes.reread();
+        self.packet_links.reread();
+    }
+
+    /// Reads the links without programs by which pods sent packets to frontends, and forgets links that do not exist.
+    pub(super) fn read_packet_links(&mut self, exists: impl Fn(u32) -> bool) -> Result<BTreeSet<u32>> {
+        self.packet_links.read(&self.pins, exists)
+    }
+
+    /// Returns when there are others than at the last [`Self::read_packet_links`].
+    pub(super) async fn packet_link_found(&self) {
+        self.packet_links.found().await;
     }
 
     /// Returns the entries of `DEVICES`.

@@ -25,6 +25,11 @@ const NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 /// Words of `struct __sk_buff`.
 const IFINDEX: usize = 10;
+/// Words of the context (`__sk_buff`).
+const WORDS: usize = 48;
+type Context = [u32; WORDS];
+/// Word of the context with the index of the device by which the packet entered.
+const ENTERED_BY: usize = 9;
 const MARK: usize = 2;
 const GSO_SEGS: usize = 41;
 const GSO_SIZE: usize = 44;
@@ -117,6 +122,13 @@ impl Fixture {
         self.run("tc_egress", device, packet, 0)
     }
 
+    /// Runs the egress program of a device on a packet that entered the node by the device `by`.
+    pub fn forwarded(&self, by: &str, device: &str, packet: &impl RawFrame) -> PacketOutcome {
+        let mut context = self.context(device);
+        set(&mut context, ENTERED_BY, self.index(by));
+        self.run_with(context, "tc_egress", packet, 1).0
+    }
+
     /// As [`Fixture::ingress`], for a GSO packet with segments of `segment` octets.
     pub fn ingress_large(&self, device: &str, packet: &impl RawFrame, segment: u32) -> PacketOutcome {
         self.run("tc_ingress", device, packet, segment)
@@ -136,13 +148,26 @@ impl Fixture {
         segment: u32,
         times: u32,
     ) -> (PacketOutcome, u32) {
-        let mut context = [0_u32; 48];
-        context[IFINDEX] = self
-            .devices
-            .iter()
-            .find(|(name, ..)| *name == device)
-            .map_or_else(|| node::index(device), |(_, index, _)| *index);
-        (context[GSO_SIZE], context[GSO_SEGS]) = (segment, u32::from(segment != 0) * 2);
+        let mut context = self.context(device);
+        set(&mut context, GSO_SIZE, segment);
+        set(&mut context, GSO_SEGS, u32::from(segment != 0) * 2);
+        self.run_with(context, program, packet, times)
+    }
+
+    /// Returns the index of a device.
+    pub fn index(&self, device: &str) -> u32 {
+        let known = self.devices.iter().find(|(name, ..)| *name == device);
+        known.map_or_else(|| node::index(device), |(_, index, _)| *index)
+    }
+
+    /// The context of a packet at a device.
+    fn context(&self, device: &str) -> Context {
+        let mut context = [0; WORDS];
+        set(&mut context, IFINDEX, self.index(device));
+        context
+    }
+
+    fn run_with(&self, context: Context, program: &str, packet: &impl RawFrame, times: u32) -> (PacketOutcome, u32) {
         let context: Vec<u8> = context.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let before = packet.octets();
         let mut after = vec![0; before.len() + 256];
@@ -164,6 +189,18 @@ impl Fixture {
         let mark = context_after.chunks(4).nth(MARK).and_then(|word| word.try_into().ok());
         let mark = u32::from_ne_bytes(mark.expect("a word"));
         (PacketOutcome { verdict: result.return_value, before, after, mark }, time)
+    }
+
+    /// Returns the links in `PACKET_LINKS`.
+    pub fn packet_links(&mut self) -> Vec<u32> {
+        self.loaded.entries::<u32, u64>("PACKET_LINKS").into_iter().map(|(index, _)| index).collect()
+    }
+
+    /// Lets the links in `PACKET_LINKS` be found long ago.
+    pub fn forget_when_packet_links_were_found(&mut self) {
+        for index in self.packet_links() {
+            self.loaded.map("PACKET_LINKS").insert(index, 1_u64, 0).expect("room");
+        }
     }
 
     /// Returns the entries of `FLOWS`, one line each.
@@ -308,4 +345,8 @@ pub fn describe(octets: &[u8]) -> String {
         Ok(packet) => format!("{:?} {:?}", packet.net, packet.transport),
         Err(error) => format!("{error}: {octets:?}"),
     }
+}
+
+fn set(context: &mut Context, word: usize, value: u32) {
+    *context.get_mut(word).expect("one of the context's") = value;
 }

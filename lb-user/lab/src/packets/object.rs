@@ -165,6 +165,7 @@ impl TcPrograms {
         self.empty_hash::<u32, BackendStats>("BACKEND_STATS");
         self.empty_hash::<MaglevKey, Maglev>("MAGLEV");
         self.empty_hash::<FlowKey, Flow>("FLOWS");
+        self.empty_hash::<u32, u64>("PACKET_LINKS");
         self.empty_hash::<FragmentKey, FragmentPorts>("FRAGMENTS");
         self.empty_hash::<u32, Device>("DEVICES");
         self.empty_hash::<AffinityKey, Affinity>("AFFINITY");

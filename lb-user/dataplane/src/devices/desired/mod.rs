@@ -27,6 +27,8 @@ pub(super) struct DeviceFacts<'a> {
     pub(super) written: BTreeMap<u32, Device>,
     /// Modes of pods by their links; none until the pods are known.
     pub(super) pod_modes: Option<BTreeMap<u32, PodMode>>,
+    /// Links without programs by which pods sent packets to frontends.
+    pub(super) packet_links: &'a BTreeSet<u32>,
     /// Links that did not exist in the pass before.
     pub(super) made: BTreeSet<u32>,
     /// True if netfilter translates connections now.
@@ -77,10 +79,10 @@ pub(super) fn slow_path(network: &NetworkState, ipsec: bool) -> (u32, bool) {
 
 /// Decides which links get programs, and all entries of `DEVICES`, by index of the link.
 pub(super) fn desired(options: &DeviceOptions, facts: &DeviceFacts<'_>) -> BTreeMap<u32, DesiredDevice> {
-    let DeviceFacts { network, node, attached, written, pod_modes, .. } = facts;
+    let DeviceFacts { network, node, attached, .. } = facts;
     let uplinks = uplinks(network, &options.uplinks, node, &attached.keys().copied().collect());
     let routed = if options.host_routing { host_routing_links(network, &uplinks) } else { BTreeSet::new() };
-    let pod_links = pod_links(network, &options.pods, &routed, pod_modes.as_ref(), written);
+    let pod_links = pod_links(&options.pods, &routed, facts);
     if options.are_off() && pod_links.is_empty() {
         return BTreeMap::new();
     }
@@ -208,32 +210,28 @@ fn host_routing_links(network: &NetworkState, uplinks: &BTreeSet<u32>) -> BTreeS
 }
 
 /// Returns the links to pods that get programs, with their flags: links with matching names, links of `host_routing`,
-/// and links of pods in mode `packet`. Until the modes are known, those in `written` stay. A link that once had
-/// programs because of a mode keeps them, since flows may depend on them.
-fn pod_links(
-    network: &NetworkState,
-    patterns: &LinkPatterns,
-    host_routing: &BTreeSet<u32>,
-    modes: Option<&BTreeMap<u32, PodMode>>,
-    written: &BTreeMap<u32, Device>,
-) -> BTreeMap<u32, u32> {
+/// links of pods in mode `packet`, and those of other pods that sent packets to frontends. Until the modes are known,
+/// those with programs stay. A link that once had programs because of its pod keeps them, since flows may depend on
+/// them.
+fn pod_links(patterns: &LinkPatterns, host_routing: &BTreeSet<u32>, facts: &DeviceFacts<'_>) -> BTreeMap<u32, u32> {
     const POD: u32 = DeviceFlags::POD;
     const OFF: u32 = DeviceFlags::OFF;
     const CHOSEN: u32 = DeviceFlags::CHOSEN;
     const HOST_ROUTING: u32 = DeviceFlags::HOST_ROUTING;
     let flags = |index: &u32, name: &str| {
-        let before = written.get(index).map_or(0, |device| device.flags);
+        let before = facts.written.get(index).map_or(0, |device| device.flags);
+        let by_packets = if facts.packet_links.contains(index) { CHOSEN } else { 0 };
         let by_routing = if host_routing.contains(index) { HOST_ROUTING | CHOSEN } else { 0 };
-        let by_mode = match modes.map(|modes| modes.get(index).copied().unwrap_or_default()) {
+        let by_mode = match facts.pod_modes.as_ref().map(|modes| modes.get(index).copied().unwrap_or_default()) {
             None => before & (CHOSEN | OFF),
-            Some(PodMode::Socket) => before & CHOSEN,
+            Some(PodMode::Socket) => before & CHOSEN | by_packets,
             Some(PodMode::Packet) => CHOSEN,
             Some(PodMode::Off) => before & CHOSEN | OFF,
         };
         let flags = POD | by_routing | by_mode;
         (patterns.matches(name) || flags & CHOSEN != 0).then_some(flags)
     };
-    network.links.iter().filter_map(|(index, link)| Some((*index, flags(index, &link.name)?))).collect()
+    facts.network.links.iter().filter_map(|(index, link)| Some((*index, flags(index, &link.name)?))).collect()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -16,6 +16,33 @@ fn devices(
     desired_devices(network, node, Selection { uplinks, pod_links, host_routing: false, slow_path: 0 })
 }
 
+/// The links of pods that get programs, where no pod sent packets without a socket.
+fn links_of(
+    network: &NetworkState,
+    patterns: &LinkPatterns,
+    host_routing: &BTreeSet<u32>,
+    modes: Option<&BTreeMap<u32, PodMode>>,
+    before: &BTreeMap<u32, Device>,
+) -> BTreeMap<u32, u32> {
+    let facts = DeviceFacts { written: before.clone(), pod_modes: modes.cloned(), ..facts(network, NONE) };
+    pod_links(patterns, host_routing, &facts)
+}
+
+fn facts<'a>(network: &'a NetworkState, packet_links: &'a BTreeSet<u32>) -> DeviceFacts<'a> {
+    DeviceFacts {
+        network,
+        node: &[],
+        attached: BTreeMap::new(),
+        complete: BTreeSet::new(),
+        written: BTreeMap::new(),
+        pod_modes: Some(BTreeMap::new()),
+        packet_links,
+        made: BTreeSet::new(),
+        netfilter_translates: false,
+        slow_path: 0,
+    }
+}
+
 fn ips(texts: &[&str]) -> Vec<IpAddr> {
     texts.iter().map(|text| text.parse().expect("an address")).collect()
 }
@@ -251,7 +278,7 @@ fn flags_take_the_place_of_routes() {
     );
     let check = |uplinks: &str, pods: &str, expected: &[(&str, Role)]| {
         let (Ok(uplinks), Ok(pods)) = (uplinks.parse::<UplinkChoice>(), pods.parse::<LinkPatterns>());
-        let pods = pod_links(&network, &pods, NONE, Some(&BTreeMap::new()), &BTreeMap::new());
+        let pods = links_of(&network, &pods, NONE, Some(&BTreeMap::new()), &BTreeMap::new());
         let devices = devices(&network, &uplinks, &pods, &[]);
         let with_role = devices.values().filter_map(|desired| Some((desired.name.as_str(), desired.role?)));
         assert_eq!(with_role.collect::<Vec<_>>(), expected);
@@ -290,7 +317,7 @@ fn a_link_that_had_programs_because_of_a_pods_mode_keeps_them() {
         let before = [2, 3].into_iter().zip(before.map(|flags| Device { flags, ..Device::default() })).collect();
         let modes = mode.map(|mode| BTreeMap::from([(2, mode), (3, mode)]));
         let Ok(patterns) = "lxc*".parse::<LinkPatterns>();
-        let links = pod_links(&network, &patterns, NONE, modes.as_ref(), &before);
+        let links = links_of(&network, &patterns, NONE, modes.as_ref(), &before);
         assert_eq!([links.get(&2).copied(), links.get(&3).copied()], expected, "{mode:?} after {before:?}");
     };
     use PodMode::{Off, Packet, Socket};
@@ -304,6 +331,26 @@ fn a_link_that_had_programs_because_of_a_pods_mode_keeps_them() {
     check(None, [0, 0], [Some(POD), None]);
     check(None, [POD | OFF, CHOSEN | OFF], [Some(POD | OFF), Some(CHOSEN | OFF)]);
     check(None, [CHOSEN, POD], [Some(CHOSEN), None]);
+}
+
+#[test]
+fn a_link_by_which_a_pod_sent_packets_to_frontends_gets_programs_unless_the_pod_has_mode_off() {
+    const POD: u32 = DeviceFlags::POD;
+    const CHOSEN: u32 = POD | DeviceFlags::CHOSEN;
+    let network = network("2 eth0 up\n3 cali3 up kind veth peer 0\n4 cali4 up kind veth peer 1");
+    let found = BTreeSet::from([3]);
+    let check = |modes: Option<BTreeMap<u32, PodMode>>, before: u32, expected: &[(u32, u32)]| {
+        let written = BTreeMap::from([(3, Device { flags: before, ..Device::default() })]);
+        let facts = DeviceFacts { written, pod_modes: modes, ..facts(&network, &found) };
+        let links = pod_links(&LinkPatterns::default(), NONE, &facts);
+        assert_eq!(links.into_iter().collect::<Vec<_>>(), expected);
+    };
+    check(Some(BTreeMap::new()), 0, &[(3, CHOSEN)]);
+    check(Some(BTreeMap::from([(3, PodMode::Off)])), 0, &[]);
+    check(Some(BTreeMap::from([(3, PodMode::Packet)])), 0, &[(3, CHOSEN)]);
+    // The mode may be off: it is not known yet.
+    check(None, 0, &[]);
+    check(None, CHOSEN, &[(3, CHOSEN)]);
 }
 
 #[test]
@@ -327,7 +374,7 @@ fn host_routing_is_between_uplinks_and_pod_links_outside_of_bridges() {
     );
     let pods = |wanted: &BTreeSet<u32>, mode, before: u32| {
         let before = BTreeMap::from([(4, Device { flags: before, ..Device::default() })]);
-        pod_links(&network, &LinkPatterns::default(), wanted, Some(&BTreeMap::from([(4, mode)])), &before)
+        links_of(&network, &LinkPatterns::default(), wanted, Some(&BTreeMap::from([(4, mode)])), &before)
     };
     let uplinks = uplinks(&network, &UplinkChoice::ByRoute, &[], NONE);
     let wanted = host_routing_links(&network, &uplinks);

@@ -23,6 +23,7 @@ struct Node {
     complete: BTreeSet<u32>,
     written: BTreeMap<u32, Device>,
     modes: Option<BTreeMap<u32, PodMode>>,
+    packet_links: BTreeSet<u32>,
     made: BTreeSet<u32>,
     netfilter_translates: bool,
 }
@@ -36,6 +37,7 @@ impl Node {
             complete: BTreeSet::new(),
             written: BTreeMap::new(),
             modes: Some(BTreeMap::new()),
+            packet_links: BTreeSet::new(),
             made: BTreeSet::new(),
             netfilter_translates: false,
         }
@@ -57,6 +59,7 @@ impl Node {
             complete: self.complete.clone(),
             written: self.written.clone(),
             pod_modes: self.modes.clone(),
+            packet_links: &self.packet_links,
             netfilter_translates: self.netfilter_translates,
             made: self.made.clone(),
             slow_path: 0,
@@ -184,6 +187,16 @@ fn a_lost_program_is_attached_again_and_the_device_does_not_settle() {
     // Without any program the link is new.
     (node.complete, node.attached) = (BTreeSet::new(), BTreeMap::new());
     node.passes(&["put 2 settling", "attach eth0", "leave to netfilter", "put 2", "tell pod modes", "forget deleted"]);
+}
+
+#[test]
+fn a_pod_that_sends_packets_to_frontends_gets_programs_and_keeps_them() {
+    let mut node = Node::new(&format!("{ETH0}{POD}"));
+    node.pass();
+    node.packet_links.insert(4);
+    node.passes(&["put 4 pod chosen", "attach cali4", "leave to netfilter", "tell pod modes", "forget deleted"]);
+    node.packet_links.clear();
+    node.passes(&IDLE);
 }
 
 #[test]

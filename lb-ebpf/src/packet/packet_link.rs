@@ -1,0 +1,47 @@
+//! Links of pods that send packets to frontends without a socket of this node: pods that forward, sandboxes with a
+//! kernel of their own, raw sockets.
+//!
+//! Links of pods have no programs, so that pods with sockets pay nothing for them; such a packet, untranslated, leaves
+//! by another device. The agent attaches the programs to the link by which it came.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use lb_common::{Counter, DeviceFlags, FrontendKey, Proto, Tables as _};
+
+use super::{scratch::Scratch, skb::Frame};
+use crate::{
+    counters::count,
+    maps::{DEVICES, PACKET_LINKS},
+    tables::Kernel,
+};
+
+/// Time in which the agent attaches the programs, in ns. Packets are dropped meanwhile, and their senders send them
+/// again. Afterwards they are refused: the agent does not run, or the pod has mode `off`.
+const PATIENCE: u64 = 1_000_000_000;
+
+/// True if a leaving packet to a frontend came by the link of a pod that is about to get the programs.
+#[inline(never)]
+pub fn awaits_programs(frame: Frame, scratch: &mut Scratch) -> bool {
+    const WITHOUT: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
+    let link = frame.entered_by();
+    // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
+    if !unsafe { DEVICES.get(link) }.is_some_and(|device| device.flags & WITHOUT == WITHOUT) {
+        return false;
+    }
+    let packet = &scratch.packet;
+    let Some(proto) = Proto::from_number(packet.proto.into()) else {
+        return false;
+    };
+    if Kernel.frontend(&FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto)).is_none() {
+        return false;
+    }
+    let now = scratch.clock.now();
+    // SAFETY: as above.
+    let awaits = match unsafe { PACKET_LINKS.get(link) } {
+        Some(since) => now.saturating_sub(*since) < PATIENCE,
+        None => PACKET_LINKS.insert(link, now, u64::from(BPF_NOEXIST)).is_ok(),
+    };
+    if awaits {
+        count(Counter::AwaitsPrograms);
+    }
+    awaits
+}

@@ -69,6 +69,7 @@ impl Scenario {
         while let (Some(flag), Some(value)) = (flags.next(), flags.next()) {
             match flag {
                 "--external-ips" => scenario.settings.external_ips = value.parse()?,
+                "--redirect-namespaces" => scenario.settings.redirect_namespaces = value.parse()?,
                 "--cross-namespace-endpoints" => scenario.settings.cross_namespace = value.parse()?,
                 "--map-size" => scenario.set_size(value).ok_or("want MAP=ENTRIES")?,
                 _ => return Err(format!("{flag}: no such flag").into()),

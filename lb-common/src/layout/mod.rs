@@ -149,8 +149,13 @@ impl ServiceFlags {
     /// only. For `get` and `trace`: no program reads it.
     pub const PREFERS_LOCAL: u32 = 8;
 
+    /// `beeline.io/redirect-from` of another Service, while that one has a ready endpoint on this node: the local list
+    /// has its endpoints, and [`Self::INTERNAL_LOCAL`] leads the cluster IPs there. For `get` and `trace`: no program
+    /// reads it.
+    pub const REDIRECTED: u32 = 16;
+
     /// Bits that no program reads.
-    pub const NOTES: u32 = Self::PREFERS_LOCAL;
+    pub const NOTES: u32 = Self::PREFERS_LOCAL | Self::REDIRECTED;
 }
 
 /// One of the two backend lists of a service port.

@@ -146,6 +146,8 @@ pub struct Tuning {
     pub range_policy: RangePolicy,
     /// `beeline.io/prefer-local`.
     pub preference: Preference,
+    /// `beeline.io/redirect-from`: the Service whose clients on a node are led to this Service's endpoints there.
+    pub redirect_from: Option<Key>,
 }
 
 /// A type of frontends that Kubernetes' types of a Service add up.

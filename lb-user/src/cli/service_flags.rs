@@ -4,7 +4,7 @@ use clap::Args;
 
 use lb_common::Scheduler;
 
-use lb_core::model::{CrossNamespace, ExternalIps, NodePortAddresses, ServiceCidrs, Settings};
+use lb_core::model::{CrossNamespace, ExternalIps, NodePortAddresses, RedirectNamespaces, ServiceCidrs, Settings};
 
 /// Flags that set the interpretation of Services.
 #[derive(Args)]
@@ -24,6 +24,11 @@ pub(super) struct ServiceArgs {
     /// Endpoints written by hand with the address of a pod in another namespace: allow or refuse.
     #[arg(long, value_name = "allow|refuse", default_value = "allow")]
     cross_namespace_endpoints: CrossNamespace,
+
+    /// Namespaces whose Services may take the clients of Services of other namespaces by beeline.io/redirect-from:
+    /// none, or a list of names.
+    #[arg(long, value_name = "none|NAMESPACE,…", default_value = "none")]
+    redirect_namespaces: RedirectNamespaces,
 
     /// Node addresses that serve NodePorts: all, primary (the Node's InternalIPs), localhost, CIDRs, or a list of
     /// these.
@@ -55,6 +60,7 @@ impl ServiceArgs {
         Settings {
             external_ips: self.external_ips.clone(),
             cross_namespace: self.cross_namespace_endpoints,
+            redirect_namespaces: self.redirect_namespaces.clone(),
             nodeport_addresses: self.nodeport_addresses.clone(),
             service_cidrs: self.service_cidrs.clone(),
             scheduler: self.scheduler,

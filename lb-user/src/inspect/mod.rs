@@ -41,7 +41,8 @@ pub struct ServiceRow {
     pub backends: u32,
     /// Backends in the local list, if a traffic policy uses it.
     pub local_backends: u32,
-    /// Cluster or Local; PreferLocal while the cluster list has endpoints on this node only, which are preferred.
+    /// Cluster or Local; PreferLocal while the cluster list has endpoints on this node only, which are preferred;
+    /// Redirected while another Service takes the clients.
     pub internal_traffic_policy: &'static str,
     /// As `internal_traffic_policy`.
     pub external_traffic_policy: &'static str,
@@ -153,7 +154,7 @@ pub fn services(dump: &Dump, stats: &Stats) -> Vec<ServiceRow> {
             frontends: frontends.remove(id).unwrap_or_default(),
             backends,
             local_backends,
-            internal_traffic_policy: policy(service.flags, ServiceFlags::INTERNAL_LOCAL),
+            internal_traffic_policy: internal_policy(service.flags),
             external_traffic_policy: policy(service.flags, ServiceFlags::EXTERNAL_LOCAL),
             source_ranges: service.flags & ServiceFlags::SOURCE_RANGES != 0,
             scheduler: Scheduler::from_number(service.scheduler).map_or("?", Scheduler::name),
@@ -164,6 +165,10 @@ pub fn services(dump: &Dump, stats: &Stats) -> Vec<ServiceRow> {
         }
     };
     rows.into_iter().map(row).collect()
+}
+
+const fn internal_policy(flags: u32) -> &'static str {
+    if flags & ServiceFlags::REDIRECTED != 0 { "Redirected" } else { policy(flags, ServiceFlags::INTERNAL_LOCAL) }
 }
 
 /// Names the policy whose bit of [`ServiceFlags`] is `local`.

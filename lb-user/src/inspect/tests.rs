@@ -99,6 +99,8 @@ fn a_policy_is_local_preferred_or_neither() {
         (rows[0].internal_traffic_policy, rows[0].external_traffic_policy)
     };
     assert_eq!(policies(0), ("Cluster", "Cluster"));
+    let redirected = ServiceFlags::REDIRECTED | ServiceFlags::INTERNAL_LOCAL;
+    assert_eq!(policies(redirected), ("Redirected", "Cluster"));
     assert_eq!(policies(ServiceFlags::PREFERS_LOCAL), ("PreferLocal", "PreferLocal"));
     assert_eq!(policies(ServiceFlags::PREFERS_LOCAL | ServiceFlags::EXTERNAL_LOCAL), ("PreferLocal", "Local"));
 }

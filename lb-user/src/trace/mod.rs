@@ -151,6 +151,9 @@ impl Choosing<'_> {
     fn list(&self, service: u32, list: List, reason: ListReason) -> String {
         let name = if list == List::Local { "local" } else { "cluster" };
         let why = match reason {
+            ListReason::InternalLocal if self.service(service).flags & ServiceFlags::REDIRECTED != 0 => {
+                ", of the Service that takes the clients by beeline.io/redirect-from"
+            }
             ListReason::InternalLocal => ", by internalTrafficPolicy Local",
             ListReason::ExternalLocal => ", by externalTrafficPolicy Local",
             ListReason::OnNode => ", as always for callers on this node",

@@ -226,6 +226,8 @@ fn annotations() -> BoxedStrategy<Value> {
         "::ffff:10.0.0.1=3",
         "x=y",
         "true",
+        "default/good",
+        "a/b/c",
         "\u{0}",
     ];
     let text = || one_of(&texts.map(Value::from));
@@ -235,6 +237,7 @@ fn annotations() -> BoxedStrategy<Value> {
         rare("beeline.io/weight", text()),
         rare("beeline.io/tcp-drain", text()),
         rare("beeline.io/prefer-local", text()),
+        rare("beeline.io/redirect-from", text()),
         rare("beeline.io/", text()),
         rare("service.cilium.io/weight", text()),
         rare("kube-router.io/service.scheduler", text()),

@@ -50,7 +50,8 @@ struct RandomService {
     policy: Policy,
     outside: ExternalOptions,
     maglev: bool,
-    prefers_local: bool,
+    /// Its preference, and the index of the Service whose clients it takes.
+    near: (Preference, Option<usize>),
     by_hand: bool,
     endpoints: Vec<(u8, u8, bool)>,
     more: Vec<(u8, u8, bool)>,
@@ -72,20 +73,25 @@ fn outside() -> impl Strategy<Value = ExternalOptions> {
         .prop_map(|(policy, ingress, node_port, ranges)| ExternalOptions { policy, ingress, node_port, ranges })
 }
 
+fn near() -> impl Strategy<Value = (Preference, Option<usize>)> {
+    let preference = prop_oneof![3 => Just(Preference::None), 1 => Just(Preference::Local)];
+    (preference, prop::option::weighted(0.3, 0_usize..4))
+}
+
 fn service() -> impl Strategy<Value = RandomService> {
     let endpoint = || (1_u8..9, 0_u8..5, any::<bool>());
     (
         (prop::bool::weighted(0.1), prop::option::of(1_i64..4), vec(1_u8..5, 1..2), prop::bool::weighted(0.2)),
         (vec(1_u8..3, 0..2), 1_usize..3, prop_oneof![3 => Just(Policy::Cluster), 1 => Just(Policy::Local)]),
         (prop::bool::weighted(0.2), vec(endpoint(), 0..7), vec(endpoint(), 0..3)),
-        (outside(), prop::bool::weighted(0.2), prop::bool::weighted(0.3), prop::bool::weighted(0.3)),
+        (outside(), prop::bool::weighted(0.2), prop::bool::weighted(0.3), near()),
     )
         .prop_map(
             |(
                 (absent, created, vips, v6),
                 (externals, ports, policy),
                 (by_hand, endpoints, more),
-                (outside, maglev, renamed, prefers_local),
+                (outside, maglev, renamed, near),
             )| RandomService {
                 absent,
                 renamed,
@@ -97,7 +103,7 @@ fn service() -> impl Strategy<Value = RandomService> {
                 policy,
                 outside,
                 maglev,
-                prefers_local,
+                near,
                 by_hand,
                 endpoints,
                 more,
@@ -120,8 +126,9 @@ impl RandomService {
         }
         let range = |&len: &u8| format!("10.{len}.0.0/{len}").parse::<IpNet>().expect("a network").trunc();
         let scheduler = self.maglev.then_some(Scheduler::Mh);
-        let preference = if self.prefers_local { Preference::Local } else { Preference::None };
-        let tuning = Tuning { scheduler, preference, ..Tuning::default() };
+        let (preference, target) = self.near;
+        let redirect_from = target.map(|target| Key::new("default", &format!("s{target}")));
+        let tuning = Tuning { scheduler, preference, redirect_from, ..Tuning::default() };
         let service = Service {
             created: self.created,
             selector: if self.by_hand { Selector::None } else { Selector::Some },
@@ -278,6 +285,19 @@ fn preferring(policy: Policy, remote: &[u8], local: &[u8]) -> Objects {
     state
 }
 
+/// Returns the Service `a`, and the Service `b`, which takes its clients by the endpoints on this node.
+fn redirecting(remote: &[u8], taking: &[u8]) -> Objects {
+    let mut state = simple("b", 9, &[9], Policy::Cluster, &[], taking);
+    for object in &mut state {
+        if let Object::Service(service) = object {
+            let redirect_from = Some(Key::new("default", "a"));
+            service.tuning = Some(Box::new(Tuning { redirect_from, ..Tuning::default() }));
+        }
+    }
+    state.extend(load_balancer(Policy::Cluster, remote, &[], &[], None));
+    state
+}
+
 /// Lists changes small enough to try every interleaving of a reader and the writer.
 pub fn small_changes() -> Vec<(&'static str, Objects, Objects)> {
     use Policy::{Cluster, Local};
@@ -320,6 +340,10 @@ pub fn small_changes() -> Vec<(&'static str, Objects, Objects)> {
         ("the preferred endpoint goes", preferring(Cluster, &[1, 2], &[3]), preferring(Cluster, &[1, 2], &[])),
         ("a preferred endpoint goes under policy Local", preferring(Local, &[1], &[3]), preferring(Local, &[1], &[])),
         ("endpoints on this node become preferred", lb(Cluster, &[1, 2], &[3]), preferring(Cluster, &[1, 2], &[3])),
+        ("an endpoint that takes clients gets ready", redirecting(&[1, 2], &[]), redirecting(&[1, 2], &[3])),
+        ("the endpoint that takes clients goes", redirecting(&[1, 2], &[3]), redirecting(&[1, 2], &[])),
+        ("the endpoint that takes clients is all there is", redirecting(&[], &[3]), redirecting(&[1], &[])),
+        ("an endpoint of both takes clients", redirecting(&[1, 2], &[]), redirecting(&[1, 2], &[2])),
         ("the scheduler becomes mh", lb(Cluster, &[1, 2], &[]), mh(&[1, 2])),
         ("the scheduler becomes random", mh(&[1, 2]), lb(Cluster, &[1, 2], &[])),
         ("a backend of a Maglev table comes", mh(&[1]), mh(&[1, 2])),

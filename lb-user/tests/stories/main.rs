@@ -20,6 +20,7 @@ mod lab_network;
 mod load;
 mod monitoring;
 mod mptcp;
+mod near_endpoints;
 mod network_policy;
 mod node;
 mod node_addresses;
@@ -67,6 +68,7 @@ fn stories() -> Vec<Story> {
         source_ranges::STORIES,
         stale_sockets::STORIES,
         service_changes::STORIES,
+        near_endpoints::STORIES,
         node_ports::STORIES,
         node_addresses::STORIES,
         explain::STORIES,

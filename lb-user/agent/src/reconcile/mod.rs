@@ -32,6 +32,7 @@ use lb_core::{
         explain::{Explanation, explain},
         fan_out,
         frontends::{FrontendRequest, request},
+        redirects::RedirectIndex,
     },
     objects::Key,
     plan::{Change, OnOrphan, Plan, Refused, Scope, plan},
@@ -54,6 +55,7 @@ pub struct Reconciler<S> {
     settings: Settings,
     claims: Claims,
     cross_namespace: CrossNamespaceIndex,
+    redirects: RedirectIndex,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
     node_ports: BTreeSet<Addr>,
     /// Addresses of all interfaces of the node, as of the last pass.
@@ -97,6 +99,7 @@ impl<S: Store> Reconciler<S> {
             settings,
             claims: Claims::default(),
             cross_namespace: CrossNamespaceIndex::default(),
+            redirects: RedirectIndex::default(),
             node_ports: BTreeSet::new(),
             own: BTreeSet::new(),
             maps: Maps::new(store),
@@ -198,7 +201,12 @@ impl<S: Store> Reconciler<S> {
     }
 
     fn cluster_context(&self) -> ClusterContext<'_> {
-        ClusterContext { claims: &self.claims, cross_namespace: &self.cross_namespace }
+        ClusterContext {
+            claims: &self.claims,
+            cross_namespace: &self.cross_namespace,
+            redirects: &self.redirects,
+            world: &self.world,
+        }
     }
 
     fn node_context(&self) -> NodeContext<'_> {
@@ -273,6 +281,9 @@ impl<S: Store> Reconciler<S> {
         let affected = self.cross_namespace.update(&self.world, &keys);
         add_keys(&mut keys, affected);
         let (requests, affected) = self.claim(&keys);
+        add_keys(&mut keys, affected);
+        // Last: it needs every Service whose endpoints count differently now.
+        let affected = self.redirects.update(&self.world, &keys, &self.settings.redirect_namespaces);
         add_keys(&mut keys, affected);
         (keys, requests)
     }

@@ -13,11 +13,12 @@ use super::{
     names,
     ranges::{self, SourceRanges},
     reason::{EvaluatedEndpoint, Placement, Reason},
+    redirects,
     topology::categorize,
     warnings::{self, push_once},
 };
 use crate::{
-    objects::{Endpoint, Exempt, Key, Policy, Preference, Service, ServicePort},
+    objects::{Endpoint, EndpointGroup, Exempt, Key, Policy, Preference, Service, ServicePort},
     per_family::PerFamily,
     warning::{Denial, DeniedFrontend, FrontendPlace, Named, Warning},
     world::View,
@@ -35,6 +36,7 @@ pub(super) fn evaluate<'a>(
     let mut evaluation = Evaluation::default();
     let (service, warnings) = (view.service, &mut evaluation.warnings);
     warnings::invalid_values(view, warnings);
+    redirects::warn(view, cluster, warnings);
     if let Some(exempt) = service.exempt {
         if exempt == Exempt::NoClusterIp {
             warnings.push(Warning::NoClusterIp);
@@ -59,6 +61,7 @@ pub(super) fn evaluate<'a>(
     let families = families(service);
     evaluation.ranges = PerFamily::from_fn(|family| ranges::of(service, family));
     warnings::source_ranges(&evaluation.ranges, &evaluation.frontends, service, warnings);
+    let redirecting = redirects::source(service, cluster);
     let evaluator = Evaluator { view, node, settings, cluster, families };
     evaluation.ports.reserve_exact(service.ports.len());
     for (index, port) in service.ports.iter().enumerate() {
@@ -69,8 +72,9 @@ pub(super) fn evaluate<'a>(
         } else {
             let flags =
                 PerFamily::from_fn(|family| flags(service, &evaluation.frontends, &evaluation.ranges, index, family));
-            let port = evaluator.port(index, port, flags);
+            let mut port = evaluator.port(index, port, flags);
             warnings::port(service, &port, evaluator.families, warnings);
+            redirecting.iter().for_each(|source| evaluator.redirect(&mut port, source));
             evaluation.ports.push(port);
         }
     }
@@ -129,6 +133,27 @@ impl<'a> Evaluator<'a, '_> {
     fn port(&self, index: usize, port: &'a ServicePort, flags: PerFamily<u32>) -> EvaluatedPort<'a> {
         let tuning = self.view.service.tuning.as_deref();
         let scheduler = tuning.and_then(|tuning| tuning.scheduler).unwrap_or(self.settings.scheduler);
+        let (mut endpoints, unmatched) = self.endpoints(port, scheduler, flags);
+        let middle = endpoints.partition_point(EvaluatedEndpoint::is_v4);
+        let (v4, v6) = endpoints.split_at_mut(middle);
+        let preference = tuning.map(|tuning| tuning.preference).unwrap_or_default();
+        let narrowing =
+            PerFamily { v4: categorize(v4, self.node, preference), v6: categorize(v6, self.node, preference) };
+        let flags = PerFamily::from_fn(|family| {
+            let is_narrowed = narrowing[family].by_preference == Preference::Local;
+            flags[family] | if is_narrowed { ServiceFlags::PREFERS_LOCAL } else { 0 }
+        });
+        let redirected_to = PerFamily::default();
+        EvaluatedPort { port, index, scheduler, endpoints, narrowing, redirected_to, flags, unmatched }
+    }
+
+    /// The endpoints whose object has a port, sorted, each decided about by itself; and the groups without the port.
+    fn endpoints(
+        &self,
+        port: &ServicePort,
+        scheduler: Scheduler,
+        flags: PerFamily<u32>,
+    ) -> (Vec<EvaluatedEndpoint<'a>>, Vec<(EndpointOrigin<'a>, &'a EndpointGroup)>) {
         let (mut endpoints, mut unmatched) = (Vec::new(), Vec::new());
         for (author, origin, group) in effective(self.view).filter(|(.., group)| !group.endpoints.is_empty()) {
             let same = group.ports.iter().filter(|other| other.name == port.name && other.proto == port.proto);
@@ -151,16 +176,56 @@ impl<'a> Evaluator<'a, '_> {
             }
         }
         self.sort(&mut endpoints);
-        let middle = endpoints.partition_point(EvaluatedEndpoint::is_v4);
-        let (v4, v6) = endpoints.split_at_mut(middle);
-        let preference = tuning.map(|tuning| tuning.preference).unwrap_or_default();
-        let narrowing =
-            PerFamily { v4: categorize(v4, self.node, preference), v6: categorize(v6, self.node, preference) };
-        let flags = PerFamily::from_fn(|family| {
-            let is_narrowed = narrowing[family].by_preference == Preference::Local;
-            flags[family] | if is_narrowed { ServiceFlags::PREFERS_LOCAL } else { 0 }
-        });
-        EvaluatedPort { port, index, scheduler, endpoints, narrowing, flags, unmatched }
+        (endpoints, unmatched)
+    }
+
+    /// Leads the cluster IPs of a port to the endpoints on this node that `source` has for the port of that name and
+    /// protocol, in each family in which one is ready: as a local list, which clients outside do not use.
+    fn redirect(&self, port: &mut EvaluatedPort<'a>, source: &View<'a>) {
+        let is_same = |other: &&'a ServicePort| other.name == port.port.name && other.proto == port.port.proto;
+        let Some(of_source) = source.service.ports.iter().find(is_same) else { return };
+        let evaluator = Evaluator { view: source, families: families(source.service), ..*self };
+        let (mut endpoints, _) = evaluator.endpoints(of_source, port.scheduler, PerFamily::from_fn(|_| LOCAL));
+        let leads_back = |target: AddrPort| {
+            let key = FrontendKey::new(target.addr, target.port, port.port.proto);
+            self.cluster.claims.owner(&key) == Some(&self.view.service.key)
+        };
+        endpoints.retain(|endpoint| endpoint.serves() && endpoint.is_local(self.node) && !leads_back(endpoint.target));
+        for family in Family::ALL {
+            let is_ready = |endpoint: &EvaluatedEndpoint<'_>| {
+                matches!(endpoint.reason, Reason::Serves { local: Some(Placement::Ready), .. })
+            };
+            let of_family = |endpoint: &&EvaluatedEndpoint<'_>| Family::of(&endpoint.target.addr) == family;
+            if endpoints.iter().filter(of_family).any(is_ready) {
+                port.redirected_to[family] = Some(&source.service.key);
+                port.flags[family] |= ServiceFlags::INTERNAL_LOCAL | ServiceFlags::REDIRECTED;
+            }
+        }
+        for endpoint in &mut port.endpoints {
+            let is_redirected = port.redirected_to[Family::of(&endpoint.target.addr)].is_some();
+            if let Reason::Serves { local, .. } = &mut endpoint.reason
+                && is_redirected
+            {
+                *local = Some(Placement::Redirected);
+            }
+        }
+        for mut endpoint in endpoints {
+            let Reason::Serves { local: Some(placement), .. } = endpoint.reason else { continue };
+            let own = port.endpoints.iter_mut().find(|own| own.target == endpoint.target && own.serves());
+            if let Some(EvaluatedEndpoint { reason: Reason::Serves { local, .. }, .. }) = own {
+                // An endpoint of both.
+                local.iter_mut().for_each(|local| *local = placement);
+                continue;
+            }
+            let (cluster, local) = match placement {
+                Placement::Ready => (Placement::OfRedirecting, Some(placement)),
+                // Kept for its sockets.
+                _ => (placement, None),
+            };
+            endpoint.reason = Reason::Serves { cluster, local };
+            port.endpoints.push(endpoint);
+        }
+        port.endpoints.sort_by(|a, b| b.is_v4().cmp(&a.is_v4()).then_with(|| a.target.cmp(&b.target)));
     }
 
     fn weight(&self, endpoint: &Endpoint, scheduler: Scheduler) -> u16 {

@@ -7,7 +7,7 @@ use super::{
     topology::Narrowing,
 };
 use crate::{
-    objects::{EndpointGroup, ServicePort},
+    objects::{EndpointGroup, Key, ServicePort},
     per_family::PerFamily,
     warning::Warning,
 };
@@ -42,6 +42,8 @@ pub struct EvaluatedPort<'a> {
     pub endpoints: Vec<EvaluatedEndpoint<'a>>,
     /// The rules that keep ready endpoints out of the cluster list.
     pub narrowing: PerFamily<Narrowing>,
+    /// The Service whose endpoints on this node take the clients of the cluster IPs.
+    pub redirected_to: PerFamily<Option<&'a Key>>,
     /// [`ServiceFlags`] of the service port.
     pub flags: PerFamily<u32>,
     /// Endpoints whose object has no such port.

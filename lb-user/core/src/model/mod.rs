@@ -19,6 +19,7 @@ mod nodeport_addresses;
 pub mod pod_modes;
 mod ranges;
 pub mod reason;
+pub mod redirects;
 mod topology;
 mod warnings;
 mod weights;
@@ -28,6 +29,7 @@ pub use compile::compile;
 pub use cross_namespace::CrossNamespace;
 pub use frontends::ExternalIps;
 pub use nodeport_addresses::NodePortAddresses;
+pub use redirects::RedirectNamespaces;
 
 use std::collections::BTreeSet;
 
@@ -35,6 +37,9 @@ use lb_common::{Addr, Scheduler};
 
 use claims::Claims;
 use cross_namespace::CrossNamespaceIndex;
+use redirects::RedirectIndex;
+
+use crate::world::World;
 
 /// Flags of the agent that change the meaning of Services.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -43,6 +48,8 @@ pub struct Settings {
     pub external_ips: ExternalIps,
     /// `--cross-namespace-endpoints`
     pub cross_namespace: CrossNamespace,
+    /// `--redirect-namespaces`
+    pub redirect_namespaces: RedirectNamespaces,
     /// `--nodeport-addresses`
     pub nodeport_addresses: NodePortAddresses,
     /// `--service-cidrs`
@@ -71,6 +78,10 @@ pub struct ClusterContext<'a> {
     pub claims: &'a Claims,
     /// Addresses of pods of other namespaces.
     pub cross_namespace: &'a CrossNamespaceIndex,
+    /// Services that take the clients of others.
+    pub redirects: &'a RedirectIndex,
+    /// The objects.
+    pub world: &'a World,
 }
 
 #[cfg(test)]

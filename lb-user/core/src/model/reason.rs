@@ -72,6 +72,10 @@ pub enum Placement {
     HintOtherNode,
     /// Not in the list: endpoints on this node are preferred, and one is ready.
     LocalPreferred,
+    /// Not in the list: another Service takes the clients of the cluster IPs on this node.
+    Redirected,
+    /// Not in the list: it is an endpoint of the Service that takes the clients of the cluster IPs.
+    OfRedirecting,
     /// Not in the list: it runs on another node.
     OtherNode,
     /// Not in the list: it has no nodeName, and so is local nowhere.
@@ -194,6 +198,8 @@ impl EvaluatedEndpoint<'_> {
             Placement::LocalPreferred => {
                 "beeline.io/prefer-local is set, and an endpoint on this node is ready".to_owned()
             }
+            Placement::Redirected => "another Service takes their clients on this node".to_owned(),
+            Placement::OfRedirecting => "it is of the Service that takes their clients".to_owned(),
             Placement::OtherNode => "it is on another node".to_owned(),
             Placement::NoNodeName => "it has no nodeName and so is local nowhere".to_owned(),
             Placement::ZeroWeight => "its weight is 0, which takes no new connections".to_owned(),

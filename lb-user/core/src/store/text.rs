@@ -69,6 +69,9 @@ impl fmt::Display for Dump {
             if service.drain_seconds != NEVER && self.services.contains_key(&id) {
                 writeln!(f, "  drain after {} s", service.drain_seconds)?;
             }
+            if has(ServiceFlags::REDIRECTED) {
+                writeln!(f, "  the local list is of another Service, which takes the clients of cluster IPs")?;
+            }
             if has(ServiceFlags::PREFERS_LOCAL) {
                 writeln!(f, "  this node's endpoints are preferred")?;
             }

@@ -28,6 +28,8 @@ pub enum WarningReason {
     InvalidValue,
     /// A setting has an effect that its owner may not intend.
     CheckService,
+    /// The clients of another Service are not redirected.
+    RedirectRefused,
     /// A map is full, and the Service stays as it was.
     NoRoom,
     /// A process is bound to a NodePort of the Service.
@@ -46,6 +48,7 @@ impl WarningReason {
             Self::EndpointNotUsed => "EndpointNotUsed",
             Self::InvalidValue => "InvalidValue",
             Self::CheckService => "CheckService",
+            Self::RedirectRefused => "RedirectRefused",
             Self::NoRoom => "NoRoom",
             Self::NodePortInUse => "NodePortInUse",
             Self::HealthCheckNodePortUnavailable => "HealthCheckNodePortUnavailable",
@@ -125,6 +128,20 @@ pub enum Warning {
     DestinationHash,
     /// `beeline.io/prefer-local` beside `internalTrafficPolicy: Local`.
     PreferenceUnderLocal,
+    /// `beeline.io/redirect-from` is not followed.
+    RedirectRefused {
+        /// The Service that it names.
+        target: Key,
+        /// The reason.
+        refusal: RedirectRefusal,
+    },
+    /// Services of other namespaces ask for the clients of this one.
+    RedirectAttempt {
+        /// The first of them by name.
+        sources: Vec<Key>,
+        /// Their number.
+        count: usize,
+    },
     /// A map has no room for the Service.
     MapFull {
         /// The Service.
@@ -275,6 +292,25 @@ pub enum LocalPolicies {
     Both,
 }
 
+/// The reason why a Service does not take the clients of another one.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum RedirectRefusal {
+    /// It names itself.
+    Itself,
+    /// It is headless, so that its endpoints are not known here.
+    Headless,
+    /// The other one is of another namespace, and the flag does not name the Service's own.
+    OtherNamespace,
+    /// This Service takes them, which is older or first by name.
+    Older(Key),
+    /// The other one does not exist, or is not served by this node.
+    NoTarget,
+    /// The other one needs its local list for clients outside.
+    ExternalLocal,
+    /// No port of both has the same name and protocol.
+    NoCommonPort,
+}
+
 /// The obstacle to binding a `healthCheckNodePort`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum BindError {
@@ -314,6 +350,7 @@ impl Warning {
             | Self::MaglevTooSmall
             | Self::DestinationHash
             | Self::PreferenceUnderLocal => WarningReason::CheckService,
+            Self::RedirectRefused { .. } | Self::RedirectAttempt { .. } => WarningReason::RedirectRefused,
             Self::MapFull { .. } => WarningReason::NoRoom,
             Self::NodePortInUse { .. } => WarningReason::NodePortInUse,
             Self::HealthPort { .. } => WarningReason::HealthCheckNodePortUnavailable,

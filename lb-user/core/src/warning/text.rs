@@ -8,9 +8,11 @@ use std::{
 use lb_common::{Family, Kind, MAGLEV_LEN};
 use serde::{Serialize, Serializer};
 
+use crate::objects::Key;
+
 use super::{
     BindError, Denial, DeniedFrontend, EndpointList, EndpointProblem, FrontendPlace, LISTED, LocalPolicies, NameFlaw,
-    Named, ObjectRef, Warning,
+    Named, ObjectRef, RedirectRefusal, Warning,
 };
 
 /// Characters of a bad name that are shown.
@@ -52,6 +54,17 @@ impl Warning {
             Self::MaglevTooSmall => "use random",
             Self::DestinationHash => "use sh for one backend to each client, or random",
             Self::PreferenceUnderLocal => "set internalTrafficPolicy to Cluster, or remove the annotation",
+            Self::RedirectRefused { target, refusal } => return Some(refusal.cure(target)),
+            Self::RedirectAttempt { sources, .. } => {
+                let namespace = sources.first().map_or("", Key::namespace).escape_debug();
+                return Some(
+                    format!(
+                        "to allow it, add {namespace} to the flag --redirect-namespaces; otherwise remove the \
+                         annotation there"
+                    )
+                    .into(),
+                );
+            }
             Self::MapFull { flag, size, .. } => {
                 return Some(format!("raise it with --map-size {flag}={}", size.saturating_mul(2).max(1)).into());
             }
@@ -139,6 +152,18 @@ impl Warning {
                 "annotation beeline.io/prefer-local has no effect at cluster IPs, since internalTrafficPolicy is \
                  Local: calls fail while no endpoint is on the node",
             ),
+            Self::RedirectRefused { target, refusal } => {
+                write!(f, "annotation beeline.io/redirect-from: the clients of {target} are not redirected, since ")?;
+                refusal.write(f)
+            }
+            Self::RedirectAttempt { sources, count } => {
+                f.write_str("its clients are asked for by beeline.io/redirect-from of")?;
+                for (index, source) in sources.iter().enumerate() {
+                    write!(f, "{} {source}", if index == 0 { "" } else { "," })?;
+                }
+                write_more(f, *count, sources.len())?;
+                f.write_str(", of another namespace, and stay here")
+            }
             Self::MapFull { service, map, size, .. } => {
                 write!(f, "the map {map} has {size} entries and no room for {service}, which stays as it was")
             }
@@ -221,6 +246,36 @@ impl Display for Denial {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         self.write_problem(f)?;
         write!(f, "; {}", self.cure())
+    }
+}
+
+impl RedirectRefusal {
+    fn cure(&self, target: &Key) -> Cow<'static, str> {
+        match self {
+            Self::Itself => "name another Service".into(),
+            Self::Headless => "give it a cluster IP".into(),
+            Self::OtherNamespace => format!(
+                "let an administrator add its namespace to the flag --redirect-namespaces, or move it to {}",
+                target.namespace().escape_debug()
+            )
+            .into(),
+            Self::Older(_) => "remove one of the two annotations".into(),
+            Self::NoTarget => "write NAMESPACE/NAME of a Service with a cluster IP".into(),
+            Self::ExternalLocal => "set the externalTrafficPolicy of that Service to Cluster".into(),
+            Self::NoCommonPort => "give its port the name and protocol that the port has there".into(),
+        }
+    }
+
+    fn write(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Itself => f.write_str("that is this Service"),
+            Self::Headless => f.write_str("this Service is headless"),
+            Self::OtherNamespace => f.write_str("that is a Service of another namespace"),
+            Self::Older(owner) => write!(f, "they are led to {owner}, which is older or, at equal age, first by name"),
+            Self::NoTarget => f.write_str("this node serves no such Service"),
+            Self::ExternalLocal => f.write_str("the externalTrafficPolicy of that Service is Local"),
+            Self::NoCommonPort => f.write_str("no port of both has the same name and protocol"),
+        }
     }
 }
 

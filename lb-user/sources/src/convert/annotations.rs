@@ -8,7 +8,7 @@ use lb_common::{NEVER, Scheduler};
 use super::addr;
 use lb_core::{
     label_selector::LabelSelector,
-    objects::{Drain, FrontendType, Preference, RangePolicy, Tuning},
+    objects::{Drain, FrontendType, Key, Preference, RangePolicy, Tuning},
 };
 
 /// Prefix of Beeline's annotations.
@@ -24,8 +24,9 @@ const WEIGHT: &str = "beeline.io/weight";
 const CILIUM_WEIGHT: &str = "service.cilium.io/weight";
 const TCP_DRAIN: &str = "beeline.io/tcp-drain";
 const PREFER_LOCAL: &str = "beeline.io/prefer-local";
+const REDIRECT_FROM: &str = "beeline.io/redirect-from";
 /// Beeline's annotations of a Service.
-const OF_SERVICES: &[&str] = &[SCHEDULER, WEIGHTS, TCP_DRAIN, PREFER_LOCAL];
+const OF_SERVICES: &[&str] = &[SCHEDULER, WEIGHTS, TCP_DRAIN, PREFER_LOCAL, REDIRECT_FROM];
 // Cilium's annotations (its documentation, "Kubernetes Without kube-proxy").
 const CILIUM_TYPE: &str = "service.cilium.io/type";
 const CILIUM_NODE: &str = "service.cilium.io/node";
@@ -44,6 +45,7 @@ pub(super) fn tuning(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Bo
         nodes: nodes(meta, problems),
         range_policy: range_policy(meta, problems),
         preference: preference(meta, problems),
+        redirect_from: redirect_from(meta, problems),
     };
     unknown(meta, "a Service", OF_SERVICES, problems);
     (tuning != Tuning::default()).then(|| Box::new(tuning))
@@ -146,6 +148,22 @@ fn preference(meta: &ObjectMeta, problems: &mut Vec<String>) -> Preference {
             Preference::None
         }
     }
+}
+
+fn redirect_from(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Key> {
+    let text = get(meta, REDIRECT_FROM)?;
+    let is_name = |name: &str| {
+        let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        (1..=63).contains(&name.len()) && name.chars().all(is_allowed)
+    };
+    let target = text.split_once('/').filter(|(namespace, name)| is_name(namespace) && is_name(name));
+    if target.is_none() {
+        problems.push(format!(
+            "annotation {REDIRECT_FROM} {text:?}: not NAMESPACE/NAME of a Service, no client is redirected; write it \
+             as in kube-system/kube-dns"
+        ));
+    }
+    target.map(|(namespace, name)| Key::new(namespace, name))
 }
 
 fn weight(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<u16> {
@@ -282,6 +300,27 @@ mod tests {
                  \"false\""
             );
             check(text, Preference::None, Some(&problem));
+        }
+    }
+
+    #[test]
+    fn a_redirect_names_a_namespace_and_a_service() {
+        let check = |text: &str, expected: Option<Key>| {
+            let mut problems = Vec::new();
+            let tuning = tuning(&meta(&[(REDIRECT_FROM, text)]), &mut problems).unwrap_or_default();
+            let problem = expected.is_none().then(|| {
+                format!(
+                    "annotation beeline.io/redirect-from {text:?}: not NAMESPACE/NAME of a Service, no client is \
+                     redirected; write it as in kube-system/kube-dns"
+                )
+            });
+            assert_eq!((tuning.redirect_from, problems.pop()), (expected, problem), "{text}");
+        };
+        check("kube-system/kube-dns", Some(Key::new("kube-system", "kube-dns")));
+        check("a/b\n", Some(Key::new("a", "b")));
+        let long = format!("a/{}", "b".repeat(64));
+        for text in ["", "/", "kube-dns", "/kube-dns", "a/", "a/b/c", "a/b c", "a/B", "a/b, c/d", "a/\u{0}", &long] {
+            check(text.trim(), None);
         }
     }
 

@@ -11,11 +11,13 @@ use crate::{
         claims::Claims,
         cross_namespace::CrossNamespaceIndex,
         frontends::{ExternalIps, request},
+        redirects::RedirectIndex,
     },
     objects::{
         Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Policy, Selector, Service, ServicePort,
         SliceManager,
     },
+    world::World,
 };
 
 const NODE: NodeContext<'static> =
@@ -67,7 +69,12 @@ fn check(service: &Service, slices: Vec<EndpointSlice>, endpoints: Option<&Endpo
     let request = request(service, &ExternalIps::Any, &cross_namespace);
     let keys: Vec<_> = request.frontends.iter().map(|frontend| (frontend.key, frontend.kind)).collect();
     claims.set(&service.key, service.created, &keys);
-    let cluster = ClusterContext { claims: &claims, cross_namespace: &cross_namespace };
+    let cluster = ClusterContext {
+        claims: &claims,
+        cross_namespace: &cross_namespace,
+        redirects: &RedirectIndex::default(),
+        world: &World::new("here"),
+    };
     let spec = compile(&view, request, NODE, &Settings::default(), cluster);
     let mut text = String::new();
     for port in &spec.ports {

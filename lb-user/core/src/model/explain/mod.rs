@@ -16,7 +16,7 @@ use super::{
     reason::{EvaluatedEndpoint, list_users},
 };
 use crate::{
-    objects::{Drain, Exempt, Policy, Preference, Selector, Service},
+    objects::{Drain, Exempt, Key, Policy, Preference, Selector, Service},
     spec::{Health, PortSpec, ServiceSpec},
     warning::{DeniedFrontend, Warning},
     world::View,
@@ -84,6 +84,8 @@ pub struct PortLines {
     pub local_for: Option<&'static str>,
     /// Topology hints that are followed or ignored, if there are any.
     pub hints: Option<String>,
+    /// NAMESPACE/NAME of the Service whose endpoints on this node take the clients of the cluster IPs.
+    pub redirected_to: Option<String>,
     /// The endpoints.
     pub endpoints: Vec<EndpointLine>,
 }
@@ -187,6 +189,15 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
     let tuning = service.tuning.as_deref();
     if tuning.is_some_and(|tuning| tuning.preference == Preference::Local) {
         add("preference", "endpoints on this node, while one is ready; otherwise the cluster list".to_owned());
+    }
+    if let Some(target) = tuning.and_then(|tuning| tuning.redirect_from.as_ref()) {
+        let followed = evaluation.warnings.iter().all(|warning| !matches!(warning, Warning::RedirectRefused { .. }));
+        let text = if followed {
+            format!("the cluster IPs of {target} lead to the endpoints on this node, while one is ready")
+        } else {
+            format!("refused: the clients of {target} are left alone")
+        };
+        add("redirect", text);
     }
     let (scheduler, by) = match tuning.and_then(|tuning| tuning.scheduler) {
         Some(scheduler) => (scheduler, "by annotation"),
@@ -345,6 +356,7 @@ fn port_lines(
         local: (flags & LOCAL != 0).then(|| count(List::Local)),
         local_for: (flags & LOCAL != 0).then(|| list_users(flags).1),
         hints: port.narrowing[family].hints.text(node),
+        redirected_to: port.redirected_to[family].map(Key::to_string),
         endpoints,
     }
 }
@@ -372,7 +384,7 @@ impl fmt::Display for Explanation {
 
 impl fmt::Display for PortLines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, port, protocol, family, cluster, local, local_for, hints, endpoints } = self;
+        let Self { name, port, protocol, family, cluster, local, local_for, hints, redirected_to, endpoints } = self;
         let name = if name.is_empty() { String::new() } else { format!("{name} ") };
         write!(f, "port {name}{port}/{protocol}, {family}: {cluster} in the cluster list")?;
         match local.zip(*local_for) {
@@ -381,6 +393,9 @@ impl fmt::Display for PortLines {
         }
         if let Some(hints) = hints {
             writeln!(f, "  topology hints are {hints}")?;
+        }
+        if let Some(source) = redirected_to {
+            writeln!(f, "  cluster IPs lead to this node's endpoints of {source}, by its beeline.io/redirect-from")?;
         }
         if endpoints.is_empty() {
             return writeln!(f, "  no object has an endpoint for it");

@@ -8,7 +8,7 @@ use lb_common::{Proto, Scheduler};
 use super::*;
 use crate::{
     event::{Event, Object},
-    model::{claims::Claims, cross_namespace::CrossNamespaceIndex, frontends::request},
+    model::{claims::Claims, cross_namespace::CrossNamespaceIndex, frontends::request, redirects::RedirectIndex},
     objects::{
         Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, ServicePort, SliceManager, Tuning,
     },
@@ -37,7 +37,12 @@ fn explained_with(
     }
     let node_ports: BTreeSet<Addr> = node_ports.iter().map(|own| addr(own).into()).collect();
     let node = NodeContext { name: "here", zone: Some("z"), node_ports: &node_ports, own: &node_ports };
-    let cluster = ClusterContext { claims: &claims, cross_namespace };
+    let cluster = ClusterContext {
+        claims: &claims,
+        cross_namespace,
+        redirects: &RedirectIndex::default(),
+        world: &World::new("here"),
+    };
     explain(view, request(view.service), node, &Settings::default(), cluster)
 }
 

@@ -19,6 +19,7 @@ use super::{
     cross_namespace::CrossNamespaceIndex,
     explain::{Explanation, explain},
     frontends::{FrontendRequest, request},
+    redirects::RedirectIndex,
 };
 use crate::{
     objects::{
@@ -26,7 +27,7 @@ use crate::{
         SliceManager, Tuning,
     },
     spec::{Member, ServiceSpec},
-    world::View,
+    world::{View, World},
 };
 
 /// Addresses of this node at which NodePorts answer.
@@ -158,7 +159,12 @@ impl Case {
         let own: BTreeSet<Addr> = OWN.iter().map(|own| addr(own).into()).collect();
         let node = NodeContext { name: "here", zone: self.zone, node_ports: &own, own: &own };
         let view = View { service: &self.service, slices: &self.slices, endpoints: self.endpoints.as_ref() };
-        let cluster = ClusterContext { claims: &claims, cross_namespace: &CrossNamespaceIndex::default() };
+        let cluster = ClusterContext {
+            claims: &claims,
+            cross_namespace: &CrossNamespaceIndex::default(),
+            redirects: &RedirectIndex::default(),
+            world: &World::new("here"),
+        };
         run(&view, self.request(&self.service), node, &self.settings, cluster)
     }
 

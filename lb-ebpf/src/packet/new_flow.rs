@@ -37,7 +37,7 @@ pub fn new_flow(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketV
         return vip::unknown_port(frame, scratch);
     }
     let origin = if device.flags & DeviceFlags::POD != 0 { Origin::Node } else { Origin::Outside };
-    let verdict = choose(&scratch.packet, origin, &mut scratch.choice);
+    let verdict = choose(frame, &scratch.packet, origin, &mut scratch.choice);
     if verdict.is_flow() {
         return open(frame, scratch, device);
     }
@@ -68,14 +68,21 @@ pub fn egress_unknown(frame: Frame, scratch: &mut Scratch, device: &Device) -> P
     ports::reserve_snat_port(frame, scratch, device)
 }
 
-/// Selects a backend.
+/// Selects a backend, unless a process of the node listens at the destination for its pods.
 #[inline(never)]
-fn choose(packet: &Packet, origin: Origin, to: &mut Choice) -> PacketVerdict {
+fn choose(frame: Frame, packet: &Packet, origin: Origin, to: &mut Choice) -> PacketVerdict {
     let Some(proto) = Proto::from_number(packet.proto.into()) else {
         return PacketVerdict::PASS;
     };
     let dest = FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto);
-    match select(&Kernel, &Sender { packet, origin }, &dest, 0) {
+    let verdict = select(&Kernel, &Sender { packet, origin }, &dest, 0);
+    if !matches!(verdict, Verdict::NotService)
+        && matches!(origin, Origin::Node)
+        && own::is_for_listener(frame, packet, &dest)
+    {
+        return PacketVerdict::PASS;
+    }
+    match verdict {
         Verdict::NotService => PacketVerdict::PASS,
         Verdict::Backend(choice) => {
             *to = choice;

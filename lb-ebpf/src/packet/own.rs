@@ -2,9 +2,12 @@
 //! port they have.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use lb_common::{Device, Flow, FlowFlags, FrontendKey, Hop, Proto, Tables as _, flow::partner_key, packet::Packet};
+use lb_common::{
+    Device, Flow, FlowFlags, FrontendKey, Hop, Kind, Proto, Tables as _, flow::partner_key, packet::Packet,
+};
 
 use super::{
+    ports,
     route::{Fib, Route},
     scratch::Scratch,
     skb::Frame,
@@ -31,6 +34,12 @@ pub fn is_mid_connection(frame: Frame, packet: &Packet, route: &mut Route) -> bo
         || matches!(route.lookup(frame, packet, src, &packet.tuple), Fib::Local)
 }
 
+/// True if a packet of a pod is for a process of the node: see [`crate::own`]. The kernel delivers it.
+#[inline(always)]
+pub fn is_for_listener(frame: Frame, packet: &Packet, dest: &FrontendKey) -> bool {
+    crate::own::is_marked(dest.port) && crate::own::is_at_node(dest) && ports::has_listener(frame, packet)
+}
+
 /// True if a datagram with this source would get replies that are requests to a frontend, by the first look: see
 /// [`FrontendKey::bit`].
 #[inline(always)]
@@ -50,10 +59,14 @@ pub fn keep_replies(scratch: &mut Scratch, device: &Device) -> bool {
     let Scratch { packet, key, flow, partner, partner_key: replies, clock, .. } = scratch;
     let source = source(packet);
     let masquerade = if packet.v6 { &device.snat_v6 } else { &device.snat_v4 };
-    if (source.addr != *masquerade && Kernel.node_addr(&source.addr).is_none())
-        || (Kernel.frontend(&source).is_none() && Kernel.frontend(&source.node_port()).is_none())
-    {
+    if source.addr != *masquerade && Kernel.node_addr(&source.addr).is_none() {
         return false;
+    }
+    match Kernel.frontend(&source) {
+        // The answer of a process that listens at a cluster IP: the client's next datagram may be the Service's.
+        Some(frontend) if frontend.kind == Kind::ClusterIp as u8 => return false,
+        None if Kernel.frontend(&source.node_port()).is_none() => return false,
+        _ => {}
     }
     let (to, used, hop) = (packet.tuple, clock.now(), Hop::UNKNOWN);
     *flow = Flow { to, service: 0, backend: 0, flags: FlowFlags::OWN, forward: packet.seen, reverse: 0, used, hop };

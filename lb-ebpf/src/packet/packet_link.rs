@@ -24,7 +24,7 @@ pub fn awaits_programs(frame: Frame, scratch: &mut Scratch) -> bool {
     const WITHOUT: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
     let link = frame.entered_by();
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
-    if !unsafe { DEVICES.get(link) }.is_some_and(|device| device.flags & WITHOUT == WITHOUT) {
+    if unsafe { DEVICES.get(link) }.is_none_or(|device| device.flags & WITHOUT != WITHOUT) {
         return false;
     }
     let packet = &scratch.packet;

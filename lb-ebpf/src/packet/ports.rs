@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST, bpf_sock_tuple},
-    helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+    helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use lb_common::{
     Counter, Device, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple,
@@ -16,6 +16,7 @@ use crate::{
     counters::count,
     globals::{SNAT_COUNT, SNAT_FIRST},
     maps::FLOWS,
+    own::{CURRENT_NETNS, Found},
 };
 
 /// Ports to try for a flow.
@@ -134,30 +135,13 @@ fn insert_partner(key: &FlowKey, partner: &Flow) -> Inserted {
 /// True if a socket of this node would receive the replies to such a packet.
 #[inline(never)]
 pub fn has_local_socket(frame: Frame, packet: &Packet, to: &Tuple) -> bool {
-    // SAFETY: integers, for which zero is a value.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    let (src, dst) = (to.dst.words(), to.src.words());
-    let size = if packet.v6 {
-        tuple.__bindgen_anon_1.ipv6.saddr = src;
-        tuple.__bindgen_anon_1.ipv6.daddr = dst;
-        tuple.__bindgen_anon_1.ipv6.sport = to.dst_port.to_be();
-        tuple.__bindgen_anon_1.ipv6.dport = to.src_port.to_be();
-        36
-    } else {
-        tuple.__bindgen_anon_1.ipv4.saddr = src[3];
-        tuple.__bindgen_anon_1.ipv4.daddr = dst[3];
-        tuple.__bindgen_anon_1.ipv4.sport = to.dst_port.to_be();
-        tuple.__bindgen_anon_1.ipv4.dport = to.src_port.to_be();
-        12
-    };
-    /// The network namespace of the device.
-    const HERE: u64 = u64::MAX;
+    let (mut tuple, size) = socket_tuple(&to.reversed(), packet.v6);
     // SAFETY: the context and a tuple of that size; a found socket is released.
     unsafe {
         let sock = if packet.proto == Proto::Tcp as u8 {
-            bpf_skc_lookup_tcp(frame.raw(), &raw mut tuple, size, HERE, 0)
+            bpf_skc_lookup_tcp(frame.raw(), &raw mut tuple, size, CURRENT_NETNS, 0)
         } else if packet.proto == Proto::Udp as u8 {
-            bpf_sk_lookup_udp(frame.raw(), &raw mut tuple, size, HERE, 0)
+            bpf_sk_lookup_udp(frame.raw(), &raw mut tuple, size, CURRENT_NETNS, 0)
         } else {
             return false;
         };
@@ -167,6 +151,51 @@ pub fn has_local_socket(frame: Frame, packet: &Packet, to: &Tuple) -> bool {
         bpf_sk_release(sock.cast());
     }
     true
+}
+
+/// True if a socket of this node listens at exactly the address and port of a packet.
+#[inline(never)]
+pub fn has_listener(frame: Frame, packet: &Packet) -> bool {
+    let is_tcp = packet.proto == Proto::Tcp as u8;
+    let (mut tuple, size) = socket_tuple(&packet.tuple, packet.v6);
+    // SAFETY: as above.
+    unsafe {
+        let sock = if is_tcp {
+            bpf_sk_lookup_tcp(frame.raw(), &raw mut tuple, size, CURRENT_NETNS, 0)
+        } else if packet.proto == Proto::Udp as u8 {
+            bpf_sk_lookup_udp(frame.raw(), &raw mut tuple, size, CURRENT_NETNS, 0)
+        } else {
+            return false;
+        };
+        if sock.is_null() {
+            return false;
+        }
+        let found = Found::of(sock, &packet.tuple.dst, is_tcp);
+        bpf_sk_release(sock.cast());
+        found == Found::Exact
+    }
+}
+
+/// The kernel's form of the addresses and ports of a packet, and its size.
+#[inline(always)]
+fn socket_tuple(of: &Tuple, v6: bool) -> (bpf_sock_tuple, u32) {
+    // SAFETY: integers, for which zero is a value.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let (src, dst) = (of.src.words(), of.dst.words());
+    let size = if v6 {
+        tuple.__bindgen_anon_1.ipv6.saddr = src;
+        tuple.__bindgen_anon_1.ipv6.daddr = dst;
+        tuple.__bindgen_anon_1.ipv6.sport = of.src_port.to_be();
+        tuple.__bindgen_anon_1.ipv6.dport = of.dst_port.to_be();
+        36
+    } else {
+        tuple.__bindgen_anon_1.ipv4.saddr = src[3];
+        tuple.__bindgen_anon_1.ipv4.daddr = dst[3];
+        tuple.__bindgen_anon_1.ipv4.sport = of.src_port.to_be();
+        tuple.__bindgen_anon_1.ipv4.dport = of.dst_port.to_be();
+        12
+    };
+    (tuple, size)
 }
 
 /// A packet of this node, or masqueraded by netfilter, leaves. If one of our flows has its tuple, the packet gets

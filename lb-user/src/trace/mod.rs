@@ -54,6 +54,9 @@ pub(crate) fn trace(
 
 const LEFT_ALONE: &str = "  verdict    left alone: sockets and packets of this pod go on unchanged\n";
 
+const OWN_ADDRESS: &str = "  note       an interface of this node has the address: a process of the node that listens \
+                           there goes first\n";
+
 const UNKNOWN_SOURCE: &str = "  note       the Service has source ranges; the source address of this socket is not \
                               known yet\n  verdict    the call goes on unchanged, and its packets are checked where \
                               they arrive\n";
@@ -101,6 +104,12 @@ impl Choosing<'_> {
                     let kind = Kind::from_number(frontend.kind).map_or("unknown kind", Kind::name);
                     let name = inspect::name_of(&self.snapshot.dump, frontend.service);
                     text += &format!("  frontend   {kind} of {name}\n");
+                    let address = self.snapshot.dump.frontends.get(&self.dest.address());
+                    if self.client.origin() == Origin::Node
+                        && address.is_some_and(|address| address.kind == Kind::OwnAddress as u8)
+                    {
+                        text += OWN_ADDRESS;
+                    }
                 }
                 SelectEvent::List { len: 0, .. } => {}
                 SelectEvent::List { list, reason, .. } => {

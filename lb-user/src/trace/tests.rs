@@ -118,6 +118,20 @@ fn a_preference_that_narrows_the_list_is_named() {
 }
 
 #[test]
+fn an_address_of_the_node_is_noted_for_callers_on_the_node() {
+    let mut snapshot = snapshot(service(), None);
+    let key = FrontendKey::new(addr("10.96.0.1"), 80, Proto::Tcp).address();
+    snapshot.dump.frontends.insert(key, Frontend::new(1, Kind::OwnAddress));
+    let has_note = |client: &TraceClient| {
+        let (text, _) = trace(&snapshot, client, "10.96.0.1:80".parse().expect("an address and port"), Proto::Tcp);
+        text.contains(
+            "  note       an interface of this node has the address: a process of the node that listens there",
+        )
+    };
+    assert!(has_note(&HOST) && has_note(&IN_POD) && !has_note(&outside("198.51.100.7")));
+}
+
+#[test]
 fn policies_and_masquerade_of_clients_outside_are_named() {
     let flags = ServiceFlags::EXTERNAL_LOCAL;
     let local = snapshot(ServiceEntry { flags, scheduler: Scheduler::Rr as u32, ..service() }, None);

@@ -9,6 +9,7 @@ mod backend_choice;
 mod bad_input;
 mod capabilities;
 mod devices;
+mod dns_cache;
 mod doctor;
 mod explain;
 mod external_traffic;
@@ -60,6 +61,7 @@ fn stories() -> Vec<Story> {
         udp::STORIES,
         mptcp::STORIES,
         own_addresses::STORIES,
+        dns_cache::STORIES,
         mptcp::LONG,
         agent_lifecycle::STORIES,
         socket_termination::STORIES,

@@ -287,6 +287,10 @@ fn kinds(service: &Service) -> String {
 }
 
 fn state(frontend: &RequestedFrontend, node: NodeContext<'_>) -> String {
+    if frontend.kind == Kind::ClusterIp && node.own.contains(&frontend.key.addr) {
+        return "owned; an interface of this node has the address, so that a process that listens there goes first"
+            .to_owned();
+    }
     if frontend.kind != Kind::NodePort {
         return "owned".to_owned();
     }

@@ -291,3 +291,17 @@ fn a_hand_written_endpoint_that_is_a_pod_of_another_namespace_is_reported() {
              refuse such endpoints with --cross-namespace-endpoints=refuse"]
     );
 }
+
+#[test]
+fn a_cluster_ip_of_the_node_is_named() {
+    let service = web("web", 1, "10.96.0.1");
+    let view = View { service: &service, slices: &[], endpoints: None };
+    let state = |own: &[&str]| {
+        explained(&view, &[], own).frontends.iter().find(|line| line.kind == "ClusterIP").map(|line| line.state.clone())
+    };
+    assert_eq!(state(&["192.0.2.1"]).as_deref(), Some("owned"));
+    assert_eq!(
+        state(&["10.96.0.1"]).as_deref(),
+        Some("owned; an interface of this node has the address, so that a process that listens there goes first")
+    );
+}

@@ -45,17 +45,19 @@ pub enum Counter {
     SlowEncap = 18,
     /// A packet took the slow path: it has no DF, and is above the MTU.
     SlowFragmented = 19,
+    /// A packet took the slow path: the client's address is always masqueraded.
+    SlowPolicy = 20,
     /// A flow whose client had not answered yet was removed, to make room for a new one.
-    FlowsEarlyDrop = 20,
+    FlowsEarlyDrop = 21,
     /// Refused: a call or a packet to a cluster IP that no Service has.
-    UnknownClusterIp = 21,
+    UnknownClusterIp = 22,
     /// A packet of a pod to a frontend was dropped: the programs were not attached to the pod's link yet.
-    AwaitsPrograms = 22,
+    AwaitsPrograms = 23,
 }
 
 impl Counter {
     /// All counters, ordered by number.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::NoEndpoints,
         Self::NoLocalEndpoints,
         Self::TcpSocksFull,
@@ -76,6 +78,7 @@ impl Counter {
         Self::SlowMarks,
         Self::SlowEncap,
         Self::SlowFragmented,
+        Self::SlowPolicy,
         Self::FlowsEarlyDrop,
         Self::UnknownClusterIp,
         Self::AwaitsPrograms,
@@ -105,6 +108,7 @@ impl Counter {
             Self::SlowMarks => "slow_path_marks",
             Self::SlowEncap => "slow_path_encap",
             Self::SlowFragmented => "slow_path_fragmented",
+            Self::SlowPolicy => "slow_path_policy",
             Self::FlowsEarlyDrop => "flows_early_drop",
             Self::UnknownClusterIp => "rejected_unknown_cluster_ip",
             Self::AwaitsPrograms => "dropped_awaits_programs",

@@ -160,6 +160,8 @@ pub enum SlowPath {
     Encap = 4,
     /// An IPv4 packet without DF above the MTU, which the kernel fragments. A packet, not a flow.
     Fragmented = 5,
+    /// The flow would keep the client's address, and the node always masquerades: see [`DeviceFlags::MASQUERADE`].
+    Policy = 6,
 }
 
 impl SlowPath {
@@ -290,6 +292,8 @@ impl DeviceFlags {
     pub const MARKS: u32 = 512;
     /// Packets may begin with the outer headers of a tunnel, as those of gre and sit do.
     pub const OUTER_HEADERS: u32 = 1024;
+    /// Clients that enter here are masqueraded, whatever the backend, unless the traffic policy is Local.
+    pub const MASQUERADE: u32 = 2048;
     /// Devices by which flows leave on the slow path: see [`SlowPath`].
     pub const SLOW_PATH: u32 = Self::NO_ETHERNET | Self::IPSEC | Self::MARKS;
 

@@ -92,6 +92,16 @@ const fn node_addr_key(addr: &Addr) -> Addr {
     if addr.is_unspecified() { addr.loopback() } else { *addr }
 }
 
+/// True if the traffic policy of a frontend is Local for clients outside, which promises the backend their address.
+#[inline(always)]
+pub fn is_local_outside(tables: &impl Tables, dest: &FrontendKey) -> bool {
+    let Some(frontend) = tables.frontend(dest).or_else(|| tables.frontend(&dest.node_port())) else {
+        return false;
+    };
+    let reason = |service: &ServiceEntry| ListReason::of(frontend.kind, service, Origin::Outside);
+    tables.service(frontend.service).is_some_and(|service| matches!(reason(&service).list(), List::Local))
+}
+
 /// The cause to refuse a socket's call to `dest`, for which [`select`] has found no Service; `None` if the call goes
 /// on.
 #[inline(always)]

@@ -4,6 +4,7 @@ use lb_common::{
     BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, Flow, FlowFlags, FrontendKey, Hook, Origin, Proto,
     SlowPath, Tables, Verdict,
     flow::{Seen, partner_key},
+    is_local_outside,
     packet::Packet,
     select,
 };
@@ -179,11 +180,21 @@ fn fill(scratch: &mut Scratch) {
 /// Netfilter itself masquerades flows on the slow path (see [`SlowPath`]): the kernel forwards their packets with the
 /// client's address, and everything that applies to such packets applies.
 ///
+/// With [`DeviceFlags::MASQUERADE`], netfilter masquerades flows that would keep the client's address too, as it does
+/// for kube-proxy, unless the traffic policy is Local, or the backend is this node itself.
+///
 /// As in netfilter, the FIB lookup is for the client's address, and the source is replaced afterwards.
 #[inline(never)]
 fn find_source(frame: Frame, scratch: &mut Scratch, origin: Origin, entered_by: u32) -> Source {
     let Scratch { packet, flow, choice, clock, route, .. } = scratch;
     let is_hairpin = choice.addr == packet.tuple.src;
+    let kept = |packet: &Packet| {
+        if entered_by & DeviceFlags::MASQUERADE != 0 && !preserves_client(packet) {
+            Source::ByNetfilter(SlowPath::Policy)
+        } else {
+            Source::Keep
+        }
+    };
     if matches!(origin, Origin::Node) && !is_hairpin {
         return Source::Keep;
     }
@@ -191,7 +202,7 @@ fn find_source(frame: Frame, scratch: &mut Scratch, origin: Origin, entered_by: 
     let on_node = !is_hairpin
         && unsafe { BACKENDS.get(choice.backend) }.is_some_and(|backend| backend.flags & BackendFlags::ON_NODE != 0);
     // The kernel's own routing may know more than the FIB lookup.
-    let otherwise = if on_node { Source::Keep } else { Source::Unknown };
+    let otherwise = if on_node { kept(packet) } else { Source::Unknown };
     match route.lookup(frame, packet, &packet.tuple.src, &flow.to) {
         Fib::Device => {}
         Fib::Local | Fib::Unsupported if is_own(frame, packet, flow) => return Source::Keep,
@@ -207,7 +218,7 @@ fn find_source(frame: Frame, scratch: &mut Scratch, origin: Origin, entered_by: 
     const PASSES_REPLIES: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
     let is_behind_node = on_node && route.ifindex() != frame.ifindex();
     if !is_hairpin && (device.flags & PASSES_REPLIES != 0 || is_behind_node) {
-        return Source::Keep;
+        return kept(packet);
     }
     if let Some(reason) = SlowPath::of_device(device.flags) {
         return Source::ByNetfilter(reason);
@@ -218,6 +229,15 @@ fn find_source(frame: Frame, scratch: &mut Scratch, origin: Origin, entered_by: 
     route.store(&mut flow.hop, packet.l3, clock.now());
     flow.to.src = if packet.v6 { device.snat_v6 } else { device.snat_v4 };
     if flow.to.src.is_unspecified() { Source::Unknown } else { Source::Masquerade }
+}
+
+/// As [`is_local_outside`], for the frontend of a packet.
+#[inline(never)]
+fn preserves_client(packet: &Packet) -> bool {
+    let Some(proto) = Proto::from_number(packet.proto.into()) else {
+        return false;
+    };
+    is_local_outside(&Kernel, &FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto))
 }
 
 /// True if the backend's address belongs to this node. The FIB lookup has the same result for an own address and for

@@ -17,7 +17,7 @@ use super::{
 use lb_agent::{BindAddress, Config, Source};
 use lb_core::op::Table;
 use lb_dataplane::{
-    devices::options::{DeviceOptions, LinkPatterns, UplinkChoice},
+    devices::options::{DeviceOptions, LinkPatterns, Masquerade, UplinkChoice},
     pins::Pins,
     upgrade::programs::{MapSizes, ProgramOptions, VipPings},
 };
@@ -81,6 +81,12 @@ pub(super) struct RunArgs {
     /// packets. No effect for pods behind a bridge.
     #[arg(long)]
     host_routing: bool,
+
+    /// Clients outside whose address a backend does not see, with `externalTrafficPolicy: Cluster`: those whose replies
+    /// would not come back through this node, or all, as with kube-proxy. The kernel's forwarding and netfilter carry
+    /// the additional ones.
+    #[arg(long, value_name = "needed|always", default_value = "needed")]
+    masquerade: Masquerade,
 
     /// Pings to VIPs, the addresses of Services that no interface has: answer them, as the node does for its own
     /// addresses, or ignore them.
@@ -197,6 +203,7 @@ pub(super) fn run(arguments: RunArgs, pins: impl FnOnce() -> Result<Pins>) -> Re
             uplinks: arguments.devices.unwrap_or_default(),
             pods: arguments.pod_devices,
             host_routing: arguments.host_routing,
+            masquerade: arguments.masquerade,
         },
         programs: ProgramOptions { sizes, vip_pings: arguments.vip_pings },
         cleanup_on_exit: arguments.cleanup_on_exit,

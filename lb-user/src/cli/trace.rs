@@ -8,7 +8,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
-use lb_common::{BackendFlags, Choice, Device, PodModeEntry, Proto, Tables as _, Verdict};
+use lb_common::{
+    BackendFlags, Choice, Device, FrontendKey, PodModeEntry, Proto, Tables as _, Verdict, is_local_outside,
+};
 
 use crate::trace::{Snapshot, TraceClient, Way, trace};
 use lb_dataplane::stats::StatMaps;
@@ -60,10 +62,11 @@ pub(super) fn run(directory: &Path, arguments: &TraceArgs) -> Result<ExitCode> {
     };
     let (text, verdict) = trace(&snapshot, &client, arguments.destination, proto);
     print!("{} {}\n{text}", proto.name().to_lowercase(), arguments.destination);
+    let dialled = FrontendKey::new(arguments.destination.ip().into(), arguments.destination.port(), proto);
     if let (Some(from), Verdict::Backend(choice)) = (arguments.from, verdict)
         && snapshot.pod_of(&client).is_none()
     {
-        print!("{}", way(directory, &snapshot, from, &choice)?);
+        print!("{}", way(directory, &snapshot, from, &dialled, &choice)?);
     }
     Ok(if matches!(verdict, Verdict::Refused(..)) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -81,7 +84,13 @@ fn read(directory: &Path) -> Result<Snapshot> {
 }
 
 /// Describes the way of a client's packet to its backend, by the kernel's routes.
-fn way(directory: &Path, snapshot: &Snapshot, client: IpAddr, choice: &Choice) -> Result<String> {
+fn way(
+    directory: &Path,
+    snapshot: &Snapshot,
+    client: IpAddr,
+    dialled: &FrontendKey,
+    choice: &Choice,
+) -> Result<String> {
     let devices = TypedMap::<u32, Device>::open(directory, "DEVICES")?.read()?.into_iter().collect();
     let mut netlink = NetlinkSocket::open().context("opening a netlink socket")?;
     let links = network_state::links(&mut netlink).context("reading links")?;
@@ -96,7 +105,8 @@ fn way(directory: &Path, snapshot: &Snapshot, client: IpAddr, choice: &Choice) -
         Err(error) => Err(format!("no route from {client} to {backend}: {error}")),
     };
     let on_node = snapshot.backend(choice.backend).is_some_and(|backend| backend.flags & BackendFlags::ON_NODE != 0);
-    Ok(Way { client, backend, on_node, entered_by, route, devices: &devices, names: &names }.text())
+    let is_local = is_local_outside(snapshot, dialled);
+    Ok(Way { client, backend, on_node, is_local, entered_by, route, devices: &devices, names: &names }.text())
 }
 
 /// Returns a socket of the process `pid`, or of this network namespace, which counts as the node's own.

@@ -13,7 +13,10 @@ use super::{Finding, foreign::Programs};
 use crate::inspect::pod_modes::{PodModeRow, pod_modes};
 use lb_core::text::number;
 use lb_dataplane::{
-    attach::tc::{self, Attachment},
+    attach::{
+        clsact::Clsact,
+        tc::{self, Attachment},
+    },
     devices::{desired, options::UplinkChoice},
 };
 use lb_kernel::{
@@ -33,9 +36,8 @@ pub(super) struct DeviceFacts {
     uplinks: BTreeMap<u32, String>,
     attached: BTreeMap<u32, Attachment>,
     names: BTreeMap<u32, String>,
-    /// Programs of others that run before Beeline's: interface index, Beeline's program, id of theirs.
-    foreign_first: Vec<(u32, &'static str, u32)>,
-    programs: Programs,
+    /// Programs of others that run before Beeline's: interface index, Beeline's program, description of theirs.
+    foreign_first: Vec<(u32, &'static str, String)>,
     /// Pods with a mode other than `socket`.
     pods: Vec<PodModeRow>,
     /// Number of pod links with host routing. `None` without `--host-routing`.
@@ -53,16 +55,21 @@ pub(super) fn read(directory: &Path, root: &Path, devices: Option<&UplinkChoice>
         let uplinks = desired::uplinks(&facts, uplinks, &[], &has_now);
         names.iter().filter(|(index, _)| uplinks.contains(index)).map(|(index, name)| (*index, name.clone())).collect()
     });
-    let mut foreign_first = Vec::new();
+    let mut ids_first = Vec::new();
     for (index, own) in &attached {
         for ((hook, name), program) in tc::PROGRAMS.into_iter().zip(own.programs) {
-            // Without tcx the kernel lists no programs here: `tc filter show` has the order.
+            // Without TCX the kernel lists no programs here.
             let running = bpf::programs_at_device(*index, hook).unwrap_or_default();
             let others = running.into_iter().take_while(|running| Some(*running) != program);
-            foreign_first.extend(others.filter(|_| program.is_some()).map(|other| (*index, name, other)));
+            ids_first.extend(others.filter(|_| program.is_some()).map(|other| (*index, name, other)));
         }
     }
-    let programs = Programs::read(&foreign_first.iter().map(|(.., program)| *program).collect::<Vec<_>>());
+    let programs = Programs::read(&ids_first.iter().map(|(.., program)| *program).collect::<Vec<_>>());
+    let by_tcx = ids_first.into_iter().map(|(index, ours, program)| (index, ours, programs.describe(program)));
+    let filters = Clsact::open(root)?.foreign_before_ours()?.into_iter();
+    let name_at = |hook| tc::PROGRAMS.iter().find(|(of, _)| *of == hook).map_or("", |(_, name)| *name);
+    let by_clsact = filters.map(|(index, hook, filter)| (index, name_at(hook), filter));
+    let foreign_first = by_tcx.chain(by_clsact).collect();
     let entries = TypedMap::<u64, PodModeEntry>::open(directory, "POD_MODES")?.read()?;
     let pods = pod_modes(&entries, |index| names.get(&index).cloned());
     let known = TypedMap::<u32, Device>::open(directory, "DEVICES")?.read()?;
@@ -70,7 +77,7 @@ pub(super) fn read(directory: &Path, root: &Path, devices: Option<&UplinkChoice>
     let host_routed_links = || known.iter().filter(|(_, device)| DeviceFlags::lead_into_a_pod(device.flags)).count();
     let host_routed_links = has_host_routing.then(host_routed_links);
     let is_off = devices.is_some_and(UplinkChoice::is_none);
-    Ok(DeviceFacts { is_off, uplinks, attached, names, foreign_first, programs, pods, host_routed_links })
+    Ok(DeviceFacts { is_off, uplinks, attached, names, foreign_first, pods, host_routed_links })
 }
 
 pub(super) fn evaluate(facts: &Result<DeviceFacts>) -> Vec<Finding> {
@@ -101,13 +108,15 @@ pub(super) fn evaluate(facts: &Result<DeviceFacts>) -> Vec<Finding> {
         }
     }
     for (index, ours, program) in &facts.foreign_first {
-        let (device, program) = (name(index), facts.programs.describe(*program));
+        let device = name(index);
         findings.push(Finding::warning(
             CHECK,
-            format!("{program} runs at {device} before {ours}: packets that it redirects or drops never reach {ours}"),
             format!(
-                "`bpftool net show dev {device}`; if the program balances load too, disable that in its own \
-                configuration"
+                "{program} runs at {device} before {ours}: packets that it ends, redirects or drops never reach {ours}"
+            ),
+            format!(
+                "`bpftool net show dev {device}` and `tc filter show dev {device} ingress`; if the program balances \
+                 load too, disable that in its own configuration; otherwise give its filter a priority above 7"
             ),
         ));
     }
@@ -199,7 +208,7 @@ mod tests {
     #[test]
     fn a_foreign_program_that_runs_first_is_named() {
         check(
-            DeviceFacts { foreign_first: vec![(2, "tc_ingress", 9)], ..facts() },
+            DeviceFacts { foreign_first: vec![(2, "tc_ingress", Programs::default().describe(9))], ..facts() },
             &["warning: an unnamed program (id 9, held by no process) runs at eth0 before tc_ingress"],
         );
     }

@@ -12,6 +12,8 @@ pub(crate) struct Way<'a> {
     pub(crate) backend: IpAddr,
     /// True if `nodeName` says that the backend is on this node.
     pub(crate) on_node: bool,
+    /// True if the traffic policy of the frontend is Local.
+    pub(crate) is_local: bool,
     /// Index of the device by which the packet enters.
     pub(crate) entered_by: u32,
     /// The kernel's route to the backend, or the reason for none.
@@ -31,11 +33,13 @@ impl Way<'_> {
     fn describe(&self) -> String {
         const KEPT: &str = "the kernel's routing, with the client's address";
         let entered_by = self.devices.get(&self.entered_by).map_or(0, |device| device.flags);
+        let always = entered_by & DeviceFlags::MASQUERADE != 0 && !self.is_local;
         let may_be_marked = !self.on_node && entered_by & DeviceFlags::MARKS != 0;
         let route = match &self.route {
             Ok(route) if route.is_local => return format!("{KEPT}: the backend is this node"),
             Ok(route) if route.encapsulates && !self.on_node => return self.slow(route.device, SlowPath::Encap),
             Ok(route) => route,
+            Err(_) if self.on_node && always => return self.slow(self.entered_by, SlowPath::Policy),
             Err(_) if self.on_node => return format!("{KEPT}: the backend is on this node"),
             Err(_) if may_be_marked => return self.slow(self.entered_by, SlowPath::Marks),
             Err(reason) => return format!("none, and the packet is dropped: {reason}"),
@@ -43,6 +47,7 @@ impl Way<'_> {
         let name = self.name(route.device);
         let Some(device) = self.devices.get(&route.device) else {
             return match self.on_node {
+                true if always => self.slow(route.device, SlowPath::Policy),
                 true => format!("{KEPT}, by {name}"),
                 false => format!("none, and the packet is dropped: {name} has no entry in DEVICES"),
             };
@@ -50,6 +55,9 @@ impl Way<'_> {
         let is_hairpin = self.client == self.backend;
         let passes_answers = device.flags & (DeviceFlags::POD | DeviceFlags::NO_PROGRAMS) != 0;
         if !is_hairpin && (passes_answers || (self.on_node && route.device != self.entered_by)) {
+            if always {
+                return self.slow(route.device, SlowPath::Policy);
+            }
             return format!("{KEPT}, by {name}");
         }
         let enters_bare = (entered_by & DeviceFlags::NO_ETHERNET != 0).then_some(SlowPath::NoEthernet);
@@ -70,6 +78,7 @@ impl Way<'_> {
             SlowPath::Marks => "rules that choose routes by marks",
             SlowPath::Encap => "a route that encapsulates",
             SlowPath::Fragmented => "it is above the MTU",
+            SlowPath::Policy => "--masquerade always",
         };
         let name = self.name(device);
         format!("the slow path by {name}: the kernel forwards, and netfilter masquerades ({why})")
@@ -97,6 +106,7 @@ mod tests {
             client: [198, 51, 100, 9].into(),
             backend: [10, 0, 0, 1].into(),
             on_node,
+            is_local: false,
             entered_by: ETH0,
             route,
             devices: &devices,
@@ -115,6 +125,9 @@ mod tests {
         let slow = "the slow path by other: the kernel forwards, and netfilter masquerades";
         check([0, 0], false, by(OTHER), "a redirect to other, masqueraded as 192.0.2.1");
         check([0, DeviceFlags::POD], false, by(OTHER), &format!("{kept}, by other"));
+        let always = format!("{slow} (--masquerade always)");
+        check([DeviceFlags::MASQUERADE, DeviceFlags::POD], false, by(OTHER), &always);
+        check([DeviceFlags::MASQUERADE, 0], true, by(OTHER), &always);
         check([0, 0], true, by(OTHER), &format!("{kept}, by other"));
         let local = Ok(FoundRoute { device: 1, is_local: true, encapsulates: false });
         check([0, 0], false, local, &format!("{kept}: the backend is this node"));

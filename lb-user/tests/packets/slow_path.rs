@@ -94,6 +94,36 @@ fn a_backend_on_this_node_needs_no_slow_path() {
 }
 
 #[test]
+fn clients_are_always_masqueraded_if_the_node_wants_it_and_the_policy_is_cluster() {
+    for net in BOTH {
+        for (first, service) in each(net) {
+            let mut fixture = enter();
+            fixture.set_flags("uplink", DeviceFlags::MASQUERADE);
+            fixture.serve(service.node_port(net.any).backends(&[net.local]));
+            takes_the_slow_path(&mut fixture, "uplink", &first, net.local, Counter::SlowPolicy);
+        }
+    }
+}
+
+#[test]
+fn clients_keep_their_address_where_the_policy_is_local_or_the_backend_is_the_node() {
+    for net in BOTH {
+        let own = format!("{}:8080", net.node_port.strip_suffix(":30080").expect("the NodePort"));
+        for (backend, is_local) in [(net.local, true), (own.as_str(), false)] {
+            for (first, service) in each(net) {
+                let mut fixture = enter();
+                fixture.set_flags("uplink", DeviceFlags::MASQUERADE);
+                let service = service.node_port(net.any).backends(&[backend]);
+                fixture.serve(if is_local { service.external_local() } else { service });
+                let passed = fixture.ingress("uplink", &first);
+                passed.passes_as(&first.becomes(net.client, backend));
+                assert_eq!((passed.mark, fixture.count(Counter::SlowPolicy)), (0, 0));
+            }
+        }
+    }
+}
+
+#[test]
 fn a_flow_that_was_redirected_keeps_its_port_when_the_kernel_must_forward() {
     for net in BOTH {
         for (first, service) in each(net) {

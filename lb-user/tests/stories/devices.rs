@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
     process::Command,
@@ -18,7 +19,10 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use lb_common::{Device, DeviceFlags, Hook};
 use lb_dataplane::attach::tc;
 use lb_kernel::{bpf as sys, bpf::typed::TypedMap};
-use lb_lab::LabNamespace;
+use lb_lab::{
+    LabNamespace,
+    network::{Lan, LanOptions},
+};
 use rustix::process::Signal;
 
 use crate::{
@@ -27,6 +31,8 @@ use crate::{
     agent_lifecycle::write_wide,
     doctor::returning,
     node::{StoryNode, ip},
+    packets,
+    sockets::{Client, tcp_ask},
 };
 
 pub const STORIES: &[Story] = &[
@@ -38,6 +44,7 @@ pub const STORIES: &[Story] = &[
     ("devices_are_clean_after_cleanup", cleanup_detaches),
     ("devices_are_clean_after_cleanup_from_another_namespace", cleanup_from_another_namespace),
     ("devices_keep_foreign_tc_filters", foreign_filters_are_kept),
+    ("devices_run_our_programs_before_filters_of_others", filters_of_others_come_later),
     ("devices_get_detached_programs_back", detached_programs_come_back),
     ("devices_added_by_the_hundred_cost_little_cpu_time", hundreds_of_devices_cost_little),
 ];
@@ -216,18 +223,19 @@ fn devices_follow_flags(node: &mut StoryNode) {
     until("no entry is left", || devices(node).is_empty());
 }
 
+/// Returns the findings of the check `devices`, as `severity: text`.
+fn findings_about_devices(node: &StoryNode) -> Vec<String> {
+    let report: serde_json::Value = serde_json::from_slice(&run(node, &["doctor", "-o", "json"]).stdout).expect("JSON");
+    let findings = report["findings"].as_array().expect("a list").iter();
+    let of_devices = findings.filter(|finding| finding["check"] == "devices");
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+    of_devices.map(|finding| text(&finding["severity"]) + ": " + &text(&finding["what"])).collect()
+}
+
 fn doctor_checks_devices(node: &mut StoryNode) {
     if !add_uplink("up0", 0) {
         return;
     }
-    let findings_about_devices = |node: &StoryNode| {
-        let report: serde_json::Value =
-            serde_json::from_slice(&run(node, &["doctor", "-o", "json"]).stdout).expect("JSON");
-        let findings = report["findings"].as_array().expect("a list").iter();
-        let of_devices = findings.filter(|finding| finding["check"] == "devices");
-        let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
-        of_devices.map(|finding| text(&finding["severity"]) + ": " + &text(&finding["what"])).collect::<Vec<_>>()
-    };
     let mut agent = node.agent(&[]);
     wait_until_attached("up0");
     let mechanism = if has_tcx(node) { "tcx" } else { "clsact" };
@@ -449,6 +457,46 @@ fn foreign_filters_are_kept(node: &mut StoryNode) {
     agent.kill();
     assert!(run(node, &["cleanup"]).status.success());
     assert!(foreign("up0") && foreign("up1"));
+}
+
+/// Filters that let all packets pass, and let no filter behind them see one (TC_ACT_OK).
+fn filters_of_others_come_later(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    let pod = packets::pod(&lan.node1);
+    packets::serve(pod);
+    let add = |hook: &str, priority: &str| {
+        let filter = ["tc", "filter", "add", "dev", "eth0", hook, "prio", priority, "protocol", "all"];
+        let matches_all = ["bpf", "bytecode", "1,6 0 0 4294967295,", "classid", "1:1"];
+        lan.node1.host.net.run(&[&filter[..], &matches_all].concat());
+    };
+    lan.node1.host.net.run(&["tc", "qdisc", "add", "dev", "eth0", "clsact"]);
+    // The last one is where ours goes.
+    for priority in ["3", "1"] {
+        ["ingress", "egress"].into_iter().for_each(|hook| add(hook, priority));
+    }
+    node.write("web.yaml", &packets::service("Cluster", &packets::addresses(pod).map(|ip| (ip, "here"))));
+    let mut agent = packets::agent(node, &lan, &[]);
+    agent.wait_for("the backends are there", |dump| dump.backends.len() == 4);
+    let is_served = || {
+        for own in packets::addresses(&lan.node1.host) {
+            let to = SocketAddr::from((own, packets::NODE_PORT));
+            lan.client.net.enter(|| tcp_ask(to)).expect("an answer");
+            lan.client.net.enter(|| Client::udp(to).ask(to));
+        }
+    };
+    is_served();
+    let findings = || lan.node1.host.net.enter(|| findings_about_devices(node)).join(", ");
+    assert!(!findings().contains("before tc_"), "{}", findings());
+    agent.kill();
+    let mut agent = packets::agent(node, &lan, &[]);
+    is_served();
+    if !has_tcx(node) {
+        // The newest filter of a priority comes first.
+        add("ingress", "1");
+        let first = "warning: filter without a name (bpf, priority 1) runs at eth0 before tc_ingress";
+        assert!(findings().contains(first), "{}", findings());
+    }
+    agent.terminate();
 }
 
 fn detached_programs_come_back(node: &mut StoryNode) {

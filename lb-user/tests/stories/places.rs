@@ -23,9 +23,15 @@ pub const STORIES: &[Story] = &[
 
 /// Starts the agent of node1 without a choice of devices. Its cgroup is empty: clients are seen by their packets alone.
 pub fn agent(node: &StoryNode, lan: &Lan) -> Agent {
+    agent_with(node, lan, &[])
+}
+
+/// As [`agent`], with more flags.
+pub fn agent_with(node: &StoryNode, lan: &Lan, more: &[&str]) -> Agent {
     let cgroup = node.cgroup.join("node1");
     fs::create_dir_all(&cgroup).expect("a cgroup");
-    lan.node1.host.net.enter(|| node.agent(&["--cgroup", cgroup.to_str().expect("text")]))
+    let flags = [&["--cgroup", cgroup.to_str().expect("text")], more].concat();
+    lan.node1.host.net.enter(|| node.agent(&flags))
 }
 
 /// Returns a Service without an endpoint's `nodeName`, or with that of another node.

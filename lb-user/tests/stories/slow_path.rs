@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use lb_common::ServiceFlags;
 use lb_lab::network::{Host, LabNode, Lan, LanOptions, RpFilter};
 
 use crate::{
@@ -13,13 +14,14 @@ use crate::{
     agent::{Agent, run, until},
     node::StoryNode,
     packets::{NODE_PORT, TARGET, addresses, pod, serve, service},
-    places::{agent, ask, wait_for_devices},
+    places::{agent, agent_with, ask, wait_for_devices},
 };
 
 pub const STORIES: &[Story] = &[
     ("slow_path_leads_through_devices_without_ethernet_in_both_directions", devices_without_ethernet),
     ("slow_path_leaves_packets_to_ipsec_policies", ipsec_policies),
     ("slow_path_follows_routes_that_marks_choose", routes_by_marks),
+    ("slow_path_masquerades_all_clients_with_the_flag", all_clients_are_masqueraded),
 ];
 
 /// Returns the value of a counter.
@@ -164,4 +166,34 @@ fn routes_by_marks(node: &mut StoryNode) {
         }
     }
     assert!(count(node, "slow_path_marks") > 0);
+}
+
+/// Backends see the node, as behind kube-proxy, but with `externalTrafficPolicy: Local`.
+fn all_clients_are_masqueraded(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    let host = &lan.node1.host;
+    let here = pod(&lan.node1);
+    serve(here);
+    let agent = agent_with(node, &lan, &["--masquerade", "always"]);
+    wait_for_devices(node, &lan, &["eth0"]);
+    for policy in ["Cluster", "Local"] {
+        node.write("web.yaml", &service(policy, &addresses(here).map(|ip| (ip, "here"))));
+        agent.wait_for("the backends and the policy", |dump| {
+            let is_local = |flags: u32| flags & ServiceFlags::EXTERNAL_LOCAL != 0;
+            dump.backends.len() == 4 && dump.services.values().all(|port| is_local(port.flags) == (policy == "Local"))
+        });
+        for ((own, backend), client) in addresses(host).into_iter().zip(addresses(here)).zip(addresses(&lan.client)) {
+            let server = SocketAddr::from((backend, TARGET)).to_string();
+            let [tcp, udp, seen] = ask(&lan.client, node_port(own));
+            assert_eq!([&tcp, &udp], [&server, &server], "{policy}");
+            assert_eq!(seen == client.to_string(), policy == "Local", "{policy}: the backend sees {seen}");
+        }
+    }
+    assert!(count(node, "slow_path_policy") > 0);
+    let to = node_port(host.v4.into()).to_string();
+    let words = ["trace", "tcp", &to, "--from", &lan.client.v4.to_string()];
+    let trace = |node: &StoryNode| String::from_utf8(host.net.enter(|| run(node, &words)).stdout).expect("text");
+    assert!(!trace(node).contains("always"), "{}", trace(node));
+    node.write("web.yaml", &service("Cluster", &addresses(here).map(|ip| (ip, "here"))));
+    until("the trace has the way", || trace(node).contains("netfilter masquerades (--masquerade always)"));
 }

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use lb_common::Hook;
 
 use lb_kernel::{
@@ -37,8 +37,11 @@ const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 /// Length of a `struct tcmsg`.
 const TC_HEADER: usize = 20;
 
-/// Priority of our filters. Filters without an explicit priority come after it.
-const PRIORITY: u16 = 7;
+/// Priorities of our filters, best first. A filter that ends the packet (TC_ACT_OK, as all programs of Cilium and
+/// Calico do) hides it from filters behind it. At a priority that has filters of another kind or protocol there is no
+/// room for ours; at one with filters of our kind the newest comes first (`cls_bpf_change`). Filters without an
+/// explicit priority come after both.
+const PRIORITIES: [u16; 2] = [1, 7];
 
 /// Handle of our filter.
 const FILTER: u32 = 0xbee;
@@ -122,20 +125,56 @@ impl Clsact {
             Err(error) => return Err(failed(FailedCall::AddClsact, "adding a clsact qdisc", error)),
         }
         let parent = parent(hook);
-        let in_place = self.filters(device, parent)?.into_iter().find(Filter::is_at_our_place);
-        ensure!(
-            in_place.is_none_or(|filter| filter.is_ours()),
-            "another filter has priority {PRIORITY}, handle {FILTER:#x}"
-        );
+        let existing = self.filters(device, parent)?;
         let mut options = Vec::new();
         put_attribute(&mut options, TCA_BPF_FD, &program.as_fd().as_raw_fd().to_ne_bytes());
         put_attribute(&mut options, TCA_BPF_NAME, format!("{NAME}{name}\0").as_bytes());
         put_attribute(&mut options, TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
-        let mut filter = header(device, FILTER, parent, info());
-        put_attribute(&mut filter, libc::TCA_KIND, b"bpf\0");
-        put_attribute(&mut filter, libc::TCA_OPTIONS, &options);
-        let added = self.channel.execute(libc::RTM_NEWTFILTER, libc::NLM_F_CREATE, &filter);
-        added.map_err(|error| failed(FailedCall::AddFilter, "adding a filter", error))
+        let mut result = Ok(());
+        for priority in PRIORITIES {
+            let is_foreign = |filter: &Filter| filter.is_at(priority) && !filter.is_ours();
+            if existing.iter().any(is_foreign) {
+                result = Err(anyhow!("another filter has priority {priority}, handle {FILTER:#x}"));
+                continue;
+            }
+            let mut filter = header(device, FILTER, parent, info(priority));
+            put_attribute(&mut filter, libc::TCA_KIND, b"bpf\0");
+            put_attribute(&mut filter, libc::TCA_OPTIONS, &options);
+            let added = self.channel.execute(libc::RTM_NEWTFILTER, libc::NLM_F_CREATE, &filter);
+            if let Err(error) = added {
+                result = Err(failed(FailedCall::AddFilter, "adding a filter", error));
+                continue;
+            }
+            // The priority of an earlier version, or the second best while another filter had the best.
+            for other in existing.iter().filter(|filter| filter.is_ours() && !filter.is_at(priority)) {
+                self.remove(device, parent, other)?;
+            }
+            return Ok(());
+        }
+        result
+    }
+
+    /// Removes a filter of ours.
+    fn remove(&mut self, device: u32, parent: u32, filter: &Filter) -> Result<()> {
+        let mut ours = header(device, FILTER, parent, info(filter.priority));
+        put_attribute(&mut ours, libc::TCA_KIND, b"bpf\0");
+        accept_missing(self.channel.execute(libc::RTM_DELTFILTER, 0, &ours)).context("removing a filter")
+    }
+
+    /// Lists filters of others that run before ours at each device with filters of ours: a filter that ends a packet
+    /// hides it from ours. Each has its device, the hook, and a description.
+    ///
+    /// # Errors
+    /// If qdiscs or filters cannot be listed.
+    pub fn foreign_before_ours(&mut self) -> Result<Vec<(u32, Hook, String)>> {
+        let mut found = Vec::new();
+        for device in self.attached()?.into_keys() {
+            for (hook, parent) in HOOKS {
+                let filters = self.filters(device, parent)?;
+                found.extend(before_ours(&filters).iter().map(|filter| (device, hook, filter.text())));
+            }
+        }
+        Ok(found)
     }
 
     /// Removes our filters of a device, and the qdisc if it is marked as ours and has no foreign filter.
@@ -144,10 +183,7 @@ impl Clsact {
         for (_, parent) in HOOKS {
             for filter in self.filters(device, parent)? {
                 if filter.is_ours() {
-                    let mut ours = header(device, FILTER, parent, info());
-                    put_attribute(&mut ours, libc::TCA_KIND, b"bpf\0");
-                    accept_missing(self.channel.execute(libc::RTM_DELTFILTER, 0, &ours))
-                        .context("removing a filter")?;
+                    self.remove(device, parent, &filter)?;
                 } else {
                     others += 1;
                 }
@@ -239,10 +275,16 @@ const fn parent(hook: Hook) -> u32 {
     }
 }
 
-/// Returns priority and protocol (`ETH_P_ALL`) of our filters.
-fn info() -> u32 {
+/// Returns priority and protocol (`ETH_P_ALL`) of a filter of ours.
+fn info(priority: u16) -> u32 {
     let all = u16::try_from(libc::ETH_P_ALL).unwrap_or_default();
-    (u32::from(PRIORITY) << 16) | u32::from(all.to_be())
+    (u32::from(priority) << 16) | u32::from(all.to_be())
+}
+
+/// Returns the filters of others before ours. `filters` are in the kernel's order, the order in which they run.
+fn before_ours(filters: &[Filter]) -> &[Filter] {
+    let ours = filters.iter().position(Filter::is_ours).unwrap_or(0);
+    filters.get(..ours).unwrap_or_default()
 }
 
 /// Encodes a `struct tcmsg`.
@@ -264,7 +306,8 @@ fn clsact_of(body: &[u8]) -> Option<u32> {
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Filter {
     handle: u32,
-    priority: u32,
+    priority: u16,
+    kind: String,
     name: String,
     program: u32,
 }
@@ -273,9 +316,13 @@ impl Filter {
     /// Parses a filter. None for the entry without a handle that heads the filters of a priority.
     fn parse(body: &[u8]) -> Option<Self> {
         let (handle, info) = (u32_at(body, 8)?, u32_at(body, 16)?);
-        let mut filter = Self { handle, priority: info >> 16, name: String::new(), program: 0 };
+        let priority = u16::try_from(info >> 16).ok()?;
+        let mut filter = Self { handle, priority, kind: String::new(), name: String::new(), program: 0 };
         let mut is_one = handle != 0;
         for (kind, value) in attributes(body.get(TC_HEADER..)?) {
+            if kind == libc::TCA_KIND {
+                filter.kind = text(value);
+            }
             if kind == libc::TCA_OPTIONS {
                 is_one = true;
                 for (kind, value) in attributes(value) {
@@ -290,12 +337,18 @@ impl Filter {
         is_one.then_some(filter)
     }
 
-    const fn is_at_our_place(&self) -> bool {
-        self.handle == FILTER && self.priority == PRIORITY as u32
+    const fn is_at(&self, priority: u16) -> bool {
+        self.handle == FILTER && self.priority == priority
     }
 
     fn is_ours(&self) -> bool {
-        self.is_at_our_place() && self.name.starts_with(NAME)
+        PRIORITIES.iter().any(|priority| self.is_at(*priority)) && self.name.starts_with(NAME)
+    }
+
+    /// Describes the filter, as in `filter cil_from_netdev (bpf, priority 1)`.
+    fn text(&self) -> String {
+        let name = if self.name.is_empty() { "without a name" } else { &self.name };
+        format!("filter {name} ({}, priority {})", self.kind, self.priority)
     }
 }
 
@@ -305,10 +358,14 @@ mod tests {
 
     /// Encodes a filter as the kernel lists it.
     fn listed(handle: u32, name: &str) -> Vec<u8> {
+        listed_at(7, handle, name)
+    }
+
+    fn listed_at(priority: u16, handle: u32, name: &str) -> Vec<u8> {
         let mut options = Vec::new();
         put_attribute(&mut options, TCA_BPF_NAME, format!("{name}\0").as_bytes());
         put_attribute(&mut options, TCA_BPF_ID, &4711_u32.to_ne_bytes());
-        let mut body = header(3, handle, PARENT_INGRESS, info());
+        let mut body = header(3, handle, PARENT_INGRESS, info(priority));
         put_attribute(&mut body, libc::TCA_KIND, b"bpf\0");
         put_attribute(&mut body, libc::TCA_OPTIONS, &options);
         body
@@ -322,9 +379,23 @@ mod tests {
         assert!(!is_ours(&listed(FILTER, "cil_from_netdev")));
         assert!(!is_ours(&listed(1, "beeline:tc_ingress")));
         // The head of a priority has no options.
-        let mut head = header(3, 0, PARENT_INGRESS, info());
+        let mut head = header(3, 0, PARENT_INGRESS, info(7));
         put_attribute(&mut head, libc::TCA_KIND, b"bpf\0");
         assert_eq!(Filter::parse(&head), None);
+    }
+
+    #[test]
+    fn filters_of_others_before_ours_are_named() {
+        let list = |filters: &[(u16, u32, &str)]| {
+            let filters = filters.iter().map(|(priority, handle, name)| listed_at(*priority, *handle, name));
+            let filters: Vec<_> = filters.filter_map(|body| Filter::parse(&body)).collect();
+            before_ours(&filters).iter().map(Filter::text).collect::<Vec<_>>()
+        };
+        let ours = "beeline:tc_ingress";
+        let theirs = "filter cil_from_netdev (bpf, priority 1)";
+        assert_eq!(list(&[(1, FILTER, ours), (1, 1, "cil_from_netdev")]), [""; 0]);
+        assert_eq!(list(&[(1, 1, "cil_from_netdev"), (7, FILTER, ours), (8, 1, "other")]), [theirs]);
+        assert_eq!(list(&[(1, 1, "cil_from_netdev")]), [""; 0], "ours is not there");
     }
 
     #[test]

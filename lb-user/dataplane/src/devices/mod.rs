@@ -209,7 +209,7 @@ impl DeviceManager {
         let pods = modes.map(|modes| self.performer.pod_modes.locate(modes, &network, &mut channel)).transpose()?;
         let attached = self.tc.attached()?;
         let ipsec = xfrm::has_policies().context("reading IPsec policies")?;
-        let (slow_path, needs_masquerade) = slow_path(&network, ipsec);
+        let (slow_path, needs_masquerade) = slow_path(&self.options, &network, ipsec);
         let masquerade = if needs_masquerade && !self.options.are_off() { ensure_masquerade() } else { Ok(()) };
         let made =
             |known: &BTreeSet<u32>| network.links.keys().copied().filter(|index| !known.contains(index)).collect();

@@ -1,4 +1,4 @@
-//! The flags `--devices`, `--pod-devices` and `--host-routing`: which links get the programs of the packet path. Pure.
+//! The flags of the packet path's devices: links that get the programs, and treatment of packets there. Pure.
 
 use std::{convert::Infallible, str::FromStr};
 
@@ -11,6 +11,30 @@ pub struct DeviceOptions {
     pub pods: LinkPatterns,
     /// True if flows to pods of this node bypass the kernel's routing.
     pub host_routing: bool,
+    /// Masquerade of clients outside.
+    pub masquerade: Masquerade,
+}
+
+/// Masquerade of clients outside, where the traffic policy is Cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Masquerade {
+    /// Where replies would not come back through this node.
+    #[default]
+    Needed,
+    /// Always, as kube-proxy does.
+    Always,
+}
+
+impl FromStr for Masquerade {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "needed" => Ok(Self::Needed),
+            "always" => Ok(Self::Always),
+            _ => Err("expected needed or always".to_owned()),
+        }
+    }
 }
 
 impl DeviceOptions {

@@ -7,7 +7,7 @@ use std::{
 
 use lb_common::{Addr, Device, DeviceFlags, PodMode};
 
-use super::options::{DeviceOptions, LinkPatterns, UplinkChoice};
+use super::options::{DeviceOptions, LinkPatterns, Masquerade, UplinkChoice};
 use crate::attach::tc::Attachment;
 use lb_kernel::netlink::address::Address;
 use lb_kernel::netlink::network_state::{Link, NetworkState, Route};
@@ -33,7 +33,7 @@ pub(super) struct DeviceFacts<'a> {
     pub(super) made: BTreeSet<u32>,
     /// True if netfilter translates connections now.
     pub(super) netfilter_translates: bool,
-    /// Flags of devices by which flows leave on the slow path.
+    /// Flags of devices by which flows enter or leave on the slow path.
     pub(super) slow_path: u32,
 }
 
@@ -70,8 +70,10 @@ struct Selection<'a> {
 
 /// Returns the reasons for the slow path at all uplinks, as flags of devices, and true if there is one at some device
 /// at least: then netfilter must masquerade. `ipsec` is true if there are IPsec policies.
-pub(super) fn slow_path(network: &NetworkState, ipsec: bool) -> (u32, bool) {
-    let reasons = [(ipsec, DeviceFlags::IPSEC), (network.routes_by_mark, DeviceFlags::MARKS)];
+pub(super) fn slow_path(options: &DeviceOptions, network: &NetworkState, ipsec: bool) -> (u32, bool) {
+    let always = options.masquerade == Masquerade::Always;
+    let reasons =
+        [(ipsec, DeviceFlags::IPSEC), (network.routes_by_mark, DeviceFlags::MARKS), (always, DeviceFlags::MASQUERADE)];
     let flags = reasons.iter().filter(|(holds, _)| *holds).fold(0, |flags, (_, flag)| flags | flag);
     let is_l3 = |link: &Link| link.is_up() && !link.is_loopback() && !link.has_ethernet_header();
     (flags, flags != 0 || network.encapsulates || network.links.values().any(is_l3))

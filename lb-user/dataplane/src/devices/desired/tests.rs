@@ -407,10 +407,10 @@ fn reasons_for_the_slow_path_are_at_all_devices_but_links_of_pods() {
          route 2 default
          route 3 10.9.0.0/16",
     );
-    assert_eq!(slow_path(&network, false), (0, true), "the tunnel alone needs masquerade");
-    assert_eq!(slow_path(&network, true), (DeviceFlags::IPSEC, true));
+    assert_eq!(slow_path(&DeviceOptions::default(), &network, false), (0, true), "the tunnel alone needs masquerade");
+    assert_eq!(slow_path(&DeviceOptions::default(), &network, true), (DeviceFlags::IPSEC, true));
     network.routes_by_mark = true;
-    let (flags, needs_masquerade) = slow_path(&network, false);
+    let (flags, needs_masquerade) = slow_path(&DeviceOptions::default(), &network, false);
     assert!(needs_masquerade);
     let uplinks = uplinks(&network, &UplinkChoice::ByRoute, &[], NONE);
     let pod_links = BTreeMap::from([(4, DeviceFlags::POD)]);
@@ -421,7 +421,9 @@ fn reasons_for_the_slow_path_are_at_all_devices_but_links_of_pods() {
     assert_eq!(flags, [("eth0", MARKS), ("gre1", GRE | MARKS), ("cali4", DeviceFlags::POD)]);
     network.links.remove(&3);
     network.routes_by_mark = false;
-    assert_eq!(slow_path(&network, false), (0, false));
+    assert_eq!(slow_path(&DeviceOptions::default(), &network, false), (0, false));
+    let always = DeviceOptions { masquerade: Masquerade::Always, ..DeviceOptions::default() };
+    assert_eq!(slow_path(&always, &network, false), (DeviceFlags::MASQUERADE, true));
     network.encapsulates = true;
-    assert_eq!(slow_path(&network, false), (0, true));
+    assert_eq!(slow_path(&DeviceOptions::default(), &network, false), (0, true));
 }

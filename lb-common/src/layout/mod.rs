@@ -154,8 +154,14 @@ impl ServiceFlags {
     /// reads it.
     pub const REDIRECTED: u32 = 16;
 
+    /// Mask of the tier of endpoints in use (`beeline.io/priority`), shifted by [`Self::TIER_SHIFT`]. The agent reads
+    /// it after a start, to go on with that tier.
+    pub const TIER: u32 = 0xff << Self::TIER_SHIFT;
+    /// Position of the lowest bit of [`Self::TIER`].
+    pub const TIER_SHIFT: u32 = 8;
+
     /// Bits that no program reads.
-    pub const NOTES: u32 = Self::PREFERS_LOCAL | Self::REDIRECTED;
+    pub const NOTES: u32 = Self::PREFERS_LOCAL | Self::REDIRECTED | Self::TIER;
 }
 
 /// One of the two backend lists of a service port.

@@ -6,7 +6,7 @@
 use std::{
     fmt,
     net::IpAddr,
-    num::{NonZeroU16, NonZeroU32},
+    num::{NonZeroU8, NonZeroU16, NonZeroU32},
     path::PathBuf,
     sync::Arc,
     time::SystemTime,
@@ -146,6 +146,8 @@ pub struct Tuning {
     pub range_policy: RangePolicy,
     /// `beeline.io/prefer-local`.
     pub preference: Preference,
+    /// `beeline.io/priority-share`, in per cent, from 1 to 100; none by default.
+    pub tier_share: Option<NonZeroU8>,
     /// `beeline.io/redirect-from`: the Service whose clients on a node are led to this Service's endpoints there.
     pub redirect_from: Option<Key>,
 }
@@ -170,6 +172,12 @@ pub enum RangePolicy {
     /// Clients in the ranges are kept out.
     Deny,
 }
+
+/// The worst tier of endpoints that `beeline.io/priority` can name.
+pub const WORST_TIER: u8 = 254;
+
+/// The share of ready endpoints, in per cent, that a tier needs without `beeline.io/priority-share`.
+pub const DEFAULT_TIER_SHARE: u8 = 50;
 
 /// Endpoints that go before the others of the cluster list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -327,6 +335,8 @@ pub struct Endpoint {
     pub terminating: bool,
     /// Weight by annotation on its slice or Endpoints object; 1 by default. 0 takes no new connections.
     pub weight: u16,
+    /// `beeline.io/priority` of its slice or Endpoints object; 0, the best, by default.
+    pub tier: u8,
     /// `hints`; none if they name neither zone nor node.
     pub hints: Option<Box<Hints>>,
 }
@@ -344,7 +354,7 @@ impl Endpoint {
     /// Makes a ready endpoint with an address and no other field.
     #[must_use]
     pub const fn new(addr: IpAddr) -> Self {
-        Self { addr, node: None, ready: true, serving: true, terminating: false, weight: 1, hints: None }
+        Self { addr, node: None, ready: true, serving: true, terminating: false, weight: 1, tier: 0, hints: None }
     }
 
     /// Returns the zones and the nodes that the hints name.

@@ -74,7 +74,10 @@ pub(super) fn render(pins: &Pins, flags: FlagSource, arguments: ExplainArgs) -> 
     } else {
         None
     };
-    let mut reconciler = Reconciler::new(MemoryStore::default(), &node_name, settings);
+    // The maps have the tiers in use, on which the next decision depends.
+    let store =
+        pinned.as_ref().map_or_else(MemoryStore::default, |(dump, limits)| MemoryStore::holding(dump.clone(), *limits));
+    let mut reconciler = Reconciler::new(store, &node_name, settings);
     reconciler.handle(objects::load(source)?);
     if let Some((dump, _)) = &pinned {
         // The addresses at which the agent serves NodePorts.

@@ -33,11 +33,12 @@ use lb_core::{
         fan_out,
         frontends::{FrontendRequest, request},
         redirects::RedirectIndex,
+        tiers::TiersInUse,
     },
     objects::Key,
     plan::{Change, OnOrphan, Plan, Refused, Scope, plan},
-    shadow::Shadow,
-    spec::{Health, ServiceSpec},
+    shadow::{Port, Shadow},
+    spec::{Health, PortSpec, ServiceSpec},
     store::{Partial, Store, StoreError},
     warning::Warning,
     world::{View, World},
@@ -56,6 +57,8 @@ pub struct Reconciler<S> {
     claims: Claims,
     cross_namespace: CrossNamespaceIndex,
     redirects: RedirectIndex,
+    /// As the maps have them, and then as of the last pass over each Service.
+    tiers: TiersInUse,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
     node_ports: BTreeSet<Addr>,
     /// Addresses of all interfaces of the node, as of the last pass.
@@ -100,6 +103,7 @@ impl<S: Store> Reconciler<S> {
             claims: Claims::default(),
             cross_namespace: CrossNamespaceIndex::default(),
             redirects: RedirectIndex::default(),
+            tiers: TiersInUse::new(),
             node_ports: BTreeSet::new(),
             own: BTreeSet::new(),
             maps: Maps::new(store),
@@ -205,6 +209,7 @@ impl<S: Store> Reconciler<S> {
             claims: &self.claims,
             cross_namespace: &self.cross_namespace,
             redirects: &self.redirects,
+            tiers: &self.tiers,
             world: &self.world,
         }
     }
@@ -255,9 +260,13 @@ impl<S: Store> Reconciler<S> {
 
     /// Compiles the Services that the next plan covers, sorted by key. Reads the store if there is no copy of it.
     fn compile(&mut self) -> Result<Vec<ServiceSpec>> {
-        self.maps.read()?;
+        if self.maps.shadow.is_none() {
+            self.maps.read()?;
+            self.tiers = self.maps.shadow.as_ref().map(tiers_in_use).unwrap_or_default();
+        }
         let (keys, mut requests) = self.take_keys();
         let specs: Vec<ServiceSpec> = keys.iter().map(|key| self.compile_service(key, requests.remove(key))).collect();
+        specs.iter().for_each(|spec| self.update_tiers(spec));
         specs.iter().for_each(|spec| self.warn(spec));
         specs.iter().for_each(|spec| self.reports.update_health(spec));
         specs.iter().for_each(|spec| self.reports.update_restricted(spec));
@@ -382,6 +391,16 @@ impl<S: Store> Reconciler<S> {
         }
     }
 
+    /// Keeps the tiers that a Service uses from now on.
+    fn update_tiers(&mut self, spec: &ServiceSpec) {
+        for PortSpec { key, flags, .. } in &spec.ports {
+            match tier_of(*flags) {
+                0 => drop(self.tiers.remove(key)),
+                tier => drop(self.tiers.insert(key.clone(), tier)),
+            }
+        }
+    }
+
     /// Logs new warnings about a Service, and passes all of them to the Event queue.
     fn warn(&mut self, spec: &ServiceSpec) {
         let old = self.warnings.get(&spec.key).map_or(&[][..], |old| old);
@@ -441,6 +460,17 @@ impl Reports {
             None => drop(health.remove(&spec.key)),
         }
     }
+}
+
+/// Returns the tiers in use of the service ports in the maps.
+fn tiers_in_use(shadow: &Shadow) -> TiersInUse {
+    let tier = |port: &Port| Some((port.key.clone()?, tier_of(port.service?.flags)));
+    shadow.ports().filter_map(|(_, port)| tier(port)).filter(|(_, tier)| *tier != 0).collect()
+}
+
+/// The tier in the flags of a service port; 0 is the best.
+fn tier_of(flags: u32) -> u8 {
+    u8::try_from((flags & ServiceFlags::TIER) >> ServiceFlags::TIER_SHIFT).unwrap_or_default()
 }
 
 /// Adds `new` to sorted keys, which stay sorted and without duplicates.

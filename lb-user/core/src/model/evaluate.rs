@@ -1,6 +1,8 @@
 //! Decides which frontends a Service gets, and whether each endpoint of each of its ports is used. Total: bad input
 //! becomes a warning and less to serve, never an error.
 
+use std::num::NonZeroU8;
+
 use lb_common::{Addr, AddrPort, Family, FrontendKey, Kind, Scheduler, ServiceFlags};
 
 use super::{
@@ -14,12 +16,14 @@ use super::{
     ranges::{self, SourceRanges},
     reason::{EvaluatedEndpoint, Placement, Reason},
     redirects,
+    tiers::Tiers,
     topology::categorize,
     warnings::{self, push_once},
 };
 use crate::{
-    objects::{Endpoint, EndpointGroup, Exempt, Key, Policy, Preference, Service, ServicePort},
+    objects::{DEFAULT_TIER_SHARE, Endpoint, EndpointGroup, Exempt, Key, Policy, Preference, Service, ServicePort},
     per_family::PerFamily,
+    spec::PortKey,
     warning::{Denial, DeniedFrontend, FrontendPlace, Named, Warning},
     world::View,
 };
@@ -136,15 +140,28 @@ impl<'a> Evaluator<'a, '_> {
         let (mut endpoints, unmatched) = self.endpoints(port, scheduler, flags);
         let middle = endpoints.partition_point(EvaluatedEndpoint::is_v4);
         let (v4, v6) = endpoints.split_at_mut(middle);
+        let tiers = PerFamily { v4: self.tiers(port, v4, Family::V4), v6: self.tiers(port, v6, Family::V6) };
         let preference = tuning.map(|tuning| tuning.preference).unwrap_or_default();
         let narrowing =
             PerFamily { v4: categorize(v4, self.node, preference), v6: categorize(v6, self.node, preference) };
         let flags = PerFamily::from_fn(|family| {
             let is_narrowed = narrowing[family].by_preference == Preference::Local;
-            flags[family] | if is_narrowed { ServiceFlags::PREFERS_LOCAL } else { 0 }
+            let tier = tiers[family].as_ref().map_or(0, |tiers| u32::from(tiers.in_use));
+            flags[family] | if is_narrowed { ServiceFlags::PREFERS_LOCAL } else { 0 } | tier << ServiceFlags::TIER_SHIFT
         });
         let redirected_to = PerFamily::default();
-        EvaluatedPort { port, index, scheduler, endpoints, narrowing, redirected_to, flags, unmatched }
+        EvaluatedPort { port, index, scheduler, endpoints, tiers, narrowing, redirected_to, flags, unmatched }
+    }
+
+    /// Chooses a tier of the endpoints of one family, and narrows the cluster list to it.
+    fn tiers(&self, port: &ServicePort, endpoints: &mut [EvaluatedEndpoint<'a>], family: Family) -> Option<Tiers> {
+        let Service { key: service, tuning, .. } = self.view.service;
+        let share = tuning.as_deref().and_then(|tuning| tuning.tier_share).map_or(DEFAULT_TIER_SHARE, NonZeroU8::get);
+        let key = || PortKey { service: service.clone(), name: port.name.clone(), proto: port.proto, family };
+        let before = || self.cluster.tiers.get(&key()).copied().unwrap_or_default();
+        let tiers = Tiers::choose(endpoints, share, before)?;
+        tiers.narrow(endpoints);
+        Some(tiers)
     }
 
     /// The endpoints whose object has a port, sorted, each decided about by itself; and the groups without the port.

@@ -4,7 +4,7 @@ use lb_common::{Family, Scheduler, ServiceFlags};
 
 use super::{
     endpoints::EndpointOrigin, frontends::RequestedFrontend, ranges::SourceRanges, reason::EvaluatedEndpoint,
-    topology::Narrowing,
+    tiers::Tiers, topology::Narrowing,
 };
 use crate::{
     objects::{EndpointGroup, Key, ServicePort},
@@ -42,6 +42,8 @@ pub struct EvaluatedPort<'a> {
     pub endpoints: Vec<EvaluatedEndpoint<'a>>,
     /// The rules that keep ready endpoints out of the cluster list.
     pub narrowing: PerFamily<Narrowing>,
+    /// The tiers of its endpoints, where they have different ones.
+    pub tiers: PerFamily<Option<Tiers>>,
     /// The Service whose endpoints on this node take the clients of the cluster IPs.
     pub redirected_to: PerFamily<Option<&'a Key>>,
     /// [`ServiceFlags`] of the service port.

@@ -20,6 +20,7 @@ pub mod pod_modes;
 mod ranges;
 pub mod reason;
 pub mod redirects;
+pub mod tiers;
 mod topology;
 mod warnings;
 mod weights;
@@ -38,6 +39,7 @@ use lb_common::{Addr, Scheduler};
 use claims::Claims;
 use cross_namespace::CrossNamespaceIndex;
 use redirects::RedirectIndex;
+use tiers::TiersInUse;
 
 use crate::world::World;
 
@@ -80,6 +82,8 @@ pub struct ClusterContext<'a> {
     pub cross_namespace: &'a CrossNamespaceIndex,
     /// Services that take the clients of others.
     pub redirects: &'a RedirectIndex,
+    /// Tiers of endpoints in use so far.
+    pub tiers: &'a TiersInUse,
     /// The objects.
     pub world: &'a World,
 }

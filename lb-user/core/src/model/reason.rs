@@ -76,6 +76,8 @@ pub enum Placement {
     Redirected,
     /// Not in the list: it is an endpoint of the Service that takes the clients of the cluster IPs.
     OfRedirecting,
+    /// Not in the list: it is of this tier, and another one is used.
+    OtherTier(u8),
     /// Not in the list: it runs on another node.
     OtherNode,
     /// Not in the list: it has no nodeName, and so is local nowhere.
@@ -200,6 +202,7 @@ impl EvaluatedEndpoint<'_> {
             }
             Placement::Redirected => "another Service takes their clients on this node".to_owned(),
             Placement::OfRedirecting => "it is of the Service that takes their clients".to_owned(),
+            Placement::OtherTier(tier) => format!("its priority is {tier}, and another one is used"),
             Placement::OtherNode => "it is on another node".to_owned(),
             Placement::NoNodeName => "it has no nodeName and so is local nowhere".to_owned(),
             Placement::ZeroWeight => "its weight is 0, which takes no new connections".to_owned(),

@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use super::Dump;
-use crate::ranges;
+use crate::{objects::WORST_TIER, ranges};
 use lb_common::AddrPort;
 
 impl fmt::Display for Dump {
@@ -71,6 +71,13 @@ impl fmt::Display for Dump {
             }
             if has(ServiceFlags::REDIRECTED) {
                 writeln!(f, "  the local list is of another Service, which takes the clients of cluster IPs")?;
+            }
+            match (service.flags & ServiceFlags::TIER) >> ServiceFlags::TIER_SHIFT {
+                0 => {}
+                tier if tier > u32::from(WORST_TIER) => {
+                    writeln!(f, "  endpoints of every priority, since none has enough")?;
+                }
+                tier => writeln!(f, "  endpoints of priority {tier}")?,
             }
             if has(ServiceFlags::PREFERS_LOCAL) {
                 writeln!(f, "  this node's endpoints are preferred")?;

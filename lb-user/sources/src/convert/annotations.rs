@@ -1,14 +1,14 @@
 //! Annotations: Beeline's own (`beeline.io/…`), and those of kube-router and Cilium with the same meaning.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, num::NonZeroU8};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::{NEVER, Scheduler};
 
-use super::addr;
+use super::{addr, label};
 use lb_core::{
     label_selector::LabelSelector,
-    objects::{Drain, FrontendType, Key, Preference, RangePolicy, Tuning},
+    objects::{DEFAULT_TIER_SHARE, Drain, FrontendType, Key, Preference, RangePolicy, Tuning, WORST_TIER},
 };
 
 /// Prefix of Beeline's annotations.
@@ -23,10 +23,15 @@ const WEIGHT: &str = "beeline.io/weight";
 /// Cilium's annotation.
 const CILIUM_WEIGHT: &str = "service.cilium.io/weight";
 const TCP_DRAIN: &str = "beeline.io/tcp-drain";
+/// Also a label of an EndpointSlice.
+const PRIORITY: &str = "beeline.io/priority";
+const PRIORITY_SHARE: &str = "beeline.io/priority-share";
 const PREFER_LOCAL: &str = "beeline.io/prefer-local";
 const REDIRECT_FROM: &str = "beeline.io/redirect-from";
 /// Beeline's annotations of a Service.
-const OF_SERVICES: &[&str] = &[SCHEDULER, WEIGHTS, TCP_DRAIN, PREFER_LOCAL, REDIRECT_FROM];
+const OF_SERVICES: &[&str] = &[SCHEDULER, WEIGHTS, TCP_DRAIN, PRIORITY_SHARE, PREFER_LOCAL, REDIRECT_FROM];
+/// Beeline's annotations of an EndpointSlice or Endpoints object.
+const OF_ENDPOINTS: &[&str] = &[WEIGHT, WEIGHTS, PRIORITY];
 // Cilium's annotations (its documentation, "Kubernetes Without kube-proxy").
 const CILIUM_TYPE: &str = "service.cilium.io/type";
 const CILIUM_NODE: &str = "service.cilium.io/node";
@@ -46,29 +51,36 @@ pub(super) fn tuning(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Bo
         range_policy: range_policy(meta, problems),
         preference: preference(meta, problems),
         redirect_from: redirect_from(meta, problems),
+        tier_share: tier_share(meta, problems),
     };
     unknown(meta, "a Service", OF_SERVICES, problems);
     (tuning != Tuning::default()).then(|| Box::new(tuning))
 }
 
-/// Weights of the endpoints of an EndpointSlice or Endpoints object. Both kinds have the same annotations, since the
-/// mirroring controller copies annotations from one to the other.
-pub(super) struct Weights {
+/// Weights and tier of the endpoints of an EndpointSlice or Endpoints object. Both kinds have the same annotations,
+/// since the mirroring controller copies annotations from one to the other.
+pub(super) struct EndpointTuning {
+    /// Tier of all endpoints.
+    pub(super) tier: u8,
     /// Weight of addresses that are not listed.
     default: u16,
     /// Weights by address, sorted.
     by_address: Vec<(IpAddr, u16)>,
 }
 
-impl Weights {
-    /// Reads the weights of an object; `kind` is its kind with an article, for warnings.
+impl EndpointTuning {
+    /// Reads the annotations of an object; `kind` is its kind with an article, for warnings.
     pub(super) fn read(meta: &ObjectMeta, kind: &str, problems: &mut Vec<String>) -> Self {
-        unknown(meta, kind, &[WEIGHT, WEIGHTS], problems);
-        Self { default: weight(meta, problems).unwrap_or(1), by_address: weights(meta, problems) }
+        unknown(meta, kind, OF_ENDPOINTS, problems);
+        Self {
+            tier: tier(meta, problems),
+            default: weight(meta, problems).unwrap_or(1),
+            by_address: weights(meta, problems),
+        }
     }
 
     /// Returns the weight of the endpoint with this address.
-    pub(super) fn of(&self, addr: IpAddr) -> u16 {
+    pub(super) fn weight(&self, addr: IpAddr) -> u16 {
         let at = self.by_address.binary_search_by_key(&addr, |(addr, _)| *addr).ok();
         at.and_then(|at| self.by_address.get(at)).map_or(self.default, |(_, weight)| *weight)
     }
@@ -135,6 +147,35 @@ fn range_policy(meta: &ObjectMeta, problems: &mut Vec<String>) -> RangePolicy {
             RangePolicy::Allow
         }
     }
+}
+
+fn tier(meta: &ObjectMeta, problems: &mut Vec<String>) -> u8 {
+    // Controllers that write slices copy labels where they leave out annotations.
+    let (place, text) = match get(meta, PRIORITY) {
+        Some(text) => ("annotation", text),
+        None => match label(meta, PRIORITY) {
+            Some(text) => ("label", text),
+            None => return 0,
+        },
+    };
+    text.parse().ok().filter(|&tier| tier <= WORST_TIER).unwrap_or_else(|| {
+        problems.push(format!(
+            "{place} {PRIORITY} {text:?}: not a priority, 0 is used; write a number from 0 to {WORST_TIER}"
+        ));
+        0
+    })
+}
+
+fn tier_share(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<NonZeroU8> {
+    let text = get(meta, PRIORITY_SHARE)?;
+    let share = text.strip_suffix('%').and_then(|number| number.parse().ok()).filter(|&share: &u8| share <= 100);
+    let share = share.and_then(NonZeroU8::new);
+    if share.is_none() {
+        problems.push(format!(
+            "annotation {PRIORITY_SHARE} {text:?}: not a share, {DEFAULT_TIER_SHARE}% is used; write 1% to 100%"
+        ));
+    }
+    share
 }
 
 fn preference(meta: &ObjectMeta, problems: &mut Vec<String>) -> Preference {
@@ -325,6 +366,44 @@ mod tests {
     }
 
     #[test]
+    fn a_priority_is_an_annotation_or_a_label() {
+        let check = |meta: &ObjectMeta, expected: u8, problem: Option<&str>| {
+            let mut problems = Vec::new();
+            let tier = EndpointTuning::read(meta, "an EndpointSlice", &mut problems).tier;
+            assert_eq!((tier, problems.first().map(String::as_str)), (expected, problem), "{meta:?}");
+        };
+        let labelled = |text: &str, annotations: &[(&str, &str)]| ObjectMeta {
+            labels: Some([(PRIORITY.to_owned(), text.to_owned())].into()),
+            ..meta(annotations)
+        };
+        check(&meta(&[]), 0, None);
+        check(&meta(&[(PRIORITY, "1\n")]), 1, None);
+        check(&labelled("2", &[]), 2, None);
+        check(&labelled("2", &[(PRIORITY, "254")]), 254, None);
+        let bad = |place, text: &str| {
+            format!("{place} beeline.io/priority {text:?}: not a priority, 0 is used; write a number from 0 to 254")
+        };
+        for text in ["", "-1", "255", "256", "first"] {
+            check(&meta(&[(PRIORITY, text)]), 0, Some(&bad("annotation", text)));
+            check(&labelled(text, &[]), 0, Some(&bad("label", text)));
+        }
+    }
+
+    #[test]
+    fn a_share_is_a_percentage() {
+        let check = |text: &str, expected: Option<u8>| {
+            let mut problems = Vec::new();
+            let share = tier_share(&meta(&[(PRIORITY_SHARE, text)]), &mut problems).map(NonZeroU8::get);
+            let problem = expected.is_none().then(|| {
+                format!("annotation beeline.io/priority-share {text:?}: not a share, 50% is used; write 1% to 100%")
+            });
+            assert_eq!((share, problems.pop()), (expected, problem), "{text}");
+        };
+        [("1%", 1), ("70%", 70), ("100%", 100)].into_iter().for_each(|(text, share)| check(text, Some(share)));
+        ["", "%", "0%", "101%", "50", "-5%", "0.5%", "50 %"].into_iter().for_each(|text| check(text, None));
+    }
+
+    #[test]
     fn tuning_holds_only_what_differs_from_the_default() {
         let check = |meta: &ObjectMeta, expected: Option<Tuning>| {
             let mut problems = Vec::new();
@@ -384,9 +463,9 @@ mod tests {
     fn weights_go_by_address_then_by_object() {
         let check = |annotations: &[(&str, &str)], expected: [u16; 3], expected_problems: &[&str]| {
             let mut problems = Vec::new();
-            let weights = Weights::read(&meta(annotations), "an EndpointSlice", &mut problems);
+            let weights = EndpointTuning::read(&meta(annotations), "an EndpointSlice", &mut problems);
             let addrs = ["10.0.0.1", "10.0.0.2", "fd00::1"];
-            assert_eq!(addrs.map(|addr| weights.of(addr.parse().unwrap())), expected, "{annotations:?}");
+            assert_eq!(addrs.map(|addr| weights.weight(addr.parse().unwrap())), expected, "{annotations:?}");
             assert_eq!(problems, expected_problems, "{annotations:?}");
         };
         check(&[], [1, 1, 1], &[]);
@@ -472,7 +551,7 @@ mod tests {
         let meta = meta(&[("beeline.io/shceduler", "rr"), (WEIGHT, "2"), ("example.com/weights", "x")]);
         let mut problems = Vec::new();
         assert_eq!(tuning(&meta, &mut problems), None);
-        Weights::read(&meta, "an EndpointSlice", &mut problems);
+        EndpointTuning::read(&meta, "an EndpointSlice", &mut problems);
         let of_services = OF_SERVICES.join(", ");
         let unknown =
             |name: &str, known: &str| format!("annotation {name}: unknown on {known}; fix its name or remove it");
@@ -481,7 +560,7 @@ mod tests {
             [
                 unknown("beeline.io/shceduler", &format!("a Service, which has {of_services}")),
                 unknown("beeline.io/weight", &format!("a Service, which has {of_services}")),
-                unknown("beeline.io/shceduler", "an EndpointSlice, which has beeline.io/weight, beeline.io/weights"),
+                unknown("beeline.io/shceduler", &format!("an EndpointSlice, which has {}", OF_ENDPOINTS.join(", "))),
             ]
         );
     }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Nameless, addr, annotations::Weights, endpoint_ports, key, label, list, triggered};
+use super::{Nameless, addr, annotations::EndpointTuning, endpoint_ports, key, label, list, triggered};
 use crate::api;
 use lb_core::objects::{Endpoint, EndpointGroup, Endpoints};
 
@@ -19,13 +19,13 @@ pub(super) fn endpoints(object: &api::Endpoints) -> Endpoints {
         && !annotated("control-plane.alpha.kubernetes.io/leader");
 
     let mut problems = Vec::new();
-    let weights = Weights::read(meta, "an Endpoints object", &mut problems);
+    let tuning = EndpointTuning::read(meta, "an Endpoints object", &mut problems);
     let groups = list(&object.subsets).iter().enumerate();
-    let groups = groups.map(|(i, subset)| group(subset, i, &weights, &mut problems)).collect();
+    let groups = groups.map(|(i, subset)| group(subset, i, &tuning, &mut problems)).collect();
     Endpoints { key: key(meta), mirrorable, groups, triggered: triggered(meta), problems }
 }
 
-fn group(subset: &api::Subset, i: usize, weights: &Weights, problems: &mut Vec<String>) -> EndpointGroup {
+fn group(subset: &api::Subset, i: usize, tuning: &EndpointTuning, problems: &mut Vec<String>) -> EndpointGroup {
     let place = format!("subsets[{i}]");
     let ports = endpoint_ports(problems, format_args!("{place}.ports"), list(&subset.ports), Nameless::Unnamed);
 
@@ -47,7 +47,8 @@ fn group(subset: &api::Subset, i: usize, weights: &Weights, problems: &mut Vec<S
                 // The controller writes only `ready`; an absent `serving` counts as true.
                 serving: true,
                 terminating: false,
-                weight: weights.of(addr),
+                weight: tuning.weight(addr),
+                tier: tuning.tier,
                 hints: None,
             });
         }
@@ -105,6 +106,7 @@ subsets:
                                 serving: true,
                                 terminating: false,
                                 weight: 1,
+                                tier: 0,
                                 hints: None,
                             },
                             Endpoint {
@@ -114,6 +116,7 @@ subsets:
                                 serving: true,
                                 terminating: false,
                                 weight: 1,
+                                tier: 0,
                                 hints: None,
                             },
                         ],
@@ -134,6 +137,7 @@ subsets:
                                 serving: true,
                                 terminating: false,
                                 weight: 1,
+                                tier: 0,
                                 hints: None,
                             },
                         ],
@@ -191,7 +195,7 @@ subsets:
         assert_eq!(
             endpoints.problems,
             ["annotation beeline.io/drain: unknown on an Endpoints object, which has beeline.io/weight, \
-              beeline.io/weights; fix its name or remove it"]
+              beeline.io/weights, beeline.io/priority; fix its name or remove it"]
         );
     }
 

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Nameless, addr, annotations::Weights, endpoint_ports, key, label, list, triggered};
+use super::{Nameless, addr, annotations::EndpointTuning, endpoint_ports, key, label, list, triggered};
 use crate::api;
 use lb_core::objects::{Endpoint, EndpointGroup, EndpointSlice, Hints, Key, SliceManager};
 
@@ -44,7 +44,7 @@ fn group(
     problems: &mut Vec<String>,
 ) -> EndpointGroup {
     let ports = endpoint_ports(problems, format_args!("ports"), list(&object.ports), Nameless::Ignored);
-    let weights = Weights::read(&object.metadata, "an EndpointSlice", problems);
+    let tuning = EndpointTuning::read(&object.metadata, "an EndpointSlice", problems);
     let mut endpoints = Vec::with_capacity(list(&object.endpoints).len());
     for (i, endpoint_object) in list(&object.endpoints).iter().enumerate() {
         let Some(text) = list(&endpoint_object.addresses).first() else {
@@ -58,12 +58,12 @@ fn group(
             ));
             continue;
         }
-        endpoints.push(endpoint(endpoint_object, addr, &weights));
+        endpoints.push(endpoint(endpoint_object, addr, &tuning));
     }
     EndpointGroup { ports: ports.into(), endpoints }
 }
 
-fn endpoint(object: &api::Endpoint, addr: IpAddr, weights: &Weights) -> Endpoint {
+fn endpoint(object: &api::Endpoint, addr: IpAddr, tuning: &EndpointTuning) -> Endpoint {
     let conditions = object.conditions.unwrap_or_default();
     let names = |hints: &Option<Vec<api::Hint>>| list(hints).iter().map(|hint| Arc::from(&*hint.name)).collect();
     let hints =
@@ -74,7 +74,8 @@ fn endpoint(object: &api::Endpoint, addr: IpAddr, weights: &Weights) -> Endpoint
         ready: conditions.ready.unwrap_or(true),
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
-        weight: weights.of(addr),
+        weight: tuning.weight(addr),
+        tier: tuning.tier,
         hints: hints.filter(|hints| *hints != Hints::default()).map(Box::new),
     }
 }
@@ -133,6 +134,7 @@ endpoints:
                             serving: true,
                             terminating: true,
                             weight: 1,
+                            tier: 0,
                             hints: Some(
                                 Hints {
                                     zones: [
@@ -232,7 +234,7 @@ endpoints:
         assert_eq!(
             slice.problems,
             ["annotation beeline.io/wieght: unknown on an EndpointSlice, which has beeline.io/weight, \
-              beeline.io/weights; fix its name or remove it"]
+              beeline.io/weights, beeline.io/priority; fix its name or remove it"]
         );
     }
 

@@ -12,6 +12,7 @@ use crate::{
         cross_namespace::CrossNamespaceIndex,
         frontends::{ExternalIps, request},
         redirects::RedirectIndex,
+        tiers::TiersInUse,
     },
     objects::{
         Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Policy, Selector, Service, ServicePort,
@@ -73,6 +74,7 @@ fn check(service: &Service, slices: Vec<EndpointSlice>, endpoints: Option<&Endpo
         claims: &claims,
         cross_namespace: &cross_namespace,
         redirects: &RedirectIndex::default(),
+        tiers: &TiersInUse::new(),
         world: &World::new("here"),
     };
     let spec = compile(&view, request, NODE, &Settings::default(), cluster);

@@ -14,6 +14,7 @@ use super::{
     frontends::{FrontendRequest, RequestedFrontend, families},
     ranges::SourceRanges,
     reason::{EvaluatedEndpoint, list_users},
+    tiers::Tiers,
 };
 use crate::{
     objects::{Drain, Exempt, Key, Policy, Preference, Selector, Service},
@@ -82,6 +83,8 @@ pub struct PortLines {
     pub local: Option<usize>,
     /// Clients of the local list, where there is one.
     pub local_for: Option<&'static str>,
+    /// The tier of endpoints in use, and when another one is, where there are several.
+    pub priority: Option<String>,
     /// Topology hints that are followed or ignored, if there are any.
     pub hints: Option<String>,
     /// NAMESPACE/NAME of the Service whose endpoints on this node take the clients of the cluster IPs.
@@ -359,6 +362,7 @@ fn port_lines(
         cluster: count(List::Cluster),
         local: (flags & LOCAL != 0).then(|| count(List::Local)),
         local_for: (flags & LOCAL != 0).then(|| list_users(flags).1),
+        priority: port.tiers[family].as_ref().map(Tiers::text),
         hints: port.narrowing[family].hints.text(node),
         redirected_to: port.redirected_to[family].map(Key::to_string),
         endpoints,
@@ -388,12 +392,16 @@ impl fmt::Display for Explanation {
 
 impl fmt::Display for PortLines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, port, protocol, family, cluster, local, local_for, hints, redirected_to, endpoints } = self;
+        let Self { name, port, protocol, family, cluster, local, local_for, .. } = self;
+        let Self { priority, hints, redirected_to, endpoints, .. } = self;
         let name = if name.is_empty() { String::new() } else { format!("{name} ") };
         write!(f, "port {name}{port}/{protocol}, {family}: {cluster} in the cluster list")?;
         match local.zip(*local_for) {
             Some((local, users)) => writeln!(f, ", {local} in the local list, for {users}")?,
             None => writeln!(f)?,
+        }
+        if let Some(priority) = priority {
+            writeln!(f, "  of the priorities {priority}")?;
         }
         if let Some(hints) = hints {
             writeln!(f, "  topology hints are {hints}")?;

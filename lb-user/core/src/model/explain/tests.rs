@@ -8,7 +8,10 @@ use lb_common::{Proto, Scheduler};
 use super::*;
 use crate::{
     event::{Event, Object},
-    model::{claims::Claims, cross_namespace::CrossNamespaceIndex, frontends::request, redirects::RedirectIndex},
+    model::{
+        claims::Claims, cross_namespace::CrossNamespaceIndex, frontends::request, redirects::RedirectIndex,
+        tiers::TiersInUse,
+    },
     objects::{
         Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, ServicePort, SliceManager, Tuning,
     },
@@ -41,6 +44,7 @@ fn explained_with(
         claims: &claims,
         cross_namespace,
         redirects: &RedirectIndex::default(),
+        tiers: &TiersInUse::new(),
         world: &World::new("here"),
     };
     explain(view, request(view.service), node, &Settings::default(), cluster)

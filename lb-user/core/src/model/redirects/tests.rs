@@ -9,7 +9,7 @@ use crate::{
     event::{Event, Object, ObjectKind},
     model::{
         NodeContext, Settings, claims::Claims, compile, cross_namespace::CrossNamespaceIndex, explain::explain,
-        fan_out, frontends::request,
+        fan_out, frontends::request, tiers::TiersInUse,
     },
     objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, ServicePort, SliceManager, Tuning},
 };
@@ -73,6 +73,7 @@ struct Fixture {
     claims: Claims,
     cross_namespace: CrossNamespaceIndex,
     redirects: RedirectIndex,
+    tiers: TiersInUse,
     settings: Settings,
 }
 
@@ -84,6 +85,7 @@ impl Fixture {
             claims: Claims::default(),
             cross_namespace: CrossNamespaceIndex::default(),
             redirects: RedirectIndex::default(),
+            tiers: TiersInUse::new(),
             settings: Settings { redirect_namespaces, ..Settings::default() },
         }
     }
@@ -116,6 +118,7 @@ impl Fixture {
             claims: &self.claims,
             cross_namespace: &self.cross_namespace,
             redirects: &self.redirects,
+            tiers: &self.tiers,
             world: &self.world,
         }
     }

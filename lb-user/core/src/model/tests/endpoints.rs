@@ -281,6 +281,52 @@ fn a_preference_leads_to_this_nodes_ready_endpoints_and_otherwise_to_the_cluster
 }
 
 #[test]
+fn a_tier_narrows_the_cluster_list_before_hints_and_preferences() {
+    let cases = [
+        ("1; 2 p=1", "cluster 1 kept 2"),
+        ("1 unready; 2 p=1", "cluster 2"),
+        ("1; 2 unready; 3 p=1", "cluster 1 kept 3"),
+        ("1; 2 unready; 3 unready; 4 p=1", "cluster 4 kept 1"),
+        ("1 w=0; 2 p=1", "cluster 2 kept 1"),
+        // Terminating endpoints count nowhere, and serve if no ready one is left.
+        ("1; 2 draining; 3 draining; 4 p=1", "cluster 1 kept 2 3 4"),
+        ("1 draining; 2 p=1 draining", "cluster 1 2"),
+        // No tier has enough.
+        ("1; 2 unready; 3 unready; 4 p=1; 5 p=1 unready; 6 p=1 unready", "cluster 1 4"),
+        // Hints of the tier in use count.
+        ("1 z=z; 2 z=x; 3 p=1", "cluster 1 kept 2 3"),
+        ("1 unready; 2 p=1 z=z; 3 p=1 z=x", "cluster 2 kept 3"),
+        ("1; fd00::2 p=1", "cluster 1; cluster 2"),
+    ];
+    check(
+        &dual_stack(),
+        Some("z"),
+        &cases
+            .map(|(of, expected)| {
+                (of, if expected.contains(';') { expected.to_owned() } else { format!("{expected}; none") })
+            })
+            .each_ref()
+            .map(|(of, expected)| (*of, expected.as_str())),
+    );
+    let preferring = tuned(Tuning { preference: Preference::Local, ..Tuning::default() });
+    check(&preferring, None, &[("1; 2 local p=1", "cluster 1 kept 2"), ("1 local; 2; 3 p=1", "cluster 1 kept 2 3")]);
+    let share = |share| tuned(Tuning { tier_share: std::num::NonZeroU8::new(share), ..Tuning::default() });
+    check(&share(30), None, &[("1; 2 unready; 3 unready; 4 p=1", "cluster 1 kept 4")]);
+    check(&share(100), None, &[("1; 2 unready; 3 p=1", "cluster 3 kept 1")]);
+    // The local list has the endpoints of each tier.
+    check(&policy(Policy::Local), None, &[("1 local; 2 local p=1", "cluster 1 local 1 2")]);
+    reasons(
+        &Case::new(service(), &["1; 2 unready; 3 p=1"]),
+        &expect![[r#"
+        priorities 0 is used, with 1 of 2 ready; priority 1 serves when fewer than 1 are
+        10.0.0.1:8080: used
+        10.0.0.2:8080: not used: it is not ready
+        10.0.0.3:8080: not used: its priority is 1, and another one is used; sockets that have it keep it
+    "#]],
+    );
+}
+
+#[test]
 fn rule_10_weights_count_with_schedulers_that_weigh() {
     let tuning = |scheduler, weights: &[(&str, u16)]| {
         let weights = weights.iter().map(|&(text, weight)| (addr(text), weight)).collect();
@@ -314,6 +360,7 @@ fn rule_10_dh_leads_to_one_backend_and_is_reported() {
 fn reasons(case: &Case, expected: &Expect) {
     let mut text = String::new();
     for port in case.explain().ports {
+        text += port.priority.map(|tiers| format!("priorities {tiers}\n")).unwrap_or_default().as_str();
         text += port.hints.map(|hints| format!("hints {hints}\n")).unwrap_or_default().as_str();
         for line in port.endpoints {
             text += &format!("{}: {}\n", line.endpoint, line.why);

@@ -20,6 +20,7 @@ use super::{
     explain::{Explanation, explain},
     frontends::{FrontendRequest, request},
     redirects::RedirectIndex,
+    tiers::TiersInUse,
 };
 use crate::{
     objects::{
@@ -76,6 +77,7 @@ fn endpoint(text: &str) -> Endpoint {
         match word.split_once('=') {
             Some(("z", zone)) => endpoint.hints.get_or_insert_default().zones.push(zone.into()),
             Some(("n", node)) => endpoint.hints.get_or_insert_default().nodes.push(node.into()),
+            Some(("p", tier)) => endpoint.tier = tier.parse().expect("a priority"),
             Some(("w", weight)) => endpoint.weight = weight.parse().expect("a weight"),
             _ if word == "local" => endpoint.node = Some("here".into()),
             _ if word == "nodeless" => endpoint.node = None,
@@ -163,6 +165,7 @@ impl Case {
             claims: &claims,
             cross_namespace: &CrossNamespaceIndex::default(),
             redirects: &RedirectIndex::default(),
+            tiers: &TiersInUse::new(),
             world: &World::new("here"),
         };
         run(&view, self.request(&self.service), node, &self.settings, cluster)

@@ -90,6 +90,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
                     nodes: None,
                     range_policy: Allow,
                     preference: None,
+                    tier_share: None,
                     redirect_from: None,
                 },
             ),

@@ -113,7 +113,8 @@ impl Bench {
         let each = |bytes: usize, before: usize| bytes.saturating_sub(before) as f64 / f64::from(services);
         let user = each(more.process, memory.process);
         let kernel = each(more.maps, memory.maps);
-        assert_eq!(report.writes as u32, services * (4 + 2 * endpoints), "every Service was written");
+        // And words of FRONTEND_BITS.
+        assert!(report.writes as u32 >= services * (4 + 2 * endpoints), "every Service was written: {report:?}");
         vec![
             ControlFigure::time("first fill", aims.fill, took),
             ControlFigure::new("first fill", aims.rate, "Services/s", f64::from(services) / took.as_secs_f64()),

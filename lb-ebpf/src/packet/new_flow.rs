@@ -38,14 +38,21 @@ pub fn new_flow(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketV
         return vip::unknown_port(frame, scratch);
     }
     let origin = if device.flags & DeviceFlags::POD != 0 { Origin::Node } else { Origin::Outside };
-    let verdict = choose(frame, &scratch.packet, origin, &mut scratch.choice);
-    if verdict.is_flow() {
-        return open(frame, scratch, device);
-    }
-    if verdict.code() == PacketVerdict::PASS.code() {
+    let chosen = choose(&scratch.packet, origin, &mut scratch.choice);
+    if matches!(chosen, Chosen::NoService) {
         return vip::unknown_port(frame, scratch);
     }
-    verdict
+    // Not in `choose`: the frames of callers and callees share 512 bytes of stack.
+    if own::is_for_listener(frame, &scratch.packet, device.flags) {
+        return PacketVerdict::PASS;
+    }
+    let service = scratch.choice.service;
+    match chosen {
+        Chosen::NoService | Chosen::Backend => open(frame, scratch, device),
+        Chosen::NoEndpoints => refuse(service, Cause::NoEndpoints),
+        Chosen::NoLocalEndpoints => refuse(service, Cause::NoLocalEndpoints),
+        Chosen::SourceRange => refuse(service, Cause::SourceRange),
+    }
 }
 
 /// A packet of no flow leaves. A cluster IP as destination means that no Service has the port, or that the packet came
@@ -69,36 +76,52 @@ pub fn egress_unknown(frame: Frame, scratch: &mut Scratch, device: &Device) -> P
     ports::reserve_snat_port(frame, scratch, device)
 }
 
-/// Selects a backend, unless a process of the node listens at the destination for its pods.
+/// A [`Verdict`] in one register: its data is in `Scratch`.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+enum Chosen {
+    NoService,
+    Backend,
+    NoEndpoints,
+    NoLocalEndpoints,
+    SourceRange,
+}
+
+/// Selects a backend.
 #[inline(never)]
-fn choose(frame: Frame, packet: &Packet, origin: Origin, to: &mut Choice) -> PacketVerdict {
+fn choose(packet: &Packet, origin: Origin, to: &mut Choice) -> Chosen {
     let Some(proto) = Proto::from_number(packet.proto.into()) else {
-        return PacketVerdict::PASS;
+        return Chosen::NoService;
     };
     let dest = FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto);
-    let verdict = select(&Kernel, &Sender { packet, origin }, &dest, 0);
-    if !matches!(verdict, Verdict::NotService)
-        && matches!(origin, Origin::Node)
-        && own::is_for_listener(frame, packet, &dest)
-    {
-        return PacketVerdict::PASS;
-    }
-    match verdict {
-        Verdict::NotService => PacketVerdict::PASS,
+    match select(&Kernel, &Sender { packet, origin }, &dest, 0) {
+        Verdict::NotService => Chosen::NoService,
         Verdict::Backend(choice) => {
             *to = choice;
-            PacketVerdict::FLOW
+            Chosen::Backend
         }
         Verdict::Refused(service, cause) => {
-            stats::refused(service, cause);
-            if matches!(cause, Cause::NoEndpoints) {
-                return PacketVerdict::reject(cause.counter());
+            to.service = service;
+            match cause {
+                Cause::NoLocalEndpoints => Chosen::NoLocalEndpoints,
+                Cause::SourceRange => Chosen::SourceRange,
+                // The others are never of a service port.
+                Cause::NoEndpoints | Cause::UnknownPort | Cause::UnknownClusterIp => Chosen::NoEndpoints,
             }
-            // Drop silently: an external load balancer must not take a reject for the answer of the Service.
-            count(cause.counter());
-            PacketVerdict::DROP
         }
     }
+}
+
+/// Refuses a packet to a service port.
+#[inline(never)]
+fn refuse(service: u32, cause: Cause) -> PacketVerdict {
+    stats::refused(service, cause);
+    if matches!(cause, Cause::NoEndpoints) {
+        return PacketVerdict::reject(cause.counter());
+    }
+    // Drop silently: an external load balancer must not take a reject for the answer of the Service.
+    count(cause.counter());
+    PacketVerdict::DROP
 }
 
 /// The source address of a new flow.

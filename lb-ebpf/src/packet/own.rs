@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use lb_common::{
-    Device, Flow, FlowFlags, FrontendKey, Hop, Kind, Proto, Tables as _, flow::partner_key, packet::Packet,
+    Device, DeviceFlags, Flow, FlowFlags, FrontendKey, Hop, Kind, Proto, Tables as _, flow::partner_key, packet::Packet,
 };
 
 use super::{
@@ -35,9 +35,14 @@ pub fn is_mid_connection(frame: Frame, packet: &Packet, route: &mut Route) -> bo
 }
 
 /// True if a packet of a pod is for a process of the node: see [`crate::own`]. The kernel delivers it.
-#[inline(always)]
-pub fn is_for_listener(frame: Frame, packet: &Packet, dest: &FrontendKey) -> bool {
-    crate::own::is_marked(dest.port) && crate::own::is_at_node(dest) && ports::has_listener(frame, packet)
+#[inline(never)]
+pub fn is_for_listener(frame: Frame, packet: &Packet, device_flags: u32) -> bool {
+    if device_flags & DeviceFlags::POD == 0 || !crate::own::is_marked(packet.tuple.dst_port) {
+        return false;
+    }
+    // The key of an address is the same for each protocol.
+    let dest = FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, Proto::Udp);
+    crate::own::is_at_node(&dest) && ports::has_listener(frame, packet)
 }
 
 /// True if a datagram with this source would get replies that are requests to a frontend, by the first look: see

@@ -16,6 +16,7 @@ mod initramfs;
 mod kernel_cache;
 mod kernels;
 mod kubernetes;
+mod oracle;
 mod prometheus;
 mod run;
 mod setup;
@@ -53,6 +54,8 @@ enum Verb {
     Test(test::Args),
     /// Measure, and print a table for each bench.
     Bench(bench::Args),
+    /// Compare Beeline's answers with those of the real kube-proxy, for random Services.
+    Oracle(oracle::Args),
     /// Run the stories of a real cluster: two nodes with kubelet and containerd, and no kube-proxy.
     E2e(e2e::Args),
     /// Run the stories under older kernels, each booted in a small emulated machine.
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Verb::Image(args) => image::main(&args),
         Verb::Test(args) => Ok(test::main(&args)),
         Verb::Bench(args) => bench::main(&args),
+        Verb::Oracle(args) => oracle::main(&args),
         Verb::E2e(args) => e2e::main(&args),
         Verb::Kernels(args) => kernels::main(&args),
         Verb::Demo(args) => demo::main(&args),

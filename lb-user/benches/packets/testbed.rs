@@ -116,7 +116,7 @@ impl Testbed {
         for (node, host) in [("node1", &testbed.lan.node1.host), ("node2", &testbed.lan.node2.host)] {
             relay::relay(&host.net, control.api_port());
             let kubeconfig = control.kubeconfig();
-            let served = ServedNode { node, pods: PODS, kubeconfig: &kubeconfig, directory: &directory };
+            let served = ServedNode { node, pods: PODS, kubeconfig: &kubeconfig, directory: &directory, options: "" };
             testbed.kube_proxies.push(control.start_proxy(|| host.net.enter(|| program.start(&served))));
         }
         Ok(testbed)

@@ -34,7 +34,7 @@ impl BenchNode {
     /// Starts kube-proxy.
     pub fn start_kube_proxy(&self, kube_proxy: &KubeProxy) -> ChildProcess {
         let Self { kubeconfig, directory, .. } = self;
-        kube_proxy.start(&ServedNode { node: NODE, pods: "10.0.0.0/16", kubeconfig, directory })
+        kube_proxy.start(&ServedNode { node: NODE, pods: "10.0.0.0/16", kubeconfig, directory, options: "" })
     }
 
     /// Removes the datapath.

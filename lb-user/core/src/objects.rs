@@ -203,7 +203,7 @@ pub enum Drain {
 /// label selectors of its watches).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exempt {
-    /// `clusterIP: None`, or the label `service.kubernetes.io/headless`: its DNS name leads to the endpoints.
+    /// `clusterIP: None`: its DNS name leads to the endpoints.
     Headless,
     /// `type: ExternalName`: a DNS alias.
     ExternalName,

@@ -42,6 +42,8 @@ pub struct ServedNode<'a> {
     pub kubeconfig: &'a Path,
     /// Directory of configuration and log.
     pub directory: &'a Path,
+    /// Further lines of its configuration.
+    pub options: &'a str,
 }
 
 impl KubeProxy {
@@ -69,9 +71,9 @@ impl KubeProxy {
 
     /// Starts it in the network namespace of this thread.
     pub fn start(&self, served: &ServedNode<'_>) -> ChildProcess {
-        let ServedNode { node, pods, kubeconfig, directory } = served;
+        let ServedNode { node, pods, kubeconfig, directory, options } = served;
         let config = directory.join(format!("kube-proxy-{node}.yaml"));
-        let text = configuration(self.mode, node, pods, kubeconfig) + "bindAddress: 0.0.0.0\n";
+        let text = configuration(self.mode, node, pods, kubeconfig) + "bindAddress: 0.0.0.0\n" + options;
         fs::write(&config, text).expect("a file");
         let log = directory.join(format!("kube-proxy-{node}.log"));
         ChildProcess::start(Command::new(&self.program).arg("--config").arg(config), &log)

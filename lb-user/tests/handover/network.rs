@@ -95,6 +95,7 @@ impl<'a> Network<'a> {
             pods: "10.244.0.0/16,fd44::/48",
             kubeconfig: &kubeconfig,
             directory: self.directory,
+            options: "",
         };
         self.lan.node1.host.net.enter(|| program.start(&served))
     }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Nameless, addr, annotations::EndpointTuning, endpoint_ports, key, label, list, triggered};
+use super::{HEADLESS_LABEL, Nameless, addr, annotations::EndpointTuning, endpoint_ports, key, label, list, triggered};
 use crate::api;
 use lb_core::objects::{Endpoint, EndpointGroup, Endpoints};
 
@@ -16,7 +16,9 @@ pub(super) fn endpoints(object: &api::Endpoints) -> Endpoints {
     let annotated = |name: &str| meta.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(name));
     let mirrorable = label(meta, "endpointslice.kubernetes.io/skip-mirror") != Some("true")
         && label(meta, "endpoints.kubernetes.io/managed-by") != Some("endpoint-controller")
-        && !annotated("control-plane.alpha.kubernetes.io/leader");
+        && !annotated("control-plane.alpha.kubernetes.io/leader")
+        // The controller copies it to the slices that it makes, which proxies then leave alone.
+        && label(meta, HEADLESS_LABEL).is_none();
 
     let mut problems = Vec::new();
     let tuning = EndpointTuning::read(meta, "an Endpoints object", &mut problems);
@@ -160,6 +162,7 @@ subsets:
         check("labels: {endpointslice.kubernetes.io/skip-mirror: 'true'}", false);
         check("labels: {endpointslice.kubernetes.io/skip-mirror: 'false'}", true);
         check("labels: {endpoints.kubernetes.io/managed-by: endpoint-controller}", false);
+        check("labels: {service.kubernetes.io/headless: ''}", false);
         check("labels: {endpoints.kubernetes.io/managed-by: me}", true);
         check("annotations: {control-plane.alpha.kubernetes.io/leader: ''}", false);
     }

@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 
-use super::{endpoint_slice, endpoints, key, namespace, node, pod, service};
+use super::{HEADLESS_LABEL, endpoint_slice, endpoints, key, label, namespace, node, pod, service};
 use crate::api;
 use lb_core::{
     event::{Object, ObjectKind},
@@ -38,8 +38,10 @@ impl ApiObject for api::Service {
 impl ApiObject for api::EndpointSlice {
     const EVENT_KIND: ObjectKind = ObjectKind::EndpointSlice;
 
+    /// None for slices of headless Services: they outlive for a moment a Service that is made again with a cluster IP.
     fn convert(&self, _: Option<&str>) -> Option<Object> {
-        Some(Object::EndpointSlice(endpoint_slice(self)))
+        let is_headless = label(&self.metadata, HEADLESS_LABEL).is_some();
+        (!is_headless).then(|| Object::EndpointSlice(endpoint_slice(self)))
     }
 }
 

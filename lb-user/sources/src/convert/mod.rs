@@ -25,6 +25,10 @@ use slice::endpoint_slice;
 use super::api;
 use lb_core::objects::{EndpointPort, Key, Node};
 
+/// Label by which the controllers of Kubernetes mark slices of headless Services. kube-proxy does not watch them
+/// (cmd/kube-proxy/app/server.go).
+pub(crate) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
 /// Converts a v1 Node.
 fn node(object: &api::Node) -> Node {
     let meta = &object.metadata;

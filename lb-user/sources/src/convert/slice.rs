@@ -239,6 +239,16 @@ endpoints:
     }
 
     #[test]
+    fn slices_of_headless_services_are_left_alone() {
+        let convert = |labels: &str| {
+            let slice: api::EndpointSlice = yaml(&format!("{}addressType: IPv4", LABELS.replace("labels: {", labels)));
+            crate::convert::ApiObject::convert(&slice, None).is_some()
+        };
+        assert!(convert("labels: {"));
+        assert!(!convert("labels: {service.kubernetes.io/headless: '', "));
+    }
+
+    #[test]
     fn labels_name_the_service_and_the_manager() {
         let check = |labels: &str, service: Option<&str>, manager: SliceManager| {
             let slice = endpoint_slice(&yaml(&format!(

@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{
     api::{EndpointSlice, Endpoints, Namespace, Node, Pod, Service},
-    convert::{ApiObject, POD_MODE_LABEL},
+    convert::{ApiObject, HEADLESS_LABEL, POD_MODE_LABEL},
 };
 use lb_core::{
     event::{Event, Object, ObjectKind},
@@ -109,12 +109,12 @@ async fn follow_all(servers: &Arc<Servers>, options: &KubernetesOptions, tx: &mp
         ..watcher::Config::default()
     };
     let services = match &options.proxy_name {
-        None => "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name".to_owned(),
-        Some(name) => format!("!service.kubernetes.io/headless,service.kubernetes.io/service-proxy-name={name}"),
+        None => "!service.kubernetes.io/service-proxy-name".to_owned(),
+        Some(name) => format!("service.kubernetes.io/service-proxy-name={name}"),
     };
     // The selectors of kube-proxy 1.37 (cmd/kube-proxy/app/server.go); of Endpoints, only hand-written ones.
     let services = config(Some(&services), Some("spec.clusterIP!=None"));
-    let slices = config(Some("!service.kubernetes.io/headless"), None);
+    let slices = config(Some(&format!("!{HEADLESS_LABEL}")), None);
     let endpoints = config(Some("endpoints.kubernetes.io/managed-by!=endpoint-controller"), None);
     let node = config(None, Some(&format!("metadata.name={}", options.node_name)));
     let namespaces = config(Some(POD_MODE_LABEL), None);

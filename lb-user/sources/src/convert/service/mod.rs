@@ -55,6 +55,7 @@ pub(super) fn service(object: &api::Service, proxy_name: Option<&str>) -> Servic
 
     let internal_policy = policy("internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), &mut problems);
     let external_policy = policy("externalTrafficPolicy", spec.external_traffic_policy.as_deref(), &mut problems);
+    let external_policy = if is_externally_accessible(spec) { external_policy } else { Policy::Cluster };
     let affinity_seconds = affinity_seconds(spec, &mut problems);
     let tuning = annotations::tuning(meta, &mut problems);
     let range_policy = tuning.as_deref().map(|tuning| tuning.range_policy).unwrap_or_default();
@@ -79,6 +80,12 @@ pub(super) fn service(object: &api::Service, proxy_name: Option<&str>) -> Servic
         health_port,
         problems,
     }
+}
+
+/// True if the external traffic policy counts (pkg/api/v1/service/util.go `ExternalPolicyLocal`). A Service of another
+/// type may have load balancer addresses in its status, from older API servers.
+fn is_externally_accessible(spec: &api::ServiceSpec) -> bool {
+    matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer")) || !list(&spec.external_ips).is_empty()
 }
 
 /// Effect of the Service's type on its node ports.
@@ -233,10 +240,7 @@ fn exempt(
         Some(Exempt::OtherProxy)
     } else if spec.type_.as_deref() == Some("ExternalName") {
         Some(Exempt::ExternalName)
-    } else if label(&object.metadata, "service.kubernetes.io/headless").is_some()
-        || spec.cluster_ip.as_deref() == Some("None")
-        || cluster_ips.contains(&"None")
-    {
+    } else if spec.cluster_ip.as_deref() == Some("None") || cluster_ips.contains(&"None") {
         Some(Exempt::Headless)
     } else if cluster_ips.is_empty() {
         Some(Exempt::NoClusterIp)

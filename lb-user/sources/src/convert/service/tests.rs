@@ -117,11 +117,8 @@ fn a_service_that_is_not_served_has_its_reason() {
     check("spec: {clusterIP: None}", None, Some(Exempt::Headless));
     check("spec: {clusterIP: None, clusterIPs: [None]}", None, Some(Exempt::Headless));
     check("spec: {clusterIPs: [None]}", None, Some(Exempt::Headless));
-    check(
-        "metadata: {labels: {service.kubernetes.io/headless: ''}}\nspec: {clusterIP: 10.96.0.1}",
-        None,
-        Some(Exempt::Headless),
-    );
+    // The label is for slices: kube-proxy 1.37 reads it of no Service (cmd/kube-proxy/app/server.go).
+    check("metadata: {labels: {service.kubernetes.io/headless: ''}}\nspec: {clusterIP: 10.96.0.1}", None, None);
     check("spec: {type: ExternalName, externalName: example.com}", None, Some(Exempt::ExternalName));
     check("spec: {type: ExternalName, clusterIP: 10.96.0.1}", None, Some(Exempt::ExternalName));
     check("spec: {clusterIP: ''}", None, Some(Exempt::NoClusterIp));
@@ -132,6 +129,22 @@ fn a_service_that_is_not_served_has_its_reason() {
     check(named, Some("x"), None);
     check(named, Some("y"), Some(Exempt::OtherProxy));
     check("spec: {clusterIP: 10.96.0.1}", Some("x"), Some(Exempt::OtherProxy));
+}
+
+#[test]
+fn the_external_policy_counts_only_where_kubernetes_knows_an_external_frontend() {
+    let check = |spec: &str, expected: Policy| {
+        let text = format!(
+            "spec: {{clusterIP: 10.96.0.1, externalTrafficPolicy: Local, {spec}}}\n\
+             status: {{loadBalancer: {{ingress: [{{ip: 192.0.2.1}}]}}}}"
+        );
+        assert_eq!(service(&yaml(&text), None).external_policy, expected, "{spec}");
+    };
+    check("type: LoadBalancer", Policy::Local);
+    check("type: NodePort", Policy::Local);
+    check("type: ClusterIP, externalIPs: [192.0.2.2]", Policy::Local);
+    check("type: ClusterIP", Policy::Cluster);
+    check("externalIPs: []", Policy::Cluster);
 }
 
 #[test]

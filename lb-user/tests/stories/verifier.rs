@@ -3,7 +3,7 @@
 
 use lb_dataplane::upgrade::programs::OBJECT;
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fmt::Write as _,
     fs,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
@@ -13,7 +13,7 @@ use std::{
 use aya::{EbpfLoader, maps::MapData};
 use aya_obj::{
     Function, Object, ProgramSection,
-    generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type},
+    generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type},
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -29,6 +29,9 @@ pub const ROW: &str = "VERIFIED ";
 
 /// Largest count allowed: half of the kernel's limit (BPF_COMPLEXITY_LIMIT_INSNS, Linux 5.2).
 const MAX_COUNT: u32 = 500_000;
+
+/// Octets of stack that functions share if they call each other (MAX_BPF_STACK).
+const MAX_STACK: u32 = 512;
 
 /// Major and minor number of a kernel.
 type Series = (u32, u32);
@@ -186,6 +189,10 @@ fn verify(kind: bpf_prog_type, hook: u32, function: &Function) -> Result<u32, St
     let with_statistics = load(kind, hook, function, STATISTICS, 1 << 16);
     let (error, log) = match with_statistics {
         Ok(log) => {
+            let stack = combined_stack(&function.instructions, &stack_depths(&log));
+            if stack > MAX_STACK {
+                return Err(format!("functions that call each other have {stack} octets of stack, over {MAX_STACK}"));
+            }
             let count = log.split_once("processed ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
             return count.ok_or_else(|| format!("no count in the log: {log}"));
         }
@@ -199,6 +206,39 @@ fn verify(kind: bpf_prog_type, hook: u32, function: &Function) -> Result<u32, St
     let lines: Vec<&str> = way.lines().collect();
     let last = lines.get(lines.len().saturating_sub(60)..).unwrap_or_default().join("\n");
     Err(format!("{error}\n{log}\n{last}"))
+}
+
+/// Octets of stack of each function, in the order of the functions, from the verifier's statistics.
+fn stack_depths(log: &str) -> Vec<u32> {
+    let line = log.lines().find_map(|line| line.strip_prefix("stack depth ")).unwrap_or_default();
+    let depths = line.split(['+', ' ']).map_while(|depth| depth.parse().ok());
+    depths.collect()
+}
+
+/// Returns the largest sum of the stacks of functions that call each other, each rounded up to 32 octets, as kernels
+/// without a private stack for programs (before Linux 6.13) compute it (`check_max_stack_depth`). Those of 6.13 and
+/// later accept more.
+fn combined_stack(instructions: &[bpf_insn], depths: &[u32]) -> u32 {
+    const CALL: u8 = 0x85;
+    const OF_PROGRAM: u8 = 1;
+    let target = |(at, instruction): (usize, &bpf_insn)| {
+        let is_call = instruction.code == CALL && instruction.src_reg() == OF_PROGRAM;
+        is_call.then(|| at.checked_add_signed(instruction.imm as isize + 1)).flatten().map(|to| (at, to))
+    };
+    let calls: Vec<(usize, usize)> = instructions.iter().enumerate().filter_map(target).collect();
+    let starts: Vec<usize> =
+        [0].into_iter().chain(calls.iter().map(|(_, to)| *to)).collect::<BTreeSet<_>>().into_iter().collect();
+    assert_eq!(starts.len(), depths.len(), "a stack for each function");
+    let function_of = |at: usize| starts.partition_point(|start| *start <= at) - 1;
+    let mut callees = vec![BTreeSet::new(); starts.len()];
+    for (from, to) in calls {
+        callees[function_of(from)].insert(function_of(to));
+    }
+    fn deepest(function: usize, callees: &[BTreeSet<usize>], depths: &[u32]) -> u32 {
+        let below = callees[function].iter().map(|callee| deepest(*callee, callees, depths)).max().unwrap_or(0);
+        depths[function].max(1).next_multiple_of(32) + below
+    }
+    deepest(0, &callees, depths)
 }
 
 /// Loads a program; the verifier's log, with the error if it refuses.

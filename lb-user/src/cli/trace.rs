@@ -9,10 +9,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use lb_common::{
-    BackendFlags, Choice, Device, FrontendKey, PodModeEntry, Proto, Tables as _, Verdict, is_local_outside,
+    Backend, BackendFlags, Device, FrontendKey, PodModeEntry, Proto, Tables as _, Verdict, is_local_outside,
 };
 
-use crate::trace::{Snapshot, TraceClient, Way, trace};
+use crate::trace::{Snapshot, TraceClient, Traced, Way, trace};
 use lb_dataplane::stats::StatMaps;
 use lb_kernel::{
     bpf::typed::TypedMap,
@@ -60,13 +60,11 @@ pub(super) fn run(directory: &Path, arguments: &TraceArgs) -> Result<ExitCode> {
         Some(from) => TraceClient::outside(from.into(), clock::monotonic_ns()),
         None => socket_of(arguments.pid, directory)?,
     };
-    let (text, verdict) = trace(&snapshot, &client, arguments.destination, proto);
+    let Traced { text, verdict, backends } = trace(&snapshot, &client, arguments.destination, proto);
     print!("{} {}\n{text}", proto.name().to_lowercase(), arguments.destination);
     let dialled = FrontendKey::new(arguments.destination.ip().into(), arguments.destination.port(), proto);
-    if let (Some(from), Verdict::Backend(choice)) = (arguments.from, verdict)
-        && snapshot.pod_of(&client).is_none()
-    {
-        print!("{}", way(directory, &snapshot, from, &dialled, &choice)?);
+    if let Some(from) = arguments.from.filter(|_| snapshot.pod_of(&client).is_none()) {
+        print!("{}", ways(directory, &snapshot, from, &dialled, &backends)?);
     }
     Ok(if matches!(verdict, Verdict::Refused(..)) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -83,13 +81,13 @@ fn read(directory: &Path) -> Result<Snapshot> {
     })
 }
 
-/// Describes the way of a client's packet to its backend, by the kernel's routes.
-fn way(
+/// Describes the ways of a client's packet to the backends that may be chosen, by the kernel's routes.
+fn ways(
     directory: &Path,
     snapshot: &Snapshot,
     client: IpAddr,
     dialled: &FrontendKey,
-    choice: &Choice,
+    backends: &[u32],
 ) -> Result<String> {
     let devices = TypedMap::<u32, Device>::open(directory, "DEVICES")?.read()?.into_iter().collect();
     let mut netlink = NetlinkSocket::open().context("opening a netlink socket")?;
@@ -98,15 +96,18 @@ fn way(
     // Packets of the client enter by the device of the route back.
     let back = route::find(&mut netlink, client, None);
     let entered_by = back.ok().flatten().map_or(0, |route| route.device);
-    let backend = choice.addr.to_ip();
-    let route = match route::find(&mut netlink, backend, Some((client, entered_by))) {
-        Ok(Some(route)) => Ok(route),
-        Ok(None) => Err("no route".to_owned()),
-        Err(error) => Err(format!("no route from {client} to {backend}: {error}")),
-    };
-    let on_node = snapshot.backend(choice.backend).is_some_and(|backend| backend.flags & BackendFlags::ON_NODE != 0);
     let is_local = is_local_outside(snapshot, dialled);
-    Ok(Way { client, backend, on_node, is_local, entered_by, route, devices: &devices, names: &names }.text())
+    let mut text = String::new();
+    for Backend { addr, flags, .. } in backends.iter().filter_map(|id| snapshot.backend(*id)) {
+        let (backend, on_node) = (addr.to_ip(), flags & BackendFlags::ON_NODE != 0);
+        let route = match route::find(&mut netlink, backend, Some((client, entered_by))) {
+            Ok(Some(route)) => Ok(route),
+            Ok(None) => Err("no route".to_owned()),
+            Err(error) => Err(format!("no route from {client} to {backend}: {error}")),
+        };
+        text += &Way { client, backend, on_node, is_local, entered_by, route, devices: &devices, names: &names }.text();
+    }
+    Ok(text)
 }
 
 /// Returns a socket of the process `pid`, or of this network namespace, which counts as the node's own.

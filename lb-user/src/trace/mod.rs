@@ -8,8 +8,8 @@ mod way;
 use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr};
 
 use lb_common::{
-    AffinityOutcome, BackendFlags, Caller as _, Cause, Choice, FrontendKey, Kind, List, ListReason, Origin, PodMode,
-    Proto, ScheduleReason, Scheduler, SelectEvent, ServiceEntry, ServiceFlags, Slot, SlotKey, State as _, Tables as _,
+    AffinityOutcome, Caller as _, Cause, Choice, FrontendKey, Kind, List, ListReason, Origin, PodMode, Proto,
+    ScheduleReason, Scheduler, SelectEvent, ServiceEntry, ServiceFlags, Slot, SlotKey, State as _, Tables as _,
     Verdict, Vip, refusal, select_observed, vip,
 };
 use lb_core::text::number;
@@ -26,13 +26,19 @@ mod tests;
 /// Backends that are listed one by one.
 const MAX_LISTED: usize = 20;
 
-/// Traces a call or a packet of `client` to `destination`: text and verdict.
-pub(crate) fn trace(
-    snapshot: &Snapshot,
-    client: &TraceClient,
-    destination: SocketAddr,
-    proto: Proto,
-) -> (String, Verdict) {
+/// Result of a trace.
+pub(crate) struct Traced {
+    /// Lines of text.
+    pub(crate) text: String,
+    /// The verdict. If several backends may be chosen, it has one of them.
+    pub(crate) verdict: Verdict,
+    /// Ids of the backends that may be chosen: one if affinity, the scheduler or the list decides, else the first ones
+    /// of the list.
+    pub(crate) backends: Vec<u32>,
+}
+
+/// Traces a call or a packet of `client` to `destination`.
+pub(crate) fn trace(snapshot: &Snapshot, client: &TraceClient, destination: SocketAddr, proto: Proto) -> Traced {
     let dest = FrontendKey::new(destination.ip().into(), destination.port(), proto);
     let choose = |client: TraceClient| Choosing { snapshot, client, destination, dest }.trace();
     let Some(pod) = snapshot.pod_of(client) else { return choose(*client) };
@@ -43,13 +49,15 @@ pub(crate) fn trace(
         pod.namespace,
         pod.name
     );
-    let (text, verdict) = match mode {
+    let traced = match mode {
         // The socket path leaves the socket alone; the packets meet tc at the pod's link.
         Some(PodMode::Packet) => choose(client.at_pod_link(pod, &dest.addr)),
-        _ if client.sends_packets() => (LEFT_ALONE.to_owned(), Verdict::NotService),
+        _ if client.sends_packets() => {
+            Traced { text: LEFT_ALONE.to_owned(), verdict: Verdict::NotService, backends: Vec::new() }
+        }
         _ => choose(client.bypassed()),
     };
-    (head + &text, verdict)
+    Traced { text: head + &traced.text, ..traced }
 }
 
 const LEFT_ALONE: &str = "  verdict    left alone: sockets and packets of this pod go on unchanged\n";
@@ -71,7 +79,7 @@ struct Choosing<'a> {
 }
 
 impl Choosing<'_> {
-    fn trace(&self) -> (String, Verdict) {
+    fn trace(&self) -> Traced {
         let events = RefCell::new(Vec::new());
         let verdict = select_observed(self.snapshot, &self.client, &self.dest, 0, &|event| {
             let mut events = events.borrow_mut();
@@ -85,7 +93,8 @@ impl Choosing<'_> {
             (Verdict::NotService, Some(cause)) => Verdict::Refused(0, cause),
             (verdict, _) => verdict,
         };
-        (self.describe(&events.into_inner()), verdict)
+        let (text, backends) = self.describe(&events.into_inner());
+        Traced { text, verdict, backends }
     }
 
     /// The cause to refuse a socket that finds no Service.
@@ -93,9 +102,9 @@ impl Choosing<'_> {
         if self.client.sends_packets() { None } else { refusal(self.snapshot, &self.client, &self.dest) }
     }
 
-    /// Formats events, one or more lines each.
-    fn describe(&self, events: &[SelectEvent]) -> String {
-        let mut text = String::new();
+    /// Formats events, one or more lines each. Returns the backends that may be chosen too.
+    fn describe(&self, events: &[SelectEvent]) -> (String, Vec<u32>) {
+        let (mut text, mut backends) = (String::new(), Vec::new());
         let (mut service_port, mut list_in_use, mut reason) = (0, List::Cluster, "");
         for event in events {
             match *event {
@@ -141,10 +150,14 @@ impl Choosing<'_> {
                     text += &format!("  hint       the port is a NodePort of {name}, but {why}\n");
                 }
                 SelectEvent::Refused(_, cause) => text += &self.refused(cause),
-                SelectEvent::Chosen(choice) => text += &self.chosen(&choice, list_in_use, reason),
+                SelectEvent::Chosen(choice) => {
+                    let (lines, possible) = self.chosen(&choice, list_in_use, reason);
+                    text += &lines;
+                    backends = possible;
+                }
             }
         }
-        text
+        (text, backends)
     }
 
     fn service(&self, id: u32) -> ServiceEntry {
@@ -198,24 +211,27 @@ impl Choosing<'_> {
         format!("  affinity   ClientIP, {seconds} s after the last connect; {state}\n")
     }
 
-    fn chosen(&self, choice: &Choice, list: List, reason: &str) -> String {
-        let mut text = self.backends(choice.service, list);
+    /// Describes a choice. Returns the backends that may be chosen too.
+    fn chosen(&self, choice: &Choice, list: List, reason: &str) -> (String, Vec<u32>) {
+        let mut seen = BTreeSet::new();
+        let mut slots = self.slots(choice.service, list);
+        slots.retain(|slot| seen.insert(slot.backend));
+        let mut text = self.backends(choice.service, list, &slots);
         if !reason.is_empty() {
             text += &format!("  choice     {}{reason}\n", SocketAddr::new(choice.addr.to_ip(), choice.port));
         }
-        let is_on_node = self.snapshot.backend(choice.backend).is_some_and(|b| b.flags & BackendFlags::ON_NODE != 0);
-        let seen = match (self.client.origin(), is_on_node) {
-            (Origin::Node, _) => format!("the application sees {} as its peer", self.destination),
-            (Origin::Outside, true) => "with the client's own address".to_owned(),
-            (Origin::Outside, false) => "from an address of this node".to_owned(),
+        text += &match self.client.origin() {
+            Origin::Node => {
+                format!("  verdict    goes there; the application sees {} as its peer\n", self.destination)
+            }
+            // Which address the backend sees depends on the way to it.
+            Origin::Outside => "  verdict    goes there\n".to_owned(),
         };
-        text + &format!("  verdict    goes there; {seen}\n")
+        let by_chance = slots.iter().map(|slot| slot.backend).take(MAX_LISTED);
+        (text, if reason.is_empty() { by_chance.collect() } else { vec![choice.backend] })
     }
 
-    fn backends(&self, service: u32, list: List) -> String {
-        let mut seen = BTreeSet::new();
-        let mut slots = self.slots(service, list);
-        slots.retain(|slot| seen.insert(slot.backend));
+    fn backends(&self, service: u32, list: List, slots: &[Slot]) -> String {
         let len = self.service(service).len(list);
         let is_weighted = slots.iter().any(|slot| slot.weight > 1);
         let mut text = String::new();

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use expect_test::{Expect, expect};
 use lb_common::{
-    Addr, Affinity, Backend, BackendStats, ClusterRanges, Family, Frontend, Name, NodeAddr, Pair, PodModeEntry,
-    ServiceFlags,
+    Addr, Affinity, Backend, BackendFlags, BackendStats, ClusterRanges, Family, Frontend, Name, NodeAddr, Pair,
+    PodModeEntry, ServiceFlags,
 };
 use lb_core::{objects::Key, spec::PortKey, store::Dump};
 use lb_dataplane::stats::Stats;
@@ -77,7 +77,7 @@ fn outside(text: &str) -> TraceClient {
 }
 
 fn check(snapshot: &Snapshot, client: &TraceClient, destination: &str, expected: &Expect) {
-    let (text, _) = trace(snapshot, client, destination.parse().expect("an address and port"), Proto::Tcp);
+    let Traced { text, .. } = trace(snapshot, client, destination.parse().expect("an address and port"), Proto::Tcp);
     expected.assert_eq(&format!("{destination}\n{text}"));
 }
 
@@ -123,7 +123,8 @@ fn an_address_of_the_node_is_noted_for_callers_on_the_node() {
     let key = FrontendKey::new(addr("10.96.0.1"), 80, Proto::Tcp).address();
     snapshot.dump.frontends.insert(key, Frontend::new(1, Kind::OwnAddress));
     let has_note = |client: &TraceClient| {
-        let (text, _) = trace(&snapshot, client, "10.96.0.1:80".parse().expect("an address and port"), Proto::Tcp);
+        let Traced { text, .. } =
+            trace(&snapshot, client, "10.96.0.1:80".parse().expect("an address and port"), Proto::Tcp);
         text.contains(
             "  note       an interface of this node has the address: a process of the node that listens there",
         )
@@ -146,7 +147,7 @@ fn policies_and_masquerade_of_clients_outside_are_named() {
               scheduler  rr: each in turn
               backend    10.0.0.1:8080  100.0 %  0 open sockets
               choice     10.0.0.1:8080, whose turn it is
-              verdict    goes there; with the client's own address
+              verdict    goes there
         "]],
     );
     check(
@@ -201,7 +202,7 @@ fn affinity_is_shown_with_its_outcome() {
     let mut outcome = |entry: Option<(u32, u64)>| {
         let entry = entry.map(|(backend, used)| Affinity { backend, _pad: 0, used });
         snapshot.affinity = entry.map(|entry| (key, entry)).into_iter().collect();
-        let (text, _) = trace(&snapshot, &HOST, "10.96.0.1:80".parse().expect("an address"), Proto::Tcp);
+        let Traced { text, .. } = trace(&snapshot, &HOST, "10.96.0.1:80".parse().expect("an address"), Proto::Tcp);
         let line = text.lines().find(|line| line.starts_with("  affinity ")).expect("a line").to_owned();
         (line, text.contains("choice     10.0.0.2:8080, by affinity"))
     };
@@ -226,7 +227,8 @@ fn destinations_without_a_service_have_hints() {
               hint       the address is a VIP, with other ports: 10.96.0.1:80/TCP
         "#]],
     );
-    let (text, _) = trace(&snapshot, &outside("198.51.100.7"), "10.96.0.1:81".parse().expect("an address"), Proto::Tcp);
+    let Traced { text, .. } =
+        trace(&snapshot, &outside("198.51.100.7"), "10.96.0.1:81".parse().expect("an address"), Proto::Tcp);
     assert!(text.starts_with("  verdict    no Service answers here: packets are rejected"), "{text}");
     let mut ranged = self::snapshot(service(), None);
     ranged.cluster_ranges = lb_core::model::cluster_ranges::value(&["10.96.0.0/16".parse().expect("a range")]);
@@ -244,7 +246,7 @@ fn destinations_without_a_service_have_hints() {
     let address =
         FrontendKey::new("203.0.113.9".parse::<std::net::IpAddr>().expect("an address").into(), 0, Proto::Tcp);
     external.dump.frontends.insert(address.external_address(), Frontend::new(1, Kind::ExternalAddress));
-    let (text, _) =
+    let Traced { text, .. } =
         trace(&external, &outside("198.51.100.7"), "203.0.113.9:81".parse().expect("an address"), Proto::Tcp);
     assert!(text.contains("packets go where the routes lead them"), "{text}");
     check(
@@ -265,7 +267,7 @@ fn the_mode_of_a_pod_decides_where_it_is_translated() {
     let packet = snapshot(service(), Some(PodMode::Packet));
     let dest = "10.96.0.1:80".parse().expect("an address");
     for client in [IN_POD, outside("10.0.0.9")] {
-        let (text, verdict) = trace(&packet, &client, dest, Proto::Tcp);
+        let Traced { text, verdict, .. } = trace(&packet, &client, dest, Proto::Tcp);
         assert!(text.starts_with(head) && text.contains("goes there"), "{text}");
         assert!(matches!(verdict, Verdict::Backend(_)));
     }
@@ -274,9 +276,10 @@ fn the_mode_of_a_pod_decides_where_it_is_translated() {
     // `select` reports the frontend, then that it is bypassed.
     for (client, frontend) in [(IN_POD, "  frontend   ClusterIP of default/web/TCP\n"), (outside("10.0.0.9"), "")] {
         let expected = format!("{head}{frontend}{LEFT_ALONE}");
-        assert_eq!(trace(&off, &client, dest, Proto::Tcp), (expected, Verdict::NotService));
+        let Traced { text, verdict, .. } = trace(&off, &client, dest, Proto::Tcp);
+        assert_eq!((text, verdict), (expected, Verdict::NotService));
     }
-    let (text, _) = trace(&off, &HOST, dest, Proto::Tcp);
+    let Traced { text, .. } = trace(&off, &HOST, dest, Proto::Tcp);
     assert!(text.starts_with("  frontend "), "another client has no mode: {text}");
 }
 
@@ -288,7 +291,7 @@ fn events_of_a_changing_list_are_described() {
     let choosing = Choosing { snapshot: &snapshot, client: HOST, destination, dest };
     let frontend = Frontend::new(1, Kind::ClusterIp);
     let choice = Choice { service: 1, backend: 1, addr: addr("10.0.0.1"), port: 8080 };
-    let text = choosing.describe(&[
+    let (text, _) = choosing.describe(&[
         SelectEvent::SecondLook,
         SelectEvent::Frontend { frontend, matched: lb_common::Match::Exact },
         SelectEvent::List { list: List::Local, reason: ListReason::InternalLocal, len: 1 },

@@ -27,7 +27,7 @@ pub(crate) struct Way<'a> {
 impl Way<'_> {
     /// Describes the way as a line of the trace.
     pub(crate) fn text(&self) -> String {
-        format!("  way        {}\n", self.describe())
+        format!("  way        to {}: {}\n", self.backend, self.describe())
     }
 
     fn describe(&self) -> String {
@@ -112,7 +112,7 @@ mod tests {
             devices: &devices,
             names: &names,
         };
-        assert_eq!(way.text(), format!("  way        {expected}\n"));
+        assert_eq!(way.text(), format!("  way        to 10.0.0.1: {expected}\n"));
     }
 
     fn by(device: u32) -> Result<FoundRoute, String> {

@@ -42,6 +42,7 @@ mod source_ranges;
 mod stale_sockets;
 mod systemd;
 mod tcp;
+mod traced;
 mod udp;
 mod upgrade;
 mod verifier;
@@ -96,6 +97,7 @@ fn stories() -> Vec<Story> {
         flow_expiry::STORIES,
         upgrade::STORIES,
         verifier::STORIES,
+        traced::STORIES,
         vips::STORIES,
     ]
     .concat()

@@ -32,19 +32,23 @@ pub const STORIES: &[Story] = &[
 const TARGET: u16 = 8080;
 
 /// A process of a pod, in the pod's network namespace and cgroup.
-struct Process {
+pub struct Process {
     child: Child,
     cgroup: PathBuf,
 }
 
 impl Process {
-    fn start(node: &StoryNode, host: &Host, cgroup: &str) -> Self {
+    pub fn start(node: &StoryNode, host: &Host, cgroup: &str) -> Self {
         let cgroup = node.cgroup.join(cgroup);
         fs::create_dir_all(&cgroup).expect("a cgroup");
         let mut command = Command::new("sh");
         command.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec sleep 1000"]).arg(&cgroup);
         let child = host.net.spawn(&mut command);
         Self { child, cgroup }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 
@@ -62,7 +66,7 @@ fn uid() -> String {
 }
 
 /// Returns the YAML of a pod with the addresses of its host.
-fn pod(name: &str, host: &Host, label: Option<&str>) -> String {
+pub fn pod(name: &str, host: &Host, label: Option<&str>) -> String {
     let label = label.map_or_else(String::new, |label| format!("labels: {{beeline.io/path: '{label}'}}, "));
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{{label}name: {name}, namespace: apps, uid: {}-0000-4a54-9c9e-{name}}}\n\
@@ -74,7 +78,7 @@ fn pod(name: &str, host: &Host, label: Option<&str>) -> String {
 }
 
 /// Returns the cgroup of a container as kubelet's cgroupfs driver names it.
-fn cgroupfs_name(name: &str) -> String {
+pub fn cgroupfs_name(name: &str) -> String {
     format!("kubepods/besteffort/pod{}-0000-4a54-9c9e-{name}/3f9a", uid())
 }
 
@@ -144,7 +148,7 @@ fn pod_modes(node: &StoryNode) -> Vec<(String, u8, u32)> {
     entries.iter().map(|(_, entry)| (entry.name.to_string(), entry.path, entry.device)).collect()
 }
 
-fn wait_for(node: &StoryNode, name: &str, mode: u8) {
+pub fn wait_for(node: &StoryNode, name: &str, mode: u8) {
     until(&format!("{name} has mode {mode}"), || {
         pod_modes(node).iter().any(|(pod, its, _)| pod == name && *its == mode)
     });
@@ -154,8 +158,8 @@ fn wait_for_none(node: &StoryNode) {
     until("no pod has an entry", || pod_modes(node).is_empty());
 }
 
-const PACKET: u8 = 1;
-const OFF: u8 = 2;
+pub const PACKET: u8 = 1;
+pub const OFF: u8 = 2;
 
 /// Asserts which server of each family answers a host at the VIPs.
 #[track_caller]
@@ -250,7 +254,7 @@ fn modes_follow_the_label(node: &mut StoryNode) {
 /// Asserts that `trace` shows mode and verdict for the pod, given a process of the pod or its address.
 #[track_caller]
 fn assert_traced(node: &StoryNode, lan: &Lan, process: &Process, mode: &str, verdict: &str) {
-    let (pid, ip) = (process.child.id().to_string(), lan.node1.pods[0].v4.to_string());
+    let (pid, ip) = (process.pid().to_string(), lan.node1.pods[0].v4.to_string());
     for client in [["--pid", &pid], ["--from", &ip]] {
         let arguments = [&["trace", "tcp", VIPS[0]][..], &client].concat();
         let output = lan.node1.host.net.enter(|| run(node, &arguments));

@@ -114,7 +114,7 @@ impl Bench {
         let user = each(more.process, memory.process);
         let kernel = each(more.maps, memory.maps);
         // And words of FRONTEND_BITS.
-        assert!(report.writes as u32 >= services * (4 + 2 * endpoints), "every Service was written: {report:?}");
+        assert!(report.writes as u32 >= services * (4 + 2 * endpoints), "every Service was written: {}", report.writes);
         vec![
             ControlFigure::time("first fill", aims.fill, took),
             ControlFigure::new("first fill", aims.rate, "Services/s", f64::from(services) / took.as_secs_f64()),

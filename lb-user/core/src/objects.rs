@@ -148,6 +148,8 @@ pub struct Tuning {
     pub preference: Preference,
     /// `beeline.io/priority-share`, in per cent, from 1 to 100; none by default.
     pub tier_share: Option<NonZeroU8>,
+    /// `beeline.io/slow-start`, in seconds, at most [`MAX_SLOW_START`]; none by default.
+    pub slow_start: Option<NonZeroU32>,
     /// `beeline.io/redirect-from`: the Service whose clients on a node are led to this Service's endpoints there.
     pub redirect_from: Option<Key>,
 }
@@ -178,6 +180,9 @@ pub const WORST_TIER: u8 = 254;
 
 /// The share of ready endpoints, in per cent, that a tier needs without `beeline.io/priority-share`.
 pub const DEFAULT_TIER_SHARE: u8 = 50;
+
+/// The longest time of `beeline.io/slow-start`, in seconds.
+pub const MAX_SLOW_START: u32 = 3600;
 
 /// Endpoints that go before the others of the cluster list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -35,6 +35,7 @@ mod room;
 mod sctp_and_vlan;
 mod service_changes;
 mod slow_path;
+mod slow_start;
 mod socket_counts;
 mod socket_termination;
 mod sockets;
@@ -72,6 +73,7 @@ fn stories() -> Vec<Story> {
         stale_sockets::STORIES,
         service_changes::STORIES,
         near_endpoints::STORIES,
+        slow_start::STORIES,
         node_ports::STORIES,
         node_addresses::STORIES,
         explain::STORIES,

@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -33,6 +33,7 @@ use lb_core::{
         fan_out,
         frontends::{FrontendRequest, request},
         redirects::RedirectIndex,
+        slow_start::SlowStarts,
         tiers::TiersInUse,
     },
     objects::Key,
@@ -59,6 +60,7 @@ pub struct Reconciler<S> {
     redirects: RedirectIndex,
     /// As the maps have them, and then as of the last pass over each Service.
     tiers: TiersInUse,
+    slow_starts: SlowStarts,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
     node_ports: BTreeSet<Addr>,
     /// Addresses of all interfaces of the node, as of the last pass.
@@ -104,6 +106,7 @@ impl<S: Store> Reconciler<S> {
             cross_namespace: CrossNamespaceIndex::default(),
             redirects: RedirectIndex::default(),
             tiers: TiersInUse::new(),
+            slow_starts: SlowStarts::default(),
             node_ports: BTreeSet::new(),
             own: BTreeSet::new(),
             maps: Maps::new(store),
@@ -168,6 +171,18 @@ impl<S: Store> Reconciler<S> {
         Ok(plan(shadow, &specs, addresses.as_ref(), self.work.scope, OnOrphan::Keep, &limits))
     }
 
+    /// Sets the time since the start of the agent, by which weights rise. Services with a step are compiled in the next
+    /// pass.
+    pub fn set_time(&mut self, since_start: Duration) {
+        self.work.pending.extend(self.slow_starts.set_time(since_start));
+    }
+
+    /// Returns the time at which a weight rises next, as [`Reconciler::set_time`] takes it.
+    #[must_use]
+    pub fn next_step(&self) -> Option<Duration> {
+        self.slow_starts.next()
+    }
+
     /// Makes the next pass read the store again and compare everything.
     pub fn resync(&mut self) {
         self.maps.forget();
@@ -210,6 +225,7 @@ impl<S: Store> Reconciler<S> {
             cross_namespace: &self.cross_namespace,
             redirects: &self.redirects,
             tiers: &self.tiers,
+            slow_starts: &self.slow_starts,
             world: &self.world,
         }
     }
@@ -265,7 +281,14 @@ impl<S: Store> Reconciler<S> {
             self.tiers = self.maps.shadow.as_ref().map(tiers_in_use).unwrap_or_default();
         }
         let (keys, mut requests) = self.take_keys();
-        let specs: Vec<ServiceSpec> = keys.iter().map(|key| self.compile_service(key, requests.remove(key))).collect();
+        let mut specs = Vec::with_capacity(keys.len());
+        for key in &keys {
+            let spec = self.compile_service(key, requests.remove(key));
+            let tuning = self.world.view(key).and_then(|view| view.service.tuning.as_deref());
+            let time = tuning.and_then(|tuning| tuning.slow_start);
+            let must_repeat = self.slow_starts.observe(&spec, time, self.maps.shadow.as_ref());
+            specs.push(if must_repeat { self.compile_service(key, None) } else { spec });
+        }
         specs.iter().for_each(|spec| self.update_tiers(spec));
         specs.iter().for_each(|spec| self.warn(spec));
         specs.iter().for_each(|spec| self.reports.update_health(spec));

@@ -63,7 +63,13 @@ pub(crate) async fn run<D: Dataplane>(
 ) -> anyhow::Result<()> {
     reconciler.world.keep_triggers(SystemTime::now());
     let (mut timer, mut mender) = (Timer::new(), Mender::new());
+    let start_of_agent = Instant::now();
     loop {
+        let next = match reconciler.next_step() {
+            // After a failure, weights wait for the next try.
+            Some(step) if !timer.is_retrying() => timer.next().min(start_of_agent + step),
+            _ => timer.next(),
+        };
         select! {
             biased;
             event = events.recv() => {
@@ -85,8 +91,9 @@ pub(crate) async fn run<D: Dataplane>(
                 mender.record(dataplane.mend(), &status);
                 continue;
             }
-            () = sleep_until(timer.next()) => {}
+            () = sleep_until(next) => {}
         }
+        reconciler.set_time(start_of_agent.elapsed());
         if timer.take_resync() {
             reconciler.resync();
         }

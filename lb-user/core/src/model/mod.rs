@@ -20,6 +20,7 @@ pub mod pod_modes;
 mod ranges;
 pub mod reason;
 pub mod redirects;
+pub mod slow_start;
 pub mod tiers;
 mod topology;
 mod warnings;
@@ -39,6 +40,7 @@ use lb_common::{Addr, Scheduler};
 use claims::Claims;
 use cross_namespace::CrossNamespaceIndex;
 use redirects::RedirectIndex;
+use slow_start::SlowStarts;
 use tiers::TiersInUse;
 
 use crate::world::World;
@@ -84,6 +86,8 @@ pub struct ClusterContext<'a> {
     pub redirects: &'a RedirectIndex,
     /// Tiers of endpoints in use so far.
     pub tiers: &'a TiersInUse,
+    /// Endpoints whose weight rises.
+    pub slow_starts: &'a SlowStarts,
     /// The objects.
     pub world: &'a World,
 }

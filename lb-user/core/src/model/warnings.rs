@@ -109,6 +109,10 @@ pub(super) fn port(
     if port.scheduler == Scheduler::Mh && endpoints().filter(in_cluster_list).count() > MAGLEV_LEN {
         push_once(warnings, Warning::MaglevTooSmall);
     }
+    let starts_slowly = service.tuning.as_deref().is_some_and(|tuning| tuning.slow_start.is_some());
+    if starts_slowly && !port.scheduler.weighs() {
+        push_once(warnings, Warning::SlowStartWithoutWeights);
+    }
     let prefers_local = service.tuning.as_deref().is_some_and(|tuning| tuning.preference == Preference::Local);
     if prefers_local && service.internal_policy == Policy::Local {
         push_once(warnings, Warning::PreferenceUnderLocal);

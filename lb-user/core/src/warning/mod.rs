@@ -126,6 +126,8 @@ pub enum Warning {
     MaglevTooSmall,
     /// The scheduler `dh`, which the Service itself names.
     DestinationHash,
+    /// `beeline.io/slow-start` with a scheduler that does not weigh.
+    SlowStartWithoutWeights,
     /// `beeline.io/prefer-local` beside `internalTrafficPolicy: Local`.
     PreferenceUnderLocal,
     /// `beeline.io/redirect-from` is not followed.
@@ -349,6 +351,7 @@ impl Warning {
             | Self::PortWithoutEndpoint { .. }
             | Self::MaglevTooSmall
             | Self::DestinationHash
+            | Self::SlowStartWithoutWeights
             | Self::PreferenceUnderLocal => WarningReason::CheckService,
             Self::RedirectRefused { .. } | Self::RedirectAttempt { .. } => WarningReason::RedirectRefused,
             Self::MapFull { .. } => WarningReason::NoRoom,

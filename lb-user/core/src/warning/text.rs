@@ -53,6 +53,7 @@ impl Warning {
             Self::PortWithoutEndpoint { .. } => "give them the same name",
             Self::MaglevTooSmall => "use random",
             Self::DestinationHash => "use sh for one backend to each client, or random",
+            Self::SlowStartWithoutWeights => "use random, wrr, wlc, sed, nq or mh",
             Self::PreferenceUnderLocal => "set internalTrafficPolicy to Cluster, or remove the annotation",
             Self::RedirectRefused { target, refusal } => return Some(refusal.cure(target)),
             Self::RedirectAttempt { sources, .. } => {
@@ -147,6 +148,9 @@ impl Warning {
             ),
             Self::DestinationHash => {
                 f.write_str("the scheduler dh sends everybody who dials one address to one backend")
+            }
+            Self::SlowStartWithoutWeights => {
+                f.write_str("annotation beeline.io/slow-start has no effect, since the scheduler does not weigh")
             }
             Self::PreferenceUnderLocal => f.write_str(
                 "annotation beeline.io/prefer-local has no effect at cluster IPs, since internalTrafficPolicy is \

@@ -10,10 +10,11 @@ use super::{
     evaluation::{EvaluatedPort, Evaluation},
     frontends::{FrontendRequest, RequestedFrontend, families},
     reason::EvaluatedEndpoint,
+    slow_start::SlowStarts,
     weights::normalise,
 };
 use crate::{
-    objects::Service,
+    objects::{Key, Service},
     per_family::PerFamily,
     spec::{Health, Member, PortKey, PortSpec, ServiceSpec},
     world::View,
@@ -28,11 +29,16 @@ pub fn compile(
     settings: &Settings,
     cluster: ClusterContext<'_>,
 ) -> ServiceSpec {
-    assemble(view.service, node, evaluate(view, request, node, settings, cluster))
+    assemble(view.service, node, evaluate(view, request, node, settings, cluster), cluster.slow_starts)
 }
 
 /// Makes the spec of a Service from the decisions about it.
-pub(super) fn assemble(service: &Service, node: NodeContext<'_>, evaluation: Evaluation<'_>) -> ServiceSpec {
+pub(super) fn assemble(
+    service: &Service,
+    node: NodeContext<'_>,
+    evaluation: Evaluation<'_>,
+    slow_starts: &SlowStarts,
+) -> ServiceSpec {
     let families = families(service);
     let tuning = service.tuning.as_deref();
     let mut ports = Vec::with_capacity(evaluation.ports.len() * families.iter().flatten().count());
@@ -46,7 +52,7 @@ pub(super) fn assemble(service: &Service, node: NodeContext<'_>, evaluation: Eva
             ports.push(PortSpec {
                 key: PortKey { service: service.key.clone(), name, proto, family },
                 frontends,
-                backends: members(port, family, node),
+                backends: members(&service.key, port, family, node, slow_starts),
                 flags,
                 ranges: match flags & ServiceFlags::SOURCE_RANGES {
                     0 => Vec::new(),
@@ -88,13 +94,22 @@ fn frontends_of(frontends: &[RequestedFrontend], port: usize, family: Family) ->
 }
 
 /// Lists every endpoint that serves: the backends in a list, and backends kept for sockets that have them.
-fn members(port: &EvaluatedPort<'_>, family: Family, node: NodeContext<'_>) -> Vec<Member> {
+fn members(
+    service: &Key,
+    port: &EvaluatedPort<'_>,
+    family: Family,
+    node: NodeContext<'_>,
+    slow_starts: &SlowStarts,
+) -> Vec<Member> {
     let endpoints = port.endpoints_of(family);
     let mut members = Vec::with_capacity(endpoints.len());
     members.extend(endpoints.iter().filter_map(|endpoint| {
         let EvaluatedEndpoint { target, weight, .. } = *endpoint;
         Some(Member { target, flags: endpoint.flags(node)?, weight })
     }));
+    if port.scheduler.weighs() {
+        slow_starts.apply(service, &mut members);
+    }
     normalise(&mut members);
     members
 }

@@ -12,6 +12,7 @@ use crate::{
         cross_namespace::CrossNamespaceIndex,
         frontends::{ExternalIps, request},
         redirects::RedirectIndex,
+        slow_start::SlowStarts,
         tiers::TiersInUse,
     },
     objects::{
@@ -75,6 +76,7 @@ fn check(service: &Service, slices: Vec<EndpointSlice>, endpoints: Option<&Endpo
         cross_namespace: &cross_namespace,
         redirects: &RedirectIndex::default(),
         tiers: &TiersInUse::new(),
+        slow_starts: &SlowStarts::default(),
         world: &World::new("here"),
     };
     let spec = compile(&view, request, NODE, &Settings::default(), cluster);

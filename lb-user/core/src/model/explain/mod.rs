@@ -14,6 +14,7 @@ use super::{
     frontends::{FrontendRequest, RequestedFrontend, families},
     ranges::SourceRanges,
     reason::{EvaluatedEndpoint, list_users},
+    slow_start::{Rise, SlowStarts},
     tiers::Tiers,
 };
 use crate::{
@@ -120,11 +121,11 @@ pub fn explain(
 ) -> Explanation {
     let service = view.service;
     let evaluation = evaluate(view, request, node, settings, cluster);
-    let spec = assemble(service, node, evaluation.clone());
+    let spec = assemble(service, node, evaluation.clone(), cluster.slow_starts);
     let mut ports = Vec::new();
     for port in &evaluation.ports {
         let families = families(service).into_iter().flatten();
-        ports.extend(families.map(|family| port_lines(view, port, family, node, &spec)));
+        ports.extend(families.map(|family| port_lines(view, port, family, node, &spec, cluster.slow_starts)));
     }
     let facts = facts(view, settings, &evaluation, spec.health);
     // Entries of addresses cannot be dialled.
@@ -201,6 +202,9 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
             format!("refused: the clients of {target} are left alone")
         };
         add("redirect", text);
+    }
+    if let Some(seconds) = tuning.and_then(|tuning| tuning.slow_start) {
+        add("slow start", format!("the weight of an endpoint that gets ready rises for {seconds} s"));
     }
     let (scheduler, by) = match tuning.and_then(|tuning| tuning.scheduler) {
         Some(scheduler) => (scheduler, "by annotation"),
@@ -313,6 +317,7 @@ fn port_lines(
     family: Family,
     node: NodeContext<'_>,
     spec: &ServiceSpec,
+    slow_starts: &SlowStarts,
 ) -> PortLines {
     let (service, flags) = (view.service, port.flags[family]);
     let own = |spec: &&PortSpec| {
@@ -321,6 +326,16 @@ fn port_lines(
     };
     let members = spec.ports.iter().find(own).map_or(&[][..], |spec| &spec.backends);
     let count = |list| members.iter().filter(|member| member.is_in(list)).count();
+    let rise = |endpoint: &EvaluatedEndpoint<'_>, is_member: bool| {
+        let rise = slow_starts.rise(&service.key, &endpoint.target);
+        match rise.filter(|_| is_member && port.scheduler.weighs()) {
+            Some(Rise { step, left }) => {
+                let seconds = left.as_millis().div_ceil(1000);
+                format!("; new: it has {step}/10 of its weight, and all of it in {seconds} s")
+            }
+            None => String::new(),
+        }
+    };
     let line = |endpoint: &EvaluatedEndpoint<'_>| {
         let position = members.binary_search_by(|member| member.target.cmp(&endpoint.target));
         let member = position.ok().and_then(|at| members.get(at)).filter(|_| endpoint.serves());
@@ -330,7 +345,7 @@ fn port_lines(
             node: endpoint.endpoint.node.as_deref().map(str::to_owned),
             object: endpoint.origin.to_string(),
             weight: listed.map(|member| member.weight),
-            why: endpoint.reason_text(flags),
+            why: endpoint.reason_text(flags) + &rise(endpoint, member.is_some()),
         }
     };
     // Where only one family is served, its lines include the endpoints of the other.

@@ -10,7 +10,7 @@ use crate::{
     event::{Event, Object},
     model::{
         claims::Claims, cross_namespace::CrossNamespaceIndex, frontends::request, redirects::RedirectIndex,
-        tiers::TiersInUse,
+        slow_start::SlowStarts, tiers::TiersInUse,
     },
     objects::{
         Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, ServicePort, SliceManager, Tuning,
@@ -45,6 +45,7 @@ fn explained_with(
         cross_namespace,
         redirects: &RedirectIndex::default(),
         tiers: &TiersInUse::new(),
+        slow_starts: &SlowStarts::default(),
         world: &World::new("here"),
     };
     explain(view, request(view.service), node, &Settings::default(), cluster)
@@ -307,5 +308,51 @@ fn a_cluster_ip_of_the_node_is_named() {
     assert_eq!(
         state(&["10.96.0.1"]).as_deref(),
         Some("owned; an interface of this node has the address, so that a process that listens there goes first")
+    );
+}
+
+#[test]
+fn an_endpoint_whose_weight_rises_says_until_when() {
+    let tuning = Tuning { slow_start: NonZeroU32::new(30), ..Tuning::default() };
+    let service =
+        Service { tuning: Some(Box::new(tuning)), internal_policy: Policy::Cluster, ..web("web", 1, "10.96.0.1") };
+    let (claims, cross_namespace, redirects) =
+        (Claims::default(), CrossNamespaceIndex::default(), RedirectIndex::default());
+    let (tiers, world, node_ports) = (TiersInUse::new(), World::new("here"), BTreeSet::new());
+    let node = NodeContext { name: "here", zone: None, node_ports: &node_ports, own: &node_ports };
+    let mut slow_starts = SlowStarts::default();
+    let both = vec![on("here", "10.0.0.1"), on("there", "10.0.0.2")];
+    let mut text = String::new();
+    for endpoints in [&both[..1], &both] {
+        let slices = [slice("http", endpoints.to_vec())];
+        let view = View { service: &service, slices: &slices, endpoints: None };
+        for pass in 0..2 {
+            let slow = &slow_starts;
+            let cluster = ClusterContext {
+                claims: &claims,
+                cross_namespace: &cross_namespace,
+                redirects: &redirects,
+                tiers: &tiers,
+                slow_starts: slow,
+                world: &world,
+            };
+            let settings = Settings::default();
+            let request = || request(&service, &settings.external_ips, &cross_namespace);
+            text = explain(&view, request(), node, &settings, cluster).to_string();
+            let spec = crate::model::compile(&view, request(), node, &settings, cluster);
+            if pass == 0 {
+                slow_starts.observe(&spec, NonZeroU32::new(30), None);
+            }
+        }
+    }
+    let lines: Vec<_> =
+        text.lines().map(str::trim).filter(|line| line.contains("8080") || line.contains("slow start")).collect();
+    assert_eq!(
+        lines,
+        [
+            "slow start  the weight of an endpoint that gets ready rises for 30 s",
+            "10.0.0.1:8080  here   used; weight 10",
+            "10.0.0.2:8080  there  used; new: it has 1/10 of its weight, and all of it in 30 s",
+        ]
     );
 }

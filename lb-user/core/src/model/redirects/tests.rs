@@ -9,7 +9,7 @@ use crate::{
     event::{Event, Object, ObjectKind},
     model::{
         NodeContext, Settings, claims::Claims, compile, cross_namespace::CrossNamespaceIndex, explain::explain,
-        fan_out, frontends::request, tiers::TiersInUse,
+        fan_out, frontends::request, slow_start::SlowStarts, tiers::TiersInUse,
     },
     objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, ServicePort, SliceManager, Tuning},
 };
@@ -74,6 +74,7 @@ struct Fixture {
     cross_namespace: CrossNamespaceIndex,
     redirects: RedirectIndex,
     tiers: TiersInUse,
+    slow_starts: SlowStarts,
     settings: Settings,
 }
 
@@ -86,6 +87,7 @@ impl Fixture {
             cross_namespace: CrossNamespaceIndex::default(),
             redirects: RedirectIndex::default(),
             tiers: TiersInUse::new(),
+            slow_starts: SlowStarts::default(),
             settings: Settings { redirect_namespaces, ..Settings::default() },
         }
     }
@@ -119,6 +121,7 @@ impl Fixture {
             cross_namespace: &self.cross_namespace,
             redirects: &self.redirects,
             tiers: &self.tiers,
+            slow_starts: &self.slow_starts,
             world: &self.world,
         }
     }

@@ -20,6 +20,7 @@ use super::{
     explain::{Explanation, explain},
     frontends::{FrontendRequest, request},
     redirects::RedirectIndex,
+    slow_start::SlowStarts,
     tiers::TiersInUse,
 };
 use crate::{
@@ -166,6 +167,7 @@ impl Case {
             cross_namespace: &CrossNamespaceIndex::default(),
             redirects: &RedirectIndex::default(),
             tiers: &TiersInUse::new(),
+            slow_starts: &SlowStarts::default(),
             world: &World::new("here"),
         };
         run(&view, self.request(&self.service), node, &self.settings, cluster)

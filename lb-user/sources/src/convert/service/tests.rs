@@ -91,6 +91,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
                     range_policy: Allow,
                     preference: None,
                     tier_share: None,
+                    slow_start: None,
                     redirect_from: None,
                 },
             ),

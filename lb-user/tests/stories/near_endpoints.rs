@@ -1,19 +1,26 @@
 //! Endpoints near the client: preferred ones, and those of a Service that takes the clients of another. They come and
 //! go under load, and no call fails.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_lab::network::{Host, Lan, LanOptions};
 
 use crate::{
     Story,
     agent::until,
     load::Load,
-    node::StoryNode,
+    node::{StoryNode, annotated},
+    packets::{self, NODE_PORT, TARGET},
     sockets::{Client, at, tcp_ask, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
     ("preferred_endpoints_come_and_go_without_a_failed_call", preferred),
     ("redirected_clients_come_and_go_without_a_failed_call", redirected),
+    ("packets_reach_preferred_endpoints_and_those_of_a_service_that_takes_clients", by_packets),
 ];
 
 const DNS: &str = "10.96.0.10:53";
@@ -89,4 +96,49 @@ fn ask(client: &Client, to: SocketAddr) -> Result<String, String> {
     client.send_to(to).map_err(|error| format!("sending: {error}"))?;
     let (answer, from) = client.try_receive().map_err(|error| format!("receiving: {error}"))?;
     if from == Some(to) { Ok(answer) } else { Err(format!("{answer} from {from:?}")) }
+}
+
+/// A pod whose packets are translated, and a client outside.
+fn by_packets(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
+    let (client, near, far) = (packets::pod(&lan.node1), &lan.node1.pods[1], packets::pod(&lan.node2));
+    [near, far].into_iter().for_each(packets::serve);
+    let web = |endpoints: &[(&Host, &str)]| {
+        let endpoints: Vec<_> = endpoints.iter().map(|&(host, on)| (IpAddr::from(host.v4), on)).collect();
+        packets::service("Cluster", &endpoints)
+    };
+    let preferring = |endpoints: &[(&Host, &str)]| annotated(&web(endpoints), "beeline.io/prefer-local: \"true\"");
+    let cache = |endpoints: &[(&Host, &str)]| {
+        let renamed =
+            web(endpoints).replace("web", "cache").replace("10.96.0.1", "10.96.0.9").replace("fd96::1", "fd96::9");
+        let others = renamed.replace(&NODE_PORT.to_string(), "30081").replace("198.51.100.7", "198.51.100.8");
+        annotated(&others, "beeline.io/redirect-from: default/web")
+    };
+    node.write("web.yaml", &web(&[(far, "there")]));
+    let _agent = packets::agent(node, &lan, &["--pod-devices", "pod2"]);
+    let answers = |from: &Host, to: SocketAddr| -> BTreeSet<String> {
+        from.net.enter(|| {
+            let by_tcp = (0..8).map(|_| tcp_ask(to).expect("an answer").0);
+            by_tcp.chain((0..8).map(|_| Client::udp(to).ask(to).0)).collect()
+        })
+    };
+    let cluster_ip = SocketAddr::from(([10, 96, 0, 1], 80));
+    let node_port = SocketAddr::from((lan.node1.host.v4, NODE_PORT));
+    let only = |host: &Host| BTreeSet::from([SocketAddr::from((host.v4, TARGET)).to_string()]);
+    until("the pod's link has the programs", || {
+        client.net.enter(|| Client::tcp(cluster_ip).connect(cluster_ip)).is_ok()
+    });
+    let reach = |what: &str, of_pod: &Host, of_client: &Host| {
+        until(what, || {
+            answers(client, cluster_ip) == only(of_pod) && answers(&lan.client, node_port) == only(of_client)
+        });
+    };
+    node.write("web.yaml", &preferring(&[(near, "here"), (far, "there")]));
+    reach("both reach the preferred endpoint", near, near);
+    node.write("web.yaml", &preferring(&[(far, "there")]));
+    reach("both reach the other one without it", far, far);
+    node.write("web.yaml", &(web(&[(far, "there")]) + &cache(&[(near, "here"), (far, "there")])));
+    reach("the pod is redirected, and the client outside is not", near, far);
+    node.write("web.yaml", &(web(&[(far, "there")]) + &cache(&[(near, "elsewhere")])));
+    reach("no client is redirected without an endpoint on this node", far, far);
 }

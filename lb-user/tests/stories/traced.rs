@@ -7,7 +7,7 @@ use std::{
     fs,
     io::{self, ErrorKind, Read as _},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -175,7 +175,7 @@ fn generation_port(generation: usize) -> u16 {
 }
 
 /// Moves this process into a cgroup, in which its next sockets are made.
-fn move_to(cgroup: &PathBuf) {
+fn move_to(cgroup: &Path) {
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("the cgroup exists");
 }
 
@@ -219,8 +219,8 @@ fn services(random: &mut Random, lan: &Lan, servers: &[(&Host, &str)]) -> String
         yaml += "---\n";
         let states = ["", "", "", ", conditions: {ready: false, terminating: true}", ", conditions: {ready: false}"];
         let endpoints: Vec<_> = servers.iter().filter(|_| random.below(2) > 0).collect();
-        let mut states_of = |_: &&(&Host, &str)| random.pick(&states);
-        let states: Vec<_> = endpoints.iter().map(|endpoint| states_of(endpoint)).collect();
+        let states_of = |_: &&(&Host, &str)| random.pick(&states);
+        let states: Vec<_> = endpoints.iter().map(states_of).collect();
         for (family, index) in [("IPv4", 0), ("IPv6", 1)] {
             write!(
                 yaml,

@@ -7,7 +7,7 @@ use std::{
     fmt::Write as _,
 };
 
-use lb_common::{Family, FrontendKey, Proto};
+use lb_common::{Family, FrontendKey, Kind, Proto};
 
 use super::Finding;
 use lb_core::{store::Dump, text::number};
@@ -58,7 +58,8 @@ fn hits(chains: &[HookedChain], dump: &Dump) -> Vec<Hits> {
         let mut by_chain = BTreeMap::<&str, (usize, BTreeSet<FrontendKey>)>::new();
         for (chain, rule) in &base.rules {
             let seen = dump.frontends.keys().filter(|key| sees(base.chain.table.family, key));
-            let named: BTreeSet<FrontendKey> = seen.filter(|key| names(rule, key)).copied().collect();
+            let named = seen.filter(|key| names(rule, key) && !is_of_node(rule, key, dump));
+            let named: BTreeSet<FrontendKey> = named.copied().collect();
             if !named.is_empty() {
                 let hit = by_chain.entry(chain).or_default();
                 hit.0 += 1;
@@ -82,6 +83,13 @@ fn sees(family: TableFamily, frontend: &FrontendKey) -> bool {
         TableFamily::One(family) => (family == Family::V4) == frontend.addr.is_v4(),
         TableFamily::Inet => true,
     }
+}
+
+/// True if a rule is for a cluster IP that an interface of the node owns, as those of NodeLocal DNSCache are: the
+/// packets of pods to its listener are not translated.
+fn is_of_node(rule: &Rule, frontend: &FrontendKey, dump: &Dump) -> bool {
+    let address = dump.frontends.get(&frontend.address());
+    rule.destination == Some(frontend.addr) && address.is_some_and(|address| address.kind == Kind::OwnAddress as u8)
 }
 
 /// True if a rule matches the address or the port of a frontend, and neither excludes it.
@@ -229,6 +237,20 @@ mod tests {
             to("192.0.2.1", ports(Some(6), 80..=80)),
         ] {
             check(other, "ok: no rule of netfilter");
+        }
+    }
+
+    #[test]
+    fn rules_for_a_cache_at_a_cluster_ip_of_the_node_are_none_of_these() {
+        let rule = to("10.96.0.10", ports(Some(17), 53..=53));
+        let raw = Ok(vec![chain("raw", -300, vec![("PREROUTING", rule)])]);
+        let key = FrontendKey::new(addr("10.96.0.10"), 53, Proto::Udp);
+        for (kind, expected) in [
+            (Kind::Address, "warning: 1 rule in ip raw PREROUTING names 10.96.0.10:53/UDP before"),
+            (Kind::OwnAddress, "ok: no rule of netfilter"),
+        ] {
+            let frontends = [(key, Frontend::new(1, Kind::ClusterIp)), (key.address(), Frontend::new(1, kind))];
+            assert_findings(&evaluate(&raw, &Dump { frontends: frontends.into(), ..Dump::default() }), &[expected]);
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use lb_common::{Frontend, FrontendKey, ListReason, Origin, SlotKey};
+use lb_common::{Frontend, FrontendKey, ListReason, Origin, ServiceFlags, SlotKey};
 use serde::Serialize;
 
 use crate::inspect::address;
@@ -33,6 +33,9 @@ pub struct FrontendDifference {
     pub loses: bool,
     /// True if Beeline has no endpoint for the clients.
     pub refuses: bool,
+    /// True if an annotation that kube-proxy does not have chooses the endpoints, such as `beeline.io/prefer-local`:
+    /// clients lose nothing.
+    pub by_annotation: bool,
     /// Endpoints in kube-proxy's rules only.
     pub only_kube_proxy: Vec<String>,
     /// Endpoints in Beeline's maps only.
@@ -92,6 +95,16 @@ impl fmt::Display for FrontendDifference {
             DifferenceKind::EndpointsHere => "clients on this node",
             DifferenceKind::EndpointsOutside => "clients outside",
         };
+        if self.by_annotation {
+            return match self.only_beeline.as_slice() {
+                [] => write!(
+                    f,
+                    "an annotation keeps {clients} from {}, to which kube-proxy sends them",
+                    list(&self.only_kube_proxy)
+                ),
+                own => write!(f, "an annotation sends {clients} to {}, and kube-proxy does not", list(own)),
+            };
+        }
         match (self.only_kube_proxy.as_slice(), self.only_beeline.as_slice()) {
             ([], own) if !self.loses => {
                 write!(f, "kube-proxy refuses {clients}, and Beeline sends them to {}", list(own))
@@ -119,6 +132,7 @@ pub fn compare(theirs: &RuleFrontends, dump: &Dump) -> Comparison {
         let none = (BTreeSet::new(), BTreeSet::new());
         let mut names = [own.get(frontend), theirs.get(frontend)].into_iter().flatten().map(|answer| &answer.name);
         let service = names.find(|name| !name.is_empty()).cloned().unwrap_or_default();
+        let by_annotation = is_by_annotation(dump, frontend);
         let mut add = |kind, loses: bool, (theirs, own): (&BTreeSet<AddrPort>, &BTreeSet<AddrPort>)| {
             let text = |endpoints: std::collections::btree_set::Difference<'_, AddrPort>| {
                 endpoints.map(AddrPort::to_string).collect()
@@ -128,8 +142,9 @@ pub fn compare(theirs: &RuleFrontends, dump: &Dump) -> Comparison {
                 protocol: lb_common::Proto::from_number(frontend.proto.into()).map_or("?", lb_common::Proto::name),
                 service: service.clone(),
                 kind,
-                loses,
+                loses: loses && !by_annotation,
                 refuses: own.is_empty(),
+                by_annotation,
                 only_kube_proxy: text(theirs.difference(own)),
                 only_beeline: text(own.difference(theirs)),
             });
@@ -167,6 +182,12 @@ pub fn compare(theirs: &RuleFrontends, dump: &Dump) -> Comparison {
         }
     }
     Comparison { compared, differences }
+}
+
+/// True if an annotation that kube-proxy does not have chooses the endpoints of a frontend.
+fn is_by_annotation(dump: &Dump, frontend: &FrontendKey) -> bool {
+    let service = dump.frontends.get(frontend).and_then(|frontend| dump.services.get(&frontend.service));
+    service.is_some_and(|service| service.flags & ServiceFlags::NOTES != 0)
 }
 
 /// Returns the endpoints of each frontend, from the maps.

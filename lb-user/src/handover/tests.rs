@@ -94,3 +94,18 @@ fn lost_endpoints_are_unsafe_and_additional_ones_are_safe() {
         ],
     );
 }
+
+#[test]
+fn endpoints_that_an_annotation_chooses_are_not_lost() {
+    let theirs = [
+        (key("10.96.0.1", 80), answer(&["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"], BOTH)),
+        (key("0.0.0.0", 30080), answer(&["10.0.0.3:80"], BOTH)),
+    ];
+    let (kept, others) = (
+        "default/web at 10.96.0.1:80/TCP: an annotation keeps clients on this node from 10.0.0.3:80, to which \
+         kube-proxy sends them",
+        "default/web at 0.0.0.0:30080/TCP: an annotation sends clients on this node to 10.0.0.1:80, 10.0.0.2:80, and \
+         kube-proxy does not",
+    );
+    check(&theirs, &dump(ServiceFlags::PREFERS_LOCAL), true, &[others, kept]);
+}

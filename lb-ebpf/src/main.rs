@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "contexts, map values and helpers are raw pointers here")]
 
 mod bind_guard;
+mod closed_sockets;
 mod context;
 mod counters;
 mod globals;
@@ -94,6 +95,12 @@ pub fn bind6(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock(sock_release)]
 pub fn sock_release(ctx: SockContext) -> i32 {
     sock::release(&ctx)
+}
+
+/// The agent runs the program for a TCP socket of the kernel itself that has closed: see [`closed_sockets`].
+#[classifier]
+pub fn free_socket(ctx: TcContext) -> i32 {
+    closed_sockets::free(&ctx)
 }
 
 /// A packet enters by a device.

@@ -164,12 +164,7 @@ pub fn release(ctx: &SockContext) -> i32 {
     // SAFETY: the context is valid for the program's run; the verifier checks the access.
     let proto = unsafe { (*ctx.sock).protocol };
     if proto == Proto::Tcp as u32 {
-        let mut place = TcpSocket::of(ctx.as_ptr());
-        if let Some(translation) = place.translation() {
-            let backend = translation.backend;
-            place.clear();
-            stats::closed(backend);
-        }
+        TcpSocket::of(ctx.as_ptr()).release();
     } else if proto == mptcp::PROTO {
         mptcp::release(ctx);
     } else if proto == Proto::Udp as u32

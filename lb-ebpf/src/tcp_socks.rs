@@ -12,6 +12,7 @@ use lb_common::{Choice, FrontendKey, TcpSock, Translation, capacity};
 use crate::{
     globals::GENERATION,
     maps::{TCP_MORE, TCP_SOCKS},
+    stats,
 };
 
 /// A TCP socket and its place.
@@ -25,7 +26,12 @@ impl TcpSocket {
     #[inline(always)]
     pub fn of(ctx: *mut core::ffi::c_void) -> Self {
         // SAFETY: see above.
-        let cookie = unsafe { bpf_get_socket_cookie(ctx) };
+        Self::with_cookie(unsafe { bpf_get_socket_cookie(ctx) })
+    }
+
+    /// The socket with this cookie.
+    #[inline(always)]
+    pub fn with_cookie(cookie: u64) -> Self {
         Self { cookie, place: TCP_SOCKS.get_ptr_mut((cookie % capacity::TCP_SOCKS as u64) as u32) }
     }
 
@@ -66,6 +72,16 @@ impl TcpSocket {
             }
         }
         put_more(self.cookie, place, dest, choice)
+    }
+
+    /// Removes the translation of a socket that is closed, and counts the close.
+    #[inline(always)]
+    pub fn release(&mut self) {
+        if let Some(translation) = self.translation() {
+            let backend = translation.backend;
+            self.clear();
+            stats::closed(backend);
+        }
     }
 
     /// Removes the translation of the socket.

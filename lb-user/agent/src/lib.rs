@@ -1,6 +1,7 @@
 //! The agent: reconciles objects into the maps, answers probes and scrapes, sends Events, ends stale sockets. [`run`]
 //! wires these parts to the sources and the dataplane.
 
+mod closed_sockets;
 mod events;
 mod health;
 mod health_ports;

@@ -18,6 +18,7 @@ use lb_kernel::sock_diag::bound_sockets;
 use tracing::{info, warn};
 
 use crate::{
+    closed_sockets::ClosedSockets,
     events::{EventQueue, ProblemOrigin},
     reconcile::{Departed, Departure, MapChanges},
 };
@@ -27,7 +28,7 @@ use lb_core::{
 };
 use lb_dataplane::{
     flows::Flows,
-    sockets::{self, Search, Serving},
+    sockets::{self, Search, Serving, SocketFreer},
     stats::{self, CounterWatch, LiveIds, StatMaps},
     store::BpfStore,
 };
@@ -53,12 +54,13 @@ const FLOW_SEARCH_SHARE: u32 = 10;
 ///
 /// # Errors
 /// If the thread cannot be started.
-pub(crate) fn start(directory: PathBuf, events: EventQueue) -> Result<Sender<MapChanges>> {
+pub(crate) fn start(directory: PathBuf, events: EventQueue, freer: SocketFreer) -> Result<Sender<MapChanges>> {
     let (sender, receiver) = channel();
     let start = Instant::now();
     let queue = TerminationQueue::default();
     let flows = FlowSearch { is_due: false, earliest: start };
-    let worker = Worker { directory, events, queue, flows, start, scan: None, has_moved: false };
+    let closed = ClosedSockets::new(freer);
+    let worker = Worker { directory, events, queue, flows, start, closed, scan: None, has_moved: false };
     let thread = thread::Builder::new().name("termination".to_owned());
     thread.spawn(move || worker.run(&receiver)).context("starting a thread")?;
     Ok(sender)
@@ -71,6 +73,7 @@ struct Worker {
     queue: TerminationQueue,
     flows: FlowSearch,
     start: Instant,
+    closed: ClosedSockets,
     /// Time of the next scan for sockets that lost their backend while no agent ran; none when all are handled.
     scan: Option<Instant>,
     /// True if sockets may be open whose endpoint serves them under another id than theirs: counts do not tell the
@@ -84,7 +87,7 @@ impl Worker {
         let mut affinity_full = None;
         let mut is_first_pass = true;
         loop {
-            let wake = [self.queue.next(), self.flows.next(), self.scan].into_iter().flatten();
+            let wake = [self.queue.next(), self.flows.next(), self.scan, self.closed.next()].into_iter().flatten();
             let wake = wake.fold(sweep.min(look), Instant::min);
             let has_passed = match passes.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(mut changes) => {
@@ -108,7 +111,11 @@ impl Worker {
             if has_passed && is_first_pass {
                 self.attempt("looking for bound sockets", |worker| sockets::mark_bound_ports(&worker.directory));
             }
+            if has_passed && is_first_pass {
+                self.closed.begin();
+            }
             is_first_pass &= !has_passed;
+            self.attempt("freeing entries of closed sockets", |worker| worker.closed.look(&worker.directory));
             self.attempt("ending sockets", Self::end_due);
             self.attempt("ending flows", Self::end_flows);
             if Instant::now() >= sweep {

@@ -160,7 +160,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let tc = loader.tc();
     tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), node));
     tasks.spawn(netns_addrs::run(pins.current(), restricted));
-    let termination = termination::start(pins.current(), event_queue)?;
+    let termination = termination::start(pins.current(), event_queue, loader.freer())?;
     tasks.spawn(reconcile::run(reconciler, LoadedDataplane { loader, cgroup, termination }, inbox, status));
     let directory = pins.current();
     // The store is opened for each record: maps may have grown since, and records are rare.

@@ -19,6 +19,7 @@ use crate::{
     integrity::Integrity,
     log,
     pins::Pins,
+    sockets::SocketFreer,
     store::{self, BpfStore},
     upgrade::{
         self, StartMaps,
@@ -55,6 +56,7 @@ pub struct Loader {
     /// Programs that are not in service yet. Some of their maps may be in the staging directory.
     loaded: Option<Ebpf>,
     tc: Arc<Tc>,
+    freer: SocketFreer,
     /// The datapath in service; none before [`Loader::attach`].
     integrity: Option<Integrity>,
     /// Lock of the pin directory, held as long as the agent lives.
@@ -80,7 +82,19 @@ impl Loader {
         let adopted = maps.of(MapOrigin::Adopted).count();
         let tc = Arc::new(Tc::new(pins.clone()));
         let grown = MapSizes::new();
-        Ok(Self { pins, features, adopted, highest_ids, options, grown, loaded: Some(ebpf), tc, integrity: None, lock })
+        Ok(Self {
+            pins,
+            features,
+            adopted,
+            highest_ids,
+            options,
+            grown,
+            loaded: Some(ebpf),
+            tc,
+            freer: SocketFreer::default(),
+            integrity: None,
+            lock,
+        })
     }
 
     /// Returns the features of the kernel.
@@ -105,6 +119,12 @@ impl Loader {
     #[must_use]
     pub fn tc(&self) -> Arc<Tc> {
         Arc::clone(&self.tc)
+    }
+
+    /// Returns the program that frees entries of closed sockets, which [`Loader::attach`] brings into service.
+    #[must_use]
+    pub fn freer(&self) -> SocketFreer {
+        self.freer.clone()
     }
 
     /// Opens the maps that the agent writes: new maps from the staging directory, the others from their places.
@@ -180,6 +200,7 @@ impl Loader {
         if let Some(classifiers) = programs::classifiers(ebpf)? {
             self.tc.replace(classifiers)?;
         }
+        self.freer.replace(programs::socket_freer(ebpf)?);
         programs::publish(&self.pins)?;
         let maps = programs::layouts(&self.options.sizes, &self.grown)?;
         let maps = maps.keys().map(String::as_str);

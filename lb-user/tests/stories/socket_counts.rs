@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::{FrontendKey, Proto};
+use lb_common::{BackendStats, FrontendKey, Proto, TcpSock, Translation};
 use lb_dataplane::stats::StatMaps;
+use lb_kernel::bpf::typed::TypedMap;
 
 use crate::{
     Story,
@@ -11,8 +12,10 @@ use crate::{
     sockets::{Client, at, tcp_server, udp_server},
 };
 
-pub const STORIES: &[Story] =
-    &[("open_socket_counts_match_a_model_after_any_sequence_of_calls", counts_match_the_model)];
+pub const STORIES: &[Story] = &[
+    ("open_socket_counts_match_a_model_after_any_sequence_of_calls", counts_match_the_model),
+    ("open_socket_counts_lose_sockets_whose_close_no_hook_tells", closed_sockets_of_the_kernel),
+];
 
 /// A Service with one backend, `ONLY`.
 const A: &str = "10.96.0.1:80";
@@ -166,4 +169,43 @@ fn counts_match_the_model(node: &mut StoryNode) {
         drop(sockets);
         assert!(open().values().all(|count| *count == 0), "seed {seed}: {:?}", open());
     }
+}
+
+/// The entries stand for those of sockets of the kernel itself, such as NFS opens: their sockets are gone, and no hook
+/// has run.
+fn closed_sockets_of_the_kernel(node: &mut StoryNode) {
+    tcp_server(ONLY);
+    node.write("a.yaml", &service("a", &["10.96.0.1"], "TCP", 80, &[ONLY]));
+    let mut agent = node.agent(&[]);
+    agent.wait_until_in_service();
+    let clients: Vec<Client> = (0..3).map(|_| Client::tcp(at(A))).collect();
+    clients.iter().for_each(|client| client.connect(at(A)).expect("connected"));
+    agent.kill();
+    let places = TypedMap::<u32, TcpSock>::open(&node.maps(), "TCP_SOCKS").expect("the map");
+    let more = TypedMap::<u64, Translation>::open(&node.maps(), "TCP_MORE").expect("the map");
+    let counts = TypedMap::<u32, BackendStats>::open(&node.maps(), "BACKEND_STATS").expect("the map");
+    let held = |places: &TypedMap<u32, TcpSock>| {
+        let all = places.read().expect("entries").into_iter();
+        all.filter(|(_, place)| place.cookie != 0).collect::<Vec<_>>()
+    };
+    let known = held(&places);
+    assert_eq!(known.len(), 3);
+    let &(index, taken) = known.first().expect("an entry");
+    // Cookies beyond all that the kernel has given.
+    let cookie = |index: u32| (1 << 40) | u64::from(index);
+    let free = (0..).find(|index| known.iter().all(|(held, _)| held != index)).expect("a free place");
+    places.put(&[free], &[TcpSock { cookie: cookie(free), ..taken }]).expect("written");
+    more.put(&[cookie(index)], &[taken.given]).expect("written");
+    places.put(&[index], &[TcpSock { more: 1, ..taken }]).expect("written");
+    let backend = taken.given.backend;
+    let before = counts.get(&backend).expect("the map").expect("counts");
+    assert_eq!(before.open, 3);
+    counts.put(&[backend], &[BackendStats { open: 5, ..before }]).expect("written");
+    let agent = node.agent(&[]);
+    agent.wait_for_log("TCP sockets of the kernel have closed");
+    assert_eq!(counts.get(&backend).expect("the map").expect("counts").open, 3);
+    assert_eq!((held(&places), more.read().expect("entries").len()), (known, 0));
+    clients.iter().for_each(|client| assert_eq!(client.peer(), Some(at(A))));
+    drop(clients);
+    assert_eq!(counts.get(&backend).expect("the map").expect("counts").open, 0);
 }

@@ -5,6 +5,7 @@
 //! translation of each socket.
 
 mod bound_ports;
+mod closed;
 mod real_peer;
 mod serving;
 mod translations;
@@ -20,6 +21,8 @@ use anyhow::{Context as _, Result};
 use lb_common::Proto;
 
 pub use bound_ports::mark_bound_ports;
+pub(crate) use closed::PROGRAM as FREE_SOCKET;
+pub use closed::{SocketFreer, closed};
 pub use real_peer::real_peer;
 pub use serving::Serving;
 pub use translations::IsLost;

@@ -1,6 +1,13 @@
 //! The embedded eBPF object: its maps, and the load of its programs over adopted and new maps.
 
-use std::{collections::BTreeMap, fs, io, os::fd::AsFd as _, panic::resume_unwind, str::FromStr, thread};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    panic::resume_unwind,
+    str::FromStr,
+    thread,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
@@ -23,6 +30,7 @@ use crate::{
         tc::{self, Classifier},
     },
     pins::Pins,
+    sockets::FREE_SOCKET,
 };
 use lb_core::op::Table;
 use lb_kernel::{
@@ -177,7 +185,8 @@ fn try_load(
         }
     }
     let mut ebpf = loader.load(OBJECT).context("loading the eBPF object")?;
-    let names: Vec<&str> = cgroup::HOOKS.into_iter().chain(tc::PROGRAMS.map(|(_, name)| name)).collect();
+    let tc = tc::PROGRAMS.map(|(_, name)| name);
+    let names: Vec<&str> = cgroup::HOOKS.into_iter().chain(tc).chain([FREE_SOCKET]).collect();
     if let Some(name) = names.iter().find(|name| ebpf.program(name).is_none()) {
         bail!("the object lacks the program {name}");
     }
@@ -198,10 +207,12 @@ fn load_one(name: &str, program: &mut Program) -> Result<()> {
             // Non-fatal: the socket path works without the packet path.
             if let Err(error) = program.load() {
                 let error = with_cause(error);
-                warn!(
-                    program = name,
-                    "the kernel refuses the program, so clients outside of the node are not served: {error:#}"
-                );
+                let effect = if name == FREE_SOCKET {
+                    "closed sockets of NFS and the like count as open"
+                } else {
+                    "clients outside of the node are not served"
+                };
+                warn!(program = name, "the kernel refuses the program, so {effect}: {error:#}");
             }
             Ok(())
         }
@@ -249,6 +260,12 @@ pub(crate) fn classifiers(ebpf: &Ebpf) -> Result<Option<[Classifier; 2]>> {
         Ok(Some(Classifier { fd: fd.as_fd().try_clone_to_owned()?, id: program.info()?.id() }))
     });
     Ok(ingress?.zip(egress?).map(|(ingress, egress)| [ingress, egress]))
+}
+
+/// Returns the program that frees the entry of a closed socket. None if the kernel refused it.
+pub(crate) fn socket_freer(ebpf: &Ebpf) -> Result<Option<OwnedFd>> {
+    let program = ebpf.program(FREE_SOCKET).with_context(|| format!("the object lacks the program {FREE_SOCKET}"))?;
+    program.fd().ok().map(|fd| fd.as_fd().try_clone_to_owned()).transpose().context("keeping a program")
 }
 
 /// Moves the pins of new maps from the staging directory to this version's directory. Does nothing a second time.

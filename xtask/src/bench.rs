@@ -5,6 +5,7 @@ use std::process::{Command, ExitCode};
 use anyhow::Result;
 use clap::ValueEnum;
 
+use crate::cni::Cni;
 use crate::setup::{self, Need};
 use crate::{build, build_ebpf, e2e, kubernetes, run};
 
@@ -90,7 +91,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 
 /// The cluster of the end-to-end stories, which takes figures instead of telling them.
 fn figures() -> Result<Command> {
-    let mut command = e2e::command()?;
+    let mut command = e2e::command(Cni::default())?;
     command.arg("--figures");
     Ok(command)
 }

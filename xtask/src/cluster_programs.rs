@@ -1,10 +1,12 @@
-//! Programs of a real cluster beside its API server: the rest of Kubernetes, containerd and CoreDNS, each built once.
+//! Programs of a real cluster beside its API server: the rest of Kubernetes, containerd, CoreDNS, and the daemon of its
+//! network, each built once.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::go::Programs;
+use crate::cni::Cni;
+use crate::go::{Cgo, Programs};
 use crate::{kubernetes, workspace};
 
 /// Programs of Kubernetes beside the API server and kubectl.
@@ -16,15 +18,34 @@ const CONTAINERD: Programs = Programs {
     packages: &["cmd/containerd", "cmd/containerd-shim-runc-v2", "cmd/ctr"],
     // They need C libraries, and no node of a test has such file systems.
     tags: "no_btrfs no_devmapper no_zfs",
+    cgo: Cgo::Without,
 };
 
 const COREDNS: Programs =
-    Programs { module: "github.com/coredns/coredns", version: "v1.14.5", packages: &[""], tags: "" };
+    Programs { module: "github.com/coredns/coredns", version: "v1.14.5", packages: &[""], tags: "", cgo: Cgo::Without };
+
+/// Its CNI plugin is another module, and only delegates to the plugin `bridge`, which the stories call themselves.
+const FLANNEL: Programs =
+    Programs { module: "github.com/flannel-io/flannel", version: "v0.27.4", packages: &[""], tags: "", cgo: Cgo::With };
+
+const KUBE_ROUTER: Programs = Programs {
+    module: "github.com/cloudnativelabs/kube-router/v2",
+    version: "v2.1.0",
+    packages: &["cmd/kube-router"],
+    tags: "",
+    cgo: Cgo::Without,
+};
 
 /// The directories with the programs; missing programs are built first.
-pub(crate) fn ensure() -> Result<Vec<PathBuf>> {
+pub(crate) fn ensure(cni: Cni) -> Result<Vec<PathBuf>> {
     let kubernetes = kubernetes::ensure_with(&KUBERNETES)?;
-    Ok(vec![kubernetes, built(&CONTAINERD)?, built(&COREDNS)?])
+    let mut programs = vec![kubernetes, built(&CONTAINERD)?, built(&COREDNS)?];
+    match cni {
+        Cni::Flannel | Cni::FlannelHostGw => programs.push(built(&FLANNEL)?),
+        Cni::KubeRouter => programs.push(built(&KUBE_ROUTER)?),
+        Cni::Ptp | Cni::Bridge | Cni::Docker | Cni::SecondNic => {}
+    }
+    Ok(programs)
 }
 
 fn built(programs: &Programs) -> Result<PathBuf> {

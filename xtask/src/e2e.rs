@@ -7,9 +7,10 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 
 use crate::build::{self, Built, Link, Profile};
+use crate::cni::Cni;
 use crate::setup::{self, Need};
 use crate::tally::Tally;
-use crate::{cluster_programs, image, run, workspace};
+use crate::{apt, cluster_programs, image, run, workspace};
 
 /// Image of the pods of the stories.
 const PODS: &str = "beeline-e2e";
@@ -19,11 +20,14 @@ const PODS: &str = "beeline-e2e";
 pub(crate) struct Args {
     /// Run only the stories whose names contain this.
     filter: Option<String>,
+    /// The network of the pods.
+    #[arg(long, value_enum, default_value = "ptp")]
+    cni: Cni,
 }
 
 /// Runs the verb. The last line is the count.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    let mut command = command()?;
+    let mut command = command(args.cni)?;
     command.args(&args.filter);
     let mut tally = Tally::default();
     let status = run::stream(&mut command, |line| {
@@ -41,16 +45,20 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 }
 
 /// The program of the stories; its environment names the programs that it needs, which are built first.
-pub(crate) fn command() -> Result<Command> {
+pub(crate) fn command(cni: Cni) -> Result<Command> {
     let tools = setup::ensure(Need::E2e, None)?;
-    let programs = cluster_programs::ensure()?;
+    if cni == Cni::KubeRouter && run::find("ipset", &[]).is_none() {
+        apt::install(&["ipset"])?;
+    }
+    let programs = cluster_programs::ensure(cni)?;
     let Built { agent, test } = build::build(&tools, Profile::Release, Link::Static, Some("e2e"))?;
     let stories = test.context("lb-user has no test `e2e`")?;
     let assets = workspace::target_dir().join("e2e");
     run::step("images", || gather(&assets, &programs, &agent, &stories))?;
     let mut command = Command::new(assets.join("e2e"));
     command.env("BEELINE_CLUSTER_ASSETS", &assets).env("BEELINE_BIN", assets.join("beeline"));
-    command.env("BEELINE_DEPLOY", workspace::root().join("deploy"));
+    let (variable, name) = cni.variable();
+    command.env(variable, name).env("BEELINE_DEPLOY", workspace::root().join("deploy"));
     Ok(command)
 }
 

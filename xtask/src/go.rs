@@ -20,12 +20,23 @@ pub(crate) struct Programs {
     pub(crate) packages: &'static [&'static str],
     /// Build tags.
     pub(crate) tags: &'static str,
+    /// The parts in C.
+    pub(crate) cgo: Cgo,
+}
+
+/// Code in C among the packages of a program.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cgo {
+    /// None is needed.
+    Without,
+    /// The program does not build without it.
+    With,
 }
 
 impl Programs {
     /// Builds the programs that `dir` lacks.
     pub(crate) fn ensure(&self, dir: &Path) -> Result<()> {
-        let Self { module, version, packages, tags } = self;
+        let Self { module, version, packages, tags, cgo } = self;
         let name = |package: &str| package.rsplit('/').next().unwrap_or(package).to_owned();
         let name = |package: &&str| if package.is_empty() { name(module) } else { name(package) };
         let missing: Vec<_> = packages.iter().filter(|package| !dir.join(name(package)).is_file()).collect();
@@ -44,7 +55,11 @@ impl Programs {
             run::step(&format!("{module} {version}: {program} (minutes, once)"), || {
                 let path = [*module, package].join("/");
                 let args = ["build", "-mod=mod", "-ldflags=-s -w", "-tags", tags, "-o", &program];
-                run::run(command(&scratch)?.args(args).arg(path.trim_end_matches('/')))?;
+                let mut go = command(&scratch)?;
+                if *cgo == Cgo::With {
+                    go.env("CGO_ENABLED", "1");
+                }
+                run::run(go.args(args).arg(path.trim_end_matches('/')))?;
                 place(&scratch.join(&program), &dir.join(&program))
             })?;
         }

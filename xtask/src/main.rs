@@ -6,6 +6,7 @@ mod btf;
 mod build;
 mod build_ebpf;
 mod cluster_programs;
+mod cni;
 mod demo;
 mod deny;
 mod e2e;

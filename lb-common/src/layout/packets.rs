@@ -294,6 +294,9 @@ impl DeviceFlags {
     pub const OUTER_HEADERS: u32 = 1024;
     /// Clients that enter here are masqueraded, whatever the backend, unless the traffic policy is Local.
     pub const MASQUERADE: u32 = 2048;
+    /// Rules choose routes by sources: a reply that leaves here with the backend's address as its source may have to
+    /// leave by another device with the address that the client dialled.
+    pub const SOURCE_RULES: u32 = 4096;
     /// Devices by which flows leave on the slow path: see [`SlowPath`].
     pub const SLOW_PATH: u32 = Self::NO_ETHERNET | Self::IPSEC | Self::MARKS;
 

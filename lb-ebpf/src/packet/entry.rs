@@ -117,5 +117,5 @@ fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> Pa
     if scratch.flow.flags & FlowFlags::PASSED != 0 {
         return PacketVerdict::PASS;
     }
-    send::send(frame, hook, scratch)
+    send::send(frame, hook, device.flags, scratch)
 }

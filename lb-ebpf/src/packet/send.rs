@@ -22,17 +22,69 @@ use crate::{
 /// Segment size of an sk_buff that is a list of packets (`GSO_BY_FRAGS`, include/linux/skbuff.h).
 const BY_FRAGS: u32 = 0xffff;
 
-/// Sends a packet as its flow says.
+/// Sends a packet at a device with these flags as its flow says.
 #[inline(always)]
-pub fn send(frame: Frame, hook: Hook, scratch: &mut Scratch) -> PacketVerdict {
+pub fn send(frame: Frame, hook: Hook, device: u32, scratch: &mut Scratch) -> PacketVerdict {
     if is_redirected(scratch.flow.flags, hook) {
         redirect(frame, scratch)
     } else {
         if scratch.flow.flags & FlowFlags::SLOW_PATH != 0 {
             take_slow_path(frame, scratch.flow.flags);
         }
+        if hook as u8 == Hook::Egress as u8
+            && device & DeviceFlags::SOURCE_RULES != 0
+            && scratch.flow.flags & FlowFlags::REVERSE != 0
+            && leaves_elsewhere(frame, scratch)
+        {
+            return leave_elsewhere(frame, scratch);
+        }
         translate(frame, &scratch.packet, &scratch.flow.to, 0)
     }
+}
+
+/// True if a reply that leaves the node must leave by another device: the kernel has routed it with the address of the
+/// backend, and the rules choose another route for the address that the client dialled. Netfilter's marks, by which
+/// others choose that route, are no help: they name an address of the node, which netfilter does not see at ingress.
+#[inline(never)]
+fn leaves_elsewhere(frame: Frame, scratch: &mut Scratch) -> bool {
+    if scratch.packet.l3 != ETHERNET || !matches!(find_next_hop(frame, scratch), Fib::Device) {
+        return false;
+    }
+    let Scratch { packet, flow, route, .. } = scratch;
+    let to = flow.hop.ifindex;
+    // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
+    let device = unsafe { DEVICES.get(to) };
+    to != frame.ifindex()
+        && device.is_some_and(|device| {
+            device.flags & (DeviceFlags::POD | DeviceFlags::NO_ETHERNET) == 0
+                && !is_larger_than(frame, packet, route.mtu(device.mtu))
+        })
+}
+
+/// Translates a reply, and redirects it to the next hop that has been found.
+#[inline(never)]
+fn leave_elsewhere(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
+    if translate(frame, &scratch.packet, &scratch.flow.to, 0).code() != PacketVerdict::PASS.code() {
+        return PacketVerdict::DROP;
+    }
+    if scratch.route.is_known() {
+        scratch.route.redirect_to_neighbour(&mut frame)
+    } else {
+        route::redirect_to_link(&mut frame, &scratch.flow.hop)
+    }
+}
+
+/// True if the packet is larger than an MTU, as the kernel measures it: of a packet that will be segmented
+/// (skb_gso_network_seglen) the headers and one segment. A list of packets (SCTP) has no length to compare: it was
+/// built for the MTU of its route. 0 is no MTU.
+#[inline(always)]
+fn is_larger_than(frame: Frame, packet: &Packet, mtu: u32) -> bool {
+    let len = match frame.segment() {
+        0 => packet.len,
+        BY_FRAGS => 0,
+        segment => packet.headers + segment,
+    };
+    mtu != 0 && len > mtu
 }
 
 /// Counts a packet of a flow on the slow path. Netfilter masquerades those of the client.
@@ -90,14 +142,7 @@ fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
         if let Some(reason) = SlowPath::of_device(flags) {
             return leave_to_kernel(frame, scratch, reason);
         }
-        // As the kernel measures a packet that will be segmented (skb_gso_network_seglen): the headers, and one
-        // segment. A list of packets (SCTP) has no length to compare: it was built for the MTU of its route.
-        let len = match frame.segment() {
-            0 => packet.len,
-            BY_FRAGS => 0,
-            segment => packet.headers + segment,
-        };
-        if mtu != 0 && len > mtu {
+        if is_larger_than(frame, packet, mtu) {
             return if packet.may_fragment && frame.segment() == 0 {
                 leave_to_kernel(frame, scratch, SlowPath::Fragmented)
             } else {

@@ -10,6 +10,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    cni,
     control_plane::ControlPlane,
     network::{self, NODES},
     node::E2eNode,
@@ -38,8 +39,9 @@ impl Cluster {
             fs::copy(asset(image), directory.join("images").join(image)).expect("an image");
         }
         let control = ControlPlane::start(directory.clone());
-        let nodes = NODES.map(|number| E2eNode::start(number, &directory, &cgroup)).into();
-        let cluster = Self { control, nodes, directory };
+        let mut cluster = Self { control, nodes: Vec::new(), directory };
+        NODES.iter().for_each(|number| cluster.apply(&node(*number)));
+        cluster.nodes = NODES.map(|number| E2eNode::start(number, &cluster.directory, &cgroup)).into();
         cluster.apply(DNS);
         cluster.until_nodes_are_ready();
         cluster
@@ -98,6 +100,15 @@ impl Cluster {
     pub fn node(&self, name: &str) -> &E2eNode {
         self.nodes.iter().find(|node| node.name() == name).expect("a node of that name")
     }
+}
+
+/// A Node with the addresses of its pods, which the controller would give to nodes in the order of their start.
+fn node(number: usize) -> String {
+    let [v4, v6] = cni::pods(number);
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: node{number}}}\n\
+         spec: {{podCIDR: '{v4}', podCIDRs: ['{v4}', '{v6}']}}\n"
+    )
 }
 
 /// CoreDNS runs outside of the cluster: the Service of DNS has no selector, and Endpoints written by hand.

@@ -12,8 +12,8 @@ use crate::{
 /// The programs of the control plane, killed when dropped.
 pub struct ControlPlane {
     directory: PathBuf,
-    api_server: RefCell<Option<Process>>,
-    _others: Vec<Process>,
+    api_server: RefCell<Option<ChildProcess>>,
+    _others: Vec<ChildProcess>,
 }
 
 impl ControlPlane {
@@ -25,7 +25,7 @@ impl ControlPlane {
         let kubeconfig = directory.join("admin.conf");
         fs::write(&kubeconfig, kubeconfig_of("admin-token", &pki.join("ca.crt").display().to_string())).unwrap();
         fs::write(pki.join("tokens.csv"), "admin-token,admin,admin,system:masters\n").unwrap();
-        let etcd = Process::start_appending(
+        let etcd = ChildProcess::start_appending(
             within("control", asset("etcd")).arg("--data-dir").arg(directory.join("etcd")).args([
                 "--unsafe-no-fsync",
                 "--logger=zap",
@@ -71,14 +71,14 @@ impl ControlPlane {
             command.arg(format!("--{flag}={value}"));
         }
         let log = self.directory.join("log/api-server.log");
-        *self.api_server.borrow_mut() = Some(Process::start_appending(&mut command, &log));
+        *self.api_server.borrow_mut() = Some(ChildProcess::start_appending(&mut command, &log));
         let kubeconfig = self.kubeconfig();
         until("the API server is ready", 120, || {
             try_run(Command::new(asset("kubectl")).arg("--kubeconfig").arg(&kubeconfig).args(["get", "--raw=/readyz"]))
         });
     }
 
-    fn controllers(&self) -> Process {
+    fn controllers(&self) -> ChildProcess {
         let pki = |file: &str| self.directory.join("pki").join(file).display().to_string();
         let mut command = within("control", asset("kube-controller-manager"));
         command.arg("--kubeconfig").arg(self.kubeconfig()).args([
@@ -95,16 +95,16 @@ impl ControlPlane {
         ]);
         command.arg(format!("--service-account-private-key-file={}", pki("sa.key")));
         command.arg(format!("--root-ca-file={}", pki("ca.crt")));
-        Process::start_appending(&mut command, &self.directory.join("log/controllers.log"))
+        ChildProcess::start_appending(&mut command, &self.directory.join("log/controllers.log"))
     }
 
-    fn scheduler(&self) -> Process {
+    fn scheduler(&self) -> ChildProcess {
         let mut command = within("control", asset("kube-scheduler"));
         command.arg("--kubeconfig").arg(self.kubeconfig()).arg("--leader-elect=false");
-        Process::start_appending(&mut command, &self.directory.join("log/scheduler.log"))
+        ChildProcess::start_appending(&mut command, &self.directory.join("log/scheduler.log"))
     }
 
-    fn coredns(&self) -> Process {
+    fn coredns(&self) -> ChildProcess {
         let corefile = self.directory.join("Corefile");
         let text = format!(
             ".:53 {{\n  bind {CONTROL}\n  errors\n  kubernetes cluster.local in-addr.arpa ip6.arpa {{\n    \
@@ -113,7 +113,7 @@ impl ControlPlane {
         );
         fs::write(&corefile, text).unwrap();
         let mut command = within("control", asset("coredns"));
-        Process::start_appending(command.arg("-conf").arg(corefile), &self.directory.join("log/coredns.log"))
+        ChildProcess::start_appending(command.arg("-conf").arg(corefile), &self.directory.join("log/coredns.log"))
     }
 }
 

@@ -18,6 +18,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between two connections to one target.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// Failures after which an asker gives up.
+const FAILURES: usize = 4;
+/// Queries at a time, when many are asked for.
+const ASKERS: usize = 8;
+
 /// The counts of one target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Count {
@@ -127,6 +132,28 @@ pub fn ask_once(target: &str) -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Sends a number of queries, each from a socket of its own, and fails if one of them does. Ends early after many
+/// failures.
+pub fn ask_often(target: &str, times: &str) -> ExitCode {
+    let (kind, address) = target.split_once('=').expect("kind=address:port");
+    let (address, times): (SocketAddr, usize) =
+        (address.parse().expect("address:port"), times.parse().expect("a number"));
+    let ask = if kind == "udp" { ask_udp } else { ask_tcp };
+    let failures: Vec<String> = thread::scope(|scope| {
+        let askers = [(); ASKERS].map(|()| {
+            scope.spawn(|| (0..times / ASKERS).filter_map(|_| ask(address).err()).take(FAILURES).collect::<Vec<_>>())
+        });
+        askers.into_iter().flat_map(|asker| asker.join().expect("no panic")).collect()
+    });
+    println!(
+        "{} of {} failed: {:?}",
+        failures.len(),
+        times / ASKERS * ASKERS,
+        failures.iter().take(3).collect::<Vec<_>>()
+    );
+    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn repeat(counters: &Counters, mut ask: impl FnMut() -> Result<(), String>) {

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod cluster;
+mod cni;
 mod control_plane;
 mod figures;
 mod install;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         ["serve", ports @ ..] => serve::main(ports),
         ["load", targets @ ..] => load::main(targets),
         ["ask", target] => load::ask_once(target),
+        ["ask-often", target, times] => load::ask_often(target, times),
         [sandbox::INSIDE, "--figures"] => figures::main(),
         [sandbox::INSIDE, ..] => stories::main(),
         // `cargo test` lists the tests of every target.

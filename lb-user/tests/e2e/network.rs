@@ -7,17 +7,26 @@
 //! | `node1` | 172.30.0.11, fd30::11 | kubelet, containerd, pods in 10.244.1.0/24 |
 //! | `node2` | 172.30.0.12, fd30::12 | kubelet, containerd, pods in 10.244.2.0/24 |
 //! | `outside` | 172.30.0.20, fd30::20 | clients and servers outside the cluster; default route of the nodes |
+//!
+//! `outside` has the address 203.0.113.20, a place in the world, too. For pods that are routed by source there is a
+//! second bridge, with the same last octets in 172.29.0.0/24 and fd29::/64. Its other end refuses packets of the first
+//! network, as a cloud does: packets leave by the device that has their address.
 
 use std::fs;
 
 use rustix::mount::{MountFlags, mount};
 
-use crate::process::run;
+use crate::{
+    cni::{self, Cni, Routes},
+    process::run,
+};
 
 /// Address of the API server and CoreDNS.
 pub const CONTROL: &str = "172.30.0.10";
 /// Address of the outside.
 pub const OUTSIDE: &str = "172.30.0.20";
+/// An address that no network of the nodes has; their default route leads to it.
+pub const WORLD: &str = "203.0.113.20";
 /// Numbers of the nodes.
 pub const NODES: [usize; 2] = [1, 2];
 
@@ -32,24 +41,39 @@ pub fn make() {
     mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None).expect("a tmpfs");
     fs::create_dir("/run/netns").expect("a directory");
     ip("link set lo up");
-    ip("link add br0 type bridge");
-    ip("link set br0 up");
-    ip("addr add 172.30.0.1/24 dev br0");
-    add("control", "10");
-    add("outside", "20");
-    for number in NODES {
-        add(&format!("node{number}"), &format!("1{number}"));
+    let networks = networks();
+    for network in &networks {
+        ip(&format!("link add br{network} type bridge"));
+        ip(&format!("link set br{network} up"));
     }
+    ip("addr add 172.30.0.1/24 dev br0");
+    for (name, octet) in [("control", "10"), ("outside", "20"), ("node1", "11"), ("node2", "12")] {
+        add(name, octet, &networks);
+    }
+    ip(&format!("-n outside addr add {WORLD}/32 dev lo"));
     for number in NODES {
         let node = format!("node{number}");
+        let gateways = match Cni::chosen().routes() {
+            Routes::First => Some((format!("172.30.0.1{number}"), format!("fd30::1{number}"))),
+            Routes::Second => Some((format!("172.29.0.1{number}"), format!("fd29::1{number}"))),
+            Routes::ByDaemon => None,
+        };
         for other in ["control", "outside", "node1", "node2"].into_iter().filter(|other| **other != node) {
-            ip(&format!("-n {other} route add 10.244.{number}.0/24 via {}", node_address(number)));
-            ip(&format!("-n {other} -6 route add fd44:0:0:{number}::/64 via fd30::1{number}"));
+            if let Some((v4, v6)) = &gateways {
+                let pods = cni::pods(number);
+                ip(&format!("-n {other} route add {} via {v4}", pods[0]));
+                ip(&format!("-n {other} -6 route add {} via {v6}", pods[1]));
+            }
         }
         ip(&format!("-n {node} route add default via {OUTSIDE}"));
         ip(&format!("-n {node} -6 route add default via fd30::20"));
     }
     ip(&format!("-n control route add default via {OUTSIDE}"));
+    if networks.len() > 1 {
+        for network in &networks {
+            sysctl("outside", &format!("net.ipv4.conf.eth{network}.rp_filter"), "1");
+        }
+    }
 }
 
 /// Routes a load balancer's address from outside to a node, as a cloud would.
@@ -57,25 +81,40 @@ pub fn route_outside(address: &str, node: usize) {
     ip(&format!("-n outside route replace {address} via {}", node_address(node)));
 }
 
-fn add(name: &str, octet: &str) {
+/// The networks of the nodes, each with a bridge and a device of that number.
+fn networks() -> Vec<usize> {
+    if Cni::chosen().routes() == Routes::Second { vec![0, 1] } else { vec![0] }
+}
+
+fn add(name: &str, octet: &str, networks: &[usize]) {
     ip(&format!("netns add {name}"));
-    ip(&format!("link add {name} type veth peer name eth0 netns {name}"));
-    ip(&format!("link set {name} master br0 up"));
     ip(&format!("-n {name} link set lo up"));
-    ip(&format!("-n {name} link set eth0 up"));
-    ip(&format!("-n {name} addr add 172.30.0.{octet}/24 dev eth0"));
-    ip(&format!("-n {name} -6 addr add fd30::{octet}/64 dev eth0 nodad"));
-    let sysctls = ["ip_forward=1", "conf.all.rp_filter=0", "conf.default.rp_filter=0", "conf.eth0.rp_filter=0"];
-    for sysctl in sysctls.map(|name| format!("net.ipv4.{name}")).iter().map(String::as_str).chain([
-        "net.ipv6.conf.all.forwarding=1",
+    for network in networks {
+        // 172.30 and 172.29.
+        let prefix = 30 - network;
+        ip(&format!("link add {name}-{network} type veth peer name eth{network} netns {name}"));
+        ip(&format!("link set {name}-{network} master br{network} up"));
+        ip(&format!("-n {name} link set eth{network} up"));
+        ip(&format!("-n {name} addr add 172.{prefix}.0.{octet}/24 dev eth{network}"));
+        ip(&format!("-n {name} -6 addr add fd{prefix}::{octet}/64 dev eth{network} nodad"));
+        sysctl(name, &format!("net.ipv4.conf.eth{network}.rp_filter"), "0");
         // The outside forwards packets between nodes, and must not redirect the nodes to a shorter route.
-        "net.ipv4.conf.all.send_redirects=0",
-        "net.ipv4.conf.eth0.send_redirects=0",
-    ]) {
-        let (key, value) = sysctl.split_once('=').expect("a value");
-        let path = format!("/proc/sys/{}", key.replace('.', "/"));
-        run("nsenter", &[&format!("--net=/run/netns/{name}"), "sh", "-c", &format!("echo {value} > {path}")]);
+        sysctl(name, &format!("net.ipv4.conf.eth{network}.send_redirects"), "0");
     }
+    for (key, value) in [
+        ("net.ipv4.ip_forward", "1"),
+        ("net.ipv4.conf.all.rp_filter", "0"),
+        ("net.ipv4.conf.default.rp_filter", "0"),
+        ("net.ipv6.conf.all.forwarding", "1"),
+        ("net.ipv4.conf.all.send_redirects", "0"),
+    ] {
+        sysctl(name, key, value);
+    }
+}
+
+fn sysctl(namespace: &str, key: &str, value: &str) {
+    let path = format!("/proc/sys/{}", key.replace('.', "/"));
+    run("nsenter", &[&format!("--net=/run/netns/{namespace}"), "sh", "-c", &format!("echo {value} > {path}")]);
 }
 
 fn ip(words: &str) {

@@ -11,13 +11,15 @@ use lb_lab::ChildProcess;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::{
+    cni::Cni,
     network::node_address,
     process::{asset, until},
     sandbox::{Hierarchy, copy_cpuset, hierarchies},
 };
 
-/// The init of a node: it mounts the node's own view of kernel and cgroups, starts containerd and kubelet, and reaps
-/// orphans. Arguments: directory, name, addresses, and each hierarchy as `kind:directory:options`.
+/// The init of a node: it mounts the node's own view of kernel and cgroups, starts the network of the pods, containerd
+/// and kubelet, and reaps orphans. Arguments: directory, name, addresses, and each hierarchy as
+/// `kind:directory:options`.
 const INIT: &str = r#"
 set -eu
 dir=$1 name=$2 addresses=$3; shift 3
@@ -50,6 +52,7 @@ for wanted in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/pa
   echo "${wanted#*=}" > "$file"
   mount --bind "$file" "/proc/sys/${wanted%=*}"
 done
+if [ -e "$dir/network.sh" ]; then sh -eu "$dir/network.sh" "$dir" "$name" "${name#node}"; fi
 containerd --config "$dir/containerd.toml" >> "$dir/../log/$name-containerd.log" 2>&1 &
 until ctr version > /dev/null 2>&1; do sleep 0.1; done
 for image in "$dir"/../images/*.tar; do ctr --namespace k8s.io images import "$image" > /dev/null; done
@@ -63,7 +66,7 @@ pub struct E2eNode {
     number: usize,
     directory: PathBuf,
     cgroup: String,
-    init: RefCell<Option<Process>>,
+    init: RefCell<Option<ChildProcess>>,
 }
 
 impl E2eNode {
@@ -74,9 +77,9 @@ impl E2eNode {
             fs::create_dir_all(directory.join(part)).expect("a directory");
         }
         let write = |file: &str, text: String| fs::write(directory.join(file), text).expect("a file");
-        write("cni/10-ptp.conflist", cni(number, &directory));
         write("containerd.toml", containerd(&directory));
         write("kubelet.yaml", kubelet(&directory));
+        Cni::chosen().write(number, &directory);
         let cgroup = format!("{cgroup}/node{number}");
         let node = Self { number, directory, cgroup, init: RefCell::default() };
         for Hierarchy { mount, .. } in hierarchies() {
@@ -171,7 +174,7 @@ impl E2eNode {
             .args(views)
             .env("PATH", path);
         let log = self.directory.join("../log").join(format!("{name}.log"));
-        *self.init.borrow_mut() = Some(Process::start_appending(&mut command, &log));
+        *self.init.borrow_mut() = Some(ChildProcess::start_appending(&mut command, &log));
     }
 
     fn mount_bpffs(&self) {
@@ -187,15 +190,6 @@ fn is_empty(cgroup: &Path) -> bool {
         children.map(|child| is_empty(&child.path()) && fs::remove_dir(child.path()).is_ok()).collect();
     are_empty.into_iter().all(|is_empty| is_empty)
         && fs::read_to_string(cgroup.join("cgroup.procs")).is_ok_and(|procs| procs.trim().is_empty())
-}
-
-fn cni(number: usize, directory: &Path) -> String {
-    format!(
-        r#"{{"cniVersion":"1.0.0","name":"e2e","plugins":[{{"type":"ptp","mtu":1500,"ipMasq":false,"ipam":{{"type":"host-local",
-"dataDir":"{}/cni-data","ranges":[[{{"subnet":"10.244.{number}.0/24"}}],[{{"subnet":"fd44:0:0:{number}::/64"}}]],
-"routes":[{{"dst":"0.0.0.0/0"}},{{"dst":"::/0"}}]}}}}]}}"#,
-        directory.display()
-    )
 }
 
 fn containerd(directory: &Path) -> String {

@@ -74,11 +74,13 @@ impl Web<'_> {
     }
 }
 
-/// Makes a pod that stays, for queries of the stories.
+/// Makes a pod that stays, for queries of the stories. Its local ports include those of NodePorts.
 pub fn client(cluster: &Cluster, name: &str, node: &str, is_on_host_network: bool) {
+    let sysctls = if is_on_host_network { "" } else { "{name: net.ipv4.ip_local_port_range, value: '1024 65000'}" };
     cluster.apply(&format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  hostNetwork: {is_on_host_network}\n  \
-         dnsPolicy: ClusterFirstWithHostNet\n  nodeName: {node}\n  terminationGracePeriodSeconds: 1\n  \
+         securityContext: {{sysctls: [{sysctls}]}}\n  dnsPolicy: ClusterFirstWithHostNet\n  nodeName: {node}\n  \
+         terminationGracePeriodSeconds: 1\n  \
          containers: [{{name: client, image: {IMAGE}, args: [pause], {REQUESTS}}}]\n"
     ));
     cluster.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=120s"]);
@@ -150,7 +152,7 @@ impl Drop for PodLoad<'_> {
 /// Load from outside the cluster.
 pub struct OutsideLoad {
     log: PathBuf,
-    _running: Process,
+    _running: ChildProcess,
 }
 
 impl OutsideLoad {
@@ -158,7 +160,7 @@ impl OutsideLoad {
     pub fn start(cluster: &Cluster, name: &str, targets: &[&str]) -> Self {
         let log = cluster.directory.join("log").join(format!("{name}.load"));
         let own = std::env::current_exe().expect("this program");
-        let running = Process::start_appending(within("outside", own).arg("load").args(targets), &log);
+        let running = ChildProcess::start_appending(within("outside", own).arg("load").args(targets), &log);
         let load = Self { log, _running: running };
         until("every target has answered", 60, || {
             let counts = load.counts();

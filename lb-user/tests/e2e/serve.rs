@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::ExitCode,
     thread,
 };
@@ -13,17 +13,17 @@ pub fn pause() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Serves TCP and UDP ports in both families until SIGTERM.
+/// Serves ports by TCP and UDP until SIGTERM: `PORT` in both families, or `ADDRESS:PORT`.
 pub fn main(ports: &[&str]) -> ExitCode {
     for port in ports {
-        let port: u16 = port.parse().expect("a port");
-        let listener = TcpListener::bind(("::", port)).expect("a port that is free");
+        let at: SocketAddr = port.parse().unwrap_or_else(|_| ([0_u16; 8], port.parse().expect("a port")).into());
+        let listener = TcpListener::bind(at).expect("a port that is free");
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 thread::spawn(move || _ = serve(stream));
             }
         });
-        let socket = UdpSocket::bind(("::", port)).expect("a port that is free");
+        let socket = UdpSocket::bind(at).expect("a port that is free");
         thread::spawn(move || {
             let mut buffer = [0; 2048];
             while let Ok((length, client)) = socket.recv_from(&mut buffer) {

@@ -1,12 +1,15 @@
 //! Packets of clients outside to a backend, and its answers.
 
-use lb_common::{FlowFlags, Hook};
-use lb_lab::packets::{Fixture, FixtureService, PacketSpec};
+use lb_common::{DeviceFlags, FlowFlags, Hook};
+use lb_lab::packets::{Fixture, FixtureService, PacketSpec, node};
 
 use crate::{
     addresses::{BOTH, Net, V4, V6, each, ip},
     enter,
 };
+
+/// Last octet of the link address of the gateway.
+const GATEWAY: u8 = 0xfe;
 
 /// Asserts that the local backend gets `packet` with its source kept, and that its answers come from the NodePort.
 fn local_backend_serves(fixture: &Fixture, net: Net, packet: &PacketSpec) {
@@ -36,6 +39,34 @@ fn a_backend_on_this_node_sees_the_client() {
             local_backend_serves(&fixture, net, &packet);
             // The kernel routes the packet afterwards, and decrements its TTL itself.
             local_backend_serves(&fixture, net, &packet.ttl(1));
+        }
+    }
+}
+
+/// The kernel routes the reply by the backend's address, to `thin`; the address that was dialled is `uplink`'s.
+#[test]
+fn a_reply_leaves_by_the_device_that_rules_choose_for_the_dialled_address() {
+    for net in BOTH {
+        for (packet, service) in each(net) {
+            let mut fixture = enter();
+            fixture.serve(service.node_port(net.any).backends(&[net.local]));
+            fixture.ingress("uplink", &packet).passes_as(&packet.becomes(net.client, net.local));
+            let answer = packet.becomes(net.local, net.client);
+            let seen = answer.becomes(net.node_port, net.client);
+            fixture.egress("thin", &answer).passes_as(&seen);
+            fixture.set_flags("thin", DeviceFlags::SOURCE_RULES);
+            fixture.set_flags("uplink", DeviceFlags::SOURCE_RULES);
+            fixture.egress("uplink", &answer).passes_as(&seen);
+            // The kernel has counted the hop already. A next hop is looked up once, and then kept for a while.
+            fixture.forget_hops();
+            fixture.egress("thin", &answer).is_redirected_to_neighbour_as(&seen);
+            fixture.keep_hops();
+            fixture.egress("thin", &answer).is_redirected_as(&seen.clone().out_to(GATEWAY));
+            let (flag, table) = if net.is_v4() { ("-4", "172.16.0.2") } else { ("-6", "fd16::2") };
+            node::ip_with(&[flag], &format!("rule add from {} table 77\n", net.node));
+            node::ip_with(&[flag], &format!("route add default via {table} dev thin table 77\n"));
+            fixture.forget_hops();
+            fixture.egress("thin", &answer).passes_as(&seen);
         }
     }
 }

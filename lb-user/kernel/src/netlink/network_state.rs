@@ -28,6 +28,8 @@ pub struct NetworkState {
     pub encapsulates: bool,
     /// True if a rule chooses a routing table of its own for packets with a mark.
     pub routes_by_mark: bool,
+    /// True if a rule chooses a routing table of its own for packets from some addresses.
+    pub routes_by_source: bool,
 }
 
 /// A network device.
@@ -172,21 +174,31 @@ fn encapsulating(route: &[u8]) -> bool {
     })
 }
 
-/// True if the rule leads packets with a mark to a table of its own. Rules for packets without some mark need no mark,
-/// and rules that lead to the main table, as those of VPNs and cloud plugins do for packets of their own, do not change
-/// the routes of others. None for a truncated rule.
-fn is_rule_by_mark(body: &[u8]) -> Option<bool> {
-    // FIB_RULE_INVERT, FR_ACT_TO_TBL, FRA_FWMARK and FRA_TABLE (include/uapi/linux/fib_rules.h)
+/// Properties of packets by which a rule leads them to a routing table of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Selectors {
+    mark: bool,
+    source: bool,
+}
+
+/// Reads the selectors of a rule that leads to a table of its own. Rules that lead to the main table, as those of VPNs
+/// and cloud plugins do for packets of their own, do not change the routes of others; and rules for packets without
+/// some mark need no mark. None for a truncated rule.
+fn selectors(body: &[u8]) -> Option<Selectors> {
+    // FIB_RULE_INVERT, FR_ACT_TO_TBL, FRA_SRC, FRA_FWMARK and FRA_TABLE (include/uapi/linux/fib_rules.h)
     const INVERT: u32 = 2;
     const TO_TABLE: u8 = 1;
+    const SRC: u16 = 2;
     const FWMARK: u16 = 10;
     const TABLE: u16 = 15;
     let (action, flags) = (*body.get(7)?, u32_at(body, 8)?);
-    let number = |of| attributes(body.get(RULE_HEADER..).unwrap_or_default()).find(|(kind, _)| *kind == of);
-    let number = |of| number(of).and_then(|(_, value)| u32_at(value, 0)).unwrap_or(0);
+    let find = |of| attributes(body.get(RULE_HEADER..).unwrap_or_default()).find(|(kind, _)| *kind == of);
+    let number = |of| find(of).and_then(|(_, value)| u32_at(value, 0)).unwrap_or(0);
     let own_tables = [libc::RT_TABLE_DEFAULT, libc::RT_TABLE_MAIN, libc::RT_TABLE_LOCAL].map(u32::from);
-    let is_common = own_tables.contains(&number(TABLE));
-    Some(action == TO_TABLE && flags & INVERT == 0 && number(FWMARK) != 0 && !is_common)
+    if action != TO_TABLE || own_tables.contains(&number(TABLE)) {
+        return Some(Selectors::default());
+    }
+    Some(Selectors { mark: flags & INVERT == 0 && number(FWMARK) != 0, source: find(SRC).is_some() })
 }
 
 struct Hop {
@@ -240,9 +252,10 @@ impl NetworkState {
         let (routes, on_link): (Vec<_>, Vec<_>) = routes.into_iter().unzip();
         let on_link = on_link.into_iter().flatten().collect();
         let routes = routes.into_iter().flatten().collect();
-        let by_mark = netlink.dump(libc::RTM_GETRULE, &[0; RULE_HEADER], |body| Some(is_rule_by_mark(body)))?;
-        let routes_by_mark = by_mark.contains(&Some(true));
-        Ok(Self { links, addresses, routes, on_link, encapsulates, routes_by_mark })
+        let rules = netlink.dump(libc::RTM_GETRULE, &[0; RULE_HEADER], selectors)?;
+        let routes_by_mark = rules.iter().any(|rule| rule.mark);
+        let routes_by_source = rules.iter().any(|rule| rule.source);
+        Ok(Self { links, addresses, routes, on_link, encapsulates, routes_by_mark, routes_by_source })
     }
 }
 
@@ -339,22 +352,25 @@ mod tests {
     }
 
     #[test]
-    fn rules_by_marks_count_unless_they_lead_to_a_common_table_or_are_inverted() {
-        let rule = |action: u8, flags: u32, mark: Option<u32>, table: u32| {
+    fn rules_by_marks_and_sources_count_unless_they_lead_to_a_common_table() {
+        let rule = |action: u8, flags: u32, (kind, value): (u16, [u8; 4]), table: u32| {
             let mut body = vec![2, 0, 0, 0, 0, 0, 0, action];
             body.extend(flags.to_ne_bytes());
-            if let Some(mark) = mark {
-                put_attribute(&mut body, 10, &mark.to_ne_bytes());
-            }
+            put_attribute(&mut body, kind, &value);
             put_attribute(&mut body, 15, &table.to_ne_bytes());
-            is_rule_by_mark(&body)
+            selectors(&body).map(|selectors| (selectors.mark, selectors.source))
         };
-        assert_eq!(rule(1, 0, Some(7), 101), Some(true));
-        assert_eq!(rule(1, 2, Some(7), 101), Some(false), "not fwmark 7, as WireGuard's");
-        assert_eq!(rule(1, 0, Some(0x80), 254), Some(false), "to the main table");
-        assert_eq!(rule(1, 0, None, 101), Some(false));
-        assert_eq!(rule(7, 0, Some(7), 0), Some(false), "unreachable");
-        assert_eq!(is_rule_by_mark(&[2, 0]), None);
+        let mark = |mark: u32| (10, mark.to_ne_bytes());
+        let (source, destination) = ((2, [10, 244, 1, 7]), (1, [10, 244, 1, 7]));
+        assert_eq!(rule(1, 0, mark(7), 101), Some((true, false)));
+        assert_eq!(rule(1, 2, mark(7), 101), Some((false, false)), "not fwmark 7, as WireGuard's");
+        assert_eq!(rule(1, 0, mark(0x80), 254), Some((false, false)), "to the main table");
+        assert_eq!(rule(7, 0, mark(7), 0), Some((false, false)), "unreachable");
+        assert_eq!(rule(1, 0, source, 2), Some((false, true)));
+        assert_eq!(rule(1, 2, source, 2), Some((false, true)), "not from there");
+        assert_eq!(rule(1, 0, source, 254), Some((false, false)), "to the main table");
+        assert_eq!(rule(1, 0, destination, 101), Some((false, false)));
+        assert_eq!(selectors(&[2, 0]), None);
     }
 
     #[test]

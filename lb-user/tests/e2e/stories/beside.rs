@@ -70,7 +70,7 @@ fn the_drop_in_has_kube_proxys_label_and_endpoints(cluster: &Cluster) {
     install::install(cluster, install::DROP_IN);
     let pods = cluster.kubectl(&["get", "pods", "-n", "kube-system", "-l", "k8s-app=kube-proxy", "--no-headers"]);
     println!("   $ kubectl get pods -n kube-system -l k8s-app=kube-proxy\n{}", pods.trim_end());
-    assert_eq!(pods.lines().filter(|line| line.contains("Process")).count(), 2, "{pods}");
+    assert_eq!(pods.lines().filter(|line| line.contains("Running")).count(), 2, "{pods}");
     for node in ["node1", "node2"] {
         let ask = |path: &str| {
             let url = format!("http://127.0.0.1:10249{path}");

@@ -1,6 +1,7 @@
 //! The stories, which run one after the other in one cluster.
 
 mod beside;
+mod docker;
 mod life;
 mod nodes;
 mod plain;
@@ -14,13 +15,14 @@ use std::{
 
 use libtest_mimic::{Arguments, Trial};
 
-use crate::{cluster::Cluster, install, sandbox};
+use crate::{cluster::Cluster, cni::Cni, install, sandbox};
 
 /// A story: its name and its steps.
 type Story = (&'static str, fn(&Cluster));
 
 fn stories() -> Vec<Story> {
-    [services::STORIES, life::STORIES, nodes::STORIES, plain::STORIES, beside::STORIES].concat()
+    let of_the_network = if Cni::chosen() == Cni::Docker { docker::STORIES } else { &[] };
+    [services::STORIES, of_the_network, life::STORIES, nodes::STORIES, plain::STORIES, beside::STORIES].concat()
 }
 
 /// Runs the stories. The first starts the cluster and installs Beeline.

@@ -20,7 +20,7 @@ fn a_container_serves_a_plain_host(cluster: &Cluster) {
     install::remove(cluster);
     let own = std::env::current_exe().expect("this program");
     let log = cluster.directory.join("log/plain-server.log");
-    let server = Process::start_appending(within("outside", own).args(["serve", "9377", "9378"]), &log);
+    let server = ChildProcess::start_appending(within("outside", own).args(["serve", "9377", "9378"]), &log);
     let services = cluster.directory.join("services");
     fs::create_dir(&services).expect("a directory");
     let write = |port: u16| {

@@ -7,7 +7,8 @@ use lb_lab::ChildProcess;
 
 use crate::{
     cluster::Cluster,
-    network::{OUTSIDE, node_address, route_outside},
+    cni::Cni,
+    network::{NODES, OUTSIDE, WORLD, node_address, route_outside},
     pods::{Web, ask, ask_from_outside, client},
     process::{until, within},
 };
@@ -22,6 +23,7 @@ pub const STORIES: &[Story] = &[
         "connections_to_a_service_without_endpoints_are_refused_at_once",
         connections_to_a_service_without_endpoints_are_refused_at_once,
     ),
+    ("pods_reach_the_world_from_ports_that_are_node_ports", pods_reach_the_world_from_ports_that_are_node_ports),
 ];
 
 /// Splits an answer: the name of the server, and the client's address as the server saw it.
@@ -123,10 +125,10 @@ fn node_ports_and_load_balancers_answer_clients_outside(cluster: &Cluster) {
 fn a_service_without_selector_leads_to_a_server_outside(cluster: &Cluster) {
     let own = std::env::current_exe().expect("this program");
     let log = cluster.directory.join("log/outside-server.log");
-    let server = Process::start_appending(within("outside", own).args(["serve", "9376"]), &log);
+    let server = ChildProcess::start_appending(within("outside", own).args(["serve", "9376"]), &log);
     cluster.apply(&format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: my-service}}\n\
-         spec: {{ports: [{{port: 80, targetPort: 9376}}]}}\n---\n\
+         spec: {{type: NodePort, ports: [{{port: 80, targetPort: 9376, nodePort: 30083}}]}}\n---\n\
          apiVersion: v1\nkind: Endpoints\nmetadata: {{name: my-service}}\nsubsets:\n\
          - addresses: [{{ip: {OUTSIDE}}}]\n  ports: [{{port: 9376}}]\n"
     ));
@@ -134,7 +136,18 @@ fn a_service_without_selector_leads_to_a_server_outside(cluster: &Cluster) {
     let target = "tcp=my-service.default.svc.cluster.local:80";
     let answer = until("the Service answers", 30, || ask(cluster, "client-node1", target));
     println!("   a pod on node1 -> {target} -> the server at {OUTSIDE}:9376, which says {answer}");
-    assert!(parts(&answer).1.starts_with("10.244.1."), "{answer}");
+    let comes_from = parts(&answer).1;
+    if Cni::chosen().masquerades() {
+        assert_eq!(comes_from, node_address(1));
+    } else {
+        assert!(comes_from.starts_with("10.244.1."), "{answer}");
+    }
+    // By way of a node, whose rules need not accept what it forwards.
+    for number in NODES {
+        let target = format!("tcp={}:30083", node_address(number));
+        let answer = answered_outside(&target, |answer| parts(answer).1 == node_address(number));
+        println!("   outside -> {target} -> {answer}");
+    }
     cluster.kubectl(&["delete", "service,endpoints", "my-service", "--ignore-not-found"]);
     drop(server);
 }
@@ -156,6 +169,46 @@ fn connections_to_a_service_without_endpoints_are_refused_at_once(cluster: &Clus
     });
     println!("   outside -> {target}: {}", last_line(&refused));
     web.remove(cluster);
+}
+
+/// With 500 NodePorts of each protocol, and ports of clients and of a CNI's masquerade drawn from 1024 to 65535, one in
+/// 130 connections of pods has a Service's port on the node.
+fn pods_reach_the_world_from_ports_that_are_node_ports(cluster: &Cluster) {
+    let own = std::env::current_exe().expect("this program");
+    let log = cluster.directory.join("log/world-server.log");
+    let server = ChildProcess::start_appending(within("outside", own).args(["serve", &format!("{WORLD}:9379")]), &log);
+    Web { name: "web", replicas: 4, node: None, service: "", port: "" }.make(cluster);
+    let names: Vec<String> = (0..10).map(|number| format!("ports-{number}")).collect();
+    for (number, name) in names.iter().enumerate() {
+        let ports = (0..50).map(|port| 31_000 + number * 100 + port * 2).fold(String::new(), |ports, port| {
+            let udp = port + 1;
+            ports
+                + &format!(
+                    "  - {{name: t{port}, port: {port}, targetPort: 8080, nodePort: {port}, protocol: TCP}}\n  \
+                 - {{name: u{udp}, port: {udp}, targetPort: 8080, nodePort: {udp}, protocol: UDP}}\n"
+                )
+        });
+        cluster.apply(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+             spec:\n  type: NodePort\n  selector: {{app: web}}\n  ports:\n{ports}"
+        ));
+    }
+    for node in NODES {
+        let target = format!("udp={}:31999", node_address(node));
+        answered_outside(&target, |answer| answer.starts_with("web-"));
+        let client_name = format!("client-node{node}");
+        client(cluster, &client_name, &format!("node{node}"), false);
+        for kind in ["tcp", "udp"] {
+            let target = format!("{kind}={WORLD}:9379");
+            let times = ["exec", &client_name, "--", "/e2e", "ask-often", &target, "4000"];
+            let counts = cluster.try_kubectl(&times).unwrap_or_else(|error| panic!("{error}"));
+            println!("   a pod on node{node} -> {target}, with 1,000 NodePorts: {}", counts.trim_end());
+        }
+    }
+    for name in names {
+        cluster.kubectl(&["delete", "service", &name, "--wait=false"]);
+    }
+    drop(server);
 }
 
 fn last_line(text: &str) -> &str {

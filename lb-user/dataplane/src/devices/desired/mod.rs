@@ -132,6 +132,9 @@ fn desired_devices(network: &NetworkState, node: &[IpAddr], selection: Selection
         }
         if flags & DeviceFlags::POD == 0 {
             flags |= selection.slow_path;
+            if network.routes_by_source {
+                flags |= DeviceFlags::SOURCE_RULES;
+            }
         }
         let device = Device {
             snat_v4: v4.map_or(Addr::from_v4_word(0), Addr::from),

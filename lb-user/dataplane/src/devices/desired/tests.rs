@@ -427,3 +427,23 @@ fn reasons_for_the_slow_path_are_at_all_devices_but_links_of_pods() {
     network.encapsulates = true;
     assert_eq!(slow_path(&DeviceOptions::default(), &network, false), (0, true));
 }
+
+#[test]
+fn rules_by_sources_are_at_all_devices_but_links_of_pods() {
+    let mut network = network(
+        "2 eth0 up
+         3 eth1 up
+         4 cali4 up kind veth peer 1
+         addr 2 192.0.2.5/24
+         route 2 default
+         route 3 10.9.0.0/16",
+    );
+    network.routes_by_source = true;
+    let pod_links = BTreeMap::from([(4, DeviceFlags::POD)]);
+    let uplinks = uplinks(&network, &UplinkChoice::ByRoute, &[], NONE);
+    let selection = Selection { uplinks: &uplinks, pod_links: &pod_links, host_routing: false, slow_path: 0 };
+    let devices = desired_devices(&network, &[], selection);
+    let flags: Vec<_> = devices.values().map(|desired| (desired.name.as_str(), desired.device.flags)).collect();
+    const RULES: u32 = DeviceFlags::SOURCE_RULES;
+    assert_eq!(flags, [("eth0", RULES), ("eth1", RULES), ("cali4", DeviceFlags::POD)]);
+}

@@ -1,0 +1,129 @@
+//! Networks of the pods: CNI plugins, and a script for the daemon, devices and rules that a node has with them.
+
+use std::{fs, path::Path};
+
+use serde_json::{Value, json};
+
+/// A network of pods. `cargo xtask e2e --cni NAME` chooses one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cni {
+    /// The plugin ptp: a route for each pod.
+    Ptp,
+    /// The plugin bridge with its own masquerade, which applies to pods of other nodes too.
+    Bridge,
+    /// flanneld with the backend vxlan, and what its plugin delegates to.
+    Flannel,
+    /// flanneld with the backend host-gw.
+    FlannelHostGw,
+    /// The plugins ptp and firewall beside Docker's rules.
+    Docker,
+    /// The plugin ptp; packets of pods leave by a second device, chosen by their source, as on AWS.
+    SecondNic,
+    /// kube-router without its service proxy.
+    KubeRouter,
+}
+
+/// Routes of the network itself to the pods of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routes {
+    /// By the node's first device.
+    First,
+    /// By its second device.
+    Second,
+    /// None: a daemon on each node makes them, for nodes alone.
+    ByDaemon,
+}
+
+impl Cni {
+    /// The chosen network.
+    pub fn chosen() -> Self {
+        match std::env::var("BEELINE_E2E_CNI").as_deref() {
+            Err(_) | Ok("ptp") => Self::Ptp,
+            Ok("bridge") => Self::Bridge,
+            Ok("flannel") => Self::Flannel,
+            Ok("flannel-host-gw") => Self::FlannelHostGw,
+            Ok("docker") => Self::Docker,
+            Ok("second-nic") => Self::SecondNic,
+            Ok("kube-router") => Self::KubeRouter,
+            Ok(other) => panic!("BEELINE_E2E_CNI: no network {other}"),
+        }
+    }
+
+    /// The routes to pods that the network has from the start.
+    pub fn routes(self) -> Routes {
+        match self {
+            Self::Ptp | Self::Bridge | Self::Docker => Routes::First,
+            Self::SecondNic => Routes::Second,
+            Self::Flannel | Self::FlannelHostGw | Self::KubeRouter => Routes::ByDaemon,
+        }
+    }
+
+    /// True if connections of pods to addresses of the nodes' network come from the address of their node.
+    pub fn masquerades(self) -> bool {
+        match self {
+            Self::Ptp | Self::Docker | Self::SecondNic => false,
+            Self::Bridge | Self::Flannel | Self::FlannelHostGw | Self::KubeRouter => true,
+        }
+    }
+
+    /// Writes the files of a node: the list of plugins, and the script that its init runs before containerd.
+    pub fn write(self, number: usize, directory: &Path) {
+        let list = json!({"cniVersion": "1.0.0", "name": "e2e", "plugins": self.plugins(number, directory)});
+        // flanneld knows the MTU first: its script puts the list in place.
+        let waits = matches!(self, Self::Flannel | Self::FlannelHostGw);
+        let place = if waits { "10-e2e.conflist" } else { "cni/10-e2e.conflist" };
+        fs::write(directory.join(place), format!("{list:#}\n")).expect("a file");
+        if let Some(script) = self.script() {
+            fs::write(directory.join("network.sh"), script).expect("a file");
+        }
+        if let Some(backend) = self.flannel_backend() {
+            let config = json!({"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd44::/48",
+                "Backend": {"Type": backend}});
+            fs::write(directory.join("net-conf.json"), config.to_string()).expect("a file");
+        }
+    }
+
+    fn plugins(self, number: usize, directory: &Path) -> Vec<Value> {
+        let ipam = json!({
+            "type": "host-local", "dataDir": directory.join("cni-data"),
+            "ranges": [[{"subnet": pods(number)[0]}], [{"subnet": pods(number)[1]}]],
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+        });
+        let ptp = json!({"type": "ptp", "mtu": 1500, "ipMasq": false, "ipam": ipam});
+        let bridge = |name: &str, masquerades: bool| {
+            json!({"type": "bridge", "bridge": name, "mtu": 1500, "isGateway": true, "hairpinMode": true,
+                "ipMasq": masquerades, "ipam": ipam})
+        };
+        let port_map = json!({"type": "portmap", "capabilities": {"portMappings": true}});
+        match self {
+            Self::Ptp | Self::SecondNic => vec![ptp],
+            Self::Bridge => vec![bridge("cni0", true), port_map],
+            Self::Flannel | Self::FlannelHostGw => vec![bridge("cni0", false), port_map],
+            Self::Docker => vec![ptp, json!({"type": "firewall", "backend": "iptables"})],
+            Self::KubeRouter => vec![bridge("kube-bridge", false), port_map],
+        }
+    }
+
+    fn script(self) -> Option<&'static str> {
+        match self {
+            Self::Ptp | Self::Bridge => None,
+            Self::Flannel | Self::FlannelHostGw => Some(include_str!("flannel.sh")),
+            Self::Docker => Some(include_str!("docker.sh")),
+            Self::SecondNic => Some(include_str!("second-nic.sh")),
+            Self::KubeRouter => Some(include_str!("kube-router.sh")),
+        }
+    }
+
+    fn flannel_backend(self) -> Option<&'static str> {
+        match self {
+            Self::Flannel => Some("vxlan"),
+            Self::FlannelHostGw => Some("host-gw"),
+            Self::Ptp | Self::Bridge | Self::Docker | Self::SecondNic | Self::KubeRouter => None,
+        }
+    }
+}
+
+/// The addresses of a node's pods.
+pub fn pods(number: usize) -> [String; 2] {
+    [format!("10.244.{number}.0/24"), format!("fd44:0:0:{number}::/64")]
+}

@@ -48,6 +48,11 @@ pub(crate) fn ensure(cni: Cni) -> Result<Vec<PathBuf>> {
     Ok(programs)
 }
 
+/// The directory with CoreDNS: that in BEELINE_COREDNS, or the cache's, in which it is built first if it is missing.
+pub(crate) fn ensure_coredns() -> Result<PathBuf> {
+    std::env::var_os("BEELINE_COREDNS").map_or_else(|| built(&COREDNS), |given| Ok(given.into()))
+}
+
 fn built(programs: &Programs) -> Result<PathBuf> {
     let dir = workspace::cache().join(programs.module.replace('/', "-")).join(programs.version);
     std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;

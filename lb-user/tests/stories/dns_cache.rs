@@ -3,7 +3,10 @@
 //! without it.
 
 use std::{
-    net::{SocketAddr, TcpListener, UdpSocket},
+    fs,
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -13,6 +16,7 @@ use std::{
 };
 
 use lb_lab::{
+    LabNamespace,
     link::LinkSpec,
     network::{Lan, LanOptions},
 };
@@ -26,11 +30,22 @@ use crate::{
     sockets::{Client, at, has_netns_cookie, tcp_ask, tcp_server, udp_server},
 };
 
+/// Environment variable with the directory of CoreDNS.
+const PROGRAMS: &str = "BEELINE_COREDNS";
+
 pub const STORIES: &[Story] = &[
     ("a_cache_at_the_cluster_ip_serves_pods_and_the_node_while_it_listens", serves_while_it_listens),
     ("a_cache_at_the_cluster_ip_that_is_killed_in_a_loop_loses_what_is_on_the_wire", killed_in_a_loop),
     ("packets_of_a_pod_reach_a_cache_at_the_cluster_ip_while_it_listens", packets_reach_it),
 ];
+
+/// Stories with real CoreDNS.
+pub const REAL: &[Story] = &[("a_real_cache_at_the_cluster_ip_is_killed_in_a_loop_under_real_queries", real_cache)];
+
+/// True if CoreDNS is there.
+pub fn has_coredns() -> bool {
+    std::env::var_os(PROGRAMS).is_some()
+}
 
 const DNS: &str = "10.96.0.10:53";
 const DNS6: &str = "[fd96::10]:53";
@@ -46,7 +61,7 @@ fn network() -> Lan {
     addresses.iter().fold(setup, |setup, address| setup.address("nodelocaldns", address)).apply();
     let backend = lan.node2.pods.first().expect("a pod");
     backend.net.enter(|| {
-        for ip in [backend.v4.into(), std::net::IpAddr::from(backend.v6)] {
+        for ip in [backend.v4.into(), IpAddr::from(backend.v6)] {
             udp_server(&SocketAddr::new(ip, TARGET).to_string());
             tcp_server(&SocketAddr::new(ip, TARGET).to_string());
         }
@@ -214,23 +229,33 @@ impl Drop for EndsResolver<'_> {
 }
 
 fn killed_in_a_loop(node: &mut StoryNode) {
-    const KILLS: u32 = 30;
     let lan = network();
     let _agent = agent(node, &lan);
-    let pod = lan.node1.pods.first().expect("a pod");
     let [backend, _] = backends(&lan);
+    kill_in_a_loop(30, &lan, &backend, || ask(at(DNS)), || lan.node1.host.net.enter(Cache::start));
+}
+
+/// Starts and kills a cache in a loop, while a pod asks without a pause. The cache answers [`DNS`].
+fn kill_in_a_loop<C>(
+    kills: u32,
+    lan: &Lan,
+    backend: &str,
+    ask: impl Fn() -> Option<String> + Send + Sync,
+    start_cache: impl Fn() -> C,
+) {
+    let pod = lan.node1.pods.first().expect("a pod");
     let is_over = AtomicBool::default();
     let (by_cache, by_service, lost) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
     thread::scope(|scope| {
         scope.spawn(|| {
             pod.net.enter(|| {
                 while !is_over.load(Ordering::Relaxed) {
-                    let count = match ask(at(DNS)).as_deref() {
+                    let count = match ask().as_deref() {
                         Some(DNS) => &by_cache,
                         Some(answer) if answer == backend => &by_service,
                         Some(answer) => panic!("an answer from {answer}"),
                         None => {
-                            assert!(ask(at(DNS)).or_else(|| ask(at(DNS))).is_some(), "the next one is answered");
+                            assert!(ask().or_else(&ask).is_some(), "the next one is answered");
                             &lost
                         }
                     };
@@ -244,8 +269,8 @@ fn killed_in_a_loop(node: &mut StoryNode) {
             let before = count.load(Ordering::Relaxed);
             until("queries are answered", || count.load(Ordering::Relaxed) >= before + 10);
         };
-        for _ in 0..KILLS {
-            let cache = lan.node1.host.net.enter(Cache::start);
+        for _ in 0..kills {
+            let cache = start_cache();
             more(&by_cache);
             drop(cache);
             more(&by_service);
@@ -253,7 +278,96 @@ fn killed_in_a_loop(node: &mut StoryNode) {
         println!("{by_cache:?} by the cache, {by_service:?} by the Service, {lost:?} lost in {:?}", start.elapsed());
     });
     // The resolver asks one at a time: each kill can meet one query.
-    assert!(lost.into_inner() <= KILLS);
+    assert!(lost.into_inner() <= kills);
+}
+
+/// A CoreDNS, killed when dropped.
+struct CoreDns(Child);
+
+impl CoreDns {
+    fn start(node: &StoryNode, net: &LabNamespace, name: &str, corefile: &str) -> Self {
+        let program = PathBuf::from(std::env::var_os(PROGRAMS).expect("set by the runner")).join("coredns");
+        let path = node.directory.join(name);
+        fs::write(&path, corefile).expect("a file");
+        let mut command = Command::new(program);
+        command.arg("-conf").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(net.spawn(&mut command))
+    }
+}
+
+impl Drop for CoreDns {
+    fn drop(&mut self) {
+        let _ended = self.0.kill();
+        let _ended = self.0.wait();
+    }
+}
+
+/// Asks for the address of a name, and returns it; none if no answer comes in time.
+fn resolve(to: SocketAddr, name: &str) -> Option<IpAddr> {
+    static ID: AtomicU32 = AtomicU32::new(1);
+    let id = ID.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    let mut query = vec![id[2], id[3], 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(u8::try_from(label.len()).expect("short"));
+        query.extend(label.bytes());
+    }
+    // The root, type A, class IN.
+    query.extend([0, 0, 1, 0, 1]);
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a port");
+    socket.set_read_timeout(Some(Duration::from_millis(300))).expect("a time-out");
+    socket.send_to(&query, to).ok()?;
+    let mut answer = [0; 512];
+    let (len, from) = socket.recv_from(&mut answer).ok()?;
+    let answer = answer.get(..len)?;
+    assert_eq!((from, answer.get(..2)), (to, Some(&id[2..])));
+    // One answer, with its address at the end.
+    let address: [u8; 4] = answer.get(len.checked_sub(4)?..)?.try_into().ok()?;
+    (answer.get(7) == Some(&1)).then(|| address.into())
+}
+
+fn real_cache(node: &mut StoryNode) {
+    const UPSTREAM: &str = "10.96.0.11:53";
+    let lan = network();
+    let upstream = service(&lan)
+        .replace("kube-dns", "upstream")
+        .replace("10.96.0.10", "10.96.0.11")
+        .replace("fd96::10", "fd96::11")
+        .replace("dns-ip", "upstream-ip");
+    let backend = lan.node2.pods.first().expect("a pod");
+    let answers =
+        |address: &str| format!("  template IN A {{\n    answer \"{{{{ .Name }}}} 60 IN A {address}\"\n  }}\n");
+    let port = 5454;
+    let pods = format!(".:{port} {{\n  bind {}\n{}}}\n", backend.v4, answers("192.0.2.2"));
+    let _pod = CoreDns::start(node, &backend.net, "pods", &pods);
+    node.write("upstream.yaml", &upstream.replace(&TARGET.to_string(), &port.to_string()));
+    node.write("dns.yaml", &service(&lan).replace(&TARGET.to_string(), &port.to_string()));
+    let agent = lan.node1.host.net.enter(|| node.agent(&["--devices", "none"]));
+    wait_for_own_address(&agent);
+    // As NodeLocal DNSCache does: it knows one name itself, and asks the Service of the same pods for the others.
+    let bound = "bind 169.254.20.10 10.96.0.10";
+    let corefile = format!(
+        "who.test:53 {{\n  {bound}\n{}}}\n.:53 {{\n  {bound}\n  cache 30\n  forward . {UPSTREAM}\n}}\n",
+        answers("192.0.2.1")
+    );
+    let who = || {
+        resolve(at(DNS), "who.test").map(|address| match address {
+            IpAddr::V4(address) if address.octets()[3] == 1 => DNS.to_owned(),
+            other => other.to_string(),
+        })
+    };
+    let pod = lan.node1.pods.first().expect("a pod");
+    until("the pods of the Service answer", || pod.net.enter(who).as_deref() == Some("192.0.2.2"));
+    let start = || CoreDns::start(node, &lan.node1.host.net, "cache", &corefile);
+    kill_in_a_loop(8, &lan, "192.0.2.2", who, start);
+    let _cache = start();
+    until("the cache forwards", || {
+        pod.net.enter(|| {
+            who().as_deref() == Some(DNS)
+                && [DNS, LINK_LOCAL]
+                    .into_iter()
+                    .all(|at_cache| resolve(at(at_cache), "web.default.svc.cluster.local") == "192.0.2.2".parse().ok())
+        })
+    });
 }
 
 fn packets_reach_it(node: &mut StoryNode) {

@@ -64,6 +64,7 @@ fn stories() -> Vec<Story> {
         mptcp::STORIES,
         own_addresses::STORIES,
         dns_cache::STORIES,
+        dns_cache::REAL,
         mptcp::LONG,
         agent_lifecycle::STORIES,
         socket_termination::STORIES,
@@ -128,6 +129,7 @@ fn main() -> ExitCode {
         let is_one_of = |stories: &[Story]| stories.iter().any(|(story, _)| *story == name);
         let cannot_run = is_one_of(mptcp::LONG)
             || is_one_of(monitoring::STORIES) && !monitoring::has_prometheus()
+            || is_one_of(dns_cache::REAL) && !dns_cache::has_coredns()
             || is_one_of(systemd::STORIES) && !systemd::is_installed()
             || is_one_of(upgrade::STORIES) && agent::next_beeline().is_none();
         let limit = story_limit(is_one_of(mptcp::LONG));

@@ -19,7 +19,9 @@ use crate::build_ebpf::Layout;
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::toolchain::Kind;
-use crate::{apt, build, build_ebpf, deny, helm, kubernetes, prometheus, run, systemd_unit, tidy, workspace};
+use crate::{
+    apt, build, build_ebpf, cluster_programs, deny, helm, kubernetes, prometheus, run, systemd_unit, tidy, workspace,
+};
 use executables::Executable;
 use lanes::Job;
 use report::{Report, Row};
@@ -134,6 +136,7 @@ fn environment(next: Option<PathBuf>) -> Result<Vec<(&'static str, PathBuf)>> {
         ("KUBEBUILDER_ASSETS", kubernetes::ensure_with(&[kubernetes::KUBE_PROXY])?),
         ("BEELINE_HELM", helm::ensure()?),
         ("BEELINE_PROMETHEUS", prometheus::ensure()?),
+        ("BEELINE_COREDNS", cluster_programs::ensure_coredns()?),
         ("BEELINE_EBPF_OBJECT", workspace::ebpf_object()),
     ];
     environment.extend(next.map(|next| ("BEELINE_NEXT_BIN", next)));

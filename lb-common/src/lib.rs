@@ -19,11 +19,12 @@ pub use addr::{Addr, Proto};
 pub use addr_port::AddrPort;
 pub use family::Family;
 pub use layout::{
-    Affinity, AffinityKey, Backend, BackendFlags, BackendStats, ClusterRange, ClusterRanges, Counter, Device,
+    Affinity, AffinityKey, Backend, BackendFlags, BackendStats, COMM_LEN, ClusterRange, ClusterRanges, Counter, Device,
     DeviceFlags, EarlyFragment, EarlyKey, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey,
     Hook, Hop, Kind, LAYOUT_VERSION, List, LogGate, MAGLEV_LEN, MASQUERADE_MARK, MAX_CLUSTER_RANGES, Maglev, MaglevKey,
     NAME_LEN, NEVER, Name, Names, NetnsAddrs, NodeAddr, NodeAddrFlags, Opening, PodMode, PodModeEntry, PortStats,
-    Range, RangeKey, ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath, Tuple, bpf_spin_lock, capacity,
+    Range, RangeKey, ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath, Tuple, WatchCell, WatchKind, WatchRecord,
+    bpf_spin_lock, capacity,
 };
 pub use scheduler::Scheduler;
 pub use select::{

@@ -47,7 +47,7 @@ impl<const V6: bool> SockAddr<V6> {
 
     /// Cookie of the socket's network namespace.
     #[inline(always)]
-    fn netns(&self) -> u64 {
+    pub fn netns(&self) -> u64 {
         // SAFETY: the context of a socket address hook, which has the helper since 5.7.
         unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
     }

@@ -19,14 +19,15 @@ mod stats;
 mod tables;
 mod tcp_socks;
 mod udp_socks;
+mod watch;
 
 // The macros of aya-log refer to their support by this path.
 extern crate self as aya_log_ebpf;
 pub use log::macro_support;
 
 use aya_ebpf::{
-    macros::{cgroup_sock, cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, SockContext, TcContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier, sock_ops},
+    programs::{SockAddrContext, SockContext, SockOpsContext, TcContext},
 };
 
 use context::{SockAddr, V4, V6};
@@ -101,6 +102,13 @@ pub fn sock_release(ctx: SockContext) -> i32 {
 #[classifier]
 pub fn free_socket(ctx: TcContext) -> i32 {
     closed_sockets::free(&ctx)
+}
+
+/// A TCP socket changes its state. Attached while `beeline watch` runs.
+#[sock_ops]
+pub fn watch_handshakes(ctx: SockOpsContext) -> u32 {
+    watch::sock_ops(&ctx);
+    1
 }
 
 /// A packet enters by a device.

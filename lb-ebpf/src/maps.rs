@@ -2,14 +2,14 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage, lpm_trie::LpmTrie},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerfEventArray, SkStorage, lpm_trie::LpmTrie},
     macros::btf_map,
 };
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, BackendStats, ClusterRanges, Counter, Device, EarlyFragment, EarlyKey, Flow,
     FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, LogGate, Maglev, MaglevKey, Names, NetnsAddrs,
     NodeAddr, Opening, PodModeEntry, PortStats, Range, ServiceEntry, Slot, SlotKey, TcpSock, Translation, Translations,
-    UdpSock, capacity,
+    UdpSock, WatchCell, capacity,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -135,6 +135,14 @@ pub static PORT_KILLED: HashMap<u32, u64, { capacity::PORT_KILLED }, NO_PREALLOC
 /// Event counts by [`Counter`].
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
+
+/// Gates of `beeline watch`, and the number of records without room, by [`WatchCell`].
+#[btf_map]
+pub static WATCH: Array<u64, { WatchCell::COUNT }> = Array::new();
+
+/// Buffers of a running `beeline watch`, by CPU, for records of type `WatchRecord`.
+#[btf_map]
+pub static WATCH_EVENTS: PerfEventArray = PerfEventArray::new();
 
 /// State of the log.
 #[btf_map]

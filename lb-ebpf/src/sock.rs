@@ -2,8 +2,8 @@
 
 use aya_ebpf::{EbpfContext as _, helpers::bpf_get_current_pid_tgid, programs::SockContext};
 use lb_common::{
-    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Verdict, may_be_vip, refusal,
-    select,
+    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Verdict, WatchKind, may_be_vip,
+    refusal, select,
 };
 
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
     tables::Kernel,
     tcp_socks::TcpSocket,
     udp_socks::UdpSocket,
+    watch,
 };
 
 /// A connect: translates a VIP to a backend.
@@ -45,21 +46,25 @@ fn connect_tcp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
                 place.clear();
                 stats::closed(backend);
             }
-            unserved(ctx, &dest)
+            unserved(ctx, &dest, WatchKind::Connect)
         }
         Verdict::Backend(choice) => {
+            let mut kind = WatchKind::Connect;
             if let Some(socket) = MptcpSocket::of(ctx) {
                 socket.put(&dest, &choice);
+                kind = WatchKind::Unfollowed;
             } else if place.put(&dest, &choice) {
                 stats::reopened(avoid, &choice);
             } else {
                 stats::connected(&choice);
                 tcp_socks_full(&choice);
+                kind = WatchKind::Unfollowed;
             }
+            watch::chosen(ctx, &dest, &choice, kind);
             ctx.set(&choice.addr, choice.port);
             PROCEED
         }
-        Verdict::Refused(service, cause) => refuse(ctx, &dest, service, cause),
+        Verdict::Refused(service, cause) => refuse(ctx, &dest, service, cause, WatchKind::Connect),
     }
 }
 
@@ -75,10 +80,11 @@ fn connect_udp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
         }
         Verdict::Backend(choice) => {
             replace(ctx, &dest, &choice);
+            watch::chosen(ctx, &dest, &choice, WatchKind::Connect);
             ctx.set(&choice.addr, choice.port);
             PROCEED
         }
-        Verdict::Refused(service, cause) => refuse(ctx, &dest, service, cause),
+        Verdict::Refused(service, cause) => refuse(ctx, &dest, service, cause, WatchKind::Connect),
     }
 }
 
@@ -109,7 +115,7 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
             {
                 socket.forget(&dest.addr, dest.port);
             }
-            unserved(ctx, &dest)
+            unserved(ctx, &dest, WatchKind::Datagram)
         }
         Verdict::Backend(choice) => {
             if moved {
@@ -117,10 +123,11 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
                 stats::moved(choice.service);
             }
             remember(ctx, &dest, &choice);
+            watch::chosen(ctx, &dest, &choice, WatchKind::Datagram);
             ctx.set(&choice.addr, choice.port);
             PROCEED
         }
-        Verdict::Refused(service, cause) => refuse(ctx, &dest, service, cause),
+        Verdict::Refused(service, cause) => refuse(ctx, &dest, service, cause, WatchKind::Datagram),
     }
 }
 
@@ -164,6 +171,7 @@ pub fn release(ctx: &SockContext) -> i32 {
     // SAFETY: the context is valid for the program's run; the verifier checks the access.
     let proto = unsafe { (*ctx.sock).protocol };
     if proto == Proto::Tcp as u32 {
+        watch::given_up(ctx);
         TcpSocket::of(ctx.as_ptr()).release();
     } else if proto == mptcp::PROTO {
         mptcp::release(ctx);
@@ -279,12 +287,12 @@ fn tcp_socks_full(choice: &Choice) {
 /// A destination of no Service: refuses the call if the address is a cluster IP. A connect of UDP is none, since
 /// resolvers make it to learn their own address; its datagrams are refused as packets.
 #[inline(always)]
-fn unserved<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey) -> i32 {
-    if may_be_vip(&Kernel, dest) { refuse_unserved(ctx, dest) } else { PROCEED }
+fn unserved<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, kind: WatchKind) -> i32 {
+    if may_be_vip(&Kernel, dest) { refuse_unserved(ctx, dest, kind as u32) } else { PROCEED }
 }
 
 #[inline(never)]
-fn refuse_unserved<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey) -> i32 {
+fn refuse_unserved<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, kind: u32) -> i32 {
     let Some(cause) = refusal(&Kernel, ctx, dest) else {
         return PROCEED;
     };
@@ -293,6 +301,7 @@ fn refuse_unserved<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey) -> i3
         return PROCEED;
     }
     count(cause.counter());
+    watch::refused(ctx, dest, 0, cause, kind);
     if log::open() {
         let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
         if cause == Cause::UnknownPort {
@@ -316,9 +325,10 @@ fn refuse_unserved<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey) -> i3
 }
 
 #[inline(always)]
-fn refuse<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: u32, cause: Cause) -> i32 {
+fn refuse<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: u32, cause: Cause, kind: WatchKind) -> i32 {
     count(cause.counter());
     stats::refused(service, cause);
+    watch::refused(ctx, dest, service, cause, kind as u32);
     // The agent is removing a service port without a name: no record.
     if NAMES.get_ptr(service).is_some() && log::open() {
         match cause {

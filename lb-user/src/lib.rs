@@ -5,3 +5,4 @@ mod doctor;
 mod handover;
 mod inspect;
 mod trace;
+mod watch;

@@ -11,6 +11,7 @@ mod counters;
 mod frontends;
 mod packets;
 mod pod_modes;
+mod watch;
 
 pub use cluster_ranges::{ClusterRange, ClusterRanges, MAX_CLUSTER_RANGES};
 pub use counters::Counter;
@@ -20,6 +21,7 @@ pub use packets::{
     MAGLEV_LEN, MASQUERADE_MARK, Maglev, MaglevKey, Opening, Range, RangeKey, SlowPath, Tuple,
 };
 pub use pod_modes::{NetnsAddrs, PodMode, PodModeEntry};
+pub use watch::{COMM_LEN, WatchCell, WatchKind, WatchRecord};
 
 /// Version of the map layouts; part of the name of the pin directory, so that two layouts never share a map.
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { RELEASED + 1 } else { RELEASED };
@@ -444,4 +446,5 @@ layouts! {
     Backend: 24, Names: 196, LogGate: 24, NodeAddr: 4, AffinityKey: 24, Affinity: 16, PortStats: 56, BackendStats: 24,
     Tuple: 36, FlowKey: 40, Hop: 24, Flow: 80, FragmentKey: 40, FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24,
     MaglevKey: 8, Maglev: 16292, PodModeEntry: 168, NetnsAddrs: 32, ClusterRange: 32, ClusterRanges: 264,
+    WatchRecord: 128,
 }

@@ -17,7 +17,7 @@ use super::{
     send,
     skb::{ETHERNET, Frame},
     verdict::PacketVerdict,
-    vip,
+    vip, watch,
 };
 use crate::maps::DEVICES;
 
@@ -105,7 +105,9 @@ fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> Pa
         let verdict = if hook as u8 == Hook::Egress as u8 {
             egress_unknown(frame, scratch, device)
         } else {
-            new_flow(frame, scratch, device)
+            let verdict = new_flow(frame, scratch, device);
+            watch::first_packet(frame, scratch, verdict);
+            verdict
         };
         if !verdict.is_flow() {
             return verdict;

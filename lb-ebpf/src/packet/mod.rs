@@ -26,5 +26,6 @@ mod sender;
 mod skb;
 mod verdict;
 mod vip;
+mod watch;
 
 pub use entry::{egress, ingress};

@@ -101,7 +101,7 @@ fn choose(packet: &Packet, origin: Origin, to: &mut Choice) -> Chosen {
             Chosen::Backend
         }
         Verdict::Refused(service, cause) => {
-            to.service = service;
+            (to.service, to.backend) = (service, 0);
             match cause {
                 Cause::NoLocalEndpoints => Chosen::NoLocalEndpoints,
                 Cause::SourceRange => Chosen::SourceRange,
@@ -121,7 +121,7 @@ fn refuse(service: u32, cause: Cause) -> PacketVerdict {
     }
     // Drop silently: an external load balancer must not take a reject for the answer of the Service.
     count(cause.counter());
-    PacketVerdict::DROP
+    PacketVerdict::dropped(cause.counter())
 }
 
 /// The source address of a new flow.
@@ -157,7 +157,7 @@ fn open(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketVerdict {
         }
         Source::Unknown => {
             count(Counter::NoRoute);
-            return PacketVerdict::DROP;
+            return PacketVerdict::dropped(Counter::NoRoute);
         }
     };
     let verdict = ports::insert_flow(frame, scratch, Hook::Ingress, port);

@@ -83,14 +83,14 @@ pub fn insert_flow(frame: Frame, scratch: &mut Scratch, hook: Hook, wanted: Sour
             continue;
         }
         count(Counter::FlowsFull);
-        return PacketVerdict::DROP;
+        return PacketVerdict::dropped(Counter::FlowsFull);
     }
     // The last of these ports may be that of a flow that gives way.
     if opening::take_over(scratch) {
         return PacketVerdict::FLOW;
     }
     count(Counter::SnatExhausted);
-    PacketVerdict::DROP
+    PacketVerdict::dropped(Counter::SnatExhausted)
 }
 
 /// Result of an insertion.

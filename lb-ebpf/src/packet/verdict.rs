@@ -6,6 +6,8 @@ use lb_common::{Counter, packet::IcmpError};
 #[derive(Clone, Copy)]
 pub struct PacketVerdict(u32);
 
+/// With the number of a counter in the lower bits.
+const DROPPED: u32 = 0x80;
 const FLOW: u32 = 0x100;
 const REJECT: u32 = 0x200;
 const HOST_UNREACHABLE: u32 = 0x300;
@@ -34,6 +36,12 @@ impl PacketVerdict {
         Self(code as u32)
     }
 
+    /// Drop silently, for the cause that is counted there.
+    #[inline(always)]
+    pub fn dropped(counter: Counter) -> Self {
+        Self(DROPPED | counter as u32)
+    }
+
     /// Reject, and count.
     #[inline(always)]
     pub fn reject(counter: Counter) -> Self {
@@ -52,10 +60,27 @@ impl PacketVerdict {
         self.0 == FLOW
     }
 
-    /// True for [`PacketVerdict::DROP`].
+    /// True for [`PacketVerdict::DROP`] and [`PacketVerdict::dropped`].
     #[inline(always)]
     pub fn is_drop(self) -> bool {
-        self.0 == Self::DROP.0
+        self.0 == Self::DROP.0 || self.is_dropped()
+    }
+
+    #[inline(always)]
+    fn is_dropped(self) -> bool {
+        self.0 & !0x7f == DROPPED
+    }
+
+    /// Number of the counter of a refused first packet.
+    #[inline(always)]
+    pub fn refusal(self) -> Option<u32> {
+        if self.is_dropped() {
+            Some(self.0 & 0x7f)
+        } else if self.0 == HOST_UNREACHABLE {
+            Some(Counter::UnknownClusterIp as u32)
+        } else {
+            self.reject_counter()
+        }
     }
 
     /// True if the sender gets a reset or an ICMP error.
@@ -91,6 +116,9 @@ impl PacketVerdict {
     /// The code for the kernel.
     #[inline(always)]
     pub fn code(self) -> i32 {
+        if self.is_dropped() {
+            return Self::DROP.0.cast_signed();
+        }
         self.0.cast_signed()
     }
 }

@@ -4,6 +4,7 @@
 pub mod api_servers;
 pub mod attach;
 pub mod bpffs;
+pub mod cgroups;
 pub mod cleanup;
 pub mod cluster_ranges;
 pub mod damage;
@@ -22,3 +23,4 @@ pub mod sockets;
 pub mod stats;
 pub mod store;
 pub mod upgrade;
+pub mod watch;

@@ -14,6 +14,7 @@ mod service_flags;
 mod table;
 mod top;
 mod trace;
+mod watch;
 
 use std::{
     path::{Path, PathBuf},
@@ -52,6 +53,7 @@ const EXAMPLES: &str = "Examples:
   beeline get services                    list the Services that this node serves
   beeline top                             watch connections and refusals, live
   beeline trace tcp 10.96.0.1:443         show the backend that a connect would get, and why
+  beeline watch --failed                  show calls that fail, live: who, to which Service, and why
   beeline explain default/web             show why each of its endpoints is used or not
   beeline plan -f ./services              show the map writes that a directory would cause
   beeline doctor                          find obstacles to Services on this node, and their cures
@@ -67,6 +69,8 @@ enum Command {
     Top(top::TopArgs),
     /// Show the backend of a connect or a datagram to an address, and why.
     Trace(trace::TraceArgs),
+    /// Watch calls to Services, live: who reached which backend, and why not.
+    Watch(Box<watch::WatchArgs>),
     /// Show why each frontend and endpoint of a Service is used on this node or not.
     Explain(Box<explain::ExplainArgs>),
     /// Show the map writes that a directory of YAML files would cause; write nothing.
@@ -132,6 +136,11 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<ExitCode> {
             top::run(pins, &arguments)?;
         }
         Command::Trace(arguments) => return trace::run(&pinned_maps(&pins()?)?, &arguments),
+        Command::Watch(arguments) => {
+            let pins = pins()?;
+            pinned_maps(&pins)?;
+            return watch::run(&pins, *arguments);
+        }
         Command::Explain(arguments) => {
             let flags = matches.subcommand_matches("explain").map_or(FlagSource::CommandLine, FlagSource::of);
             print!("{}", explain::render(&pins()?, flags, *arguments)?);

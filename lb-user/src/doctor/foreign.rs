@@ -11,7 +11,10 @@ use std::{
 use aya::programs::loaded_programs;
 
 use super::{Finding, hooks, process};
-use lb_dataplane::attach::cgroup::{HOOKS, attach_type};
+use lb_dataplane::{
+    attach::cgroup::{HOOKS, attach_type},
+    cgroups,
+};
 use lb_kernel::{bpf, process::Process};
 
 const CHECK: &str = "foreign";
@@ -51,7 +54,7 @@ pub(super) fn read(hooks: &hooks::HookFacts) -> ForeignFacts {
     let mut facts = ForeignFacts::default();
     let Some((_, Some(top))) = &hooks.served else { return facts };
     let mut above = BTreeMap::<PathBuf, BTreeSet<(&'static str, u32)>>::new();
-    for cgroup in hooks::walk(top) {
+    for cgroup in cgroups::walk(top) {
         facts.cgroups += 1;
         let Ok(directory) = File::open(&cgroup) else { continue };
         let inherited = cgroup.parent().and_then(|parent| above.get(parent)).cloned().unwrap_or_default();
@@ -143,7 +146,7 @@ pub(super) fn evaluate(facts: &ForeignFacts) -> Vec<Finding> {
         let what = format!("there are {left} more programs of others");
         findings.push(Finding::note(CHECK, what, "`bpftool cgroup tree` lists them all"));
     }
-    if facts.cgroups >= hooks::MAX_CGROUPS {
+    if facts.cgroups >= cgroups::MAX_CGROUPS {
         let what = format!("only the first {} cgroups were read", facts.cgroups);
         findings.push(Finding::note(CHECK, what, "`bpftool cgroup tree` reads them all"));
     }

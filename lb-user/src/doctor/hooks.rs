@@ -12,15 +12,13 @@ use aya::{maps::MapInfo, programs::loaded_programs};
 use super::{Agent, Finding};
 use lb_dataplane::{
     attach::cgroup::HOOKS,
+    cgroups,
     environment::{self, ROOT_CGROUP},
     pins::link_name,
 };
 use lb_kernel::{bpf, bpf::CgroupLink};
 
 const CHECK: &str = "cgroup";
-
-/// Limit of a walk over cgroups: more than a node has.
-pub(super) const MAX_CGROUPS: usize = 20_000;
 
 /// Pinned links of the cgroup programs.
 #[derive(Clone, Debug)]
@@ -47,7 +45,7 @@ pub(super) fn read(directory: &Path, agent: Option<&Agent>) -> HookFacts {
     ids.dedup();
     let mount = environment::find_cgroup2().unwrap_or_default();
     let served = match ids.as_slice() {
-        [id] => Some((*id, mount.as_deref().and_then(|mount| find(mount, *id)))),
+        [id] => Some((*id, mount.as_deref().and_then(|mount| cgroups::find(mount, *id)))),
         _ => None,
     };
     let wanted = agent.and_then(|agent| agent.cgroup.clone()).map(|path| {
@@ -56,25 +54,6 @@ pub(super) fn read(directory: &Path, agent: Option<&Agent>) -> HookFacts {
     });
     let stale = stale(directory, &links);
     HookFacts { links, served, mount, wanted, stale }
-}
-
-/// Finds the directory of a cgroup by its id, which is the inode.
-fn find(mount: &Path, id: u64) -> Option<PathBuf> {
-    walk(mount).find(|path| fs::metadata(path).is_ok_and(|directory| directory.ino() == id))
-}
-
-/// Walks a cgroup and its descendants, parents first.
-pub(super) fn walk(top: &Path) -> impl Iterator<Item = PathBuf> {
-    let mut ahead = vec![top.to_owned()];
-    let next = move || {
-        let path = ahead.pop()?;
-        let children = fs::read_dir(&path).into_iter().flatten().flatten();
-        ahead.extend(
-            children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())).map(|child| child.path()),
-        );
-        Some(path)
-    };
-    std::iter::from_fn(next).take(MAX_CGROUPS)
 }
 
 /// Lists the maps that a program uses although another map is pinned under their name.
@@ -199,16 +178,5 @@ mod tests {
         check(&HookFacts { stale, ..at(1) }, &["error: the program at connect4 reads another map SLOTS"]);
         let none = HOOKS.into_iter().map(|hook| (hook, Err("gone".to_owned()))).collect();
         check(&HookFacts { links: none, served: None, ..at(1) }, &["error: Beeline has no program at bind4, bind6"]);
-    }
-
-    #[test]
-    fn cgroups_are_walked_from_the_top() {
-        let top = tempfile::tempdir().expect("a directory");
-        fs::create_dir_all(top.path().join("a/b")).expect("a directory");
-        fs::write(top.path().join("a/file"), "").expect("a file");
-        let found: Vec<_> = walk(top.path()).collect();
-        assert_eq!(found, [top.path().to_owned(), top.path().join("a"), top.path().join("a/b")]);
-        let id = fs::metadata(top.path().join("a/b")).expect("it is there").ino();
-        assert_eq!(find(top.path(), id), Some(top.path().join("a/b")));
     }
 }

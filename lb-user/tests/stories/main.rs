@@ -48,6 +48,7 @@ mod udp;
 mod upgrade;
 mod verifier;
 mod vips;
+mod watch;
 
 use std::{process::ExitCode, thread, time::Duration};
 
@@ -102,6 +103,7 @@ fn stories() -> Vec<Story> {
         verifier::STORIES,
         traced::STORIES,
         vips::STORIES,
+        watch::STORIES,
     ]
     .concat()
 }

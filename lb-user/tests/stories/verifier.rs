@@ -173,6 +173,9 @@ fn try_count(directory: &Path, set_retval: u8) -> Result<BTreeMap<String, u32>, 
             ProgramSection::CgroupSock { attach_type } => {
                 (bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK, bpf_attach_type::from(attach_type) as u32)
             }
+            ProgramSection::SockOps => {
+                (bpf_prog_type::BPF_PROG_TYPE_SOCK_OPS, bpf_attach_type::BPF_CGROUP_SOCK_OPS as u32)
+            }
             ProgramSection::SchedClassifier => (bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0),
             ref other => panic!("{name} has an unknown section: {other:?}"),
         };

@@ -1,0 +1,170 @@
+//! Records for `beeline watch`: calls that met a Service, and handshakes of TCP sockets.
+//!
+//! A reader opens buffers in `WATCH_EVENTS` and sets a cell of `WATCH`. The kernel removes the buffers with the
+//! reader's descriptor of the map, however the reader ends (`perf_event_fd_array_release`, kernel/bpf/arraymap.c); the
+//! next program that finds no buffer resets the cell.
+
+use core::{ffi::c_void, mem::size_of};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::BPF_F_CURRENT_CPU,
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{
+            bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_socket_cookie,
+            bpf_perf_event_output,
+        },
+    },
+    programs::{SockContext, SockOpsContext},
+};
+use lb_common::{Addr, COMM_LEN, Cause, Choice, FrontendKey, WatchCell, WatchKind, WatchRecord};
+
+use crate::{
+    context::SockAddr,
+    globals::SET_RETVAL,
+    maps::{WATCH, WATCH_EVENTS},
+    stats::add,
+    tcp_socks::TcpSocket,
+};
+
+const EPERM: u32 = 1;
+
+/// True if a reader wants records of this kind.
+#[inline(always)]
+pub fn is_open(cell: WatchCell) -> bool {
+    // SAFETY: an element of an array map, which is never freed.
+    WATCH.get_ptr(cell as u32).is_some_and(|cell| unsafe { cell.read_volatile() } != 0)
+}
+
+/// Records a call that got a backend.
+#[inline(always)]
+pub fn chosen<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, choice: &Choice, kind: WatchKind) {
+    if is_open(WatchCell::Sockets) {
+        record_call(ctx, dest, choice, kind as u32, 0);
+    }
+}
+
+/// Records a refused call.
+#[inline(always)]
+pub fn refused<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: u32, cause: Cause, kind: u32) {
+    if is_open(WatchCell::Sockets) {
+        let none = Choice { service, backend: 0, addr: Addr::from_words([0; 4]), port: 0 };
+        let errno = if SET_RETVAL.load() == 0 { EPERM } else { cause.errno() as u32 };
+        record_call(ctx, dest, &none, kind, (cause.counter() as u32 + 1) | errno << 8);
+    }
+}
+
+/// `refusal` is 0 if the call is not refused, else as in the record, with the errno above it.
+#[inline(never)]
+fn record_call<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, choice: &Choice, kind: u32, refusal: u32) {
+    let context = ctx.raw().as_ptr();
+    let mut record = WatchRecord {
+        dialled: dest.addr,
+        backend_addr: choice.addr,
+        service: choice.service,
+        backend: choice.backend,
+        dialled_port: dest.port,
+        backend_port: choice.port,
+        proto: dest.proto,
+        kind: kind as u8,
+        refusal: refusal as u8,
+        errno: refusal >> 8,
+        netns: ctx.netns(),
+        ..WatchRecord::EMPTY
+    };
+    // SAFETY: helpers of socket address programs since 5.7, the cookie's since 4.12; the name has this length.
+    unsafe {
+        record.time = bpf_ktime_get_ns();
+        record.socket = bpf_get_socket_cookie(context);
+        record.cgroup = bpf_get_current_cgroup_id();
+        record.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        bpf_get_current_comm((&raw mut record.comm).cast(), COMM_LEN as u32);
+    }
+    write(context, WatchCell::Sockets, WatchCell::LostCalls, &record);
+}
+
+/// Records that the application closes a TCP socket during its handshake.
+#[inline(always)]
+pub fn given_up(ctx: &SockContext) {
+    const SYN_SENT: u32 = 2;
+    // SAFETY: the context is valid for the program's run; the verifier checks the access.
+    if is_open(WatchCell::Sockets) && unsafe { (*ctx.sock).state } == SYN_SENT {
+        record_handshake(ctx.as_ptr(), WatchKind::GivenUp as u32, 0, 0);
+    }
+}
+
+/// A TCP socket of the cgroup: records the result of the handshake with a backend.
+#[inline(always)]
+pub fn sock_ops(ctx: &SockOpsContext) {
+    const TCP_CONNECT_CB: u32 = 3;
+    const STATE_CB: u32 = 10;
+    const STATE_CB_FLAG: u32 = 4;
+    const ESTABLISHED: u32 = 1;
+    const SYN_SENT: u32 = 2;
+    const CLOSE: u32 = 7;
+    let ops = ctx.ops;
+    // SAFETY: the context is valid for the program's run; the verifier checks each access.
+    unsafe {
+        match (*ops).op {
+            TCP_CONNECT_CB if TcpSocket::of(ctx.as_ptr()).translation().is_some() => {
+                // Other programs may use the flags as well.
+                let _unsupported = ctx.set_cb_flags((ctx.cb_flags() | STATE_CB_FLAG) as i32);
+            }
+            STATE_CB if (*ops).__bindgen_anon_1.args[0] == SYN_SENT => {
+                let state = (*ops).__bindgen_anon_1.args[1];
+                let (syns, answers) = ((*ops).total_retrans + 1, (*ops).segs_in);
+                if state == ESTABLISHED {
+                    record_handshake(ctx.as_ptr(), WatchKind::Established as u32, syns, answers);
+                } else if state == CLOSE {
+                    record_handshake(ctx.as_ptr(), WatchKind::Failed as u32, syns, answers);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[inline(never)]
+fn record_handshake(ctx: *mut c_void, kind: u32, syns: u32, answers: u32) {
+    let mut record = WatchRecord {
+        kind: kind as u8,
+        syns: if syns > 255 { 255 } else { syns as u8 },
+        answers: if answers > 255 { 255 } else { answers as u8 },
+        ..WatchRecord::EMPTY
+    };
+    // SAFETY: helpers of these program types since 4.14 (sock_ops) and 5.6 (sock).
+    unsafe {
+        record.time = bpf_ktime_get_ns();
+        record.socket = bpf_get_socket_cookie(ctx);
+    }
+    write(ctx, WatchCell::Sockets, WatchCell::LostResults, &record);
+}
+
+/// Writes a record to this CPU's buffer, or counts it in `lost`, and resets `cell` if there is no buffer.
+#[inline(always)]
+pub fn write(ctx: *mut c_void, cell: WatchCell, lost: WatchCell, record: &WatchRecord) {
+    const ENOENT: i64 = -2;
+    // SAFETY: the record has this size; all of these program types have the helper since 5.7.
+    let result = unsafe {
+        bpf_perf_event_output(
+            ctx,
+            (&raw const WATCH_EVENTS).cast_mut().cast(),
+            BPF_F_CURRENT_CPU,
+            (&raw const *record).cast_mut().cast(),
+            size_of::<WatchRecord>() as u64,
+        )
+    };
+    if result == 0 {
+        return;
+    }
+    if let Some(lost) = WATCH.get_ptr_mut(lost as u32) {
+        add(lost, 1);
+    }
+    if result == ENOENT
+        && let Some(cell) = WATCH.get_ptr_mut(cell as u32)
+    {
+        // SAFETY: as in `is_open`. A reader that begins at this moment sets its cell again.
+        unsafe { cell.write_volatile(0) };
+    }
+}

@@ -109,8 +109,7 @@ impl Beeline {
             }
             Verdict::Refused(_, cause) => refused(cause).into(),
             Verdict::NotService if packet.origin == Origin::Outside => match vip(&maps, &dest) {
-                Some(Vip::Cluster) => Outcome::Rejected.into(),
-                Some(Vip::Unallotted) => Outcome::Dropped.into(),
+                Some(Vip::Cluster | Vip::Unallotted) => Outcome::Rejected.into(),
                 Some(Vip::External) | None => Outcome::Unchanged.into(),
             },
             Verdict::NotService => refusal(&maps, &caller, &dest).map_or(Outcome::Unchanged, refused).into(),

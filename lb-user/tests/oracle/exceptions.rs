@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use ipnet::IpNet;
 use lb_common::{Kind, Proto};
 use lb_core::{
     event::Object,
@@ -15,6 +16,7 @@ use lb_core::{
 use crate::{
     answer::{Origin, Packet},
     objects::NODE,
+    world::SERVICE_RANGES,
 };
 
 /// An intended difference.
@@ -24,7 +26,7 @@ pub struct Exception {
 }
 
 /// The whole table.
-pub const EXCEPTIONS: [Exception; 8] = [
+pub const EXCEPTIONS: [Exception; 9] = [
     // kube-proxy's rules hold the claimant that it happens to visit last. Beeline has an order (invariant I6).
     Exception { name: "two Services claim a frontend", applies: |facts, packet| facts.claimants(packet).len() > 1 },
     // kube-proxy's nftables mode prefers the load balancer address, then the external IP; its iptables mode and Beeline
@@ -52,6 +54,11 @@ pub const EXCEPTIONS: [Exception; 8] = [
     Exception {
         name: "an external IP and port at which a pod of another namespace listens",
         applies: |facts, packet| facts.claimants(packet).iter().any(|(service, _)| facts.is_listener(service, packet)),
+    },
+    // kube-proxy drops these packets, and Beeline answers that the host is unreachable.
+    Exception {
+        name: "packets to a cluster IP that no Service has",
+        applies: |facts, packet| packet.origin == Origin::Outside && facts.is_unallotted(packet.to.ip()),
     },
     // kube-proxy lets every client in.
     Exception {
@@ -148,6 +155,13 @@ impl Facts {
             all.into_iter().map(move |(target, by_slice)| Copies { target, service, by_slice })
         };
         self.claimants(packet).into_iter().flat_map(of_port).collect::<Vec<_>>().into_iter()
+    }
+
+    /// True if no Service has an address from the ranges of cluster IPs.
+    fn is_unallotted(&self, ip: IpAddr) -> bool {
+        let in_ranges =
+            SERVICE_RANGES.iter().any(|range| range.parse::<IpNet>().is_ok_and(|range| range.contains(&ip)));
+        in_ranges && !self.claims.keys().any(|(claimed, _)| claimed.ip() == ip)
     }
 
     /// True if the destination is an external IP of the Service, and an endpoint of another namespace.

@@ -41,7 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MOST: usize = 40;
 
 const NODE_ADDRESSES: [&str; 4] = ["172.30.0.11", "172.31.0.11", "fd30::11", "fd31::11"];
-const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/16", "fd96::/108"];
+/// Ranges of cluster IPs.
+pub const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/16", "fd96::/108"];
 
 /// Compares the answers of both proxies to the world of a seed.
 pub fn compare(seed: u64) {

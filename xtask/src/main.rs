@@ -21,6 +21,7 @@ mod oracle;
 mod prometheus;
 mod run;
 mod setup;
+mod soak;
 mod systemd_unit;
 mod tally;
 mod test;
@@ -57,6 +58,8 @@ enum Verb {
     Bench(bench::Args),
     /// Compare Beeline's answers with those of the real kube-proxy, for random Services.
     Oracle(oracle::Args),
+    /// Run the agent under churn, kills and floods for an hour, and count what is left.
+    Soak(soak::Args),
     /// Run the stories of a real cluster: two nodes with kubelet and containerd, and no kube-proxy.
     E2e(e2e::Args),
     /// Run the stories under older kernels, each booted in a small emulated machine.
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => Ok(test::main(&args)),
         Verb::Bench(args) => bench::main(&args),
         Verb::Oracle(args) => oracle::main(&args),
+        Verb::Soak(args) => soak::main(&args),
         Verb::E2e(args) => e2e::main(&args),
         Verb::Kernels(args) => kernels::main(&args),
         Verb::Demo(args) => demo::main(&args),

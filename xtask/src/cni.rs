@@ -20,8 +20,6 @@ pub(crate) enum Cni {
     Docker,
     /// Pods with a network interface of the node to themselves, routed by source, as on AWS.
     SecondNic,
-    /// kube-router: routes by BGP, and network policies by netfilter.
-    KubeRouter,
 }
 
 impl Cni {

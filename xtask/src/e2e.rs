@@ -10,7 +10,7 @@ use crate::build::{self, Built, Link, Profile};
 use crate::cni::Cni;
 use crate::setup::{self, Need};
 use crate::tally::Tally;
-use crate::{apt, cluster_programs, image, run, workspace};
+use crate::{cluster_programs, image, run, workspace};
 
 /// Image of the pods of the stories.
 const PODS: &str = "beeline-e2e";
@@ -47,9 +47,6 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 /// The program of the stories; its environment names the programs that it needs, which are built first.
 pub(crate) fn command(cni: Cni) -> Result<Command> {
     let tools = setup::ensure(Need::E2e, None)?;
-    if cni == Cni::KubeRouter && run::find("ipset", &[]).is_none() {
-        apt::install(&["ipset"])?;
-    }
     let programs = cluster_programs::ensure(cni)?;
     let Built { agent, test } = build::build(&tools, Profile::Release, Link::Static, Some("e2e"))?;
     let stories = test.context("lb-user has no test `e2e`")?;

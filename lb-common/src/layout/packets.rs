@@ -297,6 +297,8 @@ impl DeviceFlags {
     /// Rules choose routes by sources: a reply that leaves here with the backend's address as its source may have to
     /// leave by another device with the address that the client dialled.
     pub const SOURCE_RULES: u32 = 4096;
+    /// A bridge: netfilter may have seen the packets that enter already, at its ports (br_netfilter).
+    pub const BRIDGE: u32 = 8192;
     /// Devices by which flows leave on the slow path: see [`SlowPath`].
     pub const SLOW_PATH: u32 = Self::NO_ETHERNET | Self::IPSEC | Self::MARKS;
 

@@ -43,6 +43,11 @@ fn handle(mut frame: Frame, hook: Hook) -> i32 {
         // Redirected by another node, which is a container of this machine.
         frame.clear_redirected();
     }
+    if frame.is_received_anew() && hook as u8 == Hook::Ingress as u8 {
+        // Translated before.
+        frame.clear_redirected();
+        return PacketVerdict::PASS.code();
+    }
     // Before any look-up: packets of other protocols are of no Service.
     let Some(family) = frame.family() else {
         return PacketVerdict::PASS.code();

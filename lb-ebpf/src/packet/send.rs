@@ -38,8 +38,23 @@ pub fn send(frame: Frame, hook: Hook, device: u32, scratch: &mut Scratch) -> Pac
         {
             return leave_elsewhere(frame, scratch);
         }
-        translate(frame, &scratch.packet, &scratch.flow.to, 0)
+        let verdict = translate(frame, &scratch.packet, &scratch.flow.to, 0);
+        if hook as u8 == Hook::Ingress as u8
+            && device & DeviceFlags::BRIDGE != 0
+            && verdict.code() == PacketVerdict::PASS.code()
+        {
+            return receive_anew(frame);
+        }
+        verdict
     }
+}
+
+/// Has the kernel receive a translated packet anew. br_netfilter has shown it to conntrack at a port of the bridge,
+/// with the address that the client dialled: netfilter would not look at it again, and answers would be of no
+/// connection.
+#[inline(always)]
+fn receive_anew(mut frame: Frame) -> PacketVerdict {
+    PacketVerdict::of_helper(frame.receive_anew().into())
 }
 
 /// True if a reply that leaves the node must leave by another device: the kernel has routed it with the address of the

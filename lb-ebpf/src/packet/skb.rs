@@ -23,6 +23,9 @@ use lb_common::{
 /// Mark in `tc_index` of a packet that was redirected at ingress: egress lets it pass.
 const REDIRECTED: u16 = 0xbee1;
 
+/// Mark in `tc_index` of a packet that is received anew: its second ingress lets it pass.
+const RECEIVED_ANEW: u16 = 0xbee2;
+
 /// Octets of an Ethernet header.
 pub const ETHERNET: u32 = 14;
 
@@ -143,7 +146,24 @@ impl Frame {
         unsafe { (*self.skb).tc_index = u32::from(REDIRECTED) };
     }
 
-    /// Removes the mark.
+    /// True after [`Frame::receive_anew`].
+    #[inline(always)]
+    pub fn is_received_anew(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.skb).tc_index == u32::from(RECEIVED_ANEW) }
+    }
+
+    /// Has the kernel receive the packet anew by its device: netfilter forgets what it has seen of it.
+    #[inline(always)]
+    pub fn receive_anew(&mut self) -> i32 {
+        // SAFETY: as above.
+        unsafe {
+            (*self.skb).tc_index = u32::from(RECEIVED_ANEW);
+            bpf_redirect(self.ifindex(), u64::from(BPF_F_INGRESS)) as i32
+        }
+    }
+
+    /// Removes either mark.
     #[inline(always)]
     pub fn clear_redirected(&mut self) {
         // SAFETY: as above.

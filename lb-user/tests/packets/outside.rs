@@ -71,6 +71,23 @@ fn a_reply_leaves_by_the_device_that_rules_choose_for_the_dialled_address() {
     }
 }
 
+/// br_netfilter has shown the packet to netfilter before it was translated.
+#[test]
+fn a_translated_packet_that_enters_by_a_bridge_is_received_anew() {
+    for net in BOTH {
+        for (packet, service) in each(net) {
+            let mut fixture = enter();
+            fixture.serve(service.node_port(net.any).backends(&[net.local]));
+            let seen = packet.becomes(net.client, net.local);
+            fixture.ingress("bridge", &packet).passes_as(&seen);
+            fixture.set_flags("bridge", DeviceFlags::BRIDGE);
+            fixture.ingress("bridge", &packet).is_redirected_as(&seen);
+            let answer = packet.becomes(net.local, net.client);
+            fixture.egress("bridge", &answer).passes_as(&answer.becomes(net.node_port, net.client));
+        }
+    }
+}
+
 #[test]
 fn a_remote_backend_sees_the_node_and_answers_through_it() {
     for net in BOTH {

@@ -19,6 +19,7 @@ use crate::{
 pub const STORIES: &[Story] = &[
     ("places_of_backends_are_what_the_routes_say", backends_are_where_the_routes_say),
     ("places_by_which_node_ports_answer_are_all_devices_and_own_addresses", node_ports_answer_everywhere),
+    ("places_behind_a_bridge_are_served_where_netfilter_sees_bridged_packets", bridges_with_netfilter_are_served),
 ];
 
 /// Starts the agent of node1 without a choice of devices. Its cgroup is empty: clients are seen by their packets alone.
@@ -143,6 +144,44 @@ fn node_ports_answer_everywhere(node: &mut StoryNode) {
                     let [tcp, udp, _] = ask(client, to);
                     assert_eq!([&tcp, &udp], [&server, &server], "{} to {to}, nodeName {node_name:?}", client.v4);
                 }
+            }
+        }
+    }
+}
+
+/// br_netfilter, which Kubernetes asks for, hands packets to netfilter before they reach the bridge itself, and so with
+/// the address that the client dialled. As on hosts with Docker, netfilter masquerades containers.
+fn bridges_with_netfilter_are_served(node: &mut StoryNode) {
+    if std::process::Command::new("nft").arg("--version").output().is_err() {
+        return println!("LACKS nft: no rule masquerades");
+    }
+    let lan = Lan::make(LanOptions::default());
+    let node1 = &lan.node1;
+    let (container, here) = (node1.add_container(), pod(node1));
+    serve(here);
+    for family in ["ip", "ip6"] {
+        let path = format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables");
+        if node1.host.net.enter(|| fs::write(path, "1")).is_err() {
+            return println!("LACKS br_netfilter");
+        }
+    }
+    node1.host.net.run(&[
+        "nft",
+        "table inet docker { chain out { type nat hook postrouting priority srcnat; \
+         ip saddr 172.17.0.0/16 oifname != docker0 masquerade; \
+         ip6 saddr fd17::/64 oifname != docker0 masquerade; }; }",
+    ]);
+    node.write("web.yaml", &service_at(&addresses(here), None));
+    let agent = agent(node, &lan);
+    wait_for_devices(node, &lan, &["eth0", "docker0"]);
+    agent.wait_for("its backends", |dump| dump.backends.len() == 4);
+    let by_docker0: [IpAddr; 2] = [[172, 17, 0, 1].into(), "fd17::1".parse().expect("an address")];
+    for dialled in [by_docker0, addresses(&node1.host)] {
+        for (own, backend) in dialled.into_iter().zip(addresses(here)) {
+            let server = SocketAddr::from((backend, TARGET)).to_string();
+            for _ in 0..3 {
+                let [tcp, udp, _] = ask(&container, SocketAddr::from((own, NODE_PORT)));
+                assert_eq!([&tcp, &udp], [&server, &server], "{own}");
             }
         }
     }

@@ -29,6 +29,7 @@ rules() { # program, containers, loopback, pods
 -A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
 -A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
 -A DOCKER-USER -d $4 -j ACCEPT
+-A DOCKER-USER -s $4 -j ACCEPT
 COMMIT
 *nat
 :PREROUTING ACCEPT [0:0]
@@ -43,6 +44,6 @@ COMMIT
 COMMIT
 EOF
 }
-# The administrator's rule in DOCKER-USER lets other nodes reach pods: the plugin firewall accepts what pods begin.
+# The administrator's rules in DOCKER-USER accept pods of other nodes: the plugin firewall accepts those of this one.
 rules iptables 172.17.0.0/16 127.0.0.0/8 10.244.0.0/16
 rules ip6tables fd17::/64 ::1 fd44::/48

@@ -19,8 +19,6 @@ pub enum Cni {
     Docker,
     /// The plugin ptp; packets of pods leave by a second device, chosen by their source, as on AWS.
     SecondNic,
-    /// kube-router without its service proxy.
-    KubeRouter,
 }
 
 /// Routes of the network itself to the pods of a node.
@@ -44,7 +42,6 @@ impl Cni {
             Ok("flannel-host-gw") => Self::FlannelHostGw,
             Ok("docker") => Self::Docker,
             Ok("second-nic") => Self::SecondNic,
-            Ok("kube-router") => Self::KubeRouter,
             Ok(other) => panic!("BEELINE_E2E_CNI: no network {other}"),
         }
     }
@@ -54,7 +51,7 @@ impl Cni {
         match self {
             Self::Ptp | Self::Bridge | Self::Docker => Routes::First,
             Self::SecondNic => Routes::Second,
-            Self::Flannel | Self::FlannelHostGw | Self::KubeRouter => Routes::ByDaemon,
+            Self::Flannel | Self::FlannelHostGw => Routes::ByDaemon,
         }
     }
 
@@ -62,7 +59,7 @@ impl Cni {
     pub fn masquerades(self) -> bool {
         match self {
             Self::Ptp | Self::Docker | Self::SecondNic => false,
-            Self::Bridge | Self::Flannel | Self::FlannelHostGw | Self::KubeRouter => true,
+            Self::Bridge | Self::Flannel | Self::FlannelHostGw => true,
         }
     }
 
@@ -100,7 +97,6 @@ impl Cni {
             Self::Bridge => vec![bridge("cni0", true), port_map],
             Self::Flannel | Self::FlannelHostGw => vec![bridge("cni0", false), port_map],
             Self::Docker => vec![ptp, json!({"type": "firewall", "backend": "iptables"})],
-            Self::KubeRouter => vec![bridge("kube-bridge", false), port_map],
         }
     }
 
@@ -110,7 +106,6 @@ impl Cni {
             Self::Flannel | Self::FlannelHostGw => Some(include_str!("flannel.sh")),
             Self::Docker => Some(include_str!("docker.sh")),
             Self::SecondNic => Some(include_str!("second-nic.sh")),
-            Self::KubeRouter => Some(include_str!("kube-router.sh")),
         }
     }
 
@@ -118,7 +113,7 @@ impl Cni {
         match self {
             Self::Flannel => Some("vxlan"),
             Self::FlannelHostGw => Some("host-gw"),
-            Self::Ptp | Self::Bridge | Self::Docker | Self::SecondNic | Self::KubeRouter => None,
+            Self::Ptp | Self::Bridge | Self::Docker | Self::SecondNic => None,
         }
     }
 }

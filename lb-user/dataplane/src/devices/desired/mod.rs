@@ -135,6 +135,9 @@ fn desired_devices(network: &NetworkState, node: &[IpAddr], selection: Selection
             if network.routes_by_source {
                 flags |= DeviceFlags::SOURCE_RULES;
             }
+            if link.kind == "bridge" {
+                flags |= DeviceFlags::BRIDGE;
+            }
         }
         let device = Device {
             snat_v4: v4.map_or(Addr::from_v4_word(0), Addr::from),

@@ -84,7 +84,7 @@ fn a_plain_node_with_an_overlay_has_programs_at_uplink_overlay_and_bridge() {
         &["192.0.2.5"],
         "eth0 Uplink 192.0.2.5 2001:db8::5 flags 0 mtu 1500
          flannel.1 Uplink 10.244.0.0 2001:db8::5 flags 0 mtu 1450
-         cni0 Uplink 10.244.0.1 2001:db8::5 flags 0 mtu 1450",
+         cni0 Uplink 10.244.0.1 2001:db8::5 flags 8192 mtu 1450",
     );
 }
 
@@ -219,7 +219,7 @@ fn every_link_with_an_address_or_a_route_is_an_uplink_but_for_links_of_pods_and_
         &format!(
             "eth0 Uplink 192.0.2.5 :: flags 0 mtu 1500
              eth1 Uplink 10.9.0.1 :: flags 0 mtu 1500
-             docker0 Uplink 172.17.0.1 :: flags 0 mtu 1500
+             docker0 Uplink 172.17.0.1 :: flags 8192 mtu 1500
              cali6 - 192.0.2.5 fd44::1 flags {POD} mtu 1500
              ptp7 - 10.244.0.1 fd44::1 flags {POD} mtu 1500
              nk8 - 192.0.2.5 fd44::1 flags {POD} mtu 1500

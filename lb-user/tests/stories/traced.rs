@@ -166,8 +166,7 @@ fn verdicts_happen(node: &mut StoryNode) {
     }
     move_to(&outside);
     assert!(differences.is_empty(), "{} of {}:\n{}", differences.len(), GENERATIONS * CALLS, differences.join("\n"));
-    let has_all = counts.len() == 4 && counts.values().all(|count| *count >= 4);
-    assert!(has_all || is_slow(), "some verdict hardly occurs: {counts:?}");
+    assert!(counts.len() == 4 || is_slow(), "some verdict does not occur: {counts:?}");
 }
 
 fn generation_port(generation: usize) -> u16 {

@@ -59,6 +59,21 @@ impl Web<'_> {
              - {{name: udp, port: 80, targetPort: 8080, protocol: UDP, {port}}}\n"
         ));
         cluster.until_rolled_out(&format!("deployment/{name}"), "default");
+        if *replicas > 0 {
+            self.until_it_has_endpoints(cluster);
+        }
+    }
+
+    /// Waits for Kubernetes' own controller, which reads stale objects for a while after a time without API server.
+    fn until_it_has_endpoints(&self, cluster: &Cluster) {
+        let slices = format!("endpointslices --selector kubernetes.io/service-name={}", self.name);
+        until("every EndpointSlice of the Service has endpoints", 180, || {
+            let list = cluster.get(&slices);
+            let items = list["items"].as_array().ok_or("no list")?;
+            let has_endpoints =
+                |slice: &serde_json::Value| slice["endpoints"].as_array().is_some_and(|all| !all.is_empty());
+            if !items.is_empty() && items.iter().all(has_endpoints) { Ok(()) } else { Err(list.to_string()) }
+        });
     }
 
     /// The Service's cluster IPs.

@@ -97,7 +97,8 @@ fn measure(sandbox: &Inside) {
             row(services, &format!("{what}, through a VIP"), &format!("{:+.0} ns", figures.added(SocketVariant::Vip)));
         }
         join(&inside);
-        for (what, nanoseconds) in programs::nanoseconds(&pins.current()) {
+        let all = programs::nanoseconds(&pins.current()).into_iter().chain(programs::watched_nanoseconds(&pins));
+        for (what, nanoseconds) in all {
             row(services, &format!("{what}, by the kernel's run-time statistics"), &format!("{nanoseconds:.0} ns"));
         }
     }

@@ -1,12 +1,23 @@
 //! Nanoseconds of each program by the kernel's statistics (`BPF_ENABLE_STATS`, Linux 5.8).
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use aya::{
     programs::loaded_programs,
     sys::{Stats, enable_stats},
 };
-use lb_dataplane::pins::link_name;
+use lb_dataplane::{
+    pins::{Pins, link_name},
+    watch::{Lost, WatchReader, WatchScope},
+};
 use lb_kernel::bpf as sys;
 use rustix::net::{RecvFlags, SendFlags, connect, getpeername, recvfrom, sendto};
 
@@ -70,6 +81,37 @@ pub fn nanoseconds(pins: &Path) -> Vec<(&'static str, f64)> {
         ("sock_release, UDP, VIP", mean(pins, "sock_release", new_udp(vip))),
         ("sock_release, UDP, no Service", mean(pins, "sock_release", new_udp(direct))),
     ]
+}
+
+/// Mean time of a run of the programs while `beeline watch` reads, by case.
+pub fn watched_nanoseconds(pins: &Pins) -> Vec<(&'static str, f64)> {
+    let _enabled = enable_stats(Stats::RunTime).expect("statistics");
+    let (is_reading, is_over) = (Barrier::new(2), AtomicBool::new(false));
+    let (vip, current) = ((traffic::VIP, traffic::PORT).into(), pins.current());
+    thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            let mut reader = WatchReader::open(pins, WatchScope::Sockets).expect("a reader");
+            is_reading.wait();
+            let mut records = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                records += reader.read().len();
+                thread::sleep(Duration::from_millis(10));
+            }
+            assert!(records > 0, "records");
+            assert_eq!(reader.lost().expect("the map"), Lost::default());
+        });
+        is_reading.wait();
+        let tcp = || (0..RUNS / 4).for_each(|_| traffic::tcp_connect(vip));
+        let udp = || (0..RUNS / 4).for_each(|_| traffic::udp_connect(vip));
+        let rows = vec![
+            ("connect4, TCP, VIP, watched", mean(&current, "connect4", tcp)),
+            ("connect4, new UDP socket, VIP, watched", mean(&current, "connect4", udp)),
+            ("sock_release, TCP, VIP, watched", mean(&current, "sock_release", tcp)),
+        ];
+        is_over.store(true, Ordering::Relaxed);
+        reading.join().expect("the reader");
+        rows
+    })
 }
 
 /// Nanoseconds of a run of the program that is pinned below `pins`.

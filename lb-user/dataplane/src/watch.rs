@@ -99,8 +99,10 @@ impl WatchReader {
             handshakes,
             _lock: lock,
         };
+        // Of a killed reader, which may have read more.
+        reader.close()?;
         reader.open_buffers().context("opening buffers, which needs root or CAP_PERFMON")?;
-        reader.set_cells(1)?;
+        reader.begin()?;
         Ok(reader)
     }
 
@@ -121,7 +123,7 @@ impl WatchReader {
     /// # Errors
     /// If the map cannot be written.
     pub fn finish(&mut self) -> Result<Vec<WatchRecord>> {
-        self.set_cells(0)?;
+        self.close()?;
         std::thread::sleep(SETTLED);
         Ok(self.read_until(u64::MAX))
     }
@@ -167,7 +169,7 @@ impl WatchReader {
             is_missing |= cell(&self.cells, *cell_of)? == 0;
         }
         if is_missing {
-            self.set_cells(1)?;
+            self.begin()?;
         }
         Ok(is_missing)
     }
@@ -186,11 +188,18 @@ impl WatchReader {
         Ok(())
     }
 
-    fn set_cells(&self, value: u64) -> Result<()> {
-        for cell in self.scope.cells() {
-            bpf::update(self.cells.as_fd(), &(*cell as u32), &value).context("writing the map WATCH")?;
-        }
-        Ok(())
+    /// Lets the programs write records.
+    fn begin(&self) -> Result<()> {
+        self.scope.cells().iter().try_for_each(|cell| self.set_cell(*cell, 1))
+    }
+
+    /// Lets the programs write no records of any kind.
+    fn close(&self) -> Result<()> {
+        WatchScope::SocketsAndPackets.cells().iter().try_for_each(|cell| self.set_cell(*cell, 0))
+    }
+
+    fn set_cell(&self, cell: WatchCell, value: u64) -> Result<()> {
+        bpf::update(self.cells.as_fd(), &(cell as u32), &value).context("writing the map WATCH")
     }
 }
 
@@ -212,7 +221,7 @@ impl Lost {
 impl Drop for WatchReader {
     fn drop(&mut self) {
         // Without it, the next program that finds no buffer does so.
-        let _best_effort = self.set_cells(0);
+        let _best_effort = self.close();
     }
 }
 

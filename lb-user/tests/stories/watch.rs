@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::fd::AsFd as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -14,6 +15,7 @@ use std::{
 use aya_obj::generated::bpf_attach_type::BPF_CGROUP_SOCK_OPS;
 use lb_common::WatchCell;
 use lb_kernel::bpf;
+use lb_lab::network::{Lan, LanOptions};
 use rustix::{
     io::{Errno, ioctl_fionbio},
     process::{Pid, Signal, kill_process},
@@ -24,6 +26,7 @@ use crate::{
     Story,
     agent::{beeline, until},
     node::{StoryNode, ip, service},
+    packets,
     sockets::{Client, at, tcp_ask, tcp_server, udp_server},
 };
 
@@ -32,6 +35,7 @@ pub const STORIES: &[Story] = &[
     ("watch_shows_the_result_and_the_time_of_handshakes", shows_handshakes),
     ("watch_filters_by_service_and_by_failure", filters),
     ("watch_names_the_pod_of_a_process", names_the_pod),
+    ("watch_shows_first_packets_of_clients_outside", shows_packets),
     ("watch_counts_every_call_of_a_burst", counts_a_burst),
     ("watch_says_how_many_events_were_lost", counts_lost_events),
     ("a_killed_watch_leaves_nothing_behind", killed_watch),
@@ -287,6 +291,56 @@ fn names_the_pod(node: &mut StoryNode) {
     );
     assert!(line.contains(&expected), "{line}\n{expected}");
     drop(agent);
+}
+
+/// First packets that get a backend, are rejected, and are dropped; and none if they are not asked for.
+fn shows_packets(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    let there = packets::pod(&lan.node2);
+    packets::serve(there);
+    let v4 = [IpAddr::from(there.v4)];
+    node.write("web.yaml", &packets::service("Cluster", &v4.map(|ip| (ip, "there"))));
+    let agent = packets::agent(node, &lan, &[]);
+    agent.wait_for("the backends are there", |dump| dump.backends.len() == 2);
+    let to = SocketAddr::from((lan.node1.host.v4, packets::NODE_PORT));
+    let unserved = SocketAddr::from((lan.node1.host.v6, packets::NODE_PORT));
+    let backend = SocketAddr::from((there.v4, packets::TARGET)).to_string();
+    let client = lan.client.v4.to_string();
+    let dial = |to| lan.client.net.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_ok());
+
+    let watch = Watch::start(node, &["--from", &client]);
+    lan.client.net.enter(|| {
+        tcp_ask(to).expect("an answer");
+        Client::udp(to).ask(to);
+    });
+    for (protocol, port) in [("tcp", "t"), ("udp", "u")] {
+        let event = watch.wait_for(&[("protocol", text(protocol))]);
+        for (key, value) in
+            [("service", "default/web"), ("port", port), ("backend", &backend), ("dialled", &to.to_string())]
+        {
+            assert_eq!(event[key], text(value), "{key} of {event}");
+        }
+        let from = event["client"].as_str().and_then(|from| from.parse::<SocketAddr>().ok());
+        assert_eq!(from.map(|from| from.ip()), Some(lan.client.v4.into()), "{event}");
+        assert!(event.get("handshake").is_none() && event.get("process").is_none(), "{event}");
+    }
+    assert!(!dial(unserved), "no endpoint of IPv6");
+    let events = watch.finish();
+    assert_eq!(events.len(), 2, "later packets, and other clients, are no events: {events:?}");
+
+    let watch = Watch::start(node, &["--packets", "--refused"]);
+    assert!(!dial(unserved) && dial(to));
+    let event = watch.wait_for(&[("dialled", text(&unserved.to_string()))]);
+    assert_eq!((&event["refused"], &event["service"]), (&text("NoEndpoints"), &text("default/web")), "{event}");
+    assert!(event.get("backend").is_none() && event.get("errno").is_none(), "{event}");
+    node.write("web.yaml", &packets::service("Local", &v4.map(|ip| (ip, "there"))));
+    until("policy Local drops", || !dial(to));
+    watch.wait_for(&[("refused", text("NoLocalEndpoints")), ("dialled", text(&to.to_string()))]);
+    drop(watch);
+
+    let watch = Watch::start(node, &[]);
+    assert!(!dial(to));
+    assert_eq!(watch.finish(), Vec::<Value>::new(), "packets are not asked for");
 }
 
 /// Connects of one run of [`burst`].

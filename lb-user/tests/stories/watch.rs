@@ -255,6 +255,7 @@ fn names_the_pod(node: &mut StoryNode) {
     const UID: &str = "0f3c9a2e-1b1d-4c55-9a2b-5c6f0a7d8e9f";
     const OTHER: &str = "11111111-1b1d-4c55-9a2b-5c6f0a7d8e9f";
     serve(node);
+    fs::create_dir_all("/var/log").expect("a directory");
     // This mount namespace is the story's own.
     rustix::mount::mount("tmpfs", "/var/log", "tmpfs", rustix::mount::MountFlags::empty(), None).expect("a tmpfs");
     fs::create_dir_all(format!("/var/log/pods/shop_cart-7d9f_{UID}")).expect("a directory");

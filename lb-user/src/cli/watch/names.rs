@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -19,9 +19,8 @@ const FRESH: Duration = Duration::from_secs(1);
 /// 5 % of a CPU.
 const PAUSE_FACTOR: u32 = 20;
 
-/// Directory of the logs of the node's pods, which the kubelet names `NAMESPACE_NAME_UID`
-/// (pkg/kubelet/kuberuntime/helpers.go, `BuildPodLogsDirectory`).
-const POD_LOGS: &str = "/var/log/pods";
+/// Directories of the logs of the node's pods: of this mount namespace, and of the host's from a pod with `hostPID`.
+const POD_LOGS: [&str; 2] = ["/var/log/pods", "/proc/1/root/var/log/pods"];
 
 /// Names of service ports.
 pub(super) struct Ports {
@@ -123,7 +122,8 @@ impl Clients {
             return if cgroup.is_none() && id != 0 { WatchClient::Unknown } else { WatchClient::Node };
         };
         if !self.pods.contains_key(&uid) && self.pod_search.is_due() {
-            let found = self.pod_search.run(|| logged_pods().collect::<Vec<_>>());
+            let found =
+                self.pod_search.run(|| POD_LOGS.iter().flat_map(|logs| logged_pods(logs.as_ref())).collect::<Vec<_>>());
             self.pods.extend(found);
         }
         match self.pods.get(&uid) {
@@ -153,12 +153,29 @@ impl Search {
     }
 }
 
-/// Lists the pods of the node with logs.
-fn logged_pods() -> impl Iterator<Item = (PodUid, (String, String))> {
-    fs::read_dir(POD_LOGS).into_iter().flatten().flatten().filter_map(|entry| {
+/// Lists the pods with logs in a directory, where the kubelet names them `NAMESPACE_NAME_UID`
+/// (pkg/kubelet/kuberuntime/helpers.go, `BuildPodLogsDirectory`).
+fn logged_pods(logs: &Path) -> impl Iterator<Item = (PodUid, (String, String))> {
+    fs::read_dir(logs).into_iter().flatten().flatten().filter_map(|entry| {
         let name = entry.file_name();
         let mut parts = name.to_str()?.split('_');
         let (namespace, name, uid) = (parts.next()?, parts.next()?, parts.next()?);
         Some((uid.to_owned(), (namespace.to_owned(), name.to_owned())))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_named_by_the_directories_of_their_logs() {
+        let logs = tempfile::tempdir().expect("a directory");
+        for name in ["shop_cart-7d9f_0f3c9a2e", "odd"] {
+            fs::create_dir(logs.path().join(name)).expect("a directory");
+        }
+        let found: Vec<_> = logged_pods(logs.path()).collect();
+        assert_eq!(found, [("0f3c9a2e".to_owned(), ("shop".to_owned(), "cart-7d9f".to_owned()))]);
+        assert_eq!(logged_pods(&logs.path().join("missing")).count(), 0);
+    }
 }

@@ -1,7 +1,7 @@
 //! Tiers of endpoints (`beeline.io/priority`): the best tier with enough ready endpoints is used.
 //!
 //! A tier that is in use stays until less than the Service's share of its endpoints is ready; a better one takes over
-//! again when [`MARGIN`] more than that share is ready, so that an endpoint that comes and goes moves no client. The
+//! again when 20 points more than that share is ready, so that an endpoint that comes and goes moves no client. The
 //! tier in use is stored with the service port, so that the decision outlives the agent.
 
 use std::collections::BTreeMap;

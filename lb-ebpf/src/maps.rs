@@ -109,7 +109,7 @@ pub static DEVICES: HashMap<u32, Device, { capacity::DEVICES }, NO_PREALLOC> = H
 /// Links without programs by which a pod sent packets to frontends, by index; the time of the first such packet
 /// (CLOCK_MONOTONIC, ns).
 #[btf_map]
-pub static PACKET_LINKS: HashMap<u32, u64, { capacity::DEVICES }, NO_PREALLOC> = HashMap::new();
+pub static PACKET_LINKS: HashMap<u32, u64, { capacity::PACKET_LINKS }, NO_PREALLOC> = HashMap::new();
 
 /// Pods with mode `packet` or `off`, by the cookie of their network namespace.
 #[btf_map]

@@ -73,6 +73,8 @@ pub mod capacity {
     pub const EARLY_FRAGMENTS: usize = 256;
     /// Devices of the node.
     pub const DEVICES: usize = 16_384;
+    /// Links by which pods send packets without sockets. Few, since the agent looks through all buckets often.
+    pub const PACKET_LINKS: usize = 1_024;
     /// Source ranges of all Services.
     pub const SOURCE_RANGES: usize = 65_536;
     /// Backend lists of service ports with the scheduler `mh`.

@@ -13,6 +13,9 @@ use tracing::info;
 /// Interval of looks for entries of closed sockets of the kernel: they are few, and live long.
 const CLOSED_SOCKETS: Duration = Duration::from_secs(300);
 
+/// Delay of the first look after the first pass: a look reads 4 MiB, which can wait until the start is over.
+const FIRST_LOOK: Duration = Duration::from_secs(15);
+
 /// Delay of the second look for the same entries: a socket that connects has an entry before it is in the kernel's
 /// list.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
@@ -34,7 +37,7 @@ impl ClosedSockets {
 
     /// Starts the looks.
     pub(crate) fn begin(&mut self) {
-        self.next = Some(Instant::now());
+        self.next = Some(Instant::now() + FIRST_LOOK);
     }
 
     /// Returns the time of the next look.

@@ -151,9 +151,10 @@ impl PodModeManager {
         let new = wanted.iter().filter(|(cookie, path)| before.get(cookie) != Some(path));
         let (keys, values): (Vec<u64>, Vec<PodModeEntry>) = new.map(|(cookie, path)| (*cookie, *path)).unzip();
         let gone: Vec<u64> = before.keys().copied().filter(|cookie| !wanted.contains_key(cookie)).collect();
-        map.put(&keys, &values).context("writing POD_MODES")?;
+        // First, since an entry counts only when this says so.
         let used = TypedMap::<u32, u32>::open(directory, "POD_MODES_USED")?;
         used.put(&[0], &[u32::try_from(wanted.len())?]).context("writing POD_MODES_USED")?;
+        map.put(&keys, &values).context("writing POD_MODES")?;
         map.delete(&gone).context("writing POD_MODES")?;
         log(&wanted, &before);
         self.written = Some(wanted);

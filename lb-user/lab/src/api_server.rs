@@ -11,7 +11,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::process::ChildProcess;
+use crate::{guard::Guard, process::ChildProcess};
 
 /// Time for the server to become ready.
 const START: Duration = Duration::from_secs(180);
@@ -53,12 +53,14 @@ pub struct ApiServer {
     etcd_port: u16,
     // Dropped after the processes that use it.
     dir: TempDir,
+    _guard: Guard,
 }
 
 impl ApiServer {
     /// Starts etcd and the API server and waits until it is ready.
     pub fn start(assets: Assets) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
+        let guard = Guard::of(None, dir.path()).expect("a process");
         let (api_port, etcd_port, peer_port) = (free_port(), free_port(), free_port());
         let key = Command::new("openssl").args(["genrsa", "-out"]).arg(dir.path().join("sa.key")).output();
         assert!(key.expect("run openssl").status.success(), "openssl genrsa");
@@ -75,7 +77,7 @@ impl ApiServer {
                 .args(["--unsafe-no-fsync", "--logger", "zap", "--log-level", "error"]),
             &dir.path().join("etcd.log"),
         );
-        let mut server = Self { assets, api: None, _etcd: etcd, api_port, etcd_port, dir };
+        let mut server = Self { assets, api: None, _etcd: etcd, api_port, etcd_port, dir, _guard: guard };
         server.write_kubeconfig(&server.kubeconfig(), "admintoken", &server.url());
         server.start_api();
         server

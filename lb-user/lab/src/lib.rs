@@ -11,6 +11,7 @@
 //! | [`api_server`], [`kube_proxy`], [`relay`] | the real control plane and the real kube-proxy |
 //! | `api_client` (feature `api-client`) | objects on that API server, by the thousand |
 //! | `packets` (feature `packets`) | the tc programs, one packet at a time |
+//! | [`rng`] | random numbers from a seed |
 //! | [`table`], [`traffic`] | the tables of the benches, and their connections |
 //!
 //! Functions panic on errors, since a test cannot continue without its environment. No dependency embeds the eBPF
@@ -19,6 +20,7 @@
 #[cfg(feature = "api-client")]
 pub mod api_client;
 pub mod api_server;
+mod guard;
 pub mod kube_proxy;
 pub mod link;
 pub mod machine;
@@ -29,6 +31,7 @@ pub mod packets;
 pub mod places;
 pub mod process;
 pub mod relay;
+pub mod rng;
 pub mod sandbox;
 pub mod table;
 pub mod traffic;

@@ -6,35 +6,24 @@
 
 use std::{
     fs, io,
-    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
 use lb_kernel::unshare;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
-use crate::netns::LabNamespace;
+use crate::{guard::Guard, netns::LabNamespace};
 
 /// Environment of the process inside: its cgroup and its directory.
 const ENVIRONMENT: [&str; 2] = ["BEELINE_LAB_CGROUP", "BEELINE_LAB_DIRECTORY"];
-
-/// Removes cgroup ($1) and directory ($2) when the runner has ended, however it did: then its end of the pipe closes.
-const GUARD: &str = "read -r _
-for _ in 1 2 3 4 5 6 7 8 9 10; do
-  [ -e \"$1\" ] || break
-  find \"$1\" -name cgroup.procs -exec cat {} + | xargs -r kill -9
-  sleep 0.1
-  find \"$1\" -depth -type d -exec rmdir {} +
-done 2> /dev/null
-rm -rf \"$2\"";
 
 /// The runner's side.
 pub struct Sandbox {
     cgroup: PathBuf,
     directory: tempfile::TempDir,
-    guard: Child,
+    _guard: Guard,
 }
 
 impl Sandbox {
@@ -46,11 +35,8 @@ impl Sandbox {
         let cgroup = cgroup2()?.join(format!("beeline-lab-{}-{name}", std::process::id()));
         fs::create_dir(&cgroup)?;
         let directory = tempfile::tempdir()?;
-        let mut guard = Command::new("sh");
-        guard.args(["-c", GUARD, "guard"]).arg(&cgroup).arg(directory.path()).stdin(Stdio::piped());
-        // A signal of the terminal ends the runner, and not its guard.
-        let guard = guard.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()?;
-        Ok(Self { cgroup, directory, guard })
+        let guard = Guard::of(Some(&cgroup), directory.path())?;
+        Ok(Self { cgroup, directory, _guard: guard })
     }
 
     /// The cgroup.
@@ -75,8 +61,6 @@ impl Drop for Sandbox {
         if !end_cgroup(&self.cgroup, Duration::from_secs(5)) {
             eprintln!("cannot remove {}", self.cgroup.display());
         }
-        drop(self.guard.stdin.take());
-        let _ended = self.guard.wait();
     }
 }
 
@@ -172,7 +156,10 @@ fn remove(cgroup: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{BufRead as _, BufReader};
+    use std::{
+        io::{BufRead as _, BufReader},
+        process::Stdio,
+    };
 
     /// Makes this test a runner, which waits to be killed.
     const RUNNER: &str = "BEELINE_LAB_TEST_RUNNER";
@@ -183,7 +170,12 @@ mod tests {
             let sandbox = Sandbox::make("killed").expect("a sandbox");
             let mut process = Command::new("sleep").arg("600").spawn().expect("a process");
             fs::write(sandbox.cgroup.join("cgroup.procs"), process.id().to_string()).expect("joined");
-            println!("\nMADE {} {}", sandbox.cgroup.display(), sandbox.directory().display());
+            // As an API server, which has no cgroup: its arguments name the directory.
+            let log = sandbox.directory().join("log");
+            fs::write(&log, "").expect("a file");
+            let server = Command::new("tail").arg("-f").arg(log).stdout(Stdio::null()).spawn().expect("a process");
+            let (cgroup, directory) = (sandbox.cgroup.display(), sandbox.directory().display());
+            println!("\nMADE {cgroup} {directory} /proc/{}", server.id());
             let _ended = process.wait();
             return;
         }
@@ -198,7 +190,7 @@ mod tests {
         let output = BufReader::new(runner.stdout.take().expect("piped"));
         let made = output.lines().map_while(Result::ok).find(|line| line.starts_with("MADE ")).expect("a sandbox");
         let paths: Vec<&Path> = made.split(' ').skip(1).map(Path::new).collect();
-        assert!(paths.len() == 2 && paths.iter().all(|path| path.exists()), "{made}");
+        assert!(paths.len() == 3 && paths.iter().all(|path| path.exists()), "{made}");
         runner.kill().expect("our own child");
         runner.wait().expect("our own child");
         let start = std::time::Instant::now();

@@ -11,7 +11,6 @@ mod api;
 mod beeline;
 mod exceptions;
 mod objects;
-mod rng;
 mod ruleset;
 mod world;
 

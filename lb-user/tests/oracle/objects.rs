@@ -7,9 +7,8 @@
 
 use std::net::IpAddr;
 
+use lb_lab::rng::Rng;
 use serde_json::{Map, Value, json};
-
-use crate::rng::Rng;
 
 /// The node of both proxies.
 pub const NODE: &str = "node1";

@@ -17,6 +17,7 @@ use lb_lab::{
     kube_proxy::{KubeProxy, Mode, ServedNode},
     link::LinkSpec,
     process::ChildProcess,
+    rng::Rng,
     sandbox::Inside,
 };
 use serde_json::{Value, json};
@@ -27,7 +28,6 @@ use crate::{
     beeline::Beeline,
     exceptions::{Counts, Facts, exception},
     objects::{NODE, Objects, ZONES, generate},
-    rng::Rng,
     ruleset::Ruleset,
 };
 

@@ -9,13 +9,12 @@ use std::{
     time::Duration,
 };
 
-use lb_lab::{LabNamespace, link::LinkSpec, network::Lan};
+use lb_lab::{LabNamespace, link::LinkSpec, network::Lan, rng::Rng};
 
 use crate::{
     Activity,
     clients::{ask_tcp, ask_udp},
     objects::{self, CHANGING, STEADY},
-    rng::Rng,
 };
 
 /// Changes one Service after the other.

@@ -13,12 +13,11 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use lb_lab::LabNamespace;
+use lb_lab::{LabNamespace, rng::Rng};
 
 use crate::{
     exact::Row,
     objects::{CHANGING, STEADY, STEADY_PORT},
-    rng::Rng,
     testbed::Testbed,
 };
 

@@ -11,7 +11,6 @@ mod clients;
 mod exact;
 mod flood;
 mod objects;
-mod rng;
 mod testbed;
 
 use std::{
@@ -21,7 +20,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_lab::sandbox::{Inside, run_again};
+use lb_lab::{
+    rng::Rng,
+    sandbox::{Inside, run_again},
+};
 
 use crate::{
     clients::Clients,
@@ -89,7 +91,7 @@ fn soak(inside: &Inside, time: Duration) -> ExitCode {
         scope.spawn(|| churn::pods(&activity, &net, &yaml, &cgroup));
         scope.spawn(|| churn::links(&activity, &net));
         scope.spawn(|| flood::flood(&activity, &net));
-        let mut rng = rng::Rng::new(7);
+        let mut rng = Rng::new(7);
         while began.elapsed() < alone {
             thread::sleep(Duration::from_millis(1_000 + rng.below(7_000)));
             testbed.restart_agent();

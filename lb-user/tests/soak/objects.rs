@@ -2,10 +2,9 @@
 
 use std::{fmt::Write as _, fs, net::IpAddr, path::Path};
 
-use crate::{
-    rng::Rng,
-    testbed::{FLOODED_TARGET, TARGET},
-};
+use lb_lab::rng::Rng;
+
+use crate::testbed::{FLOODED_TARGET, TARGET};
 
 /// Cluster IPs of the Service that is never changed, which has NodePort [`STEADY_PORT`].
 pub const STEADY: [&str; 2] = ["10.96.1.1", "fd96::1:1"];

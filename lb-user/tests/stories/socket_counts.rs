@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use lb_common::{BackendStats, FrontendKey, Proto, TcpSock, Translation};
 use lb_dataplane::stats::StatMaps;
 use lb_kernel::bpf::typed::TypedMap;
+use lb_lab::rng::Rng;
 
 use crate::{
     Story,
@@ -42,18 +43,8 @@ impl Socket {
     }
 }
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        // The constants are Knuth's; the high bits are the most random.
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 40).expect("24 bits") % limit
-    }
-}
-
 /// Makes one random call on a socket and updates the model.
-fn step(socket: &mut Socket, random: &mut Random) {
+fn step(socket: &mut Socket, random: &mut Rng) {
     match socket {
         Socket::Tcp(client, vips) => {
             if vips.is_some_and(|vip| vip != REFUSING) {
@@ -61,7 +52,7 @@ fn step(socket: &mut Socket, random: &mut Random) {
                 assert!(client.connect(at(A)).is_err());
                 return;
             }
-            let to = [A, B, REFUSING][random.below(3)];
+            let to = [A, B, REFUSING][random.index(3)];
             assert_eq!(client.connect(at(to)).is_err(), to == REFUSING);
             *vips = Some(to);
         }
@@ -71,15 +62,15 @@ fn step(socket: &mut Socket, random: &mut Random) {
                     vips.push(vip);
                 }
             };
-            match random.below(8) {
+            match random.index(8) {
                 0 | 1 => {
-                    let vip = [A, B][random.below(2)];
+                    let vip = [A, B][random.index(2)];
                     client.connect(at(vip)).expect("connected");
                     // A connected socket receives from its peer only: its other translations end.
                     *vips = vec![vip];
                 }
                 2 | 3 => {
-                    let vip = [A, B][random.below(2)];
+                    let vip = [A, B][random.index(2)];
                     // The named destination counts, with or without a peer.
                     client.send_to(at(vip)).expect("sent");
                     add(vips, vip);
@@ -140,17 +131,17 @@ fn counts_match_the_model(node: &mut StoryNode) {
         counts
     };
     for seed in 1..=3 {
-        let mut random = Random(seed);
+        let mut random = Rng::new(seed);
         let mut sockets: Vec<Socket> = Vec::new();
         for number in 0..STEPS {
             if sockets.len() < SOCKETS {
-                sockets.push(match random.below(2) {
+                sockets.push(match random.index(2) {
                     0 => Socket::Tcp(Client::tcp(at(A)), None),
                     _ => Socket::Udp(Client::udp(at(A)), Vec::new()),
                 });
             }
-            let at = random.below(sockets.len());
-            if random.below(10) == 0 {
+            let at = random.index(sockets.len());
+            if random.index(10) == 0 {
                 sockets.swap_remove(at);
             } else {
                 step(&mut sockets[at], &mut random);

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use lb_lab::network::{Host, Lan, LanOptions};
+use lb_lab::{
+    network::{Host, Lan, LanOptions},
+    rng::Rng,
+};
 
 use crate::{
     Story,
@@ -32,20 +35,6 @@ const GENERATIONS: usize = 2;
 const CALLS: usize = 70;
 /// The same on an emulated machine, where each takes seconds.
 const SLOW_CALLS: usize = 15;
-
-/// Random numbers from a seed (Knuth's generator; the high bits are the most random).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 40).expect("24 bits") % limit
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())]
-    }
-}
 
 /// A caller.
 struct Caller<'a> {
@@ -102,7 +91,7 @@ fn verdicts_happen(node: &mut StoryNode) {
     }
     let seed = std::env::var("BEELINE_TRACE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     println!("BEELINE_TRACE_SEED={seed}");
-    let random = &mut Random(seed);
+    let random = &mut Rng::new(seed);
     let lan = Lan::make(LanOptions { pods: 4, ..LanOptions::default() });
     let [plain, packet, off, backend] = &lan.node1.pods[..] else { panic!("four pods") };
     let [far, farther, ..] = &lan.node2.pods[..] else { panic!("four pods") };
@@ -152,7 +141,7 @@ fn verdicts_happen(node: &mut StoryNode) {
             let text = traced(node, &lan, caller, proto, to);
             let verdict = verdict(&text, caller.name == "outside");
             // An ICMP error reaches connected sockets only.
-            let connects = random.below(2) == 0 || (caller.sends_packets() && matches!(verdict, Verdict::Fails(_)));
+            let connects = random.index(2) == 0 || (caller.sends_packets() && matches!(verdict, Verdict::Fails(_)));
             move_to(&caller.cgroup);
             let patience = patience(&verdict);
             let call = || if proto == "tcp" { call_tcp(to, patience) } else { call_udp(connects, to, patience) };
@@ -179,7 +168,7 @@ fn move_to(cgroup: &Path) {
 }
 
 /// Random Services, number `n` with the addresses 10.96.0.n, fd96::n and so on.
-fn services(random: &mut Random, lan: &Lan, servers: &[(&Host, &str)]) -> String {
+fn services(random: &mut Rng, lan: &Lan, servers: &[(&Host, &str)]) -> String {
     let mut yaml = String::new();
     for number in 1..=SERVICES {
         let scheduler = random.pick(&["random", "random", "rr", "wrr", "sh", "dh", "lc", "mh"]);
@@ -201,13 +190,13 @@ fn services(random: &mut Random, lan: &Lan, servers: &[(&Host, &str)]) -> String
             node_port(1)
         )
         .expect("a String takes everything");
-        if random.below(3) == 0 {
+        if random.index(3) == 0 {
             _ = writeln!(yaml, "  externalIPs: [198.51.101.{number}]");
         }
         // The first one always has ranges, so that the agent knows the addresses of all callers.
-        if number == 1 || random.below(3) == 0 {
+        if number == 1 || random.index(3) == 0 {
             let hosts = [&lan.client, &lan.node1.host, &lan.node1.pods[0], &lan.node1.pods[1], &lan.node2.host];
-            let host = hosts[random.below(hosts.len())];
+            let host = hosts[random.index(hosts.len())];
             let wide = random.pick(&["", ", 10.244.0.0/16", ", 172.30.0.0/24"]);
             _ = writeln!(yaml, "  loadBalancerSourceRanges: [{}/32, \"{}/128\"{wide}]", host.v4, host.v6);
         }
@@ -217,7 +206,7 @@ fn services(random: &mut Random, lan: &Lan, servers: &[(&Host, &str)]) -> String
         }
         yaml += "---\n";
         let states = ["", "", "", ", conditions: {ready: false, terminating: true}", ", conditions: {ready: false}"];
-        let endpoints: Vec<_> = servers.iter().filter(|_| random.below(2) > 0).collect();
+        let endpoints: Vec<_> = servers.iter().filter(|_| random.index(2) > 0).collect();
         let states_of = |_: &&(&Host, &str)| random.pick(&states);
         let states: Vec<_> = endpoints.iter().map(states_of).collect();
         for (family, index) in [("IPv4", 0), ("IPv6", 1)] {
@@ -240,11 +229,11 @@ fn services(random: &mut Random, lan: &Lan, servers: &[(&Host, &str)]) -> String
 }
 
 /// A frontend, mostly; else an unknown port or address, or a backend itself.
-fn destination(random: &mut Random, servers: &[(&Host, &str)], lan: &Lan) -> SocketAddr {
-    let number = 1 + u16::try_from(random.below(usize::from(SERVICES))).expect("few");
-    let is_v6 = random.below(3) == 0;
-    let port = if random.below(8) == 0 { 81 } else { 80 };
-    let text = match (random.below(14), is_v6) {
+fn destination(random: &mut Rng, servers: &[(&Host, &str)], lan: &Lan) -> SocketAddr {
+    let number = 1 + u16::try_from(random.index(usize::from(SERVICES))).expect("few");
+    let is_v6 = random.index(3) == 0;
+    let port = if random.index(8) == 0 { 81 } else { 80 };
+    let text = match (random.index(14), is_v6) {
         (0..=3, false) => format!("10.96.0.{number}:{port}"),
         (0..=3, true) => format!("[fd96::{number:x}]:{port}"),
         (4..=7, false) => format!("198.51.100.{number}:{port}"),
@@ -252,13 +241,13 @@ fn destination(random: &mut Random, servers: &[(&Host, &str)], lan: &Lan) -> Soc
         (8, _) => format!("198.51.101.{number}:{port}"),
         (9..=11, _) => {
             let ip = addresses(&lan.node1.host)[usize::from(is_v6)];
-            let offset = u16::try_from(random.below(2)).expect("few");
+            let offset = u16::try_from(random.index(2)).expect("few");
             return SocketAddr::new(ip, 30_000 + 2 * number + offset);
         }
         (12, false) => "10.96.7.7:80".to_owned(),
         (12, true) => "[fd96::7:7]:80".to_owned(),
         _ => {
-            let (host, _) = servers[random.below(servers.len())];
+            let (host, _) = servers[random.index(servers.len())];
             return SocketAddr::new(addresses(host)[usize::from(is_v6)], TARGET);
         }
     };

@@ -4,10 +4,12 @@
 pub struct Rng(u64);
 
 impl Rng {
+    /// Begins with a seed.
     pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
+    /// The next number.
     pub const fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
@@ -26,9 +28,13 @@ impl Rng {
         self.below(100) < percent
     }
 
+    /// An index of a list with so many values.
+    pub fn index(&mut self, len: usize) -> usize {
+        usize::try_from(self.below(len as u64)).expect("an index")
+    }
+
     /// One of a few values.
     pub fn pick<T: Clone>(&mut self, of: &[T]) -> T {
-        let index = usize::try_from(self.below(of.len() as u64)).expect("an index");
-        of[index].clone()
+        of[self.index(of.len())].clone()
     }
 }

@@ -35,7 +35,9 @@ struct Calls {
 
 impl Calls {
     fn add(&mut self, event: &WatchEvent) {
-        if event.is_first {
+        // A call whose first event is not counted here counts with its result.
+        let was_pending = !event.is_first && self.pending > 0;
+        if !was_pending {
             self.calls += 1;
             self.refused += u64::from(event.refused.is_some());
         }
@@ -43,8 +45,7 @@ impl Calls {
             Some((Handshake::Pending, ..)) => self.pending += 1,
             Some((state, ..)) => {
                 self.failed += u64::from(state.is_failed());
-                // It was pending before.
-                self.pending -= u64::from(!event.is_first).min(self.pending);
+                self.pending -= u64::from(was_pending);
             }
             None => {}
         }
@@ -257,5 +258,17 @@ mod tests {
             .map(|count| count.as_u64().expect("a number"))
             .sum();
         assert_eq!((json["total"]["calls"].as_u64(), total, json["lostCalls"].as_u64()), (Some(9), 5, Some(3)));
+    }
+
+    #[test]
+    fn a_result_whose_first_event_was_not_counted_is_a_call() {
+        let mut summary = WatchSummary::default();
+        let result = event("curl", Some((Handshake::Unanswered, 3_000_000)));
+        summary.add(&WatchEvent { is_first: false, ..result });
+        let json = summary.json(Duration::from_secs(10), Lost::default());
+        for counts in [&json["total"], &json["clients"][0], &json["services"][0], &json["backends"][0]] {
+            let count = |key: &str| counts[key].as_u64();
+            assert_eq!((count("calls"), count("failed"), count("pending")), (Some(1), Some(1), Some(0)), "{counts}");
+        }
     }
 }

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::table::{self, Column};
-use crate::watch::{Follower, ObjectName, Outcome, WatchClient, WatchEvent, WatchFilter, WatchSummary};
+use crate::watch::{Follower, ObjectName, Outcome, PATIENCE, WatchClient, WatchEvent, WatchFilter, WatchSummary};
 use lb_dataplane::{
     pins::Pins,
     watch::{Lost, WatchReader, WatchScope},
@@ -105,8 +105,10 @@ pub(super) fn run(pins: &Pins, arguments: WatchArgs) -> Result<ExitCode> {
     if let Some(error) = reader.without_handshakes() {
         eprintln!("beeline: the results of TCP handshakes are not shown: {error:#}");
     }
+    // A connect without a result is no failure yet: a line of its result is the first.
+    let patience = (!arguments.failed).then_some(PATIENCE);
     let mut watch = Watch {
-        follower: Follower::new(reader.without_handshakes().is_none()),
+        follower: Follower::new(reader.without_handshakes().is_none(), patience),
         reader,
         ports: Ports::new(pins.current()),
         clients: Clients::new(),

@@ -171,8 +171,9 @@ pub fn release(ctx: &SockContext) -> i32 {
     // SAFETY: the context is valid for the program's run; the verifier checks the access.
     let proto = unsafe { (*ctx.sock).protocol };
     if proto == Proto::Tcp as u32 {
-        watch::given_up(ctx);
-        TcpSocket::of(ctx.as_ptr()).release();
+        let mut socket = TcpSocket::of(ctx.as_ptr());
+        watch::given_up(ctx, &socket);
+        socket.release();
     } else if proto == mptcp::PROTO {
         mptcp::release(ctx);
     } else if proto == Proto::Udp as u32

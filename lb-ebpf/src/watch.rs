@@ -84,12 +84,13 @@ fn record_call<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, choice: &
     write(context, WatchCell::Sockets, WatchCell::LostCalls, &record);
 }
 
-/// Records that the application closes a TCP socket during its handshake.
+/// Records that the application closes a TCP socket during its handshake with a backend.
 #[inline(always)]
-pub fn given_up(ctx: &SockContext) {
+pub fn given_up(ctx: &SockContext, socket: &TcpSocket) {
     const SYN_SENT: u32 = 2;
     // SAFETY: the context is valid for the program's run; the verifier checks the access.
-    if is_open(WatchCell::Sockets) && unsafe { (*ctx.sock).state } == SYN_SENT {
+    let is_opening = || unsafe { (*ctx.sock).state } == SYN_SENT;
+    if is_open(WatchCell::Sockets) && is_opening() && socket.translation().is_some() {
         record_handshake(ctx.as_ptr(), WatchKind::GivenUp as u32, 0, 0);
     }
 }

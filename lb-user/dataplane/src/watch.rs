@@ -58,9 +58,7 @@ pub struct WatchReader {
     scope: WatchScope,
     /// The map `WATCH`.
     cells: OwnedFd,
-    /// The map `WATCH_EVENTS`. The kernel removes this reader's buffers with the descriptor.
-    events: OwnedFd,
-    buffers: BTreeMap<u32, PerfBuffer>,
+    buffers: Buffers,
     /// Records read that may still be out of order.
     unsettled: Vec<WatchRecord>,
     /// Lost records before this reader.
@@ -86,22 +84,15 @@ impl WatchReader {
             })
         };
         let (cells, events) = (map("WATCH")?, map("WATCH_EVENTS")?);
-        let lost_before = Lost::read(&cells)?;
-        let handshakes = Handshakes::attach(&directory);
-        let mut reader = Self {
-            directory,
-            scope,
-            cells,
-            events,
-            buffers: BTreeMap::new(),
-            unsettled: Vec::new(),
-            lost_before,
-            handshakes,
-            _lock: lock,
-        };
         // Of a killed reader, which may have read more.
-        reader.close()?;
-        reader.open_buffers().context("opening buffers, which needs root or CAP_PERFMON")?;
+        close(&cells)?;
+        let mut buffers = Buffers { events, by_cpu: BTreeMap::new() };
+        buffers.open().context("opening buffers, which needs root or CAP_PERFMON")?;
+        // A program that finds no buffer counts a lost record: buffers come before programs, and both before the count.
+        let handshakes = Handshakes::attach(&directory);
+        let lost_before = Lost::read(&cells)?;
+        let reader =
+            Self { directory, scope, cells, buffers, unsettled: Vec::new(), lost_before, handshakes, _lock: lock };
         reader.begin()?;
         Ok(reader)
     }
@@ -123,13 +114,13 @@ impl WatchReader {
     /// # Errors
     /// If the map cannot be written.
     pub fn finish(&mut self) -> Result<Vec<WatchRecord>> {
-        self.close()?;
+        close(&self.cells)?;
         std::thread::sleep(SETTLED);
         Ok(self.read_until(u64::MAX))
     }
 
     fn read_until(&mut self, settled: u64) -> Vec<WatchRecord> {
-        for buffer in self.buffers.values_mut() {
+        for buffer in self.buffers.by_cpu.values_mut() {
             buffer.read(|octets| {
                 // Padding follows.
                 let record = octets.get(..size_of::<WatchRecord>()).and_then(bpf::from_bytes::<WatchRecord>);
@@ -163,7 +154,7 @@ impl WatchReader {
             self.directory.join(link_name("connect4")).exists(),
             "the agent was replaced by another version, or removed: start `beeline watch` again"
         );
-        self.open_buffers()?;
+        self.buffers.open()?;
         let mut is_missing = false;
         for cell_of in self.scope.cells() {
             is_missing |= cell(&self.cells, *cell_of)? == 0;
@@ -174,32 +165,37 @@ impl WatchReader {
         Ok(is_missing)
     }
 
+    /// Lets the programs write records.
+    fn begin(&self) -> Result<()> {
+        self.scope.cells().iter().try_for_each(|cell| set_cell(&self.cells, *cell, 1))
+    }
+}
+
+/// Lets the programs write no records of any kind.
+fn close(cells: &OwnedFd) -> Result<()> {
+    WatchScope::SocketsAndPackets.cells().iter().try_for_each(|cell| set_cell(cells, *cell, 0))
+}
+
+/// Buffers of records, by CPU.
+struct Buffers {
+    /// The map `WATCH_EVENTS`. The kernel removes this reader's buffers with the descriptor.
+    events: OwnedFd,
+    by_cpu: BTreeMap<u32, PerfBuffer>,
+}
+
+impl Buffers {
     /// Opens the buffers of online CPUs that have none.
-    fn open_buffers(&mut self) -> Result<()> {
+    fn open(&mut self) -> Result<()> {
         for cpu in online_cpus().map_err(|(path, error)| anyhow!("{path}: {error}"))? {
-            if self.buffers.contains_key(&cpu) {
+            if self.by_cpu.contains_key(&cpu) {
                 continue;
             }
             let buffer = PerfBuffer::open(cpu, BUFFER).with_context(|| format!("opening the buffer of CPU {cpu}"))?;
             let descriptor = buffer.as_fd().as_raw_fd().cast_unsigned();
             bpf::update(self.events.as_fd(), &cpu, &descriptor).context("writing the map WATCH_EVENTS")?;
-            self.buffers.insert(cpu, buffer);
+            self.by_cpu.insert(cpu, buffer);
         }
         Ok(())
-    }
-
-    /// Lets the programs write records.
-    fn begin(&self) -> Result<()> {
-        self.scope.cells().iter().try_for_each(|cell| self.set_cell(*cell, 1))
-    }
-
-    /// Lets the programs write no records of any kind.
-    fn close(&self) -> Result<()> {
-        WatchScope::SocketsAndPackets.cells().iter().try_for_each(|cell| self.set_cell(*cell, 0))
-    }
-
-    fn set_cell(&self, cell: WatchCell, value: u64) -> Result<()> {
-        bpf::update(self.cells.as_fd(), &(cell as u32), &value).context("writing the map WATCH")
     }
 }
 
@@ -221,8 +217,12 @@ impl Lost {
 impl Drop for WatchReader {
     fn drop(&mut self) {
         // Without it, the next program that finds no buffer does so.
-        let _best_effort = self.close();
+        let _best_effort = close(&self.cells);
     }
+}
+
+fn set_cell(map: &OwnedFd, cell: WatchCell, value: u64) -> Result<()> {
+    bpf::update(map.as_fd(), &(cell as u32), &value).context("writing the map WATCH")
 }
 
 fn cell(map: &OwnedFd, cell: WatchCell) -> Result<u64> {

@@ -8,12 +8,17 @@ use std::{
     os::fd::AsFd as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
 use aya_obj::generated::bpf_attach_type::BPF_CGROUP_SOCK_OPS;
-use lb_common::WatchCell;
+use lb_common::{WatchCell, WatchKind, WatchRecord};
+use lb_dataplane::{
+    pins::Pins,
+    watch::{WatchReader, WatchScope},
+};
 use lb_kernel::bpf;
 use lb_lab::network::{Lan, LanOptions};
 use rustix::{
@@ -38,6 +43,8 @@ pub const STORIES: &[Story] = &[
     ("watch_shows_first_packets_of_clients_outside", shows_packets),
     ("watch_counts_every_call_of_a_burst", counts_a_burst),
     ("watch_says_how_many_events_were_lost", counts_lost_events),
+    ("a_watch_that_begins_amid_calls_says_nothing_of_lost_events", begins_amid_calls),
+    ("watch_reads_no_record_of_a_socket_without_a_service", no_record_without_a_service),
     ("a_killed_watch_leaves_nothing_behind", killed_watch),
     ("a_second_watch_is_refused", second_watch),
 ];
@@ -187,13 +194,18 @@ fn shows_calls(node: &mut StoryNode) {
     assert_eq!(dialled, expected);
 }
 
-fn shows_handshakes(node: &mut StoryNode) {
-    // A neighbour that does not exist, and few SYNs.
+/// Makes 203.0.113.9, a neighbour that does not exist.
+fn silent_neighbour() {
     ip(&["link", "add", "void", "type", "veth", "peer", "name", "other"]);
     ip(&["addr", "add", "203.0.113.1/24", "dev", "void"]);
     ip(&["link", "set", "void", "up"]);
     ip(&["link", "set", "other", "up"]);
     ip(&["neigh", "add", "203.0.113.9", "lladdr", "02:00:00:00:00:09", "dev", "void"]);
+}
+
+fn shows_handshakes(node: &mut StoryNode) {
+    silent_neighbour();
+    // Few SYNs.
     fs::write("/proc/sys/net/ipv4/tcp_syn_retries", "1").expect("a setting of this namespace");
     node.write("closed.yaml", &service("closed", &["10.96.0.3"], "TCP", 80, &["10.0.0.3:9"]));
     node.write("silent.yaml", &service("silent", &["10.96.0.4"], "TCP", 80, &["203.0.113.9:80"]));
@@ -398,6 +410,49 @@ fn counts_lost_events(node: &mut StoryNode) {
     let calls =
         watch.finish().iter().filter(|event| event.get("dialled").is_some() && event.get("again").is_none()).count();
     assert_eq!(calls as u64 + lost, u64::from(CONNECTS));
+}
+
+fn begins_amid_calls(node: &mut StoryNode) {
+    serve(node);
+    let _agent = node.agent(&[]);
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                drop(lb_lab::traffic::tcp_open(at(VIP)));
+                thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let losses: Vec<_> = (0..5)
+            .map(|_| {
+                let watch = Watch::start(node, &["--summary", "--for", "100ms"]);
+                until("the summary is there", || !watch.events().is_empty());
+                let message = |event: &Value| event["message"].as_str().map(str::to_owned);
+                watch.events().iter().filter_map(message).collect::<Vec<_>>()
+            })
+            .collect();
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(losses, vec![Vec::<String>::new(); 5]);
+    });
+}
+
+/// TCP sockets that are closed during their handshake.
+fn no_record_without_a_service(node: &mut StoryNode) {
+    silent_neighbour();
+    node.write("silent.yaml", &service("silent", &["10.96.0.4"], "TCP", 80, &["203.0.113.9:80"]));
+    let _agent = node.agent(&[]);
+    let mut reader = WatchReader::open(&Pins::at(node.pins.clone()), WatchScope::Sockets).expect("a reader");
+    let mut cookies = Vec::new();
+    for to in ["203.0.113.9:80", "10.96.0.4:80"] {
+        let client = Client::tcp(at(to));
+        ioctl_fionbio(client.fd(), true).expect("a socket");
+        assert_eq!(client.connect(at(to)), Err(Errno::INPROGRESS));
+        cookies.push(rustix::net::sockopt::socket_cookie(client.fd()).expect("a socket"));
+    }
+    let given_up = |record: &WatchRecord| record.kind == WatchKind::GivenUp as u8;
+    let records = reader.finish().expect("the maps");
+    let sockets: Vec<_> = records.iter().filter(|record| given_up(record)).map(|record| record.socket).collect();
+    assert_eq!(sockets, cookies[1..], "{records:?}");
 }
 
 /// The value of a cell of the map `WATCH`.

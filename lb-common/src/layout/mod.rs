@@ -164,8 +164,12 @@ impl ServiceFlags {
     /// Position of the lowest bit of [`Self::TIER`].
     pub const TIER_SHIFT: u32 = 8;
 
+    /// `beeline.io/priority`, while one tier serves: the cluster list has endpoints of [`Self::TIER`] only. For `get`
+    /// and `handover`: no program reads it.
+    pub const TIERED: u32 = 32;
+
     /// Bits that no program reads.
-    pub const NOTES: u32 = Self::PREFERS_LOCAL | Self::REDIRECTED | Self::TIER;
+    pub const NOTES: u32 = Self::PREFERS_LOCAL | Self::REDIRECTED | Self::TIERED | Self::TIER;
 }
 
 /// One of the two backend lists of a service port.

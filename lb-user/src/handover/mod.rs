@@ -132,8 +132,9 @@ pub fn compare(theirs: &RuleFrontends, dump: &Dump) -> Comparison {
         let none = (BTreeSet::new(), BTreeSet::new());
         let mut names = [own.get(frontend), theirs.get(frontend)].into_iter().flatten().map(|answer| &answer.name);
         let service = names.find(|name| !name.is_empty()).cloned().unwrap_or_default();
-        let by_annotation = is_by_annotation(dump, frontend);
         let mut add = |kind, loses: bool, (theirs, own): (&BTreeSet<AddrPort>, &BTreeSet<AddrPort>)| {
+            // No annotation empties a list.
+            let by_annotation = !own.is_empty() && is_by_annotation(dump, frontend, kind);
             let text = |endpoints: std::collections::btree_set::Difference<'_, AddrPort>| {
                 endpoints.map(AddrPort::to_string).collect()
             };
@@ -184,10 +185,24 @@ pub fn compare(theirs: &RuleFrontends, dump: &Dump) -> Comparison {
     Comparison { compared, differences }
 }
 
-/// True if an annotation that kube-proxy does not have chooses the endpoints of a frontend.
-fn is_by_annotation(dump: &Dump, frontend: &FrontendKey) -> bool {
-    let service = dump.frontends.get(frontend).and_then(|frontend| dump.services.get(&frontend.service));
-    service.is_some_and(|service| service.flags & ServiceFlags::NOTES != 0)
+/// True if an annotation that kube-proxy does not have chooses the endpoints of a frontend, for the clients of which
+/// `kind` tells.
+fn is_by_annotation(dump: &Dump, key: &FrontendKey, kind: DifferenceKind) -> bool {
+    let origin = match kind {
+        DifferenceKind::EndpointsHere => Origin::Node,
+        DifferenceKind::EndpointsOutside => Origin::Outside,
+        DifferenceKind::OnlyKubeProxy | DifferenceKind::OnlyBeeline => return false,
+    };
+    let Some(frontend) = dump.frontends.get(key) else { return false };
+    let Some(service) = dump.services.get(&frontend.service) else { return false };
+    let chosen_by = match ListReason::of(frontend.kind, service, origin) {
+        ListReason::InternalLocal => ServiceFlags::REDIRECTED,
+        ListReason::ExternalLocal => 0,
+        ListReason::InternalCluster | ListReason::ExternalCluster | ListReason::OnNode => {
+            ServiceFlags::PREFERS_LOCAL | ServiceFlags::TIERED
+        }
+    };
+    service.flags & chosen_by != 0
 }
 
 /// Returns the endpoints of each frontend, from the maps.

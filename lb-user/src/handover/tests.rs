@@ -108,4 +108,59 @@ fn endpoints_that_an_annotation_chooses_are_not_lost() {
          kube-proxy does not",
     );
     check(&theirs, &dump(ServiceFlags::PREFERS_LOCAL), true, &[others, kept]);
+    for tier in [0, 1] {
+        check(&theirs, &dump(ServiceFlags::TIERED | tier << ServiceFlags::TIER_SHIFT), true, &[others, kept]);
+    }
+}
+
+#[test]
+fn an_annotation_excuses_only_the_lists_that_it_changes() {
+    const ALL_TIERS: u32 = 255 << ServiceFlags::TIER_SHIFT;
+    const REDIRECTED: u32 = ServiceFlags::REDIRECTED | ServiceFlags::INTERNAL_LOCAL;
+    let three = &["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"];
+    // A redirect changes the local list, of which cluster IPs are the frontends. It changes no NodePort.
+    let (cluster_ip, node_port) = (key("10.96.0.1", 80), key("0.0.0.0", 30080));
+    check(
+        &[(cluster_ip, answer(BOTH, BOTH)), (node_port, answer(BOTH, three))],
+        &dump(REDIRECTED),
+        false,
+        &[
+            "default/web at 0.0.0.0:30080/TCP: only kube-proxy sends clients outside to 10.0.0.3:80",
+            "default/web at 10.96.0.1:80/TCP: an annotation keeps clients on this node from 10.0.0.2:80, to which \
+             kube-proxy sends them",
+            "default/web at 10.96.0.1:80/TCP: an annotation keeps clients outside from 10.0.0.2:80, to which \
+             kube-proxy sends them",
+        ],
+    );
+    // Tiers and near endpoints narrow the cluster list only, and all tiers at once narrow nothing.
+    let lost = "default/web at 0.0.0.0:30080/TCP: only kube-proxy sends clients outside to 10.0.0.3:80";
+    let local = ServiceFlags::EXTERNAL_LOCAL;
+    for (flags, outside) in [
+        (local | ServiceFlags::PREFERS_LOCAL, &["10.0.0.1:80", "10.0.0.3:80"][..]),
+        (local | ServiceFlags::TIERED, &["10.0.0.1:80", "10.0.0.3:80"]),
+        (ALL_TIERS, three),
+    ] {
+        let theirs = [(cluster_ip, answer(BOTH, BOTH)), (node_port, answer(BOTH, outside))];
+        check(&theirs, &dump(flags), false, &[lost]);
+    }
+}
+
+#[test]
+fn an_annotation_does_not_excuse_an_empty_list() {
+    let theirs = [(key("10.96.0.1", 80), answer(BOTH, BOTH)), (key("0.0.0.0", 30080), answer(BOTH, BOTH))];
+    let mut dump = dump(ServiceFlags::PREFERS_LOCAL | ServiceFlags::TIERED);
+    dump.slots.clear();
+    let lost = |frontend: &str, clients: &str| {
+        format!(
+            "default/web at {frontend}/TCP: Beeline refuses clients {clients}, and kube-proxy sends them to \
+             10.0.0.1:80, 10.0.0.2:80"
+        )
+    };
+    let expected = [
+        lost("0.0.0.0:30080", "on this node"),
+        lost("0.0.0.0:30080", "outside"),
+        lost("10.96.0.1:80", "on this node"),
+        lost("10.96.0.1:80", "outside"),
+    ];
+    check(&theirs, &dump, false, &expected.each_ref().map(String::as_str));
 }

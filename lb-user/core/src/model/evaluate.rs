@@ -146,8 +146,8 @@ impl<'a> Evaluator<'a, '_> {
             PerFamily { v4: categorize(v4, self.node, preference), v6: categorize(v6, self.node, preference) };
         let flags = PerFamily::from_fn(|family| {
             let is_narrowed = narrowing[family].by_preference == Preference::Local;
-            let tier = tiers[family].as_ref().map_or(0, |tiers| u32::from(tiers.in_use));
-            flags[family] | if is_narrowed { ServiceFlags::PREFERS_LOCAL } else { 0 } | tier << ServiceFlags::TIER_SHIFT
+            let tiers = tiers[family].as_ref().map_or(0, Tiers::flags);
+            flags[family] | if is_narrowed { ServiceFlags::PREFERS_LOCAL } else { 0 } | tiers
         });
         let redirected_to = PerFamily::default();
         EvaluatedPort { port, index, scheduler, endpoints, tiers, narrowing, redirected_to, flags, unmatched }

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use lb_common::ServiceFlags;
+
 use super::reason::{EvaluatedEndpoint, Placement, Reason};
 use crate::{objects::WORST_TIER, spec::PortKey};
 
@@ -81,6 +83,12 @@ impl Tiers {
                 *cluster = Placement::OtherTier(endpoint.tier);
             }
         }
+    }
+
+    /// The tier in use, as bits of [`ServiceFlags`].
+    pub(super) fn flags(&self) -> u32 {
+        let narrows = if self.in_use == ALL { 0 } else { ServiceFlags::TIERED };
+        narrows | u32::from(self.in_use) << ServiceFlags::TIER_SHIFT
     }
 
     /// Describes the tier in use, and when it changes.

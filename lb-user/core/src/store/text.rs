@@ -73,7 +73,8 @@ impl fmt::Display for Dump {
                 writeln!(f, "  the local list is of another Service, which takes the clients of cluster IPs")?;
             }
             match (service.flags & ServiceFlags::TIER) >> ServiceFlags::TIER_SHIFT {
-                0 => {}
+                // Without tiers.
+                0 if !has(ServiceFlags::TIERED) => {}
                 tier if tier > u32::from(WORST_TIER) => {
                     writeln!(f, "  endpoints of every priority, since none has enough")?;
                 }

@@ -327,6 +327,21 @@ fn a_tier_narrows_the_cluster_list_before_hints_and_preferences() {
 }
 
 #[test]
+fn the_flags_tell_that_one_tier_serves_even_the_best() {
+    use lb_common::ServiceFlags;
+    let cases = [
+        ("1; 2", 0),
+        ("1; 2 p=1", ServiceFlags::TIERED),
+        ("1 unready; 2 p=1", ServiceFlags::TIERED | 1 << ServiceFlags::TIER_SHIFT),
+        // All tiers.
+        ("1 unready; 2 p=1 unready", 255 << ServiceFlags::TIER_SHIFT),
+    ];
+    for (endpoints, expected) in cases {
+        assert_eq!(Case::new(service(), &[endpoints]).spec().ports[0].flags, expected, "{endpoints}");
+    }
+}
+
+#[test]
 fn rule_10_weights_count_with_schedulers_that_weigh() {
     let tuning = |scheduler, weights: &[(&str, u16)]| {
         let weights = weights.iter().map(|&(text, weight)| (addr(text), weight)).collect();

@@ -173,10 +173,10 @@ mod tests {
             // As an API server, which has no cgroup: its arguments name the directory.
             let log = sandbox.directory().join("log");
             fs::write(&log, "").expect("a file");
-            let server = Command::new("tail").arg("-f").arg(log).stdout(Stdio::null()).spawn().expect("a process");
+            let mut server = Command::new("tail").arg("-f").arg(log).stdout(Stdio::null()).spawn().expect("a process");
             let (cgroup, directory) = (sandbox.cgroup.display(), sandbox.directory().display());
             println!("\nMADE {cgroup} {directory} /proc/{}", server.id());
-            let _ended = process.wait();
+            let _ended = (process.wait(), server.wait());
             return;
         }
         if !rustix::process::geteuid().is_root() || cgroup2().is_err() {

@@ -23,7 +23,7 @@ const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// Entries of TCP sockets whose close no hook has told, since the kernel itself had opened them.
 pub(crate) struct ClosedSockets {
     freer: SocketFreer,
-    /// Cookies of entries without a socket at the last look, which may have been about to connect.
+    /// Cookies of entries without a socket at a first look, which may have been about to connect.
     suspects: BTreeSet<u64>,
     /// Time of the next look; none before [`Self::begin`].
     next: Option<Instant>,
@@ -45,7 +45,7 @@ impl ClosedSockets {
         self.next
     }
 
-    /// Looks for entries without a socket if it is time, and frees the entries that had none at the last look either.
+    /// Looks for entries without a socket if it is time, and frees the entries that have none at a second look either.
     /// The maps are pinned in `directory`.
     ///
     /// # Errors
@@ -58,16 +58,23 @@ impl ClosedSockets {
         // Also after a failure.
         self.next = Some(now + CLOSED_SOCKETS);
         let found = sockets::closed(directory)?;
-        let closed: BTreeSet<u64> = found.intersection(&self.suspects).copied().collect();
-        self.suspects = &found - &closed;
-        if !self.suspects.is_empty() {
+        // A second look only confirms the first: on a busy node each finds sockets that are about to connect.
+        let suspects = std::mem::take(&mut self.suspects);
+        if suspects.is_empty() && !found.is_empty() {
+            self.suspects = found;
             self.next = Some(now + SECOND_LOOK);
+            return Ok(());
         }
-        for cookie in &closed {
+        let mut freed = 0;
+        for cookie in found.intersection(&suspects) {
             self.freer.free(*cookie)?;
+            freed += 1;
         }
-        if !closed.is_empty() {
-            info!(sockets = closed.len(), "TCP sockets of the kernel have closed, and count as open no longer");
+        if freed > 0 {
+            info!(
+                sockets = freed,
+                "TCP sockets without a connection, such as closed ones of NFS, count as open no longer"
+            );
         }
         Ok(())
     }

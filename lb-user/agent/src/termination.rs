@@ -115,9 +115,9 @@ impl Worker {
                 self.closed.begin();
             }
             is_first_pass &= !has_passed;
-            self.attempt("freeing entries of closed sockets", |worker| worker.closed.look(&worker.directory));
             self.attempt("ending sockets", Self::end_due);
             self.attempt("ending flows", Self::end_flows);
+            self.attempt("freeing entries of closed sockets", |worker| worker.closed.look(&worker.directory));
             if Instant::now() >= sweep {
                 self.attempt("removing counts of deleted objects", Self::sweep);
                 sweep = Instant::now() + SWEEP;

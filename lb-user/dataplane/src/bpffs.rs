@@ -3,10 +3,9 @@
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 
-use super::pins::BPF_FS_MAGIC;
+use lb_kernel::process;
 
-/// Inode number of the host's pid namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h).
-const FIRST_PID_NAMESPACE: u64 = 0xefff_fffc;
+use super::pins::BPF_FS_MAGIC;
 
 /// Owner of a file system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,9 +28,8 @@ pub enum BpffsOwner {
 /// Without propagation the owner is unknown.
 #[must_use]
 pub fn owner(directory: &Path) -> BpffsOwner {
-    let is_first = fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_PID_NAMESPACE);
     let mounts = |of: &str| fs::read_to_string(format!("/proc/{of}/mountinfo")).ok();
-    let hosts = mounts("1").filter(|_| is_first);
+    let hosts = mounts("1").filter(|_| process::sees_all());
     match (rustix::fs::statfs(directory), fs::metadata(directory)) {
         (Ok(kind), _) if kind.f_type != BPF_FS_MAGIC => BpffsOwner::NoBpffs,
         (Ok(_), Ok(found)) => {

@@ -19,9 +19,9 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use lb_common::Proto;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space};
 
-use crate::socket_options;
+use crate::{process, socket_options};
 use lb_common::Family;
 
 /// A network namespace, held open.
@@ -104,7 +104,7 @@ fn in_use(counts: &str, proto: Proto, family: Family) -> Option<u64> {
     })
 }
 
-/// Opens all network namespaces. Namespaces that end meanwhile are left out.
+/// Opens all network namespaces, but for namespaces that end meanwhile, or that this process has no right to see.
 ///
 /// # Errors
 /// When /proc cannot be read.
@@ -123,6 +123,17 @@ pub fn all() -> Result<Vec<NetNamespace>> {
         }
     }
     Ok(found.into_values().map(NetNamespace).collect())
+}
+
+/// As [`all`]; none if this process has no right to see, or to enter, those of other processes: in a pid namespace of
+/// its own, or without `CAP_SYS_PTRACE` or `CAP_SYS_ADMIN`.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn all_without_exception() -> Result<Option<Vec<NetNamespace>>> {
+    let needed = CapabilitySet::SYS_PTRACE | CapabilitySet::SYS_ADMIN;
+    let capabilities = rustix::thread::capabilities(None).context("reading the capabilities of this process")?;
+    (process::sees_all() && capabilities.effective.contains(needed)).then(all).transpose()
 }
 
 fn add(found: &mut BTreeMap<u64, File>, inode: u64, path: &Path) {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -33,6 +34,14 @@ pub fn comm(process: &Path) -> Option<String> {
 /// Lists the paths in a directory; none if it is gone.
 pub fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// True if /proc may have all processes of the machine: this process is in the host's pid namespace.
+#[must_use]
+pub fn sees_all() -> bool {
+    /// `PROC_PID_INIT_INO` (include/linux/proc_ns.h).
+    const FIRST: u64 = 0xefff_fffc;
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::{
     agent::{Agent, run, until},
     node::{StoryNode, service},
     socket_termination::in_namespace,
-    sockets::{Client, at, udp_server},
+    sockets::{Client, at, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
@@ -68,6 +68,8 @@ fn with_only<T: Send>(set: CapabilitySet, work: impl FnOnce() -> T + Send) -> T 
 }
 
 const VIP: &str = "10.96.0.53:53";
+const TCP: &str = "10.96.0.80:80";
+const TCP_BACKEND: &str = "10.0.0.1:8080";
 const BOTH: [&str; 2] = ["10.0.0.1:5353", "10.0.0.2:5353"];
 
 fn dns(backends: &[&str]) -> String {
@@ -137,6 +139,17 @@ fn fewest_capabilities(node: &mut StoryNode) {
         !with_only(needed(FEWEST), || run_lifecycle(node)),
         "the socket of the pod was ended: the larger set is not needed"
     );
+    // The agent cannot look into all network namespaces, and takes no socket for closed.
+    tcp_server(TCP_BACKEND);
+    node.write("web.yaml", &service("web", &["10.96.0.80"], "TCP", 80, &[TCP_BACKEND]));
+    with_only(needed(FEWEST), || {
+        let agent = node.agent(&[]);
+        agent.wait_for("the Service", |dump| dump.services.len() == 2);
+        let client = Client::tcp(at(TCP));
+        client.connect(at(TCP)).expect("connected");
+        thread::sleep(Duration::from_secs(18));
+        assert_eq!(client.peer(), Some(at(TCP)));
+    });
 }
 
 fn each_is_needed(node: &mut StoryNode) {

@@ -193,7 +193,7 @@ fn closed_sockets_of_the_kernel(node: &mut StoryNode) {
     assert_eq!(before.open, 3);
     counts.put(&[backend], &[BackendStats { open: 5, ..before }]).expect("written");
     let agent = node.agent(&[]);
-    agent.wait_for_log("TCP sockets of the kernel have closed");
+    agent.wait_for_log("TCP sockets without a connection");
     assert_eq!(counts.get(&backend).expect("the map").expect("counts").open, 3);
     assert_eq!((held(&places), more.read().expect("entries").len()), (known, 0));
     clients.iter().for_each(|client| assert_eq!(client.peer(), Some(at(A))));

@@ -1,6 +1,7 @@
 //! TCP sockets of the kernel itself (NFS, SMB, Ceph, NVMe, MPTCP before Linux 6.0): no hook runs when they close, so
 //! that their entries would stay, and count as open, for as long as their backend exists. An entry whose socket is in
-//! no network namespace is freed.
+//! no network namespace is freed. So is that of a socket that failed to connect and is still open, which the kernel
+//! lists nowhere: its next connect may choose the same backend again.
 
 use std::{
     collections::BTreeSet,
@@ -51,7 +52,8 @@ impl SocketFreer {
 }
 
 /// Finds the cookies of entries in `TCP_SOCKS` and `TCP_MORE`, pinned in `pins`, whose socket is in no network
-/// namespace. A socket that connects at this moment, or failed to, is found too: look again a moment later.
+/// namespace. None is found if this process has no right to look into all of them. A socket that connects at this
+/// moment, or failed to, is found too: look again a moment later.
 ///
 /// # Errors
 /// If the maps or the sockets of a namespace cannot be read.
@@ -65,15 +67,13 @@ pub fn closed(pins: &Path) -> Result<BTreeSet<u64>> {
     }
     // On a thread of its own, since the thread leaves the agent's network namespace.
     let visit = || -> Result<BTreeSet<u64>> {
-        for namespace in netns::all()? {
-            // A namespace that has just ended has no sockets.
-            if namespace.enter().is_err() {
-                continue;
-            }
+        let Some(namespaces) = netns::all_without_exception()? else { return Ok(BTreeSet::new()) };
+        for namespace in namespaces {
+            namespace.enter().context("entering a network namespace")?;
             let mut channel = SockDiag::open()?;
             for family in [Family::V4, Family::V6].into_iter().filter(|family| netns::has_sockets(Proto::Tcp, *family))
             {
-                let query = SocketQuery { family, proto: Proto::Tcp, states: state::ANY, filter: None };
+                let query = SocketQuery { family, proto: Proto::Tcp, states: state::WITH_PEER, filter: None };
                 channel.list(query, |socket| {
                     cookies.remove(&socket.cookie);
                     Ok(None::<()>)

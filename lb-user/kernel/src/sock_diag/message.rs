@@ -13,8 +13,6 @@ pub mod state {
     pub const ESTABLISHED: u32 = 1 << 1;
     /// All TCP states in which an application can hold a socket with a peer.
     pub const WITH_PEER: u32 = ESTABLISHED | SYN_SENT | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING;
-    /// All.
-    pub const ANY: u32 = u32::MAX;
     /// A UDP socket without a peer.
     pub const CLOSE: u32 = 1 << 7;
     /// A TCP listener.

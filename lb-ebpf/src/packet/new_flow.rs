@@ -65,7 +65,7 @@ pub fn egress_unknown(frame: Frame, scratch: &mut Scratch, device: &Device) -> P
     }
     if device.flags & DeviceFlags::LEAVING == 0 {
         let verdict = vip::leaves(frame, scratch);
-        if verdict.is_reply() || verdict.is_drop() {
+        if verdict.code() != PacketVerdict::PASS.code() {
             return verdict;
         }
     }

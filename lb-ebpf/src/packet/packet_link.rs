@@ -21,10 +21,12 @@ const PATIENCE: u64 = 1_000_000_000;
 /// True if a leaving packet to a frontend came by the link of a pod that is about to get the programs.
 #[inline(never)]
 pub fn awaits_programs(frame: Frame, scratch: &mut Scratch) -> bool {
-    const WITHOUT: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
     let link = frame.entered_by();
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
-    if unsafe { DEVICES.get(link) }.is_none_or(|device| device.flags & WITHOUT != WITHOUT) {
+    let Some(flags) = (unsafe { DEVICES.get(link) }).map(|device| device.flags) else {
+        return false;
+    };
+    if flags & DeviceFlags::POD == 0 {
         return false;
     }
     let packet = &scratch.packet;
@@ -37,8 +39,11 @@ pub fn awaits_programs(frame: Frame, scratch: &mut Scratch) -> bool {
     let now = scratch.clock.now();
     // SAFETY: as above.
     let awaits = match unsafe { PACKET_LINKS.get(link) } {
+        // Whatever its flags: the agent writes them before it attaches the programs.
         Some(since) => now.saturating_sub(*since) < PATIENCE,
-        None => PACKET_LINKS.insert(link, now, u64::from(BPF_NOEXIST)).is_ok(),
+        None => {
+            flags & DeviceFlags::NO_PROGRAMS != 0 && PACKET_LINKS.insert(link, now, u64::from(BPF_NOEXIST)).is_ok()
+        }
     };
     if awaits {
         count(Counter::AwaitsPrograms);

@@ -60,12 +60,6 @@ impl PacketVerdict {
         self.0 == FLOW
     }
 
-    /// True for [`PacketVerdict::DROP`] and [`PacketVerdict::dropped`].
-    #[inline(always)]
-    pub fn is_drop(self) -> bool {
-        self.0 == Self::DROP.0 || self.is_dropped()
-    }
-
     #[inline(always)]
     fn is_dropped(self) -> bool {
         self.0 & !0x7f == DROPPED

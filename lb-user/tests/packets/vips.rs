@@ -1,7 +1,7 @@
 //! Packets to a VIP that no frontend serves: refused where no other host can have the address, and pings answered.
 
 use etherparse::{IpNumber, PacketBuilder};
-use lb_common::Counter;
+use lb_common::{Counter, DeviceFlags};
 use lb_lab::packets::{Fixture, FixtureService, IcmpReason, PacketSpec, Part, node, packet::IcmpErrorSpec};
 
 use crate::{
@@ -138,12 +138,17 @@ fn packets_of_a_pod_without_sockets_wait_for_the_programs_of_its_link() {
         assert_eq!(fixture.count(Counter::AwaitsPrograms), 4);
         let links = fixture.packet_links();
         assert_eq!(links, [fixture.index("plain")]);
+        // The agent writes the device before it attaches the programs.
+        fixture.set_flags("plain", DeviceFlags::POD | DeviceFlags::CHOSEN);
+        fixture.forwarded("plain", "uplink", &PacketSpec::syn(from, net.cluster_ip)).is_dropped();
+        assert_eq!(fixture.count(Counter::AwaitsPrograms), 5);
+        fixture.set_flags("plain", DeviceFlags::POD | DeviceFlags::NO_PROGRAMS);
         // No agent has attached them in time.
         fixture.forget_when_packet_links_were_found();
         let syn = PacketSpec::syn(from, net.cluster_ip);
         fixture.forwarded("plain", "uplink", &syn).is_redirected_as(&syn.reset());
         fixture.forwarded("plain", "uplink", &PacketSpec::syn(from, load_balancer(net).0)).passes_unchanged();
-        assert_eq!(fixture.count(Counter::AwaitsPrograms), 4);
+        assert_eq!(fixture.count(Counter::AwaitsPrograms), 5);
     }
 }
 

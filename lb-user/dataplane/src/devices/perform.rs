@@ -2,12 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::pending,
     path::PathBuf,
     sync::Arc,
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use lb_common::Device;
+use lb_common::{Device, DeviceFlags};
 use tracing::{info, warn};
 
 use super::packet_links::PacketLinks;
@@ -65,9 +66,16 @@ impl Performer {
         self.packet_links.read(&self.pins, exists)
     }
 
-    /// Returns when there are others than at the last [`Self::read_packet_links`].
+    /// Returns when there are others than at the last [`Self::read_packet_links`]; never while each link of a pod has
+    /// programs, or there is none.
     pub(super) async fn packet_link_found(&self) {
-        self.packet_links.found().await;
+        const WITHOUT: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
+        let is_without = |device: &Device| device.flags & WITHOUT == WITHOUT;
+        if self.devices.as_ref().is_some_and(|map| map.entries.values().any(is_without)) {
+            self.packet_links.found().await;
+        } else {
+            pending::<()>().await;
+        }
     }
 
     /// Returns the entries of `DEVICES`.

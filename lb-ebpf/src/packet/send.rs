@@ -67,13 +67,16 @@ fn leaves_elsewhere(frame: Frame, scratch: &mut Scratch) -> bool {
     }
     let Scratch { packet, flow, route, .. } = scratch;
     let to = flow.hop.ifindex;
+    if to == frame.ifindex() {
+        return false;
+    }
+    // Not where a mark may have chosen the route, or another reason speaks against a redirect.
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
-    let device = unsafe { DEVICES.get(to) };
-    to != frame.ifindex()
-        && device.is_some_and(|device| {
-            device.flags & (DeviceFlags::POD | DeviceFlags::NO_ETHERNET) == 0
-                && !is_larger_than(frame, packet, route.mtu(device.mtu))
-        })
+    unsafe { DEVICES.get(to) }.is_some_and(|device| {
+        device.flags & DeviceFlags::POD == 0
+            && SlowPath::of_device(device.flags).is_none()
+            && !is_larger_than(frame, packet, route.mtu(device.mtu))
+    })
 }
 
 /// Translates a reply, and redirects it to the next hop that has been found.

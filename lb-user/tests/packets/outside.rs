@@ -62,6 +62,10 @@ fn a_reply_leaves_by_the_device_that_rules_choose_for_the_dialled_address() {
             fixture.egress("thin", &answer).is_redirected_to_neighbour_as(&seen);
             fixture.keep_hops();
             fixture.egress("thin", &answer).is_redirected_as(&seen.clone().out_to(GATEWAY));
+            // A mark may have chosen the route.
+            fixture.set_flags("uplink", DeviceFlags::SOURCE_RULES | DeviceFlags::MARKS);
+            fixture.egress("thin", &answer).passes_as(&seen);
+            fixture.set_flags("uplink", DeviceFlags::SOURCE_RULES);
             let (flag, table) = if net.is_v4() { ("-4", "172.16.0.2") } else { ("-6", "fd16::2") };
             node::ip_with(&[flag], &format!("rule add from {} table 77\n", net.node));
             node::ip_with(&[flag], &format!("route add default via {table} dev thin table 77\n"));

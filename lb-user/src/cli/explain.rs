@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
+    arguments,
     log::{self, LogFormat},
     objects::{self, FlagSource, ObjectSource, ReportFormat, SourceArgs},
 };
@@ -36,7 +37,7 @@ Without -f, --kubeconfig and --api-server the objects come from the running agen
 Exit codes: 0 explained; 1 there is no such Service.")]
 pub(super) struct ExplainArgs {
     /// Service.
-    #[arg(value_name = "NAMESPACE/NAME", value_parser = parse_key)]
+    #[arg(value_name = "NAMESPACE/NAME", value_parser = arguments::key)]
     service: Key,
 
     /// Form of the output.
@@ -45,15 +46,6 @@ pub(super) struct ExplainArgs {
 
     #[command(flatten)]
     source: SourceArgs,
-}
-
-fn parse_key(text: &str) -> Result<Key, String> {
-    match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
-            Ok(Key::new(namespace, name))
-        }
-        _ => Err("want NAMESPACE/NAME, such as default/web".to_owned()),
-    }
 }
 
 pub(super) fn render(pins: &Pins, flags: FlagSource, arguments: ExplainArgs) -> Result<String> {
@@ -190,14 +182,6 @@ mod tests {
     use lb_sources::directory;
 
     #[test]
-    fn a_service_has_a_namespace_and_a_name() {
-        assert_eq!(parse_key("default/web"), Ok(Key::new("default", "web")));
-        for bad in ["web", "/web", "default/", "a/b/c", ""] {
-            assert!(parse_key(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
     fn without_flags_the_agents_flags_count() {
         let flags = |more: &[&str]| {
             let line = ["beeline", "--pins", "/x", "explain", "default/web"].iter().chain(more);
@@ -235,7 +219,7 @@ mod tests {
             reconciler
         });
         let [before, after] = &mut reconcilers;
-        let key = parse_key(service).expect("a name");
+        let key = arguments::key(service).expect("a name");
         let report = ExplainReport {
             objects: "the directory services".to_owned(),
             node: node.to_owned(),

@@ -9,6 +9,6 @@ mod summary;
 
 pub use client::{PodUid, WatchClient, pod_uid};
 pub use event::{PortName, WatchEvent, duration_text, quoted};
-pub use filter::{ObjectName, WatchFilter};
+pub use filter::WatchFilter;
 pub use follow::{Follower, Handshake, Outcome, PATIENCE};
 pub use summary::WatchSummary;

@@ -13,13 +13,17 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use lb_common::{WatchKind, WatchRecord};
+use lb_core::objects::Key;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::MissedTickBehavior,
 };
 
-use super::table::{self, Column};
-use crate::watch::{Follower, ObjectName, Outcome, PATIENCE, WatchClient, WatchEvent, WatchFilter, WatchSummary};
+use super::{
+    arguments,
+    table::{self, Column},
+};
+use crate::watch::{Follower, Outcome, PATIENCE, WatchClient, WatchEvent, WatchFilter, WatchSummary};
 use lb_dataplane::{
     pins::Pins,
     watch::{Lost, WatchReader, WatchScope},
@@ -44,14 +48,14 @@ const CHECK: Duration = Duration::from_secs(1);
 )]
 pub(super) struct WatchArgs {
     /// Events of this Service only.
-    #[arg(long, value_name = "NAMESPACE/NAME")]
-    service: Option<ObjectName>,
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = arguments::key)]
+    service: Option<Key>,
     /// Events of Services or pods of this namespace only.
     #[arg(long, value_name = "NAMESPACE")]
     namespace: Option<String>,
     /// Events of processes in this pod only.
-    #[arg(long, value_name = "NAMESPACE/NAME")]
-    pod: Option<ObjectName>,
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = arguments::key)]
+    pod: Option<Key>,
     /// Calls that Beeline refused only.
     #[arg(long)]
     refused: bool,
@@ -68,7 +72,7 @@ pub(super) struct WatchArgs {
     #[arg(short, long, default_value = "text", value_name = "FORM")]
     output: WatchFormat,
     /// End after this time, as in 10s, 5m or 1h [default: at Ctrl-C]
-    #[arg(long = "for", value_name = "TIME", value_parser = parse_time)]
+    #[arg(long = "for", value_name = "TIME", value_parser = arguments::positive_time)]
     time: Option<Duration>,
     /// Print counts at the end, instead of a line for each event.
     #[arg(long)]
@@ -86,16 +90,6 @@ enum WatchFormat {
 fn parse_net(text: &str) -> Result<IpNet, String> {
     let net = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     net.map_err(|_| "want an address, or one with the length of a prefix".to_owned())
-}
-
-fn parse_time(text: &str) -> Result<Duration, String> {
-    let units = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let unit = units.iter().find(|(name, _)| *name == unit).map(|(_, seconds)| seconds);
-    let seconds = number.parse::<f64>().ok().zip(unit).map(|(number, unit)| number * unit);
-    let time = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    time.filter(|time| !time.is_zero()).ok_or_else(|| "want a time with a unit, such as 10s, 5m or 1h".to_owned())
 }
 
 pub(super) fn run(pins: &Pins, arguments: WatchArgs) -> Result<ExitCode> {
@@ -253,27 +247,5 @@ impl Watch {
             WatchFormat::Json => format!("{}\n", summary.json(elapsed, self.lost)),
         };
         super::print_text(&text).map(drop)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_has_a_unit() {
-        for (text, expected) in [
-            ("10s", Some(10_000)),
-            ("250ms", Some(250)),
-            ("1.5m", Some(90_000)),
-            ("1h", Some(3_600_000)),
-            ("10", None),
-            ("0s", None),
-            ("-1s", None),
-            ("s", None),
-            ("10d", None),
-        ] {
-            assert_eq!(parse_time(text).ok().map(|time| time.as_millis()), expected, "{text}");
-        }
     }
 }

@@ -26,6 +26,8 @@ const POD_LOGS: [&str; 2] = ["/var/log/pods", "/proc/1/root/var/log/pods"];
 pub(super) struct Ports {
     directory: PathBuf,
     read: Instant,
+    /// None until a name is looked for: a map that has grown is another map at the same place.
+    store: Option<BpfStore>,
     fresh: HashMap<u32, Option<PortName>>,
     /// The last known names, for service ports that are gone.
     last: HashMap<u32, PortName>,
@@ -33,13 +35,14 @@ pub(super) struct Ports {
 
 impl Ports {
     pub(super) fn new(directory: PathBuf) -> Self {
-        Self { directory, read: Instant::now(), fresh: HashMap::new(), last: HashMap::new() }
+        Self { directory, read: Instant::now(), store: None, fresh: HashMap::new(), last: HashMap::new() }
     }
 
     /// Forgets what may have changed.
     pub(super) fn refresh(&mut self) {
         if self.read.elapsed() > FRESH {
             self.read = Instant::now();
+            self.store = None;
             self.fresh.clear();
         }
     }
@@ -52,8 +55,10 @@ impl Ports {
         if let Some(known) = self.fresh.get(&id) {
             return known.clone().or_else(|| self.last.get(&id).cloned()).or_else(|| Some(unknown(id)));
         }
-        // A map that has grown is another map at the same place.
-        let found = BpfStore::open(&self.directory).ok().and_then(|store| {
+        if self.store.is_none() {
+            self.store = BpfStore::open(&self.directory).ok();
+        }
+        let found = self.store.as_ref().and_then(|store| {
             let (key, entry) = (store.name(id)?, store.service(id).ok().flatten());
             let scheduler = entry.and_then(|entry| Scheduler::from_number(entry.scheduler)).unwrap_or_default();
             Some(PortName {

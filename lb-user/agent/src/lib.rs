@@ -2,6 +2,7 @@
 //! wires these parts to the sources and the dataplane.
 
 mod closed_sockets;
+mod connection_age;
 mod events;
 mod health;
 mod health_ports;

@@ -19,6 +19,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
+    connection_age::{self, Ages},
     events::{self, EventQueue},
     health::{self, ProbeCounts},
     health_ports,
@@ -113,6 +114,8 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     tasks.spawn(forward_node_state(observed.clone(), node_sender));
     let (restricted_sender, restricted) = watch::channel(None);
     tasks.spawn(forward_restricted(observed.clone(), restricted_sender));
+    let (ages_sender, ages) = watch::channel(Ages::default());
+    tasks.spawn(forward_ages(observed.clone(), ages_sender));
     tasks.spawn(write_cluster_ranges(observed.clone(), pins.current()));
     let (collecting, collected) = watch::channel(FlowGcStatus::default());
     let (directory, backends) = (pins.current(), config.metrics_backends);
@@ -160,6 +163,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let tc = loader.tc();
     tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), node));
     tasks.spawn(netns_addrs::run(pins.current(), restricted));
+    tasks.spawn(connection_age::run(pins.current(), ages));
     let termination = termination::start(pins.current(), event_queue, loader.freer())?;
     tasks.spawn(reconcile::run(reconciler, LoadedDataplane { loader, cgroup, termination }, inbox, status));
     let directory = pins.current();
@@ -226,6 +230,21 @@ async fn forward_restricted(
                 is_new
             });
         }
+        if status.changed().await.is_err() {
+            return pending().await;
+        }
+    }
+}
+
+/// Forwards the ages of connections from the passes to the task that ends old sockets.
+async fn forward_ages(mut status: watch::Receiver<Status>, sender: watch::Sender<Ages>) -> Result<()> {
+    loop {
+        let new = Arc::clone(&status.borrow_and_update().connection_ages);
+        sender.send_if_modified(|known| {
+            let is_new = *known != new;
+            *known = new;
+            is_new
+        });
         if status.changed().await.is_err() {
             return pending().await;
         }

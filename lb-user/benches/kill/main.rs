@@ -1,11 +1,15 @@
-//! Time to end the sockets of a dead backend among many other sockets: `cargo xtask bench kill`.
+//! Time to end the sockets of a dead backend, and old sockets, among many other sockets: `cargo xtask bench kill`.
 
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, UdpSocket},
+    os::fd::OwnedFd,
     path::Path,
     process::{Child, Command, Stdio},
+    time::Instant,
 };
+
+use foldhash::HashMap;
 
 use lb_common::{
     AddrPort, Backend, Frontend, FrontendKey, Kind, List, Proto, ServiceEntry, Slot, SlotKey, Translation,
@@ -14,14 +18,17 @@ use lb_core::{op::Op, store::Store as _};
 use lb_dataplane::{
     load::Loader,
     pins::Pins,
-    sockets::{self, EndReport, Search},
+    sockets::{self, Aged, EndReport, Search},
     upgrade::programs::MapSizes,
 };
 use lb_lab::{
     sandbox::{Inside, enter_namespaces, run_again},
     table::{Spread, header, row},
 };
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::{
+    net::{AddressFamily, SocketType, bind, connect, listen, socket},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 
 /// Rounds of a figure; odd, so that there is a median.
 const ROUNDS: usize = 11;
@@ -32,12 +39,17 @@ const OTHERS: usize = 100_000;
 /// Processes that hold these sockets, since the limit of descriptors is per process.
 const HOLDERS: u8 = 10;
 
+/// Longest queue of a listener that accepts no connection: all of them.
+const QUEUE: i32 = 2 * OTHERS as i32;
+
 /// Other network namespaces.
 const PODS: usize = 100;
 
 /// Ids of the two service ports, and of the one backend of each.
 const LIVING: u32 = 1;
 const DYING: u32 = 2;
+/// The service port of TCP.
+const AGED: u32 = 3;
 
 fn main() {
     let arguments: Vec<_> = std::env::args().collect();
@@ -45,6 +57,11 @@ fn main() {
         && flag == "--hold"
     {
         return hold(number.parse().expect("a number"));
+    }
+    if let [_, flag, number] = arguments.as_slice()
+        && flag == "--hold-tcp"
+    {
+        return hold_tcp(number.parse().expect("a number"));
     }
     if arguments.iter().any(|flag| flag == "--pod") {
         enter_namespaces();
@@ -64,11 +81,11 @@ fn measure(inside: &Inside) {
     inside.join_cgroup();
     let pins = Pins::at(inside.enter().join("beeline"));
     let mut datapath = Loader::load(pins.clone(), MapSizes::new()).expect("the programs load");
-    datapath.store().expect("the maps").apply(&[ops(LIVING), ops(DYING)].concat()).expect("room in the maps");
+    datapath.store().expect("the maps").apply(&all_ops()).expect("room in the maps");
     datapath.attach(&inside.cgroup).expect("the programs attach");
     let pins = pins.current();
 
-    let _others = Holders::start((0..HOLDERS).map(|number| vec!["--hold".to_owned(), number.to_string()]));
+    let others = Holders::start((0..HOLDERS).map(|number| vec!["--hold".to_owned(), number.to_string()]));
     let dying = AddrPort::from(backend(DYING));
     header();
     for count in [1, 100] {
@@ -84,6 +101,39 @@ fn measure(inside: &Inside) {
     drop(pods);
     let what = format!("after a start: look at all {} UDP sockets, end 100", OTHERS + 100);
     row(&what, "1000 ms", "ms", &rounds(100, || end(&pins, None)));
+    drop(others);
+    measure_ages(&pins);
+}
+
+/// Measures a look at the ages of TCP sockets, and the questions to those whose time is over. All of them are busy: a
+/// client without an answer.
+fn measure_ages(pins: &Path) {
+    std::fs::write("/proc/sys/net/core/somaxconn", QUEUE.to_string()).expect("a namespace of its own");
+    let listener = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+    bind(&listener, &backend(AGED)).expect("a free port");
+    listen(&listener, QUEUE).expect("a listener");
+    let _clients = Holders::start((0..HOLDERS).map(|number| vec!["--hold-tcp".to_owned(), number.to_string()]));
+    let time = |work: &dyn Fn()| {
+        let times = (0..ROUNDS).map(|_| {
+            let start = Instant::now();
+            work();
+            start.elapsed().as_secs_f64() * 1e3
+        });
+        Spread::of(times.collect::<Vec<_>>().into_iter())
+    };
+    let read = || sockets::translated(pins).expect("the maps");
+    let known = read();
+    assert_eq!(known.len(), OTHERS);
+    row(&format!("read the backends of {OTHERS} TCP sockets"), "100 ms", "ms", &time(&|| drop(read())));
+    let aged = Aged { peer: backend(AGED).into(), service: AGED, must_end: false };
+    for count in [100, OTHERS] {
+        let over: HashMap<u64, Aged> = known.iter().take(count).map(|(cookie, _)| (*cookie, aged)).collect();
+        let ask = || {
+            let report = sockets::end_aged(&over).expect("/proc");
+            assert_eq!((report.ended.len(), report.failures.len()), (0, 0), "{report:?}");
+        };
+        row(&format!("ask {count} busy ones of {OTHERS} TCP sockets"), "1000 ms", "ms", &time(&ask));
+    }
 }
 
 /// Ends the UDP sockets that lead to the dying backend, among those with these peers.
@@ -156,6 +206,21 @@ fn hold(number: u8) {
     wait();
 }
 
+/// Holds TCP connections through the VIP open.
+fn hold_tcp(number: u8) {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("as many descriptors as allowed");
+    let at = |port| SocketAddr::from(([127, 1, 3, number], port));
+    let open = |port| -> OwnedFd {
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        bind(&socket, &at(port)).expect("a free port");
+        connect(&socket, &vip(AGED)).expect("a connection");
+        socket
+    };
+    let _sockets: Vec<_> = (10_000..).take(OTHERS / usize::from(HOLDERS)).map(open).collect();
+    wait();
+}
+
 /// Reports that everything is open, and waits until stdin closes.
 fn wait() {
     print!("r");
@@ -175,11 +240,16 @@ fn backend(id: u32) -> SocketAddr {
     ([127, 0, 0, id as u8], 53).into()
 }
 
+/// The map writes for all Services.
+fn all_ops() -> Vec<Op> {
+    [ops(LIVING, Proto::Udp), ops(DYING, Proto::Udp), ops(AGED, Proto::Tcp)].concat()
+}
+
 /// The map writes for a Service with one backend.
-fn ops(id: u32) -> Vec<Op> {
+fn ops(id: u32, proto: Proto) -> Vec<Op> {
     let (frontend, target) = (vip(id), backend(id));
     let slot = Slot { addr: target.ip().into(), port: target.port(), weight: 1, backend: id };
-    let key = FrontendKey::new(frontend.ip().into(), frontend.port(), Proto::Udp);
+    let key = FrontendKey::new(frontend.ip().into(), frontend.port(), proto);
     let (word, bits) = key.bit();
     vec![
         Op::PutFrontendBits(word, bits),

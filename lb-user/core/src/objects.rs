@@ -150,8 +150,19 @@ pub struct Tuning {
     pub tier_share: Option<NonZeroU8>,
     /// `beeline.io/slow-start`, in seconds, at most [`MAX_SLOW_START`]; none by default.
     pub slow_start: Option<NonZeroU32>,
+    /// `beeline.io/max-connection-age`; none by default.
+    pub max_connection_age: Option<ConnectionAge>,
     /// `beeline.io/redirect-from`: the Service whose clients on a node are led to this Service's endpoints there.
     pub redirect_from: Option<Key>,
+}
+
+/// The age at which TCP sockets of clients on the node end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ConnectionAge {
+    /// Seconds from the connect to the end of an idle socket, at most [`MAX_CONNECTION_AGE`].
+    pub seconds: NonZeroU32,
+    /// Seconds after that to the end of a busy socket; none: it stays until it is idle.
+    pub grace: Option<u32>,
 }
 
 /// A type of frontends that Kubernetes' types of a Service add up.
@@ -183,6 +194,9 @@ pub const DEFAULT_TIER_SHARE: u8 = 50;
 
 /// The longest time of `beeline.io/slow-start`, in seconds.
 pub const MAX_SLOW_START: u32 = 3600;
+
+/// The longest times of `beeline.io/max-connection-age`, in seconds: 30 days.
+pub const MAX_CONNECTION_AGE: u32 = 30 * 24 * 3600;
 
 /// Endpoints that go before the others of the cluster list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

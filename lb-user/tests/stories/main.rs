@@ -8,6 +8,7 @@ mod agent_lifecycle;
 mod backend_choice;
 mod bad_input;
 mod capabilities;
+mod connection_age;
 mod devices;
 mod dns_cache;
 mod doctor;
@@ -76,6 +77,7 @@ fn stories() -> Vec<Story> {
         service_changes::STORIES,
         near_endpoints::STORIES,
         slow_start::STORIES,
+        connection_age::STORIES,
         node_ports::STORIES,
         node_addresses::STORIES,
         explain::STORIES,

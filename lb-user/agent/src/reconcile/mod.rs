@@ -36,7 +36,7 @@ use lb_core::{
         slow_start::SlowStarts,
         tiers::TiersInUse,
     },
-    objects::Key,
+    objects::{ConnectionAge, Key},
     plan::{Change, OnOrphan, Plan, Refused, Scope, plan},
     shadow::{Port, Shadow},
     spec::{Health, PortSpec, ServiceSpec},
@@ -91,6 +91,8 @@ struct Reports {
     health: Arc<BTreeMap<Key, Health>>,
     /// Load balancer addresses of each Service with source ranges.
     restricted: Arc<BTreeMap<Key, Vec<IpAddr>>>,
+    /// The age of connections of each Service that has one.
+    ages: BTreeMap<Key, ConnectionAge>,
     /// Services that do not fit into the maps.
     refused: Vec<Refused>,
 }
@@ -285,6 +287,7 @@ impl<S: Store> Reconciler<S> {
         for key in &keys {
             let spec = self.compile_service(key, requests.remove(key));
             let tuning = self.world.view(key).and_then(|view| view.service.tuning.as_deref());
+            self.reports.update_age(key, tuning.and_then(|tuning| tuning.max_connection_age));
             let time = tuning.and_then(|tuning| tuning.slow_start);
             let must_repeat = self.slow_starts.observe(&spec, time, self.maps.shadow.as_ref());
             specs.push(if must_repeat { self.compile_service(key, None) } else { spec });
@@ -356,6 +359,24 @@ impl<S: Store> Reconciler<S> {
         let is_cluster_ip =
             |addr: &Addr| self.claims.owner(&FrontendKey::new(*addr, 0, Proto::Tcp).address()).is_some();
         cluster_ranges::choose(&self.settings.service_cidrs, self.world.cluster_ranges(), &self.own, is_cluster_ip)
+    }
+
+    /// Returns the age of connections of each service port of TCP that has one, by id; none if the maps are unknown.
+    fn connection_ages(&self) -> Option<BTreeMap<u32, ConnectionAge>> {
+        let ages = &self.reports.ages;
+        if ages.is_empty() {
+            return Some(BTreeMap::new());
+        }
+        let shadow = self.maps.shadow.as_ref()?;
+        let is_tcp = |id: &u32| {
+            let key = shadow.port(*id).and_then(|port| port.key.as_ref());
+            key.is_some_and(|key| key.proto == Proto::Tcp)
+        };
+        let ids = |(service, age): (&Key, &ConnectionAge)| {
+            let (age, ids) = (*age, shadow.ports_of(service).iter().copied().filter(is_tcp));
+            ids.map(|id| (id, age)).collect::<Vec<_>>()
+        };
+        Some(ages.iter().flat_map(ids).collect())
     }
 
     /// Records the claims of the Services `keys`. Returns their requests for frontends, and the other Services that the
@@ -458,6 +479,13 @@ impl<S: Store> Reconciler<S> {
 }
 
 impl Reports {
+    fn update_age(&mut self, service: &Key, age: Option<ConnectionAge>) {
+        match age {
+            Some(age) => drop(self.ages.insert(service.clone(), age)),
+            None => drop(self.ages.remove(service)),
+        }
+    }
+
     fn update_restricted(&mut self, spec: &ServiceSpec) {
         let ports = spec.ports.iter().filter(|port| port.flags & ServiceFlags::SOURCE_RANGES != 0);
         let frontends = ports.flat_map(|port| &port.frontends).filter(|(_, kind)| *kind == Kind::LoadBalancer);

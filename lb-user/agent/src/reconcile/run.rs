@@ -197,12 +197,18 @@ fn publish<S: Store>(
     let error = report.failure.as_ref().map(|error| format!("{error:#}"));
     let (ranges, doubtful) = reconciler.cluster_ranges();
     let pod_modes = reconciler.world.pods().map(pod_modes);
+    let ages = reconciler.connection_ages();
     let triggers = if error.is_none() { reconciler.world.take_triggers() } else { Vec::new() };
     status.send_modify(|status| {
         status.record_pass(duration, error, &triggers);
         status.writes = writes;
         status.health = Arc::clone(&reconciler.reports.health);
         status.restricted = Arc::clone(&reconciler.reports.restricted);
+        if let Some(ages) = ages
+            && *status.connection_ages != ages
+        {
+            status.connection_ages = Arc::new(ages);
+        }
         if *status.node_ports != reconciler.node_ports {
             status.node_ports = Arc::new(reconciler.node_ports.clone());
         }

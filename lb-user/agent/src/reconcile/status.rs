@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use lb_common::Addr;
 use tokio::time::{Duration, Instant};
 
-use crate::histogram::Histogram;
+use crate::{connection_age::Ages, histogram::Histogram};
 use lb_core::{
     event::ObjectKind,
     model::{cluster_ranges::DoubtfulRange, pod_modes::PodModes},
@@ -54,6 +54,8 @@ pub(crate) struct Status {
     pub(crate) health: Arc<BTreeMap<Key, Health>>,
     /// Load balancer addresses of each Service with source ranges, as of the last pass.
     pub(crate) restricted: Arc<BTreeMap<Key, Vec<IpAddr>>>,
+    /// Ages of connections by id of the service port, as of the last pass.
+    pub(crate) connection_ages: Ages,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
     pub(crate) node_ports: Arc<BTreeSet<Addr>>,
     /// Ranges of cluster IPs in use, as of the last pass.
@@ -97,6 +99,7 @@ impl Default for Status {
             warnings: 0,
             health: Arc::default(),
             restricted: Arc::default(),
+            connection_ages: Ages::default(),
             node_ports: Arc::default(),
             cluster_ranges: Arc::default(),
             doubtful_ranges: Vec::new(),

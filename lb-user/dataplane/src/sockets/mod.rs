@@ -1,9 +1,10 @@
-//! Finds and ends sockets of this node whose backend no longer serves them: their applications would wait until they
-//! open new ones. The agent decides when.
+//! Finds and ends sockets of this node whose backend no longer serves them, since their applications would wait until
+//! they open new ones, and sockets that are too old. The agent decides when.
 //!
 //! The kernel lists and ends sockets by sock_diag(7), one network namespace at a time. The programs' maps have the
 //! translation of each socket.
 
+mod aged;
 mod bound_ports;
 mod closed;
 mod real_peer;
@@ -20,6 +21,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use lb_common::Proto;
 
+pub use aged::{Aged, end_aged, translated};
 pub use bound_ports::mark_bound_ports;
 pub(crate) use closed::PROGRAM as FREE_SOCKET;
 pub use closed::{SocketFreer, closed};
@@ -121,33 +123,38 @@ impl Sweep<'_> {
     }
 }
 
-/// Runs sweeps in all namespaces, on a thread of its own, since the thread leaves the agent's network namespace.
+/// Runs sweeps in all namespaces.
 fn run(sweeps: &[Sweep<'_>]) -> Result<EndReport> {
-    let start = Instant::now();
     if sweeps.is_empty() {
         return Ok(EndReport::default());
     }
+    visit(|channel, report| {
+        for sweep in sweeps {
+            if let Err(error) = sweep.run(channel, &mut report.ended) {
+                report.failures.insert(format!("{error:#}"));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Calls `end` in each namespace, on a thread of its own, since the thread leaves the agent's network namespace.
+fn visit(mut end: impl FnMut(&mut SockDiag, &mut EndReport) -> Result<()> + Send) -> Result<EndReport> {
+    let start = Instant::now();
     let namespaces = netns::all()?;
     let mut report = EndReport { namespaces: namespaces.len(), ..EndReport::default() };
-    let visit = |report: &mut EndReport| {
+    let mut visit_all = |report: &mut EndReport| {
         for namespace in &namespaces {
-            let opened = namespace.enter().context("entering a network namespace (needs CAP_SYS_ADMIN)");
-            let mut channel = match opened.and_then(|()| SockDiag::open()) {
-                Ok(channel) => channel,
-                Err(error) => {
-                    report.failures.insert(format!("{error:#}"));
-                    continue;
-                }
-            };
-            for sweep in sweeps {
-                if let Err(error) = sweep.run(&mut channel, &mut report.ended) {
-                    report.failures.insert(format!("{error:#}"));
-                }
+            let entered = namespace.enter().context("entering a network namespace (needs CAP_SYS_ADMIN)");
+            let channel = entered.and_then(|()| SockDiag::open());
+            if let Err(error) = channel.and_then(|mut channel| end(&mut channel, report)) {
+                report.failures.insert(format!("{error:#}"));
             }
         }
     };
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name("sockets".to_owned()).spawn_scoped(scope, || visit(&mut report))?;
+        let thread =
+            thread::Builder::new().name("sockets".to_owned()).spawn_scoped(scope, || visit_all(&mut report))?;
         thread.join().map_err(|_| anyhow::anyhow!("the thread that ends sockets panicked"))
     })?;
     report.took = start.elapsed();

@@ -7,7 +7,11 @@ mod fair_share;
 
 pub use counters::{CounterWatch, counters};
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::Result;
 use foldhash::HashMap;
@@ -108,11 +112,13 @@ impl StatMaps {
         Ok(self.affinity.read()?.into_iter().collect())
     }
 
-    /// Adds to the number of sockets ended for a service port. Only the agent writes this map.
+    /// Adds to the number of sockets ended for a service port. Only the agent writes this map, on several threads.
     ///
     /// # Errors
     /// If the map cannot be written.
     pub fn add_killed(&self, service: u32, count: u64) -> Result<()> {
+        static ADDING: Mutex<()> = Mutex::new(());
+        let _adding = ADDING.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.killed.get(&service)?.unwrap_or(0);
         Ok(self.killed.put(&[service], &[before + count])?)
     }

@@ -12,7 +12,7 @@ use rustix::{
 
 use crate::netlink::{BUFFER, receive};
 
-use super::message::{Message, Reply, Socket, SocketId, SocketQuery, messages};
+use super::message::{Activity, Message, Reply, Socket, SocketId, SocketQuery, messages};
 
 /// Size of the socket's receive buffer, in octets.
 const RECEIVE_BUFFER: usize = 1 << 20;
@@ -93,6 +93,19 @@ impl SockDiag {
             Some(Errno::NOENT) => Ok(Some(DestroyOutcome::NotFound)),
             Some(Errno::OPNOTSUPP) => Ok(None),
             Some(error) => Err(error).with_context(|| format!("destroying a {} socket", proto.name())),
+        }
+    }
+
+    /// Reads the activity of a TCP socket; none if no socket has the id.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn activity(&mut self, id: SocketId) -> Result<Option<Activity>> {
+        let request = id.activity_request(self.next());
+        let mut activity = None;
+        match self.request(&request, |socket| activity = socket.activity)?.error {
+            None | Some(Errno::NOENT) => Ok(activity),
+            Some(error) => Err(error).context("reading a TCP socket"),
         }
     }
 

@@ -1,10 +1,13 @@
 //! Messages of sock_diag (include/uapi/linux/inet_diag.h) as bytes: encoding of requests, decoding of answers. Pure.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use lb_common::{Addr, Proto};
 
-use crate::netlink::codec::{frames, put_attribute, request as message, u32_at};
+use crate::netlink::codec::{find, frames, put_attribute, request as message, u32_at};
 use lb_common::{AddrPort, Family};
 
 /// States of a socket as bits (include/net/tcp_states.h). A connected UDP socket is `ESTABLISHED`, any other `CLOSE`.
@@ -33,6 +36,11 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 
 const INET_DIAG_REQ_BYTECODE: u16 = 1;
+/// The attribute with a `struct tcp_info`.
+const INET_DIAG_INFO: u16 = 2;
+/// `idiag_ext` of a request without attributes, and of one for [`INET_DIAG_INFO`].
+const NO_ATTRIBUTE: u8 = 0;
+const INFO: u8 = 1 << (INET_DIAG_INFO - 1);
 
 /// Selection of sockets for a dump.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,7 +58,7 @@ pub struct SocketQuery<'a> {
 impl SocketQuery<'_> {
     /// Encodes the request for a dump.
     pub(super) fn to_bytes(self, sequence: u32) -> Vec<u8> {
-        let mut body = request(family_number(self.family), self.proto, self.states, &[0; 48]);
+        let mut body = request(family_number(self.family), self.proto, NO_ATTRIBUTE, self.states, &[0; 48]);
         if let Some(filter) = self.filter {
             put_attribute(&mut body, INET_DIAG_REQ_BYTECODE, filter);
         }
@@ -70,8 +78,14 @@ pub struct SocketId {
 impl SocketId {
     /// Encodes the request to destroy the socket.
     pub(super) fn destroy_request(self, proto: Proto, sequence: u32) -> Vec<u8> {
-        let body = request(self.family, proto, u32::MAX, &self.id);
+        let body = request(self.family, proto, NO_ATTRIBUTE, u32::MAX, &self.id);
         message(SOCK_DESTROY, libc::NLM_F_ACK, sequence, &body)
+    }
+
+    /// Encodes the request for the [`Activity`] of the TCP socket.
+    pub(super) fn activity_request(self, sequence: u32) -> Vec<u8> {
+        let body = request(self.family, Proto::Tcp, INFO, u32::MAX, &self.id);
+        message(SOCK_DIAG_BY_FAMILY, libc::NLM_F_ACK, sequence, &body)
     }
 }
 
@@ -90,6 +104,21 @@ pub struct Socket {
     pub cookie: u64,
     /// Inode number, by which /proc lists the socket.
     pub inode: u32,
+    /// Data of a TCP socket on its way; only in the answer of [`super::SockDiag::activity`].
+    pub activity: Option<Activity>,
+}
+
+/// Data of a TCP socket on its way, and the time since the last of it. The handshake counts as data both ways.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Activity {
+    /// Octets that the application has not read.
+    pub unread: u32,
+    /// Octets that the peer has not acknowledged, unsent ones included.
+    pub unacknowledged: u32,
+    /// Time since the last data was sent, in the resolution of the kernel's ticks.
+    pub since_sent: Duration,
+    /// Time since the last data was received, in the resolution of the kernel's ticks.
+    pub since_received: Duration,
 }
 
 /// One netlink message.
@@ -127,7 +156,10 @@ pub(super) fn messages(bytes: &[u8]) -> impl Iterator<Item = Message> {
     })
 }
 
-/// Parses a `struct inet_diag_msg`; the attributes behind it are ignored.
+/// Length of a `struct inet_diag_msg`, behind which attributes follow.
+const INET_DIAG_MSG: usize = 72;
+
+/// Parses a `struct inet_diag_msg` and the attribute [`INET_DIAG_INFO`] behind it.
 fn socket(body: &[u8]) -> Option<Socket> {
     let family = *body.first()?;
     let id: [u8; 48] = *body.get(4..)?.first_chunk()?;
@@ -144,12 +176,25 @@ fn socket(body: &[u8]) -> Option<Socket> {
         interface: u32_at(&id, 36)?,
         cookie: (u64::from(u32_at(&id, 44)?) << 32) | u64::from(u32_at(&id, 40)?),
         inode: u32_at(body, 68)?,
+        activity: activity(body),
+    })
+}
+
+/// Parses a `struct tcp_info` (include/uapi/linux/tcp.h), and the queues of a `struct inet_diag_msg`.
+fn activity(body: &[u8]) -> Option<Activity> {
+    let info = find(body.get(INET_DIAG_MSG..)?, INET_DIAG_INFO)?;
+    let millis = |at| Some(Duration::from_millis(u32_at(info, at)?.into()));
+    Some(Activity {
+        unread: u32_at(body, 56)?,
+        unacknowledged: u32_at(body, 60)?,
+        since_sent: millis(44)?,
+        since_received: millis(52)?,
     })
 }
 
 /// Encodes a `struct inet_diag_req_v2`.
-fn request(family: u8, proto: Proto, states: u32, id: &[u8; 48]) -> Vec<u8> {
-    let mut body = vec![family, proto as u8, 0, 0];
+fn request(family: u8, proto: Proto, ext: u8, states: u32, id: &[u8; 48]) -> Vec<u8> {
+    let mut body = vec![family, proto as u8, ext, 0];
     body.extend(states.to_ne_bytes());
     body.extend(id);
     body
@@ -216,6 +261,33 @@ mod tests {
         assert_eq!(u16_at(&request, 4), Some(SOCK_DESTROY));
         assert_eq!(request.get(HEADER..HEADER + 2), Some([AF_INET, 17].as_slice()));
         assert_eq!(request.get(HEADER + 8..), bytes.get(HEADER + 4..HEADER + 52));
+    }
+
+    #[test]
+    fn the_activity_of_a_tcp_socket_is_parsed() {
+        let mut body = reply(AF_INET, &[10, 0, 0, 9], &[10, 0, 0, 1]).split_off(HEADER);
+        body.truncate(INET_DIAG_MSG);
+        for (at, queue) in [(56, 5_u32), (60, 7)] {
+            body.get_mut(at..at + 4).expect("a queue").copy_from_slice(&queue.to_ne_bytes());
+        }
+        let mut info = vec![0xff; 104];
+        for (at, millis) in [(44, 1500_u32), (52, 20)] {
+            info.get_mut(at..at + 4).expect("a time").copy_from_slice(&millis.to_ne_bytes());
+        }
+        put_attribute(&mut body, 8, &[0]);
+        put_attribute(&mut body, INET_DIAG_INFO, &info);
+        let bytes = message(SOCK_DIAG_BY_FAMILY, 0, 7, &body);
+        let Some(Message { reply: Reply::Socket(socket), .. }) = messages(&bytes).next() else { panic!() };
+        let expected = Activity {
+            unread: 5,
+            unacknowledged: 7,
+            since_sent: Duration::from_millis(1500),
+            since_received: Duration::from_millis(20),
+        };
+        assert_eq!(socket.activity, Some(expected));
+        let request = socket.id.activity_request(8);
+        assert_eq!((u16_at(&request, 4), u16_at(&request, 6)), (Some(SOCK_DIAG_BY_FAMILY), Some(5)));
+        assert_eq!(request.get(HEADER..HEADER + 4), Some([AF_INET, 6, 2, 0].as_slice()));
     }
 
     #[test]

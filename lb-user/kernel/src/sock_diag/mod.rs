@@ -10,6 +10,6 @@ mod peer_filter;
 pub use bound_sockets::{BoundSocket, bound_sockets};
 pub use channel::{DestroyOutcome, SockDiag};
 pub use entry_reader::{UdpEntries, UdpEntryReader};
-pub use message::{Socket, SocketId, SocketQuery, state};
+pub use message::{Activity, Socket, SocketId, SocketQuery, state};
 pub use own_socket::{can_destroy, find_udp_socket};
 pub use peer_filter::PeerFilter;

@@ -214,6 +214,16 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
     if let Some(Drain::After(seconds)) = tuning.map(|tuning| tuning.drain) {
         add("drain", format!("TCP sockets end {seconds} s after their backend has gone"));
     }
+    if let Some(age) = tuning.and_then(|tuning| tuning.max_connection_age) {
+        let busy = match age.grace {
+            Some(grace) => format!("and busy ones {grace} s later"),
+            None => "and busy ones when they are idle".to_owned(),
+        };
+        add(
+            "connections",
+            format!("idle TCP sockets of this node's clients end at an age of {} s ±10 %, {busy}", age.seconds),
+        );
+    }
     if let (Some(object), Some(reason)) = (view.endpoints, effect(view).and_then(Effect::reason)) {
         add("no effect", format!("Endpoints {} does not count: {reason}", object.key));
     }

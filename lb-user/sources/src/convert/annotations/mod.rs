@@ -12,7 +12,8 @@ use super::{addr, label};
 use lb_core::{
     label_selector::LabelSelector,
     objects::{
-        DEFAULT_TIER_SHARE, Drain, FrontendType, Key, MAX_SLOW_START, Preference, RangePolicy, Tuning, WORST_TIER,
+        ConnectionAge, DEFAULT_TIER_SHARE, Drain, FrontendType, Key, MAX_CONNECTION_AGE, MAX_SLOW_START, Preference,
+        RangePolicy, Tuning, WORST_TIER,
     },
 };
 
@@ -32,10 +33,12 @@ const TCP_DRAIN: &str = "beeline.io/tcp-drain";
 const PRIORITY: &str = "beeline.io/priority";
 const PRIORITY_SHARE: &str = "beeline.io/priority-share";
 const SLOW_START: &str = "beeline.io/slow-start";
+const MAX_AGE: &str = "beeline.io/max-connection-age";
 const PREFER_LOCAL: &str = "beeline.io/prefer-local";
 const REDIRECT_FROM: &str = "beeline.io/redirect-from";
 /// Beeline's annotations of a Service.
-const OF_SERVICES: &[&str] = &[SCHEDULER, WEIGHTS, TCP_DRAIN, PRIORITY_SHARE, SLOW_START, PREFER_LOCAL, REDIRECT_FROM];
+const OF_SERVICES: &[&str] =
+    &[SCHEDULER, WEIGHTS, TCP_DRAIN, MAX_AGE, PRIORITY_SHARE, SLOW_START, PREFER_LOCAL, REDIRECT_FROM];
 /// Beeline's annotations of an EndpointSlice or Endpoints object.
 const OF_ENDPOINTS: &[&str] = &[WEIGHT, WEIGHTS, PRIORITY];
 // Cilium's annotations (its documentation, "Kubernetes Without kube-proxy").
@@ -59,6 +62,7 @@ pub(super) fn tuning(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Bo
         redirect_from: redirect_from(meta, problems),
         tier_share: tier_share(meta, problems),
         slow_start: slow_start(meta, problems),
+        max_connection_age: max_connection_age(meta, problems),
     };
     unknown(meta, "a Service", OF_SERVICES, problems);
     (tuning != Tuning::default()).then(|| Box::new(tuning))
@@ -195,6 +199,27 @@ fn slow_start(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<NonZeroU3
         ));
     }
     time
+}
+
+fn max_connection_age(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<ConnectionAge> {
+    let text = get(meta, MAX_AGE)?;
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let time = |text: &str| seconds(text).filter(|&seconds| seconds <= MAX_CONNECTION_AGE);
+    let age = |text: &str| time(text).and_then(NonZeroU32::new);
+    let age = match words.as_slice() {
+        [text] => age(text).map(|seconds| ConnectionAge { seconds, grace: None }),
+        [text, "grace", grace] => {
+            age(text).zip(time(grace)).map(|(seconds, grace)| ConnectionAge { seconds, grace: Some(grace) })
+        }
+        _ => None,
+    };
+    if age.is_none() {
+        problems.push(format!(
+            "annotation {MAX_AGE} {text:?}: unknown, connections stay; write a time from 1s to 720h, as in 1h, or two, \
+             as in 1h grace 10m"
+        ));
+    }
+    age
 }
 
 fn preference(meta: &ObjectMeta, problems: &mut Vec<String>) -> Preference {

@@ -114,6 +114,27 @@ fn slow_start_takes_a_time_of_at_most_an_hour() {
 }
 
 #[test]
+fn the_age_of_connections_is_a_time_and_may_have_a_grace() {
+    let check = |text: &str, expected: Option<(u32, Option<u32>)>| {
+        let mut problems = Vec::new();
+        let age = max_connection_age(&meta(&[(MAX_AGE, text)]), &mut problems);
+        let problem = expected.is_none().then(|| {
+            format!(
+                "annotation beeline.io/max-connection-age {text:?}: unknown, connections stay; write a time from 1s to \
+                 720h, as in 1h, or two, as in 1h grace 10m"
+            )
+        });
+        assert_eq!((age.map(|age| (age.seconds.get(), age.grace)), problems.pop()), (expected, problem), "{text}");
+    };
+    check("1h", Some((3600, None)));
+    check("1s grace 0s\n", Some((1, Some(0))));
+    check("720h  grace  1h30m", Some((2_592_000, Some(5400))));
+    for text in ["", "0s", "721h", "1h grace", "1h 10m", "grace 10m", "1h grace 721h", "1h grace 10m x", "1 h"] {
+        check(text, None);
+    }
+}
+
+#[test]
 fn a_share_is_a_percentage() {
     let check = |text: &str, expected: Option<u8>| {
         let mut problems = Vec::new();

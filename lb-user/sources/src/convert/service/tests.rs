@@ -92,6 +92,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
                     preference: None,
                     tier_share: None,
                     slow_start: None,
+                    max_connection_age: None,
                     redirect_from: None,
                 },
             ),

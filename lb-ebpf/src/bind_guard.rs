@@ -1,8 +1,13 @@
 //! The bind guard: refuses a bind of a process of the host to a NodePort. The error tells at once that clients of the
 //! node would never reach the listener.
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use lb_common::{Addr, Caller as _, Counter, FrontendKey, Kind, Tables as _, serves_node_ports};
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_probe_read_kernel,
+    generated::{bpf_skc_to_tcp_sock, bpf_skc_to_udp6_sock},
+};
+use lb_common::{Addr, Caller as _, Counter, FrontendKey, Kind, Proto, Tables as _, serves_node_ports};
 
 use crate::{
     context::{PROCEED, SockAddr},
@@ -45,7 +50,7 @@ pub fn bind<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
 fn taken_by<const V6: bool>(ctx: &SockAddr<V6>, wanted: &FrontendKey) -> Option<u32> {
     let any = wanted.addr.is_unspecified();
     let mut frontend = Kernel.frontend(&wanted.node_port());
-    if frontend.is_none() && any && !wanted.addr.is_v4() {
+    if frontend.is_none() && any && !wanted.addr.is_v4() && !is_v6_only(ctx) {
         // A socket of both families.
         frontend = Kernel.frontend(&FrontendKey { addr: Addr::from_v4_word(0), ..*wanted });
     }
@@ -54,4 +59,25 @@ fn taken_by<const V6: bool>(ctx: &SockAddr<V6>, wanted: &FrontendKey) -> Option<
         && ctx.is_host()
         && (any || serves_node_ports(&Kernel, ctx, &wanted.addr));
     if taken { Some(frontend.service) } else { None }
+}
+
+/// True if a socket of TCP or UDP has `IPV6_V6ONLY`.
+///
+/// `bpf_getsockopt` does not know the option. The bit stands at the same place in all kernels since 4.1
+/// (include/net/sock.h, `struct sock_common`, `skc_ipv6only`); a story reads it on each kernel.
+#[inline(always)]
+fn is_v6_only<const V6: bool>(ctx: &SockAddr<V6>) -> bool {
+    const OCTET: usize = 19;
+    const BIT: u8 = 1 << 5;
+    // SAFETY: the helpers (5.9) take the socket of the context, and return null for another protocol's.
+    let socket: *const c_void = match ctx.proto() {
+        Some(Proto::Tcp) => unsafe { bpf_skc_to_tcp_sock(ctx.sock()) }.cast(),
+        Some(Proto::Udp) => unsafe { bpf_skc_to_udp6_sock(ctx.sock()) }.cast(),
+        _ => return false,
+    };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: the helper checks the address itself.
+    unsafe { bpf_probe_read_kernel(socket.cast::<u8>().add(OCTET)) }.is_ok_and(|octet| octet & BIT != 0)
 }

@@ -1,7 +1,7 @@
 //! NodePorts on the socket path, and the bind guard that keeps processes of the host from binding to them.
 
 use std::{
-    net::{TcpListener, UdpSocket},
+    net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     time::Duration,
 };
 
@@ -22,6 +22,7 @@ pub const STORIES: &[Story] = &[
     ("node_ports_answer_at_new_addresses_at_once", new_addresses),
     ("an_older_service_keeps_its_node_port", older_service_wins),
     ("a_process_of_the_host_cannot_bind_to_a_node_port", bind_guard_refuses),
+    ("a_socket_of_ipv6_alone_may_bind_to_a_node_port_of_ipv4", bind_guard_knows_families),
     ("a_socket_bound_before_the_node_port_is_logged_and_keeps_working", earlier_socket_is_logged),
     ("a_server_answers_a_client_whose_port_is_a_node_port", answers_to_a_node_port),
 ];
@@ -150,6 +151,32 @@ fn bind_error(address: &str, udp: bool) -> Option<Errno> {
     let to = at(address);
     let client = if udp { Client::udp(to) } else { Client::tcp(to) };
     bind(client.fd(), &to).err()
+}
+
+/// Binds `[::]:port` of IPv6 only.
+fn bind_error_v6_only(port: u16, udp: bool) -> Option<Errno> {
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let client = if udp { Client::udp(any) } else { Client::tcp(any) };
+    rustix::net::sockopt::set_ipv6_v6only(client.fd(), true).expect("an option");
+    bind(client.fd(), &any).err()
+}
+
+/// A Service of one family, and sockets that bind the other one's addresses.
+fn bind_guard_knows_families(node: &mut StoryNode) {
+    node.write("web.yaml", &node_port("web", &["10.96.0.1"], "TCP", 30080, &[BACKEND]));
+    node.write("dns.yaml", &node_port("dns", &["10.96.0.53"], "UDP", 30053, &["10.0.0.1:53"]));
+    node.write("six.yaml", &node_port("six", &["fd96::1"], "TCP", 30081, &["[fd00::1]:8080"]));
+    let agent = node.agent(&[]);
+    agent.wait_for("three Services", |dump| dump.backends.len() == 3);
+    if !has_netns_cookie() {
+        return;
+    }
+    for (port, udp) in [(30080, false), (30053, true)] {
+        assert_refused(bind_error(&format!("[::]:{port}"), udp).map_or(Ok(()), Err), Errno::ADDRINUSE);
+        assert_eq!(bind_error_v6_only(port, udp), None, "{port}");
+    }
+    assert_refused(bind_error_v6_only(30081, false).map_or(Ok(()), Err), Errno::ADDRINUSE);
+    assert_eq!(bind_error("0.0.0.0:30081", false), None);
 }
 
 fn bind_guard_refuses(node: &mut StoryNode) {

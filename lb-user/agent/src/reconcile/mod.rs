@@ -34,12 +34,11 @@ use lb_core::{
         frontends::{FrontendRequest, request},
         redirects::RedirectIndex,
         slow_start::SlowStarts,
-        tiers::TiersInUse,
     },
     objects::{ConnectionAge, Key},
     plan::{Change, OnOrphan, Plan, Refused, Scope, plan},
-    shadow::{Port, Shadow},
-    spec::{Health, PortSpec, ServiceSpec},
+    shadow::Shadow,
+    spec::{Health, ServiceSpec},
     store::{Partial, Store, StoreError},
     warning::Warning,
     world::{View, World},
@@ -58,8 +57,6 @@ pub struct Reconciler<S> {
     claims: Claims,
     cross_namespace: CrossNamespaceIndex,
     redirects: RedirectIndex,
-    /// As the maps have them, and then as of the last pass over each Service.
-    tiers: TiersInUse,
     slow_starts: SlowStarts,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
     node_ports: BTreeSet<Addr>,
@@ -107,7 +104,6 @@ impl<S: Store> Reconciler<S> {
             claims: Claims::default(),
             cross_namespace: CrossNamespaceIndex::default(),
             redirects: RedirectIndex::default(),
-            tiers: TiersInUse::new(),
             slow_starts: SlowStarts::default(),
             node_ports: BTreeSet::new(),
             own: BTreeSet::new(),
@@ -226,7 +222,7 @@ impl<S: Store> Reconciler<S> {
             claims: &self.claims,
             cross_namespace: &self.cross_namespace,
             redirects: &self.redirects,
-            tiers: &self.tiers,
+            maps: self.maps.shadow.as_ref(),
             slow_starts: &self.slow_starts,
             world: &self.world,
         }
@@ -280,7 +276,6 @@ impl<S: Store> Reconciler<S> {
     fn compile(&mut self) -> Result<Vec<ServiceSpec>> {
         if self.maps.shadow.is_none() {
             self.maps.read()?;
-            self.tiers = self.maps.shadow.as_ref().map(tiers_in_use).unwrap_or_default();
         }
         let (keys, mut requests) = self.take_keys();
         let mut specs = Vec::with_capacity(keys.len());
@@ -292,7 +287,6 @@ impl<S: Store> Reconciler<S> {
             let must_repeat = self.slow_starts.observe(&spec, time, self.maps.shadow.as_ref());
             specs.push(if must_repeat { self.compile_service(key, None) } else { spec });
         }
-        specs.iter().for_each(|spec| self.update_tiers(spec));
         specs.iter().for_each(|spec| self.warn(spec));
         specs.iter().for_each(|spec| self.reports.update_health(spec));
         specs.iter().for_each(|spec| self.reports.update_restricted(spec));
@@ -435,16 +429,6 @@ impl<S: Store> Reconciler<S> {
         }
     }
 
-    /// Keeps the tiers that a Service uses from now on.
-    fn update_tiers(&mut self, spec: &ServiceSpec) {
-        for PortSpec { key, flags, .. } in &spec.ports {
-            match tier_of(*flags) {
-                0 => drop(self.tiers.remove(key)),
-                tier => drop(self.tiers.insert(key.clone(), tier)),
-            }
-        }
-    }
-
     /// Logs new warnings about a Service, and passes all of them to the Event queue.
     fn warn(&mut self, spec: &ServiceSpec) {
         let old = self.warnings.get(&spec.key).map_or(&[][..], |old| old);
@@ -511,17 +495,6 @@ impl Reports {
             None => drop(health.remove(&spec.key)),
         }
     }
-}
-
-/// Returns the tiers in use of the service ports in the maps.
-fn tiers_in_use(shadow: &Shadow) -> TiersInUse {
-    let tier = |port: &Port| Some((port.key.clone()?, tier_of(port.service?.flags)));
-    shadow.ports().filter_map(|(_, port)| tier(port)).filter(|(_, tier)| *tier != 0).collect()
-}
-
-/// The tier in the flags of a service port; 0 is the best.
-fn tier_of(flags: u32) -> u8 {
-    u8::try_from((flags & ServiceFlags::TIER) >> ServiceFlags::TIER_SHIFT).unwrap_or_default()
 }
 
 /// Adds `new` to sorted keys, which stay sorted and without duplicates.

@@ -366,6 +366,60 @@ fn a_preview_writes_nothing_and_the_pass_performs_its_plan() {
     assert_eq!(reconciler.preview().expect("a dump").ops, []);
 }
 
+/// A slice of `default/NAME` with endpoints of one tier, by last octet and readiness.
+fn tier(name: &str, tier: u8, of: &[(u8, bool)]) -> Object {
+    use lb_core::objects::Endpoint;
+    let Object::EndpointSlice(mut slice) = slice(name, 0) else { panic!("a slice") };
+    slice.key = Key::new("default", &format!("{name}-{tier}"));
+    let endpoint = |&(n, ready): &(u8, bool)| Endpoint { tier, ready, ..Endpoint::new([10, 0, tier, n].into()) };
+    slice.group.endpoints = of.iter().map(endpoint).collect();
+    Object::EndpointSlice(slice)
+}
+
+#[test]
+fn a_service_that_comes_back_begins_with_the_best_tier() {
+    let mut reconciler = Reconciler::new(MemoryStore::default(), "node-1", Settings::default());
+    reconciler.handle(empty_lists());
+    let mut tier_after = |ready: usize, delete: bool| {
+        if delete {
+            reconciler.handle([Event::Delete(ObjectKind::Service, Key::new("default", "a"))]);
+            assert!(reconciler.pass().writes > 0);
+        }
+        let best: Vec<_> = (0..10_u8).map(|n| (n, usize::from(n) < ready)).collect();
+        let objects = [service("a", 1), tier("a", 0, &best), tier("a", 1, &[(1, true)])];
+        reconciler.handle(objects.map(Event::Apply));
+        reconciler.pass();
+        let flags = reconciler.store().dump.services.values().map(|service| service.flags).next();
+        flags.expect("a service port") >> ServiceFlags::TIER_SHIFT
+    };
+    assert_eq!((tier_after(4, false), tier_after(6, false)), (1, 1), "the way back needs more");
+    assert_eq!(tier_after(6, true), 0);
+}
+
+#[test]
+fn a_step_of_slow_start_writes_the_slots_of_the_new_endpoint_only() {
+    use lb_core::objects::{Service, Tuning};
+    let Object::Service(web) = service("a", 1) else { panic!("a Service") };
+    let tuning = Tuning { slow_start: std::num::NonZeroU32::new(10), ..Tuning::default() };
+    let mut reconciler = Reconciler::new(MemoryStore::default(), "node-1", Settings::default());
+    reconciler.handle(empty_lists());
+    let all: Vec<_> = (0..100).map(|n| (n, true)).collect();
+    reconciler.handle([Event::Apply(Object::Service(Service { tuning: Some(Box::new(tuning)), ..web }))]);
+    reconciler.handle([Event::Apply(tier("a", 0, &all[..99]))]);
+    reconciler.pass();
+    reconciler.handle([Event::Apply(tier("a", 0, &all))]);
+    reconciler.pass();
+    let mut writes = Vec::new();
+    while let Some(next) = reconciler.next_step() {
+        reconciler.set_time(next);
+        writes.push(reconciler.pass().writes);
+    }
+    // The slots of the new endpoint, one more each time, and the length.
+    assert_eq!(writes[..8], (2..=9).map(|slots| slots + 1).collect::<Vec<_>>());
+    assert!(writes[8] > 900, "the list is short again: {writes:?}");
+    assert_eq!(writes[9..], [0]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_burst_is_one_pass_and_a_single_event_is_handled_at_once() {
     let (tx, rx) = mpsc::channel(2048);

@@ -16,7 +16,7 @@ use super::{
     ranges::{self, SourceRanges},
     reason::{EvaluatedEndpoint, Placement, Reason},
     redirects,
-    tiers::Tiers,
+    tiers::{self, Tiers},
     topology::categorize,
     warnings::{self, push_once},
 };
@@ -158,7 +158,7 @@ impl<'a> Evaluator<'a, '_> {
         let Service { key: service, tuning, .. } = self.view.service;
         let share = tuning.as_deref().and_then(|tuning| tuning.tier_share).map_or(DEFAULT_TIER_SHARE, NonZeroU8::get);
         let key = || PortKey { service: service.clone(), name: port.name.clone(), proto: port.proto, family };
-        let before = || self.cluster.tiers.get(&key()).copied().unwrap_or_default();
+        let before = || tiers::in_use(self.cluster.maps, &key());
         let tiers = Tiers::choose(endpoints, share, before)?;
         tiers.narrow(endpoints);
         Some(tiers)

@@ -41,9 +41,8 @@ use claims::Claims;
 use cross_namespace::CrossNamespaceIndex;
 use redirects::RedirectIndex;
 use slow_start::SlowStarts;
-use tiers::TiersInUse;
 
-use crate::world::World;
+use crate::{shadow::Shadow, world::World};
 
 /// Flags of the agent that change the meaning of Services.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -84,8 +83,8 @@ pub struct ClusterContext<'a> {
     pub cross_namespace: &'a CrossNamespaceIndex,
     /// Services that take the clients of others.
     pub redirects: &'a RedirectIndex,
-    /// Tiers of endpoints in use so far.
-    pub tiers: &'a TiersInUse,
+    /// The maps before this decision; none if they are unknown.
+    pub maps: Option<&'a Shadow>,
     /// Endpoints whose weight rises.
     pub slow_starts: &'a SlowStarts,
     /// The objects.

@@ -1,15 +1,16 @@
 //! Tiers of endpoints (`beeline.io/priority`): the best tier with enough ready endpoints is used.
 //!
 //! A tier that is in use stays until less than the Service's share of its endpoints is ready; a better one takes over
-//! again when 20 points more than that share is ready, so that an endpoint that comes and goes moves no client. The
-//! tier in use is stored with the service port, so that the decision outlives the agent.
+//! again when 20 points more than that share is ready, so that an endpoint that comes and goes moves no client. Once
+//! the tier in use has too few, the share is enough for any other. The tier in use is stored with the service port, so
+//! that the decision outlives the agent.
 
 use std::collections::BTreeMap;
 
 use lb_common::ServiceFlags;
 
 use super::reason::{EvaluatedEndpoint, Placement, Reason};
-use crate::{objects::WORST_TIER, spec::PortKey};
+use crate::{objects::WORST_TIER, shadow::Shadow, spec::PortKey};
 
 /// Per cent of ready endpoints, besides the share, at which a better tier takes over again.
 const MARGIN: usize = 20;
@@ -17,8 +18,12 @@ const MARGIN: usize = 20;
 /// The number that stands for all tiers, of which none has enough ready endpoints; worse than any tier.
 pub const ALL: u8 = WORST_TIER + 1;
 
-/// The tiers in use before this decision, for service ports that use another one than 0, the best.
-pub type TiersInUse = BTreeMap<PortKey, u8>;
+/// Returns the tier that a service port uses in the maps; 0, the best, if it is not there.
+pub(super) fn in_use(maps: Option<&Shadow>, key: &PortKey) -> u8 {
+    let service = maps.and_then(|maps| maps.port_named(key)).and_then(|(_, port)| port.service);
+    let flags = service.map_or(0, |service| service.flags);
+    u8::try_from((flags & ServiceFlags::TIER) >> ServiceFlags::TIER_SHIFT).unwrap_or_default()
+}
 
 /// The tiers of the endpoints of one family.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,11 +68,9 @@ impl Tiers {
             count.ready += usize::from(is_ready);
             count.total += 1;
         }
-        let before = before();
-        let needed = |tier: u8| {
-            let share = usize::from(share);
-            if tier < before { (share + MARGIN).min(100) } else { share }
-        };
+        let (before, enough) = (before(), usize::from(share));
+        let is_lost = before != ALL && !counts.get(&before).is_some_and(|count| count.has(enough));
+        let needed = |tier: u8| if tier < before && !is_lost { back(share) } else { enough };
         let in_use = counts.iter().find(|(tier, count)| count.has(needed(**tier))).map_or(ALL, |(tier, _)| *tier);
         Some(Self { counts, in_use, share })
     }
@@ -94,30 +97,37 @@ impl Tiers {
     /// Describes the tier in use, and when it changes.
     pub(super) fn text(&self) -> String {
         let count = |tier: u8| self.counts.get(&tier).copied().unwrap_or_default();
-        let back = |text: &mut String| {
+        let again = |text: &mut String| {
             let better = self.counts.range(..self.in_use).next().filter(|(_, count)| count.total > 0);
             if let Some((tier, Count { ready, total })) = better {
-                let needed = (usize::from(self.share) + MARGIN).min(100) * total;
-                *text += &format!(
-                    "; priority {tier} serves again when {} of {total} are ready, now {ready}",
-                    needed.div_ceil(100)
-                );
+                let needed = (back(self.share) * total).div_ceil(100);
+                *text += &format!("; priority {tier} serves again when {needed} of {total} are ready, now {ready}");
             }
         };
         if self.in_use == ALL {
             let mut text = format!("all are used: no priority has {} % of its endpoints ready", self.share);
-            back(&mut text);
+            again(&mut text);
             return text;
         }
         let Count { ready, total } = count(self.in_use);
         let mut text = format!("{} is used, with {ready} of {total} ready", self.in_use);
-        if let Some((next, _)) = self.counts.range(self.in_use.saturating_add(1)..).next() {
-            let needed = (usize::from(self.share) * total).div_ceil(100).max(1);
-            text += &format!("; priority {next} serves when fewer than {needed} are");
+        let mut others = self.counts.iter().filter(|(tier, _)| **tier != self.in_use).peekable();
+        if others.peek().is_some() {
+            let enough = usize::from(self.share);
+            let next = match others.find(|(_, count)| count.has(enough)) {
+                Some((tier, _)) => format!("priority {tier} serves"),
+                None => "all serve".to_owned(),
+            };
+            text += &format!("; {next} when fewer than {} are", (enough * total).div_ceil(100).max(1));
         }
-        back(&mut text);
+        again(&mut text);
         text
     }
+}
+
+/// Returns the per cent of ready endpoints with which a better tier takes over again.
+fn back(share: u8) -> usize {
+    (usize::from(share) + MARGIN).min(100)
 }
 
 #[cfg(test)]
@@ -190,6 +200,34 @@ mod tests {
         assert_eq!(used, [0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 1]);
     }
 
+    #[test]
+    fn a_better_tier_needs_its_share_only_when_the_tier_in_use_has_lost_its_own() {
+        let of = |ready_of_first: usize, ready_of_second: usize| -> Vec<(u8, bool)> {
+            let of_tier = |tier, ready| (0..10).map(move |index| (tier, index < ready));
+            of_tier(0, ready_of_first).chain(of_tier(1, ready_of_second)).chain(of_tier(2, 10)).collect()
+        };
+        let used = |first, second, before| choose(&of(first, second), 50, before).expect("tiers").in_use;
+        assert_eq!(used(6, 5, 1), 1, "the way back needs more");
+        assert_eq!(used(6, 4, 1), 0, "no worse tier");
+        assert_eq!(used(4, 4, 1), 2);
+        let all = choose(&[[(0, true); 3].as_slice(), &[(0, false), (0, false), (1, false)]].concat(), 50, ALL)
+            .expect("tiers");
+        assert_eq!(all.in_use, ALL, "the way back needs more there too");
+        let text = |first, second| choose(&of(first, second), 50, 1).expect("tiers").text();
+        assert_eq!(
+            text(6, 5),
+            "1 is used, with 5 of 10 ready; priority 0 serves when fewer than 5 are; priority 0 serves again when 7 of \
+             10 are ready, now 6"
+        );
+        assert_eq!(
+            text(4, 5),
+            "1 is used, with 5 of 10 ready; priority 2 serves when fewer than 5 are; priority 0 serves again when 7 of \
+             10 are ready, now 4"
+        );
+        let two = choose(&[(0, true), (1, false), (1, false)], 50, 0).expect("tiers");
+        assert_eq!(two.text(), "0 is used, with 1 of 1 ready; all serve when fewer than 1 are");
+    }
+
     proptest! {
         #[test]
         fn a_decision_stays_while_nothing_changes(
@@ -207,7 +245,11 @@ mod tests {
     fn the_text_says_when_the_tier_changes() {
         let text = |ready, before| choose(&two(ready, 4), 50, before).expect("tiers").text();
         assert_eq!(text(3, 0), "0 is used, with 3 of 4 ready; priority 1 serves when fewer than 2 are");
-        assert_eq!(text(1, 0), "1 is used, with 2 of 2 ready; priority 0 serves again when 3 of 4 are ready, now 1");
+        assert_eq!(
+            text(1, 0),
+            "1 is used, with 2 of 2 ready; all serve when fewer than 1 are; priority 0 serves again when 3 of 4 are \
+             ready, now 1"
+        );
         let none = choose(&[(0, true), (0, false), (0, false), (1, false)], 50, 0).expect("tiers").text();
         assert_eq!(
             none,

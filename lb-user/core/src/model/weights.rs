@@ -1,4 +1,5 @@
-//! Slots of each backend of a service port: its weight, in the smallest numbers that keep the proportions.
+//! Slots of each backend of a service port: its weight, in the smallest numbers that keep the proportions of the
+//! objects' weights.
 
 use lb_common::List;
 
@@ -9,24 +10,22 @@ const SLOTS: u32 = 16_384;
 /// Slots that one backend may fill.
 const HEAVIEST: u16 = 256;
 
-/// Divides the weights by their greatest common divisor. Where a list or a backend would have too many slots, weights
-/// are scaled down and rounded, to at least 1. A member of no list weighs 1.
-pub(super) fn normalise(members: &mut [Member]) {
-    let in_any = |member: &Member| List::ALL.into_iter().any(|list| member.is_in(list));
-    let (mut common, mut heaviest) = (0, 0);
-    for member in members.iter_mut() {
-        if in_any(member) {
-            common = gcd(common, member.weight);
-            heaviest = heaviest.max(member.weight);
-        } else {
-            member.weight = 1;
-        }
+/// Divides the weights by their greatest common divisor.
+pub(super) fn reduce(members: &mut [Member]) {
+    let common = members.iter().filter(|member| in_any(member)).fold(0, |common, member| gcd(common, member.weight));
+    if common > 1 {
+        members.iter_mut().filter(|member| in_any(member)).for_each(|member| member.weight /= common);
     }
+}
+
+/// Scales weights down and rounds them, to at least 1, where a list or a backend would have too many slots. A member of
+/// no list weighs 1.
+pub(super) fn limit(members: &mut [Member]) {
+    members.iter_mut().filter(|member| !in_any(member)).for_each(|member| member.weight = 1);
+    let heaviest = members.iter().filter(|member| in_any(member)).map(|member| member.weight).max().unwrap_or(1);
     if heaviest <= 1 {
         return;
     }
-    members.iter_mut().filter(|member| in_any(member)).for_each(|member| member.weight /= common);
-    let heaviest = heaviest / common;
     // The heaviest gets as many slots as fit, and the others in proportion. One slot for each always fits.
     let (mut fits, mut too_many) = (1, heaviest.min(HEAVIEST) + 1);
     if all_fit(members, heaviest, too_many - 1) {
@@ -40,6 +39,10 @@ pub(super) fn normalise(members: &mut [Member]) {
         .iter_mut()
         .filter(|member| in_any(member))
         .for_each(|member| member.weight = scaled(member.weight, heaviest, fits));
+}
+
+fn in_any(member: &Member) -> bool {
+    List::ALL.into_iter().any(|list| member.is_in(list))
 }
 
 /// True if the lists are short enough when the heaviest gets `slots`.
@@ -84,7 +87,8 @@ mod tests {
     fn normalised(weights: &[(u16, u16)]) -> Vec<u16> {
         let members = weights.iter().enumerate().map(|(index, &(weight, flags))| member(index, weight, flags));
         let mut members: Vec<_> = members.collect();
-        normalise(&mut members);
+        reduce(&mut members);
+        limit(&mut members);
         members.iter().map(|member| member.weight).collect()
     }
 

@@ -156,6 +156,13 @@ impl Shadow {
         self.by_service.get(service).map_or(&[], |ids| ids)
     }
 
+    /// Returns the service port with this name, and its id; the first of several.
+    #[must_use]
+    pub fn port_named(&self, key: &PortKey) -> Option<(u32, &Port)> {
+        let ports = self.ports_of(&key.service).iter().filter_map(|&id| Some((id, self.port(id)?)));
+        ports.filter(|(_, port)| port.key.as_ref() == Some(key)).find(|(_, port)| port.service.is_some())
+    }
+
     /// Returns all Services that have a service port, unordered.
     pub fn services(&self) -> impl Iterator<Item = &Key> {
         self.by_service.keys()

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     fmt::{self, Display, Formatter},
 };
 
@@ -56,12 +57,11 @@ impl Warning {
             Self::SlowStartWithoutWeights => "use random, wrr, wlc, sed, nq or mh",
             Self::PreferenceUnderLocal => "set internalTrafficPolicy to Cluster, or remove the annotation",
             Self::RedirectRefused { target, refusal } => return Some(refusal.cure(target)),
-            Self::RedirectAttempt { sources, .. } => {
-                let namespace = sources.first().map_or("", Key::namespace).escape_debug();
+            Self::RedirectAttempt { sources, count } => {
                 return Some(
                     format!(
-                        "to allow it, add {namespace} to the flag --redirect-namespaces; otherwise remove the \
-                         annotation there"
+                        "to allow it, add {} to the flag --redirect-namespaces; otherwise remove the annotation there",
+                        namespaces(sources, *count)
                     )
                     .into(),
                 );
@@ -366,6 +366,17 @@ const fn field(kind: Kind) -> &'static str {
 
 fn write_object(f: &mut Formatter<'_>, object: Option<&ObjectRef>) -> fmt::Result {
     object.map_or(Ok(()), |object| write!(f, "{object}: "))
+}
+
+/// Lists the namespaces of the first of `count` objects.
+fn namespaces(first: &[Key], count: usize) -> String {
+    let of_first: BTreeSet<&str> = first.iter().map(Key::namespace).collect();
+    let mut names: Vec<String> = of_first.into_iter().map(|name| name.escape_debug().to_string()).collect();
+    if count > first.len() {
+        names.push("those of the others".to_owned());
+    }
+    let last = names.pop().unwrap_or_default();
+    if names.is_empty() { last } else { format!("{} and {last}", names.join(", ")) }
 }
 
 fn write_more(f: &mut Formatter<'_>, count: usize, listed: usize) -> fmt::Result {

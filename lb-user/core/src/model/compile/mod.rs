@@ -11,7 +11,7 @@ use super::{
     frontends::{FrontendRequest, RequestedFrontend, families},
     reason::EvaluatedEndpoint,
     slow_start::SlowStarts,
-    weights::normalise,
+    weights::{limit, reduce},
 };
 use crate::{
     objects::{Key, Service},
@@ -107,10 +107,12 @@ fn members(
         let EvaluatedEndpoint { target, weight, .. } = *endpoint;
         Some(Member { target, flags: endpoint.flags(node)?, weight })
     }));
+    reduce(&mut members);
     if port.scheduler.weighs() {
+        // Not reduced again: a step would change the slots of all others.
         slow_starts.apply(service, &mut members);
     }
-    normalise(&mut members);
+    limit(&mut members);
     members
 }
 

@@ -13,7 +13,6 @@ use crate::{
         frontends::{ExternalIps, request},
         redirects::RedirectIndex,
         slow_start::SlowStarts,
-        tiers::TiersInUse,
     },
     objects::{
         Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, Policy, Selector, Service, ServicePort,
@@ -75,7 +74,7 @@ fn check(service: &Service, slices: Vec<EndpointSlice>, endpoints: Option<&Endpo
         claims: &claims,
         cross_namespace: &cross_namespace,
         redirects: &RedirectIndex::default(),
-        tiers: &TiersInUse::new(),
+        maps: None,
         slow_starts: &SlowStarts::default(),
         world: &World::new("here"),
     };

@@ -275,8 +275,8 @@ fn source_ranges(evaluation: &Evaluation<'_>) -> String {
         return format!("keep nobody out: {} are let in at load balancer addresses", clients.join(", "));
     }
     format!(
-        "{}: of clients outside only these are served at load balancer addresses; other frontends and callers on this \
-         node are not bound",
+        "{}: only these clients are served at load balancer addresses, callers on this node by the address that they \
+         send from; other frontends are not bound",
         clients.join(", ")
     )
 }

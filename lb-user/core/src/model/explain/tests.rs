@@ -10,7 +10,7 @@ use crate::{
     event::{Event, Object},
     model::{
         claims::Claims, cross_namespace::CrossNamespaceIndex, frontends::request, redirects::RedirectIndex,
-        slow_start::SlowStarts, tiers::TiersInUse,
+        slow_start::SlowStarts,
     },
     objects::{
         Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, ServicePort, SliceManager, Tuning,
@@ -44,7 +44,7 @@ fn explained_with(
         claims: &claims,
         cross_namespace,
         redirects: &RedirectIndex::default(),
-        tiers: &TiersInUse::new(),
+        maps: None,
         slow_starts: &SlowStarts::default(),
         world: &World::new("here"),
     };
@@ -116,7 +116,7 @@ fn every_field_of_a_service_is_explained() {
           type       ClusterIP, NodePort, LoadBalancer, ExternalIP
           internal   Local: cluster IPs lead to endpoints on this node only
           external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
-          ranges     198.51.100.0/24: of clients outside only these are served at load balancer addresses; other frontends and callers on this node are not bound
+          ranges     198.51.100.0/24: only these clients are served at load balancer addresses, callers on this node by the address that they send from; other frontends are not bound
           health     port 30100 answers 200 while an endpoint on this node is ready; now 1 of IPv4
           affinity   a client keeps its backend for 10800 s after its last connect
           scheduler  wrr, by annotation
@@ -214,7 +214,7 @@ fn policies_for_clients_outside_are_explained() {
     "]].assert_eq(&policy_lines(balanced(), vec![draining(), on("there", "10.0.0.2")]));
     expect![[r"
           external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
-          ranges     198.51.0.0/24, 198.51.1.0/24, 198.51.2.0/24, 198.51.3.0/24, 198.51.4.0/24 and 4 more: of clients outside only these are served at load balancer addresses; other frontends and callers on this node are not bound
+          ranges     198.51.0.0/24, 198.51.1.0/24, 198.51.2.0/24, 198.51.3.0/24, 198.51.4.0/24 and 4 more: only these clients are served at load balancer addresses, callers on this node by the address that they send from; other frontends are not bound
           health     port 30100 answers 200 while an endpoint on this node is ready; now 1 of IPv4
         port http 80/TCP, IPv4: 1 in the cluster list, 1 in the local list, for clients outside
           10.0.0.1:8080  here  used
@@ -222,7 +222,7 @@ fn policies_for_clients_outside_are_explained() {
     let open = Service { source_ranges: vec!["fd00::/8".parse().expect("a network")], ..balanced() };
     expect![[r"
           external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
-          ranges     all IPv4 clients: of clients outside only these are served at load balancer addresses; other frontends and callers on this node are not bound
+          ranges     all IPv4 clients: only these clients are served at load balancer addresses, callers on this node by the address that they send from; other frontends are not bound
           health     port 30100 answers 200 while an endpoint on this node is ready; now 0 of IPv4
         port http 80/TCP, IPv4: 0 in the cluster list, 0 in the local list, for clients outside
     "]].assert_eq(&policy_lines(open, vec![]));
@@ -318,7 +318,7 @@ fn an_endpoint_whose_weight_rises_says_until_when() {
         Service { tuning: Some(Box::new(tuning)), internal_policy: Policy::Cluster, ..web("web", 1, "10.96.0.1") };
     let (claims, cross_namespace, redirects) =
         (Claims::default(), CrossNamespaceIndex::default(), RedirectIndex::default());
-    let (tiers, world, node_ports) = (TiersInUse::new(), World::new("here"), BTreeSet::new());
+    let (world, node_ports) = (World::new("here"), BTreeSet::new());
     let node = NodeContext { name: "here", zone: None, node_ports: &node_ports, own: &node_ports };
     let mut slow_starts = SlowStarts::default();
     let both = vec![on("here", "10.0.0.1"), on("there", "10.0.0.2")];
@@ -332,7 +332,7 @@ fn an_endpoint_whose_weight_rises_says_until_when() {
                 claims: &claims,
                 cross_namespace: &cross_namespace,
                 redirects: &redirects,
-                tiers: &tiers,
+                maps: None,
                 slow_starts: slow,
                 world: &world,
             };

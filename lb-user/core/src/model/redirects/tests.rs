@@ -9,7 +9,7 @@ use crate::{
     event::{Event, Object, ObjectKind},
     model::{
         NodeContext, Settings, claims::Claims, compile, cross_namespace::CrossNamespaceIndex, explain::explain,
-        fan_out, frontends::request, slow_start::SlowStarts, tiers::TiersInUse,
+        fan_out, frontends::request, slow_start::SlowStarts,
     },
     objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, ServicePort, SliceManager, Tuning},
 };
@@ -73,7 +73,6 @@ struct Fixture {
     claims: Claims,
     cross_namespace: CrossNamespaceIndex,
     redirects: RedirectIndex,
-    tiers: TiersInUse,
     slow_starts: SlowStarts,
     settings: Settings,
 }
@@ -86,7 +85,6 @@ impl Fixture {
             claims: Claims::default(),
             cross_namespace: CrossNamespaceIndex::default(),
             redirects: RedirectIndex::default(),
-            tiers: TiersInUse::new(),
             slow_starts: SlowStarts::default(),
             settings: Settings { redirect_namespaces, ..Settings::default() },
         }
@@ -120,7 +118,7 @@ impl Fixture {
             claims: &self.claims,
             cross_namespace: &self.cross_namespace,
             redirects: &self.redirects,
-            tiers: &self.tiers,
+            maps: None,
             slow_starts: &self.slow_starts,
             world: &self.world,
         }
@@ -243,12 +241,34 @@ fn a_service_of_another_namespace_needs_leave_and_both_are_warned() {
         }
         assert_eq!((fixture.warnings(DNS), fixture.warnings("apps/thief")), (of_dns, of_thief));
     }
+    let mut fixture = dns_and_cache();
+    for name in ["apps/thief", "b/thief", "b/other", "c/thief"] {
+        fixture.put(service(name, 1, 30, Some(DNS)));
+    }
+    assert!(fixture.warnings(DNS).contains("to allow it, add apps, b and c to the flag"), "{}", fixture.warnings(DNS));
+    (0..9).for_each(|n| drop(fixture.put(service(&format!("d{n}/thief"), 1, 40 + n, Some(DNS)))));
+    let many = "to allow it, add apps, b, c, d0 and those of the others to the flag";
+    assert!(fixture.warnings(DNS).contains(many), "{}", fixture.warnings(DNS));
     // Many cost one warning.
     let mut fixture = dns_and_cache();
     (0..9).for_each(|n| drop(fixture.put(service(&format!("apps/thief-{n}"), 1, 30 + n, Some(DNS)))));
     assert!(fixture.warnings(DNS).contains("apps/thief-4 and 4 more, of another namespace"));
     fixture.endpoints(CACHE, "7 local");
     assert_eq!(fixture.lists(DNS), "7 | 1 2");
+}
+
+#[test]
+fn an_endpoint_that_leads_back_to_the_other_service_takes_no_clients() {
+    let mut fixture = Fixture::new("none");
+    // Endpoint 7 of the cache is an external IP of the other Service; endpoint 8 is none.
+    fixture.put(Service { external_ips: vec![[10, 0, 0, 7].into()], ..service(DNS, 1, 10, None) });
+    fixture.endpoints(DNS, "1 local; 2");
+    fixture.put(service(CACHE, 2, 20, Some(DNS)));
+    fixture.endpoints(CACHE, "7 local");
+    assert_eq!(fixture.lists(DNS), "1 2 | 1 2");
+    fixture.endpoints(CACHE, "7 local; 8 local");
+    assert_eq!(fixture.lists(DNS), "8 | 1 2");
+    assert_eq!(fixture.lists(CACHE), "7 8 | 7 8", "it is used by the cache itself");
 }
 
 #[test]

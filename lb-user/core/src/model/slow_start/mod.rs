@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 use lb_common::{AddrPort, List};
 
 use crate::{
@@ -30,11 +30,13 @@ pub struct SlowStarts {
     /// Time since [`BEFORE`] the agent's start.
     now: Duration,
     services: HashMap<Key, Starts>,
+    /// Those of which an endpoint has a part of its weight only.
+    rising: HashSet<Key>,
 }
 
 impl Default for SlowStarts {
     fn default() -> Self {
-        Self { now: BEFORE, services: HashMap::default() }
+        Self { now: BEFORE, services: HashMap::default(), rising: HashSet::default() }
     }
 }
 
@@ -60,7 +62,7 @@ impl SlowStarts {
         let now = BEFORE + since_start;
         let before = std::mem::replace(&mut self.now, now);
         let is_due = |starts: &Starts| starts.began.values().flatten().any(|began| starts.next(*began, before) <= now);
-        self.services.iter().filter(|(_, starts)| is_due(starts)).map(|(key, _)| key.clone()).collect()
+        self.rising.iter().filter(|key| self.services.get(*key).is_some_and(is_due)).cloned().collect()
     }
 
     /// Returns the time of the next step, since the agent's start; none if no weight rises.
@@ -68,12 +70,13 @@ impl SlowStarts {
     pub fn next(&self) -> Option<Duration> {
         let of_service =
             |starts: &Starts| starts.began.values().flatten().map(|began| starts.next(*began, self.now)).min();
-        self.services.values().filter_map(of_service).min().map(|next| next.saturating_sub(BEFORE))
+        let rising = self.rising.iter().filter_map(|key| self.services.get(key));
+        rising.filter_map(of_service).min().map(|next| next.saturating_sub(BEFORE))
     }
 
     /// Returns the endpoints of a Service of which one has a part of its weight only.
     fn rising(&self, service: &Key) -> Option<&Starts> {
-        self.services.get(service).filter(|starts| starts.began.values().any(Option::is_some))
+        self.rising.get(service).and_then(|service| self.services.get(service))
     }
 
     /// Returns the state of an endpoint whose weight rises.
@@ -88,8 +91,10 @@ impl SlowStarts {
     /// Takes over the endpoints of `spec`, compiled before, and its time of slow start. Returns true if the spec must
     /// be compiled again. `maps` are those of the agent before, for a Service that is seen for the first time.
     pub fn observe(&mut self, spec: &ServiceSpec, time: Option<NonZeroU32>, maps: Option<&Shadow>) -> bool {
+        let has_risen = self.rising.remove(&spec.key);
         let Some(time) = time.map(|seconds| Duration::from_secs(seconds.get().into())) else {
-            return self.services.remove(&spec.key).is_some_and(|starts| starts.began.values().any(Option::is_some));
+            self.services.remove(&spec.key);
+            return has_risen;
         };
         let now = self.now;
         let before = self.services.remove(&spec.key);
@@ -111,10 +116,12 @@ impl SlowStarts {
         };
         let targets = spec.ports.iter().flat_map(|port| &port.backends).map(|member| member.target);
         let starts = Starts { time, began: targets.map(|target| (target, began(&target))).collect() };
-        let rises = |starts: &Starts| starts.began.values().any(Option::is_some);
-        let is_changed = rises(&starts) || before.as_ref().is_some_and(rises);
+        let rises = starts.began.values().any(Option::is_some);
+        if rises {
+            self.rising.insert(spec.key.clone());
+        }
         self.services.insert(spec.key.clone(), starts);
-        is_changed
+        rises || has_risen
     }
 
     /// Gives endpoints whose weight rises their part of it.
@@ -158,9 +165,7 @@ fn adopt(spec: &ServiceSpec, maps: &Shadow) -> Option<BTreeMap<AddrPort, u16>> {
     let mut adopted = BTreeMap::new();
     let mut is_known = false;
     for port in &spec.ports {
-        let ids = maps.ports_of(&spec.key).iter();
-        let there = ids.filter_map(|&id| Some((id, maps.port(id)?))).find(|(_, of)| of.key.as_ref() == Some(&port.key));
-        let Some((id, there)) = there else { continue };
+        let Some((id, there)) = maps.port_named(&port.key) else { continue };
         is_known = true;
         let slots = List::ALL.into_iter().flat_map(|list| there.list(list)).flatten();
         let weights: BTreeMap<AddrPort, u16> = slots.map(|slot| (slot.target(), slot.weight)).collect();

@@ -53,6 +53,7 @@ fn the_weight_of_a_new_endpoint_rises_in_tenths() {
     // The first endpoints begin at once.
     assert!(!starts.observe(&spec(&two), TEN, None));
     assert_eq!((weights(&starts, &two), starts.next()), (vec![1, 1], None));
+    assert!(starts.rising.is_empty() && starts.services.len() == 1);
     let three = [(1, 1), (2, 1), (3, 1)];
     assert!(starts.observe(&spec(&three), TEN, None));
     let mut seen = vec![weights(&starts, &three)];
@@ -65,6 +66,7 @@ fn the_weight_of_a_new_endpoint_rises_in_tenths() {
         assert!(next <= 11 * SECOND, "{next:?}");
     }
     let expected: Vec<_> = (1..10).map(|step| vec![10, 10, step]).chain([vec![10, 10, 10], vec![1, 1, 1]]).collect();
+    assert!(starts.rising.is_empty() && starts.services.len() == 1, "it costs nothing any more");
     // The last step leaves the weights as they are.
     let expected: Vec<_> = expected.into_iter().filter(|weights| *weights != [10, 10, 10]).collect();
     seen.dedup();

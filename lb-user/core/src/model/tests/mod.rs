@@ -21,7 +21,6 @@ use super::{
     frontends::{FrontendRequest, request},
     redirects::RedirectIndex,
     slow_start::SlowStarts,
-    tiers::TiersInUse,
 };
 use crate::{
     objects::{
@@ -166,7 +165,7 @@ impl Case {
             claims: &claims,
             cross_namespace: &CrossNamespaceIndex::default(),
             redirects: &RedirectIndex::default(),
-            tiers: &TiersInUse::new(),
+            maps: None,
             slow_starts: &SlowStarts::default(),
             world: &World::new("here"),
         };

@@ -29,7 +29,7 @@ pub use layout::{
 pub use scheduler::Scheduler;
 pub use select::{
     Access, AffinityOutcome, Caller, Cause, Choice, Client, ListReason, Match, Observer, Origin, Pair, ScheduleReason,
-    SelectEvent, State, Tables, Unobserved, Verdict, Vip, is_local_outside, may_be_vip, refusal, select,
-    select_observed, serves_node_ports, take_turn, vip,
+    SelectEvent, State, Tables, Unobserved, Verdict, Vip, goes_before_listener, is_local_outside, is_served_at,
+    may_be_vip, refusal, select, select_observed, take_turn, vip,
 };
 pub use translation::{MAX_TRANSLATIONS, Put, TcpSock, Translation, Translations, UdpSock};

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_probe_read_kernel,
     generated::{bpf_skc_to_tcp_sock, bpf_skc_to_udp6_sock},
 };
-use lb_common::{Addr, Caller as _, Counter, FrontendKey, Kind, Proto, Tables as _, serves_node_ports};
+use lb_common::{Addr, Caller as _, Counter, FrontendKey, Kind, Proto, Tables as _, is_served_at};
 
 use crate::{
     context::{PROCEED, SockAddr},
@@ -28,7 +28,10 @@ pub fn bind<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
         return PROCEED;
     }
     let Some(service) = taken_by(ctx, &wanted) else {
-        own::mark(&wanted.addr, wanted.port);
+        // The loopback address of a pod is its own anyway.
+        if !wanted.addr.is_loopback() || ctx.is_host() {
+            own::mark(&wanted.addr, wanted.port);
+        }
         return PROCEED;
     };
     count(Counter::BindRefused);
@@ -57,7 +60,7 @@ fn taken_by<const V6: bool>(ctx: &SockAddr<V6>, wanted: &FrontendKey) -> Option<
     let frontend = frontend?;
     let taken = frontend.kind == Kind::NodePort as u8
         && ctx.is_host()
-        && (any || serves_node_ports(&Kernel, ctx, &wanted.addr));
+        && (any || is_served_at(&Kernel, ctx, frontend.kind, &wanted.addr));
     if taken { Some(frontend.service) } else { None }
 }
 

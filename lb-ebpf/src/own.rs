@@ -42,8 +42,6 @@ struct TupleV6 {
 #[inline(always)]
 pub fn mark(addr: &Addr, port: u16) {
     if !addr.is_unspecified()
-        // The loopback address of a pod is its own anyway.
-        && !addr.is_loopback()
         && let Some(mark) = BOUND_PORTS.get_ptr_mut(capacity::bound_port(port))
     {
         // SAFETY: an element of an array map; every writer writes the same.

@@ -2,8 +2,8 @@
 
 use aya_ebpf::{EbpfContext as _, helpers::bpf_get_current_pid_tgid, programs::SockContext};
 use lb_common::{
-    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Verdict, WatchKind, may_be_vip,
-    refusal, select,
+    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Verdict, WatchKind,
+    goes_before_listener, may_be_vip, refusal, select,
 };
 
 use crate::{
@@ -192,7 +192,7 @@ fn decide<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, avoid: u32) ->
         // Last, since it is rare, and a frame deeper in `choose` would have no room for it.
         verdict => {
             // A NodePort belongs to its Service in the node's own namespace, as with kube-proxy: see `bind_guard`.
-            if own::is_own(ctx, dest) && !(ctx.is_host() && Kernel.frontend(dest).is_none()) {
+            if own::is_own(ctx, dest) && !(ctx.is_host() && goes_before_listener(&Kernel, dest)) {
                 Verdict::NotService
             } else {
                 verdict

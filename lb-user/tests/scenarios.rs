@@ -66,7 +66,12 @@ impl Scenario {
         let mut scenario = Self { steps, settings: Settings::default(), limits: Limits::DEFAULT };
         let flags = fs::read_to_string(directory.join("flags")).unwrap_or_default();
         let mut flags = flags.split_whitespace();
-        while let (Some(flag), Some(value)) = (flags.next(), flags.next()) {
+        while let Some(flag) = flags.next() {
+            if flag == "--host-ports" {
+                scenario.settings.host_ports = true;
+                continue;
+            }
+            let value = flags.next().ok_or("a flag has a value")?;
             match flag {
                 "--external-ips" => scenario.settings.external_ips = value.parse()?,
                 "--redirect-namespaces" => scenario.settings.redirect_namespaces = value.parse()?,

@@ -49,7 +49,7 @@ impl FrontendKey {
         self.port == 0
     }
 
-    /// The key of the NodePort with the same port.
+    /// The key of the NodePort, or of the hostPort without hostIP, with the same port.
     #[inline(always)]
     #[must_use]
     pub const fn node_port(&self) -> Self {
@@ -124,6 +124,9 @@ pub enum Kind {
     ExternalAddress = 6,
     /// As [`Kind::Address`], of a cluster IP that an interface of the node owns: its other ports belong to processes.
     OwnAddress = 7,
+    /// A hostPort of a pod on this node: keyed by its hostIP, or by the unspecified address, and served at the
+    /// addresses in `NODE_ADDRS`.
+    HostPort = 8,
 }
 
 impl Kind {
@@ -138,6 +141,7 @@ impl Kind {
             5 => Some(Self::Address),
             6 => Some(Self::ExternalAddress),
             7 => Some(Self::OwnAddress),
+            8 => Some(Self::HostPort),
             _ => None,
         }
     }
@@ -153,6 +157,7 @@ impl Kind {
             Self::Address => "Address",
             Self::ExternalAddress => "ExternalAddress",
             Self::OwnAddress => "OwnAddress",
+            Self::HostPort => "HostPort",
         }
     }
 
@@ -162,18 +167,44 @@ impl Kind {
         matches!(self, Self::Address | Self::ExternalAddress | Self::OwnAddress)
     }
 
-    /// True for the addresses and NodePorts by which clients outside come.
+    /// True for the addresses, NodePorts and hostPorts by which clients outside come.
     #[must_use]
     pub const fn is_external(self) -> bool {
-        matches!(self, Self::ExternalIp | Self::LoadBalancer | Self::NodePort)
+        matches!(self, Self::ExternalIp | Self::LoadBalancer | Self::NodePort | Self::HostPort)
+    }
+
+    /// True for ports of the node itself, which are served at its own addresses only.
+    #[must_use]
+    pub const fn is_of_node(self) -> bool {
+        matches!(self, Self::NodePort | Self::HostPort)
+    }
+
+    /// As [`Kind::is_of_node`], for the stored number of a frontend with a port, which no [`Kind::is_address`] has. One
+    /// look at the bits of both.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_port_of_node(number: u8) -> bool {
+        number & (Self::NodePort as u8 | Self::HostPort as u8) != 0
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capacity;
+    use crate::{NodeAddr, NodeAddrFlags, capacity};
     use proptest::prelude::*;
+
+    #[test]
+    fn ports_of_the_node_are_known_by_the_bits_of_their_number() {
+        for number in 0..=u8::MAX {
+            let Some(kind) = Kind::from_number(number).filter(|kind| !kind.is_address()) else { continue };
+            assert_eq!(Kind::is_port_of_node(number), kind.is_of_node(), "{}", kind.name());
+            assert_eq!((kind as u8, kind.is_of_node() && !kind.is_external()), (number, false));
+        }
+        let left_out = NodeAddr { flags: NodeAddrFlags::HOST_ONLY | NodeAddrFlags::NO_NODE_PORTS };
+        assert!(!left_out.serves(Kind::NodePort as u8) && left_out.serves(Kind::HostPort as u8));
+        assert!(NodeAddr::default().serves(Kind::NodePort as u8));
+    }
 
     proptest! {
         /// A look-up tests the bit of the destination only, and may find a NodePort.

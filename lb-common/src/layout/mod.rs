@@ -259,7 +259,7 @@ impl BackendFlags {
     }
 }
 
-/// Value of `NODE_ADDRS`: an address of the node that serves NodePorts. Key: the address.
+/// Value of `NODE_ADDRS`: an address of the node that serves NodePorts or hostPorts. Key: the address.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct NodeAddr {
@@ -267,12 +267,24 @@ pub struct NodeAddr {
     pub flags: u32,
 }
 
+impl NodeAddr {
+    /// True if the address serves ports of this [`Kind`], which is one of [`Kind::is_port_of_node`]. One look for all
+    /// kinds: a branch for each would multiply what the kernel's verifier has to walk.
+    #[inline(always)]
+    #[must_use]
+    pub const fn serves(&self, kind: u8) -> bool {
+        self.flags & kind as u32 == 0
+    }
+}
+
 /// Bits of [`NodeAddr::flags`].
 pub struct NodeAddrFlags;
 
 impl NodeAddrFlags {
-    /// A loopback address: serves NodePorts to sockets of the node's own network namespace only.
+    /// A loopback address: serves sockets of the node's own network namespace only.
     pub const HOST_ONLY: u32 = 1;
+    /// Left out by `--nodeport-addresses`: serves hostPorts only. The number of the kind: see [`NodeAddr::serves`].
+    pub const NO_NODE_PORTS: u32 = Kind::NodePort as u32;
 }
 
 /// Key of `AFFINITY`: a client of a service port.

@@ -76,13 +76,24 @@ pub fn select_observed(
     verdict
 }
 
-/// True if NodePorts are served at an address. A connect to the unspecified address means the loopback address
-/// (connect(2), net/ipv4/route.c).
+/// True if NodePorts, or the hostPorts of this `kind`, are served at an address. A connect to the unspecified address
+/// means the loopback address (connect(2), net/ipv4/route.c).
 #[inline(always)]
-pub fn serves_node_ports(tables: &impl Tables, caller: &impl Caller, addr: &Addr) -> bool {
+pub fn is_served_at(tables: &impl Tables, caller: &impl Caller, kind: u8, addr: &Addr) -> bool {
     match tables.node_addr(&node_addr_key(addr)) {
         // The loopback address of a pod is the pod's own.
-        Some(own) => own.flags & NodeAddrFlags::HOST_ONLY == 0 || caller.is_host(),
+        Some(own) => own.serves(kind) && (own.flags & NodeAddrFlags::HOST_ONLY == 0 || caller.is_host()),
+        None => false,
+    }
+}
+
+/// True if the frontend of `dest` goes before a socket of the node that listens at exactly this address: a NodePort,
+/// and a hostPort unless the address is a loopback address, where processes of the node reach each other.
+#[inline(always)]
+pub fn goes_before_listener(tables: &impl Tables, dest: &FrontendKey) -> bool {
+    match tables.frontend(dest).or_else(|| tables.frontend(&dest.node_port())) {
+        Some(frontend) if frontend.kind == Kind::HostPort as u8 => !dest.addr.is_loopback(),
+        Some(frontend) => frontend.kind == Kind::NodePort as u8,
         None => false,
     }
 }
@@ -220,13 +231,13 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
         pick(&service, list, choice)
     }
 
-    /// The frontend of the destination: the exact one first, then a NodePort, at the addresses of the node only.
+    /// The frontend of the destination: the exact one first, then a port of the node, at addresses of the node only.
     #[inline(always)]
     fn frontend(&self) -> Option<Frontend> {
         let Self { tables, caller, dest, observer } = self;
         let exact = tables.frontend(dest);
         let found = match exact {
-            // The unspecified address is the key of NodePorts, and no VIP.
+            // The unspecified address is the key of ports of the node, and no VIP.
             None if !dest.addr.is_unspecified() => tables.frontend(&dest.node_port()),
             other => other,
         };
@@ -234,15 +245,16 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
             observer.note(|| SelectEvent::NoFrontend);
             return None;
         };
-        if frontend.kind == Kind::NodePort as u8 && !serves_node_ports(*tables, *caller, &dest.addr) {
-            observer.note(|| SelectEvent::NotNodePort {
+        if Kind::is_port_of_node(frontend.kind) && !is_served_at(*tables, *caller, frontend.kind, &dest.addr) {
+            observer.note(|| SelectEvent::NotServedAt {
                 frontend,
                 node_addr: tables.node_addr(&node_addr_key(&dest.addr)),
             });
             return None;
         }
         observer.note(|| {
-            let matched = if frontend.kind == Kind::NodePort as u8 { Match::NodePort } else { Match::Exact };
+            let is_exact = exact.is_some() && !dest.addr.is_unspecified();
+            let matched = if is_exact { Match::Exact } else { Match::PortOfNode };
             SelectEvent::Frontend { frontend, matched }
         });
         Some(frontend)

@@ -25,18 +25,18 @@ impl<F: Fn(SelectEvent)> Observer for F {
     }
 }
 
-/// A step of a choice. The last event is the verdict: [`SelectEvent::NoFrontend`], [`SelectEvent::NotNodePort`],
+/// A step of a choice. The last event is the verdict: [`SelectEvent::NoFrontend`], [`SelectEvent::NotServedAt`],
 /// [`SelectEvent::Bypassed`], [`SelectEvent::UnknownSource`], [`SelectEvent::Refused`] or [`SelectEvent::Chosen`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SelectEvent {
     /// Verdict: no frontend has this address, port and protocol.
     NoFrontend,
-    /// Verdict: a NodePort has the port and protocol, but not at this address.
-    NotNodePort {
-        /// The NodePort.
+    /// Verdict: a NodePort or hostPort has the port and protocol, but not at this address.
+    NotServedAt {
+        /// The NodePort or hostPort.
         frontend: Frontend,
-        /// The entry of the address in `NODE_ADDRS`. `None`: no address for NodePorts. `Some`: a loopback address, and
-        /// the caller is not in the network namespace of the node.
+        /// The entry of the address in `NODE_ADDRS`. `None`: no such address of the node. `Some`: left out for
+        /// NodePorts; or a loopback address, and the caller is not in the network namespace of the node.
         node_addr: Option<NodeAddr>,
     },
     /// The frontend of the destination.
@@ -105,8 +105,8 @@ pub enum SelectEvent {
 pub enum Match {
     /// Address, port and protocol.
     Exact,
-    /// Port and protocol of a NodePort, at an address of the node.
-    NodePort,
+    /// Port and protocol of a NodePort or a hostPort without hostIP, at an address of the node.
+    PortOfNode,
 }
 
 /// Result of a check of source ranges.

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use foldhash::HashMap;
-use lb_common::{AddrPort, Counter, FrontendKey, NEVER, Proto, ServiceEntry, Translation};
+use lb_common::{Addr, AddrPort, Counter, FrontendKey, Kind, NEVER, Proto, ServiceEntry, Translation};
 use lb_kernel::sock_diag::bound_sockets;
 use tracing::{info, warn};
 
@@ -94,7 +94,7 @@ impl Worker {
                     passes.try_iter().for_each(|later| changes.append(later));
                     self.attempt("looking for endpoints", |worker| worker.add(&changes.departures));
                     self.attempt("looking for listeners on NodePorts", |worker| {
-                        worker.report_listeners(&changes.new_node_ports)
+                        worker.report_listeners(&changes.new_ports_of_node)
                     });
                     true
                 }
@@ -242,19 +242,26 @@ impl Worker {
         Ok(())
     }
 
-    /// Reports processes that listened on a NodePort before it was added: callers on this node reach the Service
-    /// instead.
-    fn report_listeners(&self, node_ports: &[FrontendKey]) -> Result<()> {
-        if node_ports.is_empty() {
+    /// Reports processes that listened on a NodePort or a hostPort before it was added: callers on this node reach the
+    /// Service or the pod instead.
+    fn report_listeners(&self, new: &[FrontendKey]) -> Result<()> {
+        if new.is_empty() {
             return Ok(());
         }
-        let ports: BTreeSet<(u8, u16)> = node_ports.iter().map(|key| (key.proto, key.port)).collect();
+        let ports: BTreeSet<(u8, u16)> = new.iter().map(|key| (key.proto, key.port)).collect();
         let store = BpfStore::open(&self.directory)?;
         let mut problems = BTreeMap::<Key, Vec<Warning>>::new();
         for socket in bound_sockets(&|proto, port| ports.contains(&(proto as u8, port)))? {
-            let is_same = |key: &&FrontendKey| (key.proto, key.port) == (socket.proto as u8, socket.address.port());
-            let service = node_ports.iter().find(is_same).and_then(|key| store.name(store.frontend(key)?.service));
-            let warning = Warning::NodePortInUse {
+            let local = Addr::from(socket.address.ip());
+            // A hostPort with a hostIP is at that address alone; a socket at all addresses is at that one too.
+            let is_at = |key: &FrontendKey| key.addr.is_unspecified() || local.is_unspecified() || key.addr == local;
+            let is_same =
+                |key: &&FrontendKey| (key.proto, key.port) == (socket.proto as u8, socket.address.port()) && is_at(key);
+            let Some(frontend) = new.iter().find(is_same).map(|key| store.frontend(key)) else { continue };
+            let service = frontend.and_then(|frontend| store.name(frontend.service));
+            let kind = frontend.and_then(|frontend| Kind::from_number(frontend.kind)).unwrap_or(Kind::NodePort);
+            let warning = Warning::PortInUse {
+                kind,
                 service: service.as_ref().map(ToString::to_string),
                 proto: socket.proto,
                 address: socket.address,

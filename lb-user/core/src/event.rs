@@ -28,7 +28,7 @@ impl ObjectKind {
     pub const ALL: [Self; 6] =
         [Self::Service, Self::EndpointSlice, Self::Endpoints, Self::Node, Self::Pod, Self::Namespace];
 
-    /// The kinds without which Services cannot be served. The others set the modes of pods.
+    /// The kinds without which Services cannot be served. The others set the modes of pods; hostPorts need Pods.
     pub const OF_SERVICES: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Endpoints, Self::Node];
 }
 
@@ -73,6 +73,18 @@ impl Object {
 
     pub(crate) fn endpoints_key(&self) -> Option<&Key> {
         if let Self::Endpoints(object) = self { Some(&object.key) } else { None }
+    }
+
+    pub(crate) fn pod_key(&self) -> Option<&Key> {
+        if let Self::Pod(object) = self { Some(&object.key) } else { None }
+    }
+
+    /// The Service to which a Service, an EndpointSlice or an Endpoints object belongs.
+    pub(crate) fn of_service(&self) -> Option<&Key> {
+        match self {
+            Self::EndpointSlice(slice) => slice.service.as_ref(),
+            _ => self.service_key().or_else(|| self.endpoints_key()),
+        }
     }
 
     /// The key of a Namespace; none for other kinds.

@@ -7,6 +7,7 @@
 
 mod bloom;
 pub mod event;
+pub mod host_ports;
 pub mod ids;
 pub mod label_selector;
 pub mod model;

@@ -100,6 +100,8 @@ pub struct Service {
     pub source_ranges_unreadable: bool,
     /// `spec.healthCheckNodePort`, for type LoadBalancer with externalTrafficPolicy Local.
     pub health_port: Option<NonZeroU16>,
+    /// The pod with hostPorts whose Service this is: see [`crate::host_ports`]. None for a v1 Service.
+    pub pod: Option<Box<ServedPod>>,
     /// Problems of the object, each with its cure.
     pub problems: Vec<String>,
 }
@@ -124,6 +126,7 @@ impl Service {
             source_ranges: Vec::new(),
             source_ranges_unreadable: false,
             health_port: None,
+            pod: None,
             problems: Vec::new(),
         }
     }
@@ -399,13 +402,43 @@ pub struct Node {
     pub labels: Labels,
 }
 
-/// A v1 Pod, with the fields that decide its mode. Pods that have ended are left out.
+/// A hostPort of a container.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostPort {
+    /// `hostIP`: an address of the node, or the unspecified address for all of its family; none: all addresses.
+    pub addr: Option<IpAddr>,
+    /// `hostPort`: the port that clients dial.
+    pub port: NonZeroU16,
+    /// `containerPort`: the port at which the pod listens.
+    pub container_port: NonZeroU16,
+    /// Its protocol; TCP by default.
+    pub proto: Proto,
+}
+
+/// The part of a Pod that its Service needs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServedPod {
+    /// Namespace and name of the Pod.
+    pub key: Key,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// Its hostPorts.
+    pub host_ports: Vec<HostPort>,
+    /// True if it ends soon.
+    pub terminating: bool,
+}
+
+/// A v1 Pod, with the fields that decide its mode and its hostPorts. Pods that have ended are left out.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pod {
     /// Namespace and name.
     pub key: Key,
     /// `metadata.uid`, which is in the name of its cgroup; none where a file leaves it out.
     pub uid: Option<Arc<str>>,
+    /// `metadata.creationTimestamp` in seconds since 1970; none where a file leaves it out.
+    pub created: Option<i64>,
+    /// True if it has a `metadata.deletionTimestamp`: it ends soon.
+    pub terminating: bool,
     /// `spec.nodeName`.
     pub node: Option<Arc<str>>,
     /// `spec.hostNetwork`: it shares the node's network namespace.
@@ -414,6 +447,10 @@ pub struct Pod {
     pub started: bool,
     /// `status.podIPs`.
     pub ips: Vec<IpAddr>,
+    /// The hostPorts of its containers, and of init containers that keep running.
+    pub host_ports: Vec<HostPort>,
+    /// Problems of its hostPorts, each with its cure.
+    pub host_port_problems: Vec<String>,
     /// Label `beeline.io/path`.
     pub path: Option<PodMode>,
     /// Path at which its network namespace is mounted. Only files may set it.

@@ -312,6 +312,35 @@ pub struct PodSpec {
     pub node_name: Option<String>,
     /// True if the pod has the node's network namespace.
     pub host_network: Option<bool>,
+    /// Its containers.
+    pub containers: Option<Vec<Container>>,
+    /// Containers that are started before the others.
+    pub init_containers: Option<Vec<Container>>,
+}
+
+/// A container of a Pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Container {
+    /// Ports at which it listens.
+    pub ports: Option<Vec<ContainerPort>>,
+    /// `Always` for an init container that keeps running.
+    pub restart_policy: Option<String>,
+}
+
+/// A port of a container.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ContainerPort {
+    /// TCP by default.
+    pub protocol: Option<String>,
+    /// Port in the pod; in 64 bits, as in [`Port`].
+    pub container_port: Option<i64>,
+    /// Port at the node; absent and 0 are none.
+    pub host_port: Option<i64>,
+    /// Address of the node.
+    #[serde(rename = "hostIP")]
+    pub host_ip: Option<String>,
 }
 
 /// `status` of a Pod.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::jiff::SignedDuration;
-use lb_core::objects::Key;
+use lb_core::{host_ports, objects::Key};
 
 /// Reads namespace and name of an object, written `NAMESPACE/NAME`.
 pub(super) fn key(text: &str) -> Result<Key, String> {
@@ -13,6 +13,16 @@ pub(super) fn key(text: &str) -> Result<Key, String> {
         }
         _ => Err("want NAMESPACE/NAME, such as default/web".to_owned()),
     }
+}
+
+/// Reads the key of a Service, written `NAMESPACE/NAME`, or that of a pod with hostPorts, written `NAMESPACE/pod/NAME`.
+pub(super) fn service(text: &str) -> Result<Key, String> {
+    let pod = text.split_once("/pod/").filter(|(namespace, _)| !namespace.contains('/'));
+    match pod {
+        Some((namespace, name)) => key(&format!("{namespace}/{name}")).map(|pod| host_ports::service_key(&pod)),
+        None => key(text),
+    }
+    .map_err(|error| format!("{error}, or NAMESPACE/pod/NAME of a pod with hostPorts"))
 }
 
 /// Reads a time with units, which may be zero.
@@ -38,6 +48,16 @@ mod tests {
         assert_eq!(key("default/web"), Ok(Key::new("default", "web")));
         for bad in ["web", "/web", "default/", "a/b/c", ""] {
             assert!(key(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_service_may_be_that_of_a_pod() {
+        assert_eq!(service("default/web"), Ok(Key::new("default", "web")));
+        assert_eq!(service("default/pod/web"), Ok(host_ports::service_key(&Key::new("default", "web"))));
+        assert_eq!(service("pod/web"), Ok(Key::new("pod", "web")));
+        for bad in ["web", "a/b/c", "/pod/web", "default/pod/", "default/pod/a/b", "a/b/pod/c", ""] {
+            assert!(service(bad).is_err(), "{bad}");
         }
     }
 

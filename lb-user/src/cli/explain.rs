@@ -15,6 +15,7 @@ use super::{
 use lb_agent::reconcile::Reconciler;
 use lb_core::{
     event::Event,
+    host_ports,
     model::explain::Explanation,
     objects::Key,
     plan::{OnOrphan, Plan, Scope, plan},
@@ -25,19 +26,20 @@ use lb_core::{
 };
 use lb_dataplane::{pins::Pins, store::BpfStore};
 
-/// ExplainArgs of `beeline explain`: a Service, and the source of the objects.
+/// ExplainArgs of `beeline explain`: a Service or a pod with hostPorts, and the source of the objects.
 #[derive(Args)]
 #[command(after_help = "Examples:
   beeline explain default/web                  with the objects of the agent on this node
+  beeline explain default/pod/web              the hostPorts of a pod on this node
   beeline explain default/web -f ./services    with the objects of a directory
   beeline explain default/web -o json
 
 Without -f, --kubeconfig and --api-server the objects come from the running agent's source, with the agent's flags.
 
-Exit codes: 0 explained; 1 there is no such Service.")]
+Exit codes: 0 explained; 1 there is no such Service or pod.")]
 pub(super) struct ExplainArgs {
-    /// Service.
-    #[arg(value_name = "NAMESPACE/NAME", value_parser = arguments::key)]
+    /// Service; or NAMESPACE/pod/NAME, a pod whose hostPorts are served.
+    #[arg(value_name = "NAMESPACE/NAME", value_parser = arguments::service)]
     service: Key,
 
     /// Form of the output.
@@ -97,7 +99,11 @@ fn unknown<'a>(service: &Key, known: impl Iterator<Item = &'a Key>, objects: &st
         name == other_name || service.namespace() == other.namespace() && contains
     };
     let similar: BTreeSet<_> = known.filter(is_similar).map(ToString::to_string).collect();
-    let mut text = format!("no Service {service} in {objects}");
+    let mut text = if host_ports::is_pod(service) {
+        format!("no pod {service} of this node has hostPorts that are served, in {objects}")
+    } else {
+        format!("no Service {service} in {objects}")
+    };
     if !similar.is_empty() {
         let similar: Vec<_> = similar.into_iter().take(5).collect();
         write!(text, "; there is {}", similar.join(", ")).expect("a String takes everything");
@@ -203,6 +209,10 @@ mod tests {
             error("default", "web"),
             "no Service default/web in the API server; there is default/web-2, other/web"
         );
+        assert_eq!(
+            error("default", "pod/x"),
+            "no pod default/pod/x of this node has hostPorts that are served, in the API server"
+        );
         assert_eq!(error("other", "x"), "no Service other/x in the API server");
     }
 
@@ -219,7 +229,7 @@ mod tests {
             reconciler
         });
         let [before, after] = &mut reconcilers;
-        let key = arguments::key(service).expect("a name");
+        let key = arguments::service(service).expect("a name");
         let report = ExplainReport {
             objects: "the directory services".to_owned(),
             node: node.to_owned(),

@@ -89,6 +89,7 @@ impl SourceArgs {
     /// Returns the source that the command line names.
     pub(super) fn object_source(self) -> Result<ObjectSource> {
         let (settings, node_name) = (self.service_args.settings(), self.service_args.node_name());
+        let host_ports = self.service_args.host_ports;
         let proxy_name = self.service_args.service_proxy_name;
         let (text, source) = match self.filename {
             Some(path) => {
@@ -108,6 +109,7 @@ impl SourceArgs {
                     kubeconfig,
                     node_name,
                     proxy_name,
+                    host_ports,
                     remembered: RememberedServers::default(),
                 };
                 ("the API server".to_owned(), Source::Kubernetes(options))
@@ -218,6 +220,7 @@ pub(super) fn load(source: Source) -> Result<Vec<Event>> {
 async fn list(options: kubernetes::KubernetesOptions) -> Result<Vec<Event>> {
     let (tx, mut rx) = mpsc::channel(16);
     let mut missing = BTreeSet::from(ObjectKind::OF_SERVICES);
+    missing.extend(options.host_ports.then_some(ObjectKind::Pod));
     let mut events = Vec::new();
     let collect = async {
         while !missing.is_empty() {

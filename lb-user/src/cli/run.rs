@@ -134,6 +134,7 @@ impl RunArgs {
                 kubeconfig: self.kubeconfig.clone(),
                 node_name: self.service_args.node_name(),
                 proxy_name,
+                host_ports: self.service_args.host_ports,
                 remembered: RememberedServers::default(),
             }),
         }

@@ -35,6 +35,10 @@ pub(super) struct ServiceArgs {
     #[arg(long, value_name = "all|primary|localhost|CIDR,…", default_value = "all")]
     nodeport_addresses: NodePortAddresses,
 
+    /// Serve the hostPorts of this node's pods, in the place of the CNI plugin portmap. Watches the pods of this node.
+    #[arg(long)]
+    pub(super) host_ports: bool,
+
     /// Ranges of cluster IPs, in which calls to an address of no Service fail at once: api (the ServiceCIDR objects of
     /// the cluster), none, or a list of CIDRs.
     #[arg(long, value_name = "api|none|CIDR,…", default_value = "api")]
@@ -64,6 +68,7 @@ impl ServiceArgs {
             nodeport_addresses: self.nodeport_addresses.clone(),
             service_cidrs: self.service_cidrs.clone(),
             scheduler: self.scheduler,
+            host_ports: self.host_ports,
         }
     }
 

@@ -6,6 +6,7 @@ mod devices;
 mod finding;
 mod foreign;
 mod hooks;
+mod host_ports;
 mod kernel;
 mod kube_proxy;
 mod maps;
@@ -113,7 +114,9 @@ pub fn examine(subject: &Subject) -> Vec<Finding> {
     }
     findings.extend(kube_proxy::evaluate(&kube_proxy::read()));
     if let Some(Ok(dump)) = &dump {
-        findings.extend(netfilter::evaluate(&netfilter::read(), dump));
+        let chains = netfilter::read();
+        findings.extend(netfilter::evaluate(&chains, dump));
+        findings.extend(host_ports::evaluate(&chains, dump));
     }
     let servers = objects.as_ref().ok().map(|objects| &objects.source);
     findings.extend(clock::evaluate(&clock::read(servers)));

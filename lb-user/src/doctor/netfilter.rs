@@ -78,7 +78,7 @@ fn hits(chains: &[HookedChain], dump: &Dump) -> Vec<Hits> {
 }
 
 /// True if a table of a family sees packets to a frontend.
-fn sees(family: TableFamily, frontend: &FrontendKey) -> bool {
+pub(super) fn sees(family: TableFamily, frontend: &FrontendKey) -> bool {
     match family {
         TableFamily::One(family) => (family == Family::V4) == frontend.addr.is_v4(),
         TableFamily::Inet => true,

@@ -69,8 +69,8 @@ fn own_cgroup(text: &str) -> Option<&str> {
 fn choose(dump: &Dump) -> Option<(SocketAddr, Proto)> {
     let candidate = |(key, frontend): (&lb_common::FrontendKey, &lb_common::Frontend)| {
         let proto = Proto::from_number(key.proto.into()).filter(|proto| *proto != Proto::Sctp)?;
-        // The key of a NodePort has no address.
-        Kind::from_number(frontend.kind).filter(|kind| *kind != Kind::NodePort)?;
+        // The key of a NodePort has no address, and a hostPort is a single pod's.
+        Kind::from_number(frontend.kind).filter(|kind| !kind.is_of_node())?;
         let service = dump.services.get(&frontend.service)?;
         let is_local = service.flags & ServiceFlags::INTERNAL_LOCAL != 0;
         let has_backend = service.cluster_len > 0 && (!is_local || service.local_len > 0);

@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use lb_common::{Frontend, FrontendKey, ListReason, Origin, ServiceFlags, SlotKey};
+use lb_common::{Frontend, FrontendKey, Kind, ListReason, Origin, ServiceFlags, SlotKey};
 use serde::Serialize;
 
 use crate::inspect::address;
@@ -223,6 +223,9 @@ fn answers(dump: &Dump) -> RuleFrontends {
         });
         Some(RuleEndpoints { name, from_node: of(Origin::Node), from_outside: of(Origin::Outside) })
     };
-    let frontends = dump.frontends.iter().filter(|(key, _)| !key.is_address());
+    // kube-proxy has no rules for hostPorts.
+    let is_of_service =
+        |key: &FrontendKey, frontend: &Frontend| !key.is_address() && frontend.kind != Kind::HostPort as u8;
+    let frontends = dump.frontends.iter().filter(|(key, frontend)| is_of_service(key, frontend));
     frontends.filter_map(|(key, frontend)| Some((*key, answer(frontend)?))).collect()
 }

@@ -8,11 +8,11 @@ mod way;
 use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr};
 
 use lb_common::{
-    AffinityOutcome, Caller as _, Cause, Choice, FrontendKey, Kind, List, ListReason, Origin, PodMode, Proto,
-    ScheduleReason, Scheduler, SelectEvent, ServiceEntry, ServiceFlags, Slot, SlotKey, State as _, Tables as _,
-    Verdict, Vip, refusal, select_observed, vip,
+    AffinityOutcome, Caller as _, Cause, Choice, FrontendKey, Kind, List, ListReason, NodeAddr, NodeAddrFlags, Origin,
+    PodMode, Proto, ScheduleReason, Scheduler, SelectEvent, ServiceEntry, ServiceFlags, Slot, SlotKey, State as _,
+    Tables as _, Verdict, Vip, refusal, select_observed, vip,
 };
-use lb_core::text::number;
+use lb_core::{host_ports, text::number};
 
 use crate::inspect::{self, pod_modes};
 
@@ -140,14 +140,23 @@ impl Choosing<'_> {
                 SelectEvent::UnknownSource => text += UNKNOWN_SOURCE,
                 SelectEvent::Bypassed => text += LEFT_ALONE,
                 SelectEvent::NoFrontend => text += &self.no_service(),
-                SelectEvent::NotNodePort { frontend, node_addr } => {
+                SelectEvent::NotServedAt { frontend, node_addr } => {
                     text += &self.no_service();
                     let name = inspect::name_of(&self.snapshot.dump, frontend.service);
-                    let why = match node_addr {
-                        Some(_) => "a pod's loopback address is its own",
-                        None => "not at this address (--nodeport-addresses)",
+                    let kind = Kind::from_number(frontend.kind).unwrap_or(Kind::NodePort);
+                    let left_out = match kind {
+                        Kind::HostPort => "no interface of this node has the address",
+                        _ => "not at this address (--nodeport-addresses)",
                     };
-                    text += &format!("  hint       the port is a NodePort of {name}, but {why}\n");
+                    let is_host_only = |own: NodeAddr| own.flags & NodeAddrFlags::HOST_ONLY != 0;
+                    let is_served =
+                        |own: NodeAddr| kind == Kind::HostPort || own.flags & NodeAddrFlags::NO_NODE_PORTS == 0;
+                    let why = match node_addr {
+                        Some(own) if is_host_only(own) && is_served(own) => "a pod's loopback address is its own",
+                        _ => left_out,
+                    };
+                    let port = if kind == Kind::HostPort { "hostPort" } else { "NodePort" };
+                    text += &format!("  hint       the port is a {port} of {name}, but {why}\n");
                 }
                 SelectEvent::Refused(_, cause) => text += &self.refused(cause),
                 SelectEvent::Chosen(choice) => {
@@ -164,6 +173,11 @@ impl Choosing<'_> {
         self.snapshot.service(id).unwrap_or_default()
     }
 
+    /// True for a port of a pod with hostPorts.
+    fn is_pod(&self, id: u32) -> bool {
+        self.snapshot.dump.names.get(&id).is_some_and(|port| host_ports::is_pod(&port.service))
+    }
+
     /// Returns the slots of a list, by index.
     fn slots(&self, service: u32, list: List) -> Vec<Slot> {
         let range = SlotKey::new(service, list, 0)..=SlotKey::new(service, list, u32::MAX);
@@ -177,6 +191,7 @@ impl Choosing<'_> {
                 ", of the Service that takes the clients by beeline.io/redirect-from"
             }
             ListReason::InternalLocal => ", by internalTrafficPolicy Local",
+            ListReason::ExternalLocal if self.is_pod(service) => "",
             ListReason::ExternalLocal => ", by externalTrafficPolicy Local",
             ListReason::OnNode => ", as always for callers on this node",
             ListReason::InternalCluster | ListReason::ExternalCluster => "",

@@ -6,6 +6,7 @@ mod agent;
 mod bootstrap;
 mod deploy;
 mod events;
+mod host_ports;
 mod node;
 mod relay;
 
@@ -33,7 +34,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 22] = [
+const STORIES: [(&str, Story); 24] = [
     ("the_ranges_of_cluster_ips_are_those_of_the_api", the_ranges_of_cluster_ips_are_those_of_the_api),
     ("objects_are_added_changed_and_deleted", objects_are_added_changed_and_deleted),
     (
@@ -44,6 +45,11 @@ const STORIES: [(&str, Story); 22] = [
     ("only_endpoints_without_a_mirror_are_sent", only_endpoints_without_a_mirror_are_sent),
     ("only_the_own_node_is_sent", only_the_own_node_is_sent),
     ("pods_are_sent_by_their_label_or_that_of_their_namespace", pods_are_sent_by_label),
+    (
+        "all_pods_of_the_node_are_sent_for_host_ports_only",
+        host_ports::all_pods_of_the_node_are_sent_for_host_ports_only,
+    ),
+    ("a_host_port_goes_over_to_the_next_pod_which_hears_of_it", host_ports::goes_over_to_the_next_pod),
     ("explain_reads_from_the_api_server", explain_reads_from_the_api_server),
     ("doctor_checks_each_api_server", doctor_checks_each_api_server),
     ("the_first_server_that_answers_is_used", the_first_server_that_answers_is_used),

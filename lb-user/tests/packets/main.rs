@@ -9,6 +9,7 @@ mod fragmentation;
 mod fragments;
 mod full;
 mod hops;
+mod host_ports;
 mod host_routing;
 mod limit;
 mod live;

@@ -17,6 +17,7 @@ mod external_traffic;
 mod flow_expiry;
 mod get_and_top;
 mod health_and_metrics;
+mod host_ports;
 mod integrity;
 mod lab_network;
 mod load;
@@ -80,6 +81,7 @@ fn stories() -> Vec<Story> {
         connection_age::STORIES,
         node_ports::STORIES,
         node_addresses::STORIES,
+        host_ports::STORIES,
         explain::STORIES,
         get_and_top::STORIES,
         bad_input::STORIES,

@@ -34,7 +34,7 @@ fn sctp_socket(at: SocketAddr) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Starts a server that sends each client the address of the server and that of the client.
-fn sctp_server(at: SocketAddr) {
+pub fn sctp_server(at: SocketAddr) {
     let socket = sctp_socket(at).expect("a free port");
     listen(&socket, 16).expect("a server");
     // accept(2) is the same for SCTP and TCP.
@@ -46,7 +46,8 @@ fn sctp_server(at: SocketAddr) {
     });
 }
 
-fn sctp_ask(from: IpAddr, to: SocketAddr) -> std::io::Result<String> {
+/// Returns the answer of such a server.
+pub fn sctp_ask(from: IpAddr, to: SocketAddr) -> std::io::Result<String> {
     let socket = sctp_socket(SocketAddr::new(from, 0))?;
     connect(&socket, &to)?;
     let mut stream = TcpStream::from(socket);
@@ -56,9 +57,17 @@ fn sctp_ask(from: IpAddr, to: SocketAddr) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned())
 }
 
-fn sctp_reaches_pods(node: &mut StoryNode) {
-    if let Err(error) = sctp_socket(SocketAddr::from(([127, 0, 0, 1], 0))) {
+/// True if the kernel has SCTP.
+pub fn has_sctp() -> bool {
+    let socket = sctp_socket(SocketAddr::from(([127, 0, 0, 1], 0)));
+    if let Err(error) = &socket {
         println!("LACKS SCTP in this kernel: {error}");
+    }
+    socket.is_ok()
+}
+
+fn sctp_reaches_pods(node: &mut StoryNode) {
+    if !has_sctp() {
         return;
     }
     let lan = Lan::make(LanOptions::default());

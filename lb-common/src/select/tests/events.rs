@@ -52,7 +52,7 @@ fn events(mem: &Mem, asker: &Asker, dest: &FrontendKey, avoid: u32) -> Vec<E> {
     let verdict = select_observed(mem, asker, dest, avoid, &|event| seen.borrow_mut().push(event));
     let seen = seen.into_inner();
     let last = match seen.last().expect("a verdict") {
-        E::NoFrontend | E::NotNodePort { .. } | E::Bypassed | E::UnknownSource => Verdict::NotService,
+        E::NoFrontend | E::NotServedAt { .. } | E::Bypassed | E::UnknownSource => Verdict::NotService,
         E::Refused(service, cause) => Verdict::Refused(*service, *cause),
         E::Chosen(choice) => Verdict::Backend(*choice),
         other => panic!("no verdict: {other:?}"),
@@ -90,8 +90,8 @@ fn an_observer_learns_the_frontend_or_the_reason_for_none() {
     let host = Asker { host: true, ..SOCKET };
     let bypassed = Asker { bypassed: true, ..SOCKET };
     let exact = E::Frontend { frontend: Frontend::new(1, Kind::ClusterIp), matched: Match::Exact };
-    let by_port = E::Frontend { frontend: node_port, matched: Match::NodePort };
-    let elsewhere = |node_addr| E::NotNodePort { frontend: node_port, node_addr };
+    let by_port = E::Frontend { frontend: node_port, matched: Match::PortOfNode };
+    let elsewhere = |node_addr| E::NotServedAt { frontend: node_port, node_addr };
     let cases: [(&Asker, FrontendKey, &[E]); 8] = [
         (&SOCKET, vip(80), &[exact]),
         (&SOCKET, vip(81), &[E::NoFrontend]),

@@ -283,6 +283,63 @@ fn rule_6_a_node_port_answers_at_the_nodes_own_addresses_only() {
 }
 
 #[test]
+fn a_host_port_answers_at_every_address_of_the_node_and_one_with_a_host_ip_at_that_alone() {
+    let mut mem = plain(Kind::ClusterIp, 1, 0, 0);
+    for (addr, port) in [("0.0.0.0", 8080), ("127.0.0.1", 8081), ("192.0.2.1", 8082), ("198.51.100.1", 8083)] {
+        mem.frontends.insert(key(addr, port), Frontend::new(1, Kind::HostPort));
+    }
+    mem.frontends.insert(key("0.0.0.0", 30080), Frontend::new(1, Kind::NodePort));
+    let own = |addr: &str| addr.parse::<IpAddr>().expect("an address").into();
+    mem.node_addrs.insert(own("192.0.2.1"), NodeAddr::default());
+    mem.node_addrs.insert(own("192.0.2.2"), NodeAddr { flags: NodeAddrFlags::NO_NODE_PORTS });
+    mem.node_addrs
+        .insert(own("127.0.0.1"), NodeAddr { flags: NodeAddrFlags::HOST_ONLY | NodeAddrFlags::NO_NODE_PORTS });
+    let pod = Client::new(7);
+    let host = Client { host: true, ..Client::new(1) };
+    let cases = [
+        ("192.0.2.1", 8080, true, true),
+        // --nodeport-addresses leaves it out, which is no matter of hostPorts.
+        ("192.0.2.2", 8080, true, true),
+        ("192.0.2.2", 30080, false, false),
+        ("127.0.0.1", 30080, false, false),
+        ("192.0.2.3", 8080, false, false),
+        // The loopback address of a pod is its own; so is the unspecified address, which means loopback.
+        ("127.0.0.1", 8080, false, true),
+        ("0.0.0.0", 8080, false, true),
+        ("127.0.0.1", 8081, false, true),
+        ("192.0.2.1", 8081, false, false),
+        ("192.0.2.1", 8082, true, true),
+        ("192.0.2.2", 8082, false, false),
+        ("127.0.0.1", 8082, false, false),
+        // No address of the node: a pod does not take what is sent elsewhere.
+        ("198.51.100.1", 8083, false, false),
+    ];
+    for (addr, port, for_pod, for_host) in cases {
+        let found = |client: &Client| backend(select(&mem, client, &key(addr, port), 0)).is_some();
+        assert_eq!((found(&pod), found(&host)), (for_pod, for_host), "{addr}:{port}");
+    }
+}
+
+#[test]
+fn a_listener_of_the_node_gives_way_except_at_loopback_and_at_addresses_of_services() {
+    let mut mem = plain(Kind::ClusterIp, 1, 0, 0);
+    mem.frontends.insert(key("0.0.0.0", 8080), Frontend::new(1, Kind::HostPort));
+    mem.frontends.insert(key("127.0.0.1", 8081), Frontend::new(1, Kind::HostPort));
+    mem.frontends.insert(key("0.0.0.0", 30080), Frontend::new(1, Kind::NodePort));
+    for (addr, port, expected) in [
+        ("192.0.2.1", 8080, true),
+        ("127.0.0.1", 8080, false),
+        ("127.0.0.1", 8081, false),
+        ("192.0.2.1", 30080, true),
+        ("127.0.0.1", 30080, true),
+        ("10.96.0.1", 80, false),
+        ("192.0.2.1", 1, false),
+    ] {
+        assert_eq!(goes_before_listener(&mem, &key(addr, port)), expected, "{addr}:{port}");
+    }
+}
+
+#[test]
 fn rule_7_a_client_sticks_to_a_backend_of_the_list_in_use_until_its_time_is_over() {
     let service = ServiceEntry { affinity_seconds: 10, flags: ServiceFlags::INTERNAL_LOCAL, ..ServiceEntry::default() };
     let mut mem = mem(Kind::ExternalIp, 8, 2, service, &[]);

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use lb_core::{objects::Key, warning::Warning};
+use lb_core::{host_ports, objects::Key, warning::Warning};
 
 /// Maximum length of an Event's note in bytes (k8s.io/kubernetes, pkg/apis/core/validation/events.go).
 const MAX_NOTE: usize = 1024;
@@ -61,10 +61,11 @@ impl ServiceEvent {
         parts.into_iter().fold(HASH_START, hash)
     }
 
-    /// Returns the name of the Event about the Service with this uid. A recreated Service has another uid, and new
+    /// Returns the name of the Event about the Service or pod with this uid. A recreated one has another uid, and new
     /// Events.
     pub(crate) fn name(&self, node: &str, uid: &str) -> String {
-        format!("{}.{:016x}", self.service.name(), hash(self.id(node), uid))
+        let name = host_ports::pod_name(&self.service).unwrap_or_else(|| self.service.name().to_owned());
+        format!("{name}.{:016x}", hash(self.id(node), uid))
     }
 }
 
@@ -103,6 +104,8 @@ mod tests {
         let names = [name("a", "x", "u"), name("b", "x", "u"), name("a", "y", "u"), name("a", "x", "v")];
         let distinct: std::collections::BTreeSet<_> = names.iter().collect();
         assert_eq!(distinct.len(), names.len(), "{names:?}");
+        let of_pod = host_ports::service_key(&Key::new("default", "a"));
+        assert_eq!(event(of_pod.name(), ProblemOrigin::Objects, "x").name("n", "u").find('.'), Some(1));
         // Another program computed this value: two versions of Beeline in one cluster must share their Events.
         assert_eq!(hash(HASH_START, "a"), 0x089b_c907_b544_c769);
     }

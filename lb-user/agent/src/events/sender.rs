@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use k8s_openapi::{
     api::{
-        core::v1::{ObjectReference, Service},
+        core::v1::{ObjectReference, Pod, Service},
         events::v1::Event,
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
@@ -17,6 +17,7 @@ use kube::{
 };
 
 use super::{problem::ServiceEvent, schedule::Outcome};
+use lb_core::{host_ports, objects::Key};
 use lb_sources::kubernetes;
 
 /// Timeout of one Event.
@@ -104,11 +105,8 @@ fn namespace_is_terminating(status: &kube::core::Status) -> bool {
 
 async fn create(client: Client, event: &ServiceEvent, node: &str) -> Result<Outcome, kube::Error> {
     let ServiceEvent { service, warning, .. } = event;
-    let services = Api::<Service>::namespaced(client.clone(), service.namespace());
-    // A list with a field selector needs only the verb that the agent has, and comes from the server's cache.
-    let only = ListParams::default().fields(&format!("metadata.name={}", service.name())).match_any();
-    let found = services.list_metadata(&only).await?.items.into_iter().next();
-    let Some(uid) = found.and_then(|service| service.metadata.uid) else { return Ok(Outcome::NoService) };
+    let Some(regarding) = regarding(&client, service, node).await? else { return Ok(Outcome::NoService) };
+    let uid = regarding.uid.clone().unwrap_or_default();
     let object = Event {
         metadata: ObjectMeta {
             name: Some(event.name(node, &uid)),
@@ -122,16 +120,38 @@ async fn create(client: Client, event: &ServiceEvent, node: &str) -> Result<Outc
         reason: Some(warning.reason().name().to_owned()),
         type_: Some("Warning".to_owned()),
         note: Some(event.note(node)),
-        regarding: Some(ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Service".to_owned()),
-            namespace: Some(service.namespace().to_owned()),
-            name: Some(service.name().to_owned()),
-            uid: Some(uid),
-            ..ObjectReference::default()
-        }),
+        regarding: Some(regarding),
         ..Event::default()
     };
     let events = Api::<Event>::namespaced(client, service.namespace());
     events.create(&PostParams::default(), &object).await.map(|_| Outcome::Created)
+}
+
+/// Finds the object of a problem: the Service, or the pod whose Service it is. None if it does not exist.
+async fn regarding(client: &Client, service: &Key, node: &str) -> Result<Option<ObjectReference>, kube::Error> {
+    // A list with a field selector needs only the verb that the agent has, and comes from the server's cache.
+    let list = |fields: &str| ListParams::default().fields(fields).match_any();
+    let (kind, found) = if host_ports::is_pod(service) {
+        // A long name of a pod is known by its start and a hash only.
+        let pods = Api::<Pod>::namespaced(client.clone(), service.namespace());
+        let listed = pods.list_metadata(&list(&format!("spec.nodeName={node}"))).await?;
+        let is_meant = |meta: &ObjectMeta| {
+            let name = meta.name.as_deref().unwrap_or_default();
+            host_ports::service_key(&Key::new(service.namespace(), name)) == *service
+        };
+        ("Pod", listed.items.into_iter().map(|pod| pod.metadata).find(is_meant))
+    } else {
+        let services = Api::<Service>::namespaced(client.clone(), service.namespace());
+        let listed = services.list_metadata(&list(&format!("metadata.name={}", service.name()))).await?;
+        ("Service", listed.items.into_iter().next().map(|service| service.metadata))
+    };
+    let Some(ObjectMeta { name, uid: Some(uid), .. }) = found else { return Ok(None) };
+    Ok(Some(ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some(kind.to_owned()),
+        namespace: Some(service.namespace().to_owned()),
+        name,
+        uid: Some(uid),
+        ..ObjectReference::default()
+    }))
 }

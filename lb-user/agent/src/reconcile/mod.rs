@@ -17,7 +17,7 @@ use std::{
 use anyhow::Result;
 use foldhash::{HashMap, HashSet};
 use ipnet::IpNet;
-use lb_common::{Addr, FrontendKey, Kind, Proto, ServiceFlags};
+use lb_common::{Addr, FrontendKey, Kind, NodeAddr, Proto, ServiceFlags};
 
 use crate::events::{EventQueue, ProblemOrigin};
 use lb_core::ids::HighestIds;
@@ -98,8 +98,9 @@ impl<S: Store> Reconciler<S> {
     /// Creates a reconciler for the node `node_name`, without objects. It reads the store in its first pass.
     #[must_use]
     pub fn new(store: S, node_name: &str, settings: Settings) -> Self {
+        let world = World::new(node_name);
         Self {
-            world: World::new(node_name),
+            world: if settings.host_ports { world.with_host_ports() } else { world },
             settings,
             claims: Claims::default(),
             cross_namespace: CrossNamespaceIndex::default(),
@@ -163,7 +164,7 @@ impl<S: Store> Reconciler<S> {
         }
         let specs = self.compile()?;
         self.work.pending.extend(specs.iter().map(|spec| spec.key.clone()));
-        let addresses = self.node_port_addresses();
+        let addresses = self.node_addrs();
         let limits = self.maps.store.limits();
         let shadow = self.maps.shadow.get_or_insert_default();
         Ok(plan(shadow, &specs, addresses.as_ref(), self.work.scope, OnOrphan::Keep, &limits))
@@ -323,6 +324,12 @@ impl<S: Store> Reconciler<S> {
         Some(self.settings.nodeport_addresses.choose(own, self.world.internal_ips()))
     }
 
+    /// Returns the content of `NODE_ADDRS`; none before the node's addresses are known.
+    fn node_addrs(&self) -> Option<BTreeMap<Addr, NodeAddr>> {
+        let own = self.world.addresses()?;
+        Some(self.settings.node_addrs(own, self.world.internal_ips()))
+    }
+
     /// Updates the addresses of NodePorts; returns the Services with endpoints at an address that came or went, because
     /// an endpoint at a NodePort is refused.
     fn update_node_ports(&mut self) -> Vec<Key> {
@@ -332,7 +339,13 @@ impl<S: Store> Reconciler<S> {
         }
         let changed: HashSet<Addr> = new.symmetric_difference(&self.node_ports).copied().collect();
         self.node_ports = new;
-        if self.work.scope == Scope::World { Vec::new() } else { self.world.services_with_endpoints_at(&changed) }
+        if self.work.scope == Scope::World {
+            return Vec::new();
+        }
+        let mut services = self.world.services_with_endpoints_at(&changed);
+        // A hostPort at such an address is refused as well.
+        services.extend(self.world.host_port_services().map(|service| service.key.clone()));
+        services
     }
 
     /// Updates the addresses of the node's interfaces; returns the Services whose cluster IP came or went there, since
@@ -345,7 +358,8 @@ impl<S: Store> Reconciler<S> {
         let changed: Vec<Addr> = new.symmetric_difference(&self.own).copied().collect();
         self.own = new;
         let owner = |addr: &Addr| self.claims.owner(&FrontendKey::new(*addr, 0, Proto::Tcp).address()).cloned();
-        changed.iter().filter_map(owner).collect()
+        let host_ports = self.world.host_port_services().map(|service| service.key.clone());
+        changed.iter().filter_map(owner).chain(host_ports).collect()
     }
 
     /// Returns the ranges of cluster IPs in use, and the doubtful ones. As of the last pass.
@@ -395,7 +409,7 @@ impl<S: Store> Reconciler<S> {
     /// Plans and writes; repeats this while the writes make room for Services that did not fit before.
     fn plan_and_write(&mut self, mut specs: Vec<ServiceSpec>, report: &mut PassReport) {
         let limits = self.maps.store.limits();
-        let addresses = self.node_port_addresses();
+        let addresses = self.node_addrs();
         let mut on_orphan = OnOrphan::Keep;
         loop {
             let start = Instant::now();

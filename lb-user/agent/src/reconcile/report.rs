@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_common::{AddrPort, Backend, FrontendKey, NEVER, Proto};
+use lb_common::{AddrPort, Backend, FrontendKey, Kind, NEVER, Proto};
 
 use lb_core::{
     event::ObjectKind,
@@ -48,7 +48,8 @@ pub struct StepDurations {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct MapChanges {
     pub(crate) departures: Vec<Departure>,
-    pub(crate) new_node_ports: Vec<FrontendKey>,
+    /// NodePorts and hostPorts that are new.
+    pub(crate) new_ports_of_node: Vec<FrontendKey>,
 }
 
 /// A backend or a frontend that a service port lost. Its sockets may lead to an endpoint that does not serve them.
@@ -74,21 +75,22 @@ pub(crate) enum Departed {
 impl MapChanges {
     /// Derives the changes from `ops`; `before` is the content of the maps without them.
     pub(super) fn of(ops: &[Op], before: &Shadow) -> Self {
-        let node_port = |op: &Op| match op {
-            Op::PutFrontend(key, frontend) if frontend.kind == lb_common::Kind::NodePort as u8 => Some(*key),
+        let is_of_node = |kind: u8| Kind::from_number(kind).is_some_and(Kind::is_of_node);
+        let port_of_node = |op: &Op| match op {
+            Op::PutFrontend(key, frontend) if is_of_node(frontend.kind) => Some(*key),
             _ => None,
         };
         let is_new = |key: &FrontendKey| before.frontend(key).is_none();
         Self {
             departures: ops.iter().filter_map(|op| Departure::of(op, before)).collect(),
-            new_node_ports: ops.iter().filter_map(node_port).filter(is_new).collect(),
+            new_ports_of_node: ops.iter().filter_map(port_of_node).filter(is_new).collect(),
         }
     }
 
     /// Adds later changes.
     pub(crate) fn append(&mut self, mut later: Self) {
         self.departures.append(&mut later.departures);
-        self.new_node_ports.append(&mut later.new_node_ports);
+        self.new_ports_of_node.append(&mut later.new_ports_of_node);
     }
 }
 

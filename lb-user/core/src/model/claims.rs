@@ -19,6 +19,9 @@ pub enum Precedence {
     Assigned,
     /// The author of the Service wrote the address: external IPs.
     Claimed,
+    /// The author of a pod wrote the port: hostPorts. With kube-proxy and the CNI plugin portmap, kube-proxy's rules
+    /// come first.
+    HostPort,
 }
 
 impl Precedence {
@@ -29,6 +32,7 @@ impl Precedence {
             Kind::ClusterIp | Kind::Address | Kind::OwnAddress | Kind::NodePort => Self::Allotted,
             Kind::LoadBalancer => Self::Assigned,
             Kind::ExternalIp | Kind::ExternalAddress => Self::Claimed,
+            Kind::HostPort => Self::HostPort,
         }
     }
 }
@@ -50,7 +54,8 @@ impl Rank {
         match self.0 >> Self::AGE_BITS {
             0 => Precedence::Allotted,
             1 => Precedence::Assigned,
-            _ => Precedence::Claimed,
+            2 => Precedence::Claimed,
+            _ => Precedence::HostPort,
         }
     }
 }
@@ -241,13 +246,15 @@ mod tests {
 
     #[test]
     fn i6_an_allotted_address_goes_before_a_claimed_one_whatever_the_ages() {
-        use Kind::{Address, ClusterIp, ExternalIp, LoadBalancer, NodePort};
+        use Kind::{Address, ClusterIp, ExternalIp, HostPort, LoadBalancer, NodePort};
         let young = Some(1_700_000_000);
         for (kind, before) in [
             (ClusterIp, [ExternalIp, LoadBalancer]),
             (Address, [ExternalIp, LoadBalancer]),
             (NodePort, [ExternalIp, LoadBalancer]),
-            (LoadBalancer, [ExternalIp, ExternalIp]),
+            (LoadBalancer, [ExternalIp, HostPort]),
+            (ExternalIp, [HostPort, HostPort]),
+            (NodePort, [HostPort, HostPort]),
         ] {
             for claimed in before {
                 let mut claims = Claims::default();
@@ -269,15 +276,17 @@ mod tests {
     #[test]
     fn a_rank_orders_by_precedence_then_by_age_whatever_the_age() {
         let ages = [i64::MIN, 0, 1_700_000_000, i64::MAX - 1, i64::MAX];
-        for (precedence, next) in
-            [(Precedence::Allotted, Precedence::Assigned), (Precedence::Assigned, Precedence::Claimed)]
-        {
+        for (precedence, next) in [
+            (Precedence::Allotted, Precedence::Assigned),
+            (Precedence::Assigned, Precedence::Claimed),
+            (Precedence::Claimed, Precedence::HostPort),
+        ] {
             for age in ages {
                 assert_eq!(Rank::new(precedence, age).precedence(), precedence);
                 assert!(ages.iter().all(|&other| Rank::new(precedence, age) < Rank::new(next, other)));
             }
         }
-        for precedence in [Precedence::Allotted, Precedence::Claimed] {
+        for precedence in [Precedence::Allotted, Precedence::Claimed, Precedence::HostPort] {
             assert!(ages.map(|age| Rank::new(precedence, age)).is_sorted());
             assert!(
                 Rank::new(precedence, -1) < Rank::new(precedence, 0)

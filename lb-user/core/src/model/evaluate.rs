@@ -21,6 +21,7 @@ use super::{
     warnings::{self, push_once},
 };
 use crate::{
+    host_ports,
     objects::{DEFAULT_TIER_SHARE, Endpoint, EndpointGroup, Exempt, Key, Policy, Preference, Service, ServicePort},
     per_family::PerFamily,
     spec::PortKey,
@@ -54,12 +55,13 @@ pub(super) fn evaluate<'a>(
     let FrontendRequest { mut frontends, denied } = request;
     warnings.extend(denied.into_iter().map(Warning::Frontend));
     keep_owned(&mut frontends, service, cluster, warnings);
+    host_port_conflicts(&mut frontends, service, node, cluster, warnings);
     // Processes of the node may listen at other ports there, such as a DNS cache at the cluster IP of its Service.
     let is_own =
         |frontend: &&mut RequestedFrontend| frontend.kind == Kind::Address && node.own.contains(&frontend.key.addr);
     frontends.iter_mut().filter(is_own).for_each(|frontend| frontend.kind = Kind::OwnAddress);
     evaluation.frontends = frontends;
-    if service.cluster_ips.is_empty() || service.ports.is_empty() {
+    if service.pod.is_none() && (service.cluster_ips.is_empty() || service.ports.is_empty()) {
         warnings.push(Warning::NoFrontend);
     }
     let families = families(service);
@@ -97,11 +99,47 @@ fn keep_owned(
         Some(owner) if *owner != service.key && kind.is_address() => false,
         Some(owner) if *owner != service.key => {
             let is_outranked = claims.precedence(&key) < Some(Precedence::of(kind));
-            let denial = if is_outranked { Denial::Outranked(owner.clone()) } else { Denial::Younger(owner.clone()) };
+            let terminates = service.pod.as_ref().is_some_and(|pod| pod.terminating);
+            let denial = match (is_outranked, terminates) {
+                (true, _) => Denial::Outranked(owner.clone()),
+                (false, true) => Denial::Terminates(owner.clone()),
+                (false, false) => Denial::Younger(owner.clone()),
+            };
             warnings.push(Warning::Frontend(DeniedFrontend { kind, place: FrontendPlace::Key(key), denial }));
             false
         }
         _ => true,
+    });
+}
+
+/// Removes hostPorts with a hostIP at which a NodePort answers: NodePorts have another key in the maps. Reports a
+/// hostPort without hostIP at whose port another pod has an address of the node: that goes first there.
+fn host_port_conflicts(
+    frontends: &mut Vec<RequestedFrontend>,
+    service: &Service,
+    node: NodeContext<'_>,
+    ClusterContext { claims, .. }: ClusterContext<'_>,
+    warnings: &mut Vec<Warning>,
+) {
+    frontends.retain(|&RequestedFrontend { key, kind, .. }| {
+        let mut warn = |key, denial| {
+            warnings.push(Warning::Frontend(DeniedFrontend { kind, place: FrontendPlace::Key(key), denial }));
+        };
+        if kind != Kind::HostPort {
+            return true;
+        }
+        if !key.addr.is_unspecified() {
+            let is_node_port = claims.precedence(&key.node_port()) == Some(Precedence::Allotted);
+            let owner = claims.owner(&key.node_port()).filter(|_| is_node_port && node.node_ports.contains(&key.addr));
+            owner.into_iter().for_each(|owner| warn(key, Denial::Outranked(owner.clone())));
+            return owner.is_none();
+        }
+        for addr in node.own.iter().filter(|addr| Family::of(addr) == Family::of(&key.addr)) {
+            let key = FrontendKey { addr: *addr, ..key };
+            let other = claims.owner(&key).filter(|owner| host_ports::is_pod(owner) && **owner != service.key);
+            other.into_iter().for_each(|owner| warn(key, Denial::NamesAddress(owner.clone())));
+        }
+        true
     });
 }
 

@@ -11,7 +11,10 @@ use super::{
     cross_namespace::CrossNamespaceIndex,
     frontends::{FrontendRequest, request, unspecified},
 };
-use crate::{objects::Key, world::World};
+use crate::{
+    objects::{Key, Service},
+    world::World,
+};
 
 /// The Services and frontends that changed claims affect.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -71,10 +74,23 @@ pub fn affected(changes: ClaimChanges, claims: &Claims, world: &World, node_port
             addrs.extend(node_ports.iter().filter(|addr| Family::of(addr) == family));
         }
     }
+    let changed_ports: HashSet<_> = changed.iter().map(|key| (key.port, key.proto)).collect();
+    // A hostPort depends on the claims to its port at all addresses of the node.
+    services.extend(world.host_port_services().filter(|service| has_port(service, &changed_ports)).map(key_of));
     if !addrs.is_empty() {
         services.extend(world.services_with_endpoints_at(&addrs));
     }
     Affected { services, unclaimed: changed.into_iter().filter(|key| claims.owner(key).is_none()).collect() }
+}
+
+/// True if a pod has a hostPort with one of these ports and protocols.
+fn has_port(service: &Service, ports: &HashSet<(u16, u8)>) -> bool {
+    let mut own = service.pod.iter().flat_map(|pod| &pod.host_ports);
+    own.any(|host_port| ports.contains(&(host_port.port.get(), host_port.proto as u8)))
+}
+
+fn key_of(service: &Service) -> Key {
+    service.key.clone()
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@ use lb_common::{Addr, Family, FrontendKey, Kind};
 
 use super::{cross_namespace::CrossNamespaceIndex, endpoints::unusable, names};
 use crate::{
-    objects::{FrontendType, Service, ServicePort},
+    host_ports,
+    objects::{FrontendType, ServedPod, Service, ServicePort},
     warning::{Denial, DeniedFrontend, FrontendPlace},
 };
 
@@ -76,14 +77,16 @@ pub struct FrontendRequest {
 }
 
 /// Returns the families in which a Service is served: those of its cluster IPs, as kube-proxy has it
-/// (pkg/proxy/serviceport.go).
+/// (pkg/proxy/serviceport.go); a pod with hostPorts, those of its own addresses.
 #[must_use]
 pub(super) fn families(service: &Service) -> [Option<Family>; 2] {
-    let has = |family| service.cluster_ips.iter().any(|&addr| Family::of(&addr.into()) == family).then_some(family);
+    let addrs = service.pod.as_ref().map_or(&service.cluster_ips, |pod| &pod.ips);
+    let has = |family| addrs.iter().any(|&addr| Family::of(&addr.into()) == family).then_some(family);
     [has(Family::V4), has(Family::V6)]
 }
 
-/// Returns the address under which the maps hold the NodePorts of a family: they answer at the node's own addresses.
+/// Returns the address under which the maps hold the NodePorts of a family, and hostPorts without hostIP: they answer
+/// at the node's own addresses.
 #[must_use]
 pub fn unspecified(family: Family) -> Addr {
     match family {
@@ -120,6 +123,9 @@ fn request_alone(service: &Service, external_ips: &ExternalIps) -> FrontendReque
     // A port that cannot be served must not keep its frontends from others.
     if service.exempt.is_some() || names::service_flaw(service).is_some() {
         return FrontendRequest::default();
+    }
+    if let Some(pod) = &service.pod {
+        return request_host_ports(service, pod);
     }
     let is_served = |(index, port): &(usize, &ServicePort)| {
         names::flaw(&port.name).is_none() && !names::is_repeated(&service.ports, *index)
@@ -185,6 +191,37 @@ fn request_alone(service: &Service, external_ips: &ExternalIps) -> FrontendReque
             RequestedFrontend { key, kind: Kind::NodePort, port: index }
         }));
     }
+    unique(service, frontends, denied)
+}
+
+/// Returns the frontends of a pod's hostPorts. A hostIP of a family that the pod does not have asks for nothing, as
+/// with the CNI plugin portmap (plugins/meta/portmap).
+fn request_host_ports(service: &Service, pod: &ServedPod) -> FrontendRequest {
+    let (kind, mut frontends, mut denied) = (Kind::HostPort, Vec::new(), Vec::new());
+    for host_port in &pod.host_ports {
+        let Some(port) = host_ports::index_of(service, host_port) else { continue };
+        if let Some((addr, unusable)) = host_port.addr.and_then(|addr| Some((addr, host_ports::unusable(&addr)?))) {
+            denied.push(DeniedFrontend { kind, place: FrontendPlace::Addr(addr), denial: Denial::Unusable(unusable) });
+            continue;
+        }
+        let addr_of = |family| match host_port.addr.map(Addr::from) {
+            None => Some(unspecified(family)),
+            Some(addr) => (Family::of(&addr) == family).then_some(addr),
+        };
+        frontends.extend(families(service).into_iter().flatten().filter_map(addr_of).map(|addr| {
+            let key = FrontendKey::new(addr, host_port.port.get(), host_port.proto);
+            RequestedFrontend { key, kind, port }
+        }));
+    }
+    unique(service, frontends, denied)
+}
+
+/// Sorts frontends, and keeps one of each key.
+fn unique(
+    service: &Service,
+    mut frontends: Vec<RequestedFrontend>,
+    mut denied: Vec<DeniedFrontend>,
+) -> FrontendRequest {
     // Of two with one key the first kind wins, then the first port; the sort is stable.
     frontends.sort_by_key(|frontend| frontend.key);
     frontends.dedup_by(|second, first| {

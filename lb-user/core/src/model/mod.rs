@@ -33,9 +33,12 @@ pub use frontends::ExternalIps;
 pub use nodeport_addresses::NodePortAddresses;
 pub use redirects::RedirectNamespaces;
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use lb_common::{Addr, Scheduler};
+use lb_common::{Addr, NodeAddr, NodeAddrFlags, Scheduler};
 
 use claims::Claims;
 use cross_namespace::CrossNamespaceIndex;
@@ -59,6 +62,24 @@ pub struct Settings {
     pub service_cidrs: ServiceCidrs,
     /// `--scheduler`, for Services that name none.
     pub scheduler: Scheduler,
+    /// `--host-ports`: hostPorts of this node's pods are served.
+    pub host_ports: bool,
+}
+
+impl Settings {
+    /// Returns the content of `NODE_ADDRS`: the addresses of NodePorts among `own`, the addresses of the node's
+    /// interfaces; all of them where hostPorts are served. `primary` are the InternalIPs of the Node object.
+    #[must_use]
+    pub fn node_addrs(&self, own: &BTreeSet<IpAddr>, primary: &[IpAddr]) -> BTreeMap<Addr, NodeAddr> {
+        let node_ports = self.nodeport_addresses.choose(own, primary);
+        let entry = |addr: Addr| {
+            let host_only = if addr.to_ip().is_loopback() { NodeAddrFlags::HOST_ONLY } else { 0 };
+            let left_out = if node_ports.contains(&addr) { 0 } else { NodeAddrFlags::NO_NODE_PORTS };
+            (addr, NodeAddr { flags: host_only | left_out })
+        };
+        let own = own.iter().map(|&ip| Addr::from(ip)).filter(|addr| self.host_ports || node_ports.contains(addr));
+        own.map(entry).collect()
+    }
 }
 
 /// The node of this agent.

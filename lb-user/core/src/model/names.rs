@@ -10,20 +10,23 @@ use crate::{
 
 /// Returns the flaw of the name of a Service, a namespace or a port, if it has one.
 pub(super) fn flaw(name: &str) -> Option<NameFlaw> {
+    if name.len() >= NAME_LEN { Some(NameFlaw::TooLong) } else { unreadable(name) }
+}
+
+fn unreadable(name: &str) -> Option<NameFlaw> {
     let is_plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_');
-    if name.len() >= NAME_LEN {
-        Some(NameFlaw::TooLong)
-    } else if !name.bytes().all(is_plain) {
-        Some(NameFlaw::BadCharacter)
-    } else {
-        None
-    }
+    (!name.bytes().all(is_plain)).then_some(NameFlaw::BadCharacter)
 }
 
 /// Returns the first of a Service's own names that cannot be served, with its flaw.
 pub(super) fn service_flaw(service: &Service) -> Option<(&str, NameFlaw)> {
-    let names = [service.key.namespace(), service.key.name()];
-    names.into_iter().find_map(|name| Some((name, flaw(name)?)))
+    let flawed = |name| Some((name, flaw(name)?));
+    let of_name = || match &service.pod {
+        // A long name is shortened for the maps.
+        Some(pod) => unreadable(pod.key.name()).map(|flaw| (pod.key.name(), flaw)),
+        None => flawed(service.key.name()),
+    };
+    flawed(service.key.namespace()).or_else(of_name)
 }
 
 /// True if an earlier port has the name and protocol of the port with this index. The earlier port is served.

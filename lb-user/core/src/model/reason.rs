@@ -5,7 +5,10 @@ use std::fmt::{self, Write as _};
 use lb_common::{AddrPort, BackendFlags, Family, ServiceFlags};
 
 use super::{NodeContext, endpoints::EndpointOrigin};
-use crate::objects::{Endpoint, Key};
+use crate::{
+    host_ports::Owner,
+    objects::{Endpoint, Key},
+};
 
 /// Addition for an endpoint that is used although it terminates.
 const FALLBACK: &str = "; it drains, but no ready one is left";
@@ -139,8 +142,7 @@ impl EvaluatedEndpoint<'_> {
         let mut text = String::new();
         self.write_reason(&mut text, flags).expect("a String takes everything");
         if let Some(owner) = self.other_namespace.filter(|_| !matches!(self.reason, Reason::OtherNamespace(_))) {
-            write!(text, "; a pod of another namespace, that of the Service {owner}")
-                .expect("a String takes everything");
+            write!(text, "; a pod of another namespace, that of {}", Owner(owner)).expect("a String takes everything");
         }
         text
     }
@@ -171,9 +173,9 @@ impl EvaluatedEndpoint<'_> {
             Reason::Duplicate(origin) => write!(text, "not used: it stands in {origin} as well, and that copy counts"),
             Reason::Unusable(kind) => write!(text, "not used: that is {kind} address"),
             Reason::OtherNamespace(owner) => {
-                write!(text, "not used: that is a pod of another namespace, that of the Service {owner}")
+                write!(text, "not used: that is a pod of another namespace, that of {}", Owner(owner))
             }
-            Reason::Frontend(owner) => write!(text, "not used: that is a frontend of the Service {owner}"),
+            Reason::Frontend(owner) => write!(text, "not used: that is a frontend of {}", Owner(owner)),
             Reason::NodePort(owner) => {
                 write!(text, "not used: that is a NodePort of the Service {owner} at this node")
             }

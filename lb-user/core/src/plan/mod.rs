@@ -11,10 +11,10 @@ mod maglev;
 mod port;
 mod takeover;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use foldhash::{HashMap, HashSet};
-use lb_common::{Addr, FrontendKey, List, MaglevKey, NodeAddr, NodeAddrFlags, SlotKey};
+use lb_common::{Addr, FrontendKey, List, MaglevKey, NodeAddr, SlotKey};
 
 use crate::{
     ids::Ids,
@@ -155,7 +155,7 @@ const PHASES: usize = Phase::DeleteName as usize + 1;
 pub fn plan(
     shadow: &Shadow,
     desired: &[ServiceSpec],
-    addresses: Option<&BTreeSet<Addr>>,
+    addresses: Option<&BTreeMap<Addr, NodeAddr>>,
     scope: Scope,
     on_orphan: OnOrphan,
     limits: &Limits,
@@ -388,14 +388,12 @@ impl<'a> Planner<'a> {
     }
 
     /// Plans the addresses of the node, as many as the map holds.
-    fn addresses(&mut self, wanted: &BTreeSet<Addr>) {
+    fn addresses(&mut self, wanted: &BTreeMap<Addr, NodeAddr>) {
         let wanted = || wanted.iter().take(self.limits[Table::NodeAddrs as usize]);
-        let value =
-            |addr: &Addr| NodeAddr { flags: if addr.to_ip().is_loopback() { NodeAddrFlags::HOST_ONLY } else { 0 } };
         let have = self.shadow.node_addrs();
-        let new = wanted().filter(|addr| have.get(addr) != Some(&value(addr)));
-        let new: Vec<_> = new.map(|addr| Op::PutNodeAddr(*addr, value(addr))).collect();
-        let wanted: HashSet<&Addr> = wanted().collect();
+        let new = wanted().filter(|(addr, value)| have.get(addr) != Some(value));
+        let new: Vec<_> = new.map(|(addr, value)| Op::PutNodeAddr(*addr, *value)).collect();
+        let wanted: HashSet<&Addr> = wanted().map(|(addr, _)| addr).collect();
         let old: Vec<_> =
             have.keys().filter(|addr| !wanted.contains(addr)).map(|addr| Op::DeleteNodeAddr(*addr)).collect();
         self.phases[Phase::PutNodeAddr as usize].extend(new);

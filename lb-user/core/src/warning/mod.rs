@@ -34,6 +34,8 @@ pub enum WarningReason {
     NoRoom,
     /// A process is bound to a NodePort of the Service.
     NodePortInUse,
+    /// A process is bound to a hostPort of the pod.
+    HostPortInUse,
     /// The node does not answer at the Service's `healthCheckNodePort`.
     HealthCheckNodePortUnavailable,
 }
@@ -51,6 +53,7 @@ impl WarningReason {
             Self::RedirectRefused => "RedirectRefused",
             Self::NoRoom => "NoRoom",
             Self::NodePortInUse => "NodePortInUse",
+            Self::HostPortInUse => "HostPortInUse",
             Self::HealthCheckNodePortUnavailable => "HealthCheckNodePortUnavailable",
         }
     }
@@ -155,11 +158,13 @@ pub enum Warning {
         /// Its entries.
         size: usize,
     },
-    /// A process is bound to a NodePort.
-    NodePortInUse {
-        /// Service port of the NodePort, as text; none if it is not known.
+    /// A process is bound to a NodePort, or to a hostPort.
+    PortInUse {
+        /// NodePort or HostPort.
+        kind: Kind,
+        /// Its service port, as text; none if it is not known.
         service: Option<String>,
-        /// Protocol of the NodePort.
+        /// Its protocol.
         proto: Proto,
         /// The address to which the process is bound.
         address: SocketAddr,
@@ -242,8 +247,12 @@ pub enum Denial {
     Younger(Key),
     /// This Service owns it, and its claim has precedence.
     Outranked(Key),
+    /// This pod owns it, since the other one terminates.
+    Terminates(Key),
     /// Pods of another namespace listen there, which this Service selects.
     PodListens(Key),
+    /// This pod has a hostPort at this address, and the denied hostPort is one at all addresses of the node.
+    NamesAddress(Key),
 }
 
 /// The first endpoints of several, and their number.
@@ -328,9 +337,14 @@ impl Warning {
     pub const fn reason(&self) -> WarningReason {
         match self {
             Self::InvalidValue { .. } | Self::MoreInvalidValues { .. } => WarningReason::InvalidValue,
-            Self::Frontend(DeniedFrontend { denial: Denial::Younger(_) | Denial::OtherPort { .. }, .. }) => {
-                WarningReason::FrontendConflict
-            }
+            Self::Frontend(
+                DeniedFrontend {
+                    denial:
+                        Denial::Younger(_) | Denial::Terminates(_) | Denial::OtherPort { .. } | Denial::NamesAddress(_),
+                    ..
+                }
+                | DeniedFrontend { kind: Kind::HostPort, denial: Denial::Outranked(_), .. },
+            ) => WarningReason::FrontendConflict,
             Self::Frontend(_) => WarningReason::FrontendNotServed,
             Self::Endpoints { problem, .. } => match problem {
                 EndpointProblem::Unusable(_)
@@ -355,7 +369,8 @@ impl Warning {
             | Self::PreferenceUnderLocal => WarningReason::CheckService,
             Self::RedirectRefused { .. } | Self::RedirectAttempt { .. } => WarningReason::RedirectRefused,
             Self::MapFull { .. } => WarningReason::NoRoom,
-            Self::NodePortInUse { .. } => WarningReason::NodePortInUse,
+            Self::PortInUse { kind: Kind::HostPort, .. } => WarningReason::HostPortInUse,
+            Self::PortInUse { .. } => WarningReason::NodePortInUse,
             Self::HealthPort { .. } => WarningReason::HealthCheckNodePortUnavailable,
         }
     }

@@ -9,7 +9,7 @@ use std::{
 use lb_common::{Family, Kind, MAGLEV_LEN};
 use serde::{Serialize, Serializer};
 
-use crate::objects::Key;
+use crate::{host_ports::Owner, objects::Key};
 
 use super::{
     BindError, Denial, DeniedFrontend, EndpointList, EndpointProblem, FrontendPlace, LISTED, LocalPolicies, NameFlaw,
@@ -47,7 +47,7 @@ impl Warning {
             Self::BadName { flaw: NameFlaw::TooLong, .. } => "choose a shorter one",
             Self::BadName { flaw: NameFlaw::BadCharacter, .. } => "choose another one",
             Self::RepeatedPort { .. } => "the first counts, rename the other",
-            Self::Frontend(denied) => return Some(denied.denial.cure()),
+            Self::Frontend(denied) => return Some(denied.denial.cure(denied.kind)),
             Self::NoRangeOfFamily(_) => "add one",
             Self::TooManyRanges { .. } => "write fewer that are wider",
             Self::Endpoints { problem, .. } => return Some(problem.cure()),
@@ -69,7 +69,7 @@ impl Warning {
             Self::MapFull { flag, size, .. } => {
                 return Some(format!("raise it with --map-size {flag}={}", size.saturating_mul(2).max(1)).into());
             }
-            Self::NodePortInUse { .. } => "give one of the two another port",
+            Self::PortInUse { .. } => "give one of the two another port",
             Self::HealthPort { obstacle: BindError::HeldBy(_), .. } => {
                 "end that, or give the Service another healthCheckNodePort. It is tried again quietly"
             }
@@ -112,11 +112,11 @@ impl Warning {
             }
             Self::Frontend(DeniedFrontend { kind, place: FrontendPlace::Addr(addr), denial }) => {
                 write!(f, "{}: {addr} ", field(*kind))?;
-                denial.write_problem(f)
+                denial.write_problem(*kind, f)
             }
             Self::Frontend(DeniedFrontend { kind, place: FrontendPlace::Key(key), denial }) => {
                 write!(f, "{key} ({}) ", kind.name())?;
-                denial.write_problem(f)
+                denial.write_problem(*kind, f)
             }
             Self::NoRangeOfFamily(family) => {
                 let name = family.name();
@@ -171,14 +171,25 @@ impl Warning {
             Self::MapFull { service, map, size, .. } => {
                 write!(f, "the map {map} has {size} entries and no room for {service}, which stays as it was")
             }
-            Self::NodePortInUse { service, proto, address, process } => {
-                let service = service.as_deref().unwrap_or("a Service");
-                write!(f, "port {}/{} is a NodePort of {service}, and ", address.port(), proto.name())?;
+            Self::PortInUse { kind, service, proto, address, process } => {
+                let (port, of) = match kind {
+                    Kind::HostPort => ("hostPort", "pod"),
+                    _ => ("NodePort", "Service"),
+                };
+                write!(f, "port {}/{} is a {port} of ", address.port(), proto.name())?;
+                match service {
+                    Some(service) => write!(f, "{service}, and ")?,
+                    None => write!(f, "a {of}, and ")?,
+                }
                 match process {
                     Some((name, pid)) => write!(f, "{name} (pid {pid})")?,
                     None => f.write_str("a process that is not in sight")?,
                 }
-                write!(f, " is bound to {address} there: callers on this node reach the Service")
+                if *kind == Kind::HostPort && address.ip().is_loopback() {
+                    write!(f, " is bound to {address} there: callers on this node reach that at {}", address.ip())
+                } else {
+                    write!(f, " is bound to {address} there: callers on this node reach the {of}")
+                }
             }
             Self::HealthPort { address, obstacle } => {
                 write!(f, "its health check port {address} does not answer")?;
@@ -211,17 +222,23 @@ impl Display for FrontendPlace {
 }
 
 impl Denial {
-    fn cure(&self) -> Cow<'static, str> {
+    fn cure(&self, kind: Kind) -> Cow<'static, str> {
         match self {
+            Self::Younger(_) | Self::Outranked(_) | Self::NamesAddress(_) if kind == Kind::HostPort => {
+                "use another hostPort or hostIP".into()
+            }
             Self::Unusable(_) => "remove it".into(),
             Self::NotAllowed => "the flag --external-ips does not allow it".into(),
             Self::FamilyNotServed(family) => format!("add {} to spec.ipFamilies", family.name()).into(),
             Self::OtherPort { .. } => "remove one".into(),
-            Self::Younger(_) | Self::Outranked(_) | Self::PodListens(_) => "use another address or port".into(),
+            Self::Terminates(_) => "it needs none".into(),
+            Self::Younger(_) | Self::Outranked(_) | Self::PodListens(_) | Self::NamesAddress(_) => {
+                "use another address or port".into()
+            }
         }
     }
 
-    fn write_problem(&self, f: &mut Formatter<'_>) -> fmt::Result {
+    fn write_problem(&self, kind: Kind, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unusable(kind) => write!(f, "is {kind} address, which cannot be a frontend"),
             Self::NotAllowed => f.write_str("is not served"),
@@ -232,24 +249,38 @@ impl Denial {
                 write!(f, "is asked for by the ports \"{loser}\" and \"{owner}\", and \"{owner}\" gets it")
             }
             Self::Younger(owner) => {
-                write!(f, "belongs to the Service {owner}, which is older or, at equal age, first by name")
+                write!(f, "belongs to {}, which is older or, at equal age, first by name", Owner(owner))
             }
+            Self::Outranked(owner) if kind == Kind::HostPort => {
+                write!(f, "belongs to {}: Services go before hostPorts", Owner(owner))
+            }
+            Self::Terminates(owner) => write!(f, "belongs to {} now, since this pod terminates", Owner(owner)),
+            Self::NamesAddress(owner) => write!(f, "belongs to {}, whose hostIP names this address", Owner(owner)),
             Self::Outranked(owner) => write!(
                 f,
-                "belongs to the Service {owner}: what is allotted goes before what a Service claims, whatever the ages"
+                "belongs to {}: what is allotted goes before what a Service claims, whatever the ages",
+                Owner(owner)
             ),
             Self::PodListens(owner) => {
-                write!(f, "is not served: a pod of another namespace listens there, that of the Service {owner}")
+                write!(f, "is not served: a pod of another namespace listens there, that of {}", Owner(owner))
             }
         }
     }
 }
 
-/// The denial as a predicate of the frontend.
-impl Display for Denial {
+impl DeniedFrontend {
+    /// Returns the denial as a predicate of the frontend.
+    #[must_use]
+    pub fn predicate(&self) -> String {
+        format!("{}; {}", Predicate(self), self.denial.cure(self.kind))
+    }
+}
+
+struct Predicate<'a>(&'a DeniedFrontend);
+
+impl Display for Predicate<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        self.write_problem(f)?;
-        write!(f, "; {}", self.cure())
+        self.0.denial.write_problem(self.0.kind, f)
     }
 }
 
@@ -314,18 +345,19 @@ impl EndpointProblem {
             Self::Unusable(kind) => write!(f, "{endpoints} is not used: that is {kind} address"),
             Self::OtherNamespaceRefused(owner) => write!(
                 f,
-                "{endpoints} is not used: that is a pod of another namespace, that of the Service {owner}, and the \
-                 flag --cross-namespace-endpoints refuses it"
+                "{endpoints} is not used: that is a pod of another namespace, that of {}, and the flag \
+                 --cross-namespace-endpoints refuses it",
+                Owner(owner)
             ),
             Self::OtherNamespace(owner) => write!(
                 f,
-                "{endpoints} is a pod of another namespace, that of the Service {owner}: who may write endpoints here \
-                 lets callers reach it that trust this namespace"
+                "{endpoints} is a pod of another namespace, that of {}: who may write endpoints here lets callers \
+                 reach it that trust this namespace",
+                Owner(owner)
             ),
-            Self::IsFrontend(owner) => write!(
-                f,
-                "{endpoints} is not used: that is a frontend of the Service {owner}, and would lead back here"
-            ),
+            Self::IsFrontend(owner) => {
+                write!(f, "{endpoints} is not used: that is a frontend of {}, and would lead back here", Owner(owner))
+            }
             Self::IsNodePort(owner) => write!(
                 f,
                 "{endpoints} is not used: that is a NodePort of the Service {owner} at this node, and would lead back \
@@ -361,6 +393,7 @@ const fn field(kind: Kind) -> &'static str {
         Kind::ExternalIp | Kind::ExternalAddress => "spec.externalIPs",
         Kind::LoadBalancer => "status.loadBalancer.ingress",
         Kind::NodePort => "spec.ports[].nodePort",
+        Kind::HostPort => "hostIP",
     }
 }
 

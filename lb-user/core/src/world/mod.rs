@@ -3,6 +3,7 @@
 
 mod by_address;
 mod changes;
+mod host_ports;
 mod intern;
 mod pods;
 
@@ -24,12 +25,14 @@ use smallvec::SmallVec;
 use crate::{
     bloom::{BloomFilter, network_hash},
     event::{Event, Object, ObjectKind},
+    host_ports::{is_pod, service_key},
     label_selector::Labels,
     objects::{EndpointGroup, EndpointSlice, Endpoints, Exempt, Key, Node, Service},
 };
 use by_address::ByAddress;
 pub use changes::Changes;
 use changes::Triggers;
+use host_ports::HostPorts;
 use intern::Interner;
 pub use pods::Pods;
 
@@ -38,6 +41,7 @@ pub struct World {
     node_name: Arc<str>,
     node: Option<Node>,
     pods: Pods,
+    host_ports: HostPorts,
     services: HashMap<Key, Entry>,
     /// Slices that belong to a Service; others are not kept.
     slices: HashSet<ByKey>,
@@ -123,6 +127,7 @@ impl World {
             node_name: node_name.into(),
             node: None,
             pods: Pods::default(),
+            host_ports: HostPorts::default(),
             services: HashMap::default(),
             slices: HashSet::default(),
             listed: [false; ObjectKind::ALL.len()],
@@ -136,6 +141,13 @@ impl World {
             changes: Changes::default(),
             triggers: Triggers::default(),
         }
+    }
+
+    /// Makes the hostPorts of this node's pods count: each such pod is a Service of its own from now on.
+    #[must_use]
+    pub fn with_host_ports(mut self) -> Self {
+        self.host_ports.are_served = true;
+        self
     }
 
     /// Takes a change in, and marks the Services that it affects as dirty.
@@ -162,7 +174,8 @@ impl World {
     /// The kinds that Services need and that were not listed yet.
     #[must_use]
     pub fn missing(&self) -> Vec<ObjectKind> {
-        ObjectKind::OF_SERVICES.into_iter().filter(|&kind| !self.is_listed(kind)).collect()
+        let of_host_ports = self.host_ports.are_served.then_some(ObjectKind::Pod);
+        ObjectKind::OF_SERVICES.into_iter().chain(of_host_ports).filter(|&kind| !self.is_listed(kind)).collect()
     }
 
     const fn is_listed(&self, kind: ObjectKind) -> bool {
@@ -194,7 +207,7 @@ impl World {
         self.services.get(key)?.view()
     }
 
-    /// Lists the keys of all Services, in no order.
+    /// Lists the keys of all Services, those of pods with hostPorts included, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Key> {
         self.services.iter().filter(|(_, entry)| entry.service.is_some()).map(|(key, _)| key)
     }
@@ -285,6 +298,10 @@ impl World {
     }
 
     fn put(&mut self, object: Object) {
+        if object.of_service().is_some_and(is_pod) {
+            // A file with the name of a pod's Service.
+            return;
+        }
         match object {
             Object::Service(mut service) => {
                 expose(&mut service, self.node.as_ref());
@@ -321,7 +338,10 @@ impl World {
                     self.set_node(Some(node));
                 }
             }
-            Object::Pod(pod) => self.pods.put(pod, &self.node_name),
+            Object::Pod(pod) => {
+                self.put_host_ports(&pod);
+                self.pods.put(pod, &self.node_name);
+            }
             Object::Namespace(namespace) => self.pods.put_namespace(namespace),
         }
     }
@@ -359,6 +379,7 @@ impl World {
     fn delete(&mut self, kind: ObjectKind, key: &Key) {
         // `take_dirty` removes an entry that is empty then.
         match kind {
+            ObjectKind::Service | ObjectKind::Endpoints if is_pod(key) => {}
             ObjectKind::Service => {
                 let Some(entry) = self.services.get_mut(key) else { return };
                 if let Some(old) = entry.service.take() {
@@ -391,7 +412,10 @@ impl World {
                     self.set_node(None);
                 }
             }
-            ObjectKind::Pod => self.pods.delete(key),
+            ObjectKind::Pod => {
+                self.remove_host_ports(&service_key(key));
+                self.pods.delete(key);
+            }
             ObjectKind::Namespace => self.pods.delete_namespace(key.name()),
         }
     }
@@ -400,7 +424,8 @@ impl World {
         self.listed[kind as usize] = true;
         match kind {
             ObjectKind::Service => {
-                let gone = gone(self.services(), &objects, Object::service_key);
+                let have = self.services().filter(|key| !is_pod(key));
+                let gone = gone(have, &objects, Object::service_key);
                 gone.iter().for_each(|key| self.delete(kind, key));
                 self.services.reserve(objects.len().saturating_sub(self.services.len()));
             }
@@ -422,6 +447,9 @@ impl World {
                 return self.set_node(own);
             }
             ObjectKind::Pod | ObjectKind::Namespace => {
+                if kind == ObjectKind::Pod {
+                    self.retain_host_ports(&objects);
+                }
                 self.pods.clear(kind);
                 return objects.into_iter().filter(|object| object.kind() == kind).for_each(|object| self.put(object));
             }

@@ -1,6 +1,12 @@
 //! Ports of sockets that were bound to a single address before the programs saw every bind: see `BOUND_PORTS`.
 
-use std::{collections::BTreeSet, os::fd::AsFd as _, path::Path, thread};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::Path,
+    thread,
+};
 
 use anyhow::{Context as _, Result};
 use lb_common::{Family, Proto, capacity};
@@ -18,13 +24,15 @@ pub fn mark_bound_ports(pins: &Path) -> Result<()> {
     let path = pins.join("BOUND_PORTS");
     let map = bpf::open_pin(&path).with_context(|| format!("opening the pinned map {}", path.display()))?;
     let namespaces = netns::all()?;
+    // The agent runs in the node's.
+    let of_node = fs::metadata("/proc/self/ns/net").ok().map(|meta| meta.ino());
     let list = || {
         let mut ports = BTreeSet::new();
         for namespace in &namespaces {
             if namespace.enter().is_ok()
                 && let Ok(mut channel) = SockDiag::open()
             {
-                collect(&mut channel, &mut ports);
+                collect(&mut channel, namespace.inode() == of_node, &mut ports);
             }
         }
         ports
@@ -37,14 +45,15 @@ pub fn mark_bound_ports(pins: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Adds the ports of the sockets of one namespace that are bound to a single address.
-fn collect(channel: &mut SockDiag, ports: &mut BTreeSet<u16>) {
+/// Adds the ports of the sockets of one namespace that are bound to a single address. The loopback address of a pod is
+/// its own anyway; that of the node serves NodePorts and hostPorts.
+fn collect(channel: &mut SockDiag, is_of_node: bool, ports: &mut BTreeSet<u16>) {
     for (proto, states) in [(Proto::Tcp, state::LISTEN), (Proto::Udp, state::CLOSE)] {
         for family in [Family::V4, Family::V6].into_iter().filter(|family| netns::has_sockets(proto, *family)) {
             let query = SocketQuery { family, proto, states, filter: None };
             let listed = channel.list(query, |socket| {
                 let local = &socket.local;
-                let is_single = !local.addr.is_unspecified() && !local.addr.is_loopback();
+                let is_single = !local.addr.is_unspecified() && (is_of_node || !local.addr.is_loopback());
                 Ok((local.port != 0 && is_single).then_some(local.port))
             });
             ports.extend(listed.unwrap_or_default());

@@ -73,6 +73,12 @@ impl Fixture {
         self.loaded.map("NODE_ADDRS").insert(addr(own), value, 0).expect("room");
     }
 
+    /// Makes hostPorts answer at this address, and NodePorts not.
+    pub fn own_without_node_ports(&mut self, own: &str) {
+        let value = NodeAddr { flags: NodeAddrFlags::NO_NODE_PORTS };
+        self.loaded.map("NODE_ADDRS").insert(addr(own), value, 0).expect("room");
+    }
+
     /// Sets the ranges of cluster IPs: the first address, and the length of the prefix.
     pub fn set_cluster_ranges(&mut self, ranges: &[(&str, u32)]) {
         let mut value = ClusterRanges::default();

@@ -59,6 +59,11 @@ impl FixtureService {
         self.at(Kind::NodePort, frontend)
     }
 
+    /// Adds a hostPort of a pod of this node, with a hostIP or as in `0.0.0.0:30080`.
+    pub fn host_port(self, frontend: &str) -> Self {
+        self.at(Kind::HostPort, frontend).external_local()
+    }
+
     /// Adds a frontend of kind ClusterIP.
     pub fn cluster_ip(self, frontend: &str) -> Self {
         self.at(Kind::ClusterIp, frontend)

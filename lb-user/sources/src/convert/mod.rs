@@ -4,6 +4,7 @@
 mod address;
 mod annotations;
 mod endpoints;
+mod host_ports;
 mod kinds;
 mod pod_modes;
 mod service;
@@ -89,24 +90,33 @@ fn list<T>(list: &Option<Vec<T>>) -> &[T] {
 
 /// Parses protocol and number of the port in the field `place`, or adds a problem.
 fn port(problems: &mut Vec<String>, place: fmt::Arguments<'_>, port: &api::Port) -> Option<(Proto, NonZeroU16)> {
-    let proto = match port.protocol.as_deref() {
-        None | Some("" | "TCP") => Proto::Tcp,
-        Some("UDP") => Proto::Udp,
-        Some("SCTP") => Proto::Sctp,
+    let proto = protocol(problems, place, port.protocol.as_deref())?;
+    Some((proto, number(problems, format_args!("{place}.port"), port.port)?))
+}
+
+/// Parses the protocol of the port in the field `place`, or adds a problem.
+fn protocol(problems: &mut Vec<String>, place: fmt::Arguments<'_>, protocol: Option<&str>) -> Option<Proto> {
+    match protocol {
+        None | Some("" | "TCP") => Some(Proto::Tcp),
+        Some("UDP") => Some(Proto::Udp),
+        Some("SCTP") => Some(Proto::Sctp),
         Some(other) => {
             problems.push(format!("{place}.protocol {other:?}: unknown; use TCP, UDP or SCTP"));
-            return None;
+            None
         }
-    };
-    let number = port.port.unwrap_or_default();
-    let Some(number) = u16::try_from(number).ok().and_then(NonZeroU16::new) else {
-        problems.push(match port.port {
-            None => format!("{place}.port: missing; give it a number from 1 to 65535"),
-            Some(number) => format!("{place}.port {number}: not a port; use 1 to 65535"),
+    }
+}
+
+/// Parses the port number in the field `place`, or adds a problem.
+fn number(problems: &mut Vec<String>, place: fmt::Arguments<'_>, number: Option<i64>) -> Option<NonZeroU16> {
+    let parsed = number.and_then(|number| u16::try_from(number).ok()).and_then(NonZeroU16::new);
+    if parsed.is_none() {
+        problems.push(match number {
+            None => format!("{place}: missing; give it a number from 1 to 65535"),
+            Some(number) => format!("{place} {number}: not a port; use 1 to 65535"),
         });
-        return None;
-    };
-    Some((proto, number))
+    }
+    parsed
 }
 
 /// Treatment of a port without a name.

@@ -1,4 +1,5 @@
-//! Conversion of Pods and Namespaces: their choice of a mode, by the label `beeline.io/path`.
+//! Conversion of Pods and Namespaces: their choice of a mode, by the label `beeline.io/path`. The hostPorts of a Pod
+//! are in `host_ports`.
 //!
 //! The choice is a label and not an annotation, since the API selects by labels only: objects without it are not sent.
 
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::PodMode;
 
-use super::{address::parse_ip, annotations, key, label, list, text};
+use super::{address::parse_ip, annotations, host_ports::host_ports, key, label, list, text};
 use crate::api;
 use lb_core::objects::{Namespace, Pod};
 
@@ -32,15 +33,20 @@ pub(super) fn pod(object: &api::Pod) -> Option<Pod> {
     annotations::unknown(meta, "a Pod", known, &mut problems);
     let uid = annotations::get(meta, CONFIG_HASH).or(meta.uid.as_deref()).filter(|uid| !uid.is_empty());
     let spec = object.spec.as_ref();
+    let (host_ports, host_port_problems) = spec.map(host_ports).unwrap_or_default();
     let ips = status.map_or(&[][..], |status| list(&status.pod_ips));
     Some(Pod {
         key: key(meta),
         uid: uid.map(Arc::from),
+        created: meta.creation_timestamp.as_ref().map(|time| time.0.as_second()),
+        terminating: meta.deletion_timestamp.is_some(),
         node: spec.and_then(|spec| spec.node_name.as_deref()).filter(|node| !node.is_empty()).map(Arc::from),
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
         started: phase != Some("Pending"),
         // kubelet writes them; texts that are no address are ignored.
         ips: ips.iter().filter_map(|ip| parse_ip(&ip.ip)).collect(),
+        host_ports,
+        host_port_problems,
         path,
         netns: object.netns.as_ref().map(Into::into),
         problems,

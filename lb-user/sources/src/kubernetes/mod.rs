@@ -44,6 +44,8 @@ pub struct KubernetesOptions {
     pub node_name: String,
     /// `--service-proxy-name`.
     pub proxy_name: Option<String>,
+    /// `--host-ports`: watch all pods of this node, and not only pods that may have a mode.
+    pub host_ports: bool,
     /// Servers known from an earlier run; asked after all others.
     pub remembered: RememberedServers,
 }
@@ -118,7 +120,8 @@ async fn follow_all(servers: &Arc<Servers>, options: &KubernetesOptions, tx: &mp
     let endpoints = config(Some("endpoints.kubernetes.io/managed-by!=endpoint-controller"), None);
     let node = config(None, Some(&format!("metadata.name={}", options.node_name)));
     let namespaces = config(Some(POD_MODE_LABEL), None);
-    // All pods that can open a socket here. Pods without the label are not needed, unless their Namespace has it.
+    // All pods that can open a socket here. Pods without the label are not needed, unless their Namespace has it, or
+    // hostPorts are served.
     let fields = format!("spec.nodeName={},status.phase!=Succeeded,status.phase!=Failed", options.node_name);
     let [chosen, all] = [Some(POD_MODE_LABEL), None].map(|labels| config(labels, Some(&fields)));
 
@@ -136,7 +139,11 @@ async fn follow_all(servers: &Arc<Servers>, options: &KubernetesOptions, tx: &mp
     reflectors.spawn(reflector().follow::<Endpoints>(endpoints));
     reflectors.spawn(reflector().follow::<Node>(node));
     reflectors.spawn(reflector().follow::<Namespace>(namespaces));
-    reflectors.spawn(reflector().follow_pods(chosen, all));
+    if options.host_ports {
+        reflectors.spawn(reflector().follow::<Pod>(all));
+    } else {
+        reflectors.spawn(reflector().follow_pods(chosen, all));
+    }
     let proxy_name = options.proxy_name.clone();
     reflectors.spawn(cluster_ranges::follow(Arc::clone(&server), config(None, None), proxy_name, tx.clone()));
     match reflectors.join_next().await {

@@ -48,7 +48,7 @@ const CHECK: Duration = Duration::from_secs(1);
 )]
 pub(super) struct WatchArgs {
     /// Events of this Service only.
-    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = arguments::key)]
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = arguments::service)]
     service: Option<Key>,
     /// Events of Services or pods of this namespace only.
     #[arg(long, value_name = "NAMESPACE")]

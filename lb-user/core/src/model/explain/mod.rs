@@ -20,7 +20,7 @@ use super::{
 use crate::{
     objects::{Drain, Exempt, Key, Policy, Preference, Selector, Service},
     spec::{Health, PortSpec, ServiceSpec},
-    warning::{DeniedFrontend, Warning},
+    warning::Warning,
     world::View,
 };
 
@@ -33,6 +33,9 @@ const LISTED: usize = 5;
 pub struct Explanation {
     /// NAMESPACE/NAME.
     pub service: String,
+    /// NAMESPACE/NAME of the pod with hostPorts whose Service it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
     /// Facts about the whole Service.
     pub facts: Vec<Fact>,
     /// Frontends that it owns, then frontends that it requests in vain.
@@ -141,16 +144,17 @@ pub fn explain(
     let mut warnings = Vec::new();
     for warning in evaluation.warnings {
         match warning {
-            Warning::Frontend(DeniedFrontend { kind, place, denial }) => frontends.push(FrontendLine {
-                frontend: place.to_string(),
-                kind: kind.name(),
+            Warning::Frontend(denied) => frontends.push(FrontendLine {
+                frontend: denied.place.to_string(),
+                kind: denied.kind.name(),
                 owned: false,
-                state: denial.to_string(),
+                state: denied.predicate(),
             }),
             warning => warnings.push(warning),
         }
     }
-    Explanation { service: service.key.to_string(), facts, frontends, ports, warnings }
+    let pod = service.pod.as_ref().map(|pod| pod.key.to_string());
+    Explanation { service: service.key.to_string(), pod, facts, frontends, ports, warnings }
 }
 
 fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, health: Option<Health>) -> Vec<Fact> {
@@ -159,6 +163,11 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
     let mut add = |about, text: String| facts.push(Fact { about, text });
     if let Some(exempt) = service.exempt {
         add("not served", exempt_text(exempt).to_owned());
+        return facts;
+    }
+    if let Some(pod) = &service.pod {
+        add("addresses", pod.ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+        add("client", "the pod sees the client's address".to_owned());
         return facts;
     }
     add("type", kinds(service));
@@ -308,13 +317,21 @@ fn state(frontend: &RequestedFrontend, node: NodeContext<'_>) -> String {
         return "owned; an interface of this node has the address, so that a process that listens there goes first"
             .to_owned();
     }
-    if frontend.kind != Kind::NodePort {
+    if !frontend.kind.is_of_node() {
         return "owned".to_owned();
     }
+    if !frontend.key.addr.is_unspecified() {
+        let is_own = node.own.contains(&frontend.key.addr);
+        return if is_own { "owned" } else { "owned, but no interface of this node has the address" }.to_owned();
+    }
     let family = Family::of(&frontend.key.addr);
-    let own: Vec<_> = node.node_ports.iter().filter(|addr| Family::of(addr) == family).map(Addr::to_string).collect();
+    let (addrs, ports) = match frontend.kind {
+        Kind::HostPort => (node.own, "hostPorts"),
+        _ => (node.node_ports, "NodePorts"),
+    };
+    let own: Vec<_> = addrs.iter().filter(|addr| Family::of(addr) == family).map(Addr::to_string).collect();
     match own.len() {
-        0 => format!("owned, but no {} address of this node is known at which NodePorts answer", family.name()),
+        0 => format!("owned, but no {} address of this node is known at which {ports} answer", family.name()),
         1..=LISTED => format!("owned, answers at {}", own.join(", ")),
         more => format!("owned, answers at {} and {} more", own[..LISTED].join(", "), more - LISTED),
     }
@@ -363,7 +380,9 @@ fn port_lines(
     let is_shown = |addr: &Addr| is_only || Family::of(addr) == family;
     let mut endpoints: Vec<_> =
         port.endpoints.iter().filter(|endpoint| is_shown(&endpoint.target.addr)).map(line).collect();
-    let (name, protocol) = (port.port.name.to_string(), port.port.proto.name());
+    // The port of a pod is named after its number.
+    let name = if service.pod.is_some() { String::new() } else { port.port.name.to_string() };
+    let protocol = port.port.proto.name();
     for (origin, group) in &port.unmatched {
         let why = if name.is_empty() {
             format!("not used: {origin} has no unnamed port of {protocol}")
@@ -396,7 +415,10 @@ fn port_lines(
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Service {}", self.service)?;
+        match &self.pod {
+            Some(pod) => writeln!(f, "Pod {pod}")?,
+            None => writeln!(f, "Service {}", self.service)?,
+        }
         columns(f, self.facts.iter().map(|Fact { about, text }| [(*about).to_owned(), text.clone()]))?;
         if !self.frontends.is_empty() {
             writeln!(f, "frontends")?;

@@ -78,6 +78,7 @@ pub(super) fn service(object: &api::Service, proxy_name: Option<&str>) -> Servic
         source_ranges,
         source_ranges_unreadable,
         health_port,
+        pod: None,
         problems,
     }
 }

@@ -1,5 +1,7 @@
 //! Tests of the pass and the loop: preconditions, retries, growth, reports.
 
+mod host_ports;
+
 use std::{
     sync::{Arc, Mutex},
     time::Duration,

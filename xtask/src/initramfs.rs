@@ -10,12 +10,17 @@ use crate::kernel_cache::Kernel;
 use crate::{run, setup, vm};
 
 /// Modules of a cloud kernel that a node has loaded. Modules that are built in or that a kernel lacks are left out.
-const MODULES: [&str; 17] = [
+const MODULES: [&str; 25] = [
     "ipv6",
     "veth",
     "dummy",
     "bridge",
     "vxlan",
+    "ipip",
+    "ip_gre",
+    "sit",
+    "wireguard",
+    "bonding",
     "8021q",
     "sctp",
     "sch_ingress",
@@ -26,6 +31,9 @@ const MODULES: [&str; 17] = [
     "udp_diag",
     "nf_conntrack",
     "nf_tables",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_masq",
     "iptable_filter",
     "ip6table_filter",
 ];
@@ -64,9 +72,13 @@ pub(crate) fn build(kernel: &Kernel, inside: &Inside) -> Result<Vec<u8>> {
     let sbin: [PathBuf; 2] = ["/usr/sbin".into(), "/sbin".into()];
     let find = |name: &str| run::find(name, &sbin);
     // Busybox as the shell would take its own `ip` before the real one.
-    for (path, tool) in
-        [("bin/sh", find("dash")), ("sbin/ip", find("ip")), ("sbin/tc", find("tc")), ("sbin/bpftool", setup::bpftool())]
-    {
+    for (path, tool) in [
+        ("bin/sh", find("dash")),
+        ("sbin/ip", find("ip")),
+        ("sbin/tc", find("tc")),
+        ("sbin/wg", find("wg")),
+        ("sbin/bpftool", setup::bpftool()),
+    ] {
         let Some(tool) = tool else { continue };
         archive.entry(path, 0o100_755, (0, 0), &read(&tool)?);
         for library in libraries(&tool)? {

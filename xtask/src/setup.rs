@@ -136,6 +136,7 @@ fn ensure_programs(need: Need) -> Result<()> {
             want("depmod", "kmod");
             want("xz", "xz-utils");
             want("ip", "iproute2");
+            want("wg", "wireguard-tools");
             if !Path::new(kernel_cache::KEYRING).is_file() {
                 missing.push("debian-archive-keyring");
             }

@@ -20,6 +20,7 @@ mod health_and_metrics;
 mod host_ports;
 mod integrity;
 mod lab_network;
+mod link_kinds;
 mod load;
 mod monitoring;
 mod mptcp;
@@ -102,6 +103,7 @@ fn stories() -> Vec<Story> {
         capabilities::STORIES,
         systemd::STORIES,
         lab_network::STORIES,
+        link_kinds::STORIES,
         flow_expiry::STORIES,
         upgrade::STORIES,
         verifier::STORIES,

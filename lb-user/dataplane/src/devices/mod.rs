@@ -273,7 +273,7 @@ fn ensure_masquerade() -> Result<()> {
     if masquerade::ensure().with_context(|| {
         format!(
             "flows by tunnels, IPsec and marked routes lack masquerade: adding the table {} to nf_tables, which needs \
-             the kernel's modules nft_ct and nft_masq",
+             the kernel's modules nft_chain_nat, nft_ct and nft_masq",
             masquerade::MASQUERADE_TABLE
         )
     })? {

@@ -168,8 +168,11 @@ impl ServiceFlags {
     /// and `handover`: no program reads it.
     pub const TIERED: u32 = 32;
 
+    /// `beeline.io/probe`, while it keeps a ready endpoint out of the lists. For `handover`: no program reads it.
+    pub const PROBED_OUT: u32 = 64;
+
     /// Bits that no program reads.
-    pub const NOTES: u32 = Self::PREFERS_LOCAL | Self::REDIRECTED | Self::TIERED | Self::TIER;
+    pub const NOTES: u32 = Self::PREFERS_LOCAL | Self::REDIRECTED | Self::TIERED | Self::PROBED_OUT | Self::TIER;
 }
 
 /// One of the two backend lists of a service port.

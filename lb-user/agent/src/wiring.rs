@@ -42,7 +42,7 @@ use lb_dataplane::{
     load::Loader,
     netns_addrs::{self, Restricted},
     pins::Pins,
-    stats::StatMaps,
+    stats::{self, StatMaps},
     store::BpfStore,
     upgrade::programs::ProgramOptions,
 };
@@ -50,6 +50,7 @@ use lb_sources::{
     addresses::AddressSource,
     directory,
     kubernetes::{self, RememberedServers},
+    probes::{self, ProbedServices},
 };
 
 /// Capacity of the channel from the sources to the reconciler. A full channel makes a source wait, which does no harm.
@@ -111,15 +112,29 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     // The health port answers (503) before the first pass, so that probes see an agent that starts.
     tasks.spawn(health::run(config.healthz, observed.clone(), Arc::clone(&probes)));
     let (node_sender, node) = watch::channel(NodeState::default());
-    tasks.spawn(forward_node_state(observed.clone(), node_sender));
+    let node_state = |status: &Status| {
+        let (addresses, pod_modes) = (status.node_addresses.clone(), status.pod_modes.clone());
+        NodeState { addresses, pod_modes }
+    };
+    tasks.spawn(forward(observed.clone(), node_state, node_sender));
     let (restricted_sender, restricted) = watch::channel(None);
     tasks.spawn(forward_restricted(observed.clone(), restricted_sender));
     let (ages_sender, ages) = watch::channel(Ages::default());
-    tasks.spawn(forward_ages(observed.clone(), ages_sender));
+    tasks.spawn(forward(observed.clone(), |status| Arc::clone(&status.connection_ages), ages_sender));
+    let (probed_sender, probed) = watch::channel(ProbedServices::default());
+    tasks.spawn(forward(observed.clone(), |status| Arc::clone(&status.probed), probed_sender));
     tasks.spawn(write_cluster_ranges(observed.clone(), pins.current()));
     let (collecting, collected) = watch::channel(FlowGcStatus::default());
     let (directory, backends) = (pins.current(), config.metrics_backends);
-    let sources = metrics::Sources { status: observed, probes, flows: collected.clone(), pins: directory, backends };
+    let endpoint_probes = Arc::<probes::ProbeCounts>::default();
+    let sources = metrics::Sources {
+        status: observed,
+        probes,
+        endpoint_probes: Arc::clone(&endpoint_probes),
+        flows: collected.clone(),
+        pins: directory,
+        backends,
+    };
     tasks.spawn(metrics::run(config.metrics, sources));
     let mut source = config.source;
     let mut event_queue = EventQueue::default();
@@ -134,6 +149,10 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     tasks.spawn(health_ports::run(health_ports_status, nodeport_addresses, event_queue.clone()));
     // Addresses come before any object, so that the first pass knows where NodePorts answer.
     tasks.spawn(AddressSource::start(events.clone()).await.follow());
+    let directory = pins.current();
+    // Without counts every Service counts as unused.
+    let connections = move |ids: &[u32]| stats::connections(&directory, ids).unwrap_or_default();
+    tasks.spawn(probes::run(probed, events.clone(), connections, endpoint_probes));
     // The source lists objects while the kernel verifies the programs.
     tasks.spawn(async move {
         match source {
@@ -194,24 +213,6 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     Ok(())
 }
 
-/// Forwards node addresses and pod modes from the passes to the task that manages devices.
-async fn forward_node_state(mut status: watch::Receiver<Status>, node: watch::Sender<NodeState>) -> Result<()> {
-    loop {
-        let new = {
-            let status = status.borrow_and_update();
-            NodeState { addresses: status.node_addresses.clone(), pod_modes: status.pod_modes.clone() }
-        };
-        node.send_if_modified(|known| {
-            let is_new = *known != new;
-            *known = new;
-            is_new
-        });
-        if status.changed().await.is_err() {
-            return pending().await;
-        }
-    }
-}
-
 /// Forwards the addresses with source ranges from the passes to the task that finds source addresses.
 async fn forward_restricted(
     mut status: watch::Receiver<Status>,
@@ -236,10 +237,14 @@ async fn forward_restricted(
     }
 }
 
-/// Forwards the ages of connections from the passes to the task that ends old sockets.
-async fn forward_ages(mut status: watch::Receiver<Status>, sender: watch::Sender<Ages>) -> Result<()> {
+/// Forwards a part of the state after a pass to the task that needs it.
+async fn forward<T: PartialEq>(
+    mut status: watch::Receiver<Status>,
+    part: impl Fn(&Status) -> T,
+    sender: watch::Sender<T>,
+) -> Result<()> {
     loop {
-        let new = Arc::clone(&status.borrow_and_update().connection_ages);
+        let new = part(&status.borrow_and_update());
         sender.send_if_modified(|known| {
             let is_new = *known != new;
             *known = new;

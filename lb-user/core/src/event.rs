@@ -4,7 +4,9 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
-use crate::objects::{EndpointSlice, Endpoints, Key, Namespace, Node, Pod, Service};
+use lb_common::AddrPort;
+
+use crate::objects::{EndpointSlice, Endpoints, Key, Namespace, Node, Pod, ProbeVerdict, Service};
 
 /// A kind of object. No map is written before every kind in [`ObjectKind::OF_SERVICES`] was listed once (invariant I5).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -110,4 +112,13 @@ pub enum Event {
     /// These are the ranges from which the API server allots cluster IPs. Empty while they are not known, or while
     /// another proxy serves some of the cluster IPs.
     ClusterRanges(BTreeSet<IpNet>),
+    /// The probes of an endpoint have another result than before; none: it is not probed any more.
+    Probed {
+        /// The Service.
+        service: Key,
+        /// The endpoint.
+        target: AddrPort,
+        /// The result.
+        verdict: Option<ProbeVerdict>,
+    },
 }

@@ -155,6 +155,8 @@ pub struct Tuning {
     pub slow_start: Option<NonZeroU32>,
     /// `beeline.io/max-connection-age`; none by default.
     pub max_connection_age: Option<ConnectionAge>,
+    /// `beeline.io/probe`; none by default. Has no effect on a Service with a selector.
+    pub probe: Option<Probe>,
     /// `beeline.io/redirect-from`: the Service whose clients on a node are led to this Service's endpoints there.
     pub redirect_from: Option<Key>,
 }
@@ -166,6 +168,39 @@ pub struct ConnectionAge {
     pub seconds: NonZeroU32,
     /// Seconds after that to the end of a busy socket; none: it stays until it is idle.
     pub grace: Option<u32>,
+}
+
+/// The question to each hand-written endpoint of a Service, and the meaning of its answers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Probe {
+    /// The question.
+    pub question: ProbeQuestion,
+    /// Seconds between two questions, at most [`MAX_PROBE_PERIOD`].
+    pub every: NonZeroU32,
+    /// Seconds until an answer must have come.
+    pub timeout: NonZeroU32,
+    /// Failures in a row after which an endpoint fails.
+    pub fail: NonZeroU8,
+    /// Passes in a row after which an endpoint that failed passes.
+    pub pass: NonZeroU8,
+}
+
+/// A question to an endpoint.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ProbeQuestion {
+    /// A TCP connection; it passes if the endpoint accepts.
+    Tcp,
+    /// An HTTP request GET for a path; it passes with a status from 200 to 399.
+    HttpGet(Arc<str>),
+}
+
+/// The result of an endpoint's probes so far.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ProbeVerdict {
+    /// It passes.
+    Passes,
+    /// It fails for this reason.
+    Fails(Arc<str>),
 }
 
 /// A type of frontends that Kubernetes' types of a Service add up.
@@ -200,6 +235,9 @@ pub const MAX_SLOW_START: u32 = 3600;
 
 /// The longest times of `beeline.io/max-connection-age`, in seconds: 30 days.
 pub const MAX_CONNECTION_AGE: u32 = 30 * 24 * 3600;
+
+/// The longest period and timeout of `beeline.io/probe`, in seconds.
+pub const MAX_PROBE_PERIOD: u32 = 3600;
 
 /// Endpoints that go before the others of the cluster list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -1,12 +1,12 @@
 //! The desired state of the maps for one Service.
 
-use std::{fmt, num::NonZeroU16, sync::Arc};
+use std::{collections::BTreeSet, fmt, num::NonZeroU16, sync::Arc};
 
 use ipnet::IpNet;
 use lb_common::{AddrPort, BackendFlags, Family, FrontendKey, Kind, List, Proto, Scheduler};
 
 use crate::{
-    objects::{Drain, Key},
+    objects::{Drain, Key, Probe},
     per_family::PerFamily,
     warning::Warning,
 };
@@ -93,6 +93,15 @@ pub struct Health {
     pub ready: PerFamily<Option<usize>>,
 }
 
+/// The endpoints of a Service that are probed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProbeTargets {
+    /// The question to each.
+    pub probe: Probe,
+    /// Their addresses and ports.
+    pub targets: BTreeSet<AddrPort>,
+}
+
 /// The desired state of one Service: all its service ports. A Service that is not served has none.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceSpec {
@@ -102,6 +111,8 @@ pub struct ServiceSpec {
     pub ports: Vec<PortSpec>,
     /// The answer at its `healthCheckNodePort`, if it has one.
     pub health: Option<Health>,
+    /// The endpoints to probe, if there are any.
+    pub probes: Option<ProbeTargets>,
     /// Warnings for its owner, each once.
     pub warnings: Vec<Warning>,
 }
@@ -110,6 +121,6 @@ impl ServiceSpec {
     /// Returns the spec of a deleted Service.
     #[must_use]
     pub const fn gone(key: Key) -> Self {
-        Self { key, ports: Vec::new(), health: None, warnings: Vec::new() }
+        Self { key, ports: Vec::new(), health: None, probes: None, warnings: Vec::new() }
     }
 }

@@ -5,4 +5,5 @@ pub mod api;
 pub mod convert;
 pub mod directory;
 pub mod kubernetes;
+pub mod probes;
 pub mod yaml;

@@ -234,7 +234,8 @@ async fn list(options: kubernetes::KubernetesOptions) -> Result<Vec<Event>> {
                 | Event::Apply(_)
                 | Event::Delete(..)
                 | Event::NodeAddresses(_)
-                | Event::ClusterRanges(_) => {}
+                | Event::ClusterRanges(_)
+                | Event::Probed { .. } => {}
             }
             events.push(event);
         }

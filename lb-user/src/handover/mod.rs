@@ -196,10 +196,10 @@ fn is_by_annotation(dump: &Dump, key: &FrontendKey, kind: DifferenceKind) -> boo
     let Some(frontend) = dump.frontends.get(key) else { return false };
     let Some(service) = dump.services.get(&frontend.service) else { return false };
     let chosen_by = match ListReason::of(frontend.kind, service, origin) {
-        ListReason::InternalLocal => ServiceFlags::REDIRECTED,
-        ListReason::ExternalLocal => 0,
+        ListReason::InternalLocal => ServiceFlags::REDIRECTED | ServiceFlags::PROBED_OUT,
+        ListReason::ExternalLocal => ServiceFlags::PROBED_OUT,
         ListReason::InternalCluster | ListReason::ExternalCluster | ListReason::OnNode => {
-            ServiceFlags::PREFERS_LOCAL | ServiceFlags::TIERED
+            ServiceFlags::PREFERS_LOCAL | ServiceFlags::TIERED | ServiceFlags::PROBED_OUT
         }
     };
     service.flags & chosen_by != 0

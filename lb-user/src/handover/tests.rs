@@ -108,6 +108,7 @@ fn endpoints_that_an_annotation_chooses_are_not_lost() {
          kube-proxy does not",
     );
     check(&theirs, &dump(ServiceFlags::PREFERS_LOCAL), true, &[others, kept]);
+    check(&theirs, &dump(ServiceFlags::PROBED_OUT), true, &[others, kept]);
     for tier in [0, 1] {
         check(&theirs, &dump(ServiceFlags::TIERED | tier << ServiceFlags::TIER_SHIFT), true, &[others, kept]);
     }

@@ -161,7 +161,7 @@ impl Source {
             }
             Event::Forbidden(kind) => panic!("{kind:?} may not be read"),
             Event::ClusterRanges(ranges) => self.ranges = ranges,
-            Event::NodeAddresses(_) => panic!("the API server knows no interfaces"),
+            Event::NodeAddresses(_) | Event::Probed { .. } => panic!("the API server knows neither"),
         }
     }
 

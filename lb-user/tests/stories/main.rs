@@ -34,6 +34,7 @@ mod packet_links;
 mod packets;
 mod places;
 mod pod_modes;
+mod probes;
 mod room;
 mod sctp_and_vlan;
 mod service_changes;
@@ -80,6 +81,7 @@ fn stories() -> Vec<Story> {
         near_endpoints::STORIES,
         slow_start::STORIES,
         connection_age::STORIES,
+        probes::STORIES,
         node_ports::STORIES,
         node_addresses::STORIES,
         host_ports::STORIES,

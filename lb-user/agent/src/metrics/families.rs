@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    sync::atomic::Ordering,
     time::{Duration, SystemTime},
 };
 
@@ -20,6 +21,7 @@ use crate::{health::Probe, histogram::Histogram, reconcile::Status};
 use lb_common::Family;
 use lb_core::spec::PortKey;
 use lb_dataplane::{flows::FlowGcStatus, stats::counts::PortCounts};
+use lb_sources::probes::ProbeCounts;
 
 /// Labels of a family with a single sample.
 const NO_LABELS: [(&str, &str); 0] = [];
@@ -30,6 +32,7 @@ impl Collector for Scrape {
         kube_proxy(&mut to, &self.status)?;
         health(&mut to, &self.probes)?;
         agent(&mut to, &self.status)?;
+        probes(&mut to, &self.endpoint_probes)?;
         flows(&mut to, &self.flows)?;
         to.gauge(
             "beeline_maps_readable",
@@ -131,6 +134,22 @@ fn agent(to: &mut Families<'_>, status: &Status) -> fmt::Result {
         "beeline_kinds_forbidden",
         "Kinds of objects that the API server does not let the agent read",
         [(NO_LABELS, status.forbidden.len() as u64)],
+    )
+}
+
+fn probes(to: &mut Families<'_>, counts: &ProbeCounts) -> fmt::Result {
+    let ProbeCounts { passed, failed, passing, failing, unknown } = counts;
+    let results = [("pass", passed), ("fail", failed)];
+    to.counter(
+        "beeline_endpoint_probes_total",
+        "Probes of hand-written endpoints by their result",
+        results.map(|(result, count)| ([("result", result)], count.load(Ordering::Relaxed))),
+    )?;
+    let states = [("passing", passing), ("failing", failing), ("unknown", unknown)];
+    to.gauge(
+        "beeline_probed_endpoints",
+        "Hand-written endpoints that are probed, by the result so far",
+        states.map(|(state, count)| ([("state", state)], count.load(Ordering::Relaxed))),
     )
 }
 

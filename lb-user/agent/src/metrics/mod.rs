@@ -18,6 +18,7 @@ use crate::{
 };
 use kernel::KernelMetrics;
 use lb_dataplane::flows::FlowGcStatus;
+use lb_sources::probes;
 
 /// Values of one scrape.
 #[derive(Debug)]
@@ -25,6 +26,7 @@ struct Scrape {
     status: Status,
     /// Answers of the health port by probe and status code.
     probes: Vec<(Probe, u16, u64)>,
+    endpoint_probes: Arc<probes::ProbeCounts>,
     flows: FlowGcStatus,
     /// None if the maps could not be read.
     kernel: Option<KernelMetrics>,
@@ -49,6 +51,8 @@ impl Scrape {
 pub(crate) struct Sources {
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) probes: Arc<ProbeCounts>,
+    /// Counts of the probes of hand-written endpoints.
+    pub(crate) endpoint_probes: Arc<probes::ProbeCounts>,
     pub(crate) flows: watch::Receiver<FlowGcStatus>,
     /// Directory of the pins.
     pub(crate) pins: PathBuf,
@@ -65,7 +69,8 @@ impl Sources {
             tracing::debug!("metrics without the maps: {error:#}");
         }
         let status = self.status.borrow().clone();
-        Scrape { status, probes: self.probes.counts().collect(), flows, kernel: kernel.ok() }
+        let endpoint_probes = Arc::clone(&self.endpoint_probes);
+        Scrape { status, probes: self.probes.counts().collect(), endpoint_probes, flows, kernel: kernel.ok() }
     }
 }
 

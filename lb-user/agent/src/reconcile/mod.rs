@@ -38,11 +38,12 @@ use lb_core::{
     objects::{ConnectionAge, Key},
     plan::{Change, OnOrphan, Plan, Refused, Scope, plan},
     shadow::Shadow,
-    spec::{Health, ServiceSpec},
+    spec::{Health, ProbeTargets, ServiceSpec},
     store::{Partial, Store, StoreError},
     warning::Warning,
     world::{View, World},
 };
+use lb_sources::probes::Probed;
 use maps::Maps;
 pub(crate) use report::{Departed, Departure, MapChanges};
 pub use report::{PassReport, StepDurations};
@@ -90,6 +91,8 @@ struct Reports {
     restricted: Arc<BTreeMap<Key, Vec<IpAddr>>>,
     /// The age of connections of each Service that has one.
     ages: BTreeMap<Key, ConnectionAge>,
+    /// The endpoints to probe of each Service that has some.
+    probes: BTreeMap<Key, ProbeTargets>,
     /// Services that do not fit into the maps.
     refused: Vec<Refused>,
 }
@@ -290,6 +293,7 @@ impl<S: Store> Reconciler<S> {
         }
         specs.iter().for_each(|spec| self.warn(spec));
         specs.iter().for_each(|spec| self.reports.update_health(spec));
+        specs.iter().for_each(|spec| self.reports.update_probes(spec));
         specs.iter().for_each(|spec| self.reports.update_restricted(spec));
         Ok(specs)
     }
@@ -385,6 +389,19 @@ impl<S: Store> Reconciler<S> {
             ids.map(|id| (id, age)).collect::<Vec<_>>()
         };
         Some(ages.iter().flat_map(ids).collect())
+    }
+
+    /// Returns the endpoints to probe, with the ids of their service ports; none if the maps are unknown.
+    fn probed(&self) -> Option<BTreeMap<Key, Probed>> {
+        let probes = &self.reports.probes;
+        if probes.is_empty() {
+            return Some(BTreeMap::new());
+        }
+        let shadow = self.maps.shadow.as_ref()?;
+        let probed = |(service, targets): (&Key, &ProbeTargets)| {
+            (service.clone(), Probed { targets: targets.clone(), ids: shadow.ports_of(service).to_vec() })
+        };
+        Some(probes.iter().map(probed).collect())
     }
 
     /// Records the claims of the Services `keys`. Returns their requests for frontends, and the other Services that the
@@ -496,6 +513,13 @@ impl Reports {
             restricted.remove(&spec.key);
         } else {
             restricted.insert(spec.key.clone(), new);
+        }
+    }
+
+    fn update_probes(&mut self, spec: &ServiceSpec) {
+        match &spec.probes {
+            Some(probes) => drop(self.probes.insert(spec.key.clone(), probes.clone())),
+            None => drop(self.probes.remove(&spec.key)),
         }
     }
 

@@ -197,7 +197,7 @@ fn publish<S: Store>(
     let error = report.failure.as_ref().map(|error| format!("{error:#}"));
     let (ranges, doubtful) = reconciler.cluster_ranges();
     let pod_modes = reconciler.world.pods().map(pod_modes);
-    let ages = reconciler.connection_ages();
+    let (ages, probed) = (reconciler.connection_ages(), reconciler.probed());
     let triggers = if error.is_none() { reconciler.world.take_triggers() } else { Vec::new() };
     status.send_modify(|status| {
         status.record_pass(duration, error, &triggers);
@@ -208,6 +208,11 @@ fn publish<S: Store>(
             && *status.connection_ages != ages
         {
             status.connection_ages = Arc::new(ages);
+        }
+        if let Some(probed) = probed
+            && *status.probed != probed
+        {
+            status.probed = Arc::new(probed);
         }
         if *status.node_ports != reconciler.node_ports {
             status.node_ports = Arc::new(reconciler.node_ports.clone());

@@ -19,6 +19,7 @@ use lb_core::{
     spec::Health,
     world::{Changes, World},
 };
+use lb_sources::probes::ProbedServices;
 
 /// State of the datapath, read by health and metrics.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -56,6 +57,8 @@ pub(crate) struct Status {
     pub(crate) restricted: Arc<BTreeMap<Key, Vec<IpAddr>>>,
     /// Ages of connections by id of the service port, as of the last pass.
     pub(crate) connection_ages: Ages,
+    /// Endpoints to probe, as of the last pass.
+    pub(crate) probed: ProbedServices,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
     pub(crate) node_ports: Arc<BTreeSet<Addr>>,
     /// Ranges of cluster IPs in use, as of the last pass.
@@ -100,6 +103,7 @@ impl Default for Status {
             health: Arc::default(),
             restricted: Arc::default(),
             connection_ages: Ages::default(),
+            probed: ProbedServices::default(),
             node_ports: Arc::default(),
             cluster_ranges: Arc::default(),
             doubtful_ranges: Vec::new(),

@@ -12,9 +12,9 @@ use super::{
     endpoints::{Author, EndpointOrigin, effective, unusable},
     evaluation::{EvaluatedPort, Evaluation, LOCAL},
     frontends::{FrontendRequest, RequestedFrontend, families, unspecified},
-    names,
+    names, probes,
     ranges::{self, SourceRanges},
-    reason::{EvaluatedEndpoint, Placement, Reason},
+    reason::{EvaluatedEndpoint, Placement, ProbeState, Reason},
     redirects,
     tiers::{self, Tiers},
     topology::categorize,
@@ -178,17 +178,44 @@ impl<'a> Evaluator<'a, '_> {
         let (mut endpoints, unmatched) = self.endpoints(port, scheduler, flags);
         let middle = endpoints.partition_point(EvaluatedEndpoint::is_v4);
         let (v4, v6) = endpoints.split_at_mut(middle);
-        let tiers = PerFamily { v4: self.tiers(port, v4, Family::V4), v6: self.tiers(port, v6, Family::V6) };
         let preference = tuning.map(|tuning| tuning.preference).unwrap_or_default();
+        let probes = PerFamily {
+            v4: self.probe(port, v4, Family::V4, preference),
+            v6: self.probe(port, v6, Family::V6, preference),
+        };
+        let tiers = PerFamily { v4: self.tiers(port, v4, Family::V4), v6: self.tiers(port, v6, Family::V6) };
         let narrowing =
             PerFamily { v4: categorize(v4, self.node, preference), v6: categorize(v6, self.node, preference) };
         let flags = PerFamily::from_fn(|family| {
             let is_narrowed = narrowing[family].by_preference == Preference::Local;
             let tiers = tiers[family].as_ref().map_or(0, Tiers::flags);
-            flags[family] | if is_narrowed { ServiceFlags::PREFERS_LOCAL } else { 0 } | tiers
+            flags[family] | if is_narrowed { ServiceFlags::PREFERS_LOCAL } else { 0 } | tiers | probes[family]
         });
         let redirected_to = PerFamily::default();
         EvaluatedPort { port, index, scheduler, endpoints, tiers, narrowing, redirected_to, flags, unmatched }
+    }
+
+    /// Keeps out the endpoints of one family that fail their probes. Returns the flags of the service port that say so.
+    fn probe(
+        &self,
+        port: &ServicePort,
+        endpoints: &mut [EvaluatedEndpoint<'a>],
+        family: Family,
+        preference: Preference,
+    ) -> u32 {
+        let service = self.view.service;
+        if probes::of(service).is_none() || endpoints.is_empty() {
+            return 0;
+        }
+        let (service, name) = (service.key.clone(), port.name.clone());
+        let key = PortKey { service, name, proto: port.proto, family };
+        probes::apply(self.view, &key, endpoints, self.cluster, |endpoints| {
+            self.tiers(port, endpoints, family);
+            categorize(endpoints, self.node, preference);
+        });
+        let is_out =
+            |endpoint: &EvaluatedEndpoint<'_>| matches!(endpoint.reason, Reason::FailsProbe(_) | Reason::AwaitsProbe);
+        if endpoints.iter().any(is_out) { ServiceFlags::PROBED_OUT } else { 0 }
     }
 
     /// Chooses a tier of the endpoints of one family, and narrows the cluster list to it.
@@ -223,7 +250,15 @@ impl<'a> Evaluator<'a, '_> {
                     let reason = self
                         .refusal(port, target, other_namespace)
                         .unwrap_or_else(|| self.serving(endpoint, weight, flags[Family::of(&target.addr)]));
-                    EvaluatedEndpoint { target, endpoint, origin, weight, other_namespace, reason }
+                    EvaluatedEndpoint {
+                        target,
+                        endpoint,
+                        origin,
+                        weight,
+                        other_namespace,
+                        probe: ProbeState::NotProbed,
+                        reason,
+                    }
                 }));
             }
             if !matches {
@@ -245,7 +280,11 @@ impl<'a> Evaluator<'a, '_> {
             let key = FrontendKey::new(target.addr, target.port, port.port.proto);
             self.cluster.claims.owner(&key) == Some(&self.view.service.key)
         };
-        endpoints.retain(|endpoint| endpoint.serves() && endpoint.is_local(self.node) && !leads_back(endpoint.target));
+        let fails = |target| probes::fails(source.service, &target, self.cluster.world);
+        endpoints.retain(|endpoint| {
+            let target = endpoint.target;
+            endpoint.serves() && endpoint.is_local(self.node) && !leads_back(target) && !fails(target)
+        });
         for family in Family::ALL {
             let is_ready = |endpoint: &EvaluatedEndpoint<'_>| {
                 matches!(endpoint.reason, Reason::Serves { local: Some(Placement::Ready), .. })

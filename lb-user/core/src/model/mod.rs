@@ -17,6 +17,7 @@ pub mod frontends;
 mod names;
 mod nodeport_addresses;
 pub mod pod_modes;
+pub mod probes;
 mod ranges;
 pub mod reason;
 pub mod redirects;

@@ -28,6 +28,8 @@ pub struct EvaluatedEndpoint<'a> {
     pub weight: u16,
     /// The Service of another namespace that selects it, where the endpoint is hand-written.
     pub other_namespace: Option<&'a Key>,
+    /// The state of its probes.
+    pub probe: ProbeState<'a>,
     /// The decision.
     pub reason: Reason<'a>,
 }
@@ -44,6 +46,10 @@ pub enum Reason<'a> {
     },
     /// It is neither ready nor terminating.
     NotReady,
+    /// It is ready, and fails its probe for this reason.
+    FailsProbe(&'a str),
+    /// It is ready, and no probe of it has passed yet.
+    AwaitsProbe,
     /// It terminates and serves no more.
     Terminated,
     /// The Service has cluster IPs of the other family, this one, only.
@@ -58,6 +64,20 @@ pub enum Reason<'a> {
     Frontend(&'a Key),
     /// It is a NodePort of this Service, at an address of this node.
     NodePort(&'a Key),
+}
+
+/// The state of an endpoint's probes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ProbeState<'a> {
+    /// It is not probed.
+    #[default]
+    NotProbed,
+    /// It passes, or it has no result yet and is in use.
+    Passes,
+    /// It has no result yet, and is not in use.
+    Waits,
+    /// It fails for this reason.
+    Fails(&'a str),
 }
 
 /// The placement of an endpoint that serves, in one backend list.
@@ -141,6 +161,9 @@ impl EvaluatedEndpoint<'_> {
     pub fn reason_text(&self, flags: u32) -> String {
         let mut text = String::new();
         self.write_reason(&mut text, flags).expect("a String takes everything");
+        if let (Reason::Serves { .. }, ProbeState::Fails(cause)) = (self.reason, self.probe) {
+            write!(text, "; its probe fails ({cause}), as those of all do").expect("a String takes everything");
+        }
         if let Some(owner) = self.other_namespace.filter(|_| !matches!(self.reason, Reason::OtherNamespace(_))) {
             write!(text, "; a pod of another namespace, that of {}", Owner(owner)).expect("a String takes everything");
         }
@@ -166,6 +189,8 @@ impl EvaluatedEndpoint<'_> {
                 }
             }
             Reason::NotReady => write!(text, "not used: it is not ready"),
+            Reason::FailsProbe(cause) => write!(text, "not used: its probe fails: {cause}"),
+            Reason::AwaitsProbe => write!(text, "not used: its probe fails, or has not passed yet"),
             Reason::Terminated => write!(text, "not used: it terminates and answers no more"),
             Reason::OtherFamily(served) => {
                 write!(text, "not used: the Service has {} cluster IPs only", served.name())

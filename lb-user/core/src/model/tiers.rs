@@ -61,7 +61,7 @@ impl Tiers {
         for EvaluatedEndpoint { endpoint, reason, .. } in endpoints {
             let is_ready = match reason {
                 Reason::Serves { cluster: Placement::Ready, .. } => true,
-                Reason::NotReady => false,
+                Reason::NotReady | Reason::FailsProbe(_) => false,
                 _ => continue,
             };
             let count = counts.entry(endpoint.tier).or_default();
@@ -157,6 +157,7 @@ mod tests {
                 origin: crate::model::endpoints::EndpointOrigin::Slice(&key),
                 weight: 1,
                 other_namespace: None,
+                probe: crate::model::reason::ProbeState::NotProbed,
                 reason: if endpoint.ready {
                     Reason::Serves { cluster: Placement::Ready, local: None }
                 } else {

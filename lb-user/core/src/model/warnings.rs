@@ -3,18 +3,18 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use lb_common::{Family, Kind, MAGLEV_LEN, Scheduler, ServiceFlags};
+use lb_common::{Family, Kind, MAGLEV_LEN, Proto, Scheduler, ServiceFlags};
 
 use super::{
     endpoints::{Effect, effect},
     evaluation::{EvaluatedPort, LOCAL},
     frontends::RequestedFrontend,
     ranges::{MAX_RANGES, SourceRanges},
-    reason::{EvaluatedEndpoint, Placement, Reason},
+    reason::{EvaluatedEndpoint, Placement, ProbeState, Reason},
     topology::{HintUse, HintsIgnored},
 };
 use crate::{
-    objects::{Policy, Preference, Service},
+    objects::{Policy, Preference, Selector, Service},
     per_family::PerFamily,
     warning::{EndpointList, EndpointProblem, LocalPolicies, ObjectRef, Warning},
     world::View,
@@ -79,6 +79,7 @@ pub(super) fn port(
     warnings: &mut Vec<Warning>,
 ) {
     refused(port, warnings);
+    probes(service, port, warnings);
     other_namespaces(port, warnings);
     unmatched(port, warnings);
     let endpoints = || port.endpoints.iter();
@@ -153,6 +154,33 @@ fn refusal(reason: Reason<'_>) -> Option<EndpointProblem> {
         Reason::Frontend(owner) => Some(EndpointProblem::IsFrontend(owner.clone())),
         Reason::NodePort(owner) => Some(EndpointProblem::IsNodePort(owner.clone())),
         _ => None,
+    }
+}
+
+/// Reports endpoints that fail their probes, those of one cause together, and a probe without effect.
+fn probes(service: &Service, port: &EvaluatedPort<'_>, warnings: &mut Vec<Warning>) {
+    if service.tuning.as_deref().is_none_or(|tuning| tuning.probe.is_none()) {
+        return;
+    }
+    if service.selector == Selector::Some {
+        push_once(warnings, Warning::ProbeWithSelector);
+    } else if service.ports.iter().all(|port| port.proto != Proto::Tcp) {
+        push_once(warnings, Warning::ProbeWithoutTcp);
+    }
+    let failing = || {
+        port.endpoints.iter().filter_map(|endpoint| match endpoint.probe {
+            ProbeState::Fails(cause) => Some((endpoint, cause, endpoint.serves())),
+            _ => None,
+        })
+    };
+    let causes: BTreeSet<_> = failing().map(|(_, cause, is_used)| (cause, is_used)).collect();
+    for (cause, is_used) in causes {
+        let of_cause = failing().filter(|(_, other, used)| (*other, *used) == (cause, is_used));
+        let problem = match is_used {
+            false => EndpointProblem::FailsProbe(cause.into()),
+            true => EndpointProblem::FailsProbeAsAll(cause.into()),
+        };
+        push_endpoints(warnings, of_cause.map(|(endpoint, ..)| endpoint), problem);
     }
 }
 

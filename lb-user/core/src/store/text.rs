@@ -80,6 +80,9 @@ impl fmt::Display for Dump {
                 }
                 tier => writeln!(f, "  endpoints of priority {tier}")?,
             }
+            if has(ServiceFlags::PROBED_OUT) {
+                writeln!(f, "  endpoints are left out by their probes")?;
+            }
             if has(ServiceFlags::PREFERS_LOCAL) {
                 writeln!(f, "  this node's endpoints are preferred")?;
             }

@@ -28,6 +28,8 @@ pub enum WarningReason {
     InvalidValue,
     /// A setting has an effect that its owner may not intend.
     CheckService,
+    /// An endpoint fails its probe.
+    ProbeFailed,
     /// The clients of another Service are not redirected.
     RedirectRefused,
     /// A map is full, and the Service stays as it was.
@@ -50,6 +52,7 @@ impl WarningReason {
             Self::EndpointNotUsed => "EndpointNotUsed",
             Self::InvalidValue => "InvalidValue",
             Self::CheckService => "CheckService",
+            Self::ProbeFailed => "ProbeFailed",
             Self::RedirectRefused => "RedirectRefused",
             Self::NoRoom => "NoRoom",
             Self::NodePortInUse => "NodePortInUse",
@@ -133,6 +136,10 @@ pub enum Warning {
     SlowStartWithoutWeights,
     /// `beeline.io/prefer-local` beside `internalTrafficPolicy: Local`.
     PreferenceUnderLocal,
+    /// `beeline.io/probe` on a Service with a selector.
+    ProbeWithSelector,
+    /// `beeline.io/probe` on a Service without a port of TCP.
+    ProbeWithoutTcp,
     /// `beeline.io/redirect-from` is not followed.
     RedirectRefused {
         /// The Service that it names.
@@ -284,6 +291,10 @@ pub enum EndpointProblem {
     IsFrontend(Key),
     /// A NodePort of this Service at an address of this node.
     IsNodePort(Key),
+    /// Its probe fails for this reason.
+    FailsProbe(Arc<str>),
+    /// Its probe fails for this reason, and so do those of all. It is used.
+    FailsProbeAsAll(Arc<str>),
     /// No nodeName, under a policy Local.
     NoNodeName(LocalPolicies),
     /// No topology hint, while others have hints.
@@ -351,6 +362,7 @@ impl Warning {
                 | EndpointProblem::OtherNamespaceRefused(_)
                 | EndpointProblem::IsFrontend(_)
                 | EndpointProblem::IsNodePort(_) => WarningReason::EndpointNotUsed,
+                EndpointProblem::FailsProbe(_) | EndpointProblem::FailsProbeAsAll(_) => WarningReason::ProbeFailed,
                 EndpointProblem::OtherNamespace(_)
                 | EndpointProblem::NoNodeName(_)
                 | EndpointProblem::NoHint
@@ -366,6 +378,8 @@ impl Warning {
             | Self::MaglevTooSmall
             | Self::DestinationHash
             | Self::SlowStartWithoutWeights
+            | Self::ProbeWithSelector
+            | Self::ProbeWithoutTcp
             | Self::PreferenceUnderLocal => WarningReason::CheckService,
             Self::RedirectRefused { .. } | Self::RedirectAttempt { .. } => WarningReason::RedirectRefused,
             Self::MapFull { .. } => WarningReason::NoRoom,

@@ -55,6 +55,8 @@ impl Warning {
             Self::MaglevTooSmall => "use random",
             Self::DestinationHash => "use sh for one backend to each client, or random",
             Self::SlowStartWithoutWeights => "use random, wrr, wlc, sed, nq or mh",
+            Self::ProbeWithSelector => "remove the annotation, and give the pods a readinessProbe",
+            Self::ProbeWithoutTcp => "remove the annotation, or add a port of TCP",
             Self::PreferenceUnderLocal => "set internalTrafficPolicy to Cluster, or remove the annotation",
             Self::RedirectRefused { target, refusal } => return Some(refusal.cure(target)),
             Self::RedirectAttempt { sources, count } => {
@@ -151,6 +153,13 @@ impl Warning {
             }
             Self::SlowStartWithoutWeights => {
                 f.write_str("annotation beeline.io/slow-start has no effect, since the scheduler does not weigh")
+            }
+            Self::ProbeWithSelector => f.write_str(
+                "annotation beeline.io/probe has no effect, since the Service has a selector: the kubelet knows the \
+                 readiness of its pods",
+            ),
+            Self::ProbeWithoutTcp => {
+                f.write_str("annotation beeline.io/probe has no effect, since the Service has no port of TCP")
             }
             Self::PreferenceUnderLocal => f.write_str(
                 "annotation beeline.io/prefer-local has no effect at cluster IPs, since internalTrafficPolicy is \
@@ -333,6 +342,8 @@ impl EndpointProblem {
                 "let them use that Service itself, or refuse such endpoints with --cross-namespace-endpoints=refuse"
             }
             Self::IsFrontend(_) | Self::IsNodePort(_) => "write the address of a server",
+            Self::FailsProbe(_) => "it is used again when it passes",
+            Self::FailsProbeAsAll(_) => "check the servers, and the annotation beeline.io/probe",
             Self::NoNodeName(_) => "set nodeName in its EndpointSlice",
             Self::NoHint => "give it hints in its EndpointSlice",
             Self::OtherFamily(served) => return format!("add {} to spec.ipFamilies", other(*served).name()).into(),
@@ -362,6 +373,11 @@ impl EndpointProblem {
                 f,
                 "{endpoints} is not used: that is a NodePort of the Service {owner} at this node, and would lead back \
                  here"
+            ),
+            Self::FailsProbe(cause) => write!(f, "{endpoints} is not used: its probe fails: {cause}"),
+            Self::FailsProbeAsAll(cause) => write!(
+                f,
+                "{endpoints} fails its probe ({cause}) and is used all the same, since no endpoint of the port passes"
             ),
             Self::NoNodeName(policies) => {
                 let policies = match policies {

@@ -9,7 +9,7 @@ mod pods;
 
 use std::{
     borrow::Borrow,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     hash::{Hash, Hasher},
     net::IpAddr,
     sync::Arc,
@@ -18,7 +18,7 @@ use std::{
 
 use foldhash::{HashMap, HashSet};
 use ipnet::IpNet;
-use lb_common::Addr;
+use lb_common::{Addr, AddrPort};
 
 use smallvec::SmallVec;
 
@@ -27,7 +27,7 @@ use crate::{
     event::{Event, Object, ObjectKind},
     host_ports::{is_pod, service_key},
     label_selector::Labels,
-    objects::{EndpointGroup, EndpointSlice, Endpoints, Exempt, Key, Node, Service},
+    objects::{EndpointGroup, EndpointSlice, Endpoints, Exempt, Key, Node, ProbeVerdict, Service},
 };
 use by_address::ByAddress;
 pub use changes::Changes;
@@ -56,6 +56,8 @@ pub struct World {
     addresses: Option<BTreeSet<IpAddr>>,
     cluster_ranges: BTreeSet<IpNet>,
     forbidden: BTreeSet<ObjectKind>,
+    /// Results of probes, by Service and endpoint.
+    probes: HashMap<Key, BTreeMap<AddrPort, ProbeVerdict>>,
     changes: Changes,
     triggers: Triggers,
 }
@@ -138,6 +140,7 @@ impl World {
             addresses: None,
             cluster_ranges: BTreeSet::new(),
             forbidden: BTreeSet::new(),
+            probes: HashMap::default(),
             changes: Changes::default(),
             triggers: Triggers::default(),
         }
@@ -162,6 +165,7 @@ impl World {
             Event::Forbidden(kind) => _ = self.forbidden.insert(kind),
             Event::NodeAddresses(addresses) => self.addresses = Some(addresses),
             Event::ClusterRanges(ranges) => self.cluster_ranges = ranges,
+            Event::Probed { service, target, verdict } => self.set_verdict(&service, target, verdict),
         }
     }
 
@@ -254,6 +258,12 @@ impl World {
         &self.forbidden
     }
 
+    /// The result of the probes of an endpoint; none while there is none.
+    #[must_use]
+    pub fn probe_verdict(&self, service: &Key, target: &AddrPort) -> Option<&ProbeVerdict> {
+        self.probes.get(service)?.get(target)
+    }
+
     /// Counts of the objects that came, changed or went so far.
     #[must_use]
     pub const fn changes(&self) -> Changes {
@@ -343,6 +353,21 @@ impl World {
                 self.pods.put(pod, &self.node_name);
             }
             Object::Namespace(namespace) => self.pods.put_namespace(namespace),
+        }
+    }
+
+    fn set_verdict(&mut self, service: &Key, target: AddrPort, verdict: Option<ProbeVerdict>) {
+        let verdicts = self.probes.entry(service.clone()).or_default();
+        let is_new = verdicts.get(&target) != verdict.as_ref();
+        match verdict {
+            Some(verdict) => _ = verdicts.insert(target, verdict),
+            None => _ = verdicts.remove(&target),
+        }
+        if verdicts.is_empty() {
+            self.probes.remove(service);
+        }
+        if let Some(entry) = self.services.get_mut(service).filter(|_| is_new) {
+            entry.mark(service, &mut self.dirty);
         }
     }
 

@@ -49,6 +49,16 @@ pub struct UnsortedStats {
     pub killed: Vec<(u32, u64)>,
 }
 
+/// Returns the number of connections of service ports on this node, by their ids. The map is pinned in `directory`.
+///
+/// # Errors
+/// If the map cannot be read.
+pub fn connections(directory: &Path, ids: &[u32]) -> Result<u64> {
+    let ports = TypedMap::<u32, PortStats>::open(directory, "PORT_STATS")?;
+    let counts = ids.iter().map(|id| Ok(ports.get(id)?.map_or(0, |stats| stats.connections)));
+    counts.sum()
+}
+
 /// The pinned maps of counts and affinity.
 pub struct StatMaps {
     ports: TypedMap<u32, PortStats>,

@@ -58,6 +58,13 @@ fn scrape() -> Scrape {
     Scrape {
         status,
         probes: vec![(Probe::Healthz, 200, 1), (Probe::Healthz, 503, 2), (Probe::Livez, 200, 3)],
+        endpoint_probes: Arc::new(lb_sources::probes::ProbeCounts {
+            passed: 30.into(),
+            failed: 4.into(),
+            passing: 2.into(),
+            failing: 1.into(),
+            unknown: 0.into(),
+        }),
         flows: FlowGcStatus {
             expired: 40,
             round: Duration::from_millis(2500),

@@ -9,6 +9,7 @@ use super::{
     evaluate::evaluate,
     evaluation::{EvaluatedPort, Evaluation},
     frontends::{FrontendRequest, RequestedFrontend, families},
+    probes,
     reason::EvaluatedEndpoint,
     slow_start::SlowStarts,
     weights::{limit, reduce},
@@ -66,7 +67,8 @@ pub(super) fn assemble(
     }
     ports.sort_by(|a, b| a.key.cmp(&b.key));
     let health = health(service, node, &evaluation.ports);
-    ServiceSpec { key: service.key.clone(), ports, health, warnings: evaluation.warnings }
+    let probes = probes::targets(service, &evaluation.ports);
+    ServiceSpec { key: service.key.clone(), ports, health, probes, warnings: evaluation.warnings }
 }
 
 /// Returns the answer at the `healthCheckNodePort`. A serving-terminating endpoint does not count, so that clients

@@ -12,13 +12,14 @@ use super::{
     evaluate::evaluate,
     evaluation::{EvaluatedPort, Evaluation, LOCAL},
     frontends::{FrontendRequest, RequestedFrontend, families},
+    probes,
     ranges::SourceRanges,
     reason::{EvaluatedEndpoint, list_users},
     slow_start::{Rise, SlowStarts},
     tiers::Tiers,
 };
 use crate::{
-    objects::{Drain, Exempt, Key, Policy, Preference, Selector, Service},
+    objects::{Drain, Exempt, Key, Policy, Preference, Probe, ProbeQuestion, Selector, Service},
     spec::{Health, PortSpec, ServiceSpec},
     warning::Warning,
     world::View,
@@ -223,6 +224,9 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
     if let Some(Drain::After(seconds)) = tuning.map(|tuning| tuning.drain) {
         add("drain", format!("TCP sockets end {seconds} s after their backend has gone"));
     }
+    if let Some(probe) = probes::of(service) {
+        add("probe", probe_text(probe));
+    }
     if let Some(age) = tuning.and_then(|tuning| tuning.max_connection_age) {
         let busy = match age.grace {
             Some(grace) => format!("and busy ones {grace} s later"),
@@ -237,6 +241,16 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
         add("no effect", format!("Endpoints {} does not count: {reason}", object.key));
     }
     facts
+}
+
+/// Describes a probe.
+fn probe_text(probe: &Probe) -> String {
+    let question = match &probe.question {
+        ProbeQuestion::Tcp => "TCP".to_owned(),
+        ProbeQuestion::HttpGet(path) => format!("HTTP GET {}", path.escape_debug()),
+    };
+    let Probe { every, timeout, fail, pass, .. } = probe;
+    format!("{question} every {every} s, within {timeout} s; out after {fail} failures, in after {pass} passes")
 }
 
 /// Describes the external traffic policy, where it has an effect or seems to.

@@ -11,7 +11,10 @@ use crate::{
         NodeContext, Settings, claims::Claims, compile, cross_namespace::CrossNamespaceIndex, explain::explain,
         fan_out, frontends::request, slow_start::SlowStarts,
     },
-    objects::{Endpoint, EndpointGroup, EndpointPort, EndpointSlice, ServicePort, SliceManager, Tuning},
+    objects::{
+        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Probe, ProbeQuestion, ProbeVerdict, Selector,
+        ServicePort, SliceManager, Tuning,
+    },
 };
 
 const NODE: NodeContext<'static> =
@@ -269,6 +272,30 @@ fn an_endpoint_that_leads_back_to_the_other_service_takes_no_clients() {
     fixture.endpoints(CACHE, "7 local; 8 local");
     assert_eq!(fixture.lists(DNS), "8 | 1 2");
     assert_eq!(fixture.lists(CACHE), "7 8 | 7 8", "it is used by the cache itself");
+}
+
+#[test]
+fn an_endpoint_that_fails_its_probe_takes_no_clients() {
+    let mut fixture = dns_and_cache();
+    fixture.endpoints(CACHE, "7 local; 8 local");
+    let cache = service(CACHE, 2, 20, Some(DNS));
+    let probe = Probe {
+        question: ProbeQuestion::Tcp,
+        every: 5.try_into().expect("not 0"),
+        timeout: 1.try_into().expect("not 0"),
+        fail: 3.try_into().expect("not 0"),
+        pass: 1.try_into().expect("not 0"),
+    };
+    let tuning = cache.tuning.clone().map(|tuning| Box::new(Tuning { probe: Some(probe), ..*tuning }));
+    fixture.put(Service { selector: Selector::None, tuning, ..cache });
+    let mut fails = |last: u8| {
+        let target = lb_common::AddrPort { addr: std::net::IpAddr::from([10, 0, 0, last]).into(), port: 53 };
+        let verdict = Some(ProbeVerdict::Fails("connection refused".into()));
+        let affected = fixture.apply(Event::Probed { service: key(CACHE), target, verdict });
+        (affected, fixture.lists(DNS))
+    };
+    assert_eq!(fails(7), (DNS.to_owned(), "8 | 1 2".to_owned()));
+    assert_eq!(fails(8), (DNS.to_owned(), "1 2 | 1 2".to_owned()));
 }
 
 #[test]

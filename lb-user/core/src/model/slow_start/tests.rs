@@ -35,7 +35,7 @@ fn spec(endpoints: &[(u8, u16)]) -> ServiceSpec {
         affinity_seconds: 0,
         drain: Drain::Never,
     };
-    ServiceSpec { key: key(), ports: vec![port], health: None, warnings: Vec::new() }
+    ServiceSpec { ports: vec![port], ..ServiceSpec::gone(key()) }
 }
 
 fn weights(starts: &SlowStarts, endpoints: &[(u8, u16)]) -> Vec<u16> {

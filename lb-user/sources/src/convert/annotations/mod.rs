@@ -17,6 +17,8 @@ use lb_core::{
     },
 };
 
+mod probe;
+
 /// Prefix of Beeline's annotations.
 const PREFIX: &str = "beeline.io/";
 const SCHEDULER: &str = "beeline.io/scheduler";
@@ -34,11 +36,12 @@ const PRIORITY: &str = "beeline.io/priority";
 const PRIORITY_SHARE: &str = "beeline.io/priority-share";
 const SLOW_START: &str = "beeline.io/slow-start";
 const MAX_AGE: &str = "beeline.io/max-connection-age";
+const PROBE: &str = "beeline.io/probe";
 const PREFER_LOCAL: &str = "beeline.io/prefer-local";
 const REDIRECT_FROM: &str = "beeline.io/redirect-from";
 /// Beeline's annotations of a Service.
 const OF_SERVICES: &[&str] =
-    &[SCHEDULER, WEIGHTS, TCP_DRAIN, MAX_AGE, PRIORITY_SHARE, SLOW_START, PREFER_LOCAL, REDIRECT_FROM];
+    &[SCHEDULER, WEIGHTS, TCP_DRAIN, MAX_AGE, PROBE, PRIORITY_SHARE, SLOW_START, PREFER_LOCAL, REDIRECT_FROM];
 /// Beeline's annotations of an EndpointSlice or Endpoints object.
 const OF_ENDPOINTS: &[&str] = &[WEIGHT, WEIGHTS, PRIORITY];
 // Cilium's annotations (its documentation, "Kubernetes Without kube-proxy").
@@ -63,6 +66,7 @@ pub(super) fn tuning(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Bo
         tier_share: tier_share(meta, problems),
         slow_start: slow_start(meta, problems),
         max_connection_age: max_connection_age(meta, problems),
+        probe: get(meta, PROBE).and_then(|text| probe::parse(text, problems)),
     };
     unknown(meta, "a Service", OF_SERVICES, problems);
     (tuning != Tuning::default()).then(|| Box::new(tuning))

@@ -93,6 +93,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
                     tier_share: None,
                     slow_start: None,
                     max_connection_age: None,
+                    probe: None,
                     redirect_from: None,
                 },
             ),

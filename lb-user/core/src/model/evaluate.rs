@@ -209,13 +209,11 @@ impl<'a> Evaluator<'a, '_> {
         }
         let (service, name) = (service.key.clone(), port.name.clone());
         let key = PortKey { service, name, proto: port.proto, family };
-        probes::apply(self.view, &key, endpoints, self.cluster, |endpoints| {
+        let keeps_out = probes::apply(self.view, &key, endpoints, self.cluster, |endpoints| {
             self.tiers(port, endpoints, family);
             categorize(endpoints, self.node, preference);
         });
-        let is_out =
-            |endpoint: &EvaluatedEndpoint<'_>| matches!(endpoint.reason, Reason::FailsProbe(_) | Reason::AwaitsProbe);
-        if endpoints.iter().any(is_out) { ServiceFlags::PROBED_OUT } else { 0 }
+        if keeps_out { ServiceFlags::PROBED_OUT } else { 0 }
     }
 
     /// Chooses a tier of the endpoints of one family, and narrows the cluster list to it.

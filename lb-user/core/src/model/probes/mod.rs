@@ -1,7 +1,7 @@
 //! Probes of hand-written endpoints (`beeline.io/probe`): the endpoints to ask, and the effect of results. A source
 //! asks, and sends results as events.
 //!
-//! An endpoint that fails is not used, as if it was not ready, while another one passes. If none does, all are used:
+//! An endpoint that fails is not used, as if it was not ready, while another one does not. If all fail, all are used:
 //! the question may be wrong, or cut off from the node.
 //!
 //! The maps are all that outlives the agent: until an endpoint has a result, it passes if a list of the maps has it,
@@ -43,7 +43,7 @@ pub(super) fn apply<'a>(
     endpoints: &mut [EvaluatedEndpoint<'a>],
     cluster: ClusterContext<'a>,
     narrow: impl Fn(&mut [EvaluatedEndpoint<'a>]),
-) {
+) -> bool {
     let (numbers, in_use) = (probed_ports(view), in_use(cluster.maps, port));
     let mut unknown = BTreeSet::new();
     for endpoint in endpoints.iter_mut().filter(|endpoint| is_ready(endpoint)) {
@@ -62,29 +62,51 @@ pub(super) fn apply<'a>(
         };
     }
     let all = endpoints.to_vec();
+    hold_back(endpoints, &all, unknown, &narrow);
+    let mut without = all;
+    let is_out =
+        |endpoint: &EvaluatedEndpoint<'_>| matches!(endpoint.reason, Reason::FailsProbe(_) | Reason::AwaitsProbe);
+    let out: BTreeSet<AddrPort> = endpoints.iter().filter(|endpoint| is_out(endpoint)).map(|of| of.target).collect();
+    if out.is_empty() {
+        return false;
+    }
+    narrow(&mut without);
+    without.iter().any(|endpoint| is_listed(endpoint) && out.contains(&endpoint.target))
+}
+
+/// Keeps out endpoints that fail or wait. `all` are the same endpoints before that, and `unknown` those without a
+/// result that no list of the maps has.
+fn hold_back<'a>(
+    endpoints: &mut [EvaluatedEndpoint<'a>],
+    all: &[EvaluatedEndpoint<'a>],
+    mut unknown: BTreeSet<AddrPort>,
+    narrow: impl Fn(&mut [EvaluatedEndpoint<'a>]),
+) {
     loop {
         endpoints.iter_mut().for_each(keep_out);
         if !endpoints.iter().any(is_ready) {
-            // All are used. Endpoints that wait are not known to fail.
-            endpoints.copy_from_slice(&all);
+            // Endpoints that wait are not known to fail. If none waits, all are used.
+            let has_waiting = endpoints.iter().any(|endpoint| endpoint.reason == Reason::AwaitsProbe);
+            for (endpoint, before) in endpoints.iter_mut().zip(all) {
+                if !has_waiting || endpoint.reason == Reason::AwaitsProbe {
+                    *endpoint = *before;
+                }
+            }
             return;
         }
         // An endpoint that would be in a list and is in none of the maps is new, or failed before a restart. An
         // endpoint that would be in none may be a spare of another tier.
         let mut narrowed = endpoints.to_vec();
         narrow(&mut narrowed);
-        let waits: BTreeSet<AddrPort> =
+        let listed: BTreeSet<AddrPort> =
             narrowed.iter().filter(|endpoint| is_listed(endpoint)).map(|of| of.target).collect();
-        let mut waits = waits.intersection(&unknown).copied().peekable();
-        if waits.peek().is_none() {
+        let waits: BTreeSet<AddrPort> = listed.intersection(&unknown).copied().collect();
+        if waits.is_empty() {
             return;
         }
-        let waits: BTreeSet<AddrPort> = waits.collect();
         unknown.retain(|target| !waits.contains(target));
-        endpoints
-            .iter_mut()
-            .filter(|endpoint| is_ready(endpoint) && waits.contains(&endpoint.target))
-            .for_each(|endpoint| endpoint.probe = ProbeState::Waits);
+        let waiting = endpoints.iter_mut().filter(|endpoint| is_ready(endpoint) && waits.contains(&endpoint.target));
+        waiting.for_each(|endpoint| endpoint.probe = ProbeState::Waits);
     }
 }
 

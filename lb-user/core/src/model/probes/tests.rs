@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use lb_common::FrontendKey;
+use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
@@ -81,6 +82,8 @@ struct Fixture {
     slice: EndpointSlice,
     maps: Shadow,
     store: MemoryStore,
+    /// Number of writes so far.
+    writes: usize,
 }
 
 impl Fixture {
@@ -93,6 +96,7 @@ impl Fixture {
             slice: slice(endpoints),
             maps,
             store,
+            writes: 0,
         };
         fixture.restart();
         fixture
@@ -123,6 +127,19 @@ impl Fixture {
         self.verdict(last, Some(ProbeVerdict::Passes));
     }
 
+    /// True if the flags of the port `tcp` tell that an endpoint is kept out.
+    fn is_probed_out(&self) -> bool {
+        let spec = self.spec();
+        let port = spec.ports.iter().find(|port| &*port.key.name == "tcp").expect("a port");
+        port.flags & lb_common::ServiceFlags::PROBED_OUT != 0
+    }
+
+    /// The results so far.
+    fn results(&self) -> Vec<(u8, ProbeVerdict)> {
+        let of = |last| Some((last, self.world.probe_verdict(&key(), &target(last))?.clone()));
+        (1..8).filter_map(of).collect()
+    }
+
     fn with<T>(&self, run: impl FnOnce(&View<'_>, ClusterContext<'_>) -> T) -> T {
         let (cross_namespace, redirects, slow_starts) =
             (CrossNamespaceIndex::default(), RedirectIndex::default(), SlowStarts::default());
@@ -150,15 +167,13 @@ impl Fixture {
         let spec = self.spec();
         let lists = ["tcp", "udp", "other"].map(|name| {
             let port = spec.ports.iter().find(|port| &*port.key.name == name).expect("a port");
-            let are_all_used = port.backends.len() == self.slice.group.endpoints.len();
-            let is_probed_out = port.flags & lb_common::ServiceFlags::PROBED_OUT != 0;
-            assert!(is_probed_out != are_all_used || self.slice.group.endpoints.iter().any(|endpoint| !endpoint.ready));
             let members = port.backends.iter().filter(|member| member.is_in(List::Cluster));
             members.map(|member| member.target.addr.octets[15].to_string()).collect::<Vec<_>>().join(" ")
         });
         let plan = plan(&self.maps, &[spec], None, Scope::Some, OnOrphan::Keep, &Limits::DEFAULT);
         self.store.apply(&plan.ops).expect("room");
         self.maps.apply_all(&plan.ops);
+        self.writes += plan.ops.len();
         lists.join(" | ")
     }
 
@@ -182,10 +197,12 @@ fn an_endpoint_that_fails_is_not_used_until_it_passes_unless_all_fail() {
     fixture.fails(2);
     // A UDP port of the same number shares the result; another one is not probed.
     assert_eq!(fixture.pass(), "1 3 | 1 3 | 1 2 3");
+    assert!(fixture.is_probed_out());
     fixture.fails(3);
     assert_eq!(fixture.pass(), "1 | 1 | 1 2 3");
     fixture.fails(1);
     assert_eq!(fixture.pass(), "1 2 3 | 1 2 3 | 1 2 3", "all fail");
+    assert!(!fixture.is_probed_out());
     fixture.passes(3);
     assert_eq!(fixture.pass(), "3 | 3 | 1 2 3");
     // An endpoint whose result is withdrawn stays as it is.
@@ -251,6 +268,9 @@ fn a_restart_brings_no_tier_back_whose_endpoints_are_dead() {
     fixture.pass();
     fixture.restart();
     assert_eq!(fixture.pass(), "1 | 1 | 1");
+    fixture.fails(7);
+    assert!(!fixture.is_probed_out(), "it would not be in the list anyway");
+    fixture.verdict(7, None);
     let text = fixture.explain();
     assert!(text.contains("10.0.0.7:8080  -  not used: its priority is 1, and another one is used"), "{text}");
 }
@@ -324,4 +344,55 @@ fn warnings_and_explain_name_cause_and_cure() {
         ["annotation beeline.io/probe has no effect, since the Service has no port of TCP; remove the annotation, \
           or add a port of TCP"]
     );
+}
+
+/// A step of a history.
+#[derive(Clone, Debug)]
+enum Step {
+    Verdict(u8, Option<bool>),
+    Endpoints(Vec<(u8, u8)>),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let endpoints = vec((1_u8..8, 0_u8..3), 0..7).prop_map(|mut endpoints| {
+        endpoints.sort_unstable();
+        endpoints.dedup_by_key(|(last, _)| *last);
+        Step::Endpoints(endpoints)
+    });
+    prop_oneof![1 => endpoints, 4 => (1_u8..8, any::<Option<bool>>()).prop_map(|(last, of)| Step::Verdict(last, of))]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_pass_has_more_to_do_and_a_restart_uses_no_other_endpoint(steps in vec(step(), 1..20)) {
+        let mut fixture = Fixture::new(&THREE);
+        for step in steps {
+            match step {
+                Step::Endpoints(endpoints) => fixture.set_slice(slice(&endpoints)),
+                Step::Verdict(last, Some(true)) => fixture.passes(last),
+                Step::Verdict(last, Some(false)) => fixture.fails(last),
+                Step::Verdict(last, None) => fixture.verdict(last, None),
+            }
+            let lists = fixture.pass();
+            let writes = fixture.writes;
+            prop_assert_eq!((fixture.pass(), fixture.writes), (lists, writes), "the second pass");
+            let has_tiers = fixture.slice.group.endpoints.iter().any(|endpoint| endpoint.tier != 0);
+            let results = fixture.results();
+            let of_first = |lists: &str| -> BTreeSet<u8> {
+                lists.split('|').next().into_iter().flat_map(str::split_whitespace).flat_map(str::parse).collect()
+            };
+            let before = of_first(&fixture.pass());
+            let (maps, store) = (fixture.store.clone(), fixture.writes);
+            fixture.restart();
+            let after = of_first(&fixture.pass());
+            prop_assert!(after.is_subset(&before), "{before:?} became {after:?}");
+            prop_assert!(has_tiers || (after == before && fixture.writes == store), "{before:?} became {after:?}");
+            // The history goes on where it was.
+            (fixture.store, fixture.writes) = (maps, store);
+            fixture.restart();
+            results.into_iter().for_each(|(last, verdict)| fixture.verdict(last, Some(verdict)));
+        }
+    }
 }

@@ -65,7 +65,8 @@ impl Now {
 pub(crate) fn is_live(status: &Status, now: Now) -> bool {
     let is_late = |since: Instant| now.monotonic.saturating_duration_since(since) >= MAX_PENDING;
     // Services are served without the other kinds.
-    let is_required = |kind| ObjectKind::OF_SERVICES.contains(kind);
+    let is_required =
+        |kind: &ObjectKind| ObjectKind::OF_SERVICES.contains(kind) || (*kind == ObjectKind::Pod && status.needs_pods);
     status.ready
         && !status.datapath.is_detached
         && !status.forbidden.iter().any(is_required)
@@ -185,6 +186,17 @@ mod tests {
         status.forbidden.insert(ObjectKind::Endpoints);
         let codes = Probe::ALL.map(|probe| answer(probe, &status, now).status.as_u16());
         assert_eq!(codes, [503, 503]);
+    }
+
+    #[test]
+    fn an_agent_that_may_not_read_pods_is_unhealthy_where_it_serves_host_ports() {
+        let now = Now { monotonic: Instant::now(), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1000) };
+        for (needs_pods, expected) in [(false, [200, 200]), (true, [503, 503])] {
+            let mut status = Status { needs_pods, ..status(true, None, false, now) };
+            status.forbidden.insert(ObjectKind::Pod);
+            let codes = Probe::ALL.map(|probe| answer(probe, &status, now).status.as_u16());
+            assert_eq!(codes, expected, "{needs_pods}");
+        }
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, fs, ops::RangeInclusive, path::Path};
 
+use lb_common::{Frontend, Kind};
+
 use super::Finding;
 use lb_core::{store::Dump, text::number as count};
 
@@ -168,8 +170,9 @@ pub(super) fn evaluate(facts: &SysctlFacts, is_cluster: bool, dump: &Dump) -> Ve
             "`sysctl -w kernel.unprivileged_bpf_disabled=2`; Beeline runs as root and is not affected",
         ));
     }
-    let node_ports: BTreeSet<u16> =
-        dump.frontends.keys().filter(|key| key.addr.is_unspecified()).map(|key| key.port).collect();
+    let is_node_port = |frontend: &Frontend| frontend.kind == Kind::NodePort as u8;
+    let node_ports = dump.frontends.iter().filter(|(_, frontend)| is_node_port(frontend));
+    let node_ports: BTreeSet<u16> = node_ports.map(|(key, _)| key.port).collect();
     let local = facts.local_ports.iter().flat_map(|range| node_ports.range(range.clone())).count();
     if let Some(range) = facts.local_ports.as_ref().filter(|_| local > 0) {
         findings.push(Finding::note(
@@ -194,7 +197,7 @@ pub(super) fn evaluate(facts: &SysctlFacts, is_cluster: bool, dump: &Dump) -> Ve
 mod tests {
     use super::*;
     use crate::doctor::finding::assert_findings;
-    use lb_common::{Addr, Frontend, FrontendKey, Kind, Proto};
+    use lb_common::{Addr, FrontendKey, Proto};
 
     fn good() -> SysctlFacts {
         SysctlFacts {

@@ -14,23 +14,28 @@ use crate::{
 /// The namespace of the agent's pods.
 const NAMESPACE: &str = "kube-system";
 
-/// An installation: a directory of `deploy/`, with components.
+/// An installation: a directory of `deploy/`, with components and flags of the agent.
 #[derive(Clone, Copy)]
 pub struct Installation {
     base: &'static str,
     components: &'static str,
+    flags: &'static [&'static str],
 }
 
 /// The default of `deploy/`.
-pub const PLAIN: Installation = Installation { base: "deploy", components: "" };
+pub const PLAIN: Installation = Installation { base: "deploy", components: "", flags: &[] };
 /// With other health and metrics ports, for nodes with kube-proxy.
-pub const BESIDE_KUBE_PROXY: Installation = Installation { base: "deploy/overlays/beside-kube-proxy", components: "" };
+pub const BESIDE_KUBE_PROXY: Installation =
+    Installation { base: "deploy/overlays/beside-kube-proxy", components: "", flags: &[] };
 /// With kube-proxy's label.
-pub const DROP_IN: Installation = Installation { base: "deploy", components: "deploy/components/kube-proxy-labels" };
+pub const DROP_IN: Installation =
+    Installation { base: "deploy", components: "deploy/components/kube-proxy-labels", flags: &[] };
+/// With hostPorts of pods.
+pub const HOST_PORTS: Installation = Installation { base: "deploy", components: "", flags: &["--host-ports"] };
 
 /// Writes an overlay with the API server and, since nodes have a cgroup2 of their own, the cgroup.
 fn overlay(cluster: &Cluster, installation: Installation) -> PathBuf {
-    let Installation { base, components } = installation;
+    let Installation { base, components, flags } = installation;
     // Kustomize reads only files below its directory.
     let dir = cluster.directory.join("overlay");
     if !dir.exists() {
@@ -38,13 +43,15 @@ fn overlay(cluster: &Cluster, installation: Installation) -> PathBuf {
         let deploy = std::env::var_os("BEELINE_DEPLOY").expect("`cargo xtask e2e` sets it");
         copy(Path::new(&deploy), &dir.join("deploy"));
     }
-    let text = format!(
+    let mut text = format!(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\
          resources: [{base}]\ncomponents: [{components}]\n\
-         patches:\n- target: {{kind: DaemonSet, name: beeline}}\n  patch: |\n\
-         {0}--api-server=https://{CONTROL}:6443\"}}\n{0}--cgroup=/sys/fs/cgroup/unified\"}}\n",
-        "    - {op: add, path: /spec/template/spec/containers/0/args/-, value: \""
+         patches:\n- target: {{kind: DaemonSet, name: beeline}}\n  patch: |\n"
     );
+    let own = [&format!("--api-server=https://{CONTROL}:6443"), "--cgroup=/sys/fs/cgroup/unified"];
+    for flag in own.into_iter().chain(flags.iter().copied()) {
+        text += &format!("    - {{op: add, path: /spec/template/spec/containers/0/args/-, value: \"{flag}\"}}\n");
+    }
     fs::write(dir.join("kustomization.yaml"), text).expect("a file");
     dir
 }

@@ -73,6 +73,8 @@ pub(crate) struct Status {
     pub(crate) pod_modes: Option<Arc<PodModes>>,
     /// Kinds of objects that the API server forbids the source to read.
     pub(crate) forbidden: BTreeSet<ObjectKind>,
+    /// True if hostPorts are served, for which pods must be read.
+    pub(crate) needs_pods: bool,
     /// Arrival of the oldest change that no successful pass has handled.
     pub(crate) pending_since: Option<Instant>,
     /// Time at which a change was last queued.
@@ -111,6 +113,7 @@ impl Default for Status {
             node_addresses: Vec::new(),
             pod_modes: None,
             forbidden: BTreeSet::new(),
+            needs_pods: false,
             pending_since: None,
             queued: None,
             updated: None,
@@ -133,6 +136,7 @@ impl Status {
             self.node_addresses = world.internal_ips().to_vec();
         }
         self.forbidden.clone_from(world.forbidden());
+        self.needs_pods = world.serves_host_ports();
     }
 
     /// Records a finished pass. `triggers` are the times at which the changes of pods behind this pass happened.

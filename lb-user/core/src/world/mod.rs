@@ -153,6 +153,12 @@ impl World {
         self
     }
 
+    /// True if the hostPorts of this node's pods count.
+    #[must_use]
+    pub const fn serves_host_ports(&self) -> bool {
+        self.host_ports.are_served
+    }
+
     /// Takes a change in, and marks the Services that it affects as dirty.
     pub fn apply(&mut self, event: Event) {
         match event {

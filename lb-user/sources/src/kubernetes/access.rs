@@ -94,8 +94,11 @@ async fn refused_verbs<K: ApiObject>(api: &Api<K>, config: &watcher::Config) -> 
 
 /// Formats the log line: verbs, resource and cure.
 fn text(verbs: &[&str], resource: &str, kind: ObjectKind) -> String {
-    let is_needed = ObjectKind::OF_SERVICES.contains(&kind);
-    let effect = if is_needed { "is not healthy" } else { "keeps the modes of pods as they are" };
+    let effect = match kind {
+        _ if ObjectKind::OF_SERVICES.contains(&kind) => "is not healthy",
+        ObjectKind::Pod => "keeps the modes and hostPorts of pods as they are",
+        _ => "keeps the modes of pods as they are",
+    };
     format!(
         "the API server does not let this agent {} {resource}, so it does not learn of changes and {effect}: bind its \
          account to a role that grants it, as deploy/base/rbac.yaml does; the agent retries by itself",

@@ -2,6 +2,7 @@
 
 mod beside;
 mod docker;
+mod host_ports;
 mod life;
 mod nodes;
 mod plain;
@@ -22,7 +23,16 @@ type Story = (&'static str, fn(&Cluster));
 
 fn stories() -> Vec<Story> {
     let of_the_network = if Cni::chosen() == Cni::Docker { docker::STORIES } else { &[] };
-    [services::STORIES, of_the_network, life::STORIES, nodes::STORIES, plain::STORIES, beside::STORIES].concat()
+    [
+        services::STORIES,
+        host_ports::STORIES,
+        of_the_network,
+        life::STORIES,
+        nodes::STORIES,
+        plain::STORIES,
+        beside::STORIES,
+    ]
+    .concat()
 }
 
 /// Runs the stories. The first starts the cluster and installs Beeline.

@@ -1,10 +1,13 @@
-//! The host paths that the manifests give to the agent, and what its code does with the host (CVE-2023-27593).
+//! The host paths that the manifests give to the agent, and what its code does with the host (CVE-2023-27593); the
+//! schema of AddressPool against its type.
 
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
+
+use lb_sources::api::{AddressPool, AddressPoolSpec, AddressPoolStatus, Selector};
 
 /// Returns the files below a directory with this extension, and their text.
 fn files(directory: &str, extension: &str) -> Vec<(PathBuf, String)> {
@@ -69,5 +72,56 @@ fn the_agent_executes_nothing_and_sets_no_sysctl() {
         {
             assert!(!text.contains(word), "{}: {word}", file.display());
         }
+    }
+}
+
+/// Returns the names of the properties below a pointer of the schema of AddressPool.
+fn properties<'a>(schema: &'a serde_json::Value, pointer: &str) -> BTreeSet<&'a str> {
+    let properties = schema.pointer(pointer).unwrap_or_else(|| panic!("no {pointer}"));
+    properties.as_object().expect("properties").keys().map(String::as_str).collect()
+}
+
+#[test]
+fn the_schema_of_pools_has_the_fields_of_their_type_and_no_others() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/components/load-balancer/crd.yaml");
+    let crd: serde_json::Value = serde_saphyr::from_str(&fs::read_to_string(path).expect("a file")).expect("an object");
+    let schema = crd.pointer("/spec/versions/0/schema/openAPIV3Schema").expect("a schema");
+    let selector = serde_json::json!({"matchLabels": {"a": "b"},
+        "matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]});
+    let counts = serde_json::json!({"used": 1, "free": 2});
+    let object = serde_json::json!({
+        "spec": {"addresses": ["192.0.2.1"], "allotment": "OnRequest", "priority": 1, "namespaceSelector": selector,
+            "serviceSelector": selector},
+        "status": {"ipv4": counts, "ipv6": counts, "problems": ["x"]},
+    });
+    let pool: AddressPool = serde_json::from_value(object.clone()).expect("a pool");
+    // A new field of the type fails here, until object and schema have it.
+    let AddressPoolSpec { addresses, allotment, priority, namespace_selector, service_selector } =
+        pool.spec.expect("a spec");
+    let is_read = [
+        addresses.is_some(),
+        allotment.is_some(),
+        priority.is_some(),
+        service_selector.is_some(),
+        namespace_selector.is_some_and(|selector| {
+            let Selector { match_labels, match_expressions } = selector;
+            match_labels.is_some() && match_expressions.is_some()
+        }),
+    ];
+    assert_eq!(is_read, [true; 5], "the names of fields are those of the type");
+    let AddressPoolStatus { ipv4, ipv6, problems } = pool.status.expect("a status");
+    assert!(ipv4 == ipv6 && ipv4.is_some_and(|counts| (counts.used, counts.free) == (1, 2)) && problems.is_some());
+    for (pointer, of) in [
+        ("/properties/spec/properties", "/spec"),
+        ("/properties/spec/properties/namespaceSelector/properties", "/spec/namespaceSelector"),
+        ("/properties/spec/properties/serviceSelector/properties", "/spec/serviceSelector"),
+        (
+            "/properties/spec/properties/serviceSelector/properties/matchExpressions/items/properties",
+            "/spec/serviceSelector/matchExpressions/0",
+        ),
+        ("/properties/status/properties", "/status"),
+        ("/properties/status/properties/ipv4/properties", "/status/ipv4"),
+    ] {
+        assert_eq!(properties(schema, pointer), properties(&object, of), "{pointer}");
     }
 }

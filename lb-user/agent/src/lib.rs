@@ -1,6 +1,8 @@
 //! The agent: reconciles objects into the maps, answers probes and scrapes, sends Events, ends stale sockets. [`run`]
-//! wires these parts to the sources and the dataplane.
+//! wires these parts to the sources and the dataplane. [`run_balancer`] is the controller that allots load balancer
+//! addresses, which needs no dataplane.
 
+mod balancer;
 mod closed_sockets;
 mod connection_age;
 mod events;
@@ -13,5 +15,6 @@ pub mod reconcile;
 mod termination;
 mod wiring;
 
+pub use balancer::{BalancerConfig, Served, run_balancer};
 pub use http::BindAddress;
 pub use wiring::{Config, Source, run};

@@ -34,6 +34,7 @@ use lb_core::{
     op::Table,
 };
 use lb_dataplane::{
+    balancer_addresses,
     cleanup::cleanup,
     damage::Damage,
     devices::{self, NodeState},
@@ -48,7 +49,7 @@ use lb_dataplane::{
 };
 use lb_sources::{
     addresses::AddressSource,
-    directory,
+    directory::{self, RememberedAddresses},
     kubernetes::{self, RememberedServers},
     probes::{self, ProbedServices},
 };
@@ -138,6 +139,10 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     tasks.spawn(metrics::run(config.metrics, sources));
     let mut source = config.source;
     let mut event_queue = EventQueue::default();
+    if let Source::Directory(options) = &mut source {
+        let directory = pins.current();
+        options.remembered = RememberedAddresses::new(move || balancer_addresses::read(&directory));
+    }
     if let Source::Kubernetes(options) = &mut source {
         let directory = pins.current();
         options.remembered = RememberedServers::new(move || lb_dataplane::api_servers::endpoints(&directory));

@@ -32,6 +32,20 @@ impl LabelSelector {
         Self(vec![Requirement::In(label.to_owned(), vec![value.to_owned()])])
     }
 
+    /// Adds a requirement in the form of the API (`matchExpressions`); None if the operator is unknown.
+    #[must_use]
+    pub fn and(mut self, label: &str, operator: &str, values: &[String]) -> Option<Self> {
+        let (label, values) = (label.to_owned(), values.to_vec());
+        self.0.push(match operator {
+            "In" => Requirement::In(label, values),
+            "NotIn" => Requirement::NotIn(label, values),
+            "Exists" => Requirement::Exists(label, true),
+            "DoesNotExist" => Requirement::Exists(label, false),
+            _ => return None,
+        });
+        Some(self)
+    }
+
     /// True if the labels meet all requirements.
     #[must_use]
     pub fn matches(&self, labels: &Labels) -> bool {
@@ -151,6 +165,14 @@ mod tests {
         for bad in [",", "a,", "=x", "a in", "a in x", "a in (x", "a x", "a = x y", "a > b", "a == b == c", "in (x)"] {
             check(bad, None);
         }
+        let of_api = |operator, values: &[&str]| {
+            let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
+            LabelSelector::default().and("cores", operator, &values).map(|selector| selector.matches(&labels))
+        };
+        assert_eq!(of_api("In", &["7", "8"]), Some(true));
+        assert_eq!(of_api("NotIn", &["7", "8"]), Some(false));
+        assert_eq!([of_api("Exists", &[]), of_api("DoesNotExist", &[])], [Some(true), Some(false)]);
+        assert_eq!(of_api("Near", &[]), None);
         assert!(LabelSelector::equals("cores", "8").matches(&labels));
         assert!(!LabelSelector::equals("cores", "8").matches(&Labels::new()));
     }

@@ -5,6 +5,7 @@
 //! [`store::Store`] performs them. No clock, file, socket, thread or randomness: time and ids are passed in.
 #![forbid(unsafe_code)]
 
+pub mod allot;
 mod bloom;
 pub mod event;
 pub mod host_ports;

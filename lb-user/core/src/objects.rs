@@ -102,8 +102,20 @@ pub struct Service {
     pub health_port: Option<NonZeroU16>,
     /// The pod with hostPorts whose Service this is: see [`crate::host_ports`]. None for a v1 Service.
     pub pod: Option<Box<ServedPod>>,
+    /// Report about the allotment of load balancer addresses.
+    pub address_report: Option<Arc<AddressReport>>,
     /// Problems of the object, each with its cure.
     pub problems: Vec<String>,
+}
+
+/// Report about the allotment of load balancer addresses to a Service: the condition that `beeline lb` writes, or the
+/// result of a directory's own pools.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AddressReport {
+    /// True if nothing is wrong.
+    pub is_clean: bool,
+    /// The addresses with their pools, and the problems with their cures.
+    pub message: String,
 }
 
 impl Service {
@@ -127,6 +139,7 @@ impl Service {
             source_ranges_unreadable: false,
             health_port: None,
             pod: None,
+            address_report: None,
             problems: Vec::new(),
         }
     }

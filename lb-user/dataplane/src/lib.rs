@@ -3,6 +3,7 @@
 
 pub mod api_servers;
 pub mod attach;
+pub mod balancer_addresses;
 pub mod bpffs;
 pub mod cgroups;
 pub mod cleanup;

@@ -8,7 +8,7 @@ use k8s_openapi::{
     ClusterResourceScope, NamespaceResourceScope,
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 macro_rules! kind {
     ($kind:ident, $group:literal, $version:literal, $api_version:literal, $path:literal, $scope:ty) => {
@@ -41,6 +41,7 @@ kind!(Endpoints, "", "v1", "v1", "endpoints", NamespaceResourceScope);
 kind!(Node, "", "v1", "v1", "nodes", ClusterResourceScope);
 kind!(Pod, "", "v1", "v1", "pods", NamespaceResourceScope);
 kind!(Namespace, "", "v1", "v1", "namespaces", ClusterResourceScope);
+kind!(AddressPool, "beeline.io", "v1alpha1", "beeline.io/v1alpha1", "addresspools", ClusterResourceScope);
 kind!(ServiceCIDR, "networking.k8s.io", "v1", "networking.k8s.io/v1", "servicecidrs", ClusterResourceScope);
 
 /// v1 Service.
@@ -84,6 +85,15 @@ pub struct ServiceSpec {
     pub session_affinity_config: Option<SessionAffinityConfig>,
     /// CIDRs of the clients that may use the load balancer's addresses.
     pub load_balancer_source_ranges: Option<Vec<String>>,
+    /// The load balancer's controller; none is the cluster's default.
+    pub load_balancer_class: Option<String>,
+    /// An address that the Service's author asks for.
+    #[serde(rename = "loadBalancerIP")]
+    pub load_balancer_ip: Option<String>,
+    /// `IPv4` and `IPv6`, the primary family first.
+    pub ip_families: Option<Vec<String>>,
+    /// `SingleStack`, `PreferDualStack` or `RequireDualStack`.
+    pub ip_family_policy: Option<String>,
     /// Port at which a load balancer checks the health of a node; in 64 bits, as in [`Port`].
     pub health_check_node_port: Option<i64>,
     /// The ports.
@@ -113,6 +123,23 @@ pub struct ClientIpConfig {
 pub struct ServiceStatus {
     /// Addresses of the load balancer.
     pub load_balancer: Option<LoadBalancer>,
+    /// Conditions, of which controllers have one each.
+    pub conditions: Option<Vec<Condition>>,
+}
+
+/// A condition.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Condition {
+    /// Its type, as in `beeline.io/LoadBalancerAddress`.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// Category, in one word.
+    pub reason: String,
+    /// Text for users.
+    pub message: String,
 }
 
 /// `status.loadBalancer` of a Service.
@@ -369,6 +396,79 @@ pub struct Namespace {
     /// Name, labels.
     #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
+}
+
+/// beeline.io/v1alpha1 AddressPool; `deploy/components/load-balancer/crd.yaml` has its schema.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct AddressPool {
+    /// Name, creationTimestamp.
+    #[serde(deserialize_with = "metadata")]
+    pub metadata: ObjectMeta,
+    /// The desired state.
+    pub spec: Option<AddressPoolSpec>,
+    /// The state that `beeline lb` reports.
+    pub status: Option<AddressPoolStatus>,
+}
+
+/// `spec` of an AddressPool.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct AddressPoolSpec {
+    /// Prefixes, ranges and addresses.
+    pub addresses: Option<Vec<String>>,
+    /// `Automatic` or `OnRequest`.
+    pub allotment: Option<String>,
+    /// Order of the pools, in 64 bits, so that a wrong number becomes a problem.
+    pub priority: Option<i64>,
+    /// Selector of namespaces.
+    pub namespace_selector: Option<Selector>,
+    /// Selector of Services.
+    pub service_selector: Option<Selector>,
+}
+
+/// A label selector.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Selector {
+    /// Labels with their value.
+    pub match_labels: Option<BTreeMap<String, String>>,
+    /// Requirements.
+    pub match_expressions: Option<Vec<SelectorRequirement>>,
+}
+
+/// A requirement of a label selector.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SelectorRequirement {
+    /// The label.
+    pub key: String,
+    /// `In`, `NotIn`, `Exists` or `DoesNotExist`.
+    pub operator: String,
+    /// Values for `In` and `NotIn`.
+    pub values: Option<Vec<String>>,
+}
+
+/// `status` of an AddressPool.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct AddressPoolStatus {
+    /// Counts of IPv4 addresses; none for a pool without any.
+    pub ipv4: Option<AddressCounts>,
+    /// Counts of IPv6 addresses; none for a pool without any.
+    pub ipv6: Option<AddressCounts>,
+    /// Problems, each with its cure.
+    pub problems: Option<Vec<String>>,
+}
+
+/// Counts of addresses; the highest number where there are more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct AddressCounts {
+    /// Addresses that Services have.
+    pub used: i64,
+    /// Addresses that may be allotted.
+    pub free: i64,
 }
 
 /// networking.k8s.io/v1 ServiceCIDR: ranges from which the API server allots cluster IPs.

@@ -1,15 +1,24 @@
 //! Parsing of a file into objects: YAML or JSON, several documents, the kinds that Beeline reads and lists of them. A
 //! file is read as a whole or not at all; an error names document and line.
 
-use serde::{Deserialize, de::IgnoredAny};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use super::{
-    api::{EndpointSlice, Endpoints, Namespace, Node, Pod, Service},
-    convert::{ApiObject, NETNS},
+    api::{self, EndpointSlice, Endpoints, Namespace, Node, Pod, Service},
+    convert::{ApiObject, BalancerClass, NETNS, address_pool, address_request},
 };
-use lb_core::event::{Object, ObjectKind};
+use lb_core::{
+    allot::{AddressPool, AddressRequest},
+    event::{Object, ObjectKind},
+    label_selector::Labels,
+    objects::Key,
+};
 
 /// Error of a file, with its position.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -23,18 +32,47 @@ pub struct ParseError {
     pub reason: String,
 }
 
+/// The content of a file.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FileContent {
+    /// Objects that Services consist of, in order.
+    pub objects: Vec<Object>,
+    /// Pools and requests for load balancer addresses.
+    pub addresses: AddressContent,
+}
+
+/// Objects of a file that bear on load balancer addresses.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct AddressContent {
+    /// Pools, in order.
+    pub pools: Vec<AddressPool>,
+    /// Services of type LoadBalancer, in order, each with the controller that it names.
+    pub requests: Vec<(BalancerClass, AddressRequest)>,
+    /// Labels of Namespaces, in order.
+    pub namespaces: Vec<(Key, Labels)>,
+}
+
 /// Parses all objects of a file, in order. `proxy_name` is the value of `--service-proxy-name`.
 ///
 /// # Errors
 /// The first error of the file.
 pub fn parse(text: &str, proxy_name: Option<&str>) -> Result<Vec<Object>, ParseError> {
-    let mut objects = Vec::new();
+    parse_all(text, proxy_name).map(|content| content.objects)
+}
+
+/// Parses all objects of a file, in order, pools of addresses among them. `proxy_name` is the value of
+/// `--service-proxy-name`.
+///
+/// # Errors
+/// The first error of the file.
+pub fn parse_all(text: &str, proxy_name: Option<&str>) -> Result<FileContent, ParseError> {
+    let mut content = FileContent::default();
     for (i, document) in documents(text).into_iter().enumerate() {
         // JSON is YAML too, but its own parser is many times faster; the YAML parser explains or accepts the rest.
         let json = document.text.starts_with('{').then(|| serde_json::from_str(document.text));
         let value = json.and_then(Result::ok).map_or_else(|| read::<Value>(document.text), Ok);
         let failed = match value {
-            Ok(value) => add(value, &mut objects, proxy_name).err(),
+            Ok(value) => add(value, &mut content, proxy_name).err(),
             Err(_) => Some(Failure { item: None, reason: None, reread: |text| read::<Value>(text).map(drop) }),
         };
         if let Some(failure) = failed {
@@ -42,7 +80,7 @@ pub fn parse(text: &str, proxy_name: Option<&str>) -> Result<Vec<Object>, ParseE
             return Err(ParseError { document: i + 1, line, reason });
         }
     }
-    Ok(objects)
+    Ok(content)
 }
 
 /// A document of a file.
@@ -125,7 +163,7 @@ struct Failure {
 }
 
 /// Adds the object, or the items of the list, that `value` holds.
-fn add(value: Value, objects: &mut Vec<Object>, proxy_name: Option<&str>) -> Result<(), Failure> {
+fn add(value: Value, content: &mut FileContent, proxy_name: Option<&str>) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct List {
         items: Option<Vec<Value>>,
@@ -137,7 +175,8 @@ fn add(value: Value, objects: &mut Vec<Object>, proxy_name: Option<&str>) -> Res
         }
         (_, "") => Err(Failure { item: None, reason: Some("kind: missing; add it".to_owned()), reread: |_| Ok(()) }),
         ("v1", "List" | "ServiceList" | "EndpointsList" | "NodeList" | "PodList" | "NamespaceList")
-        | ("discovery.k8s.io/v1", "EndpointSliceList") => {
+        | ("discovery.k8s.io/v1", "EndpointSliceList")
+        | ("beeline.io/v1alpha1", "AddressPoolList") => {
             let list: List = serde_json::from_value(value).map_err(|error| Failure {
                 item: None,
                 reason: Some(cured(&error)),
@@ -150,16 +189,23 @@ fn add(value: Value, objects: &mut Vec<Object>, proxy_name: Option<&str>) -> Res
                     item.entry("apiVersion").or_insert_with(|| api_version.as_str().into());
                     item.entry("kind").or_insert_with(|| element.into());
                 }
-                add(item, objects, proxy_name).map_err(|failure| Failure { item: Some(i), ..failure })?;
+                add(item, content, proxy_name).map_err(|failure| Failure { item: Some(i), ..failure })?;
             }
             Ok(())
         }
-        ("v1", "Service") => add_one::<Service>(value, objects, proxy_name, |_| {}),
-        ("discovery.k8s.io/v1", "EndpointSlice") => add_one(value, objects, proxy_name, default_slice),
-        ("v1", "Endpoints") => add_one::<Endpoints>(value, objects, proxy_name, |_| {}),
-        ("v1", "Node") => add_one::<Node>(value, objects, proxy_name, |_| {}),
-        ("v1", "Pod") => add_one(value, objects, proxy_name, name_netns),
-        ("v1", "Namespace") => add_one::<Namespace>(value, objects, proxy_name, |_| {}),
+        ("v1", "Service") => add_one(value, content, proxy_name, add_request),
+        ("discovery.k8s.io/v1", "EndpointSlice") => {
+            add_one(value, content, proxy_name, |slice, _| default_slice(slice))
+        }
+        ("v1", "Endpoints") => add_one::<Endpoints>(value, content, proxy_name, |_, _| {}),
+        ("v1", "Node") => add_one::<Node>(value, content, proxy_name, |_, _| {}),
+        ("v1", "Pod") => add_one(value, content, proxy_name, |pod, _| name_netns(pod)),
+        ("v1", "Namespace") => add_one(value, content, proxy_name, add_labels),
+        ("beeline.io/v1alpha1", "AddressPool") => {
+            let pool: api::AddressPool = decode(value)?;
+            content.addresses.pools.push(address_pool(&pool));
+            Ok(())
+        }
         _ => {
             tracing::debug!(api_version, kind, "ignored kind");
             Ok(())
@@ -171,28 +217,50 @@ fn string(value: &Value, field: &str) -> String {
     value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-/// Adds one object, with the defaults of the API server: the namespace, and those of `default`.
+/// Adds one object, with the defaults of the API server: the namespace, and those of `complete`, which also adds the
+/// object's part in load balancer addresses.
 fn add_one<T: ApiObject>(
     value: Value,
-    objects: &mut Vec<Object>,
+    content: &mut FileContent,
     proxy_name: Option<&str>,
-    default: fn(&mut T),
+    complete: fn(&mut T, &mut AddressContent),
 ) -> Result<(), Failure> {
-    let fail = |reason: String, reread| Failure { item: None, reason: Some(reason), reread };
-    let mut object: T =
-        serde_json::from_value(value).map_err(|error| fail(cured(&error), |text| read::<T>(text).map(drop)))?;
+    let mut object: T = decode(value)?;
     let meta = object.metadata_mut();
-    if meta.name.as_deref().is_none_or(str::is_empty) {
-        return Err(fail("metadata.name: missing; add it".to_owned(), |_| Ok(())));
-    }
     if matches!(T::EVENT_KIND, ObjectKind::Node | ObjectKind::Namespace) {
         meta.namespace = None;
     } else if meta.namespace.as_deref().is_none_or(str::is_empty) {
         meta.namespace = Some("default".to_owned());
     }
-    default(&mut object);
-    objects.extend(object.convert(proxy_name));
+    complete(&mut object, &mut content.addresses);
+    content.objects.extend(object.convert(proxy_name));
     Ok(())
+}
+
+/// Decodes an object, which has a name.
+fn decode<T>(value: Value) -> Result<T, Failure>
+where
+    T: k8s_openapi::Metadata<Ty = ObjectMeta> + DeserializeOwned,
+{
+    let fail = |reason: String, reread| Failure { item: None, reason: Some(reason), reread };
+    let object: T =
+        serde_json::from_value(value).map_err(|error| fail(cured(&error), |text| read::<T>(text).map(drop)))?;
+    if object.metadata().name.as_deref().is_none_or(str::is_empty) {
+        return Err(fail("metadata.name: missing; add it".to_owned(), |_| Ok(())));
+    }
+    Ok(object)
+}
+
+/// Adds the request of a Service of type LoadBalancer.
+fn add_request(service: &mut Service, addresses: &mut AddressContent) {
+    if let Some(class) = BalancerClass::of(service) {
+        addresses.requests.push((class, address_request(service)));
+    }
+}
+
+/// Adds the labels of a Namespace.
+fn add_labels(namespace: &mut Namespace, addresses: &mut AddressContent) {
+    addresses.namespaces.push((namespace.key(), namespace.metadata.labels.clone().unwrap_or_default()));
 }
 
 /// An absent port name is stored as the empty one (pkg/apis/discovery/v1/defaults.go `SetDefaults_EndpointPort`).

@@ -218,11 +218,15 @@ mod tests {
 
     /// Checks the text about a Service of the directory `yaml` beside maps that hold the directory `before`.
     fn check(yaml: &str, service: &str, before: &str, limits: Limits, expected: &Expect) {
-        let directory = tempfile::tempdir().expect("a directory");
+        let dir = tempfile::tempdir().expect("a directory");
         let node = "here";
         let mut reconcilers = [before, yaml].map(|text| {
-            std::fs::write(directory.path().join("a.yaml"), text).expect("a file");
-            let options = directory::DirectoryOptions { path: directory.path().to_owned(), proxy_name: None };
+            std::fs::write(dir.path().join("a.yaml"), text).expect("a file");
+            let options = directory::DirectoryOptions {
+                path: dir.path().to_owned(),
+                proxy_name: None,
+                remembered: directory::RememberedAddresses::default(),
+            };
             let mut reconciler = Reconciler::new(MemoryStore::new(limits), node, lb_core::model::Settings::default());
             reconciler.handle(objects::load(Source::Directory(options)).expect("it is read"));
             reconciler.pass();

@@ -22,7 +22,7 @@ use lb_core::{
 };
 use lb_dataplane::pins::Pins;
 use lb_sources::{
-    directory::{self, DirectoryState},
+    directory::{self, DirectoryState, RememberedAddresses},
     kubernetes::{self, RememberedServers},
 };
 
@@ -94,7 +94,8 @@ impl SourceArgs {
         let (text, source) = match self.filename {
             Some(path) => {
                 let text = format!("the directory {}", path.display());
-                (text, Source::Directory(directory::DirectoryOptions { path, proxy_name }))
+                let remembered = RememberedAddresses::default();
+                (text, Source::Directory(directory::DirectoryOptions { path, proxy_name, remembered }))
             }
             None if self.kubeconfig.is_none() && self.api_server.is_empty() => bail!(
                 "settings of Services need a source of objects: name a directory with -f, or a cluster with \
@@ -143,6 +144,8 @@ pub(super) fn agent(pins: &Pins) -> Result<Option<RunningAgent>> {
         Source::Directory(options) => {
             let text = format!("the directory {}, which the agent (pid {pid}) reads", options.path.display());
             options.path = resolve(&options.path);
+            let directory = pins.current();
+            options.remembered = RememberedAddresses::new(move || lb_dataplane::balancer_addresses::read(&directory));
             text
         }
         Source::Kubernetes(options) => {
@@ -208,7 +211,10 @@ fn resolve(process: &Path, path: &Path) -> PathBuf {
 /// Reads the objects that Services need, once.
 pub(super) fn load(source: Source) -> Result<Vec<Event>> {
     match source {
-        Source::Directory(options) => directory::load(&options.path, &mut DirectoryState::new(options.proxy_name)),
+        Source::Directory(options) => {
+            let mut state = DirectoryState::new(options.proxy_name).remembering(options.remembered);
+            directory::load(&options.path, &mut state)
+        }
         Source::Kubernetes(options) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.context("starting the runtime")?.block_on(list(options))

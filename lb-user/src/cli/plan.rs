@@ -11,8 +11,8 @@ use lb_core::{
     store::{MemoryStore, Store as _},
     text::number,
 };
-use lb_dataplane::{pins::Pins, store::BpfStore};
-use lb_sources::directory::{self, DirectoryState};
+use lb_dataplane::{balancer_addresses, pins::Pins, store::BpfStore};
+use lb_sources::directory::{self, DirectoryState, RememberedAddresses};
 
 /// PlanArgs of `beeline plan`.
 #[derive(Args)]
@@ -28,7 +28,9 @@ pub(super) struct PlanArgs {
 }
 
 pub(super) fn render(pins: &Pins, arguments: &PlanArgs) -> Result<String> {
-    let mut good = DirectoryState::new(arguments.service_args.service_proxy_name.clone());
+    let directory = pins.current();
+    let remembered = RememberedAddresses::new(move || balancer_addresses::read(&directory));
+    let mut good = DirectoryState::new(arguments.service_args.service_proxy_name.clone()).remembering(remembered);
     let events = directory::load(&arguments.directory, &mut good)?;
     let problems: Vec<_> = good.problems().collect();
     ensure!(problems.is_empty(), "the directory has errors; nothing is planned:\n{}", problems.join("\n"));

@@ -22,7 +22,7 @@ use lb_dataplane::{
     upgrade::programs::{MapSizes, ProgramOptions, VipPings},
 };
 use lb_sources::{
-    directory,
+    directory::{self, RememberedAddresses},
     kubernetes::{self, RememberedServers},
 };
 
@@ -128,7 +128,11 @@ impl RunArgs {
     pub(super) fn source(&self) -> Source {
         let proxy_name = self.service_args.service_proxy_name.clone();
         match &self.directory {
-            Some(path) => Source::Directory(directory::DirectoryOptions { path: path.clone(), proxy_name }),
+            Some(path) => Source::Directory(directory::DirectoryOptions {
+                path: path.clone(),
+                proxy_name,
+                remembered: RememberedAddresses::default(),
+            }),
             None => Source::Kubernetes(kubernetes::KubernetesOptions {
                 api_server: self.api_server.clone(),
                 kubeconfig: self.kubeconfig.clone(),

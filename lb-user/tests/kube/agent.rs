@@ -110,7 +110,8 @@ impl KubeTestAgent {
     }
 }
 
-fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
+/// Status code and body of an answer; none before the port listens.
+pub(crate) fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").ok()?;
     let mut answer = String::new();

@@ -55,7 +55,7 @@ struct Variant {
     values: &'static str,
 }
 
-const VARIANTS: [Variant; 7] = [
+const VARIANTS: [Variant; 8] = [
     Variant {
         dir: "",
         field: "/spec/template/spec/containers/0/securityContext/privileged",
@@ -67,6 +67,12 @@ const VARIANTS: [Variant; 7] = [
         field: "/spec/template/spec/containers/0/args/2",
         expected: "--api-server=https://192.0.2.10:6443",
         values: "extraArgs: ['--api-server=https://192.0.2.10:6443', '--api-server=https://192.0.2.11:6443']",
+    },
+    Variant {
+        dir: "overlays/load-balancer",
+        field: "/spec/template/spec/containers/0/securityContext/privileged",
+        expected: "true",
+        values: "loadBalancer: {enabled: true}",
     },
     Variant {
         dir: "overlays/kube-proxy-labels",
@@ -100,7 +106,18 @@ const VARIANTS: [Variant; 7] = [
     },
 ];
 
+/// Objects of every variant.
 const KINDS: [&str; 5] = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ConfigMap", "DaemonSet"];
+/// Objects of the controller of load balancer addresses.
+const OF_BALANCER: [&str; 7] = [
+    "ServiceAccount beeline-lb",
+    "ClusterRole beeline-lb",
+    "ClusterRoleBinding beeline-lb",
+    "Role beeline-lb",
+    "RoleBinding beeline-lb",
+    "Deployment beeline-lb",
+    "CustomResourceDefinition addresspools.beeline.io",
+];
 /// Arguments of kubectl that make every unknown field and every warning an error.
 const STRICTLY: [&str; 4] = ["--dry-run=server", "--validate=strict", "--warnings-as-errors", "--output=json"];
 
@@ -128,7 +145,8 @@ pub(crate) fn variants_are_accepted_without_a_warning(server: &mut ApiServer) {
     }
 }
 
-/// Reads objects from a List or a sequence, by kind; each kind must be there once.
+/// Reads objects from a List or a sequence: those of the agent by kind, each of which must be there once, and those of
+/// the controller, all or none, by kind and name.
 fn kinds(text: &str) -> BTreeMap<String, Value> {
     let values: Vec<Value> =
         serde_json::Deserializer::from_str(text).into_iter().collect::<Result<_, _>>().expect("JSON");
@@ -136,10 +154,18 @@ fn kinds(text: &str) -> BTreeMap<String, Value> {
         [list] => list["items"].as_array().expect("a List").clone(),
         _ => values,
     };
-    let kind = |item: Value| (item["kind"].as_str().unwrap_or_default().to_owned(), item);
+    let kind = |item: Value| {
+        let (kind, name) = (item["kind"].as_str().unwrap_or_default(), item["metadata"]["name"].as_str());
+        let name = name.filter(|name| *name == "beeline-lb" || *name == "addresspools.beeline.io");
+        (name.map_or(kind.to_owned(), |name| format!("{kind} {name}")), item)
+    };
     let count = items.len();
     let objects: BTreeMap<_, _> = items.into_iter().map(kind).collect();
-    assert_eq!((count, objects.keys().map(String::as_str).collect()), (KINDS.len(), BTreeSet::from(KINDS)));
+    let mut expected = BTreeSet::from(KINDS);
+    if count > KINDS.len() {
+        expected.extend(OF_BALANCER);
+    }
+    assert_eq!((count, objects.keys().map(String::as_str).collect()), (expected.len(), expected));
     objects
 }
 
@@ -202,6 +228,10 @@ fn normalised(list: &str) -> BTreeMap<String, Value> {
         if volume["configMap"]["name"] == name {
             volume["configMap"]["name"] = "beeline".into();
         }
+    }
+    // Helm's own annotation: the pools stay when the release goes.
+    if let Some(kind) = objects.get_mut("CustomResourceDefinition addresspools.beeline.io") {
+        kind["metadata"].as_object_mut().expect("metadata").remove("annotations");
     }
     objects
 }
@@ -335,9 +365,14 @@ pub(crate) fn each_verb_is_needed(server: &mut ApiServer) {
     server.kubectl(&["delete", "-k", deploy().to_str().expect("a path")]);
 }
 
-/// Returns the verbs of the role, by group and resource.
+/// Returns the verbs of the agent's role, by group and resource.
 pub(crate) fn granted(server: &ApiServer) -> BTreeMap<(String, String), Vec<String>> {
-    let role = server.kubectl(&["get", "clusterrole", "beeline", "--output=json"]);
+    granted_to(server, "beeline")
+}
+
+/// Returns the verbs of a role, by group and resource.
+pub(crate) fn granted_to(server: &ApiServer, role: &str) -> BTreeMap<(String, String), Vec<String>> {
+    let role = server.kubectl(&["get", "clusterrole", role, "--output=json"]);
     let role: serde_json::Value = serde_json::from_str(&role).expect("JSON");
     let texts = |value: &serde_json::Value| -> Vec<String> {
         value.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()

@@ -7,6 +7,7 @@ mod bootstrap;
 mod deploy;
 mod events;
 mod host_ports;
+mod load_balancers;
 mod node;
 mod relay;
 
@@ -34,7 +35,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 24] = [
+const STORIES: [(&str, Story); 28] = [
     ("the_ranges_of_cluster_ips_are_those_of_the_api", the_ranges_of_cluster_ips_are_those_of_the_api),
     ("objects_are_added_changed_and_deleted", objects_are_added_changed_and_deleted),
     (
@@ -72,6 +73,16 @@ const STORIES: [(&str, Story); 24] = [
         "the_agent_serves_without_the_right_to_create_events",
         events::the_agent_serves_without_the_right_to_create_events,
     ),
+    (
+        "load_balancer_addresses_are_allotted_kept_and_explained",
+        load_balancers::addresses_are_allotted_kept_and_explained,
+    ),
+    ("of_two_load_balancer_controllers_one_leads", load_balancers::one_controller_leads_and_another_takes_over),
+    (
+        "the_load_balancer_controllers_account_writes_statuses_and_nothing_else",
+        load_balancers::the_account_writes_statuses_and_nothing_else,
+    ),
+    ("a_thousand_load_balancers_cost_one_write_each", load_balancers::a_thousand_services_cost_one_write_each),
     ("the_source_survives_a_restart_of_the_server", the_source_survives_a_restart_of_the_server),
     ("a_compacted_history_leads_to_a_new_list", a_compacted_history_leads_to_a_new_list),
 ];

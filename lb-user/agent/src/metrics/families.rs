@@ -24,11 +24,11 @@ use lb_dataplane::{flows::FlowGcStatus, stats::counts::PortCounts};
 use lb_sources::probes::ProbeCounts;
 
 /// Labels of a family with a single sample.
-const NO_LABELS: [(&str, &str); 0] = [];
+pub(crate) const NO_LABELS: [(&str, &str); 0] = [];
 
 impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut to = Families(encoder);
+        let mut to = Families::new(encoder);
         kube_proxy(&mut to, &self.status)?;
         health(&mut to, &self.probes)?;
         agent(&mut to, &self.status)?;
@@ -266,11 +266,15 @@ fn backends(to: &mut Families<'_>, TopBackends { shown, left_out }: &TopBackends
 }
 
 /// Encoder of families.
-struct Families<'a>(DescriptorEncoder<'a>);
+pub(crate) struct Families<'a>(DescriptorEncoder<'a>);
 
-impl Families<'_> {
+impl<'a> Families<'a> {
+    pub(crate) const fn new(encoder: DescriptorEncoder<'a>) -> Self {
+        Self(encoder)
+    }
+
     /// Encodes a family of counters, whose name ends in `_total`.
-    fn counter<L: EncodeLabelSet, V: EncodeCounterValue>(
+    pub(crate) fn counter<L: EncodeLabelSet, V: EncodeCounterValue>(
         &mut self,
         name: &'static str,
         help: &str,
@@ -285,7 +289,7 @@ impl Families<'_> {
         Ok(())
     }
 
-    fn gauge<L: EncodeLabelSet, V: EncodeGaugeValue>(
+    pub(crate) fn gauge<L: EncodeLabelSet, V: EncodeGaugeValue>(
         &mut self,
         name: &'static str,
         help: &str,

@@ -16,6 +16,7 @@ use crate::{
     http::{self, BindAddress, Reply},
     reconcile::Status,
 };
+pub(crate) use families::{Families, NO_LABELS};
 use kernel::KernelMetrics;
 use lb_dataplane::flows::FlowGcStatus;
 use lb_sources::probes;

@@ -41,6 +41,7 @@ pub(super) fn evaluate<'a>(
     let mut evaluation = Evaluation::default();
     let (service, warnings) = (view.service, &mut evaluation.warnings);
     warnings::invalid_values(view, warnings);
+    warnings::load_balancer_address(service, warnings);
     redirects::warn(view, cluster, warnings);
     if let Some(exempt) = service.exempt {
         if exempt == Exempt::NoClusterIp {

@@ -34,6 +34,13 @@ pub(super) fn invalid_values(view: &View<'_>, warnings: &mut Vec<Warning>) {
     }
 }
 
+/// Reports a problem of the Service's load balancer address.
+pub(super) fn load_balancer_address(service: &Service, warnings: &mut Vec<Warning>) {
+    if let Some(report) = service.address_report.as_deref().filter(|report| !report.is_clean) {
+        warnings.push(Warning::LoadBalancerAddress(report.message.clone()));
+    }
+}
+
 /// Reports the first values and counts the others: a list of a thousand bad addresses is one mistake.
 fn invalid_values_of(object: Option<&ObjectRef>, problems: &[String], warnings: &mut Vec<Warning>) {
     let reported = if problems.len() > MAX_VALUES + 1 { MAX_VALUES } else { problems.len() };

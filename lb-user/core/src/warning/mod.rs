@@ -30,6 +30,8 @@ pub enum WarningReason {
     CheckService,
     /// An endpoint fails its probe.
     ProbeFailed,
+    /// The Service does not get a load balancer address, or should not keep it.
+    LoadBalancerAddress,
     /// The clients of another Service are not redirected.
     RedirectRefused,
     /// A map is full, and the Service stays as it was.
@@ -53,6 +55,7 @@ impl WarningReason {
             Self::InvalidValue => "InvalidValue",
             Self::CheckService => "CheckService",
             Self::ProbeFailed => "ProbeFailed",
+            Self::LoadBalancerAddress => "LoadBalancerAddress",
             Self::RedirectRefused => "RedirectRefused",
             Self::NoRoom => "NoRoom",
             Self::NodePortInUse => "NodePortInUse",
@@ -79,6 +82,8 @@ pub enum Warning {
         /// Values that are not reported.
         count: usize,
     },
+    /// A problem of the request for load balancer addresses, in the text of the allotment, with its cure.
+    LoadBalancerAddress(String),
     /// The API server has not allotted a cluster IP yet.
     NoClusterIp,
     /// `spec.clusterIPs` or `spec.ports` is empty.
@@ -381,6 +386,7 @@ impl Warning {
             | Self::ProbeWithSelector
             | Self::ProbeWithoutTcp
             | Self::PreferenceUnderLocal => WarningReason::CheckService,
+            Self::LoadBalancerAddress(_) => WarningReason::LoadBalancerAddress,
             Self::RedirectRefused { .. } | Self::RedirectAttempt { .. } => WarningReason::RedirectRefused,
             Self::MapFull { .. } => WarningReason::NoRoom,
             Self::PortInUse { kind: Kind::HostPort, .. } => WarningReason::HostPortInUse,

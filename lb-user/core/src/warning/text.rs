@@ -40,7 +40,7 @@ impl Warning {
     #[must_use]
     pub fn cure(&self) -> Option<Cow<'static, str>> {
         let cure = match self {
-            Self::InvalidValue { .. } => return None,
+            Self::InvalidValue { .. } | Self::LoadBalancerAddress(_) => return None,
             Self::MoreInvalidValues { .. } => "fix the first ones to see them",
             Self::NoClusterIp => "the API server allots one",
             Self::NoFrontend => "name one of each",
@@ -93,6 +93,7 @@ impl Warning {
                 write_object(f, object.as_ref())?;
                 write!(f, "{count} more such problems")
             }
+            Self::LoadBalancerAddress(message) => write!(f, "load balancer address: {message}"),
             Self::NoClusterIp => f.write_str("it has no cluster IP yet"),
             Self::NoFrontend => f.write_str("it has no frontend: spec.clusterIPs or spec.ports is empty"),
             Self::BadName { of, name, flaw } => {

@@ -2,6 +2,8 @@
 //! its cure, in the object's `problems`. Decisions that need a second object are left to `lb_core::model`.
 
 mod address;
+mod address_pool;
+mod address_request;
 mod annotations;
 mod endpoints;
 mod host_ports;
@@ -10,9 +12,13 @@ mod pod_modes;
 mod service;
 mod slice;
 
-use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime};
+use std::{collections::BTreeSet, fmt, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime};
 
 use address::{addr, parse_ip};
+pub use address_pool::address_pool;
+pub use address_request::{
+    ADDRESS_CONDITION, ALLOTTED, BalancerClass, address_condition, address_request, ingress_addresses,
+};
 use endpoints::endpoints;
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -68,6 +74,12 @@ fn triggered(meta: &ObjectMeta) -> Option<SystemTime> {
 fn internal_ips(object: &api::Node) -> Vec<IpAddr> {
     let addresses = object.status.as_ref().map_or(&[][..], |status| list(&status.addresses));
     addresses.iter().filter(|address| address.type_ == "InternalIP").filter_map(|a| parse_ip(&a.address)).collect()
+}
+
+/// Lists all addresses of a Node; names among them are ignored.
+pub(crate) fn node_addresses(object: &api::Node) -> BTreeSet<IpAddr> {
+    let addresses = object.status.as_ref().map_or(&[][..], |status| list(&status.addresses));
+    addresses.iter().filter_map(|address| parse_ip(&address.address)).collect()
 }
 
 /// Returns namespace and name of an object.

@@ -1,7 +1,8 @@
 //! Objects from a directory of Kubernetes YAML, read again when it changes. After a failure the last good state is
 //! kept: that of a file for a bad file, all of it for a missing directory. `crate::yaml` parses the files, `watch`
-//! notices changes.
+//! notices changes, and `allot` gives Services addresses of pools, as a controller of a cluster does.
 
+mod allot;
 mod watch;
 
 use std::{
@@ -16,7 +17,9 @@ use std::{
 use anyhow::Context as _;
 use tokio::sync::mpsc;
 
-use super::yaml;
+use super::yaml::{self, FileContent};
+use allot::Allotted;
+pub use allot::RememberedAddresses;
 use lb_core::{
     event::{Event, Object, ObjectKind},
     objects::Key,
@@ -29,6 +32,8 @@ pub struct DirectoryOptions {
     pub path: PathBuf,
     /// `--service-proxy-name`.
     pub proxy_name: Option<String>,
+    /// Load balancer addresses of an earlier run.
+    pub remembered: RememberedAddresses,
 }
 
 /// Reads the directory and sends a `Replace` of each kind, and again whenever its objects change. Returns when the
@@ -40,7 +45,7 @@ pub async fn run(options: DirectoryOptions, tx: mpsc::Sender<Event>) -> anyhow::
     let path = std::path::absolute(&options.path).with_context(|| cure(&options.path))?;
     // Watch before reading, so that no change is missed in between.
     let mut watch = watch::Watch::new(&path);
-    let mut good = DirectoryState::new(options.proxy_name);
+    let mut good = DirectoryState::new(options.proxy_name).remembering(options.remembered);
     let mut reachable = true;
     loop {
         let directory = path.clone();
@@ -84,12 +89,14 @@ pub struct DirectoryState {
     /// Directories of the files, for the watch.
     directories: BTreeSet<PathBuf>,
     problems: BTreeSet<String>,
+    /// Load balancer addresses that Services have from pools.
+    allotted: Allotted,
 }
 
 #[derive(Debug, Default)]
 struct File {
     stamp: Option<Stamp>,
-    objects: Vec<Object>,
+    content: FileContent,
     problem: Option<String>,
 }
 
@@ -117,8 +124,15 @@ impl DirectoryState {
     /// Creates the state before the first reading. `proxy_name` is the value of `--service-proxy-name`.
     #[must_use]
     pub fn new(proxy_name: Option<String>) -> Self {
-        let (files, directories, problems) = Default::default();
-        Self { proxy_name, listed: false, files, directories, problems }
+        let (files, directories, problems, allotted) = Default::default();
+        Self { proxy_name, listed: false, files, directories, problems, allotted }
+    }
+
+    /// Sets the load balancer addresses of an earlier run.
+    #[must_use]
+    pub fn remembering(mut self, remembered: RememberedAddresses) -> Self {
+        self.allotted = Allotted::Remembered(remembered);
+        self
     }
 
     /// Lists the present problems of the files, each with its cure. Problems of single objects are in the objects.
@@ -161,9 +175,11 @@ pub fn load(path: &Path, good: &mut DirectoryState) -> anyhow::Result<Vec<Event>
     good.files = files;
     good.listed = true;
 
-    let (objects, duplicates) = merge(&good.files);
+    let (mut objects, duplicates) = merge(&good.files);
+    let contents = good.files.values().map(|file| &file.content.addresses);
+    let of_pools = good.allotted.update(contents, &mut objects);
     let problems = good.files.values().filter_map(|file| file.problem.clone());
-    let problems = problems.chain(found.problems).chain(duplicates).chain(strays(&objects));
+    let problems = problems.chain(found.problems).chain(duplicates).chain(strays(&objects)).chain(of_pools);
     let problems: BTreeSet<String> = problems.collect();
     for problem in problems.difference(&good.problems) {
         tracing::warn!("{problem}");
@@ -199,7 +215,8 @@ fn read(path: &Path, before: Option<File>, proxy_name: Option<&str>) -> FileChan
         before => before.unwrap_or_default(),
     };
     let kept = |problem: String, before: File| {
-        let kept = if before.objects.is_empty() { "" } else { "; the objects last read from it are kept" };
+        let kept =
+            if before.content == FileContent::default() { "" } else { "; the objects last read from it are kept" };
         FileChange::Same(File { stamp, problem: Some(format!("{}: {problem}{kept}", path.display())), ..before })
     };
     let text = match meta.and_then(|_| fs::read_to_string(path)) {
@@ -210,13 +227,13 @@ fn read(path: &Path, before: Option<File>, proxy_name: Option<&str>) -> FileChan
         Err(error) => return kept(format!("{error}; make it a readable UTF-8 file or remove it"), before),
         Ok(text) => text,
     };
-    if text.is_empty() && !before.objects.is_empty() {
+    if text.is_empty() && before.content != FileContent::default() {
         // Most likely truncated by a writer that is about to write it.
         return kept("empty; remove the file to remove its objects".to_owned(), before);
     }
-    match yaml::parse(&text, proxy_name) {
-        Ok(objects) if objects == before.objects => FileChange::Same(File { stamp, objects, problem: None }),
-        Ok(objects) => FileChange::Changed(File { stamp, objects, problem: None }),
+    match yaml::parse_all(&text, proxy_name) {
+        Ok(content) if content == before.content => FileChange::Same(File { stamp, content, problem: None }),
+        Ok(content) => FileChange::Changed(File { stamp, content, problem: None }),
         Err(error) => kept(error.to_string(), before),
     }
 }
@@ -228,7 +245,7 @@ fn merge(files: &BTreeMap<PathBuf, File>) -> (BTreeMap<ObjectKind, Vec<Object>>,
     let mut owners: HashMap<(ObjectKind, Key), &Path> = HashMap::new();
     let mut duplicates = Vec::new();
     for (path, file) in files {
-        for object in &file.objects {
+        for object in &file.content.objects {
             let (kind, key) = id(object);
             if let Some(owner) = owners.get(&(kind, key.clone())) {
                 let (owner, path) = (owner.display(), path.display());

@@ -33,6 +33,10 @@ fn services(events: Vec<Event>) -> Option<Vec<String>> {
     Some(objects.into_iter().map(named).collect())
 }
 
+fn options(dir: &Path) -> DirectoryOptions {
+    DirectoryOptions { path: dir.to_owned(), proxy_name: None, remembered: RememberedAddresses::default() }
+}
+
 /// Repeated readings of a directory, without a watch.
 struct Reading {
     dir: tempfile::TempDir,
@@ -83,6 +87,92 @@ fn the_first_reading_returns_all_kinds_and_later_ones_only_changes() {
     reading.expect(Some(&["a 10.96.0.9", "b 10.96.0.2", "c 10.96.0.3"]), &[]);
     fs::remove_dir_all(reading.dir.path().join("sub")).unwrap();
     reading.expect(Some(&["a 10.96.0.9"]), &[]);
+}
+
+/// Formats a Service of type LoadBalancer as YAML.
+fn balancer(name: &str, cluster_ip: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+         spec: {{type: LoadBalancer, clusterIP: {cluster_ip}, ports: [{{port: 80}}], {spec}}}\n"
+    )
+}
+
+fn pool(name: &str, spec: &str) -> String {
+    format!("---\napiVersion: beeline.io/v1alpha1\nkind: AddressPool\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
+}
+
+/// Reads the directory; returns the load balancer addresses of each Service, and the reports that are not clean.
+fn addresses(reading: &mut Reading) -> Vec<String> {
+    let events = load(reading.dir.path(), &mut reading.good).unwrap();
+    let objects = events.into_iter().find_map(|event| match event {
+        Event::Replace(ObjectKind::Service, objects) => Some(objects),
+        _ => None,
+    });
+    let text = |object| {
+        let Object::Service(service) = object else { panic!("{object:?}") };
+        let mut parts = vec![service.key.name().to_owned()];
+        parts.extend(service.ingress_ips.iter().map(ToString::to_string));
+        parts.extend(
+            service.address_report.iter().filter(|report| !report.is_clean).map(|report| report.message.clone()),
+        );
+        parts.join(" ")
+    };
+    objects.unwrap_or_default().into_iter().map(text).collect()
+}
+
+#[test]
+fn services_get_addresses_of_the_pools_in_the_files_and_keep_them() {
+    let mut reading = Reading::new();
+    let other = "loadBalancerClass: x.io/y";
+    reading.write("b.yaml", &(balancer("b", "10.96.0.2", "") + &balancer("other", "10.96.0.9", other)));
+    assert_eq!(addresses(&mut reading), ["b", "other"], "without a pool there is no report");
+    reading.write("p.yaml", &pool("p", "addresses: [192.0.2.10-192.0.2.11]"));
+    assert_eq!(addresses(&mut reading), ["b 192.0.2.10", "other"]);
+    reading.write("a.yaml", &balancer("a", "10.96.0.1", "loadBalancerClass: beeline.io/lb"));
+    assert_eq!(addresses(&mut reading), ["a 192.0.2.11", "b 192.0.2.10", "other"], "a newcomer displaces none");
+    reading.write("c.yaml", &balancer("c", "10.96.0.3", ""));
+    let full = "c no free IPv4 address in pool p; add addresses";
+    assert_eq!(addresses(&mut reading), ["a 192.0.2.11", "b 192.0.2.10", "other", full]);
+    fs::remove_file(reading.dir.path().join("p.yaml")).unwrap();
+    let now = addresses(&mut reading);
+    assert!(now[0].starts_with("a 192.0.2.11 192.0.2.11; it keeps 192.0.2.11, which is in no pool"), "{now:?}");
+    // A status in a file goes before memory.
+    reading
+        .write("c.yaml", &(balancer("c", "10.96.0.3", "") + "status: {loadBalancer: {ingress: [{ip: 192.0.2.10}]}}\n"));
+    reading.write("p.yaml", &pool("p", "addresses: [192.0.2.10-192.0.2.12]"));
+    assert_eq!(addresses(&mut reading), ["a 192.0.2.11", "b 192.0.2.10", "other", "c 192.0.2.12"]);
+}
+
+#[test]
+fn addresses_of_an_earlier_run_stay_with_their_services() {
+    let mut reading = Reading::new();
+    reading.write("a.yaml", &(balancer("a", "10.96.0.1", "") + &balancer("b", "10.96.0.2", "")));
+    reading.write("p.yaml", &pool("p", "addresses: [192.0.2.10-192.0.2.12]"));
+    let remembered = || [(Key::new("default", "b"), vec!["192.0.2.10".parse().unwrap()])].into();
+    reading.good = DirectoryState::new(None).remembering(RememberedAddresses::new(remembered));
+    assert_eq!(addresses(&mut reading), ["a 192.0.2.11", "b 192.0.2.10"]);
+}
+
+#[test]
+fn pools_select_by_labels_of_namespaces_and_services_and_their_problems_are_reported() {
+    let mut reading = Reading::new();
+    reading.write("a.yaml", &(balancer("a", "10.96.0.1", "") + &balancer("b", "10.96.0.2", "")));
+    let by_name = "namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: default}}";
+    reading.write("p.yaml", &pool("p", &format!("addresses: [192.0.2.10/31, 10.96.0.1, 192.0.2.1/24], {by_name}")));
+    reading.write("q.yaml", &(pool("q", "addresses: [192.0.2.11]") + &pool("q", "addresses: []")));
+    assert_eq!(addresses(&mut reading), ["a 192.0.2.10", "b 192.0.2.11"]);
+    let problems: Vec<&str> = reading.good.problems().collect();
+    assert_eq!(
+        problems,
+        [
+            "AddressPool p: it has addresses of the cluster IP range 10.96.0.1/32, which are not allotted; leave them \
+             out",
+            "AddressPool p: spec.addresses[2] \"192.0.2.1/24\": bits behind the prefix are set; write 192.0.2.0/24 \
+             for all of it",
+            "AddressPool q is there twice: the first counts; remove one",
+            "AddressPool q: 192.0.2.11-192.0.2.11 is in pool p too, which allots it; remove it from one",
+        ]
+    );
 }
 
 #[test]
@@ -188,7 +278,7 @@ struct Following {
 impl Following {
     fn new(dir: &Path) -> Self {
         let (tx, rx) = mpsc::channel(4);
-        let task = tokio::spawn(run(DirectoryOptions { path: dir.to_owned(), proxy_name: None }, tx));
+        let task = tokio::spawn(run(options(dir), tx));
         Self { dir: dir.to_owned(), rx, task }
     }
 

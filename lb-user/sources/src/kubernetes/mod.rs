@@ -3,6 +3,7 @@
 
 mod access;
 mod cluster_ranges;
+pub mod load_balancers;
 mod remembered_servers;
 mod server;
 mod server_report;

@@ -43,7 +43,7 @@ pub struct Explanation {
     pub frontends: Vec<FrontendLine>,
     /// Its ports, one entry for each family.
     pub ports: Vec<PortLines>,
-    /// Warnings, denied frontends left out.
+    /// Warnings, without denied frontends and problems of the load balancer address.
     pub warnings: Vec<Warning>,
 }
 
@@ -151,6 +151,8 @@ pub fn explain(
                 owned: false,
                 state: denied.predicate(),
             }),
+            // The fact has the text.
+            Warning::LoadBalancerAddress(_) => {}
             warning => warnings.push(warning),
         }
     }
@@ -185,6 +187,9 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
     );
     if let Some(text) = external_policy(service, evaluation) {
         add("external", text.to_owned());
+    }
+    if let Some(report) = &service.address_report {
+        add("address", report.message.clone());
     }
     if !service.source_ranges.is_empty() || service.source_ranges_unreadable {
         add("ranges", source_ranges(evaluation));

@@ -13,7 +13,8 @@ use crate::{
         slow_start::SlowStarts,
     },
     objects::{
-        Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, ServicePort, SliceManager, Tuning,
+        AddressReport, Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Endpoints, Key, ServicePort, SliceManager,
+        Tuning,
     },
     world::World,
 };
@@ -90,6 +91,10 @@ fn every_field_of_a_service_is_explained() {
         health_port: 30_100.try_into().ok(),
         affinity_seconds: NonZeroU32::new(10_800),
         source_ranges: vec!["198.51.100.0/24".parse().expect("a prefix")],
+        address_report: Some(Arc::new(AddressReport {
+            is_clean: false,
+            message: "192.0.2.8; it keeps 192.0.2.8, which is in no pool any more; add it to one".to_owned(),
+        })),
         tuning: Some(Box::new(Tuning {
             scheduler: Some(Scheduler::Wrr),
             drain: Drain::After(30),
@@ -116,6 +121,7 @@ fn every_field_of_a_service_is_explained() {
           type       ClusterIP, NodePort, LoadBalancer, ExternalIP
           internal   Local: cluster IPs lead to endpoints on this node only
           external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
+          address    192.0.2.8; it keeps 192.0.2.8, which is in no pool any more; add it to one
           ranges     198.51.100.0/24: only these clients are served at load balancer addresses, callers on this node by the address that they send from; other frontends are not bound
           health     port 30100 answers 200 while an endpoint on this node is ready; now 1 of IPv4
           affinity   a client keeps its backend for 10800 s after its last connect

@@ -1,7 +1,10 @@
 //! Warnings: their reasons, and the bounds of their number.
 
 use super::*;
-use crate::warning::{ObjectRef, Warning, WarningReason};
+use crate::{
+    objects::AddressReport,
+    warning::{ObjectRef, Warning, WarningReason},
+};
 
 #[test]
 fn each_warning_has_its_reason() {
@@ -27,6 +30,18 @@ fn each_warning_has_its_reason() {
     for ((reason, text), (expected, start)) in reasons.iter().zip(expected) {
         assert!(*reason == expected && text.starts_with(start), "{reason:?}: {text}");
     }
+}
+
+#[test]
+fn a_problem_of_the_load_balancer_address_is_a_warning_and_an_allotted_address_is_none() {
+    let report = |is_clean: bool| {
+        let message = "no free IPv4 address in pool p; add addresses".to_owned();
+        let address_report = Some(Arc::new(AddressReport { is_clean, message }));
+        Case::new(Service { address_report, ..service() }, &["1"])
+    };
+    assert_eq!(report(false).spec().warnings[0].reason(), WarningReason::LoadBalancerAddress);
+    assert_eq!(report(false).warnings(), ["load balancer address: no free IPv4 address in pool p; add addresses"]);
+    assert!(report(true).warnings().is_empty());
 }
 
 #[test]

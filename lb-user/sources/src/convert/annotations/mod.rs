@@ -39,9 +39,26 @@ const MAX_AGE: &str = "beeline.io/max-connection-age";
 const PROBE: &str = "beeline.io/probe";
 const PREFER_LOCAL: &str = "beeline.io/prefer-local";
 const REDIRECT_FROM: &str = "beeline.io/redirect-from";
+pub(super) const LB_ADDRESSES: &str = "beeline.io/lb-addresses";
+pub(super) const LB_POOL: &str = "beeline.io/lb-pool";
+pub(super) const LB_SHARING_KEY: &str = "beeline.io/lb-sharing-key";
+pub(super) const LB_SHARING_NAMESPACES: &str = "beeline.io/lb-sharing-namespaces";
 /// Beeline's annotations of a Service.
-const OF_SERVICES: &[&str] =
-    &[SCHEDULER, WEIGHTS, TCP_DRAIN, MAX_AGE, PROBE, PRIORITY_SHARE, SLOW_START, PREFER_LOCAL, REDIRECT_FROM];
+const OF_SERVICES: &[&str] = &[
+    SCHEDULER,
+    WEIGHTS,
+    TCP_DRAIN,
+    MAX_AGE,
+    PROBE,
+    PRIORITY_SHARE,
+    SLOW_START,
+    PREFER_LOCAL,
+    REDIRECT_FROM,
+    LB_ADDRESSES,
+    LB_POOL,
+    LB_SHARING_KEY,
+    LB_SHARING_NAMESPACES,
+];
 /// Beeline's annotations of an EndpointSlice or Endpoints object.
 const OF_ENDPOINTS: &[&str] = &[WEIGHT, WEIGHTS, PRIORITY];
 // Cilium's annotations (its documentation, "Kubernetes Without kube-proxy").

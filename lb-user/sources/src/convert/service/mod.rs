@@ -4,16 +4,18 @@ use std::{
     fmt,
     net::IpAddr,
     num::{NonZeroU16, NonZeroU32},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 
 use super::{
     address::{addr, is_standard_range, parse_ip, parse_range},
+    address_request::{ALLOTTED, BalancerClass, address_condition},
     annotations, key, label, list, port, text,
 };
 use crate::api;
-use lb_core::objects::{Exempt, Policy, RangePolicy, Selector, Service, ServicePort};
+use lb_core::objects::{AddressReport, Exempt, Policy, RangePolicy, Selector, Service, ServicePort};
 
 /// The API's default timeout.
 const AFFINITY_SECONDS: NonZeroU32 = NonZeroU32::new(10_800).expect("it is not 0");
@@ -79,8 +81,18 @@ pub(super) fn service(object: &api::Service, proxy_name: Option<&str>) -> Servic
         source_ranges_unreadable,
         health_port,
         pod: None,
+        address_report: address_report(object),
         problems,
     }
+}
+
+/// Reads the condition that `beeline lb` writes; none on a Service that it does not serve.
+fn address_report(object: &api::Service) -> Option<Arc<AddressReport>> {
+    // The condition of a former type stays.
+    BalancerClass::of(object)?;
+    let condition = address_condition(object)?;
+    let is_clean = condition.reason == ALLOTTED;
+    Some(Arc::new(AddressReport { is_clean, message: condition.message.clone() }))
 }
 
 /// True if the external traffic policy counts (pkg/api/v1/service/util.go `ExternalPolicyLocal`). A Service of another

@@ -104,6 +104,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
             source_ranges_unreadable: false,
             health_port: None,
             pod: None,
+            address_report: None,
             problems: [],
         }
     "#]]

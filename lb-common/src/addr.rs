@@ -158,6 +158,9 @@ pub enum Proto {
 }
 
 impl Proto {
+    /// All protocols, ordered by number.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
     /// The protocol of an IP protocol number (IANA).
     #[inline(always)]
     #[must_use]

@@ -22,14 +22,14 @@ pub use layout::{
     Affinity, AffinityKey, Backend, BackendFlags, BackendStats, COMM_LEN, ClusterRange, ClusterRanges, Counter, Device,
     DeviceFlags, EarlyFragment, EarlyKey, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey,
     Hook, Hop, Kind, LAYOUT_VERSION, List, LogGate, MAGLEV_LEN, MASQUERADE_MARK, MAX_CLUSTER_RANGES, Maglev, MaglevKey,
-    NAME_LEN, NEVER, Name, Names, NetnsAddrs, NodeAddr, NodeAddrFlags, Opening, PodMode, PodModeEntry, PortStats,
-    Range, RangeKey, ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath, Tuple, WatchCell, WatchKind, WatchRecord,
-    bpf_spin_lock, capacity,
+    NAME_LEN, NEVER, Name, Names, NetnsAddrs, NodeAddr, NodeAddrFlags, Opening, PodMode, PodModeEntry, PortBlock,
+    PortBlockKey, PortStats, Range, RangeKey, ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath, Tuple, WatchCell,
+    WatchKind, WatchRecord, bpf_spin_lock, capacity,
 };
 pub use scheduler::Scheduler;
 pub use select::{
     Access, AffinityOutcome, Caller, Cause, Choice, Client, ListReason, Match, Observer, Origin, Pair, ScheduleReason,
-    SelectEvent, State, Tables, Unobserved, Verdict, Vip, goes_before_listener, is_local_outside, is_served_at,
-    may_be_vip, refusal, select, select_observed, take_turn, vip,
+    SelectEvent, State, Tables, Unobserved, Verdict, Vip, goes_before_listener, is_at_address, is_local_outside,
+    is_served_at, may_be_vip, refusal, select, select_observed, take_turn, vip,
 };
 pub use translation::{MAX_TRANSLATIONS, Put, TcpSock, Translation, Translations, UdpSock};

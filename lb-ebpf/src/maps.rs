@@ -8,8 +8,8 @@ use aya_ebpf::{
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, BackendStats, ClusterRanges, Counter, Device, EarlyFragment, EarlyKey, Flow,
     FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, LogGate, Maglev, MaglevKey, Names, NetnsAddrs,
-    NodeAddr, Opening, PodModeEntry, PortStats, Range, ServiceEntry, Slot, SlotKey, TcpSock, Translation, Translations,
-    UdpSock, WatchCell, capacity,
+    NodeAddr, Opening, PodModeEntry, PortBlock, PortStats, Range, ServiceEntry, Slot, SlotKey, TcpSock, Translation,
+    Translations, UdpSock, WatchCell, capacity,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -18,7 +18,11 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 #[btf_map]
 pub static FRONTENDS: HashMap<FrontendKey, Frontend, { capacity::FRONTENDS }, NO_PREALLOC> = HashMap::new();
 
-/// Bits of the ports and addresses in `FRONTENDS`: see [`FrontendKey::bit`].
+/// Frontends by blocks of ports, the smallest block first.
+#[btf_map]
+pub static PORT_RANGES: LpmTrie<PortBlock, Frontend, { capacity::PORT_RANGES }> = LpmTrie::new();
+
+/// Bits of the ports and addresses in `FRONTENDS`, and of the addresses in `PORT_RANGES`: see [`FrontendKey::bit`].
 #[btf_map]
 pub static FRONTEND_BITS: Array<u64, { capacity::FRONTEND_BITS }> = Array::new();
 

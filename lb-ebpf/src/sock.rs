@@ -3,7 +3,7 @@
 use aya_ebpf::{EbpfContext as _, helpers::bpf_get_current_pid_tgid, programs::SockContext};
 use lb_common::{
     Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Verdict, WatchKind,
-    goes_before_listener, may_be_vip, refusal, select,
+    goes_before_listener, refusal, select,
 };
 
 use crate::{
@@ -39,14 +39,12 @@ fn connect_tcp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     let avoid = before.map_or(0, |translation| translation.backend);
     match decide(ctx, &dest, avoid) {
         Verdict::NotService => {
-            if let Some(translation) = before
-                && translation.is_forgotten_by(GENERATION.load(), &dest.addr, dest.port)
-            {
-                let backend = translation.backend;
-                place.clear();
-                stats::closed(backend);
-            }
+            forget_tcp(&mut place, before, &dest);
             unserved(ctx, &dest, WatchKind::Connect)
+        }
+        Verdict::NoPort => {
+            forget_tcp(&mut place, before, &dest);
+            refuse_unserved(ctx, &dest, WatchKind::Connect as u32)
         }
         Verdict::Backend(choice) => {
             let mut kind = WatchKind::Connect;
@@ -68,11 +66,23 @@ fn connect_tcp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     }
 }
 
+/// Ends the entry of an earlier connect of this socket, which connects to a destination of no Service.
+#[inline(always)]
+fn forget_tcp(place: &mut TcpSocket, before: Option<&Translation>, dest: &FrontendKey) {
+    if let Some(translation) = before
+        && translation.is_forgotten_by(GENERATION.load(), &dest.addr, dest.port)
+    {
+        let backend = translation.backend;
+        place.clear();
+        stats::closed(backend);
+    }
+}
+
 #[inline(always)]
 fn connect_udp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     let dest = ctx.key(Proto::Udp);
     match decide(ctx, &dest, 0) {
-        Verdict::NotService => {
+        Verdict::NotService | Verdict::NoPort => {
             if let Some(socket) = UdpSocket::of(ctx) {
                 socket.forget_all(&dest.addr, dest.port);
             }
@@ -109,13 +119,12 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     }
     match decide(ctx, &dest, 0) {
         Verdict::NotService => {
-            // Found anew: kept on the stack, it would be read where it is unset, which Linux 5.10 refuses.
-            if !ctx.is_peer()
-                && let Some(socket) = UdpSocket::of(ctx)
-            {
-                socket.forget(&dest.addr, dest.port);
-            }
+            forget_udp(ctx, &dest);
             unserved(ctx, &dest, WatchKind::Datagram)
+        }
+        Verdict::NoPort => {
+            forget_udp(ctx, &dest);
+            refuse_unserved(ctx, &dest, WatchKind::Datagram as u32)
         }
         Verdict::Backend(choice) => {
             if moved {
@@ -128,6 +137,17 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
             PROCEED
         }
         Verdict::Refused(service, cause) => refuse(ctx, &dest, service, cause, WatchKind::Datagram),
+    }
+}
+
+/// Ends the socket's entry of a backend to which it talks directly now.
+#[inline(always)]
+fn forget_udp<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey) {
+    // Found anew: kept on the stack, it would be read where it is unset, which Linux 5.10 refuses.
+    if !ctx.is_peer()
+        && let Some(socket) = UdpSocket::of(ctx)
+    {
+        socket.forget(&dest.addr, dest.port);
     }
 }
 
@@ -188,7 +208,7 @@ pub fn release(ctx: &SockContext) -> i32 {
 #[inline(always)]
 fn decide<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, avoid: u32) -> Verdict {
     match choose(ctx, dest, avoid) {
-        Verdict::NotService => Verdict::NotService,
+        verdict @ (Verdict::NotService | Verdict::NoPort) => verdict,
         // Last, since it is rare, and a frame deeper in `choose` would have no room for it.
         verdict => {
             // A NodePort belongs to its Service in the node's own namespace, as with kube-proxy: see `bind_guard`.
@@ -271,7 +291,7 @@ fn is_valid(translation: &Translation) -> bool {
     // SAFETY: read at once; a replaced element stays until the RCU grace period ends.
     unsafe { BACKENDS.get(translation.backend) }.is_some_and(|backend| {
         backend.service == translation.service
-            && backend.port == translation.backend_port
+            && backend.port_for(translation.vip_port) == translation.backend_port
             && backend.addr == translation.backend_addr
     })
 }
@@ -285,11 +305,11 @@ fn tcp_socks_full(choice: &Choice) {
     }
 }
 
-/// A destination of no Service: refuses the call if the address is a cluster IP. A connect of UDP is none, since
-/// resolvers make it to learn their own address; its datagrams are refused as packets.
+/// A destination of no Service, at an address that is no VIP of one: refuses the call if it is a cluster IP. A connect
+/// of UDP is none, since resolvers make it to learn their own address; its datagrams are refused as packets.
 #[inline(always)]
 fn unserved<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, kind: WatchKind) -> i32 {
-    if may_be_vip(&Kernel, dest) { refuse_unserved(ctx, dest, kind as u32) } else { PROCEED }
+    if Kernel.in_cluster_ranges(&dest.addr) { refuse_unserved(ctx, dest, kind as u32) } else { PROCEED }
 }
 
 #[inline(never)]

@@ -2,12 +2,12 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::{
-    Addr, Backend, Frontend, FrontendKey, MAGLEV_LEN, MaglevKey, NodeAddr, Range, RangeKey, ServiceEntry, Slot,
-    SlotKey, Tables,
+    Addr, Backend, Frontend, FrontendKey, MAGLEV_LEN, MaglevKey, NodeAddr, PortBlock, PortBlockKey, Range, RangeKey,
+    ServiceEntry, Slot, SlotKey, Tables,
 };
 
 use crate::maps::{
-    BACKENDS, CLUSTER_RANGES, FRONTEND_BITS, FRONTENDS, MAGLEV, NODE_ADDRS, SERVICES, SLOTS, SOURCE_RANGES,
+    BACKENDS, CLUSTER_RANGES, FRONTEND_BITS, FRONTENDS, MAGLEV, NODE_ADDRS, PORT_RANGES, SERVICES, SLOTS, SOURCE_RANGES,
 };
 
 /// The maps of the kernel.
@@ -24,6 +24,15 @@ impl Tables for Kernel {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         // SAFETY: copied at once; an element that is replaced meanwhile stays until the RCU grace period ends.
         unsafe { FRONTENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn port_range(&self, dest: &FrontendKey) -> Option<Frontend> {
+        let found = port_range(dest);
+        if found == 0 {
+            return None;
+        }
+        Some(Frontend { service: found as u32, kind: (found >> 32) as u8, ..Frontend::NONE })
     }
 
     #[inline(always)]
@@ -73,5 +82,15 @@ impl Tables for Kernel {
         }
         // SAFETY: within the array; an element that is replaced meanwhile stays until the RCU grace period ends.
         Some(unsafe { (&raw const (*table).backends).cast::<u32>().add(place as usize).read() })
+    }
+}
+
+/// The entry of `PORT_RANGES` with the port of a destination, in one register: the service port, and the kind in the
+/// upper half; 0 for none. Not inlined: the frames of callers and callees share 512 bytes of stack.
+#[inline(never)]
+fn port_range(dest: &FrontendKey) -> u64 {
+    match PORT_RANGES.get(&Key::new(PortBlockKey::EXACT, PortBlock::of(dest))) {
+        Some(frontend) => u64::from(frontend.service) | u64::from(frontend.kind) << 32,
+        None => 0,
     }
 }

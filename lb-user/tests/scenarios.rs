@@ -88,6 +88,7 @@ impl Scenario {
         let size = size.parse().ok()?;
         match Table::ALL.into_iter().find(|table| table.flag_name() == Some(name))? {
             Table::Frontends => self.limits.frontends = size,
+            Table::PortRanges => self.limits.port_ranges = size,
             Table::Services | Table::Names => self.limits.services = size,
             Table::NodeAddrs => self.limits.node_addrs = size,
             Table::Slots => self.limits.slots = size,

@@ -5,7 +5,8 @@ use crate::{
     hash::{fold, splitmix},
 };
 
-/// Key of `FRONTENDS`: the address, port and protocol that clients dial.
+/// Key of `FRONTENDS`: the address, port and protocol that clients dial. With a block, a key of `PORT_RANGES`: see
+/// [`FrontendKey::block`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct FrontendKey {
@@ -15,8 +16,9 @@ pub struct FrontendKey {
     pub port: u16,
     /// IP protocol number.
     pub proto: u8,
-    /// Zero.
-    pub _pad: u8,
+    /// 0 for a single port, as always in `FRONTENDS`. Otherwise a block of ports, for `PORT_RANGES`: 1 and the number
+    /// of low bits of the port that differ within the block, and are 0 in `port`.
+    pub block: u8,
 }
 
 impl FrontendKey {
@@ -24,14 +26,14 @@ impl FrontendKey {
     #[inline(always)]
     #[must_use]
     pub const fn new(addr: Addr, port: u16, proto: Proto) -> Self {
-        Self { addr, port, proto: proto as u8, _pad: 0 }
+        Self { addr, port, proto: proto as u8, block: 0 }
     }
 
     /// The key of a cluster IP itself, for all ports: see [`Kind::Address`].
     #[inline(always)]
     #[must_use]
     pub const fn address(&self) -> Self {
-        Self { addr: self.addr, port: 0, proto: 0, _pad: 0 }
+        Self { addr: self.addr, port: 0, proto: 0, block: 0 }
     }
 
     /// The key of an external address itself, for all ports: see [`Kind::ExternalAddress`]. Not that of a cluster IP,
@@ -39,7 +41,7 @@ impl FrontendKey {
     #[inline(always)]
     #[must_use]
     pub const fn external_address(&self) -> Self {
-        Self { addr: self.addr, port: 0, proto: u8::MAX, _pad: 0 }
+        Self { addr: self.addr, port: 0, proto: u8::MAX, block: 0 }
     }
 
     /// True for the key of an address itself, for all ports. No service port has port 0.
@@ -53,16 +55,35 @@ impl FrontendKey {
     #[inline(always)]
     #[must_use]
     pub const fn node_port(&self) -> Self {
-        Self { addr: self.addr.unspecified(), port: self.port, proto: self.proto, _pad: 0 }
+        Self { addr: self.addr.unspecified(), port: self.port, proto: self.proto, block: 0 }
+    }
+
+    /// The first and the last port of the key.
+    #[must_use]
+    pub const fn ports(&self) -> (u16, u16) {
+        let differ = if self.block == 0 { 0 } else { ((1_u32 << (self.block - 1)) - 1) as u16 };
+        (self.port, self.port | differ)
+    }
+
+    /// True if a call to `dialled`, a single port, is one to a port of the key.
+    #[must_use]
+    pub fn covers(&self, dialled: &Self) -> bool {
+        let (first, last) = self.ports();
+        (self.addr, self.proto) == (dialled.addr, dialled.proto) && (first..=last).contains(&dialled.port)
     }
 
     /// Its bit of `FRONTEND_BITS`: index of the word, and mask in it. The bit is that of the port; for a key of all
-    /// ports, a bit of the address. A clear bit means that `FRONTENDS` has no such key, which spares most sockets and
-    /// packets the look-ups, since their destination is no Service; a set bit means nothing.
+    /// ports or a block, a bit of the address. A clear bit means that `FRONTENDS` and `PORT_RANGES` have no such key,
+    /// which spares most sockets and packets the look-ups, since their destination is no Service; a set bit means
+    /// nothing.
     #[inline(always)]
     #[must_use]
     pub const fn bit(&self) -> (u32, u64) {
-        let bit = if self.port == 0 { 1 << 16 | splitmix(fold(&self.addr), 0) >> 16 } else { self.port as u32 };
+        let bit = if self.port == 0 || self.block != 0 {
+            1 << 16 | splitmix(fold(&self.addr), 0) >> 16
+        } else {
+            self.port as u32
+        };
         (bit / 64, 1 << (bit % 64))
     }
 }
@@ -74,14 +95,18 @@ impl core::fmt::Display for FrontendKey {
         }
         let proto = Proto::from_number(self.proto.into()).map_or("?", Proto::name);
         if self.addr.is_v4() {
-            write!(f, "{}:{}/{proto}", self.addr, self.port)
+            write!(f, "{}:", self.addr)?;
         } else {
-            write!(f, "[{}]:{}/{proto}", self.addr, self.port)
+            write!(f, "[{}]:", self.addr)?;
+        }
+        match self.ports() {
+            (first, last) if first == last => write!(f, "{first}/{proto}"),
+            (first, last) => write!(f, "{first}-{last}/{proto}"),
         }
     }
 }
 
-/// Value of `FRONTENDS`: the service port of a frontend.
+/// Value of `FRONTENDS` and `PORT_RANGES`: the service port of a frontend.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Frontend {
@@ -97,6 +122,9 @@ pub struct Frontend {
 pub(super) const FRONTEND_PAD: usize = if cfg!(feature = "next-layout") { 7 } else { 3 };
 
 impl Frontend {
+    /// The frontend of no service port.
+    pub const NONE: Self = Self { service: 0, kind: 0, _pad: [0; FRONTEND_PAD] };
+
     /// A frontend of `kind` for the service port `service`.
     #[must_use]
     pub const fn new(service: u32, kind: Kind) -> Self {
@@ -218,6 +246,7 @@ mod tests {
                 let (word, bit) = key.bit();
                 prop_assert!((word as usize) < capacity::FRONTEND_BITS && bit.count_ones() == 1);
             }
+            prop_assert_eq!(FrontendKey { block: 1, ..key }.bit(), key.address().bit());
             prop_assert!(port == 0 || key.bit() == key.node_port().bit());
             prop_assert_ne!(FrontendKey { port: 1, ..key }.bit(), key.address().bit());
             prop_assert_eq!(key.external_address().bit(), key.address().bit());

@@ -11,6 +11,7 @@ mod counters;
 mod frontends;
 mod packets;
 mod pod_modes;
+mod port_ranges;
 mod watch;
 
 pub use cluster_ranges::{ClusterRange, ClusterRanges, MAX_CLUSTER_RANGES};
@@ -21,6 +22,7 @@ pub use packets::{
     MAGLEV_LEN, MASQUERADE_MARK, Maglev, MaglevKey, Opening, Range, RangeKey, SlowPath, Tuple,
 };
 pub use pod_modes::{NetnsAddrs, PodMode, PodModeEntry};
+pub use port_ranges::{PortBlock, PortBlockKey};
 pub use watch::{COMM_LEN, WatchCell, WatchKind, WatchRecord};
 
 /// Version of the map layouts; part of the name of the pin directory, so that two layouts never share a map.
@@ -36,6 +38,8 @@ pub mod capacity {
     pub const FRONTENDS: usize = 131_072;
     /// Words of 64 bits: half of them for ports, half for addresses.
     pub const FRONTEND_BITS: usize = 2 * 65_536 / 64;
+    /// Blocks of port ranges.
+    pub const PORT_RANGES: usize = 65_536;
     /// Service ports.
     pub const SERVICES: usize = 65_536;
     /// Slots of all lists.
@@ -218,7 +222,7 @@ impl SlotKey {
 pub struct Slot {
     /// Address of the backend.
     pub addr: Addr,
-    /// Port of the backend, host order.
+    /// Port of the backend, host order; of a service port of port ranges, an offset: see [`BackendFlags::OFFSET`].
     pub port: u16,
     /// Weight of the backend: the number of its slots in this list; at least 1.
     pub weight: u16,
@@ -232,12 +236,21 @@ pub struct Slot {
 pub struct Backend {
     /// The address.
     pub addr: Addr,
-    /// The port, host order.
+    /// The port, host order, or an offset: see [`BackendFlags::OFFSET`].
     pub port: u16,
     /// See [`BackendFlags`].
     pub flags: u16,
     /// Id of the service port.
     pub service: u32,
+}
+
+impl Backend {
+    /// The port of the backend for a client that dialled this one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn port_for(&self, dialled: u16) -> u16 {
+        if self.flags & BackendFlags::OFFSET != 0 { self.port.wrapping_add(dialled) } else { self.port }
+    }
 }
 
 /// Bits of [`Backend::flags`].
@@ -250,6 +263,8 @@ impl BackendFlags {
     pub const LOCAL: u16 = 2;
     /// On this node.
     pub const ON_NODE: u16 = 4;
+    /// Of a service port of port ranges: the port is an offset, which is added to the port dialled.
+    pub const OFFSET: u16 = 8;
 
     /// The bit of a list. A backend in no list serves its existing sockets and flows only.
     #[inline(always)]
@@ -463,9 +478,9 @@ macro_rules! layouts {
 }
 
 layouts! {
-    Addr: 16, FrontendKey: 20, Frontend: 5 + frontends::FRONTEND_PAD, ServiceEntry: 32, SlotKey: 12, Slot: 24,
-    Backend: 24, Names: 196, LogGate: 24, NodeAddr: 4, AffinityKey: 24, Affinity: 16, PortStats: 56, BackendStats: 24,
-    Tuple: 36, FlowKey: 40, Hop: 24, Flow: 80, FragmentKey: 40, FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24,
-    MaglevKey: 8, Maglev: 16292, PodModeEntry: 168, NetnsAddrs: 32, ClusterRange: 32, ClusterRanges: 264,
-    WatchRecord: 128,
+    Addr: 16, FrontendKey: 20, PortBlock: 20, PortBlockKey: 24, Frontend: 5 + frontends::FRONTEND_PAD,
+    ServiceEntry: 32, SlotKey: 12, Slot: 24, Backend: 24, Names: 196, LogGate: 24, NodeAddr: 4, AffinityKey: 24,
+    Affinity: 16, PortStats: 56, BackendStats: 24, Tuple: 36, FlowKey: 40, Hop: 24, Flow: 80, FragmentKey: 40,
+    FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24, MaglevKey: 8, Maglev: 16292, PodModeEntry: 168,
+    NetnsAddrs: 32, ClusterRange: 32, ClusterRanges: 264, WatchRecord: 128,
 }

@@ -6,13 +6,17 @@ use crate::{
 
 /// The maps that a choice reads: BPF maps in the kernel, pinned maps in `trace`, ordered maps in the tests.
 pub trait Tables {
-    /// False if `FRONTENDS` cannot have an entry of this port or, for a key of all ports, of this address: see
-    /// [`FrontendKey::bit`].
+    /// False if `FRONTENDS` cannot have an entry of this port or, for a key of all ports, neither `FRONTENDS` nor
+    /// `PORT_RANGES` one of this address: see [`FrontendKey::bit`].
     fn may_have(&self, _key: &FrontendKey) -> bool {
         true
     }
     /// An entry of `FRONTENDS`.
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+    /// The entry of `PORT_RANGES` with the port of a destination.
+    fn port_range(&self, _dest: &FrontendKey) -> Option<Frontend> {
+        None
+    }
     /// True if the API server allots cluster IPs from a range with this address: see `CLUSTER_RANGES`.
     fn in_cluster_ranges(&self, _addr: &Addr) -> bool {
         false

@@ -36,17 +36,19 @@ pub fn select_observed(
     avoid: u32,
     observer: &impl Observer,
 ) -> Verdict {
-    if !tables.may_have(dest) {
+    let may_have_port = tables.may_have(dest);
+    if !may_have_port && !tables.may_have(&dest.address()) {
         observer.note(|| SelectEvent::NoFrontend);
         return Verdict::NotService;
     }
     let look = Look { tables, caller, dest, observer };
-    let mut outcome = look.attempt(|service, list, choice| look.schedule(service, list, avoid, choice));
+    let mut outcome = look.attempt(may_have_port, |service, list, choice| look.schedule(service, list, avoid, choice));
     // A refusal is looked at twice too: the frontend may just have moved to another service port. This is rare, and any
     // backend is right then.
-    if !matches!(outcome.step, Step::NotService | Step::Chosen) {
+    if !matches!(outcome.step, Step::NotService | Step::NoPort | Step::Chosen) {
         observer.note(|| SelectEvent::SecondLook);
-        outcome = look.attempt(|service, list, choice| {
+        // Without the first look at the port: the verifier would follow everything up to here for each of its answers.
+        outcome = look.attempt(true, |service, list, choice| {
             let index = scale(caller.random(), service.len(list));
             match tables.slot(&SlotKey::new(choice.service, list, index)) {
                 Some(slot) => {
@@ -59,6 +61,7 @@ pub fn select_observed(
     }
     let verdict = match outcome.step {
         Step::NotService => Verdict::NotService,
+        Step::NoPort => Verdict::NoPort,
         Step::Chosen => Verdict::Backend(outcome.choice),
         Step::NoLocalEndpoints => Verdict::Refused(outcome.choice.service, Cause::NoLocalEndpoints),
         Step::NoEndpoints => Verdict::Refused(outcome.choice.service, Cause::NoEndpoints),
@@ -69,7 +72,7 @@ pub fn select_observed(
     };
     match verdict {
         // `attempt` has told why.
-        Verdict::NotService => {}
+        Verdict::NotService | Verdict::NoPort => {}
         Verdict::Backend(choice) => observer.note(|| SelectEvent::Chosen(choice)),
         Verdict::Refused(service, cause) => observer.note(|| SelectEvent::Refused(service, cause)),
     }
@@ -106,11 +109,19 @@ const fn node_addr_key(addr: &Addr) -> Addr {
 /// True if the traffic policy of a frontend is Local for clients outside, which promises the backend their address.
 #[inline(always)]
 pub fn is_local_outside(tables: &impl Tables, dest: &FrontendKey) -> bool {
-    let Some(frontend) = tables.frontend(dest).or_else(|| tables.frontend(&dest.node_port())) else {
+    let exact = tables.frontend(dest).or_else(|| tables.frontend(&dest.node_port()));
+    let Some(frontend) = exact.or_else(|| tables.port_range(dest)) else {
         return false;
     };
     let reason = |service: &ServiceEntry| ListReason::of(frontend.kind, service, Origin::Outside);
     tables.service(frontend.service).is_some_and(|service| matches!(reason(&service).list(), List::Local))
+}
+
+/// True if the port of `dest` belongs to its address: to a frontend or a port range there, and to no NodePort.
+/// `may_be_vip` is the first look at the address: [`Tables::may_have`].
+#[inline(always)]
+pub fn is_at_address(tables: &impl Tables, dest: &FrontendKey, may_be_vip: bool) -> bool {
+    (tables.may_have(dest) && tables.frontend(dest).is_some()) || (may_be_vip && tables.port_range(dest).is_some())
 }
 
 /// The cause to refuse a socket's call to `dest`, for which [`select`] has found no Service; `None` if the call goes
@@ -160,6 +171,8 @@ pub fn vip(tables: &impl Tables, dest: &FrontendKey) -> Option<Vip> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
     NotService,
+    /// See [`Verdict::NoPort`].
+    NoPort,
     Chosen,
     NoEndpoints,
     NoLocalEndpoints,
@@ -178,8 +191,7 @@ struct Outcome {
 impl Outcome {
     #[inline(always)]
     const fn of(step: Step, slot: &Slot, choice: Choice) -> Self {
-        let Choice { service, .. } = choice;
-        Self { step, choice: Choice { backend: slot.backend, addr: slot.addr, port: slot.port, service } }
+        Self { step, choice: choice.to(slot.backend, slot.addr, slot.port) }
     }
 }
 
@@ -191,15 +203,25 @@ struct Look<'a, T, C, O> {
     observer: &'a O,
 }
 
+/// The frontend of a destination. Every field is always set, as in [`Outcome`].
+struct Found {
+    /// [`Step::Chosen`] if there is one.
+    step: Step,
+    frontend: Frontend,
+    /// Port that is added to that of the backend: the port dialled at a port range, otherwise 0.
+    add: u16,
+}
+
 impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
     /// Finds frontend, service port and list, and lets `pick` choose from a list with at least one slot.
     #[inline(always)]
-    fn attempt(&self, pick: impl FnOnce(&ServiceEntry, List, Choice) -> Outcome) -> Outcome {
+    fn attempt(&self, may_have_port: bool, pick: impl FnOnce(&ServiceEntry, List, Choice) -> Outcome) -> Outcome {
         let Self { tables, caller, observer, .. } = self;
-        let mut choice = Choice { service: 0, backend: 0, addr: Addr::from_words([0; 4]), port: 0 };
-        let Some(frontend) = self.frontend() else {
-            return Outcome { step: Step::NotService, choice };
-        };
+        let Found { step, frontend, add } = self.frontend(may_have_port);
+        let mut choice = Choice { service: 0, backend: 0, addr: Addr::from_words([0; 4]), port: add };
+        if step != Step::Chosen {
+            return Outcome { step, choice };
+        }
         // Before anything is chosen, since a choice takes turns and stores affinity.
         if caller.is_bypassed() {
             observer.note(|| SelectEvent::Bypassed);
@@ -231,33 +253,40 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
         pick(&service, list, choice)
     }
 
-    /// The frontend of the destination: the exact one first, then a port of the node, at addresses of the node only.
+    /// The frontend of the destination: the exact one first, then a port of the node, at addresses of the node only,
+    /// then a port range of the address. `may_have_port` is the answer of [`Tables::may_have`] for the port.
     #[inline(always)]
-    fn frontend(&self) -> Option<Frontend> {
+    fn frontend(&self, may_have_port: bool) -> Found {
         let Self { tables, caller, dest, observer } = self;
-        let exact = tables.frontend(dest);
+        let exact = if may_have_port { tables.frontend(dest) } else { None };
         let found = match exact {
             // The unspecified address is the key of ports of the node, and no VIP.
-            None if !dest.addr.is_unspecified() => tables.frontend(&dest.node_port()),
+            None if may_have_port && !dest.addr.is_unspecified() => tables.frontend(&dest.node_port()),
             other => other,
         };
-        let Some(frontend) = found else {
-            observer.note(|| SelectEvent::NoFrontend);
-            return None;
-        };
-        if Kind::is_port_of_node(frontend.kind) && !is_served_at(*tables, *caller, frontend.kind, &dest.addr) {
-            observer.note(|| SelectEvent::NotServedAt {
-                frontend,
-                node_addr: tables.node_addr(&node_addr_key(&dest.addr)),
+        if let Some(frontend) = found
+            && (!Kind::is_port_of_node(frontend.kind) || is_served_at(*tables, *caller, frontend.kind, &dest.addr))
+        {
+            observer.note(|| {
+                let is_exact = exact.is_some() && !dest.addr.is_unspecified();
+                let matched = if is_exact { Match::Exact } else { Match::PortOfNode };
+                SelectEvent::Frontend { frontend, matched }
             });
-            return None;
+            return Found { step: Step::Chosen, frontend, add: 0 };
         }
-        observer.note(|| {
-            let is_exact = exact.is_some() && !dest.addr.is_unspecified();
-            let matched = if is_exact { Match::Exact } else { Match::PortOfNode };
-            SelectEvent::Frontend { frontend, matched }
+        // Without the bit of the port, that of the address is set: see `select_observed`.
+        let may_be_vip = !may_have_port || tables.may_have(&dest.address());
+        if may_be_vip && let Some(frontend) = tables.port_range(dest) {
+            observer.note(|| SelectEvent::Frontend { frontend, matched: Match::PortRange });
+            return Found { step: Step::Chosen, frontend, add: dest.port };
+        }
+        observer.note(|| match found {
+            None => SelectEvent::NoFrontend,
+            Some(frontend) => {
+                SelectEvent::NotServedAt { frontend, node_addr: tables.node_addr(&node_addr_key(&dest.addr)) }
+            }
         });
-        Some(frontend)
+        Found { step: if may_be_vip { Step::NoPort } else { Step::NotService }, frontend: Frontend::NONE, add: 0 }
     }
 }
 

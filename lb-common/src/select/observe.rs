@@ -107,6 +107,8 @@ pub enum Match {
     Exact,
     /// Port and protocol of a NodePort or a hostPort without hostIP, at an address of the node.
     PortOfNode,
+    /// Address and protocol of a port range with the port.
+    PortRange,
 }
 
 /// Result of a check of source ranges.

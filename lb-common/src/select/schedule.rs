@@ -17,7 +17,7 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
         }
         let key = self.caller.client().affinity_key(choice.service);
         let now = self.caller.now();
-        if let Some(choice) = self.kept(&key, service, list, now) {
+        if let Some(choice) = self.kept(&key, service, list, now, choice) {
             self.tables.set_affinity(&key, choice.backend, now);
             return Outcome { step: Step::Chosen, choice };
         }
@@ -30,9 +30,9 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
 
     /// The backend of the client's affinity, with its event.
     #[inline(always)]
-    fn kept(&self, key: &AffinityKey, service: &ServiceEntry, list: List, now: u64) -> Option<Choice> {
+    fn kept(&self, key: &AffinityKey, service: &ServiceEntry, list: List, now: u64, choice: Choice) -> Option<Choice> {
         let entry = self.tables.affinity(key);
-        let choice = affine_backend(self.tables, key, entry.as_ref(), service, list, now);
+        let choice = affine_backend(self.tables, entry.as_ref(), service, list, now, choice);
         self.observer.note(|| {
             let outcome = match choice {
                 Some(_) => AffinityOutcome::Kept,
@@ -120,19 +120,19 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
 #[inline(always)]
 fn affine_backend(
     tables: &impl Tables,
-    key: &AffinityKey,
     entry: Option<&Affinity>,
     service: &ServiceEntry,
     list: List,
     now: u64,
+    choice: Choice,
 ) -> Option<Choice> {
     let affinity = entry?;
     if !affinity.lasts(service.affinity_seconds, now) {
         return None;
     }
     let Backend { addr, port, flags, service } = tables.backend(affinity.backend)?;
-    let is_in_list = service == key.service && flags & BackendFlags::of(list) != 0;
-    if is_in_list { Some(Choice { service, backend: affinity.backend, addr, port }) } else { None }
+    let is_in_list = service == choice.service && flags & BackendFlags::of(list) != 0;
+    if is_in_list { Some(choice.to(affinity.backend, addr, port)) } else { None }
 }
 
 /// True if `other` is preferred to `slot` (Linux, net/netfilter/ipvs/ip_vs_lc.c, _wlc.c, _sed.c, _nq.c; of two backends

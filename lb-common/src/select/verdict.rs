@@ -15,6 +15,14 @@ pub struct Choice {
     pub port: u16,
 }
 
+impl Choice {
+    /// The choice of this backend, for a choice whose port is the one to add to the backend's.
+    #[inline(always)]
+    pub(super) const fn to(self, backend: u32, addr: Addr, port: u16) -> Self {
+        Self { service: self.service, backend, addr, port: port.wrapping_add(self.port) }
+    }
+}
+
 /// Cause of a refusal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cause {
@@ -71,8 +79,19 @@ impl Cause {
 pub enum Verdict {
     /// No Service: the destination stays.
     NotService,
+    /// As [`Verdict::NotService`]: no frontend has the port. The address may be a VIP, by the first look of
+    /// [`super::may_be_vip`], which the caller need not repeat.
+    NoPort,
     /// Translate to this backend.
     Backend(Choice),
     /// A service port, by its id, that cannot serve the client; 0 if there is none.
     Refused(u32, Cause),
+}
+
+impl Verdict {
+    /// True for the verdicts of a destination that no Service translates.
+    #[must_use]
+    pub const fn is_not_service(&self) -> bool {
+        matches!(self, Self::NotService | Self::NoPort)
+    }
 }

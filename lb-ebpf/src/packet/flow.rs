@@ -67,7 +67,7 @@ fn needs_new_backend(packet: &Packet, flow: &Flow, now: u64) -> bool {
     let is_new_query = packet.begins || (is_replied(flow) && flow.forward & Seen::AGAIN == 0);
     let is_valid = backend.is_some_and(|backend| {
         backend.service == flow.service
-            && backend.port == flow.to.dst_port
+            && backend.port_for(packet.tuple.dst_port) == flow.to.dst_port
             && backend.addr == flow.to.dst
             && (!is_new_query || backend.flags & lists != 0)
     });

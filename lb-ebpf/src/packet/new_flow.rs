@@ -10,14 +10,15 @@ use lb_common::{
 };
 
 use super::{
-    opening, own,
+    opening,
+    own::{self, MidConnection},
     ports::{self, SourcePort},
     route::Fib,
     scratch::Scratch,
     sender::Sender,
     skb::{ETHERNET, Frame},
     verdict::PacketVerdict,
-    vip,
+    vip::{self, FirstLook},
 };
 use crate::{
     counters::count,
@@ -34,13 +35,16 @@ pub fn new_flow(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketV
     {
         return PacketVerdict::PASS;
     }
-    if own::is_mid_connection(frame, &scratch.packet, &mut scratch.route) {
-        return vip::unknown_port(frame, scratch);
+    match own::mid_connection(frame, &scratch.packet, &mut scratch.route) {
+        MidConnection::OfService => {}
+        MidConnection::AtVip => return vip::unknown_port(frame, scratch, FirstLook::Set),
+        MidConnection::Elsewhere => return vip::unknown_port(frame, scratch, FirstLook::Clear),
     }
     let origin = if device.flags & DeviceFlags::POD != 0 { Origin::Node } else { Origin::Outside };
     let chosen = choose(&scratch.packet, origin, &mut scratch.choice);
-    if matches!(chosen, Chosen::NoService) {
-        return vip::unknown_port(frame, scratch);
+    if matches!(chosen, Chosen::NoService | Chosen::NoPort) {
+        let look = if matches!(chosen, Chosen::NoPort) { FirstLook::Set } else { FirstLook::Clear };
+        return vip::unknown_port(frame, scratch, look);
     }
     // Not in `choose`: the frames of callers and callees share 512 bytes of stack.
     if own::is_for_listener(frame, &scratch.packet, device.flags) {
@@ -48,7 +52,7 @@ pub fn new_flow(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketV
     }
     let service = scratch.choice.service;
     match chosen {
-        Chosen::NoService | Chosen::Backend => open(frame, scratch, device),
+        Chosen::NoService | Chosen::NoPort | Chosen::Backend => open(frame, scratch, device),
         Chosen::NoEndpoints => refuse(service, Cause::NoEndpoints),
         Chosen::NoLocalEndpoints => refuse(service, Cause::NoLocalEndpoints),
         Chosen::SourceRange => refuse(service, Cause::SourceRange),
@@ -81,6 +85,7 @@ pub fn egress_unknown(frame: Frame, scratch: &mut Scratch, device: &Device) -> P
 #[repr(u32)]
 enum Chosen {
     NoService,
+    NoPort,
     Backend,
     NoEndpoints,
     NoLocalEndpoints,
@@ -96,6 +101,7 @@ fn choose(packet: &Packet, origin: Origin, to: &mut Choice) -> Chosen {
     let dest = FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto);
     match select(&Kernel, &Sender { packet, origin }, &dest, 0) {
         Verdict::NotService => Chosen::NoService,
+        Verdict::NoPort => Chosen::NoPort,
         Verdict::Backend(choice) => {
             *to = choice;
             Chosen::Backend

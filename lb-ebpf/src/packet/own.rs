@@ -3,7 +3,8 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use lb_common::{
-    Device, DeviceFlags, Flow, FlowFlags, FrontendKey, Hop, Kind, Proto, Tables as _, flow::partner_key, packet::Packet,
+    Device, DeviceFlags, Flow, FlowFlags, FrontendKey, Hop, Kind, Proto, Tables as _, flow::partner_key, is_at_address,
+    packet::Packet,
 };
 
 use super::{
@@ -14,24 +15,43 @@ use super::{
 };
 use crate::{maps::FLOWS, tables::Kernel};
 
-/// True if an incoming packet of no known flow, in the middle of a connection, is of no Service: its destination is no
+/// The owner of an incoming packet of no known flow, by its place in a connection.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum MidConnection {
+    /// It may be a Service's: it begins a connection, or its destination is a frontend.
+    OfService,
+    /// In the middle of a connection of no Service. Its destination may be a VIP.
+    AtVip,
+    /// In the middle of a connection of no Service, to no VIP of one.
+    Elsewhere,
+}
+
+/// Tells if an incoming packet of no known flow, in the middle of a connection, is of no Service: its destination is no
 /// frontend, or an address of this node. There it belongs to a connection that the node began, as a SYN-ACK to a
 /// masqueraded port does; only a packet that can begin a connection begins a flow.
 #[inline(never)]
-pub fn is_mid_connection(frame: Frame, packet: &Packet, route: &mut Route) -> bool {
+pub fn mid_connection(frame: Frame, packet: &Packet, route: &mut Route) -> MidConnection {
     let Some(proto) = Proto::from_number(packet.proto.into()) else {
-        return true;
+        return MidConnection::AtVip;
     };
     if packet.begins || packet.proto == Proto::Udp as u8 {
-        return false;
+        return MidConnection::OfService;
     }
     let (src, dst) = (&packet.tuple.src, packet.tuple.dst);
     let dest = FrontendKey::new(dst, packet.tuple.dst_port, proto);
-    // Without an exact frontend only a NodePort remains, which is served at addresses of the node.
-    !Kernel.may_have(&dest)
-        || Kernel.frontend(&dest).is_none()
-        || Kernel.node_addr(&dst).is_some()
-        || matches!(route.lookup(frame, packet, src, &packet.tuple), Fib::Local)
+    let may_be_vip = Kernel.may_have(&dest.address());
+    // Without a frontend of the address only a NodePort remains, which is served at addresses of the node.
+    if is_at_address(&Kernel, &dest, may_be_vip)
+        && Kernel.node_addr(&dst).is_none()
+        && !matches!(route.lookup(frame, packet, src, &packet.tuple), Fib::Local)
+    {
+        MidConnection::OfService
+    } else if may_be_vip {
+        MidConnection::AtVip
+    } else {
+        MidConnection::Elsewhere
+    }
 }
 
 /// True if a packet of a pod is for a process of the node: see [`crate::own`]. The kernel delivers it.

@@ -5,7 +5,7 @@
 //! by another device. The agent attaches the programs to the link by which it came.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use lb_common::{Counter, DeviceFlags, FrontendKey, Proto, Tables as _};
+use lb_common::{Counter, DeviceFlags, FrontendKey, Proto, is_at_address};
 
 use super::{scratch::Scratch, skb::Frame};
 use crate::{
@@ -33,7 +33,7 @@ pub fn awaits_programs(frame: Frame, scratch: &mut Scratch) -> bool {
     let Some(proto) = Proto::from_number(packet.proto.into()) else {
         return false;
     };
-    if Kernel.frontend(&FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto)).is_none() {
+    if !is_at_address(&Kernel, &FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto), true) {
         return false;
     }
     let now = scratch.clock.now();
@@ -41,9 +41,7 @@ pub fn awaits_programs(frame: Frame, scratch: &mut Scratch) -> bool {
     let awaits = match unsafe { PACKET_LINKS.get(link) } {
         // Whatever its flags: the agent writes them before it attaches the programs.
         Some(since) => now.saturating_sub(*since) < PATIENCE,
-        None => {
-            flags & DeviceFlags::NO_PROGRAMS != 0 && PACKET_LINKS.insert(link, now, u64::from(BPF_NOEXIST)).is_ok()
-        }
+        None => flags & DeviceFlags::NO_PROGRAMS != 0 && PACKET_LINKS.insert(link, now, u64::from(BPF_NOEXIST)).is_ok(),
     };
     if awaits {
         count(Counter::AwaitsPrograms);

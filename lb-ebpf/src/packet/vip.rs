@@ -5,7 +5,7 @@
 //! end here only if the node's routes would send them back to where they come from.
 
 use lb_common::{
-    Counter, Device, DeviceFlags, FrontendKey, Hook, Proto, Vip, may_be_vip,
+    Counter, Device, DeviceFlags, FrontendKey, Hook, Proto, Tables as _, Vip, may_be_vip,
     packet::{answer_echo, is_echo_request},
     vip,
 };
@@ -16,13 +16,26 @@ use crate::{counters::count, globals::ANSWER_PINGS, tables::Kernel};
 /// Devices whose packets of no flow are left alone.
 const IGNORED: u32 = DeviceFlags::LEAVING | DeviceFlags::OFF;
 
+/// The first look of `may_be_vip`, at the bit of the address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FirstLook {
+    /// The address is no VIP, unless it is a cluster IP that no Service has.
+    Clear,
+    /// The address may be a VIP.
+    Set,
+}
+
 /// The verdict on a packet of TCP, UDP or SCTP with no flow and no frontend that enters.
 #[inline(always)]
-pub fn unknown_port(frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
+pub fn unknown_port(frame: Frame, scratch: &mut Scratch, look: FirstLook) -> PacketVerdict {
     let packet = &scratch.packet;
+    if look == FirstLook::Clear && !Kernel.in_cluster_ranges(&packet.tuple.dst) {
+        return PacketVerdict::PASS;
+    }
     // Later packets of a connection may belong to another proxy, unless they circle.
     let is_request = packet.begins || packet.proto == Proto::Udp as u8;
-    refusal(frame, scratch, Hook::Ingress, is_request)
+    refusal_at_vip(frame, scratch, Hook::Ingress, is_request)
 }
 
 /// The verdict on a packet of TCP, UDP or SCTP of no flow that leaves, and may be a request.

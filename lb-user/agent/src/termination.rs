@@ -28,7 +28,7 @@ use lb_core::{
 };
 use lb_dataplane::{
     flows::Flows,
-    sockets::{self, Search, Serving, SocketFreer},
+    sockets::{self, Peer, Search, Serving, SocketFreer},
     stats::{self, CounterWatch, LiveIds, StatMaps},
     store::BpfStore,
 };
@@ -177,15 +177,16 @@ impl Worker {
                 due.iter().filter(|departure| departure.is_frontend()).map(|of| of.service).collect();
             let left = serving.backends_of(&left)?;
             let removed = due.iter().filter_map(|departure| match departure.departed {
-                Departed::Backend { id, address } => Some((id, address)),
+                Departed::Backend { id, peer } => Some((id, peer)),
                 Departed::Frontend(_) => None,
             });
-            let mut backends: Vec<(u32, AddrPort)> = removed.chain(left).collect();
+            let mut backends: Vec<(u32, Peer)> = removed.chain(left).collect();
             backends.retain(|(id, _)| may_have_sockets(*id));
             if backends.is_empty() {
                 continue;
             }
-            let peers: BTreeSet<AddrPort> = backends.into_iter().map(|(_, address)| address).collect();
+            // None, which are all, with a backend of port ranges.
+            let peers: Option<BTreeSet<AddrPort>> = backends.into_iter().map(|(_, peer)| peer.single()).collect();
             let serving = &serving;
             let is_lost = move |translation: &Translation| {
                 let owner = || serving.owner(proto, translation).ok().flatten();
@@ -193,7 +194,7 @@ impl Worker {
                 let is_due = proto == Proto::Udp || due.iter().any(|of| of.concerns(translation, owner));
                 is_due && !serving.serves(proto, translation)
             };
-            searches.push(Search { proto, peers: Some(peers), is_lost: Box::new(is_lost) });
+            searches.push(Search { proto, peers, is_lost: Box::new(is_lost) });
         }
         self.end(searches, &serving)
     }
@@ -362,17 +363,16 @@ fn verdict(proto: Proto, service: Option<ServiceEntry>, running: Duration) -> Ve
 }
 
 impl Departure {
-    /// True if a translation belongs to what departed: it has the frontend, or the id of the backend, or its address
+    /// True if a translation belongs to what departed: it has the frontend, or the id of the backend, or its peer
     /// while `owner`, the service port that has the frontend of the translation now, is the service port.
     fn concerns(&self, translation: &Translation, owner: impl FnOnce() -> Option<u32>) -> bool {
         match self.departed {
-            Departed::Backend { id, address } => {
-                translation.backend == id
-                    || translation.leads_to(&address.addr, address.port) && owner() == Some(self.service)
+            Departed::Backend { id, peer } => {
+                translation.backend == id || peer.is_of(translation) && owner() == Some(self.service)
             }
             Departed::Frontend(key) => {
                 let dialled = FrontendKey::new(translation.vip, translation.vip_port, self.proto);
-                key == dialled || key == dialled.node_port()
+                key.covers(&dialled) || key == dialled.node_port()
             }
         }
     }
@@ -449,8 +449,13 @@ mod tests {
         text.parse::<std::net::SocketAddr>().expect("an address").into()
     }
 
+    fn peer(text: &str) -> Peer {
+        let AddrPort { addr, port } = address(text);
+        Peer { addr, port: Some(port) }
+    }
+
     fn removed(id: u32, service: u32, proto: Proto, drain: Drain) -> Departure {
-        Departure { service, proto, drain, departed: Departed::Backend { id, address: address("10.0.0.1:53") } }
+        Departure { service, proto, drain, departed: Departed::Backend { id, peer: peer("10.0.0.1:53") } }
     }
 
     fn take(queue: &mut TerminationQueue, at: Instant) -> Vec<u32> {
@@ -504,7 +509,10 @@ mod tests {
             let AddrPort { addr, port } = address(text);
             Departed::Frontend(FrontendKey::new(addr, port, Proto::Tcp))
         };
-        let backend = Departed::Backend { id: 5, address: address("10.0.0.1:80") };
+        let backend = Departed::Backend { id: 5, peer: peer("10.0.0.1:80") };
+        let of_ranges = Departed::Backend { id: 5, peer: Peer { port: None, ..peer("10.0.0.1:80") } };
+        let Departed::Frontend(range) = frontend("10.96.0.1:5060") else { unreachable!() };
+        let range = Departed::Frontend(FrontendKey { block: 3, ..range });
         // (departed from service port 1, translation, owner of its frontend now, concerned)
         let cases = [
             (backend, led("10.96.0.1:80", 5, "10.0.0.1:80"), None, true),
@@ -513,6 +521,10 @@ mod tests {
             (backend, led("10.96.0.1:80", 4, "10.0.0.2:80"), Some(1), false),
             (frontend("10.96.0.1:80"), led("10.96.0.1:80", 4, "10.0.0.2:80"), Some(2), true),
             (frontend("10.96.0.1:80"), led("10.96.0.1:81", 4, "10.0.0.2:80"), Some(2), false),
+            (of_ranges, led("10.96.0.1:5060", 4, "10.0.0.1:6060"), Some(1), true),
+            (of_ranges, led("10.96.0.1:5060", 4, "10.0.0.2:6060"), Some(1), false),
+            (range, led("10.96.0.1:5063", 4, "10.0.0.1:6063"), None, true),
+            (range, led("10.96.0.1:5064", 4, "10.0.0.1:6064"), None, false),
             (frontend("0.0.0.0:30080"), led("192.0.2.1:30080", 4, "10.0.0.2:80"), None, true),
         ];
         for (departed, translation, owner, expected) in cases {

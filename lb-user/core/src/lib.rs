@@ -16,6 +16,7 @@ pub mod objects;
 pub mod op;
 pub mod per_family;
 pub mod plan;
+pub mod port_ranges;
 pub mod ranges;
 pub mod shadow;
 pub mod spec;

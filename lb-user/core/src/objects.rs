@@ -12,7 +12,10 @@ use std::{
     time::SystemTime,
 };
 
-use crate::label_selector::{LabelSelector, Labels};
+use crate::{
+    label_selector::{LabelSelector, Labels},
+    port_ranges::PortRanges,
+};
 use ipnet::IpNet;
 use lb_common::{PodMode, Proto, Scheduler};
 
@@ -84,7 +87,7 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` with ipMode VIP or none.
     pub ingress_ips: Vec<IpAddr>,
-    /// `spec.ports`. Shared, since most Services of a cluster have one of a few lists.
+    /// `spec.ports`, then port ranges. Shared, since most Services of a cluster have one of a few lists.
     pub ports: Arc<[ServicePort]>,
     /// `spec.internalTrafficPolicy`.
     pub internal_policy: Policy,
@@ -306,7 +309,7 @@ pub enum Policy {
     Local,
 }
 
-/// An entry of `spec.ports`.
+/// An entry of `spec.ports`, or port ranges.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ServicePort {
     /// Its name; empty for a single unnamed port.
@@ -317,13 +320,24 @@ pub struct ServicePort {
     pub port: NonZeroU16,
     /// The port that clients dial at the addresses of a node.
     pub node_port: Option<NonZeroU16>,
+    /// The port ranges of `beeline.io/ports` of one protocol and offset, in place of `port`, which is the first of
+    /// theirs. No entry of `spec.ports` has them: they follow these.
+    pub ranges: Option<Box<PortRanges>>,
 }
 
 impl ServicePort {
     /// Makes a port without a node port.
     #[must_use]
     pub fn new(name: &str, proto: Proto, port: NonZeroU16) -> Self {
-        Self { name: name.into(), proto, port, node_port: None }
+        Self { name: name.into(), proto, port, node_port: None, ranges: None }
+    }
+
+    /// Makes the port of port ranges; none if they are empty.
+    #[must_use]
+    pub fn of_ranges(ranges: PortRanges) -> Option<Self> {
+        let port = ranges.spans.first().and_then(|span| NonZeroU16::new(span.first))?;
+        let unranged = Self::new(&ranges.name(), ranges.proto, port);
+        Some(Self { ranges: Some(Box::new(ranges)), ..unranged })
     }
 }
 

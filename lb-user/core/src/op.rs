@@ -14,6 +14,8 @@ use crate::{ranges, spec::PortKey};
 pub enum Table {
     /// `FRONTENDS`
     Frontends,
+    /// `PORT_RANGES`
+    PortRanges,
     /// `FRONTEND_BITS`
     FrontendBits,
     /// `SERVICES`
@@ -34,8 +36,9 @@ pub enum Table {
 
 impl Table {
     /// All tables.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Frontends,
+        Self::PortRanges,
         Self::FrontendBits,
         Self::Services,
         Self::Slots,
@@ -51,6 +54,7 @@ impl Table {
     pub const fn map_name(self) -> &'static str {
         match self {
             Self::Frontends => "FRONTENDS",
+            Self::PortRanges => "PORT_RANGES",
             Self::FrontendBits => "FRONTEND_BITS",
             Self::Services => "SERVICES",
             Self::Slots => "SLOTS",
@@ -64,11 +68,18 @@ impl Table {
 }
 
 impl Table {
+    /// Returns the table of a frontend.
+    #[must_use]
+    pub const fn of_frontend(key: &FrontendKey) -> Self {
+        if key.block == 0 { Self::Frontends } else { Self::PortRanges }
+    }
+
     /// Returns the name in the flag `--map-size`; None for a map of fixed size. `NAMES` is as large as `SERVICES`.
     #[must_use]
     pub const fn flag_name(self) -> Option<&'static str> {
         Some(match self {
             Self::Frontends => "frontends",
+            Self::PortRanges => "port_ranges",
             Self::FrontendBits => return None,
             Self::Services | Self::Names => "services",
             Self::Slots => "slots",
@@ -91,7 +102,7 @@ pub enum Op {
     PutSlot(SlotKey, Slot),
     /// Write a service port: its list lengths, policies and scheduler.
     PutService(u32, ServiceEntry),
-    /// Point a frontend at a service port.
+    /// Point a frontend, or a block of a port range, at a service port.
     PutFrontend(FrontendKey, Frontend),
     /// Write a word of frontend bits: see [`FrontendKey::bit`].
     PutFrontendBits(u32, u64),
@@ -101,7 +112,7 @@ pub enum Op {
     PutRange(RangeKey),
     /// Write a Maglev table.
     PutMaglev(MaglevKey, Box<Maglev>),
-    /// Remove a frontend.
+    /// Remove a frontend, or a block of a port range.
     DeleteFrontend(FrontendKey),
     /// Remove a service port.
     DeleteService(u32),
@@ -128,7 +139,7 @@ impl Op {
             Self::PutBackend(..) | Self::DeleteBackend(_) => Table::Backends,
             Self::PutSlot(..) | Self::DeleteSlot(_) => Table::Slots,
             Self::PutService(..) | Self::DeleteService(_) => Table::Services,
-            Self::PutFrontend(..) | Self::DeleteFrontend(_) => Table::Frontends,
+            Self::PutFrontend(key, _) | Self::DeleteFrontend(key) => Table::of_frontend(key),
             Self::PutFrontendBits(..) => Table::FrontendBits,
             Self::PutNodeAddr(..) | Self::DeleteNodeAddr(_) => Table::NodeAddrs,
             Self::PutRange(_) | Self::DeleteRange(_) => Table::SourceRanges,

@@ -67,7 +67,7 @@ impl Member {
 pub struct PortSpec {
     /// The service port.
     pub key: PortKey,
-    /// Frontends that the service port owns (invariant I6), sorted, without duplicates.
+    /// Frontends and blocks of port ranges that the service port owns (invariant I6), sorted, without duplicates.
     pub frontends: Vec<(FrontendKey, Kind)>,
     /// Backends, sorted by address and port, without duplicates.
     pub backends: Vec<Member>,

@@ -36,7 +36,7 @@ pub const fn largest(table: Table) -> u32 {
         Table::Maglev => 1 << 14,
         // The kernel frees a trie node by node, each from its root, on one CPU: 65,536 entries take some 30 ms, 262,144
         // some 150 ms (Linux 6.18).
-        Table::SourceRanges => 1 << 18,
+        Table::SourceRanges | Table::PortRanges => 1 << 18,
         // The buckets alone take 64 MiB.
         _ => 1 << 22,
     }
@@ -241,6 +241,7 @@ fn grow_together(table: &Table) -> &'static [Table] {
         Table::Slots => &[Table::Slots],
         Table::Backends => &[Table::Backends],
         Table::Frontends => &[Table::Frontends],
+        Table::PortRanges => &[Table::PortRanges],
         Table::FrontendBits => &[Table::FrontendBits],
         Table::NodeAddrs => &[Table::NodeAddrs],
         Table::SourceRanges => &[Table::SourceRanges],

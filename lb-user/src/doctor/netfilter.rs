@@ -5,9 +5,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    ops::RangeInclusive,
 };
 
-use lb_common::{Family, FrontendKey, Kind, Proto};
+use lb_common::{Family, FrontendKey, Kind};
 
 use super::Finding;
 use lb_core::{store::Dump, text::number};
@@ -57,7 +58,8 @@ fn hits(chains: &[HookedChain], dump: &Dump) -> Vec<Hits> {
     for base in chains.iter().filter(before) {
         let mut by_chain = BTreeMap::<&str, (usize, BTreeSet<FrontendKey>)>::new();
         for (chain, rule) in &base.rules {
-            let seen = dump.frontends.keys().filter(|key| sees(base.chain.table.family, key));
+            let seen =
+                dump.frontends.keys().chain(dump.port_ranges.keys()).filter(|key| sees(base.chain.table.family, key));
             let named = seen.filter(|key| names(rule, key) && !is_of_node(rule, key, dump));
             let named: BTreeSet<FrontendKey> = named.copied().collect();
             if !named.is_empty() {
@@ -96,7 +98,9 @@ fn is_of_node(rule: &Rule, frontend: &FrontendKey, dump: &Dump) -> bool {
 fn names(rule: &Rule, frontend: &FrontendKey) -> bool {
     let is_node_port = frontend.addr.is_unspecified();
     let has_address = rule.destination.map(|addr| addr == frontend.addr || is_node_port);
-    let has_port = (!rule.ports.is_empty()).then(|| rule.ports.iter().any(|range| range.contains(&frontend.port)));
+    let (first, last) = frontend.ports();
+    let meets = |range: &RangeInclusive<u16>| *range.start() <= last && first <= *range.end();
+    let has_port = (!rule.ports.is_empty()).then(|| rule.ports.iter().any(meets));
     let has_proto = rule.proto.is_none_or(|proto| proto == frontend.proto);
     // A rule for an address of the node names its NodePorts only together with a port.
     let is_specific = has_port == Some(true) || (has_address == Some(true) && !is_node_port);
@@ -152,11 +156,14 @@ fn forward(base: &HookedChain) -> Finding {
 fn warning(hits: &Hits, dump: &Dump) -> Finding {
     let mut frontends = String::new();
     for (nth, key) in hits.frontends.iter().take(3).enumerate() {
-        let proto = Proto::from_number(key.proto.into()).map_or("?", Proto::name);
-        let service = dump.frontends.get(key).and_then(|frontend| dump.names.get(&frontend.service));
+        let service = dump
+            .frontends
+            .get(key)
+            .or_else(|| dump.port_ranges.get(key))
+            .and_then(|frontend| dump.names.get(&frontend.service));
         let service = service.map_or_else(String::new, |port| format!(" of {}", port.service));
         let separator = if nth == 0 { "" } else { ", " };
-        _ = write!(frontends, "{separator}{}/{proto}{service}", crate::inspect::address(key));
+        _ = write!(frontends, "{separator}{key}{service}");
     }
     if hits.frontends.len() > 3 {
         _ = write!(frontends, " and {} more", hits.frontends.len() - 3);
@@ -181,6 +188,7 @@ fn warning(hits: &Hits, dump: &Dump) -> Finding {
 mod tests {
     use super::*;
     use crate::doctor::finding::assert_findings;
+    use lb_common::Proto;
     use lb_common::{Addr, Frontend, Kind};
     use lb_kernel::netfilter::{Chain, NftTable, base_chain::ChainHook};
 

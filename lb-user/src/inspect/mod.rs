@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use foldhash::{HashMap, HashMapExt as _};
 use lb_common::{
-    Backend, BackendFlags, Counter, FrontendKey, Kind, List, NEVER, Proto, Scheduler, ServiceEntry, ServiceFlags, Slot,
-    SlotKey,
+    Addr, Backend, BackendFlags, Counter, Frontend, FrontendKey, Kind, List, NEVER, Proto, Scheduler, ServiceEntry,
+    ServiceFlags, Slot, SlotKey,
 };
 use serde::Serialize;
 
@@ -17,7 +17,11 @@ pub use devices::{DeviceRow, devices};
 pub use flows::{FlowFilter, FlowRow, flows};
 pub use pod_modes::{PodModeRow, pod_modes};
 
-use lb_core::{spec::PortKey, store::Dump};
+use lb_core::{
+    port_ranges::{self, PortSpan},
+    spec::PortKey,
+    store::Dump,
+};
 use lb_dataplane::stats::{
     Stats,
     counts::{GONE, PortCounts, by_port},
@@ -67,8 +71,11 @@ pub struct ServiceRow {
 pub struct FrontendRow {
     /// Address that clients dial.
     pub address: String,
-    /// Port that clients dial. `None`: the entry of a cluster IP, whose other ports are rejected.
+    /// Port that clients dial; the first one of a port range. `None`: the entry of a cluster IP, whose other ports are
+    /// rejected.
     pub port: Option<u16>,
+    /// Last port of a port range. `None` for a single port.
+    pub last_port: Option<u16>,
     /// TCP, UDP or SCTP; `any` without a port.
     pub protocol: &'static str,
     /// Kind: ClusterIP, NodePort, ExternalIP, LoadBalancer, Address or ExternalAddress.
@@ -87,8 +94,10 @@ pub struct BackendRow {
     pub service: String,
     /// Address; [`GONE`] if the backend was removed and sockets still hold it.
     pub address: String,
-    /// Port. `None` if the backend was removed.
+    /// Port. `None` if the backend was removed, and with an offset.
     pub port: Option<u16>,
+    /// Of port ranges: added to the port dialled, modulo 65,536.
+    pub port_offset: Option<i16>,
     /// `here` on this node, otherwise `elsewhere`. `None` if the backend was removed.
     #[serde(rename = "where")]
     pub place: Option<&'static str>,
@@ -142,6 +151,10 @@ pub fn services(dump: &Dump, stats: &Stats) -> Vec<ServiceRow> {
     for (key, frontend) in dump.frontends.iter().filter(|(key, _)| !key.is_address()) {
         frontends.entry(frontend.service).or_default().push(address(key));
     }
+    for (addr, _, span, frontend) in ranges(dump) {
+        let addr = if addr.is_v4() { addr.to_string() } else { format!("[{addr}]") };
+        frontends.entry(frontend.service).or_default().push(format!("{addr}:{span}"));
+    }
     let (sizes, counts) = (list_sizes(dump), by_port(stats));
     let row = |(id, service): (&u32, &ServiceEntry)| {
         let key = dump.names.get(id);
@@ -182,22 +195,32 @@ const fn policy(flags: u32, local: u32) -> &'static str {
     }
 }
 
-/// Lists all frontends, by address.
+/// Lists the port ranges: address, protocol number, ports, and the entry of their blocks.
+pub(crate) fn ranges(dump: &Dump) -> Vec<(Addr, u8, PortSpan, Frontend)> {
+    port_ranges::joined(dump.port_ranges.iter().map(|(key, frontend)| (*key, *frontend)))
+}
+
+/// Lists all frontends, by address; then the port ranges.
 #[must_use]
 pub fn frontends(dump: &Dump) -> Vec<FrontendRow> {
     let protocol = |key: &FrontendKey| match Proto::from_number(key.proto.into()) {
         _ if key.is_address() => "any",
         proto => proto.map_or("?", Proto::name),
     };
-    let row = |(key, frontend): (&FrontendKey, &lb_common::Frontend)| FrontendRow {
+    let row = |(key, frontend): (&FrontendKey, &Frontend)| FrontendRow {
         address: key.addr.to_string(),
         port: (!key.is_address()).then_some(key.port),
+        last_port: None,
         protocol: protocol(key),
         kind: Kind::from_number(frontend.kind).map_or("?", Kind::name),
         service: name_of(dump, frontend.service),
         service_id: frontend.service,
     };
-    dump.frontends.iter().map(row).collect()
+    let range = |(addr, proto, span, frontend): (Addr, u8, PortSpan, Frontend)| {
+        let first = FrontendKey { addr, port: span.first, proto, block: 0 };
+        FrontendRow { last_port: Some(span.last), ..row((&first, &frontend)) }
+    };
+    dump.frontends.iter().map(row).chain(ranges(dump).into_iter().map(range)).collect()
 }
 
 /// Lists all backends, by service port and address; after those of a service port, removed ones that sockets hold.
@@ -211,6 +234,10 @@ pub fn backends(dump: &Dump, stats: &Stats) -> Vec<BackendRow> {
 pub fn backends_of(dump: &Dump, slots: &BTreeMap<SlotKey, Slot>, stats: &Stats, service: u32) -> Vec<BackendRow> {
     let range = SlotKey::new(service, List::Cluster, 0)..=SlotKey::new(service, List::Local, u32::MAX);
     backend_rows(dump, stats, slots.range(range).map(|(_, slot)| slot), |other| other == service)
+}
+
+const fn is_offset(backend: &Backend) -> bool {
+    backend.flags & BackendFlags::OFFSET != 0
 }
 
 fn backend_rows<'a>(
@@ -233,7 +260,8 @@ fn backend_rows<'a>(
         BackendRow {
             service: name_of(dump, service),
             address: backend.map_or_else(|| GONE.to_owned(), |backend| backend.addr.to_string()),
-            port: backend.map(|backend| backend.port),
+            port: backend.filter(|backend| !is_offset(backend)).map(|backend| backend.port),
+            port_offset: backend.filter(|backend| is_offset(backend)).map(|backend| backend.port.cast_signed()),
             place: backend.map(place),
             weight: weights.get(&id).copied().unwrap_or(0),
             lists: backend.map(lists).unwrap_or_default(),

@@ -8,11 +8,15 @@ mod way;
 use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr};
 
 use lb_common::{
-    AffinityOutcome, Caller as _, Cause, Choice, FrontendKey, Kind, List, ListReason, NodeAddr, NodeAddrFlags, Origin,
-    PodMode, Proto, ScheduleReason, Scheduler, SelectEvent, ServiceEntry, ServiceFlags, Slot, SlotKey, State as _,
-    Tables as _, Verdict, Vip, refusal, select_observed, vip,
+    AffinityOutcome, Caller as _, Cause, Choice, FrontendKey, Kind, List, ListReason, Match, NodeAddr, NodeAddrFlags,
+    Origin, PodMode, Proto, ScheduleReason, Scheduler, SelectEvent, ServiceEntry, ServiceFlags, Slot, SlotKey,
+    State as _, Tables as _, Verdict, Vip, refusal, select_observed, vip,
 };
-use lb_core::{host_ports, text::number};
+use lb_core::{
+    host_ports,
+    port_ranges::{PortSpan, frontend_text},
+    text::number,
+};
 
 use crate::inspect::{self, pod_modes};
 
@@ -90,7 +94,7 @@ impl Choosing<'_> {
             events.push(event);
         });
         let verdict = match (verdict, self.refusal()) {
-            (Verdict::NotService, Some(cause)) => Verdict::Refused(0, cause),
+            (verdict, Some(cause)) if verdict.is_not_service() => Verdict::Refused(0, cause),
             (verdict, _) => verdict,
         };
         let (text, backends) = self.describe(&events.into_inner());
@@ -108,11 +112,12 @@ impl Choosing<'_> {
         let (mut service_port, mut list_in_use, mut reason) = (0, List::Cluster, "");
         for event in events {
             match *event {
-                SelectEvent::Frontend { frontend, .. } => {
+                SelectEvent::Frontend { frontend, matched } => {
                     service_port = frontend.service;
                     let kind = Kind::from_number(frontend.kind).map_or("unknown kind", Kind::name);
                     let name = inspect::name_of(&self.snapshot.dump, frontend.service);
-                    text += &format!("  frontend   {kind} of {name}\n");
+                    let by = if matched == Match::PortRange { self.range() } else { String::new() };
+                    text += &format!("  frontend   {kind} of {name}{by}\n");
                     let address = self.snapshot.dump.frontends.get(&self.dest.address());
                     if self.client.origin() == Origin::Node
                         && address.is_some_and(|address| address.kind == Kind::OwnAddress as u8)
@@ -167,6 +172,15 @@ impl Choosing<'_> {
             }
         }
         (text, backends)
+    }
+
+    /// Names the port range of the destination.
+    fn range(&self) -> String {
+        let has = |(addr, proto, span, _): &(_, u8, PortSpan, _)| {
+            (*addr, *proto) == (self.dest.addr, self.dest.proto) && span.contains(self.dest.port)
+        };
+        let range = inspect::ranges(&self.snapshot.dump).into_iter().find(has);
+        range.map_or_else(String::new, |(.., span, _)| format!(", by its port range {span}"))
     }
 
     fn service(&self, id: u32) -> ServiceEntry {
@@ -251,7 +265,8 @@ impl Choosing<'_> {
         let is_weighted = slots.iter().any(|slot| slot.weight > 1);
         let mut text = String::new();
         for slot in slots.iter().take(MAX_LISTED) {
-            let addr = SocketAddr::new(slot.addr.to_ip(), slot.port);
+            let port = self.snapshot.backend(slot.backend).map_or(slot.port, |of| of.port_for(self.dest.port));
+            let addr = SocketAddr::new(slot.addr.to_ip(), port);
             let share = f64::from(slot.weight) * 100.0 / f64::from(len.max(1));
             let weight = if is_weighted { format!("  weight {}", slot.weight) } else { String::new() };
             let open = usize::try_from(self.snapshot.open_sockets(slot.backend)).unwrap_or(usize::MAX);
@@ -308,11 +323,10 @@ impl Choosing<'_> {
             None => format!("  verdict    no Service answers here: {verdict}\n"),
         };
         let frontends = self.snapshot.dump.frontends.keys();
-        let other_ports: Vec<_> = frontends
-            .filter(|other| other.addr == self.dest.addr && !other.is_address())
-            .take(5)
-            .map(ToString::to_string)
-            .collect();
+        let single = frontends.filter(|other| other.addr == self.dest.addr && !other.is_address());
+        let ranges = inspect::ranges(&self.snapshot.dump).into_iter().filter(|(addr, ..)| *addr == self.dest.addr);
+        let ranges = ranges.map(|(addr, proto, span, _)| frontend_text(addr, proto, span));
+        let other_ports: Vec<_> = single.map(ToString::to_string).chain(ranges).take(5).collect();
         if !other_ports.is_empty() {
             text += &format!("  hint       the address is a VIP, with other ports: {}\n", other_ports.join(", "));
         }

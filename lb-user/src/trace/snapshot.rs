@@ -42,6 +42,9 @@ impl Tables for Snapshot {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.dump.frontend(key)
     }
+    fn port_range(&self, dest: &FrontendKey) -> Option<Frontend> {
+        self.dump.port_range(dest)
+    }
     fn in_cluster_ranges(&self, addr: &Addr) -> bool {
         self.cluster_ranges.contain(addr)
     }

@@ -108,11 +108,13 @@ impl Beeline {
                 Answer { outcome: Outcome::Endpoints(to), affinity_seconds: (affinity != 0).then_some(affinity) }
             }
             Verdict::Refused(_, cause) => refused(cause).into(),
-            Verdict::NotService if packet.origin == Origin::Outside => match vip(&maps, &dest) {
+            Verdict::NotService | Verdict::NoPort if packet.origin == Origin::Outside => match vip(&maps, &dest) {
                 Some(Vip::Cluster | Vip::Unallotted) => Outcome::Rejected.into(),
                 Some(Vip::External) | None => Outcome::Unchanged.into(),
             },
-            Verdict::NotService => refusal(&maps, &caller, &dest).map_or(Outcome::Unchanged, refused).into(),
+            Verdict::NotService | Verdict::NoPort => {
+                refusal(&maps, &caller, &dest).map_or(Outcome::Unchanged, refused).into()
+            }
         }
     }
 }

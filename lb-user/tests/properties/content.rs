@@ -27,7 +27,8 @@ pub type Content = BTreeMap<PortKey, PortContent>;
 pub fn content(dump: &Dump) -> Content {
     let port = |id: u32| {
         let service = dump.services.get(&id).copied().unwrap_or_default();
-        let own = dump.frontends.iter().filter(|(_, frontend)| frontend.service == id);
+        let all = dump.frontends.iter().chain(&dump.port_ranges);
+        let own = all.filter(|(_, frontend)| frontend.service == id);
         let frontends = own.map(|(key, Frontend { kind, .. })| (*key, *kind)).collect();
         let lists = List::ALL.map(|list| {
             let slots = dump.slots.iter().filter(|(key, _)| key.service == id && key.list == list as u32);
@@ -52,7 +53,7 @@ pub fn check_consistent(dump: &Dump) {
     let names: BTreeSet<&PortKey> = dump.names.values().collect();
     assert_eq!(names.len(), dump.names.len(), "one id for each name\n{dump:#}");
     assert!(dump.names.keys().eq(dump.services.keys()), "each name has a service entry\n{dump:#}");
-    for frontend in dump.frontends.values() {
+    for frontend in dump.frontends.values().chain(dump.port_ranges.values()) {
         assert!(dump.services.contains_key(&frontend.service), "a frontend names an unknown service port\n{dump:#}");
     }
     let lens = dump.services.values().map(|service| service.cluster_len as usize + service.local_len as usize);

@@ -1,6 +1,6 @@
 //! Promises that hold for every history of objects: with readers between any two writes, with faults, with restarts.
 
-use std::{cell::Cell, net::Ipv4Addr};
+use std::{cell::Cell, collections::BTreeSet, net::Ipv4Addr};
 
 use lb_agent::reconcile::Reconciler;
 use lb_common::{
@@ -56,7 +56,8 @@ impl Allowed {
     /// frontend that comes or goes may be there or not.
     fn of(key: &FrontendKey, old: &Dump, new: &Dump, place: ClientPlace) -> Self {
         let verdicts = [old, new].map(|dump| select(dump, &FixedCaller(0, place), key, 0));
-        let owners = [old, new].map(|dump| dump.frontends.get(key).map(|frontend| frontend.service));
+        let frontend_of = |dump: &Dump| dump.frontend(key).or_else(|| dump.port_range(key));
+        let owners = [old, new].map(|dump| frontend_of(dump).map(|frontend| frontend.service));
         let is_admitted_by = |dump: &Dump, owner: &Option<u32>| {
             let client = FixedCaller(0, place).client().addr();
             owner.zip(client).is_some_and(|(owner, client)| dump.in_source_ranges(owner, &client))
@@ -64,25 +65,31 @@ impl Allowed {
         // While a frontend changes its kind or owner, source ranges of before or after may bind it, for callers on the
         // node too, whose address is unknown here.
         let is_load_balancer =
-            |dump: &Dump| dump.frontends.get(key).is_some_and(|frontend| frontend.kind == Kind::LoadBalancer as u8);
+            |dump: &Dump| frontend_of(dump).is_some_and(|frontend| frontend.kind == Kind::LoadBalancer as u8);
         let excludes = |dump: &Dump, owner: &Option<u32>| {
             let service = owner.and_then(|owner| dump.service(owner)).unwrap_or_default();
             service.flags & ServiceFlags::SOURCE_RANGES != 0 && !is_admitted_by(dump, owner)
         };
         let is_ever_bound = [old, new].into_iter().any(is_load_balancer)
             && [old, new].into_iter().any(|dump| owners.iter().any(|owner| excludes(dump, owner)));
-        let slots = old.slots.iter().chain(&new.slots).filter(|(slot, _)| owners.contains(&Some(slot.service)));
+        let owned = |(slot, _): &(&SlotKey, &Slot)| owners.contains(&Some(slot.service));
+        let backends = [old, new].into_iter().flat_map(|dump| {
+            dump.slots.iter().filter(owned).map(|(_, slot)| {
+                let backend = dump.backends.get(&slot.backend);
+                (slot.addr, backend.map_or(slot.port, |backend| backend.port_for(key.port)))
+            })
+        });
         let is_backend = |verdict: &Verdict| matches!(verdict, Verdict::Backend(_));
         // New ranges are written before old ones are removed, and a frontend that moves may meet those of either owner.
         let is_excluded_by_all = |(dump, verdict): (&Dump, &Verdict)| match verdict {
-            Verdict::Refused(_, Cause::SourceRange) | Verdict::NotService => {
+            Verdict::Refused(_, Cause::SourceRange) | Verdict::NotService | Verdict::NoPort => {
                 !owners.iter().any(|owner| is_admitted_by(dump, owner))
             }
             _ => false,
         };
         let is_excluded = |verdict: &Verdict| matches!(verdict, Verdict::Refused(_, Cause::SourceRange));
         Self {
-            backends: slots.map(|(_, slot)| (slot.addr, slot.port)).collect(),
+            backends: backends.collect(),
             never_misses: verdicts.iter().all(is_backend) && !is_ever_bound,
             never_admitted: verdicts.iter().any(is_excluded)
                 && [old, new].into_iter().zip(&verdicts).all(is_excluded_by_all),
@@ -121,13 +128,13 @@ proptest! {
         for snapshots in histories(&states) {
             let (Some(old), Some(new)) = (snapshots.first(), snapshots.last()) else { continue };
             for (key, place) in queries(old, new) {
-                let allowed = Allowed::of(key, old, new, place);
+                let allowed = Allowed::of(&key, old, new, place);
                 for (at, snapshot) in snapshots.iter().enumerate() {
                     for random in RANDOMS {
                         let when = || {
                             format!("from {place:?} after {at} writes\nfrom\n{old:#}\nnow\n{snapshot:#}\nto\n{new:#}")
                         };
-                        allowed.check(key, select(snapshot, &FixedCaller(random, place), key, 0), when)?;
+                        allowed.check(&key, select(snapshot, &FixedCaller(random, place), &key, 0), when)?;
                     }
                 }
             }
@@ -262,6 +269,9 @@ impl Tables for InterleavedReader<'_> {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.now().frontend(key)
     }
+    fn port_range(&self, dest: &FrontendKey) -> Option<Frontend> {
+        self.now().port_range(dest)
+    }
     fn service(&self, id: u32) -> Option<ServiceEntry> {
         self.now().service(id)
     }
@@ -306,12 +316,14 @@ enum ClientPlace {
     Far,
 }
 
-/// Lists every frontend of two dumps, with every place of a client.
-fn queries<'a>(old: &'a Dump, new: &'a Dump) -> impl Iterator<Item = (&'a FrontendKey, ClientPlace)> {
-    let fresh = new.frontends.keys().filter(|key| !old.frontends.contains_key(key));
+/// Lists every frontend of two dumps, and the ends of every block of port ranges, with every place of a client.
+fn queries(old: &Dump, new: &Dump) -> impl Iterator<Item = (FrontendKey, ClientPlace)> {
     // Without the entries of cluster IPs themselves, which stand for their other ports.
-    let frontends = old.frontends.keys().chain(fresh).filter(|key| !key.is_address());
-    frontends.flat_map(|key| [ClientPlace::Node, ClientPlace::Near, ClientPlace::Far].map(|place| (key, place)))
+    let single = [old, new].into_iter().flat_map(|dump| dump.frontends.keys()).filter(|key| !key.is_address()).copied();
+    let ends = |key: &FrontendKey| [key.ports().0, key.ports().1].map(|port| FrontendKey { port, block: 0, ..*key });
+    let blocks = [old, new].into_iter().flat_map(|dump| dump.port_ranges.keys()).flat_map(ends);
+    let keys: BTreeSet<FrontendKey> = single.chain(blocks).collect();
+    keys.into_iter().flat_map(|key| [ClientPlace::Node, ClientPlace::Near, ClientPlace::Far].map(|place| (key, place)))
 }
 
 /// A client at a place, with a fixed random number.
@@ -348,8 +360,9 @@ fn next_schedule(schedule: &mut [usize], used: usize, last: usize) -> bool {
     true
 }
 
-/// Lookups of two attempts, seven each: frontend, NodePort, service, source ranges, Maglev table, backend, slot.
-const LOOKUPS: usize = 14;
+/// Lookups of two attempts, eight each: frontend, NodePort, port range, service, source ranges, Maglev table, backend,
+/// slot.
+const LOOKUPS: usize = 16;
 
 #[test]
 fn i1_no_interleaving_of_a_reader_with_the_writer_misses() {
@@ -360,18 +373,19 @@ fn i1_no_interleaving_of_a_reader_with_the_writer_misses() {
         let (first, last) = (snapshots.first().expect("one"), snapshots.len() - 1);
         let mut schedules = 0;
         for (key, place) in queries(first, &snapshots[last]) {
-            let mut allowed = Allowed::of(key, first, &snapshots[last], place);
+            let mut allowed = Allowed::of(&key, first, &snapshots[last], place);
             // A frontend may go, and its source ranges with it, between a reader's first lookup and its second.
-            allowed.never_admitted &= snapshots[last].frontends.contains_key(key);
+            allowed.never_admitted &=
+                snapshots[last].frontend(&key).or_else(|| snapshots[last].port_range(&key)).is_some();
             for random in RANDOMS {
                 let mut schedule = [0; LOOKUPS];
                 loop {
                     let reader =
                         InterleavedReader { snapshots: &snapshots, schedule: &schedule, lookups: Cell::new(0) };
-                    let verdict = select(&reader, &FixedCaller(random, place), key, 0);
+                    let verdict = select(&reader, &FixedCaller(random, place), &key, 0);
                     schedules += 1;
                     let when = || format!("from {place:?} in {name:?} with the schedule {schedule:?}");
-                    allowed.check(key, verdict, when).expect("an old or a new backend");
+                    allowed.check(&key, verdict, when).expect("an old or a new backend");
                     let used = reader.lookups.get();
                     if !next_schedule(&mut schedule, used, last) {
                         break;

@@ -71,7 +71,11 @@ fn check_ids(dump: &Dump, op: &Op) {
             let named = !succeeds
                 && (other.is_some()
                     || dump.services.contains_key(id)
-                    || dump.frontends.values().any(|frontend| frontend.service == *id)
+                    || dump
+                        .frontends
+                        .values()
+                        .chain(dump.port_ranges.values())
+                        .any(|frontend| frontend.service == *id)
                     || dump.slots.keys().any(|slot| slot.service == *id)
                     || dump.backends.values().any(|backend| backend.service == *id));
             assert!(*id != 0 && !named, "{op}: the id is in use\n{dump:#}");
@@ -129,6 +133,8 @@ pub fn corrupt(dump: &mut Dump) {
     }
     let key = FrontendKey::new(std::net::Ipv4Addr::new(192, 0, 2, 77).into(), 77, Proto::Tcp);
     dump.frontends.insert(key, Frontend::new(top + 42, Kind::ClusterIp));
+    // A block of a port range that another version left.
+    dump.port_ranges.insert(FrontendKey { block: 4, port: 72, ..key }, Frontend::new(top, Kind::ClusterIp));
     // A frontend of the wrong service port.
     if let Some(frontend) = dump.frontends.values_mut().next() {
         frontend.service = top + 3;

@@ -4,6 +4,7 @@ use std::{net::IpAddr, ops::Range};
 
 use ipnet::IpNet;
 use lb_common::{Proto, Scheduler};
+use lb_core::port_ranges::parse;
 use lb_core::{
     event::{Event, Object, ObjectKind},
     objects::{
@@ -50,6 +51,8 @@ struct RandomService {
     policy: Policy,
     outside: ExternalOptions,
     maglev: bool,
+    /// Its port ranges: `beeline.io/ports`.
+    port_ranges: &'static str,
     /// Its preference, and the index of the Service whose clients it takes.
     near: (Preference, Option<usize>),
     by_hand: bool,
@@ -78,20 +81,31 @@ fn near() -> impl Strategy<Value = (Preference, Option<usize>)> {
     (preference, prop::option::weighted(0.3, 0_usize..4))
 }
 
+/// Generates port ranges that overlap those of other Services, and their single ports.
+fn port_ranges() -> impl Strategy<Value = &'static str> {
+    prop_oneof![
+        3 => Just(""),
+        1 => Just("70-90/tcp"),
+        1 => Just("80-100/tcp+10"),
+        1 => Just("50-60/udp, 85/tcp"),
+        1 => Just("all/udp, 90-91/tcp-1"),
+    ]
+}
+
 fn service() -> impl Strategy<Value = RandomService> {
     let endpoint = || (1_u8..9, 0_u8..5, any::<bool>());
     (
         (prop::bool::weighted(0.1), prop::option::of(1_i64..4), vec(1_u8..5, 1..2), prop::bool::weighted(0.2)),
         (vec(1_u8..3, 0..2), 1_usize..3, prop_oneof![3 => Just(Policy::Cluster), 1 => Just(Policy::Local)]),
         (prop::bool::weighted(0.2), vec(endpoint(), 0..7), vec(endpoint(), 0..3)),
-        (outside(), prop::bool::weighted(0.2), prop::bool::weighted(0.3), near()),
+        (outside(), prop::bool::weighted(0.2), prop::bool::weighted(0.3), near(), port_ranges()),
     )
         .prop_map(
             |(
                 (absent, created, vips, v6),
                 (externals, ports, policy),
                 (by_hand, endpoints, more),
-                (outside, maglev, renamed, near),
+                (outside, maglev, renamed, near, port_ranges),
             )| RandomService {
                 absent,
                 renamed,
@@ -103,6 +117,7 @@ fn service() -> impl Strategy<Value = RandomService> {
                 policy,
                 outside,
                 maglev,
+                port_ranges,
                 near,
                 by_hand,
                 endpoints,
@@ -124,6 +139,7 @@ impl RandomService {
             let number = 30_080 + u16::from(self.vips[0]);
             ports.iter_mut().for_each(|port| port.node_port = number.try_into().ok());
         }
+        ports.extend(ranges_of(self.port_ranges));
         let range = |&len: &u8| format!("10.{len}.0.0/{len}").parse::<IpNet>().expect("a network").trunc();
         let scheduler = self.maglev.then_some(Scheduler::Mh);
         let (preference, target) = self.near;
@@ -177,8 +193,15 @@ fn rename_ports(object: &mut Object) {
     };
     match object {
         Object::Service(service) => {
-            let ports: Vec<_> =
-                service.ports.iter().map(|port| ServicePort { name: renamed(&port.name), ..port.clone() }).collect();
+            let ports: Vec<_> = service
+                .ports
+                .iter()
+                .map(|port| match port.ranges {
+                    // The agent names these.
+                    Some(_) => port.clone(),
+                    None => ServicePort { name: renamed(&port.name), ..port.clone() },
+                })
+                .collect();
             service.ports = ports.into();
         }
         Object::EndpointSlice(slice) => rename_group(&mut slice.group),
@@ -195,6 +218,26 @@ fn with_ports_renamed(mut objects: Objects) -> Objects {
 
 fn plain_service(key: Key) -> Service {
     Service { ports: ports(1).into(), ..Service::new(key) }
+}
+
+/// Returns the ports of the annotation `beeline.io/ports`; none of an empty one.
+fn ranges_of(annotation: &str) -> Vec<ServicePort> {
+    if annotation.is_empty() {
+        return Vec::new();
+    }
+    let groups = parse(annotation).expect("an annotation");
+    groups.into_iter().filter_map(ServicePort::of_ranges).collect()
+}
+
+/// Gives the first Service of a state port ranges.
+fn with_ranges(mut objects: Objects, annotation: &str) -> Objects {
+    for object in &mut objects {
+        if let Object::Service(service) = object {
+            service.ports = service.ports.iter().cloned().chain(ranges_of(annotation)).collect();
+            break;
+        }
+    }
+    objects
 }
 
 fn ports(count: usize) -> Vec<ServicePort> {
@@ -328,6 +371,21 @@ pub fn small_changes() -> Vec<(&'static str, Objects, Objects)> {
             "the external policy becomes Local, the internal one Cluster, and a VIP comes",
             with(&local_inside, b(9, &[1], &[3])),
             { lb(Local, &[2], &[]) },
+        ),
+        (
+            "a port range changes, and its endpoints",
+            with_ranges(a(Cluster, &[1], &[]), "70-72/tcp"),
+            with_ranges(a(Cluster, &[2], &[]), "71-74/tcp"),
+        ),
+        (
+            "a port range has another offset",
+            with_ranges(a(Cluster, &[1], &[]), "71-72/tcp"),
+            with_ranges(a(Cluster, &[1], &[]), "71-72/tcp+1"),
+        ),
+        (
+            "a single port leaves a port range",
+            with_ranges(a(Cluster, &[1], &[]), "79-80/tcp"),
+            with_ranges(a(Cluster, &[1], &[]), "79/tcp"),
         ),
         ("source ranges come", ranged(&[], &[1]), ranged(&[near], &[1])),
         ("source ranges go", ranged(&[near], &[1]), ranged(&[], &[1])),

@@ -34,6 +34,7 @@ mod packet_links;
 mod packets;
 mod places;
 mod pod_modes;
+mod port_ranges;
 mod probes;
 mod room;
 mod sctp_and_vlan;
@@ -79,6 +80,7 @@ fn stories() -> Vec<Story> {
         stale_sockets::STORIES,
         service_changes::STORIES,
         near_endpoints::STORIES,
+        port_ranges::STORIES,
         slow_start::STORIES,
         connection_age::STORIES,
         probes::STORIES,

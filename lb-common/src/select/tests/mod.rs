@@ -1,6 +1,7 @@
 //! Tests of choices over maps in memory: lists, schedulers, affinity, NodePorts.
 
 mod events;
+mod port_ranges;
 
 use super::{schedule::is_better, *};
 use crate::{Affinity, AffinityKey, Backend, BackendFlags, MaglevKey, NodeAddr, Proto, Scheduler, hash::splitmix};
@@ -14,6 +15,8 @@ use std::{
 #[derive(Default)]
 struct Mem {
     frontends: BTreeMap<FrontendKey, Frontend>,
+    /// Blocks, and the entry of each.
+    blocks: Vec<(FrontendKey, Frontend)>,
     services: BTreeMap<u32, ServiceEntry>,
     slots: BTreeMap<SlotKey, Slot>,
     backends: BTreeMap<u32, Backend>,
@@ -28,6 +31,14 @@ struct Mem {
 impl Tables for Mem {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends.get(key).copied()
+    }
+    fn port_range(&self, dest: &FrontendKey) -> Option<Frontend> {
+        let covering = self.blocks.iter().filter(|(block, _)| block.covers(dest));
+        covering.min_by_key(|(block, _)| block.block).map(|(_, frontend)| *frontend)
+    }
+    fn may_have(&self, key: &FrontendKey) -> bool {
+        let mut keys = self.frontends.keys().chain(self.blocks.iter().map(|(block, _)| block));
+        keys.any(|other| other.bit() == key.bit())
     }
     fn service(&self, id: u32) -> Option<ServiceEntry> {
         self.services.get(&id).copied()

@@ -353,7 +353,8 @@ impl<S: Store> Reconciler<S> {
     }
 
     /// Updates the addresses of the node's interfaces; returns the Services whose cluster IP came or went there, since
-    /// unknown ports of such a cluster IP are not refused.
+    /// unknown ports of such a cluster IP are not refused, and those with port ranges at such an address, which are not
+    /// served.
     fn update_own(&mut self) -> Vec<Key> {
         let new: BTreeSet<Addr> = self.world.addresses().into_iter().flatten().map(|&ip| ip.into()).collect();
         if new == self.own {
@@ -363,7 +364,8 @@ impl<S: Store> Reconciler<S> {
         self.own = new;
         let owner = |addr: &Addr| self.claims.owner(&FrontendKey::new(*addr, 0, Proto::Tcp).address()).cloned();
         let host_ports = self.world.host_port_services().map(|service| service.key.clone());
-        changed.iter().filter_map(owner).chain(host_ports).collect()
+        let ranges = changed.iter().flat_map(|addr| self.claims.range_claimants(*addr)).cloned();
+        changed.iter().filter_map(owner).chain(host_ports).chain(ranges).collect()
     }
 
     /// Returns the ranges of cluster IPs in use, and the doubtful ones. As of the last pass.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_common::{AddrPort, Backend, FrontendKey, Kind, NEVER, Proto};
+use lb_common::{FrontendKey, Kind, NEVER, Proto};
 
 use lb_core::{
     event::ObjectKind,
@@ -11,6 +11,7 @@ use lb_core::{
     plan::{Change, Refused},
     shadow::Shadow,
 };
+use lb_dataplane::sockets::Peer;
 
 /// Results of a pass.
 #[derive(Debug, Default)]
@@ -67,7 +68,7 @@ pub(crate) struct Departure {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Departed {
     /// A backend, which was removed from the maps.
-    Backend { id: u32, address: AddrPort },
+    Backend { id: u32, peer: Peer },
     /// A frontend, which was removed, or belongs to another service port now.
     Frontend(FrontendKey),
 }
@@ -101,8 +102,8 @@ impl Departure {
         let lost_frontend = |key: &FrontendKey| Some((before.frontend(key)?.service, Departed::Frontend(*key)));
         let (service, departed) = match op {
             Op::DeleteBackend(id) => {
-                let Backend { addr, port, service, .. } = before.backend(*id)?;
-                (service, Departed::Backend { id: *id, address: AddrPort { addr, port } })
+                let backend = before.backend(*id)?;
+                (backend.service, Departed::Backend { id: *id, peer: Peer::of(&backend) })
             }
             Op::DeleteFrontend(key) if !key.is_address() => lost_frontend(key)?,
             Op::PutFrontend(key, frontend) if !key.is_address() => {

@@ -4,68 +4,14 @@
 use std::collections::BTreeSet;
 
 use foldhash::HashMap;
-use lb_common::{Addr, FrontendKey, Kind};
+use lb_common::{Addr, FrontendKey, Kind, Proto};
 
-use crate::objects::Key;
-
-/// Precedence of a claim; the smaller one wins, whatever the ages. Otherwise the author of an old Service could write
-/// the cluster IP of a younger one into `spec.externalIPs`, and get its clients (CVE-2020-8554).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-#[repr(u8)]
-pub enum Precedence {
-    /// The API server allotted the address: cluster IPs, NodePorts.
-    Allotted,
-    /// A controller wrote the address into the status: load balancers.
-    Assigned,
-    /// The author of the Service wrote the address: external IPs.
-    Claimed,
-    /// The author of a pod wrote the port: hostPorts. With kube-proxy and the CNI plugin portmap, kube-proxy's rules
-    /// come first.
-    HostPort,
-}
-
-impl Precedence {
-    /// The precedence of a kind of frontend.
-    #[must_use]
-    pub const fn of(kind: Kind) -> Self {
-        match kind {
-            Kind::ClusterIp | Kind::Address | Kind::OwnAddress | Kind::NodePort => Self::Allotted,
-            Kind::LoadBalancer => Self::Assigned,
-            Kind::ExternalIp | Kind::ExternalAddress => Self::Claimed,
-            Kind::HostPort => Self::HostPort,
-        }
-    }
-}
-
-/// Precedence and age in one number, since each frontend has one of these; the smaller one wins.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Rank(i64);
-
-impl Rank {
-    /// Bits of an age: seconds since 1970, which is in the middle.
-    const AGE_BITS: u32 = 60;
-
-    fn new(precedence: Precedence, created: i64) -> Self {
-        let middle = 1 << (Self::AGE_BITS - 1);
-        Self((precedence as i64) << Self::AGE_BITS | (created.clamp(-middle, middle - 1) + middle))
-    }
-
-    const fn precedence(self) -> Precedence {
-        match self.0 >> Self::AGE_BITS {
-            0 => Precedence::Allotted,
-            1 => Precedence::Assigned,
-            2 => Precedence::Claimed,
-            _ => Precedence::HostPort,
-        }
-    }
-}
-
-/// A Service that claims a frontend; the smaller one wins.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Claimant {
-    rank: Rank,
-    service: Key,
-}
+pub use super::claimant::Precedence;
+use super::{
+    claimant::{Claimant, Rank},
+    range_claims::{ClaimedRange, RangeChanges, RangeClaims},
+};
+use crate::{objects::Key, port_ranges::PortSpan};
 
 /// A frontend that a Service claims: a [`FrontendKey`] whose padding holds the precedence.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -82,7 +28,7 @@ impl Claim {
     }
 
     const fn key(&self) -> FrontendKey {
-        FrontendKey { addr: self.addr, port: self.port, proto: self.proto, _pad: 0 }
+        FrontendKey { addr: self.addr, port: self.port, proto: self.proto, block: 0 }
     }
 }
 
@@ -93,6 +39,8 @@ pub struct Claims {
     /// Claimants of a frontend besides its owner; mostly empty.
     losers: HashMap<FrontendKey, BTreeSet<Claimant>>,
     by_service: HashMap<Key, ServiceClaims>,
+    /// Port ranges.
+    ranges: RangeClaims,
 }
 
 struct ServiceClaims {
@@ -109,6 +57,23 @@ pub struct ClaimChanges {
     pub moved: Vec<FrontendKey>,
     /// Frontends that got their first claimant, or lost their last.
     pub appeared_or_gone: Vec<FrontendKey>,
+    /// Services that own other ports of port ranges than before.
+    pub services: Vec<Key>,
+    /// Addresses at which port ranges have changed: single ports there may belong to others than before.
+    pub range_addrs: Vec<Addr>,
+}
+
+/// A single port of an address, and its owner.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SinglePort<'a> {
+    /// The protocol.
+    pub proto: Proto,
+    /// The port.
+    pub port: u16,
+    /// The Service that owns it.
+    pub owner: &'a Key,
+    /// The precedence of its claim.
+    pub precedence: Precedence,
 }
 
 impl ClaimChanges {
@@ -116,6 +81,8 @@ impl ClaimChanges {
     pub fn append(&mut self, mut later: Self) {
         self.moved.append(&mut later.moved);
         self.appeared_or_gone.append(&mut later.appeared_or_gone);
+        self.services.append(&mut later.services);
+        self.range_addrs.append(&mut later.range_addrs);
     }
 }
 
@@ -172,6 +139,72 @@ impl Claims {
         changes
     }
 
+    /// Sets the port ranges that a Service claims. Without `created` it is the youngest.
+    pub fn set_ranges(&mut self, service: &Key, created: Option<i64>, ranges: &[ClaimedRange]) -> ClaimChanges {
+        let RangeChanges { mut services, addrs } = self.ranges.set(service, created.unwrap_or(i64::MAX), ranges);
+        services.retain(|other| other != service);
+        ClaimChanges { services, range_addrs: addrs, ..ClaimChanges::default() }
+    }
+
+    /// Returns the ports of port ranges at an address that a Service owns.
+    #[must_use]
+    pub fn owned_ranges(&self, addr: Addr, proto: Proto, service: &Key) -> &[PortSpan] {
+        self.ranges.owned(addr, proto, service)
+    }
+
+    /// Returns the Service that owns a port as part of a port range, and the precedence of its claim.
+    #[must_use]
+    pub fn range_owner(&self, addr: Addr, proto: Proto, port: u16) -> Option<(&Key, Precedence)> {
+        let Claimant { rank, service } = self.ranges.owner(addr, proto, port)?;
+        Some((service, rank.precedence()))
+    }
+
+    /// Returns another Service whose port range has the single port that a Service claims, and goes before it, with the
+    /// precedence of its claim. Without `created` the Service is the youngest.
+    #[must_use]
+    pub fn range_before(
+        &self,
+        (key, kind): (FrontendKey, Kind),
+        service: &Key,
+        created: Option<i64>,
+    ) -> Option<(&Key, Precedence)> {
+        if self.ranges.is_empty() || kind.is_address() {
+            return None;
+        }
+        let owner = self.ranges.owner(key.addr, Proto::from_number(key.proto.into())?, key.port)?;
+        let rank = Rank::new(Precedence::of(kind), created.unwrap_or(i64::MAX));
+        let is_before = owner.service != *service && (owner.rank, &owner.service) < (rank, service);
+        is_before.then(|| (&owner.service, owner.rank.precedence()))
+    }
+
+    /// Lists single ports of an address that other Services own, before each range that has them. Only of the first
+    /// Services that claim ports there.
+    pub fn singles_of_others<'a>(&'a self, addr: Addr, service: &'a Key) -> impl Iterator<Item = SinglePort<'a>> {
+        const MOST: usize = 64;
+        let key = FrontendKey::new(addr, 0, Proto::Tcp);
+        let mut others: BTreeSet<&Key> = BTreeSet::new();
+        for key in [key.address(), key.external_address()] {
+            others.extend(self.claimants(&key).take(MOST).filter(|other| *other != service));
+        }
+        let claims = others.into_iter().filter_map(|other| self.by_service.get(other)).flat_map(|of| &of.claims);
+        claims.filter(move |claim| claim.addr == addr).filter_map(move |claim| {
+            let (owner, proto) = (self.owners.get(&claim.key())?, Proto::from_number(claim.proto.into())?);
+            let is_before = self.ranges.owner(addr, proto, claim.port).is_none_or(|range| owner < range);
+            let (port, precedence) = (claim.port, owner.rank.precedence());
+            (is_before && owner.service != *service).then_some(SinglePort {
+                proto,
+                port,
+                owner: &owner.service,
+                precedence,
+            })
+        })
+    }
+
+    /// Lists the Services that claim port ranges at an address.
+    pub fn range_claimants(&self, addr: Addr) -> impl Iterator<Item = &Key> {
+        self.ranges.claimants(addr)
+    }
+
     fn add(&mut self, key: &FrontendKey, claimant: &Claimant, changes: &mut ClaimChanges) {
         let Some(owner) = self.owners.get_mut(key) else {
             self.owners.insert(*key, claimant.clone());
@@ -215,7 +248,6 @@ impl Claims {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_common::Proto;
     use std::net::Ipv4Addr;
 
     fn key(port: u16) -> FrontendKey {
@@ -274,33 +306,11 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_orders_by_precedence_then_by_age_whatever_the_age() {
-        let ages = [i64::MIN, 0, 1_700_000_000, i64::MAX - 1, i64::MAX];
-        for (precedence, next) in [
-            (Precedence::Allotted, Precedence::Assigned),
-            (Precedence::Assigned, Precedence::Claimed),
-            (Precedence::Claimed, Precedence::HostPort),
-        ] {
-            for age in ages {
-                assert_eq!(Rank::new(precedence, age).precedence(), precedence);
-                assert!(ages.iter().all(|&other| Rank::new(precedence, age) < Rank::new(next, other)));
-            }
-        }
-        for precedence in [Precedence::Allotted, Precedence::Claimed, Precedence::HostPort] {
-            assert!(ages.map(|age| Rank::new(precedence, age)).is_sorted());
-            assert!(
-                Rank::new(precedence, -1) < Rank::new(precedence, 0)
-                    && Rank::new(precedence, 1) < Rank::new(precedence, 2)
-            );
-        }
-    }
-
-    #[test]
     fn i6_a_change_of_owner_is_reported() {
         let mut claims = Claims::default();
         let mut set = |name: &str, created, keys: &[FrontendKey]| {
             let keys: Vec<_> = keys.iter().map(|&key| (key, Kind::ExternalIp)).collect();
-            let ClaimChanges { moved, appeared_or_gone } = claims.set(&service(name), Some(created), &keys);
+            let ClaimChanges { moved, appeared_or_gone, .. } = claims.set(&service(name), Some(created), &keys);
             let affected = moved.iter().flat_map(|key| claims.claimants(key)).map(Key::name);
             let names: Vec<_> = affected.filter(|other| *other != name).map(str::to_owned).collect();
             let ports: Vec<_> = appeared_or_gone.iter().map(|key| key.port).collect();

@@ -11,8 +11,8 @@ use super::{
     cross_namespace::CrossNamespace,
     endpoints::{Author, EndpointOrigin, effective, unusable},
     evaluation::{EvaluatedPort, Evaluation, LOCAL},
-    frontends::{FrontendRequest, RequestedFrontend, families, unspecified},
-    names, probes,
+    frontends::{FrontendRequest, RequestedFrontend, RequestedRange, families, unspecified},
+    names, port_ranges, probes,
     ranges::{self, SourceRanges},
     reason::{EvaluatedEndpoint, Placement, ProbeState, Reason},
     redirects,
@@ -22,8 +22,12 @@ use super::{
 };
 use crate::{
     host_ports,
-    objects::{DEFAULT_TIER_SHARE, Endpoint, EndpointGroup, Exempt, Key, Policy, Preference, Service, ServicePort},
+    objects::{
+        DEFAULT_TIER_SHARE, Endpoint, EndpointGroup, EndpointPort, Exempt, Key, Policy, Preference, Service,
+        ServicePort,
+    },
     per_family::PerFamily,
+    port_ranges::PortRanges,
     spec::PortKey,
     warning::{Denial, DeniedFrontend, FrontendPlace, Named, Warning},
     world::View,
@@ -53,10 +57,11 @@ pub(super) fn evaluate<'a>(
         warnings.push(Warning::BadName { of: Named::Service, name: name.to_owned(), flaw });
         return evaluation;
     }
-    let FrontendRequest { mut frontends, denied } = request;
+    let FrontendRequest { mut frontends, ranges, denied } = request;
     warnings.extend(denied.into_iter().map(Warning::Frontend));
     keep_owned(&mut frontends, service, cluster, warnings);
     host_port_conflicts(&mut frontends, service, node, cluster, warnings);
+    evaluation.port_ranges = port_ranges::keep_owned(&ranges, service, node, cluster, warnings);
     // Processes of the node may listen at other ports there, such as a DNS cache at the cluster IP of its Service.
     let is_own =
         |frontend: &&mut RequestedFrontend| frontend.kind == Kind::Address && node.own.contains(&frontend.key.addr);
@@ -72,15 +77,18 @@ pub(super) fn evaluate<'a>(
     let evaluator = Evaluator { view, node, settings, cluster, families };
     evaluation.ports.reserve_exact(service.ports.len());
     for (index, port) in service.ports.iter().enumerate() {
-        if let Some(flaw) = names::flaw(&port.name) {
+        if let Some(flaw) = names::flaw_of(port) {
             push_once(warnings, Warning::BadName { of: Named::Port, name: port.name.to_string(), flaw });
         } else if names::is_repeated(&service.ports, index) {
             push_once(warnings, Warning::RepeatedPort { name: port.name.clone(), proto: port.proto });
         } else {
-            let flags =
-                PerFamily::from_fn(|family| flags(service, &evaluation.frontends, &evaluation.ranges, index, family));
+            let kinds = Kinds { frontends: &evaluation.frontends, port_ranges: &evaluation.port_ranges, port: index };
+            let flags = PerFamily::from_fn(|family| flags(service, kinds, &evaluation.ranges, family));
             let mut port = evaluator.port(index, port, flags);
-            warnings::port(service, &port, evaluator.families, warnings);
+            // The endpoints of port ranges are those of the other ports, which have the warnings.
+            if port.port.ranges.is_none() {
+                warnings::port(service, &port, evaluator.families, warnings);
+            }
             redirecting.iter().for_each(|source| evaluator.redirect(&mut port, source));
             evaluation.ports.push(port);
         }
@@ -95,6 +103,14 @@ fn keep_owned(
     ClusterContext { claims, .. }: ClusterContext<'_>,
     warnings: &mut Vec<Warning>,
 ) {
+    frontends.retain(|&RequestedFrontend { key, kind, .. }| {
+        let Some((owner, precedence)) = claims.range_before((key, kind), &service.key, service.created) else {
+            return true;
+        };
+        let denial = port_ranges::denial(owner, precedence, kind);
+        warnings.push(Warning::Frontend(DeniedFrontend { kind, place: FrontendPlace::Key(key), denial }));
+        false
+    });
     frontends.retain(|&RequestedFrontend { key, kind, .. }| match claims.owner(&key) {
         // The Service still answers at its own ports.
         Some(owner) if *owner != service.key && kind.is_address() => false,
@@ -145,15 +161,8 @@ fn host_port_conflicts(
 }
 
 /// [`ServiceFlags`] of a service port, by the frontends that it has got.
-fn flags(
-    service: &Service,
-    frontends: &[RequestedFrontend],
-    ranges: &PerFamily<SourceRanges>,
-    port: usize,
-    family: Family,
-) -> u32 {
-    let own = |frontend: &&RequestedFrontend| frontend.port == port && Family::of(&frontend.key.addr) == family;
-    let own_kinds = || frontends.iter().filter(own).map(|frontend| frontend.kind);
+fn flags(service: &Service, kinds: Kinds<'_>, ranges: &PerFamily<SourceRanges>, family: Family) -> u32 {
+    let own_kinds = || kinds.of(family);
     let bit = |is: bool, bit| if is { bit } else { 0 };
     let is_restricted = ranges[family].is_restricted();
     bit(service.internal_policy == Policy::Local, ServiceFlags::INTERNAL_LOCAL)
@@ -162,6 +171,24 @@ fn flags(
             ServiceFlags::EXTERNAL_LOCAL,
         )
         | bit(is_restricted && own_kinds().any(|kind| kind == Kind::LoadBalancer), ServiceFlags::SOURCE_RANGES)
+}
+
+/// The frontends that a service port has got.
+#[derive(Clone, Copy)]
+struct Kinds<'a> {
+    frontends: &'a [RequestedFrontend],
+    port_ranges: &'a [RequestedRange],
+    port: usize,
+}
+
+impl Kinds<'_> {
+    /// Lists the kinds of its frontends and port ranges of a family.
+    fn of(&self, family: Family) -> impl Iterator<Item = Kind> {
+        let single = self.frontends.iter().map(|frontend| (frontend.port, frontend.key.addr, frontend.kind));
+        let ranges = self.port_ranges.iter().map(|range| (range.port, range.claim.addr, range.claim.kind));
+        let own = move |(port, addr, _): &(usize, Addr, Kind)| *port == self.port && Family::of(addr) == family;
+        single.chain(ranges).filter(own).map(|(.., kind)| kind)
+    }
 }
 
 struct Evaluator<'a, 'b> {
@@ -237,9 +264,8 @@ impl<'a> Evaluator<'a, '_> {
     ) -> (Vec<EvaluatedEndpoint<'a>>, Vec<(EndpointOrigin<'a>, &'a EndpointGroup)>) {
         let (mut endpoints, mut unmatched) = (Vec::new(), Vec::new());
         for (author, origin, group) in effective(self.view).filter(|(.., group)| !group.endpoints.is_empty()) {
-            let same = group.ports.iter().filter(|other| other.name == port.name && other.proto == port.proto);
             let mut matches = false;
-            for number in same.map(|other| other.port.get()) {
+            for number in targets(port, group) {
                 matches = true;
                 endpoints.reserve(group.endpoints.len());
                 endpoints.extend(group.endpoints.iter().map(|endpoint| {
@@ -276,7 +302,7 @@ impl<'a> Evaluator<'a, '_> {
         let evaluator = Evaluator { view: source, families: families(source.service), ..*self };
         let (mut endpoints, _) = evaluator.endpoints(of_source, port.scheduler, PerFamily::from_fn(|_| LOCAL));
         let leads_back = |target: AddrPort| {
-            let key = FrontendKey::new(target.addr, target.port, port.port.proto);
+            let key = port_ranges::key_at(target.addr, target.port, port.port);
             self.cluster.claims.owner(&key) == Some(&self.view.service.key)
         };
         let fails = |target| probes::fails(source.service, &target, self.cluster.world);
@@ -346,12 +372,13 @@ impl<'a> Evaluator<'a, '_> {
         {
             return Some(Reason::OtherNamespace(owner));
         }
-        let owner = |addr| self.frontend_owner(&FrontendKey::new(addr, target.port, port.proto));
+        let owner = |addr| self.frontend_owner(&port_ranges::key_at(addr, target.port, port));
         if let Some(owner) = owner(target.addr) {
             return Some(Reason::Frontend(owner));
         }
         let family = Family::of(&target.addr);
-        if self.node.node_ports.contains(&target.addr)
+        if port.ranges.is_none()
+            && self.node.node_ports.contains(&target.addr)
             && let Some(owner) = owner(unspecified(family))
         {
             return Some(Reason::NodePort(owner));
@@ -409,6 +436,14 @@ impl<'a> Evaluator<'a, '_> {
             }
         }
     }
+}
+
+/// Lists the ports of a group's endpoints that are those of a service port; for port ranges, the offset, whatever ports
+/// the group has.
+fn targets(port: &ServicePort, group: &EndpointGroup) -> impl Iterator<Item = u16> {
+    let offset = port.ranges.as_deref().map(PortRanges::wrapped_offset);
+    let is_same = move |other: &&EndpointPort| offset.is_none() && other.name == port.name && other.proto == port.proto;
+    group.ports.iter().filter(is_same).map(|other| other.port.get()).chain(offset)
 }
 
 /// Ranks an endpoint among copies of one target by its conditions; the smallest counts.

@@ -3,8 +3,12 @@
 use lb_common::{Family, Scheduler, ServiceFlags};
 
 use super::{
-    endpoints::EndpointOrigin, frontends::RequestedFrontend, ranges::SourceRanges, reason::EvaluatedEndpoint,
-    tiers::Tiers, topology::Narrowing,
+    endpoints::EndpointOrigin,
+    frontends::{RequestedFrontend, RequestedRange},
+    ranges::SourceRanges,
+    reason::EvaluatedEndpoint,
+    tiers::Tiers,
+    topology::Narrowing,
 };
 use crate::{
     objects::{EndpointGroup, Key, ServicePort},
@@ -20,6 +24,8 @@ pub const LOCAL: u32 = ServiceFlags::INTERNAL_LOCAL | ServiceFlags::EXTERNAL_LOC
 pub struct Evaluation<'a> {
     /// The frontends that it gets, sorted by key.
     pub frontends: Vec<RequestedFrontend>,
+    /// The port ranges that it gets.
+    pub port_ranges: Vec<RequestedRange>,
     /// Its ports that are served, in the order of `spec.ports`.
     pub ports: Vec<EvaluatedPort<'a>>,
     /// Clients that are let in at its load balancer addresses.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use foldhash::{HashMap, HashSet};
-use lb_common::{Addr, Family, FrontendKey};
+use lb_common::{Addr, Family, FrontendKey, Proto};
 
 use super::{
     ExternalIps,
@@ -36,7 +36,7 @@ pub fn record(
     cross_namespace: &CrossNamespaceIndex,
 ) -> (HashMap<Key, FrontendRequest>, ClaimChanges) {
     let (mut requests, mut changes) = (HashMap::default(), ClaimChanges::default());
-    let mut claimed = Vec::new();
+    let (mut claimed, mut ranges) = (Vec::new(), Vec::new());
     requests.reserve(keys.len());
     claims.reserve(keys.len());
     for key in keys {
@@ -45,7 +45,11 @@ pub fn record(
         claimed.clear();
         let frontends = request.iter().flat_map(|request| &request.frontends);
         claimed.extend(frontends.map(|frontend| (frontend.key, frontend.kind)));
-        changes.append(claims.set(key, service.and_then(|service| service.created), &claimed));
+        let created = service.and_then(|service| service.created);
+        changes.append(claims.set(key, created, &claimed));
+        ranges.clear();
+        ranges.extend(request.iter().flat_map(|request| &request.ranges).map(|range| range.claim));
+        changes.append(claims.set_ranges(key, created, &ranges));
         if let Some(request) = request {
             requests.insert(key.clone(), request);
         }
@@ -58,15 +62,22 @@ pub fn record(
 /// owner.
 #[must_use]
 pub fn affected(changes: ClaimChanges, claims: &Claims, world: &World, node_ports: &BTreeSet<Addr>) -> Affected {
-    let ClaimChanges { mut moved, mut appeared_or_gone } = changes;
+    let ClaimChanges { mut moved, mut appeared_or_gone, services: of_ranges, mut range_addrs } = changes;
     moved.sort_unstable();
     moved.dedup();
     // The address itself, for all ports, has no warning that would name its owner.
     let claimants = |key: &FrontendKey| if key.is_address() { 1 } else { usize::MAX };
-    let mut services: Vec<Key> =
-        moved.iter().flat_map(|key| claims.claimants(key).take(claimants(key))).cloned().collect();
+    let claimants = moved.iter().flat_map(|key| claims.claimants(key).take(claimants(key))).cloned();
+    let mut services: Vec<Key> = of_ranges.into_iter().chain(claimants).collect();
     appeared_or_gone.append(&mut moved);
     let changed = appeared_or_gone;
+    // Single ports at addresses with port ranges, and the ranges.
+    range_addrs.sort_unstable();
+    range_addrs.dedup();
+    for addr in &range_addrs {
+        services.extend(claims.claimants(&FrontendKey::new(*addr, 0, Proto::Tcp).external_address()).cloned());
+    }
+    services.extend(changed.iter().flat_map(|key| claims.range_claimants(key.addr)).cloned());
     let mut addrs: HashSet<Addr> = changed.iter().map(|key| key.addr).collect();
     for family in Family::ALL {
         // A NodePort is a frontend at each of the node's addresses.
@@ -96,8 +107,6 @@ fn key_of(service: &Service) -> Key {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
-
-    use lb_common::Proto;
 
     use super::*;
     use crate::{

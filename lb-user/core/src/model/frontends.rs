@@ -6,12 +6,13 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_common::{Addr, Family, FrontendKey, Kind};
+use lb_common::{Addr, Family, FrontendKey, Kind, Proto};
 
-use super::{cross_namespace::CrossNamespaceIndex, endpoints::unusable, names};
+use super::{cross_namespace::CrossNamespaceIndex, endpoints::unusable, names, range_claims::ClaimedRange};
 use crate::{
     host_ports,
     objects::{FrontendType, ServedPod, Service, ServicePort},
+    port_ranges::{PortSpan, subtract},
     warning::{Denial, DeniedFrontend, FrontendPlace},
 };
 
@@ -67,11 +68,26 @@ pub struct RequestedFrontend {
     pub port: usize,
 }
 
+/// A port range that a Service requests at an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RequestedRange {
+    /// Address, protocol and ports, and the field of the Service with the address.
+    pub claim: ClaimedRange,
+    /// Index of the port in [`Service::ports`].
+    pub port: usize,
+}
+
+/// Ports of a kubelet (its API, and that for reading only). A range at an address that is no cluster IP leaves them
+/// out: the address may be that of another node, which this one cannot know.
+const KUBELET: [PortSpan; 2] = [PortSpan { first: 10_250, last: 10_250 }, PortSpan { first: 10_255, last: 10_255 }];
+
 /// The frontends that a Service requests. Other Services may own them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct FrontendRequest {
     /// The frontends, sorted by key, each once.
     pub frontends: Vec<RequestedFrontend>,
+    /// The port ranges, by address.
+    pub ranges: Vec<RequestedRange>,
     /// Frontends that the Service cannot have, whatever other Services request.
     pub denied: Vec<DeniedFrontend>,
 }
@@ -105,12 +121,21 @@ pub fn request(
 ) -> FrontendRequest {
     let mut request = request_alone(service, external_ips);
     let namespace = service.key.namespace();
-    let FrontendRequest { frontends, denied } = &mut request;
+    let FrontendRequest { frontends, ranges, denied } = &mut request;
     frontends.retain(|&RequestedFrontend { key, kind, .. }| {
         let owner = (kind == Kind::ExternalIp).then(|| cross_namespace.listener(&key, namespace)).flatten();
         denied.extend(owner.map(|owner| DeniedFrontend {
             kind,
             place: FrontendPlace::Key(key),
+            denial: Denial::PodListens(owner.clone()),
+        }));
+        owner.is_none()
+    });
+    ranges.retain(|RequestedRange { claim, .. }| {
+        let owner = (claim.kind == Kind::ExternalIp).then(|| cross_namespace.owner(&claim.addr, namespace)).flatten();
+        denied.extend(owner.map(|owner| DeniedFrontend {
+            kind: claim.kind,
+            place: FrontendPlace::Ports(claim.addr, claim.proto, claim.span),
             denial: Denial::PodListens(owner.clone()),
         }));
         owner.is_none()
@@ -128,7 +153,7 @@ fn request_alone(service: &Service, external_ips: &ExternalIps) -> FrontendReque
         return request_host_ports(service, pod);
     }
     let is_served = |(index, port): &(usize, &ServicePort)| {
-        names::flaw(&port.name).is_none() && !names::is_repeated(&service.ports, *index)
+        names::flaw_of(port).is_none() && !names::is_repeated(&service.ports, *index)
     };
     // Computed once, since there may be hundreds of addresses and ports.
     let ports: Vec<_> = service.ports.iter().enumerate().filter(is_served).collect();
@@ -136,7 +161,7 @@ fn request_alone(service: &Service, external_ips: &ExternalIps) -> FrontendReque
     let addrs = service.cluster_ips.len() + service.external_ips.len() + service.ingress_ips.len();
     let node_ports = 2 * service.ports.iter().filter(|port| port.node_port.is_some()).count();
     let mut frontends = Vec::with_capacity(addrs * (service.ports.len() + 1) + node_ports);
-    let mut denied = Vec::new();
+    let (mut ranges, mut denied) = (Vec::<RequestedRange>::new(), Vec::new());
     let fields = [
         (Kind::ClusterIp, &service.cluster_ips),
         // An address of both kinds below is restricted by the source ranges, as with kube-proxy.
@@ -167,17 +192,22 @@ fn request_alone(service: &Service, external_ips: &ExternalIps) -> FrontendReque
             } else if !families.contains(&Some(family)) {
                 Denial::FamilyNotServed(family)
             } else {
-                let before = frontends.len();
-                frontends.extend(ports.iter().map(|&(index, port)| {
+                let single = ports.iter().filter(|(_, port)| port.ranges.is_none());
+                frontends.extend(single.map(|&(index, port)| {
                     let key = FrontendKey::new(addr, port.port.get(), port.proto);
                     RequestedFrontend { key, kind, port: index }
                 }));
-                if let Some(first) = frontends.get(before).copied() {
+                if let Some(&(index, port)) = ports.first() {
+                    let key = FrontendKey::new(addr, port.port.get(), port.proto);
                     let (key, kind) = match kind {
-                        Kind::ClusterIp => (first.key.address(), Kind::Address),
-                        _ => (first.key.external_address(), Kind::ExternalAddress),
+                        Kind::ClusterIp => (key.address(), Kind::Address),
+                        _ => (key.external_address(), Kind::ExternalAddress),
                     };
-                    frontends.push(RequestedFrontend { key, kind, ..first });
+                    frontends.push(RequestedFrontend { key, kind, port: index });
+                }
+                // Of two kinds of one address the first counts.
+                if ranges.iter().all(|range| range.claim.addr != addr) {
+                    ranges.extend(ports.iter().flat_map(|&(index, port)| ranges_at(addr, kind, index, port)));
                 }
                 continue;
             };
@@ -191,7 +221,7 @@ fn request_alone(service: &Service, external_ips: &ExternalIps) -> FrontendReque
             RequestedFrontend { key, kind: Kind::NodePort, port: index }
         }));
     }
-    unique(service, frontends, denied)
+    FrontendRequest { ranges, ..unique(service, frontends, denied) }
 }
 
 /// Returns the frontends of a pod's hostPorts. A hostIP of a family that the pod does not have asks for nothing, as
@@ -233,7 +263,16 @@ fn unique(
         }
         is_same
     });
-    FrontendRequest { frontends, denied }
+    FrontendRequest { frontends, ranges: Vec::new(), denied }
+}
+
+/// Lists the port ranges of a port at an address.
+fn ranges_at(addr: Addr, kind: Kind, index: usize, port: &ServicePort) -> impl Iterator<Item = RequestedRange> + use<> {
+    let spans = port.ranges.as_deref().map_or_else(Vec::new, |ranges| ranges.spans.clone());
+    let reserved = if kind != Kind::ClusterIp && port.proto == Proto::Tcp { &KUBELET[..] } else { &[] };
+    let (spans, proto) = (subtract(&spans, reserved.iter().copied()), port.proto);
+    let range = move |span| RequestedRange { claim: ClaimedRange { addr, proto, span, kind }, port: index };
+    spans.into_iter().map(range)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //!
 //! The reference is kube-proxy; where its source decides a question, the comment names the file.
 
+mod claimant;
 pub mod claims;
 pub mod cluster_ranges;
 mod compile;
@@ -17,7 +18,9 @@ pub mod frontends;
 mod names;
 mod nodeport_addresses;
 pub mod pod_modes;
+mod port_ranges;
 pub mod probes;
+pub mod range_claims;
 mod ranges;
 pub mod reason;
 pub mod redirects;

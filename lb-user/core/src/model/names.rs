@@ -18,6 +18,11 @@ fn unreadable(name: &str) -> Option<NameFlaw> {
     (!name.bytes().all(is_plain)).then_some(NameFlaw::BadCharacter)
 }
 
+/// Returns the flaw of the name of a port, if it has one. The agent itself names port ranges.
+pub(super) fn flaw_of(port: &ServicePort) -> Option<NameFlaw> {
+    if port.ranges.is_some() { None } else { flaw(&port.name) }
+}
+
 /// Returns the first of a Service's own names that cannot be served, with its flaw.
 pub(super) fn service_flaw(service: &Service) -> Option<(&str, NameFlaw)> {
     let flawed = |name| Some((name, flaw(name)?));

@@ -9,14 +9,14 @@ impl Planner<'_> {
     /// Plans the bits of frontends that are added or deleted; with [`Scope::World`] also corrects wrong bits.
     pub(super) fn frontend_bits(&mut self, scope: Scope) {
         let mut changes: BTreeMap<(u32, u64), Change> = BTreeMap::new();
-        for op in &self.phases[Phase::PutFrontend as usize] {
+        for op in Phase::PUT.into_iter().flat_map(|phase| &self.phases[phase as usize]) {
             if let Op::PutFrontend(key, _) = op
                 && self.shadow.frontend(key).is_none()
             {
                 changes.entry(key.bit()).or_default().put += 1;
             }
         }
-        for op in &self.phases[Phase::DeleteFrontend as usize] {
+        for op in Phase::DELETE.into_iter().flat_map(|phase| &self.phases[phase as usize]) {
             if let Op::DeleteFrontend(key) = op
                 && self.shadow.frontend(key).is_some()
             {

@@ -20,6 +20,7 @@ use crate::{
     ids::Ids,
     objects::Key,
     op::{Op, Table},
+    port_ranges::joined,
     shadow::{Port, Shadow},
     spec::{PortSpec, ServiceSpec},
     store::Limits,
@@ -63,7 +64,7 @@ pub struct Plan {
 pub struct Change {
     /// The Service.
     pub service: Key,
-    /// Number of frontends afterwards that clients can dial.
+    /// Number of frontends and port ranges afterwards that clients can dial.
     pub frontends: usize,
     /// Number of backends added.
     pub added: usize,
@@ -126,6 +127,9 @@ enum Phase {
     SetFrontendBits,
     /// A frontend appears or moves once its service port is complete.
     PutFrontend,
+    /// After single ports, which go before them; deleted before these.
+    PutPortRange,
+    DeletePortRange,
     DeleteFrontend,
     /// After the last key of each bit.
     ClearFrontendBits,
@@ -144,6 +148,21 @@ enum Phase {
     DeleteSlot,
     DeleteBackend,
     DeleteName,
+}
+
+impl Phase {
+    /// The phases in which frontends are put.
+    const PUT: [Self; 2] = [Self::PutFrontend, Self::PutPortRange];
+    /// The phases in which frontends are deleted.
+    const DELETE: [Self; 2] = [Self::DeletePortRange, Self::DeleteFrontend];
+
+    const fn put(key: &FrontendKey) -> Self {
+        if key.block == 0 { Self::PutFrontend } else { Self::PutPortRange }
+    }
+
+    const fn delete(key: &FrontendKey) -> Self {
+        if key.block == 0 { Self::DeleteFrontend } else { Self::DeletePortRange }
+    }
 }
 
 const PHASES: usize = Phase::DeleteName as usize + 1;
@@ -330,7 +349,7 @@ impl<'a> Planner<'a> {
         for (key, tally) in std::mem::take(&mut self.lost) {
             // A frontend stays with its owner while the next owner does not fit.
             if !moved.contains(&key) && !self.awaited.contains(&key) {
-                self.emit(Phase::DeleteFrontend, Op::DeleteFrontend(key));
+                self.emit(Phase::delete(&key), Op::DeleteFrontend(key));
                 self.tallies[tally].writes += 1;
             }
         }
@@ -346,7 +365,7 @@ impl<'a> Planner<'a> {
                 if on_orphan == OnOrphan::Keep && self.awaited.contains(&key) {
                     held = true;
                 } else {
-                    self.emit(Phase::DeleteFrontend, Op::DeleteFrontend(key));
+                    self.emit(Phase::delete(&key), Op::DeleteFrontend(key));
                 }
             }
             if held {
@@ -432,7 +451,10 @@ impl<'a> Planner<'a> {
     fn finish(self, desired: &[ServiceSpec]) -> Plan {
         let mut ops = Vec::with_capacity(self.phases.iter().map(Vec::len).sum());
         self.phases.into_iter().for_each(|phase| ops.extend(phase));
-        let dialled = |port: &PortSpec| port.frontends.iter().filter(|(_, kind)| !kind.is_address()).count();
+        let dialled = |port: &PortSpec| {
+            let ports = port.frontends.iter().filter(|(key, kind)| !kind.is_address() && key.block == 0).count();
+            ports + joined(port.frontends.iter().filter(|(key, _)| key.block != 0).copied()).len()
+        };
         let known = desired.iter().map(|spec| (Some(&spec.key), spec.ports.iter().map(dialled).sum()));
         let all = known.chain(self.orphans.iter().map(|key| (key.as_ref(), 0))).zip(self.tallies);
         let changed = all.filter(|(_, tally)| tally.writes > 0).filter_map(|((key, frontends), tally)| {

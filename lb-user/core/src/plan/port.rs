@@ -278,11 +278,11 @@ impl Planner<'_> {
                 continue;
             }
             match there {
-                None => self.used[Table::Frontends as usize] += 1,
+                None => self.used[Table::of_frontend(&key) as usize] += 1,
                 Some(old) if old.service != id => self.moved.push(key),
                 Some(_) => {}
             }
-            self.emit(Phase::PutFrontend, Op::PutFrontend(key, new));
+            self.emit(Phase::put(&key), Op::PutFrontend(key, new));
         }
     }
 }

@@ -29,7 +29,10 @@ pub struct Shadow {
     /// Every service port id that any map mentions.
     ports: HashMap<u32, Port>,
     by_service: HashMap<Key, SmallVec<[u32; 1]>>,
+    /// Frontends and blocks of port ranges.
     frontends: HashMap<FrontendKey, Frontend>,
+    /// Number of blocks of port ranges.
+    blocks: usize,
     /// The words of `FRONTEND_BITS` that are not 0.
     frontend_bits: HashMap<u32, u64>,
     /// Number of frontends that need each bit; bits without one are absent.
@@ -168,7 +171,7 @@ impl Shadow {
         self.by_service.keys()
     }
 
-    /// Returns a frontend.
+    /// Returns a frontend, or a block of a port range.
     #[must_use]
     pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends.get(key).copied()
@@ -223,7 +226,8 @@ impl Shadow {
     #[must_use]
     pub fn count(&self, table: Table) -> usize {
         match table {
-            Table::Frontends => self.frontends.len(),
+            Table::Frontends => self.frontends.len() - self.blocks,
+            Table::PortRanges => self.blocks,
             Table::FrontendBits => self.frontend_bits.len(),
             Table::Services => self.services,
             Table::Slots => self.slots,
@@ -308,6 +312,7 @@ impl Shadow {
             }
             Op::DeleteFrontend(key) => {
                 if let Some(old) = self.frontends.remove(key) {
+                    self.blocks -= usize::from(key.block != 0);
                     self.release_bit(key.bit());
                     self.forget_frontend(old.service, key);
                 }
@@ -403,7 +408,10 @@ impl Shadow {
         }
         match old {
             Some(old) => self.forget_frontend(old.service, key),
-            None => *self.bit_uses.entry(key.bit()).or_default() += 1,
+            None => {
+                self.blocks += usize::from(key.block != 0);
+                *self.bit_uses.entry(key.bit()).or_default() += 1;
+            }
         }
         self.port_mut(frontend.service).frontends.push(*key);
     }

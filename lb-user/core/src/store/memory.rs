@@ -1,6 +1,6 @@
 //! A store in memory, with faults on demand: for tests, and for dry runs over a dump.
 
-use std::io;
+use std::{collections::BTreeMap, io};
 
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, List, MaglevKey, NodeAddr, ServiceEntry, Slot,
@@ -117,7 +117,7 @@ impl Dump {
             Op::PutBackend(id, backend) => drop(self.backends.insert(*id, *backend)),
             Op::PutSlot(key, slot) => drop(self.slots.insert(*key, *slot)),
             Op::PutService(id, service) => drop(self.services.insert(*id, *service)),
-            Op::PutFrontend(key, frontend) => drop(self.frontends.insert(*key, *frontend)),
+            Op::PutFrontend(key, frontend) => drop(self.table_of(key).insert(*key, *frontend)),
             Op::PutFrontendBits(word, 0) => drop(self.frontend_bits.remove(word)),
             Op::PutFrontendBits(word, bits) => drop(self.frontend_bits.insert(*word, *bits)),
             Op::PutNodeAddr(addr, value) => drop(self.node_addrs.insert(*addr, *value)),
@@ -126,12 +126,17 @@ impl Dump {
             Op::DeleteRange(key) => drop(self.source_ranges.remove(key)),
             Op::PutMaglev(key, table) => drop(self.maglev.insert(*key, table.clone())),
             Op::DeleteMaglev(key) => drop(self.maglev.remove(key)),
-            Op::DeleteFrontend(key) => drop(self.frontends.remove(key)),
+            Op::DeleteFrontend(key) => drop(self.table_of(key).remove(key)),
             Op::DeleteService(id) => drop(self.services.remove(id)),
             Op::DeleteSlot(key) => drop(self.slots.remove(key)),
             Op::DeleteBackend(id) => drop(self.backends.remove(id)),
             Op::DeleteName(id) => drop(self.names.remove(id)),
         }
+    }
+
+    /// The map of a frontend.
+    fn table_of(&mut self, key: &FrontendKey) -> &mut BTreeMap<FrontendKey, Frontend> {
+        if key.block == 0 { &mut self.frontends } else { &mut self.port_ranges }
     }
 
     /// True if an op adds an entry.
@@ -141,7 +146,9 @@ impl Dump {
             Op::PutBackend(id, _) => !self.backends.contains_key(id),
             Op::PutSlot(key, _) => !self.slots.contains_key(key),
             Op::PutService(id, _) => !self.services.contains_key(id),
-            Op::PutFrontend(key, _) => !self.frontends.contains_key(key),
+            Op::PutFrontend(key, _) => {
+                !(if key.block == 0 { &self.frontends } else { &self.port_ranges }).contains_key(key)
+            }
             Op::PutNodeAddr(addr, _) => !self.node_addrs.contains_key(addr),
             Op::PutRange(key) => !self.source_ranges.contains(key),
             Op::PutMaglev(key, _) => !self.maglev.contains_key(key),
@@ -163,6 +170,7 @@ impl Dump {
     pub fn count(&self, table: Table) -> usize {
         match table {
             Table::Frontends => self.frontends.len(),
+            Table::PortRanges => self.port_ranges.len(),
             Table::FrontendBits => self.frontend_bits.len(),
             Table::Services => self.services.len(),
             Table::Slots => self.slots.len(),
@@ -196,7 +204,7 @@ impl Dump {
     /// Sets the frontend bits, for dumps written by hand.
     #[must_use]
     pub fn with_bits(mut self) -> Self {
-        for (word, bit) in self.frontends.keys().map(FrontendKey::bit) {
+        for (word, bit) in self.frontends.keys().chain(self.port_ranges.keys()).map(FrontendKey::bit) {
             *self.frontend_bits.entry(word).or_default() |= bit;
         }
         self
@@ -211,6 +219,14 @@ impl Tables for Dump {
 
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends.get(key).copied()
+    }
+
+    fn port_range(&self, dest: &FrontendKey) -> Option<Frontend> {
+        let block = |free: u8| {
+            let port = u16::try_from(u32::from(dest.port) >> free << free).ok()?;
+            self.port_ranges.get(&FrontendKey { port, block: free + 1, ..*dest })
+        };
+        (0..=16).find_map(block).copied()
     }
 
     fn service(&self, id: u32) -> Option<ServiceEntry> {

@@ -21,6 +21,8 @@ use crate::{
 pub struct Dump {
     /// `FRONTENDS`
     pub frontends: BTreeMap<FrontendKey, Frontend>,
+    /// `PORT_RANGES`, by blocks.
+    pub port_ranges: BTreeMap<FrontendKey, Frontend>,
     /// `FRONTEND_BITS`: the words that are not 0.
     pub frontend_bits: BTreeMap<u32, u64>,
     /// `SERVICES`
@@ -44,6 +46,8 @@ pub struct Dump {
 pub struct Limits {
     /// `FRONTENDS`
     pub frontends: usize,
+    /// `PORT_RANGES`
+    pub port_ranges: usize,
     /// `SERVICES` and `NAMES`
     pub services: usize,
     /// `SLOTS`
@@ -62,6 +66,7 @@ impl Limits {
     /// The default sizes.
     pub const DEFAULT: Self = Self {
         frontends: capacity::FRONTENDS,
+        port_ranges: capacity::PORT_RANGES,
         services: capacity::SERVICES,
         slots: capacity::SLOTS,
         backends: capacity::BACKENDS,
@@ -75,6 +80,7 @@ impl Limits {
     pub const fn of(&self, table: Table) -> usize {
         match table {
             Table::Frontends => self.frontends,
+            Table::PortRanges => self.port_ranges,
             Table::FrontendBits => capacity::FRONTEND_BITS,
             Table::Services | Table::Names => self.services,
             Table::Slots => self.slots,

@@ -12,14 +12,19 @@ use lb_common::{
 };
 
 use super::Dump;
-use crate::{objects::WORST_TIER, ranges};
+use crate::{objects::WORST_TIER, port_ranges, ranges};
 use lb_common::AddrPort;
 
 impl fmt::Display for Dump {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut frontends: BTreeMap<u32, Vec<_>> = BTreeMap::new();
         for (key, frontend) in &self.frontends {
-            frontends.entry(frontend.service).or_default().push((key, frontend.kind));
+            frontends.entry(frontend.service).or_default().push((key.to_string(), frontend.kind));
+        }
+        let blocks = self.port_ranges.iter().map(|(key, frontend)| (*key, (frontend.service, frontend.kind)));
+        for (addr, proto, span, (service, kind)) in port_ranges::joined(blocks) {
+            let text = port_ranges::frontend_text(addr, proto, span);
+            frontends.entry(service).or_default().push((text, kind));
         }
         let mut named: Vec<_> = self.names.iter().map(|(&id, key)| (Some(key), id)).collect();
         let mentioned = self.services.keys().chain(frontends.keys()).copied();
@@ -113,7 +118,7 @@ impl Dump {
         if len > 0 {
             for (key, slot) in of(0, len - 1) {
                 gap(f, key.index - expected)?;
-                entry(f, slot)?;
+                self.entry(f, slot)?;
                 expected = key.index + 1;
             }
             gap(f, len - expected)?;
@@ -125,15 +130,25 @@ impl Dump {
         Ok(())
     }
 
+    fn entry(&self, f: &mut fmt::Formatter<'_>, slot: &Slot) -> fmt::Result {
+        let flags = self.backends.get(&slot.backend).map_or(0, |backend| backend.flags);
+        write!(f, " {}", port_ranges::target_text(&AddrPort { addr: slot.addr, port: slot.port }, flags))?;
+        if slot.weight != 1 {
+            write!(f, "*{}", slot.weight)?;
+        }
+        if f.alternate() { write!(f, "#{}", slot.backend) } else { Ok(()) }
+    }
+
     /// Writes the backends in no list, which are kept for their sockets.
     fn kept(&self, f: &mut fmt::Formatter<'_>, id: u32) -> fmt::Result {
         let kept = self.backends.values().filter(|backend| backend.service == id && !is_listed(backend));
-        let kept: BTreeSet<_> = kept.map(|backend| AddrPort { addr: backend.addr, port: backend.port }).collect();
+        let kept: BTreeSet<_> =
+            kept.map(|backend| (AddrPort { addr: backend.addr, port: backend.port }, backend.flags)).collect();
         if kept.is_empty() {
             return Ok(());
         }
         write!(f, "  kept")?;
-        kept.iter().try_for_each(|target| write!(f, " {target}"))?;
+        kept.iter().try_for_each(|(target, flags)| write!(f, " {}", port_ranges::target_text(target, *flags)))?;
         writeln!(f)
     }
 
@@ -157,16 +172,16 @@ impl Dump {
                 Some(List::Local) => write!(f, "  maglev local")?,
                 None => write!(f, "  maglev list {}", key.list)?,
             }
-            let mut places: BTreeMap<Option<AddrPort>, usize> = BTreeMap::new();
+            let mut places: BTreeMap<Option<(AddrPort, u16)>, usize> = BTreeMap::new();
             for id in &table.backends {
                 let backend = self.backends.get(id);
                 *places
-                    .entry(backend.map(|backend| AddrPort { addr: backend.addr, port: backend.port }))
+                    .entry(backend.map(|backend| (AddrPort { addr: backend.addr, port: backend.port }, backend.flags)))
                     .or_default() += 1;
             }
             for (target, places) in places {
                 match target {
-                    Some(target) => write!(f, " {target}={places}")?,
+                    Some((target, flags)) => write!(f, " {}={places}", port_ranges::target_text(&target, flags))?,
                     None => write!(f, " (not in BACKENDS)={places}")?,
                 }
             }
@@ -181,7 +196,8 @@ impl Dump {
         let unnamed = self.backends.iter().filter(|(id, backend)| is_listed(backend) && !named.contains(id)).count();
         let missing = named.iter().filter(|id| !self.backends.contains_key(id)).count();
         let bits = |key: &&FrontendKey| !self.may_have(key);
-        let hidden: Vec<String> = self.frontends.keys().filter(bits).map(ToString::to_string).collect();
+        let keys = self.frontends.keys().chain(self.port_ranges.keys());
+        let hidden: Vec<String> = keys.filter(bits).map(ToString::to_string).collect();
         if !hidden.is_empty() {
             writeln!(f, "(FRONTEND_BITS has no bit for {})", hidden.join(", "))?;
         }
@@ -205,14 +221,6 @@ fn gap(f: &mut fmt::Formatter<'_>, slots: u32) -> fmt::Result {
         1 => write!(f, " -"),
         _ => write!(f, " -x{slots}"),
     }
-}
-
-fn entry(f: &mut fmt::Formatter<'_>, slot: &Slot) -> fmt::Result {
-    write!(f, " {}", AddrPort { addr: slot.addr, port: slot.port })?;
-    if slot.weight != 1 {
-        write!(f, "*{}", slot.weight)?;
-    }
-    if f.alternate() { write!(f, "#{}", slot.backend) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use lb_common::{AddrPort, Family, FrontendKey, Kind, Proto};
+use lb_common::{Addr, AddrPort, Family, FrontendKey, Kind, Proto};
 
-use crate::objects::Key;
+use crate::{objects::Key, port_ranges::PortSpan};
 
 /// Endpoints, or ports, that a warning lists before it only counts them.
 const LISTED: usize = 5;
@@ -237,6 +237,8 @@ pub enum FrontendPlace {
     Addr(IpAddr),
     /// An address and port.
     Key(FrontendKey),
+    /// A range of ports of an address.
+    Ports(Addr, Proto, PortSpan),
 }
 
 /// The reason why a Service does not get a frontend.
@@ -265,6 +267,8 @@ pub enum Denial {
     PodListens(Key),
     /// This pod has a hostPort at this address, and the denied hostPort is one at all addresses of the node.
     NamesAddress(Key),
+    /// An interface of this node has the address: ports of processes would be taken.
+    NodeAddress,
 }
 
 /// The first endpoints of several, and their number.

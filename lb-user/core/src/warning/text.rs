@@ -9,7 +9,7 @@ use std::{
 use lb_common::{Family, Kind, MAGLEV_LEN};
 use serde::{Serialize, Serializer};
 
-use crate::{host_ports::Owner, objects::Key};
+use crate::{host_ports::Owner, objects::Key, port_ranges::frontend_text};
 
 use super::{
     BindError, Denial, DeniedFrontend, EndpointList, EndpointProblem, FrontendPlace, LISTED, LocalPolicies, NameFlaw,
@@ -121,6 +121,10 @@ impl Warning {
                 write!(f, "{key} ({}) ", kind.name())?;
                 denial.write_problem(*kind, f)
             }
+            Self::Frontend(DeniedFrontend { kind, place: place @ FrontendPlace::Ports(..), denial }) => {
+                write!(f, "{place} ({}, by beeline.io/ports) ", kind.name())?;
+                denial.write_problem(*kind, f)
+            }
             Self::NoRangeOfFamily(family) => {
                 let name = family.name();
                 write!(
@@ -227,6 +231,7 @@ impl Display for FrontendPlace {
         match self {
             Self::Addr(addr) => addr.fmt(f),
             Self::Key(key) => key.fmt(f),
+            Self::Ports(addr, proto, span) => f.write_str(&frontend_text(*addr, *proto as u8, *span)),
         }
     }
 }
@@ -245,6 +250,7 @@ impl Denial {
             Self::Younger(_) | Self::Outranked(_) | Self::PodListens(_) | Self::NamesAddress(_) => {
                 "use another address or port".into()
             }
+            Self::NodeAddress => "use an address that no node has, or name single ports in spec.ports".into(),
         }
     }
 
@@ -274,6 +280,10 @@ impl Denial {
             Self::PodListens(owner) => {
                 write!(f, "is not served: a pod of another namespace listens there, that of {}", Owner(owner))
             }
+            Self::NodeAddress => f.write_str(
+                "is not served here: an interface of this node has the address, and the ports are those of its \
+                 processes",
+            ),
         }
     }
 }

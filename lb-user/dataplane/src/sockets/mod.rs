@@ -26,7 +26,7 @@ pub use bound_ports::mark_bound_ports;
 pub(crate) use closed::PROGRAM as FREE_SOCKET;
 pub use closed::{SocketFreer, closed};
 pub use real_peer::real_peer;
-pub use serving::Serving;
+pub use serving::{Peer, Serving};
 pub use translations::IsLost;
 
 use lb_common::{AddrPort, Family};

@@ -1,16 +1,12 @@
 //! The store over BPF maps: runs of writes to one map become one system call.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use aya::{Pod, maps::MapData};
 use lb_common::{
-    Addr, Backend, Frontend, FrontendKey, List, Maglev, MaglevKey, Name, Names, NodeAddr, Proto, RangeKey,
-    ServiceEntry, Slot, SlotKey,
+    Addr, Backend, Frontend, FrontendKey, List, Maglev, MaglevKey, Name, Names, NodeAddr, PortBlockKey, Proto,
+    RangeKey, ServiceEntry, Slot, SlotKey,
 };
 
 use lb_common::Family;
@@ -30,16 +26,20 @@ const BATCH: usize = 4096;
 /// Writes of one system call for Maglev tables, which are large.
 const TABLES: usize = 16;
 
+/// Value of every entry of `SOURCE_RANGES`, which is a set.
+const PRESENT: u32 = 1;
+
 /// The pinned BPF maps that the agent writes.
 pub struct BpfStore {
     frontends: TypedMap<FrontendKey, Frontend>,
+    port_ranges: PrefixTrie<PortBlockKey, Frontend>,
     frontend_bits: TypedMap<u32, u64>,
     services: TypedMap<u32, ServiceEntry>,
     slots: TypedMap<SlotKey, Slot>,
     backends: TypedMap<u32, Backend>,
     names: TypedMap<u32, Names>,
     node_addrs: TypedMap<Addr, NodeAddr>,
-    source_ranges: PrefixTrie<RangeKey>,
+    source_ranges: PrefixTrie<RangeKey, u32>,
     maglev: TypedMap<MaglevKey, Maglev>,
     limits: Limits,
 }
@@ -62,6 +62,7 @@ impl BpfStore {
     /// Errors of `map`, and maps whose size the kernel does not report.
     pub fn from_maps(mut map: impl FnMut(&str) -> Result<MapData>) -> Result<Self> {
         let frontends = typed(Table::Frontends, &mut map)?;
+        let port_ranges = PrefixTrie::new(map(Table::PortRanges.map_name())?);
         let frontend_bits = typed(Table::FrontendBits, &mut map)?;
         let services = typed(Table::Services, &mut map)?;
         let slots = typed(Table::Slots, &mut map)?;
@@ -72,6 +73,7 @@ impl BpfStore {
         let maglev = typed(Table::Maglev, &mut map)?;
         let limits = Limits {
             frontends: frontends.size()?,
+            port_ranges: port_ranges.size()?,
             services: services.size()?.min(names.size()?),
             slots: slots.size()?,
             backends: backends.size()?,
@@ -81,6 +83,7 @@ impl BpfStore {
         };
         Ok(Self {
             frontends,
+            port_ranges,
             frontend_bits,
             services,
             slots,
@@ -132,17 +135,17 @@ impl BpfStore {
         let names = read!(self.names, Names);
         Ok(Dump {
             frontends: read!(self.frontends, Frontends).into_iter().collect(),
+            port_ranges: read!(self.port_ranges, PortRanges)
+                .into_iter()
+                .filter_map(|(key, frontend)| Some((key.frontend()?, frontend)))
+                .collect(),
             frontend_bits: read!(self.frontend_bits, FrontendBits).into_iter().filter(|(_, bits)| *bits != 0).collect(),
             services: read!(self.services, Services).into_iter().collect(),
             slots: read!(self.slots, Slots).into_iter().collect(),
             backends: read!(self.backends, Backends).into_iter().collect(),
             names: names.into_iter().filter_map(|(id, names)| Some((id, port_key(&names)?))).collect(),
             node_addrs: read!(self.node_addrs, NodeAddrs).into_iter().collect(),
-            source_ranges: if tables.contains(&Table::SourceRanges) {
-                self.source_ranges.read()?
-            } else {
-                BTreeSet::new()
-            },
+            source_ranges: read!(self.source_ranges, SourceRanges).into_iter().map(|(key, _)| key).collect(),
             maglev: read!(self.maglev, Maglev).into_iter().map(|(key, table)| (key, Box::new(table))).collect(),
         })
     }
@@ -161,43 +164,60 @@ impl BpfStore {
 
     /// Writes the leading ops of one kind; returns the number done and the error that ended them early.
     fn apply_run(&self, ops: &[Op]) -> (usize, Option<StoreError>) {
+        let Some(first) = ops.first() else { return (0, None) };
+        // Frontends and blocks of port ranges have the same ops.
+        let other_table = ops.iter().position(|op| op.table() != first.table());
+        let ops = &ops[..other_table.unwrap_or(ops.len()).min(BATCH)];
         macro_rules! run {
             (put $map:expr, $variant:ident, |$value:ident| $stored:expr) => {
                 run!(put $map, $variant, |$value| $stored, BATCH)
             };
-            (put $map:expr, $variant:ident, |$value:ident| $stored:expr, $most:expr) => {{
+            (put $map:expr, $variant:ident, |$value:ident| $stored:expr, $most:expr) => {
+                run!(entries $map, $variant, |key| *key, |$value| $stored, $most)
+            };
+            (entries $map:expr, $variant:ident, |$key:ident| $stored_key:expr, |$value:ident| $stored:expr,
+             $most:expr) => {{
                 let (mut keys, mut values) = (Vec::new(), Vec::new());
                 for op in ops.iter().take($most) {
-                    let Op::$variant(key, $value) = op else { break };
-                    keys.push(*key);
+                    let Op::$variant($key, $value) = op else { break };
+                    keys.push($stored_key);
                     values.push($stored);
                 }
                 (keys.len(), $map.put(&keys, &values))
             }};
             (delete $map:expr, $variant:ident) => {
-                run!(keys $map, $variant, delete)
+                run!(delete $map, $variant, |key| *key)
             };
-            (keys $map:expr, $variant:ident, $write:ident) => {{
+            (delete $map:expr, $variant:ident, |$key:ident| $stored:expr) => {{
                 let ops = ops.iter().take(BATCH);
                 let keys: Vec<_> =
-                    ops.map_while(|op| if let Op::$variant(key) = op { Some(*key) } else { None }).collect();
-                (keys.len(), $map.$write(&keys))
+                    ops.map_while(|op| if let Op::$variant($key) = op { Some($stored) } else { None }).collect();
+                (keys.len(), $map.delete(&keys))
             }};
         }
-        let Some(first) = ops.first() else { return (0, None) };
         let (all, result) = match first {
             Op::PutName(..) => run!(put self.names, PutName, |key| names(key)),
             Op::PutBackend(..) => run!(put self.backends, PutBackend, |value| *value),
             Op::PutSlot(..) => run!(put self.slots, PutSlot, |value| *value),
             Op::PutService(..) => run!(put self.services, PutService, |value| *value),
+            Op::PutFrontend(key, _) if key.block != 0 => {
+                run!(entries self.port_ranges, PutFrontend, |key| PortBlockKey::of(key), |value| *value, BATCH)
+            }
             Op::PutFrontend(..) => run!(put self.frontends, PutFrontend, |value| *value),
             Op::PutFrontendBits(..) => run!(put self.frontend_bits, PutFrontendBits, |value| *value),
             Op::PutNodeAddr(..) => run!(put self.node_addrs, PutNodeAddr, |value| *value),
-            Op::PutRange(_) => run!(keys self.source_ranges, PutRange, put),
+            Op::PutRange(_) => {
+                let keys: Vec<_> =
+                    ops.iter().map_while(|op| if let Op::PutRange(key) = op { Some(*key) } else { None }).collect();
+                (keys.len(), self.source_ranges.put(&keys, &vec![PRESENT; keys.len()]))
+            }
             Op::PutMaglev(..) => run!(put self.maglev, PutMaglev, |value| **value, TABLES),
-            Op::DeleteRange(_) => run!(keys self.source_ranges, DeleteRange, delete),
+            Op::DeleteRange(_) => run!(delete self.source_ranges, DeleteRange),
             Op::DeleteMaglev(_) => run!(delete self.maglev, DeleteMaglev),
             Op::DeleteNodeAddr(_) => run!(delete self.node_addrs, DeleteNodeAddr),
+            Op::DeleteFrontend(key) if key.block != 0 => {
+                run!(delete self.port_ranges, DeleteFrontend, |key| PortBlockKey::of(key))
+            }
             Op::DeleteFrontend(_) => run!(delete self.frontends, DeleteFrontend),
             Op::DeleteService(_) => run!(delete self.services, DeleteService),
             Op::DeleteSlot(_) => run!(delete self.slots, DeleteSlot),
@@ -221,10 +241,8 @@ pub fn copy(table: Table, from: MapData, to: MapData) -> Result<()> {
         Table::Backends => copy_as::<u32, Backend>(table, from, to),
         Table::Names => copy_as::<u32, Names>(table, from, to),
         Table::NodeAddrs => copy_as::<Addr, NodeAddr>(table, from, to),
-        Table::SourceRanges => {
-            let ranges: Vec<_> = PrefixTrie::<RangeKey>::new(from).read()?.into_iter().collect();
-            PrefixTrie::new(to).put(&ranges).with_context(|| copying(table))
-        }
+        Table::PortRanges => copy_trie::<PortBlockKey, Frontend>(table, from, to),
+        Table::SourceRanges => copy_trie::<RangeKey, u32>(table, from, to),
         Table::Maglev => copy_as::<MaglevKey, Maglev>(table, from, to),
     }
 }
@@ -233,6 +251,11 @@ fn copy_as<K: Pod, V: Pod>(table: Table, from: MapData, to: MapData) -> Result<(
     let map = |map| TypedMap::<K, V>::new(table.map_name(), map);
     let (keys, values): (Vec<K>, Vec<V>) = map(from).read()?.into_iter().unzip();
     map(to).put(&keys, &values).with_context(|| copying(table))
+}
+
+fn copy_trie<K: Pod, V: Pod>(table: Table, from: MapData, to: MapData) -> Result<()> {
+    let (keys, values): (Vec<K>, Vec<V>) = PrefixTrie::<K, V>::new(from).read()?.into_iter().unzip();
+    PrefixTrie::new(to).put(&keys, &values).with_context(|| copying(table))
 }
 
 fn copying(table: Table) -> String {

@@ -1,6 +1,6 @@
 //! Maps with the types of their keys and values: hash maps, and tries of prefixes.
 
-use std::{collections::BTreeSet, io, marker::PhantomData, os::fd::AsFd as _, path::Path};
+use std::{io, marker::PhantomData, os::fd::AsFd as _, path::Path};
 
 use anyhow::{Context as _, Result};
 use aya::{Pod, maps::MapData};
@@ -117,21 +117,28 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
     }
 }
 
-/// Value of every entry of a [`PrefixTrie`], which is a set.
-const PRESENT: u32 = 1;
-
-/// A set of prefixes `K` in a trie map (`BPF_MAP_TYPE_LPM_TRIE`) with values of 4 octets. Entries are written one by
-/// one: kernels before 5.13 have no batches for tries.
-pub struct PrefixTrie<K> {
+/// A trie of prefixes `K` and values `V` (`BPF_MAP_TYPE_LPM_TRIE`). Entries are written one by one: kernels before 5.13
+/// have no batches for tries.
+pub struct PrefixTrie<K, V> {
     map: MapData,
-    key: PhantomData<K>,
+    types: PhantomData<(K, V)>,
 }
 
-impl<K: Pod + Ord> PrefixTrie<K> {
+impl<K: Pod, V: Pod> PrefixTrie<K, V> {
     /// Wraps the trie `map`.
     #[must_use]
     pub const fn new(map: MapData) -> Self {
-        Self { map, key: PhantomData }
+        Self { map, types: PhantomData }
+    }
+
+    /// Opens the pin `name` of `directory`.
+    ///
+    /// # Errors
+    /// When the pin is missing or cannot be opened; its path is in the message.
+    pub fn open(directory: &Path, name: &str) -> Result<Self> {
+        let path = directory.join(name);
+        let map = MapData::from_pin(&path).with_context(|| format!("opening the pinned map {}", path.display()))?;
+        Ok(Self::new(map))
     }
 
     /// Returns the most entries that the trie can hold (`max_entries`).
@@ -143,25 +150,34 @@ impl<K: Pod + Ord> PrefixTrie<K> {
         Ok(usize::try_from(info.max_entries())?)
     }
 
-    /// Reads all prefixes.
+    /// Reads all entries, in no order. Entries that are deleted meanwhile may be missing.
     ///
     /// # Errors
     /// The kernel's errno, or an error if deletions restart the walk too often.
-    pub fn read(&self) -> Result<BTreeSet<K>> {
+    pub fn read(&self) -> Result<Vec<(K, V)>> {
         let size = u32::try_from(size_of::<K>())?;
-        let mut found = BTreeSet::new();
+        let mut keys = Vec::new();
         let most = 4 * self.size()?;
-        each_key(self.map.fd().as_fd(), size, most, |key| found.extend(from_bytes::<K>(key)))
+        each_key(self.map.fd().as_fd(), size, most, |key| keys.extend(from_bytes::<K>(key)))
             .context("reading a trie")?;
-        Ok(found)
+        let entry = |key| Ok(self.get(&key)?.map(|value| (key, value)));
+        keys.into_iter().filter_map(|key| entry(key).transpose()).collect()
     }
 
-    /// Writes prefixes in order.
+    /// Reads the entry of the longest prefix of a key; None if the trie has none.
     ///
     /// # Errors
-    /// The first prefix that failed ends the batch.
-    pub fn put(&self, keys: &[K]) -> Result<(), BatchError> {
-        one_by_one(keys, |key| update(self.map.fd().as_fd(), key, &PRESENT))
+    /// The kernel's errno, except `ENOENT`.
+    pub fn get(&self, key: &K) -> Result<Option<V>> {
+        lookup(self.map.fd().as_fd(), key).context("reading a trie")
+    }
+
+    /// Writes entries in order.
+    ///
+    /// # Errors
+    /// The first entry that failed ends the batch.
+    pub fn put(&self, keys: &[K], values: &[V]) -> Result<(), BatchError> {
+        one_by_one(keys.iter().zip(values), |(key, value)| update(self.map.fd().as_fd(), key, value))
     }
 
     /// Deletes prefixes in order; missing prefixes count as deleted.
@@ -169,16 +185,16 @@ impl<K: Pod + Ord> PrefixTrie<K> {
     /// # Errors
     /// The first prefix that failed ends the batch.
     pub fn delete(&self, keys: &[K]) -> Result<(), BatchError> {
-        one_by_one(keys, |key| match delete(self.map.fd().as_fd(), key) {
+        one_by_one(keys.iter(), |key| match delete(self.map.fd().as_fd(), key) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
         })
     }
 }
 
-fn one_by_one<K>(keys: &[K], write: impl Fn(&K) -> io::Result<()>) -> Result<(), BatchError> {
-    for (done, key) in keys.iter().enumerate() {
-        write(key).map_err(|error| BatchError { done, error })?;
+fn one_by_one<E>(entries: impl Iterator<Item = E>, write: impl Fn(E) -> io::Result<()>) -> Result<(), BatchError> {
+    for (done, entry) in entries.enumerate() {
+        write(entry).map_err(|error| BatchError { done, error })?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::table;
 use crate::inspect::{self, BackendRow, CounterRow, FrontendRow, ServiceRow};
+use lb_core::port_ranges::{PortSpan, offset_text};
 use lb_dataplane::stats::{self, StatMaps};
 
 /// GetArgs of `beeline get`.
@@ -171,7 +172,11 @@ impl Row for FrontendRow {
 
     fn cells(&self) -> Vec<String> {
         let (protocol, kind) = (self.protocol.to_owned(), self.kind.to_owned());
-        let port = self.port.map_or_else(|| "any".to_owned(), |port| port.to_string());
+        let port = match (self.port, self.last_port) {
+            (Some(first), Some(last)) => PortSpan { first, last }.to_string(),
+            (Some(port), None) => port.to_string(),
+            (None, _) => "any".to_owned(),
+        };
         vec![self.address.clone(), port, protocol, kind, self.service.clone()]
     }
 
@@ -188,7 +193,11 @@ impl Row for BackendRow {
         vec![
             self.service.clone(),
             self.address.clone(),
-            self.port.map_or_else(|| "-".to_owned(), |port| port.to_string()),
+            match (self.port, self.port_offset) {
+                (Some(port), _) => port.to_string(),
+                (None, Some(offset)) => offset_text(offset.cast_unsigned()),
+                (None, None) => "-".to_owned(),
+            },
             self.place.unwrap_or("-").to_owned(),
             self.weight.to_string(),
             self.open.to_string(),
@@ -199,7 +208,7 @@ impl Row for BackendRow {
     fn wide(&self) -> Vec<String> {
         let lists = match self.lists.as_slice() {
             // In no list: sockets hold it, and new sockets do not get it.
-            [] if self.port.is_some() => "kept".to_owned(),
+            [] if self.place.is_some() => "kept".to_owned(),
             [] => "-".to_owned(),
             lists => lists.join(","),
         };

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, num::NonZeroU32};
 
-use lb_common::{Family, FrontendKey, Kind, ServiceFlags};
+use lb_common::{BackendFlags, Family, FrontendKey, Kind, ServiceFlags};
 
 use super::{
     ClusterContext, NodeContext, Settings,
@@ -10,6 +10,7 @@ use super::{
     evaluation::{EvaluatedPort, Evaluation},
     frontends::{FrontendRequest, RequestedFrontend, families},
     probes,
+    range_claims::ClaimedRange,
     reason::EvaluatedEndpoint,
     slow_start::SlowStarts,
     weights::{limit, reduce},
@@ -17,6 +18,7 @@ use super::{
 use crate::{
     objects::{Key, Service},
     per_family::PerFamily,
+    port_ranges::blocks,
     spec::{Health, Member, PortKey, PortSpec, ServiceSpec},
     world::View,
 };
@@ -45,7 +47,7 @@ pub(super) fn assemble(
     let mut ports = Vec::with_capacity(evaluation.ports.len() * families.iter().flatten().count());
     for port in &evaluation.ports {
         for family in families.into_iter().flatten() {
-            let frontends = frontends_of(&evaluation.frontends, port.index, family);
+            let frontends = frontends_of(&evaluation, port.index, family);
             if frontends.is_empty() {
                 continue;
             }
@@ -88,10 +90,22 @@ fn health(service: &Service, node: NodeContext<'_>, ports: &[EvaluatedPort<'_>])
     Some(Health { port, ready })
 }
 
-fn frontends_of(frontends: &[RequestedFrontend], port: usize, family: Family) -> Vec<(FrontendKey, Kind)> {
+/// Lists the frontends and the blocks of port ranges of a service port, sorted.
+fn frontends_of(evaluation: &Evaluation<'_>, port: usize, family: Family) -> Vec<(FrontendKey, Kind)> {
+    let frontends = &evaluation.frontends;
     let own = |frontend: &&RequestedFrontend| frontend.port == port && Family::of(&frontend.key.addr) == family;
     let mut chosen = Vec::with_capacity(frontends.iter().filter(own).count());
     chosen.extend(frontends.iter().filter(own).map(|frontend| (frontend.key, frontend.kind)));
+    let ranges = evaluation.port_ranges.iter().filter(|range| range.port == port);
+    let blocks = ranges.filter(|range| Family::of(&range.claim.addr) == family).flat_map(|range| {
+        let ClaimedRange { addr, proto, span, kind } = range.claim;
+        blocks(addr, proto, span).map(move |key| (key, kind))
+    });
+    let singles = chosen.len();
+    chosen.extend(blocks);
+    if chosen.len() > singles {
+        chosen.sort_unstable();
+    }
     chosen
 }
 
@@ -107,7 +121,8 @@ fn members(
     let mut members = Vec::with_capacity(endpoints.len());
     members.extend(endpoints.iter().filter_map(|endpoint| {
         let EvaluatedEndpoint { target, weight, .. } = *endpoint;
-        Some(Member { target, flags: endpoint.flags(node)?, weight })
+        let offset = if port.port.ranges.is_some() { BackendFlags::OFFSET } else { 0 };
+        Some(Member { target, flags: endpoint.flags(node)? | offset, weight })
     }));
     reduce(&mut members);
     if port.scheduler.weighs() {

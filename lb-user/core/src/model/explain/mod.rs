@@ -2,7 +2,7 @@
 
 use std::{fmt, num::NonZeroU32};
 
-use lb_common::{Addr, Family, Kind, List};
+use lb_common::{Addr, BackendFlags, Family, Kind, List};
 use serde::Serialize;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     endpoints::{Effect, effect},
     evaluate::evaluate,
     evaluation::{EvaluatedPort, Evaluation, LOCAL},
-    frontends::{FrontendRequest, RequestedFrontend, families},
+    frontends::{FrontendRequest, RequestedFrontend, RequestedRange, families},
     probes,
     ranges::SourceRanges,
     reason::{EvaluatedEndpoint, list_users},
@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     objects::{Drain, Exempt, Key, Policy, Preference, Probe, ProbeQuestion, Selector, Service},
+    port_ranges::{frontend_text, target_text},
     spec::{Health, PortSpec, ServiceSpec},
     warning::Warning,
     world::View,
@@ -76,8 +77,10 @@ pub struct FrontendLine {
 pub struct PortLines {
     /// Its name; empty for a single unnamed one.
     pub name: String,
-    /// The port that clients dial at its VIPs.
+    /// The port that clients dial at its VIPs; the first one of port ranges.
     pub port: u16,
+    /// The port ranges, in their place.
+    pub ports: Option<String>,
     /// TCP, UDP or SCTP.
     pub protocol: &'static str,
     /// IPv4 or IPv6.
@@ -142,6 +145,12 @@ pub fn explain(
             state: state(frontend, node),
         })
         .collect();
+    frontends.extend(evaluation.port_ranges.iter().map(|RequestedRange { claim, .. }| FrontendLine {
+        frontend: frontend_text(claim.addr, claim.proto as u8, claim.span),
+        kind: claim.kind.name(),
+        owned: true,
+        state: "owned, by beeline.io/ports; single ports go first".to_owned(),
+    }));
     let mut warnings = Vec::new();
     for warning in evaluation.warnings {
         match warning {
@@ -387,7 +396,7 @@ fn port_lines(
         let member = position.ok().and_then(|at| members.get(at)).filter(|_| endpoint.serves());
         let listed = member.filter(|member| List::ALL.into_iter().any(|list| member.is_in(list)));
         EndpointLine {
-            endpoint: endpoint.target.to_string(),
+            endpoint: target_text(&endpoint.target, if port.port.ranges.is_some() { BackendFlags::OFFSET } else { 0 }),
             node: endpoint.endpoint.node.as_deref().map(str::to_owned),
             object: endpoint.origin.to_string(),
             weight: listed.map(|member| member.weight),
@@ -420,6 +429,11 @@ fn port_lines(
     PortLines {
         name,
         port: port.port.port.get(),
+        ports: port
+            .port
+            .ranges
+            .as_deref()
+            .map(|ranges| ranges.spans.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
         protocol,
         family: family.name(),
         cluster: count(List::Cluster),
@@ -458,8 +472,9 @@ impl fmt::Display for Explanation {
 
 impl fmt::Display for PortLines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, port, protocol, family, cluster, local, local_for, .. } = self;
+        let Self { name, ports, protocol, family, cluster, local, local_for, .. } = self;
         let Self { priority, hints, redirected_to, endpoints, .. } = self;
+        let port = ports.clone().unwrap_or_else(|| self.port.to_string());
         let name = if name.is_empty() { String::new() } else { format!("{name} ") };
         write!(f, "port {name}{port}/{protocol}, {family}: {cluster} in the cluster list")?;
         match local.zip(*local_for) {

@@ -4,7 +4,11 @@ use foldhash::HashMap;
 use lb_common::{Backend, BackendFlags, List, MaglevKey, SlotKey};
 
 use super::{Shadow, list_of};
-use crate::{op::Op, spec::PortKey, store::Dump};
+use crate::{
+    op::{Op, Table},
+    spec::PortKey,
+    store::Dump,
+};
 use lb_common::AddrPort;
 
 /// Largest gap in a list. An agent leaves gaps only within the writes of one change; a slot further out is a stray, so
@@ -36,7 +40,7 @@ impl Shadow {
                 shadow.dangling.insert(slot.backend);
             }
         }
-        for (key, frontend) in &dump.frontends {
+        for (key, frontend) in dump.frontends.iter().chain(&dump.port_ranges) {
             shadow.put_frontend(key, *frontend);
         }
         dump.frontend_bits.iter().for_each(|(word, bits)| shadow.put_frontend_bits(*word, *bits));
@@ -54,8 +58,10 @@ impl Shadow {
     /// Returns the content of the maps, as the shadow has it.
     #[must_use]
     pub fn to_dump(&self) -> Dump {
+        let of = |table| self.frontends.iter().filter(move |(key, _)| Table::of_frontend(key) == table);
         let mut dump = Dump {
-            frontends: self.frontends.iter().map(|(key, frontend)| (*key, *frontend)).collect(),
+            frontends: of(Table::Frontends).map(|(key, frontend)| (*key, *frontend)).collect(),
+            port_ranges: of(Table::PortRanges).map(|(key, frontend)| (*key, *frontend)).collect(),
             frontend_bits: self.frontend_bits.iter().map(|(word, bits)| (*word, *bits)).collect(),
             slots: self.strays.iter().map(|(key, slot)| (*key, *slot)).collect(),
             backends: self.backends.iter().map(|(id, known)| (*id, known.backend)).collect(),

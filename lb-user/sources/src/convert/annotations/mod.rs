@@ -15,6 +15,7 @@ use lb_core::{
         ConnectionAge, DEFAULT_TIER_SHARE, Drain, FrontendType, Key, MAX_CONNECTION_AGE, MAX_SLOW_START, Preference,
         RangePolicy, Tuning, WORST_TIER,
     },
+    port_ranges::{self, PortRanges},
 };
 
 mod probe;
@@ -39,6 +40,7 @@ const MAX_AGE: &str = "beeline.io/max-connection-age";
 const PROBE: &str = "beeline.io/probe";
 const PREFER_LOCAL: &str = "beeline.io/prefer-local";
 const REDIRECT_FROM: &str = "beeline.io/redirect-from";
+const PORTS: &str = "beeline.io/ports";
 pub(super) const LB_ADDRESSES: &str = "beeline.io/lb-addresses";
 pub(super) const LB_POOL: &str = "beeline.io/lb-pool";
 pub(super) const LB_SHARING_KEY: &str = "beeline.io/lb-sharing-key";
@@ -54,6 +56,7 @@ const OF_SERVICES: &[&str] = &[
     SLOW_START,
     PREFER_LOCAL,
     REDIRECT_FROM,
+    PORTS,
     LB_ADDRESSES,
     LB_POOL,
     LB_SHARING_KEY,
@@ -87,6 +90,15 @@ pub(super) fn tuning(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Bo
     };
     unknown(meta, "a Service", OF_SERVICES, problems);
     (tuning != Tuning::default()).then(|| Box::new(tuning))
+}
+
+/// Reads the port ranges of a Service: none if the annotation cannot be read.
+pub(super) fn port_ranges(meta: &ObjectMeta, problems: &mut Vec<String>) -> Vec<PortRanges> {
+    let Some(text) = get(meta, PORTS) else { return Vec::new() };
+    port_ranges::parse(text).unwrap_or_else(|flaw| {
+        problems.push(format!("annotation {PORTS} {flaw}; until then no port range is served"));
+        Vec::new()
+    })
 }
 
 /// Weights and tier of the endpoints of an EndpointSlice or Endpoints object. Both kinds have the same annotations,

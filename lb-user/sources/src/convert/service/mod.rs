@@ -51,8 +51,13 @@ pub(super) fn service(object: &api::Service, proxy_name: Option<&str>) -> Servic
     for (i, port_object) in list(&spec.ports).iter().enumerate() {
         if let Some((proto, port)) = port(&mut problems, format_args!("ports[{i}]"), port_object) {
             let node_port = node_port(port_object, format_args!("ports[{i}].nodePort"), node_ports, &mut problems);
-            ports.push(ServicePort { name: text(port_object.name.as_deref()), proto, port, node_port });
+            ports.push(ServicePort { name: text(port_object.name.as_deref()), proto, port, node_port, ranges: None });
         }
+    }
+
+    if exempt.is_none() {
+        let ranges = annotations::port_ranges(meta, &mut problems);
+        ports.extend(ranges.into_iter().filter_map(ServicePort::of_ranges));
     }
 
     let internal_policy = policy("internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), &mut problems);

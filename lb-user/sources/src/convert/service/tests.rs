@@ -60,18 +60,21 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
                     node_port: Some(
                         30080,
                     ),
+                    ranges: None,
                 },
                 ServicePort {
                     name: "dns",
                     proto: Udp,
                     port: 53,
                     node_port: None,
+                    ranges: None,
                 },
                 ServicePort {
                     name: "",
                     proto: Sctp,
                     port: 9,
                     node_port: None,
+                    ranges: None,
                 },
             ],
             internal_policy: Local,

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -15,6 +16,7 @@ use crate::{
     Story,
     agent::{Agent, run, until},
     node::{StoryNode, annotated, service},
+    socket_termination::in_namespace,
     sockets::{at, mapped},
     stale_sockets::ended_count,
 };
@@ -23,6 +25,7 @@ pub const STORIES: &[Story] = &[
     ("old_idle_connections_end_and_their_clients_find_a_new_endpoint", clients_find_a_new_endpoint),
     ("old_busy_connections_stay_until_their_grace_is_over", busy_connections),
     ("old_connections_of_other_services_and_without_a_service_stay", others_stay),
+    ("old_connections_in_other_network_namespaces_end", other_namespaces),
 ];
 
 const VIP: &str = "10.96.0.1:80";
@@ -97,11 +100,11 @@ fn clients_find_a_new_endpoint(node: &mut StoryNode) {
     assert!(text.contains("connections  idle TCP sockets of this node's clients end at an age of 2 s ±10 %"), "{text}");
     let mapped = mapped(at(VIP)).to_string();
     let mut clients: Vec<_> = [VIP, VIP, VIP6, &mapped].into_iter().map(connect).collect();
+    let start = Instant::now();
     for client in &mut clients {
         ask(client).expect("an answer");
     }
     node.write("web.yaml", &web("2s", &backends));
-    let start = Instant::now();
     until("idle connections have ended", || {
         clients.retain(|client| !has_ended(client));
         clients.is_empty()
@@ -109,7 +112,7 @@ fn clients_find_a_new_endpoint(node: &mut StoryNode) {
     assert!(start.elapsed() > Duration::from_secs(4), "not before they were idle: {:?}", start.elapsed());
     let servers: BTreeSet<_> = (0..40).map(|_| ask(&mut connect(VIP)).expect("an answer")).collect();
     assert!(servers.contains(backends[2]), "{servers:?}");
-    assert_eq!(ended_count(node), 4);
+    until("the ended connections are counted", || ended_count(node) == 4);
 }
 
 fn busy_connections(node: &mut StoryNode) {
@@ -148,4 +151,23 @@ fn others_stay(node: &mut StoryNode) {
     until("the connection through the Service has ended", || has_ended(&aged));
     thread::sleep(Duration::from_secs(2));
     assert!(!others.iter().any(has_ended));
+}
+
+fn other_namespaces(node: &mut StoryNode) {
+    node.write("web.yaml", &web("1s", &["10.0.0.1:8080"]));
+    let _agent = node.agent(&[]);
+    let mapped = mapped(at(VIP)).to_string();
+    // The agent finds the namespace by a process.
+    let (mut process, mut clients) = in_namespace(|| {
+        let process = Command::new("sleep").arg("1000").spawn().expect("a process");
+        serve("10.0.0.1:8080");
+        (process, [VIP, &mapped].map(connect))
+    });
+    for client in &mut clients {
+        ask(client).expect("an answer");
+    }
+    for client in &clients {
+        until("the connection has ended", || has_ended(client));
+    }
+    process.kill().and_then(|()| process.wait()).expect("a process");
 }

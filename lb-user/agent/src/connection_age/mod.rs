@@ -36,7 +36,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 const BUSY: Duration = Duration::from_secs(5);
 
 /// Share of the time that looks may take: one part of these.
-const SHARE: u32 = 50;
+const SHARE: u32 = 20;
 
 /// Ends sockets, by the maps pinned in `pins`, until the sender is dropped. Failures are logged and retried.
 ///
@@ -61,7 +61,7 @@ pub(crate) async fn run(pins: PathBuf, mut ages: watch::Receiver<Ages>) -> Resul
         let (back, is_waiting) = tokio::task::spawn_blocking(look).await.context("the look for old sockets")?;
         looker = back;
         // Also after a change of the ages, since several come at once.
-        let least = SHORTEST.max(start.elapsed() * (SHARE - 1));
+        let least = (start.elapsed() * (SHARE - 1)).clamp(SHORTEST, LONGEST);
         tokio::time::sleep(least).await;
         let interval = if is_waiting { interval.min(BUSY) } else { interval };
         tokio::select! {

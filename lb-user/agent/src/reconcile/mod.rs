@@ -93,6 +93,8 @@ struct Reports {
     ages: BTreeMap<Key, ConnectionAge>,
     /// The endpoints to probe of each Service that has some.
     probes: BTreeMap<Key, ProbeTargets>,
+    /// True if a Service of the two maps above has changed, maybe by its ids only.
+    are_named_changed: bool,
     /// Services that do not fit into the maps.
     refused: Vec<Refused>,
 }
@@ -375,35 +377,24 @@ impl<S: Store> Reconciler<S> {
         cluster_ranges::choose(&self.settings.service_cidrs, self.world.cluster_ranges(), &self.own, is_cluster_ip)
     }
 
-    /// Returns the age of connections of each service port of TCP that has one, by id; none if the maps are unknown.
-    fn connection_ages(&self) -> Option<BTreeMap<u32, ConnectionAge>> {
-        let ages = &self.reports.ages;
-        if ages.is_empty() {
-            return Some(BTreeMap::new());
-        }
-        let shadow = self.maps.shadow.as_ref()?;
+    /// Returns the ages of connections and the endpoints to probe, by service ports of the maps, if they may have
+    /// changed since the last call.
+    fn take_named(&mut self) -> Option<(BTreeMap<u32, ConnectionAge>, BTreeMap<Key, Probed>)> {
+        let Reports { ages, probes, are_named_changed, .. } = &mut self.reports;
+        let shadow = self.maps.shadow.as_ref().filter(|_| *are_named_changed)?;
+        *are_named_changed = false;
         let is_tcp = |id: &u32| {
             let key = shadow.port(*id).and_then(|port| port.key.as_ref());
             key.is_some_and(|key| key.proto == Proto::Tcp)
         };
-        let ids = |(service, age): (&Key, &ConnectionAge)| {
+        let by_id = |(service, age): (&Key, &ConnectionAge)| {
             let (age, ids) = (*age, shadow.ports_of(service).iter().copied().filter(is_tcp));
             ids.map(|id| (id, age)).collect::<Vec<_>>()
         };
-        Some(ages.iter().flat_map(ids).collect())
-    }
-
-    /// Returns the endpoints to probe, with the ids of their service ports; none if the maps are unknown.
-    fn probed(&self) -> Option<BTreeMap<Key, Probed>> {
-        let probes = &self.reports.probes;
-        if probes.is_empty() {
-            return Some(BTreeMap::new());
-        }
-        let shadow = self.maps.shadow.as_ref()?;
         let probed = |(service, targets): (&Key, &ProbeTargets)| {
             (service.clone(), Probed { targets: targets.clone(), ids: shadow.ports_of(service).to_vec() })
         };
-        Some(probes.iter().map(probed).collect())
+        Some((ages.iter().flat_map(by_id).collect(), probes.iter().map(probed).collect()))
     }
 
     /// Records the claims of the Services `keys`. Returns their requests for frontends, and the other Services that the
@@ -497,10 +488,11 @@ impl<S: Store> Reconciler<S> {
 
 impl Reports {
     fn update_age(&mut self, service: &Key, age: Option<ConnectionAge>) {
-        match age {
-            Some(age) => drop(self.ages.insert(service.clone(), age)),
-            None => drop(self.ages.remove(service)),
-        }
+        let before = match age {
+            Some(age) => self.ages.insert(service.clone(), age),
+            None => self.ages.remove(service),
+        };
+        self.are_named_changed |= age.is_some() || before.is_some();
     }
 
     fn update_restricted(&mut self, spec: &ServiceSpec) {
@@ -519,10 +511,11 @@ impl Reports {
     }
 
     fn update_probes(&mut self, spec: &ServiceSpec) {
-        match &spec.probes {
-            Some(probes) => drop(self.probes.insert(spec.key.clone(), probes.clone())),
-            None => drop(self.probes.remove(&spec.key)),
-        }
+        let before = match &spec.probes {
+            Some(probes) => self.probes.insert(spec.key.clone(), probes.clone()),
+            None => self.probes.remove(&spec.key),
+        };
+        self.are_named_changed |= spec.probes.is_some() || before.is_some();
     }
 
     fn update_health(&mut self, spec: &ServiceSpec) {

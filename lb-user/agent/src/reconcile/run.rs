@@ -197,22 +197,15 @@ fn publish<S: Store>(
     let error = report.failure.as_ref().map(|error| format!("{error:#}"));
     let (ranges, doubtful) = reconciler.cluster_ranges();
     let pod_modes = reconciler.world.pods().map(pod_modes);
-    let (ages, probed) = (reconciler.connection_ages(), reconciler.probed());
+    let named = reconciler.take_named();
     let triggers = if error.is_none() { reconciler.world.take_triggers() } else { Vec::new() };
     status.send_modify(|status| {
         status.record_pass(duration, error, &triggers);
         status.writes = writes;
         status.health = Arc::clone(&reconciler.reports.health);
         status.restricted = Arc::clone(&reconciler.reports.restricted);
-        if let Some(ages) = ages
-            && *status.connection_ages != ages
-        {
-            status.connection_ages = Arc::new(ages);
-        }
-        if let Some(probed) = probed
-            && *status.probed != probed
-        {
-            status.probed = Arc::new(probed);
+        if let Some((ages, probed)) = named {
+            (status.connection_ages, status.probed) = (Arc::new(ages), Arc::new(probed));
         }
         if *status.node_ports != reconciler.node_ports {
             status.node_ports = Arc::new(reconciler.node_ports.clone());

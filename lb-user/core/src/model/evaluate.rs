@@ -232,7 +232,8 @@ impl<'a> Evaluator<'a, '_> {
         preference: Preference,
     ) -> u32 {
         let service = self.view.service;
-        if probes::of(service).is_none() || endpoints.is_empty() {
+        // Endpoints of port ranges have an offset in the place of a port.
+        if probes::of(service).is_none() || endpoints.is_empty() || port.ranges.is_some() {
             return 0;
         }
         let (service, name) = (service.key.clone(), port.name.clone());

@@ -16,6 +16,7 @@ use crate::{
         Endpoint, EndpointGroup, EndpointPort, EndpointSlice, Key, ProbeQuestion, ServicePort, SliceManager, Tuning,
     },
     plan::{OnOrphan, Scope, plan},
+    port_ranges::{PortRanges, PortSpan},
     spec::ServiceSpec,
     store::{Limits, MemoryStore, Store as _},
     world::World,
@@ -299,6 +300,20 @@ fn only_ready_endpoints_that_are_no_frontend_are_probed() {
     fixture.service = Service { tuning: None, ..service() };
     fixture.restart();
     assert_eq!(targets(&fixture), [0; 0], "the Service has no probe");
+}
+
+#[test]
+fn port_ranges_are_not_probed_whatever_their_offset() {
+    let mut fixture = Fixture::new(&THREE);
+    let spans = vec![PortSpan { first: 100, last: 200 }];
+    let ranges = ServicePort::of_ranges(PortRanges { proto: Proto::Tcp, offset: 8080, spans }).expect("a range");
+    fixture.service.ports = service().ports.iter().cloned().chain([ranges]).collect();
+    fixture.restart();
+    fixture.pass();
+    fixture.fails(1);
+    let text = fixture.explain();
+    assert!(text.contains("port [ports+8080]"), "{text}");
+    assert_eq!(text.matches("-  not used: its probe fails").count(), 2, "at tcp and udp: {text}");
 }
 
 #[test]

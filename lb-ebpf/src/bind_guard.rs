@@ -28,8 +28,9 @@ pub fn bind<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
         return PROCEED;
     }
     let Some(service) = taken_by(ctx, &wanted) else {
-        // The loopback address of a pod is its own anyway.
-        if !wanted.addr.is_loopback() || ctx.is_host() {
+        // The loopback address of a pod is its own anyway. That of the node is marked for hostPorts alone: resolvers
+        // listen there at the port of DNS, and each mark costs the callers of Services with such a port a look-up.
+        if !wanted.addr.is_loopback() || (ctx.is_host() && is_host_port(&wanted)) {
             own::mark(&wanted.addr, wanted.port);
         }
         return PROCEED;
@@ -46,6 +47,13 @@ pub fn bind<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
         );
     }
     ctx.refuse(EADDRINUSE)
+}
+
+/// True if a hostPort has the port, at this address or at all of the node.
+#[inline(always)]
+fn is_host_port(wanted: &FrontendKey) -> bool {
+    let has_kind = |key: &FrontendKey| Kernel.frontend(key).is_some_and(|found| found.kind == Kind::HostPort as u8);
+    has_kind(&wanted.node_port()) || has_kind(wanted)
 }
 
 /// The service port whose NodePort a listener would shadow.

@@ -261,6 +261,9 @@ impl Worker {
             let Some(frontend) = new.iter().find(is_same).map(|key| store.frontend(key)) else { continue };
             let service = frontend.and_then(|frontend| store.name(frontend.service));
             let kind = frontend.and_then(|frontend| Kind::from_number(frontend.kind)).unwrap_or(Kind::NodePort);
+            if kind == Kind::HostPort && local.is_loopback() {
+                sockets::mark_bound_port(&self.directory, socket.address.port())?;
+            }
             let warning = Warning::PortInUse {
                 kind,
                 service: service.as_ref().map(ToString::to_string),

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use lb_common::capacity;
+use lb_kernel::bpf::typed::TypedMap;
 use lb_lab::network::{Host, Lan, LanOptions};
 use rustix::io::Errno;
 
@@ -206,17 +208,24 @@ fn listeners_of_the_node(node: &mut StoryNode) {
     let ask = |to: &str| lan.node1.host.net.enter(|| tcp_ask(to.parse().expect("an address and port")));
     let at_own = format!("{own}:{ANY}");
     lan.node1.host.net.enter(|| {
-        // One before the pod, with a socket that was bound before the programs saw it.
-        tcp_server(&format!("127.0.0.1:{ANY}"));
+        // Before the agent, and before the pod.
+        tcp_server("127.0.0.1:4056");
         let agent = socket_agent(node, &lan, &[]);
-        node.write("web.yaml", &pod("web", web, "Running", &[("", ANY), ("", SECOND), ("::", LOOPBACK)]));
-        wait_for_pod(&agent, 3 * 5);
-        until("the earlier listener at loopback goes first", || {
-            ask(&format!("127.0.0.1:{ANY}")).is_ok_and(|(name, _)| name == format!("127.0.0.1:{ANY}"))
-        });
+        // A resolver of the node at loopback, where no hostPort is, costs no call to a Service with its port a look-up.
+        tcp_server("127.0.0.1:4057");
+        tcp_server(&format!("{own}:4058"));
+        let marks = TypedMap::<u32, u32>::open(&node.maps(), "BOUND_PORTS").expect("the map");
+        let mark = |port: u16| marks.get(&capacity::bound_port(port)).expect("a look-up");
+        assert_eq!([4057, 4058].map(mark), [Some(0), Some(1)]);
+        let host_ports = [("", 4056), ("", 4057), ("", ANY), ("", SECOND), ("::", LOOPBACK)];
+        node.write("web.yaml", &pod("web", web, "Running", &host_ports));
+        wait_for_pod(&agent, 3 * 9);
+        for earlier in ["127.0.0.1:4056", "127.0.0.1:4057"] {
+            until("the earlier listener goes first", || ask(earlier).is_ok_and(|(name, _)| name == earlier));
+        }
         agent.wait_for_log("is a hostPort of apps/pod/web");
         assert_eq!(ask(&at_own).expect("an answer").0, server);
-        // Three after it.
+        // After it.
         assert_eq!(ask(&format!("127.0.0.1:{SECOND}")).expect("an answer").0, server);
         tcp_server(&format!("127.0.0.1:{SECOND}"));
         assert_eq!(ask(&format!("127.0.0.1:{SECOND}")).expect("an answer").0, format!("127.0.0.1:{SECOND}"));

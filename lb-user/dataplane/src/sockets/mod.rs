@@ -22,7 +22,7 @@ use anyhow::{Context as _, Result};
 use lb_common::Proto;
 
 pub use aged::{Aged, end_aged, translated};
-pub use bound_ports::mark_bound_ports;
+pub use bound_ports::{mark_bound_port, mark_bound_ports};
 pub(crate) use closed::PROGRAM as FREE_SOCKET;
 pub use closed::{SocketFreer, closed};
 pub use real_peer::real_peer;

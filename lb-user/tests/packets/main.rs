@@ -20,6 +20,7 @@ mod outside;
 mod own;
 mod places;
 mod pods;
+mod port_ranges;
 mod ports;
 mod refusals;
 mod sizes;

@@ -29,6 +29,8 @@ pub(super) fn keep_owned(
     warnings: &mut Vec<Warning>,
 ) -> Vec<RequestedRange> {
     let mut kept = Vec::new();
+    // Single ports of others at the address of the ranges before: those of one address follow each other.
+    let mut singles: (Option<Addr>, Vec<SinglePort<'_>>) = (None, Vec::new());
     for range in requested {
         let ClaimedRange { addr, proto, span, kind } = range.claim;
         let mut deny = |span, denial| {
@@ -56,7 +58,10 @@ pub(super) fn keep_owned(
         let owned = subtract(&[span], lost);
         // The programs find single ports first.
         let mut of_others: BTreeMap<(&Key, Precedence), Vec<PortSpan>> = BTreeMap::new();
-        for SinglePort { proto: of, port, owner, precedence } in claims.singles_of_others(addr, &service.key) {
+        if singles.0 != Some(addr) {
+            singles = (Some(addr), claims.singles_of_others(addr, &service.key).collect());
+        }
+        for &SinglePort { proto: of, port, owner, precedence } in &singles.1 {
             if of == proto && owned.iter().any(|span| span.contains(port)) {
                 of_others.entry((owner, precedence)).or_default().push(PortSpan { first: port, last: port });
             }

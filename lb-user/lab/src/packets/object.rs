@@ -12,7 +12,8 @@ use aya::{
 };
 use lb_common::{
     Addr, Affinity, AffinityKey, Backend, BackendStats, ClusterRanges, Counter, Device, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Maglev, MaglevKey, NodeAddr, PortStats, Range, ServiceEntry, Slot, SlotKey,
+    FragmentPorts, Frontend, FrontendKey, Maglev, MaglevKey, NodeAddr, PortBlock, PortBlockKey, PortStats, Range,
+    ServiceEntry, Slot, SlotKey,
 };
 
 /// Map sizes that a test may reduce.
@@ -114,13 +115,17 @@ impl TcPrograms {
         self.0.map_mut(name).expect("a map of that name").try_into().expect("a hash map of these")
     }
 
-    /// Writes a frontend, as the agent does.
+    /// Writes a frontend, or a block of a port range, as the agent does.
     pub fn put_frontend(&mut self, key: FrontendKey, value: Frontend) {
         let (word, bit) = key.bit();
         let mut bits = self.frontend_bits();
         let have = bits.get(&word, 0).expect("a word");
         bits.set(word, have | bit, 0).expect("a word");
-        self.map("FRONTENDS").insert(key, value, 0).expect("room");
+        if key.block == 0 {
+            return self.map("FRONTENDS").insert(key, value, 0).expect("room");
+        }
+        let PortBlockKey { prefix_len, block } = PortBlockKey::of(&key);
+        self.port_ranges().insert(&Key::new(prefix_len, block), value, 0).expect("room");
     }
 
     fn frontend_bits(&mut self) -> Array<&mut MapData, u64> {
@@ -135,6 +140,10 @@ impl TcPrograms {
     /// The source ranges.
     pub fn source_ranges(&mut self) -> LpmTrie<&mut MapData, Range, u32> {
         self.0.map_mut("SOURCE_RANGES").expect("a map of that name").try_into().expect("a trie of these")
+    }
+
+    fn port_ranges(&mut self) -> LpmTrie<&mut MapData, PortBlock, Frontend> {
+        self.0.map_mut("PORT_RANGES").expect("a map of that name").try_into().expect("a trie of these")
     }
 
     /// Writes the ranges of cluster IPs.
@@ -173,6 +182,9 @@ impl TcPrograms {
         let mut ranges = self.source_ranges();
         let keys: Vec<Key<Range>> = ranges.keys().flatten().collect();
         keys.iter().for_each(|key| ranges.remove(key).expect("a range"));
+        let mut blocks = self.port_ranges();
+        let keys: Vec<Key<PortBlock>> = blocks.keys().flatten().collect();
+        keys.iter().for_each(|key| blocks.remove(key).expect("a block"));
         let zeros = vec![0; aya::util::nr_cpus().expect("a number of CPUs")];
         for counter in Counter::ALL {
             let zeros = PerCpuValues::try_from(zeros.clone()).expect("a value for each CPU");

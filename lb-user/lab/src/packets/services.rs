@@ -17,6 +17,8 @@ pub struct FixtureService {
     frontends: Vec<(Kind, SocketAddr)>,
     backends: Vec<SocketAddr>,
     ranges: Vec<(std::net::IpAddr, u32)>,
+    /// Blocks of port ranges at cluster IPs: the first port, and [`FrontendKey::block`].
+    blocks: Vec<(SocketAddr, u8)>,
     service: ServiceEntry,
 }
 
@@ -31,7 +33,7 @@ pub struct ProgrammedService {
 impl FixtureService {
     fn new(proto: Proto) -> Self {
         let service = ServiceEntry { scheduler: Scheduler::Random as u32, ..ServiceEntry::default() };
-        Self { proto, frontends: Vec::new(), backends: Vec::new(), ranges: Vec::new(), service }
+        Self { proto, frontends: Vec::new(), backends: Vec::new(), ranges: Vec::new(), blocks: Vec::new(), service }
     }
 
     /// A TCP port without frontends and backends.
@@ -72,6 +74,13 @@ impl FixtureService {
     /// Adds a frontend of kind LoadBalancer.
     pub fn load_balancer(self, frontend: &str) -> Self {
         self.at(Kind::LoadBalancer, frontend)
+    }
+
+    /// Adds a block of a port range at a cluster IP: its first port, and [`FrontendKey::block`]. The port of each
+    /// backend is an offset then.
+    pub fn port_block(mut self, first: &str, block: u8) -> Self {
+        self.blocks.push((socket(first), block));
+        self
     }
 
     /// Sets the backends. Pods of this node have addresses of 10.0.1.0/24 or fd00:0:0:1::/64.
@@ -160,6 +169,11 @@ impl ProgrammedService {
                 _ => {}
             }
         }
+        for &(first, block) in &served.port.blocks {
+            let key = FrontendKey { block, ..FrontendKey::new(first.ip().into(), first.port(), proto) };
+            object.put_frontend(key, Frontend::new(id, Kind::ClusterIp));
+            object.put_frontend(key.address(), Frontend::new(id, Kind::Address));
+        }
         served
     }
 
@@ -193,7 +207,8 @@ impl ProgrammedService {
     }
 
     fn backend(&self, addr: SocketAddr, flags: u16) -> Backend {
-        Backend { addr: addr.ip().into(), port: addr.port(), flags, service: self.id }
+        let offset = if self.port.blocks.is_empty() { 0 } else { BackendFlags::OFFSET };
+        Backend { addr: addr.ip().into(), port: addr.port(), flags: flags | offset, service: self.id }
     }
 
     fn lists(&self) -> [(List, Vec<SocketAddr>); 2] {

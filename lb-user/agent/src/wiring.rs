@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeSet,
     future::pending,
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, mpsc::Sender},
     time::Duration,
@@ -34,7 +35,7 @@ use lb_core::{
     op::Table,
 };
 use lb_dataplane::{
-    balancer_addresses,
+    announced_routes, balancer_addresses,
     cleanup::cleanup,
     damage::Damage,
     devices::{self, NodeState},
@@ -70,6 +71,8 @@ pub enum Source {
 pub struct Config {
     /// Source of the objects.
     pub source: Source,
+    /// Table of the routes by which routing daemons announce load balancer addresses; none: there are no routes.
+    pub lb_routes: Option<u32>,
     /// Report problems of Services as Events of the cluster.
     pub events: bool,
     /// Name of this node.
@@ -124,6 +127,9 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     tasks.spawn(forward(observed.clone(), |status| Arc::clone(&status.connection_ages), ages_sender));
     let (probed_sender, probed) = watch::channel(ProbedServices::default());
     tasks.spawn(forward(observed.clone(), |status| Arc::clone(&status.probed), probed_sender));
+    let (attracted_sender, of_routes) = watch::channel(None);
+    tasks.spawn(forward(observed.clone(), attracted, attracted_sender));
+    tasks.spawn(announced_routes::run(config.lb_routes, of_routes));
     tasks.spawn(write_cluster_ranges(observed.clone(), pins.current()));
     let (collecting, collected) = watch::channel(FlowGcStatus::default());
     let (directory, backends) = (pins.current(), config.metrics_backends);
@@ -259,6 +265,12 @@ async fn forward<T: PartialEq>(
             return pending().await;
         }
     }
+}
+
+/// Returns the load balancer addresses whose traffic the node shall attract; None before the first pass.
+fn attracted(status: &Status) -> Option<Arc<BTreeSet<IpAddr>>> {
+    let all = status.attracted.values().flatten().copied();
+    status.ready.then(|| Arc::new(all.filter(|_| status.node_attracts).collect()))
 }
 
 /// Writes the ranges of cluster IPs after each pass that changes them. A failed write is tried again after a pass.

@@ -463,6 +463,9 @@ pub struct Node {
     /// True if it is being deleted, or marked for deletion by the cluster autoscaler: load balancers outside shall stop
     /// using it.
     pub leaving: bool,
+    /// True if load balancers may lead clients to it: it is not leaving, not cordoned, and has no label
+    /// `node.kubernetes.io/exclude-from-external-load-balancers`.
+    pub attracts: bool,
     /// Its labels.
     pub labels: Labels,
 }

@@ -1,6 +1,6 @@
 //! The desired state of the maps for one Service.
 
-use std::{collections::BTreeSet, fmt, num::NonZeroU16, sync::Arc};
+use std::{collections::BTreeSet, fmt, net::IpAddr, num::NonZeroU16, sync::Arc};
 
 use ipnet::IpNet;
 use lb_common::{AddrPort, BackendFlags, Family, FrontendKey, Kind, List, Proto, Scheduler};
@@ -113,6 +113,9 @@ pub struct ServiceSpec {
     pub health: Option<Health>,
     /// The endpoints to probe, if there are any.
     pub probes: Option<ProbeTargets>,
+    /// Load balancer addresses whose traffic this node shall attract, if it attracts any: all that the Service owns,
+    /// but with externalTrafficPolicy Local only while an endpoint on the node is ready. Sorted, each once.
+    pub attracted: Vec<IpAddr>,
     /// Warnings for its owner, each once.
     pub warnings: Vec<Warning>,
 }
@@ -121,6 +124,6 @@ impl ServiceSpec {
     /// Returns the spec of a deleted Service.
     #[must_use]
     pub const fn gone(key: Key) -> Self {
-        Self { key, ports: Vec::new(), health: None, probes: None, warnings: Vec::new() }
+        Self { key, ports: Vec::new(), health: None, probes: None, attracted: Vec::new(), warnings: Vec::new() }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::{
+    announced_routes,
     attach::clsact,
     flows::{
         Flows,
@@ -30,9 +31,12 @@ const TRANSLATING: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", 
 pub fn cleanup(pins: &Pins, patience: Duration, mut say: impl FnMut(String)) -> Result<()> {
     if !pins.root().exists() {
         say("nothing was pinned".to_owned());
+        withdraw(&mut say)?;
         return release(say);
     }
     let lock = pins.lock()?;
+    // The network leads clients to other nodes before this one stops to serve them.
+    withdraw(&mut say)?;
     // Stop new flows before sockets dial VIPs again: a flow of a pod's packets may have the same tuple at the backend
     // as a connection of one of its sockets.
     let stopped = if pins.current().join("FLOWS").exists() {
@@ -61,6 +65,15 @@ pub fn cleanup(pins: &Pins, patience: Duration, mut say: impl FnMut(String)) -> 
     }
     say(format!("{} removed: the kernel translates nothing any more", number(removed.len(), "pin")));
     release(say)
+}
+
+/// Removes the routes by which routing daemons announce load balancer addresses.
+fn withdraw(say: &mut impl FnMut(String)) -> Result<()> {
+    let removed = announced_routes::remove_all()?;
+    if removed > 0 {
+        say(format!("removed {} to announce", number(removed, "route")));
+    }
+    Ok(())
 }
 
 /// Removes our netfilter tables. Kube-proxy's rules, where they exist again, keep its connections alive.

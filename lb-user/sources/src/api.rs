@@ -285,6 +285,8 @@ pub struct Node {
 pub struct NodeSpec {
     /// Taints.
     pub taints: Option<Vec<Taint>>,
+    /// True while the node is cordoned, as for a drain.
+    pub unschedulable: Option<bool>,
 }
 
 /// A taint of a Node.

@@ -93,6 +93,11 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "answer|ignore", default_value = "answer")]
     vip_pings: VipPings,
 
+    /// Number of a kernel routing table of Beeline's own, such as 190: a route in it for each load balancer address
+    /// whose traffic this node shall attract, for a routing daemon that announces them.
+    #[arg(long, value_name = "TABLE", value_parser = parse_table)]
+    lb_routes: Option<u32>,
+
     /// Fixed number of entries of a map, such as slots=2000000: frontends, services, slots, backends, node_addrs,
     /// source_ranges or maglev. Without the flag a full map grows by itself.
     #[arg(long, value_name = "MAP=ENTRIES", value_parser = parse_size)]
@@ -143,6 +148,16 @@ impl RunArgs {
             }),
         }
     }
+}
+
+/// Parses the number of a routing table that no packet uses by default.
+fn parse_table(text: &str) -> Result<u32, String> {
+    let table = text.parse::<u32>().map_err(|error| format!("{text:?} is no number of a table: {error}"))?;
+    // RT_TABLE_UNSPEC, and RT_TABLE_DEFAULT, RT_TABLE_MAIN, RT_TABLE_LOCAL (include/uapi/linux/rtnetlink.h).
+    if matches!(table, 0 | 253..=255) {
+        return Err(format!("the node's own packets use table {table}: name a table of its own, such as 190"));
+    }
+    Ok(table)
 }
 
 fn parse_size(text: &str) -> Result<(Table, u32), String> {
@@ -200,6 +215,7 @@ pub(super) fn run(arguments: RunArgs, pins: impl FnOnce() -> Result<Pins>) -> Re
     }
     let config = Config {
         source,
+        lb_routes: arguments.lb_routes,
         events: arguments.events,
         node_name,
         settings,
@@ -237,6 +253,14 @@ mod tests {
         check("localhost:1", &["127.0.0.1:1", "[::1]:1"]);
         for bad in ["0.0.0.0", ":10256", "localhost", "localhost:", "::1", "127.0.0.1:65536", " "] {
             assert!(parse_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_table_of_routes_is_one_that_no_packet_uses() {
+        assert_eq!((parse_table("190"), parse_table("1000")), (Ok(190), Ok(1000)));
+        for bad in ["0", "253", "254", "255", "-1", "main", ""] {
+            assert!(parse_table(bad).is_err(), "{bad}");
         }
     }
 

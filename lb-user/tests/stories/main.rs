@@ -5,6 +5,7 @@
 
 mod agent;
 mod agent_lifecycle;
+mod announced_routes;
 mod backend_choice;
 mod bad_input;
 mod capabilities;
@@ -73,6 +74,7 @@ fn stories() -> Vec<Story> {
         dns_cache::REAL,
         mptcp::LONG,
         agent_lifecycle::STORIES,
+        announced_routes::STORIES,
         socket_termination::STORIES,
         backend_choice::STORIES,
         socket_counts::STORIES,

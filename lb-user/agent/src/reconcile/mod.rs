@@ -89,6 +89,8 @@ struct Reports {
     health: Arc<BTreeMap<Key, Health>>,
     /// Load balancer addresses of each Service with source ranges.
     restricted: Arc<BTreeMap<Key, Vec<IpAddr>>>,
+    /// Load balancer addresses of each Service whose traffic the node shall attract.
+    attracted: Arc<BTreeMap<Key, Vec<IpAddr>>>,
     /// The age of connections of each Service that has one.
     ages: BTreeMap<Key, ConnectionAge>,
     /// The endpoints to probe of each Service that has some.
@@ -297,6 +299,7 @@ impl<S: Store> Reconciler<S> {
         specs.iter().for_each(|spec| self.reports.update_health(spec));
         specs.iter().for_each(|spec| self.reports.update_probes(spec));
         specs.iter().for_each(|spec| self.reports.update_restricted(spec));
+        specs.iter().for_each(|spec| self.reports.update_attracted(spec));
         Ok(specs)
     }
 
@@ -516,6 +519,18 @@ impl Reports {
             None => self.probes.remove(&spec.key),
         };
         self.are_named_changed |= spec.probes.is_some() || before.is_some();
+    }
+
+    fn update_attracted(&mut self, spec: &ServiceSpec) {
+        if self.attracted.get(&spec.key).map_or(&[][..], |old| old) == spec.attracted {
+            return;
+        }
+        let attracted = Arc::make_mut(&mut self.attracted);
+        if spec.attracted.is_empty() {
+            attracted.remove(&spec.key);
+        } else {
+            attracted.insert(spec.key.clone(), spec.attracted.clone());
+        }
     }
 
     fn update_health(&mut self, spec: &ServiceSpec) {

@@ -204,6 +204,7 @@ fn publish<S: Store>(
         status.writes = writes;
         status.health = Arc::clone(&reconciler.reports.health);
         status.restricted = Arc::clone(&reconciler.reports.restricted);
+        status.attracted = Arc::clone(&reconciler.reports.attracted);
         if let Some((ages, probed)) = named {
             (status.connection_ages, status.probed) = (Arc::new(ages), Arc::new(probed));
         }

@@ -59,6 +59,9 @@ pub(crate) struct Status {
     pub(crate) connection_ages: Ages,
     /// Endpoints to probe, as of the last pass.
     pub(crate) probed: ProbedServices,
+    /// Load balancer addresses of each Service whose traffic the node shall attract, if it attracts any, as of the last
+    /// pass.
+    pub(crate) attracted: Arc<BTreeMap<Key, Vec<IpAddr>>>,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
     pub(crate) node_ports: Arc<BTreeSet<Addr>>,
     /// Ranges of cluster IPs in use, as of the last pass.
@@ -67,6 +70,8 @@ pub(crate) struct Status {
     pub(crate) doubtful_ranges: Vec<DoubtfulRange>,
     /// True if the Node is being deleted, or has a taint that announces its deletion.
     pub(crate) node_is_leaving: bool,
+    /// True if load balancers may lead clients to the node.
+    pub(crate) node_attracts: bool,
     /// `InternalIP` addresses of the Node.
     pub(crate) node_addresses: Vec<IpAddr>,
     /// Modes of the node's pods; none before the pods were listed.
@@ -104,12 +109,14 @@ impl Default for Status {
             warnings: 0,
             health: Arc::default(),
             restricted: Arc::default(),
+            attracted: Arc::default(),
             connection_ages: Ages::default(),
             probed: ProbedServices::default(),
             node_ports: Arc::default(),
             cluster_ranges: Arc::default(),
             doubtful_ranges: Vec::new(),
             node_is_leaving: false,
+            node_attracts: true,
             node_addresses: Vec::new(),
             pod_modes: None,
             forbidden: BTreeSet::new(),
@@ -132,6 +139,7 @@ impl Status {
         self.queued = Some(SystemTime::now());
         self.seen = world.changes();
         self.node_is_leaving = world.node_is_leaving();
+        self.node_attracts = world.node_attracts();
         if self.node_addresses != world.internal_ips() {
             self.node_addresses = world.internal_ips().to_vec();
         }

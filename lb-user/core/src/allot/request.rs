@@ -3,13 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    num::NonZeroU16,
     sync::Arc,
 };
 
 use lb_common::{Family, Proto};
 
-use crate::{label_selector::Labels, objects::Key};
+use crate::{label_selector::Labels, objects::Key, port_ranges::PortSpan};
 
 /// A Service of type LoadBalancer, as far as it concerns its addresses.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,8 +28,8 @@ pub struct AddressRequest {
     pub pool: Option<Arc<str>>,
     /// Consent to share its addresses with other Services.
     pub sharing: Option<Sharing>,
-    /// Its ports.
-    pub ports: BTreeSet<(Proto, NonZeroU16)>,
+    /// Its ports, and its port ranges.
+    pub ports: BTreeSet<(Proto, PortSpan)>,
     /// Nodes that attract traffic for it.
     pub attraction: Attraction,
     /// Its labels.
@@ -87,7 +86,7 @@ pub enum NotShared {
     /// One of them does not consent: another key or none, or a namespace that is not listed.
     NoConsent,
     /// Both have this port.
-    SamePort(Proto, NonZeroU16),
+    SamePort(Proto, u16),
     /// Other nodes attract the traffic of the other Service.
     OtherNodes,
 }
@@ -121,8 +120,12 @@ impl AddressRequest {
         if !consent {
             return Some(NotShared::NoConsent);
         }
-        let port = self.ports.intersection(&other.ports).next();
-        port.map(|&(proto, port)| NotShared::SamePort(proto, port))
+        let common = |(proto, span): &(Proto, PortSpan)| {
+            let of_proto = other.ports.iter().filter(|(of_other, _)| of_other == proto);
+            let met = of_proto.map(|(_, theirs)| (span.first.max(theirs.first), span.last.min(theirs.last)));
+            met.into_iter().find(|(first, last)| first <= last).map(|(first, _)| (*proto, first))
+        };
+        self.ports.iter().find_map(common).map(|(proto, port)| NotShared::SamePort(proto, port))
     }
 
     /// Returns the reason why this Service cannot get an address that the other one has; none if it can.

@@ -1,11 +1,10 @@
 //! Single rules by example, and the promises by random pools and Services.
 
-use std::num::NonZeroU16;
-
 use lb_common::Proto;
 use proptest::prelude::*;
 
 use super::*;
+use crate::port_ranges::PortSpan;
 
 fn pool(name: &str, ranges: &[&str]) -> AddressPool {
     let ranges = ranges.iter().map(|range| range.parse().expect("a range")).collect();
@@ -13,14 +12,16 @@ fn pool(name: &str, ranges: &[&str]) -> AddressPool {
 }
 
 fn request(name: &str) -> AddressRequest {
-    let port = NonZeroU16::new(80).expect("a port");
-    AddressRequest { ports: [(Proto::Tcp, port)].into(), ..AddressRequest::new(Key::new("default", name)) }
+    AddressRequest { ports: [(Proto::Tcp, one(80))].into(), ..AddressRequest::new(Key::new("default", name)) }
 }
 
 fn with_port(name: &str, port: u16, key: &str) -> AddressRequest {
-    let port = NonZeroU16::new(port).expect("a port");
     let sharing = Sharing { key: key.into(), namespaces: SharedWith::These(BTreeSet::new()) };
-    AddressRequest { ports: [(Proto::Tcp, port)].into(), sharing: Some(sharing), ..request(name) }
+    AddressRequest { ports: [(Proto::Tcp, one(port))].into(), sharing: Some(sharing), ..request(name) }
+}
+
+fn one(port: u16) -> PortSpan {
+    PortSpan { first: port, last: port }
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -191,11 +192,21 @@ fn an_address_is_shared_by_consent_where_ports_do_not_meet() {
         &[request("a"), asks("192.0.2.1", with_port("b", 443, "k"))],
         &["a 192.0.2.1", "b AddressNotAvailable"],
     );
-    let udp = AddressRequest {
-        ports: [(Proto::Udp, NonZeroU16::new(80).expect("a port"))].into(),
-        ..with_port("b", 80, "k")
-    };
+    let udp = AddressRequest { ports: [(Proto::Udp, one(80))].into(), ..with_port("b", 80, "k") };
     check(&pools, &[with_port("a", 80, "k"), udp], &["a 192.0.2.1", "b 192.0.2.1"]);
+}
+
+#[test]
+fn port_ranges_meet_where_one_port_is_in_both() {
+    let pools = [pool("p", &["192.0.2.1-192.0.2.2"])];
+    let ranged = |name: &str, first: u16, last: u16| {
+        let ports = [(Proto::Tcp, PortSpan { first, last })].into();
+        AddressRequest { ports, ..with_port(name, 1, "k") }
+    };
+    check(&pools, &[with_port("a", 80, "k"), ranged("b", 81, 90)], &["a 192.0.2.1", "b 192.0.2.1"]);
+    check(&pools, &[with_port("a", 80, "k"), ranged("b", 70, 80)], &["a 192.0.2.1", "b 192.0.2.2"]);
+    check(&pools, &[with_port("a", 80, "k"), ranged("b", 1, u16::MAX)], &["a 192.0.2.1", "b 192.0.2.2"]);
+    check(&pools, &[ranged("a", 1, 100), ranged("b", 100, 200)], &["a 192.0.2.1", "b 192.0.2.2"]);
 }
 
 #[test]
@@ -353,7 +364,11 @@ fn worlds() -> impl Strategy<Value = (Vec<AddressPool>, Vec<AddressRequest>, Clu
                     key: key.into(),
                     namespaces: if wide { SharedWith::All } else { SharedWith::These(BTreeSet::new()) },
                 }),
-                ports: ports.into_iter().filter_map(NonZeroU16::new).map(|port| (Proto::Tcp, port)).collect(),
+                // Some are ranges, which begin with the port.
+                ports: ports
+                    .into_iter()
+                    .map(|port| (Proto::Tcp, PortSpan { first: port, last: port + u16::from(all) }))
+                    .collect(),
                 attraction: if is_local {
                     Attraction::NodesOfPods([("app".to_owned(), "x".to_owned())].into())
                 } else {

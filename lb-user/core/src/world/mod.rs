@@ -258,6 +258,12 @@ impl World {
         self.node.as_ref().is_some_and(|node| node.leaving)
     }
 
+    /// True if load balancers may lead clients to this node. An unknown Node does not hinder that.
+    #[must_use]
+    pub fn node_attracts(&self) -> bool {
+        self.node.as_ref().is_none_or(|node| node.attracts)
+    }
+
     /// The kinds that the source may not read, so that they are out of date.
     #[must_use]
     pub fn forbidden(&self) -> &BTreeSet<ObjectKind> {

@@ -49,6 +49,7 @@ fn node(name: &str, zone: &str) -> Object {
         zone: Some(zone.into()),
         internal_ips: Vec::new(),
         leaving: false,
+        attracts: true,
         labels: Labels::new(),
     })
 }
@@ -109,7 +110,14 @@ fn a_service_of_other_nodes_is_exempt_until_a_label_of_this_node_fits() {
     let world = &mut World::new("node-1");
     let node = |value: &str| {
         let labels = [("service.cilium.io/node".to_owned(), value.to_owned())].into();
-        Object::Node(Node { name: "node-1".into(), zone: None, internal_ips: Vec::new(), leaving: false, labels })
+        Object::Node(Node {
+            name: "node-1".into(),
+            zone: None,
+            internal_ips: Vec::new(),
+            leaving: false,
+            attracts: true,
+            labels,
+        })
     };
     let selective = |name: &str| match service(name) {
         Object::Service(service) => {

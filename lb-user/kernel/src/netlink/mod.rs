@@ -2,6 +2,7 @@
 //! notifications of changes. Parsers take only the attributes that they need, so unknown attributes do no harm.
 
 pub mod address;
+pub mod announced;
 pub mod codec;
 pub mod network_state;
 pub mod route;

@@ -1,15 +1,18 @@
 //! Requests of Services for load balancer addresses: by Beeline's annotations, by those of MetalLB and of Cilium with
 //! the same meaning, and by `spec.loadBalancerIP`. Values that contradict each other are a problem of the request.
 
-use std::{collections::BTreeSet, fmt::Debug, net::IpAddr, num::NonZeroU16, sync::Arc};
+use std::{collections::BTreeSet, fmt::Debug, net::IpAddr, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::Family;
-use lb_core::allot::{AddressRequest, Attraction, SharedWith, Sharing, Stack};
+use lb_core::{
+    allot::{AddressRequest, Attraction, SharedWith, Sharing, Stack},
+    port_ranges::PortSpan,
+};
 
 use super::{
     address::{addr, parse_ip},
-    annotations::{LB_ADDRESSES, LB_POOL, LB_SHARING_KEY, LB_SHARING_NAMESPACES, get},
+    annotations::{LB_ADDRESSES, LB_POOL, LB_SHARING_KEY, LB_SHARING_NAMESPACES, get, port_ranges},
     key, list, port,
 };
 use crate::api;
@@ -77,10 +80,14 @@ pub fn address_request(object: &api::Service) -> AddressRequest {
     let default = api::ServiceSpec::default();
     let spec = object.spec.as_ref().unwrap_or(&default);
     let mut problems = Vec::new();
-    let mut ports = BTreeSet::<(_, NonZeroU16)>::new();
+    let mut ports = BTreeSet::new();
     for (i, object) in list(&spec.ports).iter().enumerate() {
         // Wrong ports are a problem of the Service itself.
-        ports.extend(port(&mut Vec::new(), format_args!("ports[{i}]"), object));
+        let parsed = port(&mut Vec::new(), format_args!("ports[{i}]"), object);
+        ports.extend(parsed.map(|(proto, port)| (proto, PortSpan { first: port.get(), last: port.get() })));
+    }
+    for ranges in port_ranges(meta, &mut Vec::new()) {
+        ports.extend(ranges.spans.iter().map(|span| (ranges.proto, *span)));
     }
     let is_local = spec.external_traffic_policy.as_deref() == Some("Local");
     let attraction = if is_local {
@@ -312,6 +319,9 @@ mod tests {
         assert_eq!(request.attraction, Attraction::NodesOfPods([("app".to_owned(), "a".to_owned())].into()));
         let ports: Vec<_> = request.ports.iter().map(|(proto, port)| format!("{port}/{}", proto.name())).collect();
         assert_eq!(ports, ["53/UDP"]);
+        let ranged = super::tests::request("beeline.io/ports: '5060-5160/udp, 53/udp'", "ports: [{port: 80}]");
+        let ports: Vec<_> = ranged.ports.iter().map(|(proto, span)| format!("{span}/{}", proto.name())).collect();
+        assert_eq!(ports, ["80/TCP", "53/UDP", "5060-5160/UDP"]);
         let file = super::tests::request("", "clusterIPs: [10.96.0.1, 'fd96::1']");
         assert_eq!((file.families, file.stack), (vec![Family::V4, Family::V6], Stack::All));
         assert_eq!(super::tests::request("", "clusterIP: 'fd96::1'").families, [Family::V6]);

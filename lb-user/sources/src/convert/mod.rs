@@ -44,6 +44,7 @@ fn node(object: &api::Node) -> Node {
         zone: label(meta, "topology.kubernetes.io/zone").filter(|zone| !zone.is_empty()).map(Arc::from),
         internal_ips: internal_ips(object),
         leaving: is_leaving(object),
+        attracts: attracts(object),
         labels: meta.labels.clone().unwrap_or_default(),
     }
 }
@@ -61,6 +62,14 @@ const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 fn is_leaving(object: &api::Node) -> bool {
     let taints = object.spec.as_ref().map_or(&[][..], |spec| list(&spec.taints));
     object.metadata.deletion_timestamp.is_some() || taints.iter().any(|taint| taint.key == TO_BE_DELETED)
+}
+
+/// Label of nodes to which load balancers lead no clients (k8s.io/cloud-provider, controllers/service).
+const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+fn attracts(object: &api::Node) -> bool {
+    let is_cordoned = object.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
+    !is_leaving(object) && !is_cordoned && label(&object.metadata, EXCLUDED).is_none()
 }
 
 /// Returns the time of the change for which endpoints were written. An unreadable time counts as none: it only feeds a
@@ -217,6 +226,16 @@ mod tests {
         let taint = "{key: ToBeDeletedByClusterAutoscaler, value: '1700000000', effect: NoSchedule}";
         check(&format!("{{metadata: {{name: n}}, spec: {{taints: [{{key: a}}, {taint}]}}}}"), true);
         check("metadata: {name: n, deletionTimestamp: '2026-01-01T00:00:00Z'}", true);
+    }
+
+    #[test]
+    fn a_node_attracts_no_clients_while_it_is_excluded_cordoned_or_leaving() {
+        let check = |text: &str, expected: bool| assert_eq!(node(&yaml(text)).attracts, expected, "{text}");
+        check("metadata: {name: n}", true);
+        check("{metadata: {name: n}, spec: {unschedulable: false}}", true);
+        check("{metadata: {name: n}, spec: {unschedulable: true}}", false);
+        check("metadata: {name: n, labels: {node.kubernetes.io/exclude-from-external-load-balancers: ''}}", false);
+        check("{metadata: {name: n}, spec: {taints: [{key: ToBeDeletedByClusterAutoscaler}]}}", false);
     }
 
     #[test]

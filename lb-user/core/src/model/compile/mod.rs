@@ -1,6 +1,6 @@
 //! Makes the wanted content of the maps from the decisions about one Service.
 
-use std::{collections::BTreeSet, num::NonZeroU32};
+use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU32};
 
 use lb_common::{BackendFlags, Family, FrontendKey, Kind, ServiceFlags};
 
@@ -16,7 +16,7 @@ use super::{
     weights::{limit, reduce},
 };
 use crate::{
-    objects::{Key, Service},
+    objects::{Key, Policy, Service},
     per_family::PerFamily,
     port_ranges::blocks,
     spec::{Health, Member, PortKey, PortSpec, ServiceSpec},
@@ -68,17 +68,39 @@ pub(super) fn assemble(
         }
     }
     ports.sort_by(|a, b| a.key.cmp(&b.key));
-    let health = health(service, node, &evaluation.ports);
+    let ready = ready_here(service, node, &evaluation.ports);
+    let health = health(service, ready);
+    let attracted = attracted(service, &ports, ready);
     let probes = probes::targets(service, &evaluation.ports);
-    ServiceSpec { key: service.key.clone(), ports, health, probes, warnings: evaluation.warnings }
+    ServiceSpec { key: service.key.clone(), ports, health, probes, attracted, warnings: evaluation.warnings }
 }
 
-/// Returns the answer at the `healthCheckNodePort`. A serving-terminating endpoint does not count, so that clients
-/// leave the node before the endpoint ends (kube-proxy, pkg/proxy/endpointschangetracker.go). An endpoint that listens
-/// at several ports counts once.
-fn health(service: &Service, node: NodeContext<'_>, ports: &[EvaluatedPort<'_>]) -> Option<Health> {
+/// Lists the load balancer addresses whose traffic the node shall attract.
+fn attracted(service: &Service, ports: &[PortSpec], ready: PerFamily<Option<usize>>) -> Vec<IpAddr> {
+    let attracts = |port: &&PortSpec| match service.external_policy {
+        Policy::Cluster => true,
+        Policy::Local => ready[port.key.family].is_some_and(|ready| ready > 0),
+    };
+    let frontends = ports.iter().filter(attracts).flat_map(|port| &port.frontends);
+    let addresses = frontends.filter(|(_, kind)| *kind == Kind::LoadBalancer).map(|(key, _)| key.addr.to_ip());
+    addresses.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Returns the answer at the `healthCheckNodePort`.
+fn health(service: &Service, ready: PerFamily<Option<usize>>) -> Option<Health> {
     let port = service.health_port.filter(|_| service.exempt.is_none())?;
+    Some(Health { port, ready })
+}
+
+/// Counts the endpoints on this node that are ready for clients outside, by family; none of a family in which the
+/// Service is not served. A serving-terminating endpoint does not count, so that clients leave the node before the
+/// endpoint ends (kube-proxy, pkg/proxy/endpointschangetracker.go). An endpoint that listens at several ports counts
+/// once.
+fn ready_here(service: &Service, node: NodeContext<'_>, ports: &[EvaluatedPort<'_>]) -> PerFamily<Option<usize>> {
     let mut ready = PerFamily::default();
+    if service.external_policy != Policy::Local {
+        return ready;
+    }
     for family in families(service).into_iter().flatten() {
         let counts = |endpoint: &&EvaluatedEndpoint<'_>| {
             let takes_connections = endpoint.endpoint.ready && endpoint.weight > 0;
@@ -87,7 +109,7 @@ fn health(service: &Service, node: NodeContext<'_>, ports: &[EvaluatedPort<'_>])
         let local = ports.iter().flat_map(|port| port.endpoints_of(family)).filter(counts);
         ready[family] = Some(local.map(|endpoint| endpoint.target.addr).collect::<BTreeSet<_>>().len());
     }
-    Some(Health { port, ready })
+    ready
 }
 
 /// Lists the frontends and the blocks of port ranges of a service port, sorted.

@@ -32,8 +32,12 @@ pub async fn run(table: Option<u32>, mut wanted: watch::Receiver<Option<Arc<BTre
         if let Some(desired) = desired {
             update(&desired, &mut reported)?;
         }
+        if table.is_none() {
+            // The routes of an earlier run are gone; a node may have a million others, which are not read again.
+            return std::future::pending().await;
+        }
         let changed = async {
-            if table.is_none() || wanted.changed().await.is_err() {
+            if wanted.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         };

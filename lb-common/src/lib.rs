@@ -6,6 +6,7 @@ extern crate std;
 
 mod addr;
 mod addr_port;
+mod ejection;
 mod family;
 pub mod flow;
 pub mod hash;
@@ -17,19 +18,21 @@ mod translation;
 
 pub use addr::{Addr, Proto};
 pub use addr_port::AddrPort;
+pub use ejection::{Attempt, EJECTION_PLACES, EjectionPlace, Ejections, Hold, PATIENCE};
 pub use family::Family;
 pub use layout::{
     Affinity, AffinityKey, Backend, BackendFlags, BackendStats, COMM_LEN, ClusterRange, ClusterRanges, Counter, Device,
-    DeviceFlags, EarlyFragment, EarlyKey, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-    Hook, Hop, Kind, LAYOUT_VERSION, List, LogGate, MAGLEV_LEN, MASQUERADE_MARK, MAX_CLUSTER_RANGES, Maglev, MaglevKey,
-    NAME_LEN, NEVER, Name, Names, NetnsAddrs, NodeAddr, NodeAddrFlags, Opening, PodMode, PodModeEntry, PortBlock,
-    PortBlockKey, PortStats, Range, RangeKey, ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath, Tuple, WatchCell,
-    WatchKind, WatchRecord, bpf_spin_lock, capacity,
+    DeviceFlags, EarlyFragment, EarlyKey, EjectPolicy, EjectStats, EjectStatsKey, EjectionKey, Flow, FlowFlags,
+    FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Hop, Kind, LAYOUT_VERSION, List, LogGate,
+    MAGLEV_LEN, MASQUERADE_MARK, MAX_CLUSTER_RANGES, Maglev, MaglevKey, NAME_LEN, NEVER, Name, Names, NetnsAddrs,
+    NodeAddr, NodeAddrFlags, Opening, PodMode, PodModeEntry, PortBlock, PortBlockKey, PortStats, Range, RangeKey,
+    ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath, Tuple, WatchCell, WatchKind, WatchRecord, bpf_spin_lock,
+    capacity,
 };
 pub use scheduler::Scheduler;
 pub use select::{
     Access, AffinityOutcome, Caller, Cause, Choice, Client, ListReason, Match, Observer, Origin, Pair, ScheduleReason,
-    SelectEvent, State, Tables, Unobserved, Verdict, Vip, goes_before_listener, is_at_address, is_local_outside,
-    is_served_at, may_be_vip, refusal, select, select_observed, take_turn, vip,
+    SelectEvent, State, Tables, Unobserved, Verdict, Vip, first_choice, goes_before_listener, is_at_address,
+    is_local_outside, is_served_at, may_be_vip, pass_over_ejected, refusal, select, select_observed, take_turn, vip,
 };
 pub use translation::{MAX_TRANSLATIONS, Put, TcpSock, Translation, Translations, UdpSock};

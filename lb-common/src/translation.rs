@@ -46,7 +46,7 @@ impl Translation {
     #[inline(always)]
     #[must_use]
     pub const fn of_client(addr: Addr, port: u16, generation: u32) -> Self {
-        let choice = Choice { service: 0, backend: CLIENT, addr, port };
+        let choice = Choice { service: 0, backend: CLIENT, addr, port, followed: None };
         Self::new(addr, port, &choice, generation)
     }
 
@@ -330,7 +330,13 @@ mod tests {
     }
 
     fn to(vip_last: u8, backend_last: u8) -> Translation {
-        let choice = Choice { service: 1, backend: u32::from(backend_last), addr: server(backend_last), port: 53 };
+        let choice = Choice {
+            service: 1,
+            backend: u32::from(backend_last),
+            addr: server(backend_last),
+            port: 53,
+            followed: None,
+        };
         Translation::new(vip(vip_last), 53, &choice, GENERATION)
     }
 

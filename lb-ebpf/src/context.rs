@@ -7,11 +7,11 @@ use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::{
         bpf_ktime_get_ns,
-        generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval},
+        generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval},
     },
     programs::SockAddrContext,
 };
-use lb_common::{Addr, Caller, Client, FrontendKey, Proto};
+use lb_common::{Addr, Caller, Client, EjectionKey, FrontendKey, Proto};
 
 use crate::{
     globals::{HOST_NETNS, SET_RETVAL},
@@ -196,6 +196,8 @@ impl<const V6: bool> SockAddr<V6> {
 }
 
 impl<const V6: bool> Caller for SockAddr<V6> {
+    const IS_FOLLOWED: bool = true;
+
     #[inline(always)]
     fn random(&self) -> u32 {
         // SAFETY: no precondition.
@@ -231,6 +233,13 @@ impl<const V6: bool> Caller for SockAddr<V6> {
         // SAFETY: an element of an array map, which is never freed; the agent writes it atomically.
         let used = POD_MODES_USED.get_ptr(0).is_some_and(|used| unsafe { used.read_volatile() } != 0);
         used && POD_MODES.get_ptr(self.netns()).is_some()
+    }
+
+    #[inline(always)]
+    fn ejection_key(&self, service: u32) -> Option<EjectionKey> {
+        // SAFETY: no precondition; a helper of socket address programs since 5.7.
+        let cgroup = if self.is_host() { unsafe { bpf_get_current_cgroup_id() } } else { 0 };
+        Some(EjectionKey { netns: self.netns(), cgroup, service, _pad: 0 })
     }
 
     #[inline(always)]

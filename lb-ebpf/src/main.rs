@@ -8,6 +8,7 @@ mod bind_guard;
 mod closed_sockets;
 mod context;
 mod counters;
+mod ejection;
 mod globals;
 mod log;
 mod maps;
@@ -108,6 +109,13 @@ pub fn free_socket(ctx: TcContext) -> i32 {
 #[sock_ops]
 pub fn watch_handshakes(ctx: SockOpsContext) -> u32 {
     watch::sock_ops(&ctx);
+    1
+}
+
+/// A TCP socket changes its state. Attached while a Service has ejection.
+#[sock_ops]
+pub fn follow_handshakes(ctx: SockOpsContext) -> u32 {
+    ejection::sock_ops(&ctx);
     1
 }
 

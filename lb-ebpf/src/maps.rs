@@ -6,10 +6,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, BackendStats, ClusterRanges, Counter, Device, EarlyFragment, EarlyKey, Flow,
-    FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, LogGate, Maglev, MaglevKey, Names, NetnsAddrs,
-    NodeAddr, Opening, PodModeEntry, PortBlock, PortStats, Range, ServiceEntry, Slot, SlotKey, TcpSock, Translation,
-    Translations, UdpSock, WatchCell, capacity,
+    Addr, Affinity, AffinityKey, Attempt, Backend, BackendStats, ClusterRanges, Counter, Device, EarlyFragment,
+    EarlyKey, EjectStats, EjectStatsKey, EjectionKey, Ejections, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, LogGate, Maglev, MaglevKey, Names, NetnsAddrs, NodeAddr, Opening, PodModeEntry, PortBlock, PortStats,
+    Range, ServiceEntry, Slot, SlotKey, TcpSock, Translation, Translations, UdpSock, WatchCell, capacity,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -130,6 +130,18 @@ pub static POD_MODES_USED: Array<u32, 1> = Array::new();
 /// Affinity: backends of clients.
 #[btf_map]
 pub static AFFINITY: HashMap<AffinityKey, Affinity, { capacity::AFFINITY }, NO_PREALLOC> = HashMap::new();
+
+/// Results that clients saw of the backends of service ports with ejection.
+#[btf_map]
+pub static EJECTIONS: HashMap<EjectionKey, Ejections, { capacity::EJECTIONS }, NO_PREALLOC> = HashMap::new();
+
+/// Failed handshakes and ejections, by service port and backend.
+#[btf_map]
+pub static EJECT_STATS: HashMap<EjectStatsKey, EjectStats, { capacity::EJECT_STATS }, NO_PREALLOC> = HashMap::new();
+
+/// Handshakes of TCP sockets with backends of service ports with ejection.
+#[btf_map]
+pub static ATTEMPTS: SkStorage<Attempt> = SkStorage::new();
 
 /// Sockets that the agent ended since their backend was removed, by service port. No program uses the map: declared
 /// here so that it is created and pinned with the others.

@@ -3,12 +3,13 @@
 use aya_ebpf::{EbpfContext as _, helpers::bpf_get_current_pid_tgid, programs::SockContext};
 use lb_common::{
     Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Verdict, WatchKind,
-    goes_before_listener, refusal, select,
+    first_choice, goes_before_listener, pass_over_ejected, refusal,
 };
 
 use crate::{
     context::{PROCEED, SockAddr},
     counters::count,
+    ejection,
     globals::GENERATION,
     log,
     maps::{BACKENDS, NAMES},
@@ -57,6 +58,9 @@ fn connect_tcp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
                 stats::connected(&choice);
                 tcp_socks_full(&choice);
                 kind = WatchKind::Unfollowed;
+            }
+            if choice.followed.is_some() {
+                ejection::follow(ctx, choice.service, choice.backend);
             }
             watch::chosen(ctx, &dest, &choice, kind);
             ctx.set(&choice.addr, choice.port);
@@ -192,7 +196,11 @@ pub fn release(ctx: &SockContext) -> i32 {
     let proto = unsafe { (*ctx.sock).protocol };
     if proto == Proto::Tcp as u32 {
         let mut socket = TcpSocket::of(ctx.as_ptr());
-        watch::given_up(ctx, &socket);
+        // SAFETY: as above.
+        if unsafe { (*ctx.sock).state } == ejection::SYN_SENT {
+            ejection::given_up(ctx);
+            watch::given_up(ctx, &socket);
+        }
         socket.release();
     } else if proto == mptcp::PROTO {
         mptcp::release(ctx);
@@ -207,7 +215,11 @@ pub fn release(ctx: &SockContext) -> i32 {
 /// Selects a backend, unless a socket of the caller's network namespace listens at the destination.
 #[inline(always)]
 fn decide<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, avoid: u32) -> Verdict {
-    match choose(ctx, dest, avoid) {
+    let verdict = match choose(ctx, dest, avoid) {
+        Verdict::Backend(first) if first.followed.is_some() => Verdict::Backend(pass_over(ctx, dest, avoid, &first)),
+        verdict => verdict,
+    };
+    match verdict {
         verdict @ (Verdict::NotService | Verdict::NoPort) => verdict,
         // Last, since it is rare, and a frame deeper in `choose` would have no room for it.
         verdict => {
@@ -221,10 +233,16 @@ fn decide<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, avoid: u32) ->
     }
 }
 
-/// Selects a backend. Not inlined: the frames of callers and callees share 512 bytes of stack.
+/// The first step of a choice. Not inlined: the frames of callers and callees share 512 bytes of stack.
 #[inline(never)]
 fn choose<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, avoid: u32) -> Verdict {
-    select(&Kernel, ctx, dest, avoid)
+    first_choice(&Kernel, ctx, dest, avoid)
+}
+
+/// Passes over a backend that the client's failures eject. Not inlined: see [`choose`].
+#[inline(never)]
+fn pass_over<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, avoid: u32, first: &Choice) -> Choice {
+    pass_over_ejected(&Kernel, ctx, dest, avoid, first)
 }
 
 /// Stores the rev-nat entry of a datagram.

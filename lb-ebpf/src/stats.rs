@@ -8,12 +8,13 @@ use aya_ebpf::{
     helpers::generated,
 };
 use lb_common::{
-    Affinity, AffinityKey, BackendStats, Cause, Choice, Counter, List, PortStats, State, bpf_spin_lock, take_turn,
+    Affinity, AffinityKey, BackendStats, Cause, Choice, Counter, EjectionKey, Hold, List, PortStats, State,
+    bpf_spin_lock, take_turn,
 };
 
 use crate::{
     counters::count,
-    maps::{AFFINITY, BACKEND_STATS, PORT_STATS},
+    maps::{AFFINITY, BACKEND_STATS, EJECTIONS, PORT_STATS},
     tables::Kernel,
 };
 
@@ -145,6 +146,20 @@ fn of_backend(backend: u32, service: u32) -> Option<*mut BackendStats> {
     stats
 }
 
+/// Takes over that a connect tries a backend. Not inlined: it is rare, and the verifier would walk it for each look.
+#[inline(never)]
+fn begin_trial(client: &EjectionKey, backend: u32, now: u64) -> u32 {
+    if let Some(seen) = EJECTIONS.get_ptr_mut(client) {
+        // SAFETY: our map value, changed under its lock only.
+        unsafe {
+            generated::bpf_spin_lock((&raw mut (*seen).lock).cast());
+            (*seen).begin_trial(backend, now);
+            generated::bpf_spin_unlock((&raw mut (*seen).lock).cast());
+        }
+    }
+    0
+}
+
 impl State for Kernel {
     #[inline(always)]
     fn open_sockets(&self, backend: u32) -> u64 {
@@ -182,5 +197,20 @@ impl State for Kernel {
         if AFFINITY.insert(key, value, u64::from(BPF_ANY)).is_err() {
             count(Counter::AffinityFull);
         }
+    }
+
+    #[inline(always)]
+    fn hold(&self, client: &EjectionKey, backend: u32, most: u32, now: u64) -> Hold {
+        match EJECTIONS.get_ptr(client) {
+            // SAFETY: an element that is removed meanwhile stays until the RCU grace period ends; each field is a word
+            // of its own.
+            Some(seen) => unsafe { &*seen }.hold(backend, most, now),
+            None => Hold::Free,
+        }
+    }
+
+    #[inline(always)]
+    fn begin_trial(&self, client: &EjectionKey, backend: u32, now: u64) {
+        begin_trial(client, backend, now);
     }
 }

@@ -49,7 +49,7 @@ pub fn chosen<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, choice: &C
 #[inline(always)]
 pub fn refused<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: u32, cause: Cause, kind: u32) {
     if is_open(WatchCell::Sockets) {
-        let none = Choice { service, backend: 0, addr: Addr::from_words([0; 4]), port: 0 };
+        let none = Choice { service, backend: 0, addr: Addr::from_words([0; 4]), port: 0, followed: None };
         let errno = if SET_RETVAL.load() == 0 { EPERM } else { cause.errno() as u32 };
         record_call(ctx, dest, &none, kind, (cause.counter() as u32 + 1) | errno << 8);
     }
@@ -87,10 +87,7 @@ fn record_call<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, choice: &
 /// Records that the application closes a TCP socket during its handshake with a backend.
 #[inline(always)]
 pub fn given_up(ctx: &SockContext, socket: &TcpSocket) {
-    const SYN_SENT: u32 = 2;
-    // SAFETY: the context is valid for the program's run; the verifier checks the access.
-    let is_opening = || unsafe { (*ctx.sock).state } == SYN_SENT;
-    if is_open(WatchCell::Sockets) && is_opening() && socket.translation().is_some() {
+    if is_open(WatchCell::Sockets) && socket.translation().is_some() {
         record_handshake(ctx.as_ptr(), WatchKind::GivenUp as u32, 0, 0);
     }
 }

@@ -53,11 +53,13 @@ pub enum Counter {
     UnknownClusterIp = 22,
     /// A packet of a pod to a frontend was dropped: the programs were not attached to the pod's link yet.
     AwaitsPrograms = 23,
+    /// `EJECTIONS` was full: a failed handshake does not count for ejection.
+    EjectionsFull = 24,
 }
 
 impl Counter {
     /// All counters, ordered by number.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::NoEndpoints,
         Self::NoLocalEndpoints,
         Self::TcpSocksFull,
@@ -82,6 +84,7 @@ impl Counter {
         Self::FlowsEarlyDrop,
         Self::UnknownClusterIp,
         Self::AwaitsPrograms,
+        Self::EjectionsFull,
     ];
 
     /// The name in output.
@@ -112,6 +115,7 @@ impl Counter {
             Self::FlowsEarlyDrop => "flows_early_drop",
             Self::UnknownClusterIp => "rejected_unknown_cluster_ip",
             Self::AwaitsPrograms => "dropped_awaits_programs",
+            Self::EjectionsFull => "ejections_full",
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::Addr;
 
 mod cluster_ranges;
 mod counters;
+mod ejection;
 mod frontends;
 mod packets;
 mod pod_modes;
@@ -16,6 +17,7 @@ mod watch;
 
 pub use cluster_ranges::{ClusterRange, ClusterRanges, MAX_CLUSTER_RANGES};
 pub use counters::Counter;
+pub use ejection::{EjectPolicy, EjectStats, EjectStatsKey, EjectionKey};
 pub use frontends::{Frontend, FrontendKey, Kind};
 pub use packets::{
     Device, DeviceFlags, EarlyFragment, EarlyKey, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Hook, Hop,
@@ -28,7 +30,7 @@ pub use watch::{COMM_LEN, WatchCell, WatchKind, WatchRecord};
 /// Version of the map layouts; part of the name of the pin directory, so that two layouts never share a map.
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { RELEASED + 1 } else { RELEASED };
 
-const RELEASED: u32 = 7;
+const RELEASED: u32 = 8;
 
 /// Initial capacities of the maps; the agent enlarges the maps that it writes when they are full. All but `TCP_SOCKS`
 /// (4 MiB), `UDP_SOCKS` (1 MiB), `BOUND_PORTS` (64 KiB), `FRONTEND_BITS` (16 KiB) and `UDP_COUNTS` (4 KiB) allocate
@@ -87,6 +89,10 @@ pub mod capacity {
     pub const POD_MODES: usize = 16_384;
     /// Network namespaces, while a Service has source ranges.
     pub const NETNS_ADDRS: usize = 16_384;
+    /// Pairs of a client and a service port with failed handshakes, 2 KiB each.
+    pub const EJECTIONS: usize = 8_192;
+    /// Backends with failed handshakes, and their service ports.
+    pub const EJECT_STATS: usize = 65_536;
 
     /// Index of the mark of a port in `BOUND_PORTS`.
     #[inline(always)]
@@ -116,6 +122,8 @@ pub struct ServiceEntry {
     pub affinity_seconds: u32,
     /// Seconds from the removal of a backend to the end of its TCP sockets; [`NEVER`] keeps them open.
     pub drain_seconds: u32,
+    /// `beeline.io/eject`, of a service port of TCP.
+    pub eject: EjectPolicy,
 }
 
 /// Value of [`ServiceEntry::drain_seconds`]: TCP sockets outlive their backend.
@@ -479,8 +487,9 @@ macro_rules! layouts {
 
 layouts! {
     Addr: 16, FrontendKey: 20, PortBlock: 20, PortBlockKey: 24, Frontend: 5 + frontends::FRONTEND_PAD,
-    ServiceEntry: 32, SlotKey: 12, Slot: 24, Backend: 24, Names: 196, LogGate: 24, NodeAddr: 4, AffinityKey: 24,
+    ServiceEntry: 44, SlotKey: 12, Slot: 24, Backend: 24, Names: 196, LogGate: 24, NodeAddr: 4, AffinityKey: 24,
     Affinity: 16, PortStats: 56, BackendStats: 24, Tuple: 36, FlowKey: 40, Hop: 24, Flow: 80, FragmentKey: 40,
     FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24, MaglevKey: 8, Maglev: 16292, PodModeEntry: 168,
     NetnsAddrs: 32, ClusterRange: 32, ClusterRanges: 264, WatchRecord: 128,
+    EjectPolicy: 12, EjectionKey: 24, EjectStatsKey: 8, EjectStats: 16,
 }

@@ -1,7 +1,8 @@
 //! Input of a choice: the maps, their state, and the caller.
 
 use crate::{
-    Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, List, MaglevKey, NodeAddr, ServiceEntry, Slot, SlotKey,
+    Addr, Affinity, AffinityKey, Backend, EjectionKey, Frontend, FrontendKey, Hold, List, MaglevKey, NodeAddr,
+    ServiceEntry, Slot, SlotKey,
 };
 
 /// The maps that a choice reads: BPF maps in the kernel, pinned maps in `trace`, ordered maps in the tests.
@@ -45,10 +46,18 @@ pub trait State {
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     /// Stores the backend of a client, with `now` (CLOCK_MONOTONIC, ns) as its last connect.
     fn set_affinity(&self, key: &AffinityKey, backend: u32, now: u64);
+    /// The verdict of `EJECTIONS` on a backend, of which list the client may miss `most`.
+    fn hold(&self, _client: &EjectionKey, _backend: u32, _most: u32, _now: u64) -> Hold {
+        Hold::Free
+    }
+    /// Takes over that a connect of the client tries a backend whose ejection is over.
+    fn begin_trial(&self, _client: &EjectionKey, _backend: u32, _now: u64) {}
 }
 
 /// A socket that connects or sends, or the sender of the first packet of a flow.
 pub trait Caller {
+    /// True if the caller may have an [`EjectionKey`]: its handshakes are followed.
+    const IS_FOLLOWED: bool = false;
     /// 32 random bits.
     fn random(&self) -> u32;
     /// 32 bits: of a packet, the hash of its flow, which is equal on all nodes; of a socket, random ones.
@@ -72,6 +81,11 @@ pub trait Caller {
     /// that other calls cost nothing more.
     fn is_bypassed(&self) -> bool {
         false
+    }
+    /// The client's key in `EJECTIONS`; `None` if the results of its handshakes are not known, as those of packets.
+    /// Called for Services with ejection only.
+    fn ejection_key(&self, _service: u32) -> Option<EjectionKey> {
+        None
     }
     /// CLOCK_MONOTONIC, ns.
     fn now(&self) -> u64;

@@ -1,10 +1,12 @@
 //! Chooses a backend for a destination: one function for the programs in the kernel, the tests and `beeline trace`.
 
+mod eject;
 mod input;
 mod observe;
 mod schedule;
 mod verdict;
 
+pub use eject::pass_over_ejected;
 pub use input::{Caller, Client, Origin, State, Tables};
 pub use observe::{
     Access, AffinityOutcome, ListReason, Match, Observer, Pair, ScheduleReason, SelectEvent, Unobserved,
@@ -30,6 +32,30 @@ pub fn select(tables: &(impl Tables + State), caller: &impl Caller, dest: &Front
 /// As [`select`], and tells an observer each step.
 #[inline(always)]
 pub fn select_observed(
+    tables: &(impl Tables + State),
+    caller: &impl Caller,
+    dest: &FrontendKey,
+    avoid: u32,
+    observer: &impl Observer,
+) -> Verdict {
+    match first_choice_observed(tables, caller, dest, avoid, observer) {
+        Verdict::Backend(first) => {
+            let choice = eject::pass_over_ejected_observed(tables, caller, dest, avoid, &first, observer);
+            observer.note(|| SelectEvent::Chosen(choice));
+            Verdict::Backend(choice)
+        }
+        verdict => verdict,
+    }
+}
+
+/// The first of the two steps of [`select`]: [`pass_over_ejected`] is the other.
+#[inline(always)]
+pub fn first_choice(tables: &(impl Tables + State), caller: &impl Caller, dest: &FrontendKey, avoid: u32) -> Verdict {
+    first_choice_observed(tables, caller, dest, avoid, &Unobserved)
+}
+
+#[inline(always)]
+fn first_choice_observed(
     tables: &(impl Tables + State),
     caller: &impl Caller,
     dest: &FrontendKey,
@@ -71,9 +97,8 @@ pub fn select_observed(
         Step::Again => Verdict::Refused(outcome.choice.service, Cause::NoEndpoints),
     };
     match verdict {
-        // `attempt` has told why.
-        Verdict::NotService | Verdict::NoPort => {}
-        Verdict::Backend(choice) => observer.note(|| SelectEvent::Chosen(choice)),
+        // Told before, or after the second step.
+        Verdict::NotService | Verdict::NoPort | Verdict::Backend(_) => {}
         Verdict::Refused(service, cause) => observer.note(|| SelectEvent::Refused(service, cause)),
     }
     verdict
@@ -218,7 +243,7 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
     fn attempt(&self, may_have_port: bool, pick: impl FnOnce(&ServiceEntry, List, Choice) -> Outcome) -> Outcome {
         let Self { tables, caller, observer, .. } = self;
         let Found { step, frontend, add } = self.frontend(may_have_port);
-        let mut choice = Choice { service: 0, backend: 0, addr: Addr::from_words([0; 4]), port: add };
+        let mut choice = Choice { service: 0, backend: 0, addr: Addr::from_words([0; 4]), port: add, followed: None };
         if step != Step::Chosen {
             return Outcome { step, choice };
         }
@@ -249,6 +274,9 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
         if service.len(list) == 0 {
             let step = if service.cluster_len == 0 { Step::NoEndpoints } else { Step::NoLocalEndpoints };
             return Outcome { step, choice };
+        }
+        if C::IS_FOLLOWED && service.eject.is_on() {
+            choice.followed = Some(list);
         }
         pick(&service, list, choice)
     }

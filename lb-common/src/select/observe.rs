@@ -78,6 +78,21 @@ pub enum SelectEvent {
         /// Use of the entry.
         outcome: AffinityOutcome,
     },
+    /// The client's own failed connects eject this backend: another one is looked for.
+    Ejected {
+        /// Id of the backend.
+        backend: u32,
+    },
+    /// The ejection of this backend is over, and this connect tries it.
+    Trial {
+        /// Id of the backend.
+        backend: u32,
+    },
+    /// All backends that were looked at are ejected: this one is taken nevertheless, the first choice.
+    AllEjected {
+        /// Id of the backend.
+        backend: u32,
+    },
     /// The backend by the scheduler, before open sockets are compared and before a failed backend is avoided.
     Scheduled {
         /// Id of the backend.

@@ -4,7 +4,8 @@ use super::{
     AffinityOutcome, Caller, Choice, Look, Observer, Outcome, Pair, ScheduleReason, SelectEvent, State, Step, Tables,
 };
 use crate::{
-    Affinity, AffinityKey, Backend, BackendFlags, List, MAGLEV_LEN, MaglevKey, Scheduler, ServiceEntry, Slot, SlotKey,
+    Affinity, AffinityKey, Backend, BackendFlags, FrontendKey, List, MAGLEV_LEN, MaglevKey, Scheduler, ServiceEntry,
+    Slot, SlotKey,
     hash::{fold, scale, splitmix},
 };
 
@@ -48,18 +49,7 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
     fn pick(&self, service: &ServiceEntry, list: List, avoid: u32, choice: Choice) -> Outcome {
         let Self { tables, caller, observer, dest } = self;
         let (len, stride, scheduler) = (service.len(list), service.stride(list), service.scheduler);
-        let (index, reason) = if scheduler == Scheduler::Rr as u32 || scheduler == Scheduler::Wrr as u32 {
-            match tables.turn(choice.service, list, len, stride) {
-                Some(index) => (index, ScheduleReason::Turn),
-                None => (scale(caller.random(), len), ScheduleReason::Random),
-            }
-        } else if scheduler == Scheduler::Sh as u32 {
-            (scale(splitmix(fold(&caller.client().addr), choice.service), len), ScheduleReason::ClientHash)
-        } else if scheduler == Scheduler::Dh as u32 {
-            (scale(splitmix(fold(&dest.addr), choice.service), len), ScheduleReason::DestinationHash)
-        } else {
-            (scale(caller.flow_hash(), len), ScheduleReason::FlowHash)
-        };
+        let (index, reason) = first_index(*tables, *caller, dest, service, list, choice.service);
         let at = |index| tables.slot(&SlotKey::new(choice.service, list, index));
         let in_table = if scheduler == Scheduler::Mh as u32 { self.by_maglev(list, choice.service) } else { None };
         let Some(mut slot) = in_table.or_else(|| at(index)) else {
@@ -116,6 +106,31 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
     }
 }
 
+/// The index of the slot by the scheduler, and the rule by which it was found.
+#[inline(always)]
+pub(super) fn first_index(
+    state: &impl State,
+    caller: &impl Caller,
+    dest: &FrontendKey,
+    service: &ServiceEntry,
+    list: List,
+    id: u32,
+) -> (u32, ScheduleReason) {
+    let (len, stride, scheduler) = (service.len(list), service.stride(list), service.scheduler);
+    if scheduler == Scheduler::Rr as u32 || scheduler == Scheduler::Wrr as u32 {
+        match state.turn(id, list, len, stride) {
+            Some(index) => (index, ScheduleReason::Turn),
+            None => (scale(caller.random(), len), ScheduleReason::Random),
+        }
+    } else if scheduler == Scheduler::Sh as u32 {
+        (scale(splitmix(fold(&caller.client().addr), id), len), ScheduleReason::ClientHash)
+    } else if scheduler == Scheduler::Dh as u32 {
+        (scale(splitmix(fold(&dest.addr), id), len), ScheduleReason::DestinationHash)
+    } else {
+        (scale(caller.flow_hash(), len), ScheduleReason::FlowHash)
+    }
+}
+
 /// The backend of the client's affinity, if it still counts and is in `list` (semantics: rule 7).
 #[inline(always)]
 fn affine_backend(
@@ -154,7 +169,7 @@ pub(super) fn is_better(state: &impl State, scheduler: u32, other: &Slot, slot: 
 
 /// The index `by` slots after `index`; both are below `len`.
 #[inline(always)]
-const fn after(index: u32, by: u32, len: u32) -> u32 {
+pub(super) const fn after(index: u32, by: u32, len: u32) -> u32 {
     let next = index.wrapping_add(by);
     if next >= len { next - len } else { next }
 }

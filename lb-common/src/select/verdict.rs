@@ -1,6 +1,6 @@
 //! Result of a choice.
 
-use crate::{Addr, Counter};
+use crate::{Addr, Counter, List};
 
 /// A chosen backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,13 +13,15 @@ pub struct Choice {
     pub addr: Addr,
     /// Port of the backend, host order.
     pub port: u16,
+    /// The list of the backend, if the result of the handshake counts for ejection.
+    pub followed: Option<List>,
 }
 
 impl Choice {
     /// The choice of this backend, for a choice whose port is the one to add to the backend's.
     #[inline(always)]
     pub(super) const fn to(self, backend: u32, addr: Addr, port: u16) -> Self {
-        Self { service: self.service, backend, addr, port: port.wrapping_add(self.port) }
+        Self { backend, addr, port: port.wrapping_add(self.port), ..self }
     }
 }
 

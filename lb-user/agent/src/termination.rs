@@ -502,8 +502,13 @@ mod tests {
 
     #[test]
     fn a_departure_concerns_the_sockets_of_its_service_port_only() {
-        let choice =
-            |backend, addr: AddrPort| lb_common::Choice { service: 9, backend, addr: addr.addr, port: addr.port };
+        let choice = |backend, addr: AddrPort| lb_common::Choice {
+            service: 9,
+            backend,
+            addr: addr.addr,
+            port: addr.port,
+            followed: None,
+        };
         let led = |to: &str, backend, at: &str| {
             let AddrPort { addr, port } = address(to);
             Translation::new(addr, port, &choice(backend, address(at)), 1)

@@ -35,7 +35,9 @@ use lb_core::{
     op::Table,
 };
 use lb_dataplane::{
-    announced_routes, balancer_addresses,
+    announced_routes,
+    attach::cgroup::Handshakes,
+    balancer_addresses,
     cleanup::cleanup,
     damage::Damage,
     devices::{self, NodeState},
@@ -318,8 +320,15 @@ impl Dataplane for LoadedDataplane {
         self.loader.grow(full)
     }
 
-    fn enter_service(&mut self, writes: u64) -> Result<()> {
-        if let Some(links_taken_over) = self.loader.attach(&self.cgroup)? {
+    fn enter_service(&mut self, writes: u64, handshakes: Handshakes) -> Result<()> {
+        let attached = self.loader.attach(&self.cgroup)?;
+        // Services serve without it, so that a failure ends nothing.
+        match self.loader.set_handshakes(handshakes) {
+            Ok(true) => info!(?handshakes, "handshakes of TCP sockets"),
+            Ok(false) => {}
+            Err(error) => warn!("handshakes of TCP sockets: {error:#}"),
+        }
+        if let Some(links_taken_over) = attached {
             info!(cgroup = %self.cgroup.display(), links_taken_over, writes, "in service");
             notify_service_manager(NotifyState::Ready);
         }

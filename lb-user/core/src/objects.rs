@@ -175,6 +175,19 @@ pub struct Tuning {
     pub probe: Option<Probe>,
     /// `beeline.io/redirect-from`: the Service whose clients on a node are led to this Service's endpoints there.
     pub redirect_from: Option<Key>,
+    /// `beeline.io/eject`; none by default.
+    pub eject: Option<Eject>,
+}
+
+/// The failed connects that eject an endpoint for the client that saw them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Eject {
+    /// Failures in a row, at most [`MAX_EJECT_FAILURES`].
+    pub failures: NonZeroU16,
+    /// Time in which they happen, in seconds, at most [`MAX_EJECT_TIME`].
+    pub window: NonZeroU16,
+    /// Time of the first ejection, in seconds, at most [`MAX_EJECT_TIME`].
+    pub time: NonZeroU16,
 }
 
 /// The age at which TCP sockets of clients on the node end.
@@ -245,6 +258,12 @@ pub const WORST_TIER: u8 = 254;
 
 /// The share of ready endpoints, in per cent, that a tier needs without `beeline.io/priority-share`.
 pub const DEFAULT_TIER_SHARE: u8 = 50;
+
+/// The most failures of `beeline.io/eject`.
+pub const MAX_EJECT_FAILURES: u16 = 1000;
+
+/// The longest times of `beeline.io/eject`, in seconds.
+pub const MAX_EJECT_TIME: u16 = 3600;
 
 /// The longest time of `beeline.io/slow-start`, in seconds.
 pub const MAX_SLOW_START: u32 = 3600;

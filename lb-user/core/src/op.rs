@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, fmt, net::SocketAddr};
 
 use lb_common::{
-    Addr, Backend, Frontend, FrontendKey, Kind, Maglev, MaglevKey, NEVER, NodeAddr, RangeKey, Scheduler, ServiceEntry,
-    Slot, SlotKey,
+    Addr, Backend, EjectPolicy, Frontend, FrontendKey, Kind, Maglev, MaglevKey, NEVER, NodeAddr, RangeKey, Scheduler,
+    ServiceEntry, Slot, SlotKey,
 };
 
 use crate::{ranges, spec::PortKey};
@@ -148,6 +148,13 @@ impl Op {
     }
 }
 
+/// Describes the ejection of backends.
+pub(crate) fn eject_text(eject: &EjectPolicy) -> String {
+    let EjectPolicy { failures, window, seconds, cluster_most, local_most, .. } = eject;
+    let local = if *local_most > 0 { format!(" and {local_most} of the local list") } else { String::new() };
+    format!("{failures} in {window} s for {seconds} s, at most {cluster_most}{local}")
+}
+
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let map = self.table().map_name();
@@ -164,7 +171,9 @@ impl fmt::Display for Op {
             }
             Self::PutService(
                 id,
-                ServiceEntry { cluster_len, local_len, flags, scheduler, affinity_seconds, drain_seconds, .. },
+                ServiceEntry {
+                    cluster_len, local_len, flags, scheduler, affinity_seconds, drain_seconds, eject, ..
+                },
             ) => {
                 write!(f, "put {map} {id} = cluster {cluster_len} local {local_len} flags {flags:#x}")?;
                 if *scheduler != Scheduler::Random as u32 {
@@ -172,6 +181,9 @@ impl fmt::Display for Op {
                 }
                 if *affinity_seconds != 0 {
                     write!(f, " affinity {affinity_seconds} s")?;
+                }
+                if eject.is_on() {
+                    write!(f, " eject {}", eject_text(eject))?;
                 }
                 if *drain_seconds == NEVER { Ok(()) } else { write!(f, " drain {drain_seconds} s") }
             }

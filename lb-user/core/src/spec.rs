@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use lb_common::{AddrPort, BackendFlags, Family, FrontendKey, Kind, List, Proto, Scheduler};
 
 use crate::{
-    objects::{Drain, Key, Probe},
+    objects::{Drain, Eject, Key, Probe},
     per_family::PerFamily,
     warning::Warning,
 };
@@ -82,6 +82,8 @@ pub struct PortSpec {
     pub affinity_seconds: u32,
     /// Treatment of TCP sockets whose backend is removed.
     pub drain: Drain,
+    /// Ejection of backends; TCP only.
+    pub eject: Option<Eject>,
 }
 
 /// The answer at a `healthCheckNodePort`, for external load balancers.

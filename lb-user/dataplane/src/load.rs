@@ -14,7 +14,10 @@ use lb_core::op::Table;
 use tracing::info;
 
 use crate::{
-    attach::{cgroup::CgroupLinks, tc::Tc},
+    attach::{
+        cgroup::{CgroupLinks, Handshakes},
+        tc::Tc,
+    },
     damage::Damage,
     integrity::Integrity,
     log,
@@ -212,6 +215,15 @@ impl Loader {
             info!(pins = retired, "another version's programs and maps are out of service");
         }
         Ok(Some(adopted))
+    }
+
+    /// Attaches the program that follows the handshakes of TCP sockets, or detaches it. Does nothing before
+    /// [`Loader::attach`]. Returns true if that changed anything.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_handshakes(&mut self, wanted: Handshakes) -> Result<bool> {
+        self.integrity.as_mut().map_or(Ok(false), |integrity| integrity.set_handshakes(wanted))
     }
 
     /// Compares the datapath in service with what was attached and pinned, and mends it: see `integrity`.

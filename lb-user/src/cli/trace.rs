@@ -1,7 +1,9 @@
 //! `beeline trace`: reads the pinned maps and the client, and prints the choice of `select`.
 
 use std::{
+    fs,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
     path::Path,
     process::ExitCode,
 };
@@ -13,7 +15,7 @@ use lb_common::{
 };
 
 use crate::trace::{Snapshot, TraceClient, Traced, Way, trace};
-use lb_dataplane::stats::StatMaps;
+use lb_dataplane::{environment, stats::StatMaps};
 use lb_kernel::{
     bpf::typed::TypedMap,
     clock,
@@ -76,6 +78,7 @@ fn read(directory: &Path) -> Result<Snapshot> {
         dump: super::dump(directory)?,
         stats: maps.read()?,
         affinity: maps.affinity()?,
+        ejections: maps.ejections()?,
         cluster_ranges: lb_dataplane::cluster_ranges::read(directory)?,
         pod_modes,
     })
@@ -123,7 +126,15 @@ fn socket_of(pid: Option<u32>, directory: &Path) -> Result<TraceClient> {
     };
     let sources = lb_dataplane::netns_addrs::read(directory)?.get(&netns).copied().unwrap_or_default();
     let socket = TraceClient::socket(netns, netns == host.unwrap_or(0), clock::monotonic_ns());
-    Ok(socket.with_sources(sources))
+    Ok(socket.with_sources(sources).in_cgroup(pid.and_then(cgroup_of).unwrap_or(0)))
+}
+
+/// Returns the id of a process's cgroup of version 2, if it can be seen from here.
+fn cgroup_of(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let directory = environment::find_cgroup2().ok()??.join(path);
+    Some(fs::metadata(directory).ok()?.ino())
 }
 
 fn cookie_of(pid: u32) -> Result<u64> {

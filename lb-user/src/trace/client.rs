@@ -1,6 +1,6 @@
 //! Clients of a trace: a socket, or the sender of packets.
 
-use lb_common::{Addr, Caller, Client, NetnsAddrs, Origin, PodModeEntry};
+use lb_common::{Addr, Caller, Client, EjectionKey, NetnsAddrs, Origin, PodModeEntry};
 
 const NO_SOURCES: NetnsAddrs = NetnsAddrs { v4: Addr::from_words([0; 4]), v6: Addr::from_words([0; 4]) };
 
@@ -11,6 +11,8 @@ pub(crate) struct TraceClient {
     /// Cookie of the network namespace. `None` for a sender of packets.
     netns: Option<u64>,
     is_host: bool,
+    /// Id of the process's cgroup; 0 if it is not known.
+    cgroup: u64,
     is_bypassed: bool,
     /// Source addresses of the calls of a socket, as far as the agent knows them.
     sources: NetnsAddrs,
@@ -23,7 +25,21 @@ impl TraceClient {
     /// A socket in the network namespace with this cookie; `is_host` if that is the node's own.
     pub(crate) const fn socket(netns: u64, is_host: bool, now: u64) -> Self {
         let client = Client::of_netns(netns);
-        Self { client, netns: Some(netns), is_host, is_bypassed: false, sources: NO_SOURCES, origin: Origin::Node, now }
+        Self {
+            client,
+            netns: Some(netns),
+            is_host,
+            cgroup: 0,
+            is_bypassed: false,
+            sources: NO_SOURCES,
+            origin: Origin::Node,
+            now,
+        }
+    }
+
+    /// The same socket, of a process in the cgroup with this id.
+    pub(crate) const fn in_cgroup(self, cgroup: u64) -> Self {
+        Self { cgroup, ..self }
     }
 
     /// The same socket, in a network namespace with these source addresses.
@@ -38,6 +54,7 @@ impl TraceClient {
             client,
             netns: None,
             is_host: false,
+            cgroup: 0,
             is_bypassed: false,
             sources: NO_SOURCES,
             origin: Origin::Outside,
@@ -71,6 +88,8 @@ impl TraceClient {
 }
 
 impl Caller for TraceClient {
+    const IS_FOLLOWED: bool = true;
+
     fn random(&self) -> u32 {
         0
     }
@@ -88,6 +107,10 @@ impl Caller for TraceClient {
     }
     fn is_bypassed(&self) -> bool {
         self.is_bypassed
+    }
+    fn ejection_key(&self, service: u32) -> Option<EjectionKey> {
+        let cgroup = if self.is_host { self.cgroup } else { 0 };
+        Some(EjectionKey { netns: self.netns?, cgroup, service, _pad: 0 })
     }
     fn now(&self) -> u64 {
         self.now

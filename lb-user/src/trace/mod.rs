@@ -8,9 +8,9 @@ mod way;
 use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr};
 
 use lb_common::{
-    AffinityOutcome, Caller as _, Cause, Choice, FrontendKey, Kind, List, ListReason, Match, NodeAddr, NodeAddrFlags,
-    Origin, PodMode, Proto, ScheduleReason, Scheduler, SelectEvent, ServiceEntry, ServiceFlags, Slot, SlotKey,
-    State as _, Tables as _, Verdict, Vip, refusal, select_observed, vip,
+    AffinityOutcome, Caller as _, Cause, Choice, FrontendKey, Hold, Kind, List, ListReason, Match, NodeAddr,
+    NodeAddrFlags, Origin, PodMode, Proto, ScheduleReason, Scheduler, SelectEvent, ServiceEntry, ServiceFlags, Slot,
+    SlotKey, State as _, Tables as _, Verdict, Vip, refusal, select_observed, vip,
 };
 use lb_core::{
     host_ports,
@@ -138,6 +138,9 @@ impl Choosing<'_> {
                 }
                 SelectEvent::Scheduled { reason: schedule, .. } => reason = scheduled(schedule),
                 SelectEvent::Compared(_) | SelectEvent::Avoided(_) => reason = "",
+                SelectEvent::Ejected { .. } if !reason.is_empty() => reason = ", in place of an ejected one",
+                SelectEvent::AllEjected { .. } => reason = ", although it is ejected, since no other was found",
+                SelectEvent::Ejected { .. } | SelectEvent::Trial { .. } => {}
                 SelectEvent::NoService(_) | SelectEvent::SlotMissing => {
                     text += "  note       an entry is missing: the agent is changing the list\n";
                 }
@@ -270,12 +273,29 @@ impl Choosing<'_> {
             let share = f64::from(slot.weight) * 100.0 / f64::from(len.max(1));
             let weight = if is_weighted { format!("  weight {}", slot.weight) } else { String::new() };
             let open = usize::try_from(self.snapshot.open_sockets(slot.backend)).unwrap_or(usize::MAX);
-            text += &format!("  backend    {addr}  {share:.1} %{weight}  {}\n", number(open, "open socket"));
+            let ejected = self.ejected(service, list, slot.backend);
+            text += &format!("  backend    {addr}  {share:.1} %{weight}  {}{ejected}\n", number(open, "open socket"));
         }
         if slots.len() > MAX_LISTED {
             text += &format!("             and {} more\n", slots.len() - MAX_LISTED);
         }
         text
+    }
+
+    /// Describes what the client's own failed connects mean for a backend; empty for nothing.
+    fn ejected(&self, service: u32, list: List, backend: u32) -> String {
+        let eject = self.service(service).eject;
+        let Some(client) = self.client.ejection_key(service).filter(|_| eject.is_on()) else { return String::new() };
+        let now = self.client.now();
+        match self.snapshot.hold(&client, backend, eject.most(list), now) {
+            Hold::Free => String::new(),
+            Hold::Trial => "  ejected until now: one connect of this client tries it".to_owned(),
+            Hold::Held => {
+                let place = self.snapshot.ejections.get(&client).and_then(|seen| seen.place(backend));
+                let left = place.map_or(0, |place| place.until.saturating_sub(now).div_ceil(1_000_000_000));
+                format!("  ejected for {left} s more: connects of this client failed")
+            }
+        }
     }
 
     fn refused(&self, cause: Cause) -> String {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, ClusterRanges, Frontend, FrontendKey, List, MaglevKey, NodeAddr,
-    PodModeEntry, ServiceEntry, Slot, SlotKey, State, Tables, take_turn,
+    Addr, Affinity, AffinityKey, Backend, ClusterRanges, EjectionKey, Ejections, Frontend, FrontendKey, Hold, List,
+    MaglevKey, NodeAddr, PodModeEntry, ServiceEntry, Slot, SlotKey, State, Tables, take_turn,
 };
 use lb_core::store::Dump;
 use lb_dataplane::stats::Stats;
@@ -19,6 +19,8 @@ pub(crate) struct Snapshot {
     pub(crate) stats: Stats,
     /// Entries of `AFFINITY`.
     pub(crate) affinity: BTreeMap<AffinityKey, Affinity>,
+    /// Entries of `EJECTIONS`.
+    pub(crate) ejections: BTreeMap<EjectionKey, Ejections>,
     /// The ranges of cluster IPs.
     pub(crate) cluster_ranges: ClusterRanges,
     /// Entries of `POD_MODES`, by the cookie of the network namespace.
@@ -85,4 +87,7 @@ impl State for Snapshot {
         self.affinity.get(key).copied()
     }
     fn set_affinity(&self, _: &AffinityKey, _: u32, _: u64) {}
+    fn hold(&self, client: &EjectionKey, backend: u32, most: u32, now: u64) -> Hold {
+        self.ejections.get(client).map_or(Hold::Free, |seen| seen.hold(backend, most, now))
+    }
 }

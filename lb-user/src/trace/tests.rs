@@ -54,7 +54,14 @@ fn snapshot(service: ServiceEntry, mode: Option<PodMode>) -> Snapshot {
         _pad: 0,
     };
     let pod_modes = mode.map(|mode| (POD, pod(mode))).into_iter().collect();
-    Snapshot { dump, stats, affinity: BTreeMap::new(), cluster_ranges: ClusterRanges::default(), pod_modes }
+    Snapshot {
+        dump,
+        stats,
+        affinity: BTreeMap::new(),
+        ejections: BTreeMap::new(),
+        cluster_ranges: ClusterRanges::default(),
+        pod_modes,
+    }
 }
 
 fn service() -> ServiceEntry {
@@ -290,7 +297,7 @@ fn events_of_a_changing_list_are_described() {
     let dest = FrontendKey::new(addr("10.96.0.1"), 80, Proto::Tcp);
     let choosing = Choosing { snapshot: &snapshot, client: HOST, destination, dest };
     let frontend = Frontend::new(1, Kind::ClusterIp);
-    let choice = Choice { service: 1, backend: 1, addr: addr("10.0.0.1"), port: 8080 };
+    let choice = Choice { service: 1, backend: 1, addr: addr("10.0.0.1"), port: 8080, followed: None };
     let (text, _) = choosing.describe(&[
         SelectEvent::SecondLook,
         SelectEvent::Frontend { frontend, matched: lb_common::Match::Exact },

@@ -13,6 +13,7 @@ mod connection_age;
 mod devices;
 mod dns_cache;
 mod doctor;
+mod ejection;
 mod explain;
 mod external_traffic;
 mod flow_expiry;
@@ -86,6 +87,7 @@ fn stories() -> Vec<Story> {
         slow_start::STORIES,
         connection_age::STORIES,
         probes::STORIES,
+        ejection::STORIES,
         node_ports::STORIES,
         node_addresses::STORIES,
         host_ports::STORIES,

@@ -1,10 +1,14 @@
 //! Tests of choices over maps in memory: lists, schedulers, affinity, NodePorts.
 
+mod ejection;
 mod events;
 mod port_ranges;
 
 use super::{schedule::is_better, *};
-use crate::{Affinity, AffinityKey, Backend, BackendFlags, MaglevKey, NodeAddr, Proto, Scheduler, hash::splitmix};
+use crate::{
+    Affinity, AffinityKey, Backend, BackendFlags, EjectionKey, Ejections, Hold, MaglevKey, NodeAddr, Proto, Scheduler,
+    hash::splitmix,
+};
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -26,6 +30,7 @@ struct Mem {
     open: RefCell<BTreeMap<u32, u64>>,
     turns: RefCell<BTreeMap<(u32, List), u32>>,
     affinity: RefCell<BTreeMap<AffinityKey, Affinity>>,
+    ejections: RefCell<BTreeMap<EjectionKey, Ejections>>,
 }
 
 impl Tables for Mem {
@@ -77,6 +82,14 @@ impl State for Mem {
     fn set_affinity(&self, key: &AffinityKey, backend: u32, now: u64) {
         self.affinity.borrow_mut().insert(*key, Affinity { used: now, backend, _pad: 0 });
     }
+    fn hold(&self, client: &EjectionKey, backend: u32, most: u32, now: u64) -> Hold {
+        self.ejections.borrow().get(client).map_or(Hold::Free, |seen| seen.hold(backend, most, now))
+    }
+    fn begin_trial(&self, client: &EjectionKey, backend: u32, now: u64) {
+        if let Some(seen) = self.ejections.borrow_mut().get_mut(client) {
+            seen.begin_trial(backend, now);
+        }
+    }
 }
 
 const SECOND: u64 = 1_000_000_000;
@@ -96,6 +109,8 @@ impl Client {
 }
 
 impl Caller for Client {
+    const IS_FOLLOWED: bool = true;
+
     fn random(&self) -> u32 {
         self.random.set(self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
         splitmix(self.random.get(), 0)
@@ -105,6 +120,9 @@ impl Caller for Client {
     }
     fn is_host(&self) -> bool {
         self.host
+    }
+    fn ejection_key(&self, service: u32) -> Option<EjectionKey> {
+        Some(EjectionKey { netns: self.netns, cgroup: 0, service, _pad: 0 })
     }
     fn now(&self) -> u64 {
         self.now

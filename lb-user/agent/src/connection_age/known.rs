@@ -73,7 +73,7 @@ mod tests {
     use std::{net::Ipv4Addr, num::NonZeroU32};
 
     fn socket(cookie: u64, service: u32, backend: u32) -> (u64, Translation) {
-        let choice = Choice { service, backend, addr: Ipv4Addr::new(10, 0, 0, 1).into(), port: 8080 };
+        let choice = Choice { service, backend, addr: Ipv4Addr::new(10, 0, 0, 1).into(), port: 8080, followed: None };
         (cookie, Translation::new(Ipv4Addr::new(10, 96, 0, 1).into(), 80, &choice, 1))
     }
 

@@ -43,6 +43,7 @@ use lb_core::{
     warning::Warning,
     world::{View, World},
 };
+use lb_dataplane::attach::cgroup::Handshakes;
 use lb_sources::probes::Probed;
 use maps::Maps;
 pub(crate) use report::{Departed, Departure, MapChanges};
@@ -97,6 +98,8 @@ struct Reports {
     probes: BTreeMap<Key, ProbeTargets>,
     /// True if a Service of the two maps above has changed, maybe by its ids only.
     are_named_changed: bool,
+    /// Services with ejection.
+    ejecting: BTreeSet<Key>,
     /// Services that do not fit into the maps.
     refused: Vec<Refused>,
 }
@@ -300,6 +303,7 @@ impl<S: Store> Reconciler<S> {
         specs.iter().for_each(|spec| self.reports.update_probes(spec));
         specs.iter().for_each(|spec| self.reports.update_restricted(spec));
         specs.iter().for_each(|spec| self.reports.update_attracted(spec));
+        specs.iter().for_each(|spec| self.reports.update_ejecting(spec));
         Ok(specs)
     }
 
@@ -531,6 +535,19 @@ impl Reports {
         } else {
             attracted.insert(spec.key.clone(), spec.attracted.clone());
         }
+    }
+
+    fn update_ejecting(&mut self, spec: &ServiceSpec) {
+        if spec.ports.iter().any(|port| port.eject.is_some()) {
+            self.ejecting.insert(spec.key.clone());
+        } else {
+            self.ejecting.remove(&spec.key);
+        }
+    }
+
+    /// Returns the use of handshakes by all Services.
+    fn handshakes(&self) -> Handshakes {
+        if self.ejecting.is_empty() { Handshakes::Ignored } else { Handshakes::Followed }
     }
 
     fn update_health(&mut self, spec: &ServiceSpec) {

@@ -70,6 +70,7 @@ pub(super) fn evaluate<'a>(
     if service.pod.is_none() && (service.cluster_ips.is_empty() || service.ports.is_empty()) {
         warnings.push(Warning::NoFrontend);
     }
+    warnings::ejection(service, warnings);
     let families = families(service);
     evaluation.ranges = PerFamily::from_fn(|family| ranges::of(service, family));
     warnings::source_ranges(&evaluation.ranges, &evaluation.frontends, service, warnings);

@@ -78,6 +78,14 @@ pub(super) fn source_ranges(
     }
 }
 
+/// Reports ejection without a port of TCP, whose handshakes tell failures.
+pub(super) fn ejection(service: &Service, warnings: &mut Vec<Warning>) {
+    let ejects = service.tuning.as_deref().is_some_and(|tuning| tuning.eject.is_some());
+    if ejects && !service.ports.iter().any(|port| port.proto == Proto::Tcp) {
+        warnings.push(Warning::EjectionWithoutTcp);
+    }
+}
+
 /// Reports the problems of a port and its endpoints.
 pub(super) fn port(
     service: &Service,

@@ -6,7 +6,9 @@
 
 use std::{collections::BTreeSet, num::NonZeroU32};
 
-use lb_common::{Backend, Frontend, List, MaglevKey, NEVER, RangeKey, Scheduler, ServiceEntry, ServiceFlags, SlotKey};
+use lb_common::{
+    Backend, EjectPolicy, Frontend, List, MaglevKey, NEVER, RangeKey, Scheduler, ServiceEntry, ServiceFlags, SlotKey,
+};
 
 use super::{
     Phase, Planner,
@@ -209,6 +211,7 @@ impl Planner<'_> {
                 Drain::Never => NEVER,
                 Drain::After(seconds) => seconds,
             },
+            eject: want.eject_policy(),
         };
         let there = have.and_then(|port| port.service);
         if there == Some(new) {
@@ -292,6 +295,23 @@ impl PortSpec {
     #[must_use]
     pub fn len(&self, list: List) -> u32 {
         self.backends.iter().filter(|member| member.is_in(list)).map(|member| u32::from(member.weight)).sum()
+    }
+
+    /// Returns the ejection of its backends: at most half of each list, never the last.
+    fn eject_policy(&self) -> EjectPolicy {
+        let Some(eject) = self.eject else { return EjectPolicy::default() };
+        let half = |list| {
+            let count = self.backends.iter().filter(|member| member.is_in(list)).count();
+            u16::try_from(count / 2).unwrap_or(u16::MAX)
+        };
+        EjectPolicy {
+            failures: eject.failures.get(),
+            window: eject.window.get(),
+            seconds: eject.time.get(),
+            cluster_most: half(List::Cluster),
+            local_most: half(List::Local),
+            _pad: 0,
+        }
     }
 
     /// Returns the index of the backend at `target`.

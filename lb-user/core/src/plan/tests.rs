@@ -36,6 +36,7 @@ fn spec(name: &str, vips: &[u8], backends: impl IntoIterator<Item = usize>) -> S
         scheduler: Scheduler::Random,
         affinity_seconds: 0,
         drain: Drain::Never,
+        eject: None,
     };
     ServiceSpec { ports: vec![port], ..ServiceSpec::gone(key) }
 }

@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use super::Dump;
-use crate::{objects::WORST_TIER, port_ranges, ranges};
+use crate::{objects::WORST_TIER, op::eject_text, port_ranges, ranges};
 use lb_common::AddrPort;
 
 impl fmt::Display for Dump {
@@ -69,6 +69,9 @@ impl fmt::Display for Dump {
             }
             if service.affinity_seconds != 0 {
                 writeln!(f, "  affinity {} s", service.affinity_seconds)?;
+            }
+            if service.eject.is_on() {
+                writeln!(f, "  eject {}", eject_text(&service.eject))?;
             }
             // An absent entry reads as zeros.
             if service.drain_seconds != NEVER && self.services.contains_key(&id) {

@@ -139,6 +139,8 @@ pub enum Warning {
     DestinationHash,
     /// `beeline.io/slow-start` with a scheduler that does not weigh.
     SlowStartWithoutWeights,
+    /// `beeline.io/eject` on a Service without a port of TCP.
+    EjectionWithoutTcp,
     /// `beeline.io/prefer-local` beside `internalTrafficPolicy: Local`.
     PreferenceUnderLocal,
     /// `beeline.io/probe` on a Service with a selector.
@@ -389,6 +391,7 @@ impl Warning {
             | Self::SlowStartWithoutWeights
             | Self::ProbeWithSelector
             | Self::ProbeWithoutTcp
+            | Self::EjectionWithoutTcp
             | Self::PreferenceUnderLocal => WarningReason::CheckService,
             Self::LoadBalancerAddress(_) => WarningReason::LoadBalancerAddress,
             Self::RedirectRefused { .. } | Self::RedirectAttempt { .. } => WarningReason::RedirectRefused,

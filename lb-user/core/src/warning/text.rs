@@ -57,6 +57,7 @@ impl Warning {
             Self::SlowStartWithoutWeights => "use random, wrr, wlc, sed, nq or mh",
             Self::ProbeWithSelector => "remove the annotation, and give the pods a readinessProbe",
             Self::ProbeWithoutTcp => "remove the annotation, or add a port of TCP",
+            Self::EjectionWithoutTcp => "remove the annotation",
             Self::PreferenceUnderLocal => "set internalTrafficPolicy to Cluster, or remove the annotation",
             Self::RedirectRefused { target, refusal } => return Some(refusal.cure(target)),
             Self::RedirectAttempt { sources, count } => {
@@ -166,6 +167,10 @@ impl Warning {
             Self::ProbeWithoutTcp => {
                 f.write_str("annotation beeline.io/probe has no effect, since the Service has no port of TCP")
             }
+            Self::EjectionWithoutTcp => f.write_str(
+                "annotation beeline.io/eject has no effect, since the Service has no port of TCP, whose handshakes \
+                 tell failures",
+            ),
             Self::PreferenceUnderLocal => f.write_str(
                 "annotation beeline.io/prefer-local has no effect at cluster IPs, since internalTrafficPolicy is \
                  Local: calls fail while no endpoint is on the node",

@@ -233,7 +233,8 @@ fn translation(key: &FlowKey, flow: &Flow) -> Option<Translation> {
     } else {
         (flow.to.reversed(), key.tuple.reversed())
     };
-    let choice = Choice { service: flow.service, backend: flow.backend, addr: to.dst, port: to.dst_port };
+    let choice =
+        Choice { service: flow.service, backend: flow.backend, addr: to.dst, port: to.dst_port, followed: None };
     Some(Translation::new(dialled.dst, dialled.dst_port, &choice, 0))
 }
 
@@ -295,7 +296,7 @@ mod tests {
     #[test]
     fn both_directions_of_a_flow_follow_one_translation() {
         let ip = |text: &str| Addr::from(text.parse::<std::net::IpAddr>().expect("an address"));
-        let choice = Choice { service: 1, backend: 2, addr: ip("10.0.0.1"), port: 8080 };
+        let choice = Choice { service: 1, backend: 2, addr: ip("10.0.0.1"), port: 8080, followed: None };
         let expected = Translation::new(ip("10.96.0.1"), 80, &choice, 0);
         for (key, flow) in pair() {
             assert_eq!(translation(&key, &flow), Some(expected));

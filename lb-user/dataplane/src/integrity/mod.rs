@@ -15,7 +15,10 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    attach::{cgroup::CgroupLinks, tc::Tc},
+    attach::{
+        cgroup::{CgroupLinks, Handshakes},
+        tc::Tc,
+    },
     damage::{Damage, Part},
     pinned::{Inode, Pinned},
     pins::Pins,
@@ -52,6 +55,11 @@ impl Integrity {
         let maps = maps.map(open).collect::<Result<_>>()?;
         let directories = directories_below(pins.root()).context("listing the pin directory")?;
         Ok(Self { mount: BpffsMount::of(pins.root())?, pins, root, directories, maps, cgroup, tc })
+    }
+
+    /// Attaches or detaches the program that follows handshakes. Returns true if that changed anything.
+    pub(crate) fn set_handshakes(&mut self, wanted: Handshakes) -> Result<bool> {
+        self.cgroup.set_handshakes(wanted, &self.pins)
     }
 
     /// Checks the datapath and mends it. `lock` is the lock of the pin directory, which is taken again if the directory

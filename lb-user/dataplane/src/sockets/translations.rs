@@ -145,7 +145,8 @@ mod tests {
     fn list(entries: &[(u8, u32, u8)]) -> Translations {
         let mut list = Translations::EMPTY;
         for (vip, backend, address) in entries {
-            let choice = Choice { service: 1, backend: *backend, addr: server(*address).addr, port: 53 };
+            let choice =
+                Choice { service: 1, backend: *backend, addr: server(*address).addr, port: 53, followed: None };
             list.put(&Translation::new(Ipv4Addr::new(10, 96, 0, *vip).into(), 53, &choice, 1));
         }
         list

@@ -3,9 +3,11 @@
 
 mod counters;
 pub mod counts;
+mod ejections;
 mod fair_share;
 
 pub use counters::{CounterWatch, counters};
+pub use ejections::Missed;
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +17,10 @@ use std::{
 
 use anyhow::Result;
 use foldhash::HashMap;
-use lb_common::{Affinity, AffinityKey, Backend, BackendStats, PortStats, ServiceEntry};
+use lb_common::{
+    Affinity, AffinityKey, Backend, BackendStats, EjectPolicy, EjectStats, EjectStatsKey, EjectionKey, Ejections,
+    PortStats, ServiceEntry,
+};
 
 use lb_core::ids::HighestIds;
 use lb_kernel::bpf::typed::TypedMap;
@@ -29,6 +34,8 @@ pub struct Stats {
     pub backends: BTreeMap<u32, BackendStats>,
     /// Sockets that the agent ended, by service port.
     pub killed: BTreeMap<u32, u64>,
+    /// Failed handshakes and ejections, by service port and backend.
+    pub ejected: BTreeMap<EjectStatsKey, EjectStats>,
 }
 
 impl Stats {
@@ -65,6 +72,8 @@ pub struct StatMaps {
     backends: TypedMap<u32, BackendStats>,
     killed: TypedMap<u32, u64>,
     affinity: TypedMap<AffinityKey, Affinity>,
+    ejected: TypedMap<EjectStatsKey, EjectStats>,
+    ejections: TypedMap<EjectionKey, Ejections>,
 }
 
 impl StatMaps {
@@ -78,6 +87,8 @@ impl StatMaps {
             backends: TypedMap::open(directory, "BACKEND_STATS")?,
             killed: TypedMap::open(directory, "PORT_KILLED")?,
             affinity: TypedMap::open(directory, "AFFINITY")?,
+            ejected: TypedMap::open(directory, "EJECT_STATS")?,
+            ejections: TypedMap::open(directory, "EJECTIONS")?,
         })
     }
 
@@ -91,6 +102,7 @@ impl StatMaps {
             ports: ports.into_iter().collect(),
             backends: backends.into_iter().collect(),
             killed: killed.into_iter().collect(),
+            ejected: self.ejected.read()?.into_iter().collect(),
         })
     }
 
@@ -102,7 +114,7 @@ impl StatMaps {
         Ok(UnsortedStats { ports: self.ports.read()?, backends: self.backends.read()?, killed: self.killed.read()? })
     }
 
-    /// Returns the highest ids with counts, which sockets of this node may still name.
+    /// Returns the highest ids with counts or verdicts, which sockets of this node may still name.
     ///
     /// # Errors
     /// If a map cannot be read.
@@ -110,7 +122,9 @@ impl StatMaps {
         let UnsortedStats { ports, backends, .. } = self.read_unsorted()?;
         let of_backends = backends.iter().map(|(_, stats)| stats.service);
         let service = ports.iter().map(|(id, _)| *id).chain(of_backends).max().unwrap_or(0);
-        let backend = backends.iter().map(|(id, _)| *id).max().unwrap_or(0);
+        let seen = self.ejections.read()?;
+        let judged = seen.iter().flat_map(|(_, seen)| &seen.places).map(|place| place.backend);
+        let backend = backends.iter().map(|(id, _)| *id).chain(judged).max().unwrap_or(0);
         Ok(HighestIds { service, backend })
     }
 
@@ -120,6 +134,30 @@ impl StatMaps {
     /// If the map cannot be read.
     pub fn affinity(&self) -> Result<BTreeMap<AffinityKey, Affinity>> {
         Ok(self.affinity.read()?.into_iter().collect())
+    }
+
+    /// Reads what clients saw of backends.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn ejections(&self) -> Result<BTreeMap<EjectionKey, Ejections>> {
+        Ok(self.ejections.read()?.into_iter().collect())
+    }
+
+    /// Reads the backends that clients of this node miss at `now` (CLOCK_MONOTONIC, ns), by id.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    pub fn missed(&self, live: &LiveIds, now: u64) -> Result<BTreeMap<u32, Missed>> {
+        Ok(ejections::missed(&self.ejections.read()?, |service| live.ejection(service).unwrap_or_default(), now))
+    }
+
+    /// Reads the numbers of failed handshakes and ejections, by service port and backend.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn ejected(&self) -> Result<BTreeMap<EjectStatsKey, EjectStats>> {
+        Ok(self.ejected.read()?.into_iter().collect())
     }
 
     /// Adds to the number of sockets ended for a service port. Only the agent writes this map, on several threads.
@@ -158,7 +196,27 @@ impl StatMaps {
         self.backends.delete(&backends)?;
         self.ports.delete(&ports)?;
         self.killed.delete(&killed)?;
+        self.sweep_ejections(live, counts.ejected.keys(), now)?;
         self.sweep_affinity(live, now)
+    }
+
+    /// Removes what clients remember no more, and the counts of failed handshakes of service ports and backends that
+    /// are gone.
+    fn sweep_ejections<'a>(
+        &self,
+        live: &LiveIds,
+        counted: impl Iterator<Item = &'a EjectStatsKey>,
+        now: u64,
+    ) -> Result<()> {
+        let is_over = |key: &EjectionKey, seen: &Ejections| {
+            live.ejection(key.service).is_none_or(|policy| seen.is_over(&policy, now))
+        };
+        let over = self.ejections.read()?.into_iter().filter(|(key, seen)| is_over(key, seen));
+        self.ejections.delete(&over.map(|(key, _)| key).collect::<Vec<_>>())?;
+        let is_gone = |key: &&EjectStatsKey| {
+            live.ejection(key.service).is_none() || (key.backend != 0 && !live.has_backend(key.backend))
+        };
+        Ok(self.ejected.delete(&counted.filter(is_gone).copied().collect::<Vec<_>>())?)
     }
 
     /// Removes expired affinity and its surplus.
@@ -203,9 +261,17 @@ impl LiveIds {
 
     /// Returns the affinity timeout (s) of a service port, if it exists.
     fn affinity_seconds(&self, id: u32) -> Option<u32> {
-        self.services
-            .get(&id)
-            .unwrap_or(Some(ServiceEntry { affinity_seconds: u32::MAX, ..ServiceEntry::default() }))
-            .map(|service| service.affinity_seconds)
+        self.service(id).map(|service| service.affinity_seconds)
+    }
+
+    /// Returns the ejection of a service port, if it exists.
+    fn ejection(&self, id: u32) -> Option<EjectPolicy> {
+        self.service(id).map(|service| service.eject)
+    }
+
+    fn service(&self, id: u32) -> Option<ServiceEntry> {
+        let eject = EjectPolicy { failures: 1, window: u16::MAX, seconds: u16::MAX, ..EjectPolicy::default() };
+        let unknown = ServiceEntry { affinity_seconds: u32::MAX, eject, ..ServiceEntry::default() };
+        self.services.get(&id).unwrap_or(Some(unknown))
     }
 }

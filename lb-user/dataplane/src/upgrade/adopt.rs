@@ -16,6 +16,7 @@
 //!   their backend exists.
 //! - `FLOWS`: connections from outside get a backend anew, which breaks TCP connections.
 //! - `DEVICES`: new flows from outside are dropped until the first pass over devices.
+//! - `EJECTIONS`: failing endpoints are ejected anew. `ATTEMPTS`: results of handshakes that run then do not count.
 //! - `AFFINITY`, counts, `FRAGMENTS`: begin anew.
 
 use std::{
@@ -46,7 +47,7 @@ pub(super) enum Transfer {
 }
 
 /// Maps that are shared. The agent writes `DEVICES`, but the programs need it before the first pass over devices.
-const SHARED: [&str; 14] = [
+const SHARED: [&str; 17] = [
     "BOUND_PORTS",
     "SOCKS",
     "UDP_SOCKS",
@@ -54,6 +55,9 @@ const SHARED: [&str; 14] = [
     "TCP_SOCKS",
     "TCP_MORE",
     "AFFINITY",
+    "EJECTIONS",
+    "EJECT_STATS",
+    "ATTEMPTS",
     "PORT_STATS",
     "PORT_KILLED",
     "BACKEND_STATS",

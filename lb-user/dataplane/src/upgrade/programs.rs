@@ -186,7 +186,8 @@ fn try_load(
     }
     let mut ebpf = loader.load(OBJECT).context("loading the eBPF object")?;
     let tc = tc::PROGRAMS.map(|(_, name)| name);
-    let names: Vec<&str> = cgroup::HOOKS.into_iter().chain(tc).chain([FREE_SOCKET]).collect();
+    let names: Vec<&str> =
+        cgroup::HOOKS.into_iter().chain(tc).chain([cgroup::FOLLOW_HANDSHAKES, FREE_SOCKET]).collect();
     if let Some(name) = names.iter().find(|name| ebpf.program(name).is_none()) {
         bail!("the object lacks the program {name}");
     }
@@ -203,6 +204,14 @@ fn load_one(name: &str, program: &mut Program) -> Result<()> {
     let loaded = match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
+        Program::SockOps(program) => {
+            // Non-fatal: without it no endpoint is ejected.
+            if let Err(error) = program.load() {
+                let error = with_cause(error);
+                warn!(program = name, "the kernel refuses the program, so no endpoint is ejected: {error:#}");
+            }
+            Ok(())
+        }
         Program::SchedClassifier(program) => {
             // Non-fatal: the socket path works without the packet path.
             if let Err(error) = program.load() {

@@ -64,7 +64,7 @@ fn maps(services: u32, backends: u32, connections: u64) -> (Dump, Stats) {
 }
 
 fn sample_of(at: Instant, dump: Dump, stats: Stats) -> Sample {
-    let Stats { ports, backends, killed } = stats;
+    let Stats { ports, backends, killed, .. } = stats;
     let counts = UnsortedStats {
         ports: ports.into_iter().collect(),
         backends: backends.into_iter().collect(),

@@ -19,7 +19,10 @@ use lb_core::{
     op::{Op, Table},
     store::{Dump, Faults, Limits, MemoryStore},
 };
-use lb_dataplane::damage::{Damage, Part};
+use lb_dataplane::{
+    attach::cgroup::Handshakes,
+    damage::{Damage, Part},
+};
 
 fn service(name: &str, vip: u8) -> Object {
     Object::Service(Service {
@@ -39,7 +42,7 @@ impl Dataplane for Fixed {
         Ok(None)
     }
 
-    fn enter_service(&mut self, _: u64) -> Result<()> {
+    fn enter_service(&mut self, _: u64, _: Handshakes) -> Result<()> {
         Ok(())
     }
 
@@ -66,7 +69,7 @@ impl Dataplane for Doubling {
         Ok((this.0 <= 4).then_some(store))
     }
 
-    fn enter_service(&mut self, writes: u64) -> Result<()> {
+    fn enter_service(&mut self, writes: u64, _: Handshakes) -> Result<()> {
         assert!(writes > 0);
         Ok(())
     }
@@ -89,7 +92,7 @@ impl Dataplane for Damaged {
         Ok(None)
     }
 
-    fn enter_service(&mut self, _: u64) -> Result<()> {
+    fn enter_service(&mut self, _: u64, _: Handshakes) -> Result<()> {
         Ok(())
     }
 

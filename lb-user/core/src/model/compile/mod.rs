@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU32};
 
-use lb_common::{BackendFlags, Family, FrontendKey, Kind, ServiceFlags};
+use lb_common::{BackendFlags, Family, FrontendKey, Kind, Proto, ServiceFlags};
 
 use super::{
     ClusterContext, NodeContext, Settings,
@@ -64,6 +64,7 @@ pub(super) fn assemble(
                 scheduler: port.scheduler,
                 affinity_seconds: service.affinity_seconds.map_or(0, NonZeroU32::get),
                 drain: tuning.map(|tuning| tuning.drain).unwrap_or_default(),
+                eject: tuning.and_then(|tuning| tuning.eject).filter(|_| proto == Proto::Tcp),
             });
         }
     }

@@ -34,6 +34,7 @@ fn spec(endpoints: &[(u8, u16)]) -> ServiceSpec {
         scheduler: Scheduler::Random,
         affinity_seconds: 0,
         drain: Drain::Never,
+        eject: None,
     };
     ServiceSpec { ports: vec![port], ..ServiceSpec::gone(key()) }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     net::IpAddr,
-    num::{NonZeroU8, NonZeroU32},
+    num::{NonZeroU8, NonZeroU16, NonZeroU32},
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -12,8 +12,8 @@ use super::{addr, label};
 use lb_core::{
     label_selector::LabelSelector,
     objects::{
-        ConnectionAge, DEFAULT_TIER_SHARE, Drain, FrontendType, Key, MAX_CONNECTION_AGE, MAX_SLOW_START, Preference,
-        RangePolicy, Tuning, WORST_TIER,
+        ConnectionAge, DEFAULT_TIER_SHARE, Drain, Eject, FrontendType, Key, MAX_CONNECTION_AGE, MAX_EJECT_FAILURES,
+        MAX_EJECT_TIME, MAX_SLOW_START, Preference, RangePolicy, Tuning, WORST_TIER,
     },
     port_ranges::{self, PortRanges},
 };
@@ -38,6 +38,7 @@ const PRIORITY_SHARE: &str = "beeline.io/priority-share";
 const SLOW_START: &str = "beeline.io/slow-start";
 const MAX_AGE: &str = "beeline.io/max-connection-age";
 const PROBE: &str = "beeline.io/probe";
+const EJECT: &str = "beeline.io/eject";
 const PREFER_LOCAL: &str = "beeline.io/prefer-local";
 const REDIRECT_FROM: &str = "beeline.io/redirect-from";
 const PORTS: &str = "beeline.io/ports";
@@ -54,6 +55,7 @@ const OF_SERVICES: &[&str] = &[
     PROBE,
     PRIORITY_SHARE,
     SLOW_START,
+    EJECT,
     PREFER_LOCAL,
     REDIRECT_FROM,
     PORTS,
@@ -87,6 +89,7 @@ pub(super) fn tuning(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Bo
         slow_start: slow_start(meta, problems),
         max_connection_age: max_connection_age(meta, problems),
         probe: get(meta, PROBE).and_then(|text| probe::parse(text, problems)),
+        eject: eject(meta, problems),
     };
     unknown(meta, "a Service", OF_SERVICES, problems);
     (tuning != Tuning::default()).then(|| Box::new(tuning))
@@ -253,6 +256,29 @@ fn max_connection_age(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<C
         ));
     }
     age
+}
+
+fn eject(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Eject> {
+    let text = get(meta, EJECT)?;
+    let eject = parse_eject(text);
+    if eject.is_none() {
+        problems.push(format!(
+            "annotation {EJECT} {text:?}: not failures, a window and a time, no endpoint is ejected; write 1 to \
+             {MAX_EJECT_FAILURES} in 1s to 1h for 1s to 1h, as in \"5 in 10s for 30s\""
+        ));
+    }
+    eject
+}
+
+fn parse_eject(text: &str) -> Option<Eject> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let [failures, "in", window, "for", time] = words.as_slice() else { return None };
+    let time_of = |text: &str| {
+        let seconds = seconds(text).and_then(|seconds| u16::try_from(seconds).ok());
+        seconds.filter(|&seconds| seconds <= MAX_EJECT_TIME).and_then(NonZeroU16::new)
+    };
+    let failures = failures.parse().ok().filter(|&failures: &u16| failures <= MAX_EJECT_FAILURES);
+    Some(Eject { failures: failures.and_then(NonZeroU16::new)?, window: time_of(window)?, time: time_of(time)? })
 }
 
 fn preference(meta: &ObjectMeta, problems: &mut Vec<String>) -> Preference {

@@ -135,6 +135,45 @@ fn the_age_of_connections_is_a_time_and_may_have_a_grace() {
 }
 
 #[test]
+fn eject_takes_failures_a_window_and_a_time() {
+    let check = |text: &str, expected: Option<[u16; 3]>| {
+        let mut problems = Vec::new();
+        let eject = eject(&meta(&[(EJECT, text)]), &mut problems);
+        let numbers = eject.map(|eject| [eject.failures, eject.window, eject.time].map(NonZeroU16::get));
+        let problem = expected.is_none().then(|| {
+            format!(
+                "annotation beeline.io/eject {text:?}: not failures, a window and a time, no endpoint is ejected; \
+                 write 1 to 1000 in 1s to 1h for 1s to 1h, as in \"5 in 10s for 30s\""
+            )
+        });
+        assert_eq!((numbers, problems.pop()), (expected, problem), "{text}");
+    };
+    let good = [
+        ("5 in 10s for 30s", [5, 10, 30]),
+        (" 1  in 1s for 1h ", [1, 1, 3600]),
+        ("1000 in 1m30s for 5m", [1000, 90, 300]),
+    ];
+    good.into_iter().for_each(|(text, numbers)| check(text, Some(numbers)));
+    let bad = [
+        "",
+        "true",
+        "5",
+        "5 in 10s",
+        "5 in 10s for",
+        "0 in 10s for 30s",
+        "1001 in 10s for 30s",
+        "5 in 0s for 30s",
+        "5 in 10s for 1h1s",
+        "5 in 10 for 30s",
+        "-5 in 10s for 30s",
+        "5 for 30s in 10s",
+        "5 in 10s for 30s more",
+        "70000 in 10s for 30s",
+    ];
+    bad.into_iter().for_each(|text| check(text.trim(), None));
+}
+
+#[test]
 fn a_share_is_a_percentage() {
     let check = |text: &str, expected: Option<u8>| {
         let mut problems = Vec::new();

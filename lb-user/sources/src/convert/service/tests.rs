@@ -98,6 +98,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
                     max_connection_age: None,
                     probe: None,
                     redirect_from: None,
+                    eject: None,
                 },
             ),
             source_ranges: [

@@ -1,0 +1,114 @@
+//! The second step of a choice: another backend in place of an ejected one. A step of its own, since both together
+//! exceed the stack of a program.
+
+use super::{Caller, Choice, Observer, SelectEvent, State, Tables, Unobserved, schedule};
+use crate::{EjectionKey, FrontendKey, Hold, Scheduler, SlotKey, hash::scale};
+
+/// Slots that are looked at. At most half of the backends are ejected, and the slots from turn to turn are spread over
+/// the list: 8 ejected ones in a row need heavy weights, or luck of 1 in 256. More would cost the verifier too much.
+const LOOKS: u32 = 8;
+
+/// Returns `first`, or another choice from its list if the client's own failed connects eject its backend. `avoid` is
+/// as for [`super::select`].
+#[inline(always)]
+pub fn pass_over_ejected(
+    tables: &(impl Tables + State),
+    caller: &impl Caller,
+    dest: &FrontendKey,
+    avoid: u32,
+    first: &Choice,
+) -> Choice {
+    pass_over_ejected_observed(tables, caller, dest, avoid, first, &Unobserved)
+}
+
+/// As [`pass_over_ejected`], and tells an observer each step.
+#[inline(always)]
+pub(super) fn pass_over_ejected_observed(
+    tables: &(impl Tables + State),
+    caller: &impl Caller,
+    dest: &FrontendKey,
+    avoid: u32,
+    first: &Choice,
+    observer: &impl Observer,
+) -> Choice {
+    let Some(list) = first.followed else { return *first };
+    let Some(client) = caller.ejection_key(first.service) else { return *first };
+    let Some(service) = tables.service(first.service) else { return *first };
+    let verdicts = Verdicts { tables, observer, client: &client, most: service.eject.most(list), now: caller.now() };
+    // Without a backend that may be missed, none is.
+    if verdicts.most == 0 || verdicts.admits(first.backend, verdicts.hold(first.backend)) {
+        return *first;
+    }
+    let (len, stride) = (service.len(list), service.stride(list));
+    let at = |index| tables.slot(&SlotKey::new(first.service, list, index));
+    let (mut index, _) = schedule::first_index(tables, caller, dest, &service, list, first.service);
+    // Nothing but the index and the verdict leaves the loop, which the verifier walks turn by turn.
+    let mut hold = Hold::Held;
+    for _ in 0..LOOKS {
+        if let Some(slot) = at(index)
+            && slot.backend != avoid
+            && slot.backend != first.backend
+        {
+            hold = verdicts.hold(slot.backend);
+            if hold != Hold::Held {
+                break;
+            }
+            verdicts.admits(slot.backend, hold);
+        }
+        index = schedule::after(index, stride, len);
+    }
+    let found = if hold == Hold::Held { None } else { at(index) };
+    let Some(mut slot) = found else {
+        observer.note(|| SelectEvent::AllEjected { backend: first.backend });
+        return *first;
+    };
+    if Scheduler::compares_open_sockets(service.scheduler)
+        && let Some(other) = at(scale(caller.random(), len))
+        && verdicts.hold(other.backend) == Hold::Free
+        && schedule::is_better(tables, service.scheduler, &other, &slot)
+    {
+        (slot, hold) = (other, Hold::Free);
+    }
+    verdicts.admits(slot.backend, hold);
+    if service.affinity_seconds != 0 {
+        let key = caller.client().affinity_key(first.service);
+        tables.set_affinity(&key, slot.backend, verdicts.now);
+    }
+    // A range of ports may lead to other ports than the backends' own.
+    let add = tables.backend(first.backend).map_or(0, |backend| first.port.wrapping_sub(backend.port));
+    Choice { port: add, ..*first }.to(slot.backend, slot.addr, slot.port)
+}
+
+/// The verdicts of a client on the backends of a list.
+struct Verdicts<'a, T, O> {
+    tables: &'a T,
+    observer: &'a O,
+    client: &'a EjectionKey,
+    /// Backends that the client may miss.
+    most: u32,
+    now: u64,
+}
+
+impl<T: State, O: Observer> Verdicts<'_, T, O> {
+    #[inline(always)]
+    fn hold(&self, backend: u32) -> Hold {
+        self.tables.hold(self.client, backend, self.most, self.now)
+    }
+
+    /// True if the client gets the backend; it then tries one whose ejection is over.
+    #[inline(always)]
+    fn admits(&self, backend: u32, hold: Hold) -> bool {
+        match hold {
+            Hold::Free => true,
+            Hold::Held => {
+                self.observer.note(|| SelectEvent::Ejected { backend });
+                false
+            }
+            Hold::Trial => {
+                self.tables.begin_trial(self.client, backend, self.now);
+                self.observer.note(|| SelectEvent::Trial { backend });
+                true
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Ejection by results (`beeline.io/eject`): what clients see of backends, from the handshakes of their TCP sockets.
+//!
+//! A connect to a service port with ejection leaves an [`Attempt`] in the socket's storage. The result comes from the
+//! hook `sock_ops`, to which the agent attaches [`sock_ops`] while a Service asks for ejection, or from the close of a
+//! socket that gave up.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE},
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{bpf_sk_storage_delete, bpf_sk_storage_get, bpf_spin_lock, bpf_spin_unlock},
+    },
+    programs::{SockContext, SockOpsContext},
+};
+use lb_common::{
+    Attempt, BackendFlags, Caller as _, Counter, EJECTION_PLACES, EjectStats, EjectStatsKey, EjectionPlace, Ejections,
+    PATIENCE,
+};
+
+use crate::{
+    context::SockAddr,
+    counters::count,
+    maps::{ATTEMPTS, BACKENDS, EJECT_STATS, EJECTIONS, SERVICES},
+    stats::add,
+};
+
+/// TCP states (include/net/tcp_states.h).
+const ESTABLISHED: u32 = 1;
+pub const SYN_SENT: u32 = 2;
+const CLOSE: u32 = 7;
+
+/// Remembers that the socket of a connect begins a handshake with a backend.
+#[inline(never)]
+pub fn follow<const V6: bool>(ctx: &SockAddr<V6>, service: u32, backend: u32) -> u32 {
+    if let Some(client) = ctx.ejection_key(service)
+        && let Some(attempt) = attempt(ctx.sock(), BPF_SK_STORAGE_GET_F_CREATE)
+    {
+        *attempt = Attempt { client, began: ctx.now(), backend, counted: 0 };
+    }
+    0
+}
+
+/// A socket that closes in the middle of a handshake: a failure, unless the client was hasty.
+#[inline(never)]
+pub fn given_up(ctx: &SockContext) -> u32 {
+    // The context of this hook is the socket.
+    if let Some(attempt) = attempt(ctx.as_ptr(), 0) {
+        // SAFETY: no precondition.
+        let now = unsafe { bpf_ktime_get_ns() };
+        if now.saturating_sub(attempt.began) >= PATIENCE {
+            failed(attempt, now);
+        }
+        // The close changes the state of the socket, which tells nothing more.
+        attempt.counted = 1;
+    }
+    0
+}
+
+/// A TCP socket of the cgroup: follows its handshake if it has an attempt.
+#[inline(always)]
+pub fn sock_ops(ctx: &SockOpsContext) {
+    const TCP_CONNECT_CB: u32 = 3;
+    const RTO_CB: u32 = 8;
+    const STATE_CB: u32 = 10;
+    const RTO_CB_FLAG: u32 = 1;
+    const STATE_CB_FLAG: u32 = 4;
+    let ops = ctx.ops;
+    // SAFETY: the context is valid for the program's run; the verifier checks each access.
+    unsafe {
+        match (*ops).op {
+            TCP_CONNECT_CB if of(ctx).is_some() => {
+                // Other programs may use the flags as well.
+                let _unsupported = ctx.set_cb_flags((ctx.cb_flags() | STATE_CB_FLAG | RTO_CB_FLAG) as i32);
+            }
+            // No answer for a second: the SYN is sent again.
+            RTO_CB if (*ops).state == SYN_SENT => {
+                if let Some(attempt) = of(ctx) {
+                    failed(attempt, bpf_ktime_get_ns());
+                }
+            }
+            STATE_CB if (*ops).__bindgen_anon_1.args[0] == SYN_SENT => {
+                let state = (*ops).__bindgen_anon_1.args[1];
+                let socket = socket(ctx);
+                if !socket.is_null()
+                    && let Some(attempt) = attempt(socket, 0)
+                {
+                    if state == ESTABLISHED {
+                        succeeded(attempt);
+                    } else if state == CLOSE && (*ops).segs_out != 0 {
+                        // Without a packet sent, the client's own routes refused.
+                        failed(attempt, bpf_ktime_get_ns());
+                    }
+                    bpf_sk_storage_delete((&raw const ATTEMPTS).cast_mut().cast(), socket);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The socket of the context; null if it is no full one, as that of a server's handshake.
+#[inline(always)]
+fn socket(ctx: &SockOpsContext) -> *mut c_void {
+    // SAFETY: as in `sock_ops`; the field is readable since 5.3.
+    unsafe { (*ctx.ops).__bindgen_anon_2.sk.cast() }
+}
+
+#[inline(always)]
+fn of(ctx: &SockOpsContext) -> Option<&'static mut Attempt> {
+    let socket = socket(ctx);
+    if socket.is_null() { None } else { attempt(socket, 0) }
+}
+
+/// The attempt in a socket's storage.
+#[inline(always)]
+fn attempt(socket: *mut c_void, flags: u32) -> Option<&'static mut Attempt> {
+    // SAFETY: the storage lives as long as the socket, which outlives this run; the kernel holds the lock of the socket
+    // during each of these calls. The helper takes the sockets of all of these contexts (sock_release: 5.9).
+    unsafe {
+        let map = (&raw const ATTEMPTS).cast_mut().cast();
+        bpf_sk_storage_get(map, socket, core::ptr::null_mut(), flags.into()).cast::<Attempt>().as_mut()
+    }
+}
+
+/// In read-only data, since the stack is short.
+static NEW: Ejections = Ejections::EMPTY;
+
+/// Counts a failed handshake, once.
+#[inline(never)]
+fn failed(attempt: &mut Attempt, now: u64) -> u32 {
+    if attempt.counted != 0 || attempt.backend == 0 {
+        return 0;
+    }
+    attempt.counted = 1;
+    let (client, backend) = (attempt.client, attempt.backend);
+    // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
+    let Some(policy) = unsafe { SERVICES.get(client.service) }.map(|service| service.eject) else { return 0 };
+    if !policy.is_on() {
+        return 0;
+    }
+    let mut seen = EJECTIONS.get_ptr_mut(client);
+    if seen.is_none() {
+        let new: &Ejections = &NEW;
+        // Of two concurrent insertions the first succeeds.
+        let _inserted = EJECTIONS.insert(client, new, u64::from(BPF_NOEXIST));
+        seen = EJECTIONS.get_ptr_mut(client);
+    }
+    let Some(seen) = seen else {
+        count(Counter::EjectionsFull);
+        return 0;
+    };
+    forget_gone(seen);
+    // SAFETY: our map value, changed under its lock only.
+    let ejects = unsafe {
+        bpf_spin_lock((&raw mut (*seen).lock).cast());
+        let ejects = (*seen).fail(backend, &policy, now);
+        bpf_spin_unlock((&raw mut (*seen).lock).cast());
+        ejects
+    };
+    count_failure(EjectStatsKey { service: client.service, backend }, ejects);
+    count_failure(EjectStatsKey { service: client.service, backend: 0 }, ejects);
+    0
+}
+
+/// Frees the places of backends that are out and have left their lists: they would count to the half of a list that a
+/// client may miss.
+#[inline(always)]
+fn forget_gone(seen: *mut Ejections) {
+    const LISTED: u16 = BackendFlags::CLUSTER | BackendFlags::LOCAL;
+    for index in 0..EJECTION_PLACES {
+        // SAFETY: our map value, changed under its lock only; a place read without it is looked at again under it.
+        unsafe {
+            let place = (&raw mut (*seen).places).cast::<EjectionPlace>().add(index);
+            let backend = (*place).backend;
+            if backend == 0
+                || (*place).phase == 0
+                || BACKENDS.get(backend).is_some_and(|backend| backend.flags & LISTED != 0)
+            {
+                continue;
+            }
+            bpf_spin_lock((&raw mut (*seen).lock).cast());
+            if (*place).backend == backend {
+                (*place).backend = 0;
+                (*place).phase = 0;
+            }
+            bpf_spin_unlock((&raw mut (*seen).lock).cast());
+        }
+    }
+}
+
+/// Takes over a handshake that succeeded.
+#[inline(always)]
+fn succeeded(attempt: &Attempt) {
+    let client = attempt.client;
+    if let Some(seen) = EJECTIONS.get_ptr_mut(client) {
+        // SAFETY: as in `failed`.
+        unsafe {
+            let now = bpf_ktime_get_ns();
+            bpf_spin_lock((&raw mut (*seen).lock).cast());
+            (*seen).succeed(attempt.backend, now);
+            bpf_spin_unlock((&raw mut (*seen).lock).cast());
+        }
+    }
+}
+
+/// Counts a failure in an entry of `EJECT_STATS`.
+#[inline(always)]
+fn count_failure(key: EjectStatsKey, ejects: bool) {
+    let mut counts = EJECT_STATS.get_ptr_mut(key);
+    if counts.is_none() {
+        let _inserted = EJECT_STATS.insert(key, EjectStats::default(), u64::from(BPF_NOEXIST));
+        counts = EJECT_STATS.get_ptr_mut(key);
+    }
+    if let Some(counts) = counts {
+        // SAFETY: our map value; its counts change by atomic additions only.
+        unsafe {
+            add(&raw mut (*counts).failures, 1);
+            add(&raw mut (*counts).ejections, u64::from(ejects));
+        }
+    }
+}

@@ -1,7 +1,11 @@
 //! `beeline explain`: prints the agent's own decisions about each frontend and endpoint of a Service, and compares them
 //! with the pinned maps.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    net::SocketAddr,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -16,7 +20,7 @@ use lb_agent::reconcile::Reconciler;
 use lb_core::{
     event::Event,
     host_ports,
-    model::explain::Explanation,
+    model::explain::{Explanation, PortLines},
     objects::Key,
     plan::{OnOrphan, Plan, Scope, plan},
     shadow::Shadow,
@@ -24,7 +28,12 @@ use lb_core::{
     store::{Dump, Limits, MemoryStore, Store as _},
     text::number,
 };
-use lb_dataplane::{pins::Pins, store::BpfStore};
+use lb_dataplane::{
+    pins::Pins,
+    stats::{LiveIds, Missed, StatMaps},
+    store::BpfStore,
+};
+use lb_kernel::clock;
 
 /// ExplainArgs of `beeline explain`: a Service or a pod with hostPorts, and the source of the objects.
 #[derive(Args)]
@@ -82,6 +91,11 @@ pub(super) fn render(pins: &Pins, flags: FlagSource, arguments: ExplainArgs) -> 
     let Some(explanation) = reconciler.explain(&service) else {
         bail!("{}", unknown(&service, reconciler.world().services(), &text));
     };
+    let mut explanation = explanation;
+    if let Some((dump, _)) = &pinned {
+        let (maps, live) = (StatMaps::open(&pins.current())?, LiveIds::open(&pins.current())?);
+        add_ejections(&mut explanation, &service, dump, &maps.missed(&live, clock::monotonic_ns())?);
+    }
     let zone = reconciler.world().zone().map(str::to_owned);
     let maps = pinned.map(|(dump, limits)| MapComparison::compare(&dump, &limits, reconciler.spec(&service)));
     let report = ExplainReport { objects: text, node: node_name, zone, explanation, maps };
@@ -89,6 +103,24 @@ pub(super) fn render(pins: &Pins, flags: FlagSource, arguments: ExplainArgs) -> 
         ReportFormat::Json => serde_json::to_string_pretty(&report)? + "\n",
         ReportFormat::Text => report.text(),
     })
+}
+
+/// Adds to each endpoint which clients of this node do not get it, since their connects failed.
+fn add_ejections(explanation: &mut Explanation, service: &Key, dump: &Dump, missed: &BTreeMap<u32, Missed>) {
+    for (id, Missed { clients, seconds }) in missed {
+        let Some(backend) = dump.backends.get(id) else { continue };
+        let Some(key) = dump.names.get(&backend.service).filter(|key| key.service == *service) else { continue };
+        let endpoint = SocketAddr::new(backend.addr.to_ip(), backend.port).to_string();
+        let is_same = |port: &&mut PortLines| {
+            (port.name.as_str(), port.protocol, port.family) == (&*key.name, key.proto.name(), key.family.name())
+        };
+        let ports = explanation.ports.iter_mut().filter(is_same);
+        for line in ports.flat_map(|port| &mut port.endpoints).filter(|line| line.endpoint == endpoint) {
+            let clients = number(*clients, "client");
+            line.why +=
+                &format!("; ejected by {clients} of this node, whose connects failed, for up to {seconds} s more");
+        }
+    }
 }
 
 /// Formats the error for an unknown Service, with similar names.

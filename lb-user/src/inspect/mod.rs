@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use foldhash::{HashMap, HashMapExt as _};
 use lb_common::{
-    Addr, Backend, BackendFlags, Counter, Frontend, FrontendKey, Kind, List, NEVER, Proto, Scheduler, ServiceEntry,
-    ServiceFlags, Slot, SlotKey,
+    Addr, Backend, BackendFlags, Counter, EjectStatsKey, Frontend, FrontendKey, Kind, List, NEVER, Proto, Scheduler,
+    ServiceEntry, ServiceFlags, Slot, SlotKey,
 };
 use serde::Serialize;
 
@@ -109,6 +109,12 @@ pub struct BackendRow {
     pub open: u64,
     /// Number of times that a socket got it.
     pub connections: u64,
+    /// Failed TCP handshakes that count for ejection.
+    pub failures: u64,
+    /// Clients of this node that do not get it, since their connects failed.
+    pub ejected_by: usize,
+    /// Seconds until the last of them tries it again; 0 if there is none.
+    pub ejected_for_seconds: u64,
     /// Id in the maps.
     pub id: u32,
 }
@@ -257,6 +263,7 @@ fn backend_rows<'a>(
     });
     let row = |(service, id, backend): (u32, u32, Option<&Backend>)| {
         let counts = stats.backends.get(&id).copied().unwrap_or_default();
+        let missed = stats.missed.get(&id).copied().unwrap_or_default();
         BackendRow {
             service: name_of(dump, service),
             address: backend.map_or_else(|| GONE.to_owned(), |backend| backend.addr.to_string()),
@@ -267,6 +274,9 @@ fn backend_rows<'a>(
             lists: backend.map(lists).unwrap_or_default(),
             open: counts.open,
             connections: counts.connections,
+            failures: stats.ejected.get(&EjectStatsKey { service, backend: id }).map_or(0, |stats| stats.failures),
+            ejected_by: missed.clients,
+            ejected_for_seconds: missed.seconds,
             id,
         }
     };

@@ -1,6 +1,6 @@
 //! Rows of hand-made maps and counts.
 
-use lb_common::{BackendStats, PortStats};
+use lb_common::{BackendStats, EjectStats, PortStats};
 
 use super::*;
 use lb_common::Family;
@@ -40,6 +40,9 @@ fn maps() -> (Dump, Stats) {
         stats.backends.insert(id, BackendStats { open, connections: open + 1, service: 1, _pad: 0 });
     }
     stats.killed.insert(1, 9);
+    for (backend, failures) in [(0, 5), (7, 3)] {
+        stats.ejected.insert(EjectStatsKey { service: 1, backend }, EjectStats { failures, ejections: 2 });
+    }
     (dump, stats)
 }
 
@@ -59,7 +62,9 @@ fn a_service_port_has_the_sums_of_its_backends_removed_ones_included() {
             no_endpoints: 3,
             no_local_endpoints: 4,
             moved: 5,
-            killed: 9
+            killed: 9,
+            failures: 5,
+            ejections: 2,
         }
     );
     assert_eq!(row.counts.open, stats.open(1));

@@ -14,10 +14,12 @@ use lb_common::{EjectStats, EjectStatsKey, EjectionKey, Ejections, Scheduler};
 use lb_dataplane::pins::link_name;
 use lb_kernel::bpf::typed::TypedMap;
 use lb_lab::LabNamespace;
+use serde_json::Value;
 
 use crate::{
     Story,
-    agent::{Agent, until},
+    agent::{Agent, run, until},
+    health_and_metrics::{self, METRICS},
     node::{StoryNode, annotated, ip, is_slow, service},
     sockets::{Client, at, has_netns_cookie, mapped, tcp_ask, tcp_server},
 };
@@ -87,6 +89,7 @@ fn refusing_endpoint(node: &mut StoryNode) {
     assert!(start.elapsed().as_secs() < time(), "{:?}: too slow to tell", start.elapsed());
     assert!(GOOD.iter().all(|server| answers.get(*server).is_some_and(|count| *count > 20)), "{answers:?}");
     assert_eq!(counted(node), (3, 1));
+    check_shown(node);
     // A trial when the time is over, which fails: twice the time.
     until("a trial", || failures(1) == 1);
     let second = Instant::now();
@@ -104,6 +107,26 @@ fn refusing_endpoint(node: &mut StoryNode) {
     assert!(second.elapsed() >= Duration::from_secs(2 * time() - 1), "{:?}", second.elapsed());
     let (answers, failed) = connect(30);
     assert_eq!((answers.get(DEAD), failed), (Some(&10), 0), "{answers:?}");
+}
+
+/// `get`, `explain` and the metrics show that one client has ejected the endpoint after three failures.
+fn check_shown(node: &StoryNode) {
+    let shown = |arguments: &[&str]| String::from_utf8(run(node, arguments).stdout).expect("text");
+    let rows: Vec<Value> = serde_json::from_str(&shown(&["get", "backends", "-o", "json"])).expect("rows");
+    let is_dead = |row: &&Value| row["address"] == "10.0.0.3";
+    let dead = rows.iter().find(is_dead).expect("its row");
+    assert_eq!((&dead["failures"], &dead["ejectedBy"]), (&Value::from(3), &Value::from(1)), "{dead}");
+    assert!(rows.iter().all(|row| is_dead(&row) || row["ejectedBy"] == 0), "{rows:?}");
+    let explained = shown(&["explain", "default/web"]);
+    let told = explained.lines().filter(|line| line.contains("ejected by 1 client of this node"));
+    assert!(told.eq(explained.lines().filter(|line| line.contains(DEAD))), "{explained}");
+    let (_, metrics) = health_and_metrics::get(METRICS, "/metrics").expect("an answer");
+    for (name, value) in
+        [("beeline_connect_failures_total", 3), ("beeline_ejections_total", 1), ("beeline_ejected_backends", 1)]
+    {
+        let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        assert!(line.contains(r#"service_name="web""#) && line.ends_with(&format!(" {value}")), "{name}: {line}");
+    }
 }
 
 fn every_scheduler(node: &mut StoryNode) {

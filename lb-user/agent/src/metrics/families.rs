@@ -204,6 +204,7 @@ fn datapath(to: &mut Families<'_>, kernel: &KernelMetrics) -> fmt::Result {
     let counters = kernel.counters.iter().map(|(counter, count)| ([("event", counter.name())], *count));
     to.counter("beeline_events_total", "Events that the programs count", counters)?;
     ports(to, &kernel.ports)?;
+    ejections(to, kernel)?;
     kernel.backends.as_ref().map_or(Ok(()), |shown| backends(to, shown))
 }
 
@@ -242,6 +243,26 @@ fn ports(to: &mut Families<'_>, ports: &[(PortKey, PortCounts)]) -> fmt::Result 
         "Sockets that the agent ended because their backend was removed",
         of(|counts| counts.killed),
     )
+}
+
+/// Only of service ports with failed handshakes, which most never have.
+fn ejections(to: &mut Families<'_>, kernel: &KernelMetrics) -> fmt::Result {
+    let of = |value: fn(&PortCounts) -> u64| {
+        let failing = kernel.ports.iter().filter(|(_, counts)| counts.failures > 0);
+        failing.map(move |(port, counts)| (labels(port), value(counts)))
+    };
+    to.counter(
+        "beeline_connect_failures_total",
+        "Failed TCP handshakes with backends of Services with ejection",
+        of(|counts| counts.failures),
+    )?;
+    to.counter(
+        "beeline_ejections_total",
+        "Ejections of a backend for a client of this node",
+        of(|counts| counts.ejections),
+    )?;
+    let ejected = kernel.ejected.iter().map(|(port, count)| (labels(port), *count));
+    to.gauge("beeline_ejected_backends", "Backends that a client of this node does not get now", ejected)
 }
 
 fn backends(to: &mut Families<'_>, TopBackends { shown, left_out }: &TopBackends) -> fmt::Result {

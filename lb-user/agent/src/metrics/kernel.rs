@@ -1,24 +1,24 @@
 //! Metrics that a scrape reads from the kernel: pinned maps, and the statistics of programs.
 
-use std::{cmp::Reverse, fs, net::SocketAddr, os::fd::AsFd as _, path::Path, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, fs, net::SocketAddr, os::fd::AsFd as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::{
     maps::{MapData, MapType},
     programs::loaded_programs,
 };
-use lb_common::{BackendStats, Counter, ServiceFlags};
+use lb_common::{BackendStats, Counter, EjectStats, EjectStatsKey, ServiceFlags};
 
 use lb_core::{op::Table, spec::PortKey};
 use lb_dataplane::{
     attach::tc,
     stats::{
-        self, StatMaps, UnsortedStats,
+        self, LiveIds, StatMaps, UnsortedStats,
         counts::{GONE, PortCounts},
     },
     store::BpfStore,
 };
-use lb_kernel::bpf;
+use lb_kernel::{bpf, clock};
 
 /// Metrics of maps and programs at one moment.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -29,6 +29,8 @@ pub struct KernelMetrics {
     pub programs: Vec<ProgramUsage>,
     /// Counts of each service port that a socket has dialled, by name.
     pub ports: Vec<(PortKey, PortCounts)>,
+    /// Backends that clients of this node miss now, by service port with such backends.
+    pub ejected: Vec<(PortKey, u64)>,
     /// Counts of single backends; none unless requested.
     pub backends: Option<TopBackends>,
     /// Events that the programs count.
@@ -87,7 +89,9 @@ pub struct BackendUsage {
 /// If a map cannot be read. Before the first pass there are none.
 pub fn read(directory: &Path, backends: Option<usize>, flows: Option<u64>) -> Result<KernelMetrics> {
     let store = BpfStore::open(directory)?;
-    let counts = StatMaps::open(directory)?.read_unsorted()?;
+    let stat_maps = StatMaps::open(directory)?;
+    let counts = stat_maps.read_unsorted()?;
+    let missed = stat_maps.missed(&LiveIds::open(directory)?, clock::monotonic_ns())?;
     let (maps, programs) = read_pins(directory, flows)?;
     let dump = store.dump_of(&[Table::Services])?;
     let without_local = [ServiceFlags::INTERNAL_LOCAL, ServiceFlags::EXTERNAL_LOCAL].map(|flag| {
@@ -99,7 +103,8 @@ pub fn read(directory: &Path, backends: Option<usize>, flows: Option<u64>) -> Re
     Ok(KernelMetrics {
         maps,
         programs,
-        ports: port_counts(&store, &counts),
+        ports: port_counts(&store, &counts, &stat_maps.ejected()?),
+        ejected: ejected(&store, missed.keys()),
         backends: backends.map(|max| top_backends(&store, counts.backends, max)),
         counters: stats::counters(directory)?,
         without_local,
@@ -107,15 +112,29 @@ pub fn read(directory: &Path, backends: Option<usize>, flows: Option<u64>) -> Re
 }
 
 /// Sums the counts of each service port. Counts of removed service ports are left out: they have no name.
-fn port_counts(store: &BpfStore, counts: &UnsortedStats) -> Vec<(PortKey, PortCounts)> {
+fn port_counts(
+    store: &BpfStore,
+    counts: &UnsortedStats,
+    ejected: &BTreeMap<EjectStatsKey, EjectStats>,
+) -> Vec<(PortKey, PortCounts)> {
     let ports = counts.ports.iter().map(|(id, stats)| (*id, stats));
     let backends = counts.backends.iter().map(|(_, stats)| stats);
-    let sums = stats::counts::sum(ports, backends, counts.killed.iter().copied());
+    let mut sums = stats::counts::sum(ports, backends, counts.killed.iter().copied());
+    stats::counts::add_ejections(&mut sums, ejected);
     let mut named: Vec<_> = sums.into_iter().filter_map(|(id, counts)| Some((store.name(id)?, counts))).collect();
     named.sort_by(|(a, _), (b, _)| a.cmp(b));
     // Two ids share a name for a moment while one replaces the other, and a scrape must not repeat a series.
     named.dedup_by(|(a, _), (b, _)| a == b);
     named
+}
+
+/// Counts these backends by service port.
+fn ejected<'a>(store: &BpfStore, backends: impl Iterator<Item = &'a u32>) -> Vec<(PortKey, u64)> {
+    let mut counts = BTreeMap::new();
+    for backend in backends.filter_map(|id| store.backend(*id)) {
+        *counts.entry(backend.service).or_insert(0) += 1;
+    }
+    counts.into_iter().filter_map(|(service, count)| Some((store.name(service)?, count))).collect()
 }
 
 fn top_backends(store: &BpfStore, mut all: Vec<(u32, BackendStats)>, max: usize) -> TopBackends {

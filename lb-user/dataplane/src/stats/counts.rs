@@ -1,7 +1,9 @@
 //! Counts by service port, summed from the counts of service ports and backends.
 
+use std::collections::BTreeMap;
+
 use foldhash::{HashMap, HashMapExt as _};
-use lb_common::{BackendStats, PortStats};
+use lb_common::{BackendStats, EjectStats, EjectStatsKey, PortStats};
 use serde::Serialize;
 
 use crate::stats::Stats;
@@ -27,13 +29,29 @@ pub struct PortCounts {
     pub moved: u64,
     /// Sockets that the agent ended.
     pub killed: u64,
+    /// Failed TCP handshakes that count for ejection.
+    pub failures: u64,
+    /// Ejections of a backend for a client.
+    pub ejections: u64,
 }
 
 /// Returns the counts by id of the service port. Service ports that no socket has dialled are left out.
 #[must_use]
 pub fn by_port(stats: &Stats) -> HashMap<u32, PortCounts> {
     let (ports, killed) = (stats.ports.iter(), stats.killed.iter());
-    sum(ports.map(|(id, port)| (*id, port)), stats.backends.values(), killed.map(|(id, count)| (*id, *count)))
+    let mut counts =
+        sum(ports.map(|(id, port)| (*id, port)), stats.backends.values(), killed.map(|(id, count)| (*id, *count)));
+    add_ejections(&mut counts, &stats.ejected);
+    counts
+}
+
+/// Adds failed handshakes and ejections.
+pub fn add_ejections(counts: &mut HashMap<u32, PortCounts>, ejected: &BTreeMap<EjectStatsKey, EjectStats>) {
+    // The entry of backend 0 has the sum, those of removed backends included.
+    for (key, stats) in ejected.iter().filter(|(key, _)| key.backend == 0) {
+        let counts = counts.entry(key.service).or_default();
+        (counts.failures, counts.ejections) = (stats.failures, stats.ejections);
+    }
 }
 
 /// Sums counts, given in any order, by id of the service port.

@@ -9,8 +9,8 @@ use lb_common::{EjectPolicy, EjectionKey, Ejections};
 pub struct Missed {
     /// Number of these clients: pods, and cgroups of processes in the network namespace of the node.
     pub clients: usize,
-    /// Time at which the last of them tries it again (CLOCK_MONOTONIC, ns).
-    pub until: u64,
+    /// Seconds until the last of them tries it again, rounded up.
+    pub seconds: u64,
 }
 
 /// Returns the backends that clients miss at `now` (CLOCK_MONOTONIC, ns), by id. `policy` is that of a service port.
@@ -26,7 +26,7 @@ pub(super) fn missed(
         for place in seen.places.iter().filter(|place| place.is_out(now) && place.rank <= most) {
             let missed = all.entry(place.backend).or_default();
             missed.clients += 1;
-            missed.until = missed.until.max(place.until);
+            missed.seconds = missed.seconds.max((place.until - now).div_ceil(1_000_000_000));
         }
     }
     all
@@ -49,8 +49,8 @@ mod tests {
         };
         let seen = [client(1, &[(7, 100), (8, 101)]), client(2, &[(7, 110)]), client(3, &[(9, 50)])];
         let missed = |second: u64| missed(&seen, |_| policy, second * SECOND);
-        assert_eq!(missed(120), BTreeMap::from([(7, Missed { clients: 2, until: 140 * SECOND })]));
-        assert_eq!(missed(130), BTreeMap::from([(7, Missed { clients: 1, until: 140 * SECOND })]));
+        assert_eq!(missed(120), BTreeMap::from([(7, Missed { clients: 2, seconds: 20 })]));
+        assert_eq!(missed(130), BTreeMap::from([(7, Missed { clients: 1, seconds: 10 })]));
         assert_eq!(missed(140), BTreeMap::new());
     }
 }

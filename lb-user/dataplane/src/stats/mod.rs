@@ -36,6 +36,8 @@ pub struct Stats {
     pub killed: BTreeMap<u32, u64>,
     /// Failed handshakes and ejections, by service port and backend.
     pub ejected: BTreeMap<EjectStatsKey, EjectStats>,
+    /// Backends that clients of this node miss, by id; empty unless [`StatMaps::missed`] was asked for them.
+    pub missed: BTreeMap<u32, Missed>,
 }
 
 impl Stats {
@@ -103,6 +105,7 @@ impl StatMaps {
             backends: backends.into_iter().collect(),
             killed: killed.into_iter().collect(),
             ejected: self.ejected.read()?.into_iter().collect(),
+            missed: BTreeMap::new(),
         })
     }
 

@@ -13,7 +13,9 @@ use serde::Serialize;
 use super::table;
 use crate::inspect::{self, BackendRow, CounterRow, FrontendRow, ServiceRow};
 use lb_core::port_ranges::{PortSpan, offset_text};
-use lb_dataplane::stats::{self, StatMaps};
+use lb_core::text::number;
+use lb_dataplane::stats::{self, LiveIds, StatMaps};
+use lb_kernel::clock;
 
 /// GetArgs of `beeline get`.
 #[derive(Args)]
@@ -76,7 +78,11 @@ pub(super) fn render(pins: &Path, arguments: &GetArgs) -> Result<String> {
     match arguments.resource {
         Resource::Services => rows(&inspect::services(&super::dump(pins)?, &stats()?), output),
         Resource::Frontends => rows(&inspect::frontends(&super::dump(pins)?), output),
-        Resource::Backends => rows(&inspect::backends(&super::dump(pins)?, &stats()?), output),
+        Resource::Backends => {
+            let mut stats = stats()?;
+            stats.missed = StatMaps::open(pins)?.missed(&LiveIds::open(pins)?, clock::monotonic_ns())?;
+            rows(&inspect::backends(&super::dump(pins)?, &stats), output)
+        }
         Resource::Counters => rows(&inspect::counters(&stats::counters(pins)?), output),
         Resource::Flows => rows(&flows::read(pins, &arguments.filter)?, output),
         Resource::Devices => rows(&devices::read(pins)?, output),
@@ -186,7 +192,8 @@ impl Row for FrontendRow {
 }
 
 impl Row for BackendRow {
-    const HEAD: &'static [&'static str] = &["SERVICE", "ADDRESS", "PORT", "WHERE", "WEIGHT", "OPEN", "CONNECTIONS"];
+    const HEAD: &'static [&'static str] =
+        &["SERVICE", "ADDRESS", "PORT", "WHERE", "WEIGHT", "OPEN", "CONNECTIONS", "FAILURES", "EJECTED"];
     const WIDE: &'static [&'static str] = &["LISTS", "ID"];
 
     fn cells(&self) -> Vec<String> {
@@ -202,6 +209,11 @@ impl Row for BackendRow {
             self.weight.to_string(),
             self.open.to_string(),
             self.connections.to_string(),
+            self.failures.to_string(),
+            match self.ejected_by {
+                0 => "-".to_owned(),
+                count => format!("{}, {}s", number(count, "client"), self.ejected_for_seconds),
+            },
         ]
     }
 

@@ -177,6 +177,8 @@ fn a_batch_is_a_table_or_an_object() {
           "backends": 0,
           "connections": 0,
           "connectionsPerSecond": 0.0,
+          "ejections": 0,
+          "failures": 0,
           "id": 1,
           "killed": 0,
           "moved": 0,

@@ -49,6 +49,8 @@ fn scrape() -> Scrape {
         no_local_endpoints: 1,
         moved: 6,
         killed: 7,
+        failures: 5,
+        ejections: 2,
     };
     let backend = |address: &str| BackendUsage {
         port: port("a", Family::V4),
@@ -80,6 +82,7 @@ fn scrape() -> Scrape {
                 ProgramUsage { name: "connect4".to_owned(), id: 7, runs: Some((8, Duration::from_millis(1))) },
                 ProgramUsage { name: "connect6".to_owned(), id: 9, runs: None },
             ],
+            ejected: vec![(port("a", Family::V4), 1)],
             ports: vec![(port("a", Family::V4), counts), (port("\"\\\n", Family::V6), PortCounts::default())],
             backends: Some(TopBackends { shown: vec![backend("10.0.0.1:80"), backend("gone#4")], left_out: 2 }),
             counters: vec![(Counter::UdpMoved, 6)],

@@ -19,7 +19,7 @@ use super::{
     tiers::Tiers,
 };
 use crate::{
-    objects::{Drain, Exempt, Key, Policy, Preference, Probe, ProbeQuestion, Selector, Service},
+    objects::{Drain, Eject, Exempt, Key, Policy, Preference, Probe, ProbeQuestion, Selector, Service},
     port_ranges::{frontend_text, target_text},
     spec::{Health, PortSpec, ServiceSpec},
     warning::Warning,
@@ -229,6 +229,15 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
     }
     if let Some(seconds) = tuning.and_then(|tuning| tuning.slow_start) {
         add("slow start", format!("the weight of an endpoint that gets ready rises for {seconds} s"));
+    }
+    if let Some(Eject { failures, window, time }) = tuning.and_then(|tuning| tuning.eject) {
+        add(
+            "ejection",
+            format!(
+                "{failures} failed TCP connects of a client in {window} s keep it from the endpoint for {time} s, from \
+                 at most half of them"
+            ),
+        );
     }
     let (scheduler, by) = match tuning.and_then(|tuning| tuning.scheduler) {
         Some(scheduler) => (scheduler, "by annotation"),

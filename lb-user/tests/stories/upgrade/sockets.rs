@@ -150,7 +150,7 @@ pub(super) fn upgrade_and_rollback(node: &mut StoryNode) {
         version.assert_alone(node);
         assert_one_program_runs(node);
         let log = agent.log();
-        assert!(log.contains("anew=[\"FRONTENDS\"]"), "{log}");
+        assert!(log.contains("anew=[\"FRONTENDS\", \"PORT_RANGES\"]"), "{log}");
         assert_eq!(ids(version, node), known);
         assert!(connections(&stats(version, node)) >= connections(&before));
         load.more(50);

@@ -288,6 +288,13 @@ pub(crate) fn account_may_read_what_the_agent_reads_and_nothing_else(server: &mu
     server.kubectl(&["delete", "-k", deploy().to_str().expect("a path")]);
 }
 
+/// Applies the overlay whose account may create Events. Returns the overlay and the credentials of the account.
+pub(crate) fn with_events(server: &ApiServer) -> (PathBuf, PathBuf) {
+    let overlay = deploy().join("overlays/events");
+    server.kubectl(&["apply", "-k", overlay.to_str().expect("a path")]);
+    (overlay, account(server))
+}
+
 /// Credentials of the account.
 pub(crate) fn account(server: &ApiServer) -> PathBuf {
     let token = server.kubectl(&["create", "token", "beeline", "--namespace=kube-system"]);

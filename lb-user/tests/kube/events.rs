@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     agent::{KubeTestAgent, until},
     bootstrap::is_skipped,
-    deploy::{account, deploy, granted, may},
+    deploy::{account, deploy, granted, may, with_events},
     service,
 };
 use lb_lab::api_server::ApiServer;
@@ -27,10 +27,7 @@ pub(crate) fn a_problem_of_an_object_is_one_event_of_all_nodes(server: &mut ApiS
     if is_skipped() {
         return;
     }
-    let overlay = deploy().join("overlays/events");
-    let overlay = overlay.to_str().expect("a path");
-    server.kubectl(&["apply", "-k", overlay]);
-    let kubeconfig = account(server);
+    let (overlay, kubeconfig) = with_events(server);
     let right = ("events.k8s.io".to_owned(), "events".to_owned());
     assert_eq!(
         granted(server).get(&right).map(Vec::as_slice),
@@ -87,7 +84,7 @@ pub(crate) fn a_problem_of_an_object_is_one_event_of_all_nodes(server: &mut ApiS
     drop(agents);
     server.kubectl(&["delete", "service/noted-a", "service/noted-b", "service/noted-c"]);
     server.kubectl(&["delete", "events.events.k8s.io", "--all"]);
-    server.kubectl(&["delete", "-k", overlay]);
+    server.kubectl(&["delete", "-k", overlay.to_str().expect("a path")]);
 }
 
 /// Reasons of the problems of objects, sorted.

@@ -13,7 +13,7 @@ use crate::{
     Source,
     agent::{KubeTestAgent, until},
     bootstrap::is_skipped,
-    deploy::{account, deploy, may},
+    deploy::{may, with_events},
     options, service,
 };
 
@@ -73,10 +73,7 @@ pub(crate) fn goes_over_to_the_next_pod(server: &mut ApiServer) {
     if is_skipped() {
         return;
     }
-    let overlay = deploy().join("overlays/events");
-    let overlay = overlay.to_str().expect("a path");
-    server.kubectl(&["apply", "-k", overlay]);
-    let kubeconfig = account(server);
+    let (overlay, kubeconfig) = with_events(server);
     until("the account may create Events", || may(server, "create", "events.events.k8s.io"));
     server.apply(&pod("noted-first", "n1"));
     set_status(server, "noted-first", "Running", "10.0.0.1");
@@ -108,5 +105,5 @@ pub(crate) fn goes_over_to_the_next_pod(server: &mut ApiServer) {
     until("the port is free", || agent.log().contains("changed service=default/pod/noted-second frontends=0"));
     drop(agent);
     server.kubectl(&["delete", "events.events.k8s.io", "--all"]);
-    server.kubectl(&["delete", "-k", overlay]);
+    server.kubectl(&["delete", "-k", overlay.to_str().expect("a path")]);
 }

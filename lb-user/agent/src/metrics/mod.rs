@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use hyper::StatusCode;
-use prometheus_client::{encoding::prometheus_text, registry::Registry};
+use prometheus_client::{collector::Collector, encoding::prometheus_text, registry::Registry};
 use tokio::sync::{Mutex, watch};
 
 use crate::{
@@ -33,17 +33,23 @@ struct Scrape {
     kernel: Option<KernelMetrics>,
 }
 
-impl Scrape {
-    /// Encodes the values as the text that Prometheus reads.
-    ///
-    /// # Errors
-    /// If the encoder fails, which it does not for these types.
-    fn into_text(self) -> Result<String> {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(self));
-        let mut text = String::new();
-        prometheus_text::encode(&mut text, &registry).context("writing the metrics")?;
-        Ok(text)
+/// Encodes values as the text that Prometheus reads.
+///
+/// # Errors
+/// If the encoder fails, which it does not for the types of this crate.
+pub(crate) fn text(values: impl Collector) -> Result<String> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(values));
+    let mut text = String::new();
+    prometheus_text::encode(&mut text, &registry).context("writing the metrics")?;
+    Ok(text)
+}
+
+/// Returns the answer to a scrape with this text.
+pub(crate) fn reply(text: Result<String>) -> Reply {
+    match text {
+        Ok(body) => Reply { status: StatusCode::OK, content_type: prometheus_text::CONTENT_TYPE, header: None, body },
+        Err(error) => Reply::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}\n")),
     }
 }
 
@@ -98,14 +104,11 @@ async fn scrape(sources: Sources, turn: Arc<Mutex<()>>) -> Reply {
     // A blocking thread keeps the tasks free for a pass. The turn lasts as long as the work, even if the client has
     // gone.
     let work = tokio::task::spawn_blocking(move || {
-        let text = sources.scrape().into_text();
+        let text = text(sources.scrape());
         drop(turn);
         text
     });
-    match work.await.context("a task").flatten() {
-        Ok(body) => Reply { status: StatusCode::OK, content_type: prometheus_text::CONTENT_TYPE, header: None, body },
-        Err(error) => Reply::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}\n")),
-    }
+    reply(work.await.context("a task").flatten())
 }
 
 #[cfg(test)]

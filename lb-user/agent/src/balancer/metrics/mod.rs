@@ -4,13 +4,15 @@ mod families;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use hyper::StatusCode;
 use lb_core::allot::{Allotments, PoolUsage};
-use prometheus_client::{encoding::prometheus_text, registry::Registry};
 use tokio::sync::watch;
 
-use crate::http::{self, BindAddress, Reply};
+use crate::{
+    http::{self, BindAddress, Reply},
+    metrics,
+};
 
 /// Values of the controller.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -48,18 +50,6 @@ impl Observed {
         self.problems = count(&|allotment| !allotment.problems.is_empty());
         self.pools.clone_from(&allotments.pools);
     }
-
-    /// Encodes the values as the text that Prometheus reads.
-    ///
-    /// # Errors
-    /// If the encoder fails, which it does not for these types.
-    fn into_text(self) -> Result<String> {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(self));
-        let mut text = String::new();
-        prometheus_text::encode(&mut text, &registry).context("writing the metrics")?;
-        Ok(text)
-    }
 }
 
 /// Answers probes and scrapes until the future is dropped.
@@ -72,13 +62,7 @@ pub(super) async fn run(addresses: Vec<BindAddress>, observed: watch::Receiver<O
                 "/livez" => Reply::text(StatusCode::OK, "ok\n"),
                 "/metrics" => {
                     let observed = observed.borrow().clone();
-                    match observed.into_text() {
-                        Ok(body) => {
-                            let content_type = prometheus_text::CONTENT_TYPE;
-                            Reply { status: StatusCode::OK, content_type, header: None, body }
-                        }
-                        Err(error) => Reply::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}\n")),
-                    }
+                    metrics::reply(metrics::text(observed))
                 }
                 _ => Reply::not_found(),
             }
@@ -108,7 +92,7 @@ mod tests {
         };
         let mut observed = Observed { is_leader: true, ..Observed::default() };
         observed.record(&allotments, 2, 1);
-        let text = observed.into_text().expect("text");
+        let text = metrics::text(observed).expect("text");
         let samples: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
         expect![[r#"
             beeline_lb_leader 1

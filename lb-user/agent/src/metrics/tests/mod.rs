@@ -93,13 +93,13 @@ fn scrape() -> Scrape {
 
 #[test]
 fn a_scrape_has_the_expected_text() {
-    expect_test::expect_file!["scrape.txt"].assert_eq(&scrape().into_text().expect("memory"));
+    expect_test::expect_file!["scrape.txt"].assert_eq(&text(scrape()).expect("memory"));
 }
 
 #[test]
 fn without_maps_a_scrape_has_the_other_metrics() {
-    let full = families(&scrape().into_text().expect("memory"));
-    let without = families(&Scrape { kernel: None, ..scrape() }.into_text().expect("memory"));
+    let full = families(&text(scrape()).expect("memory"));
+    let without = families(&text(Scrape { kernel: None, ..scrape() }).expect("memory"));
     assert!(without.is_subset(&full) && without.contains("beeline_maps_readable"), "{without:?}");
     assert!(!without.contains("beeline_map_entries"));
 }

@@ -21,13 +21,13 @@ pub use addr_port::AddrPort;
 pub use ejection::{Attempt, EJECTION_PLACES, EjectionPlace, Ejections, Hold, PATIENCE};
 pub use family::Family;
 pub use layout::{
-    Affinity, AffinityKey, Backend, BackendFlags, BackendStats, COMM_LEN, ClusterRange, ClusterRanges, Counter, Device,
-    DeviceFlags, EarlyFragment, EarlyKey, EjectPolicy, EjectStats, EjectStatsKey, EjectionKey, Flow, FlowFlags,
-    FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Hop, Kind, LAYOUT_VERSION, List, LogGate,
-    MAGLEV_LEN, MASQUERADE_MARK, MAX_CLUSTER_RANGES, Maglev, MaglevKey, NAME_LEN, NEVER, Name, Names, NetnsAddrs,
-    NodeAddr, NodeAddrFlags, Opening, PodMode, PodModeEntry, PortBlock, PortBlockKey, PortStats, Range, RangeKey,
-    ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath, Tuple, WatchCell, WatchKind, WatchRecord, bpf_spin_lock,
-    capacity,
+    Affinity, AffinityKey, Announced, Backend, BackendFlags, BackendStats, COMM_LEN, ClusterRange, ClusterRanges,
+    ConflictEntry, ConflictKey, Counter, Device, DeviceFlags, EarlyFragment, EarlyKey, EjectPolicy, EjectStats,
+    EjectStatsKey, EjectionKey, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Hop,
+    Kind, LAYOUT_VERSION, LinkAddr, List, LogGate, MAGLEV_LEN, MASQUERADE_MARK, MAX_CLUSTER_RANGES, Maglev, MaglevKey,
+    NAME_LEN, NEVER, Name, Names, NetnsAddrs, NodeAddr, NodeAddrFlags, Opening, PodMode, PodModeEntry, PortBlock,
+    PortBlockKey, PortStats, Range, RangeKey, ServiceEntry, ServiceFlags, Slot, SlotKey, SlowPath, Tuple, WatchCell,
+    WatchKind, WatchRecord, bpf_spin_lock, capacity,
 };
 pub use scheduler::Scheduler;
 pub use select::{

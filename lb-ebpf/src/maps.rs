@@ -6,10 +6,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    Addr, Affinity, AffinityKey, Attempt, Backend, BackendStats, ClusterRanges, Counter, Device, EarlyFragment,
-    EarlyKey, EjectStats, EjectStatsKey, EjectionKey, Ejections, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, LogGate, Maglev, MaglevKey, Names, NetnsAddrs, NodeAddr, Opening, PodModeEntry, PortBlock, PortStats,
-    Range, ServiceEntry, Slot, SlotKey, TcpSock, Translation, Translations, UdpSock, WatchCell, capacity,
+    Addr, Affinity, AffinityKey, Announced, Attempt, Backend, BackendStats, ClusterRanges, ConflictEntry, ConflictKey,
+    Counter, Device, EarlyFragment, EarlyKey, EjectStats, EjectStatsKey, EjectionKey, Ejections, Flow, FlowKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, LinkAddr, LogGate, Maglev, MaglevKey, Names, NetnsAddrs,
+    NodeAddr, Opening, PodModeEntry, PortBlock, PortStats, Range, ServiceEntry, Slot, SlotKey, TcpSock, Translation,
+    Translations, UdpSock, WatchCell, capacity,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -109,6 +110,22 @@ pub static EARLY_FRAGMENTS: LruHashMap<EarlyKey, EarlyFragment, { capacity::EARL
 /// Network devices of the node by index.
 #[btf_map]
 pub static DEVICES: HashMap<u32, Device, { capacity::DEVICES }, NO_PREALLOC> = HashMap::new();
+
+/// Addresses for which the node answers ARP requests and neighbour solicitations.
+#[btf_map]
+pub static ANNOUNCED: HashMap<Addr, Announced, { capacity::ANNOUNCED }, NO_PREALLOC> = HashMap::new();
+
+/// The time until which it answers (CLOCK_BOOTTIME, ns): a holder without a running agent stops by itself.
+#[btf_map]
+pub static ANNOUNCED_UNTIL: Array<u64, 1> = Array::new();
+
+/// Link addresses in its answers by device; a device without an entry answers nothing.
+#[btf_map]
+pub static LINK_ADDRS: HashMap<u32, LinkAddr, { capacity::DEVICES }, NO_PREALLOC> = HashMap::new();
+
+/// Other link addresses that claimed an address in `ANNOUNCED`.
+#[btf_map]
+pub static CONFLICTS: LruHashMap<ConflictKey, ConflictEntry, { capacity::CONFLICTS }> = LruHashMap::new();
 
 /// Links without programs by which a pod sent packets to frontends, by index; the time of the first such packet
 /// (CLOCK_MONOTONIC, ns).

@@ -55,11 +55,15 @@ pub enum Counter {
     AwaitsPrograms = 23,
     /// `EJECTIONS` was full: a failed handshake does not count for ejection.
     EjectionsFull = 24,
+    /// An ARP request or a neighbour solicitation for an address that the node announces was answered.
+    NeighboursAnswered = 25,
+    /// Another link address claimed an address that the node announces.
+    AddressConflicts = 26,
 }
 
 impl Counter {
     /// All counters, ordered by number.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::NoEndpoints,
         Self::NoLocalEndpoints,
         Self::TcpSocksFull,
@@ -85,6 +89,8 @@ impl Counter {
         Self::UnknownClusterIp,
         Self::AwaitsPrograms,
         Self::EjectionsFull,
+        Self::NeighboursAnswered,
+        Self::AddressConflicts,
     ];
 
     /// The name in output.
@@ -116,6 +122,8 @@ impl Counter {
             Self::UnknownClusterIp => "rejected_unknown_cluster_ip",
             Self::AwaitsPrograms => "dropped_awaits_programs",
             Self::EjectionsFull => "ejections_full",
+            Self::NeighboursAnswered => "neighbours_answered",
+            Self::AddressConflicts => "address_conflicts",
         }
     }
 }

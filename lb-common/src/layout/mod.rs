@@ -6,6 +6,7 @@
 
 use crate::Addr;
 
+mod announce;
 mod cluster_ranges;
 mod counters;
 mod ejection;
@@ -15,6 +16,7 @@ mod pod_modes;
 mod port_ranges;
 mod watch;
 
+pub use announce::{Announced, ConflictEntry, ConflictKey, LinkAddr};
 pub use cluster_ranges::{ClusterRange, ClusterRanges, MAX_CLUSTER_RANGES};
 pub use counters::Counter;
 pub use ejection::{EjectPolicy, EjectStats, EjectStatsKey, EjectionKey};
@@ -30,7 +32,7 @@ pub use watch::{COMM_LEN, WatchCell, WatchKind, WatchRecord};
 /// Version of the map layouts; part of the name of the pin directory, so that two layouts never share a map.
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { RELEASED + 1 } else { RELEASED };
 
-const RELEASED: u32 = 8;
+const RELEASED: u32 = 9;
 
 /// Initial capacities of the maps; the agent enlarges the maps that it writes when they are full. All but `TCP_SOCKS`
 /// (4 MiB), `UDP_SOCKS` (1 MiB), `BOUND_PORTS` (64 KiB), `FRONTEND_BITS` (16 KiB) and `UDP_COUNTS` (4 KiB) allocate
@@ -79,6 +81,10 @@ pub mod capacity {
     pub const EARLY_FRAGMENTS: usize = 256;
     /// Devices of the node.
     pub const DEVICES: usize = 16_384;
+    /// Addresses that the node announces.
+    pub const ANNOUNCED: usize = 16_384;
+    /// Link addresses that claimed an address that the node announces.
+    pub const CONFLICTS: usize = 256;
     /// Links by which pods send packets without sockets. Few, since the agent looks through all buckets often.
     pub const PACKET_LINKS: usize = 1_024;
     /// Source ranges of all Services.
@@ -491,5 +497,6 @@ layouts! {
     Affinity: 16, PortStats: 56, BackendStats: 24, Tuple: 36, FlowKey: 40, Hop: 24, Flow: 80, FragmentKey: 40,
     FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24, MaglevKey: 8, Maglev: 16292, PodModeEntry: 168,
     NetnsAddrs: 32, ClusterRange: 32, ClusterRanges: 264, WatchRecord: 128,
-    EjectPolicy: 12, EjectionKey: 24, EjectStatsKey: 8, EjectStats: 16,
+    EjectPolicy: 12, EjectionKey: 24, EjectStatsKey: 8, EjectStats: 16, Announced: 8, LinkAddr: 8, ConflictKey: 24,
+    ConflictEntry: 24,
 }

@@ -3,6 +3,7 @@
 
 mod crc32c;
 mod echo;
+mod neighbour;
 mod parse;
 mod reply;
 mod rewrite;
@@ -10,6 +11,11 @@ mod sum;
 
 use crate::{Tuple, hash};
 pub use echo::{answer_echo, is_echo_request};
+pub use neighbour::{
+    ADVERTISEMENT_FRAME, ARP_FRAME, Arp, Gratuitous, NeighbourMessage, advertised_link, answer_arp,
+    answer_solicitation, gratuitous_arp, is_same_link, is_valid, parse_arp, parse_neighbour_message, sender_link,
+    unsolicited_advertisement,
+};
 pub use parse::{Fragment, Packet, icmp_error, parse_network, parse_quoted, parse_transport};
 pub use reply::{
     ICMP_V4, ICMP_V6, IcmpError, RESET_V4, RESET_V6, Reply, icmp_v4, icmp_v6, is_silent, reset_v4, reset_v6,

@@ -7,7 +7,7 @@ use lb_common::{
 };
 
 use super::{
-    early,
+    announce, early,
     flow::lookup_flow,
     fragment, icmp,
     new_flow::{egress_unknown, new_flow},
@@ -50,7 +50,8 @@ fn handle(mut frame: Frame, hook: Hook) -> i32 {
     }
     // Before any look-up: packets of other protocols are of no Service.
     let Some(family) = frame.family() else {
-        return PacketVerdict::PASS.code();
+        let is_question = hook as u8 == Hook::Ingress as u8 && frame.is_arp();
+        return if is_question { announce::arp(frame) } else { PacketVerdict::PASS.code() };
     };
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return PacketVerdict::PASS.code();
@@ -83,6 +84,12 @@ fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> Pa
     }
     let is_known = parse_ports(frame, &mut scratch.packet);
     if !is_known || scratch.packet.proto == number::ICMP || scratch.packet.proto == number::ICMPV6 {
+        if is_known && is_ingress {
+            let verdict = announce::neighbour(frame, &scratch.packet);
+            if !verdict.is_pass() {
+                return verdict;
+            }
+        }
         if is_known && let Some(verdict) = icmp::translate_error(frame, hook, scratch) {
             return verdict;
         }

@@ -5,6 +5,7 @@
 //! functions that call each other share 512 bytes of stack.
 #![expect(clippy::needless_borrows_for_generic_args, reason = "by value, keys and flows would be copied to the stack")]
 
+mod announce;
 mod clock;
 mod early;
 mod entry;

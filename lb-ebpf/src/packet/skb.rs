@@ -84,6 +84,14 @@ impl Frame {
         }
     }
 
+    /// True for ARP without a VLAN tag: see [`Frame::family`].
+    #[inline(always)]
+    pub fn is_arp(&self) -> bool {
+        const ARP: u32 = 0x0806u16.to_be() as u32;
+        // SAFETY: as above.
+        unsafe { (*self.skb).protocol == ARP && (*self.skb).vlan_present == 0 }
+    }
+
     /// True if the frame has the link address of another host: the device is promiscuous, or a port of a bridge.
     #[inline(always)]
     pub fn is_for_another_host(&self) -> bool {

@@ -54,6 +54,12 @@ impl PacketVerdict {
         Self(TOO_BIG | mtu << 16)
     }
 
+    /// True for [`PacketVerdict::PASS`].
+    #[inline(always)]
+    pub fn is_pass(self) -> bool {
+        self.0 == u32::MAX
+    }
+
     /// True for [`PacketVerdict::FLOW`].
     #[inline(always)]
     pub fn is_flow(self) -> bool {
@@ -80,7 +86,7 @@ impl PacketVerdict {
     /// True if the sender gets a reset or an ICMP error.
     #[inline(always)]
     pub fn is_reply(self) -> bool {
-        self.0 != u32::MAX && self.0 & 0xff00 >= REJECT
+        !self.is_pass() && self.0 & 0xff00 >= REJECT
     }
 
     /// True if the packet is too big for the next link.

@@ -40,7 +40,7 @@ use lb_dataplane::{
     balancer_addresses,
     cleanup::cleanup,
     damage::Damage,
-    devices::{self, NodeState},
+    devices::{self, NodeState, answering::AnsweringLinks},
     environment,
     flows::{self, FlowGcStatus},
     load::Loader,
@@ -193,7 +193,8 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let reconciler = reconciler.with_used_ids(used_ids).with_events(event_queue.clone());
     flows::start(pins.current(), collecting)?;
     let tc = loader.tc();
-    tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), node));
+    let (answering, _) = watch::channel(AnsweringLinks::default());
+    tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), node, answering));
     tasks.spawn(netns_addrs::run(pins.current(), restricted));
     tasks.spawn(connection_age::run(pins.current(), ages));
     let termination = termination::start(pins.current(), event_queue, loader.freer())?;

@@ -1,6 +1,7 @@
 //! The eBPF dataplane: environment, loading and upgrade, attachment to cgroup and devices, flows, and the maps as a
 //! store.
 
+pub mod announced_addresses;
 pub mod announced_routes;
 pub mod api_servers;
 pub mod attach;

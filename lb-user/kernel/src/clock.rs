@@ -1,13 +1,26 @@
-//! The kernel's clocks: CLOCK_MONOTONIC, which BPF programs read, and the state of the wall clock.
+//! The kernel's clocks: the two that BPF programs read, and the state of the wall clock.
 #![expect(unsafe_code, reason = "adjtimex(2)")]
 
 use std::mem;
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// Returns CLOCK_MONOTONIC in nanoseconds: the clock that BPF programs read with `bpf_ktime_get_ns`.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    // The clock starts at zero with the node, so neither part is negative.
+    read_ns(ClockId::Monotonic)
+}
+
+/// Returns CLOCK_BOOTTIME in nanoseconds, which does not stand still in a suspend: the clock that BPF programs read
+/// with `bpf_ktime_get_boot_ns`.
+#[must_use]
+pub fn boot_time_ns() -> u64 {
+    read_ns(ClockId::Boottime)
+}
+
+fn read_ns(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
+    // Both clocks start at zero with the node, so neither part is negative.
     let (seconds, nanos) = (u64::try_from(now.tv_sec).unwrap_or(0), u64::try_from(now.tv_nsec).unwrap_or(0));
     seconds * 1_000_000_000 + nanos
 }

@@ -1,5 +1,5 @@
-//! Packet sockets (packet(7)): whole frames of one device. rustix cannot bind one, nor set its options.
-#![expect(unsafe_code, reason = "bind(2) to a sockaddr_ll, setsockopt(2)")]
+//! Packet sockets (packet(7)): whole frames of devices. rustix knows neither their addresses nor their options.
+#![expect(unsafe_code, reason = "bind(2) and sendto(2) with a sockaddr_ll, setsockopt(2)")]
 
 use std::{
     io,
@@ -23,11 +23,7 @@ impl PacketSocket {
     /// EPERM without CAP_NET_RAW, ENODEV if no device has the index.
     pub fn open(index: u32) -> io::Result<Self> {
         let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, Some(eth::ALL))?;
-        // SAFETY: `sockaddr_ll` has integers only, and zero is a valid value of each.
-        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-        address.sll_ifindex = index.cast_signed();
+        let address = link_address(index, libc::ETH_P_ALL);
         let size = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
         // SAFETY: the kernel reads `size` octets of the address.
         check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) })?;
@@ -62,6 +58,44 @@ impl PacketSocket {
         set_socket_timeout(&self.0, Timeout::Recv, Some(timeout))?;
         Ok(recv(&self.0, frame, RecvFlags::empty())?.0)
     }
+}
+
+/// A packet socket that sends frames by any device of its network namespace, and receives none.
+pub struct FrameSender(OwnedFd);
+
+impl FrameSender {
+    /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// EPERM without CAP_NET_RAW.
+    pub fn open() -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        // Without a protocol it receives nothing.
+        Ok(Self(socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)?))
+    }
+
+    /// Sends a frame by the device with this index, without waiting.
+    ///
+    /// # Errors
+    /// Those of sendto(2): `WouldBlock` if the device takes no more frames now, ENXIO or ENODEV if it is gone, ENETDOWN
+    /// if it is down.
+    pub fn send(&self, index: u32, frame: &[u8]) -> io::Result<()> {
+        let address = link_address(index, 0);
+        let (data, size) = (frame.as_ptr().cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t);
+        // SAFETY: the kernel reads the frame, and `size` octets of the address.
+        let sent = unsafe { libc::sendto(self.0.as_raw_fd(), data, frame.len(), 0, (&raw const address).cast(), size) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// The address of a device for packet sockets. `protocol` is an `ETH_P_`; 0 for none.
+fn link_address(index: u32, protocol: libc::c_int) -> libc::sockaddr_ll {
+    // SAFETY: `sockaddr_ll` has integers only, and zero is a valid value of each.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = (protocol as u16).to_be();
+    address.sll_ifindex = index.cast_signed();
+    address
 }
 
 /// Sets an option of packet sockets to 1.

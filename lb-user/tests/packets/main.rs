@@ -2,6 +2,7 @@
 //! Only root may run them.
 
 mod addresses;
+mod announce;
 mod choice;
 mod cost;
 mod errors;

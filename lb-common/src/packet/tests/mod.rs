@@ -3,6 +3,7 @@
 mod built;
 mod bytes;
 mod errors;
+mod neighbours;
 mod parsing;
 mod replies;
 mod rewriting;

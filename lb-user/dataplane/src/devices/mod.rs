@@ -2,6 +2,7 @@
 //! of pods, and keeps programs and the map `DEVICES` in step. A notification only starts a pass. A pass reads
 //! everything (`desired` has the facts and what they ask for), plans steps (`plan`), and performs them (`perform`).
 
+pub mod answering;
 pub mod desired;
 pub mod options;
 mod packet_links;
@@ -29,6 +30,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{attach::tc::Tc, flows::netfilter::is_translating, pod_modes};
+use answering::AnsweringLinks;
 use desired::{DesiredDevice, DeviceFacts, desired, slow_path};
 use lb_core::model::pod_modes::PodModes;
 use lb_kernel::{
@@ -64,7 +66,8 @@ impl NodeState {
     }
 }
 
-/// Runs passes until dropped. A failed pass is logged and retried.
+/// Runs passes until dropped, and tells the devices that answer for announced addresses. A failed pass is logged and
+/// retried.
 ///
 /// # Errors
 /// If a pass panics.
@@ -73,6 +76,7 @@ pub async fn run(
     tc: Arc<Tc>,
     pins: PathBuf,
     mut node: watch::Receiver<NodeState>,
+    answering: watch::Sender<AnsweringLinks>,
 ) -> Result<()> {
     let mut generation = tc.generation();
     // Wait for the first programs and maps.
@@ -81,7 +85,8 @@ pub async fn run(
     }
     let are_off = options.are_off();
     let performer = Performer::new(Arc::clone(&tc), pins);
-    let mut manager = DeviceManager { options, tc, performer, known: None, reading: FIRST_RETRY, served: None };
+    let mut manager =
+        DeviceManager { options, tc, performer, answering, known: None, reading: FIRST_RETRY, served: None };
     let mut logged: Option<String> = None;
     let (mut news, mut backoff) = (None, FIRST_RETRY);
     loop {
@@ -192,6 +197,7 @@ struct DeviceManager {
     options: DeviceOptions,
     tc: Arc<Tc>,
     performer: Performer,
+    answering: watch::Sender<AnsweringLinks>,
     /// Links of the last pass; none before the first.
     known: Option<BTreeSet<u32>>,
     /// Time that reading the facts took in the last pass.
@@ -251,6 +257,8 @@ impl DeviceManager {
         if !lost.is_empty() {
             warn!(devices = perform::list(lost.values()), "another program detached or replaced programs at devices");
         }
+        let answering = AnsweringLinks::find(&network, &desired);
+        self.performer.write_answering(&answering)?;
         let performed =
             self.performer.perform(plan, modes.zip(pods.as_deref()), |index| network.links.contains_key(&index));
         let attached = self.tc.attached()?;
@@ -259,6 +267,11 @@ impl DeviceManager {
         self.tc.note_lost(named(served.difference(&complete), &desired));
         self.served = Some(served.union(&complete).copied().collect());
         performed?;
+        self.answering.send_if_modified(|known| {
+            let is_new = *known != answering;
+            *known = answering;
+            is_new
+        });
         masquerade
     }
 }

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, anyhow};
 use lb_common::{Device, DeviceFlags};
 use tracing::{info, warn};
 
+use super::answering::{AnsweringLinks, LinkAddrs};
 use super::packet_links::PacketLinks;
 use super::plan::{DevicePlan, Step, enterable_if};
 use crate::{
@@ -37,6 +38,7 @@ pub(super) struct Performer {
     pins: PathBuf,
     pub(super) pod_modes: PodModeManager,
     packet_links: PacketLinks,
+    link_addrs: LinkAddrs,
     /// None until it is read.
     devices: Option<DevicesMap>,
 }
@@ -51,7 +53,14 @@ struct Outcome {
 
 impl Performer {
     pub(super) fn new(tc: Arc<Tc>, pins: PathBuf) -> Self {
-        Self { tc, pins, pod_modes: PodModeManager::default(), packet_links: PacketLinks::default(), devices: None }
+        Self {
+            tc,
+            pins,
+            pod_modes: PodModeManager::default(),
+            packet_links: PacketLinks::default(),
+            link_addrs: LinkAddrs::default(),
+            devices: None,
+        }
     }
 
     /// Reads the maps again at the next pass, since they may be others.
@@ -59,11 +68,17 @@ impl Performer {
         self.devices = None;
         self.pod_modes.reread();
         self.packet_links.reread();
+        self.link_addrs.reread();
     }
 
     /// Reads the links without programs by which pods sent packets to frontends, and forgets links that do not exist.
     pub(super) fn read_packet_links(&mut self, exists: impl Fn(u32) -> bool) -> Result<BTreeSet<u32>> {
         self.packet_links.read(&self.pins, exists)
+    }
+
+    /// Writes the link addresses of the devices that answer for announced addresses.
+    pub(super) fn write_answering(&mut self, links: &AnsweringLinks) -> Result<()> {
+        self.link_addrs.write(&self.pins, links)
     }
 
     /// Returns when there are others than at the last [`Self::read_packet_links`]; never while each link of a pod has

@@ -17,6 +17,8 @@
 //! - `FLOWS`: connections from outside get a backend anew, which breaks TCP connections.
 //! - `DEVICES`: new flows from outside are dropped until the first pass over devices.
 //! - `EJECTIONS`: failing endpoints are ejected anew. `ATTEMPTS`: results of handshakes that run then do not count.
+//! - `ANNOUNCED`, `ANNOUNCED_UNTIL`, `LINK_ADDRS`: the node does not answer for announced addresses until the agent
+//!   holds them anew.
 //! - `AFFINITY`, counts, `FRAGMENTS`: begin anew.
 
 use std::{
@@ -46,8 +48,9 @@ pub(super) enum Transfer {
     Copy,
 }
 
-/// Maps that are shared. The agent writes `DEVICES`, but the programs need it before the first pass over devices.
-const SHARED: [&str; 17] = [
+/// Maps that are shared. The agent writes `DEVICES` and `LINK_ADDRS`, but the programs need them before the first pass
+/// over devices; and `ANNOUNCED`, which the programs of both versions need while the links change over.
+const SHARED: [&str; 21] = [
     "BOUND_PORTS",
     "SOCKS",
     "UDP_SOCKS",
@@ -65,6 +68,10 @@ const SHARED: [&str; 17] = [
     "FLOWS",
     "FRAGMENTS",
     "DEVICES",
+    "LINK_ADDRS",
+    "ANNOUNCED",
+    "ANNOUNCED_UNTIL",
+    "CONFLICTS",
 ];
 
 /// Maps that are adopted both or not at all.

@@ -45,6 +45,8 @@ pub struct Link {
     pub flags: u32,
     /// MTU in octets.
     pub mtu: u32,
+    /// Link address, of six octets as Ethernet has it; None for others.
+    pub address: Option<[u8; 6]>,
     /// Index of the bond, bridge or VRF that has the device as a port.
     pub controller: Option<u32>,
     /// Id of the network namespace of a veth or netkit device's peer, as this namespace numbers it; None if the peer is
@@ -57,6 +59,18 @@ impl Link {
     #[must_use]
     pub const fn is_up(&self) -> bool {
         self.has(libc::IFF_UP)
+    }
+
+    /// True if the device is up and has a carrier.
+    #[must_use]
+    pub const fn has_carrier(&self) -> bool {
+        self.is_up() && self.has(libc::IFF_RUNNING)
+    }
+
+    /// True if hosts find each other by ARP or neighbour discovery there.
+    #[must_use]
+    pub const fn has_neighbours(&self) -> bool {
+        self.has_ethernet_header() && !self.is_loopback() && !self.has(libc::IFF_NOARP)
     }
 
     /// True for `lo`.
@@ -91,6 +105,7 @@ impl Link {
         for (kind, value) in attributes(body.get(LINK_HEADER..)?) {
             match kind {
                 libc::IFLA_IFNAME => link.name = text(value),
+                libc::IFLA_ADDRESS => link.address = value.try_into().ok(),
                 libc::IFLA_MTU => link.mtu = u32_at(value, 0)?,
                 IFLA_LINK_NETNSID => link.peer_nsid = u32_at(value, 0).map(u32::cast_signed),
                 libc::IFLA_MASTER => link.controller = u32_at(value, 0),
@@ -398,6 +413,7 @@ mod tests {
         body.extend(7_u32.to_ne_bytes());
         body.extend([1, 0, 0, 0, 0, 0, 0, 0]);
         put_attribute(&mut body, libc::IFLA_IFNAME, b"flannel.1\0");
+        put_attribute(&mut body, libc::IFLA_ADDRESS, &[2, 0, 0, 0, 0, 9]);
         put_attribute(&mut body, libc::IFLA_MTU, &1450_u32.to_ne_bytes());
         put_attribute(&mut body, libc::IFLA_MASTER, &3_u32.to_ne_bytes());
         put_attribute(&mut body, libc::IFLA_LINKINFO, &info);
@@ -410,6 +426,7 @@ mod tests {
             link_type: u16::from_ne_bytes([1, 0]),
             flags: link.flags,
             mtu: 1450,
+            address: Some([2, 0, 0, 0, 0, 9]),
             controller: Some(3),
             peer_nsid: None,
         };

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use aya::programs::{TcAttachType, TestRunOptions, tc};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use lb_common::{
-    ClusterRange, ClusterRanges, Counter, Device, DeviceFlags, Flow, FlowKey, Hook, Hop, NodeAddr, NodeAddrFlags,
+    Announced, ClusterRange, ClusterRanges, ConflictEntry, ConflictKey, Counter, Device, DeviceFlags, Flow, FlowKey,
+    Hook, Hop, LinkAddr, NodeAddr, NodeAddrFlags,
 };
 
 use super::{
@@ -107,14 +108,49 @@ impl Fixture {
         self.loaded.map::<u32, Device>("DEVICES").insert(index, Device { flags, ..device }, 0).expect("room");
     }
 
+    /// Announces addresses until a time (CLOCK_BOOTTIME, ns).
+    pub fn announce(&mut self, addresses: &[&str], until: u64) {
+        for address in addresses {
+            self.loaded.map("ANNOUNCED").insert(addr(address), Announced { since: 1 }, 0).expect("room");
+        }
+        self.loaded.set_announced_until(until);
+    }
+
+    /// Has a device answer for announced addresses with this link address.
+    pub fn answer_at(&mut self, device: &str, link: [u8; 6]) {
+        let index = self.index(device);
+        if !self.devices.iter().any(|(name, ..)| *name == device) {
+            // Made by the test.
+            self.loaded.map("DEVICES").insert(index, Device::default(), 0).expect("room");
+        }
+        self.loaded.map("LINK_ADDRS").insert(index, LinkAddr::new(link), 0).expect("room");
+    }
+
+    /// Returns the claims of announced addresses by others: address, the last octet of the other link address, the
+    /// device's index, and their number.
+    pub fn conflicts(&mut self) -> Vec<(String, u8, u32, u64)> {
+        let entries = self.loaded.entries::<ConflictKey, ConflictEntry>("CONFLICTS").into_iter();
+        let conflict = |(key, entry): (ConflictKey, ConflictEntry)| {
+            (key.addr.to_ip().to_string(), key.link.octets[5], entry.ifindex, entry.count)
+        };
+        let mut conflicts: Vec<_> = entries.map(conflict).collect();
+        conflicts.sort();
+        conflicts
+    }
+
+    /// Attaches the programs to another device, for packets that arrive there.
+    pub fn attach_to(&mut self, device: &str) {
+        // Before Linux 6.6 programs need the queueing discipline clsact; TCX needs none.
+        let _there = tc::qdisc_add_clsact(device);
+        self.loaded.attach("tc_ingress", device, TcAttachType::Ingress);
+        self.loaded.attach("tc_egress", device, TcAttachType::Egress);
+    }
+
     /// Attaches the programs to all devices, for packets that arrive there.
     pub fn attach(&mut self) {
         let has_programs = |(_, _, device): &&(_, _, Device)| device.flags & DeviceFlags::NO_PROGRAMS == 0;
         for (device, ..) in self.devices.clone().iter().filter(has_programs) {
-            // Before Linux 6.6 programs need the queueing discipline clsact; TCX needs none.
-            let _there = tc::qdisc_add_clsact(device);
-            self.loaded.attach("tc_ingress", device, TcAttachType::Ingress);
-            self.loaded.attach("tc_egress", device, TcAttachType::Egress);
+            self.attach_to(device);
         }
     }
 

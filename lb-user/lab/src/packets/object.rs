@@ -11,9 +11,9 @@ use aya::{
     programs::{ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, TestRunResult},
 };
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, BackendStats, ClusterRanges, Counter, Device, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Maglev, MaglevKey, NodeAddr, PortBlock, PortBlockKey, PortStats, Range,
-    ServiceEntry, Slot, SlotKey,
+    Addr, Affinity, AffinityKey, Announced, Backend, BackendStats, ClusterRanges, ConflictEntry, ConflictKey, Counter,
+    Device, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, LinkAddr, Maglev, MaglevKey, NodeAddr,
+    PortBlock, PortBlockKey, PortStats, Range, ServiceEntry, Slot, SlotKey,
 };
 
 /// Map sizes that a test may reduce.
@@ -153,6 +153,13 @@ impl TcPrograms {
         map.set(0, ranges, 0).expect("an element");
     }
 
+    /// Writes the time until which the programs answer for announced addresses (CLOCK_BOOTTIME, ns).
+    pub fn set_announced_until(&mut self, until: u64) {
+        let map = self.0.map_mut("ANNOUNCED_UNTIL").expect("a map of that name");
+        let mut map: Array<&mut MapData, u64> = map.try_into().expect("an array of these");
+        map.set(0, until, 0).expect("an element");
+    }
+
     fn counters(&mut self) -> PerCpuArray<&mut MapData, u64> {
         self.0.map_mut("COUNTERS").expect("a map of that name").try_into().expect("an array of these")
     }
@@ -178,6 +185,10 @@ impl TcPrograms {
         self.empty_hash::<FragmentKey, FragmentPorts>("FRAGMENTS");
         self.empty_hash::<u32, Device>("DEVICES");
         self.empty_hash::<AffinityKey, Affinity>("AFFINITY");
+        self.empty_hash::<Addr, Announced>("ANNOUNCED");
+        self.empty_hash::<u32, LinkAddr>("LINK_ADDRS");
+        self.empty_hash::<ConflictKey, ConflictEntry>("CONFLICTS");
+        self.set_announced_until(0);
         self.set_cluster_ranges(ClusterRanges::default());
         let mut ranges = self.source_ranges();
         let keys: Vec<Key<Range>> = ranges.keys().flatten().collect();

@@ -1,0 +1,166 @@
+//! Devices that answer for announced addresses, and the link addresses in their answers: the map `LINK_ADDRS`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+use lb_common::LinkAddr;
+use lb_kernel::{
+    bpf::typed::TypedMap,
+    netlink::network_state::{Link, NetworkState},
+};
+
+use super::desired::{DesiredDevice, Role};
+
+/// Name of the map.
+const MAP: &str = "LINK_ADDRS";
+
+/// Kinds of devices whose ports answer with the link address of the device.
+const KINDS_WITH_PORTS: [&str; 3] = ["bridge", "bond", "team"];
+
+/// A device that answers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AnsweringLink {
+    /// Name of the device.
+    pub name: String,
+    /// Link address in its answers.
+    pub address: LinkAddr,
+    /// True if the device has a carrier: hosts may hear its answers.
+    pub has_carrier: bool,
+}
+
+/// Devices that answer for announced addresses.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct AnsweringLinks {
+    /// Devices by index.
+    pub by_index: BTreeMap<u32, AnsweringLink>,
+    /// Link addresses of all devices of this node.
+    pub own: BTreeSet<LinkAddr>,
+}
+
+impl AnsweringLinks {
+    /// True if hosts may hear the answers of a device.
+    #[must_use]
+    pub fn have_carrier(&self) -> bool {
+        self.by_index.values().any(|link| link.has_carrier)
+    }
+
+    /// Finds the devices that answer: uplinks whose neighbours ask by ARP or neighbour discovery.
+    pub(super) fn find(network: &NetworkState, desired: &BTreeMap<u32, DesiredDevice>) -> Self {
+        let answering = |(index, device): (&u32, &DesiredDevice)| {
+            let link = network.links.get(index).filter(|link| link.has_neighbours())?;
+            if device.role != Some(Role::Uplink) {
+                return None;
+            }
+            let address = LinkAddr::new(answered_address(network, link)?);
+            let has_carrier = link.has_carrier();
+            Some((*index, AnsweringLink { name: link.name.clone(), address, has_carrier }))
+        };
+        let own = network.links.values().filter_map(|link| link.address).map(LinkAddr::new).collect();
+        Self { by_index: desired.iter().filter_map(answering).collect(), own }
+    }
+}
+
+/// Returns the address by which other hosts reach the node at a link.
+fn answered_address(network: &NetworkState, link: &Link) -> Option<[u8; 6]> {
+    let controller = link.controller.and_then(|index| network.links.get(&index));
+    let controller = controller.filter(|controller| KINDS_WITH_PORTS.contains(&controller.kind.as_str()));
+    controller.unwrap_or(link).address
+}
+
+/// `LINK_ADDRS` and its entries.
+#[derive(Default)]
+pub(super) struct LinkAddrs {
+    /// None until it is read.
+    map: Option<TypedMap<u32, LinkAddr>>,
+    entries: BTreeMap<u32, LinkAddr>,
+}
+
+impl LinkAddrs {
+    /// Reads the map again at the next write, since it may be another one.
+    pub(super) fn reread(&mut self) {
+        self.map = None;
+    }
+
+    /// Makes the map, pinned in `directory`, equal to the devices.
+    pub(super) fn write(&mut self, directory: &Path, links: &AnsweringLinks) -> Result<()> {
+        let map = match self.map.take() {
+            Some(map) => map,
+            None => {
+                let map = TypedMap::open(directory, MAP)?;
+                self.entries = map.read()?.into_iter().collect();
+                map
+            }
+        };
+        let wanted: BTreeMap<u32, LinkAddr> =
+            links.by_index.iter().map(|(index, link)| (*index, link.address)).collect();
+        let gone: Vec<u32> = self.entries.keys().copied().filter(|index| !wanted.contains_key(index)).collect();
+        let (keys, values): (Vec<u32>, Vec<LinkAddr>) =
+            wanted.iter().filter(|(index, address)| self.entries.get(index) != Some(*address)).unzip();
+        map.delete(&gone).context("writing LINK_ADDRS")?;
+        map.put(&keys, &values).context("writing LINK_ADDRS")?;
+        // After a failure the map is read again.
+        self.map = Some(map);
+        self.entries = wanted;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::fixture::network;
+
+    /// Checks the last octets of the link addresses by which devices answer, where all of them are uplinks, unless
+    /// they are called `pod`.
+    fn check(text: &str, expected: &[(u32, u8)]) {
+        let network = network(text);
+        let role = |name: &str| Some(if name.starts_with("pod") { Role::Pod } else { Role::Uplink });
+        let device = |(index, link): (&u32, &Link)| {
+            let (name, device) = (link.name.clone(), lb_common::Device::default());
+            (*index, DesiredDevice { role: role(&name), name, device })
+        };
+        let desired = network.links.iter().map(device).collect();
+        let links = AnsweringLinks::find(&network, &desired);
+        let found: Vec<_> = links.by_index.iter().map(|(index, link)| (*index, link.address.octets[5])).collect();
+        assert_eq!(found, expected, "{text}");
+    }
+
+    #[test]
+    fn uplinks_answer_with_their_own_address_and_ports_with_that_of_their_bridge_or_bond() {
+        check("2 eth0 up at 7", &[(2, 7)]);
+        check("2 eth0 up at 7\n3 eth0.5 up kind vlan at 8", &[(2, 7), (3, 8)]);
+        check("2 eth0 up at 7 port-of 3\n3 bond0 up kind bond at 9", &[(2, 9), (3, 9)]);
+        check("2 eth0 up at 7 port-of 3\n3 br0 up kind bridge at 9", &[(2, 9), (3, 9)]);
+        check("2 eth0 up at 7 port-of 3\n3 red up kind vrf at 9", &[(2, 7), (3, 9)]);
+        check("2 eth0 up at 7 port-of 3\n3 ovs-system up kind openvswitch at 9", &[(2, 7), (3, 9)]);
+    }
+
+    #[test]
+    fn links_of_pods_and_links_without_neighbours_do_not_answer() {
+        check("2 pod1 up at 7", &[]);
+        check("2 tun0 up layer 65534", &[]);
+        check("2 dummy0 up noarp at 7", &[]);
+        check("2 ib0 up layer 32", &[]);
+    }
+
+    #[test]
+    fn a_link_has_a_carrier_while_it_is_up_and_runs() {
+        for (text, expected) in
+            [("2 eth0 up carrier at 7", true), ("2 eth0 up at 7", false), ("2 eth0 carrier at 7", false)]
+        {
+            let network = network(text);
+            let desired = BTreeMap::from([(
+                2,
+                DesiredDevice {
+                    name: "eth0".to_owned(),
+                    role: Some(Role::Uplink),
+                    device: lb_common::Device::default(),
+                },
+            )]);
+            assert_eq!(AnsweringLinks::find(&network, &desired).have_carrier(), expected, "{text}");
+        }
+    }
+}

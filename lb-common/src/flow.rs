@@ -23,6 +23,51 @@ impl Seen {
     pub const HANDSHAKE: u8 = 32;
 }
 
+/// Number that a reset (TCP RST, SCTP ABORT) must have to count, in the low half of [`Flow::used`]: for TCP, the
+/// sequence number after the last octet of its sender; for SCTP, the verification tag of its sender's packets. 0 is
+/// unknown. A forger outside of the path does not know it. Netfilter checks the same (RFC 5961, 3.2).
+pub struct Serial;
+
+impl Serial {
+    const MASK: u64 = 0xffff_ffff;
+    /// A segment that ends by less before the highest end is a retransmission, or late; otherwise its number counts
+    /// anew. Above the windows of most connections.
+    const RECENT: u32 = 1 << 20;
+
+    /// The number in [`Flow::used`].
+    #[inline(always)]
+    const fn of(used: u64) -> u32 {
+        (used & Self::MASK) as u32
+    }
+
+    /// [`Flow::used`] after a packet that is no reset, from its value before (0 for none) and the packet's number (0 if
+    /// no packet of the direction has come yet).
+    #[inline(always)]
+    #[must_use]
+    pub const fn note(proto: u8, before: u64, now: u64, serial: u32) -> u64 {
+        if proto == Proto::Udp as u8 {
+            return now;
+        }
+        let known = Self::of(before);
+        let is_late = known != 0 && known.wrapping_sub(serial) < Self::RECENT;
+        (now & !Self::MASK) | (if is_late { known } else { serial }) as u64
+    }
+
+    /// True if a reset with this number counts.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ends(used: u64, serial: u32) -> bool {
+        let known = Self::of(used);
+        known == 0 || known == serial
+    }
+}
+
+/// Time of the last packet of a direction, at most 4.3 s late (CLOCK_MONOTONIC, ns).
+#[must_use]
+pub const fn last_used(flow: &Flow, proto: u8) -> u64 {
+    if proto == Proto::Udp as u8 { flow.used } else { flow.used | Serial::MASK }
+}
+
 /// One second, in ns.
 const SECOND: u64 = 1_000_000_000;
 
@@ -148,7 +193,7 @@ pub fn state(own: &Flow, partner: Option<&Flow>) -> FlowState {
 /// Expiry of a flow without further packets (CLOCK_MONOTONIC, ns). Both entries of a flow expire together.
 #[must_use]
 pub fn expires_at(own: &Flow, partner: Option<&Flow>, proto: u8) -> u64 {
-    let used = partner.map_or(own.used, |partner| partner.used.max(own.used));
+    let used = last_used(partner.filter(|partner| partner.used > own.used).unwrap_or(own), proto);
     let netfilter = own.flags & FlowFlags::NETFILTER != 0 && proto == Proto::Udp as u8;
     let is_stream = (own.forward | partner.map_or(0, |partner| partner.forward)) & Seen::AGAIN != 0;
     let lasts = match state(own, partner) {
@@ -212,15 +257,39 @@ mod tests {
     #[test]
     fn a_flow_expires_by_the_later_use_of_its_entries_and_what_either_has_seen() {
         let (own, partner) = (flow(Seen::ANY, 0, 5 * SECOND), flow(0, Seen::ANY, 7 * SECOND));
-        assert_eq!(expires_at(&own, None, 6), 65 * SECOND);
-        assert_eq!(expires_at(&own, Some(&partner), 6), 7 * SECOND + TCP_ESTABLISHED);
+        // The low half of a connection's time is a serial number.
+        let [five, seven] = [5, 7].map(|seconds| (seconds * SECOND) | 0xffff_ffff);
+        assert_eq!(expires_at(&own, None, 6), five + 60 * SECOND);
+        assert_eq!(expires_at(&own, Some(&partner), 6), seven + TCP_ESTABLISHED);
         assert_eq!(expires_at(&own, Some(&partner), 17), 37 * SECOND);
         let again = Flow { forward: Seen::ANY | Seen::AGAIN, ..partner };
         assert_eq!(expires_at(&own, Some(&again), 17), 127 * SECOND);
         assert_eq!(expires_at(&own, None, 17), 35 * SECOND);
         let netfilter = Flow { flags: FlowFlags::NETFILTER, ..own };
         assert_eq!(expires_at(&netfilter, Some(&partner), 17), 7 * SECOND + UDP_OF_NETFILTER);
-        assert_eq!(expires_at(&netfilter, Some(&partner), 6), 7 * SECOND + TCP_ESTABLISHED);
+        assert_eq!(expires_at(&netfilter, Some(&partner), 6), seven + TCP_ESTABLISHED);
+    }
+
+    #[test]
+    fn a_reset_counts_with_the_next_number_of_its_sender_alone() {
+        const TCP: u8 = 6;
+        let now = 100 * SECOND;
+        let mut used = Serial::note(TCP, 0, now, 0);
+        assert!(Serial::ends(used, 77));
+        const END: u32 = u32::MAX;
+        used = Serial::note(TCP, used, now, END - 100);
+        // A retransmission, the next segments, one beyond the highest number, a late one, and another connection.
+        for (serial, known) in
+            [(END - 200, END - 100), (END - 100, END - 100), (END - 99, END - 99), (8, 8), (END, 8), (1 << 30, 1 << 30)]
+        {
+            used = Serial::note(TCP, used, now, serial);
+            assert!(Serial::ends(used, known), "{serial}");
+            assert!(![known - 1, known + 1, 0, known ^ 0x8000_0000].iter().any(|other| Serial::ends(used, *other)));
+            let last = last_used(&flow(0, 0, used), TCP);
+            assert!((now..now + (1 << 32)).contains(&last), "{last}");
+        }
+        assert_eq!(Serial::note(17, used, now, 0), now);
+        assert_eq!(last_used(&flow(0, 0, now), 17), now);
     }
 
     #[test]

@@ -74,7 +74,8 @@ pub struct Flow {
     pub forward: u8,
     /// [`crate::flow::Seen`] of the backend's packets. Written by the backend's direction only.
     pub reverse: u8,
-    /// Time of the last packet of this direction (CLOCK_MONOTONIC, ns).
+    /// Time of the last packet of this direction (CLOCK_MONOTONIC, ns). In connections the low half is a
+    /// [`crate::flow::Serial`] instead, and the time is exact to 4.3 s: see [`crate::flow::last_used`].
     pub used: u64,
     /// Next hop of redirected packets ([`FlowFlags::REDIRECT`]).
     pub hop: Hop,

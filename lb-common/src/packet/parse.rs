@@ -40,6 +40,8 @@ pub struct Packet {
     pub ttl: u8,
     /// Events of the flow: bits of [`Seen`].
     pub seen: u8,
+    /// Number that a reset from the same sender must have to count: see [`crate::flow::Serial`]. 0 for UDP.
+    pub serial: u32,
     /// True if the packet begins a flow: a SYN without ACK, or an INIT; never for UDP.
     pub begins: bool,
     /// True for IPv6.
@@ -88,6 +90,7 @@ fn parse_v4(skb: &impl Skb, l3: u32, packet: &mut Packet) -> Option<()> {
         proto,
         ttl,
         seen: Seen::ANY,
+        serial: 0,
         begins: false,
         v6: false,
         may_fragment: part_high & 0x40 == 0,
@@ -134,6 +137,7 @@ fn parse_v6(skb: &impl Skb, l3: u32, packet: &mut Packet) -> Option<()> {
         proto: 0,
         ttl,
         seen: Seen::ANY,
+        serial: 0,
         begins: false,
         v6: true,
         may_fragment: false,
@@ -182,20 +186,28 @@ pub fn parse_transport(skb: &impl Skb, packet: &mut Packet) -> Option<()> {
     let ports: u32;
     match packet.proto {
         TCP => {
-            let [first, _, _, fourth]: [u32; 4] = skb.words(packet.l4)?;
+            let [first, sequence, _, fourth]: [u32; 4] = skb.words(packet.l4)?;
             ports = first;
             let [length, flags, ..] = fourth.to_ne_bytes();
             packet.seen |= ((flags & 1 != 0) as u8 * Seen::FIN) | ((flags & 4 != 0) as u8 * Seen::RST);
             packet.begins = flags & 0x12 == 2;
             packet.headers = packet.l4 - packet.l3 + u32::from(length >> 4) * 4;
+            packet.serial = u32::from_be(sequence);
+            if flags & 4 == 0 {
+                // The length is 0 in a segment above 64 KiB (BIG TCP): the next segment tells the end.
+                let taken =
+                    packet.len.saturating_sub(packet.headers) + u32::from(flags & 1) + u32::from(flags >> 1 & 1);
+                packet.serial = packet.serial.wrapping_add(taken);
+            }
         }
         UDP => {
             [ports] = skb.words(packet.l4)?;
             packet.headers = packet.l4 - packet.l3 + 8;
         }
         SCTP => {
-            let [first, _, _, chunk]: [u32; 4] = skb.words(packet.l4)?;
+            let [first, tag, _, chunk]: [u32; 4] = skb.words(packet.l4)?;
             ports = first;
+            packet.serial = u32::from_be(tag);
             match chunk.to_ne_bytes()[0] {
                 // INIT
                 1 => packet.begins = true,

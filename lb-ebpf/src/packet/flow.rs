@@ -4,7 +4,7 @@ use core::ptr;
 
 use lb_common::{
     BackendFlags, Counter, Flow, FlowFlags, FlowKey, Proto,
-    flow::{FlowState, Seen, UDP_OF_NETFILTER, partner_key},
+    flow::{FlowState, Seen, Serial, UDP_OF_NETFILTER, partner_key},
     packet::Packet,
 };
 
@@ -28,10 +28,7 @@ pub fn lookup_flow(scratch: &mut Scratch) -> bool {
         let _existed = FLOWS.remove(&scratch.key);
         return false;
     }
-    if flow.used != now {
-        flow.used = now;
-    }
-    track(&scratch.packet, &scratch.key, &mut scratch.partner_key, flow);
+    track(&scratch.packet, &scratch.key, &mut scratch.partner_key, flow, now);
     // SAFETY: values of two maps. (An assignment would compile to a call, and to a loop.)
     unsafe {
         ptr::copy_nonoverlapping(&raw const flow.to, &raw mut scratch.flow.to, 1);
@@ -94,8 +91,19 @@ fn is_left_by_netfilter(packet: &Packet, flow: &Flow, now: u64) -> bool {
 }
 
 /// Records a packet in its flow. Writes to the entry of the other direction on new events only, which are rare.
+///
+/// A reset with a wrong number changes nothing: it goes on to the end that it is for, which tells by its own sequence
+/// numbers.
 #[inline(always)]
-fn track(packet: &Packet, key: &FlowKey, partner: &mut FlowKey, flow: &mut Flow) {
+fn track(packet: &Packet, key: &FlowKey, partner: &mut FlowKey, flow: &mut Flow, now: u64) {
+    let is_reset = packet.seen & Seen::RST != 0;
+    if is_reset && !Serial::ends(flow.used, packet.serial) {
+        return;
+    }
+    let used = if is_reset { flow.used } else { Serial::note(packet.proto, flow.used, now, packet.serial) };
+    if flow.used != used {
+        flow.used = used;
+    }
     let reverse = flow.flags & FlowFlags::REVERSE != 0;
     let (mut own, other) = if reverse { (flow.reverse, flow.forward) } else { (flow.forward, flow.reverse) };
     if !reverse && !packet.begins && flow.flags & FlowFlags::NETFILTER != 0 {
@@ -108,6 +116,10 @@ fn track(packet: &Packet, key: &FlowKey, partner: &mut FlowKey, flow: &mut Flow)
         flow.forward = own;
     }
     let mut seen = own | packet.seen;
+    if !is_reset {
+        // Its sender has not reset the connection.
+        seen &= !Seen::RST;
+    }
     if packet.proto == Proto::Udp as u8 && !reverse && is_replied(flow) {
         seen |= Seen::AGAIN;
     }

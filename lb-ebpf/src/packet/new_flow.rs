@@ -3,7 +3,7 @@
 use lb_common::{
     BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, Flow, FlowFlags, FrontendKey, Hook, Origin, Proto,
     SlowPath, Tables, Verdict,
-    flow::{Seen, partner_key},
+    flow::{Seen, Serial, partner_key},
     is_local_outside,
     packet::Packet,
     select,
@@ -189,7 +189,7 @@ fn fill(scratch: &mut Scratch) {
     let handshake = if packet.proto == Proto::Udp as u8 { 0 } else { Seen::HANDSHAKE };
     flow.forward = packet.seen | handshake;
     flow.reverse = 0;
-    flow.used = clock.now();
+    flow.used = Serial::note(packet.proto, 0, clock.now(), packet.serial);
     flow.hop.forget();
 }
 

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     Counter, Device, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple,
-    flow::{FlowState, partner_key},
+    flow::{FlowState, Serial, partner_key},
     hash::{scale, splitmix},
     packet::{Packet, flow_hash},
 };
@@ -51,6 +51,7 @@ pub fn insert_flow(frame: Frame, scratch: &mut Scratch, hook: Hook, wanted: Sour
     scratch.partner.to = scratch.packet.tuple.reversed();
     scratch.partner.flags = FlowFlags::REVERSE | (scratch.flow.flags & (FlowFlags::REDIRECT | FlowFlags::SLOW_PATH));
     scratch.partner.hop.forget();
+    scratch.partner.used = Serial::note(scratch.packet.proto, 0, scratch.flow.used, 0);
     if hook as u8 == Hook::Egress as u8 {
         scratch.partner.flags |= FlowFlags::PARTNER_EGRESS;
     }
@@ -218,7 +219,7 @@ pub fn reserve_snat_port(frame: Frame, scratch: &mut Scratch, device: &Device) -
         // Replies of netfilter's own flow belong to netfilter, those of the node's own to the node.
         _ => return PacketVerdict::PASS,
     }
-    let used = scratch.clock.now();
+    let used = Serial::note(packet.proto, 0, scratch.clock.now(), packet.serial);
     let (to, hop) = (packet.tuple, Hop::UNKNOWN);
     scratch.flow = Flow { to, service: 0, backend: 0, flags: 0, forward: packet.seen, reverse: 0, used, hop };
     insert_flow(frame, scratch, Hook::Egress, SourcePort::Any)

@@ -5,6 +5,7 @@ use core::ptr;
 use aya_ebpf::bindings::BPF_ANY;
 use lb_common::{
     Counter, DeviceFlags, FlowFlags, FlowKey, Hook, SlowPath, Tuple,
+    flow::Serial,
     packet::{Fragment, Packet, rewrite},
 };
 
@@ -218,7 +219,7 @@ fn leave_to_kernel(frame: Frame, scratch: &mut Scratch, reason: SlowPath) -> Pac
         (flow.service, flow.backend) = (0, 0);
         (flow.forward, flow.reverse) = (packet.seen, 0);
         flow.flags &= FlowFlags::REVERSE;
-        flow.used = clock.now();
+        flow.used = Serial::note(packet.proto, 0, clock.now(), 0);
         flow.hop.forget();
         if FLOWS.insert(&*key, &*flow, u64::from(BPF_ANY)).is_err() {
             count(Counter::FlowsFull);

@@ -40,7 +40,7 @@ fn a_connection_over_a_closed_flow_reuses_its_entries() {
     let mut fixture = enter_with(FixtureSizes { flows: Some(2), ..FixtureSizes::default() });
     fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.local]));
     let syn = PacketSpec::syn(net.client, net.node_port);
-    let reset = PacketSpec::tcp(net.client, net.node_port).flags("R");
+    let reset = syn.aborted();
     for packet in [&syn, &reset, &syn, &reset, &syn] {
         fixture.ingress("uplink", packet).passes_as(&packet.becomes(net.client, net.local));
     }

@@ -58,10 +58,11 @@ fn the_port_of_a_closed_flow_is_used_again() {
     let net = V4;
     let mut fixture = enter_with_ports(1);
     fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
-    let node = masquerade(&fixture, &PacketSpec::syn(net.client, net.node_port));
+    let syn = PacketSpec::syn(net.client, net.node_port);
+    let node = masquerade(&fixture, &syn);
     let other = PacketSpec::syn(&client(net, 1), net.node_port);
     fixture.ingress("uplink", &other).is_dropped();
-    masquerade(&fixture, &PacketSpec::tcp(net.client, net.node_port).flags("R"));
+    masquerade(&fixture, &syn.aborted());
     assert_eq!(masquerade(&fixture, &other), node);
     // Answers reach the new client.
     let answer = PacketSpec::tcp(net.remote, &node).flags("SA");
@@ -166,7 +167,7 @@ fn a_connection_keeps_its_other_port_until_it_ends() {
     let dial = PacketSpec::syn(&taken, net.remote);
     let other = fixture.egress("uplink", &dial).ends().0;
     assert_ne!(other, taken);
-    let reset = PacketSpec::tcp(&taken, net.remote).flags("R");
+    let reset = dial.aborted();
     fixture.egress("uplink", &reset).passes_as(&reset.becomes(&other, net.remote));
     // The flow expires, and the node dials once more from the same port.
     let flows: Vec<_> = fixture.maps().entries::<FlowKey, Flow>("FLOWS");

@@ -23,21 +23,26 @@ fn states(packets: &[&str]) -> Vec<String> {
     states
 }
 
+/// Passes a packet. A reset has the next sequence number of its sender, and a forged one (`R!`) another.
 fn pass(fixture: &Fixture, packet: &str) {
     let flags = match &packet[1..] {
         "S" => "S",
         "SA" => "SA",
         "A" => "A",
         "FA" => "FA",
-        "R" => "R",
+        "R" | "R!" => "R",
         "RA" => "RA",
         other => panic!("{other}"),
     };
+    let first = PacketSpec::tcp(V4.client, V4.node_port);
+    let end = first.clone().flags("S").next_seq();
+    let seq = if packet.ends_with('!') { end + 1 } else { end };
+    let numbered = |spec: PacketSpec| if flags.starts_with('R') { spec.numbered(seq) } else { spec };
     if packet.starts_with('>') {
-        let packet = PacketSpec::tcp(V4.client, V4.node_port).flags(flags);
+        let packet = numbered(first.flags(flags));
         fixture.ingress("uplink", &packet).passes_as(&packet.becomes(V4.client, V4.local));
     } else {
-        let packet = PacketSpec::tcp(V4.local, V4.client).flags(flags);
+        let packet = numbered(PacketSpec::tcp(V4.local, V4.client).flags(flags));
         fixture.egress("uplink", &packet).passes_as(&packet.becomes(V4.node_port, V4.client));
     }
 }
@@ -66,6 +71,50 @@ fn a_reset_ends_a_connection_from_either_side() {
     assert_eq!(states(&[">S", "<SA", ">R"]), ["SYN_SENT", "SYN_RECV", "CLOSE"]);
     assert_eq!(states(&[">S", "<SA", ">A", "<FA", ">R"])[3..], ["CLOSE_WAIT", "CLOSE"]);
     assert_eq!(states(&[">S", "<SA", ">A", "<FA", ">FA", ">R"])[4..], ["TIME_WAIT", "CLOSE"]);
+}
+
+#[test]
+fn a_reset_with_a_wrong_sequence_number_changes_nothing_and_reaches_its_end() {
+    assert_eq!(states(&[">S", "<SA", ">A", "<A", ">R!", "<R!"])[2..], ["ESTABLISHED"; 4]);
+    assert_eq!(
+        states(&[">S", ">R!", "<SA", "<R!", ">A"]),
+        ["SYN_SENT", "SYN_SENT", "SYN_RECV", "SYN_RECV", "ESTABLISHED"]
+    );
+    assert_eq!(states(&[">S", "<SA", ">A", ">FA", ">R!", ">R"])[3..], ["CLOSE_WAIT", "CLOSE_WAIT", "CLOSE"]);
+    // The first packet of the backend: its number is unknown.
+    assert_eq!(states(&[">S", "<R!"]), ["SYN_SENT", "CLOSE"]);
+}
+
+#[test]
+fn a_sender_that_goes_on_has_not_reset_the_connection() {
+    assert_eq!(states(&[">S", "<SA", ">A", ">R", "<A", ">A"])[3..], ["CLOSE", "CLOSE", "ESTABLISHED"]);
+    assert_eq!(states(&[">S", "<SA", ">A", "<R", ">A", "<A"])[3..], ["CLOSE", "CLOSE", "ESTABLISHED"]);
+}
+
+#[test]
+fn an_abort_with_a_wrong_tag_changes_nothing() {
+    let mut fixture = enter();
+    fixture.serve(FixtureService::sctp().node_port(V4.any).backends(&[V4.local]));
+    // INIT has the tag 0, and each end then the tag that the other one chose.
+    for (from_client, chunk, tag, want) in [
+        (true, 1, 0, "SYN_SENT"),
+        (false, 2, 77, "SYN_RECV"),
+        (true, 0, 88, "ESTABLISHED"),
+        (true, 6, 77, "ESTABLISHED"),
+        (false, 6, 88, "ESTABLISHED"),
+        (true, 6, 88, "CLOSE"),
+    ] {
+        let numbered = |spec: PacketSpec| spec.chunk(chunk).numbered(tag);
+        if from_client {
+            let packet = numbered(PacketSpec::sctp_init(V4.client, V4.node_port));
+            fixture.ingress("uplink", &packet).passes_as(&packet.becomes(V4.client, V4.local));
+        } else {
+            let packet = numbered(PacketSpec::sctp_init(V4.local, V4.client));
+            fixture.egress("uplink", &packet).passes_as(&packet.becomes(V4.node_port, V4.client));
+        }
+        let flows = fixture.flows();
+        assert!(flows.len() == 2 && flows.iter().all(|flow| flow.ends_with(want)), "chunk {chunk}: {flows:?}");
+    }
 }
 
 #[test]

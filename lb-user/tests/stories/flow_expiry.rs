@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -17,14 +17,23 @@ use lb_kernel::{
     netfilter::temporary_tables::{self, KEEP_ALIVE_TABLE, NOTRACK_TABLE},
 };
 
+use lb_lab::{
+    network::{Lan, LanOptions},
+    packets::PacketSpec,
+};
+use rustix::net::{AddressFamily, Protocol, SendFlags, SocketType};
+
 use crate::{
     Story,
-    agent::{run, until},
+    agent::{run, until, until_polled_every},
     node::{StoryNode, is_slow, service},
+    packets::{self, NODE_PORT, TARGET, addresses, pod},
+    socket_termination::hold_connections,
 };
 
 pub const STORIES: &[Story] = &[
     ("flows_that_have_expired_are_removed_and_no_others", only_expired_flows_are_removed),
+    ("flows_of_idle_connections_outlive_a_forged_reset", idle_connections_outlive_a_forged_reset),
     ("flows_that_have_expired_free_a_full_map_in_seconds", full_map_is_freed),
     ("flows_that_are_handed_over_bypass_conntrack_until_the_rules_are_released", untracked_flows_bypass_conntrack),
 ];
@@ -116,6 +125,76 @@ fn only_expired_flows_are_removed(node: &mut StoryNode) {
     assert_eq!(json.pointer("/0/vip"), Some(&"10.96.0.1:80".into()), "{json}");
     agent.kill();
     assert_eq!(keys(&map.read().expect("the map")), kept, "no live flow is removed");
+}
+
+/// Sends a reset with the addresses and ports of a flow, and a sequence number that neither end has.
+fn forge_reset(key: &FlowKey) {
+    let end = |addr: Addr, port| SocketAddr::new(addr.to_ip(), port);
+    let (from, to) = (end(key.tuple.src, key.tuple.src_port), end(key.tuple.dst, key.tuple.dst_port));
+    let reset = PacketSpec::tcp(&from.to_string(), &to.to_string()).flags("R").numbered(77);
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    // IPPROTO_RAW: the packet has its IP header.
+    let raw = Protocol::from_raw(255.try_into().expect("not zero"));
+    let socket = rustix::net::socket(family, SocketType::RAW, Some(raw)).expect("a raw socket");
+    let to = SocketAddr::new(to.ip(), 0);
+    rustix::net::sendto(&socket, &reset.ip(), SendFlags::empty(), &to).expect("sent");
+}
+
+/// Waits for a whole round of the agent through the map.
+fn wait_for_a_round(map: &TypedMap<FlowKey, Flow>) {
+    // An entry that is over may be found by the rest of a round; a second one is found by the next round.
+    for port in 1..=2 {
+        let [(key, flow), _] = pair(("192.0.2.1", port), 6, (Seen::ANY | Seen::RST, 0), (0, 0));
+        put(map, &[(key, flow)]);
+        let is_gone = || map.get(&key).expect("the map").is_none();
+        until_polled_every(Duration::from_millis(200), "an expired flow is removed", is_gone);
+    }
+}
+
+fn idle_connections_outlive_a_forged_reset(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    let nodes = [(pod(&lan.node1), "here"), (pod(&lan.node2), "there")];
+    let endpoints: Vec<_> = nodes.iter().flat_map(|(host, name)| addresses(host).map(|ip| (ip, *name))).collect();
+    for (host, _) in nodes {
+        host.net.enter(|| addresses(host).map(|ip| hold_connections(&SocketAddr::from((ip, TARGET)).to_string())));
+    }
+    node.write("web.yaml", &packets::service("Cluster", &endpoints));
+    let _agent = packets::agent(node, &lan, &[]);
+    let own = addresses(&lan.node1.host);
+    let mut streams: Vec<TcpStream> = lan.client.net.enter(|| {
+        let dial = |n: usize| TcpStream::connect((own[n % 2], NODE_PORT)).expect("a connection");
+        (0..12).map(dial).collect()
+    });
+    let ask = |streams: &mut [TcpStream]| {
+        for stream in streams {
+            stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+            stream.write_all(b"hello").expect("the flow leads to the server");
+            stream.read_exact(&mut [0; 5]).expect("an echo");
+        }
+    };
+    ask(&mut streams);
+    let map = open(node);
+    let flows = || map.read().expect("the map").into_iter().filter(|(key, _)| key.proto == 6).collect::<Vec<_>>();
+    let entered = flows().into_iter().map(|(key, _)| key).filter(|key| key.hook == Hook::Ingress as u8);
+    let entered: Vec<_> = entered.collect();
+    assert!(entered.len() > streams.len(), "flows to remote pods have both entries at ingress");
+    lan.client.net.enter(|| entered.iter().for_each(forge_reset));
+    // A minute passes.
+    let aged: Vec<_> =
+        flows().into_iter().map(|(key, flow)| (key, Flow { used: flow.used - (14 << 32), ..flow })).collect();
+    assert_eq!(aged.len(), 2 * streams.len());
+    put(&map, &aged);
+    wait_for_a_round(&map);
+    ask(&mut streams);
+    // A true reset ends a flow.
+    for stream in streams.drain(..) {
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).expect("SO_LINGER");
+    }
+    let shown = || {
+        let output = run(node, &["get", "flows", "--proto", "tcp"]);
+        String::from_utf8(output.stdout).expect("text")
+    };
+    until("every flow is closed", || !shown().contains("ESTABLISHED") && shown().matches("CLOSE").count() == 12);
 }
 
 /// Returns a value of the agent's metrics.

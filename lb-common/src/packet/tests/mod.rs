@@ -23,6 +23,7 @@ const EMPTY: Packet = Packet {
     proto: 0,
     ttl: 0,
     seen: 0,
+    serial: 0,
     begins: false,
     may_fragment: false,
     v6: false,

@@ -66,6 +66,17 @@ proptest! {
             Proto::Sctp => (match built.kind { 6 | 14 => Seen::RST, 7 | 8 => Seen::FIN, _ => 0 }, built.kind == 1),
         };
         prop_assert_eq!((packet.seen, packet.begins), (seen | Seen::ANY, begins));
+        let number = || u32::from_be_bytes(bytes[l4 + 4..l4 + 8].try_into().expect("four octets"));
+        let serial = match built.proto {
+            Proto::Tcp if built.kind & 4 != 0 => number(),
+            Proto::Tcp => {
+                let taken = bytes.len() - l4 - len + usize::from(built.kind & 1) + usize::from(built.kind >> 1 & 1);
+                number().wrapping_add(u32::try_from(taken).expect("small"))
+            }
+            Proto::Sctp => number(),
+            Proto::Udp => 0,
+        };
+        prop_assert_eq!(packet.serial, serial);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use lb_common::{
     Device, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple,
-    flow::{FlowState, Seen, expires_at, partner_key, state},
+    flow::{FlowState, Seen, Serial, expires_at, partner_key, state},
 };
 
 use super::Flows;
@@ -80,7 +80,7 @@ fn entries(connection: &Connection, now: u64) -> [(FlowKey, Flow); 2] {
         flags: FlowFlags::NETFILTER | partner,
         forward: Seen::ANY,
         reverse,
-        used: now,
+        used: Serial::note(proto, 0, now, 0),
         hop: Hop::UNKNOWN,
     };
     let back = Flow { to: dialled.reversed(), flags: FlowFlags::NETFILTER | FlowFlags::REVERSE, ..flow };

@@ -58,7 +58,7 @@ pub struct PacketSpec {
     pub proto: Proto,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// Sequence number of TCP.
+    /// Sequence number of TCP, or verification tag of SCTP.
     pub seq: u32,
     /// Acknowledgement number of TCP.
     pub ack: u32,
@@ -131,6 +131,11 @@ impl PacketSpec {
         Self { chunk, ..self }
     }
 
+    /// Sets the sequence number of TCP, or the verification tag of SCTP.
+    pub fn numbered(self, seq: u32) -> Self {
+        Self { seq, ..self }
+    }
+
     /// Sets TTL or hop limit.
     pub fn ttl(self, ttl: u8) -> Self {
         Self { ttl, ..self }
@@ -189,13 +194,22 @@ impl PacketSpec {
 
     /// The reset that answers it (RFC 9293, 3.10.7.1).
     pub fn reset(&self) -> Self {
-        let has = |flag| self.flags.contains(flag);
-        let taken = self.payload.len() + usize::from(has('S')) + usize::from(has('F'));
-        let end = self.seq.wrapping_add(u32::try_from(taken).expect("short"));
-        let (flags, seq, ack) = if has('A') { ("R", self.ack, 0) } else { ("RA", 0, end) };
+        let (flags, seq, ack) = if self.flags.contains('A') { ("R", self.ack, 0) } else { ("RA", 0, self.next_seq()) };
         let empty =
             Self { ttl: 64, payload: Vec::new(), window: 0, has_extras: false, is_unfinished: false, ..self.back() };
         Self { flags, seq, ack, ..empty }.turned()
+    }
+
+    /// The reset by which its sender ends the connection next.
+    pub fn aborted(&self) -> Self {
+        Self { flags: "R", seq: self.next_seq(), payload: Vec::new(), ..self.clone() }
+    }
+
+    /// The sequence number after the last octet.
+    pub fn next_seq(&self) -> u32 {
+        let has = |flag| self.flags.contains(flag);
+        let taken = self.payload.len() + usize::from(has('S')) + usize::from(has('F'));
+        self.seq.wrapping_add(u32::try_from(taken).expect("short"))
     }
 
     /// The checksum of a whole UDP datagram without extras.
@@ -283,7 +297,8 @@ impl PacketSpec {
     fn sctp(&self) -> Vec<u8> {
         let (from, to) = (self.from.port().to_be_bytes(), self.to.port().to_be_bytes());
         let mut bytes = [from, to].concat();
-        bytes.extend([1, 2, 3, 4, 0, 0, 0, 0, self.chunk, 0, 0, 4]);
+        bytes.extend(self.seq.to_be_bytes());
+        bytes.extend([0, 0, 0, 0, self.chunk, 0, 0, 4]);
         bytes.extend(&self.payload);
         // 0 where a device will write it.
         if self.has_sum {

@@ -88,11 +88,6 @@ impl Ruleset {
         keys.map(frontend).collect()
     }
 
-    /// True if a frontend with this port leads to an endpoint.
-    pub fn serves_port(&self, port: u16) -> bool {
-        self.maps.get("service-ips").into_iter().flat_map(BTreeMap::keys).any(|key| key[2] == port.to_string())
-    }
-
     /// Protocols and ports of NodePorts.
     pub fn node_ports(&self) -> BTreeSet<(u16, Proto)> {
         let maps = ["service-nodeports", "no-endpoint-nodeports"];

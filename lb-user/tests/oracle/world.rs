@@ -23,7 +23,7 @@ use lb_lab::{
 use serde_json::{Value, json};
 
 use crate::{
-    answer::{Answer, Origin, Packet},
+    answer::{Answer, Origin, Outcome, Packet},
     api::{ObjectServer, Resource},
     beeline::Beeline,
     exceptions::{Counts, Facts, exception},
@@ -249,10 +249,21 @@ impl Node {
         self.server.replace(Resource::EndpointSlices, &all.slices);
         self.server.replace(Resource::Services, &all.services);
         let start = Instant::now();
-        ["ip", "ip6"].map(|family| {
+        // The endpoints of the node's zone, or all endpoints of a node without zone: kube-proxy reads its Node beside the
+        // Services.
+        let zone = self.object.pointer("/metadata/labels/topology.kubernetes.io~1zone").and_then(Value::as_str);
+        let is_used = |at: usize| zone.is_none_or(|zone| ZONES[at] == zone);
+        let port = sentinel_port(generation);
+        [0, 1].map(|at| {
+            let all = SENTINEL_ENDPOINTS[at].into_iter().enumerate().filter(|(at, _)| is_used(*at));
+            let all = all.map(|(_, ip)| SocketAddr::new(ip.parse().expect("an address"), port)).collect();
+            let wanted = Outcome::Endpoints(all);
+            let to = SocketAddr::new(SENTINEL_IPS[at].parse().expect("an address"), port);
+            let from = to.ip();
+            let packet = Packet { origin: Origin::Outside, from, to, proto: Proto::Tcp, node: &self.addresses };
             loop {
-                let has_sentinel = |rules: &Ruleset| rules.serves_port(sentinel_port(generation));
-                if let Some(rules) = Ruleset::read(family).filter(has_sentinel) {
+                let has_sentinel = |rules: &Ruleset| rules.answer(&packet).outcome == wanted;
+                if let Some(rules) = Ruleset::read(["ip", "ip6"][at]).filter(has_sentinel) {
                     return rules;
                 }
                 if start.elapsed() > PATIENCE {
@@ -269,11 +280,17 @@ const fn sentinel_port(generation: u16) -> u16 {
     20_000 + generation
 }
 
+/// Addresses of the last Service.
+const SENTINEL_IPS: [&str; 2] = ["10.96.255.254", "fd96::ff:fffe"];
+
+/// Its endpoints of each family, for each of [`ZONES`].
+const SENTINEL_ENDPOINTS: [[&str; 2]; 2] = [["11.255.0.1", "11.255.0.2"], ["fd44:ffff::1", "fd44:ffff::2"]];
+
 /// The objects of a generation and a last Service. kube-proxy reads the objects of a kind in order, so that rules which
-/// lead from its frontend to its endpoint have all others too. The port's name binds the slice to the generation.
+/// lead from its frontend to its endpoints have all others too. The port's name binds the slice to the generation.
 fn with_sentinel(objects: &Objects, generation: u16) -> Objects {
     let port = sentinel_port(generation);
-    let ips = ["10.96.255.254", "fd96::ff:fffe"];
+    let ips = SENTINEL_IPS;
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "zz", "name": "sentinel"},
         "spec": {
@@ -281,15 +298,18 @@ fn with_sentinel(objects: &Objects, generation: u16) -> Objects {
             "ports": [{"name": format!("p{port}"), "protocol": "TCP", "port": port}],
         },
     });
-    let slice = |name: &str, family: &str, address: &str| {
+    let slice = |name: &str, family: &str, addresses: [&str; 2]| {
+        let endpoint = |(address, zone): (&str, &str)| json!({"addresses": [address], "conditions": {}, "hints": {"forZones": [{"name": zone}]}});
+        let endpoints: Vec<_> = addresses.into_iter().zip(ZONES).map(endpoint).collect();
         json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
             "metadata": {"namespace": "zz", "name": name, "labels": {"kubernetes.io/service-name": "sentinel"}},
             "ports": [{"name": format!("p{port}"), "protocol": "TCP", "port": port}],
-            "endpoints": [{"addresses": [address], "conditions": {}}],
+            "endpoints": endpoints,
         })
     };
-    let slices = [slice("sentinel-4", "IPv4", "11.255.0.1"), slice("sentinel-6", "IPv6", "fd44:ffff::1")];
+    let [v4, v6] = SENTINEL_ENDPOINTS;
+    let slices = [slice("sentinel-4", "IPv4", v4), slice("sentinel-6", "IPv6", v6)];
     Objects {
         services: objects.services.iter().cloned().chain([service]).collect(),
         slices: objects.slices.iter().cloned().chain(slices).collect(),

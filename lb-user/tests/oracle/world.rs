@@ -249,8 +249,8 @@ impl Node {
         self.server.replace(Resource::EndpointSlices, &all.slices);
         self.server.replace(Resource::Services, &all.services);
         let start = Instant::now();
-        // The endpoints of the node's zone, or all endpoints of a node without zone: kube-proxy reads its Node beside the
-        // Services.
+        // The endpoints of the node's zone, or all endpoints of a node without zone: kube-proxy reads its Node beside
+        // the Services.
         let zone = self.object.pointer("/metadata/labels/topology.kubernetes.io~1zone").and_then(Value::as_str);
         let is_used = |at: usize| zone.is_none_or(|zone| ZONES[at] == zone);
         let port = sentinel_port(generation);
@@ -299,7 +299,10 @@ fn with_sentinel(objects: &Objects, generation: u16) -> Objects {
         },
     });
     let slice = |name: &str, family: &str, addresses: [&str; 2]| {
-        let endpoint = |(address, zone): (&str, &str)| json!({"addresses": [address], "conditions": {}, "hints": {"forZones": [{"name": zone}]}});
+        let endpoint = |(address, zone): (&str, &str)| {
+            let hints = json!({"forZones": [{"name": zone}]});
+            json!({"addresses": [address], "conditions": {}, "hints": hints})
+        };
         let endpoints: Vec<_> = addresses.into_iter().zip(ZONES).map(endpoint).collect();
         json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,

@@ -132,8 +132,8 @@ fn ranges_bind_everybody(node: &mut StoryNode) {
     until("no address is kept", || known().is_empty());
 }
 
-/// No process shows the network namespaces of the pods, so their calls go to the network. There the ranges bind packets,
-/// once the agent has attached the programs to the pod's link: its first packet is lost.
+/// No process shows the network namespaces of the pods, so their calls go to the network. There the ranges bind
+/// packets, once the agent has attached the programs to the pod's link: its first packet is lost.
 fn unknown_callers_go_on(node: &mut StoryNode) {
     let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
     let [inside, outside] = &lan.node1.pods[..] else { panic!("two pods") };

@@ -93,8 +93,8 @@ impl AnnouncedAddresses {
         &self.held
     }
 
-    /// Returns the time until which the node answers (CLOCK_BOOTTIME, ns); 0 before the first [`Self::renew`], of earlier
-    /// agents too.
+    /// Returns the time until which the node answers (CLOCK_BOOTTIME, ns); 0 before the first [`Self::renew`], of
+    /// earlier agents too.
     #[must_use]
     pub const fn deadline(&self) -> u64 {
         self.deadline

@@ -15,6 +15,7 @@ use lb_common::{Addr, Caller, Client, EjectionKey, FrontendKey, Proto};
 
 use crate::{
     globals::{HOST_NETNS, SET_RETVAL},
+    handshakes,
     maps::{NETNS_ADDRS, POD_MODES, POD_MODES_USED},
 };
 
@@ -122,7 +123,6 @@ impl<const V6: bool> SockAddr<V6> {
     /// hook then sees a destination that the application did not name.
     #[inline(always)]
     pub fn is_peer(&self) -> bool {
-        const ESTABLISHED: u32 = 1;
         const AF_INET6: u32 = 10;
         let fields = self.fields();
         // SAFETY: as above; a socket address hook always has a socket (5.3), and these fields of it are readable (5.1).
@@ -131,7 +131,7 @@ impl<const V6: bool> SockAddr<V6> {
             !V6 && !sk.is_null()
                 // For an IPv4 socket the hook runs only if the call names a destination.
                 && (*sk).family == AF_INET6
-                && (*sk).state == ESTABLISHED
+                && (*sk).state == handshakes::ESTABLISHED
                 && (*sk).dst_ip4 == (*fields).user_ip4
                 && u16::from_be((*sk).dst_port) == self.port()
         }

@@ -23,14 +23,10 @@ use lb_common::{
 use crate::{
     context::SockAddr,
     counters::count,
+    handshakes::{self, Step, Steps},
     maps::{ATTEMPTS, BACKENDS, EJECT_STATS, EJECTIONS, SERVICES},
     stats::add,
 };
-
-/// TCP states (include/net/tcp_states.h).
-const ESTABLISHED: u32 = 1;
-pub const SYN_SENT: u32 = 2;
-const CLOSE: u32 = 7;
 
 /// Remembers that the socket of a connect begins a handshake with a backend.
 #[inline(never)]
@@ -62,43 +58,28 @@ pub fn given_up(ctx: &SockContext) -> u32 {
 /// A TCP socket of the cgroup: follows its handshake if it has an attempt.
 #[inline(always)]
 pub fn sock_ops(ctx: &SockOpsContext) {
-    const TCP_CONNECT_CB: u32 = 3;
-    const RTO_CB: u32 = 8;
-    const STATE_CB: u32 = 10;
-    const RTO_CB_FLAG: u32 = 1;
-    const STATE_CB_FLAG: u32 = 4;
-    let ops = ctx.ops;
-    // SAFETY: the context is valid for the program's run; the verifier checks each access.
-    unsafe {
-        match (*ops).op {
-            TCP_CONNECT_CB if of(ctx).is_some() => {
-                // Other programs may use the flags as well.
-                let _unsupported = ctx.set_cb_flags((ctx.cb_flags() | STATE_CB_FLAG | RTO_CB_FLAG) as i32);
-            }
-            // No answer for a second: the SYN is sent again.
-            RTO_CB if (*ops).state == SYN_SENT => {
-                if let Some(attempt) = of(ctx) {
-                    failed(attempt, bpf_ktime_get_ns());
-                }
-            }
-            STATE_CB if (*ops).__bindgen_anon_1.args[0] == SYN_SENT => {
-                let state = (*ops).__bindgen_anon_1.args[1];
-                let socket = socket(ctx);
-                if !socket.is_null()
-                    && let Some(attempt) = attempt(socket, 0)
-                {
-                    if state == ESTABLISHED {
-                        succeeded(attempt);
-                    } else if state == CLOSE && (*ops).segs_out != 0 {
-                        // Without a packet sent, the client's own routes refused.
-                        failed(attempt, bpf_ktime_get_ns());
-                    }
-                    bpf_sk_storage_delete((&raw const ATTEMPTS).cast_mut().cast(), socket);
-                }
-            }
-            _ => {}
-        }
+    let Some(step) = handshakes::step(ctx) else { return };
+    let socket = socket(ctx);
+    if socket.is_null() {
+        return;
     }
+    let Some(attempt) = attempt(socket, 0) else { return };
+    // SAFETY: no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    match step {
+        Step::Begins => return handshakes::follow(ctx, Steps::All),
+        Step::Unanswered => {
+            failed(attempt, now);
+            return;
+        }
+        Step::Established => succeeded(attempt, now),
+        Step::Failed if handshakes::has_sent(ctx) => {
+            failed(attempt, now);
+        }
+        Step::Failed => {}
+    }
+    // SAFETY: as in `attempt`.
+    unsafe { bpf_sk_storage_delete((&raw const ATTEMPTS).cast_mut().cast(), socket) };
 }
 
 /// The socket of the context; null if it is no full one, as that of a server's handshake.
@@ -106,12 +87,6 @@ pub fn sock_ops(ctx: &SockOpsContext) {
 fn socket(ctx: &SockOpsContext) -> *mut c_void {
     // SAFETY: as in `sock_ops`; the field is readable since 5.3.
     unsafe { (*ctx.ops).__bindgen_anon_2.sk.cast() }
-}
-
-#[inline(always)]
-fn of(ctx: &SockOpsContext) -> Option<&'static mut Attempt> {
-    let socket = socket(ctx);
-    if socket.is_null() { None } else { attempt(socket, 0) }
 }
 
 /// The attempt in a socket's storage.
@@ -193,12 +168,11 @@ fn forget_gone(seen: *mut Ejections) {
 
 /// Takes over a handshake that succeeded.
 #[inline(always)]
-fn succeeded(attempt: &Attempt) {
+fn succeeded(attempt: &Attempt, now: u64) {
     let client = attempt.client;
     if let Some(seen) = EJECTIONS.get_ptr_mut(client) {
         // SAFETY: as in `failed`.
         unsafe {
-            let now = bpf_ktime_get_ns();
             bpf_spin_lock((&raw mut (*seen).lock).cast());
             (*seen).succeed(attempt.backend, now);
             bpf_spin_unlock((&raw mut (*seen).lock).cast());

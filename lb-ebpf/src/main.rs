@@ -10,6 +10,7 @@ mod context;
 mod counters;
 mod ejection;
 mod globals;
+mod handshakes;
 mod log;
 mod maps;
 mod mptcp;

@@ -11,7 +11,7 @@ use crate::{
     counters::count,
     ejection,
     globals::GENERATION,
-    log,
+    handshakes, log,
     maps::{BACKENDS, NAMES},
     mptcp::{self, MptcpSocket},
     own, stats,
@@ -197,7 +197,7 @@ pub fn release(ctx: &SockContext) -> i32 {
     if proto == Proto::Tcp as u32 {
         let mut socket = TcpSocket::of(ctx.as_ptr());
         // SAFETY: as above.
-        if unsafe { (*ctx.sock).state } == ejection::SYN_SENT {
+        if unsafe { (*ctx.sock).state } == handshakes::SYN_SENT {
             ejection::given_up(ctx);
             watch::given_up(ctx, &socket);
         }

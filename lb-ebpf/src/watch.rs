@@ -23,6 +23,7 @@ use lb_common::{Addr, COMM_LEN, Cause, Choice, FrontendKey, WatchCell, WatchKind
 use crate::{
     context::SockAddr,
     globals::SET_RETVAL,
+    handshakes::{self, Step, Steps},
     maps::{WATCH, WATCH_EVENTS},
     stats::add,
     tcp_socks::TcpSocket,
@@ -95,32 +96,16 @@ pub fn given_up(ctx: &SockContext, socket: &TcpSocket) {
 /// A TCP socket of the cgroup: records the result of the handshake with a backend.
 #[inline(always)]
 pub fn sock_ops(ctx: &SockOpsContext) {
-    const TCP_CONNECT_CB: u32 = 3;
-    const STATE_CB: u32 = 10;
-    const STATE_CB_FLAG: u32 = 4;
-    const ESTABLISHED: u32 = 1;
-    const SYN_SENT: u32 = 2;
-    const CLOSE: u32 = 7;
-    let ops = ctx.ops;
-    // SAFETY: the context is valid for the program's run; the verifier checks each access.
-    unsafe {
-        match (*ops).op {
-            TCP_CONNECT_CB if TcpSocket::of(ctx.as_ptr()).translation().is_some() => {
-                // Other programs may use the flags as well.
-                let _unsupported = ctx.set_cb_flags((ctx.cb_flags() | STATE_CB_FLAG) as i32);
-            }
-            STATE_CB if (*ops).__bindgen_anon_1.args[0] == SYN_SENT => {
-                let state = (*ops).__bindgen_anon_1.args[1];
-                let (syns, answers) = ((*ops).total_retrans + 1, (*ops).segs_in);
-                if state == ESTABLISHED {
-                    record_handshake(ctx.as_ptr(), WatchKind::Established as u32, syns, answers);
-                } else if state == CLOSE {
-                    record_handshake(ctx.as_ptr(), WatchKind::Failed as u32, syns, answers);
-                }
-            }
-            _ => {}
+    let kind = match handshakes::step(ctx) {
+        Some(Step::Begins) if TcpSocket::of(ctx.as_ptr()).translation().is_some() => {
+            return handshakes::follow(ctx, Steps::Result);
         }
-    }
+        Some(Step::Established) => WatchKind::Established,
+        Some(Step::Failed) => WatchKind::Failed,
+        _ => return,
+    };
+    let (syns, answers) = handshakes::segments(ctx);
+    record_handshake(ctx.as_ptr(), kind as u32, syns, answers);
 }
 
 #[inline(never)]

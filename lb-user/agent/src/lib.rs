@@ -5,6 +5,7 @@
 mod balancer;
 mod closed_sockets;
 mod connection_age;
+mod ejections;
 mod events;
 mod health;
 mod health_ports;

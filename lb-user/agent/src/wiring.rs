@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::{
     connection_age::{self, Ages},
+    ejections,
     events::{self, EventQueue},
     health::{self, ProbeCounts},
     health_ports,
@@ -127,6 +128,8 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     tasks.spawn(forward_restricted(observed.clone(), restricted_sender));
     let (ages_sender, ages) = watch::channel(Ages::default());
     tasks.spawn(forward(observed.clone(), |status| Arc::clone(&status.connection_ages), ages_sender));
+    let (ejects_sender, ejects) = watch::channel(false);
+    tasks.spawn(forward(observed.clone(), |status| status.ejects, ejects_sender));
     let (probed_sender, probed) = watch::channel(ProbedServices::default());
     tasks.spawn(forward(observed.clone(), |status| Arc::clone(&status.probed), probed_sender));
     let (attracted_sender, of_routes) = watch::channel(None);
@@ -197,6 +200,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), node, answering));
     tasks.spawn(netns_addrs::run(pins.current(), restricted));
     tasks.spawn(connection_age::run(pins.current(), ages));
+    tasks.spawn(ejections::run(pins.current(), ejects, event_queue.clone()));
     let termination = termination::start(pins.current(), event_queue, loader.freer())?;
     tasks.spawn(reconcile::run(reconciler, LoadedDataplane { loader, cgroup, termination }, inbox, status));
     let directory = pins.current();

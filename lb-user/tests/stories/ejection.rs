@@ -273,6 +273,7 @@ fn outlives_the_agent(node: &mut StoryNode) {
     node.write("web.yaml", &ejecting);
     until("the program is attached", || link.exists());
     assert_eq!(failures(30), 2);
+    agent.wait_for_log("its endpoint 10.0.0.3:8080 is ejected by one client of the node, whose connects to it fail");
     // IPv6 sockets too, with a mapped address.
     let vip = mapped(at(VIP));
     assert!((0..10).all(|_| Client::tcp(vip).connect(vip).is_ok()));

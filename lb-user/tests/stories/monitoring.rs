@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::{
     Story,
     agent::until,
-    node::{StoryNode, service},
+    node::{StoryNode, annotated, service},
     sockets::{Client, at, tcp_server},
 };
 
@@ -52,6 +52,8 @@ fn dashboard_and_alerts_work(node: &mut StoryNode) {
     node.write("web.yaml", &service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080"]));
     node.write("empty.yaml", &service("empty", &["10.96.0.2"], "TCP", 80, &[]));
     ["10.0.0.1:8080", "10.0.0.2:8080"].into_iter().for_each(tcp_server);
+    let ejecting = service("ejecting", &["10.96.0.3"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.3:8080"]);
+    node.write("ejecting.yaml", &annotated(&ejecting, "beeline.io/eject: 1 in 1m for 1h"));
     let _agent = node.agent(&[]);
 
     let directory = node.directory.join("prometheus");
@@ -115,11 +117,13 @@ fn enable_run_counts(node: &StoryNode) {
     mount_bind(&sysctl, "/proc/sys/kernel/bpf_stats_enabled").expect("a mount of this namespace");
 }
 
-/// Makes connections and refused calls, and changes an endpoint with a change time.
+/// Makes connections, refused calls and calls to a dead endpoint, and changes an endpoint with a change time.
 fn make_traffic(node: &StoryNode, round: usize) {
     for (vip, is_served) in [("10.96.0.1:80", true), ("10.96.0.2:80", false)] {
         assert_eq!(Client::tcp(at(vip)).connect(at(vip)).is_ok(), is_served, "{vip}");
     }
+    let ejecting = at("10.96.0.3:80");
+    let _may_fail = Client::tcp(ejecting).connect(ejecting);
     let (now, backend) = (k8s_openapi::jiff::Timestamp::now(), 1 + round % 2);
     node.write(
         "slice.yaml",

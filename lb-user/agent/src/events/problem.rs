@@ -17,6 +17,8 @@ pub(crate) enum ProblemOrigin {
     MapSize,
     /// Processes of this node that listened on a NodePort when it was added.
     NodePort,
+    /// Endpoints that clients of this node have ejected.
+    Ejection,
     /// A `healthCheckNodePort` at this address of the node.
     HealthPort(SocketAddr),
 }

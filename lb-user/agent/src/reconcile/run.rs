@@ -206,6 +206,7 @@ fn publish<S: Store>(
         status.health = Arc::clone(&reconciler.reports.health);
         status.restricted = Arc::clone(&reconciler.reports.restricted);
         status.attracted = Arc::clone(&reconciler.reports.attracted);
+        status.ejects = reconciler.reports.handshakes() == Handshakes::Followed;
         if let Some((ages, probed)) = named {
             (status.connection_ages, status.probed) = (Arc::new(ages), Arc::new(probed));
         }

@@ -57,6 +57,8 @@ pub(crate) struct Status {
     pub(crate) restricted: Arc<BTreeMap<Key, Vec<IpAddr>>>,
     /// Ages of connections by id of the service port, as of the last pass.
     pub(crate) connection_ages: Ages,
+    /// True if a Service ejects endpoints, as of the last pass.
+    pub(crate) ejects: bool,
     /// Endpoints to probe, as of the last pass.
     pub(crate) probed: ProbedServices,
     /// Load balancer addresses of each Service whose traffic the node shall attract, if it attracts any, as of the last
@@ -111,6 +113,7 @@ impl Default for Status {
             restricted: Arc::default(),
             attracted: Arc::default(),
             connection_ages: Ages::default(),
+            ejects: false,
             probed: ProbedServices::default(),
             node_ports: Arc::default(),
             cluster_ranges: Arc::default(),

@@ -127,6 +127,11 @@ pub(super) const fn list_users(flags: u32) -> (&'static str, &'static str) {
     }
 }
 
+/// True if a service port with these [`ServiceFlags`] uses a better tier only.
+const fn is_spare(tier: u8, flags: u32) -> bool {
+    flags & ServiceFlags::TIERED != 0 && (flags & ServiceFlags::TIER) >> ServiceFlags::TIER_SHIFT < tier as u32
+}
+
 impl EvaluatedEndpoint<'_> {
     pub(super) fn is_v4(&self) -> bool {
         self.target.addr.is_v4()
@@ -190,6 +195,10 @@ impl EvaluatedEndpoint<'_> {
             }
             Reason::NotReady => write!(text, "not used: it is not ready"),
             Reason::FailsProbe(cause) => write!(text, "not used: its probe fails: {cause}"),
+            // Without results, as in `explain`, a spare that never served looks as if it waited.
+            Reason::AwaitsProbe if is_spare(self.endpoint.tier, flags) => {
+                write!(text, "not used: its priority is {}, and another one is used", self.endpoint.tier)
+            }
             Reason::AwaitsProbe => write!(text, "not used: its probe fails, or has not passed yet"),
             Reason::Terminated => write!(text, "not used: it terminates and answers no more"),
             Reason::OtherFamily(served) => {

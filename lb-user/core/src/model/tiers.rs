@@ -57,18 +57,22 @@ impl Tiers {
         if endpoints.iter().all(|endpoint| endpoint.endpoint.tier == 0) {
             return None;
         }
+        let before = before();
         let mut counts: BTreeMap<u8, Count> = BTreeMap::new();
         for EvaluatedEndpoint { endpoint, reason, .. } in endpoints {
             let is_ready = match reason {
                 Reason::Serves { cluster: Placement::Ready, .. } => true,
                 Reason::NotReady | Reason::FailsProbe(_) => false,
+                // New endpoints do not end the use of their tier. No tier comes into use because dead endpoints have no
+                // result yet, as after a restart.
+                Reason::AwaitsProbe if endpoint.tier != before => false,
                 _ => continue,
             };
             let count = counts.entry(endpoint.tier).or_default();
             count.ready += usize::from(is_ready);
             count.total += 1;
         }
-        let (before, enough) = (before(), usize::from(share));
+        let enough = usize::from(share);
         let is_lost = before != ALL && !counts.get(&before).is_some_and(|count| count.has(enough));
         let needed = |tier: u8| if tier < before && !is_lost { back(share) } else { enough };
         let in_use = counts.iter().find(|(tier, count)| count.has(needed(**tier))).map_or(ALL, |(tier, _)| *tier);

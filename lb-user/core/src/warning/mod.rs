@@ -30,6 +30,8 @@ pub enum WarningReason {
     CheckService,
     /// An endpoint fails its probe.
     ProbeFailed,
+    /// Clients of the node have ejected an endpoint.
+    EndpointEjected,
     /// The Service does not get a load balancer address, or should not keep it.
     LoadBalancerAddress,
     /// The clients of another Service are not redirected.
@@ -55,6 +57,7 @@ impl WarningReason {
             Self::InvalidValue => "InvalidValue",
             Self::CheckService => "CheckService",
             Self::ProbeFailed => "ProbeFailed",
+            Self::EndpointEjected => "EndpointEjected",
             Self::LoadBalancerAddress => "LoadBalancerAddress",
             Self::RedirectRefused => "RedirectRefused",
             Self::NoRoom => "NoRoom",
@@ -141,6 +144,15 @@ pub enum Warning {
     SlowStartWithoutWeights,
     /// `beeline.io/eject` on a Service without a port of TCP.
     EjectionWithoutTcp,
+    /// An endpoint that clients of the node do not get, since their connects to it failed (`beeline.io/eject`).
+    Ejected {
+        /// Address of the endpoint.
+        addr: Addr,
+        /// Its port; none for a port range.
+        port: Option<u16>,
+        /// The clients, without their number, which changes all the time.
+        clients: EjectingClients,
+    },
     /// `beeline.io/prefer-local` beside `internalTrafficPolicy: Local`.
     PreferenceUnderLocal,
     /// `beeline.io/probe` on a Service with a selector.
@@ -344,6 +356,15 @@ pub enum RedirectRefusal {
     NoCommonPort,
 }
 
+/// Clients of a node that have ejected an endpoint.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum EjectingClients {
+    /// One of them: others reach the endpoint, or have not tried.
+    One,
+    /// Several of them.
+    Several,
+}
+
 /// The obstacle to binding a `healthCheckNodePort`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum BindError {
@@ -393,6 +414,7 @@ impl Warning {
             | Self::ProbeWithoutTcp
             | Self::EjectionWithoutTcp
             | Self::PreferenceUnderLocal => WarningReason::CheckService,
+            Self::Ejected { .. } => WarningReason::EndpointEjected,
             Self::LoadBalancerAddress(_) => WarningReason::LoadBalancerAddress,
             Self::RedirectRefused { .. } | Self::RedirectAttempt { .. } => WarningReason::RedirectRefused,
             Self::MapFull { .. } => WarningReason::NoRoom,

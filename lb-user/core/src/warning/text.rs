@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     collections::BTreeSet,
     fmt::{self, Display, Formatter},
+    net::SocketAddr,
 };
 
 use lb_common::{Family, Kind, MAGLEV_LEN};
@@ -12,8 +13,8 @@ use serde::{Serialize, Serializer};
 use crate::{host_ports::Owner, objects::Key, port_ranges::frontend_text};
 
 use super::{
-    BindError, Denial, DeniedFrontend, EndpointList, EndpointProblem, FrontendPlace, LISTED, LocalPolicies, NameFlaw,
-    Named, ObjectRef, RedirectRefusal, Warning,
+    BindError, Denial, DeniedFrontend, EjectingClients, EndpointList, EndpointProblem, FrontendPlace, LISTED,
+    LocalPolicies, NameFlaw, Named, ObjectRef, RedirectRefusal, Warning,
 };
 
 /// Characters of a bad name that are shown.
@@ -58,6 +59,12 @@ impl Warning {
             Self::ProbeWithSelector => "remove the annotation, and give the pods a readinessProbe",
             Self::ProbeWithoutTcp => "remove the annotation, or add a port of TCP",
             Self::EjectionWithoutTcp => "remove the annotation",
+            Self::Ejected { clients: EjectingClients::One, .. } => {
+                "`beeline watch --failed` on that node names the client: check its routes and policies, then the server"
+            }
+            Self::Ejected { clients: EjectingClients::Several, .. } => {
+                "check that server, and the routes and policies of that node; a connect that succeeds brings it back"
+            }
             Self::PreferenceUnderLocal => "set internalTrafficPolicy to Cluster, or remove the annotation",
             Self::RedirectRefused { target, refusal } => return Some(refusal.cure(target)),
             Self::RedirectAttempt { sources, count } => {
@@ -171,6 +178,18 @@ impl Warning {
                 "annotation beeline.io/eject has no effect, since the Service has no port of TCP, whose handshakes \
                  tell failures",
             ),
+            Self::Ejected { addr, port, clients } => {
+                let addr = addr.to_ip();
+                match port {
+                    Some(port) => write!(f, "its endpoint {}", SocketAddr::new(addr, *port))?,
+                    None => write!(f, "its endpoint {addr}")?,
+                }
+                let clients = match clients {
+                    EjectingClients::One => "one client",
+                    EjectingClients::Several => "several clients",
+                };
+                write!(f, " is ejected by {clients} of the node, whose connects to it fail")
+            }
             Self::PreferenceUnderLocal => f.write_str(
                 "annotation beeline.io/prefer-local has no effect at cluster IPs, since internalTrafficPolicy is \
                  Local: calls fail while no endpoint is on the node",

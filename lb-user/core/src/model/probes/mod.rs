@@ -4,12 +4,12 @@
 //! An endpoint that fails is not used, as if it was not ready, while another one does not. If all fail, all are used:
 //! the question may be wrong, or cut off from the node.
 //!
-//! The maps are all that outlives the agent: until an endpoint has a result, it passes if a list of the maps has it,
-//! and waits if it would be in a list and is not.
+//! The maps are all that outlives the agent: until an endpoint has a result, it passes if it is a backend in the maps,
+//! in a list or as a spare of another tier, and waits otherwise. An endpoint that fails or waits is no backend.
 
 use std::collections::BTreeSet;
 
-use lb_common::{AddrPort, FrontendKey, List, Proto};
+use lb_common::{AddrPort, Backend, BackendFlags, FrontendKey, List, Proto};
 
 use super::{
     ClusterContext,
@@ -45,7 +45,6 @@ pub(super) fn apply<'a>(
     narrow: impl Fn(&mut [EvaluatedEndpoint<'a>]),
 ) -> bool {
     let (numbers, in_use) = (probed_ports(view), in_use(cluster.maps, port));
-    let mut unknown = BTreeSet::new();
     for endpoint in endpoints.iter_mut().filter(|endpoint| is_ready(endpoint)) {
         let AddrPort { addr, port: number } = endpoint.target;
         // A probe would be translated, and answered by a backend of the other Service.
@@ -55,14 +54,12 @@ pub(super) fn apply<'a>(
             _ if is_frontend || !numbers.contains(&number) => ProbeState::NotProbed,
             Some(ProbeVerdict::Fails(cause)) => ProbeState::Fails(cause),
             Some(ProbeVerdict::Passes) => ProbeState::Passes,
-            None => {
-                unknown.extend((!in_use.contains(&endpoint.target)).then_some(endpoint.target));
-                ProbeState::Passes
-            }
+            None if in_use.contains(&endpoint.target) => ProbeState::Passes,
+            None => ProbeState::Waits,
         };
     }
     let all = endpoints.to_vec();
-    hold_back(endpoints, &all, unknown, &narrow);
+    hold_back(endpoints, &all);
     let mut without = all;
     let is_out =
         |endpoint: &EvaluatedEndpoint<'_>| matches!(endpoint.reason, Reason::FailsProbe(_) | Reason::AwaitsProbe);
@@ -74,39 +71,18 @@ pub(super) fn apply<'a>(
     without.iter().any(|endpoint| is_listed(endpoint) && out.contains(&endpoint.target))
 }
 
-/// Keeps out endpoints that fail or wait. `all` are the same endpoints before that, and `unknown` those without a
-/// result that no list of the maps has.
-fn hold_back<'a>(
-    endpoints: &mut [EvaluatedEndpoint<'a>],
-    all: &[EvaluatedEndpoint<'a>],
-    mut unknown: BTreeSet<AddrPort>,
-    narrow: impl Fn(&mut [EvaluatedEndpoint<'a>]),
-) {
-    loop {
-        endpoints.iter_mut().for_each(keep_out);
-        if !endpoints.iter().any(is_ready) {
-            // Endpoints that wait are not known to fail. If none waits, all are used.
-            let has_waiting = endpoints.iter().any(|endpoint| endpoint.reason == Reason::AwaitsProbe);
-            for (endpoint, before) in endpoints.iter_mut().zip(all) {
-                if !has_waiting || endpoint.reason == Reason::AwaitsProbe {
-                    *endpoint = *before;
-                }
-            }
-            return;
+/// Keeps out endpoints that fail or wait. `all` are the same endpoints before that.
+fn hold_back<'a>(endpoints: &mut [EvaluatedEndpoint<'a>], all: &[EvaluatedEndpoint<'a>]) {
+    endpoints.iter_mut().for_each(keep_out);
+    if endpoints.iter().any(is_ready) {
+        return;
+    }
+    // Endpoints that wait are not known to fail. If none waits, all are used.
+    let has_waiting = endpoints.iter().any(|endpoint| endpoint.reason == Reason::AwaitsProbe);
+    for (endpoint, before) in endpoints.iter_mut().zip(all) {
+        if !has_waiting || endpoint.reason == Reason::AwaitsProbe {
+            *endpoint = *before;
         }
-        // An endpoint that would be in a list and is in none of the maps is new, or failed before a restart. An
-        // endpoint that would be in none may be a spare of another tier.
-        let mut narrowed = endpoints.to_vec();
-        narrow(&mut narrowed);
-        let listed: BTreeSet<AddrPort> =
-            narrowed.iter().filter(|endpoint| is_listed(endpoint)).map(|of| of.target).collect();
-        let waits: BTreeSet<AddrPort> = listed.intersection(&unknown).copied().collect();
-        if waits.is_empty() {
-            return;
-        }
-        unknown.retain(|target| !waits.contains(target));
-        let waiting = endpoints.iter_mut().filter(|endpoint| is_ready(endpoint) && waits.contains(&endpoint.target));
-        waiting.for_each(|endpoint| endpoint.probe = ProbeState::Waits);
     }
 }
 
@@ -139,13 +115,21 @@ fn probed_ports(view: &View<'_>) -> BTreeSet<u16> {
     ports.filter(|port| is_of_service(&port.name)).map(|port| port.port.get()).collect()
 }
 
-/// The endpoints in the lists of a service port in the maps, as far as programs read them: not those of writes that
-/// failed half-way.
+/// The backends of a service port in the maps: those in a list as far as programs read them, so that writes that failed
+/// half-way do not count, and those meant for none, such as spares of another tier.
 fn in_use(maps: Option<&Shadow>, port: &PortKey) -> BTreeSet<AddrPort> {
-    let Some((_, port)) = maps.and_then(|maps| maps.port_named(port)) else { return BTreeSet::new() };
+    let Some(maps) = maps else { return BTreeSet::new() };
+    let Some((id, port)) = maps.port_named(port) else { return BTreeSet::new() };
     let len = |list| port.service.map_or(0, |service| service.len(list) as usize);
     let slots = List::ALL.into_iter().flat_map(|list| port.list(list).iter().take(len(list)));
-    slots.flatten().map(FilledSlot::target).collect()
+    let listed: BTreeSet<AddrPort> = slots.flatten().map(FilledSlot::target).collect();
+    if listed.is_empty() {
+        return listed;
+    }
+    let is_spare = |backend: &Backend| backend.flags & (BackendFlags::CLUSTER | BackendFlags::LOCAL) == 0;
+    let loose = maps.loose_backends().map(|(_, backend)| backend).filter(|backend| backend.service == id);
+    let spares = loose.filter(is_spare).map(|backend| AddrPort { addr: backend.addr, port: backend.port });
+    spares.chain(listed).collect()
 }
 
 /// Returns the endpoints of a Service that are probed, if there are any.

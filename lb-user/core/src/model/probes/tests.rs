@@ -242,7 +242,7 @@ fn a_restart_takes_no_endpoint_away_and_brings_none_back() {
 }
 
 #[test]
-fn tiers_count_failing_endpoints_as_not_ready_and_waiting_ones_not_at_all() {
+fn tiers_count_failing_endpoints_as_not_ready_and_waiting_ones_of_the_tier_in_use_not_at_all() {
     let mut fixture = Fixture::new(&[(1, 0), (2, 0), (7, 1)]);
     assert_eq!(fixture.pass(), "1 2 | 1 2 | 1 2");
     fixture.passes(7);
@@ -274,6 +274,19 @@ fn a_restart_brings_no_tier_back_whose_endpoints_are_dead() {
     fixture.verdict(7, None);
     let text = fixture.explain();
     assert!(text.contains("10.0.0.7:8080  -  not used: its priority is 1, and another one is used"), "{text}");
+}
+
+#[test]
+fn an_endpoint_that_goes_out_of_use_with_its_tier_stays_a_backend() {
+    let mut fixture = Fixture::new(&[(2, 1)]);
+    fixture.pass();
+    fixture.passes(1);
+    fixture.fails(3);
+    // Endpoint 2 has no result. It moves to priority 0, which has too many dead and new ones.
+    fixture.set_slice(slice(&[(1, 1), (2, 0), (3, 0), (4, 0), (5, 0)]));
+    assert_eq!(fixture.pass(), "1 | 1 | 2 3 4 5");
+    let writes = fixture.writes;
+    assert_eq!((fixture.pass(), fixture.writes), ("1 | 1 | 2 3 4 5".to_owned(), writes), "its sockets do not end");
 }
 
 #[test]

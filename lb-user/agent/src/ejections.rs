@@ -1,0 +1,187 @@
+//! Reports endpoints that clients of this node have ejected, in the log and as Events of their Services. Nothing runs
+//! while no Service has `beeline.io/eject`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use lb_common::{Backend, BackendFlags};
+use lb_core::{
+    objects::Key,
+    warning::{EjectingClients, Warning},
+};
+use lb_dataplane::{
+    stats::{LiveIds, Missed, StatMaps},
+    store::BpfStore,
+};
+use lb_kernel::clock;
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::events::{EventQueue, ProblemOrigin};
+
+/// Shortest and longest time between two looks.
+const SHORTEST: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Share of the time that looks may take: one part of these. A full `EJECTIONS` has 16 MiB.
+const SHARE: u32 = 100;
+
+/// Endpoints of a Service that are reported at a time: a client that ejects all of them on purpose must not use up the
+/// Events of the Service.
+const MAX_ENDPOINTS: usize = 3;
+
+/// New ejections that a look logs one by one.
+const MAX_LOGGED: usize = 10;
+
+/// Problems of each Service.
+type Problems = BTreeMap<Key, BTreeSet<Warning>>;
+
+/// Reports ejections, by the maps pinned in `pins`, until the sender is dropped. Failures are logged and retried.
+///
+/// # Errors
+/// If a look panics.
+pub(crate) async fn run(pins: PathBuf, mut ejects: watch::Receiver<bool>, events: EventQueue) -> Result<()> {
+    let mut reporter = Reporter { events, open: Problems::new() };
+    let mut failure = None;
+    loop {
+        if !*ejects.borrow_and_update() {
+            reporter.report(Problems::new());
+            if ejects.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            continue;
+        }
+        let (start, pins) = (Instant::now(), pins.clone());
+        let look = tokio::task::spawn_blocking(move || problems(&pins)).await.context("the look at ejections")?;
+        let new = look.map(|problems| reporter.report(problems)).err().map(|error| format!("{error:#}"));
+        if let Some(error) = new.iter().find(|_| new != failure) {
+            warn!("reading ejections: {error}");
+        }
+        failure = new;
+        tokio::time::sleep((start.elapsed() * (SHARE - 1)).clamp(SHORTEST, LONGEST)).await;
+    }
+}
+
+/// Reads the endpoints that clients of this node miss now.
+fn problems(pins: &std::path::Path) -> Result<Problems> {
+    let missed = StatMaps::open(pins)?.missed(&LiveIds::open(pins)?, clock::monotonic_ns())?;
+    let store = BpfStore::open(pins)?;
+    let named = |id| {
+        let backend = store.backend(id)?;
+        Some((store.name(backend.service)?.service, backend))
+    };
+    Ok(by_service(&missed, named))
+}
+
+/// Describes the endpoints that clients miss; `named` returns a backend and its Service.
+fn by_service(missed: &BTreeMap<u32, Missed>, named: impl Fn(u32) -> Option<(Key, Backend)>) -> Problems {
+    let mut problems = Problems::new();
+    for (id, Missed { clients, .. }) in missed {
+        let Some((service, backend)) = named(*id) else { continue };
+        let of_service = problems.entry(service).or_default();
+        if of_service.len() < MAX_ENDPOINTS {
+            of_service.insert(Warning::Ejected {
+                addr: backend.addr,
+                port: (backend.flags & BackendFlags::OFFSET == 0).then_some(backend.port),
+                clients: if *clients == 1 { EjectingClients::One } else { EjectingClients::Several },
+            });
+        }
+    }
+    problems
+}
+
+struct Reporter {
+    events: EventQueue,
+    /// Problems of the last look.
+    open: Problems,
+}
+
+impl Reporter {
+    /// Logs new problems, and replaces the problems of the last look in the queue.
+    fn report(&mut self, problems: Problems) {
+        let before = std::mem::replace(&mut self.open, problems);
+        for ended in before.keys().filter(|service| !self.open.contains_key(*service)) {
+            self.events.report(ProblemOrigin::Ejection, ended, Vec::new());
+        }
+        let mut new = 0;
+        for (service, of_service) in &self.open {
+            let known = before.get(service);
+            for warning in of_service.iter().filter(|warning| known.is_none_or(|known| !known.contains(*warning))) {
+                new += 1;
+                if new <= MAX_LOGGED {
+                    warn!(%service, "{warning}");
+                }
+            }
+            if known != Some(of_service) {
+                self.events.report(ProblemOrigin::Ejection, service, of_service.iter().cloned().collect());
+            }
+        }
+        if new > MAX_LOGGED {
+            warn!("{} more endpoints are ejected", new - MAX_LOGGED);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lb_common::Addr;
+
+    /// Backend N of the Service N % 10 of the namespace `default`, at 10.0.0.N.
+    fn named(id: u32) -> Option<(Key, Backend)> {
+        let addr = Addr::from(std::net::IpAddr::from([10, 0, 0, u8::try_from(id).ok()?]));
+        let flags = if id == 9 { BackendFlags::OFFSET } else { 0 };
+        let service = id % 10;
+        Some((Key::new("default", &service.to_string()), Backend { addr, port: 80, flags, service }))
+    }
+
+    fn missed(of: &[(u32, usize)]) -> Problems {
+        let missed = of.iter().map(|(id, clients)| (*id, Missed { clients: *clients, seconds: 30 }));
+        by_service(&missed.collect(), named)
+    }
+
+    fn notes(queue: &EventQueue) -> Vec<String> {
+        let problems = queue.open_problems().into_iter();
+        problems.map(|event| format!("{} {}", event.service, event.note("n"))).collect()
+    }
+
+    #[test]
+    fn an_ejection_is_an_event_of_the_node_with_its_cure_until_it_ends() {
+        let queue = EventQueue::with_reader();
+        let mut reporter = Reporter { events: queue.clone(), open: Problems::new() };
+        reporter.report(missed(&[(1, 1), (9, 2), (999, 1)]));
+        assert_eq!(
+            notes(&queue),
+            [
+                "default/1 on node n: its endpoint 10.0.0.1:80 is ejected by one client of the node, whose connects \
+                 to it fail; `beeline watch --failed` on that node names the client: check its routes and policies, \
+                 then the server",
+                "default/9 on node n: its endpoint 10.0.0.9 is ejected by several clients of the node, whose connects \
+                 to it fail; check that server, and the routes and policies of that node; a connect that succeeds \
+                 brings it back",
+            ]
+        );
+        // The number of clients changes no Event but for the step from one to several.
+        reporter.report(missed(&[(1, 2), (9, 3)]));
+        let of_several = notes(&queue);
+        assert!(of_several.iter().all(|note| note.contains("several clients")), "{of_several:?}");
+        reporter.report(missed(&[(1, 7), (9, 2)]));
+        assert_eq!(notes(&queue), of_several);
+        reporter.report(missed(&[(9, 2)]));
+        assert_eq!(notes(&queue), of_several[1..]);
+        reporter.report(Problems::new());
+        assert_eq!(notes(&queue), [""; 0]);
+    }
+
+    #[test]
+    fn a_client_that_ejects_everything_leaves_room_for_other_events() {
+        let queue = EventQueue::with_reader();
+        let mut reporter = Reporter { events: queue.clone(), open: Problems::new() };
+        reporter.report(missed(&(0..20).map(|number| (number * 10 + 1, 1)).collect::<Vec<_>>()));
+        assert_eq!(notes(&queue).len(), MAX_ENDPOINTS);
+    }
+}

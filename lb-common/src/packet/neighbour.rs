@@ -286,6 +286,41 @@ pub fn unsolicited_advertisement(address: &Addr, own: LinkAddr) -> [u8; ADVERTIS
     frame(ALL_NODES_LINK, own, [0x86, 0xdd], header.chain(advertisement(&ALL_NODES, address, &own, OVERRIDE)))
 }
 
+/// Octets of a probe for duplicates of an IPv6 address, with its headers.
+pub const PROBE_FRAME: usize = 14 + 40 + SOLICITATION;
+/// Octets of a solicitation without options, from the ICMP header on.
+const SOLICITATION: usize = 24;
+
+/// The frame that asks for hosts with an IPv4 address, in memory order, and claims none (RFC 5227, 2.1.1).
+#[must_use]
+pub fn arp_probe(address: u32, own: LinkAddr) -> [u8; ARP_FRAME] {
+    let words = arp_words(ARP_REQUEST, [own, LinkAddr::default()], [0, address]);
+    frame(BROADCAST, own, [8, 6], words.into_iter())
+}
+
+/// The frame that asks for hosts with an IPv6 address, and claims none (RFC 4862, 5.4.2).
+#[must_use]
+pub fn neighbour_probe(address: &Addr, own: LinkAddr) -> [u8; PROBE_FRAME] {
+    let [a, b, c, d] = address.words();
+    let [_, low1, low2, low3] = d.to_ne_bytes();
+    let link = LinkAddr::new([0x33, 0x33, 0xff, low1, low2, low3]);
+    let group = [
+        u32::from_ne_bytes([0xff, 2, 0, 0]),
+        0,
+        u32::from_ne_bytes([0, 0, 0, 1]),
+        u32::from_ne_bytes([0xff, low1, low2, low3]),
+    ];
+    let pseudo = pseudo_header(&Addr::default(), &Addr::from_words(group), SOLICITATION as u8);
+    let target = sum::add(sum::add(a, b), sum::add(c, d));
+    let kind = u32::from_ne_bytes([135, 0, 0, 0]);
+    let [s0, s1] = (!sum::fold(sum::add(pseudo, sum::add(kind, target)))).to_ne_bytes();
+    let header =
+        [u32::from_ne_bytes([0x60, 0, 0, 0]), u32::from_ne_bytes([0, SOLICITATION as u8, number::ICMPV6, 255])];
+    let message = [u32::from_ne_bytes([135, 0, s0, s1]), 0, a, b, c, d];
+    let words = header.into_iter().chain([0; 4]).chain(group).chain(message);
+    frame(link, own, [0x86, 0xdd], words)
+}
+
 /// An Ethernet frame, cut to `N` octets.
 fn frame<const N: usize>(to: LinkAddr, from: LinkAddr, kind: [u8; 2], words: impl Iterator<Item = u32>) -> [u8; N] {
     let octets = to.octets.into_iter().chain(from.octets).chain(kind).chain(words.flat_map(u32::to_ne_bytes));

@@ -9,9 +9,31 @@ use std::{
 };
 
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, eth, recv, send, socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
     sockopt::{Timeout, set_socket_timeout},
 };
+
+/// Frames that a packet socket receives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReceivedFrames {
+    /// All frames.
+    All,
+    /// ARP.
+    Arp,
+    /// Neighbour advertisements.
+    NeighbourAdvertisements,
+}
+
+impl ReceivedFrames {
+    /// The `ETH_P_` of the frames.
+    const fn protocol(self) -> libc::c_int {
+        match self {
+            Self::All => libc::ETH_P_ALL,
+            Self::Arp => libc::ETH_P_ARP,
+            Self::NeighbourAdvertisements => libc::ETH_P_IPV6,
+        }
+    }
+}
 
 /// A packet socket on one device. It receives the frames that arrive there, and none that this host sends.
 pub struct PacketSocket(OwnedFd);
@@ -22,8 +44,20 @@ impl PacketSocket {
     /// # Errors
     /// EPERM without CAP_NET_RAW, ENODEV if no device has the index.
     pub fn open(index: u32) -> io::Result<Self> {
-        let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, Some(eth::ALL))?;
-        let address = link_address(index, libc::ETH_P_ALL);
+        Self::open_for(index, ReceivedFrames::All)
+    }
+
+    /// As [`Self::open`], for some frames.
+    ///
+    /// # Errors
+    /// As of [`Self::open`].
+    pub fn open_for(index: u32, frames: ReceivedFrames) -> io::Result<Self> {
+        // Without a protocol it receives nothing until it is bound.
+        let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        if frames == ReceivedFrames::NeighbourAdvertisements {
+            attach_filter(&socket, &NEIGHBOUR_ADVERTISEMENTS)?;
+        }
+        let address = link_address(index, frames.protocol());
         let size = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
         // SAFETY: the kernel reads `size` octets of the address.
         check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) })?;
@@ -96,6 +130,35 @@ fn link_address(index: u32, protocol: libc::c_int) -> libc::sockaddr_ll {
     address.sll_protocol = (protocol as u16).to_be();
     address.sll_ifindex = index.cast_signed();
     address
+}
+
+/// Filter of frames of IPv6: octets 20 and 54 are the next header of the IPv6 header and the type of ICMPv6.
+const NEIGHBOUR_ADVERTISEMENTS: [libc::sock_filter; 6] = {
+    // BPF_LD | BPF_B | BPF_ABS, BPF_JMP | BPF_JEQ | BPF_K, BPF_RET | BPF_K (include/uapi/linux/bpf_common.h)
+    const fn step(code: u16, jf: u8, k: u32) -> libc::sock_filter {
+        libc::sock_filter { code, jt: 0, jf, k }
+    }
+    const LOAD: u16 = 0x30;
+    const UNLESS: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    [
+        step(LOAD, 0, 20),
+        step(UNLESS, 3, 58),
+        step(LOAD, 0, 54),
+        step(UNLESS, 1, 136),
+        step(RETURN, 0, u32::MAX),
+        step(RETURN, 0, 0),
+    ]
+};
+
+/// Attaches a filter to a socket (SO_ATTACH_FILTER).
+fn attach_filter(socket: impl AsFd, filter: &[libc::sock_filter; 6]) -> io::Result<()> {
+    // The kernel does not write to the filter.
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    let size = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads `size` octets of the program, and its filter.
+    check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const program).cast(), size) })
 }
 
 /// Sets an option of packet sockets to 1.

@@ -28,7 +28,8 @@ use lb_sources::{
   beeline doctor -o json
 
 Without -f, --kubeconfig and --api-server the objects come from the running agent's source, with the agent's flags.
-doctor changes nothing. It connects one socket to a Service, which counts as a connection of that Service.
+doctor changes nothing. It connects one socket to a Service, which counts as a connection of that Service. On a node
+that has announced addresses it asks on the links which hosts answer for them, as arping does.
 
 Exit codes: 0 no problems, or notes only; 1 there are warnings; 2 there are errors.")]
 pub(super) struct DoctorArgs {

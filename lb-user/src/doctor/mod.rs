@@ -1,6 +1,7 @@
 //! Checks of a node. Each file is a check: `read` gathers facts, and `evaluate` turns them into findings, purely, so
 //! that tables can test it. No check changes anything, and none needs an agent.
 
+mod announcing;
 mod clock;
 mod devices;
 mod finding;
@@ -9,6 +10,7 @@ mod hooks;
 mod host_ports;
 mod kernel;
 mod kube_proxy;
+mod link_probe;
 mod maps;
 pub(crate) mod netfilter;
 mod pins;
@@ -97,6 +99,7 @@ pub fn examine(subject: &Subject) -> Vec<Finding> {
         findings.extend(devices::evaluate(&devices::read(&current, pins.root(), wanted)));
         if let Some(Ok(dump)) = &dump {
             findings.push(probe::evaluate(&probe::read(&current, dump, &hooks)));
+            findings.extend(announcing::evaluate(&announcing::read(&current, dump)));
         }
     }
     match objects {

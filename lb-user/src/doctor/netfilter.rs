@@ -84,6 +84,7 @@ pub(super) fn sees(family: TableFamily, frontend: &FrontendKey) -> bool {
     match family {
         TableFamily::One(family) => (family == Family::V4) == frontend.addr.is_v4(),
         TableFamily::Inet => true,
+        TableFamily::Netdev => false,
     }
 }
 

@@ -29,20 +29,20 @@ pub const STORIES: &[Story] = &[
 ];
 
 /// The exit code and the findings of a run.
-struct DoctorRun {
+pub struct DoctorRun {
     code: Option<i32>,
     findings: Vec<serde_json::Value>,
 }
 
 impl DoctorRun {
-    fn new(node: &StoryNode, arguments: &[&str]) -> Self {
+    pub fn new(node: &StoryNode, arguments: &[&str]) -> Self {
         let output = crate::agent::run(node, &[&["doctor", "-o", "json"], arguments].concat());
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
         Self { code: output.status.code(), findings: report["findings"].as_array().expect("a list").clone() }
     }
 
     /// Returns severity and cure of the finding of a check whose text contains `words`.
-    fn find(&self, check: &str, words: &str) -> Option<(&str, &str)> {
+    pub fn find(&self, check: &str, words: &str) -> Option<(&str, &str)> {
         let matches = |finding: &&serde_json::Value| {
             finding["check"] == check && finding["what"].as_str().is_some_and(|what| what.contains(words))
         };
@@ -51,7 +51,7 @@ impl DoctorRun {
     }
 
     /// Asserts that a check has a finding with this severity and these words, and that its cure contains `cure`.
-    fn assert_finding(&self, severity: &str, check: &str, words: &str, cure: &str) {
+    pub fn assert_finding(&self, severity: &str, check: &str, words: &str, cure: &str) {
         let found = self.find(check, words);
         let (actual, full_cure) = found.unwrap_or_else(|| panic!("{check} has no finding with {words:?}"));
         assert!(actual == severity && full_cure.contains(cure), "{check}: {actual}, cure: {full_cure}");

@@ -5,6 +5,7 @@
 
 mod agent;
 mod agent_lifecycle;
+mod announced_addresses;
 mod announced_routes;
 mod backend_choice;
 mod bad_input;
@@ -75,6 +76,7 @@ fn stories() -> Vec<Story> {
         dns_cache::REAL,
         mptcp::LONG,
         agent_lifecycle::STORIES,
+        announced_addresses::STORIES,
         announced_routes::STORIES,
         socket_termination::STORIES,
         backend_choice::STORIES,

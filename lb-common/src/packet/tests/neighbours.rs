@@ -11,8 +11,8 @@ use crate::{
     Addr, Family, LinkAddr,
     packet::{
         ADVERTISEMENT_FRAME, Arp, Gratuitous, NeighbourMessage, Packet, advertised_link, answer_arp,
-        answer_solicitation, gratuitous_arp, is_same_link, is_valid, parse_arp, parse_neighbour_message, parse_network,
-        parse_transport, sender_link, unsolicited_advertisement,
+        answer_solicitation, arp_probe, gratuitous_arp, is_same_link, is_valid, neighbour_probe, parse_arp,
+        parse_neighbour_message, parse_network, parse_transport, sender_link, unsolicited_advertisement,
     },
 };
 
@@ -207,6 +207,21 @@ fn announcements_are_frames_that_claim_the_address() {
     let sliced = SlicedPacket::from_ethernet(&frame).expect("a frame");
     let Some(TransportSlice::Icmpv6(icmp)) = sliced.transport else { panic!("{sliced:?}") };
     assert!(icmp.is_checksum_valid(target.octets(), ip("ff02::1").octets()));
+}
+
+#[test]
+fn probes_ask_for_an_address_and_claim_none() {
+    let frame = arp_probe(u32::from_ne_bytes([192, 0, 2, 7]), OWN);
+    assert_eq!(frame.to_vec(), arp(ArpOperation::REQUEST, (OWN.octets, [0; 4]), ([0; 6], [192, 0, 2, 7])));
+    let (target, group) = (ip("2001:db8::1234:5678"), ip("ff02::1:ff34:5678"));
+    let frame = neighbour_probe(&Addr::from(target), OWN);
+    let packet = message(135, ip("::"), group, 255, &body(0, target, &[]));
+    assert_eq!(
+        frame.to_vec(),
+        [&[0x33, 0x33, 0xff, 0x34, 0x56, 0x78], &OWN.octets[..], &[0x86, 0xdd], &packet].concat()
+    );
+    let (_, parsed) = parse(&skb(&frame)).expect("a solicitation");
+    assert!(parsed.is_solicitation && parsed.target == Addr::from(target));
 }
 
 proptest! {

@@ -6,10 +6,11 @@ mod groups;
 mod schedule;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     future::{Future, pending},
     io,
     net::IpAddr,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -178,6 +179,33 @@ impl AnnouncedAddresses {
     pub fn run(&self, links: watch::Receiver<AnsweringLinks>) -> impl Future<Output = Result<()>> + Send + use<> {
         run(Arc::clone(&self.announcer), links)
     }
+}
+
+/// The maps at one moment.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct AnnouncedState {
+    /// Time until which the node answers (CLOCK_BOOTTIME, ns); 0 if it never did.
+    pub deadline: u64,
+    /// Announced addresses, and the time since which each is in the map (CLOCK_BOOTTIME, ns).
+    pub addresses: BTreeMap<IpAddr, u64>,
+    /// Link addresses in answers, by index of the device.
+    pub links: BTreeMap<u32, LinkAddr>,
+    /// Claims by other link addresses.
+    pub claims: Vec<(ConflictKey, ConflictEntry)>,
+}
+
+/// Reads the maps pinned in `directory`, and changes nothing.
+///
+/// # Errors
+/// If a map cannot be read.
+pub fn read(directory: &Path) -> Result<AnnouncedState> {
+    let addresses = TypedMap::<Addr, Announced>::open(directory, "ANNOUNCED")?.read()?;
+    Ok(AnnouncedState {
+        deadline: TypedMap::<u32, u64>::open(directory, "ANNOUNCED_UNTIL")?.get(&0)?.unwrap_or(0),
+        addresses: addresses.into_iter().map(|(address, value)| (address.to_ip(), value.since)).collect(),
+        links: TypedMap::<u32, LinkAddr>::open(directory, "LINK_ADDRS")?.read()?.into_iter().collect(),
+        claims: TypedMap::open(directory, "CONFLICTS")?.read()?,
+    })
 }
 
 /// Opens a map, in service or about to be.

@@ -24,6 +24,22 @@ pub fn read() -> Result<Vec<HookedChain>> {
     Ok(hooked)
 }
 
+/// Lists the base chains of nf_tables that see each frame that leaves a device (Linux 5.16), ARP among them.
+///
+/// # Errors
+/// As of [`read`].
+pub fn read_egress() -> Result<Vec<HookedChain>> {
+    /// NF_NETDEV_EGRESS
+    const EGRESS: u32 = 1;
+    let mut hooked = Vec::new();
+    if let Some(mut nftables) = Nftables::open().context("asking nf_tables")? {
+        let listed = read_nftables(&mut nftables, TableFamily::Netdev, &mut hooked);
+        listed.context("listing the rules of nf_tables at devices")?;
+    }
+    hooked.retain(|chain| chain.hook.number == EGRESS);
+    Ok(hooked)
+}
+
 fn read_nftables(nftables: &mut Nftables, family: TableFamily, hooked: &mut Vec<HookedChain>) -> Result<()> {
     let chains = nftables.chains(family)?;
     for table in nftables.tables(family)? {

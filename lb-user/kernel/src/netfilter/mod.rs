@@ -24,18 +24,22 @@ pub enum TableFamily {
     One(Family),
     /// `inet`: packets of both. firewalld uses it.
     Inet,
+    /// `netdev`: frames of any kind, as they enter or leave a device.
+    Netdev,
 }
 
 impl TableFamily {
     /// All families whose tables see packets of Services.
     pub const ALL: [Self; 3] = [Self::One(Family::V4), Self::One(Family::V6), Self::Inet];
 
-    /// Returns the number of the kernel: NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_INET.
+    /// Returns the number of the kernel: NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_INET,
+    /// NFPROTO_NETDEV.
     pub(crate) const fn number(self) -> u8 {
         match self {
             Self::One(Family::V4) => 2,
             Self::One(Family::V6) => 10,
             Self::Inet => 1,
+            Self::Netdev => 5,
         }
     }
 }
@@ -71,6 +75,7 @@ impl fmt::Display for NftTable {
             TableFamily::One(Family::V4) => "ip",
             TableFamily::One(Family::V6) => "ip6",
             TableFamily::Inet => "inet",
+            TableFamily::Netdev => "netdev",
         };
         write!(f, "{family} {}", self.name)
     }

@@ -1,0 +1,223 @@
+//! Addresses that a node announces on its link: clients of the same network reach Services at them, hear of them, and
+//! `doctor` finds a second host that answers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::{IpAddr, SocketAddr, TcpStream},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use lb_common::LinkAddr;
+use lb_dataplane::{
+    announced_addresses::{self, AnnouncedAddresses, boot_time_ns},
+    devices::answering::{AnsweringLink, AnsweringLinks},
+    pins::Pins,
+};
+use lb_kernel::{
+    netns::NetNamespace,
+    packet_socket::{PacketSocket, ReceivedFrames},
+};
+use lb_lab::network::{Host, Lan, LanOptions};
+use tokio::sync::watch;
+
+use crate::{
+    Story,
+    agent::until,
+    doctor::DoctorRun,
+    node::StoryNode,
+    packets::{TARGET, addresses, agent, pod, serve, service},
+    sockets::tcp_ask,
+};
+
+pub const STORIES: &[Story] = &[
+    ("announced_addresses_are_answered_on_the_link_until_the_deadline", answered_until_the_deadline),
+    ("announced_addresses_of_an_earlier_agent_stay_until_their_deadline", kept_until_the_deadline),
+    ("doctor_finds_a_second_host_that_answers_for_an_announced_address", second_answerer),
+];
+
+const V4: &str = "172.30.0.77";
+const V6: &str = "fd30::77";
+const GROUP: &str = "ff0200000000000000000001ff000077";
+
+fn announced() -> BTreeSet<IpAddr> {
+    [V4, V6].map(|text| text.parse().expect("an address")).into()
+}
+
+/// A Service at the addresses, with a pod of node1.
+fn serve_at_addresses(node: &StoryNode, lan: &Lan) {
+    let backend = pod(&lan.node1);
+    serve(backend);
+    let yaml = service("Cluster", &addresses(backend).map(|ip| (ip, "here")));
+    node.write("web.yaml", &yaml.replace("{ip: 198.51.100.7}", &format!("{{ip: {V4}}}, {{ip: \"{V6}\"}}")));
+}
+
+/// The announcements of node1, as the agent runs them, in a thread that ends with the story.
+fn announce_at_node1(node: &StoryNode, lan: &Lan) -> AnnouncedAddresses {
+    until("eth0 may answer", || announced_addresses::read(&node.maps()).is_ok_and(|state| !state.links.is_empty()));
+    let state = announced_addresses::read(&node.maps()).expect("the maps");
+    let link = |(index, address): (u32, LinkAddr)| {
+        (index, AnsweringLink { name: "eth0".to_owned(), address, has_carrier: true })
+    };
+    let by_index: BTreeMap<_, _> = state.links.into_iter().map(link).collect();
+    let own = by_index.values().map(|link| link.address).collect();
+    let (links, receiver) = watch::channel(AnsweringLinks { by_index, own });
+    let announced = AnnouncedAddresses::open(&Pins::at(node.pins.clone())).expect("the maps");
+    let run = announced.run(receiver);
+    let path = lan.node1.host.net.path();
+    thread::spawn(move || {
+        let there = NetNamespace::open(Path::new(&path)).and_then(|there| there.enter());
+        there.expect("the namespace of node1");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(run).expect("announcements");
+        drop(links);
+    });
+    announced
+}
+
+fn asks(from: &Host, to: &str) -> Option<String> {
+    let to = SocketAddr::new(to.parse().expect("an address"), 80);
+    from.net.enter(|| {
+        TcpStream::connect_timeout(&to, Duration::from_millis(500)).ok()?;
+        tcp_ask(to).ok().map(|(server, _)| server)
+    })
+}
+
+fn groups(host: &Host) -> String {
+    host.net.enter(|| fs::read_to_string("/proc/thread-self/net/igmp6").expect("/proc"))
+}
+
+fn forget_neighbours(host: &Host) {
+    host.net.run(&["ip", "neigh", "flush", "dev", "eth0"]);
+}
+
+fn link_of(host: &Host) -> String {
+    let text = host.net.run(&["ip", "-o", "link", "show", "eth0"]);
+    text.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).expect("a link address").to_owned()
+}
+
+/// Counts announcements that a client hears within the time of the first three: requests, replies, advertisements.
+fn heard(client: &Host, announce: impl FnOnce()) -> [usize; 3] {
+    let text = client.net.run(&["ip", "-o", "link", "show", "eth0"]);
+    let index = text.split(':').next().and_then(|index| index.parse().ok()).expect("an index");
+    let open = |frames| client.net.enter(|| PacketSocket::open_for(index, frames).expect("a packet socket"));
+    let (arp, ndp) = (open(ReceivedFrames::Arp), open(ReceivedFrames::NeighbourAdvertisements));
+    announce();
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let mut counts = [0; 3];
+    let mut frame = [0; 128];
+    while let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        let left = left.min(Duration::from_millis(10));
+        if arp.receive(&mut frame, left).is_ok() && frame[28..32] == [172, 30, 0, 77] && frame[..6] == [0xff; 6] {
+            counts[usize::from(frame[21] == 2)] += 1;
+        }
+        if ndp.receive(&mut frame, Duration::from_millis(1)).is_ok() && frame[..6] == [0x33, 0x33, 0, 0, 0, 1] {
+            counts[2] += 1;
+        }
+    }
+    counts
+}
+
+fn answered_until_the_deadline(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    let (client, node1) = (&lan.client, &lan.node1.host);
+    serve_at_addresses(node, &lan);
+    let _agent = agent(node, &lan, &[]);
+    for to in [V4, V6] {
+        assert_eq!(asks(client, to), None, "{to} is not announced yet");
+    }
+    let mut announced = announce_at_node1(node, &lan);
+    assert!(announced.held().is_empty() && announced.deadline() == 0);
+    let counts = heard(client, || {
+        announced.set(&self::announced()).expect("the maps");
+        announced.renew(boot_time_ns() + 60_000_000_000).expect("the map");
+    });
+    assert_eq!(counts, [3, 3, 3], "requests, replies and advertisements");
+    assert!(groups(node1).contains(GROUP), "{}", groups(node1));
+    let own = link_of(node1);
+    for (to, backend) in [V4, V6].into_iter().zip(addresses(pod(&lan.node1))) {
+        forget_neighbours(client);
+        assert_eq!(asks(client, to), Some(SocketAddr::from((backend, TARGET)).to_string()), "{to}");
+        let neighbours = client.net.run(&["ip", "neigh", "show", to]);
+        assert!(neighbours.contains(&own), "{own} in {neighbours}");
+    }
+    assert_eq!(announced.conflicts().expect("the map"), []);
+    // No answer after the deadline, and announcements again when it is renewed.
+    announced.renew(1).expect("the map");
+    for to in [V4, V6] {
+        forget_neighbours(client);
+        assert_eq!(asks(client, to), None, "{to} after the deadline");
+    }
+    assert_eq!(heard(client, || announced.renew(u64::MAX).expect("the map")), [3, 3, 3]);
+    assert!([V4, V6].iter().all(|to| asks(client, to).is_some()));
+    // An address that is given up is neither answered nor announced.
+    let v6 = BTreeSet::from([V6.parse().expect("an address")]);
+    let counts = heard(client, || {
+        announced.set(&BTreeSet::new()).expect("the map");
+        announced.set(&v6).expect("the map");
+    });
+    assert_eq!(counts, [0, 0, 3], "requests, replies and advertisements");
+    forget_neighbours(client);
+    assert!(asks(client, V4).is_none() && asks(client, V6).is_some());
+    announced.set(&BTreeSet::new()).expect("the map");
+    until("the group is left", || !groups(node1).contains(GROUP));
+}
+
+fn kept_until_the_deadline(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    serve_at_addresses(node, &lan);
+    let mut first = agent(node, &lan, &[]);
+    let open = || AnnouncedAddresses::open(&Pins::at(node.pins.clone())).expect("the maps");
+    let mut announced = open();
+    announced.set(&self::announced()).expect("the maps");
+    let deadline = boot_time_ns() + 600_000_000_000;
+    announced.renew(deadline).expect("the map");
+    drop(announced);
+    // The programs answer without an agent.
+    first.kill();
+    assert!([V4, V6].iter().all(|to| asks(&lan.client, to).is_some()));
+    let mut announced = open();
+    assert_eq!((announced.held(), announced.deadline()), (&self::announced(), deadline));
+    announced.renew(1).expect("the map");
+    assert!(open().held().is_empty(), "another node may hold them");
+    assert!(announced_addresses::read(&node.maps()).expect("the maps").addresses.is_empty());
+}
+
+fn second_answerer(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    let (node1, node2) = (&lan.node1.host, &lan.node2.host);
+    serve_at_addresses(node, &lan);
+    let _agent = agent(node, &lan, &[]);
+    let doctor = || node1.net.enter(|| DoctorRun::new(node, &[]));
+    let mut announced = announce_at_node1(node, &lan);
+    assert_eq!(doctor().find("announcing", ""), None, "nothing was announced");
+    announced.set(&self::announced()).expect("the maps");
+    announced.renew(u64::MAX).expect("the map");
+    doctor().assert_finding("ok", "announcing", "one host", "");
+    let other = link_of(node2);
+    for (to, bits) in [(V4, 24), (V6, 64)] {
+        node2.net.run(&["ip", "address", "add", &format!("{to}/{bits}"), "dev", "eth0"]);
+    }
+    let found = doctor();
+    for to in [V4, V6] {
+        let words = format!("another host answers for {to}, which this node announces: {other} at eth0");
+        found.assert_finding("error", "announcing", &words, "find the host by its link address");
+    }
+    // The answers to the probes are claims.
+    let conflicts = announced.conflicts().expect("the map");
+    let found: Vec<_> = conflicts.iter().map(|conflict| (conflict.address, conflict.link.to_string())).collect();
+    assert_eq!(found, self::announced().into_iter().map(|ip| (ip, other.clone())).collect::<Vec<_>>());
+    assert!(conflicts.iter().all(|conflict| conflict.device == "eth0" && conflict.count > 0));
+    // Only node2 answers.
+    announced.set(&BTreeSet::new()).expect("the map");
+    doctor().assert_finding("ok", "announcing", "one host", "");
+    for (to, bits) in [(V4, 24), (V6, 64)] {
+        node2.net.run(&["ip", "address", "del", &format!("{to}/{bits}"), "dev", "eth0"]);
+    }
+    let words = format!("no host on the links of this node answers for {V4}, {V6}");
+    doctor().assert_finding("warning", "announcing", &words, "port security");
+    node1.net.run(&["ip", "link", "set", "eth0", "down"]);
+    doctor().assert_finding("error", "announcing", "has a carrier: eth0", "connect one");
+}

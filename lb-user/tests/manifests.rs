@@ -90,20 +90,20 @@ fn the_schema_of_pools_has_the_fields_of_their_type_and_no_others() {
         "matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]});
     let counts = serde_json::json!({"used": 1, "free": 2});
     let object = serde_json::json!({
-        "spec": {"addresses": ["192.0.2.1"], "allotment": "OnRequest", "priority": 1, "namespaceSelector": selector,
-            "serviceSelector": selector},
+        "spec": {"addresses": ["192.0.2.1"], "allotment": "OnRequest", "priority": 1, "namespaceSelectors": [selector],
+            "serviceSelectors": [selector]},
         "status": {"ipv4": counts, "ipv6": counts, "problems": ["x"]},
     });
     let pool: AddressPool = serde_json::from_value(object.clone()).expect("a pool");
     // A new field of the type fails here, until object and schema have it.
-    let AddressPoolSpec { addresses, allotment, priority, namespace_selector, service_selector } =
+    let AddressPoolSpec { addresses, allotment, priority, namespace_selectors, service_selectors } =
         pool.spec.expect("a spec");
     let is_read = [
         addresses.is_some(),
         allotment.is_some(),
         priority.is_some(),
-        service_selector.is_some(),
-        namespace_selector.is_some_and(|selector| {
+        service_selectors.is_some(),
+        namespace_selectors.and_then(|mut selectors| selectors.pop()).is_some_and(|selector| {
             let Selector { match_labels, match_expressions } = selector;
             match_labels.is_some() && match_expressions.is_some()
         }),
@@ -113,11 +113,11 @@ fn the_schema_of_pools_has_the_fields_of_their_type_and_no_others() {
     assert!(ipv4 == ipv6 && ipv4.is_some_and(|counts| (counts.used, counts.free) == (1, 2)) && problems.is_some());
     for (pointer, of) in [
         ("/properties/spec/properties", "/spec"),
-        ("/properties/spec/properties/namespaceSelector/properties", "/spec/namespaceSelector"),
-        ("/properties/spec/properties/serviceSelector/properties", "/spec/serviceSelector"),
+        ("/properties/spec/properties/namespaceSelectors/items/properties", "/spec/namespaceSelectors/0"),
+        ("/properties/spec/properties/serviceSelectors/items/properties", "/spec/serviceSelectors/0"),
         (
-            "/properties/spec/properties/serviceSelector/properties/matchExpressions/items/properties",
-            "/spec/serviceSelector/matchExpressions/0",
+            "/properties/spec/properties/serviceSelectors/items/properties/matchExpressions/items/properties",
+            "/spec/serviceSelectors/0/matchExpressions/0",
         ),
         ("/properties/status/properties", "/status"),
         ("/properties/status/properties/ipv4/properties", "/status/ipv4"),

@@ -16,6 +16,6 @@ pub mod reconcile;
 mod termination;
 mod wiring;
 
-pub use balancer::{BalancerConfig, Served, run_balancer};
+pub use balancer::{BalancerConfig, Served, preview, run_balancer};
 pub use http::BindAddress;
 pub use wiring::{Config, Source, run};

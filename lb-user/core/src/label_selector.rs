@@ -32,6 +32,13 @@ impl LabelSelector {
         Self(vec![Requirement::In(label.to_owned(), vec![value.to_owned()])])
     }
 
+    /// Makes the selector that selects nothing.
+    #[must_use]
+    pub fn nothing() -> Self {
+        // No label has one of no values.
+        Self(vec![Requirement::In(String::new(), Vec::new())])
+    }
+
     /// Adds a requirement in the form of the API (`matchExpressions`); None if the operator is unknown.
     #[must_use]
     pub fn and(mut self, label: &str, operator: &str, values: &[String]) -> Option<Self> {

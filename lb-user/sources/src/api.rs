@@ -423,10 +423,10 @@ pub struct AddressPoolSpec {
     pub allotment: Option<String>,
     /// Order of the pools, in 64 bits, so that a wrong number becomes a problem.
     pub priority: Option<i64>,
-    /// Selector of namespaces.
-    pub namespace_selector: Option<Selector>,
-    /// Selector of Services.
-    pub service_selector: Option<Selector>,
+    /// Selectors of namespaces, of which one must match; none or an empty list: all.
+    pub namespace_selectors: Option<Vec<Selector>>,
+    /// Selectors of Services, of which one must match; none or an empty list: all.
+    pub service_selectors: Option<Vec<Selector>>,
 }
 
 /// A label selector.

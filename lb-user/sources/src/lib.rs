@@ -4,6 +4,7 @@ pub mod addresses;
 pub mod api;
 pub mod convert;
 pub mod directory;
+pub mod import;
 pub mod kubernetes;
 pub mod probes;
 pub mod yaml;

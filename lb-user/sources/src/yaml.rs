@@ -68,10 +68,7 @@ pub fn parse(text: &str, proxy_name: Option<&str>) -> Result<Vec<Object>, ParseE
 pub fn parse_all(text: &str, proxy_name: Option<&str>) -> Result<FileContent, ParseError> {
     let mut content = FileContent::default();
     for (i, document) in documents(text).into_iter().enumerate() {
-        // JSON is YAML too, but its own parser is many times faster; the YAML parser explains or accepts the rest.
-        let json = document.text.starts_with('{').then(|| serde_json::from_str(document.text));
-        let value = json.and_then(Result::ok).map_or_else(|| read::<Value>(document.text), Ok);
-        let failed = match value {
+        let failed = match value(document.text) {
             Ok(value) => add(value, &mut content, proxy_name).err(),
             Err(_) => Some(Failure { item: None, reason: None, reread: |text| read::<Value>(text).map(drop) }),
         };
@@ -81,6 +78,51 @@ pub fn parse_all(text: &str, proxy_name: Option<&str>) -> Result<FileContent, Pa
         }
     }
     Ok(content)
+}
+
+/// Parses all documents of a text, in order; a list becomes its items.
+///
+/// # Errors
+/// The first error of the text.
+pub(crate) fn values(text: &str) -> Result<Vec<Value>, ParseError> {
+    let mut values = Vec::new();
+    for (i, document) in documents(text).into_iter().enumerate() {
+        let parsed = value(document.text);
+        let parsed =
+            parsed.map_err(|_| Failure { item: None, reason: None, reread: |text| read::<Value>(text).map(drop) });
+        match parsed {
+            Ok(Value::Object(mut object)) => {
+                let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default();
+                let Some(element) = kind.strip_suffix("List").map(str::to_owned) else {
+                    values.push(Value::Object(object));
+                    continue;
+                };
+                let api_version = object.remove("apiVersion").unwrap_or_default();
+                let Some(Value::Array(items)) = object.remove("items") else { continue };
+                values.extend(items.into_iter().map(|mut item| {
+                    // The items of a typed list may omit apiVersion and kind.
+                    if let Some(item) = item.as_object_mut().filter(|_| !element.is_empty()) {
+                        item.entry("apiVersion").or_insert_with(|| api_version.clone());
+                        item.entry("kind").or_insert_with(|| element.as_str().into());
+                    }
+                    item
+                }));
+            }
+            Ok(_) => {}
+            Err(failure) => {
+                let (line, reason) = locate(&document, failure);
+                return Err(ParseError { document: i + 1, line, reason });
+            }
+        }
+    }
+    Ok(values)
+}
+
+/// Parses a document. JSON is YAML too, but its own parser is many times faster; the YAML parser explains or accepts
+/// the rest.
+fn value(text: &str) -> Result<Value, Fault> {
+    let json = text.starts_with('{').then(|| serde_json::from_str(text));
+    json.and_then(Result::ok).map_or_else(|| read::<Value>(text), Ok)
 }
 
 /// A document of a file.

@@ -7,6 +7,7 @@ mod doctor;
 mod explain;
 mod get;
 mod handover;
+mod import_pools;
 mod lb;
 mod log;
 mod objects;
@@ -34,7 +35,7 @@ use lb_dataplane::{environment, pins::Pins, store::BpfStore};
 /// A load balancer for Kubernetes Services that translates addresses when an application opens a socket.
 ///
 /// `run` is the agent, and `lb` a controller of the cluster. All other commands read the pinned maps of this node and
-/// need no agent; `explain` and `plan` also read objects.
+/// need no agent; `explain` and `plan` also read objects, and `import-pools` only these.
 ///
 /// Exit codes: 0 done; 1 failed, or (trace) the call would be refused, or (explain) there is no such Service, or
 /// (doctor) there are warnings, or (handover) not done; 2 wrong usage, or (doctor) there are errors.
@@ -67,6 +68,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Run the controller that allots addresses of pools to Services of type LoadBalancer, once in a cluster.
     Lb(lb::LbArgs),
+    /// Write the pools of MetalLB or Cilium as Beeline's, and try them on the cluster's Services; change nothing.
+    ImportPools(import_pools::ImportPoolsArgs),
     /// Show the entries of the maps.
     Get(get::GetArgs),
     /// Watch connections and refusals per second, and open sockets, by service port.
@@ -132,6 +135,7 @@ fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<ExitCode> {
             return run::run(*arguments, || named.map_or_else(|| Ok(Pins::below(&environment::bpffs()?)), Ok));
         }
         Command::Lb(arguments) => return lb::run(arguments),
+        Command::ImportPools(arguments) => return import_pools::run(&arguments),
         Command::Get(arguments) => {
             print_text(&get::render(&pinned_maps(&pins()?)?, &arguments)?)?;
         }

@@ -67,6 +67,14 @@ pub struct BalancerConfig {
     pub bind: Vec<BindAddress>,
 }
 
+/// Returns what a controller would allot over these objects, of which each kind was listed.
+#[must_use]
+pub fn preview(objects: Vec<AddressEvent>, served: Served) -> Allotments {
+    let mut known = Known::default();
+    objects.into_iter().for_each(|event| known.apply(event));
+    known.allot(served)
+}
+
 /// Runs the controller until SIGTERM or SIGINT.
 ///
 /// # Errors

@@ -148,7 +148,7 @@ impl<'a> Ledger<'a> {
     fn new(territories: Vec<Territory<'a>>, requests: Vec<&'a AddressRequest>, cluster: &'a ClusterAddresses) -> Self {
         let mut order: Vec<usize> = (0..territories.len()).collect();
         let rank = |pool: &'a AddressPool| {
-            let is_general = pool.namespaces.is_none() && pool.services.is_none();
+            let is_general = pool.namespaces.is_empty() && pool.services.is_empty();
             (pool.priority.unwrap_or(u32::MAX), is_general, &pool.name)
         };
         order.sort_by_key(|&index| territories.get(index).map(|territory| rank(territory.pool)));

@@ -12,7 +12,10 @@ use super::{
     request::AddressRequest,
     spans::{Spans, addr, family_of, number},
 };
-use crate::{label_selector::LabelSelector, per_family::PerFamily};
+use crate::{
+    label_selector::{LabelSelector, Labels},
+    per_family::PerFamily,
+};
 
 /// A pool of addresses for Services of type LoadBalancer.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,10 +31,10 @@ pub struct AddressPool {
     pub offer: PoolOffer,
     /// Order of pools for a Service that names none; lower first, none last.
     pub priority: Option<u32>,
-    /// Labels of the namespaces whose Services may have its addresses; none: all.
-    pub namespaces: Option<LabelSelector>,
-    /// Labels of the Services that may have its addresses; none: all.
-    pub services: Option<LabelSelector>,
+    /// Labels of the namespaces whose Services may have its addresses, one of these; none: all.
+    pub namespaces: Vec<LabelSelector>,
+    /// Labels of the Services that may have its addresses, one of these; none: all.
+    pub services: Vec<LabelSelector>,
     /// Problems of the object, each with its cure.
     pub problems: Vec<String>,
 }
@@ -56,18 +59,22 @@ impl AddressPool {
             ranges: Vec::new(),
             offer: PoolOffer::default(),
             priority: None,
-            namespaces: None,
-            services: None,
+            namespaces: Vec::new(),
+            services: Vec::new(),
             problems: Vec::new(),
         }
     }
 
     /// True if the selectors let the Service have an address.
     pub(super) fn admits(&self, request: &AddressRequest, cluster: &ClusterAddresses) -> bool {
-        let has_namespace = self.namespaces.as_ref().is_none_or(|selector| {
-            cluster.namespaces.get(request.key.namespace()).is_some_and(|labels| selector.matches(labels))
-        });
-        has_namespace && self.services.as_ref().is_none_or(|selector| selector.matches(&request.labels))
+        let one_matches =
+            |selectors: &[LabelSelector], labels: &Labels| selectors.iter().any(|selector| selector.matches(labels));
+        let has_namespace = self.namespaces.is_empty()
+            || cluster
+                .namespaces
+                .get(request.key.namespace())
+                .is_some_and(|labels| one_matches(&self.namespaces, labels));
+        has_namespace && (self.services.is_empty() || one_matches(&self.services, &request.labels))
     }
 }
 

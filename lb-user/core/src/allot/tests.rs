@@ -4,11 +4,16 @@ use lb_common::Proto;
 use proptest::prelude::*;
 
 use super::*;
-use crate::port_ranges::PortSpan;
+use crate::{label_selector::LabelSelector, port_ranges::PortSpan};
 
 fn pool(name: &str, ranges: &[&str]) -> AddressPool {
     let ranges = ranges.iter().map(|range| range.parse().expect("a range")).collect();
     AddressPool { ranges, ..AddressPool::new(name) }
+}
+
+/// A list of one selector.
+fn selectors(text: &str) -> Vec<LabelSelector> {
+    vec![text.parse().expect("a selector")]
 }
 
 fn request(name: &str) -> AddressRequest {
@@ -71,7 +76,7 @@ fn an_address_is_kept_whatever_becomes_of_its_pool() {
     check(&pools, &[old, held("a", "192.0.2.10")], &["a 192.0.2.10", "old 192.0.2.11"]);
     check(&pools, &[held("a", "198.51.100.1")], &["a 198.51.100.1 CheckAddress"]);
     check(&[], &[held("a", "192.0.2.10")], &["a 192.0.2.10 CheckAddress"]);
-    let closed = AddressPool { services: "app=x".parse().ok(), ..pools[0].clone() };
+    let closed = AddressPool { services: selectors("app=x"), ..pools[0].clone() };
     check(&[closed], &[held("a", "192.0.2.10")], &["a 192.0.2.10 CheckAddress"]);
     let on_request = AddressPool { offer: PoolOffer::OnRequest, ..pools[0].clone() };
     check(&[on_request], &[held("a", "192.0.2.10"), request("b")], &["a 192.0.2.10", "b NoPool"]);
@@ -91,7 +96,7 @@ fn a_service_gets_the_address_that_it_asks_for_or_keeps_its_own() {
     let pools = [
         pool("p", &["192.0.2.0/29"]),
         AddressPool { offer: PoolOffer::OnRequest, ..pool("q", &["198.51.100.0/29"]) },
-        AddressPool { namespaces: "team=x".parse().ok(), ..pool("r", &["203.0.113.0/29"]) },
+        AddressPool { namespaces: selectors("team=x"), ..pool("r", &["203.0.113.0/29"]) },
     ];
     check(&pools, &[asks("192.0.2.4")], &["b 192.0.2.4"]);
     check(&pools, &[asks("198.51.100.4")], &["b 198.51.100.4"]);
@@ -120,7 +125,7 @@ fn a_service_gets_an_address_of_the_pool_that_it_asks_for() {
     let pools = [
         pool("p", &["192.0.2.0/29"]),
         AddressPool { offer: PoolOffer::OnRequest, ..pool("q", &["198.51.100.1"]) },
-        AddressPool { services: "app=x".parse().ok(), ..pool("r", &["203.0.113.0/29"]) },
+        AddressPool { services: selectors("app=x"), ..pool("r", &["203.0.113.0/29"]) },
     ];
     check(&pools, &[asks("q")], &["a 198.51.100.1"]);
     check(&pools, &[AddressRequest { holds: vec![ip("192.0.2.1")], ..asks("q") }], &["a 198.51.100.1"]);
@@ -139,7 +144,7 @@ fn a_service_gets_an_address_of_the_pool_that_it_asks_for() {
 fn pools_are_tried_by_priority_then_those_with_selectors_then_by_name() {
     let labelled = AddressRequest { labels: [("app".into(), "x".into())].into(), ..request("a") };
     let general = pool("a", &["192.0.2.1"]);
-    let special = AddressPool { services: "app=x".parse().ok(), ..pool("z", &["192.0.2.2"]) };
+    let special = AddressPool { services: selectors("app=x"), ..pool("z", &["192.0.2.2"]) };
     let first = AddressPool { priority: Some(3), ..pool("y", &["192.0.2.3"]) };
     let gets = |pools: &[&AddressPool]| {
         let pools: Vec<_> = pools.iter().map(|pool| (*pool).clone()).collect();
@@ -328,7 +333,7 @@ fn worlds() -> impl Strategy<Value = (Vec<AddressPool>, Vec<AddressRequest>, Clu
         let make = |(at, (name, ranges, on_request, selects)): (usize, (&str, Vec<&str>, bool, bool))| AddressPool {
             created: (at % 2 == 0).then_some(7),
             offer: if on_request { PoolOffer::OnRequest } else { PoolOffer::Automatic },
-            services: selects.then(|| "app=x".parse().expect("a selector")),
+            services: if selects { selectors("app=x") } else { Vec::new() },
             ..pool(name, &ranges)
         };
         let mut names = BTreeSet::new();

@@ -1,5 +1,7 @@
 //! Conversion of an AddressPool.
 
+use std::fmt::Display;
+
 use super::list;
 use crate::api;
 use lb_core::{
@@ -37,8 +39,8 @@ pub fn address_pool(object: &api::AddressPool) -> AddressPool {
         }
         priority
     });
-    let namespaces = selector("namespaceSelector", spec.namespace_selector.as_ref(), &mut problems);
-    let services = selector("serviceSelector", spec.service_selector.as_ref(), &mut problems);
+    let namespaces = selectors("namespaceSelectors", list(&spec.namespace_selectors), &mut problems);
+    let services = selectors("serviceSelectors", list(&spec.service_selectors), &mut problems);
     AddressPool {
         created: meta.creation_timestamp.as_ref().map(|time| time.0.as_second()),
         ranges,
@@ -51,9 +53,14 @@ pub fn address_pool(object: &api::AddressPool) -> AddressPool {
     }
 }
 
-/// Converts the selector in the field `place`; none if it is absent.
-fn selector(place: &str, selector: Option<&api::Selector>, problems: &mut Vec<String>) -> Option<LabelSelector> {
-    let selector = selector?;
+/// Converts the selectors in the field `place`.
+fn selectors(place: &str, selectors: &[api::Selector], problems: &mut Vec<String>) -> Vec<LabelSelector> {
+    let numbered = selectors.iter().enumerate();
+    numbered.map(|(i, one)| selector(format_args!("{place}[{i}]"), one, problems)).collect()
+}
+
+/// Converts a selector. An unknown operator makes it select nothing.
+fn selector(place: impl Display, selector: &api::Selector, problems: &mut Vec<String>) -> LabelSelector {
     let labels = selector.match_labels.iter().flatten();
     let equal = labels.map(|(label, value)| (label.as_str(), "In", vec![value.clone()]));
     let expressions = list(&selector.match_expressions).iter();
@@ -67,12 +74,11 @@ fn selector(place: &str, selector: Option<&api::Selector>, problems: &mut Vec<St
                     "spec.{place}: operator {operator:?} unknown, nothing is selected; write In, NotIn, Exists or \
                      DoesNotExist"
                 ));
-                // No label has one of no values.
-                return LabelSelector::default().and(label, "In", &[]);
+                return LabelSelector::nothing();
             }
         }
     }
-    Some(converted)
+    converted
 }
 
 #[cfg(test)]
@@ -84,35 +90,35 @@ mod tests {
     fn a_pool_has_addresses_an_offer_a_priority_and_selectors() {
         let pool = address_pool(&yaml(
             "{metadata: {name: p, creationTimestamp: '1970-01-01T00:00:07Z'}, spec: {addresses: [192.0.2.0/24, \
-             2001:db8::1-2001:db8::9], allotment: OnRequest, priority: 3, namespaceSelector: {matchLabels: {team: x}}, \
-             serviceSelector: {matchExpressions: [{key: app, operator: In, values: [a, b]}]}}}",
+             2001:db8::1-2001:db8::9], allotment: OnRequest, priority: 3, namespaceSelectors: [{matchLabels: {team: \
+             x}}], serviceSelectors: [{matchExpressions: [{key: app, operator: In, values: [a, b]}]}]}}",
         ));
         let ranges: Vec<_> = pool.ranges.iter().map(ToString::to_string).collect();
         assert_eq!(ranges, ["192.0.2.0/24", "2001:db8::1-2001:db8::9"]);
         let labels = |label: &str, value: &str| [(label.to_owned(), value.to_owned())].into();
-        let selects = |selector: Option<LabelSelector>, label: &str, value: &str| {
-            selector.expect("a selector").matches(&labels(label, value))
+        let selects = |selector: &[LabelSelector], label: &str, value: &str| {
+            selector.iter().any(|selector| selector.matches(&labels(label, value)))
         };
-        assert!(selects(pool.namespaces.clone(), "team", "x") && !selects(pool.namespaces, "team", "y"));
-        assert!(selects(pool.services.clone(), "app", "b") && !selects(pool.services, "app", "c"));
+        assert!(selects(&pool.namespaces, "team", "x") && !selects(&pool.namespaces, "team", "y"));
+        assert!(selects(&pool.services, "app", "b") && !selects(&pool.services, "app", "c"));
         assert_eq!(
             (&*pool.name, pool.created, pool.offer, pool.priority),
             ("p", Some(7), PoolOffer::OnRequest, Some(3))
         );
         assert!(pool.problems.is_empty(), "{:?}", pool.problems);
         let plain = address_pool(&yaml("{metadata: {name: p}, spec: {addresses: [192.0.2.1]}}"));
-        assert_eq!((plain.offer, plain.priority, plain.namespaces), (PoolOffer::Automatic, None, None));
+        assert_eq!((plain.offer, plain.priority, plain.namespaces), (PoolOffer::Automatic, None, vec![]));
     }
 
     #[test]
     fn wrong_values_of_a_pool_are_problems_and_open_it_to_none() {
         let pool = address_pool(&yaml(
             "{metadata: {name: p}, spec: {addresses: [192.0.2.1/24, x, 127.0.0.1, 192.0.2.9], allotment: Never, \
-             priority: -1, namespaceSelector: {matchExpressions: [{key: a, operator: Near}]}}}",
+             priority: -1, namespaceSelectors: [{matchExpressions: [{key: a, operator: Near}]}]}}",
         ));
         assert_eq!((pool.ranges.len(), pool.offer, pool.priority), (1, PoolOffer::OnRequest, None));
         let all = [("a".to_owned(), String::new())].into();
-        assert!(!pool.namespaces.expect("a selector").matches(&all));
+        assert!(!pool.namespaces[0].matches(&all));
         let texts =
             ["spec.addresses[0] \"192.0.2.1/24\": bits behind the prefix are set; write 192.0.2.0/24 for all of it"];
         assert_eq!(pool.problems[..1], texts);
@@ -125,7 +131,7 @@ mod tests {
                 "spec.addresses[2]",
                 "spec.allotment",
                 "spec.priority",
-                "spec.namespaceSelector"
+                "spec.namespaceSelectors[0]"
             ]
         );
     }

@@ -34,6 +34,19 @@ const CILIUM_SHARING_KEY: [&str; 2] = ["lbipam.cilium.io/sharing-key", "io.ciliu
 const CILIUM_SHARING_NAMESPACES: [&str; 2] =
     ["lbipam.cilium.io/sharing-cross-namespace", "io.cilium/lb-ipam-sharing-cross-namespace"];
 
+/// True for an annotation of MetalLB or of Cilium that [`address_request`] reads.
+pub(crate) fn is_address_annotation(name: &str) -> bool {
+    let groups: [&[&str]; 6] = [
+        &METALLB_ADDRESSES,
+        &METALLB_POOL,
+        &METALLB_SHARING_KEY,
+        &CILIUM_ADDRESSES,
+        &CILIUM_SHARING_KEY,
+        &CILIUM_SHARING_NAMESPACES,
+    ];
+    groups.iter().any(|names| names.contains(&name))
+}
+
 /// The controller of a Service's load balancer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BalancerClass {

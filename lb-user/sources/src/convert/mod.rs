@@ -16,6 +16,7 @@ use std::{collections::BTreeSet, fmt, net::IpAddr, num::NonZeroU16, sync::Arc, t
 
 use address::{addr, parse_ip};
 pub use address_pool::address_pool;
+pub(crate) use address_request::is_address_annotation;
 pub use address_request::{
     ADDRESS_CONDITION, ALLOTTED, BalancerClass, address_condition, address_request, ingress_addresses,
 };
@@ -31,6 +32,9 @@ use slice::endpoint_slice;
 
 use super::api;
 use lb_core::objects::{EndpointPort, Key, Node};
+
+/// Label that the API server gives every Namespace.
+pub(crate) const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// Label by which the controllers of Kubernetes mark slices of headless Services. kube-proxy does not watch them
 /// (cmd/kube-proxy/app/server.go).

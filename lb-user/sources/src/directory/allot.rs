@@ -10,16 +10,16 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{convert::BalancerClass, yaml::AddressContent};
+use crate::{
+    convert::{BalancerClass, NAMESPACE_NAME},
+    yaml::AddressContent,
+};
 use lb_core::{
     allot::{AddressPool, AddressRequest, ClusterAddresses, allot},
     event::{Object, ObjectKind},
     label_selector::Labels,
     objects::{AddressReport, Key, Service},
 };
-
-/// Label that the API server gives every Namespace.
-const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// Load balancer addresses by Service.
 type ByService = BTreeMap<Key, Vec<IpAddr>>;

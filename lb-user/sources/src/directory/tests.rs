@@ -157,7 +157,7 @@ fn addresses_of_an_earlier_run_stay_with_their_services() {
 fn pools_select_by_labels_of_namespaces_and_services_and_their_problems_are_reported() {
     let mut reading = Reading::new();
     reading.write("a.yaml", &(balancer("a", "10.96.0.1", "") + &balancer("b", "10.96.0.2", "")));
-    let by_name = "namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: default}}";
+    let by_name = "namespaceSelectors: [{matchLabels: {kubernetes.io/metadata.name: default}}]";
     reading.write("p.yaml", &pool("p", &format!("addresses: [192.0.2.10/31, 10.96.0.1, 192.0.2.1/24], {by_name}")));
     reading.write("q.yaml", &(pool("q", "addresses: [192.0.2.11]") + &pool("q", "addresses: []")));
     assert_eq!(addresses(&mut reading), ["a 192.0.2.10", "b 192.0.2.11"]);

@@ -16,8 +16,10 @@ pub fn free(ctx: &TcContext) -> i32 {
     let mut cookie = 0_u64;
     // SAFETY: the helper writes eight octets, or fails.
     let code = unsafe { bpf_skb_load_bytes(ctx.as_ptr(), COOKIE, (&raw mut cookie).cast(), size_of::<u64>() as u32) };
-    if code == 0 {
-        TcpSocket::with_cookie(cookie).release();
+    if code == 0
+        && let Some(mut socket) = TcpSocket::with_cookie(cookie)
+    {
+        socket.release();
     }
     0
 }

@@ -17,6 +17,7 @@ use crate::{
     globals::{HOST_NETNS, SET_RETVAL},
     handshakes,
     maps::{NETNS_ADDRS, POD_MODES, POD_MODES_USED},
+    paths,
 };
 
 /// The call proceeds, with the address in the context.
@@ -115,6 +116,14 @@ impl<const V6: bool> SockAddr<V6> {
     #[inline(always)]
     pub fn key(&self, proto: Proto) -> FrontendKey {
         FrontendKey::new(self.addr(), self.port(), proto)
+    }
+
+    /// As [`Self::key`], with a protocol that the verifier does not know: see [`paths::join`].
+    #[inline(always)]
+    pub fn joined_key(&self, proto: Proto) -> FrontendKey {
+        let mut key = self.key(proto);
+        key.proto = paths::join(proto as u64, key.port) as u8;
+        key
     }
 
     /// True if the destination is the peer of an IPv6 socket that is connected to a mapped address.

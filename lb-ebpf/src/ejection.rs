@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     Attempt, BackendFlags, Caller as _, Counter, EJECTION_PLACES, EjectStats, EjectStatsKey, EjectionPlace, Ejections,
-    PATIENCE,
+    Followed, PATIENCE, State as _,
 };
 
 use crate::{
@@ -26,15 +26,19 @@ use crate::{
     handshakes::{self, Step, Steps},
     maps::{ATTEMPTS, BACKENDS, EJECT_STATS, EJECTIONS, SERVICES},
     stats::add,
+    tables::Kernel,
 };
 
-/// Remembers that the socket of a connect begins a handshake with a backend.
+/// Remembers that the socket of a connect begins a handshake with a backend, which may be a trial.
 #[inline(never)]
-pub fn follow<const V6: bool>(ctx: &SockAddr<V6>, service: u32, backend: u32) -> u32 {
-    if let Some(client) = ctx.ejection_key(service)
-        && let Some(attempt) = attempt(ctx.sock(), BPF_SK_STORAGE_GET_F_CREATE)
-    {
-        *attempt = Attempt { client, began: ctx.now(), backend, counted: 0 };
+pub fn follow<const V6: bool>(ctx: &SockAddr<V6>, service: u32, backend: u32, followed: Followed) -> u32 {
+    let Some(client) = ctx.ejection_key(service) else { return 0 };
+    let now = ctx.now();
+    if followed == Followed::Trial {
+        Kernel.begin_trial(&client, backend, now);
+    }
+    if let Some(attempt) = attempt(ctx.sock(), BPF_SK_STORAGE_GET_F_CREATE) {
+        *attempt = Attempt { client, began: now, backend, counted: 0 };
     }
     0
 }

@@ -16,6 +16,7 @@ mod maps;
 mod mptcp;
 mod own;
 mod packet;
+mod paths;
 mod sock;
 mod stats;
 mod tables;

@@ -2,8 +2,8 @@
 
 use aya_ebpf::{EbpfContext as _, helpers::bpf_get_current_pid_tgid, programs::SockContext};
 use lb_common::{
-    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Verdict, WatchKind,
-    first_choice, goes_before_listener, pass_over_ejected, refusal,
+    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Verdict, WatchKind, first_look,
+    goes_before_listener, pass_over_ejected, refusal, second_look,
 };
 
 use crate::{
@@ -14,54 +14,49 @@ use crate::{
     handshakes, log,
     maps::{BACKENDS, NAMES},
     mptcp::{self, MptcpSocket},
-    own, stats,
+    own, paths, stats,
     tables::Kernel,
     tcp_socks::TcpSocket,
     udp_socks::UdpSocket,
     watch,
 };
 
-/// A connect: translates a VIP to a backend.
+/// A connect: translates a VIP to a backend. One way for TCP and UDP up to the verdict, since the verifier would walk
+/// the choice for each.
 #[inline(always)]
 pub fn connect<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
-    match ctx.proto() {
-        Some(Proto::Tcp) => connect_tcp(ctx),
-        Some(Proto::Udp) => connect_udp(ctx),
-        _ => PROCEED,
-    }
-}
-
-#[inline(always)]
-fn connect_tcp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
-    let dest = ctx.key(Proto::Tcp);
-    let mut place = TcpSocket::of(ctx.raw().as_ptr());
-    let before = place.translation();
-    // An entry of an earlier connect of this socket, which failed: avoid its backend.
-    let avoid = before.map_or(0, |translation| translation.backend);
-    match decide(ctx, &dest, avoid) {
+    let Some(proto @ (Proto::Tcp | Proto::Udp)) = ctx.proto() else { return PROCEED };
+    let dest = ctx.joined_key(proto);
+    let is_tcp = || dest.proto == Proto::Tcp as u8;
+    let Some(mut socket) = TcpSocket::of_connect(ctx, is_tcp()) else { return PROCEED };
+    // An earlier connect of this socket failed: avoid its backend.
+    let avoid = paths::join(socket.before(is_tcp()).into(), dest.port) as u32;
+    let verdict = match decide(ctx, &dest, avoid) {
+        Verdict::Backend(first) if first.followed.is_some() => Verdict::Backend(pass_over(ctx, &dest, avoid, &first)),
+        verdict => verdict,
+    };
+    match verdict {
+        Verdict::NotService | Verdict::NoPort if !is_tcp() => {
+            if let Some(socket) = UdpSocket::of(ctx) {
+                socket.forget_all(&dest.addr, dest.port);
+            }
+            PROCEED
+        }
         Verdict::NotService => {
-            forget_tcp(&mut place, before, &dest);
+            forget_tcp(&mut socket, &dest);
             unserved(ctx, &dest, WatchKind::Connect)
         }
         Verdict::NoPort => {
-            forget_tcp(&mut place, before, &dest);
+            forget_tcp(&mut socket, &dest);
             refuse_unserved(ctx, &dest, WatchKind::Connect as u32)
         }
         Verdict::Backend(choice) => {
-            let mut kind = WatchKind::Connect;
-            if let Some(socket) = MptcpSocket::of(ctx) {
-                socket.put(&dest, &choice);
-                kind = WatchKind::Unfollowed;
-            } else if place.put(&dest, &choice) {
-                stats::reopened(avoid, &choice);
+            let kind = if is_tcp() {
+                connected_tcp(ctx, &mut socket, &dest, &choice)
             } else {
-                stats::connected(&choice);
-                tcp_socks_full(&choice);
-                kind = WatchKind::Unfollowed;
-            }
-            if choice.followed.is_some() {
-                ejection::follow(ctx, choice.service, choice.backend);
-            }
+                replace(ctx, &dest, &choice);
+                WatchKind::Connect
+            };
             watch::chosen(ctx, &dest, &choice, kind);
             ctx.set(&choice.addr, choice.port);
             PROCEED
@@ -70,35 +65,40 @@ fn connect_tcp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     }
 }
 
+/// Stores the rev-nat entry of a TCP connect; the kind of its record.
+#[inline(always)]
+fn connected_tcp<const V6: bool>(
+    ctx: &SockAddr<V6>,
+    socket: &mut TcpSocket,
+    dest: &FrontendKey,
+    choice: &Choice,
+) -> WatchKind {
+    if let Some(followed) = choice.followed {
+        ejection::follow(ctx, choice.service, choice.backend, followed);
+    }
+    if let Some(mptcp) = MptcpSocket::of(ctx) {
+        mptcp.put(dest, choice);
+        return WatchKind::Unfollowed;
+    }
+    let before = socket.before(true);
+    if socket.put(dest, choice) {
+        stats::reopened(before, choice);
+        return WatchKind::Connect;
+    }
+    stats::connected(choice);
+    tcp_socks_full(choice);
+    WatchKind::Unfollowed
+}
+
 /// Ends the entry of an earlier connect of this socket, which connects to a destination of no Service.
 #[inline(always)]
-fn forget_tcp(place: &mut TcpSocket, before: Option<&Translation>, dest: &FrontendKey) {
-    if let Some(translation) = before
+fn forget_tcp(place: &mut TcpSocket, dest: &FrontendKey) {
+    if let Some(translation) = place.translation()
         && translation.is_forgotten_by(GENERATION.load(), &dest.addr, dest.port)
     {
         let backend = translation.backend;
         place.clear();
         stats::closed(backend);
-    }
-}
-
-#[inline(always)]
-fn connect_udp<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
-    let dest = ctx.key(Proto::Udp);
-    match decide(ctx, &dest, 0) {
-        Verdict::NotService | Verdict::NoPort => {
-            if let Some(socket) = UdpSocket::of(ctx) {
-                socket.forget_all(&dest.addr, dest.port);
-            }
-            PROCEED
-        }
-        Verdict::Backend(choice) => {
-            replace(ctx, &dest, &choice);
-            watch::chosen(ctx, &dest, &choice, WatchKind::Connect);
-            ctx.set(&choice.addr, choice.port);
-            PROCEED
-        }
-        Verdict::Refused(service, cause) => refuse(ctx, &dest, service, cause, WatchKind::Connect),
     }
 }
 
@@ -169,7 +169,8 @@ pub fn recvmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
 pub fn getpeername<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     match ctx.proto() {
         Some(Proto::Tcp) => {
-            if let Some(translation) = TcpSocket::of(ctx.raw().as_ptr()).translation()
+            if let Some(socket) = TcpSocket::of(ctx.raw().as_ptr())
+                && let Some(translation) = socket.translation()
                 && translation.leads_to(&ctx.addr(), ctx.port())
             {
                 ctx.set(&translation.vip, translation.vip_port);
@@ -195,7 +196,7 @@ pub fn release(ctx: &SockContext) -> i32 {
     // SAFETY: the context is valid for the program's run; the verifier checks the access.
     let proto = unsafe { (*ctx.sock).protocol };
     if proto == Proto::Tcp as u32 {
-        let mut socket = TcpSocket::of(ctx.as_ptr());
+        let Some(mut socket) = TcpSocket::of(ctx.as_ptr()) else { return PROCEED };
         // SAFETY: as above.
         if unsafe { (*ctx.sock).state } == handshakes::SYN_SENT {
             ejection::given_up(ctx);
@@ -216,7 +217,7 @@ pub fn release(ctx: &SockContext) -> i32 {
 #[inline(always)]
 fn decide<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, avoid: u32) -> Verdict {
     let verdict = match choose(ctx, dest, avoid) {
-        Verdict::Backend(first) if first.followed.is_some() => Verdict::Backend(pass_over(ctx, dest, avoid, &first)),
+        Verdict::Refused(..) => choose_again(ctx, dest),
         verdict => verdict,
     };
     match verdict {
@@ -236,7 +237,13 @@ fn decide<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, avoid: u32) ->
 /// The first step of a choice. Not inlined: the frames of callers and callees share 512 bytes of stack.
 #[inline(never)]
 fn choose<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, avoid: u32) -> Verdict {
-    first_choice(&Kernel, ctx, dest, avoid)
+    first_look(&Kernel, ctx, dest, avoid)
+}
+
+/// The second step of a choice, after a refusal. Not inlined: see [`choose`].
+#[inline(never)]
+fn choose_again<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey) -> Verdict {
+    second_look(&Kernel, ctx, dest)
 }
 
 /// Passes over a backend that the client's failures eject. Not inlined: see [`choose`].

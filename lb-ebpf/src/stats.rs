@@ -146,20 +146,6 @@ fn of_backend(backend: u32, service: u32) -> Option<*mut BackendStats> {
     stats
 }
 
-/// Takes over that a connect tries a backend. Not inlined: it is rare, and the verifier would walk it for each look.
-#[inline(never)]
-fn begin_trial(client: &EjectionKey, backend: u32, now: u64) -> u32 {
-    if let Some(seen) = EJECTIONS.get_ptr_mut(client) {
-        // SAFETY: our map value, changed under its lock only.
-        unsafe {
-            generated::bpf_spin_lock((&raw mut (*seen).lock).cast());
-            (*seen).begin_trial(backend, now);
-            generated::bpf_spin_unlock((&raw mut (*seen).lock).cast());
-        }
-    }
-    0
-}
-
 impl State for Kernel {
     #[inline(always)]
     fn open_sockets(&self, backend: u32) -> u64 {
@@ -211,6 +197,13 @@ impl State for Kernel {
 
     #[inline(always)]
     fn begin_trial(&self, client: &EjectionKey, backend: u32, now: u64) {
-        begin_trial(client, backend, now);
+        if let Some(seen) = EJECTIONS.get_ptr_mut(client) {
+            // SAFETY: our map value, changed under its lock only.
+            unsafe {
+                generated::bpf_spin_lock((&raw mut (*seen).lock).cast());
+                (*seen).begin_trial(backend, now);
+                generated::bpf_spin_unlock((&raw mut (*seen).lock).cast());
+            }
+        }
     }
 }

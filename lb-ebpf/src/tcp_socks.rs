@@ -4,41 +4,61 @@
 //! open socket of 65,536 cookies ago holds the place, the entry goes to a hash.
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::BPF_ANY,
     helpers::generated::{bpf_get_socket_cookie, bpf_spin_lock, bpf_spin_unlock},
 };
 use lb_common::{Choice, FrontendKey, TcpSock, Translation, capacity};
 
 use crate::{
+    context::SockAddr,
     globals::GENERATION,
     maps::{TCP_MORE, TCP_SOCKS},
-    stats,
+    paths, stats,
 };
 
 /// A TCP socket and its place.
 pub struct TcpSocket {
     cookie: u64,
-    place: Option<*mut TcpSock>,
+    place: *mut TcpSock,
 }
 
 impl TcpSocket {
-    /// The socket of a context whose program type has bpf_get_socket_cookie (sock_addr 4.12, sock 5.6).
+    /// The socket of a context whose program type has bpf_get_socket_cookie (sock_addr 4.12, sock 5.6). Never `None`,
+    /// which the verifier does not know of an array's element.
     #[inline(always)]
-    pub fn of(ctx: *mut core::ffi::c_void) -> Self {
+    pub fn of(ctx: *mut core::ffi::c_void) -> Option<Self> {
         // SAFETY: see above.
         Self::with_cookie(unsafe { bpf_get_socket_cookie(ctx) })
     }
 
     /// The socket with this cookie.
     #[inline(always)]
-    pub fn with_cookie(cookie: u64) -> Self {
-        Self { cookie, place: TCP_SOCKS.get_ptr_mut((cookie % capacity::TCP_SOCKS as u64) as u32) }
+    pub fn with_cookie(cookie: u64) -> Option<Self> {
+        Some(Self { cookie, place: TCP_SOCKS.get_ptr_mut((cookie % capacity::TCP_SOCKS as u64) as u32)? })
+    }
+
+    /// The socket of a connect; of another protocol than TCP a place that is not used, for the verifier's sake.
+    #[inline(always)]
+    pub fn of_connect<const V6: bool>(ctx: &SockAddr<V6>, is_tcp: bool) -> Option<Self> {
+        // SAFETY: as above.
+        let cookie = if is_tcp { unsafe { bpf_get_socket_cookie(ctx.raw().as_ptr()) } } else { 0 };
+        Self::with_cookie(paths::join(cookie, ctx.port()))
+    }
+
+    /// The backend of an earlier connect of a TCP socket, which failed; 0 for none.
+    #[inline(always)]
+    pub fn before(&self, is_tcp: bool) -> u32 {
+        match self.translation() {
+            Some(translation) if is_tcp => translation.backend,
+            _ => 0,
+        }
     }
 
     /// The translation of the socket. By reference: a copy would exceed the stack.
     #[inline(always)]
     pub fn translation(&self) -> Option<&'static Translation> {
-        let place = self.place?;
+        let place = self.place;
         // SAFETY: an element of an array map, which is never freed. Only the socket that holds it writes its `given`,
         // and only after the last use of this reference.
         unsafe {
@@ -56,7 +76,7 @@ impl TcpSocket {
     /// Stores the translation of the socket; false if the maps are full.
     #[inline(always)]
     pub fn put(&mut self, dest: &FrontendKey, choice: &Choice) -> bool {
-        let Some(place) = self.place else { return false };
+        let place = self.place;
         // SAFETY: as in `translation`; the lock lets only one socket take a free place.
         unsafe {
             if (*place).cookie != self.cookie {
@@ -87,7 +107,7 @@ impl TcpSocket {
     /// Removes the translation of the socket.
     #[inline(always)]
     pub fn clear(&mut self) {
-        let Some(place) = self.place else { return };
+        let place = self.place;
         // SAFETY: as in `translation`; only the holder frees its place.
         unsafe {
             if (*place).cookie == self.cookie {

@@ -97,7 +97,7 @@ pub fn given_up(ctx: &SockContext, socket: &TcpSocket) {
 #[inline(always)]
 pub fn sock_ops(ctx: &SockOpsContext) {
     let kind = match handshakes::step(ctx) {
-        Some(Step::Begins) if TcpSocket::of(ctx.as_ptr()).translation().is_some() => {
+        Some(Step::Begins) if TcpSocket::of(ctx.as_ptr()).is_some_and(|socket| socket.translation().is_some()) => {
             return handshakes::follow(ctx, Steps::Result);
         }
         Some(Step::Established) => WatchKind::Established,

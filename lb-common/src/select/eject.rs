@@ -1,8 +1,8 @@
 //! The second step of a choice: another backend in place of an ejected one. A step of its own, since both together
 //! exceed the stack of a program.
 
-use super::{Caller, Choice, Observer, SelectEvent, State, Tables, Unobserved, schedule};
-use crate::{EjectionKey, FrontendKey, Hold, Scheduler, SlotKey, hash::scale};
+use super::{Caller, Choice, Followed, Observer, SelectEvent, State, Tables, Unobserved, schedule};
+use crate::{EjectionKey, FrontendKey, Hold, List, Scheduler, SlotKey, hash::scale};
 
 /// Slots that are looked at. At most half of the backends are ejected, and the slots from turn to turn are spread over
 /// the list: 8 ejected ones in a row need heavy weights, or luck of 1 in 256. More would cost the verifier too much.
@@ -31,13 +31,18 @@ pub(super) fn pass_over_ejected_observed(
     first: &Choice,
     observer: &impl Observer,
 ) -> Choice {
-    let Some(list) = first.followed else { return *first };
+    let Some(Followed::In(list)) = first.followed else { return *first };
     let Some(client) = caller.ejection_key(first.service) else { return *first };
     let Some(service) = tables.service(first.service) else { return *first };
     let verdicts = Verdicts { tables, observer, client: &client, most: service.eject.most(list), now: caller.now() };
     // Without a backend that may be missed, none is.
-    if verdicts.most == 0 || verdicts.admits(first.backend, verdicts.hold(first.backend)) {
+    if verdicts.most == 0 {
         return *first;
+    }
+    let hold = verdicts.hold(first.backend);
+    verdicts.note(first.backend, hold);
+    if hold != Hold::Held {
+        return Choice { followed: followed(list, hold), ..*first };
     }
     let (len, stride) = (service.len(list), service.stride(list));
     let at = |index| tables.slot(&SlotKey::new(first.service, list, index));
@@ -53,7 +58,7 @@ pub(super) fn pass_over_ejected_observed(
             if hold != Hold::Held {
                 break;
             }
-            verdicts.admits(slot.backend, hold);
+            verdicts.note(slot.backend, hold);
         }
         index = schedule::after(index, stride, len);
     }
@@ -69,14 +74,19 @@ pub(super) fn pass_over_ejected_observed(
     {
         (slot, hold) = (other, Hold::Free);
     }
-    verdicts.admits(slot.backend, hold);
+    verdicts.note(slot.backend, hold);
     if service.affinity_seconds != 0 {
         let key = caller.client().affinity_key(first.service);
         tables.set_affinity(&key, slot.backend, verdicts.now);
     }
     // A range of ports may lead to other ports than the backends' own.
     let add = tables.backend(first.backend).map_or(0, |backend| first.port.wrapping_sub(backend.port));
-    Choice { port: add, ..*first }.to(slot.backend, slot.addr, slot.port)
+    Choice { port: add, followed: followed(list, hold), ..*first }.to(slot.backend, slot.addr, slot.port)
+}
+
+#[inline(always)]
+const fn followed(list: List, hold: Hold) -> Option<Followed> {
+    Some(if matches!(hold, Hold::Trial) { Followed::Trial } else { Followed::In(list) })
 }
 
 /// The verdicts of a client on the backends of a list.
@@ -95,20 +105,13 @@ impl<T: State, O: Observer> Verdicts<'_, T, O> {
         self.tables.hold(self.client, backend, self.most, self.now)
     }
 
-    /// True if the client gets the backend; it then tries one whose ejection is over.
+    /// Tells the observer.
     #[inline(always)]
-    fn admits(&self, backend: u32, hold: Hold) -> bool {
+    fn note(&self, backend: u32, hold: Hold) {
         match hold {
-            Hold::Free => true,
-            Hold::Held => {
-                self.observer.note(|| SelectEvent::Ejected { backend });
-                false
-            }
-            Hold::Trial => {
-                self.tables.begin_trial(self.client, backend, self.now);
-                self.observer.note(|| SelectEvent::Trial { backend });
-                true
-            }
+            Hold::Free => {}
+            Hold::Held => self.observer.note(|| SelectEvent::Ejected { backend }),
+            Hold::Trial => self.observer.note(|| SelectEvent::Trial { backend }),
         }
     }
 }

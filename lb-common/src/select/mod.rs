@@ -12,7 +12,7 @@ pub use observe::{
     Access, AffinityOutcome, ListReason, Match, Observer, Pair, ScheduleReason, SelectEvent, Unobserved,
 };
 pub use schedule::take_turn;
-pub use verdict::{Cause, Choice, Verdict};
+pub use verdict::{Cause, Choice, Followed, Verdict};
 
 use crate::{
     Addr, Frontend, FrontendKey, Kind, List, NodeAddrFlags, ServiceEntry, ServiceFlags, Slot, SlotKey, hash::scale,
@@ -38,24 +38,38 @@ pub fn select_observed(
     avoid: u32,
     observer: &impl Observer,
 ) -> Verdict {
-    match first_choice_observed(tables, caller, dest, avoid, observer) {
+    let verdict = match first_look_observed(tables, caller, dest, avoid, observer) {
+        Verdict::Refused(..) => second_look_observed(tables, caller, dest, observer),
+        verdict => verdict,
+    };
+    match verdict {
         Verdict::Backend(first) => {
             let choice = eject::pass_over_ejected_observed(tables, caller, dest, avoid, &first, observer);
+            if choice.followed == Some(Followed::Trial)
+                && let Some(client) = caller.ejection_key(choice.service)
+            {
+                tables.begin_trial(&client, choice.backend, caller.now());
+            }
             observer.note(|| SelectEvent::Chosen(choice));
             Verdict::Backend(choice)
         }
-        verdict => verdict,
+        Verdict::Refused(service, cause) => {
+            observer.note(|| SelectEvent::Refused(service, cause));
+            verdict
+        }
+        Verdict::NotService | Verdict::NoPort => verdict,
     }
 }
 
-/// The first of the two steps of [`select`]: [`pass_over_ejected`] is the other.
+/// The first of the three steps of [`select`]: the usual one, and the only one for most destinations. A refusal calls
+/// for [`second_look`]; a backend that is followed, for [`pass_over_ejected`].
 #[inline(always)]
-pub fn first_choice(tables: &(impl Tables + State), caller: &impl Caller, dest: &FrontendKey, avoid: u32) -> Verdict {
-    first_choice_observed(tables, caller, dest, avoid, &Unobserved)
+pub fn first_look(tables: &(impl Tables + State), caller: &impl Caller, dest: &FrontendKey, avoid: u32) -> Verdict {
+    first_look_observed(tables, caller, dest, avoid, &Unobserved)
 }
 
 #[inline(always)]
-fn first_choice_observed(
+fn first_look_observed(
     tables: &(impl Tables + State),
     caller: &impl Caller,
     dest: &FrontendKey,
@@ -68,40 +82,37 @@ fn first_choice_observed(
         return Verdict::NotService;
     }
     let look = Look { tables, caller, dest, observer };
-    let mut outcome = look.attempt(may_have_port, |service, list, choice| look.schedule(service, list, avoid, choice));
-    // A refusal is looked at twice too: the frontend may just have moved to another service port. This is rare, and any
-    // backend is right then.
-    if !matches!(outcome.step, Step::NotService | Step::NoPort | Step::Chosen) {
-        observer.note(|| SelectEvent::SecondLook);
-        // Without the first look at the port: the verifier would follow everything up to here for each of its answers.
-        outcome = look.attempt(true, |service, list, choice| {
-            let index = scale(caller.random(), service.len(list));
-            match tables.slot(&SlotKey::new(choice.service, list, index)) {
-                Some(slot) => {
-                    observer.note(|| SelectEvent::Scheduled { backend: slot.backend, reason: ScheduleReason::Random });
-                    Outcome::of(Step::Chosen, &slot, choice)
-                }
-                None => look.fallback(list, choice),
+    look.attempt(may_have_port, |service, list, choice| look.schedule(service, list, avoid, choice))
+}
+
+/// The second step of [`select`], after a refusal: the frontend may just have moved to another service port, or a slot
+/// have been removed. This is rare, and any backend is right then. A step of its own, since the verifier would follow
+/// all of it for each way to the refusal.
+#[inline(always)]
+pub fn second_look(tables: &(impl Tables + State), caller: &impl Caller, dest: &FrontendKey) -> Verdict {
+    second_look_observed(tables, caller, dest, &Unobserved)
+}
+
+#[inline(always)]
+fn second_look_observed(
+    tables: &(impl Tables + State),
+    caller: &impl Caller,
+    dest: &FrontendKey,
+    observer: &impl Observer,
+) -> Verdict {
+    observer.note(|| SelectEvent::SecondLook);
+    let look = Look { tables, caller, dest, observer };
+    // Without the first look at the port, which asks twice for what a map tells once.
+    look.attempt(true, |service, list, choice| {
+        let index = scale(caller.random(), service.len(list));
+        match tables.slot(&SlotKey::new(choice.service, list, index)) {
+            Some(slot) => {
+                observer.note(|| SelectEvent::Scheduled { backend: slot.backend, reason: ScheduleReason::Random });
+                Outcome::of(&slot, choice)
             }
-        });
-    }
-    let verdict = match outcome.step {
-        Step::NotService => Verdict::NotService,
-        Step::NoPort => Verdict::NoPort,
-        Step::Chosen => Verdict::Backend(outcome.choice),
-        Step::NoLocalEndpoints => Verdict::Refused(outcome.choice.service, Cause::NoLocalEndpoints),
-        Step::NoEndpoints => Verdict::Refused(outcome.choice.service, Cause::NoEndpoints),
-        Step::SourceRange => Verdict::Refused(outcome.choice.service, Cause::SourceRange),
-        // Both looks met a missing entry: slot 0, if there was any.
-        Step::Again if outcome.choice.backend != 0 => Verdict::Backend(outcome.choice),
-        Step::Again => Verdict::Refused(outcome.choice.service, Cause::NoEndpoints),
-    };
-    match verdict {
-        // Told before, or after the second step.
-        Verdict::NotService | Verdict::NoPort | Verdict::Backend(_) => {}
-        Verdict::Refused(service, cause) => observer.note(|| SelectEvent::Refused(service, cause)),
-    }
-    verdict
+            None => look.first_slot(list, choice),
+        }
+    })
 }
 
 /// True if NodePorts, or the hostPorts of this `kind`, are served at an address. A connect to the unspecified address
@@ -199,11 +210,10 @@ enum Step {
     /// See [`Verdict::NoPort`].
     NoPort,
     Chosen,
+    /// No endpoint, or an entry was missing.
     NoEndpoints,
     NoLocalEndpoints,
     SourceRange,
-    /// An entry was missing.
-    Again,
 }
 
 /// Result of a look. Every field is always set, even if it has no meaning: an enum with data would leave registers
@@ -215,8 +225,20 @@ struct Outcome {
 
 impl Outcome {
     #[inline(always)]
-    const fn of(step: Step, slot: &Slot, choice: Choice) -> Self {
-        Self { step, choice: choice.to(slot.backend, slot.addr, slot.port) }
+    const fn of(slot: &Slot, choice: Choice) -> Self {
+        Self { step: Step::Chosen, choice: choice.to(slot.backend, slot.addr, slot.port) }
+    }
+
+    #[inline(always)]
+    const fn verdict(self) -> Verdict {
+        match self.step {
+            Step::NotService => Verdict::NotService,
+            Step::NoPort => Verdict::NoPort,
+            Step::Chosen => Verdict::Backend(self.choice),
+            Step::NoLocalEndpoints => Verdict::Refused(self.choice.service, Cause::NoLocalEndpoints),
+            Step::NoEndpoints => Verdict::Refused(self.choice.service, Cause::NoEndpoints),
+            Step::SourceRange => Verdict::Refused(self.choice.service, Cause::SourceRange),
+        }
     }
 }
 
@@ -240,10 +262,16 @@ struct Found {
 impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
     /// Finds frontend, service port and list, and lets `pick` choose from a list with at least one slot.
     #[inline(always)]
-    fn attempt(&self, may_have_port: bool, pick: impl FnOnce(&ServiceEntry, List, Choice) -> Outcome) -> Outcome {
+    fn attempt(&self, may_have_port: bool, pick: impl FnOnce(&ServiceEntry, List, Choice) -> Outcome) -> Verdict {
+        self.outcome(may_have_port, pick).verdict()
+    }
+
+    #[inline(always)]
+    fn outcome(&self, may_have_port: bool, pick: impl FnOnce(&ServiceEntry, List, Choice) -> Outcome) -> Outcome {
         let Self { tables, caller, observer, .. } = self;
         let Found { step, frontend, add } = self.frontend(may_have_port);
-        let mut choice = Choice { service: 0, backend: 0, addr: Addr::from_words([0; 4]), port: add, followed: None };
+        // The address of the destination, until there is a backend's: zeros would be written by a loop.
+        let mut choice = Choice { service: 0, backend: 0, addr: self.dest.addr, port: add, followed: None };
         if step != Step::Chosen {
             return Outcome { step, choice };
         }
@@ -255,7 +283,7 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
         choice.service = frontend.service;
         let Some(service) = tables.service(frontend.service) else {
             observer.note(|| SelectEvent::NoService(frontend.service));
-            return Outcome { step: Step::Again, choice };
+            return Outcome { step: Step::NoEndpoints, choice };
         };
         if frontend.kind == Kind::LoadBalancer as u8 && service.flags & ServiceFlags::SOURCE_RANGES != 0 {
             let Some(client) = caller.source(&self.dest.addr) else {
@@ -276,7 +304,7 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
             return Outcome { step, choice };
         }
         if C::IS_FOLLOWED && service.eject.is_on() {
-            choice.followed = Some(list);
+            choice.followed = Some(Followed::In(list));
         }
         pick(&service, list, choice)
     }

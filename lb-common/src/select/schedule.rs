@@ -4,8 +4,7 @@ use super::{
     AffinityOutcome, Caller, Choice, Look, Observer, Outcome, Pair, ScheduleReason, SelectEvent, State, Step, Tables,
 };
 use crate::{
-    Affinity, AffinityKey, Backend, BackendFlags, FrontendKey, List, MAGLEV_LEN, MaglevKey, Scheduler, ServiceEntry,
-    Slot, SlotKey,
+    Affinity, Backend, BackendFlags, FrontendKey, List, MAGLEV_LEN, MaglevKey, Scheduler, ServiceEntry, Slot, SlotKey,
     hash::{fold, scale, splitmix},
 };
 
@@ -13,35 +12,37 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
     /// Chooses from a list with at least one slot: the backend of the client's affinity, or a backend by the scheduler.
     #[inline(always)]
     pub(super) fn schedule(&self, service: &ServiceEntry, list: List, avoid: u32, choice: Choice) -> Outcome {
-        if service.affinity_seconds == 0 {
-            return self.pick(service, list, avoid, choice);
-        }
-        let key = self.caller.client().affinity_key(choice.service);
-        let now = self.caller.now();
-        if let Some(choice) = self.kept(&key, service, list, now, choice) {
-            self.tables.set_affinity(&key, choice.backend, now);
+        // Asked twice rather than once around all: the verifier would follow the scheduler with and without affinity.
+        if service.affinity_seconds != 0
+            && let Some(choice) = self.kept(service, list, choice)
+        {
             return Outcome { step: Step::Chosen, choice };
         }
         let outcome = self.pick(service, list, avoid, choice);
-        if outcome.step == Step::Chosen {
-            self.tables.set_affinity(&key, outcome.choice.backend, now);
+        if service.affinity_seconds != 0 && outcome.step == Step::Chosen {
+            let key = self.caller.client().affinity_key(choice.service);
+            self.tables.set_affinity(&key, outcome.choice.backend, self.caller.now());
         }
         outcome
     }
 
-    /// The backend of the client's affinity, with its event.
+    /// The backend of the client's affinity, which is used now.
     #[inline(always)]
-    fn kept(&self, key: &AffinityKey, service: &ServiceEntry, list: List, now: u64, choice: Choice) -> Option<Choice> {
-        let entry = self.tables.affinity(key);
+    fn kept(&self, service: &ServiceEntry, list: List, choice: Choice) -> Option<Choice> {
+        let key = self.caller.client().affinity_key(choice.service);
+        let now = self.caller.now();
+        let entry = self.tables.affinity(&key);
         let choice = affine_backend(self.tables, entry.as_ref(), service, list, now, choice);
         self.observer.note(|| {
             let outcome = match choice {
                 Some(_) => AffinityOutcome::Kept,
                 None => AffinityOutcome::of_unkept(entry.as_ref(), service.affinity_seconds, now),
             };
-            SelectEvent::Affinity { key: *key, entry, outcome }
+            SelectEvent::Affinity { key, entry, outcome }
         });
-        choice
+        let choice = choice?;
+        self.tables.set_affinity(&key, choice.backend, now);
+        Some(choice)
     }
 
     /// Chooses a backend by the scheduler.
@@ -53,7 +54,8 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
         let at = |index| tables.slot(&SlotKey::new(choice.service, list, index));
         let in_table = if scheduler == Scheduler::Mh as u32 { self.by_maglev(list, choice.service) } else { None };
         let Some(mut slot) = in_table.or_else(|| at(index)) else {
-            return self.fallback(list, choice);
+            observer.note(|| SelectEvent::SlotMissing);
+            return Outcome { step: Step::NoEndpoints, choice };
         };
         observer.note(|| {
             let reason = match reason {
@@ -79,7 +81,7 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
                 });
             }
         }
-        Outcome::of(Step::Chosen, &slot, choice)
+        Outcome::of(&slot, choice)
     }
 
     /// The backend at the flow's place in the Maglev table, as a slot. `None` if it has left the list: lists change
@@ -95,13 +97,13 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
 }
 
 impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
-    /// Slot 0, if the list has any, in place of a missing slot.
+    /// Slot 0, in place of a missing slot: it exists as long as the list has any.
     #[inline(always)]
-    pub(super) fn fallback(&self, list: List, choice: Choice) -> Outcome {
+    pub(super) fn first_slot(&self, list: List, choice: Choice) -> Outcome {
         self.observer.note(|| SelectEvent::SlotMissing);
         match self.tables.slot(&SlotKey::new(choice.service, list, 0)) {
-            Some(slot) => Outcome::of(Step::Again, &slot, choice),
-            None => Outcome { step: Step::Again, choice },
+            Some(slot) => Outcome::of(&slot, choice),
+            None => Outcome { step: Step::NoEndpoints, choice },
         }
     }
 }

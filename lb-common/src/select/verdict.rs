@@ -13,8 +13,17 @@ pub struct Choice {
     pub addr: Addr,
     /// Port of the backend, host order.
     pub port: u16,
-    /// The list of the backend, if the result of the handshake counts for ejection.
-    pub followed: Option<List>,
+    /// The part in ejection, if the result of the handshake counts for it.
+    pub followed: Option<Followed>,
+}
+
+/// A choice whose handshake counts for ejection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Followed {
+    /// Of a backend in this list.
+    In(List),
+    /// Of a backend whose ejection is over: the connect tries it. The caller tells `EJECTIONS` when it begins.
+    Trial,
 }
 
 impl Choice {

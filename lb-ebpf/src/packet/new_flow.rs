@@ -2,11 +2,11 @@
 
 use lb_common::{
     BackendFlags, Cause, Choice, Counter, Device, DeviceFlags, Flow, FlowFlags, FrontendKey, Hook, Origin, Proto,
-    SlowPath, Tables, Verdict,
+    SlowPath, Tables, Verdict, first_look,
     flow::{Seen, Serial, partner_key},
     is_local_outside,
     packet::Packet,
-    select,
+    second_look,
 };
 
 use super::{
@@ -92,30 +92,57 @@ enum Chosen {
     SourceRange,
 }
 
-/// Selects a backend.
-#[inline(never)]
-fn choose(packet: &Packet, origin: Origin, to: &mut Choice) -> Chosen {
-    let Some(proto) = Proto::from_number(packet.proto.into()) else {
-        return Chosen::NoService;
-    };
-    let dest = FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto);
-    match select(&Kernel, &Sender { packet, origin }, &dest, 0) {
-        Verdict::NotService => Chosen::NoService,
-        Verdict::NoPort => Chosen::NoPort,
-        Verdict::Backend(choice) => {
-            *to = choice;
-            Chosen::Backend
-        }
-        Verdict::Refused(service, cause) => {
-            (to.service, to.backend) = (service, 0);
-            match cause {
-                Cause::NoLocalEndpoints => Chosen::NoLocalEndpoints,
-                Cause::SourceRange => Chosen::SourceRange,
-                // The others are never of a service port.
-                Cause::NoEndpoints | Cause::UnknownPort | Cause::UnknownClusterIp => Chosen::NoEndpoints,
+impl Chosen {
+    /// Takes over a verdict; `to` gets its data.
+    #[inline(always)]
+    fn take(verdict: Verdict, to: &mut Choice) -> Self {
+        match verdict {
+            Verdict::NotService => Self::NoService,
+            Verdict::NoPort => Self::NoPort,
+            Verdict::Backend(choice) => {
+                *to = choice;
+                Self::Backend
+            }
+            Verdict::Refused(service, cause) => {
+                (to.service, to.backend) = (service, 0);
+                match cause {
+                    Cause::NoLocalEndpoints => Self::NoLocalEndpoints,
+                    Cause::SourceRange => Self::SourceRange,
+                    // The others are never of a service port.
+                    Cause::NoEndpoints | Cause::UnknownPort | Cause::UnknownClusterIp => Self::NoEndpoints,
+                }
             }
         }
     }
+}
+
+/// Selects a backend. In two steps, as `sock::decide`.
+#[inline(always)]
+fn choose(packet: &Packet, origin: Origin, to: &mut Choice) -> Chosen {
+    match look(packet, origin, to) {
+        Chosen::NoEndpoints | Chosen::NoLocalEndpoints | Chosen::SourceRange => look_again(packet, origin, to),
+        chosen => chosen,
+    }
+}
+
+/// The first step. Not inlined: the frames of callers and callees share 512 bytes of stack.
+#[inline(never)]
+fn look(packet: &Packet, origin: Origin, to: &mut Choice) -> Chosen {
+    let Some(dest) = dest(packet) else { return Chosen::NoService };
+    Chosen::take(first_look(&Kernel, &Sender { packet, origin }, &dest, 0), to)
+}
+
+/// The second step, after a refusal. Not inlined: see [`look`].
+#[inline(never)]
+fn look_again(packet: &Packet, origin: Origin, to: &mut Choice) -> Chosen {
+    let Some(dest) = dest(packet) else { return Chosen::NoService };
+    Chosen::take(second_look(&Kernel, &Sender { packet, origin }, &dest), to)
+}
+
+#[inline(always)]
+fn dest(packet: &Packet) -> Option<FrontendKey> {
+    let proto = Proto::from_number(packet.proto.into())?;
+    Some(FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto))
 }
 
 /// Refuses a packet to a service port.

@@ -134,7 +134,7 @@ fn a_service_port_without_the_annotation_asks_nothing() {
     let Verdict::Backend(choice) = select(&ejecting(Scheduler::Rr, &[1]), &client, &vip(80), 0) else {
         panic!("a backend")
     };
-    assert_eq!(choice.followed, Some(List::Cluster));
+    assert_eq!(choice.followed, Some(Followed::In(List::Cluster)));
 }
 
 #[test]

@@ -6,8 +6,9 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr, TcpStream},
     path::Path,
+    process::Command,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use lb_common::LinkAddr;
@@ -27,19 +28,26 @@ use crate::{
     Story,
     agent::until,
     doctor::DoctorRun,
+    link_kinds::{BOND, has, make_uplink_a_port},
     node::StoryNode,
     packets::{TARGET, addresses, agent, pod, serve, service},
+    places,
     sockets::tcp_ask,
 };
 
 pub const STORIES: &[Story] = &[
     ("announced_addresses_are_answered_on_the_link_until_the_deadline", answered_until_the_deadline),
     ("announced_addresses_of_an_earlier_agent_stay_until_their_deadline", kept_until_the_deadline),
+    ("announced_addresses_are_answered_by_a_bridge", answered_by_a_bridge),
+    ("announced_addresses_are_answered_by_a_bond", answered_by_a_bond),
+    ("announced_addresses_are_answered_in_a_vlan", answered_in_a_vlan),
     ("doctor_finds_a_second_host_that_answers_for_an_announced_address", second_answerer),
 ];
 
 const V4: &str = "172.30.0.77";
 const V6: &str = "fd30::77";
+/// Time to wait for a frame.
+const MOMENT: Duration = Duration::from_millis(2);
 const GROUP: &str = "ff0200000000000000000001ff000077";
 
 fn announced() -> BTreeSet<IpAddr> {
@@ -93,31 +101,40 @@ fn forget_neighbours(host: &Host) {
     host.net.run(&["ip", "neigh", "flush", "dev", "eth0"]);
 }
 
-fn link_of(host: &Host) -> String {
-    let text = host.net.run(&["ip", "-o", "link", "show", "eth0"]);
+fn link_of(host: &Host, device: &str) -> String {
+    let text = host.net.run(&["ip", "-o", "link", "show", device]);
     text.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).expect("a link address").to_owned()
 }
 
-/// Counts announcements that a client hears within the time of the first three: requests, replies, advertisements.
-fn heard(client: &Host, announce: impl FnOnce()) -> [usize; 3] {
+/// Asserts that a client hears these announcements of the first second: requests, replies and advertisements.
+fn hears(client: &Host, expected: [usize; 3], announce: impl FnOnce()) {
     let text = client.net.run(&["ip", "-o", "link", "show", "eth0"]);
     let index = text.split(':').next().and_then(|index| index.parse().ok()).expect("an index");
     let open = |frames| client.net.enter(|| PacketSocket::open_for(index, frames).expect("a packet socket"));
     let (arp, ndp) = (open(ReceivedFrames::Arp), open(ReceivedFrames::NeighbourAdvertisements));
     announce();
-    let deadline = Instant::now() + Duration::from_secs(2);
-    let mut counts = [0; 3];
-    let mut frame = [0; 128];
-    while let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-        let left = left.min(Duration::from_millis(10));
-        if arp.receive(&mut frame, left).is_ok() && frame[28..32] == [172, 30, 0, 77] && frame[..6] == [0xff; 6] {
+    let (mut counts, mut frame) = ([0; 3], [0; 128]);
+    let mut hear = || {
+        if arp.receive(&mut frame, MOMENT).is_ok() && frame[28..32] == [172, 30, 0, 77] && frame[..6] == [0xff; 6] {
             counts[usize::from(frame[21] == 2)] += 1;
         }
-        if ndp.receive(&mut frame, Duration::from_millis(1)).is_ok() && frame[..6] == [0x33, 0x33, 0, 0, 0, 1] {
+        if ndp.receive(&mut frame, MOMENT).is_ok() && frame[..6] == [0x33, 0x33, 0, 0, 0, 1] {
             counts[2] += 1;
         }
+        counts
+    };
+    until("the announcements are heard", || hear() == expected);
+    // No more of them.
+    for _ in 0..100 {
+        hear();
     }
-    counts
+    assert_eq!(hear(), expected, "requests, replies and advertisements");
+}
+
+/// Waits until a client reaches a Service at an address.
+fn reaches(from: &Host, to: &str, backend: IpAddr) {
+    let server = SocketAddr::from((backend, TARGET)).to_string();
+    until(&format!("{to} is answered"), || asks(from, to).as_ref() == Some(&server));
 }
 
 fn answered_until_the_deadline(node: &mut StoryNode) {
@@ -130,16 +147,15 @@ fn answered_until_the_deadline(node: &mut StoryNode) {
     }
     let mut announced = announce_at_node1(node, &lan);
     assert!(announced.held().is_empty() && announced.deadline() == 0);
-    let counts = heard(client, || {
+    hears(client, [3, 3, 3], || {
         announced.set(&self::announced()).expect("the maps");
-        announced.renew(boot_time_ns() + 60_000_000_000).expect("the map");
+        announced.renew(boot_time_ns() + 3_600_000_000_000).expect("the map");
     });
-    assert_eq!(counts, [3, 3, 3], "requests, replies and advertisements");
     assert!(groups(node1).contains(GROUP), "{}", groups(node1));
-    let own = link_of(node1);
+    let own = link_of(node1, "eth0");
     for (to, backend) in [V4, V6].into_iter().zip(addresses(pod(&lan.node1))) {
         forget_neighbours(client);
-        assert_eq!(asks(client, to), Some(SocketAddr::from((backend, TARGET)).to_string()), "{to}");
+        reaches(client, to, backend);
         let neighbours = client.net.run(&["ip", "neigh", "show", to]);
         assert!(neighbours.contains(&own), "{own} in {neighbours}");
     }
@@ -150,19 +166,75 @@ fn answered_until_the_deadline(node: &mut StoryNode) {
         forget_neighbours(client);
         assert_eq!(asks(client, to), None, "{to} after the deadline");
     }
-    assert_eq!(heard(client, || announced.renew(u64::MAX).expect("the map")), [3, 3, 3]);
-    assert!([V4, V6].iter().all(|to| asks(client, to).is_some()));
+    hears(client, [3, 3, 3], || announced.renew(u64::MAX).expect("the map"));
+    [V4, V6].into_iter().zip(addresses(pod(&lan.node1))).for_each(|(to, backend)| reaches(client, to, backend));
     // An address that is given up is neither answered nor announced.
     let v6 = BTreeSet::from([V6.parse().expect("an address")]);
-    let counts = heard(client, || {
+    hears(client, [0, 0, 3], || {
         announced.set(&BTreeSet::new()).expect("the map");
         announced.set(&v6).expect("the map");
     });
-    assert_eq!(counts, [0, 0, 3], "requests, replies and advertisements");
     forget_neighbours(client);
-    assert!(asks(client, V4).is_none() && asks(client, V6).is_some());
+    assert_eq!(asks(client, V4), None);
+    reaches(client, V6, pod(&lan.node1).v6.into());
     announced.set(&BTreeSet::new()).expect("the map");
     until("the group is left", || !groups(node1).contains(GROUP));
+}
+
+/// Has node1 announce the addresses, and the client reach them at the link address of a device.
+fn answers_at(node: &StoryNode, lan: &Lan, device: &str) {
+    serve_at_addresses(node, lan);
+    let _agent = places::agent(node, lan);
+    places::wait_for_devices(node, lan, &[device]);
+    let mut announced = announce_at_node1(node, lan);
+    announced.set(&self::announced()).expect("the maps");
+    announced.renew(u64::MAX).expect("the map");
+    let own = link_of(&lan.node1.host, device);
+    for (to, backend) in [V4, V6].into_iter().zip(addresses(pod(&lan.node1))) {
+        reaches(&lan.client, to, backend);
+        let neighbours = lan.client.net.run(&["ip", "neigh", "show", to]);
+        assert!(neighbours.contains(&own), "{own} in {neighbours}");
+    }
+}
+
+fn answered_by_a_bridge(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    make_uplink_a_port(&lan, "br0", "bridge");
+    answers_at(node, &lan, "br0");
+}
+
+fn answered_by_a_bond(node: &mut StoryNode) {
+    if !has("bond", BOND) {
+        return;
+    }
+    let lan = Lan::make(LanOptions::default());
+    make_uplink_a_port(&lan, "bond0", &format!("bond {BOND}"));
+    answers_at(node, &lan, "bond0");
+}
+
+/// The addresses are of a network in the VLAN, and no host asks for them beside it.
+fn answered_in_a_vlan(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    let made = lan.node1.host.net.enter(|| {
+        let arguments = ["link", "add", "link", "eth0", "name", "eth0.5", "type", "vlan", "id", "5"];
+        Command::new("ip").args(arguments).status().expect("the command ip").success()
+    });
+    if !made {
+        println!("LACKS VLAN devices in this kernel");
+        return;
+    }
+    lan.client.net.ip("link add link eth0 name eth0.5 type vlan id 5");
+    for (net, last) in [(&lan.node1.host.net, 1), (&lan.client.net, 2)] {
+        // More specific than the network of eth0.
+        net.ip(&format!(
+            "link set eth0.5 up\naddress add 172.30.0.{}/28 dev eth0.5\naddress add fd30::7{last}/124 dev eth0.5 nodad",
+            64 + last
+        ));
+    }
+    let mut setup = lan.client.net.setup();
+    setup = setup.route(&format!("{V4}/32 dev eth0.5")).route(&format!("{V6}/128 dev eth0.5"));
+    setup.apply();
+    answers_at(node, &lan, "eth0.5");
 }
 
 fn kept_until_the_deadline(node: &mut StoryNode) {
@@ -177,7 +249,7 @@ fn kept_until_the_deadline(node: &mut StoryNode) {
     drop(announced);
     // The programs answer without an agent.
     first.kill();
-    assert!([V4, V6].iter().all(|to| asks(&lan.client, to).is_some()));
+    [V4, V6].into_iter().zip(addresses(pod(&lan.node1))).for_each(|(to, backend)| reaches(&lan.client, to, backend));
     let mut announced = open();
     assert_eq!((announced.held(), announced.deadline()), (&self::announced(), deadline));
     announced.renew(1).expect("the map");
@@ -196,7 +268,7 @@ fn second_answerer(node: &mut StoryNode) {
     announced.set(&self::announced()).expect("the maps");
     announced.renew(u64::MAX).expect("the map");
     doctor().assert_finding("ok", "announcing", "one host", "");
-    let other = link_of(node2);
+    let other = link_of(node2, "eth0");
     for (to, bits) in [(V4, 24), (V6, 64)] {
         node2.net.run(&["ip", "address", "add", &format!("{to}/{bits}"), "dev", "eth0"]);
     }

@@ -30,6 +30,9 @@ pub const STORIES: &[Story] = &[
     ("packets_come_in_by_a_bond", by_a_bond),
 ];
 
+/// Arguments of a bond.
+pub const BOND: &str = "mode active-backup miimon 100";
+
 /// NodePort and target port of the Service that takes much data.
 const BULK: (u16, u16) = (30081, 8081);
 
@@ -92,7 +95,8 @@ fn output(net: &LabNamespace, words: &[&str], input: &str) -> Option<String> {
 }
 
 /// True if the kernel can make links of a kind.
-fn has(kind: &str, arguments: &str) -> bool {
+/// True if this machine's kernel has a kind of links.
+pub fn has(kind: &str, arguments: &str) -> bool {
     let net = LabNamespace::new();
     let line = format!("link add probe0 type {kind} {arguments}\n");
     let has = output(&net, &["ip", "-batch", "-"], &line).is_some();
@@ -187,18 +191,23 @@ fn serve_from(node: &StoryNode, lan: &Lan, backend: &Host, device: &str) -> Agen
     agent
 }
 
-/// The uplink of node1 becomes a port of a bond, which takes over its addresses and routes.
+/// Makes the uplink of node1 a port of a new device, which takes over its addresses and routes.
+pub fn make_uplink_a_port(lan: &Lan, device: &str, kind: &str) {
+    let node1 = &lan.node1.host;
+    let setup = node1.net.setup().ip(&format!("link add {device} type {kind}")).ip("link set eth0 down");
+    let setup = setup.ip("address flush dev eth0").ip(&format!("link set eth0 master {device}")).up("eth0").up(device);
+    let setup = setup.address(device, &format!("{}/24", node1.v4)).address(device, &format!("{}/64", node1.v6));
+    let setup = setup.route("10.244.2.0/24 via 172.30.0.12").route("fd44:0:0:2::/64 via fd30::12");
+    setup.route("default via 172.30.0.20").route("default via fd30::20").apply();
+}
+
 fn by_a_bond(node: &mut StoryNode) {
-    if !has("bond", "mode active-backup miimon 100") {
+    if !has("bond", BOND) {
         return;
     }
     let lan = Lan::make(LanOptions::default());
     let node1 = &lan.node1.host;
-    let setup = node1.net.setup().ip("link add bond0 type bond mode active-backup miimon 100").ip("link set eth0 down");
-    let setup = setup.ip("address flush dev eth0").ip("link set eth0 master bond0").up("eth0").up("bond0");
-    let setup = setup.address("bond0", &format!("{}/24", node1.v4)).address("bond0", &format!("{}/64", node1.v6));
-    let setup = setup.route("10.244.2.0/24 via 172.30.0.12").route("fd44:0:0:2::/64 via fd30::12");
-    setup.route("default via 172.30.0.20").route("default via fd30::20").apply();
+    make_uplink_a_port(&lan, "bond0", &format!("bond {BOND}"));
     for backend in [pod(&lan.node1), pod(&lan.node2)] {
         serve(backend);
         let agent = serve_from(node, &lan, backend, "bond0");

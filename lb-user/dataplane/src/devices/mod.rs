@@ -257,7 +257,7 @@ impl DeviceManager {
         if !lost.is_empty() {
             warn!(devices = perform::list(lost.values()), "another program detached or replaced programs at devices");
         }
-        let answering = AnsweringLinks::find(&network, &desired);
+        let mut answering = AnsweringLinks::find(&network, &desired);
         self.performer.write_answering(&answering)?;
         let performed =
             self.performer.perform(plan, modes.zip(pods.as_deref()), |index| network.links.contains_key(&index));
@@ -265,13 +265,15 @@ impl DeviceManager {
         let complete = attached.iter().filter(|(_, attachment)| self.tc.is_complete(attachment));
         let complete: BTreeSet<u32> = complete.map(|(index, _)| *index).filter(wants_programs).collect();
         self.tc.note_lost(named(served.difference(&complete), &desired));
-        self.served = Some(served.union(&complete).copied().collect());
-        performed?;
+        // A device without programs answers nothing, and shall announce nothing.
+        answering.by_index.retain(|index, _| complete.contains(index));
         self.answering.send_if_modified(|known| {
             let is_new = *known != answering;
             *known = answering;
             is_new
         });
+        self.served = Some(served.union(&complete).copied().collect());
+        performed?;
         masquerade
     }
 }

@@ -34,3 +34,7 @@ pub static SNAT_COUNT: Global<u32> = Global::new(28_976);
 /// Elements of `OPENING` for each CPU.
 #[unsafe(no_mangle)]
 pub static OPENING_SLOTS: Global<u32> = Global::new(0);
+
+/// 1 if `FLOWS` may lack flows that `FLOWS_BEFORE` has.
+#[unsafe(no_mangle)]
+pub static FLOWS_MOVE: Global<u8> = Global::new(0);

@@ -95,6 +95,11 @@ pub static MAGLEV: HashMap<MaglevKey, Maglev, { capacity::MAGLEV }, NO_PREALLOC>
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, { capacity::FLOWS }, NO_PREALLOC> = HashMap::new();
 
+/// The map that was `FLOWS` before a start with another size, while `FLOWS` may lack flows of it: see `packet::flow`.
+/// At other times it is not used.
+#[btf_map]
+pub static FLOWS_BEFORE: HashMap<FlowKey, Flow, 1, NO_PREALLOC> = HashMap::new();
+
 /// Flows that begin, in order of time on each CPU: see `packet::opening`.
 #[btf_map]
 pub static OPENING: Array<Opening, { capacity::OPENING }> = Array::new();

@@ -71,7 +71,8 @@ pub mod capacity {
     pub const BOUND_PORTS: usize = 8_192;
     /// TCP sockets whose place was taken; when full, `getpeername` shows the backend.
     pub const TCP_MORE: usize = 65_536;
-    /// Entries of flows, two for each. The map never grows: when full, new flows are dropped (see `FLOWS`).
+    /// Fewest entries of flows by default, two for each. The map never grows: when full, new flows are dropped (see
+    /// `FLOWS`).
     pub const FLOWS: usize = 524_288;
     /// Flows that begin, on all CPUs: those of two thirds of a second of 100,000 a second, and a quarter of `FLOWS`.
     pub const OPENING: usize = 65_536;

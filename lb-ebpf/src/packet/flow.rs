@@ -2,6 +2,7 @@
 
 use core::ptr;
 
+use aya_ebpf::bindings::BPF_NOEXIST;
 use lb_common::{
     BackendFlags, Counter, Flow, FlowFlags, FlowKey, Proto,
     flow::{FlowState, Seen, Serial, UDP_OF_NETFILTER, partner_key},
@@ -11,12 +12,16 @@ use lb_common::{
 use super::scratch::Scratch;
 use crate::{
     counters::count,
-    maps::{BACKENDS, FLOWS},
+    globals::FLOWS_MOVE,
+    maps::{BACKENDS, FLOWS, FLOWS_BEFORE},
 };
 
 /// Looks up the flow of the packet, and copies it to `scratch.flow`; false for a new flow.
 #[inline(always)]
 pub fn lookup_flow(scratch: &mut Scratch) -> bool {
+    if FLOWS_MOVE.load() != 0 {
+        take_over_flow(&scratch.key);
+    }
     let Some(flow) = FLOWS.get_ptr_mut(&scratch.key) else {
         return false;
     };
@@ -37,6 +42,16 @@ pub fn lookup_flow(scratch: &mut Scratch) -> bool {
     scratch.flow.flags = flow.flags;
     scratch.route.reset();
     true
+}
+
+/// Adds an entry of `FLOWS_BEFORE` to `FLOWS`, unless that has it: of a flow that began after the loader had copied the
+/// others, and before the last program was replaced.
+#[inline(always)]
+fn take_over_flow(key: &FlowKey) {
+    if let Some(flow) = FLOWS_BEFORE.get_ptr(key) {
+        // SAFETY: our map value; it stays until the RCU grace period ends.
+        let _existed = FLOWS.insert(key, unsafe { &*flow }, u64::from(BPF_NOEXIST));
+    }
 }
 
 /// True if a packet of a known flow needs a backend as a new flow does: the client reuses its port after the end of the

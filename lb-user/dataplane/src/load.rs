@@ -19,6 +19,7 @@ use crate::{
         tc::Tc,
     },
     damage::Damage,
+    flows::moving::FlowMove,
     integrity::Integrity,
     log,
     pins::Pins,
@@ -74,12 +75,13 @@ impl Loader {
     pub fn load(pins: Pins, options: impl Into<ProgramOptions>) -> Result<Self> {
         let options = options.into();
         let lock = pins.lock()?;
-        let mut maps = StartMaps::inspect(&pins, &options.sizes, &MapSizes::new())?;
+        let mut maps = StartMaps::inspect(&pins, &options, &MapSizes::new())?;
         for name in maps.of(MapOrigin::Resized) {
             info!(map = name, "another size is wanted: a new map takes the place of the pinned one");
         }
         maps.adopt_predecessor(&pins)?;
         let highest_ids = upgrade::highest_ids(&pins)?;
+        maps.keep_flows(&pins)?;
         let (ebpf, features) = programs::load(&pins, &maps.layouts, &maps.origins, &options)?;
         maps.copy_entries(&pins)?;
         let adopted = maps.of(MapOrigin::Adopted).count();
@@ -172,7 +174,8 @@ impl Loader {
                 fs::remove_file(&staged).with_context(|| format!("removing {}", staged.display()))?;
             }
         }
-        let maps = StartMaps::inspect(&self.pins, &self.options.sizes, &self.grown)?;
+        let maps = StartMaps::inspect(&self.pins, &self.options, &self.grown)?;
+        maps.keep_flows(&self.pins)?;
         let (ebpf, _) = programs::load(&self.pins, &maps.layouts, &maps.origins, &self.options)?;
         self.loaded = Some(ebpf);
         // Entries keep their ids, so that the other maps, which serve already, stay valid.
@@ -200,12 +203,14 @@ impl Loader {
             return Ok(None);
         };
         let (links, adopted) = CgroupLinks::attach(ebpf, cgroup, &self.pins)?;
+        let moving = FlowMove::begin(&self.pins);
         if let Some(classifiers) = programs::classifiers(ebpf)? {
             self.tc.replace(classifiers)?;
         }
         self.freer.replace(programs::socket_freer(ebpf)?);
         programs::publish(&self.pins)?;
-        let maps = programs::layouts(&self.options.sizes, &self.grown)?;
+        moving.end();
+        let maps = programs::layouts(&self.options, &self.grown)?;
         let maps = maps.keys().map(String::as_str);
         self.integrity = Some(Integrity::new(self.pins.clone(), maps, links, self.tc())?);
         self.tc.publish();

@@ -21,7 +21,7 @@ use lb_kernel::{bpf, clock, perf::PerfBuffer};
 use crate::{
     cgroups, environment,
     pins::{Pins, link_name},
-    upgrade::programs::{self, MapSizes, OBJECT},
+    upgrade::programs::{self, MapSizes, OBJECT, ProgramOptions},
 };
 
 /// Octets of a CPU's buffer: the kernel lets every process lock as much (perf_event_mlock_kb). Some 3,700 records.
@@ -243,7 +243,7 @@ impl Handshakes {
         let mount = environment::find_cgroup2()?.context("no cgroup2 hierarchy is mounted here")?;
         let cgroup = cgroups::find(&mount, served)
             .with_context(|| format!("the served cgroup (id {served}) is not below {}", mount.display()))?;
-        let maps = programs::layouts(&MapSizes::new(), &MapSizes::new())?;
+        let maps = programs::layouts(&ProgramOptions::default(), &MapSizes::new())?;
         let mut loader = EbpfLoader::new();
         for name in maps.keys() {
             let pin = directory.join(name);

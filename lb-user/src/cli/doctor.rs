@@ -57,7 +57,7 @@ pub(super) fn run(pins: Pins, flags: FlagSource, arguments: DoctorArgs) -> Resul
     let agent = running.as_ref().ok().and_then(Option::as_ref).map(|agent| Agent {
         pid: agent.pid,
         cgroup: agent.arguments.cgroup.clone(),
-        fixed_sizes: agent.arguments.map_size.iter().map(|(table, _)| *table).collect(),
+        fixed_sizes: agent.arguments.map_size.iter().filter_map(|(map, _)| map.table()).collect(),
         devices: agent.arguments.devices.clone().unwrap_or_default(),
     });
     let objects = match flags {

@@ -99,9 +99,9 @@ pub(super) struct RunArgs {
     lb_routes: Option<u32>,
 
     /// Fixed number of entries of a map, such as slots=2000000: frontends, services, slots, backends, node_addrs,
-    /// source_ranges or maglev. Without the flag a full map grows by itself.
+    /// source_ranges, maglev or flows. Without the flag a full map grows by itself, but for flows.
     #[arg(long, value_name = "MAP=ENTRIES", value_parser = parse_size)]
-    pub(super) map_size: Vec<(Table, u32)>,
+    pub(super) map_size: Vec<(SizedMap, u32)>,
 
     /// Remove the datapath when the agent ends; without the flag it stays and translates.
     #[arg(long)]
@@ -160,17 +160,37 @@ fn parse_table(text: &str) -> Result<u32, String> {
     Ok(table)
 }
 
-fn parse_size(text: &str) -> Result<(Table, u32), String> {
+/// A map of the flag `--map-size`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum SizedMap {
+    /// A map that the agent writes.
+    Table(Table),
+    /// `FLOWS`
+    Flows,
+}
+
+impl SizedMap {
+    /// The map that the agent writes.
+    pub(super) const fn table(self) -> Option<Table> {
+        match self {
+            Self::Table(table) => Some(table),
+            Self::Flows => None,
+        }
+    }
+}
+
+fn parse_size(text: &str) -> Result<(SizedMap, u32), String> {
     let known = || {
         "want MAP=ENTRIES with one of the maps frontends, services, slots, backends, node_addrs, \
-                     source_ranges, maglev"
+                     source_ranges, maglev, flows"
             .to_owned()
     };
     let (name, entries) = text.split_once('=').ok_or_else(known)?;
-    let table = Table::ALL.into_iter().filter(|table| *table != Table::Names && table.flag_name().is_some());
-    let table = table.into_iter().find(|table| table.map_name().eq_ignore_ascii_case(name)).ok_or_else(known)?;
+    let tables = Table::ALL.into_iter().filter(|table| *table != Table::Names && table.flag_name().is_some());
+    let mut maps = tables.map(|table| (table.map_name(), SizedMap::Table(table))).chain([("FLOWS", SizedMap::Flows)]);
+    let (_, map) = maps.find(|(map, _)| map.eq_ignore_ascii_case(name)).ok_or_else(known)?;
     let entries: u32 = entries.parse().map_err(|error| format!("{entries:?} is no number of entries: {error}"))?;
-    if entries == 0 { Err("a map has at least one entry".to_owned()) } else { Ok((table, entries)) }
+    if entries == 0 { Err("a map has at least one entry".to_owned()) } else { Ok((map, entries)) }
 }
 
 /// Addresses to listen at; without one, do not listen.
@@ -208,7 +228,9 @@ pub(super) fn run(arguments: RunArgs, pins: impl FnOnce() -> Result<Pins>) -> Re
     let node_name = arguments.service_args.node_name();
     let settings = arguments.service_args.settings();
     let source = arguments.source();
-    let mut sizes: MapSizes = arguments.map_size.into_iter().collect::<BTreeMap<_, _>>();
+    let flows = arguments.map_size.iter().rev().find(|(map, _)| *map == SizedMap::Flows).map(|(_, entries)| *entries);
+    let tables = arguments.map_size.into_iter().filter_map(|(map, entries)| Some((map.table()?, entries)));
+    let mut sizes: MapSizes = tables.collect::<BTreeMap<_, _>>();
     // NAMES has one entry per service port.
     if let Some(&services) = sizes.get(&Table::Services) {
         sizes.insert(Table::Names, services);
@@ -226,7 +248,7 @@ pub(super) fn run(arguments: RunArgs, pins: impl FnOnce() -> Result<Pins>) -> Re
             host_routing: arguments.host_routing,
             masquerade: arguments.masquerade,
         },
-        programs: ProgramOptions { sizes, vip_pings: arguments.vip_pings },
+        programs: ProgramOptions { sizes, flows, vip_pings: arguments.vip_pings },
         cleanup_on_exit: arguments.cleanup_on_exit,
         healthz: arguments.healthz_bind_address.bind("--healthz-bind-address"),
         metrics: arguments.metrics_bind_address.bind("--metrics-bind-address"),
@@ -266,9 +288,10 @@ mod tests {
 
     #[test]
     fn sizes_name_a_map_and_a_number() {
-        assert_eq!(parse_size("slots=16"), Ok((Table::Slots, 16)));
-        assert_eq!(parse_size("source_ranges=16"), Ok((Table::SourceRanges, 16)));
-        assert_eq!(parse_size("FRONTENDS=1"), Ok((Table::Frontends, 1)));
+        assert_eq!(parse_size("slots=16"), Ok((SizedMap::Table(Table::Slots), 16)));
+        assert_eq!(parse_size("source_ranges=16"), Ok((SizedMap::Table(Table::SourceRanges), 16)));
+        assert_eq!(parse_size("FRONTENDS=1"), Ok((SizedMap::Table(Table::Frontends), 1)));
+        assert_eq!(parse_size("flows=64"), Ok((SizedMap::Flows, 64)));
         for bad in ["slots", "slots=", "slots=x", "slots=0", "names=3", "=3", "slots=-1"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }

@@ -8,7 +8,7 @@ use lb_dataplane::{
     pins::Pins,
     upgrade::{
         pinned_maps::{self, MapOrigin},
-        programs::{self, MapSizes},
+        programs::{self, MapSizes, ProgramOptions},
     },
 };
 
@@ -31,7 +31,7 @@ pub(super) struct PinFacts {
 
 /// Reads the pins. `agent` is the pid of the running agent.
 pub(super) fn read(pins: &Pins, agent: Option<u32>) -> PinFacts {
-    let expected = programs::layouts(&MapSizes::new(), &MapSizes::new());
+    let expected = programs::layouts(&ProgramOptions::default(), &MapSizes::new());
     let maps = expected.and_then(|expected| pinned_maps::inspect(&pins.current(), &expected));
     PinFacts {
         root: pins.root().to_owned(),

@@ -82,6 +82,11 @@ fn nearly_full(map: &MapUsage, fixed: &BTreeSet<Table>) -> Option<Finding> {
             format!("{what}, and the agent does not grow it further"),
             "set a larger size with --map-size, or split the Services between proxies with --service-proxy-name",
         )),
+        None if map.name == "FLOWS" => Some(Finding::warning(
+            CHECK,
+            format!("{what}: first packets of new flows from outside are dropped when it is full"),
+            format!("set --map-size flows={}", map.size.saturating_mul(4)),
+        )),
         None => Some(Finding::warning(
             CHECK,
             format!("{what}: further entries are not stored"),
@@ -123,6 +128,8 @@ mod tests {
             &["warning: the map SLOTS is at 100 % of its 4194304 entries, and the agent"],
         );
         check(&[("AFFINITY", Some(95), 100)], &[], &[], &["warning: the map AFFINITY is at 95 %"]);
+        let full = "warning: the map FLOWS is at 95 % of its 100 entries: first packets of new flows from outside are";
+        check(&[("FLOWS", Some(95), 100)], &[], &[], &[full]);
     }
 
     #[test]

@@ -116,6 +116,7 @@ fn stories() -> Vec<Story> {
         link_kinds::STORIES,
         flow_expiry::STORIES,
         upgrade::STORIES,
+        upgrade::OWN,
         verifier::STORIES,
         traced::STORIES,
         vips::STORIES,

@@ -5,6 +5,7 @@
 //! round through a full map takes 26 s. The first round after a start, and every round of a nearly full map, pauses for
 //! only 5 ms after each step. Rounds begin 10 s apart, which is the shortest timeout of a flow.
 
+pub(crate) mod moving;
 pub(crate) mod netfilter;
 
 use std::{

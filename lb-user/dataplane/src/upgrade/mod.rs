@@ -17,6 +17,9 @@
 //! 9. Move the new maps from the staging directory to their places: `programs::publish`.
 //! 10. Remove the directories of other versions: `Pins::retire_others`.
 //!
+//! `FLOWS`, which the programs write, moves to a map of another size beside these steps: its flows are copied before
+//! step 8, and the new programs look for others in the old map, until these are copied after step 9 (`flows::moving`).
+//!
 //! A start that ends before step 8 changes nothing that serves.
 
 mod adopt;
@@ -24,9 +27,9 @@ mod btf_fingerprint;
 pub mod pinned_maps;
 pub mod programs;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use tracing::{info, warn};
 
@@ -37,10 +40,11 @@ use crate::{
     store,
     upgrade::{
         pinned_maps::{MapLayout, MapOrigin},
-        programs::MapSizes,
+        programs::{FLOWS, FLOWS_BEFORE, MapSizes, ProgramOptions},
     },
 };
 use lb_core::op::Table;
+use lb_kernel::bpf;
 
 /// The maps of one start, and their origins.
 pub(crate) struct StartMaps {
@@ -52,10 +56,23 @@ pub(crate) struct StartMaps {
 
 impl StartMaps {
     /// Reads the maps that the object declares, and compares them with the pins of this version (step 2).
-    pub(crate) fn inspect(pins: &Pins, fixed: &MapSizes, grown: &MapSizes) -> Result<Self> {
-        let layouts = programs::layouts(fixed, grown)?;
-        let origins = pinned_maps::inspect(&pins.current(), &layouts)?;
+    pub(crate) fn inspect(pins: &Pins, options: &ProgramOptions, grown: &MapSizes) -> Result<Self> {
+        let layouts = programs::layouts(options, grown)?;
+        let mut origins = pinned_maps::inspect(&pins.current(), &layouts)?;
+        let before = if origins.get(FLOWS) == Some(&MapOrigin::Resized) { MapOrigin::Shared } else { MapOrigin::New };
+        origins.insert(FLOWS_BEFORE.to_owned(), before);
         Ok(Self { layouts, origins, predecessor: None })
+    }
+
+    /// Pins the map `FLOWS` in the staging directory as [`FLOWS_BEFORE`], if another size replaces it.
+    pub(crate) fn keep_flows(&self, pins: &Pins) -> Result<()> {
+        let place = pins.staging().join(FLOWS_BEFORE);
+        if self.origins.get(FLOWS) != Some(&MapOrigin::Resized) || place.exists() {
+            return Ok(());
+        }
+        fs::create_dir_all(pins.staging()).with_context(|| format!("making {}", pins.staging().display()))?;
+        let map = bpf::open_pin(&pins.current().join(FLOWS));
+        map.and_then(|map| bpf::pin(map, &place)).context("keeping the map FLOWS until its flows have moved")
     }
 
     /// Marks the directory, then shares or copies maps of the other version that serves, if there is one (steps 3 and

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
+    maps::MapInfo,
     programs::{Program, ProgramError},
     util::nr_cpus,
 };
@@ -47,12 +48,17 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// Sizes of maps, in entries.
 pub type MapSizes = BTreeMap<Table, u32>;
 
-/// Lists the maps to pin, as the object declares them, with the sizes that the user `fixed`, or the sizes to which they
+/// The map of flows.
+pub(crate) const FLOWS: &str = "FLOWS";
+/// The map of flows that a map of another size replaces.
+pub(crate) const FLOWS_BEFORE: &str = "FLOWS_BEFORE";
+
+/// Lists the maps to pin, as the object declares them, with the sizes that `options` fixes, or the sizes to which they
 /// have `grown`.
 ///
 /// # Errors
 /// If the object cannot be read, which is a defect of the build.
-pub fn layouts(fixed: &MapSizes, grown: &MapSizes) -> Result<BTreeMap<String, MapLayout>> {
+pub fn layouts(options: &ProgramOptions, grown: &MapSizes) -> Result<BTreeMap<String, MapLayout>> {
     let object = aya_obj::Object::parse(OBJECT).context("reading the embedded eBPF object")?;
     let texts = texts(&object)?;
     let mut layouts = BTreeMap::new();
@@ -62,15 +68,17 @@ pub fn layouts(fixed: &MapSizes, grown: &MapSizes) -> Result<BTreeMap<String, Ma
             continue;
         }
         let table = Table::ALL.into_iter().find(|table| table.map_name() == name);
-        let fixed = table.and_then(|table| fixed.get(&table));
+        let fixed =
+            table.and_then(|table| options.sizes.get(&table)).or(options.flows.as_ref().filter(|_| name == FLOWS));
         let grown = table.and_then(|table| grown.get(&table));
+        let usual = if name == FLOWS { usual_flows(cpus()?) } else { map.max_entries() };
         layouts.insert(
             name.clone(),
             MapLayout {
                 map_type: map.map_type(),
                 key_size: map.key_size(),
                 value_size: map.value_size(),
-                max_entries: *fixed.or(grown).unwrap_or(&map.max_entries()),
+                max_entries: *fixed.or(grown).unwrap_or(&usual),
                 size: match (fixed, adopt::transfer(name)) {
                     (Some(_), _) => SizeRule::Exact,
                     (None, Some(Transfer::Share)) if !adopt::is_array(map.map_type()) => SizeRule::Any,
@@ -101,6 +109,8 @@ pub struct Features {
 pub struct ProgramOptions {
     /// Fixed sizes of maps, which never grow.
     pub sizes: MapSizes,
+    /// Fixed size of `FLOWS`.
+    pub flows: Option<u32>,
     /// Treatment of pings to VIPs.
     pub vip_pings: VipPings,
 }
@@ -164,13 +174,19 @@ fn try_load(
     let (set_retval, generation) = (u8::from(features.set_retval), generation());
     // 0, before 5.14: the programs take the first network namespace for the node's.
     let host_netns = netns::cookie().unwrap_or(0);
-    let flows = layouts.get("FLOWS").map_or(0, |layout| layout.max_entries);
-    let opening_slots = opening_slots(flows, nr_cpus().map_err(|(_, error)| error).context("counting CPUs")?);
+    let directory_of = |name: &str| if origins.get(name) == Some(&MapOrigin::Adopted) { &current } else { &staging };
+    let flows = match MapInfo::from_pin(directory_of(FLOWS).join(FLOWS)) {
+        Ok(pinned) => pinned.max_entries(),
+        Err(_) => layouts.get(FLOWS).map_or(0, |layout| layout.max_entries),
+    };
+    let opening_slots = opening_slots(flows, cpus()?);
+    let flows_move = u8::from(origins.get(FLOWS) == Some(&MapOrigin::Resized));
     let mptcp_sock = u8::from(has_mptcp_sock());
     let answer_pings = u8::from(options.vip_pings == VipPings::Answer);
     let mut loader = EbpfLoader::new();
     loader
         .override_global("ANSWER_PINGS", &answer_pings, true)
+        .override_global("FLOWS_MOVE", &flows_move, true)
         .override_global("OPENING_SLOTS", &opening_slots, true)
         .override_global("SET_RETVAL", &set_retval, true)
         .override_global("MPTCP_SOCK", &mptcp_sock, true)
@@ -178,8 +194,7 @@ fn try_load(
         .override_global("HOST_NETNS", &host_netns, true)
         .override_global(aya_log::LEVEL, &(aya_log::Level::Warn as u8), true);
     for (name, layout) in layouts {
-        let directory = if origins.get(name) == Some(&MapOrigin::Adopted) { &current } else { &staging };
-        loader.map_pin_path(name, directory.join(name));
+        loader.map_pin_path(name, directory_of(name).join(name));
         if layout.max_entries > 0 {
             loader.map_max_entries(name, layout.max_entries);
         }
@@ -240,6 +255,20 @@ fn with_cause(error: ProgramError) -> anyhow::Error {
     if let Some(cause) = cause { error.context(cause) } else { error }
 }
 
+/// Returns the number of CPUs that the machine may have.
+fn cpus() -> Result<usize> {
+    nr_cpus().map_err(|(_, error)| error).context("counting CPUs")
+}
+
+/// Returns the size of `FLOWS` for a number of CPUs: 32,768 flows for each, as kube-proxy sizes conntrack, and two
+/// entries for a flow.
+fn usual_flows(cpus: usize) -> u32 {
+    const FOR_EACH_CPU: usize = 65_536;
+    // The buckets alone take 64 MiB.
+    const MOST: usize = 1 << 22;
+    u32::try_from(cpus.saturating_mul(FOR_EACH_CPU).clamp(capacity::FLOWS, MOST)).unwrap_or(u32::MAX)
+}
+
 /// Returns the number of flows in `OPENING` for each of some CPUs: all of them are at most a quarter of `FLOWS`, where
 /// each has two entries.
 #[must_use]
@@ -297,6 +326,12 @@ mod tests {
     use std::fmt::Write as _;
 
     use super::*;
+
+    #[test]
+    fn the_map_of_flows_has_the_size_of_kube_proxys_conntrack_within_limits() {
+        let flows = [1, 8, 16, 64, 1024].map(|cpus| usual_flows(cpus) / 2);
+        assert_eq!(flows, [262_144, 262_144, 524_288, 2_097_152, 2_097_152]);
+    }
 
     /// After a failure, raise `LAYOUT_VERSION` if it is still the released one, then run with `UPDATE_EXPECT=1`.
     #[test]

@@ -25,6 +25,9 @@ pub const STORIES: &[Story] = &[
     ("upgrade_and_rollback_cut_short_at_any_step_leave_packets_served", packets::interrupted),
 ];
 
+/// Stories of this version alone.
+pub const OWN: &[Story] = &[("flows_from_outside_go_on_in_a_map_of_another_size", packets::resized)];
+
 /// A version of the agent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Version {

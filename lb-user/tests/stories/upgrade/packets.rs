@@ -3,6 +3,7 @@
 use std::{fs, net::SocketAddr, thread, time::Duration};
 
 use super::Version;
+use aya::maps::MapInfo;
 use lb_lab::network::{Host, Lan, LanOptions};
 
 use crate::{
@@ -50,9 +51,13 @@ fn lan(node: &StoryNode) -> &'static Lan {
 
 /// Starts a version on node1 at an empty cgroup, so that the socket path serves no client.
 fn start(version: Version, node: &StoryNode, lan: &Lan) -> Agent {
+    start_with(version, node, lan, &[])
+}
+
+fn start_with(version: Version, node: &StoryNode, lan: &Lan, more: &[&str]) -> Agent {
     let cgroup = node.cgroup.join("node1");
     fs::create_dir_all(&cgroup).expect("a cgroup");
-    let flags = ["--devices", "eth0", "--cgroup", cgroup.to_str().expect("text")];
+    let flags = [&["--devices", "eth0", "--cgroup", cgroup.to_str().expect("text")], more].concat();
     lan.node1.host.net.enter(|| version.start(node, &flags))
 }
 
@@ -163,6 +168,29 @@ pub(super) fn interrupted(node: &mut StoryNode) {
         wait_until_attached(version, node, lan);
         load.more(10);
         agent.kill();
+    }
+    load.end();
+}
+
+/// Open connections and flows go on, and new ones begin, while `FLOWS` gets another size and gets it back.
+pub(super) fn resized(node: &mut StoryNode) {
+    let lan = lan(node);
+    let mut agent = start(Version::Own, node, lan);
+    agent.wait_until_in_service();
+    wait_until_attached(Version::Own, node, lan);
+    let load = start_load(lan);
+    load.more(20);
+    let size = || MapInfo::from_pin(node.maps().join("FLOWS")).expect("the pinned map").max_entries();
+    let usual = size();
+    for (flag, wanted) in [(Some("flows=100000"), 100_000), (Some("flows=700000"), 700_000), (None, 700_000)] {
+        agent.kill();
+        load.more(10);
+        let more: Vec<&str> = flag.into_iter().flat_map(|flag| ["--map-size", flag]).collect();
+        agent = start_with(Version::Own, node, lan, &more);
+        agent.wait_until_in_service();
+        assert_eq!((size(), size() == usual), (wanted, false));
+        assert_eq!(agent.log().contains("the flows have moved"), flag.is_some(), "{}", agent.log());
+        load.more(20);
     }
     load.end();
 }

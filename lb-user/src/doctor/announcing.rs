@@ -47,6 +47,8 @@ pub(super) struct AnnounceFacts {
     /// Link addresses of this node.
     own: BTreeSet<LinkAddr>,
     answers: Answers,
+    /// The error, if the links could not be asked.
+    unasked: Option<String>,
     /// Chains that may drop frames that leave a device.
     egress: Vec<String>,
     /// Other programs that announce: name, and pid.
@@ -107,7 +109,10 @@ pub(super) fn read(directory: &Path, dump: &Dump) -> Result<Option<AnnounceFacts
     let with_carrier =
         with_carrier.into_iter().filter(|(index, _)| facts.devices.get(index).is_some_and(|device| device.1));
     let with_carrier: BTreeMap<u32, LinkAddr> = with_carrier.collect();
-    facts.answers = link_probe::ask(&facts.addresses, &with_carrier).context("asking on the links")?;
+    match link_probe::ask(&facts.addresses, &with_carrier) {
+        Ok(answers) => facts.answers = answers,
+        Err(error) => facts.unasked = Some(error.to_string()),
+    }
     let contested: BTreeSet<IpAddr> =
         facts.addresses.iter().copied().filter(|address| facts.is_contested(address)).collect();
     if !contested.is_empty() {
@@ -199,6 +204,10 @@ pub(super) fn evaluate(facts: &Result<Option<AnnounceFacts>>) -> Vec<Finding> {
             "`nft list ruleset netdev`; accept `ether type arp` and ICMPv6 neighbour advertisements there",
         ));
     }
+    if let Some(error) = &facts.unasked {
+        let what = format!("the links cannot be asked who answers for announced addresses: {error}");
+        findings.push(Finding::note(CHECK, what, "run `beeline doctor` with CAP_NET_RAW, as root on the node"));
+    }
     for (name, pid) in &facts.others {
         findings.push(Finding::warning(
             CHECK,
@@ -259,7 +268,7 @@ fn claims(facts: &AnnounceFacts) -> impl Iterator<Item = Finding> {
 
 /// Reports addresses for which no host answers.
 fn silence(facts: &AnnounceFacts) -> Option<Finding> {
-    let has_carrier = facts.devices.values().any(|(_, has_carrier)| *has_carrier);
+    let has_carrier = facts.unasked.is_none() && facts.devices.values().any(|(_, has_carrier)| *has_carrier);
     let is_silent = |address: &&IpAddr| has_carrier && !facts.holds(address) && facts.answerers(address).is_empty();
     let silent: Vec<String> = facts.addresses.iter().filter(is_silent).map(ToString::to_string).collect();
     let named = silent.get(..MOST_NAMED).unwrap_or(&silent).join(", ");
@@ -398,6 +407,11 @@ mod tests {
             |facts| drop(facts.devices.insert(2, ("eth0".to_owned(), false))),
             &["error: no device that answers for announced addresses has a carrier: eth0"],
         );
+        let refused = |facts: &mut AnnounceFacts| {
+            facts.answers.clear();
+            facts.unasked = Some("Operation not permitted".to_owned());
+        };
+        check(refused, &["note: the links cannot be asked who answers for announced addresses: Operation"]);
         check(|facts| facts.devices.clear(), &["error: no device answers for announced addresses"]);
         check(
             |facts| facts.egress.push("out of netdev lan".to_owned()),

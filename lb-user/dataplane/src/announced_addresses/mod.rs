@@ -172,10 +172,11 @@ impl AnnouncedAddresses {
         Ok(conflicts)
     }
 
-    /// Announces addresses at the devices that answer, until the future is dropped.
+    /// Announces addresses at the devices that answer, until the future is dropped. Without CAP_NET_RAW it only joins
+    /// the groups of IPv6 addresses.
     ///
     /// # Errors
-    /// If the node has no packet sockets.
+    /// None so far.
     pub fn run(&self, links: watch::Receiver<AnsweringLinks>) -> impl Future<Output = Result<()>> + Send + use<> {
         run(Arc::clone(&self.announcer), links)
     }
@@ -267,7 +268,12 @@ fn announce(sender: &FrameSender, announcement: &Announcement) -> io::Result<()>
 }
 
 async fn run(announcer: Arc<Announcer>, mut links: watch::Receiver<AnsweringLinks>) -> Result<()> {
-    let sender = FrameSender::open().context("opening a packet socket")?;
+    let sender = FrameSender::open().inspect_err(|error| {
+        tracing::warn!(
+            "announced addresses are answered, but not told to the links: clients follow a move only when their caches \
+             expire. Opening a packet socket: {error}; give the agent CAP_NET_RAW"
+        );
+    });
     let mut groups = Groups::default();
     loop {
         {
@@ -280,7 +286,7 @@ async fn run(announcer: Arc<Announcer>, mut links: watch::Receiver<AnsweringLink
             let (addresses, devices) = state.schedule.subjects();
             groups.update(addresses, devices.keys().copied());
         }
-        let next = announcer.send_due(&sender);
+        let next = sender.as_ref().ok().and_then(|sender| announcer.send_due(sender));
         let time = async {
             match next {
                 Some(next) => sleep(next).await,

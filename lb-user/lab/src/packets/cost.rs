@@ -1,9 +1,16 @@
 //! The cost of a packet, by program and verdict: the median of means over many runs on one packet, each run on the
 //! result of the run before.
 
-use std::{thread, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    thread,
+    time::Duration,
+};
 
-use lb_common::{Backend, BackendFlags, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple};
+use lb_common::{
+    Addr, Backend, BackendFlags, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Hop, LinkAddr, Proto, Tuple,
+    packet::{arp_probe, neighbour_probe},
+};
 
 use super::{
     fixture::{Fixture, PacketOutcome},
@@ -55,6 +62,7 @@ pub fn table(elf: &[u8], runs: u32) -> Vec<ProgramCost> {
     rows.extend(flows(elf, runs));
     rows.extend(begun(elf));
     rows.extend(refused(elf));
+    rows.extend(announced(elf));
     rows.push(error(elf));
     rows
 }
@@ -270,6 +278,29 @@ fn refused(elf: &[u8]) -> Vec<ProgramCost> {
     let (error, udp) = single(&fixture, (IN, "uplink"), LIMITED, |_| datagram.octets());
     error.is_redirected_as(&IcmpErrorSpec::answer(IcmpReason::PortUnreachable, &datagram));
     vec![row(IN, "no endpoints, TCP", "reset", tcp), row(IN, "no endpoints, UDP", "ICMP error", udp)]
+}
+
+/// Questions on the link of a node that announces addresses.
+fn announced(elf: &[u8]) -> Vec<ProgramCost> {
+    let mut fixture = Fixture::enter(elf);
+    let (v4, v6) = (Ipv4Addr::new(192, 0, 2, 77), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77));
+    fixture.announce(&[&v4.to_string(), &v6.to_string()], u64::MAX);
+    fixture.answer_at("uplink", [2, 0, 0, 0, 0, 1]);
+    let asker = LinkAddr::new([2, 0, 0, 0, 0, 9]);
+    let arp = |last: u8| arp_probe(u32::from_ne_bytes([192, 0, 2, last]), asker).to_vec();
+    let ndp = neighbour_probe(&Addr::from(v6), asker).to_vec();
+    let (passes, other) = single(&fixture, (IN, "uplink"), SINGLE, |_| arp(78));
+    passes.passes_unchanged();
+    let answer = |what, packet: &Vec<u8>| {
+        let (ran, ns) = single(&fixture, (IN, "uplink"), SINGLE, |_| packet.clone());
+        assert!(ran.is_redirected(), "{ran:?}");
+        row(IN, what, "answered", ns)
+    };
+    vec![
+        row(IN, "ARP, for another address than announced", "on", other),
+        answer("ARP, for an announced address", &arp(77)),
+        answer("solicitation, for an announced address", &ndp),
+    ]
 }
 
 /// An ICMP error about a flow.

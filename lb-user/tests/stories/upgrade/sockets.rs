@@ -19,6 +19,10 @@ const WEB: &str = "10.96.0.1:80";
 const ECHO: &str = "10.96.0.2:80";
 const DNS: &str = "10.96.0.53:53";
 const STICKY: &str = "10.96.0.3:80";
+/// Port 40100 of a port range.
+const MEDIA: &str = "10.96.0.5:40100";
+/// A Service with a dead endpoint.
+const FAILING: &str = "10.96.0.6:80";
 const NODE_PORT: &str = "10.0.0.9:30080";
 
 fn objects(node: &StoryNode) {
@@ -34,7 +38,12 @@ fn objects(node: &StoryNode) {
         "outside.yaml",
         &outside.replace("{port: 80, protocol: TCP}", "{port: 80, protocol: TCP, nodePort: 30080}"),
     );
+    let media = service("media", &["10.96.0.5"], "UDP", 80, &["10.0.0.1:40100", "10.0.0.2:40100"]);
+    node.write("media.yaml", &annotated(&media, "beeline.io/ports: 40000-40200/udp"));
+    let failing = service("failing", &["10.96.0.6"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"]);
+    node.write("failing.yaml", &annotated(&failing, "beeline.io/scheduler: rr, beeline.io/eject: 1 in 1m for 1h"));
     for server in ["10.0.0.1", "10.0.0.2"] {
+        udp_server(&format!("{server}:40100"));
         tcp_server(&format!("{server}:8080"));
         hold_connections(&format!("{server}:7"));
         udp_server(&format!("{server}:5353"));
@@ -65,6 +74,15 @@ fn start_load() -> Load {
         let server = tcp_ask(at(STICKY)).map_err(|error| error.to_string())?.0;
         if server == sticky { Ok(()) } else { Err(format!("{server} instead of {sticky}")) }
     });
+    load.add("UDP to a port range", || {
+        let client = Client::udp(at(MEDIA));
+        let (server, from) = client.ask(at(MEDIA));
+        let is_kept = server.ends_with(":40100") && from == Some(at(MEDIA));
+        if is_kept { Ok(()) } else { Err(format!("{server} as {from:?}")) }
+    });
+    // The dead endpoint fails once.
+    assert_eq!((0..6).filter(|_| tcp_ask(at(FAILING)).is_err()).count(), 1);
+    load.add("a dead endpoint is ejected", || tcp_ask(at(FAILING)).map(drop).map_err(|error| error.to_string()));
     let open = Client::tcp(at(ECHO));
     open.connect(at(ECHO)).expect("a connection");
     load.add("open TCP", move || {

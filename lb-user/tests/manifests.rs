@@ -89,10 +89,12 @@ fn the_schema_of_pools_has_the_fields_of_their_type_and_no_others() {
     let selector = serde_json::json!({"matchLabels": {"a": "b"},
         "matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]});
     let counts = serde_json::json!({"used": 1, "free": 2});
+    let condition = serde_json::json!({"type": "t", "status": "True", "reason": "r", "message": "m",
+        "lastTransitionTime": "1970-01-01T00:00:00Z"});
     let object = serde_json::json!({
         "spec": {"addresses": ["192.0.2.1"], "allotment": "OnRequest", "priority": 1, "namespaceSelectors": [selector],
             "serviceSelectors": [selector]},
-        "status": {"ipv4": counts, "ipv6": counts, "problems": ["x"]},
+        "status": {"ipv4": counts, "ipv6": counts, "problems": ["x"], "conditions": [condition]},
     });
     let pool: AddressPool = serde_json::from_value(object.clone()).expect("a pool");
     // A new field of the type fails here, until object and schema have it.
@@ -109,8 +111,9 @@ fn the_schema_of_pools_has_the_fields_of_their_type_and_no_others() {
         }),
     ];
     assert_eq!(is_read, [true; 5], "the names of fields are those of the type");
-    let AddressPoolStatus { ipv4, ipv6, problems } = pool.status.expect("a status");
+    let AddressPoolStatus { ipv4, ipv6, problems, conditions } = pool.status.expect("a status");
     assert!(ipv4 == ipv6 && ipv4.is_some_and(|counts| (counts.used, counts.free) == (1, 2)) && problems.is_some());
+    assert_eq!(serde_json::to_value(conditions).expect("JSON"), serde_json::json!([condition]));
     for (pointer, of) in [
         ("/properties/spec/properties", "/spec"),
         ("/properties/spec/properties/namespaceSelectors/items/properties", "/spec/namespaceSelectors/0"),
@@ -121,6 +124,7 @@ fn the_schema_of_pools_has_the_fields_of_their_type_and_no_others() {
         ),
         ("/properties/status/properties", "/status"),
         ("/properties/status/properties/ipv4/properties", "/status/ipv4"),
+        ("/properties/status/properties/conditions/items/properties", "/status/conditions/0"),
     ] {
         assert_eq!(properties(schema, pointer), properties(&object, of), "{pointer}");
     }

@@ -128,7 +128,7 @@ pub struct ServiceStatus {
 }
 
 /// A condition.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Condition {
     /// Its type, as in `beeline.io/LoadBalancerAddress`.
@@ -140,6 +140,9 @@ pub struct Condition {
     pub reason: String,
     /// Text for users.
     pub message: String,
+    /// Time at which the status became what it is (RFC 3339).
+    #[serde(rename = "lastTransitionTime", skip_serializing_if = "Option::is_none")]
+    pub last_transition_time: Option<String>,
 }
 
 /// `status.loadBalancer` of a Service.
@@ -461,6 +464,8 @@ pub struct AddressPoolStatus {
     pub ipv6: Option<AddressCounts>,
     /// Problems, each with its cure.
     pub problems: Option<Vec<String>>,
+    /// The condition `Valid`.
+    pub conditions: Option<Vec<Condition>>,
 }
 
 /// Counts of addresses; the highest number where there are more.

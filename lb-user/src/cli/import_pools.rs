@@ -196,8 +196,8 @@ spec:
                  192.0.2.9",
                 "error: Service d/b: would lose 192.0.2.1",
                 "note: Service d/b: would get 192.0.2.0 from pool front",
-                "error: Service d/c: 198.51.100.1 from pool red; it keeps 198.51.100.1, although the selectors of pool \
-                 red leave it out; change them, or ask for another address to move",
+                "error: Service d/c: 198.51.100.1 from pool red; it keeps 198.51.100.1, although the \
+                 namespaceSelectors of pool red leave it out; change them, or ask for another address to move",
                 "error: Service d/d: 203.0.113.1; it keeps 203.0.113.1, which is in no pool any more; add it to one, \
                  or ask for another to move",
                 "note: Service d/e: would get 192.0.2.2 from pool front",

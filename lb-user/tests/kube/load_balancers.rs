@@ -134,6 +134,17 @@ fn until_reason(server: &ApiServer, name: &str, reason: &str) -> String {
     condition(server, name).1
 }
 
+/// Waits for an Event about the object of this name.
+fn until_event(server: &ApiServer, name: &str, reason: &str, note: &str) {
+    until(&format!("an Event about {name}: {note}"), || {
+        let list = object(server, "events.events.k8s.io");
+        let events = list["items"].as_array().expect("a list");
+        events
+            .iter()
+            .any(|event| event["regarding"]["name"] == name && event["reason"] == reason && event["note"] == note)
+    });
+}
+
 /// Services get addresses of pools, keep them over restarts and changes of pools, and are told why they get none.
 pub(crate) fn addresses_are_allotted_kept_and_explained(server: &mut ApiServer) {
     let kubeconfig = install(server);
@@ -185,14 +196,16 @@ pub(crate) fn addresses_are_allotted_kept_and_explained(server: &mut ApiServer) 
             "203.0.113.9 is an address of a node and is not allotted; leave it out",
         ])
     );
-    until("an Event with the text of the condition", || {
-        let list = object(server, "events.events.k8s.io");
-        let events = list["items"].as_array().expect("a list");
-        events.iter().any(|event| {
-            let is_of_service = event["regarding"]["name"] == "lb-torn" && event["reason"] == "LoadBalancerAddress";
-            is_of_service && event["note"] == format!("load balancer address: {torn}")
-        })
-    });
+    let valid = object(server, "addresspool/r")["status"]["conditions"][0].clone();
+    assert_eq!(
+        (&valid["type"], &valid["status"], &valid["reason"]),
+        (&json!("Valid"), &json!("False"), &json!("Overlap"))
+    );
+    server.kubectl(&["wait", "--for=condition=Valid", "addresspool/p", "--timeout=10s"]);
+    until_event(server, "lb-torn", "LoadBalancerAddress", &format!("load balancer address: {torn}"));
+    for problem in problems.as_array().expect("a list") {
+        until_event(server, "r", "AddressPoolProblem", problem.as_str().expect("a text"));
+    }
 
     // A pass without a difference writes nothing.
     let (passes, written) = (controller.metric("beeline_lb_passes_total"), controller.written());
@@ -268,6 +281,40 @@ pub(crate) fn one_controller_leads_and_another_takes_over(server: &mut ApiServer
     assert_eq!(addresses(server, "lb-a"), a);
     assert_ne!(addresses(server, "lb-b"), a);
     drop(third);
+    uninstall(server);
+}
+
+/// A controller that takes an address away again and again has the last word, and the Service is told; so two
+/// controllers do not write for ever. An address that another controller has given is kept.
+pub(crate) fn another_controller_at_the_same_service_is_told(server: &mut ApiServer) {
+    let kubeconfig = install(server);
+    server.apply(&(pool("p", "addresses: [192.0.2.0/24]") + &balancer("lb-a", "", OURS) + &balancer("lb-b", "", OURS)));
+    let controller = Controller::start(&kubeconfig, &[]);
+    let give = |name: &str, ingress: &Value| {
+        let patch = json!({"status": {"loadBalancer": {"ingress": ingress}}}).to_string();
+        let service = format!("service/{name}");
+        server.kubectl(&["patch", &service, "--subresource=status", "--type=merge", "--patch", &patch]);
+    };
+    until_reason(server, "lb-a", "Allotted");
+    until_reason(server, "lb-b", "Allotted");
+    let a = addresses(server, "lb-a");
+    give("lb-b", &json!([{"ip": "203.0.113.7"}]));
+    let kept = until_reason(server, "lb-b", "CheckAddress");
+    assert!(kept.starts_with("203.0.113.7; it keeps 203.0.113.7, which is in no pool any more"), "{kept}");
+    for _ in 0..2 {
+        give("lb-a", &json!([]));
+        until("it has its address again", || addresses(server, "lb-a") == a);
+    }
+    give("lb-a", &json!([]));
+    let told = until_reason(server, "lb-a", "TwoControllers");
+    let address = a[0].trim_end_matches(" VIP");
+    let part = format!("another controller changes its addresses again and again, from {address} to none");
+    assert!(told.starts_with(&part), "{told}");
+    until_event(server, "lb-a", "LoadBalancerAddress", &format!("load balancer address: {told}"));
+    let written = controller.written();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((addresses(server, "lb-a"), controller.written()), (vec![], written));
+    drop(controller);
     uninstall(server);
 }
 

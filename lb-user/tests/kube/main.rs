@@ -35,7 +35,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 28] = [
+const STORIES: [(&str, Story); 29] = [
     ("the_ranges_of_cluster_ips_are_those_of_the_api", the_ranges_of_cluster_ips_are_those_of_the_api),
     ("objects_are_added_changed_and_deleted", objects_are_added_changed_and_deleted),
     (
@@ -77,6 +77,7 @@ const STORIES: [(&str, Story); 28] = [
         "load_balancer_addresses_are_allotted_kept_and_explained",
         load_balancers::addresses_are_allotted_kept_and_explained,
     ),
+    ("another_controller_at_the_same_service_is_told", load_balancers::another_controller_at_the_same_service_is_told),
     ("of_two_load_balancer_controllers_one_leads", load_balancers::one_controller_leads_and_another_takes_over),
     (
         "the_load_balancer_controllers_account_writes_statuses_and_nothing_else",

@@ -4,11 +4,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::Duration,
 };
 
 use ipnet::IpNet;
 use lb_core::{
-    allot::{AddressPool, AddressRequest, Allotments, ClusterAddresses, allot},
+    allot::{AddressPool, AddressRequest, Allotments, ClusterAddresses, Contest, allot},
     label_selector::Labels,
     objects::Key,
 };
@@ -16,6 +17,7 @@ use lb_sources::{
     convert::BalancerClass,
     kubernetes::load_balancers::{AddressEvent, BalancerPool, BalancerService, Change},
 };
+use tokio::time::Instant;
 
 /// Services that get addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +37,23 @@ pub(super) struct Known {
     namespaces: BTreeMap<Key, Labels>,
     service_ranges: BTreeMap<Key, BTreeSet<IpNet>>,
     listed: [bool; 5],
+    /// Addresses that each Service has if no other controller changes them.
+    expected: BTreeMap<Key, Vec<IpAddr>>,
+    contests: BTreeMap<Key, Contested>,
 }
+
+/// Changes of a Service's addresses by another controller.
+#[derive(Debug)]
+struct Contested {
+    contest: Contest,
+    times: u32,
+    last: Instant,
+}
+
+/// Number of changes after which the other controller has the last word: it would go on for ever.
+const MAX_CONTESTS: u32 = 3;
+/// Time for which it has.
+const CONTEST: Duration = Duration::from_secs(600);
 
 impl Known {
     /// True once every kind was listed.
@@ -44,7 +62,7 @@ impl Known {
     }
 
     pub(super) fn apply(&mut self, event: AddressEvent) {
-        let Self { services, pools, nodes, namespaces, service_ranges, listed } = self;
+        let Self { services, pools, nodes, namespaces, service_ranges, listed, expected, contests } = self;
         let [of_services, of_pools, of_nodes, of_namespaces, of_ranges] = listed;
         match event {
             AddressEvent::Service(Change::Listed(list)) => {
@@ -52,16 +70,26 @@ impl Known {
                 for (key, service) in list {
                     // A list may come from a cache that is behind.
                     let known = old.get(&key).filter(|known| is_newer(known, &service)).cloned();
+                    if known.is_none() {
+                        compare(expected, contests, &key, &service);
+                    }
                     services.insert(key, known.unwrap_or(service));
                 }
+                expected.retain(|key, _| services.contains_key(key));
+                contests.retain(|key, _| services.contains_key(key));
                 *of_services = true;
             }
             AddressEvent::Service(Change::Set(key, service)) => {
                 if services.get(&key).is_none_or(|known| !is_newer(known, &service)) {
+                    compare(expected, contests, &key, &service);
                     services.insert(key, service);
                 }
             }
-            AddressEvent::Service(Change::Gone(key)) => drop(services.remove(&key)),
+            AddressEvent::Service(Change::Gone(key)) => {
+                services.remove(&key);
+                expected.remove(&key);
+                contests.remove(&key);
+            }
             AddressEvent::Pool(change) => set(pools, of_pools, change),
             AddressEvent::Node(change) => set(nodes, of_nodes, change),
             AddressEvent::Namespace(change) => set(namespaces, of_namespaces, change),
@@ -75,12 +103,30 @@ impl Known {
             && known.uid == written.uid
             && is_newer(&written, known)
         {
+            self.expected.insert(key.clone(), written.request.holds.clone());
             *known = written;
         }
     }
 
+    /// Records the addresses of Services that are right: a later change of them is another controller's.
+    pub(super) fn expect(&mut self, allotments: &Allotments) {
+        self.expected.retain(|key, _| allotments.services.contains_key(key));
+        for (key, allotment) in &allotments.services {
+            let Some(service) = self.services.get(key) else { continue };
+            if service.request.holds.iter().eq(allotment.addresses.iter().map(|(addr, _)| addr)) {
+                self.expected.insert(key.clone(), service.request.holds.clone());
+            }
+        }
+    }
+
+    /// Returns the next time at which another controller has the last word no more.
+    pub(super) fn end_of_contests(&self, now: Instant) -> Option<Instant> {
+        let contests = self.contests.values().filter(|contested| contested.times >= MAX_CONTESTS);
+        contests.map(|contested| contested.last + CONTEST).filter(|end| *end > now).min()
+    }
+
     /// Allots addresses to the Services that are served.
-    pub(super) fn allot(&self, served: Served) -> Allotments {
+    pub(super) fn allot(&self, served: Served, now: Instant) -> Allotments {
         let pools: Vec<AddressPool> = self.pools.values().map(|pool| pool.pool.clone()).collect();
         let mut cluster = ClusterAddresses {
             namespaces: self.namespaces.iter().map(|(key, labels)| (key.name().into(), labels.clone())).collect(),
@@ -96,13 +142,35 @@ impl Known {
                 BalancerClass::Other => false,
             };
             if is_served {
-                requests.push(service.request.clone());
+                let is_contested =
+                    |contested: &&Contested| contested.times >= MAX_CONTESTS && now < contested.last + CONTEST;
+                let contest = self.contests.get(key).filter(is_contested).map(|contested| contested.contest.clone());
+                requests.push(AddressRequest { contest, ..service.request.clone() });
             } else {
                 cluster.foreign.extend(service.request.holds.iter().map(|addr| (*addr, key.clone())));
             }
         }
         allot(&pools, &requests, &cluster)
     }
+}
+
+/// Counts a change of addresses that this controller has not made.
+fn compare(
+    expected: &mut BTreeMap<Key, Vec<IpAddr>>,
+    contests: &mut BTreeMap<Key, Contested>,
+    key: &Key,
+    service: &BalancerService,
+) {
+    let Some(expected) = expected.get_mut(key) else { return };
+    let to = service.request.holds.clone();
+    if *expected == to {
+        return;
+    }
+    let from = std::mem::replace(expected, to.clone());
+    tracing::warn!(service = %key, ?from, ?to, "another controller has changed the addresses");
+    let times = contests.get(key).map_or(0, |contested| contested.times);
+    let contest = Contest { from, to };
+    contests.insert(key.clone(), Contested { contest, times: times.saturating_add(1), last: Instant::now() });
 }
 
 /// True if `one` is a later version than `other`. Versions are numbers that grow (Kubernetes 1.35 promises that, and
@@ -201,7 +269,7 @@ pub(super) mod tests {
             known.apply(AddressEvent::Service(Change::Set(key, BalancerService { class, ..service })));
         }
         let names = |served| {
-            let allotments = known.allot(served).services;
+            let allotments = known.allot(served, Instant::now()).services;
             let line = |(key, allotment): (&Key, &lb_core::allot::Allotment)| {
                 format!("{} {}", key.name(), allotment.addresses[0].0)
             };
@@ -209,5 +277,41 @@ pub(super) mod tests {
         };
         assert_eq!(names(Served::OwnClass), ["own 192.0.2.2"]);
         assert_eq!(names(Served::OwnClassAndNone), ["default 192.0.2.2", "own 192.0.2.3"]);
+    }
+
+    /// The condition of the only Service, as a pass at this moment would write it.
+    fn reason(known: &mut Known) -> &'static str {
+        let allotments = known.allot(Served::OwnClass, Instant::now());
+        known.expect(&allotments);
+        allotments.services[&Key::new("default", "a")].reason()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_controller_that_changes_addresses_again_and_again_has_the_last_word_for_a_while() {
+        let mut known = Known::default();
+        let pool = AddressPool { ranges: vec!["192.0.2.1".parse().expect("a range")], ..AddressPool::new("p") };
+        known.apply(AddressEvent::Pool(Change::Set(Key::new("", "p"), BalancerPool { pool, status: None })));
+        set_service(&mut known, "a", 1, &[]);
+        let mut version = 2;
+        let mut fight = |known: &mut Known| {
+            let (key, written) = service("a", version, &[1]);
+            known.record(&key, written);
+            // The watch tells of the own write too.
+            set_service(known, "a", version, &[1]);
+            set_service(known, "a", version + 1, &[]);
+            version += 2;
+            reason(known)
+        };
+        assert_eq!([fight(&mut known), fight(&mut known)], ["Allotted"; 2]);
+        assert_eq!(fight(&mut known), "TwoControllers");
+        let end = known.end_of_contests(Instant::now()).expect("an end");
+        tokio::time::advance(CONTEST - Duration::from_secs(1)).await;
+        assert_eq!((reason(&mut known), Instant::now() < end), ("TwoControllers", true));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!((reason(&mut known), known.end_of_contests(Instant::now())), ("Allotted", None));
+        assert_eq!(fight(&mut known), "TwoControllers", "once more suffices");
+        known.apply(AddressEvent::Service(Change::Gone(Key::new("default", "a"))));
+        set_service(&mut known, "a", 90, &[]);
+        assert_eq!(reason(&mut known), "Allotted", "another Service of the name");
     }
 }

@@ -72,7 +72,7 @@ pub struct BalancerConfig {
 pub fn preview(objects: Vec<AddressEvent>, served: Served) -> Allotments {
     let mut known = Known::default();
     objects.into_iter().for_each(|event| known.apply(event));
-    known.allot(served)
+    known.allot(served, Instant::now())
 }
 
 /// Runs the controller until SIGTERM or SIGINT.
@@ -135,7 +135,7 @@ async fn candidate(
                 let (certain, valid) = watch::channel(until);
                 observed.send_modify(|observed| observed.is_leader = true);
                 let leader = Leader { client, served: config.served, valid, observed: &observed, queue: &queue };
-                let mut reported = BTreeMap::new();
+                let mut reported = Reported::new();
                 let is_stopped = tokio::select! {
                     () = candidate.hold(until, |until| _ = certain.send_replace(until)) => false,
                     () = leader.lead(&mut reported) => false,
@@ -163,6 +163,9 @@ struct Leader<'a> {
     queue: &'a EventQueue,
 }
 
+/// Problems that were reported, by Service, and by pool, which has no namespace.
+type Reported = BTreeMap<Key, Vec<Warning>>;
+
 /// Outcome of a write.
 #[derive(Clone, Debug)]
 enum Outcome {
@@ -176,7 +179,7 @@ enum Outcome {
 
 impl Leader<'_> {
     /// Follows the objects and makes passes. Returns when the watches end.
-    async fn lead(&self, reported: &mut BTreeMap<Key, String>) {
+    async fn lead(&self, reported: &mut Reported) {
         let (tx, mut events) = mpsc::channel(EVENT_CAPACITY);
         let watches = load_balancers::follow(self.client.clone(), tx);
         let passes = async {
@@ -184,7 +187,7 @@ impl Leader<'_> {
             let mut retry: Option<Instant> = None;
             loop {
                 let timer = async {
-                    match retry {
+                    match retry.into_iter().chain(known.end_of_contests(Instant::now())).min() {
                         Some(at) if known.is_complete() => sleep_until(at).await,
                         _ => std::future::pending().await,
                     }
@@ -210,9 +213,10 @@ impl Leader<'_> {
     }
 
     /// Allots addresses, and writes what differs. Returns true if a write has to be tried again.
-    async fn pass(&self, known: &mut Known, reported: &mut BTreeMap<Key, String>) -> bool {
+    async fn pass(&self, known: &mut Known, reported: &mut Reported) -> bool {
         let start = Instant::now();
-        let allotments = known.allot(self.served);
+        let allotments = known.allot(self.served, start);
+        known.expect(&allotments);
         self.report(&allotments, reported);
         let writes = writes(&known.services, &allotments.services, &known.pools, &allotments.pools, Timestamp::now());
         let count = writes.len();
@@ -234,30 +238,35 @@ impl Leader<'_> {
     }
 
     /// Reports new problems: to the log, and as Events.
-    fn report(&self, allotments: &Allotments, reported: &mut BTreeMap<Key, String>) {
+    fn report(&self, allotments: &Allotments, reported: &mut Reported) {
+        let mut problems = Reported::new();
         for (key, allotment) in &allotments.services {
             for (addr, other, why) in &allotment.lost {
                 warn!(service = %key, %addr, %other, ?why, "an older Service has the address, it gets another");
             }
-            let problem = (!allotment.problems.is_empty()).then(|| allotment.message());
-            if reported.get(key) == problem.as_ref() {
-                continue;
-            }
-            if let Some(problem) = &problem {
-                warn!(service = %key, "{problem}");
-            }
-            let warnings = problem.iter().cloned().map(Warning::LoadBalancerAddress).collect();
-            self.queue.report(ProblemOrigin::Objects, key, warnings);
-            match problem {
-                Some(problem) => drop(reported.insert(key.clone(), problem)),
-                None => drop(reported.remove(key)),
+            if !allotment.problems.is_empty() {
+                problems.insert(key.clone(), vec![Warning::LoadBalancerAddress(allotment.message())]);
             }
         }
-        let gone: Vec<Key> = reported.keys().filter(|key| !allotments.services.contains_key(*key)).cloned().collect();
-        for key in gone {
-            reported.remove(&key);
-            self.queue.report(ProblemOrigin::Objects, &key, Vec::new());
+        for (name, usage) in &allotments.pools {
+            if !usage.problems.is_empty() {
+                let texts = usage.problems.iter().map(|problem| Warning::AddressPool(problem.to_string()));
+                problems.insert(Key::new("", name), texts.collect());
+            }
         }
+        for (key, warnings) in problems.iter().filter(|(key, warnings)| reported.get(*key) != Some(*warnings)) {
+            for warning in warnings {
+                match key.namespace() {
+                    "" => warn!(pool = key.name(), "{warning}"),
+                    _ => warn!(service = %key, "{warning}"),
+                }
+            }
+            self.queue.report(ProblemOrigin::Objects, key, warnings.clone());
+        }
+        for key in reported.keys().filter(|key| !problems.contains_key(*key)) {
+            self.queue.report(ProblemOrigin::Objects, key, Vec::new());
+        }
+        *reported = problems;
     }
 
     /// Performs a write, while the Lease is certain.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use k8s_openapi::{
+    Resource as _,
     api::{
         core::v1::{ObjectReference, Pod, Service},
         events::v1::Event,
@@ -18,7 +19,7 @@ use kube::{
 
 use super::{problem::ServiceEvent, schedule::Outcome};
 use lb_core::{host_ports, objects::Key};
-use lb_sources::kubernetes;
+use lb_sources::{api::AddressPool, kubernetes};
 
 /// Timeout of one Event.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -107,10 +108,12 @@ async fn create(client: Client, event: &ServiceEvent, node: &str) -> Result<Outc
     let ServiceEvent { service, warning, .. } = event;
     let Some(regarding) = regarding(&client, service, node).await? else { return Ok(Outcome::NoService) };
     let uid = regarding.uid.clone().unwrap_or_default();
+    // The API server wants Events about objects of the cluster there.
+    let namespace = regarding.namespace.as_deref().unwrap_or("default");
     let object = Event {
         metadata: ObjectMeta {
             name: Some(event.name(node, &uid)),
-            namespace: Some(service.namespace().to_owned()),
+            namespace: Some(namespace.to_owned()),
             ..ObjectMeta::default()
         },
         event_time: Some(MicroTime(Timestamp::now())),
@@ -120,14 +123,15 @@ async fn create(client: Client, event: &ServiceEvent, node: &str) -> Result<Outc
         reason: Some(warning.reason().name().to_owned()),
         type_: Some("Warning".to_owned()),
         note: Some(event.note(node)),
-        regarding: Some(regarding),
+        regarding: Some(regarding.clone()),
         ..Event::default()
     };
-    let events = Api::<Event>::namespaced(client, service.namespace());
+    let events = Api::<Event>::namespaced(client, namespace);
     events.create(&PostParams::default(), &object).await.map(|_| Outcome::Created)
 }
 
-/// Finds the object of a problem: the Service, or the pod whose Service it is. None if it does not exist.
+/// Finds the object of a problem: the Service, the pod whose Service it is, or the pool, which has no namespace. None
+/// if it does not exist.
 async fn regarding(client: &Client, service: &Key, node: &str) -> Result<Option<ObjectReference>, kube::Error> {
     // A list with a field selector needs only the verb that the agent has, and comes from the server's cache.
     let list = |fields: &str| ListParams::default().fields(fields).match_any();
@@ -140,6 +144,17 @@ async fn regarding(client: &Client, service: &Key, node: &str) -> Result<Option<
             host_ports::service_key(&Key::new(service.namespace(), name)) == *service
         };
         ("Pod", listed.items.into_iter().map(|pod| pod.metadata).find(is_meant))
+    } else if service.namespace().is_empty() {
+        let pools = Api::<AddressPool>::all(client.clone());
+        let listed = pools.list_metadata(&list(&format!("metadata.name={}", service.name()))).await?;
+        let meta = listed.items.into_iter().next().map(|pool| pool.metadata);
+        return Ok(meta.map(|meta| ObjectReference {
+            api_version: Some(AddressPool::API_VERSION.to_owned()),
+            kind: Some(AddressPool::KIND.to_owned()),
+            name: meta.name,
+            uid: meta.uid,
+            ..ObjectReference::default()
+        }));
     } else {
         let services = Api::<Service>::namespaced(client.clone(), service.namespace());
         let listed = services.list_metadata(&list(&format!("metadata.name={}", service.name()))).await?;

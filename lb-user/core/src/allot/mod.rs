@@ -21,8 +21,8 @@ use lb_common::Family;
 
 pub use self::{
     pool::{AddressPool, AddressRange, PoolOffer},
-    problem::{AddressProblem, Obstacle, PoolProblem, Reserved},
-    request::{AddressRequest, Attraction, NotShared, SharedWith, Sharing, Stack},
+    problem::{AddressProblem, NotGiven, Obstacle, PoolProblem, Reserved, Selectors},
+    request::{AddressRequest, Attraction, Contest, NotShared, SharedWith, Sharing, Stack},
 };
 use self::{
     pool::{Territory, divide},
@@ -252,7 +252,8 @@ impl<'a> Ledger<'a> {
     /// Gives a Service the addresses that it lacks; returns the reasons for missing ones.
     fn serve(&mut self, index: usize) -> Vec<AddressProblem> {
         let Some(request) = self.requests.get(index).copied() else { return Vec::new() };
-        let mut problems: Vec<_> = request.problems.iter().cloned().map(AddressProblem::Invalid).collect();
+        let mut problems: Vec<_> = request.contest.iter().cloned().map(AddressProblem::Contested).collect();
+        problems.extend(request.problems.iter().cloned().map(AddressProblem::Invalid));
         let named = match &request.pool {
             None => None,
             Some(name) => match self.territories.iter().position(|territory| territory.pool.name == *name) {
@@ -296,7 +297,7 @@ impl<'a> Ledger<'a> {
             }
         }
         if request.stack == Stack::Any && !self.of(index).is_empty() {
-            problems.retain(|problem| !matches!(problem, AddressProblem::NoPool(_)));
+            problems.retain(|problem| !matches!(problem, AddressProblem::NoAddress(..)) || problem.is_full());
         }
         if request.stack == Stack::All && before.is_empty() {
             let lacks = |family: &&Family| !self.of(index).iter().any(|addr| family_of(*addr) == **family);
@@ -319,8 +320,8 @@ impl<'a> Ledger<'a> {
         if let Some(asked) = asked.filter(|asked| *asked != pool) {
             return Some(AddressProblem::OtherPool { addr, pool: pool.clone(), asked: asked.clone() });
         }
-        if !territory.pool.admits(request, self.cluster) {
-            return Some(AddressProblem::NotAdmitted(pool.clone()));
+        if let Some(selectors) = territory.pool.left_out_by(request, self.cluster) {
+            return Some(AddressProblem::NotAdmitted(pool.clone(), selectors));
         }
         if let Some(reserved) = territory.reserved(addr, self.cluster) {
             return Some(AddressProblem::Reserved(addr, reserved));
@@ -335,25 +336,22 @@ impl<'a> Ledger<'a> {
     /// Finds an address of the family for a Service: in the pool that it names, else in the pools that give addresses
     /// unasked. An address of a Service with the same sharing key goes before a free one.
     fn find(&mut self, index: usize, family: Family, named: Option<usize>) -> Result<IpAddr, AddressProblem> {
-        let Some(request) = self.requests.get(index).copied() else { return Err(AddressProblem::NoPool(family)) };
-        let is_candidate = |at: &usize| {
-            self.territories.get(*at).is_some_and(|territory| match named {
-                Some(named) => *at == named,
-                None => {
-                    let offer = territory.pool.offer;
-                    offer == PoolOffer::Automatic && territory.pool.admits(request, self.cluster)
-                }
-            })
+        let Some(request) = self.requests.get(index).copied() else {
+            return Err(AddressProblem::NoAddress(family, Vec::new()));
         };
-        let mut candidates: Vec<usize> = self.order.iter().copied().filter(is_candidate).collect();
-        if let Some(territory) = named.and_then(|named| self.territories.get(named))
-            && !territory.pool.admits(request, self.cluster)
-        {
-            return Err(AddressProblem::NotAdmitted(territory.pool.name.clone()));
-        }
-        candidates.retain(|at| self.territories.get(*at).is_some_and(|territory| !territory.whole[family].is_empty()));
-        if candidates.is_empty() {
-            return Err(AddressProblem::NoPool(family));
+        let (mut candidates, mut refusals) = (Vec::new(), Vec::new());
+        let order = self.order.iter().copied().filter(|at| named.is_none_or(|named| named == *at));
+        for (at, territory) in order.filter_map(|at| Some((at, self.territories.get(at)?))) {
+            let name = &territory.pool.name;
+            match territory.pool.left_out_by(request, self.cluster) {
+                Some(selectors) if named.is_some() => return Err(AddressProblem::NotAdmitted(name.clone(), selectors)),
+                Some(selectors) => refusals.push((name.clone(), NotGiven::LeftOut(selectors))),
+                None if territory.whole[family].is_empty() => refusals.push((name.clone(), NotGiven::NoFamily)),
+                None if named.is_none() && territory.pool.offer == PoolOffer::OnRequest => {
+                    refusals.push((name.clone(), NotGiven::OnRequest));
+                }
+                None => candidates.push(at),
+            }
         }
         if let Some(sharing) = &request.sharing {
             for &at in &candidates {
@@ -367,8 +365,9 @@ impl<'a> Ledger<'a> {
         }
         let free = candidates.iter().find_map(|at| self.free(*at, family));
         free.ok_or_else(|| {
-            let pools = candidates.iter().filter_map(|at| self.territories.get(*at));
-            AddressProblem::Full(family, pools.map(|territory| territory.pool.name.clone()).collect())
+            let full = candidates.iter().filter_map(|at| self.territories.get(*at));
+            let full = full.map(|territory| (territory.pool.name.clone(), NotGiven::Full));
+            AddressProblem::NoAddress(family, full.chain(refusals).collect())
         })
     }
 
@@ -408,8 +407,8 @@ impl<'a> Ledger<'a> {
             match self.territory_of(addr) {
                 None => problems.push(AddressProblem::KeptOutsidePools(addr)),
                 Some(territory) => {
-                    if !territory.pool.admits(request, self.cluster) {
-                        problems.push(AddressProblem::KeptNotAdmitted(addr, territory.pool.name.clone()));
+                    if let Some(selectors) = territory.pool.left_out_by(request, self.cluster) {
+                        problems.push(AddressProblem::KeptNotAdmitted(addr, territory.pool.name.clone(), selectors));
                     }
                     let reserved = territory.reserved(addr, self.cluster);
                     problems.extend(reserved.map(|reserved| AddressProblem::KeptReserved(addr, reserved)));

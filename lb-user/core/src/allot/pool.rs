@@ -8,7 +8,7 @@ use lb_common::Family;
 
 use super::{
     ClusterAddresses,
-    problem::{PoolProblem, Reserved},
+    problem::{PoolProblem, Reserved, Selectors},
     request::AddressRequest,
     spans::{Spans, addr, family_of, number},
 };
@@ -65,8 +65,8 @@ impl AddressPool {
         }
     }
 
-    /// True if the selectors let the Service have an address.
-    pub(super) fn admits(&self, request: &AddressRequest, cluster: &ClusterAddresses) -> bool {
+    /// Returns the selectors that leave the Service out; none if it may have an address.
+    pub(super) fn left_out_by(&self, request: &AddressRequest, cluster: &ClusterAddresses) -> Option<Selectors> {
         let one_matches =
             |selectors: &[LabelSelector], labels: &Labels| selectors.iter().any(|selector| selector.matches(labels));
         let has_namespace = self.namespaces.is_empty()
@@ -74,7 +74,12 @@ impl AddressPool {
                 .namespaces
                 .get(request.key.namespace())
                 .is_some_and(|labels| one_matches(&self.namespaces, labels));
-        has_namespace && (self.services.is_empty() || one_matches(&self.services, &request.labels))
+        let has_labels = self.services.is_empty() || one_matches(&self.services, &request.labels);
+        match (has_namespace, has_labels) {
+            (false, _) => Some(Selectors::Namespaces),
+            (true, false) => Some(Selectors::Services),
+            (true, true) => None,
+        }
     }
 }
 

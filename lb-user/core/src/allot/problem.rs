@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use lb_common::Family;
 
-use super::request::NotShared;
+use super::request::{Contest, NotShared};
 use crate::objects::Key;
 
 /// A problem of a pool.
@@ -32,6 +32,20 @@ pub enum PoolProblem {
     ServiceRange(IpNet),
     /// It has this address of a node.
     Node(IpAddr),
+}
+
+impl PoolProblem {
+    /// The problem's category, as the `reason` of a condition.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "InvalidSpec",
+            Self::Empty => "NoAddresses",
+            Self::Overlap { .. } => "Overlap",
+            Self::ServiceRange(_) => "ServiceRange",
+            Self::Node(_) => "NodeAddress",
+        }
+    }
 }
 
 impl Display for PoolProblem {
@@ -58,7 +72,7 @@ pub enum AddressProblem {
     /// It asks for a pool that does not exist.
     UnknownPool(Arc<str>),
     /// The selectors of the pool that it asks for, or whose address it asks for, leave it out.
-    NotAdmitted(Arc<str>),
+    NotAdmitted(Arc<str>, Selectors),
     /// It asks for an address of a family that it does not have.
     OtherFamily(IpAddr),
     /// It asks for an address that no pool has.
@@ -76,20 +90,53 @@ pub enum AddressProblem {
     Reserved(IpAddr, Reserved),
     /// It asks for an address that another Service has.
     InUse(IpAddr, Key, Obstacle),
-    /// No pool has addresses of the family for it.
-    NoPool(Family),
-    /// The pools have no free address of the family.
-    Full(Family, Vec<Arc<str>>),
+    /// No pool gives it an address of the family; each with the reason, in the order in which they are tried.
+    NoAddress(Family, Vec<(Arc<str>, NotGiven)>),
     /// It needs an address of both families, and got none of this one.
     Incomplete(Family),
     /// It keeps an address that is in no pool.
     KeptOutsidePools(IpAddr),
     /// It keeps an address of a pool whose selectors leave it out.
-    KeptNotAdmitted(IpAddr, Arc<str>),
+    KeptNotAdmitted(IpAddr, Arc<str>, Selectors),
     /// It keeps an address that the pool does not allot any more.
     KeptReserved(IpAddr, Reserved),
     /// It keeps an address that another Service has too.
     KeptShared(IpAddr, Key, Obstacle),
+    /// Another controller changes its addresses again and again, with the addresses before and after.
+    Contested(Contest),
+}
+
+/// Selectors of a pool.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Selectors {
+    /// Of namespaces.
+    Namespaces,
+    /// Of Services.
+    Services,
+}
+
+impl Selectors {
+    /// Returns the name of the field.
+    #[must_use]
+    pub const fn field(self) -> &'static str {
+        match self {
+            Self::Namespaces => "namespaceSelectors",
+            Self::Services => "serviceSelectors",
+        }
+    }
+}
+
+/// The reason why a pool does not give a Service an address that it has not asked for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum NotGiven {
+    /// The pool has none of the family.
+    NoFamily,
+    /// Selectors of the pool leave the Service out.
+    LeftOut(Selectors),
+    /// The pool gives addresses on request only.
+    OnRequest,
+    /// None is free.
+    Full,
 }
 
 /// The reason why a pool does not allot an address that it has.
@@ -115,16 +162,22 @@ pub enum Obstacle {
 impl AddressProblem {
     /// The problem's category, as the `reason` of a condition.
     #[must_use]
-    pub const fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> &'static str {
         match self {
             Self::Invalid(_) | Self::UnknownPool(_) | Self::OtherFamily(_) | Self::OtherPool { .. } => "InvalidRequest",
-            Self::NotAdmitted(_) | Self::NotInPools(_) | Self::Reserved(..) | Self::InUse(..) => "AddressNotAvailable",
-            Self::NoPool(_) => "NoPool",
-            Self::Full(..) | Self::Incomplete(_) => "NoFreeAddress",
+            Self::NotAdmitted(..) | Self::NotInPools(_) | Self::Reserved(..) | Self::InUse(..) => "AddressNotAvailable",
+            Self::NoAddress(..) if !self.is_full() => "NoPool",
+            Self::NoAddress(..) | Self::Incomplete(_) => "NoFreeAddress",
+            Self::Contested(_) => "TwoControllers",
             Self::KeptOutsidePools(_) | Self::KeptNotAdmitted(..) | Self::KeptReserved(..) | Self::KeptShared(..) => {
                 "CheckAddress"
             }
         }
+    }
+
+    /// True if pools would give it an address, and have none free.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(self, Self::NoAddress(_, pools) if pools.iter().any(|(_, why)| *why == NotGiven::Full))
     }
 }
 
@@ -135,9 +188,10 @@ impl Display for AddressProblem {
             Self::UnknownPool(pool) => {
                 write!(f, "it asks for pool {}, which does not exist; make it, or name another", pool.escape_debug())
             }
-            Self::NotAdmitted(pool) => write!(
+            Self::NotAdmitted(pool, selectors) => write!(
                 f,
-                "the selectors of pool {} leave this Service out; change them, or ask for another pool",
+                "the {} of pool {} leave this Service out; change them, or ask for another pool",
+                selectors.field(),
                 pool.escape_debug()
             ),
             Self::OtherFamily(addr) => {
@@ -165,17 +219,7 @@ impl Display for AddressProblem {
             Self::InUse(addr, other, obstacle) => {
                 write!(f, "it asks for {addr}, which Service {other} has: {obstacle}; ask for another")
             }
-            Self::NoPool(family) => write!(
-                f,
-                "no pool gives it an {} address without being asked; make an AddressPool, or ask for one by \
-                 beeline.io/lb-pool",
-                family.name()
-            ),
-            Self::Full(family, pools) => {
-                let names: Vec<_> = pools.iter().map(|pool| pool.escape_debug().to_string()).collect();
-                let (names, s) = (names.join(", "), if pools.len() == 1 { "" } else { "s" });
-                write!(f, "no free {} address in pool{s} {names}; add addresses", family.name())
-            }
+            Self::NoAddress(family, pools) => write_no_address(f, *family, pools),
             Self::Incomplete(family) => write!(
                 f,
                 "it needs both families and gets none without {}; set ipFamilyPolicy to PreferDualStack to go without",
@@ -184,10 +228,11 @@ impl Display for AddressProblem {
             Self::KeptOutsidePools(addr) => {
                 write!(f, "it keeps {addr}, which is in no pool any more; add it to one, or ask for another to move")
             }
-            Self::KeptNotAdmitted(addr, pool) => write!(
+            Self::KeptNotAdmitted(addr, pool, selectors) => write!(
                 f,
-                "it keeps {addr}, although the selectors of pool {} leave it out; change them, or ask for another \
-                 address to move",
+                "it keeps {addr}, although the {} of pool {} leave it out; change them, or ask for another address to \
+                 move",
+                selectors.field(),
                 pool.escape_debug()
             ),
             Self::KeptReserved(addr, reserved) => {
@@ -196,7 +241,45 @@ impl Display for AddressProblem {
             Self::KeptShared(addr, other, obstacle) => {
                 write!(f, "it keeps {addr}, which Service {other} has too: {obstacle}; ask for another to move")
             }
+            Self::Contested(Contest { from, to }) => write!(
+                f,
+                "another controller changes its addresses again and again, from {} to {}, and keeps the last word for \
+                 ten minutes; let one of the two serve it, by spec.loadBalancerClass",
+                list(from),
+                list(to)
+            ),
         }
+    }
+}
+
+/// Lists addresses.
+fn list(addresses: &[IpAddr]) -> String {
+    let texts: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    if texts.is_empty() { "none".to_owned() } else { texts.join(", ") }
+}
+
+/// Most pools in a text.
+const MAX_POOLS: usize = 8;
+
+/// Writes the reason of each pool that gives no address, with its cure.
+fn write_no_address(f: &mut Formatter<'_>, family: Family, pools: &[(Arc<str>, NotGiven)]) -> fmt::Result {
+    write!(f, "no pool gives it an {} address", family.name())?;
+    if pools.is_empty() {
+        return f.write_str(", as there is none; make an AddressPool");
+    }
+    for (at, (pool, why)) in pools.iter().take(MAX_POOLS).enumerate() {
+        let pool = pool.escape_debug();
+        f.write_str(if at == 0 { ": " } else { "; " })?;
+        match why {
+            NotGiven::NoFamily => write!(f, "{pool} has none of the family (add some)"),
+            NotGiven::LeftOut(selectors) => write!(f, "the {} of {pool} leave it out", selectors.field()),
+            NotGiven::OnRequest => write!(f, "{pool} gives on request only (ask by beeline.io/lb-pool: {pool})"),
+            NotGiven::Full => write!(f, "{pool} has no free one (add addresses)"),
+        }?;
+    }
+    match pools.len().checked_sub(MAX_POOLS) {
+        None | Some(0) => Ok(()),
+        Some(more) => write!(f, "; and {more} more"),
     }
 }
 

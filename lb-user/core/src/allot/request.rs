@@ -36,6 +36,8 @@ pub struct AddressRequest {
     pub labels: Labels,
     /// Addresses that it has now.
     pub holds: Vec<IpAddr>,
+    /// Changes of its addresses by another controller, so many that both would go on for ever: it keeps what it has.
+    pub contest: Option<Contest>,
     /// Problems of its request, each with its cure. With one, the Service keeps its addresses and gets no other.
     pub problems: Vec<String>,
 }
@@ -91,6 +93,15 @@ pub enum NotShared {
     OtherNodes,
 }
 
+/// A change of addresses by another controller.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Contest {
+    /// Addresses before.
+    pub from: Vec<IpAddr>,
+    /// Addresses after.
+    pub to: Vec<IpAddr>,
+}
+
 impl AddressRequest {
     /// Makes the request of a Service with one family and nothing else.
     #[must_use]
@@ -107,6 +118,7 @@ impl AddressRequest {
             attraction: Attraction::default(),
             labels: Labels::new(),
             holds: Vec::new(),
+            contest: None,
             problems: Vec::new(),
         }
     }

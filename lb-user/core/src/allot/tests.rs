@@ -298,6 +298,50 @@ fn addresses_of_nodes_of_cluster_ips_of_other_pools_and_edges_of_prefixes_are_le
 }
 
 #[test]
+fn a_service_without_an_address_is_told_why_each_pool_gives_none() {
+    let pools = [
+        pool("full", &["192.0.2.1"]),
+        AddressPool { offer: PoolOffer::OnRequest, ..pool("asked", &["192.0.2.2"]) },
+        AddressPool { namespaces: selectors("team=x"), ..pool("teams", &["192.0.2.3"]) },
+        AddressPool { services: selectors("app=x"), ..pool("apps", &["192.0.2.4"]) },
+        pool("six", &["2001:db8::1"]),
+    ];
+    let message = |pools: &[AddressPool], request: AddressRequest| {
+        let older = AddressRequest { created: Some(1), ..super::tests::request("older") };
+        allot(pools, &[older, request], &ClusterAddresses::default()).services[&Key::new("default", "a")].message()
+    };
+    assert_eq!(
+        message(&pools, request("a")),
+        "no pool gives it an IPv4 address: full has no free one (add addresses); the serviceSelectors of apps leave it \
+         out; the namespaceSelectors of teams leave it out; asked gives on request only (ask by beeline.io/lb-pool: \
+         asked); six has none of the family (add some)"
+    );
+    assert_eq!(message(&[], request("a")), "no pool gives it an IPv4 address, as there is none; make an AddressPool");
+    let asks = |pool: &str| AddressRequest { pool: Some(pool.into()), ..request("a") };
+    assert_eq!(
+        message(&pools, asks("teams")),
+        "the namespaceSelectors of pool teams leave this Service out; change them, or ask for another pool"
+    );
+    assert_eq!(message(&pools, asks("six")), "no pool gives it an IPv4 address: six has none of the family (add some)");
+    let many: Vec<AddressPool> = (0..11).map(|at| pool(&format!("six{at}"), &["2001:db8::1"])).collect();
+    assert!(message(&many, request("a")).ends_with("; and 3 more"));
+}
+
+#[test]
+fn a_service_whose_addresses_another_controller_changes_keeps_what_that_one_writes() {
+    let pools = [pool("p", &["192.0.2.0/29"])];
+    let contest = Some(Contest { from: vec![ip("192.0.2.1")], to: Vec::new() });
+    check(&pools, &[AddressRequest { contest: contest.clone(), ..request("a") }], &["a TwoControllers"]);
+    let held = AddressRequest { holds: vec![ip("192.0.2.4")], contest, ..request("a") };
+    let allotment = &allot(&pools, &[held], &ClusterAddresses::default()).services[&Key::new("default", "a")];
+    assert_eq!(
+        allotment.message(),
+        "192.0.2.4 from pool p; another controller changes its addresses again and again, from 192.0.2.1 to none, and \
+         keeps the last word for ten minutes; let one of the two serve it, by spec.loadBalancerClass"
+    );
+}
+
+#[test]
 fn the_message_names_each_address_with_its_pool_and_each_problem() {
     let pools = [pool("p", &["192.0.2.1", "2001:db8::1"])];
     let held = AddressRequest { holds: vec![ip("198.51.100.1")], ..dual(Stack::All, "a") };
@@ -381,6 +425,7 @@ fn worlds() -> impl Strategy<Value = (Vec<AddressPool>, Vec<AddressRequest>, Clu
                 },
                 labels: if labelled { [("app".to_owned(), "x".to_owned())].into() } else { Labels::new() },
                 holds,
+                contest: None,
                 problems: if broken { vec!["broken".to_owned()] } else { Vec::new() },
             }
         };
@@ -465,7 +510,7 @@ proptest! {
                 }
                 let name = name.as_ref().expect("a new address is of a pool");
                 let admits = |pool: &AddressPool| {
-                    pool.name == *name && pool.admits(request, &cluster)
+                    pool.name == *name && pool.left_out_by(request, &cluster).is_none()
                         && (pool.offer == PoolOffer::Automatic || request.pool == Some(name.clone())
                             || request.addresses.contains(addr))
                 };
@@ -515,11 +560,12 @@ proptest! {
         let allotments = allot(&pools, &requests, &cluster);
         for (key, allotment) in &allotments.services {
             for problem in &allotment.problems {
-                if let AddressProblem::Full(family, pools) = problem {
+                if let AddressProblem::NoAddress(family, pools) = problem {
                     let request = find(&requests, key);
                     // A Service that needs both families leaves one of the family that it could get.
                     let waits_for_both = request.families.len() > 1 && request.stack == Stack::All;
-                    let free: u128 = pools.iter().map(|pool| allotments.pools[pool].families[*family].free).sum();
+                    let full = pools.iter().filter(|(_, why)| *why == NotGiven::Full);
+                    let free: u128 = full.map(|(pool, _)| allotments.pools[pool].families[*family].free).sum();
                     prop_assert!(waits_for_both || free == 0, "{key} {problem} {allotments:?}");
                 }
             }

@@ -34,6 +34,8 @@ pub enum WarningReason {
     EndpointEjected,
     /// The Service does not get a load balancer address, or should not keep it.
     LoadBalancerAddress,
+    /// A pool of load balancer addresses does not allot all that it has.
+    AddressPool,
     /// The clients of another Service are not redirected.
     RedirectRefused,
     /// A map is full, and the Service stays as it was.
@@ -59,6 +61,7 @@ impl WarningReason {
             Self::ProbeFailed => "ProbeFailed",
             Self::EndpointEjected => "EndpointEjected",
             Self::LoadBalancerAddress => "LoadBalancerAddress",
+            Self::AddressPool => "AddressPoolProblem",
             Self::RedirectRefused => "RedirectRefused",
             Self::NoRoom => "NoRoom",
             Self::NodePortInUse => "NodePortInUse",
@@ -87,6 +90,8 @@ pub enum Warning {
     },
     /// A problem of the request for load balancer addresses, in the text of the allotment, with its cure.
     LoadBalancerAddress(String),
+    /// A problem of a pool, in the text of the allotment, with its cure.
+    AddressPool(String),
     /// The API server has not allotted a cluster IP yet.
     NoClusterIp,
     /// `spec.clusterIPs` or `spec.ports` is empty.
@@ -416,6 +421,7 @@ impl Warning {
             | Self::PreferenceUnderLocal => WarningReason::CheckService,
             Self::Ejected { .. } => WarningReason::EndpointEjected,
             Self::LoadBalancerAddress(_) => WarningReason::LoadBalancerAddress,
+            Self::AddressPool(_) => WarningReason::AddressPool,
             Self::RedirectRefused { .. } | Self::RedirectAttempt { .. } => WarningReason::RedirectRefused,
             Self::MapFull { .. } => WarningReason::NoRoom,
             Self::PortInUse { kind: Kind::HostPort, .. } => WarningReason::HostPortInUse,

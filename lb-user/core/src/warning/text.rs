@@ -41,7 +41,7 @@ impl Warning {
     #[must_use]
     pub fn cure(&self) -> Option<Cow<'static, str>> {
         let cure = match self {
-            Self::InvalidValue { .. } | Self::LoadBalancerAddress(_) => return None,
+            Self::InvalidValue { .. } | Self::LoadBalancerAddress(_) | Self::AddressPool(_) => return None,
             Self::MoreInvalidValues { .. } => "fix the first ones to see them",
             Self::NoClusterIp => "the API server allots one",
             Self::NoFrontend => "name one of each",
@@ -102,6 +102,7 @@ impl Warning {
                 write!(f, "{count} more such problems")
             }
             Self::LoadBalancerAddress(message) => write!(f, "load balancer address: {message}"),
+            Self::AddressPool(message) => f.write_str(message),
             Self::NoClusterIp => f.write_str("it has no cluster IP yet"),
             Self::NoFrontend => f.write_str("it has no frontend: spec.clusterIPs or spec.ports is empty"),
             Self::BadName { of, name, flaw } => {

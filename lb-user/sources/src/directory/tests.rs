@@ -131,7 +131,7 @@ fn services_get_addresses_of_the_pools_in_the_files_and_keep_them() {
     reading.write("a.yaml", &balancer("a", "10.96.0.1", "loadBalancerClass: beeline.io/lb"));
     assert_eq!(addresses(&mut reading), ["a 192.0.2.11", "b 192.0.2.10", "other"], "a newcomer displaces none");
     reading.write("c.yaml", &balancer("c", "10.96.0.3", ""));
-    let full = "c no free IPv4 address in pool p; add addresses";
+    let full = "c no pool gives it an IPv4 address: p has no free one (add addresses)";
     assert_eq!(addresses(&mut reading), ["a 192.0.2.11", "b 192.0.2.10", "other", full]);
     fs::remove_file(reading.dir.path().join("p.yaml")).unwrap();
     let now = addresses(&mut reading);

@@ -73,6 +73,8 @@ pub(super) async fn run(addresses: Vec<BindAddress>, observed: watch::Receiver<O
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use expect_test::expect;
     use lb_core::{
@@ -80,8 +82,8 @@ mod tests {
         objects::Key,
     };
 
-    #[test]
-    fn a_scrape_has_the_lease_the_services_and_the_pools() {
+    /// A scrape with a sample of each family.
+    fn scrape() -> String {
         let mut usage = PoolUsage::default();
         usage.families.v4 = FamilyUsage { used: 3, free: 4 };
         let allotted = Allotment { addresses: vec![([192, 0, 2, 1].into(), None)], ..Allotment::default() };
@@ -92,7 +94,27 @@ mod tests {
         };
         let mut observed = Observed { is_leader: true, ..Observed::default() };
         observed.record(&allotments, 2, 1);
-        let text = metrics::text(observed).expect("text");
+        metrics::text(observed).expect("text")
+    }
+
+    #[test]
+    fn the_dashboard_and_the_alerts_name_metrics_that_the_controller_has() {
+        let scrape = scrape();
+        let known: BTreeSet<&str> = scrape.lines().filter_map(|line| line.split(['{', ' ']).next()).collect();
+        for text in [
+            include_str!("../../../../../deploy/monitoring/dashboard.json"),
+            include_str!("../../../../../deploy/monitoring/alerts.yaml"),
+        ] {
+            let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let used: BTreeSet<&str> = words.filter(|word| word.starts_with("beeline_lb_")).collect();
+            let unknown: Vec<_> = used.difference(&known).collect();
+            assert!(used.len() > 3 && unknown.is_empty(), "{unknown:?}");
+        }
+    }
+
+    #[test]
+    fn a_scrape_has_the_lease_the_services_and_the_pools() {
+        let text = scrape();
         let samples: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
         expect![[r#"
             beeline_lb_leader 1

@@ -71,7 +71,7 @@ fn announce_at_node1(node: &StoryNode, lan: &Lan) -> AnnouncedAddresses {
     };
     let by_index: BTreeMap<_, _> = state.links.into_iter().map(link).collect();
     let own = by_index.values().map(|link| link.address).collect();
-    let (links, receiver) = watch::channel(AnsweringLinks { by_index, own });
+    let (links, receiver) = watch::channel(AnsweringLinks { by_index, own, is_known: true });
     let announced = AnnouncedAddresses::open(&Pins::at(node.pins.clone())).expect("the maps");
     let run = announced.run(receiver);
     let path = lan.node1.host.net.path();

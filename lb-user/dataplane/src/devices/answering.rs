@@ -38,6 +38,8 @@ pub struct AnsweringLinks {
     pub by_index: BTreeMap<u32, AnsweringLink>,
     /// Link addresses of all devices of this node.
     pub own: BTreeSet<LinkAddr>,
+    /// False before the first pass over devices.
+    pub is_known: bool,
 }
 
 impl AnsweringLinks {
@@ -45,6 +47,12 @@ impl AnsweringLinks {
     #[must_use]
     pub fn have_carrier(&self) -> bool {
         self.by_index.values().any(|link| link.has_carrier)
+    }
+
+    /// True if the node is known to have no device by which hosts may hear its answers.
+    #[must_use]
+    pub fn cannot_answer(&self) -> bool {
+        self.is_known && !self.have_carrier()
     }
 
     /// Finds the devices that answer: uplinks whose neighbours ask by ARP or neighbour discovery.
@@ -59,7 +67,7 @@ impl AnsweringLinks {
             Some((*index, AnsweringLink { name: link.name.clone(), address, has_carrier }))
         };
         let own = network.links.values().filter_map(|link| link.address).map(LinkAddr::new).collect();
-        Self { by_index: desired.iter().filter_map(answering).collect(), own }
+        Self { by_index: desired.iter().filter_map(answering).collect(), own, is_known: true }
     }
 }
 
@@ -147,6 +155,12 @@ mod tests {
     }
 
     #[test]
+    fn a_node_without_devices_cannot_answer_once_that_is_known() {
+        let none = AnsweringLinks::find(&network(""), &BTreeMap::new());
+        assert!(none.cannot_answer() && !AnsweringLinks::default().cannot_answer());
+    }
+
+    #[test]
     fn a_link_has_a_carrier_while_it_is_up_and_runs() {
         for (text, expected) in
             [("2 eth0 up carrier at 7", true), ("2 eth0 up at 7", false), ("2 eth0 carrier at 7", false)]
@@ -160,7 +174,8 @@ mod tests {
                     device: lb_common::Device::default(),
                 },
             )]);
-            assert_eq!(AnsweringLinks::find(&network, &desired).have_carrier(), expected, "{text}");
+            let links = AnsweringLinks::find(&network, &desired);
+            assert_eq!((links.have_carrier(), links.cannot_answer()), (expected, !expected), "{text}");
         }
     }
 }

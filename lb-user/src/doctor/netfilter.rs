@@ -25,6 +25,9 @@ const CHECK: &str = "netfilter";
 const PRE_ROUTING: u32 = 0;
 /// NF_INET_FORWARD
 const FORWARD: u32 = 2;
+/// Protocol numbers.
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
 /// Priority of destination NAT (NF_IP_PRI_NAT_DST).
 const DESTINATION_NAT: i32 = -100;
 
@@ -133,25 +136,40 @@ pub(crate) fn evaluate(facts: &ChainFacts, dump: &Dump) -> Vec<Finding> {
 }
 
 /// Reports a base chain that drops forwarded packets by default. Chains of network plugins accept those of pods; those
-/// of Docker do not, and kube-proxy's go.
+/// of Docker do not, and kube-proxy's go. Rules for open connections, for destination NAT, for ICMP and for
+/// loopback accept no new connection that Beeline translates.
 fn forward(base: &HookedChain) -> Finding {
-    let is_of_others = |chain: &str| chain != "KUBE-FORWARD" && !chain.starts_with("DOCKER");
-    let mut accepting = base.rules.iter().filter(|(_, rule)| rule.actions.contains(&RuleAction::Accept));
+    let is_firewalld = base.chain.table.name == "firewalld";
+    // firewalld's chains "…_allow" accept what stays within a zone.
+    let is_of_others = |chain: &str| {
+        chain != "KUBE-FORWARD" && !chain.starts_with("DOCKER") && !(is_firewalld && chain.ends_with("_allow"))
+    };
+    let is_for_pods = |rule: &Rule| {
+        rule.actions.contains(&RuleAction::Accept) && !rule.skips_new && !matches!(rule.proto, Some(ICMP | ICMPV6))
+    };
+    let mut accepting = base.rules.iter().filter(|(_, rule)| is_for_pods(rule));
     let what = format!(
         "{} {} drops forwarded packets that none of its rules accepts, those of clients outside to pods of this node \
-         too; kube-proxy accepts them in KUBE-FORWARD",
+         too; those that kube-proxy translates pass, by KUBE-FORWARD or by their destination NAT",
         base.chain.table, base.chain.name
     );
     if let Some((chain, _)) = accepting.find(|(chain, _)| is_of_others(chain)) {
         let cure = format!("none if {chain} accepts packets to and from all pods, as network plugins make it");
         return Finding::note(CHECK, what, cure);
     }
-    Finding::warning(
-        CHECK,
-        what,
+    let has_chain_of = |prefix: &str| base.rules.iter().any(|(chain, _)| chain.starts_with(prefix));
+    let cure = if is_firewalld {
+        "put the range of the pods in a zone, and accept what goes there: `firewall-cmd --permanent --zone=trusted \
+         --add-source=10.244.0.0/16`, then `--new-policy=to-pods`, and with `--policy=to-pods` \
+         `--add-ingress-zone=ANY`, `--add-egress-zone=trusted` and `--set-target=ACCEPT`; at last \
+         `firewall-cmd --reload`"
+    } else if has_chain_of("ufw") {
+        "accept the range of the pods: `ufw route allow to 10.244.0.0/16` and `ufw route allow from 10.244.0.0/16`"
+    } else {
         "accept the range of the pods, as in `iptables -I FORWARD -d 10.244.0.0/16 -j ACCEPT` and the same with `-s`, \
-         or have the network plugin do so (`firewall`, flannel's `-iptables-forward-rules`)",
-    )
+         or have the network plugin do so (`firewall`, flannel's `-iptables-forward-rules`)"
+    };
+    Finding::warning(CHECK, what, cure)
 }
 
 fn warning(hits: &Hits, dump: &Dump) -> Finding {
@@ -276,6 +294,14 @@ mod tests {
         assert_findings(&forward(true, &[]), &["warning: ip filter FORWARD drops forwarded packets"]);
         assert_findings(&forward(true, &["DOCKER-FORWARD", "KUBE-FORWARD"]), &["warning: ip filter FORWARD drops"]);
         assert_findings(&forward(true, &["KUBE-FORWARD", "FLANNEL-FWD"]), &["note: ip filter FORWARD drops"]);
+        // ufw accepts ICMP and connections that stand, firewalld also what has destination NAT.
+        for rule in [Rule { skips_new: true, ..accept() }, Rule { proto: Some(ICMP), ..accept() }] {
+            let mut chain = chain("filter", 0, vec![("ufw-before-forward", rule)]);
+            chain.hook = ChainHook { number: FORWARD, priority: 0, drops: true };
+            let findings = evaluate(&Ok(vec![chain]), &Dump::default());
+            assert_findings(&findings, &["warning: ip filter PREROUTING drops forwarded packets"]);
+            assert!(format!("{findings:?}").contains("ufw route allow"), "{findings:?}");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod doctor;
 mod ejection;
 mod explain;
 mod external_traffic;
+mod firewalls;
 mod flow_expiry;
 mod get_and_top;
 mod health_and_metrics;
@@ -115,6 +116,7 @@ fn stories() -> Vec<Story> {
         lab_network::STORIES,
         link_kinds::STORIES,
         flow_expiry::STORIES,
+        firewalls::STORIES,
         upgrade::STORIES,
         upgrade::OWN,
         verifier::STORIES,

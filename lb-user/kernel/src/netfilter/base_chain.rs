@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Chain, rule::Rule};
+use super::{
+    Chain,
+    rule::{Rule, RuleAction},
+};
 
 /// Place of a base chain at a hook of the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -11,7 +14,7 @@ pub struct ChainHook {
     pub number: u32,
     /// Order among the chains of the hook, ascending (NF_IP_PRI_): destination NAT is at -100.
     pub priority: i32,
-    /// True if the policy drops packets that no rule accepts.
+    /// True if the policy, or a last rule for all packets, drops packets that no rule accepts.
     pub drops: bool,
 }
 
@@ -28,7 +31,8 @@ pub struct HookedChain {
 
 impl HookedChain {
     /// Follows the jumps of the base chain's rules; `chains` has the rules of the other chains of its table.
-    pub(super) fn new(chain: Chain, hook: ChainHook, own: Vec<Rule>, chains: &[(String, Rule)]) -> Self {
+    pub(super) fn new(chain: Chain, mut hook: ChainHook, own: Vec<Rule>, chains: &[(String, Rule)]) -> Self {
+        hook.drops |= own.last().is_some_and(|last| !last.is_conditional && last.actions == [RuleAction::Drop]);
         let mut by_name = BTreeMap::<&str, Vec<&Rule>>::new();
         for (name, rule) in chains {
             by_name.entry(name).or_default().push(rule);
@@ -70,5 +74,19 @@ mod tests {
         let hooked = HookedChain::new(chain, hook, vec![jump("a")], &chains);
         let names: Vec<_> = hooked.rules.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["FORWARD", "a", "b", "b"], "a circle ends, and other chains are not reached");
+        assert!(!hooked.hook.drops);
+    }
+
+    #[test]
+    fn a_last_rule_that_drops_all_packets_is_as_a_policy() {
+        let table = NftTable { family: Family::V4.into(), name: "filter".to_owned() };
+        let drops = |rules: Vec<Rule>| {
+            let chain = Chain { table: table.clone(), name: "FORWARD".to_owned() };
+            HookedChain::new(chain, ChainHook { number: 2, priority: 0, drops: false }, rules, &[]).hook.drops
+        };
+        let drop = |is_conditional| Rule { actions: vec![RuleAction::Drop], is_conditional, ..Rule::default() };
+        let accept = Rule { actions: vec![RuleAction::Accept], ..Rule::default() };
+        assert!(drops(vec![accept.clone(), drop(false)]));
+        assert!(!drops(vec![drop(true)]) && !drops(vec![drop(false), accept]) && !drops(Vec::new()));
     }
 }

@@ -31,7 +31,12 @@ enum Field {
     Destination,
     Proto,
     Port,
+    /// Name of the input device.
+    Input,
 }
+
+/// Names of expressions that compare, each a condition of the rule. A `lookup` is one without a destination.
+const CONDITIONS: [&str; 6] = ["cmp", "range", "limit", "quota", "connlimit", "rt"];
 
 /// Parses the list of expressions of a rule. Unknown expressions are ignored.
 pub fn parse_rule(family: TableFamily, list: &[u8]) -> Rule {
@@ -45,13 +50,19 @@ pub fn parse_rule(family: TableFamily, list: &[u8]) -> Rule {
 
 fn apply_expression(rule: &mut Rule, family: TableFamily, name: &str, data: &[u8], registers: &mut Registers) {
     let number = |kind| find(data, kind).and_then(|value| be32(value, 0));
+    rule.is_conditional |= CONDITIONS.contains(&name) || (name == "lookup" && number(3).is_none());
     match name {
-        // NFTA_META_DREG, NFTA_META_KEY
+        // NFTA_META_DREG, NFTA_META_KEY (NFT_META_L4PROTO, _IIFNAME)
         "meta" => {
-            if let (Some(register), Some(16)) = (number(1), number(2)) {
-                registers.loaded.insert(register, Field::Proto);
-            }
+            let field = match number(2) {
+                Some(16) => Field::Proto,
+                Some(6) => Field::Input,
+                _ => return,
+            };
+            registers.loaded.extend(number(1).map(|register| (register, field)));
         }
+        // NFTA_CT_KEY (NFT_CT_STATE, _STATUS): established and related connections, or those with destination NAT
+        "ct" => rule.skips_new |= matches!(number(2), Some(0 | 2)),
         // NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN
         "payload" => {
             // A table `inet` compares the protocol of the network layer first, so that the length tells the families.
@@ -74,6 +85,7 @@ fn apply_expression(rule: &mut Rule, family: TableFamily, name: &str, data: &[u8
             let value = find(data, 3).and_then(|data| find(data, VALUE)).unwrap_or_default();
             match (field, operation) {
                 (Some(Field::Destination), 0) => rule.destination = address(value),
+                (Some(Field::Input), 0) => rule.skips_new |= text(value) == "lo",
                 (Some(Field::Proto), 0) => rule.proto = value.first().copied(),
                 (Some(Field::Port), 0) => rule.ports.extend(be16(value, 0).map(|port| port..=port)),
                 // `nft` writes a range as two comparisons, the lower bound first.
@@ -215,11 +227,36 @@ mod tests {
         let actions = vec![RuleAction::Jump("KUBE-SVC-A".to_owned())];
         assert_eq!(
             rule,
-            Rule { destination: Some(destination), proto: Some(6), ports: vec![80..=80], actions, ..Rule::default() }
+            Rule {
+                destination: Some(destination),
+                proto: Some(6),
+                ports: vec![80..=80],
+                is_conditional: true,
+                actions,
+                ..Rule::default()
+            }
         );
         for length in 0..list.concat().len() {
             let _no_panic = parse_rule(Family::V4.into(), list.concat().get(..length).expect("shorter"));
         }
+    }
+
+    #[test]
+    fn conditions_of_a_rule_are_known_by_kind() {
+        let accept = expression("immediate", &[(1, number(0)), (2, jump("a"))]);
+        let check = |list: &[Vec<u8>], expected: (bool, bool)| {
+            let rule = parse_rule(TableFamily::Inet, &[list.concat(), accept.clone()].concat());
+            assert_eq!((rule.is_conditional, rule.skips_new), expected);
+        };
+        let meta = |key| expression("meta", &[(1, number(1)), (2, number(key))]);
+        let compare = |octets: &[u8]| expression("cmp", &[(1, number(1)), (2, number(0)), (3, value(octets))]);
+        check(&[expression("counter", &[])], (false, false));
+        check(&[meta(6), compare(b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0")], (true, true));
+        check(&[meta(6), compare(b"eth0\0\0\0\0\0\0\0\0\0\0\0\0")], (true, false));
+        let state = expression("ct", &[(1, number(1)), (2, number(0))]);
+        check(&[state, expression("lookup", &[(1, b"__set0\0".to_vec()), (2, number(1))])], (true, true));
+        let mark = expression("ct", &[(1, number(1)), (2, number(3))]);
+        check(&[mark, compare(&[1, 0, 0, 0])], (true, false));
     }
 
     #[test]

@@ -191,7 +191,12 @@ fn rule(family: Family, entry: &Entry<'_>, chain_of: impl Fn(usize) -> Option<St
     };
     let field = |nth: usize| entry.ip.get(nth * size..(nth + 1) * size).unwrap_or_default();
     let is_one_address = field(3).iter().all(|octet| *octet == u8::MAX);
+    // Behind the masks: the input device, in 16 octets.
+    let input = entry.ip.get(4 * size..4 * size + 16).map(text);
     let mut rule = Rule {
+        // The part of `struct ipt_ip` before its flags, which tell a goto.
+        is_conditional: entry.ip.get(..=proto).unwrap_or_default().iter().any(|octet| *octet != 0),
+        skips_new: input.as_deref() == Some("lo"),
         destination: address(field(1)).filter(|_| is_one_address),
         proto: u16_at(entry.ip, proto).and_then(|proto| u8::try_from(proto).ok()).filter(|proto| *proto != 0),
         ..Rule::default()

@@ -15,6 +15,11 @@ pub struct Rule {
     pub ports: Vec<RangeInclusive<u16>>,
     /// Names of sets in which the rule looks up the destination port.
     pub port_sets: Vec<String>,
+    /// True if the rule matches anything at all, but for a comment: else it is for all packets.
+    pub is_conditional: bool,
+    /// True if the rule matches the state or status of a connection, or the loopback device: it is not for new
+    /// connections of other hosts.
+    pub skips_new: bool,
     /// Text of a `comment` match.
     pub comment: Option<String>,
     /// Actions, in order.

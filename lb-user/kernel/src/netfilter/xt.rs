@@ -10,6 +10,8 @@ use lb_common::AddrPort;
 /// Adds a match to a rule. `xt_tcp` and `xt_udp` hold a range of source ports, then of destination ports;
 /// `xt_sctp_info` holds the destination ports first. `xt_multiport_v1` lists ports, some of which begin a range.
 pub fn apply_match(name: &str, info: &[u8], rule: &mut Rule) {
+    rule.is_conditional |= name != "comment";
+    rule.skips_new |= matches!(name, "conntrack" | "state");
     let range = match name {
         "tcp" | "udp" => 4,
         "sctp" => 0,

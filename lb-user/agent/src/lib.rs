@@ -2,6 +2,7 @@
 //! wires these parts to the sources and the dataplane. [`run_balancer`] is the controller that allots load balancer
 //! addresses, which needs no dataplane.
 
+mod announcing;
 mod balancer;
 mod closed_sockets;
 mod connection_age;
@@ -16,6 +17,7 @@ pub mod reconcile;
 mod termination;
 mod wiring;
 
+pub use announcing::{AnnounceOptions, lease::read as read_announcers};
 pub use balancer::{BalancerConfig, Served, preview, run_balancer};
 pub use http::BindAddress;
 pub use wiring::{Config, Source, run};

@@ -20,6 +20,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
+    announcing::{self, AnnounceOptions, Announcing, AnnouncingState, Wish},
     connection_age::{self, Ages},
     ejections,
     events::{self, EventQueue},
@@ -32,10 +33,12 @@ use crate::{
 };
 use lb_core::ids::HighestIds;
 use lb_core::{
+    announce,
     model::{Settings, cluster_ranges},
     op::Table,
 };
 use lb_dataplane::{
+    announced_addresses::AnnouncedAddresses,
     announced_routes,
     attach::cgroup::Handshakes,
     balancer_addresses,
@@ -61,6 +64,9 @@ use lb_sources::{
 /// Capacity of the channel from the sources to the reconciler. A full channel makes a source wait, which does no harm.
 const EVENT_CAPACITY: usize = 1024;
 
+/// Variable of the environment of every pod.
+const IN_POD: &str = "KUBERNETES_SERVICE_HOST";
+
 /// Source of the objects.
 #[derive(Clone)]
 pub enum Source {
@@ -76,6 +82,8 @@ pub struct Config {
     pub source: Source,
     /// Table of the routes by which routing daemons announce load balancer addresses; none: there are no routes.
     pub lb_routes: Option<u32>,
+    /// Announce load balancer addresses on the link; none: no address is announced.
+    pub announce: Option<AnnounceOptions>,
     /// Report problems of Services as Events of the cluster.
     pub events: bool,
     /// Name of this node.
@@ -133,13 +141,21 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let (probed_sender, probed) = watch::channel(ProbedServices::default());
     tasks.spawn(forward(observed.clone(), |status| Arc::clone(&status.probed), probed_sender));
     let (attracted_sender, of_routes) = watch::channel(None);
+    let node_name = config.node_name.clone();
+    let attracted = move |status: &Status| attracted(status, &node_name);
     tasks.spawn(forward(observed.clone(), attracted, attracted_sender));
+    let (wish_sender, wish) = watch::channel(Wish::default());
+    if config.announce.is_some() {
+        tasks.spawn(forward(observed.clone(), wish_of, wish_sender));
+    }
     tasks.spawn(announced_routes::run(config.lb_routes, of_routes));
     tasks.spawn(write_cluster_ranges(observed.clone(), pins.current()));
     let (collecting, collected) = watch::channel(FlowGcStatus::default());
     let (directory, backends) = (pins.current(), config.metrics_backends);
     let endpoint_probes = Arc::<probes::ProbeCounts>::default();
+    let (announcing_sender, announcing) = watch::channel(AnnouncingState::default());
     let sources = metrics::Sources {
+        announcing: config.announce.is_some().then(|| announcing.clone()),
         status: observed,
         probes,
         endpoint_probes: Arc::clone(&endpoint_probes),
@@ -150,6 +166,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     tasks.spawn(metrics::run(config.metrics, sources));
     let mut source = config.source;
     let mut event_queue = EventQueue::default();
+    let mut of_announcing = None;
     if let Source::Directory(options) = &mut source {
         let directory = pins.current();
         options.remembered = RememberedAddresses::new(move || balancer_addresses::read(&directory));
@@ -157,6 +174,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     if let Source::Kubernetes(options) = &mut source {
         let directory = pins.current();
         options.remembered = RememberedServers::new(move || lb_dataplane::api_servers::endpoints(&directory));
+        of_announcing = config.announce.map(|announce| (announce, options.clone()));
         if config.events {
             event_queue = EventQueue::with_reader();
             tasks.spawn(events::run(event_queue.clone(), options.clone()));
@@ -196,7 +214,12 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let reconciler = reconciler.with_used_ids(used_ids).with_events(event_queue.clone());
     flows::start(pins.current(), collecting)?;
     let tc = loader.tc();
-    let (answering, _) = watch::channel(AnsweringLinks::default());
+    let (answering, links) = watch::channel(AnsweringLinks::default());
+    let addresses = AnnouncedAddresses::open(&pins)?;
+    if of_announcing.is_some() {
+        tasks.spawn(addresses.run(links.clone()));
+    }
+    let leave = start_announcing(of_announcing, &config.node_name, addresses, wish, links, announcing_sender)?;
     tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), node, answering));
     tasks.spawn(netns_addrs::run(pins.current(), restricted));
     tasks.spawn(connection_age::run(pins.current(), ages));
@@ -219,6 +242,10 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         }
     }
     notify_service_manager(NotifyState::Stopping);
+    // The next agent in a pod comes later than permits last. A service of the host is back before.
+    if let Some(leave) = leave.filter(|_| config.cleanup_on_exit || std::env::var_os(IN_POD).is_some()) {
+        announcing::hand_over(&leave, announcing).await;
+    }
     tasks.shutdown().await;
     tc.close();
     drop(collected);
@@ -275,9 +302,36 @@ async fn forward<T: PartialEq>(
 }
 
 /// Returns the load balancer addresses whose traffic the node shall attract; None before the first pass.
-fn attracted(status: &Status) -> Option<Arc<BTreeSet<IpAddr>>> {
-    let all = status.attracted.values().flatten().copied();
-    status.ready.then(|| Arc::new(all.filter(|_| status.node_attracts).collect()))
+fn attracted(status: &Status, node: &str) -> Option<Arc<BTreeSet<IpAddr>>> {
+    let all = status.attracted.values().flatten();
+    let here = all.filter(|(_, candidates)| status.node_attracts && candidates.contains(node));
+    status.ready.then(|| Arc::new(here.map(|(addr, _)| *addr).collect()))
+}
+
+/// Returns the addresses to announce.
+fn wish_of(status: &Status) -> Wish {
+    let addresses = status.ready.then(|| Arc::new(announce::merge(status.attracted.values().flatten())));
+    Wish { addresses, attracts: status.node_attracts }
+}
+
+/// Starts to announce addresses, or ends what an earlier agent announced. Returns the switch for the agent's end.
+fn start_announcing(
+    config: Option<(AnnounceOptions, kubernetes::KubernetesOptions)>,
+    node_name: &str,
+    mut addresses: AnnouncedAddresses,
+    wish: watch::Receiver<Wish>,
+    links: watch::Receiver<AnsweringLinks>,
+    state: watch::Sender<AnnouncingState>,
+) -> Result<Option<watch::Sender<bool>>> {
+    let Some((options, kubernetes)) = config else {
+        addresses.set(&BTreeSet::new())?;
+        addresses.renew(0)?;
+        return Ok(None);
+    };
+    let (leave, leaving) = watch::channel(false);
+    let node = node_name.into();
+    announcing::start(Announcing { options, kubernetes, node, wish, links, addresses, state, leaving })?;
+    Ok(Some(leave))
 }
 
 /// Writes the ranges of cluster IPs after each pass that changes them. A failed write is tried again after a pass.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod allot;
+pub mod announce;
 mod bloom;
 pub mod event;
 pub mod host_ports;

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use lb_common::{AddrPort, BackendFlags, Family, FrontendKey, Kind, List, Proto, Scheduler};
 
 use crate::{
+    announce::Candidates,
     objects::{Drain, Eject, Key, Probe},
     per_family::PerFamily,
     warning::Warning,
@@ -115,9 +116,9 @@ pub struct ServiceSpec {
     pub health: Option<Health>,
     /// The endpoints to probe, if there are any.
     pub probes: Option<ProbeTargets>,
-    /// Load balancer addresses whose traffic this node shall attract, if it attracts any: all that the Service owns,
-    /// but with externalTrafficPolicy Local only while an endpoint on the node is ready. Sorted, each once.
-    pub attracted: Vec<IpAddr>,
+    /// Load balancer addresses that the Service owns, with the nodes that may attract traffic for each: all nodes, but
+    /// with externalTrafficPolicy Local those with a ready endpoint. Sorted, each once.
+    pub attracted: Vec<(IpAddr, Candidates)>,
     /// Warnings for its owner, each once.
     pub warnings: Vec<Warning>,
 }

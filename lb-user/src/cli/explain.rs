@@ -12,7 +12,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    arguments,
+    announced, arguments,
     log::{self, LogFormat},
     objects::{self, FlagSource, ObjectSource, ReportFormat, SourceArgs},
 };
@@ -81,7 +81,7 @@ pub(super) fn render(pins: &Pins, flags: FlagSource, arguments: ExplainArgs) -> 
     let store =
         pinned.as_ref().map_or_else(MemoryStore::default, |(dump, limits)| MemoryStore::holding(dump.clone(), *limits));
     let mut reconciler = Reconciler::new(store, &node_name, settings);
-    reconciler.handle(objects::load(source)?);
+    reconciler.handle(objects::load(source.clone())?);
     if let Some((dump, _)) = &pinned {
         // The addresses at which the agent serves NodePorts.
         let addresses = dump.node_addrs.keys().map(|addr| addr.to_ip()).collect();
@@ -96,8 +96,10 @@ pub(super) fn render(pins: &Pins, flags: FlagSource, arguments: ExplainArgs) -> 
         let (maps, live) = (StatMaps::open(&pins.current())?, LiveIds::open(&pins.current())?);
         add_ejections(&mut explanation, &service, dump, &maps.missed(&live, clock::monotonic_ns())?);
     }
+    let spec = reconciler.spec(&service);
+    announced::add(&mut explanation.facts, &pins.current(), source, &spec.attracted);
     let zone = reconciler.world().zone().map(str::to_owned);
-    let maps = pinned.map(|(dump, limits)| MapComparison::compare(&dump, &limits, reconciler.spec(&service)));
+    let maps = pinned.map(|(dump, limits)| MapComparison::compare(&dump, &limits, spec));
     let report = ExplainReport { objects: text, node: node_name, zone, explanation, maps };
     Ok(match output {
         ReportFormat::Json => serde_json::to_string_pretty(&report)? + "\n",

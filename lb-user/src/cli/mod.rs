@@ -1,5 +1,6 @@
 //! The command line of `beeline`: commands, and dispatch to the module of each.
 
+mod announced;
 mod arguments;
 mod cleanup;
 mod config;

@@ -14,7 +14,7 @@ use super::{
     log::{self, LogFormat},
     service_flags::ServiceArgs,
 };
-use lb_agent::{BindAddress, Config, Source};
+use lb_agent::{AnnounceOptions, BindAddress, Config, Source};
 use lb_core::op::Table;
 use lb_dataplane::{
     devices::options::{DeviceOptions, LinkPatterns, Masquerade, UplinkChoice},
@@ -97,6 +97,27 @@ pub(super) struct RunArgs {
     /// whose traffic this node shall attract, for a routing daemon that announces them.
     #[arg(long, value_name = "TABLE", value_parser = parse_table)]
     lb_routes: Option<u32>,
+
+    /// Announce load balancer addresses on the link by ARP and NDP: each by one of the nodes with these labels, such as
+    /// `beeline.io/announcer` or `pool=edge`; without a selector by one of all nodes.
+    #[arg(
+        long,
+        value_name = "SELECTOR",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        conflicts_with = "directory"
+    )]
+    announce: Option<String>,
+
+    /// File with the key by which announcers know each other: a line of 16 or more random characters, the same on all
+    /// nodes. The first line signs, further ones are taken as well.
+    #[arg(long, value_name = "FILE", default_value = "/etc/beeline-announce/key")]
+    announce_key_file: PathBuf,
+
+    /// UDP port of announcers, which all nodes must reach at each other's addresses.
+    #[arg(long, value_name = "PORT", default_value_t = 10269, value_parser = clap::value_parser!(u16).range(1..))]
+    announce_port: u16,
 
     /// Fixed number of entries of a map, such as slots=2000000: frontends, services, slots, backends, node_addrs,
     /// source_ranges, maglev or flows. Without the flag a full map grows by itself, but for flows.
@@ -238,6 +259,11 @@ pub(super) fn run(arguments: RunArgs, pins: impl FnOnce() -> Result<Pins>) -> Re
     let config = Config {
         source,
         lb_routes: arguments.lb_routes,
+        announce: arguments.announce.map(|nodes| AnnounceOptions {
+            nodes,
+            key_file: arguments.announce_key_file,
+            port: arguments.announce_port,
+        }),
         events: arguments.events,
         node_name,
         settings,

@@ -1,5 +1,6 @@
 //! Rows of `get`, from a dump of the maps and the counts alone.
 
+mod addresses;
 mod devices;
 mod flows;
 pub(crate) mod pod_modes;
@@ -13,6 +14,7 @@ use lb_common::{
 };
 use serde::Serialize;
 
+pub use addresses::{AddressRow, addresses};
 pub use devices::{DeviceRow, devices};
 pub use flows::{FlowFilter, FlowRow, flows};
 pub use pod_modes::{PodModeRow, pod_modes};

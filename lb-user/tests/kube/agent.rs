@@ -65,10 +65,16 @@ impl KubeTestAgent {
 
     /// Starts the agent on a node with the pins of earlier agents. Its ports cannot be reached from this namespace.
     pub(crate) fn start_on(node: &KubeTestNode, kubeconfig: &Path, flags: &str) -> Self {
+        Self::start_at(node, "n1", kubeconfig, flags)
+    }
+
+    /// As [`KubeTestAgent::start_on`], with the name of the node, and as in a pod.
+    pub(crate) fn start_at(node: &KubeTestNode, node_name: &str, kubeconfig: &Path, flags: &str) -> Self {
         let mut command = node.command("sh");
         let script = "exec \"$0\" --pins \"$1\" run --config \"$BEELINE_TEST_DIRECTORY/beeline.yaml\"";
         command.args(["-ec", script, env!("CARGO_BIN_EXE_beeline")]).arg(node.pins());
-        Self::launch(command, "n1", node.cgroup(), kubeconfig, flags)
+        command.env("KUBERNETES_SERVICE_HOST", "127.0.0.1");
+        Self::launch(command, node_name, node.cgroup(), kubeconfig, flags)
     }
 
     fn launch(mut command: Command, node_name: &str, cgroup: &Path, kubeconfig: &Path, flags: &str) -> Self {
@@ -91,6 +97,11 @@ impl KubeTestAgent {
             .spawn()
             .expect("a shell");
         Self { child, health, metrics, cgroup: None, directory }
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Its log so far.

@@ -55,7 +55,7 @@ struct Variant {
     values: &'static str,
 }
 
-const VARIANTS: [Variant; 8] = [
+const VARIANTS: [Variant; 9] = [
     Variant {
         dir: "",
         field: "/spec/template/spec/containers/0/securityContext/privileged",
@@ -73,6 +73,12 @@ const VARIANTS: [Variant; 8] = [
         field: "/spec/template/spec/containers/0/securityContext/privileged",
         expected: "true",
         values: "loadBalancer: {enabled: true}",
+    },
+    Variant {
+        dir: "overlays/announce",
+        field: "/spec/template/spec/containers/0/args/2",
+        expected: "--announce",
+        values: "announce: {enabled: true}",
     },
     Variant {
         dir: "overlays/kube-proxy-labels",
@@ -118,6 +124,8 @@ const OF_BALANCER: [&str; 7] = [
     "Deployment beeline-lb",
     "CustomResourceDefinition addresspools.beeline.io",
 ];
+/// Objects of announcers, beside those of the agent.
+const OF_ANNOUNCERS: [&str; 2] = ["Role", "RoleBinding"];
 /// Arguments of kubectl that make every unknown field and every warning an error.
 const STRICTLY: [&str; 4] = ["--dry-run=server", "--validate=strict", "--warnings-as-errors", "--output=json"];
 
@@ -162,8 +170,10 @@ fn kinds(text: &str) -> BTreeMap<String, Value> {
     let count = items.len();
     let objects: BTreeMap<_, _> = items.into_iter().map(kind).collect();
     let mut expected = BTreeSet::from(KINDS);
-    if count > KINDS.len() {
-        expected.extend(OF_BALANCER);
+    for further in [&OF_BALANCER[..], &OF_ANNOUNCERS] {
+        if further.iter().any(|kind| objects.contains_key(*kind)) {
+            expected.extend(further);
+        }
     }
     assert_eq!((count, objects.keys().map(String::as_str).collect()), (expected.len(), expected));
     objects

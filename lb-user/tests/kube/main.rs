@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod agent;
+mod announcing;
 mod bootstrap;
 mod deploy;
 mod events;
@@ -35,7 +36,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 29] = [
+const STORIES: [(&str, Story); 30] = [
     ("the_ranges_of_cluster_ips_are_those_of_the_api", the_ranges_of_cluster_ips_are_those_of_the_api),
     ("objects_are_added_changed_and_deleted", objects_are_added_changed_and_deleted),
     (
@@ -84,6 +85,7 @@ const STORIES: [(&str, Story); 29] = [
         load_balancers::the_account_writes_statuses_and_nothing_else,
     ),
     ("a_thousand_load_balancers_cost_one_write_each", load_balancers::a_thousand_services_cost_one_write_each),
+    ("one_node_answers_for_an_address_whatever_fails", announcing::one_node_answers_whatever_fails),
     ("the_source_survives_a_restart_of_the_server", the_source_survives_a_restart_of_the_server),
     ("a_compacted_history_leads_to_a_new_list", a_compacted_history_leads_to_a_new_list),
 ];

@@ -18,11 +18,23 @@ pub(crate) struct KubeTestNode {
 impl KubeTestNode {
     /// Makes a node with `address` on its loopback device.
     pub(crate) fn with_address(address: &str) -> Self {
-        let sandbox = Sandbox::make("kube-node").expect("a cgroup and a directory");
+        let node = Self::named("kube-node");
+        node.net().setup().address("lo", address).apply();
+        node
+    }
+
+    /// Makes a node with loopback alone; the name is that of its cgroup.
+    pub(crate) fn named(name: &str) -> Self {
+        let sandbox = Sandbox::make(name).expect("a cgroup and a directory");
         let net = LabNamespace::new();
-        net.setup().up("lo").address("lo", address).apply();
+        net.setup().up("lo").apply();
         let machine = Machine::start(net, sandbox.cgroup(), sandbox.directory());
         Self { machine, _sandbox: sandbox }
+    }
+
+    /// Its network namespace.
+    pub(crate) fn net(&self) -> &LabNamespace {
+        &self.machine.net
     }
 
     /// Its cgroup.

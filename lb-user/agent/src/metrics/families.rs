@@ -17,10 +17,10 @@ use super::{
     Scrape,
     kernel::{KernelMetrics, TopBackends},
 };
-use crate::{health::Probe, histogram::Histogram, reconcile::Status};
+use crate::{announcing::AnnouncingState, health::Probe, histogram::Histogram, reconcile::Status};
 use lb_common::Family;
-use lb_core::spec::PortKey;
-use lb_dataplane::{flows::FlowGcStatus, stats::counts::PortCounts};
+use lb_core::{announce::Time, spec::PortKey};
+use lb_dataplane::{announced_addresses::boot_time_ns, flows::FlowGcStatus, stats::counts::PortCounts};
 use lb_sources::probes::ProbeCounts;
 
 /// Labels of a family with a single sample.
@@ -32,6 +32,9 @@ impl Collector for Scrape {
         kube_proxy(&mut to, &self.status)?;
         health(&mut to, &self.probes)?;
         agent(&mut to, &self.status)?;
+        if let Some(state) = &self.announcing {
+            announcing(&mut to, state)?;
+        }
         probes(&mut to, &self.endpoint_probes)?;
         flows(&mut to, &self.flows)?;
         to.gauge(
@@ -44,6 +47,53 @@ impl Collector for Scrape {
             None => Ok(()),
         }
     }
+}
+
+/// Metrics of announcing on the link.
+fn announcing(to: &mut Families<'_>, state: &AnnouncingState) -> fmt::Result {
+    to.gauge(
+        "beeline_announced_addresses",
+        "Load balancer addresses that this node announces on the link",
+        [(NO_LABELS, state.held.addresses.len() as u64)],
+    )?;
+    let left = state.held.until.saturating_sub(Time::from_nanos(boot_time_ns()));
+    let left = if state.held.until == Time::MAX { f64::INFINITY } else { left.as_secs_f64() };
+    to.gauge(
+        "beeline_announce_deadline_seconds",
+        "Time for which the node may still answer for its announced addresses, in seconds; renewed each 0.3 s. +Inf \
+         for an announcer that is alone",
+        [(NO_LABELS, left)],
+    )?;
+    to.gauge("beeline_announcers", "Nodes that announce addresses", [(NO_LABELS, state.members as u64)])?;
+    to.gauge(
+        "beeline_announcers_silent",
+        "Announcers from which this node hears nothing",
+        [(NO_LABELS, state.silent.len() as u64)],
+    )?;
+    to.gauge(
+        "beeline_announce_failing",
+        "1 while announcing does not work, or the Lease is out of reach; the log has the error",
+        [(NO_LABELS, u64::from(state.error.is_some()))],
+    )?;
+    to.counter(
+        "beeline_announce_permits_refused_total",
+        "Permits for an address that this node has refused to other announcers, since another one has it",
+        [(NO_LABELS, state.refused)],
+    )?;
+    to.counter(
+        "beeline_announce_datagrams_total",
+        "Datagrams of announcers, by result",
+        [
+            ([("result", "read")], state.received),
+            ([("result", "not-signed")], state.unsigned),
+            ([("result", "unreadable")], state.unreadable),
+        ],
+    )?;
+    to.counter(
+        "beeline_announce_lease_writes_total",
+        "Writes of the Lease beeline-announce",
+        [(NO_LABELS, state.lease_writes)],
+    )
 }
 
 /// Metrics of kube-proxy, without its label `ip_family`: a pass covers both families.

@@ -12,6 +12,7 @@ use prometheus_client::{collector::Collector, encoding::prometheus_text, registr
 use tokio::sync::{Mutex, watch};
 
 use crate::{
+    announcing::AnnouncingState,
     health::{Probe, ProbeCounts},
     http::{self, BindAddress, Reply},
     reconcile::Status,
@@ -25,6 +26,8 @@ use lb_sources::probes;
 #[derive(Debug)]
 struct Scrape {
     status: Status,
+    /// None without `--announce`.
+    announcing: Option<AnnouncingState>,
     /// Answers of the health port by probe and status code.
     probes: Vec<(Probe, u16, u64)>,
     endpoint_probes: Arc<probes::ProbeCounts>,
@@ -57,6 +60,8 @@ pub(crate) fn reply(text: Result<String>) -> Reply {
 #[derive(Clone)]
 pub(crate) struct Sources {
     pub(crate) status: watch::Receiver<Status>,
+    /// None without `--announce`.
+    pub(crate) announcing: Option<watch::Receiver<AnnouncingState>>,
     pub(crate) probes: Arc<ProbeCounts>,
     /// Counts of the probes of hand-written endpoints.
     pub(crate) endpoint_probes: Arc<probes::ProbeCounts>,
@@ -77,7 +82,9 @@ impl Sources {
         }
         let status = self.status.borrow().clone();
         let endpoint_probes = Arc::clone(&self.endpoint_probes);
-        Scrape { status, probes: self.probes.counts().collect(), endpoint_probes, flows, kernel: kernel.ok() }
+        let announcing = self.announcing.as_ref().map(|announcing| announcing.borrow().clone());
+        let probes = self.probes.counts().collect();
+        Scrape { status, announcing, probes, endpoint_probes, flows, kernel: kernel.ok() }
     }
 }
 

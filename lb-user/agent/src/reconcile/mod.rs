@@ -22,6 +22,7 @@ use lb_common::{Addr, FrontendKey, Kind, NodeAddr, Proto, ServiceFlags};
 use crate::events::{EventQueue, ProblemOrigin};
 use lb_core::ids::HighestIds;
 use lb_core::{
+    announce::Candidates,
     event::Event,
     model::{
         ClusterContext, NodeContext, Settings,
@@ -90,8 +91,8 @@ struct Reports {
     health: Arc<BTreeMap<Key, Health>>,
     /// Load balancer addresses of each Service with source ranges.
     restricted: Arc<BTreeMap<Key, Vec<IpAddr>>>,
-    /// Load balancer addresses of each Service whose traffic the node shall attract.
-    attracted: Arc<BTreeMap<Key, Vec<IpAddr>>>,
+    /// Load balancer addresses of each Service, with the nodes that may attract their traffic.
+    attracted: Arc<BTreeMap<Key, Vec<(IpAddr, Candidates)>>>,
     /// The age of connections of each Service that has one.
     ages: BTreeMap<Key, ConnectionAge>,
     /// The endpoints to probe of each Service that has some.

@@ -13,6 +13,7 @@ use tokio::time::{Duration, Instant};
 
 use crate::{connection_age::Ages, histogram::Histogram};
 use lb_core::{
+    announce::Candidates,
     event::ObjectKind,
     model::{cluster_ranges::DoubtfulRange, pod_modes::PodModes},
     objects::Key,
@@ -61,9 +62,8 @@ pub(crate) struct Status {
     pub(crate) ejects: bool,
     /// Endpoints to probe, as of the last pass.
     pub(crate) probed: ProbedServices,
-    /// Load balancer addresses of each Service whose traffic the node shall attract, if it attracts any, as of the last
-    /// pass.
-    pub(crate) attracted: Arc<BTreeMap<Key, Vec<IpAddr>>>,
+    /// Load balancer addresses of each Service, with the nodes that may attract their traffic, as of the last pass.
+    pub(crate) attracted: Arc<BTreeMap<Key, Vec<(IpAddr, Candidates)>>>,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
     pub(crate) node_ports: Arc<BTreeSet<Addr>>,
     /// Ranges of cluster IPs in use, as of the last pass.

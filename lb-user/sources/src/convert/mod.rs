@@ -73,7 +73,12 @@ const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers"
 
 fn attracts(object: &api::Node) -> bool {
     let is_cordoned = object.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
-    !is_leaving(object) && !is_cordoned && label(&object.metadata, EXCLUDED).is_none()
+    !is_leaving(object) && !is_cordoned && !is_excluded(object)
+}
+
+/// True if load balancers shall lead no clients to the node, whatever its state.
+pub(crate) fn is_excluded(object: &api::Node) -> bool {
+    label(&object.metadata, EXCLUDED).is_some()
 }
 
 /// Returns the time of the change for which endpoints were written. An unreadable time counts as none: it only feeds a
@@ -84,7 +89,7 @@ fn triggered(meta: &ObjectMeta) -> Option<SystemTime> {
 }
 
 /// Lists the addresses of type InternalIP, which kubelet writes; texts that are no address are ignored.
-fn internal_ips(object: &api::Node) -> Vec<IpAddr> {
+pub(crate) fn internal_ips(object: &api::Node) -> Vec<IpAddr> {
     let addresses = object.status.as_ref().map_or(&[][..], |status| list(&status.addresses));
     addresses.iter().filter(|address| address.type_ == "InternalIP").filter_map(|a| parse_ip(&a.address)).collect()
 }

@@ -128,8 +128,7 @@ fn select(selector: Selector, pool: &mut Pool, notes: &mut Notes<'_>) {
 pub(super) fn advise(kind: &str, notes: &mut Notes<'_>) {
     match kind {
         "CiliumL2AnnouncementPolicy" => notes.note(
-            "no counterpart yet: Beeline answers neither ARP nor NDP; announce by routes, or keep what announces the \
-             addresses today",
+            "`beeline run --announce` takes its place: one group of nodes announces all addresses, at all uplinks",
         ),
         "CiliumBGPPeeringPolicy"
         | "CiliumBGPClusterConfig"

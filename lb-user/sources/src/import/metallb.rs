@@ -117,8 +117,8 @@ struct BgpPeerSpec {
 pub(super) fn advise(kind: &str, object: &Value, notes: &mut Notes<'_>) {
     match kind {
         "L2Advertisement" => notes.note(
-            "no counterpart yet: Beeline answers neither ARP nor NDP. Keep MetalLB's speakers, with this object and \
-             its pools; they announce the addresses that Beeline allots",
+            "`beeline run --announce` takes its place: one group of nodes announces all pools, at all uplinks. Keep \
+             MetalLB's speakers, with this object and its pools, until then",
         ),
         "BGPAdvertisement" => advise_bgp(&notes.spec(object), notes),
         "BGPPeer" => {

@@ -85,7 +85,7 @@ fn what_has_no_counterpart_is_named_with_its_cure() {
     };
     contains(
         &metallb("L2Advertisement", "spec: {ipAddressPools: [p]}"),
-        &["note: L2Advertisement m/a: no counterpart"],
+        &["note: L2Advertisement m/a: `beeline run --announce` takes its place"],
     );
     contains(
         &metallb("BGPAdvertisement", "status: {}"),

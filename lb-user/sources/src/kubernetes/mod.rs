@@ -2,6 +2,7 @@
 //! the server and the credentials; `crate::convert` converts the objects.
 
 mod access;
+pub mod announcers;
 mod cluster_ranges;
 pub mod load_balancers;
 mod remembered_servers;

@@ -1,5 +1,6 @@
 //! `beeline get`: rows of the maps as a table, JSON or YAML.
 
+mod addresses;
 mod devices;
 mod flows;
 mod pod_modes;
@@ -52,6 +53,9 @@ enum Resource {
     /// Network devices with programs, and the kind of attachment.
     #[value(alias = "device")]
     Devices,
+    /// Load balancer addresses, and whether this node announces them on the link.
+    #[value(alias = "address")]
+    Addresses,
     /// Pods with a mode other than `socket`, and the object with the label.
     #[value(alias = "pod-mode", alias = "paths", alias = "path")]
     PodModes,
@@ -85,6 +89,7 @@ pub(super) fn render(pins: &Path, arguments: &GetArgs) -> Result<String> {
         }
         Resource::Counters => rows(&inspect::counters(&stats::counters(pins)?), output),
         Resource::Flows => rows(&flows::read(pins, &arguments.filter)?, output),
+        Resource::Addresses => rows(&addresses::read(pins)?, output),
         Resource::Devices => rows(&devices::read(pins)?, output),
         Resource::PodModes => rows(&pod_modes::read(pins)?, output),
     }

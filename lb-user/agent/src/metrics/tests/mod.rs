@@ -13,7 +13,12 @@ use super::{
 };
 use crate::histogram::Histogram;
 use lb_common::Family;
-use lb_core::{objects::Key, spec::PortKey, world::Changes};
+use lb_core::{
+    announce::{Held, Time},
+    objects::Key,
+    spec::PortKey,
+    world::Changes,
+};
 use lb_dataplane::stats::counts::PortCounts;
 
 fn port(name: &str, family: Family) -> PortKey {
@@ -57,8 +62,21 @@ fn scrape() -> Scrape {
         address: address.to_owned(),
         stats: BackendStats { open: 3, connections: 20, ..BackendStats::default() },
     };
+    let held = Held { addresses: [[192, 0, 2, 7].into()].into(), until: Time::MAX };
+    let announcing = AnnouncingState {
+        held,
+        members: 3,
+        silent: vec!["n2".into()],
+        refused: 5,
+        received: 70,
+        unsigned: 6,
+        unreadable: 7,
+        lease_writes: 8,
+        error: None,
+    };
     Scrape {
         status,
+        announcing: Some(announcing),
         probes: vec![(Probe::Healthz, 200, 1), (Probe::Healthz, 503, 2), (Probe::Livez, 200, 3)],
         endpoint_probes: Arc::new(lb_sources::probes::ProbeCounts {
             passed: 30.into(),

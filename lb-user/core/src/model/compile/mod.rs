@@ -16,6 +16,7 @@ use super::{
     weights::{limit, reduce},
 };
 use crate::{
+    announce::Candidates,
     objects::{Key, Policy, Service},
     per_family::PerFamily,
     port_ranges::blocks,
@@ -71,20 +72,24 @@ pub(super) fn assemble(
     ports.sort_by(|a, b| a.key.cmp(&b.key));
     let ready = ready_here(service, node, &evaluation.ports);
     let health = health(service, ready);
-    let attracted = attracted(service, &ports, ready);
+    let attracted = attracted(service, &ports, &evaluation.ports);
     let probes = probes::targets(service, &evaluation.ports);
     ServiceSpec { key: service.key.clone(), ports, health, probes, attracted, warnings: evaluation.warnings }
 }
 
-/// Lists the load balancer addresses whose traffic the node shall attract.
-fn attracted(service: &Service, ports: &[PortSpec], ready: PerFamily<Option<usize>>) -> Vec<IpAddr> {
-    let attracts = |port: &&PortSpec| match service.external_policy {
-        Policy::Cluster => true,
-        Policy::Local => ready[port.key.family].is_some_and(|ready| ready > 0),
-    };
-    let frontends = ports.iter().filter(attracts).flat_map(|port| &port.frontends);
+/// Lists the load balancer addresses, with the nodes that may attract traffic for each.
+fn attracted(service: &Service, ports: &[PortSpec], evaluated: &[EvaluatedPort<'_>]) -> Vec<(IpAddr, Candidates)> {
+    let frontends = ports.iter().flat_map(|port| &port.frontends);
     let addresses = frontends.filter(|(_, kind)| *kind == Kind::LoadBalancer).map(|(key, _)| key.addr.to_ip());
-    addresses.collect::<BTreeSet<_>>().into_iter().collect()
+    let addresses: BTreeSet<IpAddr> = addresses.collect();
+    let candidates = |addr: &IpAddr| match service.external_policy {
+        Policy::Cluster => Candidates::All,
+        Policy::Local => {
+            let ready = ready_endpoints(evaluated, Family::of(&(*addr).into()));
+            Candidates::Of(ready.filter_map(|endpoint| endpoint.endpoint.node.clone()).collect())
+        }
+    };
+    addresses.iter().map(|addr| (*addr, candidates(addr))).collect()
 }
 
 /// Returns the answer at the `healthCheckNodePort`.
@@ -103,14 +108,20 @@ fn ready_here(service: &Service, node: NodeContext<'_>, ports: &[EvaluatedPort<'
         return ready;
     }
     for family in families(service).into_iter().flatten() {
-        let counts = |endpoint: &&EvaluatedEndpoint<'_>| {
-            let takes_connections = endpoint.endpoint.ready && endpoint.weight > 0;
-            takes_connections && endpoint.is_local(node) && endpoint.serves()
-        };
-        let local = ports.iter().flat_map(|port| port.endpoints_of(family)).filter(counts);
+        let local = ready_endpoints(ports, family).filter(|endpoint| endpoint.is_local(node));
         ready[family] = Some(local.map(|endpoint| endpoint.target.addr).collect::<BTreeSet<_>>().len());
     }
     ready
+}
+
+/// Iterates over the endpoints that are ready for clients outside.
+fn ready_endpoints<'a, 'b>(
+    ports: &'a [EvaluatedPort<'b>],
+    family: Family,
+) -> impl Iterator<Item = &'a EvaluatedEndpoint<'b>> {
+    let is_ready =
+        |endpoint: &&EvaluatedEndpoint<'_>| endpoint.endpoint.ready && endpoint.weight > 0 && endpoint.serves();
+    ports.iter().flat_map(move |port| port.endpoints_of(family)).filter(is_ready)
 }
 
 /// Lists the frontends and the blocks of port ranges of a service port, sorted.

@@ -1,0 +1,115 @@
+//! The other announcers: their last known state, and which of their datagrams are new. A receiver takes a datagram only
+//! if it echoes the receiver's cookie and its number is higher than all before, so that one recorded on the link, late
+//! or sent twice has no effect, over restarts of both.
+
+use std::collections::BTreeMap;
+
+use super::{Datagram, Node, PeerState, SILENCE, Time, choice::mix};
+
+/// Least time between two answers to datagrams that were not taken.
+const HELLO_INTERVAL: Time = Time::from_millis(50);
+
+/// All other announcers that have sent a datagram.
+#[derive(Debug)]
+pub(super) struct Peers {
+    random: u64,
+    issued: u64,
+    peers: BTreeMap<Node, Peer>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    /// The session of the last datagram taken; none before one was.
+    session: Option<u64>,
+    sequence: u64,
+    /// The number that it must echo.
+    cookie: u64,
+    /// The number that it asks to see.
+    echo: u64,
+    state: PeerState,
+    heard: Time,
+    answered: Option<Time>,
+}
+
+impl Peer {
+    fn new(cookie: u64) -> Self {
+        let state = PeerState::default();
+        Self { session: None, sequence: 0, cookie, echo: 0, state, heard: Time::ZERO, answered: None }
+    }
+}
+
+/// Treatment of a datagram.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reception {
+    /// It is new.
+    Taken,
+    /// It is new, and the first one of a session.
+    First,
+    /// It does not show that it is new; the sender shall learn the cookie.
+    Unproven,
+    /// It is old.
+    Old,
+}
+
+impl Peers {
+    /// Makes an empty set. `random` differs between any two runs.
+    pub(super) fn new(random: u64) -> Self {
+        Self { random, issued: 0, peers: BTreeMap::new() }
+    }
+
+    pub(super) fn receive(&mut self, datagram: &Datagram, now: Time) -> Reception {
+        let new_cookie = self.next_cookie();
+        let peer = self.peers.entry(datagram.from.clone()).or_insert_with(|| Peer::new(new_cookie));
+        if datagram.echo != peer.cookie {
+            // A wrong cookie costs a round, no more: its receiver answers with the right one.
+            peer.echo = datagram.cookie;
+            if peer.answered.is_some_and(|answered| now < answered + HELLO_INTERVAL) {
+                return Reception::Old;
+            }
+            peer.answered = Some(now);
+            return Reception::Unproven;
+        }
+        let reception = match peer.session {
+            Some(session) if session == datagram.session => {
+                if datagram.sequence <= peer.sequence {
+                    return Reception::Old;
+                }
+                Reception::Taken
+            }
+            before => {
+                if before.is_some() {
+                    // Datagrams of the session before have the old cookie.
+                    peer.cookie = new_cookie;
+                }
+                peer.session = Some(datagram.session);
+                Reception::First
+            }
+        };
+        (peer.sequence, peer.echo) = (datagram.sequence, datagram.cookie);
+        (peer.state, peer.heard) = (datagram.state, now);
+        reception
+    }
+
+    fn next_cookie(&mut self) -> u64 {
+        self.issued += 1;
+        mix(self.random.wrapping_add(self.issued))
+    }
+
+    /// Returns the number that the peer asks to see, and the number to ask it for.
+    pub(super) fn cookies(&mut self, node: &Node) -> (u64, u64) {
+        let new_cookie = self.next_cookie();
+        let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(new_cookie));
+        (peer.echo, peer.cookie)
+    }
+
+    /// Returns the state of a peer that is alive, as far as is known.
+    pub(super) fn alive(&self, node: &str, now: Time) -> Option<PeerState> {
+        let peer = self.peers.get(node)?;
+        (peer.session.is_some() && now < peer.heard + SILENCE).then_some(peer.state)
+    }
+
+    /// Returns the time of the last datagram taken; zero without one.
+    pub(super) fn heard(&self, node: &str) -> Time {
+        self.peers.get(node).map_or(Time::ZERO, |peer| peer.heard)
+    }
+}

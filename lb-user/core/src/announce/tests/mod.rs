@@ -1,0 +1,226 @@
+//! Tests of the protocol over the model: safety under faults, and the times of moves without.
+
+mod model;
+
+use std::collections::BTreeSet;
+
+use super::{Body, Candidates, Node};
+use model::{Faults, Happening, MS, Model, STEP, address, name};
+
+const ALL: Faults =
+    Faults { loss: 20, delay: 50, stall: 3000, death: 1500, boot: 6000, partition: 800, group: 1500, candidates: 1000 };
+
+/// Runs a model with faults, then without, and then every address has a holder again.
+fn check(seed: u64, count: usize, faults: Faults) {
+    let mut model = Model::new(seed, count, 3, faults);
+    model.run_for(60_000 * MS);
+    model.faults = Faults::default();
+    (model.is_api_up, model.apart, model.cut) = (true, BTreeSet::new(), BTreeSet::new());
+    model.changes += 1;
+    model.nodes = (0..count).map(name).collect();
+    model.wished.values_mut().for_each(|candidates| *candidates = Candidates::All);
+    model.machines.iter_mut().for_each(|machine| machine.sees_api = true);
+    model.settle(30_000 * MS);
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    let count = std::env::var("BEELINE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6);
+    0..count
+}
+
+#[test]
+fn at_no_moment_two_nodes_answer_for_one_address() {
+    for seed in seeds() {
+        let count = 2 + usize::try_from(seed % 4).unwrap_or_default();
+        check(seed, count, ALL);
+    }
+}
+
+#[test]
+fn agents_that_start_again_at_once_have_forgotten_their_permits() {
+    for seed in seeds() {
+        let faults = Faults { death: 60, partition: 100, loss: 50, delay: 100, ..Faults::default() };
+        check(seed ^ 0xaaaa, 3 + usize::try_from(seed % 3).unwrap_or_default(), faults);
+    }
+}
+
+#[test]
+fn changes_of_the_group_under_partitions_never_give_two_holders() {
+    for seed in seeds() {
+        let faults = Faults { group: 200, partition: 300, loss: 50, delay: 100, ..Faults::default() };
+        check(seed ^ 0x5555, 3 + usize::try_from(seed % 3).unwrap_or_default(), faults);
+    }
+}
+
+/// Returns a group at rest: all nodes are members, and every address has a holder.
+fn at_rest(seed: u64, count: usize) -> Model {
+    let mut model = Model::new(seed, count, 4, Faults { loss: 100, ..Faults::default() });
+    model.run_for(20_000 * MS);
+    let members = model.lease.as_ref().and_then(|lease| lease.membership.clone()).expect("a membership");
+    assert_eq!((members.members, members.next), ((0..count).map(name).collect(), None));
+    model.settle(MS);
+    model
+}
+
+#[test]
+fn at_rest_addresses_are_where_the_hash_says_and_the_lease_is_not_written() {
+    for count in 1..=5 {
+        let mut model = at_rest(count as u64, count);
+        let (writes, until) = (model.writes, model.now + 60_000 * MS);
+        while model.now < until {
+            model.run_for(100 * MS);
+            for (addr, _) in model.wished.clone() {
+                let nodes: Vec<Node> = (0..count).map(name).collect();
+                let chosen = super::choose(addr, nodes.iter().map(|node| (node, false))).cloned();
+                let holders: Vec<Node> = model.holders(&addr).into_iter().map(name).collect();
+                assert_eq!(holders, chosen.into_iter().collect::<Vec<_>>(), "{count}");
+            }
+        }
+        assert_eq!(model.writes, writes, "{count}");
+    }
+}
+
+#[test]
+fn the_loss_of_a_node_is_answered_within_two_seconds() {
+    let mut worst = 0;
+    for seed in seeds() {
+        let count = 2 + usize::try_from(seed % 4).unwrap_or_default();
+        let mut model = at_rest(seed, count);
+        let phase = model.random.below(1000) * MS;
+        model.run_for(phase);
+        let lost = model.holders(&address(1))[0];
+        model.power_off(lost);
+        let took = model.settle(2000 * MS);
+        worst = worst.max(took);
+        model.run_for(5000 * MS);
+    }
+    assert!(worst > 500 * MS, "the time of a permit passes");
+    println!("worst of {:?}: {} ms", seeds(), worst / MS);
+}
+
+#[test]
+fn a_node_of_three_is_replaced_without_the_api_server() {
+    for seed in seeds() {
+        let mut model = at_rest(seed, 3);
+        model.is_api_up = false;
+        model.run_for(120_000 * MS);
+        model.settle(MS);
+        let lost = model.holders(&address(1))[0];
+        model.power_off(lost);
+        model.settle(2000 * MS);
+    }
+}
+
+#[test]
+fn a_pair_without_the_api_server_keeps_its_addresses_until_a_node_is_lost() {
+    let mut model = at_rest(1, 2);
+    model.is_api_up = false;
+    model.run_for(120_000 * MS);
+    model.settle(MS);
+    let lost = model.holders(&address(1))[0];
+    model.power_off(lost);
+    model.run_for(20_000 * MS);
+    assert!(model.holders(&address(1)).is_empty());
+    model.is_api_up = true;
+    model.settle(5000 * MS);
+}
+
+#[test]
+fn an_agent_that_starts_again_in_time_leaves_no_gap() {
+    for count in 1..=4 {
+        let mut model = at_rest(7, count);
+        model.faults.loss = 0;
+        let i = model.holders(&address(1))[0];
+        let held = model.machines[i].map.clone();
+        model.kill(i);
+        model.machines[i].starts_at = Some(model.now + 900 * MS);
+        let until = model.now + 10_000 * MS;
+        while model.now < until {
+            model.run_for(STEP);
+            let lacks = held.iter().find(|addr| model.holders(addr) != [i]);
+            assert_eq!(lacks, None, "{count} at {}", model.now / MS);
+        }
+    }
+}
+
+#[test]
+fn an_announcer_that_is_alone_needs_no_agent() {
+    let mut model = at_rest(3, 1);
+    model.kill(0);
+    model.is_api_up = false;
+    model.run_for(600_000 * MS);
+    assert_eq!(model.holders(&address(1)), [0]);
+    model.start(0);
+    model.run_for(10_000 * MS);
+    assert_eq!(model.holders(&address(1)), [0], "it starts without the API server");
+}
+
+#[test]
+fn a_drain_hands_over_without_a_gap_that_a_client_sees() {
+    let mut model = at_rest(5, 3);
+    let i = model.holders(&address(1))[0];
+    model.machines[i].agent.as_mut().expect("an agent").announcer.set_last(true);
+    let (until, mut gap) = (model.now + 3000 * MS, 0);
+    while model.now < until {
+        model.run_for(STEP);
+        gap += u64::from(model.holders(&address(1)).is_empty());
+    }
+    assert!(model.machines[i].map.is_empty(), "all addresses have gone");
+    assert!(gap <= 3, "{gap} steps without a holder");
+}
+
+#[test]
+fn a_node_that_comes_takes_its_share_without_a_gap_that_a_client_sees() {
+    for count in [2, 3] {
+        let mut model = at_rest(6, count);
+        model.faults.loss = 0;
+        let i = model.holders(&address(1))[0];
+        model.power_off(i);
+        model.settle(2000 * MS);
+        model.start(i);
+        let (until, mut gap) = (model.now + 6000 * MS, 0);
+        while model.now < until {
+            model.run_for(STEP);
+            gap += u64::from(model.holders(&address(1)).is_empty());
+        }
+        assert_eq!(model.holders(&address(1)), [i], "{count}");
+        assert!(gap <= 3, "{gap} steps of {count} without a holder");
+    }
+}
+
+#[test]
+fn a_dead_member_leaves_a_group_of_three_but_not_a_pair() {
+    for (count, left) in [(2, 2), (3, 2), (4, 3)] {
+        let mut model = at_rest(9, count);
+        model.power_off(count - 1);
+        model.run_for(90_000 * MS);
+        let members = model.lease.as_ref().and_then(|lease| lease.membership.clone()).expect("a membership");
+        assert_eq!(members.members.len(), left, "of {count}");
+    }
+}
+
+#[test]
+fn a_recorded_datagram_has_no_effect() {
+    let mut model = at_rest(4, 2);
+    let i = model.holders(&address(1))[0];
+    let other = 1 - i;
+    let clock = |model: &Model| model.machines[other].clock(model.now);
+    let mut recorded = Vec::new();
+    let until = model.now + 1000 * MS;
+    while model.now < until {
+        model.run_for(STEP);
+        recorded.extend(model.queue.values().filter_map(|happening| match happening {
+            Happening::Arrives(datagram) if datagram.from == name(i) => Some(datagram.clone()),
+            _ => None,
+        }));
+    }
+    assert!(recorded.iter().any(|datagram| matches!(datagram.body, Body::Ask { .. })));
+    model.power_off(i);
+    model.run_for(5000 * MS);
+    for datagram in recorded {
+        let now = clock(&model);
+        let announcer = &mut model.machines[other].agent.as_mut().expect("an agent").announcer;
+        announcer.receive(datagram, now);
+        assert!(announcer.peers.alive(&name(i), now).is_none());
+    }
+}

@@ -2,6 +2,7 @@
 
 mod apt;
 mod bench;
+mod bird;
 mod btf;
 mod build;
 mod build_ebpf;

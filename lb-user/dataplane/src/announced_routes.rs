@@ -22,6 +22,8 @@ const RECHECK: Duration = Duration::from_secs(30);
 /// If netlink is not available.
 pub async fn run(table: Option<u32>, mut wanted: watch::Receiver<Option<Arc<BTreeSet<IpAddr>>>>) -> Result<()> {
     let mut reported = BTreeSet::new();
+    // An earlier run may have written to another table.
+    let mut searched = None;
     loop {
         let addresses = wanted.borrow_and_update().clone();
         let desired: Option<BTreeSet<AnnouncedRoute>> = match table {
@@ -30,10 +32,11 @@ pub async fn run(table: Option<u32>, mut wanted: watch::Receiver<Option<Arc<BTre
                 .map(|addresses| addresses.iter().map(|address| AnnouncedRoute { table, address: *address }).collect()),
         };
         if let Some(desired) = desired {
-            update(&desired, &mut reported)?;
+            update(&desired, searched, &mut reported)?;
+            searched = table;
         }
         if table.is_none() {
-            // The routes of an earlier run are gone; a node may have a million others, which are not read again.
+            // The routes of an earlier run are gone.
             return std::future::pending().await;
         }
         let changed = async {
@@ -52,17 +55,18 @@ pub async fn run(table: Option<u32>, mut wanted: watch::Receiver<Option<Arc<BTre
 /// If netlink is not available.
 pub fn remove_all() -> Result<usize> {
     let mut netlink = NetlinkSocket::open().context("opening a netlink socket")?;
-    let routes = announced::list(&mut netlink).context("listing routes")?;
+    let routes = announced::list(&mut netlink, None).context("listing routes")?;
     for route in &routes {
         remove(&mut netlink, *route)?;
     }
     Ok(routes.len())
 }
 
-/// Removes routes before it adds others: the network shall not lead clients to a node that does not serve them.
-fn update(desired: &BTreeSet<AnnouncedRoute>, reported: &mut BTreeSet<IpAddr>) -> Result<()> {
+/// Makes the routes of a table, or of all tables, the desired ones. Removes routes before it adds others: the network
+/// shall not lead clients to a node that does not serve them.
+fn update(desired: &BTreeSet<AnnouncedRoute>, searched: Option<u32>, reported: &mut BTreeSet<IpAddr>) -> Result<()> {
     let mut netlink = NetlinkSocket::open().context("opening a netlink socket")?;
-    let present = announced::list(&mut netlink).context("listing routes")?;
+    let present = announced::list(&mut netlink, searched).context("listing routes")?;
     for route in present.difference(desired) {
         remove(&mut netlink, *route)?;
     }

@@ -8,6 +8,8 @@ use std::{
 
 /// include/uapi/asm-generic/socket.h; libc lacks the constant for some architectures.
 const SO_NETNS_COOKIE: libc::c_int = 71;
+/// include/uapi/linux/netlink.h.
+const NETLINK_GET_STRICT_CHK: libc::c_int = 12;
 
 /// Returns the cookie of the network namespace of a socket (`SO_NETNS_COOKIE`, Linux 5.14).
 ///
@@ -42,6 +44,27 @@ pub fn bind_to_device(socket: &impl AsFd, device: &str) -> io::Result<()> {
             libc::SOL_SOCKET,
             libc::SO_BINDTODEVICE,
             device.as_ptr().cast(),
+            len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes the kernel filter the dumps of a netlink socket by the fields of their request (`NETLINK_GET_STRICT_CHK`,
+/// Linux 4.20).
+///
+/// # Errors
+/// The kernel's errno.
+pub(crate) fn filter_dumps(socket: &impl AsFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let len = libc::socklen_t::try_from(mem::size_of_val(&on)).unwrap_or_default();
+    // SAFETY: the kernel reads `len` octets of `on`.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_NETLINK,
+            NETLINK_GET_STRICT_CHK,
+            (&raw const on).cast(),
             len,
         )
     };

@@ -3,6 +3,11 @@
 
 use std::{collections::BTreeSet, process::Command};
 
+use lb_kernel::netlink::{
+    NetlinkSocket,
+    announced::{self, AnnouncedRoute},
+};
+
 use crate::{
     Story,
     agent::{run, until},
@@ -11,6 +16,7 @@ use crate::{
 
 pub const STORIES: &[Story] = &[
     ("routes_to_announce_follow_policies_endpoints_and_the_node", routes_follow),
+    ("routes_to_announce_are_listed_by_table_and_without_those_of_others", routes_are_listed_by_table),
     ("routes_to_announce_outlive_the_agent_and_end_with_the_datapath", routes_outlive_the_agent),
     ("services_get_addresses_of_pools_in_a_directory", addresses_of_pools_survive_a_restart),
 ];
@@ -57,7 +63,7 @@ fn routes_follow(node: &mut StoryNode) {
     ip(&["route", "add", "198.51.100.7", "dev", "lo", "table", "190", "proto", "static"]);
     let others = ["198.51.100.0/24 4", "198.51.100.7 4"];
     let with = |ours: &[&str]| -> Vec<String> {
-        others.iter().map(|text| (*text).to_owned()).chain(ours.iter().map(|addr| format!("{addr} 190"))).collect()
+        others.iter().map(|text| (*text).to_owned()).chain(ours.iter().map(|addr| format!("{addr} 119"))).collect()
     };
     let check = |ours: &[&str]| {
         let expected = with(ours);
@@ -98,23 +104,42 @@ fn routes_follow(node: &mut StoryNode) {
     check(&["192.0.2.1", "2001:db8::1"]);
 }
 
+fn routes_are_listed_by_table(_: &mut StoryNode) {
+    let mut netlink = NetlinkSocket::open().expect("a socket");
+    let route = |table, address: &str| AnnouncedRoute { table, address: address.parse().expect("an address") };
+    let all =
+        [route(190, "192.0.2.1"), route(190, "2001:db8::1"), route(1000, "192.0.2.2"), route(1000, "2001:db8::2")];
+    let list = |netlink: &mut NetlinkSocket, table| announced::list(netlink, table).expect("a list");
+    // A table without a route does not exist.
+    assert_eq!([None, Some(190), Some(1000)].map(|table| list(&mut netlink, table).len()), [0; 3]);
+    ip(&["route", "add", "198.51.100.7", "dev", "lo", "table", "190", "proto", "static"]);
+    ip(&["-6", "route", "add", "2001:db8::7", "dev", "lo", "table", "190", "proto", "static"]);
+    assert!(list(&mut netlink, Some(190)).is_empty(), "routes of others");
+    for route in all {
+        announced::add(&mut netlink, route).expect("a route");
+    }
+    assert_eq!(list(&mut netlink, None), all.into());
+    assert_eq!(list(&mut netlink, Some(190)), all[..2].iter().copied().collect());
+    assert_eq!(list(&mut netlink, Some(1000)), all[2..].iter().copied().collect());
+}
+
 fn routes_outlive_the_agent(node: &mut StoryNode) {
     node.write("a.yaml", &balancer("a", ["10.96.0.1", "192.0.2.1"], "Cluster", "there", ""));
     let mut agent = node.agent(&["--lb-routes", "190"]);
-    until_routes("190", &["192.0.2.1 190"]);
+    until_routes("190", &["192.0.2.1 119"]);
     agent.kill();
-    until_routes("190", &["192.0.2.1 190"]);
+    until_routes("190", &["192.0.2.1 119"]);
     // Another table, and none: the flag decides about all routes of the protocol.
     let mut agent = node.agent(&["--lb-routes", "191"]);
-    until_routes("191", &["192.0.2.1 190"]);
+    until_routes("191", &["192.0.2.1 119"]);
     until_routes("190", &[]);
     agent.terminate();
-    until_routes("191", &["192.0.2.1 190"]);
+    until_routes("191", &["192.0.2.1 119"]);
     let mut agent = node.agent(&[]);
     until_routes("191", &[]);
     agent.terminate();
     let mut agent = node.agent(&["--lb-routes", "191"]);
-    until_routes("191", &["192.0.2.1 190"]);
+    until_routes("191", &["192.0.2.1 119"]);
     agent.terminate();
     let output = run(node, &["cleanup"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -134,12 +159,12 @@ fn addresses_of_pools_survive_a_restart(node: &mut StoryNode) {
     node.write("pool.yaml", pool);
     node.write("b.yaml", &pending("b", "10.96.0.2"));
     let mut agent = node.agent(&["--lb-routes", "190"]);
-    until_routes("190", &["192.0.2.1 190"]);
+    until_routes("190", &["192.0.2.1 119"]);
     agent.terminate();
     // Without memory the first by name would get the lowest address.
     node.write("a.yaml", &pending("a", "10.96.0.1"));
     let agent = node.agent(&["--lb-routes", "190"]);
-    until_routes("190", &["192.0.2.1 190", "192.0.2.2 190"]);
+    until_routes("190", &["192.0.2.1 119", "192.0.2.2 119"]);
     let explained = run(node, &["explain", "default/b"]);
     let text = String::from_utf8_lossy(&explained.stdout).into_owned();
     assert!(text.contains("address    192.0.2.1 from pool p"), "{text}\n{}", agent.log());

@@ -41,6 +41,7 @@ mod pod_modes;
 mod port_ranges;
 mod probes;
 mod room;
+mod routing_daemons;
 mod sctp_and_vlan;
 mod service_changes;
 mod slow_path;
@@ -79,6 +80,7 @@ fn stories() -> Vec<Story> {
         agent_lifecycle::STORIES,
         announced_addresses::STORIES,
         announced_routes::STORIES,
+        routing_daemons::STORIES,
         socket_termination::STORIES,
         backend_choice::STORIES,
         socket_counts::STORIES,
@@ -150,6 +152,7 @@ fn main() -> ExitCode {
         let is_one_of = |stories: &[Story]| stories.iter().any(|(story, _)| *story == name);
         let cannot_run = is_one_of(mptcp::LONG)
             || is_one_of(monitoring::STORIES) && !monitoring::has_prometheus()
+            || is_one_of(routing_daemons::STORIES) && !routing_daemons::has_bird()
             || is_one_of(dns_cache::REAL) && !dns_cache::has_coredns()
             || is_one_of(systemd::STORIES) && !systemd::is_installed()
             || is_one_of(upgrade::STORIES) && agent::next_beeline().is_none();

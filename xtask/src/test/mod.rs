@@ -20,7 +20,8 @@ use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::toolchain::Kind;
 use crate::{
-    apt, build, build_ebpf, cluster_programs, deny, helm, kubernetes, prometheus, run, systemd_unit, tidy, workspace,
+    apt, bird, build, build_ebpf, cluster_programs, deny, helm, kubernetes, prometheus, run, systemd_unit, tidy,
+    workspace,
 };
 use executables::Executable;
 use lanes::Job;
@@ -136,6 +137,7 @@ fn environment(next: Option<PathBuf>) -> Result<Vec<(&'static str, PathBuf)>> {
         ("KUBEBUILDER_ASSETS", kubernetes::ensure_with(&[kubernetes::KUBE_PROXY])?),
         ("BEELINE_HELM", helm::ensure()?),
         ("BEELINE_PROMETHEUS", prometheus::ensure()?),
+        ("BEELINE_BIRD", bird::ensure()?),
         ("BEELINE_COREDNS", cluster_programs::ensure_coredns()?),
         ("BEELINE_EBPF_OBJECT", workspace::ebpf_object()),
     ];

@@ -13,8 +13,9 @@ use super::{
     network_state::ROUTE_HEADER,
 };
 
-/// Protocol number of Beeline's routes (`rtm_protocol`): `proto 190` of ip-route(8).
-pub const PROTOCOL: u8 = 190;
+/// Protocol number of Beeline's routes (`rtm_protocol`): `proto 119` of ip-route(8). FRR takes routes with 186 to 198
+/// for its own (zebra/rt_netlink.h), and does not redistribute them.
+pub const PROTOCOL: u8 = 119;
 /// Index of `lo`, in every network namespace.
 const LOOPBACK: u32 = 1;
 /// RTM_F_CLONED: an entry of a cache, not of a table.
@@ -29,13 +30,31 @@ pub struct AnnouncedRoute {
     pub address: IpAddr,
 }
 
-/// Lists Beeline's routes in all tables.
+/// Lists Beeline's routes in a table, or in all. The kernel sends no others: a node may have a million.
 ///
 /// # Errors
 /// The kernel's errno.
-pub fn list(netlink: &mut NetlinkSocket) -> io::Result<BTreeSet<AnnouncedRoute>> {
-    let routes = netlink.dump(libc::RTM_GETROUTE, &[0; ROUTE_HEADER], parse)?;
-    Ok(routes.into_iter().collect())
+pub fn list(netlink: &mut NetlinkSocket, table: Option<u32>) -> io::Result<BTreeSet<AnnouncedRoute>> {
+    netlink.filter_dumps()?;
+    let mut routes = BTreeSet::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        match netlink.dump(libc::RTM_GETROUTE, &filter(family, table), parse) {
+            Ok(found) => routes.extend(found),
+            // The kernel makes a table with its first route.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(routes)
+}
+
+/// The request of a list: protocol and table are filters.
+fn filter(family: i32, table: Option<u32>) -> Vec<u8> {
+    let mut body = vec![family as u8, 0, 0, 0, libc::RT_TABLE_UNSPEC, PROTOCOL, 0, 0, 0, 0, 0, 0];
+    if let Some(table) = table {
+        put_attribute(&mut body, libc::RTA_TABLE, &table.to_ne_bytes());
+    }
+    body
 }
 
 /// Adds a route.

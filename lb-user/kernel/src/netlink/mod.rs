@@ -24,6 +24,8 @@ use rustix::{
 };
 use tokio::io::unix::AsyncFd;
 
+use crate::socket_options;
+
 /// Room for a datagram: the kernel fills datagrams of a dump as far as the reader's buffer allows, to 32 KiB.
 pub(crate) const BUFFER: usize = 1 << 15;
 
@@ -163,6 +165,14 @@ impl NetlinkSocket {
     fn new(fd: OwnedFd) -> io::Result<Self> {
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(TIMEOUT))?;
         Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER] })
+    }
+
+    /// Makes the kernel send only those objects of a list that match the fields of its request, where it can.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    fn filter_dumps(&self) -> io::Result<()> {
+        socket_options::filter_dumps(&self.fd)
     }
 
     /// Requests a list (NLM_F_DUMP), and collects the results of `parse` over the bodies of its messages.

@@ -56,6 +56,7 @@ mod tcp;
 mod traced;
 mod udp;
 mod upgrade;
+mod uplink_kinds;
 mod verifier;
 mod vips;
 mod watch;
@@ -121,6 +122,7 @@ fn stories() -> Vec<Story> {
         firewalls::STORIES,
         upgrade::STORIES,
         upgrade::OWN,
+        uplink_kinds::STORIES,
         verifier::STORIES,
         traced::STORIES,
         vips::STORIES,

@@ -1,0 +1,118 @@
+//! The packet path by a macvlan, at an address without a network and at a deprecated one; and streams from large frames
+//! to small ones, and by devices without offloads.
+
+use std::{
+    net::SocketAddr,
+    process::{Command, Stdio},
+};
+
+use lb_lab::{
+    network::{Host, Lan, LanOptions},
+    packets::node::disable_offloads,
+};
+
+use crate::{
+    Story,
+    node::StoryNode,
+    packets::{NODE_PORT, TARGET, addresses, pod, serve, service},
+    places::{agent, ask, wait_for_devices},
+    sockets::{tcp_digest, tcp_send},
+};
+
+pub const STORIES: &[Story] = &[
+    ("packets_come_in_by_a_macvlan", |node| by(node, "mv0", "link add mv0 link eth0 type macvlan mode bridge")),
+    ("packets_come_in_at_an_address_without_a_network", at_a_single_address),
+    ("packets_come_in_at_a_deprecated_address", at_a_deprecated_address),
+    ("packets_of_a_stream_pass_from_large_frames_to_small_ones", |node| stream(node, 9000, true)),
+    ("packets_of_a_stream_pass_devices_without_offloads", |node| stream(node, 1500, false)),
+];
+
+/// Moves the addresses and routes of node1 to a device.
+fn move_to(lan: &Lan, device: &str) {
+    let Host { net, v4, v6 } = &lan.node1.host;
+    net.ip(&format!(
+        "addr flush dev eth0\nlink set {device} up\naddr add {v4}/24 dev {device}\n\
+         addr add {v6}/64 dev {device} nodad\n\
+         route replace 10.244.2.0/24 via 172.30.0.12\nroute replace fd44:0:0:2::/64 via fd30::12\n\
+         route replace default via 172.30.0.20\nroute replace default via fd30::20\n"
+    ));
+}
+
+/// Serves clients by NodePort, from a pod of node1 and from one of node2.
+fn assert_served(node: &mut StoryNode, lan: &Lan, device: &str) {
+    for (backend, name) in [(pod(&lan.node1), "here"), (pod(&lan.node2), "there")] {
+        serve(backend);
+        node.write("web.yaml", &service("Cluster", &addresses(backend).map(|ip| (ip, name))));
+        let agent = agent(node, lan);
+        agent.wait_until_in_service();
+        wait_for_devices(node, lan, &[device]);
+        for (dialled, backend) in addresses(&lan.node1.host).into_iter().zip(addresses(backend)) {
+            let to = SocketAddr::from((dialled, NODE_PORT));
+            let server = SocketAddr::from((backend, TARGET)).to_string();
+            assert_eq!(ask(&lan.client, to)[..2], [server.clone(), server], "{to} by {device}");
+        }
+    }
+}
+
+fn by(node: &mut StoryNode, device: &str, command: &str) {
+    let lan = Lan::make(LanOptions::default());
+    let arguments: Vec<_> = command.split(' ').collect();
+    let made = lan.node1.host.net.enter(|| Command::new("ip").args(arguments).stderr(Stdio::null()).status());
+    if !made.is_ok_and(|status| status.success()) {
+        println!("no {device}: the kernel lacks the kind of device");
+        return;
+    }
+    move_to(&lan, device);
+    assert_served(node, &lan, device);
+}
+
+/// As clouds give it: a /32 and a /128, and a gateway that only a route names.
+fn at_a_single_address(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    for (family, name) in [("ipv4", "forwarding"), ("ipv6", "forwarding"), ("ipv4", "send_redirects")] {
+        lan.client.net.set(&format!("{family}/conf/all/{name}"), if name == "forwarding" { "1" } else { "0" });
+    }
+    let Host { net, v4, v6 } = &lan.node1.host;
+    net.ip(&format!(
+        "addr flush dev eth0\naddr add {v4}/32 dev eth0\naddr add {v6}/128 dev eth0 nodad\n\
+         route del fd44:0:0:2::/64\nroute add 172.30.0.20/32 dev eth0 scope link\nroute add fd30::20/128 dev eth0\n\
+         route replace default via 172.30.0.20\nroute replace default via fd30::20\n"
+    ));
+    assert_served(node, &lan, "eth0");
+}
+
+/// Temporary addresses (RFC 8981) are deprecated before they end: connections to them go on.
+fn at_a_deprecated_address(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    let Host { net, v6, .. } = &lan.node1.host;
+    net.ip(&format!("addr add fd30::1b/64 dev eth0 nodad\naddr change {v6}/64 dev eth0 preferred_lft 0\n"));
+    assert_served(node, &lan, "eth0");
+}
+
+fn stream(node: &mut StoryNode, mtu: u16, has_offloads: bool) {
+    const OCTETS: usize = 8 << 20;
+    let lan = Lan::make(LanOptions { mtu, ..LanOptions::default() });
+    let pods = [pod(&lan.node1), pod(&lan.node2)];
+    if mtu > 1500 {
+        for (host, pod) in [(&lan.node1.host, pods[0]), (&lan.node2.host, pods[1])] {
+            host.net.ip(&format!("link set pod{} mtu 1500\n", pod.v4.octets()[3]));
+            pod.net.ip("link set eth0 mtu 1500\n");
+        }
+    }
+    if !has_offloads {
+        for host in [&lan.client, &lan.node1.host, &lan.node2.host, pods[0], pods[1]] {
+            host.net.enter(|| disable_offloads("eth0"));
+        }
+    }
+    for (backend, name) in pods.into_iter().zip(["here", "there"]) {
+        node.write("web.yaml", &service("Cluster", &addresses(backend).map(|ip| (ip, name))));
+        let agent = agent(node, &lan);
+        agent.wait_until_in_service();
+        wait_for_devices(node, &lan, &["eth0"]);
+        for (dialled, ip) in addresses(&lan.node1.host).into_iter().zip(addresses(backend)) {
+            let received = backend.net.enter(|| tcp_digest(SocketAddr::from((ip, TARGET))));
+            let sent = lan.client.net.enter(|| tcp_send(SocketAddr::from((dialled, NODE_PORT)), OCTETS));
+            assert_eq!(received.join().expect("the server"), sent, "to {dialled}, a pod {name}");
+        }
+    }
+}

@@ -132,6 +132,14 @@ fn check_shown(node: &StoryNode) {
 fn every_scheduler(node: &mut StoryNode) {
     GOOD.into_iter().for_each(tcp_server);
     let _agent = node.agent(&[]);
+    // The first Service with ejection: handshakes are followed a moment after it is there.
+    let first = service("first", &["10.96.1.200"], "TCP", 80, &[GOOD[0], DEAD]);
+    node.write("first.yaml", &annotated(&first, "beeline.io/eject: 2 in 1m for 1h"));
+    let vip: SocketAddr = "10.96.1.200:80".parse().expect("an address");
+    until("handshakes are followed", || {
+        let _any = tcp_ask(vip);
+        counted_of(node, "first") > 0
+    });
     for (number, scheduler) in (1..).zip(Scheduler::ALL) {
         for (offset, affinity) in [(0, ""), (100, "sessionAffinity: ClientIP\n  ")] {
             let address = format!("10.96.1.{}", number + offset);

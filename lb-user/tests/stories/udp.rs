@@ -215,15 +215,24 @@ fn entries_end_with_their_sockets(node: &mut StoryNode) {
     let _agent = node.agent(&[]);
     let sockets: Vec<_> = (0..100).map(|_| Client::udp(at(VIP))).collect();
     sockets.iter().for_each(|socket| drop(socket.ask(at(VIP))));
-    assert_eq!((held_and_counted(node), open_sockets(node)), ((100, 100), 100), "one entry, in a place");
+    let (held, counted) = held_and_counted(node);
+    // Sockets whose addresses in memory differ by a multiple of 16 MiB share a place: all but one have storage.
+    let shared = 100_usize.saturating_sub(held);
+    assert!(shared < 50, "one entry, in a place: {held}");
+    assert_eq!((counted, open_sockets(node)), (100, 100));
     sockets.iter().take(40).for_each(|socket| drop(socket.ask(at("10.96.0.2:53"))));
-    assert_eq!((held_and_counted(node), open_sockets(node)), ((60, 100), 140), "two entries, in storage");
+    let (held, counted) = held_and_counted(node);
+    assert!((60 - shared.min(60)..=60).contains(&held), "two entries, in storage: {held}, {shared} shared");
+    assert_eq!((counted, open_sockets(node)), (100, 140));
     assert!(sockets.iter().all(|socket| socket.ask(at(VIP)).1 == Some(at(VIP))));
     // A connect ends the other entries, and a connect elsewhere all.
     sockets.iter().for_each(|socket| socket.connect(at(VIP)).expect("connected"));
     assert_eq!(open_sockets(node), 100);
     sockets.iter().take(70).for_each(|socket| socket.connect(at("10.0.0.4:7")).expect("connected"));
-    assert_eq!((held_and_counted(node), open_sockets(node)), ((30, 70), 30));
+    let (held, counted) = held_and_counted(node);
+    assert!((30 - shared.min(30)..=30).contains(&held), "{held}, {shared} shared");
+    assert!((70..=70 + shared as u64).contains(&counted), "{counted}, {shared} shared");
+    assert_eq!(open_sockets(node), 30);
     drop(sockets);
     until("no entry is left", || (held_and_counted(node), open_sockets(node)) == ((0, 0), 0));
 }

@@ -34,7 +34,7 @@ pub(crate) fn ensure(cni: Cni) -> Result<Vec<PathBuf>> {
     let mut programs = vec![kubernetes, built(&CONTAINERD)?, built(&COREDNS)?];
     match cni {
         Cni::Flannel | Cni::FlannelHostGw => programs.push(built(&FLANNEL)?),
-        Cni::Ptp | Cni::Bridge | Cni::Docker | Cni::SecondNic => {}
+        Cni::Ptp | Cni::PtpIpv6 | Cni::Bridge | Cni::Docker | Cni::SecondNic => {}
     }
     Ok(programs)
 }

@@ -10,6 +10,9 @@ pub(crate) enum Cni {
     /// The plugin ptp, and routes between the nodes.
     #[default]
     Ptp,
+    /// The plugin ptp in a cluster of IPv6 alone.
+    #[value(name = "ptp-ipv6")]
+    PtpIpv6,
     /// The plugin bridge, which masquerades all that leaves the node's pods.
     Bridge,
     /// flannel with VXLAN: an overlay, and masquerade to random ports.

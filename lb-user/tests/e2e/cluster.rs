@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    cni,
+    addresses,
     control_plane::ControlPlane,
     network::{self, NODES},
     node::E2eNode,
@@ -42,7 +42,7 @@ impl Cluster {
         let mut cluster = Self { control, nodes: Vec::new(), directory };
         NODES.iter().for_each(|number| cluster.apply(&node(*number)));
         cluster.nodes = NODES.map(|number| E2eNode::start(number, &cluster.directory, &cgroup)).into();
-        cluster.apply(DNS);
+        cluster.apply(&dns());
         cluster.until_nodes_are_ready();
         cluster
     }
@@ -104,26 +104,34 @@ impl Cluster {
 
 /// A Node with the addresses of its pods, which the controller would give to nodes in the order of their start.
 fn node(number: usize) -> String {
-    let [v4, v6] = cni::pods(number);
+    let pods = addresses::pods(number);
     format!(
         "apiVersion: v1\nkind: Node\nmetadata: {{name: node{number}}}\n\
-         spec: {{podCIDR: '{v4}', podCIDRs: ['{v4}', '{v6}']}}\n"
+         spec: {{podCIDR: '{}', podCIDRs: ['{}']}}\n",
+        pods[0],
+        pods.join("', '")
     )
 }
 
 /// CoreDNS runs outside of the cluster: the Service of DNS has no selector, and Endpoints written by hand.
-const DNS: &str = "\
+fn dns() -> String {
+    format!(
+        "\
 apiVersion: v1
 kind: Service
-metadata: {name: kube-dns, namespace: kube-system, labels: {k8s-app: kube-dns}}
+metadata: {{name: kube-dns, namespace: kube-system, labels: {{k8s-app: kube-dns}}}}
 spec:
-  clusterIP: 10.96.0.10
-  ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53, protocol: TCP}]
+  clusterIP: '{}'
+  ports: [{{name: dns, port: 53, protocol: UDP}}, {{name: dns-tcp, port: 53, protocol: TCP}}]
 ---
 apiVersion: v1
 kind: Endpoints
-metadata: {name: kube-dns, namespace: kube-system}
+metadata: {{name: kube-dns, namespace: kube-system}}
 subsets:
-- addresses: [{ip: 172.30.0.10}]
-  ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53, protocol: TCP}]
-";
+- addresses: [{{ip: '{}'}}]
+  ports: [{{name: dns, port: 53, protocol: UDP}}, {{name: dns-tcp, port: 53, protocol: TCP}}]
+",
+        addresses::dns(),
+        addresses::control()
+    )
+}

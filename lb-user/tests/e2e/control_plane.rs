@@ -5,7 +5,7 @@ use std::{cell::RefCell, fs, path::PathBuf, process::Command};
 use lb_lab::ChildProcess;
 
 use crate::{
-    network::CONTROL,
+    addresses,
     process::{asset, run, try_run, until, within},
 };
 
@@ -56,11 +56,11 @@ impl ControlPlane {
         let mut command = within("control", asset("kube-apiserver"));
         command.args(["--etcd-servers=http://127.0.0.1:2379", "--secure-port=6443", "--authorization-mode=RBAC"]);
         command.args(["--allow-privileged=true", "--kubelet-preferred-address-types=InternalIP"]);
-        command.args(["--service-cluster-ip-range=10.96.0.0/16,fd96::/108"]);
+        command.arg(format!("--service-cluster-ip-range={}", addresses::service_ranges()));
         command.args(["--service-account-issuer=https://kubernetes.default.svc"]);
         for (flag, value) in [
-            ("advertise-address", CONTROL.to_owned()),
-            ("bind-address", CONTROL.to_owned()),
+            ("advertise-address", addresses::control().to_owned()),
+            ("bind-address", addresses::control().to_owned()),
             ("service-account-key-file", pki("sa.pub")),
             ("service-account-signing-key-file", pki("sa.key")),
             ("tls-cert-file", pki("api.crt")),
@@ -85,14 +85,17 @@ impl ControlPlane {
             "--leader-elect=false",
             "--use-service-account-credentials=true",
             "--allocate-node-cidrs=true",
-            "--cluster-cidr=10.244.0.0/16,fd44::/48",
-            "--node-cidr-mask-size-ipv4=24",
-            "--node-cidr-mask-size-ipv6=64",
-            "--service-cluster-ip-range=10.96.0.0/16,fd96::/108",
             // A restarted node must become NotReady and Ready again within a story.
             "--node-monitor-period=2s",
             "--node-monitor-grace-period=15s",
         ]);
+        command.arg(format!("--cluster-cidr={}", addresses::pod_ranges()));
+        command.arg(format!("--service-cluster-ip-range={}", addresses::service_ranges()));
+        if addresses::is_ipv6_only() {
+            command.arg("--node-cidr-mask-size=64");
+        } else {
+            command.args(["--node-cidr-mask-size-ipv4=24", "--node-cidr-mask-size-ipv6=64"]);
+        }
         command.arg(format!("--service-account-private-key-file={}", pki("sa.key")));
         command.arg(format!("--root-ca-file={}", pki("ca.crt")));
         ChildProcess::start_appending(&mut command, &self.directory.join("log/controllers.log"))
@@ -107,8 +110,9 @@ impl ControlPlane {
     fn coredns(&self) -> ChildProcess {
         let corefile = self.directory.join("Corefile");
         let text = format!(
-            ".:53 {{\n  bind {CONTROL}\n  errors\n  kubernetes cluster.local in-addr.arpa ip6.arpa {{\n    \
+            ".:53 {{\n  bind {}\n  errors\n  kubernetes cluster.local in-addr.arpa ip6.arpa {{\n    \
              kubeconfig {} admin\n    pods insecure\n    ttl 5\n  }}\n}}\n",
+            addresses::control(),
             self.kubeconfig().display()
         );
         fs::write(&corefile, text).unwrap();
@@ -125,7 +129,8 @@ fn make_keys(dir: &str) {
     openssl(&[&new_key[..], &ca].concat());
     let server = ["-subj", "/CN=kube-apiserver", "-keyout", &file("api.key"), "-out", &file("api.csr")];
     openssl(&[&new_key[..], &server].concat());
-    let names = format!("subjectAltName=IP:{CONTROL},IP:10.96.0.1,DNS:kubernetes,DNS:kubernetes.default.svc\n");
+    let (control, service) = (addresses::control(), addresses::first("10.96.0.1", "fd96::1"));
+    let names = format!("subjectAltName=IP:{control},IP:{service},DNS:kubernetes,DNS:kubernetes.default.svc\n");
     fs::write(file("names"), names).unwrap();
     let sign = ["x509", "-req", "-days", "3650", "-CAcreateserial", "-in", &file("api.csr"), "-out", &file("api.crt")];
     openssl(&[&sign[..], &["-CA", &file("ca.crt"), "-CAkey", &file("ca.key"), "-extfile", &file("names")]].concat());
@@ -137,8 +142,9 @@ fn kubeconfig_of(token: &str, authority: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Config\n\
          clusters: [{{name: e2e, cluster: \
-         {{server: 'https://{CONTROL}:6443', certificate-authority: '{authority}'}}}}]\n\
+         {{server: 'https://{}', certificate-authority: '{authority}'}}}}]\n\
          users: [{{name: admin, user: {{token: {token}}}}}]\n\
-         contexts: [{{name: admin, context: {{cluster: e2e, user: admin}}}}]\ncurrent-context: admin\n"
+         contexts: [{{name: admin, context: {{cluster: e2e, user: admin}}}}]\ncurrent-context: admin\n",
+        addresses::at(addresses::control(), 6443)
     )
 }

@@ -16,9 +16,9 @@ use lb_lab::{ChildProcess, api_client::ApiClient, kube_proxy::Mode};
 use serde_json::{Value, json};
 
 use crate::{
+    addresses,
     cluster::Cluster,
     kube_proxy,
-    network::node_address,
     process::{asset, try_run},
     sandbox::hierarchies,
 };
@@ -143,7 +143,7 @@ fn pins(cluster: &Cluster) -> std::path::PathBuf {
 /// True if the health port 10256 answers 200.
 fn is_healthy() -> bool {
     let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect((node_address(1), 10256))?;
+        let mut stream = TcpStream::connect((addresses::node(1), 10256))?;
         stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;

@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::{
+    addresses,
     cluster::Cluster,
-    network::CONTROL,
     process::{try_run, until},
 };
 
@@ -48,7 +48,8 @@ fn overlay(cluster: &Cluster, installation: Installation) -> PathBuf {
          resources: [{base}]\ncomponents: [{components}]\n\
          patches:\n- target: {{kind: DaemonSet, name: beeline}}\n  patch: |\n"
     );
-    let own = [&format!("--api-server=https://{CONTROL}:6443"), "--cgroup=/sys/fs/cgroup/unified"];
+    let api_server = format!("--api-server=https://{}", addresses::at(addresses::control(), 6443));
+    let own = [&api_server, "--cgroup=/sys/fs/cgroup/unified"];
     for flag in own.into_iter().chain(flags.iter().copied()) {
         text += &format!("    - {{op: add, path: /spec/template/spec/containers/0/args/-, value: \"{flag}\"}}\n");
     }

@@ -5,6 +5,7 @@
 //! `e2e [FILTER]` runs the stories; pods run the same program as `e2e serve`, `e2e load`, `e2e pause`.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod addresses;
 mod cluster;
 mod cni;
 mod control_plane;

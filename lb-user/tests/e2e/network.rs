@@ -8,32 +8,22 @@
 //! | `node2` | 172.30.0.12, fd30::12 | kubelet, containerd, pods in 10.244.2.0/24 |
 //! | `outside` | 172.30.0.20, fd30::20 | clients and servers outside the cluster; default route of the nodes |
 //!
-//! `outside` has the address 203.0.113.20, a place in the world, too. For pods that are routed by source there is a
-//! second bridge, with the same last octets in 172.29.0.0/24 and fd29::/64. Its other end refuses packets of the first
-//! network, as a cloud does: packets leave by the device that has their address.
+//! `outside` has the address 203.0.113.20, or 2001:db8:113::20 without IPv4, a place in the world, too. For pods that
+//! are routed by source there is a second bridge, with the same last octets in 172.29.0.0/24 and fd29::/64. Its other
+//! end refuses packets of the first network, as a cloud does: packets leave by the device that has their address.
 
 use std::fs;
 
 use rustix::mount::{MountFlags, mount};
 
 use crate::{
-    cni::{self, Cni, Routes},
+    addresses,
+    cni::{Cni, Routes},
     process::run,
 };
 
-/// Address of the API server and CoreDNS.
-pub const CONTROL: &str = "172.30.0.10";
-/// Address of the outside.
-pub const OUTSIDE: &str = "172.30.0.20";
-/// An address that no network of the nodes has; their default route leads to it.
-pub const WORLD: &str = "203.0.113.20";
 /// Numbers of the nodes.
 pub const NODES: [usize; 2] = [1, 2];
-
-/// The IPv4 address of a node.
-pub fn node_address(number: usize) -> String {
-    format!("172.30.0.1{number}")
-}
 
 /// Makes the network. Only this process and its children see the names of the namespaces.
 pub fn make() {
@@ -46,11 +36,11 @@ pub fn make() {
         ip(&format!("link add br{network} type bridge"));
         ip(&format!("link set br{network} up"));
     }
-    ip("addr add 172.30.0.1/24 dev br0");
+    ip(&format!("addr add {} dev br0 nodad", addresses::first("172.30.0.1/24", "fd30::1/64")));
     for (name, octet) in [("control", "10"), ("outside", "20"), ("node1", "11"), ("node2", "12")] {
         add(name, octet, &networks);
     }
-    ip(&format!("-n outside addr add {WORLD}/32 dev lo"));
+    ip(&format!("-n outside addr add {} dev lo", addresses::world()));
     for number in NODES {
         let node = format!("node{number}");
         let gateways = match Cni::chosen().routes() {
@@ -59,16 +49,18 @@ pub fn make() {
             Routes::ByDaemon => None,
         };
         for other in ["control", "outside", "node1", "node2"].into_iter().filter(|other| **other != node) {
-            if let Some((v4, v6)) = &gateways {
-                let pods = cni::pods(number);
-                ip(&format!("-n {other} route add {} via {v4}", pods[0]));
-                ip(&format!("-n {other} -6 route add {} via {v6}", pods[1]));
+            for pods in addresses::pods(number) {
+                if let Some((v4, v6)) = &gateways {
+                    let gateway = if pods.contains(':') { v6 } else { v4 };
+                    ip(&format!("-n {other} route add {pods} via {gateway}"));
+                }
             }
         }
-        ip(&format!("-n {node} route add default via {OUTSIDE}"));
-        ip(&format!("-n {node} -6 route add default via fd30::20"));
+        for gateway in addresses::ranges("172.30.0.20", "fd30::20").split(',') {
+            ip(&format!("-n {node} route add default via {gateway}"));
+        }
     }
-    ip(&format!("-n control route add default via {OUTSIDE}"));
+    ip(&format!("-n control route add default via {}", addresses::outside()));
     if networks.len() > 1 {
         for network in &networks {
             sysctl("outside", &format!("net.ipv4.conf.eth{network}.rp_filter"), "1");
@@ -78,7 +70,7 @@ pub fn make() {
 
 /// Routes a load balancer's address from outside to a node, as a cloud would.
 pub fn route_outside(address: &str, node: usize) {
-    ip(&format!("-n outside route replace {address} via {}", node_address(node)));
+    ip(&format!("-n outside route replace {address} via {}", addresses::node(node)));
 }
 
 /// The networks of the nodes, each with a bridge and a device of that number.
@@ -95,8 +87,10 @@ fn add(name: &str, octet: &str, networks: &[usize]) {
         ip(&format!("link add {name}-{network} type veth peer name eth{network} netns {name}"));
         ip(&format!("link set {name}-{network} master br{network} up"));
         ip(&format!("-n {name} link set eth{network} up"));
-        ip(&format!("-n {name} addr add 172.{prefix}.0.{octet}/24 dev eth{network}"));
-        ip(&format!("-n {name} -6 addr add fd{prefix}::{octet}/64 dev eth{network} nodad"));
+        let own = addresses::ranges(&format!("172.{prefix}.0.{octet}/24"), &format!("fd{prefix}::{octet}/64"));
+        for own in own.split(',') {
+            ip(&format!("-n {name} addr add {own} dev eth{network} nodad"));
+        }
         sysctl(name, &format!("net.ipv4.conf.eth{network}.rp_filter"), "0");
         // The outside forwards packets between nodes, and must not redirect the nodes to a shorter route.
         sysctl(name, &format!("net.ipv4.conf.eth{network}.send_redirects"), "0");

@@ -11,8 +11,8 @@ use lb_lab::ChildProcess;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::{
+    addresses,
     cni::Cni,
-    network::node_address,
     process::{asset, until},
     sandbox::{Hierarchy, copy_cpuset, hierarchies},
 };
@@ -100,7 +100,7 @@ impl E2eNode {
 
     /// Its address.
     pub fn address(&self) -> String {
-        node_address(self.number)
+        addresses::node(self.number)
     }
 
     /// Its cgroup in a mounted hierarchy.
@@ -163,7 +163,7 @@ impl E2eNode {
             "{join}exec nsenter --net=/run/netns/{name} unshare --mount --propagation private --uts --pid --cgroup \
              --fork --kill-child --mount-proc sh -c \"$0\" init \"$@\""
         );
-        let addresses = format!("{},fd30::1{}", self.address(), self.number);
+        let addresses = addresses::ranges(&format!("172.30.0.1{}", self.number), &format!("fd30::1{}", self.number));
         let assets = asset("");
         let path = format!("{}:{}", assets.display(), std::env::var("PATH").unwrap_or_default());
         let mut command = Command::new("sh");
@@ -223,12 +223,13 @@ fn kubelet(directory: &Path) -> String {
          containerRuntimeEndpoint: unix:///run/containerd/containerd.sock\n\
          failCgroupV1: false\ncgroupDriver: cgroupfs\n\
          enforceNodeAllocatable: []\nauthentication: {{anonymous: {{enabled: true}}, webhook: {{enabled: false}}}}\n\
-         authorization: {{mode: AlwaysAllow}}\nclusterDNS: [10.96.0.10]\nclusterDomain: cluster.local\nresolvConf: ''\n\
+         authorization: {{mode: AlwaysAllow}}\nclusterDNS: ['{}']\nclusterDomain: cluster.local\nresolvConf: ''\n\
          imageGCHighThresholdPercent: 100\n\
          evictionHard: {{memory.available: 1Mi, nodefs.available: 0%, imagefs.available: 0%, nodefs.inodesFree: 0%}}\n\
          localStorageCapacityIsolation: false\noomScoreAdj: -1\nfailSwapOn: false\nsyncFrequency: 10s\n\
          nodeStatusUpdateFrequency: 3s\nshutdownGracePeriod: 0s\nfeatureGates: {{KubeletInUserNamespace: true}}\n\
          podLogsDir: {}/pod-logs\n",
+        addresses::dns(),
         directory.display()
     )
 }

@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf};
 use lb_lab::ChildProcess;
 
 use crate::{
+    addresses::at,
     cluster::Cluster,
     load::{self, Count},
     process::{until, within},
@@ -81,6 +82,11 @@ impl Web<'_> {
         let service = cluster.get(&format!("service {}", self.name));
         let ips = service["spec"]["clusterIPs"].as_array().expect("cluster IPs");
         ips.iter().filter_map(|ip| ip.as_str().map(str::to_owned)).collect()
+    }
+
+    /// The first cluster IP with the Service's port.
+    pub fn vip(&self, cluster: &Cluster) -> String {
+        at(&self.vips(cluster)[0], 80)
     }
 
     /// Deletes both.

@@ -4,11 +4,15 @@ use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
+use crate::addresses;
+
 /// A network of pods. `cargo xtask e2e --cni NAME` chooses one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cni {
     /// The plugin ptp: a route for each pod.
     Ptp,
+    /// The plugin ptp in a cluster without IPv4.
+    PtpIpv6,
     /// The plugin bridge with its own masquerade, which applies to pods of other nodes too.
     Bridge,
     /// flanneld with the backend vxlan, and what its plugin delegates to.
@@ -37,6 +41,7 @@ impl Cni {
     pub fn chosen() -> Self {
         match std::env::var("BEELINE_E2E_CNI").as_deref() {
             Err(_) | Ok("ptp") => Self::Ptp,
+            Ok("ptp-ipv6") => Self::PtpIpv6,
             Ok("bridge") => Self::Bridge,
             Ok("flannel") => Self::Flannel,
             Ok("flannel-host-gw") => Self::FlannelHostGw,
@@ -49,7 +54,7 @@ impl Cni {
     /// The routes to pods that the network has from the start.
     pub fn routes(self) -> Routes {
         match self {
-            Self::Ptp | Self::Bridge | Self::Docker => Routes::First,
+            Self::Ptp | Self::PtpIpv6 | Self::Bridge | Self::Docker => Routes::First,
             Self::SecondNic => Routes::Second,
             Self::Flannel | Self::FlannelHostGw => Routes::ByDaemon,
         }
@@ -58,7 +63,7 @@ impl Cni {
     /// True if connections of pods to addresses of the nodes' network come from the address of their node.
     pub fn masquerades(self) -> bool {
         match self {
-            Self::Ptp | Self::Docker | Self::SecondNic => false,
+            Self::Ptp | Self::PtpIpv6 | Self::Docker | Self::SecondNic => false,
             Self::Bridge | Self::Flannel | Self::FlannelHostGw => true,
         }
     }
@@ -81,10 +86,12 @@ impl Cni {
     }
 
     fn plugins(self, number: usize, directory: &Path) -> Vec<Value> {
+        let ranges = addresses::pods(number).into_iter().map(|range| json!([{"subnet": range}]));
+        let routes = addresses::ranges("0.0.0.0/0", "::/0");
+        let routes = routes.split(',').map(|everywhere| json!({"dst": everywhere}));
         let ipam = json!({
             "type": "host-local", "dataDir": directory.join("cni-data"),
-            "ranges": [[{"subnet": pods(number)[0]}], [{"subnet": pods(number)[1]}]],
-            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+            "ranges": ranges.collect::<Vec<_>>(), "routes": routes.collect::<Vec<_>>(),
         });
         let ptp = json!({"type": "ptp", "mtu": 1500, "ipMasq": false, "ipam": ipam});
         let bridge = |name: &str, masquerades: bool| {
@@ -93,7 +100,7 @@ impl Cni {
         };
         let port_map = json!({"type": "portmap", "capabilities": {"portMappings": true}});
         match self {
-            Self::Ptp | Self::SecondNic => vec![ptp],
+            Self::Ptp | Self::PtpIpv6 | Self::SecondNic => vec![ptp],
             Self::Bridge => vec![bridge("cni0", true), port_map],
             Self::Flannel | Self::FlannelHostGw => vec![bridge("cni0", false), port_map],
             Self::Docker => vec![ptp, json!({"type": "firewall", "backend": "iptables"})],
@@ -102,7 +109,7 @@ impl Cni {
 
     fn script(self) -> Option<&'static str> {
         match self {
-            Self::Ptp | Self::Bridge => None,
+            Self::Ptp | Self::PtpIpv6 | Self::Bridge => None,
             Self::Flannel | Self::FlannelHostGw => Some(include_str!("flannel.sh")),
             Self::Docker => Some(include_str!("docker.sh")),
             Self::SecondNic => Some(include_str!("second-nic.sh")),
@@ -113,12 +120,7 @@ impl Cni {
         match self {
             Self::Flannel => Some("vxlan"),
             Self::FlannelHostGw => Some("host-gw"),
-            Self::Ptp | Self::Bridge | Self::Docker | Self::SecondNic => None,
+            Self::Ptp | Self::PtpIpv6 | Self::Bridge | Self::Docker | Self::SecondNic => None,
         }
     }
-}
-
-/// The addresses of a node's pods.
-pub fn pods(number: usize) -> [String; 2] {
-    [format!("10.244.{number}.0/24"), format!("fd44:0:0:{number}::/64")]
 }

@@ -4,9 +4,9 @@ use super::{Story, life::ServiceLoad};
 use lb_lab::{ChildProcess, kube_proxy::Mode};
 
 use crate::{
+    addresses::{self, at},
     cluster::Cluster,
     install, kube_proxy,
-    network::node_address,
     pods::assert_none_failed,
     process::{asset, try_run, until},
 };
@@ -59,7 +59,8 @@ fn start_kube_proxy(cluster: &Cluster) -> Vec<ChildProcess> {
     for node in &cluster.nodes {
         until("kube-proxy is healthy", 60, || {
             try_run(
-                std::process::Command::new("curl").args(["-sf", &format!("http://{}:10256/healthz", node.address())]),
+                std::process::Command::new("curl")
+                    .args(["-sf", &format!("http://{}/healthz", at(&node.address(), 10256))]),
             )
         });
     }
@@ -73,7 +74,7 @@ fn the_drop_in_has_kube_proxys_label_and_endpoints(cluster: &Cluster) {
     assert_eq!(pods.lines().filter(|line| line.contains("Running")).count(), 2, "{pods}");
     for node in ["node1", "node2"] {
         let ask = |path: &str| {
-            let url = format!("http://127.0.0.1:10249{path}");
+            let url = format!("http://{}{path}", at(addresses::loopback(), 10249));
             try_run(cluster.node(node).host_process("curl").args(["-sf", &url]))
                 .unwrap_or_else(|error| panic!("{error}"))
         };
@@ -83,7 +84,7 @@ fn the_drop_in_has_kube_proxys_label_and_endpoints(cluster: &Cluster) {
         assert!(names.iter().all(|name| metrics.contains(name)), "{metrics}");
         println!("   {node}: /proxyMode says {mode}, /metrics has kube-proxy's names");
     }
-    let health = format!("http://{}:10256/healthz", node_address(1));
+    let health = format!("http://{}/healthz", at(&addresses::node(1), 10256));
     let said = try_run(std::process::Command::new("curl").args(["-sf", &health])).expect("a healthy agent");
     println!("   :10256/healthz says {said}");
     assert!(said.contains("nodeEligible"), "{said}");

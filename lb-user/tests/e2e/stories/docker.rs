@@ -3,8 +3,9 @@
 use super::Story;
 
 use crate::{
+    addresses::{self, at},
     cluster::Cluster,
-    network::{NODES, node_address},
+    network::NODES,
     pods::Web,
     process::{run, try_run, until, within},
 };
@@ -25,8 +26,7 @@ fn containers_behind_docker0_reach_services(cluster: &Cluster) {
     ] {
         run("ip", &words.split(' ').collect::<Vec<_>>());
     }
-    let vip = web.vips(cluster).remove(0);
-    let targets = [format!("{vip}:80"), format!("{}:30084", node_address(1)), "172.17.0.1:30084".to_owned()];
+    let targets = [web.vip(cluster), at(&addresses::node(1), 30084), "172.17.0.1:30084".to_owned()];
     for target in targets.iter().flat_map(|target| ["tcp", "udp"].map(|kind| format!("{kind}={target}"))) {
         let own = std::env::current_exe().expect("this program");
         // A guest of a virtual machine is in no cgroup of the node, a container is.

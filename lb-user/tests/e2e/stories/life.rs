@@ -7,10 +7,10 @@ use std::{
 
 use super::Story;
 use crate::{
+    addresses::{self, at},
     cluster::Cluster,
     install,
     load::Count,
-    network::node_address,
     pods::{OutsideLoad, PodLoad, Web, ask, assert_none_failed, client},
     process::until,
 };
@@ -34,14 +34,14 @@ impl<'a> ServiceLoad<'a> {
     /// Starts the load with the kinds of targets of [`crate::load`], as in `tcp`.
     pub fn start(cluster: &'a Cluster, name: &str, kinds: &[&str]) -> Self {
         WEB.make(cluster);
-        let vip = WEB.vips(cluster).remove(0);
-        let targets: Vec<String> = kinds.iter().map(|kind| format!("{kind}={vip}:80")).collect();
+        let vip = WEB.vip(cluster);
+        let targets: Vec<String> = kinds.iter().map(|kind| format!("{kind}={vip}")).collect();
         let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
         let on = |node: &str| PodLoad::start(cluster, &format!("{name}-{node}"), node, &targets);
         let pods = ["node1", "node2"].map(on).into();
-        let nodes = [1, 2].map(node_address);
+        let nodes = [1, 2].map(|number| at(&addresses::node(number), 30090));
         let outside: Vec<String> =
-            nodes.iter().flat_map(|node| kinds.iter().map(move |kind| format!("{kind}={node}:30090"))).collect();
+            nodes.iter().flat_map(|node| kinds.iter().map(move |kind| format!("{kind}={node}"))).collect();
         let outside = OutsideLoad::start(cluster, name, &outside.iter().map(String::as_str).collect::<Vec<_>>());
         Self { pods, outside }
     }
@@ -92,15 +92,16 @@ fn a_minute_without_api_server_fails_no_connection(cluster: &Cluster) {
     // New changes arrive. The slice is written by hand, since controllers take a while to reconnect.
     let pods = cluster.get("pods --selector app=loaded");
     let backend = pods["items"][0]["status"]["podIP"].as_str().expect("an address").to_owned();
+    let (vip, family) = (addresses::first("10.96.77.77", "fd96::7777"), addresses::first("IPv4", "IPv6"));
     let start = Instant::now();
     cluster.apply(&format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: late}}\n\
-         spec: {{clusterIP: 10.96.77.77, ports: [{{port: 80}}]}}\n---\n\
+         spec: {{clusterIP: '{vip}', ports: [{{port: 80}}]}}\n---\n\
          apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
-         metadata: {{name: late-1, labels: {{kubernetes.io/service-name: late}}}}\naddressType: IPv4\n\
+         metadata: {{name: late-1, labels: {{kubernetes.io/service-name: late}}}}\naddressType: {family}\n\
          endpoints: [{{addresses: ['{backend}']}}]\nports: [{{port: 8080}}]\n"
     ));
-    until("a new Service answers", 60, || ask(cluster, "client-node1", "tcp=10.96.77.77:80"));
+    until("a new Service answers", 60, || ask(cluster, "client-node1", &format!("tcp={}", at(vip, 80))));
     println!("   a Service made after its return answers after {:.1} s", start.elapsed().as_secs_f64());
     cluster.kubectl(&["delete", "service/late"]);
     cluster.kubectl(&["delete", "endpointslice/late-1", "--ignore-not-found"]);

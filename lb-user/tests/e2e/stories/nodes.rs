@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use super::Story;
 use crate::{
+    addresses::{self, at},
     cluster::Cluster,
     install,
-    network::node_address,
     pods::{OutsideLoad, PodLoad, Web, ask_from_outside, assert_none_failed},
     process::{try_run, until},
 };
@@ -23,6 +23,11 @@ pub const STORIES: &[Story] = &[
 const WEB: Web<'_> =
     Web { name: "steady", replicas: 2, node: Some("node2"), service: "type: NodePort", port: "nodePort: 30091" };
 
+/// The NodePort of the Service at a node.
+fn node_port(number: usize) -> String {
+    format!("tcp={}", at(&addresses::node(number), 30091))
+}
+
 fn a_node_without_pins_serves_again_after_power_on(cluster: &Cluster) {
     restart(cluster, false);
 }
@@ -34,10 +39,10 @@ fn a_node_with_pins_serves_again_after_power_on(cluster: &Cluster) {
 /// Powers node1 off and on. Clients of node2 must see no failure.
 fn restart(cluster: &Cluster, keeps_pins: bool) {
     WEB.make(cluster);
-    let target = format!("tcp={}:80", WEB.vips(cluster).remove(0));
+    let target = format!("tcp={}", WEB.vip(cluster));
     let bystander = PodLoad::start(cluster, "bystander", "node2", &[&target]);
     let name = if keeps_pins { "bystander-with-pins" } else { "bystander-without-pins" };
-    let outside = OutsideLoad::start(cluster, name, &[&format!("tcp={}:30091", node_address(2))]);
+    let outside = OutsideLoad::start(cluster, name, &[&node_port(2)]);
     let node = cluster.node("node1");
     node.power_off();
     if keeps_pins {
@@ -60,15 +65,15 @@ fn restart(cluster: &Cluster, keeps_pins: bool) {
     cluster.until_nodes_are_ready();
     cluster.until_rolled_out("daemonset/beeline", "kube-system");
     until("the agent on node1 answers", 60, || install::beeline(cluster, "node1", "get services"));
-    until("node1 answers outside", 60, || ask_from_outside(&format!("tcp={}:30091", node_address(1))));
+    until("node1 answers outside", 60, || ask_from_outside(&node_port(1)));
     println!("   after {:.1} s its agent runs and its NodePorts answer", start.elapsed().as_secs_f64());
     assert_none_failed(&bystander.counts().into_iter().chain(outside.counts()).collect::<Vec<_>>());
 }
 
 fn services_are_served_without_the_daemonset_until_cleanup(cluster: &Cluster) {
     WEB.make(cluster);
-    let target = format!("tcp={}:80", WEB.vips(cluster).remove(0));
-    let node_port = format!("tcp={}:30091", node_address(1));
+    let target = format!("tcp={}", WEB.vip(cluster));
+    let node_port = node_port(1);
     install::delete(cluster);
     let answer = ask_on(cluster, "node1", &target).expect("an answer");
     println!("   the DaemonSet is deleted, and a process of node1 gets {answer}");

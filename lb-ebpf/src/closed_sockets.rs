@@ -17,7 +17,7 @@ pub fn free(ctx: &TcContext) -> i32 {
     // SAFETY: the helper writes eight octets, or fails.
     let code = unsafe { bpf_skb_load_bytes(ctx.as_ptr(), COOKIE, (&raw mut cookie).cast(), size_of::<u64>() as u32) };
     if code == 0
-        && let Some(mut socket) = TcpSocket::with_cookie(cookie)
+        && let Some(socket) = TcpSocket::with_cookie(cookie)
     {
         socket.release();
     }

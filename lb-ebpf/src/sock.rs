@@ -28,7 +28,7 @@ pub fn connect<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     let Some(proto @ (Proto::Tcp | Proto::Udp)) = ctx.proto() else { return PROCEED };
     let dest = ctx.joined_key(proto);
     let is_tcp = || dest.proto == Proto::Tcp as u8;
-    let Some(mut socket) = TcpSocket::of_connect(ctx, is_tcp()) else { return PROCEED };
+    let Some(socket) = TcpSocket::of_connect(ctx, is_tcp()) else { return PROCEED };
     // An earlier connect of this socket failed: avoid its backend.
     let avoid = paths::join(socket.before(is_tcp()).into(), dest.port) as u32;
     let verdict = match decide(ctx, &dest, avoid) {
@@ -43,16 +43,16 @@ pub fn connect<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
             PROCEED
         }
         Verdict::NotService => {
-            forget_tcp(&mut socket, &dest);
+            forget_tcp(&socket, &dest);
             unserved(ctx, &dest, WatchKind::Connect)
         }
         Verdict::NoPort => {
-            forget_tcp(&mut socket, &dest);
+            forget_tcp(&socket, &dest);
             refuse_unserved(ctx, &dest, WatchKind::Connect as u32)
         }
         Verdict::Backend(choice) => {
             let kind = if is_tcp() {
-                connected_tcp(ctx, &mut socket, &dest, &choice)
+                connected_tcp(ctx, &socket, &dest, &choice)
             } else {
                 replace(ctx, &dest, &choice);
                 WatchKind::Connect
@@ -69,7 +69,7 @@ pub fn connect<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
 #[inline(always)]
 fn connected_tcp<const V6: bool>(
     ctx: &SockAddr<V6>,
-    socket: &mut TcpSocket,
+    socket: &TcpSocket,
     dest: &FrontendKey,
     choice: &Choice,
 ) -> WatchKind {
@@ -92,7 +92,7 @@ fn connected_tcp<const V6: bool>(
 
 /// Ends the entry of an earlier connect of this socket, which connects to a destination of no Service.
 #[inline(always)]
-fn forget_tcp(place: &mut TcpSocket, dest: &FrontendKey) {
+fn forget_tcp(place: &TcpSocket, dest: &FrontendKey) {
     if let Some(translation) = place.translation()
         && translation.is_forgotten_by(GENERATION.load(), &dest.addr, dest.port)
     {
@@ -196,7 +196,7 @@ pub fn release(ctx: &SockContext) -> i32 {
     // SAFETY: the context is valid for the program's run; the verifier checks the access.
     let proto = unsafe { (*ctx.sock).protocol };
     if proto == Proto::Tcp as u32 {
-        let Some(mut socket) = TcpSocket::of(ctx.as_ptr()) else { return PROCEED };
+        let Some(socket) = TcpSocket::of(ctx.as_ptr()) else { return PROCEED };
         // SAFETY: as above.
         if unsafe { (*ctx.sock).state } == handshakes::SYN_SENT {
             ejection::given_up(ctx);

@@ -58,45 +58,45 @@ impl TcpSocket {
     /// The translation of the socket. By reference: a copy would exceed the stack.
     #[inline(always)]
     pub fn translation(&self) -> Option<&'static Translation> {
-        let place = self.place;
+        let Self { cookie, place } = *self;
         // SAFETY: an element of an array map, which is never freed. Only the socket that holds it writes its `given`,
         // and only after the last use of this reference.
         unsafe {
-            if (*place).cookie == self.cookie {
+            if (*place).cookie == cookie {
                 return Some(&(*place).given);
             }
             if (*place).more == 0 {
                 return None;
             }
             // SAFETY: only calls of this socket write or remove the entry, and an element stays until the program ends.
-            TCP_MORE.get(self.cookie)
+            TCP_MORE.get(cookie)
         }
     }
 
     /// Stores the translation of the socket; false if the maps are full.
     #[inline(always)]
-    pub fn put(&mut self, dest: &FrontendKey, choice: &Choice) -> bool {
-        let place = self.place;
+    pub fn put(&self, dest: &FrontendKey, choice: &Choice) -> bool {
+        let Self { cookie, place } = *self;
         // SAFETY: as in `translation`; the lock lets only one socket take a free place.
         unsafe {
-            if (*place).cookie != self.cookie {
+            if (*place).cookie != cookie {
                 bpf_spin_lock((&raw mut (*place).lock).cast());
                 if (*place).cookie == 0 {
-                    (*place).cookie = self.cookie;
+                    (*place).cookie = cookie;
                 }
                 bpf_spin_unlock((&raw mut (*place).lock).cast());
             }
-            if (*place).cookie == self.cookie {
+            if (*place).cookie == cookie {
                 (*place).given = Translation::new(dest.addr, dest.port, choice, GENERATION.load());
                 return true;
             }
         }
-        put_more(self.cookie, place, dest, choice)
+        put_more(cookie, place, dest, choice)
     }
 
     /// Removes the translation of a socket that is closed, and counts the close.
     #[inline(always)]
-    pub fn release(&mut self) {
+    pub fn release(&self) {
         if let Some(translation) = self.translation() {
             let backend = translation.backend;
             self.clear();
@@ -106,13 +106,13 @@ impl TcpSocket {
 
     /// Removes the translation of the socket.
     #[inline(always)]
-    pub fn clear(&mut self) {
-        let place = self.place;
+    pub fn clear(&self) {
+        let Self { cookie, place } = *self;
         // SAFETY: as in `translation`; only the holder frees its place.
         unsafe {
-            if (*place).cookie == self.cookie {
+            if (*place).cookie == cookie {
                 (*place).cookie = 0;
-            } else if (*place).more != 0 && TCP_MORE.remove(self.cookie).is_ok() {
+            } else if (*place).more != 0 && TCP_MORE.remove(cookie).is_ok() {
                 add(place, u32::MAX);
             }
         }

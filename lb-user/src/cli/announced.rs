@@ -4,12 +4,11 @@ use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
 use anyhow::{Context as _, Result};
 use lb_agent::{Source, read_announcers};
-use lb_common::{Addr, Announced};
 use lb_core::{
     announce::{Candidates, Node, choose},
     model::explain::Fact,
 };
-use lb_kernel::{bpf::typed::TypedMap, clock};
+use lb_dataplane::announced_addresses::{self, boot_time_ns};
 
 /// Adds a line for each address of the Service, if this node or its cluster announces addresses.
 pub(super) fn add(facts: &mut Vec<Fact>, pins: &Path, source: Source, addresses: &[(IpAddr, Candidates)]) {
@@ -18,22 +17,15 @@ pub(super) fn add(facts: &mut Vec<Fact>, pins: &Path, source: Source, addresses:
     }
     // Without rights for the Lease, or without maps, the rest is explained all the same.
     let members = members(source).unwrap_or_default();
-    let here = held(pins).unwrap_or_default();
-    if members.is_none() && here.is_empty() {
+    let (state, now) = (announced_addresses::read(pins).unwrap_or_default(), boot_time_ns());
+    let is_here = |addr: &IpAddr| state.since(addr, now).is_some();
+    if members.is_none() && !state.addresses.keys().any(is_here) {
         return;
     }
     for (addr, candidates) in addresses {
-        let text = line(*addr, candidates, here.contains(addr), members.as_ref());
+        let text = line(*addr, candidates, is_here(addr), members.as_ref());
         facts.push(Fact { about: "announce", text });
     }
-}
-
-/// Returns the addresses that this node answers for.
-fn held(pins: &Path) -> Result<BTreeSet<IpAddr>> {
-    let until = TypedMap::<u32, u64>::open(pins, "ANNOUNCED_UNTIL")?.get(&0)?.unwrap_or_default();
-    let announced = TypedMap::<Addr, Announced>::open(pins, "ANNOUNCED")?.read()?;
-    let is_over = until <= clock::boot_time_ns();
-    Ok(announced.into_iter().filter(|_| !is_over).map(|(addr, _)| addr.to_ip()).collect())
 }
 
 /// Returns the group of announcers.

@@ -58,7 +58,7 @@ pub(super) struct AnnounceFacts {
 impl AnnounceFacts {
     /// True if this node answers for the address.
     fn holds(&self, address: &IpAddr) -> bool {
-        self.state.deadline > self.now && self.state.addresses.contains_key(address)
+        self.state.since(address, self.now).is_some()
     }
 
     /// Hosts that answer for the address; this node answers to others only.

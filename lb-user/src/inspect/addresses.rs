@@ -5,8 +5,9 @@ use std::{
     net::IpAddr,
 };
 
-use lb_common::{Addr, Announced, Kind};
+use lb_common::Kind;
 use lb_core::store::Dump;
+use lb_dataplane::announced_addresses::AnnouncedState;
 use serde::Serialize;
 
 /// A load balancer address.
@@ -26,27 +27,26 @@ pub struct AddressRow {
     pub services: Vec<String>,
 }
 
-/// Lists the load balancer addresses in the maps, and the announced ones. `until` is the deadline of the announced ones
-/// and `now` the time, both in CLOCK_BOOTTIME, ns.
+/// Lists the load balancer addresses in the maps, and the addresses that the node announces at the time `now`
+/// (CLOCK_BOOTTIME, ns).
 #[must_use]
-pub fn addresses(dump: &Dump, announced: &[(Addr, Announced)], until: u64, now: u64) -> Vec<AddressRow> {
+pub fn addresses(dump: &Dump, announced: &AnnouncedState, now: u64) -> Vec<AddressRow> {
     let mut services: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
     for (key, frontend) in dump.frontends.iter().filter(|(_, frontend)| frontend.kind == Kind::LoadBalancer as u8) {
         let names = services.entry(key.addr.to_ip()).or_default();
         names.extend(dump.names.get(&frontend.service).map(|port| port.service.to_string()));
     }
-    let current = announced.iter().filter(|_| until > now);
-    let announced: BTreeMap<IpAddr, u64> = current.map(|(addr, entry)| (addr.to_ip(), entry.since)).collect();
-    for addr in announced.keys() {
+    for addr in announced.addresses.keys().filter(|addr| announced.since(addr, now).is_some()) {
         services.entry(*addr).or_default();
     }
     let row = |(address, services): (IpAddr, BTreeSet<String>)| {
-        let since = announced.get(&address);
+        let since = announced.since(&address, now);
+        let until = announced.deadline;
         AddressRow {
             address,
             announced_here: since.is_some(),
             deadline_milliseconds: since.filter(|_| until != u64::MAX).map(|_| (until - now) / 1_000_000),
-            since_seconds: since.map(|since| now.saturating_sub(*since) / 1_000_000_000),
+            since_seconds: since.map(|since| now.saturating_sub(since) / 1_000_000_000),
             services: services.into_iter().collect(),
         }
     };
@@ -60,8 +60,12 @@ mod tests {
     #[test]
     fn an_address_is_announced_here_until_its_deadline() {
         let addr = IpAddr::from([192, 0, 2, 7]);
-        let announced = [(Addr::from(addr), Announced { since: 3_000_000_000 })];
-        let row = |until, now| addresses(&Dump::default(), &announced, until, now).pop();
+        let announced = |deadline| AnnouncedState {
+            deadline,
+            addresses: BTreeMap::from([(addr, 3_000_000_000)]),
+            ..AnnouncedState::default()
+        };
+        let row = |until, now| addresses(&Dump::default(), &announced(until), now).pop();
         let shown =
             |until, now| row(until, now).map(|row| (row.announced_here, row.deadline_milliseconds, row.since_seconds));
         assert_eq!(shown(6_400_000_000, 5_000_000_000), Some((true, Some(1400), Some(2))));

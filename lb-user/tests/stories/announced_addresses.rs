@@ -66,12 +66,9 @@ fn serve_at_addresses(node: &StoryNode, lan: &Lan) {
 fn announce_at_node1(node: &StoryNode, lan: &Lan) -> AnnouncedAddresses {
     until("eth0 may answer", || announced_addresses::read(&node.maps()).is_ok_and(|state| !state.links.is_empty()));
     let state = announced_addresses::read(&node.maps()).expect("the maps");
-    let link = |(index, address): (u32, LinkAddr)| {
-        (index, AnsweringLink { name: "eth0".to_owned(), address, has_carrier: true })
-    };
+    let link = |(index, address): (u32, LinkAddr)| (index, AnsweringLink { address, has_carrier: true });
     let by_index: BTreeMap<_, _> = state.links.into_iter().map(link).collect();
-    let own = by_index.values().map(|link| link.address).collect();
-    let (links, receiver) = watch::channel(AnsweringLinks { by_index, own, is_known: true });
+    let (links, receiver) = watch::channel(AnsweringLinks { by_index, is_known: true });
     let announced = AnnouncedAddresses::open(&Pins::at(node.pins.clone())).expect("the maps");
     let run = announced.run(receiver);
     let path = lan.node1.host.net.path();
@@ -159,7 +156,7 @@ fn answered_until_the_deadline(node: &mut StoryNode) {
         let neighbours = client.net.run(&["ip", "neigh", "show", to]);
         assert!(neighbours.contains(&own), "{own} in {neighbours}");
     }
-    assert_eq!(announced.conflicts().expect("the map"), []);
+    assert_eq!(announced_addresses::read(&node.maps()).expect("the maps").claims, []);
     // No answer after the deadline, and announcements again when it is renewed.
     announced.renew(1).expect("the map");
     for to in [V4, V6] {
@@ -278,10 +275,11 @@ fn second_answerer(node: &mut StoryNode) {
         found.assert_finding("error", "announcing", &words, "find the host by its link address");
     }
     // The answers to the probes are claims.
-    let conflicts = announced.conflicts().expect("the map");
-    let found: Vec<_> = conflicts.iter().map(|conflict| (conflict.address, conflict.link.to_string())).collect();
-    assert_eq!(found, self::announced().into_iter().map(|ip| (ip, other.clone())).collect::<Vec<_>>());
-    assert!(conflicts.iter().all(|conflict| conflict.device == "eth0" && conflict.count > 0));
+    let state = announced_addresses::read(&node.maps()).expect("the maps");
+    let found = state.claims.iter().map(|(key, _)| (key.addr.to_ip(), key.link.to_string()));
+    assert_eq!(found.collect::<BTreeSet<_>>(), self::announced().into_iter().map(|ip| (ip, other.clone())).collect());
+    // Of the devices that answer there is one, eth0.
+    assert!(state.claims.iter().all(|(_, entry)| state.links.contains_key(&entry.ifindex) && entry.count > 0));
     // Only node2 answers.
     announced.set(&BTreeSet::new()).expect("the map");
     doctor().assert_finding("ok", "announcing", "one host", "");

@@ -48,21 +48,6 @@ pub struct AnnouncedAddresses {
     announcer: Arc<Announcer>,
 }
 
-/// Claims of an announced address by another host.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Conflict {
-    /// The address.
-    pub address: IpAddr,
-    /// Link address of the other host.
-    pub link: LinkAddr,
-    /// Device by which the last claim came; its index if it has no name any more.
-    pub device: String,
-    /// Number of claims.
-    pub count: u64,
-    /// Time of the last claim (CLOCK_BOOTTIME, ns).
-    pub last: u64,
-}
-
 impl AnnouncedAddresses {
     /// Opens the maps, and reads the addresses that an earlier agent announced. They stay announced if their deadline
     /// is not over; otherwise another node may hold them, and they are removed.
@@ -81,9 +66,9 @@ impl AnnouncedAddresses {
         let held: BTreeSet<IpAddr> = entries.into_iter().map(Addr::to_ip).filter(|_| deadline > now).collect();
         let announcer = Arc::<Announcer>::default();
         {
-            let mut state = announcer.lock();
-            state.schedule.set_addresses(&held, now);
-            state.schedule.set_deadline(deadline, now);
+            let mut schedule = announcer.lock();
+            schedule.set_addresses(&held, now);
+            schedule.set_deadline(deadline, now);
         }
         Ok(Self { addresses, until, conflicts, held, deadline, announcer })
     }
@@ -117,7 +102,7 @@ impl AnnouncedAddresses {
             Ok(()) => addresses.clone(),
             Err(_) => self.addresses.read()?.into_iter().map(|(address, _)| address.to_ip()).collect(),
         };
-        self.announcer.lock().schedule.set_addresses(&self.held, boot_time_ns());
+        self.announcer.lock().set_addresses(&self.held, boot_time_ns());
         self.announcer.changed.notify_one();
         written
     }
@@ -143,33 +128,10 @@ impl AnnouncedAddresses {
     pub fn renew(&mut self, deadline_ns: u64) -> Result<()> {
         self.until.put(&[0], &[deadline_ns]).context("writing ANNOUNCED_UNTIL")?;
         self.deadline = deadline_ns;
-        if self.announcer.lock().schedule.set_deadline(deadline_ns, boot_time_ns()) {
+        if self.announcer.lock().set_deadline(deadline_ns, boot_time_ns()) {
             self.announcer.changed.notify_one();
         }
         Ok(())
-    }
-
-    /// Lists claims of held addresses by other hosts, since they are held.
-    ///
-    /// # Errors
-    /// If the map cannot be read.
-    pub fn conflicts(&mut self) -> Result<Vec<Conflict>> {
-        let entries = self.conflicts.read()?;
-        let state = self.announcer.lock();
-        let conflict = |(key, entry): (ConflictKey, ConflictEntry)| {
-            let address = key.addr.to_ip();
-            // Devices of this node at one link hear each other.
-            if !self.held.contains(&address) || state.links.own.contains(&key.link) {
-                return None;
-            }
-            let device = state.links.by_index.get(&entry.ifindex).map(|link| link.name.clone());
-            let device = device.unwrap_or_else(|| entry.ifindex.to_string());
-            Some(Conflict { address, link: key.link, device, count: entry.count, last: entry.last })
-        };
-        let mut conflicts: Vec<Conflict> = entries.into_iter().filter_map(conflict).collect();
-        drop(state);
-        conflicts.sort_by_key(|conflict| (conflict.address, conflict.link));
-        Ok(conflicts)
     }
 
     /// Announces addresses at the devices that answer, until the future is dropped. Without CAP_NET_RAW it only joins
@@ -195,6 +157,15 @@ pub struct AnnouncedState {
     pub claims: Vec<(ConflictKey, ConflictEntry)>,
 }
 
+impl AnnouncedState {
+    /// Returns the time since which the node answers for an address; none if it does not at the time `now`
+    /// (CLOCK_BOOTTIME, ns).
+    #[must_use]
+    pub fn since(&self, address: &IpAddr, now: u64) -> Option<u64> {
+        self.addresses.get(address).copied().filter(|_| self.deadline > now)
+    }
+}
+
 /// Reads the maps pinned in `directory`, and changes nothing.
 ///
 /// # Errors
@@ -215,38 +186,32 @@ fn open<K: aya::Pod, V: aya::Pod>(pins: &Pins, name: &'static str) -> Result<Typ
     TypedMap::open(&if staged.join(name).exists() { staged } else { pins.current() }, name)
 }
 
-/// State that the agent and the task of the announcements share.
+/// The announcements to send, of which the agent tells the task that sends them.
 #[derive(Default)]
 struct Announcer {
-    state: Mutex<State>,
+    schedule: Mutex<Schedule>,
     changed: Notify,
 }
 
-#[derive(Default)]
-struct State {
-    schedule: Schedule,
-    links: AnsweringLinks,
-}
-
 impl Announcer {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Schedule> {
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends announcements that are due, and returns the time until the next one; none if there is none. Holds the lock
     /// meanwhile: an address that is given up is not announced any more.
     fn send_due(&self, sender: &FrameSender) -> Option<Duration> {
-        let mut state = self.lock();
+        let mut schedule = self.lock();
         let now = boot_time_ns();
-        for announcement in state.schedule.due(now, BATCH) {
+        for announcement in schedule.due(now, BATCH) {
             match announce(sender, &announcement) {
                 Err(error) if is_busy(&error) => return Some(PAUSE),
                 Err(error) => tracing::debug!(?announcement, "an announcement is lost: {error}"),
                 Ok(()) => {}
             }
-            state.schedule.note_sent(&announcement, now);
+            schedule.note_sent(&announcement, now);
         }
-        state.schedule.next(now).map(|next| Duration::from_nanos(next.saturating_sub(now)))
+        schedule.next(now).map(|next| Duration::from_nanos(next.saturating_sub(now)))
     }
 }
 
@@ -277,13 +242,10 @@ async fn run(announcer: Arc<Announcer>, mut links: watch::Receiver<AnsweringLink
     let mut groups = Groups::default();
     loop {
         {
-            let known = links.borrow_and_update().clone();
-            let mut state = announcer.lock();
-            let with_carrier = known.by_index.iter().filter(|(_, link)| link.has_carrier);
-            let with_carrier = with_carrier.map(|(index, link)| (*index, link.address)).collect();
-            state.schedule.set_links(&with_carrier, boot_time_ns());
-            state.links = known;
-            let (addresses, devices) = state.schedule.subjects();
+            let with_carrier = links.borrow_and_update().with_carrier();
+            let mut schedule = announcer.lock();
+            schedule.set_links(&with_carrier, boot_time_ns());
+            let (addresses, devices) = schedule.subjects();
             groups.update(addresses, devices.keys().copied());
         }
         let next = sender.as_ref().ok().and_then(|sender| announcer.send_due(sender));

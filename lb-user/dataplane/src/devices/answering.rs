@@ -1,9 +1,6 @@
 //! Devices that answer for announced addresses, and the link addresses in their answers: the map `LINK_ADDRS`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context as _, Result};
 use lb_common::LinkAddr;
@@ -23,8 +20,6 @@ const KINDS_WITH_PORTS: [&str; 3] = ["bridge", "bond", "team"];
 /// A device that answers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AnsweringLink {
-    /// Name of the device.
-    pub name: String,
     /// Link address in its answers.
     pub address: LinkAddr,
     /// True if the device has a carrier: hosts may hear its answers.
@@ -36,23 +31,22 @@ pub struct AnsweringLink {
 pub struct AnsweringLinks {
     /// Devices by index.
     pub by_index: BTreeMap<u32, AnsweringLink>,
-    /// Link addresses of all devices of this node.
-    pub own: BTreeSet<LinkAddr>,
     /// False before the first pass over devices.
     pub is_known: bool,
 }
 
 impl AnsweringLinks {
-    /// True if hosts may hear the answers of a device.
+    /// Returns the devices by which hosts may hear answers, with the link addresses in them.
     #[must_use]
-    pub fn have_carrier(&self) -> bool {
-        self.by_index.values().any(|link| link.has_carrier)
+    pub fn with_carrier(&self) -> BTreeMap<u32, LinkAddr> {
+        let heard = self.by_index.iter().filter(|(_, link)| link.has_carrier);
+        heard.map(|(index, link)| (*index, link.address)).collect()
     }
 
     /// True if the node is known to have no device by which hosts may hear its answers.
     #[must_use]
     pub fn cannot_answer(&self) -> bool {
-        self.is_known && !self.have_carrier()
+        self.is_known && !self.by_index.values().any(|link| link.has_carrier)
     }
 
     /// Finds the devices that answer: uplinks whose neighbours ask by ARP or neighbour discovery.
@@ -64,10 +58,9 @@ impl AnsweringLinks {
             }
             let address = LinkAddr::new(answered_address(network, link)?);
             let has_carrier = link.has_carrier();
-            Some((*index, AnsweringLink { name: link.name.clone(), address, has_carrier }))
+            Some((*index, AnsweringLink { address, has_carrier }))
         };
-        let own = network.links.values().filter_map(|link| link.address).map(LinkAddr::new).collect();
-        Self { by_index: desired.iter().filter_map(answering).collect(), own, is_known: true }
+        Self { by_index: desired.iter().filter_map(answering).collect(), is_known: true }
     }
 }
 
@@ -175,7 +168,7 @@ mod tests {
                 },
             )]);
             let links = AnsweringLinks::find(&network, &desired);
-            assert_eq!((links.have_carrier(), links.cannot_answer()), (expected, !expected), "{text}");
+            assert_eq!((!links.with_carrier().is_empty(), links.cannot_answer()), (expected, !expected), "{text}");
         }
     }
 }

@@ -3,17 +3,15 @@
 use std::path::Path;
 
 use anyhow::Result;
-use lb_common::{Addr, Announced};
 
 use super::Row;
 use crate::inspect::{self, AddressRow};
-use lb_kernel::{bpf::typed::TypedMap, clock};
+use lb_dataplane::announced_addresses::{self, boot_time_ns};
 
 /// Reads the pinned maps.
 pub(super) fn read(pins: &Path) -> Result<Vec<AddressRow>> {
-    let announced = TypedMap::<Addr, Announced>::open(pins, "ANNOUNCED")?.read()?;
-    let until = TypedMap::<u32, u64>::open(pins, "ANNOUNCED_UNTIL")?.get(&0)?.unwrap_or_default();
-    Ok(inspect::addresses(&super::super::dump(pins)?, &announced, until, clock::boot_time_ns()))
+    let announced = announced_addresses::read(pins)?;
+    Ok(inspect::addresses(&super::super::dump(pins)?, &announced, boot_time_ns()))
 }
 
 impl Row for AddressRow {

@@ -110,27 +110,28 @@ fn the_loss_of_a_node_is_answered_within_two_seconds() {
     println!("worst of {:?}: {} ms", seeds(), worst / MS);
 }
 
+/// Returns a group that keeps its addresses for two minutes without the API server, and has then lost a holder.
+fn without_api_server_and_a_holder(seed: u64, count: usize) -> Model {
+    let mut model = at_rest(seed, count);
+    model.is_api_up = false;
+    model.run_for(120_000 * MS);
+    model.settle(MS);
+    let lost = model.holders(&address(1))[0];
+    model.power_off(lost);
+    model
+}
+
 #[test]
 fn a_node_of_three_is_replaced_without_the_api_server() {
     for seed in seeds() {
-        let mut model = at_rest(seed, 3);
-        model.is_api_up = false;
-        model.run_for(120_000 * MS);
-        model.settle(MS);
-        let lost = model.holders(&address(1))[0];
-        model.power_off(lost);
+        let mut model = without_api_server_and_a_holder(seed, 3);
         model.settle(2000 * MS);
     }
 }
 
 #[test]
 fn a_pair_without_the_api_server_keeps_its_addresses_until_a_node_is_lost() {
-    let mut model = at_rest(1, 2);
-    model.is_api_up = false;
-    model.run_for(120_000 * MS);
-    model.settle(MS);
-    let lost = model.holders(&address(1))[0];
-    model.power_off(lost);
+    let mut model = without_api_server_and_a_holder(1, 2);
     model.run_for(20_000 * MS);
     assert!(model.holders(&address(1)).is_empty());
     model.is_api_up = true;

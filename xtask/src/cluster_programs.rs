@@ -28,12 +28,22 @@ const COREDNS: Programs =
 const FLANNEL: Programs =
     Programs { module: "github.com/flannel-io/flannel", version: "v0.27.4", packages: &[""], tags: "", cgo: Cgo::With };
 
+/// The daemon that is its own network: its plugin is `bridge`.
+const KUBE_ROUTER: Programs = Programs {
+    module: "github.com/cloudnativelabs/kube-router/v2",
+    version: "v2.1.0",
+    packages: &["cmd/kube-router"],
+    tags: "",
+    cgo: Cgo::Without,
+};
+
 /// The directories with the programs; missing programs are built first.
 pub(crate) fn ensure(cni: Cni) -> Result<Vec<PathBuf>> {
     let kubernetes = kubernetes::ensure_with(&KUBERNETES)?;
     let mut programs = vec![kubernetes, built(&CONTAINERD)?, built(&COREDNS)?];
     match cni {
         Cni::Flannel | Cni::FlannelHostGw => programs.push(built(&FLANNEL)?),
+        Cni::KubeRouter => programs.push(built(&KUBE_ROUTER)?),
         Cni::Ptp | Cni::PtpIpv6 | Cni::Bridge | Cni::Docker | Cni::SecondNic => {}
     }
     Ok(programs)

@@ -19,6 +19,8 @@ pub(crate) enum Cni {
     Flannel,
     /// flannel without an overlay: routes between the nodes, and masquerade to random ports.
     FlannelHostGw,
+    /// kube-router without its proxy for Services: routes by BGP, masquerade, and a firewall for pods.
+    KubeRouter,
     /// The plugins ptp and firewall on hosts with Docker's rules, which drop what they do not know.
     Docker,
     /// Pods with a network interface of the node to themselves, routed by source, as on AWS.

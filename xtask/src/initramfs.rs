@@ -10,7 +10,7 @@ use crate::kernel_cache::Kernel;
 use crate::{run, setup, vm};
 
 /// Modules of a cloud kernel that a node has loaded. Modules that are built in or that a kernel lacks are left out.
-const MODULES: [&str; 25] = [
+const MODULES: [&str; 27] = [
     "ipv6",
     "veth",
     "dummy",
@@ -22,6 +22,7 @@ const MODULES: [&str; 25] = [
     "wireguard",
     "bonding",
     "8021q",
+    "ipvlan",
     "sctp",
     "sch_ingress",
     "cls_bpf",
@@ -36,6 +37,8 @@ const MODULES: [&str; 25] = [
     "nft_masq",
     "iptable_filter",
     "ip6table_filter",
+    // With what it needs of sunrpc, lockd and nfs.
+    "nfsv3",
 ];
 
 /// Programs and settings of the machine.
@@ -76,6 +79,7 @@ pub(crate) fn build(kernel: &Kernel, inside: &Inside) -> Result<Vec<u8>> {
         ("bin/sh", find("dash")),
         ("sbin/ip", find("ip")),
         ("sbin/tc", find("tc")),
+        ("sbin/bridge", find("bridge")),
         ("sbin/wg", find("wg")),
         ("sbin/bpftool", setup::bpftool()),
     ] {
@@ -127,7 +131,7 @@ ip link set lo up
 {insmod}{harden}echo "{release}$(uname -r)"
 # The kernel's own messages would run into the lines that are counted.
 dmesg -n 1
-BEELINE_BIN=/bin/beeline BEELINE_NEXT_BIN=/bin/beeline-next BEELINE_REQUIRE_KERNEL=1 BEELINE_SLOW=1 {update}/bin/stories --test-threads=1 {filter}
+BEELINE_BIN=/bin/beeline BEELINE_NEXT_BIN=/bin/beeline-next BEELINE_REQUIRE_KERNEL=1 BEELINE_SLOW=1 BEELINE_OWN_MACHINE=1 {update}/bin/stories --test-threads=1 {filter}
 echo "{exit}$?"
 poweroff -f
 "#,

@@ -125,6 +125,8 @@ fn ensure_programs(need: Need) -> Result<()> {
             // For kube-proxy, from which Beeline takes over.
             want("nft", "nftables");
             want("iptables", "iptables");
+            // For kube-router.
+            want("ipset", "ipset");
             if !Path::new("/usr/lib/cni/ptp").is_file() {
                 missing.push("containernetworking-plugins");
             }

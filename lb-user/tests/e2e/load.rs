@@ -1,6 +1,7 @@
 //! Continuous load that counts failures: new connections, long connections, and UDP queries.
 
 use std::{
+    collections::HashSet,
     fmt,
     io::{BufRead as _, BufReader, Write},
     net::{SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket},
@@ -17,6 +18,9 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between two connections to one target.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// Ports of one asker before it uses them again: most of `ip_local_port_range`.
+const PORTS: usize = 20_000;
 
 /// Failures after which an asker gives up.
 const FAILURES: usize = 4;
@@ -88,7 +92,10 @@ pub fn main(arguments: &[&str]) -> ExitCode {
         all.push(((*target).to_owned(), Arc::clone(&counters)));
         thread::spawn(move || match kind.as_str() {
             "tcp" => repeat(&counters, || ask_tcp(address).map(drop)),
-            "udp" => repeat(&counters, || ask_udp(address).map(drop)),
+            "udp" => {
+                let mut used = HashSet::new();
+                repeat(&counters, || ask_udp_from(fresh_port(address, &mut used), address).map(drop));
+            }
             "long" => long(&counters, address),
             _ => panic!("{kind}: tcp, udp or long"),
         });
@@ -205,11 +212,33 @@ fn ask_tcp(address: SocketAddr) -> Result<String, String> {
     read(&mut BufReader::new(stream))
 }
 
-/// Sends one query. No link of this network loses datagrams, so a missing answer is a failure.
-fn ask_udp(address: SocketAddr) -> Result<String, String> {
+/// Binds a socket to a port that is not among the used ones. A query from a port that has asked twice before belongs to
+/// a conversation, which stays with its backend to the end; a query of a new client does not.
+fn fresh_port(address: SocketAddr, used: &mut HashSet<u16>) -> std::io::Result<UdpSocket> {
+    if used.len() > PORTS {
+        used.clear();
+    }
+    loop {
+        let socket = any_port(address)?;
+        if used.insert(socket.local_addr()?.port()) {
+            return Ok(socket);
+        }
+    }
+}
+
+fn any_port(address: SocketAddr) -> std::io::Result<UdpSocket> {
     let any: SocketAddr = if address.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
+    UdpSocket::bind(any)
+}
+
+fn ask_udp(address: SocketAddr) -> Result<String, String> {
+    ask_udp_from(any_port(address), address)
+}
+
+/// Sends one query. No link of this network loses datagrams, so a missing answer is a failure.
+fn ask_udp_from(socket: std::io::Result<UdpSocket>, address: SocketAddr) -> Result<String, String> {
+    let socket = socket.map_err(|error| format!("udp: {error}"))?;
     let ask = || -> std::io::Result<String> {
-        let socket = UdpSocket::bind(any)?;
         socket.connect(address)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.send(b"who")?;
@@ -217,5 +246,5 @@ fn ask_udp(address: SocketAddr) -> Result<String, String> {
         let length = socket.recv(&mut buffer)?;
         Ok(String::from_utf8_lossy(&buffer[..length]).trim_end().to_owned())
     };
-    ask().map_err(|error| format!("udp: {error}"))
+    ask().map_err(|error| format!("udp from {:?}: {error}", socket.local_addr()))
 }

@@ -23,6 +23,7 @@ mod get_and_top;
 mod health_and_metrics;
 mod host_ports;
 mod integrity;
+mod kernel_clients;
 mod lab_network;
 mod link_kinds;
 mod load;
@@ -85,6 +86,7 @@ fn stories() -> Vec<Story> {
         socket_termination::STORIES,
         backend_choice::STORIES,
         socket_counts::STORIES,
+        kernel_clients::STORIES,
         source_ranges::STORIES,
         stale_sockets::STORIES,
         service_changes::STORIES,

@@ -18,6 +18,11 @@ pub fn is_slow() -> bool {
     std::env::var_os("BEELINE_SLOW").is_some()
 }
 
+/// True on a machine that the runner booted for the stories, whose root cgroup is theirs.
+pub fn is_own_machine() -> bool {
+    std::env::var_os("BEELINE_OWN_MACHINE").is_some()
+}
+
 /// Returns what this machine lacks to run stories, if anything.
 pub fn missing_requirement() -> Option<String> {
     if !rustix::process::geteuid().is_root() {

@@ -1,5 +1,5 @@
-//! The packet path by a macvlan, at an address without a network and at a deprecated one; and streams from large frames
-//! to small ones, and by devices without offloads.
+//! The packet path by a macvlan, an ipvlan and a bridge that filters VLANs, at an address without a network and at a
+//! deprecated one; and streams from large frames to small ones, and by devices without offloads.
 
 use std::{
     net::SocketAddr,
@@ -20,11 +20,25 @@ use crate::{
 };
 
 pub const STORIES: &[Story] = &[
-    ("packets_come_in_by_a_macvlan", |node| by(node, "mv0", "link add mv0 link eth0 type macvlan mode bridge")),
+    ("packets_come_in_by_a_macvlan", |node| by(node, "mv0", &["ip link add mv0 link eth0 type macvlan mode bridge"])),
+    ("packets_come_in_by_an_ipvlan", |node| by(node, "iv0", &["ip link add iv0 link eth0 type ipvlan mode l2"])),
+    ("packets_come_in_by_a_vlan_of_a_bridge_that_filters_vlans", |node| by(node, "br0.10", FILTERING_BRIDGE)),
     ("packets_come_in_at_an_address_without_a_network", at_a_single_address),
     ("packets_come_in_at_a_deprecated_address", at_a_deprecated_address),
     ("packets_of_a_stream_pass_from_large_frames_to_small_ones", |node| stream(node, 9000, true)),
     ("packets_of_a_stream_pass_devices_without_offloads", |node| stream(node, 1500, false)),
+];
+
+/// A bridge as uplink whose VLANs the bridge itself tells apart (Proxmox, "VLAN aware"): untagged on the wire, VLAN 10
+/// within.
+const FILTERING_BRIDGE: &[&str] = &[
+    "ip link add br0 type bridge vlan_filtering 1",
+    "ip link set eth0 master br0",
+    "bridge vlan del dev eth0 vid 1",
+    "bridge vlan add dev eth0 vid 10 pvid untagged",
+    "bridge vlan add dev br0 vid 10 self",
+    "ip link set br0 up",
+    "ip link add link br0 name br0.10 type vlan id 10",
 ];
 
 /// Moves the addresses and routes of node1 to a device.
@@ -54,13 +68,15 @@ fn assert_served(node: &mut StoryNode, lan: &Lan, device: &str) {
     }
 }
 
-fn by(node: &mut StoryNode, device: &str, command: &str) {
+fn by(node: &mut StoryNode, device: &str, commands: &[&str]) {
     let lan = Lan::make(LanOptions::default());
-    let arguments: Vec<_> = command.split(' ').collect();
-    let made = lan.node1.host.net.enter(|| Command::new("ip").args(arguments).stderr(Stdio::null()).status());
-    if !made.is_ok_and(|status| status.success()) {
-        println!("no {device}: the kernel lacks the kind of device");
-        return;
+    for command in commands {
+        let words: Vec<_> = command.split(' ').collect();
+        let run = || Command::new(words[0]).args(&words[1..]).stderr(Stdio::null()).status();
+        if !lan.node1.host.net.enter(run).is_ok_and(|status| status.success()) {
+            println!("LACKS {command}");
+            return;
+        }
     }
     move_to(&lan, device);
     assert_served(node, &lan, device);

@@ -19,6 +19,8 @@ pub enum Cni {
     Flannel,
     /// flanneld with the backend host-gw.
     FlannelHostGw,
+    /// kube-router with its routes by BGP, its masquerade and its firewall; the plugin bridge.
+    KubeRouter,
     /// The plugins ptp and firewall beside Docker's rules.
     Docker,
     /// The plugin ptp; packets of pods leave by a second device, chosen by their source, as on AWS.
@@ -45,6 +47,7 @@ impl Cni {
             Ok("bridge") => Self::Bridge,
             Ok("flannel") => Self::Flannel,
             Ok("flannel-host-gw") => Self::FlannelHostGw,
+            Ok("kube-router") => Self::KubeRouter,
             Ok("docker") => Self::Docker,
             Ok("second-nic") => Self::SecondNic,
             Ok(other) => panic!("BEELINE_E2E_CNI: no network {other}"),
@@ -56,7 +59,7 @@ impl Cni {
         match self {
             Self::Ptp | Self::PtpIpv6 | Self::Bridge | Self::Docker => Routes::First,
             Self::SecondNic => Routes::Second,
-            Self::Flannel | Self::FlannelHostGw => Routes::ByDaemon,
+            Self::Flannel | Self::FlannelHostGw | Self::KubeRouter => Routes::ByDaemon,
         }
     }
 
@@ -64,7 +67,7 @@ impl Cni {
     pub fn masquerades(self) -> bool {
         match self {
             Self::Ptp | Self::PtpIpv6 | Self::Docker | Self::SecondNic => false,
-            Self::Bridge | Self::Flannel | Self::FlannelHostGw => true,
+            Self::Bridge | Self::Flannel | Self::FlannelHostGw | Self::KubeRouter => true,
         }
     }
 
@@ -102,6 +105,7 @@ impl Cni {
         match self {
             Self::Ptp | Self::PtpIpv6 | Self::SecondNic => vec![ptp],
             Self::Bridge => vec![bridge("cni0", true), port_map],
+            Self::KubeRouter => vec![bridge("kube-bridge", false), port_map],
             Self::Flannel | Self::FlannelHostGw => vec![bridge("cni0", false), port_map],
             Self::Docker => vec![ptp, json!({"type": "firewall", "backend": "iptables"})],
         }
@@ -111,6 +115,7 @@ impl Cni {
         match self {
             Self::Ptp | Self::PtpIpv6 | Self::Bridge => None,
             Self::Flannel | Self::FlannelHostGw => Some(include_str!("flannel.sh")),
+            Self::KubeRouter => Some(include_str!("kube-router.sh")),
             Self::Docker => Some(include_str!("docker.sh")),
             Self::SecondNic => Some(include_str!("second-nic.sh")),
         }
@@ -120,7 +125,7 @@ impl Cni {
         match self {
             Self::Flannel => Some("vxlan"),
             Self::FlannelHostGw => Some("host-gw"),
-            Self::Ptp | Self::PtpIpv6 | Self::Bridge | Self::Docker | Self::SecondNic => None,
+            Self::Ptp | Self::PtpIpv6 | Self::Bridge | Self::KubeRouter | Self::Docker | Self::SecondNic => None,
         }
     }
 }

@@ -311,7 +311,8 @@ fn attracted(status: &Status, node: &str) -> Option<Arc<BTreeSet<IpAddr>>> {
 /// Returns the addresses to announce.
 fn wish_of(status: &Status) -> Wish {
     let addresses = status.ready.then(|| Arc::new(announce::merge(status.attracted.values().flatten())));
-    Wish { addresses, attracts: status.node_attracts }
+    // Routes stay on a node that is not ready: each node decides for itself, and all may be so at once.
+    Wish { addresses, attracts: status.node_attracts && status.node_is_ready }
 }
 
 /// Starts to announce addresses, or ends what an earlier agent announced. Returns the switch for the agent's end.

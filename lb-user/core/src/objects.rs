@@ -482,9 +482,12 @@ pub struct Node {
     /// True if it is being deleted, or marked for deletion by the cluster autoscaler: load balancers outside shall stop
     /// using it.
     pub leaving: bool,
-    /// True if load balancers may lead clients to it: it is not leaving, not cordoned, and has no label
-    /// `node.kubernetes.io/exclude-from-external-load-balancers`.
+    /// True if load balancers may lead clients to it: it is not leaving, not cordoned, has no label
+    /// `node.kubernetes.io/exclude-from-external-load-balancers`, and no condition `NetworkUnavailable`.
     pub attracts: bool,
+    /// False if its kubelet says that it is not ready, as before the pods' network is up after a reboot. True while the
+    /// kubelet is silent.
+    pub ready: bool,
     /// Its labels.
     pub labels: Labels,
 }

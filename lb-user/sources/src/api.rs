@@ -306,6 +306,8 @@ pub struct Taint {
 pub struct NodeStatus {
     /// Addresses and names of the node.
     pub addresses: Option<Vec<NodeAddress>>,
+    /// Conditions, as its kubelet, the network of the pods and the node controller have written them.
+    pub conditions: Option<Vec<Condition>>,
 }
 
 /// An address of a Node.

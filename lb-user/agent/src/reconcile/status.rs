@@ -74,6 +74,8 @@ pub(crate) struct Status {
     pub(crate) node_is_leaving: bool,
     /// True if load balancers may lead clients to the node.
     pub(crate) node_attracts: bool,
+    /// False if the kubelet says that the node is not ready.
+    pub(crate) node_is_ready: bool,
     /// `InternalIP` addresses of the Node.
     pub(crate) node_addresses: Vec<IpAddr>,
     /// Modes of the node's pods; none before the pods were listed.
@@ -120,6 +122,7 @@ impl Default for Status {
             doubtful_ranges: Vec::new(),
             node_is_leaving: false,
             node_attracts: true,
+            node_is_ready: true,
             node_addresses: Vec::new(),
             pod_modes: None,
             forbidden: BTreeSet::new(),
@@ -141,8 +144,10 @@ impl Status {
         self.pending_since = self.pending_since.or_else(|| Some(Instant::now()));
         self.queued = Some(SystemTime::now());
         self.seen = world.changes();
-        self.node_is_leaving = world.node_is_leaving();
-        self.node_attracts = world.node_attracts();
+        // An unknown Node hinders nothing.
+        self.node_is_leaving = world.node().is_some_and(|node| node.leaving);
+        self.node_attracts = world.node().is_none_or(|node| node.attracts);
+        self.node_is_ready = world.node().is_none_or(|node| node.ready);
         if self.node_addresses != world.internal_ips() {
             self.node_addresses = world.internal_ips().to_vec();
         }

@@ -252,16 +252,10 @@ impl World {
         self.node.as_ref().map_or(&[], |node| &node.internal_ips)
     }
 
-    /// True if this node's Node object is being deleted, or marked for deletion. An unknown Node is not.
+    /// This node's Node object, if it is known.
     #[must_use]
-    pub fn node_is_leaving(&self) -> bool {
-        self.node.as_ref().is_some_and(|node| node.leaving)
-    }
-
-    /// True if load balancers may lead clients to this node. An unknown Node does not hinder that.
-    #[must_use]
-    pub fn node_attracts(&self) -> bool {
-        self.node.as_ref().is_none_or(|node| node.attracts)
+    pub const fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
     }
 
     /// The kinds that the source may not read, so that they are out of date.

@@ -50,6 +50,7 @@ fn node(name: &str, zone: &str) -> Object {
         internal_ips: Vec::new(),
         leaving: false,
         attracts: true,
+        ready: true,
         labels: Labels::new(),
     })
 }
@@ -116,6 +117,7 @@ fn a_service_of_other_nodes_is_exempt_until_a_label_of_this_node_fits() {
             internal_ips: Vec::new(),
             leaving: false,
             attracts: true,
+            ready: true,
             labels,
         })
     };

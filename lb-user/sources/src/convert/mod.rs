@@ -49,6 +49,7 @@ fn node(object: &api::Node) -> Node {
         internal_ips: internal_ips(object),
         leaving: is_leaving(object),
         attracts: attracts(object),
+        ready: condition(object, "Ready") != Some("False"),
         labels: meta.labels.clone().unwrap_or_default(),
     }
 }
@@ -73,7 +74,14 @@ const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers"
 
 fn attracts(object: &api::Node) -> bool {
     let is_cordoned = object.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
-    !is_leaving(object) && !is_cordoned && !is_excluded(object)
+    let has_network = condition(object, "NetworkUnavailable") != Some("True");
+    !is_leaving(object) && !is_cordoned && !is_excluded(object) && has_network
+}
+
+/// The status of a condition of a Node: `True`, `False` or `Unknown`.
+fn condition<'a>(object: &'a api::Node, type_: &str) -> Option<&'a str> {
+    let conditions = object.status.as_ref().map_or(&[][..], |status| list(&status.conditions));
+    conditions.iter().find(|condition| condition.type_ == type_).map(|condition| condition.status.as_str())
 }
 
 /// True if load balancers shall lead no clients to the node, whatever its state.
@@ -245,6 +253,20 @@ mod tests {
         check("{metadata: {name: n}, spec: {unschedulable: true}}", false);
         check("metadata: {name: n, labels: {node.kubernetes.io/exclude-from-external-load-balancers: ''}}", false);
         check("{metadata: {name: n}, spec: {taints: [{key: ToBeDeletedByClusterAutoscaler}]}}", false);
+    }
+
+    #[test]
+    fn a_node_attracts_no_clients_without_a_network_and_is_ready_unless_its_kubelet_denies_it() {
+        let check = |conditions: &str, attracts: bool, ready: bool| {
+            let node = node(&yaml(&format!("{{metadata: {{name: n}}, status: {{conditions: {conditions}}}}}")));
+            assert_eq!((node.attracts, node.ready), (attracts, ready), "{conditions}");
+        };
+        check("null", true, true);
+        check("[]", true, true);
+        check("[{type: NetworkUnavailable, status: 'False'}, {type: Ready, status: 'True'}]", true, true);
+        check("[{type: NetworkUnavailable, status: 'True'}, {type: Ready, status: 'True'}]", false, true);
+        check("[{type: Ready, status: 'False'}]", true, false);
+        check("[{type: Ready, status: Unknown}]", true, true);
     }
 
     #[test]

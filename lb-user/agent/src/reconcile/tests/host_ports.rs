@@ -158,6 +158,7 @@ fn an_address_that_node_ports_get_later_is_taken_from_a_host_port() {
         internal_ips: vec![ip("192.0.2.1")],
         leaving: false,
         attracts: true,
+        ready: true,
         labels: lb_core::label_selector::Labels::default(),
     };
     reconciler.handle([Event::Apply(Object::Node(node))]);

@@ -181,19 +181,19 @@ fn open(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketVerdict {
             if device.flags & DeviceFlags::HOST_ROUTING != 0 && enters_pod(frame, scratch) {
                 scratch.flow.flags = FlowFlags::REDIRECT;
             }
-            SourcePort::Keep
+            SourcePort::KEEP
         }
-        Source::Masquerade => SourcePort::Any,
+        Source::Masquerade => SourcePort::ANY,
         Source::ByNetfilter(reason) => {
             scratch.flow.flags = FlowFlags::PARTNER_EGRESS | reason.flags();
-            SourcePort::Keep
+            SourcePort::KEEP
         }
         Source::Unknown => {
             count(Counter::NoRoute);
             return PacketVerdict::dropped(Counter::NoRoute);
         }
     };
-    let verdict = ports::insert_flow(frame, scratch, Hook::Ingress, port);
+    let verdict = ports::insert_flow(frame, scratch, Hook::Ingress, port.joined(scratch.packet.tuple.src_port));
     if verdict.is_flow() {
         opening::push(scratch);
         stats::connected(&scratch.choice);

@@ -1,7 +1,7 @@
 //! Source ports: no two flows to a backend may have the same tuple, neither ours nor the node's own.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST, bpf_sock_tuple},
+    bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use lb_common::{
@@ -17,18 +17,27 @@ use crate::{
     globals::{SNAT_COUNT, SNAT_FIRST},
     maps::FLOWS,
     own::{CURRENT_NETNS, Found},
+    paths,
 };
 
 /// Ports to try for a flow.
 const TRIES: u32 = 32;
 
-/// Source port of a new flow.
-#[derive(Clone, Copy)]
-pub enum SourcePort {
+/// Source port of a new flow. A number, which the verifier need not know: see [`paths::join`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SourcePort(u32);
+
+impl SourcePort {
     /// The client's own; another one only if that is taken.
-    Keep,
+    pub const KEEP: Self = Self(0);
     /// Any masquerade port of this node.
-    Any,
+    pub const ANY: Self = Self(1);
+
+    /// The same value, of which the verifier knows nothing.
+    #[inline(always)]
+    pub fn joined(self, any: u16) -> Self {
+        Self(paths::join(self.0.into(), any) as u32)
+    }
 }
 
 /// The hash of a packet's flow.
@@ -60,11 +69,11 @@ pub fn insert_flow(frame: Frame, scratch: &mut Scratch, hook: Hook, wanted: Sour
     for nth in 0..TRIES {
         if scratch.has_room != 0 {
             scratch.has_room = 0;
-        } else if nth != 0 || !matches!(wanted, SourcePort::Keep) {
+        } else if nth != 0 || wanted != SourcePort::KEEP {
             scratch.flow.to.src_port = (first + scratch.port) as u16;
             let next = scratch.port + scratch.step;
             scratch.port = if next >= number { next - number } else { next };
-            if !matches!(wanted, SourcePort::Keep) && has_local_socket(frame, &scratch.packet, &scratch.flow.to) {
+            if wanted != SourcePort::KEEP && has_local_socket(frame, &scratch.packet, &scratch.flow.to) {
                 continue;
             }
         }
@@ -140,9 +149,9 @@ pub fn has_local_socket(frame: Frame, packet: &Packet, to: &Tuple) -> bool {
     // SAFETY: the context and a tuple of that size; a found socket is released.
     unsafe {
         let sock = if packet.proto == Proto::Tcp as u8 {
-            bpf_skc_lookup_tcp(frame.raw(), &raw mut tuple, size, CURRENT_NETNS, 0)
+            bpf_skc_lookup_tcp(frame.raw(), (&raw mut tuple).cast(), size, CURRENT_NETNS, 0)
         } else if packet.proto == Proto::Udp as u8 {
-            bpf_sk_lookup_udp(frame.raw(), &raw mut tuple, size, CURRENT_NETNS, 0)
+            bpf_sk_lookup_udp(frame.raw(), (&raw mut tuple).cast(), size, CURRENT_NETNS, 0)
         } else {
             return false;
         };
@@ -162,9 +171,9 @@ pub fn has_listener(frame: Frame, packet: &Packet) -> bool {
     // SAFETY: as above.
     unsafe {
         let sock = if is_tcp {
-            bpf_sk_lookup_tcp(frame.raw(), &raw mut tuple, size, CURRENT_NETNS, 0)
+            bpf_sk_lookup_tcp(frame.raw(), (&raw mut tuple).cast(), size, CURRENT_NETNS, 0)
         } else if packet.proto == Proto::Udp as u8 {
-            bpf_sk_lookup_udp(frame.raw(), &raw mut tuple, size, CURRENT_NETNS, 0)
+            bpf_sk_lookup_udp(frame.raw(), (&raw mut tuple).cast(), size, CURRENT_NETNS, 0)
         } else {
             return false;
         };
@@ -177,26 +186,17 @@ pub fn has_listener(frame: Frame, packet: &Packet) -> bool {
     }
 }
 
-/// The kernel's form of the addresses and ports of a packet, and its size.
+/// The kernel's `struct bpf_sock_tuple` of a packet of either family, and its size. By words: the compiler would call a
+/// loop over octets to clear the union.
 #[inline(always)]
-fn socket_tuple(of: &Tuple, v6: bool) -> (bpf_sock_tuple, u32) {
-    // SAFETY: integers, for which zero is a value.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+fn socket_tuple(of: &Tuple, v6: bool) -> ([u32; 9], u32) {
     let (src, dst) = (of.src.words(), of.dst.words());
-    let size = if v6 {
-        tuple.__bindgen_anon_1.ipv6.saddr = src;
-        tuple.__bindgen_anon_1.ipv6.daddr = dst;
-        tuple.__bindgen_anon_1.ipv6.sport = of.src_port.to_be();
-        tuple.__bindgen_anon_1.ipv6.dport = of.dst_port.to_be();
-        36
+    let ports = of.src_port.to_be() as u32 | (of.dst_port.to_be() as u32) << 16;
+    if v6 {
+        ([src[0], src[1], src[2], src[3], dst[0], dst[1], dst[2], dst[3], ports], 36)
     } else {
-        tuple.__bindgen_anon_1.ipv4.saddr = src[3];
-        tuple.__bindgen_anon_1.ipv4.daddr = dst[3];
-        tuple.__bindgen_anon_1.ipv4.sport = of.src_port.to_be();
-        tuple.__bindgen_anon_1.ipv4.dport = of.dst_port.to_be();
-        12
-    };
-    (tuple, size)
+        ([src[3], dst[3], ports, 0, 0, 0, 0, 0, 0], 12)
+    }
 }
 
 /// A packet of this node, or masqueraded by netfilter, leaves. If one of our flows has its tuple, the packet gets
@@ -222,5 +222,5 @@ pub fn reserve_snat_port(frame: Frame, scratch: &mut Scratch, device: &Device) -
     let used = Serial::note(packet.proto, 0, scratch.clock.now(), packet.serial);
     let (to, hop) = (packet.tuple, Hop::UNKNOWN);
     scratch.flow = Flow { to, service: 0, backend: 0, flags: 0, forward: packet.seen, reverse: 0, used, hop };
-    insert_flow(frame, scratch, Hook::Egress, SourcePort::Any)
+    insert_flow(frame, scratch, Hook::Egress, SourcePort::ANY)
 }

@@ -16,6 +16,8 @@ use crate::counters::{count, count_number};
 #[inline(always)]
 pub fn reply(frame: Frame, scratch: &mut Scratch, hook: Hook, verdict: PacketVerdict) -> i32 {
     let (packet, buffer) = (&scratch.packet, &mut scratch.reply);
+    // The verifier would walk the answers once for each verdict.
+    let verdict = verdict.joined(packet.tuple.src_port);
     let mut reset = false;
     if let Some(counter) = verdict.reject_counter() {
         count_number(counter);

@@ -10,10 +10,10 @@ use lb_common::{
 };
 
 use super::{
-    route::{self, Fib},
+    route::{self, Fib, Route},
     scratch::Scratch,
     skb::{ETHERNET, Frame},
-    verdict::PacketVerdict,
+    verdict::{Onward, PacketVerdict},
 };
 use crate::{
     counters::{count, count_number},
@@ -24,30 +24,61 @@ use crate::{
 const BY_FRAGS: u32 = 0xffff;
 
 /// Sends a packet at a device with these flags as its flow says.
+///
+/// Translates it at one place, whatever follows: the verifier would walk the translation once for each way to it.
 #[inline(always)]
 pub fn send(frame: Frame, hook: Hook, device: u32, scratch: &mut Scratch) -> PacketVerdict {
-    if is_redirected(scratch.flow.flags, hook) {
+    let verdict = if is_redirected(scratch.flow.flags, hook) {
         redirect(frame, scratch)
     } else {
-        if scratch.flow.flags & FlowFlags::SLOW_PATH != 0 {
-            take_slow_path(frame, scratch.flow.flags);
-        }
-        if hook as u8 == Hook::Egress as u8
-            && device & DeviceFlags::SOURCE_RULES != 0
-            && scratch.flow.flags & FlowFlags::REVERSE != 0
-            && leaves_elsewhere(frame, scratch)
-        {
-            return leave_elsewhere(frame, scratch);
-        }
-        let verdict = translate(frame, &scratch.packet, &scratch.flow.to, 0);
-        if hook as u8 == Hook::Ingress as u8
-            && device & DeviceFlags::BRIDGE != 0
-            && verdict.code() == PacketVerdict::PASS.code()
-        {
-            return receive_anew(frame);
-        }
-        verdict
+        forward(frame, hook, device, scratch)
+    };
+    let Some(onward) = verdict.onward() else {
+        return verdict;
+    };
+    let onward = onward.joined(scratch.packet.tuple.src_port);
+    if !translate(frame, &scratch.packet, &scratch.flow.to, onward.hops()) {
+        return PacketVerdict::DROP;
     }
+    go_on(frame, scratch, onward)
+}
+
+/// To the next hop of the packet: by a lookup, or as the flow has kept it.
+#[inline(always)]
+fn to_next_hop(route: &Route) -> Onward {
+    if route.is_known() { Onward::to_neighbour() } else { Onward::to_link() }
+}
+
+/// Hands a translated packet on.
+#[inline(always)]
+fn go_on(mut frame: Frame, scratch: &mut Scratch, onward: Onward) -> PacketVerdict {
+    let Scratch { flow, route, .. } = scratch;
+    match onward.target() {
+        Onward::POD => route::redirect_into_pod(&mut frame, &flow.hop),
+        Onward::NEIGHBOUR => route.redirect_to_neighbour(&mut frame),
+        Onward::LINK => route::redirect_to_link(&mut frame, &flow.hop),
+        Onward::ANEW => receive_anew(frame),
+        _ => PacketVerdict::PASS,
+    }
+}
+
+/// Decides about a packet that the kernel's own routing forwards: its rules see the client and the backend.
+#[inline(always)]
+fn forward(frame: Frame, hook: Hook, device: u32, scratch: &mut Scratch) -> PacketVerdict {
+    if scratch.flow.flags & FlowFlags::SLOW_PATH != 0 {
+        take_slow_path(frame, scratch.flow.flags);
+    }
+    if hook as u8 == Hook::Egress as u8
+        && device & DeviceFlags::SOURCE_RULES != 0
+        && scratch.flow.flags & FlowFlags::REVERSE != 0
+        && leaves_elsewhere(frame, scratch)
+    {
+        return to_next_hop(&scratch.route).verdict();
+    }
+    if hook as u8 == Hook::Ingress as u8 && device & DeviceFlags::BRIDGE != 0 {
+        return Onward::anew().verdict();
+    }
+    Onward::to_the_kernel().verdict()
 }
 
 /// Has the kernel receive a translated packet anew. br_netfilter has shown it to conntrack at a port of the bridge,
@@ -78,19 +109,6 @@ fn leaves_elsewhere(frame: Frame, scratch: &mut Scratch) -> bool {
             && SlowPath::of_device(device.flags).is_none()
             && !is_larger_than(frame, packet, route.mtu(device.mtu))
     })
-}
-
-/// Translates a reply, and redirects it to the next hop that has been found.
-#[inline(never)]
-fn leave_elsewhere(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
-    if translate(frame, &scratch.packet, &scratch.flow.to, 0).code() != PacketVerdict::PASS.code() {
-        return PacketVerdict::DROP;
-    }
-    if scratch.route.is_known() {
-        scratch.route.redirect_to_neighbour(&mut frame)
-    } else {
-        route::redirect_to_link(&mut frame, &scratch.flow.hop)
-    }
 }
 
 /// True if the packet is larger than an MTU, as the kernel measures it: of a packet that will be segmented
@@ -128,64 +146,59 @@ pub fn is_redirected(flags: u16, hook: Hook) -> bool {
     hook as u8 == Hook::Ingress as u8 && flags & FlowFlags::REDIRECT != 0
 }
 
-/// Translates a packet for the kernel's own routing, whose rules see the client and the backend.
+/// Translates a packet; false if a write fails.
 #[inline(never)]
-fn translate(mut frame: Frame, packet: &Packet, to: &Tuple, hops: u8) -> PacketVerdict {
-    if rewrite(&mut frame, packet, to, hops).is_ok() { PacketVerdict::PASS } else { PacketVerdict::DROP }
+fn translate(mut frame: Frame, packet: &Packet, to: &Tuple, hops: u8) -> bool {
+    rewrite(&mut frame, packet, to, hops).is_ok()
 }
 
-/// Translates and redirects a packet, as the kernel would forward it. The kernel itself would refuse an incoming packet
-/// with a source address of the node.
+/// Decides about a packet that is redirected, as the kernel would forward it. The kernel itself would refuse an incoming
+/// packet with a source address of the node.
 #[inline(never)]
-fn redirect(mut frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
+fn redirect(frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
     if scratch.packet.ttl <= 1 {
         return PacketVerdict::TIME_EXCEEDED;
     }
     match find_next_hop(frame, scratch) {
         Fib::Device => {}
-        Fib::Local => return translate(frame, &scratch.packet, &scratch.flow.to, 0),
+        Fib::Local => return Onward::to_the_kernel().verdict(),
         Fib::Unreachable => return PacketVerdict::NO_ROUTE,
-        Fib::Encap => return leave_to_kernel(frame, scratch, SlowPath::Encap),
+        Fib::Encap => return leave_to_kernel(scratch, SlowPath::Encap),
         Fib::Unsupported => {
             count(Counter::NoRoute);
             return PacketVerdict::DROP;
         }
     }
     let Scratch { packet, flow, route, .. } = scratch;
-    // Not after the packet is written: the verifier would walk the write once for each outcome.
     let mut flags = 0;
     // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
     if let Some(device) = unsafe { DEVICES.get(flow.hop.ifindex) } {
         let mtu = route.mtu(device.mtu);
         flags = device.flags;
         if let Some(reason) = SlowPath::of_device(flags) {
-            return leave_to_kernel(frame, scratch, reason);
+            return leave_to_kernel(scratch, reason);
         }
         if is_larger_than(frame, packet, mtu) {
             return if packet.may_fragment && frame.segment() == 0 {
-                leave_to_kernel(frame, scratch, SlowPath::Fragmented)
+                leave_to_kernel(scratch, SlowPath::Fragmented)
             } else {
                 PacketVerdict::too_big(mtu)
             };
         }
     }
     if packet.fragment as u8 == Fragment::Later as u8 && packet.may_fragment && follows_to_the_kernel(scratch) {
-        return leave_to_kernel(frame, scratch, SlowPath::Fragmented);
+        return leave_to_kernel(scratch, SlowPath::Fragmented);
     }
-    let Scratch { packet, flow, route, .. } = scratch;
+    let Scratch { packet, flow, .. } = scratch;
     if packet.l3 != ETHERNET {
-        return leave_to_kernel(frame, scratch, SlowPath::NoEthernet);
+        return leave_to_kernel(scratch, SlowPath::NoEthernet);
     }
-    if translate(frame, packet, &flow.to, 1).code() != PacketVerdict::PASS.code() {
-        return PacketVerdict::DROP;
-    }
-    if DeviceFlags::lead_into_a_pod(flags) && flow.hop.is_known() {
-        route::redirect_into_pod(&mut frame, &flow.hop)
-    } else if route.is_known() {
-        route.redirect_to_neighbour(&mut frame)
+    let onward = if DeviceFlags::lead_into_a_pod(flags) && flow.hop.is_known() {
+        Onward::into_a_pod()
     } else {
-        route::redirect_to_link(&mut frame, &flow.hop)
-    }
+        to_next_hop(&scratch.route)
+    };
+    onward.one_hop_further().verdict()
 }
 
 /// Sets the key to that of the packet at egress, if it is left to the kernel: see [`leave_to_kernel`].
@@ -210,7 +223,7 @@ fn follows_to_the_kernel(scratch: &mut Scratch) -> bool {
 /// Rules of netfilter may masquerade the packet before: then netfilter translates the replies back, and a second entry
 /// puts the address that the client dialled into those.
 #[inline(never)]
-fn leave_to_kernel(frame: Frame, scratch: &mut Scratch, reason: SlowPath) -> PacketVerdict {
+fn leave_to_kernel(scratch: &mut Scratch, reason: SlowPath) -> PacketVerdict {
     count_slow_path(reason.flags());
     set_egress_key(scratch);
     let Scratch { packet, flow, key, partner, partner_key, clock, .. } = scratch;
@@ -234,7 +247,8 @@ fn leave_to_kernel(frame: Frame, scratch: &mut Scratch, reason: SlowPath) -> Pac
             let _inserted = FLOWS.insert(&*partner_key, &*partner, u64::from(BPF_ANY));
         }
     }
-    translate(frame, packet, &key.tuple, 0)
+    flow.to = key.tuple;
+    Onward::to_the_kernel().verdict()
 }
 
 /// Finds the next hop: that of earlier packets while it is valid and the packet has an Ethernet header, else by a FIB

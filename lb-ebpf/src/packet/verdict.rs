@@ -2,6 +2,8 @@
 
 use lb_common::{Counter, packet::IcmpError};
 
+use crate::paths;
+
 /// A code for the kernel, or the next stage.
 #[derive(Clone, Copy)]
 pub struct PacketVerdict(u32);
@@ -15,6 +17,8 @@ const TIME_EXCEEDED: u32 = 0x400;
 const NO_ROUTE: u32 = 0x500;
 /// The MTU is in the upper half.
 const TOO_BIG: u32 = 0x600;
+/// The rest is in the lower bits: see [`Onward`].
+const ONWARD: u32 = 0x700;
 
 impl PacketVerdict {
     /// Pass to the next program of the device, or to the kernel: TC_ACT_UNSPEC and TCX_NEXT are equal.
@@ -113,6 +117,18 @@ impl PacketVerdict {
         }
     }
 
+    /// The course of a packet that is to be translated first; `None` for a verdict that needs no translation.
+    #[inline(always)]
+    pub fn onward(self) -> Option<Onward> {
+        if self.0 & !0xff == ONWARD { Some(Onward(self.0)) } else { None }
+    }
+
+    /// The same verdict, of which the verifier knows nothing: see [`paths::join`].
+    #[inline(always)]
+    pub fn joined(self, any: u16) -> Self {
+        Self(paths::join(self.0.into(), any) as u32)
+    }
+
     /// The code for the kernel.
     #[inline(always)]
     pub fn code(self) -> i32 {
@@ -120,5 +136,82 @@ impl PacketVerdict {
             return Self::DROP.0.cast_signed();
         }
         self.0.cast_signed()
+    }
+}
+
+/// The course of a packet once it is translated, in one register.
+#[derive(Clone, Copy)]
+pub struct Onward(u32);
+
+impl Onward {
+    /// To the peer of a device, in the network namespace of a pod.
+    pub const POD: u32 = 1;
+    /// To the neighbour that a lookup has found.
+    pub const NEIGHBOUR: u32 = 2;
+    /// To a device, with the link addresses of the flow.
+    pub const LINK: u32 = 3;
+    /// Through the kernel anew.
+    pub const ANEW: u32 = 4;
+    /// The time to live sinks by one.
+    const HOP: u32 = 0x10;
+
+    /// On through the kernel.
+    #[inline(always)]
+    pub fn to_the_kernel() -> Self {
+        Self(ONWARD)
+    }
+
+    /// See [`Onward::ANEW`].
+    #[inline(always)]
+    pub fn anew() -> Self {
+        Self(ONWARD | Self::ANEW)
+    }
+
+    /// See [`Onward::POD`].
+    #[inline(always)]
+    pub fn into_a_pod() -> Self {
+        Self(ONWARD | Self::POD)
+    }
+
+    /// See [`Onward::NEIGHBOUR`].
+    #[inline(always)]
+    pub fn to_neighbour() -> Self {
+        Self(ONWARD | Self::NEIGHBOUR)
+    }
+
+    /// See [`Onward::LINK`].
+    #[inline(always)]
+    pub fn to_link() -> Self {
+        Self(ONWARD | Self::LINK)
+    }
+
+    /// The same, with one hop less to live.
+    #[inline(always)]
+    pub fn one_hop_further(self) -> Self {
+        Self(self.0 | Self::HOP)
+    }
+
+    /// The same value, of which the verifier knows nothing: see [`paths::join`].
+    #[inline(always)]
+    pub fn joined(self, any: u16) -> Self {
+        Self(paths::join(self.0.into(), any) as u32)
+    }
+
+    /// The hops by which the time to live sinks.
+    #[inline(always)]
+    pub fn hops(self) -> u8 {
+        u8::from(self.0 & Self::HOP != 0)
+    }
+
+    /// One of the constants, or another value for the kernel.
+    #[inline(always)]
+    pub fn target(self) -> u32 {
+        self.0 & 0xf
+    }
+
+    /// This course as a verdict.
+    #[inline(always)]
+    pub fn verdict(self) -> PacketVerdict {
+        PacketVerdict(self.0)
     }
 }

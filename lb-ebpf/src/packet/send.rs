@@ -152,8 +152,8 @@ fn translate(mut frame: Frame, packet: &Packet, to: &Tuple, hops: u8) -> bool {
     rewrite(&mut frame, packet, to, hops).is_ok()
 }
 
-/// Decides about a packet that is redirected, as the kernel would forward it. The kernel itself would refuse an incoming
-/// packet with a source address of the node.
+/// Decides about a packet that is redirected, as the kernel would forward it. The kernel itself would refuse an
+/// incoming packet with a source address of the node.
 #[inline(never)]
 fn redirect(frame: Frame, scratch: &mut Scratch) -> PacketVerdict {
     if scratch.packet.ttl <= 1 {

@@ -2,7 +2,7 @@
 //! while no Service has `beeline.io/eject`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -21,7 +21,7 @@ use lb_kernel::clock;
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::events::{EventQueue, ProblemOrigin};
+use crate::events::{EventQueue, ProblemOrigin, Problems, Reporter};
 
 /// Shortest and longest time between two looks.
 const SHORTEST: Duration = Duration::from_secs(5);
@@ -34,18 +34,12 @@ const SHARE: u32 = 100;
 /// Events of the Service.
 const MAX_ENDPOINTS: usize = 3;
 
-/// New ejections that a look logs one by one.
-const MAX_LOGGED: usize = 10;
-
-/// Problems of each Service.
-type Problems = BTreeMap<Key, BTreeSet<Warning>>;
-
 /// Reports ejections, by the maps pinned in `pins`, until the sender is dropped. Failures are logged and retried.
 ///
 /// # Errors
 /// If a look panics.
 pub(crate) async fn run(pins: PathBuf, mut ejects: watch::Receiver<bool>, events: EventQueue) -> Result<()> {
-    let mut reporter = Reporter { events, open: Problems::new() };
+    let mut reporter = Reporter::new(ProblemOrigin::Ejection, events);
     let mut failure = None;
     loop {
         if !*ejects.borrow_and_update() {
@@ -94,38 +88,6 @@ fn by_service(missed: &BTreeMap<u32, Missed>, named: impl Fn(u32) -> Option<(Key
     problems
 }
 
-struct Reporter {
-    events: EventQueue,
-    /// Problems of the last look.
-    open: Problems,
-}
-
-impl Reporter {
-    /// Logs new problems, and replaces the problems of the last look in the queue.
-    fn report(&mut self, problems: Problems) {
-        let before = std::mem::replace(&mut self.open, problems);
-        for ended in before.keys().filter(|service| !self.open.contains_key(*service)) {
-            self.events.report(ProblemOrigin::Ejection, ended, Vec::new());
-        }
-        let mut new = 0;
-        for (service, of_service) in &self.open {
-            let known = before.get(service);
-            for warning in of_service.iter().filter(|warning| known.is_none_or(|known| !known.contains(*warning))) {
-                new += 1;
-                if new <= MAX_LOGGED {
-                    warn!(%service, "{warning}");
-                }
-            }
-            if known != Some(of_service) {
-                self.events.report(ProblemOrigin::Ejection, service, of_service.iter().cloned().collect());
-            }
-        }
-        if new > MAX_LOGGED {
-            warn!("{} more endpoints are ejected", new - MAX_LOGGED);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,7 +114,7 @@ mod tests {
     #[test]
     fn an_ejection_is_an_event_of_the_node_with_its_cure_until_it_ends() {
         let queue = EventQueue::with_reader();
-        let mut reporter = Reporter { events: queue.clone(), open: Problems::new() };
+        let mut reporter = Reporter::new(ProblemOrigin::Ejection, queue.clone());
         reporter.report(missed(&[(1, 1), (9, 2), (999, 1)]));
         assert_eq!(
             notes(&queue),
@@ -180,7 +142,7 @@ mod tests {
     #[test]
     fn a_client_that_ejects_everything_leaves_room_for_other_events() {
         let queue = EventQueue::with_reader();
-        let mut reporter = Reporter { events: queue.clone(), open: Problems::new() };
+        let mut reporter = Reporter::new(ProblemOrigin::Ejection, queue.clone());
         reporter.report(missed(&(0..20).map(|number| (number * 10 + 1, 1)).collect::<Vec<_>>()));
         assert_eq!(notes(&queue).len(), MAX_ENDPOINTS);
     }

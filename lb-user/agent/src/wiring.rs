@@ -148,6 +148,10 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     if config.announce.is_some() {
         tasks.spawn(forward(observed.clone(), wish_of, wish_sender));
     }
+    let (addresses_sender, of_conflicts) = watch::channel(announcing::conflicts::ServiceAddresses::default());
+    if config.announce.is_some() {
+        tasks.spawn(forward(observed.clone(), |status| Arc::clone(&status.attracted), addresses_sender));
+    }
     tasks.spawn(announced_routes::run(config.lb_routes, of_routes));
     tasks.spawn(write_cluster_ranges(observed.clone(), pins.current()));
     let (collecting, collected) = watch::channel(FlowGcStatus::default());
@@ -218,6 +222,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     let addresses = AnnouncedAddresses::open(&pins)?;
     if of_announcing.is_some() {
         tasks.spawn(addresses.run(links.clone()));
+        tasks.spawn(announcing::conflicts::run(pins.current(), of_conflicts, event_queue.clone()));
     }
     let leave = start_announcing(of_announcing, &config.node_name, addresses, wish, links, announcing_sender)?;
     tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), node, answering));

@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -98,9 +99,11 @@ impl ApiServer {
         self.dir.path().join("kubeconfig")
     }
 
-    /// A kubeconfig of the account that owns `token`.
+    /// A kubeconfig of the account that owns `token`, in a file of its own.
     pub fn kubeconfig_with(&self, token: &str) -> PathBuf {
-        let path = self.dir.path().join("kubeconfig-of-an-account");
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.path().join(format!("kubeconfig-of-account-{number}"));
         self.write_kubeconfig(&path, token, &self.url());
         path
     }

@@ -33,6 +33,13 @@ pub const DROP_IN: Installation =
 /// With hostPorts of pods.
 pub const HOST_PORTS: Installation = Installation { base: "deploy", components: "", flags: &["--host-ports"] };
 
+/// With load balancer addresses, and announcers of them. For [`install_announced`].
+const ANNOUNCED: Installation = Installation {
+    base: "deploy",
+    components: "deploy/components/load-balancer, deploy/components/announce",
+    flags: &[],
+};
+
 /// Writes an overlay with the API server and, since nodes have a cgroup2 of their own, the cgroup.
 fn overlay(cluster: &Cluster, installation: Installation) -> PathBuf {
     let Installation { base, components, flags } = installation;
@@ -43,9 +50,11 @@ fn overlay(cluster: &Cluster, installation: Installation) -> PathBuf {
         let deploy = std::env::var_os("BEELINE_DEPLOY").expect("`cargo xtask e2e` sets it");
         copy(Path::new(&deploy), &dir.join("deploy"));
     }
+    let version = env!("CARGO_PKG_VERSION");
     let mut text = format!(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\
          resources: [{base}]\ncomponents: [{components}]\n\
+         images: [{{name: beeline, newTag: {version}}}]\n\
          patches:\n- target: {{kind: DaemonSet, name: beeline}}\n  patch: |\n"
     );
     let api_server = format!("--api-server=https://{}", addresses::at(addresses::control(), 6443));
@@ -62,6 +71,28 @@ pub fn install(cluster: &Cluster, installation: Installation) {
     let dir = overlay(cluster, installation);
     cluster.kubectl(&["apply", "--kustomize", &dir.display().to_string()]);
     cluster.until_rolled_out("daemonset/beeline", NAMESPACE);
+}
+
+/// Installs announcers with their key, and the controller of load balancer addresses.
+pub fn install_announced(cluster: &Cluster) {
+    cluster.apply(&format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: beeline-announce, namespace: {NAMESPACE}}}\n\
+         stringData: {{key: 0123456789abcdef0123456789abcdef}}\n"
+    ));
+    install(cluster, ANNOUNCED);
+    cluster.until_rolled_out("deployment/beeline-lb", NAMESPACE);
+    cluster.kubectl(&["wait", "--for=condition=Established", "crd/addresspools.beeline.io"]);
+}
+
+/// Removes what [`install_announced`] has made beside the agents.
+pub fn remove_announced(cluster: &Cluster) {
+    cluster.kubectl(&["delete", "addresspools", "--all"]);
+    let objects = ["deployment/beeline-lb", "secret/beeline-announce", "lease/beeline-announce", "lease/beeline-lb"];
+    cluster.kubectl(&[&["delete", "--ignore-not-found", "--namespace", NAMESPACE], &objects[..]].concat());
+    until("no controller is left", 60, || {
+        let pods = cluster.try_kubectl(&["get", "pods", "--namespace", NAMESPACE, "--no-headers"])?;
+        if pods.contains("beeline-lb-") { Err(pods) } else { Ok(()) }
+    });
 }
 
 /// Deletes the DaemonSet, and cleans up each node.

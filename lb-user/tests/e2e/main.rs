@@ -16,6 +16,7 @@ mod load;
 mod network;
 mod node;
 mod pods;
+mod prober;
 mod process;
 mod sandbox;
 mod serve;

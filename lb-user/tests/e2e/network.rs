@@ -73,6 +73,11 @@ pub fn route_outside(address: &str, node: usize) {
     ip(&format!("-n outside route replace {address} via {}", addresses::node(node)));
 }
 
+/// Connects a node to the bridge of the first network (`up`), or takes it off (`down`).
+pub fn set_link(node: &str, state: &str) {
+    ip(&format!("link set {node}-0 {state}"));
+}
+
 /// The networks of the nodes, each with a bridge and a device of that number.
 fn networks() -> Vec<usize> {
     if Cni::chosen().routes() == Routes::Second { vec![0, 1] } else { vec![0] }

@@ -70,11 +70,16 @@ impl KubeTestAgent {
 
     /// As [`KubeTestAgent::start_on`], with the name of the node, and as in a pod.
     pub(crate) fn start_at(node: &KubeTestNode, node_name: &str, kubeconfig: &Path, flags: &str) -> Self {
-        let mut command = node.command("sh");
-        let script = "exec \"$0\" --pins \"$1\" run --config \"$BEELINE_TEST_DIRECTORY/beeline.yaml\"";
-        command.args(["-ec", script, env!("CARGO_BIN_EXE_beeline")]).arg(node.pins());
+        let mut command = Self::on(node, Path::new(env!("CARGO_BIN_EXE_beeline")));
         command.env("KUBERNETES_SERVICE_HOST", "127.0.0.1");
         Self::launch(command, node_name, node.cgroup(), kubeconfig, flags)
+    }
+
+    fn on(node: &KubeTestNode, program: &Path) -> Command {
+        let mut command = node.command("sh");
+        let script = "exec \"$0\" --pins \"$1\" run --config \"$BEELINE_TEST_DIRECTORY/beeline.yaml\"";
+        command.args(["-ec", script]).arg(program).arg(node.pins());
+        command
     }
 
     fn launch(mut command: Command, node_name: &str, cgroup: &Path, kubeconfig: &Path, flags: &str) -> Self {

@@ -311,6 +311,59 @@ pub(crate) fn account(server: &ApiServer) -> PathBuf {
     server.kubeconfig_with(token.trim())
 }
 
+/// Makes credentials of an account of the agent's namespace the default for that namespace, as in a pod.
+pub(crate) fn in_own_namespace(kubeconfig: PathBuf) -> PathBuf {
+    let text = std::fs::read_to_string(&kubeconfig).expect("a file");
+    let text = text.replace("context: {cluster: c, user: u}", "context: {cluster: c, user: u, namespace: kube-system}");
+    std::fs::write(&kubeconfig, text).expect("a file");
+    kubeconfig
+}
+
+fn announcers() -> PathBuf {
+    deploy().join("overlays/announce")
+}
+
+/// Applies the overlay of announcers. Returns the credentials of their account.
+pub(crate) fn announcer_account(server: &ApiServer) -> PathBuf {
+    server.kubectl(&["apply", "-k", announcers().to_str().expect("a path")]);
+    in_own_namespace(account(server))
+}
+
+/// Deletes what [`announcer_account`] has applied.
+pub(crate) fn delete_announcers(server: &ApiServer) {
+    server.kubectl(&["delete", "-k", announcers().to_str().expect("a path")]);
+}
+
+/// Beside the rights of the agent, the account may make Leases in its namespace, and read and write the one of
+/// announcers. The stories of announcing run with it, and need each of these rights.
+pub(crate) fn announcers_account_writes_one_lease_and_nothing_else(server: &mut ApiServer) {
+    let _credentials = announcer_account(server);
+    let leases = "leases.coordination.k8s.io";
+    let ours = "leases.coordination.k8s.io/beeline-announce";
+    let may = |verb: &str, what: &str, namespace: &str| {
+        let arguments = ["auth", "can-i", verb, what, "--namespace", namespace, "--as", ACCOUNT];
+        server.try_kubectl(&arguments, "").is_ok_and(|output| output.trim() == "yes")
+    };
+    for (verb, what) in [("create", leases), ("get", ours), ("update", ours)] {
+        assert!(may(verb, what, "kube-system"), "{verb} {what}");
+        assert!(!may(verb, what, "default"), "{verb} {what} in another namespace");
+    }
+    for verb in ["get", "list", "watch", "update", "patch", "delete"] {
+        assert!(!may(verb, leases, "kube-system"), "{verb} {leases}");
+        assert!(!may(verb, "leases.coordination.k8s.io/beeline-lb", "kube-system"), "{verb} the other Lease");
+    }
+    for verb in ["list", "watch", "patch", "delete"] {
+        assert!(!may(verb, ours, "kube-system"), "{verb} {ours}");
+    }
+    for what in ["secrets", "secrets/beeline-announce", "configmaps", "pods/exec"] {
+        assert!(!may("get", what, "kube-system"), "{what}");
+    }
+    let read =
+        |(group, resource): (&str, &str)| ((group.to_owned(), resource.to_owned()), VERBS.map(str::to_owned).into());
+    assert_eq!(granted(server), READ.map(read).into(), "the rights in all namespaces are those of the agent");
+    delete_announcers(server);
+}
+
 /// True if the account has the right.
 pub(crate) fn may(server: &ApiServer, verb: &str, resource: &str) -> bool {
     match server.try_kubectl(&["auth", "can-i", verb, resource, "--all-namespaces", "--as", ACCOUNT], "") {

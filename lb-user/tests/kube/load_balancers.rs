@@ -1,7 +1,6 @@
 //! `beeline lb` with the rights of its account: addresses, conditions, Events, the Lease, outages, and 1,000 Services.
 
 use std::{
-    fs,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::Command,
@@ -18,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::{
     agent::{http_get, until},
-    deploy::{deploy, granted_to},
+    deploy::{deploy, granted_to, in_own_namespace},
 };
 
 /// A running controller, killed when dropped.
@@ -77,12 +76,7 @@ fn install(server: &ApiServer) -> PathBuf {
     server.kubectl(&["apply", "-k", overlay.to_str().expect("a path")]);
     server.kubectl(&["wait", "--for=condition=Established", "crd/addresspools.beeline.io"]);
     let token = server.kubectl(&["create", "token", "beeline-lb", "--namespace=kube-system"]);
-    let kubeconfig = server.kubeconfig_with(token.trim());
-    // In a pod the account's own namespace is the default.
-    let text = fs::read_to_string(&kubeconfig).expect("a file");
-    let text = text.replace("context: {cluster: c, user: u}", "context: {cluster: c, user: u, namespace: kube-system}");
-    fs::write(&kubeconfig, text).expect("a file");
-    kubeconfig
+    in_own_namespace(server.kubeconfig_with(token.trim()))
 }
 
 fn uninstall(server: &ApiServer) {

@@ -36,7 +36,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 30] = [
+const STORIES: [(&str, Story); 34] = [
     ("the_ranges_of_cluster_ips_are_those_of_the_api", the_ranges_of_cluster_ips_are_those_of_the_api),
     ("objects_are_added_changed_and_deleted", objects_are_added_changed_and_deleted),
     (
@@ -85,7 +85,20 @@ const STORIES: [(&str, Story); 30] = [
         load_balancers::the_account_writes_statuses_and_nothing_else,
     ),
     ("a_thousand_load_balancers_cost_one_write_each", load_balancers::a_thousand_services_cost_one_write_each),
+    (
+        "the_announcers_account_writes_one_lease_and_nothing_else",
+        deploy::announcers_account_writes_one_lease_and_nothing_else,
+    ),
+    ("an_announcer_needs_the_right_to_its_lease", announcing::an_announcer_needs_the_right_to_its_lease),
     ("one_node_answers_for_an_address_whatever_fails", announcing::one_node_answers_whatever_fails),
+    (
+        "an_announcer_that_is_cut_off_stops_before_another_begins",
+        announcing::a_node_that_is_cut_off_stops_before_another_begins,
+    ),
+    (
+        "a_host_that_claims_an_announced_address_is_told_by_an_event",
+        announcing::a_host_that_claims_an_announced_address_is_told_by_an_event,
+    ),
     ("the_source_survives_a_restart_of_the_server", the_source_survives_a_restart_of_the_server),
     ("a_compacted_history_leads_to_a_new_list", a_compacted_history_leads_to_a_new_list),
 ];

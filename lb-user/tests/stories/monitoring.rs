@@ -26,8 +26,9 @@ const ALERTS: &str = include_str!("../../../deploy/monitoring/alerts.yaml");
 /// Environment variable: directory of the Prometheus binaries.
 const PROGRAMS: &str = "BEELINE_PROMETHEUS";
 const PROMETHEUS: &str = "127.0.0.1:9090";
-/// Start of the metrics of `beeline lb`, which is not here. A test beside its encoder has their names.
-const CONTROLLER: &str = "beeline_lb_";
+/// Starts of the metrics of `beeline lb`, and of announcers, which are not here. Tests beside their encoders have the
+/// names.
+const ELSEWHERE: [&str; 2] = ["beeline_lb_", "beeline_announce"];
 const CONFIG: &str = "global: {scrape_interval: 1s, evaluation_interval: 1s}\nrule_files: [alerts.yaml]\n\
     scrape_configs: [{job_name: beeline, static_configs: [{targets: ['127.0.0.1:10249']}]}]\n";
 /// Time until every query must return numbers; some need several scrapes.
@@ -73,7 +74,7 @@ fn dashboard_and_alerts_work(node: &mut StoryNode) {
     for target in dashboard["panels"].as_array().expect("panels").iter().flat_map(|panel| panel["targets"].as_array()) {
         queries.extend(target.iter().map(|target| grafana_query(target["expr"].as_str().expect("a query"))));
     }
-    queries.retain(|query| !query.contains(CONTROLLER));
+    queries.retain(|query| !ELSEWHERE.iter().any(|start| query.contains(start)));
     assert!(queries.len() >= 15, "{queries:?}");
     let deadline = Instant::now() + QUERY_LIMIT;
     for round in 0.. {
@@ -91,7 +92,8 @@ fn dashboard_and_alerts_work(node: &mut StoryNode) {
     for (file, text) in [("dashboard.json", DASHBOARD), ("alerts.yaml", ALERTS)] {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let is_of_agent = |word: &&str| {
-            !word.starts_with(CONTROLLER) && ["beeline_", "kubeproxy_"].iter().any(|start| word.starts_with(start))
+            let starts = |starts: &[&str]| starts.iter().any(|start| word.starts_with(start));
+            !starts(&ELSEWHERE) && starts(&["beeline_", "kubeproxy_"])
         };
         let used: BTreeSet<_> = words.filter(is_of_agent).collect();
         let unknown: Vec<_> = used.difference(&known).collect();

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
@@ -79,7 +79,8 @@ pub(super) async fn perform(request: Request) -> Answer {
         Ok(state) => state,
         Err(_) => Err(anyhow::anyhow!("no answer in {TIMEOUT:?}")),
     };
-    Answer { client: state.is_ok().then_some(client), state, is_write, start }
+    let is_heard = !matches!(&state, Err(error) if !is_refusal(error));
+    Answer { client: is_heard.then_some(client), state, is_write, start }
 }
 
 /// Reads the group of announcers; none if there is none.
@@ -97,7 +98,7 @@ async fn ask(leases: &Api<Lease>, request: LeaseRequest<Version>, first: Option<
     let parameters = PostParams::default();
     let answer = match request {
         LeaseRequest::Read => {
-            let found = leases.get_opt(NAME).await.with_context(|| format!("reading the Lease {NAME}"))?;
+            let found = leases.get_opt(NAME).await.map_err(explained)?;
             match (found, first) {
                 (Some(lease), _) => Ok(lease),
                 (None, None) => return Ok(None),
@@ -119,13 +120,27 @@ async fn ask(leases: &Api<Lease>, request: LeaseRequest<Version>, first: Option<
         Ok(lease) => Ok(Some(state(lease))),
         // Another announcer was faster, or the Lease was deleted.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
-        Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403) => bail!(
-            "the API server does not let this agent write the Lease {NAME}: {}; bind its account to a role that grants \
-             it, as deploy/components/announce does",
-            status.message
-        ),
-        Err(error) => Err(error).with_context(|| format!("writing the Lease {NAME}")),
+        Err(error) => Err(explained(error)),
     }
+}
+
+/// Adds the cure of a refusal.
+fn explained(error: kube::Error) -> anyhow::Error {
+    let error = anyhow::Error::from(error);
+    if is_refusal(&error) {
+        return error.context(format!(
+            "the API server does not let this agent read and write the Lease {NAME}; bind its account to a role that \
+             grants it, as deploy/components/announce does"
+        ));
+    }
+    error.context(format!("asking for the Lease {NAME}"))
+}
+
+/// True if the API server refuses the request for lack of a right.
+pub(super) fn is_refusal(error: &anyhow::Error) -> bool {
+    let is_refusal =
+        |error: &kube::Error| matches!(error, kube::Error::Api(status) if matches!(status.code, 401 | 403));
+    error.downcast_ref::<kube::Error>().is_some_and(is_refusal)
 }
 
 /// The text of a membership.

@@ -1,6 +1,7 @@
 //! Announcing of load balancer addresses on the link: performs the protocol of `lb_core::announce` over UDP, with the
 //! Lease and the maps. It has a thread of its own, so that no pass of the reconciler delays a renewal.
 
+pub(crate) mod conflicts;
 mod key;
 pub(crate) mod lease;
 mod state;
@@ -197,7 +198,8 @@ impl Announcing {
         let wish = self.wish.borrow_and_update().clone();
         let is_cut_off = self.links.borrow_and_update().cannot_answer();
         let is_leaving = *self.leaving.borrow_and_update();
-        run.announcer.set_last(is_leaving || is_cut_off || (wish.addresses.is_some() && !wish.attracts));
+        run.announcer.set_last(is_leaving || (wish.addresses.is_some() && !wish.attracts));
+        run.announcer.set_cut_off(is_cut_off);
         if let Some(addresses) = wish.addresses {
             run.announcer.set_wished((*addresses).clone());
         }
@@ -321,7 +323,8 @@ impl Announcing {
             }
             Err(error) => {
                 run.vote.forget();
-                run.ask_after = now() + LEASE_RETRY;
+                // The API server gives no sign when it allows the request.
+                run.ask_after = now() + if lease::is_refusal(&error) { RETRY } else { LEASE_RETRY };
                 let text = format!("{error:#}");
                 if run.lease_error.as_ref() != Some(&text) {
                     warn!("the Lease {} is out of reach, retrying: {text}", lease::NAME);

@@ -2,6 +2,7 @@
 //! waiting; one task sends them to the API server at its own pace. The log has every problem, with or without an Event.
 
 mod problem;
+mod reporter;
 mod schedule;
 mod sender;
 
@@ -16,7 +17,10 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-pub(crate) use self::problem::{ProblemOrigin, ServiceEvent};
+pub(crate) use self::{
+    problem::{ProblemOrigin, ServiceEvent},
+    reporter::{Problems, Reporter},
+};
 use self::{
     schedule::{Next, Schedule},
     sender::Sender,

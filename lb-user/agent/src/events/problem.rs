@@ -19,6 +19,8 @@ pub(crate) enum ProblemOrigin {
     NodePort,
     /// Endpoints that clients of this node have ejected.
     Ejection,
+    /// Other hosts that claim addresses which this node announces.
+    Announcing,
     /// A `healthCheckNodePort` at this address of the node.
     HealthPort(SocketAddr),
 }

@@ -9,7 +9,8 @@ impl Announcer {
     /// True if the vote of the Lease is needed.
     #[must_use]
     pub fn needs_lease(&self, now: Time) -> bool {
-        let Some(membership) = self.membership.as_ref().filter(|_| !self.claims.is_empty()) else { return false };
+        let may = !self.claims.is_empty() && !self.is_cut_off;
+        let Some(membership) = self.membership.as_ref().filter(|_| may) else { return false };
         let votes = |node: &Node| *node == self.me || self.peers.alive(node, now).is_some_and(|state| !state.is_silent);
         let would_decide = |votes: &dyn Fn(&Node) -> bool| {
             !membership.is_majority(votes, false) && membership.is_majority(votes, true)

@@ -77,6 +77,7 @@ pub struct Announcer {
     /// node's vote.
     was_alone: bool,
     is_last: bool,
+    is_cut_off: bool,
     claims: BTreeMap<IpAddr, Claim>,
     lease_until: Time,
     is_lease_tied: bool,
@@ -155,6 +156,7 @@ impl Announcer {
             kept,
             was_alone,
             is_last: false,
+            is_cut_off: false,
             claims,
             lease_until: Time::ZERO,
             is_lease_tied: false,
@@ -178,6 +180,12 @@ impl Announcer {
     /// Sets whether other announcers go before this one.
     pub fn set_last(&mut self, is_last: bool) {
         self.is_last = is_last;
+    }
+
+    /// Sets whether no client reaches this node by its links. It claims nothing then: with the vote of the Lease, which
+    /// it may still reach, it would keep the addresses from the node that clients reach.
+    pub fn set_cut_off(&mut self, is_cut_off: bool) {
+        self.is_cut_off = is_cut_off;
     }
 
     /// Sets the membership that the Lease has. An older one has no effect.
@@ -349,7 +357,7 @@ impl Announcer {
             is_settled: now >= self.settled,
             is_silent: self.permits.is_silent(now),
             is_last: self.is_last || self.nodes.as_ref().is_some_and(|nodes| !nodes.contains(&self.me)),
-            is_willing: self.wished.is_some() || !self.kept.is_empty(),
+            is_willing: !self.is_cut_off && (self.wished.is_some() || !self.kept.is_empty()),
         }
     }
 
@@ -521,7 +529,7 @@ impl Announcer {
 
     fn send(&mut self, to: &Node, body: Body, now: Time) {
         self.sequence += 1;
-        let (echo, cookie) = self.peers.cookies(to);
+        let (echo, cookie) = self.peers.cookies(to, now);
         self.outbox.push(Datagram {
             from: self.me.clone(),
             to: to.clone(),

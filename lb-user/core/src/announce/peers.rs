@@ -1,6 +1,7 @@
 //! The other announcers: their last known state, and which of their datagrams are new. A receiver takes a datagram only
-//! if it echoes the receiver's cookie and its number is higher than all before, so that one recorded on the link, late
-//! or sent twice has no effect, over restarts of both.
+//! if it echoes a cookie of the receiver and its number is higher than all before, so that one recorded on the link,
+//! late or sent twice has no effect, over restarts of both. Cookies are replaced all the time, so that an announcer
+//! that sends and hears nothing counts as dead.
 
 use std::collections::BTreeMap;
 
@@ -8,6 +9,9 @@ use super::{Datagram, Node, PeerState, SILENCE, Time, choice::mix};
 
 /// Least time between two answers to datagrams that were not taken.
 const HELLO_INTERVAL: Time = Time::from_millis(50);
+
+/// Least time between two cookies for a peer. The one before is good, too.
+const COOKIE_INTERVAL: Time = Time::from_millis(500);
 
 /// All other announcers that have sent a datagram.
 #[derive(Debug)]
@@ -22,8 +26,11 @@ struct Peer {
     /// The session of the last datagram taken; none before one was.
     session: Option<u64>,
     sequence: u64,
-    /// The number that it must echo.
+    /// The number that it must echo, and the time since when.
     cookie: u64,
+    issued: Time,
+    /// The number before, which is as good.
+    cookie_before: Option<u64>,
     /// The number that it asks to see.
     echo: u64,
     state: PeerState,
@@ -32,9 +39,10 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(cookie: u64) -> Self {
-        let state = PeerState::default();
-        Self { session: None, sequence: 0, cookie, echo: 0, state, heard: Time::ZERO, answered: None }
+    fn new(cookie: u64, now: Time) -> Self {
+        let (state, heard) = (PeerState::default(), Time::ZERO);
+        let (issued, cookie_before) = (now, None);
+        Self { session: None, sequence: 0, cookie, issued, cookie_before, echo: 0, state, heard, answered: None }
     }
 }
 
@@ -59,8 +67,8 @@ impl Peers {
 
     pub(super) fn receive(&mut self, datagram: &Datagram, now: Time) -> Reception {
         let new_cookie = self.next_cookie();
-        let peer = self.peers.entry(datagram.from.clone()).or_insert_with(|| Peer::new(new_cookie));
-        if datagram.echo != peer.cookie {
+        let peer = self.peers.entry(datagram.from.clone()).or_insert_with(|| Peer::new(new_cookie, now));
+        if datagram.echo != peer.cookie && Some(datagram.echo) != peer.cookie_before {
             // A wrong cookie costs a round, no more: its receiver answers with the right one.
             peer.echo = datagram.cookie;
             if peer.answered.is_some_and(|answered| now < answered + HELLO_INTERVAL) {
@@ -78,8 +86,8 @@ impl Peers {
             }
             before => {
                 if before.is_some() {
-                    // Datagrams of the session before have the old cookie.
-                    peer.cookie = new_cookie;
+                    // Datagrams of the session before have the old cookies.
+                    (peer.cookie, peer.issued, peer.cookie_before) = (new_cookie, now, None);
                 }
                 peer.session = Some(datagram.session);
                 Reception::First
@@ -96,9 +104,13 @@ impl Peers {
     }
 
     /// Returns the number that the peer asks to see, and the number to ask it for.
-    pub(super) fn cookies(&mut self, node: &Node) -> (u64, u64) {
+    pub(super) fn cookies(&mut self, node: &Node, now: Time) -> (u64, u64) {
         let new_cookie = self.next_cookie();
-        let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(new_cookie));
+        let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(new_cookie, now));
+        if now >= peer.issued + COOKIE_INTERVAL {
+            peer.cookie_before = Some(std::mem::replace(&mut peer.cookie, new_cookie));
+            peer.issued = now;
+        }
         (peer.echo, peer.cookie)
     }
 

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use lb_common::{Addr, AddrPort, Family, FrontendKey, Kind, Proto};
+use lb_common::{Addr, AddrPort, Family, FrontendKey, Kind, LinkAddr, Proto};
 
 use crate::{objects::Key, port_ranges::PortSpan};
 
@@ -36,6 +36,8 @@ pub enum WarningReason {
     LoadBalancerAddress,
     /// A pool of load balancer addresses does not allot all that it has.
     AddressPool,
+    /// Another host claims a load balancer address that the node announces.
+    AddressConflict,
     /// The clients of another Service are not redirected.
     RedirectRefused,
     /// A map is full, and the Service stays as it was.
@@ -62,6 +64,7 @@ impl WarningReason {
             Self::EndpointEjected => "EndpointEjected",
             Self::LoadBalancerAddress => "LoadBalancerAddress",
             Self::AddressPool => "AddressPoolProblem",
+            Self::AddressConflict => "AddressConflict",
             Self::RedirectRefused => "RedirectRefused",
             Self::NoRoom => "NoRoom",
             Self::NodePortInUse => "NodePortInUse",
@@ -157,6 +160,13 @@ pub enum Warning {
         port: Option<u16>,
         /// The clients, without their number, which changes all the time.
         clients: EjectingClients,
+    },
+    /// Another host claims a load balancer address that the node announces on the link.
+    AddressConflict {
+        /// The address.
+        address: IpAddr,
+        /// Link address of the other host.
+        link: LinkAddr,
     },
     /// `beeline.io/prefer-local` beside `internalTrafficPolicy: Local`.
     PreferenceUnderLocal,
@@ -420,6 +430,7 @@ impl Warning {
             | Self::EjectionWithoutTcp
             | Self::PreferenceUnderLocal => WarningReason::CheckService,
             Self::Ejected { .. } => WarningReason::EndpointEjected,
+            Self::AddressConflict { .. } => WarningReason::AddressConflict,
             Self::LoadBalancerAddress(_) => WarningReason::LoadBalancerAddress,
             Self::AddressPool(_) => WarningReason::AddressPool,
             Self::RedirectRefused { .. } | Self::RedirectAttempt { .. } => WarningReason::RedirectRefused,

@@ -65,6 +65,10 @@ impl Warning {
             Self::Ejected { clients: EjectingClients::Several, .. } => {
                 "check that server, and the routes and policies of that node; a connect that succeeds brings it back"
             }
+            Self::AddressConflict { .. } => {
+                "find the host by its link address (the table of the switch, `ip neigh`), and take the address from \
+                 it, or from the pool"
+            }
             Self::PreferenceUnderLocal => "set internalTrafficPolicy to Cluster, or remove the annotation",
             Self::RedirectRefused { target, refusal } => return Some(refusal.cure(target)),
             Self::RedirectAttempt { sources, count } => {
@@ -191,6 +195,11 @@ impl Warning {
                 };
                 write!(f, " is ejected by {clients} of the node, whose connects to it fail")
             }
+            Self::AddressConflict { address, link } => write!(
+                f,
+                "another host on the link, {link}, claims {address}, which the node announces: clients reach one or \
+                 the other"
+            ),
             Self::PreferenceUnderLocal => f.write_str(
                 "annotation beeline.io/prefer-local has no effect at cluster IPs, since internalTrafficPolicy is \
                  Local: calls fail while no endpoint is on the node",

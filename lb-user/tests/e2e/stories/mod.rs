@@ -1,5 +1,6 @@
 //! The stories, which run one after the other in one cluster.
 
+mod announce;
 mod beside;
 mod docker;
 mod host_ports;
@@ -28,6 +29,7 @@ fn stories() -> Vec<Story> {
         host_ports::STORIES,
         of_the_network,
         life::STORIES,
+        announce::STORIES,
         nodes::STORIES,
         plain::STORIES,
         beside::STORIES,

@@ -115,6 +115,21 @@ fn a_scrape_has_the_expected_text() {
 }
 
 #[test]
+fn the_dashboard_and_the_alerts_name_metrics_that_announcers_have() {
+    let known = families(&text(scrape()).expect("memory"));
+    for text in [
+        include_str!("../../../../../deploy/monitoring/dashboard.json"),
+        include_str!("../../../../../deploy/monitoring/alerts.yaml"),
+    ] {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let used: BTreeSet<String> =
+            words.filter(|word| word.starts_with("beeline_announce")).map(str::to_owned).collect();
+        let unknown: Vec<_> = used.difference(&known).collect();
+        assert!(used.len() > 1 && unknown.is_empty(), "{unknown:?}");
+    }
+}
+
+#[test]
 fn without_maps_a_scrape_has_the_other_metrics() {
     let full = families(&text(scrape()).expect("memory"));
     let without = families(&text(Scrape { kernel: None, ..scrape() }).expect("memory"));

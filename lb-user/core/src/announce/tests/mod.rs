@@ -183,6 +183,49 @@ fn a_drain_hands_over_without_a_gap_that_a_client_sees() {
 }
 
 #[test]
+fn a_node_whose_links_are_down_leaves_the_vote_of_the_lease_to_the_other_one() {
+    for seed in seeds() {
+        let mut model = at_rest(seed, 2);
+        let phase = model.random.below(1000) * MS;
+        model.run_for(phase);
+        let lost = model.holders(&address(1))[0];
+        let other = 1 - lost;
+        // Both reach the API server.
+        model.machines[lost].agent.as_mut().expect("an agent").announcer.set_cut_off(true);
+        model.cut.extend([(lost, other), (other, lost)]);
+        model.run_for(3000 * MS);
+        let until = model.now + 10_000 * MS;
+        while model.now < until {
+            model.run_for(100 * MS);
+            let lacks = model.wished.keys().find(|addr| model.holders(addr) != [other]);
+            assert_eq!(lacks, None, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_sends_and_hears_nothing_or_hears_and_sends_nothing_is_replaced() {
+    for seed in seeds() {
+        for (count, is_deaf) in [(2, true), (2, false), (3, true), (3, false)] {
+            let mut model = at_rest(seed, count);
+            let phase = model.random.below(1000) * MS;
+            model.run_for(phase);
+            model.faults.loss = 0;
+            let lost = model.holders(&address(1))[0];
+            for other in (0..count).filter(|i| *i != lost) {
+                model.cut.insert(if is_deaf { (other, lost) } else { (lost, other) });
+            }
+            model.run_for(3000 * MS);
+            for _ in 0..100 {
+                model.run_for(100 * MS);
+                let lacks = model.wished.keys().find(|addr| model.holders(addr).is_empty());
+                assert_eq!(lacks, None, "seed {seed}, {count} nodes, deaf: {is_deaf}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_node_that_comes_takes_its_share_without_a_gap_that_a_client_sees() {
     for count in [2, 3] {
         let mut model = at_rest(6, count);

@@ -1,0 +1,174 @@
+//! Announcing on the link, with real agents, a real bridge and a real API server: a client asks by ARP all the time who
+//! has each address, and counts the answers to each question.
+
+mod conflict;
+mod cut_off;
+mod wire;
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use lb_core::announce::{Node, choose};
+use lb_lab::{
+    api_server::ApiServer,
+    arp_client::{ArpClient, LinkAddress},
+};
+use rustix::process::Signal;
+
+pub(crate) use conflict::a_host_that_claims_an_announced_address_is_told_by_an_event;
+pub(crate) use cut_off::a_node_that_is_cut_off_stops_before_another_begins;
+
+use crate::{
+    agent::{KubeTestAgent, until},
+    bootstrap::is_skipped,
+};
+use wire::{ADDRESSES, Wire, address, delete_objects, lease, make_objects, name, signal, until_answered, until_group};
+
+/// The time within which a node that has lost its power is replaced.
+const REPLACED: Duration = Duration::from_secs(3);
+
+/// A group whose addresses are where the hash says, with a client that asks all the time.
+struct Group {
+    wire: Wire,
+    client: ArpClient,
+    agents: Vec<KubeTestAgent>,
+    /// Link addresses of the nodes.
+    macs: Vec<LinkAddress>,
+    /// Link address of the holder of each address.
+    holders: BTreeMap<Ipv4Addr, LinkAddress>,
+    /// Number of the node that holds the first address.
+    holder: usize,
+}
+
+impl Group {
+    fn start(server: &ApiServer, count: usize) -> Self {
+        make_objects(server, count);
+        let wire = Wire::make(server, count);
+        let client = wire.client();
+        let macs: Vec<LinkAddress> = (1..=count).map(|number| wire.mac(number)).collect();
+        let agents: Vec<KubeTestAgent> = (1..=count).map(|number| wire.start_agent(number)).collect();
+        until_group(server, &(1..=count).collect::<Vec<_>>());
+        let names: Vec<Node> = (1..=count).map(|number| name(number).into()).collect();
+        let chosen = |last: u8| {
+            let node = choose(address(last).into(), names.iter().map(|node| (node, false))).expect("a node");
+            let index = names.iter().position(|name| name == node).expect("one of them");
+            (address(last), macs[index])
+        };
+        let holders: BTreeMap<Ipv4Addr, LinkAddress> = (1..=ADDRESSES).map(chosen).collect();
+        until_answered(&client, "the addresses are where the hash says", |addr, mac| mac == holders[&addr]);
+        let holder = 1 + macs.iter().position(|mac| *mac == holders[&address(1)]).expect("a node");
+        Self { wire, client, agents, macs, holders, holder }
+    }
+
+    fn until_others_answer(&self) {
+        until_answered(&self.client, "others answer", |_, mac| mac != self.macs[self.holder - 1]);
+    }
+
+    fn until_holders_are_back(&self) {
+        until_answered(&self.client, "the addresses are back", |addr, mac| mac == self.holders[&addr]);
+    }
+
+    /// Prints the longest time since `start` in which an address had no answer, and asserts that it is short.
+    fn assert_gap(&self, what: &str, start: Instant, most: Duration) {
+        let (count, gap) = (self.agents.len(), self.client.longest_gap(start));
+        println!("{count} nodes: {what}: {gap:?} without an answer");
+        assert!(gap < most, "{gap:?}");
+    }
+
+    /// Ends the client, which has seen no question with two answers, and the agents.
+    fn end(self, server: &ApiServer) {
+        let count = self.agents.len();
+        let questions = self.client.end();
+        println!("{count} nodes: {questions} questions, none with two answers");
+        drop((self.agents, self.wire));
+        delete_objects(server, count);
+    }
+}
+
+/// An agent that may not read the Lease says so, asks seldom, and takes part when it may.
+pub(crate) fn an_announcer_needs_the_right_to_its_lease(server: &mut ApiServer) {
+    if is_skipped() {
+        return;
+    }
+    make_objects(server, 1);
+    let wire = Wire::make(server, 1);
+    let client = wire.client();
+    server.kubectl(&["delete", "rolebinding/beeline", "--namespace=kube-system"]);
+    let agent = wire.start_agent(1);
+    until("the log has the cure", || agent.log().contains("bind its account to a role that grants it"));
+    let asked = || agent.log().matches("API server answers").count();
+    let before = asked();
+    std::thread::sleep(Duration::from_secs(5));
+    // Other parts of the agent may ask, too.
+    assert!(asked() <= before + 2, "{}", agent.log());
+    let _same_credentials = crate::deploy::announcer_account(server);
+    until_group(server, &[1]);
+    until_answered(&client, "every address has an answerer", |_, _| true);
+    assert_eq!(agent.log().matches("bind its account").count(), 1, "it is logged once");
+    client.end();
+    drop((agent, wire));
+    delete_objects(server, 1);
+}
+
+/// Two and three nodes: the loss of a holder, its return, a restart and a drain. No question ever has two answers.
+pub(crate) fn one_node_answers_whatever_fails(server: &mut ApiServer) {
+    if is_skipped() {
+        return;
+    }
+    for count in [2, 3] {
+        let mut group = Group::start(server, count);
+        let lost = group.holder;
+        until("nothing is written in the usual state", || {
+            let before = lease(server);
+            std::thread::sleep(Duration::from_secs(3));
+            lease(server) == before && before.holder.is_empty()
+        });
+        group.until_holders_are_back();
+
+        // Power loss: the node's link goes, and its processes stand still.
+        let start = Instant::now();
+        signal(&group.agents[lost - 1], Signal::STOP);
+        group.wire.set_link(lost, "down");
+        group.until_others_answer();
+        group.assert_gap("power loss of a holder", start, REPLACED);
+
+        // The node comes back, first the link and then the processes, and then its addresses.
+        group.wire.set_link(lost, "up");
+        std::thread::sleep(Duration::from_secs(1));
+        let start = Instant::now();
+        signal(&group.agents[lost - 1], Signal::CONT);
+        group.until_holders_are_back();
+        group.assert_gap("return of the node", start, REPLACED);
+
+        // The API server gives its vote back.
+        until("the Lease has no holder", || lease(server).holder.is_empty());
+
+        // An agent in a pod ends and another one starts.
+        let start = Instant::now();
+        signal(&group.agents[lost - 1], Signal::TERM);
+        group.until_others_answer();
+        group.assert_gap("end of an agent", start, Duration::from_secs(1));
+        let start = Instant::now();
+        group.agents[lost - 1] = group.wire.start_agent(lost);
+        group.until_holders_are_back();
+        group.assert_gap("the next agent", start, REPLACED);
+
+        // A drain.
+        let start = Instant::now();
+        server.kubectl(&["patch", &format!("node/{}", name(lost)), r#"--patch={"spec":{"unschedulable":true}}"#]);
+        group.until_others_answer();
+        group.assert_gap("drain", start, Duration::from_secs(1));
+        let shown = group.wire.beeline(lost, &["get", "addresses"]);
+        assert_eq!(shown.matches("not here").count(), usize::from(ADDRESSES), "{shown}");
+
+        // A node leaves the group.
+        server.kubectl(&["label", &format!("node/{}", name(lost)), "beeline.io/announcer-"]);
+        let left: Vec<usize> = (1..=count).filter(|number| *number != lost).collect();
+        until_group(server, &left);
+        group.until_others_answer();
+        group.end(server);
+    }
+}

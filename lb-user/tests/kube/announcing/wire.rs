@@ -1,0 +1,212 @@
+//! Announcers at a bridge, with a client, and their objects.
+
+use std::{fs, net::Ipv4Addr, path::PathBuf, process::Command, time::Duration};
+
+use lb_kernel::packet_socket::{PacketSocket, ReceivedFrames};
+use lb_lab::{
+    LabNamespace,
+    api_server::ApiServer,
+    arp_client::{ArpClient, LinkAddress},
+    link::LinkSpec,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::{
+    agent::{KubeTestAgent, until},
+    deploy,
+    node::KubeTestNode,
+};
+
+/// Number of load balancer addresses: 10.99.0.201 and so on.
+pub(crate) const ADDRESSES: u8 = 4;
+/// Interval of questions for each address.
+const ROUND: Duration = Duration::from_millis(20);
+/// The namespace of the Lease.
+const NAMESPACE: &str = "--namespace=kube-system";
+
+pub(crate) fn address(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 99, 0, 200 + last)
+}
+
+pub(crate) fn name(number: usize) -> String {
+    format!("n{number}")
+}
+
+/// Nodes at a bridge, the client, and what agents need.
+pub(crate) struct Wire {
+    bridge: LabNamespace,
+    client: LabNamespace,
+    pub(crate) nodes: Vec<KubeTestNode>,
+    /// Credentials of the agents: the account of `deploy/components/announce`.
+    kubeconfig: PathBuf,
+    directory: TempDir,
+}
+
+impl Wire {
+    pub(crate) fn make(server: &ApiServer, count: usize) -> Self {
+        let (bridge, client) = (LabNamespace::new(), LabNamespace::new());
+        bridge.setup().link("wire", &LinkSpec::bridge()).apply();
+        bridge.setup().link("client", &LinkSpec::veth_to(&client, "eth0").port_of("wire")).apply();
+        client.setup().up("eth0").apply();
+        let node = |number: usize| {
+            let node = KubeTestNode::named(&format!("announcer-{number}"));
+            let net = node.net();
+            bridge.setup().link(&name(number), &LinkSpec::veth_to(net, "eth0").port_of("wire")).apply();
+            net.setup().up("eth0").address("eth0", &format!("10.99.0.{}/24", 10 + number)).apply();
+            lb_lab::relay::relay(net, server.port());
+            node
+        };
+        let nodes = (1..=count).map(node).collect();
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("key"), "0123456789abcdef0123456789abcdef\n").expect("a file");
+        let kubeconfig = deploy::announcer_account(server);
+        Self { bridge, client, nodes, kubeconfig, directory }
+    }
+
+    /// Starts the client.
+    pub(crate) fn client(&self) -> ArpClient {
+        self.client_of((1..=ADDRESSES).map(address), ROUND)
+    }
+
+    /// Starts a client that asks for other addresses.
+    pub(crate) fn client_of(&self, addresses: impl IntoIterator<Item = Ipv4Addr>, interval: Duration) -> ArpClient {
+        let link = self.client.run(&["ip", "-oneline", "link", "show", "eth0"]);
+        let index = link.split(':').next().and_then(|index| index.parse().ok()).expect("an index");
+        let open = || PacketSocket::open_for(index, ReceivedFrames::Arp);
+        let socket = self.client.enter(open).expect("a packet socket");
+        ArpClient::start(socket, Ipv4Addr::new(10, 99, 0, 100), addresses, interval)
+    }
+
+    /// The namespace of the client.
+    pub(crate) fn client_host(&self) -> &LabNamespace {
+        &self.client
+    }
+
+    /// Link address of a node.
+    pub(crate) fn mac(&self, number: usize) -> LinkAddress {
+        let link = self.nodes[number - 1].net().run(&["ip", "-oneline", "link", "show", "eth0"]);
+        let (_, after) = link.split_once("link/ether ").expect("an Ethernet link");
+        let text = after.split(' ').next().expect("an address");
+        let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("hex")).collect();
+        bytes.try_into().expect("6 bytes")
+    }
+
+    /// Connects a node to the bridge (`up`), or takes it off (`down`).
+    pub(crate) fn set_link(&self, number: usize, state: &str) {
+        self.bridge.setup().ip(&format!("link set {} {state}", name(number))).apply();
+    }
+
+    /// Lets a node reach the API server (`up`), or not (`down`). Its way there is the loopback device.
+    pub(crate) fn set_way_to_api_server(&self, number: usize, state: &str) {
+        self.nodes[number - 1].net().setup().ip(&format!("link set lo {state}")).apply();
+    }
+
+    /// Starts the agent of a node, as in a pod.
+    pub(crate) fn start_agent(&self, number: usize) -> KubeTestAgent {
+        self.start_agent_with(number, "")
+    }
+
+    /// As [`Wire::start_agent`], with additional options as in its configuration file.
+    pub(crate) fn start_agent_with(&self, number: usize, flags: &str) -> KubeTestAgent {
+        let flags = self.flags() + flags;
+        KubeTestAgent::start_at(&self.nodes[number - 1], &name(number), &self.kubeconfig, &flags)
+    }
+
+    fn flags(&self) -> String {
+        let key = self.directory.path().join("key");
+        format!("announce: beeline.io/announcer\nannounce-key-file: {}\n", key.display())
+    }
+
+    /// Runs a command of `beeline` on a node.
+    pub(crate) fn beeline(&self, number: usize, arguments: &[&str]) -> String {
+        let node = &self.nodes[number - 1];
+        let mut command: Command = node.command(env!("CARGO_BIN_EXE_beeline"));
+        let output = command.arg("--pins").arg(node.pins()).args(arguments).output().expect("a command");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+/// Makes the Nodes, with the label of announcers.
+pub(crate) fn make_nodes(server: &ApiServer, count: usize) {
+    for number in 1..=count {
+        server.apply(&format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {}, labels: {{beeline.io/announcer: ''}}}}\n",
+            name(number)
+        ));
+        let status = format!(
+            r#"--patch={{"status":{{"addresses":[{{"type":"InternalIP","address":"10.99.0.{}"}}]}}}}"#,
+            10 + number
+        );
+        server.kubectl(&["patch", &format!("node/{}", name(number)), "--subresource=status", "--type=merge", &status]);
+    }
+}
+
+/// Makes the Nodes, and Services with addresses.
+pub(crate) fn make_objects(server: &ApiServer, count: usize) {
+    make_nodes(server, count);
+    for last in 1..=ADDRESSES {
+        server.apply(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: announced-{last}}}\n\
+             spec: {{type: LoadBalancer, allocateLoadBalancerNodePorts: false, ports: [{{port: 80}}]}}\n"
+        ));
+        let status = format!(r#"--patch={{"status":{{"loadBalancer":{{"ingress":[{{"ip":"{}"}}]}}}}}}"#, address(last));
+        let service = format!("service/announced-{last}");
+        server.kubectl(&["patch", &service, "--subresource=status", "--type=merge", &status]);
+    }
+}
+
+/// Deletes the Nodes, the Lease, and the account.
+pub(crate) fn delete_nodes(server: &ApiServer, count: usize) {
+    for number in 1..=count {
+        server.kubectl(&["delete", &format!("node/{}", name(number))]);
+    }
+    server.kubectl(&["delete", "lease/beeline-announce", NAMESPACE]);
+    deploy::delete_announcers(server);
+}
+
+/// Deletes the objects, too.
+pub(crate) fn delete_objects(server: &ApiServer, count: usize) {
+    for last in 1..=ADDRESSES {
+        server.kubectl(&["delete", &format!("service/announced-{last}")]);
+    }
+    delete_nodes(server, count);
+}
+
+pub(crate) fn signal(agent: &KubeTestAgent, signal: Signal) {
+    let pid = Pid::from_raw(agent.pid().try_into().expect("a pid")).expect("a pid");
+    kill_process(pid, signal).expect("our own child");
+}
+
+/// The Lease.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct AnnouncersLease {
+    pub(crate) version: String,
+    /// The announcer with the vote of the API server, if there is one.
+    pub(crate) holder: String,
+    members: String,
+}
+
+/// Reads the Lease.
+pub(crate) fn lease(server: &ApiServer) -> AnnouncersLease {
+    let path = concat!(
+        "--output=jsonpath={.metadata.resourceVersion}|{.spec.holderIdentity}|",
+        r"{.metadata.annotations.beeline\.io/announcers}"
+    );
+    let text = server.try_kubectl(&["get", "lease/beeline-announce", NAMESPACE, path], "").unwrap_or_default();
+    let mut parts = text.splitn(3, '|').map(str::to_owned);
+    let mut next = || parts.next().unwrap_or_default();
+    AnnouncersLease { version: next(), holder: next(), members: next() }
+}
+
+/// Waits until the group has these members, and no change is under way.
+pub(crate) fn until_group(server: &ApiServer, numbers: &[usize]) {
+    let members: Vec<String> = numbers.iter().map(|number| format!("\"{}\"", name(*number))).collect();
+    let expected = format!("\"members\":[{}]}}", members.join(","));
+    until(&expected, || lease(server).members.ends_with(&expected));
+}
+
+/// Waits until every address has an answerer for which `is_so`.
+pub(crate) fn until_answered(client: &ArpClient, what: &str, is_so: impl Fn(Ipv4Addr, LinkAddress) -> bool) {
+    until(what, || client.all_answered_by(&is_so));
+}

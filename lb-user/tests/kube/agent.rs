@@ -75,11 +75,31 @@ impl KubeTestAgent {
         Self::launch(command, node_name, node.cgroup(), kubeconfig, flags)
     }
 
+    /// Starts a program as the agent of a node, as a service of the host.
+    pub(crate) fn start_service(
+        program: &Path,
+        node: &KubeTestNode,
+        node_name: &str,
+        kubeconfig: &Path,
+        flags: &str,
+    ) -> Self {
+        let mut command = Self::on(node, program);
+        command.env_remove("KUBERNETES_SERVICE_HOST");
+        Self::launch(command, node_name, node.cgroup(), kubeconfig, flags)
+    }
+
     fn on(node: &KubeTestNode, program: &Path) -> Command {
         let mut command = node.command("sh");
         let script = "exec \"$0\" --pins \"$1\" run --config \"$BEELINE_TEST_DIRECTORY/beeline.yaml\"";
         command.args(["-ec", script]).arg(program).arg(node.pins());
         command
+    }
+
+    /// Ends it as a service manager does.
+    pub(crate) fn terminate(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our own child");
+        self.child.wait().expect("our own child");
     }
 
     fn launch(mut command: Command, node_name: &str, cgroup: &Path, kubeconfig: &Path, flags: &str) -> Self {

@@ -21,14 +21,14 @@ use crate::{
 };
 
 /// A running controller, killed when dropped.
-struct Controller {
+pub(crate) struct Controller {
     process: ChildProcess,
     port: u16,
     _directory: TempDir,
 }
 
 impl Controller {
-    fn start(kubeconfig: &Path, flags: &[&str]) -> Self {
+    pub(crate) fn start(kubeconfig: &Path, flags: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let port = free_port();
         let mut command = Command::new(env!("CARGO_BIN_EXE_beeline"));
@@ -39,12 +39,12 @@ impl Controller {
     }
 
     /// The value of a metric with its labels.
-    fn metric(&self, name: &str) -> Option<f64> {
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
         let (_, text) = http_get(self.port, "/metrics")?;
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
     }
 
-    fn is_leader(&self) -> bool {
+    pub(crate) fn is_leader(&self) -> bool {
         self.metric("beeline_lb_leader") == Some(1.0)
     }
 
@@ -71,7 +71,7 @@ impl Drop for Controller {
 }
 
 /// Installs the controller's account and the kind of pools; returns credentials of the account.
-fn install(server: &ApiServer) -> PathBuf {
+pub(crate) fn install(server: &ApiServer) -> PathBuf {
     let overlay = deploy().join("overlays/load-balancer");
     server.kubectl(&["apply", "-k", overlay.to_str().expect("a path")]);
     server.kubectl(&["wait", "--for=condition=Established", "crd/addresspools.beeline.io"]);
@@ -79,14 +79,14 @@ fn install(server: &ApiServer) -> PathBuf {
     in_own_namespace(server.kubeconfig_with(token.trim()))
 }
 
-fn uninstall(server: &ApiServer) {
+pub(crate) fn uninstall(server: &ApiServer) {
     server.kubectl(&["delete", "services", "--selector=story=lb", "--all-namespaces"]);
     server.kubectl(&["delete", "addresspools", "--all"]);
     let _ = server.try_kubectl(&["delete", "lease/beeline-lb", "--namespace=kube-system"], "");
     server.kubectl(&["delete", "-k", deploy().join("overlays/load-balancer").to_str().expect("a path")]);
 }
 
-fn pool(name: &str, spec: &str) -> String {
+pub(crate) fn pool(name: &str, spec: &str) -> String {
     format!("---\napiVersion: beeline.io/v1alpha1\nkind: AddressPool\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
 }
 

@@ -36,7 +36,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 type Story = fn(&mut ApiServer);
 
-const STORIES: [(&str, Story); 34] = [
+const STORIES: [(&str, Story); 36] = [
     ("the_ranges_of_cluster_ips_are_those_of_the_api", the_ranges_of_cluster_ips_are_those_of_the_api),
     ("objects_are_added_changed_and_deleted", objects_are_added_changed_and_deleted),
     (
@@ -98,6 +98,11 @@ const STORIES: [(&str, Story); 34] = [
     (
         "a_host_that_claims_an_announced_address_is_told_by_an_event",
         announcing::a_host_that_claims_an_announced_address_is_told_by_an_event,
+    ),
+    ("a_thousand_addresses_are_announced", announcing::a_thousand_addresses_are_announced),
+    (
+        "announced_addresses_are_answered_over_changes_of_the_layout",
+        announcing::addresses_are_answered_over_changes_of_the_layout,
     ),
     ("the_source_survives_a_restart_of_the_server", the_source_survives_a_restart_of_the_server),
     ("a_compacted_history_leads_to_a_new_list", a_compacted_history_leads_to_a_new_list),

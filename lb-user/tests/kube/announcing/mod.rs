@@ -1,8 +1,10 @@
 //! Announcing on the link, with real agents, a real bridge and a real API server: a client asks by ARP all the time who
 //! has each address, and counts the answers to each question.
 
+mod burst;
 mod conflict;
 mod cut_off;
+mod upgrade;
 mod wire;
 
 use std::{
@@ -18,8 +20,10 @@ use lb_lab::{
 };
 use rustix::process::Signal;
 
+pub(crate) use burst::a_thousand_addresses_are_announced;
 pub(crate) use conflict::a_host_that_claims_an_announced_address_is_told_by_an_event;
 pub(crate) use cut_off::a_node_that_is_cut_off_stops_before_another_begins;
+pub(crate) use upgrade::addresses_are_answered_over_changes_of_the_layout;
 
 use crate::{
     agent::{KubeTestAgent, until},

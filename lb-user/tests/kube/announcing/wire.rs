@@ -1,6 +1,12 @@
 //! Announcers at a bridge, with a client, and their objects.
 
-use std::{fs, net::Ipv4Addr, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use lb_kernel::packet_socket::{PacketSocket, ReceivedFrames};
 use lb_lab::{
@@ -111,6 +117,12 @@ impl Wire {
     pub(crate) fn start_agent_with(&self, number: usize, flags: &str) -> KubeTestAgent {
         let flags = self.flags() + flags;
         KubeTestAgent::start_at(&self.nodes[number - 1], &name(number), &self.kubeconfig, &flags)
+    }
+
+    /// Starts a program as the agent of a node, as a service of the host.
+    pub(crate) fn start_service(&self, number: usize, program: &Path) -> KubeTestAgent {
+        let node = &self.nodes[number - 1];
+        KubeTestAgent::start_service(program, node, &name(number), &self.kubeconfig, &self.flags())
     }
 
     fn flags(&self) -> String {

@@ -28,6 +28,7 @@ const PROGRAMS: &str = "BEELINE_BIRD";
 /// The page with the configuration.
 const PAGE: &str = include_str!("../../../docs/operate/load-balancer-addresses.md");
 const ADDRESS: &str = "198.51.100.7";
+const ADDRESS6: &str = "2001:db8:64::7";
 /// Limit for a withdrawal, from the change to the route of the peer.
 const LIMIT: Duration = Duration::from_secs(1);
 
@@ -62,8 +63,9 @@ impl Drop for Bird {
 fn documented(own: &Host, peer: &Host) -> String {
     let start = PAGE.find("router id 192.0.2.1;").expect("the example");
     let example = PAGE[start..].split("```").next().expect("its end");
-    let (own, peer) = (own.v4.to_string(), peer.v4.to_string());
-    example.replace("192.0.2.254", &peer).replace("router id 192.0.2.1;", &format!("router id {own};"))
+    let (own, peer, peer6) = (own.v4.to_string(), peer.v4.to_string(), peer.v6.to_string());
+    let example = example.replace("192.0.2.254", &peer).replace("2001:db8::254", &peer6);
+    example.replace("router id 192.0.2.1;", &format!("router id {own};"))
 }
 
 /// A router outside, which uses all of its neighbours' routes at once.
@@ -71,38 +73,49 @@ fn router(own: &Host, nodes: [&Host; 2]) -> String {
     let sessions = nodes.map(|node| {
         format!(
             "protocol bgp {{ direct; local as 64512; neighbor {} as 64512; \
-             ipv4 {{ import all; export none; }}; }}\n",
-            node.v4
+             ipv4 {{ import all; export none; }}; }}\n\
+             protocol bgp {{ direct; local as 64512; neighbor {} as 64512; \
+             ipv6 {{ import all; export none; }}; }}\n",
+            node.v4, node.v6
         )
     });
     format!(
         "router id {};\nprotocol device {{}}\n\
-         protocol kernel {{ merge paths on; ipv4 {{ import none; export all; }}; }}\n{}",
+         protocol kernel {{ merge paths on; ipv4 {{ import none; export all; }}; }}\n\
+         protocol kernel {{ merge paths on; ipv6 {{ import none; export all; }}; }}\n{}",
         own.v4,
         sessions.concat()
     )
 }
 
-/// Nodes to which the router outside leads the address.
-fn next_hops(client: &Host) -> BTreeSet<IpAddr> {
-    let text = client.net.run(&["ip", "route", "show", ADDRESS]);
+/// Next hops by which the router outside leads to an address; of IPv6 they may be link-local.
+fn next_hops(client: &Host, family: &str, address: &str) -> BTreeSet<IpAddr> {
+    let text = client.net.run(&["ip", family, "route", "show", address]);
     let words: Vec<&str> = text.split_whitespace().collect();
     words.windows(2).filter(|pair| pair[0] == "via").filter_map(|pair| pair[1].parse().ok()).collect()
 }
 
-/// Waits until the router leads the address to these nodes, and returns the time that it took.
+/// Waits until the router leads the addresses to these nodes, and returns the time that it took.
 fn until_next_hops(client: &Host, expected: &[&Host]) -> Duration {
     let start = Instant::now();
     let expected: BTreeSet<IpAddr> = expected.iter().map(|host| host.v4.into()).collect();
-    until(&format!("{ADDRESS} by {expected:?}"), || next_hops(client) == expected);
+    until(&format!("{ADDRESS} by {expected:?}"), || next_hops(client, "-4", ADDRESS) == expected);
+    until(&format!("{ADDRESS6} by as many"), || next_hops(client, "-6", ADDRESS6).len() == expected.len());
     start.elapsed()
 }
 
-/// The backends that 40 connects of the client reach, none of which fails.
-fn reached(client: &Host) -> BTreeSet<String> {
-    let to: SocketAddr = format!("{ADDRESS}:80").parse().expect("an address");
-    let ask = || tcp_ask(to).expect("an answer").0;
-    client.net.enter(|| (0..40).map(|_| ask()).collect())
+/// Asserts that of 40 connects of the client to each address none fails, and that they reach the servers of all of
+/// these pods, and no others.
+#[track_caller]
+fn assert_reached(client: &Host, pods: &[&Host]) {
+    for address in [ADDRESS, ADDRESS6] {
+        let to = SocketAddr::new(address.parse().expect("an address"), 80);
+        let server = |pod: &&Host| SocketAddr::new(if to.is_ipv4() { pod.v4.into() } else { pod.v6.into() }, TARGET);
+        let expected: BTreeSet<String> = pods.iter().map(|pod| server(pod).to_string()).collect();
+        let ask = || tcp_ask(to).expect("an answer").0;
+        let reached: BTreeSet<String> = client.net.enter(|| (0..40).map(|_| ask()).collect());
+        assert_eq!(reached, expected, "{address}");
+    }
 }
 
 fn bird_announces(node: &mut StoryNode) {
@@ -112,6 +125,7 @@ fn bird_announces(node: &mut StoryNode) {
     pods.into_iter().for_each(serve);
     // By ports too, so that connections of one client go over both nodes.
     client.net.set("ipv4/fib_multipath_hash_policy", "1");
+    client.net.set("ipv6/fib_multipath_hash_policy", "1");
     let second = StoryNode {
         cgroup: node.cgroup.join("node2"),
         pins: node.pins.with_file_name("beeline2"),
@@ -124,7 +138,8 @@ fn bird_announces(node: &mut StoryNode) {
     // Each agent is on the node "here".
     let endpoints = |places: &[(&Host, &str)]| -> String {
         let endpoints: Vec<_> = places.iter().flat_map(|(pod, node)| addresses(pod).map(|ip| (ip, *node))).collect();
-        service("Local", &endpoints)
+        let both = format!("{{ip: {ADDRESS}}}, {{ip: \"{ADDRESS6}\"}}");
+        service("Local", &endpoints).replace(&format!("{{ip: {ADDRESS}}}"), &both)
     };
     let [one, two] = pods;
     node.write("web.yaml", &endpoints(&[(one, "here"), (two, "there")]));
@@ -140,8 +155,7 @@ fn bird_announces(node: &mut StoryNode) {
         Bird::start(node, client, &router(client, nodes)),
     ];
     println!("sessions and routes after {:?}", until_next_hops(client, &nodes));
-    let of = |pod: &Host| SocketAddr::from((pod.v4, TARGET)).to_string();
-    assert_eq!(reached(client), pods.map(of).into());
+    assert_reached(client, &pods);
 
     // The last local endpoint goes.
     second.write("web.yaml", &endpoints(&[(two, "here")]));
@@ -149,7 +163,7 @@ fn bird_announces(node: &mut StoryNode) {
     let took = until_next_hops(client, &[nodes[1]]);
     println!("withdrawn without a local endpoint after {took:?}");
     assert!(took < LIMIT, "{took:?}");
-    assert_eq!(reached(client), [of(two)].into());
+    assert_reached(client, &[two]);
     node.write("web.yaml", &endpoints(&[(one, "here"), (two, "there")]));
     println!("back after {:?}", until_next_hops(client, &nodes));
 
@@ -160,7 +174,7 @@ fn bird_announces(node: &mut StoryNode) {
     let took = until_next_hops(client, &[nodes[1]]);
     println!("withdrawn from a cordoned node after {took:?}");
     assert!(took < LIMIT, "{took:?}");
-    assert_eq!(reached(client), [of(two)].into());
+    assert_reached(client, &[two]);
     node.write("node.yaml", &cordoned(false));
     until_next_hops(client, &nodes);
 }

@@ -48,7 +48,10 @@ fn line(addr: IpAddr, candidates: &Candidates, is_here: bool, members: Option<&B
         (None, _) => format!("{addr}: {here}; no announcer of {} has a ready endpoint", members.len()),
         (Some(only), 1) => format!("{addr}: {here}; {only} is the only one of {of}"),
         (Some(chosen), _) => {
-            format!("{addr}: {here}; of {of}, {chosen} has the highest hash of address and name, and goes first")
+            format!(
+                "{addr}: {here}; of {of}, {chosen} has the highest hash of address and name, and goes first, unless it \
+                     is drained or has no link in the network of the address"
+            )
         }
     }
 }
@@ -74,7 +77,7 @@ mod tests {
             Some(&["a", "b"]),
             &format!(
                 "192.0.2.7: not by this node; of the announcers a, b, {chosen} has the highest hash of address and \
-                 name, and goes first"
+                 name, and goes first, unless it is drained or has no link in the network of the address"
             ),
         );
         check(

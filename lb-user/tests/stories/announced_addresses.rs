@@ -66,7 +66,8 @@ fn serve_at_addresses(node: &StoryNode, lan: &Lan) {
 fn announce_at_node1(node: &StoryNode, lan: &Lan) -> AnnouncedAddresses {
     until("eth0 may answer", || announced_addresses::read(&node.maps()).is_ok_and(|state| !state.links.is_empty()));
     let state = announced_addresses::read(&node.maps()).expect("the maps");
-    let link = |(index, address): (u32, LinkAddr)| (index, AnsweringLink { address, has_carrier: true });
+    let link =
+        |(index, address): (u32, LinkAddr)| (index, AnsweringLink { address, has_carrier: true, networks: Vec::new() });
     let by_index: BTreeMap<_, _> = state.links.into_iter().map(link).collect();
     let (links, receiver) = watch::channel(AnsweringLinks { by_index, is_known: true });
     let announced = AnnouncedAddresses::open(&Pins::at(node.pins.clone())).expect("the maps");

@@ -196,7 +196,9 @@ impl Announcing {
 
     fn take_wish(&mut self, run: &mut Run) {
         let wish = self.wish.borrow_and_update().clone();
-        let is_cut_off = self.links.borrow_and_update().cannot_answer();
+        let links = self.links.borrow_and_update().clone();
+        let is_cut_off = links.cannot_answer();
+        run.announcer.set_networks(links.networks());
         let is_leaving = *self.leaving.borrow_and_update();
         run.announcer.set_last(is_leaving || (wish.addresses.is_some() && !wish.attracts));
         run.announcer.set_cut_off(is_cut_off);

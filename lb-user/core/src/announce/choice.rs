@@ -52,9 +52,10 @@ pub fn merge<'a>(services: impl Iterator<Item = &'a (IpAddr, Candidates)>) -> BT
     sets.into_iter().map(|(addr, sets)| (addr, merged(sets))).collect()
 }
 
-/// Chooses among candidates. Candidates of which `is_last` is true are chosen only if there is no other.
-pub fn choose<'a>(addr: IpAddr, candidates: impl Iterator<Item = (&'a Node, bool)>) -> Option<&'a Node> {
-    candidates.min_by_key(|(node, is_last)| (*is_last, Reverse((hash(addr, node), *node)))).map(|(node, _)| node)
+/// Chooses among candidates, each with its rank: a lower one goes first.
+pub fn choose<'a, R: Ord>(addr: IpAddr, candidates: impl Iterator<Item = (&'a Node, R)>) -> Option<&'a Node> {
+    let key = |(node, rank): (&'a Node, R)| (rank, Reverse((hash(addr, node), node)));
+    candidates.map(key).min().map(|(_, Reverse((_, node)))| node)
 }
 
 /// Hash of an address and a name: FNV-1a with a finalizer, since all nodes, of all versions, must agree on it.
@@ -135,6 +136,6 @@ mod tests {
         assert_eq!(chosen([true, false]), Some(nodes[1].clone()));
         assert_eq!(chosen([false, true]), Some(nodes[0].clone()));
         assert_eq!(chosen([true, true]), chosen([false, false]));
-        assert_eq!(choose(addr, std::iter::empty()), None);
+        assert_eq!(choose::<bool>(addr, std::iter::empty()), None);
     }
 }

@@ -1,6 +1,8 @@
 //! The datagrams between announcers, as values.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
 
 use super::{Membership, Node, Time};
 
@@ -8,6 +10,8 @@ use super::{Membership, Node, Time};
 pub const MAX_ADDRESSES: usize = 64;
 /// Most members of a group.
 pub const MAX_MEMBERS: usize = 64;
+/// Most networks of a node.
+pub const MAX_NETWORKS: usize = 16;
 /// Most bytes of the name of a node, as in Kubernetes.
 pub const MAX_NAME: usize = 253;
 
@@ -33,7 +37,7 @@ pub struct Datagram {
 }
 
 /// The state that an announcer tells with each datagram.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PeerState {
     /// Version of the membership that it has; 0 before it has one.
     pub version: u64,
@@ -45,6 +49,16 @@ pub struct PeerState {
     pub is_last: bool,
     /// True if it can answer for addresses.
     pub is_willing: bool,
+    /// Networks of its links with a carrier, in which hosts hear its answers.
+    pub networks: Arc<BTreeSet<IpNet>>,
+}
+
+impl PeerState {
+    /// Returns the rank of the node for an address; a lower one goes first. A node whose link to the network of the
+    /// address is down serves it less than one that is being drained.
+    pub(super) fn rank(&self, addr: &IpAddr) -> impl Ord + use<> {
+        (!self.networks.iter().any(|network| network.contains(addr)), self.is_last)
+    }
 }
 
 /// A message.

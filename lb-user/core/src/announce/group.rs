@@ -26,7 +26,7 @@ impl Announcer {
             return Some(membership.clone());
         }
         let has_settled = |node: &Node| {
-            let settled = |state: PeerState| state.version == membership.version && state.is_settled;
+            let settled = |state: &PeerState| state.version == membership.version && state.is_settled;
             if *node == self.me { now >= self.settled } else { self.peers.alive(node, now).is_some_and(settled) }
         };
         let may_change = membership.contains(&self.me)

@@ -23,8 +23,10 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
+
 pub use choice::{Candidates, choose, merge};
-pub use datagram::{Body, Datagram, MAX_ADDRESSES, MAX_MEMBERS, MAX_NAME, PeerState};
+pub use datagram::{Body, Datagram, MAX_ADDRESSES, MAX_MEMBERS, MAX_NAME, MAX_NETWORKS, PeerState};
 pub use lease::{LeaseRequest, LeaseState, LeaseVote};
 pub use membership::Membership;
 use peers::{Peers, Reception};
@@ -78,6 +80,8 @@ pub struct Announcer {
     was_alone: bool,
     is_last: bool,
     is_cut_off: bool,
+    /// Networks of links with a carrier.
+    networks: Arc<BTreeSet<IpNet>>,
     claims: BTreeMap<IpAddr, Claim>,
     lease_until: Time,
     is_lease_tied: bool,
@@ -157,6 +161,7 @@ impl Announcer {
             was_alone,
             is_last: false,
             is_cut_off: false,
+            networks: Arc::default(),
             claims,
             lease_until: Time::ZERO,
             is_lease_tied: false,
@@ -186,6 +191,12 @@ impl Announcer {
     /// it may still reach, it would keep the addresses from the node that clients reach.
     pub fn set_cut_off(&mut self, is_cut_off: bool) {
         self.is_cut_off = is_cut_off;
+    }
+
+    /// Sets the networks in which hosts hear this node's answers. A node with one that contains an address goes before
+    /// others there. Those over [`MAX_NETWORKS`] do not count.
+    pub fn set_networks(&mut self, networks: impl Iterator<Item = IpNet>) {
+        self.networks = Arc::new(networks.take(MAX_NETWORKS).collect());
     }
 
     /// Sets the membership that the Lease has. An older one has no effect.
@@ -335,15 +346,16 @@ impl Announcer {
     fn chosen(&self, addr: &IpAddr, now: Time) -> Option<&Node> {
         let (membership, candidates) = (self.membership.as_ref()?, self.candidates(addr)?);
         let newest = membership.newest();
+        let me = self.state(now);
         let state = |node: &Node| match *node == self.me {
-            true => Some(self.state(now)),
+            true => Some(&me),
             false => self.peers.alive(node, now),
         };
         // An announcer that has started can hold nothing new yet; it goes on with what it holds.
         let holds = |node: &Node| *node == self.me && self.permits.holder(addr, now).is_some_and(|(by, _)| by == node);
         let candidate = |node| {
             let state = state(node).filter(|state| state.is_willing && (!state.is_silent || holds(node)))?;
-            Some((node, state.is_last || !newest.contains(node)))
+            Some((node, (!newest.contains(node), state.rank(addr))))
         };
         let others = newest.iter().filter(|node| **node != self.me);
         let own = membership.contains(&self.me).then_some(&self.me);
@@ -358,6 +370,7 @@ impl Announcer {
             is_silent: self.permits.is_silent(now),
             is_last: self.is_last || self.nodes.as_ref().is_some_and(|nodes| !nodes.contains(&self.me)),
             is_willing: !self.is_cut_off && (self.wished.is_some() || !self.kept.is_empty()),
+            networks: self.networks.clone(),
         }
     }
 

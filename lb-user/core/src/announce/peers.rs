@@ -94,7 +94,7 @@ impl Peers {
             }
         };
         (peer.sequence, peer.echo) = (datagram.sequence, datagram.cookie);
-        (peer.state, peer.heard) = (datagram.state, now);
+        (peer.state, peer.heard) = (datagram.state.clone(), now);
         reception
     }
 
@@ -115,9 +115,9 @@ impl Peers {
     }
 
     /// Returns the state of a peer that is alive, as far as is known.
-    pub(super) fn alive(&self, node: &str, now: Time) -> Option<PeerState> {
+    pub(super) fn alive(&self, node: &str, now: Time) -> Option<&PeerState> {
         let peer = self.peers.get(node)?;
-        (peer.session.is_some() && now < peer.heard + SILENCE).then_some(peer.state)
+        (peer.session.is_some() && now < peer.heard + SILENCE).then_some(&peer.state)
     }
 
     /// Returns the time of the last datagram taken; zero without one.

@@ -1,17 +1,22 @@
-//! The bytes of a datagram. Integers are big-endian; an address has 16 bytes, IPv4 mapped; a name has a length of one
-//! byte. The key's signature follows these bytes, and is not part of them.
+//! The bytes of a datagram. Integers are big-endian; an address has 16 bytes, IPv4 mapped, and that of a network its
+//! length behind it; a name has a length of one byte. The key's signature follows these bytes, and is not part of them.
 
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv6Addr},
 };
 
-use super::{Body, Datagram, MAX_ADDRESSES, MAX_MEMBERS, MAX_NAME, Membership, Node, PeerState, Time};
+use ipnet::{IpNet, Ipv6Net};
+
+use super::{Body, Datagram, MAX_ADDRESSES, MAX_MEMBERS, MAX_NAME, MAX_NETWORKS, Membership, Node, PeerState, Time};
 
 /// The first bytes: the protocol and its version. Another version would be another protocol.
-const MAGIC: &[u8; 4] = b"BLA1";
+const MAGIC: &[u8; 4] = b"BLA2";
 /// Most bytes of a datagram: a membership of two sets with the longest names.
-pub const MAX_BYTES: usize = 4 + 2 + 2 * (1 + MAX_NAME) + 5 * 8 + 8 + 2 * (2 + MAX_MEMBERS * (1 + MAX_NAME)) + 1;
+pub const MAX_BYTES: usize = MAX_HEAD + 8 + 2 * (2 + MAX_MEMBERS * (1 + MAX_NAME)) + 1;
+const MAX_HEAD: usize = 4 + 2 + 2 * (1 + MAX_NAME) + 5 * 8 + 1 + MAX_NETWORKS * 17;
+/// Bits of the prefix in front of an IPv4 address.
+const MAPPED: u8 = 96;
 
 const SETTLED: u8 = 1;
 const SILENT: u8 = 2;
@@ -48,6 +53,7 @@ pub fn encode(datagram: &Datagram) -> Vec<u8> {
     for number in [*session, *sequence, *echo, *cookie, state.version] {
         bytes.extend(number.to_be_bytes());
     }
+    put_networks(&mut bytes, &state.networks);
     match body {
         Body::Hello => {}
         Body::Ask { sent, addresses } => {
@@ -90,11 +96,22 @@ fn put_time(bytes: &mut Vec<u8>, time: Time) {
 fn put_addresses(bytes: &mut Vec<u8>, addresses: &[IpAddr]) {
     bytes.push(u8::try_from(addresses.len()).unwrap_or(u8::MAX));
     for addr in addresses {
-        let addr = match addr {
-            IpAddr::V4(addr) => addr.to_ipv6_mapped(),
-            IpAddr::V6(addr) => *addr,
-        };
-        bytes.extend(addr.octets());
+        bytes.extend(mapped(addr));
+    }
+}
+
+fn put_networks(bytes: &mut Vec<u8>, networks: &BTreeSet<IpNet>) {
+    bytes.push(u8::try_from(networks.len()).unwrap_or(u8::MAX));
+    for network in networks {
+        bytes.extend(mapped(&network.addr()));
+        bytes.push(network.prefix_len() + if network.addr().is_ipv4() { MAPPED } else { 0 });
+    }
+}
+
+fn mapped(addr: &IpAddr) -> [u8; 16] {
+    match addr {
+        IpAddr::V4(addr) => addr.to_ipv6_mapped().octets(),
+        IpAddr::V6(addr) => addr.octets(),
     }
 }
 
@@ -109,12 +126,14 @@ pub fn decode(bytes: &[u8]) -> Option<Datagram> {
     }
     let (from, to) = (reader.name()?, reader.name()?);
     let [session, sequence, echo, cookie, version] = [(); 5].map(|()| reader.number());
+    let networks = reader.networks()?;
     let state = PeerState {
         version: version?,
         is_settled: flags & SETTLED != 0,
         is_silent: flags & SILENT != 0,
         is_last: flags & LAST != 0,
         is_willing: flags & WILLING != 0,
+        networks: networks.into(),
     };
     let body = match kind {
         HELLO => Body::Hello,
@@ -175,6 +194,22 @@ impl Reader<'_> {
         let addresses: Vec<IpAddr> = (0..count).map_while(|_| self.array().map(addr)).collect();
         (count <= MAX_ADDRESSES && addresses.len() == count).then_some(addresses)
     }
+
+    fn networks(&mut self) -> Option<BTreeSet<IpNet>> {
+        let [count] = self.array()?;
+        let count = usize::from(count);
+        let networks: BTreeSet<IpNet> = (0..count).map_while(|_| self.network()).collect();
+        (count <= MAX_NETWORKS && networks.len() == count).then_some(networks)
+    }
+
+    fn network(&mut self) -> Option<IpNet> {
+        let (addr, [length]) = (Ipv6Addr::from(self.array::<16>()?), self.array()?);
+        let network = match addr.to_ipv4_mapped() {
+            Some(addr) => IpNet::new(addr.into(), length.checked_sub(MAPPED)?).ok()?,
+            None => Ipv6Net::new(addr, length).ok()?.into(),
+        };
+        (network.trunc() == network).then_some(network)
+    }
 }
 
 #[cfg(test)]
@@ -190,6 +225,19 @@ mod tests {
     fn addresses() -> impl Strategy<Value = Vec<IpAddr>> {
         let addr = any::<IpAddr>().prop_map(|addr| addr.to_canonical());
         collection::vec(addr, 0..=MAX_ADDRESSES)
+    }
+
+    fn networks() -> impl Strategy<Value = BTreeSet<IpNet>> {
+        let network = (any::<IpAddr>(), 0..=128_u8).prop_map(|(addr, length)| {
+            let addr = addr.to_canonical();
+            IpNet::new(addr, length.min(if addr.is_ipv4() { 32 } else { 128 })).expect("a network").trunc()
+        });
+        // A network of IPv6 around the mapped addresses is none that a link has.
+        let is_real = |network: &IpNet| match network {
+            IpNet::V4(_) => true,
+            IpNet::V6(network) => network.addr().to_ipv4_mapped().is_none(),
+        };
+        collection::btree_set(network.prop_filter("mapped", is_real), 0..=MAX_NETWORKS)
     }
 
     fn body() -> impl Strategy<Value = Body> {
@@ -210,10 +258,10 @@ mod tests {
 
     fn datagram() -> impl Strategy<Value = Datagram> {
         let name = || "[a-z0-9.-]{1,253}".prop_map(Node::from);
-        let state =
-            (any::<u64>(), any::<[bool; 4]>()).prop_map(|(version, [is_settled, is_silent, is_last, is_willing])| {
-                PeerState { version, is_settled, is_silent, is_last, is_willing }
-            });
+        let state = (any::<u64>(), any::<[bool; 4]>(), networks()).prop_map(|(version, flags, networks)| {
+            let [is_settled, is_silent, is_last, is_willing] = flags;
+            PeerState { version, is_settled, is_silent, is_last, is_willing, networks: networks.into() }
+        });
         (name(), name(), any::<[u64; 4]>(), state, body()).prop_map(|(from, to, numbers, state, body)| {
             let [session, sequence, echo, cookie] = numbers;
             Datagram { from, to, session, sequence, echo, cookie, state, body }

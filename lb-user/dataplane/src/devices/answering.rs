@@ -1,8 +1,12 @@
 //! Devices that answer for announced addresses, and the link addresses in their answers: the map `LINK_ADDRS`.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 use lb_common::LinkAddr;
 use lb_kernel::{
     bpf::typed::TypedMap,
@@ -24,6 +28,8 @@ pub struct AnsweringLink {
     pub address: LinkAddr,
     /// True if the device has a carrier: hosts may hear its answers.
     pub has_carrier: bool,
+    /// Networks of its addresses; of those with one host alone, none.
+    pub networks: Vec<IpNet>,
 }
 
 /// Devices that answer for announced addresses.
@@ -43,6 +49,13 @@ impl AnsweringLinks {
         heard.map(|(index, link)| (*index, link.address)).collect()
     }
 
+    /// Returns the networks in which hosts may hear answers.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> {
+        let heard = self.by_index.values().filter(|link| link.has_carrier);
+        let networks: BTreeSet<IpNet> = heard.flat_map(|link| &link.networks).copied().collect();
+        networks.into_iter()
+    }
+
     /// True if the node is known to have no device by which hosts may hear its answers.
     #[must_use]
     pub fn cannot_answer(&self) -> bool {
@@ -58,10 +71,17 @@ impl AnsweringLinks {
             }
             let address = LinkAddr::new(answered_address(network, link)?);
             let has_carrier = link.has_carrier();
-            Some((*index, AnsweringLink { address, has_carrier }))
+            Some((*index, AnsweringLink { address, has_carrier, networks: networks_of(network, *index) }))
         };
         Self { by_index: desired.iter().filter_map(answering).collect(), is_known: true }
     }
+}
+
+/// Returns the networks of a link's global addresses.
+fn networks_of(network: &NetworkState, index: u32) -> Vec<IpNet> {
+    let own = network.addresses.iter().filter(|addr| addr.interface == index && addr.scope == libc::RT_SCOPE_UNIVERSE);
+    let networks = own.filter_map(|addr| IpNet::new(addr.ip, addr.prefix_len).ok());
+    networks.filter(|network| network.prefix_len() < network.max_prefix_len()).map(|network| network.trunc()).collect()
 }
 
 /// Returns the address by which other hosts reach the node at a link.
@@ -137,6 +157,28 @@ mod tests {
         check("2 eth0 up at 7 port-of 3\n3 br0 up kind bridge at 9", &[(2, 9), (3, 9)]);
         check("2 eth0 up at 7 port-of 3\n3 red up kind vrf at 9", &[(2, 7), (3, 9)]);
         check("2 eth0 up at 7 port-of 3\n3 ovs-system up kind openvswitch at 9", &[(2, 7), (3, 9)]);
+    }
+
+    #[test]
+    fn networks_are_those_of_links_with_a_carrier() {
+        let check = |text: &str, expected: &[&str]| {
+            let network = network(text);
+            let device = |index| {
+                let role = Some(Role::Uplink);
+                (index, DesiredDevice { role, name: String::new(), device: lb_common::Device::default() })
+            };
+            let desired = network.links.keys().map(|index| device(*index)).collect();
+            let found: Vec<String> =
+                AnsweringLinks::find(&network, &desired).networks().map(|network| network.to_string()).collect();
+            assert_eq!(found, expected, "{text}");
+        };
+        let two = "addr 2 192.0.2.11/24\naddr 2 2001:db8::b/64\naddr 2 fe80::1/64 link\naddr 3 10.0.0.11/16";
+        check(
+            &format!("2 eth0 up carrier at 7\n3 eth1 up carrier at 8\n{two}"),
+            &["10.0.0.0/16", "192.0.2.0/24", "2001:db8::/64"],
+        );
+        check(&format!("2 eth0 up at 7\n3 eth1 up carrier at 8\n{two}"), &["10.0.0.0/16"]);
+        check("2 eth0 up carrier at 7\naddr 2 192.0.2.11/32", &[]);
     }
 
     #[test]

@@ -226,6 +226,31 @@ fn a_node_that_sends_and_hears_nothing_or_hears_and_sends_nothing_is_replaced() 
 }
 
 #[test]
+fn a_node_without_a_link_in_the_network_of_an_address_goes_after_others_and_after_one_that_is_drained() {
+    let mut model = at_rest(5, 3);
+    let networks = |model: &mut Model, i: usize, networks: &[&str]| {
+        let networks = networks.iter().map(|network| network.parse().expect("a network"));
+        model.machines[i].agent.as_mut().expect("an agent").announcer.set_networks(networks);
+    };
+    let here = format!("{}/24", address(0));
+    // None has the network: all are equal.
+    let i = model.holders(&address(1))[0];
+    (0..3).for_each(|i| networks(&mut model, i, &["198.51.100.0/24"]));
+    model.run_for(3000 * MS);
+    assert_eq!(model.holders(&address(1)), [i]);
+    // Another one gets it, and is drained.
+    let other = (i + 1) % 3;
+    networks(&mut model, other, &["198.51.100.0/24", &here]);
+    model.machines[other].agent.as_mut().expect("an agent").announcer.set_last(true);
+    model.run_for(3000 * MS);
+    assert_eq!(model.holders(&address(1)), [other]);
+    // The first one gets it, too.
+    networks(&mut model, i, &[&here]);
+    model.run_for(3000 * MS);
+    assert_eq!(model.holders(&address(1)), [i]);
+}
+
+#[test]
 fn a_node_that_comes_takes_its_share_without_a_gap_that_a_client_sees() {
     for count in [2, 3] {
         let mut model = at_rest(6, count);

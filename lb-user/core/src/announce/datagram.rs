@@ -55,7 +55,7 @@ pub struct PeerState {
 
 impl PeerState {
     /// Returns the rank of the node for an address; a lower one goes first. A node whose link to the network of the
-    /// address is down serves it less than one that is being drained.
+    /// address is down goes after a node that is being drained.
     pub(super) fn rank(&self, addr: &IpAddr) -> impl Ord + use<> {
         (!self.networks.iter().any(|network| network.contains(addr)), self.is_last)
     }

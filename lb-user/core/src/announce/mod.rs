@@ -193,7 +193,7 @@ impl Announcer {
         self.is_cut_off = is_cut_off;
     }
 
-    /// Sets the networks in which hosts hear this node's answers. A node with one that contains an address goes before
+    /// Sets the networks in which hosts hear this node's answers. A node with a network of an address goes before
     /// others there. Those over [`MAX_NETWORKS`] do not count.
     pub fn set_networks(&mut self, networks: impl Iterator<Item = IpNet>) {
         self.networks = Arc::new(networks.take(MAX_NETWORKS).collect());

@@ -3,7 +3,7 @@
 //! The verdict belongs to the client that saw the failures, so that nothing must tell a failed backend from a client's
 //! own mistake: a wrong verdict harms the client that caused it only.
 
-use crate::{EjectPolicy, EjectionKey, bpf_spin_lock};
+use crate::{EjectPolicy, EjectionKey, SCOPE_SIZE, bpf_spin_lock};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -115,7 +115,8 @@ impl Ejections {
     /// Index of the first place of a backend; the other one follows.
     #[inline(always)]
     const fn first(backend: u32) -> usize {
-        backend as usize % (EJECTION_PLACES / 2) * 2
+        // The ids of a service port that shares affinity are equal in the lowest bits.
+        (backend ^ (backend / SCOPE_SIZE)) as usize % (EJECTION_PLACES / 2) * 2
     }
 
     /// The place of a backend.

@@ -1,8 +1,9 @@
 //! Tests of a client's verdicts on backends over time.
 
 use super::*;
+use crate::FIRST_SCOPE;
 use proptest::prelude::*;
-use std::vec::Vec;
+use std::{vec, vec::Vec};
 
 /// "3 in 10s for 30s", in a list of four backends.
 const POLICY: EjectPolicy =
@@ -107,14 +108,22 @@ fn never_more_than_half_of_a_list_is_held_whatever_its_length_becomes() {
 #[test]
 fn backends_share_places_and_those_that_are_out_keep_theirs() {
     let mut seen = Ejections::EMPTY;
-    let step = EJECTION_PLACES as u32 / 2;
-    let [a, b, c] = [3, 3 + step, 3 + 2 * step];
+    let alike = (4..).filter(|id| Ejections::first(*id) == Ejections::first(3));
+    let [a, b, c] = [vec![3], alike.take(2).collect()].concat().try_into().expect("three");
     assert!(fail(&mut seen, a, at(0)) && fail(&mut seen, b, at(0)));
     assert!(!fail(&mut seen, c, at(0)), "no place");
     assert_eq!([a, b, c].map(|backend| seen.hold(backend, MOST, at(1))), [Hold::Held, Hold::Held, Hold::Free]);
     seen.succeed(b, at(1));
     assert!(fail(&mut seen, c, at(1)));
     assert_eq!([a, b, c].map(|backend| seen.hold(backend, MOST, at(1))), [Hold::Held, Hold::Free, Hold::Held]);
+}
+
+#[test]
+fn backends_of_service_ports_that_share_affinity_have_places_of_their_own() {
+    let mut seen = Ejections::EMPTY;
+    let backends: Vec<u32> = (1..=20).map(|block| FIRST_SCOPE + block * SCOPE_SIZE + 5).collect();
+    assert!(backends.iter().all(|backend| fail(&mut seen, *backend, at(0))));
+    assert!(backends.iter().all(|backend| seen.hold(*backend, 20, at(1)) == Hold::Held));
 }
 
 #[test]

@@ -133,6 +133,22 @@ pub struct ServiceEntry {
     pub eject: EjectPolicy,
 }
 
+/// Number of ids in a block: of the service ports that share affinity, or of their backends at one address. A power of
+/// 2; a block begins at a multiple of it.
+pub const SCOPE_SIZE: u32 = 64;
+
+/// First id in a block. Ids below are of service ports with an affinity of their own, and of their backends.
+pub const FIRST_SCOPE: u32 = 1 << 31;
+
+/// The bits of an id that tell apart the service ports that share affinity, and their backends at one address: the
+/// other bits are equal, so that a backend of one of them leads to that of another without a search. 0 for a service
+/// port with an affinity of its own. Without a branch, for the verifier.
+#[inline(always)]
+#[must_use]
+pub const fn scope_mask(service: u32) -> u32 {
+    service / FIRST_SCOPE * (SCOPE_SIZE - 1)
+}
+
 /// Value of [`ServiceEntry::drain_seconds`]: TCP sockets outlive their backend.
 pub const NEVER: u32 = u32::MAX;
 
@@ -190,8 +206,13 @@ impl ServiceFlags {
     /// `beeline.io/probe`, while it keeps a ready endpoint out of the lists. For `handover`: no program reads it.
     pub const PROBED_OUT: u32 = 64;
 
+    /// `beeline.io/affinity-scope: service`: affinity holds for all service ports of a family together. For the
+    /// planner, which gives them ids in a block: see [`scope_mask`]. No program reads it.
+    pub const SHARED_AFFINITY: u32 = 128;
+
     /// Bits that no program reads.
-    pub const NOTES: u32 = Self::PREFERS_LOCAL | Self::REDIRECTED | Self::TIERED | Self::PROBED_OUT | Self::TIER;
+    pub const NOTES: u32 =
+        Self::PREFERS_LOCAL | Self::REDIRECTED | Self::TIERED | Self::PROBED_OUT | Self::SHARED_AFFINITY | Self::TIER;
 }
 
 /// One of the two backend lists of a service port.

@@ -2,7 +2,7 @@
 //! exceed the stack of a program.
 
 use super::{Caller, Choice, Followed, Observer, SelectEvent, State, Tables, Unobserved, schedule};
-use crate::{EjectionKey, FrontendKey, Hold, List, Scheduler, SlotKey, hash::scale};
+use crate::{EjectionKey, FrontendKey, Hold, List, Scheduler, SlotKey, hash::scale, scope_mask};
 
 /// Slots that are looked at. At most half of the backends are ejected, and the slots from turn to turn are spread over
 /// the list: 8 ejected ones in a row need heavy weights, or luck of 1 in 256. More would cost the verifier too much.
@@ -76,8 +76,9 @@ pub(super) fn pass_over_ejected_observed(
     }
     verdicts.note(slot.backend, hold);
     if service.affinity_seconds != 0 {
-        let key = caller.client().affinity_key(first.service);
-        tables.set_affinity(&key, slot.backend, verdicts.now);
+        let mask = scope_mask(first.service);
+        let key = caller.client().affinity_key(first.service & !mask);
+        tables.set_affinity(&key, slot.backend & !mask, verdicts.now);
     }
     // A range of ports may lead to other ports than the backends' own.
     let add = tables.backend(first.backend).map_or(0, |backend| first.port.wrapping_sub(backend.port));

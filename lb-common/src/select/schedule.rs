@@ -6,6 +6,7 @@ use super::{
 use crate::{
     Affinity, Backend, BackendFlags, FrontendKey, List, MAGLEV_LEN, MaglevKey, Scheduler, ServiceEntry, Slot, SlotKey,
     hash::{fold, scale, splitmix},
+    scope_mask,
 };
 
 impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
@@ -20,8 +21,9 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
         }
         let outcome = self.pick(service, list, avoid, choice);
         if service.affinity_seconds != 0 && outcome.step == Step::Chosen {
-            let key = self.caller.client().affinity_key(choice.service);
-            self.tables.set_affinity(&key, outcome.choice.backend, self.caller.now());
+            let mask = scope_mask(choice.service);
+            let key = self.caller.client().affinity_key(choice.service & !mask);
+            self.tables.set_affinity(&key, outcome.choice.backend & !mask, self.caller.now());
         }
         outcome
     }
@@ -29,9 +31,11 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
     /// The backend of the client's affinity, which is used now.
     #[inline(always)]
     fn kept(&self, service: &ServiceEntry, list: List, choice: Choice) -> Option<Choice> {
-        let key = self.caller.client().affinity_key(choice.service);
+        let mask = scope_mask(choice.service);
+        let key = self.caller.client().affinity_key(choice.service & !mask);
         let now = self.caller.now();
-        let entry = self.tables.affinity(&key);
+        let of_port = |entry: Affinity| Affinity { backend: entry.backend | (choice.service & mask), ..entry };
+        let entry = self.tables.affinity(&key).map(of_port);
         let choice = affine_backend(self.tables, entry.as_ref(), service, list, now, choice);
         self.observer.note(|| {
             let outcome = match choice {
@@ -41,7 +45,7 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
             SelectEvent::Affinity { key, entry, outcome }
         });
         let choice = choice?;
-        self.tables.set_affinity(&key, choice.backend, now);
+        self.tables.set_affinity(&key, choice.backend & !mask, now);
         Some(choice)
     }
 

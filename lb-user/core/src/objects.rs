@@ -17,7 +17,7 @@ use crate::{
     port_ranges::PortRanges,
 };
 use ipnet::IpNet;
-use lb_common::{PodMode, Proto, Scheduler};
+use lb_common::{PodMode, Proto, SCOPE_SIZE, Scheduler};
 
 /// Namespace and name of an object, in one text, since every index holds keys and only output needs the parts. Ordered
 /// by namespace, then by name.
@@ -146,6 +146,14 @@ impl Service {
             problems: Vec::new(),
         }
     }
+
+    /// True if affinity holds for all ports of the Service together.
+    #[must_use]
+    pub fn shares_affinity(&self) -> bool {
+        self.affinity_seconds.is_some()
+            && self.tuning.as_deref().is_some_and(|tuning| tuning.shares_affinity)
+            && self.ports.len() <= SCOPE_SIZE as usize
+    }
 }
 
 /// Settings of a Service by annotation. Most Services have none.
@@ -177,6 +185,8 @@ pub struct Tuning {
     pub redirect_from: Option<Key>,
     /// `beeline.io/eject`; none by default.
     pub eject: Option<Eject>,
+    /// `beeline.io/affinity-scope`: affinity holds for all ports of the Service together.
+    pub shares_affinity: bool,
 }
 
 /// The failed connects that eject an endpoint for the client that saw them.

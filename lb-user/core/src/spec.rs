@@ -56,6 +56,12 @@ pub struct Member {
 }
 
 impl Member {
+    /// True if the backend is in a list.
+    #[must_use]
+    pub const fn is_listed(&self) -> bool {
+        self.is_in(List::Cluster) || self.is_in(List::Local)
+    }
+
     /// True if the backend is in the list.
     #[must_use]
     pub const fn is_in(&self, list: List) -> bool {

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::AddrPort;
-use lb_common::{Addr, BackendFlags, Frontend, FrontendKey, List, MaglevKey, Scheduler, ServiceFlags};
+use lb_common::{
+    Addr, BackendFlags, FIRST_SCOPE, Frontend, FrontendKey, List, MaglevKey, SCOPE_SIZE, Scheduler, ServiceFlags,
+};
 use lb_core::{spec::PortKey, store::Dump};
 
 /// The content of a service port.
@@ -22,6 +24,38 @@ pub struct PortContent {
 
 /// The content of all service ports.
 pub type Content = BTreeMap<PortKey, PortContent>;
+
+/// Checks that a client meets one endpoint at all service ports that share affinity.
+fn check_shared_affinity(dump: &Dump) {
+    let shares = |id: &u32| dump.services[id].flags & ServiceFlags::SHARED_AFFINITY != 0;
+    for id in dump.names.keys() {
+        let backends = dump.backends.iter().filter(|(_, backend)| backend.service == *id).map(|(id, _)| id);
+        let is_in_block = backends.chain([id]).all(|other| (*other >= FIRST_SCOPE) == shares(id));
+        assert!(is_in_block, "{id} and its backends are in blocks if it shares affinity\n{dump:#}");
+    }
+    let mut scopes = BTreeMap::<_, BTreeSet<u32>>::new();
+    let mut endpoints = BTreeMap::<_, BTreeSet<u32>>::new();
+    for (id, name) in dump.names.iter().filter(|(id, _)| shares(id)) {
+        let scope = (&name.service, name.family);
+        scopes.entry(scope).or_default().insert(id / SCOPE_SIZE);
+        let mut backends = BTreeMap::<Addr, BTreeSet<u32>>::new();
+        for (_, slot) in dump.slots.iter().filter(|(key, _)| key.service == *id) {
+            assert_eq!(slot.backend % SCOPE_SIZE, id % SCOPE_SIZE, "a backend out of its place\n{dump:#}");
+            backends.entry(slot.addr).or_default().insert(slot.backend);
+        }
+        // Of two endpoints at one address, one shares affinity.
+        for (addr, backends) in backends.into_iter().filter(|(_, backends)| backends.len() == 1) {
+            endpoints.entry((scope, addr)).or_default().extend(backends.iter().map(|id| id / SCOPE_SIZE));
+        }
+    }
+    for blocks in scopes.values().chain(endpoints.values()) {
+        assert_eq!(blocks.len(), 1, "one block for service ports, or for backends at one address\n{dump:#}");
+    }
+    let all: BTreeSet<u32> = scopes.values().flatten().copied().collect();
+    assert_eq!(all.len(), scopes.len(), "a block for each Service and family\n{dump:#}");
+    let all: BTreeSet<u32> = endpoints.values().flatten().copied().collect();
+    assert_eq!(all.len(), endpoints.len(), "a block for each Service and address\n{dump:#}");
+}
 
 /// Returns the content of a dump.
 pub fn content(dump: &Dump) -> Content {
@@ -53,6 +87,7 @@ pub fn check_consistent(dump: &Dump) {
     let names: BTreeSet<&PortKey> = dump.names.values().collect();
     assert_eq!(names.len(), dump.names.len(), "one id for each name\n{dump:#}");
     assert!(dump.names.keys().eq(dump.services.keys()), "each name has a service entry\n{dump:#}");
+    check_shared_affinity(dump);
     for frontend in dump.frontends.values().chain(dump.port_ranges.values()) {
         assert!(dump.services.contains_key(&frontend.service), "a frontend names an unknown service port\n{dump:#}");
     }

@@ -1,6 +1,6 @@
 //! Small sets of objects: random ones, and pairs before and after a change.
 
-use std::{net::IpAddr, ops::Range};
+use std::{net::IpAddr, num::NonZeroU32, ops::Range};
 
 use ipnet::IpNet;
 use lb_common::{Proto, Scheduler};
@@ -144,7 +144,9 @@ impl RandomService {
         let scheduler = self.maglev.then_some(Scheduler::Mh);
         let (preference, target) = self.near;
         let redirect_from = target.map(|target| Key::new("default", &format!("s{target}")));
-        let tuning = Tuning { scheduler, preference, redirect_from, ..Tuning::default() };
+        // With and without a cluster IP of IPv6, so that a change of addresses changes the scope.
+        let shares_affinity = self.v6 != self.by_hand;
+        let tuning = Tuning { scheduler, preference, redirect_from, shares_affinity, ..Tuning::default() };
         let service = Service {
             created: self.created,
             selector: if self.by_hand { Selector::None } else { Selector::Some },
@@ -155,6 +157,7 @@ impl RandomService {
             internal_policy: self.policy,
             external_policy: *policy,
             source_ranges: ranges.iter().map(range).collect(),
+            affinity_seconds: NonZeroU32::new(60).filter(|_| self.v6 || self.maglev),
             tuning: (tuning != Tuning::default()).then(|| Box::new(tuning)),
             ..plain_service(key.clone())
         };

@@ -1,7 +1,11 @@
 //! Port ranges of a VIP (`beeline.io/ports`) with real sockets: SIP with its media, FTP with its passive ports, changes
 //! of a range while sockets are open, and clients outside.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::{Duration, Instant},
+};
 
 use lb_common::{Kind, Proto};
 use lb_core::store::Dump;
@@ -20,10 +24,12 @@ use crate::{
 pub const STORIES: &[Story] = &[
     ("port_ranges_keep_or_shift_the_port_dialled", ports_are_kept_or_shifted),
     ("port_ranges_let_the_media_of_a_call_meet_its_signalling", media_meets_signalling),
+    ("affinity_of_a_whole_service_leads_signalling_and_media_of_both_protocols_to_one_endpoint", one_endpoint),
     ("port_ranges_serve_the_passive_ports_of_ftp", passive_ports_of_ftp),
     ("port_ranges_that_change_keep_the_sockets_of_the_ports_that_stay", ranges_change),
     ("port_ranges_leave_addresses_of_the_node_alone", addresses_of_the_node),
     ("port_ranges_serve_packets_of_clients_outside", clients_outside),
+    ("affinity_of_a_whole_service_leads_the_packets_of_a_client_to_one_endpoint", one_endpoint_for_packets),
 ];
 
 /// Returns the YAML of a Service with port 5060 of UDP at two cluster IPs and these port ranges, led to port 5060 of
@@ -142,6 +148,64 @@ fn media_meets_signalling(node: &mut StoryNode) {
     let signalling = server_of(5060);
     for _ in 0..20 {
         assert_eq!([5060, 16_384, 16_484].map(server_of), [signalling.as_str(); 3]);
+    }
+}
+
+/// Signalling of TCP and UDP in `spec.ports`, media in a range.
+fn one_endpoint(node: &mut StoryNode) {
+    let backends = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"];
+    for backend in backends {
+        tcp_server(&format!("{backend}:5061"));
+        [5060, 16_384, 16_484].into_iter().for_each(|port| udp_server(&format!("{backend}:{port}")));
+    }
+    let yaml = |backends: &[&str]| {
+        let yaml = with_spec(&sip("16384-16484/udp", backends), "sessionAffinity: ClientIP");
+        let yaml = yaml.replace("beeline.io/ports", "beeline.io/affinity-scope: service, beeline.io/ports");
+        yaml.replace("{port: 5060, protocol: UDP}", "{name: u, port: 5060, protocol: UDP}, {name: t, port: 5061}")
+    };
+    node.write("sip.yaml", &yaml(&backends));
+    let mut agent = node.agent(&[]);
+    agent.wait_for("the ranges", has_ranges);
+    let by_udp = |port: u16| {
+        let to = at(&format!("10.96.0.60:{port}"));
+        let (server, from) = Client::udp(to).ask(to);
+        assert_eq!(from, Some(to));
+        server.split(':').next().expect("an address").to_owned()
+    };
+    let by_tcp = || {
+        let (server, _) = tcp_ask(at("10.96.0.60:5061")).expect("an answer");
+        server.split(':').next().expect("an address").to_owned()
+    };
+    let call = || {
+        let media = by_udp(16_384);
+        assert_eq!([by_tcp(), by_udp(5060), by_udp(16_484), by_udp(16_384)], [media.as_str(); 4]);
+        media
+    };
+    let first = call();
+    assert!((0..20).all(|_| call() == first));
+    // Its endpoint goes: all ports go on to one other.
+    let left: Vec<&str> = backends.into_iter().filter(|backend| *backend != first).collect();
+    node.write("sip.yaml", &yaml(&left));
+    agent.wait_for("three endpoints", |dump| {
+        dump.backends.values().all(|backend| backend.addr.to_ip().to_string() != first)
+    });
+    let next = call();
+    assert!(next != first && (0..20).all(|_| call() == next));
+    // It comes back: the client stays.
+    node.write("sip.yaml", &yaml(&backends));
+    agent.wait_for("four endpoints", |dump| {
+        dump.backends.values().any(|backend| backend.addr.to_ip().to_string() == first)
+    });
+    assert!((0..20).all(|_| call() == next));
+    // Without the ranges, which have the first ids, and over a restart, which removes what is over.
+    agent.kill();
+    node.write("sip.yaml", &yaml(&backends).replace(", beeline.io/ports: \"16384-16484/udp\"", ""));
+    let agent = node.agent(&[]);
+    agent.wait_for("no ranges", |dump| !has_ranges(dump));
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        assert_eq!([by_tcp(), by_udp(5060)], [next.as_str(); 2]);
+        thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -314,4 +378,51 @@ fn clients_outside(node: &mut StoryNode) {
         let flows = String::from_utf8(run(node, &["get", "flows"]).stdout).expect("text");
         !flows.lines().any(|flow| flow.starts_with("UDP") && flow.contains("198.51.100.7:5"))
     });
+}
+
+/// A client outside, with new flows for each part of a call: of TCP and UDP, at a single port and in a range.
+fn one_endpoint_for_packets(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    let client = &lan.client;
+    client.net.run(&["ip", "route", "add", "198.51.100.7", "via", "172.30.0.11"]);
+    let pods = [(pod(&lan.node1), "here"), (pod(&lan.node2), "there")];
+    for (host, _) in pods {
+        packets::serve(host);
+        serve(host, &[5060, 5061]);
+    }
+    let yaml = |pods: &[(&lb_lab::network::Host, &str)]| {
+        let endpoints: Vec<_> =
+            pods.iter().flat_map(|(host, name)| addresses(host).map(|address| (address, *name))).collect();
+        let yaml = packets::service("Cluster", &endpoints).replacen(
+            "metadata: {name: web",
+            "metadata: {annotations: {beeline.io/affinity-scope: service, beeline.io/ports: \"5060-5099\"}, name: web",
+            1,
+        );
+        yaml.replacen("  ports:\n", "  sessionAffinity: ClientIP\n  ports:\n", 1)
+    };
+    node.write("web.yaml", &yaml(&pods));
+    let agent: Agent = places::agent(node, &lan);
+    agent.wait_for("the ranges", has_ranges);
+    let call = || {
+        let met = [80, 5060, 5061].map(|port| {
+            let [tcp, udp, _] = places::ask(client, SocketAddr::from(([198, 51, 100, 7], port)));
+            [tcp, udp].map(|server| server.split(':').next().expect("an address").to_owned())
+        });
+        assert!(met.as_flattened().iter().all(|server| *server == met[0][0]), "{met:?}");
+        met[0][0].clone()
+    };
+    let first = call();
+    assert!((0..10).all(|_| call() == first));
+    // Its endpoint goes: all ports go on to the other one, and stay there when it comes back.
+    let is_first = |host: &lb_lab::network::Host| addresses(host).iter().any(|address| address.to_string() == first);
+    let left: Vec<_> = pods.into_iter().filter(|(host, _)| !is_first(host)).collect();
+    node.write("web.yaml", &yaml(&left));
+    let has =
+        |dump: &Dump, address: &str| dump.backends.values().any(|backend| backend.addr.to_ip().to_string() == address);
+    agent.wait_for("one endpoint", |dump| !has(dump, &first));
+    let next = call();
+    assert!(next != first && (0..10).all(|_| call() == next));
+    node.write("web.yaml", &yaml(&pods));
+    agent.wait_for("two endpoints", |dump| has(dump, &first));
+    assert!((0..10).all(|_| call() == next));
 }

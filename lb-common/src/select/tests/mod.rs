@@ -3,6 +3,7 @@
 mod ejection;
 mod events;
 mod port_ranges;
+mod shared_affinity;
 
 use super::{schedule::is_better, *};
 use crate::{

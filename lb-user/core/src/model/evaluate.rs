@@ -71,6 +71,7 @@ pub(super) fn evaluate<'a>(
         warnings.push(Warning::NoFrontend);
     }
     warnings::ejection(service, warnings);
+    warnings::affinity_scope(service, warnings);
     let families = families(service);
     evaluation.ranges = PerFamily::from_fn(|family| ranges::of(service, family));
     warnings::source_ranges(&evaluation.ranges, &evaluation.frontends, service, warnings);
@@ -171,6 +172,7 @@ fn flags(service: &Service, kinds: Kinds<'_>, ranges: &PerFamily<SourceRanges>, 
             service.external_policy == Policy::Local && own_kinds().any(Kind::is_external),
             ServiceFlags::EXTERNAL_LOCAL,
         )
+        | bit(service.shares_affinity(), ServiceFlags::SHARED_AFFINITY)
         | bit(is_restricted && own_kinds().any(|kind| kind == Kind::LoadBalancer), ServiceFlags::SOURCE_RANGES)
 }
 

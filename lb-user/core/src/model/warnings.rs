@@ -86,6 +86,16 @@ pub(super) fn ejection(service: &Service, warnings: &mut Vec<Warning>) {
     }
 }
 
+/// Reports a scope of an affinity that the Service does not have, or that has no room for its ports.
+pub(super) fn affinity_scope(service: &Service, warnings: &mut Vec<Warning>) {
+    let is_asked = service.tuning.as_deref().is_some_and(|tuning| tuning.shares_affinity);
+    if is_asked && service.affinity_seconds.is_none() {
+        warnings.push(Warning::ScopeWithoutAffinity);
+    } else if is_asked && !service.shares_affinity() {
+        warnings.push(Warning::ScopeOfManyPorts { ports: service.ports.len() });
+    }
+}
+
 /// Reports the problems of a port and its endpoints.
 pub(super) fn port(
     service: &Service,

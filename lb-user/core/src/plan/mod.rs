@@ -9,6 +9,7 @@
 mod frontend_bits;
 mod maglev;
 mod port;
+mod shared_affinity;
 mod takeover;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ use crate::{
     store::Limits,
     warning::Warning,
 };
+use shared_affinity::SharedAffinity;
+use smallvec::SmallVec;
 use takeover::Successions;
 
 /// The extent of the desired list.
@@ -219,6 +222,7 @@ struct Planner<'a> {
     awaited: HashSet<FrontendKey>,
     held: Vec<Key>,
     scratch: port::Scratch,
+    shared: SharedAffinity,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -263,6 +267,7 @@ impl<'a> Planner<'a> {
             awaited: HashSet::default(),
             held: Vec::new(),
             scratch: port::Scratch::default(),
+            shared: SharedAffinity::default(),
         }
     }
 
@@ -275,17 +280,13 @@ impl<'a> Planner<'a> {
         let tally = self.tallies.len();
         self.tallies.push(Tally::default());
         let existing = self.shadow.ports_of(&spec.key);
-        for port in &spec.ports {
-            let same = existing.iter().filter_map(|&id| Some((id, self.shadow.port(id)?)));
-            let same = same.filter(|(_, have)| have.key.as_ref() == Some(&port.key));
-            // Two ids with one name: keep the id in use.
-            let keeper = same.max_by_key(|(id, have)| (have.frontends.len(), std::cmp::Reverse(*id)));
-            let keeper = keeper.or_else(|| self.predecessor(spec, port));
-            let id = match keeper {
-                Some((id, _)) => id,
-                None => self.port_ids.take(|id| self.shadow.port_in_use(id)),
-            };
-            self.port(id, keeper.map(|(_, have)| have), port, tally);
+        self.shared = SharedAffinity::default();
+        self.choose_blocks_of_ports(spec);
+        let ids: SmallVec<[_; 4]> = spec.ports.iter().map(|port| self.port_id(spec, port)).collect();
+        self.choose_blocks_of_backends(spec, &ids);
+        for (port, &id) in spec.ports.iter().zip(&ids) {
+            let have = self.shadow.port(id);
+            self.port(id, have, port, tally);
             self.gone.extend(same_name(self.shadow, existing, port, id).map(|id| (id, tally)));
         }
         let unwanted = existing.iter().copied().filter(|&id| {
@@ -306,6 +307,21 @@ impl<'a> Planner<'a> {
                 self.refused.push(Refused { service: spec.key.clone(), table, size });
             }
         }
+    }
+
+    /// Returns the id that a service port keeps or takes over, or a new one.
+    fn port_id(&mut self, spec: &ServiceSpec, port: &PortSpec) -> u32 {
+        let shadow = self.shadow;
+        let same = shadow.ports_of(&spec.key).iter().filter_map(|&id| Some((id, shadow.port(id)?)));
+        let mut same = same.filter(|(_, have)| have.key.as_ref() == Some(&port.key)).peekable();
+        let keeper = if same.peek().is_none() {
+            self.predecessor(spec, port)
+        } else {
+            // Two ids with one name: keep the id in use.
+            let same = same.filter(|(id, _)| self.is_in_scope(*id, port));
+            same.max_by_key(|(id, have)| (have.frontends.len(), std::cmp::Reverse(*id))).map(|(id, _)| id)
+        };
+        keeper.unwrap_or_else(|| self.new_port_id(port))
     }
 
     /// Marks everything whose Service is not desired.

@@ -70,7 +70,10 @@ impl Planner<'_> {
         }
         for backend in self.loose.get(&id).into_iter().flatten().copied() {
             if let Some(known) = self.shadow.backend(backend) {
-                scratch.spare.push((AddrPort { addr: known.addr, port: known.port }, backend));
+                let target = AddrPort { addr: known.addr, port: known.port };
+                if self.keeps_backend(id, want, &target, backend) {
+                    scratch.spare.push((target, backend));
+                }
                 scratch.doomed.push(backend);
             }
         }
@@ -98,7 +101,7 @@ impl Planner<'_> {
         for (index, place) in places.iter().enumerate() {
             let Some(place) = place else { continue };
             let (target, backend) = (place.target(), place.backend.get());
-            if !self.shadow.is_sound(id, &target, backend) {
+            if !self.shadow.is_sound(id, &target, backend) || !self.keeps_backend(id, want, &target, backend) {
                 if self.shadow.backend(backend).is_some_and(|known| known.service == id) {
                     scratch.doomed.push(backend);
                 }
@@ -143,9 +146,8 @@ impl Planner<'_> {
                 if flags != both {
                     self.emit(Phase::LeaveList, Op::PutBackend(backend.get(), value(flags)));
                 }
-            } else if List::ALL.into_iter().any(|list| member.is_in(list)) {
-                let shadow = self.shadow;
-                let backend = self.backend_ids.take(|id| shadow.backend_in_use(id));
+            } else if member.is_listed() {
+                let backend = self.new_backend_id(id, &target, want);
                 self.emit(Phase::PutBackend, Op::PutBackend(backend, value(flags)));
                 self.used[Table::Backends as usize] += 1;
                 scratch.ids[at] = NonZeroU32::new(backend);
@@ -315,7 +317,7 @@ impl PortSpec {
     }
 
     /// Returns the index of the backend at `target`.
-    fn find(&self, target: &AddrPort) -> Option<usize> {
+    pub(super) fn find(&self, target: &AddrPort) -> Option<usize> {
         self.backends.binary_search_by(|member| member.target.cmp(target)).ok()
     }
 }

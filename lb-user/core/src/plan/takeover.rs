@@ -33,9 +33,9 @@ impl Successions<'_> {
     }
 }
 
-impl<'a> Planner<'a> {
+impl Planner<'_> {
     /// Finds the service port whose id `port`, which has none, takes over, and marks it as taken.
-    pub(super) fn predecessor(&mut self, spec: &ServiceSpec, port: &PortSpec) -> Option<(u32, &'a Port)> {
+    pub(super) fn predecessor(&mut self, spec: &ServiceSpec, port: &PortSpec) -> Option<u32> {
         let shadow = self.shadow;
         let mut owned: HashMap<u32, usize> = HashMap::default();
         for (key, kind) in &port.frontends {
@@ -46,14 +46,17 @@ impl<'a> Planner<'a> {
             }
         }
         let candidates = owned.iter().filter_map(|(&id, &count)| Some((id, shadow.port(id)?, count)));
-        let (id, have, _) = candidates
+        let (id, ..) = candidates
             .filter(|(id, have, count)| {
                 let dialled = have.frontends.iter().filter(|key| !key.is_address()).count();
-                dialled == *count && !self.taken.contains(id) && self.succeeds(spec, port, have)
+                dialled == *count
+                    && !self.taken.contains(id)
+                    && self.is_in_scope(*id, port)
+                    && self.succeeds(spec, port, have)
             })
             .max_by_key(|(id, _, count)| (*count, std::cmp::Reverse(*id)))?;
         self.taken.push(id);
-        Some((id, have))
+        Some(id)
     }
 
     fn succeeds(&self, spec: &ServiceSpec, port: &PortSpec, have: &Port) -> bool {

@@ -1,11 +1,15 @@
 //! The planner: how many writes, in which order, and what happens without room.
 
-use std::net::Ipv4Addr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
 
-use lb_common::{BackendFlags, Kind, Proto, Scheduler, ServiceFlags};
+use lb_common::{BackendFlags, FIRST_SCOPE, Kind, Proto, SCOPE_SIZE, Scheduler, ServiceFlags};
 
 use super::*;
 use crate::{
+    ids::block_of,
     objects::Drain,
     spec::{Member, PortKey, PortSpec},
     store::{Dump, MemoryStore, Store as _},
@@ -98,6 +102,130 @@ fn i14_k_changes_in_a_list_of_n_cost_as_many_writes_whatever_n_is() {
                 assert_eq!(maps.plan(&wanted), Plan::default());
             }
         }
+    }
+}
+
+/// A Service with ports that share affinity: of TCP, of UDP, and of IPv6, each with its backends.
+fn sharing(ports: &[(Proto, Family, &[usize])]) -> ServiceSpec {
+    let one = spec("a", &[], []);
+    let port = |&(proto, family, backends): &(Proto, Family, &[usize])| {
+        let mut port = spec("a", &[1], backends.iter().copied()).ports.remove(0);
+        (port.key.proto, port.key.family, port.affinity_seconds) = (proto, family, 60);
+        port.flags = ServiceFlags::SHARED_AFFINITY;
+        port.frontends = vec![(FrontendKey::new(port.frontends[0].0.addr, 80 + proto as u16, proto), Kind::ClusterIp)];
+        if family == Family::V6 {
+            let by_v6 = |nth: usize| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::try_from(nth).expect("few")]).into();
+            port.backends.iter_mut().zip(backends).for_each(|(member, nth)| member.target.addr = by_v6(*nth));
+        }
+        port
+    };
+    ServiceSpec { ports: ports.iter().map(port).collect(), ..one }
+}
+
+/// The block of each backend by its address, for each service port with its block.
+fn blocks(maps: &Maps) -> BTreeMap<(u8, u32), BTreeMap<AddrPort, u32>> {
+    let names = maps.store.dump.names.iter();
+    let ids = names.map(|(id, key)| ((key.proto as u8, block_of(*id)), *id));
+    let of_port = |id: u32| {
+        let slots = maps.store.dump.slots.iter().filter(move |(key, _)| key.service == id);
+        let checked = slots.inspect(move |(_, slot)| assert_eq!(slot.backend % SCOPE_SIZE, id % SCOPE_SIZE));
+        checked.map(|(_, slot)| (AddrPort { addr: slot.addr, port: slot.port }, block_of(slot.backend))).collect()
+    };
+    ids.map(|(name, id)| (name, of_port(id))).collect()
+}
+
+#[test]
+fn service_ports_that_share_affinity_have_backends_of_one_address_in_one_block() {
+    let (tcp, udp, sctp) = (Proto::Tcp, Proto::Udp, Proto::Sctp);
+    let mut maps = Maps::new(Limits::DEFAULT);
+    let check = |maps: &Maps, count: usize| {
+        let blocks = blocks(maps);
+        assert_eq!(blocks.len(), count);
+        let first = blocks.first_key_value().expect("a port");
+        for ((_, block), backends) in &blocks {
+            assert_eq!(*block, first.0.1, "one block of service ports: {blocks:?}");
+            for (target, id) in backends {
+                assert!(first.1.get(target).is_none_or(|of_first| of_first == id), "{target}: {blocks:?}");
+            }
+        }
+    };
+    // The annotation comes later.
+    let mut plain = sharing(&[(tcp, Family::V4, &[1, 2]), (udp, Family::V4, &[1, 2])]);
+    plain.ports.iter_mut().for_each(|port| port.flags = 0);
+    maps.plan(&[plain.clone()]);
+    for ports in [
+        &[(tcp, Family::V4, &[1, 2][..]), (udp, Family::V4, &[1, 2])][..],
+        &[(tcp, Family::V4, &[1, 2, 3]), (udp, Family::V4, &[2, 3])],
+        // A port that is new has the backends of the others.
+        &[(tcp, Family::V4, &[1, 2, 3]), (udp, Family::V4, &[2, 3, 4]), (sctp, Family::V4, &[1, 2, 3, 4])],
+        // The first port goes.
+        &[(udp, Family::V4, &[2, 3, 4]), (sctp, Family::V4, &[1, 2, 3, 4, 5])],
+        &[(tcp, Family::V4, &[1, 5]), (udp, Family::V4, &[5]), (sctp, Family::V4, &[1, 5])],
+    ] {
+        let wanted = [sharing(ports)];
+        maps.plan(&wanted);
+        check(&maps, ports.len());
+        assert_eq!(maps.plan(&wanted), Plan::default());
+        maps.shadow = Shadow::from_dump(&maps.store.dump).0;
+        assert_eq!(maps.plan(&wanted), Plan::default(), "after a restart");
+    }
+    // Another family has blocks of its own.
+    maps.plan(&[sharing(&[(tcp, Family::V4, &[1]), (tcp, Family::V6, &[1])])]);
+    let of_tcp: BTreeSet<u32> = blocks(&maps).into_keys().map(|(_, block)| block).collect();
+    assert_eq!(of_tcp.len(), 2, "{of_tcp:?}");
+    // Without the annotation they have single ids.
+    maps.plan(&[plain]);
+    assert!(maps.store.dump.names.keys().chain(maps.store.dump.backends.keys()).all(|id| *id < FIRST_SCOPE));
+}
+
+#[test]
+fn backends_that_share_affinity_go_on_in_one_block_when_a_target_port_changes() {
+    let mut maps = Maps::new(Limits::DEFAULT);
+    // The target ports of TCP, at the addresses 1 and 2; that of UDP stays.
+    let wanted = |targets: &[u16]| {
+        let mut spec = sharing(&[(Proto::Tcp, Family::V4, &[1, 2]), (Proto::Udp, Family::V4, &[1, 2])]);
+        let port = &mut spec.ports[0];
+        let members = port.backends.iter().flat_map(|member| {
+            targets.iter().map(|&port| Member { target: AddrPort { port, ..member.target }, ..*member })
+        });
+        port.backends = members.collect();
+        [spec]
+    };
+    for targets in [&[8080][..], &[8081], &[8081, 8082], &[8082], &[8080, 8082, 8083], &[8080]] {
+        maps.plan(&wanted(targets));
+        assert_eq!(maps.plan(&wanted(targets)), Plan::default());
+        let blocks = blocks(&maps);
+        let [tcp, udp] = [Proto::Tcp, Proto::Udp].map(|proto| {
+            blocks.iter().find(|((of, _), _)| *of == proto as u8).map(|(_, of)| of).expect("a service port")
+        });
+        for (AddrPort { addr, .. }, block) in udp {
+            let same = tcp.iter().filter(|(target, of)| target.addr == *addr && *of == block);
+            assert_eq!(same.count(), 1, "{targets:?}: {blocks:?}");
+        }
+    }
+}
+
+#[test]
+fn service_ports_that_share_affinity_leave_a_block_without_room() {
+    let mut maps = Maps::new(Limits::DEFAULT);
+    let of = |numbers: std::ops::Range<u16>| {
+        let one = sharing(&[(Proto::Tcp, Family::V4, &[1])]);
+        let port = |number: u16| {
+            let mut port = one.ports[0].clone();
+            port.key.name = format!("p{number}").into();
+            port.frontends[0].0 = FrontendKey::new(port.frontends[0].0.addr, number, Proto::Tcp);
+            port
+        };
+        [ServiceSpec { ports: numbers.map(port).collect(), ..one.clone() }]
+    };
+    for numbers in [1..60, 1..65, 50..114, 200..264] {
+        let wanted = of(numbers);
+        maps.plan(&wanted);
+        assert_eq!(maps.plan(&wanted), Plan::default());
+        let blocks: BTreeSet<u32> = maps.store.dump.names.keys().map(|id| block_of(*id)).collect();
+        assert_eq!(blocks.len(), 1, "{blocks:?}");
+        let blocks: BTreeSet<u32> = maps.store.dump.backends.keys().map(|id| block_of(*id)).collect();
+        assert_eq!(blocks.len(), 1, "{blocks:?}");
     }
 }
 
@@ -333,20 +461,21 @@ fn i15_an_id_is_not_taken_over_by_a_service_that_does_not_fit() {
 
 #[test]
 fn i7_ids_wrap_around_past_ids_in_use() {
+    let last = FIRST_SCOPE - 1;
     let mut maps = Maps::new(Limits::DEFAULT);
     maps.plan(&[spec("a", &[1], 0..1)]);
     let mut dump = maps.store.dump.clone();
-    dump.names.insert(u32::MAX, PortKey { service: Key::new("default", "z"), ..dump.names[&1].clone() });
-    dump.services.insert(u32::MAX, dump.services[&1]);
+    dump.names.insert(last, PortKey { service: Key::new("default", "z"), ..dump.names[&1].clone() });
+    dump.services.insert(last, dump.services[&1]);
     let slot = dump.slots[&SlotKey::new(1, List::Cluster, 0)];
-    dump.slots.insert(SlotKey::new(u32::MAX, List::Cluster, 0), lb_common::Slot { backend: u32::MAX, ..slot });
-    dump.backends.insert(u32::MAX, lb_common::Backend { service: u32::MAX, ..dump.backends[&1] });
+    dump.slots.insert(SlotKey::new(last, List::Cluster, 0), lb_common::Slot { backend: last, ..slot });
+    dump.backends.insert(last, lb_common::Backend { service: last, ..dump.backends[&1] });
     let (shadow, oddities) = Shadow::from_dump(&dump);
     assert_eq!(oddities, [""; 0]);
     (maps.store.dump, maps.shadow) = (dump, shadow);
     maps.plan(&[spec("b", &[2], 0..1)]);
-    assert_eq!(maps.store.dump.services.keys().copied().collect::<Vec<_>>(), [1, 2, u32::MAX]);
-    assert_eq!(maps.store.dump.backends.keys().copied().collect::<Vec<_>>(), [1, 2, u32::MAX]);
+    assert_eq!(maps.store.dump.services.keys().copied().collect::<Vec<_>>(), [1, 2, last]);
+    assert_eq!(maps.store.dump.backends.keys().copied().collect::<Vec<_>>(), [1, 2, last]);
 }
 
 /// The spec of `a` with these source ranges, at an address of a load balancer; without any it has neither.

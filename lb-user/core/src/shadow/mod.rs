@@ -253,8 +253,8 @@ impl Shadow {
 
     /// Starts new ids beyond these, which sockets may still name.
     pub fn begin_beyond(&mut self, HighestIds { service, backend }: HighestIds) {
-        self.port_ids.beyond(service);
-        self.backend_ids.beyond(backend);
+        self.port_ids.beyond_all(service);
+        self.backend_ids.beyond_all(backend);
     }
 
     /// True if any map mentions this service port id.

@@ -152,6 +152,13 @@ pub enum Warning {
     SlowStartWithoutWeights,
     /// `beeline.io/eject` on a Service without a port of TCP.
     EjectionWithoutTcp,
+    /// `beeline.io/affinity-scope` on a Service without affinity.
+    ScopeWithoutAffinity,
+    /// `beeline.io/affinity-scope` on a Service with more ports than can share affinity.
+    ScopeOfManyPorts {
+        /// Number of its ports.
+        ports: usize,
+    },
     /// An endpoint that clients of the node do not get, since their connects to it failed (`beeline.io/eject`).
     Ejected {
         /// Address of the endpoint.
@@ -428,6 +435,8 @@ impl Warning {
             | Self::ProbeWithSelector
             | Self::ProbeWithoutTcp
             | Self::EjectionWithoutTcp
+            | Self::ScopeWithoutAffinity
+            | Self::ScopeOfManyPorts { .. }
             | Self::PreferenceUnderLocal => WarningReason::CheckService,
             Self::Ejected { .. } => WarningReason::EndpointEjected,
             Self::AddressConflict { .. } => WarningReason::AddressConflict,

@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
 };
 
-use lb_common::{Family, Kind, MAGLEV_LEN};
+use lb_common::{Family, Kind, MAGLEV_LEN, SCOPE_SIZE};
 use serde::{Serialize, Serializer};
 
 use crate::{host_ports::Owner, objects::Key, port_ranges::frontend_text};
@@ -59,6 +59,8 @@ impl Warning {
             Self::ProbeWithSelector => "remove the annotation, and give the pods a readinessProbe",
             Self::ProbeWithoutTcp => "remove the annotation, or add a port of TCP",
             Self::EjectionWithoutTcp => "remove the annotation",
+            Self::ScopeWithoutAffinity => "set sessionAffinity to ClientIP, or remove the annotation",
+            Self::ScopeOfManyPorts { .. } => "divide the Service, or remove the annotation",
             Self::Ejected { clients: EjectingClients::One, .. } => {
                 "`beeline watch --failed` on that node names the client: check its routes and policies, then the server"
             }
@@ -182,6 +184,14 @@ impl Warning {
             Self::EjectionWithoutTcp => f.write_str(
                 "annotation beeline.io/eject has no effect, since the Service has no port of TCP, whose handshakes \
                  tell failures",
+            ),
+            Self::ScopeWithoutAffinity => f.write_str(
+                "annotation beeline.io/affinity-scope has no effect, since the sessionAffinity of the Service is None",
+            ),
+            Self::ScopeOfManyPorts { ports } => write!(
+                f,
+                "annotation beeline.io/affinity-scope has no effect: {SCOPE_SIZE} ports can share affinity, and the \
+                 Service has {ports}",
             ),
             Self::Ejected { addr, port, clients } => {
                 let addr = addr.to_ip();

@@ -19,7 +19,7 @@ use anyhow::Result;
 use foldhash::HashMap;
 use lb_common::{
     Affinity, AffinityKey, Backend, BackendStats, EjectPolicy, EjectStats, EjectStatsKey, EjectionKey, Ejections,
-    PortStats, ServiceEntry,
+    PortStats, ServiceEntry, scope_mask,
 };
 
 use lb_core::ids::HighestIds;
@@ -124,10 +124,10 @@ impl StatMaps {
     pub fn highest_ids(&self) -> Result<HighestIds> {
         let UnsortedStats { ports, backends, .. } = self.read_unsorted()?;
         let of_backends = backends.iter().map(|(_, stats)| stats.service);
-        let service = ports.iter().map(|(id, _)| *id).chain(of_backends).max().unwrap_or(0);
+        let service = ports.iter().map(|(id, _)| *id).chain(of_backends).collect();
         let seen = self.ejections.read()?;
         let judged = seen.iter().flat_map(|(_, seen)| &seen.places).map(|place| place.backend);
-        let backend = backends.iter().map(|(id, _)| *id).chain(judged).max().unwrap_or(0);
+        let backend = backends.iter().map(|(id, _)| *id).chain(judged).collect();
         Ok(HighestIds { service, backend })
     }
 
@@ -193,7 +193,7 @@ impl StatMaps {
         let counts = self.read()?;
         let idle = counts.backends.iter().filter(|(_, stats)| stats.open == 0).map(|(id, _)| *id);
         let backends: Vec<u32> = idle.filter(|id| !live.has_backend(*id)).collect();
-        let gone = |ids: &mut dyn Iterator<Item = u32>| ids.filter(|id| live.affinity_seconds(*id).is_none()).collect();
+        let gone = |ids: &mut dyn Iterator<Item = u32>| ids.filter(|id| live.service(*id).is_none()).collect();
         let ports: Vec<u32> = gone(&mut counts.ports.keys().copied());
         let killed: Vec<u32> = gone(&mut counts.killed.keys().copied());
         self.backends.delete(&backends)?;
@@ -230,15 +230,20 @@ impl StatMaps {
         // Many entries share few service ports and backends.
         let (mut seconds, mut backends) = (HashMap::default(), HashMap::default());
         let mut is_over = |key: &AffinityKey, value: &Affinity| {
-            let seconds = seconds.entry(key.service).or_insert_with(|| live.affinity_seconds(key.service).unwrap_or(0));
-            !value.lasts(*seconds, now)
-                || !*backends.entry(value.backend).or_insert_with(|| live.has_backend(value.backend))
+            let seconds = seconds.entry(key.service).or_insert_with(|| live.affinity_seconds(key.service));
+            let has_backend = || ids_in_affinity(value.backend).any(|id| live.has_backend(id));
+            !value.lasts(*seconds, now) || !*backends.entry(value.backend).or_insert_with(has_backend)
         };
         let (over, kept): (Vec<_>, Vec<_>) = self.affinity.read()?.into_iter().partition(|(key, of)| is_over(key, of));
         let mut over: Vec<AffinityKey> = over.into_iter().map(|(key, _)| key).collect();
         over.extend(fair_share::surplus(&kept, self.affinity.size()? / 4 * 3));
         Ok(self.affinity.delete(&over)?)
     }
+}
+
+/// Returns the ids for which an id in `AFFINITY` stands.
+fn ids_in_affinity(id: u32) -> impl Iterator<Item = u32> {
+    id..=id | scope_mask(id)
 }
 
 /// Lookup of ids in the maps that the agent writes. An id that cannot be looked up counts as present.
@@ -262,9 +267,10 @@ impl LiveIds {
         !matches!(self.backends.get(&id), Ok(None))
     }
 
-    /// Returns the affinity timeout (s) of a service port, if it exists.
-    fn affinity_seconds(&self, id: u32) -> Option<u32> {
-        self.service(id).map(|service| service.affinity_seconds)
+    /// Returns the timeout (s) of affinity entries of this service port, or of the block of service ports that share
+    /// affinity; 0 if there is none.
+    fn affinity_seconds(&self, id: u32) -> u32 {
+        ids_in_affinity(id).find_map(|id| self.service(id)).map_or(0, |service| service.affinity_seconds)
     }
 
     /// Returns the ejection of a service port, if it exists.

@@ -35,7 +35,7 @@ use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_PERCPU_A
 use super::pinned_maps::{MapLayout, MapOrigin, SizeRule, compare};
 use crate::pins::Pins;
 use lb_common::capacity;
-use lb_core::ids::HighestIds;
+use lb_core::ids::{Highest, HighestIds};
 use lb_core::op::Table;
 use lb_kernel::bpf;
 
@@ -182,11 +182,11 @@ pub(super) fn count_all(staging: &Path, origins: &BTreeMap<String, MapOrigin>) -
 
 /// Returns the highest ids among the keys of other versions' maps, adopted or not: adopted entries may name them.
 pub(crate) fn highest_ids(pins: &Pins) -> Result<HighestIds> {
-    let mut highest = [0, 0];
+    let mut highest = [Highest::default(); 2];
     for directory in pins.others()? {
         for (highest, maps) in highest.iter_mut().zip(IDS) {
             for path in maps.iter().map(|map| directory.join(map)).filter(|path| path.exists()) {
-                *highest = (*highest).max(highest_key(&path).with_context(|| format!("reading {}", path.display()))?);
+                see_keys(&path, highest).with_context(|| format!("reading {}", path.display()))?;
             }
         }
     }
@@ -194,15 +194,14 @@ pub(crate) fn highest_ids(pins: &Pins) -> Result<HighestIds> {
     Ok(HighestIds { service, backend })
 }
 
-/// Returns the highest key of a map with 4-byte keys, and 0 for other maps.
-fn highest_key(path: &Path) -> Result<u32> {
+/// Takes over the keys of a map with 4-byte keys; other maps have no ids.
+fn see_keys(path: &Path, highest: &mut Highest) -> Result<()> {
     let (map, info) = (MapData::from_pin(path)?, MapInfo::from_pin(path)?);
-    let mut highest = 0;
     if info.key_size() == 4 {
-        let read = |key: &[u8]| highest = highest.max(bpf::from_bytes(key).unwrap_or(0));
+        let read = |key: &[u8]| highest.see(bpf::from_bytes(key).unwrap_or(0));
         bpf::each_key(map.fd().as_fd(), 4, info.max_entries() as usize, read)?;
     }
-    Ok(highest)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -212,7 +212,8 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
         );
     }
     if let Some(seconds) = service.affinity_seconds.map(NonZeroU32::get) {
-        add("affinity", format!("a client keeps its backend for {seconds} s after its last connect"));
+        let of = if service.shares_affinity() { ", at all ports of the Service together" } else { "" };
+        add("affinity", format!("a client keeps its backend for {seconds} s after its last connect{of}"));
     }
     let tuning = service.tuning.as_deref();
     if tuning.is_some_and(|tuning| tuning.preference == Preference::Local) {

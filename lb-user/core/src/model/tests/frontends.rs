@@ -320,6 +320,31 @@ fn rule_6_the_health_check_port_counts_ready_endpoints_on_this_node() {
 }
 
 #[test]
+fn affinity_of_a_service_is_a_flag_of_its_ports_if_it_has_affinity() {
+    let case = |seconds: u32, shares_affinity| {
+        let service = tuned(Tuning { shares_affinity, ..Tuning::default() });
+        let case = Case::new(Service { affinity_seconds: NonZeroU32::new(seconds), ..service }, &["1"]);
+        (case.spec().ports[0].flags & ServiceFlags::SHARED_AFFINITY != 0, case.warnings())
+    };
+    assert_eq!(case(60, true), (true, vec![]));
+    assert_eq!(case(60, false), (false, vec![]));
+    let (is_set, warnings) = case(0, true);
+    assert!(
+        !is_set && warnings[0].ends_with("set sessionAffinity to ClientIP, or remove the annotation"),
+        "{warnings:?}"
+    );
+    let many = |count: u16| {
+        let service = tuned(Tuning { shares_affinity: true, ..Tuning::default() });
+        let ports = (1..=count).map(|number| port(&format!("p{number}"), number)).collect();
+        let case = Case::new(Service { affinity_seconds: NonZeroU32::new(60), ports, ..service }, &["1"]);
+        (case.spec().ports[0].flags & ServiceFlags::SHARED_AFFINITY != 0, case.warnings().concat())
+    };
+    assert!(many(64).0);
+    let (is_set, warning) = many(65);
+    assert!(!is_set && warning.contains("64 ports can share affinity, and the Service has 65"), "{warning}");
+}
+
+#[test]
 fn rule_7_affinity_and_annotations_apply_to_each_port() {
     let tuning = Tuning { scheduler: Some(Scheduler::Lc), drain: Drain::After(30), ..Tuning::default() };
     let ports = [port("a", 80), port("b", 81)].into();

@@ -5,6 +5,7 @@ use lb_common::{Backend, BackendFlags, List, MaglevKey, SlotKey};
 
 use super::{Shadow, list_of};
 use crate::{
+    ids::{HighestIds, Ids},
     op::{Op, Table},
     spec::PortKey,
     store::Dump,
@@ -47,10 +48,13 @@ impl Shadow {
         dump.source_ranges.iter().for_each(|key| shadow.apply(&Op::PutRange(*key)));
         dump.maglev.iter().for_each(|(key, table)| shadow.apply(&Op::PutMaglev(*key, table.clone())));
         shadow.node_addrs.clone_from(&dump.node_addrs);
-        let highest = |ids: &mut dyn Iterator<Item = u32>| ids.max().unwrap_or(0);
         let of_backends = dump.backends.values().map(|backend| backend.service);
-        shadow.port_ids.seen(highest(&mut shadow.ports.keys().copied().chain(of_backends)));
-        shadow.backend_ids.seen(highest(&mut dump.backends.keys().chain(&shadow.dangling).copied()));
+        let highest = HighestIds {
+            service: shadow.ports.keys().copied().chain(of_backends).collect(),
+            backend: dump.backends.keys().chain(&shadow.dangling).copied().collect(),
+        };
+        (shadow.port_ids, shadow.backend_ids) = (Ids::default(), Ids::default());
+        shadow.begin_beyond(highest);
         let oddities = shadow.oddities();
         (shadow, oddities)
     }

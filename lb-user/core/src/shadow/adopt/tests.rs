@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use lb_common::{Backend, Frontend, FrontendKey, Kind, List, Proto, ServiceEntry, Slot, SlotKey};
+use lb_common::{Backend, FIRST_SCOPE, Frontend, FrontendKey, Kind, List, Proto, ServiceEntry, Slot, SlotKey};
 
 use super::*;
 use crate::{objects::Key, op::Table};
@@ -45,11 +45,11 @@ fn i7_ids_continue_after_the_highest_id_in_any_map() {
     };
     assert_eq!(take(&check(|_| {}, &[])), (4, 9));
     let dangling = check(
-        |dump| dump.slots.values_mut().for_each(|at| *at = slot(u32::MAX)),
+        |dump| dump.slots.values_mut().for_each(|at| *at = slot(FIRST_SCOPE - 1)),
         &["the Cluster list of default/a/TCP names a backend that is not its own", "1 backends are named by no slot"],
     );
     assert_eq!(take(&dangling), (4, 1));
-    assert!(dangling.backend_in_use(u32::MAX));
+    assert!(dangling.backend_in_use(FIRST_SCOPE - 1));
     let frontend = check(
         |dump| dump.frontends.values_mut().for_each(|frontend| frontend.service = 7),
         &["service port 7 has no name"],

@@ -39,6 +39,7 @@ const SLOW_START: &str = "beeline.io/slow-start";
 const MAX_AGE: &str = "beeline.io/max-connection-age";
 const PROBE: &str = "beeline.io/probe";
 const EJECT: &str = "beeline.io/eject";
+const AFFINITY_SCOPE: &str = "beeline.io/affinity-scope";
 const PREFER_LOCAL: &str = "beeline.io/prefer-local";
 const REDIRECT_FROM: &str = "beeline.io/redirect-from";
 const PORTS: &str = "beeline.io/ports";
@@ -56,6 +57,7 @@ const OF_SERVICES: &[&str] = &[
     PRIORITY_SHARE,
     SLOW_START,
     EJECT,
+    AFFINITY_SCOPE,
     PREFER_LOCAL,
     REDIRECT_FROM,
     PORTS,
@@ -90,6 +92,7 @@ pub(super) fn tuning(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Bo
         max_connection_age: max_connection_age(meta, problems),
         probe: get(meta, PROBE).and_then(|text| probe::parse(text, problems)),
         eject: eject(meta, problems),
+        shares_affinity: shares_affinity(meta, problems),
     };
     unknown(meta, "a Service", OF_SERVICES, problems);
     (tuning != Tuning::default()).then(|| Box::new(tuning))
@@ -290,6 +293,20 @@ fn preference(meta: &ObjectMeta, problems: &mut Vec<String>) -> Preference {
                 "annotation {PREFER_LOCAL} {text:?}: unknown, no endpoint is preferred; write \"true\" or \"false\""
             ));
             Preference::None
+        }
+    }
+}
+
+fn shares_affinity(meta: &ObjectMeta, problems: &mut Vec<String>) -> bool {
+    match get(meta, AFFINITY_SCOPE) {
+        None | Some("port") => false,
+        Some("service") => true,
+        Some(text) => {
+            problems.push(format!(
+                "annotation {AFFINITY_SCOPE} {text:?}: unknown, affinity holds for each port by itself; write port or \
+                 service"
+            ));
+            false
         }
     }
 }

@@ -52,6 +52,18 @@ fn a_preference_for_local_endpoints_is_true_or_false() {
 }
 
 #[test]
+fn the_scope_of_affinity_is_a_port_or_the_service() {
+    for (text, expected) in [("service", Ok(true)), ("port", Ok(false)), ("vip", Err("write port or service"))] {
+        let mut problems = Vec::new();
+        let tuning = tuning(&meta(&[(AFFINITY_SCOPE, text)]), &mut problems).unwrap_or_default();
+        assert_eq!(tuning.shares_affinity, expected.unwrap_or(false), "{text}");
+        let problem = problems.first().map(String::as_str).unwrap_or_default();
+        assert!(problem.ends_with(expected.err().unwrap_or_default()), "{problem}");
+        assert_eq!(problem.is_empty(), expected.is_ok(), "{problem}");
+    }
+}
+
+#[test]
 fn a_redirect_names_a_namespace_and_a_service() {
     let check = |text: &str, expected: Option<Key>| {
         let mut problems = Vec::new();

@@ -99,6 +99,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
                     probe: None,
                     redirect_from: None,
                     eject: None,
+                    shares_affinity: false,
                 },
             ),
             source_ranges: [

@@ -32,8 +32,8 @@ pub use layout::{
 pub use scheduler::Scheduler;
 pub use select::{
     Access, AffinityOutcome, Caller, Cause, Choice, Client, Followed, ListReason, Match, Observer, Origin, Pair,
-    ScheduleReason, SelectEvent, State, Tables, Unobserved, Verdict, Vip, first_look, goes_before_listener,
-    is_at_address, is_local_outside, is_served_at, may_be_vip, pass_over_ejected, refusal, second_look, select,
-    select_observed, take_turn, vip,
+    Reason, SelectEvent, State, Tables, Unobserved, Verdict, Vip, first_look, goes_before_listener, is_at_address,
+    is_local_outside, is_served_at, may_be_vip, pass_over_ejected, refusal, second_look, select, select_observed,
+    take_turn, vip,
 };
 pub use translation::{MAX_TRANSLATIONS, Put, TcpSock, Translation, Translations, UdpSock};

@@ -1,6 +1,6 @@
 //! Rev-nat entries of sockets: one translation for TCP, a short list for UDP.
 
-use crate::{Addr, Choice, bpf_spin_lock, capacity};
+use crate::{Addr, Choice, Reason, bpf_spin_lock, capacity};
 
 /// [`Translation::backend`] of a client, which is no backend. Ids are allotted from 1 upwards.
 const CLIENT: u32 = u32::MAX;
@@ -46,7 +46,7 @@ impl Translation {
     #[inline(always)]
     #[must_use]
     pub const fn of_client(addr: Addr, port: u16, generation: u32) -> Self {
-        let choice = Choice { service: 0, backend: CLIENT, addr, port, followed: None };
+        let choice = Choice { service: 0, backend: CLIENT, addr, port, followed: None, reason: Reason::Random };
         Self::new(addr, port, &choice, generation)
     }
 
@@ -336,6 +336,7 @@ mod tests {
             addr: server(backend_last),
             port: 53,
             followed: None,
+            reason: Reason::Random,
         };
         Translation::new(vip(vip_last), 53, &choice, GENERATION)
     }

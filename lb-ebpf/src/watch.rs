@@ -18,7 +18,7 @@ use aya_ebpf::{
     },
     programs::{SockContext, SockOpsContext},
 };
-use lb_common::{Addr, COMM_LEN, Cause, Choice, FrontendKey, WatchCell, WatchKind, WatchRecord};
+use lb_common::{Addr, COMM_LEN, Cause, Choice, FrontendKey, Reason, WatchCell, WatchKind, WatchRecord};
 
 use crate::{
     context::SockAddr,
@@ -50,7 +50,8 @@ pub fn chosen<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, choice: &C
 #[inline(always)]
 pub fn refused<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: u32, cause: Cause, kind: u32) {
     if is_open(WatchCell::Sockets) {
-        let none = Choice { service, backend: 0, addr: Addr::from_words([0; 4]), port: 0, followed: None };
+        let addr = Addr::from_words([0; 4]);
+        let none = Choice { service, backend: 0, addr, port: 0, followed: None, reason: Reason::Random };
         let errno = if SET_RETVAL.load() == 0 { EPERM } else { cause.errno() as u32 };
         record_call(ctx, dest, &none, kind, (cause.counter() as u32 + 1) | errno << 8);
     }
@@ -71,6 +72,7 @@ fn record_call<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, choice: &
         kind: kind as u8,
         refusal: refusal as u8,
         errno: refusal >> 8,
+        reason: if refusal == 0 { choice.reason as u8 } else { 0 },
         netns: ctx.netns(),
         ..WatchRecord::EMPTY
     };

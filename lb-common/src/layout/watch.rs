@@ -100,8 +100,10 @@ pub struct WatchRecord {
     pub syns: u8,
     /// Segments received before the handshake failed, up to 255: a reset, or none.
     pub answers: u8,
+    /// Number of the [`crate::Reason`] for the backend; 0 if refused.
+    pub reason: u8,
     /// Zero.
-    pub _pad: [u8; 5],
+    pub _pad: [u8; 4],
 }
 
 impl WatchRecord {
@@ -127,7 +129,8 @@ impl WatchRecord {
         refusal: 0,
         syns: 0,
         answers: 0,
-        _pad: [0; 5],
+        reason: 0,
+        _pad: [0; 4],
     };
 
     /// The counter of a refusal.

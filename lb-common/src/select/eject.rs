@@ -1,7 +1,7 @@
 //! The second step of a choice: another backend in place of an ejected one. A step of its own, since both together
 //! exceed the stack of a program.
 
-use super::{Caller, Choice, Followed, Observer, SelectEvent, State, Tables, Unobserved, schedule};
+use super::{Caller, Choice, Followed, Observer, Reason, SelectEvent, State, Tables, Unobserved, schedule};
 use crate::{EjectionKey, FrontendKey, Hold, List, Scheduler, SlotKey, hash::scale, scope_mask};
 
 /// Slots that are looked at. At most half of the backends are ejected, and the slots from turn to turn are spread over
@@ -65,7 +65,7 @@ pub(super) fn pass_over_ejected_observed(
     let found = if hold == Hold::Held { None } else { at(index) };
     let Some(mut slot) = found else {
         observer.note(|| SelectEvent::AllEjected { backend: first.backend });
-        return *first;
+        return Choice { reason: Reason::AllEjected, ..*first };
     };
     if Scheduler::compares_open_sockets(service.scheduler)
         && let Some(other) = at(scale(caller.random(), len))
@@ -82,7 +82,11 @@ pub(super) fn pass_over_ejected_observed(
     }
     // A range of ports may lead to other ports than the backends' own.
     let add = tables.backend(first.backend).map_or(0, |backend| first.port.wrapping_sub(backend.port));
-    Choice { port: add, followed: followed(list, hold), ..*first }.to(slot.backend, slot.addr, slot.port)
+    Choice { port: add, followed: followed(list, hold), reason: Reason::Ejected, ..*first }.to(
+        slot.backend,
+        slot.addr,
+        slot.port,
+    )
 }
 
 #[inline(always)]

@@ -8,11 +8,9 @@ mod verdict;
 
 pub use eject::pass_over_ejected;
 pub use input::{Caller, Client, Origin, State, Tables};
-pub use observe::{
-    Access, AffinityOutcome, ListReason, Match, Observer, Pair, ScheduleReason, SelectEvent, Unobserved,
-};
+pub use observe::{Access, AffinityOutcome, ListReason, Match, Observer, Pair, SelectEvent, Unobserved};
 pub use schedule::take_turn;
-pub use verdict::{Cause, Choice, Followed, Verdict};
+pub use verdict::{Cause, Choice, Followed, Reason, Verdict};
 
 use crate::{
     Addr, Frontend, FrontendKey, Kind, List, NodeAddrFlags, ServiceEntry, ServiceFlags, Slot, SlotKey, hash::scale,
@@ -107,7 +105,7 @@ fn second_look_observed(
         let index = scale(caller.random(), service.len(list));
         match tables.slot(&SlotKey::new(choice.service, list, index)) {
             Some(slot) => {
-                observer.note(|| SelectEvent::Scheduled { backend: slot.backend, reason: ScheduleReason::Random });
+                observer.note(|| SelectEvent::Scheduled { backend: slot.backend, reason: Reason::Random });
                 Outcome::of(&slot, choice)
             }
             None => look.first_slot(list, choice),
@@ -271,7 +269,8 @@ impl<T: Tables, C: Caller, O: Observer> Look<'_, T, C, O> {
         let Self { tables, caller, observer, .. } = self;
         let Found { step, frontend, add } = self.frontend(may_have_port);
         // The address of the destination, until there is a backend's: zeros would be written by a loop.
-        let mut choice = Choice { service: 0, backend: 0, addr: self.dest.addr, port: add, followed: None };
+        let mut choice =
+            Choice { service: 0, backend: 0, addr: self.dest.addr, port: add, followed: None, reason: Reason::Random };
         if step != Step::Chosen {
             return Outcome { step, choice };
         }

@@ -2,7 +2,7 @@
 
 use crate::{Addr, Affinity, AffinityKey, Frontend, Kind, List, NodeAddr, ServiceEntry, ServiceFlags};
 
-use super::{Cause, Choice, Origin};
+use super::{Cause, Choice, Origin, Reason};
 
 /// Receives the [`SelectEvent`]s of [`super::select_observed`].
 pub trait Observer {
@@ -98,7 +98,7 @@ pub enum SelectEvent {
         /// Id of the backend.
         backend: u32,
         /// The rule by which it was found.
-        reason: ScheduleReason,
+        reason: Reason,
     },
     /// A slot or a table entry was missing: the agent is changing the list. Slot 0 serves.
     SlotMissing,
@@ -200,23 +200,6 @@ impl AffinityOutcome {
             Some(_) => Self::NotInList,
         }
     }
-}
-
-/// Rule by which the scheduler found a slot.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ScheduleReason {
-    /// `rr`, `wrr`: its turn.
-    Turn,
-    /// `sh`: the hash of the client.
-    ClientHash,
-    /// `dh`: the hash of the address dialled.
-    DestinationHash,
-    /// `mh`: the Maglev table, at the hash of a packet's flow, or at random for a socket.
-    MaglevTable,
-    /// The hash of a packet's flow: equal for each packet of the flow, and as good as random between flows.
-    FlowHash,
-    /// At random: for a socket, in a second look, or if turns cannot be stored.
-    Random,
 }
 
 /// Two backends, of which one was taken.

@@ -1,8 +1,6 @@
 //! Choice from a backend list: affinity first, then the scheduler. Never walks the list.
 
-use super::{
-    AffinityOutcome, Caller, Choice, Look, Observer, Outcome, Pair, ScheduleReason, SelectEvent, State, Step, Tables,
-};
+use super::{AffinityOutcome, Caller, Choice, Look, Observer, Outcome, Pair, Reason, SelectEvent, State, Step, Tables};
 use crate::{
     Affinity, Backend, BackendFlags, FrontendKey, List, MAGLEV_LEN, MaglevKey, Scheduler, ServiceEntry, Slot, SlotKey,
     hash::{fold, scale, splitmix},
@@ -46,12 +44,12 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
         });
         let choice = choice?;
         self.tables.set_affinity(&key, choice.backend & !mask, now);
-        Some(choice)
+        Some(Choice { reason: Reason::Affinity, ..choice })
     }
 
     /// Chooses a backend by the scheduler.
     #[inline(always)]
-    fn pick(&self, service: &ServiceEntry, list: List, avoid: u32, choice: Choice) -> Outcome {
+    fn pick(&self, service: &ServiceEntry, list: List, avoid: u32, mut choice: Choice) -> Outcome {
         let Self { tables, caller, observer, dest } = self;
         let (len, stride, scheduler) = (service.len(list), service.stride(list), service.scheduler);
         let (index, reason) = first_index(*tables, *caller, dest, service, list, choice.service);
@@ -61,20 +59,17 @@ impl<T: Tables + State, C: Caller, O: Observer> Look<'_, T, C, O> {
             observer.note(|| SelectEvent::SlotMissing);
             return Outcome { step: Step::NoEndpoints, choice };
         };
-        observer.note(|| {
-            let reason = match reason {
-                _ if in_table.is_some() => ScheduleReason::MaglevTable,
-                ScheduleReason::FlowHash if caller.client().addr().is_none() => ScheduleReason::Random,
-                reason => reason,
-            };
-            SelectEvent::Scheduled { backend: slot.backend, reason }
-        });
+        choice.reason = if in_table.is_some() { Reason::MaglevTable } else { reason };
+        observer.note(|| SelectEvent::Scheduled { backend: slot.backend, reason: choice.reason });
         let compares = Scheduler::compares_open_sockets(scheduler);
         if len > 1 && (compares || (avoid != 0 && slot.backend == avoid)) {
             // As far away as a turn, since the slots of a backend are mostly adjacent.
             let by = if compares { 1 + scale(caller.random(), len - 1) } else { stride };
             if let Some(other) = at(after(index, by, len)) {
                 let scheduled = slot.backend;
+                if scheduled == avoid {
+                    choice.reason = Reason::Avoided;
+                }
                 if slot.backend == avoid || (other.backend != avoid && is_better(*tables, scheduler, &other, &slot)) {
                     slot = other;
                 }
@@ -121,19 +116,19 @@ pub(super) fn first_index(
     service: &ServiceEntry,
     list: List,
     id: u32,
-) -> (u32, ScheduleReason) {
+) -> (u32, Reason) {
     let (len, stride, scheduler) = (service.len(list), service.stride(list), service.scheduler);
     if scheduler == Scheduler::Rr as u32 || scheduler == Scheduler::Wrr as u32 {
         match state.turn(id, list, len, stride) {
-            Some(index) => (index, ScheduleReason::Turn),
-            None => (scale(caller.random(), len), ScheduleReason::Random),
+            Some(index) => (index, Reason::Turn),
+            None => (scale(caller.random(), len), Reason::Random),
         }
     } else if scheduler == Scheduler::Sh as u32 {
-        (scale(splitmix(fold(&caller.client().addr), id), len), ScheduleReason::ClientHash)
+        (scale(splitmix(fold(&caller.client().addr), id), len), Reason::ClientHash)
     } else if scheduler == Scheduler::Dh as u32 {
-        (scale(splitmix(fold(&dest.addr), id), len), ScheduleReason::DestinationHash)
+        (scale(splitmix(fold(&dest.addr), id), len), Reason::DestinationHash)
     } else {
-        (scale(caller.flow_hash(), len), ScheduleReason::FlowHash)
+        (scale(caller.flow_hash(), len), Reason::Random)
     }
 }
 

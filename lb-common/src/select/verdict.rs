@@ -15,6 +15,69 @@ pub struct Choice {
     pub port: u16,
     /// The part in ejection, if the result of the handshake counts for it.
     pub followed: Option<Followed>,
+    /// Why this backend.
+    pub reason: Reason,
+}
+
+/// Reason for a backend. None is 0, which the verifier of Linux 5.10 and 6.1 tells from other numbers on the stack, and
+/// so would walk what follows twice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Reason {
+    /// At random; for packets by the hash of their flow, so that each packet of a flow gets the same.
+    Random = 1,
+    /// `rr`, `wrr`: its turn.
+    Turn = 2,
+    /// `sh`: the hash of the client.
+    ClientHash = 3,
+    /// `dh`: the hash of the address dialled.
+    DestinationHash = 4,
+    /// `mh`: the Maglev table, at the hash of a packet's flow, or at random for a socket.
+    MaglevTable = 5,
+    /// The client's affinity.
+    Affinity = 6,
+    /// In place of a backend that failed the caller just before.
+    Avoided = 7,
+    /// In place of a backend that the client's own failed connects eject.
+    Ejected = 8,
+    /// Ejected itself: of all backends that were looked at, none is free.
+    AllEjected = 9,
+}
+
+impl Reason {
+    /// All reasons, ordered by number.
+    pub const ALL: [Self; 9] = [
+        Self::Random,
+        Self::Turn,
+        Self::ClientHash,
+        Self::DestinationHash,
+        Self::MaglevTable,
+        Self::Affinity,
+        Self::Avoided,
+        Self::Ejected,
+        Self::AllEjected,
+    ];
+
+    /// The reason of this number.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| *reason as u8 == number)
+    }
+
+    /// The reason in words that follow a backend; empty at random, which the name of the scheduler tells.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Random | Self::MaglevTable => "",
+            Self::Turn => "whose turn it is",
+            Self::ClientHash => "always for this client",
+            Self::DestinationHash => "always at this address",
+            Self::Affinity => "by affinity",
+            Self::Avoided => "in place of one that failed just before",
+            Self::Ejected => "in place of an ejected one",
+            Self::AllEjected => "although it is ejected, since no other was found",
+        }
+    }
 }
 
 /// A choice whose handshake counts for ejection.

@@ -38,6 +38,7 @@ fn record(context: *mut c_void, packet: &Packet, choice: &Choice, refusal: u32) 
         record.backend = choice.backend;
         record.backend_addr = if choice.backend == 0 { Addr::from_words([0; 4]) } else { choice.addr };
         record.backend_port = choice.port;
+        record.reason = if choice.backend == 0 { 0 } else { choice.reason as u8 };
     }
     // SAFETY: no precondition.
     record.time = unsafe { bpf_ktime_get_ns() };

@@ -508,6 +508,7 @@ mod tests {
             addr: addr.addr,
             port: addr.port,
             followed: None,
+            reason: lb_common::Reason::Random,
         };
         let led = |to: &str, backend, at: &str| {
             let AddrPort { addr, port } = address(to);

@@ -9,8 +9,8 @@ use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr};
 
 use lb_common::{
     AffinityOutcome, Caller as _, Cause, Choice, FrontendKey, Hold, Kind, List, ListReason, Match, NodeAddr,
-    NodeAddrFlags, Origin, PodMode, Proto, ScheduleReason, Scheduler, SelectEvent, ServiceEntry, ServiceFlags, Slot,
-    SlotKey, State as _, Tables as _, Verdict, Vip, refusal, select_observed, vip,
+    NodeAddrFlags, Origin, PodMode, Proto, Reason, Scheduler, SelectEvent, ServiceEntry, ServiceFlags, Slot, SlotKey,
+    State as _, Tables as _, Verdict, Vip, refusal, select_observed, vip,
 };
 use lb_core::{
     host_ports,
@@ -109,7 +109,7 @@ impl Choosing<'_> {
     /// Formats events, one or more lines each. Returns the backends that may be chosen too.
     fn describe(&self, events: &[SelectEvent]) -> (String, Vec<u32>) {
         let (mut text, mut backends) = (String::new(), Vec::new());
-        let (mut service_port, mut list_in_use, mut reason) = (0, List::Cluster, "");
+        let (mut service_port, mut list_in_use) = (0, List::Cluster);
         for event in events {
             match *event {
                 SelectEvent::Frontend { frontend, matched } => {
@@ -131,16 +131,14 @@ impl Choosing<'_> {
                     text += &self.list(service_port, list, reason);
                 }
                 SelectEvent::Affinity { entry, outcome, .. } => {
-                    if outcome == AffinityOutcome::Kept {
-                        reason = ", by affinity";
-                    }
                     text += &self.affinity(service_port, entry, outcome);
                 }
-                SelectEvent::Scheduled { reason: schedule, .. } => reason = scheduled(schedule),
-                SelectEvent::Compared(_) | SelectEvent::Avoided(_) => reason = "",
-                SelectEvent::Ejected { .. } if !reason.is_empty() => reason = ", in place of an ejected one",
-                SelectEvent::AllEjected { .. } => reason = ", although it is ejected, since no other was found",
-                SelectEvent::Ejected { .. } | SelectEvent::Trial { .. } => {}
+                SelectEvent::Scheduled { .. }
+                | SelectEvent::Compared(_)
+                | SelectEvent::Avoided(_)
+                | SelectEvent::Ejected { .. }
+                | SelectEvent::AllEjected { .. }
+                | SelectEvent::Trial { .. } => {}
                 SelectEvent::NoService(_) | SelectEvent::SlotMissing => {
                     text += "  note       an entry is missing: the agent is changing the list\n";
                 }
@@ -168,7 +166,7 @@ impl Choosing<'_> {
                 }
                 SelectEvent::Refused(_, cause) => text += &self.refused(cause),
                 SelectEvent::Chosen(choice) => {
-                    let (lines, possible) = self.chosen(&choice, list_in_use, reason);
+                    let (lines, possible) = self.chosen(&choice, list_in_use);
                     text += &lines;
                     backends = possible;
                 }
@@ -244,13 +242,20 @@ impl Choosing<'_> {
     }
 
     /// Describes a choice. Returns the backends that may be chosen too.
-    fn chosen(&self, choice: &Choice, list: List, reason: &str) -> (String, Vec<u32>) {
+    fn chosen(&self, choice: &Choice, list: List) -> (String, Vec<u32>) {
         let mut seen = BTreeSet::new();
         let mut slots = self.slots(choice.service, list);
         slots.retain(|slot| seen.insert(slot.backend));
         let mut text = self.backends(choice.service, list, &slots);
-        if !reason.is_empty() {
-            text += &format!("  choice     {}{reason}\n", SocketAddr::new(choice.addr.to_ip(), choice.port));
+        let scheduler = Scheduler::from_number(self.service(choice.service).scheduler).unwrap_or_default();
+        let is_by_chance = !matches!(scheduler, Scheduler::Rr | Scheduler::Wrr | Scheduler::Sh | Scheduler::Dh);
+        let words = match choice.reason {
+            // Others may take its place at the next connect.
+            Reason::Ejected if is_by_chance => "",
+            reason => reason.words(),
+        };
+        if !words.is_empty() {
+            text += &format!("  choice     {}, {words}\n", SocketAddr::new(choice.addr.to_ip(), choice.port));
         }
         text += &match self.client.origin() {
             Origin::Node => {
@@ -260,7 +265,7 @@ impl Choosing<'_> {
             Origin::Outside => "  verdict    goes there\n".to_owned(),
         };
         let by_chance = slots.iter().map(|slot| slot.backend).take(MAX_LISTED);
-        (text, if reason.is_empty() { by_chance.collect() } else { vec![choice.backend] })
+        (text, if words.is_empty() { by_chance.collect() } else { vec![choice.backend] })
     }
 
     fn backends(&self, service: u32, list: List, slots: &[Slot]) -> String {
@@ -351,16 +356,6 @@ impl Choosing<'_> {
             text += &format!("  hint       the address is a VIP, with other ports: {}\n", other_ports.join(", "));
         }
         text
-    }
-}
-
-/// Describes the choice of a scheduler that names a backend; empty for a random choice.
-const fn scheduled(reason: ScheduleReason) -> &'static str {
-    match reason {
-        ScheduleReason::Turn => ", whose turn it is",
-        ScheduleReason::ClientHash => ", always for this client",
-        ScheduleReason::DestinationHash => ", always at this address",
-        ScheduleReason::MaglevTable | ScheduleReason::FlowHash | ScheduleReason::Random => "",
     }
 }
 

@@ -297,13 +297,14 @@ fn events_of_a_changing_list_are_described() {
     let dest = FrontendKey::new(addr("10.96.0.1"), 80, Proto::Tcp);
     let choosing = Choosing { snapshot: &snapshot, client: HOST, destination, dest };
     let frontend = Frontend::new(1, Kind::ClusterIp);
-    let choice = Choice { service: 1, backend: 1, addr: addr("10.0.0.1"), port: 8080, followed: None };
+    let choice =
+        Choice { service: 1, backend: 1, addr: addr("10.0.0.1"), port: 8080, followed: None, reason: Reason::Random };
     let (text, _) = choosing.describe(&[
         SelectEvent::SecondLook,
         SelectEvent::Frontend { frontend, matched: lb_common::Match::Exact },
         SelectEvent::List { list: List::Local, reason: ListReason::InternalLocal, len: 1 },
         SelectEvent::SlotMissing,
-        SelectEvent::Scheduled { backend: 1, reason: ScheduleReason::Turn },
+        SelectEvent::Scheduled { backend: 1, reason: Reason::Turn },
         SelectEvent::Compared(Pair { scheduled: 1, other: 2, taken: 1 }),
         SelectEvent::Chosen(choice),
     ]);

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{COMM_LEN, Counter, Proto, WatchKind, WatchRecord};
+use lb_common::{COMM_LEN, Counter, Proto, Reason, WatchKind, WatchRecord};
 use serde_json::{Value, json};
 
 use super::{Handshake, Outcome, WatchClient};
@@ -46,6 +46,8 @@ pub struct WatchEvent {
     pub port: Option<PortName>,
     /// The backend; `None` if refused.
     pub backend: Option<SocketAddr>,
+    /// Why the call got this backend; `None` if refused.
+    pub reason: Option<Reason>,
     /// Counter of a refusal.
     pub refused: Option<Counter>,
     /// Error of the refused call; 0 without one.
@@ -78,6 +80,7 @@ impl WatchEvent {
             protocol: Proto::from_number(record.proto.into()).map_or("?", Proto::name).to_lowercase(),
             port,
             backend: backend(record),
+            reason: Reason::from_number(record.reason),
             refused: record.refused_by(),
             errno: record.errno,
             handshake: outcome.handshake,
@@ -109,8 +112,13 @@ impl WatchEvent {
         let _infallible = write!(line, " {} {} {}", self.protocol, self.dialled, self.service());
         if let Some(backend) = self.backend {
             let _infallible = write!(line, " -> {backend}");
-            if let Some(port) = &self.port {
+            if let (Some(port), true) = (&self.port, self.is_scheduled()) {
                 let _infallible = write!(line, " by {}", port.scheduler);
+            }
+            match self.reason.map(Reason::words).unwrap_or_default() {
+                "" => {}
+                words if self.is_scheduled() => line = line + ", " + words,
+                words => line = line + " " + words,
             }
         }
         if let Some(counter) = self.refused {
@@ -134,6 +142,11 @@ impl WatchEvent {
         line
     }
 
+    /// True if the scheduler chose the backend.
+    fn is_scheduled(&self) -> bool {
+        self.backend.is_some() && self.reason != Some(Reason::Affinity)
+    }
+
     /// Returns a JSON object. Keys without a value are left out.
     #[must_use]
     pub fn json(&self) -> Value {
@@ -154,7 +167,8 @@ impl WatchEvent {
             "dialled": self.dialled.to_string(),
             "service": self.port.as_ref().map(|port| format!("{}/{}", port.namespace, port.service)),
             "port": self.port.as_ref().map(|port| port.port.clone()).filter(|port| !port.is_empty()),
-            "scheduler": self.port.as_ref().filter(|_| self.backend.is_some()).map(|port| port.scheduler),
+            "scheduler": self.port.as_ref().filter(|_| self.is_scheduled()).map(|port| port.scheduler),
+            "reason": self.reason.map(reason_key),
             "backend": self.backend.map(|backend| backend.to_string()),
             "refused": self.refused.map(refusal_key),
             "errno": (self.errno != 0).then(|| errno_name(self.errno)),
@@ -233,6 +247,20 @@ const fn refusal_key(counter: Counter) -> &'static str {
     }
 }
 
+const fn reason_key(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Random => "random",
+        Reason::Turn => "turn",
+        Reason::ClientHash => "clientHash",
+        Reason::DestinationHash => "destinationHash",
+        Reason::MaglevTable => "maglevTable",
+        Reason::Affinity => "affinity",
+        Reason::Avoided => "avoided",
+        Reason::Ejected => "ejected",
+        Reason::AllEjected => "allEjected",
+    }
+}
+
 const fn state_key(state: Handshake) -> &'static str {
     match state {
         Handshake::Established => "established",
@@ -277,6 +305,7 @@ mod tests {
             backend_port: 8080,
             service: 3,
             backend: 7,
+            reason: Reason::Turn as u8,
             pid: 4711,
             comm,
             ..WatchRecord::EMPTY
@@ -285,7 +314,7 @@ mod tests {
 
     fn refused(cause: Cause) -> WatchRecord {
         let refusal = u8::try_from(cause.counter() as u32 + 1).expect("few counters");
-        WatchRecord { refusal, errno: cause.errno().cast_unsigned(), backend: 0, ..call() }
+        WatchRecord { refusal, errno: cause.errno().cast_unsigned(), backend: 0, reason: 0, ..call() }
     }
 
     fn event(record: WatchRecord, handshake: Option<(Handshake, u64, u8)>, client: WatchClient) -> WatchEvent {
@@ -324,6 +353,8 @@ mod tests {
             event(call(), Some((Handshake::GivenUp, 1_999_000, 1)), pod()),
             event(call(), Some((Handshake::Pending, 1_000_000, 0)), pod()),
             event(v6, None, pod()),
+            event(WatchRecord { reason: Reason::Affinity as u8, ..call() }, None, pod()),
+            event(WatchRecord { reason: Reason::Random as u8, ..call() }, None, pod()),
             event(refused(Cause::NoEndpoints), None, pod()),
             event(refused(Cause::NoLocalEndpoints), None, pod()),
             event(unknown, None, pod()),
@@ -331,16 +362,18 @@ mod tests {
         ];
         let lines: String = events.iter().map(WatchEvent::line).collect();
         expect![[r"
-            03:04:05.678901 shop/cart curl[4711] tcp 10.96.0.1:80 default/web:http -> 10.0.0.1:8080 by rr: established in 0.21 ms
-            03:04:05.678901 node curl[4711] tcp 10.96.0.1:80 default/web:http -> 10.0.0.1:8080 by rr: reset by the backend after 0.10 ms (ECONNREFUSED)
-            03:04:05.678901 pod:0f3c curl[4711] tcp 10.96.0.1:80 default/web:http -> 10.0.0.1:8080 by rr: no answer to 2 SYNs in 3.05 s
-            03:04:05.678901 shop/cart curl[4711] tcp 10.96.0.1:80 default/web:http -> 10.0.0.1:8080 by rr: closed by the client after 2.00 s, no answer to 1 SYN
-            03:04:05.678901 shop/cart curl[4711] tcp 10.96.0.1:80 default/web:http -> 10.0.0.1:8080 by rr: no answer yet after 1.00 s
-            03:04:05.678901 shop/cart curl[4711] udp [fd96::53]:80 default/web:http -> [fd00::2]:8080 by rr
+            03:04:05.678901 shop/cart curl[4711] tcp 10.96.0.1:80 default/web:http -> 10.0.0.1:8080 by rr, whose turn it is: established in 0.21 ms
+            03:04:05.678901 node curl[4711] tcp 10.96.0.1:80 default/web:http -> 10.0.0.1:8080 by rr, whose turn it is: reset by the backend after 0.10 ms (ECONNREFUSED)
+            03:04:05.678901 pod:0f3c curl[4711] tcp 10.96.0.1:80 default/web:http -> 10.0.0.1:8080 by rr, whose turn it is: no answer to 2 SYNs in 3.05 s
+            03:04:05.678901 shop/cart curl[4711] tcp 10.96.0.1:80 default/web:http -> 10.0.0.1:8080 by rr, whose turn it is: closed by the client after 2.00 s, no answer to 1 SYN
+            03:04:05.678901 shop/cart curl[4711] tcp 10.96.0.1:80 default/web:http -> 10.0.0.1:8080 by rr, whose turn it is: no answer yet after 1.00 s
+            03:04:05.678901 shop/cart curl[4711] udp [fd96::53]:80 default/web:http -> [fd00::2]:8080 by rr, whose turn it is
+            03:04:05.678901 shop/cart curl[4711] tcp 10.96.0.1:80 default/web:http -> 10.0.0.1:8080 by affinity
+            03:04:05.678901 shop/cart curl[4711] tcp 10.96.0.1:80 default/web:http -> 10.0.0.1:8080 by rr
             03:04:05.678901 shop/cart curl[4711] tcp 10.96.0.1:80 default/web:http refused: no endpoint is ready (ECONNREFUSED)
             03:04:05.678901 shop/cart curl[4711] tcp 10.96.0.1:80 default/web:http refused: policy Local, and no endpoint on this node (EHOSTUNREACH)
             03:04:05.678901 shop/cart curl[4711] tcp 10.96.0.1:80 - refused: no Service has this port of the cluster IP (ECONNREFUSED)
-            03:04:05.678901 192.0.2.7:5000 tcp 10.96.0.1:80 default/web:http -> 10.0.0.1:8080 by rr
+            03:04:05.678901 192.0.2.7:5000 tcp 10.96.0.1:80 default/web:http -> 10.0.0.1:8080 by rr, whose turn it is
         "]]
         .assert_eq(&lines);
     }
@@ -353,7 +386,7 @@ mod tests {
         ];
         let lines: String = events.iter().map(|event| event.json().to_string() + "\n").collect();
         expect![[r#"
-            {"backend":"10.0.0.1:8080","dialled":"10.96.0.1:80","handshake":"established","handshakeMs":0.212,"pid":4711,"pod":"shop/cart","port":"http","process":"curl","protocol":"tcp","scheduler":"rr","service":"default/web","syns":1,"time":"2026-01-02T03:04:05.678901Z"}
+            {"backend":"10.0.0.1:8080","dialled":"10.96.0.1:80","handshake":"established","handshakeMs":0.212,"pid":4711,"pod":"shop/cart","port":"http","process":"curl","protocol":"tcp","reason":"turn","scheduler":"rr","service":"default/web","syns":1,"time":"2026-01-02T03:04:05.678901Z"}
             {"dialled":"10.96.0.1:80","errno":"ECONNREFUSED","pid":4711,"pod":"shop/cart","port":"http","process":"curl","protocol":"tcp","refused":"NoEndpoints","service":"default/web","time":"2026-01-02T03:04:05.678901Z"}
         "#]]
         .assert_eq(&lines);

@@ -75,6 +75,7 @@ mod tests {
             protocol: "tcp".to_owned(),
             port,
             backend: None,
+            reason: None,
             refused: None,
             errno: 0,
             handshake: None,

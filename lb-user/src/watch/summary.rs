@@ -209,6 +209,7 @@ mod tests {
                 scheduler: "rr",
             }),
             backend: "10.0.0.1:8080".parse().ok(),
+            reason: None,
             refused: None,
             errno: 0,
             handshake: handshake.map(|(state, micros)| (state, Duration::from_micros(micros), 1)),

@@ -1,7 +1,7 @@
 //! Tests of the events that an observer gets: one table by situation.
 
 use super::*;
-use crate::{AffinityOutcome::*, MAGLEV_LEN, ScheduleReason as By, SelectEvent as E, hash::fold};
+use crate::{AffinityOutcome::*, MAGLEV_LEN, Reason as By, SelectEvent as E, hash::fold};
 
 /// A client on this node or outside, with an address if it sends packets. Its random number is 0.
 struct Asker {
@@ -139,17 +139,17 @@ fn an_observer_learns_the_rule_of_the_scheduler() {
     let pair = |scheduled, other, taken| E::Compared(Pair { scheduled, other, taken });
     let cases: [(Scheduler, &Asker, &[E]); 11] = [
         (Scheduler::Random, &SOCKET, &[by(0, By::Random)]),
-        (Scheduler::Random, &far, &[by(0, By::FlowHash)]),
+        (Scheduler::Random, &far, &[by(0, By::Random)]),
         (Scheduler::Rr, &SOCKET, &[by(0, By::Turn)]),
         (Scheduler::Wrr, &far, &[by(0, By::Turn)]),
         (Scheduler::Lc, &SOCKET, &[by(0, By::Random), pair(10, 11, 11)]),
-        (Scheduler::Wlc, &far, &[by(0, By::FlowHash), pair(10, 11, 11)]),
+        (Scheduler::Wlc, &far, &[by(0, By::Random), pair(10, 11, 11)]),
         (Scheduler::Sed, &SOCKET, &[by(0, By::Random), pair(10, 11, 11)]),
         (Scheduler::Nq, &SOCKET, &[by(0, By::Random), pair(10, 11, 11)]),
         (Scheduler::Sh, &SOCKET, &[by(sh, By::ClientHash)]),
         (Scheduler::Dh, &SOCKET, &[by(dh, By::DestinationHash)]),
         // Without a table, as for a list that has just been added.
-        (Scheduler::Mh, &far, &[by(0, By::FlowHash)]),
+        (Scheduler::Mh, &far, &[by(0, By::Random)]),
     ];
     for (scheduler, asker, expected) in cases {
         let mem = scheduled(scheduler, 3, &[]);

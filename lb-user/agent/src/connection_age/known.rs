@@ -69,11 +69,18 @@ fn jittered(age: Duration, cookie: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_common::Choice;
+    use lb_common::{Choice, Reason};
     use std::{net::Ipv4Addr, num::NonZeroU32};
 
     fn socket(cookie: u64, service: u32, backend: u32) -> (u64, Translation) {
-        let choice = Choice { service, backend, addr: Ipv4Addr::new(10, 0, 0, 1).into(), port: 8080, followed: None };
+        let choice = Choice {
+            service,
+            backend,
+            addr: Ipv4Addr::new(10, 0, 0, 1).into(),
+            port: 8080,
+            followed: None,
+            reason: Reason::Random,
+        };
         (cookie, Translation::new(Ipv4Addr::new(10, 96, 0, 1).into(), 80, &choice, 1))
     }
 

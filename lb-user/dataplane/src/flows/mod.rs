@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::{
-    Choice, Flow, FlowFlags, FlowKey, Proto, Translation,
+    Choice, Flow, FlowFlags, FlowKey, Proto, Reason, Translation,
     flow::{TCP_CLOSED, expires_at, partner_key},
 };
 use tokio::sync::watch;
@@ -234,8 +234,14 @@ fn translation(key: &FlowKey, flow: &Flow) -> Option<Translation> {
     } else {
         (flow.to.reversed(), key.tuple.reversed())
     };
-    let choice =
-        Choice { service: flow.service, backend: flow.backend, addr: to.dst, port: to.dst_port, followed: None };
+    let choice = Choice {
+        service: flow.service,
+        backend: flow.backend,
+        addr: to.dst,
+        port: to.dst_port,
+        followed: None,
+        reason: Reason::Random,
+    };
     Some(Translation::new(dialled.dst, dialled.dst_port, &choice, 0))
 }
 
@@ -297,7 +303,8 @@ mod tests {
     #[test]
     fn both_directions_of_a_flow_follow_one_translation() {
         let ip = |text: &str| Addr::from(text.parse::<std::net::IpAddr>().expect("an address"));
-        let choice = Choice { service: 1, backend: 2, addr: ip("10.0.0.1"), port: 8080, followed: None };
+        let choice =
+            Choice { service: 1, backend: 2, addr: ip("10.0.0.1"), port: 8080, followed: None, reason: Reason::Random };
         let expected = Translation::new(ip("10.96.0.1"), 80, &choice, 0);
         for (key, flow) in pair() {
             assert_eq!(translation(&key, &flow), Some(expected));

@@ -167,7 +167,7 @@ fn decide(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_common::{BackendFlags, Choice};
+    use lb_common::{BackendFlags, Choice, Reason};
     use std::net::Ipv4Addr;
 
     fn endpoint(last: u8) -> AddrPort {
@@ -177,7 +177,8 @@ mod tests {
     #[test]
     fn rule_8_a_translation_stays_while_its_endpoint_serves_at_its_frontend() {
         // Backend 7 at endpoint 1 of service port 1, dialled at a frontend that service port 1 had then.
-        let choice = Choice { service: 1, backend: 7, addr: endpoint(1).addr, port: 53, followed: None };
+        let choice =
+            Choice { service: 1, backend: 7, addr: endpoint(1).addr, port: 53, followed: None, reason: Reason::Random };
         let translation = Translation::new(Ipv4Addr::new(10, 96, 0, 53).into(), 53, &choice, 1);
         // (owner of the frontend, service port and endpoint of backend 7, endpoints of service ports, stays)
         type Case<'a> = (&'a str, Option<u32>, Option<(u32, u8)>, &'a [(u32, u8)], bool);
@@ -212,7 +213,8 @@ mod tests {
     fn rule_8_a_translation_of_a_port_range_stays_while_its_endpoint_has_the_offset() {
         let vip = Ipv4Addr::new(10, 96, 0, 53).into();
         let translation = |dialled: u16, port: u16| {
-            let choice = Choice { service: 1, backend: 7, addr: endpoint(1).addr, port, followed: None };
+            let choice =
+                Choice { service: 1, backend: 7, addr: endpoint(1).addr, port, followed: None, reason: Reason::Random };
             Translation::new(vip, dialled, &choice, 1)
         };
         let backend = |offset: u16, last: u8| {

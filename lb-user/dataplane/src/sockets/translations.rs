@@ -135,7 +135,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_common::Choice;
+    use lb_common::{Choice, Reason};
     use std::net::Ipv4Addr;
 
     fn server(last: u8) -> AddrPort {
@@ -145,8 +145,14 @@ mod tests {
     fn list(entries: &[(u8, u32, u8)]) -> Translations {
         let mut list = Translations::EMPTY;
         for (vip, backend, address) in entries {
-            let choice =
-                Choice { service: 1, backend: *backend, addr: server(*address).addr, port: 53, followed: None };
+            let choice = Choice {
+                service: 1,
+                backend: *backend,
+                addr: server(*address).addr,
+                port: 53,
+                followed: None,
+                reason: Reason::Random,
+            };
             list.put(&Translation::new(Ipv4Addr::new(10, 96, 0, *vip).into(), 53, &choice, 1));
         }
         list

@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -22,6 +23,12 @@ pub(crate) fn until(what: &str, is_so: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Lets one story at a time have agents in the network namespace of this process, where they attach to its devices.
+pub(crate) fn alone_on_this_node() -> MutexGuard<'static, ()> {
+    static NODE: Mutex<()> = Mutex::new(());
+    NODE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A running agent, killed when dropped, with its cgroup.
@@ -43,12 +50,12 @@ impl KubeTestAgent {
         lb_dataplane::environment::cgroup2().err().map(|error| format!("{error:#}"))
     }
 
-    /// Starts the agent of node n1, and does not wait.
+    /// Starts the agent of node n1 on this node, see [`alone_on_this_node`], and does not wait.
     pub(crate) fn start(kubeconfig: &Path) -> Self {
         Self::start_with("n1", kubeconfig, "")
     }
 
-    /// Starts the agent of a node, with additional options as in its configuration file.
+    /// As [`KubeTestAgent::start`], with the name of the node, and additional options as in its configuration file.
     pub(crate) fn start_with(node_name: &str, kubeconfig: &Path, flags: &str) -> Self {
         let root = lb_dataplane::environment::cgroup2().expect("checked by `obstacle`");
         let cgroup = root.join(format!("beeline-kube-{}-{node_name}", std::process::id()));

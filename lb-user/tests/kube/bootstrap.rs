@@ -1,7 +1,7 @@
 //! Bootstrap: the agent finds an API server before `default/kubernetes` is served, by its flags and by the pinned maps.
 
 use crate::{
-    agent::{KubeTestAgent, until},
+    agent::{KubeTestAgent, alone_on_this_node, until},
     node::KubeTestNode,
     relay::Relay,
     service,
@@ -66,6 +66,7 @@ pub(crate) fn a_certificate_for_another_name_is_refused_and_logged(server: &mut 
     if is_skipped() {
         return;
     }
+    let _alone = alone_on_this_node();
     let relay = Relay::from(std::net::TcpListener::bind("127.0.0.2:0").expect("a port"), server.port());
     let agent = KubeTestAgent::start_with("n1", &server.kubeconfig(), &format!("api-server: ['{}']\n", relay.url()));
     until("the agent logs the failure", || agent.log().contains("no API server answers"));

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     KubernetesOptions, Source,
-    agent::{KubeTestAgent, until},
+    agent::{KubeTestAgent, alone_on_this_node, until},
     bootstrap::is_skipped,
     options, service,
 };
@@ -382,6 +382,7 @@ pub(crate) fn each_verb_is_needed(server: &mut ApiServer) {
     if is_skipped() {
         return;
     }
+    let _alone = alone_on_this_node();
     server.kubectl(&["apply", "-k", deploy().to_str().expect("a path")]);
     let kubeconfig = account(server);
     server.apply(&service("before", ""));

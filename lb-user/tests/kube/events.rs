@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use serde_json::Value;
 
 use crate::{
-    agent::{KubeTestAgent, until},
+    agent::{KubeTestAgent, alone_on_this_node, until},
     bootstrap::is_skipped,
     deploy::{account, deploy, granted, may, with_events},
     service,
@@ -27,6 +27,7 @@ pub(crate) fn a_problem_of_an_object_is_one_event_of_all_nodes(server: &mut ApiS
     if is_skipped() {
         return;
     }
+    let _alone = alone_on_this_node();
     let (overlay, kubeconfig) = with_events(server);
     let right = ("events.k8s.io".to_owned(), "events".to_owned());
     assert_eq!(
@@ -129,6 +130,7 @@ pub(crate) fn the_agent_serves_without_the_right_to_create_events(server: &mut A
     if is_skipped() {
         return;
     }
+    let _alone = alone_on_this_node();
     server.kubectl(&["apply", "-k", deploy().to_str().expect("a path")]);
     let kubeconfig = account(server);
     until("the account may list Services", || may(server, "list", "services"));

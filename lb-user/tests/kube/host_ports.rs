@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{
     Source,
-    agent::{KubeTestAgent, until},
+    agent::{KubeTestAgent, alone_on_this_node, until},
     bootstrap::is_skipped,
     deploy::{may, with_events},
     options, service,
@@ -73,6 +73,7 @@ pub(crate) fn goes_over_to_the_next_pod(server: &mut ApiServer) {
     if is_skipped() {
         return;
     }
+    let _alone = alone_on_this_node();
     let (overlay, kubeconfig) = with_events(server);
     until("the account may create Events", || may(server, "create", "events.events.k8s.io"));
     server.apply(&pod("noted-first", "n1"));

@@ -83,7 +83,9 @@ pub(crate) fn uninstall(server: &ApiServer) {
     server.kubectl(&["delete", "services", "--selector=story=lb", "--all-namespaces"]);
     server.kubectl(&["delete", "addresspools", "--all"]);
     let _ = server.try_kubectl(&["delete", "lease/beeline-lb", "--namespace=kube-system"], "");
-    server.kubectl(&["delete", "-k", deploy().join("overlays/load-balancer").to_str().expect("a path")]);
+    let overlay = deploy().join("overlays/load-balancer");
+    // A story that announces too has deleted the agent's objects, which both overlays have.
+    server.kubectl(&["delete", "--ignore-not-found", "-k", overlay.to_str().expect("a path")]);
 }
 
 pub(crate) fn pool(name: &str, spec: &str) -> String {

@@ -4,6 +4,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use lb_lab::{LabNamespace, machine::Machine, sandbox::Sandbox};
@@ -23,9 +24,12 @@ impl KubeTestNode {
         node
     }
 
-    /// Makes a node with loopback alone; the name is that of its cgroup.
+    /// Makes a node with loopback alone; the name is part of that of its cgroup.
     pub(crate) fn named(name: &str) -> Self {
-        let sandbox = Sandbox::make(name).expect("a cgroup and a directory");
+        // Two stories that run beside each other may use the same name.
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let sandbox = Sandbox::make(&format!("{name}-{number}")).expect("a cgroup and a directory");
         let net = LabNamespace::new();
         net.setup().up("lo").apply();
         let machine = Machine::start(net, sandbox.cgroup(), sandbox.directory());

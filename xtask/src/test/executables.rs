@@ -11,8 +11,11 @@ use crate::build;
 use crate::run;
 use crate::tally::Tally;
 
-/// Test programs that take minutes, longest first: they begin before all others.
-const LONG: [&str; 3] = ["stories", "handover", "kube"];
+/// Test programs that take minutes, most of them with waiting, longest first: they begin before all others.
+const LONG: [&str; 3] = ["stories", "kube", "handover"];
+
+/// Test programs that only compute, longest last.
+const COMPUTING: [&str; 6] = ["lb_user", "xtask", "lb_sources", "lb_common", "lb_core", "properties"];
 
 /// A test program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,10 +31,21 @@ pub(crate) fn compile() -> Result<Vec<Executable>> {
     let mut cargo = build::cargo();
     cargo.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
     let mut executables = find(&build::messages(&mut cargo)?)?;
-    executables.sort_by_key(|executable| {
-        LONG.iter().position(|name| executable.name.ends_with(&format!(" {name}"))).unwrap_or(LONG.len())
-    });
+    sort(&mut executables);
     Ok(executables)
+}
+
+/// Puts programs that wait before programs that compute, the longest of either at the ends.
+fn sort(executables: &mut [Executable]) {
+    let place = |executable: &Executable| {
+        let is = |name: &&str| executable.name.split(' ').nth(1) == Some(*name);
+        match (LONG.iter().position(is), COMPUTING.iter().position(is)) {
+            (Some(place), _) => place,
+            (None, None) => LONG.len(),
+            (None, Some(place)) => LONG.len() + 1 + place,
+        }
+    };
+    executables.sort_by_key(place);
 }
 
 /// The test programs among the messages of a cargo.
@@ -56,7 +70,13 @@ fn find(messages: &[Value]) -> Result<Vec<Executable>> {
 impl Executable {
     /// The command that runs its tests.
     pub(crate) fn command(&self) -> Command {
-        run::program_of(&self.package, &self.path)
+        let command = run::program_of(&self.package, &self.path);
+        if self.computes() { run::gently(&command) } else { command }
+    }
+
+    /// True if it only computes: it may run beside others that wait.
+    pub(crate) fn computes(&self) -> bool {
+        self.name.split(' ').nth(1).is_some_and(|name| COMPUTING.contains(&name))
     }
 }
 
@@ -96,6 +116,20 @@ mod tests {
         assert_eq!(found.iter().map(|of| of.name.as_str()).collect::<Vec<_>>(), ["a stories", "b b (lib)"]);
         assert_eq!(found[0].command().get_current_dir(), Some(Path::new("/w/a")));
         assert!(find(&messages[..1]).is_err());
+    }
+
+    #[test]
+    fn programs_that_wait_come_before_those_that_compute() {
+        let executable = |name: &str| Executable { name: name.to_owned(), package: "/w".into(), path: "/t".into() };
+        let names = ["core lb_core (lib)", "lb-user properties", "lb-user kube", "lb-user packets", "lb-user stories"];
+        let mut executables = names.map(executable);
+        sort(&mut executables);
+        let sorted = executables.each_ref().map(|of| of.name.as_str());
+        let expected =
+            ["lb-user stories", "lb-user kube", "lb-user packets", "core lb_core (lib)", "lb-user properties"];
+        assert_eq!(sorted, expected);
+        let programs = executables.each_ref().map(|of| of.command().get_program().to_owned());
+        assert_eq!(programs, ["/t", "/t", "/t", "nice", "nice"]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Verb `test`: every check that must pass, with a count as the last line. The checks themselves are in other files.
 //!
 //! First comes what all else is built on, with both cores for the compiler: the programs, the agents, the tests. Then
-//! tests run beside each other, the long ones first, and the lints behind them. Each has namespaces, cgroups, pins and
-//! ports of its own.
+//! tests run beside each other, the long ones first. Each has namespaces, cgroups, pins and ports of its own. Jobs that
+//! only compute, such as the lints, run beside them with a lower priority.
 
 mod executables;
 mod lanes;
@@ -62,8 +62,11 @@ fn run_all(args: &Args, report: &mut Report) -> Result<()> {
     let executables = report.must("compile the tests", executables::compile)?;
     let environment = environment(next)?;
     let filter = args.filter.as_deref();
-    let tests = executables.iter().map(|executable| Job::new(|| tests_of(executable, filter, &environment)));
-    let mut jobs: Vec<Job<Row>> = tests.collect();
+    let mut jobs: Vec<Job<Row>> = vec![];
+    let environment = &environment;
+    let test = |executable| Job::new(move || tests_of(executable, filter, environment));
+    let (computing, waiting): (Vec<_>, Vec<_>) = executables.iter().partition(|executable| executable.computes());
+    jobs.extend(waiting.into_iter().map(test));
     jobs.extend([
         Job::new(|| Row::of("licences and sources of crates", deny::check)),
         Job::new(|| Row::where_possible("advisories about crates", deny::check_advisories)),
@@ -71,18 +74,19 @@ fn run_all(args: &Args, report: &mut Report) -> Result<()> {
         Job::new(|| Row::of("alert rules", prometheus::check_alerts)),
         Job::new(|| Row::of("bpftool loads the object", load_with_bpftool)),
         Job::new(|| {
+            let mut cargo = build::cargo();
+            cargo.args(["test", "--workspace", "--no-fail-fast", "--doc"]).args(filter);
+            counted("examples in the documentation", &mut run::gently(&cargo))
+        }),
+        Job::new(|| Row::of("documentation", documentation)),
+        Job::new(|| {
             Row::of("clippy of lb-ebpf", || {
                 run::run(&mut run::gently(ebpf_cargo("clippy").args(["--", "-D", "warnings"])))
             })
         }),
         Job::new(|| Row::of("clippy of the workspace", clippy)),
-        Job::new(|| Row::of("documentation", documentation)),
-        Job::new(|| {
-            let mut cargo = build::cargo();
-            cargo.args(["test", "--workspace", "--no-fail-fast", "--doc"]).args(filter);
-            counted("examples in the documentation", &mut run::gently(&cargo))
-        }),
     ]);
+    jobs.extend(computing.into_iter().map(test));
     lanes::run_all(jobs, lanes()).into_iter().for_each(|row| report.add(row));
     Ok(())
 }

@@ -70,7 +70,7 @@ impl Table {
 impl Table {
     /// Returns the table of a frontend.
     #[must_use]
-    pub const fn of_frontend(key: &FrontendKey) -> Self {
+    pub(crate) const fn of_frontend(key: &FrontendKey) -> Self {
         if key.block == 0 { Self::Frontends } else { Self::PortRanges }
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use lb_common::{Addr, AddrPort, BackendFlags, FrontendKey, Proto};
 
 /// Most items of the annotation. A range has at most 30 blocks at each address.
-pub const MAX_ITEMS: usize = 64;
+pub(crate) const MAX_ITEMS: usize = 64;
 
 /// A range of ports; both ends are part of it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -60,7 +60,7 @@ impl PortRanges {
 
     /// Returns the offset modulo 65,536, as the maps have it.
     #[must_use]
-    pub fn wrapped_offset(&self) -> u16 {
+    pub(crate) fn wrapped_offset(&self) -> u16 {
         u16::try_from(self.offset.rem_euclid(0x1_0000)).unwrap_or_default()
     }
 }
@@ -237,7 +237,7 @@ pub fn frontend_text(addr: Addr, proto: u8, span: PortSpan) -> String {
 /// Returns the text of a backend with these [`BackendFlags`]; the port of a service port of port ranges is `*`, the
 /// port dialled, and the offset.
 #[must_use]
-pub fn target_text(target: &AddrPort, flags: u16) -> String {
+pub(crate) fn target_text(target: &AddrPort, flags: u16) -> String {
     if flags & BackendFlags::OFFSET == 0 {
         return target.to_string();
     }

@@ -64,7 +64,7 @@ impl Member {
 
     /// True if the backend is in the list.
     #[must_use]
-    pub const fn is_in(&self, list: List) -> bool {
+    pub(crate) const fn is_in(&self, list: List) -> bool {
         self.flags & BackendFlags::of(list) != 0
     }
 }

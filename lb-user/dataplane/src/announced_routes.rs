@@ -53,7 +53,7 @@ pub async fn run(table: Option<u32>, mut wanted: watch::Receiver<Option<Arc<BTre
 ///
 /// # Errors
 /// If netlink is not available.
-pub fn remove_all() -> Result<usize> {
+pub(crate) fn remove_all() -> Result<usize> {
     let mut netlink = NetlinkSocket::open().context("opening a netlink socket")?;
     let routes = announced::list(&mut netlink, None).context("listing routes")?;
     for route in &routes {

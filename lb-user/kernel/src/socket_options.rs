@@ -15,7 +15,7 @@ const NETLINK_GET_STRICT_CHK: libc::c_int = 12;
 ///
 /// # Errors
 /// `ENOPROTOOPT` before Linux 5.14.
-pub fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
+pub(crate) fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut len = libc::socklen_t::try_from(mem::size_of::<u64>()).unwrap_or_default();
     // SAFETY: the kernel writes at most `len` bytes to `cookie`.

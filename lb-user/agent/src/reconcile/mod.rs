@@ -189,7 +189,7 @@ impl<S: Store> Reconciler<S> {
 
     /// Returns the time at which a weight rises next, as [`Reconciler::set_time`] takes it.
     #[must_use]
-    pub fn next_step(&self) -> Option<Duration> {
+    pub(crate) fn next_step(&self) -> Option<Duration> {
         self.slow_starts.next()
     }
 

@@ -42,13 +42,13 @@ impl Membership {
 
     /// All nodes with a vote.
     #[must_use]
-    pub fn voters(&self) -> BTreeSet<Node> {
+    pub(crate) fn voters(&self) -> BTreeSet<Node> {
         self.sets().flatten().cloned().collect()
     }
 
     /// True if the node is the only voter.
     #[must_use]
-    pub fn is_alone(&self, node: &str) -> bool {
+    pub(crate) fn is_alone(&self, node: &str) -> bool {
         self.voters().iter().all(|voter| **voter == *node)
     }
 

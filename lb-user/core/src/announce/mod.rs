@@ -45,7 +45,7 @@ const RETRY: Time = Time::from_millis(100);
 pub const PERMIT: Time = Time::from_millis(1500);
 /// Time for which a holder relies on a permit, from before the question, by the holder's clock. The margin to
 /// [`PERMIT`] is for clocks whose rates differ by up to 1 %, and for the time from the map to the wire.
-pub const HOLD: Time = Time::from_millis(1400);
+pub(crate) const HOLD: Time = Time::from_millis(1400);
 /// Time without a datagram after which an announcer counts as dead.
 const SILENCE: Time = Time::from_millis(800);
 /// Time without a datagram after which a dead announcer leaves the group, so that its vote is not missed.

@@ -106,7 +106,7 @@ impl Claims {
     }
 
     /// Makes room for this many Services in all.
-    pub fn reserve(&mut self, services: usize) {
+    pub(crate) fn reserve(&mut self, services: usize) {
         self.by_service.reserve(services.saturating_sub(self.by_service.len()));
         self.owners.reserve(services.saturating_sub(self.owners.len()));
     }
@@ -140,7 +140,7 @@ impl Claims {
     }
 
     /// Sets the port ranges that a Service claims. Without `created` it is the youngest.
-    pub fn set_ranges(&mut self, service: &Key, created: Option<i64>, ranges: &[ClaimedRange]) -> ClaimChanges {
+    pub(crate) fn set_ranges(&mut self, service: &Key, created: Option<i64>, ranges: &[ClaimedRange]) -> ClaimChanges {
         let RangeChanges { mut services, addrs } = self.ranges.set(service, created.unwrap_or(i64::MAX), ranges);
         services.retain(|other| other != service);
         ClaimChanges { services, range_addrs: addrs, ..ClaimChanges::default() }
@@ -148,13 +148,13 @@ impl Claims {
 
     /// Returns the ports of port ranges at an address that a Service owns.
     #[must_use]
-    pub fn owned_ranges(&self, addr: Addr, proto: Proto, service: &Key) -> &[PortSpan] {
+    pub(crate) fn owned_ranges(&self, addr: Addr, proto: Proto, service: &Key) -> &[PortSpan] {
         self.ranges.owned(addr, proto, service)
     }
 
     /// Returns the Service that owns a port as part of a port range, and the precedence of its claim.
     #[must_use]
-    pub fn range_owner(&self, addr: Addr, proto: Proto, port: u16) -> Option<(&Key, Precedence)> {
+    pub(crate) fn range_owner(&self, addr: Addr, proto: Proto, port: u16) -> Option<(&Key, Precedence)> {
         let Claimant { rank, service } = self.ranges.owner(addr, proto, port)?;
         Some((service, rank.precedence()))
     }
@@ -162,7 +162,7 @@ impl Claims {
     /// Returns another Service whose port range has the single port that a Service claims, and goes before it, with the
     /// precedence of its claim. Without `created` the Service is the youngest.
     #[must_use]
-    pub fn range_before(
+    pub(crate) fn range_before(
         &self,
         (key, kind): (FrontendKey, Kind),
         service: &Key,
@@ -179,7 +179,11 @@ impl Claims {
 
     /// Lists single ports of an address that other Services own, before each range that has them. Only of the first
     /// Services that claim ports there.
-    pub fn singles_of_others<'a>(&'a self, addr: Addr, service: &'a Key) -> impl Iterator<Item = SinglePort<'a>> {
+    pub(crate) fn singles_of_others<'a>(
+        &'a self,
+        addr: Addr,
+        service: &'a Key,
+    ) -> impl Iterator<Item = SinglePort<'a>> {
         const MOST: usize = 64;
         let key = FrontendKey::new(addr, 0, Proto::Tcp);
         let mut others: BTreeSet<&Key> = BTreeSet::new();

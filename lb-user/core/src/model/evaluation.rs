@@ -61,7 +61,7 @@ pub struct EvaluatedPort<'a> {
 impl<'a> EvaluatedPort<'a> {
     /// Returns the endpoints of a family.
     #[must_use]
-    pub fn endpoints_of(&self, family: Family) -> &[EvaluatedEndpoint<'a>] {
+    pub(crate) fn endpoints_of(&self, family: Family) -> &[EvaluatedEndpoint<'a>] {
         let (v4, v6) = self.endpoints.split_at(self.endpoints.partition_point(EvaluatedEndpoint::is_v4));
         match family {
             Family::V4 => v4,

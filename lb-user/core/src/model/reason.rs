@@ -163,7 +163,7 @@ impl EvaluatedEndpoint<'_> {
 
     /// Returns the reason as a line of text, for a service port with these [`ServiceFlags`].
     #[must_use]
-    pub fn reason_text(&self, flags: u32) -> String {
+    pub(crate) fn reason_text(&self, flags: u32) -> String {
         let mut text = String::new();
         self.write_reason(&mut text, flags).expect("a String takes everything");
         if let (Reason::Serves { .. }, ProbeState::Fails(cause)) = (self.reason, self.probe) {

@@ -161,7 +161,7 @@ impl Shadow {
 
     /// Returns the service port with this name, and its id; the first of several.
     #[must_use]
-    pub fn port_named(&self, key: &PortKey) -> Option<(u32, &Port)> {
+    pub(crate) fn port_named(&self, key: &PortKey) -> Option<(u32, &Port)> {
         let ports = self.ports_of(&key.service).iter().filter_map(|&id| Some((id, self.port(id)?)));
         ports.filter(|(_, port)| port.key.as_ref() == Some(key)).find(|(_, port)| port.service.is_some())
     }
@@ -184,19 +184,19 @@ impl Shadow {
     }
 
     /// Returns the bits that are set, unordered.
-    pub fn set_bits(&self) -> impl Iterator<Item = (u32, u64)> {
+    pub(crate) fn set_bits(&self) -> impl Iterator<Item = (u32, u64)> {
         let bits = |(&word, &bits): (&u32, &u64)| (0..u64::BITS).map(move |at| (word, bits & 1 << at));
         self.frontend_bits.iter().flat_map(bits).filter(|(_, bit)| *bit != 0)
     }
 
     /// Returns the bits that frontends need, each with the number of these frontends, unordered.
-    pub fn used_bits(&self) -> impl Iterator<Item = ((u32, u64), usize)> {
+    pub(crate) fn used_bits(&self) -> impl Iterator<Item = ((u32, u64), usize)> {
         self.bit_uses.iter().map(|(bit, uses)| (*bit, *uses))
     }
 
     /// Returns the number of frontends that need a bit.
     #[must_use]
-    pub fn uses_of(&self, bit: (u32, u64)) -> usize {
+    pub(crate) fn uses_of(&self, bit: (u32, u64)) -> usize {
         self.bit_uses.get(&bit).copied().unwrap_or(0)
     }
 
@@ -207,7 +207,7 @@ impl Shadow {
     }
 
     /// Returns the backends that no slot of their service port names, unordered.
-    pub fn loose_backends(&self) -> impl Iterator<Item = (u32, Backend)> {
+    pub(crate) fn loose_backends(&self) -> impl Iterator<Item = (u32, Backend)> {
         self.loose.iter().filter_map(|&id| Some((id, self.backend(id)?)))
     }
 
@@ -218,7 +218,7 @@ impl Shadow {
     }
 
     /// Returns the slots outside every list, unordered.
-    pub fn stray_slots(&self) -> impl Iterator<Item = SlotKey> {
+    pub(crate) fn stray_slots(&self) -> impl Iterator<Item = SlotKey> {
         self.strays.keys().copied()
     }
 
@@ -259,13 +259,13 @@ impl Shadow {
 
     /// True if any map mentions this service port id.
     #[must_use]
-    pub fn port_in_use(&self, id: u32) -> bool {
+    pub(crate) fn port_in_use(&self, id: u32) -> bool {
         self.ports.contains_key(&id)
     }
 
     /// True if any map mentions this backend id.
     #[must_use]
-    pub fn backend_in_use(&self, id: u32) -> bool {
+    pub(crate) fn backend_in_use(&self, id: u32) -> bool {
         self.backends.contains_key(&id) || self.dangling.contains(&id)
     }
 

@@ -200,10 +200,11 @@ impl State for Dump {
     fn set_affinity(&self, _: &AffinityKey, _: u32, _: u64) {}
 }
 
+#[cfg(test)]
 impl Dump {
     /// Sets the frontend bits, for dumps written by hand.
     #[must_use]
-    pub fn with_bits(mut self) -> Self {
+    pub(crate) fn with_bits(mut self) -> Self {
         for (word, bit) in self.frontends.keys().chain(self.port_ranges.keys()).map(FrontendKey::bit) {
             *self.frontend_bits.entry(word).or_default() |= bit;
         }

@@ -335,7 +335,7 @@ impl Denial {
 impl DeniedFrontend {
     /// Returns the denial as a predicate of the frontend.
     #[must_use]
-    pub fn predicate(&self) -> String {
+    pub(crate) fn predicate(&self) -> String {
         format!("{}; {}", Predicate(self), self.denial.cure(self.kind))
     }
 }

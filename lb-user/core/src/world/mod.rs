@@ -116,7 +116,7 @@ pub struct View<'a> {
 
 impl View<'_> {
     /// Lists every group of endpoints of all its objects, in a stable order.
-    pub fn all_groups(&self) -> impl Iterator<Item = &EndpointGroup> {
+    pub(crate) fn all_groups(&self) -> impl Iterator<Item = &EndpointGroup> {
         self.slices.iter().map(|slice| &slice.group).chain(self.endpoints.iter().flat_map(|object| &object.groups))
     }
 }
@@ -266,7 +266,7 @@ impl World {
 
     /// The result of the probes of an endpoint; none while there is none.
     #[must_use]
-    pub fn probe_verdict(&self, service: &Key, target: &AddrPort) -> Option<&ProbeVerdict> {
+    pub(crate) fn probe_verdict(&self, service: &Key, target: &AddrPort) -> Option<&ProbeVerdict> {
         self.probes.get(service)?.get(target)
     }
 
@@ -303,7 +303,7 @@ impl World {
     /// Finds the Services with an endpoint or an external IP at one of these addresses, sorted. Costs as much as there
     /// are addresses, after the first call.
     #[must_use]
-    pub fn services_at(&self, addrs: &HashSet<Addr>) -> Vec<Key> {
+    pub(crate) fn services_at(&self, addrs: &HashSet<Addr>) -> Vec<Key> {
         let addresses = |entry: &'_ Entry| -> Vec<Addr> {
             let external_ips = entry.service.as_deref().into_iter().flat_map(by_address::external_ips);
             by_address::endpoints(entry.groups()).chain(external_ips).collect()

@@ -39,7 +39,7 @@ pub const HOOKS: [&str; 11] = [
 ];
 
 /// The program that is at the cgroup only while a Service has ejection, since every TCP socket pays for it.
-pub const FOLLOW_HANDSHAKES: &str = "follow_handshakes";
+pub(crate) const FOLLOW_HANDSHAKES: &str = "follow_handshakes";
 
 /// Use of the handshakes of TCP sockets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -60,7 +60,7 @@ impl BpfStore {
     ///
     /// # Errors
     /// Errors of `map`, and maps whose size the kernel does not report.
-    pub fn from_maps(mut map: impl FnMut(&str) -> Result<MapData>) -> Result<Self> {
+    pub(crate) fn from_maps(mut map: impl FnMut(&str) -> Result<MapData>) -> Result<Self> {
         let frontends = typed(Table::Frontends, &mut map)?;
         let port_ranges = PrefixTrie::new(map(Table::PortRanges.map_name())?);
         let frontend_bits = typed(Table::FrontendBits, &mut map)?;

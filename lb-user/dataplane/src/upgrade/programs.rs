@@ -272,7 +272,7 @@ fn usual_flows(cpus: usize) -> u32 {
 /// Returns the number of flows in `OPENING` for each of some CPUs: all of them are at most a quarter of `FLOWS`, where
 /// each has two entries.
 #[must_use]
-pub fn opening_slots(flows: u32, cpus: usize) -> u32 {
+pub(crate) fn opening_slots(flows: u32, cpus: usize) -> u32 {
     let all = (flows as usize / 8).min(capacity::OPENING);
     u32::try_from(all / cpus.max(1)).unwrap_or(0)
 }

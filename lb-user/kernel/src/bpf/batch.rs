@@ -25,7 +25,7 @@ pub struct BatchError {
 ///
 /// # Errors
 /// The first entry that failed ends the batch.
-pub fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Result<(), BatchError> {
+pub(crate) fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Result<(), BatchError> {
     assert_eq!(keys.len(), values.len(), "a value for each key");
     batch(bpf_cmd::BPF_MAP_UPDATE_BATCH, map, keys, values.as_ptr() as u64)
 }
@@ -34,7 +34,7 @@ pub fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V
 ///
 /// # Errors
 /// The first entry that failed, a missing one included, ends the batch.
-pub fn delete_batch<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> Result<(), BatchError> {
+pub(crate) fn delete_batch<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> Result<(), BatchError> {
     batch(bpf_cmd::BPF_MAP_DELETE_BATCH, map, keys, 0)
 }
 
@@ -58,7 +58,7 @@ fn batch<K>(command: bpf_cmd, map: BorrowedFd<'_>, keys: &[K], values: u64) -> R
 ///
 /// # Errors
 /// The kernel's errno.
-pub fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+pub(crate) fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut found = Vec::new();
     let chunk = chunk_len(mem::size_of::<K>() + mem::size_of::<V>());
     let (mut keys, mut values) = (vec![any::<K>(); chunk], vec![any::<V>(); chunk]);
@@ -121,7 +121,7 @@ pub enum BatchCursor {
 ///
 /// # Errors
 /// `ENOSPC` if the buffers are too small for the next bucket.
-pub fn read_some<K: Pod, V: Pod>(
+pub(crate) fn read_some<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     cursor: &mut BatchCursor,
     keys: &mut [K],

@@ -39,7 +39,7 @@ enum Field {
 const CONDITIONS: [&str; 6] = ["cmp", "range", "limit", "quota", "connlimit", "rt"];
 
 /// Parses the list of expressions of a rule. Unknown expressions are ignored.
-pub fn parse_rule(family: TableFamily, list: &[u8]) -> Rule {
+pub(crate) fn parse_rule(family: TableFamily, list: &[u8]) -> Rule {
     let (mut rule, mut registers) = (Rule::default(), Registers::default());
     for (_, element) in attributes(list).filter(|(kind, _)| *kind == ELEMENT) {
         let (name, data) = (find(element, NAME).map(text), find(element, DATA).unwrap_or_default());
@@ -162,13 +162,13 @@ fn parse_verdict(nest: &[u8]) -> Option<RuleAction> {
 
 /// Parses an element of a set of ports: the port, and true if it is the first one behind an interval.
 /// NFTA_SET_ELEM_KEY, _FLAGS (NFT_SET_ELEM_INTERVAL_END)
-pub fn parse_port(nest: &[u8]) -> Option<(u16, bool)> {
+pub(crate) fn parse_port(nest: &[u8]) -> Option<(u16, bool)> {
     let port = find(nest, 1).and_then(|key| be16(find(key, VALUE)?, 0))?;
     Some((port, find(nest, 3).and_then(|flags| be32(flags, 0)).is_some_and(|flags| flags & 1 != 0)))
 }
 
 /// Parses an element of a map: its key and its action. NFTA_SET_ELEM_KEY, _DATA
-pub fn parse_element(nest: &[u8]) -> Option<(Vec<u8>, RuleAction)> {
+pub(crate) fn parse_element(nest: &[u8]) -> Option<(Vec<u8>, RuleAction)> {
     let key = find(nest, 1).and_then(|key| find(key, VALUE))?;
     let data = find(nest, 2)?;
     let action = match find(data, VERDICT) {

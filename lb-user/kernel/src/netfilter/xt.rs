@@ -9,7 +9,7 @@ use lb_common::AddrPort;
 
 /// Adds a match to a rule. `xt_tcp` and `xt_udp` hold a range of source ports, then of destination ports;
 /// `xt_sctp_info` holds the destination ports first. `xt_multiport_v1` lists ports, some of which begin a range.
-pub fn apply_match(name: &str, info: &[u8], rule: &mut Rule) {
+pub(crate) fn apply_match(name: &str, info: &[u8], rule: &mut Rule) {
     rule.is_conditional |= name != "comment";
     rule.skips_new |= matches!(name, "conntrack" | "state");
     let range = match name {
@@ -50,7 +50,7 @@ fn multiport(info: &[u8]) -> Vec<RangeInclusive<u16>> {
 }
 
 /// Parses a target: `nf_nat_range` of either length, or `nf_nat_ipv4_multi_range_compat` of revision 0.
-pub fn parse_target(name: &str, revision: u8, info: &[u8]) -> Option<RuleAction> {
+pub(crate) fn parse_target(name: &str, revision: u8, info: &[u8]) -> Option<RuleAction> {
     let (addr, port) = match (name, revision) {
         ("REJECT" | "DROP", _) => return Some(RuleAction::Drop),
         ("DNAT", 0) => (info.get(8..12)?, be16(info, 16)?),

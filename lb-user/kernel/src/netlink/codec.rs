@@ -24,7 +24,7 @@ pub(crate) struct Frame<'a> {
 impl Frame<'_> {
     /// Returns the errno, or 0, of a message that ends an answer; None for any other message.
     #[must_use]
-    pub fn end_code(&self) -> Option<i32> {
+    pub(crate) fn end_code(&self) -> Option<i32> {
         let is_end = matches!(i32::from(self.kind), libc::NLMSG_DONE | libc::NLMSG_ERROR);
         is_end.then(|| u32_at(self.body, 0).map_or(0, |code| code.cast_signed().wrapping_neg()))
     }

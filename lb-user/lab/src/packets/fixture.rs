@@ -182,7 +182,7 @@ impl Fixture {
 
     /// Runs a program on a packet `times` times, each run on the result of the run before. Returns the last outcome,
     /// and the mean time of a run in ns.
-    pub fn run_often(
+    pub(crate) fn run_often(
         &self,
         program: &str,
         device: &str,

@@ -154,7 +154,7 @@ impl TcPrograms {
     }
 
     /// Writes the time until which the programs answer for announced addresses (CLOCK_BOOTTIME, ns).
-    pub fn set_announced_until(&mut self, until: u64) {
+    pub(crate) fn set_announced_until(&mut self, until: u64) {
         let map = self.0.map_mut("ANNOUNCED_UNTIL").expect("a map of that name");
         let mut map: Array<&mut MapData, u64> = map.try_into().expect("an array of these");
         map.set(0, until, 0).expect("an element");

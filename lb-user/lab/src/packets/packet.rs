@@ -234,7 +234,7 @@ impl PacketSpec {
     }
 
     /// Offset of the transport header in a packet without extras, and of the checksum from there.
-    pub fn checksum_at(&self) -> (usize, usize) {
+    pub(crate) fn checksum_at(&self) -> (usize, usize) {
         (if self.from.is_ipv4() { 20 } else { 40 }, if self.proto == Proto::Tcp { 16 } else { 6 })
     }
 

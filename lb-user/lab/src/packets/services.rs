@@ -128,7 +128,7 @@ impl FixtureService {
 }
 
 /// The id of a backend, derived from its address.
-pub fn id_of(service: u32, backend: SocketAddr) -> u32 {
+pub(crate) fn id_of(service: u32, backend: SocketAddr) -> u32 {
     let last = match backend.ip() {
         std::net::IpAddr::V4(ip) => u32::from(ip.octets()[2]) << 8 | u32::from(ip.octets()[3]),
         std::net::IpAddr::V6(ip) => u32::from(ip.segments()[3]) << 8 | u32::from(ip.segments()[7]),

@@ -11,7 +11,7 @@ use lb_core::{
 
 /// Converts an AddressPool. A selector that cannot be read selects nothing: the pool may be meant for few.
 #[must_use]
-pub fn address_pool(object: &api::AddressPool) -> AddressPool {
+pub(crate) fn address_pool(object: &api::AddressPool) -> AddressPool {
     let meta = &object.metadata;
     let default = api::AddressPoolSpec::default();
     let spec = object.spec.as_ref().unwrap_or(&default);

@@ -20,7 +20,7 @@ use crate::api;
 /// Type of the condition that `beeline lb` writes into the status of a Service.
 pub const ADDRESS_CONDITION: &str = "beeline.io/LoadBalancerAddress";
 /// Reason of that condition if nothing is wrong.
-pub const ALLOTTED: &str = "Allotted";
+pub(crate) const ALLOTTED: &str = "Allotted";
 /// `spec.loadBalancerClass` of Services that Beeline allots addresses to.
 const CLASS: &str = "beeline.io/lb";
 
@@ -73,14 +73,14 @@ impl BalancerClass {
 
 /// Returns the condition that `beeline lb` wrote.
 #[must_use]
-pub fn address_condition(object: &api::Service) -> Option<&api::Condition> {
+pub(crate) fn address_condition(object: &api::Service) -> Option<&api::Condition> {
     let conditions = object.status.as_ref()?.conditions.as_ref()?;
     conditions.iter().find(|condition| condition.type_ == ADDRESS_CONDITION)
 }
 
 /// Returns the addresses in the status of a Service; texts that are no address are ignored.
 #[must_use]
-pub fn ingress_addresses(object: &api::Service) -> Vec<IpAddr> {
+pub(crate) fn ingress_addresses(object: &api::Service) -> Vec<IpAddr> {
     let balancer = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = balancer.map_or(&[][..], |balancer| list(&balancer.ingress));
     ingress.iter().filter_map(|ingress| parse_ip(ingress.ip.as_deref()?)).collect()
@@ -88,7 +88,7 @@ pub fn ingress_addresses(object: &api::Service) -> Vec<IpAddr> {
 
 /// Converts a Service of type LoadBalancer.
 #[must_use]
-pub fn address_request(object: &api::Service) -> AddressRequest {
+pub(crate) fn address_request(object: &api::Service) -> AddressRequest {
     let meta = &object.metadata;
     let default = api::ServiceSpec::default();
     let spec = object.spec.as_ref().unwrap_or(&default);

@@ -15,11 +15,9 @@ mod slice;
 use std::{collections::BTreeSet, fmt, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime};
 
 use address::{addr, parse_ip};
-pub use address_pool::address_pool;
-pub(crate) use address_request::is_address_annotation;
-pub use address_request::{
-    ADDRESS_CONDITION, ALLOTTED, BalancerClass, address_condition, address_request, ingress_addresses,
-};
+pub(crate) use address_pool::address_pool;
+pub use address_request::{ADDRESS_CONDITION, BalancerClass};
+pub(crate) use address_request::{address_condition, address_request, ingress_addresses, is_address_annotation};
 use endpoints::endpoints;
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;

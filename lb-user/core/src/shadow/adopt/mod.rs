@@ -139,7 +139,7 @@ impl Shadow {
 
     /// True if `backend` is a backend of the service port `id` at `target`.
     #[must_use]
-    pub fn is_sound(&self, id: u32, target: &AddrPort, backend: u32) -> bool {
+    pub(crate) fn is_sound(&self, id: u32, target: &AddrPort, backend: u32) -> bool {
         self.backends.get(&backend).is_some_and(|known| {
             let known = &known.backend;
             known.service == id && known.addr == target.addr && known.port == target.port

@@ -7,7 +7,7 @@ pub(crate) mod lease;
 mod state;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     future::pending,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
@@ -238,21 +238,22 @@ impl Announcing {
     /// Performs the output of the announcer: maps first, and then datagrams.
     fn perform(&mut self, run: &mut Run) -> Result<()> {
         let Output { held: Held { addresses, until }, datagrams } = run.announcer.take_output(now());
-        let before = self.addresses.held().clone();
-        let kept: BTreeSet<IpAddr> = before.intersection(&addresses).copied().collect();
+        let deadline = if until == Time::MAX { u64::MAX } else { u64::try_from(until.as_nanos()).unwrap_or(u64::MAX) };
         // One deadline serves all: it may move to an earlier time only before others come, and to a later one only
         // after others have gone.
-        self.addresses.set(&kept)?;
-        let deadline = if until == Time::MAX { u64::MAX } else { u64::try_from(until.as_nanos()).unwrap_or(u64::MAX) };
-        if deadline != self.addresses.deadline() {
-            self.addresses.renew(deadline)?;
-        }
-        self.addresses.set(&addresses)?;
-        for addr in addresses.difference(&before) {
-            info!(address = %addr, "announced by this node");
-        }
-        for addr in before.difference(&addresses) {
-            info!(address = %addr, "no longer announced by this node");
+        if *self.addresses.held() == addresses {
+            self.renew(deadline)?;
+        } else {
+            let before = self.addresses.held().clone();
+            self.addresses.set(&before.intersection(&addresses).copied().collect())?;
+            self.renew(deadline)?;
+            self.addresses.set(&addresses)?;
+            for addr in addresses.difference(&before) {
+                info!(address = %addr, "announced by this node");
+            }
+            for addr in before.difference(&addresses) {
+                info!(address = %addr, "no longer announced by this node");
+            }
         }
         self.state.send_if_modified(|state| {
             let held = Held { addresses, until };
@@ -277,6 +278,10 @@ impl Announcing {
             false
         });
         Ok(())
+    }
+
+    fn renew(&mut self, deadline: u64) -> Result<()> {
+        if deadline == self.addresses.deadline() { Ok(()) } else { self.addresses.renew(deadline) }
     }
 
     fn receive(&self, run: &mut Run, bytes: &[u8]) {

@@ -27,7 +27,8 @@ pub use layout::{
     FrontendKey, Hook, Hop, Kind, LAYOUT_VERSION, LinkAddr, List, LogGate, MAGLEV_LEN, MASQUERADE_MARK,
     MAX_CLUSTER_RANGES, Maglev, MaglevKey, NAME_LEN, NEVER, Name, Names, NetnsAddrs, NodeAddr, NodeAddrFlags, Opening,
     PodMode, PodModeEntry, PortBlock, PortBlockKey, PortStats, Range, RangeKey, SCOPE_SIZE, ServiceEntry, ServiceFlags,
-    Slot, SlotKey, SlowPath, Tuple, WatchCell, WatchKind, WatchRecord, bpf_spin_lock, capacity, scope_mask,
+    Slot, SlotKey, SlowPath, Tuple, WatchCell, WatchKind, WatchRecord, WatchResult, bpf_spin_lock, capacity,
+    scope_mask,
 };
 pub use scheduler::Scheduler;
 pub use select::{

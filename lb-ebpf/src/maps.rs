@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerfEventArray, SkStorage, lpm_trie::LpmTrie},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage, lpm_trie::LpmTrie},
     macros::btf_map,
 };
 use lb_common::{
@@ -178,9 +178,12 @@ pub static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new
 #[btf_map]
 pub static WATCH: Array<u64, { WatchCell::COUNT }> = Array::new();
 
-/// Buffers of a running `beeline watch`, by CPU, for records of type `WatchRecord`.
+/// A ring buffer.
+pub type Ring = RingBuf<(), { capacity::WATCH_RING }>;
+
+/// The buffer of a running `beeline watch`, which makes it, for records of types `WatchRecord` and `WatchResult`.
 #[btf_map]
-pub static WATCH_EVENTS: PerfEventArray = PerfEventArray::new();
+pub static WATCH_RING: ArrayOfMaps<Ring, 1> = ArrayOfMaps::new();
 
 /// State of the log.
 #[btf_map]

@@ -1,35 +1,37 @@
 //! Records for `beeline watch`: calls that met a Service, and handshakes of TCP sockets.
 //!
-//! A reader opens buffers in `WATCH_EVENTS` and sets a cell of `WATCH`. The kernel removes the buffers with the
-//! reader's descriptor of the map, however the reader ends (`perf_event_fd_array_release`, kernel/bpf/arraymap.c); the
-//! next program that finds no buffer resets the cell.
+//! A reader puts a ring buffer into `WATCH_RING`, and in a cell of `WATCH` the time until which it reads, which it puts
+//! off as long as it runs. After a reader that was killed the first program that finds the time over resets the cell.
 
-use core::{ffi::c_void, mem::size_of};
+use core::ffi::c_void;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::BPF_F_CURRENT_CPU,
+    bindings::BPF_RB_NO_WAKEUP,
     helpers::{
         bpf_ktime_get_ns,
-        generated::{
-            bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_socket_cookie,
-            bpf_perf_event_output,
-        },
+        generated::{bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_socket_cookie},
     },
+    maps::ring_buf::RingBufEntry,
     programs::{SockContext, SockOpsContext},
 };
-use lb_common::{Addr, COMM_LEN, Cause, Choice, FrontendKey, Reason, WatchCell, WatchKind, WatchRecord};
+use lb_common::{
+    Addr, COMM_LEN, Cause, Choice, FrontendKey, Proto, Reason, WatchCell, WatchKind, WatchRecord, WatchResult,
+};
 
 use crate::{
     context::SockAddr,
     globals::SET_RETVAL,
     handshakes::{self, Step, Steps},
-    maps::{WATCH, WATCH_EVENTS},
+    maps::{WATCH, WATCH_RING},
     stats::add,
     tcp_socks::TcpSocket,
 };
 
 const EPERM: u32 = 1;
+
+/// The reader looks at the buffer at its own pace: a wake-up costs more than a record.
+pub const NO_WAKEUP: u64 = BPF_RB_NO_WAKEUP as u64;
 
 /// True if a reader wants records of this kind.
 #[inline(always)]
@@ -60,31 +62,36 @@ pub fn refused<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, service: 
 /// `refusal` is 0 if the call is not refused, else as in the record, with the errno above it.
 #[inline(never)]
 fn record_call<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, choice: &Choice, kind: u32, refusal: u32) {
-    let context = ctx.raw().as_ptr();
-    let mut record = WatchRecord {
-        dialled: dest.addr,
-        backend_addr: choice.addr,
-        service: choice.service,
-        backend: choice.backend,
-        dialled_port: dest.port,
-        backend_port: choice.port,
-        proto: dest.proto,
-        kind: kind as u8,
-        refusal: refusal as u8,
-        errno: refusal >> 8,
-        reason: if refusal == 0 { choice.reason as u8 } else { 0 },
-        netns: ctx.netns(),
-        ..WatchRecord::EMPTY
-    };
-    // SAFETY: helpers of socket address programs since 5.7, the cookie's since 4.12; the name has this length.
+    // SAFETY: no precondition.
+    let time = unsafe { bpf_ktime_get_ns() };
+    let Some(mut entry) = reserve::<WatchRecord>(WatchCell::Sockets, WatchCell::LostCalls, time) else { return };
+    let record = entry.as_mut_ptr();
+    // SAFETY: the record is room of this type. The helpers are of socket address programs since 5.7, the cookie's since
+    // 4.12; the name has this length.
     unsafe {
-        record.time = bpf_ktime_get_ns();
-        record.socket = bpf_get_socket_cookie(context);
-        record.cgroup = bpf_get_current_cgroup_id();
-        record.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        bpf_get_current_comm((&raw mut record.comm).cast(), COMM_LEN as u32);
+        *record = WatchRecord {
+            time,
+            cgroup: bpf_get_current_cgroup_id(),
+            pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+            dialled: dest.addr,
+            backend_addr: choice.addr,
+            service: choice.service,
+            backend: choice.backend,
+            dialled_port: dest.port,
+            backend_port: choice.port,
+            proto: dest.proto,
+            kind: kind as u8,
+            refusal: refusal as u8,
+            errno: refusal >> 8,
+            reason: if refusal == 0 { choice.reason as u8 } else { 0 },
+            ..WatchRecord::EMPTY
+        };
+        if dest.proto == Proto::Tcp as u8 {
+            (*record).socket = bpf_get_socket_cookie(ctx.raw().as_ptr());
+        }
+        bpf_get_current_comm((&raw mut (*record).comm).cast(), COMM_LEN as u32);
     }
-    write(context, WatchCell::Sockets, WatchCell::LostCalls, &record);
+    entry.submit(NO_WAKEUP);
 }
 
 /// Records that the application closes a TCP socket during its handshake with a backend.
@@ -112,44 +119,37 @@ pub fn sock_ops(ctx: &SockOpsContext) {
 
 #[inline(never)]
 fn record_handshake(ctx: *mut c_void, kind: u32, syns: u32, answers: u32) {
-    let mut record = WatchRecord {
+    // SAFETY: no precondition.
+    let time = unsafe { bpf_ktime_get_ns() };
+    let Some(mut entry) = reserve::<WatchResult>(WatchCell::Sockets, WatchCell::LostResults, time) else { return };
+    entry.write(WatchResult {
+        time,
+        // SAFETY: a helper of these program types since 4.14 (sock_ops) and 5.6 (sock).
+        socket: unsafe { bpf_get_socket_cookie(ctx) },
         kind: kind as u8,
         syns: if syns > 255 { 255 } else { syns as u8 },
         answers: if answers > 255 { 255 } else { answers as u8 },
-        ..WatchRecord::EMPTY
-    };
-    // SAFETY: helpers of these program types since 4.14 (sock_ops) and 5.6 (sock).
-    unsafe {
-        record.time = bpf_ktime_get_ns();
-        record.socket = bpf_get_socket_cookie(ctx);
-    }
-    write(ctx, WatchCell::Sockets, WatchCell::LostResults, &record);
+        _pad: [0; 5],
+    });
+    entry.submit(NO_WAKEUP);
 }
 
-/// Writes a record to this CPU's buffer, or counts it in `lost`, and resets `cell` if there is no buffer.
+/// Room for a record in the reader's buffer. Without room counts it in `lost`, and without a reader resets `cell`.
 #[inline(always)]
-pub fn write(ctx: *mut c_void, cell: WatchCell, lost: WatchCell, record: &WatchRecord) {
-    const ENOENT: i64 = -2;
-    // SAFETY: the record has this size; all of these program types have the helper since 5.7.
-    let result = unsafe {
-        bpf_perf_event_output(
-            ctx,
-            (&raw const WATCH_EVENTS).cast_mut().cast(),
-            BPF_F_CURRENT_CPU,
-            (&raw const *record).cast_mut().cast(),
-            size_of::<WatchRecord>() as u64,
-        )
-    };
-    if result == 0 {
-        return;
+pub fn reserve<T: 'static>(cell: WatchCell, lost: WatchCell, now: u64) -> Option<RingBufEntry<T>> {
+    let until = WATCH.get_ptr_mut(cell as u32)?;
+    // SAFETY: as in `is_open`. A reader that begins at this moment looks at its cell again.
+    unsafe {
+        if until.read_volatile() < now {
+            until.write_volatile(0);
+            return None;
+        }
     }
-    if let Some(lost) = WATCH.get_ptr_mut(lost as u32) {
+    let entry = WATCH_RING.get(0)?.reserve_untyped::<T>(0);
+    if entry.is_none()
+        && let Some(lost) = WATCH.get_ptr_mut(lost as u32)
+    {
         add(lost, 1);
     }
-    if result == ENOENT
-        && let Some(cell) = WATCH.get_ptr_mut(cell as u32)
-    {
-        // SAFETY: as in `is_open`. A reader that begins at this moment sets its cell again.
-        unsafe { cell.write_volatile(0) };
-    }
+    entry
 }

@@ -27,7 +27,7 @@ pub use packets::{
 };
 pub use pod_modes::{NetnsAddrs, PodMode, PodModeEntry};
 pub use port_ranges::{PortBlock, PortBlockKey};
-pub use watch::{COMM_LEN, WatchCell, WatchKind, WatchRecord};
+pub use watch::{COMM_LEN, WatchCell, WatchKind, WatchRecord, WatchResult};
 
 /// Version of the map layouts; part of the name of the pin directory, so that two layouts never share a map.
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { RELEASED + 1 } else { RELEASED };
@@ -96,6 +96,9 @@ pub mod capacity {
     pub const POD_MODES: usize = 16_384;
     /// Network namespaces, while a Service has source ranges.
     pub const NETNS_ADDRS: usize = 16_384;
+    /// Octets of the buffer of `beeline watch`: of 32,000 calls, more than one second has at 20,000 calls and as many
+    /// results of handshakes a second.
+    pub const WATCH_RING: usize = 4 << 20;
     /// Pairs of a client and a service port with failed handshakes, 2 KiB each.
     pub const EJECTIONS: usize = 8_192;
     /// Backends with failed handshakes, and their service ports.
@@ -518,7 +521,7 @@ layouts! {
     ServiceEntry: 44, SlotKey: 12, Slot: 24, Backend: 24, Names: 196, LogGate: 24, NodeAddr: 4, AffinityKey: 24,
     Affinity: 16, PortStats: 56, BackendStats: 24, Tuple: 36, FlowKey: 40, Hop: 24, Flow: 80, FragmentKey: 40,
     FragmentPorts: 4, Device: 40, Range: 20, RangeKey: 24, MaglevKey: 8, Maglev: 16292, PodModeEntry: 168,
-    NetnsAddrs: 32, ClusterRange: 32, ClusterRanges: 264, WatchRecord: 128,
+    NetnsAddrs: 32, ClusterRange: 32, ClusterRanges: 264, WatchRecord: 120, WatchResult: 24,
     EjectPolicy: 12, EjectionKey: 24, EjectStatsKey: 8, EjectStats: 16, Announced: 8, LinkAddr: 8, ConflictKey: 24,
     ConflictEntry: 24,
 }

@@ -9,7 +9,8 @@ pub const COMM_LEN: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum WatchCell {
-    /// Not 0 while a reader wants records of sockets. A program that finds no reader sets it to 0.
+    /// Time (CLOCK_MONOTONIC, ns) until which a reader wants records of sockets, which it puts off while it runs; 0
+    /// without a reader. A program that finds the time over sets it to 0.
     Sockets = 0,
     /// As [`WatchCell::Sockets`], for the first packets of flows.
     Packets = 1,
@@ -56,16 +57,14 @@ impl WatchKind {
     }
 }
 
-/// A record of `WATCH_EVENTS`. Records of a handshake have `time`, `socket`, `kind`, `syns` and `answers` only.
+/// A record. Those of a handshake are written as a [`WatchResult`], and have its fields only.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WatchRecord {
     /// Time of the event (CLOCK_MONOTONIC, ns).
     pub time: u64,
-    /// Cookie of the socket; 0 of a packet.
+    /// Cookie of a TCP socket, by which its [`WatchResult`] is found; 0 of others, and of a packet.
     pub socket: u64,
-    /// Cookie of the network namespace of the socket; 0 of a packet.
-    pub netns: u64,
     /// Id of the cgroup of the process; 0 of a packet.
     pub cgroup: u64,
     /// Address dialled.
@@ -111,7 +110,6 @@ impl WatchRecord {
     pub const EMPTY: Self = Self {
         time: 0,
         socket: 0,
-        netns: 0,
         cgroup: 0,
         dialled: Addr::from_words([0; 4]),
         backend_addr: Addr::from_words([0; 4]),
@@ -144,5 +142,30 @@ impl WatchRecord {
     #[must_use]
     pub const fn is_of_no_service(refusal: u8) -> bool {
         refusal == Counter::UnknownPort as u8 + 1 || refusal == Counter::UnknownClusterIp as u8 + 1
+    }
+}
+
+/// A record of a handshake of a TCP socket, as the programs write it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WatchResult {
+    /// Time of the event (CLOCK_MONOTONIC, ns).
+    pub time: u64,
+    /// Cookie of the socket.
+    pub socket: u64,
+    /// A [`WatchKind`].
+    pub kind: u8,
+    /// SYN segments sent, up to 255.
+    pub syns: u8,
+    /// Segments received before the handshake failed, up to 255: a reset, or none.
+    pub answers: u8,
+    /// Zero.
+    pub _pad: [u8; 5],
+}
+
+impl From<WatchResult> for WatchRecord {
+    fn from(result: WatchResult) -> Self {
+        let WatchResult { time, socket, kind, syns, answers, .. } = result;
+        Self { time, socket, kind, syns, answers, ..Self::EMPTY }
     }
 }

@@ -118,7 +118,7 @@ fn decide(frame: Frame, hook: Hook, family: Family, scratch: &mut Scratch) -> Pa
             egress_unknown(frame, scratch, device)
         } else {
             let verdict = new_flow(frame, scratch, device);
-            watch::first_packet(frame, scratch, verdict);
+            watch::first_packet(scratch, verdict);
             verdict
         };
         if !verdict.is_flow() {

@@ -120,6 +120,9 @@ impl Worker {
             self.attempt("freeing entries of closed sockets", |worker| worker.closed.look(&worker.directory));
             if Instant::now() >= sweep {
                 self.attempt("removing counts of deleted objects", Self::sweep);
+                self.attempt("removing the buffer of a killed watch", |this| {
+                    lb_dataplane::watch::remove_abandoned(&this.directory)
+                });
                 sweep = Instant::now() + SWEEP;
             }
             // The first look sets what later ones compare with.

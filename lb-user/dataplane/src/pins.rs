@@ -104,17 +104,6 @@ impl Pins {
         Ok(directory)
     }
 
-    /// Takes the lock against a second `beeline watch`: that of this version's directory.
-    pub(crate) fn lock_watch(&self) -> Result<File> {
-        let current = self.current();
-        let directory = File::open(&current).with_context(|| format!("opening the pins {}", current.display()))?;
-        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let holder = holder(&directory).map_or_else(String::new, |pid| format!(" (pid {pid})"));
-            bail!("another `beeline watch`{holder} reads the events of this node: end it first");
-        }
-        Ok(directory)
-    }
-
     /// Returns the pid of the agent that holds the lock, if this process can see it. Does not take the lock.
     #[must_use]
     pub fn agent(&self) -> Option<u32> {
@@ -261,6 +250,16 @@ fn find_holder(locks: &str, id: &str) -> Option<u32> {
             _ => None,
         }
     })
+}
+
+/// Takes the lock against a second `beeline watch`: that of this version's directory.
+pub(crate) fn lock_watch(current: &Path) -> Result<File> {
+    let directory = File::open(current).with_context(|| format!("opening the pins {}", current.display()))?;
+    if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let holder = holder(&directory).map_or_else(String::new, |pid| format!(" (pid {pid})"));
+        bail!("another `beeline watch`{holder} reads the events of this node: end it first");
+    }
+    Ok(directory)
 }
 
 #[cfg(test)]

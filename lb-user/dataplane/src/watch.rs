@@ -1,31 +1,35 @@
-//! The reader of the programs' records: buffers and a program for handshakes, all of which end with the process.
+//! The reader of the programs' records: a ring buffer and a program for handshakes. The program ends with the process;
+//! the buffer with the reader, or when the agent finds that its process was killed.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader,
+    maps::{Map, MapData, RingBuf},
     programs::{Program, SockOps},
-    util::online_cpus,
 };
-use aya_obj::generated::bpf_attach_type;
-use lb_common::{WatchCell, WatchRecord};
-use lb_kernel::{bpf, clock, perf::PerfBuffer};
+use aya_obj::{
+    EbpfSectionKind,
+    generated::{bpf_attach_type, bpf_map_type},
+    maps::{LegacyMap, bpf_map_def},
+};
+use lb_common::{WatchCell, WatchRecord, WatchResult, capacity};
+use lb_kernel::{bpf, clock};
 
 use crate::{
     cgroups, environment,
-    pins::{Pins, link_name},
+    pins::{Pins, link_name, lock_watch},
     upgrade::programs::{self, MapSizes, OBJECT, ProgramOptions},
 };
 
-/// Octets of a CPU's buffer: the kernel lets every process lock as much (perf_event_mlock_kb). Some 3,700 records.
-const BUFFER: usize = 512 << 10;
+/// Time for which the programs write to a reader from which they do not hear.
+const LEASE: Duration = Duration::from_secs(5);
 
 /// Time from the clock that a program reads to its record in the buffer, at most: longer for a program that an
 /// interrupt stops between both.
@@ -58,7 +62,9 @@ pub struct WatchReader {
     scope: WatchScope,
     /// The map `WATCH`.
     cells: OwnedFd,
-    buffers: Buffers,
+    ring: RingBuf<MapData>,
+    /// The map `WATCH_RING`, which names the buffer.
+    rings: OwnedFd,
     /// Records read that may still be out of order.
     unsettled: Vec<WatchRecord>,
     /// Lost records before this reader.
@@ -68,13 +74,13 @@ pub struct WatchReader {
 }
 
 impl WatchReader {
-    /// Opens buffers and begins.
+    /// Makes a buffer and begins.
     ///
     /// # Errors
-    /// If no agent of this version has served on the node, if another reader runs, or without CAP_PERFMON.
+    /// If no agent of this version has served on the node, if another reader runs, or without CAP_BPF.
     pub fn open(pins: &Pins, scope: WatchScope) -> Result<Self> {
         let directory = pins.current();
-        let lock = pins.lock_watch()?;
+        let lock = lock_watch(&directory)?;
         let map = |name: &str| {
             bpf::open_pin(&directory.join(name)).with_context(|| {
                 format!(
@@ -83,16 +89,16 @@ impl WatchReader {
                 )
             })
         };
-        let (cells, events) = (map("WATCH")?, map("WATCH_EVENTS")?);
+        let (cells, rings) = (map("WATCH")?, map("WATCH_RING")?);
         // Of a killed reader, which may have read more.
         close(&cells)?;
-        let mut buffers = Buffers { events, by_cpu: BTreeMap::new() };
-        buffers.open().context("opening buffers, which needs root or CAP_PERFMON")?;
-        // A program that finds no buffer counts a lost record: buffers come before programs, and both before the count.
+        let ring = ring().context("making a ring buffer, which needs root or CAP_BPF")?;
+        let descriptor = ring.as_raw_fd().cast_unsigned();
+        bpf::update(rings.as_fd(), &RING, &descriptor).context("writing the map WATCH_RING")?;
         let handshakes = Handshakes::attach(&directory);
         let lost_before = Lost::read(&cells)?;
-        let reader =
-            Self { directory, scope, cells, buffers, unsettled: Vec::new(), lost_before, handshakes, _lock: lock };
+        let unsettled = Vec::new();
+        let reader = Self { directory, scope, cells, ring, rings, unsettled, lost_before, handshakes, _lock: lock };
         reader.begin()?;
         Ok(reader)
     }
@@ -120,12 +126,9 @@ impl WatchReader {
     }
 
     fn read_until(&mut self, settled: u64) -> Vec<WatchRecord> {
-        for buffer in self.buffers.by_cpu.values_mut() {
-            buffer.read(|octets| {
-                // Padding follows.
-                let record = octets.get(..size_of::<WatchRecord>()).and_then(bpf::from_bytes::<WatchRecord>);
-                self.unsettled.extend(record);
-            });
+        while let Some(octets) = self.ring.next() {
+            let result = || bpf::from_bytes::<WatchResult>(&octets).map(WatchRecord::from);
+            self.unsettled.extend(bpf::from_bytes::<WatchRecord>(&octets).or_else(result));
         }
         self.unsettled.sort_by_key(|record| record.time);
         let count = self.unsettled.partition_point(|record| record.time <= settled);
@@ -144,8 +147,8 @@ impl WatchReader {
         })
     }
 
-    /// Checks that the programs still write to this reader, and opens buffers of CPUs that came online. Returns true if
-    /// an unknown number of records is missing since the last call: a program found no buffer.
+    /// Puts off the time until which the programs write to this reader; to be called each second. Returns true if an
+    /// unknown number of records is missing since the last call: a program found the time over.
     ///
     /// # Errors
     /// If the maps in service are no longer these.
@@ -154,20 +157,18 @@ impl WatchReader {
             self.directory.join(link_name("connect4")).exists(),
             "the agent was replaced by another version, or removed: start `beeline watch` again"
         );
-        self.buffers.open()?;
         let mut is_missing = false;
         for cell_of in self.scope.cells() {
             is_missing |= cell(&self.cells, *cell_of)? == 0;
         }
-        if is_missing {
-            self.begin()?;
-        }
+        self.begin()?;
         Ok(is_missing)
     }
 
-    /// Lets the programs write records.
+    /// Lets the programs write records for a while.
     fn begin(&self) -> Result<()> {
-        self.scope.cells().iter().try_for_each(|cell| set_cell(&self.cells, *cell, 1))
+        let until = clock::monotonic_ns() + LEASE.as_nanos() as u64;
+        self.scope.cells().iter().try_for_each(|cell| set_cell(&self.cells, *cell, until))
     }
 }
 
@@ -176,27 +177,42 @@ fn close(cells: &OwnedFd) -> Result<()> {
     WatchScope::SocketsAndPackets.cells().iter().try_for_each(|cell| set_cell(cells, *cell, 0))
 }
 
-/// Buffers of records, by CPU.
-struct Buffers {
-    /// The map `WATCH_EVENTS`. The kernel removes this reader's buffers with the descriptor.
-    events: OwnedFd,
-    by_cpu: BTreeMap<u32, PerfBuffer>,
+/// The key in `WATCH_RING`.
+const RING: u32 = 0;
+
+/// Makes a ring buffer as `WATCH_RING` declares it.
+fn ring() -> Result<RingBuf<MapData>> {
+    let def = bpf_map_def {
+        map_type: bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32,
+        max_entries: u32::try_from(capacity::WATCH_RING)?,
+        ..bpf_map_def::default()
+    };
+    let map = LegacyMap {
+        def,
+        inner_def: None,
+        section_index: 0,
+        section_kind: EbpfSectionKind::Maps,
+        symbol_index: None,
+        data: Vec::new(),
+    };
+    Ok(RingBuf::try_from(Map::RingBuf(MapData::create(aya_obj::Map::Legacy(map), "WATCH_RING", None)?))?)
 }
 
-impl Buffers {
-    /// Opens the buffers of online CPUs that have none.
-    fn open(&mut self) -> Result<()> {
-        for cpu in online_cpus().map_err(|(path, error)| anyhow!("{path}: {error}"))? {
-            if self.by_cpu.contains_key(&cpu) {
-                continue;
-            }
-            let buffer = PerfBuffer::open(cpu, BUFFER).with_context(|| format!("opening the buffer of CPU {cpu}"))?;
-            let descriptor = buffer.as_fd().as_raw_fd().cast_unsigned();
-            bpf::update(self.events.as_fd(), &cpu, &descriptor).context("writing the map WATCH_EVENTS")?;
-            self.by_cpu.insert(cpu, buffer);
-        }
-        Ok(())
+/// Removes the buffer of a reader that was killed, if there is one, from the maps pinned in `directory`.
+///
+/// # Errors
+/// If the maps cannot be read or written.
+pub fn remove_abandoned(directory: &Path) -> Result<()> {
+    let rings = bpf::open_pin(&directory.join("WATCH_RING")).context("opening the map WATCH_RING")?;
+    let ring = bpf::lookup::<u32, u32>(rings.as_fd(), &RING).context("reading the map WATCH_RING")?;
+    // The reader holds a lock for as long as it lives.
+    if ring.is_some()
+        && let Ok(_lock) = lock_watch(directory)
+    {
+        bpf::delete(rings.as_fd(), &RING).context("writing the map WATCH_RING")?;
+        tracing::info!("removed the buffer of a `beeline watch` that was killed");
     }
+    Ok(())
 }
 
 /// Numbers of records that found no room.
@@ -216,8 +232,9 @@ impl Lost {
 
 impl Drop for WatchReader {
     fn drop(&mut self) {
-        // Without it, the next program that finds no buffer does so.
+        // Else the next program that finds the time over does so, and the agent.
         let _best_effort = close(&self.cells);
+        let _best_effort = bpf::delete(self.rings.as_fd(), &RING);
     }
 }
 

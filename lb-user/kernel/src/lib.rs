@@ -10,7 +10,6 @@ pub mod netfilter;
 pub mod netlink;
 pub mod netns;
 pub mod packet_socket;
-pub mod perf;
 pub mod process;
 pub mod sock_diag;
 pub mod socket_options;

@@ -19,7 +19,7 @@ mod syscall;
 pub mod typed;
 
 pub use batch::{BatchError, count};
-pub use elements::{each_key, lookup, update};
+pub use elements::{delete, each_key, lookup, update};
 pub use features::has_mptcp_sock;
 pub use links::{
     CgroupLink, TcxLink, attach_cgroup, attach_tcx, cgroup_link, detach_link, link_program, tcx_link, update_link,

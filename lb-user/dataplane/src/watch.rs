@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Time for which the programs write to a reader from which they do not hear.
-const LEASE: Duration = Duration::from_secs(5);
+pub const LEASE: Duration = Duration::from_secs(15);
 
 /// Time from the clock that a program reads to its record in the buffer, at most: longer for a program that an
 /// interrupt stops between both.

@@ -36,7 +36,7 @@ const SERVICES: u64 = 200;
 /// Generations of a world.
 const GENERATIONS: u16 = 3;
 /// Time for kube-proxy to write the rules of a generation.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// Differences that are printed.
 const MOST: usize = 40;
 

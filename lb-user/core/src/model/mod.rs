@@ -1,5 +1,5 @@
 //! The meaning of a Kubernetes Service: pure functions from the objects of one Service to its
-//! [`crate::spec::ServiceSpec`]. Decisions about frontends and endpoints are data ([`evaluation`]), from which the
+//! [`crate::spec::ServiceSpec`]. Decisions about frontends and endpoints are data (`evaluation`), from which the
 //! spec, the warnings and `explain` are made.
 //!
 //! The reference is kube-proxy; where its source decides a question, the comment names the file.

@@ -44,7 +44,7 @@ pub(crate) const FOLLOW_HANDSHAKES: &str = "follow_handshakes";
 /// Use of the handshakes of TCP sockets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Handshakes {
-    /// [`FOLLOW_HANDSHAKES`] is attached.
+    /// The program `follow_handshakes` is attached.
     Followed,
     /// It is not.
     Ignored,

@@ -132,16 +132,16 @@ impl Tc {
             Ok(()) => replaced += 1,
             Err(error) => warn!(device, "the programs of the device are not replaced yet: {error:#}"),
         };
-        for ((device, at), link) in &state.links {
-            if let Some(program) = programs.get(*at) {
+        let mut clsact = Clsact::open(self.pins.root())?;
+        let with_filters: Vec<u32> = clsact.attached()?.into_keys().collect();
+        // One hook of all devices after the other: the new programs may begin flows in a map that the old ones lack.
+        for (at, (hook, name), program) in attach_order(&programs) {
+            for ((device, _), link) in state.links.iter().filter(|((_, of), _)| *of == at) {
                 let context = || format!("replacing the program of {}", link.path().display());
                 note(*device, bpf::update_link(link, &program.fd).with_context(context));
             }
-        }
-        let mut clsact = Clsact::open(self.pins.root())?;
-        for device in clsact.attached()?.into_keys() {
-            for ((hook, name), program) in PROGRAMS.into_iter().zip(&programs) {
-                note(device, clsact.attach(device, hook, name, &program.fd));
+            for device in &with_filters {
+                note(*device, clsact.attach(*device, hook, name, &program.fd));
             }
         }
         state.marks = clsact.marks()?;

@@ -111,7 +111,7 @@ fn wait_for_local_routes() {
         let octets = v6.parse::<std::net::Ipv6Addr>().expect("an address").octets();
         octets.iter().map(|octet| format!("{octet:02x}")).collect::<String>()
     });
-    for _ in 0..1000 {
+    for _ in 0..10_000 {
         let routes = std::fs::read_to_string("/proc/thread-self/net/ipv6_route").expect("/proc");
         // RTF_LOCAL of include/uapi/linux/ipv6_route.h, in the last column but one.
         let is_local = |line: &str| line.split_whitespace().rev().nth(1).is_some_and(|flags| flags.starts_with('8'));

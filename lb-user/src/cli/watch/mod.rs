@@ -26,7 +26,7 @@ use super::{
 use crate::watch::{Follower, Outcome, PATIENCE, WatchClient, WatchEvent, WatchFilter, WatchSummary};
 use lb_dataplane::{
     pins::Pins,
-    watch::{Lost, WatchReader, WatchScope},
+    watch::{LEASE, Lost, WatchReader, WatchScope},
 };
 use lb_kernel::clock;
 use names::{Clients, Ports};
@@ -158,7 +158,9 @@ impl Watch {
                 checked = Instant::now();
                 outcomes.extend(self.follower.overdue(clock::monotonic_ns()));
                 if self.reader.check()? {
-                    self.tell("events are missing: a CPU had no buffer for a moment")?;
+                    let message =
+                        format!("events are missing: this process stood still for {} s or more", LEASE.as_secs());
+                    self.tell(&message)?;
                 }
                 self.tell_lost()?;
             }

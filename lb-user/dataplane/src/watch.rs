@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Time for which the programs write to a reader from which they do not hear.
-pub const LEASE: Duration = Duration::from_secs(15);
+pub const LEASE: Duration = Duration::from_secs(60);
 
 /// Time from the clock that a program reads to its record in the buffer, at most: longer for a program that an
 /// interrupt stops between both.
@@ -198,7 +198,8 @@ fn ring() -> Result<RingBuf<MapData>> {
     Ok(RingBuf::try_from(Map::RingBuf(MapData::create(aya_obj::Map::Legacy(map), "WATCH_RING", None)?))?)
 }
 
-/// Removes the buffer of a reader that was killed, if there is one, from the maps pinned in `directory`.
+/// Ends the records for a reader that was killed, if there is one, and removes its buffer from the maps pinned in
+/// `directory`.
 ///
 /// # Errors
 /// If the maps cannot be read or written.
@@ -209,6 +210,7 @@ pub fn remove_abandoned(directory: &Path) -> Result<()> {
     if ring.is_some()
         && let Ok(_lock) = lock_watch(directory)
     {
+        close(&bpf::open_pin(&directory.join("WATCH")).context("opening the map WATCH")?)?;
         bpf::delete(rings.as_fd(), &RING).context("writing the map WATCH_RING")?;
         tracing::info!("removed the buffer of a `beeline watch` that was killed");
     }

@@ -94,7 +94,6 @@ fn output(net: &LabNamespace, words: &[&str], input: &str) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// True if the kernel can make links of a kind.
 /// True if this machine's kernel has a kind of links.
 pub fn has(kind: &str, arguments: &str) -> bool {
     let net = LabNamespace::new();

@@ -1,5 +1,5 @@
-//! A watchdog of the machine: a thread that shall wake up and write to a file all the time, and measures how late it is.
-//! Tests of times leave out what a busy machine lost.
+//! A watchdog of the machine: a thread that shall wake up and write to a file all the time, and measures how late it
+//! is. Tests of times leave out what a busy machine lost.
 
 use std::{
     fs::File,

@@ -90,8 +90,8 @@ impl Group {
         Moment { failures: failures.sum(), at: Instant::now() }
     }
 
-    /// Prints the longest time since `start` in which an address had no answer, and asserts that it is short, apart from
-    /// time that the machine lost. A pair needs the API server, which may answer too late on a busy machine.
+    /// Prints the longest time since `start` in which an address had no answer, and asserts that it is short, apart
+    /// from time that the machine lost. A pair needs the API server, which may answer too late on a busy machine.
     fn assert_gap(&self, what: &str, start: Moment, most: Duration) {
         let what = format!("{} nodes: {what}", self.agents.len());
         if self.now().failures == start.failures {

@@ -133,7 +133,7 @@ pub static LINK_ADDRS: HashMap<u32, LinkAddr, { capacity::DEVICES }, NO_PREALLOC
 pub static CONFLICTS: LruHashMap<ConflictKey, ConflictEntry, { capacity::CONFLICTS }> = LruHashMap::new();
 
 /// Links without programs by which a pod sent packets to frontends, by index; the time of the first such packet
-/// (CLOCK_MONOTONIC, ns).
+/// (CLOCK_MONOTONIC, ns), or [`lb_common::GETS_NO_PROGRAMS`].
 #[btf_map]
 pub static PACKET_LINKS: HashMap<u32, u64, { capacity::PACKET_LINKS }, NO_PREALLOC> = HashMap::new();
 

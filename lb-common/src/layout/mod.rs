@@ -22,8 +22,9 @@ pub use counters::Counter;
 pub use ejection::{EjectPolicy, EjectStats, EjectStatsKey, EjectionKey};
 pub use frontends::{Frontend, FrontendKey, Kind};
 pub use packets::{
-    Device, DeviceFlags, EarlyFragment, EarlyKey, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts, Hook, Hop,
-    MAGLEV_LEN, MASQUERADE_MARK, Maglev, MaglevKey, Opening, Range, RangeKey, SlowPath, Tuple,
+    Device, DeviceFlags, EarlyFragment, EarlyKey, Flow, FlowFlags, FlowKey, FragmentKey, FragmentPorts,
+    GETS_NO_PROGRAMS, Hook, Hop, MAGLEV_LEN, MASQUERADE_MARK, Maglev, MaglevKey, Opening, Range, RangeKey, SlowPath,
+    Tuple,
 };
 pub use pod_modes::{NetnsAddrs, PodMode, PodModeEntry};
 pub use port_ranges::{PortBlock, PortBlockKey};

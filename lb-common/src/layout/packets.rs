@@ -263,6 +263,10 @@ pub struct Device {
     pub mtu: u32,
 }
 
+/// Value of `PACKET_LINKS` for a link that gets no programs: the agent has decided so. Otherwise the time of the first
+/// packet.
+pub const GETS_NO_PROGRAMS: u64 = 0;
+
 /// Bits of [`Device::flags`].
 pub struct DeviceFlags;
 

@@ -5,7 +5,7 @@
 //! by another device. The agent attaches the programs to the link by which it came.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use lb_common::{Counter, DeviceFlags, FrontendKey, Proto, is_at_address};
+use lb_common::{Counter, DeviceFlags, FrontendKey, GETS_NO_PROGRAMS, Proto, is_at_address};
 
 use super::{scratch::Scratch, skb::Frame};
 use crate::{
@@ -14,9 +14,10 @@ use crate::{
     tables::Kernel,
 };
 
-/// Time in which the agent attaches the programs, in ns. Packets are dropped meanwhile, and their senders send them
-/// again. Afterwards they are refused: the agent does not run, or the pod has mode `off`.
-const PATIENCE: u64 = 1_000_000_000;
+/// Time after the first packet for which the agent counts as running, in ns: longer than a restart of it. Until it
+/// attaches the programs, packets are dropped, and their senders send them again. Packets are refused once it has
+/// answered that the link gets none ([`GETS_NO_PROGRAMS`]), or has not answered in this time.
+const PATIENCE: u64 = 30_000_000_000;
 
 /// True if a leaving packet to a frontend came by the link of a pod that is about to get the programs.
 #[inline(never)]
@@ -40,7 +41,7 @@ pub fn awaits_programs(frame: Frame, scratch: &mut Scratch) -> bool {
     // SAFETY: as above.
     let awaits = match unsafe { PACKET_LINKS.get(link) } {
         // Whatever its flags: the agent writes them before it attaches the programs.
-        Some(since) => now.saturating_sub(*since) < PATIENCE,
+        Some(since) => *since != GETS_NO_PROGRAMS && now.saturating_sub(*since) < PATIENCE,
         None => flags & DeviceFlags::NO_PROGRAMS != 0 && PACKET_LINKS.insert(link, now, u64::from(BPF_NOEXIST)).is_ok(),
     };
     if awaits {

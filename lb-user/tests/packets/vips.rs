@@ -1,7 +1,8 @@
 //! Packets to a VIP that no frontend serves: refused where no other host can have the address, and pings answered.
 
 use etherparse::{IpNumber, PacketBuilder};
-use lb_common::{Counter, DeviceFlags};
+use lb_common::{Counter, DeviceFlags, GETS_NO_PROGRAMS};
+use lb_kernel::clock::monotonic_ns;
 use lb_lab::packets::{Fixture, FixtureService, IcmpReason, PacketSpec, Part, node, packet::IcmpErrorSpec};
 
 use crate::{
@@ -143,12 +144,18 @@ fn packets_of_a_pod_without_sockets_wait_for_the_programs_of_its_link() {
         fixture.forwarded("plain", "uplink", &PacketSpec::syn(from, net.cluster_ip)).is_dropped();
         assert_eq!(fixture.count(Counter::AwaitsPrograms), 5);
         fixture.set_flags("plain", DeviceFlags::POD | DeviceFlags::NO_PROGRAMS);
-        // No agent has attached them in time.
-        fixture.forget_when_packet_links_were_found();
-        let syn = PacketSpec::syn(from, net.cluster_ip);
-        fixture.forwarded("plain", "uplink", &syn).is_redirected_as(&syn.reset());
-        fixture.forwarded("plain", "uplink", &PacketSpec::syn(from, load_balancer(net).0)).passes_unchanged();
-        assert_eq!(fixture.count(Counter::AwaitsPrograms), 5);
+        // A busy agent takes longer than TCP waits before it sends the third segment.
+        fixture.set_packet_links(monotonic_ns() - 3_000_000_000);
+        fixture.forwarded("plain", "uplink", &PacketSpec::syn(from, net.cluster_ip)).is_dropped();
+        assert_eq!(fixture.count(Counter::AwaitsPrograms), 6);
+        // No agent has answered for a long time, or it has answered that the link gets none.
+        for value in [1, GETS_NO_PROGRAMS] {
+            fixture.set_packet_links(value);
+            let syn = PacketSpec::syn(from, net.cluster_ip);
+            fixture.forwarded("plain", "uplink", &syn).is_redirected_as(&syn.reset());
+            fixture.forwarded("plain", "uplink", &PacketSpec::syn(from, load_balancer(net).0)).passes_unchanged();
+        }
+        assert_eq!(fixture.count(Counter::AwaitsPrograms), 6);
     }
 }
 

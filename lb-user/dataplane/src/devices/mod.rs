@@ -245,6 +245,11 @@ impl DeviceManager {
                 "pods sent packets to Services without a socket of this node: their links get the programs"
             );
         }
+        // Until the modes are known, the decision is open.
+        if facts.pod_modes.is_some() {
+            let gets_none = |index| desired.get(&index).is_none_or(|device| device.role.is_none());
+            self.performer.answer_packet_links(gets_none)?;
+        }
         self.reading = began.elapsed();
         // Listing netfilter's connections is slow: only for new links.
         facts.netfilter_translates = has_new_link(&facts, &desired) && is_translating();

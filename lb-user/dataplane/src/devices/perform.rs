@@ -76,6 +76,11 @@ impl Performer {
         self.packet_links.read(&self.pins, exists)
     }
 
+    /// Answers for links of the last [`Self::read_packet_links`] that get no programs.
+    pub(super) fn answer_packet_links(&mut self, gets_none: impl Fn(u32) -> bool) -> Result<()> {
+        self.packet_links.answer(gets_none)
+    }
+
     /// Writes the link addresses of the devices that answer for announced addresses.
     pub(super) fn write_answering(&mut self, links: &AnsweringLinks) -> Result<()> {
         self.link_addrs.write(&self.pins, links)

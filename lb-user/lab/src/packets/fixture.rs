@@ -238,10 +238,10 @@ impl Fixture {
         self.loaded.entries::<u32, u64>("PACKET_LINKS").into_iter().map(|(index, _)| index).collect()
     }
 
-    /// Lets the links in `PACKET_LINKS` be found long ago.
-    pub fn forget_when_packet_links_were_found(&mut self) {
+    /// Writes the value of the links in `PACKET_LINKS`.
+    pub fn set_packet_links(&mut self, value: u64) {
         for index in self.packet_links() {
-            self.loaded.map("PACKET_LINKS").insert(index, 1_u64, 0).expect("room");
+            self.loaded.map("PACKET_LINKS").insert(index, value, 0).expect("room");
         }
     }
 

@@ -52,6 +52,7 @@ mod socket_termination;
 mod sockets;
 mod source_ranges;
 mod stale_sockets;
+mod standing_connections;
 mod systemd;
 mod tcp;
 mod traced;
@@ -112,6 +113,7 @@ fn stories() -> Vec<Story> {
         packets::STORIES,
         places::STORIES,
         slow_path::STORIES,
+        standing_connections::STORIES,
         pod_modes::STORIES,
         network_policy::STORIES,
         doctor::STORIES,

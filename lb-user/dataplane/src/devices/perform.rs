@@ -125,6 +125,8 @@ impl Performer {
                     Err(error) if is_deleted(&error) => {}
                     Err(error) => outcome.failures.push(format!("{name}: {error:#}")),
                 },
+                // A failure occurs again in the next step, which reports it.
+                Step::ReserveForNetfilter => drop(leave_to_netfilter(&self.pins)),
                 Step::LeaveToNetfilter => match leave_to_netfilter(&self.pins) {
                     Ok(0) => {}
                     Ok(flows) => info!(flows, "open connections that netfilter translates are left to it"),

@@ -29,28 +29,25 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Upper bound of a packet's time in the kernel.
 const IN_FLIGHT: Duration = Duration::from_millis(20);
 
-/// Adds the connections that netfilter translates to `FLOWS`, so that the programs leave them alone. Deletes conntrack
-/// entries that are over: netfilter would change the port of a flow of ours with the same tuple at the backend. Returns
-/// the number of connections left to netfilter.
+/// Adds the connections that netfilter translates to `FLOWS`, so that the programs leave them alone, and begin no flow
+/// with the same tuple at the backend. Deletes conntrack entries that are over: netfilter would change the port of a
+/// flow of ours with the same tuple at the backend. Returns the number of connections left to netfilter.
 pub(crate) fn leave_to_netfilter(directory: &Path) -> Result<usize> {
     let Some(mut conntrack) = Conntrack::open().context("asking netfilter")? else { return Ok(0) };
     let connections = conntrack.list_dnat().context("listing the connections that netfilter translates")?;
     let flows = Flows::open(directory)?;
     let now = clock::monotonic_ns();
     let mut left = 0;
-    for connection in connections {
-        if connection.is_closed {
-            conntrack.delete(&connection.original, connection.proto).context("having netfilter forget what is over")?;
-            continue;
-        }
-        if !is_wanted(&connection) {
-            continue;
-        }
-        // `add` keeps existing flows, which are ours. Both directions, so that no flow of ours gets the same port.
-        for (key, flow) in entries(&connection, now) {
+    // Open connections first: a flow that begins before its entry may take the port of one.
+    for connection in connections.iter().filter(|connection| is_wanted(connection)) {
+        // `add` keeps existing flows, which are ours.
+        for (key, flow) in entries(connection, now) {
             flows.map.add(&key, &flow).context("leaving a connection to netfilter")?;
         }
         left += 1;
+    }
+    for connection in connections.iter().filter(|connection| connection.is_closed) {
+        conntrack.delete_listed(connection).context("having netfilter forget what is over")?;
     }
     Ok(left)
 }
@@ -140,8 +137,14 @@ fn register(conntrack: &mut Conntrack, flows: &Flows, registered: &mut Registere
     let mut new = 0;
     for (key, flow) in flows.read()?.into_iter().filter(is_unseen) {
         let (dialled, proto) = (flow.to, key.proto);
-        let untranslated =
-            Connection { proto, original: dialled, reply: dialled.reversed(), seen_reply: true, is_closed: false };
+        let untranslated = Connection {
+            proto,
+            original: dialled,
+            reply: dialled.reversed(),
+            seen_reply: true,
+            is_closed: false,
+            id: 0,
+        };
         // Conntrack rejects entries that it has.
         if !registered.contains(&(dialled, proto)) && conntrack.insert(&untranslated).is_ok() {
             registered.insert((dialled, proto));
@@ -253,7 +256,7 @@ fn put(conntrack: &mut Conntrack, key: &FlowKey, flow: &Flow) -> io::Result<()> 
     for tuple in [dialled, reply] {
         conntrack.delete(&tuple, proto)?;
     }
-    conntrack.insert(&Connection { proto, original: dialled, reply, seen_reply: true, is_closed: false })
+    conntrack.insert(&Connection { proto, original: dialled, reply, seen_reply: true, is_closed: false, id: 0 })
 }
 
 #[cfg(test)]
@@ -271,7 +274,8 @@ mod tests {
         let dialled = tuple("192.0.2.9", 4000, "192.0.2.1", 30080);
         for (answers_to, hook) in [("192.0.2.1", Hook::Ingress), ("192.0.2.9", Hook::Egress)] {
             let reply = tuple("10.0.0.1", 8080, answers_to, 4000);
-            let connection = Connection { proto: 6, original: dialled, reply, seen_reply: true, is_closed: false };
+            let connection =
+                Connection { proto: 6, original: dialled, reply, seen_reply: true, is_closed: false, id: 0 };
             let [(key, flow), (back_key, back)] = entries(&connection, 7);
             assert_eq!((partner_key(&key, &flow), partner_key(&back_key, &back)), (back_key, key));
             assert_eq!((flow.to, back_key.hook), (tuple(answers_to, 4000, "10.0.0.1", 8080), hook as u8));

@@ -46,6 +46,8 @@ pub struct Connection {
     pub seen_reply: bool,
     /// True if both ends have closed the connection, or one has reset it.
     pub is_closed: bool,
+    /// Number by which the kernel tells the entry from a later one of the same tuples; 0 if unknown.
+    pub id: u32,
 }
 
 impl Connection {
@@ -81,7 +83,8 @@ impl Conntrack {
         }
     }
 
-    /// Adds an established connection. [`Connection::is_closed`] and [`Connection::seen_reply`] are ignored.
+    /// Adds an established connection. [`Connection::is_closed`], [`Connection::seen_reply`] and [`Connection::id`] are
+    /// ignored.
     ///
     /// # Errors
     /// EEXIST if another connection has the same tuple in either direction.
@@ -118,8 +121,24 @@ impl Conntrack {
     /// # Errors
     /// The kernel's errno, except `ENOENT`.
     pub fn delete(&mut self, tuple: &Tuple, proto: u8) -> io::Result<()> {
+        self.delete_entry(tuple, proto, None)
+    }
+
+    /// Deletes a listed connection, and no later one of the same tuples.
+    ///
+    /// # Errors
+    /// The kernel's errno, except `ENOENT`.
+    pub fn delete_listed(&mut self, connection: &Connection) -> io::Result<()> {
+        self.delete_entry(&connection.original, connection.proto, Some(connection.id))
+    }
+
+    fn delete_entry(&mut self, tuple: &Tuple, proto: u8, id: Option<u32>) -> io::Result<()> {
         let mut body = nfgenmsg(&tuple.dst);
         put_tuple(&mut body, 1, tuple, proto);
+        if let Some(id) = id {
+            // CTA_ID
+            put_attribute(&mut body, 12, &id.to_be_bytes());
+        }
         match self.0.execute(DELETE, 0, &body) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
@@ -137,7 +156,8 @@ fn parse(body: &[u8]) -> Option<Connection> {
     let tcp = find(body, 4).and_then(|info| find(info, 1));
     let state = tcp.and_then(|tcp| find(tcp, 1)).and_then(|state| state.first().copied());
     let is_closed = proto == Proto::Tcp as u8 && state.is_some_and(|state| state >= TIME_WAIT);
-    Some(Connection { proto, original, reply, seen_reply: status & SEEN_REPLY != 0, is_closed })
+    let id = find(body, 12).and_then(|id| be32(id, 0)).unwrap_or(0);
+    Some(Connection { proto, original, reply, seen_reply: status & SEEN_REPLY != 0, is_closed, id })
 }
 
 /// Parses CTA_TUPLE_IP (CTA_IP_V4_SRC, _DST, _V6_SRC, _DST), CTA_TUPLE_PROTO (CTA_PROTO_NUM, _SRC_PORT, _DST_PORT)
@@ -205,6 +225,7 @@ mod tests {
                 put_attribute(&mut tcp, 1, &[state]);
                 put_nested(&mut info, 1, &tcp);
                 put_nested(&mut body, 4, &info);
+                put_attribute(&mut body, 12, &7_u32.to_be_bytes());
                 if zone {
                     put_attribute(&mut body, 18, &[0, 1]);
                 }
@@ -213,7 +234,7 @@ mod tests {
                 }
                 parse(&body)
             };
-            let open = Connection { proto: 6, original, reply, seen_reply: true, is_closed: false };
+            let open = Connection { proto: 6, original, reply, seen_reply: true, is_closed: false, id: 7 };
             assert_eq!(parsed(DST_NAT | SEEN_REPLY, ESTABLISHED, false), Some(open));
             assert_eq!(parsed(DST_NAT | SEEN_REPLY, TIME_WAIT, false).map(|parsed| parsed.is_closed), Some(true));
             assert_eq!(parsed(DST_NAT, 1, false).map(|parsed| parsed.seen_reply), Some(false));

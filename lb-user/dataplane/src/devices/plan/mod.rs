@@ -18,6 +18,8 @@ pub(super) enum Step {
     PutDevices(BTreeMap<u32, Device>),
     /// Attaches the programs to a link, or the missing one.
     Attach { index: u32, name: String },
+    /// Reserves the tuples of connections that netfilter translates, before the programs begin flows.
+    ReserveForNetfilter,
     /// Leaves connections that netfilter translates to netfilter.
     LeaveToNetfilter,
     /// Writes the modes of pods, by the links that are complete by then.
@@ -73,6 +75,10 @@ pub(super) fn plan(facts: &DeviceFacts<'_>, desired: &BTreeMap<u32, DesiredDevic
     let changed = before.iter().filter(|(index, device)| facts.written.get(index) != Some(*device));
     put(&mut steps, changed.map(|(index, device)| (*index, *device)).collect());
 
+    // Connections that begin from here on are few: their ports are not yet reserved when the first flows begin.
+    if facts.netfilter_translates && has_new_link(facts, desired) {
+        steps.push(Step::ReserveForNetfilter);
+    }
     let incomplete = || with_programs().filter(|(index, _)| !serving.contains(index));
     steps.extend(incomplete().map(|(index, desired)| Step::Attach { index: *index, name: desired.name.clone() }));
     if has_new_link(facts, desired) {

@@ -91,7 +91,7 @@ impl Node {
                 self.complete.remove(&index);
             }
             Step::RemoveDevices(indexes) => self.written.retain(|index, _| !indexes.contains(index)),
-            Step::LeaveToNetfilter | Step::TellPodModes | Step::ForgetDeleted => {}
+            Step::ReserveForNetfilter | Step::LeaveToNetfilter | Step::TellPodModes | Step::ForgetDeleted => {}
         }
     }
 }
@@ -112,6 +112,7 @@ fn line(step: &Step) -> String {
     match step {
         Step::PutDevices(entries) => format!("put {}", entries.iter().map(entry).collect::<Vec<_>>().join(", ")),
         Step::Attach { name, .. } => format!("attach {name}"),
+        Step::ReserveForNetfilter => "reserve for netfilter".to_owned(),
         Step::LeaveToNetfilter => "leave to netfilter".to_owned(),
         Step::TellPodModes => "tell pod modes".to_owned(),
         Step::Detach { name, method, .. } => format!("detach {name} ({})", method.name()),
@@ -135,11 +136,20 @@ fn a_first_start_writes_the_device_before_it_attaches() {
 fn a_new_link_settles_while_netfilter_translates() {
     let mut node = Node::new(ETH0);
     node.netfilter_translates = true;
-    let steps = ["put 2 settling", "attach eth0", "leave to netfilter", "put 2", "tell pod modes", "forget deleted"];
+    let steps = [
+        "put 2 settling",
+        "reserve for netfilter",
+        "attach eth0",
+        "leave to netfilter",
+        "put 2",
+        "tell pod modes",
+        "forget deleted",
+    ];
     node.passes(&steps);
     node.network = network(&format!("{ETH0}{WG0}"));
     node.passes(&[
         "put 3 settling no-ethernet",
+        "reserve for netfilter",
         "attach wg0",
         "leave to netfilter",
         "put 3 no-ethernet",
@@ -186,7 +196,15 @@ fn a_lost_program_is_attached_again_and_the_device_does_not_settle() {
     node.passes(&["attach eth0", "tell pod modes", "forget deleted"]);
     // Without any program the link is new.
     (node.complete, node.attached) = (BTreeSet::new(), BTreeMap::new());
-    node.passes(&["put 2 settling", "attach eth0", "leave to netfilter", "put 2", "tell pod modes", "forget deleted"]);
+    node.passes(&[
+        "put 2 settling",
+        "reserve for netfilter",
+        "attach eth0",
+        "leave to netfilter",
+        "put 2",
+        "tell pod modes",
+        "forget deleted",
+    ]);
 }
 
 #[test]

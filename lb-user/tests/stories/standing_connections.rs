@@ -1,0 +1,183 @@
+//! Connections that netfilter translates when the programs come: as kube-proxy's, they stand, however many connections
+//! begin meanwhile, and at whatever port of the node netfilter masquerades them.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
+
+use lb_common::{FlowFlags, FlowKey, Tuple};
+use lb_dataplane::flows::Flows;
+use lb_kernel::{
+    clock::boot_time_ns,
+    netfilter::conntrack::{Connection, Conntrack},
+};
+use lb_lab::network::{Host, Lan, LanOptions};
+use rustix::{
+    net::sockopt::set_socket_linger,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
+
+use crate::{
+    Story,
+    agent::{self, until},
+    node::StoryNode,
+    packets::{NODE_PORT, TARGET, addresses, agent, pod, service},
+};
+
+pub const STORIES: &[Story] =
+    &[("connections_of_netfilter_stand_while_the_programs_come_and_others_begin", connections_stand)];
+
+/// Standing connections to a NodePort, of each family.
+const STANDING: usize = 500;
+/// Clients that open one connection after the other, for each family.
+const OPENERS: usize = 2;
+/// Limit for an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Hand-overs: to Beeline and back.
+const ROUNDS: usize = 3;
+
+/// Answers each octet with itself, on a thread for each connection.
+fn echo(host: &Host) {
+    for ip in addresses(host) {
+        let listener = host.net.enter(|| TcpListener::bind((ip, TARGET))).expect("a free port");
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let answer = move || {
+                    let mut octet = [0];
+                    while stream.read_exact(&mut octet).is_ok() && stream.write_all(&octet).is_ok() {}
+                };
+                let small = thread::Builder::new().stack_size(1 << 16);
+                small.spawn(answer).expect("a thread");
+            }
+        });
+    }
+}
+
+fn exchange(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"?")?;
+    stream.read_exact(&mut [0])
+}
+
+/// Opens a connection and ends it by a reset, so that ports do not wait.
+fn open_once(to: SocketAddr) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    exchange(&mut stream)?;
+    set_socket_linger(&stream, Some(Duration::ZERO))?;
+    Ok(())
+}
+
+/// Destination NAT of the NodePort to these backends, with masquerade to the ports that Beeline masquerades to. The
+/// tables have the name of kube-proxy's, to which `beeline cleanup` hands flows.
+fn add_kube_proxy(lan: &Lan, backends: [IpAddr; 2]) {
+    for (family, backend) in ["ip", "ip6"].into_iter().zip(backends) {
+        let backend = SocketAddr::from((backend, TARGET));
+        lan.node1.host.net.run(&[
+            "nft",
+            &format!(
+                "table {family} kube-proxy {{ \
+                   chain in {{ type nat hook prerouting priority dstnat; tcp dport {NODE_PORT} dnat to {backend}; }}; \
+                   chain out {{ type nat hook postrouting priority srcnat; \
+                     meta l4proto tcp ct status dnat masquerade to :1024-29999 fully-random; }}; }}"
+            ),
+        ]);
+    }
+}
+
+/// The open connections to the NodePort that netfilter translates.
+fn of_netfilter(lan: &Lan) -> Vec<Connection> {
+    let listed =
+        lan.node1.host.net.enter(|| Conntrack::open().and_then(|conntrack| conntrack.expect("netfilter").list_dnat()));
+    listed.expect("conntrack").into_iter().filter(|connection| !connection.is_closed).collect()
+}
+
+/// Asserts that neither direction of these connections is a flow of the programs', or may become one.
+fn assert_left_to_netfilter(node: &StoryNode, connections: &[Connection]) {
+    let flows = Flows::open(&node.maps()).expect("the map").read().expect("the map");
+    let left: BTreeSet<(Tuple, u8)> = flows
+        .into_iter()
+        .filter(|(_, flow)| flow.flags & FlowFlags::NETFILTER != 0)
+        .map(|(FlowKey { tuple, proto, .. }, _)| (tuple, proto))
+        .collect();
+    let is_missing = |connection: &&Connection| {
+        [connection.original, connection.reply].iter().any(|tuple| !left.contains(&(*tuple, connection.proto)))
+    };
+    let missing: Vec<_> = connections.iter().filter(is_missing).collect();
+    assert!(missing.is_empty(), "{} of {} connections: {:?}", missing.len(), connections.len(), missing.first());
+}
+
+fn connections_stand(node: &mut StoryNode) {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the hard limit is allowed");
+    let lan = Lan::make(LanOptions::default());
+    let backend = pod(&lan.node2);
+    echo(backend);
+    add_kube_proxy(&lan, addresses(backend));
+    node.write("web.yaml", &service("Cluster", &addresses(backend).map(|ip| (ip, "there"))));
+    let node_ports = addresses(&lan.node1.host).map(|ip| SocketAddr::from((ip, NODE_PORT)));
+    let connect = |to| TcpStream::connect_timeout(to, PATIENCE).expect("netfilter serves the NodePort");
+    let mut standing: Vec<TcpStream> =
+        lan.client.net.enter(|| node_ports.iter().flat_map(|to| (0..STANDING).map(move |_| connect(to))).collect());
+    let (running, opened, failed) = (AtomicBool::new(true), AtomicUsize::new(0), AtomicUsize::new(0));
+    let open = |to: SocketAddr| {
+        lan.client.net.join();
+        while running.load(Ordering::Relaxed) {
+            let began = boot_time_ns() / 1_000_000;
+            if let Err(error) = open_once(to) {
+                println!("{to} from {began} to {} ms: {error}", boot_time_ns() / 1_000_000);
+                failed.fetch_add(1, Ordering::Relaxed);
+            }
+            opened.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let more = |count: usize| {
+        let until_then = opened.load(Ordering::Relaxed) + count;
+        until("connections begin", || opened.load(Ordering::Relaxed) >= until_then);
+    };
+    /// Ends the openers, after a failure too.
+    struct End<'a>(&'a AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(false, Ordering::Relaxed);
+        }
+    }
+    let mut broken = 0;
+    thread::scope(|scope| {
+        let _end = End(&running);
+        for to in node_ports.into_iter().flat_map(|to| [to; OPENERS]) {
+            scope.spawn(move || open(to));
+        }
+        for _ in 0..ROUNDS {
+            let note = |what: &str| println!("{what} at {} ms", boot_time_ns() / 1_000_000);
+            more(200);
+            note("the agent starts");
+            let mut left = of_netfilter(&lan);
+            let mut agent = agent(node, &lan, &[]);
+            agent.wait_for_log("are left to it");
+            let still: BTreeSet<Tuple> = of_netfilter(&lan).iter().map(|connection| connection.original).collect();
+            left.retain(|connection| still.contains(&connection.original));
+            assert!(left.len() >= standing.len(), "{} of {}", left.len(), standing.len());
+            assert_left_to_netfilter(node, &left);
+            note("it serves");
+            more(200);
+            for stream in &mut standing {
+                broken += usize::from(exchange(stream).inspect_err(|error| println!("{stream:?}: {error}")).is_err());
+            }
+            if broken > 0 {
+                break;
+            }
+            assert!(agent.terminate().success());
+            note("cleanup");
+            assert!(lan.node1.host.net.enter(|| agent::run(node, &["cleanup"])).status.success());
+            note("it is over");
+        }
+    });
+    let [opened, failed] = [opened, failed].map(AtomicUsize::into_inner);
+    println!("{} standing connections, {broken} broken; {opened} opened, {failed} failed", standing.len());
+    assert_eq!(broken, 0);
+}

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use aya::{Ebpf, maps::MapData};
 use lb_core::ids::HighestIds;
 use lb_core::op::Table;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     attach::{
@@ -203,6 +203,9 @@ impl Loader {
             return Ok(None);
         };
         let (links, adopted) = CgroupLinks::attach(ebpf, cgroup, &self.pins)?;
+        if FlowMove::is_due(&self.pins) {
+            self.bridge();
+        }
         let moving = FlowMove::begin(&self.pins);
         if let Some(classifiers) = programs::classifiers(ebpf)? {
             self.tc.replace(classifiers)?;
@@ -220,6 +223,17 @@ impl Loader {
             info!(pins = retired, "another version's programs and maps are out of service");
         }
         Ok(Some(adopted))
+    }
+
+    /// Replaces the programs at devices by programs that know the flows of both maps `FLOWS`. A failure is logged: then
+    /// flows that begin during the move may miss replies by other devices.
+    fn bridge(&self) {
+        let layouts = programs::layouts(&self.options, &self.grown);
+        let bridge = layouts.and_then(|layouts| programs::load_bridge(&self.pins, &layouts, &self.options));
+        let replaced = bridge.and_then(|bridge| bridge.map_or(Ok(0), |programs| self.tc.replace(programs)));
+        if let Err(error) = replaced {
+            warn!("flows that begin while the map FLOWS gets another size may break: {error:#}");
+        }
     }
 
     /// Attaches the program that follows the handshakes of TCP sockets, or detaches it. Does nothing before

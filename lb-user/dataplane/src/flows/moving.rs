@@ -1,7 +1,11 @@
 //! Move of flows to a map of another size, without a gap: both maps are in use for a moment.
 //!
-//! Flows that the old programs began after the copy are still in the old map when the new programs come. These look
-//! there first, and take the flow over. Then the rest is moved: until the next start they look into an empty map.
+//! Devices get the new programs one after the other, and a reply may enter by another device than its flow began. So
+//! programs come first that begin flows in the old map, but know those of the new one too
+//! ([`crate::upgrade::programs::load_bridge`]): at all devices, before the new programs begin flows at any.
+//!
+//! Flows that programs began in the old map after the copy are still there when the new programs come. These look there
+//! first, and take the flow over. Then the rest is moved: until the next start they look into an empty map.
 
 use anyhow::{Context as _, Result};
 use lb_common::{Flow, FlowKey};
@@ -24,13 +28,18 @@ struct Maps {
 }
 
 impl FlowMove {
+    /// True if the start replaces the map of an earlier one.
+    pub(crate) fn is_due(pins: &Pins) -> bool {
+        // The kept map is tiny and empty, and no new map of flows waits, in a start without a move.
+        pins.staging().join(FLOWS).exists() && pins.current().join(FLOWS).exists()
+    }
+
     /// Copies the flows of a map that is to be replaced. A failure is logged: then flows end that do not fit.
     pub(crate) fn begin(pins: &Pins) -> Self {
-        let staging = pins.staging();
-        // The kept map is tiny and empty, and no new map of flows waits, in a start without a move.
-        if !staging.join(FLOWS).exists() || !pins.current().join(FLOWS).exists() {
+        if !Self::is_due(pins) {
             return Self(None);
         }
+        let staging = pins.staging();
         let open = || -> Result<Maps> {
             let before = TypedMap::open(&staging, FLOWS_BEFORE)?;
             Ok(Maps { before, flows: TypedMap::open(&staging, FLOWS)?, copied: 0 })

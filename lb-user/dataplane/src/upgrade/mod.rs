@@ -18,7 +18,8 @@
 //! 10. Remove the directories of other versions: `Pins::retire_others`.
 //!
 //! `FLOWS`, which the programs write, moves to a map of another size beside these steps: its flows are copied before
-//! step 8, and the new programs look for others in the old map, until these are copied after step 9 (`flows::moving`).
+//! step 8, when programs between the two know both maps, and the new programs look for others in the old map, until
+//! these are copied after step 9 (`flows::moving`).
 //!
 //! A start that ends before step 8 changes nothing that serves.
 

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
     panic::resume_unwind,
+    path::PathBuf,
     str::FromStr,
     thread,
 };
@@ -162,6 +163,26 @@ pub(crate) fn load(
     }
 }
 
+/// Loads programs for network devices that know the flows of both maps while `FLOWS` moves to a map of another size,
+/// and begin flows in the old one, which all running programs know. After [`load`], over its maps. None if the
+/// kernel refuses one.
+pub(crate) fn load_bridge(
+    pins: &Pins,
+    layouts: &BTreeMap<String, MapLayout>,
+    options: &ProgramOptions,
+) -> Result<Option<[Classifier; 2]>> {
+    let (current, staging) = (pins.current(), pins.staging());
+    let path_of = |name: &str| match name {
+        FLOWS => current.join(FLOWS),
+        FLOWS_BEFORE => staging.join(FLOWS),
+        _ => Some(staging.join(name)).filter(|path| path.exists()).unwrap_or_else(|| current.join(name)),
+    };
+    let names = tc::PROGRAMS.map(|(_, name)| name);
+    // The feature is one of the cgroup's programs.
+    let features = Features { set_retval: false };
+    classifiers(&load_over(layouts, &MapPaths { path_of: &path_of, moves_flows: true }, options, features, &names)?)
+}
+
 fn try_load(
     pins: &Pins,
     layouts: &BTreeMap<String, MapLayout>,
@@ -171,16 +192,42 @@ fn try_load(
 ) -> Result<Ebpf> {
     let (current, staging) = (pins.current(), pins.staging());
     fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
+    let path_of = |name: &str| {
+        let directory = if origins.get(name) == Some(&MapOrigin::Adopted) { &current } else { &staging };
+        directory.join(name)
+    };
+    let moves_flows = origins.get(FLOWS) == Some(&MapOrigin::Resized);
+    let tc = tc::PROGRAMS.map(|(_, name)| name);
+    let names: Vec<&str> =
+        cgroup::HOOKS.into_iter().chain(tc).chain([cgroup::FOLLOW_HANDSHAKES, FREE_SOCKET]).collect();
+    load_over(layouts, &MapPaths { path_of: &path_of, moves_flows }, options, features, &names)
+}
+
+/// The maps of a load.
+struct MapPaths<'a> {
+    /// The pin of a map, which the load makes if it does not exist.
+    path_of: &'a dyn Fn(&str) -> PathBuf,
+    /// True if `FLOWS` may lack flows that `FLOWS_BEFORE` has.
+    moves_flows: bool,
+}
+
+/// Loads the programs `names`.
+fn load_over(
+    layouts: &BTreeMap<String, MapLayout>,
+    paths: &MapPaths<'_>,
+    options: &ProgramOptions,
+    features: Features,
+    names: &[&str],
+) -> Result<Ebpf> {
     let (set_retval, generation) = (u8::from(features.set_retval), generation());
     // 0, before 5.14: the programs take the first network namespace for the node's.
     let host_netns = netns::cookie().unwrap_or(0);
-    let directory_of = |name: &str| if origins.get(name) == Some(&MapOrigin::Adopted) { &current } else { &staging };
-    let flows = match MapInfo::from_pin(directory_of(FLOWS).join(FLOWS)) {
+    let flows = match MapInfo::from_pin((paths.path_of)(FLOWS)) {
         Ok(pinned) => pinned.max_entries(),
         Err(_) => layouts.get(FLOWS).map_or(0, |layout| layout.max_entries),
     };
     let opening_slots = opening_slots(flows, cpus()?);
-    let flows_move = u8::from(origins.get(FLOWS) == Some(&MapOrigin::Resized));
+    let flows_move = u8::from(paths.moves_flows);
     let mptcp_sock = u8::from(has_mptcp_sock());
     let answer_pings = u8::from(options.vip_pings == VipPings::Answer);
     let mut loader = EbpfLoader::new();
@@ -194,15 +241,12 @@ fn try_load(
         .override_global("HOST_NETNS", &host_netns, true)
         .override_global(aya_log::LEVEL, &(aya_log::Level::Warn as u8), true);
     for (name, layout) in layouts {
-        loader.map_pin_path(name, directory_of(name).join(name));
+        loader.map_pin_path(name, (paths.path_of)(name));
         if layout.max_entries > 0 {
             loader.map_max_entries(name, layout.max_entries);
         }
     }
     let mut ebpf = loader.load(OBJECT).context("loading the eBPF object")?;
-    let tc = tc::PROGRAMS.map(|(_, name)| name);
-    let names: Vec<&str> =
-        cgroup::HOOKS.into_iter().chain(tc).chain([cgroup::FOLLOW_HANDSHAKES, FREE_SOCKET]).collect();
     if let Some(name) = names.iter().find(|name| ebpf.program(name).is_none()) {
         bail!("the object lacks the program {name}");
     }

@@ -26,7 +26,10 @@ pub const STORIES: &[Story] = &[
 ];
 
 /// Stories of this version alone.
-pub const OWN: &[Story] = &[("flows_from_outside_go_on_in_a_map_of_another_size", packets::resized)];
+pub const OWN: &[Story] = &[
+    ("flows_from_outside_go_on_in_a_map_of_another_size", packets::resized),
+    ("flows_by_two_devices_begin_while_the_map_gets_another_size", packets::resized_amid_devices),
+];
 
 /// A version of the agent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -194,3 +194,63 @@ pub(super) fn resized(node: &mut StoryNode) {
     }
     load.end();
 }
+
+/// Segments that node1 refused, and datagrams to no socket of it: replies that no flow claimed.
+fn refused_replies(lan: &Lan) -> Vec<(String, u64)> {
+    let text = lan.node1.host.net.enter(|| {
+        ["snmp", "snmp6"]
+            .map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).expect("/proc"))
+            .concat()
+    });
+    let mut counts = Vec::new();
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    for pair in lines.windows(2) {
+        for (name, count) in pair[0].iter().zip(&pair[1]).filter(|_| pair[0].first() == pair[1].first()) {
+            if ["OutRsts", "NoPorts"].contains(name) {
+                counts.push((format!("{}{name}", pair[0][0]), count.parse().expect("a number")));
+            }
+        }
+    }
+    let v6 = lines.iter().find(|line| line.first() == Some(&"Udp6NoPorts")).expect("a count");
+    counts.push(("Udp6NoPorts".to_owned(), v6[1].parse().expect("a number")));
+    counts
+}
+
+/// Flows that enter by one device and whose replies enter by another begin while `FLOWS` gets another size. Devices in
+/// between keep the programs of the two apart in time.
+pub(super) fn resized_amid_devices(node: &mut StoryNode) {
+    const BETWEEN: u8 = 250;
+    let lan: &Lan = Box::leak(Box::new(Lan::make(LanOptions::default())));
+    let node1 = &lan.node1;
+    let mut lines = String::new();
+    for number in 0..BETWEEN {
+        lines += &format!(
+            "link add mid{number} up type veth peer name end{number}\naddress add 10.77.{number}.1/24 dev mid{number}\n"
+        );
+    }
+    node1.host.net.ip(&lines);
+    let backend = node1.add_network();
+    serve(&backend);
+    node.write("web.yaml", &service("Cluster", &addresses(&backend).map(|ip| (ip, "there"))));
+    let start = |more: &[&str]| crate::places::agent_with(node, lan, more);
+    let mut agent = start(&[]);
+    crate::places::wait_for_devices(node, lan, &["eth0", "mid0", "eth1"]);
+    let mut load = Load::default();
+    for to in addresses(&node1.host).map(|own| SocketAddr::from((own, NODE_PORT))) {
+        load.add("new TCP", move || lan.client.net.enter(|| tcp_ask(to).map(drop)).map_err(|error| error.to_string()));
+        load.add("new UDP", move || {
+            let (_, from) = lan.client.net.enter(|| Client::udp(to)).ask(to);
+            if from == Some(to) { Ok(()) } else { Err(format!("an answer of {from:?}")) }
+        });
+    }
+    load.more(20);
+    let before = refused_replies(lan);
+    for size in ["100000", "200000", "300000", "400000"] {
+        agent.kill();
+        agent = start(&["--map-size", &format!("flows={size}")]);
+        agent.wait_for_log("the flows have moved");
+        load.more(20);
+        assert_eq!(refused_replies(lan), before, "each reply has a flow");
+    }
+    load.end();
+}

@@ -13,6 +13,7 @@
 //! | `api_client` (feature `api-client`) | objects on that API server, by the thousand |
 //! | `packets` (feature `packets`) | the tc programs, one packet at a time |
 //! | [`rng`] | random numbers from a seed |
+//! | [`watchdog`] | the time that a busy machine loses |
 //! | [`table`], [`traffic`] | the tables of the benches, and their connections |
 //!
 //! Functions panic on errors, since a test cannot continue without its environment. No dependency embeds the eBPF
@@ -38,6 +39,7 @@ pub mod sandbox;
 pub mod table;
 pub mod traffic;
 pub mod tunnel;
+pub mod watchdog;
 
 pub use netns::LabNamespace;
 pub use process::ChildProcess;

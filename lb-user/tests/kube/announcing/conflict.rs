@@ -29,14 +29,20 @@ pub(crate) fn a_host_that_claims_an_announced_address_is_told_by_an_event(server
     let claimed = address(1);
     let host = wire.client_host();
     host.setup().address("eth0", &format!("{claimed}/24")).apply();
-    host.enter(|| UdpSocket::bind((claimed, 0)).and_then(|socket| socket.send_to(b"x", "10.99.0.11:9")))
-        .expect("a datagram");
+    let claim = || {
+        host.run(&["ip", "neighbour", "flush", "dev", "eth0"]);
+        host.enter(|| UdpSocket::bind((claimed, 0)).and_then(|socket| socket.send_to(b"x", "10.99.0.11:9")))
+            .expect("a datagram");
+    };
     let events = || {
         let path =
             "--output=jsonpath={range .items[?(@.reason==\"AddressConflict\")]}{.regarding.name}: {.note}\n{end}";
         server.kubectl(&["get", "events.events.k8s.io", path])
     };
-    until("an Event", || !events().is_empty());
+    until("an Event", || {
+        claim();
+        !events().is_empty()
+    });
     let link = host.run(&["ip", "-oneline", "link", "show", "eth0"]);
     let link = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).expect("a link address");
     let expected = format!(

@@ -36,9 +36,7 @@ pub(crate) fn addresses_are_answered_over_changes_of_the_layout(server: &mut Api
         until("the other version is out of service", || agent.log().contains("out of service"));
         // The agent holds the addresses itself, once it has read its group.
         std::thread::sleep(Duration::from_secs(3));
-        let gap = client.longest_gap(start);
-        println!("{what}: {gap:?} without an answer");
-        assert!(gap < LOST, "{what}: {gap:?}");
+        wire.assert_gap(&client, what, start, LOST);
     }
     let questions = client.end();
     println!("{questions} questions, none with two answers");

@@ -5,7 +5,7 @@ use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lb_kernel::packet_socket::{PacketSocket, ReceivedFrames};
@@ -14,6 +14,7 @@ use lb_lab::{
     api_server::ApiServer,
     arp_client::{ArpClient, LinkAddress},
     link::LinkSpec,
+    watchdog::Watchdog,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -46,6 +47,7 @@ pub(crate) struct Wire {
     pub(crate) nodes: Vec<KubeTestNode>,
     /// Credentials of the agents: the account of `deploy/components/announce`.
     kubeconfig: PathBuf,
+    watchdog: Watchdog,
     directory: TempDir,
 }
 
@@ -67,7 +69,8 @@ impl Wire {
         let directory = tempfile::tempdir().expect("a directory");
         fs::write(directory.path().join("key"), "0123456789abcdef0123456789abcdef\n").expect("a file");
         let kubeconfig = deploy::announcer_account(server);
-        Self { bridge, client, nodes, kubeconfig, directory }
+        let watchdog = Watchdog::start(directory.path());
+        Self { bridge, client, nodes, kubeconfig, watchdog, directory }
     }
 
     /// Starts the client.
@@ -82,6 +85,14 @@ impl Wire {
         let open = || PacketSocket::open_for(index, ReceivedFrames::Arp);
         let socket = self.client.enter(open).expect("a packet socket");
         ArpClient::start(socket, Ipv4Addr::new(10, 99, 0, 100), addresses, interval)
+    }
+
+    /// Prints the longest time since `start` in which an address had no answer, and asserts that it is short. The time
+    /// that the machine lost meanwhile does not count.
+    pub(crate) fn assert_gap(&self, client: &ArpClient, what: &str, start: Instant, most: Duration) {
+        let (gap, lost) = (client.longest_gap(start), self.watchdog.lost(start));
+        println!("{what}: {gap:.3?} without an answer, on a machine that may have lost {lost:.3?}");
+        assert!(gap < most + lost, "{what}: {gap:?}, {lost:?} lost");
     }
 
     /// The namespace of the client.

@@ -25,9 +25,9 @@ pub const TARGET: u16 = 8080;
 /// Long connections, and UDP sockets, to each destination.
 const LONG: usize = 3;
 /// Pause between two messages of a long connection or a UDP socket.
-const PACE: Duration = Duration::from_millis(10);
+const PACE: Duration = Duration::from_millis(20);
 /// Pause between two short connections to a destination.
-const SHORT_PACE: Duration = Duration::from_millis(3);
+const SHORT_PACE: Duration = Duration::from_millis(10);
 /// Limit for an answer: longer than the retransmissions of a lost packet, and than delays of a busy machine.
 const PATIENCE: Duration = Duration::from_secs(15);
 

@@ -257,7 +257,8 @@ pub(crate) fn one_controller_leads_and_another_takes_over(server: &mut ApiServer
     first.terminate();
     until("the second leads", || second.is_leader());
     println!("after an end: {:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    // A Lease that is not released takes longer: see below.
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 
     let third = Controller::start(&kubeconfig, &[]);
     until("the third looks on", || third.metric("beeline_lb_leader") == Some(0.0));
@@ -267,7 +268,7 @@ pub(crate) fn one_controller_leads_and_another_takes_over(server: &mut ApiServer
     drop(second);
     until("the third leads", || third.is_leader());
     println!("after a kill: {:?}", start.elapsed());
-    assert!(start.elapsed() > Duration::from_secs(10) && start.elapsed() < Duration::from_secs(25));
+    assert!(start.elapsed() > Duration::from_secs(10), "{:?}", start.elapsed());
 
     server.stop_api();
     until("the leader knows that it may not be alone", || !third.is_leader());

@@ -13,7 +13,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::{
     Story,
     agent::until,
-    node::{StoryNode, is_slow},
+    node::StoryNode,
     sockets::{Client, tcp_ask, tcp_digest, tcp_send, tcp_server, udp_server},
 };
 
@@ -120,7 +120,7 @@ fn network_is_removed(_: &mut StoryNode) {
     let lan = Lan::make(LanOptions { pods: 3, ..LanOptions::default() });
     let took = start.elapsed();
     println!("made in {took:?}");
-    assert!(took < Duration::from_secs(if is_slow() { 30 } else { 3 }));
+    assert!(took < Duration::from_secs(30));
     assert_eq!(links(), before, "no link is left in the namespace of the caller");
     // Hold the namespace of the client: its link goes with its peer.
     let client = std::fs::File::open(lan.client.net.path()).expect("a namespace");

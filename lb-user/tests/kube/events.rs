@@ -9,9 +9,10 @@ use crate::{
     agent::{KubeTestAgent, alone_on_this_node, until},
     bootstrap::is_skipped,
     deploy::{account, deploy, granted, may, with_events},
+    node::KubeTestNode,
     service,
 };
-use lb_lab::api_server::ApiServer;
+use lb_lab::{LabNamespace, api_server::ApiServer, link::LinkSpec};
 
 /// Options that make agents send Events, and log the answers.
 const FLAGS: &str = "events: true\nlog-level: info,lb_agent::events=debug\n";
@@ -123,6 +124,86 @@ fn events(server: &ApiServer) -> Vec<Value> {
         is_of_story && event["reportingController"] == "beeline"
     };
     items.filter(ours).cloned().collect()
+}
+
+/// A Service with a server at 192.0.2.51, and none at 192.0.2.52.
+const EJECTING: &str = r#"---
+apiVersion: v1
+kind: Service
+metadata: {name: noted-ejecting, annotations: {beeline.io/eject: 2 in 1h for 1h, beeline.io/scheduler: rr}}
+spec: {clusterIP: 10.96.77.1, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: noted-ejecting-1, labels: {kubernetes.io/service-name: noted-ejecting}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [192.0.2.51]}, {addresses: [192.0.2.52]}]
+"#;
+
+/// Clients of the node eject an endpoint: one Event for one client, one more when there are several, and none again
+/// over a restart of the agent.
+pub(crate) fn an_ejected_endpoint_is_an_event_of_its_service(server: &mut ApiServer) {
+    if is_skipped() {
+        return;
+    }
+    let node = KubeTestNode::with_address("192.0.2.51/32");
+    node.net().setup().address("lo", "192.0.2.52/32").apply();
+    lb_lab::relay::relay(node.net(), server.port());
+    let _server = node.listen((Ipv4Addr::new(192, 0, 2, 51), 8080).into());
+    let pod = LabNamespace::new();
+    node.net().setup().link("pod", &LinkSpec::veth_to(&pod, "eth0")).address("pod", "192.0.2.1/31").up("pod").apply();
+    pod.setup().address("eth0", "192.0.2.0/31").up("eth0").ip("route add default via 192.0.2.1").apply();
+    let (overlay, kubeconfig) = with_events(server);
+    until("the account may create Events", || may(server, "create", "events.events.k8s.io"));
+    server.apply(EJECTING);
+    let mut agent = KubeTestAgent::start_on(&node, &kubeconfig, FLAGS);
+    until("the agent is in service", || agent.log().contains("in service"));
+    until("the Service is served", || agent.log().contains("default/noted-ejecting frontends=1"));
+
+    // Sockets of the node's own network namespace, then of a pod.
+    let connects =
+        "for i in 1 2 3 4 5 6 7 8; do (: < /dev/tcp/10.96.77.1/80) 2> /dev/null && echo ok || echo failed; done";
+    let connect = |of_pod: bool| {
+        let mut command = node.process();
+        if of_pod {
+            command.args(["nsenter", &format!("--net={}", pod.path())]);
+        }
+        let output = command.args(["bash", "-c", connects]).output().expect("bash");
+        String::from_utf8_lossy(&output.stdout).matches("failed").count()
+    };
+    let notes = || {
+        let events = events(server);
+        let ejections = events.iter().filter(|event| event["reason"] == "EndpointEjected");
+        let mut notes: Vec<_> = ejections.map(|event| event["note"].as_str().expect("a text").to_owned()).collect();
+        notes.sort_unstable();
+        notes
+    };
+    assert_eq!(connect(false), 2, "it is ejected after two failures");
+    until("an Event", || !notes().is_empty());
+    let by_one = "on node n1: its endpoint 192.0.2.52:8080 is ejected by one client of the node";
+    let told = notes();
+    assert!(told.len() == 1 && told[0].starts_with(by_one), "{told:?}");
+    assert_eq!(connect(true), 2, "the pod meets it for itself");
+    until("an Event of several clients", || notes().len() == 2);
+    let told = notes();
+    println!("{told:#?}");
+    assert!(told[1].starts_with("on node n1: its endpoint 192.0.2.52:8080 is ejected by several clients"), "{told:?}");
+    let described = server.kubectl(&["describe", "service", "noted-ejecting"]);
+    assert!(described.contains("EndpointEjected"), "{described}");
+
+    // The next agent finds the ejections, and the API server has the Event.
+    agent.terminate();
+    drop(agent);
+    let agent = KubeTestAgent::start_on(&node, &kubeconfig, FLAGS);
+    until("it is told again", || agent.log().contains("is ejected by several clients"));
+    until("the API server has it", || agent.log().contains("outcome=Exists"));
+    assert_eq!([connect(false), connect(true)], [0, 0], "ejections outlive the agent");
+    assert_eq!(notes(), told);
+    drop(agent);
+    server.kubectl(&["delete", "service/noted-ejecting", "endpointslice/noted-ejecting-1"]);
+    server.kubectl(&["delete", "events.events.k8s.io", "--all"]);
+    server.kubectl(&["delete", "-k", overlay.to_str().expect("a path")]);
 }
 
 /// Without the right to create Events the agent serves all the same, and logs once that it lacks it.

@@ -37,7 +37,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 type Story = fn(&mut ApiServer);
 
 /// The stories. The first one needs a new server; then come the longest.
-const STORIES: [(&str, Story); 36] = [
+const STORIES: [(&str, Story); 37] = [
     ("the_ranges_of_cluster_ips_are_those_of_the_api", the_ranges_of_cluster_ips_are_those_of_the_api),
     ("one_node_answers_for_an_address_whatever_fails", announcing::one_node_answers_whatever_fails),
     ("deploys_account_needs_each_verb", deploy::each_verb_is_needed),
@@ -74,6 +74,7 @@ const STORIES: [(&str, Story); 36] = [
         deploy::account_may_read_what_the_agent_reads_and_nothing_else,
     ),
     ("a_problem_of_an_object_is_one_event_of_all_nodes", events::a_problem_of_an_object_is_one_event_of_all_nodes),
+    ("an_ejected_endpoint_is_an_event_of_its_service", events::an_ejected_endpoint_is_an_event_of_its_service),
     (
         "the_agent_serves_without_the_right_to_create_events",
         events::the_agent_serves_without_the_right_to_create_events,

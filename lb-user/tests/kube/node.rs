@@ -51,6 +51,11 @@ impl KubeTestNode {
         self.machine.command(program)
     }
 
+    /// A process of the node, in its cgroup. The program and its arguments follow as arguments.
+    pub(crate) fn process(&self) -> Command {
+        self.machine.process()
+    }
+
     /// The directory of pins.
     pub(crate) fn pins(&self) -> PathBuf {
         self.machine.pins()

@@ -20,6 +20,8 @@ const ECHO: u16 = 7;
 /// NodePorts of the echo servers on node1 and on node2.
 const LOCAL: u16 = 30_007;
 const REMOTE: u16 = 30_008;
+/// NodePorts that share affinity, of UDP and TCP.
+const CALL: [u16; 2] = [30_060, 30_061];
 
 fn echo(name: &str, vip: &str, node_port: u16, host: &Host, node: &str) -> String {
     format!(
@@ -31,6 +33,32 @@ fn echo(name: &str, vip: &str, node_port: u16, host: &Host, node: &str) -> Strin
          ports: [{{name: \"\", port: {ECHO}}}]\nendpoints: [{{addresses: [\"{}\"], nodeName: {node}}}]\n",
         host.v4
     )
+}
+
+/// A Service whose two NodePorts share affinity.
+fn call(hosts: [&Host; 2]) -> String {
+    let [here, there] = hosts.map(|host| host.v4);
+    format!(
+        "apiVersion: v1\nkind: Service\n\
+         metadata: {{name: call, annotations: {{beeline.io/affinity-scope: service}}}}\n\
+         spec:\n  type: NodePort\n  clusterIP: 10.96.0.9\n  clusterIPs: [10.96.0.9]\n  sessionAffinity: ClientIP\n  \
+         ports:\n  - {{name: sip, port: 5060, protocol: UDP, nodePort: {}}}\n  \
+         - {{name: sip-tls, port: 5061, nodePort: {}}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: call, labels: {{kubernetes.io/service-name: call}}}}\naddressType: IPv4\n\
+         ports: [{{name: sip, port: {TARGET}, protocol: UDP}}, {{name: sip-tls, port: {TARGET}, protocol: TCP}}]\n\
+         endpoints: [{{addresses: [{here}], nodeName: here}}, {{addresses: [{there}], nodeName: there}}]\n",
+        CALL[0], CALL[1]
+    )
+}
+
+/// Calls both ports of the Service, and returns the one endpoint that answers.
+fn ask_call(lan: &Lan) -> Result<String, String> {
+    let [by_udp, by_tcp] = CALL.map(|port| SocketAddr::from((lan.node1.host.v4, port)));
+    let signalling = lan.client.net.enter(|| Client::udp(by_udp)).ask(by_udp).0;
+    let other = lan.client.net.enter(|| tcp_ask(by_tcp)).map_err(|error| error.to_string())?.0;
+    // Both servers of an endpoint have one port, and so one name.
+    if other == signalling { Ok(other) } else { Err(format!("{signalling} by UDP, {other} by TCP")) }
 }
 
 /// Makes two nodes and an external client, with one of each kind of server on each node.
@@ -46,6 +74,7 @@ fn lan(node: &StoryNode) -> &'static Lan {
         node.write(&format!("{node_name}.yaml"), &echo(node_name, vip, port, host, node_name));
     }
     node.write("web.yaml", &service("Cluster", &endpoints));
+    node.write("call.yaml", &call([pod(&lan.node1), pod(&lan.node2)]));
     lan
 }
 
@@ -80,6 +109,12 @@ fn start_load(lan: &'static Lan) -> Load {
         let client = lan.client.net.enter(|| Client::udp(to));
         let (_, from) = client.ask(to);
         if from == Some(to) { Ok(()) } else { Err(format!("an answer of {from:?}")) }
+    });
+    let called = ask_call(lan).expect("an answer");
+    load.add("affinity of a whole Service", move || {
+        thread::sleep(PAUSE);
+        let server = ask_call(lan)?;
+        if server == called { Ok(()) } else { Err(format!("{server} instead of {called}")) }
     });
     for (port, what) in [(LOCAL, "open TCP to a pod here"), (REMOTE, "open TCP to a pod elsewhere")] {
         let to = SocketAddr::from((lan.node1.host.v4, port));

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::{Backend, Names};
+use lb_common::{Backend, Names, Proto};
 use lb_dataplane::stats::{StatMaps, Stats};
 use lb_kernel::{bpf as sys, bpf::typed::TypedMap};
 
@@ -23,7 +23,30 @@ const STICKY: &str = "10.96.0.3:80";
 const MEDIA: &str = "10.96.0.5:40100";
 /// A Service with a dead endpoint.
 const FAILING: &str = "10.96.0.6:80";
+/// A Service whose ports share affinity: signalling of two protocols, and a port of the range of its media.
+const CALL: [(Proto, &str); 3] =
+    [(Proto::Udp, "10.96.0.7:5060"), (Proto::Tcp, "10.96.0.7:5061"), (Proto::Udp, "10.96.0.7:40101")];
 const NODE_PORT: &str = "10.0.0.9:30080";
+
+const CALLED: &str = r#"
+apiVersion: v1
+kind: Service
+metadata:
+  name: call
+  annotations: {beeline.io/affinity-scope: service, beeline.io/ports: 40000-40200/udp}
+spec:
+  clusterIP: 10.96.0.7
+  clusterIPs: [10.96.0.7]
+  sessionAffinity: ClientIP
+  ports: [{name: sip, port: 5060, protocol: UDP}, {name: sip-tls, port: 5061}]
+---
+apiVersion: v1
+kind: Endpoints
+metadata: {name: call}
+subsets:
+- addresses: [{ip: 10.0.0.1}, {ip: 10.0.0.2}]
+  ports: [{name: sip, port: 5060, protocol: UDP}, {name: sip-tls, port: 5061}]
+"#;
 
 fn objects(node: &StoryNode) {
     let web = service("web", &["10.96.0.1"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080"]);
@@ -42,7 +65,11 @@ fn objects(node: &StoryNode) {
     node.write("media.yaml", &annotated(&media, "beeline.io/ports: 40000-40200/udp"));
     let failing = service("failing", &["10.96.0.6"], "TCP", 80, &["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"]);
     node.write("failing.yaml", &annotated(&failing, "beeline.io/scheduler: rr, beeline.io/eject: 1 in 1m for 1h"));
+    node.write("call.yaml", CALLED);
     for server in ["10.0.0.1", "10.0.0.2"] {
+        udp_server(&format!("{server}:5060"));
+        tcp_server(&format!("{server}:5061"));
+        udp_server(&format!("{server}:40101"));
         udp_server(&format!("{server}:40100"));
         tcp_server(&format!("{server}:8080"));
         hold_connections(&format!("{server}:7"));
@@ -74,6 +101,11 @@ fn start_load() -> Load {
         let server = tcp_ask(at(STICKY)).map_err(|error| error.to_string())?.0;
         if server == sticky { Ok(()) } else { Err(format!("{server} instead of {sticky}")) }
     });
+    let called = call().expect("an answer");
+    load.add("affinity of a whole Service", move || {
+        let server = call()?;
+        if server == called { Ok(()) } else { Err(format!("{server} instead of {called}")) }
+    });
     load.add("UDP to a port range", || {
         let client = Client::udp(at(MEDIA));
         let (server, from) = client.ask(at(MEDIA));
@@ -104,6 +136,26 @@ fn start_load() -> Load {
         if answer == first { Ok(()) } else { Err(format!("{answer:?} instead of {first:?}")) }
     });
     load
+}
+
+/// Calls all ports of [`CALL`], and returns the one endpoint that answers.
+fn call() -> Result<String, String> {
+    let ask = |(proto, to): (Proto, &str)| {
+        let answer = match proto {
+            Proto::Tcp => tcp_ask(at(to)).map_err(|error| error.to_string())?.0,
+            _ => Client::udp(at(to)).ask(at(to)).0,
+        };
+        Ok::<_, String>(answer.rsplit_once(':').map(|(server, _)| server.to_owned()).unwrap_or_default())
+    };
+    let [first, rest @ ..] = CALL;
+    let server = ask(first)?;
+    for (proto, to) in rest {
+        let other = ask((proto, to))?;
+        if other != server {
+            return Err(format!("{to} leads to {other}, and the first port to {server}"));
+        }
+    }
+    Ok(server)
 }
 
 fn shows(client: &Client, vip: SocketAddr) -> Result<(), String> {

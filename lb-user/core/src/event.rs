@@ -112,6 +112,8 @@ pub enum Event {
     /// These are the ranges from which the API server allots cluster IPs. Empty while they are not known, or while
     /// another proxy serves some of the cluster IPs.
     ClusterRanges(BTreeSet<IpNet>),
+    /// These endpoints on this node have closed a socket at which they listened, and do not listen again yet.
+    ClosedListeners(BTreeSet<AddrPort>),
     /// The probes of an endpoint have another result than before; none: it is not probed any more.
     Probed {
         /// The Service.

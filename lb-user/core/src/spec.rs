@@ -122,6 +122,8 @@ pub struct ServiceSpec {
     pub health: Option<Health>,
     /// The endpoints to probe, if there are any.
     pub probes: Option<ProbeTargets>,
+    /// Endpoints on this node that take the clients of its cluster IPs, closed ones included.
+    pub takers: BTreeSet<AddrPort>,
     /// Load balancer addresses that the Service owns, with the nodes that may attract traffic for each: all nodes, but
     /// with externalTrafficPolicy Local those with a ready endpoint. Sorted, each once.
     pub attracted: Vec<(IpAddr, Candidates)>,
@@ -133,6 +135,14 @@ impl ServiceSpec {
     /// Returns the spec of a deleted Service.
     #[must_use]
     pub const fn gone(key: Key) -> Self {
-        Self { key, ports: Vec::new(), health: None, probes: None, attracted: Vec::new(), warnings: Vec::new() }
+        Self {
+            key,
+            ports: Vec::new(),
+            health: None,
+            probes: None,
+            takers: BTreeSet::new(),
+            attracted: Vec::new(),
+            warnings: Vec::new(),
+        }
     }
 }

@@ -16,6 +16,7 @@ pub mod environment;
 pub mod flows;
 mod integrity;
 pub mod kube_proxy;
+pub mod listeners;
 pub mod load;
 pub mod log;
 pub mod netns_addrs;

@@ -241,6 +241,7 @@ async fn list(options: kubernetes::KubernetesOptions) -> Result<Vec<Event>> {
                 | Event::Delete(..)
                 | Event::NodeAddresses(_)
                 | Event::ClusterRanges(_)
+                | Event::ClosedListeners(_)
                 | Event::Probed { .. } => {}
             }
             events.push(event);

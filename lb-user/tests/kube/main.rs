@@ -198,7 +198,9 @@ impl Source {
             }
             Event::Forbidden(kind) => panic!("{kind:?} may not be read"),
             Event::ClusterRanges(ranges) => self.ranges = ranges,
-            Event::NodeAddresses(_) | Event::Probed { .. } => panic!("the API server knows neither"),
+            Event::NodeAddresses(_) | Event::ClosedListeners(_) | Event::Probed { .. } => {
+                panic!("the API server knows none of them")
+            }
         }
     }
 

@@ -36,6 +36,7 @@ const PROGRAMS: &str = "BEELINE_COREDNS";
 pub const STORIES: &[Story] = &[
     ("a_cache_at_the_cluster_ip_serves_pods_and_the_node_while_it_listens", serves_while_it_listens),
     ("a_cache_at_the_cluster_ip_that_is_killed_in_a_loop_loses_what_is_on_the_wire", killed_in_a_loop),
+    ("a_cache_in_a_pod_that_is_killed_in_a_loop_loses_what_is_on_the_wire", killed_in_a_pod),
     ("packets_of_a_pod_reach_a_cache_at_the_cluster_ip_while_it_listens", packets_reach_it),
 ];
 
@@ -97,10 +98,15 @@ struct Cache {
 impl Cache {
     /// Starts it in the network namespace of the calling thread.
     fn start() -> Self {
+        Self::start_at(&[(DNS, DNS), (DNS6, DNS6), (LINK_LOCAL, LINK_LOCAL)])
+    }
+
+    /// Starts it at these addresses, each with its answer.
+    fn start_at(places: &[(&str, &'static str)]) -> Self {
         let is_over = Arc::<AtomicBool>::default();
         let mut threads = Vec::new();
-        for name in [DNS, DNS6, LINK_LOCAL] {
-            let (udp, over) = (UdpSocket::bind(name).expect("a free port"), Arc::clone(&is_over));
+        for (place, name) in places.iter().copied() {
+            let (udp, over) = (UdpSocket::bind(place).expect("a free port"), Arc::clone(&is_over));
             udp.set_read_timeout(Some(Duration::from_millis(1))).expect("a time-out");
             threads.push(thread::spawn(move || {
                 let mut buffer = [0; 64];
@@ -110,7 +116,7 @@ impl Cache {
                     }
                 }
             }));
-            let (tcp, over) = (TcpListener::bind(name).expect("a free port"), Arc::clone(&is_over));
+            let (tcp, over) = (TcpListener::bind(place).expect("a free port"), Arc::clone(&is_over));
             tcp.set_nonblocking(true).expect("a socket");
             threads.push(thread::spawn(move || {
                 use std::io::Write as _;
@@ -233,6 +239,42 @@ fn killed_in_a_loop(node: &mut StoryNode) {
     let _agent = agent(node, &lan);
     let [backend, _] = backends(&lan);
     kill_in_a_loop(30, &lan, &backend, || ask(at(DNS)), || lan.node1.host.net.enter(Cache::start));
+}
+
+/// A cache in a pod, which takes the clients of the DNS Service. The objects say all the time that it is ready.
+fn killed_in_a_pod(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
+    let backend = lan.node2.pods.first().expect("a pod");
+    let place = SocketAddr::from((backend.v4, TARGET)).to_string();
+    backend.net.enter(|| {
+        udp_server(&place);
+        tcp_server(&place);
+    });
+    let cache = lan.node1.pods.get(1).expect("a pod");
+    // As in a pod, whose namespace has a process that outlives the cache.
+    let mut sandbox = cache.net.spawn(Command::new("sleep").arg("infinity"));
+    let slice = format!(
+        "apiVersion: v1\nkind: Service\n\
+         metadata: {{name: cache, annotations: {{beeline.io/redirect-from: default/kube-dns}}}}\nspec:\n  \
+         clusterIP: 10.96.0.20\n  clusterIPs: [10.96.0.20]\n  \
+         ports: [{{name: u, port: 53, protocol: UDP}}, {{name: t, port: 53, protocol: TCP}}]\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: cache, labels: {{kubernetes.io/service-name: cache}}}}\naddressType: IPv4\n\
+         ports: [{{name: u, port: {TARGET}, protocol: UDP}}, {{name: t, port: {TARGET}, protocol: TCP}}]\n\
+         endpoints: [{{addresses: [\"{}\"], nodeName: here}}]\n",
+        cache.v4
+    );
+    node.write("cache.yaml", &slice);
+    node.write("dns.yaml", &service(&lan));
+    let at_cache = SocketAddr::from((cache.v4, TARGET)).to_string();
+    let start_cache = || cache.net.enter(|| Cache::start_at(&[(&at_cache, DNS)]));
+    let first = start_cache();
+    let agent = lan.node1.host.net.enter(|| node.agent(&["--devices", "none"]));
+    agent.wait_for_log("takes the clients of another Service");
+    drop(first);
+    kill_in_a_loop(10, &lan, &place, || ask(at(DNS)), start_cache);
+    let _ended = sandbox.kill();
+    let _ended = sandbox.wait();
 }
 
 /// Starts and kills a cache in a loop, while a pod asks without a pause. The cache answers [`DNS`].

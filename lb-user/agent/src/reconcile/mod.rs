@@ -6,6 +6,7 @@ mod mending;
 mod report;
 mod run;
 mod status;
+mod takers;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -51,6 +52,7 @@ pub(crate) use report::{Departed, Departure, MapChanges};
 pub use report::{PassReport, StepDurations};
 pub(crate) use run::{Dataplane, run};
 pub(crate) use status::{DatapathState, Status};
+use takers::Takers;
 
 /// Keeps a store equal to the Services.
 pub struct Reconciler<S> {
@@ -97,7 +99,9 @@ struct Reports {
     ages: BTreeMap<Key, ConnectionAge>,
     /// The endpoints to probe of each Service that has some.
     probes: BTreeMap<Key, ProbeTargets>,
-    /// True if a Service of the two maps above has changed, maybe by its ids only.
+    /// Endpoints on this node that take the clients of each Service.
+    takers: Takers,
+    /// True if a Service of `ages` or `probes` has changed, maybe by its ids only.
     are_named_changed: bool,
     /// Services with ejection.
     ejecting: BTreeSet<Key>,
@@ -302,6 +306,7 @@ impl<S: Store> Reconciler<S> {
         specs.iter().for_each(|spec| self.warn(spec));
         specs.iter().for_each(|spec| self.reports.update_health(spec));
         specs.iter().for_each(|spec| self.reports.update_probes(spec));
+        specs.iter().for_each(|spec| self.reports.takers.update(spec));
         specs.iter().for_each(|spec| self.reports.update_restricted(spec));
         specs.iter().for_each(|spec| self.reports.update_attracted(spec));
         specs.iter().for_each(|spec| self.reports.update_ejecting(spec));

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_common::Addr;
+use lb_common::{Addr, AddrPort};
 use tokio::time::{Duration, Instant};
 
 use crate::{connection_age::Ages, histogram::Histogram};
@@ -62,6 +62,8 @@ pub(crate) struct Status {
     pub(crate) ejects: bool,
     /// Endpoints to probe, as of the last pass.
     pub(crate) probed: ProbedServices,
+    /// Endpoints on this node that take clients of other Services, as of the last pass.
+    pub(crate) takers: Arc<BTreeSet<AddrPort>>,
     /// Load balancer addresses of each Service, with the nodes that may attract their traffic, as of the last pass.
     pub(crate) attracted: Arc<BTreeMap<Key, Vec<(IpAddr, Candidates)>>>,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
@@ -117,6 +119,7 @@ impl Default for Status {
             connection_ages: Ages::default(),
             ejects: false,
             probed: ProbedServices::default(),
+            takers: Arc::default(),
             node_ports: Arc::default(),
             cluster_ranges: Arc::default(),
             doubtful_ranges: Vec::new(),

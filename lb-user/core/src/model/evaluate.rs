@@ -222,8 +222,8 @@ impl<'a> Evaluator<'a, '_> {
             let tiers = tiers[family].as_ref().map_or(0, Tiers::flags);
             flags[family] | if is_narrowed { ServiceFlags::PREFERS_LOCAL } else { 0 } | tiers | probes[family]
         });
-        let redirected_to = PerFamily::default();
-        EvaluatedPort { port, index, scheduler, endpoints, tiers, narrowing, redirected_to, flags, unmatched }
+        let (redirected_to, takers) = (PerFamily::default(), Vec::new());
+        EvaluatedPort { port, index, scheduler, endpoints, tiers, narrowing, redirected_to, takers, flags, unmatched }
     }
 
     /// Keeps out the endpoints of one family that fail their probes. Returns the flags of the service port that say so.
@@ -309,11 +309,11 @@ impl<'a> Evaluator<'a, '_> {
             let key = port_ranges::key_at(target.addr, target.port, port.port);
             self.cluster.claims.owner(&key) == Some(&self.view.service.key)
         };
-        let fails = |target| probes::fails(source.service, &target, self.cluster.world);
-        endpoints.retain(|endpoint| {
-            let target = endpoint.target;
-            endpoint.serves() && endpoint.is_local(self.node) && !leads_back(target) && !fails(target)
-        });
+        endpoints.retain(|endpoint| endpoint.serves() && endpoint.is_local(self.node) && !leads_back(endpoint.target));
+        port.takers = endpoints.iter().map(|endpoint| endpoint.target).collect();
+        let world = self.cluster.world;
+        let answers = |target: &AddrPort| !probes::fails(source.service, target, world) && !world.has_closed(target);
+        endpoints.retain(|endpoint| answers(&endpoint.target));
         for family in Family::ALL {
             let is_ready = |endpoint: &EvaluatedEndpoint<'_>| {
                 matches!(endpoint.reason, Reason::Serves { local: Some(Placement::Ready), .. })

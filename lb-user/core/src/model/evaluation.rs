@@ -1,6 +1,6 @@
 //! The decisions about one Service, as data.
 
-use lb_common::{Family, Scheduler, ServiceFlags};
+use lb_common::{AddrPort, Family, Scheduler, ServiceFlags};
 
 use super::{
     endpoints::EndpointOrigin,
@@ -52,6 +52,8 @@ pub struct EvaluatedPort<'a> {
     pub tiers: PerFamily<Option<Tiers>>,
     /// The Service whose endpoints on this node take the clients of the cluster IPs.
     pub redirected_to: PerFamily<Option<&'a Key>>,
+    /// The endpoints on this node of that Service, of both families, closed ones included.
+    pub takers: Vec<AddrPort>,
     /// [`ServiceFlags`] of the service port.
     pub flags: PerFamily<u32>,
     /// Endpoints whose object has no such port.

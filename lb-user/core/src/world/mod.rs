@@ -3,6 +3,7 @@
 
 mod by_address;
 mod changes;
+mod closed;
 mod host_ports;
 mod intern;
 mod pods;
@@ -56,6 +57,8 @@ pub struct World {
     addresses: Option<BTreeSet<IpAddr>>,
     cluster_ranges: BTreeSet<IpNet>,
     forbidden: BTreeSet<ObjectKind>,
+    /// Endpoints on this node that have closed a socket at which they listened.
+    closed: BTreeSet<AddrPort>,
     /// Results of probes, by Service and endpoint.
     probes: HashMap<Key, BTreeMap<AddrPort, ProbeVerdict>>,
     changes: Changes,
@@ -140,6 +143,7 @@ impl World {
             addresses: None,
             cluster_ranges: BTreeSet::new(),
             forbidden: BTreeSet::new(),
+            closed: BTreeSet::new(),
             probes: HashMap::default(),
             changes: Changes::default(),
             triggers: Triggers::default(),
@@ -171,6 +175,7 @@ impl World {
             Event::Forbidden(kind) => _ = self.forbidden.insert(kind),
             Event::NodeAddresses(addresses) => self.addresses = Some(addresses),
             Event::ClusterRanges(ranges) => self.cluster_ranges = ranges,
+            Event::ClosedListeners(closed) => self.set_closed(closed),
             Event::Probed { service, target, verdict } => self.set_verdict(&service, target, verdict),
         }
     }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path};
 
 use anyhow::Result;
-use lb_common::Proto;
+use lb_common::{AddrPort, Proto};
 
 use super::{
     channel::SockDiag,
@@ -50,6 +50,26 @@ pub fn bound_sockets(ports: &dyn Fn(Proto, u16) -> bool) -> Result<Vec<BoundSock
     }
     found.sort();
     Ok(found)
+}
+
+/// True if a socket of the protocol listens at the address and port, or at all addresses, in the network namespace of
+/// `sock_diag`.
+///
+/// # Errors
+/// When the kernel does not list sockets.
+pub fn listens(sock_diag: &mut SockDiag, proto: Proto, at: &AddrPort) -> Result<bool> {
+    let states = if proto == Proto::Tcp { state::LISTEN } else { state::CLOSE };
+    for family in [Family::V4, Family::V6] {
+        let query = SocketQuery { family, proto, states, filter: None };
+        let found = sock_diag.list(query, |Socket { local, .. }| {
+            let is_there = local.port == at.port && (local.addr == at.addr || local.addr.is_unspecified());
+            Ok(is_there.then_some(()))
+        })?;
+        if !found.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Finds the first process that holds the socket of each inode.

@@ -1,0 +1,25 @@
+//! Endpoints on this node that take the clients of other Services, as of the last pass.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::AddrPort;
+use lb_core::{objects::Key, spec::ServiceSpec};
+
+/// These endpoints, by the Service whose clients they take.
+#[derive(Default)]
+pub(super) struct Takers(BTreeMap<Key, BTreeSet<AddrPort>>);
+
+impl Takers {
+    pub(super) fn update(&mut self, spec: &ServiceSpec) {
+        if spec.takers.is_empty() {
+            self.0.remove(&spec.key);
+        } else {
+            self.0.insert(spec.key.clone(), spec.takers.clone());
+        }
+    }
+
+    /// Returns the endpoints, each once.
+    pub(super) fn all(&self) -> BTreeSet<AddrPort> {
+        self.0.values().flatten().copied().collect()
+    }
+}

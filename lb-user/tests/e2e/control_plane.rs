@@ -7,6 +7,7 @@ use lb_lab::ChildProcess;
 use crate::{
     addresses,
     process::{asset, run, try_run, until, within},
+    resolver,
 };
 
 /// The programs of the control plane, killed when dropped.
@@ -109,10 +110,11 @@ impl ControlPlane {
 
     fn coredns(&self) -> ChildProcess {
         let corefile = self.directory.join("Corefile");
+        let control = addresses::control();
         let text = format!(
-            ".:53 {{\n  bind {}\n  errors\n  kubernetes cluster.local in-addr.arpa ip6.arpa {{\n    \
+            "{}.:53 {{\n  bind {control}\n  errors\n  kubernetes cluster.local in-addr.arpa ip6.arpa {{\n    \
              kubeconfig {} admin\n    pods insecure\n    ttl 5\n  }}\n}}\n",
-            addresses::control(),
+            resolver::zone(&format!("bind {control}"), resolver::BY_SERVICE),
             self.kubeconfig().display()
         );
         fs::write(&corefile, text).unwrap();

@@ -18,6 +18,7 @@ mod node;
 mod pods;
 mod prober;
 mod process;
+mod resolver;
 mod sandbox;
 mod serve;
 mod stories;
@@ -33,6 +34,8 @@ fn main() -> ExitCode {
         ["load", targets @ ..] => load::main(targets),
         ["ask", target] => load::ask_once(target),
         ["ask-often", target, times] => load::ask_often(target, times),
+        ["resolve", target] => resolver::main(target),
+        ["resolve-steadily", file, server] => resolver::ask_steadily(file, server),
         [sandbox::INSIDE, "--figures"] => figures::main(),
         [sandbox::INSIDE, ..] => stories::main(),
         // `cargo test` lists the tests of every target.

@@ -5,10 +5,15 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::Duration,
 };
 
 use lb_lab::ChildProcess;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::{
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+    process::{Pid, Signal, kill_process},
+};
 
 use crate::{
     addresses,
@@ -128,6 +133,32 @@ impl E2eNode {
         let mut command = Command::new("nsenter");
         command.args(["--target", children.trim(), "--net", "--mount", "--pid", "--uts", program]);
         command
+    }
+
+    /// Kills the processes of the node's pods that run this program, by its path in the pod, and waits for their end:
+    /// then their sockets are closed.
+    pub fn kill(&self, program: &str) {
+        let is_one = |pid: &i32| {
+            let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            read("cmdline").split('\0').next() == Some(program) && read("cgroup").contains(&format!("{}/", self.cgroup))
+        };
+        let all = fs::read_dir("/proc").expect("/proc").flatten();
+        let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let victims: Vec<i32> = all.filter(is_one).collect();
+        assert!(!victims.is_empty(), "{program} does not run on {}", self.name());
+        for pid in &victims {
+            // It may have ended meanwhile.
+            let _sent = kill_process(Pid::from_raw(*pid).expect("not 0"), Signal::KILL);
+        }
+        // The first thread may be a zombie while others still hold the sockets.
+        let has_ended = |pid: &i32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+            threads <= 1 && stat.rsplit_once(')').is_none_or(|(_, rest)| rest.starts_with(" Z"))
+        };
+        while !victims.iter().all(has_ended) {
+            thread::sleep(Duration::from_micros(100));
+        }
     }
 
     /// Kills all processes of the node at once.

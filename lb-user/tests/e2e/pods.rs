@@ -129,18 +129,9 @@ impl<'a> PodLoad<'a> {
     /// Starts the pod on a node.
     pub fn start(cluster: &'a Cluster, name: &str, node: &str, targets: &[&str]) -> Self {
         let log = cluster.directory.join(node).join(format!("{name}.load"));
-        let dir = cluster.directory.join(node);
-        let targets = targets.iter().map(|target| format!(", '{target}'")).collect::<String>();
-        cluster.apply(&format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  \
-             nodeName: {node}\n  restartPolicy: Never\n  tolerations: [{{operator: Exists}}]\n  \
-             terminationGracePeriodSeconds: 0\n  containers:\n  - name: load\n    \
-             image: {IMAGE}\n    {REQUESTS}\n    args: [load, '--into=/logs/{name}.load'{targets}]\n    \
-             volumeMounts: [{{name: logs, mountPath: /logs}}]\n  \
-             volumes: [{{name: logs, hostPath: {{path: '{}'}}}}]\n",
-            dir.display()
-        ));
-        cluster.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=120s"]);
+        let targets = targets.iter().map(|target| (*target).to_owned());
+        let arguments = ["load".to_owned(), format!("--into=/logs/{name}.load")].into_iter().chain(targets);
+        start_writer(cluster, name, node, &arguments.collect::<Vec<_>>());
         let load = Self { cluster, name: name.to_owned(), log };
         load.until_every_target_answered();
         load
@@ -165,9 +156,29 @@ impl<'a> PodLoad<'a> {
 
 impl Drop for PodLoad<'_> {
     fn drop(&mut self) {
-        let _gone =
-            self.cluster.try_kubectl(&["delete", "pod", &self.name, "--force", "--grace-period=0", "--wait=false"]);
+        remove_writer(self.cluster, &self.name);
     }
+}
+
+/// Starts a pod of this program with these arguments, which writes into `/logs`, the node's directory of the cluster.
+pub fn start_writer(cluster: &Cluster, name: &str, node: &str, arguments: &[String]) {
+    let dir = cluster.directory.join(node);
+    cluster.apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  \
+         nodeName: {node}\n  restartPolicy: Never\n  tolerations: [{{operator: Exists}}]\n  \
+         terminationGracePeriodSeconds: 0\n  containers:\n  - name: load\n    \
+         image: {IMAGE}\n    {REQUESTS}\n    args: ['{}']\n    \
+         volumeMounts: [{{name: logs, mountPath: /logs}}]\n  \
+         volumes: [{{name: logs, hostPath: {{path: '{}'}}}}]\n",
+        arguments.join("', '"),
+        dir.display()
+    ));
+    cluster.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=120s"]);
+}
+
+/// Removes a pod of [`start_writer`].
+pub fn remove_writer(cluster: &Cluster, name: &str) {
+    let _gone = cluster.try_kubectl(&["delete", "pod", name, "--force", "--grace-period=0", "--wait=false"]);
 }
 
 /// Load from outside the cluster.

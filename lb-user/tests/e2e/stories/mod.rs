@@ -2,7 +2,10 @@
 
 mod announce;
 mod beside;
+mod calls;
+mod dns_cache;
 mod docker;
+mod endpoints;
 mod host_ports;
 mod life;
 mod nodes;
@@ -27,6 +30,9 @@ fn stories() -> Vec<Story> {
     [
         services::STORIES,
         host_ports::STORIES,
+        dns_cache::STORIES,
+        endpoints::STORIES,
+        calls::STORIES,
         of_the_network,
         life::STORIES,
         announce::STORIES,

@@ -28,7 +28,7 @@ pub const STORIES: &[Story] = &[
 ];
 
 /// Splits an answer: the name of the server, and the client's address as the server saw it.
-fn parts(answer: &str) -> (&str, &str) {
+pub(super) fn parts(answer: &str) -> (&str, &str) {
     let mut words = answer.split_whitespace();
     (words.next().unwrap_or_default(), words.next().unwrap_or_default())
 }
@@ -222,12 +222,12 @@ fn last_line(text: &str) -> &str {
 }
 
 /// Sets the address of the load balancer, in place of a cloud's controller.
-fn set_ingress(cluster: &Cluster, service: &str, address: &str) {
+pub(super) fn set_ingress(cluster: &Cluster, service: &str, address: &str) {
     let status = format!(r#"{{"status":{{"loadBalancer":{{"ingress":[{{"ip":"{address}"}}]}}}}}}"#);
     cluster.kubectl(&["patch", "service", service, "--subresource=status", "--type=merge", "--patch", &status]);
 }
 
-fn answered_outside(target: &str, is_right: impl Fn(&str) -> bool) -> String {
+pub(super) fn answered_outside(target: &str, is_right: impl Fn(&str) -> bool) -> String {
     until("the outside is answered", 30, || {
         let answer = ask_from_outside(target)?;
         if is_right(&answer) { Ok(answer) } else { Err(answer) }

@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
     task::Poll,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -136,7 +136,7 @@ async fn follow_in_its_namespace(
     if sockets.is_empty() {
         return Ok(None);
     }
-    let (mut has_listened, mut is_told) = (BTreeSet::new(), false);
+    let (mut has_listened, mut is_told, mut searched) = (BTreeSet::new(), false, Instant::now());
     loop {
         let look = move || {
             let listening = protocols(&mut sockets, &target);
@@ -155,6 +155,11 @@ async fn follow_in_its_namespace(
         let _sent = changes.send((target, is_closed)).await;
         if is_closed {
             sleep(LOOK).await;
+            if searched.elapsed() >= SEARCH {
+                // A pod may get another namespace, with the address that it had.
+                (notifications, sockets) = spawn_blocking(move || open(ip)).await.context("a search")??;
+                searched = Instant::now();
+            }
         } else {
             any_closed(&mut notifications, target.port).await.context("notifications of closed sockets")?;
             // A socket that no look has seen has listened too.

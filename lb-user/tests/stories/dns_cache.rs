@@ -273,6 +273,15 @@ fn killed_in_a_pod(node: &mut StoryNode) {
     agent.wait_for_log("takes the clients of another Service");
     drop(first);
     kill_in_a_loop(10, &lan, &place, || ask(at(DNS)), start_cache);
+    // Its address in another namespace, as of a pod whose sandbox was made anew.
+    let ends = || agent.log().matches("listens again").count();
+    let (before, other) = (ends(), LabNamespace::new());
+    other.setup().address("lo", &format!("{}/32", cache.v4)).up("lo").apply();
+    let mut other_sandbox = other.spawn(Command::new("sleep").arg("infinity"));
+    let _cache = other.enter(|| Cache::start_at(&[(&at_cache, DNS)]));
+    until("it is found there", || ends() > before);
+    let _ended = other_sandbox.kill();
+    let _ended = other_sandbox.wait();
     let _ended = sandbox.kill();
     let _ended = sandbox.wait();
 }

@@ -200,7 +200,7 @@ fn socket_tuple(of: &Tuple, v6: bool) -> ([u32; 9], u32) {
 }
 
 /// A packet of this node, or masqueraded by netfilter, leaves. If one of our flows has its tuple, the packet gets
-/// another source port.
+/// another source port, for as long as the programs stay. So a flow that is over leaves the tuple to the packet.
 #[inline(always)]
 pub fn reserve_snat_port(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketVerdict {
     let packet = &scratch.packet;
@@ -213,11 +213,18 @@ pub fn reserve_snat_port(frame: Frame, scratch: &mut Scratch, device: &Device) -
         return PacketVerdict::PASS;
     }
     scratch.partner_key = FlowKey::new(packet.tuple.reversed(), packet.proto, Hook::Ingress);
-    match FLOWS.get_ptr(&scratch.partner_key) {
-        // SAFETY: our map value; it stays until the RCU grace period ends.
-        Some(flow) if unsafe { (*flow).flags } & FlowFlags::PASSED == 0 => {}
-        // Replies of netfilter's own flow belong to netfilter, those of the node's own to the node.
-        _ => return PacketVerdict::PASS,
+    let Some(there) = FLOWS.get_ptr(&scratch.partner_key) else {
+        return PacketVerdict::PASS;
+    };
+    // SAFETY: our map value; it stays until the RCU grace period ends.
+    let there = unsafe { &*there };
+    // Replies of netfilter's own flow belong to netfilter, those of the node's own to the node.
+    if there.flags & FlowFlags::PASSED != 0 {
+        return PacketVerdict::PASS;
+    }
+    if matches!(FlowState::of(there.forward, there.reverse), FlowState::Closed) {
+        let _existed = FLOWS.remove(&scratch.partner_key);
+        return PacketVerdict::PASS;
     }
     let used = Serial::note(packet.proto, 0, scratch.clock.now(), packet.serial);
     let (to, hop) = (packet.tuple, Hop::UNKNOWN);

@@ -183,3 +183,17 @@ fn a_connection_keeps_its_other_port_until_it_ends() {
     let answer = PacketSpec::tcp(net.remote, &now).flags("SA");
     assert_eq!(fixture.ingress("uplink", &answer).ends().1, taken);
 }
+
+#[test]
+fn the_node_gets_the_port_of_a_closed_flow() {
+    for net in BOTH {
+        let mut fixture = enter_with_ports(4);
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
+        let syn = PacketSpec::syn(net.client, net.node_port);
+        let taken = masquerade(&fixture, &syn);
+        assert_eq!(masquerade(&fixture, &syn.aborted()), taken);
+        let dial = PacketSpec::syn(&taken, net.remote);
+        fixture.egress("uplink", &dial).passes_unchanged();
+        fixture.ingress("uplink", &PacketSpec::tcp(net.remote, &taken).flags("SA")).passes_unchanged();
+    }
+}

@@ -99,9 +99,9 @@ pub(crate) struct HandOverReport {
 pub(crate) type Registered = foldhash::HashSet<(Tuple, u8)>;
 
 /// Stops the programs from beginning flows: new connections go to netfilter. Before that, registers flows with
-/// conntrack whose packets the programs send on under the client's own address, since conntrack has never seen them.
-/// Otherwise netfilter may give a connection the same tuple at the backend, and the programs take its replies for
-/// theirs. [`unregister`] deletes the entries.
+/// conntrack whose packets the programs redirect, since conntrack has never seen them. Otherwise netfilter may give a
+/// connection the same tuple at the backend: the programs take its replies for theirs, or give it another port for as
+/// long as they stay. [`unregister`] deletes the entries.
 pub(crate) fn stop_new_flows(directory: &Path, flows: &Flows) -> Result<Registered> {
     // An error here occurs again in `hand_over`, which reports it.
     let mut conntrack = Conntrack::open().ok().flatten();
@@ -133,7 +133,8 @@ pub(crate) fn stop_new_flows(directory: &Path, flows: &Flows) -> Result<Register
 /// Adds flows that conntrack has never seen to it, except for those registered already. Returns how many were added.
 fn register(conntrack: &mut Conntrack, flows: &Flows, registered: &mut Registered) -> Result<usize> {
     let of_client = |flags: u16| flags & (FlowFlags::REDIRECT | FlowFlags::REVERSE) == FlowFlags::REDIRECT;
-    let is_unseen = |(key, flow): &(FlowKey, Flow)| of_client(flow.flags) && flow.to.src == key.tuple.src;
+    let is_over = |flow: &Flow| FlowState::of(flow.forward, flow.reverse) == FlowState::Closed;
+    let is_unseen = |(_, flow): &(FlowKey, Flow)| of_client(flow.flags) && !is_over(flow);
     let mut new = 0;
     for (key, flow) in flows.read()?.into_iter().filter(is_unseen) {
         let (dialled, proto) = (flow.to, key.proto);
@@ -175,15 +176,18 @@ pub(crate) fn drain(flows: &Flows, patience: Duration) -> Result<usize> {
 }
 
 /// Lists the open flows by their entries of the client's direction, and removes flows that are over: otherwise the
-/// programs would take a connection of netfilter with the same tuple at the backend for that flow.
+/// programs would take a connection of netfilter with the same tuple at the backend for that flow. Entries of
+/// connections that netfilter translates stay: they keep the programs from giving their tuples away.
 fn open_flows(flows: &Flows) -> Result<Vec<(FlowKey, Flow)>> {
     let (entries, now) = (flows.read()?, clock::monotonic_ns());
     let by_key: foldhash::HashMap<FlowKey, Flow> = entries.iter().copied().collect();
-    let (mut kept, over): (Vec<_>, Vec<_>) =
-        entries.into_iter().partition(|(key, flow)| is_open(key, flow, by_key.get(&partner_key(key, flow)), now));
+    let is_netfilters = |flow: &Flow| flow.flags & FlowFlags::NETFILTER != 0;
+    let (mut kept, over): (Vec<_>, Vec<_>) = entries
+        .into_iter()
+        .partition(|(key, flow)| is_netfilters(flow) || is_open(key, flow, by_key.get(&partner_key(key, flow)), now));
     let over: Vec<FlowKey> = over.into_iter().map(|(key, _)| key).collect();
     flows.map.delete(&over).context("removing flows that are over")?;
-    kept.retain(|(_, flow)| flow.flags & FlowFlags::REVERSE == 0 && flow.backend != 0);
+    kept.retain(|(_, flow)| !is_netfilters(flow) && flow.flags & FlowFlags::REVERSE == 0 && flow.backend != 0);
     Ok(kept)
 }
 

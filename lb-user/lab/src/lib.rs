@@ -6,7 +6,7 @@
 //! | [`netns`], [`link`] | a network namespace; links, addresses and routes in it |
 //! | [`network`], [`places`] | two nodes with pods, and a client outside, built from these; hosts by other devices |
 //! | [`tunnel`] | a tunnel between two namespaces |
-//! | [`arp_client`] | a client that asks all the time who answers for addresses |
+//! | [`neighbour_client`] | a client that asks all the time who answers for addresses, by ARP and NDP |
 //! | [`sandbox`], [`machine`] | cgroup, directory, bpffs and namespaces for a process, or for a node with several |
 //! | [`process`] | a program with a log, killed when dropped |
 //! | [`api_server`], [`kube_proxy`], [`relay`] | the real control plane and the real kube-proxy |
@@ -22,11 +22,11 @@
 #[cfg(feature = "api-client")]
 pub mod api_client;
 pub mod api_server;
-pub mod arp_client;
 mod guard;
 pub mod kube_proxy;
 pub mod link;
 pub mod machine;
+pub mod neighbour_client;
 pub mod netns;
 pub mod network;
 #[cfg(feature = "packets")]

@@ -50,7 +50,7 @@ fn line(addr: IpAddr, candidates: &Candidates, is_here: bool, members: Option<&B
         (Some(chosen), _) => {
             format!(
                 "{addr}: {here}; of {of}, {chosen} has the highest hash of address and name, and goes first, unless it \
-                     is drained or has no link in the network of the address"
+                     is drained, was late, or has no link in the network of the address"
             )
         }
     }
@@ -77,7 +77,7 @@ mod tests {
             Some(&["a", "b"]),
             &format!(
                 "192.0.2.7: not by this node; of the announcers a, b, {chosen} has the highest hash of address and \
-                 name, and goes first, unless it is drained or has no link in the network of the address"
+                 name, and goes first, unless it is drained, was late, or has no link in the network of the address"
             ),
         );
         check(

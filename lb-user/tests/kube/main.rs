@@ -37,7 +37,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 type Story = fn(&mut ApiServer);
 
 /// The stories. The first one needs a new server; then come the longest.
-const STORIES: [(&str, Story); 37] = [
+const STORIES: [(&str, Story); 38] = [
     ("the_ranges_of_cluster_ips_are_those_of_the_api", the_ranges_of_cluster_ips_are_those_of_the_api),
     ("one_node_answers_for_an_address_whatever_fails", announcing::one_node_answers_whatever_fails),
     ("deploys_account_needs_each_verb", deploy::each_verb_is_needed),
@@ -96,6 +96,10 @@ const STORIES: [(&str, Story); 37] = [
     (
         "an_announcer_that_is_cut_off_stops_before_another_begins",
         announcing::a_node_that_is_cut_off_stops_before_another_begins,
+    ),
+    (
+        "an_announcer_that_hears_or_is_heard_only_loses_its_addresses_once",
+        announcing::a_node_that_hears_or_is_heard_only_loses_its_addresses_once,
     ),
     (
         "a_host_that_claims_an_announced_address_is_told_by_an_event",

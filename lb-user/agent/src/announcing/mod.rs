@@ -41,6 +41,10 @@ pub(crate) use state::AnnouncingState;
 const RETRY: Duration = Duration::from_secs(10);
 /// Time until the Lease is asked again after a failure.
 const LEASE_RETRY: Time = Time::from_millis(200);
+/// Most datagrams that are read before a step.
+const MOST_WAITING: usize = 256;
+/// Most addresses in a line of the log: a reader that is late must not hold up renewals.
+const MOST_LOGGED: usize = 8;
 /// Time for which the agent stays at its end, for others to take over its addresses.
 const HANDOVER: Duration = Duration::from_millis(900);
 
@@ -184,6 +188,8 @@ impl Announcing {
                 Ok(()) = self.leaving.changed() => self.take_wish(&mut run),
                 () = &mut watching => {}
             }
+            // After a standstill they say who is alive, and one step serves all of them.
+            self.receive_waiting(&mut run, &mut buffer);
             if now() >= next_key {
                 next_key = now() + RETRY;
                 match Keys::read(&self.options.key_file) {
@@ -248,12 +254,8 @@ impl Announcing {
             self.addresses.set(&before.intersection(&addresses).copied().collect())?;
             self.renew(deadline)?;
             self.addresses.set(&addresses)?;
-            for addr in addresses.difference(&before) {
-                info!(address = %addr, "announced by this node");
-            }
-            for addr in before.difference(&addresses) {
-                info!(address = %addr, "no longer announced by this node");
-            }
+            log_addresses(addresses.difference(&before), "announced by this node");
+            log_addresses(before.difference(&addresses), "no longer announced by this node");
         }
         self.state.send_if_modified(|state| {
             let held = Held { addresses, until };
@@ -282,6 +284,17 @@ impl Announcing {
 
     fn renew(&mut self, deadline: u64) -> Result<()> {
         if deadline == self.addresses.deadline() { Ok(()) } else { self.addresses.renew(deadline) }
+    }
+
+    /// Reads the datagrams that have arrived.
+    fn receive_waiting(&self, run: &mut Run, buffer: &mut [u8]) {
+        for _ in 0..MOST_WAITING {
+            match run.socket.try_recv_from(buffer) {
+                Ok((length, _)) => self.receive(run, buffer.get(..length).unwrap_or_default()),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(_) => {}
+            }
+        }
     }
 
     fn receive(&self, run: &mut Run, bytes: &[u8]) {
@@ -352,6 +365,12 @@ impl Announcing {
                 }
                 state.silent = silent;
             }
+            let lapses = run.announcer.lapses();
+            if lapses > state.lapses {
+                let hold_down = run.announcer.hold_down(now);
+                warn!(?hold_down, "too late to renew announced addresses, or cut off: other announcers may take them");
+            }
+            state.lapses = lapses;
             state.error.clone_from(&run.lease_error);
             state.members = run.announcer.membership().map_or(0, |membership| membership.newest().len());
             false
@@ -380,6 +399,14 @@ impl Run {
             addr => addr,
         };
         (addr, port).into()
+    }
+}
+
+fn log_addresses<'a>(addresses: impl Iterator<Item = &'a IpAddr> + Clone, what: &'static str) {
+    let count = addresses.clone().count();
+    if count > 0 {
+        let some: Vec<String> = addresses.take(MOST_LOGGED).map(ToString::to_string).collect();
+        info!(count, addresses = some.join(" "), "{what}");
     }
 }
 

@@ -11,6 +11,8 @@ pub(crate) struct AnnouncingState {
     pub(crate) members: usize,
     /// Announcers from which nothing is heard.
     pub(crate) silent: Vec<Node>,
+    /// Times that this node was too late to renew its addresses.
+    pub(crate) lapses: u64,
     /// Permits that this node has refused.
     pub(crate) refused: u64,
     /// Datagrams that were read.

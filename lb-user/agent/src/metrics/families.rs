@@ -76,6 +76,11 @@ fn announcing(to: &mut Families<'_>, state: &AnnouncingState) -> fmt::Result {
         [(NO_LABELS, u64::from(state.error.is_some()))],
     )?;
     to.counter(
+        "beeline_announce_lapses_total",
+        "Times that this node was too late to renew its announced addresses, or cut off from other announcers",
+        [(NO_LABELS, state.lapses)],
+    )?;
+    to.counter(
         "beeline_announce_permits_refused_total",
         "Permits for an address that this node has refused to other announcers, since another one has it",
         [(NO_LABELS, state.refused)],

@@ -47,6 +47,8 @@ pub struct PeerState {
     pub is_silent: bool,
     /// True if others go before it: it is being drained.
     pub is_last: bool,
+    /// True if it takes no address from another holder: it was too late to renew its own.
+    pub is_held_down: bool,
     /// True if it can answer for addresses.
     pub is_willing: bool,
     /// Networks of its links with a carrier, in which hosts hear its answers.

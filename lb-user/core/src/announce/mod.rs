@@ -8,6 +8,7 @@
 mod choice;
 mod datagram;
 mod group;
+mod hold_down;
 mod lease;
 mod membership;
 mod peers;
@@ -27,6 +28,7 @@ use ipnet::IpNet;
 
 pub use choice::{Candidates, choose, merge};
 pub use datagram::{Body, Datagram, MAX_ADDRESSES, MAX_MEMBERS, MAX_NAME, MAX_NETWORKS, PeerState};
+use hold_down::HoldDown;
 pub use lease::{LeaseRequest, LeaseState, LeaseVote};
 pub use membership::Membership;
 use peers::{Peers, Reception};
@@ -85,6 +87,9 @@ pub struct Announcer {
     claims: BTreeMap<IpAddr, Claim>,
     lease_until: Time,
     is_lease_tied: bool,
+    hold_down: HoldDown,
+    /// Time of the last input.
+    awake: Time,
     next_tick: Time,
     change_since: Option<Time>,
     outbox: Vec<Datagram>,
@@ -165,6 +170,8 @@ impl Announcer {
             claims,
             lease_until: Time::ZERO,
             is_lease_tied: false,
+            hold_down: HoldDown::default(),
+            awake: now,
             next_tick: now,
             change_since: None,
             outbox: Vec::new(),
@@ -204,7 +211,7 @@ impl Announcer {
         if self.membership.as_ref().is_none_or(|known| known.version < membership.version) {
             self.membership = Some(membership);
             if std::mem::take(&mut self.was_alone) {
-                self.renew_own(now);
+                self.renew_own(self.claims.keys().copied().collect(), now);
                 self.claims.values_mut().for_each(|claim| claim.until = now + HOLD);
             }
             self.settled = now + PERMIT;
@@ -246,10 +253,12 @@ impl Announcer {
 
     /// Lets time pass: claims, asks and renews.
     pub fn poll(&mut self, now: Time) {
+        self.wake(now);
+        self.note_lapses(now);
         self.permits.prune(now);
         self.update_claims(now);
         self.back_off(now);
-        let is_first = self.renew_own(now);
+        let is_first = self.renew_own(self.claims.keys().copied().collect(), now);
         if is_first || now >= self.next_tick {
             // The permits of the other voters for a holder that died end soon after the own one.
             let lacks_votes = |claim: &Claim| claim.permitted.is_some() && claim.until <= now;
@@ -263,6 +272,7 @@ impl Announcer {
         if datagram.to != self.me || datagram.from == self.me {
             return;
         }
+        self.wake(now);
         let from = datagram.from.clone();
         match self.peers.receive(&datagram, now) {
             Reception::Old => return,
@@ -317,8 +327,7 @@ impl Announcer {
         let held = || current().filter(|(_, claim)| claim.until + LAG >= latest);
         let until = held().map(|(_, claim)| claim.until).min().unwrap_or_default();
         let addresses: BTreeSet<IpAddr> = held().map(|(addr, _)| *addr).collect();
-        let is_alone = self.membership.as_ref().is_some_and(|membership| membership.is_alone(&self.me));
-        let until = if is_alone && !addresses.is_empty() { Time::MAX } else { until };
+        let until = if self.is_alone() && !addresses.is_empty() { Time::MAX } else { until };
         Held { addresses, until }
     }
 
@@ -342,7 +351,8 @@ impl Announcer {
         }
     }
 
-    /// Returns the node that should hold the address.
+    /// Returns the node that should hold the address: the first choice, or the present holder while that is in a
+    /// hold-down.
     fn chosen(&self, addr: &IpAddr, now: Time) -> Option<&Node> {
         let (membership, candidates) = (self.membership.as_ref()?, self.candidates(addr)?);
         let newest = membership.newest();
@@ -353,13 +363,23 @@ impl Announcer {
         };
         // An announcer that has started can hold nothing new yet; it goes on with what it holds.
         let holds = |node: &Node| *node == self.me && self.permits.holder(addr, now).is_some_and(|(by, _)| by == node);
-        let candidate = |node| {
+        let rank = |node: &Node| {
             let state = state(node).filter(|state| state.is_willing && (!state.is_silent || holds(node)))?;
-            Some((node, (!newest.contains(node), state.rank(addr))))
+            Some((!newest.contains(node), state.rank(addr)))
         };
         let others = newest.iter().filter(|node| **node != self.me);
         let own = membership.contains(&self.me).then_some(&self.me);
-        choose(*addr, others.chain(own).filter(|node| candidates.contains(node)).filter_map(candidate))
+        let nodes = || others.clone().chain(own).filter(|node| candidates.contains(node));
+        let first = choose(*addr, nodes().filter_map(|node| Some((node, rank(node)?))))?;
+        if state(first).is_some_and(|state| state.is_held_down)
+            && let Some((holder, _)) = self.permits.holder(addr, now)
+            && (*holder != self.me || self.claims.get(addr).is_some_and(|claim| claim.until > now))
+            && nodes().any(|node| node == holder)
+            && rank(holder).is_some_and(|rank_of_holder| Some(rank_of_holder) <= rank(first))
+        {
+            return Some(holder);
+        }
+        Some(first)
     }
 
     /// The own state.
@@ -370,8 +390,14 @@ impl Announcer {
             is_silent: self.permits.is_silent(now),
             is_last: self.is_last || self.nodes.as_ref().is_some_and(|nodes| !nodes.contains(&self.me)),
             is_willing: !self.is_cut_off && (self.wished.is_some() || !self.kept.is_empty()),
+            is_held_down: self.hold_down.is_on(now),
             networks: self.networks.clone(),
         }
+    }
+
+    /// True if no other announcer has a vote, so that the addresses need no deadline.
+    fn is_alone(&self) -> bool {
+        self.was_alone || self.membership.as_ref().is_some_and(|membership| membership.is_alone(&self.me))
     }
 
     /// Makes claims for the addresses that this announcer should hold, and ends those for which there is no reason.
@@ -419,10 +445,10 @@ impl Announcer {
         }
     }
 
-    /// Grants the own permits. True if one is new.
-    fn renew_own(&mut self, now: Time) -> bool {
+    /// Grants the own permits for claims. True if one is new.
+    fn renew_own(&mut self, addresses: Vec<IpAddr>, now: Time) -> bool {
         let mut is_first = false;
-        for addr in self.claims.keys().copied().collect::<Vec<_>>() {
+        for addr in addresses {
             let Some(claim) = self.claims.get(&addr) else { continue };
             if now < claim.since {
                 continue;
@@ -484,8 +510,11 @@ impl Announcer {
         if !is_entitled {
             return;
         }
+        // In a hold-down an address that this announcer does not hold yet is left to other askers.
+        let is_left = |claim: &Claim| self.hold_down.is_on(now) && claim.until <= now;
         let is_theirs = |addr: &&IpAddr| {
-            self.claims.contains_key(*addr) && self.chosen(addr, now).is_some_and(|node| *node == *from)
+            let claim = self.claims.get(*addr);
+            claim.is_some_and(|claim| is_left(claim) || self.chosen(addr, now).is_some_and(|node| *node == *from))
         };
         let yielded: Vec<IpAddr> = addresses.iter().filter(is_theirs).copied().collect();
         self.give_up(&yielded, now);
@@ -517,7 +546,7 @@ impl Announcer {
                 *vote = (*vote).max(sent + HOLD);
             }
         }
-        self.renew_own(now);
+        self.renew_own(granted.to_vec(), now);
         for addr in refused {
             if let Some(claim) = self.claims.get_mut(addr) {
                 claim.is_refused = true;

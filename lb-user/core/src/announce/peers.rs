@@ -120,6 +120,11 @@ impl Peers {
         (peer.session.is_some() && now < peer.heard + SILENCE).then_some(&peer.state)
     }
 
+    /// Leaves a time out in which this announcer could hear none of them.
+    pub(super) fn excuse(&mut self, time: Time) {
+        self.peers.values_mut().filter(|peer| peer.session.is_some()).for_each(|peer| peer.heard += time);
+    }
+
     /// Returns the time of the last datagram taken; zero without one.
     pub(super) fn heard(&self, node: &str) -> Time {
         self.peers.get(node).map_or(Time::ZERO, |peer| peer.heard)

@@ -22,6 +22,7 @@ const SETTLED: u8 = 1;
 const SILENT: u8 = 2;
 const LAST: u8 = 4;
 const WILLING: u8 = 8;
+const HELD_DOWN: u8 = 16;
 
 const HELLO: u8 = 0;
 const ASK: u8 = 1;
@@ -44,7 +45,8 @@ pub fn encode(datagram: &Datagram) -> Vec<u8> {
     let flags = flag(state.is_settled, SETTLED)
         | flag(state.is_silent, SILENT)
         | flag(state.is_last, LAST)
-        | flag(state.is_willing, WILLING);
+        | flag(state.is_willing, WILLING)
+        | flag(state.is_held_down, HELD_DOWN);
     let mut bytes = Vec::with_capacity(256);
     bytes.extend(MAGIC);
     bytes.extend([kind, flags]);
@@ -121,7 +123,7 @@ pub fn decode(bytes: &[u8]) -> Option<Datagram> {
     let mut reader = Reader(bytes);
     let magic: [u8; 4] = reader.array()?;
     let [kind, flags] = reader.array()?;
-    if magic != *MAGIC || flags & !(SETTLED | SILENT | LAST | WILLING) != 0 {
+    if magic != *MAGIC || flags & !(SETTLED | SILENT | LAST | WILLING | HELD_DOWN) != 0 {
         return None;
     }
     let (from, to) = (reader.name()?, reader.name()?);
@@ -133,6 +135,7 @@ pub fn decode(bytes: &[u8]) -> Option<Datagram> {
         is_silent: flags & SILENT != 0,
         is_last: flags & LAST != 0,
         is_willing: flags & WILLING != 0,
+        is_held_down: flags & HELD_DOWN != 0,
         networks: networks.into(),
     };
     let body = match kind {
@@ -258,9 +261,10 @@ mod tests {
 
     fn datagram() -> impl Strategy<Value = Datagram> {
         let name = || "[a-z0-9.-]{1,253}".prop_map(Node::from);
-        let state = (any::<u64>(), any::<[bool; 4]>(), networks()).prop_map(|(version, flags, networks)| {
-            let [is_settled, is_silent, is_last, is_willing] = flags;
-            PeerState { version, is_settled, is_silent, is_last, is_willing, networks: networks.into() }
+        let state = (any::<u64>(), any::<[bool; 5]>(), networks()).prop_map(|(version, flags, networks)| {
+            let [is_settled, is_silent, is_last, is_willing, is_held_down] = flags;
+            let networks = networks.into();
+            PeerState { version, is_settled, is_silent, is_last, is_willing, is_held_down, networks }
         });
         (name(), name(), any::<[u64; 4]>(), state, body()).prop_map(|(from, to, numbers, state, body)| {
             let [session, sequence, echo, cookie] = numbers;

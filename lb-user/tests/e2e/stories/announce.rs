@@ -3,17 +3,14 @@
 //! the address.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
-use lb_kernel::{
-    netns::NetNamespace,
-    packet_socket::{PacketSocket, ReceivedFrames},
-};
-use lb_lab::arp_client::ArpClient;
+use lb_kernel::{netns::NetNamespace, packet_socket::PacketSocket};
+use lb_lab::neighbour_client::NeighbourClient;
 
 use super::Story;
 use crate::{
@@ -74,18 +71,17 @@ fn device(namespace: &str) -> (u32, [u8; 6]) {
     (index, octets.try_into().expect("6 octets"))
 }
 
-/// Starts the client that asks who has the address; none without IPv4.
-fn ask_on_link(targets: &[SocketAddr]) -> Option<ArpClient> {
-    let address = targets.iter().find_map(|target| match target.ip() {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    })?;
-    let open = move || {
-        NetNamespace::open(Path::new("/run/netns/outside"))?.enter()?;
-        PacketSocket::open_for(device("outside").0, ReceivedFrames::Arp)
+/// Starts the client that asks who has the addresses.
+fn ask_on_link(targets: &[SocketAddr]) -> NeighbourClient {
+    let open = |frames| {
+        let open = move || {
+            NetNamespace::open(Path::new("/run/netns/outside"))?.enter()?;
+            PacketSocket::open_for(device("outside").0, frames)
+        };
+        thread::spawn(open).join().expect("no panic")
     };
-    let socket = thread::spawn(open).join().expect("no panic").expect("a packet socket");
-    Some(ArpClient::start(socket, Ipv4Addr::new(172, 30, 0, 100), [address], ROUND))
+    let senders = (Ipv4Addr::new(172, 30, 0, 100), Ipv6Addr::new(0xfd30, 0, 0, 0, 0, 0, 0, 0x100));
+    NeighbourClient::start(open, senders, targets.iter().map(SocketAddr::ip), ROUND)
 }
 
 /// The name of the node whose agent announces the first address.
@@ -190,10 +186,7 @@ fn announced_addresses_stay_with_agents_that_end_and_leave_nodes_that_lose_power
     assert_no_connect_failed(&clients, start, "power comes back");
     drop(clients);
 
-    match asking {
-        Some(asking) => println!("   {} questions on the link, none with answers of two hosts", asking.end()),
-        None => println!("   LACKS a client that asks by NDP"),
-    }
+    println!("   {} questions on the link, none with answers of two hosts", asking.end());
     web(None).remove(cluster);
     install::remove_announced(cluster);
     install::install(cluster, install::PLAIN);

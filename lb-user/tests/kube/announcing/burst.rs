@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_lab::{api_client::ApiClient, api_server::ApiServer, arp_client::Heard};
+use lb_lab::{api_client::ApiClient, api_server::ApiServer, neighbour_client::Heard};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -46,8 +46,8 @@ pub(crate) fn a_thousand_addresses_are_announced(server: &mut ApiServer) {
     let controller = Controller::start(&controllers_kubeconfig, &[]);
     until("it leads", || controller.is_leader());
     // The controller allots from the lowest on.
-    let asked =
-        (1..=SERVICES as u32 + 24).map(|number| Ipv4Addr::from_bits(Ipv4Addr::new(10, 98, 0, 0).to_bits() + number));
+    let asked = (1..=SERVICES as u32 + 24)
+        .map(|number| Ipv4Addr::from_bits(Ipv4Addr::new(10, 98, 0, 0).to_bits() + number).into());
     let client = wire.client_of(asked, ROUND);
     let before = lease(server);
 

@@ -4,11 +4,8 @@ use std::time::Duration;
 
 use lb_lab::api_server::ApiServer;
 
-use super::{Group, REPLACED, lease, name, until, until_answered};
+use super::{CUT, Group, REPLACED, lease, name, until, until_answered};
 use crate::bootstrap::is_skipped;
-
-/// Time for which a cut lasts that moves no address: longer than permits and retries.
-const CUT: Duration = Duration::from_secs(6);
 
 /// Two and three nodes. No question ever has two answers.
 pub(crate) fn a_node_that_is_cut_off_stops_before_another_begins(server: &mut ApiServer) {

@@ -1,48 +1,53 @@
-//! Announcing on the link, with real agents, a real bridge and a real API server: a client asks by ARP all the time who
-//! has each address, and counts the answers to each question.
+//! Announcing on the link, with real agents, a real bridge and a real API server: a client asks by ARP and NDP all the
+//! time who has each address, and counts the answers to each question.
 
 mod burst;
 mod conflict;
 mod cut_off;
+mod one_way;
 mod upgrade;
 mod wire;
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use lb_core::announce::{Node, choose};
 use lb_lab::{
     api_server::ApiServer,
-    arp_client::{ArpClient, LinkAddress},
+    neighbour_client::{LinkAddress, NeighbourClient},
 };
 use rustix::process::Signal;
 
 pub(crate) use burst::a_thousand_addresses_are_announced;
 pub(crate) use conflict::a_host_that_claims_an_announced_address_is_told_by_an_event;
 pub(crate) use cut_off::a_node_that_is_cut_off_stops_before_another_begins;
+pub(crate) use one_way::a_node_that_hears_or_is_heard_only_loses_its_addresses_once;
 pub(crate) use upgrade::addresses_are_answered_over_changes_of_the_layout;
 
 use crate::{
     agent::{KubeTestAgent, until},
     bootstrap::is_skipped,
 };
-use wire::{ADDRESSES, Wire, address, delete_objects, lease, make_objects, name, signal, until_answered, until_group};
+use wire::{Wire, address, addresses, delete_objects, lease, make_objects, name, signal, until_answered, until_group};
 
 /// The time within which a node that has lost its power is replaced.
 const REPLACED: Duration = Duration::from_secs(3);
 
+/// Time for which a cut lasts: longer than permits and retries.
+const CUT: Duration = Duration::from_secs(6);
+
 /// A group whose addresses are where the hash says, with a client that asks all the time.
 struct Group {
     wire: Wire,
-    client: ArpClient,
+    client: NeighbourClient,
     agents: Vec<KubeTestAgent>,
     /// Link addresses of the nodes.
     macs: Vec<LinkAddress>,
     /// Link address of the holder of each address.
-    holders: BTreeMap<Ipv4Addr, LinkAddress>,
+    holders: BTreeMap<IpAddr, LinkAddress>,
     /// Number of the node that holds the first address.
     holder: usize,
 }
@@ -64,14 +69,14 @@ impl Group {
         let agents: Vec<KubeTestAgent> = (1..=count).map(|number| wire.start_agent(number)).collect();
         until_group(server, &(1..=count).collect::<Vec<_>>());
         let names: Vec<Node> = (1..=count).map(|number| name(number).into()).collect();
-        let chosen = |last: u8| {
-            let node = choose(address(last).into(), names.iter().map(|node| (node, false))).expect("a node");
+        let chosen = |address: IpAddr| {
+            let node = choose(address, names.iter().map(|node| (node, false))).expect("a node");
             let index = names.iter().position(|name| name == node).expect("one of them");
-            (address(last), macs[index])
+            (address, macs[index])
         };
-        let holders: BTreeMap<Ipv4Addr, LinkAddress> = (1..=ADDRESSES).map(chosen).collect();
+        let holders: BTreeMap<IpAddr, LinkAddress> = addresses().map(chosen).collect();
         until_answered(&client, "the addresses are where the hash says", |addr, mac| mac == holders[&addr]);
-        let holder = 1 + macs.iter().position(|mac| *mac == holders[&address(1)]).expect("a node");
+        let holder = 1 + macs.iter().position(|mac| *mac == holders[&address(1).into()]).expect("a node");
         Self { wire, client, agents, macs, holders, holder }
     }
 
@@ -100,6 +105,14 @@ impl Group {
             let gap = self.client.longest_gap(start.at);
             println!("{what}: {gap:.3?} without an answer; the API server was too late for an announcer");
         }
+    }
+
+    /// Prints how often an address has moved since `start`, and asserts that it is once at most, on a machine that lets
+    /// agents run in time.
+    fn assert_moves(&self, what: &str, start: Moment) {
+        let (count, moves) = (self.agents.len(), self.client.moves(start.at));
+        println!("{count} nodes: {what}: {moves} moves of the address that moved most often");
+        assert!(moves <= 1 || !self.wire.kept_pace(start.at), "{what}: {moves} moves");
     }
 
     /// Ends the client, which has seen no question with two answers, and the agents.
@@ -187,7 +200,7 @@ pub(crate) fn one_node_answers_whatever_fails(server: &mut ApiServer) {
         group.until_others_answer();
         group.assert_gap("drain", start, Duration::from_secs(1));
         let shown = group.wire.beeline(lost, &["get", "addresses"]);
-        assert_eq!(shown.matches("not here").count(), usize::from(ADDRESSES), "{shown}");
+        assert_eq!(shown.matches("not here").count(), addresses().count(), "{shown}");
 
         // A node leaves the group.
         server.kubectl(&["label", &format!("node/{}", name(lost)), "beeline.io/announcer-"]);

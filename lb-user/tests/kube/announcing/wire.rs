@@ -2,18 +2,18 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
 
-use lb_kernel::packet_socket::{PacketSocket, ReceivedFrames};
+use lb_kernel::packet_socket::PacketSocket;
 use lb_lab::{
     LabNamespace,
     api_server::ApiServer,
-    arp_client::{ArpClient, LinkAddress},
     link::LinkSpec,
+    neighbour_client::{LinkAddress, NeighbourClient},
     watchdog::Watchdog,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -25,8 +25,8 @@ use crate::{
     node::KubeTestNode,
 };
 
-/// Number of load balancer addresses: 10.99.0.201 and so on.
-pub(crate) const ADDRESSES: u8 = 4;
+/// Number of load balancer addresses of each family: 10.99.0.201, fd99::201, and so on.
+const ADDRESSES: u8 = 4;
 /// Interval of questions for each address.
 const ROUND: Duration = Duration::from_millis(20);
 /// The namespace of the Lease.
@@ -34,6 +34,15 @@ const NAMESPACE: &str = "--namespace=kube-system";
 
 pub(crate) fn address(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 99, 0, 200 + last)
+}
+
+fn address6(last: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0x200 + u16::from(last))
+}
+
+/// All load balancer addresses.
+pub(crate) fn addresses() -> impl Iterator<Item = IpAddr> {
+    (1..=ADDRESSES).flat_map(|last| [address(last).into(), address6(last).into()])
 }
 
 pub(crate) fn name(number: usize) -> String {
@@ -61,7 +70,8 @@ impl Wire {
             let node = KubeTestNode::named(&format!("announcer-{number}"));
             let net = node.net();
             bridge.setup().link(&name(number), &LinkSpec::veth_to(net, "eth0").port_of("wire")).apply();
-            net.setup().up("eth0").address("eth0", &format!("10.99.0.{}/24", 10 + number)).apply();
+            let own = [format!("10.99.0.{}/24", 10 + number), format!("fd99::{}/64", 10 + number)];
+            net.setup().up("eth0").address("eth0", &own[0]).address("eth0", &own[1]).apply();
             lb_lab::relay::relay(net, server.port());
             node
         };
@@ -74,25 +84,30 @@ impl Wire {
     }
 
     /// Starts the client.
-    pub(crate) fn client(&self) -> ArpClient {
-        self.client_of((1..=ADDRESSES).map(address), ROUND)
+    pub(crate) fn client(&self) -> NeighbourClient {
+        self.client_of(addresses(), ROUND)
     }
 
     /// Starts a client that asks for other addresses.
-    pub(crate) fn client_of(&self, addresses: impl IntoIterator<Item = Ipv4Addr>, interval: Duration) -> ArpClient {
+    pub(crate) fn client_of(&self, addresses: impl IntoIterator<Item = IpAddr>, interval: Duration) -> NeighbourClient {
         let link = self.client.run(&["ip", "-oneline", "link", "show", "eth0"]);
         let index = link.split(':').next().and_then(|index| index.parse().ok()).expect("an index");
-        let open = || PacketSocket::open_for(index, ReceivedFrames::Arp);
-        let socket = self.client.enter(open).expect("a packet socket");
-        ArpClient::start(socket, Ipv4Addr::new(10, 99, 0, 100), addresses, interval)
+        let open = |frames| self.client.enter(|| PacketSocket::open_for(index, frames));
+        let senders = (Ipv4Addr::new(10, 99, 0, 100), Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0x100));
+        NeighbourClient::start(open, senders, addresses, interval)
     }
 
     /// Prints the longest time since `start` in which an address had no answer, and asserts that it is short. The time
     /// that the machine lost meanwhile does not count.
-    pub(crate) fn assert_gap(&self, client: &ArpClient, what: &str, start: Instant, most: Duration) {
+    pub(crate) fn assert_gap(&self, client: &NeighbourClient, what: &str, start: Instant, most: Duration) {
         let (gap, lost) = (client.longest_gap(start), self.watchdog.lost(start));
         println!("{what}: {gap:.3?} without an answer, on a machine that may have lost {lost:.3?}");
         assert!(gap < most + lost, "{what}: {gap:?}, {lost:?} lost");
+    }
+
+    /// True if the machine has let a thread run in time since `since`, so that agents could renew their addresses.
+    pub(crate) fn kept_pace(&self, since: Instant) -> bool {
+        self.watchdog.lost(since) < Duration::from_secs(1)
     }
 
     /// The namespace of the client.
@@ -171,9 +186,11 @@ pub(crate) fn make_objects(server: &ApiServer, count: usize) {
     for last in 1..=ADDRESSES {
         server.apply(&format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: announced-{last}}}\n\
-             spec: {{type: LoadBalancer, allocateLoadBalancerNodePorts: false, ports: [{{port: 80}}]}}\n"
+             spec: {{type: LoadBalancer, allocateLoadBalancerNodePorts: false, ports: [{{port: 80}}], \
+             ipFamilyPolicy: RequireDualStack}}\n"
         ));
-        let status = format!(r#"--patch={{"status":{{"loadBalancer":{{"ingress":[{{"ip":"{}"}}]}}}}}}"#, address(last));
+        let ingress = format!(r#"[{{"ip":"{}"}},{{"ip":"{}"}}]"#, address(last), address6(last));
+        let status = format!(r#"--patch={{"status":{{"loadBalancer":{{"ingress":{ingress}}}}}}}"#);
         let service = format!("service/announced-{last}");
         server.kubectl(&["patch", &service, "--subresource=status", "--type=merge", &status]);
     }
@@ -230,6 +247,6 @@ pub(crate) fn until_group(server: &ApiServer, numbers: &[usize]) {
 }
 
 /// Waits until every address has an answerer for which `is_so`.
-pub(crate) fn until_answered(client: &ArpClient, what: &str, is_so: impl Fn(Ipv4Addr, LinkAddress) -> bool) {
+pub(crate) fn until_answered(client: &NeighbourClient, what: &str, is_so: impl Fn(IpAddr, LinkAddress) -> bool) {
     until(what, || client.all_answered_by(&is_so));
 }

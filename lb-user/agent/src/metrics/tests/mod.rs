@@ -67,6 +67,7 @@ fn scrape() -> Scrape {
         held,
         members: 3,
         silent: vec!["n2".into()],
+        lapses: 4,
         refused: 5,
         received: 70,
         unsigned: 6,

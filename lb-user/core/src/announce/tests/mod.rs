@@ -4,7 +4,7 @@ mod model;
 
 use std::collections::BTreeSet;
 
-use super::{Body, Candidates, Node};
+use super::{Body, Candidates, Node, Time};
 use model::{Faults, Happening, MS, Model, STEP, address, name};
 
 const ALL: Faults =
@@ -222,6 +222,79 @@ fn a_node_that_sends_and_hears_nothing_or_hears_and_sends_nothing_is_replaced() 
                 assert_eq!(lacks, None, "seed {seed}, {count} nodes, deaf: {is_deaf}");
             }
         }
+    }
+}
+
+#[test]
+fn an_announcer_that_stood_still_takes_no_other_one_for_dead() {
+    let mut model = at_rest(2, 3);
+    let clock = model.machines[0].clock(model.now) + Time::from_secs(2);
+    let announcer = &mut model.machines[0].agent.as_mut().expect("an agent").announcer;
+    announcer.poll(clock);
+    assert_eq!(announcer.silent_members(clock), [] as [Node; 0], "their datagrams wait to be read");
+    for i in 1..8 {
+        announcer.poll(clock + i * Time::from_millis(300));
+    }
+    assert_eq!(announcer.silent_members(clock + Time::from_millis(2100)), [name(1), name(2)]);
+}
+
+#[test]
+fn a_pause_that_is_shorter_than_a_permit_moves_no_address() {
+    for seed in seeds() {
+        let count = 2 + usize::try_from(seed % 4).unwrap_or_default();
+        let mut model = at_rest(seed, count);
+        model.faults.loss = 0;
+        let holder = model.holders(&address(1))[0];
+        for _ in 0..30 {
+            // Others count it as dead meanwhile.
+            model.machines[holder].stalled_until = model.now + 1000 * MS;
+            model.run_for(4000 * MS);
+            assert_eq!(model.holders(&address(1)), [holder], "seed {seed}, {count} nodes");
+        }
+        let lapses = model.machines[holder].agent.as_ref().expect("an agent").announcer.lapses();
+        assert!(lapses <= 3, "seed {seed}: {lapses} lapses, as answers that overtake each other are lost");
+    }
+}
+
+#[test]
+fn one_late_node_moves_addresses_to_others_and_takes_them_back_ever_more_seldom() {
+    for seed in seeds() {
+        let count = 2 + usize::try_from(seed % 4).unwrap_or_default();
+        let mut model = at_rest(seed, count);
+        model.faults.loss = 0;
+        let late = model.holders(&address(1))[0];
+        let (mut holder, mut moves) = (late, 0);
+        for _ in 0..20 {
+            model.machines[late].stalled_until = model.now + 2500 * MS;
+            let end = model.now + 10_000 * MS;
+            while model.now < end {
+                model.run_for(STEP);
+                if let [node] = model.holders(&address(1))[..] {
+                    moves += usize::from(node != holder);
+                    holder = node;
+                }
+            }
+        }
+        // Without a hold-down two moves for each pause.
+        assert!((2..=8).contains(&moves), "seed {seed}, {count} nodes: {moves}");
+        model.run_for(60_000 * MS);
+        assert_eq!(model.holders(&address(1)), [late], "seed {seed}, {count} nodes: it is late no more");
+    }
+}
+
+#[test]
+fn a_node_in_a_hold_down_takes_addresses_that_lose_their_holder_as_fast_as_any() {
+    for seed in seeds() {
+        let mut model = at_rest(seed, 2);
+        let late = model.holders(&address(1))[0];
+        // The last hold-down is of 12 s. The other node has given the vote of the Lease back by then.
+        for time in [10_000, 10_000, 8000] {
+            model.machines[late].stalled_until = model.now + 2500 * MS;
+            model.run_for(time * MS);
+        }
+        assert_eq!(model.holders(&address(1)), [1 - late], "seed {seed}");
+        model.power_off(1 - late);
+        model.settle(2000 * MS);
     }
 }
 

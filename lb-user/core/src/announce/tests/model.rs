@@ -393,15 +393,23 @@ impl Model {
             }
             let clock = self.machines[i].clock(self.now);
             let sees_api = self.is_api_up && self.machines[i].sees_api;
+            // It may read several datagrams before it answers the first. Agents read before they judge; the rules are
+            // safe without that.
+            let is_poll_first = self.faults.stall > 0 && self.random.once_in(2);
+            let most = 1 + self.random.below(3);
             let Some(agent) = &mut self.machines[i].agent else { return };
             if sees_api && agent.seen != Some(self.changes) {
                 agent.seen = Some(self.changes);
                 agent.announcer.set_nodes(self.nodes.clone());
                 agent.announcer.set_wished(self.wished.clone());
             }
-            if let Some(datagram) = agent.inbox.pop_front() {
-                agent.announcer.receive(datagram, clock);
-            } else if agent.announcer.next_poll(clock) <= clock {
+            let is_due = agent.announcer.next_poll(clock) <= clock;
+            if !(agent.inbox.is_empty() || is_due && is_poll_first) {
+                for _ in 0..most {
+                    let Some(datagram) = agent.inbox.pop_front() else { break };
+                    agent.announcer.receive(datagram, clock);
+                }
+            } else if is_due {
                 agent.announcer.poll(clock);
             } else if !agent.is_waiting {
                 if agent.lease.is_spare(clock) {

@@ -1,9 +1,12 @@
-//! A client on a link that asks all the time by ARP which host has each address, and keeps the answers to each
-//! question.
+//! A client on a link that asks all the time, by ARP and NDP, which host has each address, and keeps the answers to
+//! each question.
+
+mod frames;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -12,7 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_kernel::packet_socket::PacketSocket;
+use lb_kernel::packet_socket::{PacketSocket, ReceivedFrames};
+
+use frames::Told;
 
 /// A link address.
 pub type LinkAddress = [u8; 6];
@@ -34,18 +39,19 @@ pub struct Question {
     /// Time of the question.
     pub asked: Instant,
     /// The address asked for.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Link addresses in the answers.
     pub answers: BTreeSet<LinkAddress>,
 }
 
-/// An announcement of an address, which no question asked for (a gratuitous ARP packet).
+/// An announcement of an address, which no question asked for: a gratuitous ARP packet, or an unsolicited
+/// advertisement.
 #[derive(Clone, Copy, Debug)]
 pub struct Heard {
     /// Time of its arrival.
     pub at: Instant,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
 }
 
 #[derive(Default)]
@@ -54,38 +60,56 @@ struct Log {
     heard: Vec<Heard>,
 }
 
-/// The client. It asks until [`ArpClient::end`].
-pub struct ArpClient {
-    addresses: BTreeSet<Ipv4Addr>,
+/// The first of 64 addresses of each family from which a client asks, and which no host of the link may have.
+pub type Senders = (Ipv4Addr, Ipv6Addr);
+
+/// The client. It asks until [`NeighbourClient::end`].
+pub struct NeighbourClient {
+    addresses: BTreeSet<IpAddr>,
     log: Arc<Mutex<Log>>,
     ended: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    /// One for each family.
+    threads: Vec<JoinHandle<()>>,
 }
 
-impl ArpClient {
-    /// Starts to ask for each of the addresses once in an interval, on the socket's device. Senders of questions are 64
-    /// addresses from `first_sender` on, which no host of the link may have.
+impl NeighbourClient {
+    /// Starts to ask for each of the addresses once in an interval. `open` opens a socket on the device, for each
+    /// family.
+    ///
+    /// # Panics
+    /// If a socket cannot be opened.
     pub fn start(
-        socket: PacketSocket,
-        first_sender: Ipv4Addr,
-        addresses: impl IntoIterator<Item = Ipv4Addr>,
+        open: impl Fn(ReceivedFrames) -> io::Result<PacketSocket>,
+        senders: Senders,
+        addresses: impl IntoIterator<Item = IpAddr>,
         interval: Duration,
     ) -> Self {
-        let addresses: BTreeSet<Ipv4Addr> = addresses.into_iter().collect();
+        let addresses: BTreeSet<IpAddr> = addresses.into_iter().collect();
         let (log, ended) = (Arc::<Mutex<Log>>::default(), Arc::<AtomicBool>::default());
-        let asker = Asker { socket, first_sender: first_sender.to_bits(), interval, log: Arc::clone(&log) };
-        let thread = std::thread::spawn({
-            let (addresses, ended) = (addresses.clone(), Arc::clone(&ended));
-            move || {
-                for round in 0_u32.. {
+        let families = [
+            (ReceivedFrames::Arp, IpAddr::from(senders.0)),
+            (ReceivedFrames::NeighbourAdvertisements, IpAddr::from(senders.1)),
+        ];
+        let start = |(frames, first_sender): (ReceivedFrames, IpAddr)| {
+            let is_asked = |address: &&IpAddr| address.is_ipv4() == first_sender.is_ipv4();
+            let addresses: Vec<IpAddr> = addresses.iter().filter(is_asked).copied().collect();
+            if addresses.is_empty() {
+                return None;
+            }
+            let socket = open(frames).expect("a packet socket");
+            let asker = Asker { socket, first_sender, interval, log: Arc::clone(&log) };
+            let ended = Arc::clone(&ended);
+            Some(std::thread::spawn(move || {
+                for round in (0..SENDERS).cycle() {
                     if ended.load(Ordering::Relaxed) {
                         return;
                     }
                     asker.ask(&addresses, round);
                 }
-            }
-        });
-        Self { addresses, log, ended, thread: Some(thread) }
+            }))
+        };
+        let threads = families.into_iter().filter_map(start).collect();
+        Self { addresses, log, ended, threads }
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
@@ -93,7 +117,7 @@ impl ArpClient {
     }
 
     /// Returns the host of the last answer for each address, of the last one and a half seconds.
-    pub fn answerers(&self) -> BTreeMap<Ipv4Addr, LinkAddress> {
+    pub fn answerers(&self) -> BTreeMap<IpAddr, LinkAddress> {
         let log = self.log();
         let recent = log.questions.iter().rev().take_while(|question| question.asked.elapsed() < RECENT);
         let mut answerers = BTreeMap::new();
@@ -106,7 +130,7 @@ impl ArpClient {
     }
 
     /// True if every address has an answerer for which `is_so`.
-    pub fn all_answered_by(&self, is_so: impl Fn(Ipv4Addr, LinkAddress) -> bool) -> bool {
+    pub fn all_answered_by(&self, is_so: impl Fn(IpAddr, LinkAddress) -> bool) -> bool {
         let answerers = self.answerers();
         answerers.len() == self.addresses.len() && answerers.iter().all(|(address, link)| is_so(*address, *link))
     }
@@ -114,7 +138,7 @@ impl ArpClient {
     /// Returns the longest time since `since` in which an address had no answer.
     pub fn longest_gap(&self, since: Instant) -> Duration {
         let log = self.log();
-        let mut last: BTreeMap<Ipv4Addr, Instant> = self.addresses.iter().map(|address| (*address, since)).collect();
+        let mut last: BTreeMap<IpAddr, Instant> = self.addresses.iter().map(|address| (*address, since)).collect();
         let mut longest = Duration::ZERO;
         for question in &log.questions {
             if question.asked >= since
@@ -125,6 +149,19 @@ impl ArpClient {
             }
         }
         last.values().fold(longest, |longest, last| longest.max(last.elapsed()))
+    }
+
+    /// Returns the moves since `since` of the address that has moved most often.
+    pub fn moves(&self, since: Instant) -> usize {
+        let log = self.log();
+        let mut last: BTreeMap<IpAddr, (LinkAddress, usize)> = BTreeMap::new();
+        for question in log.questions.iter().filter(|question| question.asked >= since) {
+            let Some(answer) = question.answers.first() else { continue };
+            let (link, moves) = last.entry(question.address).or_insert((*answer, 0));
+            *moves += usize::from(link != answer);
+            *link = *answer;
+        }
+        last.into_values().map(|(_, moves)| moves).max().unwrap_or_default()
     }
 
     /// Returns the announcements since `since`.
@@ -146,13 +183,11 @@ impl ArpClient {
 
     fn stop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.join().expect("no panic");
-        }
+        self.threads.drain(..).for_each(|thread| thread.join().expect("no panic"));
     }
 }
 
-impl Drop for ArpClient {
+impl Drop for NeighbourClient {
     fn drop(&mut self) {
         self.stop();
     }
@@ -160,31 +195,33 @@ impl Drop for ArpClient {
 
 struct Asker {
     socket: PacketSocket,
-    first_sender: u32,
+    first_sender: IpAddr,
     interval: Duration,
     log: Arc<Mutex<Log>>,
 }
 
 /// The questions of one round, and what was heard meanwhile.
 struct Round {
-    sender: Ipv4Addr,
-    questions: BTreeMap<Ipv4Addr, Question>,
+    sender: IpAddr,
+    questions: BTreeMap<IpAddr, Question>,
     heard: Vec<Heard>,
 }
 
 impl Asker {
     /// Asks once for each address, and takes answers for the length of an interval.
-    fn ask(&self, addresses: &BTreeSet<Ipv4Addr>, number: u32) {
-        let sender = Ipv4Addr::from_bits(self.first_sender + number % u32::from(SENDERS));
+    fn ask(&self, addresses: &[IpAddr], number: u8) {
+        let sender = match self.first_sender {
+            IpAddr::V4(first) => IpAddr::from(Ipv4Addr::from_bits(first.to_bits() + u32::from(number))),
+            IpAddr::V6(first) => IpAddr::from(Ipv6Addr::from_bits(first.to_bits() + u128::from(number))),
+        };
         let mut round = Round { sender, questions: BTreeMap::new(), heard: Vec::new() };
         let end = Instant::now() + self.interval;
-        let all: Vec<Ipv4Addr> = addresses.iter().copied().collect();
-        for burst in all.chunks(BURST) {
+        for burst in addresses.chunks(BURST) {
             for address in burst {
                 let question = Question { asked: Instant::now(), address: *address, answers: BTreeSet::new() };
                 round.questions.insert(*address, question);
                 // While the link is down the question is lost, as on a wire.
-                let _lost = self.socket.send(&frame_of(sender, *address));
+                let _lost = self.socket.send(&frames::question(OWN, sender, *address));
             }
             while self.take(&mut round, MOMENT) {}
         }
@@ -200,72 +237,15 @@ impl Asker {
     fn take(&self, round: &mut Round, wait: Duration) -> bool {
         let mut frame = [0; 128];
         let Ok(length) = self.socket.receive(&mut frame, wait) else { return false };
-        if let Some(packet) = frame.get(..length).and_then(Packet::parse) {
-            if packet.sender == packet.target {
-                round.heard.push(Heard { at: Instant::now(), address: packet.sender });
-            } else if packet.is_answer
-                && packet.target == round.sender
-                && let Some(question) = round.questions.get_mut(&packet.sender)
-            {
-                question.answers.insert(packet.link);
+        match frame.get(..length).and_then(frames::told) {
+            Some(Told { address, asker: None, .. }) => round.heard.push(Heard { at: Instant::now(), address }),
+            Some(Told { address, link, asker: Some(asker) }) if asker == round.sender => {
+                if let Some(question) = round.questions.get_mut(&address) {
+                    question.answers.insert(link);
+                }
             }
+            _ => {}
         }
         true
-    }
-}
-
-fn frame_of(sender: Ipv4Addr, address: Ipv4Addr) -> Vec<u8> {
-    // To all, ARP; Ethernet, IPv4, request.
-    let parts: [&[u8]; 8] = [
-        &[0xff; 6],
-        &OWN,
-        &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1],
-        &OWN,
-        &sender.octets(),
-        &[0; 6],
-        &address.octets(),
-        &[0; 18],
-    ];
-    parts.concat()
-}
-
-/// An ARP packet that the client hears.
-struct Packet {
-    is_answer: bool,
-    /// Link address of the sender.
-    link: LinkAddress,
-    sender: Ipv4Addr,
-    target: Ipv4Addr,
-}
-
-impl Packet {
-    /// Parses a frame; none if it has no ARP of Ethernet and IPv4.
-    fn parse(frame: &[u8]) -> Option<Self> {
-        let arp = frame.get(14..42)?;
-        if frame.get(12..14)? != [8, 6] || arp.get(..6)? != [0, 1, 8, 0, 6, 4] {
-            return None;
-        }
-        let address = |at: usize| Some(Ipv4Addr::from(<[u8; 4]>::try_from(arp.get(at..at + 4)?).ok()?));
-        Some(Self {
-            is_answer: arp.get(6..8)? == [0, 2],
-            link: arp.get(8..14)?.try_into().ok()?,
-            sender: address(14)?,
-            target: address(24)?,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_question_is_an_arp_request_of_the_least_length_of_a_frame() {
-        let frame = frame_of([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
-        assert_eq!(frame.len(), 60);
-        let packet = Packet::parse(&frame).expect("ARP");
-        assert!(!packet.is_answer);
-        assert_eq!((packet.link, packet.sender, packet.target), (OWN, [10, 0, 0, 1].into(), [10, 0, 0, 2].into()));
-        assert!(Packet::parse(&frame[..41]).is_none());
     }
 }

@@ -2,7 +2,6 @@
 
 mod apt;
 mod bench;
-mod bird;
 mod btf;
 mod build;
 mod build_ebpf;
@@ -20,6 +19,7 @@ mod kernels;
 mod kubernetes;
 mod oracle;
 mod prometheus;
+mod routing_daemons;
 mod run;
 mod setup;
 mod soak;

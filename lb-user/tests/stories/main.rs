@@ -158,7 +158,7 @@ fn main() -> ExitCode {
         let is_one_of = |stories: &[Story]| stories.iter().any(|(story, _)| *story == name);
         let cannot_run = is_one_of(mptcp::LONG)
             || is_one_of(monitoring::STORIES) && !monitoring::has_prometheus()
-            || is_one_of(routing_daemons::STORIES) && !routing_daemons::has_bird()
+            || is_one_of(routing_daemons::STORIES) && !routing_daemons::has_daemons()
             || is_one_of(dns_cache::REAL) && !dns_cache::has_coredns()
             || is_one_of(systemd::STORIES) && !systemd::is_installed()
             || is_one_of(upgrade::STORIES) && agent::next_beeline().is_none();

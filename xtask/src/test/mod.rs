@@ -20,8 +20,8 @@ use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::toolchain::Kind;
 use crate::{
-    apt, bird, build, build_ebpf, cluster_programs, deny, helm, kubernetes, prometheus, run, systemd_unit, tidy,
-    workspace,
+    apt, build, build_ebpf, cluster_programs, deny, helm, kubernetes, prometheus, routing_daemons, run, systemd_unit,
+    tidy, workspace,
 };
 use executables::Executable;
 use lanes::Job;
@@ -141,7 +141,8 @@ fn environment(next: Option<PathBuf>) -> Result<Vec<(&'static str, PathBuf)>> {
         ("KUBEBUILDER_ASSETS", kubernetes::ensure_with(&[kubernetes::KUBE_PROXY])?),
         ("BEELINE_HELM", helm::ensure()?),
         ("BEELINE_PROMETHEUS", prometheus::ensure()?),
-        ("BEELINE_BIRD", bird::ensure()?),
+        ("BEELINE_BIRD", routing_daemons::ensure_bird()?),
+        ("BEELINE_FRR", routing_daemons::ensure_frr()?),
         ("BEELINE_COREDNS", cluster_programs::ensure_coredns()?),
         ("BEELINE_EBPF_OBJECT", workspace::ebpf_object()),
     ];

@@ -1,13 +1,14 @@
-//! The packet path by a macvlan, an ipvlan and a bridge that filters VLANs, at an address without a network and at a
-//! deprecated one; and streams from large frames to small ones, and by devices without offloads.
+//! The packet path by a macvlan, an ipvlan and a bridge that filters VLANs, at an address without a network, at a
+//! deprecated one and at those of a virtual router; and streams from large frames to small ones, and by devices without
+//! offloads.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     process::{Command, Stdio},
 };
 
 use lb_lab::{
-    network::{Host, Lan, LanOptions},
+    network::{Host, Lan, LanOptions, RpFilter},
     packets::node::disable_offloads,
 };
 
@@ -25,6 +26,7 @@ pub const STORIES: &[Story] = &[
     ("packets_come_in_by_a_vlan_of_a_bridge_that_filters_vlans", |node| by(node, "br0.10", FILTERING_BRIDGE)),
     ("packets_come_in_at_an_address_without_a_network", at_a_single_address),
     ("packets_come_in_at_a_deprecated_address", at_a_deprecated_address),
+    ("packets_come_in_at_addresses_with_virtual_link_addresses", at_virtual_routers),
     ("packets_of_a_stream_pass_from_large_frames_to_small_ones", |node| stream(node, 9000, true)),
     ("packets_of_a_stream_pass_devices_without_offloads", |node| stream(node, 1500, false)),
 ];
@@ -54,16 +56,21 @@ fn move_to(lan: &Lan, device: &str) {
 
 /// Serves clients by NodePort, from a pod of node1 and from one of node2.
 fn assert_served(node: &mut StoryNode, lan: &Lan, device: &str) {
+    assert_served_at(node, lan, &[device], addresses(&lan.node1.host));
+}
+
+/// As [`assert_served`], at these addresses of node1.
+fn assert_served_at(node: &mut StoryNode, lan: &Lan, devices: &[&str], dialled: [IpAddr; 2]) {
     for (backend, name) in [(pod(&lan.node1), "here"), (pod(&lan.node2), "there")] {
         serve(backend);
         node.write("web.yaml", &service("Cluster", &addresses(backend).map(|ip| (ip, name))));
         let agent = agent(node, lan);
         agent.wait_until_in_service();
-        wait_for_devices(node, lan, &[device]);
-        for (dialled, backend) in addresses(&lan.node1.host).into_iter().zip(addresses(backend)) {
+        wait_for_devices(node, lan, devices);
+        for (dialled, backend) in dialled.into_iter().zip(addresses(backend)) {
             let to = SocketAddr::from((dialled, NODE_PORT));
             let server = SocketAddr::from((backend, TARGET)).to_string();
-            assert_eq!(ask(&lan.client, to)[..2], [server.clone(), server], "{to} by {device}");
+            assert_eq!(ask(&lan.client, to)[..2], [server.clone(), server], "{to} by {devices:?}");
         }
     }
 }
@@ -103,6 +110,20 @@ fn at_a_deprecated_address(node: &mut StoryNode) {
     let Host { net, v6, .. } = &lan.node1.host;
     net.ip(&format!("addr add fd30::1b/64 dev eth0 nodad\naddr change {v6}/64 dev eth0 preferred_lft 0\n"));
     assert_served(node, &lan, "eth0");
+}
+
+/// As keepalived gives a virtual router's addresses (`use_vmac`): on macvlans with link addresses of VRRP (RFC 9568,
+/// 7.3), without reverse path filters, beside an uplink that has the node's own addresses and all routes.
+fn at_virtual_routers(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions { rp_filter: RpFilter::Off, ..LanOptions::default() });
+    lan.node1.host.net.ip("link add vrrp.51 link eth0 address 00:00:5e:00:01:33 type macvlan mode private\n\
+         link add vrrp6.51 link eth0 address 00:00:5e:00:02:33 type macvlan mode private\n\
+         link set vrrp.51 up\nlink set vrrp6.51 up\n\
+         addr add 172.30.0.100/32 dev vrrp.51\naddr add fd30::100/128 dev vrrp6.51 nodad\n");
+    // keepalived: the virtual router's devices alone answer for its addresses.
+    lan.node1.host.net.set("ipv4/conf/eth0/arp_ignore", "1");
+    let dialled = ["172.30.0.100", "fd30::100"].map(|ip| ip.parse().expect("an address"));
+    assert_served_at(node, &lan, &["eth0", "vrrp.51", "vrrp6.51"], dialled);
 }
 
 fn stream(node: &mut StoryNode, mtu: u16, has_offloads: bool) {

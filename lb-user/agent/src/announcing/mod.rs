@@ -41,6 +41,8 @@ pub(crate) use state::AnnouncingState;
 const RETRY: Duration = Duration::from_secs(10);
 /// Time until the Lease is asked again after a failure.
 const LEASE_RETRY: Time = Time::from_millis(200);
+/// Priority of the thread among those of its cgroup (setpriority(2)).
+const HIGHEST_PRIORITY: i32 = -20;
 /// Most datagrams that are read before a step.
 const MOST_WAITING: usize = 256;
 /// Most addresses in a line of the log: a reader that is late must not hold up renewals.
@@ -88,6 +90,9 @@ pub(crate) struct Announcing {
 pub(crate) fn start(mut announcing: Announcing) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime")?;
     let work = move || {
+        // Renewals are little work, and must not wait for passes or for other programs of the node. The priority stays
+        // without CAP_SYS_NICE.
+        let _without_the_right = rustix::process::setpriority_process(None, HIGHEST_PRIORITY);
         runtime.block_on(async {
             loop {
                 let Err(error) = announcing.run().await;

@@ -47,7 +47,7 @@ pub fn new_flow(frame: Frame, scratch: &mut Scratch, device: &Device) -> PacketV
         return vip::unknown_port(frame, scratch, look);
     }
     // Not in `choose`: the frames of callers and callees share 512 bytes of stack.
-    if own::is_for_listener(frame, &scratch.packet, device.flags) {
+    if own::is_for_listener(frame, &scratch.packet) {
         return PacketVerdict::PASS;
     }
     let service = scratch.choice.service;

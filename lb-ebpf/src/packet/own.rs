@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use lb_common::{
-    Device, DeviceFlags, Flow, FlowFlags, FrontendKey, Hop, Kind, Proto, Tables as _, flow::partner_key, is_at_address,
+    Device, Flow, FlowFlags, FrontendKey, Hop, Kind, Proto, Tables as _, flow::partner_key, is_at_address,
     packet::Packet,
 };
 
@@ -54,10 +54,11 @@ pub fn mid_connection(frame: Frame, packet: &Packet, route: &mut Route) -> MidCo
     }
 }
 
-/// True if a packet of a pod is for a process of the node: see [`crate::own`]. The kernel delivers it.
+/// True if a packet is for a process of the node: see [`crate::own`]. The kernel delivers it. The device
+/// does not matter: pods may be behind a bridge.
 #[inline(never)]
-pub fn is_for_listener(frame: Frame, packet: &Packet, device_flags: u32) -> bool {
-    if device_flags & DeviceFlags::POD == 0 || !crate::own::is_marked(packet.tuple.dst_port) {
+pub fn is_for_listener(frame: Frame, packet: &Packet) -> bool {
+    if !crate::own::is_marked(packet.tuple.dst_port) {
         return false;
     }
     // The key of an address is the same for each protocol.

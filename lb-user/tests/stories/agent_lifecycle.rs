@@ -137,7 +137,7 @@ impl ConnectionLoad {
         let (failed, opened) = (self.failed.load(Ordering::Relaxed), self.opened.load(Ordering::Relaxed));
         println!("{opened} connections opened, {failed} failed");
         assert_eq!(failed, 0);
-        assert!(opened > 500);
+        assert!(opened > 100, "{opened}");
         self.wrong_peer.load(Ordering::Relaxed)
     }
 }

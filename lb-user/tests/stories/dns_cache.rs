@@ -26,7 +26,7 @@ use crate::{
     Story,
     agent::{Agent, until},
     node::{StoryNode, is_slow},
-    packets,
+    packets, places,
     sockets::{Client, at, has_netns_cookie, tcp_ask, tcp_server, udp_server},
 };
 
@@ -38,6 +38,7 @@ pub const STORIES: &[Story] = &[
     ("a_cache_at_the_cluster_ip_that_is_killed_in_a_loop_loses_what_is_on_the_wire", killed_in_a_loop),
     ("a_cache_in_a_pod_that_is_killed_in_a_loop_loses_what_is_on_the_wire", killed_in_a_pod),
     ("packets_of_a_pod_reach_a_cache_at_the_cluster_ip_while_it_listens", packets_reach_it),
+    ("packets_from_a_bridge_reach_a_cache_at_the_cluster_ip_while_it_listens", packets_from_a_bridge_reach_it),
 ];
 
 /// Stories with real CoreDNS.
@@ -449,4 +450,28 @@ fn packets_reach_it(node: &mut StoryNode) {
     drop(cache);
     assert_eq!(kept.ask(at(DNS)).0, backend);
     check([&backend, &backend6]);
+}
+
+/// Pods behind a bridge, as of the plugin bridge and flannel, whose calls may be left untranslated or make no socket of
+/// this node.
+fn packets_from_a_bridge_reach_it(node: &mut StoryNode) {
+    let lan = network();
+    let pod = lan.node1.add_container();
+    node.write("dns.yaml", &service(&lan));
+    let cache = lan.node1.host.net.enter(Cache::start);
+    let agent = places::agent(node, &lan);
+    places::wait_for_devices(node, &lan, &["eth0", "docker0"]);
+    wait_for_own_address(&agent);
+    let [backend, backend6] = backends(&lan);
+    let check = |expected: [&str; 2]| {
+        pod.net.enter(|| {
+            assert_answers(DNS, expected[0]);
+            assert_answers(DNS6, expected[1]);
+        });
+    };
+    check([DNS, DNS6]);
+    drop(cache);
+    check([&backend, &backend6]);
+    let _cache = lan.node1.host.net.enter(Cache::start);
+    check([DNS, DNS6]);
 }

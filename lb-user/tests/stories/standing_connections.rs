@@ -189,6 +189,6 @@ fn connections_stand(node: &mut StoryNode) {
     let [opened, failed] = [opened, failed].map(AtomicUsize::into_inner);
     println!("{} standing connections, {broken} broken; {opened} opened, {failed} failed", standing.len());
     assert_eq!(broken, 0);
-    // A connection that netfilter begins while the programs are attached may still meet a flow of theirs: see docs/limits.md.
+    // A connection that netfilter begins while the programs are attached may still fail: see docs/limits.md.
     assert!(failed * 10_000 <= opened, "{failed} of {opened}");
 }

@@ -157,8 +157,8 @@ impl End {
         let lost: Vec<_> = settled.lost.iter().filter(|lost| (*begin..until).contains(&lost.sent)).collect();
         let is_late = |lost: &&&Lost| (*done..*answered).contains(&lost.sent);
         let late: Vec<_> = lost.iter().filter(is_late).collect();
-        let times = late.iter().map(|lost| format!("{:+.3} s {}", lost.sent - done, lost.error));
-        let times: Vec<_> = times.clone().take(2).chain(times.last()).collect();
+        let mut times = late.iter().map(|lost| format!("{:+.3} s {}", lost.sent - done, lost.error));
+        let times: Vec<_> = times.clone().take(2).chain(times.next_back()).collect();
         println!(
             "   {node}, {what}: of {} questions {} lost, {} of them sent afterwards {times:?}; {} by the cache, {} by \
              the Service",

@@ -10,6 +10,17 @@ use crate::devices::{
 use lb_common::PodMode;
 use lb_kernel::netlink::network_state::NetworkState;
 
+/// Steps for a new link `eth0` while netfilter translates.
+const SETTLING: [&str; 7] = [
+    "put 2 settling",
+    "reserve for netfilter",
+    "attach eth0",
+    "leave to netfilter",
+    "put 2",
+    "tell pod modes",
+    "forget deleted",
+];
+
 const ETH0: &str = "2 eth0 up\naddr 2 192.0.2.5/24\nroute 2 default\n";
 const WG0: &str = "3 wg0 up layer 65534\nroute 3 10.9.0.0/16\n";
 const POD: &str = "4 cali4 up kind veth peer 0\n";
@@ -136,16 +147,7 @@ fn a_first_start_writes_the_device_before_it_attaches() {
 fn a_new_link_settles_while_netfilter_translates() {
     let mut node = Node::new(ETH0);
     node.netfilter_translates = true;
-    let steps = [
-        "put 2 settling",
-        "reserve for netfilter",
-        "attach eth0",
-        "leave to netfilter",
-        "put 2",
-        "tell pod modes",
-        "forget deleted",
-    ];
-    node.passes(&steps);
+    node.passes(&SETTLING);
     node.network = network(&format!("{ETH0}{WG0}"));
     node.passes(&[
         "put 3 settling no-ethernet",
@@ -196,15 +198,7 @@ fn a_lost_program_is_attached_again_and_the_device_does_not_settle() {
     node.passes(&["attach eth0", "tell pod modes", "forget deleted"]);
     // Without any program the link is new.
     (node.complete, node.attached) = (BTreeSet::new(), BTreeMap::new());
-    node.passes(&[
-        "put 2 settling",
-        "reserve for netfilter",
-        "attach eth0",
-        "leave to netfilter",
-        "put 2",
-        "tell pod modes",
-        "forget deleted",
-    ]);
+    node.passes(&SETTLING);
 }
 
 #[test]

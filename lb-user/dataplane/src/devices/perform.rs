@@ -16,7 +16,7 @@ use super::packet_links::PacketLinks;
 use super::plan::{DevicePlan, Step, enterable_if};
 use crate::{
     attach::tc::Tc,
-    flows::netfilter::leave_to_netfilter,
+    flows::netfilter::{OverEntries, leave_to_netfilter},
     pod_modes::{LocatedPod, PodModeManager},
 };
 use lb_core::model::pod_modes::PodModes;
@@ -126,8 +126,8 @@ impl Performer {
                     Err(error) => outcome.failures.push(format!("{name}: {error:#}")),
                 },
                 // A failure occurs again in the next step, which reports it.
-                Step::ReserveForNetfilter => drop(leave_to_netfilter(&self.pins)),
-                Step::LeaveToNetfilter => match leave_to_netfilter(&self.pins) {
+                Step::ReserveForNetfilter => drop(leave_to_netfilter(&self.pins, OverEntries::Keep)),
+                Step::LeaveToNetfilter => match leave_to_netfilter(&self.pins, OverEntries::Delete) {
                     Ok(0) => {}
                     Ok(flows) => info!(flows, "open connections that netfilter translates are left to it"),
                     Err(error) => warn!("connections that netfilter translates may break: {error:#}"),

@@ -29,10 +29,20 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Upper bound of a packet's time in the kernel.
 const IN_FLIGHT: Duration = Duration::from_millis(20);
 
+/// The end of conntrack entries whose connections are over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum OverEntries {
+    /// Deletes them: netfilter would change the port of a flow of ours with the same tuple at the backend. Right only
+    /// while the programs take first packets: otherwise a client that connects anew from the same port gets an entry
+    /// with the same number (see [`Connection::id`]), and loses it.
+    Delete,
+    /// Leaves them to their timeout.
+    Keep,
+}
+
 /// Adds the connections that netfilter translates to `FLOWS`, so that the programs leave them alone, and begin no flow
-/// with the same tuple at the backend. Deletes conntrack entries that are over: netfilter would change the port of a
-/// flow of ours with the same tuple at the backend. Returns the number of connections left to netfilter.
-pub(crate) fn leave_to_netfilter(directory: &Path) -> Result<usize> {
+/// with the same tuple at the backend. Returns the number of connections left to netfilter.
+pub(crate) fn leave_to_netfilter(directory: &Path, over: OverEntries) -> Result<usize> {
     let Some(mut conntrack) = Conntrack::open().context("asking netfilter")? else { return Ok(0) };
     let connections = conntrack.list_dnat().context("listing the connections that netfilter translates")?;
     let flows = Flows::open(directory)?;
@@ -46,7 +56,7 @@ pub(crate) fn leave_to_netfilter(directory: &Path) -> Result<usize> {
         }
         left += 1;
     }
-    for connection in connections.iter().filter(|connection| connection.is_closed) {
+    for connection in connections.iter().filter(|connection| connection.is_closed && over == OverEntries::Delete) {
         conntrack.delete_listed(connection).context("having netfilter forget what is over")?;
     }
     Ok(left)

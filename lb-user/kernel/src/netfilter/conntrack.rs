@@ -46,7 +46,9 @@ pub struct Connection {
     pub seen_reply: bool,
     /// True if both ends have closed the connection, or one has reset it.
     pub is_closed: bool,
-    /// Number by which the kernel tells the entry from a later one of the same tuples; 0 if unknown.
+    /// Number of the entry; 0 if unknown. A later entry of the same original tuple may have it too: the kernel makes
+    /// the number of that tuple and of the entry's address in memory (`nf_ct_get_id`), and a client that connects anew
+    /// from the port of a closed connection often gets the memory just freed.
     pub id: u32,
 }
 
@@ -124,7 +126,7 @@ impl Conntrack {
         self.delete_entry(tuple, proto, None)
     }
 
-    /// Deletes a listed connection, and no later one of the same tuples.
+    /// Deletes a listed connection; a later one of the same original tuple only if it has the same number.
     ///
     /// # Errors
     /// The kernel's errno, except `ENOENT`.

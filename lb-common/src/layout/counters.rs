@@ -39,7 +39,7 @@ pub enum Counter {
     SlowNoEthernet = 15,
     /// A packet took the slow path: IPsec policies.
     SlowIpsec = 16,
-    /// A packet took the slow path: rules choose routes by marks.
+    /// A packet took the slow path: rules choose routes by marks or traffic classes.
     SlowMarks = 17,
     /// A packet took the slow path: its route encapsulates.
     SlowEncap = 18,

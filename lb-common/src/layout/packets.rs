@@ -155,7 +155,7 @@ pub enum SlowPath {
     NoEthernet = 1,
     /// IPsec policies, which a redirect bypasses.
     Ipsec = 2,
-    /// Rules that choose routes by marks, which netfilter sets: a FIB lookup does not know them.
+    /// Rules that choose routes by marks, which netfilter sets, or by traffic classes: a FIB lookup does not know them.
     Marks = 3,
     /// A route that encapsulates, such as MPLS or SRv6.
     Encap = 4,
@@ -293,7 +293,8 @@ impl DeviceFlags {
     pub const NO_PROGRAMS: u32 = 128;
     /// IPsec policies may apply to packets that leave here.
     pub const IPSEC: u32 = 256;
-    /// Rules choose routes by marks, so that a FIB lookup may not know the route of packets that leave here.
+    /// Rules choose routes by marks or traffic classes, so that a FIB lookup may not know the route of packets that
+    /// leave here.
     pub const MARKS: u32 = 512;
     /// Packets may begin with the outer headers of a tunnel, as those of gre and sit do.
     pub const OUTER_HEADERS: u32 = 1024;

@@ -226,7 +226,8 @@ fn fill(scratch: &mut Scratch) {
 /// - the client is a pod of this node;
 /// - the backend is this node itself, or a pod behind a link of its own: the routes say so, with or without `nodeName`;
 /// - the endpoint's `nodeName` names this node: a pod behind a bridge, whose gateway is the node. Replies to a client
-///   on the same bridge would not pass the node.
+///   on the same bridge would not pass the node. Nor would those of a pod's interface on another network (SR-IOV):
+///   there the client's address is kept only if the traffic policy is Local.
 ///
 /// Otherwise masquerades with the address of the device to the backend, where replies enter by the device's programs.
 /// This includes containers behind a bridge such as docker0, without `nodeName`: no route tells them from hosts on a
@@ -272,7 +273,9 @@ fn find_source(frame: Frame, scratch: &mut Scratch, origin: Origin, entered_by: 
         return otherwise;
     };
     const PASSES_REPLIES: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
-    let is_behind_node = on_node && route.ifindex() != frame.ifindex();
+    let is_behind_node = on_node
+        && route.ifindex() != frame.ifindex()
+        && (device.flags & DeviceFlags::BRIDGE != 0 || preserves_client(packet));
     if !is_hairpin && (device.flags & PASSES_REPLIES != 0 || is_behind_node) {
         return kept(packet);
     }

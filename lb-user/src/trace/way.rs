@@ -54,7 +54,10 @@ impl Way<'_> {
         };
         let is_hairpin = self.client == self.backend;
         let passes_answers = device.flags & (DeviceFlags::POD | DeviceFlags::NO_PROGRAMS) != 0;
-        if !is_hairpin && (passes_answers || (self.on_node && route.device != self.entered_by)) {
+        let is_behind_node = self.on_node
+            && route.device != self.entered_by
+            && (device.flags & DeviceFlags::BRIDGE != 0 || self.is_local);
+        if !is_hairpin && (passes_answers || is_behind_node) {
             if always {
                 return self.slow(route.device, SlowPath::Policy);
             }
@@ -75,7 +78,7 @@ impl Way<'_> {
         let why = match reason {
             SlowPath::NoEthernet => "a device without an Ethernet header",
             SlowPath::Ipsec => "IPsec policies",
-            SlowPath::Marks => "rules that choose routes by marks",
+            SlowPath::Marks => "rules that choose routes by marks or traffic classes",
             SlowPath::Encap => "a route that encapsulates",
             SlowPath::Fragmented => "it is above the MTU",
             SlowPath::Policy => "--masquerade always",
@@ -127,8 +130,9 @@ mod tests {
         check([0, DeviceFlags::POD], false, by(OTHER), &format!("{kept}, by other"));
         let always = format!("{slow} (--masquerade always)");
         check([DeviceFlags::MASQUERADE, DeviceFlags::POD], false, by(OTHER), &always);
-        check([DeviceFlags::MASQUERADE, 0], true, by(OTHER), &always);
-        check([0, 0], true, by(OTHER), &format!("{kept}, by other"));
+        check([DeviceFlags::MASQUERADE, DeviceFlags::BRIDGE], true, by(OTHER), &always);
+        check([0, 0], true, by(OTHER), "a redirect to other, masqueraded as 192.0.2.1");
+        check([0, DeviceFlags::BRIDGE], true, by(OTHER), &format!("{kept}, by other"));
         let local = Ok(FoundRoute { device: 1, is_local: true, encapsulates: false });
         check([0, 0], false, local, &format!("{kept}: the backend is this node"));
         let bare = DeviceFlags::NO_ETHERNET;
@@ -136,7 +140,7 @@ mod tests {
         check([0, bare], false, by(OTHER), &no_ethernet);
         check([bare, 0], false, by(OTHER), &no_ethernet);
         check([0, DeviceFlags::IPSEC], false, by(OTHER), &format!("{slow} (IPsec policies)"));
-        let marks = "rules that choose routes by marks";
+        let marks = "rules that choose routes by marks or traffic classes";
         check([0, DeviceFlags::MARKS], false, by(OTHER), &format!("{slow} ({marks})"));
         let encap = Ok(FoundRoute { device: OTHER, is_local: false, encapsulates: true });
         check([0, 0], false, encap, &format!("{slow} (a route that encapsulates)"));

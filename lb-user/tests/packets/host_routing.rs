@@ -57,9 +57,11 @@ fn packets_between_two_local_pods_are_redirected() {
 #[test]
 fn host_routing_needs_the_flag_on_both_devices() {
     for net in BOTH {
-        for (uplink, pod) in
-            [(0, POD_WITH_HOST_ROUTING), (DeviceFlags::HOST_ROUTING, DeviceFlags::POD), (DeviceFlags::HOST_ROUTING, 0)]
-        {
+        for (uplink, pod) in [
+            (0, POD_WITH_HOST_ROUTING),
+            (DeviceFlags::HOST_ROUTING, DeviceFlags::POD),
+            (DeviceFlags::HOST_ROUTING, DeviceFlags::BRIDGE),
+        ] {
             let mut fixture = enter_host_routing();
             fixture.set_flags("uplink", uplink);
             fixture.set_flags("pod1", pod);

@@ -104,6 +104,18 @@ fn a_container_behind_a_bridge_and_a_host_on_a_connected_network_see_the_nodes_a
     }
 }
 
+/// As SR-IOV gives a pod one: its answers to clients would go by another router, or by none.
+#[test]
+fn a_pods_interface_on_another_network_sees_the_client_with_the_local_policy_alone() {
+    for (net, [pod, own]) in
+        BOTH.into_iter().zip([["10.0.6.1:8080", "10.0.6.254"], ["[fd00:0:0:6::1]:8080", "fd00:0:0:6::fe"]])
+    {
+        let syn = PacketSpec::syn(net.client, net.node_port);
+        backend_sees_the_device(&mut serve(net, FixtureService::tcp(), pod), net, &syn, pod, ("bridge", own));
+        backend_sees_the_client(&mut serve(net, FixtureService::tcp().external_local(), pod), net, &syn, pod);
+    }
+}
+
 #[test]
 fn a_pod_behind_a_bridge_sees_clients_outside_but_not_its_neighbours_on_the_bridge() {
     for (net, [pod, neighbour, own]) in BOTH.into_iter().zip([
@@ -111,6 +123,7 @@ fn a_pod_behind_a_bridge_sees_clients_outside_but_not_its_neighbours_on_the_brid
         ["[fd00:0:0:6::1]:8080", "[fd00:0:0:6::2]:4000", "fd00:0:0:6::fe"],
     ]) {
         let mut fixture = serve(net, FixtureService::tcp(), pod);
+        fixture.set_flags("bridge", DeviceFlags::BRIDGE);
         backend_sees_the_client(&mut fixture, net, &PacketSpec::syn(net.client, net.node_port), pod);
         let packet = PacketSpec::syn(neighbour, net.node_port);
         let sent = fixture.ingress("bridge", &packet);

@@ -57,6 +57,7 @@ mod systemd;
 mod tcp;
 mod traced;
 mod udp;
+mod unusual_routes;
 mod upgrade;
 mod uplink_kinds;
 mod verifier;
@@ -126,6 +127,7 @@ fn stories() -> Vec<Story> {
         firewalls::STORIES,
         upgrade::STORIES,
         upgrade::OWN,
+        unusual_routes::STORIES,
         uplink_kinds::STORIES,
         verifier::STORIES,
         traced::STORIES,

@@ -26,8 +26,9 @@ pub struct NetworkState {
     pub on_link: BTreeSet<u32>,
     /// True if a route encapsulates (`RTA_ENCAP`), as MPLS and SRv6 do.
     pub encapsulates: bool,
-    /// True if a rule chooses a routing table of its own for packets with a mark.
-    pub routes_by_mark: bool,
+    /// True if a rule chooses a routing table of its own for packets with a mark or of a traffic class (DSCP, TOS), or
+    /// a route is for a traffic class.
+    pub routes_by_mark_or_class: bool,
     /// True if a rule chooses a routing table of its own for packets from some addresses.
     pub routes_by_source: bool,
 }
@@ -179,6 +180,11 @@ fn routes(body: &[u8]) -> Option<(Vec<Route>, Vec<u32>)> {
     Some((beyond.into_iter().filter_map(route).collect(), added.collect()))
 }
 
+/// True if the route is for packets of a traffic class (`rtm_tos`). Routes of IPv6 have none.
+fn has_class(route: &[u8]) -> bool {
+    matches!(route, [family, _, _, class, ..] if i32::from(*family) == libc::AF_INET && *class != 0)
+}
+
 /// True if a next hop of the route encapsulates.
 fn encapsulating(route: &[u8]) -> bool {
     let mut attributes_of_route = attributes(route.get(ROUTE_HEADER..).unwrap_or_default());
@@ -192,7 +198,8 @@ fn encapsulating(route: &[u8]) -> bool {
 /// Properties of packets by which a rule leads them to a routing table of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Selectors {
-    mark: bool,
+    /// A mark or a traffic class.
+    mark_or_class: bool,
     source: bool,
 }
 
@@ -200,20 +207,22 @@ struct Selectors {
 /// and cloud plugins do for packets of their own, do not change the routes of others; and rules for packets without
 /// some mark need no mark. None for a truncated rule.
 fn selectors(body: &[u8]) -> Option<Selectors> {
-    // FIB_RULE_INVERT, FR_ACT_TO_TBL, FRA_SRC, FRA_FWMARK and FRA_TABLE (include/uapi/linux/fib_rules.h)
+    // FIB_RULE_INVERT, FR_ACT_TO_TBL, FRA_SRC, FRA_FWMARK, FRA_TABLE and FRA_DSCP (include/uapi/linux/fib_rules.h)
     const INVERT: u32 = 2;
     const TO_TABLE: u8 = 1;
     const SRC: u16 = 2;
     const FWMARK: u16 = 10;
     const TABLE: u16 = 15;
-    let (action, flags) = (*body.get(7)?, u32_at(body, 8)?);
+    const DSCP: u16 = 25;
+    let (class, action, flags) = (*body.get(3)?, *body.get(7)?, u32_at(body, 8)?);
     let find = |of| attributes(body.get(RULE_HEADER..).unwrap_or_default()).find(|(kind, _)| *kind == of);
     let number = |of| find(of).and_then(|(_, value)| u32_at(value, 0)).unwrap_or(0);
     let own_tables = [libc::RT_TABLE_DEFAULT, libc::RT_TABLE_MAIN, libc::RT_TABLE_LOCAL].map(u32::from);
     if action != TO_TABLE || own_tables.contains(&number(TABLE)) {
         return Some(Selectors::default());
     }
-    Some(Selectors { mark: flags & INVERT == 0 && number(FWMARK) != 0, source: find(SRC).is_some() })
+    let by_mark = flags & INVERT == 0 && number(FWMARK) != 0;
+    Some(Selectors { mark_or_class: by_mark || class != 0 || find(DSCP).is_some(), source: find(SRC).is_some() })
 }
 
 struct Hop {
@@ -259,18 +268,19 @@ impl NetworkState {
         let links = links(netlink)?;
         let mut addresses = netlink.dump(address::GET, &address::ALL, Address::parse)?;
         addresses.retain(Address::is_usable);
-        let mut encapsulates = false;
+        let (mut encapsulates, mut by_class) = (false, false);
         let routes = netlink.dump(libc::RTM_GETROUTE, &[0; ROUTE_HEADER], |body| {
             encapsulates |= encapsulating(body);
+            by_class |= has_class(body);
             routes(body)
         })?;
         let (routes, on_link): (Vec<_>, Vec<_>) = routes.into_iter().unzip();
         let on_link = on_link.into_iter().flatten().collect();
         let routes = routes.into_iter().flatten().collect();
         let rules = netlink.dump(libc::RTM_GETRULE, &[0; RULE_HEADER], selectors)?;
-        let routes_by_mark = rules.iter().any(|rule| rule.mark);
+        let routes_by_mark_or_class = by_class || rules.iter().any(|rule| rule.mark_or_class);
         let routes_by_source = rules.iter().any(|rule| rule.source);
-        Ok(Self { links, addresses, routes, on_link, encapsulates, routes_by_mark, routes_by_source })
+        Ok(Self { links, addresses, routes, on_link, encapsulates, routes_by_mark_or_class, routes_by_source })
     }
 }
 
@@ -367,14 +377,15 @@ mod tests {
     }
 
     #[test]
-    fn rules_by_marks_and_sources_count_unless_they_lead_to_a_common_table() {
-        let rule = |action: u8, flags: u32, (kind, value): (u16, [u8; 4]), table: u32| {
-            let mut body = vec![2, 0, 0, 0, 0, 0, 0, action];
+    fn rules_by_marks_classes_and_sources_count_unless_they_lead_to_a_common_table() {
+        let rule_of = |class: u8, action: u8, flags: u32, (kind, value): (u16, [u8; 4]), table: u32| {
+            let mut body = vec![2, 0, 0, class, 0, 0, 0, action];
             body.extend(flags.to_ne_bytes());
             put_attribute(&mut body, kind, &value);
             put_attribute(&mut body, 15, &table.to_ne_bytes());
-            selectors(&body).map(|selectors| (selectors.mark, selectors.source))
+            selectors(&body).map(|selectors| (selectors.mark_or_class, selectors.source))
         };
+        let rule = |action, flags, selector, table| rule_of(0, action, flags, selector, table);
         let mark = |mark: u32| (10, mark.to_ne_bytes());
         let (source, destination) = ((2, [10, 244, 1, 7]), (1, [10, 244, 1, 7]));
         assert_eq!(rule(1, 0, mark(7), 101), Some((true, false)));
@@ -385,7 +396,17 @@ mod tests {
         assert_eq!(rule(1, 2, source, 2), Some((false, true)), "not from there");
         assert_eq!(rule(1, 0, source, 254), Some((false, false)), "to the main table");
         assert_eq!(rule(1, 0, destination, 101), Some((false, false)));
+        assert_eq!(rule_of(0x10, 1, 0, destination, 101), Some((true, false)), "tos 0x10");
+        assert_eq!(rule_of(0x10, 1, 0, destination, 254), Some((false, false)), "to the main table");
+        assert_eq!(rule(1, 0, (25, [4, 0, 0, 0]), 101), Some((true, false)), "dscp 4");
         assert_eq!(selectors(&[2, 0]), None);
+    }
+
+    #[test]
+    fn routes_of_ipv4_may_be_for_a_traffic_class() {
+        let [v4, v6] = [libc::AF_INET, libc::AF_INET6].map(|family| u8::try_from(family).expect("small"));
+        assert!(has_class(&[v4, 24, 0, 0x10, 254]) && !has_class(&[v4, 24, 0, 0, 254]) && !has_class(&[v4, 24]));
+        assert!(!has_class(&[v6, 24, 0, 0x10, 254]));
     }
 
     #[test]

@@ -72,8 +72,11 @@ struct Selection<'a> {
 /// at least: then netfilter must masquerade. `ipsec` is true if there are IPsec policies.
 pub(super) fn slow_path(options: &DeviceOptions, network: &NetworkState, ipsec: bool) -> (u32, bool) {
     let always = options.masquerade == Masquerade::Always;
-    let reasons =
-        [(ipsec, DeviceFlags::IPSEC), (network.routes_by_mark, DeviceFlags::MARKS), (always, DeviceFlags::MASQUERADE)];
+    let reasons = [
+        (ipsec, DeviceFlags::IPSEC),
+        (network.routes_by_mark_or_class, DeviceFlags::MARKS),
+        (always, DeviceFlags::MASQUERADE),
+    ];
     let flags = reasons.iter().filter(|(holds, _)| *holds).fold(0, |flags, (_, flag)| flags | flag);
     let is_l3 = |link: &Link| link.is_up() && !link.is_loopback() && !link.has_ethernet_header();
     (flags, flags != 0 || network.encapsulates || network.links.values().any(is_l3))

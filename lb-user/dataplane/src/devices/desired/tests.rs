@@ -409,7 +409,7 @@ fn reasons_for_the_slow_path_are_at_all_devices_but_links_of_pods() {
     );
     assert_eq!(slow_path(&DeviceOptions::default(), &network, false), (0, true), "the tunnel alone needs masquerade");
     assert_eq!(slow_path(&DeviceOptions::default(), &network, true), (DeviceFlags::IPSEC, true));
-    network.routes_by_mark = true;
+    network.routes_by_mark_or_class = true;
     let (flags, needs_masquerade) = slow_path(&DeviceOptions::default(), &network, false);
     assert!(needs_masquerade);
     let uplinks = uplinks(&network, &UplinkChoice::ByRoute, &[], NONE);
@@ -420,7 +420,7 @@ fn reasons_for_the_slow_path_are_at_all_devices_but_links_of_pods() {
     const GRE: u32 = DeviceFlags::NO_ETHERNET | DeviceFlags::OUTER_HEADERS;
     assert_eq!(flags, [("eth0", MARKS), ("gre1", GRE | MARKS), ("cali4", DeviceFlags::POD)]);
     network.links.remove(&3);
-    network.routes_by_mark = false;
+    network.routes_by_mark_or_class = false;
     assert_eq!(slow_path(&DeviceOptions::default(), &network, false), (0, false));
     let always = DeviceOptions { masquerade: Masquerade::Always, ..DeviceOptions::default() };
     assert_eq!(slow_path(&always, &network, false), (DeviceFlags::MASQUERADE, true));

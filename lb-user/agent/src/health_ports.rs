@@ -79,19 +79,22 @@ pub(crate) async fn run(
     }
 }
 
-/// Lists the health ports to serve. If NodePorts answer at all addresses, one wildcard address for each family
+/// Lists the health ports to serve: those of the Service's families, and of the node's, since a load balancer may ask a
+/// node at its address of either family. If NodePorts answer at all addresses, one wildcard address for each family
 /// suffices.
 fn desired_ports(
     health: &BTreeMap<Key, Health>,
     addresses: &NodePortAddresses,
     node_ports: &BTreeSet<Addr>,
 ) -> BTreeSet<HealthPort> {
+    let of_node: BTreeSet<Family> = node_ports.iter().map(Family::of).collect();
     let mut ports = BTreeSet::new();
     for (service, health) in health {
         let mut add = |ip| {
             ports.insert(HealthPort { service: service.clone(), address: SocketAddr::new(ip, health.port.get()) });
         };
-        for family in [Family::V4, Family::V6].into_iter().filter(|family| health.ready[*family].is_some()) {
+        let is_asked = |family: &Family| health.ready[*family].is_some() || of_node.contains(family);
+        for family in [Family::V4, Family::V6].into_iter().filter(is_asked) {
             if addresses.is_all() {
                 add(match family {
                     Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
@@ -146,7 +149,10 @@ async fn serve(port: HealthPort, status: watch::Receiver<Status>, events: EventQ
 /// Returns the answer at a health port, which is the same for every path.
 fn answer(port: &HealthPort, status: &Status, now: Now) -> Reply {
     let health = status.health.get(&port.service);
-    let ready = health.and_then(|health| health.ready[port.family()]).unwrap_or(0);
+    // A Service of one family has one answer at both.
+    let of_family =
+        |health: &Health| health.ready[port.family()].or_else(|| health.ready.values().copied().flatten().next());
+    let ready = health.and_then(of_family).unwrap_or(0);
     let is_healthy = is_live(status, now);
     let quoted = |text: &str| serde_json::to_string(text).expect("a string");
     let (namespace, name) = (quoted(port.service.namespace()), quoted(port.service.name()));
@@ -240,18 +246,24 @@ mod tests {
     }
 
     #[test]
-    fn rule_6_health_ports_listen_at_node_port_addresses_in_the_families_of_the_service() {
+    fn rule_6_health_ports_listen_at_node_port_addresses_of_the_service_and_of_the_node() {
         let own = ["10.0.0.1", "192.0.2.1", "fd00::1"].map(|ip| ip.parse::<IpAddr>().expect("an address").into());
-        let check = |ready, addresses: &str, expected: &[&str]| {
+        let check_at = |own: &[Addr], ready, addresses: &str, expected: &[&str]| {
             let health = BTreeMap::from([(key(), health(ready))]);
-            let ports = desired_ports(&health, &addresses.parse().expect("addresses"), &BTreeSet::from(own));
+            let own = own.iter().copied().collect();
+            let ports = desired_ports(&health, &addresses.parse().expect("addresses"), &own);
             let ports: Vec<_> = ports.iter().map(|port| port.address.to_string()).collect();
             assert_eq!(ports, expected, "{ready:?} {addresses}");
         };
-        check([Some(0), None], "all", &["0.0.0.0:30100"]);
-        check([Some(1), Some(1)], "all", &["0.0.0.0:30100", "[::]:30100"]);
-        check([Some(1), Some(1)], "primary", &["10.0.0.1:30100", "192.0.2.1:30100", "[fd00::1]:30100"]);
-        check([None, Some(1)], "primary", &["[fd00::1]:30100"]);
+        let all_own = ["10.0.0.1:30100", "192.0.2.1:30100", "[fd00::1]:30100"];
+        check_at(&own, [Some(1), Some(1)], "all", &["0.0.0.0:30100", "[::]:30100"]);
+        check_at(&own, [Some(1), Some(1)], "primary", &all_own);
+        // A load balancer that knows the node by its address of the other family asks there.
+        check_at(&own, [Some(0), None], "all", &["0.0.0.0:30100", "[::]:30100"]);
+        check_at(&own, [None, Some(1)], "primary", &all_own);
+        // A node without the other family has nothing to bind there.
+        check_at(&own[..2], [Some(0), None], "all", &["0.0.0.0:30100"]);
+        check_at(&own[..2], [Some(1), None], "primary", &all_own[..2]);
     }
 
     #[test]
@@ -278,5 +290,7 @@ mod tests {
         check("[::]:30100", [Some(2), Some(0)], true, 503, "0");
         check("0.0.0.0:30100", [Some(0), None], true, 503, "0");
         check("0.0.0.0:30100", [Some(2), None], false, 503, "2");
+        check("[::]:30100", [Some(2), None], true, 200, "2");
+        check("0.0.0.0:30100", [None, Some(0)], true, 503, "0");
     }
 }

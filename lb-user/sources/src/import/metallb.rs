@@ -102,7 +102,7 @@ struct BgpAdvertisementSpec {
     other: BTreeMap<String, Value>,
 }
 
-/// `spec` of a BGPPeer, as far as the advice names it.
+/// `spec` of a BGPPeer.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct BgpPeerSpec {
@@ -111,30 +111,98 @@ struct BgpPeerSpec {
     #[serde(rename = "peerASN")]
     peer_as: Option<u32>,
     peer_address: Option<String>,
+    #[serde(flatten)]
+    other: BTreeMap<String, Value>,
+}
+
+/// `spec` of an L2Advertisement.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct L2AdvertisementSpec {
+    #[serde(rename = "ipAddressPools")]
+    pools: Vec<String>,
+    #[serde(rename = "ipAddressPoolSelectors")]
+    pool_selectors: Vec<Value>,
+    node_selectors: Vec<Value>,
+    interfaces: Vec<String>,
+    #[serde(flatten)]
+    other: BTreeMap<String, Value>,
+}
+
+/// Fields of a spec that are set, with their values, for an operator to write elsewhere. Passwords are only named.
+fn set_fields(fields: &BTreeMap<String, Value>) -> String {
+    let is_set = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(values) => !values.is_empty(),
+        Value::Object(values) => !values.is_empty(),
+        Value::Bool(true) | Value::Number(_) => true,
+    };
+    let field = |(name, value): (&String, &Value)| match value {
+        _ if name == "password" => name.clone(),
+        Value::String(text) => format!("{name} {text}"),
+        value => format!("{name} {value}"),
+    };
+    fields.iter().filter(|(_, value)| is_set(value)).map(field).collect::<Vec<_>>().join(", ")
 }
 
 /// Advises about an object that is no pool.
 pub(super) fn advise(kind: &str, object: &Value, notes: &mut Notes<'_>) {
     match kind {
-        "L2Advertisement" => notes.note(
-            "`beeline run --announce` takes its place: one group of nodes announces all pools, at all uplinks. Keep \
-             MetalLB's speakers, with this object and its pools, until then",
-        ),
+        "L2Advertisement" => advise_l2(&notes.spec(object), notes),
         "BGPAdvertisement" => advise_bgp(&notes.spec(object), notes),
         "BGPPeer" => {
             let spec: BgpPeerSpec = notes.spec(object);
             let number = |number: Option<u32>| number.map_or_else(|| "unknown".to_owned(), |number| number.to_string());
             notes.note(format!(
-                "a neighbour in the configuration of BIRD or FRR: address {}, AS {}, own AS {}",
+                "a neighbour in the configuration of BIRD or FRR: address {}, AS {}, own AS {}{}",
                 spec.peer_address.as_deref().unwrap_or("unknown"),
                 number(spec.peer_as),
-                number(spec.own_as)
+                number(spec.own_as),
+                also(&spec.other)
             ));
         }
-        "BFDProfile" | "Community" => notes.note("belongs in the configuration of BIRD or FRR"),
+        "BFDProfile" | "Community" => {
+            let fields = also(&notes.spec(object));
+            notes.note(format!("belongs in the configuration of BIRD or FRR{fields}"));
+        }
         // MetalLB's own reports.
         "ServiceL2Status" | "ServiceBGPStatus" | "ConfigurationState" => {}
         _ => notes.error("a kind of MetalLB that this version does not know; see what it is for, and do that by hand"),
+    }
+}
+
+/// The fields of a spec that are set, as the end of a note.
+fn also(fields: &BTreeMap<String, Value>) -> String {
+    match set_fields(fields).as_str() {
+        "" => String::new(),
+        fields => format!("; it sets {fields}"),
+    }
+}
+
+fn advise_l2(spec: &L2AdvertisementSpec, notes: &mut Notes<'_>) {
+    notes.note(
+        "`beeline run --announce` takes its place: one group of nodes announces all pools, at all uplinks. Keep \
+         MetalLB's speakers, with this object and its pools, until then",
+    );
+    notes.unknown("spec", &spec.other);
+    if !spec.pools.is_empty() || !spec.pool_selectors.is_empty() {
+        notes.note(
+            "spec.ipAddressPools, spec.ipAddressPoolSelectors: the addresses of other pools are announced too; on a \
+             link only hosts with a route to them ask for them",
+        );
+    }
+    if !spec.node_selectors.is_empty() {
+        notes.note(format!(
+            "spec.nodeSelectors {}: give these nodes one label, and name it: --announce=LABEL",
+            Value::from(spec.node_selectors.clone())
+        ));
+    }
+    if !spec.interfaces.is_empty() {
+        notes.note(format!(
+            "spec.interfaces {}: the agent answers at all uplinks; --devices names them, for NodePorts as well",
+            spec.interfaces.join(", ")
+        ));
     }
 }
 

@@ -84,8 +84,22 @@ fn what_has_no_counterpart_is_named_with_its_cure() {
         }
     };
     contains(
-        &metallb("L2Advertisement", "spec: {ipAddressPools: [p]}"),
+        &metallb("L2Advertisement", "spec: {}"),
         &["note: L2Advertisement m/a: `beeline run --announce` takes its place"],
+    );
+    contains(
+        &metallb(
+            "L2Advertisement",
+            "spec: {ipAddressPools: [p], nodeSelectors: [{matchLabels: {a: b}}], interfaces: [eth1, eth2], \
+             newField: 1}",
+        ),
+        &[
+            "--announce",
+            "error: L2Advertisement m/a: spec.newField 1: unknown",
+            "spec.ipAddressPools",
+            r#"spec.nodeSelectors [{"matchLabels":{"a":"b"}}]: give these nodes one label"#,
+            "spec.interfaces eth1, eth2: the agent answers at all uplinks; --devices",
+        ],
     );
     contains(
         &metallb("BGPAdvertisement", "status: {}"),
@@ -109,8 +123,18 @@ fn what_has_no_counterpart_is_named_with_its_cure() {
             "spec.serviceSelectors",
         ],
     );
-    let peer = "spec: {myASN: 64512, peerASN: 64513, peerAddress: 192.0.2.9, bfdProfile: b}";
-    contains(&metallb("BGPPeer", peer), &["address 192.0.2.9, AS 64513, own AS 64512"]);
+    let peer = "spec: {myASN: 64512, peerASN: 64513, peerAddress: 192.0.2.9, bfdProfile: b, holdTime: 9m0s, \
+                disableMP: false, passwordSecret: {}, password: hidden}";
+    contains(
+        &metallb("BGPPeer", peer),
+        &["address 192.0.2.9, AS 64513, own AS 64512; it sets bfdProfile b, holdTime 9m0s, password"],
+    );
+    let notes = metallb("BGPPeer", peer);
+    assert!(notes[0].ends_with("password"), "a password is not printed: {notes:?}");
+    contains(
+        &metallb("BFDProfile", "spec: {receiveInterval: 380, echoMode: true}"),
+        &["configuration of BIRD or FRR; it sets echoMode true, receiveInterval 380"],
+    );
     contains(&metallb("Community", "spec: {}"), &["configuration of BIRD or FRR"]);
     contains(&metallb("ServiceL2Status", "status: {}"), &[]);
     contains(&metallb("Later", "spec: {}"), &["error: Later m/a: a kind"]);

@@ -37,7 +37,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 type Story = fn(&mut ApiServer);
 
 /// The stories. The first one needs a new server; then come the longest.
-const STORIES: [(&str, Story); 38] = [
+const STORIES: [(&str, Story); 39] = [
     ("the_ranges_of_cluster_ips_are_those_of_the_api", the_ranges_of_cluster_ips_are_those_of_the_api),
     ("one_node_answers_for_an_address_whatever_fails", announcing::one_node_answers_whatever_fails),
     ("deploys_account_needs_each_verb", deploy::each_verb_is_needed),
@@ -105,6 +105,7 @@ const STORIES: [(&str, Story); 38] = [
         "a_host_that_claims_an_announced_address_is_told_by_an_event",
         announcing::a_host_that_claims_an_announced_address_is_told_by_an_event,
     ),
+    ("renewals_of_announced_addresses_have_a_priority", announcing::renewals_have_a_priority),
     ("a_thousand_addresses_are_announced", announcing::a_thousand_addresses_are_announced),
     (
         "announced_addresses_are_answered_over_changes_of_the_layout",

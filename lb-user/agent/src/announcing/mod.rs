@@ -90,9 +90,13 @@ pub(crate) struct Announcing {
 pub(crate) fn start(mut announcing: Announcing) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime")?;
     let work = move || {
-        // Renewals are little work, and must not wait for passes or for other programs of the node. The priority stays
-        // without CAP_SYS_NICE.
-        let _without_the_right = rustix::process::setpriority_process(None, HIGHEST_PRIORITY);
+        // Renewals are little work, and must not wait for passes or for other programs of the node.
+        if let Err(error) = rustix::process::setpriority_process(None, HIGHEST_PRIORITY) {
+            warn!(
+                "renewals of announced addresses have no priority, and are late when the node is busy: {error}; give \
+                 the agent the capability SYS_NICE"
+            );
+        }
         runtime.block_on(async {
             loop {
                 let Err(error) = announcing.run().await;

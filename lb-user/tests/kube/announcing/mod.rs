@@ -5,6 +5,7 @@ mod burst;
 mod conflict;
 mod cut_off;
 mod one_way;
+mod priority;
 mod upgrade;
 mod wire;
 
@@ -25,6 +26,7 @@ pub(crate) use burst::a_thousand_addresses_are_announced;
 pub(crate) use conflict::a_host_that_claims_an_announced_address_is_told_by_an_event;
 pub(crate) use cut_off::a_node_that_is_cut_off_stops_before_another_begins;
 pub(crate) use one_way::a_node_that_hears_or_is_heard_only_loses_its_addresses_once;
+pub(crate) use priority::renewals_have_a_priority;
 pub(crate) use upgrade::addresses_are_answered_over_changes_of_the_layout;
 
 use crate::{

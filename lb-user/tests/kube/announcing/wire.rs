@@ -115,6 +115,11 @@ impl Wire {
         &self.client
     }
 
+    /// A directory for files of a test.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// Link address of a node.
     pub(crate) fn mac(&self, number: usize) -> LinkAddress {
         let link = self.nodes[number - 1].net().run(&["ip", "-oneline", "link", "show", "eth0"]);

@@ -13,8 +13,8 @@ use crate::{Tuple, hash};
 pub use echo::{answer_echo, is_echo_request};
 pub use neighbour::{
     ADVERTISEMENT_FRAME, ARP_FRAME, Arp, Gratuitous, NeighbourMessage, PROBE_FRAME, advertised_link, answer_arp,
-    answer_solicitation, arp_probe, gratuitous_arp, is_same_link, is_valid, neighbour_probe, parse_arp,
-    parse_neighbour_message, sender_link, unsolicited_advertisement,
+    answer_solicitation, arp_probe, gratuitous_arp, is_same_link, is_valid, neighbour_probe, neighbour_question,
+    parse_arp, parse_neighbour_message, sender_link, unsolicited_advertisement,
 };
 pub use parse::{Fragment, Packet, icmp_error, parse_network, parse_quoted, parse_transport};
 pub use reply::{

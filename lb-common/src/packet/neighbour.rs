@@ -288,6 +288,8 @@ pub fn unsolicited_advertisement(address: &Addr, own: LinkAddr) -> [u8; ADVERTIS
 
 /// Octets of a probe for duplicates of an IPv6 address, with its headers.
 pub const PROBE_FRAME: usize = 14 + 40 + SOLICITATION;
+/// Octets of [`neighbour_question`], with the option that has the link address.
+pub const QUESTION_FRAME: usize = PROBE_FRAME + 8;
 /// Octets of a solicitation without options, from the ICMP header on.
 const SOLICITATION: usize = 24;
 
@@ -301,6 +303,19 @@ pub fn arp_probe(address: u32, own: LinkAddr) -> [u8; ARP_FRAME] {
 /// The frame that asks for hosts with an IPv6 address, and claims none (RFC 4862, 5.4.2).
 #[must_use]
 pub fn neighbour_probe(address: &Addr, own: LinkAddr) -> [u8; PROBE_FRAME] {
+    solicitation(address, &Addr::default(), own, &[])
+}
+
+/// The frame by which a host with an IPv6 address of its own asks for those with another one (RFC 4861, 4.3). Programs
+/// that answer no probe answer it.
+#[must_use]
+pub fn neighbour_question(address: &Addr, source: &Addr, own: LinkAddr) -> [u8; QUESTION_FRAME] {
+    let [a, b, c, d, e, f] = own.octets;
+    // The option with the link address of the source.
+    solicitation(address, source, own, &[u32::from_ne_bytes([1, 1, a, b]), u32::from_ne_bytes([c, d, e, f])])
+}
+
+fn solicitation<const N: usize>(address: &Addr, source: &Addr, own: LinkAddr, option: &[u32]) -> [u8; N] {
     let [a, b, c, d] = address.words();
     let [_, low1, low2, low3] = d.to_ne_bytes();
     let link = LinkAddr::new([0x33, 0x33, 0xff, low1, low2, low3]);
@@ -310,14 +325,15 @@ pub fn neighbour_probe(address: &Addr, own: LinkAddr) -> [u8; PROBE_FRAME] {
         u32::from_ne_bytes([0, 0, 0, 1]),
         u32::from_ne_bytes([0xff, low1, low2, low3]),
     ];
-    let pseudo = pseudo_header(&Addr::default(), &Addr::from_words(group), SOLICITATION as u8);
+    let len = (N - 14 - 40) as u8;
+    let pseudo = pseudo_header(source, &Addr::from_words(group), len);
     let target = sum::add(sum::add(a, b), sum::add(c, d));
     let kind = u32::from_ne_bytes([135, 0, 0, 0]);
-    let [s0, s1] = (!sum::fold(sum::add(pseudo, sum::add(kind, target)))).to_ne_bytes();
-    let header =
-        [u32::from_ne_bytes([0x60, 0, 0, 0]), u32::from_ne_bytes([0, SOLICITATION as u8, number::ICMPV6, 255])];
+    let option_sum = option.iter().fold(0, |all, word| sum::add(all, *word));
+    let [s0, s1] = (!sum::fold(sum::add(sum::add(pseudo, option_sum), sum::add(kind, target)))).to_ne_bytes();
+    let header = [u32::from_ne_bytes([0x60, 0, 0, 0]), u32::from_ne_bytes([0, len, number::ICMPV6, 255])];
     let message = [u32::from_ne_bytes([135, 0, s0, s1]), 0, a, b, c, d];
-    let words = header.into_iter().chain([0; 4]).chain(group).chain(message);
+    let words = header.into_iter().chain(source.words()).chain(group).chain(message).chain(option.iter().copied());
     frame(link, own, [0x86, 0xdd], words)
 }
 

@@ -13,7 +13,7 @@ use lb_common::{Kind, LinkAddr};
 
 use super::{
     Finding,
-    link_probe::{self, Answers},
+    link_probe::{self, Answers, AskingLink},
     process,
 };
 use lb_core::{store::Dump, text::number};
@@ -105,10 +105,14 @@ pub(super) fn read(directory: &Path, dump: &Dump) -> Result<Option<AnnounceFacts
         state,
         ..AnnounceFacts::default()
     };
-    let with_carrier: BTreeMap<u32, LinkAddr> = facts.state.links.iter().map(|(index, link)| (*index, *link)).collect();
-    let with_carrier =
-        with_carrier.into_iter().filter(|(index, _)| facts.devices.get(index).is_some_and(|device| device.1));
-    let with_carrier: BTreeMap<u32, LinkAddr> = with_carrier.collect();
+    let local = network_state::link_local(&mut channel).context("reading addresses")?;
+    let with_carrier: BTreeMap<u32, AskingLink> = facts
+        .state
+        .links
+        .iter()
+        .filter(|(index, _)| facts.devices.get(index).is_some_and(|device| device.1))
+        .map(|(index, own)| (*index, AskingLink { own: *own, local: local.get(index).copied() }))
+        .collect();
     match link_probe::ask(&facts.addresses, &with_carrier) {
         Ok(answers) => facts.answers = answers,
         Err(error) => facts.unasked = Some(error.to_string()),

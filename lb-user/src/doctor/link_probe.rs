@@ -1,5 +1,5 @@
-//! Hosts that answer for addresses on the links of this node, found as arping finds them: by ARP probes, and probes for
-//! duplicates of IPv6 addresses, which claim nothing.
+//! Hosts that answer for addresses on the links of this node, found as arping finds them: by ARP probes, which claim
+//! nothing, and neighbour solicitations from the link-local address.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use std::{
 
 use lb_common::{
     LinkAddr,
-    packet::{arp_probe, neighbour_probe},
+    packet::{arp_probe, neighbour_probe, neighbour_question},
 };
 use lb_kernel::packet_socket::{FrameSender, PacketSocket, ReceivedFrames};
 
@@ -22,14 +22,23 @@ const ROUNDS: usize = 2;
 /// Addresses, and the hosts that answer for each: link address, and index of the device.
 pub(super) type Answers = BTreeMap<IpAddr, BTreeSet<(LinkAddr, u32)>>;
 
-/// Asks for the addresses at the devices, whose link addresses are given.
-pub(super) fn ask(addresses: &BTreeSet<IpAddr>, links: &BTreeMap<u32, LinkAddr>) -> io::Result<Answers> {
+/// A device of this node.
+#[derive(Clone, Copy)]
+pub(super) struct AskingLink {
+    /// Link address.
+    pub(super) own: LinkAddr,
+    /// Link-local address, if the device has IPv6.
+    pub(super) local: Option<Ipv6Addr>,
+}
+
+/// Asks for the addresses at the devices, by their indexes.
+pub(super) fn ask(addresses: &BTreeSet<IpAddr>, links: &BTreeMap<u32, AskingLink>) -> io::Result<Answers> {
     let mut answers = Answers::new();
     let heard: Vec<io::Result<Answers>> = thread::scope(|scope| {
         let asked: Vec<_> = [ReceivedFrames::Arp, ReceivedFrames::NeighbourAdvertisements]
             .into_iter()
-            .flat_map(|frames| links.iter().map(move |(index, own)| (frames, *index, *own)))
-            .map(|(frames, index, own)| scope.spawn(move || ask_at(addresses, frames, index, own)))
+            .flat_map(|frames| links.iter().map(move |(index, link)| (frames, *index, *link)))
+            .map(|(frames, index, link)| scope.spawn(move || ask_at(addresses, frames, index, link)))
             .collect();
         asked.into_iter().filter_map(|thread| thread.join().ok()).collect()
     });
@@ -41,7 +50,8 @@ pub(super) fn ask(addresses: &BTreeSet<IpAddr>, links: &BTreeMap<u32, LinkAddr>)
     Ok(answers)
 }
 
-fn ask_at(addresses: &BTreeSet<IpAddr>, frames: ReceivedFrames, index: u32, own: LinkAddr) -> io::Result<Answers> {
+fn ask_at(addresses: &BTreeSet<IpAddr>, frames: ReceivedFrames, index: u32, link: AskingLink) -> io::Result<Answers> {
+    let AskingLink { own, local } = link;
     let is_v4 = frames == ReceivedFrames::Arp;
     let mut answers = Answers::new();
     if !addresses.iter().any(|address| address.is_ipv4() == is_v4) {
@@ -53,7 +63,11 @@ fn ask_at(addresses: &BTreeSet<IpAddr>, frames: ReceivedFrames, index: u32, own:
             // A probe that the device does not take is repeated in the next round.
             let _sent = match address {
                 IpAddr::V4(ip) => sender.send(index, &arp_probe(u32::from_ne_bytes(ip.octets()), own)),
-                IpAddr::V6(ip) => sender.send(index, &neighbour_probe(&(*ip).into(), own)),
+                IpAddr::V6(ip) => match local {
+                    // MetalLB answers no probe, as that has no source.
+                    Some(local) => sender.send(index, &neighbour_question(&(*ip).into(), &local.into(), own)),
+                    None => sender.send(index, &neighbour_probe(&(*ip).into(), own)),
+                },
             };
         }
         let deadline = Instant::now() + PATIENCE;

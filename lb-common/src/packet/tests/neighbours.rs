@@ -11,8 +11,8 @@ use crate::{
     Addr, Family, LinkAddr,
     packet::{
         ADVERTISEMENT_FRAME, Arp, Gratuitous, NeighbourMessage, Packet, advertised_link, answer_arp,
-        answer_solicitation, arp_probe, gratuitous_arp, is_same_link, is_valid, neighbour_probe, parse_arp,
-        parse_neighbour_message, parse_network, parse_transport, sender_link, unsolicited_advertisement,
+        answer_solicitation, arp_probe, gratuitous_arp, is_same_link, is_valid, neighbour_probe, neighbour_question,
+        parse_arp, parse_neighbour_message, parse_network, parse_transport, sender_link, unsolicited_advertisement,
     },
 };
 
@@ -216,6 +216,19 @@ fn probes_ask_for_an_address_and_claim_none() {
     let (target, group) = (ip("2001:db8::1234:5678"), ip("ff02::1:ff34:5678"));
     let frame = neighbour_probe(&Addr::from(target), OWN);
     let packet = message(135, ip("::"), group, 255, &body(0, target, &[]));
+    assert_eq!(
+        frame.to_vec(),
+        [&[0x33, 0x33, 0xff, 0x34, 0x56, 0x78], &OWN.octets[..], &[0x86, 0xdd], &packet].concat()
+    );
+    let (_, parsed) = parse(&skb(&frame)).expect("a solicitation");
+    assert!(parsed.is_solicitation && parsed.target == Addr::from(target));
+}
+
+#[test]
+fn a_question_tells_the_link_address_of_the_host_that_asks() {
+    let (target, group, source) = (ip("2001:db8::1234:5678"), ip("ff02::1:ff34:5678"), ip("fe80::7"));
+    let frame = neighbour_question(&Addr::from(target), &Addr::from(source), OWN);
+    let packet = message(135, source, group, 255, &body(0, target, &link_option(1, OWN.octets)));
     assert_eq!(
         frame.to_vec(),
         [&[0x33, 0x33, 0xff, 0x34, 0x56, 0x78], &OWN.octets[..], &[0x86, 0xdd], &packet].concat()

@@ -1,6 +1,6 @@
 //! Addresses of interfaces in rtnetlink's form (include/uapi/linux/if_addr.h). Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::codec::{attributes, u32_at};
 
@@ -51,10 +51,22 @@ impl Address {
     /// duplicate address detection.
     #[must_use]
     pub fn is_usable(&self) -> bool {
+        self.is_bindable() && !matches!(self.ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+    }
+
+    /// The address, if it is a link-local IPv6 address past duplicate address detection.
+    #[must_use]
+    pub fn link_local(&self) -> Option<Ipv6Addr> {
+        match self.ip {
+            IpAddr::V6(ip) if ip.is_unicast_link_local() && self.is_bindable() => Some(ip),
+            _ => None,
+        }
+    }
+
+    fn is_bindable(&self) -> bool {
         // Duplicate address detection is under way. An optimistic address is used meanwhile (RFC 4429).
         let tentative = self.has(libc::IFA_F_TENTATIVE) && !self.has(libc::IFA_F_OPTIMISTIC);
-        let link_local = matches!(self.ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        !tentative && !self.has(libc::IFA_F_DADFAILED) && !link_local
+        !tentative && !self.has(libc::IFA_F_DADFAILED)
     }
 
     /// True if no other address is in the prefix: the address makes no neighbours known.

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     os::fd::{AsFd, AsRawFd as _},
 };
 
@@ -282,6 +282,15 @@ impl NetworkState {
         let routes_by_source = rules.iter().any(|rule| rule.source);
         Ok(Self { links, addresses, routes, on_link, encapsulates, routes_by_mark_or_class, routes_by_source })
     }
+}
+
+/// Lists the link-local IPv6 address of each device that has one, past duplicate address detection.
+///
+/// # Errors
+/// The kernel's errno, or an error if the list changes during every reading.
+pub fn link_local(netlink: &mut NetlinkSocket) -> io::Result<BTreeMap<u32, Ipv6Addr>> {
+    let addresses = netlink.dump(address::GET, &address::ALL, Address::parse)?;
+    Ok(addresses.iter().filter_map(|address| Some((address.interface, address.link_local()?))).collect())
 }
 
 /// Lists all links by index.

@@ -15,6 +15,9 @@ use crate::{cluster_programs, image, run, workspace};
 /// Image of the pods of the stories.
 const PODS: &str = "beeline-e2e";
 
+/// Programs of MetalLB, each with an image of its own.
+const METALLB: [&str; 2] = ["speaker", "controller"];
+
 /// Arguments of `e2e`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -76,6 +79,12 @@ fn gather(assets: &Path, programs: &[PathBuf], agent: &Path, stories: &Path) -> 
         let archive = image::write(name, image::architecture()?, (program, &bytes), &["pause"])?;
         std::fs::write(assets.join(file), archive.bytes).with_context(|| format!("writing {file}"))
     };
+    for program in METALLB {
+        // The link to the program gives way to a copy.
+        let path = std::fs::canonicalize(assets.join(program)).with_context(|| format!("finding {program}"))?;
+        std::fs::remove_file(assets.join(program)).with_context(|| format!("removing a link to {program}"))?;
+        write(&format!("metallb-{program}.tar"), &format!("metallb-{program}"), program, &path)?;
+    }
     write("e2e.tar", PODS, "e2e", stories)?;
     let bytes = image::strip(agent, &assets.join(image::NAME))?;
     let archive = image::write(image::NAME, image::architecture()?, (image::NAME, &bytes), &[])?;

@@ -18,6 +18,8 @@ pub(crate) struct Programs {
     pub(crate) version: &'static str,
     /// Packages below the module, each a program of the same name as its last part.
     pub(crate) packages: &'static [&'static str],
+    /// Files of the module, and directories of files, each copied under its last part.
+    pub(crate) files: &'static [&'static str],
     /// Build tags.
     pub(crate) tags: &'static str,
     /// The parts in C.
@@ -36,11 +38,11 @@ pub(crate) enum Cgo {
 impl Programs {
     /// Builds the programs that `dir` lacks.
     pub(crate) fn ensure(&self, dir: &Path) -> Result<()> {
-        let Self { module, version, packages, tags, cgo } = self;
+        let Self { module, version, packages, files, tags, cgo } = self;
         let name = |package: &str| package.rsplit('/').next().unwrap_or(package).to_owned();
         let name = |package: &&str| if package.is_empty() { name(module) } else { name(package) };
         let missing: Vec<_> = packages.iter().filter(|package| !dir.join(name(package)).is_file()).collect();
-        if missing.is_empty() {
+        if missing.is_empty() && files.iter().all(|file| dir.join(name(file)).exists()) {
             return Ok(());
         }
         let scratch = dir.join(".build-module");
@@ -63,8 +65,24 @@ impl Programs {
                 place(&scratch.join(&program), &dir.join(&program))
             })?;
         }
+        let sources = run::capture(command(&scratch)?.args(["list", "-m", "-f", "{{.Dir}}", module]))?;
+        for file in *files {
+            place_files(&Path::new(sources.trim()).join(file), &dir.join(name(file)))?;
+        }
         std::fs::remove_dir_all(&scratch).with_context(|| format!("removing {}", scratch.display()))
     }
+}
+
+/// Copies a file, or the files of a directory.
+fn place_files(from: &Path, to: &Path) -> Result<()> {
+    if !from.is_dir() {
+        return place(from, to);
+    }
+    std::fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
+    for entry in std::fs::read_dir(from).with_context(|| format!("listing {}", from.display()))?.flatten() {
+        place(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    Ok(())
 }
 
 /// Go in a directory, independent of the user's settings and modules.

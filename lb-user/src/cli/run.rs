@@ -106,6 +106,8 @@ pub(super) struct RunArgs {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "",
+        // An overlay adds a selector after the flag of the component.
+        overrides_with = "announce",
         conflicts_with = "directory"
     )]
     announce: Option<String>,
@@ -302,6 +304,22 @@ mod tests {
         for bad in ["0.0.0.0", ":10256", "localhost", "localhost:", "::1", "127.0.0.1:65536", " "] {
             assert!(parse_address(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn of_several_selectors_of_announcers_the_last_counts() {
+        #[derive(clap::Parser)]
+        struct Agent {
+            #[command(flatten)]
+            run: RunArgs,
+        }
+        let parse = |flags: &[&str]| {
+            let flags = ["beeline"].iter().chain(flags);
+            <Agent as clap::Parser>::try_parse_from(flags).map(|agent| agent.run.announce).expect("flags")
+        };
+        assert_eq!(parse(&[]), None);
+        assert_eq!(parse(&["--announce"]), Some(String::new()));
+        assert_eq!(parse(&["--announce", "--announce=beeline.io/announcer"]), Some("beeline.io/announcer".to_owned()));
     }
 
     #[test]

@@ -20,29 +20,32 @@ pub struct Installation {
     base: &'static str,
     components: &'static str,
     flags: &'static [&'static str],
+    /// Flags of the controller of load balancer addresses.
+    lb_flags: &'static [&'static str],
 }
 
 /// The default of `deploy/`.
-pub const PLAIN: Installation = Installation { base: "deploy", components: "", flags: &[] };
+pub const PLAIN: Installation = Installation { base: "deploy", components: "", flags: &[], lb_flags: &[] };
 /// With other health and metrics ports, for nodes with kube-proxy.
-pub const BESIDE_KUBE_PROXY: Installation =
-    Installation { base: "deploy/overlays/beside-kube-proxy", components: "", flags: &[] };
+pub const BESIDE_KUBE_PROXY: Installation = Installation { base: "deploy/overlays/beside-kube-proxy", ..PLAIN };
 /// With kube-proxy's label.
-pub const DROP_IN: Installation =
-    Installation { base: "deploy", components: "deploy/components/kube-proxy-labels", flags: &[] };
+pub const DROP_IN: Installation = Installation { components: "deploy/components/kube-proxy-labels", ..PLAIN };
 /// With hostPorts of pods.
-pub const HOST_PORTS: Installation = Installation { base: "deploy", components: "", flags: &["--host-ports"] };
+pub const HOST_PORTS: Installation = Installation { flags: &["--host-ports"], ..PLAIN };
 
 /// With load balancer addresses, and announcers of them. For [`install_announced`].
-const ANNOUNCED: Installation = Installation {
-    base: "deploy",
-    components: "deploy/components/load-balancer, deploy/components/announce",
-    flags: &[],
-};
+const ANNOUNCED: Installation =
+    Installation { components: "deploy/components/load-balancer, deploy/components/announce", ..PLAIN };
+/// With load balancer addresses for Services without a class.
+pub const ALLOTTING: Installation =
+    Installation { components: "deploy/components/load-balancer", lb_flags: &["--default-class"], ..PLAIN };
+/// With announcers too: nodes with a label. For [`install_announced`].
+pub const ALLOTTING_AND_ANNOUNCED: Installation =
+    Installation { flags: &["--announce=beeline.io/announcer"], lb_flags: ALLOTTING.lb_flags, ..ANNOUNCED };
 
 /// Writes an overlay with the API server and, since nodes have a cgroup2 of their own, the cgroup.
 fn overlay(cluster: &Cluster, installation: Installation) -> PathBuf {
-    let Installation { base, components, flags } = installation;
+    let Installation { base, components, flags, lb_flags } = installation;
     // Kustomize reads only files below its directory.
     let dir = cluster.directory.join("overlay");
     if !dir.exists() {
@@ -57,10 +60,14 @@ fn overlay(cluster: &Cluster, installation: Installation) -> PathBuf {
          images: [{{name: beeline, newTag: {version}}}]\n\
          patches:\n- target: {{kind: DaemonSet, name: beeline}}\n  patch: |\n"
     );
+    let add =
+        |flag: &str| format!("    - {{op: add, path: /spec/template/spec/containers/0/args/-, value: \"{flag}\"}}\n");
     let api_server = format!("--api-server=https://{}", addresses::at(addresses::control(), 6443));
     let own = [&api_server, "--cgroup=/sys/fs/cgroup/unified"];
-    for flag in own.into_iter().chain(flags.iter().copied()) {
-        text += &format!("    - {{op: add, path: /spec/template/spec/containers/0/args/-, value: \"{flag}\"}}\n");
+    text.extend(own.into_iter().chain(flags.iter().copied()).map(add));
+    if !lb_flags.is_empty() {
+        text += "- target: {kind: Deployment, name: beeline-lb}\n  patch: |\n";
+        text.extend(lb_flags.iter().copied().map(add));
     }
     fs::write(dir.join("kustomization.yaml"), text).expect("a file");
     dir
@@ -75,11 +82,16 @@ pub fn install(cluster: &Cluster, installation: Installation) {
 
 /// Installs announcers with their key, and the controller of load balancer addresses.
 pub fn install_announced(cluster: &Cluster) {
+    install_announced_as(cluster, ANNOUNCED);
+}
+
+/// As [`install_announced`], as an installation with announcers says.
+pub fn install_announced_as(cluster: &Cluster, installation: Installation) {
     cluster.apply(&format!(
         "apiVersion: v1\nkind: Secret\nmetadata: {{name: beeline-announce, namespace: {NAMESPACE}}}\n\
          stringData: {{key: 0123456789abcdef0123456789abcdef}}\n"
     ));
-    install(cluster, ANNOUNCED);
+    install(cluster, installation);
     cluster.until_rolled_out("deployment/beeline-lb", NAMESPACE);
     cluster.kubectl(&["wait", "--for=condition=Established", "crd/addresspools.beeline.io"]);
 }

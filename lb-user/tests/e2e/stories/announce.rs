@@ -31,13 +31,13 @@ pub const STORIES: &[Story] = &[(
 /// Interval of questions.
 const ROUND: Duration = Duration::from_millis(20);
 /// Patience of clients whose connects must not fail.
-const PATIENT: Duration = Duration::from_secs(5);
+pub(super) const PATIENT: Duration = Duration::from_secs(5);
 /// Patience of clients that measure the time of a move.
 const IMPATIENT: Duration = Duration::from_millis(100);
 /// The time within which a node that has lost its power is replaced.
 const REPLACED: Duration = Duration::from_secs(3);
 /// The time in which the addresses of a group settle, and after which late failures have shown.
-const SETTLED: Duration = Duration::from_secs(6);
+pub(super) const SETTLED: Duration = Duration::from_secs(6);
 
 const NAME: &str = "announced";
 
@@ -45,10 +45,10 @@ fn web<'a>(node: Option<&'a str>) -> Web<'a> {
     Web { name: NAME, replicas: 2, node, service: "type: LoadBalancer\n  loadBalancerClass: beeline.io/lb", port: "" }
 }
 
-/// The Service's addresses, with the clients' port.
-fn targets(cluster: &Cluster) -> Vec<SocketAddr> {
+/// The addresses of a Service, with the clients' port.
+pub(super) fn targets(cluster: &Cluster, name: &str) -> Vec<SocketAddr> {
     until("the Service has its addresses", 60, || {
-        let service = cluster.get(&format!("service {NAME}"));
+        let service = cluster.get(&format!("service {name}"));
         let ingress = service["status"]["loadBalancer"]["ingress"].as_array().ok_or_else(|| service.to_string())?;
         let addresses = ingress.iter().filter_map(|entry| entry["ip"].as_str()?.parse::<IpAddr>().ok());
         Ok(addresses.map(|address| SocketAddr::new(address, 80)).collect())
@@ -72,7 +72,7 @@ fn device(namespace: &str) -> (u32, [u8; 6]) {
 }
 
 /// Starts the client that asks who has the addresses.
-fn ask_on_link(targets: &[SocketAddr]) -> NeighbourClient {
+pub(super) fn ask_on_link(targets: &[SocketAddr]) -> NeighbourClient {
     let open = |frames| {
         let open = move || {
             NetNamespace::open(Path::new("/run/netns/outside"))?.enter()?;
@@ -84,8 +84,8 @@ fn ask_on_link(targets: &[SocketAddr]) -> NeighbourClient {
     NeighbourClient::start(open, senders, targets.iter().map(SocketAddr::ip), ROUND)
 }
 
-/// The name of the node whose agent announces the first address.
-fn holder(cluster: &Cluster, address: IpAddr) -> Result<String, String> {
+/// The name of the node whose agent announces an address.
+pub(super) fn holder(cluster: &Cluster, address: IpAddr) -> Result<String, String> {
     let line = |node: &str| {
         let shown = install::beeline(cluster, node, "get addresses")?;
         let line = shown.lines().find(|line| line.split_whitespace().next() == Some(&address.to_string()));
@@ -106,7 +106,7 @@ fn announced_addresses_stay_with_agents_that_end_and_leave_nodes_that_lose_power
         "apiVersion: beeline.io/v1alpha1\nkind: AddressPool\nmetadata: {{name: e2e}}\nspec: {{addresses: ['{pool}']}}\n"
     ));
     web(None).make(cluster);
-    let targets = targets(cluster);
+    let targets = targets(cluster, NAME);
     let first = targets[0].ip();
     until("both nodes are a group", 60, || {
         let (holder, group) = lease(cluster)?;

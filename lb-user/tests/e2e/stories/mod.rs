@@ -8,6 +8,7 @@ mod docker;
 mod endpoints;
 mod host_ports;
 mod life;
+mod metallb;
 mod nodes;
 mod plain;
 mod services;
@@ -36,6 +37,7 @@ fn stories() -> Vec<Story> {
         of_the_network,
         life::STORIES,
         announce::STORIES,
+        metallb::STORIES,
         nodes::STORIES,
         plain::STORIES,
         beside::STORIES,

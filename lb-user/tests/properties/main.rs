@@ -6,5 +6,6 @@ mod content;
 mod garbled;
 mod histories;
 mod malformed;
+mod reads;
 mod recording_store;
 mod worlds;

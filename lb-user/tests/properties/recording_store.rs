@@ -10,10 +10,14 @@ use lb_core::{
     store::{Dump, Limits, Partial, Store},
 };
 
+use crate::reads::Place;
+
 /// A store with its history.
 pub struct RecordingStore {
     /// Content at the start and after each write.
     pub snapshots: Vec<Dump>,
+    /// The place of each write.
+    pub writes: Vec<Option<Place>>,
 }
 
 impl Default for RecordingStore {
@@ -24,12 +28,13 @@ impl Default for RecordingStore {
 
 impl RecordingStore {
     pub fn starting_with(dump: Dump) -> Self {
-        Self { snapshots: vec![dump] }
+        Self { snapshots: vec![dump], writes: vec![] }
     }
 
-    /// Drops all snapshots but the last.
+    /// Drops all snapshots but the last, and all writes.
     pub fn rewind(&mut self) {
         self.snapshots.drain(..self.snapshots.len() - 1);
+        self.writes.clear();
     }
 
     fn last(&self) -> &Dump {
@@ -44,6 +49,7 @@ impl Store for RecordingStore {
             let mut dump = self.last().clone();
             dump.apply(op);
             self.snapshots.push(dump);
+            self.writes.push(Place::of(op));
         }
         Ok(())
     }

@@ -73,11 +73,6 @@ fn run_all(args: &Args, report: &mut Report) -> Result<()> {
         Job::new(|| Row::of("systemd unit", systemd_unit::check)),
         Job::new(|| Row::of("alert rules", prometheus::check_alerts)),
         Job::new(|| Row::of("bpftool loads the object", load_with_bpftool)),
-        Job::new(|| {
-            let mut cargo = build::cargo();
-            cargo.args(["test", "--workspace", "--no-fail-fast", "--doc"]).args(filter);
-            counted("examples in the documentation", &mut run::gently(&cargo))
-        }),
         Job::new(|| Row::of("documentation", documentation)),
         Job::new(|| {
             Row::of("clippy of lb-ebpf", || {

@@ -1,5 +1,5 @@
-//! Rules of single files: a Rust file begins with its job and is not too long, nothing unfinished is left, nothing is
-//! binary, and each shared dependency says what it is for.
+//! Rules of single files: a Rust file begins with its job, is not too long and has its examples in tests, nothing
+//! unfinished is left, nothing is binary, and each shared dependency says what it is for.
 
 use std::path::Path;
 
@@ -46,6 +46,27 @@ fn rust(text: &str) -> Vec<String> {
     for (number, line) in (1..).zip(text.lines()) {
         let found = UNFINISHED.iter().filter(|word| line.contains(**word));
         breaches.extend(found.map(|word| format!("line {number} has {word}: finish it, or open an issue")));
+    }
+    breaches.extend(examples(text));
+    breaches
+}
+
+/// Code in doc comments: to compile it takes half a minute for all crates, so none has any.
+fn examples(text: &str) -> Vec<String> {
+    let mut is_open = false;
+    let mut breaches = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim_start();
+        let Some(fence) = ["///", "//!"].iter().find_map(|mark| line.strip_prefix(mark)?.trim().strip_prefix("```"))
+        else {
+            continue;
+        };
+        is_open = !is_open;
+        if is_open && fence != "text" {
+            breaches.push(format!(
+                "line {number} has an example, which no check compiles: make it a test, or mark it `text`"
+            ));
+        }
     }
     breaches
 }
@@ -100,6 +121,14 @@ mod tests {
         for word in UNFINISHED {
             check("a.rs", &format!("//! x\n// {word}\n"), &["line 2"]);
         }
+    }
+
+    #[test]
+    fn an_example_is_a_test() {
+        let text = |mark: &str| format!("//! x\n\n/// ```{mark}\n/// a -> b\n/// ```\nfn f() {{}}\n");
+        check("a.rs", &text("text"), &[]);
+        check("a.rs", &text(""), &["line 3"]);
+        check("a.rs", &text("no_run"), &["line 3"]);
     }
 
     #[test]

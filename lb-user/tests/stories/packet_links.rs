@@ -20,7 +20,7 @@ use crate::{
     agent::{Agent, until},
     devices::index,
     node::StoryNode,
-    packets::{TARGET, addresses, agent, pod, serve, service},
+    packets::{NODE_PORT, TARGET, addresses, agent, pod, serve, service},
     sockets::{Client, tcp_ask},
 };
 
@@ -78,6 +78,9 @@ fn served_without_a_label(node: &mut StoryNode) {
     let mut agent = start(node, &lan, &backends);
     const WITHOUT: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
     assert_eq!(flags(node, &lan, "pod2"), WITHOUT);
+    // No device with programs sees packets to a NodePort of the pod's own node, until the pod's link has them.
+    let own_node_ports = addresses(&lan.node1.host).map(|address| SocketAddr::from((address, NODE_PORT)));
+    assert!(client.net.enter(|| tcp_ask(own_node_ports[0])).is_err());
     // The first segment of TCP is sent again after a second.
     let began = Instant::now();
     client.net.enter(|| tcp_ask(vips()[0])).expect("an answer");
@@ -90,9 +93,11 @@ fn served_without_a_label(node: &mut StoryNode) {
     println!("the first answered datagram took {took:?}");
     let before = dropped(node);
     let all_at_once = || {
-        for (host, vip) in [client, neighbour].into_iter().flat_map(|host| vips().map(|vip| (host, vip))) {
-            host.net.enter(|| tcp_ask(vip)).expect("an answer");
-            host.net.enter(|| Client::udp(vip).ask(vip));
+        for host in [client, neighbour] {
+            for at in vips().into_iter().chain(own_node_ports) {
+                host.net.enter(|| tcp_ask(at)).expect("an answer");
+                host.net.enter(|| Client::udp(at).ask(at));
+            }
         }
         assert_eq!(dropped(node), before, "each packet is served at once");
     };

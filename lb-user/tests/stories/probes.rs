@@ -128,6 +128,7 @@ fn restart(node: &mut StoryNode) {
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(4) {
             assert_eq!((failures(20), in_use(&agent)), (0, [1, 2].into()), "{}", agent.log());
+            thread::sleep(Duration::from_millis(20));
         }
     }
     // A server that comes while no agent runs is used after its first probe.

@@ -35,7 +35,7 @@ fn make(cluster: &Cluster) {
          resources: {{requests: {{cpu: 50m}}}}\n---\n\
          apiVersion: v1\nkind: Service\nmetadata:\n  name: sip\n  \
          annotations: {{beeline.io/ports: 16384-16399/udp}}\nspec:\n  type: LoadBalancer\n  selector: {{app: sip}}\n  \
-         sessionAffinity: ClientIP\n  ports:\n  \
+         sessionAffinity: ClientIP\n  ipFamilyPolicy: PreferDualStack\n  ports:\n  \
          - {{name: sip, port: 5060, protocol: UDP}}\n  - {{name: sip-tls, port: 5061, protocol: TCP}}\n"
     ));
     cluster.until_rolled_out("deployment/sip", "default");
@@ -51,15 +51,15 @@ fn call(address: &str, ask: impl Fn(&str) -> Result<String, String>) -> Vec<Stri
     PORTS.map(endpoint).to_vec()
 }
 
-/// The endpoints that answered each client: pods and processes of the nodes, and outside.
-fn calls(cluster: &Cluster, vip: &str, ingress: &str) -> BTreeMap<String, Vec<String>> {
+/// The endpoints that answered each client: pods and processes of the nodes, at each cluster IP, and outside.
+fn calls(cluster: &Cluster, vips: &[String], ingress: &str) -> BTreeMap<String, Vec<String>> {
     let mut all = BTreeMap::new();
-    for node in NODES {
+    for (node, vip) in NODES.into_iter().flat_map(|node| vips.iter().map(move |vip| (node, vip))) {
         for number in 1..=2 {
             let pod = format!("caller-{node}-{number}");
-            all.insert(pod.clone(), call(vip, |target| ask(cluster, &pod, target)));
+            all.insert(format!("{pod} by {vip}"), call(vip, |target| ask(cluster, &pod, target)));
         }
-        all.insert(format!("a process of {node}"), call(vip, |target| ask_on(cluster, node, target)));
+        all.insert(format!("a process of {node} by {vip}"), call(vip, |target| ask_on(cluster, node, target)));
     }
     all.insert("outside".to_owned(), call(ingress, ask_from_outside));
     all
@@ -85,13 +85,14 @@ fn signalling_and_media_of_a_call_meet_one_endpoint_and_move_together(cluster: &
     set_ingress(cluster, "sip", ingress);
     route_outside(ingress, 2);
     let service = cluster.get("service sip");
-    let vip = service["spec"]["clusterIP"].as_str().expect("a cluster IP").to_owned();
+    let vips = service["spec"]["clusterIPs"].as_array().expect("cluster IPs");
+    let vips: Vec<String> = vips.iter().filter_map(|vip| vip.as_str().map(str::to_owned)).collect();
     for node in NODES {
         (1..=2).for_each(|number| client(cluster, &format!("caller-{node}-{number}"), node, false));
     }
     answered_outside(&format!("udp={}", at(ingress, 16384)), |answer| answer.starts_with("sip-"));
-    // Of 7 calls to 3 endpoints, each with 4 more ports, all meet one endpoint once in 10^13 times.
-    let apart = calls(cluster, &vip, ingress);
+    // Of 7 calls or more to 3 endpoints, each with 4 more ports, all meet one endpoint once in 10^13 times.
+    let apart = calls(cluster, &vips, ingress);
     let is_apart = |endpoints: &&Vec<String>| endpoints.iter().any(|endpoint| *endpoint != endpoints[0]);
     println!(
         "   affinity for each port: {} of {} calls are apart",
@@ -103,16 +104,16 @@ fn signalling_and_media_of_a_call_meet_one_endpoint_and_move_together(cluster: &
     cluster.kubectl(&["annotate", "service/sip", "beeline.io/affinity-scope=service"]);
     // Agents that start have read it.
     restart_agents(cluster);
-    let before = calls(cluster, &vip, ingress);
+    let before = calls(cluster, &vips, ingress);
     assert_of_one("affinity for the Service", &before);
 
     restart_agents(cluster);
-    assert_eq!(calls(cluster, &vip, ingress), before, "calls go on over a restart of the agents");
+    assert_eq!(calls(cluster, &vips, ingress), before, "calls go on over a restart of the agents");
 
-    let gone = before["caller-node1-1"][0].clone();
+    let gone = before[&format!("caller-node1-1 by {}", vips[0])][0].clone();
     cluster.kubectl(&["delete", "pod", &gone, "--wait=true"]);
     cluster.until_rolled_out("deployment/sip", "default");
-    let after = calls(cluster, &vip, ingress);
+    let after = calls(cluster, &vips, ingress);
     assert_of_one(&format!("without {gone}"), &after);
     for (caller, endpoints) in &after {
         let stays = before[caller][0] != gone;

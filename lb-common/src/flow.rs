@@ -23,16 +23,17 @@ impl Seen {
     pub const HANDSHAKE: u8 = 32;
 }
 
-/// Number that a reset (TCP RST, SCTP ABORT) must have to count, in the low half of [`Flow::used`]: for TCP, the
-/// sequence number after the last octet of its sender; for SCTP, the verification tag of its sender's packets. 0 is
-/// unknown. A forger outside of the path does not know it. Netfilter checks the same (RFC 5961, 3.2).
+/// Number that the end of a connection (TCP RST and FIN, SCTP ABORT and SHUTDOWN) must have to count, in the low half
+/// of [`Flow::used`]: for TCP, the sequence number after the last octet of its sender; for SCTP, the verification tag
+/// of its sender's packets. 0 is unknown. A forger outside of the path does not know it, and cannot move it: a TCP
+/// segment must be near. Netfilter checks the same (RFC 5961, 3.2), with the windows that both ends tell.
 pub struct Serial;
 
 impl Serial {
     const MASK: u64 = 0xffff_ffff;
-    /// A segment that ends by less before the highest end is a retransmission, or late; otherwise its number counts
-    /// anew. Above the windows of most connections.
-    const RECENT: u32 = 1 << 20;
+    /// A segment that ends by less beyond the highest end continues. Others are retransmissions, late, or forged, and
+    /// what was lost comes again. Above the windows of connections (Linux: `tcp_rmem`, at most 6 MiB by default).
+    const NEAR: u32 = 8 << 20;
 
     /// The number in [`Flow::used`].
     #[inline(always)]
@@ -49,11 +50,17 @@ impl Serial {
             return now;
         }
         let known = Self::of(before);
-        let is_late = known != 0 && known.wrapping_sub(serial) < Self::RECENT;
-        (now & !Self::MASK) | (if is_late { known } else { serial }) as u64
+        let continues = serial.wrapping_sub(known) < Self::NEAR || known == 0 || proto == Proto::Sctp as u8;
+        (now & !Self::MASK) | (if continues { serial } else { known }) as u64
     }
 
-    /// True if a reset with this number counts.
+    /// [`Flow::used`] of a copy, whose sender may be far ahead: without the number.
+    #[must_use]
+    pub const fn of_copy(proto: u8, used: u64) -> u64 {
+        if proto == Proto::Udp as u8 { used } else { used & !Self::MASK }
+    }
+
+    /// True if a reset with this number counts; or a FIN, after [`Serial::note`].
     #[inline(always)]
     #[must_use]
     pub const fn ends(used: u64, serial: u32) -> bool {
@@ -278,16 +285,29 @@ mod tests {
         assert!(Serial::ends(used, 77));
         const END: u32 = u32::MAX;
         used = Serial::note(TCP, used, now, END - 100);
-        // A retransmission, the next segments, one beyond the highest number, a late one, and another connection.
-        for (serial, known) in
-            [(END - 200, END - 100), (END - 100, END - 100), (END - 99, END - 99), (8, 8), (END, 8), (1 << 30, 1 << 30)]
-        {
+        // A retransmission, the next segments, one beyond the highest number, a late one, two forged ones, and one
+        // after lost ones.
+        for (serial, known) in [
+            (END - 200, END - 100),
+            (END - 100, END - 100),
+            (END - 99, END - 99),
+            (8, 8),
+            (END, 8),
+            (1 << 30, 8),
+            (0x8000_0000, 8),
+            (1 << 19, 1 << 19),
+        ] {
             used = Serial::note(TCP, used, now, serial);
             assert!(Serial::ends(used, known), "{serial}");
             assert!(![known - 1, known + 1, 0, known ^ 0x8000_0000].iter().any(|other| Serial::ends(used, *other)));
             let last = last_used(&flow(0, 0, used), TCP);
             assert!((now..now + (1 << 32)).contains(&last), "{last}");
         }
+        let copy = Serial::of_copy(TCP, used);
+        assert!(Serial::ends(copy, 77) && last_used(&flow(0, 0, copy), TCP) == last_used(&flow(0, 0, used), TCP));
+        assert_eq!(Serial::of_copy(17, used), used);
+        // A restarted association has another tag.
+        assert!(Serial::ends(Serial::note(132, used, now, 1 << 30), 1 << 30));
         assert_eq!(Serial::note(17, used, now, 0), now);
         assert_eq!(last_used(&flow(0, 0, now), 17), now);
     }

@@ -107,15 +107,17 @@ fn is_left_by_netfilter(packet: &Packet, flow: &Flow, now: u64) -> bool {
 
 /// Records a packet in its flow. Writes to the entry of the other direction on new events only, which are rare.
 ///
-/// A reset with a wrong number changes nothing: it goes on to the end that it is for, which tells by its own sequence
-/// numbers.
+/// A reset with a wrong number changes nothing, and a FIN with one is no FIN: it goes on to the end that it is for,
+/// which tells by its own sequence numbers.
 #[inline(always)]
 fn track(packet: &Packet, key: &FlowKey, partner: &mut FlowKey, flow: &mut Flow, now: u64) {
     let is_reset = packet.seen & Seen::RST != 0;
     if is_reset && !Serial::ends(flow.used, packet.serial) {
         return;
     }
-    let used = if is_reset { flow.used } else { Serial::note(packet.proto, flow.used, now, packet.serial) };
+    // A client that connects anew before there is a reply has other sequence numbers.
+    let before = if packet.begins && !is_replied(flow) { 0 } else { flow.used };
+    let used = if is_reset { flow.used } else { Serial::note(packet.proto, before, now, packet.serial) };
     if flow.used != used {
         flow.used = used;
     }
@@ -130,7 +132,8 @@ fn track(packet: &Packet, key: &FlowKey, partner: &mut FlowKey, flow: &mut Flow,
         own &= !Seen::HANDSHAKE;
         flow.forward = own;
     }
-    let mut seen = own | packet.seen;
+    let is_end = packet.seen & Seen::FIN != 0 && Serial::ends(used, packet.serial);
+    let mut seen = own | if is_end { packet.seen } else { packet.seen & !Seen::FIN };
     if !is_reset {
         // Its sender has not reset the connection.
         seen &= !Seen::RST;
@@ -138,7 +141,7 @@ fn track(packet: &Packet, key: &FlowKey, partner: &mut FlowKey, flow: &mut Flow,
     if packet.proto == Proto::Udp as u8 && !reverse && is_replied(flow) {
         seen |= Seen::AGAIN;
     }
-    if packet.seen & Seen::FIN != 0 && (own | other) & Seen::FIN == 0 {
+    if is_end && (own | other) & Seen::FIN == 0 {
         seen |= Seen::FIN_FIRST;
     }
     if seen == own {

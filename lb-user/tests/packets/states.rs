@@ -85,6 +85,47 @@ fn a_reset_with_a_wrong_sequence_number_changes_nothing_and_reaches_its_end() {
     assert_eq!(states(&[">S", "<R!"]), ["SYN_SENT", "CLOSE"]);
 }
 
+/// Passes packets with a sequence number each, or that after the packet before (0). Returns the last state.
+fn last_state(packets: &[(&'static str, u32)]) -> String {
+    let mut fixture = enter();
+    fixture.serve(FixtureService::tcp().node_port(V4.any).backends(&[V4.local]));
+    let mut next = 0;
+    for (packet, number) in packets {
+        let number = if *number == 0 { next } else { *number };
+        if let Some(flags) = packet.strip_prefix('>') {
+            let packet = PacketSpec::tcp(V4.client, V4.node_port).flags(flags).numbered(number);
+            next = packet.next_seq();
+            fixture.ingress("uplink", &packet).passes_as(&packet.becomes(V4.client, V4.local));
+        } else {
+            let packet = PacketSpec::tcp(V4.local, V4.client).flags(&packet[1..]).numbered(number);
+            next = packet.next_seq();
+            fixture.egress("uplink", &packet).passes_as(&packet.becomes(V4.node_port, V4.client));
+        }
+    }
+    let flows = fixture.flows();
+    flows[0].rsplit_once(", ").expect("a state").1.to_owned()
+}
+
+#[test]
+fn forged_packets_that_fit_each_other_end_no_flow() {
+    const FORGED: u32 = 0x4000_0000;
+    let open = [(">S", 1000), ("<SA", 5000), (">A", 1001), ("<A", 5001)];
+    let with = |more: &[(&'static str, u32)]| last_state(&[&open[..], more].concat());
+    assert_eq!(with(&[(">A", FORGED), (">R", 0)]), "ESTABLISHED");
+    assert_eq!(with(&[("<A", FORGED), ("<R", 0)]), "ESTABLISHED");
+    assert_eq!(with(&[(">S", FORGED), (">R", 0)]), "ESTABLISHED");
+    assert_eq!(with(&[(">FA", FORGED), ("<FA", FORGED)]), "ESTABLISHED");
+    // Packets before these were lost on the way here.
+    assert_eq!(with(&[(">A", 500_000), (">R", 0)]), "CLOSE");
+    assert_eq!(with(&[(">FA", 500_000)]), "CLOSE_WAIT");
+}
+
+#[test]
+fn a_client_that_connects_anew_before_a_reply_has_other_sequence_numbers() {
+    let packets = [(">S", 1000), (">S", 0x4000_0000), ("<SA", 5000), (">A", 0x4000_0001), (">R", 0)];
+    assert_eq!(last_state(&packets), "CLOSE");
+}
+
 #[test]
 fn a_sender_that_goes_on_has_not_reset_the_connection() {
     assert_eq!(states(&[">S", "<SA", ">A", ">R", "<A", ">A"])[3..], ["CLOSE", "CLOSE", "ESTABLISHED"]);

@@ -33,7 +33,7 @@ use crate::{
 
 pub const STORIES: &[Story] = &[
     ("flows_that_have_expired_are_removed_and_no_others", only_expired_flows_are_removed),
-    ("flows_of_idle_connections_outlive_a_forged_reset", idle_connections_outlive_a_forged_reset),
+    ("flows_of_idle_connections_outlive_forged_resets", idle_connections_outlive_forged_resets),
     ("flows_that_have_expired_free_a_full_map_in_seconds", full_map_is_freed),
     ("flows_that_are_handed_over_bypass_conntrack_until_the_rules_are_released", untracked_flows_bypass_conntrack),
 ];
@@ -127,17 +127,21 @@ fn only_expired_flows_are_removed(node: &mut StoryNode) {
     assert_eq!(keys(&map.read().expect("the map")), kept, "no live flow is removed");
 }
 
-/// Sends a reset with the addresses and ports of a flow, and a sequence number that neither end has.
+/// Sends data and a reset that continues them, with the addresses and ports of a flow, and sequence numbers that
+/// neither end has.
 fn forge_reset(key: &FlowKey) {
     let end = |addr: Addr, port| SocketAddr::new(addr.to_ip(), port);
     let (from, to) = (end(key.tuple.src, key.tuple.src_port), end(key.tuple.dst, key.tuple.dst_port));
-    let reset = PacketSpec::tcp(&from.to_string(), &to.to_string()).flags("R").numbered(77);
+    let data = PacketSpec::tcp(&from.to_string(), &to.to_string()).flags("A").numbered(77);
+    let reset = data.clone().flags("R").numbered(data.next_seq());
     let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     // IPPROTO_RAW: the packet has its IP header.
     let raw = Protocol::from_raw(255.try_into().expect("not zero"));
     let socket = rustix::net::socket(family, SocketType::RAW, Some(raw)).expect("a raw socket");
     let to = SocketAddr::new(to.ip(), 0);
-    rustix::net::sendto(&socket, &reset.ip(), SendFlags::empty(), &to).expect("sent");
+    for packet in [data, reset] {
+        rustix::net::sendto(&socket, &packet.ip(), SendFlags::empty(), &to).expect("sent");
+    }
 }
 
 /// Waits for a whole round of the agent through the map.
@@ -151,7 +155,7 @@ fn wait_for_a_round(map: &TypedMap<FlowKey, Flow>) {
     }
 }
 
-fn idle_connections_outlive_a_forged_reset(node: &mut StoryNode) {
+fn idle_connections_outlive_forged_resets(node: &mut StoryNode) {
     let lan = Lan::make(LanOptions::default());
     let nodes = [(pod(&lan.node1), "here"), (pod(&lan.node2), "there")];
     let endpoints: Vec<_> = nodes.iter().flat_map(|(host, name)| addresses(host).map(|ip| (ip, *name))).collect();

@@ -8,7 +8,7 @@
 //! first, and take the flow over. Then the rest is moved: until the next start they look into an empty map.
 
 use anyhow::{Context as _, Result};
-use lb_common::{Flow, FlowKey};
+use lb_common::{Flow, FlowKey, flow::Serial};
 use lb_kernel::bpf::typed::{TypedMap, Walk};
 use tracing::{info, warn};
 
@@ -62,7 +62,9 @@ impl Maps {
     fn copy(&mut self) -> Result<()> {
         let mut walk = Walk::new(STEP);
         while let Some(entries) = self.before.step(&mut walk)? {
-            let (keys, values): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
+            let copy =
+                |(key, flow): (FlowKey, Flow)| (key, Flow { used: Serial::of_copy(key.proto, flow.used), ..flow });
+            let (keys, values): (Vec<_>, Vec<_>) = entries.into_iter().map(copy).unzip();
             self.flows.put(&keys, &values).context("writing the new map FLOWS")?;
             self.copied += keys.len();
         }

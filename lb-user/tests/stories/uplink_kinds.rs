@@ -1,6 +1,6 @@
 //! The packet path by a macvlan, an ipvlan and a bridge that filters VLANs, at an address without a network, at a
-//! deprecated one and at those of a virtual router; and streams from large frames to small ones, and by devices without
-//! offloads.
+//! deprecated one and at those of a virtual router, and by shapers; and streams from large frames to small ones, by
+//! devices without offloads, and with BIG TCP.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -27,8 +27,10 @@ pub const STORIES: &[Story] = &[
     ("packets_come_in_at_an_address_without_a_network", at_a_single_address),
     ("packets_come_in_at_a_deprecated_address", at_a_deprecated_address),
     ("packets_come_in_at_addresses_with_virtual_link_addresses", at_virtual_routers),
-    ("packets_of_a_stream_pass_from_large_frames_to_small_ones", |node| stream(node, 9000, true)),
-    ("packets_of_a_stream_pass_devices_without_offloads", |node| stream(node, 1500, false)),
+    ("packets_come_in_and_leave_by_shapers_on_ifb_devices", by_shapers),
+    ("packets_of_a_stream_pass_from_large_frames_to_small_ones", |node| stream(node, 9000, Offloads::Usual)),
+    ("packets_of_a_stream_pass_devices_without_offloads", |node| stream(node, 1500, Offloads::None)),
+    ("packets_of_a_stream_pass_devices_with_big_tcp", |node| stream(node, 1500, Offloads::Big)),
 ];
 
 /// A bridge as uplink whose VLANs the bridge itself tells apart (Proxmox, "VLAN aware"): untagged on the wire, VLAN 10
@@ -41,6 +43,19 @@ const FILTERING_BRIDGE: &[&str] = &[
     "bridge vlan add dev br0 vid 10 self",
     "ip link set br0 up",
     "ip link add link br0 name br0.10 type vlan id 10",
+];
+
+const SHAPERS: &[&str] = &[
+    "ip link add ifb0 type ifb",
+    "ip link add ifb1 type ifb",
+    "ip link set ifb0 up",
+    "ip link set ifb1 up",
+    "tc qdisc add dev ifb0 root handle 1: tbf rate 100mbit burst 64k latency 400ms",
+    "tc qdisc add dev ifb1 root handle 1: tbf rate 100mbit burst 64k latency 400ms",
+    "tc qdisc add dev eth0 handle ffff: ingress",
+    "tc filter add dev eth0 parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev ifb0",
+    "tc qdisc add dev eth0 root handle 1: htb",
+    "tc filter add dev eth0 parent 1: protocol all u32 match u32 0 0 action mirred egress redirect dev ifb1",
 ];
 
 /// Moves the addresses and routes of node1 to a device.
@@ -75,15 +90,23 @@ fn assert_served_at(node: &mut StoryNode, lan: &Lan, devices: &[&str], dialled: 
     }
 }
 
-fn by(node: &mut StoryNode, device: &str, commands: &[&str]) {
-    let lan = Lan::make(LanOptions::default());
-    for command in commands {
+/// Runs commands on node1; false if the kernel lacks something.
+fn is_done(lan: &Lan, commands: &[&str]) -> bool {
+    commands.iter().all(|command| {
         let words: Vec<_> = command.split(' ').collect();
         let run = || Command::new(words[0]).args(&words[1..]).stderr(Stdio::null()).status();
-        if !lan.node1.host.net.enter(run).is_ok_and(|status| status.success()) {
+        let is_done = lan.node1.host.net.enter(run).is_ok_and(|status| status.success());
+        if !is_done {
             println!("LACKS {command}");
-            return;
         }
+        is_done
+    })
+}
+
+fn by(node: &mut StoryNode, device: &str, commands: &[&str]) {
+    let lan = Lan::make(LanOptions::default());
+    if !is_done(&lan, commands) {
+        return;
     }
     move_to(&lan, device);
     assert_served(node, &lan, device);
@@ -126,7 +149,29 @@ fn at_virtual_routers(node: &mut StoryNode) {
     assert_served_at(node, &lan, &["eth0", "vrrp.51", "vrrp6.51"], dialled);
 }
 
-fn stream(node: &mut StoryNode, mtu: u16, has_offloads: bool) {
+/// As wondershaper and the plugin `bandwidth` do it: what enters, and what leaves, passes an ifb device with a queue.
+fn by_shapers(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    if !is_done(&lan, SHAPERS) {
+        return;
+    }
+    assert_served(node, &lan, "eth0");
+    for name in ["ifb0", "ifb1"] {
+        let sent = lan.node1.host.net.run(&["tc", "-s", "qdisc", "show", "dev", name]);
+        assert!(!sent.contains("Sent 0 bytes"), "{sent}");
+    }
+}
+
+/// Offloads of all devices.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Offloads {
+    Usual,
+    None,
+    /// BIG TCP over IPv6: segments of more than 64 KiB, whose IP header has no length.
+    Big,
+}
+
+fn stream(node: &mut StoryNode, mtu: u16, offloads: Offloads) {
     const OCTETS: usize = 8 << 20;
     let lan = Lan::make(LanOptions { mtu, ..LanOptions::default() });
     let pods = [pod(&lan.node1), pod(&lan.node2)];
@@ -136,7 +181,22 @@ fn stream(node: &mut StoryNode, mtu: u16, has_offloads: bool) {
             pod.net.ip("link set eth0 mtu 1500\n");
         }
     }
-    if !has_offloads {
+    if offloads == Offloads::Big {
+        let mut links = vec![(&lan.client, "eth0".to_owned()), (&lan.node1.host, "eth0".to_owned())];
+        for (host, pod) in [(&lan.node1.host, pods[0]), (&lan.node2.host, pods[1])] {
+            links.extend([(host, format!("pod{}", pod.v4.octets()[3])), (pod, "eth0".to_owned())]);
+        }
+        links.push((&lan.node2.host, "eth0".to_owned()));
+        for (host, link) in links {
+            let sizes = "gso_max_size 200000 gro_max_size 200000";
+            let words = format!("link set dev {link} {sizes}");
+            let run = || Command::new("ip").args(words.split(' ')).stderr(Stdio::null()).status();
+            if !host.net.enter(run).is_ok_and(|status| status.success()) {
+                return println!("LACKS BIG TCP");
+            }
+        }
+    }
+    if offloads == Offloads::None {
         for host in [&lan.client, &lan.node1.host, &lan.node2.host, pods[0], pods[1]] {
             host.net.enter(|| disable_offloads("eth0"));
         }

@@ -225,6 +225,21 @@ fn addresses_move_from_metallb_and_a_speaker_that_stays_is_found(cluster: &Clust
     thread::sleep(SETTLED);
     println!("   without them: {} questions, none with answers of two hosts", asking.end());
 
+    // Back to MetalLB.
+    let probers: Vec<Prober> = all.iter().map(|target| Prober::start(*target, PATIENT)).collect();
+    thread::sleep(SETTLED);
+    let start = Instant::now();
+    install::install(cluster, install::ALLOTTING);
+    cluster.apply(&manifest());
+    cluster.until_rolled_out("daemonset/speaker", NAMESPACE);
+    cluster.kubectl(&["--namespace=kube-system", "scale", "deployment", "beeline-lb", "--replicas=0"]);
+    cluster.kubectl(&["--namespace", NAMESPACE, "scale", "deployment", "controller", "--replicas=1"]);
+    cluster.until_rolled_out("deployment/controller", NAMESPACE);
+    thread::sleep(SETTLED);
+    assert_eq!(of_services(cluster), before, "back to MetalLB");
+    probers.iter().for_each(|prober| prober.assert_no_connect_failed(start, "back to MetalLB"));
+    drop(probers);
+
     remove(cluster);
 }
 

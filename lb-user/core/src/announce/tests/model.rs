@@ -92,8 +92,9 @@ impl Machine {
         Time::from_micros(u64::try_from(i128::from(since) + drift).unwrap_or_default() + 1_000_000)
     }
 
-    fn answers(&self, addr: &IpAddr, now: Micros) -> bool {
-        self.map.contains(addr) && self.clock(now) < self.deadline
+    /// The addresses for which it answers.
+    fn answered(&self, now: Micros) -> Option<&BTreeSet<IpAddr>> {
+        (self.clock(now) < self.deadline).then_some(&self.map)
     }
 }
 
@@ -189,18 +190,19 @@ impl Model {
     }
 
     pub(super) fn holders(&self, addr: &IpAddr) -> Vec<usize> {
-        (0..self.machines.len()).filter(|i| self.machines[*i].answers(addr, self.now)).collect()
+        let answers = |machine: &Machine| machine.answered(self.now).is_some_and(|map| map.contains(addr));
+        (0..self.machines.len()).filter(|i| answers(&self.machines[*i])).collect()
     }
 
     fn check(&self) {
-        for last in 1..=8 {
-            let holders = self.holders(&address(last));
-            if holders.len() > 1 {
-                for line in &self.trace {
-                    eprintln!("{line}");
-                }
-                panic!("seed {}: at {} ms nodes {holders:?} answer for {}", self.seed, self.now / MS, address(last));
+        let answered: Vec<_> = self.machines.iter().filter_map(|machine| machine.answered(self.now)).collect();
+        for (at, one) in answered.iter().enumerate() {
+            let Some(addr) = answered[..at].iter().find_map(|other| other.intersection(one).next()) else { continue };
+            for line in &self.trace {
+                eprintln!("{line}");
             }
+            let holders = self.holders(addr);
+            panic!("seed {}: at {} ms nodes {holders:?} answer for {addr}", self.seed, self.now / MS);
         }
     }
 

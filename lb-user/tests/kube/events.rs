@@ -68,8 +68,8 @@ pub(crate) fn a_problem_of_an_object_is_one_event_of_all_nodes(server: &mut ApiS
     let (of_nodes, of_objects): (Vec<_>, Vec<_>) =
         events(server).into_iter().partition(|event| event["regarding"]["name"] == "noted-c");
     assert_eq!(reasons(&of_objects), OF_OBJECTS, "{of_objects:#?}");
-    // The health port of each family is a problem of its own. Both agents are on this machine: one has that of IPv6, which
-    // the other one then finds taken.
+    // The health port of each family is a problem of its own. Both agents are on this machine: one has that of IPv6,
+    // which the other one then finds taken.
     let told: BTreeSet<_> =
         of_nodes.iter().map(|event| (event["reportingInstance"].as_str(), event["reason"].as_str())).collect();
     let all = ["n1", "n2"].into_iter().flat_map(|node| OF_NODES.map(|reason| (Some(node), Some(reason))));

@@ -45,6 +45,15 @@ const FILTERING_BRIDGE: &[&str] = &[
     "ip link add link br0 name br0.10 type vlan id 10",
 ];
 
+const VIRTUAL_ROUTERS: &[&str] = &[
+    "ip link add vrrp.51 link eth0 address 00:00:5e:00:01:33 type macvlan mode private",
+    "ip link add vrrp6.51 link eth0 address 00:00:5e:00:02:33 type macvlan mode private",
+    "ip link set vrrp.51 up",
+    "ip link set vrrp6.51 up",
+    "ip addr add 172.30.0.100/32 dev vrrp.51",
+    "ip addr add fd30::100/128 dev vrrp6.51 nodad",
+];
+
 const SHAPERS: &[&str] = &[
     "ip link add ifb0 type ifb",
     "ip link add ifb1 type ifb",
@@ -139,10 +148,9 @@ fn at_a_deprecated_address(node: &mut StoryNode) {
 /// 7.3), without reverse path filters, beside an uplink that has the node's own addresses and all routes.
 fn at_virtual_routers(node: &mut StoryNode) {
     let lan = Lan::make(LanOptions { rp_filter: RpFilter::Off, ..LanOptions::default() });
-    lan.node1.host.net.ip("link add vrrp.51 link eth0 address 00:00:5e:00:01:33 type macvlan mode private\n\
-         link add vrrp6.51 link eth0 address 00:00:5e:00:02:33 type macvlan mode private\n\
-         link set vrrp.51 up\nlink set vrrp6.51 up\n\
-         addr add 172.30.0.100/32 dev vrrp.51\naddr add fd30::100/128 dev vrrp6.51 nodad\n");
+    if !is_done(&lan, VIRTUAL_ROUTERS) {
+        return;
+    }
     // keepalived: the virtual router's devices alone answer for its addresses.
     lan.node1.host.net.set("ipv4/conf/eth0/arp_ignore", "1");
     let dialled = ["172.30.0.100", "fd30::100"].map(|ip| ip.parse().expect("an address"));

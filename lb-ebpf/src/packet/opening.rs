@@ -18,8 +18,8 @@ use crate::{
     maps::{FLOWS, OPENING},
 };
 
-/// Flows that are looked at until one gives way.
-const TRIES: u32 = 8;
+/// Flows of the queue to look at for the room of a new one.
+pub const TRIES: u32 = 8;
 
 /// Puts the flow in `scratch` at the end of the queue. If the queue is full, its oldest flow gives way.
 #[inline(never)]
@@ -36,25 +36,14 @@ pub fn push(scratch: &mut Scratch) {
     }
 }
 
-/// Removes the oldest flow that gives way; false if none of the first few does. Overwrites
-/// `scratch.partner_key`.
+/// Takes the oldest flow from the queue, and removes it if it gives way. False if it does not, or the queue is empty.
+/// Overwrites `scratch.other_key`.
 #[inline(never)]
-pub fn make_room(scratch: &mut Scratch) -> bool {
-    for _ in 0..TRIES {
-        if scratch.opening.first == scratch.opening.end {
-            return false;
-        }
-        if remove_oldest(scratch) {
-            return true;
-        }
-    }
-    false
-}
-
-/// Takes the oldest flow from the queue, and removes it if it gives way.
-#[inline(never)]
-fn remove_oldest(scratch: &mut Scratch) -> bool {
+pub fn remove_oldest(scratch: &mut Scratch) -> bool {
     let first = scratch.opening.first;
+    if first == scratch.opening.end {
+        return false;
+    }
     scratch.opening.first = after(first);
     let Some(oldest) = element(first) else {
         return false;
@@ -69,9 +58,9 @@ fn remove_oldest(scratch: &mut Scratch) -> bool {
     if !gives_way(flow) {
         return false;
     }
-    scratch.partner_key = partner_key(key, flow);
+    scratch.other_key = partner_key(key, flow);
     // The client's direction last: once it is removed, the client's next packet begins a flow with two new entries.
-    let _existed = FLOWS.remove(&scratch.partner_key);
+    let _existed = FLOWS.remove(&scratch.other_key);
     let _existed = FLOWS.remove(key);
     count(Counter::FlowsEarlyDrop);
     true
@@ -83,20 +72,20 @@ pub fn take_over(scratch: &mut Scratch) -> bool {
     if OPENING_SLOTS.load() == 0 {
         return false;
     }
-    let Scratch { key, flow, partner, partner_key: place, clients_key, .. } = scratch;
+    let Scratch { key, flow, partner, partner_key: place, other_key, .. } = scratch;
     let Some(there) = FLOWS.get_ptr(&*place) else {
         return false;
     };
     // SAFETY: our map value; it stays until the RCU grace period ends.
-    *clients_key = partner_key(place, unsafe { &*there });
-    let Some(of_client) = FLOWS.get_ptr(&*clients_key) else {
+    *other_key = partner_key(place, unsafe { &*there });
+    let Some(of_client) = FLOWS.get_ptr(&*other_key) else {
         return false;
     };
     // SAFETY: as above.
     if !gives_way(unsafe { &*of_client }) {
         return false;
     }
-    let _existed = FLOWS.remove(&*clients_key);
+    let _existed = FLOWS.remove(&*other_key);
     count(Counter::FlowsEarlyDrop);
     FLOWS.insert(&*place, &*partner, u64::from(BPF_ANY)).is_ok()
         && FLOWS.insert(&*key, &*flow, u64::from(BPF_ANY)).is_ok()

@@ -64,36 +64,21 @@ pub fn insert_flow(frame: Frame, scratch: &mut Scratch, hook: Hook, wanted: Sour
     if hook as u8 == Hook::Egress as u8 {
         scratch.partner.flags |= FlowFlags::PARTNER_EGRESS;
     }
-    // True for a second try with the same port, after a flow made room.
-    scratch.has_room = 0;
     for nth in 0..TRIES {
-        if scratch.has_room != 0 {
-            scratch.has_room = 0;
-        } else if nth != 0 || wanted != SourcePort::KEEP {
+        if nth != 0 || wanted != SourcePort::KEEP {
             scratch.flow.to.src_port = (first + scratch.port) as u16;
-            let next = scratch.port + scratch.step;
-            scratch.port = if next >= number { next - number } else { next };
-            if wanted != SourcePort::KEEP && has_local_socket(frame, &scratch.packet, &scratch.flow.to) {
+            // A remainder rather than a comparison, which is one more branch to walk in each try.
+            scratch.port = (scratch.port + scratch.step).checked_rem(number).unwrap_or(0);
+            if !may_have_port(frame, scratch, wanted) {
                 continue;
             }
         }
         scratch.partner_key = partner_key(&scratch.key, &scratch.flow);
-        match insert_partner(&scratch.partner_key, &scratch.partner) {
-            Inserted::Done => {
-                if FLOWS.insert(&scratch.key, &scratch.flow, u64::from(BPF_ANY)).is_ok() {
-                    return PacketVerdict::FLOW;
-                }
-                let _existed = FLOWS.remove(&scratch.partner_key);
-            }
-            Inserted::Taken => continue,
-            Inserted::Full => {}
+        match insert_entries(scratch) {
+            Inserted::Done => return PacketVerdict::FLOW,
+            Inserted::Taken => {}
+            Inserted::Full => return insert_with_room(scratch),
         }
-        if opening::make_room(scratch) {
-            scratch.has_room = 1;
-            continue;
-        }
-        count(Counter::FlowsFull);
-        return PacketVerdict::dropped(Counter::FlowsFull);
     }
     // The last of these ports may be that of a flow that gives way.
     if opening::take_over(scratch) {
@@ -101,6 +86,27 @@ pub fn insert_flow(frame: Frame, scratch: &mut Scratch, hook: Hook, wanted: Sour
     }
     count(Counter::SnatExhausted);
     PacketVerdict::dropped(Counter::SnatExhausted)
+}
+
+/// True if the source port of the flow in `scratch` is free at this node. That of a client's own address always is. Not
+/// inlined: the compiler would make a loop over ports for either case.
+#[inline(never)]
+fn may_have_port(frame: Frame, scratch: &Scratch, wanted: SourcePort) -> bool {
+    wanted == SourcePort::KEEP || !has_local_socket(frame, &scratch.packet, &scratch.flow.to)
+}
+
+/// Inserts both entries of the flow in `scratch` in the place of a flow that gives way. Not in the loop over ports: the
+/// verifier would walk it once for each of them.
+#[inline(never)]
+fn insert_with_room(scratch: &mut Scratch) -> PacketVerdict {
+    for _ in 0..opening::TRIES {
+        // Another CPU may take the room, or the port.
+        if opening::remove_oldest(scratch) && matches!(insert_entries(scratch), Inserted::Done) {
+            return PacketVerdict::FLOW;
+        }
+    }
+    count(Counter::FlowsFull);
+    PacketVerdict::dropped(Counter::FlowsFull)
 }
 
 /// Result of an insertion.
@@ -112,6 +118,20 @@ enum Inserted {
 }
 
 const EEXIST: i32 = -17;
+
+/// Inserts both entries of the flow in `scratch`, or neither.
+#[inline(never)]
+fn insert_entries(scratch: &mut Scratch) -> Inserted {
+    let inserted = insert_partner(&scratch.partner_key, &scratch.partner);
+    if !matches!(inserted, Inserted::Done) {
+        return inserted;
+    }
+    if FLOWS.insert(&scratch.key, &scratch.flow, u64::from(BPF_ANY)).is_ok() {
+        return Inserted::Done;
+    }
+    let _existed = FLOWS.remove(&scratch.partner_key);
+    Inserted::Full
+}
 
 /// Inserts the entry of the backend's direction, unless another flow has the tuple.
 #[inline(always)]

@@ -27,10 +27,8 @@ pub struct Scratch {
     pub partner: Flow,
     /// Key of the entry of the other direction.
     pub partner_key: FlowKey,
-    /// See `ports::insert_flow`.
-    pub has_room: u32,
-    /// Key of the client's entry of another flow.
-    pub clients_key: FlowKey,
+    /// Key of an entry of another flow.
+    pub other_key: FlowKey,
     /// Step from one source port to the next to try.
     pub step: u32,
     /// Flows of this CPU that begin.

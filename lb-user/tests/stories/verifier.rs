@@ -1,7 +1,6 @@
 //! The number of instructions that the kernel's verifier processes for each program, compared with a table in the tree:
 //! a change that raises it much must update the table, long before a kernel refuses the program.
 
-use lb_dataplane::upgrade::programs::OBJECT;
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fmt::Write as _,
@@ -15,6 +14,8 @@ use aya_obj::{
     Function, Object, ProgramSection,
     generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type},
 };
+use lb_dataplane::upgrade::programs::{Features, OBJECT};
+use lb_kernel::bpf::has_mptcp_sock;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::{Story, node::StoryNode};
@@ -135,22 +136,28 @@ fn check_limits() {
 /// Loads each program as the agent does, and returns the number of instructions that the verifier processed.
 fn instruction_counts(directory: &Path) -> BTreeMap<String, u32> {
     fs::create_dir_all(directory).expect("a directory in bpffs");
-    let refused = match try_count(&directory.join("with"), 1) {
+    let refused = match try_count(&directory.join("with"), Features { set_retval: true }) {
         Ok(processed) => return processed,
         Err(refused) => refused,
     };
     // Without bpf_set_retval, as the agent on a kernel that lacks it.
-    try_count(&directory.join("without"), 0).unwrap_or_else(|error| panic!("{refused}\n{error}"))
+    let without = Features { set_retval: false };
+    try_count(&directory.join("without"), without).unwrap_or_else(|error| panic!("{refused}\n{error}"))
 }
 
-fn try_count(directory: &Path, set_retval: u8) -> Result<BTreeMap<String, u32>, String> {
+fn try_count(directory: &Path, features: Features) -> Result<BTreeMap<String, u32>, String> {
     let mut object = Object::parse(OBJECT).expect("the object");
     let maps = std::mem::take(&mut object.maps);
     // Make the maps as the agent's loader does; pins find them again by name.
     let pin = |name: &str| -> PathBuf { directory.join(name.replace('.', "")) };
     fs::create_dir_all(directory).expect("a directory in bpffs");
+    // The verifier does not walk what a constant shuts off: set them as the agent does.
+    let (set_retval, mptcp_sock, opening_slots) = (u8::from(features.set_retval), u8::from(has_mptcp_sock()), 1024_u32);
     let mut loader = EbpfLoader::new();
-    loader.override_global("SET_RETVAL", &set_retval, true);
+    loader
+        .override_global("SET_RETVAL", &set_retval, true)
+        .override_global("MPTCP_SOCK", &mptcp_sock, true)
+        .override_global("OPENING_SLOTS", &opening_slots, true);
     for name in maps.keys() {
         loader.map_pin_path(name.as_str(), pin(name));
     }

@@ -7,6 +7,7 @@ extern crate std;
 mod addr;
 mod addr_port;
 mod ejection;
+pub mod errno;
 mod family;
 pub mod flow;
 pub mod hash;

@@ -260,6 +260,13 @@ impl Translations {
         replaced
     }
 
+    /// True if an entry is of the backend.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_backend(&self, backend: u32) -> bool {
+        self.entries.iter().any(|entry| entry.backend == backend)
+    }
+
     /// Calls `visit` with the backend of each entry.
     #[inline(always)]
     pub fn each(&self, mut visit: impl FnMut(u32)) {

@@ -1,8 +1,10 @@
-//! Ejection by results (`beeline.io/eject`): what clients see of backends, from the handshakes of their TCP sockets.
+//! Ejection by results (`beeline.io/eject`): what clients see of backends, from the handshakes of their TCP sockets and
+//! the errors of their UDP sockets.
 //!
-//! A connect to a service port with ejection leaves an [`Attempt`] in the socket's storage. The result comes from the
-//! hook `sock_ops`, to which the agent attaches [`sock_ops`] while a Service asks for ejection, or from the close of a
-//! socket that gave up.
+//! A connect to a service port with ejection leaves an [`Attempt`] in the socket's storage. The result of TCP comes
+//! from the hook `sock_ops`, to which the agent attaches [`sock_ops`] while a Service asks for ejection, or from the
+//! close of a socket that gave up. The result of UDP is an ICMP error, which [`socket_error`] sees at a tracepoint, or
+//! a close without an error.
 
 use core::ffi::c_void;
 
@@ -13,23 +15,26 @@ use aya_ebpf::{
         bpf_ktime_get_ns,
         generated::{bpf_sk_storage_delete, bpf_sk_storage_get, bpf_spin_lock, bpf_spin_unlock},
     },
-    programs::{SockContext, SockOpsContext},
+    programs::{BtfTracePointContext, SockContext, SockOpsContext},
 };
 use lb_common::{
     Attempt, BackendFlags, Caller as _, Counter, EJECTION_PLACES, EjectStats, EjectStatsKey, EjectionPlace, Ejections,
     Followed, PATIENCE, State as _,
+    errno::{ECONNREFUSED, EHOSTUNREACH},
 };
 
 use crate::{
     context::SockAddr,
     counters::count,
+    globals::SK_ERR,
     handshakes::{self, Step, Steps},
     maps::{ATTEMPTS, BACKENDS, EJECT_STATS, EJECTIONS, SERVICES},
     stats::add,
     tables::Kernel,
+    udp_socks::UdpSocket,
 };
 
-/// Remembers that the socket of a connect begins a handshake with a backend, which may be a trial.
+/// Remembers that the socket of a connect tries a backend, which may be a trial.
 #[inline(never)]
 pub fn follow<const V6: bool>(ctx: &SockAddr<V6>, service: u32, backend: u32, followed: Followed) -> u32 {
     let Some(client) = ctx.ejection_key(service) else { return 0 };
@@ -55,6 +60,47 @@ pub fn given_up(ctx: &SockContext) -> u32 {
         }
         // The close changes the state of the socket, which tells nothing more.
         attempt.counted = 1;
+    }
+    0
+}
+
+/// An error of any socket of the machine, about to be told to its application (tracepoint `inet_sk_error_report`): a
+/// failure if it is an ICMP error of the backend to which a UDP socket is connected.
+///
+/// A port without a server and an address without a host count. Other errors are the client's own: its routes, its
+/// packet filter, its datagram's size, and reports without an error, as of time stamps.
+#[inline(always)]
+pub fn socket_error(ctx: &BtfTracePointContext) {
+    let socket: *mut c_void = ctx.arg(0);
+    // SAFETY: the argument is a `struct sock`, in which the agent has found the offset; a read of a bad address by a
+    // program of this type yields 0.
+    let error = unsafe { socket.byte_add(SK_ERR.load() as usize).cast::<i32>().read_volatile() };
+    if error != ECONNREFUSED && error != EHOSTUNREACH {
+        return;
+    }
+    // TCP sockets have attempts as well, and no entry of UDP.
+    if let Some(entries) = UdpSocket::at(socket)
+        && entries.may_have_entries()
+        && let Some(attempt) = attempt(socket, 0)
+        && entries.has_backend(attempt.backend)
+    {
+        // SAFETY: no precondition.
+        let now = unsafe { bpf_ktime_get_ns() };
+        failed(attempt, now);
+    }
+}
+
+/// A connected UDP socket that closes, and has rev-nat entries: a success unless it heard an error.
+#[inline(never)]
+pub fn closed(ctx: &SockContext, entries: &UdpSocket) -> u32 {
+    // The context of this hook is the socket.
+    if let Some(attempt) = attempt(ctx.as_ptr(), 0)
+        && attempt.counted == 0
+        && entries.has_backend(attempt.backend)
+    {
+        // SAFETY: no precondition.
+        let now = unsafe { bpf_ktime_get_ns() };
+        succeeded(attempt, now);
     }
     0
 }
@@ -97,7 +143,9 @@ fn socket(ctx: &SockOpsContext) -> *mut c_void {
 #[inline(always)]
 fn attempt(socket: *mut c_void, flags: u32) -> Option<&'static mut Attempt> {
     // SAFETY: the storage lives as long as the socket, which outlives this run; the kernel holds the lock of the socket
-    // during each of these calls. The helper takes the sockets of all of these contexts (sock_release: 5.9).
+    // during each of these calls, or runs the last one. It does not for an ICMP error, beside which a UDP socket may
+    // connect again: the failure then counts for the wrong backend of its client. The helper takes the sockets of all
+    // of these contexts (sock_release: 5.9, tracepoints: 5.11).
     unsafe {
         let map = (&raw const ATTEMPTS).cast_mut().cast();
         bpf_sk_storage_get(map, socket, core::ptr::null_mut(), flags.into()).cast::<Attempt>().as_mut()
@@ -107,7 +155,7 @@ fn attempt(socket: *mut c_void, flags: u32) -> Option<&'static mut Attempt> {
 /// In read-only data, since the stack is short.
 static NEW: Ejections = Ejections::EMPTY;
 
-/// Counts a failed handshake, once.
+/// Counts a failed connect, once.
 #[inline(never)]
 fn failed(attempt: &mut Attempt, now: u64) -> u32 {
     if attempt.counted != 0 || attempt.backend == 0 {
@@ -170,7 +218,7 @@ fn forget_gone(seen: *mut Ejections) {
     }
 }
 
-/// Takes over a handshake that succeeded.
+/// Takes over a connect that succeeded.
 #[inline(always)]
 fn succeeded(attempt: &Attempt, now: u64) {
     let client = attempt.client;

@@ -35,6 +35,10 @@ pub static SNAT_COUNT: Global<u32> = Global::new(28_976);
 #[unsafe(no_mangle)]
 pub static OPENING_SLOTS: Global<u32> = Global::new(0);
 
+/// Offset of `sk_err` in the kernel's `struct sock`, octets, for [`crate::ejection::socket_error`] only.
+#[unsafe(no_mangle)]
+pub static SK_ERR: Global<u32> = Global::new(0);
+
 /// 1 if `FLOWS` may lack flows that `FLOWS_BEFORE` has.
 #[unsafe(no_mangle)]
 pub static FLOWS_MOVE: Global<u8> = Global::new(0);

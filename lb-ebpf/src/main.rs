@@ -29,8 +29,8 @@ extern crate self as aya_log_ebpf;
 pub use log::macro_support;
 
 use aya_ebpf::{
-    macros::{cgroup_sock, cgroup_sock_addr, classifier, sock_ops},
-    programs::{SockAddrContext, SockContext, SockOpsContext, TcContext},
+    macros::{btf_tracepoint, cgroup_sock, cgroup_sock_addr, classifier, sock_ops},
+    programs::{BtfTracePointContext, SockAddrContext, SockContext, SockOpsContext, TcContext},
 };
 
 use context::{SockAddr, V4, V6};
@@ -119,6 +119,13 @@ pub fn watch_handshakes(ctx: SockOpsContext) -> u32 {
 pub fn follow_handshakes(ctx: SockOpsContext) -> u32 {
     ejection::sock_ops(&ctx);
     1
+}
+
+/// A socket hears an error. Attached while a Service of UDP has ejection.
+#[btf_tracepoint(function = "inet_sk_error_report")]
+pub fn follow_errors(ctx: BtfTracePointContext) -> i32 {
+    ejection::socket_error(&ctx);
+    0
 }
 
 /// A packet enters by a device.

@@ -51,6 +51,9 @@ pub fn connect<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
             refuse_unserved(ctx, &dest, WatchKind::Connect as u32)
         }
         Verdict::Backend(choice) => {
+            if let Some(followed) = choice.followed {
+                ejection::follow(ctx, choice.service, choice.backend, followed);
+            }
             let kind = if is_tcp() {
                 connected_tcp(ctx, &socket, &dest, &choice)
             } else {
@@ -73,9 +76,6 @@ fn connected_tcp<const V6: bool>(
     dest: &FrontendKey,
     choice: &Choice,
 ) -> WatchKind {
-    if let Some(followed) = choice.followed {
-        ejection::follow(ctx, choice.service, choice.backend, followed);
-    }
     if let Some(mptcp) = MptcpSocket::of(ctx) {
         mptcp.put(dest, choice);
         return WatchKind::Unfollowed;
@@ -194,11 +194,10 @@ pub fn getpeername<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
 #[inline(always)]
 pub fn release(ctx: &SockContext) -> i32 {
     // SAFETY: the context is valid for the program's run; the verifier checks the access.
-    let proto = unsafe { (*ctx.sock).protocol };
+    let (proto, state) = unsafe { ((*ctx.sock).protocol, (*ctx.sock).state) };
     if proto == Proto::Tcp as u32 {
         let Some(socket) = TcpSocket::of(ctx.as_ptr()) else { return PROCEED };
-        // SAFETY: as above.
-        if unsafe { (*ctx.sock).state } == handshakes::SYN_SENT {
+        if state == handshakes::SYN_SENT {
             ejection::given_up(ctx);
             watch::given_up(ctx, &socket);
         }
@@ -206,8 +205,11 @@ pub fn release(ctx: &SockContext) -> i32 {
     } else if proto == mptcp::PROTO {
         mptcp::release(ctx);
     } else if proto == Proto::Udp as u32
-        && let Some(socket) = UdpSocket::of_release(ctx)
+        && let Some(socket) = UdpSocket::at(ctx.as_ptr())
     {
+        if socket.may_have_entries() && state == handshakes::ESTABLISHED {
+            ejection::closed(ctx, &socket);
+        }
         socket.release();
     }
     PROCEED

@@ -4,10 +4,8 @@
 use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::{
-    EbpfContext as _,
     bindings::BPF_SK_STORAGE_GET_F_CREATE,
     helpers::generated::{bpf_sk_storage_get, bpf_spin_lock, bpf_spin_unlock},
-    programs::SockContext,
 };
 use lb_common::{Addr, Put, Translation, Translations, UdpSock};
 
@@ -44,15 +42,9 @@ impl UdpSocket {
         Self::at(ctx.sock())
     }
 
-    /// The socket that closes.
+    /// The socket of a context, which is the socket itself when a socket closes.
     #[inline(always)]
-    pub fn of_release(ctx: &SockContext) -> Option<Self> {
-        // The context of this hook is the socket.
-        Self::at(ctx.as_ptr())
-    }
-
-    #[inline(always)]
-    fn at(sock: *mut c_void) -> Option<Self> {
+    pub fn at(sock: *mut c_void) -> Option<Self> {
         let (mut id, base) = (sock as u64, UDP_SOCKS.get_ptr(0)? as u64);
         // In assembly, since the difference is the only arithmetic on two pointers that the verifier allows
         // (kernel/bpf/verifier.c, `adjust_reg_min_max_vals`).
@@ -64,7 +56,7 @@ impl UdpSocket {
 
     /// False if the socket has no entries. Most sockets never dial a VIP: this spares them the look-ups.
     #[inline(always)]
-    fn may_have_entries(&self) -> bool {
+    pub fn may_have_entries(&self) -> bool {
         let (word, shift) = self.count;
         // SAFETY: an element of an array map, which is never freed.
         (unsafe { word.read_volatile() } >> shift) & 0xffff != 0
@@ -121,6 +113,17 @@ impl UdpSocket {
             Some(single) if single.leads_to(addr, port) => Some(*single),
             _ => self.list()?.of_backend(addr, port),
         }
+    }
+
+    /// True if the socket has an entry of a backend.
+    #[inline(always)]
+    pub fn has_backend(&self, backend: u32) -> bool {
+        if !self.may_have_entries() {
+            return false;
+        }
+        let is_single =
+            self.place().and_then(|place| place.translation()).is_some_and(|single| single.backend == backend);
+        is_single || self.list().is_some_and(|list| list.has_backend(backend))
     }
 
     /// Adds an entry for a datagram, and replaces that of the same VIP. `None` without memory.

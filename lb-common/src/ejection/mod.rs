@@ -18,7 +18,8 @@ const TRIAL: u64 = 2 * SECOND;
 /// The shortest retransmission time-out of established connections (TCP_RTO_MIN, include/net/tcp.h).
 pub const PATIENCE: u64 = SECOND / 5;
 
-/// Value of `ATTEMPTS` (`BPF_MAP_TYPE_SK_STORAGE`): the handshake of a TCP socket with a backend.
+/// Value of `ATTEMPTS` (`BPF_MAP_TYPE_SK_STORAGE`): a connect to a backend, whose result is the handshake of a TCP
+/// socket, and an error, or a close without one, of a UDP socket.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attempt {
@@ -26,7 +27,7 @@ pub struct Attempt {
     pub client: EjectionKey,
     /// Time of the connect (CLOCK_MONOTONIC, ns).
     pub began: u64,
-    /// Id of the backend; 0 without a handshake.
+    /// Id of the backend; 0 in new storage.
     pub backend: u32,
     /// 1 if its failure has been counted.
     pub counted: u32,
@@ -180,7 +181,7 @@ impl Ejections {
         }
     }
 
-    /// Takes over a failed handshake. Returns true if it ejects the backend.
+    /// Takes over a failed connect. Returns true if it ejects the backend.
     #[inline(always)]
     pub fn fail(&mut self, backend: u32, policy: &EjectPolicy, now: u64) -> bool {
         self.used = now;
@@ -210,7 +211,7 @@ impl Ejections {
         true
     }
 
-    /// Takes over a handshake that succeeded: the backend is in use again.
+    /// Takes over a connect that succeeded: the backend is in use again.
     #[inline(always)]
     pub fn succeed(&mut self, backend: u32, now: u64) {
         if let Some(place) = self.place_mut(backend) {

@@ -1,6 +1,9 @@
 //! Result of a choice.
 
-use crate::{Addr, Counter, List};
+use crate::{
+    Addr, Counter, List,
+    errno::{ECONNREFUSED, EHOSTUNREACH},
+};
 
 /// A chosen backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,7 +16,7 @@ pub struct Choice {
     pub addr: Addr,
     /// Port of the backend, host order.
     pub port: u16,
-    /// The part in ejection, if the result of the handshake counts for it.
+    /// The part in ejection, if the result of the connect counts for it.
     pub followed: Option<Followed>,
     /// Why this backend.
     pub reason: Reason,
@@ -117,8 +120,6 @@ impl Cause {
     #[inline(always)]
     #[must_use]
     pub const fn errno(self) -> i32 {
-        const ECONNREFUSED: i32 = 111;
-        const EHOSTUNREACH: i32 = 113;
         match self {
             Self::NoEndpoints | Self::UnknownPort => ECONNREFUSED,
             Self::NoLocalEndpoints | Self::SourceRange | Self::UnknownClusterIp => EHOSTUNREACH,

@@ -120,8 +120,8 @@ mod tests {
             notes(&queue),
             [
                 "default/1 on node n: its endpoint 10.0.0.1:80 is ejected by one client of the node, whose connects \
-                 to it fail; `beeline watch --failed` on that node names the client: check its routes and policies, \
-                 then the server",
+                 to it fail; `beeline watch --failed` on that node names the client of TCP, `beeline watch --service` \
+                 those of UDP: check its routes and policies, then the server",
                 "default/9 on node n: its endpoint 10.0.0.9 is ejected by several clients of the node, whose connects \
                  to it fail; check that server, and the routes and policies of that node; a connect that succeeds \
                  brings it back",

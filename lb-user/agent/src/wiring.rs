@@ -40,7 +40,7 @@ use lb_core::{
 use lb_dataplane::{
     announced_addresses::AnnouncedAddresses,
     announced_routes,
-    attach::cgroup::Handshakes,
+    attach::ejection::EjectionProgram,
     balancer_addresses,
     cleanup::cleanup,
     damage::Damage,
@@ -389,13 +389,11 @@ impl Dataplane for LoadedDataplane {
         self.loader.grow(full)
     }
 
-    fn enter_service(&mut self, writes: u64, handshakes: Handshakes) -> Result<()> {
+    fn enter_service(&mut self, writes: u64, ejection: &BTreeSet<EjectionProgram>) -> Result<()> {
         let attached = self.loader.attach(&self.cgroup)?;
-        // Services serve without it, so that a failure ends nothing.
-        match self.loader.set_handshakes(handshakes) {
-            Ok(true) => info!(?handshakes, "handshakes of TCP sockets"),
-            Ok(false) => {}
-            Err(error) => warn!("handshakes of TCP sockets: {error:#}"),
+        // Services serve without them, so that a failure ends nothing.
+        if let Err(error) = self.loader.set_ejection_programs(ejection) {
+            warn!("ejection: {error:#}");
         }
         if let Some(links_taken_over) = attached {
             info!(cgroup = %self.cgroup.display(), links_taken_over, writes, "in service");

@@ -89,7 +89,7 @@ pub struct PortSpec {
     pub affinity_seconds: u32,
     /// Treatment of TCP sockets whose backend is removed.
     pub drain: Drain,
-    /// Ejection of backends; TCP only.
+    /// Ejection of backends; TCP and UDP only.
     pub eject: Option<Eject>,
 }
 

@@ -7,6 +7,7 @@ pub mod api_servers;
 pub mod attach;
 pub mod balancer_addresses;
 pub mod bpffs;
+mod btf;
 pub mod cgroups;
 pub mod cleanup;
 pub mod cluster_ranges;

@@ -14,10 +14,7 @@ use lb_core::op::Table;
 use tracing::{info, warn};
 
 use crate::{
-    attach::{
-        cgroup::{CgroupLinks, Handshakes},
-        tc::Tc,
-    },
+    attach::{cgroup::CgroupLinks, ejection::EjectionProgram, tc::Tc},
     damage::Damage,
     flows::moving::FlowMove,
     integrity::Integrity,
@@ -63,6 +60,9 @@ pub struct Loader {
     freer: SocketFreer,
     /// The datapath in service; none before [`Loader::attach`].
     integrity: Option<Integrity>,
+    /// Programs of ejection that run over the maps in service, or that the kernel has refused. None after
+    /// [`Loader::attach`], since attached programs run over earlier maps then.
+    ejection_programs: Option<BTreeSet<EjectionProgram>>,
     /// Lock of the pin directory, held as long as the agent lives.
     lock: File,
 }
@@ -98,6 +98,7 @@ impl Loader {
             tc,
             freer: SocketFreer::default(),
             integrity: None,
+            ejection_programs: None,
             lock,
         })
     }
@@ -217,6 +218,7 @@ impl Loader {
         let maps = maps.keys().map(String::as_str);
         self.integrity = Some(Integrity::new(self.pins.clone(), maps, links, self.tc())?);
         self.tc.publish();
+        self.ejection_programs = None;
         self.loaded = None;
         let retired = self.pins.retire_others()?;
         if retired > 0 {
@@ -236,13 +238,42 @@ impl Loader {
         }
     }
 
-    /// Attaches the program that follows the handshakes of TCP sockets, or detaches it. Does nothing before
-    /// [`Loader::attach`]. Returns true if that changed anything.
+    /// Loads and attaches the wanted programs of ejection, and detaches the others. Does nothing before
+    /// [`Loader::attach`]. A program that the kernel refuses is not tried again before the next [`Loader::attach`].
     ///
     /// # Errors
-    /// If the kernel refuses.
-    pub fn set_handshakes(&mut self, wanted: Handshakes) -> Result<bool> {
-        self.integrity.as_mut().map_or(Ok(false), |integrity| integrity.set_handshakes(wanted))
+    /// If a program cannot be attached or detached, which the next call tries again.
+    pub fn set_ejection_programs(&mut self, wanted: &BTreeSet<EjectionProgram>) -> Result<()> {
+        if self.integrity.is_none() || self.ejection_programs.as_ref() == Some(wanted) {
+            return Ok(());
+        }
+        let mut tried = self.ejection_programs.take().unwrap_or_default();
+        let changed = EjectionProgram::ALL.into_iter().try_for_each(|program| {
+            if !wanted.contains(&program) {
+                tried.remove(&program);
+                self.detach_ejection_program(program).with_context(|| format!("detaching {}", program.name()))
+            } else if tried.insert(program) {
+                self.attach_ejection_program(program).with_context(|| format!("attaching {}", program.name()))
+            } else {
+                Ok(())
+            }
+        });
+        // After an error the next call tries all of them.
+        self.ejection_programs = changed.is_ok().then_some(tried);
+        changed
+    }
+
+    fn attach_ejection_program(&mut self, program: EjectionProgram) -> Result<()> {
+        let layouts = programs::layouts(&self.options, &self.grown)?;
+        let loaded = programs::load_ejection_program(program, &self.pins, &layouts, &self.options)?;
+        let (Some(loaded), Some(integrity)) = (loaded, &mut self.integrity) else { return Ok(()) };
+        integrity.attach_ejection_program(program, &loaded)?;
+        info!(program = program.name(), "attached: a Service has ejection");
+        Ok(())
+    }
+
+    fn detach_ejection_program(&mut self, program: EjectionProgram) -> Result<()> {
+        self.integrity.as_mut().map_or(Ok(()), |integrity| integrity.detach_ejection_program(program))
     }
 
     /// Compares the datapath in service with what was attached and pinned, and mends it: see `integrity`.

@@ -34,15 +34,15 @@ pub const STORIES: &[Story] = &[
 ];
 
 const VIP: &str = "10.96.0.1:80";
-const GOOD: [&str; 2] = ["10.0.0.1:8080", "10.0.0.2:8080"];
-const DEAD: &str = "10.0.0.3:8080";
+pub const GOOD: [&str; 2] = ["10.0.0.1:8080", "10.0.0.2:8080"];
+pub const DEAD: &str = "10.0.0.3:8080";
 
 /// Time of the first ejection, s.
-fn time() -> u64 {
+pub fn time() -> u64 {
     if is_slow() { 30 } else { 3 }
 }
 
-fn eject(failures: u32) -> String {
+pub fn eject(failures: u32) -> String {
     format!("beeline.io/eject: \"{failures} in 1m for {}s\"", time())
 }
 
@@ -68,13 +68,13 @@ fn failures(count: usize) -> usize {
 }
 
 /// Sums of failures and ejections of all service ports.
-fn counted(node: &StoryNode) -> (u64, u64) {
+pub fn counted(node: &StoryNode) -> (u64, u64) {
     let map = TypedMap::<EjectStatsKey, EjectStats>::open(&node.maps(), "EJECT_STATS").expect("a map");
     let sums = map.read().expect("its entries").into_iter().filter(|(key, _)| key.backend == 0);
     sums.fold((0, 0), |sum, (_, counts)| (sum.0 + counts.failures, sum.1 + counts.ejections))
 }
 
-fn clients(node: &StoryNode) -> Vec<EjectionKey> {
+pub fn clients(node: &StoryNode) -> Vec<EjectionKey> {
     let map = TypedMap::<EjectionKey, Ejections>::open(&node.maps(), "EJECTIONS").expect("a map");
     map.read().expect("its entries").into_iter().map(|(key, _)| key).collect()
 }

@@ -15,6 +15,7 @@ mod devices;
 mod dns_cache;
 mod doctor;
 mod ejection;
+mod ejection_udp;
 mod explain;
 mod external_traffic;
 mod firewalls;
@@ -98,6 +99,7 @@ fn stories() -> Vec<Story> {
         connection_age::STORIES,
         probes::STORIES,
         ejection::STORIES,
+        ejection_udp::STORIES,
         node_ports::STORIES,
         node_addresses::STORIES,
         host_ports::STORIES,

@@ -151,6 +151,11 @@ impl Client {
         rustix::net::send(&self.fd, b"hello", SendFlags::NOSIGNAL).map(drop)
     }
 
+    /// Sends a datagram of 1,400 octets.
+    pub fn send_large(&self) -> Result<()> {
+        rustix::net::send(&self.fd, &[0; 1400], SendFlags::NOSIGNAL).map(drop)
+    }
+
     /// Receives a message. Returns its text and the source address from recvfrom.
     pub fn receive(&self) -> (String, Option<SocketAddr>) {
         self.try_receive().expect("an answer in time")

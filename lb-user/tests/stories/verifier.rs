@@ -12,6 +12,7 @@ use std::{
 use aya::{EbpfLoader, maps::MapData};
 use aya_obj::{
     Function, Object, ProgramSection,
+    btf::{Btf, BtfKind},
     generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type},
 };
 use lb_dataplane::upgrade::programs::{Features, OBJECT};
@@ -174,30 +175,57 @@ fn try_count(directory: &Path, features: Features) -> Result<BTreeMap<String, u3
     let mut processed = BTreeMap::new();
     for (name, program) in &object.programs {
         let function = object.functions.get(&program.function_key()).expect("a program has code");
-        let (kind, hook) = match program.section {
+        let target = |kind, hook: bpf_attach_type| Target { kind, hook: hook as u32, kernel_type: 0 };
+        let target = match program.section {
             ProgramSection::CgroupSockAddr { attach_type } => {
-                (bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, bpf_attach_type::from(attach_type) as u32)
+                target(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, attach_type.into())
             }
             ProgramSection::CgroupSock { attach_type } => {
-                (bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK, bpf_attach_type::from(attach_type) as u32)
+                target(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK, attach_type.into())
             }
             ProgramSection::SockOps => {
-                (bpf_prog_type::BPF_PROG_TYPE_SOCK_OPS, bpf_attach_type::BPF_CGROUP_SOCK_OPS as u32)
+                target(bpf_prog_type::BPF_PROG_TYPE_SOCK_OPS, bpf_attach_type::BPF_CGROUP_SOCK_OPS)
             }
-            ProgramSection::SchedClassifier => (bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0),
+            ProgramSection::SchedClassifier => {
+                Target { kind: bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, hook: 0, kernel_type: 0 }
+            }
+            ProgramSection::BtfTracePoint => match kernel_type("btf_trace_inet_sk_error_report") {
+                Some(kernel_type) => Target {
+                    kernel_type,
+                    ..target(bpf_prog_type::BPF_PROG_TYPE_TRACING, bpf_attach_type::BPF_TRACE_RAW_TP)
+                },
+                None => {
+                    println!("LACKS the tracepoint of {name}");
+                    continue;
+                }
+            },
             ref other => panic!("{name} has an unknown section: {other:?}"),
         };
-        processed.insert(name.clone(), verify(kind, hook, function).map_err(|error| format!("{name}: {error}"))?);
+        processed.insert(name.clone(), verify(target, function).map_err(|error| format!("{name}: {error}"))?);
     }
     Ok(processed)
 }
 
+/// Type and hook of a program.
+#[derive(Clone, Copy)]
+struct Target {
+    kind: bpf_prog_type,
+    hook: u32,
+    /// Id of the type of a tracepoint; else 0.
+    kernel_type: u32,
+}
+
+/// Returns the id of a tracepoint's type, if the kernel has it.
+fn kernel_type(name: &str) -> Option<u32> {
+    Btf::from_sys_fs().ok()?.id_by_type_name_kind(name, BtfKind::Typedef).ok()
+}
+
 /// Loads a program and returns the number of processed instructions from the verifier's log (bpf_prog_info has it only
 /// since Linux 5.16).
-fn verify(kind: bpf_prog_type, hook: u32, function: &Function) -> Result<u32, String> {
+fn verify(target: Target, function: &Function) -> Result<u32, String> {
     const STATISTICS: u32 = 4;
     const INSTRUCTIONS: u32 = 1;
-    let with_statistics = load(kind, hook, function, STATISTICS, 1 << 16);
+    let with_statistics = load(target, function, STATISTICS, 1 << 16);
     let (error, log) = match with_statistics {
         Ok(log) => {
             let stack = combined_stack(&function.instructions, &stack_depths(&log));
@@ -210,7 +238,7 @@ fn verify(kind: bpf_prog_type, hook: u32, function: &Function) -> Result<u32, St
         Err(refused) => refused,
     };
     // Again, for the way to the refused instruction.
-    let way = match load(kind, hook, function, INSTRUCTIONS, 1 << 24) {
+    let way = match load(target, function, INSTRUCTIONS, 1 << 24) {
         Ok(_) => String::new(),
         Err((_, way)) => way,
     };
@@ -253,13 +281,7 @@ fn combined_stack(instructions: &[bpf_insn], depths: &[u32]) -> u32 {
 }
 
 /// Loads a program; the verifier's log, with the error if it refuses.
-fn load(
-    kind: bpf_prog_type,
-    hook: u32,
-    function: &Function,
-    level: u32,
-    size: usize,
-) -> Result<String, (std::io::Error, String)> {
+fn load(target: Target, function: &Function, level: u32, size: usize) -> Result<String, (std::io::Error, String)> {
     let mut log = vec![0_u8; size];
     #[expect(unsafe_code, reason = "a raw system call: aya does not return the log of a loaded program")]
     // SAFETY: bpf_attr is a union of integers, and this command reads the part that is written here. The buffers
@@ -267,8 +289,9 @@ fn load(
     let loaded = unsafe {
         let mut attr = std::mem::zeroed::<bpf_attr>();
         let load = &mut attr.__bindgen_anon_3;
-        load.prog_type = kind as u32;
-        load.expected_attach_type = hook;
+        load.prog_type = target.kind as u32;
+        load.expected_attach_type = target.hook;
+        load.attach_btf_id = target.kernel_type;
         load.insns = function.instructions.as_ptr() as u64;
         load.insn_cnt = u32::try_from(function.instructions.len()).expect("a program fits");
         load.license = c"GPL".as_ptr() as u64;

@@ -40,12 +40,12 @@ use lb_core::{
     objects::{ConnectionAge, Key},
     plan::{Change, OnOrphan, Plan, Refused, Scope, plan},
     shadow::Shadow,
-    spec::{Health, ProbeTargets, ServiceSpec},
+    spec::{Health, PortSpec, ProbeTargets, ServiceSpec},
     store::{Partial, Store, StoreError},
     warning::Warning,
     world::{View, World},
 };
-use lb_dataplane::attach::cgroup::Handshakes;
+use lb_dataplane::attach::ejection::EjectionProgram;
 use lb_sources::probes::Probed;
 use maps::Maps;
 pub(crate) use report::{Departed, Departure, MapChanges};
@@ -103,8 +103,8 @@ struct Reports {
     takers: Takers,
     /// True if a Service of `ages` or `probes` has changed, maybe by its ids only.
     are_named_changed: bool,
-    /// Services with ejection.
-    ejecting: BTreeSet<Key>,
+    /// Services with ejection, by the program that it needs.
+    ejecting: BTreeMap<EjectionProgram, BTreeSet<Key>>,
     /// Services that do not fit into the maps.
     refused: Vec<Refused>,
 }
@@ -544,16 +544,21 @@ impl Reports {
     }
 
     fn update_ejecting(&mut self, spec: &ServiceSpec) {
-        if spec.ports.iter().any(|port| port.eject.is_some()) {
-            self.ejecting.insert(spec.key.clone());
-        } else {
-            self.ejecting.remove(&spec.key);
+        for program in EjectionProgram::ALL {
+            let is_needed =
+                |port: &PortSpec| port.eject.is_some() && EjectionProgram::of(port.key.proto) == Some(program);
+            let services = self.ejecting.entry(program).or_default();
+            if spec.ports.iter().any(is_needed) {
+                services.insert(spec.key.clone());
+            } else {
+                services.remove(&spec.key);
+            }
         }
     }
 
-    /// Returns the use of handshakes by all Services.
-    fn handshakes(&self) -> Handshakes {
-        if self.ejecting.is_empty() { Handshakes::Ignored } else { Handshakes::Followed }
+    /// Returns the programs of ejection that any Service needs.
+    fn ejection_programs(&self) -> BTreeSet<EjectionProgram> {
+        self.ejecting.iter().filter(|(_, services)| !services.is_empty()).map(|(program, _)| *program).collect()
     }
 
     fn update_health(&mut self, spec: &ServiceSpec) {

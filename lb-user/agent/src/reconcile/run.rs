@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{MapChanges, PassReport, Reconciler, Status, mending::Mender};
 use lb_core::{event::Event, model::pod_modes::pod_modes, op::Table, store::Store};
-use lb_dataplane::{attach::cgroup::Handshakes, damage::Damage};
+use lb_dataplane::{attach::ejection::EjectionProgram, damage::Damage};
 use lb_kernel::allocator;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -37,12 +37,12 @@ pub(crate) trait Dataplane {
     /// If the kernel refuses the memory for them.
     fn grow(&mut self, full: &BTreeSet<Table>) -> anyhow::Result<Option<Self::Store>>;
 
-    /// Puts the store into service, unless it is, and follows the handshakes of TCP sockets or not. `writes` is the
-    /// number of writes since the start.
+    /// Puts the store into service, unless it is, and attaches the wanted programs of ejection. `writes` is the number
+    /// of writes since the start.
     ///
     /// # Errors
     /// If the programs cannot be attached.
-    fn enter_service(&mut self, writes: u64, handshakes: Handshakes) -> anyhow::Result<()>;
+    fn enter_service(&mut self, writes: u64, ejection: &BTreeSet<EjectionProgram>) -> anyhow::Result<()>;
 
     /// Puts back what another program took away from the datapath in service. Returns what was missing, with an error
     /// if it still is.
@@ -105,7 +105,7 @@ pub(crate) async fn run<D: Dataplane>(
         }
         let writes = status.borrow().writes + report.writes as u64;
         if report.failure.is_none() {
-            report.failure = dataplane.enter_service(writes, reconciler.reports.handshakes()).err();
+            report.failure = dataplane.enter_service(writes, &reconciler.reports.ejection_programs()).err();
         }
         dataplane.after_pass(std::mem::take(&mut report.changes));
         timer.record(report.failure.as_ref());
@@ -206,7 +206,7 @@ fn publish<S: Store>(
         status.health = Arc::clone(&reconciler.reports.health);
         status.restricted = Arc::clone(&reconciler.reports.restricted);
         status.attracted = Arc::clone(&reconciler.reports.attracted);
-        status.ejects = reconciler.reports.handshakes() == Handshakes::Followed;
+        status.ejects = !reconciler.reports.ejection_programs().is_empty();
         if let Some((ages, probed)) = named {
             (status.connection_ages, status.probed) = (Arc::new(ages), Arc::new(probed));
         }

@@ -78,11 +78,11 @@ pub(super) fn source_ranges(
     }
 }
 
-/// Reports ejection without a port of TCP, whose handshakes tell failures.
+/// Reports ejection without a port of TCP or UDP, whose sockets tell failures.
 pub(super) fn ejection(service: &Service, warnings: &mut Vec<Warning>) {
     let ejects = service.tuning.as_deref().is_some_and(|tuning| tuning.eject.is_some());
-    if ejects && !service.ports.iter().any(|port| port.proto == Proto::Tcp) {
-        warnings.push(Warning::EjectionWithoutTcp);
+    if ejects && !service.ports.iter().any(|port| port.proto != Proto::Sctp) {
+        warnings.push(Warning::EjectionOfSctp);
     }
 }
 

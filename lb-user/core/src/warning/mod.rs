@@ -150,8 +150,8 @@ pub enum Warning {
     DestinationHash,
     /// `beeline.io/slow-start` with a scheduler that does not weigh.
     SlowStartWithoutWeights,
-    /// `beeline.io/eject` on a Service without a port of TCP.
-    EjectionWithoutTcp,
+    /// `beeline.io/eject` on a Service without a port of TCP or UDP.
+    EjectionOfSctp,
     /// `beeline.io/affinity-scope` on a Service without affinity.
     ScopeWithoutAffinity,
     /// `beeline.io/affinity-scope` on a Service with more ports than can share affinity.
@@ -434,7 +434,7 @@ impl Warning {
             | Self::SlowStartWithoutWeights
             | Self::ProbeWithSelector
             | Self::ProbeWithoutTcp
-            | Self::EjectionWithoutTcp
+            | Self::EjectionOfSctp
             | Self::ScopeWithoutAffinity
             | Self::ScopeOfManyPorts { .. }
             | Self::PreferenceUnderLocal => WarningReason::CheckService,

@@ -58,11 +58,12 @@ impl Warning {
             Self::SlowStartWithoutWeights => "use random, wrr, wlc, sed, nq or mh",
             Self::ProbeWithSelector => "remove the annotation, and give the pods a readinessProbe",
             Self::ProbeWithoutTcp => "remove the annotation, or add a port of TCP",
-            Self::EjectionWithoutTcp => "remove the annotation",
+            Self::EjectionOfSctp => "remove the annotation",
             Self::ScopeWithoutAffinity => "set sessionAffinity to ClientIP, or remove the annotation",
             Self::ScopeOfManyPorts { .. } => "divide the Service, or remove the annotation",
             Self::Ejected { clients: EjectingClients::One, .. } => {
-                "`beeline watch --failed` on that node names the client: check its routes and policies, then the server"
+                "`beeline watch --failed` on that node names the client of TCP, `beeline watch --service` those of \
+                 UDP: check its routes and policies, then the server"
             }
             Self::Ejected { clients: EjectingClients::Several, .. } => {
                 "check that server, and the routes and policies of that node; a connect that succeeds brings it back"
@@ -181,8 +182,8 @@ impl Warning {
             Self::ProbeWithoutTcp => {
                 f.write_str("annotation beeline.io/probe has no effect, since the Service has no port of TCP")
             }
-            Self::EjectionWithoutTcp => f.write_str(
-                "annotation beeline.io/eject has no effect, since the Service has no port of TCP, whose handshakes \
+            Self::EjectionOfSctp => f.write_str(
+                "annotation beeline.io/eject has no effect, since the Service has no port of TCP or UDP, whose sockets \
                  tell failures",
             ),
             Self::ScopeWithoutAffinity => f.write_str(

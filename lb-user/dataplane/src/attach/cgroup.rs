@@ -38,19 +38,7 @@ pub const HOOKS: [&str; 11] = [
     "bind6",
 ];
 
-/// The program that is at the cgroup only while a Service has ejection, since every TCP socket pays for it.
-pub(crate) const FOLLOW_HANDSHAKES: &str = "follow_handshakes";
-
-/// Use of the handshakes of TCP sockets.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Handshakes {
-    /// The program `follow_handshakes` is attached.
-    Followed,
-    /// It is not.
-    Ignored,
-}
-
-/// Returns the kernel's attach type of a hook; none for an unknown name.
+/// Returns the kernel's attach type of a program at the cgroup; none for another name.
 #[must_use]
 pub fn attach_type(hook: &str) -> Option<bpf_attach_type> {
     Some(match hook {
@@ -65,19 +53,17 @@ pub fn attach_type(hook: &str) -> Option<bpf_attach_type> {
         "sendmsg6" => bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG,
         "bind4" => bpf_attach_type::BPF_CGROUP_INET4_BIND,
         "bind6" => bpf_attach_type::BPF_CGROUP_INET6_BIND,
-        FOLLOW_HANDSHAKES => bpf_attach_type::BPF_CGROUP_SOCK_OPS,
+        "follow_handshakes" => bpf_attach_type::BPF_CGROUP_SOCK_OPS,
         _ => return None,
     })
 }
 
-/// The links at a cgroup, in the order of [`HOOKS`], then that of [`FOLLOW_HANDSHAKES`], if it is attached.
+/// The links at a cgroup, in the order of [`HOOKS`], then those added.
 pub(crate) struct CgroupLinks {
     cgroup: File,
     /// Id of the cgroup.
     id: u64,
     links: Vec<HookLink>,
-    /// [`FOLLOW_HANDSHAKES`], if the kernel has accepted it.
-    follower: Option<(OwnedFd, u32)>,
 }
 
 /// A program and its link.
@@ -97,8 +83,8 @@ impl CgroupLinks {
             File::open(cgroup_path).with_context(|| format!("opening the cgroup {}", cgroup_path.display()))?;
         let id = cgroup.metadata()?.ino();
         let others = pins.others()?;
-        let (mut all, mut adopted) = (Self { cgroup, id, links: Vec::new(), follower: follower(ebpf)? }, 0);
-        for hook in HOOKS.into_iter().chain([FOLLOW_HANDSHAKES]) {
+        let (mut all, mut adopted) = (Self { cgroup, id, links: Vec::new() }, 0);
+        for hook in HOOKS {
             let program = ebpf.program(hook).with_context(|| format!("the object lacks the program {hook}"))?;
             let context = || format!("attaching {hook} to {}", cgroup_path.display());
             let pin = pins.current().join(link_name(hook));
@@ -107,10 +93,6 @@ impl CgroupLinks {
                 && !pin.exists()
             {
                 fs::rename(&theirs, &pin).with_context(context)?;
-            }
-            // Attached before, and wanted until the first pass says otherwise.
-            if hook == FOLLOW_HANDSHAKES && (all.follower.is_none() || !pin.exists()) {
-                continue;
             }
             let (program, program_id) = descriptor(program).with_context(context)?;
             let (link, is_adopted) = all.link(hook, program, pins).with_context(context)?;
@@ -121,25 +103,16 @@ impl CgroupLinks {
         Ok((all, adopted))
     }
 
-    /// Attaches or detaches [`FOLLOW_HANDSHAKES`]. Returns true if that changed anything.
-    pub(crate) fn set_handshakes(&mut self, wanted: Handshakes, pins: &Pins) -> Result<bool> {
-        let at = self.links.iter().position(|link| link.hook == FOLLOW_HANDSHAKES);
-        match (&self.follower, at) {
-            (Some((program, id)), None) if wanted == Handshakes::Followed => {
-                let (program, id) = (program.try_clone()?, *id);
-                let (link, _) = self.link(FOLLOW_HANDSHAKES, program.as_fd(), pins).context("attaching the program")?;
-                self.links.push(HookLink { hook: FOLLOW_HANDSHAKES, program, id, link });
-            }
-            (_, Some(at)) if wanted == Handshakes::Ignored => {
-                let HookLink { link, .. } = self.links.remove(at);
-                bpf::detach_link(&link).context("detaching the program")?;
-                if link.is_in_place() {
-                    fs::remove_file(link.path()).context("removing the pin of its link")?;
-                }
-            }
-            _ => return Ok(false),
-        }
-        Ok(true)
+    /// Attaches a program that is not one of [`HOOKS`]; if its link is pinned, in the place of its program there.
+    pub(crate) fn add(&mut self, hook: &'static str, program: BorrowedFd<'_>, id: u32, pins: &Pins) -> Result<()> {
+        let (link, _) = self.link(hook, program, pins)?;
+        self.links.push(HookLink { hook, program: program.try_clone_to_owned()?, id, link });
+        Ok(())
+    }
+
+    /// Forgets an added program, which is about to be detached.
+    pub(crate) fn forget(&mut self, hook: &str) {
+        self.links.retain(|link| link.hook != hook);
     }
 
     /// Returns the link of a hook with this program, and true if it was pinned.
@@ -206,20 +179,13 @@ impl CgroupLinks {
     }
 }
 
-/// Returns [`FOLLOW_HANDSHAKES`]; none if the kernel refused it.
-fn follower(ebpf: &Ebpf) -> Result<Option<(OwnedFd, u32)>> {
-    let program =
-        ebpf.program(FOLLOW_HANDSHAKES).with_context(|| format!("the object lacks the program {FOLLOW_HANDSHAKES}"))?;
-    let Ok((program, id)) = descriptor(program) else { return Ok(None) };
-    Ok(Some((program.try_clone_to_owned()?, id)))
-}
-
 /// Returns descriptor and id of a program.
-fn descriptor(program: &Program) -> Result<(BorrowedFd<'_>, u32)> {
+pub(super) fn descriptor(program: &Program) -> Result<(BorrowedFd<'_>, u32)> {
     Ok(match program {
         Program::CgroupSockAddr(program) => (program.fd()?.as_fd(), program.info()?.id()),
         Program::CgroupSock(program) => (program.fd()?.as_fd(), program.info()?.id()),
         Program::SockOps(program) => (program.fd()?.as_fd(), program.info()?.id()),
+        Program::BtfTracePoint(program) => (program.fd()?.as_fd(), program.info()?.id()),
         other => return Err(anyhow!("unexpected program type {:?}", other.prog_type())),
     })
 }
@@ -227,9 +193,10 @@ fn descriptor(program: &Program) -> Result<(BorrowedFd<'_>, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attach::ejection::EjectionProgram;
 
     #[test]
     fn every_hook_is_one_of_the_kernels() {
-        assert!(HOOKS.into_iter().chain([FOLLOW_HANDSHAKES]).all(|hook| attach_type(hook).is_some()));
+        assert!(HOOKS.into_iter().chain([EjectionProgram::Handshakes.name()]).all(|hook| attach_type(hook).is_some()));
     }
 }

@@ -1,6 +1,7 @@
 //! Attachment of programs: links at the cgroup for the socket path, TCX links or clsact filters (kernels before 6.6) at
-//! network devices for the packet path.
+//! network devices for the packet path, and the programs of ejection.
 
 pub mod cgroup;
 pub mod clsact;
+pub mod ejection;
 pub mod tc;

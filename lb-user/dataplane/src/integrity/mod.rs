@@ -13,10 +13,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use aya::Ebpf;
 
 use crate::{
     attach::{
-        cgroup::{CgroupLinks, Handshakes},
+        cgroup::CgroupLinks,
+        ejection::{self, EjectionProgram, TracepointLink},
         tc::Tc,
     },
     damage::{Damage, Part},
@@ -35,6 +37,7 @@ pub(crate) struct Integrity {
     directories: Vec<PathBuf>,
     maps: Vec<Pinned>,
     cgroup: CgroupLinks,
+    tracepoint: TracepointLink,
     tc: Arc<Tc>,
 }
 
@@ -54,12 +57,18 @@ impl Integrity {
         };
         let maps = maps.map(open).collect::<Result<_>>()?;
         let directories = directories_below(pins.root()).context("listing the pin directory")?;
-        Ok(Self { mount: BpffsMount::of(pins.root())?, pins, root, directories, maps, cgroup, tc })
+        let (mount, tracepoint) = (BpffsMount::of(pins.root())?, TracepointLink::default());
+        Ok(Self { pins, mount, root, directories, maps, cgroup, tracepoint, tc })
     }
 
-    /// Attaches or detaches the program that follows handshakes. Returns true if that changed anything.
-    pub(crate) fn set_handshakes(&mut self, wanted: Handshakes) -> Result<bool> {
-        self.cgroup.set_handshakes(wanted, &self.pins)
+    /// Attaches a loaded program of ejection.
+    pub(crate) fn attach_ejection_program(&mut self, program: EjectionProgram, ebpf: &Ebpf) -> Result<()> {
+        ejection::attach(program, ebpf, &mut self.cgroup, &mut self.tracepoint, &self.pins)
+    }
+
+    /// Detaches a program of ejection, if it is attached.
+    pub(crate) fn detach_ejection_program(&mut self, program: EjectionProgram) -> Result<()> {
+        ejection::detach(program, &mut self.cgroup, &mut self.tracepoint, &self.pins)
     }
 
     /// Checks the datapath and mends it. `lock` is the lock of the pin directory, which is taken again if the directory
@@ -83,7 +92,8 @@ impl Integrity {
                 damages.push(Damage::new(Part::Pin(name), pinned.put_back().map_err(anyhow::Error::from)));
             }
         };
-        self.maps.iter_mut().chain(self.cgroup.pinned()).for_each(&mut mend_pin);
+        let links = self.cgroup.pinned().chain(self.tracepoint.pinned());
+        self.maps.iter_mut().chain(links).for_each(&mut mend_pin);
         self.tc.each_pinned(mend_pin);
         damages
     }

@@ -7,15 +7,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-// include/uapi/linux/btf.h
-const HEADER: usize = 24;
-const INT: u32 = 1;
-const PTR: u32 = 2;
-const ARRAY: u32 = 3;
-const STRUCT: u32 = 4;
-const UNION: u32 = 5;
-const VAR: u32 = 14;
-const DATASEC: u32 = 15;
+use crate::btf::{ARRAY, Btf, DATASEC, INT, PTR, Part, STRUCT, VAR};
 
 /// Greatest depth of nested types; our maps have less.
 const DEEPEST: u32 = 16;
@@ -44,77 +36,7 @@ pub(super) fn fingerprint(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// A member of a struct, an element of an array, or a variable of a section.
-struct Part {
-    name: u32,
-    id: u32,
-    /// Offset in bits; for an array the number of elements.
-    offset: u32,
-}
-
-struct Type {
-    kind: u32,
-    name: u32,
-    id_or_size: u32,
-    parts: Vec<Part>,
-}
-
-struct Btf<'a> {
-    strings: &'a [u8],
-    types: Vec<Type>,
-}
-
-impl<'a> Btf<'a> {
-    fn parse(bytes: &'a [u8]) -> Result<Self> {
-        ensure!(bytes.starts_with(&[0x9f, 0xeb]) && bytes.len() >= HEADER, "no little-endian BTF");
-        let header = word(bytes, 4)? as usize;
-        let section = |offset: usize, len: usize| -> Result<&'a [u8]> {
-            let start = header + word(bytes, offset)? as usize;
-            bytes.get(start..start + word(bytes, len)? as usize).context("a part of the BTF is missing")
-        };
-        let (mut rest, strings) = (section(8, 12)?, section(16, 20)?);
-        let mut types = Vec::new();
-        while !rest.is_empty() {
-            let (name, info, id_or_size) = (word(rest, 0)?, word(rest, 4)?, word(rest, 8)?);
-            let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
-            let len = 12
-                + match kind {
-                    PTR | 7..=12 | 16 | 18 => 0,
-                    INT | VAR | 17 => 4,
-                    ARRAY => 12,
-                    6 | 13 => count * 8,
-                    STRUCT | UNION | DATASEC | 19 => count * 12,
-                    other => bail!("BTF kind {other} is not known here"),
-                };
-            let part = |at: usize| -> Result<Part> {
-                let [name, id, offset] = [word(rest, at)?, word(rest, at + 4)?, word(rest, at + 8)?];
-                Ok(match kind {
-                    ARRAY => Part { name: 0, id: name, offset },
-                    DATASEC => Part { name: 0, id: name, offset: id },
-                    _ => Part { name, id, offset },
-                })
-            };
-            let parts = match kind {
-                ARRAY | STRUCT | UNION | DATASEC => (12..len).step_by(12).map(part).collect::<Result<_>>()?,
-                _ => Vec::new(),
-            };
-            types.push(Type { kind, name, id_or_size, parts });
-            rest = rest.get(len..).context("the BTF ends within a type")?;
-        }
-        Ok(Self { strings, types })
-    }
-
-    /// Returns a type by id. Ids begin with 1; 0 is void.
-    fn get(&self, id: u32) -> Result<&Type> {
-        let at = (id as usize).checked_sub(1).context("void, where a type is expected")?;
-        self.types.get(at).with_context(|| format!("BTF type {id} is missing"))
-    }
-
-    fn name(&self, offset: u32) -> String {
-        let rest = self.strings.get(offset as usize..).unwrap_or_default();
-        String::from_utf8_lossy(rest.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
-    }
-
+impl Btf<'_> {
     /// Describes a map. Its declaration is a struct of pointers: to key and value, and, for each number, to an array of
     /// that length.
     fn map(&self, id: u32) -> Result<String> {
@@ -157,14 +79,10 @@ impl<'a> Btf<'a> {
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> Result<u32> {
-    let bytes = bytes.get(at..at + 4).context("the BTF ends within a number")?;
-    Ok(u32::from_le_bytes(bytes.try_into()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::btf::HEADER;
 
     /// The BTF of one map, `M`, from u32 to a struct of two fields.
     fn btf(field: &str, second_at: u32) -> Vec<u8> {
@@ -208,6 +126,15 @@ mod tests {
         let all = [btf("b", 32), btf("c", 32), btf("b", 64)].map(|btf| fingerprint(&text(&btf)));
         assert!(all[0] != all[1] && all[0] != all[2] && all[1] != all[2], "{all:x?}");
         assert_eq!(texts(&btf("b", 32), |_| false).expect("sound BTF"), BTreeMap::new());
+    }
+
+    #[test]
+    fn a_member_is_found_by_the_whole_names_of_struct_and_member() {
+        let bytes = btf("second", 32);
+        let types = Btf::parse(&bytes).expect("sound BTF");
+        let found = [("Value", "second"), ("Value", "a"), ("Value", "sec"), ("Val", "second"), ("u32", "a")]
+            .map(|(of, member)| types.member_offset(of, member));
+        assert_eq!(found, [Some(4), Some(0), None, None, None]);
     }
 
     #[test]

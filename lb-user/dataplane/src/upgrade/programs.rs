@@ -29,6 +29,7 @@ use super::{
 use crate::{
     attach::{
         cgroup,
+        ejection::{self, ERRORS_TRACEPOINT, EjectionProgram},
         tc::{self, Classifier},
     },
     pins::Pins,
@@ -179,8 +180,29 @@ pub(crate) fn load_bridge(
     };
     let names = tc::PROGRAMS.map(|(_, name)| name);
     // The feature is one of the cgroup's programs.
-    let features = Features { set_retval: false };
-    classifiers(&load_over(layouts, &MapPaths { path_of: &path_of, moves_flows: true }, options, features, &names)?)
+    let load = Load { path_of: &path_of, moves_flows: true, features: Features { set_retval: false }, sk_err: 0 };
+    classifiers(&load_over(layouts, &load, options, &names)?)
+}
+
+/// Loads a program of ejection over the maps in service. None if the kernel refuses it.
+pub(crate) fn load_ejection_program(
+    program: EjectionProgram,
+    pins: &Pins,
+    layouts: &BTreeMap<String, MapLayout>,
+    options: &ProgramOptions,
+) -> Result<Option<Ebpf>> {
+    let current = pins.current();
+    let name = program.name();
+    let sk_err = match program {
+        EjectionProgram::Handshakes => Ok(0),
+        EjectionProgram::Errors => ejection::sk_err(),
+    };
+    let Ok(sk_err) = sk_err else { return unless_refused(name, sk_err.map(drop)).map(|()| None) };
+    let path_of = |name: &str| current.join(name);
+    let load = Load { path_of: &path_of, moves_flows: false, features: Features { set_retval: false }, sk_err };
+    let ebpf = load_over(layouts, &load, options, &[name])?;
+    let is_loaded = ebpf.program(name).is_some_and(|program| program.fd().is_ok());
+    Ok(Some(ebpf).filter(|_| is_loaded))
 }
 
 fn try_load(
@@ -198,36 +220,37 @@ fn try_load(
     };
     let moves_flows = origins.get(FLOWS) == Some(&MapOrigin::Resized);
     let tc = tc::PROGRAMS.map(|(_, name)| name);
-    let names: Vec<&str> =
-        cgroup::HOOKS.into_iter().chain(tc).chain([cgroup::FOLLOW_HANDSHAKES, FREE_SOCKET]).collect();
-    load_over(layouts, &MapPaths { path_of: &path_of, moves_flows }, options, features, &names)
+    let names: Vec<&str> = cgroup::HOOKS.into_iter().chain(tc).chain([FREE_SOCKET]).collect();
+    load_over(layouts, &Load { path_of: &path_of, moves_flows, features, sk_err: 0 }, options, &names)
 }
 
-/// The maps of a load.
-struct MapPaths<'a> {
+/// Maps and constants of a load.
+struct Load<'a> {
     /// The pin of a map, which the load makes if it does not exist.
     path_of: &'a dyn Fn(&str) -> PathBuf,
     /// True if `FLOWS` may lack flows that `FLOWS_BEFORE` has.
     moves_flows: bool,
+    features: Features,
+    /// Offset of `sk_err` in the kernel's `struct sock`, for [`EjectionProgram::Errors`].
+    sk_err: u32,
 }
 
 /// Loads the programs `names`.
 fn load_over(
     layouts: &BTreeMap<String, MapLayout>,
-    paths: &MapPaths<'_>,
+    load: &Load<'_>,
     options: &ProgramOptions,
-    features: Features,
     names: &[&str],
 ) -> Result<Ebpf> {
-    let (set_retval, generation) = (u8::from(features.set_retval), generation());
+    let (set_retval, generation) = (u8::from(load.features.set_retval), generation());
     // 0, before 5.14: the programs take the first network namespace for the node's.
     let host_netns = netns::cookie().unwrap_or(0);
-    let flows = match MapInfo::from_pin((paths.path_of)(FLOWS)) {
+    let flows = match MapInfo::from_pin((load.path_of)(FLOWS)) {
         Ok(pinned) => pinned.max_entries(),
         Err(_) => layouts.get(FLOWS).map_or(0, |layout| layout.max_entries),
     };
     let opening_slots = opening_slots(flows, cpus()?);
-    let flows_move = u8::from(paths.moves_flows);
+    let flows_move = u8::from(load.moves_flows);
     let mptcp_sock = u8::from(has_mptcp_sock());
     let answer_pings = u8::from(options.vip_pings == VipPings::Answer);
     let mut loader = EbpfLoader::new();
@@ -239,9 +262,10 @@ fn load_over(
         .override_global("MPTCP_SOCK", &mptcp_sock, true)
         .override_global("GENERATION", &generation, true)
         .override_global("HOST_NETNS", &host_netns, true)
+        .override_global("SK_ERR", &load.sk_err, true)
         .override_global(aya_log::LEVEL, &(aya_log::Level::Warn as u8), true);
     for (name, layout) in layouts {
-        loader.map_pin_path(name, (paths.path_of)(name));
+        loader.map_pin_path(name, (load.path_of)(name));
         if layout.max_entries > 0 {
             loader.map_max_entries(name, layout.max_entries);
         }
@@ -263,30 +287,37 @@ fn load_one(name: &str, program: &mut Program) -> Result<()> {
     let loaded = match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
-        Program::SockOps(program) => {
-            // Non-fatal: without it no endpoint is ejected.
-            if let Err(error) = program.load() {
-                let error = with_cause(error);
-                warn!(program = name, "the kernel refuses the program, so no endpoint is ejected: {error:#}");
-            }
-            Ok(())
-        }
-        Program::SchedClassifier(program) => {
-            // Non-fatal: the socket path works without the packet path.
-            if let Err(error) = program.load() {
-                let error = with_cause(error);
-                let effect = if name == FREE_SOCKET {
-                    "closed sockets of NFS and the like count as open"
-                } else {
-                    "clients outside of the node are not served"
-                };
-                warn!(program = name, "the kernel refuses the program, so {effect}: {error:#}");
-            }
-            Ok(())
+        Program::SockOps(program) => return unless_refused(name, program.load().map_err(with_cause)),
+        Program::SchedClassifier(program) => return unless_refused(name, program.load().map_err(with_cause)),
+        Program::BtfTracePoint(program) => {
+            let types = aya::Btf::from_sys_fs().context("reading the kernel's types");
+            let loaded = types.and_then(|types| program.load(ERRORS_TRACEPOINT, &types).map_err(with_cause));
+            return unless_refused(name, loaded);
         }
         other => bail!("program {name} has the unexpected type {:?}", other.prog_type()),
     };
     loaded.map_err(with_cause).with_context(|| format!("loading the program {name}"))
+}
+
+/// Reports the refusal of a program without which Services are served.
+fn unless_refused(name: &str, loaded: Result<()>) -> Result<()> {
+    if let Err(error) = loaded {
+        warn!(program = name, "the kernel refuses the program, so {}: {error:#}", without(name));
+    }
+    Ok(())
+}
+
+/// Describes the effect of the lack of a program.
+fn without(name: &str) -> &'static str {
+    if name == FREE_SOCKET {
+        "closed sockets of NFS and the like count as open"
+    } else if name == EjectionProgram::Handshakes.name() {
+        "no endpoint of TCP is ejected"
+    } else if name == EjectionProgram::Errors.name() {
+        "no endpoint of UDP is ejected, which needs Linux 5.14 and the kernel's types"
+    } else {
+        "clients outside of the node are not served"
+    }
 }
 
 /// Puts cause and cure, if known, before an error of a program's load.

@@ -1,4 +1,4 @@
-//! Links: attachments of a program to a cgroup or a network device.
+//! Links: attachments of a program to a cgroup, a network device or a tracepoint.
 #![expect(unsafe_code, reason = "fields of the union bpf_link_info")]
 
 use std::{
@@ -60,6 +60,17 @@ pub fn attach_tcx(program: impl AsFd, interface: u32, hook: Hook) -> io::Result<
     attr.link_create.attach_type = tcx_attach_type(hook) as u32;
     attr.link_create.flags = BPF_F_BEFORE;
     bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
+}
+
+/// Attaches a program of the type `BPF_PROG_TYPE_TRACING` to the tracepoint for which it was loaded (links of
+/// tracepoints, Linux 5.7). The last descriptor and pin of the link detach it.
+///
+/// # Errors
+/// `EINVAL` for a program of another type.
+pub fn attach_tracepoint(program: impl AsFd) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    attr.raw_tracepoint.prog_fd = fd_number(program.as_fd());
+    bpf_fd(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr)
 }
 
 /// Replaces the program of a link atomically (`BPF_LINK_UPDATE`, Linux 5.7).

@@ -22,7 +22,8 @@ pub use batch::{BatchError, count};
 pub use elements::{delete, each_key, lookup, update};
 pub use features::has_mptcp_sock;
 pub use links::{
-    CgroupLink, TcxLink, attach_cgroup, attach_tcx, cgroup_link, detach_link, link_program, tcx_link, update_link,
+    CgroupLink, TcxLink, attach_cgroup, attach_tcx, attach_tracepoint, cgroup_link, detach_link, link_program,
+    tcx_link, update_link,
 };
 pub use pins::{open_pin, pin};
 pub use pod::from_bytes;

@@ -20,7 +20,7 @@ use lb_core::{
     store::{Dump, Faults, Limits, MemoryStore},
 };
 use lb_dataplane::{
-    attach::cgroup::Handshakes,
+    attach::ejection::EjectionProgram,
     damage::{Damage, Part},
 };
 
@@ -42,7 +42,7 @@ impl Dataplane for Fixed {
         Ok(None)
     }
 
-    fn enter_service(&mut self, _: u64, _: Handshakes) -> Result<()> {
+    fn enter_service(&mut self, _: u64, _: &BTreeSet<EjectionProgram>) -> Result<()> {
         Ok(())
     }
 
@@ -69,7 +69,7 @@ impl Dataplane for Doubling {
         Ok((this.0 <= 4).then_some(store))
     }
 
-    fn enter_service(&mut self, writes: u64, _: Handshakes) -> Result<()> {
+    fn enter_service(&mut self, writes: u64, _: &BTreeSet<EjectionProgram>) -> Result<()> {
         assert!(writes > 0);
         Ok(())
     }
@@ -92,7 +92,7 @@ impl Dataplane for Damaged {
         Ok(None)
     }
 
-    fn enter_service(&mut self, _: u64, _: Handshakes) -> Result<()> {
+    fn enter_service(&mut self, _: u64, _: &BTreeSet<EjectionProgram>) -> Result<()> {
         Ok(())
     }
 

@@ -65,7 +65,7 @@ pub(super) fn assemble(
                 scheduler: port.scheduler,
                 affinity_seconds: service.affinity_seconds.map_or(0, NonZeroU32::get),
                 drain: tuning.map(|tuning| tuning.drain).unwrap_or_default(),
-                eject: tuning.and_then(|tuning| tuning.eject).filter(|_| proto == Proto::Tcp),
+                eject: tuning.and_then(|tuning| tuning.eject).filter(|_| proto != Proto::Sctp),
             });
         }
     }

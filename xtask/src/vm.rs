@@ -71,7 +71,7 @@ pub(crate) fn boot(vmlinuz: &Path, initrd: &Path) -> Result<Outcome> {
     // movsb`, which are octet by octet here, a third.
     let append = format!("console={console} quiet panic=-1 random.trust_cpu=on mitigations=off");
     command
-        .args(["-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2", "-m", "1G", "-no-reboot", "-nodefaults"])
+        .args(["-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2", "-m", "2G", "-no-reboot", "-nodefaults"])
         .args(["-no-user-config", "-display", "none", "-serial", "stdio", "-append", &append])
         .arg("-kernel")
         .arg(vmlinuz)

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
+    io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     thread,
@@ -12,11 +13,16 @@ use std::{
 
 use aya_obj::generated::bpf_attach_type;
 use lb_common::Hook;
-use lb_dataplane::{attach::cgroup::HOOKS, pins::link_name};
+use lb_dataplane::{
+    attach::cgroup::HOOKS,
+    bpffs::{BpffsOwner, owner},
+    pins::link_name,
+};
 use lb_kernel::bpf as sys;
+use lb_lab::rng::Rng;
 use rustix::{
     fs::{FlockOperation, flock},
-    mount::{UnmountFlags, unmount},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
 };
 
 use crate::{
@@ -37,6 +43,7 @@ pub const STORIES: &[Story] = &[
     ("integrity_an_unmounted_bpffs_is_mounted_again_and_no_connect_fails", bpffs_comes_back),
     ("integrity_an_agent_that_cannot_mend_is_unwell_until_it_can", unwell_meanwhile),
     ("integrity_of_devices_is_kept", devices_come_back),
+    ("integrity_comes_back_after_damage_of_all_kinds_in_any_order", any_order),
     ("integrity_checks_cost_next_to_nothing", checks_are_cheap),
 ];
 
@@ -61,7 +68,8 @@ fn assert_served() {
 
 /// Lists the files below a directory.
 fn files(directory: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory).expect("a directory").flatten();
+    // A directory that has gone meanwhile has none.
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let all = entries.map(|entry| entry.path());
     all.flat_map(|path| if path.is_dir() { [files(&path), vec![path]].concat() } else { vec![path] }).collect()
 }
@@ -253,6 +261,96 @@ fn devices_come_back(node: &mut StoryNode) {
     thread::sleep(Duration::from_millis(1500));
     assert_eq!(agent.log().matches("damage").count(), before);
     assert_eq!(codes(), [Some(200), Some(200)]);
+}
+
+/// Kinds of damage.
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    RemovePin,
+    RemoveDirectory,
+    RemoveAll,
+    Detach,
+    Replace,
+    Unmount,
+    DetachFromDevice,
+    ReplaceAtDevice,
+    Kill,
+}
+
+const DAMAGES: [Damage; 9] = [
+    Damage::RemovePin,
+    Damage::RemoveDirectory,
+    Damage::RemoveAll,
+    Damage::Detach,
+    Damage::Replace,
+    Damage::Unmount,
+    Damage::DetachFromDevice,
+    Damage::ReplaceAtDevice,
+    Damage::Kill,
+];
+
+/// Does damage, unless what it needs is damaged already.
+fn damage(node: &StoryNode, agent: &mut Agent, rng: &mut Rng, what: Damage) -> io::Result<()> {
+    let mut any = |is: &dyn Fn(&Path) -> bool| -> io::Result<PathBuf> {
+        let paths: Vec<_> = files(&node.pins).into_iter().filter(|path| is(path)).collect();
+        if paths.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(rng.pick(&paths)) }
+    };
+    let is_at_device = |path: &Path| path.to_string_lossy().contains("link_tc_");
+    match what {
+        Damage::RemovePin => fs::remove_file(any(&|path| !path.is_dir())?),
+        Damage::RemoveDirectory => fs::remove_dir_all(any(&Path::is_dir)?),
+        Damage::RemoveAll => fs::remove_dir_all(&node.pins),
+        Damage::Unmount => Ok(unmount(node.pins.parent().expect("a bpffs"), UnmountFlags::DETACH)?),
+        Damage::Detach => sys::detach_link(sys::open_pin(&link(node, rng.pick(&HOOKS)))?),
+        Damage::DetachFromDevice => sys::detach_link(sys::open_pin(&any(&is_at_device)?)?),
+        Damage::Replace => {
+            let foreign = sys::load_connect4(c"foreign", &returning(1))?;
+            sys::update_link(sys::open_pin(&link(node, "connect4"))?, foreign)
+        }
+        Damage::ReplaceAtDevice => {
+            let foreign = sys::load_classifier(c"foreign", &returning(-1))?;
+            sys::update_link(sys::open_pin(&any(&is_at_device)?)?, foreign)
+        }
+        Damage::Kill => {
+            agent.kill();
+            // An agent that starts mounts none but that at /sys/fs/bpf.
+            let bpffs = node.pins.parent().expect("a bpffs");
+            if matches!(owner(bpffs), BpffsOwner::NoBpffs) {
+                mount("bpf", bpffs, "bpf", MountFlags::empty(), None)?;
+            }
+            *agent = node.agent(&ON_LOOPBACK);
+            Ok(())
+        }
+    }
+}
+
+fn any_order(node: &mut StoryNode) {
+    let seed = std::env::var("BEELINE_DAMAGE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    println!("BEELINE_DAMAGE_SEED={seed}");
+    let rng = &mut Rng::new(seed);
+    let has_device = add_uplink("up0", 0);
+    let mut agent = start(node, &[]);
+    let programs = || {
+        let at_device = |hook| sys::programs_at_device(index("up0"), hook).unwrap_or_default().len();
+        let at_cgroup = HOOKS.into_iter().filter(|hook| program(node, hook).is_some()).count();
+        (at_cgroup, if has_device { [Hook::Ingress, Hook::Egress].map(at_device) } else { [1, 1] })
+    };
+    let all = |node: &StoryNode| files(&node.pins).into_iter().collect::<BTreeSet<_>>();
+    until("the programs are attached", || programs() == (HOOKS.len(), [1, 1]));
+    let whole = all(node);
+    for round in 0..if crate::node::is_slow() { 3 } else { 15 } {
+        println!("round {round}");
+        for _ in 0..=rng.below(4) {
+            let what = rng.pick(&DAMAGES);
+            println!("{what:?}: {:?}", damage(node, &mut agent, rng, what));
+            thread::sleep(Duration::from_millis(rng.pick(&[0, 0, 50, 700, 1500])));
+        }
+        until("pins and programs are back", || all(node) == whole && programs() == (HOOKS.len(), [1, 1]));
+        until("the Services are served", || {
+            tcp_ask(at(TCP)).is_ok_and(|(server, _)| server == "10.0.0.1:8080") && codes() == [Some(200), Some(200)]
+        });
+        assert_served();
+    }
 }
 
 /// Returns the CPU time that the agent has used, to the nanosecond.

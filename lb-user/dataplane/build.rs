@@ -10,6 +10,8 @@ fn main() {
     let object = env::var_os("BEELINE_EBPF_OBJECT").map_or_else(default, PathBuf::from);
     println!("cargo::rerun-if-changed={}", object.display());
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("beeline.bpf.o");
+    // The file may be shared, by a hard link, with the target directory that this one is a copy of.
+    _ = fs::remove_file(&out);
     if let Err(error) = fs::copy(&object, out) {
         println!("cargo::error=no eBPF object at {} ({error}); run `cargo xtask build-ebpf` first", object.display());
     }

@@ -14,9 +14,12 @@ pub(super) enum LogFormat {
     Json,
 }
 
+/// The API server's client logs an error for each failed request, without server and cause. The sources log both, once.
+const SILENT: &str = "kube_client::client::builder=off";
+
 /// Starts the log. `level` is a level, or a filter of `tracing_subscriber::EnvFilter`.
 pub(super) fn start(format: LogFormat, level: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(level)?;
+    let filter = EnvFilter::try_new(format!("{SILENT},{level}"))?;
     let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text if is_journal() => log.with_ansi(false).with_target(false).without_time().try_init(),

@@ -2,9 +2,11 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    process::Stdio,
+    process::{Command, Stdio},
+    thread,
     time::Duration,
 };
 
@@ -24,6 +26,7 @@ use crate::{
 pub const STORIES: &[Story] = &[
     ("healthz_follows_the_agent_and_the_node_object", healthz_follows),
     ("healthz_fails_before_the_agent_is_in_service", healthz_fails_before_service),
+    ("an_api_server_that_does_not_answer_is_logged_once", unreachable_server_is_logged_once),
     ("metrics_count_connections_refusals_and_changes", metrics_are_counted),
     ("metrics_of_backends_are_limited_by_the_flag", backends_are_limited),
     ("a_health_port_in_use_is_retried_until_it_is_free", port_in_use_is_retried),
@@ -109,16 +112,37 @@ fn healthz_follows(node: &mut StoryNode) {
 }
 
 /// The API server cannot be reached: the agent waits for it.
-fn healthz_fails_before_service(node: &mut StoryNode) {
+/// The command of an agent whose API server refuses connections.
+fn without_api_server(node: &StoryNode) -> Command {
     let kubeconfig = node.directory.join("kubeconfig");
     let text = "{apiVersion: v1, kind: Config, current-context: a, \
                 contexts: [{name: a, context: {cluster: a, user: a}}], \
                 clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}], users: [{name: a, user: {}}]}";
-    std::fs::write(&kubeconfig, text).expect("a file");
+    fs::write(&kubeconfig, text).expect("a file");
     let mut command = beeline();
     command.arg("--pins").arg(&node.pins).args(["run", "--node-name=here", "--kubeconfig"]).arg(kubeconfig);
     command.arg("--cgroup").arg(&node.cgroup).stdin(Stdio::null());
+    command
+}
+
+fn unreachable_server_is_logged_once(node: &mut StoryNode) {
+    let path = node.directory.join("log");
+    let mut command = without_api_server(node);
+    command.stderr(fs::File::create(&path).expect("a file"));
     let mut waiting = command.spawn().expect("the beeline binary");
+    let log = || fs::read_to_string(&path).expect("the log");
+    until("the log says so", || log().contains("no API server answers"));
+    // Time for further attempts.
+    thread::sleep(Duration::from_secs(3));
+    waiting.kill().and_then(|()| waiting.wait()).expect("a running agent");
+    let log = log();
+    let problems: Vec<_> = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).collect();
+    assert_eq!(problems.len(), 1, "{log}");
+    assert_eq!(log.matches("Connection refused").count(), 1, "{log}");
+}
+
+fn healthz_fails_before_service(node: &mut StoryNode) {
+    let mut waiting = without_api_server(node).spawn().expect("the beeline binary");
     until("healthz answers", || codes() == [Some(503), Some(503)]);
     assert_eq!(json("/livez")["lastUpdated"], Value::Null);
     let samples = scrape();

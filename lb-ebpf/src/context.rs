@@ -7,14 +7,16 @@ use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::{
         bpf_ktime_get_ns,
-        generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval},
+        generated::{
+            bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_probe_read_kernel, bpf_set_retval,
+        },
     },
     programs::SockAddrContext,
 };
 use lb_common::{Addr, Caller, Client, EjectionKey, FrontendKey, Proto};
 
 use crate::{
-    globals::{HOST_NETNS, SET_RETVAL},
+    globals::{HOST_NETNS, PROBE_READ, SET_RETVAL},
     handshakes,
     maps::{NETNS_ADDRS, POD_MODES, POD_MODES_USED},
     paths,
@@ -144,6 +146,33 @@ impl<const V6: bool> SockAddr<V6> {
                 && (*sk).dst_ip4 == (*fields).user_ip4
                 && u16::from_be((*sk).dst_port) == self.port()
         }
+    }
+
+    /// True if the destination is not on the stack of the call, as that of a system call is: io_uring keeps it
+    /// elsewhere, and sends again once the socket's buffer has room (io_uring/net.c, `struct io_async_msghdr`). By then
+    /// the hook has put a backend in the place of the VIP. False if the kernel does not tell.
+    #[inline(always)]
+    pub fn is_kept(&self) -> bool {
+        /// Size of a stack of the kernel (THREAD_SIZE).
+        const STACK: u64 = 16 * 1024;
+        if PROBE_READ.load() == 0 {
+            return false;
+        }
+        // The context as the kernel has it begins with pointers to socket and destination (include/linux/filter.h,
+        // `struct bpf_sock_addr_kern`, since 4.17).
+        let mut kernel = [0_u64; 2];
+        let here = &raw mut kernel;
+        // SAFETY: the helper checks the access; where the verifier does not know it, it prunes this branch, since
+        // PROBE_READ is a constant.
+        if unsafe { bpf_probe_read_kernel(here.cast(), size_of_val(&kernel) as u32, self.ctx.as_ptr()) } != 0 {
+            return false;
+        }
+        let [sock, dest] = kernel;
+        let mut stack = here as u64;
+        // In assembly: see `UdpSocket::at`.
+        // SAFETY: arithmetic on registers.
+        unsafe { asm!("{0} -= {1}", inout(reg) stack, in(reg) self.sock() as u64, options(nomem, nostack)) };
+        dest.wrapping_sub(sock).wrapping_sub(stack) >= STACK
     }
 
     /// The address to which the socket is bound.

@@ -10,6 +10,10 @@ pub static SET_RETVAL: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static MPTCP_SOCK: Global<u8> = Global::new(0);
 
+/// 1 if programs at a cgroup may call bpf_probe_read_kernel: see `SockAddr::is_kept`.
+#[unsafe(no_mangle)]
+pub static PROBE_READ: Global<u8> = Global::new(0);
+
 /// Generation of this load of the programs: see `Translation::is_forgotten_by`.
 #[unsafe(no_mangle)]
 pub static GENERATION: Global<u32> = Global::new(1);

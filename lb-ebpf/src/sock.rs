@@ -2,8 +2,8 @@
 
 use aya_ebpf::{EbpfContext as _, helpers::bpf_get_current_pid_tgid, programs::SockContext};
 use lb_common::{
-    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, Tables as _, Translation, Verdict, WatchKind, first_look,
-    goes_before_listener, pass_over_ejected, refusal, second_look,
+    Caller as _, Cause, Choice, Counter, FrontendKey, Proto, ServiceFlags, Tables as _, Translation, Verdict,
+    WatchKind, first_look, goes_before_listener, pass_over_ejected, refusal, second_look,
 };
 
 use crate::{
@@ -64,8 +64,26 @@ pub fn connect<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
             ctx.set(&choice.addr, choice.port);
             PROCEED
         }
-        Verdict::Refused(service, cause) => refuse(ctx, &dest, service, cause, WatchKind::Connect),
+        Verdict::Refused(service, cause) => {
+            if !is_tcp() && connects_all_the_same(ctx, service, cause) {
+                if let Some(socket) = UdpSocket::of(ctx) {
+                    socket.forget_all(&dest.addr, dest.port);
+                }
+                return PROCEED;
+            }
+            refuse(ctx, &dest, service, cause, WatchKind::Connect)
+        }
     }
+}
+
+/// True if a UDP socket connects to a frontend without endpoints itself (`beeline.io/udp-connect`): the packet path
+/// refuses its datagrams, and serves them when there are endpoints. Not in the namespace of the node, whose packets the
+/// packet path does not serve.
+#[inline(never)]
+fn connects_all_the_same<const V6: bool>(ctx: &SockAddr<V6>, service: u32, cause: Cause) -> bool {
+    cause == Cause::NoEndpoints
+        && Kernel.service(service).is_some_and(|service| service.flags & ServiceFlags::UDP_CONNECT != 0)
+        && !ctx.is_host()
 }
 
 /// Stores the rev-nat entry of a TCP connect; the kind of its record.
@@ -144,12 +162,14 @@ pub fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     }
 }
 
-/// Ends the socket's entry of a backend to which it talks directly now.
+/// Ends the socket's entry of a backend to which it talks directly now, unless the kernel tries a datagram again.
 #[inline(always)]
 fn forget_udp<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey) {
     // Found anew: kept on the stack, it would be read where it is unset, which Linux 5.10 refuses.
     if !ctx.is_peer()
         && let Some(socket) = UdpSocket::of(ctx)
+        && socket.may_have_entries()
+        && !ctx.is_kept()
     {
         socket.forget(&dest.addr, dest.port);
     }

@@ -191,9 +191,6 @@ impl UdpSocket {
     /// closed: see [`Translations::forget`].
     #[inline(always)]
     pub fn forget(&self, addr: &Addr, port: u16) {
-        if !self.may_have_entries() {
-            return;
-        }
         self.forget_single(|single| {
             single.leads_to(addr, port) && single.is_forgotten_by(GENERATION.load(), addr, port)
         });

@@ -214,6 +214,10 @@ impl ServiceFlags {
     /// planner, which gives them ids in a block: see [`scope_mask`]. No program reads it.
     pub const SHARED_AFFINITY: u32 = 128;
 
+    /// `beeline.io/udp-connect: allow`, of a service port of UDP: without endpoints, connect() of a pod's socket
+    /// succeeds, and its datagrams go to the frontend as packets.
+    pub const UDP_CONNECT: u32 = 1 << 16;
+
     /// Bits that no program reads.
     pub const NOTES: u32 =
         Self::PREFERS_LOCAL | Self::REDIRECTED | Self::TIERED | Self::PROBED_OUT | Self::SHARED_AFFINITY | Self::TIER;

@@ -187,6 +187,8 @@ pub struct Tuning {
     pub eject: Option<Eject>,
     /// `beeline.io/affinity-scope`: affinity holds for all ports of the Service together.
     pub shares_affinity: bool,
+    /// `beeline.io/udp-connect`: connect() of a UDP socket succeeds without endpoints.
+    pub allows_udp_connect: bool,
 }
 
 /// The failed connects that eject an endpoint for the client that saw them.

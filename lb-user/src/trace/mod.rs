@@ -69,6 +69,9 @@ const LEFT_ALONE: &str = "  verdict    left alone: sockets and packets of this p
 const OWN_ADDRESS: &str = "  note       an interface of this node has the address: a process of the node that listens \
                            there goes first\n";
 
+const UDP_CONNECT: &str = "  note       connect() succeeds, by beeline.io/udp-connect: the datagrams go on as packets, \
+                           which are refused until an endpoint is ready\n";
+
 const UNKNOWN_SOURCE: &str = "  note       the Service has source ranges; the source address of this socket is not \
                               known yet\n  verdict    the call goes on unchanged, and its packets are checked where \
                               they arrive\n";
@@ -164,7 +167,12 @@ impl Choosing<'_> {
                     let port = if kind == Kind::HostPort { "hostPort" } else { "NodePort" };
                     text += &format!("  hint       the port is a {port} of {name}, but {why}\n");
                 }
-                SelectEvent::Refused(_, cause) => text += &self.refused(cause),
+                SelectEvent::Refused(service, cause) => {
+                    text += &self.refused(cause);
+                    if self.connects_all_the_same(service, cause) {
+                        text += UDP_CONNECT;
+                    }
+                }
                 SelectEvent::Chosen(choice) => {
                     let (lines, possible) = self.chosen(&choice, list_in_use);
                     text += &lines;
@@ -301,6 +309,14 @@ impl Choosing<'_> {
                 format!("  ejected for {left} s more: connects of this client failed")
             }
         }
+    }
+
+    /// True if a connect() succeeds in spite of the refusal.
+    fn connects_all_the_same(&self, service: u32, cause: Cause) -> bool {
+        cause == Cause::NoEndpoints
+            && self.service(service).flags & ServiceFlags::UDP_CONNECT != 0
+            && !self.client.sends_packets()
+            && !self.client.is_host()
     }
 
     fn refused(&self, cause: Cause) -> String {

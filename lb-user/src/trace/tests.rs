@@ -188,6 +188,14 @@ fn refusals_have_their_cause_and_are_described_once() {
               verdict    refused: the application sees ECONNREFUSED ("Connection refused"; EPERM on kernels before 5.18)
         "#]],
     );
+    let flags = ServiceFlags::UDP_CONNECT;
+    let empty = snapshot(ServiceEntry { cluster_len: 0, local_len: 0, flags, ..service() }, None);
+    let noted = |client: &TraceClient| {
+        trace(&empty, client, "10.96.0.1:80".parse().expect("an address"), Proto::Tcp)
+            .text
+            .contains("connect() succeeds")
+    };
+    assert_eq!((noted(&HOST), noted(&TraceClient::socket(7, false, NOW))), (false, true));
     let flags = ServiceFlags::EXTERNAL_LOCAL;
     check(
         &snapshot(ServiceEntry { local_len: 0, flags, ..service() }, None),

@@ -24,6 +24,7 @@ mod get_and_top;
 mod health_and_metrics;
 mod host_ports;
 mod integrity;
+mod io_uring;
 mod kernel_clients;
 mod lab_network;
 mod link_kinds;
@@ -58,6 +59,7 @@ mod systemd;
 mod tcp;
 mod traced;
 mod udp;
+mod udp_connect;
 mod unusual_routes;
 mod upgrade;
 mod uplink_kinds;
@@ -77,6 +79,7 @@ fn stories() -> Vec<Story> {
     [
         tcp::STORIES,
         udp::STORIES,
+        udp_connect::STORIES,
         mptcp::STORIES,
         own_addresses::STORIES,
         dns_cache::STORIES,
@@ -108,6 +111,7 @@ fn stories() -> Vec<Story> {
         bad_input::STORIES,
         health_and_metrics::STORIES,
         integrity::STORIES,
+        io_uring::STORIES,
         devices::STORIES,
         external_traffic::STORIES,
         room::STORIES,

@@ -16,7 +16,7 @@ use aya_obj::{
     generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type},
 };
 use lb_dataplane::upgrade::programs::{Features, OBJECT};
-use lb_kernel::bpf::has_mptcp_sock;
+use lb_kernel::bpf::{has_mptcp_sock, has_probe_read};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::{Story, node::StoryNode};
@@ -154,10 +154,12 @@ fn try_count(directory: &Path, features: Features) -> Result<BTreeMap<String, u3
     fs::create_dir_all(directory).expect("a directory in bpffs");
     // The verifier does not walk what a constant shuts off: set them as the agent does.
     let (set_retval, mptcp_sock, opening_slots) = (u8::from(features.set_retval), u8::from(has_mptcp_sock()), 1024_u32);
+    let probe_read = u8::from(has_probe_read());
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SET_RETVAL", &set_retval, true)
         .override_global("MPTCP_SOCK", &mptcp_sock, true)
+        .override_global("PROBE_READ", &probe_read, true)
         .override_global("OPENING_SLOTS", &opening_slots, true);
     for name in maps.keys() {
         loader.map_pin_path(name.as_str(), pin(name));

@@ -3,7 +3,7 @@
 
 use std::num::NonZeroU8;
 
-use lb_common::{Addr, AddrPort, Family, FrontendKey, Kind, Scheduler, ServiceFlags};
+use lb_common::{Addr, AddrPort, Family, FrontendKey, Kind, Proto, Scheduler, ServiceFlags};
 
 use super::{
     ClusterContext, NodeContext, Settings,
@@ -167,12 +167,15 @@ fn flags(service: &Service, kinds: Kinds<'_>, ranges: &PerFamily<SourceRanges>, 
     let own_kinds = || kinds.of(family);
     let bit = |is: bool, bit| if is { bit } else { 0 };
     let is_restricted = ranges[family].is_restricted();
+    let is_udp = service.ports.get(kinds.port).is_some_and(|port| port.proto == Proto::Udp);
+    let allows_udp_connect = is_udp && service.tuning.as_deref().is_some_and(|tuning| tuning.allows_udp_connect);
     bit(service.internal_policy == Policy::Local, ServiceFlags::INTERNAL_LOCAL)
         | bit(
             service.external_policy == Policy::Local && own_kinds().any(Kind::is_external),
             ServiceFlags::EXTERNAL_LOCAL,
         )
         | bit(service.shares_affinity(), ServiceFlags::SHARED_AFFINITY)
+        | bit(allows_udp_connect, ServiceFlags::UDP_CONNECT)
         | bit(is_restricted && own_kinds().any(|kind| kind == Kind::LoadBalancer), ServiceFlags::SOURCE_RANGES)
 }
 

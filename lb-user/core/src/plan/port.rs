@@ -342,7 +342,7 @@ fn between(old: &ServiceEntry, new: &ServiceEntry) -> ServiceEntry {
         flags: by(ServiceFlags::INTERNAL_LOCAL)
             | by(ServiceFlags::EXTERNAL_LOCAL)
             | bound
-            | new.flags & ServiceFlags::NOTES,
+            | new.flags & (ServiceFlags::UDP_CONNECT | ServiceFlags::NOTES),
         ..*new
     }
 }

@@ -94,9 +94,13 @@ impl fmt::Display for Dump {
             if has(ServiceFlags::PREFERS_LOCAL) {
                 writeln!(f, "  this node's endpoints are preferred")?;
             }
+            if has(ServiceFlags::UDP_CONNECT) {
+                writeln!(f, "  without endpoints UDP sockets connect all the same")?;
+            }
             let known = ServiceFlags::INTERNAL_LOCAL
                 | ServiceFlags::EXTERNAL_LOCAL
                 | ServiceFlags::SOURCE_RANGES
+                | ServiceFlags::UDP_CONNECT
                 | ServiceFlags::NOTES;
             if service.flags & !known != 0 {
                 writeln!(f, "  flags {:#x}", service.flags)?;

@@ -39,7 +39,7 @@ use lb_core::op::Table;
 use lb_kernel::{
     bpf::{
         errors::{self, FailedCall},
-        has_mptcp_sock,
+        has_mptcp_sock, has_probe_read,
     },
     netns,
 };
@@ -252,6 +252,7 @@ fn load_over(
     let opening_slots = opening_slots(flows, cpus()?);
     let flows_move = u8::from(load.moves_flows);
     let mptcp_sock = u8::from(has_mptcp_sock());
+    let probe_read = u8::from(has_probe_read());
     let answer_pings = u8::from(options.vip_pings == VipPings::Answer);
     let mut loader = EbpfLoader::new();
     loader
@@ -260,6 +261,7 @@ fn load_over(
         .override_global("OPENING_SLOTS", &opening_slots, true)
         .override_global("SET_RETVAL", &set_retval, true)
         .override_global("MPTCP_SOCK", &mptcp_sock, true)
+        .override_global("PROBE_READ", &probe_read, true)
         .override_global("GENERATION", &generation, true)
         .override_global("HOST_NETNS", &host_netns, true)
         .override_global("SK_ERR", &load.sk_err, true)

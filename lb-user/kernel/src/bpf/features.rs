@@ -22,6 +22,25 @@ pub fn has_mptcp_sock() -> bool {
     load_connect4(c"beeline_probe", &program).is_ok()
 }
 
+/// True if programs at connect may read the memory of the kernel (`bpf_probe_read_kernel`): not on Linux 5.10, and not
+/// under lockdown for confidentiality.
+#[must_use]
+pub fn has_probe_read() -> bool {
+    const PROBE_READ_KERNEL: i32 = 113;
+    let program = [
+        // r3 = the context; r1 = eight octets of the stack
+        instruction(0xbf, 3, 1, 0, 0),
+        instruction(0xbf, 1, 10, 0, 0),
+        instruction(0x07, 1, 0, 0, -8),
+        instruction(0xb7, 2, 0, 0, 8),
+        // call; then return 1
+        instruction(0x85, 0, 0, 0, PROBE_READ_KERNEL),
+        instruction(0xb7, 0, 0, 0, 1),
+        instruction(0x95, 0, 0, 0, 0),
+    ];
+    load_connect4(c"beeline_probe", &program).is_ok()
+}
+
 fn instruction(code: u8, destination: u8, source: u8, off: i16, imm: i32) -> bpf_insn {
     let registers = bpf_insn::new_bitfield_1(destination, source);
     bpf_insn { code, _bitfield_align_1: [], _bitfield_1: registers, off, imm }

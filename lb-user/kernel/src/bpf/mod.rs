@@ -20,7 +20,7 @@ pub mod typed;
 
 pub use batch::{BatchError, count};
 pub use elements::{delete, each_key, lookup, update};
-pub use features::has_mptcp_sock;
+pub use features::{has_mptcp_sock, has_probe_read};
 pub use links::{
     CgroupLink, TcxLink, attach_cgroup, attach_tcx, attach_tracepoint, cgroup_link, detach_link, link_program,
     tcx_link, update_link,

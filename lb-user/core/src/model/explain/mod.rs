@@ -228,6 +228,9 @@ fn facts(view: &View<'_>, settings: &Settings, evaluation: &Evaluation<'_>, heal
         };
         add("redirect", text);
     }
+    if tuning.is_some_and(|tuning| tuning.allows_udp_connect) {
+        add("UDP connect", "succeeds in pods while no endpoint is ready; datagrams are refused until then".to_owned());
+    }
     if let Some(seconds) = tuning.and_then(|tuning| tuning.slow_start) {
         add("slow start", format!("the weight of an endpoint that gets ready rises for {seconds} s"));
     }

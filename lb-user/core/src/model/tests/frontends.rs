@@ -345,6 +345,18 @@ fn affinity_of_a_service_is_a_flag_of_its_ports_if_it_has_affinity() {
 }
 
 #[test]
+fn connects_of_udp_without_endpoints_are_allowed_by_a_flag_of_udp_ports() {
+    let flags = |allows_udp_connect| {
+        let dns = ServicePort { proto: Proto::Udp, ..port("dns", 53) };
+        let service =
+            Service { ports: [port("a", 80), dns].into(), ..tuned(Tuning { allows_udp_connect, ..Tuning::default() }) };
+        let spec = Case::new(service, &[]).spec();
+        spec.ports.iter().map(|port| port.flags & ServiceFlags::UDP_CONNECT != 0).collect::<Vec<_>>()
+    };
+    assert_eq!((flags(true), flags(false)), (vec![false, true], vec![false, false]));
+}
+
+#[test]
 fn rule_7_affinity_and_annotations_apply_to_each_port() {
     let tuning = Tuning { scheduler: Some(Scheduler::Lc), drain: Drain::After(30), ..Tuning::default() };
     let ports = [port("a", 80), port("b", 81)].into();

@@ -40,6 +40,7 @@ const MAX_AGE: &str = "beeline.io/max-connection-age";
 const PROBE: &str = "beeline.io/probe";
 const EJECT: &str = "beeline.io/eject";
 const AFFINITY_SCOPE: &str = "beeline.io/affinity-scope";
+const UDP_CONNECT: &str = "beeline.io/udp-connect";
 const PREFER_LOCAL: &str = "beeline.io/prefer-local";
 const REDIRECT_FROM: &str = "beeline.io/redirect-from";
 const PORTS: &str = "beeline.io/ports";
@@ -58,6 +59,7 @@ const OF_SERVICES: &[&str] = &[
     SLOW_START,
     EJECT,
     AFFINITY_SCOPE,
+    UDP_CONNECT,
     PREFER_LOCAL,
     REDIRECT_FROM,
     PORTS,
@@ -93,6 +95,7 @@ pub(super) fn tuning(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<Bo
         probe: get(meta, PROBE).and_then(|text| probe::parse(text, problems)),
         eject: eject(meta, problems),
         shares_affinity: shares_affinity(meta, problems),
+        allows_udp_connect: allows_udp_connect(meta, problems),
     };
     unknown(meta, "a Service", OF_SERVICES, problems);
     (tuning != Tuning::default()).then(|| Box::new(tuning))
@@ -305,6 +308,20 @@ fn shares_affinity(meta: &ObjectMeta, problems: &mut Vec<String>) -> bool {
             problems.push(format!(
                 "annotation {AFFINITY_SCOPE} {text:?}: unknown, affinity holds for each port by itself; write port or \
                  service"
+            ));
+            false
+        }
+    }
+}
+
+fn allows_udp_connect(meta: &ObjectMeta, problems: &mut Vec<String>) -> bool {
+    match get(meta, UDP_CONNECT) {
+        None | Some("refuse") => false,
+        Some("allow") => true,
+        Some(text) => {
+            problems.push(format!(
+                "annotation {UDP_CONNECT} {text:?}: unknown, connects without endpoints are refused; write refuse or \
+                 allow"
             ));
             false
         }

@@ -52,6 +52,17 @@ fn a_preference_for_local_endpoints_is_true_or_false() {
 }
 
 #[test]
+fn connects_of_udp_without_endpoints_are_refused_or_allowed() {
+    for (text, expected) in [("allow", Ok(true)), ("refuse", Ok(false)), ("yes", Err("write refuse or allow"))] {
+        let mut problems = Vec::new();
+        let tuning = tuning(&meta(&[(UDP_CONNECT, text)]), &mut problems).unwrap_or_default();
+        assert_eq!(tuning.allows_udp_connect, expected.unwrap_or(false), "{text}");
+        let problem = problems.first().map(String::as_str).unwrap_or_default();
+        assert_eq!(expected.is_err(), problem.contains(expected.err().unwrap_or("?")), "{problem}");
+    }
+}
+
+#[test]
 fn the_scope_of_affinity_is_a_port_or_the_service() {
     for (text, expected) in [("service", Ok(true)), ("port", Ok(false)), ("vip", Err("write port or service"))] {
         let mut problems = Vec::new();

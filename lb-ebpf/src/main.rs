@@ -29,8 +29,8 @@ extern crate self as aya_log_ebpf;
 pub use log::macro_support;
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, cgroup_sock, cgroup_sock_addr, classifier, sock_ops},
-    programs::{BtfTracePointContext, SockAddrContext, SockContext, SockOpsContext, TcContext},
+    macros::{btf_tracepoint, cgroup_sock, cgroup_sock_addr, classifier, sk_lookup, sock_ops},
+    programs::{BtfTracePointContext, SkLookupContext, SockAddrContext, SockContext, SockOpsContext, TcContext},
 };
 
 use context::{SockAddr, V4, V6};
@@ -138,6 +138,12 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
     packet::egress(ctx)
+}
+
+/// The kernel looks for a socket of the node for a packet. Attached while an agent runs.
+#[sk_lookup]
+pub fn socket_lookup(ctx: SkLookupContext) -> u32 {
+    packet::look_up(&ctx)
 }
 
 #[panic_handler]

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage, lpm_trie::LpmTrie},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage, SockMap, lpm_trie::LpmTrie},
     macros::btf_map,
 };
 use lb_common::{
@@ -136,6 +136,10 @@ pub static CONFLICTS: LruHashMap<ConflictKey, ConflictEntry, { capacity::CONFLIC
 /// (CLOCK_MONOTONIC, ns), or [`lb_common::GETS_NO_PROGRAMS`].
 #[btf_map]
 pub static PACKET_LINKS: HashMap<u32, u64, { capacity::PACKET_LINKS }, NO_PREALLOC> = HashMap::new();
+
+/// Sockets of the agent that drop what they receive, by protocol number: see `packet::socket_lookup`.
+#[btf_map]
+pub static SINKS: SockMap<{ capacity::SINKS }> = SockMap::new();
 
 /// Pods with mode `packet` or `off`, by the cookie of their network namespace.
 #[btf_map]

@@ -89,6 +89,8 @@ pub mod capacity {
     pub const CONFLICTS: usize = 256;
     /// Links by which pods send packets without sockets. Few, since the agent looks through all buckets often.
     pub const PACKET_LINKS: usize = 1_024;
+    /// Sockets that drop what they receive, by protocol number; the last is UDP's.
+    pub const SINKS: usize = 18;
     /// Source ranges of all Services.
     pub const SOURCE_RANGES: usize = 65_536;
     /// Backend lists of service ports with the scheduler `mh`.

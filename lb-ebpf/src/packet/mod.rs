@@ -25,8 +25,10 @@ mod scratch;
 mod send;
 mod sender;
 mod skb;
+mod socket_lookup;
 mod verdict;
 mod vip;
 mod watch;
 
 pub use entry::{egress, ingress};
+pub use socket_lookup::look_up;

@@ -37,8 +37,14 @@ pub fn awaits_programs(frame: Frame, scratch: &mut Scratch) -> bool {
     if !is_at_address(&Kernel, &FrontendKey::new(packet.tuple.dst, packet.tuple.dst_port, proto), true) {
         return false;
     }
-    let now = scratch.clock.now();
-    // SAFETY: as above.
+    awaits(link, flags, scratch.clock.now())
+}
+
+/// Notes the link of a pod, with these flags in `DEVICES`, by which a packet to a frontend came at `now`
+/// (CLOCK_MONOTONIC, ns). True if it is about to get the programs.
+#[inline(always)]
+pub fn awaits(link: u32, flags: u32, now: u64) -> bool {
+    // SAFETY: read at once; an element that is replaced meanwhile stays until the RCU grace period ends.
     let awaits = match unsafe { PACKET_LINKS.get(link) } {
         // Whatever its flags: the agent writes them before it attaches the programs.
         Some(since) => *since != GETS_NO_PROGRAMS && now.saturating_sub(*since) < PATIENCE,

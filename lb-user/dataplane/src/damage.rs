@@ -27,13 +27,15 @@ pub enum Part {
     },
     /// The programs at a network device, by its name.
     Device(String),
+    /// The program at the node's look-up of sockets.
+    SocketLookup,
 }
 
 impl Part {
     /// True if Services are not served without the part. Without the others they are, until the agent ends.
     #[must_use]
     pub const fn serves(&self) -> bool {
-        matches!(self, Self::Link(_) | Self::Program { .. } | Self::Device(_))
+        matches!(self, Self::Link(_) | Self::Program { .. } | Self::Device(_) | Self::SocketLookup)
     }
 }
 
@@ -63,6 +65,7 @@ pub fn describe<'a>(damages: impl IntoIterator<Item = &'a Damage>) -> String {
             Part::Mount(at) => causes.push(format!("the bpffs at {} was unmounted", at.display())),
             Part::Directory(at) => causes.push(format!("the directory {} was removed", at.display())),
             Part::Lock => causes.push("the lock of the pin directory was lost".to_owned()),
+            Part::SocketLookup => causes.push("detached from the network namespace: socket_lookup".to_owned()),
             Part::Program { hook, by } => causes.push(format!("program {by} took the place of {hook}")),
             Part::Pin(name) => pins.push(name.as_str()),
             Part::Link(hook) => links.push(*hook),

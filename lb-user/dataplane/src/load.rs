@@ -14,7 +14,7 @@ use lb_core::op::Table;
 use tracing::{info, warn};
 
 use crate::{
-    attach::{cgroup::CgroupLinks, ejection::EjectionProgram, tc::Tc},
+    attach::{cgroup::CgroupLinks, ejection::EjectionProgram, socket_lookup::SocketLookup, tc::Tc},
     damage::Damage,
     flows::moving::FlowMove,
     integrity::Integrity,
@@ -216,7 +216,9 @@ impl Loader {
         moving.end();
         let maps = programs::layouts(&self.options, &self.grown)?;
         let maps = maps.keys().map(String::as_str);
-        self.integrity = Some(Integrity::new(self.pins.clone(), maps, links, self.tc())?);
+        // The link of programs over other maps stays until then.
+        let socket_lookup = SocketLookup::attach_if_loaded(programs::socket_lookup(ebpf)?, &self.pins);
+        self.integrity = Some(Integrity::new(self.pins.clone(), maps, links, self.tc(), socket_lookup)?);
         self.tc.publish();
         self.ejection_programs = None;
         self.loaded = None;

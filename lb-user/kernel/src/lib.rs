@@ -11,6 +11,7 @@ pub mod netlink;
 pub mod netns;
 pub mod packet_socket;
 pub mod process;
+pub mod sink;
 pub mod sock_diag;
 pub mod socket_options;
 pub mod tun;

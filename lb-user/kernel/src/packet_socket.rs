@@ -13,6 +13,8 @@ use rustix::net::{
     sockopt::{Timeout, set_socket_timeout},
 };
 
+use crate::socket_options::attach_filter;
+
 /// Frames that a packet socket receives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ReceivedFrames {
@@ -150,16 +152,6 @@ const NEIGHBOUR_ADVERTISEMENTS: [libc::sock_filter; 6] = {
         step(RETURN, 0, 0),
     ]
 };
-
-/// Attaches a filter to a socket (SO_ATTACH_FILTER).
-fn attach_filter(socket: impl AsFd, filter: &[libc::sock_filter; 6]) -> io::Result<()> {
-    // The kernel does not write to the filter.
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
-    let size = size_of::<libc::sock_fprog>() as libc::socklen_t;
-    let fd = socket.as_fd().as_raw_fd();
-    // SAFETY: the kernel reads `size` octets of the program, and its filter.
-    check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const program).cast(), size) })
-}
 
 /// Sets an option of packet sockets to 1.
 fn enable(socket: impl AsFd, option: libc::c_int) -> io::Result<()> {

@@ -50,6 +50,25 @@ pub fn bind_to_device(socket: &impl AsFd, device: &str) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// A filter that no packet passes: one step, BPF_RET | BPF_K (include/uapi/linux/bpf_common.h).
+pub(crate) const ACCEPT_NOTHING: [libc::sock_filter; 1] = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
+
+/// Attaches a filter to a socket (`SO_ATTACH_FILTER`).
+///
+/// # Errors
+/// `EINVAL` for a filter that is none.
+pub(crate) fn attach_filter(socket: &impl AsFd, filter: &[libc::sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(filter.len()).unwrap_or(u16::MAX);
+    // The kernel does not write to the filter.
+    let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut() };
+    let size = libc::socklen_t::try_from(mem::size_of_val(&program)).unwrap_or_default();
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads `size` octets of the program, and `len` steps of its filter.
+    let result =
+        unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const program).cast(), size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Makes the kernel filter the dumps of a netlink socket by the fields of their request (`NETLINK_GET_STRICT_CHK`,
 /// Linux 4.20).
 ///

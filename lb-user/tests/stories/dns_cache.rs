@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_kernel::bpf::typed::TypedMap;
 use lb_lab::{
     LabNamespace,
     link::LinkSpec,
@@ -442,6 +443,14 @@ fn packets_reach_it(node: &mut StoryNode) {
     check([&backend, &backend6]);
     let cache = lan.node1.host.net.enter(Cache::start);
     check([DNS, DNS6]);
+    // So does a pod whose link has no programs, and it gets none.
+    let [_, other] = lan.node1.pods.as_slice() else { panic!("two pods") };
+    other.net.enter(|| {
+        assert_answers(DNS, DNS);
+        assert_answers(DNS6, DNS6);
+    });
+    let links = TypedMap::<u32, u64>::open(&node.maps(), "PACKET_LINKS").expect("the map");
+    assert_eq!(links.read().expect("the map"), []);
     // A socket that has the cache's answers goes on with the Service.
     let (kept, other) = pod.net.enter(|| (Client::udp(at(DNS)), Client::udp(at(DNS))));
     assert_eq!(kept.ask(at(DNS)).0, DNS);

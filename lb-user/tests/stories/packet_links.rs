@@ -2,18 +2,25 @@
 //! after the first packet. The cgroup of the agent is empty, so that it serves no socket of a pod.
 
 use std::{
+    fs,
     net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
     thread,
     time::{Duration, Instant},
 };
 
 use lb_common::{Counter, Device, DeviceFlags, GETS_NO_PROGRAMS};
 use lb_dataplane::stats::counters;
-use lb_kernel::bpf::typed::TypedMap;
-use lb_lab::network::{Host, Lan, LanOptions};
-
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::process::Signal;
+use lb_kernel::bpf::{self as sys, typed::TypedMap};
+use lb_lab::{
+    LabNamespace,
+    network::{Lan, LanOptions},
+};
+use rustix::{
+    io::Errno,
+    net::sockopt::{Timeout, set_socket_timeout},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open},
+};
 
 use crate::{
     Story,
@@ -21,7 +28,7 @@ use crate::{
     devices::index,
     node::StoryNode,
     packets::{NODE_PORT, TARGET, addresses, agent, pod, serve, service},
-    sockets::{Client, tcp_ask},
+    sockets::{Client, has_ingress_ifindex, tcp_ask, tcp_server, udp_server},
 };
 
 pub const STORIES: &[Story] = &[
@@ -29,6 +36,8 @@ pub const STORIES: &[Story] = &[
     ("packets_that_a_pod_forwards_to_a_service_are_served", forwarded_packets),
     ("packets_of_a_pod_with_mode_off_are_refused", mode_off),
     ("packets_of_a_pod_without_sockets_wait_for_a_busy_agent", busy_agent),
+    ("packets_of_a_pod_without_sockets_to_addresses_of_its_node_are_served_after_the_first", addresses_of_the_node),
+    ("packets_of_a_pod_to_sockets_of_its_node_reach_them", sockets_of_the_node),
 ];
 
 const VIPS: [&str; 2] = ["10.96.0.1:80", "[fd96::1]:80"];
@@ -58,9 +67,9 @@ fn start(node: &mut StoryNode, lan: &Lan, backends: &[(IpAddr, &str)]) -> Agent 
 }
 
 /// Sends a datagram each tenth of a second until one is answered, and returns the time that it took.
-fn udp_until_answered(host: &Host, to: SocketAddr) -> Duration {
+fn udp_until_answered(client: &LabNamespace, to: SocketAddr) -> Duration {
     let began = Instant::now();
-    host.net.enter(|| {
+    client.enter(|| {
         let client = Client::udp(to);
         set_socket_timeout(client.fd(), Timeout::Recv, Some(Duration::from_millis(100))).expect("SO_RCVTIMEO");
         until("a datagram is answered", || client.send_to(to).is_ok() && client.try_receive().is_ok());
@@ -78,9 +87,7 @@ fn served_without_a_label(node: &mut StoryNode) {
     let mut agent = start(node, &lan, &backends);
     const WITHOUT: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
     assert_eq!(flags(node, &lan, "pod2"), WITHOUT);
-    // No device with programs sees packets to a NodePort of the pod's own node, until the pod's link has them.
     let own_node_ports = addresses(&lan.node1.host).map(|address| SocketAddr::from((address, NODE_PORT)));
-    assert!(client.net.enter(|| tcp_ask(own_node_ports[0])).is_err());
     // The first segment of TCP is sent again after a second.
     let began = Instant::now();
     client.net.enter(|| tcp_ask(vips()[0])).expect("an answer");
@@ -89,7 +96,7 @@ fn served_without_a_label(node: &mut StoryNode) {
     assert_eq!(flags(node, &lan, "pod2"), DeviceFlags::POD | DeviceFlags::CHOSEN);
     assert_eq!(flags(node, &lan, "pod3"), WITHOUT, "the other pod pays nothing");
     // From the other pod, with datagrams first.
-    let took = udp_until_answered(neighbour, vips()[1]);
+    let took = udp_until_answered(&neighbour.net, vips()[1]);
     println!("the first answered datagram took {took:?}");
     let before = dropped(node);
     let all_at_once = || {
@@ -177,4 +184,86 @@ fn busy_agent(node: &mut StoryNode) {
         agent.signal(Signal::CONT);
         asks.join().expect("no panic").expect("an answer");
     });
+}
+
+/// Returns the agent's link at the look-up of sockets, which is pinned nowhere.
+fn socket_lookup_link(agent: &Agent) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(agent.pid().cast_signed())?;
+    let of_agent = pidfd_open(pid, PidfdFlags::empty()).expect("a running agent");
+    let numbers = fs::read_dir(format!("/proc/{}/fd", agent.pid())).expect("the descriptors of the agent");
+    let is_link = |number: &i32| {
+        let info = fs::read_to_string(format!("/proc/{}/fdinfo/{number}", agent.pid())).unwrap_or_default();
+        info.lines().any(|line| line.split_whitespace().eq(["link_type:", "netns"]))
+    };
+    let link = numbers.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is_link)?;
+    Some(pidfd_getfd(of_agent, link, PidfdGetfdFlags::empty()).expect("a descriptor of the agent"))
+}
+
+/// Each pod sends its first packet to a frontend at an address of its node: a NodePort, or an interface's load balancer
+/// address.
+fn addresses_of_the_node(node: &mut StoryNode) {
+    if !has_ingress_ifindex() {
+        return;
+    }
+    let lan = Lan::make(LanOptions { pods: 8, ..LanOptions::default() });
+    serve(pod(&lan.node2));
+    let backends = addresses(pod(&lan.node2)).map(|ip| (ip, "there"));
+    lan.node1.host.net.setup().address("lo", "198.51.100.7/32").apply();
+    let mut agent = start(node, &lan, &backends);
+    let mut pods = lan.node1.pods.iter();
+    let mut fresh = || &pods.next().expect("a pod that has sent nothing").net;
+    let [v4, v6] = addresses(&lan.node1.host).map(|address| SocketAddr::from((address, NODE_PORT)));
+    let load_balancer: SocketAddr = "198.51.100.7:80".parse().expect("an address");
+    for to in [v4, v6, load_balancer] {
+        let (pod, before) = (fresh(), dropped(node));
+        let began = Instant::now();
+        // The first segment is sent again after a second.
+        pod.enter(|| tcp_ask(to)).unwrap_or_else(|error| panic!("TCP to {to}: {error}"));
+        println!("TCP to {to} took {:?}", began.elapsed());
+        assert!(dropped(node) > before, "the first segment was dropped");
+        let before = dropped(node);
+        pod.enter(|| tcp_ask(to).and_then(|_| tcp_ask(vips()[0]))).expect("an answer");
+        assert_eq!(dropped(node), before, "others are served at once");
+    }
+    for to in [v4, v6] {
+        println!("UDP to {to} took {:?}", udp_until_answered(fresh(), to));
+    }
+    sys::detach_link(socket_lookup_link(&agent).expect("a link")).expect("detached");
+    agent.wait_for_log("detached from the network namespace: socket_lookup");
+    fresh().enter(|| tcp_ask(v4)).expect("an answer");
+    agent.kill();
+    let late = fresh();
+    assert_eq!(late.enter(|| tcp_ask(v4)), Err(Errno::CONNREFUSED), "nothing attaches the programs");
+    let _agent = self::agent(node, &lan, &[]);
+    late.enter(|| tcp_ask(v4)).expect("an answer");
+}
+
+/// Sockets of the node at ports that are those of Services at other addresses.
+fn sockets_of_the_node(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
+    let backends = addresses(pod(&lan.node2)).map(|ip| (ip, "there"));
+    let _agent = start(node, &lan, &backends);
+    let (at_one, at_all) = (addresses(&lan.node1.host).map(|address| SocketAddr::from((address, 80))), "[::]:8443");
+    lan.node1.host.net.enter(|| {
+        for at in at_one.map(|at| at.to_string()).iter().map(String::as_str).chain([at_all]) {
+            tcp_server(at);
+            udp_server(at);
+        }
+    });
+    for client in &lan.node1.pods {
+        for to in at_one {
+            let answer = client.net.enter(|| tcp_ask(to)).expect("an answer");
+            assert_eq!(answer.0, to.to_string());
+            assert_eq!(client.net.enter(|| Client::udp(to).ask(to)), (to.to_string(), Some(to)));
+            let to = SocketAddr::new(to.ip(), 8443);
+            assert_eq!(client.net.enter(|| tcp_ask(to)).expect("an answer").0, at_all);
+            assert_eq!(client.net.enter(|| Client::udp(to).ask(to)).0, at_all);
+            let nowhere = SocketAddr::new(to.ip(), NODE_PORT + 1);
+            assert_eq!(client.net.enter(|| tcp_ask(nowhere)), Err(Errno::CONNREFUSED), "a port of nothing");
+        }
+    }
+    assert_eq!(dropped(node), 0);
+    for link in ["pod2", "pod3"] {
+        assert_eq!(flags(node, &lan, link), DeviceFlags::POD | DeviceFlags::NO_PROGRAMS, "they pay nothing");
+    }
 }

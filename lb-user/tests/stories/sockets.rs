@@ -213,11 +213,24 @@ pub fn has_netns_cookie() -> bool {
     has_cookie
 }
 
+/// True if the kernel tells a program of a look-up of sockets by which link the packet came.
+pub fn has_ingress_ifindex() -> bool {
+    let has_field = kernel_is_since(5, 17);
+    if !has_field {
+        println!("LACKS the link of a packet in look-ups of sockets: a pod must send a packet to a cluster IP first");
+    }
+    has_field
+}
+
 fn kernel_has_set_retval() -> bool {
+    kernel_is_since(5, 18)
+}
+
+fn kernel_is_since(major: u32, minor: u32) -> bool {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(5), Some(18))
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
 }
 
 /// Returns the unspecified address of a destination's family.

@@ -19,7 +19,7 @@ use lb_dataplane::upgrade::programs::{Features, OBJECT};
 use lb_kernel::bpf::{has_mptcp_sock, has_probe_read};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::{Story, node::StoryNode};
+use crate::{Story, node::StoryNode, sockets::has_ingress_ifindex};
 
 pub const STORIES: &[Story] = &[("verifier_instruction_counts_match_the_table", counts_match_the_table)];
 
@@ -201,6 +201,9 @@ fn try_count(directory: &Path, features: Features) -> Result<BTreeMap<String, u3
                     continue;
                 }
             },
+            // The agent does without it on older kernels.
+            ProgramSection::SkLookup if !has_ingress_ifindex() => continue,
+            ProgramSection::SkLookup => target(bpf_prog_type::BPF_PROG_TYPE_SK_LOOKUP, bpf_attach_type::BPF_SK_LOOKUP),
             ref other => panic!("{name} has an unknown section: {other:?}"),
         };
         processed.insert(name.clone(), verify(target, function).map_err(|error| format!("{name}: {error}"))?);

@@ -19,6 +19,7 @@ use crate::{
     attach::{
         cgroup::CgroupLinks,
         ejection::{self, EjectionProgram, TracepointLink},
+        socket_lookup::SocketLookup,
         tc::Tc,
     },
     damage::{Damage, Part},
@@ -39,6 +40,8 @@ pub(crate) struct Integrity {
     cgroup: CgroupLinks,
     tracepoint: TracepointLink,
     tc: Arc<Tc>,
+    /// None where the kernel does not have it.
+    socket_lookup: Option<SocketLookup>,
 }
 
 impl Integrity {
@@ -48,6 +51,7 @@ impl Integrity {
         maps: impl Iterator<Item = &'a str>,
         cgroup: CgroupLinks,
         tc: Arc<Tc>,
+        socket_lookup: Option<SocketLookup>,
     ) -> Result<Self> {
         let root = Inode::at(pins.root()).context("looking at the pin directory")?;
         let current = pins.current();
@@ -58,7 +62,7 @@ impl Integrity {
         let maps = maps.map(open).collect::<Result<_>>()?;
         let directories = directories_below(pins.root()).context("listing the pin directory")?;
         let (mount, tracepoint) = (BpffsMount::of(pins.root())?, TracepointLink::default());
-        Ok(Self { pins, mount, root, directories, maps, cgroup, tracepoint, tc })
+        Ok(Self { pins, mount, root, directories, maps, cgroup, tracepoint, tc, socket_lookup })
     }
 
     /// Attaches a loaded program of ejection.
@@ -76,6 +80,7 @@ impl Integrity {
     pub(crate) fn mend(&mut self, lock: &mut File) -> Vec<Damage> {
         let mut damages = self.cgroup.mend();
         damages.extend(self.tc.mend());
+        damages.extend(self.socket_lookup.as_mut().and_then(SocketLookup::mend));
         if let Err(damage) = self.mend_root(lock, &mut damages) {
             // Pins of another agent are left alone, and without a directory there are none.
             damages.push(damage);

@@ -18,7 +18,7 @@ use aya::{
     util::nr_cpus,
 };
 use lb_common::capacity;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{
     adopt,
@@ -30,6 +30,7 @@ use crate::{
     attach::{
         cgroup,
         ejection::{self, ERRORS_TRACEPOINT, EjectionProgram},
+        socket_lookup,
         tc::{self, Classifier},
     },
     pins::Pins,
@@ -220,7 +221,7 @@ fn try_load(
     };
     let moves_flows = origins.get(FLOWS) == Some(&MapOrigin::Resized);
     let tc = tc::PROGRAMS.map(|(_, name)| name);
-    let names: Vec<&str> = cgroup::HOOKS.into_iter().chain(tc).chain([FREE_SOCKET]).collect();
+    let names: Vec<&str> = cgroup::HOOKS.into_iter().chain(tc).chain([FREE_SOCKET, socket_lookup::PROGRAM]).collect();
     load_over(layouts, &Load { path_of: &path_of, moves_flows, features, sk_err: 0 }, options, &names)
 }
 
@@ -295,6 +296,17 @@ fn load_one(name: &str, program: &mut Program) -> Result<()> {
             let types = aya::Btf::from_sys_fs().context("reading the kernel's types");
             let loaded = types.and_then(|types| program.load(ERRORS_TRACEPOINT, &types).map_err(with_cause));
             return unless_refused(name, loaded);
+        }
+        Program::SkLookup(program) => {
+            // A packet to a cluster IP tells of such a pod too.
+            if program.load().is_err() {
+                info!(
+                    program = name,
+                    "the kernel refuses the program, as those before 5.17 do: NodePorts of this node serve a pod \
+                     without sockets after its first packet to a cluster IP"
+                );
+            }
+            return Ok(());
         }
         other => bail!("program {name} has the unexpected type {:?}", other.prog_type()),
     };
@@ -381,6 +393,19 @@ pub(crate) fn classifiers(ebpf: &Ebpf) -> Result<Option<[Classifier; 2]>> {
 pub(crate) fn socket_freer(ebpf: &Ebpf) -> Result<Option<OwnedFd>> {
     let program = ebpf.program(FREE_SOCKET).with_context(|| format!("the object lacks the program {FREE_SOCKET}"))?;
     program.fd().ok().map(|fd| fd.as_fd().try_clone_to_owned()).transpose().context("keeping a program")
+}
+
+/// Returns the program at the look-up of sockets, and its id. None if the kernel refused it.
+pub(crate) fn socket_lookup(ebpf: &Ebpf) -> Result<Option<(OwnedFd, u32)>> {
+    let name = socket_lookup::PROGRAM;
+    let program = ebpf.program(name).with_context(|| format!("the object lacks the program {name}"))?;
+    let Program::SkLookup(program) = program else {
+        return Err(anyhow!("program {name} has the unexpected type {:?}", program.prog_type()));
+    };
+    let Ok(fd) = program.fd() else {
+        return Ok(None);
+    };
+    Ok(Some((fd.as_fd().try_clone_to_owned()?, program.info()?.id())))
 }
 
 /// Moves the pins of new maps from the staging directory to this version's directory. Does nothing a second time.

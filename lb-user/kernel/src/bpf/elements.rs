@@ -1,6 +1,9 @@
 //! Single entries of a map: look up, write, delete, and walk by key.
 
-use std::{io, os::fd::BorrowedFd};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use aya::Pod;
 use aya_obj::generated::bpf_cmd;
@@ -33,6 +36,14 @@ pub fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option
 /// The kernel's errno, such as `E2BIG` or `ENOSPC` if the map is full.
 pub fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     write(map, key, value, aya_obj::generated::BPF_ANY)
+}
+
+/// Writes an element of a map of sockets (`BPF_MAP_TYPE_SOCKMAP`). It goes when the socket closes.
+///
+/// # Errors
+/// The kernel's errno, such as `EOPNOTSUPP` for a socket of TCP that neither listens nor is connected.
+pub fn put_socket(map: BorrowedFd<'_>, index: u32, socket: impl AsFd) -> io::Result<()> {
+    update(map, &index, &fd_number(socket.as_fd()))
 }
 
 /// Writes one new entry.

@@ -33,6 +33,15 @@ pub struct TcxLink {
     pub interface: u32,
 }
 
+/// Program and network namespace of a link at the kernel's look-up of sockets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SocketLookupLink {
+    /// Id of the program.
+    pub program: u32,
+    /// Inode number of the network namespace; 0 after the namespace has ended or the link was detached.
+    pub netns: u32,
+}
+
 /// Attaches a program to a hook of a cgroup, beside the programs that are there (cgroup links, Linux 5.7). The last
 /// descriptor and pin of the link detach it.
 ///
@@ -71,6 +80,19 @@ pub fn attach_tracepoint(program: impl AsFd) -> io::Result<OwnedFd> {
     let mut attr = zeroed();
     attr.raw_tracepoint.prog_fd = fd_number(program.as_fd());
     bpf_fd(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr)
+}
+
+/// Attaches a program to the look-up of sockets in a network namespace, behind the programs that are there
+/// (`BPF_SK_LOOKUP`, Linux 5.9). The last descriptor and pin of the link detach it.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn attach_socket_lookup(program: impl AsFd, netns: impl AsFd) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    attr.link_create.__bindgen_anon_1.prog_fd = fd_number(program.as_fd());
+    attr.link_create.__bindgen_anon_2.target_fd = fd_number(netns.as_fd());
+    attr.link_create.attach_type = bpf_attach_type::BPF_SK_LOOKUP as u32;
+    bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
 }
 
 /// Replaces the program of a link atomically (`BPF_LINK_UPDATE`, Linux 5.7).
@@ -113,6 +135,16 @@ pub fn tcx_link(link: impl AsFd) -> io::Result<TcxLink> {
     let info = link_info(link)?;
     // SAFETY: our links that are not of a cgroup are TCX links.
     Ok(TcxLink { program: info.prog_id, interface: unsafe { info.__bindgen_anon_1.tcx }.ifindex })
+}
+
+/// Reads program and network namespace of a link at the look-up of sockets.
+///
+/// # Errors
+/// `EINVAL` if the descriptor is no link.
+pub fn socket_lookup_link(link: impl AsFd) -> io::Result<SocketLookupLink> {
+    let info = link_info(link)?;
+    // SAFETY: such a link has a network namespace.
+    Ok(SocketLookupLink { program: info.prog_id, netns: unsafe { info.__bindgen_anon_1.netns }.netns_ino })
 }
 
 /// Reads the id of a link's program.

@@ -19,11 +19,11 @@ mod syscall;
 pub mod typed;
 
 pub use batch::{BatchError, count};
-pub use elements::{delete, each_key, lookup, update};
+pub use elements::{delete, each_key, lookup, put_socket, update};
 pub use features::{has_mptcp_sock, has_probe_read};
 pub use links::{
-    CgroupLink, TcxLink, attach_cgroup, attach_tcx, attach_tracepoint, cgroup_link, detach_link, link_program,
-    tcx_link, update_link,
+    CgroupLink, SocketLookupLink, TcxLink, attach_cgroup, attach_socket_lookup, attach_tcx, attach_tracepoint,
+    cgroup_link, detach_link, link_program, socket_lookup_link, tcx_link, update_link,
 };
 pub use pins::{open_pin, pin};
 pub use pod::from_bytes;

@@ -5,7 +5,7 @@ use std::{
     fs,
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::fs::MetadataExt as _,
-    process::Command,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -249,8 +249,8 @@ fn attacker(node: &mut StoryNode) {
         println!("LACKS cookies of network namespaces: processes of the node are one client");
         return;
     }
-    // A process in the network namespace of the node, in a cgroup of its own: an endpoint is dead, which it finds out
-    // for itself only.
+    // A process in the network namespace of the node, in another cgroup: an endpoint is dead, which it finds out for
+    // that cgroup only.
     node.write(
         "web.yaml",
         &web("beeline.io/eject: 1 in 1m for 1h, beeline.io/scheduler: rr", &[GOOD[0], "10.0.0.4:8080"]),
@@ -258,13 +258,14 @@ fn attacker(node: &mut StoryNode) {
     let other = node.cgroup.join("other");
     fs::create_dir(&other).expect("a cgroup");
     let id = fs::metadata(&other).expect("a cgroup").ino();
-    until("the endpoint fails for the other process", || {
-        let script =
-            "echo $$ > \"$0/cgroup.procs\"; for i in 1 2 3 4; do (: < /dev/tcp/10.96.0.1/80) 2>/dev/null; done";
-        Command::new("bash").args(["-c", script]).arg(&other).status().expect("bash");
+    let enter = |cgroup: &Path| fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string());
+    enter(&other).expect("a move to the cgroup");
+    until("the endpoint fails for the other cgroup", || {
+        failures(4);
         clients(node).iter().any(|client| client.cgroup == id)
     });
-    assert_eq!(failures(10), 1, "this process learns by a failure of its own");
+    enter(&node.cgroup).expect("a move back");
+    assert_eq!(failures(10), 1, "this cgroup learns by a failure of its own");
     assert_eq!(failures(10), 0);
     fs::remove_dir(&other).expect("an empty cgroup");
 }

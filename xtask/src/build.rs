@@ -118,10 +118,15 @@ fn compile(cargo: &mut Command, profile: Profile, link: Link) -> Result<Vec<serd
     messages(cargo.arg("--message-format=json-render-diagnostics"))
 }
 
+/// Crates that tests run for minutes, over random worlds and millions of states, and their degree of optimisation in
+/// development builds. Not in Cargo.toml, so that an edit of them is compiled quickly by a plain cargo.
+const OPTIMISED: [&str; 2] = ["profile.dev.package.lb-core.opt-level=1", "profile.dev.package.lb-common.opt-level=1"];
+
 /// Cargo on the workspace, told where the eBPF object is.
 pub(crate) fn cargo() -> Command {
     let mut cargo = run::cargo();
     cargo.env("BEELINE_EBPF_OBJECT", workspace::ebpf_object());
+    cargo.args(OPTIMISED.into_iter().flat_map(|setting| ["--config", setting]));
     cargo
 }
 

@@ -140,7 +140,8 @@ pub fn tc_egress(ctx: TcContext) -> i32 {
     packet::egress(ctx)
 }
 
-/// The kernel looks for a socket of the node for a packet. Attached while an agent runs.
+/// The kernel looks for a socket of the node for a packet. Attached while an agent runs and a link of a pod lacks
+/// programs.
 #[sk_lookup]
 pub fn socket_lookup(ctx: SkLookupContext) -> u32 {
     packet::look_up(&ctx)

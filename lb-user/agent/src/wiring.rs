@@ -229,7 +229,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         tasks.spawn(announcing::conflicts::run(pins.current(), of_conflicts, event_queue.clone()));
     }
     let leave = start_announcing(of_announcing, &config.node_name, addresses, wish, links, announcing_sender)?;
-    tasks.spawn(devices::run(config.devices, Arc::clone(&tc), pins.current(), node, answering));
+    tasks.spawn(devices::run(config.devices, Arc::clone(&tc), loader.socket_lookup(), pins.current(), node, answering));
     tasks.spawn(netns_addrs::run(pins.current(), restricted));
     tasks.spawn(connection_age::run(pins.current(), ages));
     tasks.spawn(ejections::run(pins.current(), ejects, event_queue.clone()));

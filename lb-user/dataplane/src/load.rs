@@ -58,6 +58,7 @@ pub struct Loader {
     loaded: Option<Ebpf>,
     tc: Arc<Tc>,
     freer: SocketFreer,
+    socket_lookup: SocketLookup,
     /// The datapath in service; none before [`Loader::attach`].
     integrity: Option<Integrity>,
     /// Programs of ejection that run over the maps in service, or that the kernel has refused. None after
@@ -97,6 +98,7 @@ impl Loader {
             loaded: Some(ebpf),
             tc,
             freer: SocketFreer::default(),
+            socket_lookup: SocketLookup::default(),
             integrity: None,
             ejection_programs: None,
             lock,
@@ -131,6 +133,12 @@ impl Loader {
     #[must_use]
     pub fn freer(&self) -> SocketFreer {
         self.freer.clone()
+    }
+
+    /// Returns the program at the look-up of sockets, which [`Loader::attach`] brings into service where it is wanted.
+    #[must_use]
+    pub fn socket_lookup(&self) -> SocketLookup {
+        self.socket_lookup.clone()
     }
 
     /// Opens the maps that the agent writes: new maps from the staging directory, the others from their places.
@@ -217,8 +225,8 @@ impl Loader {
         let maps = programs::layouts(&self.options, &self.grown)?;
         let maps = maps.keys().map(String::as_str);
         // The link of programs over other maps stays until then.
-        let socket_lookup = SocketLookup::attach_if_loaded(programs::socket_lookup(ebpf)?, &self.pins);
-        self.integrity = Some(Integrity::new(self.pins.clone(), maps, links, self.tc(), socket_lookup)?);
+        self.socket_lookup.replace(programs::socket_lookup(ebpf)?, self.pins.current());
+        self.integrity = Some(Integrity::new(self.pins.clone(), maps, links, self.tc(), self.socket_lookup())?);
         self.tc.publish();
         self.ejection_programs = None;
         self.loaded = None;

@@ -242,7 +242,7 @@ fn addresses_of_the_node(node: &mut StoryNode) {
 fn sockets_of_the_node(node: &mut StoryNode) {
     let lan = Lan::make(LanOptions { pods: 2, ..LanOptions::default() });
     let backends = addresses(pod(&lan.node2)).map(|ip| (ip, "there"));
-    let _agent = start(node, &lan, &backends);
+    let agent = start(node, &lan, &backends);
     let (at_one, at_all) = (addresses(&lan.node1.host).map(|address| SocketAddr::from((address, 80))), "[::]:8443");
     lan.node1.host.net.enter(|| {
         for at in at_one.map(|at| at.to_string()).iter().map(String::as_str).chain([at_all]) {
@@ -266,4 +266,7 @@ fn sockets_of_the_node(node: &mut StoryNode) {
     for link in ["pod2", "pod3"] {
         assert_eq!(flags(node, &lan, link), DeviceFlags::POD | DeviceFlags::NO_PROGRAMS, "they pay nothing");
     }
+    assert!(socket_lookup_link(&agent).is_some());
+    lan.node1.host.net.ip("link del pod2\nlink del pod3\n");
+    until("a node without links of pods pays nothing", || socket_lookup_link(&agent).is_none());
 }

@@ -29,7 +29,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::{attach::tc::Tc, flows::netfilter::is_translating, pod_modes};
+use crate::{
+    attach::{socket_lookup::SocketLookup, tc::Tc},
+    flows::netfilter::is_translating,
+    pod_modes,
+};
 use answering::AnsweringLinks;
 use desired::{DesiredDevice, DeviceFacts, desired, slow_path};
 use lb_core::model::pod_modes::PodModes;
@@ -74,6 +78,7 @@ impl NodeState {
 pub async fn run(
     options: DeviceOptions,
     tc: Arc<Tc>,
+    socket_lookup: SocketLookup,
     pins: PathBuf,
     mut node: watch::Receiver<NodeState>,
     answering: watch::Sender<AnsweringLinks>,
@@ -85,8 +90,16 @@ pub async fn run(
     }
     let are_off = options.are_off();
     let performer = Performer::new(Arc::clone(&tc), pins);
-    let mut manager =
-        DeviceManager { options, tc, performer, answering, known: None, reading: FIRST_RETRY, served: None };
+    let mut manager = DeviceManager {
+        options,
+        tc,
+        socket_lookup,
+        performer,
+        answering,
+        known: None,
+        reading: FIRST_RETRY,
+        served: None,
+    };
     let mut logged: Option<String> = None;
     let (mut news, mut backoff) = (None, FIRST_RETRY);
     loop {
@@ -196,6 +209,7 @@ async fn changed(node: &mut watch::Receiver<NodeState>, known: &NodeState) {
 struct DeviceManager {
     options: DeviceOptions,
     tc: Arc<Tc>,
+    socket_lookup: SocketLookup,
     performer: Performer,
     answering: watch::Sender<AnsweringLinks>,
     /// Links of the last pass; none before the first.
@@ -266,6 +280,7 @@ impl DeviceManager {
         self.performer.write_answering(&answering)?;
         let performed =
             self.performer.perform(plan, modes.zip(pods.as_deref()), |index| network.links.contains_key(&index));
+        self.socket_lookup.set_wanted(!self.options.are_off() && self.performer.has_links_without());
         let attached = self.tc.attached()?;
         let complete = attached.iter().filter(|(_, attachment)| self.tc.is_complete(attachment));
         let complete: BTreeSet<u32> = complete.map(|(index, _)| *index).filter(wants_programs).collect();

@@ -89,13 +89,18 @@ impl Performer {
     /// Returns when there are others than at the last [`Self::read_packet_links`]; never while each link of a pod has
     /// programs, or there is none.
     pub(super) async fn packet_link_found(&self) {
-        const WITHOUT: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
-        let is_without = |device: &Device| device.flags & WITHOUT == WITHOUT;
-        if self.devices.as_ref().is_some_and(|map| map.entries.values().any(is_without)) {
+        if self.has_links_without() {
             self.packet_links.found().await;
         } else {
             pending::<()>().await;
         }
+    }
+
+    /// True if a link of a pod has no programs.
+    pub(super) fn has_links_without(&self) -> bool {
+        const WITHOUT: u32 = DeviceFlags::POD | DeviceFlags::NO_PROGRAMS;
+        let is_without = |device: &Device| device.flags & WITHOUT == WITHOUT;
+        self.devices.as_ref().is_some_and(|map| map.entries.values().any(is_without))
     }
 
     /// Returns the entries of `DEVICES`.

@@ -41,7 +41,7 @@ pub(crate) struct Integrity {
     tracepoint: TracepointLink,
     tc: Arc<Tc>,
     /// None where the kernel does not have it.
-    socket_lookup: Option<SocketLookup>,
+    socket_lookup: SocketLookup,
 }
 
 impl Integrity {
@@ -51,7 +51,7 @@ impl Integrity {
         maps: impl Iterator<Item = &'a str>,
         cgroup: CgroupLinks,
         tc: Arc<Tc>,
-        socket_lookup: Option<SocketLookup>,
+        socket_lookup: SocketLookup,
     ) -> Result<Self> {
         let root = Inode::at(pins.root()).context("looking at the pin directory")?;
         let current = pins.current();
@@ -80,7 +80,7 @@ impl Integrity {
     pub(crate) fn mend(&mut self, lock: &mut File) -> Vec<Damage> {
         let mut damages = self.cgroup.mend();
         damages.extend(self.tc.mend());
-        damages.extend(self.socket_lookup.as_mut().and_then(SocketLookup::mend));
+        damages.extend(self.socket_lookup.mend());
         if let Err(damage) = self.mend_root(lock, &mut damages) {
             // Pins of another agent are left alone, and without a directory there are none.
             damages.push(damage);

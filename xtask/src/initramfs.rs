@@ -67,9 +67,9 @@ pub(crate) fn build(kernel: &Kernel, inside: &Inside) -> Result<Vec<u8>> {
     archive.entry("dev/console", 0o020_600, (5, 1), &[]);
     let busybox = run::find("busybox", &[]).context("there is no busybox")?;
     archive.entry("bin/busybox", 0o100_755, (0, 0), &read(&busybox)?);
-    archive.entry("bin/beeline", 0o100_755, (0, 0), &read(&inside.agent)?);
-    archive.entry("bin/beeline-next", 0o100_755, (0, 0), &read(&inside.next)?);
-    archive.entry("bin/stories", 0o100_755, (0, 0), &read(&inside.stories)?);
+    archive.program("bin/beeline", &inside.agent)?;
+    archive.program("bin/beeline-next", &inside.next)?;
+    archive.program("bin/stories", &inside.stories)?;
     archive.entry("etc/hosts", 0o100_644, (0, 0), b"127.0.0.1 localhost\n::1 localhost\n");
     archive.entry("etc/passwd", 0o100_644, (0, 0), b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n");
     let sbin: [PathBuf; 2] = ["/usr/sbin".into(), "/sbin".into()];
@@ -84,10 +84,7 @@ pub(crate) fn build(kernel: &Kernel, inside: &Inside) -> Result<Vec<u8>> {
         ("sbin/bpftool", setup::bpftool()),
     ] {
         let Some(tool) = tool else { continue };
-        archive.entry(path, 0o100_755, (0, 0), &read(&tool)?);
-        for library in libraries(&tool)? {
-            archive.entry(library.trim_start_matches('/'), 0o100_755, (0, 0), &read(Path::new(&library))?);
-        }
+        archive.program(path, &tool)?;
     }
     archive.entry("bin/sh", 0o120_777, (0, 0), b"busybox");
     let dependencies = std::fs::read_to_string(kernel.modules.join("modules.dep")).context("reading modules.dep")?;
@@ -159,14 +156,11 @@ fn load_order(dependencies: &str, wanted: &[&str]) -> Vec<String> {
     order
 }
 
-/// The shared libraries of a program, as absolute paths, its loader included.
-fn libraries(program: &Path) -> Result<Vec<String>> {
-    let text = run::capture(Command::new("ldd").arg(program))?;
-    Ok(text
-        .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
-        .map(str::to_owned)
-        .collect())
+/// The shared libraries of a program, as absolute paths, its loader included; none of a static one, at which ldd fails.
+fn libraries(program: &Path) -> Vec<String> {
+    let text = run::capture(Command::new("ldd").arg(program)).unwrap_or_default();
+    let paths = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    paths.map(str::to_owned).collect()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -192,6 +186,15 @@ impl Archive {
             self.dir(path.rsplit_once('/').map_or("", |(above, _)| above));
             self.write(path, 0o040_755, (0, 0), &[]);
         }
+    }
+
+    /// Adds a program and its libraries.
+    fn program(&mut self, path: &str, program: &Path) -> Result<()> {
+        self.entry(path, 0o100_755, (0, 0), &read(program)?);
+        for library in libraries(program) {
+            self.entry(library.trim_start_matches('/'), 0o100_755, (0, 0), &read(Path::new(&library))?);
+        }
+        Ok(())
     }
 
     /// Adds anything else; the first of a name stays.

@@ -20,7 +20,7 @@ pub(crate) struct Args {
     /// Boot these kernels only.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Series>,
-    /// Take the static programs `beeline` and `stories` from this directory rather than building them.
+    /// Take the programs `beeline`, `beeline-next` and `stories` from this directory rather than building them.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
     /// Boot with net.core.bpf_jit_harden=2: constants of programs are blinded, also those of root.

@@ -22,8 +22,8 @@ pub fn has_mptcp_sock() -> bool {
     load_connect4(c"beeline_probe", &program).is_ok()
 }
 
-/// True if programs at connect may read the memory of the kernel (`bpf_probe_read_kernel`): not on Linux 5.10, and not
-/// under lockdown for confidentiality.
+/// True if programs at connect may read the memory of the kernel (`bpf_probe_read_kernel`): not under lockdown for
+/// confidentiality.
 #[must_use]
 pub fn has_probe_read() -> bool {
     const PROBE_READ_KERNEL: i32 = 113;

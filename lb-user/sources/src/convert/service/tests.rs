@@ -100,6 +100,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 192.0.2.3, ipMode: VIP}]
                     redirect_from: None,
                     eject: None,
                     shares_affinity: false,
+                    allows_udp_connect: false,
                 },
             ),
             source_ranges: [

@@ -115,12 +115,9 @@ impl UdpSocket {
         }
     }
 
-    /// True if the socket has an entry of a backend.
+    /// True if the socket, which may have entries, has one of a backend.
     #[inline(always)]
     pub fn has_backend(&self, backend: u32) -> bool {
-        if !self.may_have_entries() {
-            return false;
-        }
         let is_single =
             self.place().and_then(|place| place.translation()).is_some_and(|single| single.backend == backend);
         is_single || self.list().is_some_and(|list| list.has_backend(backend))

@@ -13,6 +13,7 @@ use crate::{
     ejection::{DEAD, GOOD, clients, counted, eject, time},
     node::{StoryNode, annotated, ip, service},
     sockets::{Client, at, mapped, udp_server},
+    verifier::errors_tracepoint,
 };
 
 pub const STORIES: &[Story] = &[
@@ -28,11 +29,9 @@ fn dns(annotations: &str, backends: &[&str]) -> String {
     annotated(&service("dns", &["10.96.0.1", "fd96::1"], "UDP", 53, backends), annotations)
 }
 
-/// False, with a line that says so, if the kernel does not tell the errors of sockets (Linux 5.14).
+/// False, with a line that says so, if the kernel does not tell the errors of sockets.
 fn has_tracepoint() -> bool {
-    let name = b"btf_trace_inet_sk_error_report";
-    let types = fs::read("/sys/kernel/btf/vmlinux").unwrap_or_default();
-    let is_there = types.windows(name.len()).any(|window| window == name);
+    let is_there = errors_tracepoint().is_some();
     if !is_there {
         println!("LACKS the tracepoint inet_sk_error_report: no endpoint of UDP is ejected");
     }

@@ -191,7 +191,7 @@ fn try_count(directory: &Path, features: Features) -> Result<BTreeMap<String, u3
             ProgramSection::SchedClassifier => {
                 Target { kind: bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, hook: 0, kernel_type: 0 }
             }
-            ProgramSection::BtfTracePoint => match kernel_type("btf_trace_inet_sk_error_report") {
+            ProgramSection::BtfTracePoint => match errors_tracepoint() {
                 Some(kernel_type) => Target {
                     kernel_type,
                     ..target(bpf_prog_type::BPF_PROG_TYPE_TRACING, bpf_attach_type::BPF_TRACE_RAW_TP)
@@ -220,9 +220,9 @@ struct Target {
     kernel_type: u32,
 }
 
-/// Returns the id of a tracepoint's type, if the kernel has it.
-fn kernel_type(name: &str) -> Option<u32> {
-    Btf::from_sys_fs().ok()?.id_by_type_name_kind(name, BtfKind::Typedef).ok()
+/// Returns the id of the type of the tracepoint of sockets' errors, if the kernel has it (Linux 5.14).
+pub fn errors_tracepoint() -> Option<u32> {
+    Btf::from_sys_fs().ok()?.id_by_type_name_kind("btf_trace_inet_sk_error_report", BtfKind::Typedef).ok()
 }
 
 /// Loads a program and returns the number of processed instructions from the verifier's log (bpf_prog_info has it only

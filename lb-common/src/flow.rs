@@ -79,28 +79,28 @@ pub const fn last_used(flow: &Flow, proto: u8) -> u64 {
 const SECOND: u64 = 1_000_000_000;
 
 /// TCP, before the end of the handshake.
-pub const TCP_OPENING: u64 = 60 * SECOND;
+const TCP_OPENING: u64 = 60 * SECOND;
 /// An idle established TCP connection.
-pub const TCP_ESTABLISHED: u64 = 24 * 3600 * SECOND;
+const TCP_ESTABLISHED: u64 = 24 * 3600 * SECOND;
 /// TCP, closed by one end.
-pub const TCP_HALF_CLOSED: u64 = 3600 * SECOND;
+const TCP_HALF_CLOSED: u64 = 3600 * SECOND;
 /// TCP, closed by both ends or reset. Late packets are still translated.
 pub const TCP_CLOSED: u64 = 10 * SECOND;
 /// TCP, with the backend in TIME-WAIT: within this time (2 MSL in Linux) it would take a new connection from the same
 /// address and port for the old one.
-pub const TCP_TIME_WAIT: u64 = 60 * SECOND;
+const TCP_TIME_WAIT: u64 = 60 * SECOND;
 /// Datagrams without a reply, or a query and its reply, as in DNS. (Netfilter tells a query from a stream by two
 /// seconds between its packets.)
-pub const UDP_UNREPLIED: u64 = 30 * SECOND;
+const UDP_UNREPLIED: u64 = 30 * SECOND;
 /// A stream of datagrams.
-pub const UDP_REPLIED: u64 = 120 * SECOND;
+const UDP_REPLIED: u64 = 120 * SECOND;
 /// Datagrams that netfilter translates: less than its time-out of an unreplied connection, so that it never gets a flow
 /// that it has dropped.
 pub const UDP_OF_NETFILTER: u64 = 25 * SECOND;
 /// SCTP, before the end of the handshake.
-pub const SCTP_OPENING: u64 = 60 * SECOND;
+const SCTP_OPENING: u64 = 60 * SECOND;
 /// An established SCTP association: heartbeats come every 30 s (RFC 9260, 8.3).
-pub const SCTP_ESTABLISHED: u64 = 210 * SECOND;
+const SCTP_ESTABLISHED: u64 = 210 * SECOND;
 
 /// State of a flow, as in conntrack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -19,7 +19,7 @@ mod translation;
 
 pub use addr::{Addr, Proto};
 pub use addr_port::AddrPort;
-pub use ejection::{Attempt, EJECTION_PLACES, EjectionPlace, Ejections, Hold, PATIENCE};
+pub use ejection::{Attempt, CLOSE_GRACE, EJECTION_PLACES, EjectionPlace, Ejections, Hold};
 pub use family::Family;
 pub use layout::{
     Affinity, AffinityKey, Announced, Backend, BackendFlags, BackendStats, COMM_LEN, ClusterRange, ClusterRanges,
@@ -34,8 +34,8 @@ pub use layout::{
 pub use scheduler::Scheduler;
 pub use select::{
     Access, AffinityOutcome, Caller, Cause, Choice, Client, Followed, ListReason, Match, Observer, Origin, Pair,
-    Reason, SelectEvent, State, Tables, Unobserved, Verdict, Vip, first_look, goes_before_listener, is_at_address,
-    is_local_outside, is_served_at, may_be_vip, pass_over_ejected, refusal, second_look, select, select_observed,
-    take_turn, vip,
+    Reason, SelectEvent, State, Stateless, Tables, Unobserved, Verdict, Vip, first_look, goes_before_listener,
+    is_at_address, is_local_outside, is_served_at, may_be_vip, pass_over_ejected, refusal, second_look, select,
+    select_observed, take_turn, vip,
 };
 pub use translation::{MAX_TRANSLATIONS, Put, TcpSock, Translation, Translations, UdpSock};

@@ -69,6 +69,32 @@ impl Scheduler {
         matches!(self, Self::Random | Self::Wrr | Self::Wlc | Self::Sed | Self::Nq | Self::Mh)
     }
 
+    /// The rule of the scheduler in words.
+    #[must_use]
+    pub const fn rule(self) -> &'static str {
+        match self {
+            Self::Random => "any of them, by chance",
+            Self::Rr => "each in turn",
+            Self::Wrr => "each in turn, as often as its weight says",
+            Self::Lc => "of two by chance the one with fewer open sockets on this node",
+            Self::Wlc => "of two by chance the one with fewer open sockets for its weight",
+            Self::Sed => "of two by chance the one with fewer sockets for its weight, the new one counted in",
+            Self::Nq => "of two by chance an idle one, else as sed",
+            Self::Sh => "by the client: always the same for its network namespace",
+            Self::Dh => "by the address dialled: always the same for one frontend",
+            Self::Mh => "packets by the hash of their flow, the same on all nodes; sockets by chance",
+        }
+    }
+
+    /// True if another connect of the same client to the same frontend may get any backend of the list.
+    #[must_use]
+    pub const fn is_by_chance(self) -> bool {
+        match self {
+            Self::Random | Self::Lc | Self::Wlc | Self::Sed | Self::Nq | Self::Mh => true,
+            Self::Rr | Self::Wrr | Self::Sh | Self::Dh => false,
+        }
+    }
+
     /// True if the scheduler of this number compares open sockets. By number: a program that turned it into a
     /// `Scheduler` first would pay for each variant.
     #[inline(always)]

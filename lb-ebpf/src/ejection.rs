@@ -18,8 +18,8 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, SockContext, SockOpsContext},
 };
 use lb_common::{
-    Attempt, BackendFlags, Caller as _, Counter, EJECTION_PLACES, EjectStats, EjectStatsKey, EjectionPlace, Ejections,
-    Followed, PATIENCE, State as _,
+    Attempt, BackendFlags, CLOSE_GRACE, Caller as _, Counter, EJECTION_PLACES, EjectStats, EjectStatsKey,
+    EjectionPlace, Ejections, Followed, State as _,
     errno::{ECONNREFUSED, EHOSTUNREACH},
 };
 
@@ -55,7 +55,7 @@ pub fn given_up(ctx: &SockContext) -> u32 {
     if let Some(attempt) = attempt(ctx.as_ptr(), 0) {
         // SAFETY: no precondition.
         let now = unsafe { bpf_ktime_get_ns() };
-        if now.saturating_sub(attempt.began) >= PATIENCE {
+        if now.saturating_sub(attempt.began) >= CLOSE_GRACE {
             failed(attempt, now);
         }
         // The close changes the state of the socket, which tells nothing more.
@@ -171,7 +171,7 @@ fn failed(attempt: &mut Attempt, now: u64) -> u32 {
     let mut seen = EJECTIONS.get_ptr_mut(client);
     if seen.is_none() {
         let new: &Ejections = &NEW;
-        // Of two concurrent insertions the first succeeds.
+        // The first of two concurrent insertions succeeds.
         let _inserted = EJECTIONS.insert(client, new, u64::from(BPF_NOEXIST));
         seen = EJECTIONS.get_ptr_mut(client);
     }

@@ -364,7 +364,7 @@ fn refuse_unserved<const V6: bool>(ctx: &SockAddr<V6>, dest: &FrontendKey, kind:
     let Some(cause) = refusal(&Kernel, ctx, dest) else {
         return PROCEED;
     };
-    // Such as the answer to a client whose address is that cluster IP, in the same network namespace.
+    // The address may be the caller's own, as for an answer to a client of the same network namespace.
     if own::may_be_own(ctx, dest) {
         return PROCEED;
     }

@@ -123,7 +123,7 @@ fn of_port(service: u32) -> Option<*mut PortStats> {
         return Some(stats);
     }
     let new: &PortStats = &NEW_PORT;
-    // Of two concurrent insertions the first succeeds.
+    // The first of two concurrent insertions succeeds.
     let _inserted = PORT_STATS.insert(service, new, u64::from(BPF_NOEXIST));
     let stats = PORT_STATS.get_ptr_mut(service);
     if stats.is_none() {

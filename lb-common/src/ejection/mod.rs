@@ -14,9 +14,9 @@ pub const EJECTION_PLACES: usize = 64;
 /// 6298), which is a failure.
 const TRIAL: u64 = 2 * SECOND;
 
-/// Handshake after which a close by the client is a failure of the backend, ns; a shorter one is the client's haste.
+/// Length of a handshake, in ns, from which a close by the client is a failure of the backend; before, it is none.
 /// The shortest retransmission time-out of established connections (TCP_RTO_MIN, include/net/tcp.h).
-pub const PATIENCE: u64 = SECOND / 5;
+pub const CLOSE_GRACE: u64 = SECOND / 5;
 
 /// Value of `ATTEMPTS` (`BPF_MAP_TYPE_SK_STORAGE`): a connect to a backend, whose result is the handshake of a TCP
 /// socket, and an error, or a close without one, of a UDP socket.
@@ -81,7 +81,7 @@ pub enum Hold {
     Free,
     /// The client gets another backend.
     Held,
-    /// Its time is over: one connect tries.
+    /// The time of the ejection is over: one connect tries the backend.
     Trial,
 }
 
@@ -200,7 +200,7 @@ impl Ejections {
                 place.times = 0;
             }
         } else if place.phase == Phase::Ejected as u32 && place.until > now {
-            // Of a connect from before, or beyond the half of the list.
+            // A connect that began before the ejection, or a backend beyond the half of the list.
             return false;
         }
         place.phase = Phase::Ejected as u32;

@@ -8,7 +8,7 @@ use std::{vec, vec::Vec};
 /// "3 in 10s for 30s", in a list of four backends.
 const POLICY: EjectPolicy =
     EjectPolicy { failures: 3, window: 10, seconds: 30, cluster_most: 2, local_most: 0, _pad: 0 };
-const MOST: u32 = POLICY.cluster_most as u32;
+const MAX_EJECTED: u32 = POLICY.cluster_most as u32;
 
 fn at(seconds: u64) -> u64 {
     1_000 * SECOND + seconds * SECOND
@@ -23,10 +23,10 @@ fn fail(seen: &mut Ejections, backend: u32, now: u64) -> bool {
 fn a_backend_is_ejected_by_failures_in_a_row_within_the_window() {
     let mut seen = Ejections::EMPTY;
     assert!(!seen.fail(7, &POLICY, at(0)) && !seen.fail(7, &POLICY, at(5)));
-    assert_eq!(seen.hold(7, MOST, at(5)), Hold::Free);
+    assert_eq!(seen.hold(7, MAX_EJECTED, at(5)), Hold::Free);
     assert!(seen.fail(7, &POLICY, at(10)), "the third in ten seconds");
-    assert_eq!(seen.hold(7, MOST, at(39)), Hold::Held);
-    assert_eq!(seen.hold(7, MOST, at(40)), Hold::Trial);
+    assert_eq!(seen.hold(7, MAX_EJECTED, at(39)), Hold::Held);
+    assert_eq!(seen.hold(7, MAX_EJECTED, at(40)), Hold::Trial);
     // The window is over before the third.
     let mut seen = Ejections::EMPTY;
     assert!(!seen.fail(7, &POLICY, at(0)) && !seen.fail(7, &POLICY, at(5)) && !seen.fail(7, &POLICY, at(11)));
@@ -35,7 +35,7 @@ fn a_backend_is_ejected_by_failures_in_a_row_within_the_window() {
     assert!(!seen.fail(7, &POLICY, at(0)) && !seen.fail(7, &POLICY, at(1)));
     seen.succeed(7, at(2));
     assert!(!seen.fail(7, &POLICY, at(3)));
-    assert_eq!(seen.hold(7, MOST, at(3)), Hold::Free);
+    assert_eq!(seen.hold(7, MAX_EJECTED, at(3)), Hold::Free);
 }
 
 #[test]
@@ -43,12 +43,12 @@ fn one_connect_at_a_time_tries_a_backend_whose_time_is_over() {
     let mut seen = Ejections::EMPTY;
     assert!(fail(&mut seen, 7, at(0)));
     seen.begin_trial(7, at(30));
-    assert_eq!(seen.hold(7, MOST, at(31)), Hold::Held, "others wait");
+    assert_eq!(seen.hold(7, MAX_EJECTED, at(31)), Hold::Held, "others wait");
     // Without a result another one tries.
-    assert_eq!(seen.hold(7, MOST, at(32)), Hold::Trial);
+    assert_eq!(seen.hold(7, MAX_EJECTED, at(32)), Hold::Trial);
     seen.begin_trial(7, at(32));
     seen.succeed(7, at(32));
-    assert_eq!(seen.hold(7, MOST, at(32)), Hold::Free);
+    assert_eq!(seen.hold(7, MAX_EJECTED, at(32)), Hold::Free);
     assert!(!seen.fail(7, &POLICY, at(33)), "in use again, one failure ejects no more");
 }
 
@@ -59,8 +59,8 @@ fn a_failed_trial_ejects_for_twice_the_time_up_to_sixteen_times() {
     assert!(fail(&mut seen, 7, now));
     for times in [1, 2, 4, 8, 16, 16] {
         now += 30 * times * SECOND;
-        assert_eq!(seen.hold(7, MOST, now - 1), Hold::Held, "{times}");
-        assert_eq!(seen.hold(7, MOST, now), Hold::Trial, "{times}");
+        assert_eq!(seen.hold(7, MAX_EJECTED, now - 1), Hold::Held, "{times}");
+        assert_eq!(seen.hold(7, MAX_EJECTED, now), Hold::Trial, "{times}");
         seen.begin_trial(7, now);
         assert!(seen.fail(7, &POLICY, now));
     }
@@ -74,7 +74,7 @@ fn a_return_is_forgotten_after_ten_times_the_time() {
         seen.begin_trial(7, at(30));
         seen.succeed(7, at(30));
         assert!(fail(&mut seen, 7, at(30 + after)));
-        (1..).find(|seconds| seen.hold(7, MOST, at(30 + after + seconds)) == Hold::Trial)
+        (1..).find(|seconds| seen.hold(7, MAX_EJECTED, at(30 + after + seconds)) == Hold::Trial)
     };
     assert_eq!(again(300), Some(60));
     assert_eq!(again(301), Some(30));
@@ -85,10 +85,10 @@ fn a_failure_of_a_connect_from_before_does_not_lengthen_an_ejection() {
     let mut seen = Ejections::EMPTY;
     assert!(fail(&mut seen, 7, at(0)));
     assert!(!fail(&mut seen, 7, at(10)));
-    assert_eq!(seen.hold(7, MOST, at(30)), Hold::Trial);
+    assert_eq!(seen.hold(7, MAX_EJECTED, at(30)), Hold::Trial);
     // A late answer ends it.
     seen.succeed(7, at(11));
-    assert_eq!(seen.hold(7, MOST, at(11)), Hold::Free);
+    assert_eq!(seen.hold(7, MAX_EJECTED, at(11)), Hold::Free);
 }
 
 #[test]
@@ -112,10 +112,10 @@ fn backends_share_places_and_those_that_are_out_keep_theirs() {
     let [a, b, c] = [vec![3], alike.take(2).collect()].concat().try_into().expect("three");
     assert!(fail(&mut seen, a, at(0)) && fail(&mut seen, b, at(0)));
     assert!(!fail(&mut seen, c, at(0)), "no place");
-    assert_eq!([a, b, c].map(|backend| seen.hold(backend, MOST, at(1))), [Hold::Held, Hold::Held, Hold::Free]);
+    assert_eq!([a, b, c].map(|backend| seen.hold(backend, MAX_EJECTED, at(1))), [Hold::Held, Hold::Held, Hold::Free]);
     seen.succeed(b, at(1));
     assert!(fail(&mut seen, c, at(1)));
-    assert_eq!([a, b, c].map(|backend| seen.hold(backend, MOST, at(1))), [Hold::Held, Hold::Free, Hold::Held]);
+    assert_eq!([a, b, c].map(|backend| seen.hold(backend, MAX_EJECTED, at(1))), [Hold::Held, Hold::Free, Hold::Held]);
 }
 
 #[test]

@@ -9,9 +9,9 @@ pub const MAX_CLUSTER_RANGES: usize = 8;
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ClusterRange {
-    /// Its first address.
+    /// First address of the range.
     pub addr: Addr,
-    /// Ones where all addresses of the range are equal.
+    /// Netmask: ones where all addresses of the range are equal.
     pub mask: Addr,
 }
 

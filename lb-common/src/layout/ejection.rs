@@ -58,7 +58,7 @@ impl EjectPolicy {
     /// Time after a return in which the next ejection is longer than the first one, ns.
     #[inline(always)]
     #[must_use]
-    pub const fn until_forgotten(&self) -> u64 {
+    pub(crate) const fn until_forgotten(&self) -> u64 {
         self.time(0) * MEMORY
     }
 

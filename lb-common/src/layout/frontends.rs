@@ -72,9 +72,9 @@ impl FrontendKey {
         (self.addr, self.proto) == (dialled.addr, dialled.proto) && (first..=last).contains(&dialled.port)
     }
 
-    /// Its bit of `FRONTEND_BITS`: index of the word, and mask in it. The bit is that of the port; for a key of all
-    /// ports or a block, a bit of the address. A clear bit means that `FRONTENDS` and `PORT_RANGES` have no such key,
-    /// which spares most sockets and packets the look-ups, since their destination is no Service; a set bit means
+    /// The key's bit of `FRONTEND_BITS`: index of the word, and mask in it. The bit is that of the port; for a key of
+    /// all ports or a block, a bit of the address. A clear bit means that `FRONTENDS` and `PORT_RANGES` have no such
+    /// key, which spares most sockets and packets the look-ups, since their destination is no Service; a set bit means
     /// nothing.
     #[inline(always)]
     #[must_use]
@@ -211,7 +211,7 @@ impl Kind {
     /// look at the bits of both.
     #[inline(always)]
     #[must_use]
-    pub const fn is_port_of_node(number: u8) -> bool {
+    pub(crate) const fn is_port_of_node(number: u8) -> bool {
         number & (Self::NodePort as u8 | Self::HostPort as u8) != 0
     }
 }

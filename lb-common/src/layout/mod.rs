@@ -309,7 +309,7 @@ impl BackendFlags {
     pub const LOCAL: u16 = 2;
     /// On this node.
     pub const ON_NODE: u16 = 4;
-    /// Of a service port of port ranges: the port is an offset, which is added to the port dialled.
+    /// A service port of port ranges: the port is an offset, which is added to the port dialled.
     pub const OFFSET: u16 = 8;
 
     /// The bit of a list. A backend in no list serves its existing sockets and flows only.
@@ -332,7 +332,7 @@ pub struct NodeAddr {
 }
 
 impl NodeAddr {
-    /// True if the address serves ports of this [`Kind`], which is one of [`Kind::is_port_of_node`]. One look for all
+    /// True if the address serves ports of this [`Kind`], which is a kind of ports, not of addresses. One look for all
     /// kinds: a branch for each would multiply what the kernel's verifier has to walk.
     #[inline(always)]
     #[must_use]

@@ -85,7 +85,7 @@ pub struct Flow {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Opening {
-    /// Its key in `FLOWS`: the client's direction.
+    /// Key of the flow in `FLOWS`: the client's direction.
     pub key: FlowKey,
 }
 

@@ -13,7 +13,7 @@ pub enum PodMode {
     /// Packet by packet, at the node's end of the pod's link: for pods whose sockets must see VIPs, or belong to
     /// another kernel.
     Packet = 1,
-    /// Not at all: another program translates.
+    /// No translation: another program translates.
     Off = 2,
 }
 

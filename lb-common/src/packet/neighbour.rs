@@ -13,7 +13,7 @@ pub const ADVERTISEMENT_FRAME: usize = 14 + 40 + ADVERTISEMENT;
 /// Octets of a neighbour advertisement with the link address, from the ICMP header on.
 const ADVERTISEMENT: usize = 32;
 /// Most units of eight octets of a solicitation that is answered; the kernel's own have three or four.
-const MOST_UNITS: u32 = 8;
+const MAX_UNITS: u32 = 8;
 
 const ARP_REQUEST: u8 = 1;
 const ARP_REPLY: u8 = 2;
@@ -146,12 +146,12 @@ pub fn parse_neighbour_message(skb: &impl Skb, packet: &Packet) -> Option<Neighb
 pub fn is_valid(skb: &impl Skb, packet: &Packet, message: &NeighbourMessage) -> bool {
     let len = packet.len.wrapping_sub(40);
     let units = len / 8;
-    if !len.is_multiple_of(8) || !(3..=MOST_UNITS).contains(&units) {
+    if !len.is_multiple_of(8) || !(3..=MAX_UNITS).contains(&units) {
         return false;
     }
     let mut total = pseudo_header(&packet.tuple.src, &packet.tuple.dst, len as u8);
     let mut unit = 0;
-    while unit < MOST_UNITS {
+    while unit < MAX_UNITS {
         if unit >= units {
             break;
         }

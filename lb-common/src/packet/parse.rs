@@ -54,7 +54,7 @@ impl Packet {
     /// True if the packet contains the transport header.
     #[inline(always)]
     #[must_use]
-    pub const fn has_ports(&self) -> bool {
+    pub(crate) const fn has_ports(&self) -> bool {
         !matches!(self.fragment, Fragment::Later)
     }
 }

@@ -54,6 +54,22 @@ pub trait State {
     fn begin_trial(&self, _client: &EjectionKey, _backend: u32, _now: u64) {}
 }
 
+/// Maps without state: no open sockets, no turns, no affinity, no ejections.
+pub trait Stateless {}
+
+impl<T: Stateless> State for T {
+    fn open_sockets(&self, _: u32) -> u64 {
+        0
+    }
+    fn turn(&self, _: u32, _: List, _: u32, _: u32) -> Option<u32> {
+        None
+    }
+    fn affinity(&self, _: &AffinityKey) -> Option<Affinity> {
+        None
+    }
+    fn set_affinity(&self, _: &AffinityKey, _: u32, _: u64) {}
+}
+
 /// A socket that connects or sends, or the sender of the first packet of a flow.
 pub trait Caller {
     /// True if the caller may have an [`EjectionKey`]: its handshakes are followed.
@@ -130,7 +146,7 @@ impl Client {
         if self.is_netns { None } else { Some(self.addr) }
     }
 
-    /// Its key in `AFFINITY`.
+    /// The client's key in `AFFINITY`.
     #[inline(always)]
     #[must_use]
     pub const fn affinity_key(&self, service: u32) -> AffinityKey {

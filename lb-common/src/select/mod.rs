@@ -7,7 +7,7 @@ mod schedule;
 mod verdict;
 
 pub use eject::pass_over_ejected;
-pub use input::{Caller, Client, Origin, State, Tables};
+pub use input::{Caller, Client, Origin, State, Stateless, Tables};
 pub use observe::{Access, AffinityOutcome, ListReason, Match, Observer, Pair, SelectEvent, Unobserved};
 pub use schedule::take_turn;
 pub use verdict::{Cause, Choice, Followed, Reason, Verdict};

@@ -18,7 +18,7 @@ pub struct Choice {
     pub port: u16,
     /// The part in ejection, if the result of the connect counts for it.
     pub followed: Option<Followed>,
-    /// Why this backend.
+    /// The reason for this backend.
     pub reason: Reason,
 }
 
@@ -86,9 +86,9 @@ impl Reason {
 /// A choice whose handshake counts for ejection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Followed {
-    /// Of a backend in this list.
+    /// A backend in this list.
     In(List),
-    /// Of a backend whose ejection is over: the connect tries it. The caller tells `EJECTIONS` when it begins.
+    /// A backend whose ejection is over: the connect tries it. The caller tells `EJECTIONS` when it begins.
     Trial,
 }
 
@@ -136,15 +136,6 @@ impl Cause {
             Self::SourceRange => Counter::SourceRange,
             Self::UnknownPort => Counter::UnknownPort,
             Self::UnknownClusterIp => Counter::UnknownClusterIp,
-        }
-    }
-
-    /// The name of [`Cause::errno`].
-    #[must_use]
-    pub const fn errno_name(self) -> &'static str {
-        match self {
-            Self::NoEndpoints | Self::UnknownPort => "ECONNREFUSED",
-            Self::NoLocalEndpoints | Self::SourceRange | Self::UnknownClusterIp => "EHOSTUNREACH",
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr};
 use lb_common::{
     AffinityOutcome, Caller as _, Cause, Choice, FrontendKey, Hold, Kind, List, ListReason, Match, NodeAddr,
     NodeAddrFlags, Origin, PodMode, Proto, Reason, Scheduler, SelectEvent, ServiceEntry, ServiceFlags, Slot, SlotKey,
-    State as _, Tables as _, Verdict, Vip, refusal, select_observed, vip,
+    State as _, Tables as _, Verdict, Vip, errno, refusal, select_observed, vip,
 };
 use lb_core::{
     host_ports,
@@ -75,6 +75,8 @@ const UDP_CONNECT: &str = "  note       connect() succeeds, by beeline.io/udp-co
 const UNKNOWN_SOURCE: &str = "  note       the Service has source ranges; the source address of this socket is not \
                               known yet\n  verdict    the call goes on unchanged, and its packets are checked where \
                               they arrive\n";
+
+const HIDDEN: &str = "  hint       a clear bit of FRONTEND_BITS hides its frontend: beeline doctor names the cure\n";
 
 /// A client and its destination.
 struct Choosing<'a> {
@@ -227,7 +229,7 @@ impl Choosing<'_> {
             "  list       {name}{why}{narrowed}: {}\n  scheduler  {}: {}\n",
             number(backends.len(), "backend"),
             scheduler.name(),
-            rule(scheduler)
+            scheduler.rule()
         )
     }
 
@@ -256,9 +258,9 @@ impl Choosing<'_> {
         slots.retain(|slot| seen.insert(slot.backend));
         let mut text = self.backends(choice.service, list, &slots);
         let scheduler = Scheduler::from_number(self.service(choice.service).scheduler).unwrap_or_default();
-        let is_by_chance = !matches!(scheduler, Scheduler::Rr | Scheduler::Wrr | Scheduler::Sh | Scheduler::Dh);
+        let is_by_chance = scheduler.is_by_chance();
         let words = match choice.reason {
-            // Others may take its place at the next connect.
+            // Another backend may be chosen at the next connect.
             Reason::Ejected if is_by_chance => "",
             reason => reason.words(),
         };
@@ -269,7 +271,7 @@ impl Choosing<'_> {
             Origin::Node => {
                 format!("  verdict    goes there; the application sees {} as its peer\n", self.destination)
             }
-            // Which address the backend sees depends on the way to it.
+            // The address that the backend sees depends on the way to it.
             Origin::Outside => "  verdict    goes there\n".to_owned(),
         };
         let by_chance = slots.iter().map(|slot| slot.backend).take(MAX_LISTED);
@@ -329,12 +331,8 @@ impl Choosing<'_> {
         };
         let verdict = match (self.client.sends_packets(), cause) {
             (false, _) => {
-                let text = match cause {
-                    Cause::NoEndpoints | Cause::UnknownPort => "Connection refused",
-                    Cause::NoLocalEndpoints | Cause::SourceRange | Cause::UnknownClusterIp => "No route to host",
-                };
-                let errno = cause.errno_name();
-                format!("refused: the application sees {errno} (\"{text}\"; EPERM on kernels before 5.18)")
+                let (name, text) = errno::name_and_text(cause.errno()).unwrap_or_default();
+                format!("refused: the application sees {name} (\"{text}\"; EPERM on kernels before 5.18)")
             }
             (true, Cause::NoEndpoints | Cause::UnknownPort) => {
                 "rejected: the client gets a TCP reset, or ICMP port unreachable".to_owned()
@@ -342,6 +340,14 @@ impl Choosing<'_> {
             (true, _) => "dropped: the client gets no answer".to_owned(),
         };
         format!("  reason     {reason}\n  verdict    {verdict}\n")
+    }
+
+    /// True if the maps have a frontend for the destination that a clear bit of `FRONTEND_BITS` hides.
+    fn is_hidden(&self) -> bool {
+        let (dump, dest) = (&self.snapshot.dump, &self.dest);
+        let has_frontend = || [*dest, dest.node_port()].iter().any(|key| dump.frontends.contains_key(key));
+        let may_have = dump.may_have(dest) || dump.may_have(&dest.address());
+        !may_have && (has_frontend() || dump.port_range(dest).is_some())
     }
 
     fn no_service(&self) -> String {
@@ -363,6 +369,9 @@ impl Choosing<'_> {
             Some(cause) => self.refused(cause),
             None => format!("  verdict    no Service answers here: {verdict}\n"),
         };
+        if self.is_hidden() {
+            return text + HIDDEN;
+        }
         let frontends = self.snapshot.dump.frontends.keys();
         let single = frontends.filter(|other| other.addr == self.dest.addr && !other.is_address());
         let ranges = inspect::ranges(&self.snapshot.dump).into_iter().filter(|(addr, ..)| *addr == self.dest.addr);
@@ -372,20 +381,5 @@ impl Choosing<'_> {
             text += &format!("  hint       the address is a VIP, with other ports: {}\n", other_ports.join(", "));
         }
         text
-    }
-}
-
-const fn rule(scheduler: Scheduler) -> &'static str {
-    match scheduler {
-        Scheduler::Random => "any of them, by chance",
-        Scheduler::Rr => "each in turn",
-        Scheduler::Wrr => "each in turn, as often as its weight says",
-        Scheduler::Lc => "of two by chance the one with fewer open sockets on this node",
-        Scheduler::Wlc => "of two by chance the one with fewer open sockets for its weight",
-        Scheduler::Sed => "of two by chance the one with fewer sockets for its weight, the new one counted in",
-        Scheduler::Nq => "of two by chance an idle one, else as sed",
-        Scheduler::Sh => "by the client: always the same for its network namespace",
-        Scheduler::Dh => "by the address dialled: always the same for one frontend",
-        Scheduler::Mh => "packets by the hash of their flow, the same on all nodes; sockets by chance",
     }
 }

@@ -41,6 +41,9 @@ impl Snapshot {
 }
 
 impl Tables for Snapshot {
+    fn may_have(&self, key: &FrontendKey) -> bool {
+        self.dump.may_have(key)
+    }
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.dump.frontend(key)
     }

@@ -29,6 +29,7 @@ fn snapshot(service: ServiceEntry, mode: Option<PodMode>) -> Snapshot {
     dump.frontends.insert(key("10.96.0.1", 80).address(), Frontend::new(1, Kind::Address));
     dump.frontends.insert(key("0.0.0.0", 30080), Frontend::new(1, Kind::NodePort));
     dump.node_addrs.insert(addr("192.0.2.1"), NodeAddr { flags: 0 });
+    set_bits(&mut dump);
     let name = PortKey { service: Key::new("default", "web"), name: "".into(), proto: Proto::Tcp, family: Family::V4 };
     dump.names.insert(1, name);
     dump.services.insert(1, service);
@@ -83,6 +84,13 @@ fn outside(text: &str) -> TraceClient {
     TraceClient::outside(addr(text), NOW)
 }
 
+/// Sets the bits of all frontends, as a plan does.
+fn set_bits(dump: &mut Dump) {
+    for (word, bit) in dump.frontends.keys().map(FrontendKey::bit) {
+        *dump.frontend_bits.entry(word).or_default() |= bit;
+    }
+}
+
 fn check(snapshot: &Snapshot, client: &TraceClient, destination: &str, expected: &Expect) {
     let Traced { text, .. } = trace(snapshot, client, destination.parse().expect("an address and port"), Proto::Tcp);
     expected.assert_eq(&format!("{destination}\n{text}"));
@@ -104,6 +112,25 @@ fn a_socket_gets_a_backend_of_the_cluster_list() {
               verdict    goes there; the application sees 10.96.0.1:80 as its peer
         "]],
     );
+}
+
+#[test]
+fn a_frontend_without_its_bit_is_as_hidden_as_to_the_programs() {
+    let mut damaged = snapshot(service(), None);
+    damaged.dump.frontend_bits.clear();
+    check(
+        &damaged,
+        &HOST,
+        "10.96.0.1:80",
+        &expect![[r"
+            10.96.0.1:80
+              verdict    no Service answers here: the call goes on unchanged
+              hint       a clear bit of FRONTEND_BITS hides its frontend: beeline doctor names the cure
+        "]],
+    );
+    let verdict = |to: &str| trace(&damaged, &HOST, to.parse().expect("an address and port"), Proto::Tcp);
+    assert!(verdict("192.0.2.1:30080").text.contains("a clear bit of FRONTEND_BITS"));
+    assert!(!verdict("192.0.2.1:30081").text.contains("FRONTEND_BITS"));
 }
 
 #[test]
@@ -129,6 +156,7 @@ fn an_address_of_the_node_is_noted_for_callers_on_the_node() {
     let mut snapshot = snapshot(service(), None);
     let key = FrontendKey::new(addr("10.96.0.1"), 80, Proto::Tcp).address();
     snapshot.dump.frontends.insert(key, Frontend::new(1, Kind::OwnAddress));
+    set_bits(&mut snapshot.dump);
     let has_note = |client: &TraceClient| {
         let Traced { text, .. } =
             trace(&snapshot, client, "10.96.0.1:80".parse().expect("an address and port"), Proto::Tcp);
@@ -261,6 +289,7 @@ fn destinations_without_a_service_have_hints() {
     let address =
         FrontendKey::new("203.0.113.9".parse::<std::net::IpAddr>().expect("an address").into(), 0, Proto::Tcp);
     external.dump.frontends.insert(address.external_address(), Frontend::new(1, Kind::ExternalAddress));
+    set_bits(&mut external.dump);
     let Traced { text, .. } =
         trace(&external, &outside("198.51.100.7"), "203.0.113.9:81".parse().expect("an address"), Proto::Tcp);
     assert!(text.contains("packets go where the routes lead them"), "{text}");

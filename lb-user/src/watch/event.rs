@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{COMM_LEN, Counter, Proto, Reason, WatchKind, WatchRecord};
+use lb_common::{COMM_LEN, Counter, Proto, Reason, WatchKind, WatchRecord, errno};
 use serde_json::{Value, json};
 
 use super::{Handshake, Outcome, WatchClient};
@@ -46,7 +46,7 @@ pub struct WatchEvent {
     pub port: Option<PortName>,
     /// The backend; `None` if refused.
     pub backend: Option<SocketAddr>,
-    /// Why the call got this backend; `None` if refused.
+    /// The reason for this backend; `None` if refused.
     pub reason: Option<Reason>,
     /// Counter of a refusal.
     pub refused: Option<Counter>,
@@ -273,12 +273,7 @@ const fn state_key(state: Handshake) -> &'static str {
 
 /// Name of an errno that the programs return.
 fn errno_name(errno: u32) -> Cow<'static, str> {
-    match errno {
-        1 => "EPERM".into(),
-        111 => "ECONNREFUSED".into(),
-        113 => "EHOSTUNREACH".into(),
-        other => format!("errno {other}").into(),
-    }
+    errno::name_and_text(errno.cast_signed()).map_or_else(|| format!("errno {errno}").into(), |(name, _)| name.into())
 }
 
 #[cfg(test)]

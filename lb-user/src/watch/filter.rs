@@ -1,4 +1,4 @@
-//! Which events are shown.
+//! The choice of the events that are shown.
 
 use ipnet::IpNet;
 use lb_core::objects::Key;

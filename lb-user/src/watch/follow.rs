@@ -6,7 +6,7 @@ use foldhash::{HashMap, HashMapExt as _};
 use lb_common::{Proto, WatchKind, WatchRecord};
 
 /// Usual time after which a connect without a result is told, before its result.
-pub const PATIENCE: Duration = Duration::from_secs(1);
+pub const RESULT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time after which the result of a handshake is no longer expected: its record was lost. Linux sends SYNs for two
 /// minutes (net.ipv4.tcp_syn_retries).
@@ -64,15 +64,15 @@ pub struct Follower {
     /// False if the kernel tells no results.
     has_results: bool,
     /// Age at which a connect without a result is told.
-    patience: Option<Duration>,
+    timeout: Option<Duration>,
 }
 
 impl Follower {
-    /// Begins. `has_results` is false if no records of handshakes come. A connect older than `patience` is told before
-    /// its result; without `patience`, with its result only.
+    /// Begins. `has_results` is false if no records of handshakes come. A connect older than `timeout` is told before
+    /// its result; without `timeout`, with its result only.
     #[must_use]
-    pub fn new(has_results: bool, patience: Option<Duration>) -> Self {
-        Self { followed: HashMap::new(), has_results, patience }
+    pub fn new(has_results: bool, timeout: Option<Duration>) -> Self {
+        Self { followed: HashMap::new(), has_results, timeout }
     }
 
     /// Takes the next record by time, and returns what is known now.
@@ -107,8 +107,8 @@ impl Follower {
     pub fn overdue(&mut self, now: u64) -> Vec<Outcome> {
         let age = |followed: &Followed| Duration::from_nanos(now.saturating_sub(followed.record.time));
         self.followed.retain(|_, followed| age(followed) < FORGET);
-        let Some(patience) = self.patience else { return Vec::new() };
-        let overdue = self.followed.values_mut().filter(|followed| !followed.is_told && age(followed) >= patience);
+        let Some(timeout) = self.timeout else { return Vec::new() };
+        let overdue = self.followed.values_mut().filter(|followed| !followed.is_told && age(followed) >= timeout);
         sorted(overdue.map(|followed| followed.tell(now)).collect())
     }
 
@@ -174,7 +174,7 @@ mod tests {
             (WatchKind::Failed, 0, false, Handshake::Unanswered),
             (WatchKind::Failed, 0, true, Handshake::GivenUp),
         ] {
-            let mut follower = Follower::new(true, Some(PATIENCE));
+            let mut follower = Follower::new(true, Some(RESULT_TIMEOUT));
             assert_eq!(follower.take(record(WatchKind::Connect, 7, MS)), []);
             if given_up {
                 assert_eq!(follower.take(record(WatchKind::GivenUp, 7, 2 * MS)), []);
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_connect_without_a_result_is_told_after_a_second_and_again_with_its_result() {
-        let mut follower = Follower::new(true, Some(PATIENCE));
+        let mut follower = Follower::new(true, Some(RESULT_TIMEOUT));
         assert_eq!(follower.take(record(WatchKind::Connect, 7, 0)), []);
         assert_eq!(follower.overdue(999 * MS), []);
         assert_eq!(states(&follower.overdue(1000 * MS)), [Some((Handshake::Pending, 1000))]);
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn another_connect_of_a_socket_tells_the_first() {
-        let mut follower = Follower::new(true, Some(PATIENCE));
+        let mut follower = Follower::new(true, Some(RESULT_TIMEOUT));
         assert_eq!(follower.take(record(WatchKind::Connect, 7, 0)), []);
         assert_eq!(states(&follower.take(record(WatchKind::Connect, 7, MS))), [Some((Handshake::Pending, 1))]);
         assert_eq!(states(&follower.finish(3 * MS)), [Some((Handshake::Pending, 2))]);
@@ -218,20 +218,20 @@ mod tests {
 
     #[test]
     fn calls_without_a_handshake_are_told_at_once() {
-        let mut follower = Follower::new(true, Some(PATIENCE));
+        let mut follower = Follower::new(true, Some(RESULT_TIMEOUT));
         let udp = WatchRecord { proto: Proto::Udp as u8, ..record(WatchKind::Connect, 7, 0) };
         let refused = WatchRecord { refusal: 1, ..record(WatchKind::Connect, 7, 0) };
         let mptcp = record(WatchKind::Unfollowed, 7, 0);
         for record in [udp, refused, mptcp, record(WatchKind::Datagram, 7, 0)] {
             assert_eq!(states(&follower.take(record)), [None]);
         }
-        assert_eq!(states(&Follower::new(false, Some(PATIENCE)).take(record(WatchKind::Connect, 7, 0))), [None]);
+        assert_eq!(states(&Follower::new(false, Some(RESULT_TIMEOUT)).take(record(WatchKind::Connect, 7, 0))), [None]);
         assert_eq!(follower.take(record(WatchKind::Established, 8, 0)), [], "a connect before the watch");
     }
 
     #[test]
     fn a_handshake_whose_result_is_lost_is_forgotten() {
-        let mut follower = Follower::new(true, Some(PATIENCE));
+        let mut follower = Follower::new(true, Some(RESULT_TIMEOUT));
         assert_eq!(follower.take(record(WatchKind::Connect, 7, 0)), []);
         assert_eq!(follower.overdue(1000 * MS).len(), 1);
         assert_eq!(follower.overdue(601_000 * MS), []);

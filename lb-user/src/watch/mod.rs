@@ -10,5 +10,5 @@ mod summary;
 pub use client::{PodUid, WatchClient, pod_uid};
 pub use event::{PortName, WatchEvent, duration_text, quoted};
 pub use filter::WatchFilter;
-pub use follow::{Follower, Handshake, Outcome, PATIENCE};
+pub use follow::{Follower, Handshake, Outcome, RESULT_TIMEOUT};
 pub use summary::WatchSummary;

@@ -10,8 +10,8 @@ use std::{
 use ipnet::IpNet;
 use lb_agent::reconcile::Reconciler;
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, Caller, Cause, Client, ClusterRanges, Family, Frontend, FrontendKey, Kind,
-    List, MaglevKey, NodeAddr, Proto, SelectEvent, ServiceEntry, Slot, SlotKey, State, Tables, Verdict, Vip, refusal,
+    Addr, Backend, Caller, Cause, Client, ClusterRanges, Family, Frontend, FrontendKey, Kind, List, MaglevKey,
+    NodeAddr, Proto, SelectEvent, ServiceEntry, Slot, SlotKey, Stateless, Tables, Verdict, Vip, refusal,
     select_observed, vip,
 };
 use lb_core::{
@@ -204,15 +204,4 @@ impl Tables for Maps<'_> {
     }
 }
 
-impl State for Maps<'_> {
-    fn open_sockets(&self, _: u32) -> u64 {
-        0
-    }
-    fn turn(&self, _: u32, _: List, _: u32, _: u32) -> Option<u32> {
-        None
-    }
-    fn affinity(&self, _: &AffinityKey) -> Option<Affinity> {
-        None
-    }
-    fn set_affinity(&self, _: &AffinityKey, _: u32, _: u64) {}
-}
+impl Stateless for Maps<'_> {}

@@ -1,8 +1,7 @@
 //! Readers that look at another snapshot of the maps for each look-up, and the places at which they look.
 
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, List, MaglevKey, NodeAddr, ServiceEntry, Slot,
-    SlotKey, State, Tables,
+    Addr, Backend, Frontend, FrontendKey, MaglevKey, NodeAddr, ServiceEntry, Slot, SlotKey, Stateless, Tables,
 };
 use lb_core::{op::Op, store::Dump};
 
@@ -71,15 +70,4 @@ impl<'a, F: Fn(Place) -> &'a Dump> Tables for Reader<F> {
     }
 }
 
-impl<F> State for Reader<F> {
-    fn open_sockets(&self, _: u32) -> u64 {
-        0
-    }
-    fn turn(&self, _: u32, _: List, _: u32, _: u32) -> Option<u32> {
-        None
-    }
-    fn affinity(&self, _: &AffinityKey) -> Option<Affinity> {
-        None
-    }
-    fn set_affinity(&self, _: &AffinityKey, _: u32, _: u64) {}
-}
+impl<F> Stateless for Reader<F> {}

@@ -3,8 +3,7 @@
 use std::{collections::BTreeMap, io};
 
 use lb_common::{
-    Addr, Affinity, AffinityKey, Backend, Frontend, FrontendKey, List, MaglevKey, NodeAddr, ServiceEntry, Slot,
-    SlotKey, State, Tables,
+    Addr, Backend, Frontend, FrontendKey, MaglevKey, NodeAddr, ServiceEntry, Slot, SlotKey, Stateless, Tables,
 };
 
 use super::{Dump, Limits, Partial, Store, StoreError};
@@ -183,22 +182,7 @@ impl Dump {
     }
 }
 
-/// A dump holds no state: no open sockets, no affinity, no turns.
-impl State for Dump {
-    fn open_sockets(&self, _: u32) -> u64 {
-        0
-    }
-
-    fn turn(&self, _: u32, _: List, _: u32, _: u32) -> Option<u32> {
-        None
-    }
-
-    fn affinity(&self, _: &AffinityKey) -> Option<Affinity> {
-        None
-    }
-
-    fn set_affinity(&self, _: &AffinityKey, _: u32, _: u64) {}
-}
+impl Stateless for Dump {}
 
 #[cfg(test)]
 impl Dump {

@@ -23,7 +23,7 @@ use super::{
     arguments,
     table::{self, Column},
 };
-use crate::watch::{Follower, Outcome, PATIENCE, WatchClient, WatchEvent, WatchFilter, WatchSummary};
+use crate::watch::{Follower, Outcome, RESULT_TIMEOUT, WatchClient, WatchEvent, WatchFilter, WatchSummary};
 use lb_dataplane::{
     pins::Pins,
     watch::{LEASE, Lost, WatchReader, WatchScope},
@@ -100,9 +100,9 @@ pub(super) fn run(pins: &Pins, arguments: WatchArgs) -> Result<ExitCode> {
         eprintln!("beeline: the results of TCP handshakes are not shown: {error:#}");
     }
     // A connect without a result is no failure yet: a line of its result is the first.
-    let patience = (!arguments.failed).then_some(PATIENCE);
+    let timeout = (!arguments.failed).then_some(RESULT_TIMEOUT);
     let mut watch = Watch {
-        follower: Follower::new(reader.without_handshakes().is_none(), patience),
+        follower: Follower::new(reader.without_handshakes().is_none(), timeout),
         reader,
         ports: Ports::new(pins.current()),
         clients: Clients::new(),

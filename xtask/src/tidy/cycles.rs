@@ -85,7 +85,7 @@ impl Modules {
         found
     }
 
-    /// Of each module with children, which child refers to which other, and where.
+    /// For each module with children: which child refers to which other, and where.
     pub(crate) fn levels(&self) -> BTreeMap<Path, Edges> {
         let mut levels: BTreeMap<Path, Edges> = BTreeMap::new();
         for (from, files) in &self.files {
@@ -148,8 +148,8 @@ impl Modules {
         self.follow(path, 8).unwrap_or_default()
     }
 
-    fn follow(&self, path: &[String], patience: usize) -> Option<Path> {
-        let patience = patience.checked_sub(1)?;
+    fn follow(&self, path: &[String], depth: usize) -> Option<Path> {
+        let depth = depth.checked_sub(1)?;
         let length = (0..=path.len()).rev().find(|length| self.files.contains_key(&path[..*length])).unwrap_or(0);
         let module = path[..length].to_vec();
         let Some(name) = path.get(length) else { return Some(module) };
@@ -163,14 +163,14 @@ impl Modules {
                 let Some(target) = self.absolute(&module, &named.segments) else { continue };
                 if is_glob {
                     let base = &target[..target.len() - 1];
-                    let reached = self.follow(&[base, &path[length..]].concat(), patience);
+                    let reached = self.follow(&[base, &path[length..]].concat(), depth);
                     if base != module
                         && reached.as_ref().is_some_and(|reached| self.has(reached, &path[path.len() - 1]))
                     {
                         return reached;
                     }
                 } else if named.alias.as_ref() == Some(name) && target != path {
-                    return self.follow(&[&target, &path[length + 1..]].concat(), patience);
+                    return self.follow(&[&target, &path[length + 1..]].concat(), depth);
                 }
             }
         }

@@ -5,7 +5,7 @@ use super::rust_source::tokens;
 /// A path as written, one of a `use` tree included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Named {
-    /// Its segments, without `self` and `as` names at the end; a glob ends with `*`.
+    /// Segments of the path, without `self` and `as` names at the end; a glob ends with `*`.
     pub(crate) segments: Vec<String>,
     /// The name that a `use` brings into scope.
     pub(crate) alias: Option<String>,

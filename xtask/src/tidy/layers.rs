@@ -9,10 +9,9 @@ use super::rust_source::{Source, line_of, tokens};
 use super::tree::Tree;
 use crate::run;
 
-/// The crates of user space, lowest layer first: name, folder, layer. A crate uses crates of lower layers only. A crate
-/// without a folder is not there yet, and is passed by.
+/// The crates of user space, lowest layer first: name, folder, layer. A crate uses crates of lower layers only.
 const CRATES: [(&str, &str, u8); 7] = [
-    ("lb-common", "lb-common/", 0),
+    (COMMON, "lb-common/", 0),
     (CORE, "lb-user/core/", 1),
     (KERNEL, "lb-user/kernel/", 1),
     ("lb-sources", "lb-user/sources/", 2),
@@ -20,6 +19,8 @@ const CRATES: [(&str, &str, u8); 7] = [
     ("lb-agent", "lb-user/agent/", 3),
     ("lb-user", "lb-user/", 4),
 ];
+/// Shared with the programs in the kernel.
+const COMMON: &str = "lb-common";
 /// Takes values and returns values.
 const CORE: &str = "lb-core";
 /// Talks to the kernel, and is the only crate of user space with `unsafe`.
@@ -45,37 +46,26 @@ const NOT_NAMED_IN_CORE: [&str; 9] = [
 
 /// Every breach of the layers.
 pub(crate) fn breaches(tree: &Tree) -> Result<Vec<String>> {
-    let there: Vec<&str> =
-        CRATES.iter().filter(|(_, folder, _)| has_crate(tree, folder)).map(|(name, ..)| *name).collect();
-    let mut breaches = directions(&direct_dependencies()?, &there);
-    if there.contains(&CORE) {
-        let args = ["tree", "--locked", "--package", CORE, "--edges=normal", "--prefix=none", "--format={p}"];
-        let listing = run::capture(run::cargo().args(args)).context("listing the dependencies of the core")?;
-        breaches.extend(impure_dependencies(&listing));
-    }
-    for (name, folder, _) in CRATES.iter().filter(|(name, ..)| there.contains(name)) {
+    let mut breaches = directions(&direct_dependencies()?);
+    let args = ["tree", "--locked", "--package", CORE, "--edges=normal", "--prefix=none", "--format={p}"];
+    let listing = run::capture(run::cargo().args(args)).context("listing the dependencies of the core")?;
+    breaches.extend(impure_dependencies(&listing));
+    for (name, folder, _) in CRATES {
         for (path, text) in sources_of(tree, folder) {
-            let found = match *name {
+            let found = match name {
                 CORE => impurities(text),
-                KERNEL => Vec::new(),
-                // Map layouts are `Pod` in the crate that the programs share; until the kernel's crate is there, all is
-                // one.
-                "lb-common" => Vec::new(),
-                _ if !there.contains(&KERNEL) => Vec::new(),
+                // Map layouts are `Pod` in the crate that the programs share.
+                KERNEL | COMMON => Vec::new(),
                 _ => unsafe_code(text),
             };
             breaches.extend(found.into_iter().map(|breach| format!("{path}:{breach}")));
         }
         let root = format!("{folder}src/lib.rs");
-        if *name == CORE && !tree.text(&root).is_some_and(forbids_unsafe) {
+        if name == CORE && !tree.text(&root).is_some_and(forbids_unsafe) {
             breaches.push(format!("{root}: lacks #![forbid(unsafe_code)]"));
         }
     }
     Ok(breaches)
-}
-
-fn has_crate(tree: &Tree, folder: &str) -> bool {
-    tree.text(&format!("{folder}Cargo.toml")).is_some()
 }
 
 /// The sources of a crate that are not for tests alone.
@@ -104,10 +94,8 @@ fn direct_dependencies() -> Result<BTreeMap<String, BTreeSet<String>>> {
 }
 
 /// Dependencies that point sideways or upwards.
-fn directions(dependencies: &BTreeMap<String, BTreeSet<String>>, there: &[&str]) -> Vec<String> {
-    let layer = |name: &str| {
-        CRATES.iter().find(|(known, ..)| *known == name && there.contains(known)).map(|(_, _, layer)| *layer)
-    };
+fn directions(dependencies: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+    let layer = |name: &str| CRATES.iter().find(|(known, ..)| *known == name).map(|(_, _, layer)| *layer);
     let mut breaches = Vec::new();
     for (user, used) in dependencies {
         for used in used {
@@ -175,16 +163,10 @@ mod tests {
             }
             all
         };
-        let there = CRATES.map(|(name, ..)| name);
-        let good = dependencies(&[("lb-user", CORE), ("lb-agent", "lb-sources"), (CORE, "lb-common"), ("xtask", LAB)]);
-        assert_eq!(directions(&good, &there), Vec::<String>::new());
+        let good = dependencies(&[("lb-user", CORE), ("lb-agent", "lb-sources"), (CORE, COMMON), ("xtask", LAB)]);
+        assert_eq!(directions(&good), Vec::<String>::new());
         let bad = dependencies(&[(CORE, KERNEL), ("lb-sources", "lb-agent"), ("lb-user", LAB)]);
-        assert_eq!(directions(&bad, &there).len(), 3);
-        assert_eq!(
-            directions(&dependencies(&[(CORE, KERNEL)]), &["lb-common", CORE]).len(),
-            0,
-            "one that is not there"
-        );
+        assert_eq!(directions(&bad).len(), 3);
     }
 
     #[test]

@@ -1,13 +1,11 @@
-//! The reference has a row for each thing that a user can name: map, counter, flag, metric. Sources are found by their
-//! contents.
+//! The reference has a row for each thing that a user can name: map, counter, flag, metric, annotation, errno, command.
+//! Sources are found by their contents.
 
 use super::layers::is_for_tests;
 use super::tree::Tree;
 
 /// The pages with the rows.
 const REFERENCE: &str = "docs/reference/";
-/// The page with the rows as long as there is no reference.
-const UNTIL_THEN: &str = "README.md";
 
 /// Names of one kind, and how they are found.
 struct Kind {
@@ -17,7 +15,7 @@ struct Kind {
     names: fn(&str) -> Vec<String>,
 }
 
-const KINDS: [Kind; 4] = [
+const KINDS: [Kind; 7] = [
     Kind {
         what: "map",
         is_source: |path, text| path.starts_with("lb-ebpf/src/") && text.contains("#[btf_map]"),
@@ -28,12 +26,11 @@ const KINDS: [Kind; 4] = [
         is_source: |path, text| path.starts_with("lb-common/src/") && text.contains("impl Counter {"),
         names: counters,
     },
-    // Of `beeline run`, whose flags are settings of a node.
+    // Flags of `beeline run`, which are settings of a node.
     Kind {
         what: "flag",
         is_source: |path, text| {
-            let is_named =
-                ["/cli/run.rs", "/cli/service_flags.rs", "/cli/meaning.rs"].iter().any(|end| path.ends_with(end));
+            let is_named = ["/cli/run.rs", "/cli/service_flags.rs"].iter().any(|end| path.ends_with(end));
             is_named && text.contains("#[derive(Args)]")
         },
         names: flags,
@@ -43,19 +40,26 @@ const KINDS: [Kind; 4] = [
         is_source: |path, text| path.contains("/metrics/families") && text.contains("\"beeline_"),
         names: metrics,
     },
+    Kind {
+        what: "annotation or label",
+        is_source: |path, text| path.starts_with("lb-user/sources/src/convert/") && text.contains("\"beeline.io/"),
+        names: annotations,
+    },
+    Kind { what: "errno", is_source: |path, _| path.ends_with("/errno.rs"), names: errnos },
+    Kind {
+        what: "command",
+        is_source: |path, text| path.starts_with("lb-user/src/cli/") && text.contains("#[derive(Subcommand)]"),
+        names: commands,
+    },
 ];
 
 /// Every name without a row, and every kind of which no name is found.
 pub(crate) fn breaches(tree: &Tree) -> Vec<String> {
-    let mut pages: Vec<&str> = tree
+    let pages: Vec<&str> = tree
         .texts()
         .filter(|(path, _)| path.starts_with(REFERENCE) && path.ends_with(".md"))
         .map(|(_, text)| text)
         .collect();
-    let place = if pages.is_empty() { UNTIL_THEN } else { REFERENCE };
-    if pages.is_empty() {
-        pages.extend(tree.text(UNTIL_THEN));
-    }
     let mut breaches = Vec::new();
     for Kind { what, is_source, names } in KINDS {
         let sources =
@@ -65,7 +69,7 @@ pub(crate) fn breaches(tree: &Tree) -> Vec<String> {
             let names = names(text);
             count += names.len();
             let missing = names.iter().filter(|name| !pages.iter().any(|page| has_row(page, name)));
-            breaches.extend(missing.map(|name| format!("{place}: no row for the {what} `{name}` of {path}")));
+            breaches.extend(missing.map(|name| format!("{REFERENCE}: no row for the {what} `{name}` of {path}")));
         }
         if count == 0 {
             breaches.push(format!("no {what} is found in the sources; teach xtask's tidy where they are now"));
@@ -77,7 +81,8 @@ pub(crate) fn breaches(tree: &Tree) -> Vec<String> {
 /// True if a table has a row whose first cell begins with `name`, as code, alone or before a value.
 fn has_row(document: &str, name: &str) -> bool {
     let cell = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
-    document.lines().filter_map(cell).any(|cell| cell.split(' ').next() == Some(name))
+    let is_row = |cell: String| cell.strip_prefix(name).is_some_and(|value| value.is_empty() || value.starts_with(' '));
+    document.lines().filter_map(cell).any(is_row)
 }
 
 /// The statics below `#[btf_map]`.
@@ -119,6 +124,41 @@ fn metrics(source: &str) -> Vec<String> {
     source.split('"').filter(is_metric).map(str::to_owned).collect()
 }
 
+/// Texts that are whole names of annotations or labels.
+fn annotations(source: &str) -> Vec<String> {
+    let code = source.split("#[cfg(test)]").next().unwrap_or(source);
+    let texts = code.split('"').skip(1).step_by(2);
+    let is_name = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    texts.filter(|text| text.strip_prefix("beeline.io/").is_some_and(is_name)).map(str::to_owned).collect()
+}
+
+/// The constants.
+fn errnos(source: &str) -> Vec<String> {
+    let name = |line: &str| Some(line.strip_prefix("pub const ")?.split_once(": i32 =")?.0.to_owned());
+    source.lines().filter_map(name).collect()
+}
+
+/// The variants of clap's `Command`, as a user types them.
+fn commands(source: &str) -> Vec<String> {
+    let body = source.split_once("enum Command {\n").map_or("", |(_, rest)| rest);
+    let body = body.split_once("\n}").map_or("", |(body, _)| body);
+    let variants = body.lines().filter_map(|line| line.strip_prefix("    "));
+    let names = variants.filter_map(|line| line.split(['(', ',', ' ']).next());
+    let names = names.filter(|name| name.starts_with(|first: char| first.is_ascii_uppercase()));
+    names.map(|name| format!("beeline {}", kebab_case(name))).collect()
+}
+
+fn kebab_case(name: &str) -> String {
+    let mut text = String::new();
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() && !text.is_empty() {
+            text.push('-');
+        }
+        text.push(letter.to_ascii_lowercase());
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,33 +181,45 @@ mod tests {
         let source =
             "to.counter(\"beeline_a_total\", \"beeline_ is a prefix\")?;\nto.gauge(\n\"kubeproxy_b\",\n\"B\");";
         assert_eq!(metrics(source), ["beeline_a_total", "kubeproxy_b"]);
+        let source = "const A: &str = \"beeline.io/a-b\";\n// \"beeline.io/\" and \"beeline.io/A\"\n\
+                      #[cfg(test)]\nconst B: &str = \"beeline.io/b\";";
+        assert_eq!(annotations(source), ["beeline.io/a-b"]);
+        let source = "/// A.\npub const EA: i32 = 1;\npub const fn f(a: i32) {}\npub const EB: i32 = 2;\n";
+        assert_eq!(errnos(source), ["EA", "EB"]);
+        let source = "enum Other {\n    No,\n}\nenum Command {\n    /// A.\n    #[x]\n    One(Args),\n    TwoWords,\n\
+                      \x20   Three {\n        /// B.\n        Field: u8,\n    },\n}\n";
+        assert_eq!(commands(source), ["beeline one", "beeline two-words", "beeline three"]);
     }
 
     #[test]
     fn a_row_begins_with_the_name() {
-        let document = "| Flag | What |\n|---|---|\n| `--a-b DIR` | `--c` |\n| `D` | |\n`E`\n";
-        let found = ["--a-b", "D", "--a", "--c", "E"].map(|name| has_row(document, name));
-        assert_eq!(found, [true, true, false, false, false]);
+        let document = "| Flag | What |\n|---|---|\n| `--a-b DIR` | `--c` |\n| `D` | |\n`E`\n| `f g H` | |\n";
+        let found = ["--a-b", "D", "f g", "--a", "--c", "E", "g"].map(|name| has_row(document, name));
+        assert_eq!(found, [true, true, true, false, false, false, false]);
     }
 
     #[test]
-    fn rows_stand_in_the_reference_wherever_the_sources_are() {
+    fn names_without_a_row_are_found_wherever_the_sources_are() {
         let sources = [
             ("lb-ebpf/src/maps/flows.rs", "#[btf_map]\npub static AB: X = 1;"),
             ("lb-common/src/layout/counters.rs", "impl Counter {\n Self::A => \"a_b\",\n}"),
             ("lb-user/src/cli/run.rs", "#[derive(Args)]\nstruct Arguments {\n #[arg(long)]\n pub x: u8,\n}"),
             ("lb-user/agent/src/metrics/families.rs", "\"beeline_a\""),
             ("lb-user/agent/src/metrics/tests.rs", "\"beeline_b\""),
+            ("lb-user/sources/src/convert/annotations/mod.rs", "\"beeline.io/a\""),
+            ("lb-common/src/errno.rs", "pub const EA: i32 = 1;"),
+            ("lb-user/src/cli/mod.rs", "#[derive(Subcommand)]\nenum Command {\n    Run(Args),\n}"),
         ];
-        let rows = "| `AB` | |\n| `a_b` | |\n| `--x` | |\n";
-        let first = Tree::of(&[&sources[..], &[("README.md", rows)]].concat());
+        let rows = "| `AB` | |\n| `a_b` | |\n| `--x` | |\n| `beeline.io/a` | |\n| `EA` | |\n| `beeline run` | |\n";
+        let page = |name, text| [(name, text)];
+        let first = Tree::of(&[&sources[..], &page("docs/reference/a.md", rows)].concat());
         assert_eq!(
             breaches(&first),
-            ["README.md: no row for the metric `beeline_a` of lb-user/agent/src/metrics/families.rs"]
+            ["docs/reference/: no row for the metric `beeline_a` of lb-user/agent/src/metrics/families.rs"]
         );
-        let reference =
-            [("README.md", ""), ("docs/reference/a.md", rows), ("docs/reference/b.md", "| `beeline_a` | |\n")];
-        assert_eq!(breaches(&Tree::of(&[&sources[..], &reference].concat())), Vec::<String>::new());
-        assert_eq!(breaches(&Tree::of(&reference)).len(), 4);
+        let second = page("docs/reference/b.md", "| `beeline_a` | |\n");
+        let all = [&sources[..], &page("docs/reference/a.md", rows), &second].concat();
+        assert_eq!(breaches(&Tree::of(&all)), Vec::<String>::new());
+        assert_eq!(breaches(&Tree::of(&second)).len(), 7, "a kind without sources");
     }
 }

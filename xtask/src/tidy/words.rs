@@ -9,7 +9,7 @@ use super::markdown;
 use super::rust_source::Source;
 
 /// No sentence of a comment begins with one of these.
-const BEGINNINGS: [&str; 7] = ["Who", "Whoever", "Whom", "Whose", "Whether", "What", "How"];
+const BEGINNINGS: [&str; 9] = ["Who", "Whoever", "Whom", "Whose", "Whether", "What", "Which", "Why", "How"];
 
 /// Words that stand for no subject, and the cure of each.
 const BANNED: [(&str, &str); 7] = [
@@ -244,6 +244,7 @@ mod tests {
     #[test]
     fn sentences_begin_with_their_subject() {
         check("a.rs", "//! Does it. What for\n//! is not said.\n", &[(1, "What")]);
+        check("a.rs", "/// Which one.\n/// Why so.\n", &[(1, "Which"), (2, "Why")]);
         check("a.rs", "/// Tells\n/// whether it is; How it is. (Whose is it?)\n", &[(2, "Whose")]);
         check("a.rs", "let a = \"Who\"; // Who\n// goes\n// there. However, Whatever.\n", &[(1, "Who")]);
         check(

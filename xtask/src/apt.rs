@@ -60,9 +60,9 @@ impl Sources {
 /// A package and the version that apt would take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Package {
-    /// Its name.
+    /// Name of the package.
     pub(crate) name: String,
-    /// Its candidate version.
+    /// Candidate version of the package.
     pub(crate) version: String,
 }
 

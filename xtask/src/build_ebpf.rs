@@ -29,9 +29,9 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 /// The version of the map layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// This version's.
+    /// The layout of this version.
     Own,
-    /// A next version's, made up for the stories of upgrade and rollback: see lb-common's feature `next-layout`.
+    /// The layout of a made-up next version, for stories of upgrade and rollback (feature `next-layout` of lb-common).
     Next,
 }
 

@@ -17,7 +17,7 @@ const CONTAINERD: Programs = Programs {
     version: "v2.2.9",
     packages: &["cmd/containerd", "cmd/containerd-shim-runc-v2", "cmd/ctr"],
     files: &[],
-    // They need C libraries, and no node of a test has such file systems.
+    // These parts need C libraries, and no node of a test has such file systems.
     tags: "no_btrfs no_devmapper no_zfs",
     cgo: Cgo::Without,
 };
@@ -41,7 +41,7 @@ const METALLB: Programs = Programs {
     cgo: Cgo::Without,
 };
 
-/// Its CNI plugin is another module, and only delegates to the plugin `bridge`, which the stories call themselves.
+/// flanneld. Its CNI plugin is another module that only delegates to the plugin `bridge`, which the stories call.
 const FLANNEL: Programs = Programs {
     module: "github.com/flannel-io/flannel",
     version: "v0.27.4",

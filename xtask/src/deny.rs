@@ -17,8 +17,8 @@ const HASHES: [&str; 2] = [
 ];
 /// The workspaces, by their manifests.
 const MANIFESTS: [&str; 2] = ["Cargo.toml", "lb-ebpf/Cargo.toml"];
-/// Seconds that the database of advisories has to arrive.
-const PATIENCE: &str = "60";
+/// Seconds within which the database of advisories has to arrive.
+const TIMEOUT: &str = "60";
 
 /// The program; fetched or built first if there is none.
 pub(crate) fn ensure() -> Result<PathBuf> {
@@ -61,7 +61,7 @@ pub(crate) fn check() -> Result<()> {
 
 /// Advisories and yanked crates; or the reason why they are unknown: not every machine reaches the database.
 pub(crate) fn check_advisories() -> Result<Option<String>> {
-    let fetch = Command::new("timeout").arg(PATIENCE).arg(ensure()?).args(["fetch", "db"]).output();
+    let fetch = Command::new("timeout").arg(TIMEOUT).arg(ensure()?).args(["fetch", "db"]).output();
     let fetch = fetch.context("starting timeout")?;
     if !fetch.status.success() {
         let stderr = String::from_utf8_lossy(&fetch.stderr);

@@ -14,7 +14,7 @@ const GO_AT_LEAST: u32 = 21;
 pub(crate) struct Programs {
     /// The module's path.
     pub(crate) module: &'static str,
-    /// Its version.
+    /// Version of the module.
     pub(crate) version: &'static str,
     /// Packages below the module, each a program of the same name as its last part.
     pub(crate) packages: &'static [&'static str],

@@ -74,7 +74,7 @@ pub(crate) fn build(kernel: &Kernel, inside: &Inside) -> Result<Vec<u8>> {
     archive.entry("etc/passwd", 0o100_644, (0, 0), b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n");
     let sbin: [PathBuf; 2] = ["/usr/sbin".into(), "/sbin".into()];
     let find = |name: &str| run::find(name, &sbin);
-    // Busybox as the shell would take its own `ip` before the real one.
+    // With busybox as the shell, its own `ip` would run in place of the real one.
     for (path, tool) in [
         ("bin/sh", find("dash")),
         ("sbin/ip", find("ip")),

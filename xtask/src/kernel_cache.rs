@@ -46,7 +46,7 @@ impl fmt::Display for Series {
 pub(crate) struct Kernel {
     /// The kernel's image.
     pub(crate) vmlinuz: PathBuf,
-    /// Its modules, with modules.dep.
+    /// Modules of the kernel, with modules.dep.
     pub(crate) modules: PathBuf,
 }
 

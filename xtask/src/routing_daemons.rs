@@ -80,7 +80,7 @@ fn place_libraries(programs: &[PathBuf], scratch: &Path, dir: &Path) -> Result<(
     loop {
         let mut missing = Vec::new();
         for program in programs {
-            // It fails for a file without a dynamic section only.
+            // ldd fails for a file without a dynamic section only.
             missing.extend(not_found(&run::capture(Command::new("ldd").arg(program).env("LD_LIBRARY_PATH", dir))?));
         }
         missing.sort_unstable();

@@ -22,7 +22,7 @@ pub(crate) fn check() -> Result<()> {
     let copy = dir.join("beeline.service");
     std::fs::write(&copy, unit).with_context(|| format!("writing {}", copy.display()))?;
     let output = Command::new(analyze).arg("verify").arg(&copy).output().context("starting systemd-analyze")?;
-    // It ends with 0 when it has only ignored a line.
+    // systemd-analyze ends with 0 when it has only ignored a line.
     let stderr = String::from_utf8_lossy(&output.stderr);
     let complaints: Vec<_> = stderr.lines().filter(|line| line.contains("beeline.service")).collect();
     if !output.status.success() || !complaints.is_empty() {

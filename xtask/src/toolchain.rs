@@ -29,7 +29,7 @@ pub(crate) enum Kind {
 
 /// A compiler that can build the eBPF programs.
 pub(crate) struct Compiler {
-    /// Where it comes from.
+    /// Origin of the compiler.
     pub(crate) kind: Kind,
     cargo: PathBuf,
     rustc: PathBuf,
@@ -38,7 +38,7 @@ pub(crate) struct Compiler {
 }
 
 impl Compiler {
-    /// Its cargo, in a clean environment.
+    /// cargo of the toolchain, in a clean environment.
     pub(crate) fn cargo(&self) -> Command {
         let mut command = run::foreign_cargo(&self.cargo);
         command.env("RUSTC", &self.rustc);

@@ -30,7 +30,7 @@ pub(crate) struct Outcome {
     pub(crate) lacks: Vec<String>,
     /// Rows of the table of lb-user/tests/stories/verifier.rs.
     pub(crate) verified: Vec<String>,
-    /// Their exit code; nothing if they never ended.
+    /// Exit code of the commands; nothing if they never ended.
     pub(crate) exit: Option<i32>,
 }
 
@@ -55,7 +55,7 @@ impl Outcome {
 /// Boots, shows the console as it comes, and waits until the machine is off or its time is over.
 pub(crate) fn boot(vmlinuz: &Path, initrd: &Path) -> Result<Outcome> {
     let (program, _) = kernel_cache::emulator();
-    // It ends with the process that starts it.
+    // The machine ends with the process that starts it.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", program]);
     let (console, cpu) = match std::env::consts::ARCH {
@@ -81,7 +81,7 @@ pub(crate) fn boot(vmlinuz: &Path, initrd: &Path) -> Result<Outcome> {
         .stdout(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("starting {program}"))?;
     let outcome = watch(&mut child);
-    // It is over or overdue; either way it must not stay.
+    // The machine is over or overdue; either way it must not stay.
     drop(child.kill());
     child.wait().with_context(|| format!("waiting for {program}"))?;
     outcome

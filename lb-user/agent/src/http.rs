@@ -195,7 +195,7 @@ fn choose_victim(open: &[(IpAddr, bool)], newcomer: IpAddr) -> Option<usize> {
     let count = |peer: IpAddr| open.iter().filter(|(other, _)| *other == peer).count() + usize::from(peer == newcomer);
     let own = count(newcomer);
     let silent = open.iter().enumerate().filter(|(_, (peer, has_asked))| !has_asked && count(*peer) >= own);
-    // Of equals, `min_by_key` returns the first, which is the oldest.
+    // `min_by_key` returns the first of equals, which is the oldest.
     let oldest_silent = silent.min_by_key(|(_, (peer, _))| Reverse(count(*peer)));
     let oldest = || open.iter().enumerate().min_by_key(|(_, (peer, _))| Reverse(count(*peer)));
     oldest_silent.or_else(oldest).map(|(index, _)| index)

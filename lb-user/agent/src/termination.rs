@@ -125,7 +125,7 @@ impl Worker {
                 });
                 sweep = Instant::now() + SWEEP;
             }
-            // The first look sets what later ones compare with.
+            // The first search for sockets sets what later ones compare with.
             if (has_passed && affinity_full.is_none()) || (!is_first_pass && Instant::now() >= look) {
                 self.attempt("making room for affinity", |worker| worker.look(&mut affinity_full));
             }
@@ -188,7 +188,7 @@ impl Worker {
             if backends.is_empty() {
                 continue;
             }
-            // None, which are all, with a backend of port ranges.
+            // A backend of port ranges has no single port: sockets of all peers are searched then.
             let peers: Option<BTreeSet<AddrPort>> = backends.into_iter().map(|(_, peer)| peer.single()).collect();
             let serving = &serving;
             let is_lost = move |translation: &Translation| {

@@ -251,7 +251,7 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
         }
     }
     notify_service_manager(NotifyState::Stopping);
-    // The next agent in a pod comes later than permits last. A service of the host is back before.
+    // Permits expire before the next agent of a pod starts. A service of the host starts again before that.
     if let Some(leave) = leave.filter(|_| config.cleanup_on_exit || std::env::var_os(IN_POD).is_some()) {
         announcing::hand_over(&leave, announcing).await;
     }

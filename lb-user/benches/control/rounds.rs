@@ -19,9 +19,9 @@ const LONG_LIST: u32 = 1_000;
 
 /// A scenario.
 pub struct Scenario {
-    /// Its name on the command line.
+    /// Name on the command line.
     pub name: &'static str,
-    /// Its name in the table.
+    /// Name in the table.
     pub title: &'static str,
     /// Runs it, with pins in this directory of a bpffs.
     pub run: fn(&Path) -> Vec<ControlFigure>,
@@ -36,13 +36,13 @@ pub const SCENARIOS: [Scenario; 3] = [
 
 /// A figure of one round.
 pub struct ControlFigure {
-    /// Its name.
+    /// Name of the figure.
     pub what: String,
-    /// Its aim.
+    /// Aim of the figure.
     pub aim: String,
-    /// Its unit.
+    /// Unit of the value.
     pub unit: String,
-    /// Its value.
+    /// Measured value.
     pub value: f64,
 }
 
@@ -113,7 +113,7 @@ impl Bench {
         let each = |bytes: usize, before: usize| bytes.saturating_sub(before) as f64 / f64::from(services);
         let user = each(more.process, memory.process);
         let kernel = each(more.maps, memory.maps);
-        // And words of FRONTEND_BITS.
+        // Words of FRONTEND_BITS come on top.
         assert!(report.writes as u32 >= services * (4 + 2 * endpoints), "every Service was written: {}", report.writes);
         vec![
             ControlFigure::time("first fill", aims.fill, took),

@@ -39,11 +39,11 @@ pub fn rows(services: u32, figures: &PacketFigures) {
         }
         let cell = |by| {
             let Some(own) = values(by) else { return "-".to_owned() };
-            let Spread { median, least, most } = Spread::of(own.iter().copied());
-            let (median, least, most) = (Short(median), Short(least), Short(most));
+            let Spread { median, min, max } = Spread::of(own.iter().copied());
+            let (median, min, max) = (Short(median), Short(min), Short(max));
             let of_floor = if by == Contender::Floor { None } else { ratio(own, values(Contender::Floor)) };
             let of_floor = of_floor.map_or_else(String::new, |ratio| format!("**{ratio:.2}** "));
-            format!("{of_floor}{median} ({least} to {most})")
+            format!("{of_floor}{median} ({min} to {max})")
         };
         let better = better(figure, KUBE_PROXIES.map(values));
         let of_better = OURS.map(|by| {

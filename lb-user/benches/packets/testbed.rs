@@ -30,7 +30,7 @@ const DEVICES: &str = "--devices";
 /// The proxy on the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Contender {
-    /// None, and no netfilter: clients dial the backend itself.
+    /// No proxy and no netfilter: clients dial the backend itself.
     Floor,
     /// kube-proxy.
     KubeProxy(Mode),

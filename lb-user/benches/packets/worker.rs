@@ -27,7 +27,7 @@ use rustix::{
 };
 
 /// Limit for a command.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Datagrams that one system call sends.
 const BATCH: usize = 64;
 /// Payload of a datagram, the size of a DNS query.
@@ -72,14 +72,14 @@ impl Worker {
         let (in_time, waits) = mpsc::channel::<()>();
         thread::scope(|scope| {
             scope.spawn(move || {
-                if waits.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                if waits.recv_timeout(TIMEOUT) == Err(RecvTimeoutError::Timeout) {
                     let _ended = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
                 }
             });
             let mut line = String::new();
             let read = self.stdout.read_line(&mut line);
             drop(in_time);
-            assert!(read.is_ok_and(|len| len > 0), "a worker has failed, or was not done within {PATIENCE:?}");
+            assert!(read.is_ok_and(|len| len > 0), "a worker has failed, or was not done within {TIMEOUT:?}");
             line
         })
     }
@@ -146,7 +146,7 @@ impl ClientWorker {
 /// A server of TCP and UDP at one address.
 pub struct ServerWorker {
     worker: Worker,
-    /// Its address, which is its name too.
+    /// Address of the worker, which is its name too.
     pub address: SocketAddr,
 }
 

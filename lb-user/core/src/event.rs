@@ -103,16 +103,16 @@ pub enum Event {
     Apply(Object),
     /// The object has gone.
     Delete(ObjectKind, Key),
-    /// These are all objects of the kind, in one swap: objects that are not among them have gone.
+    /// All objects of the kind, in one swap: objects that are not among them have gone.
     Replace(ObjectKind, Vec<Object>),
     /// The source may not read the kind any more: known objects of it are out of date until its next `Replace`.
     Forbidden(ObjectKind),
-    /// These are the addresses of the node's interfaces.
+    /// Addresses of the node's interfaces.
     NodeAddresses(BTreeSet<IpAddr>),
-    /// These are the ranges from which the API server allots cluster IPs. Empty while they are not known, or while
+    /// Ranges from which the API server allots cluster IPs. Empty while they are not known, or while
     /// another proxy serves some of the cluster IPs.
     ClusterRanges(BTreeSet<IpNet>),
-    /// These endpoints on this node have closed a socket at which they listened, and do not listen again yet.
+    /// Endpoints on this node that have closed a socket at which they listened, and do not listen again yet.
     ClosedListeners(BTreeSet<AddrPort>),
     /// The probes of an endpoint have another result than before; none: it is not probed any more.
     Probed {

@@ -99,7 +99,7 @@ pub(crate) fn service(pod: &Pod, node: &Arc<str>) -> Option<(Service, EndpointSl
         // The pod is on this node, and sees the client's address.
         external_policy: Policy::Local,
         ports: ports.into(),
-        // There is one backend to choose from.
+        // The only choice is one backend.
         tuning: Some(Box::new(Tuning { scheduler: Some(Scheduler::Random), ..Tuning::default() })),
         problems: pod.host_port_problems.clone(),
         pod: Some(Box::new(served)),
@@ -125,7 +125,7 @@ pub(crate) fn unusable(addr: &IpAddr) -> Option<&'static str> {
     match addr {
         _ if addr.is_multicast() => Some("a multicast"),
         IpAddr::V4(addr) if addr.is_broadcast() => Some("a broadcast"),
-        // It needs a device to be dialled.
+        // Clients need a device to dial such an address.
         IpAddr::V6(addr) if addr.is_unicast_link_local() => Some("a link-local"),
         _ => None,
     }

@@ -39,7 +39,7 @@ impl Ids {
     }
 
     /// Continues after the highest ids in use, unless the allocator is past them.
-    pub fn beyond_all(&mut self, Highest { single, in_block }: Highest) {
+    pub(crate) fn beyond_all(&mut self, Highest { single, in_block }: Highest) {
         self.beyond(single);
         if in_block != 0 {
             self.beyond(in_block);
@@ -57,7 +57,7 @@ impl Ids {
     }
 
     /// Allocates a block without an id in use, and returns its first id.
-    pub fn take_block(&mut self, in_use: impl Fn(u32) -> bool) -> u32 {
+    pub(crate) fn take_block(&mut self, in_use: impl Fn(u32) -> bool) -> u32 {
         let mut block = self.next_block;
         while ids_of(block).any(&in_use) {
             block = after_block(block);
@@ -77,12 +77,12 @@ const fn after_block(block: u32) -> u32 {
 
 /// Returns the first id of the block of an id.
 #[must_use]
-pub const fn block_of(id: u32) -> u32 {
+pub(crate) const fn block_of(id: u32) -> u32 {
     id - id % SCOPE_SIZE
 }
 
 /// Returns the ids of a block.
-pub fn ids_of(block: u32) -> impl Iterator<Item = u32> {
+pub(crate) fn ids_of(block: u32) -> impl Iterator<Item = u32> {
     block..block + SCOPE_SIZE
 }
 
@@ -116,9 +116,9 @@ impl FromIterator<u32> for Highest {
 /// The highest ids in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct HighestIds {
-    /// Of service ports.
+    /// Ids of service ports.
     pub service: Highest,
-    /// Of backends.
+    /// Ids of backends.
     pub backend: Highest,
 }
 

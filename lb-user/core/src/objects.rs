@@ -238,9 +238,9 @@ pub enum ProbeQuestion {
 /// The result of an endpoint's probes so far.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ProbeVerdict {
-    /// It passes.
+    /// The probe passes.
     Passes,
-    /// It fails for this reason.
+    /// The probe fails for this reason.
     Fails(Arc<str>),
 }
 
@@ -299,10 +299,10 @@ pub enum Preference {
 /// Treatment of TCP sockets whose backend has gone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Drain {
-    /// They are left alone: the server ends them, or they time out.
+    /// Connections are left alone: the server ends them, or they time out.
     #[default]
     Never,
-    /// They are ended this many seconds later; 0 is at once.
+    /// Connections are ended this many seconds later; 0 is at once.
     After(u32),
 }
 
@@ -343,9 +343,9 @@ pub enum Policy {
 /// An entry of `spec.ports`, or port ranges.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ServicePort {
-    /// Its name; empty for a single unnamed port.
+    /// Name of the port; empty for a single unnamed port.
     pub name: Arc<str>,
-    /// Its protocol; TCP by default.
+    /// Protocol of the port; TCP by default.
     pub proto: Proto,
     /// The port that clients dial.
     pub port: NonZeroU16,
@@ -441,7 +441,7 @@ pub struct EndpointPort {
 /// One endpoint of a group; `addresses[0]` of a slice's endpoint.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Endpoint {
-    /// Its address.
+    /// Address of the endpoint.
     pub addr: IpAddr,
     /// `nodeName`.
     pub node: Option<Arc<str>>,
@@ -485,7 +485,7 @@ impl Endpoint {
 /// A v1 Node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Node {
-    /// Its name.
+    /// Name of the Node.
     pub name: Arc<str>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
@@ -500,7 +500,7 @@ pub struct Node {
     /// False if its kubelet says that it is not ready, as before the pods' network is up after a reboot. True while the
     /// kubelet is silent.
     pub ready: bool,
-    /// Its labels.
+    /// Labels of the Namespace.
     pub labels: Labels,
 }
 
@@ -513,7 +513,7 @@ pub struct HostPort {
     pub port: NonZeroU16,
     /// `containerPort`: the port at which the pod listens.
     pub container_port: NonZeroU16,
-    /// Its protocol; TCP by default.
+    /// Protocol of the port; TCP by default.
     pub proto: Proto,
 }
 
@@ -522,9 +522,9 @@ pub struct HostPort {
 pub struct ServedPod {
     /// Namespace and name of the Pod.
     pub key: Key,
-    /// Its addresses.
+    /// Addresses of the pod.
     pub ips: Vec<IpAddr>,
-    /// Its hostPorts.
+    /// hostPorts of the pod.
     pub host_ports: Vec<HostPort>,
     /// True if it ends soon.
     pub terminating: bool,
@@ -554,7 +554,7 @@ pub struct Pod {
     /// Problems of its hostPorts, each with its cure.
     pub host_port_problems: Vec<String>,
     /// Label `beeline.io/path`.
-    pub path: Option<PodMode>,
+    pub mode: Option<PodMode>,
     /// Path at which its network namespace is mounted. Only files may set it.
     pub netns: Option<PathBuf>,
     /// Problems of the object, each with its cure.
@@ -564,10 +564,10 @@ pub struct Pod {
 /// A v1 Namespace.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Namespace {
-    /// Its name.
+    /// Name of the Namespace.
     pub name: Arc<str>,
     /// Label `beeline.io/path`, for pods in it without the label.
-    pub path: Option<PodMode>,
+    pub mode: Option<PodMode>,
     /// Problems of the object, each with its cure.
     pub problems: Vec<String>,
 }

@@ -107,7 +107,7 @@ pub struct Health {
 pub struct ProbeTargets {
     /// The question to each.
     pub probe: Probe,
-    /// Their addresses and ports.
+    /// Addresses and ports of the endpoints.
     pub targets: BTreeSet<AddrPort>,
 }
 

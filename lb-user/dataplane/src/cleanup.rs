@@ -23,12 +23,12 @@ use lb_kernel::netfilter::{
 /// Programs that translate, in the order of removal. Programs that only restore VIPs stay until the end.
 const TRANSLATING: [&str; 6] = ["connect4", "connect6", "sendmsg4", "sendmsg6", "bind4", "bind6"];
 
-/// Removes programs, maps and netfilter tables of Beeline, and reports each step to `say`. Waits up to `patience` for
+/// Removes programs, maps and netfilter tables of Beeline, and reports each step to `say`. Waits up to `timeout` for
 /// flows of clients outside to end, then hands the open ones to netfilter.
 ///
 /// # Errors
 /// If an agent runs, or a pin cannot be removed.
-pub fn cleanup(pins: &Pins, patience: Duration, mut say: impl FnMut(String)) -> Result<()> {
+pub fn cleanup(pins: &Pins, timeout: Duration, mut say: impl FnMut(String)) -> Result<()> {
     if !pins.root().exists() {
         say("nothing was pinned".to_owned());
         withdraw(&mut say)?;
@@ -48,7 +48,7 @@ pub fn cleanup(pins: &Pins, patience: Duration, mut say: impl FnMut(String)) -> 
     };
     pins.remove_links(&TRANSLATING, &lock)?;
     if let Some((flows, registered)) = stopped {
-        let open = drain(&flows, patience)?;
+        let open = drain(&flows, timeout)?;
         if open > 0 {
             say(end_open_flows(&flows, open));
         }

@@ -3,7 +3,7 @@
 use std::{fmt, path::PathBuf};
 
 /// Most names that a line of the log lists; of more it has the number.
-const MOST_NAMED: usize = 4;
+const MAX_NAMED: usize = 4;
 
 /// A part of the datapath that another program took away or changed.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -93,9 +93,9 @@ struct Names<'a>(&'a [&'a str]);
 
 impl fmt::Display for Names<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.get(..MOST_NAMED) {
-            Some(first) if self.0.len() > MOST_NAMED => {
-                write!(f, "{} and {} more", first.join(", "), self.0.len() - MOST_NAMED)
+        match self.0.get(..MAX_NAMED) {
+            Some(first) if self.0.len() > MAX_NAMED => {
+                write!(f, "{} and {} more", first.join(", "), self.0.len() - MAX_NAMED)
             }
             _ => f.write_str(&self.0.join(", ")),
         }

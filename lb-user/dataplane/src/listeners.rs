@@ -151,7 +151,7 @@ async fn follow_in_its_namespace(
         is_told &= listening.is_empty();
         has_listened.extend(listening.iter().copied());
         let is_closed = listening != has_listened || is_told;
-        // Its receiver outlives this task.
+        // The receiver outlives this task.
         let _sent = changes.send((target, is_closed)).await;
         if is_closed {
             sleep(LOOK).await;

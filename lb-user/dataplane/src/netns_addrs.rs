@@ -61,7 +61,7 @@ pub fn read(directory: &Path) -> Result<BTreeMap<u64, NetnsAddrs>> {
 /// # Errors
 /// None.
 pub async fn run(directory: std::path::PathBuf, mut restricted: watch::Receiver<Option<Restricted>>) -> Result<()> {
-    let mut keeper = Keeper { directory, ..Keeper::default() };
+    let mut tracker = Tracker { directory, ..Tracker::default() };
     let (mut monitor, mut busy_until, mut failed) = (None, Instant::now(), false);
     loop {
         let Some(wanted) = restricted.borrow_and_update().clone() else {
@@ -75,12 +75,12 @@ pub async fn run(directory: std::path::PathBuf, mut restricted: watch::Receiver<
         }
         let is_idle = wanted.vips.is_empty();
         let (back, result) = tokio::task::spawn_blocking(move || {
-            let result = keeper.update(&wanted);
-            (keeper, result)
+            let result = tracker.update(&wanted);
+            (tracker, result)
         })
         .await
         .context("the search for network namespaces")?;
-        keeper = back;
+        tracker = back;
         if let Err(error) = &result
             && !failed
         {
@@ -109,9 +109,9 @@ pub async fn run(directory: std::path::PathBuf, mut restricted: watch::Receiver<
     }
 }
 
-/// The namespaces that were found, and the content of the map.
+/// Tracks network namespaces and their addresses, and writes changes into the map.
 #[derive(Default)]
-struct Keeper {
+struct Tracker {
     directory: std::path::PathBuf,
     /// By inode.
     known: BTreeMap<u64, Known>,
@@ -127,7 +127,7 @@ struct Known {
     at: Instant,
 }
 
-impl Keeper {
+impl Tracker {
     fn update(&mut self, wanted: &Restricted) -> Result<()> {
         if self.searched != *wanted {
             self.known.clear();

@@ -41,9 +41,9 @@ const HANDSHAKES: &str = "watch_handshakes";
 /// Records to read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WatchScope {
-    /// Of sockets.
+    /// Calls of sockets.
     Sockets,
-    /// Of sockets, and of the first packets of flows.
+    /// Calls of sockets, and first packets of flows.
     SocketsAndPackets,
 }
 
@@ -90,7 +90,7 @@ impl WatchReader {
             })
         };
         let (cells, rings) = (map("WATCH")?, map("WATCH_RING")?);
-        // Of a killed reader, which may have read more.
+        // Records for a killed reader, which may have read more.
         close(&cells)?;
         let ring = ring().context("making a ring buffer, which needs root or CAP_BPF")?;
         let descriptor = ring.as_raw_fd().cast_unsigned();

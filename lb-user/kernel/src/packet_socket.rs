@@ -71,7 +71,7 @@ impl PacketSocket {
     /// Puts a `struct virtio_net_hdr` in front of each frame, in both directions (PACKET_VNET_HDR).
     ///
     /// # Errors
-    /// Those of setsockopt(2).
+    /// Errors of setsockopt(2).
     pub fn with_virtio_header(self) -> io::Result<Self> {
         enable(&self.0, libc::PACKET_VNET_HDR)?;
         Ok(self)
@@ -80,7 +80,7 @@ impl PacketSocket {
     /// Sends a frame.
     ///
     /// # Errors
-    /// Those of send(2), and `WriteZero` if the kernel took only a part of the frame.
+    /// Errors of send(2), and `WriteZero` if the kernel took only a part of the frame.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         let sent = send(&self.0, frame, SendFlags::empty())?;
         if sent == frame.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
@@ -89,7 +89,7 @@ impl PacketSocket {
     /// Receives a frame, cuts it to the length of `frame`, and returns its length.
     ///
     /// # Errors
-    /// Those of recv(2), `WouldBlock` after `timeout` among them.
+    /// Errors of recv(2), `WouldBlock` after `timeout` among them.
     pub fn receive(&self, frame: &mut [u8], timeout: Duration) -> io::Result<usize> {
         set_socket_timeout(&self.0, Timeout::Recv, Some(timeout))?;
         Ok(recv(&self.0, frame, RecvFlags::empty())?.0)
@@ -113,8 +113,8 @@ impl FrameSender {
     /// Sends a frame by the device with this index, without waiting.
     ///
     /// # Errors
-    /// Those of sendto(2): `WouldBlock` if the device takes no more frames now, ENXIO or ENODEV if it is gone, ENETDOWN
-    /// if it is down.
+    /// Errors of sendto(2): `WouldBlock` if the device takes no more frames now, ENXIO or ENODEV if it is gone,
+    /// ENETDOWN if it is down.
     pub fn send(&self, index: u32, frame: &[u8]) -> io::Result<()> {
         let address = link_address(index, 0);
         let (data, size) = (frame.as_ptr().cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t);

@@ -84,12 +84,12 @@ impl ApiServer {
         server
     }
 
-    /// Its URL.
+    /// URL of the server.
     pub fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.api_port)
     }
 
-    /// Its port on 127.0.0.1.
+    /// Port of the server on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.api_port
     }
@@ -182,12 +182,12 @@ current-context: x
     /// Runs kubectl with `input` and returns its standard output.
     ///
     /// # Errors
-    /// Its standard error, if it fails.
+    /// Standard error of the command, if it fails.
     pub fn try_kubectl(&self, args: &[&str], input: &str) -> Result<String, String> {
         let mut kubectl = Command::new(&self.assets.kubectl)
             .arg("--kubeconfig")
             .arg(self.kubeconfig())
-            // Its cache of the API belongs here, not in the home directory.
+            // The command's cache of the API belongs here, not in the home directory.
             .arg("--cache-dir")
             .arg(self.dir.path().join("kubectl"))
             .args(args)

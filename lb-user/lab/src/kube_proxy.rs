@@ -34,7 +34,7 @@ pub struct KubeProxy {
 
 /// The node that kube-proxy serves.
 pub struct ServedNode<'a> {
-    /// Its name on the API server.
+    /// Name of its Node on the API server.
     pub node: &'a str,
     /// The cluster CIDR: packets of other sources are masqueraded.
     pub pods: &'a str,
@@ -50,7 +50,7 @@ impl KubeProxy {
     /// Finds it in `$KUBEBUILDER_ASSETS`.
     ///
     /// # Errors
-    /// Why it cannot run: the program is missing, or the mode's netfilter tool fails in this network namespace.
+    /// The reason why it cannot run: no program, or the mode's netfilter tool fails in this network namespace.
     pub fn find(mode: Mode) -> Result<Self, String> {
         let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from).unwrap_or_default();
         let program = assets.join("kube-proxy");

@@ -11,7 +11,7 @@ use crate::netns::LabNamespace;
 
 /// A node. An idle process holds its mount namespace, and ends with this value or with this process.
 pub struct Machine {
-    /// Its network namespace.
+    /// Network namespace of the machine.
     pub net: LabNamespace,
     holder: Child,
     cgroup: PathBuf,

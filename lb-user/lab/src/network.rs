@@ -23,11 +23,11 @@ use crate::{
 /// Reverse path filtering of the nodes (net.ipv4.conf.all.rp_filter).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RpFilter {
-    /// None.
+    /// No filter.
     Off = 0,
     /// The route back to the source must lead out of the device on which the packet came.
     Strict = 1,
-    /// There must be a route back to the source.
+    /// Some route back to the source must exist.
     Loose = 2,
 }
 
@@ -51,11 +51,11 @@ impl Default for LanOptions {
 
 /// A host of the network. Its link is `eth0`.
 pub struct Host {
-    /// Its network namespace.
+    /// Network namespace of the host.
     pub net: LabNamespace,
-    /// Its IPv4 address.
+    /// IPv4 address of the host.
     pub v4: Ipv4Addr,
-    /// Its IPv6 address.
+    /// IPv6 address of the host.
     pub v6: Ipv6Addr,
 }
 
@@ -79,7 +79,7 @@ impl Host {
 pub struct LabNode {
     /// The node itself.
     pub host: Host,
-    /// Its pods, whose addresses end in 2, 3 and so on.
+    /// Pods of the node, whose addresses end in 2, 3 and so on.
     pub pods: Vec<Host>,
 }
 

@@ -30,7 +30,7 @@ impl ChildProcess {
         Self { child, log: log.to_owned() }
     }
 
-    /// Its process id.
+    /// Process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -40,7 +40,7 @@ impl ChildProcess {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Its log so far.
+    /// Log of the process so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).expect("the log file")
     }

@@ -30,7 +30,7 @@ impl Sandbox {
     /// Makes an empty cgroup, whose name contains `name`, and an empty directory.
     ///
     /// # Errors
-    /// There is no cgroup2, or no right to change it.
+    /// If the machine has no cgroup2, or the process no right to change it.
     pub fn make(name: &str) -> io::Result<Self> {
         let cgroup = cgroup2()?.join(format!("beeline-lab-{}-{name}", std::process::id()));
         fs::create_dir(&cgroup)?;

@@ -1,4 +1,4 @@
-//! The tables that benches print: median, least and most of the rounds, beside the aim.
+//! The tables that benches print: median, minimum and maximum of the rounds, beside the aim.
 
 use std::fmt;
 
@@ -6,19 +6,19 @@ use std::fmt;
 pub struct Spread {
     /// The median; of an even number, the greater of the two in the middle.
     pub median: f64,
-    /// The least.
-    pub least: f64,
-    /// The most.
-    pub most: f64,
+    /// Minimum.
+    pub min: f64,
+    /// Maximum.
+    pub max: f64,
 }
 
 impl Spread {
-    /// Of at least one value.
+    /// Statistics of at least one value.
     pub fn of(values: impl Iterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().expect("a round");
-        Self { median: at(values.len() / 2), least: at(0), most: at(values.len() - 1) }
+        Self { median: at(values.len() / 2), min: at(0), max: at(values.len() - 1) }
     }
 }
 
@@ -44,6 +44,6 @@ pub fn header() {
 
 /// Prints a row of it.
 pub fn row(what: &str, aim: &str, unit: &str, spread: &Spread) {
-    let Spread { median, least, most } = spread;
-    println!("| {what} | {aim} | {} {unit} | {} to {} |", Short(*median), Short(*least), Short(*most));
+    let Spread { median, min, max } = spread;
+    println!("| {what} | {aim} | {} {unit} | {} to {} |", Short(*median), Short(*min), Short(*max));
 }

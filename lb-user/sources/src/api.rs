@@ -131,7 +131,7 @@ pub struct ServiceStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Condition {
-    /// Its type, as in `beeline.io/LoadBalancerAddress`.
+    /// Type of the condition, as in `beeline.io/LoadBalancerAddress`.
     #[serde(rename = "type")]
     pub type_: String,
     /// `True`, `False` or `Unknown`.
@@ -167,7 +167,7 @@ pub struct Ingress {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Port {
-    /// Its name.
+    /// Name of the port.
     pub name: Option<String>,
     /// TCP by default.
     pub protocol: Option<String>,
@@ -232,7 +232,7 @@ pub struct Hints {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Hint {
-    /// Its name.
+    /// Name of the zone or node.
     pub name: String,
 }
 
@@ -346,7 +346,7 @@ pub struct PodSpec {
     pub node_name: Option<String>,
     /// True if the pod has the node's network namespace.
     pub host_network: Option<bool>,
-    /// Its containers.
+    /// Containers of the pod.
     pub containers: Option<Vec<Container>>,
     /// Containers that are started before the others.
     pub init_containers: Option<Vec<Container>>,

@@ -21,7 +21,7 @@ fn modes(text: &str) -> String {
             PodNetns::OfCgroup(uid) => format!("uid {uid}"),
             PodNetns::At(path) => path.display().to_string(),
         };
-        format!("{} {} by {} at {netns}", pod.key, pod.path.name(), pod.by.name())
+        format!("{} {} by {} at {netns}", pod.key, pod.mode.name(), pod.by.name())
     };
     pods.iter().map(line).chain(problems).collect::<Vec<_>>().join("\n")
 }
@@ -79,6 +79,6 @@ fn a_pod_in_the_nodes_network_or_without_a_netns_is_refused_with_the_cure() {
     let modes = modes(&text);
     let [third, first, second] = modes.lines().collect::<Vec<_>>()[..] else { panic!("{modes}") };
     assert_eq!(third, "default/c off by pod at /run/netns/c");
-    assert!(first.starts_with("Pod default/b: the path off") && first.contains("metadata.uid"), "{first}");
-    assert!(second.starts_with("Pod n/a: the path packet") && second.contains("beeline.io/path: socket"), "{second}");
+    assert!(first.starts_with("Pod default/b: the mode off") && first.contains("metadata.uid"), "{first}");
+    assert!(second.starts_with("Pod n/a: the mode packet") && second.contains("beeline.io/path: socket"), "{second}");
 }

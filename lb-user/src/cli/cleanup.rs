@@ -8,7 +8,7 @@ use clap::Args;
 use super::arguments;
 use lb_dataplane::{cleanup::cleanup, pins::Pins};
 
-/// CleanupArgs of `beeline cleanup`.
+/// Arguments of `beeline cleanup`.
 #[derive(Args)]
 #[command(
     after_help = "To give a node back to kube-proxy without breaking connections, start kube-proxy, wait for its rules

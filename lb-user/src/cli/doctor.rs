@@ -20,7 +20,7 @@ use lb_sources::{
     kubernetes,
 };
 
-/// DoctorArgs of `beeline doctor`: form of the output, and source of the objects.
+/// Arguments of `beeline doctor`: form of the output, and source of the objects.
 #[derive(Args)]
 #[command(after_help = "Examples:
   beeline doctor                  beside the agent of this node, or before its first start

@@ -35,7 +35,7 @@ use lb_dataplane::{
 };
 use lb_kernel::clock;
 
-/// ExplainArgs of `beeline explain`: a Service or a pod with hostPorts, and the source of the objects.
+/// Arguments of `beeline explain`: a Service or a pod with hostPorts, and the source of the objects.
 #[derive(Args)]
 #[command(after_help = "Examples:
   beeline explain default/web                  with the objects of the agent on this node

@@ -45,7 +45,7 @@ const COMPARISON_INTERVAL: Duration = Duration::from_millis(300);
 /// kube-proxy's port for /proxyMode (`--metrics-bind-address`).
 const METRICS_PORT: u16 = 10249;
 
-/// HandoverArgs of `beeline handover`.
+/// Arguments of `beeline handover`.
 #[derive(Args)]
 #[command(after_help = "Examples:
   beeline handover --dry-run   compare only; kube-proxy may run

@@ -21,7 +21,7 @@ use lb_sources::{
     kubernetes::load_balancers::{AddressEvent, Change},
 };
 
-/// ImportPoolsArgs of `beeline import-pools`.
+/// Arguments of `beeline import-pools`.
 #[derive(Args)]
 #[command(after_help = "Examples:
   kubectl get ipaddresspools,l2advertisements,bgpadvertisements,services,namespaces,nodes -A -o yaml |

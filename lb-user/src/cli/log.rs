@@ -5,7 +5,7 @@ use std::{env, fs, os::unix::fs::MetadataExt as _};
 use clap::ValueEnum;
 use tracing_subscriber::{EnvFilter, fmt};
 
-/// LogFormat of the log.
+/// Format of the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(super) enum LogFormat {
     /// Lines of text; without the time if stderr is systemd's journal, which adds its own.

@@ -123,7 +123,7 @@ impl SourceArgs {
 /// Agent that holds the pins.
 pub(super) struct RunningAgent {
     pub(super) pid: u32,
-    /// Its command line.
+    /// Command line of the agent.
     pub(super) arguments: run::RunArgs,
     /// Source that it reads.
     pub(super) objects: ObjectSource,

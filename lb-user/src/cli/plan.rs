@@ -14,7 +14,7 @@ use lb_core::{
 use lb_dataplane::{balancer_addresses, pins::Pins, store::BpfStore};
 use lb_sources::directory::{self, DirectoryState, RememberedAddresses};
 
-/// PlanArgs of `beeline plan`.
+/// Arguments of `beeline plan`.
 #[derive(Args)]
 #[command(after_help = "Examples:
   beeline plan -f ./services                   writes that a change of the directory would cause on this node

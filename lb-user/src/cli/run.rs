@@ -139,7 +139,7 @@ pub(super) struct RunArgs {
     metrics_bind_address: ListenAddress,
 
     /// Export metrics of single backends too: at most this number, those with the most connections.
-    #[arg(long, value_name = "MOST", num_args = 0..=1, require_equals = true, default_missing_value = "1000")]
+    #[arg(long, value_name = "MAX", num_args = 0..=1, require_equals = true, default_missing_value = "1000")]
     metrics_backends: Option<usize>,
 
     /// Format of the log on stderr.

@@ -26,8 +26,8 @@ use lb_kernel::{
 const CHECK: &str = "announcing";
 
 /// Addresses that are asked for, and named in one finding.
-const MOST_ASKED: usize = 256;
-const MOST_NAMED: usize = 5;
+const MAX_ASKED: usize = 256;
+const MAX_NAMED: usize = 5;
 
 /// Age of claims that count, in ns.
 const RECENT: u64 = 600_000_000_000;
@@ -96,7 +96,7 @@ pub(super) fn read(directory: &Path, dump: &Dump) -> Result<Option<AnnounceFacts
     });
     let mut facts = AnnounceFacts {
         now: boot_time_ns(),
-        addresses: addresses.into_iter().take(MOST_ASKED).collect(),
+        addresses: addresses.into_iter().take(MAX_ASKED).collect(),
         devices: devices.collect(),
         own: links.values().filter_map(|link| link.address).map(LinkAddr::new).collect(),
         // Kernels before 5.16 have no such chains.
@@ -275,8 +275,8 @@ fn silence(facts: &AnnounceFacts) -> Option<Finding> {
     let has_carrier = facts.unasked.is_none() && facts.devices.values().any(|(_, has_carrier)| *has_carrier);
     let is_silent = |address: &&IpAddr| has_carrier && !facts.holds(address) && facts.answerers(address).is_empty();
     let silent: Vec<String> = facts.addresses.iter().filter(is_silent).map(ToString::to_string).collect();
-    let named = silent.get(..MOST_NAMED).unwrap_or(&silent).join(", ");
-    let more = match silent.len().saturating_sub(MOST_NAMED) {
+    let named = silent.get(..MAX_NAMED).unwrap_or(&silent).join(", ");
+    let more = match silent.len().saturating_sub(MAX_NAMED) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
@@ -362,7 +362,7 @@ mod tests {
         let warning =
             "warning: 02:00:00:00:00:66 claimed 192.0.2.7, which this node announces, at eth0 4 s ago, and 3 times";
         check(|facts| facts.state.claims.push(claim("192.0.2.7", 96, 0x66)), &[warning]);
-        // Of this node itself, of an address that it does not hold, and long ago.
+        // Claims of this node itself, claims of an address that it does not hold, and old claims.
         check(|facts| facts.state.claims.push(claim("192.0.2.7", 96, 2)), &["ok"]);
         check(|facts| facts.state.claims.push(claim("192.0.2.8", 96, 0x66)), &["ok"]);
         check(
@@ -373,7 +373,7 @@ mod tests {
             },
             &["ok"],
         );
-        // It answers, too: one finding.
+        // The other host answers, too: one finding.
         check(
             |facts| {
                 facts.answers.insert(ip("192.0.2.7"), BTreeSet::from([(link(0x66), 2)]));

@@ -15,7 +15,7 @@ const CHECK: &str = "kube-proxy";
 #[derive(Clone, Debug)]
 pub(super) struct KubeProxyFacts {
     leftovers: Result<Leftovers, String>,
-    /// Its processes in this network namespace: rules belong to a network namespace.
+    /// Processes of kube-proxy in this network namespace: rules belong to a network namespace.
     running: Vec<u32>,
 }
 

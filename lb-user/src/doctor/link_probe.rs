@@ -16,7 +16,7 @@ use lb_common::{
 use lb_kernel::packet_socket::{FrameSender, PacketSocket, ReceivedFrames};
 
 /// Time to wait for answers after each of the two rounds of probes, since a frame may be lost.
-const PATIENCE: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_millis(500);
 const ROUNDS: usize = 2;
 
 /// Addresses, and the hosts that answer for each: link address, and index of the device.
@@ -70,7 +70,7 @@ fn ask_at(addresses: &BTreeSet<IpAddr>, frames: ReceivedFrames, index: u32, link
                 },
             };
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut frame = [0; 256];
         while let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             let Ok(len) = receiver.receive(&mut frame, left) else { break };

@@ -20,7 +20,7 @@ const CHECK: &str = "maps";
 /// Services that are listed one by one.
 const MAX_LISTED: usize = 10;
 
-/// MapDifference between the maps and the objects.
+/// Difference between the maps and the objects.
 #[derive(Clone, Default, Debug)]
 pub(super) struct MapDifference {
     /// Number of Services among the objects.

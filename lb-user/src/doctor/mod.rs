@@ -66,7 +66,7 @@ pub struct Agent {
 pub struct Objects {
     /// Description of the source, for findings.
     pub text: String,
-    /// RuleEndpoints of the source.
+    /// Answer of the source.
     pub source: SourceAnswer,
     /// Settings from the flags.
     pub settings: Settings,

@@ -241,7 +241,7 @@ mod tests {
             &evaluate(&Ok(vec![chain("raw", -300, vec![("PREROUTING", rule.clone())])]), &dump),
             &[expected],
         );
-        // After destination NAT kube-proxy's clients did not match it either.
+        // Such a rule after destination NAT did not match kube-proxy's clients either.
         assert_findings(&evaluate(&Ok(vec![chain("nat", -100, vec![("PREROUTING", rule)])]), &dump), &["ok"]);
     }
 

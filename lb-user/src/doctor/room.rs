@@ -14,7 +14,7 @@ const CHECK: &str = "room";
 /// Share of entries in use from which a map is nearly full (%).
 const NEARLY_FULL: u64 = 90;
 
-/// MapSizes of the maps, and counters of the programs; or why they cannot be read.
+/// Sizes of the maps, and counters of the programs; or why they cannot be read.
 pub(super) type RoomFacts = Result<(Vec<MapUsage>, Vec<(Counter, u64)>), String>;
 
 /// Reads the maps pinned in a directory.

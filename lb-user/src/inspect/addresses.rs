@@ -1,4 +1,4 @@
-//! Rows of load balancer addresses, and whether this node announces them.
+//! Rows of load balancer addresses, each with the state of its announcement by this node.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

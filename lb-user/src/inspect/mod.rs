@@ -98,7 +98,7 @@ pub struct BackendRow {
     pub address: String,
     /// Port. `None` if the backend was removed, and with an offset.
     pub port: Option<u16>,
-    /// Of port ranges: added to the port dialled, modulo 65,536.
+    /// For port ranges: the number added to the port dialled, modulo 65,536.
     pub port_offset: Option<i16>,
     /// `here` on this node, otherwise `elsewhere`. `None` if the backend was removed.
     #[serde(rename = "where")]

@@ -20,9 +20,9 @@ use crate::{
 
 /// A running cluster.
 pub struct Cluster {
-    /// Its control plane.
+    /// Control plane of the cluster.
     pub control: ControlPlane,
-    /// Its nodes, node1 first.
+    /// Nodes of the cluster, node1 first.
     pub nodes: Vec<E2eNode>,
     /// Files of this run.
     pub directory: PathBuf,

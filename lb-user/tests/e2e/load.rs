@@ -15,7 +15,7 @@ use std::{
 };
 
 /// Limit for an answer, generous for busy machines.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between two connections to one target.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -188,10 +188,10 @@ fn long(counters: &Counters, address: SocketAddr) {
 
 fn open(address: SocketAddr) -> Result<TcpStream, String> {
     let start = Instant::now();
-    let stream = TcpStream::connect_timeout(&address, PATIENCE);
+    let stream = TcpStream::connect_timeout(&address, TIMEOUT);
     let stream = stream.map_err(|error| format!("connect: {error} after {:?}", start.elapsed()))?;
     stream
-        .set_read_timeout(Some(PATIENCE))
+        .set_read_timeout(Some(TIMEOUT))
         .and_then(|()| stream.set_nodelay(true))
         .map_err(|error| error.to_string())?;
     Ok(stream)
@@ -240,7 +240,7 @@ fn ask_udp_from(socket: std::io::Result<UdpSocket>, address: SocketAddr) -> Resu
     let socket = socket.map_err(|error| format!("udp: {error}"))?;
     let ask = || -> std::io::Result<String> {
         socket.connect(address)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
         socket.send(b"who")?;
         let mut buffer = [0; 2048];
         let length = socket.recv(&mut buffer)?;

@@ -98,17 +98,17 @@ impl E2eNode {
         node
     }
 
-    /// Its name in the cluster.
+    /// Name of the node in the cluster.
     pub fn name(&self) -> String {
         format!("node{}", self.number)
     }
 
-    /// Its address.
+    /// Address of the node.
     pub fn address(&self) -> String {
         addresses::node(self.number)
     }
 
-    /// Its cgroup in a mounted hierarchy.
+    /// Cgroup of the node in a mounted hierarchy.
     pub fn cgroup_in(&self, hierarchy: &Path) -> PathBuf {
         hierarchy.join(&self.cgroup)
     }
@@ -147,7 +147,7 @@ impl E2eNode {
         let victims: Vec<i32> = all.filter(is_one).collect();
         assert!(!victims.is_empty(), "{program} does not run on {}", self.name());
         for pid in &victims {
-            // It may have ended meanwhile.
+            // The process may have ended meanwhile.
             let _sent = kill_process(Pid::from_raw(*pid).expect("not 0"), Signal::KILL);
         }
         // The first thread may be a zombie while others still hold the sockets.

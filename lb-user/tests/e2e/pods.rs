@@ -148,7 +148,7 @@ impl<'a> PodLoad<'a> {
         });
     }
 
-    /// Its counts so far.
+    /// Counts so far.
     pub fn counts(&self) -> Vec<Count> {
         load::parse(&fs::read_to_string(&self.log).unwrap_or_default()).unwrap_or_default()
     }
@@ -205,7 +205,7 @@ impl OutsideLoad {
         load
     }
 
-    /// Its counts so far.
+    /// Counts so far.
     pub fn counts(&self) -> Vec<Count> {
         load::parse(&fs::read_to_string(&self.log).unwrap_or_default()).unwrap_or_default()
     }

@@ -37,8 +37,8 @@ pub struct Prober {
 
 impl Prober {
     /// Starts it in the namespace `outside`. An attempt fails if the connect, or the answer, takes longer than
-    /// `patience`.
-    pub fn start(target: SocketAddr, patience: Duration) -> Self {
+    /// `timeout`.
+    pub fn start(target: SocketAddr, timeout: Duration) -> Self {
         let (attempts, ended) = (Arc::<Mutex<Vec<Attempt>>>::default(), Arc::<AtomicBool>::default());
         let thread = thread::spawn({
             let (attempts, ended) = (Arc::clone(&attempts), Arc::clone(&ended));
@@ -46,7 +46,7 @@ impl Prober {
                 let outside = NetNamespace::open(Path::new("/run/netns/outside"));
                 outside.and_then(|outside| outside.enter()).expect("the namespace");
                 while !ended.load(Ordering::Relaxed) {
-                    let attempt = attempt(target, patience);
+                    let attempt = attempt(target, timeout);
                     attempts.lock().unwrap_or_else(PoisonError::into_inner).push(attempt);
                     thread::sleep(PAUSE);
                 }
@@ -96,17 +96,17 @@ impl Drop for Prober {
     }
 }
 
-fn attempt(target: SocketAddr, patience: Duration) -> Attempt {
+fn attempt(target: SocketAddr, timeout: Duration) -> Attempt {
     let start = Instant::now();
-    let (refused, broken) = match TcpStream::connect_timeout(&target, patience) {
-        Ok(stream) => (None, ask(stream, patience).err().map(|error| error.to_string())),
+    let (refused, broken) = match TcpStream::connect_timeout(&target, timeout) {
+        Ok(stream) => (None, ask(stream, timeout).err().map(|error| error.to_string())),
         Err(error) => (Some(error.to_string()), None),
     };
     Attempt { start, end: Instant::now(), refused, broken }
 }
 
-fn ask(stream: TcpStream, patience: Duration) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(patience))?;
+fn ask(stream: TcpStream, timeout: Duration) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(timeout))?;
     (&stream).write_all(b"who\n")?;
     let mut line = String::new();
     match BufReader::new(stream).read_line(&mut line)? {

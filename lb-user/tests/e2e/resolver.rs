@@ -32,7 +32,7 @@ pub const BY_SERVICE: &str = "192.0.2.2";
 /// 500 questions a second.
 const PERIOD: Duration = Duration::from_millis(2);
 /// Limit for an answer, generous for busy machines.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between two lines of counts.
 const LINE: Duration = Duration::from_millis(200);
 
@@ -80,7 +80,7 @@ fn any(server: SocketAddr) -> SocketAddr {
 fn ask_udp(server: SocketAddr, query: &[u8]) -> std::io::Result<Vec<u8>> {
     let socket = UdpSocket::bind(any(server))?;
     socket.connect(server)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
     socket.send(query)?;
     let mut answer = vec![0; 512];
     let length = socket.recv(&mut answer)?;
@@ -89,8 +89,8 @@ fn ask_udp(server: SocketAddr, query: &[u8]) -> std::io::Result<Vec<u8>> {
 }
 
 fn ask_tcp(server: SocketAddr, query: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     let length = u16::try_from(query.len()).expect("short").to_be_bytes();
     stream.write_all(&[&length, query].concat())?;
     let mut length = [0; 2];
@@ -181,10 +181,10 @@ pub fn ask_steadily(file: &str, server: &str) -> ExitCode {
 async fn ask_and_count(server: SocketAddr, connects: bool, shared: &Shared) {
     let sent = now();
     let query = query();
-    let answer = match timeout(PATIENCE, ask(server, connects, &query)).await {
+    let answer = match timeout(TIMEOUT, ask(server, connects, &query)).await {
         Ok(Ok(answer)) => address_in(&answer, &query).map(|address| address.to_string()),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+        Err(_) => Err(format!("no answer within {TIMEOUT:?}")),
     };
     match answer.as_deref() {
         Ok(BY_CACHE) => _ = shared.by_cache.fetch_add(1, Relaxed),
@@ -262,7 +262,7 @@ impl<'a> Resolver<'a> {
 
     /// The counts, once every question that was sent before this call has its answer or is lost.
     pub fn settled(&self) -> Counts {
-        std::thread::sleep(PATIENCE + Duration::from_secs(1));
+        std::thread::sleep(TIMEOUT + Duration::from_secs(1));
         self.counts()
     }
 }

@@ -29,7 +29,7 @@ const PACE: Duration = Duration::from_millis(20);
 /// Pause between two short connections to a destination.
 const SHORT_PACE: Duration = Duration::from_millis(10);
 /// Limit for an answer: longer than the retransmissions of a lost packet, and than delays of a busy machine.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Runs as a backend or a client if the arguments say so, and ends the process.
 pub fn main(words: &[String]) {
@@ -215,13 +215,13 @@ pub fn clock() -> String {
 }
 
 /// Makes a short connection. Returns the number of the backend's node.
-pub fn connect_once(to: SocketAddr, patience: Duration) -> io::Result<u8> {
-    let mut stream = TcpStream::connect_timeout(&to, patience)?;
+pub fn connect_once(to: SocketAddr, timeout: Duration) -> io::Result<u8> {
+    let mut stream = TcpStream::connect_timeout(&to, timeout)?;
     exchange(&mut stream)
 }
 
 fn exchange(stream: &mut TcpStream) -> io::Result<u8> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(b"?")?;
     let mut byte = [0];
     stream.read_exact(&mut byte)?;
@@ -274,7 +274,7 @@ fn short(to: SocketAddr, running: &AtomicBool) -> LoadCounts {
     while running.load(Ordering::Relaxed) {
         counts.short += 1;
         let start = Instant::now();
-        if let Err(error) = connect_once(to, PATIENCE) {
+        if let Err(error) = connect_once(to, TIMEOUT) {
             counts.failed.push(format!("{to} at {}: {error}", clock()));
         }
         let took = start.elapsed().as_millis();
@@ -288,7 +288,7 @@ fn short(to: SocketAddr, running: &AtomicBool) -> LoadCounts {
 
 fn long(to: SocketAddr, running: &AtomicBool) -> LoadCounts {
     let mut counts = LoadCounts { long: 1, ..LoadCounts::default() };
-    let mut stream = match TcpStream::connect_timeout(&to, PATIENCE) {
+    let mut stream = match TcpStream::connect_timeout(&to, TIMEOUT) {
         Ok(stream) => stream,
         Err(error) => {
             counts.failed.push(format!("{to} at {}: {error}", clock()));

@@ -63,7 +63,7 @@ fn obstacle() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("it needs root".to_owned());
     }
-    // Their versions only: listing rules might fail in this namespace.
+    // Only the versions of the tools: listing rules might fail in this namespace.
     for tool in ["iptables", "nft"] {
         if let Err(error) = Command::new(tool).arg("--version").output() {
             return Some(format!("there is no {tool}: {error}"));
@@ -106,7 +106,7 @@ fn story(mode: Mode, flags: &[&str]) {
     let mut loads = vec![HandoverLoad::start(&network, "since kube-proxy")];
     thread::sleep(LOAD_TIME);
 
-    // Both: rules and maps agree.
+    // Rules and maps agree while both serve.
     note("agent starts");
     let agent = network.start_agent(flags);
     thread::sleep(LOAD_TIME);

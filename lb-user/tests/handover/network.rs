@@ -21,7 +21,7 @@ use rustix::process::{Pid, Signal};
 use crate::load::{self, BackendProcess};
 
 /// Limit for a condition to become true.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 10);
@@ -112,7 +112,7 @@ impl<'a> Network<'a> {
         let log = self.directory.join("agent.log");
         let agent = self.lan.node1.host.net.enter(|| ChildProcess::start(&mut command, &log));
         agent.wait_until_in_service();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !agent.log().contains("devices of the packet path") {
             assert!(Instant::now() < deadline, "no device has the programs: {}", agent.log());
             thread::sleep(Duration::from_millis(20));
@@ -203,11 +203,11 @@ impl<'a> Network<'a> {
     }
 
     fn until(&self, what: &str, is_so: impl Fn() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !is_so() {
             let logs = ["kube-proxy-node1.log", "agent.log"]
                 .map(|name| fs::read_to_string(self.directory.join(name)).unwrap_or_default());
-            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}\n{}", logs.join("\n---\n"));
+            assert!(Instant::now() < deadline, "not within {TIMEOUT:?}: {what}\n{}", logs.join("\n---\n"));
             thread::sleep(Duration::from_millis(50));
         }
     }

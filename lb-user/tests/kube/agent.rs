@@ -131,12 +131,12 @@ impl KubeTestAgent {
         Self { child, health, metrics, cgroup: None, directory }
     }
 
-    /// Its process id.
+    /// Process id of the agent.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its log so far.
+    /// Log of the agent so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).expect("the log")
     }

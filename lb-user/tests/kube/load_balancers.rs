@@ -217,7 +217,7 @@ pub(crate) fn addresses_are_allotted_kept_and_explained(server: &mut ApiServer) 
     server.apply(&pool("p", "addresses: ['192.0.2.0/29', '2001:db8::/125']"));
     until_reason(server, "lb-a", "Allotted");
 
-    // And over a restart, which writes nothing.
+    // Addresses stay over a restart too, which writes nothing.
     let version = |server: &ApiServer| object(server, "service/lb-dual")["metadata"]["resourceVersion"].clone();
     let before = version(server);
     controller.terminate();

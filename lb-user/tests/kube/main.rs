@@ -398,7 +398,7 @@ fn pods_are_sent_by_label(server: &mut ApiServer) {
     let Some(Object::Pod(chosen)) = source.known.get(&(ObjectKind::Pod, Key::new("default", "chosen"))) else {
         panic!("no Pod")
     };
-    assert_eq!((chosen.path, chosen.node.as_deref()), (Some(lb_common::PodMode::Packet), Some("n1")));
+    assert_eq!((chosen.mode, chosen.node.as_deref()), (Some(lb_common::PodMode::Packet), Some("n1")));
     assert!(chosen.uid.as_ref().is_some_and(|uid| uid.len() == 36) && chosen.netns.is_none(), "{chosen:?}");
     server.kubectl(&["label", "pod/plain", "beeline.io/path=off"]);
     source.until("a second pod with a mode", |source| source.has(ObjectKind::Pod, "plain"));

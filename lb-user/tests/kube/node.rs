@@ -36,12 +36,12 @@ impl KubeTestNode {
         Self { machine, _sandbox: sandbox }
     }
 
-    /// Its network namespace.
+    /// Network namespace of the node.
     pub(crate) fn net(&self) -> &LabNamespace {
         &self.machine.net
     }
 
-    /// Its cgroup.
+    /// Cgroup of the node.
     pub(crate) fn cgroup(&self) -> &Path {
         self.machine.cgroup()
     }

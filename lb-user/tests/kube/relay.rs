@@ -51,7 +51,7 @@ impl Relay {
         Self { listener, relayed, acceptor: Some(acceptor) }
     }
 
-    /// Its port on 127.0.0.1.
+    /// Port of the relay on 127.0.0.1.
     pub(crate) fn port(&self) -> u16 {
         self.address().port()
     }

@@ -36,9 +36,9 @@ const SERVICES: u64 = 200;
 /// Generations of a world.
 const GENERATIONS: u16 = 3;
 /// Time for kube-proxy to write the rules of a generation.
-const PATIENCE: Duration = Duration::from_secs(180);
+const TIMEOUT: Duration = Duration::from_secs(180);
 /// Differences that are printed.
-const MOST: usize = 40;
+const MAX_DIFFERENCES: usize = 40;
 
 const NODE_ADDRESSES: [&str; 4] = ["172.30.0.11", "172.31.0.11", "fd30::11", "fd31::11"];
 /// Ranges of cluster IPs.
@@ -96,7 +96,7 @@ pub fn compare(seed: u64) {
          exceptions {counts:?}"
     );
     let all = differences.len();
-    differences.truncate(MOST);
+    differences.truncate(MAX_DIFFERENCES);
     assert!(
         differences.is_empty(),
         "seed {seed}, {all} differences (BEELINE_ORACLE_SEEDS={seed}..{}):\n{}",
@@ -266,7 +266,7 @@ impl Node {
                 if let Some(rules) = Ruleset::read(["ip", "ip6"][at]).filter(has_sentinel) {
                     return rules;
                 }
-                if start.elapsed() > PATIENCE {
+                if start.elapsed() > TIMEOUT {
                     let log = fs::read_to_string(&self.log).unwrap_or_default();
                     panic!("kube-proxy has not written its rules:\n{}", &log[log.len().saturating_sub(6000)..]);
                 }
@@ -283,7 +283,7 @@ const fn sentinel_port(generation: u16) -> u16 {
 /// Addresses of the last Service.
 const SENTINEL_IPS: [&str; 2] = ["10.96.255.254", "fd96::ff:fffe"];
 
-/// Its endpoints of each family, for each of [`ZONES`].
+/// Endpoints of the sentinel in each family, for each of [`ZONES`].
 const SENTINEL_ENDPOINTS: [[&str; 2]; 2] = [["11.255.0.1", "11.255.0.2"], ["fd44:ffff::1", "fd44:ffff::2"]];
 
 /// The objects of a generation and a last Service. kube-proxy reads the objects of a kind in order, so that rules which

@@ -203,7 +203,7 @@ fn claims_of_announced_addresses_by_others_are_counted() {
     let claims = [
         arp(ArpOperation::REQUEST, BROADCAST, (other, V4), ([0; 6], V4)),
         arp(ArpOperation::REPLY, BROADCAST, (other, V4), (other, V4)),
-        // It asks for a neighbour.
+        // The other host asks for a neighbour.
         arp(ArpOperation::REQUEST, BROADCAST, (other, V4), ([0; 6], CLIENT_V4)),
         message(136, (other, ALL_NODES), (V6, all), 0x20, V6, &link_option(2, other)),
         message(136, (other, OWN), (V6, CLIENT_V6), 0x60, V6, &[]),

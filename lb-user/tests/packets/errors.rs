@@ -92,7 +92,7 @@ fn errors_about_a_pods_flow_show_the_cluster_ip() {
 
 #[test]
 fn an_error_about_sctp_keeps_the_quoted_checksum() {
-    // It covers octets that the error does not quote, and no receiver checks it.
+    // The checksum covers octets that the error does not quote, and no receiver checks it.
     for net in BOTH {
         let mut fixture = enter();
         fixture.serve(FixtureService::sctp().node_port(net.any).backends(&[net.local]));

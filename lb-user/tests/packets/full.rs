@@ -17,7 +17,7 @@ fn a_full_map_drops_new_flows_and_keeps_old_ones() {
             let client = |n: usize| net.client.replace(":4000", &format!(":{}", 4000 + n));
             let syns: Vec<PacketSpec> = (0..3).map(|n| PacketSpec::syn(&client(n), net.node_port)).collect();
             let ends: Vec<_> = syns[..2].iter().map(|syn| fixture.ingress("uplink", syn).ends()).collect();
-            // There is room for one entry; a flow needs two.
+            // The map has room for one entry; a flow needs two.
             fixture.ingress("uplink", &syns[2]).is_dropped();
             assert_eq!(fixture.count(Counter::FlowsFull), 1);
             assert_eq!(fixture.flows().len(), 4);

@@ -20,7 +20,7 @@ fn frames_for_other_hosts_are_left_alone() {
                 fixture.ingress("uplink", &packet.clone().out_to(ANOTHER)).passes_unchanged();
                 assert_eq!(fixture.flows().len(), 0);
             }
-            // They are not packets of a known flow either.
+            // Such packets are not packets of a known flow either.
             let mut fixture = enter();
             fixture.serve(service.node_port(net.any).backends(&[net.local]));
             fixture.ingress("uplink", &packet).passes_as(&packet.becomes(net.client, net.local));

@@ -169,7 +169,7 @@ fn other_packets_wait_for_no_programs() {
         fixture.forwarded("plain", "uplink", &PacketSpec::syn(from, load_balancer(net).1)).passes_unchanged();
         let other = PacketSpec::syn(from, other_port(net));
         fixture.forwarded("plain", "uplink", &other).is_redirected_as(&other.reset());
-        // Of the node itself, and by a link with programs.
+        // A packet of the node itself that comes in by a link with programs.
         let syn = PacketSpec::syn(net.node_port, net.cluster_ip);
         fixture.egress("uplink", &syn).is_redirected_as(&syn.reset());
         let syn = PacketSpec::syn(net.pod, net.cluster_ip);
@@ -219,7 +219,7 @@ fn pings_of_vips_are_answered() {
         ] {
             fixture.ingress(device, &request(from, to)).is_redirected_as(&reply(from, to));
         }
-        // Of the node's own processes and of pods without programs, as they leave.
+        // Packets of the node's own processes and of pods without programs, as they leave.
         fixture.egress("uplink", &request(net.pod, net.cluster_ip)).is_redirected_as(&reply(net.pod, net.cluster_ip));
         // A host may have the address: the network knows.
         fixture.ingress("pod1", &request(net.pod, external)).passes_unchanged();

@@ -43,7 +43,7 @@ fn check_shared_affinity(dump: &Dump) {
             assert_eq!(slot.backend % SCOPE_SIZE, id % SCOPE_SIZE, "a backend out of its place\n{dump:#}");
             backends.entry(slot.addr).or_default().insert(slot.backend);
         }
-        // Of two endpoints at one address, one shares affinity.
+        // One of two endpoints at one address shares affinity.
         for (addr, backends) in backends.into_iter().filter(|(_, backends)| backends.len() == 1) {
             endpoints.entry((scope, addr)).or_default().extend(backends.iter().map(|id| id / SCOPE_SIZE));
         }

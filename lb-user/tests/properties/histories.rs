@@ -260,7 +260,7 @@ proptest! {
                 } else if report.refused.is_empty() {
                     prop_assert_eq!(now.get(key), wanted.get(key), "{}", key);
                 } else {
-                    // Its frontends may differ, since a refused Service keeps its own; its backends are right.
+                    // The frontends may differ, since a refused Service keeps its own; the backends are right.
                     prop_assert_eq!(of(&now), of(&wanted), "{}", key);
                 }
             }

@@ -51,9 +51,9 @@ struct RandomService {
     policy: Policy,
     outside: ExternalOptions,
     maglev: bool,
-    /// Its port ranges: `beeline.io/ports`.
+    /// Port ranges of the Service: `beeline.io/ports`.
     port_ranges: &'static str,
-    /// Its preference, and the index of the Service whose clients it takes.
+    /// Preference of the Service, and the index of the Service whose clients it takes.
     near: (Preference, Option<usize>),
     by_hand: bool,
     endpoints: Vec<(u8, u8, bool)>,

@@ -33,7 +33,7 @@ pub fn objects(activity: &Activity, yaml: &Path) {
         let number = rng.below(CHANGING);
         let file = format!("c{number}.yaml");
         if rng.chance(15) {
-            // It may not exist.
+            // The file may not exist.
             let _absent = fs::remove_file(yaml.join(file));
         } else {
             objects::write(yaml, &file, &objects::changing(&mut rng, number, &backends));
@@ -81,7 +81,7 @@ pub fn pods(activity: &Activity, lan: &Lan, yaml: &Path, cgroups: &Path) {
         objects::write(yaml, "pod.yaml", &objects::pod("p", [v4.into(), v6.into()], &uid, mode));
         let steady: Vec<SocketAddr> = STEADY.map(|ip| SocketAddr::new(ip.parse().unwrap(), 80)).into();
         for _ in 0..rng.below(4) {
-            // Its mode may change in between, or leave the address to the network.
+            // The pod's mode may change in between, or leave the address to the network.
             net.enter(|| {
                 for &to in &steady {
                     let _answer = (ask_tcp(to, Duration::from_millis(200)), ask_udp(to, Duration::from_millis(200)));

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Time for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Long connections of a client.
 const LONG: usize = 8;
 
@@ -32,9 +32,9 @@ pub fn clock() -> u64 {
 }
 
 /// Asks for the server's name.
-pub fn ask_tcp(to: SocketAddr, patience: Duration) -> io::Result<(TcpStream, SocketAddr)> {
-    let stream = TcpStream::connect_timeout(&to, patience)?;
-    stream.set_read_timeout(Some(patience))?;
+pub fn ask_tcp(to: SocketAddr, timeout: Duration) -> io::Result<(TcpStream, SocketAddr)> {
+    let stream = TcpStream::connect_timeout(&to, timeout)?;
+    stream.set_read_timeout(Some(timeout))?;
     let mut name = String::new();
     BufReader::new(&stream).read_line(&mut name)?;
     let server = name.trim().parse().map_err(|_| io::Error::other(format!("no name: {name:?}")))?;
@@ -42,10 +42,10 @@ pub fn ask_tcp(to: SocketAddr, patience: Duration) -> io::Result<(TcpStream, Soc
 }
 
 /// Asks for the server's name with a datagram.
-pub fn ask_udp(to: SocketAddr, patience: Duration) -> io::Result<(UdpSocket, SocketAddr)> {
+pub fn ask_udp(to: SocketAddr, timeout: Duration) -> io::Result<(UdpSocket, SocketAddr)> {
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;
-    socket.set_read_timeout(Some(patience))?;
+    socket.set_read_timeout(Some(timeout))?;
     socket.send_to(b"?", to)?;
     let mut buffer = [0; 64];
     let (length, from) = socket.recv_from(&mut buffer)?;
@@ -137,7 +137,7 @@ pub fn main(place: &str, steady: SocketAddr) {
     };
     let call = |counts: &Counts| counts.calls.fetch_add(1, Ordering::Relaxed);
     let short: [(&str, Ask); 2] =
-        [("TCP", |to| ask_tcp(to, PATIENCE).map(drop)), ("UDP", |to| ask_udp(to, PATIENCE).map(drop))];
+        [("TCP", |to| ask_tcp(to, TIMEOUT).map(drop)), ("UDP", |to| ask_udp(to, TIMEOUT).map(drop))];
     for (what, ask) in short {
         let work = move |counts: &Counts| {
             call(counts);
@@ -150,7 +150,7 @@ pub fn main(place: &str, steady: SocketAddr) {
             "a long connection",
             Box::new(move |counts| {
                 call(counts);
-                let (mut stream, _) = ask_tcp(steady, PATIENCE)?;
+                let (mut stream, _) = ask_tcp(steady, TIMEOUT)?;
                 // Some seconds of exchanges, and then another connection.
                 for _ in 0..100 * (1 + long) {
                     if stream.write_all(b"x").and_then(|()| stream.read_exact(&mut [0])).is_err() {
@@ -174,7 +174,7 @@ pub fn main(place: &str, steady: SocketAddr) {
             let text =
                 if is_outside { format!("198.51.100.{}", number + 1) } else { format!("10.96.0.{}", number + 1) };
             let ip: IpAddr = text.parse().unwrap();
-            // They may be gone, or have no endpoint.
+            // The Service may be gone, or have no endpoint.
             let to = SocketAddr::new(ip, 80);
             let _answer = (ask_tcp(to, Duration::from_millis(100)), ask_udp(to, Duration::from_millis(100)));
             Ok(())

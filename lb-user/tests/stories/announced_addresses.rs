@@ -279,7 +279,7 @@ fn second_answerer(node: &mut StoryNode) {
     let state = announced_addresses::read(&node.maps()).expect("the maps");
     let found = state.claims.iter().map(|(key, _)| (key.addr.to_ip(), key.link.to_string()));
     assert_eq!(found.collect::<BTreeSet<_>>(), self::announced().into_iter().map(|ip| (ip, other.clone())).collect());
-    // Of the devices that answer there is one, eth0.
+    // Each claim came in by a device that answers: eth0.
     assert!(state.claims.iter().all(|(_, entry)| state.links.contains_key(&entry.ifindex) && entry.count > 0));
     // Only node2 answers.
     announced.set(&BTreeSet::new()).expect("the map");

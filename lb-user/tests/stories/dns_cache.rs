@@ -275,7 +275,7 @@ fn killed_in_a_pod(node: &mut StoryNode) {
     agent.wait_for_log("takes the clients of another Service");
     drop(first);
     kill_in_a_loop(10, &lan, &place, || ask(at(DNS)), start_cache);
-    // Its address in another namespace, as of a pod whose sandbox was made anew.
+    // The cache's address in another namespace, as of a pod whose sandbox was made anew.
     let ends = || agent.log().matches("listens again").count();
     let (before, other) = (ends(), LabNamespace::new());
     other.setup().address("lo", &format!("{}/32", cache.v4)).up("lo").apply();
@@ -443,7 +443,7 @@ fn packets_reach_it(node: &mut StoryNode) {
     check([&backend, &backend6]);
     let cache = lan.node1.host.net.enter(Cache::start);
     check([DNS, DNS6]);
-    // So does a pod whose link has no programs, and it gets none.
+    // A pod whose link has no programs reaches the cache too, and gets no programs.
     let [_, other] = lan.node1.pods.as_slice() else { panic!("two pods") };
     other.net.enter(|| {
         assert_answers(DNS, DNS);

@@ -309,7 +309,7 @@ fn bad_modes_are_refused(node: &mut StoryNode) {
     let agent = agent(node, &lan);
     if !has_netns_cookie() {
         node.write("pods.yaml", &pod("a", client, Some("packet")));
-        agent.wait_for_log("Pod apps/a: the path packet is not for it, and it keeps socket");
+        agent.wait_for_log("Pod apps/a: the mode packet is not for it, and it keeps socket");
         agent.wait_for_log("which is of Linux 5.14");
         return;
     }
@@ -330,7 +330,7 @@ fn bad_modes_are_refused(node: &mut StoryNode) {
         ("d", "off", "it has the node's own network namespace"),
         ("e", "off", "its network namespace /run/netns/nowhere: No such file"),
     ] {
-        agent.wait_for_log(&format!("Pod apps/{name}: the path {mode} is not for it, and it keeps socket: {reason}"));
+        agent.wait_for_log(&format!("Pod apps/{name}: the mode {mode} is not for it, and it keeps socket: {reason}"));
     }
     assert!(pod_modes(node).is_empty(), "{:?}", pod_modes(node));
     let far = backend(far);

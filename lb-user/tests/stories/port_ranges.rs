@@ -183,7 +183,7 @@ fn one_endpoint(node: &mut StoryNode) {
     };
     let first = call();
     assert!((0..20).all(|_| call() == first));
-    // Its endpoint goes: all ports go on to one other.
+    // The client's endpoint goes: all ports go on to one other.
     let left: Vec<&str> = backends.into_iter().filter(|backend| *backend != first).collect();
     node.write("sip.yaml", &yaml(&left));
     agent.wait_for("three endpoints", |dump| {
@@ -191,7 +191,7 @@ fn one_endpoint(node: &mut StoryNode) {
     });
     let next = call();
     assert!(next != first && (0..20).all(|_| call() == next));
-    // It comes back: the client stays.
+    // The endpoint comes back: the client stays.
     node.write("sip.yaml", &yaml(&backends));
     agent.wait_for("four endpoints", |dump| {
         dump.backends.values().any(|backend| backend.addr.to_ip().to_string() == first)
@@ -413,7 +413,7 @@ fn one_endpoint_for_packets(node: &mut StoryNode) {
     };
     let first = call();
     assert!((0..10).all(|_| call() == first));
-    // Its endpoint goes: all ports go on to the other one, and stay there when it comes back.
+    // The client's endpoint goes: all ports go on to the other one, and stay there when it comes back.
     let is_first = |host: &lb_lab::network::Host| addresses(host).iter().any(|address| address.to_string() == first);
     let left: Vec<_> = pods.into_iter().filter(|(host, _)| !is_first(host)).collect();
     node.write("web.yaml", &yaml(&left));

@@ -46,7 +46,7 @@ const PORTS: u16 = 100;
 /// The first port of the clients that open connections.
 const FIRST_PORT: u16 = 20000;
 /// Limit for an answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Hand-overs: to Beeline and back.
 const ROUNDS: usize = 3;
 
@@ -68,7 +68,7 @@ fn echo(host: &Host) {
 }
 
 fn exchange(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(b"?")?;
     stream.read_exact(&mut [0])
 }
@@ -78,7 +78,7 @@ fn open(from: SocketAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
     let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_reuseaddr(&socket, true)?;
-    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    set_socket_timeout(&socket, Timeout::Send, Some(TIMEOUT))?;
     bind(&socket, &from)?;
     connect(&socket, &to)?;
     Ok(TcpStream::from(socket))

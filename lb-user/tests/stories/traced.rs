@@ -143,8 +143,8 @@ fn verdicts_happen(node: &mut StoryNode) {
             // An ICMP error reaches connected sockets only.
             let connects = random.index(2) == 0 || (caller.sends_packets() && matches!(verdict, Verdict::Fails(_)));
             move_to(&caller.cgroup);
-            let patience = patience(&verdict);
-            let call = || if proto == "tcp" { call_tcp(to, patience) } else { call_udp(connects, to, patience) };
+            let timeout = timeout(&verdict);
+            let call = || if proto == "tcp" { call_tcp(to, timeout) } else { call_udp(connects, to, timeout) };
             let fate = caller.host.net.enter(call);
             if let Err(difference) = agrees(&verdict, &fate, caller, to, &lan) {
                 differences.push(format!("{} by {proto} to {to}: {difference}: {fate:?}\n{text}", caller.name));
@@ -309,7 +309,7 @@ fn verdict(text: &str, is_outside: bool) -> Verdict {
 }
 
 /// Time for an answer: short if none is expected, so that the story ends soon.
-fn patience(verdict: &Verdict) -> Duration {
+fn timeout(verdict: &Verdict) -> Duration {
     let is_silent = matches!(verdict, Verdict::Dropped | Verdict::Unchanged);
     Duration::from_millis(match (is_slow(), is_silent) {
         (true, _) => 10_000,
@@ -318,10 +318,10 @@ fn patience(verdict: &Verdict) -> Duration {
     })
 }
 
-fn call_tcp(to: SocketAddr, patience: Duration) -> Fate {
+fn call_tcp(to: SocketAddr, timeout: Duration) -> Fate {
     let ask = || {
-        let mut stream = TcpStream::connect_timeout(&to, patience)?;
-        stream.set_read_timeout(Some(patience))?;
+        let mut stream = TcpStream::connect_timeout(&to, timeout)?;
+        stream.set_read_timeout(Some(timeout))?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok((answer, stream.peer_addr()?))
@@ -330,11 +330,11 @@ fn call_tcp(to: SocketAddr, patience: Duration) -> Fate {
 }
 
 /// Connects a UDP socket, or names the destination of the datagram.
-fn call_udp(connects: bool, to: SocketAddr, patience: Duration) -> Fate {
+fn call_udp(connects: bool, to: SocketAddr, timeout: Duration) -> Fate {
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let ask = || {
         let socket = UdpSocket::bind(any)?;
-        socket.set_read_timeout(Some(patience))?;
+        socket.set_read_timeout(Some(timeout))?;
         let mut buffer = [0; 128];
         if connects {
             socket.connect(to)?;

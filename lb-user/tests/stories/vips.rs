@@ -81,7 +81,7 @@ fn vips_behave(node: &mut StoryNode) {
     agent.wait_for("the backends are there", |dump| dump.backends.len() == 4);
     let cluster: [IpAddr; 2] = [CLUSTER.into(), "fd96::1".parse().expect("an address")];
     let external = IpAddr::from(EXTERNAL);
-    // The client outside, the node itself, and a pod without programs at its link: by the network and back, if need be.
+    // Packets of the client outside, of the node itself and of a pod without programs at its link go by the network.
     for host in [&lan.client, &lan.node1.host, here, pod(&lan.node2)] {
         for vip in [cluster[0], cluster[1], external] {
             let unknown = SocketAddr::new(vip, 81);

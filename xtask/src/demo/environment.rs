@@ -45,7 +45,7 @@ const HTTP: [&str; 7] = [
 const DNS: [&str; 2] = ["dns-a=10.0.0.3:5353", "dns-b=10.0.0.4:5353"];
 
 /// Limit for steps that take milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The environment. It ends with this value, or with the demo's process.
 pub(super) struct Environment {
@@ -179,7 +179,7 @@ impl Drop for Environment {
 pub(super) fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
     while !is_so()? {
-        ensure!(start.elapsed() < PATIENCE, "not within {} s: {what}", PATIENCE.as_secs());
+        ensure!(start.elapsed() < TIMEOUT, "not within {} s: {what}", TIMEOUT.as_secs());
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())

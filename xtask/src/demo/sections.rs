@@ -21,7 +21,7 @@ pub(super) struct Demo {
 pub(super) const MANY: usize = 100;
 
 /// Least connections of [`MANY`] for one of two backends: a fair choice gives fewer once in 10^11 times.
-const LEAST: usize = 17;
+const MIN_SHARE: usize = 17;
 
 /// The flags of the agent.
 pub(super) const AGENT: [&str; 9] =
@@ -161,7 +161,8 @@ impl Demo {
             self.out.text(&bar(&format!("{vip:<18} {name}"), *count, MANY));
         }
         self.out.check(counts.values().sum::<usize>() == MANY, "every connection is answered")?;
-        self.out.check(counts.len() == 2 && counts.values().all(|count| *count >= LEAST), "the distribution is even")
+        self.out
+            .check(counts.len() == 2 && counts.values().all(|count| *count >= MIN_SHARE), "the distribution is even")
     }
 
     /// Looks inside by the command line.

@@ -1,7 +1,7 @@
 //! An image as a tar archive that `ctr images import`, `docker load`, `podman load` and `skopeo copy` read.
 //!
-//! It is an OCI image layout with Docker's manifest beside it. Equal input gives equal bytes; the machine has no
-//! influence.
+//! The archive is an OCI image layout with Docker's manifest beside it. Equal input gives equal bytes; the machine has
+//! no influence.
 
 use std::io::{Result, Write};
 
@@ -89,7 +89,7 @@ fn config(image: &Image, diff_id: &str) -> Value {
         "config": {
             "Entrypoint": [format!("/{}", image.program.0)],
             "Cmd": image.arguments,
-            // So that `kubectl exec` finds the program by its name.
+            // `kubectl exec` finds the program by its name.
             "Env": ["PATH=/"],
             "Labels": labels,
         },

@@ -44,9 +44,9 @@ const LEASE_RETRY: Time = Time::from_millis(200);
 /// Priority of the thread among those of its cgroup (setpriority(2)).
 const HIGHEST_PRIORITY: i32 = -20;
 /// Most datagrams that are read before a step.
-const MOST_WAITING: usize = 256;
+const MAX_DATAGRAMS: usize = 256;
 /// Most addresses in a line of the log: a reader that is late must not hold up renewals.
-const MOST_LOGGED: usize = 8;
+const MAX_LOGGED: usize = 8;
 /// Time for which the agent stays at its end, for others to take over its addresses.
 const HANDOVER: Duration = Duration::from_millis(900);
 
@@ -297,7 +297,7 @@ impl Announcing {
 
     /// Reads the datagrams that have arrived.
     fn receive_waiting(&self, run: &mut Run, buffer: &mut [u8]) {
-        for _ in 0..MOST_WAITING {
+        for _ in 0..MAX_DATAGRAMS {
             match run.socket.try_recv_from(buffer) {
                 Ok((length, _)) => self.receive(run, buffer.get(..length).unwrap_or_default()),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
@@ -414,7 +414,7 @@ impl Run {
 fn log_addresses<'a>(addresses: impl Iterator<Item = &'a IpAddr> + Clone, what: &'static str) {
     let count = addresses.clone().count();
     if count > 0 {
-        let some: Vec<String> = addresses.take(MOST_LOGGED).map(ToString::to_string).collect();
+        let some: Vec<String> = addresses.take(MAX_LOGGED).map(ToString::to_string).collect();
         info!(count, addresses = some.join(" "), "{what}");
     }
 }

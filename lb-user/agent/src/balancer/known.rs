@@ -22,9 +22,9 @@ use tokio::time::Instant;
 /// Services that get addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Served {
-    /// Those of `loadBalancerClass: beeline.io/lb`.
+    /// Services of `loadBalancerClass: beeline.io/lb`.
     OwnClass,
-    /// Those of that class, and those without one.
+    /// Services of that class, and Services without a class.
     OwnClassAndNone,
 }
 

@@ -27,9 +27,9 @@ const POOL_CONDITION: &str = "Valid";
 /// A write of a status.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Write {
-    /// Of a Service.
+    /// Status of a Service.
     Service(Key, Value),
-    /// Of a pool.
+    /// Status of a pool.
     Pool(Arc<str>, Value),
 }
 

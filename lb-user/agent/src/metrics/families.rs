@@ -300,7 +300,7 @@ fn ports(to: &mut Families<'_>, ports: &[(PortKey, PortCounts)]) -> fmt::Result 
     )
 }
 
-/// Only of service ports with failed handshakes, which most never have.
+/// Writes ejections of service ports with failed handshakes; most ports never have any.
 fn ejections(to: &mut Families<'_>, kernel: &KernelMetrics) -> fmt::Result {
     let of = |value: fn(&PortCounts) -> u64| {
         let failing = kernel.ports.iter().filter(|(_, counts)| counts.failures > 0);

@@ -111,7 +111,7 @@ pub(crate) async fn run<D: Dataplane>(
         timer.record(report.failure.as_ref());
         publish(&status, &mut reconciler, &report, writes, start.elapsed());
         if report.planned >= BURST {
-            // Only now, since it takes time and the writes are in service.
+            // Release memory after the writes are in service: it takes time.
             allocator::release();
         }
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::AddrPort;
 use lb_core::{objects::Key, spec::ServiceSpec};
 
-/// These endpoints, by the Service whose clients they take.
+/// Endpoints that take the clients of a Service, by that Service.
 #[derive(Default)]
 pub(super) struct Takers(BTreeMap<Key, BTreeSet<AddrPort>>);
 

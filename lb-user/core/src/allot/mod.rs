@@ -55,7 +55,7 @@ pub struct Allotments {
 /// The addresses of a Service.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Allotment {
-    /// Its addresses, present ones first, each with its pool; none for an address in no pool.
+    /// Addresses of the Service, present ones first, each with its pool; none for an address in no pool.
     pub addresses: Vec<(IpAddr, Option<Arc<str>>)>,
     /// Problems of its request.
     pub problems: Vec<AddressProblem>,

@@ -20,12 +20,12 @@ use crate::{
 /// A pool of addresses for Services of type LoadBalancer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AddressPool {
-    /// Its name.
+    /// Name of the pool.
     pub name: Arc<str>,
     /// `metadata.creationTimestamp` in seconds since 1970. Of pools that overlap, the older one has the addresses. None
     /// counts as younger than any time.
     pub created: Option<i64>,
-    /// Its addresses.
+    /// Addresses of the pool.
     pub ranges: Vec<AddressRange>,
     /// Services that may get an address of it without asking for it.
     pub offer: PoolOffer,
@@ -39,13 +39,13 @@ pub struct AddressPool {
     pub problems: Vec<String>,
 }
 
-/// Services that may get an address of a pool without asking for it.
+/// Services that may get an address of a pool.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum PoolOffer {
-    /// All that its selectors let in.
+    /// All Services that its selectors let in.
     #[default]
     Automatic,
-    /// None: a Service has to name the pool, or the address.
+    /// Services that name the pool or the address.
     OnRequest,
 }
 

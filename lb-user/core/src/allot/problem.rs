@@ -17,7 +17,7 @@ use crate::objects::Key;
 pub enum PoolProblem {
     /// A value that the parser could not use, with its cure.
     Invalid(String),
-    /// It has no address.
+    /// The pool has no address.
     Empty,
     /// An older pool, or the first by name, has these addresses too.
     Overlap {
@@ -28,9 +28,9 @@ pub enum PoolProblem {
         /// Last address of that range.
         last: IpAddr,
     },
-    /// It has addresses of this range of cluster IPs.
+    /// The pool has addresses of this range of cluster IPs.
     ServiceRange(IpNet),
-    /// It has this address of a node.
+    /// The pool has this address of a node.
     Node(IpAddr),
 }
 
@@ -69,15 +69,15 @@ impl Display for PoolProblem {
 pub enum AddressProblem {
     /// A value of the request that cannot be used, with its cure.
     Invalid(String),
-    /// It asks for a pool that does not exist.
+    /// The Service asks for a pool that does not exist.
     UnknownPool(Arc<str>),
     /// The selectors of the pool that it asks for, or whose address it asks for, leave it out.
     NotAdmitted(Arc<str>, Selectors),
-    /// It asks for an address of a family that it does not have.
+    /// The Service asks for an address of a family that it does not have.
     OtherFamily(IpAddr),
-    /// It asks for an address that no pool has.
+    /// The Service asks for an address that no pool has.
     NotInPools(IpAddr),
-    /// It asks for an address of one pool, and for another pool.
+    /// The Service asks for an address of one pool, and for another pool.
     OtherPool {
         /// The address.
         addr: IpAddr,
@@ -86,21 +86,21 @@ pub enum AddressProblem {
         /// Pool that it asks for.
         asked: Arc<str>,
     },
-    /// It asks for an address that its pool does not allot.
+    /// The Service asks for an address that its pool does not allot.
     Reserved(IpAddr, Reserved),
-    /// It asks for an address that another Service has.
+    /// The Service asks for an address that another Service has.
     InUse(IpAddr, Key, Obstacle),
     /// No pool gives it an address of the family; each with the reason, in the order in which they are tried.
     NoAddress(Family, Vec<(Arc<str>, NotGiven)>),
-    /// It needs an address of both families, and got none of this one.
+    /// The Service needs an address of both families, and got none of this one.
     Incomplete(Family),
-    /// It keeps an address that is in no pool.
+    /// The Service keeps an address that is in no pool.
     KeptOutsidePools(IpAddr),
-    /// It keeps an address of a pool whose selectors leave it out.
+    /// The Service keeps an address of a pool whose selectors leave it out.
     KeptNotAdmitted(IpAddr, Arc<str>, Selectors),
-    /// It keeps an address that the pool does not allot any more.
+    /// The Service keeps an address that the pool does not allot any more.
     KeptReserved(IpAddr, Reserved),
-    /// It keeps an address that another Service has too.
+    /// The Service keeps an address that another Service has too.
     KeptShared(IpAddr, Key, Obstacle),
     /// Another controller changes its addresses again and again, with the addresses before and after.
     Contested(Contest),
@@ -109,9 +109,9 @@ pub enum AddressProblem {
 /// Selectors of a pool.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Selectors {
-    /// Of namespaces.
+    /// Selectors of namespaces.
     Namespaces,
-    /// Of Services.
+    /// Selectors of Services.
     Services,
 }
 
@@ -135,7 +135,7 @@ pub enum NotGiven {
     LeftOut(Selectors),
     /// The pool gives addresses on request only.
     OnRequest,
-    /// None is free.
+    /// No address of the pool is free.
     Full,
 }
 
@@ -144,9 +144,9 @@ pub enum NotGiven {
 pub enum Reserved {
     /// Network or broadcast address of this prefix, or its anycast address of routers.
     Edge(IpNet),
-    /// A node has it.
+    /// A node has the address.
     Node,
-    /// It is in this range of cluster IPs.
+    /// The address is in this range of cluster IPs.
     ServiceRange(IpNet),
 }
 

@@ -28,11 +28,11 @@ pub struct AddressRequest {
     pub pool: Option<Arc<str>>,
     /// Consent to share its addresses with other Services.
     pub sharing: Option<Sharing>,
-    /// Its ports, and its port ranges.
+    /// Ports and port ranges of the Service.
     pub ports: BTreeSet<(Proto, PortSpan)>,
     /// Nodes that attract traffic for it.
     pub attraction: Attraction,
-    /// Its labels.
+    /// Labels of the Service.
     pub labels: Labels,
     /// Addresses that it has now.
     pub holds: Vec<IpAddr>,
@@ -66,7 +66,7 @@ pub struct Sharing {
 pub enum SharedWith {
     /// All.
     All,
-    /// These.
+    /// The namespaces of this list.
     These(BTreeSet<Arc<str>>),
 }
 

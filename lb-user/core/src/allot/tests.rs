@@ -80,7 +80,7 @@ fn an_address_is_kept_whatever_becomes_of_its_pool() {
     check(&[closed], &[held("a", "192.0.2.10")], &["a 192.0.2.10 CheckAddress"]);
     let on_request = AddressPool { offer: PoolOffer::OnRequest, ..pools[0].clone() };
     check(&[on_request], &[held("a", "192.0.2.10"), request("b")], &["a 192.0.2.10", "b NoPool"]);
-    // Of two that exclude each other, the older one keeps it, and the other one gets a new one.
+    // The older one of two that exclude each other keeps it, and the other one gets a new one.
     check(&pools, &[held("a", "192.0.2.10"), held("b", "192.0.2.10")], &["a 192.0.2.10", "b 192.0.2.11"]);
     let lost = allot(&pools, &[held("a", "192.0.2.10"), held("b", "192.0.2.10")], &ClusterAddresses::default());
     let lost = &lost.services[&Key::new("default", "b")].lost;

@@ -14,7 +14,7 @@ const LOOK: Time = Time::from_secs(10);
 /// The Lease, as it was read or written.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LeaseState<V> {
-    /// Its version, by which a write is refused if it has changed.
+    /// Version of the Lease, by which a write is refused if it has changed.
     pub version: V,
     /// The announcer that has the vote.
     pub holder: Option<Node>,

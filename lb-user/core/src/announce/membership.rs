@@ -58,7 +58,7 @@ impl Membership {
             let is_even = !set.is_empty() && set.len().is_multiple_of(2);
             let mut votes: Vec<Time> = set.iter().map(&vote).chain(is_even.then_some(lease)).collect();
             votes.sort_unstable();
-            // Of an odd number of votes, sorted, the middle one: a majority lasts as long or longer.
+            // The middle one of an odd number of sorted votes: a majority lasts as long or longer.
             votes.get(votes.len() / 2).copied().unwrap_or_default()
         };
         self.sets().map(of_set).min().unwrap_or_default()

@@ -49,13 +49,13 @@ impl Peer {
 /// Treatment of a datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Reception {
-    /// It is new.
+    /// A new datagram.
     Taken,
-    /// It is new, and the first one of a session.
+    /// A new datagram, and the first one of a session.
     First,
-    /// It does not show that it is new; the sender shall learn the cookie.
+    /// A datagram that does not show that it is new; the sender shall learn the cookie.
     Unproven,
-    /// It is old.
+    /// An old datagram.
     Old,
 }
 

@@ -184,11 +184,11 @@ impl Claims {
         addr: Addr,
         service: &'a Key,
     ) -> impl Iterator<Item = SinglePort<'a>> {
-        const MOST: usize = 64;
+        const MAX_CLAIMANTS: usize = 64;
         let key = FrontendKey::new(addr, 0, Proto::Tcp);
         let mut others: BTreeSet<&Key> = BTreeSet::new();
         for key in [key.address(), key.external_address()] {
-            others.extend(self.claimants(&key).take(MOST).filter(|other| *other != service));
+            others.extend(self.claimants(&key).take(MAX_CLAIMANTS).filter(|other| *other != service));
         }
         let claims = others.into_iter().filter_map(|other| self.by_service.get(other)).flat_map(|of| &of.claims);
         claims.filter(move |claim| claim.addr == addr).filter_map(move |claim| {

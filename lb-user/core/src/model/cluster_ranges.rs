@@ -9,12 +9,12 @@ use lb_common::{Addr, ClusterRange, ClusterRanges, MAX_CLUSTER_RANGES};
 /// The flag `--service-cidrs`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum ServiceCidrs {
-    /// Those of the API's ServiceCIDR objects.
+    /// The ranges of the API's ServiceCIDR objects.
     #[default]
     Api,
-    /// None: calls to an unknown cluster IP go on.
+    /// No range: calls to an unknown cluster IP go on.
     None,
-    /// These.
+    /// These ranges.
     Cidrs(Vec<IpNet>),
 }
 

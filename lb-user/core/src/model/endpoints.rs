@@ -36,9 +36,9 @@ impl fmt::Display for EndpointOrigin<'_> {
 /// The effect of an Endpoints object beside the slices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Effect {
-    /// Its endpoints count.
+    /// The endpoints of the object count.
     Counts,
-    /// Its own label or annotation keeps the mirroring controller off.
+    /// The object's own label or annotation keeps the mirroring controller off.
     NotMirrored,
     /// The Service has a selector, so that a controller writes its slices.
     HasSelector,

@@ -26,7 +26,7 @@ pub struct Evaluation<'a> {
     pub frontends: Vec<RequestedFrontend>,
     /// The port ranges that it gets.
     pub port_ranges: Vec<RequestedRange>,
-    /// Its ports that are served, in the order of `spec.ports`.
+    /// Ports that are served, in the order of `spec.ports`.
     pub ports: Vec<EvaluatedPort<'a>>,
     /// Clients that are let in at its load balancer addresses.
     pub ranges: PerFamily<SourceRanges>,
@@ -39,7 +39,7 @@ pub struct Evaluation<'a> {
 pub struct EvaluatedPort<'a> {
     /// The entry.
     pub port: &'a ServicePort,
-    /// Its index.
+    /// Index of the port in `spec.ports`.
     pub index: usize,
     /// The scheduler that chooses backends.
     pub scheduler: Scheduler,

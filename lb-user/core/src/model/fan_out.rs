@@ -1,4 +1,4 @@
-//! Which Services must be compiled again when the claims of others change.
+//! The Services that must be compiled again when the claims of others change.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! The frontends that a Service requests. Which of several Services owns one is decided in `claims`.
+//! The frontends that a Service requests. `claims` decides which of several Services owns one.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -22,9 +22,9 @@ pub enum ExternalIps {
     /// All, as kube-proxy does.
     #[default]
     Any,
-    /// None.
+    /// No address.
     None,
-    /// Those in these prefixes.
+    /// Addresses in these prefixes.
     Cidrs(Vec<IpNet>),
 }
 
@@ -205,7 +205,7 @@ fn request_alone(service: &Service, external_ips: &ExternalIps) -> FrontendReque
                     };
                     frontends.push(RequestedFrontend { key, kind, port: index });
                 }
-                // Of two kinds of one address the first counts.
+                // The first of two kinds of one address counts.
                 if ranges.iter().all(|range| range.claim.addr != addr) {
                     ranges.extend(ports.iter().flat_map(|&(index, port)| ranges_at(addr, kind, index, port)));
                 }
@@ -252,7 +252,7 @@ fn unique(
     mut frontends: Vec<RequestedFrontend>,
     mut denied: Vec<DeniedFrontend>,
 ) -> FrontendRequest {
-    // Of two with one key the first kind wins, then the first port; the sort is stable.
+    // The first kind of two with one key wins, then the first port; the sort is stable.
     frontends.sort_by_key(|frontend| frontend.key);
     frontends.dedup_by(|second, first| {
         let is_same = second.key == first.key;

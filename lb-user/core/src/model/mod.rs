@@ -91,9 +91,9 @@ impl Settings {
 pub struct NodeContext<'a> {
     /// Name of the Node.
     pub name: &'a str,
-    /// Its label `topology.kubernetes.io/zone`.
+    /// The Node's label `topology.kubernetes.io/zone`.
     pub zone: Option<&'a str>,
-    /// Its addresses at which NodePorts answer, as far as they are known.
+    /// Addresses of the node at which NodePorts answer, as far as they are known.
     pub node_ports: &'a BTreeSet<Addr>,
     /// The addresses of all its interfaces, as far as they are known.
     pub own: &'a BTreeSet<Addr>,

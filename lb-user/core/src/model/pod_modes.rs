@@ -20,13 +20,13 @@ pub struct PodModes {
 pub struct PodWithMode {
     /// Namespace and name.
     pub key: Key,
-    /// Its mode.
-    pub path: PodMode,
+    /// Mode of the pod.
+    pub mode: PodMode,
     /// Object that sets the mode.
     pub by: ModeSource,
     /// Location of its network namespace.
     pub netns: PodNetns,
-    /// Its addresses.
+    /// Addresses of the pod.
     pub ips: Vec<IpAddr>,
     /// True if its containers have been started.
     pub started: bool,
@@ -37,7 +37,7 @@ pub struct PodWithMode {
 pub enum ModeSource {
     /// The pod itself.
     Pod,
-    /// Its Namespace.
+    /// The pod's Namespace.
     Namespace,
 }
 
@@ -72,10 +72,10 @@ pub fn pod_modes(objects: &Pods) -> PodModes {
     }
     for (pod, namespace) in objects.pods() {
         modes.problems.extend(pod.problems.iter().map(|problem| format!("Pod {}: {problem}", pod.key)));
-        let of_namespace = namespace.and_then(|namespace| namespace.path);
-        let own = pod.path.map(|path| (path, ModeSource::Pod));
-        let Some((path, by)) = own.or(of_namespace.map(|path| (path, ModeSource::Namespace))) else { continue };
-        if path == PodMode::Socket {
+        let of_namespace = namespace.and_then(|namespace| namespace.mode);
+        let own = pod.mode.map(|mode| (mode, ModeSource::Pod));
+        let Some((mode, by)) = own.or(of_namespace.map(|mode| (mode, ModeSource::Namespace))) else { continue };
+        if mode == PodMode::Socket {
             continue;
         }
         let netns = match (&pod.netns, &pod.uid) {
@@ -86,8 +86,8 @@ pub fn pod_modes(objects: &Pods) -> PodModes {
         };
         let (key, ips) = (pod.key.clone(), pod.ips.clone());
         match netns {
-            Ok(netns) => modes.pods.push(PodWithMode { key, path, by, netns, ips, started: pod.started }),
-            Err(why) => modes.problems.push(refusal(&key, path, why)),
+            Ok(netns) => modes.pods.push(PodWithMode { key, mode, by, netns, ips, started: pod.started }),
+            Err(why) => modes.problems.push(refusal(&key, mode, why)),
         }
     }
     modes
@@ -102,6 +102,6 @@ const NO_NETNS: &str = "nothing says where it is; give it metadata.uid, by which
 
 /// Describes that a pod stays in mode `socket`, with the reason and the cure.
 #[must_use]
-pub fn refusal(pod: &Key, path: PodMode, why: &str) -> String {
-    format!("Pod {pod}: the path {} is not for it, and it keeps socket: {why}", path.name())
+pub fn refusal(pod: &Key, mode: PodMode, why: &str) -> String {
+    format!("Pod {pod}: the mode {} is not for it, and it keeps socket: {why}", mode.name())
 }

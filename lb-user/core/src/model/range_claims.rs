@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Claimants at one address and protocol that get ports. More get none, so that a crowd of them costs little.
-const MOST: usize = 64;
+const MAX_CLAIMANTS: usize = 64;
 
 /// A port range that a Service claims at an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,12 +120,12 @@ impl RangeClaims {
 fn share(claims: &mut [RangeClaim], changed: &mut Vec<Key>) {
     let mut taken: Vec<PortSpan> = Vec::new();
     for (nth, claim) in claims.iter_mut().enumerate() {
-        let owned = if nth < MOST { subtract(&claim.claimed, taken.iter().copied()) } else { Vec::new() };
+        let owned = if nth < MAX_CLAIMANTS { subtract(&claim.claimed, taken.iter().copied()) } else { Vec::new() };
         if owned != claim.owned {
             changed.push(claim.claimant.service.clone());
             claim.owned = owned;
         }
-        if nth < MOST {
+        if nth < MAX_CLAIMANTS {
             taken = union(taken.into_iter().chain(claim.claimed.iter().copied()));
         }
     }

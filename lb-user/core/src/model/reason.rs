@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Addition for an endpoint that is used although it terminates.
-const FALLBACK: &str = "; it drains, but no ready one is left";
+const FALLBACK: &str = "; it terminates, but no ready one is left";
 /// Addition for an endpoint that serves and is in no list.
 const KEPT: &str = "; sockets that have it keep it";
 
@@ -22,9 +22,9 @@ pub struct EvaluatedEndpoint<'a> {
     pub target: AddrPort,
     /// The endpoint in its object.
     pub endpoint: &'a Endpoint,
-    /// Its object.
+    /// Object that names the endpoint.
     pub origin: EndpointOrigin<'a>,
-    /// Its weight in the objects; at most 1 with a scheduler that does not weigh.
+    /// Weight in the objects; at most 1 with a scheduler that does not weigh.
     pub weight: u16,
     /// The Service of another namespace that selects it, where the endpoint is hand-written.
     pub other_namespace: Option<&'a Key>,
@@ -37,20 +37,20 @@ pub struct EvaluatedEndpoint<'a> {
 /// The decision about an endpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reason<'a> {
-    /// It is ready or serving-terminating. In no list it is kept for the sockets that have it.
+    /// Ready or serving-terminating. An endpoint in no list is kept for the sockets that have it.
     Serves {
-        /// Its placement in the cluster list.
+        /// Placement in the cluster list.
         cluster: Placement,
-        /// Its placement in the local list, where the Service's policy uses one.
+        /// Placement in the local list, where the Service's policy uses one.
         local: Option<Placement>,
     },
-    /// It is neither ready nor terminating.
+    /// Neither ready nor terminating.
     NotReady,
-    /// It is ready, and fails its probe for this reason.
+    /// Ready, and fails its probe for this reason.
     FailsProbe(&'a str),
-    /// It is ready, and no probe of it has passed yet.
+    /// Ready, and no probe of it has passed yet.
     AwaitsProbe,
-    /// It terminates and serves no more.
+    /// Terminates and serves no more.
     Terminated,
     /// The Service has cluster IPs of the other family, this one, only.
     OtherFamily(Family),
@@ -58,25 +58,25 @@ pub enum Reason<'a> {
     Duplicate(EndpointOrigin<'a>),
     /// No traffic may be sent to this kind of address, which is named with its article.
     Unusable(&'static str),
-    /// It is hand-written and a pod of another namespace, which this Service selects and a flag refuses.
+    /// Hand-written and a pod of another namespace, which this Service selects and a flag refuses.
     OtherNamespace(&'a Key),
-    /// It is a frontend of this Service.
+    /// A frontend of this Service.
     Frontend(&'a Key),
-    /// It is a NodePort of this Service, at an address of this node.
+    /// A NodePort of this Service, at an address of this node.
     NodePort(&'a Key),
 }
 
 /// The state of an endpoint's probes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum ProbeState<'a> {
-    /// It is not probed.
+    /// The endpoint is not probed.
     #[default]
     NotProbed,
-    /// It passes, or it has no result yet and is in use.
+    /// The endpoint passes, or it has no result yet and is in use.
     Passes,
-    /// It has no result yet, and is not in use.
+    /// The endpoint has no result yet, and is not in use.
     Waits,
-    /// It fails for this reason.
+    /// The endpoint fails for this reason.
     Fails(&'a str),
 }
 
@@ -230,7 +230,7 @@ impl EvaluatedEndpoint<'_> {
         Err(match placement {
             Placement::Ready => return Ok(""),
             Placement::Fallback => return Ok(FALLBACK),
-            Placement::Terminating => "it drains, and others are ready".to_owned(),
+            Placement::Terminating => "it terminates, and others are ready".to_owned(),
             Placement::HintOtherZone => format!("its hint is for zone {}", zones.join(", ")),
             Placement::HintOtherNode => format!("its hint is for node {}", nodes.join(", ")),
             Placement::LocalPreferred => {

@@ -41,7 +41,7 @@ pub struct Tiers {
 pub struct Count {
     /// The ready ones that take new connections.
     pub ready: usize,
-    /// Those and the others, apart from terminating ones.
+    /// Ready endpoints and the others, apart from terminating ones.
     pub total: usize,
 }
 

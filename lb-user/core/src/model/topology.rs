@@ -30,9 +30,9 @@ pub enum HintUse {
 pub enum HintsIgnored {
     /// This endpoint has none.
     Lacks(AddrPort),
-    /// They are for zones, and this node has no zone.
+    /// The hints are for zones, and this node has no zone.
     NoZone,
-    /// None is for this node or its zone.
+    /// No hint is for this node or its zone.
     NotForUs,
     /// Endpoints on this node are preferred, and one is ready.
     LocalPreferred,

@@ -138,7 +138,7 @@ impl Planner<'_> {
                         block
                     }
                 };
-                // Of two endpoints of a service port at one address, the holder of the place keeps it.
+                // Two endpoints of a service port may have one address: the holder of the place keeps it.
                 let place = block + id % SCOPE_SIZE;
                 let holder = shadow.backend(place).map(|of| AddrPort { addr: of.addr, port: of.port });
                 self.shared.holders.entry(place).or_insert(holder.unwrap_or(*target));

@@ -276,7 +276,7 @@ fn i15_a_frontend_stays_with_its_owner_until_the_next_one_has_room() {
     maps.plan(&[spec("b", &[1], 0..1)]);
     let of = |maps: &Maps| maps.shadow.frontend(&frontend(1).0).map(|frontend| frontend.service);
     let owner = of(&maps);
-    // Of another namespace, so that it takes over no id.
+    // A Service of another namespace takes over no id.
     let a = || in_namespace("other", spec("a", &[1], 1..2));
     // The loser lives on.
     let plan = maps.plan(&[spec("b", &[2], 0..1), a()]);
@@ -521,7 +521,7 @@ fn source_ranges_are_there_before_anything_is_bound_and_go_after_it() {
         delete SOURCE_RANGES 1 203.0.113.0/24
     "]]
     .assert_eq(&go);
-    // It comes while the backends go.
+    // The source ranges come while the backends go.
     let empty = texts(&maps.plan(&bound(&["192.0.2.0/24"], 0..0)));
     expect_test::expect![[r"
         put SOURCE_RANGES 1 192.0.2.0/24

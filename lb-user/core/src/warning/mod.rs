@@ -105,7 +105,7 @@ pub enum Warning {
         of: Named,
         /// The name.
         name: String,
-        /// Its flaw.
+        /// Flaw of the name.
         flaw: NameFlaw,
     },
     /// A later port has the name and protocol of an earlier one.
@@ -132,7 +132,7 @@ pub enum Warning {
     Endpoints {
         /// The endpoints.
         endpoints: EndpointList,
-        /// Their problem.
+        /// Problem of the endpoints.
         problem: EndpointProblem,
     },
     /// Endpoints exist, and none has this port.
@@ -163,7 +163,7 @@ pub enum Warning {
     Ejected {
         /// Address of the endpoint.
         addr: Addr,
-        /// Its port; none for a port range.
+        /// Port of the frontend; none for a port range.
         port: Option<u16>,
         /// The clients, without their number, which changes all the time.
         clients: EjectingClients,
@@ -192,7 +192,7 @@ pub enum Warning {
     RedirectAttempt {
         /// The first of them by name.
         sources: Vec<Key>,
-        /// Their number.
+        /// Number of all such Services.
         count: usize,
     },
     /// A map has no room for the Service.
@@ -201,18 +201,18 @@ pub enum Warning {
         service: Key,
         /// Name of the map.
         map: &'static str,
-        /// Its name in `--map-size`.
+        /// Name of the map in `--map-size`.
         flag: &'static str,
-        /// Its entries.
+        /// Size of the map, in entries.
         size: usize,
     },
     /// A process is bound to a NodePort, or to a hostPort.
     PortInUse {
         /// NodePort or HostPort.
         kind: Kind,
-        /// Its service port, as text; none if it is not known.
+        /// Service port of the other listener, as text; none if it is not known.
         service: Option<String>,
-        /// Its protocol.
+        /// Protocol of the port.
         proto: Proto,
         /// The address to which the process is bound.
         address: SocketAddr,
@@ -249,9 +249,9 @@ pub enum Named {
 /// The flaw of a name that cannot be served.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum NameFlaw {
-    /// It does not fit into the maps.
+    /// The name does not fit into the maps.
     TooLong,
-    /// It has characters that the API refuses.
+    /// The name has characters that the API refuses.
     BadCharacter,
 }
 
@@ -336,9 +336,9 @@ pub enum EndpointProblem {
     IsFrontend(Key),
     /// A NodePort of this Service at an address of this node.
     IsNodePort(Key),
-    /// Its probe fails for this reason.
+    /// The endpoint's probe fails for this reason.
     FailsProbe(Arc<str>),
-    /// Its probe fails for this reason, and so do those of all. It is used.
+    /// The endpoint's probe fails for this reason, and so do those of all. It is used.
     FailsProbeAsAll(Arc<str>),
     /// No nodeName, under a policy Local.
     NoNodeName(LocalPolicies),
@@ -355,16 +355,16 @@ pub enum LocalPolicies {
     Internal,
     /// `externalTrafficPolicy`
     External,
-    /// Both.
+    /// Both policies.
     Both,
 }
 
 /// The reason why a Service does not take the clients of another one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum RedirectRefusal {
-    /// It names itself.
+    /// The Service names itself.
     Itself,
-    /// It is headless, so that its endpoints are not known here.
+    /// The named Service is headless, so that its endpoints are not known here.
     Headless,
     /// The other one is of another namespace, and the flag does not name the Service's own.
     OtherNamespace,
@@ -381,9 +381,9 @@ pub enum RedirectRefusal {
 /// Clients of a node that have ejected an endpoint.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum EjectingClients {
-    /// One of them: others reach the endpoint, or have not tried.
+    /// One client: others reach the endpoint, or have not tried.
     One,
-    /// Several of them.
+    /// Several clients.
     Several,
 }
 

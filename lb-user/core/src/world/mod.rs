@@ -111,7 +111,7 @@ impl Eq for ByKey {}
 pub struct View<'a> {
     /// The Service itself.
     pub service: &'a Service,
-    /// Its slices, sorted by key.
+    /// Slices of the Service, sorted by key.
     pub slices: &'a [Arc<EndpointSlice>],
     /// The Endpoints of its name.
     pub endpoints: Option<&'a Endpoints>,

@@ -11,7 +11,7 @@ use std::{
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 /// Most memberships of a socket: the kernel limits their memory (`net.core.optmem_max`).
-const MOST: usize = 64;
+const MAX_GROUPS: usize = 64;
 
 /// A group at a device.
 type Group = (u32, Ipv6Addr);
@@ -54,7 +54,7 @@ impl Groups {
     }
 
     fn join(&mut self, group: Group) -> io::Result<()> {
-        let with_room = self.sockets.iter_mut().find(|(_, joined)| joined.len() < MOST);
+        let with_room = self.sockets.iter_mut().find(|(_, joined)| joined.len() < MAX_GROUPS);
         if let Some((socket, joined)) = with_room {
             socket.join_multicast_v6(&group.1, group.0)?;
             joined.insert(group);

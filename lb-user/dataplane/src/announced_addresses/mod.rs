@@ -1,6 +1,6 @@
 //! Addresses for which the programs answer ARP requests and neighbour solicitations at the uplinks: the maps, the
-//! deadline until which the node may answer, and announcements to the links. Which addresses, and until when, is
-//! decided elsewhere.
+//! deadline until which the node may answer, and announcements to the links. `lb_core::announce` decides on the
+//! addresses and the time.
 
 mod groups;
 mod schedule;

@@ -241,7 +241,7 @@ impl Tc {
                 bpf::update_link(&link, &program.fd)?;
                 link
             }
-            // Of a deleted device that had the same index, or detached by another program.
+            // A link of a deleted device that had the same index, or a link that another program detached.
             _ => {
                 let mut link = Pinned::unpinned(bpf::attach_tcx(&program.fd, device, hook)?, pin);
                 link.put_back()?;

@@ -18,7 +18,7 @@ pub struct DeviceOptions {
 /// Masquerade of clients outside, where the traffic policy is Cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Masquerade {
-    /// Where replies would not come back through this node.
+    /// If replies would not come back through this node otherwise.
     #[default]
     Needed,
     /// Always, as kube-proxy does.

@@ -23,7 +23,7 @@ use lb_core::model::pod_modes::PodModes;
 use lb_kernel::bpf::typed::TypedMap;
 
 /// Most devices that a line of the log names; of more it has the number.
-const MOST_NAMED: usize = 8;
+const MAX_NAMED: usize = 8;
 
 /// `DEVICES` and its entries.
 struct DevicesMap {
@@ -209,5 +209,5 @@ fn is_deleted(error: &anyhow::Error) -> bool {
 /// Lists names of devices, or counts them.
 pub(super) fn list<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
     let names: Vec<&str> = names.into_iter().map(String::as_str).collect();
-    if names.len() > MOST_NAMED { format!("{} devices", names.len()) } else { names.join(", ") }
+    if names.len() > MAX_NAMED { format!("{} devices", names.len()) } else { names.join(", ") }
 }

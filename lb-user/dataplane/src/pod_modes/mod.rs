@@ -30,7 +30,7 @@ use netns::{NetnsSearch, PodNamespace, find};
 /// Interval of searches through all processes without a change: a pod may get further network namespaces.
 const CHECK: Duration = Duration::from_secs(30);
 /// Time after which a started pod without a process is logged.
-const PATIENCE: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
@@ -101,7 +101,7 @@ impl PodModeManager {
                 NetnsSearch::Failed(reason) => Err(Some(reason.clone())),
                 NetnsSearch::NoProcess => {
                     let since = *self.missing.entry(pod.key.clone()).or_insert(now);
-                    let is_late = pod.started && now.duration_since(since) >= PATIENCE;
+                    let is_late = pod.started && now.duration_since(since) >= START_TIMEOUT;
                     Err(is_late.then(|| NO_PROCESS.to_owned()))
                 }
             };
@@ -148,8 +148,8 @@ impl PodModeManager {
             Some(written) => written,
             None => map.read()?.into_iter().collect(),
         };
-        let new = wanted.iter().filter(|(cookie, path)| before.get(cookie) != Some(path));
-        let (keys, values): (Vec<u64>, Vec<PodModeEntry>) = new.map(|(cookie, path)| (*cookie, *path)).unzip();
+        let new = wanted.iter().filter(|(cookie, entry)| before.get(cookie) != Some(entry));
+        let (keys, values): (Vec<u64>, Vec<PodModeEntry>) = new.map(|(cookie, entry)| (*cookie, *entry)).unzip();
         let gone: Vec<u64> = before.keys().copied().filter(|cookie| !wanted.contains_key(cookie)).collect();
         // First, since an entry counts only when this says so.
         let used = TypedMap::<u32, u32>::open(directory, "POD_MODES_USED")?;
@@ -164,10 +164,10 @@ impl PodModeManager {
 
 /// Logs the pods whose mode changes.
 fn log(wanted: &BTreeMap<u64, PodModeEntry>, before: &BTreeMap<u64, PodModeEntry>) {
-    let name = |path: &PodModeEntry| (format!("{}/{}", path.namespace, path.name), path.path);
+    let name = |entry: &PodModeEntry| (format!("{}/{}", entry.namespace, entry.name), entry.path);
     let [now, then] = [wanted, before].map(|modes| modes.values().map(name).collect::<BTreeSet<_>>());
-    for (pod, path) in now.difference(&then) {
-        info!(pod, mode = PodMode::from_number(*path).map_or("?", PodMode::name), "the pod has another mode");
+    for (pod, mode) in now.difference(&then) {
+        info!(pod, mode = PodMode::from_number(*mode).map_or("?", PodMode::name), "the pod has another mode");
     }
     for (pod, _) in then.iter().filter(|(pod, _)| !now.iter().any(|(other, _)| other == pod)) {
         info!(pod, "the pod is back in mode socket, or is gone");
@@ -183,11 +183,11 @@ fn entries(pods: &[LocatedPod<'_>], serving: &BTreeSet<u32>) -> (BTreeMap<u64, P
     for LocatedPod { pod, cookies, links } in pods {
         let reason = match cookies {
             Err(reason) => reason.as_deref(),
-            Ok(_) if pod.path != PodMode::Packet || links.iter().any(|link| serving.contains(link)) => None,
+            Ok(_) if pod.mode != PodMode::Packet || links.iter().any(|link| serving.contains(link)) => None,
             Ok(_) if links.is_empty() => Some(NO_LINK),
             Ok(_) => Some("the programs could not be attached to its link; the log says why"),
         };
-        refused.extend(reason.map(|reason| refusal(&pod.key, pod.path, reason)));
+        refused.extend(reason.map(|reason| refusal(&pod.key, pod.mode, reason)));
         if let (None, Ok(cookies)) = (reason, cookies) {
             let entry = entry(pod, links.iter().find(|link| serving.contains(link)).or_else(|| links.first()));
             cookies.iter().for_each(|cookie| _ = entries.entry(*cookie).or_insert(entry));
@@ -207,7 +207,7 @@ fn entry(pod: &PodWithMode, device: Option<&u32>) -> PodModeEntry {
         namespace: cut(pod.key.namespace()),
         name: cut(pod.key.name()),
         device: device.copied().unwrap_or(0),
-        path: pod.path as u8,
+        path: pod.mode as u8,
         by_namespace: u8::from(pod.by == ModeSource::Namespace),
         _pad: 0,
     }
@@ -223,7 +223,7 @@ fn cut(name: &str) -> Name {
 pub(crate) fn modes_by_link(pods: &[LocatedPod<'_>]) -> BTreeMap<u32, PodMode> {
     let mut modes = BTreeMap::new();
     for LocatedPod { pod, links, .. } in pods.iter().filter(|pod| pod.cookies.is_ok()) {
-        links.iter().for_each(|link| _ = modes.entry(*link).or_insert(pod.path));
+        links.iter().for_each(|link| _ = modes.entry(*link).or_insert(pod.mode));
     }
     modes
 }
@@ -233,10 +233,10 @@ mod tests {
     use super::*;
     use lb_core::model::pod_modes::PodNetns;
 
-    fn pod(name: &str, path: PodMode) -> PodWithMode {
+    fn pod(name: &str, mode: PodMode) -> PodWithMode {
         let ips = vec!["fd00::1".parse().expect("an address"), "10.0.0.1".parse().expect("an address")];
         let netns = PodNetns::OfCgroup(name.into());
-        PodWithMode { key: Key::new("n", name), path, by: ModeSource::Namespace, netns, ips, started: true }
+        PodWithMode { key: Key::new("n", name), mode, by: ModeSource::Namespace, netns, ips, started: true }
     }
 
     fn located<'a>(pod: &'a PodWithMode, cookie: u64, links: &[u32]) -> LocatedPod<'a> {

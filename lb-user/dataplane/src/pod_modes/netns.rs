@@ -17,7 +17,7 @@ pub(super) struct PodNamespace {
     /// A file by which it can be opened.
     path: PathBuf,
     inode: u64,
-    /// PodNetns cookie, the key of `POD_MODES`.
+    /// Cookie of the network namespace, the key of `POD_MODES`.
     pub(super) cookie: u64,
 }
 

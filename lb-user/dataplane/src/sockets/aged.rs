@@ -25,7 +25,7 @@ const UNANSWERED: Duration = Duration::from_secs(60);
 /// A socket whose time is over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Aged {
-    /// Its backend.
+    /// Backend of the socket.
     pub peer: AddrPort,
     /// Id of the service port.
     pub service: u32,

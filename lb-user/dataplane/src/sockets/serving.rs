@@ -102,9 +102,9 @@ impl Serving {
 /// The peer of sockets that have a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Peer {
-    /// Its address.
+    /// Address of the endpoint.
     pub addr: Addr,
-    /// Its port; none for port ranges, which lead to many.
+    /// Port of the endpoint; none for port ranges, which lead to many.
     pub port: Option<u16>,
 }
 

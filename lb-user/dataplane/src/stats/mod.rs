@@ -28,9 +28,9 @@ use lb_kernel::bpf::typed::TypedMap;
 /// All counts, by id.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Stats {
-    /// Of service ports.
+    /// Counts of service ports, by id.
     pub ports: BTreeMap<u32, PortStats>,
-    /// Of backends.
+    /// Counts of backends, by id.
     pub backends: BTreeMap<u32, BackendStats>,
     /// Sockets that the agent ended, by service port.
     pub killed: BTreeMap<u32, u64>,
@@ -50,9 +50,9 @@ impl Stats {
 
 /// All counts, in the kernel's order: cheaper for frequent reads.
 pub struct UnsortedStats {
-    /// Of service ports.
+    /// Counts of service ports.
     pub ports: Vec<(u32, PortStats)>,
-    /// Of backends.
+    /// Counts of backends.
     pub backends: Vec<(u32, BackendStats)>,
     /// Sockets that the agent ended, by service port.
     pub killed: Vec<(u32, u64)>,

@@ -44,7 +44,7 @@ fn query(target: u32, hook: bpf_attach_type, flags: u32) -> io::Result<Vec<u32>>
                 ids.truncate(count);
                 return Ok(ids);
             }
-            // There are more programs than there was room for.
+            // The kernel has more programs than there was room for.
             Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => ids.resize(count.max(ids.len() * 2), 0),
             Err(error) => return Err(error),
         }
@@ -55,7 +55,7 @@ fn query(target: u32, hook: bpf_attach_type, flags: u32) -> io::Result<Vec<u32>>
 #[must_use]
 pub fn has_tcx() -> bool {
     let mut attr = zeroed();
-    // Of `lo`, which every network namespace has.
+    // The device `lo`, which every network namespace has.
     attr.query.__bindgen_anon_1.target_ifindex = 1;
     attr.query.attach_type = bpf_attach_type::BPF_TCX_INGRESS as u32;
     bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr).is_ok()

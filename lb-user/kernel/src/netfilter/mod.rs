@@ -53,9 +53,9 @@ impl From<Family> for TableFamily {
 /// A table of nf_tables or of legacy iptables.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct NftTable {
-    /// Its family.
+    /// Family of the table.
     pub family: TableFamily,
-    /// Its name.
+    /// Name of the table.
     pub name: String,
 }
 
@@ -64,7 +64,7 @@ pub struct NftTable {
 pub struct Chain {
     /// The table.
     pub table: NftTable,
-    /// Its name.
+    /// Name of the chain.
     pub name: String,
 }
 

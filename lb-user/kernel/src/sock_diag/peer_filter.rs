@@ -10,7 +10,7 @@ use lb_common::{AddrPort, Family};
 /// every socket of the node (17 ns), and this many cost about as much as reading the socket.
 const MAX_PEERS: usize = 24;
 
-/// Length of an instruction: its code, and the offsets to go on at if its condition holds and if it does not.
+/// Length of an instruction: its code, and the two offsets to go on at, for a true and for a false condition.
 const STEP: u16 = 4;
 const JUMP: u8 = 1;
 const PEER_IS: u8 = 8;

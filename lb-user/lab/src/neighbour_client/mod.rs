@@ -68,7 +68,7 @@ pub struct NeighbourClient {
     addresses: BTreeSet<IpAddr>,
     log: Arc<Mutex<Log>>,
     ended: Arc<AtomicBool>,
-    /// One for each family.
+    /// Thread of each family.
     threads: Vec<JoinHandle<()>>,
 }
 

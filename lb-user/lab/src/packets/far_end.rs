@@ -12,7 +12,7 @@ use super::{
 };
 
 /// Limit for a frame to arrive.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The far end of a device.
 pub struct FarEnd(PacketSocket);
@@ -52,7 +52,7 @@ impl FarEnd {
     /// Waits until the node sends this packet, and ignores others.
     #[track_caller]
     pub fn receives(&self, packet: &impl RawFrame) {
-        let (want, deadline) = (packet.octets(), Instant::now() + PATIENCE);
+        let (want, deadline) = (packet.octets(), Instant::now() + TIMEOUT);
         let mut others = Vec::new();
         while Instant::now() < deadline {
             match self.next() {

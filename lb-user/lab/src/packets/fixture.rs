@@ -29,8 +29,8 @@ const IFINDEX: usize = 10;
 /// Words of the context (`__sk_buff`).
 const WORDS: usize = 48;
 type Context = [u32; WORDS];
-/// Word of the context with the index of the device by which the packet entered.
-const ENTERED_BY: usize = 9;
+/// Word of the context with the index of the device by which the packet came in (`ingress_ifindex`).
+const INGRESS_IFINDEX: usize = 9;
 const MARK: usize = 2;
 const GSO_SEGS: usize = 41;
 const GSO_SIZE: usize = 44;
@@ -167,7 +167,7 @@ impl Fixture {
     /// Runs the egress program of a device on a packet that entered the node by the device `by`.
     pub fn forwarded(&self, by: &str, device: &str, packet: &impl RawFrame) -> PacketOutcome {
         let mut context = self.context(device);
-        set(&mut context, ENTERED_BY, self.index(by));
+        set(&mut context, INGRESS_IFINDEX, self.index(by));
         self.run_with(context, "tc_egress", packet, 1).0
     }
 

@@ -32,7 +32,7 @@ pub struct TcPrograms(Ebpf);
 
 /// Programs of one test alone, or programs that all tests share in turn: loading takes longer than most tests.
 pub enum Loaded {
-    /// Of this test alone.
+    /// Programs of this test alone.
     Own(Box<TcPrograms>),
     /// Shared, while this test has its turn.
     Shared(MutexGuard<'static, Option<TcPrograms>>),

@@ -11,7 +11,7 @@ use lb_common::Proto;
 
 /// A frame on the wire.
 pub trait RawFrame {
-    /// Its octets.
+    /// Octets of the frame.
     fn octets(&self) -> Vec<u8>;
 }
 

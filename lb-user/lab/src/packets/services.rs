@@ -26,7 +26,7 @@ pub struct FixtureService {
 #[derive(Clone, Debug)]
 pub struct ProgrammedService {
     port: FixtureService,
-    /// Its id.
+    /// Id of the service port.
     pub id: u32,
 }
 

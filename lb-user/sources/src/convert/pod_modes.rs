@@ -28,7 +28,7 @@ pub(super) fn pod(object: &api::Pod) -> Option<Pod> {
         return None;
     }
     let mut problems = Vec::new();
-    let path = path(meta, &mut problems);
+    let mode = mode(meta, &mut problems);
     let known: &[&str] = if object.netns.is_some() { &[NETNS] } else { &[] };
     annotations::unknown(meta, "a Pod", known, &mut problems);
     let uid = annotations::get(meta, CONFIG_HASH).or(meta.uid.as_deref()).filter(|uid| !uid.is_empty());
@@ -47,7 +47,7 @@ pub(super) fn pod(object: &api::Pod) -> Option<Pod> {
         ips: ips.iter().filter_map(|ip| parse_ip(&ip.ip)).collect(),
         host_ports,
         host_port_problems,
-        path,
+        mode,
         netns: object.netns.as_ref().map(Into::into),
         problems,
     })
@@ -56,17 +56,17 @@ pub(super) fn pod(object: &api::Pod) -> Option<Pod> {
 /// Converts a v1 Namespace.
 pub(super) fn namespace(object: &api::Namespace) -> Namespace {
     let mut problems = Vec::new();
-    let path = path(&object.metadata, &mut problems);
-    Namespace { name: text(object.metadata.name.as_deref()), path, problems }
+    let mode = mode(&object.metadata, &mut problems);
+    Namespace { name: text(object.metadata.name.as_deref()), mode, problems }
 }
 
-fn path(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<PodMode> {
+fn mode(meta: &ObjectMeta, problems: &mut Vec<String>) -> Option<PodMode> {
     let text = label(meta, LABEL)?;
-    let path = PodMode::from_name(text);
-    if path.is_none() {
+    let mode = PodMode::from_name(text);
+    if mode.is_none() {
         problems.push(format!("label {LABEL} {text:?}: unknown and ignored; write socket, packet or off"));
     }
-    path
+    mode
 }
 
 #[cfg(test)]
@@ -77,7 +77,7 @@ mod tests {
     #[track_caller]
     fn check(text: &str, expected: Option<(Option<PodMode>, &[&str])>) {
         let pod = pod(&yaml(text));
-        let converted = pod.as_ref().map(|pod| (pod.path, pod.problems.iter().map(String::as_str).collect::<Vec<_>>()));
+        let converted = pod.as_ref().map(|pod| (pod.mode, pod.problems.iter().map(String::as_str).collect::<Vec<_>>()));
         assert_eq!(converted, expected.map(|(path, problems)| (path, problems.to_vec())), "{text}");
     }
 
@@ -92,10 +92,10 @@ mod tests {
         check(&with("Packet"), Some((None, &[unknown])));
         let converted = namespace(&yaml(&with("Packet")));
         assert_eq!(
-            (&*converted.name, converted.path, converted.problems.as_slice()),
+            (&*converted.name, converted.mode, converted.problems.as_slice()),
             ("a", None, &[unknown.to_owned()][..])
         );
-        assert_eq!(namespace(&yaml(&with("packet"))).path, Some(PodMode::Packet));
+        assert_eq!(namespace(&yaml(&with("packet"))).mode, Some(PodMode::Packet));
     }
 
     #[test]
@@ -103,7 +103,7 @@ mod tests {
         let Some(pod) = pod(&yaml("metadata: {name: a, annotations: {beeline.io/path: packet}}")) else {
             panic!("a pod")
         };
-        assert_eq!((pod.path, pod.problems.len()), (None, 1), "{pod:?}");
+        assert_eq!((pod.mode, pod.problems.len()), (None, 1), "{pod:?}");
     }
 
     #[test]

@@ -50,9 +50,9 @@ impl fmt::Debug for RememberedAddresses {
 /// Addresses that Services have from pools.
 #[derive(Debug)]
 pub(super) enum Allotted {
-    /// Those of an earlier run; read when the files have a pool.
+    /// Addresses of an earlier run; read when the files have a pool.
     Remembered(RememberedAddresses),
-    /// Those of this run.
+    /// Addresses of this run.
     Known(ByService),
 }
 
@@ -108,7 +108,7 @@ impl Allotted {
             }
             let namespace = request.key.namespace();
             cluster.namespaces.entry(namespace.into()).or_insert_with(|| with_name(namespace, Labels::new()));
-            // A status in a file goes before memory.
+            // A status in a file takes precedence over a remembered address.
             let in_file = Some(&service.ingress_ips).filter(|ips| !ips.is_empty());
             let holds = in_file.or_else(|| before.get(&request.key)).cloned().unwrap_or_default();
             requests.push(AddressRequest { holds, ..request.clone() });

@@ -136,7 +136,7 @@ fn services_get_addresses_of_the_pools_in_the_files_and_keep_them() {
     fs::remove_file(reading.dir.path().join("p.yaml")).unwrap();
     let now = addresses(&mut reading);
     assert!(now[0].starts_with("a 192.0.2.11 192.0.2.11; it keeps 192.0.2.11, which is in no pool"), "{now:?}");
-    // A status in a file goes before memory.
+    // A status in a file takes precedence over a remembered address.
     reading
         .write("c.yaml", &(balancer("c", "10.96.0.3", "") + "status: {loadBalancer: {ingress: [{ip: 192.0.2.10}]}}\n"));
     reading.write("p.yaml", &pool("p", "addresses: [192.0.2.10-192.0.2.12]"));

@@ -22,7 +22,7 @@ struct PoolSpec {
     #[serde(rename = "avoidBuggyIPs")]
     avoid_buggy_ips: Option<bool>,
     service_allocation: Option<ServiceAllocation>,
-    /// Of an AddressPool: `layer2` or `bgp`.
+    /// Protocol of an AddressPool: `layer2` or `bgp`.
     protocol: Option<String>,
     #[serde(flatten)]
     other: BTreeMap<String, Value>,
@@ -69,7 +69,7 @@ pub(super) fn pool(object: &Value, notes: &mut Notes<'_>) -> Pool {
     }
     if let Some(allocation) = spec.service_allocation {
         notes.unknown("spec.serviceAllocation", &allocation.other);
-        // There, 0 is the priority of a pool without one.
+        // MetalLB gives the priority 0 to a pool without a priority.
         pool.priority = allocation.priority.filter(|priority| *priority != 0);
         if !allocation.namespaces.is_empty() {
             pool.namespace_selectors.push(json!({

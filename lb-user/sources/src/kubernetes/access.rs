@@ -78,7 +78,7 @@ async fn refused_verbs<K: ApiObject>(api: &Api<K>, config: &watcher::Config) -> 
     let list = ListParams { label_selector: labels.clone(), field_selector: fields.clone(), ..ListParams::default() };
     let watch = WatchParams { label_selector: labels, field_selector: fields, ..WatchParams::default() };
     let list = api.list(&list.limit(1)).await.map(drop);
-    // Its beginning is enough; the stream is not read.
+    // The beginning of the answer is enough; the stream is not read.
     let watch = api.watch(&watch.timeout(1), "0").await.map(drop);
     let mut refused = Vec::new();
     for (verb, answer) in [("list", list), ("watch", watch)] {

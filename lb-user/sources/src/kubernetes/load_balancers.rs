@@ -34,22 +34,22 @@ const RETRY: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "an event is moved once, and most are of Services")]
 pub enum AddressEvent {
-    /// Of a Service of type LoadBalancer.
+    /// Change of a Service of type LoadBalancer.
     Service(Change<BalancerService>),
-    /// Of a pool.
+    /// Change of a pool.
     Pool(Change<BalancerPool>),
-    /// Of a node: its addresses.
+    /// Change of a node's addresses.
     Node(Change<BTreeSet<IpAddr>>),
-    /// Of a Namespace: its labels.
+    /// Change of a Namespace's labels.
     Namespace(Change<Labels>),
-    /// Of a ServiceCIDR: its ranges.
+    /// Change of a ServiceCIDR's ranges.
     ServiceRanges(Change<BTreeSet<IpNet>>),
 }
 
 /// A change of an object of one kind.
 #[derive(Clone, Debug)]
 pub enum Change<T> {
-    /// These are all objects of the kind.
+    /// All objects of the kind.
     Listed(Vec<(Key, T)>),
     /// The object is new or has changed.
     Set(Key, T),
@@ -62,7 +62,7 @@ pub enum Change<T> {
 pub struct BalancerService {
     /// The controller that it names.
     pub class: BalancerClass,
-    /// Its request, with the addresses that it has.
+    /// Request of the Service, with the addresses that it has.
     pub request: AddressRequest,
     /// `metadata.resourceVersion`.
     pub resource_version: String,
@@ -77,7 +77,7 @@ pub struct BalancerService {
 pub struct BalancerPool {
     /// The pool.
     pub pool: Pool,
-    /// Its status; none before the first report.
+    /// Status of the pool; none before the first report.
     pub status: Option<AddressPoolStatus>,
 }
 

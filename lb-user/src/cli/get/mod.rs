@@ -18,7 +18,7 @@ use lb_core::text::number;
 use lb_dataplane::stats::{self, LiveIds, StatMaps};
 use lb_kernel::clock;
 
-/// GetArgs of `beeline get`.
+/// Arguments of `beeline get`.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  beeline get services\n  beeline get backends -o json\n  \
                   beeline get frontends -o wide\n  beeline get flows --service default/web --client 192.0.2.0/24")]

@@ -19,7 +19,7 @@ use lb_dataplane::pins::Pins;
 use report::Report;
 use sample::Reader;
 
-/// TopArgs of `beeline top`.
+/// Arguments of `beeline top`.
 #[derive(Args)]
 #[command(
     after_help = "Keys: q quit, arrows and PgUp/PgDn select, Enter backends, r refusals by cause, o order, / filter, \

@@ -30,11 +30,11 @@ pub enum Cni {
 /// Routes of the network itself to the pods of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Routes {
-    /// By the node's first device.
+    /// Routes by the node's first device.
     First,
-    /// By its second device.
+    /// Routes by the node's second device.
     Second,
-    /// None: a daemon on each node makes them, for nodes alone.
+    /// No routes: a daemon on each node makes them, for nodes alone.
     ByDaemon,
 }
 

@@ -189,7 +189,7 @@ fn addresses_move_from_metallb_and_a_speaker_that_stays_is_found(cluster: &Clust
     // With its pods.
     let delete = ["--namespace", NAMESPACE, "delete", "daemonset", "speaker", "--cascade=foreground"];
     cluster.kubectl(&delete);
-    // Not before: on a busy machine speakers are two for a while.
+    // Ask only now: on a busy machine two speakers answer for a while.
     let asking = ask_on_link(&all);
     cluster.kubectl(&["label", "nodes", "--all", &format!("{LABEL}=")]);
     let until_announced = || {
@@ -216,7 +216,7 @@ fn addresses_move_from_metallb_and_a_speaker_that_stays_is_found(cluster: &Clust
     cluster.kubectl(&delete);
     until("doctor finds no other answerer any more", 60, || {
         let said = ["node1", "node2"].map(|node| doctor(cluster, node));
-        // It warns of their claims for ten minutes.
+        // The agent warns of their claims for ten minutes.
         let is_well =
             |said: &String| said.contains("announcing") && !said.contains("error") && !said.contains("MetalLB");
         if said.iter().all(is_well) { Ok(()) } else { Err(said.concat()) }

@@ -65,7 +65,7 @@ fn from_the_link(server: &ApiServer, group: &Group) {
     group.wire.set_link(group.holder, "down");
     group.until_others_answer();
     group.assert_gap("no link", start, REPLACED);
-    // It may have had the vote since before, and gives it back.
+    // The node may have had the vote since before, and gives it back.
     until("a node without a link leaves the vote to others", || lease(server).holder != name(group.holder));
     std::thread::sleep(CUT);
     group.until_others_answer();
@@ -74,7 +74,7 @@ fn from_the_link(server: &ApiServer, group: &Group) {
     group.until_holders_are_back();
 }
 
-/// Its processes run on.
+/// The node loses the link and the API server, and its processes run on.
 fn from_the_link_and_the_api_server(server: &ApiServer, group: &Group) {
     let start = group.now();
     group.wire.set_link(group.holder, "down");

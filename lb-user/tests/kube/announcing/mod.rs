@@ -142,7 +142,7 @@ pub(crate) fn an_announcer_needs_the_right_to_its_lease(server: &mut ApiServer) 
     let (before, start) = (asked(), Instant::now());
     std::thread::sleep(Duration::from_secs(5));
     let after = asked();
-    // It asks each 10 s. Other parts of the agent may ask, too.
+    // The agent asks each 10 s. Other parts of it may ask, too.
     assert!(after <= before + 2 + start.elapsed().as_secs() / 10, "{}", agent.log());
     let _same_credentials = crate::deploy::announcer_account(server);
     until_group(server, &[1]);

@@ -1,4 +1,4 @@
-//! HostPorts: when a pod is compiled again, and what it is told.
+//! hostPorts: changes after which a pod is compiled again, and its warnings.
 
 use std::net::IpAddr;
 
@@ -29,7 +29,7 @@ fn pod(name: &str, last: u8, host_ip: &str, port: u16) -> Object {
         ips: vec![[10, 0, 0, last].into()],
         host_ports: vec![host_port],
         host_port_problems: Vec::new(),
-        path: None,
+        mode: None,
         netns: None,
         problems: Vec::new(),
     })

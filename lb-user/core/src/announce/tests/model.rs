@@ -395,8 +395,8 @@ impl Model {
             }
             let clock = self.machines[i].clock(self.now);
             let sees_api = self.is_api_up && self.machines[i].sees_api;
-            // It may read several datagrams before it answers the first. Agents read before they judge; the rules are
-            // safe without that.
+            // An agent may read several datagrams before it answers the first. Agents read before they judge; the rules
+            // are safe without that.
             let is_poll_first = self.faults.stall > 0 && self.random.once_in(2);
             let most = 1 + self.random.below(3);
             let Some(agent) = &mut self.machines[i].agent else { return };

@@ -161,7 +161,7 @@ fn members(
     }));
     reduce(&mut members);
     if port.scheduler.weighs() {
-        // Not reduced again: a step would change the slots of all others.
+        // Weights are not reduced again: a step would change the slots of all others.
         slow_starts.apply(service, &mut members);
     }
     limit(&mut members);

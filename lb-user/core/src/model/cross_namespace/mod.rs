@@ -23,10 +23,10 @@ use crate::{
 /// The flag `--cross-namespace-endpoints`: the treatment of hand-written endpoints that are pods of another namespace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum CrossNamespace {
-    /// They are used, as with kube-proxy, and the Service gets a warning.
+    /// Use such endpoints, as kube-proxy does, and warn of them on the Service.
     #[default]
     Allow,
-    /// They are not used.
+    /// Do not use such endpoints.
     Refuse,
 }
 

@@ -42,7 +42,7 @@ pub struct Explanation {
     pub facts: Vec<Fact>,
     /// Frontends that it owns, then frontends that it requests in vain.
     pub frontends: Vec<FrontendLine>,
-    /// Its ports, one entry for each family.
+    /// Ports of the Service, one entry for each family.
     pub ports: Vec<PortLines>,
     /// Warnings, without denied frontends and problems of the load balancer address.
     pub warnings: Vec<Warning>,
@@ -67,7 +67,7 @@ pub struct FrontendLine {
     pub kind: &'static str,
     /// True if the Service owns it.
     pub owned: bool,
-    /// Its state, or the reason of the denial.
+    /// State of the frontend, or the reason of the denial.
     pub state: String,
 }
 
@@ -75,7 +75,7 @@ pub struct FrontendLine {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortLines {
-    /// Its name; empty for a single unnamed one.
+    /// Name of the port; empty for a single unnamed one.
     pub name: String,
     /// The port that clients dial at its VIPs; the first one of port ranges.
     pub port: u16,
@@ -107,11 +107,11 @@ pub struct PortLines {
 pub struct EndpointLine {
     /// Address and port; the address alone where its object has no such port.
     pub endpoint: String,
-    /// Its node.
+    /// Node of the endpoint.
     pub node: Option<String>,
-    /// Its object.
+    /// Object that names the endpoint.
     pub object: String,
-    /// Its slots in each of its lists; none when it is in no list.
+    /// Slots of the endpoint in each of its lists; none when it is in no list.
     pub weight: Option<u16>,
     /// The reason why it is used here or is not.
     pub why: String,

@@ -215,7 +215,7 @@ fn policies_for_clients_outside_are_explained() {
           external   Local: clients outside are led to endpoints on this node only, which see their own address; callers on this node use the cluster list
           health     port 30100 answers 200 while an endpoint on this node is ready; now 0 of IPv4
         port http 80/TCP, IPv4: 1 in the cluster list, 1 in the local list, for clients outside
-          10.0.0.1:8080  here   used by clients outside; it drains, but no ready one is left; not by cluster IPs and callers on this node: it drains, and others are ready
+          10.0.0.1:8080  here   used by clients outside; it terminates, but no ready one is left; not by cluster IPs and callers on this node: it terminates, and others are ready
           10.0.0.2:8080  there  used by cluster IPs and callers on this node, not by clients outside: it is on another node
     "]].assert_eq(&policy_lines(balanced(), vec![draining(), on("there", "10.0.0.2")]));
     expect![[r"

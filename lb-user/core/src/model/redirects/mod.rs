@@ -58,9 +58,9 @@ struct Source {
 /// The Services that name one Service.
 #[derive(Default)]
 struct Sources {
-    /// Those whose namespace allows it.
+    /// Services whose namespace may take the clients.
     allowed: BTreeSet<Source>,
-    /// The others.
+    /// Services whose namespace may not.
     refused: BTreeSet<Key>,
 }
 

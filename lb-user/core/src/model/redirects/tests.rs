@@ -195,7 +195,7 @@ fn cluster_ips_lead_to_the_ready_endpoints_on_this_node_and_otherwise_where_they
     ] {
         fixture.endpoints(CACHE, endpoints);
         assert_eq!(fixture.lists(DNS), expected, "{endpoints}");
-        // It is served as ever.
+        // The Service of the cache is served as before.
         assert_eq!(fixture.warnings(CACHE), "");
     }
     fixture.endpoints(CACHE, "7 local");
@@ -323,10 +323,10 @@ fn an_endpoint_that_has_closed_its_socket_takes_no_clients() {
     assert_eq!(close(&[8]), (DNS.to_owned(), "7 | 1 2".to_owned(), all()));
     fixture.endpoints(CACHE, "7 local draining; 8 local");
     assert_eq!((fixture.lists(DNS), fixture.takers(DNS)), ("1 2 | 1 2 | 1 kept".to_owned(), all()));
-    // Its sockets end with it.
+    // The pod's sockets end with it.
     fixture.apply(Event::ClosedListeners([7, 8].iter().map(target).collect()));
     assert_eq!((fixture.lists(DNS), fixture.takers(DNS)), ("1 2 | 1 2".to_owned(), all()));
-    // It takes clients only; the Service itself has readiness for it.
+    // The endpoint takes clients only; the Service itself has readiness for it.
     assert_eq!(fixture.lists(CACHE), "8 | 8 | 1 kept");
     assert_eq!(fixture.takers(CACHE), "");
 }

@@ -30,7 +30,7 @@ pub struct SlowStarts {
     /// Time since [`BEFORE`] the agent's start.
     now: Duration,
     services: HashMap<Key, Starts>,
-    /// Those of which an endpoint has a part of its weight only.
+    /// Services with an endpoint that has a part of its weight only.
     rising: HashSet<Key>,
 }
 
@@ -101,7 +101,7 @@ impl SlowStarts {
         let adopted = if before.is_none() { maps.and_then(|maps| adopt(spec, maps)) } else { None };
         let began = |target: &AddrPort| match (&before, &adopted) {
             (Some(before), _) => match before.began.get(target) {
-                // Its weight is whole by now.
+                // The weight is whole by now.
                 Some(Some(began)) if *began + time <= now => None,
                 Some(began) => *began,
                 None => Some(now),

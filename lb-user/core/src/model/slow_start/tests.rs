@@ -121,11 +121,11 @@ fn maps(endpoints: &[(u8, u16)]) -> Shadow {
 fn a_starting_agent_goes_on_where_the_maps_are() {
     let whole = [(1, 1), (2, 1), (3, 1)];
     for (slots, expected) in [
-        // One has 4 tenths; they go on from there.
+        // The third has 4 tenths; they go on from there.
         (vec![(1, 10), (2, 10), (3, 4)], vec![10, 10, 4]),
         (vec![(1, 5), (2, 5), (3, 2)], vec![10, 10, 4]),
         (vec![(1, 1), (2, 1), (3, 1)], vec![1, 1, 1]),
-        // One came meanwhile.
+        // The third came meanwhile.
         (vec![(1, 1), (2, 1)], vec![10, 10, 1]),
     ] {
         let mut starts = SlowStarts::default();
@@ -137,7 +137,7 @@ fn a_starting_agent_goes_on_where_the_maps_are() {
     assert_eq!(starts.rise(&key(), &target(3)).expect("it rises").left, 7 * SECOND);
     assert_eq!(starts.set_time(8 * SECOND), [key()]);
     assert_eq!(starts.rise(&key(), &target(3)), None);
-    // Of a Service that the maps do not have, all begin at once.
+    // All endpoints of a Service that the maps do not have begin at once.
     let mut starts = SlowStarts::default();
     assert!(!starts.observe(&spec(&whole), TEN, Some(&Shadow::default())));
 }

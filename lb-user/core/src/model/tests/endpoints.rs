@@ -132,7 +132,7 @@ fn rule_1_a_load_balancer_address_or_external_ip_of_another_service_is_a_backend
         assert_eq!(lists(Service { external_ips: at_7(), ..other() }, service()), "cluster 1 7", "{namespace}");
         assert_eq!(lists(Service { ingress_ips: at_7(), ..other() }, service()), "cluster 1 7", "{namespace}");
     }
-    // Its own address would lead back to itself.
+    // The Service's own address would lead back to itself.
     let own = |service| lists(named("b"), Service { ports: [port("", 8080)].into(), ..service });
     assert_eq!(own(Service { external_ips: vec![addr("10.0.0.7")], ..service() }), "cluster 1");
     assert_eq!(own(Service { ingress_ips: vec![addr("10.0.0.7")], ..service() }), "cluster 1");
@@ -395,7 +395,7 @@ fn every_reason_is_explained_in_a_line() {
         &expect![[r#"
             10.0.0.1:8080: used
             10.0.0.1:8080: not used: it stands in EndpointSlice default/a-1 as well, and that copy counts
-            10.0.0.2:8080: not used: it drains, and others are ready; sockets that have it keep it
+            10.0.0.2:8080: not used: it terminates, and others are ready; sockets that have it keep it
             10.0.0.3:8080: not used: it is not ready
             10.0.0.4:8080: not used: it terminates and answers no more
             10.0.0.5:8080: not used: its weight is 0, which takes no new connections; sockets that have it keep it
@@ -424,16 +424,16 @@ fn every_reason_is_explained_in_a_line() {
             10.0.0.1:8080: used by external frontends, not by cluster IPs: it is on another node
             10.0.0.2:8080: used
             10.0.0.3:8080: used by external frontends, not by cluster IPs: it has no nodeName and so is local nowhere
-            10.0.0.4:8080: not used: it drains, and others are ready; sockets that have it keep it
+            10.0.0.4:8080: not used: it terminates, and others are ready; sockets that have it keep it
             10.0.0.5:8080: not used: its weight is 0, which takes no new connections; sockets that have it keep it
         "#]],
     );
     reasons(
         &Case::new(local, &["1 draining; 2 local draining; 3 draining nodeless"]),
         &expect![[r"
-            10.0.0.1:8080: used by external frontends; it drains, but no ready one is left; not by cluster IPs: it is on another node
-            10.0.0.2:8080: used; it drains, but no ready one is left
-            10.0.0.3:8080: used by external frontends; it drains, but no ready one is left; not by cluster IPs: it has no nodeName and so is local nowhere
+            10.0.0.1:8080: used by external frontends; it terminates, but no ready one is left; not by cluster IPs: it is on another node
+            10.0.0.2:8080: used; it terminates, but no ready one is left
+            10.0.0.3:8080: used by external frontends; it terminates, but no ready one is left; not by cluster IPs: it has no nodeName and so is local nowhere
         "]],
     );
     reasons(

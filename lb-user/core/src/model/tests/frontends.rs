@@ -138,7 +138,7 @@ fn rule_8_of_two_services_with_one_node_port_the_older_gets_it() {
             default/a/TCP: 0.0.0.0:30080/TCP=NodePort 10.96.0.1 any port=Address 10.96.0.1:80/TCP=ClusterIP
         "]],
     );
-    // Of equal age the first by name.
+    // Among equal ages the first by name.
     check(
         &case(1, 1),
         &expect![[r"

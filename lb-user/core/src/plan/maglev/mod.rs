@@ -18,7 +18,7 @@ pub(super) struct Entry {
     pub target: AddrPort,
     /// At least 1.
     pub weight: u16,
-    /// Its id, as written to the table.
+    /// Id of the backend, as written to the table.
     pub id: u32,
 }
 

@@ -58,8 +58,8 @@ struct Service {
 struct Target {
     /// True if it passes; none without a result.
     passes: Option<bool>,
-    /// Answers in a row that contradict the result.
-    contrary: u8,
+    /// Number of answers in a row that contradict the result.
+    contradictions: u8,
     /// True if it has failed before.
     has_failed: bool,
     /// Time of the last start of a probe.
@@ -181,8 +181,8 @@ impl Schedule {
         let is_new = state.record(answer.is_ok(), &probe);
         let every = Duration::from_secs(probe.every.get().into());
         let period = match state.passes {
-            Some(_) if state.contrary == 0 && is_unused => (every * RARE).max(RAREST),
-            Some(_) if state.contrary == 0 => every,
+            Some(_) if state.contradictions == 0 && is_unused => (every * RARE).max(RAREST),
+            Some(_) if state.contradictions == 0 => every,
             _ => every.min(DOUBT),
         };
         let jitter = period / JITTER;
@@ -227,26 +227,26 @@ impl Service {
 
 impl Target {
     const fn new(next: Duration) -> Self {
-        Self { passes: None, contrary: 0, has_failed: false, last: None, next: Some(next) }
+        Self { passes: None, contradictions: 0, has_failed: false, last: None, next: Some(next) }
     }
 
     /// Records an answer. True if the result is new.
     fn record(&mut self, passes: bool, probe: &Probe) -> bool {
         if self.passes == Some(passes) {
-            self.contrary = 0;
+            self.contradictions = 0;
             return false;
         }
-        self.contrary = self.contrary.saturating_add(1);
+        self.contradictions = self.contradictions.saturating_add(1);
         let needed = match (self.passes, passes) {
             // The first answer of a new endpoint counts at once if it is good.
             (None, true) => 1,
             (_, true) => NonZeroU8::get(probe.pass),
             (_, false) => NonZeroU8::get(probe.fail),
         };
-        if self.contrary < needed {
+        if self.contradictions < needed {
             return false;
         }
-        (self.passes, self.contrary) = (Some(passes), 0);
+        (self.passes, self.contradictions) = (Some(passes), 0);
         self.has_failed |= !passes;
         true
     }

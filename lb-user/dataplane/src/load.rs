@@ -56,6 +56,9 @@ pub struct Loader {
     grown: MapSizes,
     /// Programs that are not in service yet. Some of their maps may be in the staging directory.
     loaded: Option<Ebpf>,
+    /// True if `loaded` has the programs for devices, unless the kernel refused them: there are devices to serve with
+    /// them at once.
+    has_classifiers: bool,
     tc: Arc<Tc>,
     freer: SocketFreer,
     socket_lookup: SocketLookup,
@@ -83,10 +86,11 @@ impl Loader {
         maps.adopt_predecessor(&pins)?;
         let highest_ids = upgrade::highest_ids(&pins)?;
         maps.keep_flows(&pins)?;
-        let (ebpf, features) = programs::load(&pins, &maps.layouts, &maps.origins, &options)?;
+        let tc = Arc::new(Tc::new(pins.clone()));
+        let has_classifiers = tc.has_attachments()?;
+        let (ebpf, features) = programs::load(&pins, &maps.layouts, &maps.origins, &options, has_classifiers)?;
         maps.copy_entries(&pins)?;
         let adopted = maps.of(MapOrigin::Adopted).count();
-        let tc = Arc::new(Tc::new(pins.clone()));
         let grown = MapSizes::new();
         Ok(Self {
             pins,
@@ -96,6 +100,7 @@ impl Loader {
             options,
             grown,
             loaded: Some(ebpf),
+            has_classifiers,
             tc,
             freer: SocketFreer::default(),
             socket_lookup: SocketLookup::default(),
@@ -185,7 +190,8 @@ impl Loader {
         }
         let maps = StartMaps::inspect(&self.pins, &self.options, &self.grown)?;
         maps.keep_flows(&self.pins)?;
-        let (ebpf, _) = programs::load(&self.pins, &maps.layouts, &maps.origins, &self.options)?;
+        self.has_classifiers = self.tc.has_attachments()?;
+        let (ebpf, _) = programs::load(&self.pins, &maps.layouts, &maps.origins, &self.options, self.has_classifiers)?;
         self.loaded = Some(ebpf);
         // Entries keep their ids, so that the other maps, which serve already, stay valid.
         for (table, map, ..) in growing {
@@ -212,21 +218,26 @@ impl Loader {
             return Ok(None);
         };
         let (links, adopted) = CgroupLinks::attach(ebpf, cgroup, &self.pins)?;
-        if FlowMove::is_due(&self.pins) {
+        let classifiers = programs::classifiers(ebpf)?;
+        if classifiers.is_some() && FlowMove::is_due(&self.pins) {
             self.bridge();
         }
         let moving = FlowMove::begin(&self.pins);
-        if let Some(classifiers) = programs::classifiers(ebpf)? {
+        if let Some(classifiers) = classifiers {
             self.tc.replace(classifiers)?;
         }
         self.freer.replace(programs::socket_freer(ebpf)?);
         programs::publish(&self.pins)?;
         moving.end();
-        let maps = programs::layouts(&self.options, &self.grown)?;
-        let maps = maps.keys().map(String::as_str);
+        let layouts = programs::layouts(&self.options, &self.grown)?;
+        let maps = layouts.keys().map(String::as_str);
         // The link of programs over other maps stays until then.
         self.socket_lookup.replace(programs::socket_lookup(ebpf)?, self.pins.current());
         self.integrity = Some(Integrity::new(self.pins.clone(), maps, links, self.tc(), self.socket_lookup())?);
+        if !self.has_classifiers {
+            let (pins, options) = (self.pins.clone(), self.options.clone());
+            self.tc.load_later(Box::new(move || programs::load_classifiers(&pins, &layouts, &options)));
+        }
         self.tc.publish();
         self.ejection_programs = None;
         self.loaded = None;

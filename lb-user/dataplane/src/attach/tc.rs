@@ -37,6 +37,9 @@ fn attach_order<T>(programs: &[T; 2]) -> impl Iterator<Item = (usize, (Hook, &'s
 /// State of a lost program, until a pass over devices attaches it again.
 const ATTACHED_LATER: &str = "the next pass over devices attaches it again";
 
+/// Loads the programs over the maps in service. None if the kernel refuses one.
+pub(crate) type LoadClassifiers = Box<dyn Fn() -> Result<Option<[Classifier; 2]>> + Send>;
+
 /// A loaded program.
 pub(crate) struct Classifier {
     /// Keeps the program loaded while open.
@@ -86,6 +89,8 @@ pub struct Tc {
 struct State {
     /// Programs in service, in the order of [`PROGRAMS`]; none before the first load and after [`Tc::close`].
     programs: Option<[Classifier; 2]>,
+    /// The load of the programs, until a device needs them.
+    load: Option<LoadClassifiers>,
     /// Links of devices, by device and position in [`PROGRAMS`]: held open, so that a removed pin detaches nothing.
     links: BTreeMap<(u32, usize), Pinned>,
     /// Directories that mark qdiscs as ours.
@@ -95,8 +100,13 @@ struct State {
 }
 
 impl State {
-    fn programs(&self) -> Result<&[Classifier; 2]> {
-        self.programs.as_ref().context("the programs for devices are not in service")
+    /// Loads the programs, if that is left to do. An error other than a refusal is tried again by the next call.
+    fn load(&mut self) -> Result<()> {
+        if let Some(load) = &self.load {
+            self.programs = load()?;
+            self.load = None;
+        }
+        Ok(())
     }
 }
 
@@ -145,8 +155,24 @@ impl Tc {
             }
         }
         state.marks = clsact.marks()?;
-        state.programs = Some(programs);
+        (state.programs, state.load) = (Some(programs), None);
         Ok(replaced)
+    }
+
+    /// Has the programs loaded when a device first needs them, in the place of those in service.
+    pub(crate) fn load_later(&self, load: LoadClassifiers) {
+        let mut state = self.lock();
+        (state.programs, state.load) = (None, Some(load));
+    }
+
+    /// True if a device of this network namespace may have programs of any version of the layout.
+    pub(crate) fn has_attachments(&self) -> Result<bool> {
+        for directory in self.pins.layouts()? {
+            if !pins_of(&directory)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Clsact::open(self.pins.root())?.attached().map(|attached| !attached.is_empty())
     }
 
     /// Opens a link of any version of the layout, and moves its pin to this version's directory. None if the device is
@@ -199,6 +225,7 @@ impl Tc {
     /// Attaches the programs to a device, or the program that is missing.
     pub(crate) fn attach(&self, device: u32) -> Result<AttachMethod> {
         let mut state = self.lock();
+        state.load()?;
         let State { programs, links, marks, .. } = &mut *state;
         let programs = programs.as_ref().context("the programs for devices are not in service")?;
         for (at, (hook, name), program) in attach_order(programs) {
@@ -305,7 +332,7 @@ impl Tc {
     /// them again. Returns the devices that lack a program.
     pub(crate) fn mend(&self) -> Vec<Damage> {
         let mut state = self.lock();
-        let Ok(programs) = state.programs() else { return Vec::new() };
+        let Some(programs) = &state.programs else { return Vec::new() };
         let is_intact = |device: u32, at: usize, link: &Pinned| {
             let own = programs.get(at).map(|program| program.id);
             bpf::tcx_link(link).is_ok_and(|link| link.interface == device && Some(link.program) == own)

@@ -8,7 +8,7 @@
 //! 4. Find the other version that serves, and share or copy its maps with equal fingerprints: `adopt`.
 //! 5. Read the highest ids that maps of other versions name, so that new ids begin beyond them.
 //! 6. Load the programs over adopted, shared and new maps, and have them verified: `programs::load`. New maps are
-//!    pinned in the staging directory.
+//!    pinned in the staging directory. Programs for devices wait until there is a device to attach them to.
 //! 7. Copy the entries of resized and copied maps: `StartMaps::copy_entries`.
 //!
 //! The agent then writes the maps. Its first pass puts all of it into service:

@@ -146,15 +146,20 @@ impl FromStr for VipPings {
     }
 }
 
-/// Loads all programs over adopted and new maps. New maps are pinned in the staging directory until [`publish`]. An
-/// error has the verifier's log.
+/// Loads programs over adopted and new maps: the programs of the cgroup, and with `with_classifiers` those of network
+/// devices. The others wait until they are needed ([`load_classifiers`], [`load_ejection_program`]). New maps are
+/// pinned in the staging directory until [`publish`]. An error has the verifier's log.
 pub(crate) fn load(
     pins: &Pins,
     layouts: &BTreeMap<String, MapLayout>,
     origins: &BTreeMap<String, MapOrigin>,
     options: &ProgramOptions,
+    with_classifiers: bool,
 ) -> Result<(Ebpf, Features)> {
-    let attempt = |features| try_load(pins, layouts, origins, options, features);
+    let classifiers = tc::PROGRAMS.iter().map(|(_, name)| *name).filter(|_| with_classifiers);
+    let names: Vec<&str> =
+        cgroup::HOOKS.into_iter().chain(classifiers).chain([FREE_SOCKET, socket_lookup::PROGRAM]).collect();
+    let attempt = |features| try_load(pins, layouts, origins, options, features, &names);
     match attempt(Features { set_retval: true }) {
         Ok(ebpf) => Ok((ebpf, Features { set_retval: true })),
         // Try instead of comparing kernel versions: distributions backport features.
@@ -192,18 +197,39 @@ pub(crate) fn load_ejection_program(
     layouts: &BTreeMap<String, MapLayout>,
     options: &ProgramOptions,
 ) -> Result<Option<Ebpf>> {
-    let current = pins.current();
     let name = program.name();
     let sk_err = match program {
         EjectionProgram::Handshakes => Ok(0),
         EjectionProgram::Errors => ejection::sk_err(),
     };
     let Ok(sk_err) = sk_err else { return unless_refused(name, sk_err.map(drop)).map(|()| None) };
-    let path_of = |name: &str| current.join(name);
-    let load = Load { path_of: &path_of, moves_flows: false, features: Features { set_retval: false }, sk_err };
-    let ebpf = load_over(layouts, &load, options, &[name])?;
+    let ebpf = load_in_service(pins, layouts, options, sk_err, &[name])?;
     let is_loaded = ebpf.program(name).is_some_and(|program| program.fd().is_ok());
     Ok(Some(ebpf).filter(|_| is_loaded))
+}
+
+/// Loads the programs for network devices over the maps in service. None if the kernel refuses one.
+pub(crate) fn load_classifiers(
+    pins: &Pins,
+    layouts: &BTreeMap<String, MapLayout>,
+    options: &ProgramOptions,
+) -> Result<Option<[Classifier; 2]>> {
+    classifiers(&load_in_service(pins, layouts, options, 0, &tc::PROGRAMS.map(|(_, name)| name))?)
+}
+
+/// Loads the programs `names` over the maps in service.
+fn load_in_service(
+    pins: &Pins,
+    layouts: &BTreeMap<String, MapLayout>,
+    options: &ProgramOptions,
+    sk_err: u32,
+    names: &[&str],
+) -> Result<Ebpf> {
+    let current = pins.current();
+    let path_of = |name: &str| current.join(name);
+    // The feature is one of programs that are not among these.
+    let features = Features { set_retval: false };
+    load_over(layouts, &Load { path_of: &path_of, moves_flows: false, features, sk_err }, options, names)
 }
 
 fn try_load(
@@ -212,6 +238,7 @@ fn try_load(
     origins: &BTreeMap<String, MapOrigin>,
     options: &ProgramOptions,
     features: Features,
+    names: &[&str],
 ) -> Result<Ebpf> {
     let (current, staging) = (pins.current(), pins.staging());
     fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
@@ -220,9 +247,7 @@ fn try_load(
         directory.join(name)
     };
     let moves_flows = origins.get(FLOWS) == Some(&MapOrigin::Resized);
-    let tc = tc::PROGRAMS.map(|(_, name)| name);
-    let names: Vec<&str> = cgroup::HOOKS.into_iter().chain(tc).chain([FREE_SOCKET, socket_lookup::PROGRAM]).collect();
-    load_over(layouts, &Load { path_of: &path_of, moves_flows, features, sk_err: 0 }, options, &names)
+    load_over(layouts, &Load { path_of: &path_of, moves_flows, features, sk_err: 0 }, options, names)
 }
 
 /// Maps and constants of a load.
@@ -374,7 +399,7 @@ fn generation() -> u32 {
     mixed.max(1)
 }
 
-/// Returns the programs for network devices, which stay loaded without the object. None if the kernel refused one.
+/// Returns the programs for network devices, which stay loaded without the object. None if one is not loaded.
 pub(crate) fn classifiers(ebpf: &Ebpf) -> Result<Option<[Classifier; 2]>> {
     let [ingress, egress] = tc::PROGRAMS.map(|(_, name)| {
         let program = ebpf.program(name).with_context(|| format!("the object lacks the program {name}"))?;

@@ -151,5 +151,15 @@ impl Drop for Agent {
         let _ended = self.child.kill();
         let _ended = self.child.wait();
         println!("--- the agent's log\n{}", self.log());
+        if std::thread::panicking()
+            && let Ok(counted) = beeline().arg("--pins").arg(&self.pins).args(["get", "counters"]).output()
+        {
+            // Packets and calls that the programs dropped or refused may tell why the story fails.
+            let counted = String::from_utf8_lossy(&counted.stdout).into_owned();
+            println!(
+                "--- counters\n{}",
+                counted.lines().filter(|line| !line.ends_with(" 0")).collect::<Vec<_>>().join("\n")
+            );
+        }
     }
 }

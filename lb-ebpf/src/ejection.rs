@@ -193,7 +193,7 @@ fn failed(attempt: &mut Attempt, now: u64) -> u32 {
 }
 
 /// Frees the places of backends that are out and have left their lists: they would count to the half of a list that a
-/// client may miss.
+/// client may eject.
 #[inline(always)]
 fn forget_gone(seen: *mut Ejections) {
     const LISTED: u16 = BackendFlags::CLUSTER | BackendFlags::LOCAL;

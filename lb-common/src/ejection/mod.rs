@@ -55,7 +55,7 @@ pub struct EjectionPlace {
     pub until: u64,
     /// Id of the backend; 0 if free.
     pub backend: u32,
-    /// Number of backends that the client missed when this one was ejected, or was last tried, this one included.
+    /// Number of backends that the client had ejected when this one was, or was last tried, this one included.
     pub rank: u32,
     /// A `Phase`: 0 in use, 1 ejected, 2 on trial.
     pub phase: u32,
@@ -142,7 +142,7 @@ impl Ejections {
         self.places.get_mut(at).filter(|place| place.backend == backend)
     }
 
-    /// The verdict on a backend of a list of which the client may miss `most`.
+    /// The verdict on a backend of a list of which the client may eject `most`.
     #[inline(always)]
     #[must_use]
     pub fn hold(&self, backend: u32, most: u32, now: u64) -> Hold {

@@ -44,7 +44,7 @@ fn one_connect_at_a_time_tries_a_backend_whose_time_is_over() {
     assert!(fail(&mut seen, 7, at(0)));
     seen.begin_trial(7, at(30));
     assert_eq!(seen.hold(7, MAX_EJECTED, at(31)), Hold::Held, "others wait");
-    // Without a result another one tries.
+    // Without a result another connect tries.
     assert_eq!(seen.hold(7, MAX_EJECTED, at(32)), Hold::Trial);
     seen.begin_trial(7, at(32));
     seen.succeed(7, at(32));
@@ -106,7 +106,7 @@ fn never_more_than_half_of_a_list_is_held_whatever_its_length_becomes() {
 }
 
 #[test]
-fn backends_share_places_and_those_that_are_out_keep_theirs() {
+fn backends_share_places_and_ejected_ones_keep_theirs() {
     let mut seen = Ejections::EMPTY;
     let alike = (4..).filter(|id| Ejections::first(*id) == Ejections::first(3));
     let [a, b, c] = [vec![3], alike.take(2).collect()].concat().try_into().expect("three");

@@ -21,7 +21,7 @@ pub struct EjectPolicy {
     pub window: u16,
     /// Time of the first ejection, s.
     pub seconds: u16,
-    /// Backends of the cluster list that a client may miss at a time: at most half of them.
+    /// Backends of the cluster list that a client may eject at a time: at most half of them.
     pub cluster_most: u16,
     /// As `cluster_most`, of the local list.
     pub local_most: u16,
@@ -37,7 +37,7 @@ impl EjectPolicy {
         self.failures != 0
     }
 
-    /// Number of backends of `list` that a client may miss at a time.
+    /// Number of backends of `list` that a client may eject at a time.
     #[inline(always)]
     #[must_use]
     pub const fn most(&self, list: List) -> u32 {

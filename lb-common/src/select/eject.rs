@@ -35,7 +35,7 @@ pub(super) fn pass_over_ejected_observed(
     let Some(client) = caller.ejection_key(first.service) else { return *first };
     let Some(service) = tables.service(first.service) else { return *first };
     let verdicts = Verdicts { tables, observer, client: &client, most: service.eject.most(list), now: caller.now() };
-    // Without a backend that may be missed, none is.
+    // No backend of the list may be ejected.
     if verdicts.most == 0 {
         return *first;
     }
@@ -99,7 +99,7 @@ struct Verdicts<'a, T, O> {
     tables: &'a T,
     observer: &'a O,
     client: &'a EjectionKey,
-    /// Backends that the client may miss.
+    /// Number of backends that the client may eject.
     most: u32,
     now: u64,
 }

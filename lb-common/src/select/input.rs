@@ -46,7 +46,7 @@ pub trait State {
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     /// Stores the backend of a client, with `now` (CLOCK_MONOTONIC, ns) as its last connect.
     fn set_affinity(&self, key: &AffinityKey, backend: u32, now: u64);
-    /// The verdict of `EJECTIONS` on a backend, of which list the client may miss `most`.
+    /// The verdict of `EJECTIONS` on a backend, of whose list the client may eject `most`.
     fn hold(&self, _client: &EjectionKey, _backend: u32, _most: u32, _now: u64) -> Hold {
         Hold::Free
     }

@@ -50,7 +50,7 @@ impl ClosedSockets {
     ///
     /// # Errors
     /// If maps or sockets cannot be read.
-    pub(crate) fn look(&mut self, directory: &Path) -> Result<()> {
+    pub(crate) fn free(&mut self, directory: &Path) -> Result<()> {
         let now = Instant::now();
         if self.next.is_none_or(|next| next > now) {
             return Ok(());

@@ -14,7 +14,7 @@ use lb_core::{
     warning::{EjectingClients, Warning},
 };
 use lb_dataplane::{
-    stats::{LiveIds, Missed, StatMaps},
+    stats::{EjectedBackend, LiveIds, StatMaps},
     store::BpfStore,
 };
 use lb_kernel::clock;
@@ -62,19 +62,19 @@ pub(crate) async fn run(pins: PathBuf, mut ejects: watch::Receiver<bool>, events
 
 /// Reads the endpoints that clients of this node miss now.
 fn problems(pins: &std::path::Path) -> Result<Problems> {
-    let missed = StatMaps::open(pins)?.missed(&LiveIds::open(pins)?, clock::monotonic_ns())?;
+    let ejected = StatMaps::open(pins)?.ejected_backends(&LiveIds::open(pins)?, clock::monotonic_ns())?;
     let store = BpfStore::open(pins)?;
     let named = |id| {
         let backend = store.backend(id)?;
         Some((store.name(backend.service)?.service, backend))
     };
-    Ok(by_service(&missed, named))
+    Ok(by_service(&ejected, named))
 }
 
 /// Describes the endpoints that clients miss; `named` returns a backend and its Service.
-fn by_service(missed: &BTreeMap<u32, Missed>, named: impl Fn(u32) -> Option<(Key, Backend)>) -> Problems {
+fn by_service(ejected: &BTreeMap<u32, EjectedBackend>, named: impl Fn(u32) -> Option<(Key, Backend)>) -> Problems {
     let mut problems = Problems::new();
-    for (id, Missed { clients, .. }) in missed {
+    for (id, EjectedBackend { clients, .. }) in ejected {
         let Some((service, backend)) = named(*id) else { continue };
         let of_service = problems.entry(service).or_default();
         if of_service.len() < MAX_ENDPOINTS {
@@ -101,9 +101,9 @@ mod tests {
         Some((Key::new("default", &service.to_string()), Backend { addr, port: 80, flags, service }))
     }
 
-    fn missed(of: &[(u32, usize)]) -> Problems {
-        let missed = of.iter().map(|(id, clients)| (*id, Missed { clients: *clients, seconds: 30 }));
-        by_service(&missed.collect(), named)
+    fn ejected(of: &[(u32, usize)]) -> Problems {
+        let ejected = of.iter().map(|(id, clients)| (*id, EjectedBackend { clients: *clients, seconds: 30 }));
+        by_service(&ejected.collect(), named)
     }
 
     fn notes(queue: &EventQueue) -> Vec<String> {
@@ -115,7 +115,7 @@ mod tests {
     fn an_ejection_is_an_event_of_the_node_with_its_cure_until_it_ends() {
         let queue = EventQueue::with_reader();
         let mut reporter = Reporter::new(ProblemOrigin::Ejection, queue.clone());
-        reporter.report(missed(&[(1, 1), (9, 2), (999, 1)]));
+        reporter.report(ejected(&[(1, 1), (9, 2), (999, 1)]));
         assert_eq!(
             notes(&queue),
             [
@@ -128,12 +128,12 @@ mod tests {
             ]
         );
         // The number of clients changes no Event but for the step from one to several.
-        reporter.report(missed(&[(1, 2), (9, 3)]));
+        reporter.report(ejected(&[(1, 2), (9, 3)]));
         let of_several = notes(&queue);
         assert!(of_several.iter().all(|note| note.contains("several clients")), "{of_several:?}");
-        reporter.report(missed(&[(1, 7), (9, 2)]));
+        reporter.report(ejected(&[(1, 7), (9, 2)]));
         assert_eq!(notes(&queue), of_several);
-        reporter.report(missed(&[(9, 2)]));
+        reporter.report(ejected(&[(9, 2)]));
         assert_eq!(notes(&queue), of_several[1..]);
         reporter.report(Problems::new());
         assert_eq!(notes(&queue), [""; 0]);
@@ -143,7 +143,7 @@ mod tests {
     fn a_client_that_ejects_everything_leaves_room_for_other_events() {
         let queue = EventQueue::with_reader();
         let mut reporter = Reporter::new(ProblemOrigin::Ejection, queue.clone());
-        reporter.report(missed(&(0..20).map(|number| (number * 10 + 1, 1)).collect::<Vec<_>>()));
+        reporter.report(ejected(&(0..20).map(|number| (number * 10 + 1, 1)).collect::<Vec<_>>()));
         assert_eq!(notes(&queue).len(), MAX_ENDPOINTS);
     }
 }

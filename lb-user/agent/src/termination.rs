@@ -37,8 +37,8 @@ use lb_kernel::clock;
 /// Interval of sweeps over counts and affinity.
 const SWEEP: Duration = Duration::from_secs(30);
 
-/// Interval of looks at the counter of a full `AFFINITY`, which needs a sweep at once.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval of readings of the counter of a full `AFFINITY`, which needs a sweep at once.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Delay of the first search while the service port has no backend: another object, such as the slice of a renamed
 /// port, may complete the change in a moment. No other backend could serve the clients meanwhile.
@@ -83,12 +83,12 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, passes: &Receiver<MapChanges>) {
-        let (mut sweep, mut look) = (Instant::now() + SWEEP, Instant::now() + LOOK);
+        let (mut sweep, mut check) = (Instant::now() + SWEEP, Instant::now() + CHECK_INTERVAL);
         let mut affinity_full = None;
         let mut is_first_pass = true;
         loop {
             let wake = [self.queue.next(), self.flows.next(), self.scan, self.closed.next()].into_iter().flatten();
-            let wake = wake.fold(sweep.min(look), Instant::min);
+            let wake = wake.fold(sweep.min(check), Instant::min);
             let has_passed = match passes.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(mut changes) => {
                     passes.try_iter().for_each(|later| changes.append(later));
@@ -117,7 +117,7 @@ impl Worker {
             is_first_pass &= !has_passed;
             self.attempt("ending sockets", Self::end_due);
             self.attempt("ending flows", Self::end_flows);
-            self.attempt("freeing entries of closed sockets", |worker| worker.closed.look(&worker.directory));
+            self.attempt("freeing entries of closed sockets", |worker| worker.closed.free(&worker.directory));
             if Instant::now() >= sweep {
                 self.attempt("removing counts of deleted objects", Self::sweep);
                 self.attempt("removing the buffer of a killed watch", |this| {
@@ -125,12 +125,12 @@ impl Worker {
                 });
                 sweep = Instant::now() + SWEEP;
             }
-            // The first search for sockets sets what later ones compare with.
-            if (has_passed && affinity_full.is_none()) || (!is_first_pass && Instant::now() >= look) {
-                self.attempt("making room for affinity", |worker| worker.look(&mut affinity_full));
+            // The first reading of the counter is what the next compares with.
+            if (has_passed && affinity_full.is_none()) || (!is_first_pass && Instant::now() >= check) {
+                self.attempt("making room for affinity", |worker| worker.make_room(&mut affinity_full));
             }
-            if Instant::now() >= look {
-                look = Instant::now() + LOOK;
+            if Instant::now() >= check {
+                check = Instant::now() + CHECK_INTERVAL;
             }
         }
     }
@@ -291,8 +291,8 @@ impl Worker {
         maps.sweep(&LiveIds::open(&self.directory)?, clock::monotonic_ns())
     }
 
-    /// Sweeps if a client found no room in `AFFINITY` since the last look.
-    fn look(&self, affinity_full: &mut Option<CounterWatch>) -> Result<()> {
+    /// Sweeps if a client found no room in `AFFINITY` since the last reading of the counter.
+    fn make_room(&self, affinity_full: &mut Option<CounterWatch>) -> Result<()> {
         let watch = match affinity_full.take() {
             Some(watch) => watch,
             None => CounterWatch::new(&self.directory, Counter::AffinityFull)?,

@@ -65,6 +65,20 @@ impl Object {
         }
     }
 
+    /// Returns the kind and the key of the object, which no other object has.
+    #[must_use]
+    pub fn id(&self) -> (ObjectKind, Key) {
+        let key = match self {
+            Self::Service(service) => service.key.clone(),
+            Self::EndpointSlice(slice) => slice.key.clone(),
+            Self::Endpoints(endpoints) => endpoints.key.clone(),
+            Self::Node(node) => Key::new("", &node.name),
+            Self::Pod(pod) => pod.key.clone(),
+            Self::Namespace(namespace) => Key::new("", &namespace.name),
+        };
+        (self.kind(), key)
+    }
+
     pub(crate) fn service_key(&self) -> Option<&Key> {
         if let Self::Service(object) = self { Some(&object.key) } else { None }
     }

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_named_with_its_cure() {
+    fn unreadable_ranges_are_named_with_their_cure() {
         let check = |annotation: &str, expected: &[&str]| {
             let error = parse(annotation).map(|groups| text(&groups)).expect_err(annotation);
             assert!(expected.iter().all(|part| error.contains(part)), "{annotation}: {error}");

@@ -37,8 +37,8 @@ use tracing::{info, warn};
 
 /// Time between two searches for the network namespace of an endpoint.
 const SEARCH: Duration = Duration::from_secs(5);
-/// Time between two looks at an endpoint that has closed a socket.
-const LOOK: Duration = Duration::from_millis(50);
+/// Interval of checks of an endpoint that has closed a socket.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// True while an endpoint that has listened does not.
 type IsClosed = bool;
@@ -154,7 +154,7 @@ async fn follow_in_its_namespace(
         // The receiver outlives this task.
         let _sent = changes.send((target, is_closed)).await;
         if is_closed {
-            sleep(LOOK).await;
+            sleep(CHECK_INTERVAL).await;
             if searched.elapsed() >= SEARCH {
                 // A pod may get another namespace, with the address that it had.
                 (notifications, sockets) = spawn_blocking(move || open(ip)).await.context("a search")??;

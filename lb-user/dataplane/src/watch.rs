@@ -234,7 +234,7 @@ impl Lost {
 
 impl Drop for WatchReader {
     fn drop(&mut self) {
-        // Else the next program that finds the time over does so, and the agent.
+        // If this fails, the agent or the next program that finds the time over closes it.
         let _best_effort = close(&self.cells);
         let _best_effort = bpf::delete(self.rings.as_fd(), &RING);
     }

@@ -17,8 +17,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::netns::LabNamespace;
 
-/// Time after which a thread looks whether the tunnel has ended.
-const LOOK: Duration = Duration::from_millis(100);
+/// Interval at which a thread checks for the end of the tunnel.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A tunnel, which ends with this value.
 pub struct Tunnel {
@@ -62,11 +62,11 @@ fn carry(mut from: &File, mut to: &File, is_over: &AtomicBool) {
                 let _lost = to.write(packet.get(..length).unwrap_or_default());
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let timeout = LOOK.try_into().expect("short");
+                let timeout = CHECK_INTERVAL.try_into().expect("short");
                 let _ready = poll(&mut [PollFd::new(&from, PollFlags::IN)], Some(&timeout));
             }
             // The device is down.
-            Err(_) => thread::sleep(LOOK),
+            Err(_) => thread::sleep(CHECK_INTERVAL),
         }
     }
 }

@@ -30,7 +30,7 @@ use lb_core::{
 };
 use lb_dataplane::{
     pins::Pins,
-    stats::{LiveIds, Missed, StatMaps},
+    stats::{EjectedBackend, LiveIds, StatMaps},
     store::BpfStore,
 };
 use lb_kernel::clock;
@@ -94,7 +94,7 @@ pub(super) fn render(pins: &Pins, flags: FlagSource, arguments: ExplainArgs) -> 
     let mut explanation = explanation;
     if let Some((dump, _)) = &pinned {
         let (maps, live) = (StatMaps::open(&pins.current())?, LiveIds::open(&pins.current())?);
-        add_ejections(&mut explanation, &service, dump, &maps.missed(&live, clock::monotonic_ns())?);
+        add_ejections(&mut explanation, &service, dump, &maps.ejected_backends(&live, clock::monotonic_ns())?);
     }
     let spec = reconciler.spec(&service);
     announced::add(&mut explanation.facts, &pins.current(), source, &spec.attracted);
@@ -108,8 +108,8 @@ pub(super) fn render(pins: &Pins, flags: FlagSource, arguments: ExplainArgs) -> 
 }
 
 /// Adds to each endpoint which clients of this node do not get it, since their connects failed.
-fn add_ejections(explanation: &mut Explanation, service: &Key, dump: &Dump, missed: &BTreeMap<u32, Missed>) {
-    for (id, Missed { clients, seconds }) in missed {
+fn add_ejections(explanation: &mut Explanation, service: &Key, dump: &Dump, ejected: &BTreeMap<u32, EjectedBackend>) {
+    for (id, EjectedBackend { clients, seconds }) in ejected {
         let Some(backend) = dump.backends.get(id) else { continue };
         let Some(key) = dump.names.get(&backend.service).filter(|key| key.service == *service) else { continue };
         let endpoint = SocketAddr::new(backend.addr.to_ip(), backend.port).to_string();

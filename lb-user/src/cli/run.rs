@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_routes_is_one_that_no_packet_uses() {
+    fn a_table_of_the_kernel_is_refused_for_routes() {
         assert_eq!((parse_table("190"), parse_table("1000")), (Ok(190), Ok(1000)));
         for bad in ["0", "253", "254", "255", "-1", "main", ""] {
             assert!(parse_table(bad).is_err(), "{bad}");

@@ -265,7 +265,7 @@ fn backend_rows<'a>(
     });
     let row = |(service, id, backend): (u32, u32, Option<&Backend>)| {
         let counts = stats.backends.get(&id).copied().unwrap_or_default();
-        let missed = stats.missed.get(&id).copied().unwrap_or_default();
+        let ejected = stats.ejected_backends.get(&id).copied().unwrap_or_default();
         BackendRow {
             service: name_of(dump, service),
             address: backend.map_or_else(|| GONE.to_owned(), |backend| backend.addr.to_string()),
@@ -277,8 +277,8 @@ fn backend_rows<'a>(
             open: counts.open,
             connections: counts.connections,
             failures: stats.ejected.get(&EjectStatsKey { service, backend: id }).map_or(0, |stats| stats.failures),
-            ejected_by: missed.clients,
-            ejected_for_seconds: missed.seconds,
+            ejected_by: ejected.clients,
+            ejected_for_seconds: ejected.seconds,
             id,
         }
     };

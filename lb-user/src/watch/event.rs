@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_says_who_reached_what_and_why_not() {
+    fn a_line_names_the_client_the_service_the_backend_and_the_cause() {
         let v6 =
             WatchRecord { dialled: addr("fd96::53"), backend_addr: addr("fd00::2"), proto: Proto::Udp as u8, ..call() };
         let unknown = WatchRecord { service: 0, ..refused(Cause::UnknownPort) };

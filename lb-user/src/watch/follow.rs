@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn without_patience_a_connect_is_told_with_its_result_only() {
+    fn without_a_timeout_a_connect_is_told_with_its_result_only() {
         let mut follower = Follower::new(true, None);
         assert_eq!(follower.take(record(WatchKind::Connect, 7, 0)), []);
         assert_eq!(follower.overdue(2000 * MS), []);

@@ -210,14 +210,7 @@ impl Source {
     }
 
     fn add(&mut self, object: Object) {
-        let id = match &object {
-            Object::Service(service) => (ObjectKind::Service, service.key.clone()),
-            Object::EndpointSlice(slice) => (ObjectKind::EndpointSlice, slice.key.clone()),
-            Object::Endpoints(endpoints) => (ObjectKind::Endpoints, endpoints.key.clone()),
-            Object::Node(node) => (ObjectKind::Node, Key::new("", &node.name)),
-            Object::Pod(pod) => (ObjectKind::Pod, pod.key.clone()),
-            Object::Namespace(namespace) => (ObjectKind::Namespace, Key::new("", &namespace.name)),
-        };
+        let id = object.id();
         self.seen.push(id.clone());
         self.known.insert(id, object);
     }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 pub const STORIES: &[Story] = &[
-    ("what_listens_at_an_own_address_of_a_pod_wins_over_services", pods_own_addresses),
+    ("a_listener_at_an_own_address_of_a_pod_wins_over_services", pods_own_addresses),
     ("a_listener_at_all_addresses_takes_no_frontend", listeners_at_all_addresses),
     ("a_cache_on_the_node_has_the_address_of_its_service", cache_on_the_node),
 ];

@@ -36,7 +36,7 @@ use crate::{
 };
 
 pub const STORIES: &[Story] = &[
-    ("watch_shows_who_reached_which_backend_and_why_not", shows_calls),
+    ("watch_shows_client_backend_and_cause_of_each_call", shows_calls),
     ("watch_shows_the_result_and_the_time_of_handshakes", shows_handshakes),
     ("watch_filters_by_service_and_by_failure", filters),
     ("watch_names_the_pod_of_a_process", names_the_pod),

@@ -25,41 +25,42 @@ use known::KnownSockets;
 /// The ages of service ports, by id.
 pub(crate) type Ages = Arc<BTreeMap<u32, ConnectionAge>>;
 
-/// Looks in the shortest age: an age is exact by this share of it.
-const LOOKS: u32 = 20;
+/// Scans in the shortest age: an age is exact by this share of it.
+const SCANS: u32 = 20;
 
-/// Shortest and longest time between two looks.
+/// Shortest and longest time between two scans.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// Longest time between two looks while a socket is over its age and busy.
+/// Longest time between two scans while a socket is over its age and busy.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// Share of the time that looks may take: one part of these.
+/// Share of the time that scans may take: one part of these.
 const SHARE: u32 = 20;
 
 /// Ends sockets, by the maps pinned in `pins`, until the sender is dropped. Failures are logged and retried.
 ///
 /// # Errors
-/// If a look panics.
+/// If a scan panics.
 pub(crate) async fn run(pins: PathBuf, mut ages: watch::Receiver<Ages>) -> Result<()> {
-    let mut looker = Looker { pins, start: Instant::now(), known: KnownSockets::default(), failures: BTreeSet::new() };
+    let mut scanner =
+        Scanner { pins, start: Instant::now(), known: KnownSockets::default(), failures: BTreeSet::new() };
     loop {
         let current = Arc::clone(&ages.borrow_and_update());
         if current.is_empty() {
-            looker.known.clear();
+            scanner.known.clear();
             if ages.changed().await.is_err() {
                 return std::future::pending().await;
             }
             continue;
         }
         let (interval, start) = (interval(&current), Instant::now());
-        let look = move || {
-            let is_waiting = looker.look(&current);
-            (looker, is_waiting)
+        let scan = move || {
+            let is_waiting = scanner.scan(&current);
+            (scanner, is_waiting)
         };
-        let (back, is_waiting) = tokio::task::spawn_blocking(look).await.context("the look for old sockets")?;
-        looker = back;
+        let (back, is_waiting) = tokio::task::spawn_blocking(scan).await.context("the scan for old sockets")?;
+        scanner = back;
         // Also after a change of the ages, since several come at once.
         let least = (start.elapsed() * (SHARE - 1)).clamp(SHORTEST, LONGEST);
         tokio::time::sleep(least).await;
@@ -71,23 +72,23 @@ pub(crate) async fn run(pins: PathBuf, mut ages: watch::Receiver<Ages>) -> Resul
     }
 }
 
-/// Returns the time between two looks.
+/// Returns the time between two scans.
 fn interval(ages: &Ages) -> Duration {
     let shortest = ages.values().map(|age| age.seconds.get()).min().unwrap_or(u32::MAX);
-    (Duration::from_secs(shortest.into()) / LOOKS).clamp(SHORTEST, LONGEST)
+    (Duration::from_secs(shortest.into()) / SCANS).clamp(SHORTEST, LONGEST)
 }
 
-struct Looker {
+struct Scanner {
     pins: PathBuf,
     start: Instant,
     known: KnownSockets,
-    /// Failures of the last look, which are not logged again.
+    /// Failures of the last scan, which are not logged again.
     failures: BTreeSet<String>,
 }
 
-impl Looker {
+impl Scanner {
     /// Ends the sockets whose time is over. True if one is busy.
-    fn look(&mut self, ages: &Ages) -> bool {
+    fn scan(&mut self, ages: &Ages) -> bool {
         let (is_waiting, failures) = match self.end(ages) {
             Ok((is_waiting, failures)) => (is_waiting, failures),
             Err(error) => (false, [format!("{error:#}")].into()),
@@ -120,7 +121,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     #[test]
-    fn looks_are_a_twentieth_of_the_shortest_age_apart_within_a_second_and_a_minute() {
+    fn scans_are_a_twentieth_of_the_shortest_age_apart_within_a_second_and_a_minute() {
         let ages = |of: &[u32]| {
             let age = |seconds: &u32| ConnectionAge { seconds: NonZeroU32::new(*seconds).expect("not 0"), grace: None };
             Ages::new((1..).zip(of.iter().map(age)).collect())

@@ -91,7 +91,7 @@ pub fn read(directory: &Path, backends: Option<usize>, flows: Option<u64>) -> Re
     let store = BpfStore::open(directory)?;
     let stat_maps = StatMaps::open(directory)?;
     let counts = stat_maps.read_unsorted()?;
-    let missed = stat_maps.missed(&LiveIds::open(directory)?, clock::monotonic_ns())?;
+    let ejected_backends = stat_maps.ejected_backends(&LiveIds::open(directory)?, clock::monotonic_ns())?;
     let (maps, programs) = read_pins(directory, flows)?;
     let dump = store.dump_of(&[Table::Services])?;
     let without_local = [ServiceFlags::INTERNAL_LOCAL, ServiceFlags::EXTERNAL_LOCAL].map(|flag| {
@@ -104,7 +104,7 @@ pub fn read(directory: &Path, backends: Option<usize>, flows: Option<u64>) -> Re
         maps,
         programs,
         ports: port_counts(&store, &counts, &stat_maps.ejected()?),
-        ejected: ejected(&store, missed.keys()),
+        ejected: ejected(&store, ejected_backends.keys()),
         backends: backends.map(|max| top_backends(&store, counts.backends, max)),
         counters: stats::counters(directory)?,
         without_local,

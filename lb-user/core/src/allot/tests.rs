@@ -328,7 +328,7 @@ fn a_service_without_an_address_is_told_why_each_pool_gives_none() {
 }
 
 #[test]
-fn a_service_whose_addresses_another_controller_changes_keeps_what_that_one_writes() {
+fn a_service_keeps_addresses_that_another_controller_writes() {
     let pools = [pool("p", &["192.0.2.0/29"])];
     let contest = Some(Contest { from: vec![ip("192.0.2.1")], to: Vec::new() });
     check(&pools, &[AddressRequest { contest: contest.clone(), ..request("a") }], &["a TwoControllers"]);

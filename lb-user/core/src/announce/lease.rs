@@ -8,8 +8,8 @@ use super::{HOLD, Membership, Node, PERMIT, Time};
 const RENEWAL: Time = Time::from_millis(500);
 /// Time for which the vote is kept when it is needed no longer.
 const LINGER: Time = Time::from_secs(3);
-/// Interval of looks at the Lease. A known version makes a take-over one request.
-const LOOK: Time = Time::from_secs(10);
+/// Interval of reads of the Lease. A known version makes a take-over one request.
+const READ_INTERVAL: Time = Time::from_secs(10);
 
 /// The Lease, as it was read or written.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -98,7 +98,7 @@ impl<V: Clone + PartialEq> LeaseVote<V> {
             }
             None if is_needed => Some(self.me.clone()),
             Some(_) if is_needed && now >= *since + PERMIT => Some(self.me.clone()),
-            _ => return (now >= self.looked + LOOK).then_some(LeaseRequest::Read),
+            _ => return (now >= self.looked + READ_INTERVAL).then_some(LeaseRequest::Read),
         };
         Some(LeaseRequest::Write(LeaseState { holder, ..state.clone() }))
     }

@@ -7,7 +7,7 @@ mod ejections;
 mod fair_share;
 
 pub use counters::{CounterWatch, counters};
-pub use ejections::Missed;
+pub use ejections::EjectedBackend;
 
 use std::{
     collections::BTreeMap,
@@ -36,8 +36,9 @@ pub struct Stats {
     pub killed: BTreeMap<u32, u64>,
     /// Failed handshakes and ejections, by service port and backend.
     pub ejected: BTreeMap<EjectStatsKey, EjectStats>,
-    /// Backends that clients of this node miss, by id; empty unless [`StatMaps::missed`] was asked for them.
-    pub missed: BTreeMap<u32, Missed>,
+    /// Backends that clients of this node have ejected, by id; empty unless [`StatMaps::ejected_backends`] was asked for
+    /// them.
+    pub ejected_backends: BTreeMap<u32, EjectedBackend>,
 }
 
 impl Stats {
@@ -105,7 +106,7 @@ impl StatMaps {
             backends: backends.into_iter().collect(),
             killed: killed.into_iter().collect(),
             ejected: self.ejected.read()?.into_iter().collect(),
-            missed: BTreeMap::new(),
+            ejected_backends: BTreeMap::new(),
         })
     }
 
@@ -147,12 +148,16 @@ impl StatMaps {
         Ok(self.ejections.read()?.into_iter().collect())
     }
 
-    /// Reads the backends that clients of this node miss at `now` (CLOCK_MONOTONIC, ns), by id.
+    /// Reads the backends that clients of this node have ejected at `now` (CLOCK_MONOTONIC, ns), by id.
     ///
     /// # Errors
     /// If a map cannot be read.
-    pub fn missed(&self, live: &LiveIds, now: u64) -> Result<BTreeMap<u32, Missed>> {
-        Ok(ejections::missed(&self.ejections.read()?, |service| live.ejection(service).unwrap_or_default(), now))
+    pub fn ejected_backends(&self, live: &LiveIds, now: u64) -> Result<BTreeMap<u32, EjectedBackend>> {
+        Ok(ejections::ejected_backends(
+            &self.ejections.read()?,
+            |service| live.ejection(service).unwrap_or_default(),
+            now,
+        ))
     }
 
     /// Reads the numbers of failed handshakes and ejections, by service port and backend.

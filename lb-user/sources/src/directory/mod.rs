@@ -246,7 +246,7 @@ fn merge(files: &BTreeMap<PathBuf, File>) -> (BTreeMap<ObjectKind, Vec<Object>>,
     let mut duplicates = Vec::new();
     for (path, file) in files {
         for object in &file.content.objects {
-            let (kind, key) = id(object);
+            let (kind, key) = object.id();
             if let Some(owner) = owners.get(&(kind, key.clone())) {
                 let (owner, path) = (owner.display(), path.display());
                 duplicates.push(format!("{kind:?} {key} is in {owner} and in {path}: the first counts; remove one"));
@@ -283,17 +283,6 @@ fn strays(objects: &BTreeMap<ObjectKind, Vec<Object>>) -> Vec<String> {
         _ => None,
     };
     all().filter_map(stray).collect()
-}
-
-fn id(object: &Object) -> (ObjectKind, Key) {
-    match object {
-        Object::Service(service) => (ObjectKind::Service, service.key.clone()),
-        Object::EndpointSlice(slice) => (ObjectKind::EndpointSlice, slice.key.clone()),
-        Object::Endpoints(endpoints) => (ObjectKind::Endpoints, endpoints.key.clone()),
-        Object::Node(node) => (ObjectKind::Node, Key::new("", &node.name)),
-        Object::Pod(pod) => (ObjectKind::Pod, pod.key.clone()),
-        Object::Namespace(namespace) => (ObjectKind::Namespace, Key::new("", &namespace.name)),
-    }
 }
 
 /// Files and directories found under the path.

@@ -69,7 +69,7 @@ spec:
 }
 
 #[test]
-fn what_has_no_counterpart_is_named_with_its_cure() {
+fn settings_without_a_counterpart_are_named_with_their_cure() {
     let metallb = |kind: &str, spec: &str| {
         let text =
             format!("{{apiVersion: metallb.io/v1beta1, kind: {kind}, metadata: {{name: a, namespace: m}}, {spec}}}");

@@ -34,8 +34,8 @@ const AT_ONCE: usize = 64;
 /// Least time between the starts of two probes: at most 100 a second.
 const PACE: Duration = Duration::from_millis(10);
 
-/// Time between two looks at the use of Services.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval of checks of the use of Services.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A Service whose endpoints are probed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -78,7 +78,7 @@ pub async fn run(
     let start = Instant::now();
     let mut schedule = Schedule::default();
     let mut asking = JoinSet::new();
-    let (mut earliest, mut look) = (start, interval(LOOK));
+    let (mut earliest, mut look) = (start, interval(CHECK_INTERVAL));
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let next = schedule.next().map(|next| (start + next).max(earliest));

@@ -84,7 +84,8 @@ pub(super) fn render(pins: &Path, arguments: &GetArgs) -> Result<String> {
         Resource::Frontends => rows(&inspect::frontends(&super::dump(pins)?), output),
         Resource::Backends => {
             let mut stats = stats()?;
-            stats.missed = StatMaps::open(pins)?.missed(&LiveIds::open(pins)?, clock::monotonic_ns())?;
+            stats.ejected_backends =
+                StatMaps::open(pins)?.ejected_backends(&LiveIds::open(pins)?, clock::monotonic_ns())?;
             rows(&inspect::backends(&super::dump(pins)?, &stats), output)
         }
         Resource::Counters => rows(&inspect::counters(&stats::counters(pins)?), output),

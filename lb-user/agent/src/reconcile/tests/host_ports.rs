@@ -166,7 +166,7 @@ fn an_address_that_node_ports_get_later_is_taken_from_a_host_port() {
 }
 
 #[test]
-fn a_pod_that_names_an_address_goes_before_one_that_names_none_and_that_one_is_told() {
+fn a_pod_with_a_host_ip_takes_precedence_and_the_other_pod_gets_a_warning() {
     let mut reconciler = reconciler();
     reconciler.handle([Event::Replace(ObjectKind::Pod, vec![pod("any", 1, "", 8080)])]);
     assert_eq!(settle(&mut reconciler).1, Vec::<String>::new());

@@ -299,7 +299,7 @@ fn a_node_in_a_hold_down_takes_addresses_that_lose_their_holder_as_fast_as_any()
 }
 
 #[test]
-fn a_node_without_a_link_in_the_network_of_an_address_goes_after_others_and_after_one_that_is_drained() {
+fn a_node_without_a_link_in_the_network_of_an_address_goes_after_others_and_after_drained_ones() {
     let mut model = at_rest(5, 3);
     let networks = |model: &mut Model, i: usize, networks: &[&str]| {
         let networks = networks.iter().map(|network| network.parse().expect("a network"));

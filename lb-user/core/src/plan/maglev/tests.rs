@@ -36,7 +36,7 @@ fn the_number_of_places_is_a_prime() {
 }
 
 #[test]
-fn a_table_says_who_gets_a_flow_by_targets_and_weights_alone() {
+fn a_table_depends_on_addresses_and_weights_alone() {
     let entries: Vec<_> = (0..50).map(|n| entry(n, 1 + u16::try_from(n % 3).expect("small"))).collect();
     let targets = |ids: &[u32], entries: &[Entry]| -> Vec<AddrPort> {
         ids.iter().map(|id| entries.iter().find(|entry| entry.id == *id).expect("an id of these").target).collect()

@@ -36,8 +36,8 @@ pub struct Stats {
     pub killed: BTreeMap<u32, u64>,
     /// Failed handshakes and ejections, by service port and backend.
     pub ejected: BTreeMap<EjectStatsKey, EjectStats>,
-    /// Backends that clients of this node have ejected, by id; empty unless [`StatMaps::ejected_backends`] was asked for
-    /// them.
+    /// Backends that clients of this node have ejected, by id; empty unless [`StatMaps::ejected_backends`] was asked
+    /// for them.
     pub ejected_backends: BTreeMap<u32, EjectedBackend>,
 }
 

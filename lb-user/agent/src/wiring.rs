@@ -141,9 +141,9 @@ pub async fn run(config: Config, pins: impl FnOnce() -> Result<Pins>) -> Result<
     tasks.spawn(forward(observed.clone(), |status| status.ejects, ejects_sender));
     let (probed_sender, probed) = watch::channel(ProbedServices::default());
     tasks.spawn(forward(observed.clone(), |status| Arc::clone(&status.probed), probed_sender));
-    let (takers_sender, takers) = watch::channel(Arc::default());
-    tasks.spawn(forward(observed.clone(), |status| Arc::clone(&status.takers), takers_sender));
-    tasks.spawn(listeners::run(takers, events.clone()));
+    let (redirect_targets_sender, redirect_targets) = watch::channel(Arc::default());
+    tasks.spawn(forward(observed.clone(), |status| Arc::clone(&status.redirect_targets), redirect_targets_sender));
+    tasks.spawn(listeners::run(redirect_targets, events.clone()));
     let (attracted_sender, of_routes) = watch::channel(None);
     let node_name = config.node_name.clone();
     let attracted = move |status: &Status| attracted(status, &node_name);

@@ -123,7 +123,7 @@ pub struct ServiceSpec {
     /// The endpoints to probe, if there are any.
     pub probes: Option<ProbeTargets>,
     /// Endpoints on this node that take the clients of its cluster IPs, closed ones included.
-    pub takers: BTreeSet<AddrPort>,
+    pub redirect_targets: BTreeSet<AddrPort>,
     /// Load balancer addresses that the Service owns, with the nodes that may attract traffic for each: all nodes, but
     /// with externalTrafficPolicy Local those with a ready endpoint. Sorted, each once.
     pub attracted: Vec<(IpAddr, Candidates)>,
@@ -140,7 +140,7 @@ impl ServiceSpec {
             ports: Vec::new(),
             health: None,
             probes: None,
-            takers: BTreeSet::new(),
+            redirect_targets: BTreeSet::new(),
             attracted: Vec::new(),
             warnings: Vec::new(),
         }

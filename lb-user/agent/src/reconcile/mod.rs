@@ -3,10 +3,10 @@
 
 mod maps;
 mod mending;
+mod redirect_targets;
 mod report;
 mod run;
 mod status;
-mod takers;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -48,11 +48,11 @@ use lb_core::{
 use lb_dataplane::attach::ejection::EjectionProgram;
 use lb_sources::probes::Probed;
 use maps::Maps;
+use redirect_targets::RedirectTargets;
 pub(crate) use report::{Departed, Departure, MapChanges};
 pub use report::{PassReport, StepDurations};
 pub(crate) use run::{Dataplane, run};
 pub(crate) use status::{DatapathState, Status};
-use takers::Takers;
 
 /// Keeps a store equal to the Services.
 pub struct Reconciler<S> {
@@ -100,7 +100,7 @@ struct Reports {
     /// The endpoints to probe of each Service that has some.
     probes: BTreeMap<Key, ProbeTargets>,
     /// Endpoints on this node that take the clients of each Service.
-    takers: Takers,
+    redirect_targets: RedirectTargets,
     /// True if a Service of `ages` or `probes` has changed, maybe by its ids only.
     are_named_changed: bool,
     /// Services with ejection, by the program that it needs.
@@ -306,7 +306,7 @@ impl<S: Store> Reconciler<S> {
         specs.iter().for_each(|spec| self.warn(spec));
         specs.iter().for_each(|spec| self.reports.update_health(spec));
         specs.iter().for_each(|spec| self.reports.update_probes(spec));
-        specs.iter().for_each(|spec| self.reports.takers.update(spec));
+        specs.iter().for_each(|spec| self.reports.redirect_targets.update(spec));
         specs.iter().for_each(|spec| self.reports.update_restricted(spec));
         specs.iter().for_each(|spec| self.reports.update_attracted(spec));
         specs.iter().for_each(|spec| self.reports.update_ejecting(spec));

@@ -198,7 +198,7 @@ fn publish<S: Store>(
     let error = report.failure.as_ref().map(|error| format!("{error:#}"));
     let (ranges, doubtful) = reconciler.cluster_ranges();
     let pod_modes = reconciler.world.pods().map(pod_modes);
-    let (named, takers) = (reconciler.take_named(), reconciler.reports.takers.all());
+    let (named, redirect_targets) = (reconciler.take_named(), reconciler.reports.redirect_targets.all());
     let triggers = if error.is_none() { reconciler.world.take_triggers() } else { Vec::new() };
     status.send_modify(|status| {
         status.record_pass(duration, error, &triggers);
@@ -210,8 +210,8 @@ fn publish<S: Store>(
         if let Some((ages, probed)) = named {
             (status.connection_ages, status.probed) = (Arc::new(ages), Arc::new(probed));
         }
-        if *status.takers != takers {
-            status.takers = Arc::new(takers);
+        if *status.redirect_targets != redirect_targets {
+            status.redirect_targets = Arc::new(redirect_targets);
         }
         if *status.node_ports != reconciler.node_ports {
             status.node_ports = Arc::new(reconciler.node_ports.clone());

@@ -63,7 +63,7 @@ pub(crate) struct Status {
     /// Endpoints to probe, as of the last pass.
     pub(crate) probed: ProbedServices,
     /// Endpoints on this node that take clients of other Services, as of the last pass.
-    pub(crate) takers: Arc<BTreeSet<AddrPort>>,
+    pub(crate) redirect_targets: Arc<BTreeSet<AddrPort>>,
     /// Load balancer addresses of each Service, with the nodes that may attract their traffic, as of the last pass.
     pub(crate) attracted: Arc<BTreeMap<Key, Vec<(IpAddr, Candidates)>>>,
     /// Addresses of the node at which NodePorts answer, as of the last pass.
@@ -119,7 +119,7 @@ impl Default for Status {
             connection_ages: Ages::default(),
             ejects: false,
             probed: ProbedServices::default(),
-            takers: Arc::default(),
+            redirect_targets: Arc::default(),
             node_ports: Arc::default(),
             cluster_ranges: Arc::default(),
             doubtful_ranges: Vec::new(),

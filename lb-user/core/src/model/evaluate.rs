@@ -225,8 +225,19 @@ impl<'a> Evaluator<'a, '_> {
             let tiers = tiers[family].as_ref().map_or(0, Tiers::flags);
             flags[family] | if is_narrowed { ServiceFlags::PREFERS_LOCAL } else { 0 } | tiers | probes[family]
         });
-        let (redirected_to, takers) = (PerFamily::default(), Vec::new());
-        EvaluatedPort { port, index, scheduler, endpoints, tiers, narrowing, redirected_to, takers, flags, unmatched }
+        let (redirected_to, redirect_targets) = (PerFamily::default(), Vec::new());
+        EvaluatedPort {
+            port,
+            index,
+            scheduler,
+            endpoints,
+            tiers,
+            narrowing,
+            redirected_to,
+            redirect_targets,
+            flags,
+            unmatched,
+        }
     }
 
     /// Keeps out the endpoints of one family that fail their probes. Returns the flags of the service port that say so.
@@ -313,7 +324,7 @@ impl<'a> Evaluator<'a, '_> {
             self.cluster.claims.owner(&key) == Some(&self.view.service.key)
         };
         endpoints.retain(|endpoint| endpoint.serves() && endpoint.is_local(self.node) && !leads_back(endpoint.target));
-        port.takers = endpoints.iter().map(|endpoint| endpoint.target).collect();
+        port.redirect_targets = endpoints.iter().map(|endpoint| endpoint.target).collect();
         let world = self.cluster.world;
         let answers = |target: &AddrPort| !probes::fails(source.service, target, world) && !world.has_closed(target);
         endpoints.retain(|endpoint| answers(&endpoint.target));

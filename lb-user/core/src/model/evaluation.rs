@@ -53,7 +53,7 @@ pub struct EvaluatedPort<'a> {
     /// The Service whose endpoints on this node take the clients of the cluster IPs.
     pub redirected_to: PerFamily<Option<&'a Key>>,
     /// The endpoints on this node of that Service, of both families, closed ones included.
-    pub takers: Vec<AddrPort>,
+    pub redirect_targets: Vec<AddrPort>,
     /// [`ServiceFlags`] of the service port.
     pub flags: PerFamily<u32>,
     /// Endpoints whose object has no such port.

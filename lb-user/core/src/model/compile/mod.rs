@@ -74,8 +74,16 @@ pub(super) fn assemble(
     let health = health(service, ready);
     let attracted = attracted(service, &ports, &evaluation.ports);
     let probes = probes::targets(service, &evaluation.ports);
-    let takers = evaluation.ports.iter().flat_map(|port| &port.takers).copied().collect();
-    ServiceSpec { key: service.key.clone(), ports, health, probes, takers, attracted, warnings: evaluation.warnings }
+    let redirect_targets = evaluation.ports.iter().flat_map(|port| &port.redirect_targets).copied().collect();
+    ServiceSpec {
+        key: service.key.clone(),
+        ports,
+        health,
+        probes,
+        redirect_targets,
+        attracted,
+        warnings: evaluation.warnings,
+    }
 }
 
 /// Lists the load balancer addresses, with the nodes that may attract traffic for each.

@@ -152,11 +152,11 @@ impl Fixture {
     }
 
     /// The endpoints whose sockets the agent follows.
-    fn takers(&self, service: &str) -> String {
+    fn redirect_targets(&self, service: &str) -> String {
         let view = self.world.view(&key(service)).expect("a Service");
         let request = request(view.service, &self.settings.external_ips, &self.cross_namespace);
         let spec = compile(&view, request, NODE, &self.settings, self.cluster());
-        let all = spec.takers.iter().map(|target| target.addr.octets[15].to_string());
+        let all = spec.redirect_targets.iter().map(|target| target.addr.octets[15].to_string());
         all.collect::<Vec<_>>().join(" ")
     }
 
@@ -314,7 +314,7 @@ fn an_endpoint_that_has_closed_its_socket_takes_no_clients() {
     let target = |last: &u8| lb_common::AddrPort { addr: std::net::IpAddr::from([10, 0, 0, *last]).into(), port: 53 };
     let mut close = |closed: &[u8]| {
         let affected = fixture.apply(Event::ClosedListeners(closed.iter().map(target).collect()));
-        (affected, fixture.lists(DNS), fixture.takers(DNS))
+        (affected, fixture.lists(DNS), fixture.redirect_targets(DNS))
     };
     let all = || "7 8".to_owned();
     assert_eq!(close(&[7]), (DNS.to_owned(), "8 | 1 2".to_owned(), all()));
@@ -322,13 +322,13 @@ fn an_endpoint_that_has_closed_its_socket_takes_no_clients() {
     assert_eq!(close(&[7, 8]).0, "", "the same set affects no Service");
     assert_eq!(close(&[8]), (DNS.to_owned(), "7 | 1 2".to_owned(), all()));
     fixture.endpoints(CACHE, "7 local draining; 8 local");
-    assert_eq!((fixture.lists(DNS), fixture.takers(DNS)), ("1 2 | 1 2 | 1 kept".to_owned(), all()));
+    assert_eq!((fixture.lists(DNS), fixture.redirect_targets(DNS)), ("1 2 | 1 2 | 1 kept".to_owned(), all()));
     // The pod's sockets end with it.
     fixture.apply(Event::ClosedListeners([7, 8].iter().map(target).collect()));
-    assert_eq!((fixture.lists(DNS), fixture.takers(DNS)), ("1 2 | 1 2".to_owned(), all()));
+    assert_eq!((fixture.lists(DNS), fixture.redirect_targets(DNS)), ("1 2 | 1 2".to_owned(), all()));
     // The endpoint takes clients only; the Service itself has readiness for it.
     assert_eq!(fixture.lists(CACHE), "8 | 8 | 1 kept");
-    assert_eq!(fixture.takers(CACHE), "");
+    assert_eq!(fixture.redirect_targets(CACHE), "");
 }
 
 #[test]

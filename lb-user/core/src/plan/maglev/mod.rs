@@ -23,7 +23,7 @@ pub(super) struct Entry {
 }
 
 /// A backend that takes places in turn.
-struct Taker {
+struct Candidate {
     id: u32,
     /// The next place to try.
     place: usize,
@@ -38,24 +38,24 @@ struct Taker {
 /// than places: some would get no flow.
 pub(super) fn table(entries: impl Iterator<Item = Entry> + Clone) -> Option<Box<Maglev>> {
     let heaviest = entries.clone().map(|entry| u32::from(entry.weight)).max()?;
-    let mut takers: Vec<Taker> = entries.map(|entry| Taker::new(entry, heaviest)).collect();
-    if takers.len() > MAGLEV_LEN {
+    let mut candidates: Vec<Candidate> = entries.map(|entry| Candidate::new(entry, heaviest)).collect();
+    if candidates.len() > MAGLEV_LEN {
         return None;
     }
     let mut table = Box::new(Maglev { backends: [0; MAGLEV_LEN] });
     let mut free = MAGLEV_LEN;
     loop {
-        for taker in &mut takers {
-            taker.credit += taker.weight;
-            if taker.credit < heaviest {
+        for candidate in &mut candidates {
+            candidate.credit += candidate.weight;
+            if candidate.credit < heaviest {
                 continue;
             }
-            taker.credit -= heaviest;
+            candidate.credit -= heaviest;
             // No id is 0.
-            while table.backends[taker.place] != 0 {
-                taker.place = (taker.place + taker.skip) % MAGLEV_LEN;
+            while table.backends[candidate.place] != 0 {
+                candidate.place = (candidate.place + candidate.skip) % MAGLEV_LEN;
             }
-            table.backends[taker.place] = taker.id;
+            table.backends[candidate.place] = candidate.id;
             free -= 1;
             if free == 0 {
                 return Some(table);
@@ -64,7 +64,7 @@ pub(super) fn table(entries: impl Iterator<Item = Entry> + Clone) -> Option<Box<
     }
 }
 
-impl Taker {
+impl Candidate {
     /// Gives each backend a turn in the first round, whatever its weight.
     fn new(Entry { target, weight, id }: Entry, heaviest: u32) -> Self {
         let first = hash(&target, 1);

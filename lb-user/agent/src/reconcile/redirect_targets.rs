@@ -7,14 +7,14 @@ use lb_core::{objects::Key, spec::ServiceSpec};
 
 /// Endpoints that take the clients of a Service, by that Service.
 #[derive(Default)]
-pub(super) struct Takers(BTreeMap<Key, BTreeSet<AddrPort>>);
+pub(super) struct RedirectTargets(BTreeMap<Key, BTreeSet<AddrPort>>);
 
-impl Takers {
+impl RedirectTargets {
     pub(super) fn update(&mut self, spec: &ServiceSpec) {
-        if spec.takers.is_empty() {
+        if spec.redirect_targets.is_empty() {
             self.0.remove(&spec.key);
         } else {
-            self.0.insert(spec.key.clone(), spec.takers.clone());
+            self.0.insert(spec.key.clone(), spec.redirect_targets.clone());
         }
     }
 

@@ -24,6 +24,10 @@ pub const TRIES: u32 = 8;
 /// Puts the flow in `scratch` at the end of the queue. If the queue is full, its oldest flow gives way.
 #[inline(never)]
 pub fn push(scratch: &mut Scratch) {
+    if scratch.opening.end >= OPENING_SLOTS.load() {
+        // `FLOWS` was larger before, and so was the queue.
+        (scratch.opening.first, scratch.opening.end) = (0, 0);
+    }
     let end = scratch.opening.end;
     let next = after(end);
     if next == scratch.opening.first {

@@ -29,6 +29,7 @@ pub const STORIES: &[Story] = &[
 pub const OWN: &[Story] = &[
     ("flows_from_outside_go_on_in_a_map_of_another_size", packets::resized),
     ("flows_by_two_devices_begin_while_the_map_gets_another_size", packets::resized_amid_devices),
+    ("flows_without_an_answer_give_way_after_the_map_got_smaller", packets::give_way_after_shrinking),
 ];
 
 /// A version of the agent.

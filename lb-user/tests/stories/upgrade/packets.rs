@@ -13,7 +13,10 @@ use std::{
 
 use super::Version;
 use aya::maps::MapInfo;
+use lb_common::{Counter, Flow, FlowKey};
+use lb_kernel::bpf::typed::TypedMap;
 use lb_lab::network::{Host, Lan, LanOptions};
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 use crate::{
     agent::{Agent, until},
@@ -312,4 +315,37 @@ pub(super) fn resized_amid_devices(node: &mut StoryNode) {
     let lost = lost.load(Ordering::Relaxed);
     println!("{lost} datagrams came to nothing");
     assert!(lost <= 2);
+}
+
+/// Flows that get no answer give way to new ones also after `FLOWS`, and with it their queues, got smaller.
+pub(super) fn give_way_after_shrinking(node: &mut StoryNode) {
+    let lan = Lan::make(LanOptions::default());
+    let backend = pod(&lan.node1);
+    // No server answers there.
+    node.write("web.yaml", &service("Cluster", &addresses(backend).map(|ip| (ip, "here"))));
+    let mut agent = start(Version::Own, node, &lan);
+    agent.wait_until_in_service();
+    wait_until_attached(Version::Own, node, &lan);
+    // Each CPU has a queue of its own.
+    let mut cpus = CpuSet::new();
+    cpus.set(sched_getcpu());
+    sched_setaffinity(None, &cpus).expect("a CPU of this machine");
+    let to = SocketAddr::from((lan.node1.host.v4, NODE_PORT));
+    let begin = |flows: u32| {
+        let clients: Vec<Client> = (0..flows).map(|_| lan.client.net.enter(|| Client::udp(to))).collect();
+        clients.iter().for_each(|client| client.send_to(to).expect("sent"));
+    };
+    begin(300);
+    agent.kill();
+    let flows = TypedMap::<FlowKey, Flow>::open(&node.maps(), "FLOWS").expect("the pinned map");
+    let keys: Vec<FlowKey> = flows.read().expect("the flows").into_iter().map(|(key, _)| key).collect();
+    assert!(keys.len() >= 500, "{} entries", keys.len());
+    flows.delete(&keys).expect("removed");
+    agent = start_with(Version::Own, node, &lan, &["--map-size", "flows=256"]);
+    agent.wait_for_log("the flows have moved");
+    begin(300);
+    let counters = lb_dataplane::stats::counters(&node.maps()).expect("the counters");
+    let count = |wanted: Counter| counters.iter().find(|(counter, _)| *counter == wanted).expect("a counter").1;
+    assert_eq!(count(Counter::FlowsFull), 0, "{counters:?}");
+    assert!(count(Counter::FlowsEarlyDrop) >= 100, "{counters:?}");
 }

@@ -305,6 +305,9 @@ impl DeviceFlags {
     pub const SOURCE_RULES: u32 = 4096;
     /// A bridge: netfilter may have seen the packets that enter already, at its ports (br_netfilter).
     pub const BRIDGE: u32 = 8192;
+    /// Packets that leave here have source addresses of several networks: the kernel's routes choose that of each
+    /// (Linux 6.7), and the entry's is for older kernels.
+    pub const SEVERAL_SOURCES: u32 = 16384;
     /// Devices by which flows leave on the slow path: see [`SlowPath`].
     pub const SLOW_PATH: u32 = Self::NO_ETHERNET | Self::IPSEC | Self::MARKS;
 

@@ -285,8 +285,11 @@ fn find_source(frame: Frame, scratch: &mut Scratch, origin: Origin, entered_by: 
     if packet.l3 != ETHERNET {
         return Source::ByNetfilter(SlowPath::NoEthernet);
     }
-    route.store(&mut flow.hop, packet.l3, clock.now());
     flow.to.src = if packet.v6 { device.snat_v6 } else { device.snat_v4 };
+    if device.flags & DeviceFlags::SEVERAL_SOURCES != 0 {
+        route.find_source(frame, packet, &mut flow.to);
+    }
+    route.store(&mut flow.hop, packet.l3, clock.now());
     if flow.to.src.is_unspecified() { Source::Unknown } else { Source::Masquerade }
 }
 

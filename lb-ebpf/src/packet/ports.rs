@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use lb_common::{
-    Counter, Device, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple,
+    Counter, Device, DeviceFlags, Flow, FlowFlags, FlowKey, Hook, Hop, Proto, Tuple,
     flow::{FlowState, Serial, partner_key},
     hash::{scale, splitmix},
     packet::{Packet, flow_hash},
@@ -229,7 +229,7 @@ pub fn reserve_snat_port(frame: Frame, scratch: &mut Scratch, device: &Device) -
         return PacketVerdict::PASS;
     }
     let own = if packet.v6 { &device.snat_v6 } else { &device.snat_v4 };
-    if packet.tuple.src != *own {
+    if packet.tuple.src != *own && device.flags & DeviceFlags::SEVERAL_SOURCES == 0 {
         return PacketVerdict::PASS;
     }
     scratch.partner_key = FlowKey::new(packet.tuple.reversed(), packet.proto, Hook::Ingress);

@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::{
         BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
-        BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup, bpf_redir_neigh,
+        BPF_FIB_LKUP_RET_UNSUPP_LWT, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup, bpf_redir_neigh,
     },
     helpers::generated,
 };
@@ -73,7 +73,38 @@ impl Route {
 
     /// As [`Route::lookup`], with another source port.
     #[inline(always)]
-    pub fn lookup_from(&mut self, frame: Frame, packet: &Packet, (src, src_port): (&Addr, u16), to: &Tuple) -> Fib {
+    pub fn lookup_from(&mut self, frame: Frame, packet: &Packet, from: (&Addr, u16), to: &Tuple) -> Fib {
+        self.lookup_with(0, frame, packet, from, to)
+    }
+
+    /// Looks up as [`Route::lookup`] the source address that packets of this node have by that route, which becomes
+    /// that of `to`. It stays on kernels before 6.7, and without such an address.
+    #[inline(never)]
+    pub fn find_source(&mut self, frame: Frame, packet: &Packet, to: &mut Tuple) {
+        let from = (&packet.tuple.src, to.src_port);
+        if !matches!(self.lookup_with(BPF_FIB_LOOKUP_SRC, frame, packet, from, to), Fib::Device) {
+            self.lookup_with(0, frame, packet, from, to);
+            return;
+        }
+        // SAFETY: integers, written by the lookup.
+        to.src = unsafe {
+            if packet.v6 {
+                Addr::from_words(self.params.__bindgen_anon_3.ipv6_src)
+            } else {
+                Addr::from_v4_word(self.params.__bindgen_anon_3.ipv4_src)
+            }
+        };
+    }
+
+    #[inline(always)]
+    fn lookup_with(
+        &mut self,
+        flags: u32,
+        frame: Frame,
+        packet: &Packet,
+        (src, src_port): (&Addr, u16),
+        to: &Tuple,
+    ) -> Fib {
         let params = &mut self.params;
         params.family = if packet.v6 { AF_INET6 } else { AF_INET };
         params.l4_protocol = packet.proto;
@@ -92,7 +123,7 @@ impl Route {
         }
         let size = mem::size_of::<bpf_fib_lookup>() as i32;
         // SAFETY: the context, and a struct of that size.
-        let code = unsafe { generated::bpf_fib_lookup(frame.raw(), &raw mut self.params, size, 0) } as u32;
+        let code = unsafe { generated::bpf_fib_lookup(frame.raw(), &raw mut self.params, size, flags) } as u32;
         self.has_neighbour = code == BPF_FIB_LKUP_RET_SUCCESS;
         // May differ from the family of the packet.
         self.neighbour.nh_family = self.params.family.into();

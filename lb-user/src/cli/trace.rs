@@ -108,7 +108,9 @@ fn ways(
             Ok(None) => Err("no route".to_owned()),
             Err(error) => Err(format!("no route from {client} to {backend}: {error}")),
         };
-        text += &Way { client, backend, on_node, is_local, entered_by, route, devices: &devices, names: &names }.text();
+        let own = route::find(&mut netlink, backend, None).ok().flatten();
+        let way = Way { client, backend, on_node, is_local, entered_by, route, own, devices: &devices, names: &names };
+        text += &way.text();
     }
     Ok(text)
 }

@@ -18,6 +18,8 @@ pub(crate) struct Way<'a> {
     pub(crate) entered_by: u32,
     /// The kernel's route to the backend, or the reason for none.
     pub(crate) route: Result<FoundRoute, String>,
+    /// The route to the backend of a packet of this node, with its source.
+    pub(crate) own: Option<FoundRoute>,
     /// Entries of `DEVICES`.
     pub(crate) devices: &'a BTreeMap<u32, Device>,
     /// Names of devices by index.
@@ -67,11 +69,14 @@ impl Way<'_> {
         if let Some(reason) = SlowPath::of_device(device.flags).or(enters_bare) {
             return self.slow(route.device, reason);
         }
-        let source = if self.backend.is_ipv4() { device.snat_v4 } else { device.snat_v6 };
+        let usual = if self.backend.is_ipv4() { device.snat_v4 } else { device.snat_v6 };
+        let of_route =
+            self.own.filter(|own| own.device == route.device && device.flags & DeviceFlags::SEVERAL_SOURCES != 0);
+        let source = of_route.and_then(|own| own.source).unwrap_or_else(|| usual.to_ip());
         if source.is_unspecified() {
             return format!("none, and the packet is dropped: {name} has no source address for it");
         }
-        format!("a redirect to {name}, masqueraded as {}", source.to_ip())
+        format!("a redirect to {name}, masqueraded as {source}")
     }
 
     fn slow(&self, device: u32, reason: SlowPath) -> String {
@@ -112,6 +117,7 @@ mod tests {
             is_local: false,
             entered_by: ETH0,
             route,
+            own: Some(FoundRoute { source: Some([10, 0, 0, 5].into()), ..by(OTHER).expect("a route") }),
             devices: &devices,
             names: &names,
         };
@@ -119,7 +125,7 @@ mod tests {
     }
 
     fn by(device: u32) -> Result<FoundRoute, String> {
-        Ok(FoundRoute { device, is_local: false, encapsulates: false })
+        Ok(FoundRoute { device, is_local: false, encapsulates: false, source: None })
     }
 
     #[test]
@@ -127,13 +133,16 @@ mod tests {
         let kept = "the kernel's routing, with the client's address";
         let slow = "the slow path by other: the kernel forwards, and netfilter masquerades";
         check([0, 0], false, by(OTHER), "a redirect to other, masqueraded as 192.0.2.1");
+        let several = DeviceFlags::SEVERAL_SOURCES;
+        check([0, several], false, by(OTHER), "a redirect to other, masqueraded as 10.0.0.5");
+        check([several, several], false, by(ETH0), "a redirect to eth0, masqueraded as 192.0.2.1");
         check([0, DeviceFlags::POD], false, by(OTHER), &format!("{kept}, by other"));
         let always = format!("{slow} (--masquerade always)");
         check([DeviceFlags::MASQUERADE, DeviceFlags::POD], false, by(OTHER), &always);
         check([DeviceFlags::MASQUERADE, DeviceFlags::BRIDGE], true, by(OTHER), &always);
         check([0, 0], true, by(OTHER), "a redirect to other, masqueraded as 192.0.2.1");
         check([0, DeviceFlags::BRIDGE], true, by(OTHER), &format!("{kept}, by other"));
-        let local = Ok(FoundRoute { device: 1, is_local: true, encapsulates: false });
+        let local = Ok(FoundRoute { device: 1, is_local: true, encapsulates: false, source: None });
         check([0, 0], false, local, &format!("{kept}: the backend is this node"));
         let bare = DeviceFlags::NO_ETHERNET;
         let no_ethernet = format!("{slow} (a device without an Ethernet header)");
@@ -142,7 +151,7 @@ mod tests {
         check([0, DeviceFlags::IPSEC], false, by(OTHER), &format!("{slow} (IPsec policies)"));
         let marks = "rules that choose routes by marks or traffic classes";
         check([0, DeviceFlags::MARKS], false, by(OTHER), &format!("{slow} ({marks})"));
-        let encap = Ok(FoundRoute { device: OTHER, is_local: false, encapsulates: true });
+        let encap = Ok(FoundRoute { device: OTHER, is_local: false, encapsulates: true, source: None });
         check([0, 0], false, encap, &format!("{slow} (a route that encapsulates)"));
         let none = || Err("no route".to_owned());
         check([0, 0], false, none(), "none, and the packet is dropped: no route");

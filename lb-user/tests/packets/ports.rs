@@ -5,11 +5,11 @@ use std::{
     net::{TcpListener, UdpSocket},
 };
 
-use lb_common::{Counter, Flow, FlowKey};
-use lb_lab::packets::{Fixture, FixtureService, FixtureSizes, PacketSpec};
+use lb_common::{Counter, DeviceFlags, Flow, FlowKey};
+use lb_lab::packets::{Fixture, FixtureService, FixtureSizes, PacketSpec, node};
 
 use crate::{
-    addresses::{BOTH, Net, V4},
+    addresses::{BOTH, Net, V4, V6, ip},
     enter_with,
 };
 
@@ -139,6 +139,31 @@ fn a_connection_of_the_node_with_the_tuple_of_a_flow_gets_another_port() {
             let answer = packet.becomes(net.remote, &taken).flags("SA");
             fixture.ingress("uplink", &answer).is_redirected_as(&answer.becomes(net.node_port, net.client).routed());
         }
+    }
+}
+
+/// As the test above, with the address that the kernel chooses for the route.
+#[test]
+fn a_device_with_several_sources_masquerades_as_the_route_says_and_keeps_ports_apart() {
+    // By a gateway of the first network: its address, and a unique local one for such a destination (RFC 6724, rule 6).
+    for (net, own, backend, by_gateway) in
+        [(V4, "203.0.113.1", "203.0.113.9:8080", "192.0.2.1"), (V6, "fd13::1", "[fd13::9]:8080", "fd13::1")]
+    {
+        let mut fixture = enter_with_ports(4);
+        let prefix = if net.is_v4() { "/24 dev uplink" } else { "/64 dev uplink nodad" };
+        node::ip(&format!("address add {own}{prefix}\n"));
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[backend]));
+        let first = PacketSpec::syn(net.client, net.node_port);
+        assert_eq!(ip(&fixture.ingress("uplink", &first).ends().0), net.node, "the address of the device's entry");
+        fixture.set_flags("uplink", DeviceFlags::SEVERAL_SOURCES);
+        let packet = PacketSpec::syn(&client(net, 1), net.node_port);
+        let (taken, _) = fixture.ingress("uplink", &packet).ends();
+        assert_eq!(ip(&taken), own, "the address of the network of the backend");
+        let dial = packet.becomes(&taken, backend);
+        assert_ne!(fixture.egress("uplink", &dial).ends().0, taken, "the node dials from the port of the flow");
+        fixture.serve(FixtureService::tcp().node_port(net.any).backends(&[net.remote]));
+        let packet = PacketSpec::syn(&client(net, 2), net.node_port);
+        assert_eq!(ip(&fixture.ingress("uplink", &packet).ends().0), by_gateway);
     }
 }
 

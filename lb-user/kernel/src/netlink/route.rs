@@ -4,6 +4,7 @@ use std::{io, net::IpAddr};
 
 use super::{
     NetlinkSocket,
+    address::ip,
     codec::{attributes, put_attribute, u32_at},
 };
 
@@ -16,6 +17,8 @@ pub struct FoundRoute {
     pub is_local: bool,
     /// True if the route encapsulates (`RTA_ENCAP`).
     pub encapsulates: bool,
+    /// The source address that a packet of this node gets; None for a packet that entered by a device.
+    pub source: Option<IpAddr>,
 }
 
 /// Finds the route to a destination, of a packet from `source` that entered by a device; without them, of a packet of
@@ -49,13 +52,14 @@ fn put_address(body: &mut Vec<u8>, kind: u16, address: IpAddr) {
 
 fn parse(body: &[u8]) -> Option<FoundRoute> {
     let is_local = *body.get(7)? == libc::RTN_LOCAL;
-    let (mut device, mut encapsulates) = (None, false);
+    let (mut device, mut encapsulates, mut source) = (None, false, None);
     for (kind, value) in attributes(body.get(super::network_state::ROUTE_HEADER..)?) {
         match kind {
             libc::RTA_OIF => device = u32_at(value, 0),
             libc::RTA_ENCAP => encapsulates = true,
+            libc::RTA_PREFSRC => source = ip(value),
             _ => {}
         }
     }
-    Some(FoundRoute { device: device?, is_local, encapsulates })
+    Some(FoundRoute { device: device?, is_local, encapsulates, source })
 }
